@@ -1,0 +1,261 @@
+//! The header line of a batch, and the answers to it.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Digest, Identity, PROTOCOL};
+
+/// The first line of a batch.
+///
+/// A batch proper covers every number from `first_seq` to `last_seq`: each is a line of it or
+/// stands in `dead_lettered`. A redelivery has `redelivery` and `seqs` in their place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct BatchHeader {
+    /// Always `batch`.
+    pub kind: BatchKind,
+    /// Version of the protocol.
+    pub protocol: u32,
+    /// Names the outbox that counts the entries.
+    pub epoch: String,
+    /// Stable id of the machine.
+    pub machine_id: String,
+    /// Name of the machine.
+    pub hostname: String,
+    /// Name of the user whose sessions are read.
+    pub user: String,
+    /// `linux`, `macos` or `windows`.
+    pub os: String,
+    /// Processor architecture.
+    pub arch: String,
+    /// Semantic version of the agent.
+    pub agent_version: String,
+    /// The last acknowledged number + 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_seq: Option<u64>,
+    /// The last number covered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seq: Option<u64>,
+    /// How many lines follow.
+    pub count: u64,
+    /// Numbers in the range that a receiver refused before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dead_lettered: Vec<DeadLettered>,
+    /// The chain before and after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Chain>,
+    /// Where a sink that was added later begins, until its first acknowledgement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<ChainPoint>,
+    /// The epoch before this one, until the first acknowledgement of this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_epoch: Option<String>,
+    /// Whether dead-lettered entries are sent again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub redelivery: bool,
+    /// The numbers of a redelivery, in order of the lines.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seqs: Vec<u64>,
+    /// Hash of the configuration under which the entries were made.
+    pub config_hash: Digest,
+    /// When the batch was sent, RFC 3339.
+    pub sent_at: String,
+}
+
+/// The `kind` of a header line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum BatchKind {
+    /// The only one there is.
+    #[default]
+    Batch,
+}
+
+/// A range of entries to send.
+impl BatchHeader {
+    /// A header with what every batch has; the caller adds the range.
+    #[must_use]
+    pub fn new(identity: &Identity, epoch: String, config_hash: Digest, sent_at: String) -> Self {
+        Self {
+            kind: BatchKind::Batch,
+            protocol: PROTOCOL,
+            epoch,
+            machine_id: identity.machine_id.clone(),
+            hostname: identity.hostname.clone(),
+            user: identity.user.clone(),
+            os: identity.os.clone(),
+            arch: identity.arch.clone(),
+            agent_version: identity.agent_version.clone(),
+            first_seq: None,
+            last_seq: None,
+            count: 0,
+            dead_lettered: Vec::new(),
+            chain: None,
+            base: None,
+            previous_epoch: None,
+            redelivery: false,
+            seqs: Vec::new(),
+            config_hash,
+            sent_at,
+        }
+    }
+
+    /// Who sent the batch.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        Identity {
+            machine_id: self.machine_id.clone(),
+            hostname: self.hostname.clone(),
+            user: self.user.clone(),
+            os: self.os.clone(),
+            arch: self.arch.clone(),
+            agent_version: self.agent_version.clone(),
+        }
+    }
+
+    /// The value of `X-Siem-Batch-Id`.
+    #[must_use]
+    pub fn id(&self) -> BatchId {
+        let (first, last) = if self.redelivery {
+            (self.seqs.iter().min().copied(), self.seqs.iter().max().copied())
+        } else {
+            (self.first_seq, self.last_seq)
+        };
+        BatchId {
+            epoch: self.epoch.clone(),
+            redelivery: self.redelivery,
+            first: first.unwrap_or_default(),
+            last: last.unwrap_or_default(),
+        }
+    }
+}
+
+/// The value of `X-Siem-Batch-Id`: `<epoch>-<first>-<last>`, with `r-` before the numbers of a
+/// redelivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchId {
+    /// The epoch.
+    pub epoch: String,
+    /// Whether dead-lettered entries are sent again.
+    pub redelivery: bool,
+    /// The lowest number.
+    pub first: u64,
+    /// The highest number.
+    pub last: u64,
+}
+
+impl fmt::Display for BatchId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let again = if self.redelivery { "r-" } else { "" };
+        write!(f, "{}-{again}{}-{}", self.epoch, self.first, self.last)
+    }
+}
+
+/// An entry that a receiver refused for good; its hash keeps the chain whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct DeadLettered {
+    /// Its number.
+    pub seq: u64,
+    /// SHA-256 of its line.
+    pub line_sha256: Digest,
+}
+
+/// The chain around a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct Chain {
+    /// `h(first_seq - 1)`.
+    pub before: Digest,
+    /// `h(last_seq)`.
+    pub after: Digest,
+}
+
+/// The chain's value at one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct ChainPoint {
+    /// The number.
+    pub seq: u64,
+    /// `h(seq)`.
+    pub hash: Digest,
+}
+
+/// The answer to a batch that is on stable storage.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct Receipt {
+    /// At least the batch's last number; absent in the answer to a redelivery.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seq: Option<u64>,
+    /// How many entries were stored.
+    #[serde(default)]
+    pub accepted: u64,
+    /// How many entries were there already.
+    #[serde(default)]
+    pub duplicates: u64,
+    /// Of a redelivery: the numbers that the receiver holds now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted_seqs: Option<Vec<u64>>,
+}
+
+/// An error's body, as RFC 9457 has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct Problem {
+    /// A URI reference that names the problem.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What it is, in a few words, the same for every occurrence.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What it is about this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// With status 409: the number that the receiver expects next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_seq: Option<u64>,
+}
+
+/// How a body is compressed: its `Content-Encoding`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encoding {
+    /// Zstandard (RFC 8878), one or several frames.
+    #[default]
+    Zstd,
+    /// gzip (RFC 1952), one or several members.
+    Gzip,
+    /// Not at all.
+    Identity,
+}
+
+impl Encoding {
+    /// The value of the header.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Zstd => "zstd",
+            Self::Gzip => "gzip",
+            Self::Identity => "identity",
+        }
+    }
+}
+
+impl FromStr for Encoding {
+    type Err = UnknownEncoding;
+
+    fn from_str(text: &str) -> Result<Self, UnknownEncoding> {
+        [Self::Zstd, Self::Gzip, Self::Identity]
+            .into_iter()
+            .find(|encoding| encoding.as_str().eq_ignore_ascii_case(text.trim()))
+            .ok_or_else(|| UnknownEncoding(text.to_owned()))
+    }
+}
+
+/// A content encoding that the protocol does not know.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown content encoding `{0}`, expected zstd, gzip or identity")]
+pub struct UnknownEncoding(String);
