@@ -1,0 +1,5 @@
+//! What differs between systems, and what comes from outside: every `cfg(target_os)` lives here.
+
+mod clock;
+
+pub use clock::{Clock, SystemClock, Timestamp};

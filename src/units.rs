@@ -1,0 +1,153 @@
+//! Durations and sizes as a configuration writes them, with their unit.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+/// A length of time, written as `"300s"`, `"5m"` or `"500ms"`; a bare number counts seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time(pub Duration);
+
+impl Time {
+    /// `seconds` seconds.
+    #[must_use]
+    pub const fn seconds(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+}
+
+impl FromStr for Time {
+    type Err = WrongUnit;
+
+    fn from_str(text: &str) -> Result<Self, WrongUnit> {
+        let text = text.trim();
+        if let Ok(seconds) = text.parse() {
+            return Ok(Self::seconds(seconds));
+        }
+        let wrong = |_| WrongUnit { text: text.to_owned(), example: "a duration such as \"300s\"" };
+        humantime::parse_duration(text).map(Self).map_err(wrong)
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+/// A number of bytes, written as `"4 MiB"`, `"256 KiB"` or `"10 MB"`; a bare number counts bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl Size {
+    /// `count` mebibytes.
+    #[must_use]
+    pub const fn mebibytes(count: u64) -> Self {
+        Self(count << 20)
+    }
+}
+
+impl FromStr for Size {
+    type Err = WrongUnit;
+
+    fn from_str(text: &str) -> Result<Self, WrongUnit> {
+        let wrong = |_| WrongUnit { text: text.to_owned(), example: "a size such as \"4 MiB\"" };
+        text.trim().parse::<bytesize::ByteSize>().map(|size| Self(size.as_u64())).map_err(wrong)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        bytesize::ByteSize(self.0).display().iec().fmt(f)
+    }
+}
+
+/// A text that is no duration or no size.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not {example}")]
+pub struct WrongUnit {
+    text: String,
+    example: &'static str,
+}
+
+/// Both units are read from a text or a bare number, and written as a text.
+macro_rules! as_text_or_number {
+    ($unit:ident, $example:literal, $from_number:expr) => {
+        impl Serialize for $unit {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $unit {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Visitor;
+                impl serde::de::Visitor<'_> for Visitor {
+                    type Value = $unit;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($example)
+                    }
+
+                    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$unit, E> {
+                        text.parse().map_err(E::custom)
+                    }
+
+                    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<$unit, E> {
+                        Ok($from_number(number))
+                    }
+
+                    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<$unit, E> {
+                        let number = u64::try_from(number)
+                            .map_err(|_| E::custom("a negative number has no meaning here"))?;
+                        self.visit_u64(number)
+                    }
+                }
+                deserializer.deserialize_any(Visitor).map_err(D::Error::custom)
+            }
+        }
+
+        impl JsonSchema for $unit {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($unit).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": ["string", "integer"], "description": $example })
+            }
+        }
+    };
+}
+
+as_text_or_number!(Time, "a duration such as \"300s\"", Time::seconds);
+as_text_or_number!(Size, "a size such as \"4 MiB\"", Size);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_durations_with_and_without_a_unit() {
+        assert_eq!("300s".parse(), Ok(Time::seconds(300)));
+        assert_eq!("5m".parse(), Ok(Time::seconds(300)));
+        assert_eq!(" 300 ".parse(), Ok(Time::seconds(300)));
+        assert_eq!("0s".parse(), Ok(Time::seconds(0)));
+        let error = "soon".parse::<Time>().unwrap_err();
+        assert_eq!(error.to_string(), "`soon` is not a duration such as \"300s\"");
+    }
+
+    #[test]
+    fn reads_sizes_with_and_without_a_unit() {
+        assert_eq!("4 MiB".parse(), Ok(Size::mebibytes(4)));
+        assert_eq!("1024".parse(), Ok(Size(1024)));
+        assert_eq!("10 MB".parse(), Ok(Size(10_000_000)));
+        assert!("much".parse::<Size>().is_err());
+    }
+
+    #[test]
+    fn prints_what_it_reads() {
+        assert_eq!(Size::mebibytes(8).to_string().parse(), Ok(Size::mebibytes(8)));
+        assert_eq!(Time::seconds(90).to_string().parse(), Ok(Time::seconds(90)));
+    }
+}
