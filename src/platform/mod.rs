@@ -1,5 +1,9 @@
 //! What differs between systems, and what comes from outside: every `cfg(target_os)` lives here.
 
 mod clock;
+mod environment;
+mod paths;
 
 pub use clock::{Clock, SystemClock, Timestamp};
+pub use environment::Environment;
+pub use paths::{Os, Paths, PathsError};
