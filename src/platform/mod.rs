@@ -3,6 +3,7 @@
 mod clock;
 mod environment;
 mod paths;
+pub mod private;
 
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use environment::Environment;
