@@ -2,9 +2,11 @@
 
 mod clock;
 mod environment;
+mod lock;
 mod paths;
 pub mod private;
 
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use environment::Environment;
+pub use lock::{Holder, LockError, StateLock, holder};
 pub use paths::{Os, Paths, PathsError};

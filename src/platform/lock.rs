@@ -1,0 +1,233 @@
+//! The state directory, and the lock that gives it to one agent.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Held by the process that has the store of a state directory open; given back when dropped, and
+/// by the system when the process dies, however it dies.
+#[derive(Debug)]
+pub struct StateLock {
+    dir: PathBuf,
+    /// Locked as long as it is open.
+    _file: File,
+}
+
+impl StateLock {
+    /// Creates the state directory if it is not there, for its owner only, and takes it.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] when another process has it: the caller talks to that one, or ends.
+    /// The other errors say that the directory can't be used.
+    pub fn acquire(dir: &Path) -> Result<Self, LockError> {
+        create(dir)?;
+        let unusable = |source| LockError::NotWritable { dir: dir.to_owned(), source };
+        let file = private().open(dir.join("agent.lock")).map_err(unusable)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(LockError::Held { dir: dir.to_owned(), holder: Holder(holder(dir)) });
+            }
+            Err(TryLockError::Error(source)) => return Err(unusable(source)),
+        }
+        let pid_file = dir.join("agent.pid");
+        let text = format!("{}\n", std::process::id());
+        let written = private().truncate(true).open(pid_file).and_then(|mut file| {
+            use io::Write as _;
+            file.write_all(text.as_bytes())
+        });
+        written.map_err(unusable)?;
+        Ok(Self { dir: dir.to_owned(), _file: file })
+    }
+
+    /// The state directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for StateLock {
+    fn drop(&mut self) {
+        // For information only: the lock decides. Removed while it is still held, so that the file
+        // of the next holder is not.
+        if let Err(error) = fs::remove_file(self.dir.join("agent.pid")) {
+            tracing::debug!(%error, "PID file left behind");
+        }
+    }
+}
+
+/// The process that says it holds the state directory `dir`. It may be gone: only the lock tells.
+#[must_use]
+pub fn holder(dir: &Path) -> Option<u32> {
+    fs::read_to_string(dir.join("agent.pid")).ok()?.trim().parse().ok()
+}
+
+/// Creates `dir` and what is above it, for the owner only.
+fn create(dir: &Path) -> Result<(), LockError> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(dir).map_err(|source| LockError::NotCreated { dir: dir.to_owned(), source })?;
+    warn_if_open_to_others(dir);
+    Ok(())
+}
+
+#[cfg(unix)]
+fn warn_if_open_to_others(dir: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    // Not tightened: it may be a directory that serves others too, chosen by mistake.
+    if let Ok(metadata) = fs::metadata(dir)
+        && metadata.permissions().mode() & 0o077 != 0
+    {
+        let mode = format!("{:04o}", metadata.permissions().mode() & 0o7777);
+        tracing::warn!(dir = %dir.display(), mode, "state directory is open to other users");
+    }
+}
+
+#[cfg(not(unix))]
+fn warn_if_open_to_others(_: &Path) {}
+
+/// Opens for writing, creates for the owner only.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+/// Why a state directory can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process has it.
+    #[error(
+        "another agent{holder} runs on the state directory `{}`: stop that one first, or give this \
+         one a directory of its own with `state_dir` under `[agent]`",
+        dir.display()
+    )]
+    Held {
+        /// The state directory.
+        dir: PathBuf,
+        /// Who has it, as far as it is known.
+        holder: Holder,
+    },
+    /// It is not there and can't be created.
+    #[error(
+        "cannot create the state directory `{}`: create it as a directory of your own, or name \
+         another with `state_dir` under `[agent]`",
+        dir.display()
+    )]
+    NotCreated {
+        /// The state directory.
+        dir: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing can be written in it.
+    #[error(
+        "cannot write in the state directory `{dir}`: make it yours with `chown -R \"$USER\" \
+         '{dir}'` and `chmod 700 '{dir}'`, or name another with `state_dir` under `[agent]`",
+        dir = dir.display()
+    )]
+    NotWritable {
+        /// The state directory.
+        dir: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The process that holds a lock, if it said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder(pub Option<u32>);
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(pid) => write!(f, " (PID {pid})"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_holder_is_told_who_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("a/state");
+        let first = StateLock::acquire(&dir).unwrap();
+        let error = StateLock::acquire(&dir).unwrap_err();
+        let expected = format!(
+            "another agent (PID {}) runs on the state directory `{}`: stop that one first, or \
+             give this one a directory of its own with `state_dir` under `[agent]`",
+            std::process::id(),
+            dir.display()
+        );
+        assert_eq!(error.to_string(), expected);
+
+        drop(first);
+        assert_eq!(holder(&dir), None);
+        let second = StateLock::acquire(&dir).unwrap();
+        assert_eq!(second.dir(), dir);
+    }
+
+    /// A process that died leaves its PID file; the next one must not be refused for it.
+    #[test]
+    fn a_pid_file_alone_holds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("agent.pid"), "1\n").unwrap();
+        let _lock = StateLock::acquire(dir.path()).unwrap();
+        assert_eq!(holder(dir.path()), Some(std::process::id()));
+    }
+
+    #[test]
+    fn says_so_when_the_directory_cannot_be_created() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = StateLock::acquire(&file.join("state")).unwrap_err();
+        assert!(matches!(error, LockError::NotCreated { .. }));
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "cannot create the state directory `{}`: create it as a directory of your own, or \
+                 name another with `state_dir` under `[agent]`",
+                file.join("state").display()
+            )
+        );
+    }
+
+    /// A directory stands in for missing permission, which root would not notice.
+    #[test]
+    fn says_so_when_nothing_can_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("agent.lock")).unwrap();
+        let error = StateLock::acquire(dir.path()).unwrap_err();
+        assert!(matches!(error, LockError::NotWritable { .. }), "{error}");
+        assert!(error.to_string().contains("chmod 700"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn everything_is_for_the_owner_only() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("state");
+        let _lock = StateLock::acquire(&dir).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&dir), 0o700);
+        assert_eq!(mode(&dir.join("agent.lock")), 0o600);
+        assert_eq!(mode(&dir.join("agent.pid")), 0o600);
+    }
+}
