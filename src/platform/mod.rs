@@ -2,11 +2,13 @@
 
 mod clock;
 mod environment;
+mod identity;
 mod lock;
 mod paths;
 pub mod private;
 
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use environment::Environment;
+pub use identity::{Identified, identify};
 pub use lock::{Holder, LockError, StateLock, holder};
 pub use paths::{Os, Paths, PathsError};

@@ -1,0 +1,187 @@
+//! Which machine and user this is.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use siem_protocol::Identity;
+
+use super::Os;
+
+/// Who this is, and what was odd about finding out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identified {
+    /// Who this is.
+    pub identity: Identity,
+    /// What the caller should log, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Finds out which machine and user this is.
+///
+/// A machine without an id gets a random one, kept in `state_dir`. Without a state directory, as
+/// in a dry run, it lasts as long as the process.
+#[must_use]
+pub fn identify(state_dir: Option<&Path>) -> Identified {
+    let mut warnings = Vec::new();
+    let machine_id = machine_id(system_id(), state_dir, &mut warnings);
+    let mut or_unknown = |what: &str, found: whoami::Result<String>| match found {
+        Ok(name) if !name.is_empty() => name,
+        _ => {
+            warnings.push(format!("the {what} cannot be found out, so it is called `unknown`"));
+            "unknown".to_owned()
+        }
+    };
+    let identity = Identity {
+        machine_id,
+        hostname: or_unknown("name of this machine", whoami::hostname()),
+        user: or_unknown("name of the user", whoami::username()),
+        os: Os::CURRENT.name().to_owned(),
+        arch: std::env::consts::ARCH.to_owned(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    Identified { identity, warnings }
+}
+
+/// The id that the system gives the machine.
+///
+/// On Linux `/etc/machine-id` comes first: it is what systemd keeps up to date.
+/// <https://www.freedesktop.org/software/systemd/man/latest/machine-id.html>
+fn system_id() -> Option<String> {
+    let from_file = if Os::CURRENT == Os::Linux {
+        fs::read_to_string("/etc/machine-id").ok().and_then(meaningful)
+    } else {
+        None
+    };
+    from_file.or_else(|| machine_uid::get().ok().and_then(meaningful))
+}
+
+/// The id without white space; none when it names no machine, as in a container or an image that
+/// has not booted yet.
+fn meaningful(id: String) -> Option<String> {
+    let id = id.trim();
+    let says_something = id != "uninitialized" && id.chars().any(|c| !matches!(c, '0' | '-'));
+    says_something.then(|| id.to_owned())
+}
+
+fn machine_id(
+    system: Option<String>,
+    state_dir: Option<&Path>,
+    warnings: &mut Vec<String>,
+) -> String {
+    if let Some(id) = system {
+        return id;
+    }
+    let Some(dir) = state_dir else {
+        warnings.push("this machine has no id, so a random one is used for this run".to_owned());
+        return random();
+    };
+    let path = dir.join("machine-id");
+    match kept(&path) {
+        Ok(id) => {
+            let path = path.display();
+            warnings.push(format!("this machine has no id, so a random one is kept in `{path}`"));
+            id
+        }
+        Err(error) => {
+            warnings.push(format!(
+                "this machine has no id, and a random one cannot be kept in `{}` ({error}), so \
+                 each run has another",
+                path.display()
+            ));
+            random()
+        }
+    }
+}
+
+/// The id in `path`, which is made if it is not there.
+fn kept(path: &Path) -> io::Result<String> {
+    match fs::read_to_string(path) {
+        Ok(text) => {
+            if let Some(id) = meaningful(text) {
+                return Ok(id);
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let id = random();
+    // Whole or not at all: half an id would be another machine's.
+    let beside: PathBuf = path.with_extension("new");
+    fs::write(&beside, format!("{id}\n"))?;
+    fs::File::open(&beside)?.sync_all()?;
+    fs::rename(&beside, path)?;
+    Ok(id)
+}
+
+fn random() -> String {
+    uuid::Uuid::now_v7().simple().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id_of(system: Option<&str>, dir: Option<&Path>) -> (String, Vec<String>) {
+        let mut warnings = Vec::new();
+        let system = system.map(str::to_owned).and_then(meaningful);
+        let id = machine_id(system, dir, &mut warnings);
+        (id, warnings)
+    }
+
+    #[test]
+    fn the_systems_id_comes_first() {
+        let (id, warnings) = id_of(Some("4f2a\n"), None);
+        assert_eq!((id.as_str(), warnings.len()), ("4f2a", 0));
+    }
+
+    #[test]
+    fn an_id_that_names_no_machine_is_none() {
+        for id in ["", " \n", "uninitialized\n", "00000000000000000000000000000000", "0000-00"] {
+            assert_eq!(meaningful(id.to_owned()), None, "{id:?}");
+        }
+    }
+
+    /// Containers have an empty `/etc/machine-id`: all of them would be one machine to the SIEM.
+    #[test]
+    fn a_random_id_is_kept_in_the_state_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, warnings) = id_of(Some("\n"), Some(dir.path()));
+        assert_eq!(first.len(), 32);
+        assert_eq!(
+            warnings,
+            [format!(
+                "this machine has no id, so a random one is kept in `{}`",
+                dir.path().join("machine-id").display()
+            )]
+        );
+        assert_eq!(id_of(None, Some(dir.path())).0, first);
+
+        fs::write(dir.path().join("machine-id"), "").unwrap();
+        let (second, _) = id_of(None, Some(dir.path()));
+        assert_ne!(second, first);
+        assert_eq!(id_of(None, Some(dir.path())).0, second);
+    }
+
+    #[test]
+    fn without_a_state_directory_it_lasts_for_the_run() {
+        let (first, warnings) = id_of(None, None);
+        assert_eq!(warnings, ["this machine has no id, so a random one is used for this run"]);
+        assert_ne!(id_of(None, None).0, first);
+
+        let dir = tempfile::tempdir().unwrap();
+        let (_, warnings) = id_of(None, Some(&dir.path().join("none")));
+        assert!(warnings[0].contains("cannot be kept"), "{warnings:?}");
+    }
+
+    #[test]
+    fn identifies_this_machine() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = identify(Some(dir.path())).identity;
+        assert!(!identity.machine_id.is_empty() && !identity.hostname.is_empty());
+        assert!(!identity.user.is_empty());
+        assert_eq!(identity.agent_version, env!("CARGO_PKG_VERSION"));
+        assert!(["linux", "macos", "windows"].contains(&identity.os.as_str()));
+    }
+}
