@@ -44,6 +44,15 @@ pub fn identify(state_dir: Option<&Path>) -> Identified {
     Identified { identity, warnings }
 }
 
+/// Whether this process may do everything, which the agent does not need.
+#[must_use]
+pub fn is_root() -> bool {
+    #[cfg(unix)]
+    return rustix::process::geteuid().is_root();
+    #[cfg(not(unix))]
+    return false;
+}
+
 /// The id that the system gives the machine.
 ///
 /// On Linux `/etc/machine-id` comes first: it is what systemd keeps up to date.

@@ -9,6 +9,6 @@ pub mod private;
 
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use environment::Environment;
-pub use identity::{Identified, identify};
+pub use identity::{Identified, identify, is_root};
 pub use lock::{Holder, LockError, StateLock, holder};
 pub use paths::{Os, Paths, PathsError};
