@@ -1,0 +1,211 @@
+//! What must never be printed.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, de::Visitor};
+
+use crate::platform::private::{self, PrivateError};
+
+/// What takes the place of a secret wherever one is printed.
+pub const MASK: &str = "***";
+
+/// Secrets shorter than this are taken, with a warning.
+const SHORT: usize = 16;
+
+/// A token or a key. Prints as `***`, and is never written anywhere.
+///
+/// ```
+/// use ai_agent::config::Secret;
+/// let secret = Secret::new(" t0k3n\n").unwrap();
+/// assert_eq!(secret.expose(), "t0k3n");
+/// assert_eq!(format!("{secret} {secret:?}"), "*** ***");
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes `text` without the white space around it; none when nothing is left.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        let text = text.trim();
+        (!text.is_empty()).then(|| Self(text.to_owned()))
+    }
+
+    /// Reads a secret from a file that others cannot read.
+    ///
+    /// # Errors
+    /// [`SecretError`] when the file can't be read, is open to others, or is empty.
+    pub fn from_file(path: &Path) -> Result<Self, SecretError> {
+        Self::new(&private::read(path)?).ok_or_else(|| SecretError::Empty { path: path.to_owned() })
+    }
+
+    /// The secret itself, for signing and for the `Authorization` header only.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it can be guessed: under 16 bytes. It is taken, with a warning.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.0.len() < SHORT
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// Serde's own answer to a value of another type would print the value.
+        struct Text;
+        const NO_TEXT: &str = "a secret must be a text in quotes";
+
+        impl Visitor<'_> for Text {
+            type Value = Secret;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a secret, as a text in quotes")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Secret, E> {
+                Secret::new(text).ok_or_else(|| E::custom("a secret must not be empty"))
+            }
+
+            fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<Secret, E> {
+                Err(E::custom(NO_TEXT))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<Secret, E> {
+                Err(E::custom(NO_TEXT))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<Secret, E> {
+                Err(E::custom(NO_TEXT))
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<Secret, E> {
+                Err(E::custom(NO_TEXT))
+            }
+        }
+        deserializer.deserialize_any(Text)
+    }
+}
+
+impl JsonSchema for Secret {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Secret".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "minLength": 1, "writeOnly": true })
+    }
+}
+
+/// Why a file gives no secret.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// It can't be read, or others can read it too.
+    #[error(transparent)]
+    Private(#[from] PrivateError),
+    /// There is nothing in it.
+    #[error("the secret file `{}` is empty", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Whether the value of `key` is a secret, by the name of the key. Where a secret stands in a
+/// file of its own (`token_file`), the file's name is none.
+#[must_use]
+pub fn is_secret_key(key: &str) -> bool {
+    const ENDINGS: [&str; 12] = [
+        "token",
+        "secret",
+        "password",
+        "passphrase",
+        "credential",
+        "authorization",
+        "cookie",
+        "api_key",
+        "access_key",
+        "client_key",
+        "private_key",
+        "secret_key",
+    ];
+    let key = key.to_ascii_lowercase().replace('-', "_");
+    let key = key.strip_suffix('s').unwrap_or(&key);
+    ENDINGS.iter().any(|ending| key.ends_with(ending))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(value: impl Into<figment::value::Value>) -> Result<Secret, String> {
+        Secret::deserialize(&value.into()).map_err(|error| format!("{error} {error:?}"))
+    }
+
+    #[test]
+    fn takes_any_text_that_is_not_empty() {
+        assert_eq!(parse(" x\n").unwrap().expose(), "x");
+        assert!(parse(" \n").unwrap_err().contains("a secret must not be empty"));
+    }
+
+    #[test]
+    fn never_prints_what_it_refuses() {
+        for error in [parse(271_828), parse(271_828_i64), parse(271_828.0), parse(true)] {
+            let error = error.unwrap_err();
+            assert!(error.contains("must be a text in quotes"), "{error}");
+            assert!(!error.contains("271828") && !error.contains("true"), "{error}");
+        }
+    }
+
+    #[test]
+    fn is_short_under_16_bytes() {
+        assert!(Secret::new("123456789012345").unwrap().is_short());
+        assert!(!Secret::new("1234567890123456").unwrap().is_short());
+    }
+
+    #[test]
+    fn knows_the_names_of_secrets() {
+        for key in ["token", "hmac_secret", "api-key", "Authorization", "tokens", "DB_PASSWORD"] {
+            assert!(is_secret_key(key), "{key}");
+        }
+        for key in ["token_file", "hmac_secret_file", "endpoint", "key", "types", "token_count"] {
+            assert!(!is_secret_key(key), "{key}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn reads_a_private_file() {
+        use std::{fs, os::unix::fs::PermissionsExt as _};
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let write = |text: &str| {
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        };
+        write("t0k3n\n");
+        assert_eq!(Secret::from_file(&path).unwrap().expose(), "t0k3n");
+        write("\n");
+        let error = Secret::from_file(&path).unwrap_err().to_string();
+        assert_eq!(error, format!("the secret file `{}` is empty", path.display()));
+    }
+}
