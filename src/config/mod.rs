@@ -1,6 +1,155 @@
 //! What the agent is told: layers of TOML, the environment and the server, made into typed
 //! settings. Every error names the layer, the key, and what would be right.
 
+mod error;
+mod layers;
+mod merged;
+mod options;
+mod pipeline;
 mod secret;
+mod settings;
+#[cfg(test)]
+mod tests;
 
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use siem_protocol::ManagedConfig;
+
+pub use error::{ConfigError, Incomplete, did_you_mean};
+pub use layers::{Origin, SyntaxError};
+pub use options::StageOptions;
+pub use pipeline::{ALWAYS_ON, BUILT_IN_FILTERS};
 pub use secret::{MASK, Secret, SecretError, is_secret_key};
+pub use settings::{AgentSettings, OutboxSettings, Pipeline, Settings, Shipping, StageTable};
+
+use crate::platform::{Environment, Paths};
+use error::Missing;
+use merged::Merged;
+use pipeline::KINDS;
+
+/// The type of the sink that delivers to a SIEM over HTTP.
+pub const HTTP_SIEM: &str = "http-siem";
+
+/// Where a configuration is read from.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// Where the files lie.
+    pub paths: &'a Paths,
+    /// The environment variables.
+    pub environment: &'a Environment,
+    /// The file that the command line names; it must be there.
+    pub explicit: Option<&'a Path>,
+    /// What the server manages, already verified.
+    pub managed: Option<&'a ManagedConfig>,
+}
+
+/// A configuration that is right.
+pub struct Loaded {
+    /// What it says.
+    pub settings: Settings,
+    /// What the caller should log: one sentence each, without secrets.
+    pub warnings: Vec<String>,
+    /// The stages that `enabled = false` switched off.
+    pub switched_off: Pipeline,
+    merged: Merged,
+    files: Vec<PathBuf>,
+}
+
+/// Reads and merges all layers, lowest first: the built-in defaults, the machine's file and its
+/// `config.d`, the user's file, the file of the command line, the environment, the server.
+///
+/// # Errors
+/// The first thing that is wrong: the caller reports it, and an agent that runs keeps what it has.
+pub fn load(inputs: &Inputs<'_>) -> Result<Loaded, ConfigError> {
+    let mut warnings = Vec::new();
+    let merged = Merged::new(&layers::read(inputs, &mut warnings)?);
+    let tables: settings::Tables = merged.read()?;
+    let (pipeline, switched_off) = pipeline::resolve(&tables.pipeline, &merged, &mut warnings)?;
+    pipeline::warn_of_weak_secrets(&pipeline, &merged, &mut warnings);
+    let settings = tables.settings(pipeline, inputs.paths, &merged)?;
+    let Paths { user_config, machine_config, .. } = inputs.paths;
+    let files = error::files(inputs.explicit, user_config, machine_config);
+    let mut loaded = Loaded { settings, warnings, switched_off, merged, files };
+    loaded.settle_secrets()?;
+    Ok(loaded)
+}
+
+impl Loaded {
+    /// Makes an error that names layer, file and key out of one that [`StageOptions::parse`] gave
+    /// for the options of `stage`, which is of `kind` (`filter`, `sink`, …).
+    #[must_use]
+    pub fn explain(&self, stage: &StageTable, kind: &str, error: figment::Error) -> ConfigError {
+        self.merged.explain(&[kind, &stage.name], error)
+    }
+
+    /// An error about the value at a dotted key, such as `filter.mine.type`; `problem` is a
+    /// predicate that says what would be right: `is …, expected …`.
+    #[must_use]
+    pub fn wrong(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+        self.merged.wrong(key, problem)
+    }
+
+    /// All that the sinks of type `http-siem` can't do without and that is not given, as one error
+    /// that says every way to give it.
+    #[must_use]
+    pub fn missing_for_delivery(&self) -> Option<ConfigError> {
+        const NEEDED: [(&str, &str, &[&str]); 3] = [
+            ("the endpoint", "CLAUDE_SIEM_ENDPOINT", &["endpoint"]),
+            ("the token", "CLAUDE_SIEM_TOKEN", &["token", "token_file"]),
+            ("the HMAC secret", "CLAUDE_SIEM_HMAC_SECRET", &["hmac_secret", "hmac_secret_file"]),
+        ];
+        let mut missing = Vec::new();
+        for StageTable { name, options, .. } in self.http_siem_sinks() {
+            let given = |key: &&str| match options.get(key).map(|value| value.as_str()) {
+                Some(Some(text)) => !text.trim().is_empty(),
+                Some(None) => true,
+                None => false,
+            };
+            for (what, variable, keys) in NEEDED {
+                if !keys.iter().any(given) {
+                    // The variables set the table of the sink with this name.
+                    let variable = (name == "siem").then_some(variable);
+                    missing.push(Missing { sink: name.clone(), what, variable, keys });
+                }
+            }
+        }
+        let files = self.files.clone();
+        (!missing.is_empty()).then_some(ConfigError::Incomplete(Incomplete { missing, files }))
+    }
+
+    fn http_siem_sinks(&self) -> impl Iterator<Item = &StageTable> {
+        self.settings.pipeline.sinks.iter().filter(|sink| sink.stage == HTTP_SIEM)
+    }
+
+    /// Where a sink has a secret both as such and in a file, the higher layer's stays.
+    fn settle_secrets(&mut self) -> Result<(), ConfigError> {
+        let merged = &self.merged;
+        let sinks = self.settings.pipeline.sinks.iter_mut();
+        for sink in sinks.filter(|sink| sink.stage == HTTP_SIEM) {
+            for (plain, file) in [("token", "token_file"), ("hmac_secret", "hmac_secret_file")] {
+                let place = |key| sink.options.get(key).map(|value| merged.origin(value).0);
+                let (Some(of_plain), Some(of_file)) = (place(plain), place(file)) else { continue };
+                if of_plain == of_file {
+                    let problem = format!("stands beside `{plain}`: give one of them");
+                    return Err(merged.wrong(&format!("sink.{}.{file}", sink.name), problem));
+                }
+                sink.options.remove(if of_plain < of_file { plain } else { file });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Loaded {
+    /// Leaves out the merged values, which hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded")
+            .field("settings", &self.settings)
+            .field("warnings", &self.warnings)
+            .field("switched_off", &self.switched_off)
+            .finish_non_exhaustive()
+    }
+}

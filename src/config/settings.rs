@@ -1,0 +1,252 @@
+//! What a configuration says, typed and checked.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+use siem_protocol::Digest;
+
+use super::{ConfigError, StageOptions, merged::Merged};
+use crate::{
+    platform::Paths,
+    units::{Size, Time},
+};
+
+/// All that is configured. Everything is decided: defaults are filled in, ranges are checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The agent itself.
+    pub agent: AgentSettings,
+    /// When batches are sent.
+    pub shipping: Shipping,
+    /// How much waits on this machine.
+    pub outbox: OutboxSettings,
+    /// The way of a record.
+    pub pipeline: Pipeline,
+}
+
+/// The agent itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentSettings {
+    /// Where it keeps its state; absolute.
+    pub state_dir: PathBuf,
+    /// How often it asks the server and reports; 60 s to a day.
+    pub poll_interval: Duration,
+}
+
+/// When batches are sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shipping {
+    /// How many entries make a batch, 1 to 10,000.
+    pub batch_size: usize,
+    /// How many bytes make a batch, before compression; 64 KiB to 32 MiB.
+    pub max_batch_bytes: u64,
+    /// How long an entry may wait; zero sends at once, a day is the most.
+    pub flush_interval: Duration,
+}
+
+/// How much waits on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboxSettings {
+    /// The size in bytes at which reading stops; at least 32 MiB.
+    pub max_bytes: u64,
+}
+
+/// The stages that run, each kind in the order in which a record meets them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pipeline {
+    /// What reads.
+    pub sources: Vec<StageTable>,
+    /// What decides.
+    pub filters: Vec<StageTable>,
+    /// What adds facts.
+    pub enrichers: Vec<StageTable>,
+    /// What delivers.
+    pub sinks: Vec<StageTable>,
+}
+
+/// One stage as it is configured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageTable {
+    /// The name of this instance: what its table and the order list call it.
+    pub name: String,
+    /// Its type: what the registry calls it. The name, where the table does not say.
+    pub stage: String,
+    /// Whether it runs.
+    pub enabled: bool,
+    /// What its table says besides.
+    pub options: StageOptions,
+}
+
+impl Settings {
+    /// Names what decides about records: names, types and options of the filters and enrichers
+    /// that run, in their order. The same whatever the order of keys, and whatever the secrets.
+    #[must_use]
+    pub fn config_hash(&self) -> Digest {
+        #[derive(Serialize)]
+        struct Stage<'a> {
+            name: &'a str,
+            options: figment::value::Value,
+            r#type: &'a str,
+        }
+        let stages = |tables: &'static str, stages: &[StageTable]| {
+            let stages = stages.iter().map(|table| Stage {
+                name: &table.name,
+                options: table.options.masked(),
+                r#type: &table.stage,
+            });
+            let json = serde_json::to_string(&stages.collect::<Vec<_>>());
+            format!("\"{tables}\":{}", json.expect("maps have texts as keys"))
+        };
+        let enrichers = stages("enrichers", &self.pipeline.enrichers);
+        let filters = stages("filters", &self.pipeline.filters);
+        Digest::of(format!("{{{enrichers},{filters}}}").as_bytes())
+    }
+}
+
+/// A configuration as files write it, all layers merged.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tables {
+    agent: AgentTable,
+    shipping: ShippingTable,
+    outbox: OutboxTable,
+    pub(super) pipeline: PipelineTable,
+    /// Sources by name.
+    #[serde(default, rename = "source")]
+    #[schemars(with = "AnyTables")]
+    _sources: StageTables,
+    /// Filters by name.
+    #[serde(default, rename = "filter")]
+    #[schemars(with = "AnyTables")]
+    _filters: StageTables,
+    /// Enrichers by name.
+    #[serde(default, rename = "enricher")]
+    #[schemars(with = "AnyTables")]
+    _enrichers: StageTables,
+    /// Sinks by name.
+    #[serde(default, rename = "sink")]
+    #[schemars(with = "AnyTables")]
+    _sinks: StageTables,
+}
+
+/// Tables of stages are read from the merged values, which know where each comes from.
+type StageTables = BTreeMap<String, IgnoredAny>;
+/// What the schema says of them; each stage has a schema of its own options.
+type AnyTables = BTreeMap<String, BTreeMap<String, serde_json::Value>>;
+
+/// The agent itself.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct AgentTable {
+    /// Where it keeps its state: an absolute path, or one that begins with `~/`.
+    state_dir: Option<PathBuf>,
+    /// How often it asks the server and reports; 60 s to a day.
+    poll_interval: Time,
+}
+
+/// When batches are sent.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ShippingTable {
+    /// How many entries make a batch, 1 to 10,000.
+    batch_size: u64,
+    /// How many bytes make a batch, before compression; 64 KiB to 32 MiB.
+    max_batch_bytes: Size,
+    /// How long an entry may wait; zero sends at once, a day is the most.
+    flush_interval: Time,
+}
+
+/// How much waits on this machine.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct OutboxTable {
+    /// The size at which reading stops; at least 32 MiB.
+    max_bytes: Size,
+}
+
+/// The order of stages, by name.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PipelineTable {
+    /// What reads.
+    pub(super) sources: Vec<String>,
+    /// What decides.
+    pub(super) filters: Vec<String>,
+    /// What adds facts.
+    pub(super) enrichers: Vec<String>,
+    /// What delivers.
+    pub(super) sinks: Vec<String>,
+}
+
+impl Tables {
+    pub(super) fn settings(
+        &self,
+        pipeline: Pipeline,
+        paths: &Paths,
+        merged: &Merged,
+    ) -> Result<Settings, ConfigError> {
+        Ok(Settings {
+            agent: self.agent.settings(paths, merged)?,
+            shipping: self.shipping.settings(merged)?,
+            outbox: self.outbox.settings(merged)?,
+            pipeline,
+        })
+    }
+}
+
+const DAY: Time = Time::seconds(86_400);
+
+impl AgentTable {
+    fn settings(&self, paths: &Paths, merged: &Merged) -> Result<AgentSettings, ConfigError> {
+        let state_dir = match &self.state_dir {
+            None => paths.default_state_dir.clone(),
+            Some(dir) => paths.expand(dir),
+        };
+        if !state_dir.is_absolute() {
+            let dir = state_dir.display();
+            let problem = format!("is `{dir}`, must be an absolute path or begin with `~/`");
+            return Err(merged.wrong("agent.state_dir", problem));
+        }
+        let interval = self.poll_interval;
+        if interval < Time::seconds(60) || interval > DAY {
+            let bound = if interval > DAY { "most 86400s" } else { "least 60s" };
+            let problem = format!("is {interval}, must be at {bound}");
+            return Err(merged.wrong("agent.poll_interval", problem));
+        }
+        Ok(AgentSettings { state_dir, poll_interval: interval.0 })
+    }
+}
+
+impl ShippingTable {
+    fn settings(&self, merged: &Merged) -> Result<Shipping, ConfigError> {
+        let size = self.batch_size;
+        let batch_size = usize::try_from(size).ok().filter(|size| (1..=10_000).contains(size));
+        let Some(batch_size) = batch_size else {
+            let problem = format!("is {size}, must be from 1 to 10000");
+            return Err(merged.wrong("shipping.batch_size", problem));
+        };
+        let bytes = self.max_batch_bytes;
+        if !(64 << 10..=32 << 20).contains(&bytes.0) {
+            let problem = format!("is {bytes}, must be from 64 KiB to 32 MiB");
+            return Err(merged.wrong("shipping.max_batch_bytes", problem));
+        }
+        let interval = self.flush_interval;
+        if interval > DAY {
+            let problem = format!("is {interval}, must be at most 86400s");
+            return Err(merged.wrong("shipping.flush_interval", problem));
+        }
+        Ok(Shipping { batch_size, max_batch_bytes: bytes.0, flush_interval: interval.0 })
+    }
+}
+
+impl OutboxTable {
+    fn settings(&self, merged: &Merged) -> Result<OutboxSettings, ConfigError> {
+        let bytes = self.max_bytes;
+        if bytes < Size::mebibytes(32) {
+            let problem = format!("is {bytes}, must be at least 32 MiB");
+            return Err(merged.wrong("outbox.max_bytes", problem));
+        }
+        Ok(OutboxSettings { max_bytes: bytes.0 })
+    }
+}
