@@ -922,12 +922,40 @@ mod secrets {
     ];
 
     #[derive(Debug, serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
     struct Sink {
         #[serde(rename = "token")]
         _token: Secret,
         #[serde(rename = "hmac_secret")]
-        _hmac_secret: std::net::IpAddr,
+        _hmac_secret: u64,
+    }
+
+    /// Options of stages that are no [`Secret`], though their name says that they hold one.
+    #[test]
+    fn are_in_no_error_about_an_option_of_another_type() {
+        #[derive(Debug, serde::Deserialize)]
+        enum Choice {}
+        type Read = fn(&StageOptions) -> Box<figment::Error>;
+        fn read<T: serde::de::DeserializeOwned>(options: &StageOptions) -> Box<figment::Error> {
+            options.parse::<std::collections::BTreeMap<String, T>>().err().unwrap()
+        }
+        let reads: [(&str, Read); 4] = [
+            ("is a text, expected a whole number, 0 or more", read::<u64>),
+            ("is a text, expected a list in brackets", read::<Vec<u8>>),
+            ("is wrong: `***` is not a duration such as \"300s\"", read::<crate::units::Time>),
+            ("is wrong, expected ", read::<Choice>),
+        ];
+        let text = format!("pipeline.filters = [\"mine\"]\n[filter.mine]\napi_key = \"{MARKER}\"");
+        let loaded = user(&text).load().unwrap();
+        let stage = stage(&loaded.settings.pipeline.filters, "mine");
+        for (expected, read) in reads {
+            let error = loaded.explain(stage, "filter", *read(&stage.options));
+            let text = error.to_string();
+            assert!(
+                text.starts_with("`filter.mine.api_key` in ") && text.ends_with(expected),
+                "{text}"
+            );
+            assert!(!format!("{text} {error:?}").contains(MARKER), "{text}");
+        }
     }
 
     /// Everything that can be printed of a configuration.
