@@ -72,6 +72,13 @@ impl Stamp {
     pub fn of(metadata: &Metadata) -> Self {
         system::stamp(metadata)
     }
+
+    /// Whether both show the same; an id that is not told agrees with any.
+    #[must_use]
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        let id = self.id.and(other.id);
+        Self { id, ..*self } == Self { id: other.id.and(self.id), ..*other }
+    }
 }
 
 /// The id of the file at `path`, whose metadata is at hand; none when it can't be told.

@@ -28,8 +28,10 @@ pub(super) struct Row {
     pub(super) start: u64,
     /// Up to where its bytes are in the outbox.
     pub(super) offset: u64,
-    /// How the file looked before it was last read to its end.
+    /// How the file looked when it was last read.
     pub(super) stamp: Stamp,
+    /// Whether it was read to its end then: with the same stamp nothing is unread.
+    pub(super) is_drained: bool,
     /// What its bytes are known by.
     pub(super) fingerprint: Fingerprint,
     /// The last lines.
@@ -55,6 +57,7 @@ pub(super) struct Brief {
     pub(super) path: PathBuf,
     pub(super) offset: u64,
     pub(super) stamp: Stamp,
+    pub(super) is_drained: bool,
     pub(super) has_kept: bool,
 }
 
@@ -72,6 +75,8 @@ struct Stored {
     offset: u64,
     #[serde(default)]
     stamp: Stamp,
+    #[serde(default)]
+    drained: bool,
     #[serde(default)]
     head: Sample,
     #[serde(default)]
@@ -97,6 +102,8 @@ struct StoredBrief {
     #[serde(default)]
     stamp: Stamp,
     #[serde(default)]
+    drained: bool,
+    #[serde(default)]
     kept: Option<serde::de::IgnoredAny>,
 }
 
@@ -108,6 +115,7 @@ impl Row {
             start,
             offset: start,
             stamp: Stamp::default(),
+            is_drained: false,
             fingerprint: Fingerprint::default(),
             borders: Borders::starting_at(start),
             long: None,
@@ -125,6 +133,7 @@ impl Row {
             start: self.start,
             offset: self.offset,
             stamp: self.stamp,
+            drained: self.is_drained,
             head: self.fingerprint.head,
             tail: self.fingerprint.tail,
             base: self.borders.base(),
@@ -154,6 +163,7 @@ impl Row {
             start: stored.start,
             offset: stored.offset,
             stamp: stored.stamp,
+            is_drained: stored.drained,
             fingerprint: Fingerprint { head: stored.head, tail: stored.tail },
             borders,
             long: stored.long,
@@ -171,6 +181,7 @@ impl Row {
             path: path(stored.path, stored.path_base64)?,
             offset: stored.offset,
             stamp: stored.stamp,
+            is_drained: stored.drained,
             has_kept: stored.kept.is_some(),
         })
     }

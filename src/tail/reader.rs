@@ -145,6 +145,7 @@ impl Reader {
     }
 
     /// How many bytes the buffer takes.
+    #[cfg(test)]
     pub(super) fn footprint(&self) -> usize {
         self.buffer.capacity()
     }
