@@ -2,6 +2,7 @@
 
 mod clock;
 mod environment;
+pub mod file;
 mod identity;
 mod lock;
 mod paths;

@@ -4,7 +4,325 @@
 //! life of a file is a *generation*, and its checkpoint says up to where its lines are in the
 //! outbox. What is read is handed over in chunks that carry the checkpoint that covers them, so
 //! that neither can be stored without the other.
+//!
+//! `decide` is the state machine, as a pure function; `look` holds a file against its row and
+//! reads on, `sweep` finds files that changed, moved or went, `gone` ends them.
 
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+
+use tracing::warn;
+
+use crate::platform::Clock;
+
+mod checkpoint;
 mod chunk;
+mod decide;
+mod files;
+mod gone;
+mod identity;
+mod look;
+mod parts;
+mod reader;
+mod schedule;
+mod sweep;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod trouble;
+mod walk;
+mod watcher;
 
+use checkpoint::Row;
 pub use chunk::{Chunk, FileKey, GenerationId, Intake, Origin, Piece};
+use files::{Files, Known, Lane};
+use identity::Ends;
+use look::Active;
+use reader::{Reader, Sizes};
+use schedule::Schedule;
+use trouble::Troubles;
+pub use trouble::Unreadable;
+use walk::Root;
+use watcher::{Hints, Watcher};
+
+/// What to follow, and how.
+#[derive(Clone, Debug)]
+pub struct TailOptions {
+    /// Directories whose files are followed, at any depth.
+    pub roots: Vec<PathBuf>,
+    /// How the name of a file ends that is followed.
+    pub suffix: String,
+    /// The longest line, in bytes without its ending, that is handed over whole.
+    pub max_record_bytes: u64,
+    /// How many bytes a part of a longer line has.
+    pub part_bytes: u64,
+    /// How many bytes are read at once, and so how many a chunk of lines has at most, unless it
+    /// is one longer line.
+    pub chunk_bytes: u64,
+    /// How many files are held open at most.
+    pub open_files: usize,
+    /// How long a file may be quiet before it is closed.
+    pub quiet_after: Duration,
+    /// How long an incomplete last line must not have changed to be copied into the row.
+    pub keep_after: Duration,
+    /// The longest time between two full sweeps.
+    pub poll_interval: Duration,
+    /// Whether to ask the system for hints about changes.
+    pub watch: bool,
+}
+
+impl Default for TailOptions {
+    fn default() -> Self {
+        Self {
+            roots: Vec::new(),
+            suffix: ".jsonl".to_owned(),
+            max_record_bytes: 8 << 20,
+            part_bytes: 2 << 20,
+            chunk_bytes: 256 << 10,
+            open_files: 64,
+            quiet_after: Duration::from_secs(10),
+            keep_after: Duration::from_secs(600),
+            poll_interval: Duration::from_secs(300),
+            watch: true,
+        }
+    }
+}
+
+/// How far [`Tail::read`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The intake has no room, and more may be unread: store the group and call again.
+    More,
+    /// Everything that at least one complete sweep found has been read.
+    Idle {
+        /// How long until it wants to be called again, if nothing wakes it before.
+        next: Duration,
+    },
+}
+
+/// How things stand.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// Files known.
+    pub files: usize,
+    /// Files with bytes that were not handed over, incomplete last lines among them.
+    pub files_unread: usize,
+    /// Those bytes, as far as the last look at each file knows.
+    pub bytes_unread: u64,
+    /// Files held open.
+    pub files_open: usize,
+    /// What can't be read at present.
+    pub unreadable: Vec<Unreadable>,
+    /// Whether the system hints at every change, or sweeps alone find them.
+    pub is_watching: bool,
+    /// Sweeps since the start.
+    pub sweeps: u32,
+    /// How long the last sweep took.
+    pub sweep_cost: Duration,
+}
+
+/// Follows the files below its roots.
+///
+/// Synchronous and for one thread: a source calls [`Tail::read`] with the group that the pipeline
+/// is filling, stores the group, and says so with [`Tail::committed`]; when the group can't be
+/// stored, [`Tail::restore`] takes everything back.
+pub struct Tail {
+    options: TailOptions,
+    clock: Arc<dyn Clock>,
+    schedule: Schedule,
+    hints: Arc<Hints>,
+    watcher: Option<Watcher>,
+    /// The roots that the last sweep found.
+    roots: Vec<Root>,
+    files: Files,
+    last_key: u64,
+    /// Files that are open, at most `options.open_files`.
+    active: HashMap<FileKey, Active>,
+    /// Rows that were handed over and are not known to be stored.
+    uncommitted: HashMap<FileKey, Vec<u8>>,
+    troubles: Troubles,
+    reader: Reader,
+    ends: Ends,
+}
+
+impl Tail {
+    /// Follows the files below `options.roots`, with no memory of them.
+    ///
+    /// `wake` is called, from another thread, when a hint came in while nobody reads.
+    #[must_use]
+    pub fn new(
+        options: TailOptions,
+        clock: Arc<dyn Clock>,
+        wake: Arc<dyn Fn() + Send + Sync>,
+    ) -> Self {
+        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX / 4).min(1 << 30);
+        let sizes = Sizes {
+            buffer: size(options.chunk_bytes),
+            record: size(options.max_record_bytes),
+            part: size(options.part_bytes),
+        };
+        Self {
+            schedule: Schedule::new(options.poll_interval),
+            clock,
+            hints: Arc::new(Hints::new(wake)),
+            watcher: None,
+            roots: Vec::new(),
+            files: Files::default(),
+            last_key: 0,
+            active: HashMap::new(),
+            uncommitted: HashMap::new(),
+            troubles: Troubles::default(),
+            reader: Reader::new(sizes),
+            ends: Ends::default(),
+            options,
+        }
+    }
+
+    /// Forgets everything in memory and begins again from the stored rows: at the start, and after
+    /// a group that could not be stored.
+    ///
+    /// A file keeps its key over this, as long as it keeps its path.
+    pub fn restore(&mut self, rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>) {
+        let before = std::mem::take(&mut self.files);
+        self.active.clear();
+        self.uncommitted.clear();
+        self.schedule.restart();
+        let now = self.schedule.now();
+        for (generation, bytes) in rows {
+            let row = match Row::brief(&bytes) {
+                Ok(row) => row,
+                Err(error) => {
+                    warn!(%generation, %error, "could not read a checkpoint, its file begins anew");
+                    continue;
+                }
+            };
+            if self.files.at(&row.path).is_some() {
+                warn!(%generation, path = ?row.path, "found a second checkpoint of one path");
+                continue;
+            }
+            let old = before.at(&row.path);
+            let era = old.and_then(|key| before.get(key)).map_or(0, |known| known.era);
+            let key = old.unwrap_or_else(|| self.next_key());
+            let mut known = Known::new(&row.path, generation);
+            known.era = era;
+            known.id = row.stamp.id;
+            known.drained = row.is_drained.then_some(row.stamp);
+            known.size = row.stamp.size;
+            known.offset = row.offset;
+            known.scanned = if row.is_drained { row.stamp.size } else { row.offset };
+            known.has_row = true;
+            known.has_kept = row.has_kept;
+            known.changed = now;
+            if known.unread() > 0 {
+                self.schedule.watch_tail(key);
+            }
+            self.files.add(key, known);
+        }
+    }
+
+    /// Hands chunks to `intake` until it has no room or nothing is unread.
+    pub fn read(&mut self, intake: &mut dyn Intake) -> Progress {
+        loop {
+            if !intake.has_room() {
+                return Progress::More;
+            }
+            self.look_around(intake);
+            let Some((key, lane, modified)) = self.files.next() else {
+                if self.schedule.is_sweep_urgent() {
+                    continue;
+                }
+                break;
+            };
+            if self.look(key, lane, intake) {
+                self.files.enqueue(key, lane, modified);
+            } else if lane == Lane::Backfill {
+                self.active.remove(&key);
+            }
+        }
+        self.close_quiet();
+        Progress::Idle { next: self.schedule.until_next(!self.active.is_empty()) }
+    }
+
+    /// The group with all chunks so far is stored.
+    pub fn committed(&mut self) {
+        self.uncommitted.clear();
+        self.uncommitted.shrink_to(64);
+    }
+
+    /// How things stand.
+    #[must_use]
+    pub fn survey(&self) -> Survey {
+        let mut survey = Survey {
+            files: self.files.len(),
+            files_open: self.active.len(),
+            unreadable: self.troubles.list(),
+            is_watching: self.schedule.is_watching,
+            sweeps: self.schedule.sweeps,
+            sweep_cost: self.schedule.sweep_cost,
+            ..Survey::default()
+        };
+        for (_, known) in self.files.iter() {
+            survey.files_unread += usize::from(known.unread() > 0);
+            survey.bytes_unread += known.unread();
+        }
+        survey
+    }
+
+    fn next_key(&mut self) -> FileKey {
+        self.last_key += 1;
+        FileKey(self.last_key)
+    }
+
+    /// The row of a file's generation as it was last handed over.
+    fn row(&self, key: FileKey, known: &Known, intake: &dyn Intake) -> Row {
+        let path = || known.path.to_path_buf();
+        let stored;
+        let bytes = match self.uncommitted.get(&key) {
+            Some(bytes) => bytes,
+            None if !known.has_row => return Row::new(path(), 0),
+            None => match intake.checkpoint(&known.generation) {
+                Some(bytes) => {
+                    stored = bytes;
+                    &stored
+                }
+                None => {
+                    warn!(path = ?known.path, "found no checkpoint of a known file");
+                    return Row::new(path(), 0);
+                }
+            },
+        };
+        match Row::decode(bytes) {
+            Ok(row) => Row { path: path(), ..row },
+            Err(error) => {
+                warn!(path = ?known.path, %error, "could not read a checkpoint");
+                Row::new(path(), 0)
+            }
+        }
+    }
+
+    /// Closes files that were quiet for a while.
+    fn close_quiet(&mut self) {
+        let (now, quiet) = (self.schedule.now(), self.options.quiet_after);
+        self.active.retain(|_, active| now.saturating_sub(active.used) < quiet);
+        self.schedule.set_quiet(self.active.values().map(|active| active.used + quiet).min());
+    }
+
+    /// Closes the file that was used the longest ago when as many are open as may be.
+    fn make_room_for_a_file(&mut self) {
+        while self.active.len() >= self.options.open_files.max(1) {
+            let oldest = self.active.iter().min_by_key(|(_, active)| active.used);
+            let Some(key) = oldest.map(|(key, _)| *key) else { return };
+            self.active.remove(&key);
+        }
+    }
+}
+
+/// Whether an error says that nothing lies at a path.
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+}
+
+/// 16 random bytes in hex.
+fn new_generation() -> GenerationId {
+    GenerationId(uuid::Uuid::new_v4().simple().to_string())
+}

@@ -1,0 +1,368 @@
+//! Holds a file against its row, and reads on.
+
+use std::{fs::File, io, time::Duration};
+
+use serde_json::{Value, json};
+use siem_protocol::{entry::PathText, names::event};
+
+use super::{
+    Lane, Tail,
+    checkpoint::Row,
+    chunk::{Chunk, FileKey, Intake, Origin, Piece},
+    decide::{Decision, Place, decide},
+    files::Known,
+    identity::{BORDERS, Borders, Ends, SAMPLE, Sample, compare},
+    is_absent, new_generation,
+    parts::LongLine,
+    reader::{Found, Lines, Part, Position},
+};
+use crate::{
+    event::Event,
+    platform::{
+        Timestamp,
+        file::{self, FileId, ReadAt, Stamp},
+    },
+};
+
+/// Within this time a file may change twice without its stamp showing it.
+const RACY: Duration = Duration::from_millis(50);
+/// How recently a file must have been changed to be looked at often.
+const RECENT: Duration = Duration::from_secs(600);
+
+/// A file that is open.
+pub(super) struct Active {
+    pub(super) file: File,
+    pub(super) id: Option<FileId>,
+    pub(super) row: Row,
+    pub(super) origin: Origin,
+    pub(super) used: Duration,
+}
+
+/// What a look at a file came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Looked {
+    /// There may be more.
+    More,
+    /// All complete lines were handed over.
+    Drained,
+}
+
+impl Tail {
+    /// Hands over the next chunk of a file; whether there may be more of it.
+    pub(super) fn look(&mut self, key: FileKey, lane: Lane, intake: &mut dyn Intake) -> bool {
+        let Some(known) = self.files.get(key) else { return false };
+        let path = known.path.clone();
+        match self.try_look(key, intake) {
+            Ok(looked) => {
+                self.troubles.clear(&path);
+                if looked == Looked::Drained && lane == Lane::Live {
+                    self.schedule.heat(key);
+                }
+                looked == Looked::More
+            }
+            Err(error) => {
+                self.active.remove(&key);
+                if is_absent(&error) {
+                    self.schedule.sweep_soon();
+                } else if file::is_out_of_files(&error) {
+                    self.active.clear();
+                    self.schedule.sweep_soon();
+                    self.troubles.note(&path, &error, self.schedule.sweeps);
+                } else {
+                    self.troubles.note(&path, &error, self.schedule.sweeps);
+                }
+                false
+            }
+        }
+    }
+
+    fn try_look(&mut self, key: FileKey, intake: &mut dyn Intake) -> io::Result<Looked> {
+        let Some(known) = self.files.get(key) else { return Ok(Looked::Drained) };
+        if known.gone.is_some() {
+            return self.drain_gone(key, intake);
+        }
+        let replaced_by = known.replaced_by;
+        if let Some(active) = self.active.get(&key)
+            && replaced_by.is_some()
+            && active.id != replaced_by
+        {
+            // What was not read of the file that lay here before comes first.
+            if let Ok(Some(Looked::More)) = self.read_on(key, intake) {
+                return Ok(Looked::More);
+            }
+            self.active.remove(&key);
+        }
+        if !self.active.contains_key(&key) && !self.open(key, intake)? {
+            return Ok(Looked::Drained);
+        }
+        if let Some(looked) = self.read_on(key, intake)? {
+            return Ok(looked);
+        }
+        let Some(active) = self.active.get(&key) else { return Ok(Looked::Drained) };
+        let known_id = self.files.get(key).and_then(|known| known.id);
+        if active.id != known_id && known_id.is_some() && active.id != replaced_by {
+            // Another file lies here. Whether the one before lies elsewhere, a sweep must tell.
+            self.active.remove(&key);
+            self.schedule.sweep_now();
+            return Ok(Looked::Drained);
+        }
+        self.begin_anew(key, intake)?;
+        Ok(Looked::More)
+    }
+
+    /// Opens a file and loads its row; whether it still is one.
+    fn open(&mut self, key: FileKey, intake: &dyn Intake) -> io::Result<bool> {
+        self.make_room_for_a_file();
+        let Some(known) = self.files.get(key) else { return Ok(false) };
+        let Some((file, metadata)) = file::open_regular(&known.path)? else {
+            self.schedule.sweep_soon();
+            return Ok(false);
+        };
+        let id = file::identify_open(&file, &Stamp::of(&metadata));
+        let row = self.row(key, known, intake);
+        let origin = origin(key, known);
+        let used = self.schedule.now();
+        self.active.insert(key, Active { file, id, row, origin, used });
+        Ok(true)
+    }
+
+    /// Hands over the next chunk of an open file; `None` when it holds other bytes than its row
+    /// says.
+    pub(super) fn read_on(
+        &mut self,
+        key: FileKey,
+        intake: &mut dyn Intake,
+    ) -> io::Result<Option<Looked>> {
+        let (Some(active), Some(known)) = (self.active.get_mut(&key), self.files.get_mut(key))
+        else {
+            return Ok(Some(Looked::Drained));
+        };
+        active.used = self.schedule.now();
+        let Active { file, id, row, origin, .. } = active;
+        let id = *id;
+        // Asked before reading, so that a change while reading shows as one later.
+        let stamp = Stamp::of(&file.metadata()?);
+        let sameness =
+            compare(file, stamp.size, row.offset, &row.fingerprint, &row.borders, &mut self.ends)?;
+        if decide(Place::SamePath, sameness) != Decision::Continue {
+            return Ok(None);
+        }
+        if row.long.is_some() != known.long.is_some() {
+            known.long = match row.long {
+                Some(at) => {
+                    let line = LongLine::resume(at, row.offset, file, &mut self.reader)?;
+                    Some(Box::new(line))
+                }
+                None => None,
+            };
+        }
+        let scanned = if known.scanned > stamp.size { row.offset } else { known.scanned };
+        let in_long_line = row.long.is_some();
+        let position = Position { offset: row.offset, scanned, in_long_line };
+        let mut pieces = Vec::new();
+        let end = match self.reader.read(file, &position)? {
+            Found::Nothing { scanned } => {
+                known.scanned = scanned;
+                Some(scanned)
+            }
+            Found::Lines(lines) => {
+                take_lines(row, &mut self.ends, &lines);
+                known.scanned = lines.end.unwrap_or(row.offset);
+                pieces = lines.pieces;
+                lines.end
+            }
+            Found::Part(part) => {
+                let long = known.long.get_or_insert_with(|| Box::new(LongLine::begin(row.offset)));
+                pieces.push(take_part(row, &mut self.ends, long, &part));
+                if part.is_last {
+                    known.long = None;
+                }
+                known.scanned = row.offset;
+                None
+            }
+        };
+        known.offset = row.offset;
+        known.size = stamp.size.max(end.unwrap_or(row.offset));
+        row.is_drained = end.is_some();
+        row.stamp = Stamp { size: end.unwrap_or(stamp.size), id, ..stamp };
+        known.drained = end.map(|size| Stamp { size, ..stamp });
+        if !pieces.is_empty() {
+            row.kept = None;
+            (known.has_row, known.has_kept) = (true, false);
+            let checkpoint = row.encode();
+            intake.take(Chunk {
+                origin,
+                pieces: &pieces,
+                checkpoint: Some(&checkpoint),
+                events: Vec::new(),
+            });
+            self.uncommitted.insert(key, checkpoint);
+        }
+        if known.replaced_by == id {
+            known.replaced_by = None;
+        }
+        let Some(end) = end else {
+            self.files.set_id(key, id);
+            return Ok(Some(Looked::More));
+        };
+        let now = self.clock.now();
+        let modified = Timestamp(u64::try_from(stamp.modified / 1_000_000).unwrap_or_default());
+        known.is_racy = now.since(modified) < RACY;
+        if now.since(modified) < RECENT {
+            self.schedule.heat(key);
+        }
+        if end > known.offset {
+            self.schedule.watch_tail(key);
+        } else {
+            self.schedule.drop_tail(key);
+        }
+        self.files.set_id(key, id);
+        Ok(Some(Looked::Drained))
+    }
+
+    /// Begins a new generation in an open file that holds other bytes than its row says.
+    fn begin_anew(&mut self, key: FileKey, intake: &mut dyn Intake) -> io::Result<()> {
+        let (Some(active), Some(known)) = (self.active.get_mut(&key), self.files.get_mut(key))
+        else {
+            return Ok(());
+        };
+        let Active { file, row, .. } = &*active;
+        let stamp = Stamp::of(&file.metadata()?);
+        let sameness =
+            compare(file, stamp.size, row.offset, &row.fingerprint, &row.borders, &mut self.ends)?;
+        let (name, new) = match decide(Place::SamePath, sameness) {
+            Decision::Continue | Decision::Move | Decision::Begin => return Ok(()),
+            Decision::Trim { at } => (event::FILE_TRIMMED, trimmed(row, at, file, &mut self.ends)?),
+            Decision::Rewrite => (event::FILE_REWRITTEN, Row::new(row.path.clone(), 0)),
+        };
+        let old_row = std::mem::replace(&mut active.row, new);
+        let row = &mut active.row;
+        row.stamp = Stamp { id: active.id, ..stamp };
+        if name == event::FILE_REWRITTEN {
+            known.era += 1;
+        }
+        known.generation = new_generation();
+        (known.offset, known.scanned, known.size) = (row.offset, row.offset, stamp.size);
+        (known.long, known.drained, known.replaced_by) = (None, None, None);
+        let had_row = std::mem::replace(&mut known.has_row, true);
+        known.has_kept = false;
+        let old = std::mem::replace(&mut active.origin, origin(key, known));
+
+        let facts = json!({
+            "path": old.path.to_string_lossy(),
+            "generation": known.generation.0,
+            "previous_generation": old.generation.0,
+            "offset": row.offset,
+            "previous_offset": old_row.offset,
+            "previous_size": old_row.stamp.size.max(old_row.offset),
+            "size": stamp.size,
+        });
+        let events: Vec<_> = abandoned(&old, &old_row).into_iter().collect();
+        if had_row || !events.is_empty() {
+            intake.take(Chunk { origin: &old, pieces: &[], checkpoint: None, events });
+        }
+        let checkpoint = row.encode();
+        intake.take(Chunk {
+            origin: &active.origin,
+            pieces: &[],
+            checkpoint: Some(&checkpoint),
+            events: vec![Event::warning(name, facts)],
+        });
+        self.uncommitted.insert(key, checkpoint);
+        let id = active.id;
+        self.files.set_id(key, id);
+        Ok(())
+    }
+}
+
+/// What is said of a file's lines.
+pub(super) fn origin(key: FileKey, known: &Known) -> Origin {
+    Origin {
+        file: key,
+        era: known.era,
+        path: known.path.to_path_buf(),
+        path_text: PathText::new(&known.path),
+        generation: known.generation.clone(),
+    }
+}
+
+/// The event that a line sent in parts will never be completed, if there is one.
+pub(super) fn abandoned(origin: &Origin, row: &Row) -> Option<Event> {
+    let long = row.long?;
+    let facts: Value = json!({
+        "path": origin.path.to_string_lossy(),
+        "generation": origin.generation.0,
+        "offset": long.start,
+        "parts": long.parts,
+        "bytes": row.offset - long.start,
+    });
+    Some(Event::warning(event::RECORD_ABANDONED, facts))
+}
+
+/// The row of the generation that begins at the border `at` of another's file.
+fn trimmed(row: &Row, at: u64, file: &dyn ReadAt, ends: &mut Ends) -> io::Result<Row> {
+    let mut borders = row.borders.clone();
+    borders.cut(at);
+    let mut new = Row { borders, ..Row::new(row.path.clone(), at) };
+    ends.read(file, at)?;
+    seal(&mut new, ends);
+    Ok(new)
+}
+
+/// Samples both ends again after the row moved on.
+fn seal(row: &mut Row, ends: &Ends) {
+    row.fingerprint.head = Sample::of_head(&ends.head, row.borders.base());
+    row.fingerprint.tail = Sample::of(&ends.tail);
+}
+
+fn take_lines(row: &mut Row, ends: &mut Ends, lines: &Lines<'_>) {
+    let surplus = lines.pieces.len().saturating_sub(BORDERS);
+    if surplus > 0 {
+        // All older borders would be pushed out; only their place matters.
+        let first = lines.pieces.get(surplus).map_or(row.offset, |piece| offset_of(piece));
+        row.borders = Borders::starting_at(first);
+    }
+    for piece in &lines.pieces[surplus..] {
+        let Piece::Line { offset, size, .. } = *piece else { continue };
+        let begin = usize::try_from(offset - row.offset).unwrap_or(usize::MAX);
+        let size_here = usize::try_from(size).unwrap_or(usize::MAX);
+        let raw = lines.raw.get(begin..begin.saturating_add(size_here)).unwrap_or_default();
+        row.borders.push(&raw[raw.len().saturating_sub(SAMPLE)..], size);
+    }
+    row.offset += lines.raw.len() as u64;
+    ends.extend(lines.raw);
+    seal(row, ends);
+}
+
+fn offset_of(piece: &Piece<'_>) -> u64 {
+    match piece {
+        Piece::Line { offset, .. } | Piece::Part { offset, .. } => *offset,
+    }
+}
+
+fn take_part<'b>(
+    row: &mut Row,
+    ends: &mut Ends,
+    long: &mut LongLine,
+    part: &Part<'b>,
+) -> Piece<'b> {
+    let (number, whole) = long.add(part.bytes, part.is_last);
+    let start = long.at().start;
+    row.offset += part.raw.len() as u64;
+    row.long = (!part.is_last).then(|| long.at());
+    ends.extend(part.raw);
+    if part.is_last {
+        let size = row.offset - start;
+        let len = usize::try_from(size).map_or(SAMPLE, |size| size.min(ends.tail.len()));
+        row.borders.push(&ends.tail[ends.tail.len() - len..], size);
+    }
+    seal(row, ends);
+    Piece::Part {
+        offset: start,
+        part: number,
+        bytes: part.bytes,
+        size: part.raw.len() as u64,
+        whole,
+        incomplete: false,
+    }
+}

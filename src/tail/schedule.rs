@@ -1,0 +1,251 @@
+//! When to look for changes: a full sweep rarely, single files often, as cheap as each is.
+
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use super::chunk::FileKey;
+
+/// How long after its last change a file is looked at often.
+const HOT: Duration = Duration::from_secs(600);
+/// How often hot files are looked at with a watcher, and without.
+const HOT_WATCHED: Duration = Duration::from_secs(5);
+const HOT_UNWATCHED: Duration = Duration::from_secs(1);
+/// The shortest time between two sweeps with a watcher, and without.
+const SWEEP_WATCHED: Duration = Duration::from_secs(30);
+const SWEEP_UNWATCHED: Duration = Duration::from_secs(1);
+/// So many times its cost passes between two sweeps, and two that hints ask for.
+const SWEEP_REST: u32 = 2000;
+const HINTED_REST: u32 = 20;
+/// How long until a failed watcher is tried again.
+const WATCH_AGAIN: Duration = Duration::from_secs(600);
+/// When a new directory is listed again: a file may have come before its watch was set.
+const YOUNG: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(500)];
+
+/// A directory that has just come, when to list it, and how often that was done.
+#[derive(Debug)]
+struct Young {
+    path: PathBuf,
+    due: Duration,
+    again: usize,
+}
+
+/// What is due when. All times count from the start and never go back.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    start: Instant,
+    /// What a test added to the time.
+    #[cfg(test)]
+    pub(super) skipped: Duration,
+    poll_interval: Duration,
+    pub(super) is_watching: bool,
+    pub(super) watch_again: Duration,
+    pub(super) sweeps: u32,
+    /// Whether a sweep was completed since the last restart.
+    pub(super) has_swept: bool,
+    pub(super) sweep_cost: Duration,
+    sweep_end: Duration,
+    sweep_asked: Option<Asked>,
+    hot_due: Duration,
+    quiet_due: Option<Duration>,
+    young: Vec<Young>,
+    hot: HashSet<FileKey>,
+    /// Files with an incomplete last line.
+    tails: HashSet<FileKey>,
+    /// Roots that are not there.
+    pub(super) absent_roots: Vec<PathBuf>,
+}
+
+/// How much a sweep is wanted before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Asked {
+    /// When it does not cost much.
+    Soon,
+    /// A file can't be judged without it.
+    Now,
+}
+
+impl Schedule {
+    pub(super) fn new(poll_interval: Duration) -> Self {
+        Self {
+            start: Instant::now(),
+            #[cfg(test)]
+            skipped: Duration::ZERO,
+            poll_interval,
+            is_watching: false,
+            watch_again: Duration::ZERO,
+            sweeps: 0,
+            has_swept: false,
+            sweep_cost: Duration::ZERO,
+            sweep_end: Duration::ZERO,
+            sweep_asked: None,
+            hot_due: Duration::ZERO,
+            quiet_due: None,
+            young: Vec::new(),
+            hot: HashSet::new(),
+            tails: HashSet::new(),
+            absent_roots: Vec::new(),
+        }
+    }
+
+    /// Forgets the files, and lets a sweep be due.
+    pub(super) fn restart(&mut self) {
+        self.has_swept = false;
+        self.young.clear();
+        self.hot.clear();
+        self.tails.clear();
+    }
+
+    /// The time since the start.
+    pub(super) fn now(&self) -> Duration {
+        let now = self.start.elapsed();
+        #[cfg(test)]
+        let now = now + self.skipped;
+        now
+    }
+
+    fn sweep_due(&self) -> Duration {
+        if !self.has_swept || self.sweep_asked == Some(Asked::Now) {
+            return Duration::ZERO;
+        }
+        let shortest = if self.is_watching { SWEEP_WATCHED } else { SWEEP_UNWATCHED };
+        let rest = match self.sweep_asked {
+            Some(_) => self.sweep_cost * HINTED_REST,
+            None => shortest.max(self.sweep_cost * SWEEP_REST),
+        };
+        self.sweep_end + rest.min(self.poll_interval)
+    }
+
+    pub(super) fn is_sweep_due(&self) -> bool {
+        self.now() >= self.sweep_due()
+    }
+
+    /// Whether there is no saying that all is read before a sweep.
+    pub(super) fn is_sweep_urgent(&self) -> bool {
+        !self.has_swept || self.sweep_asked == Some(Asked::Now)
+    }
+
+    /// Asks for a sweep before its time, when it does not cost much.
+    pub(super) fn sweep_soon(&mut self) {
+        self.sweep_asked = self.sweep_asked.max(Some(Asked::Soon));
+    }
+
+    /// Asks for a sweep at once: a file can't be judged without it.
+    pub(super) fn sweep_now(&mut self) {
+        self.sweep_asked = Some(Asked::Now);
+    }
+
+    /// A sweep begins: its number.
+    pub(super) fn begin_sweep(&mut self) -> u32 {
+        self.sweep_asked = None;
+        self.sweeps += 1;
+        self.sweeps
+    }
+
+    /// The sweep that began at `begun` is over.
+    pub(super) fn end_sweep(&mut self, begun: Duration) {
+        self.sweep_end = self.now();
+        self.sweep_cost = self.sweep_end.saturating_sub(begun);
+        self.has_swept = true;
+    }
+
+    /// Looks at the file often for a while.
+    pub(super) fn heat(&mut self, key: FileKey) {
+        self.hot.insert(key);
+    }
+
+    /// The hot files, when it is time to look at them.
+    pub(super) fn hot(&mut self) -> Option<Vec<FileKey>> {
+        let now = self.now();
+        if now < self.hot_due {
+            return None;
+        }
+        self.hot_due = now + if self.is_watching { HOT_WATCHED } else { HOT_UNWATCHED };
+        Some(self.hot.iter().copied().collect())
+    }
+
+    /// Whether a file that last changed at `changed` is still hot; if not, it is looked at by
+    /// sweeps alone.
+    pub(super) fn cool(&mut self, key: FileKey, changed: Duration) {
+        if self.now().saturating_sub(changed) > HOT {
+            self.hot.remove(&key);
+        }
+    }
+
+    /// Forgets the file.
+    pub(super) fn forget(&mut self, key: FileKey) {
+        self.hot.remove(&key);
+        self.tails.remove(&key);
+    }
+
+    /// Remembers that the file has an incomplete last line.
+    pub(super) fn watch_tail(&mut self, key: FileKey) {
+        self.tails.insert(key);
+    }
+
+    /// The file has no incomplete last line any more.
+    pub(super) fn drop_tail(&mut self, key: FileKey) {
+        self.tails.remove(&key);
+    }
+
+    /// The files with an incomplete last line.
+    pub(super) fn tails(&self) -> Vec<FileKey> {
+        self.tails.iter().copied().collect()
+    }
+
+    /// Lists a new directory again after a little while.
+    pub(super) fn list_again(&mut self, path: PathBuf) {
+        if self.young.iter().all(|young| young.path != path) {
+            let due = self.now() + YOUNG[0];
+            self.young.push(Young { path, due, again: 1 });
+        }
+    }
+
+    /// The new directories that are to be listed again now.
+    pub(super) fn young(&mut self) -> Vec<PathBuf> {
+        if self.young.is_empty() {
+            return Vec::new();
+        }
+        let now = self.now();
+        let mut due = Vec::new();
+        self.young.retain_mut(|young| {
+            if young.due > now {
+                return true;
+            }
+            due.push(young.path.clone());
+            let next = YOUNG.get(young.again);
+            young.again += 1;
+            young.due = now + next.copied().unwrap_or_default();
+            next.is_some()
+        });
+        due
+    }
+
+    /// Says when the next open file becomes quiet.
+    pub(super) fn set_quiet(&mut self, due: Option<Duration>) {
+        self.quiet_due = due;
+    }
+
+    /// A watcher that failed is tried again after a while.
+    pub(super) fn blind(&mut self) {
+        self.is_watching = false;
+        self.watch_again = self.now() + WATCH_AGAIN;
+    }
+
+    /// How long until something is due.
+    pub(super) fn until_next(&self, has_open: bool) -> Duration {
+        let mut next = self.sweep_due();
+        if !self.hot.is_empty() || !self.absent_roots.is_empty() {
+            next = next.min(self.hot_due);
+        }
+        if let Some(due) = self.quiet_due.filter(|_| has_open) {
+            next = next.min(due);
+        }
+        for young in &self.young {
+            next = next.min(young.due);
+        }
+        next.saturating_sub(self.now()).max(Duration::from_millis(1))
+    }
+}

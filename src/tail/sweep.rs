@@ -1,0 +1,339 @@
+//! Finds what changed: by full sweeps, by hints, and by looks at files that changed recently.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Tail,
+    checkpoint::Row,
+    chunk::{Chunk, FileKey, Intake},
+    decide::{Decision, OldPath, Place, decide},
+    files::{Known, Lane},
+    identity::compare,
+    is_absent,
+    look::origin,
+    new_generation,
+    walk::{self, Root},
+    watcher::{Hinted, Watcher, may_be_directory},
+};
+use crate::platform::{
+    Timestamp,
+    file::{self, Stamp},
+};
+
+/// A new file last changed longer ago is old, and waits for those that grow.
+const OLD: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// Who saw a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    /// A sweep: it sees all files, and so where a moved one lies.
+    BySweep,
+    /// A look at this file alone.
+    Alone,
+}
+
+impl Tail {
+    /// Does what is due: takes hints, sweeps, looks at hot files.
+    pub(super) fn look_around(&mut self, intake: &mut dyn Intake) {
+        if let Some(hinted) = self.hints.take() {
+            self.take_hints(hinted);
+        }
+        for directory in self.schedule.young() {
+            self.list(&directory);
+        }
+        if self.schedule.is_sweep_due() {
+            self.sweep(intake);
+            self.keep_tails(intake);
+        } else if let Some(hot) = self.schedule.hot() {
+            self.look_at_hot(&hot);
+            self.keep_tails(intake);
+        }
+    }
+
+    fn take_hints(&mut self, hinted: Hinted) {
+        if hinted.is_blind {
+            self.schedule.blind();
+        }
+        if hinted.is_incomplete {
+            self.schedule.sweep_soon();
+        }
+        if hinted.paths.is_empty() || !self.schedule.has_swept {
+            return;
+        }
+        let roots = std::mem::take(&mut self.roots);
+        for path in hinted.paths {
+            self.take_hint(&roots, &path);
+        }
+        self.roots = roots;
+    }
+
+    fn take_hint(&mut self, roots: &[Root], hinted: &Path) {
+        let found = roots.iter().find_map(|root| Some((root, root.path_of(hinted)?)));
+        let Some((root, path)) = found else { return };
+        let is_file = walk::has_suffix(path.as_os_str(), &self.options.suffix);
+        let metadata = match fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(_) => {
+                // Gone or moved, alone or with what lay in it: a sweep tells.
+                if self.files.at(&path).is_some() || may_be_directory(&path) {
+                    self.schedule.sweep_soon();
+                }
+                return;
+            }
+        };
+        if !walk::is_reached_without_symlinks(&root.configured, &path) {
+            return;
+        }
+        if metadata.is_dir() {
+            if path == root.configured {
+                self.schedule.sweep_soon();
+            } else {
+                self.list(&path);
+                self.schedule.list_again(path);
+            }
+        } else if metadata.is_file() && is_file {
+            self.see_alone(&path, Stamp::of(&metadata));
+        }
+    }
+
+    /// Looks at all files below a directory.
+    fn list(&mut self, directory: &Path) {
+        let suffix = self.options.suffix.clone();
+        // What can't be listed is reported by the next sweep.
+        walk::walk(directory, &suffix, |path, stamp| self.see_alone(&path, stamp), |_, _| {});
+    }
+
+    fn see_alone(&mut self, path: &Path, stamp: Stamp) {
+        match self.files.at(path) {
+            Some(key) => self.see(key, stamp, Seen::Alone),
+            None => {
+                let is_known = file::identify(path, &stamp).and_then(|id| self.files.with_id(id));
+                if is_known.is_some() {
+                    // Moved here, perhaps.
+                    self.schedule.sweep_now();
+                } else {
+                    self.meet(path, stamp);
+                }
+            }
+        }
+    }
+
+    /// Looks at the files that changed recently, and for roots that were not there.
+    fn look_at_hot(&mut self, hot: &[FileKey]) {
+        for key in hot {
+            let Some(known) = self.files.get_mut(*key).filter(|known| known.gone.is_none()) else {
+                self.schedule.forget(*key);
+                continue;
+            };
+            match fs::symlink_metadata(&known.path) {
+                Ok(metadata) if metadata.is_file() => {
+                    if std::mem::take(&mut known.is_racy) {
+                        known.drained = None;
+                    }
+                    let changed = known.changed;
+                    self.see(*key, Stamp::of(&metadata), Seen::Alone);
+                    self.schedule.cool(*key, changed);
+                }
+                _ => {
+                    self.schedule.sweep_soon();
+                    self.schedule.forget(*key);
+                }
+            }
+        }
+        let is_there = |root: &PathBuf| fs::metadata(root).is_ok();
+        if self.schedule.absent_roots.iter().any(is_there) {
+            self.schedule.sweep_now();
+        }
+    }
+
+    /// Looks at all files below the roots.
+    fn sweep(&mut self, intake: &mut dyn Intake) {
+        let begun = self.schedule.now();
+        let sweep = self.schedule.begin_sweep();
+        let mut failed = Vec::new();
+        self.schedule.absent_roots.clear();
+        let roots = walk::resolve(&self.options.roots, |path, error| {
+            if is_absent(&error) {
+                self.schedule.absent_roots.push(path.to_owned());
+            } else {
+                self.troubles.note(path, &error, sweep);
+            }
+            failed.push(path.to_owned());
+        });
+        self.watch(&roots);
+
+        let suffix = self.options.suffix.clone();
+        let mut moved = Vec::new();
+        for root in &roots {
+            let mut unlisted = Vec::new();
+            let visit = |path: PathBuf, stamp: Stamp| match self.files.at(&path) {
+                Some(key) => {
+                    if let Some(known) = self.files.get_mut(key) {
+                        known.seen = sweep;
+                    }
+                    self.see(key, stamp, Seen::BySweep);
+                }
+                None => match file::identify(&path, &stamp).and_then(|id| self.files.with_id(id)) {
+                    Some(key) => moved.push((key, path, stamp)),
+                    None => self.meet(&path, stamp),
+                },
+            };
+            walk::walk(&root.configured, &suffix, visit, |path, error| {
+                unlisted.push((path.to_owned(), error));
+            });
+            for (path, error) in unlisted {
+                if !is_absent(&error) {
+                    self.troubles.note(&path, &error, sweep);
+                }
+                failed.push(path);
+            }
+        }
+        for (key, path, stamp) in moved {
+            if self.files.at(&path).is_none() && !self.follow_move(key, &path, intake) {
+                self.meet(&path, stamp);
+            }
+        }
+        self.lose_unseen(&roots, &failed, intake);
+        self.roots = roots;
+        self.troubles.forget_before(sweep);
+        self.schedule.end_sweep(begun);
+    }
+
+    fn watch(&mut self, roots: &[Root]) {
+        if !self.options.watch || self.schedule.now() < self.schedule.watch_again {
+            return;
+        }
+        if !self.schedule.is_watching {
+            self.watcher = Watcher::new(&self.hints, &self.options.suffix);
+        }
+        match self.watcher.as_mut().map(|watcher| watcher.watch(roots)) {
+            Some(true) => self.schedule.is_watching = true,
+            Some(false) | None => self.schedule.blind(),
+        }
+    }
+
+    /// Ends the files that the sweep did not see, although everything above them was listed.
+    fn lose_unseen(&mut self, roots: &[Root], failed: &[PathBuf], intake: &mut dyn Intake) {
+        let sweep = self.schedule.sweeps;
+        let is_lost = |known: &Known| {
+            known.seen != sweep
+                && known.gone.is_none()
+                && roots.iter().any(|root| known.path.starts_with(&root.configured))
+                && !failed.iter().any(|failed| known.path.starts_with(failed))
+        };
+        let lost: Vec<_> =
+            self.files.iter().filter(|(_, known)| is_lost(known)).map(|(key, _)| key).collect();
+        for key in lost {
+            self.lose(key, intake);
+        }
+    }
+
+    /// A known file was seen at its path.
+    fn see(&mut self, key: FileKey, stamp: Stamp, seen: Seen) {
+        let now = self.schedule.now();
+        let Some(known) = self.files.get_mut(key) else { return };
+        if known.drained.is_some_and(|drained| drained.agrees_with(&stamp)) {
+            return;
+        }
+        let is_other = stamp.id.is_some() && known.id.is_some() && stamp.id != known.id;
+        if is_other && known.replaced_by != stamp.id {
+            if seen == Seen::Alone {
+                // Only a sweep knows whether the file that lay here lies elsewhere.
+                self.schedule.sweep_now();
+                return;
+            }
+            known.replaced_by = stamp.id;
+        }
+        if known.size != stamp.size || known.drained.is_some() {
+            known.changed = now;
+        }
+        known.size = stamp.size;
+        let lane = if self.schedule.has_swept { Lane::Live } else { Lane::Backfill };
+        self.files.enqueue(key, lane, stamp.modified);
+    }
+
+    /// A file was seen that is not known.
+    fn meet(&mut self, path: &Path, stamp: Stamp) {
+        let key = self.next_key();
+        let mut known = Known::new(path, new_generation());
+        known.id = file::identify(path, &stamp);
+        known.size = stamp.size;
+        known.seen = self.schedule.sweeps;
+        known.changed = self.schedule.now();
+        self.files.add(key, known);
+        let modified = Timestamp(u64::try_from(stamp.modified / 1_000_000).unwrap_or_default());
+        let is_old = self.clock.now().since(modified) > OLD;
+        let is_live = self.schedule.has_swept && !is_old;
+        let lane = if is_live { Lane::Live } else { Lane::Backfill };
+        self.files.enqueue(key, lane, stamp.modified);
+    }
+
+    /// A file id was found under another path: whether the file was moved there.
+    fn follow_move(&mut self, key: FileKey, path: &Path, intake: &mut dyn Intake) -> bool {
+        match self.try_follow_move(key, path, intake) {
+            Ok(is_moved) => is_moved,
+            Err(error) => {
+                self.troubles.note(path, &error, self.schedule.sweeps);
+                false
+            }
+        }
+    }
+
+    fn try_follow_move(
+        &mut self,
+        key: FileKey,
+        path: &Path,
+        intake: &mut dyn Intake,
+    ) -> io::Result<bool> {
+        let Some(known) = self.files.get(key) else { return Ok(false) };
+        let (old_path, old_stamp) = match fs::symlink_metadata(&known.path) {
+            Ok(metadata) if metadata.is_file() => {
+                let stamp = Stamp::of(&metadata);
+                let is_same = file::identify(&known.path, &stamp) == known.id;
+                (if is_same { OldPath::SameFile } else { OldPath::OtherFile }, Some(stamp))
+            }
+            Ok(_) => (OldPath::Gone, None),
+            Err(error) if is_absent(&error) => (OldPath::Gone, None),
+            Err(error) => return Err(error),
+        };
+        let Some((file, metadata)) = file::open_regular(path)? else { return Ok(false) };
+        let stamp = Stamp::of(&metadata);
+        if file::identify_open(&file, &stamp) != known.id {
+            return Ok(false);
+        }
+        let mut row = self.row(key, known, intake);
+        let Row { offset, fingerprint, borders, .. } = &row;
+        let ends = &mut self.ends;
+        let sameness = compare(&file, stamp.size, *offset, fingerprint, borders, ends)?;
+        if decide(Place::OtherPath(old_path), sameness) != Decision::Move {
+            return Ok(false);
+        }
+        let from = known.path.clone();
+        self.active.remove(&key);
+        self.files.set_path(key, path);
+        let sweep = self.schedule.sweeps;
+        let Some(known) = self.files.get_mut(key) else { return Ok(false) };
+        (known.seen, known.gone, known.replaced_by) = (sweep, None, None);
+        known.drained = None;
+        known.size = stamp.size;
+        if known.has_row {
+            row.path = path.to_owned();
+            let checkpoint = row.encode();
+            intake.take(Chunk {
+                origin: &origin(key, known),
+                pieces: &[],
+                checkpoint: Some(&checkpoint),
+                events: Vec::new(),
+            });
+            self.uncommitted.insert(key, checkpoint);
+        }
+        self.files.enqueue(key, Lane::Live, 0);
+        if let Some(stamp) = old_stamp {
+            self.meet(&from, stamp);
+        }
+        Ok(true)
+    }
+}

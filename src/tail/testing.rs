@@ -1,0 +1,174 @@
+//! An intake for tests: keeps lines, events and rows as an outbox does, by groups.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use siem_protocol::Digest;
+
+use super::{Chunk, FileKey, GenerationId, Intake, Piece};
+use crate::{
+    event::Event,
+    platform::{Clock, SystemClock, Timestamp},
+};
+
+/// A line or part as it came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Got {
+    pub(crate) path: PathBuf,
+    pub(crate) generation: GenerationId,
+    pub(crate) file: FileKey,
+    pub(crate) era: u32,
+    pub(crate) offset: u64,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) size: u64,
+    pub(crate) part: Option<u32>,
+    pub(crate) whole: Option<(u64, Digest)>,
+    pub(crate) incomplete: bool,
+}
+
+/// What a group holds until it is stored.
+#[derive(Clone, Debug, Default)]
+struct Group {
+    rows: BTreeMap<GenerationId, Option<Vec<u8>>>,
+    got: Vec<Got>,
+    events: Vec<Event>,
+    chunks: usize,
+}
+
+/// An outbox in memory: what was committed, and the group that is being filled.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    pub(crate) rows: BTreeMap<GenerationId, Vec<u8>>,
+    pub(crate) got: Vec<Got>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) forgotten: Vec<FileKey>,
+    /// How many chunks a group takes.
+    pub(crate) room: usize,
+    group: Group,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            rows: BTreeMap::new(),
+            got: Vec::new(),
+            events: Vec::new(),
+            forgotten: Vec::new(),
+            room: 8,
+            group: Group::default(),
+        }
+    }
+}
+
+impl Store {
+    /// Stores the group.
+    pub(crate) fn commit(&mut self) {
+        let group = std::mem::take(&mut self.group);
+        self.got.extend(group.got);
+        self.events.extend(group.events);
+        for (generation, row) in group.rows {
+            match row {
+                Some(row) => self.rows.insert(generation, row),
+                None => self.rows.remove(&generation),
+            };
+        }
+    }
+
+    /// Loses the group.
+    pub(crate) fn roll_back(&mut self) {
+        self.group = Group::default();
+    }
+
+    /// The rows as they are restored from.
+    pub(crate) fn stored_rows(&self) -> impl Iterator<Item = (GenerationId, Vec<u8>)> + use<> {
+        self.rows.clone().into_iter()
+    }
+
+    /// The names of the events that were stored.
+    pub(crate) fn event_names(&self) -> Vec<&'static str> {
+        self.events.iter().map(|event| event.name).collect()
+    }
+
+    /// The stored lines as text.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.got.iter().map(|got| String::from_utf8_lossy(&got.bytes).into_owned()).collect()
+    }
+}
+
+impl Intake for Store {
+    fn take(&mut self, chunk: Chunk<'_>) {
+        let group = &mut self.group;
+        group.chunks += 1;
+        group.events.extend(chunk.events);
+        let generation = &chunk.origin.generation;
+        group.rows.insert(generation.clone(), chunk.checkpoint.map(<[u8]>::to_vec));
+        for piece in chunk.pieces {
+            let (offset, bytes, size, incomplete, part, whole) = match *piece {
+                Piece::Line { offset, bytes, size, incomplete } => {
+                    (offset, bytes, size, incomplete, None, None)
+                }
+                Piece::Part { offset, part, bytes, size, whole, incomplete } => {
+                    (offset, bytes, size, incomplete, Some(part), whole)
+                }
+            };
+            group.got.push(Got {
+                path: chunk.origin.path.clone(),
+                generation: generation.clone(),
+                file: chunk.origin.file,
+                era: chunk.origin.era,
+                offset,
+                bytes: bytes.to_vec(),
+                size,
+                part,
+                whole,
+                incomplete,
+            });
+        }
+    }
+
+    fn report(&mut self, event: Event) {
+        self.group.events.push(event);
+    }
+
+    fn forget(&mut self, file: FileKey) {
+        self.forgotten.push(file);
+    }
+
+    fn has_room(&self) -> bool {
+        self.group.chunks < self.room
+    }
+
+    fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
+        self.rows.get(generation).cloned()
+    }
+}
+
+/// The system's clock, moved.
+#[derive(Debug, Default)]
+pub(crate) struct MovedClock(AtomicU64);
+
+impl MovedClock {
+    /// A clock that can be moved on.
+    pub(crate) fn shared() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Moves it on.
+    pub(crate) fn advance(&self, by: Duration) {
+        let millis = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        self.0.fetch_add(millis, Ordering::Relaxed);
+    }
+}
+
+impl Clock for MovedClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(SystemClock.now().0.saturating_add(self.0.load(Ordering::Relaxed)))
+    }
+}

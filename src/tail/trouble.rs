@@ -1,0 +1,63 @@
+//! What can't be read at present: reported once, kept until it can.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use tracing::{info, warn};
+
+/// How many are kept; more are counted by the log alone.
+const MAX_KEPT: usize = 1000;
+
+/// A file or directory that can't be read at present.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// What the system says.
+    pub error: String,
+}
+
+/// All that can't be read at present.
+#[derive(Debug, Default)]
+pub(super) struct Troubles {
+    by_path: BTreeMap<PathBuf, (io::ErrorKind, String, u32)>,
+}
+
+impl Troubles {
+    /// Notes that `path` could not be read, in or after the given sweep.
+    pub(super) fn note(&mut self, path: &Path, error: &io::Error, sweep: u32) {
+        if let Some((kind, _, seen)) = self.by_path.get_mut(path)
+            && *kind == error.kind()
+        {
+            *seen = sweep;
+            return;
+        }
+        warn!(?path, %error, "could not read, it is tried again");
+        if self.by_path.len() < MAX_KEPT {
+            self.by_path.insert(path.to_owned(), (error.kind(), error.to_string(), sweep));
+        }
+    }
+
+    /// Notes that `path` was read.
+    pub(super) fn clear(&mut self, path: &Path) {
+        if !self.by_path.is_empty() && self.by_path.remove(path).is_some() {
+            info!(?path, "could be read again");
+        }
+    }
+
+    /// Forgets what was not met again in the given sweep.
+    pub(super) fn forget_before(&mut self, sweep: u32) {
+        self.by_path.retain(|_, (.., seen)| *seen + 1 >= sweep);
+    }
+
+    /// All of them, by path.
+    pub(super) fn list(&self) -> Vec<Unreadable> {
+        let unreadable = |(path, (_, error, _)): (&PathBuf, &(io::ErrorKind, String, u32))| {
+            Unreadable { path: path.clone(), error: error.clone() }
+        };
+        self.by_path.iter().map(unreadable).collect()
+    }
+}

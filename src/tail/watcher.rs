@@ -1,0 +1,206 @@
+//! Hints from the system about what changed. They may come late, twice, or not at all.
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use notify::{
+    Config, ErrorKind, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
+    event::ModifyKind,
+};
+use tracing::{debug, warn};
+
+use super::walk::Root;
+use crate::platform::file::{self, FileId, Stamp};
+
+/// How many paths are kept; with more, everything is looked at.
+const MAX_PATHS: usize = 4096;
+
+/// What was hinted at since it was last asked.
+#[derive(Debug, Default)]
+pub(super) struct Hinted {
+    /// Paths that may have changed.
+    pub(super) paths: HashSet<PathBuf>,
+    /// Whether hints were lost.
+    pub(super) is_incomplete: bool,
+    /// Whether not everything is watched.
+    pub(super) is_blind: bool,
+}
+
+/// Where hints are put, from any thread.
+pub(super) struct Hints {
+    hinted: Mutex<Hinted>,
+    any: AtomicBool,
+    wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Hints {
+    /// No hints; `wake` is called when the first one comes.
+    pub(super) fn new(wake: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self { hinted: Mutex::default(), any: AtomicBool::new(false), wake }
+    }
+
+    /// Hints at `path`.
+    pub(super) fn add(&self, path: PathBuf) {
+        self.change(|hinted| {
+            if hinted.paths.len() < MAX_PATHS {
+                hinted.paths.insert(path);
+            } else {
+                hinted.is_incomplete = true;
+            }
+        });
+    }
+
+    /// Says that hints were lost.
+    pub(super) fn lose(&self) {
+        self.change(|hinted| hinted.is_incomplete = true);
+    }
+
+    /// Takes the hints, if there are any.
+    pub(super) fn take(&self) -> Option<Hinted> {
+        if !self.any.swap(false, Ordering::AcqRel) {
+            return None;
+        }
+        let mut hinted = self.hinted.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(std::mem::take(&mut hinted))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Hinted)) {
+        change(&mut self.hinted.lock().unwrap_or_else(PoisonError::into_inner));
+        if !self.any.swap(true, Ordering::AcqRel) {
+            (self.wake)();
+        }
+    }
+}
+
+/// The system's watcher on the roots.
+pub(super) struct Watcher {
+    inner: RecommendedWatcher,
+    roots: HashMap<PathBuf, Option<FileId>>,
+}
+
+impl Watcher {
+    /// A watcher that watches nothing yet; `None` when the system has none.
+    pub(super) fn new(hints: &Arc<Hints>, suffix: &str) -> Option<Self> {
+        let (sender, suffix) = (Arc::clone(hints), suffix.to_owned());
+        let handler = move |event: notify::Result<notify::Event>| match event {
+            Ok(event) => pass_on(&sender, event, &suffix),
+            Err(error) => {
+                report(&error);
+                sender.change(|hinted| {
+                    hinted.is_incomplete = true;
+                    hinted.is_blind |= matches!(error.kind, ErrorKind::MaxFilesWatch);
+                });
+            }
+        };
+        match RecommendedWatcher::new(handler, Config::default().with_follow_symlinks(false)) {
+            Ok(inner) => Some(Self { inner, roots: HashMap::new() }),
+            Err(error) => {
+                report(&error);
+                None
+            }
+        }
+    }
+
+    /// Watches `roots`, and those again that are no longer the same directory; says whether all
+    /// are watched. Whoever calls it sweeps afterwards.
+    pub(super) fn watch(&mut self, roots: &[Root]) -> bool {
+        self.roots.retain(|path, _| roots.iter().any(|root| root.canonical == *path));
+        let mut is_all = true;
+        for Root { canonical, .. } in roots {
+            let id = std::fs::symlink_metadata(canonical)
+                .ok()
+                .and_then(|metadata| file::identify(canonical, &Stamp::of(&metadata)));
+            if self.roots.get(canonical) == Some(&id) {
+                continue;
+            }
+            match self.inner.watch(canonical, RecursiveMode::Recursive) {
+                Ok(()) => {
+                    self.roots.insert(canonical.clone(), id);
+                }
+                Err(error) => {
+                    report(&error);
+                    is_all = false;
+                }
+            }
+        }
+        is_all
+    }
+}
+
+fn report(error: &notify::Error) {
+    if matches!(error.kind, ErrorKind::MaxFilesWatch) {
+        warn!(
+            %error,
+            "could not watch every directory, changes are found by sweeps; raise \
+             fs.inotify.max_user_watches to mend it"
+        );
+    } else {
+        warn!(%error, "could not watch for changes, they are found by sweeps");
+    }
+}
+
+/// Passes on what may concern a file or directory below a root.
+fn pass_on(hints: &Hints, event: notify::Event, suffix: &str) {
+    if event.need_rescan() {
+        debug!("lost hints");
+        hints.lose();
+    }
+    let is_metadata = match event.kind {
+        EventKind::Access(_) => return,
+        EventKind::Modify(ModifyKind::Metadata(_)) => true,
+        _ => false,
+    };
+    for path in event.paths {
+        let is_file = super::walk::has_suffix(path.as_os_str(), suffix);
+        if is_file || (!is_metadata && may_be_directory(&path)) {
+            hints.add(path);
+        }
+    }
+}
+
+/// Whether a path that does not end in the suffix is worth a look: most other files have an
+/// extension.
+pub(super) fn may_be_directory(path: &Path) -> bool {
+    path.extension().is_none_or(OsStr::is_empty) || path.is_dir()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[test]
+    fn wakes_once_until_the_hints_are_taken() {
+        let woken = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&woken);
+        let hints = Hints::new(Arc::new(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }));
+        assert!(hints.take().is_none());
+        hints.add("/a".into());
+        hints.add("/b".into());
+        assert_eq!(woken.load(Ordering::Relaxed), 1);
+        assert_eq!(hints.take().unwrap().paths.len(), 2);
+        hints.lose();
+        assert_eq!(woken.load(Ordering::Relaxed), 2);
+        assert!(hints.take().unwrap().is_incomplete);
+    }
+
+    #[test]
+    fn more_hints_than_are_kept_make_it_look_at_everything() {
+        let hints = Hints::new(Arc::new(|| {}));
+        for n in 0..=MAX_PATHS {
+            hints.add(n.to_string().into());
+        }
+        let hinted = hints.take().unwrap();
+        assert_eq!((hinted.paths.len(), hinted.is_incomplete), (MAX_PATHS, true));
+    }
+}
