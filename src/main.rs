@@ -1,2 +1,7 @@
 //! The agent.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ai_agent::main()
+}

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A length of time, written as `"300s"`, `"5m"` or `"500ms"`; a bare number counts seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,7 +104,7 @@ macro_rules! as_text_or_number {
                         self.visit_u64(number)
                     }
                 }
-                deserializer.deserialize_any(Visitor).map_err(D::Error::custom)
+                deserializer.deserialize_any(Visitor)
             }
         }
 

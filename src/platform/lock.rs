@@ -1,10 +1,12 @@
 //! The state directory, and the lock that gives it to one agent.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, TryLockError},
     io,
     path::{Path, PathBuf},
 };
+
+use super::private;
 
 /// Held by the process that has the store of a state directory open; given back when dropped, and
 /// by the system when the process dies, however it dies.
@@ -24,7 +26,7 @@ impl StateLock {
     pub fn acquire(dir: &Path) -> Result<Self, LockError> {
         create(dir)?;
         let unusable = |source| LockError::NotWritable { dir: dir.to_owned(), source };
-        let file = private().open(dir.join("agent.lock")).map_err(unusable)?;
+        let file = private::options().open(dir.join("agent.lock")).map_err(unusable)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -34,7 +36,7 @@ impl StateLock {
         }
         let pid_file = dir.join("agent.pid");
         let text = format!("{}\n", std::process::id());
-        let written = private().truncate(true).open(pid_file).and_then(|mut file| {
+        let written = private::options().truncate(true).open(pid_file).and_then(|mut file| {
             use io::Write as _;
             file.write_all(text.as_bytes())
         });
@@ -91,15 +93,6 @@ fn warn_if_open_to_others(dir: &Path) {
 
 #[cfg(not(unix))]
 fn warn_if_open_to_others(_: &Path) {}
-
-/// Opens for writing, creates for the owner only.
-fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options
-}
 
 /// Why a state directory can't be had.
 #[derive(Debug, thiserror::Error)]

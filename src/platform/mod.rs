@@ -7,9 +7,11 @@ mod identity;
 mod lock;
 mod paths;
 pub mod private;
+mod signals;
 
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use environment::Environment;
 pub use identity::{Identified, identify, is_root};
 pub use lock::{Holder, LockError, StateLock, holder};
 pub use paths::{Os, Paths, PathsError};
+pub use signals::Signals;

@@ -32,6 +32,16 @@ pub fn read(path: &Path) -> Result<String, PrivateError> {
     Ok(text)
 }
 
+/// Opens for writing; a file that is made is for its owner only.
+#[must_use]
+pub fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
 /// Whether every user of the machine may read `path`; false where that can't be known.
 #[must_use]
 pub fn is_readable_by_all(path: &Path) -> bool {

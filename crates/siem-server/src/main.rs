@@ -1,1 +1,2 @@
+//! The receiver, for trying out.
 fn main() {}

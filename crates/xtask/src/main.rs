@@ -1,1 +1,2 @@
+//! Everyday work.
 fn main() {}

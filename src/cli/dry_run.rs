@@ -1,0 +1,111 @@
+//! `ai-agent run --test`: what would be shipped, and why the rest would not.
+
+use std::{
+    io::{self, BufWriter, Write as _},
+    mem,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde_json::{Value, json};
+
+use super::{Failure, progress::Bar, setup::Surroundings};
+use crate::{
+    pipeline::{
+        accounting::{Count, Totals},
+        assembly,
+        dry_run::DryRun,
+        group::{Fate, Seen},
+    },
+    units::Size,
+};
+
+/// Runs it. Standard output has the entries, standard error the summary; with `json`, standard
+/// output has the verdicts, and the summary as its last line.
+pub(super) fn execute(explicit: Option<&Path>, json: bool) -> Result<(), Failure> {
+    let surroundings = Surroundings::look()?;
+    let loaded = surroundings.load(explicit)?;
+    let context = surroundings.context(&loaded, None);
+    let nobody: Arc<dyn Fn() + Send + Sync> = Arc::new(|| ());
+    let sources = assembly::sources(&loaded, &context, &nobody).map_err(Failure::usage)?;
+    let mut stages = assembly::stages(&loaded, &context).map_err(Failure::usage)?;
+    let verdicts = Arc::new(Mutex::new(Vec::new()));
+    if json {
+        let verdicts = Arc::clone(&verdicts);
+        stages.witness = Some(Box::new(move |seen| {
+            let mut verdicts = verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+            verdicts.extend_from_slice(verdict(seen).to_string().as_bytes());
+            verdicts.push(b'\n');
+        }));
+    }
+    let config = loaded.settings.config_hash();
+    let dry_run = DryRun { sources, stages, config, clock: Arc::clone(&context.clock) };
+    let mut out = BufWriter::new(io::stdout().lock());
+    let ran = {
+        let bar = Bar::new();
+        dry_run.run(|entries, totals, survey| {
+            bar.show(totals.read().bytes, survey.bytes_unread, survey.files);
+            let mut seen = verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+            let lines = if json { &mem::take(&mut *seen) } else { entries };
+            if lines.is_empty() { Ok(()) } else { bar.above(|| out.write_all(lines)) }
+        })
+    };
+    let written = ran.and_then(|totals| {
+        if json {
+            writeln!(out, "{}", json!({ "summary": totals }))?;
+        }
+        out.flush()?;
+        if json { Ok(()) } else { summary(&totals) }
+    });
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
+        _ => Ok(()),
+    }
+}
+
+fn verdict(seen: &Seen<'_, '_>) -> Value {
+    let record = seen.record;
+    let (verdict, stage, reason) = match seen.fate {
+        Fate::Blank => ("blank", None, None),
+        Fate::Shipped([]) => ("keep", None, None),
+        Fate::Shipped(cut) => ("edit", cut.last().map(|cut| cut.by.as_str()), None),
+        Fate::Dropped(stage, reason) => ("drop", Some(stage), Some(reason)),
+    };
+    let cut: u64 = match seen.fate {
+        Fate::Shipped(cut) => cut.iter().map(|cut| cut.bytes).sum(),
+        _ => 0,
+    };
+    json!({
+        "path": record.origin().path.to_string_lossy(),
+        "offset": record.offset(),
+        "length": record.line().len(),
+        "type": record.kind(),
+        "uuid": record.uuid(),
+        "verdict": verdict,
+        "stage": stage,
+        "reason": reason,
+        "cut_bytes": cut,
+    })
+}
+
+fn summary(totals: &Totals) -> io::Result<()> {
+    let mut err = io::stderr().lock();
+    let mut row = |what: &str, count: Count| {
+        let size = Size(count.bytes).to_string();
+        writeln!(err, "{what:<40} {:>9} lines  {size:>10}", count.lines)
+    };
+    row("read", totals.read())?;
+    for (stage, reasons) in &totals.filtered {
+        for (reason, count) in reasons {
+            row(&format!("dropped by {stage}: {reason}"), *count)?;
+        }
+    }
+    row("blank", totals.blank)?;
+    let mut shipped = totals.shipped;
+    shipped += totals.parts;
+    row("would be shipped", shipped)?;
+    for (stage, bytes) in &totals.cut {
+        writeln!(err, "{:<40} {:>27}", format!("cut out by {stage}"), Size(*bytes).to_string())?;
+    }
+    Ok(())
+}

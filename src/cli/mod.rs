@@ -1,0 +1,100 @@
+//! The command line: one file for each command.
+
+mod dry_run;
+mod progress;
+mod run;
+mod setup;
+mod stages;
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::text::causes;
+
+/// Ships Claude Code session logs to a SIEM, without losing a byte.
+#[derive(Parser)]
+#[command(name = "ai-agent", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// A configuration file above the machine's and the user's.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Logs what the agent does in detail.
+    #[arg(long, global = true)]
+    debug: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Reads session files and ships them, until stopped.
+    Run(run::Arguments),
+    /// Lists the stages that a pipeline can be made of.
+    Stages(stages::Arguments),
+}
+
+/// Why a command failed; decides the exit code.
+#[derive(Debug)]
+enum Failure {
+    /// The configuration or the surroundings are wrong: nothing was tried.
+    Usage(Box<dyn std::error::Error>),
+    /// It was tried and failed.
+    Failed(Box<dyn std::error::Error>),
+}
+
+impl Failure {
+    fn usage(error: impl Into<Box<dyn std::error::Error>>) -> Self {
+        Self::Usage(error.into())
+    }
+
+    fn failed(error: impl Into<Box<dyn std::error::Error>>) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Runs the command line: the whole `main` of the agent, and of an agent with stages of your own.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log(arguments.debug);
+    let result = match arguments.command {
+        Command::Run(run) => run.execute(arguments.config.as_deref()),
+        Command::Stages(stages) => stages.execute(),
+    };
+    let (error, code) = match result {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Usage(error)) => (error, 2),
+        Err(Failure::Failed(error)) => (error, 1),
+    };
+    // Without anybody to tell, the exit code has to do.
+    drop(writeln!(io::stderr(), "error: {}", causes(&*error)));
+    ExitCode::from(code)
+}
+
+/// Logs to standard error: what is worth knowing, or with `--debug` everything of this program.
+/// `RUST_LOG` says it in more detail.
+fn log(debug: bool) {
+    let level = if debug { "warn,ai_agent=debug" } else { "warn,ai_agent=info" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+}
+
+/// Writes a line to standard output. A reader that is gone ends the command without fuss.
+fn print(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
+        _ => Ok(()),
+    }
+}

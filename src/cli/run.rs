@@ -1,0 +1,189 @@
+//! `ai-agent run`: reads and ships, until stopped.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use clap::Args;
+use serde_json::json;
+use siem_protocol::names::event;
+use tracing::{error, info, warn};
+
+use super::{Failure, dry_run, progress::Bar, setup::Surroundings};
+use crate::{
+    config::{ConfigError, Loaded},
+    event::Event,
+    pipeline::{
+        assembly,
+        ingest::{Inbox, Report, Until},
+        outbox::Outbox,
+        runner::Pipeline,
+    },
+    platform::{Signals, StateLock},
+    siem::Fetched,
+    stages::Context,
+    text::causes,
+};
+
+/// How long the first answer of the server is waited for, before any line is judged.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
+/// How long `--once` waits for a receiver that does not take anything.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Reads session files and ships them, until stopped.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Catches up, delivers everything, and ends.
+    #[arg(long)]
+    once: bool,
+    /// Reads everything from the start and shows each entry that would be shipped, as it would
+    /// travel. Changes nothing, and needs no server and no secrets.
+    #[arg(long, conflicts_with = "once")]
+    test: bool,
+    /// With `--test`: shows for each record the verdict and the stage that decided instead.
+    #[arg(long, requires = "test")]
+    json: bool,
+}
+
+impl Arguments {
+    pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
+        if self.test {
+            return dry_run::execute(explicit, self.json);
+        }
+        let surroundings = Surroundings::look()?;
+        let loaded = surroundings.load(explicit)?;
+        if let Some(missing) = loaded.missing_for_delivery() {
+            return Err(Failure::usage(missing));
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("network")
+            .enable_all()
+            .build()
+            .map_err(Failure::failed)?;
+        let ended = runtime.block_on(self.run(&surroundings, explicit, loaded));
+        // What is stuck on a blocking thread must not hold up the end.
+        runtime.shutdown_background();
+        ended
+    }
+
+    async fn run(
+        &self,
+        surroundings: &Surroundings,
+        explicit: Option<&Path>,
+        loaded: Loaded,
+    ) -> Result<(), Failure> {
+        // Listened to before anything is read, so that no signal is missed.
+        let mut signals = Signals::listen().map_err(Failure::failed)?;
+        let lock = StateLock::acquire(&loaded.settings.agent.state_dir).map_err(Failure::failed)?;
+        let context = surroundings.context(&loaded, Some(lock.dir()));
+        // Built once with the local layers: what is wrong there is an error, whatever the server
+        // says.
+        assembly::sinks(&loaded, &context).map_err(Failure::usage)?;
+        assembly::stages(&loaded, &context).map_err(Failure::usage)?;
+        let (loaded, events) = tokio::select! {
+            managed = with_managed(surroundings, explicit, loaded, &context) => {
+                managed.map_err(Failure::usage)?
+            }
+            () = signals.ended() => return Ok(()),
+        };
+        let pipeline = assemble(&loaded, &context, lock.dir())?;
+        for event in events {
+            pipeline.inbox.report(event);
+        }
+        let (state, epoch) = (lock.dir().display(), pipeline.outbox.epoch());
+        info!(%state, epoch, version = env!("CARGO_PKG_VERSION"), "started");
+        if self.once {
+            return once(pipeline, &loaded, signals).await;
+        }
+        let running = pipeline.start(&loaded.settings, Until::Stopped, Box::new(|_| ()));
+        signals.ended().await;
+        info!("stopping");
+        running.stop().await;
+        Ok(())
+    }
+}
+
+fn assemble(loaded: &Loaded, context: &Context, state_dir: &Path) -> Result<Pipeline, Failure> {
+    let inbox = Arc::new(Inbox::default());
+    let woken = Arc::clone(&inbox);
+    let waker: Arc<dyn Fn() + Send + Sync> = Arc::new(move || woken.wake());
+    let sources = assembly::sources(loaded, context, &waker).map_err(Failure::usage)?;
+    let stages = assembly::stages(loaded, context).map_err(Failure::usage)?;
+    let sinks = assembly::sinks(loaded, context).map_err(Failure::usage)?;
+    let names: Vec<String> = sinks.iter().map(|(name, _)| name.clone()).collect();
+    let new_epoch = || uuid::Uuid::now_v7().to_string();
+    let outbox =
+        Outbox::open(&state_dir.join("outbox.redb"), &names, new_epoch).map_err(Failure::failed)?;
+    let (identity, clock) = (context.identity.clone(), Arc::clone(&context.clock));
+    Ok(Pipeline { sources, stages, sinks, outbox, inbox, identity, clock })
+}
+
+/// Reads everything once, delivers it, and ends.
+async fn once(pipeline: Pipeline, loaded: &Loaded, mut signals: Signals) -> Result<(), Failure> {
+    let bar = Bar::new();
+    let report: Report =
+        Box::new(move |progress| bar.show(progress.read, progress.unread, progress.files));
+    let mut running = pipeline.start(&loaded.settings, Until::CaughtUp, report);
+    let interrupted = tokio::select! {
+        () = running.read_out() => false,
+        () = signals.ended() => true,
+    };
+    if interrupted {
+        running.stop().await;
+        return Err(Failure::failed("interrupted: what was read stays in the outbox"));
+    }
+    tokio::select! {
+        drained = running.drain(PATIENCE) => match drained {
+            Ok(delivered) => {
+                info!(delivered, "everything is delivered");
+                Ok(())
+            }
+            Err((sink, trouble)) => Err(Failure::failed(format!(
+                "sink `{sink}` did not take everything, the rest stays in the outbox: {trouble}"
+            ))),
+        },
+        () = signals.ended() => {
+            Err(Failure::failed("interrupted: what is not delivered stays in the outbox"))
+        }
+    }
+}
+
+/// Puts the server's configuration over the local one, when it comes in time and is right. What
+/// is wrong with it is reported and changes nothing.
+async fn with_managed(
+    surroundings: &Surroundings,
+    explicit: Option<&Path>,
+    local: Loaded,
+    context: &Context,
+) -> Result<(Loaded, Vec<Event>), ConfigError> {
+    let Some(manager) = assembly::manager(&local, context)? else { return Ok((local, Vec::new())) };
+    let Fetched { config, revision } = match manager.managed_config(FIRST_ANSWER).await {
+        Ok(Some(fetched)) => fetched,
+        Ok(None) => return Ok((local, Vec::new())),
+        Err(failure) => {
+            let reason = causes(&failure);
+            warn!(reason, "managed configuration was not applied, the local one is in force");
+            let events = if failure.is_refusal() { vec![refused(&reason)] } else { Vec::new() };
+            return Ok((local, events));
+        }
+    };
+    let managed = surroundings.load_managed(explicit, Some(&config)).and_then(|loaded| {
+        assembly::stages(&loaded, context)?;
+        Ok(loaded)
+    });
+    match managed {
+        Ok(loaded) => {
+            info!(revision, "managed configuration was applied");
+            let applied = Event::info(event::CONFIG_APPLIED, json!({ "revision": revision }));
+            Ok((loaded, vec![applied]))
+        }
+        Err(failure) => {
+            let reason = causes(&failure);
+            error!(reason, "managed configuration was refused, the local one is in force");
+            Ok((local, vec![refused(&reason)]))
+        }
+    }
+}
+
+fn refused(reason: &str) -> Event {
+    Event::warning(event::CONFIG_REFUSED, json!({ "reason": reason }))
+}

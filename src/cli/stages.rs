@@ -1,0 +1,66 @@
+//! `ai-agent stages`: what a pipeline can be made of.
+
+use clap::{Args, Subcommand};
+
+use super::{Failure, print};
+use crate::{
+    config::did_you_mean,
+    stages::{self, Descriptor},
+};
+
+/// Lists the stages, or shows one.
+#[derive(Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    show: Option<Show>,
+}
+
+#[derive(Subcommand)]
+enum Show {
+    /// Shows what one stage does and all its options.
+    Show {
+        /// Its type, such as `ignore-types`.
+        #[arg(value_name = "TYPE")]
+        name: String,
+    },
+}
+
+impl Arguments {
+    pub(super) fn execute(&self) -> Result<(), Failure> {
+        match &self.show {
+            None => list(),
+            Some(Show::Show { name }) => show(name),
+        }
+    }
+}
+
+fn list() -> Result<(), Failure> {
+    let all = stages::all();
+    let width = all.iter().map(|stage| stage.name.len()).max().unwrap_or_default();
+    for stage in &all {
+        let kind = stage.kind.as_str();
+        print(format_args!("{kind:<8}  {:<width$}  {}", stage.name, stage.summary))?;
+    }
+    Ok(())
+}
+
+fn show(name: &str) -> Result<(), Failure> {
+    let all = stages::all();
+    let found: Vec<&Descriptor> = all.iter().filter(|stage| stage.name == name).collect();
+    if found.is_empty() {
+        let names: Vec<&str> = all.iter().map(|stage| stage.name).collect();
+        let hint = match did_you_mean(name, &names) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => "`ai-agent stages` lists them".to_owned(),
+        };
+        return Err(Failure::usage(format!("there is no stage of type `{name}`: {hint}")));
+    }
+    for stage in found {
+        print(format_args!("{} {}: {}\n", stage.kind, stage.name, stage.summary))?;
+        print(format_args!("[{}.{}]", stage.kind, stage.name))?;
+        let sample = stage.sample.trim();
+        let sample = if sample.is_empty() { "# no options" } else { sample };
+        print(format_args!("{}", sample.replace("## ", "# ")))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,326 @@
+//! Frames: runs of consecutive entries under one configuration, encoded and compressed once.
+//!
+//! A frame lies in the outbox as it travels: NDJSON in wire format, zstd-compressed. Sending is
+//! reading frames back and putting a header line before them, since zstd allows concatenation.
+//! Cutting inside a frame encodes it anew.
+
+use std::{io, ops::RangeInclusive};
+
+use serde::{Deserialize, Serialize};
+use siem_protocol::Digest;
+
+use crate::platform::Timestamp;
+
+/// The most that a frame holds before compression, unless one entry is larger.
+pub const MAX_RAW: usize = 256 << 10;
+
+/// How a frame's body is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Codec {
+    /// One zstd frame.
+    #[default]
+    Zstd,
+    /// As it is: for sinks that compress nothing.
+    Plain,
+}
+
+/// What is known of a frame without decoding it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameHead {
+    /// The number of its first entry.
+    pub first_seq: u64,
+    /// How many entries it holds; never none.
+    pub count: u64,
+    /// Bytes before compression.
+    pub raw: usize,
+    /// Bytes as stored.
+    pub stored: usize,
+    /// How it is stored.
+    pub codec: Codec,
+    /// The configuration under which its entries were made.
+    pub config: Digest,
+    /// The chain before its first entry.
+    pub before: Digest,
+    /// The chain after its last entry.
+    pub after: Digest,
+    /// When it was sealed.
+    pub sealed_at: Timestamp,
+    /// Whether it holds an event that must be sent at once.
+    pub urgent: bool,
+}
+
+impl FrameHead {
+    /// The number of its last entry.
+    #[must_use]
+    pub fn last_seq(&self) -> u64 {
+        self.first_seq + self.count - 1
+    }
+}
+
+/// A frame: what is known of it, and its body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// What is known of it.
+    pub head: FrameHead,
+    /// The entries' lines, each with its newline, as the head's codec has them.
+    pub body: Vec<u8>,
+}
+
+/// A frame that cannot be read back.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The body does not decode to as many bytes as the head says.
+    #[error("frame at sequence number {first_seq} cannot be decoded")]
+    Decode {
+        /// The frame.
+        first_seq: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The body does not hold as many lines as the head says.
+    #[error("frame at sequence number {first_seq} holds {found} entries, expected {expected}")]
+    Count {
+        /// The frame.
+        first_seq: u64,
+        /// What the head says.
+        expected: u64,
+        /// What is there.
+        found: u64,
+    },
+}
+
+impl Frame {
+    /// The entries' lines, each with its newline.
+    ///
+    /// # Errors
+    /// [`FrameError`] when the body is damaged.
+    pub fn decode(&self) -> Result<Vec<u8>, FrameError> {
+        let first_seq = self.head.first_seq;
+        let raw = match self.head.codec {
+            Codec::Plain => self.body.clone(),
+            Codec::Zstd => zstd::bulk::decompress(&self.body, self.head.raw)
+                .map_err(|source| FrameError::Decode { first_seq, source })?,
+        };
+        let found = memchr::memchr_iter(b'\n', &raw).count() as u64;
+        if found != self.head.count || raw.len() != self.head.raw {
+            return Err(FrameError::Count { first_seq, expected: self.head.count, found });
+        }
+        Ok(raw)
+    }
+
+    /// The entries of `range` that `keep` wants, as frames of their own, for a batch whose border
+    /// lies inside this frame or that leaves an entry out. The chain stays that of all entries.
+    ///
+    /// # Errors
+    /// [`FrameError`] when the body is damaged.
+    pub fn cut(
+        &self,
+        range: RangeInclusive<u64>,
+        keep: impl Fn(u64) -> bool,
+        encoder: &mut Encoder,
+    ) -> Result<Cut, FrameError> {
+        let raw = self.decode()?;
+        let mut cut = Cut { before: self.head.before, after: self.head.before, frame: None };
+        let mut builder = FrameBuilder::default();
+        let lines = raw.split_inclusive(|byte| *byte == b'\n');
+        for (seq, line) in (self.head.first_seq..).zip(lines) {
+            if seq > *range.end() {
+                break;
+            }
+            let digest = Digest::of(&line[..line.len() - 1]);
+            cut.after = cut.after.chain(digest);
+            if seq < *range.start() {
+                cut.before = cut.after;
+            } else if keep(seq) {
+                builder.raw.extend_from_slice(line);
+                builder.count += 1;
+            }
+        }
+        if builder.count > 0 {
+            let head = FrameHead {
+                first_seq: *range.start().max(&self.head.first_seq),
+                count: builder.count,
+                before: cut.before,
+                after: cut.after,
+                ..self.head.clone()
+            };
+            cut.frame = Some(encoder.seal(head, &builder.raw));
+        }
+        Ok(cut)
+    }
+}
+
+/// A part of a frame.
+#[derive(Clone, Debug)]
+pub struct Cut {
+    /// The chain before the range.
+    pub before: Digest,
+    /// The chain after the range.
+    pub after: Digest,
+    /// The entries that were kept; `None` when none was.
+    pub frame: Option<Frame>,
+}
+
+/// Compresses frames, with one context for all.
+pub struct Encoder {
+    codec: Codec,
+    zstd: zstd::bulk::Compressor<'static>,
+}
+
+/// The zstd level. Session files are repetitive text: level 1 already gets most of it.
+const LEVEL: i32 = 1;
+
+impl Encoder {
+    /// An encoder that stores frames as `codec` says.
+    ///
+    /// # Panics
+    /// When there is no memory for a compression context.
+    #[must_use]
+    pub fn new(codec: Codec) -> Self {
+        let zstd = zstd::bulk::Compressor::new(LEVEL).expect("level 1 is a level of zstd");
+        Self { codec, zstd }
+    }
+
+    fn seal(&mut self, head: FrameHead, raw: &[u8]) -> Frame {
+        let body = match self.codec {
+            Codec::Plain => raw.to_vec(),
+            Codec::Zstd => {
+                self.zstd.compress(raw).expect("the output has room for whatever the input is")
+            }
+        };
+        let head = FrameHead { raw: raw.len(), stored: body.len(), codec: self.codec, ..head };
+        Frame { head, body }
+    }
+}
+
+/// Collects entries until they make a frame. Its buffer is used again for the next one.
+#[derive(Debug, Default)]
+pub struct FrameBuilder {
+    raw: Vec<u8>,
+    count: u64,
+    urgent: bool,
+    before: Digest,
+}
+
+impl FrameBuilder {
+    /// Adds an entry: `write` appends its line, without a newline. Returns the chain after it.
+    pub fn push(
+        &mut self,
+        chain: Digest,
+        urgent: bool,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Digest {
+        if self.count == 0 {
+            self.before = chain;
+        }
+        let start = self.raw.len();
+        write(&mut self.raw);
+        let digest = Digest::of(&self.raw[start..]);
+        self.raw.push(b'\n');
+        self.count += 1;
+        self.urgent |= urgent;
+        chain.chain(digest)
+    }
+
+    /// How many entries are in it.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Bytes before compression.
+    #[must_use]
+    pub fn raw(&self) -> usize {
+        self.raw.len()
+    }
+
+    /// Makes the frame that ends before `next_seq`, and begins anew; `None` when it is empty.
+    pub fn seal(
+        &mut self,
+        next_seq: u64,
+        after: Digest,
+        config: Digest,
+        sealed_at: Timestamp,
+        encoder: &mut Encoder,
+    ) -> Option<Frame> {
+        if self.count == 0 {
+            return None;
+        }
+        let head = FrameHead {
+            first_seq: next_seq - self.count,
+            count: self.count,
+            raw: 0,
+            stored: 0,
+            codec: encoder.codec,
+            config,
+            before: self.before,
+            after,
+            sealed_at,
+            urgent: self.urgent,
+        };
+        let frame = encoder.seal(head, &self.raw);
+        self.clear();
+        Some(frame)
+    }
+
+    /// Drops what is in it.
+    pub fn clear(&mut self) {
+        self.raw.clear();
+        // One giant entry must not hold its memory for ever.
+        self.raw.shrink_to(2 * MAX_RAW);
+        self.count = 0;
+        self.urgent = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(codec: Codec, lines: &[&str]) -> (Frame, Vec<Digest>) {
+        let mut builder = FrameBuilder::default();
+        let mut chain = Digest::of(b"before");
+        let mut chains = vec![chain];
+        for line in lines {
+            chain = builder.push(chain, false, |raw| raw.extend_from_slice(line.as_bytes()));
+            chains.push(chain);
+        }
+        let next = 5 + lines.len() as u64;
+        let mut encoder = Encoder::new(codec);
+        let sealed = builder.seal(next, chain, Digest::ZERO, Timestamp(1), &mut encoder);
+        (sealed.unwrap(), chains)
+    }
+
+    #[test]
+    fn decodes_to_what_was_pushed() {
+        for codec in [Codec::Zstd, Codec::Plain] {
+            let (frame, chains) = frame(codec, &["a", "", "ccc"]);
+            assert_eq!(frame.decode().unwrap(), b"a\n\nccc\n");
+            assert_eq!((frame.head.first_seq, frame.head.last_seq()), (5, 7));
+            assert_eq!((frame.head.before, frame.head.after), (chains[0], chains[3]));
+        }
+    }
+
+    #[test]
+    fn a_cut_keeps_the_chain_of_all_its_entries() {
+        let (frame, chains) = frame(Codec::Zstd, &["a", "b", "c", "d", "e"]);
+        let mut encoder = Encoder::new(Codec::Zstd);
+        let cut = frame.cut(6..=8, |seq| seq != 7, &mut encoder).unwrap();
+        assert_eq!((cut.before, cut.after), (chains[1], chains[4]));
+        assert_eq!(cut.frame.unwrap().decode().unwrap(), b"b\nd\n");
+        let none = frame.cut(7..=7, |_| false, &mut encoder).unwrap();
+        assert_eq!((none.before, none.after), (chains[2], chains[3]));
+        assert!(none.frame.is_none());
+    }
+
+    #[test]
+    fn a_damaged_body_is_an_error() {
+        let (mut frame, _) = frame(Codec::Zstd, &["a", "b"]);
+        frame.head.count = 3;
+        assert!(matches!(frame.decode(), Err(FrameError::Count { found: 2, .. })));
+        frame.body.truncate(5);
+        assert!(matches!(frame.decode(), Err(FrameError::Decode { .. })));
+    }
+}

@@ -1,0 +1,123 @@
+//! Builds the stages that a configuration names. What is wrong is an error that names layer and
+//! key; nothing is read, written or sent yet.
+
+use super::{group::Stages, judge::Judge};
+use crate::{
+    config::{ConfigError, HTTP_SIEM, Loaded, StageTable},
+    siem::Connection,
+    stages::{
+        BuildError, Context, Kind, Named, enricher, filter,
+        sink::{self, Sink},
+        source::{self, Source, Waker},
+    },
+};
+
+/// Members of an entry that no enricher may take the name of.
+const RESERVED: [&str; 23] = [
+    "seq",
+    "kind",
+    "source",
+    "path",
+    "path_encoded",
+    "generation",
+    "offset",
+    "length",
+    "read_at",
+    "record",
+    "raw",
+    "raw_base64",
+    "raw_lines",
+    "audit",
+    "cut",
+    "masked",
+    "sha256",
+    "part",
+    "last",
+    "incomplete",
+    "event",
+    "severity",
+    "data",
+];
+
+/// Builds filters and enrichers.
+///
+/// # Errors
+/// [`ConfigError`] for the first stage that can't be built.
+pub fn stages(loaded: &Loaded, context: &Context) -> Result<Stages, ConfigError> {
+    let pipeline = &loaded.settings.pipeline;
+    let filters = build(loaded, Kind::Filter, &pipeline.filters, |table| {
+        filter::build(&table.stage, &table.options)
+    })?;
+    if let Some(table) = pipeline.enrichers.iter().find(|table| RESERVED.contains(&&*table.name)) {
+        let problem = "names a member that every entry has: give the enricher another name";
+        return Err(loaded.wrong(&format!("enricher.{}", table.name), problem));
+    }
+    let enrichers = build(loaded, Kind::Enricher, &pipeline.enrichers, |table| {
+        enricher::build(&table.stage, &table.options, context)
+    })?;
+    Ok(Stages::new(Judge::new(filters), enrichers))
+}
+
+/// Builds the sources.
+///
+/// # Errors
+/// [`ConfigError`] for the first that can't be built.
+pub fn sources(
+    loaded: &Loaded,
+    context: &Context,
+    waker: &Waker,
+) -> Result<Vec<Named<dyn Source>>, ConfigError> {
+    build(loaded, Kind::Source, &loaded.settings.pipeline.sources, |table| {
+        source::build(&table.stage, &table.options, context, waker.clone())
+    })
+}
+
+/// Builds the sinks.
+///
+/// # Errors
+/// [`ConfigError`] for the first that can't be built.
+pub fn sinks(loaded: &Loaded, context: &Context) -> Result<Vec<Named<dyn Sink>>, ConfigError> {
+    build(loaded, Kind::Sink, &loaded.settings.pipeline.sinks, |table| {
+        sink::build(&table.stage, &table.options, context)
+    })
+}
+
+/// The receiver that manages this agent: that of the first sink that ships to one.
+///
+/// # Errors
+/// [`ConfigError`] when that sink can't be built.
+pub fn manager(loaded: &Loaded, context: &Context) -> Result<Option<Connection>, ConfigError> {
+    let sinks = &loaded.settings.pipeline.sinks;
+    let Some(table) = sinks.iter().find(|table| table.stage == HTTP_SIEM) else { return Ok(None) };
+    sink::connect(&table.options, context)
+        .map(Some)
+        .map_err(|error| explain(loaded, Kind::Sink, table, error))
+}
+
+fn build<S>(
+    loaded: &Loaded,
+    kind: Kind,
+    tables: &[StageTable],
+    build: impl Fn(&StageTable) -> Result<S, BuildError>,
+) -> Result<Vec<(String, S)>, ConfigError> {
+    tables
+        .iter()
+        .map(|table| match build(table) {
+            Ok(stage) => Ok((table.name.clone(), stage)),
+            Err(error) => Err(explain(loaded, kind, table, error)),
+        })
+        .collect()
+}
+
+fn explain(loaded: &Loaded, kind: Kind, table: &StageTable, error: BuildError) -> ConfigError {
+    match error {
+        BuildError::Options(error) => loaded.explain(table, kind.as_str(), *error),
+        BuildError::Invalid { option, problem } => {
+            loaded.wrong(&format!("{kind}.{}.{option}", table.name), problem)
+        }
+        BuildError::Unknown { .. } | BuildError::Ambiguous { .. } => {
+            let problem = format!("is `{}`, but {error}", table.stage);
+            loaded.wrong(&format!("{kind}.{}.type", table.name), problem)
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Makes the next batch out of what lies in the outbox.
+
+use std::{ops::ControlFlow, time::Duration};
+
+use siem_protocol::{BatchHeader, Chain, ChainPoint, DeadLettered, Digest, Identity};
+
+use super::super::outbox::{Cursor, Outbox, OutboxError};
+use crate::{
+    frame::{Codec, Encoder, Frame, FrameError, FrameHead},
+    platform::Timestamp,
+    stages::sink::Batch,
+};
+
+/// When a batch is sent and how large it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shipping {
+    /// The most entries of a batch.
+    pub batch_size: usize,
+    /// The most bytes of a batch before compression; a larger entry travels alone.
+    pub max_batch_bytes: u64,
+    /// The longest that an entry waits; zero sends at once.
+    pub flush_interval: Duration,
+}
+
+/// What there is to send.
+#[derive(Debug)]
+pub enum Pending {
+    /// Nothing.
+    Nothing,
+    /// A batch that is not full, and whose oldest entry may wait so much longer.
+    Waiting(Duration),
+    /// A batch to send now, and where the cursor is after it.
+    Ready(Box<Batch>, ChainPoint),
+}
+
+/// Why a batch cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AssembleError {
+    /// The outbox cannot be read.
+    #[error(transparent)]
+    Outbox(#[from] OutboxError),
+    /// A frame in it is damaged.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
+
+/// What a batch is made for.
+pub struct Assembler<'a> {
+    /// Where entries lie.
+    pub outbox: &'a Outbox,
+    /// The sink's name.
+    pub sink: &'a str,
+    /// How the sink likes frames.
+    pub codec: Codec,
+    /// Who sends.
+    pub identity: &'a Identity,
+    /// How large, and when.
+    pub shipping: Shipping,
+}
+
+impl Assembler<'_> {
+    /// Makes the next batch after `cursor`, up to `border`. `flush` sends what there is now.
+    ///
+    /// # Errors
+    /// [`AssembleError`]: the caller holds and tries again later.
+    pub fn next(
+        &self,
+        cursor: &Cursor,
+        border: Option<u64>,
+        flush: bool,
+        now: Timestamp,
+    ) -> Result<Pending, AssembleError> {
+        let first = cursor.acknowledged.seq + 1;
+        let head = *self.outbox.watch().borrow();
+        if head.last_seq < first {
+            return Ok(Pending::Nothing);
+        }
+        let mut fitting = Fitting { shipping: self.shipping, border, ..Fitting::default() };
+        let frames = self.outbox.frames(first, |head| fitting.take(head, first))?;
+        let Some(oldest) = frames.first() else { return Ok(Pending::Nothing) };
+        let waited = now.since(oldest.head.sealed_at);
+        let urgent = head.urgent_seq >= first;
+        if !(flush || urgent || fitting.full || border.is_some())
+            && waited < self.shipping.flush_interval
+        {
+            return Ok(Pending::Waiting(self.shipping.flush_interval - waited));
+        }
+        let dead = self.outbox.dead_after(self.sink, cursor.acknowledged.seq)?;
+        let (batch, end) = self.batch(cursor, frames, border, &dead, now)?;
+        Ok(Pending::Ready(Box::new(batch), end))
+    }
+
+    fn batch(
+        &self,
+        cursor: &Cursor,
+        frames: Vec<Frame>,
+        border: Option<u64>,
+        dead: &[DeadLettered],
+        now: Timestamp,
+    ) -> Result<(Batch, ChainPoint), AssembleError> {
+        let first = cursor.acknowledged.seq + 1;
+        let config = frames.first().map_or(Digest::ZERO, |frame| frame.head.config);
+        let mut encoder = Encoder::new(self.codec);
+        let mut end = cursor.acknowledged;
+        let mut whole = Vec::with_capacity(frames.len());
+        for frame in frames {
+            let from = frame.head.first_seq.max(first);
+            let last = self.last(&frame.head, from, border);
+            let is_dead = |seq| dead.iter().any(|letter| letter.seq == seq);
+            let untouched = from == frame.head.first_seq
+                && last == frame.head.last_seq()
+                && !(from..=last).any(is_dead);
+            if untouched {
+                end = ChainPoint { seq: last, hash: frame.head.after };
+                whole.push(frame);
+            } else {
+                let cut = frame.cut(from..=last, |seq| !is_dead(seq), &mut encoder)?;
+                end = ChainPoint { seq: last, hash: cut.after };
+                whole.extend(cut.frame);
+            }
+        }
+        let sent_at = now.to_string();
+        let header = BatchHeader {
+            first_seq: Some(first),
+            last_seq: Some(end.seq),
+            count: whole.iter().map(|frame| frame.head.count).sum(),
+            dead_lettered: dead.iter().filter(|letter| letter.seq <= end.seq).cloned().collect(),
+            chain: Some(Chain { before: cursor.acknowledged.hash, after: end.hash }),
+            base: cursor.base,
+            ..BatchHeader::new(self.identity, self.outbox.epoch(), config, sent_at)
+        };
+        Ok((Batch { header, frames: whole }, end))
+    }
+
+    /// The last entry to take of a frame that is too large for a batch, or crosses the border.
+    fn last(&self, head: &FrameHead, from: u64, border: Option<u64>) -> u64 {
+        let most = from + self.shipping.batch_size as u64 - 1;
+        head.last_seq().min(most).min(border.unwrap_or(u64::MAX))
+    }
+}
+
+/// Decides how many frames make a batch. Frames are taken whole; one is cut only when it does not
+/// fit by itself (the batch size was lowered) or the border lies in it.
+#[derive(Default)]
+struct Fitting {
+    shipping: Shipping,
+    border: Option<u64>,
+    config: Option<Digest>,
+    entries: u64,
+    bytes: u64,
+    full: bool,
+}
+
+impl Default for Shipping {
+    fn default() -> Self {
+        Self { batch_size: 1000, max_batch_bytes: 4 << 20, flush_interval: Duration::from_secs(5) }
+    }
+}
+
+impl Fitting {
+    fn take(&mut self, head: &FrameHead, first: u64) -> ControlFlow<()> {
+        if self.full || self.border.is_some_and(|border| head.first_seq > border) {
+            return ControlFlow::Break(());
+        }
+        let entries = head.last_seq() - head.first_seq.max(first) + 1;
+        let other = self.config.is_some_and(|config| config != head.config);
+        let most = self.shipping.batch_size as u64;
+        let too_many = self.entries + entries > most;
+        let too_large = self.bytes + head.raw as u64 > self.shipping.max_batch_bytes;
+        if self.entries > 0 && (other || too_many || too_large) {
+            // Whatever comes next belongs to another batch: this one waits for nothing.
+            self.full = true;
+            return ControlFlow::Break(());
+        }
+        self.config = Some(head.config);
+        self.entries += entries;
+        self.bytes += head.raw as u64;
+        self.full = self.entries >= most || self.bytes >= self.shipping.max_batch_bytes;
+        ControlFlow::Continue(())
+    }
+}

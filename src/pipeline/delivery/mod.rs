@@ -1,0 +1,241 @@
+//! Delivers what lies in the outbox: one task and one batch in flight for each sink.
+
+mod assemble;
+mod policy;
+
+use std::{sync::Arc, time::Duration};
+
+pub use assemble::{AssembleError, Assembler, Pending, Shipping};
+use data_encoding::BASE64;
+pub use policy::{Next, Policy};
+use siem_protocol::{ChainPoint, Digest, Identity};
+use tokio::{sync::watch, time::sleep};
+use tracing::{debug, error, info, warn};
+
+use super::outbox::{Cursor, DeadLetter, Outbox, OutboxError};
+use crate::{
+    event::Event,
+    platform::Clock,
+    stages::sink::{Batch, Sink},
+    text::causes,
+};
+
+/// How long a store that cannot be read is left alone.
+const STORE_RETRY: Duration = Duration::from_secs(5);
+
+/// How a sink's task ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// Not yet.
+    #[default]
+    Running,
+    /// When everything that lies in the outbox is delivered. Nothing waits to fill a batch.
+    Drained,
+}
+
+/// How a sink is doing, for `run --once` and the status.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The last acknowledged number.
+    pub acknowledged: u64,
+    /// Entries acknowledged since the start.
+    pub delivered: u64,
+    /// Why nothing is delivered at present.
+    pub trouble: Option<String>,
+    /// Whether everything is delivered, and the task was told to end then.
+    pub drained: bool,
+}
+
+/// Delivers to one sink.
+pub struct Delivering {
+    /// The sink's name.
+    pub name: String,
+    /// The sink.
+    pub sink: Box<dyn Sink>,
+    /// Where entries lie.
+    pub outbox: Arc<Outbox>,
+    /// Who sends.
+    pub identity: Arc<Identity>,
+    /// How large batches are, and when they are sent.
+    pub shipping: Shipping,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Random numbers from 0 to 1, to spread retries.
+    pub jitter: Box<dyn FnMut() -> f64 + Send>,
+    /// Says how it is doing.
+    pub progress: watch::Sender<Progress>,
+    /// Takes events: dead letters.
+    pub report: Arc<dyn Fn(Event) + Send + Sync>,
+}
+
+impl Delivering {
+    /// Delivers until told to end. Dropping the future in mid-batch is safe: the batch is sent
+    /// again, and the receiver knows what it has.
+    pub async fn run(mut self, mut ending: watch::Receiver<Ending>) {
+        let mut head = self.outbox.watch();
+        let mut policy = Policy::default();
+        loop {
+            head.mark_unchanged();
+            let draining = *ending.borrow_and_update() == Ending::Drained;
+            let cursor = self.blocking(|outbox, name| outbox.cursor(name)).await;
+            let pending = match cursor {
+                Ok(cursor) => {
+                    let border = policy.border(cursor.acknowledged.seq);
+                    self.pending(cursor, border, draining).await
+                }
+                Err(failure) => Err(failure.into()),
+            };
+            let (wait, watched) = match pending {
+                Err(failure) => {
+                    let cause = causes(&failure);
+                    error!(sink = self.name, cause, "outbox could not be read");
+                    self.trouble(Some(cause));
+                    (STORE_RETRY, false)
+                }
+                Ok(Pending::Nothing) => {
+                    self.trouble(None);
+                    if draining {
+                        self.progress.send_modify(|progress| progress.drained = true);
+                        return;
+                    }
+                    (Duration::MAX, true)
+                }
+                Ok(Pending::Waiting(rest)) => (rest, true),
+                Ok(Pending::Ready(batch, end)) => {
+                    match self.deliver(&batch, end, &mut policy).await {
+                        Some(wait) => (wait, false),
+                        None => continue,
+                    }
+                }
+            };
+            // New entries may fill a batch; they do not shorten a wait for the receiver.
+            tokio::select! {
+                () = sleep(wait) => {}
+                changed = head.changed(), if watched => if changed.is_err() { return },
+                changed = ending.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    fn pending(
+        &self,
+        cursor: Cursor,
+        border: Option<u64>,
+        flush: bool,
+    ) -> impl Future<Output = Result<Pending, AssembleError>> + Send + 'static {
+        let (codec, shipping, now) = (self.sink.codec(), self.shipping, self.clock.now());
+        let identity = Arc::clone(&self.identity);
+        self.blocking(move |outbox, sink| {
+            let assembler = Assembler { outbox, sink, codec, identity: &identity, shipping };
+            assembler.next(&cursor, border, flush, now)
+        })
+    }
+
+    /// Sends one batch and does what the policy says; returns how long to wait, if at all.
+    async fn deliver(
+        &mut self,
+        batch: &Batch,
+        end: ChainPoint,
+        policy: &mut Policy,
+    ) -> Option<Duration> {
+        let id = batch.header.id().to_string();
+        let lines = batch.header.count;
+        let delivery = self.sink.deliver(batch).await;
+        match policy.next(delivery, end.seq, lines, (self.jitter)()) {
+            Next::Advance => {
+                if let Err(failure) =
+                    self.blocking(move |outbox, name| outbox.acknowledge(name, end)).await
+                {
+                    return Some(self.store_failed(&failure));
+                }
+                debug!(sink = self.name, batch = id, lines, "delivered");
+                self.progress.send_modify(|progress| {
+                    if progress.trouble.take().is_some() {
+                        info!(sink = self.name, "delivery goes on");
+                    }
+                    progress.acknowledged = end.seq;
+                    progress.delivered += lines;
+                });
+                None
+            }
+            Next::Again => None,
+            Next::Wait { delay, alarm, reason } => {
+                if alarm {
+                    error!(sink = self.name, batch = id, reason, ?delay, "delivery is held");
+                } else {
+                    warn!(sink = self.name, batch = id, reason, ?delay, "delivery was postponed");
+                }
+                self.trouble(Some(reason));
+                Some(delay)
+            }
+            Next::Bury { status, answer } => match self.bury(batch, status, answer).await {
+                Ok(()) => None,
+                Err(failure) => Some(self.store_failed(&failure)),
+            },
+        }
+    }
+
+    /// Keeps the batch's only entry as a dead letter, and reports it.
+    async fn bury(
+        &mut self,
+        batch: &Batch,
+        status: u16,
+        answer: String,
+    ) -> Result<(), AssembleError> {
+        let lines = batch.lines()?;
+        let line = lines.strip_suffix(b"\n").unwrap_or(&lines);
+        let dead: Vec<u64> = batch.header.dead_lettered.iter().map(|letter| letter.seq).collect();
+        let covered = batch.header.first_seq.unwrap_or_default()..=batch.last_seq();
+        let Some(seq) = covered.into_iter().find(|seq| !dead.contains(seq)) else { return Ok(()) };
+        let letter = DeadLetter {
+            epoch: batch.header.epoch.clone(),
+            line_sha256: Digest::of(line),
+            line: BASE64.encode(line),
+            status,
+            answer,
+            at: self.clock.now().to_string(),
+        };
+        error!(
+            sink = self.name,
+            seq, status, "entry was refused for good and kept as a dead letter"
+        );
+        self.blocking(move |outbox, name| outbox.bury(name, seq, &letter)).await?;
+        let data = serde_json::json!({ "sink": self.name, "seq": seq, "status": status });
+        (self.report)(Event::warning(siem_protocol::names::event::ENTRY_DEAD_LETTERED, data));
+        Ok(())
+    }
+
+    fn store_failed(&self, failure: &dyn std::error::Error) -> Duration {
+        let cause = causes(failure);
+        error!(sink = self.name, cause, "outbox could not be written");
+        self.trouble(Some(cause));
+        STORE_RETRY
+    }
+
+    fn trouble(&self, trouble: Option<String>) {
+        self.progress.send_if_modified(|progress| {
+            let changed = progress.trouble != trouble;
+            progress.trouble = trouble;
+            changed
+        });
+    }
+
+    /// Runs `work` on the outbox away from the network's threads.
+    fn blocking<T, E>(
+        &self,
+        work: impl FnOnce(&Outbox, &str) -> Result<T, E> + Send + 'static,
+    ) -> impl Future<Output = Result<T, E>> + Send + 'static
+    where
+        T: Send + 'static,
+        E: Send + From<OutboxError> + 'static,
+    {
+        let (outbox, name) = (Arc::clone(&self.outbox), self.name.clone());
+        let task = tokio::task::spawn_blocking(move || work(&outbox, &name));
+        async move {
+            match task.await {
+                Ok(result) => result,
+                Err(failure) => std::panic::resume_unwind(failure.into_panic()),
+            }
+        }
+    }
+}

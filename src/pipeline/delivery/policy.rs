@@ -1,0 +1,209 @@
+//! What to do after a batch: a pure function of what became of it and of what went before.
+
+use std::time::Duration;
+
+use crate::stages::sink::Delivery;
+
+/// The first wait after a failure, before jitter.
+const BASE: Duration = Duration::from_millis(500);
+/// The longest wait, before jitter.
+const CAP: Duration = Duration::from_secs(300);
+/// So many verdicts on single entries with no success between are a fault of the server's.
+const REFUSALS: u32 = 10;
+
+/// The memory of one sink's deliveries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Failures since the last success.
+    failures: u32,
+    /// Entries refused for good since the last success.
+    refusals: u32,
+    /// The last number of a batch that was refused: something up to there is.
+    suspect: Option<u64>,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Move the cursor past the batch.
+    Advance,
+    /// Send again, at once: [`Policy::border`] has moved.
+    Again,
+    /// Send again after a wait.
+    Wait {
+        /// How long.
+        delay: Duration,
+        /// Whether a person should know: waiting alone may not mend it.
+        alarm: bool,
+        /// What happened.
+        reason: String,
+    },
+    /// The batch's only entry is refused for good: keep it as a dead letter and go on.
+    Bury {
+        /// The HTTP status.
+        status: u16,
+        /// The receiver's words.
+        answer: String,
+    },
+}
+
+impl Policy {
+    /// The last number that the batch after `acknowledged` may cover; `None` is no border.
+    ///
+    /// After a refusal the batch is halved until the entry that is refused stands alone.
+    #[must_use]
+    pub fn border(&self, acknowledged: u64) -> Option<u64> {
+        let suspect = self.suspect.filter(|suspect| *suspect > acknowledged)?;
+        let rest = suspect - acknowledged;
+        Some(if rest == 1 { suspect } else { acknowledged + rest.div_ceil(2) })
+    }
+
+    /// Says what to do after `delivery` of a batch that ended with `last_seq` and held `lines`
+    /// entries. `jitter` is a random number from 0 to 1.
+    pub fn next(&mut self, delivery: Delivery, last_seq: u64, lines: u64, jitter: f64) -> Next {
+        match delivery {
+            Delivery::Acknowledged => {
+                self.failures = 0;
+                self.refusals = 0;
+                self.suspect = self.suspect.filter(|suspect| *suspect > last_seq);
+                Next::Advance
+            }
+            Delivery::Retry { after, reason } => self.wait(after, false, reason, jitter),
+            Delivery::Hold { after, reason } => self.wait(after, true, reason, jitter),
+            Delivery::Conflict { expected } => {
+                let expected = expected.map_or_else(String::new, |seq| format!(" from {seq} on"));
+                let reason = format!(
+                    "the receiver holds other entries under these numbers{expected}: was the \
+                     state directory restored from a copy?"
+                );
+                self.wait(None, true, reason, jitter)
+            }
+            Delivery::Refused { status, answer } if lines > 1 => {
+                tracing::debug!(status, lines, answer, "batch was refused and is halved");
+                self.suspect = Some(last_seq);
+                Next::Again
+            }
+            Delivery::Refused { status, answer } => {
+                if lines == 0 || self.refusals >= REFUSALS {
+                    let reason = format!("the receiver refuses every entry with {status}");
+                    return self.wait(None, true, reason, jitter);
+                }
+                self.refusals += 1;
+                Next::Bury { status, answer }
+            }
+        }
+    }
+
+    fn wait(&mut self, after: Option<Duration>, alarm: bool, reason: String, jitter: f64) -> Next {
+        let delay = after.unwrap_or_else(|| backoff(self.failures, jitter));
+        self.failures = self.failures.saturating_add(1);
+        Next::Wait { delay, alarm, reason }
+    }
+}
+
+/// Exponential backoff with full jitter: a random wait up to a bound that doubles.
+/// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>
+fn backoff(failures: u32, jitter: f64) -> Duration {
+    let bound = BASE.saturating_mul(2_u32.saturating_pow(failures)).min(CAP);
+    bound.mul_f64(jitter.clamp(0.0, 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused() -> Delivery {
+        Delivery::Refused { status: 422, answer: "no".into() }
+    }
+
+    fn retry(after: Option<u64>) -> Delivery {
+        Delivery::Retry { after: after.map(Duration::from_secs), reason: "down".into() }
+    }
+
+    fn delay(next: Next) -> Duration {
+        let Next::Wait { delay, .. } = next else { panic!("{next:?}") };
+        delay
+    }
+
+    #[test]
+    fn waits_double_up_to_a_cap_and_begin_anew_after_a_success() {
+        let mut policy = Policy::default();
+        let waits: Vec<u64> = (0..12)
+            .map(|_| delay(policy.next(retry(None), 1, 1, 1.0)).as_millis() as u64)
+            .collect();
+        assert_eq!(waits[..4], [500, 1000, 2000, 4000]);
+        assert_eq!(waits[11], 300_000);
+        assert_eq!(policy.next(Delivery::Acknowledged, 1, 1, 1.0), Next::Advance);
+        assert_eq!(delay(policy.next(retry(None), 1, 1, 1.0)).as_millis(), 500);
+        assert_eq!(delay(policy.next(retry(None), 1, 1, 0.0)).as_millis(), 0);
+    }
+
+    #[test]
+    fn never_overflows_however_long_the_server_is_down() {
+        let mut policy = Policy { failures: u32::MAX, ..Policy::default() };
+        assert_eq!(delay(policy.next(retry(None), 1, 1, 1.0)), CAP);
+    }
+
+    #[test]
+    fn the_receivers_own_wait_goes_first() {
+        let next = Policy::default().next(retry(Some(7)), 1, 1, 0.5);
+        assert_eq!(delay(next), Duration::from_secs(7));
+    }
+
+    #[test]
+    fn only_a_hold_is_an_alarm() {
+        let mut policy = Policy::default();
+        let alarm = |next| matches!(next, Next::Wait { alarm: true, .. });
+        assert!(!alarm(policy.next(retry(None), 1, 1, 0.5)));
+        let hold = Delivery::Hold { after: None, reason: "401".into() };
+        assert!(alarm(policy.next(hold, 1, 1, 0.5)));
+        assert!(alarm(policy.next(Delivery::Conflict { expected: Some(3) }, 1, 1, 0.5)));
+    }
+
+    /// Plays a receiver that refuses one entry among many; returns how many requests that took.
+    fn isolate(count: u64, poisoned: u64) -> (u64, Vec<u64>) {
+        let mut policy = Policy::default();
+        let (mut acknowledged, mut requests, mut buried) = (0, 0, Vec::new());
+        while acknowledged < count {
+            let last = policy.border(acknowledged).unwrap_or(count);
+            let dead = buried.iter().filter(|seq| (acknowledged + 1..=last).contains(*seq)).count();
+            let lines = last - acknowledged - dead as u64;
+            let bad = (acknowledged + 1..=last).contains(&poisoned) && !buried.contains(&poisoned);
+            requests += 1;
+            let delivery = if bad { refused() } else { Delivery::Acknowledged };
+            match policy.next(delivery, last, lines, 0.5) {
+                Next::Advance => acknowledged = last,
+                Next::Again => {}
+                Next::Bury { .. } => buried.push(last),
+                Next::Wait { .. } => panic!(),
+            }
+        }
+        (requests, buried)
+    }
+
+    #[test]
+    fn one_poisoned_entry_is_found_in_a_logarithm_of_requests() {
+        for count in [1, 2, 3, 7, 100, 1000] {
+            for poisoned in [1, 2, count / 2 + 1, count - 1, count] {
+                if !(1..=count).contains(&poisoned) {
+                    continue;
+                }
+                let (requests, buried) = isolate(count, poisoned);
+                assert_eq!(buried, [poisoned], "{poisoned} of {count}");
+                let bound = 2 * u64::from(count.ilog2()) + 4;
+                assert!(requests <= bound, "{poisoned} of {count}: {requests} > {bound}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_eleventh_refusal_in_a_row_is_held_as_a_fault_of_the_server() {
+        let mut policy = Policy::default();
+        for seq in 1..=10 {
+            assert!(matches!(policy.next(refused(), seq, 1, 0.5), Next::Bury { .. }));
+        }
+        assert!(matches!(policy.next(refused(), 11, 1, 0.5), Next::Wait { alarm: true, .. }));
+        policy.next(Delivery::Acknowledged, 11, 1, 0.5);
+        assert!(matches!(policy.next(refused(), 12, 1, 0.5), Next::Bury { .. }));
+    }
+}

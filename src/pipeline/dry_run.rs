@@ -1,0 +1,100 @@
+//! Reads everything from the start and says what would become of it. Changes nothing: no store, no
+//! server, no secret.
+
+use std::{io, sync::Arc};
+
+use siem_protocol::Digest;
+
+use super::{
+    accounting::Totals,
+    group::{Filling, Stages},
+    outbox::Start,
+};
+use crate::{
+    event::Event,
+    frame::Codec,
+    platform::{Clock, Timestamp},
+    stages::{
+        Named,
+        source::{Progress, Source},
+    },
+    tail::{Chunk, FileKey, GenerationId, Intake, Survey},
+};
+
+/// What a dry run works with.
+pub struct DryRun {
+    /// What reads, under the instances' names.
+    pub sources: Vec<Named<dyn Source>>,
+    /// What decides and enriches.
+    pub stages: Stages,
+    /// Hash of the configuration.
+    pub config: Digest,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl DryRun {
+    /// Reads everything once. `step` is shown, a group at a time, the entries as they would travel
+    /// (NDJSON), the totals so far, and what there is still to read.
+    ///
+    /// # Errors
+    /// What `step` returns.
+    pub fn run(
+        mut self,
+        mut step: impl FnMut(&[u8], &Totals, &Survey) -> io::Result<()>,
+    ) -> io::Result<Totals> {
+        let start = Start { seq: 1, chain: Digest::ZERO, totals: Totals::default() };
+        let mut filling = Filling::new(start, self.config, usize::MAX, Codec::Plain);
+        for (name, source) in &mut self.sources {
+            source.restore(&mut std::iter::empty());
+            let label = source.label();
+            loop {
+                let progress = source.read(&mut DryIntake {
+                    filling: &mut filling,
+                    stages: &mut self.stages,
+                    instance: name,
+                    label,
+                    now: self.clock.now(),
+                });
+                let frames = filling.take(self.clock.now()).frames;
+                let entries: Vec<u8> = frames.into_iter().flat_map(|frame| frame.body).collect();
+                source.committed();
+                self.stages.judge.commit();
+                step(&entries, filling.totals(), &source.survey())?;
+                if let Progress::Idle { .. } = progress {
+                    break;
+                }
+            }
+        }
+        Ok(filling.totals().clone())
+    }
+}
+
+/// Takes chunks and stores none.
+struct DryIntake<'a> {
+    filling: &'a mut Filling,
+    stages: &'a mut Stages,
+    instance: &'a str,
+    label: &'static str,
+    now: Timestamp,
+}
+
+impl Intake for DryIntake<'_> {
+    fn take(&mut self, chunk: Chunk<'_>) {
+        self.filling.chunk(chunk, self.instance, self.label, self.stages, self.now);
+    }
+
+    fn report(&mut self, _event: Event) {}
+
+    fn forget(&mut self, file: FileKey) {
+        self.stages.judge.forget(file);
+    }
+
+    fn has_room(&self) -> bool {
+        self.filling.has_room()
+    }
+
+    fn checkpoint(&self, _generation: &GenerationId) -> Option<Vec<u8>> {
+        None
+    }
+}

@@ -1,0 +1,339 @@
+//! The group that is being filled: entries, encoded and chained, and the checkpoints over them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem,
+};
+
+use siem_protocol::{
+    Content, Digest,
+    entry::{EventLine, PartLine, RecordLine},
+};
+
+use super::{
+    accounting::{Count, Totals},
+    judge::{Judge, Outcome},
+    outbox::{Group, Start},
+};
+use crate::{
+    event::Event,
+    frame::{self, Codec, Encoder, Frame, FrameBuilder},
+    platform::Timestamp,
+    stages::{Named, Record, enricher::Enricher},
+    tail::{Chunk, FileKey, GenerationId, Origin, Piece},
+};
+
+/// A group is full when its frames take this much, as stored: they then make one value.
+const FULL: usize = 768 << 10;
+
+/// What decides about records and adds to them: the pure part of a pipeline.
+pub struct Stages {
+    /// The filters.
+    pub judge: Judge,
+    /// The enrichers, under their instances' names.
+    pub enrichers: Vec<Named<dyn Enricher>>,
+    /// Told what became of each line, for a dry run.
+    pub witness: Option<Witness>,
+    /// Lines in parts whose first part a filter dropped: where they begin, who and why.
+    dropping: HashMap<FileKey, (u64, usize, &'static str)>,
+}
+
+/// Is told what became of a line.
+pub type Witness = Box<dyn FnMut(&Seen<'_, '_>) + Send>;
+
+/// A line, or the first part of a large one, and what became of it.
+pub struct Seen<'a, 'l> {
+    /// The line.
+    pub record: &'a Record<'l>,
+    /// What became of it.
+    pub fate: Fate<'a>,
+}
+
+/// What became of a line.
+pub enum Fate<'a> {
+    /// Nothing is in it.
+    Blank,
+    /// It is shipped; what was cut out of it.
+    Shipped(&'a [siem_protocol::Cut]),
+    /// This filter dropped it, with this reason.
+    Dropped(&'a str, &'static str),
+}
+
+impl Stages {
+    /// Filters and enrichers in the order that they run.
+    #[must_use]
+    pub fn new(judge: Judge, enrichers: Vec<Named<dyn Enricher>>) -> Self {
+        Self { judge, enrichers, witness: None, dropping: HashMap::new() }
+    }
+
+    fn tell(&mut self, record: &Record<'_>, outcome: &Outcome) {
+        let Some(witness) = &mut self.witness else { return };
+        let fate = match outcome {
+            Outcome::Drop { stage, reason } => Fate::Dropped(self.judge.name(*stage), reason),
+            Outcome::Keep(None) => Fate::Shipped(&[]),
+            Outcome::Keep(Some(edited)) => Fate::Shipped(&edited.cut),
+        };
+        witness(&Seen { record, fate });
+    }
+}
+
+/// Fills one group after the other; buffers are used again.
+pub struct Filling {
+    start: Start,
+    next_seq: u64,
+    chain: Digest,
+    totals: Totals,
+    config: Digest,
+    batch_size: u64,
+    builder: FrameBuilder,
+    encoder: Encoder,
+    frames: Vec<Frame>,
+    /// Bytes of the frames, as stored.
+    stored: usize,
+    checkpoints: BTreeMap<(String, GenerationId), Option<Vec<u8>>>,
+    /// What enrichers added to the record at hand.
+    enriched: String,
+}
+
+impl Filling {
+    /// Begins at `start`. Frames hold at most `batch_size` entries each.
+    #[must_use]
+    pub fn new(start: Start, config: Digest, batch_size: usize, codec: Codec) -> Self {
+        Self {
+            next_seq: start.seq,
+            chain: start.chain,
+            totals: start.totals.clone(),
+            start,
+            config,
+            batch_size: batch_size as u64,
+            builder: FrameBuilder::default(),
+            encoder: Encoder::new(codec),
+            frames: Vec::new(),
+            stored: 0,
+            checkpoints: BTreeMap::new(),
+            enriched: String::new(),
+        }
+    }
+
+    /// Whether there is anything to store.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.next_seq == self.start.seq && self.checkpoints.is_empty()
+    }
+
+    /// Whether another chunk fits.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.stored + self.builder.raw() < FULL
+    }
+
+    /// The totals up to here: those of all numbers below the next.
+    #[must_use]
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Adds an event.
+    pub fn event(&mut self, event: &Event, now: Timestamp) {
+        let (at, data) = (now.to_string(), event.data.to_string());
+        let line = EventLine {
+            source: event.source,
+            event: event.name,
+            severity: event.severity,
+            at: &at,
+            data: &data,
+        };
+        self.totals.events += 1;
+        self.push(event.is_urgent(), now, |seq, raw| line.write(seq, raw));
+    }
+
+    /// Adds the records of a chunk that the filters keep, and its checkpoint.
+    pub fn chunk(
+        &mut self,
+        chunk: Chunk<'_>,
+        instance: &str,
+        source: &'static str,
+        stages: &mut Stages,
+        now: Timestamp,
+    ) {
+        for event in chunk.events {
+            self.event(&event.from_source(source), now);
+        }
+        let read_at = now.to_string();
+        let reader = Reader { origin: chunk.origin, source, read_at: &read_at, now };
+        for piece in chunk.pieces {
+            self.piece(piece, &reader, stages);
+        }
+        for event in stages.judge.take_events() {
+            self.event(&event, now);
+        }
+        let key = (instance.to_owned(), chunk.origin.generation.clone());
+        self.checkpoints.insert(key, chunk.checkpoint.map(<[u8]>::to_vec));
+    }
+
+    fn piece(&mut self, piece: &Piece<'_>, reader: &Reader<'_>, stages: &mut Stages) {
+        match *piece {
+            Piece::Line { offset, bytes, size, .. } if is_blank(bytes) => {
+                self.totals.blank.add(size);
+                if let Some(witness) = &mut stages.witness {
+                    let record = Record::new(reader.origin, offset, bytes);
+                    witness(&Seen { record: &record, fate: Fate::Blank });
+                }
+            }
+            Piece::Line { offset, bytes, size, incomplete } => {
+                let record = Record::new(reader.origin, offset, bytes);
+                let outcome = stages.judge.judge(&record);
+                stages.tell(&record, &outcome);
+                match outcome {
+                    Outcome::Drop { stage, reason } => {
+                        let name = stages.judge.name(stage);
+                        self.totals.drop(name, reason, Count { lines: 1, bytes: size });
+                    }
+                    Outcome::Keep(edited) => {
+                        self.totals.shipped.add(size);
+                        self.enrich(&record, &mut stages.enrichers);
+                        let (content, sha256, cut) = match &edited {
+                            None => (record.content(), None, [].as_slice()),
+                            Some(edited) => (
+                                Content::of(&edited.line),
+                                Some(record.digest()),
+                                edited.cut.as_slice(),
+                            ),
+                        };
+                        for cut in cut {
+                            self.totals.cut(&cut.by, cut.bytes);
+                        }
+                        let enriched = mem::take(&mut self.enriched);
+                        let line = RecordLine {
+                            source: reader.source,
+                            path: &reader.origin.path_text,
+                            generation: &reader.origin.generation.0,
+                            offset,
+                            length: bytes.len() as u64,
+                            read_at: reader.read_at,
+                            enriched: &enriched,
+                            cut,
+                            masked: &[],
+                            sha256,
+                            incomplete,
+                            content,
+                        };
+                        self.push(false, reader.now, |seq, raw| line.write(seq, raw));
+                        self.enriched = enriched;
+                    }
+                }
+            }
+            Piece::Part { offset, part, bytes, size, whole, incomplete } => {
+                let file = reader.origin.file;
+                let record = Record::first_part(reader.origin, offset, bytes);
+                let lines = u64::from(whole.is_some());
+                // The first part decides for all.
+                if part == 1 {
+                    stages.dropping.remove(&file);
+                    let outcome = stages.judge.judge(&record);
+                    stages.tell(&record, &outcome);
+                    if let Outcome::Drop { stage, reason } = outcome {
+                        stages.dropping.insert(file, (offset, stage, reason));
+                    }
+                }
+                match stages.dropping.get(&file) {
+                    Some((at, stage, reason)) if *at == offset => {
+                        let name = stages.judge.name(*stage);
+                        self.totals.drop(name, reason, Count { lines, bytes: size });
+                        if whole.is_some() {
+                            stages.dropping.remove(&file);
+                        }
+                        return;
+                    }
+                    _ => self.totals.parts += Count { lines, bytes: size },
+                }
+                self.enrich(&record, &mut stages.enrichers);
+                let enriched = mem::take(&mut self.enriched);
+                let line = PartLine {
+                    source: reader.source,
+                    path: &reader.origin.path_text,
+                    generation: &reader.origin.generation.0,
+                    offset,
+                    part,
+                    read_at: reader.read_at,
+                    enriched: &enriched,
+                    whole,
+                    incomplete,
+                    bytes,
+                };
+                self.push(false, reader.now, |seq, raw| line.write(seq, raw));
+                self.enriched = enriched;
+            }
+        }
+    }
+
+    /// Collects what enrichers add, as members of the entry.
+    fn enrich(&mut self, record: &Record<'_>, enrichers: &mut [Named<dyn Enricher>]) {
+        self.enriched.clear();
+        for (name, enricher) in enrichers {
+            if let Some(object) = enricher.enrich(record) {
+                self.enriched.push_str(",\"");
+                self.enriched.push_str(name);
+                self.enriched.push_str("\":");
+                self.enriched.push_str(object.get());
+            }
+        }
+    }
+
+    fn push(&mut self, urgent: bool, now: Timestamp, write: impl FnOnce(u64, &mut Vec<u8>)) {
+        let seq = self.next_seq;
+        self.chain = self.builder.push(self.chain, urgent, |raw| write(seq, raw));
+        self.next_seq += 1;
+        // A frame ends when it is as large as frames are, or when a batch of it is full.
+        if self.builder.raw() >= frame::MAX_RAW || self.builder.count() >= self.batch_size {
+            self.seal(now);
+        }
+    }
+
+    fn seal(&mut self, now: Timestamp) {
+        let sealed =
+            self.builder.seal(self.next_seq, self.chain, self.config, now, &mut self.encoder);
+        if let Some(frame) = sealed {
+            self.stored += frame.body.len();
+            self.frames.push(frame);
+        }
+    }
+
+    /// Takes the group; the next one begins where it ends.
+    pub fn take(&mut self, now: Timestamp) -> Group {
+        self.seal(now);
+        self.stored = 0;
+        let next = Start { seq: self.next_seq, chain: self.chain, totals: self.totals.clone() };
+        Group {
+            start: mem::replace(&mut self.start, next),
+            frames: mem::take(&mut self.frames),
+            checkpoints: mem::take(&mut self.checkpoints),
+            totals: self.totals.clone(),
+        }
+    }
+
+    /// Drops the group and begins again at `start`.
+    pub fn reset(&mut self, start: Start) {
+        self.builder.clear();
+        self.frames.clear();
+        self.stored = 0;
+        self.checkpoints.clear();
+        self.next_seq = start.seq;
+        self.chain = start.chain;
+        self.totals = start.totals.clone();
+        self.start = start;
+    }
+}
+
+/// What the records of a chunk have in common.
+struct Reader<'a> {
+    origin: &'a Origin,
+    source: &'static str,
+    read_at: &'a str,
+    now: Timestamp,
+}
+
+/// Whether there is nothing in a line: no byte but spaces, tabs and carriage returns.
+fn is_blank(line: &[u8]) -> bool {
+    line.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r'))
+}

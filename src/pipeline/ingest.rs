@@ -1,0 +1,341 @@
+//! Reads sources into the outbox: one thread, one group after the other.
+
+use std::{
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::json;
+use siem_protocol::names::event;
+use tracing::{debug, error, warn};
+
+use super::{
+    group::{Filling, Stages},
+    outbox::Outbox,
+};
+use crate::{
+    event::Event,
+    platform::{Clock, Timestamp},
+    stages::{
+        Named,
+        source::{LONGEST_SLEEP, Progress, Source},
+    },
+    tail::{Chunk, FileKey, GenerationId, Intake},
+};
+
+/// How long a failed commit waits before it is tried again.
+const COMMIT_RETRY: Duration = Duration::from_secs(5);
+/// How long a full outbox waits before it looks again, when nobody wakes it.
+const FULL_RETRY: Duration = Duration::from_secs(5);
+
+/// What wakes the ingest thread, and what it is told.
+#[derive(Default)]
+pub struct Inbox {
+    mail: Mutex<Mail>,
+    wake: Condvar,
+    stopped: AtomicBool,
+}
+
+#[derive(Default)]
+struct Mail {
+    events: Vec<Event>,
+    woken: bool,
+    stop: bool,
+}
+
+impl Inbox {
+    /// There may be something to read.
+    pub fn wake(&self) {
+        self.mail().woken = true;
+        self.wake.notify_one();
+    }
+
+    /// Adds an event to the entries.
+    pub fn report(&self, event: Event) {
+        let mut mail = self.mail();
+        mail.events.push(event);
+        mail.woken = true;
+        drop(mail);
+        self.wake.notify_one();
+    }
+
+    /// Ends reading: what is in the group is stored, and the thread returns.
+    pub fn stop(&self) {
+        // Also seen in mid-group, where nobody reads mail.
+        self.stopped.store(true, Ordering::Relaxed);
+        self.mail().stop = true;
+        self.wake.notify_one();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// Waits for something to do, at most for `longest`.
+    fn wait(&self, longest: Duration) {
+        let mail = self.mail();
+        let idle = |mail: &mut Mail| !mail.woken && !mail.stop;
+        let waited = self.wake.wait_timeout_while(mail, longest, idle);
+        let (mut mail, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        mail.woken = false;
+    }
+
+    /// Waits for `longest` whatever comes, unless it is the end.
+    fn pause(&self, longest: Duration) {
+        let waited = self.wake.wait_timeout_while(self.mail(), longest, |mail| !mail.stop);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn take_events(&self) -> Vec<Event> {
+        std::mem::take(&mut self.mail().events)
+    }
+
+    fn mail(&self) -> MutexGuard<'_, Mail> {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When reading ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// Never: it ends when it is told to.
+    Stopped,
+    /// When everything there is was read once.
+    CaughtUp,
+}
+
+/// How far reading is, for a progress bar.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Read {
+    /// Bytes read since the outbox began to count.
+    pub read: u64,
+    /// Bytes that are known and not read yet.
+    pub unread: u64,
+    /// Files known.
+    pub files: usize,
+}
+
+/// Told now and then how far reading is.
+pub type Report = Box<dyn FnMut(Read) + Send>;
+
+/// What the ingest thread works with.
+pub struct Ingest {
+    /// Sources, under their instances' names.
+    pub sources: Vec<Named<dyn Source>>,
+    /// Filters and enrichers.
+    pub stages: Stages,
+    /// The group at hand.
+    pub filling: Filling,
+    /// Where groups go.
+    pub outbox: Arc<Outbox>,
+    /// Bytes that the outbox may hold.
+    pub max_bytes: u64,
+    /// What wakes and stops it.
+    pub inbox: Arc<Inbox>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// How often a heartbeat is sent.
+    pub heartbeat: Duration,
+    /// Told now and then what there is to read.
+    pub report: Report,
+    /// Events in the group at hand: kept until it is stored. Begins empty.
+    pub unstored: Vec<Event>,
+}
+
+impl Ingest {
+    /// Reads until told to stop, or as `until` says. Errors of the store are logged and tried
+    /// again: the files are the buffer.
+    pub fn run(mut self, until: Until) {
+        let started = json!({ "version": env!("CARGO_PKG_VERSION"), "epoch": self.outbox.epoch() });
+        self.restore();
+        self.event(Event::info(event::AGENT_STARTED, started));
+        let mut last_heartbeat = self.clock.now();
+        loop {
+            for event in self.inbox.take_events() {
+                self.event(event);
+            }
+            let now = self.clock.now();
+            let due = now.since(last_heartbeat) >= self.heartbeat;
+            if due {
+                last_heartbeat = now;
+                self.heartbeat();
+            }
+            let full = self.outbox.stored() >= self.max_bytes;
+            let progress = if full { None } else { Some(self.read()) };
+            if !self.commit() {
+                continue;
+            }
+            let read = self.progress();
+            (self.report)(read);
+            if self.inbox.is_stopped() || (until == Until::CaughtUp && is_idle(progress)) {
+                break;
+            }
+            match progress {
+                None => {
+                    debug!("outbox is full: reading waits");
+                    self.inbox.pause(FULL_RETRY);
+                }
+                Some(Progress::More) => {}
+                Some(Progress::Idle { next }) => {
+                    let until_heartbeat =
+                        self.heartbeat.saturating_sub(self.clock.now().since(last_heartbeat));
+                    self.inbox.wait(next.min(LONGEST_SLEEP).min(until_heartbeat));
+                }
+            }
+        }
+        for event in self.inbox.take_events() {
+            self.event(event);
+        }
+        self.heartbeat();
+        self.event(Event::info(event::AGENT_STOPPED, json!({})));
+        self.commit();
+    }
+
+    /// Lets every source read into the group.
+    fn read(&mut self) -> Progress {
+        let mut all = Progress::Idle { next: LONGEST_SLEEP };
+        for (name, source) in &mut self.sources {
+            let label = source.label();
+            let mut intake = GroupIntake {
+                filling: &mut self.filling,
+                stages: &mut self.stages,
+                outbox: &self.outbox,
+                inbox: &self.inbox,
+                instance: name,
+                label,
+                now: self.clock.now(),
+            };
+            all = match (all, source.read(&mut intake)) {
+                (Progress::Idle { next: one }, Progress::Idle { next: other }) => {
+                    Progress::Idle { next: one.min(other) }
+                }
+                _ => Progress::More,
+            };
+        }
+        all
+    }
+
+    /// Stores the group. After a failure everything begins again from what is stored; false then.
+    fn commit(&mut self) -> bool {
+        if self.filling.is_empty() {
+            return true;
+        }
+        let group = self.filling.take(self.clock.now());
+        match self.outbox.commit(&group) {
+            Ok(()) => {
+                self.unstored.clear();
+                self.stages.judge.commit();
+                self.sources.iter_mut().for_each(|(_, source)| source.committed());
+                true
+            }
+            Err(failure) => {
+                let cause = crate::text::causes(&failure);
+                error!(cause, "entries could not be stored, and will be read again");
+                self.stages.judge.rollback();
+                self.restore();
+                for event in &self.unstored {
+                    self.filling.event(event, self.clock.now());
+                }
+                if self.inbox.is_stopped() {
+                    // Nothing is lost: the files still have it.
+                    return true;
+                }
+                self.inbox.pause(COMMIT_RETRY);
+                false
+            }
+        }
+    }
+
+    /// Begins again from what is stored.
+    fn restore(&mut self) {
+        self.filling.reset(self.outbox.end());
+        for (name, source) in &mut self.sources {
+            loop {
+                match self.outbox.checkpoints(name, |rows| source.restore(rows)) {
+                    Ok(()) => break,
+                    Err(failure) => {
+                        let cause = crate::text::causes(&failure);
+                        error!(cause, "checkpoints could not be read");
+                        if self.inbox.is_stopped() {
+                            break;
+                        }
+                        self.inbox.pause(COMMIT_RETRY);
+                    }
+                }
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        self.filling.event(&event, self.clock.now());
+        self.unstored.push(event);
+    }
+
+    /// Reports the totals of all numbers below the heartbeat's own.
+    fn heartbeat(&mut self) {
+        let Read { unread, files, .. } = self.progress();
+        let data = json!({
+            "totals": self.filling.totals(),
+            "outbox_bytes": self.outbox.stored(),
+            "files": files,
+            "unread_bytes": unread,
+        });
+        self.event(Event::info(event::HEARTBEAT, data));
+    }
+
+    fn progress(&self) -> Read {
+        let mut all = Read { read: self.filling.totals().read().bytes, ..Read::default() };
+        for (_, source) in &self.sources {
+            let survey = source.survey();
+            all.unread += survey.bytes_unread;
+            all.files += survey.files;
+        }
+        all
+    }
+}
+
+fn is_idle(progress: Option<Progress>) -> bool {
+    matches!(progress, Some(Progress::Idle { .. }))
+}
+
+/// Takes a source's chunks into the group.
+struct GroupIntake<'a> {
+    filling: &'a mut Filling,
+    stages: &'a mut Stages,
+    outbox: &'a Outbox,
+    inbox: &'a Inbox,
+    instance: &'a str,
+    label: &'static str,
+    now: Timestamp,
+}
+
+impl Intake for GroupIntake<'_> {
+    fn take(&mut self, chunk: Chunk<'_>) {
+        self.filling.chunk(chunk, self.instance, self.label, self.stages, self.now);
+    }
+
+    fn report(&mut self, event: Event) {
+        self.filling.event(&event.from_source(self.label), self.now);
+    }
+
+    fn forget(&mut self, file: FileKey) {
+        self.stages.judge.forget(file);
+    }
+
+    fn has_room(&self) -> bool {
+        self.filling.has_room() && !self.inbox.is_stopped()
+    }
+
+    fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
+        match self.outbox.checkpoint(self.instance, generation) {
+            Ok(row) => row,
+            Err(failure) => {
+                warn!(cause = crate::text::causes(&failure), "a checkpoint could not be read");
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Runs a record through the filters.
+
+use siem_protocol::Cut;
+
+use crate::{
+    event::Event,
+    stages::{
+        Named, Record,
+        filter::{Change, Filter, Verdict},
+    },
+    tail::FileKey,
+};
+
+/// The filters in their order, under their instances' names.
+pub struct Judge(Vec<Named<dyn Filter>>);
+
+/// What the filters made of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is shipped; after an edit with other bytes.
+    Keep(Option<Edited>),
+    /// It ends here.
+    Drop {
+        /// The filter's place in the order.
+        stage: usize,
+        /// The filter's word for why.
+        reason: &'static str,
+    },
+}
+
+/// A record after edits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Edited {
+    /// The line as it is now.
+    pub line: Vec<u8>,
+    /// Who cut how much.
+    pub cut: Vec<Cut>,
+}
+
+impl Judge {
+    /// Filters in the order that they run.
+    #[must_use]
+    pub fn new(filters: Vec<Named<dyn Filter>>) -> Self {
+        Self(filters)
+    }
+
+    /// The instance's name of a filter in the order.
+    #[must_use]
+    pub fn name(&self, stage: usize) -> &str {
+        &self.0[stage].0
+    }
+
+    /// Asks one filter after the other.
+    pub fn judge(&mut self, record: &Record<'_>) -> Outcome {
+        let mut edited: Option<Edited> = None;
+        for (stage, (name, filter)) in self.0.iter_mut().enumerate() {
+            let verdict = match &edited {
+                None => filter.check(record),
+                Some(edited) => filter.check(&record.edited(&edited.line)),
+            };
+            match verdict {
+                Verdict::Keep => {}
+                Verdict::Drop(reason) => return Outcome::Drop { stage, reason },
+                Verdict::Edit(changes, _) => {
+                    let before = edited.as_ref().map_or(record.line(), |edited| &edited.line);
+                    let Some(line) = apply(before, &changes) else {
+                        // A filter's mistake must not cost a record: it goes on unedited.
+                        tracing::error!(
+                            filter = name,
+                            "filter gave ranges that do not fit the line"
+                        );
+                        continue;
+                    };
+                    let bytes = changes.iter().map(|change| change.range.len() as u64).sum();
+                    let edited = edited.get_or_insert_default();
+                    edited.line = line;
+                    edited.cut.push(Cut { by: name.clone(), bytes });
+                }
+            }
+        }
+        Outcome::Keep(edited)
+    }
+
+    /// The group with the records judged so far is stored.
+    pub fn commit(&mut self) {
+        self.0.iter_mut().for_each(|(_, filter)| filter.commit());
+    }
+
+    /// The group with the records judged so far was not stored.
+    pub fn rollback(&mut self) {
+        self.0.iter_mut().for_each(|(_, filter)| filter.rollback());
+    }
+
+    /// A file is gone.
+    pub fn forget(&mut self, file: FileKey) {
+        self.0.iter_mut().for_each(|(_, filter)| filter.forget(file));
+    }
+
+    /// What the filters have to report.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        self.0.iter_mut().flat_map(|(_, filter)| filter.take_events()).collect()
+    }
+}
+
+/// The line after `changes`; `None` when their ranges overlap, are out of order or out of bounds.
+fn apply(line: &[u8], changes: &[Change]) -> Option<Vec<u8>> {
+    let mut edited = Vec::with_capacity(line.len());
+    let mut at = 0;
+    for Change { range, with } in changes {
+        edited.extend_from_slice(line.get(at..range.start)?);
+        edited.extend_from_slice(with);
+        at = range.end.max(range.start);
+    }
+    edited.extend_from_slice(line.get(at..)?);
+    Some(edited)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stages::{StageOptions, filter};
+
+    fn judge(names: &[&str]) -> Judge {
+        let options = StageOptions::from_toml("").unwrap();
+        Judge::new(
+            names
+                .iter()
+                .map(|name| ((*name).to_owned(), filter::build(name, &options).unwrap()))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn the_first_drop_decides() {
+        let mut judge = judge(&["meta", "sidechain"]);
+        let both = Record::from_line(br#"{"isSidechain":true,"isMeta":true}"#);
+        assert_eq!(judge.judge(&both), Outcome::Drop { stage: 0, reason: "meta" });
+        let one = Record::from_line(br#"{"isSidechain":true}"#);
+        assert_eq!(judge.judge(&one), Outcome::Drop { stage: 1, reason: "sidechain" });
+        assert_eq!(judge.judge(&Record::from_line(b"{}")), Outcome::Keep(None));
+    }
+
+    #[test]
+    fn later_filters_see_the_edited_line() {
+        struct Blank;
+        impl Filter for Blank {
+            fn check(&mut self, record: &Record<'_>) -> Verdict {
+                let length = record.line().len();
+                Verdict::Edit(vec![Change { range: 0..length, with: b"{}".to_vec() }], "blanked")
+            }
+        }
+        let mut judge = judge(&["meta"]);
+        judge.0.insert(0, ("blank".into(), Box::new(Blank)));
+        let record = Record::from_line(br#"{"isMeta":true}"#);
+        let Outcome::Keep(Some(edited)) = judge.judge(&record) else { panic!() };
+        assert_eq!(edited.line, b"{}");
+        assert_eq!(edited.cut, [Cut { by: "blank".into(), bytes: 15 }]);
+    }
+
+    #[test]
+    fn ranges_that_do_not_fit_change_nothing() {
+        let change = |start, end| Change::cut(std::ops::Range { start, end });
+        assert_eq!(apply(b"abcdef", &[change(1, 2), change(4, 6)]).unwrap(), b"acd");
+        assert_eq!(apply(b"abcdef", &[change(4, 5), change(1, 2)]), None);
+        assert_eq!(apply(b"abcdef", &[change(1, 3), change(2, 4)]), None);
+        assert_eq!(apply(b"abcdef", &[change(5, 7)]), None);
+    }
+}

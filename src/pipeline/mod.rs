@@ -1,0 +1,11 @@
+//! Puts stages together and runs them: sources into the outbox, and out of it into the sinks.
+
+pub mod accounting;
+pub mod assembly;
+pub mod delivery;
+pub mod dry_run;
+pub mod group;
+pub mod ingest;
+pub mod judge;
+pub mod outbox;
+pub mod runner;

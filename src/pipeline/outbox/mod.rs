@@ -1,0 +1,579 @@
+//! The durable queue of entries that are accepted and not yet acknowledged.
+//!
+//! One redb file. Entries, the checkpoints that cover them and the accounting of their bytes are
+//! stored in one transaction, synced; nothing leaves before every sink has acknowledged it.
+//! Nothing outside this module knows redb.
+
+mod value;
+
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use redb::{
+    Builder, Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition,
+    WriteTransaction,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use siem_protocol::{ChainPoint, DeadLettered, Digest};
+use tokio::sync::watch;
+
+use super::accounting::Totals;
+use crate::{
+    frame::{Frame, FrameHead},
+    tail::GenerationId,
+};
+
+/// Values by the first sequence number in them.
+const VALUES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("values");
+/// Rows of generations, by source and generation.
+const CHECKPOINTS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("checkpoints");
+/// How far each sink is.
+const CURSORS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cursors");
+/// Entries that a sink refused for good, by sink and sequence number.
+const DEAD_LETTERS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("dead_letters");
+/// What there is one of.
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+
+const STATE: &str = "state";
+/// The layout of the tables. A store of a newer one is refused, untouched.
+const SCHEMA: u32 = 1;
+const CACHE: usize = 8 << 20;
+
+/// A durable queue of entries with the checkpoints of their files.
+///
+/// Shared by the writer and the sinks' tasks. Every call blocks for the disk: keep it off the
+/// network's threads.
+pub struct Outbox {
+    database: Database,
+    path: PathBuf,
+    state: Mutex<State>,
+    head: watch::Sender<Head>,
+}
+
+/// What the outbox is, as last committed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
+    schema: u32,
+    epoch: String,
+    /// The number of the next entry.
+    next_seq: u64,
+    /// The chain after the last entry.
+    chain: Digest,
+    /// The last entry that must be sent at once.
+    urgent_seq: u64,
+    /// Bytes of all values.
+    stored: u64,
+    totals: Totals,
+}
+
+/// How far the outbox has come: what the sinks' tasks wait for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// The last entry's number.
+    pub last_seq: u64,
+    /// The last entry that must be sent at once; 0 for none.
+    pub urgent_seq: u64,
+}
+
+/// Where the next group begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The number of its first entry.
+    pub seq: u64,
+    /// The chain before it.
+    pub chain: Digest,
+    /// The totals before it.
+    pub totals: Totals,
+}
+
+/// Entries with the checkpoints that cover them: stored together or not at all.
+#[derive(Debug)]
+pub struct Group {
+    /// Where it begins: the outbox's end when it was begun.
+    pub start: Start,
+    /// The entries, in order and without gaps.
+    pub frames: Vec<Frame>,
+    /// New rows of generations by source; `None` removes a row.
+    pub checkpoints: BTreeMap<(String, GenerationId), Option<Vec<u8>>>,
+    /// The totals after it.
+    pub totals: Totals,
+}
+
+/// How far a sink is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// The last acknowledged number and the chain there.
+    pub acknowledged: ChainPoint,
+    /// Where a sink began that was added later; until its first acknowledgement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<ChainPoint>,
+}
+
+/// An entry that a sink refused for good, kept with the reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// The epoch that numbered it.
+    pub epoch: String,
+    /// SHA-256 of its line.
+    pub line_sha256: Digest,
+    /// Its line, in base64.
+    pub line: String,
+    /// The HTTP status that refused it.
+    pub status: u16,
+    /// The receiver's words, at most 4 KiB.
+    pub answer: String,
+    /// When, RFC 3339.
+    pub at: String,
+}
+
+/// Why the outbox cannot do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum OutboxError {
+    /// The store could not be opened, read or written.
+    #[error("cannot {action} the outbox `{}`", path.display())]
+    Store {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// A newer agent wrote the store.
+    #[error(
+        "the outbox `{}` was written by a newer agent (schema {found}, this one knows {SCHEMA}): \
+         run that agent again, or give this one another state directory", path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: u32,
+    },
+    /// The store holds what it cannot have written.
+    #[error("the outbox `{}` is damaged: {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What cannot be read.
+        what: &'static str,
+    },
+    /// The group does not begin where the outbox ends.
+    #[error("a group begins at {found}, the outbox ends before {expected}")]
+    Stale {
+        /// Where the group begins.
+        found: u64,
+        /// Where it should.
+        expected: u64,
+    },
+}
+
+impl Outbox {
+    /// Opens the outbox at `path`, or begins a new one with the epoch that `new_epoch` names.
+    /// Cursors of sinks that are not in `sinks` are removed, new sinks begin at the first entry
+    /// that is still there.
+    ///
+    /// # Errors
+    /// [`OutboxError`]; the file is then untouched.
+    pub fn open(
+        path: &Path,
+        sinks: &[String],
+        new_epoch: impl FnOnce() -> String,
+    ) -> Result<Self, OutboxError> {
+        let failed = |source: redb::Error| OutboxError::Store {
+            action: "open",
+            path: path.to_owned(),
+            source: Box::new(source),
+        };
+        let database = Builder::new()
+            .set_cache_size(CACHE)
+            .create(path)
+            .map_err(|error| failed(error.into()))?;
+        let fresh = || State {
+            schema: SCHEMA,
+            epoch: new_epoch(),
+            next_seq: 1,
+            chain: Digest::ZERO,
+            urgent_seq: 0,
+            stored: 0,
+            totals: Totals::default(),
+        };
+        let outbox = Self {
+            database,
+            path: path.to_owned(),
+            state: Mutex::new(fresh()),
+            head: watch::Sender::default(),
+        };
+        outbox.write("open", |transaction, state| {
+            // Opening a table makes it: readers may rely on all of them.
+            transaction.open_table(VALUES)?;
+            transaction.open_table(CHECKPOINTS)?;
+            transaction.open_table(DEAD_LETTERS)?;
+            if let Some(row) = transaction.open_table(META)?.get(STATE)? {
+                *state = match serde_json::from_slice(row.value()) {
+                    Ok(stored) => stored,
+                    Err(_) => return Ok(Err(outbox.damaged("its state"))),
+                };
+            }
+            if state.schema > SCHEMA {
+                return Ok(Err(OutboxError::Newer { path: path.to_owned(), found: state.schema }));
+            }
+            Ok(place_cursors(transaction, state, sinks)?.ok_or_else(|| outbox.damaged("a cursor")))
+        })?;
+        Ok(outbox)
+    }
+
+    /// The name of this outbox's count.
+    #[must_use]
+    pub fn epoch(&self) -> String {
+        self.state().epoch.clone()
+    }
+
+    /// Where the next group begins.
+    #[must_use]
+    pub fn end(&self) -> Start {
+        let state = self.state();
+        Start { seq: state.next_seq, chain: state.chain, totals: state.totals.clone() }
+    }
+
+    /// Bytes that the entries take.
+    #[must_use]
+    pub fn stored(&self) -> u64 {
+        self.state().stored
+    }
+
+    /// Follows how far the outbox has come.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Head> {
+        self.head.subscribe()
+    }
+
+    /// Appends the group's entries and moves its checkpoints, in one transaction.
+    ///
+    /// After `Ok` a crash loses nothing; after `Err` nothing has changed.
+    ///
+    /// # Errors
+    /// [`OutboxError`]: the caller rolls back and tries again later.
+    pub fn commit(&self, group: &Group) -> Result<(), OutboxError> {
+        self.write("append to", |transaction, state| {
+            if group.start.seq != state.next_seq {
+                let (found, expected) = (group.start.seq, state.next_seq);
+                return Ok(Err(OutboxError::Stale { found, expected }));
+            }
+            {
+                let mut values = transaction.open_table(VALUES)?;
+                for frames in runs(&group.frames) {
+                    let value = value::encode(frames);
+                    state.stored += value.len() as u64;
+                    values.insert(frames[0].head.first_seq, value.as_slice())?;
+                }
+                let mut checkpoints = transaction.open_table(CHECKPOINTS)?;
+                for ((source, generation), row) in &group.checkpoints {
+                    let key = (source.as_str(), generation.0.as_str());
+                    match row {
+                        Some(row) => checkpoints.insert(key, row.as_slice())?,
+                        None => checkpoints.remove(key)?,
+                    };
+                }
+            }
+            if let Some(last) = group.frames.last() {
+                state.next_seq = last.head.last_seq() + 1;
+                state.chain = last.head.after;
+            }
+            if let Some(urgent) = group.frames.iter().rev().find(|frame| frame.head.urgent) {
+                state.urgent_seq = urgent.head.last_seq();
+            }
+            state.totals = group.totals.clone();
+            Ok(Ok(()))
+        })
+    }
+
+    /// How far `sink` is.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read.
+    pub fn cursor(&self, sink: &str) -> Result<Cursor, OutboxError> {
+        let cursor = self.read("read", |transaction| {
+            let row = transaction.open_table(CURSORS)?.get(sink)?;
+            Ok(row.and_then(|row| from_json(row.value())))
+        })?;
+        cursor.ok_or_else(|| self.damaged("a cursor"))
+    }
+
+    /// Moves `sink`'s cursor to `point`, and deletes what every sink has acknowledged.
+    ///
+    /// # Errors
+    /// [`OutboxError`]: nothing has changed; the batch will be sent again.
+    pub fn acknowledge(&self, sink: &str, point: ChainPoint) -> Result<(), OutboxError> {
+        self.write("acknowledge entries of", |transaction, state| {
+            let mut cursors = transaction.open_table(CURSORS)?;
+            cursors.insert(sink, json(&Cursor { acknowledged: point, base: None }).as_slice())?;
+            let mut slowest = point.seq;
+            for row in cursors.iter()? {
+                match from_json::<Cursor>(row?.1.value()) {
+                    Some(cursor) => slowest = slowest.min(cursor.acknowledged.seq),
+                    None => return Ok(Err(self.damaged("a cursor"))),
+                }
+            }
+            drop_values(transaction, state, slowest)?;
+            Ok(Ok(()))
+        })
+    }
+
+    /// Keeps an entry that `sink` refused for good. Its number is named in the next header.
+    ///
+    /// # Errors
+    /// [`OutboxError`]: nothing has changed; the entry will be sent again.
+    pub fn bury(&self, sink: &str, seq: u64, letter: &DeadLetter) -> Result<(), OutboxError> {
+        self.write("keep a dead letter in", |transaction, _| {
+            let mut letters = transaction.open_table(DEAD_LETTERS)?;
+            letters.insert((sink, seq), json(letter).as_slice())?;
+            Ok(Ok(()))
+        })
+    }
+
+    /// The entries after `seq` that `sink` refused for good in this epoch, in order.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read.
+    pub fn dead_after(&self, sink: &str, seq: u64) -> Result<Vec<DeadLettered>, OutboxError> {
+        let epoch = self.epoch();
+        self.read("read", |transaction| {
+            let letters = transaction.open_table(DEAD_LETTERS)?;
+            let mut dead = Vec::new();
+            for row in letters.range((sink, seq + 1)..=(sink, u64::MAX))? {
+                let (key, row) = row?;
+                if let Some(letter) = from_json::<DeadLetter>(row.value())
+                    && letter.epoch == epoch
+                {
+                    dead.push(DeadLettered { seq: key.value().1, line_sha256: letter.line_sha256 });
+                }
+            }
+            Ok(dead)
+        })
+    }
+
+    /// Reads frames in order, beginning with the one that holds `seq`, as long as `want` takes
+    /// their heads. Only the bodies of frames that were taken are copied.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read or a value in it is damaged.
+    pub fn frames(
+        &self,
+        seq: u64,
+        mut want: impl FnMut(&FrameHead) -> ControlFlow<()>,
+    ) -> Result<Vec<Frame>, OutboxError> {
+        let read = self.read("read", |transaction| {
+            let values = transaction.open_table(VALUES)?;
+            let holder = values.range(..=seq)?.next_back().transpose()?;
+            let first = holder.map_or(seq, |(key, _)| key.value());
+            let mut frames = Vec::new();
+            for row in values.range(first..)? {
+                let (_, value) = row?;
+                let Some(decoded) = value::decode(value.value()) else { return Ok(None) };
+                for (head, body) in decoded.filter(|(head, _)| head.last_seq() >= seq) {
+                    if want(&head).is_break() {
+                        return Ok(Some(frames));
+                    }
+                    frames.push(Frame { head, body: body.to_vec() });
+                }
+            }
+            Ok(Some(frames))
+        })?;
+        read.ok_or_else(|| self.damaged("a value"))
+    }
+
+    /// The row of a generation.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read.
+    pub fn checkpoint(
+        &self,
+        source: &str,
+        generation: &GenerationId,
+    ) -> Result<Option<Vec<u8>>, OutboxError> {
+        self.read("read", |transaction| {
+            let checkpoints = transaction.open_table(CHECKPOINTS)?;
+            let row = checkpoints.get((source, generation.0.as_str()))?;
+            Ok(row.map(|row| row.value().to_vec()))
+        })
+    }
+
+    /// Shows all rows of `source`.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read.
+    pub fn checkpoints(
+        &self,
+        source: &str,
+        take: impl FnOnce(&mut dyn Iterator<Item = (GenerationId, Vec<u8>)>),
+    ) -> Result<(), OutboxError> {
+        let mut failure = None;
+        self.read("read", |transaction| {
+            let checkpoints = transaction.open_table(CHECKPOINTS)?;
+            let mut rows = checkpoints.range((source, "")..)?.map_while(|row| match row {
+                Ok((key, row)) if key.value().0 == source => {
+                    Some((GenerationId(key.value().1.to_owned()), row.value().to_vec()))
+                }
+                Ok(_) => None,
+                Err(error) => {
+                    failure = Some(error);
+                    None
+                }
+            });
+            take(&mut rows);
+            drop(rows);
+            failure.map_or(Ok(()), |error| Err(error.into()))
+        })
+    }
+
+    fn read<T>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(redb::ReadTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, OutboxError> {
+        let transaction = self.database.begin_read().map_err(redb::Error::from);
+        transaction.and_then(work).map_err(|source| self.failed(action, source))
+    }
+
+    /// Runs `work` in one synced transaction. Its inner error, as its outer one, changes nothing.
+    fn write(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&WriteTransaction, &mut State) -> Result<Result<(), OutboxError>, redb::Error>,
+    ) -> Result<(), OutboxError> {
+        // Held over the transaction: state and store change together.
+        let mut current = self.state();
+        let mut state = current.clone();
+        let commit = || {
+            let mut transaction = self.database.begin_write()?;
+            transaction.set_durability(Durability::Immediate)?;
+            if let Err(error) = work(&transaction, &mut state)? {
+                return Ok(Err(error));
+            }
+            transaction.open_table(META)?.insert(STATE, json(&state).as_slice())?;
+            transaction.commit()?;
+            Ok(Ok(()))
+        };
+        commit().map_err(|source| self.failed(action, source))??;
+        let head = Head { last_seq: state.next_seq - 1, urgent_seq: state.urgent_seq };
+        *current = state;
+        drop(current);
+        self.head.send_if_modified(|known| std::mem::replace(known, head) != head);
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic in mid-transaction leaves the state as it was: it is replaced only at the end.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, action: &'static str, source: redb::Error) -> OutboxError {
+        OutboxError::Store { action, path: self.path.clone(), source: Box::new(source) }
+    }
+
+    fn damaged(&self, what: &'static str) -> OutboxError {
+        OutboxError::Damaged { path: self.path.clone(), what }
+    }
+}
+
+/// Cuts frames into runs that make one value each.
+fn runs(mut frames: &[Frame]) -> impl Iterator<Item = &[Frame]> {
+    std::iter::from_fn(move || {
+        if frames.is_empty() {
+            return None;
+        }
+        let mut stored = 0;
+        let fitting = frames.iter().position(|frame| {
+            stored += frame.body.len() + HEAD;
+            stored > value::MAX_STORED
+        });
+        let (run, rest) = frames.split_at(fitting.unwrap_or(frames.len()).max(1));
+        frames = rest;
+        Some(run)
+    })
+}
+
+/// About what a head takes in a value.
+const HEAD: usize = 512;
+
+/// Gives every sink a cursor and takes away those of sinks that are no more; `None` when a cursor
+/// is damaged.
+fn place_cursors(
+    transaction: &WriteTransaction,
+    state: &mut State,
+    sinks: &[String],
+) -> Result<Option<()>, redb::Error> {
+    let mut cursors = transaction.open_table(CURSORS)?;
+    cursors.retain(|sink, _| {
+        let kept = sinks.iter().any(|known| known == sink);
+        if !kept {
+            tracing::warn!(
+                sink,
+                "sink is no longer configured: its place in the outbox was dropped"
+            );
+        }
+        kept
+    })?;
+    let begin = begin(transaction, state)?;
+    let mut slowest = u64::MAX;
+    for sink in sinks {
+        let known = cursors.get(sink.as_str())?.map(|row| from_json::<Cursor>(row.value()));
+        let cursor = match known {
+            Some(Some(cursor)) => cursor,
+            Some(None) => return Ok(None),
+            None => Cursor { acknowledged: begin, base: (begin.seq > 0).then_some(begin) },
+        };
+        cursors.insert(sink.as_str(), json(&cursor).as_slice())?;
+        slowest = slowest.min(cursor.acknowledged.seq);
+    }
+    drop_values(transaction, state, slowest)?;
+    Ok(Some(()))
+}
+
+/// The point before the first entry that is still there.
+fn begin(transaction: &WriteTransaction, state: &State) -> Result<ChainPoint, redb::Error> {
+    let values = transaction.open_table(VALUES)?;
+    let first = values.first()?.and_then(|(_, value)| {
+        let head = value::decode(value.value())?.next()?.0;
+        Some(ChainPoint { seq: head.first_seq - 1, hash: head.before })
+    });
+    Ok(first.unwrap_or(ChainPoint { seq: state.next_seq - 1, hash: state.chain }))
+}
+
+/// Deletes the values that end at or before `seq`.
+fn drop_values(
+    transaction: &WriteTransaction,
+    state: &mut State,
+    seq: u64,
+) -> Result<(), redb::Error> {
+    let mut values = transaction.open_table(VALUES)?;
+    loop {
+        // A value ends where the next one begins.
+        let end = {
+            let mut two = values.iter()?;
+            let Some(first) = two.next().transpose()? else { return Ok(()) };
+            let next = two.next().transpose()?.map_or(state.next_seq, |(key, _)| key.value());
+            if next > seq.saturating_add(1) {
+                return Ok(());
+            }
+            first.0.value()
+        };
+        if let Some(value) = values.remove(end)? {
+            state.stored = state.stored.saturating_sub(value.value().len() as u64);
+        }
+    }
+}
+
+fn json<T: Serialize>(row: &T) -> Vec<u8> {
+    serde_json::to_vec(row).expect("rows can be written as JSON")
+}
+
+fn from_json<T: DeserializeOwned>(row: &[u8]) -> Option<T> {
+    serde_json::from_slice(row).ok()
+}

@@ -1,0 +1,71 @@
+//! A value of the outbox: several frames in one.
+//!
+//! Its length in four bytes, little endian, a JSON array of the frames' heads, then the bodies.
+//! JSON, because heads outlive a version of the agent.
+
+use crate::frame::{Frame, FrameHead};
+
+/// The most that a value holds, unless one frame is larger: redb stores a value just under a power
+/// of two in half the space that one just above takes.
+pub(super) const MAX_STORED: usize = (1 << 20) - (4 << 10);
+
+/// Encodes frames.
+pub(super) fn encode(frames: &[Frame]) -> Vec<u8> {
+    let heads: Vec<&FrameHead> = frames.iter().map(|frame| &frame.head).collect();
+    let heads = serde_json::to_vec(&heads).expect("heads can be written as JSON");
+    let bodies: usize = frames.iter().map(|frame| frame.body.len()).sum();
+    let mut value = Vec::with_capacity(4 + heads.len() + bodies);
+    let length = u32::try_from(heads.len()).expect("a value holds a few thousand frames at most");
+    value.extend_from_slice(&length.to_le_bytes());
+    value.extend_from_slice(&heads);
+    frames.iter().for_each(|frame| value.extend_from_slice(&frame.body));
+    value
+}
+
+/// The frames of a value, each body borrowed; `None` when the value is damaged.
+pub(super) fn decode(value: &[u8]) -> Option<impl Iterator<Item = (FrameHead, &[u8])>> {
+    let (length, rest) = value.split_first_chunk::<4>()?;
+    let (heads, mut bodies) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    let heads: Vec<FrameHead> = serde_json::from_slice(heads).ok()?;
+    let stored = heads.iter().try_fold(0_usize, |sum, head| sum.checked_add(head.stored))?;
+    if stored != bodies.len() || heads.iter().any(|head| head.count == 0) {
+        return None;
+    }
+    Some(heads.into_iter().map(move |head| {
+        let (body, rest) = bodies.split_at(head.stored);
+        bodies = rest;
+        (head, body)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use siem_protocol::Digest;
+
+    use super::*;
+    use crate::{
+        frame::{Codec, Encoder, FrameBuilder},
+        platform::Timestamp,
+    };
+
+    #[test]
+    fn decodes_what_it_encodes_and_notices_damage() {
+        let mut encoder = Encoder::new(Codec::Zstd);
+        let frames: Vec<Frame> = (1..=3_u64)
+            .map(|seq| {
+                let mut builder = FrameBuilder::default();
+                let chain = builder.push(Digest::ZERO, false, |raw| raw.extend_from_slice(b"x"));
+                builder.seal(seq + 1, chain, Digest::ZERO, Timestamp(seq), &mut encoder).unwrap()
+            })
+            .collect();
+        let value = encode(&frames);
+        let back: Vec<Frame> = decode(&value)
+            .unwrap()
+            .map(|(head, body)| Frame { head, body: body.to_vec() })
+            .collect();
+        assert_eq!(back, frames);
+        for length in 0..value.len() {
+            assert!(decode(&value[..length]).is_none(), "{length}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! What a receiver's answer to a batch means. A pure function of the answer.
+
+use std::time::Duration;
+
+use reqwest::header::HeaderMap;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use siem_protocol::{Problem, Receipt};
+
+use crate::{platform::Timestamp, stages::sink::Delivery};
+
+/// The longest that a receiver may put the agent off.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// How much of a refusal is kept.
+const WORDS: usize = 4 << 10;
+
+/// What acknowledges a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Acknowledgement {
+    /// A 2xx answer whose JSON body has a `last_seq` that covers the batch. A captive portal
+    /// answers 200 too.
+    #[default]
+    Receipt,
+    /// Any 2xx answer: for receivers that are not made for this agent.
+    Status,
+}
+
+/// What came back for a request.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// No answer, or not a whole one.
+    Failed {
+        /// What happened.
+        reason: String,
+    },
+    /// An answer.
+    Answered {
+        /// Its status.
+        status: u16,
+        /// Its headers.
+        headers: HeaderMap,
+        /// Its body, as far as it was read.
+        body: Vec<u8>,
+        /// Whether that is all of the body.
+        whole: bool,
+    },
+}
+
+/// Says what `reply` means for a batch that ends with `last_seq`.
+#[must_use]
+pub fn judge(
+    reply: &Reply,
+    acknowledgement: Acknowledgement,
+    last_seq: u64,
+    now: Timestamp,
+) -> Delivery {
+    let Reply::Answered { status, headers, body, .. } = reply else {
+        let Reply::Failed { reason } = reply else { unreachable!("a reply is one of two") };
+        return Delivery::Retry { after: None, reason: reason.clone() };
+    };
+    let after = headers
+        .get(reqwest::header::RETRY_AFTER)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| retry_after(value, now));
+    match status {
+        200..=299 if covers(acknowledgement, body, last_seq) => Delivery::Acknowledged,
+        200..=299 => Delivery::Hold {
+            after,
+            reason: format!(
+                "the answer {status} carries no receipt that covers {last_seq}: is something \
+                 between the agent and the receiver, or is `acknowledgement = \"status\"` wanted?"
+            ),
+        },
+        408 | 425 | 429 | 500..=599 => Delivery::Retry {
+            after,
+            reason: format!("the receiver answered {status}{}", said(body)),
+        },
+        409 => {
+            Delivery::Conflict { expected: problem(body).and_then(|problem| problem.expected_seq) }
+        }
+        413 | 422 => Delivery::Refused { status: *status, answer: words(body) },
+        _ => {
+            let hint = match status {
+                401 => ": is the token right?",
+                403 => ": is the HMAC secret right?",
+                404 => ": is the endpoint right?",
+                300..=399 => ": redirects are not followed, give the endpoint itself",
+                407 => ": the proxy wants credentials",
+                _ => "",
+            };
+            let reason = format!("the receiver answered {status}{hint}{}", said(body));
+            Delivery::Hold { after, reason }
+        }
+    }
+}
+
+fn covers(acknowledgement: Acknowledgement, body: &[u8], last_seq: u64) -> bool {
+    acknowledgement == Acknowledgement::Status
+        || serde_json::from_slice::<Receipt>(body)
+            .is_ok_and(|receipt| receipt.last_seq.is_some_and(|covered| covered >= last_seq))
+}
+
+/// Reads `Retry-After` (RFC 9110, 10.2.3): seconds or a date. What lies in the past or can't be
+/// read is as if it were not there.
+fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+    let value = value.trim();
+    let wait = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // Digits beyond the range of a number are still a very long time.
+        value.parse().map_or(LONGEST_RETRY_AFTER, Duration::from_secs)
+    } else {
+        Timestamp::from(httpdate::parse_http_date(value).ok()?).since(now)
+    };
+    (!wait.is_zero()).then(|| wait.min(LONGEST_RETRY_AFTER))
+}
+
+fn problem(body: &[u8]) -> Option<Problem> {
+    serde_json::from_slice(body).ok()
+}
+
+/// The receiver's own words, if its answer is a problem document.
+fn said(body: &[u8]) -> String {
+    let Some(problem) = problem(body) else { return String::new() };
+    let words: String = problem
+        .detail
+        .unwrap_or(problem.title)
+        .chars()
+        .filter(|character| !character.is_control())
+        .take(200)
+        .collect();
+    format!(" ({words})")
+}
+
+fn words(body: &[u8]) -> String {
+    String::from_utf8_lossy(&body[..body.len().min(WORDS)]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2026-11-21T20:00:00Z.
+    const NOW: Timestamp = Timestamp(1_795_291_200_000);
+
+    fn answered(status: u16, body: &str, retry_after: Option<&str>) -> Reply {
+        let mut headers = HeaderMap::new();
+        if let Some(value) = retry_after {
+            headers.insert("retry-after", value.parse().unwrap());
+        }
+        Reply::Answered { status, headers, body: body.as_bytes().to_vec(), whole: true }
+    }
+
+    fn delivery(status: u16, body: &str) -> Delivery {
+        judge(&answered(status, body, None), Acknowledgement::Receipt, 10, NOW)
+    }
+
+    #[test]
+    fn only_a_receipt_that_covers_the_batch_acknowledges_it() {
+        assert_eq!(delivery(200, r#"{"last_seq":10}"#), Delivery::Acknowledged);
+        assert_eq!(delivery(200, r#"{"last_seq":99,"accepted":1}"#), Delivery::Acknowledged);
+        for body in ["", "{}", "<html>sign in</html>", r#"{"last_seq":9}"#, r#"{"last_seq":"10"}"#]
+        {
+            assert!(matches!(delivery(200, body), Delivery::Hold { .. }), "{body}");
+        }
+    }
+
+    #[test]
+    fn by_status_any_2xx_acknowledges() {
+        let judged = |status| judge(&answered(status, "", None), Acknowledgement::Status, 10, NOW);
+        assert_eq!(judged(200), Delivery::Acknowledged);
+        assert_eq!(judged(204), Delivery::Acknowledged);
+        assert!(matches!(judged(302), Delivery::Hold { .. }));
+    }
+
+    #[test]
+    fn every_status_has_its_meaning() {
+        for status in [408, 425, 429, 500, 502, 503, 504, 507, 599] {
+            assert!(matches!(delivery(status, ""), Delivery::Retry { .. }), "{status}");
+        }
+        for status in [100, 301, 302, 307, 400, 401, 403, 404, 405, 407, 410, 415, 418, 451] {
+            assert!(matches!(delivery(status, ""), Delivery::Hold { .. }), "{status}");
+        }
+        for status in [413, 422] {
+            let answer = "too much".to_owned();
+            assert_eq!(delivery(status, "too much"), Delivery::Refused { status, answer });
+        }
+        let problem = r#"{"type":"about:blank","title":"conflict","status":409,"expected_seq":7}"#;
+        assert_eq!(delivery(409, problem), Delivery::Conflict { expected: Some(7) });
+        assert_eq!(delivery(409, "?"), Delivery::Conflict { expected: None });
+    }
+
+    #[test]
+    fn a_receiver_may_put_the_agent_off_for_an_hour_at_most() {
+        let cases = [
+            ("0", None),
+            ("7", Some(7)),
+            (" 7 ", Some(7)),
+            ("999999", Some(3600)),
+            ("99999999999999999999999999", Some(3600)),
+            ("-1", None),
+            ("1.5", None),
+            ("soon", None),
+            ("", None),
+            ("Sat, 21 Nov 2026 20:00:30 GMT", Some(30)),
+            ("Sat, 21 Nov 2026 19:00:00 GMT", None),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", Some(3600)),
+        ];
+        for (value, expected) in cases {
+            let judged = judge(&answered(503, "", Some(value)), Acknowledgement::Receipt, 1, NOW);
+            let Delivery::Retry { after, .. } = judged else { panic!("{value}") };
+            assert_eq!(after, expected.map(Duration::from_secs), "{value}");
+        }
+    }
+
+    #[test]
+    fn no_answer_is_retried() {
+        let reply = Reply::Failed { reason: "connection refused".into() };
+        let judged = judge(&reply, Acknowledgement::Status, 1, NOW);
+        assert_eq!(judged, Delivery::Retry { after: None, reason: "connection refused".into() });
+    }
+
+    #[test]
+    fn the_receivers_words_are_short_and_plain() {
+        let long = "x\u{1b}[31m".repeat(1000);
+        let problem = serde_json::json!({"type":"a","title":"t","status":400,"detail":long});
+        let Delivery::Hold { reason, .. } = delivery(400, &problem.to_string()) else { panic!() };
+        assert!(reason.len() < 300 && !reason.contains('\u{1b}'), "{reason}");
+    }
+}

@@ -1,0 +1,155 @@
+//! The way to a receiver: requests with the agent's identity, signed, and what the answers mean.
+
+mod answer;
+
+use std::time::Duration;
+
+pub use answer::{Acknowledgement, Reply, judge};
+use reqwest::{Client, Method, RequestBuilder, Url, header};
+use siem_protocol::{
+    BatchId, Encoding, Identity, ManagedConfig, ManagedError,
+    names::{content_type, header as siem, path},
+    sign, verify_answer,
+};
+
+use crate::{config::Secret, text::causes};
+
+/// How much of an answer is read: receipts and problems are short, a captive portal is not.
+const ANSWER_LIMIT: usize = 64 << 10;
+/// How much of a managed configuration is read.
+const CONFIG_LIMIT: usize = 4 << 20;
+
+/// A receiver and the way to it.
+#[derive(Clone)]
+pub struct Connection {
+    client: Client,
+    base: Url,
+    token: Secret,
+    secret: Secret,
+    identity: Identity,
+}
+
+/// A managed configuration whose signature was right.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fetched {
+    /// What it says.
+    pub config: ManagedConfig,
+    /// Names its content: its revision, else its `ETag`.
+    pub revision: Option<String>,
+}
+
+/// Why there is no managed configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The receiver could not be asked.
+    #[error("cannot fetch the managed configuration: {reason}")]
+    Unreachable {
+        /// What happened.
+        reason: String,
+    },
+    /// The receiver answered with an error.
+    #[error("the receiver answered {status} when asked for the managed configuration")]
+    Status {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The answer is not signed, or not with the secret that is configured here.
+    #[error("the managed configuration is not signed with the HMAC secret that this agent has")]
+    Signature,
+    /// The signature is right, the content is not.
+    #[error(transparent)]
+    Content(#[from] ManagedError),
+}
+
+impl FetchError {
+    /// Whether an answer came and was refused, rather than none.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Signature | Self::Content(_))
+    }
+}
+
+impl Connection {
+    /// A way to the receiver at `base`, over `client`.
+    #[must_use]
+    pub fn new(
+        client: Client,
+        base: Url,
+        token: Secret,
+        secret: Secret,
+        identity: Identity,
+    ) -> Self {
+        Self { client, base, token, secret, identity }
+    }
+
+    /// Sends a batch's body.
+    pub async fn post(&self, id: &BatchId, encoding: Encoding, body: Vec<u8>) -> Reply {
+        let request = self
+            .request(Method::POST, path::INGEST)
+            .header(header::CONTENT_TYPE, content_type::NDJSON)
+            .header(header::CONTENT_ENCODING, encoding.as_str())
+            .header(siem::BATCH_ID, id.to_string())
+            .header(siem::SIGNATURE, sign(self.secret.expose().as_bytes(), &body))
+            .body(body);
+        exchange(request, ANSWER_LIMIT).await
+    }
+
+    /// Fetches the managed configuration; `None` when the receiver has none.
+    ///
+    /// # Errors
+    /// [`FetchError`]: the caller keeps what is in force.
+    pub async fn managed_config(&self, timeout: Duration) -> Result<Option<Fetched>, FetchError> {
+        let nonce = data_encoding::HEXLOWER.encode(uuid::Uuid::new_v4().as_bytes());
+        let request =
+            self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce).timeout(timeout);
+        match exchange(request, CONFIG_LIMIT).await {
+            Reply::Failed { reason } => Err(FetchError::Unreachable { reason }),
+            Reply::Answered { status: 404, .. } => Ok(None),
+            Reply::Answered { status: 200, body, headers, whole: true, .. } => {
+                let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+                let signature = text(siem::SIGNATURE).unwrap_or_default();
+                if !verify_answer(self.secret.expose().as_bytes(), &nonce, &body, signature) {
+                    return Err(FetchError::Signature);
+                }
+                let config = ManagedConfig::parse(&body)?;
+                let etag = text(header::ETAG.as_str()).map(str::to_owned);
+                let revision = config.revision.clone().or(etag);
+                Ok(Some(Fetched { config, revision }))
+            }
+            Reply::Answered { status, .. } => Err(FetchError::Status { status }),
+        }
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let mut url = self.base.clone();
+        let prefix = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&(prefix + path));
+        let mut request = self
+            .client
+            .request(method, url)
+            .bearer_auth(self.token.expose())
+            .header(siem::CONFIG_VERSION, "0");
+        for (name, value) in self.identity.headers() {
+            request = request.header(name, value);
+        }
+        request
+    }
+}
+
+/// Sends a request and reads at most `limit` bytes of the answer.
+async fn exchange(request: RequestBuilder, limit: usize) -> Reply {
+    let mut response = match request.send().await {
+        Ok(response) => response,
+        Err(error) => return Reply::Failed { reason: causes(&error.without_url()) },
+    };
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(piece)) if body.len() + piece.len() <= limit => body.extend_from_slice(&piece),
+            Ok(Some(_)) => return Reply::Answered { status, headers, body, whole: false },
+            Ok(None) => return Reply::Answered { status, headers, body, whole: true },
+            Err(error) => return Reply::Failed { reason: causes(&error.without_url()) },
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Says which machine and which user a record comes from.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{
+    json,
+    value::{RawValue, to_raw_value},
+};
+
+use super::{Enricher, EnricherOptions, EnricherPlugin, Record};
+use crate::stages::{BuildError, Context};
+
+inventory::submit! {
+    EnricherPlugin::new::<Options>(
+        "host",
+        "Adds machine id, hostname, user and operating system.",
+        "",
+    )
+}
+
+/// The enricher has none.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Options {}
+
+/// The same object for every record.
+struct Host(Box<RawValue>);
+
+impl EnricherOptions for Options {
+    type Enricher = Host;
+
+    fn build(self, context: &Context) -> Result<Host, BuildError> {
+        let who = &context.identity;
+        let object = json!({
+            "machine_id": who.machine_id,
+            "hostname": who.hostname,
+            "user": who.user,
+            "os": who.os,
+        });
+        Ok(Host(to_raw_value(&object).expect("an object of texts can be written as JSON")))
+    }
+}
+
+impl Enricher for Host {
+    fn enrich(&mut self, _record: &Record<'_>) -> Option<&RawValue> {
+        Some(&self.0)
+    }
+}

@@ -1,0 +1,49 @@
+//! Adds fixed pairs from the configuration: a team, a site, a cost centre.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::{Enricher, EnricherOptions, EnricherPlugin, Record};
+use crate::stages::{BuildError, Context};
+
+inventory::submit! {
+    EnricherPlugin::new::<Options>(
+        "labels",
+        "Adds fixed pairs of text from the configuration.",
+        r#"
+## The pairs. Without any, nothing is added.
+labels = { team = "platform" }
+"#,
+    )
+}
+
+/// The pairs to add.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    /// The pairs. Without any, nothing is added.
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+/// The same object for every record.
+struct Labels(Option<Box<RawValue>>);
+
+impl EnricherOptions for Options {
+    type Enricher = Labels;
+
+    fn build(self, _context: &Context) -> Result<Labels, BuildError> {
+        let written =
+            || to_raw_value(&self.labels).expect("an object of texts can be written as JSON");
+        Ok(Labels((!self.labels.is_empty()).then(written)))
+    }
+}
+
+impl Enricher for Labels {
+    fn enrich(&mut self, _record: &Record<'_>) -> Option<&RawValue> {
+        self.0.as_deref()
+    }
+}

@@ -1,0 +1,59 @@
+//! Drops the summaries that the client writes when it compacts a conversation.
+//!
+//! A summary repeats, in the model's words, records that were shipped before. Always on.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{Filter, FilterOptions, FilterPlugin, Record, Verdict};
+use crate::stages::BuildError;
+
+inventory::submit! {
+    FilterPlugin::new::<Compact>(
+        "compact",
+        "Drops summaries of compacted conversations (`isCompactSummary: true`). Always on.",
+        "",
+    )
+}
+
+/// Drops a record whose `isCompactSummary` is true.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Compact {}
+
+impl FilterOptions for Compact {
+    type Filter = Self;
+
+    fn build(self) -> Result<Self, BuildError> {
+        Ok(self)
+    }
+}
+
+impl Filter for Compact {
+    fn check(&mut self, record: &Record<'_>) -> Verdict {
+        if record.is_compact_summary() { Verdict::Drop("compact_summary") } else { Verdict::Keep }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stages::filter::from_toml;
+
+    fn check(line: &str) -> Verdict {
+        from_toml::<Compact>("").unwrap().check(&Record::from_line(line.as_bytes()))
+    }
+
+    #[test]
+    fn drops_a_summary() {
+        let line = r#"{"type":"user","isCompactSummary":true}"#;
+        assert_eq!(check(line), Verdict::Drop("compact_summary"));
+    }
+
+    #[test]
+    fn keeps_a_record_that_is_none() {
+        assert_eq!(check(r#"{"isCompactSummary":false}"#), Verdict::Keep);
+        assert_eq!(check(r#"{"isCompactSummary":"true"}"#), Verdict::Keep);
+        assert_eq!(check(r#"{"message":{"isCompactSummary":true}}"#), Verdict::Keep);
+    }
+}

@@ -1,0 +1,283 @@
+//! Drops a record whose `uuid` was already seen in the same file since the agent started.
+//!
+//! The client at times appends earlier messages again, same uuid and all. Across files nothing is
+//! compared: a fork copies uuids on purpose. After a rewrite of the file the same uuid is a
+//! repetition only with the same bytes. Always on.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    mem,
+};
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::json;
+use siem_protocol::names::{event, source};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+use super::{Filter, FilterOptions, FilterPlugin, Record, Verdict};
+use crate::{event::Event, stages::BuildError, tail::FileKey};
+
+inventory::submit! {
+    FilterPlugin::new::<Options>(
+        "dedupe",
+        "Drops a record whose `uuid` was already seen in the same file. Always on.",
+        "",
+    )
+}
+
+/// How many uuids are remembered over all files, at 20 bytes each. Whole files are forgotten
+/// first that were not read for longest; a repetition in them is then shipped.
+const LIMIT: usize = 400_000;
+
+/// The filter has none.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Options {}
+
+impl FilterOptions for Options {
+    type Filter = Dedupe;
+
+    fn build(self) -> Result<Dedupe, BuildError> {
+        Ok(Dedupe { limit: LIMIT, ..Dedupe::default() })
+    }
+}
+
+/// 16 bytes that stand for a uuid, of whatever form.
+type Uuid = [u8; 16];
+
+/// Remembers the uuids of each file, with a hash of the bytes that came with each.
+#[derive(Default)]
+struct Dedupe {
+    limit: usize,
+    files: HashMap<FileKey, Seen>,
+    /// How many uuids all files have together.
+    total: usize,
+    /// Counts the checks, to know which file was read last.
+    ticks: u64,
+    /// What was remembered since the last commit.
+    fresh: Vec<(FileKey, Uuid)>,
+    events: Vec<Event>,
+}
+
+/// The uuids of one file.
+#[derive(Default)]
+struct Seen {
+    era: u32,
+    used: u64,
+    /// Since the file was last rewritten.
+    current: HashMap<Uuid, u32>,
+    /// From before that.
+    earlier: HashMap<Uuid, u32>,
+}
+
+impl Seen {
+    fn len(&self) -> usize {
+        self.current.len() + self.earlier.len()
+    }
+
+    fn enter(&mut self, era: u32) {
+        if self.era != era {
+            self.era = era;
+            self.earlier.extend(mem::take(&mut self.current));
+        }
+    }
+}
+
+impl Filter for Dedupe {
+    fn check(&mut self, record: &Record<'_>) -> Verdict {
+        let Some(text) = record.uuid() else { return Verdict::Keep };
+        let origin = record.origin();
+        let uuid = xxh3_128(text.as_bytes()).to_le_bytes();
+        let [a, b, c, d, ..] = xxh3_64(record.line()).to_le_bytes();
+        let bytes = u32::from_le_bytes([a, b, c, d]);
+
+        self.ticks += 1;
+        let seen = self.files.entry(origin.file).or_default();
+        seen.used = self.ticks;
+        seen.enter(origin.era);
+        if seen.earlier.get(&uuid) == Some(&bytes) {
+            return Verdict::Drop("duplicate_uuid");
+        }
+        match seen.current.entry(uuid) {
+            Entry::Occupied(known) if *known.get() == bytes => Verdict::Drop("duplicate_uuid"),
+            Entry::Occupied(_) => {
+                self.events.push(reused(record, &text));
+                Verdict::Drop("reused_uuid")
+            }
+            Entry::Vacant(place) => {
+                place.insert(bytes);
+                self.fresh.push((origin.file, uuid));
+                self.total += 1;
+                self.make_room(origin.file);
+                Verdict::Keep
+            }
+        }
+    }
+
+    fn commit(&mut self) {
+        self.fresh.clear();
+    }
+
+    fn rollback(&mut self) {
+        self.events.clear();
+        for (file, uuid) in mem::take(&mut self.fresh) {
+            let Some(seen) = self.files.get_mut(&file) else { continue };
+            let removed = seen.current.remove(&uuid).or_else(|| seen.earlier.remove(&uuid));
+            self.total -= usize::from(removed.is_some());
+        }
+    }
+
+    fn forget(&mut self, file: FileKey) {
+        self.total -= self.files.remove(&file).map_or(0, |seen| seen.len());
+    }
+
+    fn take_events(&mut self) -> Vec<Event> {
+        mem::take(&mut self.events)
+    }
+}
+
+impl Dedupe {
+    /// Forgets files, those longest not read first, until a quarter of the room is free; the one
+    /// being read goes last.
+    fn make_room(&mut self, reading: FileKey) {
+        if self.total <= self.limit {
+            return;
+        }
+        let mut files: Vec<_> = self.files.iter().map(|(key, seen)| (seen.used, *key)).collect();
+        files.sort_unstable();
+        for (_, file) in files {
+            if self.total <= self.limit / 4 * 3 {
+                break;
+            }
+            self.forget(file);
+        }
+        if !self.files.contains_key(&reading) {
+            tracing::warn!(limit = self.limit, "uuids of a file were too many to remember all");
+        }
+    }
+}
+
+fn reused(record: &Record<'_>, uuid: &str) -> Event {
+    let origin = record.origin();
+    let data = json!({
+        "path": origin.path.to_string_lossy(),
+        "generation": origin.generation.0,
+        "offset": record.offset(),
+        "uuid": uuid,
+    });
+    Event::warning(event::UUID_REUSED, data).from_source(source::CLAUDE_SESSIONS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use siem_protocol::entry::PathText;
+
+    use super::*;
+    use crate::tail::{GenerationId, Origin};
+
+    const KEEP: Verdict = Verdict::Keep;
+    const DUPLICATE: Verdict = Verdict::Drop("duplicate_uuid");
+    const REUSED: Verdict = Verdict::Drop("reused_uuid");
+
+    fn dedupe(limit: usize) -> Dedupe {
+        Dedupe { limit, ..Dedupe::default() }
+    }
+
+    fn origin(file: u64, era: u32) -> Origin {
+        let path = Path::new("/p/a.jsonl");
+        Origin {
+            file: FileKey(file),
+            era,
+            path: path.to_owned(),
+            path_text: PathText::new(path),
+            generation: GenerationId("g".into()),
+        }
+    }
+
+    fn check(filter: &mut Dedupe, file: u64, era: u32, line: &str) -> Verdict {
+        filter.check(&Record::new(&origin(file, era), 0, line.as_bytes()))
+    }
+
+    #[test]
+    fn drops_a_uuid_seen_in_the_same_file() {
+        let mut filter = dedupe(100);
+        assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a"}"#), KEEP);
+        assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a"}"#), DUPLICATE);
+        assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"b"}"#), KEEP);
+        assert!(filter.take_events().is_empty());
+    }
+
+    #[test]
+    fn keeps_a_uuid_seen_in_another_file() {
+        let mut filter = dedupe(100);
+        assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a"}"#), KEEP);
+        assert_eq!(check(&mut filter, 2, 0, r#"{"uuid":"a"}"#), KEEP);
+    }
+
+    #[test]
+    fn keeps_records_without_a_uuid_however_often() {
+        let mut filter = dedupe(100);
+        for line in [r#"{"type":"mode"}"#, r#"{"uuid":5}"#, r#"{"uuid":null}"#, "{\"uuid\":\"a\""] {
+            assert_eq!(check(&mut filter, 1, 0, line), KEEP);
+            assert_eq!(check(&mut filter, 1, 0, line), KEEP);
+        }
+    }
+
+    #[test]
+    fn a_uuid_with_other_bytes_is_dropped_and_reported() {
+        let mut filter = dedupe(100);
+        assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a","n":1}"#), KEEP);
+        assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a","n":2}"#), REUSED);
+        let events = filter.take_events();
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0].name, event::UUID_REUSED);
+        assert_eq!(events[0].data["uuid"], "a");
+    }
+
+    #[test]
+    fn after_a_rewrite_only_the_same_bytes_are_a_repetition() {
+        let mut filter = dedupe(100);
+        assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a","n":1}"#), KEEP);
+        assert_eq!(check(&mut filter, 1, 1, r#"{"uuid":"a","n":1}"#), DUPLICATE);
+        assert_eq!(check(&mut filter, 1, 1, r#"{"uuid":"a","n":2}"#), KEEP);
+        assert_eq!(check(&mut filter, 1, 1, r#"{"uuid":"a","n":3}"#), REUSED);
+    }
+
+    /// A memory that outlives a group that was not stored drops the record when it comes again,
+    /// and it is lost.
+    #[test]
+    fn a_rollback_forgets_what_was_not_stored() {
+        let mut filter = dedupe(100);
+        assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a"}"#), KEEP);
+        filter.commit();
+        assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"b"}"#), KEEP);
+        filter.rollback();
+        assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"b"}"#), KEEP);
+        assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a"}"#), DUPLICATE);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_oldest_file_goes_first() {
+        let mut filter = dedupe(8);
+        for file in 0..4 {
+            for n in 0..2 {
+                assert_eq!(check(&mut filter, file, 0, &format!(r#"{{"uuid":"{n}"}}"#)), KEEP);
+            }
+        }
+        assert_eq!(check(&mut filter, 4, 0, r#"{"uuid":"0"}"#), KEEP);
+        assert!(filter.total <= 8);
+        assert_eq!(check(&mut filter, 3, 0, r#"{"uuid":"0"}"#), DUPLICATE);
+        assert_eq!(check(&mut filter, 0, 0, r#"{"uuid":"0"}"#), KEEP);
+    }
+
+    #[test]
+    fn a_file_that_is_gone_frees_its_memory() {
+        let mut filter = dedupe(8);
+        check(&mut filter, 1, 0, r#"{"uuid":"a"}"#);
+        filter.forget(FileKey(1));
+        assert_eq!((filter.total, filter.files.len()), (0, 0));
+    }
+}

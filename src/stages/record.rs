@@ -1,0 +1,299 @@
+//! A line on its way through the filters.
+
+use std::{
+    borrow::Cow,
+    cell::OnceCell,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
+
+use siem_protocol::{
+    Content, Digest,
+    entry::PathText,
+    json::{self, Shape},
+};
+
+use crate::tail::{FileKey, GenerationId, Origin};
+
+/// One line as it was read, its bytes untouched, with its top-level fields at hand.
+///
+/// The fields are scanned once, when the first is asked for, by borrowing. Keys and strings are
+/// compared unescaped; of a member given twice the last counts; a field of another JSON type is
+/// absent. A line that is no JSON object has no fields.
+pub struct Record<'a> {
+    origin: &'a Origin,
+    offset: u64,
+    line: &'a [u8],
+    partial: bool,
+    fields: OnceCell<Fields<'a>>,
+}
+
+/// The top-level fields that filters ask for: each value as it stands in the line.
+#[derive(Clone, Copy, Default)]
+struct Fields<'a> {
+    text: Option<&'a str>,
+    shape: Option<Shape>,
+    kind: Option<&'a str>,
+    uuid: Option<&'a str>,
+    session_id: Option<&'a str>,
+    is_sidechain: Option<&'a str>,
+    is_meta: Option<&'a str>,
+    is_compact_summary: Option<&'a str>,
+    timestamp: Option<&'a str>,
+    message: Option<&'a str>,
+}
+
+impl<'a> Record<'a> {
+    /// A line of `origin` that begins at `offset`, without its ending.
+    #[must_use]
+    pub fn new(origin: &'a Origin, offset: u64, line: &'a [u8]) -> Self {
+        Self { origin, offset, line, partial: false, fields: OnceCell::new() }
+    }
+
+    /// A line of no file in particular, for the tests of a stage.
+    ///
+    /// ```
+    /// use ai_agent::stages::Record;
+    /// let record = Record::from_line(br#"{"type":"user","isMeta":true}"#);
+    /// assert_eq!(record.kind().as_deref(), Some("user"));
+    /// assert!(record.is_meta());
+    /// ```
+    #[must_use]
+    pub fn from_line(line: &'a [u8]) -> Self {
+        static NOWHERE: OnceLock<Arc<Origin>> = OnceLock::new();
+        let origin = NOWHERE.get_or_init(|| {
+            let path = Path::new("/home/user/.claude/projects/-work/session.jsonl");
+            Arc::new(Origin {
+                file: FileKey(0),
+                era: 0,
+                path: path.to_owned(),
+                path_text: PathText::new(path),
+                generation: GenerationId("00".repeat(16)),
+            })
+        });
+        Self::new(origin, 0, line)
+    }
+
+    /// The first part of a line of `origin` that is too large to be held. It has the fields that
+    /// end within the part.
+    #[must_use]
+    pub fn first_part(origin: &'a Origin, offset: u64, part: &'a [u8]) -> Self {
+        Self { partial: true, ..Self::new(origin, offset, part) }
+    }
+
+    /// Whether this is only the first part of the line.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        self.partial
+    }
+
+    /// The bytes, without the line's ending.
+    #[must_use]
+    pub fn line(&self) -> &'a [u8] {
+        self.line
+    }
+
+    /// The file that the line comes from.
+    #[must_use]
+    pub fn origin(&self) -> &'a Origin {
+        self.origin
+    }
+
+    /// Where the line begins in its file.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The same line with other bytes, after an edit.
+    #[must_use]
+    pub(crate) fn edited<'b>(&self, line: &'b [u8]) -> Record<'b>
+    where
+        'a: 'b,
+    {
+        Record::new(self.origin, self.offset, line)
+    }
+
+    /// Whether the line is a JSON object.
+    #[must_use]
+    pub fn is_object(&self) -> bool {
+        self.fields().shape.is_some_and(|shape| shape.object)
+    }
+
+    /// The field `type`.
+    #[must_use]
+    pub fn kind(&self) -> Option<Cow<'a, str>> {
+        self.fields().kind.and_then(json::string)
+    }
+
+    /// The field `uuid`.
+    #[must_use]
+    pub fn uuid(&self) -> Option<Cow<'a, str>> {
+        self.fields().uuid.and_then(json::string)
+    }
+
+    /// The field `sessionId`.
+    #[must_use]
+    pub fn session_id(&self) -> Option<Cow<'a, str>> {
+        self.fields().session_id.and_then(json::string)
+    }
+
+    /// The field `timestamp`, as text.
+    #[must_use]
+    pub fn timestamp(&self) -> Option<Cow<'a, str>> {
+        self.fields().timestamp.and_then(json::string)
+    }
+
+    /// Whether `isSidechain` is the literal `true`: the record of a sub-agent.
+    #[must_use]
+    pub fn is_sidechain(&self) -> bool {
+        self.fields().is_sidechain == Some("true")
+    }
+
+    /// Whether `isMeta` is the literal `true`.
+    #[must_use]
+    pub fn is_meta(&self) -> bool {
+        self.fields().is_meta == Some("true")
+    }
+
+    /// Whether `isCompactSummary` is the literal `true`.
+    #[must_use]
+    pub fn is_compact_summary(&self) -> bool {
+        self.fields().is_compact_summary == Some("true")
+    }
+
+    /// The value of `message` as it stands in the line, of whatever type.
+    #[must_use]
+    pub fn message(&self) -> Option<&'a str> {
+        self.fields().message
+    }
+
+    /// How the line travels.
+    #[must_use]
+    pub fn content(&self) -> Content<'a> {
+        let fields = self.fields();
+        match fields.text {
+            Some(text) => Content::of_text(text, fields.shape),
+            None => Content::Bytes(self.line),
+        }
+    }
+
+    /// SHA-256 of the line.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(self.line)
+    }
+
+    fn fields(&self) -> &Fields<'a> {
+        self.fields.get_or_init(|| {
+            if self.partial { Fields::scan_part(self.line) } else { Fields::scan(self.line) }
+        })
+    }
+}
+
+impl<'a> Fields<'a> {
+    fn scan(line: &'a [u8]) -> Self {
+        let Ok(text) = std::str::from_utf8(line) else { return Self::default() };
+        let (fields, shape) = Self::members(text);
+        match shape {
+            Some(_) => Self { text: Some(text), shape, ..fields },
+            None => Self { text: Some(text), ..Self::default() },
+        }
+    }
+
+    /// The members that end before the part does. Whether the whole is JSON can't be known.
+    fn scan_part(part: &'a [u8]) -> Self {
+        let Some(chunk) = part.utf8_chunks().next() else { return Self::default() };
+        Self::members(chunk.valid()).0
+    }
+
+    fn members(text: &'a str) -> (Self, Option<Shape>) {
+        let mut fields = Self::default();
+        let shape = json::members(text, |member| {
+            if member.key.contains('\\') {
+                if let Some(key) = json::unescape(member.key) {
+                    fields.set(&key, member.value);
+                }
+            } else {
+                fields.set(member.key, member.value);
+            }
+        });
+        (fields, shape)
+    }
+
+    fn set(&mut self, key: &str, value: &'a str) {
+        let field = match key {
+            "type" => &mut self.kind,
+            "uuid" => &mut self.uuid,
+            "sessionId" => &mut self.session_id,
+            "isSidechain" => &mut self.is_sidechain,
+            "isMeta" => &mut self.is_meta,
+            "isCompactSummary" => &mut self.is_compact_summary,
+            "timestamp" => &mut self.timestamp,
+            "message" => &mut self.message,
+            _ => return,
+        };
+        *field = Some(value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(line: &str) -> Option<String> {
+        Record::from_line(line.as_bytes()).kind().map(Cow::into_owned)
+    }
+
+    #[test]
+    fn the_last_of_a_member_given_twice_counts() {
+        assert_eq!(kind(r#"{"type":"progress","type":"user"}"#).as_deref(), Some("user"));
+        assert_eq!(kind(r#"{"type":"progress","type":5}"#), None);
+        assert_eq!(kind(r#"{"type":5,"ty\u0070e":"user"}"#).as_deref(), Some("user"));
+    }
+
+    #[test]
+    fn strings_are_compared_unescaped() {
+        assert_eq!(kind(r#"{"type":"pro\u0067ress"}"#).as_deref(), Some("progress"));
+        assert_eq!(kind(r#"{"type":"\ud800"}"#), None);
+    }
+
+    #[test]
+    fn only_the_literal_true_is_true() {
+        for (value, expected) in
+            [("true", true), ("false", false), ("\"true\"", false), ("1", false), ("null", false)]
+        {
+            let line = format!(r#"{{"isMeta":{value}}}"#);
+            assert_eq!(Record::from_line(line.as_bytes()).is_meta(), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn nested_members_are_not_fields() {
+        assert_eq!(kind(r#"{"message":{"type":"progress"},"a":[{"type":"progress"}]}"#), None);
+    }
+
+    #[test]
+    fn a_line_that_is_no_object_has_no_fields() {
+        let lines: [&[u8]; 6] = [
+            br#"{"type":"progress""#,
+            br#"[{"type":"progress"}]"#,
+            br#"{"type":"progress"}{"type":"progress"}"#,
+            b"{\"type\":\"progress\",\"x\":\"\xff\"}",
+            b"\0{\"type\":\"progress\"}",
+            "\u{feff}{\"type\":\"progress\"}".as_bytes(),
+        ];
+        for line in lines {
+            let record = Record::from_line(line);
+            assert_eq!(record.kind(), None, "{}", String::from_utf8_lossy(line));
+            assert!(!record.is_object());
+        }
+    }
+
+    #[test]
+    fn white_space_around_an_object_does_not_hide_its_fields() {
+        assert_eq!(kind(" {\"type\" : \"progress\" } \r").as_deref(), Some("progress"));
+        let record = Record::from_line(b" {}");
+        assert_eq!(record.content(), Content::Text(" {}"));
+    }
+}

@@ -1,0 +1,303 @@
+//! Ships batches to a SIEM over HTTP, as the protocol of `siem-protocol` has it.
+//!
+//! Each request carries a Bearer token and an HMAC-SHA256 over the body as sent. TLS trusts what
+//! the system trusts, and `ca_file` besides. A proxy is taken from the environment
+//! (`HTTPS_PROXY`, `NO_PROXY`) or from `proxy`.
+
+use std::{fs, path::PathBuf, sync::Arc};
+
+use reqwest::{Certificate, Client, Proxy, Url, redirect};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use siem_protocol::Encoding;
+
+use super::{Answer, Batch, Delivery, Sink, SinkOptions, SinkPlugin};
+use crate::{
+    config::Secret,
+    frame::Codec,
+    platform::Clock,
+    siem::{Acknowledgement, Connection, judge},
+    stages::{BuildError, Context, StageOptions},
+    text::causes,
+    units::Time,
+};
+
+inventory::submit! {
+    SinkPlugin::new::<Options>(
+        "http-siem",
+        "Ships signed batches to a SIEM over HTTP.",
+        r#"
+## Base URL of the receiver, http or https. Also: CLAUDE_SIEM_ENDPOINT.
+endpoint = "https://siem.example.com"
+## Bearer token. Better given by CLAUDE_SIEM_TOKEN or `token_file`.
+token = "..."
+## File with the token, readable by its owner only (0600).
+token_file = "/etc/ai-agent/token"
+## Secret that signs each body. Better given by CLAUDE_SIEM_HMAC_SECRET or `hmac_secret_file`.
+hmac_secret = "..."
+## File with the secret, readable by its owner only (0600).
+hmac_secret_file = "/etc/ai-agent/hmac-secret"
+## How bodies are compressed: "zstd", "gzip" or "none".
+compression = "zstd"
+## What acknowledges a batch: the receiver's "receipt", or for foreign receivers any 2xx "status".
+acknowledgement = "receipt"
+## The longest that one request may take.
+timeout = "60s"
+## Certificates (PEM) to trust besides the system's.
+ca_file = "/etc/ai-agent/ca.pem"
+## Client certificate (PEM), with the certificates between it and its root.
+client_certificate_file = "/etc/ai-agent/client.pem"
+## Key of the client certificate (PEM), readable by its owner only (0600).
+client_key_file = "/etc/ai-agent/client.key"
+## Proxy, in place of the one that the environment names.
+proxy = "http://proxy.example.com:3128"
+"#,
+    )
+}
+
+/// Where batches go, and how.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    /// Base URL of the receiver, http or https. Also: `CLAUDE_SIEM_ENDPOINT`.
+    endpoint: Option<String>,
+    /// Bearer token. Better given by `CLAUDE_SIEM_TOKEN` or `token_file`.
+    token: Option<Secret>,
+    /// File with the token, readable by its owner only (0600).
+    token_file: Option<PathBuf>,
+    /// Secret that signs each body. Better given by `CLAUDE_SIEM_HMAC_SECRET` or
+    /// `hmac_secret_file`.
+    hmac_secret: Option<Secret>,
+    /// File with the secret, readable by its owner only (0600).
+    hmac_secret_file: Option<PathBuf>,
+    /// How bodies are compressed: "zstd", "gzip" or "none".
+    #[serde(default)]
+    compression: Compression,
+    /// What acknowledges a batch: the receiver's "receipt", or for foreign receivers any 2xx
+    /// "status".
+    #[serde(default)]
+    acknowledgement: Acknowledgement,
+    /// The longest that one request may take.
+    #[serde(default = "timeout")]
+    timeout: Time,
+    /// Certificates (PEM) to trust besides the system's.
+    ca_file: Option<PathBuf>,
+    /// Client certificate (PEM), with the certificates between it and its root.
+    client_certificate_file: Option<PathBuf>,
+    /// Key of the client certificate (PEM), readable by its owner only (0600).
+    client_key_file: Option<PathBuf>,
+    /// Proxy, in place of the one that the environment names.
+    proxy: Option<String>,
+}
+
+fn timeout() -> Time {
+    Time::seconds(60)
+}
+
+/// How bodies are compressed.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Compression {
+    /// Zstandard.
+    #[default]
+    Zstd,
+    /// gzip.
+    Gzip,
+    /// Not at all.
+    None,
+}
+
+impl From<Compression> for Encoding {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::Zstd => Self::Zstd,
+            Compression::Gzip => Self::Gzip,
+            Compression::None => Self::Identity,
+        }
+    }
+}
+
+/// Posts each batch.
+struct HttpSiem {
+    connection: Connection,
+    encoding: Encoding,
+    acknowledgement: Acknowledgement,
+    clock: Arc<dyn Clock>,
+}
+
+impl SinkOptions for Options {
+    type Sink = HttpSiem;
+
+    fn build(self, context: &Context) -> Result<HttpSiem, BuildError> {
+        Ok(HttpSiem {
+            connection: self.connect(context)?,
+            encoding: self.compression.into(),
+            acknowledgement: self.acknowledgement,
+            clock: Arc::clone(&context.clock),
+        })
+    }
+}
+
+impl Sink for HttpSiem {
+    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> Answer<'a> {
+        Box::pin(async move {
+            let body = match batch.body(self.encoding) {
+                Ok(body) => body,
+                Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
+            };
+            let reply = self.connection.post(&batch.header.id(), self.encoding, body).await;
+            judge(&reply, self.acknowledgement, batch.last_seq(), self.clock.now())
+        })
+    }
+
+    fn codec(&self) -> Codec {
+        match self.encoding {
+            Encoding::Zstd => Codec::Zstd,
+            Encoding::Gzip | Encoding::Identity => Codec::Plain,
+        }
+    }
+}
+
+/// The way to the receiver that a sink of this type is configured for.
+///
+/// # Errors
+/// [`BuildError`] when an option is wrong.
+pub(crate) fn connect(options: &StageOptions, context: &Context) -> Result<Connection, BuildError> {
+    options.parse::<Options>()?.connect(context)
+}
+
+impl Options {
+    fn connect(&self, context: &Context) -> Result<Connection, BuildError> {
+        let base = url(self.endpoint.as_deref().unwrap_or_default())?;
+        let token = secret("token", self.token.as_ref(), self.token_file.as_ref(), context)?;
+        let file = self.hmac_secret_file.as_ref();
+        let hmac_secret = secret("hmac_secret", self.hmac_secret.as_ref(), file, context)?;
+        if !token.expose().bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+            let problem = "holds characters that no HTTP header can carry".to_owned();
+            return Err(BuildError::Invalid { option: "token", problem });
+        }
+        let identity = context.identity.clone();
+        Ok(Connection::new(self.client(context)?, base, token, hmac_secret, identity))
+    }
+
+    fn client(&self, context: &Context) -> Result<Client, BuildError> {
+        let mut builder = Client::builder()
+            .user_agent(format!("ai-agent/{}", context.identity.agent_version))
+            .redirect(redirect::Policy::none())
+            .timeout(self.timeout.0)
+            .connect_timeout(self.timeout.0.min(std::time::Duration::from_secs(10)));
+        if let Some(path) = &self.ca_file {
+            let invalid = |error: &dyn std::fmt::Display| invalid_file("ca_file", path, error);
+            let pem = fs::read(context.paths.expand(path)).map_err(|error| invalid(&error))?;
+            let certificates =
+                Certificate::from_pem_bundle(&pem).map_err(|error| invalid(&error))?;
+            if certificates.is_empty() {
+                return Err(invalid(&"no PEM certificate is in it"));
+            }
+            builder = builder.tls_certs_merge(certificates);
+        }
+        if let Some(identity) = self.client_certificate(context)? {
+            builder = builder.identity(identity);
+        }
+        if let Some(proxy) = &self.proxy {
+            let wrong = |_| BuildError::Invalid {
+                option: "proxy",
+                problem: "is no URL such as `http://proxy.example.com:3128`".to_owned(),
+            };
+            builder = builder.proxy(Proxy::all(proxy).map_err(wrong)?);
+        }
+        builder.build().map_err(|error| BuildError::Invalid {
+            option: "endpoint",
+            problem: format!("cannot be reached over TLS: {error}"),
+        })
+    }
+}
+
+impl Options {
+    fn client_certificate(
+        &self,
+        context: &Context,
+    ) -> Result<Option<reqwest::Identity>, BuildError> {
+        let (certificate, key) = match (&self.client_certificate_file, &self.client_key_file) {
+            (None, None) => return Ok(None),
+            (Some(certificate), Some(key)) => (certificate, key),
+            (Some(_), None) => {
+                let problem = "is missing: a client certificate needs its key".to_owned();
+                return Err(BuildError::Invalid { option: "client_key_file", problem });
+            }
+            (None, Some(_)) => {
+                let problem = "is missing: a key needs its certificate".to_owned();
+                return Err(BuildError::Invalid { option: "client_certificate_file", problem });
+            }
+        };
+        let read = fs::read(context.paths.expand(certificate));
+        let mut pem =
+            read.map_err(|error| invalid_file("client_certificate_file", certificate, &error))?;
+        let secret = Secret::from_file(&context.paths.expand(key))
+            .map_err(|error| invalid_file("client_key_file", key, &causes(&error)))?;
+        pem.push(b'\n');
+        pem.extend_from_slice(secret.expose().as_bytes());
+        reqwest::Identity::from_pem(&pem)
+            .map(Some)
+            .map_err(|error| invalid_file("client_certificate_file", certificate, &error))
+    }
+}
+
+fn url(text: &str) -> Result<Url, BuildError> {
+    let wrong = |problem: String| BuildError::Invalid { option: "endpoint", problem };
+    let expected = "expected a URL such as `https://siem.example.com`";
+    let url =
+        Url::parse(text).map_err(|error| wrong(format!("is no URL ({error}), {expected}")))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err(wrong(format!("does not begin with http:// or https://, {expected}")));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(wrong("holds a user or password, the token goes into `token_file`".to_owned()));
+    }
+    Ok(url)
+}
+
+fn secret(
+    option: &'static str,
+    given: Option<&Secret>,
+    file: Option<&PathBuf>,
+    context: &Context,
+) -> Result<Secret, BuildError> {
+    match (given, file) {
+        (Some(secret), _) => Ok(secret.clone()),
+        (None, Some(path)) => Secret::from_file(&context.paths.expand(path)).map_err(|error| {
+            let problem = format!("cannot be had: {}", causes(&error));
+            BuildError::Invalid { option, problem }
+        }),
+        (None, None) => Err(BuildError::Invalid { option, problem: "is missing".to_owned() }),
+    }
+}
+
+fn invalid_file(
+    option: &'static str,
+    path: &std::path::Path,
+    error: &dyn std::fmt::Display,
+) -> BuildError {
+    BuildError::Invalid { option, problem: format!("`{}` cannot be used: {error}", path.display()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_that_cannot_work_is_refused() {
+        for (text, word) in [
+            ("", "is no URL"),
+            ("siem.example.com", "is no URL"),
+            ("ftp://siem.example.com", "does not begin with"),
+            ("https://", "is no URL"),
+            ("https://u:p@siem.example.com", "holds a user"),
+        ] {
+            let error = url(text).unwrap_err().to_string();
+            assert!(error.starts_with("`endpoint` ") && error.contains(word), "{text}: {error}");
+            assert!(!error.contains("u:p"));
+        }
+        assert!(url("http://127.0.0.1:8080/prefix/").is_ok());
+    }
+}

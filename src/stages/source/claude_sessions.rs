@@ -1,0 +1,126 @@
+//! Reads the session files that Claude Code writes.
+//!
+//! Every `*.jsonl` below the roots, at any depth: sessions, and the files of their sub-agents. The
+//! lines are shipped as they stand there; following the files is the work of [`crate::tail`].
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use siem_protocol::names::source;
+
+use super::{GenerationId, Intake, Progress, Source, SourceOptions, SourcePlugin, Survey, Waker};
+use crate::{
+    stages::{BuildError, Context},
+    tail::{Tail, TailOptions},
+    units::Size,
+};
+
+inventory::submit! {
+    SourcePlugin::new::<Options>(
+        "claude-sessions",
+        "Reads Claude Code's session files.",
+        r#"
+## Directories to read besides those where Claude Code writes, which are always read:
+## ~/.claude/projects, $CLAUDE_CONFIG_DIR/projects and ~/.config/claude/projects.
+roots = []
+## Whether to be told of changes by the system. Without, files are found by looking now and then.
+watch = true
+## Longer lines travel in parts.
+max_record_bytes = "8 MiB"
+"#,
+    )
+}
+
+/// Where session files lie.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    /// Directories to read besides those where Claude Code writes; `~` is the user's home.
+    #[serde(default)]
+    roots: Vec<PathBuf>,
+    /// Whether to be told of changes by the system. Without, files are found by looking now and
+    /// then.
+    #[serde(default = "watch")]
+    watch: bool,
+    /// Longer lines travel in parts.
+    #[serde(default = "max_record_bytes")]
+    max_record_bytes: Size,
+}
+
+fn watch() -> bool {
+    true
+}
+
+fn max_record_bytes() -> Size {
+    Size::mebibytes(8)
+}
+
+/// The least that `max_record_bytes` may be: a read buffer.
+const LEAST: Size = Size(256 << 10);
+/// The most: a record of this size still fits a request in base64.
+const MOST: Size = Size::mebibytes(32);
+
+/// Follows the files below the roots.
+struct ClaudeSessions(Tail);
+
+impl SourceOptions for Options {
+    type Source = ClaudeSessions;
+
+    fn build(self, context: &Context, waker: Waker) -> Result<ClaudeSessions, BuildError> {
+        if !(LEAST..=MOST).contains(&self.max_record_bytes) {
+            let problem = format!("is {}, expected {LEAST} to {MOST}", self.max_record_bytes);
+            return Err(BuildError::Invalid { option: "max_record_bytes", problem });
+        }
+        let mut roots = default_roots(context);
+        roots.extend(self.roots.iter().map(|root| context.paths.expand(root)));
+        if let Some(root) = roots.iter().find(|root| !root.is_absolute()) {
+            let problem = format!("names `{}`, expected absolute directories", root.display());
+            return Err(BuildError::Invalid { option: "roots", problem });
+        }
+        let options = TailOptions {
+            roots,
+            max_record_bytes: self.max_record_bytes.0,
+            poll_interval: context.poll_interval,
+            watch: self.watch,
+            ..TailOptions::default()
+        };
+        Ok(ClaudeSessions(Tail::new(options, context.clock.clone(), waker)))
+    }
+}
+
+/// Where Claude Code writes: <https://code.claude.com/docs/en/env-vars>. The last is where some
+/// versions wrote; watching it costs nothing.
+fn default_roots(context: &Context) -> Vec<PathBuf> {
+    let home = &context.paths.home;
+    let mut roots = vec![home.join(".claude/projects"), home.join(".config/claude/projects")];
+    if let Some(moved) = context.environment.get("CLAUDE_CONFIG_DIR") {
+        let root = PathBuf::from(moved).join("projects");
+        if root.is_absolute() && !roots.contains(&root) {
+            roots.insert(1, root);
+        }
+    }
+    roots
+}
+
+impl Source for ClaudeSessions {
+    fn label(&self) -> &'static str {
+        source::CLAUDE_SESSIONS
+    }
+
+    fn restore(&mut self, rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>) {
+        self.0.restore(rows);
+    }
+
+    fn read(&mut self, intake: &mut dyn Intake) -> Progress {
+        self.0.read(intake)
+    }
+
+    fn committed(&mut self) {
+        self.0.committed();
+    }
+
+    fn survey(&self) -> Survey {
+        self.0.survey()
+    }
+}
