@@ -2,6 +2,8 @@
 
 mod assemble;
 mod policy;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 

@@ -4,13 +4,16 @@
 //! stored in one transaction, synced; nothing leaves before every sink has acknowledged it.
 //! Nothing outside this module knows redb.
 
+#[cfg(test)]
+mod tests;
 mod value;
 
 use std::{
     collections::BTreeMap,
+    mem,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use redb::{
@@ -48,11 +51,16 @@ const CACHE: usize = 8 << 20;
 /// Shared by the writer and the sinks' tasks. Every call blocks for the disk: keep it off the
 /// network's threads.
 pub struct Outbox {
-    database: Database,
+    /// Closed after an error: redb refuses every write on a handle that has seen one.
+    database: RwLock<Option<Database>>,
+    opener: Opener,
     path: PathBuf,
     state: Mutex<State>,
     head: watch::Sender<Head>,
 }
+
+/// Opens the store, at start and again after an error.
+type Opener = Box<dyn Fn() -> Result<Database, redb::DatabaseError> + Send + Sync>;
 
 /// What the outbox is, as last committed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,16 +193,19 @@ impl Outbox {
         sinks: &[String],
         new_epoch: impl FnOnce() -> String,
     ) -> Result<Self, OutboxError> {
-        let failed = |source: redb::Error| OutboxError::Store {
-            action: "open",
-            path: path.to_owned(),
-            source: Box::new(source),
-        };
-        let database = Builder::new()
-            .set_cache_size(CACHE)
-            .create(path)
-            .map_err(|error| failed(error.into()))?;
-        let fresh = || State {
+        let file = path.to_owned();
+        let opener = move || Builder::new().set_cache_size(CACHE).create(&file);
+        Self::open_with(path, Box::new(opener), sinks, new_epoch)
+    }
+
+    /// The same on a store that `opener` opens; `path` only names it.
+    fn open_with(
+        path: &Path,
+        opener: Opener,
+        sinks: &[String],
+        new_epoch: impl FnOnce() -> String,
+    ) -> Result<Self, OutboxError> {
+        let state = State {
             schema: SCHEMA,
             epoch: new_epoch(),
             next_seq: 1,
@@ -204,9 +215,10 @@ impl Outbox {
             totals: Totals::default(),
         };
         let outbox = Self {
-            database,
+            database: RwLock::new(None),
+            opener,
             path: path.to_owned(),
-            state: Mutex::new(fresh()),
+            state: Mutex::new(state),
             head: watch::Sender::default(),
         };
         outbox.write("open", |transaction, state| {
@@ -214,15 +226,6 @@ impl Outbox {
             transaction.open_table(VALUES)?;
             transaction.open_table(CHECKPOINTS)?;
             transaction.open_table(DEAD_LETTERS)?;
-            if let Some(row) = transaction.open_table(META)?.get(STATE)? {
-                *state = match serde_json::from_slice(row.value()) {
-                    Ok(stored) => stored,
-                    Err(_) => return Ok(Err(outbox.damaged("its state"))),
-                };
-            }
-            if state.schema > SCHEMA {
-                return Ok(Err(OutboxError::Newer { path: path.to_owned(), found: state.schema }));
-            }
             Ok(place_cursors(transaction, state, sinks)?.ok_or_else(|| outbox.damaged("a cursor")))
         })?;
         Ok(outbox)
@@ -437,8 +440,14 @@ impl Outbox {
         action: &'static str,
         work: impl FnOnce(redb::ReadTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, OutboxError> {
-        let transaction = self.database.begin_read().map_err(redb::Error::from);
-        transaction.and_then(work).map_err(|source| self.failed(action, source))
+        if self.database().is_none() {
+            self.reopen(&mut self.state())?;
+        }
+        let done = match &*self.database() {
+            Some(database) => database.begin_read().map_err(redb::Error::from).and_then(work),
+            None => Err(redb::Error::DatabaseClosed),
+        };
+        done.map_err(|source| self.failed(action, source))
     }
 
     /// Runs `work` in one synced transaction. Its inner error, as its outer one, changes nothing.
@@ -449,9 +458,14 @@ impl Outbox {
     ) -> Result<(), OutboxError> {
         // Held over the transaction: state and store change together.
         let mut current = self.state();
+        if self.database().is_none() {
+            self.reopen(&mut current)?;
+        }
         let mut state = current.clone();
         let commit = || {
-            let mut transaction = self.database.begin_write()?;
+            let database = self.database();
+            let mut transaction =
+                database.as_ref().ok_or(redb::Error::DatabaseClosed)?.begin_write()?;
             transaction.set_durability(Durability::Immediate)?;
             if let Err(error) = work(&transaction, &mut state)? {
                 return Ok(Err(error));
@@ -461,11 +475,60 @@ impl Outbox {
             Ok(Ok(()))
         };
         commit().map_err(|source| self.failed(action, source))??;
+        self.replace(&mut current, state);
+        Ok(())
+    }
+
+    /// Opens the store and takes its state: after an error nobody knows whether the transaction
+    /// that failed is in it.
+    fn reopen(&self, current: &mut State) -> Result<(), OutboxError> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if database.is_some() {
+            return Ok(());
+        }
+        let open = || {
+            let opened = (self.opener)()?;
+            let row = match opened.begin_read()?.open_table(META) {
+                Ok(meta) => meta.get(STATE)?.map(|row| row.value().to_vec()),
+                // A store that was never written.
+                Err(redb::TableError::TableDoesNotExist(_)) => None,
+                Err(error) => return Err(error.into()),
+            };
+            Ok((opened, row))
+        };
+        let opened: Result<_, redb::Error> = open();
+        let (opened, row) = opened.map_err(|source| self.store("open", source))?;
+        if let Some(row) = row {
+            let state = self.state_of(&row)?;
+            self.replace(current, state);
+        }
+        *database = Some(opened);
+        Ok(())
+    }
+
+    /// Reads the state, its schema first: a newer one may hold anything else.
+    fn state_of(&self, row: &[u8]) -> Result<State, OutboxError> {
+        #[derive(Deserialize)]
+        struct Schema {
+            schema: u32,
+        }
+        let Some(Schema { schema: found }) = from_json(row) else {
+            return Err(self.damaged("its state"));
+        };
+        if found > SCHEMA {
+            return Err(OutboxError::Newer { path: self.path.clone(), found });
+        }
+        from_json(row).ok_or_else(|| self.damaged("its state"))
+    }
+
+    fn replace(&self, current: &mut State, state: State) {
         let head = Head { last_seq: state.next_seq - 1, urgent_seq: state.urgent_seq };
         *current = state;
-        drop(current);
-        self.head.send_if_modified(|known| std::mem::replace(known, head) != head);
-        Ok(())
+        self.head.send_if_modified(|known| mem::replace(known, head) != head);
+    }
+
+    fn database(&self) -> RwLockReadGuard<'_, Option<Database>> {
+        self.database.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -474,6 +537,14 @@ impl Outbox {
     }
 
     fn failed(&self, action: &'static str, source: redb::Error) -> OutboxError {
+        // The next call opens it anew. Whoever holds it now is done soon; if not, the one after.
+        if let Ok(mut database) = self.database.try_write() {
+            *database = None;
+        }
+        self.store(action, source)
+    }
+
+    fn store(&self, action: &'static str, source: redb::Error) -> OutboxError {
         OutboxError::Store { action, path: self.path.clone(), source: Box::new(source) }
     }
 

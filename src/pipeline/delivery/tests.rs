@@ -1,0 +1,195 @@
+use std::sync::Mutex;
+
+use siem_protocol::Entry;
+
+use super::*;
+use crate::{
+    frame::Codec,
+    pipeline::group::Filling,
+    platform::Timestamp,
+    stages::sink::{Answer, Delivery},
+};
+
+/// The answer to a batch of these numbers.
+type Script = Box<dyn FnMut(&[u64]) -> Delivery + Send>;
+
+/// A sink that answers as a test wants, and a check of every batch that it is given.
+struct Scripted {
+    script: Script,
+    seen: Arc<Mutex<Vec<Vec<u64>>>>,
+}
+
+impl Sink for Scripted {
+    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> Answer<'a> {
+        Box::pin(async move {
+            let header = &batch.header;
+            let lines = batch.lines().unwrap();
+            let lines: Vec<&[u8]> = lines
+                .strip_suffix(b"\n")
+                .map_or(Vec::new(), |l| l.split(|b| *b == b'\n').collect());
+            let seqs: Vec<u64> = lines.iter().map(|line| Entry::parse(line).unwrap().seq).collect();
+            assert_eq!(header.count, seqs.len() as u64);
+            // Every number is a line or a dead letter, and the chain goes through both.
+            let mut chain = header.chain.unwrap().before;
+            let mut rest = lines.iter().zip(&seqs).peekable();
+            for seq in header.first_seq.unwrap()..=header.last_seq.unwrap() {
+                let digest = match rest.next_if(|(_, next)| **next == seq) {
+                    Some((line, _)) => Digest::of(line),
+                    None => {
+                        let dead = header.dead_lettered.iter().find(|dead| dead.seq == seq);
+                        dead.expect("a number is missing").line_sha256
+                    }
+                };
+                chain = chain.chain(digest);
+            }
+            assert!(rest.next().is_none());
+            assert_eq!(chain, header.chain.unwrap().after);
+            self.seen.lock().unwrap().push(seqs.clone());
+            (self.script)(&seqs)
+        })
+    }
+}
+
+struct Still;
+
+impl Clock for Still {
+    fn now(&self) -> Timestamp {
+        Timestamp(1_000_000)
+    }
+}
+
+struct Run {
+    seen: Vec<Vec<u64>>,
+    outbox: Arc<Outbox>,
+    events: Vec<Event>,
+    _folder: tempfile::TempDir,
+}
+
+impl Run {
+    fn delivered(&self) -> u64 {
+        self.outbox.cursor("siem").unwrap().acknowledged.seq
+    }
+}
+
+/// Stores groups of so many events and delivers them all.
+async fn run(
+    groups: &[usize],
+    shipping: Shipping,
+    answer: impl FnMut(&[u64]) -> Delivery + Send + 'static,
+) -> Run {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outbox.redb");
+    let outbox = Outbox::open(&path, &["siem".to_owned()], || "e".into()).unwrap();
+    let mut filling = Filling::new(outbox.end(), Digest::ZERO, 100, Codec::Zstd);
+    for count in groups {
+        for n in 0..*count {
+            filling.event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
+        }
+        outbox.commit(&filling.take(Timestamp(1))).unwrap();
+    }
+    let outbox = Arc::new(outbox);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let reported = Arc::clone(&events);
+    let sink = Scripted { script: Box::new(answer), seen: Arc::clone(&seen) };
+    let identity = Identity {
+        machine_id: "m".into(),
+        hostname: "h".into(),
+        user: "u".into(),
+        os: "linux".into(),
+        arch: "x86_64".into(),
+        agent_version: "0".into(),
+    };
+    let delivering = Delivering {
+        name: "siem".into(),
+        sink: Box::new(sink),
+        outbox: Arc::clone(&outbox),
+        identity: Arc::new(identity),
+        shipping,
+        clock: Arc::new(Still),
+        jitter: Box::new(|| 0.0),
+        progress: watch::Sender::default(),
+        report: Arc::new(move |event| reported.lock().unwrap().push(event)),
+    };
+    let (ending, watched) = watch::channel(Ending::Drained);
+    let run = tokio::time::timeout(Duration::from_secs(60), delivering.run(watched));
+    run.await.expect("delivery ends");
+    drop(ending);
+    let seen = seen.lock().unwrap().clone();
+    let events = events.lock().unwrap().clone();
+    Run { seen, outbox, events, _folder: folder }
+}
+
+fn shipping(batch_size: usize) -> Shipping {
+    Shipping { batch_size, ..Shipping::default() }
+}
+
+#[tokio::test]
+async fn delivers_everything_in_order_and_empties_the_outbox() {
+    let run = run(&[3, 1, 250], shipping(100), |_| Delivery::Acknowledged).await;
+    assert_eq!(run.seen.concat(), (1..=254).collect::<Vec<_>>());
+    assert!(run.seen.iter().all(|batch| batch.len() <= 100));
+    assert_eq!((run.delivered(), run.outbox.stored()), (254, 0));
+}
+
+#[tokio::test]
+async fn a_batch_size_below_a_frames_cuts_the_frame() {
+    let run = run(&[100], shipping(7), |_| Delivery::Acknowledged).await;
+    assert_eq!(run.seen.concat(), (1..=100).collect::<Vec<_>>());
+    assert!(run.seen.iter().all(|batch| batch.len() <= 7));
+}
+
+#[tokio::test]
+async fn a_batch_holds_no_more_bytes_than_it_may() {
+    let small = Shipping { max_batch_bytes: 20_000, ..shipping(1000) };
+    let run = run(&[100, 100, 100], small, |_| Delivery::Acknowledged).await;
+    assert_eq!(run.seen.iter().map(Vec::len).collect::<Vec<_>>(), [100, 100, 100]);
+}
+
+#[tokio::test]
+async fn what_is_not_acknowledged_is_sent_again() {
+    let mut failures = 3;
+    let run = run(&[5], shipping(100), move |_| {
+        failures -= 1;
+        if failures > 0 {
+            Delivery::Retry { after: None, reason: "down".into() }
+        } else {
+            Delivery::Acknowledged
+        }
+    })
+    .await;
+    assert_eq!(run.seen, vec![vec![1, 2, 3, 4, 5]; 3]);
+    assert_eq!(run.delivered(), 5);
+}
+
+#[tokio::test]
+async fn one_poisoned_entry_is_a_dead_letter_and_the_rest_flows() {
+    let run = run(&[100, 100], shipping(1000), |seqs| {
+        if seqs.contains(&77) {
+            Delivery::Refused { status: 422, answer: "no such thing".into() }
+        } else {
+            Delivery::Acknowledged
+        }
+    })
+    .await;
+    assert_eq!(run.delivered(), 200);
+    assert!(run.seen.len() <= 2 * 8 + 4, "{}", run.seen.len());
+    let dead = run.outbox.dead_after("siem", 0).unwrap();
+    assert_eq!(dead.iter().map(|dead| dead.seq).collect::<Vec<_>>(), [77]);
+    assert_eq!(run.events.len(), 1);
+    assert_eq!(run.events[0].data["seq"], 77);
+}
+
+#[tokio::test]
+async fn a_dead_letter_at_the_end_is_still_named() {
+    let run = run(&[3], shipping(1000), |seqs| {
+        if seqs.contains(&3) {
+            Delivery::Refused { status: 422, answer: String::new() }
+        } else {
+            Delivery::Acknowledged
+        }
+    })
+    .await;
+    assert_eq!(run.seen.last().unwrap(), &Vec::<u64>::new());
+    assert_eq!(run.delivered(), 3);
+}

@@ -1,0 +1,317 @@
+use std::{
+    io,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use super::*;
+use crate::{event::Event, frame::Codec, pipeline::group::Filling, platform::Timestamp};
+
+const SINKS: [&str; 1] = ["siem"];
+
+struct Store {
+    outbox: Outbox,
+    folder: tempfile::TempDir,
+}
+
+fn names(sinks: &[&str]) -> Vec<String> {
+    sinks.iter().map(|sink| (*sink).to_owned()).collect()
+}
+
+fn open(path: &Path, sinks: &[&str]) -> Result<Outbox, OutboxError> {
+    Outbox::open(path, &names(sinks), || "epoch-1".into())
+}
+
+fn store() -> Store {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = open(&folder.path().join("outbox.redb"), &SINKS).unwrap();
+    Store { outbox, folder }
+}
+
+impl Store {
+    fn reopen(self, sinks: &[&str]) -> Self {
+        let Self { outbox, folder } = self;
+        drop(outbox);
+        let outbox = open(&folder.path().join("outbox.redb"), sinks).unwrap();
+        Self { outbox, folder }
+    }
+}
+
+/// A group of `count` events that begins where `outbox` ends.
+fn group(outbox: &Outbox, count: usize) -> Group {
+    let mut filling = Filling::new(outbox.end(), Digest::ZERO, 1000, Codec::Zstd);
+    for n in 0..count {
+        filling.event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
+    }
+    filling.take(Timestamp(1))
+}
+
+fn commit(outbox: &Outbox, count: usize) -> Group {
+    let group = group(outbox, count);
+    outbox.commit(&group).unwrap();
+    group
+}
+
+fn all(outbox: &Outbox, seq: u64) -> Vec<Frame> {
+    outbox.frames(seq, |_| ControlFlow::Continue(())).unwrap()
+}
+
+fn point(group: &Group) -> ChainPoint {
+    let last = &group.frames.last().unwrap().head;
+    ChainPoint { seq: last.last_seq(), hash: last.after }
+}
+
+#[test]
+fn numbers_begin_at_one_and_go_on_over_a_restart() {
+    let store = store();
+    assert_eq!(store.outbox.end().seq, 1);
+    let first = commit(&store.outbox, 3);
+    let store = store.reopen(&SINKS);
+    let end = store.outbox.end();
+    assert_eq!((end.seq, end.chain), (4, point(&first).hash));
+    assert_eq!(end.totals.events, 3);
+    let second = commit(&store.outbox, 2);
+    assert_eq!(second.frames[0].head.before, point(&first).hash);
+    let frames = all(&store.outbox, 1);
+    assert_eq!(frames.iter().map(|frame| frame.head.first_seq).collect::<Vec<_>>(), [1, 4]);
+    assert_eq!(all(&store.outbox, 4), second.frames);
+    assert_eq!(all(&store.outbox, 6), []);
+}
+
+#[test]
+fn a_group_that_does_not_begin_at_the_end_is_refused() {
+    let store = store();
+    let stale = group(&store.outbox, 1);
+    commit(&store.outbox, 2);
+    let error = store.outbox.commit(&stale).unwrap_err();
+    assert!(matches!(error, OutboxError::Stale { found: 1, expected: 3 }), "{error}");
+    assert_eq!(store.outbox.end().seq, 3);
+}
+
+#[test]
+fn checkpoints_are_stored_with_the_entries_they_cover() {
+    let store = store();
+    let key = |name: &str| ("claude-sessions".to_owned(), GenerationId(name.to_owned()));
+    let mut one = group(&store.outbox, 1);
+    one.checkpoints.insert(key("a"), Some(b"row a".to_vec()));
+    one.checkpoints.insert(key("b"), Some(b"row b".to_vec()));
+    store.outbox.commit(&one).unwrap();
+    let mut two = group(&store.outbox, 0);
+    two.checkpoints.insert(key("a"), None);
+    two.checkpoints.insert(("other".into(), GenerationId("c".into())), Some(b"row c".to_vec()));
+    store.outbox.commit(&two).unwrap();
+
+    let store = store.reopen(&SINKS);
+    let mut rows = Vec::new();
+    store.outbox.checkpoints("claude-sessions", |all| rows.extend(all)).unwrap();
+    assert_eq!(rows, [(GenerationId("b".into()), b"row b".to_vec())]);
+    let row = store.outbox.checkpoint("other", &GenerationId("c".into())).unwrap();
+    assert_eq!(row.as_deref(), Some(b"row c".as_slice()));
+    assert_eq!(store.outbox.checkpoint("other", &GenerationId("b".into())).unwrap(), None);
+}
+
+#[test]
+fn what_is_acknowledged_leaves_whole_values() {
+    let store = store();
+    let first = commit(&store.outbox, 3);
+    let second = commit(&store.outbox, 3);
+    let full = store.outbox.stored();
+    // In the middle of the first value: it stays, and reading begins in it.
+    let middle = ChainPoint { seq: 2, hash: Digest::of(b"middle") };
+    store.outbox.acknowledge("siem", middle).unwrap();
+    assert_eq!(store.outbox.stored(), full);
+    assert_eq!(store.outbox.cursor("siem").unwrap().acknowledged, middle);
+    assert_eq!(all(&store.outbox, 3).len(), 2);
+
+    store.outbox.acknowledge("siem", point(&first)).unwrap();
+    assert_eq!(all(&store.outbox, 1), second.frames);
+    assert!(store.outbox.stored() < full);
+    store.outbox.acknowledge("siem", point(&second)).unwrap();
+    assert_eq!(all(&store.outbox, 1), []);
+    assert_eq!(store.outbox.stored(), 0);
+    let store = store.reopen(&SINKS);
+    assert_eq!(store.outbox.cursor("siem").unwrap().acknowledged, point(&second));
+}
+
+#[test]
+fn entries_wait_for_the_slowest_sink() {
+    let store = store().reopen(&["siem", "archive"]);
+    let group = commit(&store.outbox, 3);
+    store.outbox.acknowledge("siem", point(&group)).unwrap();
+    assert_eq!(all(&store.outbox, 1).len(), 1);
+    store.outbox.acknowledge("archive", point(&group)).unwrap();
+    assert_eq!(all(&store.outbox, 1), []);
+}
+
+#[test]
+fn a_sink_that_is_removed_holds_nothing_up() {
+    let store = store().reopen(&["siem", "archive"]);
+    let group = commit(&store.outbox, 3);
+    store.outbox.acknowledge("siem", point(&group)).unwrap();
+    let store = store.reopen(&SINKS);
+    assert_eq!(all(&store.outbox, 1), []);
+}
+
+#[test]
+fn a_sink_that_is_added_later_begins_at_the_first_entry_that_is_there() {
+    let store = store();
+    let first = commit(&store.outbox, 3);
+    commit(&store.outbox, 2);
+    store.outbox.acknowledge("siem", point(&first)).unwrap();
+    let store = store.reopen(&["siem", "archive"]);
+    let cursor = store.outbox.cursor("archive").unwrap();
+    assert_eq!(cursor, Cursor { acknowledged: point(&first), base: Some(point(&first)) });
+    // Its first acknowledgement ends the base; a sink that begins at 1 never has one.
+    store.outbox.acknowledge("archive", point(&first)).unwrap();
+    assert_eq!(store.outbox.cursor("archive").unwrap().base, None);
+    assert_eq!(store.outbox.cursor("siem").unwrap().base, None);
+}
+
+#[test]
+fn large_groups_are_cut_into_values_that_fit() {
+    let store = store();
+    let mut filling = Filling::new(store.outbox.end(), Digest::ZERO, 1000, Codec::Plain);
+    let large = "x".repeat(300_000);
+    for _ in 0..12 {
+        filling.event(&Event::info("test", serde_json::json!({ "large": large })), Timestamp(1));
+    }
+    let group = filling.take(Timestamp(1));
+    assert!(runs(&group.frames).all(|run| value::encode(run).len() <= value::MAX_STORED + 4));
+    assert_eq!(runs(&group.frames).map(<[Frame]>::len).sum::<usize>(), 12);
+    store.outbox.commit(&group).unwrap();
+    assert_eq!(all(&store.outbox, 1), group.frames);
+    assert_eq!(all(&store.outbox, 11), group.frames[10..]);
+}
+
+#[test]
+fn an_urgent_event_moves_the_urgent_number() {
+    let store = store();
+    commit(&store.outbox, 1);
+    assert_eq!(store.outbox.watch().borrow().urgent_seq, 0);
+    let mut filling = Filling::new(store.outbox.end(), Digest::ZERO, 1000, Codec::Zstd);
+    let event = Event { severity: "high", ..Event::info("test", serde_json::json!({})) };
+    filling.event(&event, Timestamp(1));
+    store.outbox.commit(&filling.take(Timestamp(1))).unwrap();
+    assert_eq!(*store.outbox.watch().borrow(), Head { last_seq: 2, urgent_seq: 2 });
+    let store = store.reopen(&SINKS);
+    assert_eq!(*store.outbox.watch().borrow(), Head { last_seq: 2, urgent_seq: 2 });
+}
+
+#[test]
+fn dead_letters_are_named_until_they_are_passed() {
+    let store = store();
+    commit(&store.outbox, 5);
+    let letter = DeadLetter {
+        epoch: "epoch-1".into(),
+        line_sha256: Digest::of(b"x"),
+        line: "eA==".into(),
+        status: 422,
+        answer: "no".into(),
+        at: "2026-11-21T20:00:00.000Z".into(),
+    };
+    store.outbox.bury("siem", 3, &letter).unwrap();
+    let earlier = DeadLetter { epoch: "epoch-0".into(), ..letter };
+    store.outbox.bury("siem", 4, &earlier).unwrap();
+    let dead = |seq| store.outbox.dead_after("siem", seq).unwrap();
+    assert_eq!(dead(0), [DeadLettered { seq: 3, line_sha256: Digest::of(b"x") }]);
+    assert_eq!(dead(3), []);
+    assert_eq!(store.outbox.dead_after("archive", 0).unwrap(), []);
+}
+
+#[test]
+fn a_store_of_a_newer_agent_is_refused_untouched() {
+    let store = store();
+    commit(&store.outbox, 2);
+    let Store { outbox, folder } = store;
+    drop(outbox);
+    let path = folder.path().join("outbox.redb");
+    let database = Database::open(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction
+        .open_table(META)
+        .unwrap()
+        .insert(STATE, br#"{"schema":2,"new":1}"#.as_slice())
+        .unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let error = open(&path, &["another"]).err().unwrap();
+    assert!(matches!(error, OutboxError::Newer { found: 2, .. }), "{error}");
+    let database = Database::open(&path).unwrap();
+    let cursors = database.begin_read().unwrap().open_table(CURSORS).unwrap();
+    assert!(cursors.get("siem").unwrap().is_some());
+}
+
+#[test]
+fn garbage_is_an_error_and_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outbox.redb");
+    std::fs::write(&path, b"this is no store").unwrap();
+    let error = open(&path, &SINKS).err().unwrap();
+    assert!(error.to_string().starts_with("cannot open the outbox"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"this is no store");
+}
+
+/// A store in memory whose syncs can be made to fail.
+#[derive(Clone, Debug, Default)]
+struct Disk {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    broken: Arc<AtomicBool>,
+}
+
+impl redb::StorageBackend for Disk {
+    fn len(&self) -> Result<u64, io::Error> {
+        Ok(self.bytes.lock().unwrap().len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
+        let start = offset as usize;
+        out.copy_from_slice(&self.bytes.lock().unwrap()[start..start + out.len()]);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), io::Error> {
+        self.bytes.lock().unwrap().resize(len as usize, 0);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> Result<(), io::Error> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the disk is gone"));
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+        let start = offset as usize;
+        self.bytes.lock().unwrap()[start..start + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+}
+
+/// redb refuses every write on a handle that has seen an error: a disk that was full for a moment
+/// would have stopped the agent until its next start.
+#[test]
+fn goes_on_after_an_error_of_the_disk() {
+    let disk = Disk::default();
+    let backend = disk.clone();
+    let opener = move || Builder::new().create_with_backend(backend.clone());
+    let outbox =
+        Outbox::open_with(Path::new("memory"), Box::new(opener), &names(&SINKS), || "e".into());
+    let outbox = outbox.unwrap();
+    commit(&outbox, 2);
+    disk.broken.store(true, Ordering::Relaxed);
+    let lost = group(&outbox, 3);
+    assert!(outbox.commit(&lost).is_err());
+    assert!(outbox.commit(&lost).is_err());
+    disk.broken.store(false, Ordering::Relaxed);
+    // What is in the store now, it says by itself.
+    assert!(outbox.cursor("siem").is_ok());
+    let end = outbox.end().seq;
+    commit(&outbox, 1);
+    assert_eq!(outbox.end().seq, end + 1);
+    let frames = all(&outbox, 1);
+    assert_eq!(frames.iter().map(|frame| frame.head.count).sum::<u64>(), end);
+}
