@@ -1,1 +1,14 @@
-//! x
+//! A receiver.
+#![expect(dead_code, reason = "what uses it comes with the router")]
+
+pub mod batch;
+mod clock;
+pub mod decode;
+pub mod ledger;
+mod memory;
+mod secrets;
+#[cfg(test)]
+mod testing;
+
+pub use clock::{Clock, SystemClock};
+pub use secrets::{EmptySecret, Keys, Secret};

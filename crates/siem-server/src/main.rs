@@ -1,1 +1,3 @@
+//! A receiver to try things out with.
+
 fn main() {}
