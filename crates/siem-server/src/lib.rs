@@ -7,6 +7,8 @@ pub mod decode;
 pub mod ledger;
 mod memory;
 mod secrets;
+pub mod stats;
+pub mod store;
 #[cfg(test)]
 mod testing;
 
