@@ -34,19 +34,19 @@ pub enum DecodeError {
 ///
 /// # Errors
 /// [`DecodeError`]; nothing of the text is given then.
-pub fn decode(body: Vec<u8>, encoding: Encoding, limit: usize) -> Result<Vec<u8>, DecodeError> {
+pub fn decode(body: &[u8], encoding: Encoding, limit: usize) -> Result<Vec<u8>, DecodeError> {
     let malformed = |source| DecodeError::Malformed { encoding: encoding.as_str(), source };
     let likely = body.len().saturating_mul(6);
     match encoding {
         Encoding::Identity if body.len() > limit => Err(DecodeError::TooLarge { limit }),
-        Encoding::Identity => Ok(body),
+        Encoding::Identity => Ok(body.to_vec()),
         Encoding::Zstd => {
-            let mut decoder = zstd::Decoder::with_buffer(body.as_slice()).map_err(malformed)?;
+            let mut decoder = zstd::Decoder::with_buffer(body).map_err(malformed)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(malformed)?;
             read(decoder, likely, limit)?.map_err(malformed)
         }
         Encoding::Gzip => {
-            let decoder = flate2::bufread::MultiGzDecoder::new(body.as_slice());
+            let decoder = flate2::bufread::MultiGzDecoder::new(body);
             read(decoder, likely, limit)?.map_err(malformed)
         }
     }
@@ -100,10 +100,10 @@ mod tests {
     #[test]
     fn joins_frames_and_members() {
         let frames = [zstd(b"one "), zstd(b"two "), zstd(b"three")].concat();
-        assert_eq!(decode(frames, Encoding::Zstd, 100).unwrap(), b"one two three");
+        assert_eq!(decode(&frames, Encoding::Zstd, 100).unwrap(), b"one two three");
         let members = [gzip(b"one "), gzip(b"two")].concat();
-        assert_eq!(decode(members, Encoding::Gzip, 100).unwrap(), b"one two");
-        assert_eq!(decode(b"as it is".to_vec(), Encoding::Identity, 100).unwrap(), b"as it is");
+        assert_eq!(decode(&members, Encoding::Gzip, 100).unwrap(), b"one two");
+        assert_eq!(decode(b"as it is", Encoding::Identity, 100).unwrap(), b"as it is");
     }
 
     #[test]
@@ -115,8 +115,8 @@ mod tests {
             (Encoding::Identity, text.clone()),
         ];
         for (encoding, body) in encoded {
-            assert_eq!(decode(body.clone(), encoding, 10_000).unwrap(), text);
-            let refused = decode(body, encoding, 9_999);
+            assert_eq!(decode(&body, encoding, 10_000).unwrap(), text);
+            let refused = decode(&body, encoding, 9_999);
             assert!(matches!(refused, Err(DecodeError::TooLarge { limit: 9_999 })));
         }
     }
@@ -125,7 +125,10 @@ mod tests {
     fn a_bomb_stops_at_the_bound() {
         let bomb = zstd(&vec![0; 200 << 20]);
         assert!(bomb.len() < 64 << 10);
-        assert!(matches!(decode(bomb, Encoding::Zstd, 1 << 20), Err(DecodeError::TooLarge { .. })));
+        assert!(matches!(
+            decode(&bomb, Encoding::Zstd, 1 << 20),
+            Err(DecodeError::TooLarge { .. })
+        ));
     }
 
     #[test]
@@ -134,12 +137,12 @@ mod tests {
             [(Encoding::Zstd, zstd(&[7; 5000])), (Encoding::Gzip, gzip(&[7; 5000]))]
         {
             for length in 1..body.len() {
-                let refused = decode(body[..length].to_vec(), encoding, 10_000);
+                let refused = decode(&body[..length], encoding, 10_000);
                 assert!(matches!(refused, Err(DecodeError::Malformed { .. })), "{length}");
             }
             let garbage = [body, b"garbage".to_vec()].concat();
             assert!(matches!(
-                decode(garbage, encoding, 10_000),
+                decode(&garbage, encoding, 10_000),
                 Err(DecodeError::Malformed { .. })
             ));
         }
