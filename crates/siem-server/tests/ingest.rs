@@ -279,8 +279,8 @@ async fn a_storage_in_trouble_is_507_or_503_with_retry_after() {
     let full = || StoreError::from_io(std::io::ErrorKind::StorageFull.into());
     let ill = || StoreError::from_io(std::io::ErrorKind::PermissionDenied.into());
     let busy = || StoreError::Busy { retry_after: Duration::from_secs(7) };
-    let cases: [(fn() -> StoreError, u16, Option<&str>); 3] =
-        [(full, 507, None), (ill, 503, Some("5")), (busy, 503, Some("7"))];
+    type Case = (fn() -> StoreError, u16, Option<&'static str>);
+    let cases: [Case; 3] = [(full, 507, None), (ill, 503, Some("5")), (busy, 503, Some("7"))];
     for (error, status, retry_after) in cases {
         let data = tempfile::tempdir().unwrap();
         let (limits, options) = (Limits::default(), ServeOptions::default());

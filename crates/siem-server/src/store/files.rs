@@ -30,11 +30,19 @@ pub struct FileStoreOptions {
     pub journal_bytes: u64,
     /// How many batches may wait for the writer.
     pub queue: usize,
+    /// Stands for the free space of a disk.
+    #[cfg(test)]
+    pub(crate) space: Option<&'static std::sync::atomic::AtomicU64>,
 }
 
 impl Default for FileStoreOptions {
     fn default() -> Self {
-        Self { journal_bytes: 256 << 20, queue: 4096 }
+        Self {
+            journal_bytes: 256 << 20,
+            queue: 4096,
+            #[cfg(test)]
+            space: None,
+        }
     }
 }
 
@@ -129,11 +137,17 @@ fn start(
     super::sync_directory(directory)?;
     let Recovered { catalog, next_journal } = recover::recover(&journals, &machines)?;
     let (sender, jobs) = mpsc::channel(options.queue.max(1));
+    #[cfg_attr(not(test), expect(unused_mut, reason = "only a test changes it"))]
+    let mut journal = Journal::create(&journals, next_journal)?;
+    #[cfg(test)]
+    {
+        journal.space = options.space;
+    }
     let writer = Writer {
         jobs,
         catalog,
         files: EpochFiles::new(machines.clone()),
-        journal: Journal::create(&journals, next_journal)?,
+        journal,
         checkpointer: Checkpointer::start(machines)?,
         journal_bytes: options.journal_bytes,
         deferred: Default::default(),

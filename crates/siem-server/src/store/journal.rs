@@ -25,7 +25,7 @@ pub(super) struct Journal {
     broken: bool,
     /// Stands for the free space of a disk.
     #[cfg(test)]
-    pub(super) space: Option<u64>,
+    pub(super) space: Option<&'static std::sync::atomic::AtomicU64>,
 }
 
 impl Journal {
@@ -83,7 +83,8 @@ impl Journal {
         drop(writer);
         let length = self.file.stream_position()?;
         #[cfg(test)]
-        if self.space.is_some_and(|space| length > space) {
+        if self.space.is_some_and(|space| length > space.load(std::sync::atomic::Ordering::SeqCst))
+        {
             return Err(io::ErrorKind::StorageFull.into());
         }
         if let Err(error) = self.file.sync_data() {
@@ -135,4 +136,53 @@ pub(super) fn replay(
 
 fn path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number:012}.{ENDING}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::store::frame::{Lines, Place};
+
+    fn frame(number: u64) -> Frame {
+        let place = Place {
+            machine: "m".into(),
+            epoch: "e".into(),
+            lines_at: number,
+            notes_at: 0,
+            values_at: 0,
+        };
+        let lines = Lines::Read(b"{}\n".repeat(20));
+        Frame { place, note: b"{}\n".to_vec(), values: vec![0; 32], lines }
+    }
+
+    fn replayed(path: &Path) -> Vec<u64> {
+        let mut numbers = Vec::new();
+        let torn = replay(path, |frame| {
+            numbers.push(frame.place.lines_at);
+            Ok(())
+        });
+        assert_eq!(torn.unwrap(), 0);
+        numbers
+    }
+
+    #[test]
+    fn a_group_that_does_not_fit_leaves_nothing_behind() {
+        let root = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(root.path(), 1).unwrap();
+        journal.append([frame(1), frame(2)].iter()).unwrap();
+        let space = Box::leak(Box::new(AtomicU64::new(journal.length() + 100)));
+        journal.space = Some(space);
+        let refused = journal.append([frame(3), frame(4)].iter()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
+        assert!(!journal.is_broken());
+        let path = path(root.path(), 1);
+        assert_eq!(replayed(&path), [1, 2]);
+        space.store(u64::MAX, Ordering::SeqCst);
+        journal.append([frame(5)].iter()).unwrap();
+        assert_eq!(replayed(&path), [1, 2, 5]);
+        assert_eq!(journal.seal().unwrap(), path);
+        assert_eq!(list(root.path()).unwrap().len(), 2);
+    }
 }

@@ -1,4 +1,8 @@
-use std::{collections::BTreeMap, time::UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+    time::UNIX_EPOCH,
+};
 
 use super::*;
 use crate::{
@@ -37,9 +41,14 @@ fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files
 }
 
+/// A directory in memory, where the system has that: these tests sync thousands of times.
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// Puts a snapshot of a store's files into a new directory.
 fn copy(from: &Path, files: &BTreeMap<PathBuf, Vec<u8>>) -> tempfile::TempDir {
-    let to = tempfile::tempdir().unwrap();
+    let to = directory();
     for (path, bytes) in files {
         let path = to.path().join(path.strip_prefix(from).unwrap());
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -67,7 +76,7 @@ fn lines(seqs: impl IntoIterator<Item = u64>) -> String {
 
 #[test]
 fn stores_lines_as_they_are_and_once() {
-    let root = tempfile::tempdir().unwrap();
+    let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     let receipt = take(&store, &BatchText::new(1, 5)).unwrap();
     assert_eq!((receipt.last_seq, receipt.accepted, receipt.duplicates), (Some(5), 5, 0));
@@ -80,7 +89,7 @@ fn stores_lines_as_they_are_and_once() {
 
 #[test]
 fn a_conflict_is_told_and_counted_and_stores_nothing() {
-    let root = tempfile::tempdir().unwrap();
+    let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &BatchText::new(1, 5)).unwrap();
     let other = BatchText::new(5, 9).line(5, r#"{"seq":5,"kind":"event","x":1}"#);
@@ -93,7 +102,7 @@ fn a_conflict_is_told_and_counted_and_stores_nothing() {
 
 #[test]
 fn two_batches_of_an_epoch_at_once_are_judged_one_after_the_other() {
-    let root = tempfile::tempdir().unwrap();
+    let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let receipts = runtime.block_on(async {
@@ -114,7 +123,7 @@ fn two_batches_of_an_epoch_at_once_are_judged_one_after_the_other() {
 
 #[test]
 fn comes_back_as_it_was() {
-    let root = tempfile::tempdir().unwrap();
+    let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &BatchText::new(1, 6).dead(&[3, 4])).unwrap();
     take(&store, &BatchText::new(9, 12)).unwrap();
@@ -135,7 +144,7 @@ fn comes_back_as_it_was() {
 
 #[test]
 fn journals_go_once_their_content_is_synced() {
-    let root = tempfile::tempdir().unwrap();
+    let root = directory();
     let options = FileStoreOptions { journal_bytes: 1000, ..FileStoreOptions::default() };
     let store = FileStore::open_with(root.path(), options).unwrap();
     for first in (1..400).step_by(4) {
@@ -150,18 +159,36 @@ fn journals_go_once_their_content_is_synced() {
 
 #[test]
 fn a_second_store_in_the_same_directory_is_refused() {
-    let root = tempfile::tempdir().unwrap();
+    let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     assert!(matches!(FileStore::open(root.path()), Err(OpenError::InUse { .. })));
     drop(store);
     FileStore::open(root.path()).unwrap();
 }
 
+#[test]
+fn without_space_nothing_is_stored_half_and_all_goes_on_once_there_is_some() {
+    let space: &AtomicU64 = Box::leak(Box::new(AtomicU64::new(2500)));
+    let root = directory();
+    let options = FileStoreOptions { space: Some(space), ..FileStoreOptions::default() };
+    let store = FileStore::open_with(root.path(), options).unwrap();
+    take(&store, &BatchText::new(1, 5)).unwrap();
+    let before = (files(root.path()), stats(&store));
+    let refused = take(&store, &BatchText::new(3, 40));
+    assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
+    assert_eq!((files(root.path()), stats(&store)), before);
+    space.store(u64::MAX, Ordering::SeqCst);
+    let receipt = take(&store, &BatchText::new(3, 40)).unwrap();
+    assert_eq!((receipt.accepted, receipt.duplicates), (35, 3));
+    drop(store);
+    assert_eq!(stored(root.path()), lines(1..=40));
+}
+
 /// What a kill leaves: the journal is there, and the epochs' files are in any state since the last
 /// checkpoint. Here each file is cut at each byte of what the last two batches wrote.
 #[test]
 fn nothing_answered_is_lost_whatever_the_files_were_left_like() {
-    let root = tempfile::tempdir().unwrap();
+    let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &BatchText::new(1, 3)).unwrap();
     drop(store);
@@ -206,7 +233,7 @@ fn nothing_answered_is_lost_whatever_the_files_were_left_like() {
 /// counts whole or not at all.
 #[test]
 fn a_torn_end_of_the_journal_is_taken_back() {
-    let root = tempfile::tempdir().unwrap();
+    let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     let checkpointed = files(root.path());
     take(&store, &BatchText::new(1, 3)).unwrap();
@@ -234,7 +261,7 @@ fn a_torn_end_of_the_journal_is_taken_back() {
 /// checkpoint. What is left is kept, and what is gone is a gap, not a secret.
 #[test]
 fn a_lines_file_cut_by_others_is_repaired_to_whole_lines_and_a_gap() {
-    let root = tempfile::tempdir().unwrap();
+    let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &BatchText::new(1, 6).dead(&[2])).unwrap();
     drop(store);
@@ -263,7 +290,7 @@ fn a_lines_file_cut_by_others_is_repaired_to_whole_lines_and_a_gap() {
 
 #[test]
 fn the_chains_values_are_made_again_from_lines_and_notes() {
-    let root = tempfile::tempdir().unwrap();
+    let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &BatchText::new(4, 9).dead(&[5, 7])).unwrap();
     take(&store, &BatchText::new(1, 6).dead(&[5])).unwrap();
@@ -283,7 +310,7 @@ fn the_chains_values_are_made_again_from_lines_and_notes() {
 /// A frame of the journal builds upon lines that are gone.
 #[test]
 fn lines_missing_before_those_of_the_journal_are_a_gap() {
-    let root = tempfile::tempdir().unwrap();
+    let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &BatchText::new(1, 4)).unwrap();
     drop(store);
