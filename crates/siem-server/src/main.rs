@@ -1,2 +1,93 @@
-//! The receiver, for trying out.
-fn main() {}
+//! A receiver to try things out with: `demo-server --token … --hmac-secret …`.
+
+mod args;
+
+use std::{error::Error, io::Write as _, process::ExitCode, sync::Arc};
+
+use args::{Args, SecretError};
+use clap::Parser as _;
+use siem_server::{FileStore, Keys, OpenError, Receiver, ServeOptions, not_found, serve};
+use tokio::net::TcpListener;
+use tracing_subscriber::EnvFilter;
+
+/// Why the server does not run.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: std::net::SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot start")]
+    Start(#[source] std::io::Error),
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let keys = match args.keys() {
+        Ok(keys) => keys,
+        Err(error) => return fail(&error, 2),
+    };
+    match run(&args, keys) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, 1),
+    }
+}
+
+fn fail(error: &dyn Error, code: u8) -> ExitCode {
+    let mut text = format!("error: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!("\n  because: {error}"));
+        cause = error.source();
+    }
+    eprintln!("{text}");
+    ExitCode::from(code)
+}
+
+#[tokio::main]
+async fn run(args: &Args, keys: Keys) -> Result<(), StartError> {
+    let store = FileStore::open(&args.data)?;
+    let receiver = Receiver::new(keys, Arc::new(store)).with_config_file(args.config_file());
+    let address = args.listen;
+    let failed = |source| StartError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    let ending = ending().map_err(StartError::Start)?;
+    writeln!(std::io::stdout(), "listening on http://{bound}").map_err(StartError::Start)?;
+    let router = receiver.router().fallback(not_found);
+    serve(listener, router, ServeOptions::default(), ending).await;
+    tracing::info!("ended in order");
+    Ok(())
+}
+
+/// Done when the process is asked to end.
+#[cfg(unix)]
+fn ending() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
+/// Done when the process is asked to end.
+#[cfg(not(unix))]
+fn ending() -> std::io::Result<impl Future<Output = ()>> {
+    Ok(async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    })
+}

@@ -1,0 +1,543 @@
+//! A decoded batch: split into lines, checked against its header, hashed.
+
+use std::{collections::BTreeSet, ops::Range, time::SystemTime};
+
+use siem_protocol::{BatchHeader, Digest, PROTOCOL, json};
+
+use crate::memory::Reserved;
+
+/// The highest sequence number: what every JSON reader holds exactly.
+pub const MAX_SEQ: u64 = (1 << 53) - 1;
+/// How many entries a batch may cover, lines and dead-lettered numbers together.
+pub const MAX_ENTRIES: u64 = 200_000;
+/// How long the values of the identity may be, in bytes.
+const MAX_NAME: usize = 256;
+
+/// One entry's line in a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Its number.
+    pub seq: u64,
+    /// Where it stands in the batch's text, without its newline.
+    pub range: Range<usize>,
+    /// Its hash.
+    pub digest: Digest,
+}
+
+/// A batch that keeps the protocol's rules in itself. Whether it fits what is held already is for
+/// the [`Ledger`](crate::ledger::Ledger) to say.
+#[derive(Debug)]
+pub struct Batch {
+    /// The header line.
+    pub header: BatchHeader,
+    /// When it was received.
+    pub received_at: SystemTime,
+    text: Vec<u8>,
+    lines: Vec<Line>,
+    chain: Vec<Digest>,
+    reserved: Reserved,
+}
+
+/// Why a text is no batch. Lines are counted from 1, the header line included.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    /// The first line is no header.
+    #[error("line 1 is no batch header")]
+    Header(#[source] serde_json::Error),
+    /// The protocol's version is another.
+    #[error("protocol {0} is not known, this receiver speaks {PROTOCOL}")]
+    Protocol(u64),
+    /// A member of the header is missing, out of range, or contradicts another.
+    #[error("`{member}` of the batch header {why}")]
+    Member {
+        /// The member.
+        member: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// There are more entries than a batch may cover.
+    #[error("the batch covers more than {MAX_ENTRIES} entries")]
+    TooMany,
+    /// The number of lines is not `count`.
+    #[error("the batch has {found} entries, its header says {count}")]
+    Count {
+        /// What the header says.
+        count: u64,
+        /// How many there are.
+        found: u64,
+    },
+    /// A line does not begin as an entry's line does.
+    #[error("line {line} does not begin with {{\"seq\":NUMBER,\"kind\":\"…\"")]
+    Start {
+        /// The line.
+        line: usize,
+    },
+    /// A line has another number than its place asks for.
+    #[error("line {line} has seq {found}, expected {expected}")]
+    Order {
+        /// The line.
+        line: usize,
+        /// Its number.
+        found: u64,
+        /// The number that follows from the header and the lines before.
+        expected: u64,
+    },
+    /// A line begins as an entry and is no JSON object with one `seq`.
+    #[error("line {line}, entry {seq}, is no JSON object with one `seq`")]
+    Entry {
+        /// The line.
+        line: usize,
+        /// Its number.
+        seq: u64,
+    },
+}
+
+impl Batch {
+    /// Reads a decoded body and hashes each line once.
+    ///
+    /// # Errors
+    /// [`BatchError`]: nothing of it is to be stored.
+    pub fn parse(text: Vec<u8>, received_at: SystemTime) -> Result<Self, BatchError> {
+        let end = memchr::memchr(b'\n', &text).unwrap_or(text.len());
+        let header = header(&text[..end])?;
+        let first_line = text.len().min(end + 1);
+        let lines = lines(&text, first_line, &header)?;
+        let chain = chain(&header, &lines);
+        Ok(Self { header, received_at, text, lines, chain, reserved: Reserved::default() })
+    }
+
+    /// Ties the memory that was set aside for the batch to its life.
+    pub(crate) fn holding(mut self, reserved: Reserved) -> Self {
+        self.reserved = reserved;
+        self
+    }
+
+    /// The entries' lines, in the order sent.
+    #[must_use]
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// The bytes of `line`, without its newline, as they were received.
+    #[must_use]
+    pub fn bytes(&self, line: &Line) -> &[u8] {
+        &self.text[line.range.clone()]
+    }
+
+    /// The numbers that a batch proper covers; `None` for a redelivery.
+    #[must_use]
+    pub fn covers(&self) -> Option<(u64, u64)> {
+        if self.header.redelivery {
+            return None;
+        }
+        self.header.first_seq.zip(self.header.last_seq)
+    }
+
+    /// `h(n)` for the numbers from `first` to `last` of a batch proper, as its header and lines
+    /// make it.
+    ///
+    /// # Panics
+    /// When the batch does not cover them.
+    #[must_use]
+    pub fn chain(&self, first: u64, last: u64) -> &[Digest] {
+        let start = self.header.first_seq.unwrap_or_default();
+        let at = |seq: u64| usize::try_from(seq - start).expect("a batch fits in memory");
+        &self.chain[at(first)..=at(last)]
+    }
+
+    /// The decoded text, header line and all.
+    pub(crate) fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// How many bytes of memory the batch takes, about.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.text.len() + self.lines.len() * size_of::<Line>() + self.chain.len() * 32
+    }
+}
+
+fn member(member: &'static str, why: &'static str) -> BatchError {
+    BatchError::Member { member, why }
+}
+
+fn header(line: &[u8]) -> Result<BatchHeader, BatchError> {
+    // The version first: another version's header may have other members.
+    #[derive(serde::Deserialize)]
+    struct Version {
+        protocol: u64,
+    }
+    let Version { protocol } = serde_json::from_slice(line).map_err(BatchError::Header)?;
+    if protocol != u64::from(PROTOCOL) {
+        return Err(BatchError::Protocol(protocol));
+    }
+    let header: BatchHeader = serde_json::from_slice(line).map_err(BatchError::Header)?;
+    check_names(&header)?;
+    let covered = if header.redelivery { check_seqs(&header)? } else { check_range(&header)? };
+    if header.dead_lettered.len() as u64 > covered
+        || covered - header.dead_lettered.len() as u64 != header.count
+    {
+        return Err(member("count", "and `dead_lettered` do not cover the numbers named"));
+    }
+    Ok(header)
+}
+
+fn check_names(header: &BatchHeader) -> Result<(), BatchError> {
+    let names = [
+        ("machine_id", &header.machine_id),
+        ("epoch", &header.epoch),
+        ("hostname", &header.hostname),
+        ("user", &header.user),
+        ("os", &header.os),
+        ("arch", &header.arch),
+        ("agent_version", &header.agent_version),
+        ("previous_epoch", header.previous_epoch.as_ref().unwrap_or(&header.epoch)),
+    ];
+    for (index, (name, value)) in names.into_iter().enumerate() {
+        if value.len() > MAX_NAME {
+            return Err(member(name, "is longer than 256 bytes"));
+        }
+        if index < 2 && value.is_empty() {
+            return Err(member(name, "is empty"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks a batch proper and gives how many numbers it covers.
+fn check_range(header: &BatchHeader) -> Result<u64, BatchError> {
+    let first = header.first_seq.ok_or_else(|| member("first_seq", "is missing"))?;
+    let last = header.last_seq.ok_or_else(|| member("last_seq", "is missing"))?;
+    if header.chain.is_none() {
+        return Err(member("chain", "is missing"));
+    }
+    if !header.seqs.is_empty() {
+        return Err(member("seqs", "stands in a batch that is no redelivery"));
+    }
+    if first == 0 || last < first || last > MAX_SEQ {
+        return Err(member("last_seq", "and `first_seq` name no range of numbers"));
+    }
+    if last - first >= MAX_ENTRIES {
+        return Err(BatchError::TooMany);
+    }
+    let mut least = first;
+    for dead in &header.dead_lettered {
+        if dead.seq < least || dead.seq > last {
+            return Err(member("dead_lettered", "is not ascending within the batch's range"));
+        }
+        least = dead.seq + 1;
+    }
+    if header.base.is_some_and(|base| base.seq >= first) {
+        return Err(member("base", "does not lie before `first_seq`"));
+    }
+    Ok(last - first + 1)
+}
+
+/// Checks a redelivery and gives how many numbers it names.
+fn check_seqs(header: &BatchHeader) -> Result<u64, BatchError> {
+    let odd = [
+        ("first_seq", header.first_seq.is_some()),
+        ("last_seq", header.last_seq.is_some()),
+        ("chain", header.chain.is_some()),
+        ("dead_lettered", !header.dead_lettered.is_empty()),
+        ("base", header.base.is_some()),
+    ];
+    if let Some((name, _)) = odd.into_iter().find(|(_, there)| *there) {
+        return Err(member(name, "stands in a redelivery"));
+    }
+    let count = header.seqs.len() as u64;
+    if count > MAX_ENTRIES {
+        return Err(BatchError::TooMany);
+    }
+    let distinct: BTreeSet<_> = header.seqs.iter().collect();
+    if count == 0 || distinct.len() != header.seqs.len() {
+        return Err(member("seqs", "is empty or names a number twice"));
+    }
+    if header.seqs.iter().any(|seq| *seq == 0 || *seq > MAX_SEQ) {
+        return Err(member("seqs", "names a number out of range"));
+    }
+    Ok(count)
+}
+
+fn lines(text: &[u8], start: usize, header: &BatchHeader) -> Result<Vec<Line>, BatchError> {
+    let capacity = usize::try_from(header.count).unwrap_or_default().min(text.len() / 16);
+    let mut lines = Vec::with_capacity(capacity);
+    let mut numbers = Numbers::of(header);
+    let mut at = start;
+    while at < text.len() {
+        let end = memchr::memchr(b'\n', &text[at..]).map_or(text.len(), |length| at + length);
+        let number = lines.len() + 2;
+        let seq = seq_of(&text[at..end]).ok_or(BatchError::Start { line: number })?;
+        let Some(expected) = numbers.next() else {
+            let found = lines.len() as u64 + count_lines(&text[at..]);
+            return Err(BatchError::Count { count: header.count, found });
+        };
+        if seq != expected {
+            return Err(BatchError::Order { line: number, found: seq, expected });
+        }
+        if !is_entry(&text[at..end]) {
+            return Err(BatchError::Entry { line: number, seq });
+        }
+        lines.push(Line { seq, range: at..end, digest: Digest::of(&text[at..end]) });
+        at = end + 1;
+    }
+    let found = lines.len() as u64;
+    if found != header.count {
+        return Err(BatchError::Count { count: header.count, found });
+    }
+    Ok(lines)
+}
+
+fn count_lines(text: &[u8]) -> u64 {
+    let newlines = memchr::memchr_iter(b'\n', text).count();
+    (newlines + usize::from(text.last().is_some_and(|byte| *byte != b'\n'))) as u64
+}
+
+/// The numbers that a batch's lines must have, in order.
+struct Numbers<'a> {
+    seqs: std::slice::Iter<'a, u64>,
+    next: u64,
+    last: u64,
+    dead: std::iter::Peekable<std::slice::Iter<'a, siem_protocol::DeadLettered>>,
+}
+
+impl<'a> Numbers<'a> {
+    fn of(header: &'a BatchHeader) -> Self {
+        Self {
+            seqs: header.seqs.iter(),
+            next: header.first_seq.unwrap_or(1),
+            last: header.last_seq.unwrap_or(0),
+            dead: header.dead_lettered.iter().peekable(),
+        }
+    }
+}
+
+impl Iterator for Numbers<'_> {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        if let Some(seq) = self.seqs.next() {
+            return Some(*seq);
+        }
+        while self.dead.next_if(|dead| dead.seq == self.next).is_some() {
+            self.next += 1;
+        }
+        let seq = self.next;
+        self.next += 1;
+        (seq <= self.last).then_some(seq)
+    }
+}
+
+/// The number at the start of an entry's line: `{"seq":NUMBER,"kind":"…"`.
+pub(crate) fn seq_of(line: &[u8]) -> Option<u64> {
+    let rest = line.strip_prefix(br#"{"seq":"#)?;
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    if digits == 0 || digits > 16 || rest[0] == b'0' {
+        return None;
+    }
+    let kind = rest[digits..].strip_prefix(br#","kind":""#)?;
+    let name = kind.iter().take_while(|byte| byte.is_ascii_lowercase() || **byte == b'_').count();
+    if name == 0 || kind.get(name) != Some(&b'"') {
+        return None;
+    }
+    let number =
+        rest[..digits].iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));
+    Some(number)
+}
+
+/// Whether the whole line is one JSON object, without white space around it, that says `seq` once.
+fn is_entry(line: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(line) else { return false };
+    let mut seqs = 0;
+    let shape = json::members(text, |member| seqs += u32::from(member.is("seq")));
+    seqs == 1 && shape.is_some_and(|shape| shape.object && !shape.padded)
+}
+
+fn chain(header: &BatchHeader, lines: &[Line]) -> Vec<Digest> {
+    let (Some(first), Some(last), Some(ends)) = (header.first_seq, header.last_seq, header.chain)
+    else {
+        return Vec::new();
+    };
+    let mut lines = lines.iter();
+    let mut dead = header.dead_lettered.iter().peekable();
+    let mut value = ends.before;
+    (first..=last)
+        .filter_map(|seq| {
+            let digest = match dead.next_if(|dead| dead.seq == seq) {
+                Some(dead) => dead.line_sha256,
+                None => lines.next()?.digest,
+            };
+            value = value.chain(digest);
+            Some(value)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use siem_protocol::Chain;
+
+    use super::*;
+    use crate::testing::{BatchText, VECTOR};
+
+    fn parse(text: &str) -> Result<Batch, BatchError> {
+        Batch::parse(text.as_bytes().to_vec(), UNIX_EPOCH)
+    }
+
+    #[test]
+    fn computes_the_chain_of_the_vectors() {
+        let batch = parse(VECTOR).unwrap();
+        assert_eq!(batch.covers(), Some((1, 4)));
+        assert_eq!(batch.lines().iter().map(|line| line.seq).collect::<Vec<_>>(), [1, 2, 4]);
+        let expected = [
+            "e8ae3548ac976e7bc66f81b82d83df8b88ede855cfde904c8094de7b4c61a2f8",
+            "52f4063db923f2871c9bd8c2b2cca5463568521b0c7d4f338be39e34b139dc70",
+            "177c3fdf84152057f41166442676f127ee5a0480c7e94924f626e3a24e917061",
+            "49cecf4e3424ff49958627bb425e5837223b43ce484ab06c9f2e09828a8bf4b2",
+        ];
+        assert_eq!(batch.chain(1, 4).iter().map(Digest::to_string).collect::<Vec<_>>(), expected);
+        assert_eq!(
+            batch.lines()[1].digest.to_string(),
+            "4faf548c62d543ae813c3cde32e0dda14bc77ae24daa77972731a3dd22363c86"
+        );
+    }
+
+    #[test]
+    fn keeps_each_line_as_it_is_with_or_without_a_last_newline() {
+        for text in [VECTOR, VECTOR.trim_end()] {
+            let batch = parse(text).unwrap();
+            let lines: Vec<_> = batch
+                .lines()
+                .iter()
+                .map(|line| String::from_utf8(batch.bytes(line).to_vec()).unwrap())
+                .collect();
+            assert_eq!(lines, VECTOR.trim_end().lines().skip(1).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn names_the_line_that_starts_wrong() {
+        let starts = [
+            "",
+            "{}",
+            "x",
+            "\u{feff}{\"seq\":2",
+            " {\"seq\":2,\"kind\":\"event\"}",
+            "{\"seq\": 2,\"kind\":\"event\"}",
+            "{\"seq\":02,\"kind\":\"event\"}",
+            "{\"seq\":-2,\"kind\":\"event\"}",
+            "{\"seq\":2.0,\"kind\":\"event\"}",
+            "{\"kind\":\"event\",\"seq\":2}",
+            "{\"seq\":2,\"kind\":\"\"}",
+            "{\"seq\":99999999999999999,\"kind\":\"event\"}",
+        ];
+        for start in starts {
+            let text = BatchText::new(1, 3).line(2, start).text();
+            let refused = parse(&text).unwrap_err();
+            assert!(matches!(refused, BatchError::Start { line: 3 }), "{start}: {refused}");
+        }
+    }
+
+    #[test]
+    fn names_the_entry_that_is_no_json() {
+        let wrong = [
+            r#"{"seq":2,"kind":"event","data":}"#,
+            r#"{"seq":2,"kind":"event"} "#,
+            r#"{"seq":2,"kind":"event"}{}"#,
+            r#"{"seq":2,"kind":"event","seq":3}"#,
+            r#"{"seq":2,"kind":"event","s\u0065q":3}"#,
+            "{\"seq\":2,\"kind\":\"event\"}\r",
+        ];
+        for line in wrong {
+            let text = BatchText::new(1, 3).line(2, line).text();
+            let refused = parse(&text).unwrap_err();
+            assert!(matches!(refused, BatchError::Entry { line: 3, seq: 2 }), "{line}: {refused}");
+        }
+    }
+
+    #[test]
+    fn names_the_line_with_the_wrong_number() {
+        let text = BatchText::new(5, 8).line(6, r#"{"seq":7,"kind":"event"}"#).text();
+        let refused = parse(&text).unwrap_err();
+        assert!(matches!(refused, BatchError::Order { line: 3, found: 7, expected: 6 }));
+    }
+
+    #[test]
+    fn refuses_other_counts_of_lines() {
+        let text = BatchText::new(1, 3).text();
+        let fewer: String = text.lines().take(3).flat_map(|line| [line, "\n"]).collect();
+        assert!(matches!(parse(&fewer), Err(BatchError::Count { count: 3, found: 2 })));
+        let more = format!("{text}{}\n{}\n", r#"{"seq":4,"kind":"event"}"#, "x");
+        assert!(matches!(parse(&more), Err(BatchError::Count { count: 3, found: 5 })));
+    }
+
+    #[test]
+    fn refuses_headers_that_contradict_themselves() {
+        type Edit = fn(&mut BatchHeader);
+        let edits: [(&str, Edit); 17] = [
+            ("first_seq", |header| header.first_seq = None),
+            ("last_seq", |header| header.last_seq = None),
+            ("last_seq", |header| header.first_seq = Some(0)),
+            ("last_seq", |header| header.last_seq = Some(1)),
+            ("last_seq", |header| header.last_seq = Some(MAX_SEQ + 1)),
+            ("chain", |header| header.chain = None),
+            ("seqs", |header| header.seqs = vec![1]),
+            ("count", |header| header.count = 2),
+            ("count", |header| header.last_seq = Some(5)),
+            ("base", |header| {
+                header.base = Some(siem_protocol::ChainPoint { seq: 2, hash: Digest::ZERO })
+            }),
+            ("epoch", |header| header.epoch.clear()),
+            ("machine_id", |header| header.machine_id.clear()),
+            ("machine_id", |header| header.machine_id = "x".repeat(257)),
+            ("user", |header| header.user = "x".repeat(257)),
+            ("dead_lettered", |header| {
+                header.dead_lettered =
+                    vec![siem_protocol::DeadLettered { seq: 1, line_sha256: Digest::ZERO }];
+            }),
+            ("first_seq", |header| header.redelivery = true),
+            ("seqs", |header| {
+                (header.first_seq, header.last_seq, header.chain) = (None, None, None);
+                (header.redelivery, header.seqs) = (true, vec![2, 2, 3]);
+            }),
+        ];
+        for (expected, edit) in edits {
+            let mut batch = BatchText::new(2, 4);
+            edit(&mut batch.header);
+            let refused = parse(&batch.text()).unwrap_err();
+            assert!(
+                matches!(refused, BatchError::Member { member, .. } if member == expected),
+                "{expected}: {refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn refuses_another_protocol_whatever_else_its_header_says() {
+        let text = "{\"kind\":\"packet\",\"protocol\":2}\n";
+        assert!(matches!(parse(text), Err(BatchError::Protocol(2))));
+        assert!(matches!(parse(""), Err(BatchError::Header(_))));
+    }
+
+    #[test]
+    fn refuses_a_range_that_would_not_fit_in_memory() {
+        let mut batch = BatchText::new(1, 1);
+        batch.header.last_seq = Some(MAX_SEQ);
+        assert!(matches!(parse(&batch.text()), Err(BatchError::TooMany)));
+    }
+
+    #[test]
+    fn takes_a_batch_of_dead_letters_only() {
+        let mut batch = BatchText::new(3, 2);
+        batch.header.first_seq = Some(3);
+        batch.header.last_seq = Some(3);
+        batch.header.count = 0;
+        batch.header.chain = Some(Chain { before: Digest::ZERO, after: Digest::ZERO });
+        batch.header.dead_lettered =
+            vec![siem_protocol::DeadLettered { seq: 3, line_sha256: Digest::of(b"x") }];
+        let batch = parse(&batch.text()).unwrap();
+        assert_eq!(batch.chain(3, 3), [Digest::ZERO.chain(Digest::of(b"x"))]);
+    }
+}

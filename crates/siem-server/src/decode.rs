@@ -1,0 +1,150 @@
+//! Decoding of a body, bounded.
+
+use std::io::{self, Read};
+
+use siem_protocol::Encoding;
+
+/// The largest window of a zstd frame that is accepted, as a power of two: 64 MiB, as much as a
+/// decoded body may have.
+const ZSTD_WINDOW_LOG: u32 = 26;
+
+/// Why a body was not decoded.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// It has more bytes than it may.
+    #[error("the decoded body has more than {limit} bytes")]
+    TooLarge {
+        /// How many it may have.
+        limit: usize,
+    },
+    /// It is not what its encoding says, or ends in the middle of it.
+    #[error("the body is no {encoding}")]
+    Malformed {
+        /// What it should be.
+        encoding: &'static str,
+        /// What the decoder says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Decodes `body` to at most `limit` bytes. What would be more is never held: decoding stops.
+///
+/// Several zstd frames or gzip members one after another are one text.
+///
+/// # Errors
+/// [`DecodeError`]; nothing of the text is given then.
+pub fn decode(body: &[u8], encoding: Encoding, limit: usize) -> Result<Vec<u8>, DecodeError> {
+    let malformed = |source| DecodeError::Malformed { encoding: encoding.as_str(), source };
+    let likely = body.len().saturating_mul(6);
+    match encoding {
+        Encoding::Identity if body.len() > limit => Err(DecodeError::TooLarge { limit }),
+        Encoding::Identity => Ok(body.to_vec()),
+        Encoding::Zstd => {
+            let mut decoder = zstd::Decoder::with_buffer(body).map_err(malformed)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(malformed)?;
+            read(decoder, likely, limit)?.map_err(malformed)
+        }
+        Encoding::Gzip => {
+            let decoder = flate2::bufread::MultiGzDecoder::new(body);
+            read(decoder, likely, limit)?.map_err(malformed)
+        }
+    }
+}
+
+fn read(
+    mut from: impl Read,
+    likely: usize,
+    limit: usize,
+) -> Result<io::Result<Vec<u8>>, DecodeError> {
+    // One byte more than allowed shows that there is more.
+    let most = limit.saturating_add(1);
+    let mut text = vec![0; likely.clamp(4096, most.max(4096)).min(most)];
+    let mut length = 0;
+    loop {
+        if length > limit {
+            return Err(DecodeError::TooLarge { limit });
+        }
+        if length == text.len() {
+            let larger = length.saturating_mul(2).min(most);
+            text.reserve_exact(larger - length);
+            text.resize(larger, 0);
+        }
+        match from.read(&mut text[length..]) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    text.truncate(length);
+    Ok(Ok(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn zstd(text: &[u8]) -> Vec<u8> {
+        zstd::encode_all(text, 3).unwrap()
+    }
+
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn joins_frames_and_members() {
+        let frames = [zstd(b"one "), zstd(b"two "), zstd(b"three")].concat();
+        assert_eq!(decode(&frames, Encoding::Zstd, 100).unwrap(), b"one two three");
+        let members = [gzip(b"one "), gzip(b"two")].concat();
+        assert_eq!(decode(&members, Encoding::Gzip, 100).unwrap(), b"one two");
+        assert_eq!(decode(b"as it is", Encoding::Identity, 100).unwrap(), b"as it is");
+    }
+
+    #[test]
+    fn holds_the_bound_to_the_byte() {
+        let text = vec![b'x'; 10_000];
+        let encoded = [
+            (Encoding::Zstd, zstd(&text)),
+            (Encoding::Gzip, gzip(&text)),
+            (Encoding::Identity, text.clone()),
+        ];
+        for (encoding, body) in encoded {
+            assert_eq!(decode(&body, encoding, 10_000).unwrap(), text);
+            let refused = decode(&body, encoding, 9_999);
+            assert!(matches!(refused, Err(DecodeError::TooLarge { limit: 9_999 })));
+        }
+    }
+
+    #[test]
+    fn a_bomb_stops_at_the_bound() {
+        let bomb = zstd(&vec![0; 200 << 20]);
+        assert!(bomb.len() < 64 << 10);
+        assert!(matches!(
+            decode(&bomb, Encoding::Zstd, 1 << 20),
+            Err(DecodeError::TooLarge { .. })
+        ));
+    }
+
+    #[test]
+    fn a_frame_cut_short_is_malformed() {
+        for (encoding, body) in
+            [(Encoding::Zstd, zstd(&[7; 5000])), (Encoding::Gzip, gzip(&[7; 5000]))]
+        {
+            for length in 1..body.len() {
+                let refused = decode(&body[..length], encoding, 10_000);
+                assert!(matches!(refused, Err(DecodeError::Malformed { .. })), "{length}");
+            }
+            let garbage = [body, b"garbage".to_vec()].concat();
+            assert!(matches!(
+                decode(&garbage, encoding, 10_000),
+                Err(DecodeError::Malformed { .. })
+            ));
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! `GET /config`.
+
+use std::{io, path::Path, sync::Arc};
+
+use axum::{
+    extract::State,
+    http::{
+        HeaderMap, HeaderValue, StatusCode,
+        header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH},
+    },
+    response::{IntoResponse as _, Response},
+};
+use siem_protocol::{
+    Digest, ManagedConfig,
+    names::{content_type, header},
+};
+
+use super::{Shared, problem::Rejection};
+
+pub(super) async fn config(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    match answer(&shared, &headers).await {
+        Ok(response) => response,
+        Err(rejection) => rejection.into_response(),
+    }
+}
+
+async fn answer(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, Rejection> {
+    shared.authorize(headers)?;
+    let nonce = nonce(headers)?;
+    let file = shared.config_file.clone().ok_or(Rejection::NoConfig)?;
+    let reading = tokio::task::spawn_blocking(move || read(&file));
+    let body = reading.await.map_err(|_| Rejection::Panicked)??;
+    let etag = format!("\"{}\"", Digest::of(&body));
+    let known = headers.get_all(IF_NONE_MATCH).iter().any(|known| matches(known, &etag));
+    let (status, body) =
+        if known { (StatusCode::NOT_MODIFIED, Vec::new()) } else { (StatusCode::OK, body) };
+    let signature = nonce.map(|nonce| shared.keys.sign_answer(nonce, &body));
+    let mut response = (status, body).into_response();
+    let to = response.headers_mut();
+    to.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    to.insert(ETAG, ascii(&etag));
+    if status == StatusCode::OK {
+        to.insert(CONTENT_TYPE, HeaderValue::from_static(content_type::JSON));
+    } else {
+        to.remove(CONTENT_TYPE);
+    }
+    if let Some(signature) = signature {
+        to.insert(header::SIGNATURE, ascii(&signature));
+    }
+    Ok(response)
+}
+
+fn ascii(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).expect("hexadecimal digits and quotes make a header value")
+}
+
+/// The request's nonce. Nothing but 16 bytes in hex is ever signed: with any other text in its
+/// place, an answer's signature might be that of a batch.
+fn nonce(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
+    let Some(value) = headers.get(header::NONCE) else { return Ok(None) };
+    let nonce = value.to_str().map_err(|_| Rejection::Nonce)?;
+    let right = nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if right { Ok(Some(nonce)) } else { Err(Rejection::Nonce) }
+}
+
+/// Reads the file and checks that agents will take it.
+fn read(path: &Path) -> Result<Vec<u8>, Rejection> {
+    let body = std::fs::read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Rejection::NoConfig,
+        _ => Rejection::ConfigFile(error),
+    })?;
+    ManagedConfig::parse(&body).map_err(Rejection::Config)?;
+    Ok(body)
+}
+
+/// Whether a value of `If-None-Match` names `etag`; compared weakly, as RFC 9110 has it.
+fn matches(value: &HeaderValue, etag: &str) -> bool {
+    let value = value.to_str().unwrap_or_default();
+    value
+        .split(',')
+        .map(str::trim)
+        .any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compares_tags_as_a_list_and_weakly() {
+        let etag = "\"abc\"";
+        for known in ["\"abc\"", "W/\"abc\"", "\"x\", \"abc\"", "*"] {
+            assert!(matches(&HeaderValue::from_static(known), etag), "{known}");
+        }
+        for other in ["", "abc", "\"abcd\"", "\"x\",\"y\""] {
+            assert!(!matches(&HeaderValue::from_static(other), etag), "{other}");
+        }
+    }
+}

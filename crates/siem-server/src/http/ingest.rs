@@ -1,0 +1,201 @@
+//! `POST /ingest`.
+
+use std::{future::poll_fn, pin::Pin, sync::Arc, time::SystemTime};
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    http::{
+        HeaderMap,
+        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+    },
+    response::{IntoResponse as _, Response},
+};
+use hyper::body::Body as _;
+use siem_protocol::{
+    BatchHeader, Encoding, Receipt,
+    names::{content_type, header},
+};
+use tracing::debug;
+
+use super::{Shared, observe::json, problem::Rejection};
+use crate::{
+    batch::Batch,
+    decode::{DecodeError, decode},
+    memory::Reserved,
+};
+
+/// What a batch's text most likely needs at most, as a multiple of its compressed size.
+const LIKELY_RATIO: usize = 16;
+/// Memory that is set aside for a text at least.
+const LEAST_TEXT: usize = 64 << 10;
+
+pub(super) async fn ingest(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    match take(&shared, request).await {
+        Ok(receipt) => json(&receipt),
+        Err(rejection) => rejection.into_response(),
+    }
+}
+
+async fn take(shared: &Arc<Shared>, request: Request) -> Result<Receipt, Rejection> {
+    let (parts, body) = request.into_parts();
+    let headers = &parts.headers;
+    shared.authorize(headers)?;
+    check_content_type(headers)?;
+    let encoding = encoding(headers)?;
+    let signature = text(headers, header::SIGNATURE).ok_or(Rejection::Signature)?.to_owned();
+    let limit = match encoding {
+        Encoding::Identity => shared.limits.decoded,
+        Encoding::Zstd | Encoding::Gzip => shared.limits.compressed,
+    };
+    let (body, memory) = receive(shared, headers, body, limit).await?;
+    let received_at = shared.clock.now();
+    let batch = read(shared, Sent { body, memory, encoding, signature, received_at }).await?;
+    check_headers(headers, &batch.header)?;
+    let id = batch.header.id();
+    let receipt = shared.storage.store(batch).await?;
+    debug!(%id, receipt.accepted, receipt.duplicates, "stored a batch");
+    Ok(receipt)
+}
+
+/// A body as it was sent.
+struct Sent {
+    body: Vec<u8>,
+    memory: Reserved,
+    encoding: Encoding,
+    signature: String,
+    received_at: SystemTime,
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    // A value that is no text contradicts whatever is expected of it.
+    headers.get(name).map(|value| std::str::from_utf8(value.as_bytes()).unwrap_or("\0"))
+}
+
+fn check_content_type(headers: &HeaderMap) -> Result<(), Rejection> {
+    let Some(value) = text(headers, CONTENT_TYPE.as_str()) else { return Ok(()) };
+    let kind = value.split(';').next().unwrap_or_default().trim();
+    let right = kind.eq_ignore_ascii_case(content_type::NDJSON);
+    if right { Ok(()) } else { Err(Rejection::ContentType) }
+}
+
+fn encoding(headers: &HeaderMap) -> Result<Encoding, Rejection> {
+    if headers.get_all(CONTENT_ENCODING).iter().count() > 1 {
+        return Err(Rejection::Encoding);
+    }
+    let value = text(headers, CONTENT_ENCODING.as_str()).unwrap_or("identity");
+    value.parse().map_err(|_| Rejection::Encoding)
+}
+
+fn check_headers(headers: &HeaderMap, batch: &BatchHeader) -> Result<(), Rejection> {
+    if let Some(name) = batch.identity().contradicted_by(|name| text(headers, name)) {
+        return Err(Rejection::Contradiction(name));
+    }
+    match text(headers, header::BATCH_ID) {
+        Some(id) if id != batch.id().to_string() => Err(Rejection::Contradiction(header::BATCH_ID)),
+        _ => Ok(()),
+    }
+}
+
+/// Reads the body, once the memory for it is set aside.
+async fn receive(
+    shared: &Shared,
+    headers: &HeaderMap,
+    body: Body,
+    limit: usize,
+) -> Result<(Vec<u8>, Reserved), Rejection> {
+    let length = text(headers, CONTENT_LENGTH.as_str()).and_then(|length| length.parse().ok());
+    if length.is_some_and(|length: usize| length > limit) {
+        return Err(Rejection::BodyTooLarge { limit });
+    }
+    // A body of unknown length may be as long as allowed.
+    let expected = length.unwrap_or(limit);
+    let mut memory = shared.bodies.reserve(expected).await.ok_or(Rejection::Overloaded)?;
+    let reading = collect(body, length.unwrap_or_default(), limit);
+    let reading = tokio::time::timeout(shared.limits.body_timeout, reading);
+    let body = reading.await.map_err(|_| Rejection::Slow)??;
+    memory.shrink_to(body.len());
+    Ok((body, memory))
+}
+
+async fn collect(mut body: Body, length: usize, limit: usize) -> Result<Vec<u8>, Rejection> {
+    let mut bytes = Vec::with_capacity(length);
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        let Ok(data) = frame.map_err(Rejection::Body)?.into_data() else { continue };
+        if bytes.len() + data.len() > limit {
+            return Err(Rejection::BodyTooLarge { limit });
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes)
+}
+
+/// Verifies, decodes and checks, away from the threads that serve requests.
+async fn read(shared: &Arc<Shared>, sent: Sent) -> Result<Batch, Rejection> {
+    if sent.encoding == Encoding::Identity {
+        return work(shared, sent, Step::Parse).await?.into_batch();
+    }
+    let most = shared.limits.decoded;
+    let likely = sent.body.len().saturating_mul(LIKELY_RATIO).max(LEAST_TEXT).min(most);
+    let memory = shared.texts.reserve(likely).await.ok_or(Rejection::Overloaded)?;
+    match work(shared, sent, Step::Decode { memory, limit: likely, verified: false }).await? {
+        Worked::Batch(batch) => Ok(*batch),
+        Worked::Larger(sent) => {
+            // Nothing is held of the first try here, so waiting for more cannot lock up.
+            let memory = shared.texts.reserve(most).await.ok_or(Rejection::Overloaded)?;
+            let step = Step::Decode { memory, limit: most, verified: true };
+            work(shared, sent, step).await?.into_batch()
+        }
+    }
+}
+
+/// What is to be done with a body.
+enum Step {
+    /// It is the text.
+    Parse,
+    /// The text is to be decoded, to at most `limit` bytes, for which there is memory.
+    Decode { memory: Reserved, limit: usize, verified: bool },
+}
+
+/// What came of it.
+enum Worked {
+    Batch(Box<Batch>),
+    /// The text is larger than the memory set aside.
+    Larger(Sent),
+}
+
+impl Worked {
+    fn into_batch(self) -> Result<Batch, Rejection> {
+        match self {
+            Self::Batch(batch) => Ok(*batch),
+            Self::Larger(_) => Err(Rejection::Overloaded),
+        }
+    }
+}
+
+async fn work(shared: &Arc<Shared>, sent: Sent, step: Step) -> Result<Worked, Rejection> {
+    let _core = shared.cores.acquire().await.map_err(|_| Rejection::Overloaded)?;
+    let shared = shared.clone();
+    let working = tokio::task::spawn_blocking(move || work_now(&shared, sent, step));
+    working.await.map_err(|_| Rejection::Panicked)?
+}
+
+fn work_now(shared: &Shared, sent: Sent, step: Step) -> Result<Worked, Rejection> {
+    let verified = matches!(step, Step::Decode { verified: true, .. });
+    if !verified && !shared.keys.verify(&sent.body, &sent.signature) {
+        return Err(Rejection::Signature);
+    }
+    let (text, mut memory) = match step {
+        Step::Parse => (sent.body, sent.memory),
+        Step::Decode { memory, limit, .. } => match decode(&sent.body, sent.encoding, limit) {
+            Ok(text) => (text, memory),
+            Err(DecodeError::TooLarge { .. }) if limit < shared.limits.decoded => {
+                return Ok(Worked::Larger(sent));
+            }
+            Err(error) => return Err(error.into()),
+        },
+    };
+    let batch = Batch::parse(text, sent.received_at)?;
+    memory.shrink_to(batch.size());
+    Ok(Worked::Batch(Box::new(batch.holding(memory))))
+}

@@ -1,0 +1,176 @@
+//! Refusals, as RFC 9457 problem details.
+
+use std::{error::Error as _, time::Duration};
+
+use axum::{
+    http::{
+        HeaderValue, StatusCode,
+        header::{ACCEPT_ENCODING, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+    },
+    response::{IntoResponse, Response},
+};
+use siem_protocol::{ManagedError, Problem, names::content_type};
+use tracing::{error, info};
+
+use crate::{batch::BatchError, decode::DecodeError, store::StoreError};
+
+/// Why a request is refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Rejection {
+    #[error("there is nothing at this path")]
+    Route,
+    #[error("the bearer token is missing or wrong")]
+    Token,
+    #[error("the signature is missing or wrong")]
+    Signature,
+    #[error("the content encoding is not zstd, gzip or identity")]
+    Encoding,
+    #[error("the content type is not {}", content_type::NDJSON)]
+    ContentType,
+    #[error("the body has more than {limit} bytes")]
+    BodyTooLarge { limit: usize },
+    #[error("the body could not be read")]
+    Body(#[source] axum::Error),
+    #[error("the body took too long to arrive")]
+    Slow,
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    #[error("the header `{0}` contradicts the batch's header line")]
+    Contradiction(&'static str),
+    #[error("the nonce is not 32 hexadecimal digits")]
+    Nonce,
+    #[error("no memory was free in time")]
+    Overloaded,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("there is no managed configuration")]
+    NoConfig,
+    #[error("the managed configuration could not be read")]
+    ConfigFile(#[source] std::io::Error),
+    #[error("the managed configuration is refused")]
+    Config(#[source] ManagedError),
+    #[error("the request could not be worked on")]
+    Panicked,
+}
+
+impl Rejection {
+    /// Status, the last part of the problem's type, and title.
+    fn kind(&self) -> (StatusCode, &'static str, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::Route => (S::NOT_FOUND, "not-found", "not found"),
+            Self::Token => (S::UNAUTHORIZED, "token", "not authorized"),
+            Self::Signature => (S::FORBIDDEN, "signature", "wrong signature"),
+            Self::Encoding | Self::ContentType => {
+                (S::UNSUPPORTED_MEDIA_TYPE, "encoding", "unsupported encoding")
+            }
+            Self::BodyTooLarge { .. }
+            | Self::Decode(DecodeError::TooLarge { .. })
+            | Self::Batch(BatchError::TooMany) => {
+                (S::PAYLOAD_TOO_LARGE, "too-large", "batch too large")
+            }
+            Self::Slow => (S::REQUEST_TIMEOUT, "slow", "request too slow"),
+            Self::Batch(BatchError::Entry { .. }) => {
+                (S::UNPROCESSABLE_ENTITY, "entry", "entry refused")
+            }
+            Self::Body(_)
+            | Self::Decode(_)
+            | Self::Batch(_)
+            | Self::Contradiction(_)
+            | Self::Nonce => (S::BAD_REQUEST, "malformed", "malformed request"),
+            Self::Store(StoreError::Conflict { .. }) => {
+                (S::CONFLICT, "conflict", "another chain value is held")
+            }
+            Self::Store(StoreError::Full(_)) => (S::INSUFFICIENT_STORAGE, "full", "no space"),
+            Self::Overloaded | Self::Store(_) => {
+                (S::SERVICE_UNAVAILABLE, "unavailable", "not available now")
+            }
+            Self::NoConfig => (S::NOT_FOUND, "no-config", "no managed configuration"),
+            Self::ConfigFile(_) | Self::Config(_) => {
+                (S::INTERNAL_SERVER_ERROR, "config", "managed configuration refused")
+            }
+            Self::Panicked => (S::INTERNAL_SERVER_ERROR, "internal", "internal error"),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Overloaded => Some(Duration::from_secs(2)),
+            Self::Store(StoreError::Busy { retry_after }) => Some(*retry_after),
+            Self::Store(StoreError::Unavailable(_) | StoreError::Closed) => {
+                Some(Duration::from_secs(5))
+            }
+            _ => None,
+        }
+    }
+
+    fn problem(&self) -> Problem {
+        let (status, kind, title) = self.kind();
+        let expected_seq = match self {
+            Self::Store(StoreError::Conflict { expected_seq }) => Some(*expected_seq),
+            _ => None,
+        };
+        Problem {
+            kind: format!("urn:ai-agent:problem:{kind}"),
+            title: title.to_owned(),
+            status: status.as_u16(),
+            detail: Some(self.detail()),
+            expected_seq,
+        }
+    }
+
+    /// The error, with its cause where that is about the sender's own text.
+    fn detail(&self) -> String {
+        let cause = match self {
+            Self::Batch(error) => error.source(),
+            Self::Decode(error) => error.source(),
+            Self::Config(error) => Some(error as &dyn std::error::Error),
+            _ => None,
+        };
+        cause.map_or_else(|| self.to_string(), |cause| format!("{self}: {cause}"))
+    }
+
+    /// Leaves word of the refusal. Causes may quote what was sent, so only the receiver's own are
+    /// shown.
+    fn log(&self) {
+        let status = self.kind().0.as_u16();
+        if status < 500 {
+            info!(status, reason = %self, "refused a request");
+            return;
+        }
+        let cause = match self {
+            Self::Store(error) => error.source().map(ToString::to_string),
+            Self::ConfigFile(error) => Some(error.to_string()),
+            Self::Config(error) => Some(error.to_string()),
+            _ => None,
+        };
+        error!(status, reason = %self, cause, "could not serve a request");
+    }
+}
+
+impl IntoResponse for Rejection {
+    fn into_response(self) -> Response {
+        self.log();
+        let problem = self.problem();
+        let body = serde_json::to_vec(&problem).expect("names and numbers can be written as JSON");
+        let mut response = (self.kind().0, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type::PROBLEM));
+        match self {
+            Self::Token => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            Self::Encoding => {
+                let accepted = HeaderValue::from_static("zstd, gzip, identity");
+                headers.insert(ACCEPT_ENCODING, accepted);
+            }
+            _ => {}
+        }
+        if let Some(after) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+        }
+        response
+    }
+}

@@ -1,0 +1,221 @@
+//! A set of numbers as ranges, each with the place of its values.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Numbers from `first` to `last`, both included.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+pub struct Range {
+    /// The lowest.
+    pub first: u64,
+    /// The highest.
+    pub last: u64,
+}
+
+impl Range {
+    /// How many numbers there are.
+    #[must_use]
+    pub fn count(self) -> u64 {
+        self.last - self.first + 1
+    }
+}
+
+/// A range whose values stand one after another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The numbers.
+    pub range: Range,
+    /// Where the value of the first one stands; the others follow.
+    pub at: u64,
+}
+
+/// A set of numbers, each with the place where its value stands. Costs memory by range, not by
+/// number.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extents {
+    /// Last number and place, by first number. They do not overlap.
+    runs: BTreeMap<u64, (u64, u64)>,
+    count: u64,
+}
+
+impl Extents {
+    /// Adds a range whose values begin at `at`. None of its numbers may be there.
+    pub fn insert(&mut self, range: Range, at: u64) {
+        debug_assert_eq!(self.missing(range), [range], "numbers are added once");
+        self.count += range.count();
+        let (mut first, mut last, mut start) = (range.first, range.last, at);
+        if let Some((&before, &(before_last, before_at))) = self.runs.range(..first).next_back()
+            && before_last + 1 == first
+            && before_at + (first - before) == start
+        {
+            (first, start) = (before, before_at);
+        }
+        if let Some(&(after_last, after_at)) = self.runs.get(&(range.last + 1))
+            && at + range.count() == after_at
+        {
+            self.runs.remove(&(range.last + 1));
+            last = after_last;
+        }
+        self.runs.insert(first, (last, start));
+    }
+
+    /// Takes the numbers of a range out, those of them that are there.
+    pub fn remove(&mut self, range: Range) {
+        for extent in self.overlaps(range) {
+            let Some((&first, &(last, at))) = self.runs.range(..=extent.range.first).next_back()
+            else {
+                continue;
+            };
+            self.runs.remove(&first);
+            if first < extent.range.first {
+                self.runs.insert(first, (extent.range.first - 1, at));
+            }
+            if extent.range.last < last {
+                let next = extent.range.last + 1;
+                self.runs.insert(next, (last, at + (next - first)));
+            }
+            self.count -= extent.range.count();
+        }
+    }
+
+    /// Where the value of `seq` stands; `None` when the number is not there.
+    #[must_use]
+    pub fn at(&self, seq: u64) -> Option<u64> {
+        let (&first, &(last, at)) = self.runs.range(..=seq).next_back()?;
+        (seq <= last).then(|| at + (seq - first))
+    }
+
+    /// The parts of `range` that are there, in order.
+    #[must_use]
+    pub fn overlaps(&self, range: Range) -> Vec<Extent> {
+        let start =
+            self.runs.range(..range.first).next_back().map_or(range.first, |(&first, _)| first);
+        self.runs
+            .range(start..=range.last)
+            .filter(|(_, (last, _))| *last >= range.first)
+            .map(|(&first, &(last, at))| {
+                let low = first.max(range.first);
+                let range = Range { first: low, last: last.min(range.last) };
+                Extent { range, at: at + (low - first) }
+            })
+            .collect()
+    }
+
+    /// The parts of `range` that are not there, in order.
+    #[must_use]
+    pub fn missing(&self, range: Range) -> Vec<Range> {
+        let mut missing = Vec::new();
+        let mut next = range.first;
+        for extent in self.overlaps(range) {
+            if next < extent.range.first {
+                missing.push(Range { first: next, last: extent.range.first - 1 });
+            }
+            next = extent.range.last + 1;
+        }
+        if next <= range.last {
+            missing.push(Range { first: next, last: range.last });
+        }
+        missing
+    }
+
+    /// How many numbers there are.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The numbers as few ranges as possible, wherever their values stand.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<Range> {
+        let mut ranges: Vec<Range> = Vec::new();
+        for (&first, &(last, _)) in &self.runs {
+            match ranges.last_mut() {
+                Some(range) if range.last + 1 == first => range.last = last,
+                _ => ranges.push(Range { first, last }),
+            }
+        }
+        ranges
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn range(first: u64, last: u64) -> Range {
+        Range { first, last }
+    }
+
+    #[test]
+    fn in_order_it_stays_one_run() {
+        let mut extents = Extents::default();
+        for block in 0..1000 {
+            extents.insert(range(block * 100 + 1, block * 100 + 100), block * 100);
+        }
+        assert_eq!(extents.runs.len(), 1);
+        assert_eq!(extents.ranges(), [range(1, 100_000)]);
+    }
+
+    #[test]
+    fn neighbours_whose_values_are_apart_stay_apart_and_show_as_one() {
+        let mut extents = Extents::default();
+        extents.insert(range(1, 5), 0);
+        extents.insert(range(9, 12), 5);
+        extents.insert(range(6, 8), 9);
+        assert_eq!(extents.runs.len(), 3);
+        assert_eq!(extents.ranges(), [range(1, 12)]);
+        assert_eq!((extents.at(6), extents.at(9), extents.at(13)), (Some(9), Some(5), None));
+    }
+
+    proptest! {
+        /// Against a plain map from number to place.
+        #[test]
+        fn agrees_with_a_plain_map(
+            steps in prop::collection::vec((any::<bool>(), 1u64..60, 0u64..12), 0..40),
+            ask in (1u64..70, 0u64..20)
+        ) {
+            let mut extents = Extents::default();
+            let mut plain = BTreeMap::new();
+            let mut place = 0;
+            for (add, first, more) in steps {
+                let whole = range(first, first + more);
+                if !add {
+                    extents.remove(whole);
+                    plain.retain(|seq, _| *seq < whole.first || *seq > whole.last);
+                    continue;
+                }
+                for part in extents.missing(whole) {
+                    extents.insert(part, place);
+                    for seq in part.first..=part.last {
+                        prop_assert_eq!(plain.insert(seq, place), None);
+                        place += 1;
+                    }
+                }
+            }
+            prop_assert_eq!(extents.count(), plain.len() as u64);
+            for seq in 0..80 {
+                prop_assert_eq!(extents.at(seq), plain.get(&seq).copied());
+            }
+            let asked = range(ask.0, ask.0 + ask.1);
+            let there: Vec<_> = extents.overlaps(asked).into_iter()
+                .flat_map(|extent| (0..extent.range.count()).map(move |i| (extent.range.first + i, extent.at + i)))
+                .collect();
+            let expected: Vec<_> = plain.range(asked.first..=asked.last).map(|(a, b)| (*a, *b)).collect();
+            prop_assert_eq!(there, expected);
+            let missing: Vec<_> = extents.missing(asked).into_iter().flat_map(|r| r.first..=r.last).collect();
+            let expected: Vec<_> = (asked.first..=asked.last).filter(|seq| !plain.contains_key(seq)).collect();
+            prop_assert_eq!(missing, expected);
+            let ranges = extents.ranges();
+            prop_assert!(ranges.windows(2).all(|pair| pair[0].last + 1 < pair[1].first));
+            prop_assert_eq!(ranges.into_iter().flat_map(|r| r.first..=r.last).collect::<Vec<_>>(), plain.into_keys().collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! What is held of one epoch, and what a batch changes about it. Policy only: no file, no clock.
+//!
+//! A store asks [`Ledger::plan`] what a batch changes, makes that durable, and then hands the
+//! same [`Change`] to [`Ledger::apply`]. Applying the stored changes again, in order, gives the
+//! same ledger: that is how a store comes back after a restart.
+
+mod change;
+mod extents;
+
+use std::collections::BTreeMap;
+
+use siem_protocol::{ChainPoint, DeadLettered, Digest};
+
+pub use change::{Break, BreakKind, Change, Plan, Refusal};
+pub use extents::{Extent, Extents, Range};
+
+use crate::batch::{Batch, Line};
+
+/// Reads back the chain's values `h(n)` of the numbers that a store covers.
+///
+/// Each change adds one value for every number of its `new` ranges, in order; a value's place is
+/// how many were added before it.
+pub trait ChainValues {
+    /// Why values could not be read.
+    type Error;
+
+    /// The `count` values from place `at` on.
+    ///
+    /// # Errors
+    /// When they could not be read; the batch is then not judged.
+    fn read(&mut self, at: u64, count: u64) -> Result<Vec<Digest>, Self::Error>;
+}
+
+impl ChainValues for &[Digest] {
+    type Error = std::convert::Infallible;
+
+    fn read(&mut self, at: u64, count: u64) -> Result<Vec<Digest>, Self::Error> {
+        let start = usize::try_from(at).expect("the values lie in memory");
+        let count = usize::try_from(count).expect("the values lie in memory");
+        Ok(self[start..start + count].to_vec())
+    }
+}
+
+/// What is held of one epoch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ledger {
+    /// Numbers that are held or are holes.
+    covered: Extents,
+    /// Dead-lettered numbers and the hashes of their lines.
+    holes: BTreeMap<u64, Digest>,
+    /// `h(n)` as the batch that begins at n + 1 has it, where no equal value is covered.
+    claims: BTreeMap<u64, Digest>,
+    breaks: Vec<Break>,
+    begins_at: Option<ChainPoint>,
+    /// The highest number that was ever covered.
+    highest: u64,
+    values: u64,
+    accepted: u64,
+    duplicates: u64,
+}
+
+impl Ledger {
+    /// Judges `batch` against what is held.
+    ///
+    /// # Errors
+    /// [`Refusal::Conflict`] when a number that is held comes with another chain value;
+    /// [`Refusal::Values`] when `values` could not be read.
+    pub fn plan<V: ChainValues>(
+        &self,
+        batch: &Batch,
+        values: &mut V,
+    ) -> Result<Plan, Refusal<V::Error>> {
+        match batch.covers() {
+            Some((first, last)) => self.plan_range(batch, Range { first, last }, values),
+            None => self.plan_redelivery(batch, values).map_err(Refusal::Values),
+        }
+    }
+
+    fn plan_range<V: ChainValues>(
+        &self,
+        batch: &Batch,
+        range: Range,
+        values: &mut V,
+    ) -> Result<Plan, Refusal<V::Error>> {
+        for Extent { range: held, at } in self.covered.overlaps(range) {
+            let known = values.read(at, held.count()).map_err(Refusal::Values)?;
+            if known != batch.chain(held.first, held.last) {
+                return Err(Refusal::Conflict { expected_seq: self.next_seq() });
+            }
+        }
+        let new = self.covered.missing(range);
+        let mut change = Change { new, ..Change::default() };
+        if self.is_unknown() {
+            change.begins_at = batch.header.base;
+        }
+        self.check_before(batch, range, &mut change, values).map_err(Refusal::Values)?;
+        self.check_after(batch, range, &mut change);
+        let start = change.begins_at.map_or(0, |base| base.seq).max(self.next_seq() - 1);
+        if range.first > start + 1 {
+            change.gap = Some(Range { first: start + 1, last: range.first - 1 });
+        }
+        let is_new = |seq: u64| self.covered.at(seq).is_none();
+        let dead = batch.header.dead_lettered.iter();
+        change.holes = dead.filter(|dead| is_new(dead.seq)).cloned().collect();
+        let mut store = Vec::new();
+        for (index, line) in batch.lines().iter().enumerate() {
+            if self.holes.contains_key(&line.seq) {
+                change.filled.push(line.seq);
+            } else if !is_new(line.seq) {
+                change.duplicates += 1;
+                continue;
+            }
+            store.push(index);
+        }
+        change.accepted = store.len() as u64;
+        Ok(Plan { change, store, accepted_seqs: None })
+    }
+
+    /// Compares the chain before the batch with what is known of that number.
+    fn check_before<V: ChainValues>(
+        &self,
+        batch: &Batch,
+        range: Range,
+        change: &mut Change,
+        values: &mut V,
+    ) -> Result<(), V::Error> {
+        let begins_new = change.new.first().is_some_and(|new| new.first == range.first);
+        let Some(ends) = batch.header.chain.filter(|_| begins_new) else { return Ok(()) };
+        let before = range.first - 1;
+        let known = match change.begins_at.filter(|base| base.seq == before) {
+            Some(base) => Some(base.hash),
+            None => self.value_before(range.first, values)?,
+        };
+        if known != Some(ends.before) {
+            change.claims.push(ChainPoint { seq: before, hash: ends.before });
+        }
+        if let Some(expected) = known.filter(|known| *known != ends.before) {
+            let kind = BreakKind::Before;
+            change.breaks.push(Break { seq: range.first, kind, expected, found: ends.before });
+        }
+        Ok(())
+    }
+
+    /// Compares the batch's values with what later numbers, here already, were built upon, and its
+    /// last value with its header.
+    fn check_after(&self, batch: &Batch, range: Range, change: &mut Change) {
+        for new in &change.new {
+            let Some(&claimed) = self.claims.get(&new.last) else { continue };
+            let found = batch.chain(new.last, new.last)[0];
+            if found == claimed {
+                change.settled.push(new.last);
+            } else if self.covered.at(new.last + 1).is_some() {
+                let (seq, kind) = (new.last + 1, BreakKind::Join);
+                change.breaks.push(Break { seq, kind, expected: claimed, found });
+            }
+        }
+        let found = batch.chain(range.last, range.last)[0];
+        if let Some(ends) = batch.header.chain.filter(|ends| ends.after != found) {
+            let (seq, kind) = (range.last, BreakKind::After);
+            change.breaks.push(Break { seq, kind, expected: ends.after, found });
+        }
+    }
+
+    /// `h(seq - 1)` as the batch that brought `seq`, or would bring it, has it.
+    fn value_before<V: ChainValues>(
+        &self,
+        seq: u64,
+        values: &mut V,
+    ) -> Result<Option<Digest>, V::Error> {
+        if let Some(claimed) = self.claims.get(&(seq - 1)) {
+            return Ok(Some(*claimed));
+        }
+        self.value(seq - 1, values)
+    }
+
+    /// `h(seq)` as it is covered.
+    fn value<V: ChainValues>(&self, seq: u64, values: &mut V) -> Result<Option<Digest>, V::Error> {
+        if let Some(at) = self.covered.at(seq) {
+            return Ok(values.read(at, 1)?.first().copied());
+        }
+        let base = self.begins_at.filter(|base| base.seq == seq).map(|base| base.hash);
+        Ok(base.or((seq == 0).then_some(Digest::ZERO)))
+    }
+
+    fn plan_redelivery<V: ChainValues>(
+        &self,
+        batch: &Batch,
+        values: &mut V,
+    ) -> Result<Plan, V::Error> {
+        let mut change = Change::default();
+        let mut store = Vec::new();
+        let mut accepted_seqs = Vec::new();
+        for (index, line) in batch.lines().iter().enumerate() {
+            if self.holes.get(&line.seq) == Some(&line.digest) {
+                change.filled.push(line.seq);
+                store.push(index);
+            } else if self.holds(line, values)? {
+                change.duplicates += 1;
+            } else {
+                continue;
+            }
+            accepted_seqs.push(line.seq);
+        }
+        change.accepted = store.len() as u64;
+        Ok(Plan { change, store, accepted_seqs: Some(accepted_seqs) })
+    }
+
+    /// Whether this very line is held.
+    fn holds<V: ChainValues>(&self, line: &Line, values: &mut V) -> Result<bool, V::Error> {
+        if self.covered.at(line.seq).is_none() || self.holes.contains_key(&line.seq) {
+            return Ok(false);
+        }
+        let before = self.value_before(line.seq, values)?;
+        let value = self.value(line.seq, values)?;
+        Ok(before.map(|before| before.chain(line.digest)) == value)
+    }
+
+    /// Takes a change in. Its `new` numbers' values stand from [`Ledger::values`] on, as it was
+    /// before the call.
+    pub fn apply(&mut self, change: &Change) {
+        if self.begins_at.is_none() {
+            self.begins_at = change.begins_at;
+        }
+        for lost in &change.lost {
+            self.covered.remove(*lost);
+            self.holes.retain(|seq, _| *seq < lost.first || *seq > lost.last);
+        }
+        for seq in &change.settled {
+            self.claims.remove(seq);
+        }
+        self.claims.extend(change.claims.iter().map(|claim| (claim.seq, claim.hash)));
+        for new in &change.new {
+            self.covered.insert(*new, self.values);
+            self.values += new.count();
+            self.highest = self.highest.max(new.last);
+        }
+        let holes = change.holes.iter().map(|hole| (hole.seq, hole.line_sha256));
+        self.holes.extend(holes);
+        for seq in &change.filled {
+            self.holes.remove(seq);
+        }
+        self.breaks.extend(change.breaks.iter().cloned());
+        self.accepted += change.accepted;
+        self.duplicates += change.duplicates;
+    }
+
+    /// Whether nothing was ever stored of the epoch.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.values == 0 && self.begins_at.is_none()
+    }
+
+    /// The number after the highest one that was ever covered.
+    #[must_use]
+    pub fn next_seq(&self) -> u64 {
+        self.begins_at.map_or(0, |base| base.seq).max(self.highest) + 1
+    }
+
+    /// How many values of the chain were added so far.
+    #[must_use]
+    pub fn values(&self) -> u64 {
+        self.values
+    }
+
+    /// The place of `h(seq)` among the values; `None` when the number is not covered.
+    #[must_use]
+    pub fn place(&self, seq: u64) -> Option<u64> {
+        self.covered.at(seq)
+    }
+
+    /// The numbers that are covered: held or dead-lettered.
+    #[must_use]
+    pub fn covered(&self) -> Vec<Range> {
+        self.covered.ranges()
+    }
+
+    /// The numbers below the highest one that never came.
+    #[must_use]
+    pub fn gaps(&self) -> Vec<Range> {
+        let first = self.begins_at.map_or(0, |base| base.seq) + 1;
+        let last = self.next_seq() - 1;
+        if last < first { Vec::new() } else { self.covered.missing(Range { first, last }) }
+    }
+
+    /// Dead-lettered numbers that were not delivered again.
+    pub fn holes(&self) -> impl Iterator<Item = DeadLettered> + '_ {
+        self.holes.iter().map(|(&seq, &line_sha256)| DeadLettered { seq, line_sha256 })
+    }
+
+    /// Where the chain did not fit, in the order noticed.
+    #[must_use]
+    pub fn breaks(&self) -> &[Break] {
+        &self.breaks
+    }
+
+    /// Where a sink that was added later begins.
+    #[must_use]
+    pub fn begins_at(&self) -> Option<ChainPoint> {
+        self.begins_at
+    }
+
+    /// How many lines are held.
+    #[must_use]
+    pub fn held(&self) -> u64 {
+        self.covered.count() - self.holes.len() as u64
+    }
+
+    /// How many lines came that were held already.
+    #[must_use]
+    pub fn duplicates(&self) -> u64 {
+        self.duplicates
+    }
+
+    /// `h(seq - 1)` that a rebuild of the chain's values begins with; see [`ChainValues`].
+    ///
+    /// # Errors
+    /// When `values` could not be read.
+    pub(crate) fn start_of<V: ChainValues>(
+        &self,
+        new: Range,
+        change: &Change,
+        values: &mut V,
+    ) -> Result<Option<Digest>, V::Error> {
+        let before = new.first - 1;
+        let own = change.claims.iter().find(|claim| claim.seq == before).map(|claim| claim.hash);
+        let base = change.begins_at.filter(|base| base.seq == before).map(|base| base.hash);
+        match own.or(base) {
+            Some(value) => Ok(Some(value)),
+            None => self.value_before(new.first, values),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! The store in files.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    thread,
+    time::Duration,
+};
+
+use siem_protocol::Receipt;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Answer, Storage, StoreError,
+    checkpoint::Checkpointer,
+    epoch::EpochFiles,
+    journal::Journal,
+    recover::{self, Recovered},
+    writer::{Job, Writer},
+};
+use crate::{batch::Batch, stats::Stats};
+
+/// How a [`FileStore`] works.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct FileStoreOptions {
+    /// A journal of more bytes is closed and, once its content is synced elsewhere, deleted.
+    pub journal_bytes: u64,
+    /// How many batches may wait for the writer.
+    pub queue: usize,
+    /// Stands for the free space of a disk.
+    #[cfg(test)]
+    pub(crate) space: Option<&'static std::sync::atomic::AtomicU64>,
+}
+
+impl Default for FileStoreOptions {
+    fn default() -> Self {
+        Self {
+            journal_bytes: 256 << 20,
+            queue: 4096,
+            #[cfg(test)]
+            space: None,
+        }
+    }
+}
+
+/// Why a store was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("`{path}` is in use by another receiver")]
+    InUse {
+        /// The store's directory.
+        path: PathBuf,
+    },
+    /// The directory can't be made or read, or recovery failed.
+    #[error("cannot open the store in `{path}`")]
+    Io {
+        /// The store's directory.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Keeps batches in a directory.
+///
+/// ```text
+/// DIR/lock                              held while the store is open
+/// DIR/journal/NUMBER.journal            what is not yet synced in the files below
+/// DIR/machines/MACHINE/EPOCH.ndjson     the entries' lines as they were received
+/// DIR/machines/MACHINE/EPOCH.notes      what each batch changed, a JSON object a line
+/// DIR/machines/MACHINE/EPOCH.chain      h(n) of the numbers covered, 32 bytes each
+/// ```
+/// MACHINE and EPOCH are the ids, where those are safe as file names, else a shortened form with a
+/// hash. Late and redelivered lines stand behind the others: sort by `seq` where order matters.
+///
+/// A batch is answered once its journal is synced; all that wait share one sync. What a crash
+/// leaves of unanswered batches is taken back or completed when the store is opened.
+#[derive(Debug)]
+pub struct FileStore {
+    jobs: Option<mpsc::Sender<Job>>,
+    writer: Mutex<Option<thread::JoinHandle<PathBuf>>>,
+    _lock: File,
+}
+
+impl FileStore {
+    /// Opens the store in `directory`, makes it where there is none, and repairs what a crash left.
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`] when another process has it open; [`OpenError::Io`] otherwise.
+    pub fn open(directory: &Path) -> Result<Self, OpenError> {
+        Self::open_with(directory, FileStoreOptions::default())
+    }
+
+    /// Like [`FileStore::open`], with options.
+    ///
+    /// # Errors
+    /// As [`FileStore::open`].
+    pub fn open_with(directory: &Path, options: FileStoreOptions) -> Result<Self, OpenError> {
+        let failed = |source| OpenError::Io { path: directory.to_owned(), source };
+        let lock = fs::create_dir_all(directory)
+            .and_then(|()| super::epoch::open(&directory.join("lock")))
+            .map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenError::InUse { path: directory.to_owned() });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let (jobs, writer) = start(directory, options).map_err(failed)?;
+        Ok(Self { jobs: Some(jobs), writer: Mutex::new(Some(writer)), _lock: lock })
+    }
+
+    fn send(&self, job: Job) -> Result<(), StoreError> {
+        let jobs = self.jobs.as_ref().ok_or(StoreError::Closed)?;
+        jobs.try_send(job).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                StoreError::Busy { retry_after: Duration::from_secs(1) }
+            }
+            mpsc::error::TrySendError::Closed(_) => StoreError::Closed,
+        })
+    }
+}
+
+fn start(
+    directory: &Path,
+    options: FileStoreOptions,
+) -> io::Result<(mpsc::Sender<Job>, thread::JoinHandle<PathBuf>)> {
+    let (journals, machines) = (directory.join("journal"), directory.join("machines"));
+    fs::create_dir_all(&journals)?;
+    fs::create_dir_all(&machines)?;
+    super::sync_directory(directory)?;
+    let Recovered { catalog, next_journal } = recover::recover(&journals, &machines)?;
+    let (sender, jobs) = mpsc::channel(options.queue.max(1));
+    #[cfg_attr(not(test), expect(unused_mut, reason = "only a test changes it"))]
+    let mut journal = Journal::create(&journals, next_journal)?;
+    #[cfg(test)]
+    {
+        journal.space = options.space;
+    }
+    let writer = Writer {
+        jobs,
+        catalog,
+        files: EpochFiles::new(machines.clone()),
+        journal,
+        checkpointer: Checkpointer::start(machines)?,
+        journal_bytes: options.journal_bytes,
+        deferred: Default::default(),
+        pending: Default::default(),
+        dirty: Default::default(),
+    };
+    let run = move || writer.run();
+    let thread = thread::Builder::new().name("writer".into()).spawn(run)?;
+    Ok((sender, thread))
+}
+
+impl Storage for FileStore {
+    fn store(&self, batch: Batch) -> Answer<'_, Receipt> {
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            self.send(Job::Store(Box::new(batch), answer))?;
+            answered.await.map_err(|_| StoreError::Closed)?
+        })
+    }
+
+    fn stats(&self) -> Answer<'_, Stats> {
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            self.send(Job::Stats(answer))?;
+            answered.await.map_err(|_| StoreError::Closed)
+        })
+    }
+}
+
+impl Drop for FileStore {
+    /// Waits until what was taken is written and synced.
+    fn drop(&mut self) {
+        self.jobs = None;
+        let writer = self.writer.lock().ok().and_then(|mut writer| writer.take());
+        if let Some(Err(_)) = writer.map(thread::JoinHandle::join) {
+            tracing::error!("the store's writer panicked");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,333 @@
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+    time::UNIX_EPOCH,
+};
+
+use super::*;
+use crate::{
+    ledger::Range,
+    testing::{BatchText, line},
+};
+
+/// The one epoch of [`BatchText`], as its files are named.
+const LINES: &str = "machines/m-1~";
+
+fn batch(text: &BatchText) -> Batch {
+    Batch::parse(text.text().into_bytes(), UNIX_EPOCH).unwrap()
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn take(store: &FileStore, text: &BatchText) -> Result<Receipt, StoreError> {
+    store.store(batch(text)).await
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn stats(store: &FileStore) -> Stats {
+    store.stats().await.unwrap()
+}
+
+/// Every file below `root`, with its bytes.
+fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(root).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(self::files(&path));
+        } else {
+            files.insert(path.clone(), fs::read(&path).unwrap());
+        }
+    }
+    files
+}
+
+/// A directory in memory, where the system has that: these tests sync thousands of times.
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// Puts a snapshot of a store's files into a new directory.
+fn copy(from: &Path, files: &BTreeMap<PathBuf, Vec<u8>>) -> tempfile::TempDir {
+    let to = directory();
+    for (path, bytes) in files {
+        let path = to.path().join(path.strip_prefix(from).unwrap());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    to
+}
+
+fn find(root: &Path, ending: &str) -> PathBuf {
+    let found: Vec<_> = files(root)
+        .into_keys()
+        .filter(|path| path.extension().is_some_and(|extension| extension == ending))
+        .collect();
+    assert_eq!(found.len(), 1, "{ending}: {found:?}");
+    found[0].clone()
+}
+
+fn stored(root: &Path) -> String {
+    fs::read_to_string(find(root, "ndjson")).unwrap()
+}
+
+fn lines(seqs: impl IntoIterator<Item = u64>) -> String {
+    seqs.into_iter().map(|seq| line(seq) + "\n").collect()
+}
+
+#[test]
+fn stores_lines_as_they_are_and_once() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    let receipt = take(&store, &BatchText::new(1, 5)).unwrap();
+    assert_eq!((receipt.last_seq, receipt.accepted, receipt.duplicates), (Some(5), 5, 0));
+    let receipt = take(&store, &BatchText::new(4, 8)).unwrap();
+    assert_eq!((receipt.last_seq, receipt.accepted, receipt.duplicates), (Some(8), 3, 2));
+    drop(store);
+    assert_eq!(stored(root.path()), lines(1..=8));
+    assert!(find(root.path(), "ndjson").to_str().unwrap().contains(LINES));
+}
+
+#[test]
+fn a_conflict_is_told_and_counted_and_stores_nothing() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &BatchText::new(1, 5)).unwrap();
+    let other = BatchText::new(5, 9).line(5, r#"{"seq":5,"kind":"event","x":1}"#);
+    let refused = take(&store, &other);
+    assert!(matches!(refused, Err(StoreError::Conflict { expected_seq: 6 })), "{refused:?}");
+    assert_eq!(stats(&store).machines[0].epochs[0].conflicts, 1);
+    drop(store);
+    assert_eq!(stored(root.path()), lines(1..=5));
+}
+
+#[test]
+fn two_batches_of_an_epoch_at_once_are_judged_one_after_the_other() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let receipts = runtime.block_on(async {
+        let (one, two, three) =
+            (BatchText::new(1, 50), BatchText::new(1, 50), BatchText::new(20, 60));
+        let batches = [one, two, three].map(|text| store.store(batch(&text)));
+        let [one, two, three] = batches;
+        tokio::join!(one, two, three)
+    });
+    let counts = [receipts.0, receipts.1, receipts.2].map(|receipt| {
+        let receipt = receipt.unwrap();
+        (receipt.accepted, receipt.duplicates)
+    });
+    assert_eq!(counts, [(50, 0), (0, 50), (10, 31)]);
+    drop(store);
+    assert_eq!(stored(root.path()), lines(1..=60));
+}
+
+#[test]
+fn comes_back_as_it_was() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &BatchText::new(1, 6).dead(&[3, 4])).unwrap();
+    take(&store, &BatchText::new(9, 12)).unwrap();
+    take(&store, &BatchText::new(8, 10)).unwrap();
+    take(&store, &BatchText::redelivery(&[4])).unwrap();
+    take(&store, &BatchText::new(1, 2).with(|header| header.hostname = "copy".into())).unwrap();
+    let before = stats(&store);
+    drop(store);
+    let store = FileStore::open(root.path()).unwrap();
+    assert_eq!(stats(&store), before);
+    let epoch = &before.machines[0].epochs[0];
+    assert_eq!(epoch.gaps, [Range { first: 7, last: 7 }]);
+    assert_eq!(epoch.holes, [Range { first: 3, last: 3 }]);
+    assert_eq!((epoch.duplicates, before.machines[0].clones.len()), (4, 1));
+    let receipt = take(&store, &BatchText::new(1, 13).dead(&[3])).unwrap();
+    assert_eq!((receipt.accepted, receipt.duplicates), (2, 10));
+}
+
+#[test]
+fn journals_go_once_their_content_is_synced() {
+    let root = directory();
+    let options = FileStoreOptions { journal_bytes: 1000, ..FileStoreOptions::default() };
+    let store = FileStore::open_with(root.path(), options).unwrap();
+    for first in (1..400).step_by(4) {
+        take(&store, &BatchText::new(first, first + 3)).unwrap();
+    }
+    drop(store);
+    let journals = fs::read_dir(root.path().join("journal")).unwrap();
+    let lengths: Vec<_> = journals.map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
+    assert_eq!(lengths, [0]);
+    assert_eq!(stored(root.path()), lines(1..=400));
+}
+
+#[test]
+fn a_second_store_in_the_same_directory_is_refused() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    assert!(matches!(FileStore::open(root.path()), Err(OpenError::InUse { .. })));
+    drop(store);
+    FileStore::open(root.path()).unwrap();
+}
+
+#[test]
+fn without_space_nothing_is_stored_half_and_all_goes_on_once_there_is_some() {
+    let space: &AtomicU64 = Box::leak(Box::new(AtomicU64::new(2500)));
+    let root = directory();
+    let options = FileStoreOptions { space: Some(space), ..FileStoreOptions::default() };
+    let store = FileStore::open_with(root.path(), options).unwrap();
+    take(&store, &BatchText::new(1, 5)).unwrap();
+    let before = (files(root.path()), stats(&store));
+    let refused = take(&store, &BatchText::new(3, 40));
+    assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
+    assert_eq!((files(root.path()), stats(&store)), before);
+    space.store(u64::MAX, Ordering::SeqCst);
+    let receipt = take(&store, &BatchText::new(3, 40)).unwrap();
+    assert_eq!((receipt.accepted, receipt.duplicates), (35, 3));
+    drop(store);
+    assert_eq!(stored(root.path()), lines(1..=40));
+}
+
+/// What a kill leaves: the journal is there, and the epochs' files are in any state since the last
+/// checkpoint. Here each file is cut at each byte of what the last two batches wrote.
+#[test]
+fn nothing_answered_is_lost_whatever_the_files_were_left_like() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &BatchText::new(1, 3)).unwrap();
+    drop(store);
+    let store = FileStore::open(root.path()).unwrap();
+    let checkpointed = files(root.path());
+    take(&store, &BatchText::new(4, 5)).unwrap();
+    take(&store, &BatchText::new(3, 7)).unwrap();
+    // Answers are sent before the epochs' files are written; a question behind them is not.
+    let expected = stats(&store);
+    take(&store, &BatchText::new(1, 1).with(|header| header.epoch = "other".into())).unwrap();
+    let written = files(root.path());
+    drop(store);
+    let mut tried = 0;
+    for ending in ["ndjson", "notes", "chain"] {
+        let path = written.keys().find(|path| {
+            path.extension().is_some_and(|it| it == ending) && checkpointed.contains_key(*path)
+        });
+        let path = path.unwrap();
+        for length in checkpointed[path].len()..=written[path].len() {
+            let mut left = written.clone();
+            left.get_mut(path).unwrap().truncate(length);
+            let copy = copy(root.path(), &left);
+            let store = FileStore::open(copy.path()).unwrap();
+            let found = stats(&store);
+            assert_eq!(
+                found.machines[0].epochs[0], expected.machines[0].epochs[0],
+                "{ending} {length}"
+            );
+            let receipt = take(&store, &BatchText::new(1, 8)).unwrap();
+            assert_eq!((receipt.accepted, receipt.duplicates), (1, 7), "{ending} {length}");
+            drop(store);
+            let lines_path =
+                copy.path().join(path.strip_prefix(root.path()).unwrap()).with_extension("ndjson");
+            assert_eq!(fs::read_to_string(lines_path).unwrap(), lines(1..=8), "{ending} {length}");
+            tried += 1;
+        }
+    }
+    assert!(tried > 300, "{tried}");
+}
+
+/// What a kill in the middle of writing the journal leaves: the last batch was not answered, and
+/// counts whole or not at all.
+#[test]
+fn a_torn_end_of_the_journal_is_taken_back() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    let checkpointed = files(root.path());
+    take(&store, &BatchText::new(1, 3)).unwrap();
+    let journal = find(root.path(), "journal");
+    let first = fs::read(&journal).unwrap().len();
+    take(&store, &BatchText::new(4, 5)).unwrap();
+    let whole = fs::read(&journal).unwrap();
+    drop(store);
+    assert!(checkpointed.contains_key(&journal));
+    for length in first..=whole.len() {
+        let mut left = checkpointed.clone();
+        left.insert(journal.clone(), whole[..length].to_vec());
+        let copy = copy(root.path(), &left);
+        let store = FileStore::open(copy.path()).unwrap();
+        let held = if length == whole.len() { 5 } else { 3 };
+        assert_eq!(stats(&store).machines[0].entries, held, "{length}");
+        let receipt = take(&store, &BatchText::new(1, 8)).unwrap();
+        assert_eq!((receipt.accepted, receipt.duplicates), (8 - held, held), "{length}");
+        drop(store);
+        assert_eq!(stored(copy.path()), lines(1..=8), "{length}");
+    }
+}
+
+/// No crash does this, a careless copy may: the lines' file is shorter than it was at the last
+/// checkpoint. What is left is kept, and what is gone is a gap, not a secret.
+#[test]
+fn a_lines_file_cut_by_others_is_repaired_to_whole_lines_and_a_gap() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &BatchText::new(1, 6).dead(&[2])).unwrap();
+    drop(store);
+    let healthy = files(root.path());
+    let path = find(root.path(), "ndjson");
+    for length in 0..healthy[&path].len() {
+        let mut left = healthy.clone();
+        left.get_mut(&path).unwrap().truncate(length);
+        let kept = left[&path].iter().filter(|byte| **byte == b'\n').count() as u64;
+        let copy = copy(root.path(), &left);
+        let store = FileStore::open(copy.path()).unwrap();
+        assert_eq!(stats(&store).machines[0].entries, kept, "{length}");
+        assert!(!stats(&store).machines[0].epochs[0].gaps.is_empty(), "{length}");
+        drop(store);
+        // What was repaired stays repaired, and the numbers can come again.
+        let store = FileStore::open(copy.path()).unwrap();
+        let receipt = take(&store, &BatchText::new(1, 7).dead(&[2])).unwrap();
+        assert_eq!((receipt.accepted, receipt.duplicates), (6 - kept, kept), "{length}");
+        assert_eq!(stats(&store).machines[0].epochs[0].breaks, [], "{length}");
+        drop(store);
+        let mut seqs: Vec<_> = stored(copy.path()).lines().map(str::to_owned).collect();
+        seqs.sort();
+        assert_eq!(seqs.join("\n") + "\n", lines([1, 3, 4, 5, 6, 7]), "{length}");
+    }
+}
+
+#[test]
+fn the_chains_values_are_made_again_from_lines_and_notes() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &BatchText::new(4, 9).dead(&[5, 7])).unwrap();
+    take(&store, &BatchText::new(1, 6).dead(&[5])).unwrap();
+    take(&store, &BatchText::redelivery(&[7])).unwrap();
+    take(&store, &BatchText::new(8, 12)).unwrap();
+    drop(store);
+    let path = find(root.path(), "chain");
+    let healthy = fs::read(&path).unwrap();
+    assert_eq!(healthy.len(), 12 * 32);
+    for length in [0, 1, 100, healthy.len() - 1] {
+        fs::write(&path, &healthy[..length]).unwrap();
+        drop(FileStore::open(root.path()).unwrap());
+        assert_eq!(fs::read(&path).unwrap(), healthy, "{length}");
+    }
+}
+
+/// A frame of the journal builds upon lines that are gone.
+#[test]
+fn lines_missing_before_those_of_the_journal_are_a_gap() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &BatchText::new(1, 4)).unwrap();
+    drop(store);
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &BatchText::new(5, 6)).unwrap();
+    let left = files(root.path());
+    drop(store);
+    let path = find(root.path(), "ndjson");
+    let mut cut = left.clone();
+    cut.get_mut(&path).unwrap().truncate(lines(1..=2).len() + 3);
+    let copy = copy(root.path(), &cut);
+    let store = FileStore::open(copy.path()).unwrap();
+    assert_eq!(stats(&store).machines[0].epochs[0].gaps, [Range { first: 3, last: 4 }]);
+    let receipt = take(&store, &BatchText::new(1, 6)).unwrap();
+    assert_eq!((receipt.accepted, receipt.duplicates), (2, 4));
+    drop(store);
+    let text = stored(copy.path());
+    let kept: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
+    assert_eq!(kept.join("\n") + "\n", lines([1, 2, 5, 6, 3, 4]));
+}

@@ -1,0 +1,231 @@
+//! One batch in the journal: what is written where in its epoch's files.
+//!
+//! ```text
+//! magic 8 | place u32 | note u32 | values u64 | lines u64 | check 32 | place | note | values | lines
+//! ```
+//! Lengths are little-endian. `check` is SHA-256 over all before it, then place, note, values, and
+//! the digest of each line: the lines were hashed when they came, and are not hashed again.
+
+use std::io::{self, Read, Write};
+
+use serde::{Deserialize, Serialize};
+use siem_protocol::Digest;
+
+use crate::batch::Batch;
+
+const MAGIC: &[u8; 8] = b"siemjrn1";
+const FIXED: usize = 8 + 4 + 4 + 8 + 8;
+/// More than any frame has: a longer one is damage.
+const LARGEST: u64 = 1 << 30;
+
+/// Where a frame's parts go: the epoch's files, by their common name, and a position in each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Place {
+    /// The machine's directory.
+    pub(super) machine: String,
+    /// The epoch's files, without their endings.
+    pub(super) epoch: String,
+    /// Where the lines go.
+    pub(super) lines_at: u64,
+    /// Where the note goes.
+    pub(super) notes_at: u64,
+    /// Where the chain's values go.
+    pub(super) values_at: u64,
+}
+
+/// Lines to store, each with a newline.
+#[derive(Debug)]
+pub(super) enum Lines {
+    /// Some of a batch's.
+    Of(Box<Batch>, Vec<usize>),
+    /// As they stand in a journal.
+    Read(Vec<u8>),
+}
+
+impl Lines {
+    /// How many bytes they are.
+    pub(super) fn length(&self) -> u64 {
+        match self {
+            Self::Of(batch, store) => {
+                store.iter().map(|index| batch.lines()[*index].range.len() as u64 + 1).sum()
+            }
+            Self::Read(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Writes them; lines that stand together in the batch go out together.
+    pub(super) fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        let (batch, store) = match self {
+            Self::Of(batch, store) => (batch, store),
+            Self::Read(bytes) => return to.write_all(bytes),
+        };
+        let mut run = 0..0;
+        for index in store {
+            let range = batch.lines()[*index].range.clone();
+            if run.end + 1 == range.start && !run.is_empty() {
+                run.end = range.end;
+                continue;
+            }
+            write_run(to, &batch.text()[run])?;
+            run = range;
+        }
+        write_run(to, &batch.text()[run])
+    }
+
+    fn digests(&self) -> Vec<u8> {
+        match self {
+            Self::Of(batch, store) => {
+                store.iter().flat_map(|index| *batch.lines()[*index].digest.as_bytes()).collect()
+            }
+            Self::Read(bytes) => bytes
+                .split_inclusive(|byte| *byte == b'\n')
+                .flat_map(|line| *Digest::of(line.strip_suffix(b"\n").unwrap_or(line)).as_bytes())
+                .collect(),
+        }
+    }
+}
+
+fn write_run(to: &mut impl Write, run: &[u8]) -> io::Result<()> {
+    if run.is_empty() {
+        return Ok(());
+    }
+    to.write_all(run)?;
+    to.write_all(b"\n")
+}
+
+/// One batch, as it is written to the journal and then to its epoch's files.
+#[derive(Debug)]
+pub(super) struct Frame {
+    /// Where it goes.
+    pub(super) place: Place,
+    /// The line for the epoch's notes, with its newline.
+    pub(super) note: Vec<u8>,
+    /// The chain's values, 32 bytes each.
+    pub(super) values: Vec<u8>,
+    /// The lines.
+    pub(super) lines: Lines,
+}
+
+impl Frame {
+    /// Appends the frame to a journal.
+    pub(super) fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        let place = serde_json::to_vec(&self.place)?;
+        let mut head = Vec::with_capacity(FIXED + 32 + place.len());
+        head.extend_from_slice(MAGIC);
+        let short = |length: usize| u32::try_from(length).map_err(io::Error::other);
+        head.extend_from_slice(&short(place.len())?.to_le_bytes());
+        head.extend_from_slice(&short(self.note.len())?.to_le_bytes());
+        head.extend_from_slice(&(self.values.len() as u64).to_le_bytes());
+        head.extend_from_slice(&self.lines.length().to_le_bytes());
+        let check = self.check(&head, &place);
+        head.extend_from_slice(check.as_bytes());
+        head.extend_from_slice(&place);
+        to.write_all(&head)?;
+        to.write_all(&self.note)?;
+        to.write_all(&self.values)?;
+        self.lines.write(to)
+    }
+
+    fn check(&self, fixed: &[u8], place: &[u8]) -> Digest {
+        let parts = [fixed, place, &self.note, &self.values, &self.lines.digests()];
+        Digest::of(&parts.concat())
+    }
+
+    /// Reads the next frame; `None` at the end, or where what follows is no whole frame.
+    pub(super) fn read(from: &mut impl Read) -> io::Result<Option<Self>> {
+        let mut fixed = [0; FIXED + 32];
+        if !fill(from, &mut fixed)? || fixed[..8] != *MAGIC {
+            return Ok(None);
+        }
+        let (fixed, expected) = fixed.split_at(FIXED);
+        let short = |at: usize| {
+            u64::from(u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]))
+        };
+        let long = |at: usize| short(at).saturating_add(short(at + 4).saturating_mul(1 << 32));
+        let lengths = [short(8), short(12), long(16), long(24)];
+        if lengths.iter().any(|length| *length > LARGEST) {
+            return Ok(None);
+        }
+        let mut parts = Vec::with_capacity(4);
+        for length in lengths {
+            // Grows as bytes come, so that a damaged length costs nothing.
+            let mut part = Vec::new();
+            if from.by_ref().take(length).read_to_end(&mut part)? as u64 != length {
+                return Ok(None);
+            }
+            parts.push(part);
+        }
+        let [place, note, values, lines] =
+            parts.try_into().map_err(|_| io::Error::other("a frame has four parts"))?;
+        let Ok(parsed) = serde_json::from_slice(&place) else { return Ok(None) };
+        let frame = Self { place: parsed, note, values, lines: Lines::Read(lines) };
+        Ok((frame.check(fixed, &place).as_bytes() == expected).then_some(frame))
+    }
+}
+
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
+    match from.read_exact(buffer) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::testing::{BatchText, line};
+
+    fn frame(store: Vec<usize>) -> Frame {
+        let text = BatchText::new(1, 6).text();
+        let batch = Batch::parse(text.trim_end().as_bytes().to_vec(), UNIX_EPOCH).unwrap();
+        let place = Place {
+            machine: "m".into(),
+            epoch: "e".into(),
+            lines_at: 1,
+            notes_at: 2,
+            values_at: 3,
+        };
+        let lines = Lines::Of(Box::new(batch), store);
+        Frame { place, note: b"{}\n".to_vec(), values: vec![7; 64], lines }
+    }
+
+    fn written(frame: &Frame) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        frame.write(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn reads_what_it_wrote() {
+        for store in [vec![], vec![0], vec![5], vec![0, 1, 2, 3, 4, 5], vec![0, 2, 3, 5]] {
+            let frame = frame(store.clone());
+            let bytes = written(&frame);
+            let read = Frame::read(&mut bytes.as_slice()).unwrap().unwrap();
+            assert_eq!(
+                (&read.place, &read.note, &read.values),
+                (&frame.place, &frame.note, &frame.values)
+            );
+            let expected: String =
+                store.iter().map(|index| line(*index as u64 + 1) + "\n").collect();
+            let Lines::Read(lines) = read.lines else { panic!("read from bytes") };
+            assert_eq!(String::from_utf8(lines).unwrap(), expected);
+            assert_eq!(frame.lines.length(), expected.len() as u64);
+        }
+    }
+
+    #[test]
+    fn takes_no_frame_that_is_cut_or_changed() {
+        let bytes = written(&frame(vec![0, 3, 4]));
+        for length in 0..bytes.len() {
+            assert!(Frame::read(&mut &bytes[..length]).unwrap().is_none(), "{length}");
+        }
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            assert!(Frame::read(&mut changed.as_slice()).unwrap().is_none(), "{at}");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The thread that writes. It takes all batches that wait, writes them to the journal, syncs
+//! once, answers them all, and then brings their lines to the epochs' files.
+
+use std::{
+    collections::{BTreeSet, HashSet, VecDeque},
+    io,
+    path::PathBuf,
+};
+
+use siem_protocol::Receipt;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, warn};
+
+use super::{
+    StoreError,
+    catalog::{self, Catalog, Key},
+    checkpoint::{Checkpointer, Sealed},
+    epoch::{EpochFiles, Stem},
+    frame::{Frame, Lines},
+    journal::Journal,
+    note::Note,
+};
+use crate::{batch::Batch, ledger::Refusal, stats::Stats};
+
+/// How much is written under one sync.
+const GROUP_BYTES: usize = 32 << 20;
+const GROUP_BATCHES: usize = 1024;
+
+/// What the writer is asked.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// To store a batch.
+    Store(Box<Batch>, oneshot::Sender<Result<Receipt, StoreError>>),
+    /// To tell what is held.
+    Stats(oneshot::Sender<Stats>),
+}
+
+/// What the thread owns.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) jobs: mpsc::Receiver<Job>,
+    pub(super) catalog: Catalog,
+    pub(super) files: EpochFiles,
+    pub(super) journal: Journal,
+    pub(super) checkpointer: Checkpointer,
+    /// A journal of more bytes is sealed.
+    pub(super) journal_bytes: u64,
+    /// Batches put off, since one of their epoch was in the group before.
+    pub(super) deferred: VecDeque<Waiting>,
+    /// Journaled, and not yet in the epochs' files.
+    pub(super) pending: VecDeque<Frame>,
+    /// Epochs written to since the journal began.
+    pub(super) dirty: BTreeSet<Stem>,
+}
+
+/// A batch and who waits for its answer.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    batch: Box<Batch>,
+    answer: oneshot::Sender<Result<Receipt, StoreError>>,
+}
+
+/// A batch that was judged and becomes durable with its group.
+struct Staged {
+    frame: Frame,
+    key: Key,
+    note: Note,
+    receipt: Receipt,
+    answer: oneshot::Sender<Result<Receipt, StoreError>>,
+}
+
+impl Writer {
+    /// Works until there is nobody left to ask.
+    pub(super) fn run(mut self) -> PathBuf {
+        while let Some(group) = self.gather() {
+            self.turn(group);
+        }
+        if self.apply_pending().is_ok() {
+            self.seal();
+        }
+        self.checkpointer.finish()
+    }
+
+    /// Waits for a batch and takes all that wait by then; `None` when all senders are gone.
+    fn gather(&mut self) -> Option<Vec<Waiting>> {
+        let mut group: Vec<Waiting> = self.deferred.drain(..).collect();
+        let mut bytes = 0;
+        loop {
+            let full = bytes >= GROUP_BYTES || group.len() >= GROUP_BATCHES;
+            let next = if group.is_empty() {
+                Some(self.jobs.blocking_recv()?)
+            } else if full {
+                None
+            } else {
+                self.jobs.try_recv().ok()
+            };
+            match next {
+                Some(Job::Store(batch, answer)) => {
+                    bytes += batch.size();
+                    group.push(Waiting { batch, answer });
+                }
+                Some(Job::Stats(answer)) => drop(answer.send(self.catalog.stats())),
+                None => return Some(group),
+            }
+        }
+    }
+
+    fn turn(&mut self, group: Vec<Waiting>) {
+        if let Err(error) = self.prepare() {
+            warn!(%error, batches = group.len(), "refused batches, the store cannot write");
+            for waiting in group {
+                reply(waiting.answer, Err(StoreError::from_io(copy(&error))));
+            }
+            return;
+        }
+        let mut staged = Vec::with_capacity(group.len());
+        let mut touched = HashSet::new();
+        for waiting in group {
+            let key = catalog::key(&waiting.batch.header);
+            // What a batch changes must be in the files before the next of its epoch is judged.
+            if touched.contains(&key) {
+                self.deferred.push_back(waiting);
+                continue;
+            }
+            if let Some(one) = self.judge(waiting, key.clone()) {
+                touched.insert(key);
+                staged.push(one);
+            }
+        }
+        if !staged.is_empty() {
+            self.commit(staged);
+        }
+    }
+
+    /// Brings what an earlier turn left undone to its end.
+    fn prepare(&mut self) -> io::Result<()> {
+        self.apply_pending()?;
+        if self.journal.is_broken() {
+            let path = self.journal.seal()?;
+            self.checkpointer.add(Sealed { path, dirty: std::mem::take(&mut self.dirty) });
+        }
+        Ok(())
+    }
+
+    fn judge(&mut self, waiting: Waiting, key: Key) -> Option<Staged> {
+        let Waiting { batch, answer } = waiting;
+        let stem = catalog::stem(&key);
+        if batch.header.redelivery && self.catalog.ledger(&key).is_none() {
+            // Nothing can be a hole of an epoch that is not known: no file is made for it.
+            let accepted_seqs = Some(Vec::new());
+            reply(answer, Ok(Receipt { accepted_seqs, ..Receipt::default() }));
+            return None;
+        }
+        let judged = match self.catalog.judge(&batch, &mut self.files.values(&stem)) {
+            Ok(judged) => judged,
+            Err(Refusal::Conflict { expected_seq }) => {
+                warn!(machine = key.0, epoch = key.1, expected_seq, "refused a conflicting batch");
+                reply(answer, Err(StoreError::Conflict { expected_seq }));
+                return None;
+            }
+            Err(Refusal::Values(error)) => {
+                error!(machine = key.0, epoch = key.1, %error, "could not read the chain");
+                reply(answer, Err(StoreError::from_io(error)));
+                return None;
+            }
+        };
+        let new = &judged.note.change.new;
+        let values = new.iter().flat_map(|new| batch.chain(new.first, new.last));
+        let values = values.flat_map(|value| *value.as_bytes()).collect();
+        let frame = Frame {
+            place: judged.place,
+            note: judged.note.line(),
+            values,
+            lines: Lines::Of(batch, judged.store),
+        };
+        Some(Staged { frame, key, note: judged.note, receipt: judged.receipt, answer })
+    }
+
+    fn commit(&mut self, staged: Vec<Staged>) {
+        if let Err(error) = self.journal.append(staged.iter().map(|staged| &staged.frame)) {
+            error!(%error, batches = staged.len(), "could not write the journal");
+            for staged in staged {
+                reply(staged.answer, Err(StoreError::from_io(copy(&error))));
+            }
+            return;
+        }
+        for staged in staged {
+            self.catalog.record(&staged.key, &staged.note, staged.frame.note.len() as u64);
+            log_findings(&staged);
+            reply(staged.answer, Ok(staged.receipt));
+            self.pending.push_back(staged.frame);
+        }
+        if let Err(error) = self.apply_pending() {
+            error!(%error, "could not write an epoch's files; the journal has it all");
+        } else if self.journal.length() >= self.journal_bytes {
+            self.seal();
+        }
+    }
+
+    fn apply_pending(&mut self) -> io::Result<()> {
+        while let Some(frame) = self.pending.front() {
+            self.files.apply(frame)?;
+            self.dirty.insert(Stem::of(&frame.place));
+            self.pending.pop_front();
+        }
+        Ok(())
+    }
+
+    fn seal(&mut self) {
+        match self.journal.seal() {
+            Ok(path) => {
+                self.checkpointer.add(Sealed { path, dirty: std::mem::take(&mut self.dirty) });
+            }
+            Err(error) => warn!(%error, "could not begin another journal, this one goes on"),
+        }
+    }
+}
+
+fn log_findings(staged: &Staged) {
+    let (machine, epoch) = (&staged.key.0, &staged.key.1);
+    let change = &staged.note.change;
+    if let Some(gap) = change.gap {
+        warn!(machine, epoch, first = gap.first, last = gap.last, "found a gap");
+    }
+    for found in &change.breaks {
+        warn!(machine, epoch, seq = found.seq, kind = ?found.kind, "found a break in the chain");
+    }
+    for clone in &staged.note.clones {
+        warn!(machine, epoch, kind = ?clone.kind, other = clone.other, "found a clone");
+    }
+}
+
+/// Nobody may wait any more: then the answer goes nowhere, and the sender will send again.
+fn reply(
+    answer: oneshot::Sender<Result<Receipt, StoreError>>,
+    result: Result<Receipt, StoreError>,
+) {
+    drop(answer.send(result));
+}
+
+/// An error for each of several who wait.
+fn copy(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}

@@ -1,0 +1,111 @@
+//! What the tests of several files share. The tests in `tests/` include this file by its path.
+
+use siem_protocol::{BatchHeader, Chain, Digest, Identity};
+
+/// The body of the protocol's test vectors.
+pub(crate) const VECTOR: &str = concat!(
+    r##"{"kind":"batch","protocol":1,"epoch":"01930000-0000-7000-8000-000000000001","machine_id":"m-1","hostname":"laptop","user":"u","os":"linux","arch":"x86_64","agent_version":"0.1.0","first_seq":1,"last_seq":4,"count":3,"dead_lettered":[{"seq":3,"line_sha256":"a61b7a1f563d82b56475c1a4db0dd3b93ce4970c8bb0a30bd935d120699951da"}],"chain":{"before":"0000000000000000000000000000000000000000000000000000000000000000","after":"49cecf4e3424ff49958627bb425e5837223b43ce484ab06c9f2e09828a8bf4b2"},"config_hash":"0000000000000000000000000000000000000000000000000000000000000000","sent_at":"2026-11-21T20:00:02.000Z"}"##,
+    "\n",
+    r##"{"seq":1,"kind":"event","source":"agent","event":"agent_started","severity":"info","at":"2026-11-21T20:00:00.000Z","data":{"version":"0.1.0"}}"##,
+    "\n",
+    r##"{"seq":2,"kind":"record","source":"claude-sessions","path":"/home/u/.claude/projects/-home-u-app/4f.jsonl","generation":"9c41","offset":0,"length":54,"read_at":"2026-11-21T20:00:01.000Z","record":{"type":"user","uuid":"a" , "message":"h\u00e9 \"q\""}}"##,
+    "\n",
+    r##"{"seq":4,"kind":"record","source":"claude-sessions","path":"/home/u/.claude/projects/-home-u-app/4f.jsonl","generation":"9c41","offset":55,"length":11,"read_at":"2026-11-21T20:00:01.000Z","raw":"{\"torn\": tr"}"##,
+    "\n",
+);
+
+/// The line that every test's entry `seq` has.
+pub(crate) fn line(seq: u64) -> String {
+    format!(
+        r#"{{"seq":{seq},"kind":"event","source":"agent","event":"heartbeat","data":{{"n":{}}}}}"#,
+        seq * 7
+    )
+}
+
+/// `h(seq)` over [`line`].
+pub(crate) fn chain(seq: u64) -> Digest {
+    (1..=seq).fold(Digest::ZERO, |value, seq| value.chain(Digest::of(line(seq).as_bytes())))
+}
+
+pub(crate) fn identity() -> Identity {
+    Identity {
+        machine_id: "m-1".into(),
+        hostname: "laptop".into(),
+        user: "u".into(),
+        os: "linux".into(),
+        arch: "x86_64".into(),
+        agent_version: "0.1.0".into(),
+    }
+}
+
+/// A batch to be written, with a correct chain unless a test says otherwise.
+pub(crate) struct BatchText {
+    pub(crate) header: BatchHeader,
+    lines: Vec<(u64, String)>,
+}
+
+impl BatchText {
+    pub(crate) fn new(first: u64, last: u64) -> Self {
+        let sent_at = "2026-11-21T20:00:02.000Z".to_owned();
+        let mut header = BatchHeader::new(&identity(), "e-1".into(), Digest::ZERO, sent_at);
+        header.first_seq = Some(first);
+        header.last_seq = Some(last);
+        header.count = (first..=last).count() as u64;
+        header.chain = Some(Chain { before: chain(first - 1), after: chain(last) });
+        Self { header, lines: (first..=last).map(|seq| (seq, line(seq))).collect() }
+    }
+
+    /// Puts another line in the place of `seq`.
+    pub(crate) fn line(mut self, seq: u64, text: &str) -> Self {
+        for (number, line) in &mut self.lines {
+            if *number == seq {
+                text.clone_into(line);
+            }
+        }
+        self
+    }
+
+    /// Names `seqs` as dead-lettered instead of sending their lines.
+    pub(crate) fn dead(mut self, seqs: &[u64]) -> Self {
+        let (dead, lines): (Vec<_>, _) =
+            self.lines.into_iter().partition(|(seq, _)| seqs.contains(seq));
+        self.lines = lines;
+        self.header.count = self.lines.len() as u64;
+        self.header.dead_lettered = dead
+            .into_iter()
+            .map(|(seq, line)| siem_protocol::DeadLettered {
+                seq,
+                line_sha256: Digest::of(line.as_bytes()),
+            })
+            .collect();
+        self
+    }
+
+    /// Sends `seqs` again.
+    pub(crate) fn redelivery(seqs: &[u64]) -> Self {
+        let mut batch = Self::new(1, 1);
+        batch.header.first_seq = None;
+        batch.header.last_seq = None;
+        batch.header.chain = None;
+        batch.header.redelivery = true;
+        batch.header.seqs = seqs.to_vec();
+        batch.header.count = seqs.len() as u64;
+        batch.lines = seqs.iter().map(|seq| (*seq, line(*seq))).collect();
+        batch
+    }
+
+    /// Applies `edit` to the header.
+    pub(crate) fn with(mut self, edit: impl FnOnce(&mut BatchHeader)) -> Self {
+        edit(&mut self.header);
+        self
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let mut text = serde_json::to_string(&self.header).unwrap() + "\n";
+        for (_, line) in &self.lines {
+            text.push_str(line);
+            text.push('\n');
+        }
+        text
+    }
+}

@@ -1,0 +1,159 @@
+//! A receiver on loopback, and a sender for it.
+#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
+
+#[path = "../../src/testing.rs"]
+mod testing;
+
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use siem_protocol::{Encoding, Problem, Receipt, names::header, sign};
+use siem_server::{
+    FileStore, Keys, Limits, Receiver, Secret, ServeOptions, Storage, serve, stats::Stats,
+};
+pub(crate) use testing::{BatchText, VECTOR, chain, line};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+
+pub(crate) const TOKEN: &str = "the token of the fleet";
+pub(crate) const SECRET: &str = "correct horse battery staple";
+
+/// A receiver that runs until it is dropped.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) data: tempfile::TempDir,
+    end: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+pub(crate) fn keys() -> Keys {
+    Keys::new(Secret::new(TOKEN).unwrap(), Secret::new(SECRET).unwrap())
+        .with_second_token(Secret::new("second token").unwrap())
+        .with_second_secret(Secret::new("second secret").unwrap())
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        Self::with_limits(Limits::default()).await
+    }
+
+    pub(crate) async fn with_limits(limits: Limits) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let store = Arc::new(FileStore::open(data.path()).unwrap());
+        Self::over(data, store, limits, ServeOptions::default()).await
+    }
+
+    pub(crate) async fn over(
+        data: tempfile::TempDir,
+        storage: Arc<dyn Storage>,
+        limits: Limits,
+        options: ServeOptions,
+    ) -> Self {
+        let receiver = Receiver::new(keys(), storage)
+            .with_limits(limits)
+            .with_config_file(data.path().join("config.json"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (end, ending) = oneshot::channel::<()>();
+        let ending = async { drop(ending.await) };
+        let task = tokio::spawn(serve(listener, receiver.router(), options, ending));
+        Self { address, data, end: Some(end), task }
+    }
+
+    /// Ends the receiver in order and gives its data.
+    pub(crate) async fn end(mut self) -> tempfile::TempDir {
+        drop(self.end.take());
+        self.task.await.unwrap();
+        self.data
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// A correctly signed request with `text` as its body.
+    pub(crate) fn request(&self, text: &str, encoding: Encoding) -> reqwest::RequestBuilder {
+        let body = encoded(text.as_bytes(), encoding);
+        let signature = sign(SECRET.as_bytes(), &body);
+        self.signed(body, encoding.as_str(), &signature)
+    }
+
+    /// A request with the body as it is and any signature.
+    pub(crate) fn signed(
+        &self,
+        body: Vec<u8>,
+        encoding: &str,
+        signature: &str,
+    ) -> reqwest::RequestBuilder {
+        reqwest::Client::new()
+            .post(self.url("/ingest"))
+            .bearer_auth(TOKEN)
+            .header("content-type", "application/x-ndjson")
+            .header("content-encoding", encoding)
+            .header(header::SIGNATURE, signature)
+            .body(body)
+    }
+
+    pub(crate) async fn take(&self, text: &BatchText) -> Receipt {
+        let response = self.request(&text.text(), Encoding::Zstd).send().await.unwrap();
+        assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
+        serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
+    }
+
+    pub(crate) async fn stats(&self) -> Stats {
+        let request = reqwest::Client::new().get(self.url("/stats")).bearer_auth(TOKEN);
+        let body = request.send().await.unwrap().error_for_status().unwrap().bytes().await.unwrap();
+        serde_json::from_slice(&body).unwrap()
+    }
+}
+
+/// The problem that a response carries, and its status.
+pub(crate) async fn problem(response: reqwest::Response) -> Problem {
+    let status = response.status().as_u16();
+    let kind = response.headers().get("content-type").cloned();
+    assert_eq!(kind.unwrap(), "application/problem+json");
+    let problem: Problem = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
+    assert_eq!(problem.status, status);
+    problem
+}
+
+pub(crate) fn encoded(text: &[u8], encoding: Encoding) -> Vec<u8> {
+    match encoding {
+        Encoding::Identity => text.to_vec(),
+        Encoding::Zstd => zstd::encode_all(text, 1).unwrap(),
+        Encoding::Gzip => {
+            let mut encoder =
+                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(text).unwrap();
+            encoder.finish().unwrap()
+        }
+    }
+}
+
+/// The files with an ending below a directory.
+pub(crate) fn files(root: &Path, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path, ending));
+        } else if path.extension().is_some_and(|extension| extension == ending) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Waits until `condition` holds; half a minute is too long.
+pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "waited too long until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,242 @@
+//! The `demo-server` program, as a process.
+#![allow(clippy::unwrap_used, reason = "a test ends there")]
+
+mod common;
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use common::{BatchText, SECRET, TOKEN, chain, files, line};
+use siem_protocol::{Receipt, names::header, sign};
+
+fn command(data: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_demo-server"));
+    command
+        .args(["--listen", "127.0.0.1:0", "--data"])
+        .arg(data)
+        .env_remove("CLAUDE_SIEM_TOKEN")
+        .env_remove("CLAUDE_SIEM_HMAC_SECRET")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// A process that is killed when the test is over.
+struct Process {
+    child: Child,
+    url: String,
+}
+
+impl Process {
+    fn start(data: &Path) -> Self {
+        let mut command = command(data);
+        command.env("CLAUDE_SIEM_TOKEN", TOKEN).env("CLAUDE_SIEM_HMAC_SECRET", SECRET);
+        Self::spawn(&mut command)
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let url = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{line:?}"));
+        Self { url: url.trim().to_owned(), child }
+    }
+
+    fn request(&self, client: &reqwest::Client, text: &BatchText) -> reqwest::RequestBuilder {
+        let body = text.text();
+        client
+            .post(format!("{}/ingest", self.url))
+            .bearer_auth(TOKEN)
+            .header(header::SIGNATURE, sign(SECRET.as_bytes(), body.as_bytes()))
+            .body(body)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn output(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.output().unwrap();
+    assert!(output.stdout.is_empty());
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn missing_and_empty_secrets_are_said() {
+    let data = tempfile::tempdir().unwrap();
+    let (code, text) = output(&mut command(data.path()));
+    assert_eq!(code, Some(2));
+    assert!(
+        text.contains("error: no token: give it in CLAUDE_SIEM_TOKEN, by --token-file"),
+        "{text}"
+    );
+    let (code, text) = output(command(data.path()).args(["--token", "t"]));
+    assert_eq!(code, Some(2));
+    assert!(text.contains("error: no HMAC secret: give it in CLAUDE_SIEM_HMAC_SECRET"), "{text}");
+    let mut empty = command(data.path());
+    let (code, text) = output(empty.env("CLAUDE_SIEM_TOKEN", "").args(["--hmac-secret", "s"]));
+    assert_eq!(code, Some(2));
+    assert!(text.contains("error: a token is empty"), "{text}");
+    let absent = data.path().join("absent");
+    let (code, text) = output(command(data.path()).arg("--token-file").arg(&absent));
+    assert_eq!(code, Some(2));
+    assert!(text.contains("error: cannot read the token from"), "{text}");
+}
+
+#[cfg(unix)]
+#[test]
+fn secrets_come_from_files_that_not_everyone_can_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let data = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str, mode| {
+        let path = data.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    let (token, secret) = (write("token", "one\ntwo\n", 0o600), write("secret", SECRET, 0o640));
+    let mut command = command(data.path());
+    command.arg("--token-file").arg(&token).arg("--hmac-secret-file").arg(&secret);
+    drop(Process::spawn(&mut command));
+    write("token", "one\n", 0o644);
+    let (code, text) = output(&mut command);
+    assert_eq!(code, Some(2));
+    assert!(text.contains("is readable by everyone"), "{text}");
+}
+
+#[test]
+fn a_second_server_on_the_same_data_is_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let _first = Process::start(data.path());
+    let (code, text) = output(command(data.path()).args(["--token", "t", "--hmac-secret", "s"]));
+    assert_eq!(code, Some(1));
+    assert!(text.contains("is in use by another receiver"), "{text}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn sigterm_ends_it_in_order_and_nothing_secret_is_logged() {
+    let data = tempfile::tempdir().unwrap();
+    let mut child = command(data.path());
+    child
+        .env("RUST_LOG", "trace")
+        .env("CLAUDE_SIEM_TOKEN", TOKEN)
+        .env("CLAUDE_SIEM_HMAC_SECRET", SECRET);
+    let mut process = Process::spawn(&mut child);
+    let mut errors = process.child.stderr.take().unwrap();
+    let reading = std::thread::spawn(move || {
+        let mut log = String::new();
+        errors.read_to_string(&mut log).unwrap();
+        log
+    });
+    let client = reqwest::Client::new();
+    let secret_line = r#"{"seq":1,"kind":"event","data":"very private"}"#;
+    let text = BatchText::new(1, 2).line(1, secret_line);
+    let signature = sign(SECRET.as_bytes(), text.text().as_bytes());
+    assert_eq!(process.request(&client, &text).send().await.unwrap().status(), 200);
+    for (first, token) in [(1, TOKEN), (9, "wrong token")] {
+        let other =
+            BatchText::new(first, 9).line(9, r#"{"seq":9,"kind":"event","data":"very private"#);
+        let request =
+            process.request(&client, &other).header("authorization", format!("Bearer {token}"));
+        assert!(!request.send().await.unwrap().status().is_success());
+    }
+    let pid = process.child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(process.child.wait().unwrap().code(), Some(0));
+    let log = reading.join().unwrap();
+    assert!(log.contains("ended in order"), "{log}");
+    for secret in [TOKEN, SECRET, "wrong token", "very private", &signature] {
+        assert!(!log.contains(secret), "{secret}: {log}");
+    }
+}
+
+/// Several agents send as fast as they are answered, the server is killed, again and again. What
+/// was answered is there, once, in order; what was not is sent again.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_survives_kills() {
+    const AGENTS: u64 = 6;
+    const KILLS: u64 = 5;
+    let data = tempfile::tempdir().unwrap();
+    let next: Vec<_> = (0..AGENTS).map(|_| Arc::new(AtomicU64::new(1))).collect();
+    for round in 0..KILLS {
+        let mut process = Process::start(data.path());
+        // A log that nobody reads would fill its pipe.
+        drop(process.child.stderr.take());
+        let target =
+            next.iter().map(|next| next.load(Ordering::SeqCst)).sum::<u64>() + 200 + 77 * round;
+        let process = Arc::new(process);
+        let agents: Vec<_> = (0..AGENTS)
+            .map(|agent| tokio::spawn(send(process.clone(), agent, next[agent as usize].clone())))
+            .collect();
+        common::eventually("enough is answered", async || {
+            next.iter().map(|next| next.load(Ordering::SeqCst)).sum::<u64>() >= target
+        })
+        .await;
+        let pid = process.child.id().to_string();
+        assert!(Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
+        for agent in agents {
+            agent.await.unwrap();
+        }
+        drop(process);
+    }
+    // A last start repairs what the last kill left.
+    let mut process = Process::start(data.path());
+    let client = reqwest::Client::new();
+    for (agent, next) in (0..AGENTS).zip(&next) {
+        let text = batch(agent, next.load(Ordering::SeqCst));
+        let response = process.request(&client, &text).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        next.fetch_add(3, Ordering::SeqCst);
+    }
+    let pid = process.child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(process.child.wait().unwrap().code(), Some(0));
+    let stored = files(data.path(), "ndjson");
+    assert_eq!(stored.len() as u64, AGENTS);
+    for file in stored {
+        let agent =
+            (0..AGENTS).find(|agent| file.to_str().unwrap().contains(&format!("machine-{agent}/")));
+        let next = next[agent.unwrap() as usize].load(Ordering::SeqCst);
+        let expected: String = (1..next).map(|seq| line(seq) + "\n").collect();
+        let stored = std::fs::read_to_string(file).unwrap();
+        let same = stored.lines().zip(expected.lines()).take_while(|(a, b)| a == b).count();
+        assert!(stored == expected, "{same} of {} lines, then others", next - 1);
+    }
+}
+
+fn batch(agent: u64, first: u64) -> BatchText {
+    BatchText::new(first, first + 2).with(|header| header.machine_id = format!("machine-{agent}"))
+}
+
+/// Sends batches until the server is gone.
+async fn send(process: Arc<Process>, agent: u64, next: Arc<AtomicU64>) {
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
+    loop {
+        let first = next.load(Ordering::SeqCst);
+        let Ok(response) = process.request(&client, &batch(agent, first)).send().await else {
+            return;
+        };
+        let status = response.status();
+        let Ok(body) = response.bytes().await else { return };
+        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+        let receipt: Receipt = serde_json::from_slice(&body).unwrap();
+        assert_eq!(receipt.last_seq, Some(first + 2));
+        assert_eq!(receipt.accepted + receipt.duplicates, 3);
+        assert_ne!(chain(1), chain(2));
+        next.store(first + 3, Ordering::SeqCst);
+    }
+}
