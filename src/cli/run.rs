@@ -74,17 +74,18 @@ impl Arguments {
         // Listened to before anything is read, so that no signal is missed.
         let mut signals = Signals::listen().map_err(Failure::failed)?;
         let lock = StateLock::acquire(&loaded.settings.agent.state_dir).map_err(Failure::failed)?;
-        let context = surroundings.context(&loaded, Some(lock.dir()));
+        let mut context = surroundings.context(&loaded, Some(lock.dir()));
         // Built once with the local layers: what is wrong there is an error, whatever the server
         // says.
         assembly::sinks(&loaded, &context).map_err(Failure::usage)?;
         assembly::stages(&loaded, &context).map_err(Failure::usage)?;
-        let (loaded, events) = tokio::select! {
+        let (loaded, revision, events) = tokio::select! {
             managed = with_managed(surroundings, explicit, loaded, &context) => {
                 managed.map_err(Failure::usage)?
             }
             () = signals.ended() => return Ok(()),
         };
+        context.revision = revision;
         let pipeline = assemble(&loaded, &context, lock.dir())?;
         for event in events {
             pipeline.inbox.report(event);
@@ -147,6 +148,9 @@ async fn once(pipeline: Pipeline, loaded: &Loaded, mut signals: Signals) -> Resu
     }
 }
 
+/// The configuration in force, the revision of its managed layer, and what there is to report.
+type InForce = (Loaded, Option<String>, Vec<Event>);
+
 /// Puts the server's configuration over the local one, when it comes in time and is right. What
 /// is wrong with it is reported and changes nothing.
 async fn with_managed(
@@ -154,16 +158,18 @@ async fn with_managed(
     explicit: Option<&Path>,
     local: Loaded,
     context: &Context,
-) -> Result<(Loaded, Vec<Event>), ConfigError> {
-    let Some(manager) = assembly::manager(&local, context)? else { return Ok((local, Vec::new())) };
+) -> Result<InForce, ConfigError> {
+    let Some(manager) = assembly::manager(&local, context)? else {
+        return Ok((local, None, Vec::new()));
+    };
     let Fetched { config, revision } = match manager.managed_config(FIRST_ANSWER).await {
         Ok(Some(fetched)) => fetched,
-        Ok(None) => return Ok((local, Vec::new())),
+        Ok(None) => return Ok((local, None, Vec::new())),
         Err(failure) => {
             let reason = causes(&failure);
             warn!(reason, "managed configuration was not applied, the local one is in force");
             let events = if failure.is_refusal() { vec![refused(&reason)] } else { Vec::new() };
-            return Ok((local, events));
+            return Ok((local, None, events));
         }
     };
     let managed = surroundings.load_managed(explicit, Some(&config)).and_then(|loaded| {
@@ -174,12 +180,14 @@ async fn with_managed(
         Ok(loaded) => {
             info!(revision, "managed configuration was applied");
             let applied = Event::info(event::CONFIG_APPLIED, json!({ "revision": revision }));
-            Ok((loaded, vec![applied]))
+            // A signed configuration without a name is in force all the same.
+            let revision = revision.or_else(|| Some("unnamed".to_owned()));
+            Ok((loaded, revision, vec![applied]))
         }
         Err(failure) => {
             let reason = causes(&failure);
             error!(reason, "managed configuration was refused, the local one is in force");
-            Ok((local, vec![refused(&reason)]))
+            Ok((local, None, vec![refused(&reason)]))
         }
     }
 }

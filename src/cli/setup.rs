@@ -59,6 +59,7 @@ impl Surroundings {
             environment: self.environment.clone(),
             paths: self.paths.clone(),
             clock: Arc::new(SystemClock),
+            revision: None,
             poll_interval: loaded.settings.agent.poll_interval,
         }
     }

@@ -137,8 +137,10 @@ pub struct Ingest {
     pub inbox: Arc<Inbox>,
     /// The time.
     pub clock: Arc<dyn Clock>,
-    /// How often a heartbeat is sent.
+    /// How often a heartbeat is sent, spread by ±10 % so that a fleet does not beat as one.
     pub heartbeat: Duration,
+    /// Random numbers from 0 to 1.
+    pub jitter: Box<dyn FnMut() -> f64 + Send>,
     /// Told now and then what there is to read.
     pub report: Report,
     /// Events in the group at hand: kept until it is stored. Begins empty.
@@ -153,14 +155,14 @@ impl Ingest {
         self.restore();
         self.event(Event::info(event::AGENT_STARTED, started));
         let mut last_heartbeat = self.clock.now();
+        let mut beat = self.next_beat();
         loop {
             for event in self.inbox.take_events() {
                 self.event(event);
             }
             let now = self.clock.now();
-            let due = now.since(last_heartbeat) >= self.heartbeat;
-            if due {
-                last_heartbeat = now;
+            if now.since(last_heartbeat) >= beat {
+                (last_heartbeat, beat) = (now, self.next_beat());
                 self.heartbeat();
             }
             let full = self.outbox.stored() >= self.max_bytes;
@@ -180,9 +182,8 @@ impl Ingest {
                 }
                 Some(Progress::More) => {}
                 Some(Progress::Idle { next }) => {
-                    let until_heartbeat =
-                        self.heartbeat.saturating_sub(self.clock.now().since(last_heartbeat));
-                    self.inbox.wait(next.min(LONGEST_SLEEP).min(until_heartbeat));
+                    let until_beat = beat.saturating_sub(self.clock.now().since(last_heartbeat));
+                    self.inbox.wait(next.min(LONGEST_SLEEP).min(until_beat));
                 }
             }
         }
@@ -272,6 +273,10 @@ impl Ingest {
     fn event(&mut self, event: Event) {
         self.filling.event(&event, self.clock.now());
         self.unstored.push(event);
+    }
+
+    fn next_beat(&mut self) -> Duration {
+        self.heartbeat.mul_f64(0.9 + 0.2 * (self.jitter)().clamp(0.0, 1.0))
     }
 
     /// Reports the totals of all numbers below the heartbeat's own.

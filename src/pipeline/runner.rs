@@ -96,6 +96,7 @@ impl Pipeline {
             inbox: Arc::clone(&self.inbox),
             clock: self.clock,
             heartbeat: settings.agent.poll_interval,
+            jitter: Box::new(fastrand::f64),
             report,
             unstored: Vec::new(),
         };

@@ -5,6 +5,7 @@ mod answer;
 use std::time::Duration;
 
 pub use answer::{Acknowledgement, Reply, judge};
+use percent_encoding::{CONTROLS, utf8_percent_encode};
 use reqwest::{Client, Method, RequestBuilder, Url, header};
 use siem_protocol::{
     BatchId, Encoding, Identity, ManagedConfig, ManagedError,
@@ -27,6 +28,8 @@ pub struct Connection {
     token: Secret,
     secret: Secret,
     identity: Identity,
+    /// Value of `X-Siem-Config-Version`.
+    revision: String,
 }
 
 /// A managed configuration whose signature was right.
@@ -70,7 +73,8 @@ impl FetchError {
 }
 
 impl Connection {
-    /// A way to the receiver at `base`, over `client`.
+    /// A way to the receiver at `base`, over `client`, under the managed configuration that
+    /// `revision` names.
     #[must_use]
     pub fn new(
         client: Client,
@@ -78,8 +82,11 @@ impl Connection {
         token: Secret,
         secret: Secret,
         identity: Identity,
+        revision: Option<&str>,
     ) -> Self {
-        Self { client, base, token, secret, identity }
+        // A header carries printable ASCII only.
+        let revision = utf8_percent_encode(revision.unwrap_or("0"), CONTROLS).to_string();
+        Self { client, base, token, secret, identity, revision }
     }
 
     /// Sends a batch's body.
@@ -128,7 +135,7 @@ impl Connection {
             .client
             .request(method, url)
             .bearer_auth(self.token.expose())
-            .header(siem::CONFIG_VERSION, "0");
+            .header(siem::CONFIG_VERSION, &self.revision);
         for (name, value) in self.identity.headers() {
             request = request.header(name, value);
         }

@@ -181,6 +181,8 @@ pub struct Context {
     pub paths: Paths,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// Revision of the managed configuration in force; `None` without one.
+    pub revision: Option<String>,
     /// How often everything is looked at anew.
     pub poll_interval: std::time::Duration,
 }

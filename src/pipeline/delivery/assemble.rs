@@ -75,16 +75,23 @@ impl Assembler<'_> {
         if head.last_seq < first {
             return Ok(Pending::Nothing);
         }
-        let mut fitting = Fitting { shipping: self.shipping, border, ..Fitting::default() };
-        let frames = self.outbox.frames(first, |head| fitting.take(head, first))?;
-        let Some(oldest) = frames.first() else { return Ok(Pending::Nothing) };
-        let waited = now.since(oldest.head.sealed_at);
+        let fitting = || Fitting { shipping: self.shipping, border, ..Fitting::default() };
+        // Looked at before anything is copied: mostly there is something, and it waits.
+        let (mut fit, mut oldest) = (fitting(), None);
+        self.outbox.visit(first, |head, _| {
+            oldest.get_or_insert(head.sealed_at);
+            fit.take(&head, first)
+        })?;
+        let Some(oldest) = oldest else { return Ok(Pending::Nothing) };
+        let waited = now.since(oldest);
         let urgent = head.urgent_seq >= first;
-        if !(flush || urgent || fitting.full || border.is_some())
+        if !(flush || urgent || fit.full || border.is_some())
             && waited < self.shipping.flush_interval
         {
             return Ok(Pending::Waiting(self.shipping.flush_interval - waited));
         }
+        let mut fit = fitting();
+        let frames = self.outbox.frames(first, |head| fit.take(head, first))?;
         let dead = self.outbox.dead_after(self.sink, cursor.acknowledged.seq)?;
         let (batch, end) = self.batch(cursor, frames, border, &dead, now)?;
         Ok(Pending::Ready(Box::new(batch), end))

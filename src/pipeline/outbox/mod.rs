@@ -362,7 +362,7 @@ impl Outbox {
     }
 
     /// Reads frames in order, beginning with the one that holds `seq`, as long as `want` takes
-    /// their heads. Only the bodies of frames that were taken are copied.
+    /// their heads.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read or a value in it is damaged.
@@ -371,24 +371,40 @@ impl Outbox {
         seq: u64,
         mut want: impl FnMut(&FrameHead) -> ControlFlow<()>,
     ) -> Result<Vec<Frame>, OutboxError> {
-        let read = self.read("read", |transaction| {
+        let mut frames = Vec::new();
+        self.visit(seq, |head, body| {
+            want(&head)?;
+            frames.push(Frame { head, body: body.to_vec() });
+            ControlFlow::Continue(())
+        })?;
+        Ok(frames)
+    }
+
+    /// Shows frames in order, beginning with the one that holds `seq`, until `visit` has enough.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read or a value in it is damaged.
+    pub fn visit(
+        &self,
+        seq: u64,
+        mut visit: impl FnMut(FrameHead, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), OutboxError> {
+        let whole = self.read("read", |transaction| {
             let values = transaction.open_table(VALUES)?;
             let holder = values.range(..=seq)?.next_back().transpose()?;
             let first = holder.map_or(seq, |(key, _)| key.value());
-            let mut frames = Vec::new();
             for row in values.range(first..)? {
                 let (_, value) = row?;
-                let Some(decoded) = value::decode(value.value()) else { return Ok(None) };
+                let Some(decoded) = value::decode(value.value()) else { return Ok(false) };
                 for (head, body) in decoded.filter(|(head, _)| head.last_seq() >= seq) {
-                    if want(&head).is_break() {
-                        return Ok(Some(frames));
+                    if visit(head, body).is_break() {
+                        return Ok(true);
                     }
-                    frames.push(Frame { head, body: body.to_vec() });
                 }
             }
-            Ok(Some(frames))
+            Ok(true)
         })?;
-        read.ok_or_else(|| self.damaged("a value"))
+        if whole { Ok(()) } else { Err(self.damaged("a value")) }
     }
 
     /// The row of a generation.

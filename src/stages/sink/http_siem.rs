@@ -177,7 +177,8 @@ impl Options {
             return Err(BuildError::Invalid { option: "token", problem });
         }
         let identity = context.identity.clone();
-        Ok(Connection::new(self.client(context)?, base, token, hmac_secret, identity))
+        let (client, revision) = (self.client(context)?, context.revision.as_deref());
+        Ok(Connection::new(client, base, token, hmac_secret, identity, revision))
     }
 
     fn client(&self, context: &Context) -> Result<Client, BuildError> {
