@@ -25,7 +25,7 @@ use crate::{
 pub(super) fn execute(explicit: Option<&Path>, json: bool) -> Result<(), Failure> {
     let surroundings = Surroundings::look()?;
     let loaded = surroundings.load(explicit)?;
-    let context = surroundings.context(&loaded, None);
+    let context = surroundings.context(&loaded, None, true);
     let nobody: Arc<dyn Fn() + Send + Sync> = Arc::new(|| ());
     let sources = assembly::sources(&loaded, &context, &nobody).map_err(Failure::usage)?;
     let mut stages = assembly::stages(&loaded, &context).map_err(Failure::usage)?;

@@ -74,7 +74,7 @@ impl Arguments {
         // Listened to before anything is read, so that no signal is missed.
         let mut signals = Signals::listen().map_err(Failure::failed)?;
         let lock = StateLock::acquire(&loaded.settings.agent.state_dir).map_err(Failure::failed)?;
-        let mut context = surroundings.context(&loaded, Some(lock.dir()));
+        let mut context = surroundings.context(&loaded, Some(lock.dir()), self.once);
         // Built once with the local layers: what is wrong there is an error, whatever the server
         // says.
         assembly::sinks(&loaded, &context).map_err(Failure::usage)?;

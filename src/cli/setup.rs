@@ -49,7 +49,7 @@ impl Surroundings {
     }
 
     /// What stages get. Without a state directory, a machine that has no id gets one for this run.
-    pub(super) fn context(&self, loaded: &Loaded, state_dir: Option<&Path>) -> Context {
+    pub(super) fn context(&self, loaded: &Loaded, state_dir: Option<&Path>, once: bool) -> Context {
         let identified = identify(state_dir);
         for warning in &identified.warnings {
             warn!("{warning}");
@@ -60,6 +60,7 @@ impl Surroundings {
             paths: self.paths.clone(),
             clock: Arc::new(SystemClock),
             revision: None,
+            once,
             poll_interval: loaded.settings.agent.poll_interval,
         }
     }

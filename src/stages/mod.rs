@@ -183,6 +183,8 @@ pub struct Context {
     pub clock: Arc<dyn Clock>,
     /// Revision of the managed configuration in force; `None` without one.
     pub revision: Option<String>,
+    /// Whether everything is read once and nothing after that: there are no changes to wait for.
+    pub once: bool,
     /// How often everything is looked at anew.
     pub poll_interval: std::time::Duration,
 }

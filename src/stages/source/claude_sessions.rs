@@ -82,7 +82,7 @@ impl SourceOptions for Options {
             roots,
             max_record_bytes: self.max_record_bytes.0,
             poll_interval: context.poll_interval,
-            watch: self.watch,
+            watch: self.watch && !context.once,
             ..TailOptions::default()
         };
         Ok(ClaudeSessions(Tail::new(options, context.clock.clone(), waker)))
