@@ -15,7 +15,7 @@ const TOKEN: &str = "0123456789abcdef";
 const SECRET: &str = "fedcba9876543210";
 /// What a record's text is made of: bits of session lines, so that it compresses as those do.
 const WORDS: [&str; 8] = [
-    r#"{\"type\":\"text\",\"text\":\"#,
+    r#"{\"type\":\"text\",\"text\":"#,
     "the function returns early when ",
     "crates/siem-server/src/store/mod.rs ",
     r#"\n    let value = self.next()?;\n"#,

@@ -131,6 +131,14 @@ fn start(
     directory: &Path,
     options: FileStoreOptions,
 ) -> io::Result<(mpsc::Sender<Job>, thread::JoinHandle<PathBuf>)> {
+    let (sender, writer) = prepare(directory, options)?;
+    let run = move || writer.run();
+    let thread = thread::Builder::new().name("writer".into()).spawn(run)?;
+    Ok((sender, thread))
+}
+
+/// Recovers what is there and makes the writer, not yet running.
+fn prepare(directory: &Path, options: FileStoreOptions) -> io::Result<(mpsc::Sender<Job>, Writer)> {
     let (journals, machines) = (directory.join("journal"), directory.join("machines"));
     fs::create_dir_all(&journals)?;
     fs::create_dir_all(&machines)?;
@@ -154,9 +162,7 @@ fn start(
         pending: Default::default(),
         dirty: Default::default(),
     };
-    let run = move || writer.run();
-    let thread = thread::Builder::new().name("writer".into()).spawn(run)?;
-    Ok((sender, thread))
+    Ok((sender, writer))
 }
 
 impl Storage for FileStore {

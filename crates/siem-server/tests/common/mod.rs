@@ -26,6 +26,7 @@ pub(crate) const SECRET: &str = "correct horse battery staple";
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) data: tempfile::TempDir,
+    client: reqwest::Client,
     end: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -61,7 +62,8 @@ impl Server {
         let (end, ending) = oneshot::channel::<()>();
         let ending = async { drop(ending.await) };
         let task = tokio::spawn(serve(listener, receiver.router(), options, ending));
-        Self { address, data, end: Some(end), task }
+        let client = reqwest::Client::new();
+        Self { address, data, client, end: Some(end), task }
     }
 
     /// Ends the receiver in order and gives its data.
@@ -89,7 +91,7 @@ impl Server {
         encoding: &str,
         signature: &str,
     ) -> reqwest::RequestBuilder {
-        reqwest::Client::new()
+        self.client
             .post(self.url("/ingest"))
             .bearer_auth(TOKEN)
             .header("content-type", "application/x-ndjson")
@@ -105,7 +107,7 @@ impl Server {
     }
 
     pub(crate) async fn stats(&self) -> Stats {
-        let request = reqwest::Client::new().get(self.url("/stats")).bearer_auth(TOKEN);
+        let request = self.client.get(self.url("/stats")).bearer_auth(TOKEN);
         let body = request.send().await.unwrap().error_for_status().unwrap().bytes().await.unwrap();
         serde_json::from_slice(&body).unwrap()
     }

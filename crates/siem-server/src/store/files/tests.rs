@@ -100,24 +100,24 @@ fn a_conflict_is_told_and_counted_and_stores_nothing() {
     assert_eq!(stored(root.path()), lines(1..=5));
 }
 
+/// All of them wait when the writer comes, so that they would share a group.
 #[test]
-fn two_batches_of_an_epoch_at_once_are_judged_one_after_the_other() {
+fn batches_of_an_epoch_at_once_are_judged_one_after_the_other() {
     let root = directory();
-    let store = FileStore::open(root.path()).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let receipts = runtime.block_on(async {
-        let (one, two, three) =
-            (BatchText::new(1, 50), BatchText::new(1, 50), BatchText::new(20, 60));
-        let batches = [one, two, three].map(|text| store.store(batch(&text)));
-        let [one, two, three] = batches;
-        tokio::join!(one, two, three)
+    let (jobs, writer) = prepare(root.path(), FileStoreOptions::default()).unwrap();
+    let texts = [BatchText::new(1, 50), BatchText::new(1, 50), BatchText::new(20, 60)];
+    let answers = texts.map(|text| {
+        let (answer, answered) = oneshot::channel();
+        jobs.try_send(Job::Store(Box::new(batch(&text)), answer)).unwrap();
+        answered
     });
-    let counts = [receipts.0, receipts.1, receipts.2].map(|receipt| {
-        let receipt = receipt.unwrap();
+    drop(jobs);
+    writer.run();
+    let counts = answers.map(|answer| {
+        let receipt = answer.blocking_recv().unwrap().unwrap();
         (receipt.accepted, receipt.duplicates)
     });
     assert_eq!(counts, [(50, 0), (0, 50), (10, 31)]);
-    drop(store);
     assert_eq!(stored(root.path()), lines(1..=60));
 }
 
