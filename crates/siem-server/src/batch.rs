@@ -66,9 +66,9 @@ pub enum BatchError {
         /// How many there are.
         found: u64,
     },
-    /// A line does not begin as an entry's line does.
-    #[error("line {line} does not begin with {{\"seq\":NUMBER,\"kind\":\"…\"")]
-    Start {
+    /// A line has no number.
+    #[error("line {line} is no JSON object with a `seq`")]
+    NoEntry {
         /// The line.
         line: usize,
     },
@@ -82,8 +82,8 @@ pub enum BatchError {
         /// The number that follows from the header and the lines before.
         expected: u64,
     },
-    /// A line begins as an entry and is no JSON object with one `seq`.
-    #[error("line {line}, entry {seq}, is no JSON object with one `seq`")]
+    /// A line has a number and is no JSON object with one `seq` and a `kind`.
+    #[error("line {line}, entry {seq}, is no JSON object with one `seq` and a `kind`")]
     Entry {
         /// The line.
         line: usize,
@@ -267,7 +267,8 @@ fn lines(text: &[u8], start: usize, header: &BatchHeader) -> Result<Vec<Line>, B
     while at < text.len() {
         let end = memchr::memchr(b'\n', &text[at..]).map_or(text.len(), |length| at + length);
         let number = lines.len() + 2;
-        let seq = seq_of(&text[at..end]).ok_or(BatchError::Start { line: number })?;
+        let Look { seq, whole } =
+            look(&text[at..end]).ok_or(BatchError::NoEntry { line: number })?;
         let Some(expected) = numbers.next() else {
             let found = lines.len() as u64 + count_lines(&text[at..]);
             return Err(BatchError::Count { count: header.count, found });
@@ -275,7 +276,7 @@ fn lines(text: &[u8], start: usize, header: &BatchHeader) -> Result<Vec<Line>, B
         if seq != expected {
             return Err(BatchError::Order { line: number, found: seq, expected });
         }
-        if !is_entry(&text[at..end]) {
+        if !whole {
             return Err(BatchError::Entry { line: number, seq });
         }
         lines.push(Line { seq, range: at..end, digest: Digest::of(&text[at..end]) });
@@ -328,29 +329,41 @@ impl Iterator for Numbers<'_> {
     }
 }
 
-/// The number at the start of an entry's line: `{"seq":NUMBER,"kind":"…"`.
+/// The number of an entry's line, if it is one: a JSON object with one `seq` and a `kind`.
 pub(crate) fn seq_of(line: &[u8]) -> Option<u64> {
-    let rest = line.strip_prefix(br#"{"seq":"#)?;
-    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    if digits == 0 || digits > 16 || rest[0] == b'0' {
-        return None;
-    }
-    let kind = rest[digits..].strip_prefix(br#","kind":""#)?;
-    let name = kind.iter().take_while(|byte| byte.is_ascii_lowercase() || **byte == b'_').count();
-    if name == 0 || kind.get(name) != Some(&b'"') {
-        return None;
-    }
-    let number =
-        rest[..digits].iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));
-    Some(number)
+    look(line).filter(|look| look.whole).map(|look| look.seq)
 }
 
-/// Whether the whole line is one JSON object, without white space around it, that says `seq` once.
-fn is_entry(line: &[u8]) -> bool {
-    let Ok(text) = std::str::from_utf8(line) else { return false };
-    let mut seqs = 0;
-    let shape = json::members(text, |member| seqs += u32::from(member.is("seq")));
-    seqs == 1 && shape.is_some_and(|shape| shape.object && !shape.padded)
+/// What a line that has a `seq` looks like.
+struct Look {
+    seq: u64,
+    /// Whether all of it is as an entry must be.
+    whole: bool,
+}
+
+/// Looks for the number of a line, even of one that goes wrong behind it.
+fn look(line: &[u8]) -> Option<Look> {
+    let (text, readable) = match std::str::from_utf8(line) {
+        Ok(text) => (text, true),
+        Err(_) => (line.utf8_chunks().next()?.valid(), false),
+    };
+    let (mut seq, mut seqs, mut has_kind) = (None, 0, false);
+    let shape = json::members(text, |member| {
+        if member.is("seq") {
+            seq = seq.or_else(|| number(member.value));
+            seqs += 1;
+        } else if member.is("kind") {
+            has_kind = json::string(member.value).is_some_and(|kind| !kind.is_empty());
+        }
+    });
+    let whole = readable && seqs == 1 && has_kind && shape.is_some_and(|shape| shape.object);
+    seq.map(|seq| Look { seq, whole })
+}
+
+/// A sequence number as JSON writes it: digits only.
+fn number(value: &str) -> Option<u64> {
+    let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+    value.parse().ok().filter(|seq| digits && *seq <= MAX_SEQ)
 }
 
 fn chain(header: &BatchHeader, lines: &[Line]) -> Vec<Digest> {
@@ -418,25 +431,38 @@ mod tests {
     }
 
     #[test]
-    fn names_the_line_that_starts_wrong() {
-        let starts = [
+    fn names_the_line_without_a_number() {
+        let lines = [
             "",
             "{}",
             "x",
             "\u{feff}{\"seq\":2",
-            " {\"seq\":2,\"kind\":\"event\"}",
-            "{\"seq\": 2,\"kind\":\"event\"}",
-            "{\"seq\":02,\"kind\":\"event\"}",
             "{\"seq\":-2,\"kind\":\"event\"}",
             "{\"seq\":2.0,\"kind\":\"event\"}",
-            "{\"kind\":\"event\",\"seq\":2}",
-            "{\"seq\":2,\"kind\":\"\"}",
+            "{\"seq\":\"2\",\"kind\":\"event\"}",
             "{\"seq\":99999999999999999,\"kind\":\"event\"}",
+            "{\"data\":{\"seq\":2},\"kind\":\"event\"}",
         ];
-        for start in starts {
-            let text = BatchText::new(1, 3).line(2, start).text();
+        for line in lines {
+            let text = BatchText::new(1, 3).line(2, line).text();
             let refused = parse(&text).unwrap_err();
-            assert!(matches!(refused, BatchError::Start { line: 3 }), "{start}: {refused}");
+            assert!(matches!(refused, BatchError::NoEntry { line: 3 }), "{line}: {refused}");
+        }
+    }
+
+    /// JSON says the same with other white space and in another order, and other agents write it
+    /// so.
+    #[test]
+    fn reads_an_entry_however_it_is_written() {
+        let lines = [
+            r#"{"seq": 2, "kind": "event"}"#,
+            r#"{"kind":"event","seq":2}"#,
+            r#" {"k\u0069nd":"event","s\u0065q":2} "#,
+            "{\"seq\":2,\"kind\":\"event\"}\r",
+        ];
+        for line in lines {
+            let text = BatchText::new(1, 3).line(2, line).text();
+            assert_eq!(parse(&text).unwrap().lines()[1].seq, 2, "{line}");
         }
     }
 
@@ -444,11 +470,11 @@ mod tests {
     fn names_the_entry_that_is_no_json() {
         let wrong = [
             r#"{"seq":2,"kind":"event","data":}"#,
-            r#"{"seq":2,"kind":"event"} "#,
             r#"{"seq":2,"kind":"event"}{}"#,
             r#"{"seq":2,"kind":"event","seq":3}"#,
             r#"{"seq":2,"kind":"event","s\u0065q":3}"#,
-            "{\"seq\":2,\"kind\":\"event\"}\r",
+            r#"{"seq":2,"kind":""}"#,
+            r#"{"seq":2}"#,
         ];
         for line in wrong {
             let text = BatchText::new(1, 3).line(2, line).text();
