@@ -184,11 +184,15 @@ impl Tail {
         known.offset = row.offset;
         known.size = stamp.size.max(end.unwrap_or(row.offset));
         row.is_drained = end.is_some();
+        // A later move is recognised by the id that the row tells.
+        let is_other_id = known.has_row && row.stamp.id != id;
         row.stamp = Stamp { size: end.unwrap_or(stamp.size), id, ..stamp };
         known.drained = end.map(|size| Stamp { size, ..stamp });
         if !pieces.is_empty() {
             row.kept = None;
             (known.has_row, known.has_kept) = (true, false);
+        }
+        if !pieces.is_empty() || is_other_id {
             let checkpoint = row.encode();
             intake.take(Chunk {
                 origin,

@@ -171,8 +171,14 @@ impl Tail {
             let mut unlisted = Vec::new();
             let visit = |path: PathBuf, stamp: Stamp| match self.files.at(&path) {
                 Some(key) => {
+                    let mut is_other = false;
                     if let Some(known) = self.files.get_mut(key) {
                         known.seen = sweep;
+                        is_other = stamp.id.is_some() && stamp.id != known.id;
+                    }
+                    if is_other && let Some(other) = stamp.id.and_then(|id| self.files.with_id(id))
+                    {
+                        moved.push((other, path, stamp));
                     }
                     self.see(key, stamp, Seen::BySweep);
                 }
@@ -191,8 +197,20 @@ impl Tail {
                 failed.push(path);
             }
         }
+        let mut vacated = Vec::new();
         for (key, path, stamp) in moved {
-            if self.files.at(&path).is_none() && !self.follow_move(key, &path, intake) {
+            let occupant = self.files.at(&path).filter(|occupant| *occupant != key);
+            if self.follow_move(key, &path, &mut vacated, intake) {
+                // What lay there before is gone, unless it is found elsewhere.
+                if let Some(known) = occupant.and_then(|occupant| self.files.get_mut(occupant)) {
+                    known.seen = 0;
+                }
+            } else if self.files.at(&path).is_none() {
+                self.meet(&path, stamp);
+            }
+        }
+        for (path, stamp) in vacated {
+            if self.files.at(&path).is_none() {
                 self.meet(&path, stamp);
             }
         }
@@ -272,8 +290,15 @@ impl Tail {
     }
 
     /// A file id was found under another path: whether the file was moved there.
-    fn follow_move(&mut self, key: FileKey, path: &Path, intake: &mut dyn Intake) -> bool {
-        match self.try_follow_move(key, path, intake) {
+    /// What lies at its old path by now comes to `vacated`.
+    fn follow_move(
+        &mut self,
+        key: FileKey,
+        path: &Path,
+        vacated: &mut Vec<(PathBuf, Stamp)>,
+        intake: &mut dyn Intake,
+    ) -> bool {
+        match self.try_follow_move(key, path, vacated, intake) {
             Ok(is_moved) => is_moved,
             Err(error) => {
                 self.troubles.note(path, &error, self.schedule.sweeps);
@@ -286,6 +311,7 @@ impl Tail {
         &mut self,
         key: FileKey,
         path: &Path,
+        vacated: &mut Vec<(PathBuf, Stamp)>,
         intake: &mut dyn Intake,
     ) -> io::Result<bool> {
         let Some(known) = self.files.get(key) else { return Ok(false) };
@@ -332,7 +358,7 @@ impl Tail {
         }
         self.files.enqueue(key, Lane::Live, 0);
         if let Some(stamp) = old_stamp {
-            self.meet(&from, stamp);
+            vacated.push((from.to_path_buf(), stamp));
         }
         Ok(true)
     }

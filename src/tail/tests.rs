@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use proptest::prelude::*;
 use siem_protocol::names::event;
 use tempfile::TempDir;
 
@@ -202,6 +203,40 @@ fn a_rename_while_the_agent_was_stopped_goes_on() {
     let (mut came, events) = world.next();
     came.sort();
     assert_eq!((came, events), lines(["another", "two"]));
+}
+
+#[test]
+fn files_renamed_over_others_go_on() {
+    for restart in [false, true] {
+        let mut world = World::new();
+        for name in ["a", "b", "c"] {
+            world.write(&format!("{name}.jsonl"), format!("{name}\n"));
+        }
+        world.read();
+        world.take();
+        if restart {
+            world.restart();
+        }
+        let path = |name| world.path(name);
+        // b goes, a becomes b and c becomes a.
+        fs::rename(path("a.jsonl"), path("b.jsonl")).unwrap();
+        fs::rename(path("c.jsonl"), path("a.jsonl")).unwrap();
+        assert_eq!(world.next(), lines([]));
+        assert_eq!(world.store.rows.len(), 2);
+        // Both change places.
+        let path = |name| world.path(name);
+        fs::rename(path("a.jsonl"), path("x")).unwrap();
+        fs::rename(path("b.jsonl"), path("a.jsonl")).unwrap();
+        fs::rename(path("x"), path("b.jsonl")).unwrap();
+        world.append("a.jsonl", "was a\n");
+        world.append("b.jsonl", "was c\n");
+        let (mut came, events) = world.next();
+        came.sort();
+        assert_eq!((came, events), lines(["was a", "was c"]));
+        assert_eq!(world.store.rows.len(), 2);
+        world.restart();
+        assert_eq!(world.next(), lines([]));
+    }
 }
 
 #[test]
@@ -577,4 +612,203 @@ fn few_files_are_open_and_none_when_quiet() {
     world.pass(Duration::from_secs(11));
     world.read_on();
     assert_eq!((world.tail.survey().files_open, world.store.got.len()), (0, 10));
+}
+
+/// What happens in a random world.
+#[derive(Clone, Debug)]
+enum Step {
+    Append(usize, Vec<u8>),
+    Move(usize),
+    Read,
+    /// Reads some, and loses the group.
+    LoseGroup,
+    Restart,
+    Replace(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let bytes = prop_oneof![
+        Just(b"\n".to_vec()),
+        Just(b"\r\n".to_vec()),
+        Just(b"\r".to_vec()),
+        (0..120_usize).prop_map(|len| vec![b'x'; len]),
+        "[a-z\u{e9}]{0,9}\r?\n".prop_map(String::into_bytes),
+        "([a-z]{0,9}\n){3}".prop_map(String::into_bytes),
+    ];
+    prop_oneof![
+        6 => (0..3_usize, bytes).prop_map(|(file, bytes)| Step::Append(file, bytes)),
+        1 => (0..3_usize).prop_map(Step::Move),
+        1 => (0..3_usize).prop_map(Step::Replace),
+        4 => Just(Step::Read),
+        1 => Just(Step::LoseGroup),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// The complete lines of `content` with their offsets, found in the plainest way.
+fn plainly(content: &[u8]) -> Vec<(u64, Vec<u8>)> {
+    let mut offset = 0;
+    let mut lines = Vec::new();
+    for line in content.split_inclusive(|byte| *byte == b'\n') {
+        if let Some(bytes) = line.strip_suffix(b"\n") {
+            lines.push((offset, bytes.strip_suffix(b"\r").unwrap_or(bytes).to_vec()));
+        }
+        offset += line.len() as u64;
+    }
+    lines
+}
+
+/// The lines of one file as they came, parts put together; without one whose last part is to come.
+fn came(store: &Store, paths: &[PathBuf]) -> Vec<(u64, Vec<u8>)> {
+    let mut lines: Vec<(u64, Vec<u8>)> = Vec::new();
+    let mut is_open = false;
+    for got in store.got.iter().filter(|got| paths.contains(&got.path)) {
+        assert!(!got.incomplete);
+        match (got.part, lines.last_mut()) {
+            (Some(2..), Some((offset, bytes))) => {
+                assert_eq!(*offset, got.offset);
+                bytes.extend_from_slice(&got.bytes);
+                if let Some((length, digest)) = got.whole {
+                    assert_eq!(length, bytes.len() as u64);
+                    assert_eq!(digest, siem_protocol::Digest::of(bytes));
+                }
+            }
+            _ => lines.push((got.offset, got.bytes.clone())),
+        }
+        is_open = got.part.is_some() && got.whole.is_none();
+    }
+    if is_open {
+        lines.pop();
+    }
+    lines
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+    #[test]
+    fn every_complete_line_comes_once_whatever_happens(
+        steps in proptest::collection::vec(step(), 1..60),
+        chunk_bytes in 1..200_u64,
+        max_record_bytes in 1..100_u64,
+        part_bytes in 1..50_u64,
+        open_files in 1..4_usize,
+        room in 1..5_usize,
+    ) {
+        let options = TailOptions {
+            chunk_bytes, max_record_bytes, part_bytes, open_files, watch: false,
+            ..TailOptions::default()
+        };
+        let mut world = World::with(options);
+        world.store.room = room;
+        let mut content = vec![Vec::new(); 3];
+        let mut names: Vec<Vec<String>> = (0..3).map(|n| vec![format!("{n}.jsonl")]).collect();
+        for (n, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Append(file, bytes) => {
+                    world.append(names[file].last().unwrap(), &bytes);
+                    content[file].extend_from_slice(&bytes);
+                }
+                Step::Move(file) => {
+                    let (from, to) = (world.path(names[file].last().unwrap()), format!("{n}/{file}.jsonl"));
+                    if from.try_exists().unwrap() {
+                        fs::create_dir(world.path(&n.to_string())).unwrap();
+                        fs::rename(from, world.path(&to)).unwrap();
+                        names[file].push(to);
+                    }
+                }
+                Step::Replace(file) => {
+                    let path = world.path(names[file].last().unwrap());
+                    if path.try_exists().unwrap() {
+                        // Moved and replaced at once it could not be known again.
+                        world.read();
+                        world.write("copy", &content[file]);
+                        fs::rename(world.path("copy"), path).unwrap();
+                        world.read();
+                    }
+                }
+                Step::Read => world.read(),
+                Step::LoseGroup => {
+                    world.pass(Duration::from_secs(400));
+                    world.tail.read(&mut world.store);
+                    world.store.roll_back();
+                    world.tail.restore(&mut world.store.stored_rows());
+                }
+                Step::Restart => world.restart(),
+            }
+        }
+        world.read();
+        prop_assert!(world.store.events.is_empty(), "{:?}", world.store.events);
+        for (file, content) in content.iter().enumerate() {
+            let paths: Vec<_> = names[file].iter().map(|name| world.path(name)).collect();
+            prop_assert_eq!(came(&world.store, &paths), plainly(content));
+        }
+    }
+}
+
+/// Run by hand, with `--release -- --ignored --nocapture`: what a sweep and reading cost.
+#[test]
+#[ignore = "measures, and asserts nothing"]
+fn cost() {
+    struct Sink(u64);
+    impl Intake for Sink {
+        fn take(&mut self, chunk: Chunk<'_>) {
+            self.0 += chunk.pieces.len() as u64;
+        }
+        fn report(&mut self, _: crate::event::Event) {}
+        fn forget(&mut self, _: FileKey) {}
+        fn has_room(&self) -> bool {
+            true
+        }
+        fn checkpoint(&self, _: &GenerationId) -> Option<Vec<u8>> {
+            None
+        }
+    }
+    let resident = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or_default();
+        line.to_owned()
+    };
+    for count in [10_000, 50_000] {
+        let mut world = World::new();
+        for n in 0..count {
+            world
+                .write(&format!("-home-user-project-{}/session-{n:036}.jsonl", n / 20), "{}\n{}\n");
+        }
+        let before = resident();
+        let mut sink = Sink(0);
+        let begun = Instant::now();
+        world.tail.read(&mut sink);
+        world.tail.committed();
+        let first = begun.elapsed();
+        world.pass(Duration::from_secs(1000));
+        world.tail.read(&mut sink);
+        let idle = world.tail.survey().sweep_cost;
+        eprintln!(
+            "{count} files: read {first:?} ({} lines), sweep {idle:?}, {before} -> {}",
+            sink.0,
+            resident()
+        );
+    }
+    let mut world = World::new();
+    let line = format!("{{\"text\":\"{}\"}}\n", "x".repeat(1000));
+    world.write("big.jsonl", line.repeat(500_000));
+    let mut sink = Sink(0);
+    for _ in 0..3 {
+        world.tail.restore(&mut std::iter::empty());
+        let begun = Instant::now();
+        world.tail.read(&mut sink);
+        let bytes = (line.len() * 500_000) as f64;
+        let rate = bytes / begun.elapsed().as_secs_f64() / 1e6;
+        eprintln!("{rate:.0} MB/s, {}", resident());
+    }
+    let mut small = Vec::new();
+    for n in 0..1000 {
+        world.append("live.jsonl", format!("{n}\n"));
+        let begun = Instant::now();
+        world.tail.hints.add(world.path("live.jsonl"));
+        world.tail.read(&mut sink);
+        small.push(begun.elapsed());
+    }
+    small.sort();
+    eprintln!("live: p50 {:?}, p99 {:?}", small[500], small[990]);
 }
