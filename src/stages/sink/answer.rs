@@ -17,7 +17,7 @@ const WORDS: usize = 4 << 10;
 /// What acknowledges a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Acknowledgement {
+pub(super) enum Acknowledgement {
     /// A 2xx answer whose JSON body has a `last_seq` that covers the batch. A captive portal
     /// answers 200 too.
     #[default]
@@ -28,7 +28,7 @@ pub enum Acknowledgement {
 
 /// Says what `reply` means for a batch that ends with `last_seq`.
 #[must_use]
-pub fn judge(
+pub(super) fn judge(
     reply: &Reply,
     acknowledgement: Acknowledgement,
     last_seq: u64,
