@@ -10,6 +10,7 @@ use super::{
     group::{Filling, Stages},
     ingest::{Inbox, Ingest, Report, Until},
     outbox::Outbox,
+    room::Room,
 };
 use crate::{
     config::Settings,
@@ -92,7 +93,7 @@ impl Pipeline {
             stages: self.stages,
             filling,
             outbox,
-            max_bytes: settings.outbox.max_bytes,
+            room: Room::new(settings.outbox.max_bytes),
             inbox: Arc::clone(&self.inbox),
             clock: self.clock,
             heartbeat: settings.agent.poll_interval,

@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use super::accounting::Totals;
 use crate::{
     frame::{Frame, FrameHead},
+    platform::free_space,
     tail::GenerationId,
 };
 
@@ -248,6 +249,12 @@ impl Outbox {
     #[must_use]
     pub fn stored(&self) -> u64 {
         self.state().stored
+    }
+
+    /// Bytes that are free on the outbox's disk, if the system says so.
+    #[must_use]
+    pub fn free_space(&self) -> Option<u64> {
+        free_space(self.path.parent()?)
     }
 
     /// Follows how far the outbox has come.
