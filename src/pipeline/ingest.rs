@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 
 use super::{
     group::{Filling, Stages},
-    outbox::Outbox,
+    outbox::{Outbox, OutboxError},
     room::{Change, Room},
 };
 use crate::{
@@ -154,6 +154,10 @@ impl Ingest {
     pub fn run(mut self, until: Until) {
         let started = json!({ "version": env!("CARGO_PKG_VERSION"), "epoch": self.outbox.epoch() });
         self.restore();
+        if self.outbox.end().seq == 1 {
+            let data = json!({ "epoch": self.outbox.epoch(), "reason": "new_outbox" });
+            self.event(Event::info(event::EPOCH_STARTED, data));
+        }
         self.event(Event::info(event::AGENT_STARTED, started));
         let mut last_heartbeat = self.clock.now();
         let mut beat = self.next_beat();
@@ -261,7 +265,9 @@ impl Ingest {
                     // Nothing is lost: the files still have it.
                     return true;
                 }
-                self.inbox.pause(COMMIT_RETRY);
+                if !matches!(failure, OutboxError::Stale { .. }) {
+                    self.inbox.pause(COMMIT_RETRY);
+                }
                 false
             }
         }

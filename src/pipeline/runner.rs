@@ -83,6 +83,7 @@ impl Pipeline {
                     jitter: Box::new(fastrand::f64),
                     progress,
                     report: Arc::new(move |event: Event| inbox.report(event)),
+                    new_epoch: Arc::new(new_epoch),
                 };
                 tokio::spawn(delivering.run(ending.subscribe()));
                 (name, watched)
@@ -116,6 +117,12 @@ impl Pipeline {
         });
         Running { inbox: self.inbox, reading, ending, sinks }
     }
+}
+
+/// The name of a new epoch: unique, and in the order of time.
+#[must_use]
+pub fn new_epoch() -> String {
+    uuid::Uuid::now_v7().to_string()
 }
 
 impl Running {
