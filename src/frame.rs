@@ -7,7 +7,7 @@
 use std::{io, ops::RangeInclusive};
 
 use serde::{Deserialize, Serialize};
-use siem_protocol::Digest;
+use siem_protocol::{ChainPoint, Digest};
 
 use crate::platform::Timestamp;
 
@@ -79,6 +79,12 @@ pub enum FrameError {
         #[source]
         source: io::Error,
     },
+    /// An entry does not begin with its number.
+    #[error("entry {seq} does not begin with its number")]
+    Number {
+        /// The number that it should have.
+        seq: u64,
+    },
     /// The body does not hold as many lines as the head says.
     #[error("frame at sequence number {first_seq} holds {found} entries, expected {expected}")]
     Count {
@@ -149,6 +155,41 @@ impl Frame {
             cut.frame = Some(encoder.seal(head, &builder.raw));
         }
         Ok(cut)
+    }
+}
+
+impl Frame {
+    /// The entries after number `passed`, numbered from 1 after that, and chained on from `at`.
+    /// `show` is told the chain after each entry.
+    ///
+    /// # Errors
+    /// [`FrameError`] when the body is damaged, or an entry does not begin with its number.
+    pub fn renumbered(
+        &self,
+        passed: u64,
+        mut at: ChainPoint,
+        encoder: &mut Encoder,
+        mut show: impl FnMut(ChainPoint),
+    ) -> Result<Self, FrameError> {
+        let raw = self.decode()?;
+        let mut builder = FrameBuilder::default();
+        let lines = raw.split_inclusive(|byte| *byte == b'\n');
+        for (old, line) in (self.head.first_seq..).zip(lines).filter(|(seq, _)| *seq > passed) {
+            let wrong = FrameError::Number { seq: old };
+            let rest = line.strip_prefix(format!("{{\"seq\":{old},").as_bytes()).ok_or(wrong)?;
+            let rest = rest.strip_suffix(b"\n").unwrap_or(rest);
+            let seq = old - passed;
+            let hash = builder.push(at.hash, self.head.urgent, |raw| {
+                raw.extend_from_slice(format!("{{\"seq\":{seq},").as_bytes());
+                raw.extend_from_slice(rest);
+            });
+            at = ChainPoint { seq, hash };
+            show(at);
+        }
+        let (config, sealed_at) = (self.head.config, self.head.sealed_at);
+        builder
+            .seal(at.seq + 1, at.hash, config, sealed_at, encoder)
+            .ok_or(FrameError::Number { seq: self.head.first_seq })
     }
 }
 

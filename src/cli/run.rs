@@ -15,7 +15,7 @@ use crate::{
         assembly,
         ingest::{Inbox, Report, Until},
         outbox::Outbox,
-        runner::Pipeline,
+        runner::{Pipeline, new_epoch},
     },
     platform::{Signals, StateLock},
     siem::Fetched,
@@ -111,7 +111,6 @@ fn assemble(loaded: &Loaded, context: &Context, state_dir: &Path) -> Result<Pipe
     let stages = assembly::stages(loaded, context).map_err(Failure::usage)?;
     let sinks = assembly::sinks(loaded, context).map_err(Failure::usage)?;
     let names: Vec<String> = sinks.iter().map(|(name, _)| name.clone()).collect();
-    let new_epoch = || uuid::Uuid::now_v7().to_string();
     let outbox =
         Outbox::open(&state_dir.join("outbox.redb"), &names, new_epoch).map_err(Failure::failed)?;
     let (identity, clock) = (context.identity.clone(), Arc::clone(&context.clock));

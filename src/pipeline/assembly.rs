@@ -116,6 +116,11 @@ fn explain(loaded: &Loaded, kind: Kind, table: &StageTable, error: BuildError) -
             loaded.wrong(&format!("{kind}.{}.{option}", table.name), problem)
         }
         BuildError::Unknown { .. } | BuildError::Ambiguous { .. } => {
+            if table.stage == table.name {
+                // Without a `type` the name is the type: the list is where it stands.
+                let problem = format!("names `{}`, but {error}", table.name);
+                return loaded.wrong(&format!("pipeline.{kind}s"), problem);
+            }
             let problem = format!("is `{}`, but {error}", table.stage);
             loaded.wrong(&format!("{kind}.{}.type", table.name), problem)
         }

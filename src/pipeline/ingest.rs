@@ -10,11 +10,12 @@ use std::{
 
 use serde_json::json;
 use siem_protocol::names::event;
-use tracing::{debug, error, warn};
+use tracing::{error, info, warn};
 
 use super::{
     group::{Filling, Stages},
-    outbox::Outbox,
+    outbox::{Outbox, OutboxError},
+    room::{Change, Room},
 };
 use crate::{
     event::Event,
@@ -28,8 +29,8 @@ use crate::{
 
 /// How long a failed commit waits before it is tried again.
 const COMMIT_RETRY: Duration = Duration::from_secs(5);
-/// How long a full outbox waits before it looks again, when nobody wakes it.
-const FULL_RETRY: Duration = Duration::from_secs(5);
+/// How often a full outbox is looked at again.
+const FULL_RETRY: Duration = Duration::from_millis(500);
 
 /// What wakes the ingest thread, and what it is told.
 #[derive(Default)]
@@ -131,8 +132,8 @@ pub struct Ingest {
     pub filling: Filling,
     /// Where groups go.
     pub outbox: Arc<Outbox>,
-    /// Bytes that the outbox may hold.
-    pub max_bytes: u64,
+    /// Whether there is room to read on.
+    pub room: Room,
     /// What wakes and stops it.
     pub inbox: Arc<Inbox>,
     /// The time.
@@ -153,6 +154,10 @@ impl Ingest {
     pub fn run(mut self, until: Until) {
         let started = json!({ "version": env!("CARGO_PKG_VERSION"), "epoch": self.outbox.epoch() });
         self.restore();
+        if self.outbox.end().seq == 1 {
+            let data = json!({ "epoch": self.outbox.epoch(), "reason": "new_outbox" });
+            self.event(Event::info(event::EPOCH_STARTED, data));
+        }
         self.event(Event::info(event::AGENT_STARTED, started));
         let mut last_heartbeat = self.clock.now();
         let mut beat = self.next_beat();
@@ -165,8 +170,8 @@ impl Ingest {
                 (last_heartbeat, beat) = (now, self.next_beat());
                 self.heartbeat();
             }
-            let full = self.outbox.stored() >= self.max_bytes;
-            let progress = if full { None } else { Some(self.read()) };
+            self.look_for_room();
+            let progress = if self.room.is_full() { None } else { Some(self.read()) };
             if !self.commit() {
                 continue;
             }
@@ -176,10 +181,7 @@ impl Ingest {
                 break;
             }
             match progress {
-                None => {
-                    debug!("outbox is full: reading waits");
-                    self.inbox.pause(FULL_RETRY);
-                }
+                None => self.inbox.pause(FULL_RETRY),
                 Some(Progress::More) => {}
                 Some(Progress::Idle { next }) => {
                     let until_beat = beat.saturating_sub(self.clock.now().since(last_heartbeat));
@@ -193,6 +195,25 @@ impl Ingest {
         self.heartbeat();
         self.event(Event::info(event::AGENT_STOPPED, json!({})));
         self.commit();
+    }
+
+    /// Stops reading, or goes on, as outbox and disk have room, and reports it.
+    fn look_for_room(&mut self) {
+        let (stored, free) = (self.outbox.stored(), self.outbox.free_space());
+        match self.room.look(stored, free) {
+            Some(Change::Filled(lack)) => {
+                let lack = lack.as_str();
+                warn!(lack, stored, free, "no room: reading waits, the files are the buffer");
+                let data = json!({ "lack": lack, "outbox_bytes": stored, "disk_free": free });
+                self.event(Event::warning(event::OUTBOX_FULL, data));
+            }
+            Some(Change::Recovered) => {
+                info!(stored, free, "there is room again: reading goes on");
+                let data = json!({ "outbox_bytes": stored, "disk_free": free });
+                self.event(Event::info(event::OUTBOX_RECOVERED, data));
+            }
+            None => {}
+        }
     }
 
     /// Lets every source read into the group.
@@ -244,7 +265,9 @@ impl Ingest {
                     // Nothing is lost: the files still have it.
                     return true;
                 }
-                self.inbox.pause(COMMIT_RETRY);
+                if !matches!(failure, OutboxError::Stale { .. }) {
+                    self.inbox.pause(COMMIT_RETRY);
+                }
                 false
             }
         }

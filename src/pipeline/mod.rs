@@ -8,4 +8,5 @@ pub mod group;
 pub mod ingest;
 pub mod judge;
 pub mod outbox;
+pub mod room;
 pub mod runner;

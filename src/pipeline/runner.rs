@@ -10,6 +10,7 @@ use super::{
     group::{Filling, Stages},
     ingest::{Inbox, Ingest, Report, Until},
     outbox::Outbox,
+    room::Room,
 };
 use crate::{
     config::Settings,
@@ -82,6 +83,7 @@ impl Pipeline {
                     jitter: Box::new(fastrand::f64),
                     progress,
                     report: Arc::new(move |event: Event| inbox.report(event)),
+                    new_epoch: Arc::new(new_epoch),
                 };
                 tokio::spawn(delivering.run(ending.subscribe()));
                 (name, watched)
@@ -92,7 +94,7 @@ impl Pipeline {
             stages: self.stages,
             filling,
             outbox,
-            max_bytes: settings.outbox.max_bytes,
+            room: Room::new(settings.outbox.max_bytes),
             inbox: Arc::clone(&self.inbox),
             clock: self.clock,
             heartbeat: settings.agent.poll_interval,
@@ -115,6 +117,12 @@ impl Pipeline {
         });
         Running { inbox: self.inbox, reading, ending, sinks }
     }
+}
+
+/// The name of a new epoch: unique, and in the order of time.
+#[must_use]
+pub fn new_epoch() -> String {
+    uuid::Uuid::now_v7().to_string()
 }
 
 impl Running {

@@ -1,6 +1,7 @@
 //! What differs between systems, and what comes from outside: every `cfg(target_os)` lives here.
 
 mod clock;
+mod disk;
 mod environment;
 pub mod file;
 mod identity;
@@ -10,6 +11,7 @@ pub mod private;
 mod signals;
 
 pub use clock::{Clock, SystemClock, Timestamp};
+pub use disk::free_space;
 pub use environment::Environment;
 pub use identity::{Identified, identify, is_root};
 pub use lock::{Holder, LockError, StateLock, holder};

@@ -216,7 +216,7 @@ impl Tail {
         }
         self.lose_unseen(&roots, &failed, intake);
         self.roots = roots;
-        self.troubles.forget_before(sweep);
+        self.troubles.forget_before(sweep, |path| self.files.at(path).is_some());
         self.schedule.end_sweep(begun);
     }
 

@@ -48,9 +48,10 @@ impl Troubles {
         }
     }
 
-    /// Forgets what was not met again in the given sweep.
-    pub(super) fn forget_before(&mut self, sweep: u32) {
-        self.by_path.retain(|_, (.., seen)| *seen + 1 >= sweep);
+    /// Forgets what the given sweep did not meet, but for what `is_known` as a file: that is cleared
+    /// when it is read.
+    pub(super) fn forget_before(&mut self, sweep: u32, is_known: impl Fn(&Path) -> bool) {
+        self.by_path.retain(|path, (.., seen)| *seen == sweep || is_known(path));
     }
 
     /// All of them, by path.

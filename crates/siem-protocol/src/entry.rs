@@ -4,7 +4,7 @@ use std::{borrow::Cow, io::Write as _, path::Path};
 
 use data_encoding::BASE64;
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{Digest, json};
@@ -70,8 +70,8 @@ pub struct Entry<'a> {
     /// When it was read.
     #[serde(borrow, default)]
     pub read_at: Option<Cow<'a, str>>,
-    /// The line, byte for byte.
-    #[serde(borrow, default)]
+    /// The line, byte for byte. The literal `null` is a line too.
+    #[serde(borrow, default, deserialize_with = "given")]
     pub record: Option<&'a RawValue>,
     /// The line as text, when it can't stand as `record`.
     #[serde(borrow, default)]
@@ -107,8 +107,13 @@ pub struct Entry<'a> {
     #[serde(borrow, default)]
     pub at: Option<Cow<'a, str>>,
     /// An event's facts.
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "given")]
     pub data: Option<&'a RawValue>,
+}
+
+/// Reads a member that is there; `Option` alone takes the value `null` for an absent member.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// Why a line is no entry.
@@ -435,7 +440,8 @@ mod tests {
     #[test]
     fn content_survives_the_way_whatever_it_is() {
         let path = PathText::new(Path::new("/p/a.jsonl"));
-        let lines: [(&[u8], &str); 8] = [
+        let lines: [(&[u8], &str); 9] = [
+            (b"null", "record"),
             (br#"{"a" : 1}"#, "record"),
             (br#"{"a":"\ud800"}"#, "record"),
             (br#" {"a":1}"#, "raw"),

@@ -72,6 +72,9 @@ impl Assembler<'_> {
     ) -> Result<Pending, AssembleError> {
         let first = cursor.acknowledged.seq + 1;
         let head = *self.outbox.watch().borrow();
+        if self.outbox.epoch() != cursor.epoch {
+            return Ok(Pending::Waiting(Duration::ZERO));
+        }
         if head.last_seq < first {
             return Ok(Pending::Nothing);
         }
@@ -93,6 +96,10 @@ impl Assembler<'_> {
         let mut fit = fitting();
         let frames = self.outbox.frames(first, |head| fit.take(head, first))?;
         let dead = self.outbox.dead_after(self.sink, cursor.acknowledged.seq)?;
+        // All was read under one epoch, or is read again.
+        if self.outbox.epoch() != cursor.epoch {
+            return Ok(Pending::Waiting(Duration::ZERO));
+        }
         let (batch, end) = self.batch(cursor, frames, border, &dead, now)?;
         Ok(Pending::Ready(Box::new(batch), end))
     }
@@ -134,7 +141,8 @@ impl Assembler<'_> {
             dead_lettered: dead.iter().filter(|letter| letter.seq <= end.seq).cloned().collect(),
             chain: Some(Chain { before: cursor.acknowledged.hash, after: end.hash }),
             base: cursor.base,
-            ..BatchHeader::new(self.identity, self.outbox.epoch(), config, sent_at)
+            previous_epoch: cursor.previous_epoch.clone(),
+            ..BatchHeader::new(self.identity, cursor.epoch.clone(), config, sent_at)
         };
         Ok((Batch { header, frames: whole }, end))
     }

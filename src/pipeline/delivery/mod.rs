@@ -14,7 +14,7 @@ use siem_protocol::{ChainPoint, Digest, Identity};
 use tokio::{sync::watch, time::sleep};
 use tracing::{debug, error, info, warn};
 
-use super::outbox::{Cursor, DeadLetter, Outbox, OutboxError};
+use super::outbox::{Cursor, DeadLetter, Outbox, OutboxError, Renumbered};
 use crate::{
     event::Event,
     platform::Clock,
@@ -66,8 +66,10 @@ pub struct Delivering {
     pub jitter: Box<dyn FnMut() -> f64 + Send>,
     /// Says how it is doing.
     pub progress: watch::Sender<Progress>,
-    /// Takes events: dead letters.
+    /// Takes events: dead letters, new epochs.
     pub report: Arc<dyn Fn(Event) + Send + Sync>,
+    /// Makes the name of a new epoch.
+    pub new_epoch: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
 impl Delivering {
@@ -143,11 +145,24 @@ impl Delivering {
         let id = batch.header.id().to_string();
         let lines = batch.header.count;
         let delivery = self.sink.deliver(batch).await;
-        match policy.next(delivery, end.seq, lines, (self.jitter)()) {
+        let mut next = policy.next(delivery, end.seq, lines, (self.jitter)());
+        if next == Next::Renumber {
+            match self.renumber(batch).await {
+                Ok(true) => return None,
+                Ok(false) => {
+                    let reason = "the receiver holds other entries under these numbers, and the \
+                                  last new epoch began less than an hour ago";
+                    next = policy.hold(reason.to_owned(), (self.jitter)());
+                }
+                Err(failure) => return Some(self.store_failed(&failure)),
+            }
+        }
+        match next {
             Next::Advance => {
-                if let Err(failure) =
-                    self.blocking(move |outbox, name| outbox.acknowledge(name, end)).await
-                {
+                let epoch = batch.header.epoch.clone();
+                let moved =
+                    self.blocking(move |outbox, name| outbox.acknowledge(name, &epoch, end)).await;
+                if let Err(failure) = moved {
                     return Some(self.store_failed(&failure));
                 }
                 debug!(sink = self.name, batch = id, lines, "delivered");
@@ -160,7 +175,7 @@ impl Delivering {
                 });
                 None
             }
-            Next::Again => None,
+            Next::Again | Next::Renumber => None,
             Next::Wait { delay, alarm, reason } => {
                 if alarm {
                     error!(sink = self.name, batch = id, reason, ?delay, "delivery is held");
@@ -175,6 +190,21 @@ impl Delivering {
                 Err(failure) => Some(self.store_failed(&failure)),
             },
         }
+    }
+
+    /// Begins a new epoch in place of the batch's; false when the last one is too young.
+    async fn renumber(&mut self, batch: &Batch) -> Result<bool, OutboxError> {
+        let (epoch, new, now) = (batch.header.epoch.clone(), (self.new_epoch)(), self.clock.now());
+        let begun = self.blocking(move |outbox, _| outbox.renumber(&epoch, new, now)).await?;
+        if let Renumbered::Begun { previous, epoch, entries } = &begun {
+            warn!(previous, epoch, entries, "a new epoch began");
+            let data = serde_json::json!({
+                "epoch": epoch, "previous_epoch": previous, "entries": entries,
+                "reason": "conflict",
+            });
+            (self.report)(Event::warning(siem_protocol::names::event::EPOCH_STARTED, data));
+        }
+        Ok(!matches!(begun, Renumbered::TooSoon))
     }
 
     /// Keeps the batch's only entry as a dead letter, and reports it.

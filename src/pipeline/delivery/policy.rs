@@ -38,6 +38,9 @@ pub enum Next {
         /// What happened.
         reason: String,
     },
+    /// Number what is not acknowledged anew, under a new epoch; if that may not be, hold
+    /// ([`Policy::hold`]).
+    Renumber,
     /// The batch's only entry is refused for good: keep it as a dead letter and go on.
     Bury {
         /// The HTTP status.
@@ -71,12 +74,13 @@ impl Policy {
             Delivery::Retry { after, reason } => self.wait(after, false, reason, jitter),
             Delivery::Hold { after, reason } => self.wait(after, true, reason, jitter),
             Delivery::Conflict { expected } => {
-                let expected = expected.map_or_else(String::new, |seq| format!(" from {seq} on"));
-                let reason = format!(
-                    "the receiver holds other entries under these numbers{expected}: was the \
-                     state directory restored from a copy?"
+                tracing::error!(
+                    expected,
+                    "the receiver holds other entries under these numbers: was the state \
+                     directory restored from a copy?"
                 );
-                self.wait(None, true, reason, jitter)
+                self.suspect = None;
+                Next::Renumber
             }
             Delivery::Refused { status, answer } if lines > 1 => {
                 tracing::debug!(status, lines, answer, "batch was refused and is halved");
@@ -92,6 +96,11 @@ impl Policy {
                 Next::Bury { status, answer }
             }
         }
+    }
+
+    /// Holds for a `reason` that is the agent's own.
+    pub fn hold(&mut self, reason: String, jitter: f64) -> Next {
+        self.wait(None, true, reason, jitter)
     }
 
     fn wait(&mut self, after: Option<Duration>, alarm: bool, reason: String, jitter: f64) -> Next {
@@ -157,7 +166,11 @@ mod tests {
         assert!(!alarm(policy.next(retry(None), 1, 1, 0.5)));
         let hold = Delivery::Hold { after: None, reason: "401".into() };
         assert!(alarm(policy.next(hold, 1, 1, 0.5)));
-        assert!(alarm(policy.next(Delivery::Conflict { expected: Some(3) }, 1, 1, 0.5)));
+        assert!(alarm(policy.hold("too soon".into(), 0.5)));
+        assert_eq!(
+            policy.next(Delivery::Conflict { expected: Some(3) }, 1, 1, 0.5),
+            Next::Renumber
+        );
     }
 
     /// Plays a receiver that refuses one entry among many; returns how many requests that took.
@@ -175,7 +188,7 @@ mod tests {
                 Next::Advance => acknowledged = last,
                 Next::Again => {}
                 Next::Bury { .. } => buried.push(last),
-                Next::Wait { .. } => panic!(),
+                Next::Wait { .. } | Next::Renumber => panic!(),
             }
         }
         (requests, buried)

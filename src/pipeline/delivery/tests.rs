@@ -110,6 +110,7 @@ async fn run(
         jitter: Box::new(|| 0.0),
         progress: watch::Sender::default(),
         report: Arc::new(move |event| reported.lock().unwrap().push(event)),
+        new_epoch: Arc::new(|| "e-2".into()),
     };
     let (ending, watched) = watch::channel(Ending::Drained);
     let run = tokio::time::timeout(Duration::from_secs(60), delivering.run(watched));
@@ -192,4 +193,20 @@ async fn a_dead_letter_at_the_end_is_still_named() {
     .await;
     assert_eq!(run.seen.last().unwrap(), &Vec::<u64>::new());
     assert_eq!(run.delivered(), 3);
+}
+
+#[tokio::test]
+async fn a_conflict_begins_a_new_epoch_and_nothing_is_lost() {
+    let mut conflicts = 1;
+    let run = run(&[5], shipping(100), move |_| {
+        if conflicts > 0 {
+            conflicts -= 1;
+            return Delivery::Conflict { expected: Some(9) };
+        }
+        Delivery::Acknowledged
+    })
+    .await;
+    assert_eq!(run.seen, vec![vec![1, 2, 3, 4, 5]; 2]);
+    assert_eq!((run.delivered(), run.outbox.epoch()), (5, "e-2".into()));
+    assert_eq!(run.events[0].data["previous_epoch"], "e");
 }

@@ -4,6 +4,7 @@
 //! stored in one transaction, synced; nothing leaves before every sink has acknowledged it.
 //! Nothing outside this module knows redb.
 
+mod renumber;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -20,6 +21,7 @@ use redb::{
     Builder, Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition,
     WriteTransaction,
 };
+pub use renumber::Renumbered;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use siem_protocol::{ChainPoint, DeadLettered, Digest};
 use tokio::sync::watch;
@@ -27,6 +29,7 @@ use tokio::sync::watch;
 use super::accounting::Totals;
 use crate::{
     frame::{Frame, FrameHead},
+    platform::{Timestamp, free_space},
     tail::GenerationId,
 };
 
@@ -76,6 +79,9 @@ struct State {
     /// Bytes of all values.
     stored: u64,
     totals: Totals,
+    /// When the epoch began in place of another; 0 for an outbox's first.
+    #[serde(default)]
+    renumbered_at: Timestamp,
 }
 
 /// How far the outbox has come: what the sinks' tasks wait for.
@@ -114,11 +120,16 @@ pub struct Group {
 /// How far a sink is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
+    /// The epoch that counts.
+    pub epoch: String,
     /// The last acknowledged number and the chain there.
     pub acknowledged: ChainPoint,
     /// Where a sink began that was added later; until its first acknowledgement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<ChainPoint>,
+    /// The epoch before this one; until its first acknowledgement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_epoch: Option<String>,
 }
 
 /// An entry that a sink refused for good, kept with the reason.
@@ -213,6 +224,7 @@ impl Outbox {
             urgent_seq: 0,
             stored: 0,
             totals: Totals::default(),
+            renumbered_at: Timestamp::default(),
         };
         let outbox = Self {
             database: RwLock::new(None),
@@ -248,6 +260,12 @@ impl Outbox {
     #[must_use]
     pub fn stored(&self) -> u64 {
         self.state().stored
+    }
+
+    /// Bytes that are free on the outbox's disk, if the system says so.
+    #[must_use]
+    pub fn free_space(&self) -> Option<u64> {
+        free_space(self.path.parent()?)
     }
 
     /// Follows how far the outbox has come.
@@ -308,14 +326,25 @@ impl Outbox {
         cursor.ok_or_else(|| self.damaged("a cursor"))
     }
 
-    /// Moves `sink`'s cursor to `point`, and deletes what every sink has acknowledged.
+    /// Moves `sink`'s cursor to `point` of `epoch`, and deletes what every sink has acknowledged.
+    /// A point of an epoch that has ended changes nothing.
     ///
     /// # Errors
     /// [`OutboxError`]: nothing has changed; the batch will be sent again.
-    pub fn acknowledge(&self, sink: &str, point: ChainPoint) -> Result<(), OutboxError> {
+    pub fn acknowledge(
+        &self,
+        sink: &str,
+        epoch: &str,
+        point: ChainPoint,
+    ) -> Result<(), OutboxError> {
         self.write("acknowledge entries of", |transaction, state| {
+            if epoch != state.epoch {
+                return Ok(Ok(()));
+            }
             let mut cursors = transaction.open_table(CURSORS)?;
-            cursors.insert(sink, json(&Cursor { acknowledged: point, base: None }).as_slice())?;
+            let epoch = epoch.to_owned();
+            let cursor = Cursor { epoch, acknowledged: point, base: None, previous_epoch: None };
+            cursors.insert(sink, json(&cursor).as_slice())?;
             let mut slowest = point.seq;
             for row in cursors.iter()? {
                 match from_json::<Cursor>(row?.1.value()) {
@@ -614,7 +643,12 @@ fn place_cursors(
         let cursor = match known {
             Some(Some(cursor)) => cursor,
             Some(None) => return Ok(None),
-            None => Cursor { acknowledged: begin, base: (begin.seq > 0).then_some(begin) },
+            None => Cursor {
+                epoch: state.epoch.clone(),
+                acknowledged: begin,
+                base: (begin.seq > 0).then_some(begin),
+                previous_epoch: None,
+            },
         };
         cursors.insert(sink.as_str(), json(&cursor).as_slice())?;
         slowest = slowest.min(cursor.acknowledged.seq);

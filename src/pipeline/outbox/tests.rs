@@ -121,15 +121,15 @@ fn what_is_acknowledged_leaves_whole_values() {
     let full = store.outbox.stored();
     // In the middle of the first value: it stays, and reading begins in it.
     let middle = ChainPoint { seq: 2, hash: Digest::of(b"middle") };
-    store.outbox.acknowledge("siem", middle).unwrap();
+    store.outbox.acknowledge("siem", "epoch-1", middle).unwrap();
     assert_eq!(store.outbox.stored(), full);
     assert_eq!(store.outbox.cursor("siem").unwrap().acknowledged, middle);
     assert_eq!(all(&store.outbox, 3).len(), 2);
 
-    store.outbox.acknowledge("siem", point(&first)).unwrap();
+    store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
     assert_eq!(all(&store.outbox, 1), second.frames);
     assert!(store.outbox.stored() < full);
-    store.outbox.acknowledge("siem", point(&second)).unwrap();
+    store.outbox.acknowledge("siem", "epoch-1", point(&second)).unwrap();
     assert_eq!(all(&store.outbox, 1), []);
     assert_eq!(store.outbox.stored(), 0);
     let store = store.reopen(&SINKS);
@@ -140,9 +140,9 @@ fn what_is_acknowledged_leaves_whole_values() {
 fn entries_wait_for_the_slowest_sink() {
     let store = store().reopen(&["siem", "archive"]);
     let group = commit(&store.outbox, 3);
-    store.outbox.acknowledge("siem", point(&group)).unwrap();
+    store.outbox.acknowledge("siem", "epoch-1", point(&group)).unwrap();
     assert_eq!(all(&store.outbox, 1).len(), 1);
-    store.outbox.acknowledge("archive", point(&group)).unwrap();
+    store.outbox.acknowledge("archive", "epoch-1", point(&group)).unwrap();
     assert_eq!(all(&store.outbox, 1), []);
 }
 
@@ -150,7 +150,7 @@ fn entries_wait_for_the_slowest_sink() {
 fn a_sink_that_is_removed_holds_nothing_up() {
     let store = store().reopen(&["siem", "archive"]);
     let group = commit(&store.outbox, 3);
-    store.outbox.acknowledge("siem", point(&group)).unwrap();
+    store.outbox.acknowledge("siem", "epoch-1", point(&group)).unwrap();
     let store = store.reopen(&SINKS);
     assert_eq!(all(&store.outbox, 1), []);
 }
@@ -160,12 +160,12 @@ fn a_sink_that_is_added_later_begins_at_the_first_entry_that_is_there() {
     let store = store();
     let first = commit(&store.outbox, 3);
     commit(&store.outbox, 2);
-    store.outbox.acknowledge("siem", point(&first)).unwrap();
+    store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
     let store = store.reopen(&["siem", "archive"]);
     let cursor = store.outbox.cursor("archive").unwrap();
-    assert_eq!(cursor, Cursor { acknowledged: point(&first), base: Some(point(&first)) });
+    assert_eq!((cursor.acknowledged, cursor.base), (point(&first), Some(point(&first))));
     // Its first acknowledgement ends the base; a sink that begins at 1 never has one.
-    store.outbox.acknowledge("archive", point(&first)).unwrap();
+    store.outbox.acknowledge("archive", "epoch-1", point(&first)).unwrap();
     assert_eq!(store.outbox.cursor("archive").unwrap().base, None);
     assert_eq!(store.outbox.cursor("siem").unwrap().base, None);
 }
@@ -204,17 +204,8 @@ fn an_urgent_event_moves_the_urgent_number() {
 fn dead_letters_are_named_until_they_are_passed() {
     let store = store();
     commit(&store.outbox, 5);
-    let letter = DeadLetter {
-        epoch: "epoch-1".into(),
-        line_sha256: Digest::of(b"x"),
-        line: "eA==".into(),
-        status: 422,
-        answer: "no".into(),
-        at: "2026-11-21T20:00:00.000Z".into(),
-    };
-    store.outbox.bury("siem", 3, &letter).unwrap();
-    let earlier = DeadLetter { epoch: "epoch-0".into(), ..letter };
-    store.outbox.bury("siem", 4, &earlier).unwrap();
+    store.outbox.bury("siem", 3, &letter("epoch-1")).unwrap();
+    store.outbox.bury("siem", 4, &letter("epoch-0")).unwrap();
     let dead = |seq| store.outbox.dead_after("siem", seq).unwrap();
     assert_eq!(dead(0), [DeadLettered { seq: 3, line_sha256: Digest::of(b"x") }]);
     assert_eq!(dead(3), []);
@@ -252,6 +243,88 @@ fn garbage_is_an_error_and_stays() {
     let error = open(&path, &SINKS).err().unwrap();
     assert!(error.to_string().starts_with("cannot open the outbox"), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), b"this is no store");
+}
+
+fn letter(epoch: &str) -> DeadLetter {
+    DeadLetter {
+        epoch: epoch.into(),
+        line_sha256: Digest::of(b"x"),
+        line: "eA==".into(),
+        status: 422,
+        answer: "no".into(),
+        at: "2026-11-21T20:00:00.000Z".into(),
+    }
+}
+
+/// The lines of all entries, without their numbers, and the chain over them with their numbers.
+fn entries(frames: &[Frame], before: Digest) -> (Vec<String>, Digest) {
+    let mut chain = before;
+    let mut lines = Vec::new();
+    for frame in frames {
+        assert_eq!(frame.head.before, chain);
+        for line in frame.decode().unwrap().split(|byte| *byte == b'\n').filter(|l| !l.is_empty()) {
+            chain = chain.chain(Digest::of(line));
+            let line = std::str::from_utf8(line).unwrap();
+            lines.push(line.split_once(',').unwrap().1.to_owned());
+        }
+        assert_eq!(frame.head.after, chain);
+    }
+    (lines, chain)
+}
+
+#[test]
+fn a_new_epoch_numbers_what_is_left_from_one() {
+    let store = store().reopen(&["siem", "archive"]);
+    let first = commit(&store.outbox, 3);
+    let second = commit(&store.outbox, 4);
+    store.outbox.acknowledge("archive", "epoch-1", point(&second)).unwrap();
+    let two = ChainPoint { seq: 2, hash: Digest::of(b"anything") };
+    store.outbox.acknowledge("siem", "epoch-1", two).unwrap();
+    // One that a header has named, one that none has.
+    store.outbox.bury("siem", 1, &letter("epoch-1")).unwrap();
+    store.outbox.bury("siem", 5, &letter("epoch-1")).unwrap();
+    let (before, _) = entries(&all(&store.outbox, 1), Digest::ZERO);
+
+    let now = Timestamp(10_000_000);
+    let begun = store.outbox.renumber("epoch-1", "epoch-2".into(), now).unwrap();
+    let (previous, epoch) = ("epoch-1".to_owned(), "epoch-2".to_owned());
+    assert_eq!(begun, Renumbered::Begun { previous, epoch, entries: 5 });
+    let store = store.reopen(&["siem", "archive"]);
+    let frames = all(&store.outbox, 1);
+    let (after, chain) = entries(&frames, Digest::ZERO);
+    assert_eq!(after, before[2..]);
+    assert_eq!(frames[0].head.first_seq, 1);
+    let line = String::from_utf8(frames[0].decode().unwrap()).unwrap();
+    assert!(line.starts_with(r#"{"seq":1,"kind":"event""#), "{line}");
+    let end = store.outbox.end();
+    assert_eq!((end.seq, end.chain, store.outbox.epoch()), (6, chain, "epoch-2".into()));
+
+    let siem = store.outbox.cursor("siem").unwrap();
+    assert_eq!((siem.acknowledged.seq, siem.base), (0, None));
+    assert_eq!(siem.previous_epoch.as_deref(), Some("epoch-1"));
+    // The other sink has all of them: it goes on behind them, and says where it begins.
+    let archive = store.outbox.cursor("archive").unwrap();
+    assert_eq!(archive.acknowledged, ChainPoint { seq: 5, hash: chain });
+    assert_eq!(archive.base, Some(archive.acknowledged));
+    assert_eq!(store.outbox.dead_after("siem", 0).unwrap(), []);
+    let database = store.outbox.database();
+    let letters =
+        database.as_ref().unwrap().begin_read().unwrap().open_table(DEAD_LETTERS).unwrap();
+    assert!(letters.get(("siem", 1)).unwrap().is_some());
+    assert!(letters.get(("siem", 5)).unwrap().is_none());
+    drop(database);
+
+    // What comes late from the epoch before moves nothing.
+    store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
+    assert_eq!(store.outbox.cursor("siem").unwrap(), siem);
+    let again = store.outbox.renumber("epoch-1", "epoch-3".into(), now).unwrap();
+    assert_eq!(again, Renumbered::Already);
+    let soon = Timestamp(now.0 + 3_599_999);
+    let again = store.outbox.renumber("epoch-2", "epoch-3".into(), soon).unwrap();
+    assert_eq!(again, Renumbered::TooSoon);
+    let later = Timestamp(now.0 + 3_600_000);
+    let again = store.outbox.renumber("epoch-2", "epoch-3".into(), later).unwrap();
+    assert!(matches!(again, Renumbered::Begun { entries: 5, .. }));
 }
 
 /// A store in memory whose syncs can be made to fail.

@@ -11,12 +11,15 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::Encoding;
 
-use super::{Answer, Batch, Delivery, Sink, SinkOptions, SinkPlugin};
+use super::{
+    Answer, Batch, Delivery, Sink, SinkOptions, SinkPlugin,
+    answer::{Acknowledgement, judge},
+};
 use crate::{
     config::Secret,
     frame::Codec,
     platform::Clock,
-    siem::{Acknowledgement, Connection, judge},
+    siem::Connection,
     stages::{BuildError, Context, StageOptions},
     text::causes,
     units::Time,

@@ -1,5 +1,6 @@
 //! Sinks deliver batches.
 
+mod answer;
 mod batch;
 mod file;
 mod http_siem;

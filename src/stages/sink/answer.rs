@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use reqwest::header::HeaderMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::{Problem, Receipt};
 
-use crate::{platform::Timestamp, stages::sink::Delivery};
+use super::Delivery;
+use crate::{platform::Timestamp, siem::Reply};
 
 /// The longest that a receiver may put the agent off.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
@@ -17,7 +17,7 @@ const WORDS: usize = 4 << 10;
 /// What acknowledges a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Acknowledgement {
+pub(super) enum Acknowledgement {
     /// A 2xx answer whose JSON body has a `last_seq` that covers the batch. A captive portal
     /// answers 200 too.
     #[default]
@@ -26,30 +26,9 @@ pub enum Acknowledgement {
     Status,
 }
 
-/// What came back for a request.
-#[derive(Clone, Debug)]
-pub enum Reply {
-    /// No answer, or not a whole one.
-    Failed {
-        /// What happened.
-        reason: String,
-    },
-    /// An answer.
-    Answered {
-        /// Its status.
-        status: u16,
-        /// Its headers.
-        headers: HeaderMap,
-        /// Its body, as far as it was read.
-        body: Vec<u8>,
-        /// Whether that is all of the body.
-        whole: bool,
-    },
-}
-
 /// Says what `reply` means for a batch that ends with `last_seq`.
 #[must_use]
-pub fn judge(
+pub(super) fn judge(
     reply: &Reply,
     acknowledgement: Acknowledgement,
     last_seq: u64,
@@ -137,6 +116,8 @@ fn words(body: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use reqwest::header::HeaderMap;
+
     use super::*;
 
     /// 2026-11-21T20:00:00Z.

@@ -1,12 +1,12 @@
-//! The way to a receiver: requests with the agent's identity, signed, and what the answers mean.
-
-mod answer;
+//! The way to a receiver: requests with the agent's identity, signed.
 
 use std::time::Duration;
 
-pub use answer::{Acknowledgement, Reply, judge};
 use percent_encoding::{CONTROLS, utf8_percent_encode};
-use reqwest::{Client, Method, RequestBuilder, Url, header};
+use reqwest::{
+    Client, Method, RequestBuilder, Url,
+    header::{self, HeaderMap},
+};
 use siem_protocol::{
     BatchId, Encoding, Identity, ManagedConfig, ManagedError,
     names::{content_type, header as siem, path},
@@ -30,6 +30,27 @@ pub struct Connection {
     identity: Identity,
     /// Value of `X-Siem-Config-Version`.
     revision: String,
+}
+
+/// What came back for a request.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// No answer, or not a whole one.
+    Failed {
+        /// What happened.
+        reason: String,
+    },
+    /// An answer.
+    Answered {
+        /// Its status.
+        status: u16,
+        /// Its headers.
+        headers: HeaderMap,
+        /// Its body, as far as it was read.
+        body: Vec<u8>,
+        /// Whether that is all of the body.
+        whole: bool,
+    },
 }
 
 /// A managed configuration whose signature was right.

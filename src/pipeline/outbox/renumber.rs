@@ -1,0 +1,171 @@
+//! A new epoch: what is not acknowledged is numbered anew, from 1.
+//!
+//! A store that was restored from a copy counts on from numbers that the receiver holds already,
+//! with other entries. The receiver says so, and the entries that are left get numbers of their
+//! own.
+
+use std::{mem, time::Duration};
+
+use redb::{ReadableTable as _, WriteTransaction};
+use siem_protocol::{ChainPoint, Digest};
+
+use super::{
+    CURSORS, Cursor, DEAD_LETTERS, DeadLetter, Outbox, OutboxError, State, VALUES, from_json, json,
+    value,
+};
+use crate::{
+    frame::{Encoder, Frame},
+    platform::Timestamp,
+};
+
+/// The least time between two new epochs: a receiver that always conflicts must not make one each
+/// time.
+const LEAST: Duration = Duration::from_secs(3600);
+
+/// What came of a new epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renumbered {
+    /// It began.
+    Begun {
+        /// The epoch before.
+        previous: String,
+        /// The new one.
+        epoch: String,
+        /// How many entries it began with.
+        entries: u64,
+    },
+    /// Another sink was quicker.
+    Already,
+    /// The last one began less than an hour ago.
+    TooSoon,
+}
+
+/// Sinks and how far each is.
+type Cursors = Vec<(String, Cursor)>;
+
+impl Outbox {
+    /// Ends `epoch` and begins `new` in its place, in one transaction: every entry that some sink
+    /// has not acknowledged gets a new number, dead letters that no header has named yet are
+    /// entries again, and each sink goes on where it was.
+    ///
+    /// # Errors
+    /// [`OutboxError`]: nothing has changed.
+    pub fn renumber(
+        &self,
+        epoch: &str,
+        new: String,
+        now: Timestamp,
+    ) -> Result<Renumbered, OutboxError> {
+        let mut outcome = Renumbered::Already;
+        self.write("number anew the entries of", |transaction, state| {
+            if state.epoch != epoch {
+                return Ok(Ok(()));
+            }
+            let is_first = state.renumbered_at == Timestamp::default();
+            if !is_first && now.since(state.renumbered_at) < LEAST {
+                outcome = Renumbered::TooSoon;
+                return Ok(Ok(()));
+            }
+            let Some(cursors) = read_cursors(transaction)? else {
+                return Ok(Err(self.damaged("a cursor")));
+            };
+            let places = match number_anew(transaction, state, &cursors)? {
+                Ok(places) => places,
+                Err(what) => return Ok(Err(self.damaged(what))),
+            };
+            let previous = mem::replace(&mut state.epoch, new.clone());
+            forget_unnamed(transaction, &previous, &cursors)?;
+            let mut table = transaction.open_table(CURSORS)?;
+            for ((name, _), place) in cursors.iter().zip(places) {
+                let cursor = Cursor {
+                    epoch: new.clone(),
+                    acknowledged: place,
+                    base: (place.seq > 0).then_some(place),
+                    previous_epoch: Some(previous.clone()),
+                };
+                table.insert(name.as_str(), json(&cursor).as_slice())?;
+            }
+            state.renumbered_at = now;
+            outcome = Renumbered::Begun { previous, epoch: new, entries: state.next_seq - 1 };
+            Ok(Ok(()))
+        })?;
+        Ok(outcome)
+    }
+}
+
+fn read_cursors(transaction: &WriteTransaction) -> Result<Option<Cursors>, redb::Error> {
+    let table = transaction.open_table(CURSORS)?;
+    let mut cursors = Vec::new();
+    for row in table.iter()? {
+        let (name, row) = row?;
+        let Some(cursor) = from_json(row.value()) else { return Ok(None) };
+        cursors.push((name.value().to_owned(), cursor));
+    }
+    Ok(Some(cursors))
+}
+
+/// Numbers all entries after the slowest cursor from 1 on. Returns where each cursor is in the new
+/// count, or what is damaged.
+fn number_anew(
+    transaction: &WriteTransaction,
+    state: &mut State,
+    cursors: &Cursors,
+) -> Result<Result<Vec<ChainPoint>, &'static str>, redb::Error> {
+    let slowest = cursors.iter().map(|(_, cursor)| cursor.acknowledged.seq).min();
+    let slowest = slowest.unwrap_or(state.next_seq - 1);
+    let mut at = ChainPoint { seq: 0, hash: Digest::ZERO };
+    let mut places = vec![at; cursors.len()];
+    let mut values = transaction.open_table(VALUES)?;
+    let keys: Vec<u64> =
+        values.iter()?.map(|row| Ok(row?.0.value())).collect::<Result<_, redb::StorageError>>()?;
+    state.stored = 0;
+    state.urgent_seq = state.urgent_seq.saturating_sub(slowest);
+    // New numbers are never above the old ones, so no value is written over one yet to be read.
+    for key in keys {
+        let old: Vec<Frame> = {
+            let Some(old) = values.remove(key)? else { continue };
+            let Some(frames) = value::decode(old.value()) else { return Ok(Err("a value")) };
+            frames.map(|(head, body)| Frame { head, body: body.to_vec() }).collect()
+        };
+        let mut frames = Vec::with_capacity(old.len());
+        for frame in old.iter().filter(|frame| frame.head.last_seq() > slowest) {
+            let mut encoder = Encoder::new(frame.head.codec);
+            let show = |point: ChainPoint| {
+                for (place, (_, cursor)) in places.iter_mut().zip(cursors) {
+                    if cursor.acknowledged.seq == slowest + point.seq {
+                        *place = point;
+                    }
+                }
+            };
+            let Ok(new) = frame.renumbered(slowest, at, &mut encoder, show) else {
+                return Ok(Err("a frame"));
+            };
+            at = ChainPoint { seq: new.head.last_seq(), hash: new.head.after };
+            frames.push(new);
+        }
+        if let Some(first) = frames.first() {
+            let value = value::encode(&frames);
+            state.stored += value.len() as u64;
+            values.insert(first.head.first_seq, value.as_slice())?;
+        }
+    }
+    state.next_seq = at.seq + 1;
+    state.chain = at.hash;
+    Ok(Ok(places))
+}
+
+/// Takes back the dead letters of the epoch that no header has named yet: they are entries again.
+fn forget_unnamed(
+    transaction: &WriteTransaction,
+    epoch: &str,
+    cursors: &Cursors,
+) -> Result<(), redb::Error> {
+    let mut letters = transaction.open_table(DEAD_LETTERS)?;
+    letters.retain(|(sink, seq), row| {
+        let is_named =
+            |(name, cursor): &(String, Cursor)| name != sink || seq <= cursor.acknowledged.seq;
+        let other_epoch = from_json::<DeadLetter>(row).is_none_or(|letter| letter.epoch != epoch);
+        other_epoch || cursors.iter().all(is_named)
+    })?;
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! Whether there is room to read on: a pure function of what the outbox and the disk hold.
+
+/// Of the outbox's cap, kept for events: they tell the SIEM that reading waits.
+const FOR_EVENTS: u64 = 16 << 20;
+/// Of the disk, left to others.
+const FREE: u64 = 64 << 20;
+
+/// Says when reading stops and when it goes on, with a gap between the two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Room {
+    max_bytes: u64,
+    full: Option<Lack>,
+}
+
+/// What there is too little of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// The outbox holds as much as it may.
+    Outbox,
+    /// The disk is nearly full.
+    Disk,
+}
+
+impl Lack {
+    /// The word for it in an event.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbox => "outbox",
+            Self::Disk => "disk",
+        }
+    }
+}
+
+/// What changed since the last look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Reading stops.
+    Filled(Lack),
+    /// Reading goes on.
+    Recovered,
+}
+
+impl Room {
+    /// Room for an outbox that may hold `max_bytes`.
+    #[must_use]
+    pub fn new(max_bytes: u64) -> Self {
+        Self { max_bytes, full: None }
+    }
+
+    /// Looks again: the outbox holds `stored` bytes, the disk has `free` bytes, if that is known.
+    pub fn look(&mut self, stored: u64, free: Option<u64>) -> Option<Change> {
+        let cap = self.max_bytes.saturating_sub(FOR_EVENTS);
+        // Once full, reading goes on only when there is room for a good while.
+        let (cap, least) = match self.full {
+            None => (cap, FREE),
+            Some(_) => (cap / 8 * 7, FREE / 4 * 5),
+        };
+        let lack = if free.is_some_and(|free| free < least) {
+            Some(Lack::Disk)
+        } else if stored >= cap {
+            Some(Lack::Outbox)
+        } else {
+            None
+        };
+        let before = std::mem::replace(&mut self.full, lack);
+        match (before, lack) {
+            (None, Some(lack)) => Some(Change::Filled(lack)),
+            (Some(_), None) => Some(Change::Recovered),
+            _ => None,
+        }
+    }
+
+    /// Whether reading waits.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MB: u64 = 1 << 20;
+
+    #[test]
+    fn a_full_outbox_stops_reading_until_an_eighth_is_free() {
+        let mut room = Room::new(96 * MB);
+        assert_eq!(room.look(79 * MB, None), None);
+        assert!(!room.is_full());
+        assert_eq!(room.look(80 * MB, None), Some(Change::Filled(Lack::Outbox)));
+        assert_eq!(room.look(95 * MB, None), None);
+        assert_eq!(room.look(75 * MB, None), None);
+        assert!(room.is_full());
+        assert_eq!(room.look(69 * MB, None), Some(Change::Recovered));
+        assert_eq!(room.look(75 * MB, None), None);
+    }
+
+    #[test]
+    fn a_full_disk_stops_reading_until_there_is_more_than_a_little() {
+        let mut room = Room::new(1 << 30);
+        assert_eq!(room.look(0, Some(64 * MB)), None);
+        assert_eq!(room.look(0, Some(63 * MB)), Some(Change::Filled(Lack::Disk)));
+        assert_eq!(room.look(0, Some(70 * MB)), None);
+        assert_eq!(room.look(0, Some(80 * MB)), Some(Change::Recovered));
+    }
+}
