@@ -70,7 +70,7 @@ fn write(home: &Home, end: &AtomicBool, seed: u64) -> BTreeMap<PathBuf, Vec<u8>>
         // In two writes, so that at times the agent meets half a line.
         let (first, second) = piece.split_at(random.usize(..piece.len()));
         home.append(&name, first);
-        thread::sleep(Duration::from_micros(random.u64(..3000)));
+        thread::sleep(Duration::from_micros(random.u64(..20_000)));
         let path = home.append(&name, second);
         files.entry(path).or_insert_with(Vec::new).extend_from_slice(&piece);
     }
