@@ -68,6 +68,25 @@ impl AgentCommand {
         self.arg("--config").arg(path)
     }
 
+    /// Lets it run as another user; for root only.
+    #[cfg(unix)]
+    pub(crate) fn user(mut self, user: u32) -> Self {
+        std::os::unix::process::CommandExt::uid(&mut self.command, user);
+        std::os::unix::process::CommandExt::gid(&mut self.command, user);
+        self
+    }
+
+    /// Whether it can be started at all by the user that it runs as.
+    pub(crate) fn can_start(&mut self) -> bool {
+        let tried = self.command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let started = tried.is_ok();
+        if let Ok(mut child) = tried {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        started
+    }
+
     /// Starts it.
     #[track_caller]
     pub(crate) fn start(mut self) -> Agent {

@@ -44,6 +44,19 @@ impl Home {
         path
     }
 
+    /// Makes it another user's, with all that is in it; for root only.
+    #[cfg(unix)]
+    pub(crate) fn give_to(&self, user: u32) {
+        let give = |path: &Path| std::os::unix::fs::chown(path, Some(user), Some(user)).unwrap();
+        let mut paths = vec![self.path().to_owned()];
+        while let Some(path) = paths.pop() {
+            give(&path);
+            if path.is_dir() {
+                paths.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+            }
+        }
+    }
+
     /// The agent, at work for this user.
     pub(crate) fn agent(&self, arguments: &[&str]) -> AgentCommand {
         AgentCommand::new(self.path(), arguments)
