@@ -292,6 +292,7 @@ fn a_mistake_in_a_file_is_named_with_file_and_key() {
         ("[filter.ignore-types]\ntipes = [\"x\"]", "types"),
         ("[shiping]\nbatch_size = 1", "shipping"),
         ("[shipping]\nbatch_size = 0", "shipping.batch_size"),
+        ("[pipeline]\nfilters = [\"no-such-filter\"]", "pipeline.filters"),
         ("[pipeline", "TOML"),
     ];
     for (config, word) in cases {

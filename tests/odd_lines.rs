@@ -130,6 +130,7 @@ fn json_that_parsers_trip_over_travels_as_it_is() {
         r#"{"number":-123456789012345678901234567890.000000000000000000000001}"#,
         "{\"text\":\"\u{2028}\u{7f}\u{ffff}\u{10ffff}\"}",
         r#""a text""#,
+        "null",
         "[]",
         "-0.0e-7",
         "{}",
