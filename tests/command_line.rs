@@ -129,9 +129,9 @@ fn with_a_slow_receiver_the_agent_still_ends_in_time() {
 #[test]
 fn an_answer_that_is_lost_is_asked_for_again() {
     let script = [
-        Answer::TakeAndClose,
         Answer::Close,
         Answer::Status(503, &[("Retry-After", "1")], ""),
+        Answer::TakeAndClose,
         Answer::Status(200, &[], "<html>please sign in</html>"),
     ];
     let (home, receiver) = (home(), Scripted::start(script));

@@ -21,7 +21,7 @@ use support::{
     entries::{self, Line},
     home::Home,
     random,
-    receiver::{Receiver, wait_for},
+    receiver::{Receiver, settle},
 };
 
 const KILLS_OF_AGENT: usize = 20;
@@ -113,9 +113,7 @@ fn all_arrives(home: &Home, receiver: &Receiver, agent: Agent, files: &BTreeMap<
     let count = |bytes: &Vec<u8>| bytes.iter().filter(|byte| **byte == b'\n').count();
     let written: usize = files.values().map(count).sum();
     assert!(written > 500, "{written} records were written");
-    wait_for(receiver, "every record arrived", |entries| {
-        (entries.iter().filter(|entry| entry.event.is_none()).count() >= written).then_some(())
-    });
+    settle(receiver, written);
     // A last run finds nothing more to send.
     agent.stop();
     home.agent(&["run", "--once"]).config(CONFIG).ships_to(&receiver.url()).succeed();

@@ -16,7 +16,7 @@ use support::{
     home::Home,
     naive::{self, Expected, Rules},
     random,
-    receiver::{Receiver, wait_for},
+    receiver::{Receiver, settle},
     shared,
 };
 
@@ -118,10 +118,7 @@ fn a_running_agent_ships_the_whole() {
         step += 1;
     }
     let expected = expected(&home, &sessions);
-    wait_for(&receiver, "every record arrived", |entries| {
-        (entries.iter().filter(|entry| entry.event.is_none()).count() >= expected.len())
-            .then_some(())
-    });
+    settle(&receiver, expected.len());
     agent.stop();
     receiver.assert_whole();
     naive::assert_same(&expected, &entries::lines(&receiver.entries()));

@@ -16,7 +16,7 @@ use support::{
     entries, files_below,
     home::Home,
     naive::{self, Rules},
-    receiver::{Receiver, wait_for},
+    receiver::{Receiver, settle},
     shared,
 };
 
@@ -69,9 +69,7 @@ fn what_the_real_client_writes_arrives() {
             .into_iter()
             .any(|path| path.components().any(|c| c.as_os_str() == "subagents"))
     );
-    wait_for(&receiver, "all that the client wrote arrived", |entries| {
-        (entries::lines(entries).len() >= expected.len()).then_some(())
-    });
+    settle(&receiver, expected.len());
     agent.stop();
     naive::assert_same(&expected, &entries::lines(&receiver.entries()));
     receiver.assert_whole();

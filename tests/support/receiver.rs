@@ -7,10 +7,11 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
+use siem_protocol::Kind;
 
 use super::{
     SECRET, TOKEN,
@@ -183,6 +184,21 @@ pub(crate) fn get(address: &str, path: &str) -> Option<String> {
     stream.read_to_string(&mut answer).ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     head.starts_with("HTTP/1.1 200 ").then(|| body.to_owned())
+}
+
+/// Waits until it holds so many lines, or until nothing more comes: what is missing is for the
+/// caller to find.
+#[track_caller]
+pub(crate) fn settle(receiver: &Receiver, lines: usize) {
+    const QUIET: Duration = Duration::from_secs(15);
+    let mut held = (0, Instant::now());
+    wait_for(receiver, "an end of what comes", |entries| {
+        let count = entries.iter().filter(|entry| entry.kind != Kind::Event).count();
+        if held.0 != count {
+            held = (count, Instant::now());
+        }
+        (count >= lines || held.1.elapsed() > QUIET).then_some(())
+    });
 }
 
 /// Waits until it has `done` with all that comes, judged by the entries it holds.
