@@ -33,6 +33,7 @@ impl Child {
         log: PathBuf,
     ) -> Result<Self, Failure> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
+        command.env("NO_COLOR", "1");
         // Ctrl-C is for this program, which ends the others one after the other.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);

@@ -26,7 +26,7 @@ pub(super) struct Tally {
 #[derive(Default)]
 struct Epoch {
     /// The files that records come from.
-    sessions: BTreeSet<String>,
+    sources: BTreeSet<String>,
     /// Records, by the numbers of their entries.
     records: Vec<u64>,
     events: u64,
@@ -108,8 +108,8 @@ impl Tally {
         sent += totals.parts;
         read += sent;
         totals.filtered.values().flat_map(BTreeMap::values).for_each(|count| read += *count);
-        let sessions: BTreeSet<_> =
-            self.epochs.iter().flat_map(|(_, epoch)| &epoch.sessions).collect();
+        let sources: BTreeSet<_> =
+            self.epochs.iter().flat_map(|(_, epoch)| &epoch.sources).collect();
         let events: u64 = self.epochs.iter().map(|(_, epoch)| epoch.events).sum();
         let stored: u64 = self.epochs.iter().map(|(_, epoch)| epoch.records.len() as u64).sum();
 
@@ -124,8 +124,8 @@ impl Tally {
         for (stage, bytes) in &totals.cut {
             rows.push(bytes_row(&format!("  cut out by {stage}"), *bytes));
         }
-        let stored_of = format!("stored, of {} sessions", sessions.len());
-        rows.push(format!("{stored_of:<44} {stored:>9} lines"));
+        let from = format!("stored, from {} files", sources.len());
+        rows.push(format!("{from:<44} {stored:>9} lines"));
         rows.push(format!("{:<44} {events:>9} events", "  and what the agent reported"));
         rows.push(bytes_row("not read: no newline yet", self.unread()));
         rows.join("\n") + "\n"
@@ -209,7 +209,7 @@ impl Epoch {
             "record_part" if !entry.last => {}
             _ => self.records.push(entry.seq),
         }
-        self.sessions.extend(entry.path);
+        self.sources.extend(entry.path);
         Ok(())
     }
 }
@@ -253,7 +253,7 @@ read                                                 6 lines     2.3 KiB
   blank                                              1 lines         1 B
 shipped                                              2 lines     2.0 KiB
   cut out by tool-call                                             512 B
-stored, of 2 sessions                                3 lines
+stored, from 2 files                                 3 lines
   and what the agent reported                        2 events
 not read: no newline yet                                            18 B
 ";
