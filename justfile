@@ -41,7 +41,7 @@ receiver *options:
 
 # Checks what is depended on
 deny:
-    cargo deny --workspace check bans licenses sources
+    cargo deny --workspace check --hide-inclusion-graph bans licenses sources
 
 # Builds what is rolled out
 release:

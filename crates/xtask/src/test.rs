@@ -131,7 +131,15 @@ fn dependencies() -> Outcome {
     if !sh::has_subcommand("deny") {
         return Outcome::Skipped("cargo-deny is not installed".to_owned());
     }
-    run(&mut sh::cargo(["deny", "--workspace", "check", "bans", "licenses", "sources"]))
+    run(&mut sh::cargo([
+        "deny",
+        "--workspace",
+        "check",
+        "--hide-inclusion-graph",
+        "bans",
+        "licenses",
+        "sources",
+    ]))
 }
 
 fn lints() -> Outcome {
