@@ -1,0 +1,262 @@
+//! What lies below the roots: files of every kind, before the agent comes and while it runs.
+#![allow(clippy::unwrap_used, reason = "a test ends there")]
+
+mod support;
+
+use std::fs;
+
+use support::{
+    agent::Agent,
+    entries::{self, Line},
+    home::Home,
+    receiver::{Receiver, wait_for},
+};
+
+const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";
+
+/// An agent at work for a home, and where it ships to.
+struct Scene {
+    home: Home,
+    receiver: Receiver,
+    agent: Agent,
+}
+
+impl Scene {
+    fn new(home: Home) -> Self {
+        Self::with(home, AT_ONCE)
+    }
+
+    fn with(home: Home, config: &str) -> Self {
+        let receiver = Receiver::start();
+        let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
+        Self { home, receiver, agent }
+    }
+
+    /// Waits until so many lines arrived.
+    #[track_caller]
+    fn wait_for(&self, count: usize) -> Vec<Line> {
+        wait_for(&self.receiver, &format!("{count} lines arrived"), |entries| {
+            let lines = entries::lines(entries);
+            (lines.len() >= count).then_some(lines)
+        })
+    }
+
+    /// Waits for these lines of these files, ends, and fails when others came.
+    #[track_caller]
+    fn expect(self, expected: &[(&str, &str)]) {
+        self.wait_for(expected.len());
+        self.agent.stop();
+        let mut found: Vec<(String, String)> = entries::lines(&self.receiver.entries())
+            .iter()
+            .map(|line| {
+                let below = line.path.strip_prefix(self.home.projects()).unwrap();
+                (below.to_str().unwrap().to_owned(), String::from_utf8(line.bytes.clone()).unwrap())
+            })
+            .collect();
+        found.sort();
+        let mut expected: Vec<(String, String)> =
+            expected.iter().map(|(name, line)| ((*name).into(), (*line).into())).collect();
+        expected.sort();
+        assert_eq!(found, expected);
+        self.receiver.assert_whole();
+    }
+}
+
+#[test]
+fn new_files_and_directories_are_found_while_running() {
+    let scene = Scene::new(Home::new());
+    scene.home.write("-a/one.jsonl", "{\"n\":1}\n");
+    scene.wait_for(1);
+    scene.home.append("-a/one.jsonl", "{\"n\":2}\n");
+    scene.home.write("-a/one/subagents/agent-1.jsonl", "{\"n\":3}\n");
+    scene.home.write("-b/c/d/e/f/g/h/deep.jsonl", "{\"n\":4}\n");
+    scene.wait_for(4);
+    scene.home.append("-b/c/d/e/f/g/h/deep.jsonl", "{\"n\":5}\n");
+    scene.expect(&[
+        ("-a/one.jsonl", "{\"n\":1}"),
+        ("-a/one.jsonl", "{\"n\":2}"),
+        ("-a/one/subagents/agent-1.jsonl", "{\"n\":3}"),
+        ("-b/c/d/e/f/g/h/deep.jsonl", "{\"n\":4}"),
+        ("-b/c/d/e/f/g/h/deep.jsonl", "{\"n\":5}"),
+    ]);
+}
+
+/// The client may be installed after the agent.
+#[test]
+fn a_root_that_comes_later_is_found() {
+    let home = Home::new();
+    fs::remove_dir_all(home.path().join(".claude")).unwrap();
+    let scene = Scene::new(home);
+    scene.home.write("-a/one.jsonl", "{\"n\":1}\n");
+    scene.expect(&[("-a/one.jsonl", "{\"n\":1}")]);
+}
+
+#[test]
+fn without_a_watcher_files_are_found_too() {
+    let config = format!("{AT_ONCE}\n[source.claude-sessions]\nwatch = false");
+    let scene = Scene::with(Home::new(), &config);
+    scene.home.write("-a/one.jsonl", "{\"n\":1}\n");
+    scene.wait_for(1);
+    scene.home.append("-a/one.jsonl", "{\"n\":2}\n");
+    scene.home.write("-b/two.jsonl", "{\"n\":3}\n");
+    scene.expect(&[
+        ("-a/one.jsonl", "{\"n\":1}"),
+        ("-a/one.jsonl", "{\"n\":2}"),
+        ("-b/two.jsonl", "{\"n\":3}"),
+    ]);
+}
+
+#[test]
+fn other_roots_are_read_besides_the_usual_ones() {
+    let home = Home::new();
+    home.write("-a/usual.jsonl", "{\"n\":1}\n");
+    let [configured, moved, old] =
+        ["elsewhere", "moved/projects", ".config/claude/projects"].map(|name| {
+            let root = home.path().join(name);
+            fs::create_dir_all(&root).unwrap();
+            fs::write(root.join("a.jsonl"), "{\"n\":1}\n").unwrap();
+            root
+        });
+    let receiver = Receiver::start();
+    home.agent(&["run", "--once"])
+        .config("[source.claude-sessions]\nroots = [\"~/elsewhere\"]")
+        .env("CLAUDE_CONFIG_DIR", home.path().join("moved"))
+        .ships_to(&receiver.url())
+        .succeed();
+    let mut found: Vec<_> =
+        entries::lines(&receiver.entries()).into_iter().map(|line| line.path).collect();
+    let mut expected = vec![home.projects().join("-a/usual.jsonl")];
+    expected.extend([configured, moved, old].map(|root| root.join("a.jsonl")));
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_file_without_a_final_newline_waits_for_it() {
+    let home = Home::new();
+    home.write("-a/empty.jsonl", "");
+    home.write("-a/torn.jsonl", "{\"n\":1}\n{\"n\"");
+    home.write("-a/notes.json", "{\"no\":\"session\"}\n");
+    let scene = Scene::new(home);
+    scene.wait_for(1);
+    scene.home.append("-a/torn.jsonl", ":2}\n");
+    scene.home.append("-a/empty.jsonl", "{\"n\":3}\n");
+    scene.expect(&[
+        ("-a/empty.jsonl", "{\"n\":3}"),
+        ("-a/torn.jsonl", "{\"n\":1}"),
+        ("-a/torn.jsonl", "{\"n\":2}"),
+    ]);
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_no_regular_file_is_left_alone() {
+    use std::os::unix::{fs::symlink, net::UnixListener};
+
+    let home = Home::new();
+    home.write("-a/one.jsonl", "{\"n\":1}\n");
+    let folder = home.projects().join("-a");
+    let outside = home.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("out.jsonl"), "{\"outside\":1}\n").unwrap();
+    symlink(&outside, folder.join("linked-directory")).unwrap();
+    symlink(outside.join("out.jsonl"), folder.join("link.jsonl")).unwrap();
+    symlink("/nowhere", folder.join("dangling.jsonl")).unwrap();
+    symlink("/dev/zero", folder.join("zero.jsonl")).unwrap();
+    symlink(".", folder.join("loop.jsonl")).unwrap();
+    fs::create_dir(folder.join("directory.jsonl")).unwrap();
+    fs::write(folder.join("directory.jsonl/inside.jsonl"), "{\"n\":2}\n").unwrap();
+    let _socket = UnixListener::bind(folder.join("socket.jsonl")).unwrap();
+    #[cfg(target_os = "linux")]
+    make_fifo(&folder.join("fifo.jsonl"));
+
+    let scene = Scene::new(home);
+    scene.wait_for(2);
+    // The same again, while it runs.
+    symlink(outside.join("out.jsonl"), scene.home.projects().join("-a/later.jsonl")).unwrap();
+    #[cfg(target_os = "linux")]
+    make_fifo(&scene.home.projects().join("-a/later-fifo.jsonl"));
+    scene.home.append("-a/one.jsonl", "{\"n\":3}\n");
+    scene.expect(&[
+        ("-a/one.jsonl", "{\"n\":1}"),
+        ("-a/directory.jsonl/inside.jsonl", "{\"n\":2}"),
+        ("-a/one.jsonl", "{\"n\":3}"),
+    ]);
+}
+
+#[cfg(target_os = "linux")]
+fn make_fifo(path: &std::path::Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    mknodat(CWD, path, FileType::Fifo, Mode::from(0o600), 0).unwrap();
+}
+
+/// A home may lie on another disk.
+#[cfg(unix)]
+#[test]
+fn a_root_that_is_a_symlink_is_followed() {
+    let home = Home::new();
+    fs::remove_dir(home.projects()).unwrap();
+    let real = home.path().join("disk/projects");
+    fs::create_dir_all(&real).unwrap();
+    std::os::unix::fs::symlink(&real, home.projects()).unwrap();
+    home.write("-a/one.jsonl", "{\"n\":1}\n");
+    let scene = Scene::new(home);
+    scene.wait_for(1);
+    scene.home.append("-a/one.jsonl", "{\"n\":2}\n");
+    scene.home.write("-b/two.jsonl", "{\"n\":3}\n");
+    // The paths are those below the root as it was configured.
+    scene.expect(&[
+        ("-a/one.jsonl", "{\"n\":1}"),
+        ("-a/one.jsonl", "{\"n\":2}"),
+        ("-b/two.jsonl", "{\"n\":3}"),
+    ]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_unreadable_file_is_reported_and_read_later() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let home = Home::new();
+    let path = home.write("-a/locked.jsonl", "{\"n\":1}\n");
+    home.write("-a/open.jsonl", "{\"n\":2}\n");
+    let receiver = Receiver::start();
+    let mut agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url());
+    if rustix::process::geteuid().is_root() {
+        // Root reads every file: somebody else is the user then.
+        const NOBODY: u32 = 65_534;
+        home.give_to(NOBODY);
+        agent = agent.user(NOBODY);
+        if !agent.can_start() {
+            eprintln!("skipped: root reads every file, and nobody else can start the agent");
+            return;
+        }
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    let agent = agent.start_and_wait();
+    let mut scene = Scene { home, receiver, agent };
+    scene.wait_for(1);
+    scene.agent.wait_for_log("locked.jsonl");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    scene.expect(&[("-a/locked.jsonl", "{\"n\":1}"), ("-a/open.jsonl", "{\"n\":2}")]);
+}
+
+#[test]
+fn a_renamed_file_goes_on_and_a_rewritten_one_begins_anew() {
+    let scene = Scene::new(Home::new());
+    let old = scene.home.write("-a/old.jsonl", "{\"n\":1}\n");
+    scene.home.write("-a/rewritten.jsonl", "{\"n\":2}\n{\"n\":3}\n");
+    scene.wait_for(3);
+    fs::rename(&old, scene.home.projects().join("-a/new.jsonl")).unwrap();
+    scene.home.append("-a/new.jsonl", "{\"n\":4}\n");
+    scene.home.write("-a/rewritten.jsonl", "{\"other\":1}\n");
+    scene.expect(&[
+        ("-a/old.jsonl", "{\"n\":1}"),
+        ("-a/rewritten.jsonl", "{\"n\":2}"),
+        ("-a/rewritten.jsonl", "{\"n\":3}"),
+        ("-a/new.jsonl", "{\"n\":4}"),
+        ("-a/rewritten.jsonl", "{\"other\":1}"),
+    ]);
+}

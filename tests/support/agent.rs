@@ -1,0 +1,305 @@
+//! The agent as a process.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use super::{PATIENCE, SECRET, TOKEN, within};
+
+/// The agent's command line. The process gets no variables but PATH, HOME and those given here.
+pub(crate) struct AgentCommand {
+    command: Command,
+    home: PathBuf,
+}
+
+impl AgentCommand {
+    pub(crate) fn new(home: &Path, arguments: &[&str]) -> Self {
+        Self::of(Path::new(env!("CARGO_BIN_EXE_ai-agent")), home, arguments)
+    }
+
+    /// Another binary with the same command line.
+    pub(crate) fn of(binary: &Path, home: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new(binary);
+        command.env_clear().env("HOME", home).args(arguments);
+        for name in ["PATH", "SystemRoot", "LLVM_PROFILE_FILE"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        Self { command, home: home.to_owned() }
+    }
+
+    /// Adds an argument.
+    pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.command.arg(argument);
+        self
+    }
+
+    /// Sets a variable.
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Takes a variable away.
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
+    /// Gives the receiver at `endpoint`, with the token and secret of the tests.
+    pub(crate) fn ships_to(self, endpoint: &str) -> Self {
+        self.env("CLAUDE_SIEM_ENDPOINT", endpoint)
+            .env("CLAUDE_SIEM_TOKEN", TOKEN)
+            .env("CLAUDE_SIEM_HMAC_SECRET", SECRET)
+    }
+
+    /// Writes `text` to a file and gives it by `--config`.
+    pub(crate) fn config(self, text: &str) -> Self {
+        let path = self.home.join("agent.toml");
+        fs::write(&path, text).unwrap();
+        self.arg("--config").arg(path)
+    }
+
+    /// Lets it run as another user; for root only.
+    #[cfg(unix)]
+    pub(crate) fn user(mut self, user: u32) -> Self {
+        std::os::unix::process::CommandExt::uid(&mut self.command, user);
+        std::os::unix::process::CommandExt::gid(&mut self.command, user);
+        self
+    }
+
+    /// Whether it can be started at all by the user that it runs as.
+    pub(crate) fn can_start(&mut self) -> bool {
+        let tried = self.command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let started = tried.is_ok();
+        if let Ok(mut child) = tried {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        started
+    }
+
+    /// Starts it.
+    #[track_caller]
+    pub(crate) fn start(mut self) -> Agent {
+        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.command.spawn().unwrap();
+        let stdout = Collector::new(child.stdout.take().unwrap());
+        let stderr = Collector::new(child.stderr.take().unwrap());
+        Agent { child, stdout, stderr, began: Instant::now() }
+    }
+
+    /// Starts it and waits until it is at work.
+    #[track_caller]
+    pub(crate) fn start_and_wait(self) -> Agent {
+        let mut agent = self.start();
+        agent.wait_for_log(" started ");
+        agent
+    }
+
+    /// Runs it to its end.
+    #[track_caller]
+    pub(crate) fn run(self) -> Ended {
+        self.start().wait(2 * PATIENCE)
+    }
+
+    /// Runs it to its end, which must be a good one.
+    #[track_caller]
+    pub(crate) fn succeed(self) -> Ended {
+        let ended = self.run();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        ended
+    }
+
+    /// Runs it to its end, which must be a failure with `code`; gives what it said, the part from
+    /// `error: ` on.
+    #[track_caller]
+    pub(crate) fn fail(self, code: i32) -> String {
+        let ended = self.run();
+        assert_eq!(ended.code, Some(code), "{}{}", ended.text(), ended.stderr);
+        let errors = ended.stderr.lines().filter(|line| line.starts_with("error: "));
+        assert_eq!(errors.count(), 1, "{}", ended.stderr);
+        let error = ended.stderr.rfind("\nerror: ").map_or(0, |at| at + 1);
+        ended.stderr[error..].to_owned()
+    }
+}
+
+/// An agent that runs. Killed when dropped; then, and at its end, it must not have printed any
+/// secret.
+pub(crate) struct Agent {
+    child: Child,
+    stdout: Collector,
+    stderr: Collector,
+    began: Instant,
+}
+
+/// How an agent ended.
+pub(crate) struct Ended {
+    /// Its exit code; none when a signal killed it.
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: String,
+    /// How long it ran.
+    pub(crate) after: Duration,
+}
+
+impl Ended {
+    /// Standard output, as text.
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.stdout).unwrap()
+    }
+}
+
+impl Agent {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it said so far.
+    pub(crate) fn log(&self) -> String {
+        String::from_utf8_lossy(&self.stderr.so_far()).into_owned()
+    }
+
+    /// What it wrote to standard output so far.
+    pub(crate) fn stdout(&self) -> Vec<u8> {
+        self.stdout.so_far()
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits until it says `words`.
+    #[track_caller]
+    pub(crate) fn wait_for_log(&mut self, words: &str) {
+        let begun = Instant::now();
+        while !self.log().contains(words) {
+            let (runs, log) = (self.runs(), self.log());
+            assert!(runs || log.contains(words), "ended without {words:?}:\n{log}");
+            assert!(begun.elapsed() < PATIENCE, "never said {words:?}:\n{log}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Sends a signal.
+    #[cfg(unix)]
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Asks it to end, and waits until it has, in order and in time.
+    #[cfg(unix)]
+    #[track_caller]
+    pub(crate) fn stop(self) -> Ended {
+        self.stop_by(rustix::process::Signal::TERM)
+    }
+
+    /// As [`Agent::stop`], by another signal.
+    #[cfg(unix)]
+    #[track_caller]
+    pub(crate) fn stop_by(self, signal: rustix::process::Signal) -> Ended {
+        let asked = Instant::now();
+        self.signal(signal);
+        let ended = self.wait(PATIENCE);
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(5), "took {took:?} to end:\n{}", ended.stderr);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        ended
+    }
+
+    /// Kills it as `kill -9` does.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub(crate) fn wait(mut self, limit: Duration) -> Ended {
+        let begun = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(begun.elapsed() < limit, "ran longer than {limit:?}:\n{}", self.log());
+            thread::sleep(Duration::from_millis(5));
+        };
+        let ended = Ended {
+            code: status.code(),
+            stdout: self.stdout.whole(),
+            stderr: String::from_utf8_lossy(&self.stderr.whole()).into_owned(),
+            after: self.began.elapsed(),
+        };
+        no_secret(&ended.stdout, &ended.stderr);
+        ended
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        if !thread::panicking() {
+            no_secret(&self.stdout.so_far(), &self.log());
+        }
+    }
+}
+
+#[track_caller]
+fn no_secret(stdout: &[u8], stderr: &str) {
+    for secret in [TOKEN, SECRET] {
+        assert!(!stderr.contains(secret), "a secret was printed:\n{stderr}");
+        let printed = stdout.windows(secret.len()).any(|window| window == secret.as_bytes());
+        assert!(!printed, "a secret was printed");
+    }
+}
+
+/// Reads what a process writes, so that its pipe never fills.
+struct Collector {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Collector {
+    fn new(mut from: impl Read + Send + 'static) -> Self {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let collected = Arc::clone(&bytes);
+        let thread = thread::spawn(move || {
+            let mut piece = [0; 64 << 10];
+            while let Ok(length) = from.read(&mut piece) {
+                if length == 0 {
+                    break;
+                }
+                collected.lock().unwrap().extend_from_slice(&piece[..length]);
+            }
+        });
+        Self { bytes, thread: Some(thread) }
+    }
+
+    fn so_far(&self) -> Vec<u8> {
+        self.bytes.lock().unwrap().clone()
+    }
+
+    fn whole(&mut self) -> Vec<u8> {
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+        self.so_far()
+    }
+}
+
+/// Waits until a file is there.
+#[track_caller]
+pub(crate) fn wait_for_file(path: &Path) {
+    within(PATIENCE, &format!("{}", path.display()), || path.try_exists().unwrap().then_some(()));
+}

@@ -1,0 +1,101 @@
+//! What the tests of the whole agent share: a home, the agent as a process, receivers, and a plain
+//! second reading of session files to hold the agent against.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test ends there")]
+
+pub(crate) mod agent;
+pub(crate) mod entries;
+pub(crate) mod home;
+pub(crate) mod naive;
+pub(crate) mod receiver;
+pub(crate) mod scripted;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The token and the secret of every test; nothing that the agent prints may hold them.
+pub(crate) const TOKEN: &str = "token-of-the-fleet-4f7a1c";
+pub(crate) const SECRET: &str = "secret-of-the-fleet-b81e90";
+
+/// How long anything may take that must happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks again and again until there is an answer; fails after `limit`.
+#[track_caller]
+pub(crate) fn within<T>(
+    limit: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Option<T>,
+) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = condition() {
+            return found;
+        }
+        assert!(begun.elapsed() < limit, "{what} did not happen within {limit:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Asks again and again until there is an answer.
+#[track_caller]
+pub(crate) fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    within(PATIENCE, what, condition)
+}
+
+/// The folder with material that is no part of the project: real session files, the real client.
+pub(crate) fn shared() -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    let given = std::env::var_os("AI_AGENT_SHARED").map(PathBuf::from);
+    let folder = given.unwrap_or(beside);
+    let found = fs::canonicalize(&folder).ok().filter(|folder| folder.join("corpus").is_dir());
+    if found.is_none() {
+        eprintln!("skipped: there is no corpus in {}", folder.display());
+    }
+    found
+}
+
+/// Random numbers: from `AI_AGENT_SEED`, or new ones. The seed is printed, and shown when the
+/// test fails.
+pub(crate) fn random() -> fastrand::Rng {
+    let given = std::env::var("AI_AGENT_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(|| fastrand::u64(..));
+    eprintln!("AI_AGENT_SEED={seed} repeats this");
+    fastrand::Rng::with_seed(seed)
+}
+
+/// Copies a tree of files and directories.
+pub(crate) fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// All files below a directory, at any depth, in order.
+pub(crate) fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut directories = vec![directory.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                directories.push(entry.path());
+            } else {
+                files.push(entry.path());
+            }
+        }
+    }
+    files.sort();
+    files
+}

@@ -1,0 +1,209 @@
+//! The receiver as a process.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use super::{
+    SECRET, TOKEN,
+    entries::{self, Stored},
+    eventually, files_below,
+};
+
+/// `demo-server` on a port of its own. Killed when dropped.
+pub(crate) struct Receiver {
+    data: tempfile::TempDir,
+    address: String,
+    child: Child,
+}
+
+impl Receiver {
+    #[track_caller]
+    pub(crate) fn start() -> Self {
+        Self::with_config(None)
+    }
+
+    /// A receiver that manages agents with this configuration.
+    #[track_caller]
+    pub(crate) fn with_config(config: Option<&str>) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        if let Some(config) = config {
+            fs::write(data.path().join("config.json"), config).unwrap();
+        }
+        let (child, address) = spawn(data.path(), "127.0.0.1:0");
+        Self { data, address, child }
+    }
+
+    /// What agents are given as the endpoint.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Kills it as `kill -9` does.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again where it was, with what it had.
+    #[track_caller]
+    pub(crate) fn start_again(&mut self) {
+        let (child, address) =
+            eventually("the port is free again", || try_spawn(self.data.path(), &self.address));
+        assert_eq!(address, self.address);
+        self.child = child;
+    }
+
+    /// Every entry that it stored, in the order of their numbers. There is one machine and one
+    /// epoch.
+    #[track_caller]
+    pub(crate) fn entries(&self) -> Vec<Stored> {
+        let files = files_below(&self.data.path().join("machines"));
+        let ndjson: Vec<_> =
+            files.iter().filter(|path| path.extension().is_some_and(|e| e == "ndjson")).collect();
+        assert!(ndjson.len() <= 1, "more than one epoch: {ndjson:?}");
+        let Some(path) = ndjson.first() else { return Vec::new() };
+        let bytes = fs::read(path).unwrap();
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let mut entries = entries::parse(&bytes[..whole]);
+        entries.sort_by_key(|entry| entry.seq);
+        entries
+    }
+
+    /// How many lines it stored so far.
+    pub(crate) fn count(&self) -> u64 {
+        let epochs = self.stats()["machines"][0]["epochs"].as_array().cloned().unwrap_or_default();
+        epochs.iter().filter_map(|epoch| epoch["entries"].as_u64()).sum()
+    }
+
+    /// What it says about what it holds.
+    #[track_caller]
+    pub(crate) fn stats(&self) -> Value {
+        let body = get(&self.address, "/stats").expect("the receiver answers");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    /// Fails unless every number from 1 on is there, once, and the chain is whole.
+    #[track_caller]
+    pub(crate) fn assert_whole(&self) {
+        let stats = self.stats();
+        let machines = stats["machines"].as_array().unwrap();
+        assert_eq!(machines.len(), 1, "{stats:#}");
+        assert_eq!(machines[0]["clones"], Value::Array(Vec::new()), "{stats:#}");
+        let epochs = machines[0]["epochs"].as_array().unwrap();
+        assert_eq!(epochs.len(), 1, "{stats:#}");
+        for list in ["gaps", "holes", "breaks"] {
+            assert_eq!(epochs[0][list], Value::Array(Vec::new()), "{stats:#}");
+        }
+        assert_eq!(epochs[0]["conflicts"], 0, "{stats:#}");
+        let numbers: Vec<u64> = self.entries().iter().map(|entry| entry.seq).collect();
+        let expected: Vec<u64> = (1..=numbers.len() as u64).collect();
+        assert_eq!(numbers, expected);
+    }
+
+    /// Its data directory.
+    pub(crate) fn data(&self) -> &Path {
+        self.data.path()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[track_caller]
+fn spawn(data: &Path, listen: &str) -> (Child, String) {
+    try_spawn(data, listen).expect("demo-server starts")
+}
+
+/// Starts it; none when it ends before it listens.
+fn try_spawn(data: &Path, listen: &str) -> Option<(Child, String)> {
+    let mut child = Command::new(binary())
+        .args(["--listen", listen, "--data"])
+        .arg(data)
+        .env("CLAUDE_SIEM_TOKEN", TOKEN)
+        .env("CLAUDE_SIEM_HMAC_SECRET", SECRET)
+        .env("RUST_LOG", "warn")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    match line.trim().strip_prefix("listening on http://") {
+        Some(address) => Some((child, address.to_owned())),
+        None => {
+            drop(child.kill());
+            child.wait().unwrap();
+            None
+        }
+    }
+}
+
+/// The binary beside the agent's; built when it is not there.
+fn binary() -> PathBuf {
+    let agent = Path::new(env!("CARGO_BIN_EXE_ai-agent"));
+    let profile = agent.parent().unwrap();
+    let binary = profile.join(format!("demo-server{}", std::env::consts::EXE_SUFFIX));
+    if !binary.try_exists().unwrap() {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--package", "siem-server", "--target-dir"]);
+        cargo.arg(profile.parent().unwrap());
+        if profile.ends_with("release") {
+            cargo.arg("--release");
+        }
+        let status = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
+        assert!(status.success(), "the receiver can't be built");
+    }
+    binary
+}
+
+/// The body of the answer to a GET; none when there is no answer, or no good one.
+pub(crate) fn get(address: &str, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {TOKEN}\r\n\
+         Connection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    head.starts_with("HTTP/1.1 200 ").then(|| body.to_owned())
+}
+
+/// Waits until it has `done` with all that comes, judged by the entries it holds.
+#[track_caller]
+pub(crate) fn wait_for<T>(
+    receiver: &Receiver,
+    what: &str,
+    mut done: impl FnMut(&[Stored]) -> Option<T>,
+) -> T {
+    let mut known = 0;
+    let mut entries = Vec::new();
+    eventually(what, || {
+        let count = receiver.count();
+        if count == 0 || count != known {
+            entries = receiver.entries();
+            known = entries.len() as u64;
+        }
+        let answer = done(&entries);
+        if answer.is_none() {
+            thread::sleep(Duration::from_millis(20));
+        }
+        answer
+    })
+}

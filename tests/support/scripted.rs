@@ -1,0 +1,380 @@
+//! A receiver by hand: it answers as a script says, and checks every request against the protocol
+//! page, with nothing of the real receiver's code.
+
+use std::{
+    collections::VecDeque,
+    io::{BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use serde_json::json as value;
+use siem_protocol::{BatchHeader, Digest, json};
+
+use super::{
+    SECRET, TOKEN,
+    entries::{self, Stored},
+};
+
+/// What it does with a batch.
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    /// Takes it, and says so.
+    Receipt,
+    /// Answers with this status, these headers and this body, and takes nothing.
+    Status(u16, &'static [(&'static str, &'static str)], &'static str),
+    /// Closes the connection without a word.
+    Close,
+    /// Takes it, and closes the connection without a word.
+    TakeAndClose,
+    /// Waits so long before it takes it.
+    After(Duration),
+}
+
+/// The receiver. Ends when dropped; a request that broke the protocol fails the test then.
+pub(crate) struct Scripted {
+    port: u16,
+    state: Arc<Mutex<State>>,
+    ended: Arc<AtomicBool>,
+}
+
+#[derive(Default)]
+struct State {
+    script: VecDeque<Answer>,
+    config: Option<(Vec<u8>, &'static str)>,
+    taken: Vec<u8>,
+    headers: Vec<BatchHeader>,
+    encodings: Vec<String>,
+    last_seq: u64,
+    chain: Digest,
+    requests: usize,
+    config_requests: usize,
+    config_versions: Vec<String>,
+    wrong: Vec<String>,
+}
+
+impl Scripted {
+    /// A receiver that answers as `script` says, and with receipts after that.
+    pub(crate) fn start(script: impl IntoIterator<Item = Answer>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = State { script: script.into_iter().collect(), ..State::default() };
+        let state = Arc::new(Mutex::new(state));
+        let ended = Arc::new(AtomicBool::new(false));
+        let (shared, end) = (Arc::clone(&state), Arc::clone(&ended));
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                if end.load(Ordering::Relaxed) {
+                    return;
+                }
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || serve(stream.unwrap(), &shared));
+            }
+        });
+        Self { port, state, ended }
+    }
+
+    /// Serves this as the managed configuration, signed with `secret`.
+    pub(crate) fn manages(self, config: &str, secret: &'static str) -> Self {
+        self.state().config = Some((config.as_bytes().to_vec(), secret));
+        self
+    }
+
+    /// What agents are given as the endpoint.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The entries of the batches that it took, in the order in which they came.
+    #[track_caller]
+    pub(crate) fn entries(&self) -> Vec<Stored> {
+        let taken = self.state().taken.clone();
+        entries::parse(&taken)
+    }
+
+    /// The bodies' lines of the batches that it took.
+    pub(crate) fn taken(&self) -> Vec<u8> {
+        self.state().taken.clone()
+    }
+
+    /// The header lines of the batches that it took.
+    pub(crate) fn headers(&self) -> Vec<BatchHeader> {
+        self.state().headers.clone()
+    }
+
+    /// The encodings of the batches that it took.
+    pub(crate) fn encodings(&self) -> Vec<String> {
+        self.state().encodings.clone()
+    }
+
+    /// How many batches came, taken or not.
+    pub(crate) fn requests(&self) -> usize {
+        self.state().requests
+    }
+
+    /// How often the managed configuration was asked for.
+    pub(crate) fn config_requests(&self) -> usize {
+        self.state().config_requests
+    }
+
+    /// Which managed configuration each request said to be in force, in the order in which they
+    /// came.
+    pub(crate) fn config_versions(&self) -> Vec<String> {
+        self.state().config_versions.clone()
+    }
+
+    /// What was wrong with requests so far.
+    pub(crate) fn wrong(&self) -> Vec<String> {
+        self.state().wrong.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        // Wakes the thread that accepts.
+        drop(TcpStream::connect(("127.0.0.1", self.port)));
+        if !thread::panicking() {
+            let wrong = self.wrong();
+            assert!(wrong.is_empty(), "requests broke the protocol: {wrong:#?}");
+        }
+    }
+}
+
+/// A request as it came.
+struct Request {
+    method: String,
+    path: String,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Request {
+    fn header(&self, name: &str) -> &str {
+        let found = self.headers.iter().find(|(known, _)| known == name);
+        found.map_or("", |(_, value)| value)
+    }
+}
+
+fn serve(stream: TcpStream, state: &Mutex<State>) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut writer = stream;
+    while let Some(request) = read_request(&mut reader) {
+        let version = request.header("x-siem-config-version").to_owned();
+        state.lock().unwrap().config_versions.push(version);
+        let (status, headers, body) = match (&*request.method, &*request.path) {
+            ("GET", "/config") => config(&request, &mut state.lock().unwrap()),
+            ("POST", "/ingest") => match ingest(&request, state) {
+                Some((status, headers, body)) => {
+                    let owned = |(name, value): &(&str, &str)| format!("{name}: {value}\r\n");
+                    (status, headers.iter().map(owned).collect(), body.into_bytes())
+                }
+                None => return,
+            },
+            other => {
+                state.lock().unwrap().wrong.push(format!("asked for {other:?}"));
+                (404, String::new(), Vec::new())
+            }
+        };
+        let length = body.len();
+        let head = format!(
+            "HTTP/1.1 {status} Answer\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n{headers}\r\n"
+        );
+        if writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(&body)).is_err() {
+            return;
+        }
+    }
+}
+
+fn read_request(reader: &mut impl std::io::BufRead) -> Option<Request> {
+    let mut line = String::new();
+    if reader.read_line(&mut line).ok()? == 0 {
+        return None;
+    }
+    let mut words = line.split_whitespace().map(str::to_owned);
+    let (method, path) = (words.next()?, words.next()?);
+    let mut headers = Vec::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+    }
+    let mut request = Request { method, path, headers, body: Vec::new() };
+    let length = request.header("content-length").parse().unwrap_or(0);
+    request.body.resize(length, 0);
+    reader.read_exact(&mut request.body).ok()?;
+    Some(request)
+}
+
+fn config(request: &Request, state: &mut State) -> (u16, String, Vec<u8>) {
+    state.config_requests += 1;
+    let Some((body, secret)) = state.config.clone() else {
+        return (404, String::new(), Vec::new());
+    };
+    let nonce = request.header("x-siem-nonce");
+    if nonce.len() != 32 || request.header("authorization") != format!("Bearer {TOKEN}") {
+        state.wrong.push(format!("asked for the configuration with nonce {nonce:?}"));
+    }
+    let signature = siem_protocol::sign_answer(secret.as_bytes(), nonce, &body);
+    (200, format!("ETag: \"1\"\r\nX-Siem-Signature: {signature}\r\n"), body)
+}
+
+type Reply = (u16, &'static [(&'static str, &'static str)], String);
+
+/// Checks a batch and answers; none closes the connection.
+fn ingest(request: &Request, state: &Mutex<State>) -> Option<Reply> {
+    let mut held = state.lock().unwrap();
+    held.requests += 1;
+    let answer = held.script.pop_front().unwrap_or(Answer::Receipt);
+    let batch = match check(request, &held) {
+        Ok(batch) => batch,
+        Err(wrong) => {
+            held.wrong.push(wrong);
+            return Some((400, &[], String::new()));
+        }
+    };
+    let receipt = || value!({ "last_seq": batch.header.last_seq, "accepted": 0 }).to_string();
+    match answer {
+        Answer::Status(status, headers, body) => Some((status, headers, body.to_owned())),
+        Answer::Close => None,
+        Answer::Receipt => {
+            let receipt = receipt();
+            held.take(batch);
+            Some((200, &[], receipt))
+        }
+        Answer::TakeAndClose => {
+            held.take(batch);
+            None
+        }
+        Answer::After(delay) => {
+            drop(held);
+            thread::sleep(delay);
+            let receipt = receipt();
+            state.lock().unwrap().take(batch);
+            Some((200, &[], receipt))
+        }
+    }
+}
+
+/// A batch that keeps to the protocol.
+struct Batch {
+    header: BatchHeader,
+    encoding: String,
+    /// Its lines, each with its newline, and their numbers.
+    lines: Vec<(u64, Vec<u8>)>,
+    /// h(n) of the numbers that it covers, from the first on.
+    chain: Vec<Digest>,
+}
+
+impl State {
+    /// Keeps the lines that are new.
+    fn take(&mut self, batch: Batch) {
+        for (seq, line) in &batch.lines {
+            if *seq > self.last_seq {
+                self.taken.extend_from_slice(line);
+            }
+        }
+        if batch.header.last_seq.unwrap() > self.last_seq {
+            self.last_seq = batch.header.last_seq.unwrap();
+            self.chain = *batch.chain.last().unwrap();
+        }
+        self.encodings.push(batch.encoding);
+        self.headers.push(batch.header);
+    }
+}
+
+/// Holds a request against the protocol, line by line.
+fn check(request: &Request, state: &State) -> Result<Batch, String> {
+    let ensure = |right: bool, what: String| if right { Ok(()) } else { Err(what) };
+    let expect = |name: &str, value: &str| {
+        let found = request.header(name);
+        ensure(found == value, format!("{name} is {found:?}, not {value:?}"))
+    };
+    expect("authorization", &format!("Bearer {TOKEN}"))?;
+    expect("content-type", "application/x-ndjson")?;
+    expect("x-siem-signature", &siem_protocol::sign(SECRET.as_bytes(), &request.body))?;
+    let version = request.header("x-siem-agent-version");
+    ensure(request.header("user-agent") == format!("ai-agent/{version}"), "user agent".into())?;
+
+    let encoding = request.header("content-encoding").to_owned();
+    let mut body = Vec::new();
+    match &*encoding {
+        "zstd" => body = zstd::decode_all(&*request.body).map_err(|error| error.to_string())?,
+        "gzip" => {
+            let read = flate2::bufread::MultiGzDecoder::new(&*request.body).read_to_end(&mut body);
+            read.map_err(|error| error.to_string())?;
+        }
+        "identity" => body.clone_from(&request.body),
+        other => return Err(format!("content encoding {other:?}")),
+    }
+    ensure(body.ends_with(b"\n"), "the body does not end with a newline".into())?;
+    let mut lines = body.split_inclusive(|byte| *byte == b'\n');
+    let header = lines.next().ok_or("the body is empty")?;
+    object(header)?;
+    let header: BatchHeader = serde_json::from_slice(header).map_err(|error| error.to_string())?;
+    let (Some(first), Some(last)) = (header.first_seq, header.last_seq) else {
+        return Err(format!("no range: {header:?}"));
+    };
+    expect("x-siem-batch-id", &format!("{}-{first}-{last}", header.epoch))?;
+    expect("x-siem-os", &header.os)?;
+    expect("x-siem-arch", &header.arch)?;
+    let machine = percent_encoding::percent_decode_str(request.header("x-siem-machine-id"));
+    ensure(machine.decode_utf8_lossy() == header.machine_id, "machine id".into())?;
+    // An answer that was lost may have been a receipt.
+    let known = first <= state.last_seq + 1 && last >= first;
+    ensure(known, format!("{first} to {last} came after {}", state.last_seq))?;
+
+    let chain = header.chain.ok_or("no chain")?;
+    ensure(
+        first != state.last_seq + 1 || chain.before == state.chain,
+        format!("the chain before {first} is another"),
+    )?;
+    let dead = |seq| header.dead_lettered.iter().find(|letter| letter.seq == seq);
+    let (mut hash, mut hashes, mut numbered) = (chain.before, Vec::new(), Vec::new());
+    for seq in first..=last {
+        let digest = match dead(seq) {
+            Some(letter) => letter.line_sha256,
+            None => {
+                let line = lines.next().ok_or(format!("no line for {seq}"))?;
+                let entry = object(line)?;
+                ensure(entry == Some(seq), format!("the line for {seq} says {entry:?}"))?;
+                numbered.push((seq, line.to_vec()));
+                Digest::of(&line[..line.len() - 1])
+            }
+        };
+        hash = hash.chain(digest);
+        hashes.push(hash);
+    }
+    ensure(lines.next().is_none(), "more lines than numbers".into())?;
+    ensure(header.count == numbered.len() as u64, format!("count is {}", header.count))?;
+    ensure(hash == chain.after, format!("the chain after {last} is another"))?;
+    Ok(Batch { header, encoding, lines: numbered, chain: hashes })
+}
+
+/// Holds a line against the whole grammar of JSON, and against a second parser; gives its `seq`.
+fn object(line: &[u8]) -> Result<Option<u64>, String> {
+    #[derive(serde::Deserialize)]
+    struct Numbered {
+        seq: Option<u64>,
+    }
+    let text = std::str::from_utf8(&line[..line.len() - 1]).map_err(|error| error.to_string())?;
+    let show = || text.chars().take(300).collect::<String>();
+    let shape = json::check(text).ok_or_else(|| format!("no JSON: {}", show()))?;
+    if !shape.object || shape.padded {
+        return Err(format!("no object: {}", show()));
+    }
+    let numbered: Numbered =
+        serde_json::from_str(text).map_err(|error| format!("{error}: {}", show()))?;
+    Ok(numbered.seq)
+}
