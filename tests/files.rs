@@ -234,7 +234,7 @@ fn an_unreadable_file_is_reported_and_read_later() {
             return;
         }
     }
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     let agent = agent.start_and_wait();
     let mut scene = Scene { home, receiver, agent };
     scene.wait_for(1);

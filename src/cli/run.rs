@@ -14,7 +14,7 @@ use crate::{
     pipeline::{
         assembly,
         ingest::{Inbox, Report, Until},
-        outbox::Outbox,
+        outbox::{Found, Outbox},
         runner::{Pipeline, new_epoch},
     },
     platform::{Signals, StateLock},
@@ -111,10 +111,30 @@ fn assemble(loaded: &Loaded, context: &Context, state_dir: &Path) -> Result<Pipe
     let stages = assembly::stages(loaded, context).map_err(Failure::usage)?;
     let sinks = assembly::sinks(loaded, context).map_err(Failure::usage)?;
     let names: Vec<String> = sinks.iter().map(|(name, _)| name.clone()).collect();
-    let outbox =
-        Outbox::open(&state_dir.join("outbox.redb"), &names, new_epoch).map_err(Failure::failed)?;
     let (identity, clock) = (context.identity.clone(), Arc::clone(&context.clock));
+    let path = state_dir.join("outbox.redb");
+    let opened = Outbox::open_or_recover(&path, &names, new_epoch, clock.now());
+    let (outbox, found) = opened.map_err(Failure::failed)?;
+    tell(&found, &outbox.epoch(), &inbox);
     Ok(Pipeline { sources, stages, sinks, outbox, inbox, identity, clock })
+}
+
+/// Reports what was found where the outbox should be.
+fn tell(found: &Found, epoch: &str, inbox: &Inbox) {
+    let (previous_epoch, reason) = match found {
+        Found::Whole => return,
+        Found::Nothing { previous_epoch: None } => (&None, "first"),
+        Found::Nothing { previous_epoch } => (previous_epoch, "outbox_missing"),
+        Found::Damaged { moved_to, reason, previous_epoch } => {
+            let moved_to = moved_to.display().to_string();
+            error!(reason, moved_to, "outbox was damaged and moved aside, a new one begins");
+            let data = json!({ "reason": reason, "moved_to": moved_to });
+            inbox.report(Event::warning(event::OUTBOX_QUARANTINED, data));
+            (previous_epoch, "quarantine")
+        }
+    };
+    let data = json!({ "epoch": epoch, "previous_epoch": previous_epoch, "reason": reason });
+    inbox.report(Event::info(event::EPOCH_STARTED, data));
 }
 
 /// Reads everything once, delivers it, and ends.

@@ -25,10 +25,13 @@ use crate::{
         source::{LONGEST_SLEEP, Progress, Source},
     },
     tail::{Chunk, FileKey, GenerationId, Intake},
+    text::causes,
 };
 
 /// How long a failed commit waits before it is tried again.
 const COMMIT_RETRY: Duration = Duration::from_secs(5);
+/// How often the acknowledged offsets are copied.
+const BACK_UP: Duration = Duration::from_secs(60);
 /// How often a full outbox is looked at again.
 const FULL_RETRY: Duration = Duration::from_millis(500);
 
@@ -154,13 +157,10 @@ impl Ingest {
     pub fn run(mut self, until: Until) {
         let started = json!({ "version": env!("CARGO_PKG_VERSION"), "epoch": self.outbox.epoch() });
         self.restore();
-        if self.outbox.end().seq == 1 {
-            let data = json!({ "epoch": self.outbox.epoch(), "reason": "new_outbox" });
-            self.event(Event::info(event::EPOCH_STARTED, data));
-        }
         self.event(Event::info(event::AGENT_STARTED, started));
         let mut last_heartbeat = self.clock.now();
         let mut beat = self.next_beat();
+        let mut last_backup = last_heartbeat;
         loop {
             for event in self.inbox.take_events() {
                 self.event(event);
@@ -169,6 +169,10 @@ impl Ingest {
             if now.since(last_heartbeat) >= beat {
                 (last_heartbeat, beat) = (now, self.next_beat());
                 self.heartbeat();
+            }
+            if now.since(last_backup) >= BACK_UP {
+                last_backup = now;
+                self.back_up();
             }
             self.look_for_room();
             let progress = if self.room.is_full() { None } else { Some(self.read()) };
@@ -195,6 +199,13 @@ impl Ingest {
         self.heartbeat();
         self.event(Event::info(event::AGENT_STOPPED, json!({})));
         self.commit();
+    }
+
+    /// Copies the acknowledged offsets, so that a lost store costs little.
+    fn back_up(&self) {
+        if let Err(failure) = self.outbox.back_up() {
+            warn!(cause = causes(&failure), "acknowledged offsets could not be copied");
+        }
     }
 
     /// Stops reading, or goes on, as outbox and disk have room, and reports it.
@@ -254,7 +265,7 @@ impl Ingest {
                 true
             }
             Err(failure) => {
-                let cause = crate::text::causes(&failure);
+                let cause = causes(&failure);
                 error!(cause, "entries could not be stored, and will be read again");
                 self.stages.judge.rollback();
                 self.restore();
@@ -281,7 +292,7 @@ impl Ingest {
                 match self.outbox.checkpoints(name, |rows| source.restore(rows)) {
                     Ok(()) => break,
                     Err(failure) => {
-                        let cause = crate::text::causes(&failure);
+                        let cause = causes(&failure);
                         error!(cause, "checkpoints could not be read");
                         if self.inbox.is_stopped() {
                             break;
@@ -361,7 +372,7 @@ impl Intake for GroupIntake<'_> {
         match self.outbox.checkpoint(self.instance, generation) {
             Ok(row) => row,
             Err(failure) => {
-                warn!(cause = crate::text::causes(&failure), "a checkpoint could not be read");
+                warn!(cause = causes(&failure), "a checkpoint could not be read");
                 None
             }
         }

@@ -18,6 +18,7 @@ use crate::{
     frame::Codec,
     platform::Clock,
     stages::{Named, sink::Sink, source::Source},
+    text::causes,
 };
 
 /// How long reading may take to end.
@@ -46,6 +47,7 @@ pub struct Pipeline {
 /// A pipeline that runs.
 pub struct Running {
     inbox: Arc<Inbox>,
+    outbox: Arc<Outbox>,
     reading: JoinHandle<()>,
     ending: watch::Sender<Ending>,
     sinks: Vec<(String, watch::Receiver<Progress>)>,
@@ -93,7 +95,7 @@ impl Pipeline {
             sources: self.sources,
             stages: self.stages,
             filling,
-            outbox,
+            outbox: Arc::clone(&outbox),
             room: Room::new(settings.outbox.max_bytes),
             inbox: Arc::clone(&self.inbox),
             clock: self.clock,
@@ -115,7 +117,7 @@ impl Pipeline {
                 Err(error) => tracing::error!(%error, "reading could not be started"),
             }
         });
-        Running { inbox: self.inbox, reading, ending, sinks }
+        Running { inbox: self.inbox, outbox, reading, ending, sinks }
     }
 }
 
@@ -152,6 +154,7 @@ impl Running {
         if tokio::time::timeout(DELIVERY_ENDS, drained).await.is_err() {
             tracing::info!("not everything was delivered: the rest stays in the outbox");
         }
+        self.back_up().await;
     }
 
     /// Delivers everything that was read, and gives up when a sink does not get on for
@@ -179,6 +182,16 @@ impl Running {
                 }
             }
         }
+        self.back_up().await;
         Ok(delivered)
+    }
+
+    /// Copies the acknowledged offsets once more: the next start may find the store damaged.
+    async fn back_up(self) {
+        let outbox = self.outbox;
+        let copied = tokio::task::spawn_blocking(move || outbox.back_up()).await;
+        if let Ok(Err(failure)) = copied {
+            tracing::warn!(cause = causes(&failure), "acknowledged offsets could not be copied");
+        }
     }
 }

@@ -1,2 +1,56 @@
-//! Everyday work.
-fn main() {}
+//! The everyday commands of this workspace: `cargo xtask demo` and `cargo xtask test`.
+#![expect(clippy::print_stdout, reason = "what it has to say is for whoever called it")]
+
+mod demo;
+mod sh;
+mod shared;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Shows, checks and builds this workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the agent and a receiver on this machine's sessions, or on samples.
+    Demo(demo::Arguments),
+    /// Runs every check, as CI does.
+    Test(test::Arguments),
+}
+
+/// Why a command failed, in words.
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Demo(demo) => demo.run(),
+        Command::Test(test) => test.run(),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -4,6 +4,8 @@
 //! stored in one transaction, synced; nothing leaves before every sink has acknowledged it.
 //! Nothing outside this module knows redb.
 
+mod backup;
+mod recover;
 mod renumber;
 #[cfg(test)]
 mod tests;
@@ -17,6 +19,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
 };
 
+use backup::Backup;
+pub use recover::Found;
 use redb::{
     Builder, Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition,
     WriteTransaction,
@@ -58,7 +62,11 @@ pub struct Outbox {
     database: RwLock<Option<Database>>,
     opener: Opener,
     path: PathBuf,
+    sinks: Vec<String>,
+    /// Whether the store was there before.
+    was_found: bool,
     state: Mutex<State>,
+    backup: Mutex<Backup>,
     head: watch::Sender<Head>,
 }
 
@@ -205,7 +213,10 @@ impl Outbox {
         new_epoch: impl FnOnce() -> String,
     ) -> Result<Self, OutboxError> {
         let file = path.to_owned();
-        let opener = move || Builder::new().set_cache_size(CACHE).create(&file);
+        // Without the check, redb trusts a file that was closed in order, and panics on damage.
+        let opener = move || {
+            Builder::new().set_cache_size(CACHE).set_check_integrity_on_open(true).create(&file)
+        };
         Self::open_with(path, Box::new(opener), sinks, new_epoch)
     }
 
@@ -226,13 +237,18 @@ impl Outbox {
             totals: Totals::default(),
             renumbered_at: Timestamp::default(),
         };
-        let outbox = Self {
+        let mut outbox = Self {
             database: RwLock::new(None),
             opener,
             path: path.to_owned(),
+            sinks: sinks.to_vec(),
+            was_found: false,
             state: Mutex::new(state),
+            backup: Mutex::new(Backup::beside(path)),
             head: watch::Sender::default(),
         };
+        let was_found = outbox.reopen(&mut outbox.state())?;
+        outbox.was_found = was_found;
         outbox.write("open", |transaction, state| {
             // Opening a table makes it: readers may rely on all of them.
             transaction.open_table(VALUES)?;
@@ -311,7 +327,55 @@ impl Outbox {
             }
             state.totals = group.totals.clone();
             Ok(Ok(()))
-        })
+        })?;
+        self.backup().note(group.checkpoints.keys());
+        Ok(())
+    }
+
+    /// Copies the offsets to `checkpoints.bak`, if everything is acknowledged and any has changed.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read or the copy cannot be written; the next call
+    /// tries again.
+    pub fn back_up(&self) -> Result<(), OutboxError> {
+        let mut backup = self.backup();
+        if !backup.is_due() {
+            return Ok(());
+        }
+        let written = self.read("read", |transaction| {
+            // All of one moment: the offsets, and that they are acknowledged.
+            let state = transaction.open_table(META)?.get(STATE)?;
+            let Some(state) = state.and_then(|row| from_json::<State>(row.value())) else {
+                return Ok(Ok(()));
+            };
+            for row in transaction.open_table(CURSORS)?.iter()? {
+                let cursor = from_json::<Cursor>(row?.1.value());
+                if cursor.is_none_or(|cursor| cursor.acknowledged.seq + 1 < state.next_seq) {
+                    return Ok(Ok(()));
+                }
+            }
+            let checkpoints = transaction.open_table(CHECKPOINTS)?;
+            if backup.wants_all() {
+                let rows = checkpoints.iter()?.map_while(Result::ok).map(|(key, row)| {
+                    let (source, generation) = key.value();
+                    let key = (source.to_owned(), GenerationId(generation.to_owned()));
+                    (key, row.value().to_vec())
+                });
+                return Ok(backup.write(&state.epoch, rows));
+            }
+            let changed: Vec<_> = backup.changed().cloned().collect();
+            let rows = changed.into_iter().map(|key| {
+                let row = checkpoints.get((key.0.as_str(), key.1.0.as_str()));
+                let row = row.ok().flatten().map(|row| row.value().to_vec());
+                (key, row)
+            });
+            Ok(backup.append(rows))
+        })?;
+        written.map_err(|source| self.store("copy the offsets of", source.into()))
+    }
+
+    fn backup(&self) -> MutexGuard<'_, Backup> {
+        self.backup.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How far `sink` is.
@@ -526,10 +590,12 @@ impl Outbox {
 
     /// Opens the store and takes its state: after an error nobody knows whether the transaction
     /// that failed is in it.
-    fn reopen(&self, current: &mut State) -> Result<(), OutboxError> {
+    ///
+    /// Says whether there was a state: a store that was never written has none.
+    fn reopen(&self, current: &mut State) -> Result<bool, OutboxError> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if database.is_some() {
-            return Ok(());
+            return Ok(true);
         }
         let open = || {
             let opened = (self.opener)()?;
@@ -543,12 +609,13 @@ impl Outbox {
         };
         let opened: Result<_, redb::Error> = open();
         let (opened, row) = opened.map_err(|source| self.store("open", source))?;
+        let was_found = row.is_some();
         if let Some(row) = row {
             let state = self.state_of(&row)?;
             self.replace(current, state);
         }
         *database = Some(opened);
-        Ok(())
+        Ok(was_found)
     }
 
     /// Reads the state, its schema first: a newer one may hold anything else.

@@ -89,6 +89,7 @@ impl Outbox {
             outcome = Renumbered::Begun { previous, epoch: new, entries: state.next_seq - 1 };
             Ok(Ok(()))
         })?;
+        self.backup().forget();
         Ok(outcome)
     }
 }

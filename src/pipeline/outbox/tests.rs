@@ -388,3 +388,106 @@ fn goes_on_after_an_error_of_the_disk() {
     let frames = all(&outbox, 1);
     assert_eq!(frames.iter().map(|frame| frame.head.count).sum::<u64>(), end);
 }
+
+/// Damages a store, and says what a new one in its place has to say.
+fn recover(damage: impl FnOnce(&Path)) -> (Outbox, Found, tempfile::TempDir) {
+    let Store { outbox, folder } = store();
+    let key = ("claude-sessions".to_owned(), GenerationId("a".into()));
+    let mut acknowledged = group(&outbox, 3);
+    acknowledged.checkpoints.insert(key.clone(), Some(b"acknowledged".to_vec()));
+    outbox.commit(&acknowledged).unwrap();
+    outbox.back_up().unwrap();
+    outbox.acknowledge("siem", "epoch-1", point(&acknowledged)).unwrap();
+    outbox.back_up().unwrap();
+    let mut waiting = group(&outbox, 3);
+    waiting.checkpoints.insert(key, Some(b"waiting".to_vec()));
+    outbox.commit(&waiting).unwrap();
+    outbox.back_up().unwrap();
+    drop(outbox);
+    let path = folder.path().join("outbox.redb");
+    damage(&path);
+    let new_epoch = || "epoch-2".to_owned();
+    let now = Timestamp(7);
+    let (outbox, found) = Outbox::open_or_recover(&path, &names(&SINKS), new_epoch, now).unwrap();
+    (outbox, found, folder)
+}
+
+fn row(outbox: &Outbox) -> Option<Vec<u8>> {
+    outbox.checkpoint("claude-sessions", &GenerationId("a".into())).unwrap()
+}
+
+#[test]
+fn a_whole_store_is_taken_as_it_is() {
+    let (outbox, found, _folder) = recover(|_| ());
+    assert!(matches!(found, Found::Whole), "{found:?}");
+    assert_eq!((outbox.epoch(), row(&outbox)), ("epoch-1".into(), Some(b"waiting".to_vec())));
+}
+
+/// A damaged store was deleted by hand, and every file was read from its beginning; or it was
+/// opened as it was, and the agent went down with it at each start.
+#[test]
+fn a_damaged_store_is_moved_aside_and_files_go_on_where_they_were_acknowledged() {
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 4] = [
+        ("garbage", |bytes| *bytes = b"this is no store".to_vec()),
+        ("truncated", |bytes| bytes.truncate(bytes.len() / 2)),
+        ("overwritten head", |bytes| bytes[..512].fill(0x55)),
+        ("overwritten end", |bytes| {
+            let end = bytes.len() - 8192;
+            bytes[end..].fill(0x55);
+        }),
+    ];
+    for (name, damage) in damages {
+        let mut damaged = Vec::new();
+        let (outbox, found, folder) = recover(|path| {
+            damaged = std::fs::read(path).unwrap();
+            damage(&mut damaged);
+            std::fs::write(path, &damaged).unwrap();
+        });
+        let Found::Damaged { moved_to, previous_epoch, .. } = found else {
+            panic!("{name}: {found:?}")
+        };
+        assert_eq!(previous_epoch.as_deref(), Some("epoch-1"), "{name}");
+        assert_eq!(std::fs::read(&moved_to).unwrap(), damaged, "{name}");
+        assert_eq!(moved_to, folder.path().join("outbox.redb.damaged-7"), "{name}");
+        assert_eq!(outbox.end().seq, 1, "{name}");
+        assert_eq!(row(&outbox).as_deref(), Some(b"acknowledged".as_slice()), "{name}");
+        let cursor = outbox.cursor("siem").unwrap();
+        assert_eq!(cursor.epoch, "epoch-2", "{name}");
+        assert_eq!(cursor.previous_epoch.as_deref(), Some("epoch-1"), "{name}");
+    }
+}
+
+#[test]
+fn a_directory_in_the_stores_place_is_moved_aside() {
+    let (outbox, found, _folder) = recover(|path| {
+        std::fs::remove_file(path).unwrap();
+        std::fs::create_dir(path).unwrap();
+        std::fs::write(path.join("precious"), "x").unwrap();
+    });
+    let Found::Damaged { moved_to, .. } = found else { panic!("{found:?}") };
+    assert_eq!(std::fs::read(moved_to.join("precious")).unwrap(), b"x");
+    assert_eq!(row(&outbox).as_deref(), Some(b"acknowledged".as_slice()));
+}
+
+#[test]
+fn a_store_that_is_gone_or_empty_begins_anew_where_files_were_acknowledged() {
+    type Damage = fn(&Path);
+    let damages: [Damage; 2] =
+        [|path| std::fs::remove_file(path).unwrap(), |path| std::fs::write(path, "").unwrap()];
+    for damage in damages {
+        let (outbox, found, _folder) = recover(damage);
+        let Found::Nothing { previous_epoch } = found else { panic!("{found:?}") };
+        assert_eq!(previous_epoch.as_deref(), Some("epoch-1"));
+        assert_eq!(row(&outbox).as_deref(), Some(b"acknowledged".as_slice()));
+    }
+}
+
+#[test]
+fn the_first_store_has_nothing_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outbox.redb");
+    let new_epoch = || "epoch-1".to_owned();
+    let opened = Outbox::open_or_recover(&path, &names(&SINKS), new_epoch, Timestamp(1)).unwrap();
+    assert!(matches!(opened.1, Found::Nothing { previous_epoch: None }));
+}

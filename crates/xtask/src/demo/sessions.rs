@@ -1,0 +1,206 @@
+//! The sessions that a demo reads: this machine's own, or samples.
+
+use std::{
+    env, fmt, fs,
+    fs::File,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use crate::{Failure, sh};
+
+/// Where Claude Code keeps its sessions below a home.
+const PROJECTS: &str = ".claude/projects";
+/// The samples' project.
+const PROJECT: &str = "-home-dev-shop";
+
+/// What is read.
+pub(super) enum Sessions {
+    /// What lies below this directory.
+    Below(PathBuf),
+    /// Copies of the samples, in the home of the demo's agent.
+    Samples(PathBuf),
+}
+
+impl Sessions {
+    /// The directory asked for, else this machine's sessions, else samples in `home`.
+    pub(super) fn choose(asked: Option<&Path>, home: &Path) -> Result<Self, Failure> {
+        if let Some(root) = asked {
+            let wrong = |error| format!("cannot read sessions from `{}`: {error}", root.display());
+            let root = root.canonicalize().map_err(wrong)?;
+            fs::read_dir(&root).map_err(wrong)?;
+            return Ok(Self::Below(root));
+        }
+        if let Some(root) = own_roots().into_iter().find(|root| holds_sessions(root)) {
+            return Ok(Self::Below(root));
+        }
+        let projects = home.join(PROJECTS);
+        copy(&sh::workspace().join("samples/projects"), &projects)
+            .map_err(|error| format!("cannot copy the samples: {error}"))?;
+        Ok(Self::Samples(projects))
+    }
+
+    /// The directory to name to an agent that has no sessions in its home.
+    pub(super) fn root(&self) -> Option<&Path> {
+        match self {
+            Self::Below(root) => Some(root),
+            Self::Samples(_) => None,
+        }
+    }
+
+    /// What makes samples live.
+    pub(super) fn player(&self) -> Option<Player> {
+        match self {
+            Self::Below(_) => None,
+            Self::Samples(projects) => Some(Player::new(projects.join(PROJECT))),
+        }
+    }
+}
+
+impl fmt::Display for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Below(root) => write!(f, "{}", root.display()),
+            Self::Samples(_) => f.write_str("samples: there are no sessions in ~/.claude/projects"),
+        }
+    }
+}
+
+/// Where this user's sessions may be.
+fn own_roots() -> Vec<PathBuf> {
+    let given = |name| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let moved = given("CLAUDE_CONFIG_DIR").map(|directory| directory.join("projects"));
+    let usual = env::home_dir().map(|home| home.join(PROJECTS));
+    moved.into_iter().chain(usual).collect()
+}
+
+/// Whether there is a session at any depth.
+fn holds_sessions(directory: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(directory) else { return false };
+    entries.flatten().any(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => holds_sessions(&entry.path()),
+        Ok(_) => entry.path().extension().is_some_and(|extension| extension == "jsonl"),
+        Err(_) => false,
+    })
+}
+
+/// Copies a tree; files that are there already stay as they are.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else if !target.try_exists()? {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes sessions as Claude Code would, a line at a time: those of the samples over again, each
+/// time in a file of its own.
+pub(super) struct Player {
+    directory: PathBuf,
+    lines: Vec<Vec<u8>>,
+    next: usize,
+    session: Option<File>,
+}
+
+impl Player {
+    fn new(directory: PathBuf) -> Self {
+        Self { directory, lines: Vec::new(), next: 0, session: None }
+    }
+
+    /// Appends the next line.
+    pub(super) fn play(&mut self) -> io::Result<()> {
+        let Some(line) = self.lines.get(self.next) else { return self.begin() };
+        if let Some(session) = &mut self.session {
+            session.write_all(line)?;
+        }
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Begins a new session.
+    fn begin(&mut self) -> io::Result<()> {
+        if self.lines.is_empty() {
+            self.lines = lines(&self.directory)?;
+        }
+        self.next = 0;
+        for number in 1.. {
+            let name = format!("{number:08x}-0000-4000-8000-000000000000.jsonl");
+            match File::create_new(self.directory.join(name)) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                opened => {
+                    self.session = Some(opened?);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The lines of the longest session, with their endings.
+fn lines(directory: &Path) -> io::Result<Vec<Vec<u8>>> {
+    let mut longest = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "jsonl") {
+            let session = fs::read(path)?;
+            if session.len() > longest.len() {
+                longest = session;
+            }
+        }
+    }
+    Ok(longest.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = env::temp_dir().join(format!("xtask-{}-{name}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn plays_a_session_line_by_line_and_then_another() {
+        let folder = folder("play");
+        fs::write(folder.join("a.jsonl"), "{\"n\":1}\n{\"n\":2}\n").unwrap();
+        let mut player = Player::new(folder.clone());
+        for _ in 0..5 {
+            player.play().unwrap();
+        }
+        let read = |number| {
+            let name = format!("0000000{number}-0000-4000-8000-000000000000.jsonl");
+            fs::read_to_string(folder.join(name)).unwrap()
+        };
+        assert_eq!(read(1), "{\"n\":1}\n{\"n\":2}\n");
+        assert_eq!(read(2), "{\"n\":1}\n");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn samples_are_copied_at_any_depth_and_never_over_what_is_there() {
+        let folder = folder("copy");
+        copy(&sh::workspace().join("samples/projects"), &folder).unwrap();
+        assert!(holds_sessions(&folder));
+        let odd = folder.join(PROJECT).join("odd.jsonl");
+        fs::write(&odd, "grown").unwrap();
+        copy(&sh::workspace().join("samples/projects"), &folder).unwrap();
+        assert_eq!(fs::read_to_string(odd).unwrap(), "grown");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_named() {
+        let asked = Path::new("/nowhere/at-all");
+        let error = Sessions::choose(Some(asked), asked).err().unwrap().to_string();
+        assert!(error.starts_with("cannot read sessions from `/nowhere/at-all`: "), "{error}");
+    }
+}

@@ -1,0 +1,156 @@
+//! Other programs: where they are, and how they are called.
+
+use std::{
+    env,
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use serde::Deserialize;
+
+use crate::Failure;
+
+/// The directory of the workspace that this was called in.
+pub(crate) fn workspace() -> PathBuf {
+    // Said at run time too, because the binary may have been built in another clone.
+    let package = env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    package.ancestors().nth(2).map_or_else(|| package.clone(), Path::to_owned)
+}
+
+/// The cargo that called this, in the workspace.
+pub(crate) fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(workspace()).args(arguments);
+    // These speak of this crate, and are not for the crates that cargo builds next.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
+/// Whether a command can be run and succeeds. What it prints is not shown.
+pub(crate) fn works(command: &mut Command) -> bool {
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    quiet.status().is_ok_and(|status| status.success())
+}
+
+/// Whether cargo has a subcommand.
+pub(crate) fn has_subcommand(name: &str) -> bool {
+    works(&mut cargo([name, "--version"]))
+}
+
+/// Whether a program is there and runs.
+pub(crate) fn has_program(name: &str) -> bool {
+    works(Command::new(name).arg("--version"))
+}
+
+/// Installs packages of the system, where that is possible without asking anybody.
+pub(crate) fn apt_install(packages: &[&str]) -> bool {
+    if !is_root() || !works(Command::new("apt-get").arg("--version")) {
+        return false;
+    }
+    println!("installing {}", packages.join(", "));
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(arguments);
+        works(&mut command)
+    };
+    let install = [&["install", "--yes", "--no-install-recommends"], packages].concat();
+    apt(&install) || (apt(&["update"]) && apt(&install))
+}
+
+#[cfg(unix)]
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[cfg(not(unix))]
+fn is_root() -> bool {
+    false
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_directory() -> Result<PathBuf, Failure> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        target_directory: PathBuf,
+    }
+    let output = cargo(["metadata", "--no-deps", "--format-version", "1"])
+        .stderr(Stdio::inherit())
+        .output()?;
+    if !output.status.success() {
+        return Err("cargo metadata failed".into());
+    }
+    Ok(serde_json::from_slice::<Metadata>(&output.stdout)?.target_directory)
+}
+
+/// Builds binaries of the workspace, and says where they are, in the order of their names given.
+pub(crate) fn build<const N: usize>(
+    packages: [&str; N],
+    binaries: [&str; N],
+    release: bool,
+) -> Result<[PathBuf; N], Failure> {
+    let mut command = cargo(["build", "--message-format=json-render-diagnostics"]);
+    for (package, binary) in packages.iter().zip(binaries) {
+        command.args(["--package", package, "--bin", binary]);
+    }
+    if release {
+        command.arg("--release");
+    }
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err("the build failed".into());
+    }
+    let mut paths = binaries.map(|_| PathBuf::new());
+    for (name, path) in executables(&output.stdout) {
+        if let Some(index) = binaries.iter().position(|binary| *binary == name) {
+            paths[index] = path;
+        }
+    }
+    match binaries.iter().zip(&paths).find(|(_, path)| path.as_os_str().is_empty()) {
+        Some((missing, _)) => Err(format!("cargo built no `{missing}`").into()),
+        None => Ok(paths),
+    }
+}
+
+/// The executables in cargo's messages.
+fn executables(messages: &[u8]) -> Vec<(String, PathBuf)> {
+    #[derive(Deserialize)]
+    struct Message {
+        target: Option<Target>,
+        executable: Option<PathBuf>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+    }
+    let lines = messages.split(|byte| *byte == b'\n');
+    let messages = lines.filter_map(|line| serde_json::from_slice::<Message>(line).ok());
+    messages.filter_map(|message| Some((message.target?.name, message.executable?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_executables_among_the_messages_of_cargo() {
+        let messages = br#"{"reason":"compiler-artifact","target":{"name":"lib"},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"ai-agent"},"executable":"/t/debug/ai-agent"}
+{"reason":"build-finished","success":true}
+"#;
+        let found = executables(messages);
+        assert_eq!(found, [("ai-agent".to_owned(), PathBuf::from("/t/debug/ai-agent"))]);
+    }
+
+    #[test]
+    fn the_workspace_is_where_the_lock_file_is() {
+        assert!(workspace().join("Cargo.lock").is_file());
+    }
+}

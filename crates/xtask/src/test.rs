@@ -1,0 +1,239 @@
+//! `cargo xtask test`: every check, with one command.
+
+use std::{
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+
+use crate::{Failure, sh, shared};
+
+/// Runs every check, as CI does.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Also runs the tests that take long: those marked as ignored.
+    #[arg(long)]
+    full: bool,
+}
+
+/// A check and how it ended.
+struct Step {
+    name: &'static str,
+    outcome: Outcome,
+    took: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It passed; with a remark, where there is one to make.
+    Ok(Option<String>),
+    /// It could not be made here.
+    Skipped(String),
+    /// It failed.
+    Failed(String),
+    /// Another one had failed before.
+    NotRun,
+}
+
+/// A check: says how it ended.
+type Check = Box<dyn FnOnce() -> Outcome>;
+
+impl Arguments {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let began = Instant::now();
+        let full = self.full;
+        // Those that end within seconds come first, and one of them may fail without ending all.
+        let quick: [(&'static str, Check); 3] = [
+            ("format", Box::new(|| subcommand("fmt", &["--all", "--check"]))),
+            ("dependencies", Box::new(dependencies)),
+            ("real client", Box::new(real_client)),
+        ];
+        let slow: [(&'static str, Check); 4] = [
+            ("lints", Box::new(lints)),
+            ("tests", Box::new(move || tests(full))),
+            (
+                "examples in docs",
+                Box::new(|| run(&mut sh::cargo(["test", "--doc", "--workspace"]))),
+            ),
+            ("docs", Box::new(docs)),
+        ];
+        let mut steps = Vec::new();
+        for (name, check) in quick {
+            steps.push(step(name, check));
+        }
+        for (name, check) in slow {
+            let stopped = steps
+                .iter()
+                .any(|step| matches!(step.outcome, Outcome::Failed(_)) && step.name != "format");
+            let check = if stopped { Box::new(|| Outcome::NotRun) as Check } else { check };
+            steps.push(step(name, check));
+        }
+        println!("\n{}", table(&steps));
+        let failed = steps.iter().any(|step| matches!(step.outcome, Outcome::Failed(_)));
+        let word = if failed { "failed" } else { "passed" };
+        println!("{word}, {:.1} s in all", began.elapsed().as_secs_f64());
+        Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+}
+
+fn step(name: &'static str, check: Check) -> Step {
+    println!("── {name}");
+    let began = Instant::now();
+    let outcome = check();
+    let step = Step { name, outcome, took: began.elapsed() };
+    println!("── {}\n", row(&step));
+    step
+}
+
+/// One line for each step.
+fn table(steps: &[Step]) -> String {
+    steps.iter().map(|step| row(step) + "\n").collect()
+}
+
+fn row(step: &Step) -> String {
+    let outcome = match &step.outcome {
+        Outcome::Ok(None) => "ok".to_owned(),
+        Outcome::Ok(Some(remark)) => format!("ok ({remark})"),
+        Outcome::Skipped(why) => format!("skipped: {why}"),
+        Outcome::Failed(why) => format!("FAILED: {why}"),
+        Outcome::NotRun => "not run: a step before it failed".to_owned(),
+    };
+    format!("{:<17} {:>7.1} s  {outcome}", step.name, step.took.as_secs_f64())
+}
+
+fn run(command: &mut Command) -> Outcome {
+    match command.status() {
+        Ok(status) if status.success() => Outcome::Ok(None),
+        Ok(status) => Outcome::Failed(status.to_string()),
+        Err(error) => Outcome::Failed(error.to_string()),
+    }
+}
+
+/// What a missing tool means: in CI a failure.
+fn missing(what: &str) -> Outcome {
+    missing_where(what, shared::in_ci())
+}
+
+fn missing_where(what: &str, in_ci: bool) -> Outcome {
+    if in_ci { Outcome::Failed(what.to_owned()) } else { Outcome::Skipped(what.to_owned()) }
+}
+
+/// Runs a subcommand of cargo that not every installation has.
+fn subcommand(name: &str, arguments: &[&str]) -> Outcome {
+    if !sh::has_subcommand(name) {
+        return missing(&format!("cargo {name} is not installed"));
+    }
+    run(sh::cargo([name]).args(arguments))
+}
+
+fn dependencies() -> Outcome {
+    if !sh::has_subcommand("deny") {
+        return Outcome::Skipped("cargo-deny is not installed".to_owned());
+    }
+    run(&mut sh::cargo([
+        "deny",
+        "--workspace",
+        "check",
+        "--hide-inclusion-graph",
+        "bans",
+        "licenses",
+        "sources",
+    ]))
+}
+
+fn lints() -> Outcome {
+    subcommand("clippy", &["--workspace", "--all-targets", "--", "-D", "warnings"])
+}
+
+fn tests(full: bool) -> Outcome {
+    let nextest = sh::has_subcommand("nextest");
+    let mut command = if nextest {
+        sh::cargo(["nextest", "run", "--workspace"])
+    } else {
+        sh::cargo(["test", "--workspace", "--lib", "--bins", "--tests"])
+    };
+    if full {
+        let all: &[_] =
+            if nextest { &["--run-ignored", "all"] } else { &["--", "--include-ignored"] };
+        command.args(all);
+    }
+    let shared = shared::find();
+    if let Ok(shared) = &shared {
+        command.env(shared::VARIABLE, shared);
+    }
+    let mut remarks = Vec::new();
+    if !nextest {
+        remarks.push("by cargo test: cargo-nextest is not installed".to_owned());
+    }
+    if let Err(why) = shared {
+        remarks.push(format!("without real sessions: {why}"));
+    }
+    match run(&mut command) {
+        Outcome::Ok(_) if !remarks.is_empty() => Outcome::Ok(Some(remarks.join("; "))),
+        outcome => outcome,
+    }
+}
+
+fn docs() -> Outcome {
+    let mut command = sh::cargo(["doc", "--no-deps", "--workspace"]);
+    run(command.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Sees to what the tests named `real_client` need. They run with all others.
+fn real_client() -> Outcome {
+    if !cfg!(target_os = "linux") {
+        return Outcome::Skipped("the client is run on Linux only".to_owned());
+    }
+    match shared::find() {
+        Err(why) => return Outcome::Skipped(why),
+        Ok(shared) if !shared.join("realclient/run.sh").is_file() => {
+            return Outcome::Skipped(format!("no realclient in `{}`", shared.display()));
+        }
+        Ok(_) => {}
+    }
+    let needed = ["npm", "python3"];
+    let lacking = || needed.into_iter().filter(|name| !sh::has_program(name)).collect::<Vec<_>>();
+    let before = lacking();
+    if !before.is_empty() && sh::apt_install(&before) {
+        println!("installed {}", before.join(", "));
+    }
+    match lacking().as_slice() {
+        [] => Outcome::Ok(Some("npm and python3 are there, the tests run below".to_owned())),
+        lacking => missing(&format!("{} not installed", lacking.join(" and "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_says_how_each_step_ended() {
+        let step = |name, outcome| Step { name, outcome, took: Duration::from_millis(1250) };
+        let steps = [
+            step("format", Outcome::Ok(None)),
+            step("dependencies", Outcome::Skipped("cargo-deny is not installed".into())),
+            step("tests", Outcome::Failed("exit status: 100".into())),
+            step("docs", Outcome::NotRun),
+        ];
+        let expected = "\
+format                1.2 s  ok
+dependencies          1.2 s  skipped: cargo-deny is not installed
+tests                 1.2 s  FAILED: exit status: 100
+docs                  1.2 s  not run: a step before it failed
+";
+        assert_eq!(table(&steps), expected);
+    }
+
+    #[test]
+    fn a_missing_tool_is_a_failure_in_ci_only() {
+        assert_eq!(missing_where("npm", true), Outcome::Failed("npm".into()));
+        assert_eq!(missing_where("npm", false), Outcome::Skipped("npm".into()));
+    }
+
+    #[test]
+    fn a_command_that_is_not_there_fails_its_step() {
+        assert!(matches!(run(&mut Command::new("/nowhere/at-all")), Outcome::Failed(_)));
+    }
+}

@@ -1,0 +1,105 @@
+//! The binary with the filter in a pipeline, as an admin would roll it out.
+#![expect(clippy::unwrap_used, reason = "a test that can't be set up may panic")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+const KEPT: &str = r#"{"type":"user","uuid":"0b8f3f0e-0001-4000-8000-000000000001"}"#;
+const SKIPPED: &str = r#"{"type":"user","uuid":"0b8f3f0e-0002-4000-8000-000000000002"}"#;
+
+/// A home with a session in two projects, one of them with a sub-agent's.
+struct Home(PathBuf);
+
+impl Home {
+    fn new(name: &str) -> Self {
+        let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        // What an earlier run left.
+        drop(fs::remove_dir_all(&home));
+        let home = Self(home);
+        home.write(".claude/projects/-home-dev-shop/a.jsonl", &format!("{KEPT}\n"));
+        home.write(".claude/projects/-home-dev-diary/b.jsonl", &format!("{SKIPPED}\n"));
+        let agent = ".claude/projects/-home-dev-diary/b/subagents/agent-1.jsonl";
+        home.write(agent, &format!("{SKIPPED}\n"));
+        home
+    }
+
+    fn write(&self, path: &str, text: &str) -> PathBuf {
+        let path = self.0.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn out(&self) -> PathBuf {
+        self.0.join("out.ndjson")
+    }
+
+    /// Runs the binary with nothing of this machine's configuration.
+    fn run(&self, arguments: &[&str]) -> Output {
+        let config = self.write(
+            "config.toml",
+            &format!(
+                r#"
+                [agent]
+                state_dir = '{state}'
+                [pipeline]
+                filters = ["diary"]
+                sinks = ["out"]
+                [filter.diary]
+                type = "skip-project"
+                projects = ["-home-dev-diary"]
+                [sink.out]
+                type = "file"
+                path = '{out}'
+                "#,
+                state = self.0.join("state").display(),
+                out = self.out().display(),
+            ),
+        );
+        let mut command = Command::new(env!("CARGO_BIN_EXE_custom-filter"));
+        command.args(arguments).arg("--config").arg(config).current_dir(&self.0);
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            let of_agent = ["CLAUDE_", "XDG_", "RUST_LOG"];
+            if of_agent.iter().any(|prefix| text.starts_with(prefix)) {
+                command.env_remove(&name);
+            }
+        }
+        command.env("HOME", &self.0).env("USERPROFILE", &self.0).output().unwrap()
+    }
+}
+
+fn stdout(output: &Output) -> String {
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{log}", output.status);
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn a_dry_run_names_the_filter_that_decided() {
+    let lines = stdout(&Home::new("dry-run").run(&["run", "--test", "--json"]));
+    let dropped = |line: &&str| {
+        line.contains(r#""stage":"diary""#) && line.contains(r#""reason":"skipped_project""#)
+    };
+    assert_eq!(lines.lines().filter(dropped).count(), 2, "{lines}");
+    assert_eq!(lines.matches(r#""verdict":"keep""#).count(), 1, "{lines}");
+}
+
+#[test]
+fn what_the_filter_keeps_arrives() {
+    let home = Home::new("once");
+    stdout(&home.run(&["run", "--once"]));
+    let arrived = fs::read_to_string(home.out()).unwrap();
+    assert_eq!(arrived.matches(KEPT).count(), 1, "{arrived}");
+    assert!(!arrived.contains(SKIPPED), "{arrived}");
+}
+
+#[test]
+fn the_binary_lists_the_filter() {
+    let home = Home::new("list");
+    let lines = stdout(&home.run(&["stages"]));
+    assert!(lines.contains("skip-project"), "{lines}");
+}
