@@ -116,6 +116,25 @@ impl Frame {
         Ok(raw)
     }
 
+    /// The last number up to which the entries from `first` on take at most `most` bytes before
+    /// compression; at least `first`.
+    ///
+    /// # Errors
+    /// [`FrameError`] when the body is damaged.
+    pub fn fitting(&self, first: u64, most: u64) -> Result<u64, FrameError> {
+        let raw = self.decode()?;
+        let lines = raw.split_inclusive(|byte| *byte == b'\n');
+        let (mut last, mut bytes) = (first, 0);
+        for (seq, line) in (self.head.first_seq..).zip(lines).filter(|(seq, _)| *seq >= first) {
+            bytes += line.len() as u64;
+            if bytes > most {
+                break;
+            }
+            last = seq;
+        }
+        Ok(last)
+    }
+
     /// The entries of `range` that `keep` wants, as frames of their own, for a batch whose border
     /// lies inside this frame or that leaves an entry out. The chain stays that of all entries.
     ///
@@ -243,6 +262,8 @@ pub struct FrameBuilder {
     count: u64,
     urgent: bool,
     before: Digest,
+    /// Of the last entry: where it begins, the chain before it, and whether it is urgent.
+    last: (usize, Digest, bool),
 }
 
 impl FrameBuilder {
@@ -257,6 +278,7 @@ impl FrameBuilder {
             self.before = chain;
         }
         let start = self.raw.len();
+        self.last = (start, chain, urgent);
         write(&mut self.raw);
         let digest = Digest::of(&self.raw[start..]);
         self.raw.push(b'\n');
@@ -265,10 +287,28 @@ impl FrameBuilder {
         chain.chain(digest)
     }
 
+    /// Takes the last entry out again, when there is one before it: for a frame that it does not
+    /// fit into any more. Returns the builder of the frame that begins with it.
+    pub fn split_last(&mut self) -> Option<Self> {
+        let (start, before, urgent) = self.last;
+        if self.count < 2 {
+            return None;
+        }
+        let raw = self.raw.split_off(start);
+        self.count -= 1;
+        Some(Self { last: (0, before, urgent), raw, count: 1, urgent, before })
+    }
+
     /// How many entries are in it.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
+    }
+
+    /// The chain before its first entry.
+    #[must_use]
+    pub fn before(&self) -> Digest {
+        self.before
     }
 
     /// Bytes before compression.
@@ -354,6 +394,32 @@ mod tests {
         let none = frame.cut(7..=7, |_| false, &mut encoder).unwrap();
         assert_eq!((none.before, none.after), (chains[2], chains[3]));
         assert!(none.frame.is_none());
+    }
+
+    #[test]
+    fn an_entry_too_many_begins_the_next_frame() {
+        let mut builder = FrameBuilder::default();
+        let before = Digest::of(b"before");
+        let one = builder.push(before, false, |raw| raw.extend_from_slice(b"one"));
+        assert!(builder.split_last().is_none());
+        let two = builder.push(one, true, |raw| raw.extend_from_slice(b"two"));
+        let mut next = builder.split_last().unwrap();
+        let mut encoder = Encoder::new(Codec::Plain);
+        let first = builder.seal(6, one, Digest::ZERO, Timestamp(1), &mut encoder).unwrap();
+        assert_eq!((first.body.as_slice(), first.head.count), (b"one\n".as_slice(), 1));
+        assert_eq!((first.head.before, first.head.after), (before, one));
+        let second = next.seal(7, two, Digest::ZERO, Timestamp(1), &mut encoder).unwrap();
+        assert_eq!((second.body.as_slice(), second.head.first_seq), (b"two\n".as_slice(), 6));
+        assert_eq!((second.head.before, second.head.after), (one, two));
+        assert!(second.head.urgent);
+    }
+
+    #[test]
+    fn what_fits_is_at_least_one_entry() {
+        let (frame, _) = frame(Codec::Zstd, &["aaaa", "bbbb", "cccc"]);
+        assert_eq!(frame.fitting(5, 1).unwrap(), 5);
+        assert_eq!(frame.fitting(5, 10).unwrap(), 6);
+        assert_eq!(frame.fitting(6, 100).unwrap(), 7);
     }
 
     #[test]

@@ -286,3 +286,29 @@ fn a_path_that_is_no_utf8_is_percent_encoded() {
     let plain = entries.iter().find(|entry| entry.path_text.ends_with("/-b\u{fc}ro-100%/a.jsonl"));
     assert!(!plain.expect("the other is there too").path_encoded);
 }
+
+/// The verdict on the first part was kept in memory only: after a restart the rest of a record that
+/// was filtered went out.
+#[test]
+fn a_large_line_that_is_dropped_stays_dropped_over_a_restart() {
+    let (home, receiver) = (Home::new(), Scripted::start([]));
+    let start = format!("{{\"type\":\"progress\",\"x\":\"{}", "x".repeat(20 << 20));
+    home.write("-work/a.jsonl", start);
+    home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    home.append("-work/a.jsonl", format!("{}\"}}\n{{\"n\":1}}\n", "x".repeat(10 << 20)));
+    home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    let lines = entries::lines(&receiver.entries());
+    assert_eq!(lines.len(), 1);
+    assert_eq!(lines[0].bytes, br#"{"n":1}"#);
+}
+
+#[test]
+fn a_large_entry_travels_alone() {
+    let (home, receiver) = (Home::new(), Scripted::start([]));
+    let small: String = (0..10).map(|n| format!("{{\"n\":{n}}}\n")).collect();
+    let large = format!("{{\"x\":\"{}\"}}\n", "x".repeat(5 << 20));
+    home.write("-work/a.jsonl", small.clone() + &large + &small);
+    home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    assert_eq!(entries::lines(&receiver.entries()).len(), 21);
+    assert_eq!(receiver.headers().iter().filter(|header| header.count == 1).count(), 1);
+}

@@ -1,5 +1,6 @@
 //! The command line: one file for each command.
 
+mod deadletter;
 mod dry_run;
 mod progress;
 mod run;
@@ -35,6 +36,8 @@ struct Arguments {
 enum Command {
     /// Reads session files and ships them, until stopped.
     Run(run::Arguments),
+    /// Entries that a receiver refused for good: lists, shows, sends again, exports, deletes.
+    Deadletter(deadletter::Arguments),
     /// Lists the stages that a pipeline can be made of.
     Stages(stages::Arguments),
 }
@@ -67,6 +70,7 @@ pub fn main() -> ExitCode {
     log(arguments.debug);
     let result = match arguments.command {
         Command::Run(run) => run.execute(arguments.config.as_deref()),
+        Command::Deadletter(letters) => letters.execute(arguments.config.as_deref()),
         Command::Stages(stages) => stages.execute(),
     };
     let (error, code) = match result {

@@ -7,6 +7,7 @@ use siem_protocol::Digest;
 
 use super::{
     accounting::Totals,
+    delivery::Shipping,
     group::{Filling, Stages},
     outbox::Start,
 };
@@ -44,7 +45,7 @@ impl DryRun {
         mut step: impl FnMut(&[u8], &Totals, &Survey) -> io::Result<()>,
     ) -> io::Result<Totals> {
         let start = Start { seq: 1, chain: Digest::ZERO, totals: Totals::default() };
-        let mut filling = Filling::new(start, self.config, usize::MAX, Codec::Plain);
+        let mut filling = Filling::new(start, self.config, Shipping::default(), Codec::Plain);
         for (name, source) in &mut self.sources {
             source.restore(&mut std::iter::empty());
             let label = source.label();

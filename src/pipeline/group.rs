@@ -5,6 +5,7 @@ use std::{
     mem,
 };
 
+use serde::{Deserialize, Serialize};
 use siem_protocol::{
     Content, Digest,
     entry::{EventLine, PartLine, RecordLine},
@@ -12,6 +13,7 @@ use siem_protocol::{
 
 use super::{
     accounting::{Count, Totals},
+    delivery::Shipping,
     judge::{Judge, Outcome},
     outbox::{Group, Start},
 };
@@ -20,7 +22,7 @@ use crate::{
     frame::{self, Codec, Encoder, Frame, FrameBuilder},
     platform::Timestamp,
     stages::{Named, Record, enricher::Enricher},
-    tail::{Chunk, FileKey, GenerationId, Origin, Piece},
+    tail::{Chunk, GenerationId, Origin, Piece},
 };
 
 /// A group is full when its frames take this much, as stored: they then make one value.
@@ -35,7 +37,19 @@ pub struct Stages {
     /// Told what became of each line, for a dry run.
     pub witness: Option<Witness>,
     /// Lines in parts whose first part a filter dropped: where they begin, who and why.
-    dropping: HashMap<FileKey, (u64, usize, &'static str)>,
+    dropping: HashMap<GenerationId, Dropping>,
+}
+
+/// A line in parts that is dropped: its first part decided. Stored until its last part came, since
+/// that may be long after a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropping {
+    /// Where the line begins.
+    pub offset: u64,
+    /// The filter that dropped it.
+    pub stage: String,
+    /// The filter's word for why.
+    pub reason: String,
 }
 
 /// Is told what became of a line.
@@ -66,6 +80,11 @@ impl Stages {
         Self { judge, enrichers, witness: None, dropping: HashMap::new() }
     }
 
+    /// Takes the lines in parts that are being dropped, as they are stored.
+    pub fn restore(&mut self, dropping: HashMap<GenerationId, Dropping>) {
+        self.dropping = dropping;
+    }
+
     fn tell(&mut self, record: &Record<'_>, outcome: &Outcome) {
         let Some(witness) = &mut self.witness else { return };
         let fate = match outcome {
@@ -85,32 +104,38 @@ pub struct Filling {
     totals: Totals,
     config: Digest,
     batch_size: u64,
+    /// The most that a frame holds before compression, unless one entry is larger.
+    frame_bytes: usize,
     builder: FrameBuilder,
     encoder: Encoder,
     frames: Vec<Frame>,
     /// Bytes of the frames, as stored.
     stored: usize,
     checkpoints: BTreeMap<(String, GenerationId), Option<Vec<u8>>>,
+    dropping: BTreeMap<GenerationId, Option<Dropping>>,
     /// What enrichers added to the record at hand.
     enriched: String,
 }
 
 impl Filling {
-    /// Begins at `start`. Frames hold at most `batch_size` entries each.
+    /// Begins at `start`, with frames that fit into batches as `shipping` wants them.
     #[must_use]
-    pub fn new(start: Start, config: Digest, batch_size: usize, codec: Codec) -> Self {
+    pub fn new(start: Start, config: Digest, shipping: Shipping, codec: Codec) -> Self {
+        let room = usize::try_from(shipping.room()).unwrap_or(frame::MAX_RAW);
         Self {
+            frame_bytes: frame::MAX_RAW.min(room),
             next_seq: start.seq,
             chain: start.chain,
             totals: start.totals.clone(),
             start,
             config,
-            batch_size: batch_size as u64,
+            batch_size: shipping.batch_size as u64,
             builder: FrameBuilder::default(),
             encoder: Encoder::new(codec),
             frames: Vec::new(),
             stored: 0,
             checkpoints: BTreeMap::new(),
+            dropping: BTreeMap::new(),
             enriched: String::new(),
         }
     }
@@ -167,7 +192,12 @@ impl Filling {
         for event in stages.judge.take_events() {
             self.event(&event, now);
         }
-        let key = (instance.to_owned(), chunk.origin.generation.clone());
+        // A generation that ends takes along what is known of a line in it.
+        let generation = chunk.origin.generation.clone();
+        if chunk.checkpoint.is_none() && stages.dropping.remove(&generation).is_some() {
+            self.dropping.insert(generation.clone(), None);
+        }
+        let key = (instance.to_owned(), generation);
         self.checkpoints.insert(key, chunk.checkpoint.map(<[u8]>::to_vec));
     }
 
@@ -224,29 +254,32 @@ impl Filling {
                 }
             }
             Piece::Part { offset, part, bytes, size, whole, incomplete } => {
-                let file = reader.origin.file;
+                let generation = &reader.origin.generation;
                 let record = Record::first_part(reader.origin, offset, bytes);
-                let lines = u64::from(whole.is_some());
+                let count = Count { lines: u64::from(whole.is_some()), bytes: size };
                 // The first part decides for all.
                 if part == 1 {
-                    stages.dropping.remove(&file);
                     let outcome = stages.judge.judge(&record);
                     stages.tell(&record, &outcome);
-                    if let Outcome::Drop { stage, reason } = outcome {
-                        stages.dropping.insert(file, (offset, stage, reason));
-                    }
-                }
-                match stages.dropping.get(&file) {
-                    Some((at, stage, reason)) if *at == offset => {
-                        let name = stages.judge.name(*stage);
-                        self.totals.drop(name, reason, Count { lines, bytes: size });
-                        if whole.is_some() {
-                            stages.dropping.remove(&file);
+                    let dropping = match outcome {
+                        Outcome::Keep(_) => None,
+                        Outcome::Drop { stage, reason } => {
+                            let stage = stages.judge.name(stage).to_owned();
+                            Some(Dropping { offset, stage, reason: reason.to_owned() })
                         }
-                        return;
-                    }
-                    _ => self.totals.parts += Count { lines, bytes: size },
+                    };
+                    self.decide(stages, generation, dropping);
                 }
+                if let Some(dropping) = stages.dropping.get(generation)
+                    && dropping.offset == offset
+                {
+                    self.totals.drop(&dropping.stage, &dropping.reason, count);
+                    if whole.is_some() {
+                        self.decide(stages, generation, None);
+                    }
+                    return;
+                }
+                self.totals.parts += count;
                 self.enrich(&record, &mut stages.enrichers);
                 let enriched = mem::take(&mut self.enriched);
                 let line = PartLine {
@@ -267,6 +300,22 @@ impl Filling {
         }
     }
 
+    /// Remembers, with the group, whether the line in parts of a generation is dropped.
+    fn decide(
+        &mut self,
+        stages: &mut Stages,
+        generation: &GenerationId,
+        dropping: Option<Dropping>,
+    ) {
+        let known = match dropping.clone() {
+            Some(dropping) => stages.dropping.insert(generation.clone(), dropping),
+            None => stages.dropping.remove(generation),
+        };
+        if known != dropping {
+            self.dropping.insert(generation.clone(), dropping);
+        }
+    }
+
     /// Collects what enrichers add, as members of the entry.
     fn enrich(&mut self, record: &Record<'_>, enrichers: &mut [Named<dyn Enricher>]) {
         self.enriched.clear();
@@ -284,8 +333,18 @@ impl Filling {
         let seq = self.next_seq;
         self.chain = self.builder.push(self.chain, urgent, |raw| write(seq, raw));
         self.next_seq += 1;
+        // An entry that the frame has no room for begins the next one.
+        if self.builder.raw() > self.frame_bytes
+            && let Some(next) = self.builder.split_last()
+        {
+            let after = self.chain;
+            (self.next_seq, self.chain) = (seq, next.before());
+            self.seal(now);
+            (self.next_seq, self.chain) = (seq + 1, after);
+            self.builder = next;
+        }
         // A frame ends when it is as large as frames are, or when a batch of it is full.
-        if self.builder.raw() >= frame::MAX_RAW || self.builder.count() >= self.batch_size {
+        if self.builder.raw() >= self.frame_bytes || self.builder.count() >= self.batch_size {
             self.seal(now);
         }
     }
@@ -308,6 +367,7 @@ impl Filling {
             start: mem::replace(&mut self.start, next),
             frames: mem::take(&mut self.frames),
             checkpoints: mem::take(&mut self.checkpoints),
+            dropping: mem::take(&mut self.dropping),
             totals: self.totals.clone(),
         }
     }
@@ -318,6 +378,7 @@ impl Filling {
         self.frames.clear();
         self.stored = 0;
         self.checkpoints.clear();
+        self.dropping.clear();
         self.next_seq = start.seq;
         self.chain = start.chain;
         self.totals = start.totals.clone();

@@ -93,7 +93,8 @@ impl Inbox {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn take_events(&self) -> Vec<Event> {
+    /// Takes the events that were reported and not added yet.
+    pub fn take_events(&self) -> Vec<Event> {
         std::mem::take(&mut self.mail().events)
     }
 
@@ -286,22 +287,22 @@ impl Ingest {
 
     /// Begins again from what is stored.
     fn restore(&mut self) {
-        self.filling.reset(self.outbox.end());
-        for (name, source) in &mut self.sources {
-            loop {
-                match self.outbox.checkpoints(name, |rows| source.restore(rows)) {
-                    Ok(()) => break,
-                    Err(failure) => {
-                        let cause = causes(&failure);
-                        error!(cause, "checkpoints could not be read");
-                        if self.inbox.is_stopped() {
-                            break;
-                        }
-                        self.inbox.pause(COMMIT_RETRY);
-                    }
-                }
+        while let Err(failure) = self.try_restore() {
+            error!(cause = causes(&failure), "checkpoints could not be read");
+            if self.inbox.is_stopped() {
+                return;
             }
+            self.inbox.pause(COMMIT_RETRY);
         }
+    }
+
+    fn try_restore(&mut self) -> Result<(), OutboxError> {
+        self.stages.restore(self.outbox.dropping()?);
+        for (name, source) in &mut self.sources {
+            self.outbox.checkpoints(name, |rows| source.restore(rows))?;
+        }
+        self.filling.reset(self.outbox.end());
+        Ok(())
     }
 
     fn event(&mut self, event: Event) {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
-use siem_protocol::Identity;
+use siem_protocol::{Digest, Identity};
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
@@ -48,6 +48,8 @@ pub struct Pipeline {
 pub struct Running {
     inbox: Arc<Inbox>,
     outbox: Arc<Outbox>,
+    clock: Arc<dyn Clock>,
+    config: Digest,
     reading: JoinHandle<()>,
     ending: watch::Sender<Ending>,
     sinks: Vec<(String, watch::Receiver<Progress>)>,
@@ -62,13 +64,13 @@ impl Pipeline {
         let (ending, _) = watch::channel(Ending::Running);
         // Frames are stored as the first sink likes them; the others encode anew.
         let codec = self.sinks.first().map_or(Codec::Zstd, |(_, sink)| sink.codec());
-        let filling =
-            Filling::new(outbox.end(), settings.config_hash(), settings.shipping.batch_size, codec);
         let shipping = Shipping {
             batch_size: settings.shipping.batch_size,
             max_batch_bytes: settings.shipping.max_batch_bytes,
             flush_interval: settings.shipping.flush_interval,
         };
+        let config = settings.config_hash();
+        let filling = Filling::new(outbox.end(), config, shipping, codec);
         let sinks = self
             .sinks
             .into_iter()
@@ -91,6 +93,7 @@ impl Pipeline {
                 (name, watched)
             })
             .collect();
+        let clock = self.clock;
         let ingest = Ingest {
             sources: self.sources,
             stages: self.stages,
@@ -98,7 +101,7 @@ impl Pipeline {
             outbox: Arc::clone(&outbox),
             room: Room::new(settings.outbox.max_bytes),
             inbox: Arc::clone(&self.inbox),
-            clock: self.clock,
+            clock: Arc::clone(&clock),
             heartbeat: settings.agent.poll_interval,
             jitter: Box::new(fastrand::f64),
             report,
@@ -117,7 +120,7 @@ impl Pipeline {
                 Err(error) => tracing::error!(%error, "reading could not be started"),
             }
         });
-        Running { inbox: self.inbox, outbox, reading, ending, sinks }
+        Running { inbox: self.inbox, outbox, clock, config, reading, ending, sinks }
     }
 }
 
@@ -154,7 +157,7 @@ impl Running {
         if tokio::time::timeout(DELIVERY_ENDS, drained).await.is_err() {
             tracing::info!("not everything was delivered: the rest stays in the outbox");
         }
-        self.back_up().await;
+        self.finish().await;
     }
 
     /// Delivers everything that was read, and gives up when a sink does not get on for
@@ -182,16 +185,28 @@ impl Running {
                 }
             }
         }
-        self.back_up().await;
+        self.finish().await;
         Ok(delivered)
     }
 
-    /// Copies the acknowledged offsets once more: the next start may find the store damaged.
-    async fn back_up(self) {
-        let outbox = self.outbox;
-        let copied = tokio::task::spawn_blocking(move || outbox.back_up()).await;
-        if let Ok(Err(failure)) = copied {
-            tracing::warn!(cause = causes(&failure), "acknowledged offsets could not be copied");
+    /// Stores what was reported after reading ended, for the next start to deliver, and copies the
+    /// acknowledged offsets once more: that start may find the store damaged.
+    async fn finish(self) {
+        let Self { outbox, inbox, clock, config, .. } = self;
+        let finished = tokio::task::spawn_blocking(move || {
+            outbox.back_up()?;
+            let events = inbox.take_events();
+            if events.is_empty() {
+                return Ok(());
+            }
+            let shipping = Shipping::default();
+            let mut filling = Filling::new(outbox.end(), config, shipping, Codec::Zstd);
+            let now = clock.now();
+            events.iter().for_each(|event| filling.event(event, now));
+            outbox.commit(&filling.take(now))
+        });
+        if let Ok(Err(failure)) = finished.await {
+            tracing::warn!(cause = causes(&failure), "the outbox could not be put in order");
         }
     }
 }

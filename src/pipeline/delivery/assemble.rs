@@ -22,6 +22,17 @@ pub struct Shipping {
     pub flush_interval: Duration,
 }
 
+/// What a header line takes of a batch's bytes, at most; dead letters that it names come on top.
+const HEADER: u64 = 2 << 10;
+
+impl Shipping {
+    /// What is left for entries in a batch's bytes.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        self.max_batch_bytes.saturating_sub(HEADER)
+    }
+}
+
 /// What there is to send.
 #[derive(Debug)]
 pub enum Pending {
@@ -95,7 +106,7 @@ impl Assembler<'_> {
         }
         let mut fit = fitting();
         let frames = self.outbox.frames(first, |head| fit.take(head, first))?;
-        let dead = self.outbox.dead_after(self.sink, cursor.acknowledged.seq)?;
+        let dead = self.outbox.dead_after(self.sink, &cursor.epoch, cursor.acknowledged.seq)?;
         // All was read under one epoch, or is read again.
         if self.outbox.epoch() != cursor.epoch {
             return Ok(Pending::Waiting(Duration::ZERO));
@@ -119,7 +130,10 @@ impl Assembler<'_> {
         let mut whole = Vec::with_capacity(frames.len());
         for frame in frames {
             let from = frame.head.first_seq.max(first);
-            let last = self.last(&frame.head, from, border);
+            let mut last = self.last(&frame.head, from, border);
+            if frame.head.raw as u64 > self.shipping.room() && last > from {
+                last = last.min(frame.fitting(from, self.shipping.room())?);
+            }
             let is_dead = |seq| dead.iter().any(|letter| letter.seq == seq);
             let untouched = from == frame.head.first_seq
                 && last == frame.head.last_seq()
@@ -181,7 +195,7 @@ impl Fitting {
         let other = self.config.is_some_and(|config| config != head.config);
         let most = self.shipping.batch_size as u64;
         let too_many = self.entries + entries > most;
-        let too_large = self.bytes + head.raw as u64 > self.shipping.max_batch_bytes;
+        let too_large = self.bytes + head.raw as u64 > self.shipping.room();
         if self.entries > 0 && (other || too_many || too_large) {
             // Whatever comes next belongs to another batch: this one waits for nothing.
             self.full = true;
@@ -190,7 +204,7 @@ impl Fitting {
         self.config = Some(head.config);
         self.entries += entries;
         self.bytes += head.raw as u64;
-        self.full = self.entries >= most || self.bytes >= self.shipping.max_batch_bytes;
+        self.full = self.entries >= most || self.bytes >= self.shipping.room();
         ControlFlow::Continue(())
     }
 }

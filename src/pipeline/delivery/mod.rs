@@ -2,19 +2,20 @@
 
 mod assemble;
 mod policy;
+mod redeliver;
 #[cfg(test)]
 mod tests;
 
 use std::{sync::Arc, time::Duration};
 
 pub use assemble::{AssembleError, Assembler, Pending, Shipping};
-use data_encoding::BASE64;
 pub use policy::{Next, Policy};
-use siem_protocol::{ChainPoint, Digest, Identity};
+pub use redeliver::redeliver;
+use siem_protocol::{ChainPoint, Identity};
 use tokio::{sync::watch, time::sleep};
 use tracing::{debug, error, info, warn};
 
-use super::outbox::{Cursor, DeadLetter, Outbox, OutboxError, Renumbered};
+use super::outbox::{Cursor, DeadLetter, DeadLetterId, Outbox, OutboxError, Renumbered};
 use crate::{
     event::Event,
     platform::Clock,
@@ -219,19 +220,15 @@ impl Delivering {
         let dead: Vec<u64> = batch.header.dead_lettered.iter().map(|letter| letter.seq).collect();
         let covered = batch.header.first_seq.unwrap_or_default()..=batch.last_seq();
         let Some(seq) = covered.into_iter().find(|seq| !dead.contains(seq)) else { return Ok(()) };
-        let letter = DeadLetter {
-            epoch: batch.header.epoch.clone(),
-            line_sha256: Digest::of(line),
-            line: BASE64.encode(line),
-            status,
-            answer,
-            at: self.clock.now().to_string(),
-        };
+        let (sink, epoch) = (self.name.clone(), batch.header.epoch.clone());
+        let at = self.clock.now().to_string();
+        let letter = DeadLetter::new(line, batch.header.config_hash, status, answer, at);
+        let id = DeadLetterId { sink, epoch, seq };
         error!(
             sink = self.name,
             seq, status, "entry was refused for good and kept as a dead letter"
         );
-        self.blocking(move |outbox, name| outbox.bury(name, seq, &letter)).await?;
+        self.blocking(move |outbox, _| outbox.bury(&id, &letter)).await?;
         let data = serde_json::json!({ "sink": self.name, "seq": seq, "status": status });
         (self.report)(Event::warning(siem_protocol::names::event::ENTRY_DEAD_LETTERED, data));
         Ok(())

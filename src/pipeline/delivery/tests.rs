@@ -1,6 +1,6 @@
 use std::sync::Mutex;
 
-use siem_protocol::Entry;
+use siem_protocol::{Digest, Entry};
 
 use super::*;
 use crate::{
@@ -80,7 +80,8 @@ async fn run(
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.redb");
     let outbox = Outbox::open(&path, &["siem".to_owned()], || "e".into()).unwrap();
-    let mut filling = Filling::new(outbox.end(), Digest::ZERO, 100, Codec::Zstd);
+    let sealing = Shipping { batch_size: 100, ..Shipping::default() };
+    let mut filling = Filling::new(outbox.end(), Digest::ZERO, sealing, Codec::Zstd);
     for count in groups {
         for n in 0..*count {
             filling.event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
@@ -175,7 +176,7 @@ async fn one_poisoned_entry_is_a_dead_letter_and_the_rest_flows() {
     .await;
     assert_eq!(run.delivered(), 200);
     assert!(run.seen.len() <= 2 * 8 + 4, "{}", run.seen.len());
-    let dead = run.outbox.dead_after("siem", 0).unwrap();
+    let dead = run.outbox.dead_after("siem", "e", 0).unwrap();
     assert_eq!(dead.iter().map(|dead| dead.seq).collect::<Vec<_>>(), [77]);
     assert_eq!(run.events.len(), 1);
     assert_eq!(run.events[0].data["seq"], 77);
@@ -209,4 +210,13 @@ async fn a_conflict_begins_a_new_epoch_and_nothing_is_lost() {
     assert_eq!(run.seen, vec![vec![1, 2, 3, 4, 5]; 2]);
     assert_eq!((run.delivered(), run.outbox.epoch()), (5, "e-2".into()));
     assert_eq!(run.events[0].data["previous_epoch"], "e");
+}
+
+#[tokio::test]
+async fn a_frame_from_before_the_bytes_were_lowered_is_cut() {
+    // 100 events of about 120 bytes in one frame.
+    let small = Shipping { max_batch_bytes: 5000, ..shipping(1000) };
+    let run = run(&[100], small, |_| Delivery::Acknowledged).await;
+    assert_eq!(run.seen.concat(), (1..=100).collect::<Vec<_>>());
+    assert!(run.seen.iter().all(|batch| batch.len() <= 30), "{:?}", run.seen);
 }

@@ -5,6 +5,7 @@
 //! Nothing outside this module knows redb.
 
 mod backup;
+mod dead_letters;
 mod recover;
 mod renumber;
 #[cfg(test)]
@@ -12,7 +13,7 @@ mod tests;
 mod value;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     mem,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -20,6 +21,8 @@ use std::{
 };
 
 use backup::Backup;
+use dead_letters::DEAD_LETTERS;
+pub use dead_letters::{DeadLetter, DeadLetterId};
 pub use recover::Found;
 use redb::{
     Builder, Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition,
@@ -27,10 +30,10 @@ use redb::{
 };
 pub use renumber::Renumbered;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use siem_protocol::{ChainPoint, DeadLettered, Digest};
+use siem_protocol::{ChainPoint, Digest};
 use tokio::sync::watch;
 
-use super::accounting::Totals;
+use super::{accounting::Totals, group::Dropping};
 use crate::{
     frame::{Frame, FrameHead},
     platform::{Timestamp, free_space},
@@ -41,10 +44,10 @@ use crate::{
 const VALUES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("values");
 /// Rows of generations, by source and generation.
 const CHECKPOINTS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("checkpoints");
+/// Lines in parts that are dropped, by generation.
+const DROPPING: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("dropping");
 /// How far each sink is.
 const CURSORS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cursors");
-/// Entries that a sink refused for good, by sink and sequence number.
-const DEAD_LETTERS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("dead_letters");
 /// What there is one of.
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
@@ -121,6 +124,8 @@ pub struct Group {
     pub frames: Vec<Frame>,
     /// New rows of generations by source; `None` removes a row.
     pub checkpoints: BTreeMap<(String, GenerationId), Option<Vec<u8>>>,
+    /// Lines in parts that are dropped, by generation; `None` where none is any more.
+    pub dropping: BTreeMap<GenerationId, Option<Dropping>>,
     /// The totals after it.
     pub totals: Totals,
 }
@@ -138,23 +143,6 @@ pub struct Cursor {
     /// The epoch before this one; until its first acknowledgement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_epoch: Option<String>,
-}
-
-/// An entry that a sink refused for good, kept with the reason.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeadLetter {
-    /// The epoch that numbered it.
-    pub epoch: String,
-    /// SHA-256 of its line.
-    pub line_sha256: Digest,
-    /// Its line, in base64.
-    pub line: String,
-    /// The HTTP status that refused it.
-    pub status: u16,
-    /// The receiver's words, at most 4 KiB.
-    pub answer: String,
-    /// When, RFC 3339.
-    pub at: String,
 }
 
 /// Why the outbox cannot do its work.
@@ -253,6 +241,7 @@ impl Outbox {
             // Opening a table makes it: readers may rely on all of them.
             transaction.open_table(VALUES)?;
             transaction.open_table(CHECKPOINTS)?;
+            transaction.open_table(DROPPING)?;
             transaction.open_table(DEAD_LETTERS)?;
             Ok(place_cursors(transaction, state, sinks)?.ok_or_else(|| outbox.damaged("a cursor")))
         })?;
@@ -315,6 +304,17 @@ impl Outbox {
                     match row {
                         Some(row) => checkpoints.insert(key, row.as_slice())?,
                         None => checkpoints.remove(key)?,
+                    };
+                }
+            }
+            if !group.dropping.is_empty() {
+                let mut dropping = transaction.open_table(DROPPING)?;
+                for (generation, row) in &group.dropping {
+                    match row {
+                        Some(row) => {
+                            dropping.insert(generation.0.as_str(), json(row).as_slice())?
+                        }
+                        None => dropping.remove(generation.0.as_str())?,
                     };
                 }
             }
@@ -421,39 +421,6 @@ impl Outbox {
         })
     }
 
-    /// Keeps an entry that `sink` refused for good. Its number is named in the next header.
-    ///
-    /// # Errors
-    /// [`OutboxError`]: nothing has changed; the entry will be sent again.
-    pub fn bury(&self, sink: &str, seq: u64, letter: &DeadLetter) -> Result<(), OutboxError> {
-        self.write("keep a dead letter in", |transaction, _| {
-            let mut letters = transaction.open_table(DEAD_LETTERS)?;
-            letters.insert((sink, seq), json(letter).as_slice())?;
-            Ok(Ok(()))
-        })
-    }
-
-    /// The entries after `seq` that `sink` refused for good in this epoch, in order.
-    ///
-    /// # Errors
-    /// [`OutboxError`] when the store cannot be read.
-    pub fn dead_after(&self, sink: &str, seq: u64) -> Result<Vec<DeadLettered>, OutboxError> {
-        let epoch = self.epoch();
-        self.read("read", |transaction| {
-            let letters = transaction.open_table(DEAD_LETTERS)?;
-            let mut dead = Vec::new();
-            for row in letters.range((sink, seq + 1)..=(sink, u64::MAX))? {
-                let (key, row) = row?;
-                if let Some(letter) = from_json::<DeadLetter>(row.value())
-                    && letter.epoch == epoch
-                {
-                    dead.push(DeadLettered { seq: key.value().1, line_sha256: letter.line_sha256 });
-                }
-            }
-            Ok(dead)
-        })
-    }
-
     /// Reads frames in order, beginning with the one that holds `seq`, as long as `want` takes
     /// their heads.
     ///
@@ -513,6 +480,23 @@ impl Outbox {
             let checkpoints = transaction.open_table(CHECKPOINTS)?;
             let row = checkpoints.get((source, generation.0.as_str()))?;
             Ok(row.map(|row| row.value().to_vec()))
+        })
+    }
+
+    /// The lines in parts that are dropped, by generation.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read.
+    pub fn dropping(&self) -> Result<HashMap<GenerationId, Dropping>, OutboxError> {
+        self.read("read", |transaction| {
+            let mut dropping = HashMap::new();
+            for row in transaction.open_table(DROPPING)?.iter()? {
+                let (generation, row) = row?;
+                if let Some(row) = from_json(row.value()) {
+                    dropping.insert(GenerationId(generation.value().to_owned()), row);
+                }
+            }
+            Ok(dropping)
         })
     }
 

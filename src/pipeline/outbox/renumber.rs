@@ -10,8 +10,8 @@ use redb::{ReadableTable as _, WriteTransaction};
 use siem_protocol::{ChainPoint, Digest};
 
 use super::{
-    CURSORS, Cursor, DEAD_LETTERS, DeadLetter, Outbox, OutboxError, State, VALUES, from_json, json,
-    value,
+    CURSORS, Cursor, Outbox, OutboxError, State, VALUES, dead_letters::take_back_unnamed,
+    from_json, json, value,
 };
 use crate::{
     frame::{Encoder, Frame},
@@ -74,7 +74,7 @@ impl Outbox {
                 Err(what) => return Ok(Err(self.damaged(what))),
             };
             let previous = mem::replace(&mut state.epoch, new.clone());
-            forget_unnamed(transaction, &previous, &cursors)?;
+            take_back_unnamed(transaction, &previous, &cursors)?;
             let mut table = transaction.open_table(CURSORS)?;
             for ((name, _), place) in cursors.iter().zip(places) {
                 let cursor = Cursor {
@@ -153,20 +153,4 @@ fn number_anew(
     state.next_seq = at.seq + 1;
     state.chain = at.hash;
     Ok(Ok(places))
-}
-
-/// Takes back the dead letters of the epoch that no header has named yet: they are entries again.
-fn forget_unnamed(
-    transaction: &WriteTransaction,
-    epoch: &str,
-    cursors: &Cursors,
-) -> Result<(), redb::Error> {
-    let mut letters = transaction.open_table(DEAD_LETTERS)?;
-    letters.retain(|(sink, seq), row| {
-        let is_named =
-            |(name, cursor): &(String, Cursor)| name != sink || seq <= cursor.acknowledged.seq;
-        let other_epoch = from_json::<DeadLetter>(row).is_none_or(|letter| letter.epoch != epoch);
-        other_epoch || cursors.iter().all(is_named)
-    })?;
-    Ok(())
 }

@@ -8,7 +8,12 @@ use std::{
 };
 
 use super::*;
-use crate::{event::Event, frame::Codec, pipeline::group::Filling, platform::Timestamp};
+use crate::{
+    event::Event,
+    frame::Codec,
+    pipeline::{delivery::Shipping, group::Filling},
+    platform::Timestamp,
+};
 
 const SINKS: [&str; 1] = ["siem"];
 
@@ -40,9 +45,13 @@ impl Store {
     }
 }
 
+fn shipping(batch_size: usize) -> Shipping {
+    Shipping { batch_size, ..Shipping::default() }
+}
+
 /// A group of `count` events that begins where `outbox` ends.
 fn group(outbox: &Outbox, count: usize) -> Group {
-    let mut filling = Filling::new(outbox.end(), Digest::ZERO, 1000, Codec::Zstd);
+    let mut filling = Filling::new(outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
     for n in 0..count {
         filling.event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
     }
@@ -173,7 +182,7 @@ fn a_sink_that_is_added_later_begins_at_the_first_entry_that_is_there() {
 #[test]
 fn large_groups_are_cut_into_values_that_fit() {
     let store = store();
-    let mut filling = Filling::new(store.outbox.end(), Digest::ZERO, 1000, Codec::Plain);
+    let mut filling = Filling::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
     let large = "x".repeat(300_000);
     for _ in 0..12 {
         filling.event(&Event::info("test", serde_json::json!({ "large": large })), Timestamp(1));
@@ -191,7 +200,7 @@ fn an_urgent_event_moves_the_urgent_number() {
     let store = store();
     commit(&store.outbox, 1);
     assert_eq!(store.outbox.watch().borrow().urgent_seq, 0);
-    let mut filling = Filling::new(store.outbox.end(), Digest::ZERO, 1000, Codec::Zstd);
+    let mut filling = Filling::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
     let event = Event { severity: "high", ..Event::info("test", serde_json::json!({})) };
     filling.event(&event, Timestamp(1));
     store.outbox.commit(&filling.take(Timestamp(1))).unwrap();
@@ -204,12 +213,27 @@ fn an_urgent_event_moves_the_urgent_number() {
 fn dead_letters_are_named_until_they_are_passed() {
     let store = store();
     commit(&store.outbox, 5);
-    store.outbox.bury("siem", 3, &letter("epoch-1")).unwrap();
-    store.outbox.bury("siem", 4, &letter("epoch-0")).unwrap();
-    let dead = |seq| store.outbox.dead_after("siem", seq).unwrap();
-    assert_eq!(dead(0), [DeadLettered { seq: 3, line_sha256: Digest::of(b"x") }]);
+    bury(&store.outbox, "epoch-1", 3);
+    bury(&store.outbox, "epoch-0", 4);
+    let dead = |seq| store.outbox.dead_after("siem", "epoch-1", seq).unwrap();
+    assert_eq!(dead(0), [siem_protocol::DeadLettered { seq: 3, line_sha256: Digest::of(b"x") }]);
     assert_eq!(dead(3), []);
-    assert_eq!(store.outbox.dead_after("archive", 0).unwrap(), []);
+    assert_eq!(store.outbox.dead_after("archive", "epoch-1", 0).unwrap(), []);
+}
+
+/// Keyed by its number alone, a dead letter was written over by that of the next epoch.
+#[test]
+fn dead_letters_of_two_epochs_stand_side_by_side() {
+    let store = store();
+    let one = bury(&store.outbox, "epoch-1", 3);
+    let other = bury(&store.outbox, "epoch-2", 3);
+    let ids = |outbox: &Outbox| {
+        outbox.dead_letters().unwrap().into_iter().map(|(id, _)| id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&store.outbox), [one.clone(), other.clone()]);
+    store.outbox.dig_out(&one).unwrap();
+    assert_eq!(ids(&store.outbox), [other]);
+    assert_eq!(store.outbox.dead_letters().unwrap()[0].1.line().unwrap(), b"x");
 }
 
 #[test]
@@ -245,15 +269,11 @@ fn garbage_is_an_error_and_stays() {
     assert_eq!(std::fs::read(&path).unwrap(), b"this is no store");
 }
 
-fn letter(epoch: &str) -> DeadLetter {
-    DeadLetter {
-        epoch: epoch.into(),
-        line_sha256: Digest::of(b"x"),
-        line: "eA==".into(),
-        status: 422,
-        answer: "no".into(),
-        at: "2026-11-21T20:00:00.000Z".into(),
-    }
+fn bury(outbox: &Outbox, epoch: &str, seq: u64) -> DeadLetterId {
+    let id = DeadLetterId { sink: "siem".into(), epoch: epoch.into(), seq };
+    let at = "2026-11-21T20:00:00.000Z".to_owned();
+    outbox.bury(&id, &DeadLetter::new(b"x", Digest::ZERO, 422, "no".into(), at)).unwrap();
+    id
 }
 
 /// The lines of all entries, without their numbers, and the chain over them with their numbers.
@@ -281,8 +301,8 @@ fn a_new_epoch_numbers_what_is_left_from_one() {
     let two = ChainPoint { seq: 2, hash: Digest::of(b"anything") };
     store.outbox.acknowledge("siem", "epoch-1", two).unwrap();
     // One that a header has named, one that none has.
-    store.outbox.bury("siem", 1, &letter("epoch-1")).unwrap();
-    store.outbox.bury("siem", 5, &letter("epoch-1")).unwrap();
+    bury(&store.outbox, "epoch-1", 1);
+    bury(&store.outbox, "epoch-1", 5);
     let (before, _) = entries(&all(&store.outbox, 1), Digest::ZERO);
 
     let now = Timestamp(10_000_000);
@@ -306,13 +326,9 @@ fn a_new_epoch_numbers_what_is_left_from_one() {
     let archive = store.outbox.cursor("archive").unwrap();
     assert_eq!(archive.acknowledged, ChainPoint { seq: 5, hash: chain });
     assert_eq!(archive.base, Some(archive.acknowledged));
-    assert_eq!(store.outbox.dead_after("siem", 0).unwrap(), []);
-    let database = store.outbox.database();
-    let letters =
-        database.as_ref().unwrap().begin_read().unwrap().open_table(DEAD_LETTERS).unwrap();
-    assert!(letters.get(("siem", 1)).unwrap().is_some());
-    assert!(letters.get(("siem", 5)).unwrap().is_none());
-    drop(database);
+    assert_eq!(store.outbox.dead_after("siem", "epoch-2", 0).unwrap(), []);
+    let left = store.outbox.dead_letters().unwrap();
+    assert_eq!(left.iter().map(|(id, _)| id.seq).collect::<Vec<_>>(), [1]);
 
     // What comes late from the epoch before moves nothing.
     store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();

@@ -26,12 +26,21 @@ pub(super) enum Acknowledgement {
     Status,
 }
 
-/// Says what `reply` means for a batch that ends with `last_seq`.
+/// What a receipt must cover.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Owed<'a> {
+    /// All up to this number.
+    UpTo(u64),
+    /// Each of these numbers: a redelivery.
+    Each(&'a [u64]),
+}
+
+/// Says what `reply` means for a batch that owes this.
 #[must_use]
 pub(super) fn judge(
     reply: &Reply,
     acknowledgement: Acknowledgement,
-    last_seq: u64,
+    owed: Owed<'_>,
     now: Timestamp,
 ) -> Delivery {
     let Reply::Answered { status, headers, body, .. } = reply else {
@@ -43,11 +52,11 @@ pub(super) fn judge(
         .and_then(|value| value.to_str().ok())
         .and_then(|value| retry_after(value, now));
     match status {
-        200..=299 if covers(acknowledgement, body, last_seq) => Delivery::Acknowledged,
+        200..=299 if covers(acknowledgement, body, owed) => Delivery::Acknowledged,
         200..=299 => Delivery::Hold {
             after,
             reason: format!(
-                "the answer {status} carries no receipt that covers {last_seq}: is something \
+                "the answer {status} carries no receipt that covers the batch: is something \
                  between the agent and the receiver, or is `acknowledgement = \"status\"` wanted?"
             ),
         },
@@ -74,10 +83,18 @@ pub(super) fn judge(
     }
 }
 
-fn covers(acknowledgement: Acknowledgement, body: &[u8], last_seq: u64) -> bool {
-    acknowledgement == Acknowledgement::Status
-        || serde_json::from_slice::<Receipt>(body)
-            .is_ok_and(|receipt| receipt.last_seq.is_some_and(|covered| covered >= last_seq))
+fn covers(acknowledgement: Acknowledgement, body: &[u8], owed: Owed<'_>) -> bool {
+    if acknowledgement == Acknowledgement::Status {
+        return true;
+    }
+    let Ok(receipt) = serde_json::from_slice::<Receipt>(body) else { return false };
+    match owed {
+        Owed::UpTo(last_seq) => receipt.last_seq.is_some_and(|covered| covered >= last_seq),
+        Owed::Each(seqs) => {
+            let accepted = receipt.accepted_seqs.unwrap_or_default();
+            seqs.iter().all(|seq| accepted.contains(seq))
+        }
+    }
 }
 
 /// Reads `Retry-After` (RFC 9110, 10.2.3): seconds or a date. What lies in the past or can't be
@@ -132,7 +149,7 @@ mod tests {
     }
 
     fn delivery(status: u16, body: &str) -> Delivery {
-        judge(&answered(status, body, None), Acknowledgement::Receipt, 10, NOW)
+        judge(&answered(status, body, None), Acknowledgement::Receipt, Owed::UpTo(10), NOW)
     }
 
     #[test]
@@ -146,8 +163,22 @@ mod tests {
     }
 
     #[test]
+    fn a_redelivery_is_acknowledged_number_by_number() {
+        let judged = |body| {
+            let owed = Owed::Each(&[3, 5]);
+            judge(&answered(200, body, None), Acknowledgement::Receipt, owed, NOW)
+        };
+        assert_eq!(judged(r#"{"accepted":1,"accepted_seqs":[5,3]}"#), Delivery::Acknowledged);
+        for body in [r#"{"last_seq":9}"#, r#"{"accepted_seqs":[3]}"#, r#"{"accepted_seqs":[]}"#] {
+            assert!(matches!(judged(body), Delivery::Hold { .. }), "{body}");
+        }
+    }
+
+    #[test]
     fn by_status_any_2xx_acknowledges() {
-        let judged = |status| judge(&answered(status, "", None), Acknowledgement::Status, 10, NOW);
+        let judged = |status| {
+            judge(&answered(status, "", None), Acknowledgement::Status, Owed::UpTo(10), NOW)
+        };
         assert_eq!(judged(200), Delivery::Acknowledged);
         assert_eq!(judged(204), Delivery::Acknowledged);
         assert!(matches!(judged(302), Delivery::Hold { .. }));
@@ -187,7 +218,12 @@ mod tests {
             ("Fri, 31 Dec 9999 23:59:59 GMT", Some(3600)),
         ];
         for (value, expected) in cases {
-            let judged = judge(&answered(503, "", Some(value)), Acknowledgement::Receipt, 1, NOW);
+            let judged = judge(
+                &answered(503, "", Some(value)),
+                Acknowledgement::Receipt,
+                Owed::UpTo(1),
+                NOW,
+            );
             let Delivery::Retry { after, .. } = judged else { panic!("{value}") };
             assert_eq!(after, expected.map(Duration::from_secs), "{value}");
         }
@@ -196,7 +232,7 @@ mod tests {
     #[test]
     fn no_answer_is_retried() {
         let reply = Reply::Failed { reason: "connection refused".into() };
-        let judged = judge(&reply, Acknowledgement::Status, 1, NOW);
+        let judged = judge(&reply, Acknowledgement::Status, Owed::UpTo(1), NOW);
         assert_eq!(judged, Delivery::Retry { after: None, reason: "connection refused".into() });
     }
 

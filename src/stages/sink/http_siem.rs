@@ -13,7 +13,7 @@ use siem_protocol::Encoding;
 
 use super::{
     Answer, Batch, Delivery, Sink, SinkOptions, SinkPlugin,
-    answer::{Acknowledgement, judge},
+    answer::{Acknowledgement, Owed, judge},
 };
 use crate::{
     config::Secret,
@@ -149,7 +149,12 @@ impl Sink for HttpSiem {
                 Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };
             let reply = self.connection.post(&batch.header.id(), self.encoding, body).await;
-            judge(&reply, self.acknowledgement, batch.last_seq(), self.clock.now())
+            let owed = if batch.header.redelivery {
+                Owed::Each(&batch.header.seqs)
+            } else {
+                Owed::UpTo(batch.last_seq())
+            };
+            judge(&reply, self.acknowledgement, owed, self.clock.now())
         })
     }
 

@@ -1,0 +1,173 @@
+//! An entry that a receiver refuses for good: it is kept, the rest flows, and it can be had again.
+#![allow(clippy::unwrap_used, reason = "a test ends there")]
+
+mod support;
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use serde_json::Value;
+use support::{entries, home::Home, receiver::Receiver};
+
+const POISON: &str = "what this receiver will not take";
+
+/// Stands before a receiver and answers 422 to bodies with the poison in them.
+struct Gate {
+    port: u16,
+    refuses: Arc<AtomicBool>,
+    requests: Arc<AtomicUsize>,
+}
+
+impl Gate {
+    fn before(receiver: &Receiver) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let behind = receiver.url().trim_start_matches("http://").to_owned();
+        let (refuses, requests) = (Arc::new(AtomicBool::new(true)), Arc::default());
+        let gate = Self { port, refuses: Arc::clone(&refuses), requests: Arc::clone(&requests) };
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (behind, refuses) = (behind.clone(), Arc::clone(&refuses));
+                let requests = Arc::clone(&requests);
+                thread::spawn(move || pass(stream.unwrap(), &behind, &refuses, &requests));
+            }
+        });
+        gate
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+}
+
+/// Passes one request on, or refuses it. Each has a connection of its own.
+fn pass(client: TcpStream, behind: &str, refuses: &AtomicBool, requests: &AtomicUsize) {
+    let mut reader = BufReader::new(client.try_clone().unwrap());
+    let (mut head, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or_default() == 0 {
+            return;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line == "\r\n" {
+            break;
+        }
+        head.push_str(&line);
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    let mut client = client;
+    let poisoned = String::from_utf8_lossy(&body).contains(POISON);
+    requests.fetch_add(1, Ordering::Relaxed);
+    if poisoned && refuses.load(Ordering::Relaxed) {
+        let problem = r#"{"type":"about:blank","title":"no","status":422,"detail":"bad taste"}"#;
+        let answer = format!(
+            "HTTP/1.1 422 Unprocessable Content\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{problem}",
+            problem.len()
+        );
+        client.write_all(answer.as_bytes()).unwrap();
+        return;
+    }
+    let mut server = TcpStream::connect(behind).unwrap();
+    server.write_all(head.as_bytes()).unwrap();
+    server.write_all(b"Connection: close\r\n\r\n").unwrap();
+    server.write_all(&body).unwrap();
+    let mut answer = Vec::new();
+    server.read_to_end(&mut answer).unwrap();
+    client.write_all(&answer).unwrap();
+}
+
+fn numbers(receiver: &Receiver, what: &str) -> Value {
+    receiver.stats()["machines"][0]["epochs"][0][what].clone()
+}
+
+#[test]
+fn a_poisoned_entry_waits_as_a_dead_letter_and_fills_its_hole_when_it_is_sent_again() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let gate = Gate::before(&receiver);
+    let lines = (0..200).map(|n| match n {
+        77 => format!("{{\"n\":{n},\"text\":\"{POISON}\"}}\n"),
+        _ => format!("{{\"n\":{n}}}\n"),
+    });
+    home.write("-work/a.jsonl", lines.collect::<String>());
+    let config = "[sink.siem]\ncompression = \"none\"";
+    let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&gate.url());
+
+    agent(&["run", "--once"]).succeed();
+    let stored = entries::lines(&receiver.entries());
+    assert_eq!(stored.len(), 199);
+    assert!(gate.requests.load(Ordering::Relaxed) < 30, "isolated in a logarithm of requests");
+    assert_eq!(numbers(&receiver, "holes").as_array().unwrap().len(), 1);
+    assert_eq!(numbers(&receiver, "gaps").as_array().unwrap().len(), 0);
+
+    let listed = agent(&["deadletter", "list", "--json"]).succeed();
+    let letter: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!((&letter["status"], &letter["attempts"]), (&422.into(), &1.into()));
+    assert!(letter["answer"].as_str().unwrap().contains("bad taste"));
+    let number = letter["seq"].to_string();
+
+    let shown = agent(&["deadletter", "show", &number]).succeed();
+    assert!(String::from_utf8_lossy(&shown.stdout).contains(POISON));
+    let file = home.path().join("letters.ndjson");
+    let file = file.to_str().unwrap();
+    agent(&["deadletter", "export", "--all", "--to", file]).succeed();
+    assert_eq!(fs::read(file).unwrap(), shown.stdout);
+
+    // Refused again, it stays, and the count goes up.
+    let message = agent(&["deadletter", "retry", &number]).fail(1);
+    assert!(message.contains("1 dead letters are still here"), "{message}");
+    let listed = agent(&["deadletter", "list", "--json"]).succeed();
+    let letter: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(letter["attempts"], 2);
+
+    gate.refuses.store(false, Ordering::Relaxed);
+    agent(&["deadletter", "retry", "--all"]).succeed();
+    assert_eq!(entries::lines(&receiver.entries()).len(), 200);
+    assert_eq!(numbers(&receiver, "holes").as_array().unwrap().len(), 0);
+    assert!(agent(&["deadletter", "list", "--json"]).succeed().stdout.is_empty());
+    receiver.assert_whole();
+}
+
+#[test]
+fn what_is_purged_is_gone_and_the_siem_is_told() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let gate = Gate::before(&receiver);
+    home.write("-work/a.jsonl", format!("{{\"text\":\"{POISON}\"}}\n"));
+    let config = "[sink.siem]\ncompression = \"none\"";
+    let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&gate.url());
+    agent(&["run", "--once"]).succeed();
+    let message = agent(&["deadletter", "purge", "4711"]).fail(2);
+    assert!(message.contains("there is no dead letter 4711"), "{message}");
+    agent(&["deadletter", "purge", "--all"]).succeed();
+    agent(&["run", "--once"]).succeed();
+    let stored = receiver.entries();
+    assert_eq!(entries::events(&stored, "dead_letters_purged").len(), 1);
+    assert_eq!(entries::events(&stored, "entry_dead_lettered").len(), 1);
+}
+
+#[test]
+fn the_store_of_a_running_agent_is_not_touched() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();
+    let message = home.agent(&["deadletter", "list"]).fail(1);
+    assert!(message.contains("another agent"), "{message}");
+    agent.stop();
+    home.agent(&["deadletter", "list"]).succeed();
+}
+
+#[test]
+fn without_an_outbox_there_is_a_word() {
+    let message = Home::new().agent(&["deadletter", "list"]).fail(1);
+    assert!(message.contains("there is no outbox yet"), "{message}");
+}
