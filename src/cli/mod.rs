@@ -68,6 +68,11 @@ impl Failure {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log(arguments.debug);
+    // A panic's message may quote a record.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, "a part of the agent failed");
+    }));
     let result = match arguments.command {
         Command::Run(run) => run.execute(arguments.config.as_deref()),
         Command::Deadletter(letters) => letters.execute(arguments.config.as_deref()),

@@ -1,6 +1,6 @@
 //! Runs a pipeline: the ingest thread, a task for each sink, and their end.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{collections::HashSet, sync::Arc, thread, time::Duration};
 
 use siem_protocol::{Digest, Identity};
 use tokio::{sync::watch, task::JoinHandle};
@@ -106,6 +106,8 @@ impl Pipeline {
             jitter: Box::new(fastrand::f64),
             report,
             unstored: Vec::new(),
+            held: HashSet::new(),
+            failed: None,
         };
         let reading = thread::Builder::new().name("ingest".into());
         let (done, finished) = tokio::sync::oneshot::channel();

@@ -1,6 +1,10 @@
 //! What the tail hands over.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use siem_protocol::{Digest, entry::PathText};
 
@@ -10,6 +14,15 @@ use crate::event::Event;
 /// this. Never reused in one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileKey(pub u64);
+
+impl FileKey {
+    /// A key that no file has had, of whatever source.
+    #[must_use]
+    pub fn fresh() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self(LAST.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
 
 /// Names one life of a file, for ever: 16 random bytes in hex.
 #[derive(

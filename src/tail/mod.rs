@@ -135,7 +135,6 @@ pub struct Tail {
     /// The roots that the last sweep found.
     roots: Vec<Root>,
     files: Files,
-    last_key: u64,
     /// Files that are open, at most `options.open_files`.
     active: HashMap<FileKey, Active>,
     /// Rows that were handed over and are not known to be stored.
@@ -168,7 +167,6 @@ impl Tail {
             watcher: None,
             roots: Vec::new(),
             files: Files::default(),
-            last_key: 0,
             active: HashMap::new(),
             uncommitted: HashMap::new(),
             troubles: Troubles::default(),
@@ -202,7 +200,7 @@ impl Tail {
             }
             let old = before.at(&row.path);
             let era = old.and_then(|key| before.get(key)).map_or(0, |known| known.era);
-            let key = old.unwrap_or_else(|| self.next_key());
+            let key = old.unwrap_or_else(FileKey::fresh);
             let mut known = Known::new(&row.path, generation);
             known.era = era;
             known.id = row.stamp.id;
@@ -266,11 +264,6 @@ impl Tail {
             survey.bytes_unread += known.unread();
         }
         survey
-    }
-
-    fn next_key(&mut self) -> FileKey {
-        self.last_key += 1;
-        FileKey(self.last_key)
     }
 
     /// The row of a file's generation as it was last handed over.

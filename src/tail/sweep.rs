@@ -275,7 +275,7 @@ impl Tail {
 
     /// A file was seen that is not known.
     fn meet(&mut self, path: &Path, stamp: Stamp) {
-        let key = self.next_key();
+        let key = FileKey::fresh();
         let mut known = Known::new(path, new_generation());
         known.id = file::identify(path, &stamp);
         known.size = stamp.size;

@@ -1,13 +1,14 @@
 //! Reads sources into the outbox: one thread, one group after the other.
 
-use std::{
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+mod inbox;
+mod intake;
+#[cfg(test)]
+mod tests;
 
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+pub use inbox::Inbox;
+use intake::GroupIntake;
 use serde_json::json;
 use siem_protocol::names::event;
 use tracing::{error, info, warn};
@@ -19,12 +20,12 @@ use super::{
 };
 use crate::{
     event::Event,
-    platform::{Clock, Timestamp},
+    platform::Clock,
     stages::{
         Named,
         source::{LONGEST_SLEEP, Progress, Source},
     },
-    tail::{Chunk, FileKey, GenerationId, Intake},
+    tail::{FileKey, Origin},
     text::causes,
 };
 
@@ -34,74 +35,6 @@ const COMMIT_RETRY: Duration = Duration::from_secs(5);
 const BACK_UP: Duration = Duration::from_secs(60);
 /// How often a full outbox is looked at again.
 const FULL_RETRY: Duration = Duration::from_millis(500);
-
-/// What wakes the ingest thread, and what it is told.
-#[derive(Default)]
-pub struct Inbox {
-    mail: Mutex<Mail>,
-    wake: Condvar,
-    stopped: AtomicBool,
-}
-
-#[derive(Default)]
-struct Mail {
-    events: Vec<Event>,
-    woken: bool,
-    stop: bool,
-}
-
-impl Inbox {
-    /// There may be something to read.
-    pub fn wake(&self) {
-        self.mail().woken = true;
-        self.wake.notify_one();
-    }
-
-    /// Adds an event to the entries.
-    pub fn report(&self, event: Event) {
-        let mut mail = self.mail();
-        mail.events.push(event);
-        mail.woken = true;
-        drop(mail);
-        self.wake.notify_one();
-    }
-
-    /// Ends reading: what is in the group is stored, and the thread returns.
-    pub fn stop(&self) {
-        // Also seen in mid-group, where nobody reads mail.
-        self.stopped.store(true, Ordering::Relaxed);
-        self.mail().stop = true;
-        self.wake.notify_one();
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed)
-    }
-
-    /// Waits for something to do, at most for `longest`.
-    fn wait(&self, longest: Duration) {
-        let mail = self.mail();
-        let idle = |mail: &mut Mail| !mail.woken && !mail.stop;
-        let waited = self.wake.wait_timeout_while(mail, longest, idle);
-        let (mut mail, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        mail.woken = false;
-    }
-
-    /// Waits for `longest` whatever comes, unless it is the end.
-    fn pause(&self, longest: Duration) {
-        let waited = self.wake.wait_timeout_while(self.mail(), longest, |mail| !mail.stop);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// Takes the events that were reported and not added yet.
-    pub fn take_events(&self) -> Vec<Event> {
-        std::mem::take(&mut self.mail().events)
-    }
-
-    fn mail(&self) -> MutexGuard<'_, Mail> {
-        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// When reading ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +83,10 @@ pub struct Ingest {
     pub report: Report,
     /// Events in the group at hand: kept until it is stored. Begins empty.
     pub unstored: Vec<Event>,
+    /// Files that a stage failed on: not read until the next start. Begins empty.
+    pub held: HashSet<FileKey>,
+    /// The file that a stage failed on in this group. Begins empty.
+    pub failed: Option<Origin>,
 }
 
 impl Ingest {
@@ -177,6 +114,10 @@ impl Ingest {
             }
             self.look_for_room();
             let progress = if self.room.is_full() { None } else { Some(self.read()) };
+            if let Some(failed) = self.failed.take() {
+                self.hold(&failed);
+                continue;
+            }
             if !self.commit() {
                 continue;
             }
@@ -241,6 +182,8 @@ impl Ingest {
                 instance: name,
                 label,
                 now: self.clock.now(),
+                held: &self.held,
+                failed: &mut self.failed,
             };
             all = match (all, source.read(&mut intake)) {
                 (Progress::Idle { next: one }, Progress::Idle { next: other }) => {
@@ -250,6 +193,26 @@ impl Ingest {
             };
         }
         all
+    }
+
+    /// Holds a file that a stage failed on, and begins again without it. Its checkpoint stays, so
+    /// that nothing of it is lost.
+    fn hold(&mut self, failed: &Origin) {
+        let (path, generation) = (failed.path.to_string_lossy(), &failed.generation.0);
+        error!(%path, generation, "a stage failed: the file is held until the next start");
+        let data = json!({ "path": path, "generation": generation });
+        self.held.insert(failed.file);
+        self.roll_back();
+        self.event(Event::warning(event::STAGE_FAILED, data));
+    }
+
+    /// Begins again from what is stored, with the events that are not.
+    fn roll_back(&mut self) {
+        self.stages.judge.rollback();
+        self.restore();
+        for event in &self.unstored {
+            self.filling.event(event, self.clock.now());
+        }
     }
 
     /// Stores the group. After a failure everything begins again from what is stored; false then.
@@ -268,11 +231,7 @@ impl Ingest {
             Err(failure) => {
                 let cause = causes(&failure);
                 error!(cause, "entries could not be stored, and will be read again");
-                self.stages.judge.rollback();
-                self.restore();
-                for event in &self.unstored {
-                    self.filling.event(event, self.clock.now());
-                }
+                self.roll_back();
                 if self.inbox.is_stopped() {
                     // Nothing is lost: the files still have it.
                     return true;
@@ -339,43 +298,4 @@ impl Ingest {
 
 fn is_idle(progress: Option<Progress>) -> bool {
     matches!(progress, Some(Progress::Idle { .. }))
-}
-
-/// Takes a source's chunks into the group.
-struct GroupIntake<'a> {
-    filling: &'a mut Filling,
-    stages: &'a mut Stages,
-    outbox: &'a Outbox,
-    inbox: &'a Inbox,
-    instance: &'a str,
-    label: &'static str,
-    now: Timestamp,
-}
-
-impl Intake for GroupIntake<'_> {
-    fn take(&mut self, chunk: Chunk<'_>) {
-        self.filling.chunk(chunk, self.instance, self.label, self.stages, self.now);
-    }
-
-    fn report(&mut self, event: Event) {
-        self.filling.event(&event.from_source(self.label), self.now);
-    }
-
-    fn forget(&mut self, file: FileKey) {
-        self.stages.judge.forget(file);
-    }
-
-    fn has_room(&self) -> bool {
-        self.filling.has_room() && !self.inbox.is_stopped()
-    }
-
-    fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
-        match self.outbox.checkpoint(self.instance, generation) {
-            Ok(row) => row,
-            Err(failure) => {
-                warn!(cause = causes(&failure), "a checkpoint could not be read");
-                None
-            }
-        }
-    }
 }

@@ -1,0 +1,80 @@
+//! What wakes the ingest thread.
+
+use std::{
+    mem,
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::event::Event;
+
+/// What wakes the ingest thread, and what it is told.
+#[derive(Default)]
+pub struct Inbox {
+    mail: Mutex<Mail>,
+    wake: Condvar,
+    stopped: AtomicBool,
+}
+
+#[derive(Default)]
+struct Mail {
+    events: Vec<Event>,
+    woken: bool,
+    stop: bool,
+}
+
+impl Inbox {
+    /// There may be something to read.
+    pub fn wake(&self) {
+        self.mail().woken = true;
+        self.wake.notify_one();
+    }
+
+    /// Adds an event to the entries.
+    pub fn report(&self, event: Event) {
+        let mut mail = self.mail();
+        mail.events.push(event);
+        mail.woken = true;
+        drop(mail);
+        self.wake.notify_one();
+    }
+
+    /// Ends reading: what is in the group is stored, and the thread returns.
+    pub fn stop(&self) {
+        // Also seen in mid-group, where nobody reads mail.
+        self.stopped.store(true, Ordering::Relaxed);
+        self.mail().stop = true;
+        self.wake.notify_one();
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// Waits for something to do, at most for `longest`.
+    pub(super) fn wait(&self, longest: Duration) {
+        let mail = self.mail();
+        let idle = |mail: &mut Mail| !mail.woken && !mail.stop;
+        let waited = self.wake.wait_timeout_while(mail, longest, idle);
+        let (mut mail, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        mail.woken = false;
+    }
+
+    /// Waits for `longest` whatever comes, unless it is the end.
+    pub(super) fn pause(&self, longest: Duration) {
+        let waited = self.wake.wait_timeout_while(self.mail(), longest, |mail| !mail.stop);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Takes the events that were reported and not added yet.
+    pub fn take_events(&self) -> Vec<Event> {
+        mem::take(&mut self.mail().events)
+    }
+
+    fn mail(&self) -> MutexGuard<'_, Mail> {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,75 @@
+//! Takes a source's chunks into the group at hand.
+
+use std::{
+    collections::HashSet,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use tracing::warn;
+
+use super::{
+    super::{
+        group::{Filling, Stages},
+        outbox::Outbox,
+    },
+    Inbox,
+};
+use crate::{
+    event::Event,
+    platform::Timestamp,
+    tail::{Chunk, FileKey, GenerationId, Intake, Origin},
+    text::causes,
+};
+
+/// Takes a source's chunks into the group.
+pub(super) struct GroupIntake<'a> {
+    pub(super) filling: &'a mut Filling,
+    pub(super) stages: &'a mut Stages,
+    pub(super) outbox: &'a Outbox,
+    pub(super) inbox: &'a Inbox,
+    pub(super) instance: &'a str,
+    pub(super) label: &'static str,
+    pub(super) now: Timestamp,
+    /// Files that are not read.
+    pub(super) held: &'a HashSet<FileKey>,
+    /// Takes the file that a stage failed on.
+    pub(super) failed: &'a mut Option<Origin>,
+}
+
+impl Intake for GroupIntake<'_> {
+    fn take(&mut self, chunk: Chunk<'_>) {
+        let origin = chunk.origin;
+        // After a failure the group is thrown away: what else comes into it comes again.
+        if self.failed.is_some() || self.held.contains(&origin.file) {
+            return;
+        }
+        let fill = AssertUnwindSafe(|| {
+            self.filling.chunk(chunk, self.instance, self.label, self.stages, self.now);
+        });
+        if catch_unwind(fill).is_err() {
+            *self.failed = Some(origin.clone());
+        }
+    }
+
+    fn report(&mut self, event: Event) {
+        self.filling.event(&event.from_source(self.label), self.now);
+    }
+
+    fn forget(&mut self, file: FileKey) {
+        self.stages.judge.forget(file);
+    }
+
+    fn has_room(&self) -> bool {
+        self.failed.is_none() && self.filling.has_room() && !self.inbox.is_stopped()
+    }
+
+    fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
+        match self.outbox.checkpoint(self.instance, generation) {
+            Ok(row) => row,
+            Err(failure) => {
+                warn!(cause = causes(&failure), "a checkpoint could not be read");
+                None
+            }
+        }
+    }
+}

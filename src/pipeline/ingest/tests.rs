@@ -1,0 +1,162 @@
+use std::path::Path;
+
+use siem_protocol::{Digest, Entry, entry::PathText};
+
+use super::*;
+use crate::{
+    frame::Codec,
+    pipeline::{delivery::Shipping, judge::Judge},
+    platform::SystemClock,
+    stages::{
+        Record,
+        filter::{Filter, Verdict},
+        source::Survey,
+    },
+    tail::{Chunk, GenerationId, Intake, Piece},
+};
+
+/// Files that never change: each line is a chunk of its own.
+struct Files {
+    files: Vec<(Origin, Vec<&'static str>)>,
+    /// The lines of each file that are handed over.
+    read: Vec<usize>,
+}
+
+impl Files {
+    fn new(files: &[(&str, &[&'static str])]) -> Self {
+        let origin = |name: &str| {
+            let path = Path::new("/p").join(name);
+            Origin {
+                file: FileKey::fresh(),
+                era: 0,
+                path_text: PathText::new(&path),
+                path,
+                generation: GenerationId(name.to_owned()),
+            }
+        };
+        let files: Vec<_> =
+            files.iter().map(|(name, lines)| (origin(name), lines.to_vec())).collect();
+        Self { read: vec![0; files.len()], files }
+    }
+}
+
+impl Source for Files {
+    fn label(&self) -> &'static str {
+        "claude-sessions"
+    }
+
+    fn restore(&mut self, rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>) {
+        self.read.fill(0);
+        for (generation, row) in rows {
+            let at = self.files.iter().position(|(origin, _)| origin.generation == generation);
+            self.read[at.unwrap()] = String::from_utf8(row).unwrap().parse().unwrap();
+        }
+    }
+
+    fn read(&mut self, intake: &mut dyn Intake) -> Progress {
+        for ((origin, lines), read) in self.files.iter().zip(&mut self.read) {
+            while *read < lines.len() {
+                if !intake.has_room() {
+                    return Progress::More;
+                }
+                let bytes = lines[*read].as_bytes();
+                let (offset, size) = (*read as u64, bytes.len() as u64 + 1);
+                let pieces = [Piece::Line { offset, bytes, size, incomplete: false }];
+                *read += 1;
+                let row = read.to_string();
+                let (checkpoint, events) = (Some(row.as_bytes()), Vec::new());
+                intake.take(Chunk { origin, pieces: &pieces, checkpoint, events });
+            }
+        }
+        Progress::Idle { next: Duration::from_secs(1) }
+    }
+
+    fn committed(&mut self) {}
+
+    fn survey(&self) -> Survey {
+        Survey::default()
+    }
+}
+
+struct Fragile;
+
+impl Filter for Fragile {
+    fn check(&mut self, record: &Record<'_>) -> Verdict {
+        assert!(record.line() != b"boom", "the filter fails");
+        Verdict::Keep
+    }
+}
+
+fn ingest(source: Files, folder: &Path) -> Ingest {
+    let path = folder.join("outbox.redb");
+    let outbox = Outbox::open(&path, &["siem".to_owned()], || "e".into()).unwrap();
+    let judge = Judge::new(vec![("fragile".into(), Box::new(Fragile))]);
+    let shipping = Shipping::default();
+    Ingest {
+        sources: vec![("files".into(), Box::new(source))],
+        stages: Stages::new(judge, Vec::new()),
+        filling: Filling::new(outbox.end(), Digest::ZERO, shipping, Codec::Plain),
+        outbox: Arc::new(outbox),
+        room: Room::new(1 << 30),
+        inbox: Arc::default(),
+        clock: Arc::new(SystemClock),
+        heartbeat: Duration::from_secs(300),
+        jitter: Box::new(|| 0.5),
+        report: Box::new(|_| ()),
+        unstored: Vec::new(),
+        held: HashSet::new(),
+        failed: None,
+    }
+}
+
+/// The records and the events that are stored.
+fn stored(outbox: &Outbox) -> (Vec<String>, Vec<String>) {
+    let frames = outbox.frames(1, |_| std::ops::ControlFlow::Continue(())).unwrap();
+    let raw: Vec<u8> = frames.iter().flat_map(|frame| frame.decode().unwrap()).collect();
+    let (mut records, mut events) = (Vec::new(), Vec::new());
+    for line in raw.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let entry = Entry::parse(line).unwrap();
+        match entry.content().unwrap() {
+            Some(content) => records.push(String::from_utf8(content.into_owned()).unwrap()),
+            None => events.push(entry.event.unwrap().into_owned()),
+        }
+    }
+    (records, events)
+}
+
+/// A filter that panicked took the agent's only reading thread with it: the agent ran on, and read
+/// nothing any more.
+#[test]
+fn a_stage_that_fails_holds_its_file_and_the_others_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = Files::new(&[
+        ("a", ["a1", "a2"].as_slice()),
+        ("b", ["b1", "boom", "b3"].as_slice()),
+        ("c", ["c1"].as_slice()),
+    ]);
+    let ingest = ingest(files, folder.path());
+    let outbox = Arc::clone(&ingest.outbox);
+    ingest.run(Until::CaughtUp);
+    let (records, events) = stored(&outbox);
+    assert_eq!(records, ["a1", "a2", "c1"]);
+    assert_eq!(events, ["agent_started", "stage_failed", "heartbeat", "agent_stopped"]);
+    // Its checkpoint stays where it was: the next start tries it again.
+    let row = |name: &str| outbox.checkpoint("files", &GenerationId(name.into())).unwrap();
+    assert_eq!((row("a").as_deref(), row("b")), (Some(b"2".as_slice()), None));
+}
+
+#[test]
+fn goes_on_at_the_stored_rows_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = ingest(Files::new(&[("a", ["a1"].as_slice())]), folder.path());
+    drop({
+        let outbox = Arc::clone(&first.outbox);
+        first.run(Until::CaughtUp);
+        outbox
+    });
+    let second = ingest(Files::new(&[("a", ["a1", "a2"].as_slice())]), folder.path());
+    let outbox = Arc::clone(&second.outbox);
+    second.run(Until::CaughtUp);
+    assert_eq!(stored(&outbox).0, ["a1", "a2"]);
+    assert_eq!(outbox.end().totals.shipped.lines, 2);
+}
