@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use super::{Failure, progress::Bar, setup::Surroundings};
 use crate::{
     pipeline::{
-        accounting::{Count, Totals},
+        accounting::Count,
         assembly,
-        dry_run::DryRun,
+        dry_run::{DryRun, Summary},
         group::{Fate, Seen},
     },
     units::Size,
@@ -50,12 +50,14 @@ pub(super) fn execute(explicit: Option<&Path>, json: bool) -> Result<(), Failure
             if lines.is_empty() { Ok(()) } else { bar.above(|| out.write_all(lines)) }
         })
     };
-    let written = ran.and_then(|totals| {
+    let written = ran.and_then(|found| {
         if json {
-            writeln!(out, "{}", json!({ "summary": totals }))?;
+            let mut summary = json!(found.totals);
+            summary["unfinished_bytes"] = json!(found.unfinished_bytes);
+            writeln!(out, "{}", json!({ "summary": summary }))?;
         }
         out.flush()?;
-        if json { Ok(()) } else { summary(&totals) }
+        if json { Ok(()) } else { summary(&found) }
     });
     match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
@@ -88,7 +90,8 @@ fn verdict(seen: &Seen<'_, '_>) -> Value {
     })
 }
 
-fn summary(totals: &Totals) -> io::Result<()> {
+fn summary(found: &Summary) -> io::Result<()> {
+    let Summary { totals, unfinished_bytes } = found;
     let mut err = io::stderr().lock();
     let mut row = |what: &str, count: Count| {
         let size = Size(count.bytes).to_string();
@@ -104,6 +107,10 @@ fn summary(totals: &Totals) -> io::Result<()> {
     let mut shipped = totals.shipped;
     shipped += totals.parts;
     row("would be shipped", shipped)?;
+    if *unfinished_bytes > 0 {
+        let size = Size(*unfinished_bytes).to_string();
+        writeln!(err, "{:<40} {size:>27}", "not read: no newline yet")?;
+    }
     for (stage, bytes) in &totals.cut {
         writeln!(err, "{:<40} {:>27}", format!("cut out by {stage}"), Size(*bytes).to_string())?;
     }

@@ -43,7 +43,7 @@ impl DryRun {
     pub fn run(
         mut self,
         mut step: impl FnMut(&[u8], &Totals, &Survey) -> io::Result<()>,
-    ) -> io::Result<Totals> {
+    ) -> io::Result<Summary> {
         let start = Start { seq: 1, chain: Digest::ZERO, totals: Totals::default() };
         let mut filling = Filling::new(start, self.config, Shipping::default(), Codec::Plain);
         for (name, source) in &mut self.sources {
@@ -67,8 +67,18 @@ impl DryRun {
                 }
             }
         }
-        Ok(filling.totals().clone())
+        let unread = self.sources.iter().map(|(_, source)| source.survey().bytes_unread).sum();
+        Ok(Summary { totals: filling.totals().clone(), unfinished_bytes: unread })
     }
+}
+
+/// Where every byte would go.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// What was read.
+    pub totals: Totals,
+    /// Last lines that have no newline yet: they are read when they have.
+    pub unfinished_bytes: u64,
 }
 
 /// Takes chunks and stores none.

@@ -120,6 +120,28 @@ async fn another_encoding_or_type_is_415() {
     assert_eq!(problem(response).await.status, 415);
 }
 
+/// A body refused for its token was not read: the client, still writing, saw a broken pipe in place
+/// of the answer, and took a wrong token for a bad line.
+#[tokio::test]
+async fn a_client_that_writes_a_large_body_to_its_end_still_gets_the_answer() {
+    let server = Server::start().await;
+    for (token, length, status) in [("wrong", 8 << 20, "401"), (TOKEN, 20 << 20, "413")] {
+        let head = format!(
+            "POST /ingest HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\
+             Content-Encoding: zstd\r\nX-Siem-Signature: {}\r\nContent-Length: {length}\r\n\r\n",
+            "0".repeat(64)
+        );
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        for _ in 0..length >> 20 {
+            stream.write_all(&vec![b'x'; 1 << 20]).await.unwrap();
+        }
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(std::str::from_utf8(&answer).unwrap(), format!("HTTP/1.1 {status}"));
+    }
+}
+
 #[tokio::test]
 async fn too_large_is_413_before_it_is_read_while_read_and_once_decoded() {
     let mut limits = Limits::default();

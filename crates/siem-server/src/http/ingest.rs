@@ -1,9 +1,14 @@
 //! `POST /ingest`.
 
-use std::{future::poll_fn, pin::Pin, sync::Arc, time::SystemTime};
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::{
-    body::Body,
+    body::{Body, Bytes},
     extract::{Request, State},
     http::{
         HeaderMap,
@@ -11,7 +16,10 @@ use axum::{
     },
     response::{IntoResponse as _, Response},
 };
-use hyper::body::Body as _;
+use hyper::{
+    body::{Body as _, Frame},
+    http::request::Parts,
+};
 use siem_protocol::{
     BatchHeader, Encoding, Receipt,
     names::{content_type, header},
@@ -27,18 +35,44 @@ use crate::{
 
 /// What a batch's text most likely needs at most, as a multiple of its compressed size.
 const LIKELY_RATIO: usize = 16;
+/// How long the rest of a refused body is read.
+const DISCARD: Duration = Duration::from_secs(10);
 /// Memory that is set aside for a text at least.
 const LEAST_TEXT: usize = 64 << 10;
 
 pub(super) async fn ingest(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    match take(&shared, request).await {
+    let (parts, mut body) = request.into_parts();
+    match take(&shared, &parts, &mut body).await {
         Ok(receipt) => json(&receipt),
-        Err(rejection) => rejection.into_response(),
+        Err(rejection) => {
+            // While the answer goes out: who reads it at once need not send the rest.
+            tokio::spawn(discard(body, shared.limits.decoded));
+            rejection.into_response()
+        }
     }
 }
 
-async fn take(shared: &Arc<Shared>, request: Request) -> Result<Receipt, Rejection> {
-    let (parts, body) = request.into_parts();
+/// Reads the rest of a refused body. A client that is still writing when the connection is closed
+/// sees a broken pipe, and not the answer.
+async fn discard(mut body: Body, limit: usize) {
+    let reading = async {
+        let mut length = 0;
+        while let Some(Ok(frame)) = next(&mut body).await {
+            length += frame.data_ref().map_or(0, |data| data.len());
+            if length > limit {
+                return;
+            }
+        }
+    };
+    // Who is slower than this may see what it likes.
+    drop(tokio::time::timeout(DISCARD, reading).await);
+}
+
+async fn next(body: &mut Body) -> Option<Result<Frame<Bytes>, axum::Error>> {
+    poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
+}
+
+async fn take(shared: &Arc<Shared>, parts: &Parts, body: &mut Body) -> Result<Receipt, Rejection> {
     let headers = &parts.headers;
     shared.authorize(headers)?;
     check_content_type(headers)?;
@@ -101,7 +135,7 @@ fn check_headers(headers: &HeaderMap, batch: &BatchHeader) -> Result<(), Rejecti
 async fn receive(
     shared: &Shared,
     headers: &HeaderMap,
-    body: Body,
+    body: &mut Body,
     limit: usize,
 ) -> Result<(Vec<u8>, Reserved), Rejection> {
     let length = text(headers, CONTENT_LENGTH.as_str()).and_then(|length| length.parse().ok());
@@ -118,9 +152,9 @@ async fn receive(
     Ok((body, memory))
 }
 
-async fn collect(mut body: Body, length: usize, limit: usize) -> Result<Vec<u8>, Rejection> {
+async fn collect(body: &mut Body, length: usize, limit: usize) -> Result<Vec<u8>, Rejection> {
     let mut bytes = Vec::with_capacity(length);
-    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+    while let Some(frame) = next(body).await {
         let Ok(data) = frame.map_err(Rejection::Body)?.into_data() else { continue };
         if bytes.len() + data.len() > limit {
             return Err(Rejection::BodyTooLarge { limit });
