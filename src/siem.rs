@@ -110,6 +110,12 @@ impl Connection {
         Self { client, base, token, secret, identity, revision }
     }
 
+    /// The receiver's base URL.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        self.base.as_str()
+    }
+
     /// Sends a batch's body.
     pub async fn post(&self, id: &BatchId, encoding: Encoding, body: Vec<u8>) -> Reply {
         let request = self

@@ -599,3 +599,10 @@ fn help_names_every_command() {
         assert_eq!(ended.code, Some(2), "{arguments:?}");
     }
 }
+
+#[test]
+fn a_dry_run_refuses_a_wrong_option_of_a_sink_though_it_needs_none() {
+    let home = Home::new();
+    let message = home.agent(&["run", "--test"]).config("[sink.siem]\nendpiont = \"x\"").fail(2);
+    assert!(message.contains("endpiont") && message.contains("`endpoint`"), "{message}");
+}

@@ -18,7 +18,7 @@ use crate::{
         assembly,
         delivery::{Shipping, redeliver},
         group::Filling,
-        outbox::{DeadLetter, DeadLetterId, Outbox},
+        outbox::{DeadLetter, DeadLetterId, Outbox, Seat},
         runner::new_epoch,
     },
     platform::{LockError, StateLock, private},
@@ -144,8 +144,9 @@ impl Store {
                 )),
                 error => Failure::failed(error),
             })?;
-        let sinks = loaded.settings.pipeline.sinks.iter().map(|sink| sink.name.clone());
-        let sinks: Vec<String> = sinks.collect();
+        let sinks = loaded.settings.pipeline.sinks.iter();
+        let sinks: Vec<Seat> =
+            sinks.map(|sink| Seat { name: sink.name.clone(), destination: None }).collect();
         let outbox = Outbox::open(&path, &sinks, new_epoch).map_err(Failure::failed)?;
         let context = surroundings.context(&loaded, Some(lock.dir()), true);
         Ok(Some(Self { outbox, loaded, context, _lock: lock }))

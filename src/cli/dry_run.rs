@@ -29,6 +29,7 @@ pub(super) fn execute(explicit: Option<&Path>, json: bool) -> Result<(), Failure
     let nobody: Arc<dyn Fn() + Send + Sync> = Arc::new(|| ());
     let sources = assembly::sources(&loaded, &context, &nobody).map_err(Failure::usage)?;
     let mut stages = assembly::stages(&loaded, &context).map_err(Failure::usage)?;
+    assembly::check_sinks(&loaded).map_err(Failure::usage)?;
     let verdicts = Arc::new(Mutex::new(Vec::new()));
     if json {
         let verdicts = Arc::clone(&verdicts);
@@ -81,6 +82,7 @@ fn verdict(seen: &Seen<'_, '_>) -> Value {
         "path": record.origin().path.to_string_lossy(),
         "offset": record.offset(),
         "length": record.line().len(),
+        "part": record.is_partial(),
         "type": record.kind(),
         "uuid": record.uuid(),
         "verdict": verdict,

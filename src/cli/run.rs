@@ -14,7 +14,7 @@ use crate::{
     pipeline::{
         assembly,
         ingest::{Inbox, Report, Until},
-        outbox::{Found, Outbox},
+        outbox::{Found, Outbox, Seat},
         runner::{Pipeline, new_epoch},
     },
     platform::{Signals, StateLock},
@@ -110,12 +110,19 @@ fn assemble(loaded: &Loaded, context: &Context, state_dir: &Path) -> Result<Pipe
     let sources = assembly::sources(loaded, context, &waker).map_err(Failure::usage)?;
     let stages = assembly::stages(loaded, context).map_err(Failure::usage)?;
     let sinks = assembly::sinks(loaded, context).map_err(Failure::usage)?;
-    let names: Vec<String> = sinks.iter().map(|(name, _)| name.clone()).collect();
+    let seats: Vec<Seat> = sinks
+        .iter()
+        .map(|(name, sink)| Seat { name: name.clone(), destination: sink.destination() })
+        .collect();
     let (identity, clock) = (context.identity.clone(), Arc::clone(&context.clock));
     let path = state_dir.join("outbox.redb");
-    let opened = Outbox::open_or_recover(&path, &names, new_epoch, clock.now());
+    let opened = Outbox::open_or_recover(&path, &seats, new_epoch, clock.now());
     let (outbox, found) = opened.map_err(Failure::failed)?;
     tell(&found, &outbox.epoch(), &inbox);
+    for sink in outbox.removed_sinks() {
+        warn!(sink, "sink is no longer configured: its place in the outbox was given up");
+        inbox.report(Event::warning(event::SINK_REMOVED, json!({ "sink": sink })));
+    }
     Ok(Pipeline { sources, stages, sinks, outbox, inbox, identity, clock })
 }
 

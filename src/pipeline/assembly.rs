@@ -82,6 +82,15 @@ pub fn sinks(loaded: &Loaded, context: &Context) -> Result<Vec<Named<dyn Sink>>,
     })
 }
 
+/// Checks the sinks' options without building them: for a dry run, which has no secrets.
+///
+/// # Errors
+/// [`ConfigError`] for the first that is wrong.
+pub fn check_sinks(loaded: &Loaded) -> Result<(), ConfigError> {
+    let sinks = &loaded.settings.pipeline.sinks;
+    build(loaded, Kind::Sink, sinks, |table| sink::check(&table.stage, &table.options)).map(drop)
+}
+
 /// The receiver that manages this agent: that of the first sink that ships to one.
 ///
 /// # Errors

@@ -105,7 +105,8 @@ impl What {
         let what = self.what;
         let values = match file {
             Some(path) => self.lines(path)?,
-            None => values.to_vec(),
+            // As the agent does: a newline at the end is an accident.
+            None => values.iter().map(|value| value.trim().to_owned()).collect(),
         };
         let mut secrets = values.into_iter().map(|value| {
             let secret = Secret::new(value);
@@ -121,7 +122,7 @@ impl What {
         }
         for secret in [Some(&first), second.as_ref()].into_iter().flatten() {
             if secret.is_short() {
-                tracing::warn!(least = Secret::SHORT, "a {what} has fewer bytes than advised");
+                tracing::warn!(least = Secret::SHORT, "the {what} has fewer bytes than advised");
             }
         }
         Ok((first, second))
@@ -134,7 +135,8 @@ impl What {
             return Err(SecretError::Open { what, path: path.to_owned() });
         }
         let text = fs::read_to_string(path).map_err(failed)?;
-        Ok(text.lines().map(|line| line.trim().to_owned()).collect())
+        let lines = text.lines().map(|line| line.trim().to_owned());
+        Ok(lines.filter(|line| !line.is_empty()).collect())
     }
 }
 

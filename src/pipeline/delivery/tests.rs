@@ -5,7 +5,7 @@ use siem_protocol::{Digest, Entry};
 use super::*;
 use crate::{
     frame::Codec,
-    pipeline::group::Filling,
+    pipeline::{group::Filling, outbox::Seat},
     platform::Timestamp,
     stages::sink::{Answer, Delivery},
 };
@@ -79,7 +79,9 @@ async fn run(
 ) -> Run {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.redb");
-    let outbox = Outbox::open(&path, &["siem".to_owned()], || "e".into()).unwrap();
+    let outbox =
+        Outbox::open(&path, &[Seat { name: "siem".into(), destination: None }], || "e".into())
+            .unwrap();
     let sealing = Shipping { batch_size: 100, ..Shipping::default() };
     let mut filling = Filling::new(outbox.end(), Digest::ZERO, sealing, Codec::Zstd);
     for count in groups {

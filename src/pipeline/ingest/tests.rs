@@ -5,7 +5,7 @@ use siem_protocol::{Digest, Entry, entry::PathText};
 use super::*;
 use crate::{
     frame::Codec,
-    pipeline::{delivery::Shipping, judge::Judge},
+    pipeline::{delivery::Shipping, judge::Judge, outbox::Seat},
     platform::SystemClock,
     stages::{
         Record,
@@ -89,7 +89,9 @@ impl Filter for Fragile {
 
 fn ingest(source: Files, folder: &Path) -> Ingest {
     let path = folder.join("outbox.redb");
-    let outbox = Outbox::open(&path, &["siem".to_owned()], || "e".into()).unwrap();
+    let outbox =
+        Outbox::open(&path, &[Seat { name: "siem".into(), destination: None }], || "e".into())
+            .unwrap();
     let judge = Judge::new(vec![("fragile".into(), Box::new(Fragile))]);
     let shipping = Shipping::default();
     Ingest {

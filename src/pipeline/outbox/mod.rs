@@ -36,7 +36,7 @@ use tokio::sync::watch;
 use super::{accounting::Totals, group::Dropping};
 use crate::{
     frame::{Frame, FrameHead},
-    platform::{Timestamp, free_space},
+    platform::{Timestamp, free_space, private},
     tail::GenerationId,
 };
 
@@ -65,7 +65,9 @@ pub struct Outbox {
     database: RwLock<Option<Database>>,
     opener: Opener,
     path: PathBuf,
-    sinks: Vec<String>,
+    sinks: Vec<Seat>,
+    /// Sinks that had a cursor and are no more.
+    removed: Mutex<Vec<String>>,
     /// Whether the store was there before.
     was_found: bool,
     state: Mutex<State>,
@@ -130,6 +132,15 @@ pub struct Group {
     pub totals: Totals,
 }
 
+/// A sink that has a place in the outbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Its instance's name.
+    pub name: String,
+    /// Where it delivers to; `None` when that is not known, and nothing can have moved.
+    pub destination: Option<String>,
+}
+
 /// How far a sink is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
@@ -143,6 +154,9 @@ pub struct Cursor {
     /// The epoch before this one; until its first acknowledgement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_epoch: Option<String>,
+    /// Where it delivers to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<String>,
 }
 
 /// Why the outbox cannot do its work.
@@ -197,12 +211,14 @@ impl Outbox {
     /// [`OutboxError`]; the file is then untouched.
     pub fn open(
         path: &Path,
-        sinks: &[String],
+        sinks: &[Seat],
         new_epoch: impl FnOnce() -> String,
     ) -> Result<Self, OutboxError> {
         let file = path.to_owned();
         // Without the check, redb trusts a file that was closed in order, and panics on damage.
         let opener = move || {
+            // Made here, where it is made for its owner only.
+            private::options().open(&file).map_err(redb::StorageError::Io)?;
             Builder::new().set_cache_size(CACHE).set_check_integrity_on_open(true).create(&file)
         };
         Self::open_with(path, Box::new(opener), sinks, new_epoch)
@@ -212,7 +228,7 @@ impl Outbox {
     fn open_with(
         path: &Path,
         opener: Opener,
-        sinks: &[String],
+        sinks: &[Seat],
         new_epoch: impl FnOnce() -> String,
     ) -> Result<Self, OutboxError> {
         let state = State {
@@ -230,6 +246,7 @@ impl Outbox {
             opener,
             path: path.to_owned(),
             sinks: sinks.to_vec(),
+            removed: Mutex::default(),
             was_found: false,
             state: Mutex::new(state),
             backup: Mutex::new(Backup::beside(path)),
@@ -243,7 +260,11 @@ impl Outbox {
             transaction.open_table(CHECKPOINTS)?;
             transaction.open_table(DROPPING)?;
             transaction.open_table(DEAD_LETTERS)?;
-            Ok(place_cursors(transaction, state, sinks)?.ok_or_else(|| outbox.damaged("a cursor")))
+            let Some(removed) = place_cursors(transaction, state, sinks)? else {
+                return Ok(Err(outbox.damaged("a cursor")));
+            };
+            *outbox.removed.lock().unwrap_or_else(PoisonError::into_inner) = removed;
+            Ok(Ok(()))
         })?;
         Ok(outbox)
     }
@@ -259,6 +280,12 @@ impl Outbox {
     pub fn end(&self) -> Start {
         let state = self.state();
         Start { seq: state.next_seq, chain: state.chain, totals: state.totals.clone() }
+    }
+
+    /// Sinks that had a place in the outbox and are no longer configured; each is said once.
+    #[must_use]
+    pub fn removed_sinks(&self) -> Vec<String> {
+        mem::take(&mut self.removed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Bytes that the entries take.
@@ -406,8 +433,14 @@ impl Outbox {
                 return Ok(Ok(()));
             }
             let mut cursors = transaction.open_table(CURSORS)?;
-            let epoch = epoch.to_owned();
-            let cursor = Cursor { epoch, acknowledged: point, base: None, previous_epoch: None };
+            let known = cursors.get(sink)?.and_then(|row| from_json::<Cursor>(row.value()));
+            let cursor = Cursor {
+                epoch: epoch.to_owned(),
+                acknowledged: point,
+                base: None,
+                previous_epoch: None,
+                destination: known.and_then(|cursor| cursor.destination),
+            };
             cursors.insert(sink, json(&cursor).as_slice())?;
             let mut slowest = point.seq;
             for row in cursors.iter()? {
@@ -669,43 +702,52 @@ fn runs(mut frames: &[Frame]) -> impl Iterator<Item = &[Frame]> {
 /// About what a head takes in a value.
 const HEAD: usize = 512;
 
-/// Gives every sink a cursor and takes away those of sinks that are no more; `None` when a cursor
-/// is damaged.
+/// Gives every sink a cursor and takes away those of sinks that are no more, which it names; `None`
+/// when a cursor is damaged.
 fn place_cursors(
     transaction: &WriteTransaction,
     state: &mut State,
-    sinks: &[String],
-) -> Result<Option<()>, redb::Error> {
+    sinks: &[Seat],
+) -> Result<Option<Vec<String>>, redb::Error> {
     let mut cursors = transaction.open_table(CURSORS)?;
+    let mut removed = Vec::new();
     cursors.retain(|sink, _| {
-        let kept = sinks.iter().any(|known| known == sink);
+        let kept = sinks.iter().any(|known| known.name == sink);
         if !kept {
-            tracing::warn!(
-                sink,
-                "sink is no longer configured: its place in the outbox was dropped"
-            );
+            removed.push(sink.to_owned());
         }
         kept
     })?;
     let begin = begin(transaction, state)?;
     let mut slowest = u64::MAX;
-    for sink in sinks {
-        let known = cursors.get(sink.as_str())?.map(|row| from_json::<Cursor>(row.value()));
+    for Seat { name, destination } in sinks {
+        let known = cursors.get(name.as_str())?.map(|row| from_json::<Cursor>(row.value()));
         let cursor = match known {
-            Some(Some(cursor)) => cursor,
+            Some(Some(cursor)) => moved(cursor, destination.as_ref()),
             Some(None) => return Ok(None),
             None => Cursor {
                 epoch: state.epoch.clone(),
                 acknowledged: begin,
                 base: (begin.seq > 0).then_some(begin),
                 previous_epoch: None,
+                destination: destination.clone(),
             },
         };
-        cursors.insert(sink.as_str(), json(&cursor).as_slice())?;
+        cursors.insert(name.as_str(), json(&cursor).as_slice())?;
         slowest = slowest.min(cursor.acknowledged.seq);
     }
     drop_values(transaction, state, slowest)?;
-    Ok(Some(()))
+    Ok(Some(removed))
+}
+
+/// A sink that delivers elsewhere now says where it begins: the receiver there may know nothing.
+fn moved(cursor: Cursor, destination: Option<&String>) -> Cursor {
+    let known = cursor.destination.as_ref();
+    let is_moved = known.zip(destination).is_some_and(|(from, to)| from != to);
+    let point = cursor.acknowledged;
+    let base = if is_moved && point.seq > 0 { Some(point) } else { cursor.base };
+    let destination = destination.or(known).cloned();
+    Cursor { base, destination, ..cursor }
 }
 
 /// The point before the first entry that is still there.

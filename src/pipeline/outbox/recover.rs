@@ -7,7 +7,7 @@ use std::{
 
 use redb::ReadableTable as _;
 
-use super::{CHECKPOINTS, CURSORS, Cursor, Outbox, OutboxError, from_json, json};
+use super::{CHECKPOINTS, CURSORS, Cursor, Outbox, OutboxError, Seat, from_json, json};
 use crate::platform::Timestamp;
 
 /// What was found at the start.
@@ -40,7 +40,7 @@ impl Outbox {
     /// schema, missing rights, a full disk.
     pub fn open_or_recover(
         path: &Path,
-        sinks: &[String],
+        sinks: &[Seat],
         new_epoch: impl Fn() -> String,
         now: Timestamp,
     ) -> Result<(Self, Found), OutboxError> {
@@ -86,13 +86,13 @@ impl Outbox {
                 checkpoints.insert((source.as_str(), generation.0.as_str()), row.as_slice())?;
             }
             let mut cursors = transaction.open_table(CURSORS)?;
-            for sink in &self.sinks {
-                let row = cursors.get(sink.as_str())?.and_then(|row| from_json(row.value()));
+            for Seat { name, .. } in &self.sinks {
+                let row = cursors.get(name.as_str())?.and_then(|row| from_json(row.value()));
                 let cursor: Option<Cursor> = row;
                 if let Some(cursor) = cursor {
                     let previous_epoch = Some(saved.epoch.clone());
                     let cursor = Cursor { previous_epoch, ..cursor };
-                    cursors.insert(sink.as_str(), json(&cursor).as_slice())?;
+                    cursors.insert(name.as_str(), json(&cursor).as_slice())?;
                 }
             }
             Ok(Ok(()))

@@ -76,12 +76,13 @@ impl Outbox {
             let previous = mem::replace(&mut state.epoch, new.clone());
             take_back_unnamed(transaction, &previous, &cursors)?;
             let mut table = transaction.open_table(CURSORS)?;
-            for ((name, _), place) in cursors.iter().zip(places) {
+            for ((name, cursor), place) in cursors.iter().zip(places) {
                 let cursor = Cursor {
                     epoch: new.clone(),
                     acknowledged: place,
                     base: (place.seq > 0).then_some(place),
                     previous_epoch: Some(previous.clone()),
+                    destination: cursor.destination.clone(),
                 };
                 table.insert(name.as_str(), json(&cursor).as_slice())?;
             }

@@ -22,12 +22,12 @@ struct Store {
     folder: tempfile::TempDir,
 }
 
-fn names(sinks: &[&str]) -> Vec<String> {
-    sinks.iter().map(|sink| (*sink).to_owned()).collect()
+fn seats(sinks: &[&str]) -> Vec<Seat> {
+    sinks.iter().map(|sink| Seat { name: (*sink).to_owned(), destination: None }).collect()
 }
 
 fn open(path: &Path, sinks: &[&str]) -> Result<Outbox, OutboxError> {
-    Outbox::open(path, &names(sinks), || "epoch-1".into())
+    Outbox::open(path, &seats(sinks), || "epoch-1".into())
 }
 
 fn store() -> Store {
@@ -162,6 +162,8 @@ fn a_sink_that_is_removed_holds_nothing_up() {
     store.outbox.acknowledge("siem", "epoch-1", point(&group)).unwrap();
     let store = store.reopen(&SINKS);
     assert_eq!(all(&store.outbox, 1), []);
+    assert_eq!(store.outbox.removed_sinks(), ["archive"]);
+    assert!(store.reopen(&SINKS).outbox.removed_sinks().is_empty());
 }
 
 #[test]
@@ -177,6 +179,38 @@ fn a_sink_that_is_added_later_begins_at_the_first_entry_that_is_there() {
     store.outbox.acknowledge("archive", "epoch-1", point(&first)).unwrap();
     assert_eq!(store.outbox.cursor("archive").unwrap().base, None);
     assert_eq!(store.outbox.cursor("siem").unwrap().base, None);
+}
+
+/// A sink's new receiver saw a gap from 1 on: nobody told it where the numbers begin.
+#[test]
+fn a_sink_that_moves_to_another_receiver_says_where_it_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outbox.redb");
+    let open = |destination: &str| {
+        let seat = Seat { name: "siem".into(), destination: Some(destination.to_owned()) };
+        Outbox::open(&path, &[seat], || "epoch-1".into()).unwrap()
+    };
+    let outbox = open("https://one");
+    let group = commit(&outbox, 3);
+    outbox.acknowledge("siem", "epoch-1", point(&group)).unwrap();
+    drop(outbox);
+    assert_eq!(open("https://one").cursor("siem").unwrap().base, None);
+    assert_eq!(open("https://two").cursor("siem").unwrap().base, Some(point(&group)));
+    // Until its first acknowledgement, over restarts.
+    let outbox = open("https://two");
+    assert_eq!(outbox.cursor("siem").unwrap().base, Some(point(&group)));
+    let next = commit(&outbox, 1);
+    outbox.acknowledge("siem", "epoch-1", point(&next)).unwrap();
+    assert_eq!(outbox.cursor("siem").unwrap().base, None);
+}
+
+#[cfg(unix)]
+#[test]
+fn the_store_is_for_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let store = store();
+    let metadata = std::fs::metadata(store.folder.path().join("outbox.redb")).unwrap();
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
 }
 
 #[test]
@@ -388,7 +422,7 @@ fn goes_on_after_an_error_of_the_disk() {
     let backend = disk.clone();
     let opener = move || Builder::new().create_with_backend(backend.clone());
     let outbox =
-        Outbox::open_with(Path::new("memory"), Box::new(opener), &names(&SINKS), || "e".into());
+        Outbox::open_with(Path::new("memory"), Box::new(opener), &seats(&SINKS), || "e".into());
     let outbox = outbox.unwrap();
     commit(&outbox, 2);
     disk.broken.store(true, Ordering::Relaxed);
@@ -424,7 +458,7 @@ fn recover(damage: impl FnOnce(&Path)) -> (Outbox, Found, tempfile::TempDir) {
     damage(&path);
     let new_epoch = || "epoch-2".to_owned();
     let now = Timestamp(7);
-    let (outbox, found) = Outbox::open_or_recover(&path, &names(&SINKS), new_epoch, now).unwrap();
+    let (outbox, found) = Outbox::open_or_recover(&path, &seats(&SINKS), new_epoch, now).unwrap();
     (outbox, found, folder)
 }
 
@@ -504,6 +538,6 @@ fn the_first_store_has_nothing_before_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.redb");
     let new_epoch = || "epoch-1".to_owned();
-    let opened = Outbox::open_or_recover(&path, &names(&SINKS), new_epoch, Timestamp(1)).unwrap();
+    let opened = Outbox::open_or_recover(&path, &seats(&SINKS), new_epoch, Timestamp(1)).unwrap();
     assert!(matches!(opened.1, Found::Nothing { previous_epoch: None }));
 }

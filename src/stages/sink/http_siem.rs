@@ -158,6 +158,10 @@ impl Sink for HttpSiem {
         })
     }
 
+    fn destination(&self) -> Option<String> {
+        Some(self.connection.base().to_owned())
+    }
+
     fn codec(&self) -> Codec {
         match self.encoding {
             Encoding::Zstd => Codec::Zstd,
@@ -177,9 +181,15 @@ pub(crate) fn connect(options: &StageOptions, context: &Context) -> Result<Conne
 impl Options {
     fn connect(&self, context: &Context) -> Result<Connection, BuildError> {
         let base = url(self.endpoint.as_deref().unwrap_or_default())?;
-        let token = secret("token", self.token.as_ref(), self.token_file.as_ref(), context)?;
+        let token = secret(
+            ["token", "token_file"],
+            self.token.as_ref(),
+            self.token_file.as_ref(),
+            context,
+        )?;
         let file = self.hmac_secret_file.as_ref();
-        let hmac_secret = secret("hmac_secret", self.hmac_secret.as_ref(), file, context)?;
+        let hmac_secret =
+            secret(["hmac_secret", "hmac_secret_file"], self.hmac_secret.as_ref(), file, context)?;
         if !token.expose().bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
             let problem = "holds characters that no HTTP header can carry".to_owned();
             return Err(BuildError::Invalid { option: "token", problem });
@@ -267,7 +277,7 @@ fn url(text: &str) -> Result<Url, BuildError> {
 }
 
 fn secret(
-    option: &'static str,
+    [option, file_option]: [&'static str; 2],
     given: Option<&Secret>,
     file: Option<&PathBuf>,
     context: &Context,
@@ -275,8 +285,8 @@ fn secret(
     match (given, file) {
         (Some(secret), _) => Ok(secret.clone()),
         (None, Some(path)) => Secret::from_file(&context.paths.expand(path)).map_err(|error| {
-            let problem = format!("cannot be had: {}", causes(&error));
-            BuildError::Invalid { option, problem }
+            let problem = format!("cannot be used: {}", causes(&error));
+            BuildError::Invalid { option: file_option, problem }
         }),
         (None, None) => Err(BuildError::Invalid { option, problem: "is missing".to_owned() }),
     }

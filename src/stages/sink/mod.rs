@@ -32,6 +32,12 @@ pub trait Sink: Send {
     /// Delivers a batch.
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> Answer<'a>;
 
+    /// Where it delivers to, without secrets; `None` when that never changes. A sink that moves
+    /// tells the receiver there where it begins.
+    fn destination(&self) -> Option<String> {
+        None
+    }
+
     /// How the sink likes frames stored; others are encoded anew for it.
     fn codec(&self) -> Codec {
         Codec::Plain
@@ -89,6 +95,7 @@ type Build = fn(&StageOptions, &Context) -> Result<Box<dyn Sink>, BuildError>;
 pub struct SinkPlugin {
     pub(super) descriptor: Descriptor,
     build: Build,
+    check: fn(&StageOptions) -> Result<(), BuildError>,
 }
 
 inventory::collect!(SinkPlugin);
@@ -102,7 +109,7 @@ impl SinkPlugin {
         sample: &'static str,
     ) -> Self {
         let descriptor = Descriptor::new::<O>(Kind::Sink, name, summary, sample);
-        Self { descriptor, build: build_from::<O> }
+        Self { descriptor, build: build_from::<O>, check: check_options::<O> }
     }
 }
 
@@ -111,6 +118,20 @@ fn build_from<O: SinkOptions>(
     context: &Context,
 ) -> Result<Box<dyn Sink>, BuildError> {
     Ok(Box::new(super::parse::<O>(options)?.build(context)?))
+}
+
+fn check_options<O: SinkOptions>(options: &StageOptions) -> Result<(), BuildError> {
+    super::parse::<O>(options).map(drop)
+}
+
+/// Checks the options of a sink of type `name` without building it: for what needs no secrets.
+///
+/// # Errors
+/// [`BuildError`] when there is no such type or an option is unknown or of another type.
+pub fn check(name: &str, options: &StageOptions) -> Result<(), BuildError> {
+    let plugins = inventory::iter::<SinkPlugin>.into_iter();
+    let plugin = super::find(Kind::Sink, name, plugins, |plugin| &plugin.descriptor)?;
+    (plugin.check)(options)
 }
 
 /// Builds a sink of type `name`.

@@ -1,7 +1,7 @@
 //! The store in files.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{File, TryLockError},
     io,
     path::{Path, PathBuf},
     sync::Mutex,
@@ -102,7 +102,7 @@ impl FileStore {
     /// As [`FileStore::open`].
     pub fn open_with(directory: &Path, options: FileStoreOptions) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Io { path: directory.to_owned(), source };
-        let lock = fs::create_dir_all(directory)
+        let lock = super::create_private(directory)
             .and_then(|()| super::epoch::open(&directory.join("lock")))
             .map_err(failed)?;
         match lock.try_lock() {
@@ -140,8 +140,8 @@ fn start(
 /// Recovers what is there and makes the writer, not yet running.
 fn prepare(directory: &Path, options: FileStoreOptions) -> io::Result<(mpsc::Sender<Job>, Writer)> {
     let (journals, machines) = (directory.join("journal"), directory.join("machines"));
-    fs::create_dir_all(&journals)?;
-    fs::create_dir_all(&machines)?;
+    super::create_private(&journals)?;
+    super::create_private(&machines)?;
     super::sync_directory(directory)?;
     let Recovered { catalog, next_journal } = recover::recover(&journals, &machines)?;
     let (sender, jobs) = mpsc::channel(options.queue.max(1));

@@ -11,7 +11,7 @@ mod note;
 mod recover;
 mod writer;
 
-use std::{io, path::Path, pin::Pin, time::Duration};
+use std::{fs, io, path::Path, pin::Pin, time::Duration};
 
 pub use files::{FileStore, FileStoreOptions, OpenError};
 use siem_protocol::Receipt;
@@ -77,10 +77,19 @@ impl StoreError {
     }
 }
 
+/// Makes a directory, and those above it, for its owner only: it holds what developers wrote.
+fn create_private(directory: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(directory)
+}
+
 /// Makes a directory's entries durable. Windows has no such thing: there the file system sees to it.
 fn sync_directory(path: &Path) -> io::Result<()> {
     if cfg!(windows) {
         return Ok(());
     }
-    std::fs::File::open(path)?.sync_all()
+    fs::File::open(path)?.sync_all()
 }

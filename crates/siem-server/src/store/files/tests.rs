@@ -1,5 +1,6 @@
 use std::{
     collections::BTreeMap,
+    fs,
     sync::atomic::{AtomicU64, Ordering},
     time::UNIX_EPOCH,
 };
