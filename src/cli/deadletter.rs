@@ -11,12 +11,12 @@ use siem_protocol::names::event;
 
 use super::{Failure, print, setup::Surroundings};
 use crate::{
-    config::Loaded,
+    config::{Loaded, Shipping},
     event::Event,
     frame::Codec,
     pipeline::{
         assembly,
-        delivery::{Shipping, redeliver},
+        delivery::redeliver,
         group::Filling,
         outbox::{DeadLetter, DeadLetterId, Outbox, Seat},
         runner::new_epoch,

@@ -34,15 +34,33 @@ pub struct AgentSettings {
     pub poll_interval: Duration,
 }
 
-/// When batches are sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// When batches are sent, and how large they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shipping {
     /// How many entries make a batch, 1 to 10,000.
     pub batch_size: usize,
-    /// How many bytes make a batch, before compression; 64 KiB to 32 MiB.
+    /// How many bytes make a batch, before compression, 64 KiB to 32 MiB; a larger entry travels
+    /// alone.
     pub max_batch_bytes: u64,
     /// How long an entry may wait; zero sends at once, a day is the most.
     pub flush_interval: Duration,
+}
+
+impl Default for Shipping {
+    /// What `config/default.toml` says.
+    fn default() -> Self {
+        Self { batch_size: 1000, max_batch_bytes: 4 << 20, flush_interval: Duration::from_secs(5) }
+    }
+}
+
+impl Shipping {
+    /// What is left for entries in a batch's bytes, beside its header line. Dead letters that the
+    /// header names come on top.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        const HEADER: u64 = 2 << 10;
+        self.max_batch_bytes.saturating_sub(HEADER)
+    }
 }
 
 /// How much waits on this machine.

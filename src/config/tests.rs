@@ -128,6 +128,7 @@ mod defaults {
         assert_eq!(agent.poll_interval.as_secs(), 300);
         assert_eq!(shipping.batch_size, 1000);
         assert_eq!(shipping.max_batch_bytes, 4 << 20);
+        assert_eq!(*shipping, Shipping::default());
         assert_eq!(shipping.flush_interval.as_secs(), 5);
         assert_eq!(outbox.max_bytes, 1 << 30);
         assert_eq!(names(&pipeline.sources), ["claude-sessions"]);

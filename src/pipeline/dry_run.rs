@@ -7,11 +7,11 @@ use siem_protocol::Digest;
 
 use super::{
     accounting::Totals,
-    delivery::Shipping,
     group::{Filling, Stages},
     outbox::Start,
 };
 use crate::{
+    config::Shipping,
     event::Event,
     frame::Codec,
     platform::{Clock, Timestamp},

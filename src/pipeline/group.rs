@@ -13,11 +13,11 @@ use siem_protocol::{
 
 use super::{
     accounting::{Count, Totals},
-    delivery::Shipping,
     judge::{Judge, Outcome},
     outbox::{Group, Start},
 };
 use crate::{
+    config::Shipping,
     event::Event,
     frame::{self, Codec, Encoder, Frame, FrameBuilder},
     platform::Timestamp,

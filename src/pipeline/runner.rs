@@ -6,14 +6,14 @@ use siem_protocol::{Digest, Identity};
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
-    delivery::{Delivering, Ending, Progress, Shipping},
+    delivery::{Delivering, Ending, Progress},
     group::{Filling, Stages},
     ingest::{Inbox, Ingest, Report, Until},
     outbox::Outbox,
     room::Room,
 };
 use crate::{
-    config::Settings,
+    config::{Settings, Shipping},
     event::Event,
     frame::Codec,
     platform::Clock,
@@ -64,11 +64,7 @@ impl Pipeline {
         let (ending, _) = watch::channel(Ending::Running);
         // Frames are stored as the first sink likes them; the others encode anew.
         let codec = self.sinks.first().map_or(Codec::Zstd, |(_, sink)| sink.codec());
-        let shipping = Shipping {
-            batch_size: settings.shipping.batch_size,
-            max_batch_bytes: settings.shipping.max_batch_bytes,
-            flush_interval: settings.shipping.flush_interval,
-        };
+        let shipping = settings.shipping;
         let config = settings.config_hash();
         let filling = Filling::new(outbox.end(), config, shipping, codec);
         let sinks = self

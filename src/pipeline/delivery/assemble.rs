@@ -6,32 +6,11 @@ use siem_protocol::{BatchHeader, Chain, ChainPoint, DeadLettered, Digest, Identi
 
 use super::super::outbox::{Cursor, Outbox, OutboxError};
 use crate::{
+    config::Shipping,
     frame::{Codec, Encoder, Frame, FrameError, FrameHead},
     platform::Timestamp,
     stages::sink::Batch,
 };
-
-/// When a batch is sent and how large it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shipping {
-    /// The most entries of a batch.
-    pub batch_size: usize,
-    /// The most bytes of a batch before compression; a larger entry travels alone.
-    pub max_batch_bytes: u64,
-    /// The longest that an entry waits; zero sends at once.
-    pub flush_interval: Duration,
-}
-
-/// What a header line takes of a batch's bytes, at most; dead letters that it names come on top.
-const HEADER: u64 = 2 << 10;
-
-impl Shipping {
-    /// What is left for entries in a batch's bytes.
-    #[must_use]
-    pub fn room(&self) -> u64 {
-        self.max_batch_bytes.saturating_sub(HEADER)
-    }
-}
 
 /// What there is to send.
 #[derive(Debug)]
@@ -178,12 +157,6 @@ struct Fitting {
     entries: u64,
     bytes: u64,
     full: bool,
-}
-
-impl Default for Shipping {
-    fn default() -> Self {
-        Self { batch_size: 1000, max_batch_bytes: 4 << 20, flush_interval: Duration::from_secs(5) }
-    }
 }
 
 impl Fitting {

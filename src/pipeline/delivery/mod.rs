@@ -8,7 +8,7 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-pub use assemble::{AssembleError, Assembler, Pending, Shipping};
+pub use assemble::{AssembleError, Assembler, Pending};
 pub use policy::{Next, Policy};
 pub use redeliver::redeliver;
 use siem_protocol::{ChainPoint, Identity};
@@ -17,6 +17,7 @@ use tracing::{debug, error, info, warn};
 
 use super::outbox::{Cursor, DeadLetter, DeadLetterId, Outbox, OutboxError, Renumbered};
 use crate::{
+    config::Shipping,
     event::Event,
     platform::Clock,
     stages::sink::{Batch, Sink},

@@ -4,8 +4,9 @@ use siem_protocol::{Digest, Entry, entry::PathText};
 
 use super::*;
 use crate::{
+    config::Shipping,
     frame::Codec,
-    pipeline::{delivery::Shipping, judge::Judge, outbox::Seat},
+    pipeline::{judge::Judge, outbox::Seat},
     platform::SystemClock,
     stages::{
         Record,

@@ -9,10 +9,7 @@ use std::{
 
 use super::*;
 use crate::{
-    event::Event,
-    frame::Codec,
-    pipeline::{delivery::Shipping, group::Filling},
-    platform::Timestamp,
+    config::Shipping, event::Event, frame::Codec, pipeline::group::Filling, platform::Timestamp,
 };
 
 const SINKS: [&str; 1] = ["siem"];
