@@ -48,18 +48,23 @@ impl Arguments {
         if self.test {
             return dry_run::execute(explicit, self.json);
         }
-        let surroundings = Surroundings::look()?;
-        let loaded = surroundings.load(explicit)?;
-        if let Some(missing) = loaded.missing_for_delivery() {
-            return Err(Failure::usage(missing));
-        }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("network")
             .enable_all()
             .build()
             .map_err(Failure::failed)?;
-        let ended = runtime.block_on(self.run(&surroundings, explicit, loaded));
+        // Listened to before anything else: a signal at any moment is an end in order.
+        let signals = {
+            let _context = runtime.enter();
+            Signals::listen().map_err(Failure::failed)?
+        };
+        let surroundings = Surroundings::look()?;
+        let loaded = surroundings.load(explicit)?;
+        if let Some(missing) = loaded.missing_for_delivery() {
+            return Err(Failure::usage(missing));
+        }
+        let ended = runtime.block_on(self.run(&surroundings, explicit, loaded, signals));
         // What is stuck on a blocking thread must not hold up the end.
         runtime.shutdown_background();
         ended
@@ -70,9 +75,8 @@ impl Arguments {
         surroundings: &Surroundings,
         explicit: Option<&Path>,
         loaded: Loaded,
+        mut signals: Signals,
     ) -> Result<(), Failure> {
-        // Listened to before anything is read, so that no signal is missed.
-        let mut signals = Signals::listen().map_err(Failure::failed)?;
         let lock = StateLock::acquire(&loaded.settings.agent.state_dir).map_err(Failure::failed)?;
         let mut context = surroundings.context(&loaded, Some(lock.dir()), self.once);
         // Built once with the local layers: what is wrong there is an error, whatever the server

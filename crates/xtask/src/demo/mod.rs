@@ -14,7 +14,7 @@ use std::{
     hash::{BuildHasher as _, Hasher as _},
     io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, ExitStatus},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -125,10 +125,22 @@ fn watch(
         thread::sleep(TICK);
     };
     status.finish();
-    if !by_itself.success() {
+    // Ended before it could listen to signals, it had read nothing yet.
+    let ended = by_itself.success() || (interrupted.yes() && is_terminated(by_itself));
+    if !ended {
         return Err(agent.obituary(by_itself));
     }
     Ok(asked.health().unwrap_or(health))
+}
+
+/// Whether a process died of the signal that asks it to end.
+fn is_terminated(status: ExitStatus) -> bool {
+    #[cfg(unix)]
+    let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+    #[cfg(not(unix))]
+    let signal: Option<i32> = None;
+    // SIGTERM, on every Unix.
+    signal == Some(15)
 }
 
 /// Where everything lies.
