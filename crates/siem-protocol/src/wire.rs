@@ -73,7 +73,6 @@ pub enum BatchKind {
     Batch,
 }
 
-/// A range of entries to send.
 impl BatchHeader {
     /// A header with what every batch has; the caller adds the range.
     #[must_use]

@@ -1,0 +1,116 @@
+//! Where each sink is in the outbox, and what may leave it.
+
+use redb::{ReadableTable as _, WriteTransaction};
+use serde::{Deserialize, Serialize};
+use siem_protocol::ChainPoint;
+
+use super::{CURSORS, State, VALUES, from_json, json, value};
+
+/// A sink that has a place in the outbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Its instance's name.
+    pub name: String,
+    /// Where it delivers to; `None` when that is not known, and nothing can have moved.
+    pub destination: Option<String>,
+}
+
+/// How far a sink is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// The epoch that counts.
+    pub epoch: String,
+    /// The last acknowledged number and the chain there.
+    pub acknowledged: ChainPoint,
+    /// Where a sink began that was added later; until its first acknowledgement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<ChainPoint>,
+    /// The epoch before this one; until its first acknowledgement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_epoch: Option<String>,
+    /// Where it delivers to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<String>,
+}
+
+/// Gives every sink a cursor and takes away those of sinks that are no more, which it names; `None`
+/// when a cursor is damaged.
+pub(super) fn place_cursors(
+    transaction: &WriteTransaction,
+    state: &mut State,
+    sinks: &[Seat],
+) -> Result<Option<Vec<String>>, redb::Error> {
+    let mut cursors = transaction.open_table(CURSORS)?;
+    let mut removed = Vec::new();
+    cursors.retain(|sink, _| {
+        let kept = sinks.iter().any(|known| known.name == sink);
+        if !kept {
+            removed.push(sink.to_owned());
+        }
+        kept
+    })?;
+    let begin = begin(transaction, state)?;
+    let mut slowest = u64::MAX;
+    for Seat { name, destination } in sinks {
+        let known = cursors.get(name.as_str())?.map(|row| from_json::<Cursor>(row.value()));
+        let cursor = match known {
+            Some(Some(cursor)) => moved(cursor, destination.as_ref()),
+            Some(None) => return Ok(None),
+            None => Cursor {
+                epoch: state.epoch.clone(),
+                acknowledged: begin,
+                base: (begin.seq > 0).then_some(begin),
+                previous_epoch: None,
+                destination: destination.clone(),
+            },
+        };
+        cursors.insert(name.as_str(), json(&cursor).as_slice())?;
+        slowest = slowest.min(cursor.acknowledged.seq);
+    }
+    drop_values(transaction, state, slowest)?;
+    Ok(Some(removed))
+}
+
+/// A sink that delivers elsewhere now says where it begins: the receiver there may know nothing.
+fn moved(cursor: Cursor, destination: Option<&String>) -> Cursor {
+    let known = cursor.destination.as_ref();
+    let is_moved = known.zip(destination).is_some_and(|(from, to)| from != to);
+    let point = cursor.acknowledged;
+    let base = if is_moved && point.seq > 0 { Some(point) } else { cursor.base };
+    let destination = destination.or(known).cloned();
+    Cursor { base, destination, ..cursor }
+}
+
+/// The point before the first entry that is still there.
+fn begin(transaction: &WriteTransaction, state: &State) -> Result<ChainPoint, redb::Error> {
+    let values = transaction.open_table(VALUES)?;
+    let first = values.first()?.and_then(|(_, value)| {
+        let head = value::decode(value.value())?.next()?.0;
+        Some(ChainPoint { seq: head.first_seq - 1, hash: head.before })
+    });
+    Ok(first.unwrap_or(ChainPoint { seq: state.next_seq - 1, hash: state.chain }))
+}
+
+/// Deletes the values that end at or before `seq`.
+pub(super) fn drop_values(
+    transaction: &WriteTransaction,
+    state: &mut State,
+    seq: u64,
+) -> Result<(), redb::Error> {
+    let mut values = transaction.open_table(VALUES)?;
+    loop {
+        // A value ends where the next one begins.
+        let end = {
+            let mut two = values.iter()?;
+            let Some(first) = two.next().transpose()? else { return Ok(()) };
+            let next = two.next().transpose()?.map_or(state.next_seq, |(key, _)| key.value());
+            if next > seq.saturating_add(1) {
+                return Ok(());
+            }
+            first.0.value()
+        };
+        if let Some(value) = values.remove(end)? {
+            state.stored = state.stored.saturating_sub(value.value().len() as u64);
+        }
+    }
+}
