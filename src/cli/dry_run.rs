@@ -45,7 +45,7 @@ pub(super) fn execute(explicit: Option<&Path>, json: bool) -> Result<(), Failure
     let ran = {
         let bar = Bar::new();
         dry_run.run(|entries, totals, survey| {
-            bar.show(totals.read().bytes, survey.bytes_unread, survey.files);
+            bar.show(totals.share().read().bytes, survey.bytes_unread, survey.files);
             let mut seen = verdicts.lock().unwrap_or_else(PoisonError::into_inner);
             let lines = if json { &mem::take(&mut *seen) } else { entries };
             if lines.is_empty() { Ok(()) } else { bar.above(|| out.write_all(lines)) }
@@ -99,16 +99,15 @@ fn summary(found: &Summary) -> io::Result<()> {
         let size = Size(count.bytes).to_string();
         writeln!(err, "{what:<40} {:>9} lines  {size:>10}", count.lines)
     };
-    row("read", totals.read())?;
+    let all = totals.share();
+    row("read", all.read())?;
     for (stage, reasons) in &totals.filtered {
         for (reason, count) in reasons {
             row(&format!("dropped by {stage}: {reason}"), *count)?;
         }
     }
     row("blank", totals.blank)?;
-    let mut shipped = totals.shipped;
-    shipped += totals.parts;
-    row("would be shipped", shipped)?;
+    row("would be shipped", all.sent())?;
     if *unfinished_bytes > 0 {
         let size = Size(*unfinished_bytes).to_string();
         writeln!(err, "{:<40} {size:>27}", "not read: no newline yet")?;

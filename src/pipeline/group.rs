@@ -12,7 +12,7 @@ use siem_protocol::{
 };
 
 use super::{
-    accounting::{Count, Totals},
+    accounting::{Count, Lost, Parts, Share, Totals},
     judge::{Judge, Outcome},
     outbox::{Group, Start},
 };
@@ -113,6 +113,7 @@ pub struct Filling {
     stored: usize,
     checkpoints: BTreeMap<(String, GenerationId), Option<Vec<u8>>>,
     dropping: BTreeMap<GenerationId, Option<Dropping>>,
+    shares: BTreeMap<GenerationId, Share>,
     /// What enrichers added to the record at hand.
     enriched: String,
 }
@@ -136,6 +137,7 @@ impl Filling {
             stored: 0,
             checkpoints: BTreeMap::new(),
             dropping: BTreeMap::new(),
+            shares: BTreeMap::new(),
             enriched: String::new(),
         }
     }
@@ -186,9 +188,14 @@ impl Filling {
         }
         let read_at = now.to_string();
         let reader = Reader { origin: chunk.origin, source, read_at: &read_at, now };
-        for piece in chunk.pieces {
-            self.piece(piece, &reader, stages);
+        let mut share = Share::default();
+        if chunk.unread > 0 {
+            share.deleted_unread = Lost { files: 1, bytes: chunk.unread };
         }
+        for piece in chunk.pieces {
+            self.piece(piece, &reader, stages, &mut share);
+        }
+        self.totals.add(&share);
         for event in stages.judge.take_events() {
             self.event(&event, now);
         }
@@ -197,14 +204,23 @@ impl Filling {
         if chunk.checkpoint.is_none() && stages.dropping.remove(&generation).is_some() {
             self.dropping.insert(generation.clone(), None);
         }
+        if share != Share::default() {
+            *self.shares.entry(generation.clone()).or_default() += share;
+        }
         let key = (instance.to_owned(), generation);
         self.checkpoints.insert(key, chunk.checkpoint.map(<[u8]>::to_vec));
     }
 
-    fn piece(&mut self, piece: &Piece<'_>, reader: &Reader<'_>, stages: &mut Stages) {
+    fn piece(
+        &mut self,
+        piece: &Piece<'_>,
+        reader: &Reader<'_>,
+        stages: &mut Stages,
+        share: &mut Share,
+    ) {
         match *piece {
             Piece::Line { offset, bytes, size, .. } if is_blank(bytes) => {
-                self.totals.blank.add(size);
+                share.blank += Count::line(size);
                 if let Some(witness) = &mut stages.witness {
                     let record = Record::new(reader.origin, offset, bytes);
                     witness(&Seen { record: &record, fate: Fate::Blank });
@@ -216,11 +232,13 @@ impl Filling {
                 stages.tell(&record, &outcome);
                 match outcome {
                     Outcome::Drop { stage, reason } => {
-                        let name = stages.judge.name(stage);
-                        self.totals.drop(name, reason, Count { lines: 1, bytes: size });
+                        share.filtered += Count::line(size);
+                        self.totals.drop(stages.judge.name(stage), reason, Count::line(size));
                     }
                     Outcome::Keep(edited) => {
-                        self.totals.shipped.add(size);
+                        let length = bytes.len() as u64;
+                        share.shipped += Count::line(length);
+                        share.endings += size - length;
                         self.enrich(&record, &mut stages.enrichers);
                         let (content, sha256, cut) = match &edited {
                             None => (record.content(), None, [].as_slice()),
@@ -239,7 +257,7 @@ impl Filling {
                             path: &reader.origin.path_text,
                             generation: &reader.origin.generation.0,
                             offset,
-                            length: bytes.len() as u64,
+                            length,
                             read_at: reader.read_at,
                             enriched: &enriched,
                             cut,
@@ -256,7 +274,7 @@ impl Filling {
             Piece::Part { offset, part, bytes, size, whole, incomplete } => {
                 let generation = &reader.origin.generation;
                 let record = Record::first_part(reader.origin, offset, bytes);
-                let count = Count { lines: u64::from(whole.is_some()), bytes: size };
+                let lines = u64::from(whole.is_some());
                 // The first part decides for all.
                 if part == 1 {
                     let outcome = stages.judge.judge(&record);
@@ -273,13 +291,17 @@ impl Filling {
                 if let Some(dropping) = stages.dropping.get(generation)
                     && dropping.offset == offset
                 {
+                    let count = Count { lines, bytes: size };
+                    share.filtered += count;
                     self.totals.drop(&dropping.stage, &dropping.reason, count);
                     if whole.is_some() {
                         self.decide(stages, generation, None);
                     }
                     return;
                 }
-                self.totals.parts += count;
+                let length = bytes.len() as u64;
+                share.parts += Parts { parts: 1, lines, bytes: length };
+                share.endings += size - length;
                 self.enrich(&record, &mut stages.enrichers);
                 let enriched = mem::take(&mut self.enriched);
                 let line = PartLine {
@@ -368,6 +390,7 @@ impl Filling {
             frames: mem::take(&mut self.frames),
             checkpoints: mem::take(&mut self.checkpoints),
             dropping: mem::take(&mut self.dropping),
+            shares: mem::take(&mut self.shares),
             totals: self.totals.clone(),
         }
     }
@@ -379,6 +402,7 @@ impl Filling {
         self.stored = 0;
         self.checkpoints.clear();
         self.dropping.clear();
+        self.shares.clear();
         self.next_seq = start.seq;
         self.chain = start.chain;
         self.totals = start.totals.clone();

@@ -96,6 +96,8 @@ pub struct Chunk<'a> {
     /// The generation's row as it stands after the pieces, encoded by the tail; `None` removes
     /// the row, once the file is gone and everything in it was read.
     pub checkpoint: Option<&'a [u8]>,
+    /// Bytes that were in the file after the pieces and can't be read any more, as far as known.
+    pub unread: u64,
     /// What happened to the file; reported before the pieces.
     pub events: Vec<Event>,
 }

@@ -122,7 +122,13 @@ impl Tail {
         events.extend(abandoned(&origin, &row));
         events.extend(unread(&origin, row.offset, size));
         if has_row || !pieces.is_empty() || !events.is_empty() {
-            intake.take(Chunk { origin: &origin, pieces: &pieces, checkpoint: None, events });
+            intake.take(Chunk {
+                origin: &origin,
+                pieces: &pieces,
+                checkpoint: None,
+                unread: size.saturating_sub(row.offset),
+                events,
+            });
         }
         intake.forget(key);
     }
@@ -165,6 +171,7 @@ impl Tail {
             origin: &origin,
             pieces: &[],
             checkpoint: Some(&checkpoint),
+            unread: 0,
             events: Vec::new(),
         });
         self.uncommitted.insert(key, checkpoint);

@@ -198,6 +198,7 @@ impl Tail {
                 origin,
                 pieces: &pieces,
                 checkpoint: Some(&checkpoint),
+                unread: 0,
                 events: Vec::new(),
             });
             self.uncommitted.insert(key, checkpoint);
@@ -252,6 +253,7 @@ impl Tail {
         known.has_kept = false;
         let old = std::mem::replace(&mut active.origin, origin(key, known));
 
+        let unread = old_row.stamp.size.saturating_sub(old_row.offset);
         let facts = json!({
             "path": old.path.to_string_lossy(),
             "generation": known.generation.0,
@@ -263,13 +265,14 @@ impl Tail {
         });
         let events: Vec<_> = abandoned(&old, &old_row).into_iter().collect();
         if had_row || !events.is_empty() {
-            intake.take(Chunk { origin: &old, pieces: &[], checkpoint: None, events });
+            intake.take(Chunk { origin: &old, pieces: &[], checkpoint: None, unread, events });
         }
         let checkpoint = row.encode();
         intake.take(Chunk {
             origin: &active.origin,
             pieces: &[],
             checkpoint: Some(&checkpoint),
+            unread: 0,
             events: vec![Event::warning(name, facts)],
         });
         self.uncommitted.insert(key, checkpoint);

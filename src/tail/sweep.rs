@@ -352,6 +352,7 @@ impl Tail {
                 origin: &origin(key, known),
                 pieces: &[],
                 checkpoint: Some(&checkpoint),
+                unread: 0,
                 events: Vec::new(),
             });
             self.uncommitted.insert(key, checkpoint);

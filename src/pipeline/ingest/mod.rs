@@ -277,7 +277,9 @@ impl Ingest {
     fn heartbeat(&mut self) {
         let Read { unread, files, .. } = self.progress();
         let data = json!({
+            "epoch": self.outbox.epoch(),
             "totals": self.filling.totals(),
+            "dead_lettered": self.outbox.dead_lettered(),
             "outbox_bytes": self.outbox.stored(),
             "files": files,
             "unread_bytes": unread,
@@ -286,7 +288,7 @@ impl Ingest {
     }
 
     fn progress(&self) -> Read {
-        let mut all = Read { read: self.filling.totals().read().bytes, ..Read::default() };
+        let mut all = Read { read: self.filling.totals().share().read().bytes, ..Read::default() };
         for (_, source) in &self.sources {
             let survey = source.survey();
             all.unread += survey.bytes_unread;

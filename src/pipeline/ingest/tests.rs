@@ -66,7 +66,8 @@ impl Source for Files {
                 *read += 1;
                 let row = read.to_string();
                 let (checkpoint, events) = (Some(row.as_bytes()), Vec::new());
-                intake.take(Chunk { origin, pieces: &pieces, checkpoint, events });
+                let unread = 0;
+                intake.take(Chunk { origin, pieces: &pieces, checkpoint, unread, events });
             }
         }
         Progress::Idle { next: Duration::from_secs(1) }

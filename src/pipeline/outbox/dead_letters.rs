@@ -41,6 +41,15 @@ pub struct DeadLetter {
     pub attempts: u32,
 }
 
+/// What a sink refused for good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Buried {
+    /// How many entries.
+    pub entries: u64,
+    /// Bytes of their lines.
+    pub bytes: u64,
+}
+
 impl DeadLetter {
     /// A letter about `line`, refused for the first time.
     #[must_use]
@@ -62,9 +71,14 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`]: nothing has changed; the entry will be sent again.
     pub fn bury(&self, id: &DeadLetterId, letter: &DeadLetter) -> Result<(), OutboxError> {
-        self.write("keep a dead letter in", |transaction, _| {
+        self.write("keep a dead letter in", |transaction, state| {
             let mut letters = transaction.open_table(DEAD_LETTERS)?;
-            letters.insert(key(id), json(letter).as_slice())?;
+            let is_new = letters.insert(key(id), json(letter).as_slice())?.is_none();
+            if is_new && id.epoch == state.epoch {
+                let buried = state.dead_lettered.entry(id.sink.clone()).or_default();
+                buried.entries += 1;
+                buried.bytes += letter.line().map_or(0, |line| line.len() as u64);
+            }
             Ok(Ok(()))
         })
     }

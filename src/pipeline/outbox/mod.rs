@@ -4,10 +4,12 @@
 //! stored in one transaction, synced; nothing leaves before every sink has acknowledged it.
 //! Nothing outside this module knows redb.
 
+mod accounts;
 mod backup;
 mod cursors;
 mod dead_letters;
 mod error;
+mod migrate;
 mod recover;
 mod renumber;
 #[cfg(test)]
@@ -22,11 +24,12 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
 };
 
+use accounts::{ACCOUNTS, add_shares};
 use backup::Backup;
 pub use cursors::{Cursor, Seat};
 use cursors::{drop_values, place_cursors};
 use dead_letters::DEAD_LETTERS;
-pub use dead_letters::{DeadLetter, DeadLetterId};
+pub use dead_letters::{Buried, DeadLetter, DeadLetterId};
 pub use error::OutboxError;
 pub use recover::Found;
 use redb::{
@@ -38,7 +41,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use siem_protocol::{ChainPoint, Digest};
 use tokio::sync::watch;
 
-use super::{accounting::Totals, group::Dropping};
+use super::{
+    accounting::{Share, Totals},
+    group::Dropping,
+};
 use crate::{
     frame::{Frame, FrameHead},
     platform::{Timestamp, free_space, private},
@@ -58,7 +64,7 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
 const STATE: &str = "state";
 /// The layout of the tables. A store of a newer one is refused, untouched.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 const CACHE: usize = 8 << 20;
 
 /// A durable queue of entries with the checkpoints of their files.
@@ -97,6 +103,9 @@ struct State {
     /// Bytes of all values.
     stored: u64,
     totals: Totals,
+    /// What each sink refused for good.
+    #[serde(default)]
+    dead_lettered: BTreeMap<String, Buried>,
     /// When the epoch began in place of another; 0 for an outbox's first.
     #[serde(default)]
     renumbered_at: Timestamp,
@@ -133,6 +142,8 @@ pub struct Group {
     pub checkpoints: BTreeMap<(String, GenerationId), Option<Vec<u8>>>,
     /// Lines in parts that are dropped, by generation; `None` where none is any more.
     pub dropping: BTreeMap<GenerationId, Option<Dropping>>,
+    /// What became of the bytes that were read, by generation.
+    pub shares: BTreeMap<GenerationId, Share>,
     /// The totals after it.
     pub totals: Totals,
 }
@@ -174,6 +185,7 @@ impl Outbox {
             urgent_seq: 0,
             stored: 0,
             totals: Totals::default(),
+            dead_lettered: BTreeMap::new(),
             renumbered_at: Timestamp::default(),
         };
         let mut outbox = Self {
@@ -190,10 +202,12 @@ impl Outbox {
         let was_found = outbox.reopen(&mut outbox.state())?;
         outbox.was_found = was_found;
         outbox.write("open", |transaction, state| {
+            state.schema = SCHEMA;
             // Opening a table makes it: readers may rely on all of them.
             transaction.open_table(VALUES)?;
             transaction.open_table(CHECKPOINTS)?;
             transaction.open_table(DROPPING)?;
+            transaction.open_table(ACCOUNTS)?;
             transaction.open_table(DEAD_LETTERS)?;
             let Some(removed) = place_cursors(transaction, state, sinks)? else {
                 return Ok(Err(outbox.damaged("a cursor")));
@@ -221,6 +235,12 @@ impl Outbox {
     #[must_use]
     pub fn removed_sinks(&self) -> Vec<String> {
         mem::take(&mut self.removed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What each sink has refused for good since the epoch began.
+    #[must_use]
+    pub fn dead_lettered(&self) -> BTreeMap<String, Buried> {
+        self.state().dead_lettered.clone()
     }
 
     /// Bytes that the entries take.
@@ -280,6 +300,7 @@ impl Outbox {
                     };
                 }
             }
+            add_shares(transaction, group)?;
             if let Some(last) = group.frames.last() {
                 state.next_seq = last.head.last_seq() + 1;
                 state.chain = last.head.after;
@@ -579,10 +600,13 @@ impl Outbox {
         let Some(Schema { schema: found }) = from_json(row) else {
             return Err(self.damaged("its state"));
         };
-        if found > SCHEMA {
-            return Err(OutboxError::Newer { path: self.path.clone(), found });
-        }
-        from_json(row).ok_or_else(|| self.damaged("its state"))
+        let state = match found {
+            1 => migrate::from_1(row),
+            SCHEMA => from_json(row),
+            0 => None,
+            newer => return Err(OutboxError::Newer { path: self.path.clone(), found: newer }),
+        };
+        state.ok_or_else(|| self.damaged("its state"))
     }
 
     fn replace(&self, current: &mut State, state: State) {

@@ -10,8 +10,8 @@ use redb::{ReadableTable as _, WriteTransaction};
 use siem_protocol::{ChainPoint, Digest};
 
 use super::{
-    CURSORS, Cursor, Outbox, OutboxError, State, VALUES, dead_letters::take_back_unnamed,
-    from_json, json, value,
+    super::accounting::Totals, ACCOUNTS, CURSORS, Cursor, Outbox, OutboxError, State, VALUES,
+    dead_letters::take_back_unnamed, from_json, json, value,
 };
 use crate::{
     frame::{Encoder, Frame},
@@ -74,6 +74,10 @@ impl Outbox {
                 Err(what) => return Ok(Err(self.damaged(what))),
             };
             let previous = mem::replace(&mut state.epoch, new.clone());
+            // They count for an epoch, and what is left was counted in the one before.
+            state.totals = Totals::after(state.next_seq - 1);
+            state.dead_lettered.clear();
+            transaction.open_table(ACCOUNTS)?.retain(|_, _| false)?;
             take_back_unnamed(transaction, &previous, &cursors)?;
             let mut table = transaction.open_table(CURSORS)?;
             for ((name, cursor), place) in cursors.iter().zip(places) {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::*;
+use crate::pipeline::accounting::Count;
 use crate::{
     config::Shipping, event::Event, frame::Codec, pipeline::group::Filling, platform::Timestamp,
 };
@@ -279,15 +280,76 @@ fn a_store_of_a_newer_agent_is_refused_untouched() {
     transaction
         .open_table(META)
         .unwrap()
-        .insert(STATE, br#"{"schema":2,"new":1}"#.as_slice())
+        .insert(STATE, br#"{"schema":3,"new":1}"#.as_slice())
         .unwrap();
     transaction.commit().unwrap();
     drop(database);
     let error = open(&path, &["another"]).err().unwrap();
-    assert!(matches!(error, OutboxError::Newer { found: 2, .. }), "{error}");
+    assert!(matches!(error, OutboxError::Newer { found: 3, .. }), "{error}");
     let database = Database::open(&path).unwrap();
     let cursors = database.begin_read().unwrap().open_table(CURSORS).unwrap();
     assert!(cursors.get("siem").unwrap().is_some());
+}
+
+/// The store of an agent that could not deliver any more, with one dead letter: nothing of it may
+/// be lost when a newer agent takes it over.
+#[test]
+fn a_store_of_schema_1_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outbox.redb");
+    let stored = include_bytes!("../../../tests/stores/schema-1.redb.zst");
+    std::fs::write(&path, zstd::decode_all(stored.as_slice()).unwrap()).unwrap();
+    let epoch = "01a200de-5eaf-757e-8d6a-c8fe07c642ac";
+    let opened =
+        Outbox::open_or_recover(&path, &seats(&SINKS), || "new".into(), Timestamp(1)).unwrap();
+    let (outbox, found) = opened;
+    assert!(matches!(found, Found::Whole), "{found:?}");
+    assert_eq!(outbox.epoch(), epoch);
+    assert_eq!(outbox.cursor("siem").unwrap().acknowledged.seq, 6);
+    let frames = all(&outbox, 7);
+    let (lines, chain) = entries(&frames, frames[0].head.before);
+    assert_eq!((lines.len(), frames[0].head.first_seq), (137, 7));
+    let end = outbox.end();
+    assert_eq!((end.seq, end.chain), (144, chain));
+    let dead = outbox.dead_letters().unwrap();
+    assert_eq!(dead.iter().map(|(id, _)| id.seq).collect::<Vec<_>>(), [4]);
+    let mut files = 0;
+    outbox.checkpoints("claude-sessions", |rows| files = rows.count()).unwrap();
+    assert_eq!(files, 8);
+    // Its totals counted otherwise: they begin anew behind what it holds.
+    assert_eq!(end.totals, Totals { uncounted: 143, ..Totals::default() });
+    commit(&outbox, 2);
+    drop(outbox);
+    let outbox = open(&path, &SINKS).unwrap();
+    assert_eq!((outbox.end().seq, outbox.end().totals.entries()), (146, 145));
+}
+
+#[test]
+fn the_accounts_of_files_add_up_to_the_totals_and_those_of_gone_files_are_folded() {
+    let store = store();
+    let key = |name: &str| ("claude-sessions".to_owned(), GenerationId(name.to_owned()));
+    let share = |bytes| Share { shipped: Count::line(bytes), endings: 1, ..Share::default() };
+    let add = |shares: &[(&str, Share)], ended: &[&str]| {
+        let mut one = group(&store.outbox, 1);
+        for (name, share) in shares {
+            one.shares.insert(GenerationId((*name).to_owned()), *share);
+            one.checkpoints.insert(key(name), Some(b"row".to_vec()));
+            one.totals.add(share);
+        }
+        one.checkpoints.extend(ended.iter().map(|name| (key(name), None)));
+        store.outbox.commit(&one).unwrap();
+    };
+    add(&[("a", share(10)), ("b", share(20))], &[]);
+    add(&[("a", share(5)), ("c", share(7))], &["b"]);
+    add(&[("c", share(1))], &["a", "c", "never seen"]);
+    add(&[("d", share(100))], &[]);
+    let accounts = store.outbox.accounts().unwrap();
+    let names: Vec<_> = accounts.iter().map(|(name, _)| name.as_ref().map(|n| &*n.0)).collect();
+    assert_eq!(names, [None, Some("d")]);
+    assert_eq!(accounts[0].1.sent(), Count { lines: 5, bytes: 48 });
+    let mut sum = Share::default();
+    accounts.iter().for_each(|(_, share)| sum += *share);
+    assert_eq!(sum, store.outbox.end().totals.share());
 }
 
 #[test]

@@ -48,13 +48,22 @@ struct Heartbeat {
 #[serde(default)]
 struct Totals {
     shipped: Count,
-    parts: Count,
+    parts: Parts,
+    endings: u64,
     filtered: BTreeMap<String, BTreeMap<String, Count>>,
     blank: Count,
     cut: BTreeMap<String, u64>,
 }
 
-/// Lines, and the bytes that they take in their files.
+/// Parts of large lines.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+struct Parts {
+    lines: u64,
+    bytes: u64,
+}
+
+/// Lines and bytes.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 struct Count {
     lines: u64,
@@ -104,8 +113,10 @@ impl Tally {
     pub(super) fn table(&self) -> String {
         let totals = self.totals();
         let mut read = totals.blank;
-        let mut sent = totals.shipped;
-        sent += totals.parts;
+        let sent = Count {
+            lines: totals.shipped.lines + totals.parts.lines,
+            bytes: totals.shipped.bytes + totals.parts.bytes + totals.endings,
+        };
         read += sent;
         totals.filtered.values().flat_map(BTreeMap::values).for_each(|count| read += *count);
         let sources: BTreeSet<_> =
@@ -159,7 +170,9 @@ impl Tally {
         let mut sum = Totals::default();
         for Heartbeat { totals, .. } in self.heartbeats() {
             sum.shipped += totals.shipped;
-            sum.parts += totals.parts;
+            sum.parts.lines += totals.parts.lines;
+            sum.parts.bytes += totals.parts.bytes;
+            sum.endings += totals.endings;
             sum.blank += totals.blank;
             for (stage, reasons) in &totals.filtered {
                 let sum = sum.filtered.entry(stage.clone()).or_default();
