@@ -28,6 +28,9 @@ const FIRST_ANSWER: Duration = Duration::from_secs(5);
 /// How long `--once` waits for a receiver that does not take anything.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often one run goes on without a damaged store: a disk that damages each is no place for one.
+const MOST_DAMAGE: u32 = 5;
+
 /// Reads session files and ships them, until stopped.
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -90,20 +93,36 @@ impl Arguments {
             () = signals.ended() => return Ok(()),
         };
         context.revision = revision;
-        let pipeline = assemble(&loaded, &context, lock.dir())?;
-        for event in events {
-            pipeline.inbox.report(event);
+        let mut events = Some(events);
+        for _ in 0..=MOST_DAMAGE {
+            let pipeline = assemble(&loaded, &context, lock.dir())?;
+            for event in events.take().into_iter().flatten() {
+                pipeline.inbox.report(event);
+            }
+            let (state, epoch) = (lock.dir().display(), pipeline.outbox.epoch());
+            info!(%state, epoch, version = env!("CARGO_PKG_VERSION"), "started");
+            if self.once {
+                return once(pipeline, &loaded, signals).await;
+            }
+            let running = pipeline.start(&loaded.settings, Until::Stopped, Box::new(|_| ()));
+            let is_damaged = tokio::select! {
+                () = signals.ended() => false,
+                () = running.damaged() => true,
+            };
+            if !is_damaged {
+                info!("stopping");
+                running.stop().await;
+                return Ok(());
+            }
+            // Opened once more, it is moved aside, and everything begins again on another: what
+            // filters remember of lines that were only in there must not drop them now.
+            error!("the outbox is damaged: everything stops, and begins again without it");
+            running.stop().await;
         }
-        let (state, epoch) = (lock.dir().display(), pipeline.outbox.epoch());
-        info!(%state, epoch, version = env!("CARGO_PKG_VERSION"), "started");
-        if self.once {
-            return once(pipeline, &loaded, signals).await;
-        }
-        let running = pipeline.start(&loaded.settings, Until::Stopped, Box::new(|_| ()));
-        signals.ended().await;
-        info!("stopping");
-        running.stop().await;
-        Ok(())
+        Err(Failure::failed(format!(
+            "the outbox below `{}` was damaged {MOST_DAMAGE} times: is its disk failing?",
+            lock.dir().display()
+        )))
     }
 }
 

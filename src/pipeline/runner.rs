@@ -53,6 +53,7 @@ pub struct Running {
     reading: JoinHandle<()>,
     ending: watch::Sender<Ending>,
     sinks: Vec<(String, watch::Receiver<Progress>)>,
+    deliveries: Vec<JoinHandle<()>>,
 }
 
 impl Pipeline {
@@ -67,6 +68,7 @@ impl Pipeline {
         let shipping = settings.shipping;
         let config = settings.config_hash();
         let filling = Filling::new(outbox.end(), config, shipping, codec);
+        let mut deliveries = Vec::new();
         let sinks = self
             .sinks
             .into_iter()
@@ -85,7 +87,7 @@ impl Pipeline {
                     report: Arc::new(move |event: Event| inbox.report(event)),
                     new_epoch: Arc::new(new_epoch),
                 };
-                tokio::spawn(delivering.run(ending.subscribe()));
+                deliveries.push(tokio::spawn(delivering.run(ending.subscribe())));
                 (name, watched)
             })
             .collect();
@@ -118,7 +120,7 @@ impl Pipeline {
                 Err(error) => tracing::error!(%error, "reading could not be started"),
             }
         });
-        Running { inbox: self.inbox, outbox, clock, config, reading, ending, sinks }
+        Running { inbox: self.inbox, outbox, clock, config, reading, ending, sinks, deliveries }
     }
 }
 
@@ -132,6 +134,14 @@ impl Running {
     /// Adds an event to the entries.
     pub fn report(&self, event: Event) {
         self.inbox.report(event);
+    }
+
+    /// Waits until the store turns out to be damaged, which may be never.
+    pub async fn damaged(&self) {
+        let mut damage = self.outbox.watch_damage();
+        if damage.wait_for(|damaged| *damaged).await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// Waits until reading has ended by itself.
@@ -190,8 +200,12 @@ impl Running {
     /// Stores what was reported after reading ended, for the next start to deliver, and copies the
     /// acknowledged offsets once more: that start may find the store damaged.
     async fn finish(self) {
-        let Self { outbox, inbox, clock, config, .. } = self;
-        let finished = tokio::task::spawn_blocking(move || {
+        let Self { outbox, inbox, clock, config, deliveries, .. } = self;
+        for delivery in deliveries {
+            delivery.abort();
+            drop(delivery.await);
+        }
+        let put_in_order = move |outbox: &Outbox| {
             outbox.back_up()?;
             let events = inbox.take_events();
             if events.is_empty() {
@@ -202,6 +216,12 @@ impl Running {
             let now = clock.now();
             events.iter().for_each(|event| filling.event(event, now));
             outbox.commit(&filling.take(now))
+        };
+        let finished = tokio::task::spawn_blocking(move || {
+            let done = put_in_order(&outbox);
+            // A thread that is stuck must not come back to a file that the next agent has open.
+            outbox.close();
+            done
         });
         if let Ok(Err(failure)) = finished.await {
             tracing::warn!(cause = causes(&failure), "the outbox could not be put in order");

@@ -79,6 +79,21 @@ impl Receiver {
         entries
     }
 
+    /// What it stored of each epoch, in the order in which they began.
+    #[track_caller]
+    pub(crate) fn epochs(&self) -> Vec<Vec<Stored>> {
+        let mut files = files_below(&self.data.path().join("machines"));
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "ndjson"));
+        // Their names are in the order of time.
+        files.sort_by(|one, other| one.file_name().cmp(&other.file_name()));
+        let read = |path: &PathBuf| {
+            let bytes = fs::read(path).unwrap();
+            let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            entries::parse(&bytes[..whole])
+        };
+        files.iter().map(read).collect()
+    }
+
     /// How many lines it stored so far.
     pub(crate) fn count(&self) -> u64 {
         let epochs = self.stats()["machines"][0]["epochs"].as_array().cloned().unwrap_or_default();

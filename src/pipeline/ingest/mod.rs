@@ -31,8 +31,8 @@ use crate::{
 
 /// How long a failed commit waits before it is tried again.
 const COMMIT_RETRY: Duration = Duration::from_secs(5);
-/// How often the acknowledged offsets are copied.
-const BACK_UP: Duration = Duration::from_secs(60);
+/// How often the acknowledged offsets are copied, and a drained store is made smaller.
+const TIDY_UP: Duration = Duration::from_secs(60);
 /// How often a full outbox is looked at again.
 const FULL_RETRY: Duration = Duration::from_millis(500);
 
@@ -98,7 +98,7 @@ impl Ingest {
         self.event(Event::info(event::AGENT_STARTED, started));
         let mut last_heartbeat = self.clock.now();
         let mut beat = self.next_beat();
-        let mut last_backup = last_heartbeat;
+        let mut last_tidy = last_heartbeat;
         loop {
             for event in self.inbox.take_events() {
                 self.event(event);
@@ -108,9 +108,9 @@ impl Ingest {
                 (last_heartbeat, beat) = (now, self.next_beat());
                 self.heartbeat();
             }
-            if now.since(last_backup) >= BACK_UP {
-                last_backup = now;
-                self.back_up();
+            if now.since(last_tidy) >= TIDY_UP {
+                last_tidy = now;
+                self.tidy_up();
             }
             self.look_for_room();
             let progress = if self.room.is_full() { None } else { Some(self.read()) };
@@ -143,10 +143,14 @@ impl Ingest {
         self.commit();
     }
 
-    /// Copies the acknowledged offsets, so that a lost store costs little.
-    fn back_up(&self) {
+    /// Copies the acknowledged offsets, so that a lost store costs little, and gives back what a
+    /// backlog has taken of the disk.
+    fn tidy_up(&self) {
         if let Err(failure) = self.outbox.back_up() {
             warn!(cause = causes(&failure), "acknowledged offsets could not be copied");
+        }
+        if let Err(failure) = self.outbox.shrink() {
+            warn!(cause = causes(&failure), "the outbox could not be made smaller");
         }
     }
 

@@ -9,6 +9,7 @@ mod backup;
 mod cursors;
 mod dead_letters;
 mod error;
+mod handle;
 mod migrate;
 mod recover;
 mod renumber;
@@ -21,7 +22,7 @@ use std::{
     mem,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicBool},
 };
 
 use accounts::{ACCOUNTS, add_shares};
@@ -31,11 +32,9 @@ use cursors::{drop_values, place_cursors};
 use dead_letters::DEAD_LETTERS;
 pub use dead_letters::{Buried, DeadLetter, DeadLetterId};
 pub use error::OutboxError;
+use handle::Opened;
 pub use recover::Found;
-use redb::{
-    Builder, Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition,
-    WriteTransaction,
-};
+use redb::{Builder, Database, ReadableTable as _, TableDefinition};
 pub use renumber::Renumbered;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use siem_protocol::{ChainPoint, Digest};
@@ -84,6 +83,9 @@ pub struct Outbox {
     state: Mutex<State>,
     backup: Mutex<Backup>,
     head: watch::Sender<Head>,
+    /// Whether the store has turned out to be damaged.
+    damage: watch::Sender<bool>,
+    is_closed: AtomicBool,
 }
 
 /// Opens the store, at start and again after an error.
@@ -198,8 +200,10 @@ impl Outbox {
             state: Mutex::new(state),
             backup: Mutex::new(Backup::beside(path)),
             head: watch::Sender::default(),
+            damage: watch::Sender::default(),
+            is_closed: AtomicBool::new(false),
         };
-        let was_found = outbox.reopen(&mut outbox.state())?;
+        let was_found = outbox.reopen(&mut outbox.state(), Opened::First)?;
         outbox.was_found = was_found;
         outbox.write("open", |transaction, state| {
             state.schema = SCHEMA;
@@ -515,129 +519,6 @@ impl Outbox {
             drop(rows);
             failure.map_or(Ok(()), |error| Err(error.into()))
         })
-    }
-
-    fn read<T>(
-        &self,
-        action: &'static str,
-        work: impl FnOnce(redb::ReadTransaction) -> Result<T, redb::Error>,
-    ) -> Result<T, OutboxError> {
-        if self.database().is_none() {
-            self.reopen(&mut self.state())?;
-        }
-        let done = match &*self.database() {
-            Some(database) => database.begin_read().map_err(redb::Error::from).and_then(work),
-            None => Err(redb::Error::DatabaseClosed),
-        };
-        done.map_err(|source| self.failed(action, source))
-    }
-
-    /// Runs `work` in one synced transaction. Its inner error, as its outer one, changes nothing.
-    fn write(
-        &self,
-        action: &'static str,
-        work: impl FnOnce(&WriteTransaction, &mut State) -> Result<Result<(), OutboxError>, redb::Error>,
-    ) -> Result<(), OutboxError> {
-        // Held over the transaction: state and store change together.
-        let mut current = self.state();
-        if self.database().is_none() {
-            self.reopen(&mut current)?;
-        }
-        let mut state = current.clone();
-        let commit = || {
-            let database = self.database();
-            let mut transaction =
-                database.as_ref().ok_or(redb::Error::DatabaseClosed)?.begin_write()?;
-            transaction.set_durability(Durability::Immediate)?;
-            if let Err(error) = work(&transaction, &mut state)? {
-                return Ok(Err(error));
-            }
-            transaction.open_table(META)?.insert(STATE, json(&state).as_slice())?;
-            transaction.commit()?;
-            Ok(Ok(()))
-        };
-        commit().map_err(|source| self.failed(action, source))??;
-        self.replace(&mut current, state);
-        Ok(())
-    }
-
-    /// Opens the store and takes its state: after an error nobody knows whether the transaction
-    /// that failed is in it.
-    ///
-    /// Says whether there was a state: a store that was never written has none.
-    fn reopen(&self, current: &mut State) -> Result<bool, OutboxError> {
-        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        if database.is_some() {
-            return Ok(true);
-        }
-        let open = || {
-            let opened = (self.opener)()?;
-            let row = match opened.begin_read()?.open_table(META) {
-                Ok(meta) => meta.get(STATE)?.map(|row| row.value().to_vec()),
-                // A store that was never written.
-                Err(redb::TableError::TableDoesNotExist(_)) => None,
-                Err(error) => return Err(error.into()),
-            };
-            Ok((opened, row))
-        };
-        let opened: Result<_, redb::Error> = open();
-        let (opened, row) = opened.map_err(|source| self.store("open", source))?;
-        let was_found = row.is_some();
-        if let Some(row) = row {
-            let state = self.state_of(&row)?;
-            self.replace(current, state);
-        }
-        *database = Some(opened);
-        Ok(was_found)
-    }
-
-    /// Reads the state, its schema first: a newer one may hold anything else.
-    fn state_of(&self, row: &[u8]) -> Result<State, OutboxError> {
-        #[derive(Deserialize)]
-        struct Schema {
-            schema: u32,
-        }
-        let Some(Schema { schema: found }) = from_json(row) else {
-            return Err(self.damaged("its state"));
-        };
-        let state = match found {
-            1 => migrate::from_1(row),
-            SCHEMA => from_json(row),
-            0 => None,
-            newer => return Err(OutboxError::Newer { path: self.path.clone(), found: newer }),
-        };
-        state.ok_or_else(|| self.damaged("its state"))
-    }
-
-    fn replace(&self, current: &mut State, state: State) {
-        let head = Head { last_seq: state.next_seq - 1, urgent_seq: state.urgent_seq };
-        *current = state;
-        self.head.send_if_modified(|known| mem::replace(known, head) != head);
-    }
-
-    fn database(&self) -> RwLockReadGuard<'_, Option<Database>> {
-        self.database.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // A panic in mid-transaction leaves the state as it was: it is replaced only at the end.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn failed(&self, action: &'static str, source: redb::Error) -> OutboxError {
-        // The next call opens it anew. Whoever holds it now is done soon; if not, the one after.
-        if let Ok(mut database) = self.database.try_write() {
-            *database = None;
-        }
-        self.store(action, source)
-    }
-
-    fn store(&self, action: &'static str, source: redb::Error) -> OutboxError {
-        OutboxError::Store { action, path: self.path.clone(), source: Box::new(source) }
-    }
-
-    fn damaged(&self, what: &'static str) -> OutboxError {
-        OutboxError::Damaged { path: self.path.clone(), what }
     }
 }
 

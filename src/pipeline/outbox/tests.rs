@@ -1,3 +1,4 @@
+use redb::ReadableDatabase as _;
 use std::{
     io,
     ops::ControlFlow,

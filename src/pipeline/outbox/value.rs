@@ -1,7 +1,11 @@
 //! A value of the outbox: several frames in one.
 //!
-//! Its length in four bytes, little endian, a JSON array of the frames' heads, then the bodies.
-//! JSON, because heads outlive a version of the agent.
+//! Four bytes, little endian: how long the heads are, and in the highest bit that a checksum
+//! follows. Eight bytes: XXH3 of all that is behind them. A JSON array of the frames' heads, then
+//! the bodies. JSON, because heads outlive a version of the agent. The checksum, because redb holds
+//! a page against its own only when it opens the file, and what rots later would be shipped.
+
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::frame::{Frame, FrameHead};
 
@@ -9,23 +13,37 @@ use crate::frame::{Frame, FrameHead};
 /// of two in half the space that one just above takes.
 pub(super) const MAX_STORED: usize = (1 << 20) - (4 << 10);
 
+/// Says that there is a checksum: values of schema 1 have none.
+const CHECKED: u32 = 1 << 31;
+
 /// Encodes frames.
 pub(super) fn encode(frames: &[Frame]) -> Vec<u8> {
     let heads: Vec<&FrameHead> = frames.iter().map(|frame| &frame.head).collect();
     let heads = serde_json::to_vec(&heads).expect("heads can be written as JSON");
     let bodies: usize = frames.iter().map(|frame| frame.body.len()).sum();
-    let mut value = Vec::with_capacity(4 + heads.len() + bodies);
+    let mut value = Vec::with_capacity(12 + heads.len() + bodies);
     let length = u32::try_from(heads.len()).expect("a value holds a few thousand frames at most");
-    value.extend_from_slice(&length.to_le_bytes());
+    value.extend_from_slice(&(length | CHECKED).to_le_bytes());
+    value.extend_from_slice(&[0; 8]);
     value.extend_from_slice(&heads);
     frames.iter().for_each(|frame| value.extend_from_slice(&frame.body));
+    let checksum = xxh3_64(&value[12..]);
+    value[4..12].copy_from_slice(&checksum.to_le_bytes());
     value
 }
 
 /// The frames of a value, each body borrowed; `None` when the value is damaged.
 pub(super) fn decode(value: &[u8]) -> Option<impl Iterator<Item = (FrameHead, &[u8])>> {
-    let (length, rest) = value.split_first_chunk::<4>()?;
-    let (heads, mut bodies) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    let (length, mut rest) = value.split_first_chunk::<4>()?;
+    let length = u32::from_le_bytes(*length);
+    if length & CHECKED != 0 {
+        let (checksum, checked) = rest.split_first_chunk::<8>()?;
+        if xxh3_64(checked) != u64::from_le_bytes(*checksum) {
+            return None;
+        }
+        rest = checked;
+    }
+    let (heads, mut bodies) = rest.split_at_checked((length & !CHECKED) as usize)?;
     let heads: Vec<FrameHead> = serde_json::from_slice(heads).ok()?;
     let stored = heads.iter().try_fold(0_usize, |sum, head| sum.checked_add(head.stored))?;
     if stored != bodies.len() || heads.iter().any(|head| head.count == 0) {
@@ -66,6 +84,11 @@ mod tests {
         assert_eq!(back, frames);
         for length in 0..value.len() {
             assert!(decode(&value[..length]).is_none(), "{length}");
+        }
+        for at in 0..value.len() {
+            let mut rotten = value.clone();
+            rotten[at] ^= 0x10;
+            assert!(decode(&rotten).is_none(), "{at}");
         }
     }
 }
