@@ -6,7 +6,9 @@ use std::{
     sync::{MutexGuard, PoisonError, RwLockReadGuard, atomic::Ordering},
 };
 
-use redb::{CompactionError, Database, Durability, ReadableDatabase as _, WriteTransaction};
+use redb::{
+    Builder, CompactionError, Database, Durability, ReadableDatabase as _, WriteTransaction,
+};
 use serde::Deserialize;
 use tokio::sync::watch;
 
@@ -14,6 +16,16 @@ use super::{Head, META, Outbox, OutboxError, SCHEMA, STATE, State, from_json, js
 
 /// A file of this size that holds nothing is made smaller.
 const OVERSIZED: u64 = 16 << 20;
+
+const CACHE: usize = 8 << 20;
+
+/// How a store is opened.
+pub(super) fn builder() -> Builder {
+    let mut builder = Builder::new();
+    // Without the check, redb trusts a file that was closed in order, and panics on damage.
+    builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
+    builder
+}
 
 /// Whether the store was open before, in this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,31 +216,35 @@ impl Outbox {
     /// [`OutboxError`]: nothing is lost, and the next call tries again.
     pub fn shrink(&self) -> Result<(), OutboxError> {
         let current = self.state();
-        let size = std::fs::metadata(&self.path).map_or(0, |file| file.len());
-        if current.stored > 0 || size < OVERSIZED {
+        let size = || std::fs::metadata(&self.path).map_or(0, |file| file.len());
+        let before = size();
+        if current.stored > 0 || before < OVERSIZED {
             return Ok(());
         }
+        drop(current);
+        self.compact()?;
+        tracing::info!(before, now = size(), "the outbox is drained: its file was made smaller");
+        Ok(())
+    }
+
+    /// Moves what is in the store together, and gives the rest back.
+    pub(super) fn compact(&self) -> Result<(), OutboxError> {
+        // Held over it: nobody writes meanwhile.
+        let _state = self.state();
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         let Some(open) = database.as_mut() else { return Ok(()) };
-        match open.compact() {
-            Ok(_) => {
-                let now = std::fs::metadata(&self.path).map_or(0, |file| file.len());
-                tracing::info!(
-                    before = size,
-                    now,
-                    "the outbox is drained: its file was made smaller"
-                );
-                Ok(())
+        let done = catch_unwind(AssertUnwindSafe(|| open.compact()));
+        let failure = match done {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(CompactionError::Storage(failure))) => self.store("shrink", failure.into()),
+            Ok(Err(other)) => {
+                self.store("shrink", redb::Error::Io(std::io::Error::other(other.to_string())))
             }
-            Err(failure) => {
-                // A handle that has failed to compact is good for nothing any more.
-                *database = None;
-                let failure = match failure {
-                    CompactionError::Storage(failure) => failure.into(),
-                    other => redb::Error::Io(std::io::Error::other(other.to_string())),
-                };
-                Err(self.store("shrink", failure))
-            }
-        }
+            Err(_) => self.damaged("a page of it"),
+        };
+        // A handle that has failed to compact is good for nothing any more.
+        let database = database.take();
+        drop(catch_unwind(AssertUnwindSafe(|| drop(database))));
+        Err(failure)
     }
 }

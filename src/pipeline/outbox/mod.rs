@@ -8,9 +8,13 @@ mod accounts;
 mod backup;
 mod cursors;
 mod dead_letters;
+#[cfg(test)]
+pub(crate) mod disk;
 mod error;
 mod handle;
 mod migrate;
+#[cfg(test)]
+mod power;
 mod recover;
 mod renumber;
 #[cfg(test)]
@@ -32,9 +36,9 @@ use cursors::{drop_values, place_cursors};
 use dead_letters::DEAD_LETTERS;
 pub use dead_letters::{Buried, DeadLetter, DeadLetterId};
 pub use error::OutboxError;
-use handle::Opened;
+use handle::{Opened, builder};
 pub use recover::Found;
-use redb::{Builder, Database, ReadableTable as _, TableDefinition};
+use redb::{Database, ReadableTable as _, TableDefinition};
 pub use renumber::Renumbered;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use siem_protocol::{ChainPoint, Digest};
@@ -64,7 +68,6 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const STATE: &str = "state";
 /// The layout of the tables. A store of a newer one is refused, untouched.
 const SCHEMA: u32 = 2;
-const CACHE: usize = 8 << 20;
 
 /// A durable queue of entries with the checkpoints of their files.
 ///
@@ -163,11 +166,10 @@ impl Outbox {
         new_epoch: impl FnOnce() -> String,
     ) -> Result<Self, OutboxError> {
         let file = path.to_owned();
-        // Without the check, redb trusts a file that was closed in order, and panics on damage.
         let opener = move || {
             // Made here, where it is made for its owner only.
             private::options().open(&file).map_err(redb::StorageError::Io)?;
-            Builder::new().set_cache_size(CACHE).set_check_integrity_on_open(true).create(&file)
+            builder().create(&file)
         };
         Self::open_with(path, Box::new(opener), sinks, new_epoch)
     }

@@ -1,12 +1,5 @@
 use redb::ReadableDatabase as _;
-use std::{
-    io,
-    ops::ControlFlow,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::ops::ControlFlow;
 
 use super::*;
 use crate::pipeline::accounting::Count;
@@ -437,59 +430,22 @@ fn a_new_epoch_numbers_what_is_left_from_one() {
     assert!(matches!(again, Renumbered::Begun { entries: 5, .. }));
 }
 
-/// A store in memory whose syncs can be made to fail.
-#[derive(Clone, Debug, Default)]
-struct Disk {
-    bytes: Arc<Mutex<Vec<u8>>>,
-    broken: Arc<AtomicBool>,
-}
-
-impl redb::StorageBackend for Disk {
-    fn len(&self) -> Result<u64, io::Error> {
-        Ok(self.bytes.lock().unwrap().len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
-        let start = offset as usize;
-        out.copy_from_slice(&self.bytes.lock().unwrap()[start..start + out.len()]);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> Result<(), io::Error> {
-        self.bytes.lock().unwrap().resize(len as usize, 0);
-        Ok(())
-    }
-
-    fn sync_data(&self) -> Result<(), io::Error> {
-        if self.broken.load(Ordering::Relaxed) {
-            return Err(io::Error::other("the disk is gone"));
-        }
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-        let start = offset as usize;
-        self.bytes.lock().unwrap()[start..start + data.len()].copy_from_slice(data);
-        Ok(())
-    }
-}
-
 /// redb refuses every write on a handle that has seen an error: a disk that was full for a moment
 /// would have stopped the agent until its next start.
 #[test]
 fn goes_on_after_an_error_of_the_disk() {
-    let disk = Disk::default();
+    let disk = disk::Disk::new(1);
     let backend = disk.clone();
-    let opener = move || Builder::new().create_with_backend(backend.clone());
+    let opener = move || builder().create_with_backend(backend.clone());
     let outbox =
         Outbox::open_with(Path::new("memory"), Box::new(opener), &seats(&SINKS), || "e".into());
     let outbox = outbox.unwrap();
     commit(&outbox, 2);
-    disk.broken.store(true, Ordering::Relaxed);
+    disk.fail(u64::MAX);
     let lost = group(&outbox, 3);
     assert!(outbox.commit(&lost).is_err());
     assert!(outbox.commit(&lost).is_err());
-    disk.broken.store(false, Ordering::Relaxed);
+    disk.fail(0);
     // What is in the store now, it says by itself.
     assert!(outbox.cursor("siem").is_ok());
     let end = outbox.end().seq;
