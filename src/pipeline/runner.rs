@@ -106,6 +106,8 @@ impl Pipeline {
             unstored: Vec::new(),
             held: HashSet::new(),
             failed: None,
+            beat: Duration::ZERO,
+            tidy: Duration::ZERO,
         };
         let reading = thread::Builder::new().name("ingest".into());
         let (done, finished) = tokio::sync::oneshot::channel();

@@ -76,7 +76,8 @@ impl Assembler<'_> {
             fit.take(&head, first)
         })?;
         let Some(oldest) = oldest else { return Ok(Pending::Nothing) };
-        let waited = now.since(oldest);
+        // A clock that was set back must not hold entries until it catches up.
+        let waited = if oldest > now { Duration::MAX } else { now.since(oldest) };
         let urgent = head.urgent_seq >= first;
         if !(flush || urgent || fit.full || border.is_some())
             && waited < self.shipping.flush_interval

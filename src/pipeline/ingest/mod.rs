@@ -11,7 +11,7 @@ pub use inbox::Inbox;
 use intake::GroupIntake;
 use serde_json::json;
 use siem_protocol::names::event;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     group::{Filling, Stages},
@@ -87,60 +87,108 @@ pub struct Ingest {
     pub held: HashSet<FileKey>,
     /// The file that a stage failed on in this group. Begins empty.
     pub failed: Option<Origin>,
+    /// When the next heartbeat is due, by the time that the agent is up.
+    pub beat: Duration,
+    /// When the store is tidied up next.
+    pub tidy: Duration,
+}
+
+/// What came of one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It is stored; how far reading is.
+    Read(Progress),
+    /// It is stored, and nothing was read into it: there is no room.
+    Full,
+    /// A stage failed: its file is left alone from now on.
+    Held,
+    /// It could not be stored, and everything begins again from what is, after a pause.
+    NotStored {
+        /// How long.
+        pause: Duration,
+    },
 }
 
 impl Ingest {
     /// Reads until told to stop, or as `until` says. Errors of the store are logged and tried
     /// again: the files are the buffer.
     pub fn run(mut self, until: Until) {
-        let started = json!({ "version": env!("CARGO_PKG_VERSION"), "epoch": self.outbox.epoch() });
-        self.restore();
-        self.event(Event::info(event::AGENT_STARTED, started));
-        let mut last_heartbeat = self.clock.now();
-        let mut beat = self.next_beat();
-        let mut last_tidy = last_heartbeat;
+        self.begin();
         loop {
-            for event in self.inbox.take_events() {
-                self.event(event);
-            }
-            let now = self.clock.now();
-            if now.since(last_heartbeat) >= beat {
-                (last_heartbeat, beat) = (now, self.next_beat());
-                self.heartbeat();
-            }
-            if now.since(last_tidy) >= TIDY_UP {
-                last_tidy = now;
-                self.tidy_up();
-            }
-            self.look_for_room();
-            let progress = if self.room.is_full() { None } else { Some(self.read()) };
-            if let Some(failed) = self.failed.take() {
-                self.hold(&failed);
+            let turn = self.turn();
+            if let Turn::NotStored { pause } = turn {
+                self.inbox.pause(pause);
+                // Nothing is lost at the end: the files still have it.
+                if self.inbox.is_stopped() {
+                    break;
+                }
                 continue;
             }
-            if !self.commit() {
-                continue;
-            }
-            let read = self.progress();
-            (self.report)(read);
-            if self.inbox.is_stopped() || (until == Until::CaughtUp && is_idle(progress)) {
+            let is_idle = matches!(turn, Turn::Read(Progress::Idle { .. }));
+            if self.inbox.is_stopped() || (until == Until::CaughtUp && is_idle) {
                 break;
             }
-            match progress {
-                None => self.inbox.pause(FULL_RETRY),
-                Some(Progress::More) => {}
-                Some(Progress::Idle { next }) => {
-                    let until_beat = beat.saturating_sub(self.clock.now().since(last_heartbeat));
+            match turn {
+                Turn::Full | Turn::NotStored { .. } => self.inbox.pause(FULL_RETRY),
+                Turn::Held | Turn::Read(Progress::More) => {}
+                Turn::Read(Progress::Idle { next }) => {
+                    let until_beat = self.beat.saturating_sub(self.clock.uptime());
                     self.inbox.wait(next.min(LONGEST_SLEEP).min(until_beat));
                 }
             }
         }
+        self.end();
+    }
+
+    /// Begins where the store says.
+    pub(super) fn begin(&mut self) {
+        let started = json!({ "version": env!("CARGO_PKG_VERSION"), "epoch": self.outbox.epoch() });
+        self.restore();
+        self.event(Event::info(event::AGENT_STARTED, started));
+        let now = self.clock.uptime();
+        self.beat = now + self.next_beat();
+        self.tidy = now + TIDY_UP;
+    }
+
+    /// Fills one group and stores it.
+    pub(super) fn turn(&mut self) -> Turn {
+        for event in self.inbox.take_events() {
+            self.event(event);
+        }
+        // Not by the wall clock, which may jump: a heartbeat must not wait for a year.
+        let now = self.clock.uptime();
+        if now >= self.beat {
+            self.beat = now + self.next_beat();
+            self.heartbeat();
+        }
+        if now >= self.tidy {
+            self.tidy = now + TIDY_UP;
+            self.tidy_up();
+        }
+        self.look_for_room();
+        let turn = if self.room.is_full() { Turn::Full } else { Turn::Read(self.read()) };
+        if let Some(failed) = self.failed.take() {
+            self.hold(&failed);
+            return Turn::Held;
+        }
+        if let Err(pause) = self.commit() {
+            return Turn::NotStored { pause };
+        }
+        let read = self.progress();
+        (self.report)(read);
+        turn
+    }
+
+    /// Stores what there is to say at the end.
+    pub(super) fn end(mut self) {
         for event in self.inbox.take_events() {
             self.event(event);
         }
         self.heartbeat();
         self.event(Event::info(event::AGENT_STOPPED, json!({})));
-        self.commit();
+        if self.commit().is_err() {
+            debug!("the end could not be stored: what was read will be read again");
+        }
     }
 
     /// Copies the acknowledged offsets, so that a lost store costs little, and gives back what a
@@ -219,10 +267,11 @@ impl Ingest {
         }
     }
 
-    /// Stores the group. After a failure everything begins again from what is stored; false then.
-    fn commit(&mut self) -> bool {
+    /// Stores the group. After a failure everything begins again from what is stored: after the
+    /// pause that is returned.
+    fn commit(&mut self) -> Result<(), Duration> {
         if self.filling.is_empty() {
-            return true;
+            return Ok(());
         }
         let group = self.filling.take(self.clock.now());
         match self.outbox.commit(&group) {
@@ -230,20 +279,14 @@ impl Ingest {
                 self.unstored.clear();
                 self.stages.judge.commit();
                 self.sources.iter_mut().for_each(|(_, source)| source.committed());
-                true
+                Ok(())
             }
             Err(failure) => {
                 let cause = causes(&failure);
                 error!(cause, "entries could not be stored, and will be read again");
                 self.roll_back();
-                if self.inbox.is_stopped() {
-                    // Nothing is lost: the files still have it.
-                    return true;
-                }
-                if !matches!(failure, OutboxError::Stale { .. }) {
-                    self.inbox.pause(COMMIT_RETRY);
-                }
-                false
+                let is_stale = matches!(failure, OutboxError::Stale { .. });
+                Err(if is_stale { Duration::ZERO } else { COMMIT_RETRY })
             }
         }
     }
@@ -300,8 +343,4 @@ impl Ingest {
         }
         all
     }
-}
-
-fn is_idle(progress: Option<Progress>) -> bool {
-    matches!(progress, Some(Progress::Idle { .. }))
 }

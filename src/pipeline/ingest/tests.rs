@@ -110,6 +110,8 @@ fn ingest(source: Files, folder: &Path) -> Ingest {
         unstored: Vec::new(),
         held: HashSet::new(),
         failed: None,
+        beat: Duration::ZERO,
+        tidy: Duration::ZERO,
     }
 }
 

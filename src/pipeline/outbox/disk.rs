@@ -97,6 +97,12 @@ impl Disk {
         (inner.is_off, inner.power, inner.errors) = (false, None, 0);
     }
 
+    /// An empty disk in its place.
+    pub(crate) fn clear(&self) {
+        let mut inner = self.inner();
+        (inner.live, inner.durable, inner.pending) = (Vec::new(), Vec::new(), Vec::new());
+    }
+
     /// The next `calls` changes or syncs fail, and then no more.
     pub(crate) fn fail(&self, calls: u64) {
         self.inner().errors = calls;
