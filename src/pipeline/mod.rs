@@ -10,3 +10,5 @@ pub mod judge;
 pub mod outbox;
 pub mod room;
 pub mod runner;
+#[cfg(test)]
+mod simulation;

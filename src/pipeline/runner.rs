@@ -106,6 +106,7 @@ impl Pipeline {
             unstored: Vec::new(),
             held: HashSet::new(),
             failed: None,
+            is_lost: false,
             beat: Duration::ZERO,
             tidy: Duration::ZERO,
         };

@@ -172,3 +172,10 @@ impl Clock for MovedClock {
         Timestamp(SystemClock.now().0.saturating_add(self.0.load(Ordering::Relaxed)))
     }
 }
+
+impl super::Tail {
+    /// Lets so much time go by.
+    pub(crate) fn skip(&mut self, time: Duration) {
+        self.schedule.skipped += time;
+    }
+}

@@ -87,6 +87,8 @@ pub struct Ingest {
     pub held: HashSet<FileKey>,
     /// The file that a stage failed on in this group. Begins empty.
     pub failed: Option<Origin>,
+    /// Whether what is at hand is not what is stored. Begins false.
+    pub is_lost: bool,
     /// When the next heartbeat is due, by the time that the agent is up.
     pub beat: Duration,
     /// When the store is tidied up next.
@@ -143,8 +145,8 @@ impl Ingest {
     /// Begins where the store says.
     pub(super) fn begin(&mut self) {
         let started = json!({ "version": env!("CARGO_PKG_VERSION"), "epoch": self.outbox.epoch() });
-        self.restore();
-        self.event(Event::info(event::AGENT_STARTED, started));
+        self.is_lost = true;
+        self.unstored.push(Event::info(event::AGENT_STARTED, started));
         let now = self.clock.uptime();
         self.beat = now + self.next_beat();
         self.tidy = now + TIDY_UP;
@@ -152,6 +154,9 @@ impl Ingest {
 
     /// Fills one group and stores it.
     pub(super) fn turn(&mut self) -> Turn {
+        if let Err(pause) = self.restore() {
+            return Turn::NotStored { pause };
+        }
         for event in self.inbox.take_events() {
             self.event(event);
         }
@@ -181,6 +186,9 @@ impl Ingest {
 
     /// Stores what there is to say at the end.
     pub(super) fn end(mut self) {
+        if self.restore().is_err() {
+            return;
+        }
         for event in self.inbox.take_events() {
             self.event(event);
         }
@@ -258,13 +266,12 @@ impl Ingest {
         self.event(Event::warning(event::STAGE_FAILED, data));
     }
 
-    /// Begins again from what is stored, with the events that are not.
+    /// Takes back what filters remember of the group; the next turn begins with what is stored.
     fn roll_back(&mut self) {
         self.stages.judge.rollback();
-        self.restore();
-        for event in &self.unstored {
-            self.filling.event(event, self.clock.now());
-        }
+        self.is_lost = true;
+        // There may have been one in the group.
+        self.beat = Duration::ZERO;
     }
 
     /// Stores the group. After a failure everything begins again from what is stored: after the
@@ -291,15 +298,21 @@ impl Ingest {
         }
     }
 
-    /// Begins again from what is stored.
-    fn restore(&mut self) {
-        while let Err(failure) = self.try_restore() {
-            error!(cause = causes(&failure), "checkpoints could not be read");
-            if self.inbox.is_stopped() {
-                return;
-            }
-            self.inbox.pause(COMMIT_RETRY);
+    /// Begins again from what is stored, if that is not what is at hand, with the events that are
+    /// not stored yet.
+    fn restore(&mut self) -> Result<(), Duration> {
+        if !self.is_lost {
+            return Ok(());
         }
+        if let Err(failure) = self.try_restore() {
+            error!(cause = causes(&failure), "checkpoints could not be read");
+            return Err(COMMIT_RETRY);
+        }
+        for event in &self.unstored {
+            self.filling.event(event, self.clock.now());
+        }
+        self.is_lost = false;
+        Ok(())
     }
 
     fn try_restore(&mut self) -> Result<(), OutboxError> {
@@ -331,7 +344,10 @@ impl Ingest {
             "files": files,
             "unread_bytes": unread,
         });
-        self.event(Event::info(event::HEARTBEAT, data));
+        // It counts the entries before it: one of a group that is not stored is not kept for the
+        // next, where it would stand before others.
+        let heartbeat = Event::info(event::HEARTBEAT, data);
+        self.filling.event(&heartbeat, self.clock.now());
     }
 
     fn progress(&self) -> Read {

@@ -110,6 +110,7 @@ fn ingest(source: Files, folder: &Path) -> Ingest {
         unstored: Vec::new(),
         held: HashSet::new(),
         failed: None,
+        is_lost: false,
         beat: Duration::ZERO,
         tidy: Duration::ZERO,
     }

@@ -20,7 +20,7 @@ const OVERSIZED: u64 = 16 << 20;
 const CACHE: usize = 8 << 20;
 
 /// How a store is opened.
-pub(super) fn builder() -> Builder {
+pub(in crate::pipeline) fn builder() -> Builder {
     let mut builder = Builder::new();
     // Without the check, redb trusts a file that was closed in order, and panics on damage.
     builder.set_cache_size(CACHE).set_check_integrity_on_open(true);

@@ -36,7 +36,8 @@ use cursors::{drop_values, place_cursors};
 use dead_letters::DEAD_LETTERS;
 pub use dead_letters::{Buried, DeadLetter, DeadLetterId};
 pub use error::OutboxError;
-use handle::{Opened, builder};
+use handle::Opened;
+pub(super) use handle::builder;
 pub use recover::Found;
 use redb::{Database, ReadableTable as _, TableDefinition};
 pub use renumber::Renumbered;
@@ -92,7 +93,7 @@ pub struct Outbox {
 }
 
 /// Opens the store, at start and again after an error.
-type Opener = Box<dyn Fn() -> Result<Database, redb::DatabaseError> + Send + Sync>;
+pub(super) type Opener = Box<dyn Fn() -> Result<Database, redb::DatabaseError> + Send + Sync>;
 
 /// What the outbox is, as last committed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,7 +176,7 @@ impl Outbox {
     }
 
     /// The same on a store that `opener` opens; `path` only names it.
-    fn open_with(
+    pub(super) fn open_with(
         path: &Path,
         opener: Opener,
         sinks: &[Seat],

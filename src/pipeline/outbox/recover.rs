@@ -103,7 +103,7 @@ impl Outbox {
 
 impl OutboxError {
     /// Whether the store holds what it should not, rather than being out of reach.
-    pub(super) fn is_damage(&self) -> bool {
+    pub(in crate::pipeline) fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } => true,
             Self::Store { source, .. } => match &**source {

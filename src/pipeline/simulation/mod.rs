@@ -1,0 +1,679 @@
+//! The whole pipeline in a world of its own: time, disk, receiver and whoever writes the files
+//! follow a script that a seed has made.
+//!
+//! Session files grow, move, are cut, rewritten and deleted; the receiver is away, refuses, or
+//! loses its answers; the store fails or loses its power; the agent is killed, started with other
+//! filters, or given yesterday's store; the wall clock jumps. At the end everything is well again,
+//! and every line is looked for: at the receiver exactly once and byte for byte, or filtered, or a
+//! dead letter, or gone before it could be read.
+//!
+//! `AI_AGENT_WORLDS` says how many worlds, `AI_AGENT_SEED` repeats one.
+
+mod receiver;
+mod script;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use receiver::{Held, MOODS, Mood, records};
+use script::{MAX_LINE, Nature, Script};
+use serde_json::Value;
+use siem_protocol::{Digest, Entry, Identity};
+use tokio::{runtime::Runtime, sync::watch};
+
+use super::{
+    delivery::{Delivering, Ending, Progress as Delivered},
+    group::{Filling, Stages},
+    ingest::{Inbox, Ingest, Turn},
+    judge::Judge,
+    outbox::{
+        Outbox, Seat, builder,
+        disk::{Disk, given},
+    },
+    room::Room,
+};
+use crate::{
+    config::Shipping,
+    event::Event,
+    frame::Codec,
+    platform::{Clock, Timestamp},
+    stages::{
+        Named, Record, StageOptions,
+        filter::{self, Filter, Verdict},
+        source::{Progress, Source, Survey},
+    },
+    tail::{FileKey, GenerationId, Intake, Tail, TailOptions},
+    text::causes,
+};
+
+const STEPS: usize = 150;
+const POLL: Duration = Duration::from_secs(300);
+const YEAR: u64 = 365 * 24 * 3600 * 1000;
+
+/// What is wrong with the agent, on purpose: the check must find out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// A sink takes a batch for delivered that the receiver does not have.
+    AcknowledgedEarly,
+    /// `dedupe` remembers lines of groups that were not stored.
+    DedupeKept,
+}
+
+/// Time as the world has it.
+#[derive(Debug)]
+struct Time {
+    wall: AtomicU64,
+    up: AtomicU64,
+}
+
+impl Time {
+    fn pass(&self, time: Duration) {
+        let millis = u64::try_from(time.as_millis()).unwrap();
+        self.wall.fetch_add(millis, Ordering::Relaxed);
+        self.up.fetch_add(millis, Ordering::Relaxed);
+    }
+}
+
+impl Clock for Time {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.wall.load(Ordering::Relaxed))
+    }
+
+    fn uptime(&self) -> Duration {
+        Duration::from_millis(self.up.load(Ordering::Relaxed))
+    }
+}
+
+/// A tail that lives in the world's time.
+struct Sessions {
+    tail: Tail,
+    time: Arc<Time>,
+    known: Duration,
+}
+
+impl Source for Sessions {
+    fn label(&self) -> &'static str {
+        "claude-sessions"
+    }
+
+    fn restore(&mut self, rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>) {
+        self.tail.restore(rows);
+    }
+
+    fn read(&mut self, intake: &mut dyn Intake) -> Progress {
+        let now = self.time.uptime();
+        self.tail.skip(now - self.known);
+        self.known = now;
+        self.tail.read(intake)
+    }
+
+    fn committed(&mut self) {
+        self.tail.committed();
+    }
+
+    fn survey(&self) -> Survey {
+        self.tail.survey()
+    }
+}
+
+/// A filter that does not take anything back.
+struct Stubborn(Box<dyn Filter>);
+
+impl Filter for Stubborn {
+    fn check(&mut self, record: &Record<'_>) -> Verdict {
+        self.0.check(record)
+    }
+
+    fn commit(&mut self) {
+        self.0.commit();
+    }
+
+    fn rollback(&mut self) {
+        self.0.commit();
+    }
+
+    fn forget(&mut self, file: FileKey) {
+        self.0.forget(file);
+    }
+
+    fn take_events(&mut self) -> Vec<Event> {
+        self.0.take_events()
+    }
+}
+
+/// An agent that runs.
+struct Agent {
+    ingest: Ingest,
+    outbox: Arc<Outbox>,
+    runtime: Runtime,
+    _ending: watch::Sender<Ending>,
+}
+
+struct World {
+    random: fastrand::Rng,
+    fault: Fault,
+    time: Arc<Time>,
+    folder: tempfile::TempDir,
+    disk: Disk,
+    script: Script,
+    held: Arc<Mutex<Held>>,
+    agent: Option<Agent>,
+    epochs: Arc<AtomicU64>,
+    /// A copy of the store, from some time ago.
+    copy: Option<Vec<u8>>,
+    is_restored: bool,
+    tally: BTreeMap<&'static str, u64>,
+}
+
+impl World {
+    fn new(seed: u64, fault: Fault) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("projects");
+        std::fs::create_dir(&root).unwrap();
+        let disk = Disk::new(random.u64(..));
+        Self {
+            random,
+            fault,
+            time: Arc::new(Time { wall: AtomicU64::new(2 * YEAR * 27), up: AtomicU64::new(0) }),
+            disk,
+            script: Script::below(root),
+            folder,
+            held: Arc::default(),
+            agent: None,
+            epochs: Arc::default(),
+            copy: None,
+            is_restored: false,
+            tally: BTreeMap::new(),
+        }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.tally.entry(what).or_default() += 1;
+        if given("AI_AGENT_TRACE").is_some() {
+            let end = self.agent.as_ref().map(|agent| agent.outbox.end().seq);
+            eprintln!("{what}; the store ends before {end:?}, {} lines", self.script.lines.len());
+        }
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        self.start()?;
+        for _ in 0..STEPS {
+            self.step()?;
+            if self.disk.is_off() {
+                self.agent = None;
+                self.disk.reboot();
+                self.count("power cut");
+                self.start()?;
+            }
+        }
+        self.all_is_well_again()?;
+        self.account_for_all()
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        let choice = self.random.u32(..100);
+        match choice {
+            0..38 => {
+                let now = self.time.now();
+                let what = self.script.step(&mut self.random, now);
+                self.count(what);
+            }
+            38..62 => self.read(),
+            62..78 => {
+                let seconds = self.random.u64(1..40);
+                self.deliver(Duration::from_secs(seconds));
+            }
+            78..83 => {
+                let (mood, what) = MOODS[self.random.usize(..MOODS.len())];
+                let is_good = self.random.bool();
+                self.held.lock().unwrap().mood = if is_good { Mood::Good } else { mood };
+                if !is_good {
+                    self.count(what);
+                    self.deliver(Duration::from_secs(60));
+                }
+            }
+            83..86 => self.settle(),
+            86..89 => self.disk.cut_after(self.random.u64(1..150)),
+            89..92 => {
+                self.disk.fail(self.random.u64(1..4));
+                self.read();
+                self.disk.fail(0);
+            }
+            92..94 => {
+                self.agent = None;
+                self.count("agent killed");
+                self.start()?;
+            }
+            94..96 => {
+                if let Some(agent) = self.agent.take() {
+                    agent.ingest.end();
+                }
+                self.count("agent started with other filters");
+                self.start()?;
+            }
+            96..97 => self.copy = Some(self.disk.bytes()),
+            97..98 => self.restore()?,
+            _ => {
+                let wall = &self.time.wall;
+                let by = self.random.u64(1..YEAR);
+                if self.random.bool() {
+                    wall.fetch_add(by, Ordering::Relaxed);
+                } else {
+                    wall.fetch_sub(by.min(self.time.now().0 / 2), Ordering::Relaxed);
+                }
+                self.count("clock jumped");
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the agent on what is there, with the filters of the day.
+    fn start(&mut self) -> Result<(), String> {
+        // A runtime that goes waits for what it has begun; only then is the store free.
+        let outbox = loop {
+            let disk = self.disk.clone();
+            let opener = move || builder().create_with_backend(disk.clone());
+            let seat = Seat { name: "siem".into(), destination: None };
+            let epoch = self.new_epoch();
+            let path = self.folder.path().join("outbox.redb");
+            match Outbox::open_with(&path, Box::new(opener), &[seat], || epoch()) {
+                Ok(outbox) => break Arc::new(outbox),
+                Err(_) if self.disk.is_off() => self.disk.reboot(),
+                // Cut while the file was made: it is moved aside, and nothing was in it.
+                Err(error) if error.is_damage() && self.script.lines.iter().all(|l| !l.is_safe) => {
+                    self.disk.clear();
+                }
+                Err(error) => return Err(format!("cannot be opened: {}", causes(&error))),
+            }
+        };
+        let batch_size = self.random.usize(3..120);
+        let shipping =
+            Shipping { batch_size, flush_interval: Duration::ZERO, ..Shipping::default() };
+        let mut filters: Vec<Named<dyn Filter>> = Vec::new();
+        for (name, options) in
+            [("dedupe", ""), ("ignore-types", "types = [\"progress\"]"), ("sidechain", "")]
+        {
+            if name == "sidechain" && self.random.bool() {
+                continue;
+            }
+            let built = filter::build(name, &StageOptions::from_toml(options).unwrap()).unwrap();
+            let is_stubborn = self.fault == Fault::DedupeKept && name == "dedupe";
+            let built = if is_stubborn { Box::new(Stubborn(built)) } else { built };
+            filters.push((name.to_owned(), built));
+        }
+        let config = Digest::of(&[filters.len() as u8]);
+        let inbox = Arc::new(Inbox::default());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let reported = Arc::clone(&inbox);
+        let mut jitter = fastrand::Rng::with_seed(self.random.u64(..));
+        let sink = receiver::Line { held: Arc::clone(&self.held), fault: self.fault, calls: 0 };
+        let delivering = Delivering {
+            name: "siem".into(),
+            sink: Box::new(sink),
+            outbox: Arc::clone(&outbox),
+            identity: Arc::new(Identity {
+                machine_id: "m".into(),
+                hostname: "h".into(),
+                user: "u".into(),
+                os: "linux".into(),
+                arch: "x86_64".into(),
+                agent_version: "0".into(),
+            }),
+            shipping,
+            clock: Arc::clone(&self.time) as Arc<dyn Clock>,
+            jitter: Box::new(move || jitter.f64()),
+            progress: watch::Sender::<Delivered>::default(),
+            report: Arc::new(move |event| reported.report(event)),
+            new_epoch: self.new_epoch(),
+        };
+        let (ending, watched) = watch::channel(Ending::Running);
+        runtime.spawn(delivering.run(watched));
+        let options = TailOptions {
+            roots: vec![self.folder.path().join("projects")],
+            max_record_bytes: MAX_LINE as u64,
+            part_bytes: 1024,
+            chunk_bytes: 4096,
+            open_files: 3,
+            poll_interval: POLL,
+            watch: false,
+            ..TailOptions::default()
+        };
+        let clock = Arc::clone(&self.time) as Arc<dyn Clock>;
+        let tail = Tail::new(options, Arc::clone(&clock), Arc::new(|| ()));
+        let known = self.time.uptime();
+        let source = Sessions { tail, time: Arc::clone(&self.time), known };
+        let mut ingest = Ingest {
+            sources: vec![("sessions".into(), Box::new(source))],
+            stages: Stages::new(Judge::new(filters), Vec::new()),
+            filling: Filling::new(outbox.end(), config, shipping, Codec::Zstd),
+            outbox: Arc::clone(&outbox),
+            room: Room::new(1 << 30),
+            inbox,
+            clock,
+            heartbeat: POLL,
+            jitter: Box::new(|| 0.5),
+            report: Box::new(|_| ()),
+            unstored: Vec::new(),
+            held: HashSet::new(),
+            failed: None,
+            is_lost: false,
+            beat: Duration::ZERO,
+            tidy: Duration::ZERO,
+        };
+        ingest.begin();
+        self.agent = Some(Agent { ingest, outbox, runtime, _ending: ending });
+        Ok(())
+    }
+
+    fn new_epoch(&self) -> Arc<dyn Fn() -> String + Send + Sync> {
+        let epochs = Arc::clone(&self.epochs);
+        Arc::new(move || format!("epoch-{:03}", epochs.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Fills and stores a group or two.
+    fn read(&mut self) {
+        self.time.pass(Duration::from_millis(self.random.u64(1..20_000)));
+        for _ in 0..self.random.usize(1..4) {
+            let Some(agent) = &mut self.agent else { return };
+            match agent.ingest.turn() {
+                Turn::NotStored { .. } => self.count("group not stored"),
+                Turn::Read(Progress::Idle { .. }) => return,
+                Turn::Read(Progress::More) | Turn::Full | Turn::Held => {}
+            }
+        }
+    }
+
+    /// Lets the sink do what it can in so much time.
+    fn deliver(&mut self, time: Duration) {
+        let Some(agent) = &mut self.agent else { return };
+        agent.runtime.block_on(async { tokio::time::sleep(time).await });
+        self.time.pass(time);
+    }
+
+    /// Reads until nothing is left. What stands in the files then is stored, whatever comes.
+    fn settle(&mut self) {
+        for _ in 0..2 {
+            self.time.pass(POLL + POLL / 2);
+            let mut turns = 0;
+            loop {
+                let Some(agent) = &mut self.agent else { return };
+                match agent.ingest.turn() {
+                    Turn::Read(Progress::Idle { .. }) => break,
+                    Turn::NotStored { .. } if self.disk.is_off() => return,
+                    _ => turns += 1,
+                }
+                assert!(turns < 10_000, "reading does not come to an end");
+            }
+        }
+        self.script.all_is_read();
+        self.count("everything read");
+    }
+
+    /// The store is replaced by its copy from some time ago.
+    fn restore(&mut self) -> Result<(), String> {
+        let Some(copy) = self.copy.take() else { return Ok(()) };
+        self.agent = None;
+        self.disk = Disk::of(copy, self.random.u64(..));
+        // What only the store of today held is gone with it; what a file has still is to be read.
+        let held = self.held.lock().unwrap();
+        let at_receiver: HashSet<Vec<u8>> =
+            records(&held.epochs).into_iter().map(|record| record.bytes).collect();
+        drop(held);
+        for line in &mut self.script.lines {
+            line.is_safe &= at_receiver.contains(&line.bytes);
+        }
+        self.is_restored = true;
+        self.count("store from yesterday");
+        self.start()
+    }
+
+    /// The receiver is there, the disk works, and time goes by.
+    fn all_is_well_again(&mut self) -> Result<(), String> {
+        self.held.lock().unwrap().mood = Mood::Good;
+        self.disk.reboot();
+        self.agent = None;
+        self.start()?;
+        self.settle();
+        let mut quiet = 0;
+        for _ in 0..200 {
+            let Some(agent) = &mut self.agent else { break };
+            let turn = agent.ingest.turn();
+            self.deliver(Duration::from_secs(600));
+            let Some(agent) = &mut self.agent else { break };
+            let end = agent.outbox.end().seq;
+            let done = agent.outbox.cursor("siem").map_err(|error| causes(&error))?;
+            let is_done = done.acknowledged.seq + 1 == end;
+            quiet = if is_done && matches!(turn, Turn::Read(Progress::Idle { .. })) {
+                quiet + 1
+            } else {
+                0
+            };
+            // A dead letter and a new epoch are reported after they happened.
+            if quiet == 3 {
+                return Ok(());
+            }
+        }
+        Err("delivery does not come to an end".into())
+    }
+
+    fn account_for_all(&mut self) -> Result<(), String> {
+        let held = self.held.lock().unwrap();
+        if let Some(wrong) = &held.wrong {
+            return Err(wrong.clone());
+        }
+        let agent = self.agent.as_ref().unwrap();
+        let letters = agent.outbox.dead_letters().map_err(|error| causes(&error))?;
+        let dead: BTreeSet<Vec<u8>> =
+            letters.iter().map(|(_, letter)| receiver::content(&letter.line().unwrap())).collect();
+        let mut arrived: BTreeMap<Vec<u8>, Vec<(String, u64)>> = BTreeMap::new();
+        for record in records(&held.epochs) {
+            if !record.is_incomplete {
+                arrived.entry(record.bytes).or_default().push((record.epoch, record.seq));
+                continue;
+            }
+            let is_begun = |half: &Vec<u8>| half.starts_with(&record.bytes);
+            if !self.script.halves.iter().any(is_begun) {
+                return Err(format!("{:?} was never written", text(&record.bytes)));
+            }
+        }
+        let (mut filtered, mut perhaps) = (0_u64, 0_u64);
+        for line in &self.script.lines {
+            let places = arrived.remove(&line.bytes).unwrap_or_default();
+            let epochs: BTreeSet<_> = places.iter().map(|(epoch, _)| epoch).collect();
+            // A store from yesterday may know a file neither by its path nor by its bytes.
+            if epochs.len() < places.len() && !self.is_restored {
+                return Err(format!("{:?} is there twice: {places:?}", text(&line.bytes)));
+            }
+            if epochs.len() > 1 && !self.is_restored {
+                return Err(format!("{:?} is in two epochs: {places:?}", text(&line.bytes)));
+            }
+            let is_dead = dead.contains(&line.bytes);
+            let is_there = !places.is_empty();
+            let may_be_filtered = match line.nature {
+                Nature::Ignored if is_there => {
+                    return Err(format!("{:?} was not filtered", text(&line.bytes)));
+                }
+                Nature::Poison if is_there => return Err("a refused line is there".into()),
+                Nature::Ignored | Nature::Sidechain | Nature::Repeated => true,
+                Nature::Plain | Nature::NotJson | Nature::Long | Nature::Poison => false,
+            };
+            if is_there || is_dead {
+                continue;
+            }
+            match (may_be_filtered, line.is_safe) {
+                (true, true) => filtered += 1,
+                (true, false) => perhaps += 1,
+                (false, false) if !line.is_there => {}
+                (false, _) => {
+                    let (text, there) = (text(&line.bytes), line.is_there);
+                    return Err(format!("{text:?} is lost, still there: {there}"));
+                }
+            }
+        }
+        if let Some((bytes, _)) = arrived.first_key_value() {
+            return Err(format!("{:?} was never written", text(bytes)));
+        }
+        let totals = agent.outbox.end().totals;
+        let counted = totals.share().filtered.lines;
+        if !self.is_restored && !(filtered..=filtered + perhaps).contains(&counted) {
+            return Err(format!(
+                "{filtered} to {} lines were filtered, the totals say {counted}",
+                filtered + perhaps
+            ));
+        }
+        let (conflicts, refusals, duplicates) = (held.conflicts, held.refusals, held.duplicates);
+        let claims = check_claims(
+            &held,
+            &letters.iter().map(|(id, _)| (id.epoch.clone(), id.seq)).collect(),
+            self.is_restored,
+        )?;
+        check_accounts(&agent.outbox, self.is_restored)?;
+        drop(held);
+        for (what, count) in [
+            ("new epoch after a conflict", conflicts),
+            ("batch refused", refusals),
+            ("entry sent again", duplicates),
+            ("claim of a heartbeat checked", claims),
+            ("line filtered", counted),
+            ("dead letter", dead.len() as u64),
+        ] {
+            *self.tally.entry(what).or_default() += count;
+        }
+        Ok(())
+    }
+}
+
+/// Holds what the last heartbeat of each epoch claims against what is there below its number.
+fn check_claims(
+    held: &Held,
+    dead: &BTreeSet<(String, u64)>,
+    is_restored: bool,
+) -> Result<u64, String> {
+    let mut checked = 0;
+    for (epoch, entries) in &held.epochs {
+        let mut counts = [0_u64; 3];
+        let mut first = true;
+        for (seq, line) in entries {
+            let entry = Entry::parse(line).unwrap();
+            let claim: Option<Value> = entry
+                .data
+                .filter(|_| entry.event.as_deref() == Some("heartbeat"))
+                .map(|data| serde_json::from_str(data.get()).unwrap());
+            let own = |claim: &Value| claim["epoch"] == **epoch;
+            if let Some(claim) = claim.filter(own) {
+                let totals = &claim["totals"];
+                let number = |value: &Value| value.as_u64().unwrap();
+                let claimed = [
+                    number(&totals["shipped"]["lines"]),
+                    number(&totals["parts"]["parts"]),
+                    number(&totals["events"]),
+                ];
+                let uncounted = number(&totals["uncounted"]);
+                let missing = (1..*seq).filter(|seq| !entries.contains_key(seq)).count() as u64;
+                let buried = dead.iter().filter(|(of, at)| of == epoch && at < seq).count() as u64;
+                let sum = claimed.iter().sum::<u64>() + uncounted;
+                if sum != seq - 1 || (uncounted == 0 && missing == 0 && claimed != counts) {
+                    return Err(format!(
+                        "heartbeat {seq} claims {claimed:?}, {counts:?} are there"
+                    ));
+                }
+                // A store from yesterday has forgotten letters that came later.
+                if missing > buried && uncounted == 0 && !is_restored {
+                    return Err(format!(
+                        "{missing} numbers are missing, {buried} are dead letters"
+                    ));
+                }
+                checked += u64::from(first || missing == 0);
+                first = false;
+            }
+            let kind = match (entry.event.is_some(), entry.part.is_some()) {
+                (true, _) => 2,
+                (false, true) => 1,
+                (false, false) => 0,
+            };
+            counts[kind] += 1;
+        }
+    }
+    Ok(checked)
+}
+
+/// Every byte of every file up to its checkpoint is accounted for.
+fn check_accounts(outbox: &Outbox, is_restored: bool) -> Result<(), String> {
+    let accounts = outbox.accounts().map_err(|error| causes(&error))?;
+    let mut rows: BTreeMap<String, Value> = BTreeMap::new();
+    let take = |all: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>| {
+        rows.extend(all.map(|(key, row)| (key.0, serde_json::from_slice(&row).unwrap())));
+    };
+    outbox.checkpoints("sessions", take).map_err(|error| causes(&error))?;
+    if is_restored {
+        // What was counted before the epoch is not in it.
+        return Ok(());
+    }
+    for (generation, share) in accounts {
+        let Some(generation) = generation else { continue };
+        let row = rows.get(&generation.0).ok_or("an account has no checkpoint")?;
+        let read = row["offset"].as_u64().unwrap() - row["start"].as_u64().unwrap();
+        if share.read().bytes != read {
+            return Err(format!("{read} bytes were read, the account says {share:?}"));
+        }
+    }
+    Ok(())
+}
+
+fn text(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    text.chars().take(120).collect()
+}
+
+#[test]
+fn every_line_of_every_world_is_accounted_for() {
+    let worlds = given("AI_AGENT_WORLDS").unwrap_or(200);
+    let first = given("AI_AGENT_SEED");
+    let mut seeds = fastrand::Rng::new();
+    let mut tally: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut lines = 0;
+    for _ in 0..worlds {
+        let seed = first.unwrap_or_else(|| seeds.u64(..));
+        let mut world = World::new(seed, Fault::None);
+        let ran = catch_unwind(AssertUnwindSafe(|| world.run()));
+        if let Err(wrong) = ran.unwrap_or_else(|_| Err("it panicked".into())) {
+            panic!("AI_AGENT_SEED={seed} AI_AGENT_WORLDS=1 repeats this: {wrong}");
+        }
+        lines += world.script.lines.len();
+        for (what, count) in &world.tally {
+            *tally.entry(what).or_default() += count;
+        }
+    }
+    eprintln!("{worlds} worlds, {lines} lines: 0 lost, 0 twice");
+    for (what, count) in &tally {
+        eprintln!("{count:>9}  {what}");
+        assert!(*count > 0 || worlds < 200, "`{what}` never happened");
+    }
+    assert!(tally.len() == KINDS || worlds < 200, "{} kinds of {KINDS} happened", tally.len());
+}
+
+/// How many kinds of things happen in worlds.
+const KINDS: usize = 27;
+
+/// A check that finds nothing proves nothing.
+#[test]
+fn the_check_finds_what_is_wrong_on_purpose() {
+    for fault in [Fault::AcknowledgedEarly, Fault::DedupeKept] {
+        let found = (1..60).find_map(|seed| World::new(seed, fault).run().err());
+        let found = found.unwrap_or_else(|| panic!("{fault:?} is not found"));
+        eprintln!("{fault:?}: {found}");
+    }
+}
