@@ -1,8 +1,12 @@
 //! A decoded batch: split into lines, checked against its header, hashed.
 
+mod look;
+
 use std::{collections::BTreeSet, ops::Range, time::SystemTime};
 
-use siem_protocol::{BatchHeader, Digest, PROTOCOL, json};
+use look::look;
+pub use look::{Claim, Counts};
+use siem_protocol::{BatchHeader, Digest, Kind, PROTOCOL};
 
 use crate::memory::Reserved;
 
@@ -22,6 +26,10 @@ pub struct Line {
     pub range: Range<usize>,
     /// Its hash.
     pub digest: Digest,
+    /// What it is; `None` for a kind that the protocol does not know.
+    pub kind: Option<Kind>,
+    /// How many bytes of a file it stands for: a record's `length`, a part's decoded bytes.
+    pub bytes: u64,
 }
 
 /// A batch that keeps the protocol's rules in itself. Whether it fits what is held already is for
@@ -34,6 +42,7 @@ pub struct Batch {
     pub received_at: SystemTime,
     text: Vec<u8>,
     lines: Vec<Line>,
+    claims: Vec<Claim>,
     chain: Vec<Digest>,
     reserved: Reserved,
 }
@@ -101,9 +110,10 @@ impl Batch {
         let end = memchr::memchr(b'\n', &text).unwrap_or(text.len());
         let header = header(&text[..end])?;
         let first_line = text.len().min(end + 1);
-        let lines = lines(&text, first_line, &header)?;
+        let (lines, claims) = lines(&text, first_line, &header)?;
         let chain = chain(&header, &lines);
-        Ok(Self { header, received_at, text, lines, chain, reserved: Reserved::default() })
+        let reserved = Reserved::default();
+        Ok(Self { header, received_at, text, lines, claims, chain, reserved })
     }
 
     /// Ties the memory that was set aside for the batch to its life.
@@ -116,6 +126,12 @@ impl Batch {
     #[must_use]
     pub fn lines(&self) -> &[Line] {
         &self.lines
+    }
+
+    /// What heartbeats of the batch claim, in the order of their lines.
+    #[must_use]
+    pub fn claims(&self) -> &[Claim] {
+        &self.claims
     }
 
     /// The bytes of `line`, without its newline, as they were received.
@@ -153,7 +169,10 @@ impl Batch {
     /// How many bytes of memory the batch takes, about.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.text.len() + self.lines.len() * size_of::<Line>() + self.chain.len() * 32
+        self.text.len()
+            + self.lines.len() * size_of::<Line>()
+            + self.claims.len() * size_of::<Claim>()
+            + self.chain.len() * 32
     }
 }
 
@@ -259,16 +278,20 @@ fn check_seqs(header: &BatchHeader) -> Result<u64, BatchError> {
     Ok(count)
 }
 
-fn lines(text: &[u8], start: usize, header: &BatchHeader) -> Result<Vec<Line>, BatchError> {
+fn lines(
+    text: &[u8],
+    start: usize,
+    header: &BatchHeader,
+) -> Result<(Vec<Line>, Vec<Claim>), BatchError> {
     let capacity = usize::try_from(header.count).unwrap_or_default().min(text.len() / 16);
-    let mut lines = Vec::with_capacity(capacity);
+    let (mut lines, mut claims) = (Vec::with_capacity(capacity), Vec::new());
     let mut numbers = Numbers::of(header);
     let mut at = start;
     while at < text.len() {
         let end = memchr::memchr(b'\n', &text[at..]).map_or(text.len(), |length| at + length);
         let number = lines.len() + 2;
-        let Look { seq, whole } =
-            look(&text[at..end]).ok_or(BatchError::NoEntry { line: number })?;
+        let look = look(&text[at..end]).ok_or(BatchError::NoEntry { line: number })?;
+        let seq = look.seq;
         let Some(expected) = numbers.next() else {
             let found = lines.len() as u64 + count_lines(&text[at..]);
             return Err(BatchError::Count { count: header.count, found });
@@ -276,17 +299,19 @@ fn lines(text: &[u8], start: usize, header: &BatchHeader) -> Result<Vec<Line>, B
         if seq != expected {
             return Err(BatchError::Order { line: number, found: seq, expected });
         }
-        if !whole {
+        if !look.whole {
             return Err(BatchError::Entry { line: number, seq });
         }
-        lines.push(Line { seq, range: at..end, digest: Digest::of(&text[at..end]) });
+        claims.extend(look.claim(&header.epoch));
+        let (kind, bytes) = (look.kind, look.bytes());
+        lines.push(Line { seq, range: at..end, digest: Digest::of(&text[at..end]), kind, bytes });
         at = end + 1;
     }
     let found = lines.len() as u64;
     if found != header.count {
         return Err(BatchError::Count { count: header.count, found });
     }
-    Ok(lines)
+    Ok((lines, claims))
 }
 
 fn count_lines(text: &[u8]) -> u64 {
@@ -332,38 +357,6 @@ impl Iterator for Numbers<'_> {
 /// The number of an entry's line, if it is one: a JSON object with one `seq` and a `kind`.
 pub(crate) fn seq_of(line: &[u8]) -> Option<u64> {
     look(line).filter(|look| look.whole).map(|look| look.seq)
-}
-
-/// What a line that has a `seq` looks like.
-struct Look {
-    seq: u64,
-    /// Whether all of it is as an entry must be.
-    whole: bool,
-}
-
-/// Looks for the number of a line, even of one that goes wrong behind it.
-fn look(line: &[u8]) -> Option<Look> {
-    let (text, readable) = match std::str::from_utf8(line) {
-        Ok(text) => (text, true),
-        Err(_) => (line.utf8_chunks().next()?.valid(), false),
-    };
-    let (mut seq, mut seqs, mut has_kind) = (None, 0, false);
-    let shape = json::members(text, |member| {
-        if member.is("seq") {
-            seq = seq.or_else(|| number(member.value));
-            seqs += 1;
-        } else if member.is("kind") {
-            has_kind = json::string(member.value).is_some_and(|kind| !kind.is_empty());
-        }
-    });
-    let whole = readable && seqs == 1 && has_kind && shape.is_some_and(|shape| shape.object);
-    seq.map(|seq| Look { seq, whole })
-}
-
-/// A sequence number as JSON writes it: digits only.
-fn number(value: &str) -> Option<u64> {
-    let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-    value.parse().ok().filter(|seq| digits && *seq <= MAX_SEQ)
 }
 
 fn chain(header: &BatchHeader, lines: &[Line]) -> Vec<Digest> {

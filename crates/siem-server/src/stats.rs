@@ -4,11 +4,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use siem_protocol::{ChainPoint, Identity};
 
-use crate::ledger::{Break, Range};
+use crate::ledger::{Break, Comparison, Range};
 
 /// What a receiver holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Stats {
+    /// How many epochs differ from what their agent claims in a way that nothing explains. Should
+    /// be 0.
+    #[serde(default)]
+    pub unexplained: u64,
     /// The machines, ordered by id.
     pub machines: Vec<MachineStats>,
 }
@@ -64,6 +68,9 @@ pub struct EpochStats {
     pub holes: Vec<Range>,
     /// Where the chain does not fit.
     pub breaks: Vec<Break>,
+    /// What the agent claimed last, held against what is held; absent before its first claim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claims: Option<Comparison>,
 }
 
 /// A sign that a store was copied: two agents go on from one.

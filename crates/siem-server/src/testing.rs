@@ -109,3 +109,107 @@ impl BatchText {
         text
     }
 }
+
+/// An agent's outbox: entries of every kind, chained, and heartbeats whose totals are right.
+#[derive(Clone)]
+pub(crate) struct Outbox {
+    epoch: String,
+    lines: Vec<String>,
+    chain: Vec<Digest>,
+    records: (u64, u64),
+    parts: (u64, u64),
+    events: u64,
+    renumbered: u64,
+}
+
+impl Outbox {
+    pub(crate) fn new(epoch: &str) -> Self {
+        Self {
+            epoch: epoch.to_owned(),
+            lines: Vec::new(),
+            chain: vec![Digest::ZERO],
+            records: (0, 0),
+            parts: (0, 0),
+            events: 0,
+            renumbered: 0,
+        }
+    }
+
+    /// The highest number.
+    pub(crate) fn last(&self) -> u64 {
+        self.lines.len() as u64
+    }
+
+    fn push(&mut self, rest: &str) -> &mut Self {
+        let line = format!(r#"{{"seq":{},{rest}}}"#, self.last() + 1);
+        let value = self.chain[self.lines.len()].chain(Digest::of(line.as_bytes()));
+        self.chain.push(value);
+        self.lines.push(line);
+        self
+    }
+
+    pub(crate) fn record(&mut self, generation: &str, offset: u64, length: u64) -> &mut Self {
+        self.records = (self.records.0 + 1, self.records.1 + length);
+        self.push(&format!(
+            r#""kind":"record","source":"claude-sessions","path":"/p","generation":"{generation}","offset":{offset},"length":{length},"record":{{}}"#
+        ))
+    }
+
+    /// A part of six bytes.
+    pub(crate) fn part(&mut self, generation: &str, offset: u64, part: u32) -> &mut Self {
+        self.parts = (self.parts.0 + 1, self.parts.1 + 6);
+        self.push(&format!(
+            r#""kind":"record_part","source":"claude-sessions","path":"/p","generation":"{generation}","offset":{offset},"part":{part},"raw_base64":"cGFydHNz""#
+        ))
+    }
+
+    pub(crate) fn event(&mut self) -> &mut Self {
+        self.events += 1;
+        self.push(r#""kind":"event","source":"agent","event":"canary","data":{}"#)
+    }
+
+    /// An entry that was taken over from an older epoch: a heartbeat of that, with its totals.
+    pub(crate) fn taken_over(&mut self) -> &mut Self {
+        self.renumbered += 1;
+        self.push(
+            r#""kind":"event","source":"agent","event":"heartbeat","data":{"epoch":"older","totals":{"events":900}}"#,
+        )
+    }
+
+    pub(crate) fn heartbeat(&mut self) -> &mut Self {
+        let bytes = self.records.1;
+        self.heartbeat_of(bytes)
+    }
+
+    /// A heartbeat that claims `record_bytes`, right or wrong.
+    pub(crate) fn heartbeat_of(&mut self, record_bytes: u64) -> &mut Self {
+        let (epoch, (records, _), (parts, part_bytes)) = (&self.epoch, self.records, self.parts);
+        let (events, renumbered) = (self.events, self.renumbered);
+        let data = format!(
+            r#"{{"files":3,"epoch":"{epoch}","totals":{{"shipped":{{"lines":{records},"bytes":{record_bytes}}},"parts":{{"parts":{parts},"lines":1,"bytes":{part_bytes}}},"events":{events},"renumbered":{renumbered},"blank":{{"lines":1,"bytes":2}}}}}}"#
+        );
+        self.events += 1;
+        self.push(&format!(r#""kind":"event","source":"agent","event":"heartbeat","data":{data}"#))
+    }
+
+    pub(crate) fn batch(&self, first: u64, last: u64) -> BatchText {
+        let at = |seq: u64| self.chain[seq as usize];
+        let mut batch = BatchText::new(first, last).with(|header| {
+            header.epoch.clone_from(&self.epoch);
+            header.chain = Some(Chain { before: at(first - 1), after: at(last) });
+        });
+        for seq in first..=last {
+            batch = batch.line(seq, &self.lines[seq as usize - 1]);
+        }
+        batch
+    }
+
+    pub(crate) fn redelivery(&self, seqs: &[u64]) -> BatchText {
+        let mut batch = BatchText::redelivery(seqs);
+        batch.header.epoch.clone_from(&self.epoch);
+        for seq in seqs {
+            batch = batch.line(*seq, &self.lines[*seq as usize - 1]);
+        }
+        batch
+    }
+}

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use siem_protocol::{ChainPoint, DeadLettered, Digest};
 
-use super::Range;
+use super::{Range, TallyChange};
 
 /// What a batch changes. Stored beside the entries, so that the ledger can be made again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +43,9 @@ pub struct Change {
     /// Numbers whose lines were found missing from a damaged store.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<Range>,
+    /// What it adds to the counts that are compared with claims; there when `accepted` is not 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tally: Option<TallyChange>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]

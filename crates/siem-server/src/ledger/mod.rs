@@ -6,6 +6,7 @@
 
 mod change;
 mod extents;
+mod tally;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,8 @@ use siem_protocol::{ChainPoint, DeadLettered, Digest};
 
 pub use change::{Break, BreakKind, Change, Plan, Refusal};
 pub use extents::{Extent, Extents, Range};
+use tally::Tally;
+pub use tally::{Claimed, Comparison, Difference, Figure, TallyChange};
 
 use crate::batch::{Batch, Line};
 
@@ -57,6 +60,7 @@ pub struct Ledger {
     values: u64,
     accepted: u64,
     duplicates: u64,
+    tally: Tally,
 }
 
 impl Ledger {
@@ -103,6 +107,7 @@ impl Ledger {
         let dead = batch.header.dead_lettered.iter();
         change.holes = dead.filter(|dead| is_new(dead.seq)).cloned().collect();
         let mut store = Vec::new();
+        let mut counting = self.tally.counting(self.next_seq() - 1, batch.claims());
         for (index, line) in batch.lines().iter().enumerate() {
             if self.holes.contains_key(&line.seq) {
                 change.filled.push(line.seq);
@@ -111,8 +116,10 @@ impl Ledger {
                 continue;
             }
             store.push(index);
+            counting.line(line);
         }
         change.accepted = store.len() as u64;
+        change.tally = (!store.is_empty()).then(|| counting.done());
         Ok(Plan { change, store, accepted_seqs: None })
     }
 
@@ -190,10 +197,13 @@ impl Ledger {
         let mut change = Change::default();
         let mut store = Vec::new();
         let mut accepted_seqs = Vec::new();
+        // All that a redelivery brings lies below what is held: none of it claims anything.
+        let mut counting = self.tally.counting(self.next_seq() - 1, &[]);
         for (index, line) in batch.lines().iter().enumerate() {
             if self.holes.get(&line.seq) == Some(&line.digest) {
                 change.filled.push(line.seq);
                 store.push(index);
+                counting.line(line);
             } else if self.holds(line, values)? {
                 change.duplicates += 1;
             } else {
@@ -202,6 +212,7 @@ impl Ledger {
             accepted_seqs.push(line.seq);
         }
         change.accepted = store.len() as u64;
+        change.tally = (!store.is_empty()).then(|| counting.done());
         Ok(Plan { change, store, accepted_seqs: Some(accepted_seqs) })
     }
 
@@ -240,8 +251,39 @@ impl Ledger {
             self.holes.remove(seq);
         }
         self.breaks.extend(change.breaks.iter().cloned());
+        self.tally(change);
         self.accepted += change.accepted;
         self.duplicates += change.duplicates;
+    }
+
+    fn tally(&mut self, change: &Change) {
+        match &change.tally {
+            Some(tally) => self.tally.apply(tally, self.begins_at.is_some()),
+            // Written before entries were counted.
+            None if change.accepted > 0 => self.tally.begin_anew(),
+            None => {}
+        }
+        if !change.lost.is_empty() {
+            self.tally.begin_anew();
+        }
+    }
+
+    /// What the agent claimed last, held against what is held; `None` before its first claim.
+    #[must_use]
+    pub fn comparison(&self) -> Option<Comparison> {
+        self.tally.compare(|from, below| {
+            if below <= from {
+                return 0;
+            }
+            let gaps = self.covered.missing(Range { first: from, last: below - 1 });
+            let gaps: u64 = gaps.into_iter().map(Range::count).sum();
+            gaps + self.holes.range(from..below).count() as u64
+        })
+    }
+
+    /// Whether a change may make for another comparison.
+    pub(crate) fn compared_anew(change: &Change) -> bool {
+        change.tally.as_ref().is_some_and(Tally::compared_anew)
     }
 
     /// Whether nothing was ever stored of the epoch.

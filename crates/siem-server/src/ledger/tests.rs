@@ -8,14 +8,17 @@ use crate::testing::{BatchText, chain, line};
 
 /// A ledger with its values, and what it stored.
 #[derive(Default)]
-struct Store {
-    ledger: Ledger,
+pub(super) struct Store {
+    pub(super) ledger: Ledger,
     values: Vec<Digest>,
-    stored: Vec<u64>,
+    pub(super) stored: Vec<u64>,
 }
 
 impl Store {
-    fn take(&mut self, text: &BatchText) -> Result<Plan, Refusal<std::convert::Infallible>> {
+    pub(super) fn take(
+        &mut self,
+        text: &BatchText,
+    ) -> Result<Plan, Refusal<std::convert::Infallible>> {
         let batch = Batch::parse(text.text().into_bytes(), UNIX_EPOCH).unwrap();
         let plan = self.ledger.plan(&batch, &mut self.values.as_slice())?;
         for new in &plan.change.new {
@@ -27,7 +30,7 @@ impl Store {
         Ok(plan)
     }
 
-    fn take_ok(&mut self, text: &BatchText) -> Change {
+    pub(super) fn take_ok(&mut self, text: &BatchText) -> Change {
         self.take(text).unwrap().change
     }
 }

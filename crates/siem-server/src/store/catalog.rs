@@ -13,7 +13,7 @@ use super::{
 use crate::{
     batch::Batch,
     clock,
-    ledger::{ChainValues, Ledger, Range, Refusal},
+    ledger::{ChainValues, Comparison, Difference, Ledger, Range, Refusal},
     stats::{CloneKind, CloneReport, EpochStats, MachineStats, Stats},
 };
 
@@ -32,6 +32,8 @@ struct Epoch {
     lines_end: u64,
     notes_end: u64,
     conflicts: u64,
+    /// Set once it was said that claims and holdings differ unexplained.
+    warned: bool,
 }
 
 /// The epochs that a machine's user has had.
@@ -177,6 +179,7 @@ impl Catalog {
                 lines_end: 0,
                 notes_end: 0,
                 conflicts: 0,
+                warned: false,
             });
             epoch.who = who.clone();
         }
@@ -203,6 +206,17 @@ impl Catalog {
                 None => reports.push(clone.clone()),
             }
         }
+    }
+
+    /// What is to be said, once, of an epoch whose holdings differ from its claims unexplained.
+    pub(super) fn newly_unexplained(&mut self, key: &Key, note: &Note) -> Option<Comparison> {
+        let epoch = self.epochs.get_mut(key)?;
+        if epoch.warned || !Ledger::compared_anew(&note.change) {
+            return None;
+        }
+        let found = epoch.ledger.comparison()?;
+        epoch.warned = found.difference == Difference::Unexplained;
+        epoch.warned.then_some(found)
     }
 
     /// After a start, when epochs were taken in one after another: which of them came last.
@@ -246,7 +260,11 @@ impl Catalog {
             stats.bytes += epoch.lines_end;
             stats.epochs.push(epoch.stats(id));
         }
-        Stats { machines: machines.into_values().collect() }
+        let machines: Vec<_> = machines.into_values().collect();
+        let epochs = machines.iter().flat_map(|machine| &machine.epochs);
+        let claims = epochs.filter_map(|epoch| epoch.claims.as_ref());
+        let unexplained = claims.filter(|it| it.difference == Difference::Unexplained).count();
+        Stats { unexplained: unexplained as u64, machines }
     }
 }
 
@@ -286,6 +304,7 @@ impl Epoch {
             gaps: self.ledger.gaps(),
             holes,
             breaks: self.ledger.breaks().to_vec(),
+            claims: self.ledger.comparison(),
         }
     }
 }

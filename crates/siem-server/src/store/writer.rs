@@ -187,6 +187,13 @@ impl Writer {
         for staged in staged {
             self.catalog.record(&staged.key, &staged.note, staged.frame.note.len() as u64);
             log_findings(&staged);
+            if let Some(found) = self.catalog.newly_unexplained(&staged.key, &staged.note) {
+                let (machine, epoch) = &staged.key;
+                let (claimed, held) = (found.claimed, found.held);
+                warn!(machine, epoch, below = found.below, ?claimed, ?held, missing = found.missing,
+                    wrong = ?found.wrong, "what is held differs from what the agent claims, and no \
+                    missing number explains it");
+            }
             reply(staged.answer, Ok(staged.receipt));
             self.pending.push_back(staged.frame);
         }

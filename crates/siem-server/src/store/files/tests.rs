@@ -7,8 +7,8 @@ use std::{
 
 use super::*;
 use crate::{
-    ledger::Range,
-    testing::{BatchText, line},
+    ledger::{Difference, Figure, Range},
+    testing::{BatchText, Outbox, line},
 };
 
 /// The one epoch of [`BatchText`], as its files are named.
@@ -141,6 +141,34 @@ fn comes_back_as_it_was() {
     assert_eq!((epoch.duplicates, before.machines[0].clones.len()), (4, 1));
     let receipt = take(&store, &BatchText::new(1, 13).dead(&[3])).unwrap();
     assert_eq!((receipt.accepted, receipt.duplicates), (2, 10));
+}
+
+/// Counts lie in the notes, beside the numbers that they are of: neither a restart nor the replay
+/// of a journal may lose or double them.
+#[test]
+fn what_was_counted_for_claims_is_neither_lost_nor_doubled_by_restart_or_kill() {
+    let mut outbox = Outbox::new("e-1");
+    outbox.record("g", 0, 40).part("h", 0, 1).event().heartbeat();
+    outbox.record("g", 41, 50).record("g", 92, 60).heartbeat_of(151).event();
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &outbox.batch(1, 4)).unwrap();
+    assert_eq!(stats(&store).unexplained, 0);
+    // The store is still open: what is copied is what a kill leaves.
+    let killed = copy(root.path(), &files(root.path()));
+    let store = FileStore::open(killed.path()).unwrap();
+    take(&store, &outbox.batch(3, 5)).unwrap();
+    take(&store, &outbox.batch(4, 8)).unwrap();
+    let expected = stats(&store);
+    drop(store);
+    let store = FileStore::open(killed.path()).unwrap();
+    assert_eq!(stats(&store), expected);
+    assert_eq!(expected.unexplained, 1);
+    let found = expected.machines[0].epochs[0].claims.clone().unwrap();
+    assert_eq!((found.below, found.difference), (7, Difference::Unexplained));
+    assert_eq!(found.wrong, [Figure::RecordBytes]);
+    assert_eq!((found.claimed.record_bytes, found.held.record_bytes), (151, 150));
+    assert_eq!(found.not_compared.events, 2);
 }
 
 #[test]

@@ -1,0 +1,205 @@
+use proptest::prelude::*;
+use siem_protocol::ChainPoint;
+
+use super::*;
+use crate::{
+    ledger::{Change, Ledger, Range, tests::Store},
+    testing::Outbox,
+};
+
+fn compared(store: &Store) -> Comparison {
+    store.ledger.comparison().unwrap()
+}
+
+/// Two records, a part, an event and a heartbeat, `times` over: the heartbeats are 5, 10, …
+fn outbox(times: u64) -> Outbox {
+    let mut outbox = Outbox::new("e-1");
+    for turn in 0..times {
+        let at = turn * 100;
+        outbox.record("g", at, 40).record("g", at + 41, 50).part("h", at, 1).event().heartbeat();
+    }
+    outbox
+}
+
+#[test]
+fn what_was_claimed_and_is_held_differs_in_nothing() {
+    let outbox = outbox(3);
+    let mut store = Store::default();
+    store.take_ok(&outbox.batch(1, 4));
+    assert_eq!(store.ledger.comparison(), None);
+    store.take_ok(&outbox.batch(5, 13));
+    let counts = Counts { records: 4, record_bytes: 180, parts: 2, part_bytes: 12, events: 3 };
+    let found = compared(&store);
+    assert_eq!((found.from, found.below, found.missing), (1, 10, 0));
+    assert_eq!((found.claimed, found.held), (counts, counts));
+    assert_eq!((found.difference, found.not_compared.entries()), (Difference::None, 4));
+    // A resend with other borders changes nothing.
+    store.take_ok(&outbox.batch(2, 13));
+    assert_eq!(compared(&store), found);
+}
+
+#[test]
+fn a_figure_that_is_wrong_is_named_when_nothing_is_missing() {
+    let mut outbox = Outbox::new("e-1");
+    outbox.record("g", 0, 40).event().heartbeat_of(41).heartbeat();
+    let mut store = Store::default();
+    store.take_ok(&outbox.batch(1, 3));
+    let found = compared(&store);
+    assert_eq!(found.difference, Difference::Unexplained);
+    assert_eq!(found.wrong, [Figure::RecordBytes]);
+    // Totals are cumulative: a claim that is right again settles it.
+    store.take_ok(&outbox.batch(4, 4));
+    assert_eq!(compared(&store).difference, Difference::None);
+}
+
+#[test]
+fn gaps_and_dead_letters_explain_their_own_number_of_entries_until_they_are_filled() {
+    let outbox = outbox(3);
+    let mut store = Store::default();
+    store.take_ok(&outbox.batch(1, 3).dead(&[2]));
+    store.take_ok(&outbox.batch(7, 12));
+    let found = compared(&store);
+    assert_eq!((found.below, found.missing), (10, 4));
+    assert_eq!((found.difference, found.wrong.len()), (Difference::Missing, 0));
+    store.take_ok(&outbox.batch(4, 6));
+    assert_eq!((compared(&store).missing, compared(&store).difference), (1, Difference::Missing));
+    store.take_ok(&outbox.redelivery(&[2]));
+    assert_eq!((compared(&store).missing, compared(&store).difference), (0, Difference::None));
+}
+
+/// A hole accounts for an entry, not for bytes of entries that are all there.
+#[test]
+fn a_missing_event_does_not_explain_bytes() {
+    let mut outbox = Outbox::new("e-1");
+    outbox.record("g", 0, 40).event().heartbeat_of(41);
+    let mut store = Store::default();
+    store.take_ok(&outbox.batch(1, 3).dead(&[2]));
+    assert_eq!(compared(&store).missing, 1);
+    assert_eq!(compared(&store).wrong, [Figure::RecordBytes]);
+}
+
+#[test]
+fn a_claim_that_comes_late_is_not_taken() {
+    let outbox = outbox(3);
+    let mut store = Store::default();
+    store.take_ok(&outbox.batch(7, 9));
+    store.take_ok(&outbox.batch(1, 6));
+    assert_eq!(store.ledger.comparison(), None);
+    store.take_ok(&outbox.batch(10, 10));
+    assert_eq!((compared(&store).below, compared(&store).difference), (10, Difference::None));
+}
+
+#[test]
+fn where_an_epoch_takes_over_an_older_ones_entries_the_first_claim_is_what_it_is_measured_from() {
+    let mut outbox = Outbox::new("e-1");
+    outbox.taken_over().taken_over().record("g", 0, 10).heartbeat().record("g", 11, 7);
+    outbox.heartbeat().event().heartbeat();
+    let mut store = Store::default();
+    store.take_ok(&outbox.batch(1, 4));
+    let found = compared(&store);
+    assert_eq!((found.from, found.below, found.held.entries()), (4, 4, 0));
+    assert_eq!(found.difference, Difference::None);
+    store.take_ok(&outbox.batch(5, 8));
+    let found = compared(&store);
+    assert_eq!((found.from, found.below, found.held.record_bytes), (4, 8, 7));
+    assert_eq!((found.claimed, found.difference), (found.held, Difference::None));
+}
+
+#[test]
+fn where_an_epoch_begins_at_a_base_the_first_claim_is_what_it_is_measured_from() {
+    let outbox = outbox(3);
+    let mut store = Store::default();
+    let base = ChainPoint { seq: 2, hash: outbox.batch(3, 3).header.chain.unwrap().before };
+    // All three in one batch: the first is the baseline, the last is compared.
+    store.take_ok(&outbox.batch(3, 15).with(|header| header.base = Some(base)));
+    let found = compared(&store);
+    assert_eq!((found.from, found.below, found.difference), (5, 15, Difference::None));
+    assert_eq!(
+        found.held,
+        Counts { records: 4, record_bytes: 180, parts: 2, part_bytes: 12, events: 4 }
+    );
+}
+
+#[test]
+fn counts_begin_anew_where_entries_are_lost_or_were_stored_uncounted() {
+    let outbox = outbox(4);
+    for lose in [true, false] {
+        let mut store = Store::default();
+        store.take_ok(&outbox.batch(1, 6));
+        let change = match lose {
+            true => Change { lost: vec![Range { first: 2, last: 3 }], ..Change::default() },
+            false => {
+                let new = vec![Range { first: 7, last: 7 }];
+                Change { accepted: 1, new, ..Change::default() }
+            }
+        };
+        store.ledger.apply(&change);
+        assert_eq!(store.ledger.comparison(), None, "{lose}");
+        let claims = [Claim { seq: 10, ..Claim::default() }, Claim { seq: 15, ..Claim::default() }];
+        for claim in claims {
+            let tally = TallyChange {
+                claims: vec![Claimed { claim, behind: Counts::default() }],
+                ..TallyChange::default()
+            };
+            let new = vec![Range { first: claim.seq - 4, last: claim.seq }];
+            let change = Change { accepted: 5, tally: Some(tally), new, ..Change::default() };
+            store.ledger.apply(&Change { new: Vec::new(), ..change });
+        }
+        assert_eq!((compared(&store).from, compared(&store).below), (10, 15), "{lose}");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Batch { first: u64, more: u64, dead: Vec<u64> },
+    Again(Vec<u64>),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let seqs = || prop::collection::vec(1u64..=40, 0..4);
+    prop_oneof![
+        4 => (1u64..=40, 0u64..15, seqs())
+            .prop_map(|(first, more, dead)| Step::Batch { first, more, dead }),
+        1 => seqs().prop_map(Step::Again),
+    ]
+}
+
+proptest! {
+    /// Whatever comes in whatever order: a claim of an honest agent is never unexplained, the
+    /// counts are those of the entries stored, and the stored changes make them again.
+    #[test]
+    fn an_honest_agent_is_never_contradicted(steps in prop::collection::vec(step(), 0..25)) {
+        let outbox = outbox(8);
+        let mut store = Store::default();
+        let mut changes = Vec::new();
+        for step in steps {
+            let text = match step {
+                Step::Batch { first, more, mut dead } => {
+                    let last = (first + more).min(40);
+                    dead.retain(|seq| (first..=last).contains(seq));
+                    outbox.batch(first, last).dead(&dead)
+                }
+                Step::Again(mut seqs) => {
+                    seqs.sort_unstable();
+                    seqs.dedup();
+                    if seqs.is_empty() { continue }
+                    outbox.redelivery(&seqs)
+                }
+            };
+            changes.push(serde_json::to_vec(&store.take_ok(&text)).unwrap());
+            let Some(found) = store.ledger.comparison() else { continue };
+            let below = store.stored.iter().filter(|seq| **seq < found.below).count() as u64;
+            prop_assert_eq!(found.held.entries(), below);
+            prop_assert_eq!(found.not_compared.entries(), store.stored.len() as u64 - below);
+            prop_assert_eq!(found.missing, found.below - 1 - below);
+            let expected =
+                if found.missing == 0 { Difference::None } else { Difference::Missing };
+            prop_assert_eq!(found.difference, expected);
+        }
+        let mut again = Ledger::default();
+        for change in changes {
+            again.apply(&serde_json::from_slice(&change).unwrap());
+        }
+        prop_assert_eq!(again, store.ledger);
+    }
+}
