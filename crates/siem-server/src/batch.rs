@@ -1,11 +1,14 @@
 //! A decoded batch: split into lines, checked against its header, hashed.
 
 mod look;
+mod origin;
 
 use std::{collections::BTreeSet, ops::Range, time::SystemTime};
 
 use look::look;
 pub use look::{Claim, Counts};
+use origin::Generations;
+pub use origin::Origin;
 use siem_protocol::{BatchHeader, Digest, Kind, PROTOCOL};
 
 use crate::memory::Reserved;
@@ -30,6 +33,8 @@ pub struct Line {
     pub kind: Option<Kind>,
     /// How many bytes of a file it stands for: a record's `length`, a part's decoded bytes.
     pub bytes: u64,
+    /// Which line of which file it is, or is a part of; `None` for an event.
+    pub origin: Option<Origin>,
 }
 
 /// A batch that keeps the protocol's rules in itself. Whether it fits what is held already is for
@@ -43,6 +48,7 @@ pub struct Batch {
     text: Vec<u8>,
     lines: Vec<Line>,
     claims: Vec<Claim>,
+    generations: Generations,
     chain: Vec<Digest>,
     reserved: Reserved,
 }
@@ -110,10 +116,11 @@ impl Batch {
         let end = memchr::memchr(b'\n', &text).unwrap_or(text.len());
         let header = header(&text[..end])?;
         let first_line = text.len().min(end + 1);
-        let (lines, claims) = lines(&text, first_line, &header)?;
+        let (mut claims, mut generations) = (Vec::new(), Generations::default());
+        let lines = lines(&text, first_line, &header, &mut claims, &mut generations)?;
         let chain = chain(&header, &lines);
         let reserved = Reserved::default();
-        Ok(Self { header, received_at, text, lines, claims, chain, reserved })
+        Ok(Self { header, received_at, text, lines, claims, generations, chain, reserved })
     }
 
     /// Ties the memory that was set aside for the batch to its life.
@@ -132,6 +139,17 @@ impl Batch {
     #[must_use]
     pub fn claims(&self) -> &[Claim] {
         &self.claims
+    }
+
+    /// The generations that lines of the batch belong to; an [`Origin`] names one by its place.
+    #[must_use]
+    pub fn generations(&self) -> &[String] {
+        self.generations.names()
+    }
+
+    /// Whether a line of the batch belongs to `generation`.
+    pub(crate) fn has_generation(&self, generation: &str) -> bool {
+        self.generations.has(generation)
     }
 
     /// The bytes of `line`, without its newline, as they were received.
@@ -172,6 +190,7 @@ impl Batch {
         self.text.len()
             + self.lines.len() * size_of::<Line>()
             + self.claims.len() * size_of::<Claim>()
+            + self.generations.size()
             + self.chain.len() * 32
     }
 }
@@ -282,9 +301,11 @@ fn lines(
     text: &[u8],
     start: usize,
     header: &BatchHeader,
-) -> Result<(Vec<Line>, Vec<Claim>), BatchError> {
+    claims: &mut Vec<Claim>,
+    generations: &mut Generations,
+) -> Result<Vec<Line>, BatchError> {
     let capacity = usize::try_from(header.count).unwrap_or_default().min(text.len() / 16);
-    let (mut lines, mut claims) = (Vec::with_capacity(capacity), Vec::new());
+    let mut lines = Vec::with_capacity(capacity);
     let mut numbers = Numbers::of(header);
     let mut at = start;
     while at < text.len() {
@@ -303,15 +324,21 @@ fn lines(
             return Err(BatchError::Entry { line: number, seq });
         }
         claims.extend(look.claim(&header.epoch));
-        let (kind, bytes) = (look.kind, look.bytes());
-        lines.push(Line { seq, range: at..end, digest: Digest::of(&text[at..end]), kind, bytes });
+        lines.push(Line {
+            seq,
+            range: at..end,
+            digest: Digest::of(&text[at..end]),
+            kind: look.kind,
+            bytes: look.bytes(),
+            origin: look.origin().and_then(|origin| generations.origin(origin)),
+        });
         at = end + 1;
     }
     let found = lines.len() as u64;
     if found != header.count {
         return Err(BatchError::Count { count: header.count, found });
     }
-    Ok((lines, claims))
+    Ok(lines)
 }
 
 fn count_lines(text: &[u8]) -> u64 {
@@ -357,6 +384,13 @@ impl Iterator for Numbers<'_> {
 /// The number of an entry's line, if it is one: a JSON object with one `seq` and a `kind`.
 pub(crate) fn seq_of(line: &[u8]) -> Option<u64> {
     look(line).filter(|look| look.whole).map(|look| look.seq)
+}
+
+/// Generation, offset and part of an entry's line; see [`Origin`].
+pub(crate) fn origin_of(line: &[u8]) -> Option<(String, u64, u32)> {
+    let look = look(line)?;
+    let (generation, offset, part) = look.origin()?;
+    Some((siem_protocol::json::string(generation)?.into_owned(), offset, part))
 }
 
 fn chain(header: &BatchHeader, lines: &[Line]) -> Vec<Digest> {

@@ -60,6 +60,10 @@ pub struct EpochStats {
     pub begins_at: Option<ChainPoint>,
     /// How many entries came that were held already.
     pub duplicates: u64,
+    /// How many entries are held that another epoch of the machine has too: the same part of the
+    /// same line of the same generation, read and sent again. The notes name them.
+    #[serde(default)]
+    pub repetitions: u64,
     /// How many batches were refused with status 409 since the receiver started.
     pub conflicts: u64,
     /// Numbers that never came.

@@ -155,6 +155,11 @@ impl Outbox {
         ))
     }
 
+    /// The entries' lines.
+    pub(crate) fn lines(&self) -> &[String] {
+        &self.lines
+    }
+
     /// A part of six bytes.
     pub(crate) fn part(&mut self, generation: &str, offset: u64, part: u32) -> &mut Self {
         self.parts = (self.parts.0 + 1, self.parts.1 + 6);

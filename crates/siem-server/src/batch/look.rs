@@ -8,6 +8,9 @@ use siem_protocol::{Kind, json, names::event};
 
 use super::MAX_SEQ;
 
+/// How long a generation's name may be, as JSON, to be looked for in other epochs.
+const MAX_GENERATION: usize = 256;
+
 /// How many entries of each kind, and how many bytes of the machine's files they stand for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -83,9 +86,9 @@ pub(super) struct Look<'a> {
     pub(super) kind: Option<Kind>,
     length: u64,
     raw_base64: Option<&'a str>,
-    pub(super) generation: Option<&'a str>,
-    pub(super) offset: Option<u64>,
-    pub(super) part: u64,
+    generation: Option<&'a str>,
+    offset: Option<u64>,
+    part: u64,
     heartbeat: bool,
     data: Option<&'a str>,
 }
@@ -142,10 +145,17 @@ impl Look<'_> {
         }
     }
 
-    /// The generation that the line belongs to.
-    #[cfg(test)]
-    pub(super) fn generation(&self) -> Option<Cow<'_, str>> {
-        self.generation.and_then(json::string)
+    /// Where in which generation of a file, as JSON, the entry's line began, and which part of it it is: 0
+    /// for a whole line.
+    pub(super) fn origin(&self) -> Option<(&str, u64, u32)> {
+        let part = match self.kind? {
+            Kind::Record => 0,
+            Kind::RecordPart => u32::try_from(self.part).ok()?,
+            Kind::Event => return None,
+        };
+        // Nobody needs a longer name, and names are held in memory.
+        let generation = self.generation.filter(|name| name.len() <= MAX_GENERATION)?;
+        Some((generation, self.offset?, part))
     }
 
     /// What the line claims, if it is a heartbeat of `epoch` in the shape that is known. One that
@@ -251,8 +261,7 @@ mod tests {
             part.write(9, &mut line);
             let look = look(&line).unwrap();
             assert_eq!((look.kind, look.bytes()), (Some(Kind::RecordPart), length as u64));
-            assert_eq!((look.generation().unwrap().as_ref(), look.offset), ("g", Some(7)));
-            assert_eq!(look.part, 3);
+            assert_eq!(look.origin(), Some(("\"g\"", 7, 3)));
         }
         assert_eq!(decoded_length(r#""\/\/8=""#), 2);
         assert!(matches!(Content::of(b"\xff"), Content::Bytes(_)));

@@ -9,6 +9,7 @@ use super::{
     frame::Place,
     names,
     note::{Note, Who},
+    repeats::{Other, Repeated},
 };
 use crate::{
     batch::Batch,
@@ -32,6 +33,7 @@ struct Epoch {
     lines_end: u64,
     notes_end: u64,
     conflicts: u64,
+    repetitions: u64,
     /// Set once it was said that claims and holdings differ unexplained.
     warned: bool,
 }
@@ -114,6 +116,7 @@ impl Catalog {
             who: self.news_of(&batch.header, &key),
             clones: self.clones_seen(&batch.header, &at),
             at,
+            repeated: Vec::new(),
             change: plan.change,
         };
         Ok(Judged { note, place, store: plan.store, receipt })
@@ -179,6 +182,7 @@ impl Catalog {
                 lines_end: 0,
                 notes_end: 0,
                 conflicts: 0,
+                repetitions: 0,
                 warned: false,
             });
             epoch.who = who.clone();
@@ -188,6 +192,7 @@ impl Catalog {
         epoch.last_seen.clone_from(&note.at);
         epoch.lines_end = note.lines_at + note.bytes;
         epoch.notes_end += note_length;
+        epoch.repetitions += note.repeated.iter().map(Repeated::count).sum::<u64>();
         if !note.change.new.is_empty() {
             epoch.grew_at.clone_from(&note.at);
             let user = (key.0.clone(), epoch.who.identity.user.clone());
@@ -206,6 +211,20 @@ impl Catalog {
                 None => reports.push(clone.clone()),
             }
         }
+    }
+
+    /// The other epochs of an epoch's machine.
+    pub(super) fn others(&self, key: &Key) -> Vec<Other> {
+        let machine = self.epochs.range((key.0.clone(), String::new())..);
+        let machine = machine.take_while(|((machine, _), _)| *machine == key.0);
+        let others = machine.filter(|(other, _)| *other != key);
+        others
+            .map(|(other, epoch)| Other {
+                epoch: other.1.clone(),
+                stem: stem(other),
+                lines_end: epoch.lines_end,
+            })
+            .collect()
     }
 
     /// What is to be said, once, of an epoch whose holdings differ from its claims unexplained.
@@ -300,6 +319,7 @@ impl Epoch {
             next_seq: self.ledger.next_seq(),
             begins_at: self.ledger.begins_at(),
             duplicates: self.ledger.duplicates(),
+            repetitions: self.repetitions,
             conflicts: self.conflicts,
             gaps: self.ledger.gaps(),
             holes,

@@ -50,7 +50,12 @@ impl Stem {
         self.path(root, "chain")
     }
 
-    /// All of its files.
+    /// Where its lines began in the files that they are from; see [`starts`](super::starts).
+    pub(super) fn starts(&self, root: &Path) -> PathBuf {
+        self.path(root, "starts")
+    }
+
+    /// All of its files that cannot be made again from others, and the chain.
     pub(super) fn all(&self, root: &Path) -> [PathBuf; 3] {
         [self.lines(root), self.notes(root), self.values(root)]
     }
@@ -70,6 +75,7 @@ struct Handles {
     lines: File,
     notes: File,
     values: File,
+    starts: File,
     used: u64,
 }
 
@@ -99,7 +105,20 @@ impl EpochFiles {
         handles.values.seek(SeekFrom::Start(frame.place.values_at * 32))?;
         handles.values.write_all(&frame.values)?;
         handles.notes.seek(SeekFrom::Start(frame.place.notes_at))?;
-        handles.notes.write_all(&frame.note)
+        handles.notes.write_all(&frame.note)?;
+        // Behind all else, and not at a place of its own: it is derived, and says itself of which
+        // lines it is.
+        let Some(starts) = frame.starts()? else { return Ok(()) };
+        let end = handles.starts.seek(SeekFrom::End(0))?;
+        handles.starts.write_all(&starts).inspect_err(|_| {
+            // What is left of it would only have to be made again.
+            drop(handles.starts.set_len(end));
+        })
+    }
+
+    /// Closes an epoch's files, since another file takes the place of one of them.
+    pub(super) fn forget(&mut self, stem: &Stem) {
+        self.open.remove(stem);
     }
 
     /// The chain's values of an epoch.
@@ -114,7 +133,8 @@ impl EpochFiles {
             fs::create_dir_all(stem.directory(&self.root))?;
             let [lines, notes, values] = stem.all(&self.root);
             let (lines, notes, values) = (open(&lines)?, open(&notes)?, open(&values)?);
-            self.open.insert(stem.clone(), Handles { lines, notes, values, used: 0 });
+            let starts = open(&stem.starts(&self.root))?;
+            self.open.insert(stem.clone(), Handles { lines, notes, values, starts, used: 0 });
         }
         let handles = self.open.get_mut(stem).ok_or(io::ErrorKind::NotFound)?;
         handles.used = self.clock;

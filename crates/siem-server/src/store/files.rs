@@ -18,6 +18,7 @@ use super::{
     epoch::EpochFiles,
     journal::Journal,
     recover::{self, Recovered},
+    repeats::Repeats,
     writer::{Job, Writer},
 };
 use crate::{batch::Batch, stats::Stats};
@@ -74,9 +75,11 @@ pub enum OpenError {
 /// DIR/machines/MACHINE/EPOCH.ndjson     the entries' lines as they were received
 /// DIR/machines/MACHINE/EPOCH.notes      what each batch changed, a JSON object a line
 /// DIR/machines/MACHINE/EPOCH.chain      h(n) of the numbers covered, 32 bytes each
+/// DIR/machines/MACHINE/EPOCH.starts     where the lines began in the files that they are from
 /// ```
 /// MACHINE and EPOCH are the ids, where those are safe as file names, else a shortened form with a
-/// hash. Late and redelivered lines stand behind the others: sort by `seq` where order matters.
+/// hash. Late and redelivered lines stand behind the others: sort by `seq` where order matters. A
+/// note's `repeated` names the numbers whose lines another epoch of the machine has too.
 ///
 /// A batch is answered once its journal is synced; all that wait share one sync. What a crash
 /// leaves of unanswered batches is taken back or completed when the store is opened.
@@ -138,7 +141,10 @@ fn start(
 }
 
 /// Recovers what is there and makes the writer, not yet running.
-fn prepare(directory: &Path, options: FileStoreOptions) -> io::Result<(mpsc::Sender<Job>, Writer)> {
+pub(super) fn prepare(
+    directory: &Path,
+    options: FileStoreOptions,
+) -> io::Result<(mpsc::Sender<Job>, Writer)> {
     let (journals, machines) = (directory.join("journal"), directory.join("machines"));
     super::create_private(&journals)?;
     super::create_private(&machines)?;
@@ -155,6 +161,7 @@ fn prepare(directory: &Path, options: FileStoreOptions) -> io::Result<(mpsc::Sen
         jobs,
         catalog,
         files: EpochFiles::new(machines.clone()),
+        repeats: Repeats::new(machines.clone()),
         journal,
         checkpointer: Checkpointer::start(machines)?,
         journal_bytes: options.journal_bytes,
@@ -195,4 +202,4 @@ impl Drop for FileStore {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -11,7 +11,8 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 use siem_protocol::Digest;
 
-use crate::batch::Batch;
+use super::starts::GroupWriter;
+use crate::batch::{Batch, origin_of};
 
 const MAGIC: &[u8; 8] = b"siemjrn1";
 const FIXED: usize = 8 + 4 + 4 + 8 + 8;
@@ -124,6 +125,32 @@ impl Frame {
         to.write_all(&self.note)?;
         to.write_all(&self.values)?;
         self.lines.write(to)
+    }
+
+    /// Where its lines began, as a group for the epoch's starts; `None` when it stores no line.
+    pub(super) fn starts(&self) -> io::Result<Option<Vec<u8>>> {
+        let bytes = self.lines.length();
+        if bytes == 0 {
+            return Ok(None);
+        }
+        let mut group = GroupWriter::default();
+        let read: Vec<_>;
+        match &self.lines {
+            Lines::Of(batch, store) => {
+                let origins = store.iter().filter_map(|index| batch.lines()[*index].origin);
+                for origin in origins {
+                    let place = usize::try_from(origin.generation).map_err(io::Error::other)?;
+                    group.add(&batch.generations()[place], origin.offset, origin.part);
+                }
+            }
+            Lines::Read(text) => {
+                read = text.split(|byte| *byte == b'\n').filter_map(origin_of).collect();
+                for (generation, offset, part) in &read {
+                    group.add(generation, *offset, *part);
+                }
+            }
+        }
+        group.finish(self.place.lines_at, bytes).map(Some)
     }
 
     fn check(&self, fixed: &[u8], place: &[u8]) -> Digest {

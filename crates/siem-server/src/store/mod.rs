@@ -9,6 +9,8 @@ mod journal;
 mod names;
 mod note;
 mod recover;
+mod repeats;
+mod starts;
 mod writer;
 
 use std::{fs, io, path::Path, pin::Pin, time::Duration};

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use siem_protocol::{Digest, Identity};
 
+use super::repeats::Repeated;
 use crate::{ledger::Change, stats::CloneReport};
 
 /// What a batch left behind besides its lines. The notes of an epoch, read in order, make its
@@ -21,6 +22,9 @@ pub(super) struct Note {
     /// Signs that the store was copied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) clones: Vec<CloneReport>,
+    /// Lines that are held of another epoch of the machine too: what came twice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) repeated: Vec<Repeated>,
     /// What it changes.
     pub(super) change: Change,
 }

@@ -189,8 +189,15 @@ fn load(machines: &Path, stem: &Stem, damaged: bool, catalog: &mut Catalog) -> i
         catalog.record(&key, note, *length);
     }
     changed |= repair_values(machines, stem, &key, &notes, catalog)?;
-    changed |= repair_lines(machines, stem, &key, damaged, catalog)?;
-    Ok(changed)
+    let repaired = repair_lines(machines, stem, &key, damaged, catalog)?;
+    if repaired || damaged {
+        // It may name lines that are gone; it is made again when it is needed.
+        match fs::remove_file(stem.starts(machines)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(changed || repaired)
 }
 
 /// The notes, each with its length, and where the last whole one ends.
@@ -252,7 +259,15 @@ fn repair_lines(
     let claims = claims_behind(machines, stem, key, &lost, catalog)?;
     let change = Change { lost, claims, ..Change::default() };
     let at = humantime::format_rfc3339_millis(fs::metadata(&path)?.modified()?).to_string();
-    let note = Note { at, lines_at: whole, bytes: 0, who: None, clones: Vec::new(), change };
+    let note = Note {
+        at,
+        lines_at: whole,
+        bytes: 0,
+        who: None,
+        clones: Vec::new(),
+        repeated: Vec::new(),
+        change,
+    };
     let line = note.line();
     let mut notes = open(&stem.notes(machines))?;
     notes.seek(SeekFrom::Start(notes_end))?;

@@ -9,7 +9,7 @@ use std::{
 
 use siem_protocol::Receipt;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::{
     StoreError,
@@ -19,6 +19,7 @@ use super::{
     frame::{Frame, Lines},
     journal::Journal,
     note::Note,
+    repeats::Repeats,
 };
 use crate::{batch::Batch, ledger::Refusal, stats::Stats};
 
@@ -41,6 +42,7 @@ pub(super) struct Writer {
     pub(super) jobs: mpsc::Receiver<Job>,
     pub(super) catalog: Catalog,
     pub(super) files: EpochFiles,
+    pub(super) repeats: Repeats,
     pub(super) journal: Journal,
     pub(super) checkpointer: Checkpointer,
     /// A journal of more bytes is sealed.
@@ -117,8 +119,9 @@ impl Writer {
         let mut touched = HashSet::new();
         for waiting in group {
             let key = catalog::key(&waiting.batch.header);
-            // What a batch changes must be in the files before the next of its epoch is judged.
-            if touched.contains(&key) {
+            // What a batch changes must be in the files before the next of its epoch is judged, and
+            // what it brings of a generation before another epoch's batch is searched for that.
+            if touched.contains(&key) || shares_a_generation(&staged, &key, &waiting.batch) {
                 self.deferred.push_back(waiting);
                 continue;
             }
@@ -151,7 +154,7 @@ impl Writer {
             reply(answer, Ok(Receipt { accepted_seqs, ..Receipt::default() }));
             return None;
         }
-        let judged = match self.catalog.judge(&batch, &mut self.files.values(&stem)) {
+        let mut judged = match self.catalog.judge(&batch, &mut self.files.values(&stem)) {
             Ok(judged) => judged,
             Err(Refusal::Conflict { expected_seq }) => {
                 warn!(machine = key.0, epoch = key.1, expected_seq, "refused a conflicting batch");
@@ -164,6 +167,17 @@ impl Writer {
                 return None;
             }
         };
+        let others = self.catalog.others(&key);
+        if !others.is_empty() {
+            // Without the answer the lines are safe all the same, and an agent that waits for it
+            // helps nobody.
+            match self.repeats.find(&mut self.files, &batch, &judged.store, &others) {
+                Ok(repeated) => judged.note.repeated = repeated,
+                Err(error) => {
+                    error!(machine = key.0, epoch = key.1, %error, "could not tell whether lines came before in another epoch, stored them unmarked");
+                }
+            }
+        }
         let new = &judged.note.change.new;
         let values = new.iter().flat_map(|new| batch.chain(new.first, new.last));
         let values = values.flat_map(|value| *value.as_bytes()).collect();
@@ -223,6 +237,17 @@ impl Writer {
     }
 }
 
+/// Whether one of the batches is of another epoch of the same machine, and of the same file.
+fn shares_a_generation(staged: &[Staged], key: &Key, batch: &Batch) -> bool {
+    let same_machine = |one: &&Staged| one.key.0 == key.0;
+    staged.iter().filter(same_machine).any(|one| match &one.frame.lines {
+        Lines::Of(other, _) => {
+            other.generations().iter().any(|generation| batch.has_generation(generation))
+        }
+        Lines::Read(_) => false,
+    })
+}
+
 fn log_findings(staged: &Staged) {
     let (machine, epoch) = (&staged.key.0, &staged.key.1);
     let change = &staged.note.change;
@@ -231,6 +256,10 @@ fn log_findings(staged: &Staged) {
     }
     for found in &change.breaks {
         warn!(machine, epoch, seq = found.seq, kind = ?found.kind, "found a break in the chain");
+    }
+    for repeated in &staged.note.repeated {
+        let lines = repeated.count();
+        info!(machine, epoch, of = repeated.of, lines, "lines came that another epoch has too");
     }
     for clone in &staged.note.clones {
         warn!(machine, epoch, kind = ?clone.kind, other = clone.other, "found a clone");

@@ -14,22 +14,25 @@ use crate::{
 /// The one epoch of [`BatchText`], as its files are named.
 const LINES: &str = "machines/m-1~";
 
-fn batch(text: &BatchText) -> Batch {
+pub(in crate::store) fn batch(text: &BatchText) -> Batch {
     Batch::parse(text.text().into_bytes(), UNIX_EPOCH).unwrap()
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn take(store: &FileStore, text: &BatchText) -> Result<Receipt, StoreError> {
+pub(in crate::store) async fn take(
+    store: &FileStore,
+    text: &BatchText,
+) -> Result<Receipt, StoreError> {
     store.store(batch(text)).await
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn stats(store: &FileStore) -> Stats {
+pub(in crate::store) async fn stats(store: &FileStore) -> Stats {
     store.stats().await.unwrap()
 }
 
 /// Every file below `root`, with its bytes.
-fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(in crate::store) fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(root).unwrap() {
         let path = entry.unwrap().path();
@@ -43,12 +46,12 @@ fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// A directory in memory, where the system has that: these tests sync thousands of times.
-fn directory() -> tempfile::TempDir {
+pub(in crate::store) fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 /// Puts a snapshot of a store's files into a new directory.
-fn copy(from: &Path, files: &BTreeMap<PathBuf, Vec<u8>>) -> tempfile::TempDir {
+pub(in crate::store) fn copy(from: &Path, files: &BTreeMap<PathBuf, Vec<u8>>) -> tempfile::TempDir {
     let to = directory();
     for (path, bytes) in files {
         let path = to.path().join(path.strip_prefix(from).unwrap());

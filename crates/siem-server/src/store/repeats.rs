@@ -1,0 +1,304 @@
+//! Lines that came before in another epoch of their machine.
+//!
+//! After a damaged or restored outbox an agent begins a new epoch and reads files again from where
+//! it knows them to be acknowledged. What comes twice is stored, since it belongs to the new epoch's
+//! chain, and its numbers are noted. Nothing is read for a machine that has one epoch.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write as _},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::{
+    epoch::{EpochFiles, Stem, open},
+    starts::{self, Group, GroupWriter},
+};
+use crate::{
+    batch::{Batch, Line, origin_of},
+    ledger::Range,
+};
+
+/// How much memory the directories of other epochs may take, about.
+const MEMORY: usize = 64 << 20;
+/// How many blocks are held decoded while a batch is looked at.
+const DECODED: usize = 64;
+/// How many lines make a group when starts are made again.
+const GROUP_LINES: usize = 4096;
+
+/// Numbers whose lines are held of another epoch too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Repeated {
+    /// The other epoch.
+    pub(super) of: String,
+    /// The numbers, in the epoch of the note.
+    pub(super) seqs: Vec<Range>,
+}
+
+impl Repeated {
+    /// How many numbers there are.
+    pub(super) fn count(&self) -> u64 {
+        self.seqs.iter().map(|range| range.count()).sum()
+    }
+}
+
+/// Another epoch of a batch's machine.
+#[derive(Debug)]
+pub(super) struct Other {
+    pub(super) epoch: String,
+    pub(super) stem: Stem,
+    /// Where its lines end.
+    pub(super) lines_end: u64,
+}
+
+/// What is known of epochs that were asked for.
+#[derive(Debug)]
+pub(super) struct Repeats {
+    root: PathBuf,
+    directories: HashMap<Stem, Directory>,
+    clock: u64,
+    memory: usize,
+}
+
+/// Where in an epoch's starts the generations stand.
+#[derive(Debug)]
+struct Directory {
+    file: File,
+    generations: HashMap<String, Vec<Block>>,
+    /// How far the file was read.
+    read: u64,
+    /// How far the epoch's lines are known.
+    lines_end: u64,
+    size: usize,
+    used: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    lines_at: u64,
+    at: u64,
+    length: usize,
+    first: u64,
+    last: u64,
+}
+
+impl Repeats {
+    /// For the epochs' files below `root`.
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self { root, directories: HashMap::new(), clock: 0, memory: MEMORY }
+    }
+
+    /// Which of the lines that are to be stored are held of `others`.
+    pub(super) fn find(
+        &mut self,
+        files: &mut EpochFiles,
+        batch: &Batch,
+        store: &[usize],
+        others: &[Other],
+    ) -> io::Result<Vec<Repeated>> {
+        let mut open: Vec<&Line> = store.iter().map(|index| &batch.lines()[*index]).collect();
+        open.retain(|line| line.origin.is_some());
+        let mut found = Vec::new();
+        for other in others {
+            if open.is_empty() {
+                break;
+            }
+            let mut seqs: Vec<Range> = Vec::new();
+            let mut search = self.directory(files, other)?.search();
+            let mut failed = None;
+            open.retain(|line| match search.holds(batch, line) {
+                Ok(held) => {
+                    if held {
+                        push(&mut seqs, line.seq);
+                    }
+                    !held
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    true
+                }
+            });
+            if let Some(error) = failed {
+                self.directories.remove(&other.stem);
+                return Err(error);
+            }
+            if !seqs.is_empty() {
+                found.push(Repeated { of: other.epoch.clone(), seqs });
+            }
+        }
+        Ok(found)
+    }
+
+    /// The directory of an epoch, read as far as its lines go.
+    fn directory(&mut self, files: &mut EpochFiles, other: &Other) -> io::Result<&mut Directory> {
+        self.clock += 1;
+        self.make_room(&other.stem);
+        let path = other.stem.starts(&self.root);
+        let mut directory = match self.directories.remove(&other.stem) {
+            Some(known) => known,
+            None => Directory::new(open(&path)?),
+        };
+        if directory.lines_end != other.lines_end {
+            directory.go_on()?;
+        }
+        if directory.lines_end != other.lines_end {
+            warn!(file = %path.display(), "where lines began is made again from the lines");
+            drop(directory);
+            files.forget(&other.stem);
+            make_again(&other.stem.lines(&self.root), &path, other.lines_end)?;
+            directory = Directory::new(File::open(&path)?);
+            directory.go_on()?;
+            if directory.lines_end != other.lines_end {
+                return Err(io::Error::other("the lines' file is shorter than its notes say"));
+            }
+        }
+        directory.used = self.clock;
+        Ok(self.directories.entry(other.stem.clone()).or_insert(directory))
+    }
+
+    /// Forgets directories that were not used for longest, until the others fit.
+    fn make_room(&mut self, keep: &Stem) {
+        while self.directories.values().map(|it| it.size).sum::<usize>() > self.memory {
+            let others = self.directories.iter().filter(|(stem, _)| *stem != keep);
+            let Some((stem, _)) = others.min_by_key(|(_, it)| it.used) else { return };
+            let stem = stem.clone();
+            self.directories.remove(&stem);
+        }
+    }
+}
+
+fn push(ranges: &mut Vec<Range>, seq: u64) {
+    match ranges.last_mut() {
+        Some(range) if range.last + 1 == seq => range.last = seq,
+        _ => ranges.push(Range { first: seq, last: seq }),
+    }
+}
+
+impl Directory {
+    fn new(file: File) -> Self {
+        Self { file, generations: HashMap::new(), read: 0, lines_end: 0, size: 0, used: 0 }
+    }
+
+    /// Takes in what was appended since, up to the first group that does not follow.
+    fn go_on(&mut self) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(self.read))?;
+        let mut reader = BufReader::with_capacity(64 << 10, &self.file);
+        while let Some(group) = Group::read(&mut reader)? {
+            if group.lines_at > self.lines_end {
+                break;
+            }
+            if group.lines_at < self.lines_end {
+                // Written once more: what was said of these lines is said anew.
+                for blocks in self.generations.values_mut() {
+                    blocks.retain(|block| block.lines_at < group.lines_at);
+                }
+            }
+            for starts in group.starts() {
+                let offsets = || starts::decode(starts.bytes).map(|(offset, _)| offset);
+                let block = Block {
+                    lines_at: group.lines_at,
+                    at: self.read + starts.at,
+                    length: starts.bytes.len(),
+                    first: offsets().min().unwrap_or_default(),
+                    last: offsets().max().unwrap_or_default(),
+                };
+                self.size += size_of::<Block>();
+                match self.generations.get_mut(starts.generation) {
+                    Some(blocks) => blocks.push(block),
+                    None => {
+                        self.size += starts.generation.len() + 64;
+                        self.generations.insert(starts.generation.to_owned(), vec![block]);
+                    }
+                }
+            }
+            self.lines_end = group.lines_at + group.lines_bytes;
+            self.read += group.length;
+        }
+        Ok(())
+    }
+
+    fn search(&mut self) -> Search<'_> {
+        Search { directory: self, decoded: HashMap::new() }
+    }
+}
+
+/// Looks for the lines of one batch.
+struct Search<'a> {
+    directory: &'a mut Directory,
+    /// Blocks that were read, each in order.
+    decoded: HashMap<u64, Vec<(u64, u32)>>,
+}
+
+impl Search<'_> {
+    fn holds(&mut self, batch: &Batch, line: &Line) -> io::Result<bool> {
+        let Some(origin) = line.origin else { return Ok(false) };
+        let name =
+            usize::try_from(origin.generation).ok().and_then(|at| batch.generations().get(at));
+        let blocks = name.and_then(|name| self.directory.generations.get(name));
+        for block in blocks.into_iter().flatten() {
+            if origin.offset < block.first || origin.offset > block.last {
+                continue;
+            }
+            if !self.decoded.contains_key(&block.at) {
+                if self.decoded.len() >= DECODED {
+                    self.decoded.clear();
+                }
+                self.decoded.insert(block.at, read(&self.directory.file, block)?);
+            }
+            let starts = self.decoded.get(&block.at);
+            if starts.is_some_and(|it| it.binary_search(&(origin.offset, origin.part)).is_ok()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn read(mut file: &File, block: &Block) -> io::Result<Vec<(u64, u32)>> {
+    let mut bytes = vec![0; block.length];
+    file.seek(SeekFrom::Start(block.at))?;
+    file.read_exact(&mut bytes)?;
+    let mut starts: Vec<_> = starts::decode(&bytes).collect();
+    starts.sort_unstable();
+    Ok(starts)
+}
+
+/// Writes the starts of the first `end` bytes of `lines` anew.
+fn make_again(lines: &Path, path: &Path, end: u64) -> io::Result<()> {
+    let aside = path.with_extension("starts-new");
+    let mut reader = BufReader::with_capacity(256 << 10, File::open(lines)?.take(end));
+    let mut writer = BufWriter::new(File::create(&aside)?);
+    let (mut at, mut line) = (0, Vec::new());
+    while at < end {
+        let mut origins = Vec::new();
+        let mut bytes = 0;
+        for _ in 0..GROUP_LINES {
+            line.clear();
+            let length = reader.read_until(b'\n', &mut line)? as u64;
+            if length == 0 {
+                break;
+            }
+            bytes += length;
+            origins.extend(origin_of(line.strip_suffix(b"\n").unwrap_or(&line)));
+        }
+        if bytes == 0 {
+            break;
+        }
+        let mut group = GroupWriter::default();
+        for (generation, offset, part) in &origins {
+            group.add(generation, *offset, *part);
+        }
+        writer.write_all(&group.finish(at, bytes)?)?;
+        at += bytes;
+    }
+    writer.flush()?;
+    drop(writer);
+    fs::rename(aside, path)
+}
+
+#[cfg(test)]
+mod tests;

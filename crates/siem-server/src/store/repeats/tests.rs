@@ -1,0 +1,265 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::{
+    FileStore, FileStoreOptions,
+    store::{
+        files::{
+            prepare,
+            tests::{batch, copy, directory, files, stats, take},
+        },
+        writer::Job,
+    },
+    testing::Outbox,
+};
+
+/// How many repetitions each epoch of the first machine has.
+fn repetitions(store: &FileStore) -> BTreeMap<String, u64> {
+    let epochs = stats(store).machines.remove(0).epochs;
+    epochs.into_iter().map(|epoch| (epoch.epoch, epoch.repetitions)).collect()
+}
+
+fn of(counts: &[(&str, u64)]) -> BTreeMap<String, u64> {
+    counts.iter().map(|(epoch, count)| ((*epoch).to_owned(), *count)).collect()
+}
+
+fn with_ending(root: &Path, epoch: &str, ending: &str) -> PathBuf {
+    let found = files(root).into_keys().find(|path| {
+        path.extension().is_some_and(|it| it == ending)
+            && path.file_name().unwrap().to_str().unwrap().starts_with(epoch)
+    });
+    found.unwrap()
+}
+
+/// An epoch with lines at 0, 41 and 142 of a file, one that was filtered between them, and a line in
+/// two parts.
+fn older() -> Outbox {
+    let mut outbox = Outbox::new("epoch-a");
+    outbox.record("g", 0, 40).record("g", 41, 50).record("g", 142, 9).event();
+    outbox.part("h", 7, 1).part("h", 7, 2);
+    outbox
+}
+
+#[test]
+fn what_another_epoch_has_is_noted_and_stored_as_it_came() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &older().batch(1, 6)).unwrap();
+    let mut newer = Outbox::new("epoch-b");
+    // Inside of a line, at a filtered one, behind the last one, of another file, other parts.
+    newer.event().record("g", 20, 3).record("g", 92, 49).record("g", 152, 1).record("x", 0, 40);
+    newer.record("h", 7, 12).part("h", 7, 3).part("g", 0, 1);
+    // And what was there: numbers 9 to 11, 13.
+    newer.record("g", 41, 50).record("g", 142, 9).part("h", 7, 2).event().record("g", 0, 40);
+    take(&store, &newer.batch(1, 13)).unwrap();
+    let other_machine = older().batch(1, 6).with(|header| header.machine_id = "m-2".into());
+    take(&store, &other_machine).unwrap();
+    let machines = stats(&store).machines;
+    assert_eq!(machines[1].epochs[0].repetitions, 0);
+    assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 4)]));
+    drop(store);
+    let notes = fs::read_to_string(with_ending(root.path(), "epoch-b", "notes")).unwrap();
+    let expected =
+        r#""repeated":[{"of":"epoch-a","seqs":[{"first":9,"last":11},{"first":13,"last":13}]}]"#;
+    assert!(notes.contains(expected), "{notes}");
+    let stored = fs::read_to_string(with_ending(root.path(), "epoch-b", "ndjson")).unwrap();
+    assert_eq!(stored, newer.lines().join("\n") + "\n");
+    let store = FileStore::open(root.path()).unwrap();
+    assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 4)]));
+}
+
+/// Starts are derived: whatever became of their file, the answer is the same.
+#[test]
+fn starts_that_are_missing_cut_or_damaged_are_made_again() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &older().batch(1, 3)).unwrap();
+    take(&store, &older().batch(4, 6)).unwrap();
+    drop(store);
+    let path = with_ending(root.path(), "epoch-a", "starts");
+    let healthy = files(root.path());
+    let whole = healthy[&path].clone();
+    let mut damaged = whole.clone();
+    damaged[30] ^= 1;
+    let doubled = [&whole[..], &whole[..]].concat();
+    let torn = [&whole[..whole.len() - 3], &whole[..]].concat();
+    for bytes in [
+        Some(&whole[..]),
+        None,
+        Some(b""),
+        Some(&whole[..20]),
+        Some(&damaged),
+        Some(&doubled),
+        Some(&torn),
+    ] {
+        let mut left = healthy.clone();
+        left.remove(&path);
+        left.extend(bytes.map(|bytes| (path.clone(), bytes.to_vec())));
+        let root = copy(root.path(), &left);
+        let store = FileStore::open(root.path()).unwrap();
+        let mut newer = Outbox::new("epoch-b");
+        newer.record("g", 142, 9).record("g", 20, 3).part("h", 7, 1);
+        take(&store, &newer.batch(1, 3)).unwrap();
+        assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 2)]), "{bytes:?}");
+        // Made again or not, the epoch goes on in it.
+        let mut older = older();
+        older.record("g", 500, 1);
+        take(&store, &older.batch(7, 7)).unwrap();
+        newer.record("g", 500, 1);
+        take(&store, &newer.batch(4, 4)).unwrap();
+        assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 3)]), "{bytes:?}");
+    }
+}
+
+#[test]
+fn a_machine_with_one_epoch_pays_nothing_for_it() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &older().batch(1, 3)).unwrap();
+    drop(store);
+    let path = with_ending(root.path(), "epoch-a", "starts");
+    fs::write(&path, b"").unwrap();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &older().batch(3, 6)).unwrap();
+    drop(store);
+    let appended = fs::read(&path).unwrap();
+    let group = Group::read(&mut appended.as_slice()).unwrap().unwrap();
+    assert!(group.lines_at > 0 && group.length == appended.len() as u64);
+}
+
+/// A kill leaves a journal whose lines are in the files already. They are written once more, and
+/// count once.
+#[test]
+fn a_journal_that_is_replayed_counts_nothing_twice() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &older().batch(1, 4)).unwrap();
+    let mut newer = Outbox::new("epoch-b");
+    newer.record("g", 41, 50).record("g", 142, 9).record("g", 41, 50).record("h", 1, 1);
+    take(&store, &newer.batch(1, 2)).unwrap();
+    assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 2)]));
+    let root = copy(root.path(), &files(root.path()));
+    let store = FileStore::open(root.path()).unwrap();
+    assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 2)]));
+    take(&store, &newer.batch(2, 4)).unwrap();
+    assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 3)]));
+}
+
+/// Lines that a careless copy lost are held no more, so what brings them again repeats nothing.
+#[test]
+fn lines_that_were_lost_are_not_repeated() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &older().batch(1, 6)).unwrap();
+    drop(store);
+    let path = with_ending(root.path(), "epoch-a", "ndjson");
+    let text = fs::read(&path).unwrap();
+    fs::write(&path, &text[..older().lines()[0].len() + 1]).unwrap();
+    let store = FileStore::open(root.path()).unwrap();
+    let mut newer = Outbox::new("epoch-b");
+    newer.record("g", 0, 40).record("g", 41, 50);
+    take(&store, &newer.batch(1, 2)).unwrap();
+    assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 1)]));
+}
+
+/// Both of them wait when the writer comes, so that they would share a group.
+#[test]
+fn two_epochs_that_bring_the_same_line_at_once_are_told_apart() {
+    let root = directory();
+    let (jobs, writer) = prepare(root.path(), FileStoreOptions::default()).unwrap();
+    let mut newer = Outbox::new("epoch-b");
+    newer.record("g", 41, 50);
+    let answers = [older().batch(1, 6), newer.batch(1, 1)].map(|text| {
+        let (answer, answered) = oneshot::channel();
+        jobs.try_send(Job::Store(Box::new(batch(&text)), answer)).unwrap();
+        answered
+    });
+    drop(jobs);
+    writer.run();
+    for answer in answers {
+        answer.blocking_recv().unwrap().unwrap();
+    }
+    let store = FileStore::open(root.path()).unwrap();
+    assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 1)]));
+}
+
+#[test]
+fn directories_that_were_not_used_for_longest_make_room() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    for epoch in ["epoch-a", "epoch-b", "epoch-c"] {
+        let mut outbox = Outbox::new(epoch);
+        outbox.record(epoch, 0, 40);
+        take(&store, &outbox.batch(1, 1)).unwrap();
+    }
+    drop(store);
+    let machines = root.path().join("machines");
+    let mut repeats = Repeats { memory: 200, ..Repeats::new(machines.clone()) };
+    let mut files = EpochFiles::new(machines);
+    let lines = |epoch| with_ending(root.path(), epoch, "ndjson");
+    let others = ["epoch-a", "epoch-b", "epoch-c"].map(|epoch| Other {
+        epoch: epoch.to_owned(),
+        stem: Stem {
+            machine: lines(epoch).parent().unwrap().file_name().unwrap().to_str().unwrap().into(),
+            epoch: lines(epoch).file_stem().unwrap().to_str().unwrap().into(),
+        },
+        lines_end: fs::metadata(lines(epoch)).unwrap().len(),
+    });
+    let mut outbox = Outbox::new("epoch-d");
+    outbox.record("epoch-a", 0, 40).record("epoch-c", 0, 40).record("epoch-x", 0, 40);
+    let batch = batch(&outbox.batch(1, 3));
+    for _ in 0..2 {
+        let found = repeats.find(&mut files, &batch, &[0, 1, 2], &others).unwrap();
+        let found: Vec<_> = found.iter().map(|it| (it.of.as_str(), it.count())).collect();
+        assert_eq!(found, [("epoch-a", 1), ("epoch-c", 1)]);
+        assert!(repeats.directories.len() < 3);
+    }
+}
+
+const EPOCHS: [&str; 3] = ["epoch-a", "epoch-b", "epoch-c"];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    /// Against plain sets, with restarts and with starts that are taken away.
+    #[test]
+    fn agrees_with_plain_sets(
+        steps in prop::collection::vec(
+            (0usize..3, prop::collection::vec(("[gh]", 0u64..12, 0u32..3), 1..6), 0u8..12),
+            1..20
+        )
+    ) {
+        let root = directory();
+        let mut store = FileStore::open(root.path()).unwrap();
+        let mut outboxes = EPOCHS.map(Outbox::new);
+        let mut held: [BTreeSet<(String, u64, u32)>; 3] = Default::default();
+        let mut expected = BTreeMap::new();
+        for (epoch, lines, then) in steps {
+            let first = outboxes[epoch].last() + 1;
+            let mut repeated = 0;
+            for line in &lines {
+                let (generation, offset, part) = line;
+                match part {
+                    0 => outboxes[epoch].record(generation, *offset, 1),
+                    _ => outboxes[epoch].part(generation, *offset, *part),
+                };
+                let others = (0..3).filter(|other| *other != epoch);
+                repeated += u64::from(others.into_iter().any(|other| held[other].contains(line)));
+            }
+            held[epoch].extend(lines);
+            *expected.entry(EPOCHS[epoch].to_owned()).or_insert(0) += repeated;
+            let text = outboxes[epoch].batch(first, outboxes[epoch].last());
+            take(&store, &text).unwrap();
+            if then < 2 {
+                drop(store);
+                if then == 0 {
+                    fs::remove_file(with_ending(root.path(), EPOCHS[epoch], "starts")).unwrap();
+                }
+                store = FileStore::open(root.path()).unwrap();
+            }
+            prop_assert_eq!(&repetitions(&store), &expected);
+        }
+    }
+}
