@@ -100,6 +100,8 @@ fn starts_that_are_missing_cut_or_damaged_are_made_again() {
         left.extend(bytes.map(|bytes| (path.clone(), bytes.to_vec())));
         let root = copy(root.path(), &left);
         let store = FileStore::open(root.path()).unwrap();
+        // A duplicate, so that the epoch's files are open when one of them is replaced.
+        take(&store, &older().batch(6, 6)).unwrap();
         let mut newer = Outbox::new("epoch-b");
         newer.record("g", 142, 9).record("g", 20, 3).part("h", 7, 1);
         take(&store, &newer.batch(1, 3)).unwrap();
@@ -111,7 +113,55 @@ fn starts_that_are_missing_cut_or_damaged_are_made_again() {
         newer.record("g", 500, 1);
         take(&store, &newer.batch(4, 4)).unwrap();
         assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 3)]), "{bytes:?}");
+        drop(store);
+        let lines = fs::metadata(with_ending(root.path(), "epoch-a", "ndjson")).unwrap().len();
+        let path = with_ending(root.path(), "epoch-a", "starts");
+        assert_eq!(known(&path).lines_end, lines, "{bytes:?}");
     }
+}
+
+/// What a file of starts tells.
+fn known(path: &Path) -> Directory {
+    let mut directory = Directory::new(File::open(path).unwrap());
+    directory.go_on().unwrap();
+    directory
+}
+
+/// Lines were cut off by a repair, and others came in their place.
+#[test]
+fn what_is_written_once_more_takes_the_place_of_all_behind_it() {
+    let root = directory();
+    let path = root.path().join("starts");
+    let mut bytes = Vec::new();
+    for (lines_at, lines_bytes, offset) in
+        [(0, 100, 0), (100, 50, 41), (150, 50, 90), (100, 80, 60)]
+    {
+        let mut group = GroupWriter::default();
+        group.add("g", offset, 0);
+        bytes.extend(group.finish(lines_at, lines_bytes).unwrap());
+    }
+    fs::write(&path, bytes).unwrap();
+    let known = known(&path);
+    let firsts: Vec<_> = known.generations["g"].iter().map(|block| block.first).collect();
+    assert_eq!((known.lines_end, firsts), (180, vec![0, 60]));
+}
+
+/// Two users of a machine: each epoch grows, and what the other knows of it grows along.
+#[test]
+fn an_epoch_that_goes_on_is_read_on_and_not_made_again() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    let (mut first, mut second) = (Outbox::new("epoch-a"), Outbox::new("epoch-b"));
+    for turn in 0..10 {
+        first.record("g", turn, 1);
+        second.record("g", turn, 1);
+        take(&store, &first.batch(turn + 1, turn + 1)).unwrap();
+        take(&store, &second.batch(turn + 1, turn + 1)).unwrap();
+    }
+    assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 10)]));
+    drop(store);
+    let known = known(&with_ending(root.path(), "epoch-a", "starts"));
+    assert_eq!(known.generations["g"].len(), 10);
 }
 
 #[test]
@@ -163,6 +213,29 @@ fn lines_that_were_lost_are_not_repeated() {
     newer.record("g", 0, 40).record("g", 41, 50);
     take(&store, &newer.batch(1, 2)).unwrap();
     assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 1)]));
+}
+
+/// A journal builds upon lines that are gone, so that positions behind them are as they were.
+#[test]
+fn lines_lost_before_those_of_a_journal_are_not_repeated() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &older().batch(1, 3)).unwrap();
+    drop(store);
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &older().batch(4, 6)).unwrap();
+    stats(&store);
+    let mut left = files(root.path());
+    drop(store);
+    let path = with_ending(root.path(), "epoch-a", "ndjson");
+    left.get_mut(&path).unwrap().truncate(older().lines()[0].len() + 1);
+    let root = copy(root.path(), &left);
+    let store = FileStore::open(root.path()).unwrap();
+    assert_eq!(stats(&store).machines[0].epochs[0].gaps, [Range { first: 2, last: 3 }]);
+    let mut newer = Outbox::new("epoch-b");
+    newer.record("g", 0, 40).record("g", 41, 50).part("h", 7, 1);
+    take(&store, &newer.batch(1, 3)).unwrap();
+    assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 2)]));
 }
 
 /// Both of them wait when the writer comes, so that they would share a group.
