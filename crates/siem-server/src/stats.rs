@@ -64,7 +64,7 @@ pub struct EpochStats {
     /// same line of the same generation, read and sent again. The notes name them.
     #[serde(default)]
     pub repetitions: u64,
-    /// How many batches were refused with status 409 since the receiver started.
+    /// How many batches were refused with status 409.
     pub conflicts: u64,
     /// Numbers that never came.
     pub gaps: Vec<Range>,

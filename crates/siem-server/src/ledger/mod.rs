@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use siem_protocol::{ChainPoint, DeadLettered, Digest};
 
+pub(crate) use change::is_zero;
 pub use change::{Break, BreakKind, Change, Plan, Refusal};
 pub use extents::{Extent, Extents, Range};
 use tally::Tally;

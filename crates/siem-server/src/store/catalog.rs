@@ -14,7 +14,7 @@ use super::{
 use crate::{
     batch::Batch,
     clock,
-    ledger::{ChainValues, Comparison, Difference, Ledger, Range, Refusal},
+    ledger::{ChainValues, Change, Comparison, Difference, Ledger, Range, Refusal},
     stats::{CloneKind, CloneReport, EpochStats, MachineStats, Stats},
 };
 
@@ -81,26 +81,16 @@ pub(super) fn stem((machine, epoch): &Key) -> Stem {
 }
 
 impl Catalog {
-    /// Judges a batch; nothing changes yet but the count of conflicts.
+    /// Judges a batch; nothing changes yet.
     pub(super) fn judge<V: ChainValues>(
-        &mut self,
+        &self,
         batch: &Batch,
         values: &mut V,
     ) -> Result<Judged, Refusal<V::Error>> {
         let key = key(&batch.header);
         let unknown = Ledger::default();
         let ledger = self.epochs.get(&key).map_or(&unknown, |epoch| &epoch.ledger);
-        let plan = match ledger.plan(batch, values) {
-            Ok(plan) => plan,
-            Err(refusal) => {
-                if let (Refusal::Conflict { .. }, Some(epoch)) =
-                    (&refusal, self.epochs.get_mut(&key))
-                {
-                    epoch.conflicts += 1;
-                }
-                return Err(refusal);
-            }
-        };
+        let plan = ledger.plan(batch, values)?;
         let receipt = Receipt {
             last_seq: batch.covers().map(|(_, last)| last),
             accepted: plan.change.accepted,
@@ -117,9 +107,28 @@ impl Catalog {
             clones: self.clones_seen(&batch.header, &at),
             at,
             repeated: Vec::new(),
+            conflicts: 0,
             change: plan.change,
         };
         Ok(Judged { note, place, store: plan.store, receipt })
+    }
+
+    /// What is to be written of a batch that was refused with a conflict. Who sent it is not taken
+    /// for the epoch's sender, but compared with that.
+    pub(super) fn conflict(&self, batch: &Batch) -> (Note, Place) {
+        let (place, lines_at) = self.place(&key(&batch.header));
+        let at = clock::text(batch.received_at);
+        let note = Note {
+            lines_at,
+            bytes: 0,
+            who: None,
+            clones: self.clones_seen(&batch.header, &at),
+            at,
+            repeated: Vec::new(),
+            conflicts: 1,
+            change: Change::default(),
+        };
+        (note, place)
     }
 
     fn place(&self, key: &Key) -> (Place, u64) {
@@ -192,6 +201,7 @@ impl Catalog {
         epoch.last_seen.clone_from(&note.at);
         epoch.lines_end = note.lines_at + note.bytes;
         epoch.notes_end += note_length;
+        epoch.conflicts += note.conflicts;
         epoch.repetitions += note.repeated.iter().map(Repeated::count).sum::<u64>();
         if !note.change.new.is_empty() {
             epoch.grew_at.clone_from(&note.at);

@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 use siem_protocol::{Digest, Identity};
 
 use super::repeats::Repeated;
-use crate::{ledger::Change, stats::CloneReport};
+use crate::{
+    ledger::{Change, is_zero},
+    stats::CloneReport,
+};
 
 /// What a batch left behind besides its lines. The notes of an epoch, read in order, make its
 /// ledger again.
@@ -25,6 +28,9 @@ pub(super) struct Note {
     /// Lines that are held of another epoch of the machine too: what came twice.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) repeated: Vec<Repeated>,
+    /// 1 for a batch that was refused because a number that is held came with another chain value.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) conflicts: u64,
     /// What it changes.
     pub(super) change: Change,
 }

@@ -266,6 +266,7 @@ fn repair_lines(
         who: None,
         clones: Vec::new(),
         repeated: Vec::new(),
+        conflicts: 0,
         change,
     };
     let line = note.line();

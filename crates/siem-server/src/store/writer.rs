@@ -67,7 +67,7 @@ struct Staged {
     frame: Frame,
     key: Key,
     note: Note,
-    receipt: Receipt,
+    outcome: Result<Receipt, StoreError>,
     answer: oneshot::Sender<Result<Receipt, StoreError>>,
 }
 
@@ -158,8 +158,12 @@ impl Writer {
             Ok(judged) => judged,
             Err(Refusal::Conflict { expected_seq }) => {
                 warn!(machine = key.0, epoch = key.1, expected_seq, "refused a conflicting batch");
-                reply(answer, Err(StoreError::Conflict { expected_seq }));
-                return None;
+                // That it was refused is written down like all else, so that it is counted.
+                let (note, place) = self.catalog.conflict(&batch);
+                let lines = Lines::Of(batch, Vec::new());
+                let frame = Frame { place, note: note.line(), values: Vec::new(), lines };
+                let outcome = Err(StoreError::Conflict { expected_seq });
+                return Some(Staged { frame, key, note, outcome, answer });
             }
             Err(Refusal::Values(error)) => {
                 error!(machine = key.0, epoch = key.1, %error, "could not read the chain");
@@ -187,7 +191,7 @@ impl Writer {
             values,
             lines: Lines::Of(batch, judged.store),
         };
-        Some(Staged { frame, key, note: judged.note, receipt: judged.receipt, answer })
+        Some(Staged { frame, key, note: judged.note, outcome: Ok(judged.receipt), answer })
     }
 
     fn commit(&mut self, staged: Vec<Staged>) {
@@ -208,7 +212,7 @@ impl Writer {
                     wrong = ?found.wrong, "what is held differs from what the agent claims, and no \
                     missing number explains it");
             }
-            reply(staged.answer, Ok(staged.receipt));
+            reply(staged.answer, staged.outcome);
             self.pending.push_back(staged.frame);
         }
         if let Err(error) = self.apply_pending() {

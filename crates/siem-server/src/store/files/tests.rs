@@ -8,6 +8,7 @@ use std::{
 use super::*;
 use crate::{
     ledger::{Difference, Figure, Range},
+    stats::CloneKind,
     testing::{BatchText, Outbox, line},
 };
 
@@ -99,9 +100,22 @@ fn a_conflict_is_told_and_counted_and_stores_nothing() {
     let other = BatchText::new(5, 9).line(5, r#"{"seq":5,"kind":"event","x":1}"#);
     let refused = take(&store, &other);
     assert!(matches!(refused, Err(StoreError::Conflict { expected_seq: 6 })), "{refused:?}");
-    assert_eq!(stats(&store).machines[0].epochs[0].conflicts, 1);
+    let copied = BatchText::new(4, 5).line(4, r#"{"seq":4,"kind":"event","x":1}"#);
+    let refused = take(&store, &copied.with(|header| header.hostname = "copy".into()));
+    assert!(matches!(refused, Err(StoreError::Conflict { .. })), "{refused:?}");
+    let found = stats(&store);
+    assert_eq!(found.machines[0].epochs[0].conflicts, 2);
+    assert_eq!(found.machines[0].clones[0].kind, CloneKind::TwoHostnames);
+    assert_eq!(found.machines[0].identity.hostname, "laptop");
+    // A kill, and a restart in order: both leave the count.
+    let killed = copy(root.path(), &files(root.path()));
     drop(store);
-    assert_eq!(stored(root.path()), lines(1..=5));
+    for root in [&root, &killed] {
+        let store = FileStore::open(root.path()).unwrap();
+        assert_eq!(stats(&store), found);
+        drop(store);
+        assert_eq!(stored(root.path()), lines(1..=5));
+    }
 }
 
 /// All of them wait when the writer comes, so that they would share a group.
