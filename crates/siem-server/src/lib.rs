@@ -22,7 +22,7 @@ pub mod store;
 mod testing;
 
 pub use clock::{Clock, SystemClock};
-pub use http::{Limits, OPENAPI, ROUTES, Receiver, not_found};
+pub use http::{Limits, OPENAPI, ROUTES, Receiver, not_found, read_body};
 pub use secrets::{EmptySecret, Keys, Secret};
 pub use serve::{ServeOptions, serve};
 pub use store::{FileStore, FileStoreOptions, OpenError, Storage, StoreError};

@@ -11,7 +11,7 @@ use axum::{
     body::{Body, Bytes},
     extract::{Request, State},
     http::{
-        HeaderMap,
+        HeaderMap, HeaderName, HeaderValue,
         header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     },
     response::{IntoResponse as _, Response},
@@ -26,7 +26,7 @@ use siem_protocol::{
 };
 use tracing::debug;
 
-use super::{Shared, observe::json, problem::Rejection};
+use super::{Limits, Shared, observe::json, problem::Rejection};
 use crate::{
     batch::Batch,
     decode::{DecodeError, decode},
@@ -49,6 +49,47 @@ pub(super) async fn ingest(State(shared): State<Arc<Shared>>, request: Request) 
             tokio::spawn(discard(body, shared.limits.decoded));
             rejection.into_response()
         }
+    }
+}
+
+/// Reads a body as `POST /ingest` does, all but its signature: encoding, header line, entries,
+/// chain, and that the request's headers do not contradict them. Pure, and bounded by `limits`: for
+/// fuzzing, and to look at what a sender made.
+///
+/// # Errors
+/// The status that the receiver answers with.
+pub fn read_body<'a>(
+    headers: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+    body: &[u8],
+    limits: &Limits,
+) -> Result<Batch, u16> {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| 400_u16)?;
+        let value = HeaderValue::from_bytes(value).map_err(|_| 400_u16)?;
+        map.try_append(name, value).map_err(|_| 431_u16)?;
+    }
+    try_read_body(&map, body, limits).map_err(|rejection| rejection.status())
+}
+
+fn try_read_body(headers: &HeaderMap, body: &[u8], limits: &Limits) -> Result<Batch, Rejection> {
+    check_content_type(headers)?;
+    let encoding = encoding(headers)?;
+    let limit = limit(encoding, limits);
+    if body.len() > limit {
+        return Err(Rejection::BodyTooLarge { limit });
+    }
+    let text = decode(body, encoding, limits.decoded)?;
+    let batch = Batch::parse(text, SystemTime::UNIX_EPOCH)?;
+    check_headers(headers, &batch.header)?;
+    Ok(batch)
+}
+
+/// How many bytes a body may have as it is sent.
+fn limit(encoding: Encoding, limits: &Limits) -> usize {
+    match encoding {
+        Encoding::Identity => limits.decoded,
+        Encoding::Zstd | Encoding::Gzip => limits.compressed,
     }
 }
 
@@ -78,10 +119,7 @@ async fn take(shared: &Arc<Shared>, parts: &Parts, body: &mut Body) -> Result<Re
     check_content_type(headers)?;
     let encoding = encoding(headers)?;
     let signature = text(headers, header::SIGNATURE).ok_or(Rejection::Signature)?.to_owned();
-    let limit = match encoding {
-        Encoding::Identity => shared.limits.decoded,
-        Encoding::Zstd | Encoding::Gzip => shared.limits.compressed,
-    };
+    let limit = limit(encoding, &shared.limits);
     let (body, memory) = receive(shared, headers, body, limit).await?;
     let received_at = shared.clock.now();
     let batch = read(shared, Sent { body, memory, encoding, signature, received_at }).await?;

@@ -13,6 +13,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
+pub use ingest::read_body;
 pub use observe::OPENAPI;
 use problem::Rejection;
 use siem_protocol::names::path;

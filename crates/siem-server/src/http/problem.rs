@@ -95,6 +95,11 @@ impl Rejection {
         }
     }
 
+    /// The status of the answer.
+    pub(super) fn status(&self) -> u16 {
+        self.kind().0.as_u16()
+    }
+
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Overloaded => Some(Duration::from_secs(2)),

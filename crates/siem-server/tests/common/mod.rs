@@ -16,7 +16,7 @@ use siem_protocol::{Encoding, Problem, Receipt, names::header, sign};
 use siem_server::{
     FileStore, Keys, Limits, Receiver, Secret, ServeOptions, Storage, serve, stats::Stats,
 };
-pub(crate) use testing::{BatchText, VECTOR, chain, line};
+pub(crate) use testing::{BatchText, Outbox, VECTOR, chain, line};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
 pub(crate) const TOKEN: &str = "the token of the fleet";
