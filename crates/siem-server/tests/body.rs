@@ -39,10 +39,14 @@ enum Damage {
     Insert(Index, Vec<u8>),
     /// A piece of it once more.
     Double(Index, Index, usize),
+    /// Another value for some member.
+    Value(Index, Vec<u8>),
+    /// A line left out, with another one in its place if there is one.
+    Line(Index, Option<Index>),
 }
 
-fn damage() -> impl Strategy<Value = Damage> {
-    let piece = prop_oneof![
+fn piece() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
         prop::collection::vec(any::<u8>(), 1..6),
         prop::sample::select(vec![
             "\n",
@@ -60,11 +64,16 @@ fn damage() -> impl Strategy<Value = Damage> {
             "18446744073709551616",
         ])
         .prop_map(|text| text.as_bytes().to_vec()),
-    ];
+    ]
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
     prop_oneof![
         (any::<Index>(), 0u8..8).prop_map(|(at, bit)| Damage::Flip(at, bit)),
         (any::<Index>(), 1usize..40).prop_map(|(at, length)| Damage::Cut(at, length)),
-        (any::<Index>(), piece).prop_map(|(at, bytes)| Damage::Insert(at, bytes)),
+        (any::<Index>(), piece()).prop_map(|(at, bytes)| Damage::Insert(at, bytes)),
+        (any::<Index>(), piece()).prop_map(|(at, bytes)| Damage::Value(at, bytes)),
+        any::<(Index, Option<Index>)>().prop_map(|(at, other)| Damage::Line(at, other)),
         (any::<Index>(), any::<Index>(), 1usize..200)
             .prop_map(|(from, to, length)| Damage::Double(from, to, length)),
     ]
@@ -93,6 +102,24 @@ fn apply(bytes: &mut Vec<u8>, damage: &Damage) {
             let piece = bytes[from..end(from, *length)].to_vec();
             let to = to.index(bytes.len());
             bytes.splice(to..to, piece);
+        }
+        Damage::Value(at, piece) => {
+            let all: Vec<_> = (0..bytes.len()).filter(|at| bytes[*at] == b':').collect();
+            if all.is_empty() {
+                return;
+            }
+            let start = all[at.index(all.len())] + 1;
+            let rest = &bytes[start..];
+            let length = rest.iter().position(|byte| matches!(byte, b',' | b'}' | b'\n'));
+            let end = start + length.unwrap_or(rest.len());
+            bytes.splice(start..end, piece.iter().copied());
+        }
+        Damage::Line(at, other) => {
+            let mut lines: Vec<_> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
+            let other = other.map(|other| lines[other.index(lines.len())]);
+            let at = at.index(lines.len());
+            lines.splice(at..=at, other);
+            *bytes = lines.concat();
         }
     }
 }
