@@ -1,11 +1,6 @@
 //! `POST /ingest`.
 
-use std::{
-    future::poll_fn,
-    pin::Pin,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{future::poll_fn, pin::Pin, sync::Arc, time::SystemTime};
 
 use axum::{
     body::{Body, Bytes},
@@ -35,8 +30,6 @@ use crate::{
 
 /// What a batch's text most likely needs at most, as a multiple of its compressed size.
 const LIKELY_RATIO: usize = 16;
-/// How long the rest of a refused body is read.
-const DISCARD: Duration = Duration::from_secs(10);
 /// Memory that is set aside for a text at least.
 const LEAST_TEXT: usize = 64 << 10;
 
@@ -46,7 +39,7 @@ pub(super) async fn ingest(State(shared): State<Arc<Shared>>, request: Request) 
         Ok(receipt) => json(&receipt),
         Err(rejection) => {
             // While the answer goes out: who reads it at once need not send the rest.
-            tokio::spawn(discard(body, shared.limits.decoded));
+            tokio::spawn(discard(body, shared.limits));
             rejection.into_response()
         }
     }
@@ -95,18 +88,18 @@ fn limit(encoding: Encoding, limits: &Limits) -> usize {
 
 /// Reads the rest of a refused body. A client that is still writing when the connection is closed
 /// sees a broken pipe, and not the answer.
-async fn discard(mut body: Body, limit: usize) {
+async fn discard(mut body: Body, limits: Limits) {
     let reading = async {
         let mut length = 0;
         while let Some(Ok(frame)) = next(&mut body).await {
             length += frame.data_ref().map_or(0, |data| data.len());
-            if length > limit {
+            if length > limits.decoded {
                 return;
             }
         }
     };
     // Who is slower than this may see what it likes.
-    drop(tokio::time::timeout(DISCARD, reading).await);
+    drop(tokio::time::timeout(limits.discard, reading).await);
 }
 
 async fn next(body: &mut Body) -> Option<Result<Frame<Bytes>, axum::Error>> {

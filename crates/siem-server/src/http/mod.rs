@@ -49,6 +49,9 @@ pub struct Limits {
     pub patience: Duration,
     /// How long a body may take to arrive.
     pub body_timeout: Duration,
+    /// How long the rest of a refused body is read, so that its sender sees the answer. Then the
+    /// connection is closed.
+    pub discard: Duration,
 }
 
 impl Default for Limits {
@@ -59,6 +62,7 @@ impl Default for Limits {
             memory: 256 << 20,
             patience: Duration::from_secs(10),
             body_timeout: Duration::from_secs(60),
+            discard: Duration::from_secs(10),
         }
     }
 }
