@@ -183,6 +183,12 @@ async fn a_disk_that_is_really_full_is_507_stores_nothing_half_and_goes_on_with_
     }
     assert!(next > 300, "{next}");
     let before = server.stats().await;
+    // A kill at this point leaves a journal that was full several times.
+    let killed = tempfile::tempdir().unwrap();
+    copy(&path, killed.path());
+    drop(FileStore::open(killed.path()).unwrap());
+    let count = usize::try_from(next - 1).unwrap();
+    assert_eq!(stored(killed.path()), outbox.lines()[..count]);
     drop(server.end().await);
     // What was answered is there after a start, once; for that, too, there must be space.
     let space = std::process::Command::new("mount")
@@ -204,6 +210,20 @@ async fn a_disk_that_is_really_full_is_507_stores_nothing_half_and_goes_on_with_
     drop(eventually_open(&path).await);
     let count = usize::try_from(next + 5).unwrap();
     assert_eq!(stored(&path), outbox.lines()[..count]);
+}
+
+#[cfg(target_os = "linux")]
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy(&path, &to);
+        } else {
+            std::fs::copy(path, to).unwrap();
+        }
+    }
 }
 
 /// The store is closed once the last connection is gone.
