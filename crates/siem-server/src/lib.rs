@@ -16,6 +16,7 @@ pub mod ledger;
 mod memory;
 mod secrets;
 mod serve;
+mod stall;
 pub mod stats;
 pub mod store;
 #[cfg(test)]

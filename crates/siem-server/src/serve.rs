@@ -15,6 +15,8 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
+use crate::stall::WriteTimeout;
+
 /// What connections may cost.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
@@ -23,6 +25,8 @@ pub struct ServeOptions {
     pub connections: usize,
     /// How long a request's headers may take, and how long a connection may stay silent.
     pub header_timeout: Duration,
+    /// How long an answer may wait for its reader without a byte being taken.
+    pub write_timeout: Duration,
     /// How many bytes a request's headers may have.
     pub header_bytes: usize,
     /// How long requests that are under way may take once the server is to end.
@@ -34,6 +38,7 @@ impl Default for ServeOptions {
         Self {
             connections: 8192,
             header_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
             header_bytes: 64 << 10,
             grace: Duration::from_secs(10),
         }
@@ -96,6 +101,7 @@ async fn connection(
     options: ServeOptions,
     mut ending: watch::Receiver<bool>,
 ) {
+    let stream = WriteTimeout::new(stream, options.write_timeout);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(options.header_timeout)

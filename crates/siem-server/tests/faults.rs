@@ -361,6 +361,21 @@ async fn a_sender_that_dribbles_headers_is_closed() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
+/// Without a token, and with one connection's memory, it could hold a place for ever.
+#[tokio::test]
+async fn a_client_that_never_reads_its_answers_is_closed() {
+    let data = tempfile::tempdir().unwrap();
+    let store = Arc::new(FileStore::open(data.path()).unwrap());
+    let mut options = ServeOptions::default();
+    options.write_timeout = Duration::from_millis(100);
+    let server = Server::over(data, store, Limits::default(), options).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let requests = "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+    let closed = async { while stream.write_all(requests.as_bytes()).await.is_ok() {} };
+    let closed = tokio::time::timeout(Duration::from_secs(30), closed).await;
+    assert!(closed.is_ok(), "the receiver did not close");
+}
+
 #[tokio::test]
 async fn a_sender_that_dribbles_its_body_is_told_and_closed() {
     let mut limits = Limits::default();
