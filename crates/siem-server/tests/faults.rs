@@ -5,7 +5,7 @@ mod common;
 
 use std::{sync::Arc, time::Duration};
 
-use common::{Outbox, SECRET, Server, TOKEN, VECTOR, encoded, eventually, files};
+use common::{Outbox, SECRET, Server, TOKEN, VECTOR, encoded, files};
 use siem_protocol::{Encoding, sign};
 use siem_server::{
     FileStore, Limits, ServeOptions,
@@ -230,7 +230,7 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 #[cfg(target_os = "linux")]
 async fn eventually_open(path: &std::path::Path) -> Arc<FileStore> {
     let mut opened = None;
-    eventually("the store can be opened", async || {
+    common::eventually("the store can be opened", async || {
         opened = FileStore::open(path).ok();
         opened.is_some()
     })

@@ -14,8 +14,8 @@ use std::{
     time::Duration,
 };
 
-use common::{BatchText, Outbox, SECRET, TOKEN, encoded, files};
-use siem_protocol::{Encoding, Receipt, names::header, sign};
+use common::{BatchText, Outbox, SECRET, TOKEN, files};
+use siem_protocol::{Receipt, names::header, sign};
 use siem_server::{ledger::Difference, stats::Stats};
 
 fn command(data: &Path) -> Command {
@@ -277,13 +277,14 @@ async fn send(process: Arc<Process>, outbox: Arc<Outbox>, agent: u64, next: Arc<
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bombs_cost_no_more_memory_than_the_limits_say() {
+    use siem_protocol::Encoding;
     let data = tempfile::tempdir().unwrap();
     let mut process = Process::start(data.path());
     drop(process.child.stderr.take());
     let client = reqwest::Client::new();
     let mut tasks = Vec::new();
     for encoding in [Encoding::Zstd, Encoding::Gzip] {
-        let bomb = encoded(&vec![b' '; 8 << 20], encoding).repeat(130);
+        let bomb = common::encoded(&vec![b' '; 8 << 20], encoding).repeat(130);
         let signature = sign(SECRET.as_bytes(), &bomb);
         for _ in 0..12 {
             let request = client

@@ -2,7 +2,7 @@
 //! once, answers them all, and then brings their lines to the epochs' files.
 
 use std::{
-    collections::{BTreeSet, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     io,
     path::PathBuf,
 };
@@ -117,15 +117,22 @@ impl Writer {
         }
         let mut staged = Vec::with_capacity(group.len());
         let mut touched = HashSet::new();
+        // Which of the staged batches are a machine's.
+        let mut machines: HashMap<String, Vec<usize>> = HashMap::new();
         for waiting in group {
             let key = catalog::key(&waiting.batch.header);
             // What a batch changes must be in the files before the next of its epoch is judged, and
             // what it brings of a generation before another epoch's batch is searched for that.
-            if touched.contains(&key) || shares_a_generation(&staged, &key, &waiting.batch) {
+            let mut others = machines.get(&key.0).into_iter().flatten().map(|at| &staged[*at]);
+            if touched.contains(&key) || others.any(|one| shares_a_generation(one, &waiting.batch))
+            {
+                // Those of its epoch behind it are put off too, so that they stay in order.
+                touched.insert(key);
                 self.deferred.push_back(waiting);
                 continue;
             }
             if let Some(one) = self.judge(waiting, key.clone()) {
+                machines.entry(key.0.clone()).or_default().push(staged.len());
                 touched.insert(key);
                 staged.push(one);
             }
@@ -241,15 +248,10 @@ impl Writer {
     }
 }
 
-/// Whether one of the batches is of another epoch of the same machine, and of the same file.
-fn shares_a_generation(staged: &[Staged], key: &Key, batch: &Batch) -> bool {
-    let same_machine = |one: &&Staged| one.key.0 == key.0;
-    staged.iter().filter(same_machine).any(|one| match &one.frame.lines {
-        Lines::Of(other, _) => {
-            other.generations().iter().any(|generation| batch.has_generation(generation))
-        }
-        Lines::Read(_) => false,
-    })
+/// Whether both batches, of one machine, have lines of the same file.
+fn shares_a_generation(one: &Staged, batch: &Batch) -> bool {
+    let Lines::Of(other, _) = &one.frame.lines else { return false };
+    other.generations().iter().any(|generation| batch.has_generation(generation))
 }
 
 fn log_findings(staged: &Staged) {

@@ -235,13 +235,16 @@ fn without_space_nothing_is_stored_half_and_all_goes_on_once_there_is_some() {
 #[test]
 fn nothing_answered_is_lost_whatever_the_files_were_left_like() {
     let root = directory();
+    let mut outbox = Outbox::new("e-1");
+    outbox.record("g", 0, 4).heartbeat().event().part("h", 0, 1).heartbeat();
+    outbox.record("g", 5, 6).event().heartbeat();
     let store = FileStore::open(root.path()).unwrap();
-    take(&store, &BatchText::new(1, 3)).unwrap();
+    take(&store, &outbox.batch(1, 3)).unwrap();
     drop(store);
     let store = FileStore::open(root.path()).unwrap();
     let checkpointed = files(root.path());
-    take(&store, &BatchText::new(4, 5)).unwrap();
-    take(&store, &BatchText::new(3, 7)).unwrap();
+    take(&store, &outbox.batch(4, 5)).unwrap();
+    take(&store, &outbox.batch(3, 7)).unwrap();
     // Answers are sent before the epochs' files are written; a question behind them is not.
     let expected = stats(&store);
     take(&store, &BatchText::new(1, 1).with(|header| header.epoch = "other".into())).unwrap();
@@ -263,12 +266,15 @@ fn nothing_answered_is_lost_whatever_the_files_were_left_like() {
                 found.machines[0].epochs[0], expected.machines[0].epochs[0],
                 "{ending} {length}"
             );
-            let receipt = take(&store, &BatchText::new(1, 8)).unwrap();
+            let receipt = take(&store, &outbox.batch(1, 8)).unwrap();
             assert_eq!((receipt.accepted, receipt.duplicates), (1, 7), "{ending} {length}");
+            let found = stats(&store).machines[0].epochs[0].claims.clone().unwrap();
+            assert_eq!((found.below, found.difference), (8, Difference::None));
             drop(store);
             let lines_path =
                 copy.path().join(path.strip_prefix(root.path()).unwrap()).with_extension("ndjson");
-            assert_eq!(fs::read_to_string(lines_path).unwrap(), lines(1..=8), "{ending} {length}");
+            let expected = outbox.lines().join("\n") + "\n";
+            assert_eq!(fs::read_to_string(lines_path).unwrap(), expected, "{ending} {length}");
             tried += 1;
         }
     }

@@ -245,8 +245,8 @@ fn two_epochs_that_bring_the_same_line_at_once_are_told_apart() {
     let root = directory();
     let (jobs, writer) = prepare(root.path(), FileStoreOptions::default()).unwrap();
     let mut newer = Outbox::new("epoch-b");
-    newer.record("g", 41, 50);
-    let answers = [older().batch(1, 6), newer.batch(1, 1)].map(|text| {
+    newer.record("g", 41, 50).event();
+    let answers = [older().batch(1, 6), newer.batch(1, 1), newer.batch(2, 2)].map(|text| {
         let (answer, answered) = oneshot::channel();
         jobs.try_send(Job::Store(Box::new(batch(&text)), answer)).unwrap();
         answered
@@ -256,6 +256,9 @@ fn two_epochs_that_bring_the_same_line_at_once_are_told_apart() {
     for answer in answers {
         answer.blocking_recv().unwrap().unwrap();
     }
+    // The first of them was put off, and the one behind it did not overtake it.
+    let notes = fs::read_to_string(with_ending(root.path(), "epoch-b", "notes")).unwrap();
+    assert!(!notes.contains(r#""gap""#), "{notes}");
     let store = FileStore::open(root.path()).unwrap();
     assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 1)]));
 }
