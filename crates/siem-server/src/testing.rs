@@ -119,7 +119,7 @@ pub(crate) struct Outbox {
     records: (u64, u64),
     parts: (u64, u64),
     events: u64,
-    renumbered: u64,
+    uncounted: u64,
 }
 
 impl Outbox {
@@ -131,7 +131,7 @@ impl Outbox {
             records: (0, 0),
             parts: (0, 0),
             events: 0,
-            renumbered: 0,
+            uncounted: 0,
         }
     }
 
@@ -175,7 +175,7 @@ impl Outbox {
 
     /// An entry that was taken over from an older epoch: a heartbeat of that, with its totals.
     pub(crate) fn taken_over(&mut self) -> &mut Self {
-        self.renumbered += 1;
+        self.uncounted += 1;
         self.push(
             r#""kind":"event","source":"agent","event":"heartbeat","data":{"epoch":"older","totals":{"events":900}}"#,
         )
@@ -189,9 +189,9 @@ impl Outbox {
     /// A heartbeat that claims `record_bytes`, right or wrong.
     pub(crate) fn heartbeat_of(&mut self, record_bytes: u64) -> &mut Self {
         let (epoch, (records, _), (parts, part_bytes)) = (&self.epoch, self.records, self.parts);
-        let (events, renumbered) = (self.events, self.renumbered);
+        let (events, uncounted) = (self.events, self.uncounted);
         let data = format!(
-            r#"{{"files":3,"epoch":"{epoch}","totals":{{"shipped":{{"lines":{records},"bytes":{record_bytes}}},"parts":{{"parts":{parts},"lines":1,"bytes":{part_bytes}}},"events":{events},"renumbered":{renumbered},"blank":{{"lines":1,"bytes":2}}}}}}"#
+            r#"{{"files":3,"epoch":"{epoch}","totals":{{"shipped":{{"lines":{records},"bytes":{record_bytes}}},"parts":{{"parts":{parts},"lines":1,"bytes":{part_bytes}}},"events":{events},"uncounted":{uncounted},"blank":{{"lines":1,"bytes":2}}}}}}"#
         );
         self.events += 1;
         self.push(&format!(r#""kind":"event","source":"agent","event":"heartbeat","data":{data}"#))

@@ -74,7 +74,7 @@ pub struct Claim {
     /// How many entries were taken over from an older epoch. They come first, and `counts` leaves
     /// them out.
     #[serde(default)]
-    pub renumbered: u64,
+    pub uncounted: u64,
 }
 
 /// What a line that has a `seq` looks like.
@@ -165,7 +165,7 @@ impl Look<'_> {
             return None;
         }
         let data: Heartbeat<'_> = serde_json::from_str(self.data?).ok()?;
-        let Totals { shipped, parts, events, renumbered } = data.totals;
+        let Totals { shipped, parts, events, uncounted } = data.totals;
         let counts = Counts {
             records: shipped.lines,
             record_bytes: shipped.bytes,
@@ -173,7 +173,7 @@ impl Look<'_> {
             part_bytes: parts.bytes,
             events,
         };
-        (data.epoch == epoch).then_some(Claim { seq: self.seq, counts, renumbered })
+        (data.epoch == epoch).then_some(Claim { seq: self.seq, counts, uncounted })
     }
 }
 
@@ -192,7 +192,7 @@ struct Totals {
     shipped: Shipped,
     parts: Parts,
     events: u64,
-    renumbered: u64,
+    uncounted: u64,
 }
 
 #[derive(Default, Deserialize)]
@@ -277,10 +277,10 @@ mod tests {
     #[test]
     fn reads_the_figures_of_a_heartbeat_and_ignores_all_else_in_it() {
         let data = r#"{"lag":{"x":[1]},"epoch":"e","totals":{"shipped":{"lines":3,"bytes":99},
-            "parts":{"parts":2,"lines":1,"bytes":50},"events":4,"renumbered":6,"blank":{"lines":1,"bytes":2},
+            "parts":{"parts":2,"lines":1,"bytes":50},"events":4,"uncounted":6,"blank":{"lines":1,"bytes":2},
             "filtered":{"meta":{"is_meta":{"lines":1,"bytes":2}}}},"dead_lettered":{"siem":{"entries":1}}}"#;
         let counts = Counts { records: 3, record_bytes: 99, parts: 2, part_bytes: 50, events: 4 };
-        assert_eq!(claim(data), Some(Claim { seq: 5, counts, renumbered: 6 }));
+        assert_eq!(claim(data), Some(Claim { seq: 5, counts, uncounted: 6 }));
         let absent = Some(Claim { seq: 5, ..Claim::default() });
         assert_eq!(claim(r#"{"epoch":"e","totals":{}}"#), absent);
     }

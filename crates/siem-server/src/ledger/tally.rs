@@ -123,7 +123,7 @@ impl Tally {
         self.below.add(&change.below);
         self.above.add(&change.above);
         for Claimed { claim, behind } in &change.claims {
-            let begins = self.claim.is_none() && (self.anew || based || claim.renumbered > 0);
+            let begins = self.claim.is_none() && (self.anew || based || claim.uncounted > 0);
             let above = std::mem::take(&mut self.above);
             if begins {
                 (self.baseline, self.below) = (Some(*claim), Counts::default());
