@@ -1,0 +1,167 @@
+//! A line between agent and receiver that can be held at a point of a request.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, Receiver, SyncSender},
+    },
+    thread,
+};
+
+/// Where a batch is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Point {
+    /// It has left the agent, and the receiver has not seen it.
+    Sent,
+    /// The receiver has stored it, and the agent does not know.
+    Stored,
+    /// The agent has the answer, and may be about to store that.
+    Answered,
+}
+
+/// A line to a receiver.
+pub(crate) struct Tap {
+    address: String,
+    control: Arc<Control>,
+}
+
+#[derive(Default)]
+struct Control {
+    /// Who is told when a batch comes to a point. It goes no further then.
+    armed: Mutex<Option<(Point, SyncSender<()>)>>,
+    /// Of so many batches, one is answered here and goes nowhere.
+    swallowed: Mutex<Option<u64>>,
+}
+
+/// A request or an answer, as it came.
+struct Message {
+    head: Vec<u8>,
+    body: Vec<u8>,
+}
+
+impl Tap {
+    /// A line to the receiver at `to`.
+    pub(crate) fn to(to: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let control = Arc::new(Control::default());
+        let (to, shared) = (to.trim_start_matches("http://").to_owned(), Arc::clone(&control));
+        thread::spawn(move || {
+            for agent in listener.incoming().flatten() {
+                let (to, control) = (to.clone(), Arc::clone(&shared));
+                thread::spawn(move || carry(agent, &to, &control));
+            }
+        });
+        Self { address, control }
+    }
+
+    /// What the agent is given as the endpoint.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Holds the next batch at `point`, and says when it is there.
+    pub(crate) fn hold(&self, point: Point) -> Receiver<()> {
+        let (told, at_point) = mpsc::sync_channel(1);
+        *self.control.armed() = Some((point, told));
+        at_point
+    }
+
+    /// Lets all pass again.
+    pub(crate) fn release(&self) {
+        *self.control.armed() = None;
+    }
+
+    /// Answers one batch of `every` itself, and throws it away: a receiver that lies.
+    pub(crate) fn swallow(&self, every: u64) {
+        *self.control.swallowed.lock().unwrap() = Some(every);
+    }
+}
+
+impl Control {
+    fn armed(&self) -> std::sync::MutexGuard<'_, Option<(Point, SyncSender<()>)>> {
+        self.armed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the batch ends here.
+    fn is_held(&self, point: Point) -> bool {
+        let mut armed = self.armed();
+        if armed.as_ref().is_none_or(|(at, _)| *at != point) {
+            return false;
+        }
+        let (_, told) = armed.take().unwrap();
+        told.send(()).is_ok()
+    }
+}
+
+/// Carries requests and answers until one end closes, or one is held for ever.
+fn carry(agent: TcpStream, to: &str, control: &Control) -> Option<()> {
+    let mut number = 0;
+    let mut from_agent = BufReader::new(agent.try_clone().ok()?);
+    let mut agent = agent;
+    let mut receiver: Option<BufReader<TcpStream>> = None;
+    loop {
+        let request = Message::read(&mut from_agent)?;
+        let is_batch = request.head.starts_with(b"POST ");
+        number += u64::from(is_batch);
+        if is_batch && control.is_held(Point::Sent) {
+            return None;
+        }
+        let swallowed = *control.swallowed.lock().unwrap();
+        if is_batch && swallowed.is_some_and(|every| number % every == 0) {
+            agent.write_all(lie(&request).as_bytes()).ok()?;
+            continue;
+        }
+        if receiver.is_none() {
+            receiver = Some(BufReader::new(TcpStream::connect(to).ok()?));
+        }
+        let receiver = receiver.as_mut()?;
+        receiver.get_mut().write_all(&request.head).ok()?;
+        receiver.get_mut().write_all(&request.body).ok()?;
+        let answer = Message::read(receiver)?;
+        if is_batch && control.is_held(Point::Stored) {
+            return None;
+        }
+        agent.write_all(&[answer.head, answer.body].concat()).ok()?;
+        if is_batch && control.is_held(Point::Answered) {
+            return None;
+        }
+    }
+}
+
+/// A good answer to a batch that nobody has stored.
+fn lie(request: &Message) -> String {
+    let head = String::from_utf8_lossy(&request.head).to_lowercase();
+    let id = head.lines().find_map(|line| line.strip_prefix("x-siem-batch-id: ")).unwrap();
+    let last = id.rsplit('-').next().unwrap();
+    let body = format!("{{\"last_seq\":{last},\"accepted\":1,\"duplicates\":0}}");
+    let length = body.len();
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+impl Message {
+    fn read(from: &mut BufReader<TcpStream>) -> Option<Self> {
+        let mut head = Vec::new();
+        let mut length = 0;
+        loop {
+            let begin = head.len();
+            if from.read_until(b'\n', &mut head).ok()? == 0 {
+                return None;
+            }
+            let line = String::from_utf8_lossy(&head[begin..]).to_lowercase();
+            if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse().ok()?;
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        from.read_exact(&mut body).ok()?;
+        Some(Self { head, body })
+    }
+}
