@@ -1,9 +1,11 @@
-//! The everyday commands of this workspace: `cargo xtask demo` and `cargo xtask test`.
+//! The everyday commands of this workspace: `cargo xtask demo` and `cargo xtask test`, and
+//! `cargo xtask soak` for a long night.
 #![expect(clippy::print_stdout, reason = "what it has to say is for whoever called it")]
 
 mod demo;
 mod sh;
 mod shared;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -24,6 +26,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Runs every check, as CI does.
     Test(test::Arguments),
+    /// Kills, cuts the power and simulates, for as long as one likes.
+    Soak(soak::Arguments),
 }
 
 /// Why a command failed, in words.
@@ -33,6 +37,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo(demo) => demo.run(),
         Command::Test(test) => test.run(),
+        Command::Soak(soak) => soak.run(),
     };
     match done {
         Ok(code) => code,
