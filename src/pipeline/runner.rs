@@ -210,6 +210,7 @@ impl Running {
         }
         let put_in_order = move |outbox: &Outbox| {
             outbox.back_up()?;
+            outbox.shrink()?;
             let events = inbox.take_events();
             if events.is_empty() {
                 return Ok(());

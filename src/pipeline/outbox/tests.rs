@@ -346,6 +346,34 @@ fn the_accounts_of_files_add_up_to_the_totals_and_those_of_gone_files_are_folded
     assert_eq!(sum, store.outbox.end().totals.share());
 }
 
+/// The disk stayed full after a weekend without a receiver, though everything was delivered.
+#[test]
+fn the_file_is_small_again_after_a_backlog_has_drained() {
+    let store = store();
+    let path = store.folder.path().join("outbox.redb");
+    let size = || std::fs::metadata(&path).unwrap().len();
+    let mut last = group(&store.outbox, 1);
+    for _ in 0..40 {
+        let mut filling =
+            Filling::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
+        let large = "x".repeat(1 << 20);
+        filling.event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
+        last = filling.take(Timestamp(1));
+        store.outbox.commit(&last).unwrap();
+    }
+    let full = size();
+    assert!(full > 40 << 20, "{full}");
+    // Not while anything is left.
+    store.outbox.shrink().unwrap();
+    assert_eq!(size(), full);
+    store.outbox.acknowledge("siem", "epoch-1", point(&last)).unwrap();
+    store.outbox.shrink().unwrap();
+    assert!(size() < 4 << 20, "{}", size());
+    commit(&store.outbox, 3);
+    let store = store.reopen(&SINKS);
+    assert_eq!(all(&store.outbox, 41).iter().map(|frame| frame.head.count).sum::<u64>(), 3);
+}
+
 #[test]
 fn garbage_is_an_error_and_stays() {
     let folder = tempfile::tempdir().unwrap();
