@@ -10,16 +10,22 @@ const BASE: Duration = Duration::from_millis(500);
 const CAP: Duration = Duration::from_secs(300);
 /// So many verdicts on single entries with no success between are a fault of the server's.
 const REFUSALS: u32 = 10;
+/// The status of a refusal for size.
+const TOO_LARGE: u16 = 413;
+/// No batch holds more entries.
+const ANY_BATCH: u64 = 10_000;
 
 /// The memory of one sink's deliveries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// Failures since the last success.
     failures: u32,
-    /// Entries refused for good since the last success.
+    /// Entries refused for good since the last one that was taken.
     refusals: u32,
     /// The last number of a batch that was refused: something up to there is.
     suspect: Option<u64>,
+    /// The most entries that a batch may hold after one was too large.
+    most: Option<u64>,
 }
 
 /// What to do next.
@@ -56,9 +62,12 @@ impl Policy {
     /// After a refusal the batch is halved until the entry that is refused stands alone.
     #[must_use]
     pub fn border(&self, acknowledged: u64) -> Option<u64> {
-        let suspect = self.suspect.filter(|suspect| *suspect > acknowledged)?;
-        let rest = suspect - acknowledged;
-        Some(if rest == 1 { suspect } else { acknowledged + rest.div_ceil(2) })
+        let suspect = self.suspect.filter(|suspect| *suspect > acknowledged).map(|suspect| {
+            let rest = suspect - acknowledged;
+            if rest == 1 { suspect } else { acknowledged + rest.div_ceil(2) }
+        });
+        let most = self.most.map(|most| acknowledged.saturating_add(most));
+        suspect.into_iter().chain(most).min()
     }
 
     /// Says what to do after `delivery` of a batch that ended with `last_seq` and held `lines`
@@ -67,7 +76,12 @@ impl Policy {
         match delivery {
             Delivery::Acknowledged => {
                 self.failures = 0;
-                self.refusals = 0;
+                // A batch that only names dead letters shows nothing: a receiver that refuses
+                // every entry takes it, too.
+                if lines > 0 {
+                    self.refusals = 0;
+                    self.most = self.grown();
+                }
                 self.suspect = self.suspect.filter(|suspect| *suspect > last_seq);
                 Next::Advance
             }
@@ -84,7 +98,12 @@ impl Policy {
             }
             Delivery::Refused { status, answer } if lines > 1 => {
                 tracing::debug!(status, lines, answer, "batch was refused and is halved");
-                self.suspect = Some(last_seq);
+                if status == TOO_LARGE {
+                    // Nothing in it is wrong: those that follow would be too large as well.
+                    self.most = Some(lines / 2);
+                } else {
+                    self.suspect = Some(last_seq);
+                }
                 Next::Again
             }
             Delivery::Refused { status, answer } => {
@@ -96,6 +115,11 @@ impl Policy {
                 Next::Bury { status, answer }
             }
         }
+    }
+
+    /// After a success larger batches are tried again, until they are as large as any.
+    fn grown(&self) -> Option<u64> {
+        self.most.map(|most| most * 2).filter(|most| *most < ANY_BATCH)
     }
 
     /// Holds for a `reason` that is the agent's own.
@@ -132,6 +156,42 @@ mod tests {
     fn delay(next: Next) -> Duration {
         let Next::Wait { delay, .. } = next else { panic!("{next:?}") };
         delay
+    }
+
+    fn hold() -> Delivery {
+        Delivery::Hold { after: None, reason: "401".into() }
+    }
+
+    /// The page on delivery, row by row, for a sink with nothing behind it.
+    #[test]
+    fn each_outcome_has_its_answer() {
+        let wait = |seconds: f64, alarm, reason: &str| Next::Wait {
+            delay: Duration::from_secs_f64(seconds),
+            alarm,
+            reason: reason.to_owned(),
+        };
+        let refused = |status| Delivery::Refused { status, answer: "no".into() };
+        let bury = |status| Next::Bury { status, answer: "no".into() };
+        let hold_for =
+            Delivery::Hold { after: Some(Duration::from_secs(9)), reason: "portal".into() };
+        let all = "the receiver refuses every entry with 422";
+        let rows = [
+            ("taken", Delivery::Acknowledged, 5, Next::Advance),
+            ("only dead letters, taken", Delivery::Acknowledged, 0, Next::Advance),
+            ("no answer, or 5xx", retry(None), 5, wait(0.5, false, "down")),
+            ("a wait is asked for", retry(Some(7)), 5, wait(7.0, false, "down")),
+            ("401, 403, 404, …", hold(), 5, wait(0.5, true, "401")),
+            ("the same with a wait", hold_for, 5, wait(9.0, true, "portal")),
+            ("422 for many", refused(422), 5, Next::Again),
+            ("413 for many", refused(413), 5, Next::Again),
+            ("422 for one", refused(422), 1, bury(422)),
+            ("413 for one", refused(413), 1, bury(413)),
+            ("422 for only dead letters", refused(422), 0, wait(0.5, true, all)),
+            ("409", Delivery::Conflict { expected: Some(3) }, 5, Next::Renumber),
+        ];
+        for (what, delivery, lines, expected) in rows {
+            assert_eq!(Policy::default().next(delivery, 10, lines, 1.0), expected, "{what}");
+        }
     }
 
     #[test]
@@ -209,6 +269,47 @@ mod tests {
         }
     }
 
+    /// Sends so many entries to a receiver that takes `limit` at a time; how many requests.
+    fn squeeze(count: u64, limit: u64) -> u64 {
+        let mut policy = Policy::default();
+        let (mut acknowledged, mut requests) = (0, 0);
+        while acknowledged < count {
+            let last = policy.border(acknowledged).unwrap_or(count).min(count);
+            let lines = last - acknowledged;
+            requests += 1;
+            let too_large = Delivery::Refused { status: 413, answer: "too large".into() };
+            let delivery = if lines > limit { too_large } else { Delivery::Acknowledged };
+            match policy.next(delivery, last, lines, 0.5) {
+                Next::Advance => acknowledged = last,
+                Next::Again => {}
+                next => panic!("{next:?}"),
+            }
+        }
+        requests
+    }
+
+    /// Halving as after a 422 found the size anew for each piece, down to single entries.
+    #[test]
+    fn a_receiver_that_takes_little_at_a_time_gets_it_in_few_requests() {
+        for (count, limit) in [(1000, 1), (1000, 3), (1000, 300), (1000, 999), (5000, 64)] {
+            let requests = squeeze(count, limit);
+            let bound = 12 + 4 * count.div_ceil(limit);
+            assert!(requests <= bound, "{count} by {limit}: {requests} > {bound}");
+        }
+    }
+
+    #[test]
+    fn an_hour_of_one_fault_is_few_requests() {
+        for delivery in [hold, || retry(None)] {
+            let (mut policy, mut waited, mut requests) = (Policy::default(), Duration::ZERO, 0);
+            while waited < Duration::from_secs(3600) {
+                waited += delay(policy.next(delivery(), 1, 1, 0.5));
+                requests += 1;
+            }
+            assert!(requests < 50, "{requests}");
+        }
+    }
+
     #[test]
     fn the_eleventh_refusal_in_a_row_is_held_as_a_fault_of_the_server() {
         let mut policy = Policy::default();
@@ -218,5 +319,16 @@ mod tests {
         assert!(matches!(policy.next(refused(), 11, 1, 0.5), Next::Wait { alarm: true, .. }));
         policy.next(Delivery::Acknowledged, 11, 1, 0.5);
         assert!(matches!(policy.next(refused(), 12, 1, 0.5), Next::Bury { .. }));
+    }
+    /// A receiver refused every entry and took the batches that only named them: all entries
+    /// became dead letters, one after the other.
+    #[test]
+    fn a_batch_of_nothing_but_dead_letters_is_no_success() {
+        let mut policy = Policy::default();
+        for seq in 1..=10 {
+            assert!(matches!(policy.next(refused(), seq, 1, 0.5), Next::Bury { .. }));
+            assert_eq!(policy.next(Delivery::Acknowledged, seq, 0, 0.5), Next::Advance);
+        }
+        assert!(matches!(policy.next(refused(), 11, 1, 0.5), Next::Wait { alarm: true, .. }));
     }
 }
