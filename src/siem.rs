@@ -1,7 +1,10 @@
 //! The way to a receiver: requests with the agent's identity, signed.
 
+mod failure;
+
 use std::time::Duration;
 
+use failure::Failure;
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 use reqwest::{
     Client, Method, RequestBuilder, Url,
@@ -13,7 +16,7 @@ use siem_protocol::{
     sign, verify_answer,
 };
 
-use crate::{config::Secret, text::causes};
+use crate::config::Secret;
 
 /// How much of an answer is read: receipts and problems are short, a captive portal is not.
 const ANSWER_LIMIT: usize = 64 << 10;
@@ -37,8 +40,10 @@ pub struct Connection {
 pub enum Reply {
     /// No answer, or not a whole one.
     Failed {
-        /// What happened.
+        /// What happened, for people. No secret.
         reason: String,
+        /// Whether a person should know: waiting alone will not mend it.
+        alarm: bool,
     },
     /// An answer.
     Answered {
@@ -137,7 +142,7 @@ impl Connection {
         let request =
             self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce).timeout(timeout);
         match exchange(request, CONFIG_LIMIT).await {
-            Reply::Failed { reason } => Err(FetchError::Unreachable { reason }),
+            Reply::Failed { reason, .. } => Err(FetchError::Unreachable { reason }),
             Reply::Answered { status: 404, .. } => Ok(None),
             Reply::Answered { status: 200, body, headers, whole: true, .. } => {
                 let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
@@ -174,7 +179,7 @@ impl Connection {
 async fn exchange(request: RequestBuilder, limit: usize) -> Reply {
     let mut response = match request.send().await {
         Ok(response) => response,
-        Err(error) => return Reply::Failed { reason: causes(&error.without_url()) },
+        Err(error) => return failed(error),
     };
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let mut body = Vec::new();
@@ -183,7 +188,12 @@ async fn exchange(request: RequestBuilder, limit: usize) -> Reply {
             Ok(Some(piece)) if body.len() + piece.len() <= limit => body.extend_from_slice(&piece),
             Ok(Some(_)) => return Reply::Answered { status, headers, body, whole: false },
             Ok(None) => return Reply::Answered { status, headers, body, whole: true },
-            Err(error) => return Reply::Failed { reason: causes(&error.without_url()) },
+            Err(error) => return failed(error),
         }
     }
+}
+
+fn failed(error: reqwest::Error) -> Reply {
+    let Failure { reason, alarm } = error.into();
+    Reply::Failed { reason, alarm }
 }

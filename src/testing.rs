@@ -80,3 +80,29 @@ impl FilterTest {
         self.0.take_events()
     }
 }
+
+/// What a stage of the unit tests is built with.
+#[cfg(test)]
+pub(crate) fn context() -> crate::stages::Context {
+    use crate::platform::{Environment, Os, Paths, SystemClock};
+
+    let home = if cfg!(windows) { r"C:\Users\you" } else { "/home/you" };
+    let environment = Environment::from_iter([("HOME", home), ("USERPROFILE", home)]);
+    let unknown = || "unknown".to_owned();
+    crate::stages::Context {
+        identity: siem_protocol::Identity {
+            machine_id: unknown(),
+            hostname: unknown(),
+            user: unknown(),
+            os: unknown(),
+            arch: unknown(),
+            agent_version: unknown(),
+        },
+        paths: Paths::on(Os::CURRENT, &environment).expect("a home is given"),
+        environment,
+        clock: std::sync::Arc::new(SystemClock),
+        revision: None,
+        once: false,
+        poll_interval: std::time::Duration::from_secs(300),
+    }
+}

@@ -126,10 +126,15 @@ impl Loaded {
 
     /// Where a sink has a secret both as such and in a file, the higher layer's stays.
     fn settle_secrets(&mut self) -> Result<(), ConfigError> {
+        const PAIRS: [(&str, &str); 3] = [
+            ("token", "token_file"),
+            ("hmac_secret", "hmac_secret_file"),
+            ("proxy_password", "proxy_password_file"),
+        ];
         let merged = &self.merged;
         let sinks = self.settings.pipeline.sinks.iter_mut();
         for sink in sinks.filter(|sink| sink.stage == HTTP_SIEM) {
-            for (plain, file) in [("token", "token_file"), ("hmac_secret", "hmac_secret_file")] {
+            for (plain, file) in PAIRS {
                 let place = |key| sink.options.get(key).map(|value| merged.origin(value).0);
                 let (Some(of_plain), Some(of_file)) = (place(plain), place(file)) else { continue };
                 if of_plain == of_file {

@@ -43,9 +43,14 @@ pub(super) fn judge(
     owed: Owed<'_>,
     now: Timestamp,
 ) -> Delivery {
-    let Reply::Answered { status, headers, body, .. } = reply else {
-        let Reply::Failed { reason } = reply else { unreachable!("a reply is one of two") };
-        return Delivery::Retry { after: None, reason: reason.clone() };
+    let (status, headers, body) = match reply {
+        Reply::Answered { status, headers, body, .. } => (status, headers, body),
+        Reply::Failed { reason, alarm: true } => {
+            return Delivery::Hold { after: None, reason: reason.clone() };
+        }
+        Reply::Failed { reason, alarm: false } => {
+            return Delivery::Retry { after: None, reason: reason.clone() };
+        }
     };
     let after = headers
         .get(reqwest::header::RETRY_AFTER)
@@ -74,7 +79,10 @@ pub(super) fn judge(
                 403 => ": is the HMAC secret right?",
                 404 => ": is the endpoint right?",
                 300..=399 => ": redirects are not followed, give the endpoint itself",
-                407 => ": the proxy wants credentials",
+                407 => {
+                    ": the proxy wants credentials, or others: give `proxy_user` and \
+                     `proxy_password_file`, or put them into the proxy's URL in the environment"
+                }
                 _ => "",
             };
             let reason = format!("the receiver answered {status}{hint}{}", said(body));
@@ -97,9 +105,10 @@ fn covers(acknowledgement: Acknowledgement, body: &[u8], owed: Owed<'_>) -> bool
     }
 }
 
-/// Reads `Retry-After` (RFC 9110, 10.2.3): seconds or a date. What lies in the past or can't be
-/// read is as if it were not there.
-fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+/// Reads `Retry-After` (RFC 9110, 10.2.3): seconds or a date, an hour at most. What lies in the
+/// past or can't be read is as if it were not there.
+#[must_use]
+pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim();
     let wait = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
         // Digits beyond the range of a number are still a very long time.
@@ -133,6 +142,8 @@ fn words(body: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use reqwest::header::HeaderMap;
 
     use super::*;
@@ -229,11 +240,37 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn whatever_the_receiver_wants_is_a_wait_of_an_hour_at_most(value in "\\PC{0,40}|[0-9 ]{0,30}") {
+            if let Some(wait) = retry_after(&value, NOW) {
+                assert!(!wait.is_zero() && wait <= LONGEST_RETRY_AFTER, "{wait:?}");
+            }
+        }
+
+        #[test]
+        fn a_wait_in_seconds_is_taken_as_it_is(seconds: u64) {
+            let expected = Some(Duration::from_secs(seconds.min(3600))).filter(|w| !w.is_zero());
+            assert_eq!(retry_after(&seconds.to_string(), NOW), expected);
+        }
+
+        #[test]
+        fn a_date_is_waited_for(ahead in 1_u64..100_000_000) {
+            let date = UNIX_EPOCH + Duration::from_millis(NOW.0) + Duration::from_secs(ahead);
+            let expected = Duration::from_secs(ahead.min(3600));
+            assert_eq!(retry_after(&httpdate::fmt_http_date(date), NOW), Some(expected));
+        }
+    }
+
     #[test]
     fn no_answer_is_retried() {
-        let reply = Reply::Failed { reason: "connection refused".into() };
-        let judged = judge(&reply, Acknowledgement::Status, Owed::UpTo(1), NOW);
-        assert_eq!(judged, Delivery::Retry { after: None, reason: "connection refused".into() });
+        let reason = "connection refused".to_owned();
+        let judged = |alarm| {
+            let reply = Reply::Failed { reason: reason.clone(), alarm };
+            judge(&reply, Acknowledgement::Status, Owed::UpTo(1), NOW)
+        };
+        assert_eq!(judged(false), Delivery::Retry { after: None, reason: reason.clone() });
+        assert_eq!(judged(true), Delivery::Hold { after: None, reason: reason.clone() });
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Each request carries a Bearer token and an HMAC-SHA256 over the body as sent. TLS trusts what
 //! the system trusts, and `ca_file` besides. A proxy is taken from the environment
-//! (`HTTPS_PROXY`, `NO_PROXY`) or from `proxy`.
+//! (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, but for what `NO_PROXY` names) or from `proxy`.
 
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -52,8 +52,14 @@ ca_file = "/etc/ai-agent/ca.pem"
 client_certificate_file = "/etc/ai-agent/client.pem"
 ## Key of the client certificate (PEM), readable by its owner only (0600).
 client_key_file = "/etc/ai-agent/client.key"
-## Proxy, in place of the one that the environment names.
+## Proxy, http or https, in place of the one that the environment names. NO_PROXY is not asked then.
 proxy = "http://proxy.example.com:3128"
+## User at the proxy.
+proxy_user = "..."
+## Password at the proxy. Better given by `proxy_password_file`.
+proxy_password = "..."
+## File with the password at the proxy, readable by its owner only (0600).
+proxy_password_file = "/etc/ai-agent/proxy-password"
 "#,
     )
 }
@@ -89,8 +95,15 @@ struct Options {
     client_certificate_file: Option<PathBuf>,
     /// Key of the client certificate (PEM), readable by its owner only (0600).
     client_key_file: Option<PathBuf>,
-    /// Proxy, in place of the one that the environment names.
+    /// Proxy, http or https, in place of the one that the environment names. `NO_PROXY` is not
+    /// asked then.
     proxy: Option<String>,
+    /// User at the proxy.
+    proxy_user: Option<String>,
+    /// Password at the proxy. Better given by `proxy_password_file`.
+    proxy_password: Option<Secret>,
+    /// File with the password at the proxy, readable by its owner only (0600).
+    proxy_password_file: Option<PathBuf>,
 }
 
 fn timeout() -> Time {
@@ -218,12 +231,8 @@ impl Options {
         if let Some(identity) = self.client_certificate(context)? {
             builder = builder.identity(identity);
         }
-        if let Some(proxy) = &self.proxy {
-            let wrong = |_| BuildError::Invalid {
-                option: "proxy",
-                problem: "is no URL such as `http://proxy.example.com:3128`".to_owned(),
-            };
-            builder = builder.proxy(Proxy::all(proxy).map_err(wrong)?);
+        if let Some(proxy) = self.proxy(context)? {
+            builder = builder.proxy(proxy);
         }
         builder.build().map_err(|error| BuildError::Invalid {
             option: "endpoint",
@@ -233,6 +242,41 @@ impl Options {
 }
 
 impl Options {
+    fn proxy(&self, context: &Context) -> Result<Option<Proxy>, BuildError> {
+        let wrong = |problem: &str| {
+            let problem = problem.to_owned();
+            BuildError::Invalid { option: "proxy", problem }
+        };
+        let file = self.proxy_password_file.as_ref();
+        let has_password = self.proxy_password.is_some() || file.is_some();
+        let Some(proxy) = &self.proxy else {
+            if self.proxy_user.is_some() || has_password {
+                return Err(wrong("is missing: user and password are for the proxy that it names"));
+            }
+            return Ok(None);
+        };
+        let url = Url::parse(proxy)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some())
+            .ok_or_else(|| wrong("is no URL such as `http://proxy.example.com:3128`"))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(wrong(
+                "holds a user or password, they go into `proxy_user` and `proxy_password_file`",
+            ));
+        }
+        let proxy = Proxy::all(url).map_err(|_| wrong("cannot be used as a proxy"))?;
+        let Some(user) = &self.proxy_user else {
+            if has_password {
+                let problem = "is missing: a password at the proxy is a user's".to_owned();
+                return Err(BuildError::Invalid { option: "proxy_user", problem });
+            }
+            return Ok(Some(proxy));
+        };
+        let options = ["proxy_password", "proxy_password_file"];
+        let password = secret(options, self.proxy_password.as_ref(), file, context)?;
+        Ok(Some(proxy.basic_auth(user, password.expose())))
+    }
+
     fn client_certificate(
         &self,
         context: &Context,
@@ -318,5 +362,22 @@ mod tests {
             assert!(!error.contains("u:p"));
         }
         assert!(url("http://127.0.0.1:8080/prefix/").is_ok());
+    }
+
+    #[test]
+    fn what_cannot_work_with_a_proxy_is_refused() {
+        let context = crate::testing::context();
+        for (text, word) in [
+            ("proxy = \"proxy.example.com:3128\"", "`proxy` is no URL such as"),
+            ("proxy = \"socks5://proxy.example.com\"", "`proxy` is no URL such as"),
+            ("proxy = \"http://u:p455@proxy.example.com\"", "`proxy` holds a user or password"),
+            ("proxy_user = \"u\"", "`proxy` is missing"),
+            ("proxy = \"http://p\"\nproxy_password = \"p455\"", "`proxy_user` is missing"),
+            ("proxy = \"http://p\"\nproxy_user = \"u\"", "`proxy_password` is missing"),
+        ] {
+            let options = StageOptions::from_toml(text).unwrap().parse::<Options>().unwrap();
+            let error = options.proxy(&context).err().unwrap().to_string();
+            assert!(error.contains(word) && !error.contains("p455"), "{text}: {error}");
+        }
     }
 }

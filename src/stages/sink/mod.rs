@@ -6,11 +6,13 @@ mod file;
 mod http_siem;
 mod stdout;
 
-pub(crate) use http_siem::connect;
-
 use std::{future::Future, pin::Pin, time::Duration};
 
+/// For fuzzing: what a receiver may answer is anything.
+#[doc(hidden)]
+pub use answer::retry_after;
 pub use batch::Batch;
+pub(crate) use http_siem::connect;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
