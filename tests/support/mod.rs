@@ -9,6 +9,7 @@ pub(crate) mod home;
 pub(crate) mod naive;
 pub(crate) mod receiver;
 pub(crate) mod scripted;
+pub(crate) mod shipping;
 pub(crate) mod tap;
 
 use std::{

@@ -2,7 +2,7 @@
 //! page, with nothing of the real receiver's code.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     io::{BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     sync::{
@@ -17,7 +17,7 @@ use serde_json::json as value;
 use siem_protocol::{BatchHeader, Digest, json};
 
 use super::{
-    SECRET, TOKEN,
+    PATIENCE, SECRET, TOKEN,
     entries::{self, Stored},
 };
 
@@ -32,9 +32,36 @@ pub(crate) enum Answer {
     Close,
     /// Takes it, and closes the connection without a word.
     TakeAndClose,
+    /// Takes it, and resets the connection.
+    TakeAndReset,
+    /// Takes it, and closes the connection in the middle of the receipt.
+    TakeAndSayHalf,
+    /// Takes it, and says so of numbers up to so many above the last, or below.
+    TakeAndSay(i64),
     /// Waits so long before it takes it.
     After(Duration),
+    /// Says nothing, and does not read the body.
+    HangBeforeBody,
+    /// Says nothing, and takes nothing.
+    Hang,
 }
+
+/// A batch that keeps to the protocol, for a receiver that answers by what is in it.
+pub(crate) struct Offered<'a> {
+    pub(crate) header: &'a BatchHeader,
+    /// Its lines, each with its newline, by their numbers.
+    pub(crate) lines: &'a [(u64, Vec<u8>)],
+}
+
+impl Offered<'_> {
+    /// Whether any line holds `text`.
+    pub(crate) fn holds(&self, text: &str) -> bool {
+        let holds = |line: &[u8]| String::from_utf8_lossy(line).contains(text);
+        self.lines.iter().any(|(_, line)| holds(line))
+    }
+}
+
+type Rule = Box<dyn FnMut(&Offered<'_>) -> Answer + Send>;
 
 /// The receiver. Ends when dropped; a request that broke the protocol fails the test then.
 pub(crate) struct Scripted {
@@ -46,6 +73,12 @@ pub(crate) struct Scripted {
 #[derive(Default)]
 struct State {
     script: VecDeque<Answer>,
+    /// What answers once the script is played.
+    rule: Option<Rule>,
+    /// What each entry looked like when it came first, taken or not.
+    offered: BTreeMap<(String, u64), Digest>,
+    /// How many lines came that it had already.
+    doubled: usize,
     config: Option<(Vec<u8>, &'static str)>,
     taken: Vec<u8>,
     headers: Vec<BatchHeader>,
@@ -61,7 +94,19 @@ struct State {
 impl Scripted {
     /// A receiver that answers as `script` says, and with receipts after that.
     pub(crate) fn start(script: impl IntoIterator<Item = Answer>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::on(0, script)
+    }
+
+    /// A receiver that answers by what is in a batch.
+    pub(crate) fn by_rule(rule: impl FnMut(&Offered<'_>) -> Answer + Send + 'static) -> Self {
+        let receiver = Self::start([]);
+        receiver.state().rule = Some(Box::new(rule));
+        receiver
+    }
+
+    /// The same as [`Scripted::start`] on a port that is free.
+    pub(crate) fn on(port: u16, script: impl IntoIterator<Item = Answer>) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let state = State { script: script.into_iter().collect(), ..State::default() };
         let state = Arc::new(Mutex::new(state));
@@ -88,6 +133,23 @@ impl Scripted {
     /// What agents are given as the endpoint.
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Its port on this machine.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// From now on it takes everything.
+    pub(crate) fn is_mended(&self) {
+        let mut state = self.state();
+        state.script.clear();
+        state.rule = None;
+    }
+
+    /// How many lines it took that it had already.
+    pub(crate) fn doubled(&self) -> usize {
+        self.state().doubled
     }
 
     /// The entries of the batches that it took, in the order in which they came.
@@ -168,22 +230,44 @@ impl Request {
 fn serve(stream: TcpStream, state: &Mutex<State>) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut writer = stream;
-    while let Some(request) = read_request(&mut reader) {
+    while let Some(mut request) = read_head(&mut reader) {
+        let is_batch = (&*request.method, &*request.path) == ("POST", "/ingest");
+        let scripted = if is_batch { state.lock().unwrap().script.pop_front() } else { None };
+        if matches!(scripted, Some(Answer::HangBeforeBody)) {
+            state.lock().unwrap().requests += 1;
+            thread::sleep(PATIENCE);
+            return;
+        }
+        if read_body(&mut reader, &mut request).is_none() {
+            return;
+        }
         let version = request.header("x-siem-config-version").to_owned();
         state.lock().unwrap().config_versions.push(version);
-        let (status, headers, body) = match (&*request.method, &*request.path) {
-            ("GET", "/config") => config(&request, &mut state.lock().unwrap()),
-            ("POST", "/ingest") => match ingest(&request, state) {
-                Some((status, headers, body)) => {
+        let (status, headers, body) = if is_batch {
+            match ingest(&request, scripted, state) {
+                Done::Reply((status, headers, body)) => {
                     let owned = |(name, value): &(&str, &str)| format!("{name}: {value}\r\n");
                     (status, headers.iter().map(owned).collect(), body.into_bytes())
                 }
-                None => return,
-            },
-            other => {
-                state.lock().unwrap().wrong.push(format!("asked for {other:?}"));
-                (404, String::new(), Vec::new())
+                Done::Half(body) => {
+                    let head = "HTTP/1.1 200 Answer\r\nContent-Length: 4711\r\n\r\n";
+                    drop(writer.write_all(head.as_bytes()));
+                    drop(writer.write_all(&body.as_bytes()[..body.len() / 2]));
+                    return;
+                }
+                Done::Close => return,
+                Done::Reset => return reset(&writer),
+                Done::Hang => {
+                    thread::sleep(PATIENCE);
+                    return;
+                }
             }
+        } else if (&*request.method, &*request.path) == ("GET", "/config") {
+            config(&request, &mut state.lock().unwrap())
+        } else {
+            let asked = format!("asked for {} {}", request.method, request.path);
+            state.lock().unwrap().wrong.push(asked);
+            (404, String::new(), Vec::new())
         };
         let length = body.len();
         let head = format!(
@@ -196,7 +280,16 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
     }
 }
 
-fn read_request(reader: &mut impl std::io::BufRead) -> Option<Request> {
+/// Ends the connection as a crash of the machine does: the other side sees a reset.
+#[cfg(unix)]
+fn reset(stream: &TcpStream) {
+    rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO)).unwrap();
+}
+
+#[cfg(not(unix))]
+fn reset(_: &TcpStream) {}
+
+fn read_head(reader: &mut impl std::io::BufRead) -> Option<Request> {
     let mut line = String::new();
     if reader.read_line(&mut line).ok()? == 0 {
         return None;
@@ -210,11 +303,13 @@ fn read_request(reader: &mut impl std::io::BufRead) -> Option<Request> {
         let Some((name, value)) = line.trim_end().split_once(':') else { break };
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    let mut request = Request { method, path, headers, body: Vec::new() };
+    Some(Request { method, path, headers, body: Vec::new() })
+}
+
+fn read_body(reader: &mut impl std::io::BufRead, request: &mut Request) -> Option<()> {
     let length = request.header("content-length").parse().unwrap_or(0);
     request.body.resize(length, 0);
-    reader.read_exact(&mut request.body).ok()?;
-    Some(request)
+    reader.read_exact(&mut request.body).ok()
 }
 
 fn config(request: &Request, state: &mut State) -> (u16, String, Vec<u8>) {
@@ -232,37 +327,63 @@ fn config(request: &Request, state: &mut State) -> (u16, String, Vec<u8>) {
 
 type Reply = (u16, &'static [(&'static str, &'static str)], String);
 
-/// Checks a batch and answers; none closes the connection.
-fn ingest(request: &Request, state: &Mutex<State>) -> Option<Reply> {
+/// What is done about a batch.
+enum Done {
+    Reply(Reply),
+    Half(String),
+    Close,
+    Reset,
+    Hang,
+}
+
+/// Checks a batch and answers.
+fn ingest(request: &Request, scripted: Option<Answer>, state: &Mutex<State>) -> Done {
     let mut held = state.lock().unwrap();
     held.requests += 1;
-    let answer = held.script.pop_front().unwrap_or(Answer::Receipt);
     let batch = match check(request, &held) {
         Ok(batch) => batch,
         Err(wrong) => {
             held.wrong.push(wrong);
-            return Some((400, &[], String::new()));
+            return Done::Reply((400, &[], String::new()));
         }
     };
-    let receipt = || value!({ "last_seq": batch.header.last_seq, "accepted": 0 }).to_string();
+    held.offer(&batch);
+    let offered = Offered { header: &batch.header, lines: &batch.lines };
+    let answer = scripted.unwrap_or_else(|| match &mut held.rule {
+        Some(rule) => rule(&offered),
+        None => Answer::Receipt,
+    });
+    let last_seq = batch.header.last_seq.unwrap();
+    let receipt = |last_seq| value!({ "last_seq": last_seq, "accepted": 0 }).to_string();
     match answer {
-        Answer::Status(status, headers, body) => Some((status, headers, body.to_owned())),
-        Answer::Close => None,
+        Answer::Status(status, headers, body) => Done::Reply((status, headers, body.to_owned())),
+        Answer::Close => Done::Close,
+        Answer::Hang | Answer::HangBeforeBody => Done::Hang,
         Answer::Receipt => {
-            let receipt = receipt();
             held.take(batch);
-            Some((200, &[], receipt))
+            Done::Reply((200, &[], receipt(last_seq)))
+        }
+        Answer::TakeAndSay(more) => {
+            held.take(batch);
+            Done::Reply((200, &[], receipt(last_seq.saturating_add_signed(more))))
         }
         Answer::TakeAndClose => {
             held.take(batch);
-            None
+            Done::Close
+        }
+        Answer::TakeAndReset => {
+            held.take(batch);
+            Done::Reset
+        }
+        Answer::TakeAndSayHalf => {
+            held.take(batch);
+            Done::Half(receipt(last_seq))
         }
         Answer::After(delay) => {
             drop(held);
             thread::sleep(delay);
-            let receipt = receipt();
             state.lock().unwrap().take(batch);
-            Some((200, &[], receipt))
+            Done::Reply((200, &[], receipt(last_seq)))
         }
     }
 }
@@ -278,11 +399,24 @@ struct Batch {
 }
 
 impl State {
+    /// Notes what each entry looks like: whenever it comes again, it must look the same.
+    fn offer(&mut self, batch: &Batch) {
+        for (seq, line) in &batch.lines {
+            let key = (batch.header.epoch.clone(), *seq);
+            let digest = Digest::of(line);
+            if *self.offered.entry(key).or_insert(digest) != digest {
+                self.wrong.push(format!("entry {seq} came again with other bytes"));
+            }
+        }
+    }
+
     /// Keeps the lines that are new.
     fn take(&mut self, batch: Batch) {
         for (seq, line) in &batch.lines {
             if *seq > self.last_seq {
                 self.taken.extend_from_slice(line);
+            } else {
+                self.doubled += 1;
             }
         }
         if batch.header.last_seq.unwrap() > self.last_seq {

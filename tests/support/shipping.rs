@@ -1,0 +1,242 @@
+//! Delivery in this process: the real outbox and the real sink, with a clock that stands and no
+//! waits between tries but those that a receiver asks for.
+
+use std::{
+    io::{self, Write},
+    ops::Deref,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use ai_agent::{
+    config::Shipping,
+    event::Event,
+    frame::Codec,
+    pipeline::{
+        delivery::{Delivering, Ending, Progress},
+        group::Filling,
+        outbox::{Outbox, Seat},
+    },
+    platform::{Clock, Environment, Os, Paths, Timestamp},
+    protocol::{Digest, Identity},
+    stages::{Context, StageOptions, sink},
+};
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::{PATIENCE, SECRET, TOKEN, within};
+
+/// 2026-11-21T20:00:00Z.
+pub(crate) const NOW: Timestamp = Timestamp(1_795_291_200_000);
+
+/// A clock that a test moves.
+pub(crate) struct Hand(AtomicU64);
+
+impl Clock for Hand {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// An outbox with what waits in it.
+pub(crate) struct Post {
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) shipping: Shipping,
+    clock: Arc<Hand>,
+    /// Lines of the sink's table.
+    options: String,
+    folder: tempfile::TempDir,
+}
+
+impl Post {
+    /// With so many entries in it, each of them an event `{"n": its number}`.
+    pub(crate) fn with(count: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("outbox.redb");
+        let seat = Seat { name: "siem".into(), destination: None };
+        let outbox = Outbox::open(&path, &[seat], || "epoch-1".into()).unwrap();
+        let post = Self {
+            outbox: Arc::new(outbox),
+            // The clock stands: nothing would ever have waited long enough.
+            shipping: Shipping { flush_interval: Duration::ZERO, ..Shipping::default() },
+            clock: Arc::new(Hand(AtomicU64::new(NOW.0))),
+            options: String::new(),
+            folder,
+        };
+        post.store((1..=count).map(|n| Event::info("test", json!({ "n": n }))));
+        post
+    }
+
+    /// Batches of at most so many entries.
+    pub(crate) fn in_batches_of(self, batch_size: usize) -> Self {
+        let shipping = Shipping { batch_size, ..self.shipping };
+        Self { shipping, ..self }
+    }
+
+    /// With these lines in the sink's table.
+    pub(crate) fn options(self, options: &str) -> Self {
+        Self { options: options.to_owned(), ..self }
+    }
+
+    /// Stores events in one transaction.
+    pub(crate) fn store(&self, events: impl IntoIterator<Item = Event>) {
+        let start = self.outbox.end();
+        let mut filling = Filling::new(start, Digest::ZERO, self.shipping, Codec::Zstd);
+        events.into_iter().for_each(|event| filling.event(&event, NOW));
+        if !filling.is_empty() {
+            self.outbox.commit(&filling.take(NOW)).unwrap();
+        }
+    }
+
+    /// Writes a file that only its owner can read.
+    pub(crate) fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        let options = ai_agent::platform::private::options();
+        let mut file = options.clone().create(true).truncate(true).open(&path).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        path
+    }
+
+    /// Delivers to `endpoint` from now on.
+    #[track_caller]
+    pub(crate) fn deliver_to(self, endpoint: &str) -> Delivery {
+        let table = format!(
+            "endpoint = \"{endpoint}\"\ntoken = \"{TOKEN}\"\nhmac_secret = \"{SECRET}\"\n{}",
+            self.options
+        );
+        let options = StageOptions::from_toml(&table).unwrap();
+        let sink = sink::build("http-siem", &options, &self.context()).unwrap();
+        let (ending, watched) = watch::channel(Ending::Running);
+        let progress = watch::Sender::default();
+        let (log, events) = (Log::default(), Arc::new(Mutex::new(Vec::new())));
+        let reported = Arc::clone(&events);
+        let delivering = Delivering {
+            name: "siem".into(),
+            sink,
+            outbox: Arc::clone(&self.outbox),
+            identity: Arc::new(identity()),
+            shipping: self.shipping,
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            jitter: Box::new(|| 0.0),
+            progress: progress.clone(),
+            report: Arc::new(move |event| reported.lock().unwrap().push(event)),
+            new_epoch: Arc::new(|| "epoch-2".into()),
+        };
+        let written = log.clone();
+        let thread = thread::spawn(move || {
+            let subscriber = tracing_subscriber::fmt()
+                .with_max_level(tracing::Level::INFO)
+                .with_ansi(false)
+                .with_writer(move || written.clone())
+                .finish();
+            tracing::subscriber::with_default(subscriber, || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.unwrap().block_on(delivering.run(watched));
+            });
+        });
+        Delivery { post: self, ending, progress, log, events, thread }
+    }
+
+    fn context(&self) -> Context {
+        let home = self.folder.path().to_str().unwrap();
+        let environment = Environment::from_iter([("HOME", home), ("USERPROFILE", home)]);
+        Context {
+            identity: identity(),
+            paths: Paths::on(Os::CURRENT, &environment).unwrap(),
+            environment,
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            revision: None,
+            once: false,
+            poll_interval: PATIENCE,
+        }
+    }
+}
+
+fn identity() -> Identity {
+    Identity {
+        machine_id: "machine".into(),
+        hostname: "host".into(),
+        user: "user".into(),
+        os: "linux".into(),
+        arch: "x86_64".into(),
+        agent_version: "0.1.0".into(),
+    }
+}
+
+/// A delivery at work.
+pub(crate) struct Delivery {
+    post: Post,
+    ending: watch::Sender<Ending>,
+    progress: watch::Sender<Progress>,
+    log: Log,
+    events: Arc<Mutex<Vec<Event>>>,
+    thread: JoinHandle<()>,
+}
+
+impl Deref for Delivery {
+    type Target = Post;
+
+    fn deref(&self) -> &Post {
+        &self.post
+    }
+}
+
+impl Delivery {
+    /// What it logged so far.
+    pub(crate) fn log(&self) -> String {
+        String::from_utf8_lossy(&self.log.0.lock().unwrap()).into_owned()
+    }
+
+    /// What it reported so far.
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.events.lock().unwrap().clone()
+    }
+
+    /// How it is doing.
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress.borrow().clone()
+    }
+
+    /// Waits until it has logged `words`.
+    #[track_caller]
+    pub(crate) fn wait_for_log(&self, words: &str) {
+        let what = format!("{words:?} in the log");
+        within(PATIENCE, &what, || {
+            assert!(!self.thread.is_finished(), "ended without {words:?}:\n{}", self.log());
+            self.log().contains(words).then_some(())
+        });
+    }
+
+    /// Waits until everything is delivered, and ends; gives what it logged.
+    #[track_caller]
+    pub(crate) fn finish(&self) -> String {
+        self.ending.send_replace(Ending::Drained);
+        let begun = Instant::now();
+        while !self.thread.is_finished() {
+            assert!(begun.elapsed() < PATIENCE, "not everything is delivered:\n{}", self.log());
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert!(self.progress().drained, "the delivery failed:\n{}", self.log());
+        self.log()
+    }
+}
+
+/// What is logged, so far.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
