@@ -39,7 +39,7 @@ fn remedy(error: &(dyn Error + 'static)) -> Option<&'static str> {
             return Some(remedy);
         }
         // The library's own type for it is not public.
-        if error.to_string() == "proxy authorization required" {
+        if error.to_string().ends_with("proxy authorization required") {
             return Some(
                 "the proxy wants credentials, or others: give `proxy_user` and \
                  `proxy_password_file`, or put them into the proxy's URL in the environment",

@@ -7,10 +7,13 @@ pub(crate) mod agent;
 pub(crate) mod entries;
 pub(crate) mod home;
 pub(crate) mod naive;
+pub(crate) mod proxy;
 pub(crate) mod receiver;
 pub(crate) mod scripted;
 pub(crate) mod shipping;
+#[cfg(unix)]
 pub(crate) mod tap;
+pub(crate) mod tls;
 
 use std::{
     fs,

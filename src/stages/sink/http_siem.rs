@@ -4,9 +4,9 @@
 //! the system trusts, and `ca_file` besides. A proxy is taken from the environment
 //! (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, but for what `NO_PROXY` names) or from `proxy`.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
-use reqwest::{Certificate, Client, Proxy, Url, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, Proxy, Url, redirect};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::Encoding;
@@ -213,31 +213,53 @@ impl Options {
     }
 
     fn client(&self, context: &Context) -> Result<Client, BuildError> {
+        let authorities = self.authorities(context)?;
+        let builder = self.builder(context)?;
+        let failure = match builder.tls_certs_merge(authorities.clone()).build() {
+            Ok(client) => return Ok(client),
+            Err(failure) => failure,
+        };
+        if self.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http:")) {
+            // A system with no authorities to trust. None are needed on this way; should a proxy
+            // speak TLS after all, it is not trusted.
+            if let Ok(client) = self.builder(context)?.tls_certs_only(authorities).build() {
+                return Ok(client);
+            }
+        }
+        let problem = format!(
+            "cannot be reached over TLS: {}: install the system's certificates \
+             (`ca-certificates`), or name the receiver's authority with `ca_file`",
+            causes(&failure)
+        );
+        Err(BuildError::Invalid { option: "endpoint", problem })
+    }
+
+    /// A client, but for whom it trusts.
+    fn builder(&self, context: &Context) -> Result<ClientBuilder, BuildError> {
         let mut builder = Client::builder()
             .user_agent(format!("ai-agent/{}", context.identity.agent_version))
             .redirect(redirect::Policy::none())
             .timeout(self.timeout.0)
-            .connect_timeout(self.timeout.0.min(std::time::Duration::from_secs(10)));
-        if let Some(path) = &self.ca_file {
-            let invalid = |error: &dyn std::fmt::Display| invalid_file("ca_file", path, error);
-            let pem = fs::read(context.paths.expand(path)).map_err(|error| invalid(&error))?;
-            let certificates =
-                Certificate::from_pem_bundle(&pem).map_err(|error| invalid(&error))?;
-            if certificates.is_empty() {
-                return Err(invalid(&"no PEM certificate is in it"));
-            }
-            builder = builder.tls_certs_merge(certificates);
-        }
+            .connect_timeout(self.timeout.0.min(Duration::from_secs(10)));
         if let Some(identity) = self.client_certificate(context)? {
             builder = builder.identity(identity);
         }
         if let Some(proxy) = self.proxy(context)? {
             builder = builder.proxy(proxy);
         }
-        builder.build().map_err(|error| BuildError::Invalid {
-            option: "endpoint",
-            problem: format!("cannot be reached over TLS: {error}"),
-        })
+        Ok(builder)
+    }
+
+    /// The authorities to trust besides the system's.
+    fn authorities(&self, context: &Context) -> Result<Vec<Certificate>, BuildError> {
+        let Some(path) = &self.ca_file else { return Ok(Vec::new()) };
+        let invalid = |error: &dyn std::fmt::Display| invalid_file("ca_file", path, error);
+        let pem = fs::read(context.paths.expand(path)).map_err(|error| invalid(&error))?;
+        let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| invalid(&error))?;
+        if certificates.is_empty() {
+            return Err(invalid(&"no PEM certificate is in it"));
+        }
+        Ok(certificates)
     }
 }
 
