@@ -1,0 +1,208 @@
+//! What happens when there is no room: reading waits, the files are the buffer, the agent lives on
+//! and goes on by itself, nothing is lost and nothing comes twice.
+#![allow(clippy::unwrap_used, reason = "a test ends there")]
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use ai_agent::protocol::names::event;
+use support::{
+    entries::{self, Stored},
+    eventually,
+    home::Home,
+    random,
+    receiver::{Receiver, wait_for},
+    scripted::{Answer, Scripted},
+    within,
+};
+
+const MB: usize = 1 << 20;
+
+/// Lines that hardly shrink, so many bytes of them, each with a number of its own.
+fn lines(random: &mut fastrand::Rng, first: usize, bytes: usize) -> Vec<u8> {
+    let mut lines = Vec::with_capacity(bytes + 20_000);
+    let mut number = first;
+    while lines.len() < bytes {
+        let text: String = (0..16_000).map(|_| random.alphanumeric()).collect();
+        writeln!(lines, "{{\"type\":\"user\",\"n\":{number},\"text\":\"{text}\"}}").unwrap();
+        number += 1;
+    }
+    lines
+}
+
+/// The file's lines are there, in order, each once.
+#[track_caller]
+fn assert_same(file: &Path, entries: &[Stored]) {
+    let mut offset = 0;
+    let mut arrived = entries::lines(entries).into_iter().filter(|line| line.path == file);
+    for line in fs::read(file).unwrap().split_inclusive(|byte| *byte == b'\n') {
+        let found = arrived.next().expect("a line is lost");
+        assert_eq!(found.offset, offset, "a line is lost or doubled");
+        assert!(found.bytes == line[..line.len() - 1], "other bytes at {offset}");
+        offset += line.len() as u64;
+    }
+    assert!(arrived.next().is_none(), "a line is doubled");
+}
+
+/// The entries between two events of these names; the first of each.
+fn between<'a>(entries: &'a [Stored], one: &str, other: &str) -> &'a [Stored] {
+    let place = |name: &str| entries.iter().position(|entry| entry.event.as_deref() == Some(name));
+    &entries[place(one).unwrap()..place(other).unwrap()]
+}
+
+#[test]
+fn a_full_outbox_stops_reading_until_the_receiver_takes_something() {
+    let home = Home::new();
+    let mut random = random();
+    let file = home.write("-work/a.jsonl", lines(&mut random, 0, 30 * MB));
+    let is_open = Arc::new(AtomicBool::new(false));
+    let opened = Arc::clone(&is_open);
+    let receiver = Scripted::by_rule(move |_| match opened.load(Ordering::Relaxed) {
+        true => Answer::Receipt,
+        false => Answer::Status(503, &[("Retry-After", "1")], ""),
+    });
+    // Of these, 16 MiB are kept for events.
+    let config = "[shipping]\nflush_interval = \"0s\"\n[outbox]\nmax_bytes = \"32 MiB\"";
+    let mut agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start();
+    agent.wait_for_log("no room: reading waits, the files are the buffer lack=\"outbox\"");
+    // What is written meanwhile waits in its file.
+    home.append("-work/a.jsonl", lines(&mut random, 5000, MB));
+    is_open.store(true, Ordering::Relaxed);
+    agent.wait_for_log("there is room again: reading goes on");
+    let total = fs::read(&file).unwrap().iter().filter(|byte| **byte == b'\n').count();
+    within(2 * support::PATIENCE, "all of it", || {
+        std::thread::sleep(Duration::from_millis(200));
+        (entries::lines(&receiver.entries()).len() >= total).then_some(())
+    });
+    agent.stop();
+
+    let entries = receiver.entries();
+    assert_same(&file, &entries);
+    let full = &entries::events(&entries, event::OUTBOX_FULL)[0].data;
+    assert_eq!(full["lack"], "outbox");
+    let stored = full["outbox_bytes"].as_u64().unwrap() as usize;
+    assert!((16 * MB..24 * MB).contains(&stored), "{stored}");
+    // Nothing was read between the two.
+    let waited = between(&entries, event::OUTBOX_FULL, event::OUTBOX_RECOVERED);
+    assert_eq!(entries::lines(waited).len(), 0, "{waited:?}");
+    assert_eq!(receiver.doubled(), 0);
+}
+
+/// A file system in memory with so many megabytes; gone when dropped. None where that is not
+/// allowed.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(folder: &Path, megabytes: u32) -> Option<Self> {
+        let path = folder.join("disk");
+        fs::create_dir(&path).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m,mode=700"), "none"])
+            .arg(&path)
+            .output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Self(path)),
+            _ => {
+                eprintln!("skipped: a file system of one's own can be mounted by root only");
+                None
+            }
+        }
+    }
+
+    /// Writes until there is no room for another byte.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.join("ballast");
+        let mut file = File::create(&path).unwrap();
+        for piece in [MB, 4096, 1] {
+            while file.write_all(&vec![0x55; piece]).is_ok() {}
+        }
+        path
+    }
+
+    /// Mounts it again, read-only or not.
+    #[track_caller]
+    fn remount(&self, how: &str) {
+        let output = Command::new("mount").args(["-o", how]).arg(&self.0).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("--lazy").arg(&self.0).output());
+    }
+}
+
+/// A configuration that keeps the state on that disk.
+fn on(disk: &Disk) -> String {
+    let state = disk.0.join("state");
+    format!("[agent]\nstate_dir = \"{}\"\n[shipping]\nflush_interval = \"0s\"", state.display())
+}
+
+#[test]
+fn a_full_disk_stops_reading_until_there_is_room_again() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let Some(disk) = Disk::new(home.path(), 160) else { return };
+    let mut random = random();
+    let file = home.write("-work/a.jsonl", lines(&mut random, 0, MB));
+    let mut agent = home.agent(&["run"]).config(&on(&disk)).ships_to(&receiver.url()).start();
+    let arrived = |what: &str| {
+        let written = fs::read(&file).unwrap().iter().filter(|byte| **byte == b'\n').count();
+        wait_for(&receiver, what, |entries| {
+            (entries::lines(entries).len() >= written).then_some(())
+        });
+    };
+    arrived("the first lines");
+    for round in 1..=2 {
+        let ballast = disk.fill();
+        home.append("-work/a.jsonl", lines(&mut random, round * 1000, 3 * MB));
+        eventually("reading waits", || {
+            assert!(agent.runs(), "{}", agent.log());
+            (agent.log().matches("no room: reading waits").count() == round).then_some(())
+        });
+        fs::remove_file(ballast).unwrap();
+        arrived("what was written while the disk was full");
+        assert!(agent.runs());
+    }
+    agent.stop();
+    let entries = receiver.entries();
+    assert_same(&file, &entries);
+    receiver.assert_whole();
+    let full = entries::events(&entries, event::OUTBOX_FULL);
+    assert_eq!((full.len(), &full[0].data["lack"]), (2, &"disk".into()));
+    assert_eq!(entries::events(&entries, event::OUTBOX_RECOVERED).len(), 2);
+    let waited = between(&entries, event::OUTBOX_FULL, event::OUTBOX_RECOVERED);
+    assert_eq!(entries::lines(waited).len(), 0, "{waited:?}");
+}
+
+#[test]
+fn a_disk_that_only_reads_is_said_and_has_lost_nothing_when_it_writes_again() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let Some(disk) = Disk::new(home.path(), 160) else { return };
+    let mut random = random();
+    let file = home.write("-work/a.jsonl", lines(&mut random, 0, MB));
+    let agent =
+        |arguments: &[&str]| home.agent(arguments).config(&on(&disk)).ships_to(&receiver.url());
+    agent(&["run", "--once"]).succeed();
+    disk.remount("remount,ro");
+    home.append("-work/a.jsonl", lines(&mut random, 1000, MB));
+    let error = agent(&["run", "--once"]).fail(1);
+    assert!(error.contains("ead-only file system"), "{error}");
+    assert!(error.contains(disk.0.join("state").to_str().unwrap()), "{error}");
+    disk.remount("remount,rw");
+    agent(&["run", "--once"]).succeed();
+    assert_same(&file, &receiver.entries());
+    receiver.assert_whole();
+}
