@@ -8,6 +8,7 @@ mod support;
 use std::{
     fs::{self, File},
     io::Write as _,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -18,7 +19,9 @@ use std::{
 };
 
 use ai_agent::protocol::names::event;
+use rustix::process::Signal;
 use support::{
+    agent::Agent,
     entries::{self, Stored},
     eventually,
     home::Home,
@@ -121,10 +124,14 @@ impl Disk {
         }
     }
 
-    /// Writes until there is no room for another byte.
+    /// Takes all that is free, until there is no room for another byte.
     fn fill(&self) -> PathBuf {
         let path = self.0.join("ballast");
-        let mut file = File::create(&path).unwrap();
+        let mut file = File::options().create_new(true).append(true).open(&path).unwrap();
+        let found = rustix::fs::statvfs(&self.0).unwrap();
+        let (flags, free) = (rustix::fs::FallocateFlags::empty(), found.f_bavail * found.f_frsize);
+        // Less than that may be left by now.
+        rustix::fs::fallocate(&file, flags, 0, free).ok();
         for piece in [MB, 4096, 1] {
             while file.write_all(&vec![0x55; piece]).is_ok() {}
         }
@@ -139,9 +146,17 @@ impl Disk {
     }
 }
 
+impl Disk {
+    /// Takes away what was mounted last there; whether there was anything.
+    fn unmount(&self) -> bool {
+        let done = Command::new("umount").arg("--lazy").arg(&self.0).output();
+        done.is_ok_and(|output| output.status.success())
+    }
+}
+
 impl Drop for Disk {
     fn drop(&mut self) {
-        drop(Command::new("umount").arg("--lazy").arg(&self.0).output());
+        while self.unmount() {}
     }
 }
 
@@ -205,4 +220,111 @@ fn a_disk_that_only_reads_is_said_and_has_lost_nothing_when_it_writes_again() {
     agent(&["run", "--once"]).succeed();
     assert_same(&file, &receiver.entries());
     receiver.assert_whole();
+}
+
+/// An agent whose transactions meet a full disk: nothing leaves its outbox, so that each of them
+/// needs more room.
+struct Squeezed {
+    receiver: Scripted,
+    is_open: Arc<AtomicBool>,
+    agent: Agent,
+    file: PathBuf,
+    disk: Disk,
+    home: Home,
+    random: fastrand::Rng,
+}
+
+impl Squeezed {
+    /// None where a disk of one's own can't be had.
+    fn new() -> Option<Self> {
+        let home = Home::new();
+        let disk = Disk::new(home.path(), 256)?;
+        let is_open = Arc::new(AtomicBool::new(false));
+        let opened = Arc::clone(&is_open);
+        let receiver = Scripted::by_rule(move |_| match opened.load(Ordering::Relaxed) {
+            true => Answer::Receipt,
+            false => Answer::Status(503, &[("Retry-After", "1")], ""),
+        });
+        let mut agent = home.agent(&["run"]).config(&on(&disk)).ships_to(&receiver.url()).start();
+        agent.wait_for_log(" started ");
+        let file = home.write("-work/a.jsonl", "");
+        Some(Self { receiver, is_open, agent, file, disk, home, random: random() })
+    }
+
+    /// Fills the disk in the middle of its work, until it says `words`. The agent stands still
+    /// meanwhile: otherwise it would look at what is free in time. Only when it stood just before
+    /// that look it is taken by surprise again.
+    #[track_caller]
+    fn until_it_says(&mut self, words: &str) {
+        let mut round = 0;
+        while !self.agent.log().contains(words) {
+            round += 1;
+            assert!(round < 6, "never said {words:?}:\n{}", self.agent.log());
+            let more = lines(&mut self.random, round * 1000, 12 * MB);
+            // The file is sparse: what it takes of the disk is what counts.
+            let store = self.disk.0.join("state/outbox.redb");
+            let taken = || fs::metadata(&store).unwrap().blocks();
+            let before = taken();
+            self.home.append("-work/a.jsonl", more);
+            eventually("reading is under way", || (taken() > before).then_some(()));
+            self.agent.signal(Signal::STOP);
+            let ballast = self.disk.fill();
+            self.agent.signal(Signal::CONT);
+            eventually("the disk is found full", || {
+                let log = self.agent.log();
+                let full = log.matches("no room: reading waits").count() == round;
+                (full || log.contains(words)).then_some(())
+            });
+            fs::remove_file(ballast).unwrap();
+        }
+        assert!(self.agent.runs());
+    }
+
+    /// Lets everything flow, and sees that everything does.
+    #[track_caller]
+    fn all_arrives(self) {
+        self.is_open.store(true, Ordering::Relaxed);
+        let bytes = fs::read(&self.file).unwrap();
+        let written = bytes.iter().filter(|byte| **byte == b'\n').count();
+        within(2 * support::PATIENCE, "all of it", || {
+            std::thread::sleep(Duration::from_millis(200));
+            (entries::lines(&self.receiver.entries()).len() >= written).then_some(())
+        });
+        self.agent.stop();
+        assert_same(&self.file, &self.receiver.entries());
+    }
+}
+
+/// A neighbour fills the disk in the middle of a transaction, faster than any look at what is free
+/// can tell. redb's handle is of no use after that, and has to be opened anew.
+#[test]
+fn a_transaction_that_finds_the_disk_full_is_made_again() {
+    let Some(mut squeezed) = Squeezed::new() else { return };
+    squeezed.until_it_says("No space left on device");
+    squeezed.all_arrives();
+}
+
+/// The system mounts a disk read-only when it finds it damaged. A disk that is written to can't be
+/// mounted so by hand: a read-only view is laid over it, which the agent meets when it opens its
+/// store anew.
+#[test]
+fn a_disk_that_only_reads_while_the_agent_runs_is_waited_for() {
+    let Some(mut squeezed) = Squeezed::new() else { return };
+    let writable = Disk(squeezed.disk.0.with_file_name("writable"));
+    fs::create_dir(&writable.0).unwrap();
+    bind(&squeezed.disk.0, &writable.0);
+    bind(&squeezed.disk.0, &squeezed.disk.0);
+    squeezed.disk.remount("remount,ro,bind");
+    let view = Disk(std::mem::replace(&mut squeezed.disk.0, writable.0.clone()));
+    squeezed.until_it_says("ead-only file system");
+    // Nothing is given up as long as it lasts.
+    assert!(squeezed.agent.runs(), "{}", squeezed.agent.log());
+    assert!(view.unmount());
+    squeezed.all_arrives();
+}
+
+#[track_caller]
+fn bind(from: &Path, to: &Path) {
+    let output = Command::new("mount").arg("--bind").args([from, to]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
