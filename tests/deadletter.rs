@@ -15,7 +15,11 @@ use std::{
 };
 
 use serde_json::Value;
-use support::{entries, home::Home, receiver::Receiver};
+use support::{
+    entries,
+    home::Home,
+    receiver::{Receiver, wait_for},
+};
 
 const POISON: &str = "what this receiver will not take";
 
@@ -114,6 +118,12 @@ fn a_poisoned_entry_waits_as_a_dead_letter_and_fills_its_hole_when_it_is_sent_ag
     let listed = agent(&["deadletter", "list", "--json"]).succeed();
     let letter: Value = serde_json::from_slice(&listed.stdout).unwrap();
     assert_eq!((&letter["status"], &letter["attempts"]), (&422.into(), &1.into()));
+    assert_eq!((&letter["reason"], &letter["sink"]), (&"refused".into(), &"siem".into()));
+    let shown = agent(&["deadletter", "list"]).succeed();
+    for words in [&*letter["seq"].to_string(), "refused (422)", "1 attempts", "bad taste"] {
+        assert!(shown.text().contains(words), "{words}: {}", shown.text());
+    }
+    assert!(shown.text().contains(letter["at"].as_str().unwrap()), "{}", shown.text());
     assert!(letter["answer"].as_str().unwrap().contains("bad taste"));
     let number = letter["seq"].to_string();
 
@@ -164,6 +174,34 @@ fn the_store_of_a_running_agent_is_not_touched() {
     assert!(message.contains("another agent"), "{message}");
     agent.stop();
     home.agent(&["deadletter", "list"]).succeed();
+}
+
+/// To look at dead letters with another configuration than the agent's took every sink's place
+/// that is not in it: what such a sink had not delivered yet was gone.
+#[test]
+fn whatever_is_configured_for_the_command_no_sink_loses_its_place() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    home.write("-work/a.jsonl", "{\"n\":1}\n");
+    let archive = home.path().join("archive.ndjson");
+    let elsewhere = home.path().join("not/there/yet.ndjson");
+    let agent = |arguments: &[&str], file: &std::path::Path| {
+        let sinks = "[pipeline]\nsinks = [\"siem\", \"archive\"]\n[sink.archive]\ntype = \"file\"";
+        let config =
+            format!("{sinks}\npath = \"{}\"\n[shipping]\nflush_interval = \"0s\"", file.display());
+        home.agent(arguments).config(&config).ships_to(&receiver.url())
+    };
+    // The archive can't be written yet, the SIEM has it all.
+    let mut running = agent(&["run"], &elsewhere).start();
+    wait_for(&receiver, "the record arrives", |entries| {
+        (!entries::lines(entries).is_empty()).then_some(())
+    });
+    running.wait_for_log("delivery was postponed sink=\"archive\"");
+    running.stop();
+    home.agent(&["deadletter", "list"]).ships_to(&receiver.url()).succeed();
+    agent(&["run", "--once"], &archive).succeed();
+    let archived = fs::read(&archive).unwrap();
+    assert_eq!(entries::lines(&entries::parse(&archived)).len(), 1);
+    receiver.assert_whole();
 }
 
 #[test]

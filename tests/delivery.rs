@@ -176,6 +176,45 @@ fn entries_that_are_poisoned_here_and_there_are_each_found() {
     assert_eq!(receiver.entries().len(), 500 - 39);
 }
 
+/// Dead letters have room of their own. The oldest go first, never one that no header has named:
+/// its entry would be sent again. Each that goes is reported.
+#[test]
+fn dead_letters_beyond_their_cap_go_oldest_first_and_are_reported() {
+    let receiver = Scripted::by_rule(|batch| {
+        let poisoned = (0..40).any(|n| batch.holds(&format!("{{\"n\":{}}}", n * 12 + 5)));
+        if poisoned { Status(422, &[], "") } else { Receipt }
+    });
+    let mut post = Post::with(480);
+    post.max_dead_letter_bytes = 4096;
+    let delivery = post.deliver_to(&receiver.url());
+    let log = delivery.finish();
+    assert!(log.contains("the oldest dead letters were deleted"), "{log}");
+
+    let refused: Vec<u64> = (0..40).map(|n| n * 12 + 5).collect();
+    let left: Vec<u64> = letters(&delivery).iter().map(|(seq, _)| *seq).collect();
+    assert!((5..20).contains(&left.len()), "{left:?}");
+    let (gone, newest) = refused.split_at(refused.len() - left.len());
+    assert_eq!(left, newest);
+
+    let events = delivery.events();
+    let purges: Vec<_> =
+        events.iter().filter(|event| event.name == event::DEAD_LETTERS_PURGED).collect();
+    let reported: Vec<u64> = purges
+        .iter()
+        .flat_map(|purge| purge.data["letters"].as_array().unwrap())
+        .map(|letter| letter["seq"].as_u64().unwrap())
+        .collect();
+    assert_eq!(reported, gone);
+    let last = &purges.last().unwrap().data;
+    assert_eq!((&last["reason"], &last["total"]["entries"]), (&"cap".into(), &gone.len().into()));
+    let buried = events.iter().filter(|event| event.name == event::ENTRY_DEAD_LETTERED).count();
+    assert_eq!(buried, 40);
+    // Named in a header all the same, each once: no number is a gap.
+    let headers = receiver.headers();
+    let named = headers.iter().flat_map(|header| &header.dead_lettered).map(|dead| dead.seq);
+    assert_eq!(named.collect::<Vec<_>>(), refused);
+}
+
 /// A receiver that refuses everything is broken itself. It takes batches that only name dead
 /// letters, which once counted as a success: everything was given up, entry by entry.
 #[test]

@@ -18,7 +18,7 @@ use crate::{
         assembly,
         delivery::redeliver,
         group::Filling,
-        outbox::{DeadLetter, DeadLetterId, Outbox, Seat},
+        outbox::{DeadLetter, DeadLetterId, Outbox},
         runner::new_epoch,
     },
     platform::{LockError, StateLock, private},
@@ -34,7 +34,7 @@ pub(super) struct Arguments {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Lists them: number, sink, status, time, attempts, and the receiver's words.
+    /// Lists them: number, sink, reason and status, time, attempts, and the receiver's words.
     List {
         /// One JSON object a line.
         #[arg(long)]
@@ -144,10 +144,8 @@ impl Store {
                 )),
                 error => Failure::failed(error),
             })?;
-        let sinks = loaded.settings.pipeline.sinks.iter();
-        let sinks: Vec<Seat> =
-            sinks.map(|sink| Seat { name: sink.name.clone(), destination: None }).collect();
-        let outbox = Outbox::open(&path, &sinks, new_epoch).map_err(Failure::failed)?;
+        // Whatever is configured for this command, no sink of the agent's loses its place.
+        let outbox = Outbox::open(&path, &[], new_epoch).map_err(Failure::failed)?;
         let context = surroundings.context(&loaded, Some(lock.dir()), true);
         Ok(Some(Self { outbox, loaded, context, _lock: lock }))
     }
@@ -206,7 +204,7 @@ impl Store {
             self.outbox.dig_out(id).map_err(Failure::failed)?;
         }
         let ids: Vec<_> = letters.iter().map(|(id, _)| id).collect();
-        let data = json!({ "count": letters.len(), "letters": ids });
+        let data = json!({ "reason": "command", "count": letters.len(), "letters": ids });
         let config = self.loaded.settings.config_hash();
         let now = self.context.clock.now();
         let mut filling = Filling::new(self.outbox.end(), config, Shipping::default(), Codec::Zstd);
@@ -220,7 +218,8 @@ fn list(letters: &Letters, json: bool) -> Result<(), Failure> {
     for (id, letter) in letters {
         if json {
             let line = json!({
-                "seq": id.seq, "sink": id.sink, "epoch": id.epoch, "status": letter.status,
+                "seq": id.seq, "sink": id.sink, "epoch": id.epoch,
+                "reason": reason(letter.status), "status": letter.status,
                 "at": letter.at, "attempts": letter.attempts, "answer": letter.answer,
                 "line_sha256": letter.line_sha256,
             });
@@ -231,14 +230,28 @@ fn list(letters: &Letters, json: bool) -> Result<(), Failure> {
         let words: String =
             words.chars().filter(|character| !character.is_control()).take(80).collect();
         print(format_args!(
-            "{:>8}  {}  {}  {}  {} attempts  {}  {words}",
-            id.seq, id.sink, letter.status, letter.at, letter.attempts, id.epoch
+            "{:>8}  {}  {} ({})  {}  {} attempts  {}  {words}",
+            id.seq,
+            id.sink,
+            reason(letter.status),
+            letter.status,
+            letter.at,
+            letter.attempts,
+            id.epoch
         ))?;
     }
     if letters.is_empty() && !json {
         print(format_args!("there are none"))?;
     }
     Ok(())
+}
+
+/// What a status says of an entry that stood alone.
+fn reason(status: u16) -> &'static str {
+    match status {
+        413 => "too large",
+        _ => "refused",
+    }
 }
 
 fn export(letters: &Letters, to: &Path) -> Result<(), Failure> {

@@ -68,6 +68,8 @@ impl Shipping {
 pub struct OutboxSettings {
     /// The size in bytes at which reading stops; at least 32 MiB.
     pub max_bytes: u64,
+    /// How many bytes of dead letters are kept besides; at least 1 MiB.
+    pub max_dead_letter_bytes: u64,
 }
 
 /// The stages that run, each kind in the order in which a record meets them.
@@ -181,6 +183,8 @@ struct ShippingTable {
 struct OutboxTable {
     /// The size at which reading stops; at least 32 MiB.
     max_bytes: Size,
+    /// The size at which the oldest dead letters are deleted; at least 1 MiB.
+    max_dead_letter_bytes: Size,
 }
 
 /// The order of stages, by name.
@@ -265,6 +269,11 @@ impl OutboxTable {
             let problem = format!("is {bytes}, must be at least 32 MiB");
             return Err(merged.wrong("outbox.max_bytes", problem));
         }
-        Ok(OutboxSettings { max_bytes: bytes.0 })
+        let dead = self.max_dead_letter_bytes;
+        if dead < Size::mebibytes(1) {
+            let problem = format!("is {dead}, must be at least 1 MiB");
+            return Err(merged.wrong("outbox.max_dead_letter_bytes", problem));
+        }
+        Ok(OutboxSettings { max_bytes: bytes.0, max_dead_letter_bytes: dead.0 })
     }
 }

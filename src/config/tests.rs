@@ -131,6 +131,7 @@ mod defaults {
         assert_eq!(*shipping, Shipping::default());
         assert_eq!(shipping.flush_interval.as_secs(), 5);
         assert_eq!(outbox.max_bytes, 1 << 30);
+        assert_eq!(outbox.max_dead_letter_bytes, 64 << 20);
         assert_eq!(names(&pipeline.sources), ["claude-sessions"]);
         assert_eq!(names(&pipeline.filters), ["compact", "dedupe", "ignore-types"]);
         assert_eq!(names(&pipeline.enrichers), ["host"]);
@@ -161,7 +162,7 @@ mod defaults {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 10);
+        assert_eq!(checked, 11);
     }
 
     /// What a comment offers must be right when somebody uncomments it.
@@ -480,6 +481,10 @@ mod errors {
             (
                 "outbox.max_bytes = \"1 MiB\"",
                 "`outbox.max_bytes` in FILE is 1.0 MiB, must be at least 32 MiB",
+            ),
+            (
+                "outbox.max_dead_letter_bytes = \"1 KiB\"",
+                "`outbox.max_dead_letter_bytes` in FILE is 1.0 KiB, must be at least 1 MiB",
             ),
             (
                 "agent.poll_interval = \"59s\"",

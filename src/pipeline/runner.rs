@@ -81,6 +81,7 @@ impl Pipeline {
                     outbox: Arc::clone(&outbox),
                     identity: Arc::clone(&identity),
                     shipping,
+                    max_dead_letter_bytes: settings.outbox.max_dead_letter_bytes,
                     clock: Arc::clone(&self.clock),
                     jitter: Box::new(fastrand::f64),
                     progress,

@@ -47,6 +47,7 @@ impl Clock for Hand {
 pub(crate) struct Post {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) shipping: Shipping,
+    pub(crate) max_dead_letter_bytes: u64,
     clock: Arc<Hand>,
     /// Lines of the sink's table.
     options: String,
@@ -64,6 +65,7 @@ impl Post {
             outbox: Arc::new(outbox),
             // The clock stands: nothing would ever have waited long enough.
             shipping: Shipping { flush_interval: Duration::ZERO, ..Shipping::default() },
+            max_dead_letter_bytes: u64::MAX,
             clock: Arc::new(Hand(AtomicU64::new(NOW.0))),
             options: String::new(),
             folder,
@@ -121,6 +123,7 @@ impl Post {
             outbox: Arc::clone(&self.outbox),
             identity: Arc::new(identity()),
             shipping: self.shipping,
+            max_dead_letter_bytes: self.max_dead_letter_bytes,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             jitter: Box::new(|| 0.0),
             progress: progress.clone(),

@@ -15,7 +15,7 @@ use siem_protocol::{ChainPoint, Identity};
 use tokio::{sync::watch, time::sleep};
 use tracing::{debug, error, info, warn};
 
-use super::outbox::{Cursor, DeadLetter, DeadLetterId, Outbox, OutboxError, Renumbered};
+use super::outbox::{Cursor, DeadLetter, DeadLetterId, Outbox, OutboxError, Purged, Renumbered};
 use crate::{
     config::Shipping,
     event::Event,
@@ -62,6 +62,8 @@ pub struct Delivering {
     pub identity: Arc<Identity>,
     /// How large batches are, and when they are sent.
     pub shipping: Shipping,
+    /// How many bytes of dead letters are kept.
+    pub max_dead_letter_bytes: u64,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Random numbers from 0 to 1, to spread retries.
@@ -229,10 +231,35 @@ impl Delivering {
             sink = self.name,
             seq, status, "entry was refused for good and kept as a dead letter"
         );
-        self.blocking(move |outbox, _| outbox.bury(&id, &letter)).await?;
+        let most = self.max_dead_letter_bytes;
+        let purged = self.blocking(move |outbox, _| outbox.bury_within(&id, &letter, most)).await?;
         let data = serde_json::json!({ "sink": self.name, "seq": seq, "status": status });
         (self.report)(Event::warning(siem_protocol::names::event::ENTRY_DEAD_LETTERED, data));
+        self.tell_purged(&purged);
         Ok(())
+    }
+
+    /// Reports the dead letters that had to go for another.
+    fn tell_purged(&self, purged: &Purged) {
+        /// More would be a report larger than a batch.
+        const NAMED: usize = 100;
+
+        let (count, bytes) = (purged.letters.len(), purged.bytes);
+        if count == 0 {
+            return;
+        }
+        error!(
+            count,
+            bytes,
+            "the oldest dead letters were deleted: there is room for no more of them, see \
+                    `max_dead_letter_bytes` and `deadletter export`"
+        );
+        let named: Vec<_> = purged.letters.iter().take(NAMED).collect();
+        let data = serde_json::json!({
+            "reason": "cap", "count": count, "bytes": bytes, "letters": named,
+            "total": purged.total,
+        });
+        (self.report)(Event::warning(siem_protocol::names::event::DEAD_LETTERS_PURGED, data));
     }
 
     fn store_failed(&self, failure: &dyn std::error::Error) -> Duration {

@@ -109,6 +109,7 @@ async fn run(
         outbox: Arc::clone(&outbox),
         identity: Arc::new(identity),
         shipping,
+        max_dead_letter_bytes: u64::MAX,
         clock: Arc::new(Still),
         jitter: Box::new(|| 0.0),
         progress: watch::Sender::default(),

@@ -34,12 +34,15 @@ pub struct Cursor {
 }
 
 /// Gives every sink a cursor and takes away those of sinks that are no more, which it names; `None`
-/// when a cursor is damaged.
+/// when a cursor is damaged. Without sinks nothing changes: nobody is there to take anything over.
 pub(super) fn place_cursors(
     transaction: &WriteTransaction,
     state: &mut State,
     sinks: &[Seat],
 ) -> Result<Option<Vec<String>>, redb::Error> {
+    if sinks.is_empty() {
+        return Ok(Some(Vec::new()));
+    }
     let mut cursors = transaction.open_table(CURSORS)?;
     let mut removed = Vec::new();
     cursors.retain(|sink, _| {

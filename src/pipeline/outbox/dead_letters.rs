@@ -5,7 +5,7 @@ use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use siem_protocol::{DeadLettered, Digest};
 
-use super::{Cursor, Outbox, OutboxError, from_json, json};
+use super::{CURSORS, Cursor, Outbox, OutboxError, from_json, json};
 
 /// By sink, epoch and sequence number: a number alone comes again in the next epoch.
 pub(super) const DEAD_LETTERS: TableDefinition<'_, (&str, &str, u64), &[u8]> =
@@ -50,6 +50,20 @@ pub struct Buried {
     pub bytes: u64,
 }
 
+/// How many dead letters are kept, whatever their size.
+const MOST_ENTRIES: u64 = 10_000;
+
+/// Dead letters that had to go, since there is room for so many only.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// Which, the oldest first.
+    pub letters: Vec<DeadLetterId>,
+    /// Bytes that they took.
+    pub bytes: u64,
+    /// All that ever had to go, these included: a report that was lost shows in the next.
+    pub total: Buried,
+}
+
 impl DeadLetter {
     /// A letter about `line`, refused for the first time.
     #[must_use]
@@ -71,6 +85,22 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`]: nothing has changed; the entry will be sent again.
     pub fn bury(&self, id: &DeadLetterId, letter: &DeadLetter) -> Result<(), OutboxError> {
+        self.bury_within(id, letter, u64::MAX).map(drop)
+    }
+
+    /// Keeps a dead letter as [`Outbox::bury`] does, and in the same transaction deletes the oldest
+    /// ones as long as all of them take more than `most` bytes, or are more than 10,000. This one
+    /// stays, and those that no header has named yet.
+    ///
+    /// # Errors
+    /// [`OutboxError`]: nothing has changed; the entry will be sent again.
+    pub fn bury_within(
+        &self,
+        id: &DeadLetterId,
+        letter: &DeadLetter,
+        most: u64,
+    ) -> Result<Purged, OutboxError> {
+        let mut purged = Purged::default();
         self.write("keep a dead letter in", |transaction, state| {
             let mut letters = transaction.open_table(DEAD_LETTERS)?;
             let is_new = letters.insert(key(id), json(letter).as_slice())?.is_none();
@@ -79,8 +109,14 @@ impl Outbox {
                 buried.entries += 1;
                 buried.bytes += letter.line().map_or(0, |line| line.len() as u64);
             }
+            let named = named(transaction)?;
+            purged = make_room(&mut letters, most, |other| other != id && named(other))?;
+            state.purged.entries += purged.letters.len() as u64;
+            state.purged.bytes += purged.bytes;
+            purged.total = state.purged;
             Ok(Ok(()))
-        })
+        })?;
+        Ok(purged)
     }
 
     /// Deletes a dead letter: it was delivered after all, or nobody wants it.
@@ -138,6 +174,68 @@ impl Outbox {
     }
 }
 
+/// Says of a dead letter whether a header that was taken has named it. Without it, its entry would
+/// be sent once more.
+fn named(
+    transaction: &WriteTransaction,
+) -> Result<impl Fn(&DeadLetterId) -> bool + use<>, redb::Error> {
+    let mut cursors = Vec::new();
+    for row in transaction.open_table(CURSORS)?.iter()? {
+        let (sink, row) = row?;
+        if let Some(cursor) = from_json::<Cursor>(row.value()) {
+            cursors.push((sink.value().to_owned(), cursor));
+        }
+    }
+    Ok(move |id: &DeadLetterId| {
+        !cursors.iter().any(|(sink, cursor)| {
+            *sink == id.sink && cursor.epoch == id.epoch && cursor.acknowledged.seq < id.seq
+        })
+    })
+}
+
+/// Deletes the oldest letters that `may_go` until there is room.
+fn make_room(
+    letters: &mut Letters<'_>,
+    most: u64,
+    may_go: impl Fn(&DeadLetterId) -> bool,
+) -> Result<Purged, redb::Error> {
+    let (mut entries, mut bytes) = (0, 0);
+    for row in letters.iter()? {
+        entries += 1;
+        bytes += row?.1.value().len() as u64;
+    }
+    let mut purged = Purged::default();
+    if entries <= MOST_ENTRIES && bytes <= most {
+        return Ok(purged);
+    }
+    let mut oldest = Vec::new();
+    for row in letters.iter()? {
+        let (key, row) = row?;
+        let (sink, epoch, seq) = key.value();
+        let id = DeadLetterId { sink: sink.to_owned(), epoch: epoch.to_owned(), seq };
+        // One that can't be read is of no use to anybody: it is the first to go.
+        let at = from_json::<DeadLetter>(row.value()).map(|letter| letter.at);
+        oldest.push((at, id, row.value().len() as u64));
+    }
+    oldest.sort_by(|(at, id, _), (other_at, other, _)| {
+        (at, &id.epoch, id.seq).cmp(&(other_at, &other.epoch, other.seq))
+    });
+    for (_, id, size) in oldest {
+        if entries <= MOST_ENTRIES && bytes <= most {
+            break;
+        }
+        if may_go(&id) {
+            letters.remove(key(&id))?;
+            (entries, bytes) = (entries - 1, bytes - size);
+            purged.bytes += size;
+            purged.letters.push(id);
+        }
+    }
+    Ok(purged)
+}
+
+type Letters<'a> = redb::Table<'a, (&'static str, &'static str, u64), &'static [u8]>;
+
 fn key(id: &DeadLetterId) -> (&str, &str, u64) {
     (&id.sink, &id.epoch, id.seq)
 }
@@ -154,4 +252,46 @@ pub(super) fn take_back_unnamed(
         of_epoch != epoch || cursors.iter().all(named)
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Seat, *};
+
+    fn id(seq: u64) -> DeadLetterId {
+        DeadLetterId { sink: "siem".into(), epoch: "e".into(), seq }
+    }
+
+    fn letter(minute: u64, size: usize) -> DeadLetter {
+        let at = format!("2026-11-21T20:{minute:02}:00.000Z");
+        DeadLetter::new(&vec![b'x'; size], Digest::ZERO, 422, "no".into(), at)
+    }
+
+    fn left(outbox: &Outbox) -> Vec<u64> {
+        outbox.dead_letters().unwrap().into_iter().map(|(id, _)| id.seq).collect()
+    }
+
+    #[test]
+    fn the_oldest_go_for_a_new_one_but_none_that_is_not_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let seat = Seat { name: "siem".into(), destination: None };
+        let path = folder.path().join("outbox.redb");
+        let outbox = Outbox::open(&path, &[seat], || "e".into()).unwrap();
+        for (seq, minute) in [(1, 5), (2, 4), (3, 3), (4, 2)] {
+            outbox.bury(&id(seq), &letter(minute, 300)).unwrap();
+        }
+        // No header has named any of them yet.
+        assert_eq!(outbox.bury_within(&id(5), &letter(6, 300), 1).unwrap(), Purged::default());
+        let named = siem_protocol::ChainPoint { seq: 3, hash: Digest::ZERO };
+        outbox.acknowledge("siem", "e", named).unwrap();
+        let size = json(&letter(0, 300)).len() as u64;
+        let purged = outbox.bury_within(&id(6), &letter(7, 300), 4 * size).unwrap();
+        assert_eq!(purged.letters, [id(3), id(2)], "by the time when they were refused");
+        assert_eq!((purged.bytes, purged.total.entries), (2 * size, 2));
+        assert_eq!(left(&outbox), [1, 4, 5, 6]);
+        // One that is larger than all the room there is stays, and takes the others' place.
+        let purged = outbox.bury_within(&id(7), &letter(8, 9000), 4 * size).unwrap();
+        assert_eq!((purged.letters, purged.total.entries), (vec![id(1)], 3));
+        assert_eq!(left(&outbox), [4, 5, 6, 7]);
+    }
 }

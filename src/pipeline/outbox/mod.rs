@@ -34,7 +34,7 @@ use backup::Backup;
 pub use cursors::{Cursor, Seat};
 use cursors::{drop_values, place_cursors};
 use dead_letters::DEAD_LETTERS;
-pub use dead_letters::{Buried, DeadLetter, DeadLetterId};
+pub use dead_letters::{Buried, DeadLetter, DeadLetterId, Purged};
 pub use error::OutboxError;
 use handle::Opened;
 pub(super) use handle::builder;
@@ -112,6 +112,9 @@ struct State {
     /// What each sink refused for good.
     #[serde(default)]
     dead_lettered: BTreeMap<String, Buried>,
+    /// Dead letters that had to go for others.
+    #[serde(default)]
+    purged: Buried,
     /// When the epoch began in place of another; 0 for an outbox's first.
     #[serde(default)]
     renumbered_at: Timestamp,
@@ -157,7 +160,7 @@ pub struct Group {
 impl Outbox {
     /// Opens the outbox at `path`, or begins a new one with the epoch that `new_epoch` names.
     /// Cursors of sinks that are not in `sinks` are removed, new sinks begin at the first entry
-    /// that is still there.
+    /// that is still there. Without any sinks all cursors stay: somebody only looks.
     ///
     /// # Errors
     /// [`OutboxError`]; the file is then untouched.
@@ -191,6 +194,7 @@ impl Outbox {
             stored: 0,
             totals: Totals::default(),
             dead_lettered: BTreeMap::new(),
+            purged: Buried::default(),
             renumbered_at: Timestamp::default(),
         };
         let mut outbox = Self {

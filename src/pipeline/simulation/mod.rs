@@ -333,6 +333,7 @@ impl World {
                 agent_version: "0".into(),
             }),
             shipping,
+            max_dead_letter_bytes: u64::MAX,
             clock: Arc::clone(&self.time) as Arc<dyn Clock>,
             jitter: Box::new(move || jitter.f64()),
             progress: watch::Sender::<Delivered>::default(),
