@@ -11,6 +11,8 @@ mod dead_letters;
 #[cfg(test)]
 pub(crate) mod disk;
 mod error;
+#[cfg(test)]
+mod faults;
 mod handle;
 mod migrate;
 #[cfg(test)]

@@ -1,0 +1,179 @@
+//! Errors of the system in each call that the store makes, with its handle open and while it is
+//! opened anew: nothing is lost, nothing is taken for damage, and everything goes on afterwards.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    ops::ControlFlow,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use redb::{Builder, DatabaseError, StorageBackend, StorageError};
+use siem_protocol::Digest;
+
+use super::{Group, Outbox, OutboxError, Seat};
+use crate::{
+    config::Shipping, event::Event, frame::Codec, pipeline::group::Filling, platform::Timestamp,
+};
+
+/// A call to the system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Call {
+    Open,
+    Read,
+    Write,
+    Sync,
+    Resize,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    bytes: Vec<u8>,
+    /// Which call fails, and how.
+    fails: Option<(Call, i32)>,
+    /// How often each did.
+    hits: BTreeMap<Call, u64>,
+}
+
+/// A file in memory whose calls fail as a test wants.
+#[derive(Clone, Debug, Default)]
+struct Faulty(Arc<Mutex<Inner>>);
+
+impl Faulty {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap()
+    }
+
+    fn call(&self, call: Call) -> io::Result<MutexGuard<'_, Inner>> {
+        let mut inner = self.inner();
+        match inner.fails {
+            Some((which, errno)) if which == call => {
+                *inner.hits.entry(call).or_default() += 1;
+                Err(io::Error::from_raw_os_error(errno))
+            }
+            _ => Ok(inner),
+        }
+    }
+
+    fn outbox(&self) -> Outbox {
+        let backend = self.clone();
+        let opener = move || {
+            drop(
+                backend
+                    .call(Call::Open)
+                    .map_err(|error| DatabaseError::Storage(StorageError::Io(error)))?,
+            );
+            Builder::new().create_with_backend(backend.clone())
+        };
+        let seat = Seat { name: "siem".into(), destination: None };
+        Outbox::open_with(Path::new("memory"), Box::new(opener), &[seat], || "e".into()).unwrap()
+    }
+}
+
+fn range(offset: u64, length: usize) -> std::ops::Range<usize> {
+    let start = usize::try_from(offset).unwrap();
+    start..start + length
+}
+
+impl StorageBackend for Faulty {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.inner().bytes.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        out.copy_from_slice(&self.call(Call::Read)?.bytes[range(offset, out.len())]);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.call(Call::Resize)?.bytes.resize(usize::try_from(len).unwrap(), 0);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.call(Call::Sync).map(drop)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.call(Call::Write)?.bytes[range(offset, data.len())].copy_from_slice(data);
+        Ok(())
+    }
+}
+
+/// A group of events, so large that the file has to grow.
+fn group(outbox: &Outbox) -> Group {
+    let shipping = Shipping::default();
+    let mut filling = Filling::new(outbox.end(), Digest::ZERO, shipping, Codec::Plain);
+    for n in 0..20 {
+        let data = serde_json::json!({ "n": n, "large": "x".repeat(50_000) });
+        filling.event(&Event::info("test", data), Timestamp(1));
+    }
+    filling.take(Timestamp(1))
+}
+
+/// Uses the store in every way; what failed.
+fn use_it(outbox: &Outbox) -> Vec<OutboxError> {
+    let all = |_: &_| ControlFlow::Continue(());
+    let failures = [
+        outbox.commit(&group(outbox)).err(),
+        outbox.cursor("siem").err(),
+        outbox.frames(1, all).err(),
+        outbox.dead_letters().err(),
+        outbox.back_up().err(),
+        outbox.commit(&group(outbox)).err(),
+    ];
+    failures.into_iter().flatten().collect()
+}
+
+#[track_caller]
+fn assert_whole(outbox: &Outbox, what: &str) {
+    let frames = outbox.frames(1, |_| ControlFlow::Continue(())).unwrap();
+    let mut next = 1;
+    for frame in &frames {
+        assert_eq!(frame.head.first_seq, next, "{what}");
+        next = frame.head.last_seq() + 1;
+        frame.decode().unwrap();
+    }
+    assert_eq!((outbox.end().seq, outbox.epoch()), (next, "e".into()), "{what}");
+}
+
+#[test]
+fn an_error_of_the_system_in_any_call_is_an_error_that_passes() {
+    const CALLS: [Call; 5] = [Call::Open, Call::Read, Call::Write, Call::Sync, Call::Resize];
+    // I/O error, no space left, read-only file system.
+    const ERRORS: [i32; 3] = [5, 28, 30];
+    let mut hits: BTreeMap<Call, u64> = BTreeMap::new();
+    for call in CALLS {
+        for errno in ERRORS {
+            for is_open in [true, false] {
+                let what = format!("{call:?} fails with {errno}, open before: {is_open}");
+                let file = Faulty::default();
+                let outbox = file.outbox();
+                outbox.commit(&group(&outbox)).unwrap();
+                if !is_open {
+                    // An error closes it.
+                    file.inner().fails = Some((Call::Sync, errno));
+                    outbox.commit(&group(&outbox)).unwrap_err();
+                    assert!(outbox.end().seq > 20, "{what}");
+                }
+                file.inner().fails = Some((call, errno));
+                for failure in use_it(&outbox) {
+                    let words = crate::text::causes(&failure);
+                    assert!(words.contains("the outbox `memory`"), "{what}: {words}");
+                }
+                assert!(!*outbox.watch_damage().borrow(), "{what}: taken for damage");
+                file.inner().fails = None;
+                let left = use_it(&outbox);
+                assert!(left.is_empty(), "{what}: {left:?}");
+                assert_whole(&outbox, &what);
+                for (call, count) in &file.inner().hits {
+                    *hits.entry(*call).or_default() += count;
+                }
+            }
+        }
+    }
+    for call in CALLS {
+        assert!(hits.get(&call).is_some_and(|count| *count > 0), "{call:?} never failed: {hits:?}");
+    }
+}
