@@ -108,6 +108,7 @@ impl Pipeline {
             held: HashSet::new(),
             failed: None,
             is_lost: false,
+            is_beat_unstored: false,
             beat: Duration::ZERO,
             tidy: Duration::ZERO,
         };

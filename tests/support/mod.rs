@@ -11,8 +11,8 @@ pub(crate) mod proxy;
 pub(crate) mod receiver;
 pub(crate) mod scripted;
 pub(crate) mod shipping;
-#[cfg(unix)]
 pub(crate) mod tap;
+#[cfg(unix)]
 pub(crate) mod tls;
 
 use std::{

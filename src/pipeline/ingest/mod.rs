@@ -89,6 +89,8 @@ pub struct Ingest {
     pub failed: Option<Origin>,
     /// Whether what is at hand is not what is stored. Begins false.
     pub is_lost: bool,
+    /// Whether there is a heartbeat in the group at hand. Begins false.
+    pub is_beat_unstored: bool,
     /// When the next heartbeat is due, by the time that the agent is up.
     pub beat: Duration,
     /// When the store is tidied up next.
@@ -270,8 +272,9 @@ impl Ingest {
     fn roll_back(&mut self) {
         self.stages.judge.rollback();
         self.is_lost = true;
-        // There may have been one in the group.
-        self.beat = Duration::ZERO;
+        if std::mem::take(&mut self.is_beat_unstored) {
+            self.beat = Duration::ZERO;
+        }
     }
 
     /// Stores the group. After a failure everything begins again from what is stored: after the
@@ -284,6 +287,7 @@ impl Ingest {
         match self.outbox.commit(&group) {
             Ok(()) => {
                 self.unstored.clear();
+                self.is_beat_unstored = false;
                 self.stages.judge.commit();
                 self.sources.iter_mut().for_each(|(_, source)| source.committed());
                 Ok(())
@@ -348,6 +352,7 @@ impl Ingest {
         // next, where it would stand before others.
         let heartbeat = Event::info(event::HEARTBEAT, data);
         self.filling.event(&heartbeat, self.clock.now());
+        self.is_beat_unstored = true;
     }
 
     fn progress(&self) -> Read {

@@ -111,6 +111,7 @@ fn ingest(source: Files, folder: &Path) -> Ingest {
         held: HashSet::new(),
         failed: None,
         is_lost: false,
+        is_beat_unstored: false,
         beat: Duration::ZERO,
         tidy: Duration::ZERO,
     }

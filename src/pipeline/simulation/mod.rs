@@ -371,6 +371,7 @@ impl World {
             held: HashSet::new(),
             failed: None,
             is_lost: false,
+            is_beat_unstored: false,
             beat: Duration::ZERO,
             tidy: Duration::ZERO,
         };
