@@ -5,6 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::json;
+use siem_protocol::names::event;
+
 use super::{
     Tail,
     checkpoint::Row,
@@ -18,9 +21,12 @@ use super::{
     walk::{self, Root},
     watcher::{Hinted, Watcher, may_be_directory},
 };
-use crate::platform::{
-    Timestamp,
-    file::{self, Stamp},
+use crate::{
+    event::Event,
+    platform::{
+        Timestamp,
+        file::{self, Stamp},
+    },
 };
 
 /// A new file last changed longer ago is old, and waits for those that grow.
@@ -334,6 +340,11 @@ impl Tail {
         let Row { offset, fingerprint, borders, .. } = &row;
         let ends = &mut self.ends;
         let sameness = compare(&file, stamp.size, *offset, fingerprint, borders, ends)?;
+        if old_path == OldPath::SameFile {
+            let paths = [&*known.path, path].map(Path::to_string_lossy);
+            let facts = json!({ "path": paths[1], "other_path": paths[0], "size": stamp.size });
+            intake.report(Event::warning(event::FILE_LINKED, facts));
+        }
         if decide(Place::OtherPath(old_path), sameness) != Decision::Move {
             return Ok(false);
         }

@@ -1,11 +1,13 @@
 //! The tail over real directories: files that grow, move, shrink and go.
 
+mod cases;
 mod gone;
 mod growing;
 mod long;
 mod moving;
 mod random;
 mod rewritten;
+mod table;
 mod watching;
 
 use std::{
@@ -89,6 +91,12 @@ impl World {
         self.store.roll_back();
         let clock = self.clock.clone();
         self.tail = Tail::new(self.options.clone(), clock, Arc::new(|| {}));
+        self.tail.restore(&mut self.store.stored_rows());
+    }
+
+    /// The store fails: the group is lost, and everything begins again from the rows.
+    fn lose_group(&mut self) {
+        self.store.roll_back();
         self.tail.restore(&mut self.store.stored_rows());
     }
 

@@ -78,6 +78,6 @@ fn a_copy_is_a_file_of_its_own() {
     world.take();
     fs::copy(world.path("a.jsonl"), world.path("b.jsonl")).unwrap();
     fs::hard_link(world.path("a.jsonl"), world.path("c.jsonl")).unwrap();
-    assert_eq!(world.next(), lines(["one", "one"]));
+    assert_eq!(world.next(), lines_and(["one", "one"], [event::FILE_LINKED]));
     assert_eq!(world.store.rows.len(), 3);
 }
