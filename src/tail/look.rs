@@ -106,8 +106,7 @@ impl Tail {
             self.schedule.sweep_now();
             return Ok(Looked::Drained);
         }
-        self.begin_anew(key, intake)?;
-        Ok(Looked::More)
+        self.begin_anew(key, intake)
     }
 
     /// Opens a file and loads its row; whether it still is one.
@@ -181,6 +180,7 @@ impl Tail {
                 None
             }
         };
+        self.schedule.drop_settling(key);
         known.offset = row.offset;
         known.size = stamp.size.max(end.unwrap_or(row.offset));
         row.is_drained = end.is_some();
@@ -210,7 +210,7 @@ impl Tail {
             return Ok(Some(Looked::More));
         };
         let now = self.clock.now();
-        let modified = Timestamp(u64::try_from(stamp.modified / 1_000_000).unwrap_or_default());
+        let modified = modified(&stamp);
         known.is_racy = now.since(modified) < RACY;
         if now.since(modified) < RECENT {
             self.schedule.heat(key);
@@ -224,18 +224,29 @@ impl Tail {
         Ok(Some(Looked::Drained))
     }
 
-    /// Begins a new generation in an open file that holds other bytes than its row says.
-    fn begin_anew(&mut self, key: FileKey, intake: &mut dyn Intake) -> io::Result<()> {
+    /// Begins a new generation in an open file that holds other bytes than its row says, unless
+    /// they are on their way.
+    fn begin_anew(&mut self, key: FileKey, intake: &mut dyn Intake) -> io::Result<Looked> {
         let (Some(active), Some(known)) = (self.active.get_mut(&key), self.files.get_mut(key))
         else {
-            return Ok(());
+            return Ok(Looked::Drained);
         };
         let Active { file, row, .. } = &*active;
         let stamp = Stamp::of(&file.metadata()?);
         let sameness =
             compare(file, stamp.size, row.offset, &row.fingerprint, &row.borders, &mut self.ends)?;
-        let (name, new) = match decide(Place::SamePath, sameness) {
-            Decision::Continue | Decision::Move | Decision::Begin => return Ok(()),
+        let mut decision = decide(Place::SamePath, sameness);
+        if decision == Decision::Wait {
+            let age = self.clock.now().since(modified(&stamp));
+            if !self.schedule.has_settled(key, age) {
+                return Ok(Looked::Drained);
+            }
+            decision = decide(Place::SamePath, sameness.settled());
+        }
+        let (name, new) = match decision {
+            Decision::Continue | Decision::Move | Decision::Begin | Decision::Wait => {
+                return Ok(Looked::More);
+            }
             Decision::Trim { at } => (event::FILE_TRIMMED, trimmed(row, at, file, &mut self.ends)?),
             Decision::Rewrite => (event::FILE_REWRITTEN, Row::new(row.path.clone(), 0)),
         };
@@ -275,8 +286,13 @@ impl Tail {
         self.uncommitted.insert(key, checkpoint);
         let id = active.id;
         self.files.set_id(key, id);
-        Ok(())
+        Ok(Looked::More)
     }
+}
+
+/// When a file's bytes were last changed.
+pub(super) fn modified(stamp: &Stamp) -> Timestamp {
+    Timestamp(u64::try_from(stamp.modified / 1_000_000).unwrap_or_default())
 }
 
 /// What is said of a file's lines.

@@ -16,17 +16,14 @@ use super::{
     files::{Known, Lane},
     identity::compare,
     is_absent,
-    look::origin,
+    look::{modified, origin},
     new_generation,
     walk::{self, Root},
     watcher::{Hinted, Watcher, may_be_directory},
 };
 use crate::{
     event::Event,
-    platform::{
-        Timestamp,
-        file::{self, Stamp},
-    },
+    platform::file::{self, Stamp},
 };
 
 /// A new file last changed longer ago is old, and waits for those that grow.
@@ -49,6 +46,9 @@ impl Tail {
         }
         for directory in self.schedule.young() {
             self.list(&directory);
+        }
+        for key in self.schedule.settling() {
+            self.files.enqueue(key, Lane::Live, 0);
         }
         if self.schedule.is_sweep_due() {
             self.sweep(intake);
@@ -288,8 +288,7 @@ impl Tail {
         known.seen = self.schedule.sweeps;
         known.changed = self.schedule.now();
         self.files.add(key, known);
-        let modified = Timestamp(u64::try_from(stamp.modified / 1_000_000).unwrap_or_default());
-        let is_old = self.clock.now().since(modified) > OLD;
+        let is_old = self.clock.now().since(modified(&stamp)) > OLD;
         let is_live = self.schedule.has_swept && !is_old;
         let lane = if is_live { Lane::Live } else { Lane::Backfill };
         self.files.enqueue(key, lane, stamp.modified);

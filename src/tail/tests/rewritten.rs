@@ -99,3 +99,97 @@ fn a_file_deleted_and_made_anew_is_rewritten_or_new() {
     world.write("a.jsonl", "third\n");
     assert_eq!(world.next(), lines(["third"]));
 }
+
+impl World {
+    /// Empties a file and writes `bytes`, as of now by the world's clock, and hints at it.
+    fn write_now(&self, name: &str, bytes: &str) {
+        self.write(name, bytes);
+        self.touch(name, self.clock.now().0);
+        self.tail.hints.add(self.path(name));
+    }
+
+    fn touch(&self, name: &str, millis: u64) {
+        let file = OpenOptions::new().append(true).open(self.path(name)).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH + Duration::from_millis(millis)).unwrap();
+    }
+
+    /// What comes of the hints alone, at this moment.
+    fn glance(&mut self) -> (Vec<String>, Vec<&'static str>) {
+        self.tail.schedule.is_watching = true;
+        self.read_on();
+        self.take()
+    }
+}
+
+/// Whoever writes a file anew empties it first. Seen empty, it was taken for another life of the
+/// file, and all its lines were shipped again.
+#[test]
+fn a_file_that_is_being_written_again_goes_on() {
+    let mut world = World::new();
+    world.write("a.jsonl", "one\ntwo\nthree\n");
+    world.write("b.jsonl", "b\n");
+    world.read();
+    world.take();
+    for step in ["", "one\n", "one\ntw", "one\ntwo\nth"] {
+        world.write_now("a.jsonl", step);
+        assert_eq!(world.glance(), lines([]), "{step:?}");
+        world.pass(Duration::from_millis(200));
+        assert_eq!(world.glance(), lines([]), "{step:?}");
+        // Others do not wait for it.
+        world.append("b.jsonl", "more\n");
+        world.tail.hints.add(world.path("b.jsonl"));
+        assert_eq!(world.glance(), lines(["more"]));
+    }
+    world.write_now("a.jsonl", "one\ntwo\nthree\nfour\n");
+    assert_eq!(world.glance(), lines(["four"]));
+}
+
+#[test]
+fn a_file_that_stays_empty_or_short_is_believed_after_a_moment() {
+    for (content, name) in [("", event::FILE_REWRITTEN), ("one\n", event::FILE_TRIMMED)] {
+        let mut world = World::new();
+        world.write("a.jsonl", "one\ntwo\n");
+        world.read();
+        world.take();
+        world.write_now("a.jsonl", content);
+        world.tail.schedule.is_watching = true;
+        let Progress::Idle { next } = world.tail.read(&mut world.store) else { panic!("no room") };
+        assert!(next <= Duration::from_millis(250), "{next:?}");
+        assert_eq!(world.glance(), lines([]));
+        // Nothing hints at it any more.
+        world.pass(Duration::from_millis(251));
+        assert_eq!(world.glance(), lines_and([], [name]));
+        world.append("a.jsonl", "new\n");
+        assert_eq!(world.next(), lines(["new"]));
+    }
+}
+
+#[test]
+fn other_bytes_are_believed_at_once() {
+    let mut world = World::new();
+    world.write("a.jsonl", "one\ntwo\nthree\n");
+    world.read();
+    world.take();
+    world.write_now("a.jsonl", "new\n");
+    assert_eq!(world.glance(), lines_and(["new"], [event::FILE_REWRITTEN]));
+}
+
+#[test]
+fn a_writer_that_never_stops_is_not_waited_for_for_ever() {
+    let mut world = World::new();
+    world.write("a.jsonl", "one\ntwo\nthree\nfour\nfive\nsix\nseven\n");
+    world.read();
+    world.take();
+    let mut came = world.glance();
+    for _ in 0..30 {
+        world.write_now("a.jsonl", "one\ntw");
+        // By a clock that runs behind, nothing was ever long ago.
+        world.touch("a.jsonl", world.clock.now().0 + 3_600_000);
+        world.pass(Duration::from_millis(200));
+        came = world.glance();
+        if came != lines([]) {
+            break;
+        }
+    }
+    assert_eq!(came, lines_and([], [event::FILE_TRIMMED]));
+}
