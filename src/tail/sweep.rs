@@ -130,7 +130,7 @@ impl Tail {
     /// Looks at the files that changed recently, and for roots that were not there.
     fn look_at_hot(&mut self, hot: &[FileKey]) {
         for key in hot {
-            let Some(known) = self.files.get_mut(*key).filter(|known| known.gone.is_none()) else {
+            let Some(known) = self.files.get_mut(*key).filter(|known| !known.is_gone) else {
                 self.schedule.forget(*key);
                 continue;
             };
@@ -244,7 +244,7 @@ impl Tail {
         let sweep = self.schedule.sweeps;
         let is_lost = |known: &Known| {
             known.seen != sweep
-                && known.gone.is_none()
+                && !known.is_gone
                 && roots.iter().any(|root| known.path.starts_with(&root.configured))
                 && !failed.iter().any(|failed| known.path.starts_with(failed))
         };
@@ -270,6 +270,8 @@ impl Tail {
                 return;
             }
             known.replaced_by = stamp.id;
+        } else if !is_other {
+            known.replaced_by = None;
         }
         if known.size != stamp.size || known.drained.is_some() {
             known.changed = now;
@@ -352,7 +354,7 @@ impl Tail {
         self.files.set_path(key, path);
         let sweep = self.schedule.sweeps;
         let Some(known) = self.files.get_mut(key) else { return Ok(false) };
-        (known.seen, known.gone, known.replaced_by) = (sweep, None, None);
+        (known.seen, known.is_gone, known.replaced_by) = (sweep, false, None);
         known.drained = None;
         known.size = stamp.size;
         if known.has_row {

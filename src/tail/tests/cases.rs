@@ -249,6 +249,43 @@ fn linked_twice() {
     check("one of them goes", &steps, &with(&lives, &[event::FILE_LINKED]));
 }
 
+/// What was not read of the file before is had from its handle, and comes first.
+#[test]
+fn replaced_with_bytes_unread() {
+    let open = [
+        write(A, "one\n"),
+        Read,
+        append(A, "two\n"),
+        Read,
+        append(A, "three\nfo"),
+        replace(A, "new\n"),
+        Read,
+    ];
+    let lives = [life(A, 16, &["one", "two", "three", "fo…"]), life(A, 4, &["new"])];
+    check("by other bytes", &open, &with(&lives, &[event::FILE_REWRITTEN]));
+    let open = [
+        write(A, "one\n"),
+        Read,
+        append(A, "two\n"),
+        Read,
+        append(A, "three\nfo"),
+        replace(A, "one\ntwo\nthree\nfour\n"),
+        Read,
+    ];
+    let expected = plain(&[life(A, 19, &["one", "two", "three", "four"])]);
+    check("by the same bytes and more", &open, &expected);
+    let closed = [write(A, "one\ntwo"), Read, Restart, replace(A, "new\n"), Read];
+    let lives = [life(A, 4, &["one"]), life(A, 4, &["new"])];
+    let events = [event::FILE_DELETED_UNREAD, event::FILE_REWRITTEN];
+    check("no handle is open", &closed, &lost(&lives, &events, 3));
+    let kept = [write(A, "one\ntwo"), Read, TEN_MINUTES, Read, Restart, replace(A, "new\n"), Read];
+    let lives = [life(A, 7, &["one", "two…"]), life(A, 4, &["new"])];
+    check("the row has it", &kept, &with(&lives, &[event::FILE_REWRITTEN]));
+    let written_over = [write(A, "one\ntwo"), Read, write(A, "new\n"), Read];
+    let lives = [life(A, 4, &["one"]), life(A, 4, &["new"])];
+    check("in place", &written_over, &lost(&lives, &events, 3));
+}
+
 #[test]
 fn touched() {
     for (name, seconds) in [("later", 4_000_000_000), ("back", 1_000_000_000), ("to zero", 0)] {
@@ -344,6 +381,61 @@ fn a_group_lost_at_any_place() {
     let steps = [write(A, "one\ntwo\n"), Read, Cut(A, 4), append(A, "new\n"), FailCommit, Read];
     let lives = [life(A, 8, &["one", "two"]), life_from(A, 4, 4, &["new"])];
     check("trimmed", &steps, &with(&lives, &[event::FILE_TRIMMED]));
+}
+
+/// Deleted while the store fails: only the handle still has the bytes.
+#[test]
+fn deleted_before_the_store_failed() {
+    let steps = [
+        write(A, "one\n"),
+        Read,
+        append(A, "two\n"),
+        Read,
+        append(A, "three\nfour"),
+        Delete(A),
+        FailCommit,
+        FailCommit,
+        Read,
+    ];
+    check("deleted", &steps, &plain(&[life(A, 18, &["one", "two", "three", "four…"])]));
+    let steps = [
+        write(A, "one\n"),
+        Read,
+        append(A, "two\n"),
+        Read,
+        append(A, "three\nfour"),
+        replace(A, "new\n"),
+        FailCommit,
+        FailCommit,
+        Read,
+    ];
+    let lives = [life(A, 18, &["one", "two", "three", "four…"]), life(A, 4, &["new"])];
+    check("replaced", &steps, &with(&lives, &[event::FILE_REWRITTEN]));
+    let steps = [
+        write(B, "b\n"),
+        Read,
+        Jump(-2000),
+        write(A, "one\n"),
+        FailCommit,
+        Delete(A),
+        FailCommit,
+        Read,
+    ];
+    check("never stored", &steps, &plain(&[life(A, 4, &["one"]), life(B, 2, &["b"])]));
+    let steps = [
+        write(B, "b\n"),
+        Read,
+        // By now what the system has just written would seem old.
+        Jump(-2000),
+        write(A, "one\n"),
+        FailCommit,
+        Rename(A, "c.jsonl"),
+        Read,
+        append("c.jsonl", "two\n"),
+        Read,
+    ];
+    let lives = [life(B, 2, &["b"]), life("c.jsonl", 8, &["one", "two"])];
+    check("never stored, and moved", &steps, &plain(&lives));
 }
 
 #[cfg(unix)]

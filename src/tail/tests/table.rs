@@ -134,7 +134,9 @@ struct Scene {
 impl Scene {
     fn new(watching: Watching) -> Self {
         let watch = watching == Watching::Real;
-        let world = World::with(TailOptions { watch, ..TailOptions::default() });
+        // A reading lets minutes pass, which would be too long for a file that is gone.
+        let drain_time = Duration::from_secs(3600);
+        let world = World::with(TailOptions { watch, drain_time, ..TailOptions::default() });
         Self { world, watching, hints: Vec::new(), sockets: Vec::new() }
     }
 
