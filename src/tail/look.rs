@@ -210,10 +210,9 @@ impl Tail {
             self.files.set_id(key, id);
             return Ok(Some(Looked::More));
         };
-        let now = self.clock.now();
-        let modified = modified(&stamp);
-        known.is_racy = now.since(modified) < RACY;
-        if now.since(modified) < RECENT {
+        let age = age(&stamp, self.clock.now());
+        known.is_racy = age < RACY;
+        if age < RECENT {
             self.schedule.heat(key);
         }
         if end > known.offset {
@@ -238,7 +237,7 @@ impl Tail {
             compare(file, stamp.size, row.offset, &row.fingerprint, &row.borders, &mut self.ends)?;
         let mut decision = decide(Place::SamePath, sameness);
         if decision == Decision::Wait {
-            let age = self.clock.now().since(modified(&stamp));
+            let age = age(&stamp, self.clock.now());
             if !self.schedule.has_settled(key, age) {
                 return Ok(Looked::Drained);
             }
@@ -298,9 +297,12 @@ impl Tail {
     }
 }
 
-/// When a file's bytes were last changed.
-pub(super) fn modified(stamp: &Stamp) -> Timestamp {
-    Timestamp(u64::try_from(stamp.modified / 1_000_000).unwrap_or_default())
+/// How long ago a file's bytes were changed. What lies a little ahead was changed just now, by
+/// another clock; what lies far ahead was changed before the clock went back.
+pub(super) fn age(stamp: &Stamp, now: Timestamp) -> Duration {
+    let modified = Timestamp(u64::try_from(stamp.modified / 1_000_000).unwrap_or_default());
+    let ahead = modified.since(now);
+    if ahead < RECENT { now.since(modified) } else { ahead }
 }
 
 /// What is said of a file's lines.

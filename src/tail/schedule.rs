@@ -213,8 +213,8 @@ impl Schedule {
     }
 
     /// Whether a file with fewer bytes than before, last changed so long ago, stays so; if not, it
-    /// is looked at again. By a clock that runs behind nothing seems to be long ago, and the
-    /// longest time tells.
+    /// is looked at again. By a clock that runs a little behind nothing seems to be long ago, and
+    /// the longest time tells.
     pub(super) fn has_settled(&mut self, key: FileKey, age: Duration) -> bool {
         let now = self.now();
         let settling = self.settling.entry(key).or_insert(Settling { since: now, due: now });

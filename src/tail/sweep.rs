@@ -16,7 +16,7 @@ use super::{
     files::{Known, Lane},
     identity::compare,
     is_absent,
-    look::{modified, origin},
+    look::{age, origin},
     new_generation,
     walk::{self, Root},
     watcher::{Hinted, Watcher, may_be_directory},
@@ -290,7 +290,7 @@ impl Tail {
         known.seen = self.schedule.sweeps;
         known.changed = self.schedule.now();
         self.files.add(key, known);
-        let is_old = self.clock.now().since(modified(&stamp)) > OLD;
+        let is_old = age(&stamp, self.clock.now()) > OLD;
         let is_live = self.schedule.has_swept && !is_old;
         let lane = if is_live { Lane::Live } else { Lane::Backfill };
         self.files.enqueue(key, lane, stamp.modified);

@@ -414,7 +414,7 @@ fn deleted_before_the_store_failed() {
     let steps = [
         write(B, "b\n"),
         Read,
-        Jump(-2000),
+        Jump(-500),
         write(A, "one\n"),
         FailCommit,
         Delete(A),
@@ -426,7 +426,7 @@ fn deleted_before_the_store_failed() {
         write(B, "b\n"),
         Read,
         // By now what the system has just written would seem old.
-        Jump(-2000),
+        Jump(-500),
         write(A, "one\n"),
         FailCommit,
         Rename(A, "c.jsonl"),

@@ -57,3 +57,27 @@ fn the_watcher_wakes_the_reader() {
     assert_eq!((came, events), lines(["new", "two"]));
     assert_eq!(world.tail.survey().sweeps, sweeps);
 }
+
+/// After the clock went back, what was changed before lies ahead. Such files were looked at, and
+/// read, every few seconds for ever.
+#[test]
+fn a_file_from_the_future_becomes_quiet() {
+    for ahead in [Duration::from_secs(300), Duration::from_secs(365 * 24 * 3600)] {
+        let mut world = World::new();
+        world.write("a.jsonl", "one\n");
+        world.read();
+        let file = OpenOptions::new().append(true).open(world.path("a.jsonl")).unwrap();
+        let later = Duration::from_millis(world.clock.now().0) + ahead;
+        file.set_modified(std::time::UNIX_EPOCH + later).unwrap();
+        for _ in 0..3 {
+            world.pass(Duration::from_secs(500));
+            world.read_on();
+        }
+        world.tail.schedule.is_watching = true;
+        let Progress::Idle { next } = world.tail.read(&mut world.store) else { panic!("no room") };
+        assert!(next > Duration::from_secs(20), "{next:?}");
+        world.append("a.jsonl", "two\n");
+        world.read();
+        assert_eq!(world.store.lines(), ["one", "two"]);
+    }
+}
