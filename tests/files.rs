@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 
 use support::{
-    agent::Agent,
+    agent::{Agent, AgentCommand},
     entries::{self, Line},
     home::Home,
     receiver::{Receiver, wait_for},
@@ -259,4 +259,48 @@ fn a_renamed_file_goes_on_and_a_rewritten_one_begins_anew() {
         ("-a/new.jsonl", "{\"n\":4}"),
         ("-a/rewritten.jsonl", "{\"other\":1}"),
     ]);
+}
+
+/// A shell's or a service's limit may be low: what is open then must leave enough for the outbox
+/// and the network.
+#[cfg(unix)]
+#[test]
+fn more_files_than_may_be_open_all_arrive() {
+    const FILES: usize = 300;
+    const LIMIT: usize = 64;
+
+    let home = Home::new();
+    let receiver = Receiver::start();
+    for n in 0..FILES {
+        home.write(&format!("-a/{n}.jsonl"), format!("{{\"n\":{n}}}\n"));
+    }
+    let script = format!("ulimit -n {LIMIT} && exec \"$0\" run \"$@\"");
+    let shell = ["-c", &script, env!("CARGO_BIN_EXE_ai-agent")];
+    let agent = AgentCommand::of("/bin/sh".as_ref(), home.path(), &shell);
+    let agent = agent.config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
+    let scene = Scene { home, receiver, agent };
+    scene.wait_for(FILES);
+    // All of them at once, so that each would like to stay open.
+    for n in 0..FILES {
+        scene.home.append(&format!("-a/{n}.jsonl"), format!("{{\"again\":{n}}}\n"));
+    }
+    let mut most = 0;
+    wait_for(&scene.receiver, "all lines arrived", |entries| {
+        most = most.max(open_sessions(scene.agent.pid()));
+        (entries::lines(entries).len() >= 2 * FILES).then_some(())
+    });
+    assert!(most <= LIMIT / 4, "{most} session files were open");
+    let log = scene.agent.log();
+    assert!(!log.contains("os error 24"), "{log}");
+    scene.agent.stop();
+    scene.receiver.assert_whole();
+    assert_eq!(entries::lines(&scene.receiver.entries()).len(), 2 * FILES);
+}
+
+/// How many session files a process has open, where the system tells it.
+#[cfg(unix)]
+fn open_sessions(pid: u32) -> usize {
+    let Ok(handles) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
+    let open = handles.filter_map(|handle| fs::read_link(handle.ok()?.path()).ok());
+    open.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl")).count()
 }
