@@ -134,3 +134,104 @@ proptest! {
         }
     }
 }
+
+/// What happens between two pieces that are appended.
+#[derive(Clone, Copy, Debug)]
+enum Between {
+    Nothing,
+    Read,
+    /// Some groups are stored, then the store fails.
+    ReadSomeAndFail(usize),
+    FailAndRestart,
+    Restart,
+    /// So long that an incomplete line is kept.
+    Wait,
+}
+
+fn between() -> impl Strategy<Value = Between> {
+    prop_oneof![
+        1 => Just(Between::Nothing),
+        3 => Just(Between::Read),
+        2 => (0..4_usize).prop_map(Between::ReadSomeAndFail),
+        1 => Just(Between::FailAndRestart),
+        1 => Just(Between::Restart),
+        1 => Just(Between::Wait),
+    ]
+}
+
+/// Bytes of every kind, and many endings.
+fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        4 => Just(b"\n".to_vec()),
+        2 => Just(b"\r\n".to_vec()),
+        1 => Just(b"\r".to_vec()),
+        1 => (1..9_usize).prop_map(|len| vec![0; len]),
+        1 => (1..9_usize).prop_map(|len| vec![0xff; len]),
+        1 => Just("\u{1f980}".as_bytes().to_vec()),
+        3 => (0..130_usize).prop_map(|len| vec![b'x'; len]),
+        2 => proptest::collection::vec(any::<u8>(), 0..20),
+    ];
+    proptest::collection::vec(piece, 0..50).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+    #[test]
+    fn any_bytes_in_any_pieces_come_once_over_restarts_and_failures(
+        content in any_bytes(),
+        cuts in proptest::collection::vec((any::<prop::sample::Index>(), between()), 0..12),
+        chunk_bytes in 1..200_u64,
+        max_record_bytes in 1..100_u64,
+        part_bytes in 1..50_u64,
+        room in 1..5_usize,
+    ) {
+        let options = TailOptions {
+            chunk_bytes, max_record_bytes, part_bytes, watch: false, ..TailOptions::default()
+        };
+        let mut world = World::with(options);
+        world.store.room = room;
+        let mut cuts: Vec<_> =
+            cuts.iter().map(|(at, then)| (at.index(content.len() + 1), *then)).collect();
+        cuts.sort_by_key(|(at, _)| *at);
+        let mut written = 0;
+        for (at, then) in cuts {
+            world.append("a.jsonl", &content[written..at]);
+            written = at;
+            match then {
+                Between::Nothing => {}
+                Between::Read => world.read(),
+                Between::ReadSomeAndFail(groups) => {
+                    world.pass(Duration::from_secs(400));
+                    for _ in 0..groups {
+                        world.tail.read(&mut world.store);
+                        world.store.commit();
+                        world.tail.committed();
+                    }
+                    world.tail.read(&mut world.store);
+                    world.lose_group();
+                }
+                Between::FailAndRestart => {
+                    world.pass(Duration::from_secs(400));
+                    world.tail.read(&mut world.store);
+                    world.restart();
+                }
+                Between::Restart => world.restart(),
+                Between::Wait => {
+                    world.read();
+                    world.pass(Duration::from_secs(700));
+                    world.read();
+                }
+            }
+        }
+        world.append("a.jsonl", &content[written..]);
+        world.read();
+        prop_assert!(world.store.events.is_empty(), "{:?}", world.store.events);
+        prop_assert_eq!(came(&world.store, &[world.path("a.jsonl")]), plainly(&content));
+        let parts_and_lines: u64 = world.store.got.iter().map(|got| got.size).sum();
+        let unread = world.tail.survey().bytes_unread;
+        prop_assert_eq!(parts_and_lines + unread, content.len() as u64);
+        let generations: std::collections::BTreeSet<_> =
+            world.store.got.iter().map(|got| &got.generation).collect();
+        prop_assert!(generations.len() <= 1);
+    }
+}
