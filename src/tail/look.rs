@@ -185,6 +185,10 @@ impl Tail {
         known.offset = row.offset;
         known.size = stamp.size.max(end.unwrap_or(row.offset));
         row.is_drained = end.is_some();
+        if end.is_some_and(|end| end != row.stamp.size) {
+            // What is kept is no longer all of it.
+            known.has_kept = false;
+        }
         // A later move is recognised by the id that the row tells.
         let is_other_id = known.has_row && row.stamp.id != id;
         row.stamp = Stamp { size: end.unwrap_or(stamp.size), id, ..stamp };

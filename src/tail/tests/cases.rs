@@ -96,6 +96,12 @@ fn deleted_with_an_incomplete_last_line() {
     check("from the open handle", &open, &plain(&[life(A, 6, &["one", "tw…"])]));
     let kept = [write(A, "one\ntw"), Read, TEN_MINUTES, Read, Restart, Delete(A), Read];
     check("from the row", &kept, &plain(&[life(A, 6, &["one", "tw…"])]));
+    let kept = [write(A, "one\ntw"), Read, TEN_MINUTES, Read];
+    let end = [TEN_MINUTES, Read, Restart, Delete(A), Read];
+    let grown = [&kept[..], &[append(A, "oo"), Read], &end].concat();
+    check("grown since", &grown, &plain(&[life(A, 8, &["one", "twoo…"])]));
+    let done = [&kept[..], &[append(A, "o\nthree\n"), Read], &end].concat();
+    check("completed since", &done, &plain(&[life(A, 14, &["one", "two", "three"])]));
 }
 
 #[test]
