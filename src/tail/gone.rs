@@ -1,7 +1,5 @@
 //! Files that went: what is still to be had of them, and what is reported.
 
-use std::io;
-
 use serde_json::json;
 use siem_protocol::{Digest, names::event};
 
@@ -10,6 +8,7 @@ use super::{
     checkpoint::Row,
     chunk::{Chunk, FileKey, Intake, Origin, Piece},
     files::Lane,
+    handles::Drained,
     look::{Looked, origin},
     parts::LongLine,
 };
@@ -32,39 +31,38 @@ impl Tail {
             self.begin_drain(key);
             self.files.enqueue(key, Lane::Live, 0);
         } else {
-            self.bury(key, intake);
+            self.bury(key, Vec::new(), intake);
         }
     }
 
     /// Reads on in a deleted file whose handle is open, to its end.
-    pub(super) fn drain_gone(
-        &mut self,
-        key: FileKey,
-        intake: &mut dyn Intake,
-    ) -> io::Result<Looked> {
-        if self.drain(key, intake) {
-            return Ok(Looked::More);
+    pub(super) fn drain_gone(&mut self, key: FileKey, intake: &mut dyn Intake) -> Looked {
+        let drained = self.drain(key, intake);
+        if drained == Drained::InPart {
+            return Looked::More;
         }
-        self.bury(key, intake);
-        Ok(Looked::Drained)
+        let rest = self.rest(key, drained);
+        self.bury(key, rest, intake);
+        Looked::Drained
     }
 
     /// The incomplete last line of an open file that was read up to there.
-    pub(super) fn rest(&mut self, key: FileKey) -> Option<Vec<u8>> {
-        let active = self.active.get(&key)?;
-        let known = self.files.get(key)?;
-        // Only what follows the last complete line, if reading came so far.
-        known.drained?;
-        let len = known.scanned.min(active.size()).checked_sub(known.offset)?;
-        let len = usize::try_from(len).ok()?;
-        let rest = self.reader.copy(&active.file, known.offset, len).ok()?;
-        Some(rest.to_vec())
+    pub(super) fn rest(&mut self, key: FileKey, drained: Drained) -> Vec<u8> {
+        let (Some(active), Some(known)) = (self.active.get(&key), self.files.get(key)) else {
+            return Vec::new();
+        };
+        if drained != Drained::ToTheEnd {
+            return Vec::new();
+        }
+        let len = known.scanned.min(active.size()).saturating_sub(known.offset);
+        let len = usize::try_from(len).unwrap_or_default();
+        let rest = self.reader.copy(&active.file, known.offset, len);
+        rest.map_or_else(|_| Vec::new(), <[u8]>::to_vec)
     }
 
     /// Ends a file that is gone: hands over its incomplete last line, from the handle or as the
     /// row keeps it, and reports what could not be read.
-    fn bury(&mut self, key: FileKey, intake: &mut dyn Intake) {
-        let rest = self.rest(key).unwrap_or_default();
+    fn bury(&mut self, key: FileKey, rest: Vec<u8>, intake: &mut dyn Intake) {
         let Some(known) = self.files.get(key) else { return };
         let mut row = self.row(key, known, intake);
         let origin = origin(key, known);

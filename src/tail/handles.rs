@@ -40,6 +40,17 @@ pub(super) struct Drain {
     budget: u64,
 }
 
+/// How far a file was read that lies at its path no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drained {
+    /// There may be more.
+    InPart,
+    /// All complete lines were handed over.
+    ToTheEnd,
+    /// No more can be had, or may be.
+    GivenUp,
+}
+
 /// The end of a file in whose place another lies.
 #[derive(Debug, Default)]
 pub(super) struct Before {
@@ -176,23 +187,26 @@ impl Tail {
         }
     }
 
-    /// Reads on in a file that lies at its path no more, as far as it may; whether there may be
-    /// more of it.
-    pub(super) fn drain(&mut self, key: FileKey, intake: &mut dyn Intake) -> bool {
-        let Some(active) = self.active.get(&key) else { return false };
-        let Some(Drain { until, budget }) = active.drain else { return false };
+    /// Reads on in a file that lies at its path no more, as far as it may. Whatever it was
+    /// rewritten with before it went is read too.
+    pub(super) fn drain(&mut self, key: FileKey, intake: &mut dyn Intake) -> Drained {
+        let Some(active) = self.active.get(&key) else { return Drained::GivenUp };
+        let Some(Drain { until, budget }) = active.drain else { return Drained::GivenUp };
         let before = active.row.offset;
         if self.schedule.now() >= until || budget == 0 {
-            return false;
+            return Drained::GivenUp;
         }
-        if !matches!(self.read_on(key, intake), Ok(Some(Looked::More))) {
-            return false;
+        match self.read_on(key, intake) {
+            Ok(Some(Looked::More)) => {}
+            Ok(Some(Looked::Drained)) => return Drained::ToTheEnd,
+            Ok(None) if self.begin_anew(key, intake).is_ok() => return Drained::InPart,
+            Ok(None) | Err(_) => return Drained::GivenUp,
         }
         if let Some(active) = self.active.get_mut(&key) {
-            let budget = budget.saturating_sub(active.row.offset - before);
+            let budget = budget.saturating_sub(active.row.offset.saturating_sub(before));
             active.drain = Some(Drain { until, budget });
         }
-        true
+        Drained::InPart
     }
 
     /// Files held open that lie nowhere any more, and the bytes held on disk for them.
@@ -244,6 +258,7 @@ impl Tail {
             let row = Row::new(last.path, 0);
             let active = Active::new(file, id, row, origin(key, &known), self.schedule.now());
             known.size = active.size();
+            known.changed = self.schedule.now();
             self.active.insert(key, active);
             if is_there {
                 self.files.add(key, known);

@@ -12,7 +12,7 @@ use super::{
     decide::{Decision, Place, decide},
     files::Known,
     gone::{LastPiece, LastWords, last_words},
-    handles::{Active, Before},
+    handles::{Active, Before, Drained},
     identity::{BORDERS, Borders, Ends, SAMPLE, Sample, compare},
     is_absent, new_generation,
     parts::LongLine,
@@ -54,6 +54,7 @@ impl Tail {
                 looked == Looked::More
             }
             Err(error) => {
+                self.schedule.drop_settling(key);
                 if self.active.get(&key).is_some_and(|active| active.drain.is_none()) {
                     self.active.remove(&key);
                 }
@@ -74,7 +75,7 @@ impl Tail {
     fn try_look(&mut self, key: FileKey, intake: &mut dyn Intake) -> io::Result<Looked> {
         let Some(known) = self.files.get(key) else { return Ok(Looked::Drained) };
         if known.is_gone {
-            return self.drain_gone(key, intake);
+            return Ok(self.drain_gone(key, intake));
         }
         let replaced_by = known.replaced_by;
         if let Some(active) = self.active.get(&key)
@@ -83,10 +84,12 @@ impl Tail {
         {
             // What was not read of the file that lay here before comes first.
             self.begin_drain(key);
-            if self.drain(key, intake) {
+            let drained = self.drain(key, intake);
+            if drained == Drained::InPart {
                 return Ok(Looked::More);
             }
-            if !self.open_in_place(key, intake)? {
+            let rest = self.rest(key, drained);
+            if !self.open_in_place(key, rest, intake)? {
                 return Ok(Looked::Drained);
             }
         }
@@ -109,8 +112,12 @@ impl Tail {
 
     /// Opens the file that took the place of one that was read as far as may be; whether it is
     /// one.
-    fn open_in_place(&mut self, key: FileKey, intake: &mut dyn Intake) -> io::Result<bool> {
-        let rest = self.rest(key).unwrap_or_default();
+    fn open_in_place(
+        &mut self,
+        key: FileKey,
+        rest: Vec<u8>,
+        intake: &dyn Intake,
+    ) -> io::Result<bool> {
         let Some(old) = self.active.remove(&key) else { return Ok(true) };
         let before = Before { rest, size: old.size() };
         let generation = old.origin.generation.clone();
@@ -229,8 +236,12 @@ impl Tail {
     }
 
     /// Begins a new generation in an open file that holds other bytes than its row says, unless
-    /// they are on their way.
-    fn begin_anew(&mut self, key: FileKey, intake: &mut dyn Intake) -> io::Result<Looked> {
+    /// those may be on their way.
+    pub(super) fn begin_anew(
+        &mut self,
+        key: FileKey,
+        intake: &mut dyn Intake,
+    ) -> io::Result<Looked> {
         let (Some(active), Some(known)) = (self.active.get_mut(&key), self.files.get_mut(key))
         else {
             return Ok(Looked::Drained);
@@ -242,7 +253,8 @@ impl Tail {
         let mut decision = decide(Place::SamePath, sameness);
         if decision == Decision::Wait {
             let age = age(&stamp, self.clock.now());
-            if !self.schedule.has_settled(key, age) {
+            // Nobody writes a file anew that lies nowhere any more.
+            if active.drain.is_none() && !self.schedule.has_settled(key, age) {
                 return Ok(Looked::Drained);
             }
             decision = decide(Place::SamePath, sameness.settled());

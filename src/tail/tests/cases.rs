@@ -292,6 +292,27 @@ fn replaced_with_bytes_unread() {
     check("in place", &written_over, &lost(&lives, &events, 3));
 }
 
+/// What it was rewritten with before it went is had from the handle too.
+#[test]
+fn rewritten_and_then_gone() {
+    let start = [write(A, "one\n"), Read, append(A, "two\nthr"), Read];
+    let first = life(A, 8, &["one", "two"]);
+    let events = [event::FILE_DELETED_UNREAD, event::FILE_REWRITTEN];
+    for content in ["NEW\n", "NEW ONE\nNEW TWO\n"] {
+        let lines: Vec<_> = content.lines().collect();
+        let second = life(A, content.len() as u64, &lines);
+        let deleted = [&start[..], &[write(A, content), Delete(A), Read]].concat();
+        let lives = [first.clone(), second.clone()];
+        check("deleted", &deleted, &lost(&lives, &events, 3));
+        let replaced = [&start[..], &[write(A, content), replace(A, "3\n"), Read]].concat();
+        let lives = [first.clone(), second, life(A, 2, &["3"])];
+        let events = [&events[..], &[event::FILE_REWRITTEN]].concat();
+        check("replaced", &replaced, &lost(&lives, &events, 3));
+    }
+    let emptied = [&start[..], &[Cut(A, 0), Delete(A), Read]].concat();
+    check("emptied", &emptied, &lost(&[first], &events, 3));
+}
+
 #[test]
 fn touched() {
     for (name, seconds) in [("later", 4_000_000_000), ("back", 1_000_000_000), ("to zero", 0)] {
