@@ -3,8 +3,13 @@
 
 mod support;
 
-use std::fs;
+use std::{
+    fs,
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
+use siem_protocol::names::event;
 use support::{
     agent::{Agent, AgentCommand},
     entries::{self, Line},
@@ -259,6 +264,39 @@ fn a_renamed_file_goes_on_and_a_rewritten_one_begins_anew() {
         ("-a/new.jsonl", "{\"n\":4}"),
         ("-a/rewritten.jsonl", "{\"other\":1}"),
     ]);
+}
+
+/// Whoever writes a file anew empties it first, and the agent looks at any moment.
+#[test]
+fn a_file_written_anew_with_the_same_bytes_goes_on() {
+    let scene = Scene::new(Home::new());
+    let mut content: String = (0..2000).map(|n| format!("{{\"n\":{n}}}\n")).collect();
+    let path = scene.home.write("-a/one.jsonl", &content);
+    scene.wait_for(2000);
+    let mut slowest = Duration::ZERO;
+    for n in 2000..2030 {
+        let half = content.len() / 2;
+        content.push_str(&format!("{{\"n\":{n}}}\n"));
+        let begun = Instant::now();
+        let mut file = fs::File::create(&path).unwrap();
+        for piece in [&content[..half], &content[half..]] {
+            // Long enough to be seen as it is now.
+            std::thread::sleep(Duration::from_millis(5));
+            file.write_all(piece.as_bytes()).unwrap();
+        }
+        slowest = slowest.max(begun.elapsed());
+        scene.wait_for(n + 1);
+    }
+    if slowest > Duration::from_millis(200) {
+        eprintln!("skipped: this machine took {slowest:?} for a few writes");
+        return;
+    }
+    scene.agent.stop();
+    let entries = scene.receiver.entries();
+    assert_eq!(entries::lines(&entries).len(), 2030);
+    for name in [event::FILE_REWRITTEN, event::FILE_TRIMMED] {
+        assert!(entries::events(&entries, name).is_empty(), "{name}");
+    }
 }
 
 /// A shell's or a service's limit may be low: what is open then must leave enough for the outbox
