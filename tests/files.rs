@@ -11,10 +11,12 @@ use std::{
 
 use siem_protocol::names::event;
 use support::{
+    PATIENCE,
     agent::{Agent, AgentCommand},
     entries::{self, Line},
     home::Home,
     receiver::{Receiver, wait_for},
+    within,
 };
 
 const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";
@@ -264,6 +266,45 @@ fn a_renamed_file_goes_on_and_a_rewritten_one_begins_anew() {
         ("-a/new.jsonl", "{\"n\":4}"),
         ("-a/rewritten.jsonl", "{\"other\":1}"),
     ]);
+}
+
+/// The system gives every user a number of watches only; here it is three, or no watcher at all.
+#[cfg(unix)]
+#[test]
+fn with_too_few_watches_files_are_found_too() {
+    for limit in ["watches", "instances"] {
+        let home = Home::new();
+        for n in 0..8 {
+            home.write(&format!("-{n}/one.jsonl"), "{\"n\":1}\n");
+        }
+        let count = if limit == "watches" { 3 } else { 0 };
+        // The limit is that of a user namespace of its own.
+        let script =
+            format!("echo {count} > /proc/sys/user/max_inotify_{limit} && exec \"$0\" run \"$@\"");
+        let arguments = ["-Ur", "/bin/sh", "-c", &script, env!("CARGO_BIN_EXE_ai-agent")];
+        let receiver = Receiver::start();
+        let agent = AgentCommand::of("unshare".as_ref(), home.path(), &arguments);
+        let mut agent = agent.config(AT_ONCE).ships_to(&receiver.url()).start();
+        let began = within(PATIENCE, "the agent started or could not", || {
+            let began = agent.log().contains(" started ");
+            (began || !agent.runs()).then_some(began)
+        });
+        if !began {
+            eprintln!("skipped: no user namespace can be had: {}", agent.log());
+            return;
+        }
+        let mut scene = Scene { home, receiver, agent };
+        scene.wait_for(8);
+        scene.agent.wait_for_log("are found by sweeps");
+        for n in 0..8 {
+            scene.home.append(&format!("-{n}/one.jsonl"), "{\"n\":2}\n");
+            scene.home.write(&format!("-{n}/deep/two.jsonl"), "{\"n\":3}\n");
+        }
+        scene.wait_for(24);
+        scene.agent.stop();
+        scene.receiver.assert_whole();
+        assert_eq!(entries::lines(&scene.receiver.entries()).len(), 24);
+    }
 }
 
 /// Whoever writes a file anew empties it first, and the agent looks at any moment.
