@@ -120,7 +120,8 @@ impl Tail {
         let is_used = |active: &Active| now.saturating_sub(active.used) < quiet;
         self.active.retain(|_, active| is_used(active));
         self.parting.retain(is_used);
-        self.schedule.set_quiet(self.active.values().map(|active| active.used + quiet).min());
+        let open = self.active.values().chain(&self.parting);
+        self.schedule.set_quiet(open.map(|active| active.used + quiet).min());
     }
 
     /// Closes what can be had again, since the system has no more handles.

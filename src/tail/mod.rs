@@ -254,7 +254,7 @@ impl Tail {
             }
         }
         self.close_quiet();
-        Progress::Idle { next: self.schedule.until_next(!self.active.is_empty()) }
+        Progress::Idle { next: self.schedule.until_next() }
     }
 
     /// The group with all chunks so far is stored.

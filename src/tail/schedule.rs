@@ -288,12 +288,12 @@ impl Schedule {
     }
 
     /// How long until something is due.
-    pub(super) fn until_next(&self, has_open: bool) -> Duration {
+    pub(super) fn until_next(&self) -> Duration {
         let mut next = self.sweep_due();
         if !self.hot.is_empty() || !self.absent_roots.is_empty() {
             next = next.min(self.hot_due);
         }
-        if let Some(due) = self.quiet_due.filter(|_| has_open) {
+        if let Some(due) = self.quiet_due {
             next = next.min(due);
         }
         let young = self.young.iter().map(|young| young.due);

@@ -81,3 +81,38 @@ fn a_copy_is_a_file_of_its_own() {
     assert_eq!(world.next(), lines_and(["one", "one"], [event::FILE_LINKED]));
     assert_eq!(world.store.rows.len(), 3);
 }
+
+/// Many file systems give the id of a deleted file to the next one: the offset of the one was
+/// applied to the other, and its first lines were never read.
+#[cfg(unix)]
+#[test]
+fn a_new_file_with_the_id_of_a_deleted_one_is_read_from_its_beginning() {
+    use std::os::unix::fs::MetadataExt as _;
+    for is_found_gone in [false, true] {
+        let mut world = World::new();
+        world.write("a.jsonl", "one\ntwo\n");
+        world.read();
+        world.take();
+        let id = |name| fs::metadata(world.path(name)).unwrap().ino();
+        let before = id("a.jsonl");
+        assert_eq!(world.tail.survey().files_open, 0, "an open file keeps its id");
+        fs::remove_file(world.path("a.jsonl")).unwrap();
+        let others: Vec<_> = (0..100).map(|n| format!("{n}.jsonl")).collect();
+        let found = others.iter().find(|name| {
+            world.write(name, "");
+            id(name) == before
+        });
+        let Some(found) = found else {
+            eprintln!("skipped: this file system does not give out ids again");
+            return;
+        };
+        if is_found_gone {
+            let away = world.directory.path().join("away");
+            fs::rename(world.path(found), &away).unwrap();
+            assert_eq!(world.next(), lines([]));
+            fs::rename(away, world.path(found)).unwrap();
+        }
+        world.append(found, "new one\nnew two\nnew three\n");
+        assert_eq!(world.next(), lines(["new one", "new two", "new three"]));
+    }
+}
