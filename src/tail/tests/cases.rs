@@ -187,6 +187,12 @@ fn rewritten() {
         &steps,
         &with(&lives, &[event::FILE_REWRITTEN]),
     );
+
+    let many: String = (0..300).map(|n| format!("{{\"the same line\":{n}}}\n")).collect();
+    let [old, new]: [&str; 2] = ["old\n", "new\n"].map(|first| &*(first.to_owned() + &many).leak());
+    let steps = [write(A, old), Read, write(A, new), Read];
+    let lives = [old, new].map(|text| life(A, text.len() as u64, &lines(text)));
+    check("with the same end", &steps, &with(&lives, &[event::FILE_REWRITTEN]));
 }
 
 /// As log rotation does: a copy is made, and the file is emptied. The copy is a file of its own,
