@@ -3,13 +3,20 @@
 
 mod support;
 
-use std::fs;
+use std::{
+    fs,
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
+use siem_protocol::names::event;
 use support::{
-    agent::Agent,
+    PATIENCE,
+    agent::{Agent, AgentCommand},
     entries::{self, Line},
     home::Home,
     receiver::{Receiver, wait_for},
+    within,
 };
 
 const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";
@@ -259,4 +266,120 @@ fn a_renamed_file_goes_on_and_a_rewritten_one_begins_anew() {
         ("-a/new.jsonl", "{\"n\":4}"),
         ("-a/rewritten.jsonl", "{\"other\":1}"),
     ]);
+}
+
+/// The system gives every user a number of watches only; here it is three, or no watcher at all.
+#[cfg(unix)]
+#[test]
+fn with_too_few_watches_files_are_found_too() {
+    for limit in ["watches", "instances"] {
+        let home = Home::new();
+        for n in 0..8 {
+            home.write(&format!("-{n}/one.jsonl"), "{\"n\":1}\n");
+        }
+        let count = if limit == "watches" { 3 } else { 0 };
+        // The limit is that of a user namespace of its own.
+        let script =
+            format!("echo {count} > /proc/sys/user/max_inotify_{limit} && exec \"$0\" run \"$@\"");
+        let arguments = ["-Ur", "/bin/sh", "-c", &script, env!("CARGO_BIN_EXE_ai-agent")];
+        let receiver = Receiver::start();
+        let agent = AgentCommand::of("unshare".as_ref(), home.path(), &arguments);
+        let mut agent = agent.config(AT_ONCE).ships_to(&receiver.url()).start();
+        let began = within(PATIENCE, "the agent started or could not", || {
+            let began = agent.log().contains(" started ");
+            (began || !agent.runs()).then_some(began)
+        });
+        if !began {
+            eprintln!("skipped: no user namespace can be had: {}", agent.log());
+            return;
+        }
+        let mut scene = Scene { home, receiver, agent };
+        scene.wait_for(8);
+        scene.agent.wait_for_log("are found by sweeps");
+        for n in 0..8 {
+            scene.home.append(&format!("-{n}/one.jsonl"), "{\"n\":2}\n");
+            scene.home.write(&format!("-{n}/deep/two.jsonl"), "{\"n\":3}\n");
+        }
+        scene.wait_for(24);
+        scene.agent.stop();
+        scene.receiver.assert_whole();
+        assert_eq!(entries::lines(&scene.receiver.entries()).len(), 24);
+    }
+}
+
+/// Whoever writes a file anew empties it first, and the agent looks at any moment.
+#[test]
+fn a_file_written_anew_with_the_same_bytes_goes_on() {
+    let scene = Scene::new(Home::new());
+    let mut content: String = (0..2000).map(|n| format!("{{\"n\":{n}}}\n")).collect();
+    let path = scene.home.write("-a/one.jsonl", &content);
+    scene.wait_for(2000);
+    let mut slowest = Duration::ZERO;
+    for n in 2000..2030 {
+        let half = content.len() / 2;
+        content.push_str(&format!("{{\"n\":{n}}}\n"));
+        let begun = Instant::now();
+        let mut file = fs::File::create(&path).unwrap();
+        for piece in [&content[..half], &content[half..]] {
+            // Long enough to be seen as it is now.
+            std::thread::sleep(Duration::from_millis(5));
+            file.write_all(piece.as_bytes()).unwrap();
+        }
+        slowest = slowest.max(begun.elapsed());
+        scene.wait_for(n + 1);
+    }
+    if slowest > Duration::from_millis(200) {
+        eprintln!("skipped: this machine took {slowest:?} for a few writes");
+        return;
+    }
+    scene.agent.stop();
+    let entries = scene.receiver.entries();
+    assert_eq!(entries::lines(&entries).len(), 2030);
+    for name in [event::FILE_REWRITTEN, event::FILE_TRIMMED] {
+        assert!(entries::events(&entries, name).is_empty(), "{name}");
+    }
+}
+
+/// A shell's or a service's limit may be low: what is open then must leave enough for the outbox
+/// and the network.
+#[cfg(unix)]
+#[test]
+fn more_files_than_may_be_open_all_arrive() {
+    const FILES: usize = 300;
+    const LIMIT: usize = 64;
+
+    let home = Home::new();
+    let receiver = Receiver::start();
+    for n in 0..FILES {
+        home.write(&format!("-a/{n}.jsonl"), format!("{{\"n\":{n}}}\n"));
+    }
+    let script = format!("ulimit -n {LIMIT} && exec \"$0\" run \"$@\"");
+    let shell = ["-c", &script, env!("CARGO_BIN_EXE_ai-agent")];
+    let agent = AgentCommand::of("/bin/sh".as_ref(), home.path(), &shell);
+    let agent = agent.config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
+    let scene = Scene { home, receiver, agent };
+    scene.wait_for(FILES);
+    // All of them at once, so that each would like to stay open.
+    for n in 0..FILES {
+        scene.home.append(&format!("-a/{n}.jsonl"), format!("{{\"again\":{n}}}\n"));
+    }
+    let mut most = 0;
+    wait_for(&scene.receiver, "all lines arrived", |entries| {
+        most = most.max(open_sessions(scene.agent.pid()));
+        (entries::lines(entries).len() >= 2 * FILES).then_some(())
+    });
+    assert!(most <= LIMIT / 4, "{most} session files were open");
+    let log = scene.agent.log();
+    assert!(!log.contains("os error 24"), "{log}");
+    scene.agent.stop();
+    scene.receiver.assert_whole();
+    assert_eq!(entries::lines(&scene.receiver.entries()).len(), 2 * FILES);
+}
+
+/// How many session files a process has open, where the system tells it.
+#[cfg(unix)]
+fn open_sessions(pid: u32) -> usize {
+    let Ok(handles) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
+    let open = handles.filter_map(|handle| fs::read_link(handle.ok()?.path()).ok());
+    open.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl")).count()
 }

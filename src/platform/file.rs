@@ -118,6 +118,12 @@ pub fn is_out_of_files(error: &io::Error) -> bool {
     system::is_out_of_files(error)
 }
 
+/// How many files this process may hold open at once; none where the system sets no limit.
+#[must_use]
+pub fn open_limit() -> Option<u64> {
+    system::open_limit()
+}
+
 /// A path as bytes, to be kept: any path survives.
 #[must_use]
 pub fn path_to_bytes(path: &Path) -> Vec<u8> {
@@ -180,6 +186,10 @@ mod system {
         errno == Some(Errno::MFILE) || errno == Some(Errno::NFILE)
     }
 
+    pub(super) fn open_limit() -> Option<u64> {
+        rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+    }
+
     pub(super) fn path_to_bytes(path: &Path) -> Vec<u8> {
         path.as_os_str().as_bytes().to_vec()
     }
@@ -237,6 +247,10 @@ mod system {
 
     pub(super) fn is_out_of_files(error: &io::Error) -> bool {
         error.raw_os_error() == Some(TOO_MANY_OPEN_FILES)
+    }
+
+    pub(super) fn open_limit() -> Option<u64> {
+        None
     }
 
     pub(super) fn path_to_bytes(path: &Path) -> Vec<u8> {

@@ -34,6 +34,8 @@ pub(super) enum Decision {
         /// The border.
         at: u64,
     },
+    /// Nothing yet: the writer may be at work.
+    Wait,
     /// A new generation begins at 0, in place of this one.
     Rewrite,
     /// The file is not this generation's: a file of its own, from 0.
@@ -47,6 +49,7 @@ pub(super) enum Decision {
 pub(super) fn decide(place: Place, sameness: Sameness) -> Decision {
     match (place, sameness) {
         (Place::SamePath, Sameness::Whole) => Decision::Continue,
+        (Place::SamePath, Sameness::Short { .. }) => Decision::Wait,
         (Place::SamePath, Sameness::UpTo(at)) if at > 0 => Decision::Trim { at },
         (Place::SamePath, _) => Decision::Rewrite,
         (Place::OtherPath(OldPath::Gone | OldPath::OtherFile), Sameness::Whole) => Decision::Move,
@@ -60,18 +63,21 @@ mod tests {
 
     #[test]
     fn decides_as_the_table_says() {
-        use Decision::{Begin, Continue, Move, Rewrite, Trim};
-        use Sameness::{Other, UpTo, Whole};
+        use Decision::{Begin, Continue, Move, Rewrite, Trim, Wait};
+        use Sameness::{Other, Short, UpTo, Whole};
         let at = Place::SamePath;
         let moved = Place::OtherPath(OldPath::Gone);
         let replaced = Place::OtherPath(OldPath::OtherFile);
         let linked = Place::OtherPath(OldPath::SameFile);
         let table = [
             (at, Whole, Continue),
+            (at, Short { up_to: None }, Wait),
+            (at, Short { up_to: Some(10) }, Wait),
             (at, UpTo(10), Trim { at: 10 }),
             (at, UpTo(0), Rewrite),
             (at, Other, Rewrite),
             (moved, Whole, Move),
+            (moved, Short { up_to: Some(10) }, Begin),
             (moved, UpTo(10), Begin),
             (moved, Other, Begin),
             (replaced, Whole, Move),

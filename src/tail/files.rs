@@ -43,16 +43,9 @@ pub(super) struct Known {
     pub(super) has_kept: bool,
     /// It was changed so shortly before it was read that its stamp could miss a change.
     pub(super) is_racy: bool,
-    /// When it was found gone, and how many bytes may still be read of its open handle.
-    pub(super) gone: Option<Gone>,
+    /// Whether it was found gone, and is read from its open handle.
+    pub(super) is_gone: bool,
     queued: Option<Queued>,
-}
-
-/// A deleted file whose handle is still open.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Gone {
-    pub(super) until: Duration,
-    pub(super) budget: u64,
 }
 
 /// Which files come first.
@@ -99,7 +92,7 @@ impl Known {
             has_row: false,
             has_kept: false,
             is_racy: false,
-            gone: None,
+            is_gone: false,
             queued: None,
         }
     }
@@ -113,6 +106,11 @@ impl Known {
 impl Files {
     pub(super) fn add(&mut self, key: FileKey, known: Known) {
         self.by_path.insert(Arc::clone(&known.path), key);
+        self.add_gone(key, known);
+    }
+
+    /// Adds a file that lies at its path no more.
+    pub(super) fn add_gone(&mut self, key: FileKey, known: Known) {
         if let Some(id) = known.id {
             self.by_id.insert(id, key);
         }

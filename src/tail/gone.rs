@@ -1,134 +1,97 @@
 //! Files that went: what is still to be had of them, and what is reported.
 
-use std::{io, time::Duration};
-
 use serde_json::json;
-use siem_protocol::names::event;
+use siem_protocol::{Digest, names::event};
 
 use super::{
     Tail,
+    checkpoint::Row,
     chunk::{Chunk, FileKey, Intake, Origin, Piece},
-    files::{Gone, Lane},
-    look::{Looked, abandoned, origin},
+    files::Lane,
+    handles::Drained,
+    look::{Looked, origin},
+    parts::LongLine,
 };
-use crate::{event::Event, platform::file::Stamp};
+use crate::{
+    event::Event,
+    platform::file::{self, Stamp},
+};
 
-/// How long and how much is read of a deleted file whose handle is open.
-const DRAIN_TIME: Duration = Duration::from_secs(60);
-const DRAIN_BYTES: u64 = 1 << 30;
 /// How much of an incomplete last line is copied into the row.
 const KEPT_BYTES: u64 = 1 << 20;
 
 impl Tail {
     /// A sweep found the file gone.
     pub(super) fn lose(&mut self, key: FileKey, intake: &mut dyn Intake) {
-        let is_open = self.active.contains_key(&key);
-        let until = self.schedule.now() + DRAIN_TIME;
         let Some(known) = self.files.get_mut(key) else { return };
         let path = known.path.clone();
+        known.is_gone = true;
         self.files.leave_path(key, &path);
-        if is_open {
-            if let Some(known) = self.files.get_mut(key) {
-                known.gone = Some(Gone { until, budget: DRAIN_BYTES });
-            }
+        if self.active.contains_key(&key) {
+            self.begin_drain(key);
             self.files.enqueue(key, Lane::Live, 0);
         } else {
-            self.bury(key, None, intake);
+            self.bury(key, Vec::new(), intake);
         }
     }
 
     /// Reads on in a deleted file whose handle is open, to its end.
-    pub(super) fn drain_gone(
-        &mut self,
-        key: FileKey,
-        intake: &mut dyn Intake,
-    ) -> io::Result<Looked> {
-        let now = self.schedule.now();
-        let Some(Gone { until, budget }) = self.files.get(key).and_then(|known| known.gone) else {
-            return Ok(Looked::Drained);
-        };
-        let before = self.files.get(key).map_or(0, |known| known.offset);
-        if now < until
-            && budget > 0
-            && let Ok(Some(Looked::More)) = self.read_on(key, intake)
-        {
-            if let Some(known) = self.files.get_mut(key) {
-                let budget = budget.saturating_sub(known.offset - before);
-                known.gone = Some(Gone { until, budget });
-            }
-            return Ok(Looked::More);
+    pub(super) fn drain_gone(&mut self, key: FileKey, intake: &mut dyn Intake) -> Looked {
+        let drained = self.drain(key, intake);
+        if drained == Drained::InPart {
+            return Looked::More;
         }
-        let rest = self.rest(key).unwrap_or_default();
-        self.bury(key, Some(rest), intake);
-        Ok(Looked::Drained)
+        let rest = self.rest(key, drained);
+        self.bury(key, rest, intake);
+        Looked::Drained
     }
 
     /// The incomplete last line of an open file that was read up to there.
-    fn rest(&mut self, key: FileKey) -> Option<Vec<u8>> {
-        let active = self.active.get(&key)?;
-        let known = self.files.get(key)?;
-        let stamp = Stamp::of(&active.file.metadata().ok()?);
-        // Only what follows the last complete line, if reading came so far.
-        known.drained?;
-        let len = known.scanned.min(stamp.size).checked_sub(known.offset)?;
-        let len = usize::try_from(len).ok()?;
-        let rest = self.reader.copy(&active.file, known.offset, len).ok()?;
-        Some(rest.to_vec())
+    pub(super) fn rest(&mut self, key: FileKey, drained: Drained) -> Vec<u8> {
+        let (Some(active), Some(known)) = (self.active.get(&key), self.files.get(key)) else {
+            return Vec::new();
+        };
+        if drained != Drained::ToTheEnd {
+            return Vec::new();
+        }
+        let len = known.scanned.min(active.size()).saturating_sub(known.offset);
+        let len = usize::try_from(len).unwrap_or_default();
+        let rest = self.reader.copy(&active.file, known.offset, len);
+        rest.map_or_else(|_| Vec::new(), <[u8]>::to_vec)
     }
 
     /// Ends a file that is gone: hands over its incomplete last line, from the handle or as the
     /// row keeps it, and reports what could not be read.
-    fn bury(&mut self, key: FileKey, rest: Option<Vec<u8>>, intake: &mut dyn Intake) {
+    fn bury(&mut self, key: FileKey, rest: Vec<u8>, intake: &mut dyn Intake) {
         let Some(known) = self.files.get(key) else { return };
         let mut row = self.row(key, known, intake);
         let origin = origin(key, known);
-        let size = known.size.max(row.offset);
-        let rest = rest.filter(|rest| !rest.is_empty()).or_else(|| row.kept.take());
-        let rest = rest.unwrap_or_default();
+        let active = self.active.remove(&key);
+        let size = match &active {
+            Some(active) => active.size().max(active.row.stamp.size),
+            // Of the file that took its place nothing is known.
+            None if known.replaced_by.is_some() => row.stamp.size,
+            None => known.size,
+        };
         let has_row = known.has_row;
-        self.active.remove(&key);
         self.uncommitted.remove(&key);
         self.schedule.forget(key);
         let Some(mut known) = self.files.remove(key) else { return };
 
-        let mut pieces = Vec::new();
-        let mut events = Vec::new();
-        if !rest.is_empty() {
-            let size = rest.len() as u64;
-            let piece = match (row.long, known.long.as_mut()) {
-                (None, _) => {
-                    Some(Piece::Line { offset: row.offset, bytes: &rest, size, incomplete: true })
-                }
-                (Some(at), Some(long)) => {
-                    let (part, whole) = long.add(&rest, true);
-                    Some(Piece::Part {
-                        offset: at.start,
-                        part,
-                        bytes: &rest,
-                        size,
-                        whole,
-                        incomplete: true,
-                    })
-                }
-                // Its hash can't be had any more.
-                (Some(_), None) => None,
-            };
-            if let Some(piece) = piece {
-                pieces.push(piece);
-                row.offset += size;
-                row.long = None;
-            }
-        }
-        events.extend(abandoned(&origin, &row));
-        events.extend(unread(&origin, row.offset, size));
+        let long = known.long.as_deref_mut();
+        let LastWords { piece, unread, events } = last_words(&origin, &mut row, long, rest, size);
+        let pieces: Vec<_> = piece.iter().map(LastPiece::piece).collect();
         if has_row || !pieces.is_empty() || !events.is_empty() {
             intake.take(Chunk {
                 origin: &origin,
                 pieces: &pieces,
                 checkpoint: None,
-                unread: size.saturating_sub(row.offset),
+                unread,
                 events,
             });
+            if let Some(active) = active {
+                self.part(active);
+            }
         }
         intake.forget(key);
     }
@@ -155,8 +118,7 @@ impl Tail {
         let mut row = self.row(key, known, intake);
         let (path, origin, offset) = (known.path.clone(), origin(key, known), row.offset);
         let len = usize::try_from(known.unread().min(KEPT_BYTES)).unwrap_or_default();
-        let opened = crate::platform::file::open_regular(&path);
-        let Ok(Some((file, metadata))) = opened else { return };
+        let Ok(Some((file, metadata))) = file::open_regular(&path) else { return };
         let drained = known.drained;
         let is_unchanged = drained.is_some_and(|stamp| stamp.agrees_with(&Stamp::of(&metadata)));
         let Ok(kept) = self.reader.copy(&file, offset, len) else { return };
@@ -183,13 +145,88 @@ impl Tail {
     }
 }
 
-/// The event that bytes of a deleted file were never read, if there are any.
+/// The end of a generation.
+pub(super) struct LastWords {
+    /// Its incomplete last line.
+    pub(super) piece: Option<LastPiece>,
+    /// How many bytes were not read of it.
+    pub(super) unread: u64,
+    /// What is to be reported.
+    pub(super) events: Vec<Event>,
+}
+
+/// An incomplete last line, or the last part of one.
+pub(super) struct LastPiece {
+    offset: u64,
+    bytes: Vec<u8>,
+    part: Option<(u32, Option<(u64, Digest)>)>,
+}
+
+impl LastPiece {
+    pub(super) fn piece(&self) -> Piece<'_> {
+        let Self { offset, ref bytes, part } = *self;
+        let size = bytes.len() as u64;
+        match part {
+            None => Piece::Line { offset, bytes, size, incomplete: true },
+            Some((part, whole)) => {
+                Piece::Part { offset, part, bytes, size, whole, incomplete: true }
+            }
+        }
+    }
+}
+
+/// What is left to be said of a generation whose file was `size` bytes large and holds them no
+/// more: of its incomplete last line, from a handle or as the row keeps it, and of what was never
+/// read.
+pub(super) fn last_words(
+    origin: &Origin,
+    row: &mut Row,
+    long: Option<&mut LongLine>,
+    rest: Vec<u8>,
+    size: u64,
+) -> LastWords {
+    let kept = row.kept.take();
+    let rest = if rest.is_empty() { kept.unwrap_or_default() } else { rest };
+    let part = match (row.long, long) {
+        (Some(_), Some(long)) if !rest.is_empty() => Some(long.add(&rest, true)),
+        _ => None,
+    };
+    let offset = row.long.map_or(row.offset, |at| at.start);
+    // Without the hash of the parts before, which can't be had any more, the last is of no use.
+    let piece = (!rest.is_empty() && part.is_some() == row.long.is_some()).then_some(LastPiece {
+        offset,
+        bytes: rest,
+        part,
+    });
+    if let Some(piece) = &piece {
+        row.offset += piece.bytes.len() as u64;
+        row.long = None;
+    }
+    let events = abandoned(origin, row).into_iter().chain(unread(origin, row.offset, size));
+    LastWords { events: events.collect(), unread: size.saturating_sub(row.offset), piece }
+}
+
+/// The event that a line sent in parts will never be completed, if there is one.
+fn abandoned(origin: &Origin, row: &Row) -> Option<Event> {
+    let long = row.long?;
+    let facts = json!({
+        "path": origin.path.to_string_lossy(),
+        "generation": origin.generation.0,
+        "offset": long.start,
+        "parts": long.parts,
+        "bytes": row.offset - long.start,
+    });
+    Some(Event::warning(event::RECORD_ABANDONED, facts))
+}
+
+/// The event that bytes of a file that holds them no more were never read, if there are any.
 fn unread(origin: &Origin, from: u64, to: u64) -> Option<Event> {
     let facts = json!({
         "path": origin.path.to_string_lossy(),
         "generation": origin.generation.0,
         "from": from,
         "to": to,
+        "bytes": to.saturating_sub(from),
     });
     (to > from).then(|| Event::warning(event::FILE_DELETED_UNREAD, facts))
 }

@@ -98,21 +98,25 @@ impl Borders {
         self.lines.retain(|border| border.end <= end);
     }
 
-    /// The last border up to which `file` still holds the lines remembered.
-    fn common(&self, file: &dyn ReadAt, size: u64) -> io::Result<Option<u64>> {
+    /// The last border up to which `file` still holds the lines remembered, and whether other
+    /// bytes than remembered were seen behind it.
+    fn common(&self, file: &dyn ReadAt, size: u64) -> io::Result<(Option<u64>, bool)> {
         let mut common = None;
         let mut start = self.base;
         let mut bytes = [0; SAMPLE];
         for border in self.lines.iter().take_while(|border| border.end <= size) {
             let len = usize::try_from(border.end - start).map_or(SAMPLE, |len| len.min(SAMPLE));
             let filled = file.fill_at(&mut bytes[..len], border.end - len as u64)?;
-            if filled < len || short_hash(&bytes[..len]) != border.hash {
+            if filled < len {
                 break;
+            }
+            if short_hash(&bytes[..len]) != border.hash {
+                return Ok((common, true));
             }
             common = Some(border.end);
             start = border.end;
         }
-        Ok(common)
+        Ok((common, false))
     }
 
     /// Packs them: for each line its size as a varint and four bytes of hash.
@@ -167,10 +171,27 @@ fn short_hash(bytes: &[u8]) -> u32 {
 pub(super) enum Sameness {
     /// The same up to the checkpoint.
     Whole,
-    /// The same up to a border before the checkpoint, then others or none.
+    /// Fewer than were read, and none of them known to be others: it may have been cut, or it is
+    /// being written again.
+    Short {
+        /// The last border that is still there.
+        up_to: Option<u64>,
+    },
+    /// The same up to a border before the checkpoint, then others.
     UpTo(u64),
     /// Others.
     Other,
+}
+
+impl Sameness {
+    /// What a file shows that nobody is writing: what is not there will not come.
+    pub(super) fn settled(self) -> Self {
+        match self {
+            Self::Short { up_to: Some(border) } => Self::UpTo(border),
+            Self::Short { up_to: None } => Self::Other,
+            other => other,
+        }
+    }
 }
 
 /// The bytes at both ends of what was read: read to be compared, kept to be sampled again.
@@ -237,17 +258,20 @@ pub(super) fn compare(
     ends: &mut Ends,
 ) -> io::Result<Sameness> {
     ends.read(file, offset)?;
-    if !fingerprint.head.begins(&ends.head) {
+    let is_short = size < offset;
+    let has_head = ends.head.len() as u64 >= fingerprint.head.len();
+    if (has_head || !is_short) && !fingerprint.head.begins(&ends.head) {
         return Ok(Sameness::Other);
     }
-    let is_whole = size >= offset
+    let is_whole = !is_short
         && ends.tail.len() as u64 == fingerprint.tail.len()
         && fingerprint.tail.begins(&ends.tail);
     if is_whole {
         return Ok(Sameness::Whole);
     }
     Ok(match borders.common(file, size)? {
-        Some(border) if border < offset => Sameness::UpTo(border),
+        (up_to, false) if is_short => Sameness::Short { up_to },
+        (Some(border), _) if border < offset => Sameness::UpTo(border),
         _ => Sameness::Other,
     })
 }
@@ -312,19 +336,33 @@ mod tests {
         let before = lines(0..500);
         let cut = lines(0..470);
         let border = Sameness::UpTo(cut.len() as u64);
-        assert_eq!(sameness(&before, &cut), border);
-        assert_eq!(sameness(&before, &[&cut, &b"other bytes than before"[..]].concat()), border);
+        assert_eq!(sameness(&before, &cut).settled(), border);
+        let torn = [&cut, &b"other bytes than before"[..]].concat();
+        assert_eq!(sameness(&before, &torn).settled(), border);
         assert_eq!(sameness(&before, &[cut, lines(900..990)].concat()), border);
-        assert_eq!(sameness(b"a\nb\n", b"a\n"), Sameness::UpTo(2));
         assert_eq!(sameness(b"a\nb\n", b"a\nc\nd\n"), Sameness::UpTo(2));
     }
 
     #[test]
+    fn fewer_bytes_may_be_on_their_way_until_others_are_seen() {
+        let short = |up_to| Sameness::Short { up_to };
+        assert_eq!(sameness(b"a\n", b""), short(None));
+        assert_eq!(sameness(b"a\nb\n", b"a\n"), short(Some(2)));
+        assert_eq!(sameness(b"a\nb\n", b"a\nx"), short(Some(2)), "no whole line");
+        assert_eq!(sameness(b"a\nb\ncc\n", b"a\nc\n"), Sameness::UpTo(2));
+        assert_eq!(sameness(b"a\nb\ncc\n", b"b\na\n"), Sameness::Other);
+        let before = lines(0..500);
+        assert_eq!(sameness(&before, &before[..1000]), short(None), "before the end of the head");
+        assert_eq!(sameness(&before, &lines(0..300)), short(None), "before all borders");
+        assert_eq!(sameness(&before, &lines(1..300)), Sameness::Other);
+        assert_eq!(short(None).settled(), Sameness::Other);
+        assert_eq!(short(Some(2)).settled(), Sameness::UpTo(2));
+    }
+
+    #[test]
     fn other_bytes_are_seen() {
-        assert_eq!(sameness(b"a\n", b""), Sameness::Other);
         assert_eq!(sameness(b"a\n", b"b\n"), Sameness::Other);
         let before = lines(0..500);
-        assert_eq!(sameness(&before, &lines(0..300)), Sameness::Other, "before all borders");
         assert_eq!(sameness(&before, &lines(1..501)), Sameness::Other);
         let mut changed = before.clone();
         changed[17] = b'!';

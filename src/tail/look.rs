@@ -1,8 +1,8 @@
 //! Holds a file against its row, and reads on.
 
-use std::{fs::File, io, time::Duration};
+use std::{io, time::Duration};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use siem_protocol::{entry::PathText, names::event};
 
 use super::{
@@ -11,6 +11,8 @@ use super::{
     chunk::{Chunk, FileKey, Intake, Origin, Piece},
     decide::{Decision, Place, decide},
     files::Known,
+    gone::{LastPiece, LastWords, last_words},
+    handles::{Active, Before, Drained},
     identity::{BORDERS, Borders, Ends, SAMPLE, Sample, compare},
     is_absent, new_generation,
     parts::LongLine,
@@ -20,7 +22,7 @@ use crate::{
     event::Event,
     platform::{
         Timestamp,
-        file::{self, FileId, ReadAt, Stamp},
+        file::{self, ReadAt, Stamp},
     },
 };
 
@@ -28,15 +30,6 @@ use crate::{
 const RACY: Duration = Duration::from_millis(50);
 /// How recently a file must have been changed to be looked at often.
 const RECENT: Duration = Duration::from_secs(600);
-
-/// A file that is open.
-pub(super) struct Active {
-    pub(super) file: File,
-    pub(super) id: Option<FileId>,
-    pub(super) row: Row,
-    pub(super) origin: Origin,
-    pub(super) used: Duration,
-}
 
 /// What a look at a file came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,11 +54,14 @@ impl Tail {
                 looked == Looked::More
             }
             Err(error) => {
-                self.active.remove(&key);
+                self.schedule.drop_settling(key);
+                if self.active.get(&key).is_some_and(|active| active.drain.is_none()) {
+                    self.active.remove(&key);
+                }
                 if is_absent(&error) {
                     self.schedule.sweep_soon();
                 } else if file::is_out_of_files(&error) {
-                    self.active.clear();
+                    self.close_all();
                     self.schedule.sweep_soon();
                     self.troubles.note(&path, &error, self.schedule.sweeps);
                 } else {
@@ -78,8 +74,8 @@ impl Tail {
 
     fn try_look(&mut self, key: FileKey, intake: &mut dyn Intake) -> io::Result<Looked> {
         let Some(known) = self.files.get(key) else { return Ok(Looked::Drained) };
-        if known.gone.is_some() {
-            return self.drain_gone(key, intake);
+        if known.is_gone {
+            return Ok(self.drain_gone(key, intake));
         }
         let replaced_by = known.replaced_by;
         if let Some(active) = self.active.get(&key)
@@ -87,10 +83,15 @@ impl Tail {
             && active.id != replaced_by
         {
             // What was not read of the file that lay here before comes first.
-            if let Ok(Some(Looked::More)) = self.read_on(key, intake) {
+            self.begin_drain(key);
+            let drained = self.drain(key, intake);
+            if drained == Drained::InPart {
                 return Ok(Looked::More);
             }
-            self.active.remove(&key);
+            let rest = self.rest(key, drained);
+            if !self.open_in_place(key, rest, intake)? {
+                return Ok(Looked::Drained);
+            }
         }
         if !self.active.contains_key(&key) && !self.open(key, intake)? {
             return Ok(Looked::Drained);
@@ -106,24 +107,29 @@ impl Tail {
             self.schedule.sweep_now();
             return Ok(Looked::Drained);
         }
-        self.begin_anew(key, intake)?;
-        Ok(Looked::More)
+        self.begin_anew(key, intake)
     }
 
-    /// Opens a file and loads its row; whether it still is one.
-    fn open(&mut self, key: FileKey, intake: &dyn Intake) -> io::Result<bool> {
-        self.make_room_for_a_file();
-        let Some(known) = self.files.get(key) else { return Ok(false) };
-        let Some((file, metadata)) = file::open_regular(&known.path)? else {
-            self.schedule.sweep_soon();
-            return Ok(false);
-        };
-        let id = file::identify_open(&file, &Stamp::of(&metadata));
-        let row = self.row(key, known, intake);
-        let origin = origin(key, known);
-        let used = self.schedule.now();
-        self.active.insert(key, Active { file, id, row, origin, used });
-        Ok(true)
+    /// Opens the file that took the place of one that was read as far as may be; whether it is
+    /// one.
+    fn open_in_place(
+        &mut self,
+        key: FileKey,
+        rest: Vec<u8>,
+        intake: &dyn Intake,
+    ) -> io::Result<bool> {
+        let Some(old) = self.active.remove(&key) else { return Ok(true) };
+        let before = Before { rest, size: old.size() };
+        let generation = old.origin.generation.clone();
+        self.part(old);
+        let opened = self.open(key, intake);
+        if let (Ok(true), Some(active)) = (&opened, self.active.get_mut(&key)) {
+            active.before = Some(before);
+        } else if let Some(old) = self.take_parted(&generation) {
+            // Nothing lies there by now: the one before is ended when a sweep says so.
+            self.active.insert(key, old);
+        }
+        opened
     }
 
     /// Hands over the next chunk of an open file; `None` when it holds other bytes than its row
@@ -181,9 +187,15 @@ impl Tail {
                 None
             }
         };
+        self.schedule.drop_settling(key);
+        active.before = None;
         known.offset = row.offset;
         known.size = stamp.size.max(end.unwrap_or(row.offset));
         row.is_drained = end.is_some();
+        if end.is_some_and(|end| end != row.stamp.size) {
+            // What is kept is no longer all of it.
+            known.has_kept = false;
+        }
         // A later move is recognised by the id that the row tells.
         let is_other_id = known.has_row && row.stamp.id != id;
         row.stamp = Stamp { size: end.unwrap_or(stamp.size), id, ..stamp };
@@ -210,10 +222,9 @@ impl Tail {
             self.files.set_id(key, id);
             return Ok(Some(Looked::More));
         };
-        let now = self.clock.now();
-        let modified = Timestamp(u64::try_from(stamp.modified / 1_000_000).unwrap_or_default());
-        known.is_racy = now.since(modified) < RACY;
-        if now.since(modified) < RECENT {
+        let age = age(&stamp, self.clock.now());
+        known.is_racy = age < RACY;
+        if age < RECENT {
             self.schedule.heat(key);
         }
         if end > known.offset {
@@ -225,48 +236,70 @@ impl Tail {
         Ok(Some(Looked::Drained))
     }
 
-    /// Begins a new generation in an open file that holds other bytes than its row says.
-    fn begin_anew(&mut self, key: FileKey, intake: &mut dyn Intake) -> io::Result<()> {
+    /// Begins a new generation in an open file that holds other bytes than its row says, unless
+    /// those may be on their way.
+    pub(super) fn begin_anew(
+        &mut self,
+        key: FileKey,
+        intake: &mut dyn Intake,
+    ) -> io::Result<Looked> {
         let (Some(active), Some(known)) = (self.active.get_mut(&key), self.files.get_mut(key))
         else {
-            return Ok(());
+            return Ok(Looked::Drained);
         };
         let Active { file, row, .. } = &*active;
         let stamp = Stamp::of(&file.metadata()?);
         let sameness =
             compare(file, stamp.size, row.offset, &row.fingerprint, &row.borders, &mut self.ends)?;
-        let (name, new) = match decide(Place::SamePath, sameness) {
-            Decision::Continue | Decision::Move | Decision::Begin => return Ok(()),
+        let mut decision = decide(Place::SamePath, sameness);
+        if decision == Decision::Wait {
+            let age = age(&stamp, self.clock.now());
+            // Nobody writes a file anew that lies nowhere any more.
+            if active.drain.is_none() && !self.schedule.has_settled(key, age) {
+                return Ok(Looked::Drained);
+            }
+            decision = decide(Place::SamePath, sameness.settled());
+        }
+        let (name, new) = match decision {
+            Decision::Continue | Decision::Move | Decision::Begin | Decision::Wait => {
+                return Ok(Looked::More);
+            }
             Decision::Trim { at } => (event::FILE_TRIMMED, trimmed(row, at, file, &mut self.ends)?),
             Decision::Rewrite => (event::FILE_REWRITTEN, Row::new(row.path.clone(), 0)),
         };
-        let old_row = std::mem::replace(&mut active.row, new);
+        let mut old_row = std::mem::replace(&mut active.row, new);
         let row = &mut active.row;
         row.stamp = Stamp { id: active.id, ..stamp };
+        let Before { rest, size: old_size } = active.before.take().unwrap_or_default();
+        let drained_size = known.drained.map_or(0, |drained| drained.size);
+        let old_size = old_size.max(old_row.stamp.size).max(drained_size);
+        let mut long = known.long.take();
         if name == event::FILE_REWRITTEN {
             known.era += 1;
         }
         known.generation = new_generation();
         (known.offset, known.scanned, known.size) = (row.offset, row.offset, stamp.size);
-        (known.long, known.drained, known.replaced_by) = (None, None, None);
+        (known.drained, known.replaced_by) = (None, None);
         let had_row = std::mem::replace(&mut known.has_row, true);
         known.has_kept = false;
         let old = std::mem::replace(&mut active.origin, origin(key, known));
 
-        let unread = old_row.stamp.size.saturating_sub(old_row.offset);
         let facts = json!({
             "path": old.path.to_string_lossy(),
             "generation": known.generation.0,
             "previous_generation": old.generation.0,
             "offset": row.offset,
             "previous_offset": old_row.offset,
-            "previous_size": old_row.stamp.size.max(old_row.offset),
+            "previous_size": old_size.max(old_row.offset),
             "size": stamp.size,
         });
-        let events: Vec<_> = abandoned(&old, &old_row).into_iter().collect();
-        if had_row || !events.is_empty() {
-            intake.take(Chunk { origin: &old, pieces: &[], checkpoint: None, unread, events });
+        let LastWords { piece, unread, events } =
+            last_words(&old, &mut old_row, long.as_deref_mut(), rest, old_size);
+        let pieces: Vec<_> = piece.iter().map(LastPiece::piece).collect();
+        if had_row || !pieces.is_empty() || !events.is_empty() {
+            intake.take(Chunk { origin: &old, pieces: &pieces, checkpoint: None, unread, events });
         }
+        active.previous.get_or_insert(old.generation);
         let checkpoint = row.encode();
         intake.take(Chunk {
             origin: &active.origin,
@@ -278,8 +311,16 @@ impl Tail {
         self.uncommitted.insert(key, checkpoint);
         let id = active.id;
         self.files.set_id(key, id);
-        Ok(())
+        Ok(Looked::More)
     }
+}
+
+/// How long ago a file's bytes were changed. What lies a little ahead was changed just now, by
+/// another clock; what lies far ahead was changed before the clock went back.
+pub(super) fn age(stamp: &Stamp, now: Timestamp) -> Duration {
+    let modified = Timestamp(u64::try_from(stamp.modified / 1_000_000).unwrap_or_default());
+    let ahead = modified.since(now);
+    if ahead < RECENT { now.since(modified) } else { ahead }
 }
 
 /// What is said of a file's lines.
@@ -291,19 +332,6 @@ pub(super) fn origin(key: FileKey, known: &Known) -> Origin {
         path_text: PathText::new(&known.path),
         generation: known.generation.clone(),
     }
-}
-
-/// The event that a line sent in parts will never be completed, if there is one.
-pub(super) fn abandoned(origin: &Origin, row: &Row) -> Option<Event> {
-    let long = row.long?;
-    let facts: Value = json!({
-        "path": origin.path.to_string_lossy(),
-        "generation": origin.generation.0,
-        "offset": long.start,
-        "parts": long.parts,
-        "bytes": row.offset - long.start,
-    });
-    Some(Event::warning(event::RECORD_ABANDONED, facts))
 }
 
 /// The row of the generation that begins at the border `at` of another's file.

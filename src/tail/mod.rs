@@ -19,6 +19,7 @@ mod chunk;
 mod decide;
 mod files;
 mod gone;
+mod handles;
 mod identity;
 mod look;
 mod parts;
@@ -36,8 +37,8 @@ mod watcher;
 use checkpoint::Row;
 pub use chunk::{Chunk, FileKey, GenerationId, Intake, Origin, Piece};
 use files::{Files, Known, Lane};
+use handles::Active;
 use identity::Ends;
-use look::Active;
 use reader::{Reader, Sizes};
 use schedule::Schedule;
 use trouble::Troubles;
@@ -61,6 +62,10 @@ pub struct TailOptions {
     pub chunk_bytes: u64,
     /// How many files are held open at most.
     pub open_files: usize,
+    /// For how many unread bytes deleted files are held open, all together.
+    pub drain_bytes: u64,
+    /// How long each of them is.
+    pub drain_time: Duration,
     /// How long a file may be quiet before it is closed.
     pub quiet_after: Duration,
     /// How long an incomplete last line must not have changed to be copied into the row.
@@ -80,6 +85,8 @@ impl Default for TailOptions {
             part_bytes: 2 << 20,
             chunk_bytes: 256 << 10,
             open_files: 64,
+            drain_bytes: 1 << 30,
+            drain_time: Duration::from_secs(60),
             quiet_after: Duration::from_secs(10),
             keep_after: Duration::from_secs(600),
             poll_interval: Duration::from_secs(300),
@@ -111,6 +118,10 @@ pub struct Survey {
     pub bytes_unread: u64,
     /// Files held open.
     pub files_open: usize,
+    /// Of these, files that lie nowhere any more and are still read.
+    pub files_pinned: usize,
+    /// Bytes that take room on disk for them.
+    pub bytes_pinned: u64,
     /// What can't be read at present.
     pub unreadable: Vec<Unreadable>,
     /// Whether the system hints at every change, or sweeps alone find them.
@@ -137,6 +148,8 @@ pub struct Tail {
     files: Files,
     /// Files that are open, at most `options.open_files`.
     active: HashMap<FileKey, Active>,
+    /// Files that are done with and lie nowhere any more, open until that is stored.
+    parting: Vec<Active>,
     /// Rows that were handed over and are not known to be stored.
     uncommitted: HashMap<FileKey, Vec<u8>>,
     troubles: Troubles,
@@ -168,6 +181,7 @@ impl Tail {
             roots: Vec::new(),
             files: Files::default(),
             active: HashMap::new(),
+            parting: Vec::new(),
             uncommitted: HashMap::new(),
             troubles: Troubles::default(),
             reader: Reader::new(sizes),
@@ -182,7 +196,7 @@ impl Tail {
     /// A file keeps its key over this, as long as it keeps its path.
     pub fn restore(&mut self, rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>) {
         let before = std::mem::take(&mut self.files);
-        self.active.clear();
+        let mut handles = self.take_handles();
         self.uncommitted.clear();
         self.schedule.restart();
         let now = self.schedule.now();
@@ -214,8 +228,10 @@ impl Tail {
             if known.unread() > 0 {
                 self.schedule.watch_tail(key);
             }
+            self.resume(&mut handles, key, &known, &bytes);
             self.files.add(key, known);
         }
+        self.adopt(handles);
     }
 
     /// Hands chunks to `intake` until it has no room or nothing is unread.
@@ -238,21 +254,25 @@ impl Tail {
             }
         }
         self.close_quiet();
-        Progress::Idle { next: self.schedule.until_next(!self.active.is_empty()) }
+        Progress::Idle { next: self.schedule.until_next() }
     }
 
     /// The group with all chunks so far is stored.
     pub fn committed(&mut self) {
         self.uncommitted.clear();
         self.uncommitted.shrink_to(64);
+        self.forget_parted();
     }
 
     /// How things stand.
     #[must_use]
     pub fn survey(&self) -> Survey {
+        let (files_pinned, bytes_pinned) = self.pinned();
         let mut survey = Survey {
             files: self.files.len(),
-            files_open: self.active.len(),
+            files_open: self.open_count(),
+            files_pinned,
+            bytes_pinned,
             unreadable: self.troubles.list(),
             is_watching: self.schedule.is_watching,
             sweeps: self.schedule.sweeps,
@@ -290,22 +310,6 @@ impl Tail {
                 warn!(path = ?known.path, %error, "could not read a checkpoint");
                 Row::new(path(), 0)
             }
-        }
-    }
-
-    /// Closes files that were quiet for a while.
-    fn close_quiet(&mut self) {
-        let (now, quiet) = (self.schedule.now(), self.options.quiet_after);
-        self.active.retain(|_, active| now.saturating_sub(active.used) < quiet);
-        self.schedule.set_quiet(self.active.values().map(|active| active.used + quiet).min());
-    }
-
-    /// Closes the file that was used the longest ago when as many are open as may be.
-    fn make_room_for_a_file(&mut self) {
-        while self.active.len() >= self.options.open_files.max(1) {
-            let oldest = self.active.iter().min_by_key(|(_, active)| active.used);
-            let Some(key) = oldest.map(|(key, _)| *key) else { return };
-            self.active.remove(&key);
         }
     }
 }

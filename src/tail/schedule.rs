@@ -1,7 +1,7 @@
 //! When to look for changes: a full sweep rarely, single files often, as cheap as each is.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -23,6 +23,19 @@ const HINTED_REST: u32 = 20;
 const WATCH_AGAIN: Duration = Duration::from_secs(600);
 /// When a new directory is listed again: a file may have come before its watch was set.
 const YOUNG: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(500)];
+
+/// How long a file with fewer bytes than before must not have changed until it is believed.
+/// Whoever writes a file anew empties it first: with the same bytes it goes on.
+const SETTLE: Duration = Duration::from_millis(250);
+/// The longest that it is given, however often it changes.
+const SETTLE_LONGEST: Duration = Duration::from_secs(5);
+
+/// A file with fewer bytes than before: since when, and when to look again.
+#[derive(Debug)]
+struct Settling {
+    since: Duration,
+    due: Duration,
+}
 
 /// A directory that has just come, when to list it, and how often that was done.
 #[derive(Debug)]
@@ -54,6 +67,7 @@ pub(super) struct Schedule {
     hot: HashSet<FileKey>,
     /// Files with an incomplete last line.
     tails: HashSet<FileKey>,
+    settling: HashMap<FileKey, Settling>,
     /// Roots that are not there.
     pub(super) absent_roots: Vec<PathBuf>,
 }
@@ -86,6 +100,7 @@ impl Schedule {
             young: Vec::new(),
             hot: HashSet::new(),
             tails: HashSet::new(),
+            settling: HashMap::new(),
             absent_roots: Vec::new(),
         }
     }
@@ -96,6 +111,7 @@ impl Schedule {
         self.young.clear();
         self.hot.clear();
         self.tails.clear();
+        self.settling.clear();
     }
 
     /// The time since the start.
@@ -178,6 +194,7 @@ impl Schedule {
     pub(super) fn forget(&mut self, key: FileKey) {
         self.hot.remove(&key);
         self.tails.remove(&key);
+        self.settling.remove(&key);
     }
 
     /// Remembers that the file has an incomplete last line.
@@ -193,6 +210,42 @@ impl Schedule {
     /// The files with an incomplete last line.
     pub(super) fn tails(&self) -> Vec<FileKey> {
         self.tails.iter().copied().collect()
+    }
+
+    /// Whether a file with fewer bytes than before, last changed so long ago, stays so; if not, it
+    /// is looked at again. By a clock that runs a little behind nothing seems to be long ago, and
+    /// the longest time tells.
+    pub(super) fn has_settled(&mut self, key: FileKey, age: Duration) -> bool {
+        let now = self.now();
+        let settling = self.settling.entry(key).or_insert(Settling { since: now, due: now });
+        let has_settled = age >= SETTLE || now.saturating_sub(settling.since) >= SETTLE_LONGEST;
+        if has_settled {
+            self.settling.remove(&key);
+        } else {
+            settling.due = now + (SETTLE - age);
+        }
+        has_settled
+    }
+
+    /// The file has all its bytes again.
+    pub(super) fn drop_settling(&mut self, key: FileKey) {
+        self.settling.remove(&key);
+    }
+
+    /// The files with fewer bytes than before that are to be looked at again now.
+    pub(super) fn settling(&mut self) -> Vec<FileKey> {
+        if self.settling.is_empty() {
+            return Vec::new();
+        }
+        let now = self.now();
+        let mut due = Vec::new();
+        for (key, settling) in &mut self.settling {
+            if settling.due <= now {
+                due.push(*key);
+                settling.due = now + SETTLE;
+            }
+        }
+        due
     }
 
     /// Lists a new directory again after a little while.
@@ -235,17 +288,17 @@ impl Schedule {
     }
 
     /// How long until something is due.
-    pub(super) fn until_next(&self, has_open: bool) -> Duration {
+    pub(super) fn until_next(&self) -> Duration {
         let mut next = self.sweep_due();
         if !self.hot.is_empty() || !self.absent_roots.is_empty() {
             next = next.min(self.hot_due);
         }
-        if let Some(due) = self.quiet_due.filter(|_| has_open) {
+        if let Some(due) = self.quiet_due {
             next = next.min(due);
         }
-        for young in &self.young {
-            next = next.min(young.due);
-        }
+        let young = self.young.iter().map(|young| young.due);
+        let settling = self.settling.values().map(|settling| settling.due);
+        next = young.chain(settling).fold(next, Duration::min);
         next.saturating_sub(self.now()).max(Duration::from_millis(1))
     }
 }

@@ -5,6 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::json;
+use siem_protocol::names::event;
+
 use super::{
     Tail,
     checkpoint::Row,
@@ -13,14 +16,14 @@ use super::{
     files::{Known, Lane},
     identity::compare,
     is_absent,
-    look::origin,
+    look::{age, origin},
     new_generation,
     walk::{self, Root},
     watcher::{Hinted, Watcher, may_be_directory},
 };
-use crate::platform::{
-    Timestamp,
-    file::{self, Stamp},
+use crate::{
+    event::Event,
+    platform::file::{self, Stamp},
 };
 
 /// A new file last changed longer ago is old, and waits for those that grow.
@@ -43,6 +46,9 @@ impl Tail {
         }
         for directory in self.schedule.young() {
             self.list(&directory);
+        }
+        for key in self.schedule.settling() {
+            self.files.enqueue(key, Lane::Live, 0);
         }
         if self.schedule.is_sweep_due() {
             self.sweep(intake);
@@ -124,7 +130,7 @@ impl Tail {
     /// Looks at the files that changed recently, and for roots that were not there.
     fn look_at_hot(&mut self, hot: &[FileKey]) {
         for key in hot {
-            let Some(known) = self.files.get_mut(*key).filter(|known| known.gone.is_none()) else {
+            let Some(known) = self.files.get_mut(*key).filter(|known| !known.is_gone) else {
                 self.schedule.forget(*key);
                 continue;
             };
@@ -238,7 +244,7 @@ impl Tail {
         let sweep = self.schedule.sweeps;
         let is_lost = |known: &Known| {
             known.seen != sweep
-                && known.gone.is_none()
+                && !known.is_gone
                 && roots.iter().any(|root| known.path.starts_with(&root.configured))
                 && !failed.iter().any(|failed| known.path.starts_with(failed))
         };
@@ -264,6 +270,8 @@ impl Tail {
                 return;
             }
             known.replaced_by = stamp.id;
+        } else if !is_other {
+            known.replaced_by = None;
         }
         if known.size != stamp.size || known.drained.is_some() {
             known.changed = now;
@@ -282,8 +290,7 @@ impl Tail {
         known.seen = self.schedule.sweeps;
         known.changed = self.schedule.now();
         self.files.add(key, known);
-        let modified = Timestamp(u64::try_from(stamp.modified / 1_000_000).unwrap_or_default());
-        let is_old = self.clock.now().since(modified) > OLD;
+        let is_old = age(&stamp, self.clock.now()) > OLD;
         let is_live = self.schedule.has_swept && !is_old;
         let lane = if is_live { Lane::Live } else { Lane::Backfill };
         self.files.enqueue(key, lane, stamp.modified);
@@ -334,6 +341,11 @@ impl Tail {
         let Row { offset, fingerprint, borders, .. } = &row;
         let ends = &mut self.ends;
         let sameness = compare(&file, stamp.size, *offset, fingerprint, borders, ends)?;
+        if old_path == OldPath::SameFile {
+            let paths = [&*known.path, path].map(Path::to_string_lossy);
+            let facts = json!({ "path": paths[1], "other_path": paths[0], "size": stamp.size });
+            intake.report(Event::warning(event::FILE_LINKED, facts));
+        }
         if decide(Place::OtherPath(old_path), sameness) != Decision::Move {
             return Ok(false);
         }
@@ -342,7 +354,7 @@ impl Tail {
         self.files.set_path(key, path);
         let sweep = self.schedule.sweeps;
         let Some(known) = self.files.get_mut(key) else { return Ok(false) };
-        (known.seen, known.gone, known.replaced_by) = (sweep, None, None);
+        (known.seen, known.is_gone, known.replaced_by) = (sweep, false, None);
         known.drained = None;
         known.size = stamp.size;
         if known.has_row {

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -152,24 +152,29 @@ impl Intake for Store {
 
 /// The system's clock, moved.
 #[derive(Debug, Default)]
-pub(crate) struct MovedClock(AtomicU64);
+pub(crate) struct MovedClock(AtomicI64);
 
 impl MovedClock {
-    /// A clock that can be moved on.
+    /// A clock that can be moved.
     pub(crate) fn shared() -> Arc<Self> {
         Arc::new(Self::default())
     }
 
     /// Moves it on.
     pub(crate) fn advance(&self, by: Duration) {
-        let millis = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        let millis = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
         self.0.fetch_add(millis, Ordering::Relaxed);
+    }
+
+    /// Lets it jump by so many seconds, forward or back.
+    pub(crate) fn jump(&self, seconds: i64) {
+        self.0.fetch_add(seconds * 1000, Ordering::Relaxed);
     }
 }
 
 impl Clock for MovedClock {
     fn now(&self) -> Timestamp {
-        Timestamp(SystemClock.now().0.saturating_add(self.0.load(Ordering::Relaxed)))
+        Timestamp(SystemClock.now().0.saturating_add_signed(self.0.load(Ordering::Relaxed)))
     }
 }
 

@@ -62,6 +62,14 @@ impl Hints {
         self.change(|hinted| hinted.is_incomplete = true);
     }
 
+    /// Says that watching failed, and whether not everything can be watched any more.
+    pub(super) fn fail(&self, is_blind: bool) {
+        self.change(|hinted| {
+            hinted.is_incomplete = true;
+            hinted.is_blind |= is_blind;
+        });
+    }
+
     /// Takes the hints, if there are any.
     pub(super) fn take(&self) -> Option<Hinted> {
         if !self.any.swap(false, Ordering::AcqRel) {
@@ -93,10 +101,7 @@ impl Watcher {
             Ok(event) => pass_on(&sender, event, &suffix),
             Err(error) => {
                 report(&error);
-                sender.change(|hinted| {
-                    hinted.is_incomplete = true;
-                    hinted.is_blind |= matches!(error.kind, ErrorKind::MaxFilesWatch);
-                });
+                sender.fail(matches!(error.kind, ErrorKind::MaxFilesWatch));
             }
         };
         match RecommendedWatcher::new(handler, Config::default().with_follow_symlinks(false)) {

@@ -100,6 +100,8 @@ pub mod event {
     pub const FILE_TRIMMED: &str = "file_trimmed";
     /// A file went with bytes that were not read.
     pub const FILE_DELETED_UNREAD: &str = "file_deleted_unread";
+    /// Two paths lead to one file: its lines come from both.
+    pub const FILE_LINKED: &str = "file_linked";
     /// A uuid stands in one file twice, with other bytes.
     pub const UUID_REUSED: &str = "uuid_reused";
     /// A record sent in parts will never be completed.

@@ -11,6 +11,7 @@ use siem_protocol::names::source;
 
 use super::{GenerationId, Intake, Progress, Source, SourceOptions, SourcePlugin, Survey, Waker};
 use crate::{
+    platform::file,
     stages::{BuildError, Context},
     tail::{Tail, TailOptions},
     units::Size,
@@ -83,10 +84,20 @@ impl SourceOptions for Options {
             max_record_bytes: self.max_record_bytes.0,
             poll_interval: context.poll_interval,
             watch: self.watch && !context.once,
+            open_files: open_files(file::open_limit()),
             ..TailOptions::default()
         };
         Ok(ClaudeSessions(Tail::new(options, context.clock.clone(), waker)))
     }
+}
+
+/// How many session files are held open at most: far fewer than the system lets the process have,
+/// since the outbox, the network and the watcher need some too.
+fn open_files(limit: Option<u64>) -> usize {
+    let most = TailOptions::default().open_files;
+    limit
+        .and_then(|limit| usize::try_from(limit / 4).ok())
+        .map_or(most, |limit| limit.clamp(1, most))
 }
 
 /// Where Claude Code writes: <https://code.claude.com/docs/en/env-vars>. The last is where some
@@ -122,5 +133,19 @@ impl Source for ClaudeSessions {
 
     fn survey(&self) -> Survey {
         self.0.survey()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_files_are_open_where_few_may_be() {
+        let table =
+            [(None, 64), (Some(1024), 64), (Some(64), 16), (Some(3), 1), (Some(u64::MAX), 64)];
+        for (limit, files) in table {
+            assert_eq!(open_files(limit), files, "{limit:?}");
+        }
     }
 }

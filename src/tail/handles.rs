@@ -1,0 +1,273 @@
+//! Files held open: never more than so many, and those that lie nowhere any more only within a
+//! budget.
+//!
+//! A file that can be opened again is closed first. What a deleted file still holds can be had from
+//! its handle alone, so that one stays until what was read of it is stored: when the store fails, it
+//! is read again.
+
+use std::{collections::HashMap, fs, fs::File, io, time::Duration};
+
+use super::{
+    Tail,
+    checkpoint::Row,
+    chunk::{FileKey, GenerationId, Intake, Origin},
+    files::{Known, Lane},
+    look::{Looked, origin},
+    new_generation,
+};
+use crate::platform::file::{self, FileId, Stamp};
+
+/// A file that is open.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub(super) file: File,
+    pub(super) id: Option<FileId>,
+    pub(super) row: Row,
+    pub(super) origin: Origin,
+    pub(super) used: Duration,
+    /// The generation that this one followed, while that is not stored.
+    pub(super) previous: Option<GenerationId>,
+    /// What may still be read of it, once it lies at its path no more.
+    pub(super) drain: Option<Drain>,
+    /// What was left of the file that another took the place of.
+    pub(super) before: Option<Before>,
+}
+
+/// How long and how much may still be read of a file that lies at its path no more.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drain {
+    until: Duration,
+    budget: u64,
+}
+
+/// How far a file was read that lies at its path no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drained {
+    /// There may be more.
+    InPart,
+    /// All complete lines were handed over.
+    ToTheEnd,
+    /// No more can be had, or may be.
+    GivenUp,
+}
+
+/// The end of a file in whose place another lies.
+#[derive(Debug, Default)]
+pub(super) struct Before {
+    /// Its incomplete last line.
+    pub(super) rest: Vec<u8>,
+    /// How large it was.
+    pub(super) size: u64,
+}
+
+/// Handles that outlive a failure of the store.
+pub(super) struct Handles {
+    by_generation: HashMap<GenerationId, Active>,
+    /// Of a stored generation, the one that followed and was not stored.
+    followers: HashMap<GenerationId, GenerationId>,
+}
+
+impl Active {
+    fn new(file: File, id: Option<FileId>, row: Row, origin: Origin, used: Duration) -> Self {
+        Self { file, id, row, origin, used, previous: None, drain: None, before: None }
+    }
+
+    /// How large the file is now.
+    pub(super) fn size(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    /// How many bytes are held on disk for this handle alone.
+    fn pinned(&self) -> u64 {
+        match self.drain {
+            Some(_) => self.size().saturating_sub(self.row.offset),
+            None => 0,
+        }
+    }
+}
+
+impl Handles {
+    fn take(&mut self, generation: &GenerationId) -> Option<Active> {
+        let own = self.by_generation.remove(generation);
+        own.or_else(|| self.by_generation.remove(self.followers.get(generation)?))
+    }
+}
+
+impl Tail {
+    /// Opens a file and loads its row; whether it still is one.
+    pub(super) fn open(&mut self, key: FileKey, intake: &dyn Intake) -> io::Result<bool> {
+        self.make_room_for_a_file();
+        let Some(known) = self.files.get(key) else { return Ok(false) };
+        let Some((file, metadata)) = file::open_regular(&known.path)? else {
+            self.schedule.sweep_soon();
+            return Ok(false);
+        };
+        let id = file::identify_open(&file, &Stamp::of(&metadata));
+        let row = self.row(key, known, intake);
+        let origin = origin(key, known);
+        self.active.insert(key, Active::new(file, id, row, origin, self.schedule.now()));
+        Ok(true)
+    }
+
+    /// How many files are open.
+    pub(super) fn open_count(&self) -> usize {
+        self.active.len() + self.parting.len()
+    }
+
+    /// Closes files that were quiet for a while.
+    pub(super) fn close_quiet(&mut self) {
+        let (now, quiet) = (self.schedule.now(), self.options.quiet_after);
+        let is_used = |active: &Active| now.saturating_sub(active.used) < quiet;
+        self.active.retain(|_, active| is_used(active));
+        self.parting.retain(is_used);
+        let open = self.active.values().chain(&self.parting);
+        self.schedule.set_quiet(open.map(|active| active.used + quiet).min());
+    }
+
+    /// Closes what can be had again, since the system has no more handles.
+    pub(super) fn close_all(&mut self) {
+        self.active.retain(|_, active| active.drain.is_some());
+    }
+
+    /// Keeps a file open that lies nowhere any more until what was read of it is stored.
+    pub(super) fn part(&mut self, active: Active) {
+        self.parting.push(active);
+        self.make_room(0);
+    }
+
+    /// Takes a file back that was kept open.
+    pub(super) fn take_parted(&mut self, generation: &GenerationId) -> Option<Active> {
+        let index =
+            self.parting.iter().position(|active| active.origin.generation == *generation)?;
+        Some(self.parting.remove(index))
+    }
+
+    /// Everything that was handed over is stored.
+    pub(super) fn forget_parted(&mut self) {
+        self.parting.clear();
+        for active in self.active.values_mut() {
+            active.previous = None;
+        }
+    }
+
+    fn make_room_for_a_file(&mut self) {
+        self.make_room(1);
+    }
+
+    /// Closes files until so many more may be opened: the one used the longest ago, among those
+    /// that can be opened again if there is any.
+    fn make_room(&mut self, more: usize) {
+        while self.open_count() + more > self.options.open_files.max(1) {
+            let oldest = |is_draining: bool| {
+                let active = self.active.iter();
+                let active = active.filter(|(_, active)| active.drain.is_some() == is_draining);
+                active.min_by_key(|(_, active)| active.used).map(|(key, _)| *key)
+            };
+            if let Some(key) = oldest(false) {
+                self.active.remove(&key);
+            } else if !self.parting.is_empty() {
+                self.parting.remove(0);
+            } else if let Some(key) = oldest(true) {
+                // Its file is ended at the next look, with what was not read.
+                self.active.remove(&key);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Says what may still be read of an open file that lies at its path no more. All such files
+    /// together hold at most so many bytes on disk.
+    pub(super) fn begin_drain(&mut self, key: FileKey) {
+        let others = self.active.iter().filter(|(other, _)| **other != key);
+        let pinned: u64 = others.map(|(_, active)| active.pinned()).sum();
+        let budget = self.options.drain_bytes.saturating_sub(pinned);
+        let until = self.schedule.now() + self.options.drain_time;
+        if let Some(active) = self.active.get_mut(&key).filter(|active| active.drain.is_none()) {
+            active.drain = Some(Drain { until, budget });
+        }
+    }
+
+    /// Reads on in a file that lies at its path no more, as far as it may. Whatever it was
+    /// rewritten with before it went is read too.
+    pub(super) fn drain(&mut self, key: FileKey, intake: &mut dyn Intake) -> Drained {
+        let Some(active) = self.active.get(&key) else { return Drained::GivenUp };
+        let Some(Drain { until, budget }) = active.drain else { return Drained::GivenUp };
+        let before = active.row.offset;
+        if self.schedule.now() >= until || budget == 0 {
+            return Drained::GivenUp;
+        }
+        match self.read_on(key, intake) {
+            Ok(Some(Looked::More)) => {}
+            Ok(Some(Looked::Drained)) => return Drained::ToTheEnd,
+            Ok(None) if self.begin_anew(key, intake).is_ok() => return Drained::InPart,
+            Ok(None) | Err(_) => return Drained::GivenUp,
+        }
+        if let Some(active) = self.active.get_mut(&key) {
+            let budget = budget.saturating_sub(active.row.offset.saturating_sub(before));
+            active.drain = Some(Drain { until, budget });
+        }
+        Drained::InPart
+    }
+
+    /// Files held open that lie nowhere any more, and the bytes held on disk for them.
+    pub(super) fn pinned(&self) -> (usize, u64) {
+        let draining = self.active.values().filter(|active| active.drain.is_some());
+        draining.fold((0, 0), |(files, bytes), active| (files + 1, bytes + active.pinned()))
+    }
+
+    /// Takes all handles, to be given back to the generations that are stored.
+    pub(super) fn take_handles(&mut self) -> Handles {
+        let parting = self.parting.drain(..);
+        let mut handles = Handles { by_generation: HashMap::new(), followers: HashMap::new() };
+        for active in parting.chain(self.active.drain().map(|(_, active)| active)) {
+            if let Some(previous) = &active.previous {
+                handles.followers.insert(previous.clone(), active.origin.generation.clone());
+            }
+            handles.by_generation.insert(active.origin.generation.clone(), active);
+        }
+        handles
+    }
+
+    /// Gives a stored generation its handle back.
+    pub(super) fn resume(
+        &mut self,
+        handles: &mut Handles,
+        key: FileKey,
+        known: &Known,
+        row: &[u8],
+    ) {
+        let (Some(active), Ok(row)) = (handles.take(&known.generation), Row::decode(row)) else {
+            return;
+        };
+        let Active { file, id, .. } = active;
+        let active = Active::new(file, id, row, origin(key, known), self.schedule.now());
+        self.active.insert(key, active);
+    }
+
+    /// Goes on with files that were never stored: of one that is gone by now nothing else knows.
+    pub(super) fn adopt(&mut self, handles: Handles) {
+        for (_, Active { file, id, origin: last, .. }) in handles.by_generation {
+            let is_there = fs::symlink_metadata(&last.path)
+                .is_ok_and(|metadata| file::identify(&last.path, &Stamp::of(&metadata)) == id);
+            if is_there && self.files.at(&last.path).is_some() {
+                continue;
+            }
+            let key = FileKey::fresh();
+            let mut known = Known::new(&last.path, new_generation());
+            (known.id, known.is_gone) = (id, !is_there);
+            let row = Row::new(last.path, 0);
+            let active = Active::new(file, id, row, origin(key, &known), self.schedule.now());
+            known.size = active.size();
+            known.changed = self.schedule.now();
+            self.active.insert(key, active);
+            if is_there {
+                self.files.add(key, known);
+            } else {
+                self.files.add_gone(key, known);
+                self.begin_drain(key);
+            }
+            self.files.enqueue(key, Lane::Live, 0);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Files that grow, and which of them come first.
+
+use super::*;
+
+#[test]
+fn reads_whole_lines_and_leaves_an_incomplete_one() {
+    let mut world = World::new();
+    world.write("a.jsonl", "one\r\n\ntwo\nthr");
+    assert_eq!(world.next(), lines(["one", "", "two"]));
+    assert_eq!(world.next(), lines([]));
+    world.append("a.jsonl", "ee\n");
+    assert_eq!(world.next(), lines(["three"]));
+}
+
+#[test]
+fn finds_files_at_any_depth_and_those_that_come_later() {
+    let mut world = World::new();
+    world.write("p/s/subagents/workflows/w/agent.jsonl", "deep\n");
+    world.write("p/notes.md", "no\n");
+    world.write("empty.jsonl", "");
+    assert_eq!(world.next(), lines(["deep"]));
+    world.write("q/x.jsonl/later.jsonl", "later\n");
+    world.append("empty.jsonl", "x\n");
+    let (mut came, events) = world.next();
+    came.sort();
+    assert_eq!((came, events), lines(["later", "x"]));
+    let path = &world.store.got;
+    assert!(path.is_empty());
+}
+
+#[test]
+fn a_restart_goes_on_where_the_rows_say() {
+    let mut world = World::new();
+    world.write("a.jsonl", "one\n");
+    world.write("b.jsonl", "eins\nzw");
+    world.read();
+    world.take();
+    world.restart();
+    world.append("a.jsonl", "two\n");
+    world.append("b.jsonl", "ei\n");
+    let (mut came, events) = world.next();
+    came.sort();
+    assert_eq!((came, events), lines(["two", "zwei"]));
+    world.restart();
+    assert_eq!(world.next(), lines([]));
+    assert_eq!(world.store.rows.len(), 2);
+}
+
+#[test]
+fn a_group_that_was_not_stored_is_read_again() {
+    let mut world = World::new();
+    world.write("a.jsonl", "one\n");
+    world.read();
+    let key = world.store.got[0].file;
+    world.append("a.jsonl", "two\n");
+    world.pass(Duration::from_secs(400));
+    assert!(matches!(world.tail.read(&mut world.store), Progress::Idle { .. }));
+    world.store.roll_back();
+    world.tail.restore(&mut world.store.stored_rows());
+    world.read();
+    assert_eq!(world.store.lines(), ["one", "two"]);
+    assert_eq!(world.store.got[1].file, key, "filters remember the file by its key");
+}
+
+#[test]
+fn a_touched_file_is_not_read_again() {
+    let mut world = World::new();
+    world.write("a.jsonl", "one\n");
+    world.read();
+    world.take();
+    let file = OpenOptions::new().append(true).open(world.path("a.jsonl")).unwrap();
+    let later = world.clock.now().0 / 1000 + 1000;
+    for seconds in [later, 1] {
+        file.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+        assert_eq!(world.next(), lines([]));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_unreadable_file_is_kept_in_mind_and_read_when_it_can_be() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut world = World::new();
+    world.write("a.jsonl", "one\n");
+    fs::set_permissions(world.path("a.jsonl"), fs::Permissions::from_mode(0o000)).unwrap();
+    if fs::File::open(world.path("a.jsonl")).is_ok() {
+        return; // root may read anything
+    }
+    assert_eq!(world.next(), lines([]));
+    assert_eq!(world.tail.survey().unreadable[0].path, world.path("a.jsonl"));
+    fs::set_permissions(world.path("a.jsonl"), fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(world.next(), lines(["one"]));
+    assert!(world.tail.survey().unreadable.is_empty());
+}
+
+#[test]
+fn a_live_file_is_read_between_the_chunks_of_a_backlog() {
+    let options = TailOptions { chunk_bytes: 64, watch: false, ..TailOptions::default() };
+    let mut world = World::with(options);
+    world.write("live.jsonl", "old\n");
+    world.read();
+    world.write("big.jsonl", "backlog\n".repeat(1000));
+    let long_ago = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let big = OpenOptions::new().append(true).open(world.path("big.jsonl")).unwrap();
+    big.set_modified(long_ago).unwrap();
+    world.take();
+    world.store.room = 2;
+    world.pass(Duration::from_secs(400));
+    assert_eq!(world.tail.read(&mut world.store), Progress::More);
+    world.append("live.jsonl", "live\n");
+    world.tail.hints.add(world.path("live.jsonl"));
+    world.store.commit();
+    world.tail.committed();
+    assert_eq!(world.tail.read(&mut world.store), Progress::More);
+    world.store.commit();
+    world.tail.committed();
+    let lines = world.store.lines();
+    assert!(lines.contains(&"live".to_owned()) && lines.len() < 40, "{}", lines.len());
+    world.read_on();
+    assert_eq!(world.store.got.len(), 1001);
+}
+
+#[test]
+fn few_files_are_open_and_none_when_quiet() {
+    let options = TailOptions { open_files: 3, watch: false, ..TailOptions::default() };
+    let mut world = World::with(options);
+    world.read();
+    for n in 0..10 {
+        world.write(&format!("{n}.jsonl"), "one\n");
+    }
+    world.tail.schedule.sweep_now();
+    world.read_on();
+    assert!(world.tail.survey().files_open <= 3);
+    world.pass(Duration::from_secs(11));
+    world.read_on();
+    assert_eq!((world.tail.survey().files_open, world.store.got.len()), (0, 10));
+}

@@ -1,0 +1,210 @@
+//! Lines too large to be held.
+
+use sha2::{Digest as _, Sha256};
+
+use super::*;
+
+#[test]
+fn long_lines_go_in_parts_over_restarts() {
+    let options = TailOptions {
+        max_record_bytes: 100,
+        part_bytes: 30,
+        watch: false,
+        ..TailOptions::default()
+    };
+    let mut world = World::with(options);
+    world.store.room = 1;
+    let line = "0123456789".repeat(40);
+    world.write("a.jsonl", format!("short\n{}", &line[..150]));
+    world.read();
+    world.restart();
+    world.append("a.jsonl", &line[150..]);
+    world.read();
+    world.append("a.jsonl", "\r");
+    world.read();
+    world.restart();
+    world.append("a.jsonl", "\nshort\n");
+    world.read();
+    let got = &world.store.got;
+    let parts: Vec<_> = got.iter().filter(|got| got.part.is_some()).collect();
+    let joined: Vec<u8> = parts.iter().flat_map(|part| part.bytes.clone()).collect();
+    assert_eq!(joined, line.as_bytes());
+    let digest = siem_protocol::Digest::of(line.as_bytes());
+    assert_eq!(parts.last().unwrap().whole, Some((400, digest)));
+    let numbers: Vec<_> = parts.iter().filter_map(|part| part.part).collect();
+    assert!(numbers.iter().copied().eq(1..=u32::try_from(parts.len()).unwrap()), "{numbers:?}");
+    assert!(parts.iter().all(|part| part.offset == 6));
+    assert_eq!(got.last().unwrap().offset, 6 + 402);
+    assert!(world.store.events.is_empty());
+}
+
+#[test]
+fn a_long_line_cut_short_is_abandoned() {
+    let options = TailOptions {
+        max_record_bytes: 100,
+        part_bytes: 30,
+        watch: false,
+        ..TailOptions::default()
+    };
+    let mut world = World::with(options);
+    world.write("a.jsonl", format!("short\n{}", "x".repeat(200)));
+    world.read();
+    world.take();
+    world.write("a.jsonl", "short\nnew\n");
+    // The parts are of no use, and what followed them was too short for one more.
+    let expected = [event::RECORD_ABANDONED, event::FILE_DELETED_UNREAD, event::FILE_TRIMMED];
+    assert_eq!(world.next(), lines_and(["new"], expected));
+    world.append("a.jsonl", "y".repeat(200));
+    world.read();
+    world.take();
+    fs::remove_file(world.path("a.jsonl")).unwrap();
+    world.restart();
+    let (came, events) = world.next();
+    assert!(came.is_empty());
+    assert_eq!(events, [event::RECORD_ABANDONED, event::FILE_DELETED_UNREAD]);
+}
+
+fn small_records() -> World {
+    World::with(TailOptions {
+        max_record_bytes: 100,
+        part_bytes: 30,
+        watch: false,
+        ..TailOptions::default()
+    })
+}
+
+/// However the file ends in the middle of a large line: its parts are closed, what was not read is
+/// said, and what came afterwards is read.
+#[test]
+fn a_large_line_that_will_never_be_completed_is_abandoned() {
+    const HALF: &str = "short\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\
+                        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
+    type Change = fn(&World);
+    let cases: [(&str, Change, &[&str], &[&str]); 5] = [
+        (
+            "rewritten",
+            |world| world.write("a.jsonl", "other\nlines\n"),
+            &["other", "lines"],
+            &[event::RECORD_ABANDONED, event::FILE_DELETED_UNREAD, event::FILE_REWRITTEN],
+        ),
+        (
+            "emptied",
+            |world| world.write("a.jsonl", ""),
+            &[],
+            &[event::RECORD_ABANDONED, event::FILE_DELETED_UNREAD, event::FILE_REWRITTEN],
+        ),
+        (
+            "trimmed",
+            |world| world.write("a.jsonl", "short\nnew\n"),
+            &["new"],
+            &[event::RECORD_ABANDONED, event::FILE_DELETED_UNREAD, event::FILE_TRIMMED],
+        ),
+        (
+            "cut within",
+            |world| world.write("a.jsonl", &HALF[..100]),
+            // What is left of it is too short for a part.
+            &[],
+            &[event::RECORD_ABANDONED, event::FILE_DELETED_UNREAD, event::FILE_TRIMMED],
+        ),
+        (
+            "deleted",
+            |world| fs::remove_file(world.path("a.jsonl")).unwrap(),
+            &[],
+            &[event::RECORD_ABANDONED, event::FILE_DELETED_UNREAD],
+        ),
+    ];
+    for (name, change, expected, events) in cases {
+        let mut world = small_records();
+        world.write("a.jsonl", HALF);
+        world.read();
+        let parts = world.store.got.iter().filter(|got| got.part.is_some()).count();
+        let offset = world.store.got.last().map(|got| got.offset).unwrap();
+        assert!(parts >= 4 && offset == 6, "{parts} {offset}");
+        world.take();
+        // Without a handle: with one, a deleted line would end with what is there.
+        world.restart();
+        change(&world);
+        world.read();
+        let data = world.store.events[0].data.clone();
+        assert_eq!((&data["offset"], &data["parts"]), (&6.into(), &parts.into()), "{name}");
+        let unread = &world.store.events[1].data;
+        let read = data["bytes"].as_u64().unwrap();
+        assert_eq!(unread["from"], 6 + read, "{name}");
+        assert_eq!(unread["to"], HALF.len(), "{name}");
+        let (came, reported) = world.take();
+        assert_eq!(
+            (came, &reported[..]),
+            (expected.iter().map(|line| (*line).to_owned()).collect(), events),
+            "{name}"
+        );
+        world.restart();
+        assert_eq!(world.next(), lines([]), "{name}");
+    }
+}
+
+/// From its handle a deleted line is read to where it ends, and that is its end.
+#[test]
+fn a_large_line_deleted_with_an_open_handle_ends_where_it_ends() {
+    let mut world = small_records();
+    world.write("a.jsonl", "short\n");
+    world.read();
+    world.append("a.jsonl", "x".repeat(150));
+    world.read();
+    world.append("a.jsonl", "y".repeat(150));
+    fs::remove_file(world.path("a.jsonl")).unwrap();
+    world.read();
+    let last = world.store.got.last().unwrap();
+    let line = "x".repeat(150) + &"y".repeat(150);
+    assert!(last.incomplete);
+    assert_eq!(last.whole, Some((300, siem_protocol::Digest::of(line.as_bytes()))));
+    assert!(world.store.events.is_empty(), "{:?}", world.store.events);
+}
+
+/// A line that grows and grows without a newline, and is read all the while.
+fn grow_without_a_newline(mebibytes: usize) {
+    let mut world = World::with(TailOptions {
+        chunk_bytes: 64 << 10,
+        max_record_bytes: 256 << 10,
+        part_bytes: 128 << 10,
+        watch: false,
+        ..TailOptions::default()
+    });
+    let mut hash = Sha256::new();
+    let (mut length, mut parts) = (0, 0);
+    let mut whole = None;
+    for n in 0..=mebibytes {
+        let is_last = n == mebibytes;
+        let piece: Vec<u8> = (0..1 << 20).map(|at: u32| b'0' + (at % 61) as u8).collect();
+        let piece = if is_last { b"\n".to_vec() } else { piece };
+        world.append("a.jsonl", &piece);
+        world.read();
+        if n == mebibytes / 2 {
+            world.restart();
+        }
+        for got in world.store.got.drain(..) {
+            parts += 1;
+            assert_eq!((got.offset, got.part), (0, Some(parts)));
+            assert!(got.bytes.len() <= 128 << 10);
+            hash.update(&got.bytes);
+            length += got.bytes.len() as u64;
+            whole = got.whole;
+        }
+        assert!(world.tail.reader.footprint() <= 512 << 10);
+        assert!(world.tail.survey().bytes_unread <= (256 << 10) + 2);
+    }
+    let digest = siem_protocol::Digest::from_bytes(hash.finalize().into());
+    assert_eq!(whole, Some(((mebibytes as u64) << 20, digest)));
+    assert_eq!(length, (mebibytes as u64) << 20);
+    assert!(world.store.events.is_empty());
+}
+
+#[test]
+fn twenty_megabytes_without_a_newline() {
+    grow_without_a_newline(20);
+}
+
+#[test]
+#[ignore = "long: reads a line of 100 MB as it grows"]
+fn a_hundred_megabytes_without_a_newline() {
+    grow_without_a_newline(100);
+}

@@ -1,0 +1,127 @@
+//! The tail over real directories: files that grow, move, shrink and go.
+
+mod cases;
+mod gone;
+mod growing;
+mod long;
+mod moving;
+mod random;
+mod rewritten;
+mod table;
+mod watching;
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use siem_protocol::names::event;
+use tempfile::TempDir;
+
+use super::{testing::Store, *};
+use crate::tail::testing::MovedClock;
+
+/// A directory, a tail on it, and what the tail handed over.
+struct World {
+    directory: TempDir,
+    options: TailOptions,
+    clock: Arc<MovedClock>,
+    tail: Tail,
+    store: Store,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(TailOptions { watch: false, ..TailOptions::default() })
+    }
+
+    fn with(options: TailOptions) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        fs::create_dir(&root).unwrap();
+        let options = TailOptions { roots: vec![root], ..options };
+        let clock = MovedClock::shared();
+        let tail = Tail::new(options.clone(), clock.clone(), Arc::new(|| {}));
+        Self { directory, options, clock, tail, store: Store::default() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join("root").join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    fn append(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        let mut options = OpenOptions::new();
+        let mut file = options.append(true).create(true).open(self.path(name)).unwrap();
+        file.write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// Lets enough time pass for a sweep, and reads everything, a few chunks to a group.
+    fn read(&mut self) {
+        self.pass(Duration::from_secs(400));
+        self.read_on();
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.tail.schedule.skipped += time;
+        self.clock.advance(time);
+    }
+
+    fn read_on(&mut self) {
+        let begun = Instant::now();
+        while self.tail.read(&mut self.store) == Progress::More {
+            self.store.commit();
+            self.tail.committed();
+            assert!(begun.elapsed() < Duration::from_secs(60), "it does not end");
+        }
+        self.store.commit();
+        self.tail.committed();
+    }
+
+    /// Starts again from what was stored.
+    fn restart(&mut self) {
+        self.store.roll_back();
+        let clock = self.clock.clone();
+        self.tail = Tail::new(self.options.clone(), clock, Arc::new(|| {}));
+        self.tail.restore(&mut self.store.stored_rows());
+    }
+
+    /// The store fails: the group is lost, and everything begins again from the rows.
+    fn lose_group(&mut self) {
+        self.store.roll_back();
+        self.tail.restore(&mut self.store.stored_rows());
+    }
+
+    /// What was read since it was last asked, as text, and the events.
+    fn take(&mut self) -> (Vec<String>, Vec<&'static str>) {
+        let taken = (self.store.lines(), self.store.event_names());
+        self.store.got.clear();
+        self.store.events.clear();
+        taken
+    }
+
+    /// Reads, and says what came.
+    fn next(&mut self) -> (Vec<String>, Vec<&'static str>) {
+        self.read();
+        self.take()
+    }
+}
+
+fn lines<const N: usize>(lines: [&str; N]) -> (Vec<String>, Vec<&'static str>) {
+    (lines.map(str::to_owned).to_vec(), Vec::new())
+}
+
+fn lines_and<const N: usize, const M: usize>(
+    lines: [&str; N],
+    events: [&'static str; M],
+) -> (Vec<String>, Vec<&'static str>) {
+    (lines.map(str::to_owned).to_vec(), events.to_vec())
+}

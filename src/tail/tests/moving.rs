@@ -1,0 +1,118 @@
+//! Files that are renamed, moved, copied.
+
+use super::*;
+
+#[test]
+fn a_renamed_file_goes_on() {
+    let mut world = World::new();
+    world.write("p/a.jsonl", "one\ntw");
+    world.read();
+    let before = world.store.got[0].clone();
+    fs::create_dir(world.path("q")).unwrap();
+    fs::rename(world.path("p/a.jsonl"), world.path("q/b.jsonl")).unwrap();
+    world.append("q/b.jsonl", "o\n");
+    world.read();
+    let after = &world.store.got[1];
+    assert_eq!(world.store.lines(), ["one", "two"]);
+    assert_eq!((&after.generation, after.file), (&before.generation, before.file));
+    assert_eq!(after.path, world.path("q/b.jsonl"));
+    world.take();
+    world.restart();
+    assert_eq!(world.next(), lines([]));
+}
+
+#[test]
+fn a_rename_while_the_agent_was_stopped_goes_on() {
+    let mut world = World::new();
+    world.write("a.jsonl", "one\n");
+    world.read();
+    world.restart();
+    fs::rename(world.path("a.jsonl"), world.path("b.jsonl")).unwrap();
+    world.write("a.jsonl", "another\n");
+    world.append("b.jsonl", "two\n");
+    world.take();
+    let (mut came, events) = world.next();
+    came.sort();
+    assert_eq!((came, events), lines(["another", "two"]));
+}
+
+#[test]
+fn files_renamed_over_others_go_on() {
+    for restart in [false, true] {
+        let mut world = World::new();
+        for name in ["a", "b", "c"] {
+            world.write(&format!("{name}.jsonl"), format!("{name}\n"));
+        }
+        world.read();
+        world.take();
+        if restart {
+            world.restart();
+        }
+        let path = |name| world.path(name);
+        // b goes, a becomes b and c becomes a.
+        fs::rename(path("a.jsonl"), path("b.jsonl")).unwrap();
+        fs::rename(path("c.jsonl"), path("a.jsonl")).unwrap();
+        assert_eq!(world.next(), lines([]));
+        assert_eq!(world.store.rows.len(), 2);
+        // Both change places.
+        let path = |name| world.path(name);
+        fs::rename(path("a.jsonl"), path("x")).unwrap();
+        fs::rename(path("b.jsonl"), path("a.jsonl")).unwrap();
+        fs::rename(path("x"), path("b.jsonl")).unwrap();
+        world.append("a.jsonl", "was a\n");
+        world.append("b.jsonl", "was c\n");
+        let (mut came, events) = world.next();
+        came.sort();
+        assert_eq!((came, events), lines(["was a", "was c"]));
+        assert_eq!(world.store.rows.len(), 2);
+        world.restart();
+        assert_eq!(world.next(), lines([]));
+    }
+}
+
+#[test]
+fn a_copy_is_a_file_of_its_own() {
+    let mut world = World::new();
+    world.write("a.jsonl", "one\n");
+    world.read();
+    world.take();
+    fs::copy(world.path("a.jsonl"), world.path("b.jsonl")).unwrap();
+    fs::hard_link(world.path("a.jsonl"), world.path("c.jsonl")).unwrap();
+    assert_eq!(world.next(), lines_and(["one", "one"], [event::FILE_LINKED]));
+    assert_eq!(world.store.rows.len(), 3);
+}
+
+/// Many file systems give the id of a deleted file to the next one: the offset of the one was
+/// applied to the other, and its first lines were never read.
+#[cfg(unix)]
+#[test]
+fn a_new_file_with_the_id_of_a_deleted_one_is_read_from_its_beginning() {
+    use std::os::unix::fs::MetadataExt as _;
+    for is_found_gone in [false, true] {
+        let mut world = World::new();
+        world.write("a.jsonl", "one\ntwo\n");
+        world.read();
+        world.take();
+        let id = |name| fs::metadata(world.path(name)).unwrap().ino();
+        let before = id("a.jsonl");
+        assert_eq!(world.tail.survey().files_open, 0, "an open file keeps its id");
+        fs::remove_file(world.path("a.jsonl")).unwrap();
+        let others: Vec<_> = (0..100).map(|n| format!("{n}.jsonl")).collect();
+        let found = others.iter().find(|name| {
+            world.write(name, "");
+            id(name) == before
+        });
+        let Some(found) = found else {
+            eprintln!("skipped: this file system does not give out ids again");
+            return;
+        };
+        if is_found_gone {
+            let away = world.directory.path().join("away");
+            fs::rename(world.path(found), &away).unwrap();
+            assert_eq!(world.next(), lines([]));
+            fs::rename(away, world.path(found)).unwrap();
+        }
+        world.append(found, "new one\nnew two\nnew three\n");
+        assert_eq!(world.next(), lines(["new one", "new two", "new three"]));
+    }
+}

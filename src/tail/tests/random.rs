@@ -1,0 +1,237 @@
+//! Whatever happens to files, every complete line comes once.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What happens in a random world.
+#[derive(Clone, Debug)]
+enum Step {
+    Append(usize, Vec<u8>),
+    Move(usize),
+    Read,
+    /// Reads some, and loses the group.
+    LoseGroup,
+    Restart,
+    Replace(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let bytes = prop_oneof![
+        Just(b"\n".to_vec()),
+        Just(b"\r\n".to_vec()),
+        Just(b"\r".to_vec()),
+        (0..120_usize).prop_map(|len| vec![b'x'; len]),
+        "[a-z\u{e9}]{0,9}\r?\n".prop_map(String::into_bytes),
+        "([a-z]{0,9}\n){3}".prop_map(String::into_bytes),
+    ];
+    prop_oneof![
+        6 => (0..3_usize, bytes).prop_map(|(file, bytes)| Step::Append(file, bytes)),
+        1 => (0..3_usize).prop_map(Step::Move),
+        1 => (0..3_usize).prop_map(Step::Replace),
+        4 => Just(Step::Read),
+        1 => Just(Step::LoseGroup),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// The complete lines of `content` with their offsets, found in the plainest way.
+fn plainly(content: &[u8]) -> Vec<(u64, Vec<u8>)> {
+    let mut offset = 0;
+    let mut lines = Vec::new();
+    for line in content.split_inclusive(|byte| *byte == b'\n') {
+        if let Some(bytes) = line.strip_suffix(b"\n") {
+            lines.push((offset, bytes.strip_suffix(b"\r").unwrap_or(bytes).to_vec()));
+        }
+        offset += line.len() as u64;
+    }
+    lines
+}
+
+/// The lines of one file as they came, parts put together; without one whose last part is to come.
+fn came(store: &Store, paths: &[PathBuf]) -> Vec<(u64, Vec<u8>)> {
+    let mut lines: Vec<(u64, Vec<u8>)> = Vec::new();
+    let mut is_open = false;
+    for got in store.got.iter().filter(|got| paths.contains(&got.path)) {
+        assert!(!got.incomplete);
+        match (got.part, lines.last_mut()) {
+            (Some(2..), Some((offset, bytes))) => {
+                assert_eq!(*offset, got.offset);
+                bytes.extend_from_slice(&got.bytes);
+                if let Some((length, digest)) = got.whole {
+                    assert_eq!(length, bytes.len() as u64);
+                    assert_eq!(digest, siem_protocol::Digest::of(bytes));
+                }
+            }
+            _ => lines.push((got.offset, got.bytes.clone())),
+        }
+        is_open = got.part.is_some() && got.whole.is_none();
+    }
+    if is_open {
+        lines.pop();
+    }
+    lines
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+    #[test]
+    fn every_complete_line_comes_once_whatever_happens(
+        steps in proptest::collection::vec(step(), 1..60),
+        chunk_bytes in 1..200_u64,
+        max_record_bytes in 1..100_u64,
+        part_bytes in 1..50_u64,
+        open_files in 1..4_usize,
+        room in 1..5_usize,
+    ) {
+        let options = TailOptions {
+            chunk_bytes, max_record_bytes, part_bytes, open_files, watch: false,
+            ..TailOptions::default()
+        };
+        let mut world = World::with(options);
+        world.store.room = room;
+        let mut content = vec![Vec::new(); 3];
+        let mut names: Vec<Vec<String>> = (0..3).map(|n| vec![format!("{n}.jsonl")]).collect();
+        for (n, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Append(file, bytes) => {
+                    world.append(names[file].last().unwrap(), &bytes);
+                    content[file].extend_from_slice(&bytes);
+                }
+                Step::Move(file) => {
+                    let (from, to) = (world.path(names[file].last().unwrap()), format!("{n}/{file}.jsonl"));
+                    if from.try_exists().unwrap() {
+                        fs::create_dir(world.path(&n.to_string())).unwrap();
+                        fs::rename(from, world.path(&to)).unwrap();
+                        names[file].push(to);
+                    }
+                }
+                Step::Replace(file) => {
+                    let path = world.path(names[file].last().unwrap());
+                    if path.try_exists().unwrap() {
+                        // Moved and replaced at once it could not be known again.
+                        world.read();
+                        world.write("copy", &content[file]);
+                        fs::rename(world.path("copy"), path).unwrap();
+                        world.read();
+                    }
+                }
+                Step::Read => world.read(),
+                Step::LoseGroup => {
+                    world.pass(Duration::from_secs(400));
+                    world.tail.read(&mut world.store);
+                    world.store.roll_back();
+                    world.tail.restore(&mut world.store.stored_rows());
+                }
+                Step::Restart => world.restart(),
+            }
+        }
+        world.read();
+        prop_assert!(world.store.events.is_empty(), "{:?}", world.store.events);
+        for (file, content) in content.iter().enumerate() {
+            let paths: Vec<_> = names[file].iter().map(|name| world.path(name)).collect();
+            prop_assert_eq!(came(&world.store, &paths), plainly(content));
+        }
+    }
+}
+
+/// What happens between two pieces that are appended.
+#[derive(Clone, Copy, Debug)]
+enum Between {
+    Nothing,
+    Read,
+    /// Some groups are stored, then the store fails.
+    ReadSomeAndFail(usize),
+    FailAndRestart,
+    Restart,
+    /// So long that an incomplete line is kept.
+    Wait,
+}
+
+fn between() -> impl Strategy<Value = Between> {
+    prop_oneof![
+        1 => Just(Between::Nothing),
+        3 => Just(Between::Read),
+        2 => (0..4_usize).prop_map(Between::ReadSomeAndFail),
+        1 => Just(Between::FailAndRestart),
+        1 => Just(Between::Restart),
+        1 => Just(Between::Wait),
+    ]
+}
+
+/// Bytes of every kind, and many endings.
+fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        4 => Just(b"\n".to_vec()),
+        2 => Just(b"\r\n".to_vec()),
+        1 => Just(b"\r".to_vec()),
+        1 => (1..9_usize).prop_map(|len| vec![0; len]),
+        1 => (1..9_usize).prop_map(|len| vec![0xff; len]),
+        1 => Just("\u{1f980}".as_bytes().to_vec()),
+        3 => (0..130_usize).prop_map(|len| vec![b'x'; len]),
+        2 => proptest::collection::vec(any::<u8>(), 0..20),
+    ];
+    proptest::collection::vec(piece, 0..50).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+    #[test]
+    fn any_bytes_in_any_pieces_come_once_over_restarts_and_failures(
+        content in any_bytes(),
+        cuts in proptest::collection::vec((any::<prop::sample::Index>(), between()), 0..12),
+        chunk_bytes in 1..200_u64,
+        max_record_bytes in 1..100_u64,
+        part_bytes in 1..50_u64,
+        room in 1..5_usize,
+    ) {
+        let options = TailOptions {
+            chunk_bytes, max_record_bytes, part_bytes, watch: false, ..TailOptions::default()
+        };
+        let mut world = World::with(options);
+        world.store.room = room;
+        let mut cuts: Vec<_> =
+            cuts.iter().map(|(at, then)| (at.index(content.len() + 1), *then)).collect();
+        cuts.sort_by_key(|(at, _)| *at);
+        let mut written = 0;
+        for (at, then) in cuts {
+            world.append("a.jsonl", &content[written..at]);
+            written = at;
+            match then {
+                Between::Nothing => {}
+                Between::Read => world.read(),
+                Between::ReadSomeAndFail(groups) => {
+                    world.pass(Duration::from_secs(400));
+                    for _ in 0..groups {
+                        world.tail.read(&mut world.store);
+                        world.store.commit();
+                        world.tail.committed();
+                    }
+                    world.tail.read(&mut world.store);
+                    world.lose_group();
+                }
+                Between::FailAndRestart => {
+                    world.pass(Duration::from_secs(400));
+                    world.tail.read(&mut world.store);
+                    world.restart();
+                }
+                Between::Restart => world.restart(),
+                Between::Wait => {
+                    world.read();
+                    world.pass(Duration::from_secs(700));
+                    world.read();
+                }
+            }
+        }
+        world.append("a.jsonl", &content[written..]);
+        world.read();
+        prop_assert!(world.store.events.is_empty(), "{:?}", world.store.events);
+        prop_assert_eq!(came(&world.store, &[world.path("a.jsonl")]), plainly(&content));
+        let parts_and_lines: u64 = world.store.got.iter().map(|got| got.size).sum();
+        let unread = world.tail.survey().bytes_unread;
+        prop_assert_eq!(parts_and_lines + unread, content.len() as u64);
+        let generations: std::collections::BTreeSet<_> =
+            world.store.got.iter().map(|got| &got.generation).collect();
+        prop_assert!(generations.len() <= 1);
+    }
+}

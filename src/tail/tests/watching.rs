@@ -1,0 +1,83 @@
+//! Hints from the system.
+
+use super::*;
+
+#[test]
+fn hints_find_changes_without_a_sweep_and_lies_do_no_harm() {
+    let mut world = World::new();
+    world.write("a.jsonl", "one\n");
+    world.read();
+    world.take();
+    let sweeps = world.tail.survey().sweeps;
+    world.tail.schedule.is_watching = true;
+    world.append("a.jsonl", "two\n");
+    world.write("new/b.jsonl", "new\n");
+    let root = world.path("");
+    for path in ["a.jsonl", "new", "absent.jsonl", "new/c.jsonl", "../outside.jsonl"] {
+        world.tail.hints.add(root.join(path));
+    }
+    world.tail.hints.add("/".into());
+    world.tail.hints.add(Path::new("").into());
+    world.read_on();
+    let (mut came, events) = world.take();
+    came.sort();
+    assert_eq!((came, events), lines(["new", "two"]));
+    assert_eq!(world.tail.survey().sweeps, sweeps);
+}
+
+#[test]
+fn the_watcher_wakes_the_reader() {
+    let (sender, woken) = std::sync::mpsc::channel();
+    let mut world = World::with(TailOptions::default());
+    let wake = Arc::new(move || sender.send(()).unwrap_or_default());
+    world.tail = Tail::new(world.options.clone(), world.clock.clone(), wake);
+    world.write("a.jsonl", "one\n");
+    world.read();
+    if !world.tail.survey().is_watching {
+        return; // no watches to be had here
+    }
+    world.take();
+    let sweeps = world.tail.survey().sweeps;
+    world.append("a.jsonl", "two\n");
+    world.write("p/q/new.jsonl", "new\n");
+    let begun = Instant::now();
+    while world.store.got.len() < 2 {
+        let left = Duration::from_secs(20).saturating_sub(begun.elapsed());
+        let next = match world.tail.read(&mut world.store) {
+            Progress::Idle { next } => next.min(left),
+            Progress::More => Duration::ZERO,
+        };
+        world.store.commit();
+        world.tail.committed();
+        assert!(!left.is_zero(), "the watcher was silent");
+        let _woken_or_due = woken.recv_timeout(next);
+    }
+    let (mut came, events) = world.take();
+    came.sort();
+    assert_eq!((came, events), lines(["new", "two"]));
+    assert_eq!(world.tail.survey().sweeps, sweeps);
+}
+
+/// After the clock went back, what was changed before lies ahead. Such files were looked at, and
+/// read, every few seconds for ever.
+#[test]
+fn a_file_from_the_future_becomes_quiet() {
+    for ahead in [Duration::from_secs(300), Duration::from_secs(365 * 24 * 3600)] {
+        let mut world = World::new();
+        world.write("a.jsonl", "one\n");
+        world.read();
+        let file = OpenOptions::new().append(true).open(world.path("a.jsonl")).unwrap();
+        let later = Duration::from_millis(world.clock.now().0) + ahead;
+        file.set_modified(std::time::UNIX_EPOCH + later).unwrap();
+        for _ in 0..3 {
+            world.pass(Duration::from_secs(500));
+            world.read_on();
+        }
+        world.tail.schedule.is_watching = true;
+        let Progress::Idle { next } = world.tail.read(&mut world.store) else { panic!("no room") };
+        assert!(next > Duration::from_secs(20), "{next:?}");
+        world.append("a.jsonl", "two\n");
+        world.read();
+        assert_eq!(world.store.lines(), ["one", "two"]);
+    }
+}
