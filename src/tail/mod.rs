@@ -174,7 +174,7 @@ impl Tail {
             part: size(options.part_bytes),
         };
         Self {
-            schedule: Schedule::new(options.poll_interval),
+            schedule: Schedule::new(options.poll_interval, Arc::clone(&clock)),
             clock,
             hints: Arc::new(Hints::new(wake)),
             watcher: None,

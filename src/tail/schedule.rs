@@ -3,10 +3,12 @@
 use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Duration,
 };
 
 use super::chunk::FileKey;
+use crate::platform::Clock;
 
 /// How long after its last change a file is looked at often.
 const HOT: Duration = Duration::from_secs(600);
@@ -46,12 +48,9 @@ struct Young {
 }
 
 /// What is due when. All times count from the start and never go back.
-#[derive(Debug)]
 pub(super) struct Schedule {
-    start: Instant,
-    /// What a test added to the time.
-    #[cfg(test)]
-    pub(super) skipped: Duration,
+    clock: Arc<dyn Clock>,
+    start: Duration,
     poll_interval: Duration,
     pub(super) is_watching: bool,
     pub(super) watch_again: Duration,
@@ -82,11 +81,10 @@ enum Asked {
 }
 
 impl Schedule {
-    pub(super) fn new(poll_interval: Duration) -> Self {
+    pub(super) fn new(poll_interval: Duration, clock: Arc<dyn Clock>) -> Self {
         Self {
-            start: Instant::now(),
-            #[cfg(test)]
-            skipped: Duration::ZERO,
+            start: clock.uptime(),
+            clock,
             poll_interval,
             is_watching: false,
             watch_again: Duration::ZERO,
@@ -116,10 +114,7 @@ impl Schedule {
 
     /// The time since the start.
     pub(super) fn now(&self) -> Duration {
-        let now = self.start.elapsed();
-        #[cfg(test)]
-        let now = now + self.skipped;
-        now
+        self.clock.uptime().saturating_sub(self.start)
     }
 
     fn sweep_due(&self) -> Duration {

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -152,7 +152,12 @@ impl Intake for Store {
 
 /// The system's clock, moved.
 #[derive(Debug, Default)]
-pub(crate) struct MovedClock(AtomicI64);
+pub(crate) struct MovedClock {
+    /// By how much the wall clock is ahead, in milliseconds.
+    wall: AtomicI64,
+    /// By how much more time has gone by.
+    passed: AtomicU64,
+}
 
 impl MovedClock {
     /// A clock that can be moved.
@@ -162,25 +167,23 @@ impl MovedClock {
 
     /// Moves it on.
     pub(crate) fn advance(&self, by: Duration) {
-        let millis = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-        self.0.fetch_add(millis, Ordering::Relaxed);
+        let millis = u64::try_from(by.as_millis()).unwrap();
+        self.wall.fetch_add(millis.cast_signed(), Ordering::Relaxed);
+        self.passed.fetch_add(millis, Ordering::Relaxed);
     }
 
     /// Lets it jump by so many seconds, forward or back.
     pub(crate) fn jump(&self, seconds: i64) {
-        self.0.fetch_add(seconds * 1000, Ordering::Relaxed);
+        self.wall.fetch_add(seconds * 1000, Ordering::Relaxed);
     }
 }
 
 impl Clock for MovedClock {
     fn now(&self) -> Timestamp {
-        Timestamp(SystemClock.now().0.saturating_add_signed(self.0.load(Ordering::Relaxed)))
+        Timestamp(SystemClock.now().0.saturating_add_signed(self.wall.load(Ordering::Relaxed)))
     }
-}
 
-impl super::Tail {
-    /// Lets so much time go by.
-    pub(crate) fn skip(&mut self, time: Duration) {
-        self.schedule.skipped += time;
+    fn uptime(&self) -> Duration {
+        SystemClock.uptime() + Duration::from_millis(self.passed.load(Ordering::Relaxed))
     }
 }

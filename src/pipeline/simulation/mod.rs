@@ -92,12 +92,8 @@ impl Clock for Time {
     }
 }
 
-/// A tail that lives in the world's time.
-struct Sessions {
-    tail: Tail,
-    time: Arc<Time>,
-    known: Duration,
-}
+/// A source that is nothing but a tail.
+struct Sessions(Tail);
 
 impl Source for Sessions {
     fn label(&self) -> &'static str {
@@ -105,22 +101,19 @@ impl Source for Sessions {
     }
 
     fn restore(&mut self, rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>) {
-        self.tail.restore(rows);
+        self.0.restore(rows);
     }
 
     fn read(&mut self, intake: &mut dyn Intake) -> Progress {
-        let now = self.time.uptime();
-        self.tail.skip(now - self.known);
-        self.known = now;
-        self.tail.read(intake)
+        self.0.read(intake)
     }
 
     fn committed(&mut self) {
-        self.tail.committed();
+        self.0.committed();
     }
 
     fn survey(&self) -> Survey {
-        self.tail.survey()
+        self.0.survey()
     }
 }
 
@@ -354,10 +347,8 @@ impl World {
         };
         let clock = Arc::clone(&self.time) as Arc<dyn Clock>;
         let tail = Tail::new(options, Arc::clone(&clock), Arc::new(|| ()));
-        let known = self.time.uptime();
-        let source = Sessions { tail, time: Arc::clone(&self.time), known };
         let mut ingest = Ingest {
-            sources: vec![("sessions".into(), Box::new(source))],
+            sources: vec![("sessions".into(), Box::new(Sessions(tail)))],
             stages: Stages::new(Judge::new(filters), Vec::new()),
             filling: Filling::new(outbox.end(), config, shipping, Codec::Zstd),
             outbox: Arc::clone(&outbox),
