@@ -163,6 +163,12 @@ fn every_line_arrives_whatever_became_of_the_store() {
         let twice = records(&receiver.epochs()).len() - 3 * LINES;
         let expected = if name == "a copy from yesterday" { LINES } else { 0 };
         assert_eq!(twice, expected, "{name}");
+        // The receiver says so itself, and nothing contradicts what the agent claims.
+        let stats = receiver.stats();
+        let epochs = stats["machines"][0]["epochs"].as_array().unwrap();
+        let repeated: u64 = epochs.iter().map(|epoch| epoch["repetitions"].as_u64().unwrap()).sum();
+        assert_eq!(repeated, twice as u64, "{name}: {stats:#}");
+        assert_eq!(stats["unexplained"], 0, "{name}: {stats:#}");
     }
 }
 

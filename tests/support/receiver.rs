@@ -120,6 +120,11 @@ impl Receiver {
             assert_eq!(epochs[0][list], Value::Array(Vec::new()), "{stats:#}");
         }
         assert_eq!(epochs[0]["conflicts"], 0, "{stats:#}");
+        assert_eq!(
+            stats["unexplained"], 0,
+            "what the agent claims is not what is there: {stats:#}"
+        );
+        assert_eq!(epochs[0]["claims"]["difference"], "none", "{stats:#}");
         let numbers: Vec<u64> = self.entries().iter().map(|entry| entry.seq).collect();
         let expected: Vec<u64> = (1..=numbers.len() as u64).collect();
         assert_eq!(numbers, expected);

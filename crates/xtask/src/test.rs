@@ -12,10 +12,15 @@ use crate::{Failure, sh, shared};
 /// Runs every check, as CI does.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Also runs the tests that take long: those marked as ignored.
+    /// Also runs the tests that take long (those marked as ignored), and more of the harnesses:
+    /// 2000 power cuts, 1000 worlds, 100 kills.
     #[arg(long)]
     full: bool,
 }
+
+/// How much more the harnesses do in a full run: power cuts, simulated worlds, kills.
+const FULL: [(&str, &str); 3] =
+    [("AI_AGENT_POWER_CUTS", "2000"), ("AI_AGENT_WORLDS", "1000"), ("AI_AGENT_KILLS", "100")];
 
 /// A check and how it ended.
 struct Step {
@@ -157,6 +162,9 @@ fn tests(full: bool) -> Outcome {
         let all: &[_] =
             if nextest { &["--run-ignored", "all"] } else { &["--", "--include-ignored"] };
         command.args(all);
+        for (variable, amount) in FULL {
+            command.env(variable, amount);
+        }
     }
     let shared = shared::find();
     if let Ok(shared) = &shared {

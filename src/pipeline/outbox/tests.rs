@@ -374,6 +374,29 @@ fn the_file_is_small_again_after_a_backlog_has_drained() {
     assert_eq!(all(&store.outbox, 41).iter().map(|frame| frame.head.count).sum::<u64>(), 3);
 }
 
+/// How long a store takes to open that holds all that it may, checked page by page: printed, for
+/// whoever wants to know.
+#[test]
+#[ignore = "long: fills a store to its cap of 1 GiB"]
+fn a_store_at_its_cap_opens_whole() {
+    let store = store();
+    let mut random = fastrand::Rng::with_seed(1);
+    while store.outbox.stored() < 1 << 30 {
+        let mut filling =
+            Filling::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
+        for _ in 0..4 {
+            let large: String = (0..240_000).map(|_| random.alphanumeric()).collect();
+            filling.event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
+        }
+        store.outbox.commit(&filling.take(Timestamp(1))).unwrap();
+    }
+    let end = store.outbox.end();
+    let begun = std::time::Instant::now();
+    let store = store.reopen(&SINKS);
+    eprintln!("opened in {:?}", begun.elapsed());
+    assert_eq!(store.outbox.end(), end);
+}
+
 #[test]
 fn garbage_is_an_error_and_stays() {
     let folder = tempfile::tempdir().unwrap();

@@ -81,3 +81,26 @@ fn a_file_from_the_future_becomes_quiet() {
         assert_eq!(world.store.lines(), ["one", "two"]);
     }
 }
+
+/// The idle cost of a collector grew with the number of its files: it asked for each of them again
+/// and again.
+#[test]
+fn quiet_files_want_nothing_between_sweeps() {
+    let mut world = World::new();
+    for n in 0..300 {
+        world.write(&format!("p{}/{n}.jsonl", n % 7), format!("line {n}\n"));
+    }
+    world.read();
+    world.tail.schedule.is_watching = true;
+    // Until they are no longer young.
+    world.pass(Duration::from_secs(1200));
+    world.read_on();
+    assert_eq!(world.take().0.len(), 300);
+    let sweeps = world.tail.survey().sweeps;
+    let Progress::Idle { next } = world.tail.read(&mut world.store) else { panic!("not idle") };
+    assert!(next > Duration::from_secs(25), "{next:?}");
+    world.pass(next / 2);
+    world.read_on();
+    assert_eq!(world.tail.survey().sweeps, sweeps);
+    assert_eq!(world.tail.survey().files_open, 0);
+}
