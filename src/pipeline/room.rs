@@ -10,6 +10,7 @@ const FREE: u64 = 64 << 20;
 pub struct Room {
     max_bytes: u64,
     full: Option<Lack>,
+    is_half: bool,
 }
 
 /// What there is too little of.
@@ -45,7 +46,7 @@ impl Room {
     /// Room for an outbox that may hold `max_bytes`.
     #[must_use]
     pub fn new(max_bytes: u64) -> Self {
-        Self { max_bytes, full: None }
+        Self { max_bytes, full: None, is_half: false }
     }
 
     /// Looks again: the outbox holds `stored` bytes, the disk has `free` bytes, if that is known.
@@ -69,6 +70,13 @@ impl Room {
             (Some(_), None) => Some(Change::Recovered),
             _ => None,
         }
+    }
+
+    /// Whether the outbox has come to hold more than half of what it may, since the last time that
+    /// this was asked.
+    pub fn has_half_filled(&mut self, stored: u64) -> bool {
+        let was_half = std::mem::replace(&mut self.is_half, stored > self.max_bytes / 2);
+        self.is_half && !was_half
     }
 
     /// Whether reading waits.
@@ -104,5 +112,12 @@ mod tests {
         assert_eq!(room.look(0, Some(63 * MB)), Some(Change::Filled(Lack::Disk)));
         assert_eq!(room.look(0, Some(70 * MB)), None);
         assert_eq!(room.look(0, Some(80 * MB)), Some(Change::Recovered));
+    }
+
+    #[test]
+    fn half_an_outbox_is_said_once_until_it_is_less() {
+        let mut room = Room::new(100 * MB);
+        let said = [10, 51, 60, 50, 40, 51].map(|stored| room.has_half_filled(stored * MB));
+        assert_eq!(said, [false, true, false, false, false, true]);
     }
 }

@@ -215,6 +215,14 @@ impl Ingest {
     /// Stops reading, or goes on, as outbox and disk have room, and reports it.
     fn look_for_room(&mut self) {
         let (stored, free) = (self.outbox.stored(), self.outbox.free_space());
+        if self.room.has_half_filled(stored)
+            && let Ok(Some(sink)) = self.outbox.slowest_sink()
+        {
+            warn!(
+                sink,
+                stored, "one sink is behind: what it has not taken fills half of the outbox"
+            );
+        }
         match self.room.look(stored, free) {
             Some(Change::Filled(lack)) => {
                 let lack = lack.as_str();

@@ -374,6 +374,20 @@ impl Outbox {
         self.backup.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The sink that is behind the others, if they are not all at the same place.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read.
+    pub fn slowest_sink(&self) -> Result<Option<String>, OutboxError> {
+        let mut places = Vec::with_capacity(self.sinks.len());
+        for Seat { name, .. } in &self.sinks {
+            places.push((self.cursor(name)?.acknowledged.seq, name));
+        }
+        let fastest = places.iter().map(|(seq, _)| *seq).max();
+        let slowest = places.into_iter().min().filter(|(seq, _)| Some(*seq) < fastest);
+        Ok(slowest.map(|(_, name)| name.clone()))
+    }
+
     /// How far `sink` is.
     ///
     /// # Errors

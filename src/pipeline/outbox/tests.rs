@@ -141,7 +141,9 @@ fn what_is_acknowledged_leaves_whole_values() {
 fn entries_wait_for_the_slowest_sink() {
     let store = store().reopen(&["siem", "archive"]);
     let group = commit(&store.outbox, 3);
+    assert_eq!(store.outbox.slowest_sink().unwrap(), None);
     store.outbox.acknowledge("siem", "epoch-1", point(&group)).unwrap();
+    assert_eq!(store.outbox.slowest_sink().unwrap().as_deref(), Some("archive"));
     assert_eq!(all(&store.outbox, 1).len(), 1);
     store.outbox.acknowledge("archive", "epoch-1", point(&group)).unwrap();
     assert_eq!(all(&store.outbox, 1), []);
