@@ -49,6 +49,9 @@ pub(super) struct LongAt {
     pub(super) start: u64,
     /// How many parts were handed over.
     pub(super) parts: u32,
+    /// Its first bytes, in the first part.
+    #[serde(default)]
+    pub(super) head: Sample,
 }
 
 /// What of a row is held in memory for every file.
@@ -214,7 +217,7 @@ mod tests {
         row.stamp = Stamp { size: 104_999, modified: i64::MAX, changed: i64::MIN, id };
         let sample = Sample::of(b"0123");
         row.fingerprint = Fingerprint { head: sample, tail: sample };
-        row.long = Some(LongAt { start: 104_950, parts: 3 });
+        row.long = Some(LongAt { start: 104_950, parts: 3, head: sample });
         row
     }
 

@@ -5,6 +5,7 @@ use std::{collections::VecDeque, io};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::checkpoint::LongAt;
 use crate::platform::file::ReadAt;
 
 /// How many bytes a sample takes at most.
@@ -117,6 +118,16 @@ impl Borders {
             start = border.end;
         }
         Ok((common, false))
+    }
+
+    /// Whether the newest line remembered still stands there.
+    fn has_last(&self, file: &dyn ReadAt) -> io::Result<bool> {
+        let Some(last) = self.lines.back() else { return Ok(true) };
+        let start = self.lines.iter().rev().nth(1).map_or(self.base, |border| border.end);
+        let len = usize::try_from(last.end - start).map_or(SAMPLE, |len| len.min(SAMPLE));
+        let mut bytes = [0; SAMPLE];
+        let filled = file.fill_at(&mut bytes[..len], last.end - len as u64)?;
+        Ok(short_hash(&bytes[..filled]) == last.hash)
     }
 
     /// Packs them: for each line its size as a varint and four bytes of hash.
@@ -255,6 +266,7 @@ pub(super) fn compare(
     offset: u64,
     fingerprint: &Fingerprint,
     borders: &Borders,
+    long: Option<&LongAt>,
     ends: &mut Ends,
 ) -> io::Result<Sameness> {
     ends.read(file, offset)?;
@@ -266,7 +278,8 @@ pub(super) fn compare(
     let is_whole = !is_short
         && ends.tail.len() as u64 == fingerprint.tail.len()
         && fingerprint.tail.begins(&ends.tail);
-    if is_whole {
+    let begins = |long| begins_there(file, long, borders);
+    if is_whole && long.map_or(Ok(true), begins)? {
         return Ok(Sameness::Whole);
     }
     Ok(match borders.common(file, size)? {
@@ -274,6 +287,16 @@ pub(super) fn compare(
         (Some(border), _) if border < offset => Sameness::UpTo(border),
         _ => Sameness::Other,
     })
+}
+
+/// Whether a large line still begins where it did, with the same bytes. In the middle of one the
+/// last bytes may be all alike, and say nothing.
+fn begins_there(file: &dyn ReadAt, long: &LongAt, borders: &Borders) -> io::Result<bool> {
+    let LongAt { start, head, .. } = long;
+    let mut bytes = [0; SAMPLE];
+    let len = usize::from(head.len);
+    let filled = file.fill_at(&mut bytes[..len], *start)?;
+    Ok(head.begins(&bytes[..filled]) && borders.has_last(file)?)
 }
 
 #[cfg(test)]
@@ -314,7 +337,7 @@ mod tests {
         let Read { offset, fingerprint, borders } = read(before);
         let borders = Borders::unpack(borders.base(), &borders.pack());
         let size = after.len() as u64;
-        compare(&after, size, offset, &fingerprint, &borders, &mut Ends::default()).unwrap()
+        compare(&after, size, offset, &fingerprint, &borders, None, &mut Ends::default()).unwrap()
     }
 
     fn lines(range: std::ops::Range<usize>) -> Vec<u8> {

@@ -148,8 +148,15 @@ impl Tail {
         let id = *id;
         // Asked before reading, so that a change while reading shows as one later.
         let stamp = Stamp::of(&file.metadata()?);
-        let sameness =
-            compare(file, stamp.size, row.offset, &row.fingerprint, &row.borders, &mut self.ends)?;
+        let sameness = compare(
+            file,
+            stamp.size,
+            row.offset,
+            &row.fingerprint,
+            &row.borders,
+            row.long.as_ref(),
+            &mut self.ends,
+        )?;
         if decide(Place::SamePath, sameness) != Decision::Continue {
             return Ok(None);
         }
@@ -249,8 +256,15 @@ impl Tail {
         };
         let Active { file, row, .. } = &*active;
         let stamp = Stamp::of(&file.metadata()?);
-        let sameness =
-            compare(file, stamp.size, row.offset, &row.fingerprint, &row.borders, &mut self.ends)?;
+        let sameness = compare(
+            file,
+            stamp.size,
+            row.offset,
+            &row.fingerprint,
+            &row.borders,
+            row.long.as_ref(),
+            &mut self.ends,
+        )?;
         let mut decision = decide(Place::SamePath, sameness);
         if decision == Decision::Wait {
             let age = age(&stamp, self.clock.now());

@@ -5,7 +5,11 @@ use std::io;
 use sha2::{Digest as _, Sha256};
 use siem_protocol::Digest;
 
-use super::{checkpoint::LongAt, reader::Reader};
+use super::{
+    checkpoint::LongAt,
+    identity::{SAMPLE, Sample},
+    reader::Reader,
+};
 use crate::platform::file::ReadAt;
 
 /// How many bytes are read at once to count and hash again.
@@ -22,7 +26,11 @@ pub(super) struct LongLine {
 impl LongLine {
     /// A line that begins at `start`, before its first part.
     pub(super) fn begin(start: u64) -> Self {
-        Self { at: LongAt { start, parts: 0 }, length: 0, hash: Sha256::new() }
+        Self {
+            at: LongAt { start, parts: 0, head: Sample::default() },
+            length: 0,
+            hash: Sha256::new(),
+        }
     }
 
     /// A line as it stood when the bytes before `offset` had been handed over: reads them again.
@@ -51,6 +59,9 @@ impl LongLine {
 
     /// Adds the next part: its number and, for the last one, length and hash of the line.
     pub(super) fn add(&mut self, bytes: &[u8], is_last: bool) -> (u32, Option<(u64, Digest)>) {
+        if self.at.parts == 0 {
+            self.at.head = Sample::of(&bytes[..bytes.len().min(SAMPLE)]);
+        }
         self.hash.update(bytes);
         self.length += bytes.len() as u64;
         self.at.parts = self.at.parts.saturating_add(1);
@@ -76,7 +87,7 @@ mod tests {
     fn a_resumed_line_has_the_hash_of_the_whole() {
         let file = [b"abc\n".to_vec(), vec![b'x'; 3 * STEP + 7]].concat();
         let mut reader = Reader::new(Sizes { buffer: 100, record: 50, part: 20 });
-        let at = LongAt { start: 4, parts: 2 };
+        let at = LongAt { start: 4, parts: 2, head: Sample::default() };
         let offset = file.len() as u64 - 7;
         let mut line = LongLine::resume(at, offset, &&file[..], &mut reader).unwrap();
         let expected = (file.len() as u64 - 4, Digest::of(&file[4..]));

@@ -338,9 +338,10 @@ impl Tail {
             return Ok(false);
         }
         let mut row = self.row(key, known, intake);
-        let Row { offset, fingerprint, borders, .. } = &row;
+        let Row { offset, fingerprint, borders, long, .. } = &row;
         let ends = &mut self.ends;
-        let sameness = compare(&file, stamp.size, *offset, fingerprint, borders, ends)?;
+        let sameness =
+            compare(&file, stamp.size, *offset, fingerprint, borders, long.as_ref(), ends)?;
         if old_path == OldPath::SameFile {
             let paths = [&*known.path, path].map(Path::to_string_lossy);
             let facts = json!({ "path": paths[1], "other_path": paths[0], "size": stamp.size });

@@ -628,7 +628,7 @@ fn check_accounts(outbox: &Outbox, is_restored: bool) -> Result<(), String> {
 
 fn text(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
-    text.chars().take(120).collect()
+    text.chars().take(400).collect()
 }
 
 #[test]
@@ -643,6 +643,11 @@ fn every_line_of_every_world_is_accounted_for() {
         let mut world = World::new(seed, Fault::None);
         let ran = catch_unwind(AssertUnwindSafe(|| world.run()));
         if let Err(wrong) = ran.unwrap_or_else(|_| Err("it panicked".into())) {
+            if given("AI_AGENT_TRACE").is_some() {
+                for line in world.held.lock().unwrap().epochs.values().flat_map(BTreeMap::values) {
+                    eprintln!("{}", text(line));
+                }
+            }
             panic!("AI_AGENT_SEED={seed} AI_AGENT_WORLDS=1 repeats this: {wrong}");
         }
         lines += world.script.lines.len();

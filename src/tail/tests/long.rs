@@ -208,3 +208,37 @@ fn twenty_megabytes_without_a_newline() {
 fn a_hundred_megabytes_without_a_newline() {
     grow_without_a_newline(100);
 }
+
+/// In the middle of a large line the bytes before the checkpoint may be all alike. A line of the
+/// same stuff that was written in its place was taken for its rest: one line made of two.
+#[test]
+fn a_large_line_in_the_place_of_another_is_another() {
+    let parts = |new: &str| {
+        let mut world = World::with(TailOptions {
+            max_record_bytes: 10_000,
+            part_bytes: 5_000,
+            watch: false,
+            ..TailOptions::default()
+        });
+        world.write("a.jsonl", format!("one\ntwo\n{{\"n\":1,\"x\":\"{}", "x".repeat(40_000)));
+        world.read();
+        world.take();
+        world.write("a.jsonl", new);
+        world.read();
+        let got = world.store.got.iter();
+        let parts: Vec<u8> =
+            got.filter(|got| got.part.is_some()).flat_map(|got| got.bytes.clone()).collect();
+        (String::from_utf8(parts).unwrap(), world.store.event_names())
+    };
+    let other = format!("{{\"n\":2,\"x\":\"{}\"}}", "x".repeat(50_000));
+    let events = [event::RECORD_ABANDONED, event::FILE_DELETED_UNREAD, event::FILE_TRIMMED];
+    // Where it began, and where the line before it began.
+    for before in ["one\ntwo\n", "one\n"] {
+        assert_eq!(parts(&format!("{before}{other}\n")), (other.clone(), events.to_vec()));
+    }
+    // The same line, grown: it goes on.
+    let (grown, events) =
+        parts(&format!("one\ntwo\n{{\"n\":1,\"x\":\"{}\"}}\n", "x".repeat(60_000)));
+    assert!(grown.starts_with('x') && grown.ends_with("x\"}"), "{}", grown.len());
+    assert_eq!(events, Vec::<&str>::new());
+}
