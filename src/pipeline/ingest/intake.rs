@@ -1,6 +1,7 @@
 //! Takes a source's chunks into the group at hand.
 
 use std::{
+    cell::Cell,
     collections::HashSet,
     panic::{AssertUnwindSafe, catch_unwind},
 };
@@ -34,13 +35,15 @@ pub(super) struct GroupIntake<'a> {
     pub(super) held: &'a HashSet<FileKey>,
     /// Takes the file that a stage failed on.
     pub(super) failed: &'a mut Option<Origin>,
+    /// Set when a checkpoint can't be read: nothing that is read without it may be stored.
+    pub(super) is_spoilt: &'a Cell<bool>,
 }
 
 impl Intake for GroupIntake<'_> {
     fn take(&mut self, chunk: Chunk<'_>) {
         let origin = chunk.origin;
         // After a failure the group is thrown away: what else comes into it comes again.
-        if self.failed.is_some() || self.held.contains(&origin.file) {
+        if self.failed.is_some() || self.is_spoilt.get() || self.held.contains(&origin.file) {
             return;
         }
         let fill = AssertUnwindSafe(|| {
@@ -60,14 +63,23 @@ impl Intake for GroupIntake<'_> {
     }
 
     fn has_room(&self) -> bool {
-        self.failed.is_none() && self.filling.has_room() && !self.inbox.is_stopped()
+        self.failed.is_none()
+            && !self.is_spoilt.get()
+            && self.filling.has_room()
+            && !self.inbox.is_stopped()
     }
 
     fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
         match self.outbox.checkpoint(self.instance, generation) {
-            Ok(row) => row,
+            Ok(Some(row)) => Some(row),
+            Ok(None) => {
+                warn!(%generation, "a checkpoint is not there any more");
+                self.is_spoilt.set(true);
+                None
+            }
             Err(failure) => {
                 warn!(cause = causes(&failure), "a checkpoint could not be read");
+                self.is_spoilt.set(true);
                 None
             }
         }

@@ -5,7 +5,7 @@ mod intake;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{cell::Cell, collections::HashSet, sync::Arc, time::Duration};
 
 pub use inbox::Inbox;
 use intake::GroupIntake;
@@ -173,7 +173,16 @@ impl Ingest {
             self.tidy_up();
         }
         self.look_for_room();
-        let turn = if self.room.is_full() { Turn::Full } else { Turn::Read(self.read()) };
+        let turn = if self.room.is_full() {
+            Turn::Full
+        } else if let Some(progress) = self.read() {
+            Turn::Read(progress)
+        } else {
+            // A file without its checkpoint would be read from its beginning, as if it were new.
+            self.failed = None;
+            self.roll_back();
+            return Turn::NotStored { pause: COMMIT_RETRY };
+        };
         if let Some(failed) = self.failed.take() {
             self.hold(&failed);
             return Turn::Held;
@@ -239,9 +248,11 @@ impl Ingest {
         }
     }
 
-    /// Lets every source read into the group.
-    fn read(&mut self) -> Progress {
+    /// Lets every source read into the group; `None` when a checkpoint could not be read, and the
+    /// group is good for nothing.
+    fn read(&mut self) -> Option<Progress> {
         let mut all = Progress::Idle { next: LONGEST_SLEEP };
+        let is_spoilt = Cell::new(false);
         for (name, source) in &mut self.sources {
             let label = source.label();
             let mut intake = GroupIntake {
@@ -254,6 +265,7 @@ impl Ingest {
                 now: self.clock.now(),
                 held: &self.held,
                 failed: &mut self.failed,
+                is_spoilt: &is_spoilt,
             };
             all = match (all, source.read(&mut intake)) {
                 (Progress::Idle { next: one }, Progress::Idle { next: other }) => {
@@ -262,7 +274,7 @@ impl Ingest {
                 _ => Progress::More,
             };
         }
-        all
+        if is_spoilt.get() { None } else { Some(all) }
     }
 
     /// Holds a file that a stage failed on, and begins again without it. Its checkpoint stays, so

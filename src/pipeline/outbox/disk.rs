@@ -103,7 +103,7 @@ impl Disk {
         (inner.live, inner.durable, inner.pending) = (Vec::new(), Vec::new(), Vec::new());
     }
 
-    /// The next `calls` changes or syncs fail, and then no more.
+    /// The next `calls` reads, changes or syncs fail, and then no more.
     pub(crate) fn fail(&self, calls: u64) {
         self.inner().errors = calls;
     }
@@ -223,9 +223,14 @@ impl redb::StorageBackend for Disk {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let inner = self.inner();
+        let mut inner = self.inner();
         if inner.is_off {
             return Err(io::Error::other("the power is off"));
+        }
+        if inner.errors > 0 {
+            inner.errors -= 1;
+            inner.hits.errors += 1;
+            return Err(io::Error::from_raw_os_error(5));
         }
         let found = inner.live.get(size(offset)..size(offset) + out.len());
         out.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);

@@ -237,6 +237,11 @@ impl World {
             83..86 => self.settle(),
             86..89 => self.disk.cut_after(self.random.u64(1..150)),
             89..92 => {
+                // In delivery first, at times: the handle is gone then, and reading finds it so.
+                if self.random.bool() {
+                    self.disk.fail(self.random.u64(1..4));
+                    self.deliver(Duration::from_secs(1));
+                }
                 self.disk.fail(self.random.u64(1..4));
                 self.read();
                 self.disk.fail(0);
