@@ -1,8 +1,9 @@
 //! A copy of the acknowledged offsets, beside the outbox: `checkpoints.bak`.
 //!
 //! When the store is lost or damaged, files are read again from what was acknowledged, not from
-//! their beginning. The copy is only made while every entry is acknowledged, so that it is never
-//! ahead of a receiver; it may be behind, and then some records are sent again in the new epoch.
+//! their beginning. Rows are written beside it, and count once all entries that they cover are
+//! acknowledged: the copy is never ahead of a receiver. It may be a minute behind, or as long as a
+//! sink is, and then some records are sent again in the new epoch.
 //!
 //! JSON lines: the epoch first, then a row for each generation; of two lines for one generation
 //! the last counts. Changes are appended, and the file is written anew when it has doubled.
@@ -10,7 +11,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io::{self, Write as _},
+    io::{self, BufWriter, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -30,8 +31,15 @@ pub(super) struct Backup {
     path: PathBuf,
     /// `None`: nobody knows, all of it has to be written.
     changed: Option<BTreeSet<Key>>,
+    pending: Option<Pending>,
     size: u64,
     compact_at: u64,
+}
+
+/// Rows that lie beside the file until the entries before them are acknowledged.
+struct Pending {
+    seq: u64,
+    is_all: bool,
 }
 
 /// What a backup holds.
@@ -60,7 +68,7 @@ impl Backup {
     /// The backup beside the outbox at `outbox`.
     pub(super) fn beside(outbox: &Path) -> Self {
         let path = outbox.with_file_name("checkpoints.bak");
-        Self { path, changed: None, size: 0, compact_at: 0 }
+        Self { path, changed: None, pending: None, size: 0, compact_at: 0 }
     }
 
     /// Notes that rows have changed.
@@ -72,7 +80,7 @@ impl Backup {
 
     /// Forgets what is known of the file: another epoch began.
     pub(super) fn forget(&mut self) {
-        self.changed = None;
+        (self.changed, self.pending) = (None, None);
     }
 
     /// Whether anything is to be written.
@@ -90,41 +98,62 @@ impl Backup {
         self.changed.iter().flatten()
     }
 
-    /// Writes all rows, in place of what is there.
-    pub(super) fn write(
+    /// The number up to which everything must be acknowledged before what was prepared counts.
+    pub(super) fn pending(&self) -> Option<u64> {
+        self.pending.as_ref().map(|pending| pending.seq)
+    }
+
+    /// Writes rows as they stand after entry `seq`, beside the file: all of them, or those that
+    /// have changed. They count once [`Backup::settle`] is called.
+    pub(super) fn prepare<E: From<io::Error>>(
         &mut self,
         epoch: &str,
-        rows: impl Iterator<Item = (Key, Vec<u8>)>,
-    ) -> io::Result<()> {
-        let temporary = self.path.with_extension("bak.new");
-        let mut file = private::options().truncate(true).open(&temporary)?;
-        let mut text = line(&First { epoch: epoch.to_owned() });
-        for (key, row) in rows {
-            text.extend_from_slice(&row_line(key, Some(row)));
+        seq: u64,
+        rows: impl Iterator<Item = Result<(Key, Option<Vec<u8>>), E>>,
+    ) -> Result<(), E> {
+        let is_all = self.wants_all();
+        // Whatever becomes of it, the next time all of it is written.
+        self.forget();
+        // Trouble with this file is no damage of the store, whatever its kind.
+        let ours = |error: io::Error| E::from(io::Error::other(error));
+        let file = private::options().truncate(true).open(self.beside_it()).map_err(ours)?;
+        let mut file = BufWriter::new(file);
+        if is_all {
+            file.write_all(&line(&First { epoch: epoch.to_owned() })).map_err(ours)?;
         }
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &self.path)?;
-        self.size = text.len() as u64;
-        self.compact_at = 2 * self.size + SLACK;
+        for row in rows {
+            let (key, row) = row?;
+            file.write_all(&row_line(key, row)).map_err(ours)?;
+        }
+        file.flush().map_err(ours)?;
+        self.pending = Some(Pending { seq, is_all });
         self.changed = Some(BTreeSet::new());
         Ok(())
     }
 
-    /// Appends the rows that have changed.
-    pub(super) fn append(
-        &mut self,
-        rows: impl Iterator<Item = (Key, Option<Vec<u8>>)>,
-    ) -> io::Result<()> {
-        let text: Vec<u8> = rows.flat_map(|(key, row)| row_line(key, row)).collect();
-        // Whatever becomes of it, the next time all of it is written.
+    /// What was prepared is acknowledged: it is the copy from now on, or a part of it.
+    pub(super) fn settle(&mut self) -> io::Result<()> {
+        let Some(Pending { is_all, .. }) = self.pending.take() else { return Ok(()) };
         let changed = self.changed.take();
-        let mut file = File::options().append(true).open(&self.path)?;
-        file.write_all(&text)?;
-        file.sync_data()?;
-        self.size += text.len() as u64;
-        self.changed = changed.map(|_| BTreeSet::new());
+        let prepared = self.beside_it();
+        if is_all {
+            let file = File::options().write(true).open(&prepared)?;
+            file.sync_all()?;
+            self.size = file.metadata()?.len();
+            self.compact_at = 2 * self.size + SLACK;
+            fs::rename(&prepared, &self.path)?;
+        } else {
+            let mut file = File::options().append(true).open(&self.path)?;
+            self.size += io::copy(&mut File::open(&prepared)?, &mut file)?;
+            file.sync_data()?;
+            fs::remove_file(&prepared)?;
+        }
+        self.changed = changed;
         Ok(())
+    }
+
+    fn beside_it(&self) -> PathBuf {
+        self.path.with_extension("bak.new")
     }
 
     /// Reads the file; `None` when there is none. A torn or wrong line is left out: its file is
@@ -176,13 +205,19 @@ mod tests {
         let mut backup = Backup::beside(&folder.path().join("outbox.redb"));
         assert_eq!(backup.load().unwrap(), None);
         assert!(backup.is_due() && backup.wants_all());
-        let rows = [(key("a"), b"1".to_vec()), (key("b"), b"2".to_vec())];
-        backup.write("e", rows.into_iter()).unwrap();
+        let rows = |rows: [(&str, Option<&str>); 2]| {
+            rows.map(|(name, row)| Ok::<_, io::Error>((key(name), row.map(|row| row.into()))))
+        };
+        let all = rows([("a", Some("1")), ("b", Some("2"))]);
+        backup.prepare("e", 7, all.into_iter()).unwrap();
+        assert_eq!((backup.load().unwrap(), backup.pending()), (None, Some(7)));
+        backup.settle().unwrap();
         assert!(!backup.is_due());
         backup.note([key("a"), key("b")].iter());
         assert!(backup.is_due() && !backup.wants_all());
-        let rows = [(key("a"), Some(b"3".to_vec())), (key("b"), None)];
-        backup.append(rows.into_iter()).unwrap();
+        backup.prepare("e", 9, rows([("a", Some("3")), ("b", None)]).into_iter()).unwrap();
+        assert_eq!(backup.load().unwrap().unwrap().rows.len(), 2);
+        backup.settle().unwrap();
         let expected =
             Saved { epoch: "e".into(), rows: BTreeMap::from([(key("a"), b"3".to_vec())]) };
         assert_eq!(backup.load().unwrap(), Some(expected));

@@ -25,7 +25,7 @@ mod value;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    mem,
+    io, mem,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicBool},
@@ -41,6 +41,7 @@ pub use error::OutboxError;
 use handle::Opened;
 pub(super) use handle::builder;
 pub use recover::Found;
+use recover::{Began, Beginning};
 use redb::{Database, ReadableTable as _, TableDefinition};
 pub use renumber::Renumbered;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -120,6 +121,9 @@ struct State {
     /// When the epoch began in place of another; 0 for an outbox's first.
     #[serde(default)]
     renumbered_at: Timestamp,
+    /// How the outbox began, until that is among its entries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    began: Option<Began>,
 }
 
 /// How far the outbox has come: what the sinks' tasks wait for.
@@ -171,13 +175,7 @@ impl Outbox {
         sinks: &[Seat],
         new_epoch: impl FnOnce() -> String,
     ) -> Result<Self, OutboxError> {
-        let file = path.to_owned();
-        let opener = move || {
-            // Made here, where it is made for its owner only.
-            private::options().open(&file).map_err(redb::StorageError::Io)?;
-            builder().create(&file)
-        };
-        Self::open_with(path, Box::new(opener), sinks, new_epoch)
+        Self::open_with(path, file_opener(path), sinks, new_epoch)
     }
 
     /// The same on a store that `opener` opens; `path` only names it.
@@ -186,6 +184,17 @@ impl Outbox {
         opener: Opener,
         sinks: &[Seat],
         new_epoch: impl FnOnce() -> String,
+    ) -> Result<Self, OutboxError> {
+        Self::open_after(path, opener, sinks, new_epoch, Beginning::default)
+    }
+
+    /// The same, where a new store begins as `beginning` says.
+    fn open_after(
+        path: &Path,
+        opener: Opener,
+        sinks: &[Seat],
+        new_epoch: impl FnOnce() -> String,
+        beginning: impl FnOnce() -> Beginning,
     ) -> Result<Self, OutboxError> {
         let state = State {
             schema: SCHEMA,
@@ -198,6 +207,7 @@ impl Outbox {
             dead_lettered: BTreeMap::new(),
             purged: Buried::default(),
             renumbered_at: Timestamp::default(),
+            began: None,
         };
         let mut outbox = Self {
             database: RwLock::new(None),
@@ -225,6 +235,10 @@ impl Outbox {
             let Some(removed) = place_cursors(transaction, state, sinks)? else {
                 return Ok(Err(outbox.damaged("a cursor")));
             };
+            if !was_found {
+                // With all else, or a kill in between would leave a store that knows of nothing.
+                beginning().take_place(transaction, state)?;
+            }
             *outbox.removed.lock().unwrap_or_else(PoisonError::into_inner) = removed;
             Ok(Ok(()))
         })?;
@@ -314,6 +328,9 @@ impl Outbox {
                 }
             }
             add_shares(transaction, group)?;
+            if !group.frames.is_empty() {
+                state.began = None;
+            }
             if let Some(last) = group.frames.last() {
                 state.next_seq = last.head.last_seq() + 1;
                 state.chain = last.head.after;
@@ -328,46 +345,63 @@ impl Outbox {
         Ok(())
     }
 
-    /// Copies the offsets to `checkpoints.bak`, if everything is acknowledged and any has changed.
+    /// Copies the offsets that are acknowledged to `checkpoints.bak`, as far as they have changed.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read or the copy cannot be written; the next call
     /// tries again.
     pub fn back_up(&self) -> Result<(), OutboxError> {
-        let mut backup = self.backup();
-        if !backup.is_due() {
+        // What a damaged store says must not take the place of what a good one said.
+        if *self.damage.borrow() {
             return Ok(());
         }
-        let written = self.read("read", |transaction| {
-            // All of one moment: the offsets, and that they are acknowledged.
+        let mut backup = self.backup();
+        if backup.pending().is_none() && !backup.is_due() {
+            return Ok(());
+        }
+        self.read("copy the offsets of", |transaction| {
+            // All of one moment: the offsets, and what is acknowledged.
             let state = transaction.open_table(META)?.get(STATE)?;
             let Some(state) = state.and_then(|row| from_json::<State>(row.value())) else {
-                return Ok(Ok(()));
+                return Ok(());
             };
+            let mut slowest = state.next_seq - 1;
             for row in transaction.open_table(CURSORS)?.iter()? {
-                let cursor = from_json::<Cursor>(row?.1.value());
-                if cursor.is_none_or(|cursor| cursor.acknowledged.seq + 1 < state.next_seq) {
-                    return Ok(Ok(()));
-                }
+                let Some(cursor) = from_json::<Cursor>(row?.1.value()) else { return Ok(()) };
+                slowest = slowest.min(cursor.acknowledged.seq);
+            }
+            match backup.pending() {
+                Some(seq) if seq > slowest => return Ok(()),
+                Some(_) => backup.settle().map_err(io::Error::other)?,
+                None => {}
+            }
+            if !backup.is_due() {
+                return Ok(());
             }
             let checkpoints = transaction.open_table(CHECKPOINTS)?;
+            let (epoch, seq) = (&state.epoch, state.next_seq - 1);
             if backup.wants_all() {
-                let rows = checkpoints.iter()?.map_while(Result::ok).map(|(key, row)| {
+                let rows = checkpoints.iter()?.map(|row| {
+                    let (key, row) = row?;
                     let (source, generation) = key.value();
                     let key = (source.to_owned(), GenerationId(generation.to_owned()));
-                    (key, row.value().to_vec())
+                    Ok((key, Some(row.value().to_vec())))
                 });
-                return Ok(backup.write(&state.epoch, rows));
+                backup.prepare::<redb::Error>(epoch, seq, rows)?;
+            } else {
+                let changed: Vec<_> = backup.changed().cloned().collect();
+                let rows = changed.into_iter().map(|key| {
+                    let row = checkpoints.get((key.0.as_str(), key.1.0.as_str()))?;
+                    let row = row.map(|row| row.value().to_vec());
+                    Ok((key, row))
+                });
+                backup.prepare::<redb::Error>(epoch, seq, rows)?;
             }
-            let changed: Vec<_> = backup.changed().cloned().collect();
-            let rows = changed.into_iter().map(|key| {
-                let row = checkpoints.get((key.0.as_str(), key.1.0.as_str()));
-                let row = row.ok().flatten().map(|row| row.value().to_vec());
-                (key, row)
-            });
-            Ok(backup.append(rows))
-        })?;
-        written.map_err(|source| self.store("copy the offsets of", source.into()))
+            if seq <= slowest {
+                backup.settle().map_err(io::Error::other)?;
+            }
+            Ok(())
+        })
     }
 
     fn backup(&self) -> MutexGuard<'_, Backup> {
@@ -543,6 +577,16 @@ impl Outbox {
             failure.map_or(Ok(()), |error| Err(error.into()))
         })
     }
+}
+
+/// Opens the store in the file at `path`.
+fn file_opener(path: &Path) -> Opener {
+    let file = path.to_owned();
+    Box::new(move || {
+        // Made here, where it is made for its owner only.
+        private::options().open(&file).map_err(redb::StorageError::Io)?;
+        builder().create(&file)
+    })
 }
 
 /// Cuts frames into runs that make one value each.

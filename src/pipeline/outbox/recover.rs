@@ -5,9 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use redb::ReadableTable as _;
+use redb::{ReadableTable as _, WriteTransaction};
+use serde::{Deserialize, Serialize};
 
-use super::{CHECKPOINTS, CURSORS, Cursor, Outbox, OutboxError, Seat, from_json, json};
+use super::{
+    CHECKPOINTS, CURSORS, Cursor, Outbox, OutboxError, Seat, State,
+    backup::{Backup, Saved},
+    file_opener, from_json, json,
+};
 use crate::platform::Timestamp;
 
 /// What was found at the start.
@@ -44,60 +49,98 @@ impl Outbox {
         new_epoch: impl Fn() -> String,
         now: Timestamp,
     ) -> Result<(Self, Found), OutboxError> {
-        let opened = match Self::open(path, sinks, &new_epoch) {
-            Ok(outbox) => Ok(outbox),
-            Err(damage) if damage.is_damage() => Err(damage),
-            Err(error) => return Err(error),
+        let open = |damage| {
+            let beginning = || Beginning::after(&Backup::beside(path), damage);
+            Self::open_after(path, file_opener(path), sinks, &new_epoch, beginning)
         };
-        let (outbox, damage) = match opened {
-            Ok(outbox) if outbox.was_found => return Ok((outbox, Found::Whole)),
-            Ok(outbox) => (outbox, None),
-            Err(damage) => {
+        let outbox = match open(None) {
+            Ok(outbox) => outbox,
+            Err(damage) if damage.is_damage() => {
                 let reason = crate::text::causes(&damage);
                 let moved_to = move_aside(path, now).map_err(|source| OutboxError::Store {
                     action: "move aside",
                     path: path.to_owned(),
                     source: Box::new(source.into()),
                 })?;
-                (Self::open(path, sinks, &new_epoch)?, Some((moved_to, reason)))
+                open(Some(Damage { moved_to, reason }))?
             }
+            Err(error) => return Err(error),
         };
-        let previous_epoch = outbox.take_backup()?;
-        let found = match damage {
-            None => Found::Nothing { previous_epoch },
-            Some((moved_to, reason)) => Found::Damaged { moved_to, reason, previous_epoch },
+        if !outbox.was_found {
+            // From now on the copy is this store's: it may be the next to be lost.
+            if let Err(failure) = outbox.back_up() {
+                let cause = crate::text::causes(&failure);
+                tracing::warn!(cause, "acknowledged offsets could not be copied");
+            }
+        }
+        let found = match outbox.state().began.clone() {
+            None => Found::Whole,
+            Some(Began { previous_epoch, damage: None }) => Found::Nothing { previous_epoch },
+            Some(Began { previous_epoch, damage: Some(Damage { moved_to, reason }) }) => {
+                Found::Damaged { moved_to, reason, previous_epoch }
+            }
         };
         Ok((outbox, found))
     }
+}
 
-    /// Fills a new store with the offsets that were acknowledged in the one before; its epoch.
-    fn take_backup(&self) -> Result<Option<String>, OutboxError> {
-        let saved = match self.backup().load() {
-            Ok(Some(saved)) => saved,
-            Ok(None) => return Ok(None),
-            Err(error) => {
-                tracing::warn!(%error, "acknowledged offsets could not be read");
-                return Ok(None);
+/// How an outbox began: kept in it until that is reported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Began {
+    previous_epoch: Option<String>,
+    damage: Option<Damage>,
+}
+
+/// What became of the store before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Damage {
+    moved_to: PathBuf,
+    reason: String,
+}
+
+/// What a new store begins with.
+#[derive(Debug, Default)]
+pub(super) struct Beginning {
+    saved: Option<Saved>,
+    damage: Option<Damage>,
+}
+
+impl Beginning {
+    /// With the offsets that were acknowledged in the store before.
+    fn after(backup: &Backup, damage: Option<Damage>) -> Self {
+        let saved = backup.load().unwrap_or_else(|error| {
+            tracing::warn!(%error, "acknowledged offsets could not be read");
+            None
+        });
+        Self { saved, damage }
+    }
+
+    pub(super) fn take_place(
+        self,
+        transaction: &WriteTransaction,
+        state: &mut State,
+    ) -> Result<(), redb::Error> {
+        let Self { saved, damage } = self;
+        let previous_epoch = saved.as_ref().map(|saved| saved.epoch.clone());
+        state.began = Some(Began { previous_epoch: previous_epoch.clone(), damage });
+        let Some(saved) = saved else { return Ok(()) };
+        let mut checkpoints = transaction.open_table(CHECKPOINTS)?;
+        for ((source, generation), row) in &saved.rows {
+            checkpoints.insert((source.as_str(), generation.0.as_str()), row.as_slice())?;
+        }
+        let mut cursors = transaction.open_table(CURSORS)?;
+        let mut begun = Vec::new();
+        for row in cursors.iter()? {
+            let (name, row) = row?;
+            if let Some(cursor) = from_json::<Cursor>(row.value()) {
+                begun.push((name.value().to_owned(), cursor));
             }
-        };
-        self.write("restore offsets in", |transaction, _| {
-            let mut checkpoints = transaction.open_table(CHECKPOINTS)?;
-            for ((source, generation), row) in &saved.rows {
-                checkpoints.insert((source.as_str(), generation.0.as_str()), row.as_slice())?;
-            }
-            let mut cursors = transaction.open_table(CURSORS)?;
-            for Seat { name, .. } in &self.sinks {
-                let row = cursors.get(name.as_str())?.and_then(|row| from_json(row.value()));
-                let cursor: Option<Cursor> = row;
-                if let Some(cursor) = cursor {
-                    let previous_epoch = Some(saved.epoch.clone());
-                    let cursor = Cursor { previous_epoch, ..cursor };
-                    cursors.insert(name.as_str(), json(&cursor).as_slice())?;
-                }
-            }
-            Ok(Ok(()))
-        })?;
-        Ok(Some(saved.epoch))
+        }
+        for (name, cursor) in begun {
+            let cursor = Cursor { previous_epoch: previous_epoch.clone(), ..cursor };
+            cursors.insert(name.as_str(), json(&cursor).as_slice())?;
+        }
+        Ok(())
     }
 }
 

@@ -610,3 +610,49 @@ fn the_first_store_has_nothing_before_it() {
     let opened = Outbox::open_or_recover(&path, &seats(&SINKS), new_epoch, Timestamp(1)).unwrap();
     assert!(matches!(opened.1, Found::Nothing { previous_epoch: None }));
 }
+
+/// Offsets were copied only at moments when all was acknowledged: under a steady flow never.
+#[test]
+fn offsets_are_copied_though_there_is_always_something_under_way() {
+    let store = store();
+    let key = ("claude-sessions".to_owned(), GenerationId("a".into()));
+    let commit = |row: &str| {
+        let mut one = group(&store.outbox, 3);
+        one.checkpoints.insert(key.clone(), Some(row.into()));
+        store.outbox.commit(&one).unwrap();
+        store.outbox.back_up().unwrap();
+        one
+    };
+    let saved = || store.outbox.backup().load().unwrap().unwrap().rows.remove(&key);
+    let first = commit("one");
+    let second = commit("two");
+    store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
+    let third = commit("three");
+    assert_eq!(saved().as_deref(), Some(b"one".as_slice()));
+    store.outbox.acknowledge("siem", "epoch-1", point(&second)).unwrap();
+    commit("four");
+    assert_eq!(saved().as_deref(), Some(b"one".as_slice()), "three is not acknowledged");
+    store.outbox.acknowledge("siem", "epoch-1", point(&third)).unwrap();
+    commit("five");
+    assert_eq!(saved().as_deref(), Some(b"three".as_slice()));
+}
+
+/// A kill after the new store was made, and before its first group, left a store that nobody had
+/// heard of.
+#[test]
+fn how_a_store_began_is_said_until_it_is_among_its_entries() {
+    let (outbox, found, folder) = recover(|path| std::fs::write(path, b"garbage").unwrap());
+    drop(outbox);
+    let path = folder.path().join("outbox.redb");
+    let again = || {
+        let epoch = || "epoch-3".to_owned();
+        Outbox::open_or_recover(&path, &seats(&SINKS), epoch, Timestamp(9)).unwrap()
+    };
+    let (outbox, still) = again();
+    assert_eq!(format!("{still:?}"), format!("{found:?}"));
+    assert_eq!((outbox.epoch(), row(&outbox)), ("epoch-2".into(), Some(b"acknowledged".to_vec())));
+    commit(&outbox, 1);
+    drop(outbox);
+    let (_outbox, whole) = again();
+    assert!(matches!(whole, Found::Whole), "{whole:?}");
+}
