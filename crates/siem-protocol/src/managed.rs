@@ -1,6 +1,8 @@
 //! The managed configuration that `GET /config` gives.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::json;
 
 /// The version of the format that this crate reads.
 pub const VERSION: u64 = 1;
@@ -121,9 +123,18 @@ pub enum OnError {
 /// Why a managed configuration is refused whole.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagedError {
-    /// It is no JSON object, or a member has the wrong type.
+    /// It is no JSON object, or a member that must be there is not.
     #[error("the managed configuration cannot be read")]
     Json(#[from] serde_json::Error),
+    /// A member has the wrong type.
+    #[error("`{key}` of the managed configuration is wrong")]
+    Member {
+        /// The member.
+        key: String,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
     /// Its version is not known.
     #[error("the managed configuration has version {0}, this agent reads {VERSION}")]
     Version(u64),
@@ -159,11 +170,12 @@ impl ManagedConfig {
         struct Version {
             version: u64,
         }
-        let Version { version } = serde_json::from_slice(body)?;
+        let Version { version } = read(body)?;
         if version != VERSION {
             return Err(ManagedError::Version(version));
         }
-        let config: Self = serde_json::from_slice(body)?;
+        check_objects(body)?;
+        let config: Self = read(body)?;
         let shipping = config.shipping.clone().unwrap_or_default();
         let ranges = [
             ("shipping.batch_size", shipping.batch_size, BATCH_SIZE),
@@ -181,6 +193,41 @@ impl ManagedConfig {
         }
         Ok(config)
     }
+}
+
+/// Reads `body`, and names the member that is wrong.
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ManagedError> {
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(ManagedError::Json(no_object()));
+    }
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let key = error.path().to_string();
+        let source = error.into_inner();
+        if key == "." { ManagedError::Json(source) } else { ManagedError::Member { key, source } }
+    })?;
+    json.end()?;
+    Ok(value)
+}
+
+/// Refuses sections that are arrays: serde takes one for a struct, member by member.
+fn check_objects(body: &[u8]) -> Result<(), ManagedError> {
+    let Ok(text) = std::str::from_utf8(body) else { return Ok(()) };
+    let mut wrong = None;
+    json::members(text, |member| {
+        let section = ["filters", "shipping", "compliance"].into_iter().find(|it| member.is(it));
+        if member.value.starts_with('[') {
+            wrong = wrong.or(section);
+        }
+    });
+    match wrong {
+        Some(key) => Err(ManagedError::Member { key: key.to_owned(), source: no_object() }),
+        None => Ok(()),
+    }
+}
+
+fn no_object() -> serde_json::Error {
+    serde::de::Error::custom("expected an object")
 }
 
 #[cfg(test)]
@@ -202,6 +249,31 @@ mod tests {
         ];
         for text in wrong {
             assert!(ManagedConfig::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    /// Serde takes an array for a struct, member by member: `[1]` was a configuration once.
+    #[test]
+    fn an_array_is_no_object() {
+        let sections =
+            [r#""filters":[["a"],true]"#, r#""ship\u0070ing":[7]"#, r#""compliance":[["a"]]"#];
+        let sections = sections.map(|section| format!("{{\"version\":1,{section}}}"));
+        for text in ["[1]", r#"[1,"r",{}]"#].into_iter().chain(sections.iter().map(|s| &**s)) {
+            assert!(ManagedConfig::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_member() {
+        for (text, key) in [
+            (r#"{"version":"1"}"#, "`version`"),
+            (r#"{"version":1,"filters":[]}"#, "`filters`"),
+            (r#"{"version":1,"filters":{"drop_meta":"yes"}}"#, "`filters.drop_meta`"),
+            (r#"{"version":1,"filters":{"ignore_types":["a",1]}}"#, "`filters.ignore_types[1]`"),
+            (r#"{"version":1,"compliance":{"action":"shout"}}"#, "`compliance.action`"),
+        ] {
+            let said = ManagedConfig::parse(text.as_bytes()).unwrap_err().to_string();
+            assert_eq!(said, format!("{key} of the managed configuration is wrong"), "{text}");
         }
     }
 
