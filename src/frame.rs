@@ -106,11 +106,12 @@ impl Frame {
         let first_seq = self.head.first_seq;
         let raw = match self.head.codec {
             Codec::Plain => self.body.clone(),
-            Codec::Zstd => zstd::bulk::decompress(&self.body, self.head.raw)
+            Codec::Zstd => decompress(&self.body, self.head.raw)
                 .map_err(|source| FrameError::Decode { first_seq, source })?,
         };
         let found = memchr::memchr_iter(b'\n', &raw).count() as u64;
-        if found != self.head.count || raw.len() != self.head.raw {
+        let is_whole = raw.len() == self.head.raw && raw.ends_with(b"\n");
+        if found != self.head.count || !is_whole {
             return Err(FrameError::Count { first_seq, expected: self.head.count, found });
         }
         Ok(raw)
@@ -210,6 +211,15 @@ impl Frame {
             .seal(at.seq + 1, at.hash, config, sealed_at, encoder)
             .ok_or(FrameError::Number { seq: self.head.first_seq })
     }
+}
+
+/// Decompresses a body that should have `raw` bytes. A head that rotted may ask for more memory
+/// than there is: that is an error as any other.
+fn decompress(body: &[u8], raw: usize) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    text.try_reserve_exact(raw).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    zstd::bulk::Decompressor::new()?.decompress_to_buffer(body, &mut text)?;
+    Ok(text)
 }
 
 /// A part of a frame.
@@ -382,6 +392,21 @@ mod tests {
             assert_eq!((frame.head.first_seq, frame.head.last_seq()), (5, 7));
             assert_eq!((frame.head.before, frame.head.after), (chains[0], chains[3]));
         }
+    }
+
+    /// A head asked for 4 EiB, and the agent died of it instead of putting the store aside.
+    #[test]
+    fn a_frame_that_is_not_as_its_head_says_is_damaged() {
+        let (whole, _) = frame(Codec::Zstd, &["a", "b"]);
+        for raw in [0, 3, 5, 1 << 62, usize::MAX] {
+            let mut damaged = whole.clone();
+            damaged.head.raw = raw;
+            damaged.decode().unwrap_err();
+        }
+        let (mut unended, _) = frame(Codec::Plain, &["a", "b"]);
+        unended.body = b"\n\nb".to_vec();
+        (unended.head.raw, unended.head.count) = (3, 2);
+        unended.decode().unwrap_err();
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub(super) fn decode(value: &[u8]) -> Option<impl Iterator<Item = (FrameHead, &[
     let (heads, mut bodies) = rest.split_at_checked((length & !CHECKED) as usize)?;
     let heads: Vec<FrameHead> = serde_json::from_slice(heads).ok()?;
     let stored = heads.iter().try_fold(0_usize, |sum, head| sum.checked_add(head.stored))?;
-    if stored != bodies.len() || heads.iter().any(|head| head.count == 0) {
+    if stored != bodies.len() || !heads.iter().all(can_be) {
         return None;
     }
     Some(heads.into_iter().map(move |head| {
@@ -54,6 +54,12 @@ pub(super) fn decode(value: &[u8]) -> Option<impl Iterator<Item = (FrameHead, &[
         bodies = rest;
         (head, body)
     }))
+}
+
+/// Whether a head has entries, and their numbers can be counted.
+fn can_be(head: &FrameHead) -> bool {
+    let next = head.first_seq.checked_add(head.count);
+    head.first_seq > 0 && head.count > 0 && next.is_some_and(|next| next < u64::MAX)
 }
 
 #[cfg(test)]
