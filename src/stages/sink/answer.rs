@@ -95,6 +95,10 @@ fn covers(acknowledgement: Acknowledgement, body: &[u8], owed: Owed<'_>) -> bool
     if acknowledgement == Acknowledgement::Status {
         return true;
     }
+    // Serde takes an array for a struct, member by member: `[10]` is no receipt.
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return false;
+    }
     let Ok(receipt) = serde_json::from_slice::<Receipt>(body) else { return false };
     match owed {
         Owed::UpTo(last_seq) => receipt.last_seq.is_some_and(|covered| covered >= last_seq),
@@ -167,7 +171,8 @@ mod tests {
     fn only_a_receipt_that_covers_the_batch_acknowledges_it() {
         assert_eq!(delivery(200, r#"{"last_seq":10}"#), Delivery::Acknowledged);
         assert_eq!(delivery(200, r#"{"last_seq":99,"accepted":1}"#), Delivery::Acknowledged);
-        for body in ["", "{}", "<html>sign in</html>", r#"{"last_seq":9}"#, r#"{"last_seq":"10"}"#]
+        for body in
+            ["", "{}", "[10]", "<html>sign in</html>", r#"{"last_seq":9}"#, r#"{"last_seq":"10"}"#]
         {
             assert!(matches!(delivery(200, body), Delivery::Hold { .. }), "{body}");
         }
