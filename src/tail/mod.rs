@@ -18,6 +18,8 @@ mod checkpoint;
 mod chunk;
 mod decide;
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gone;
 mod handles;
 mod identity;

@@ -13,6 +13,8 @@ pub(crate) mod disk;
 mod error;
 #[cfg(test)]
 mod faults;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod migrate;
 #[cfg(test)]

@@ -1,0 +1,171 @@
+//! What a person may write into configuration files.
+//!
+//! Up to four texts, each from the one before by a line `%%`: the machine's file, the user's file,
+//! the file of the command line, and what the server manages, as JSON.
+
+use std::{cell::LazyCell, error::Error, fs, path::PathBuf, sync::Arc, time::Duration};
+
+use ai_agent::{
+    config::{self, ConfigError, Inputs, Loaded, Origin},
+    pipeline::assembly,
+    platform::{Environment, Paths, SystemClock},
+    protocol::{Identity, ManagedConfig},
+    stages::Context,
+};
+use tempfile::TempDir;
+
+thread_local! {
+    /// Where the files lie, one directory for each thread.
+    static HOME: LazyCell<TempDir> = LazyCell::new(|| tempfile::tempdir().unwrap());
+}
+
+/// Fails when an error does not name what is wrong, or settings are out of their ranges.
+pub fn run(data: &[u8]) {
+    let mut texts = split(data).into_iter();
+    let files = [texts.next(), texts.next(), texts.next()];
+    let managed = texts.next().and_then(|text| ManagedConfig::parse(text).ok());
+    HOME.with(|home| {
+        let paths = paths(home);
+        let explicit = home.path().join("explicit.toml");
+        let named = [&paths.machine_config, &paths.user_config, &explicit];
+        for (path, text) in named.into_iter().zip(&files) {
+            match text {
+                Some(text) => fs::write(path, text).unwrap(),
+                None => drop(fs::remove_file(path)),
+            }
+        }
+        let inputs = Inputs {
+            paths: &paths,
+            environment: &Environment::default(),
+            explicit: files[2].map(|_| &*explicit),
+            managed: managed.as_ref(),
+        };
+        if let Err(error) = config::load(&inputs).and_then(|loaded| build(&loaded, &paths)) {
+            check(&error);
+        }
+    });
+}
+
+/// The texts between lines `%%`.
+fn split(data: &[u8]) -> Vec<&[u8]> {
+    const BORDER: &[u8] = b"\n%%\n";
+    let (mut texts, mut start) = (Vec::new(), 0);
+    for at in 0..data.len() {
+        if at >= start && data[at..].starts_with(BORDER) {
+            texts.push(&data[start..=at]);
+            start = at + BORDER.len();
+        }
+    }
+    texts.push(&data[start..]);
+    texts
+}
+
+fn paths(home: &TempDir) -> Paths {
+    let at = |name: &str| home.path().join(name);
+    Paths {
+        home: at(""),
+        machine_config: at("machine.toml"),
+        machine_config_dir: at("config.d"),
+        user_config: at("user.toml"),
+        default_state_dir: at("state"),
+    }
+}
+
+/// Builds what a dry run builds, and holds the settings against the ranges in the default file.
+pub(super) fn build(loaded: &Loaded, paths: &Paths) -> Result<(), ConfigError> {
+    let day = Duration::from_secs(86_400);
+    let config::Settings { agent, shipping, outbox, pipeline } = &loaded.settings;
+    assert!(agent.state_dir.is_absolute());
+    assert!((Duration::from_secs(60)..=day).contains(&agent.poll_interval));
+    assert!((1..=10_000).contains(&shipping.batch_size) && shipping.flush_interval <= day);
+    assert!((64 << 10..=32 << 20).contains(&shipping.max_batch_bytes));
+    assert!(outbox.max_bytes >= 32 << 20);
+    for (index, name) in config::ALWAYS_ON.iter().enumerate() {
+        let place = pipeline.filters.iter().position(|filter| filter.name == *name);
+        assert!(place.is_some(), "filter {index} does not run");
+    }
+    let mut names: Vec<_> = pipeline.filters.iter().map(|filter| &filter.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), pipeline.filters.len(), "a filter runs twice");
+
+    let word = || "fuzz".to_owned();
+    let context = Context {
+        identity: Identity {
+            machine_id: word(),
+            hostname: word(),
+            user: word(),
+            os: word(),
+            arch: word(),
+            agent_version: word(),
+        },
+        environment: Environment::default(),
+        paths: paths.clone(),
+        clock: Arc::new(SystemClock),
+        revision: None,
+        once: true,
+        poll_interval: agent.poll_interval,
+    };
+    assembly::stages(loaded, &context)?;
+    assembly::sources(loaded, &context, &(Arc::new(|| ()) as _))?;
+    assembly::check_sinks(loaded)
+}
+
+/// An error names the key that is wrong, as its file has it.
+fn check(error: &ConfigError) {
+    let said = error.to_string();
+    match error {
+        ConfigError::Read { .. } => {
+            let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+            assert_eq!(source.unwrap().kind(), std::io::ErrorKind::InvalidData);
+        }
+        ConfigError::Syntax { origin, syntax } => {
+            let text = fs::read_to_string(file(origin)).unwrap();
+            assert!(text.parse::<toml::Table>().is_err());
+            assert!((1..=text.matches('\n').count() + 1).contains(&syntax.line));
+        }
+        ConfigError::UnknownKey { key, origin, .. } => {
+            assert!(keys(origin).contains(key), "{said}");
+        }
+        ConfigError::Value { key, origin, .. } if origin.file().is_some() => {
+            assert!(keys(origin).contains(key), "{said}");
+        }
+        ConfigError::Value { key, .. } | ConfigError::MissingKey { key, .. } => {
+            assert!(!key.is_empty() && said.contains(key.as_str()));
+        }
+        ConfigError::Incomplete(_) => panic!("a dry run needs nothing: {said}"),
+        _ => panic!("an error that this target does not know: {said}"),
+    }
+}
+
+fn file(origin: &Origin) -> PathBuf {
+    origin.file().unwrap().to_owned()
+}
+
+/// Every key of a file, as an error writes it: `filter.mine.types[1]`.
+fn keys(origin: &Origin) -> Vec<String> {
+    let text = fs::read_to_string(file(origin)).unwrap();
+    let mut keys = Vec::new();
+    let table = toml::Value::Table(text.parse().unwrap());
+    collect(&table, "", &mut keys);
+    keys
+}
+
+fn collect(value: &toml::Value, path: &str, keys: &mut Vec<String>) {
+    keys.push(path.to_owned());
+    let step = |part: &str| match part.bytes().all(|b| b.is_ascii_digit()) && !path.is_empty() {
+        true => format!("{path}[{part}]"),
+        false if path.is_empty() => part.to_owned(),
+        false => format!("{path}.{part}"),
+    };
+    match value {
+        toml::Value::Table(table) => {
+            table.iter().for_each(|(key, value)| collect(value, &step(key), keys));
+        }
+        toml::Value::Array(items) => {
+            let items = items.iter().enumerate();
+            items.for_each(|(index, value)| collect(value, &step(&index.to_string()), keys));
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,74 @@
+//! What a server may give as the managed configuration.
+
+use std::path::PathBuf;
+
+use ai_agent::{
+    config::{self, Inputs},
+    platform::{Environment, Paths},
+    protocol::{ManagedConfig, ManagedError, managed},
+};
+use serde_json::Value;
+
+/// Fails when a wrong configuration is taken, its error names no key, or a right one is refused.
+pub fn run(body: &[u8]) {
+    let value = serde_json::from_slice::<Value>(body).ok();
+    match ManagedConfig::parse(body) {
+        Ok(parsed) => taken(&parsed, value.as_ref()),
+        Err(error) => refused(&error, value.as_ref()),
+    }
+}
+
+fn taken(parsed: &ManagedConfig, value: Option<&Value>) {
+    if let Some(value) = value {
+        assert!(value.is_object());
+        assert_eq!(value["version"], managed::VERSION);
+        for section in ["filters", "shipping", "compliance"] {
+            assert!(value[section].is_object() || value[section].is_null(), "{section}");
+        }
+    }
+    // Nothing lies there: only the defaults are below.
+    let at = |name: &str| PathBuf::from("/nonexistent/ai-agent-fuzz").join(name);
+    let paths = Paths {
+        home: at("home"),
+        machine_config: at("machine.toml"),
+        machine_config_dir: at("config.d"),
+        user_config: at("user.toml"),
+        default_state_dir: at("state"),
+    };
+    let environment = &Environment::default();
+    let inputs = Inputs { paths: &paths, environment, explicit: None, managed: Some(parsed) };
+    let loaded = config::load(&inputs).unwrap();
+    super::config::build(&loaded, &paths).unwrap();
+    let shipping = parsed.shipping.clone().unwrap_or_default();
+    let in_force = &loaded.settings.shipping;
+    assert!(shipping.batch_size.is_none_or(|size| in_force.batch_size as u64 == size));
+    let interval = in_force.flush_interval.as_secs();
+    assert!(shipping.flush_interval_seconds.is_none_or(|seconds| interval == seconds));
+    let filters = parsed.filters.clone().unwrap_or_default();
+    for (name, wanted) in [
+        ("sidechain", filters.drop_sidechain),
+        ("meta", filters.drop_meta),
+        ("tool-call", filters.drop_tool_calls),
+    ] {
+        let runs = loaded.settings.pipeline.filters.iter().any(|filter| filter.name == name);
+        assert_eq!(runs, wanted.unwrap_or(false), "{name}");
+    }
+}
+
+fn refused(error: &ManagedError, value: Option<&Value>) {
+    let said = error.to_string();
+    match error {
+        ManagedError::Version(version) => assert_ne!(*version, managed::VERSION),
+        ManagedError::Range { key, .. } => assert!(said.contains(key)),
+        ManagedError::Member { key, .. } => {
+            assert!(said.contains(key));
+            let top = key.split(['.', '[']).next().unwrap();
+            assert!(value.is_none_or(|value| value.get(top).is_some()), "{said}");
+        }
+        ManagedError::Json(source) => {
+            // Only where no member is at hand that could be named by its path.
+            let is_object = value.is_some_and(Value::is_object);
+            assert!(!is_object || source.to_string().contains('`'), "{said}: {source}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The tail's reader: any bytes, in any pieces, with buffers of any size.
+//!
+//! Five bytes say how to read: the buffer, the longest record and a part, each less one; manners
+//! (see [`File`]); and how many of the bytes that follow are cuts, at which the file grows. The rest
+//! is the file.
+
+use std::{cell::Cell, io};
+
+use ai_agent::{
+    platform::file::ReadAt,
+    protocol::Digest,
+    tail::{Piece, fuzzing::Reading},
+};
+
+/// A file that a system gives as it likes.
+struct File<'a> {
+    bytes: &'a [u8],
+    /// At most so many bytes at once; 0 for as many as asked for.
+    at_once: usize,
+    /// Whether every other call is interrupted.
+    interrupts: bool,
+    calls: Cell<u32>,
+}
+
+impl ReadAt for File<'_> {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.calls.set(self.calls.get() + 1);
+        if self.interrupts && self.calls.get() % 2 == 1 {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let start = usize::try_from(offset).unwrap().min(self.bytes.len());
+        let most = if self.at_once == 0 { usize::MAX } else { self.at_once };
+        let count = bytes.len().min(self.bytes.len() - start).min(most);
+        bytes[..count].copy_from_slice(&self.bytes[start..start + count]);
+        Ok(count)
+    }
+}
+
+/// A line as it came out.
+#[derive(Debug, PartialEq, Eq)]
+struct Line {
+    offset: u64,
+    bytes: Vec<u8>,
+    size: u64,
+}
+
+/// What came out so far.
+#[derive(Debug, Default)]
+struct Out {
+    lines: Vec<Line>,
+    /// The line of which parts came, and how many.
+    open: Option<(Line, u32)>,
+}
+
+/// Fails when the lines that come out are not those that stand there, or come out too late.
+pub fn run(data: &[u8]) {
+    let Some((&[buffer, record, part, manners, cuts], rest)) = data.split_first_chunk() else {
+        return;
+    };
+    let (cuts, bytes) = rest.split_at(usize::from(cuts % 16).min(rest.len()));
+    let mut cuts: Vec<_> =
+        cuts.iter().map(|cut| bytes.len() * usize::from(*cut) / 256).chain([bytes.len()]).collect();
+    cuts.sort_unstable();
+    let [buffer, record, part] = [buffer, record, part].map(|size| usize::from(size) + 1);
+    let mut reading = Reading::new(buffer, record, part);
+    let mut out = Out::default();
+    for (turn, cut) in cuts.into_iter().enumerate() {
+        let at_once = usize::from(manners & 7);
+        let (interrupts, calls) = (manners & 8 != 0, Cell::default());
+        let file = File { bytes: &bytes[..cut], at_once, interrupts, calls };
+        if manners & 16 != 0 && turn % 2 == 1 {
+            reading.restart(&file).unwrap();
+        }
+        let scanned = reading.read_on(&file, &mut |piece| out.take(&piece, record)).unwrap();
+        assert_eq!(scanned, cut as u64, "up to where it looked");
+        assert_eq!(out.lines, plainly(file.bytes), "after {cut} bytes");
+    }
+}
+
+impl Out {
+    fn take(&mut self, piece: &Piece<'_>, record: usize) {
+        match *piece {
+            Piece::Line { offset, bytes, size, incomplete } => {
+                assert!(self.open.is_none() && !incomplete && bytes.len() <= record);
+                self.lines.push(Line { offset, bytes: bytes.to_vec(), size });
+            }
+            Piece::Part { offset, part, bytes, size, whole, incomplete } => {
+                assert!(!bytes.is_empty() && !incomplete);
+                let begun = || (Line { offset, bytes: Vec::new(), size: 0 }, 0);
+                let (line, parts) = self.open.get_or_insert_with(begun);
+                *parts += 1;
+                assert_eq!((line.offset, *parts), (offset, part));
+                line.bytes.extend_from_slice(bytes);
+                line.size += size;
+                let Some(whole) = whole else { return };
+                let (line, _) = self.open.take().unwrap();
+                assert_eq!(whole, (line.bytes.len() as u64, Digest::of(&line.bytes)));
+                assert!(line.bytes.len() > record, "a record came in parts");
+                self.lines.push(line);
+            }
+        }
+    }
+}
+
+/// The complete lines of a file, found in the plainest way.
+fn plainly(file: &[u8]) -> Vec<Line> {
+    let mut offset = 0;
+    let mut lines = Vec::new();
+    for line in file.split_inclusive(|byte| *byte == b'\n') {
+        let size = line.len() as u64;
+        if let Some(bytes) = line.strip_suffix(b"\n") {
+            let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes).to_vec();
+            lines.push(Line { offset, bytes, size });
+        }
+        offset += size;
+    }
+    lines
+}
