@@ -1,7 +1,8 @@
 //! Which machine and user this is.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -118,8 +119,9 @@ fn kept(path: &Path) -> io::Result<String> {
     let id = random();
     // Whole or not at all: half an id would be another machine's.
     let beside: PathBuf = path.with_extension("new");
-    fs::write(&beside, format!("{id}\n"))?;
-    fs::File::open(&beside)?.sync_all()?;
+    let mut file = fs::File::create(&beside)?;
+    file.write_all(format!("{id}\n").as_bytes())?;
+    file.sync_all()?;
     fs::rename(&beside, path)?;
     Ok(id)
 }
