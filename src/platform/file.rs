@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fs::{File, Metadata, OpenOptions},
+    fs::{DirEntry, File, FileType, OpenOptions},
     io,
     path::Path,
 };
@@ -29,9 +29,29 @@ pub struct Stamp {
     /// When anything about it was changed; 0 where the system does not say.
     #[serde(default)]
     pub changed: i64,
-    /// Its id; none where only an open file tells it.
+    /// Its id; none in rows of versions that did not always ask for it.
     #[serde(default)]
     pub id: Option<FileId>,
+}
+
+/// What kind of thing lies at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symlink, a FIFO, a device.
+    Other,
+}
+
+/// What lies at a path, and how it looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sight {
+    /// Its kind.
+    pub kind: Kind,
+    /// How it looks.
+    pub stamp: Stamp,
 }
 
 /// Bytes that can be read at any place, without moving a position.
@@ -67,10 +87,12 @@ impl ReadAt for File {
 }
 
 impl Stamp {
-    /// The stamp that `metadata` tells.
-    #[must_use]
-    pub fn of(metadata: &Metadata) -> Self {
-        system::stamp(metadata)
+    /// The stamp of an open file.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn of(file: &File) -> io::Result<Self> {
+        system::stamp(file)
     }
 
     /// Whether both show the same; an id that is not told agrees with any.
@@ -81,25 +103,31 @@ impl Stamp {
     }
 }
 
-/// The id of the file at `path`, whose metadata is at hand; none when it can't be told.
-#[must_use]
-pub fn identify(path: &Path, stamp: &Stamp) -> Option<FileId> {
-    stamp.id.or_else(|| system::id_of_file(&File::open(path).ok()?))
-}
-
-/// The id of an open file; none when it can't be told.
-#[must_use]
-pub fn identify_open(file: &File, stamp: &Stamp) -> Option<FileId> {
-    stamp.id.or_else(|| system::id_of_file(file))
-}
-
-/// Opens a regular file to read it; `None` when something else lies there by now.
+/// Looks at what lies at `path`; a symlink there is not followed.
 ///
-/// Never waits for a FIFO's writer, and does not follow a symlink as the last component.
+/// # Errors
+/// What the system says.
+pub fn look(path: &Path) -> io::Result<Sight> {
+    system::look(path)
+}
+
+/// Looks at what a directory lists; a symlink is not followed.
+///
+/// # Errors
+/// What the system says; `NotFound` for what is deleted and only listed as long as it is open.
+pub fn look_at_entry(entry: &DirEntry) -> io::Result<Sight> {
+    system::look_at_entry(entry)
+}
+
+/// Opens a regular file to read it, and says how it looks; `None` when something else lies there
+/// by now.
+///
+/// Never waits for a FIFO's writer, and does not follow a symlink as the last component. Others may
+/// go on to write, rename, replace and delete the file.
 ///
 /// # Errors
 /// What the system says to opening the file or asking for its metadata.
-pub fn open_regular(path: &Path) -> io::Result<Option<(File, Metadata)>> {
+pub fn open_regular(path: &Path) -> io::Result<Option<(File, Stamp)>> {
     let mut options = OpenOptions::new();
     options.read(true);
     system::without_traps(&mut options);
@@ -108,8 +136,11 @@ pub fn open_regular(path: &Path) -> io::Result<Option<(File, Metadata)>> {
         Err(error) if system::is_symlink_or_socket(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let metadata = file.metadata()?;
-    Ok(metadata.is_file().then_some((file, metadata)))
+    if !file.metadata()?.is_file() {
+        return Ok(None);
+    }
+    let stamp = Stamp::of(&file)?;
+    Ok(Some((file, stamp)))
 }
 
 /// Whether an error says that too many files are open, here or in the whole system.
@@ -136,11 +167,21 @@ pub fn path_from_bytes(bytes: Vec<u8>) -> OsString {
     system::path_from_bytes(bytes)
 }
 
+fn kind(found: FileType) -> Kind {
+    if found.is_file() {
+        Kind::File
+    } else if found.is_dir() {
+        Kind::Directory
+    } else {
+        Kind::Other
+    }
+}
+
 #[cfg(unix)]
 mod system {
     use std::{
         ffi::OsString,
-        fs::{File, Metadata, OpenOptions},
+        fs::{self, DirEntry, File, Metadata, OpenOptions},
         io,
         os::unix::{
             ffi::{OsStrExt as _, OsStringExt as _},
@@ -151,13 +192,29 @@ mod system {
 
     use rustix::{fs::OFlags, io::Errno};
 
-    use super::{FileId, Stamp};
+    use super::{FileId, Sight, Stamp, kind};
 
     pub(super) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         file.read_at(bytes, offset)
     }
 
-    pub(super) fn stamp(metadata: &Metadata) -> Stamp {
+    pub(super) fn stamp(file: &File) -> io::Result<Stamp> {
+        Ok(stamp_of(&file.metadata()?))
+    }
+
+    pub(super) fn look(path: &Path) -> io::Result<Sight> {
+        Ok(sight(&fs::symlink_metadata(path)?))
+    }
+
+    pub(super) fn look_at_entry(entry: &DirEntry) -> io::Result<Sight> {
+        Ok(sight(&entry.metadata()?))
+    }
+
+    fn sight(metadata: &Metadata) -> Sight {
+        Sight { kind: kind(metadata.file_type()), stamp: stamp_of(metadata) }
+    }
+
+    fn stamp_of(metadata: &Metadata) -> Stamp {
         let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000) + nanos;
         Stamp {
             size: metadata.size(),
@@ -165,10 +222,6 @@ mod system {
             changed: nanos(metadata.ctime(), metadata.ctime_nsec()),
             id: Some(FileId { volume: metadata.dev(), file: metadata.ino() }),
         }
-    }
-
-    pub(super) fn id_of_file(file: &File) -> Option<FileId> {
-        stamp(&file.metadata().ok()?).id
     }
 
     pub(super) fn without_traps(options: &mut OpenOptions) {
@@ -203,19 +256,25 @@ mod system {
 mod system {
     use std::{
         ffi::OsString,
-        fs::{File, Metadata, OpenOptions},
+        fs::{DirEntry, File, OpenOptions},
         io,
         os::windows::{
             ffi::{OsStrExt as _, OsStringExt as _},
-            fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+            fs::{FileExt as _, OpenOptionsExt as _},
         },
         path::Path,
     };
 
-    use super::{FileId, Stamp};
+    use super::{FileId, Sight, Stamp, kind};
 
+    /// `FILE_READ_ATTRIBUTES`: no way in which others open the file forbids this.
+    const READ_ATTRIBUTES: u32 = 0x0080;
+    /// `FILE_SHARE_READ`, `FILE_SHARE_WRITE` and `FILE_SHARE_DELETE`, which renaming asks for too.
+    const SHARE_ALL: u32 = 0x0001 | 0x0002 | 0x0004;
     /// `FILE_FLAG_OPEN_REPARSE_POINT`: opens a link itself.
     const OPEN_REPARSE_POINT: u32 = 0x0020_0000;
+    /// `FILE_FLAG_BACKUP_SEMANTICS`: opens a directory too.
+    const BACKUP_SEMANTICS: u32 = 0x0200_0000;
     /// `ERROR_TOO_MANY_OPEN_FILES`.
     const TOO_MANY_OPEN_FILES: i32 = 4;
 
@@ -223,22 +282,39 @@ mod system {
         file.seek_read(bytes, offset)
     }
 
-    pub(super) fn stamp(metadata: &Metadata) -> Stamp {
+    pub(super) fn stamp(file: &File) -> io::Result<Stamp> {
+        let information = winapi_util::file::information(file)?;
         // 100 ns since 1601; only compared and set against 1970.
-        let since_1970 = i128::from(metadata.last_write_time()) - 116_444_736_000_000_000;
-        let modified = i64::try_from(since_1970 * 100).unwrap_or(i64::MAX);
-        Stamp { size: metadata.file_size(), modified, changed: 0, id: None }
+        let since_1601 = information.last_write_time().unwrap_or_default();
+        let since_1970 = i128::from(since_1601) - 116_444_736_000_000_000;
+        let modified = i64::try_from(since_1970 * 100).unwrap_or_default();
+        let id =
+            FileId { volume: information.volume_serial_number(), file: information.file_index() };
+        Ok(Stamp { size: information.file_size(), modified, changed: 0, id: Some(id) })
     }
 
-    pub(super) fn id_of_file(file: &File) -> Option<FileId> {
-        let information = winapi_util::file::information(file).ok()?;
-        let volume = information.volume_serial_number();
-        Some(FileId { volume, file: information.file_index() })
+    pub(super) fn look(path: &Path) -> io::Result<Sight> {
+        let mut options = OpenOptions::new();
+        options.access_mode(READ_ATTRIBUTES).share_mode(SHARE_ALL);
+        let file = options.custom_flags(OPEN_REPARSE_POINT | BACKUP_SEMANTICS).open(path)?;
+        Ok(Sight { kind: kind(file.metadata()?.file_type()), stamp: stamp(&file)? })
+    }
+
+    /// The file is asked itself: a listing tells no id, and of a file that its writer holds open
+    /// the size of when it was closed last.
+    ///
+    /// Whoever may list a directory may look at what lies in it. Refused is a look at a file that
+    /// was deleted while someone holds it open: its name stays until the last handle is closed, and
+    /// that may be ours.
+    pub(super) fn look_at_entry(entry: &DirEntry) -> io::Result<Sight> {
+        look(&entry.path()).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => io::ErrorKind::NotFound.into(),
+            _ => error,
+        })
     }
 
     pub(super) fn without_traps(options: &mut OpenOptions) {
-        // The standard library shares reading, writing and deleting already.
-        options.custom_flags(OPEN_REPARSE_POINT);
+        options.share_mode(SHARE_ALL).custom_flags(OPEN_REPARSE_POINT);
     }
 
     pub(super) fn is_symlink_or_socket(_: &io::Error) -> bool {
@@ -264,10 +340,11 @@ mod system {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_fifo_and_a_symlink_are_no_regular_files_and_do_not_block() {
         let directory = tempfile::tempdir().unwrap();
@@ -290,8 +367,29 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (from, to) = (directory.path().join("a"), directory.path().join("b"));
         std::fs::write(&from, "x").unwrap();
-        let before = Stamp::of(&std::fs::symlink_metadata(&from).unwrap()).id;
+        let (file, stamp) = open_regular(&from).unwrap().unwrap();
+        assert_eq!(look(&from).unwrap(), Sight { kind: Kind::File, stamp });
         std::fs::rename(&from, &to).unwrap();
-        assert_eq!(Stamp::of(&std::fs::symlink_metadata(&to).unwrap()).id, before);
+        std::fs::write(&from, "y").unwrap();
+        let ids = [&to, &from].map(|path| look(path).unwrap().stamp.id);
+        assert_eq!(ids[0], stamp.id);
+        assert_ne!(ids[1], stamp.id);
+        assert_eq!(Stamp::of(&file).unwrap().id, stamp.id);
+        assert_eq!(look(directory.path()).unwrap().kind, Kind::Directory);
+    }
+
+    /// A listing on Windows shows a file as it was when it was closed last: what its writer, who
+    /// holds it open, wrote since was not found.
+    #[test]
+    fn an_entry_shows_what_is_written_to_an_open_file() {
+        use std::io::Write as _;
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        let mut writer = File::create(&path).unwrap();
+        writer.write_all(b"one").unwrap();
+        let entry = std::fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap();
+        assert_eq!(look_at_entry(&entry).unwrap(), look(&path).unwrap());
+        assert_eq!(look(&path).unwrap().stamp.size, 3);
     }
 }

@@ -118,9 +118,9 @@ impl Tail {
         let mut row = self.row(key, known, intake);
         let (path, origin, offset) = (known.path.clone(), origin(key, known), row.offset);
         let len = usize::try_from(known.unread().min(KEPT_BYTES)).unwrap_or_default();
-        let Ok(Some((file, metadata))) = file::open_regular(&path) else { return };
+        let Ok(Some((file, stamp))) = file::open_regular(&path) else { return };
         let drained = known.drained;
-        let is_unchanged = drained.is_some_and(|stamp| stamp.agrees_with(&Stamp::of(&metadata)));
+        let is_unchanged = drained.is_some_and(|drained| drained.agrees_with(&stamp));
         let Ok(kept) = self.reader.copy(&file, offset, len) else { return };
         if !is_unchanged || row.long.is_some() || kept.len() < len {
             return;

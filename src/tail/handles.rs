@@ -5,7 +5,7 @@
 //! its handle alone, so that one stays until what was read of it is stored: when the store fails, it
 //! is read again.
 
-use std::{collections::HashMap, fs, fs::File, io, time::Duration};
+use std::{collections::HashMap, fs::File, io, time::Duration};
 
 use super::{
     Tail,
@@ -98,11 +98,10 @@ impl Tail {
     pub(super) fn open(&mut self, key: FileKey, intake: &dyn Intake) -> io::Result<bool> {
         self.make_room_for_a_file();
         let Some(known) = self.files.get(key) else { return Ok(false) };
-        let Some((file, metadata)) = file::open_regular(&known.path)? else {
+        let Some((file, Stamp { id, .. })) = file::open_regular(&known.path)? else {
             self.schedule.sweep_soon();
             return Ok(false);
         };
-        let id = file::identify_open(&file, &Stamp::of(&metadata));
         let row = self.row(key, known, intake);
         let origin = origin(key, known);
         self.active.insert(key, Active::new(file, id, row, origin, self.schedule.now()));
@@ -248,8 +247,7 @@ impl Tail {
     /// Goes on with files that were never stored: of one that is gone by now nothing else knows.
     pub(super) fn adopt(&mut self, handles: Handles) {
         for (_, Active { file, id, origin: last, .. }) in handles.by_generation {
-            let is_there = fs::symlink_metadata(&last.path)
-                .is_ok_and(|metadata| file::identify(&last.path, &Stamp::of(&metadata)) == id);
+            let is_there = file::look(&last.path).is_ok_and(|sight| sight.stamp.id == id);
             if is_there && self.files.at(&last.path).is_some() {
                 continue;
             }

@@ -147,7 +147,7 @@ impl Tail {
         let Active { file, id, row, origin, .. } = active;
         let id = *id;
         // Asked before reading, so that a change while reading shows as one later.
-        let stamp = Stamp::of(&file.metadata()?);
+        let stamp = Stamp::of(file)?;
         let sameness = compare(
             file,
             stamp.size,
@@ -255,7 +255,7 @@ impl Tail {
             return Ok(Looked::Drained);
         };
         let Active { file, row, .. } = &*active;
-        let stamp = Stamp::of(&file.metadata()?);
+        let stamp = Stamp::of(file)?;
         let sameness = compare(
             file,
             stamp.size,

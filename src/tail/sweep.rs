@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     event::Event,
-    platform::file::{self, Stamp},
+    platform::file::{self, Kind, Sight, Stamp},
 };
 
 /// A new file last changed longer ago is old, and waits for those that grow.
@@ -80,8 +80,8 @@ impl Tail {
         let found = roots.iter().find_map(|root| Some((root, root.path_of(hinted)?)));
         let Some((root, path)) = found else { return };
         let is_file = walk::has_suffix(path.as_os_str(), &self.options.suffix);
-        let metadata = match fs::symlink_metadata(&path) {
-            Ok(metadata) => metadata,
+        let Sight { kind, stamp } = match file::look(&path) {
+            Ok(sight) => sight,
             Err(_) => {
                 // Gone or moved, alone or with what lay in it: a sweep tells.
                 if self.files.at(&path).is_some() || may_be_directory(&path) {
@@ -93,15 +93,15 @@ impl Tail {
         if !walk::is_reached_without_symlinks(&root.configured, &path) {
             return;
         }
-        if metadata.is_dir() {
+        if kind == Kind::Directory {
             if path == root.configured {
                 self.schedule.sweep_soon();
             } else {
                 self.list(&path);
                 self.schedule.list_again(path);
             }
-        } else if metadata.is_file() && is_file {
-            self.see_alone(&path, Stamp::of(&metadata));
+        } else if kind == Kind::File && is_file {
+            self.see_alone(&path, stamp);
         }
     }
 
@@ -116,7 +116,7 @@ impl Tail {
         match self.files.at(path) {
             Some(key) => self.see(key, stamp, Seen::Alone),
             None => {
-                let is_known = file::identify(path, &stamp).and_then(|id| self.files.with_id(id));
+                let is_known = stamp.id.and_then(|id| self.files.with_id(id));
                 if is_known.is_some() {
                     // Moved here, perhaps.
                     self.schedule.sweep_now();
@@ -134,13 +134,13 @@ impl Tail {
                 self.schedule.forget(*key);
                 continue;
             };
-            match fs::symlink_metadata(&known.path) {
-                Ok(metadata) if metadata.is_file() => {
+            match file::look(&known.path) {
+                Ok(sight) if sight.kind == Kind::File => {
                     if std::mem::take(&mut known.is_racy) {
                         known.drained = None;
                     }
                     let changed = known.changed;
-                    self.see(*key, Stamp::of(&metadata), Seen::Alone);
+                    self.see(*key, sight.stamp, Seen::Alone);
                     self.schedule.cool(*key, changed);
                 }
                 _ => {
@@ -188,7 +188,7 @@ impl Tail {
                     }
                     self.see(key, stamp, Seen::BySweep);
                 }
-                None => match file::identify(&path, &stamp).and_then(|id| self.files.with_id(id)) {
+                None => match stamp.id.and_then(|id| self.files.with_id(id)) {
                     Some(key) => moved.push((key, path, stamp)),
                     None => self.meet(&path, stamp),
                 },
@@ -285,7 +285,7 @@ impl Tail {
     fn meet(&mut self, path: &Path, stamp: Stamp) {
         let key = FileKey::fresh();
         let mut known = Known::new(path, new_generation());
-        known.id = file::identify(path, &stamp);
+        known.id = stamp.id;
         known.size = stamp.size;
         known.seen = self.schedule.sweeps;
         known.changed = self.schedule.now();
@@ -322,19 +322,17 @@ impl Tail {
         intake: &mut dyn Intake,
     ) -> io::Result<bool> {
         let Some(known) = self.files.get(key) else { return Ok(false) };
-        let (old_path, old_stamp) = match fs::symlink_metadata(&known.path) {
-            Ok(metadata) if metadata.is_file() => {
-                let stamp = Stamp::of(&metadata);
-                let is_same = file::identify(&known.path, &stamp) == known.id;
+        let (old_path, old_stamp) = match file::look(&known.path) {
+            Ok(Sight { kind: Kind::File, stamp }) => {
+                let is_same = stamp.id == known.id;
                 (if is_same { OldPath::SameFile } else { OldPath::OtherFile }, Some(stamp))
             }
             Ok(_) => (OldPath::Gone, None),
             Err(error) if is_absent(&error) => (OldPath::Gone, None),
             Err(error) => return Err(error),
         };
-        let Some((file, metadata)) = file::open_regular(path)? else { return Ok(false) };
-        let stamp = Stamp::of(&metadata);
-        if file::identify_open(&file, &stamp) != known.id {
+        let Some((file, stamp)) = file::open_regular(path)? else { return Ok(false) };
+        if stamp.id != known.id {
             return Ok(false);
         }
         let mut row = self.row(key, known, intake);

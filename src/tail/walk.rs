@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::platform::file::Stamp;
+use crate::platform::file::{self, Kind, Stamp};
 
 /// A directory to list, by the name that it was configured with and by its real one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,10 +76,8 @@ pub(super) fn walk(
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => directories.push(entry.path()),
                 Ok(kind) if kind.is_file() && has_suffix(&entry.file_name(), suffix) => {
-                    match entry.metadata() {
-                        Ok(metadata) if metadata.is_file() => {
-                            visit(entry.path(), Stamp::of(&metadata));
-                        }
+                    match file::look_at_entry(&entry) {
+                        Ok(sight) if sight.kind == Kind::File => visit(entry.path(), sight.stamp),
                         Ok(_) => {}
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                         Err(error) => fail(&entry.path(), error),

@@ -17,7 +17,7 @@ use notify::{
 use tracing::{debug, warn};
 
 use super::walk::Root;
-use crate::platform::file::{self, FileId, Stamp};
+use crate::platform::file::{self, FileId};
 
 /// How many paths are kept; with more, everything is looked at.
 const MAX_PATHS: usize = 4096;
@@ -119,9 +119,7 @@ impl Watcher {
         self.roots.retain(|path, _| roots.iter().any(|root| root.canonical == *path));
         let mut is_all = true;
         for Root { canonical, .. } in roots {
-            let id = std::fs::symlink_metadata(canonical)
-                .ok()
-                .and_then(|metadata| file::identify(canonical, &Stamp::of(&metadata)));
+            let id = file::look(canonical).ok().and_then(|sight| sight.stamp.id);
             if self.roots.get(canonical) == Some(&id) {
                 continue;
             }

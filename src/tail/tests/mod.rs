@@ -3,6 +3,7 @@
 mod cases;
 mod gone;
 mod growing;
+mod held;
 mod long;
 mod moving;
 mod random;
