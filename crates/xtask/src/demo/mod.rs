@@ -134,13 +134,15 @@ fn watch(
 }
 
 /// Whether a process died of the signal that asks it to end.
+#[cfg(unix)]
 fn is_terminated(status: ExitStatus) -> bool {
-    #[cfg(unix)]
-    let signal = std::os::unix::process::ExitStatusExt::signal(&status);
-    #[cfg(not(unix))]
-    let signal: Option<i32> = None;
     // SIGTERM, on every Unix.
-    signal == Some(15)
+    std::os::unix::process::ExitStatusExt::signal(&status) == Some(15)
+}
+
+#[cfg(not(unix))]
+fn is_terminated(_: ExitStatus) -> bool {
+    false
 }
 
 /// Where everything lies.
