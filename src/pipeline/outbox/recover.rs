@@ -149,14 +149,16 @@ impl OutboxError {
     pub(in crate::pipeline) fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } => true,
-            Self::Store { source, .. } => match &**source {
+            Self::Store { source, path, .. } => match &**source {
                 redb::Error::Corrupted(_) => true,
-                redb::Error::Io(error) => matches!(
-                    error.kind(),
+                redb::Error::Io(error) => match error.kind() {
                     io::ErrorKind::InvalidData
-                        | io::ErrorKind::IsADirectory
-                        | io::ErrorKind::UnexpectedEof
-                ),
+                    | io::ErrorKind::IsADirectory
+                    | io::ErrorKind::UnexpectedEof => true,
+                    // What Windows says of a directory that is opened as a file.
+                    io::ErrorKind::PermissionDenied => path.is_dir(),
+                    _ => false,
+                },
                 _ => false,
             },
             Self::Newer { .. } | Self::Stale { .. } => false,
