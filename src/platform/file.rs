@@ -275,6 +275,8 @@ mod system {
     const OPEN_REPARSE_POINT: u32 = 0x0020_0000;
     /// `FILE_FLAG_BACKUP_SEMANTICS`: opens a directory too.
     const BACKUP_SEMANTICS: u32 = 0x0200_0000;
+    /// `ERROR_DELETE_PENDING`.
+    const DELETE_PENDING: i32 = 303;
     /// `ERROR_TOO_MANY_OPEN_FILES`.
     const TOO_MANY_OPEN_FILES: i32 = 4;
 
@@ -307,9 +309,10 @@ mod system {
     /// was deleted while someone holds it open: its name stays until the last handle is closed, and
     /// that may be ours.
     pub(super) fn look_at_entry(entry: &DirEntry) -> io::Result<Sight> {
-        look(&entry.path()).map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => io::ErrorKind::NotFound.into(),
-            _ => error,
+        look(&entry.path()).map_err(|error| {
+            let is_deleted = error.kind() == io::ErrorKind::PermissionDenied
+                || error.raw_os_error() == Some(DELETE_PENDING);
+            if is_deleted { io::ErrorKind::NotFound.into() } else { error }
         })
     }
 

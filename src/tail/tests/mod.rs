@@ -27,11 +27,12 @@ use crate::tail::testing::MovedClock;
 
 /// A directory, a tail on it, and what the tail handed over.
 struct World {
-    directory: TempDir,
     options: TailOptions,
     clock: Arc<MovedClock>,
     tail: Tail,
     store: Store,
+    /// Dropped last: on Windows a directory stays as long as a watcher holds it.
+    directory: TempDir,
 }
 
 impl World {
