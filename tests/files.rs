@@ -10,13 +10,13 @@ use std::{
 };
 
 use siem_protocol::names::event;
+#[cfg(unix)]
+use support::{PATIENCE, agent::AgentCommand, within};
 use support::{
-    PATIENCE,
-    agent::{Agent, AgentCommand},
+    agent::Agent,
     entries::{self, Line},
     home::Home,
     receiver::{Receiver, wait_for},
-    within,
 };
 
 const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";

@@ -84,7 +84,7 @@ impl Machine {
         self.load().unwrap().settings
     }
 
-    /// The error, with `DIR` for the directory that changes from run to run.
+    /// The error, with `DIR` for the directory that changes from run to run, and `/` in paths.
     fn error(&self) -> String {
         self.plain(&self.load().unwrap_err().to_string())
     }
@@ -94,7 +94,8 @@ impl Machine {
     }
 
     fn plain(&self, text: &str) -> String {
-        text.replace(self.dir.path().to_str().unwrap(), "DIR")
+        let text = text.replace(self.dir.path().to_str().unwrap(), "DIR");
+        text.replace(std::path::MAIN_SEPARATOR, "/")
     }
 }
 

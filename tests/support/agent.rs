@@ -13,6 +13,9 @@ use std::{
 
 use super::{PATIENCE, SECRET, TOKEN, within};
 
+/// The variable that names the user's home directory.
+const HOME: &str = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
+
 /// The agent's command line. The process gets no variables but PATH, HOME and those given here.
 pub(crate) struct AgentCommand {
     command: Command,
@@ -27,7 +30,7 @@ impl AgentCommand {
     /// Another binary with the same command line.
     pub(crate) fn of(binary: &Path, home: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new(binary);
-        command.env_clear().env("HOME", home).args(arguments);
+        command.env_clear().env(HOME, home).args(arguments);
         for name in ["PATH", "SystemRoot", "LLVM_PROFILE_FILE"] {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
@@ -202,6 +205,12 @@ impl Agent {
     #[track_caller]
     pub(crate) fn stop(self) -> Ended {
         self.stop_by(rustix::process::Signal::TERM)
+    }
+
+    /// Kills it: nothing asks a process without a window to end. What it stored must be enough.
+    #[cfg(not(unix))]
+    pub(crate) fn stop(self) {
+        self.kill();
     }
 
     /// As [`Agent::stop`], by another signal.
