@@ -274,7 +274,8 @@ impl Scene {
         let (store, root) = (&self.world.store, self.world.path(""));
         let mut lives: Vec<(GenerationId, Life)> = Vec::new();
         for got in &store.got {
-            let path = got.path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+            let path = got.path.strip_prefix(&root).unwrap().to_str().unwrap();
+            let path = path.replace(std::path::MAIN_SEPARATOR, "/");
             let found = lives.iter().position(|(generation, _)| *generation == got.generation);
             let index = found.unwrap_or_else(|| {
                 let life = life_from(&path, got.offset, 0, &[]);
