@@ -57,7 +57,8 @@ impl Scene {
             .iter()
             .map(|line| {
                 let below = line.path.strip_prefix(self.home.projects()).unwrap();
-                (below.to_str().unwrap().to_owned(), String::from_utf8(line.bytes.clone()).unwrap())
+                let below = below.to_str().unwrap().replace(std::path::MAIN_SEPARATOR, "/");
+                (below, String::from_utf8(line.bytes.clone()).unwrap())
             })
             .collect();
         found.sort();
