@@ -56,7 +56,7 @@ impl Faulty {
         }
     }
 
-    fn outbox(&self) -> Outbox {
+    fn outbox(&self, folder: &Path) -> Outbox {
         let backend = self.clone();
         let opener = move || {
             drop(
@@ -67,7 +67,7 @@ impl Faulty {
             Builder::new().create_with_backend(backend.clone())
         };
         let seat = Seat { name: "siem".into(), destination: None };
-        Outbox::open_with(Path::new("memory"), Box::new(opener), &[seat], || "e".into()).unwrap()
+        Outbox::open_with(&folder.join("memory"), Box::new(opener), &[seat], || "e".into()).unwrap()
     }
 }
 
@@ -149,7 +149,8 @@ fn an_error_of_the_system_in_any_call_is_an_error_that_passes() {
             for is_open in [true, false] {
                 let what = format!("{call:?} fails with {errno}, open before: {is_open}");
                 let file = Faulty::default();
-                let outbox = file.outbox();
+                let folder = tempfile::tempdir().unwrap();
+                let outbox = file.outbox(folder.path());
                 outbox.commit(&group(&outbox)).unwrap();
                 if !is_open {
                     // An error closes it.
@@ -160,7 +161,10 @@ fn an_error_of_the_system_in_any_call_is_an_error_that_passes() {
                 file.inner().fails = Some((call, errno));
                 for failure in use_it(&outbox) {
                     let words = crate::text::causes(&failure);
-                    assert!(words.contains("the outbox `memory`"), "{what}: {words}");
+                    assert!(
+                        words.contains("the outbox `") && words.contains("memory`"),
+                        "{what}: {words}"
+                    );
                 }
                 assert!(!*outbox.watch_damage().borrow(), "{what}: taken for damage");
                 file.inner().fails = None;
