@@ -103,6 +103,19 @@ fn a_full_outbox_stops_reading_until_the_receiver_takes_something() {
     assert_eq!(receiver.doubled(), 0);
 }
 
+/// It waited for ever for room that nobody would make.
+#[test]
+fn once_does_not_wait_for_room_that_nobody_makes() {
+    let home = Home::new();
+    home.write("-work/a.jsonl", lines(&mut random(), 0, 30 * MB));
+    let receiver = Scripted::by_rule(|_| Answer::Status(503, &[("Retry-After", "1")], ""));
+    let config = "[outbox]\nmax_bytes = \"32 MiB\"";
+    let error = home.agent(&["run", "--once"]).config(config).ships_to(&receiver.url()).fail(1);
+    assert!(error.contains("reading does not get on"), "{error}");
+    assert!(error.contains("sink `siem` takes nothing: "), "{error}");
+    assert!(error.contains("503"), "{error}");
+}
+
 /// A file system in memory with so many megabytes; gone when dropped. None where that is not
 /// allowed.
 struct Disk(PathBuf);

@@ -176,6 +176,17 @@ fn every_line_arrives_whatever_became_of_the_store() {
 /// somebody restarted it.
 #[test]
 fn a_store_that_is_damaged_while_the_agent_runs_is_moved_aside_and_every_line_arrives() {
+    damaged_under(&["run"]);
+}
+
+/// `--once` never noticed.
+#[test]
+fn a_store_that_is_damaged_while_once_runs_is_moved_aside_and_every_line_arrives() {
+    damaged_under(&["run", "--once"]);
+}
+
+#[track_caller]
+fn damaged_under(arguments: &[&str]) {
     const BLOCKS: usize = 200;
     // What does not fit into the store's cache, and does not get smaller: 20 MB of it.
     let mut random = support::random();
@@ -190,7 +201,7 @@ fn a_store_that_is_damaged_while_the_agent_runs_is_moved_aside_and_every_line_ar
         home.append("-p/a.jsonl", block(n));
     }
     let config = "[shipping]\nflush_interval = \"0s\"\n[sink.siem]\ncompression = \"none\"";
-    let mut agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start();
+    let mut agent = home.agent(arguments).config(config).ships_to(&receiver.url()).start();
     let size = || fs::metadata(store(&home)).map_or(0, |file| file.len());
     eventually("a backlog", || (size() > 20_000_000).then_some(()));
     agent.wait_for_log("delivery was postponed");
@@ -198,16 +209,21 @@ fn a_store_that_is_damaged_while_the_agent_runs_is_moved_aside_and_every_line_ar
     let rest = usize::try_from(size()).unwrap() - 8192;
     file.seek(SeekFrom::Start(8192)).unwrap();
     file.write_all(&vec![0x55; rest]).unwrap();
+    // Before it looks at the files again: who reads once reads this too.
+    let file = home.append("-p/a.jsonl", block(BLOCKS));
     receiver.start_again();
     agent.wait_for_log("begins again without it");
-    let file = home.append("-p/a.jsonl", block(BLOCKS));
     eventually("every line", || {
         let mut found = records(&receiver.epochs());
         found.sort();
         found.dedup();
         (found.len() == BLOCKS + 1).then_some(())
     });
-    agent.stop();
+    if arguments.contains(&"--once") {
+        assert_eq!(agent.wait(PATIENCE).code, Some(0));
+    } else {
+        agent.stop();
+    }
     assert_all_there(&receiver, &file);
     assert_eq!(reported(&receiver, "outbox_quarantined"), 1);
 }

@@ -3,6 +3,7 @@
 mod deadletter;
 mod dry_run;
 mod progress;
+mod restarts;
 mod run;
 mod setup;
 mod stages;

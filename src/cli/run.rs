@@ -7,12 +7,13 @@ use serde_json::json;
 use siem_protocol::names::event;
 use tracing::{error, info, warn};
 
-use super::{Failure, dry_run, progress::Bar, setup::Surroundings};
+use super::{Failure, dry_run, progress::Bar, restarts::Restarts, setup::Surroundings};
 use crate::{
     config::{ConfigError, Loaded},
     event::Event,
     pipeline::{
         assembly,
+        fault::{Fault, Unfinished},
         ingest::{Inbox, Report, Until},
         outbox::{Found, Outbox, Seat},
         runner::{Pipeline, new_epoch},
@@ -28,8 +29,9 @@ const FIRST_ANSWER: Duration = Duration::from_secs(5);
 /// How long `--once` waits for a receiver that does not take anything.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often one run goes on without a damaged store: a disk that damages each is no place for one.
-const MOST_DAMAGE: u32 = 5;
+/// How often within an hour everything begins again after a fault: a disk that damages each store
+/// is no place for one, and what fails at once each time must be seen by somebody.
+const MOST_RESTARTS: usize = 5;
 
 /// Reads session files and ships them, until stopped.
 #[derive(Args)]
@@ -94,36 +96,66 @@ impl Arguments {
         };
         context.revision = revision;
         let mut events = Some(events);
-        for _ in 0..=MOST_DAMAGE {
+        let mut restarts = Restarts::default();
+        loop {
             let pipeline = assemble(&loaded, &context, lock.dir())?;
             for event in events.take().into_iter().flatten() {
                 pipeline.inbox.report(event);
             }
             let (state, epoch) = (lock.dir().display(), pipeline.outbox.epoch());
             info!(%state, epoch, version = env!("CARGO_PKG_VERSION"), "started");
-            if self.once {
-                return once(pipeline, &loaded, signals).await;
-            }
-            let running = pipeline.start(&loaded.settings, Until::Stopped, Box::new(|_| ()));
-            let is_damaged = tokio::select! {
-                () = signals.ended() => false,
-                () = running.damaged() => true,
+            let ended = match self.once {
+                true => once(pipeline, &loaded, &mut signals).await,
+                false => until_stopped(pipeline, &loaded, &mut signals).await,
             };
-            if !is_damaged {
-                info!("stopping");
-                running.stop().await;
-                return Ok(());
+            let fault = match ended {
+                Ok(()) => return Ok(()),
+                Err(Ended::Failed(failure)) => return Err(failure),
+                Err(Ended::Fault(fault)) => fault,
+            };
+            let most = match (self.once, &fault) {
+                (false, _) => MOST_RESTARTS,
+                (true, Fault::Damage) => 1,
+                (true, Fault::Death(_)) => 0,
+            };
+            if !restarts.allow(most, context.clock.uptime()) {
+                return Err(given_up(&fault, most, lock.dir()));
             }
-            // Opened once more, it is moved aside, and everything begins again on another: what
-            // filters remember of lines that were only in there must not drop them now.
-            error!("the outbox is damaged: everything stops, and begins again without it");
-            running.stop().await;
+            match &fault {
+                // Opened once more, it is moved aside, and everything begins again on another: what
+                // filters remember of lines that were only in there must not drop them now.
+                Fault::Damage => {
+                    error!(
+                        "the outbox is damaged: everything stopped, and begins again without it"
+                    );
+                }
+                Fault::Death(_) => error!(%fault, "everything stopped, and begins again"),
+            }
         }
-        Err(Failure::failed(format!(
-            "the outbox below `{}` was damaged {MOST_DAMAGE} times: is its disk failing?",
-            lock.dir().display()
-        )))
     }
+}
+
+/// Why a pipeline ended that was not asked to.
+enum Ended {
+    /// Another is to begin.
+    Fault(Fault),
+    /// The command has failed.
+    Failed(Failure),
+}
+
+fn given_up(fault: &Fault, restarts: usize, state_dir: &Path) -> Failure {
+    let state_dir = state_dir.display();
+    let advice = match fault {
+        Fault::Damage => format!("is the disk of `{state_dir}` failing?"),
+        Fault::Death(_) => "what is not acknowledged is kept".to_owned(),
+    };
+    Failure::failed(match restarts {
+        0 => format!("{fault}: {advice}"),
+        1 => format!("{fault}, again after everything began anew: {advice}"),
+        _ => format!(
+            "{fault}, again after everything began anew {restarts} times within an hour: {advice}"
+        ),
+    })
 }
 
 fn assemble(loaded: &Loaded, context: &Context, state_dir: &Path) -> Result<Pipeline, Failure> {
@@ -167,33 +199,45 @@ fn tell(found: &Found, epoch: &str, inbox: &Inbox) {
     inbox.report(Event::info(event::EPOCH_STARTED, data));
 }
 
+/// Reads and delivers until a signal comes.
+async fn until_stopped(
+    pipeline: Pipeline,
+    loaded: &Loaded,
+    signals: &mut Signals,
+) -> Result<(), Ended> {
+    let running = pipeline.start(&loaded.settings, Until::Stopped, Box::new(|_| ()));
+    let fault = tokio::select! {
+        () = signals.ended() => None,
+        fault = running.failed() => Some(fault),
+    };
+    match &fault {
+        None => info!("stopping"),
+        Some(fault) => error!(%fault, "everything stops"),
+    }
+    running.stop().await;
+    fault.map_or(Ok(()), |fault| Err(Ended::Fault(fault)))
+}
+
 /// Reads everything once, delivers it, and ends.
-async fn once(pipeline: Pipeline, loaded: &Loaded, mut signals: Signals) -> Result<(), Failure> {
+async fn once(pipeline: Pipeline, loaded: &Loaded, signals: &mut Signals) -> Result<(), Ended> {
     let bar = Bar::new();
     let report: Report =
         Box::new(move |progress| bar.show(progress.read, progress.unread, progress.files));
     let mut running = pipeline.start(&loaded.settings, Until::CaughtUp, report);
-    let interrupted = tokio::select! {
-        () = running.read_out() => false,
-        () = signals.ended() => true,
+    let done = tokio::select! {
+        done = running.catch_up(PATIENCE) => Some(done),
+        () = signals.ended() => None,
     };
-    if interrupted {
-        running.stop().await;
-        return Err(Failure::failed("interrupted: what was read stays in the outbox"));
-    }
-    tokio::select! {
-        drained = running.drain(PATIENCE) => match drained {
-            Ok(delivered) => {
-                info!(delivered, "everything is delivered");
-                Ok(())
-            }
-            Err((sink, trouble)) => Err(Failure::failed(format!(
-                "sink `{sink}` did not take everything, the rest stays in the outbox: {trouble}"
-            ))),
-        },
-        () = signals.ended() => {
-            Err(Failure::failed("interrupted: what is not delivered stays in the outbox"))
+    running.stop().await;
+    let failed = |failure| Err(Ended::Failed(failure));
+    match done {
+        Some(Ok(delivered)) => {
+            info!(delivered, "everything is delivered");
+            Ok(())
         }
+        Some(Err(Unfinished::Fault(fault))) => Err(Ended::Fault(fault)),
+        Some(Err(unfinished)) => failed(Failure::failed(unfinished)),
+        None => failed(Failure::failed("interrupted: what was read stays in the outbox")),
     }
 }
 

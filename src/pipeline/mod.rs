@@ -4,6 +4,7 @@ pub mod accounting;
 pub mod assembly;
 pub mod delivery;
 pub mod dry_run;
+pub mod fault;
 pub mod group;
 pub mod ingest;
 pub mod judge;

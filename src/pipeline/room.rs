@@ -72,6 +72,12 @@ impl Room {
         }
     }
 
+    /// Whether so few bytes are free on the disk that reading which waits goes on waiting.
+    #[must_use]
+    pub fn is_low(free: u64) -> bool {
+        free < FREE / 4 * 5
+    }
+
     /// Whether the outbox has come to hold more than half of what it may, since the last time that
     /// this was asked.
     pub fn has_half_filled(&mut self, stored: u64) -> bool {

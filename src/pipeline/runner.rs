@@ -1,15 +1,23 @@
 //! Runs a pipeline: the ingest thread, a task for each sink, and their end.
 
+#[cfg(test)]
+mod tests;
+
 use std::{collections::HashSet, sync::Arc, thread, time::Duration};
 
 use siem_protocol::{Digest, Identity};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
 
 use super::{
     delivery::{Delivering, Ending, Progress},
+    fault::{Fault, Faults, Unfinished},
     group::{Filling, Stages},
-    ingest::{Inbox, Ingest, Report, Until},
-    outbox::Outbox,
+    ingest::{Inbox, Ingest, Read, Report, Until},
+    outbox::{Outbox, OutboxError},
     room::Room,
 };
 use crate::{
@@ -25,6 +33,8 @@ use crate::{
 const READING_ENDS: Duration = Duration::from_millis(1500);
 /// How long sinks may take to deliver what is left.
 const DELIVERY_ENDS: Duration = Duration::from_secs(3);
+/// How often it is looked whether reading and delivery get on.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What a pipeline is made of.
 pub struct Pipeline {
@@ -50,17 +60,24 @@ pub struct Running {
     outbox: Arc<Outbox>,
     clock: Arc<dyn Clock>,
     config: Digest,
-    reading: JoinHandle<()>,
+    /// Whether reading has ended; closed before that when its thread died.
+    reading: watch::Receiver<bool>,
+    /// How far reading is.
+    read: watch::Receiver<Read>,
     ending: watch::Sender<Ending>,
+    /// Closed before everything is delivered when a sink's task died.
     sinks: Vec<(String, watch::Receiver<Progress>)>,
+    faults: Faults,
     deliveries: Vec<JoinHandle<()>>,
 }
 
 impl Pipeline {
     /// Starts to read and to deliver. `report` is told now and then what there is to read.
     #[must_use]
-    pub fn start(self, settings: &Settings, until: Until, report: Report) -> Running {
+    pub fn start(self, settings: &Settings, until: Until, mut report: Report) -> Running {
         let outbox = Arc::new(self.outbox);
+        let faults = Faults::new();
+        faults.when(outbox.watch_damage(), Fault::Damage);
         let identity = Arc::new(self.identity);
         let (ending, _) = watch::channel(Ending::Running);
         // Frames are stored as the first sink likes them; the others encode anew.
@@ -89,10 +106,13 @@ impl Pipeline {
                     new_epoch: Arc::new(new_epoch),
                 };
                 deliveries.push(tokio::spawn(delivering.run(ending.subscribe())));
+                let death = Fault::Death(format!("sink `{name}`"));
+                faults.unless(watched.clone(), |progress| progress.drained, death);
                 (name, watched)
             })
             .collect();
         let clock = self.clock;
+        let (reads, read) = watch::channel(Read::default());
         let ingest = Ingest {
             sources: self.sources,
             stages: self.stages,
@@ -103,7 +123,10 @@ impl Pipeline {
             clock: Arc::clone(&clock),
             heartbeat: settings.agent.poll_interval,
             jitter: Box::new(fastrand::f64),
-            report,
+            report: Box::new(move |read| {
+                reads.send_replace(read);
+                report(read);
+            }),
             unstored: Vec::new(),
             held: HashSet::new(),
             failed: None,
@@ -112,20 +135,27 @@ impl Pipeline {
             beat: Duration::ZERO,
             tidy: Duration::ZERO,
         };
-        let reading = thread::Builder::new().name("ingest".into());
-        let (done, finished) = tokio::sync::oneshot::channel();
-        let spawned = reading.spawn(move || {
+        let (ended, reading) = watch::channel(false);
+        let spawned = thread::Builder::new().name("ingest".into()).spawn(move || {
             ingest.run(until);
-            // Nobody waits any more once the agent ends in a hurry.
-            done.send(()).unwrap_or_default();
+            ended.send_replace(true);
         });
-        let reading = tokio::spawn(async move {
-            match spawned {
-                Ok(_) => drop(finished.await),
-                Err(error) => tracing::error!(%error, "reading could not be started"),
-            }
-        });
-        Running { inbox: self.inbox, outbox, clock, config, reading, ending, sinks, deliveries }
+        if let Err(error) = spawned {
+            tracing::error!(%error, "reading could not be started");
+        }
+        faults.unless(reading.clone(), |has_ended| *has_ended, reading_died());
+        Running {
+            inbox: self.inbox,
+            outbox,
+            clock,
+            config,
+            reading,
+            read,
+            ending,
+            sinks,
+            faults,
+            deliveries,
+        }
     }
 }
 
@@ -135,30 +165,43 @@ pub fn new_epoch() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 
+fn reading_died() -> Fault {
+    Fault::Death("reading".to_owned())
+}
+
 impl Running {
     /// Adds an event to the entries.
     pub fn report(&self, event: Event) {
         self.inbox.report(event);
     }
 
-    /// Waits until the store turns out to be damaged, which may be never.
-    pub async fn damaged(&self) {
-        let mut damage = self.outbox.watch_damage();
-        if damage.wait_for(|damaged| *damaged).await.is_err() {
-            std::future::pending().await
-        }
+    /// Waits for what the pipeline can't go on with, which may never come.
+    pub async fn failed(&self) -> Fault {
+        self.faults.first().await
     }
 
-    /// Waits until reading has ended by itself.
-    pub async fn read_out(&mut self) {
-        drop((&mut self.reading).await);
+    /// Reads everything once and delivers it; how many entries were delivered. Gives up when
+    /// nothing gets on for `patience`. To be stopped afterwards in any case.
+    ///
+    /// # Errors
+    /// [`Unfinished`] says what keeps it.
+    pub async fn catch_up(&mut self, patience: Duration) -> Result<u64, Unfinished> {
+        let fault = self.faults.first();
+        let work = async {
+            self.read_out(patience).await?;
+            self.drain(patience).await
+        };
+        tokio::select! {
+            biased;
+            fault = fault => Err(fault.into()),
+            done = work => done,
+        }
     }
 
     /// Ends in order: sources stop, what was read is stored, sinks deliver what they can in 3 s.
     /// What is left stays in the outbox.
     pub async fn stop(mut self) {
-        self.inbox.stop();
-        if tokio::time::timeout(READING_ENDS, &mut self.reading).await.is_err() {
+        if !self.end_reading().await {
             tracing::warn!("reading did not end in time: what was not stored is read again");
         }
         self.ending.send_replace(Ending::Drained);
@@ -167,18 +210,82 @@ impl Running {
                 drop(sink.wait_for(|progress| progress.drained).await);
             }
         };
-        if tokio::time::timeout(DELIVERY_ENDS, drained).await.is_err() {
+        if timeout(DELIVERY_ENDS, drained).await.is_err() {
             tracing::info!("not everything was delivered: the rest stays in the outbox");
         }
         self.finish().await;
     }
 
-    /// Delivers everything that was read, and gives up when a sink does not get on for
-    /// `patience`.
-    ///
-    /// # Errors
-    /// The name of that sink and its trouble.
-    pub async fn drain(mut self, patience: Duration) -> Result<u64, (String, String)> {
+    /// Stops reading; whether it has ended in time.
+    async fn end_reading(&mut self) -> bool {
+        self.inbox.stop();
+        timeout(READING_ENDS, self.reading.wait_for(|has_ended| *has_ended)).await.is_ok()
+    }
+
+    /// Waits until reading has ended by itself. A full outbox makes it wait for the sinks: as long
+    /// as one of them gets on, so will reading.
+    async fn read_out(&mut self, patience: Duration) -> Result<(), Unfinished> {
+        let (mut place, mut since) = (self.place(), Instant::now());
+        loop {
+            let ended = self.reading.wait_for(|has_ended| *has_ended);
+            match timeout(LOOK.min(patience), ended).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(_)) => return Err(reading_died().into()),
+                Err(_) => {}
+            }
+            let now = self.place();
+            if now != place {
+                (place, since) = (now, Instant::now());
+            } else if since.elapsed() >= patience {
+                return Err(Unfinished::Reading(self.obstacles().await.join("; ")));
+            }
+        }
+    }
+
+    /// How far reading and each sink are.
+    fn place(&self) -> (u64, Vec<u64>) {
+        let acknowledged = self.sinks.iter().map(|(_, sink)| sink.borrow().acknowledged);
+        (self.read.borrow().read, acknowledged.collect())
+    }
+
+    /// Stops reading and says what keeps it, as far as that is known.
+    async fn obstacles(&mut self) -> Vec<String> {
+        let mut obstacles = Vec::new();
+        if let Some(free) = self.outbox.free_space().filter(|free| Room::is_low(*free)) {
+            obstacles
+                .push(format!("the disk of the outbox has {free} bytes free, which is too few"));
+        }
+        // Who reads tries again and again, and only the log knows why. When nobody reads any more,
+        // an attempt of one's own tells the same.
+        if self.end_reading().await {
+            let (outbox, clock, config) =
+                (Arc::clone(&self.outbox), Arc::clone(&self.clock), self.config);
+            let attempt = tokio::task::spawn_blocking(move || {
+                let shipping = Shipping::default();
+                let mut filling = Filling::new(outbox.end(), config, shipping, Codec::Zstd);
+                outbox.commit(&filling.take(clock.now()))
+            });
+            match timeout(READING_ENDS, attempt).await {
+                // A new epoch that begins in between is no obstacle.
+                Ok(Ok(Err(failure))) if !matches!(failure, OutboxError::Stale { .. }) => {
+                    obstacles.push(causes(&failure));
+                }
+                _ => {}
+            }
+        }
+        for (name, sink) in &self.sinks {
+            if let Some(trouble) = &sink.borrow().trouble {
+                obstacles.push(format!("sink `{name}` takes nothing: {trouble}"));
+            }
+        }
+        if obstacles.is_empty() {
+            obstacles.push("it takes too long".to_owned());
+        }
+        obstacles
+    }
+
+    /// Delivers everything that was read.
+    async fn drain(&mut self, patience: Duration) -> Result<u64, Unfinished> {
         self.ending.send_replace(Ending::Drained);
         let mut delivered = 0;
         for (name, sink) in &mut self.sinks {
@@ -191,14 +298,19 @@ impl Running {
                 let moved = sink.wait_for(|progress| {
                     progress.drained || progress.acknowledged > seen.acknowledged
                 });
-                if tokio::time::timeout(patience, moved).await.is_err() {
-                    let trouble = sink.borrow().trouble.clone();
-                    let trouble = trouble.unwrap_or_else(|| "it takes too long".into());
-                    return Err((name.clone(), trouble));
+                let moved = timeout(patience, moved).await.map(|moved| moved.is_ok());
+                match moved {
+                    Ok(true) => {}
+                    // Nobody is there any more who would ever say that it is done.
+                    Ok(false) => return Err(Fault::Death(format!("sink `{name}`")).into()),
+                    Err(_) => {
+                        let trouble = sink.borrow().trouble.clone();
+                        let trouble = trouble.unwrap_or_else(|| "it takes too long".into());
+                        return Err(Unfinished::Delivery { sink: name.clone(), trouble });
+                    }
                 }
             }
         }
-        self.finish().await;
         Ok(delivered)
     }
 

@@ -1,0 +1,157 @@
+use std::path::Path;
+
+use super::*;
+use crate::{
+    config::{AgentSettings, OutboxSettings},
+    pipeline::{judge::Judge, outbox::Seat},
+    platform::SystemClock,
+    stages::{
+        sink::{Answer, Batch, Delivery},
+        source::{GenerationId, Intake, Progress as Unread, Survey},
+    },
+};
+
+/// Long enough for whatever must happen: a test that waits for it has failed.
+const LONG: Duration = Duration::from_secs(60);
+
+/// A source with nothing to read, or one that panics.
+struct Reader {
+    panics: bool,
+}
+
+impl Source for Reader {
+    fn label(&self) -> &'static str {
+        "claude-sessions"
+    }
+
+    fn restore(&mut self, _rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>) {}
+
+    fn read(&mut self, _intake: &mut dyn Intake) -> Unread {
+        assert!(!self.panics, "the source fails");
+        Unread::Idle { next: LONG }
+    }
+
+    fn committed(&mut self) {}
+
+    fn survey(&self) -> Survey {
+        Survey::default()
+    }
+}
+
+/// A sink that answers the same to each batch, or panics when there is no answer.
+struct Taker(Option<Delivery>);
+
+impl Sink for Taker {
+    fn deliver<'a>(&'a mut self, _batch: &'a Batch) -> Answer<'a> {
+        Box::pin(async { self.0.clone().expect("the sink fails") })
+    }
+}
+
+fn refused() -> Option<Delivery> {
+    Some(Delivery::Retry { after: None, reason: "nobody is there".into() })
+}
+
+fn pipeline(folder: &Path, panics: bool, answer: Option<Delivery>) -> Pipeline {
+    let seat = Seat { name: "siem".into(), destination: None };
+    Pipeline {
+        sources: vec![("files".into(), Box::new(Reader { panics }))],
+        stages: Stages::new(Judge::new(Vec::new()), Vec::new()),
+        sinks: vec![("siem".into(), Box::new(Taker(answer)))],
+        outbox: Outbox::open(&folder.join("outbox.redb"), &[seat], new_epoch).unwrap(),
+        inbox: Arc::default(),
+        identity: crate::testing::context().identity,
+        clock: Arc::new(SystemClock),
+    }
+}
+
+/// Settings with so much room in the outbox.
+fn settings(max_bytes: u64) -> Settings {
+    Settings {
+        agent: AgentSettings {
+            state_dir: "/nowhere".into(),
+            poll_interval: Duration::from_secs(300),
+        },
+        shipping: Shipping { flush_interval: Duration::ZERO, ..Shipping::default() },
+        outbox: OutboxSettings { max_bytes, max_dead_letter_bytes: 1 << 20 },
+        pipeline: crate::config::Pipeline::default(),
+    }
+}
+
+fn start(pipeline: Pipeline, max_bytes: u64, until: Until) -> Running {
+    pipeline.start(&settings(max_bytes), until, Box::new(|_| ()))
+}
+
+fn died(part: &str) -> Fault {
+    Fault::Death(part.to_owned())
+}
+
+async fn in_time<T>(work: impl Future<Output = T>) -> T {
+    timeout(LONG, work).await.expect("it hangs")
+}
+
+#[tokio::test]
+async fn catches_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = pipeline(folder.path(), false, Some(Delivery::Acknowledged));
+    let mut running = start(pipeline, 1 << 30, Until::CaughtUp);
+    // The agent's start, a heartbeat and its end.
+    assert_eq!(in_time(running.catch_up(LONG)).await, Ok(3));
+    running.stop().await;
+}
+
+/// It waited for ever: for room that only a receiver could make which took nothing.
+#[tokio::test]
+async fn a_full_outbox_that_no_sink_empties_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = pipeline(folder.path(), false, refused());
+    let mut running = start(pipeline, 0, Until::CaughtUp);
+    in_time(running.sinks[0].1.wait_for(|progress| progress.trouble.is_some())).await.unwrap();
+    let unfinished = in_time(running.catch_up(Duration::from_millis(20))).await.unwrap_err();
+    assert!(matches!(unfinished, Unfinished::Reading(_)), "{unfinished:?}");
+    let message = unfinished.to_string();
+    assert!(message.contains("sink `siem` takes nothing: nobody is there"), "{message}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_written_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = pipeline(folder.path(), false, Some(Delivery::Acknowledged));
+    pipeline.outbox.close();
+    let mut running = start(pipeline, 1 << 30, Until::CaughtUp);
+    let unfinished = in_time(running.catch_up(Duration::from_millis(20))).await.unwrap_err();
+    let message = unfinished.to_string();
+    assert!(message.starts_with("reading does not get on"), "{message}");
+    assert!(message.contains("cannot open the outbox `"), "{message}");
+    running.stop().await;
+}
+
+/// The agent ran on and read nothing, or said that everything was delivered.
+#[tokio::test]
+async fn reading_that_dies_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let acknowledged = || Some(Delivery::Acknowledged);
+    let running = start(pipeline(folder.path(), true, acknowledged()), 1 << 30, Until::Stopped);
+    assert_eq!(in_time(running.failed()).await, died("reading"));
+    in_time(running.stop()).await;
+    // The next one has the store for itself.
+    let mut running =
+        start(pipeline(folder.path(), true, acknowledged()), 1 << 30, Until::CaughtUp);
+    let unfinished = in_time(running.catch_up(LONG)).await;
+    assert_eq!(unfinished, Err(died("reading").into()));
+    in_time(running.stop()).await;
+}
+
+/// Delivery was over without a word; who waited for its end did so for ever, and at full speed.
+#[tokio::test]
+async fn a_sink_that_dies_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = start(pipeline(folder.path(), false, None), 1 << 30, Until::Stopped);
+    assert_eq!(in_time(running.failed()).await, died("sink `siem`"));
+    in_time(running.stop()).await;
+    let mut running = start(pipeline(folder.path(), false, None), 1 << 30, Until::CaughtUp);
+    let unfinished = in_time(running.catch_up(LONG)).await;
+    assert_eq!(unfinished, Err(died("sink `siem`").into()));
+    assert_eq!(in_time(running.drain(LONG)).await, Err(died("sink `siem`").into()));
+    in_time(running.stop()).await;
+}
