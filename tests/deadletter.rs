@@ -14,6 +14,7 @@ use std::{
     thread,
 };
 
+use ai_agent::pipeline::outbox::{DeadLetter, DeadLetterId, Outbox};
 use serde_json::Value;
 use support::{
     entries,
@@ -204,8 +205,82 @@ fn whatever_is_configured_for_the_command_no_sink_loses_its_place() {
     receiver.assert_whole();
 }
 
+/// A letter that no header had named yet was deleted, and the SIEM was told so: its entry was sent
+/// once more all the same, refused, and kept again.
+#[test]
+fn what_the_receiver_does_not_know_of_yet_is_not_deleted_and_not_sent() {
+    let (home, mut receiver) = (Home::new(), Receiver::start());
+    receiver.kill();
+    home.write("-work/a.jsonl", "{\"n\":1}\n");
+    let config = "[shipping]\nflush_interval = \"0s\"";
+    let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&receiver.url());
+    let mut running = agent(&["run"]).start();
+    running.wait_for_log("delivery was postponed");
+    running.stop();
+    // As if the agent had ended just after the first entry was refused for good.
+    let path = home.path().join(".local/state/ai-agent/outbox.redb");
+    let outbox = Outbox::open(&path, &[], String::new).unwrap();
+    let frame = &outbox.frames(1, |_| std::ops::ControlFlow::Continue(())).unwrap()[0];
+    let lines = frame.decode().unwrap();
+    let line = lines.split(|byte| *byte == b'\n').next().unwrap();
+    let letter = DeadLetter::new(line, frame.head.config, 422, "no".into(), String::new());
+    let id = DeadLetterId { sink: "siem".into(), epoch: outbox.epoch(), seq: 1 };
+    outbox.bury(&id, &letter).unwrap();
+    drop(outbox);
+
+    for action in ["purge", "retry"] {
+        let message = agent(&["deadletter", action, "1"]).fail(1);
+        assert!(message.contains("has not been announced to the receiver yet"), "{message}");
+    }
+    let purged = agent(&["deadletter", "purge", "--all"]).succeed();
+    assert!(purged.text().starts_with("1 left out, not announced"), "{}", purged.text());
+    let message = agent(&["deadletter", "retry", "--all"]).fail(1);
+    assert!(message.contains("1 dead letters are still here"), "{message}");
+    assert!(!agent(&["deadletter", "list", "--json"]).succeed().stdout.is_empty());
+
+    receiver.start_again();
+    let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&receiver.url());
+    agent(&["run", "--once"]).succeed();
+    assert_eq!(numbers(&receiver, "holes").as_array().unwrap().len(), 1);
+    agent(&["deadletter", "retry", "1"]).succeed();
+    assert_eq!(numbers(&receiver, "holes").as_array().unwrap().len(), 0);
+    assert!(entries::events(&receiver.entries(), "dead_letters_purged").is_empty());
+    receiver.assert_whole();
+}
+
 #[test]
 fn without_an_outbox_there_is_a_word() {
     let message = Home::new().agent(&["deadletter", "list"]).fail(1);
     assert!(message.contains("there is no outbox yet"), "{message}");
+}
+
+/// To look for dead letters made an empty store in place of one that was lost: the next start took
+/// it for its own, and sent everything once more.
+#[test]
+fn to_look_does_not_make_an_outbox() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    home.write("-work/a.jsonl", "{\"n\":1}\n");
+    let agent = |arguments: &[&str]| home.agent(arguments).ships_to(&receiver.url());
+    agent(&["run", "--once"]).succeed();
+    let store = home.path().join(".local/state/ai-agent/outbox.redb");
+    let actions = ["list", "show", "export", "retry", "purge"];
+    let look = || {
+        for action in actions {
+            let all = if action == "list" { None } else { Some("--all") };
+            let arguments: Vec<&str> = ["deadletter", action].into_iter().chain(all).collect();
+            let message = agent(&arguments).fail(1);
+            assert!(message.contains("there is no outbox yet"), "{action}: {message}");
+        }
+    };
+    fs::remove_file(&store).unwrap();
+    look();
+    assert!(!store.try_exists().unwrap());
+    fs::write(&store, b"").unwrap();
+    look();
+    assert_eq!(fs::metadata(&store).unwrap().len(), 0);
+    // What was acknowledged is known from the copy.
+    agent(&["run", "--once"]).succeed();
+    let epochs = receiver.epochs();
+    let lines: usize = epochs.iter().map(|entries| entries::lines(entries).len()).sum();
+    assert_eq!((epochs.len(), lines), (2, 1));
 }

@@ -75,6 +75,13 @@ struct Which {
 
 type Letters = Vec<(DeadLetterId, DeadLetter)>;
 
+/// Dead letters that the receiver knows of.
+struct Announced {
+    letters: Letters,
+    /// How many of those that were asked for are left out, since it does not know of them.
+    left_out: usize,
+}
+
 impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         let surroundings = Surroundings::look()?;
@@ -86,9 +93,9 @@ impl Arguments {
         match &self.action {
             Action::List { json } => list(&all, *json),
             Action::Show(which) => write(&which.of(all)?, &mut io::stdout().lock()),
-            Action::Retry(which) => store.retry(which.of(all)?),
+            Action::Retry(which) => store.retry(store.announced(which, all)?),
             Action::Export { to, which } => export(&which.of(all)?, to),
-            Action::Purge(which) => store.purge(&which.of(all)?),
+            Action::Purge(which) => store.purge(&store.announced(which, all)?),
         }
     }
 }
@@ -134,8 +141,13 @@ struct Store {
 impl Store {
     fn open(surroundings: &Surroundings, loaded: Loaded) -> Result<Option<Self>, Failure> {
         let path = loaded.settings.agent.state_dir.join("outbox.redb");
-        if !path.try_exists().map_err(Failure::failed)? {
-            return Ok(None);
+        // To open one makes one: the agent would take that for its own, and not look for what is
+        // acknowledged in the copy that it has of a lost one.
+        match fs::metadata(&path) {
+            Ok(found) if found.is_file() && found.len() == 0 => return Ok(None),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Failure::failed(error)),
         }
         let lock =
             StateLock::acquire(&loaded.settings.agent.state_dir).map_err(|error| match error {
@@ -150,7 +162,23 @@ impl Store {
         Ok(Some(Self { outbox, loaded, context, _lock: lock }))
     }
 
-    fn retry(&self, letters: Letters) -> Result<(), Failure> {
+    /// Those that are asked for, without those that no header has named yet: their entries would
+    /// be sent once more if they were deleted, and the receiver has no hole for them. One that is
+    /// asked for by its number is refused.
+    fn announced(&self, which: &Which, all: Letters) -> Result<Announced, Failure> {
+        let unnamed = self.outbox.unnamed().map_err(Failure::failed)?;
+        let (left_out, letters): (Letters, Letters) =
+            which.of(all)?.into_iter().partition(|(id, _)| unnamed.contains(id));
+        match left_out.first() {
+            Some((id, _)) if !which.all => Err(Failure::failed(format!(
+                "dead letter {} has not been announced to the receiver yet: start the agent first",
+                id.seq
+            ))),
+            _ => Ok(Announced { letters, left_out: left_out.len() }),
+        }
+    }
+
+    fn retry(&self, Announced { letters, left_out }: Announced) -> Result<(), Failure> {
         if let Some(missing) = self.loaded.missing_for_delivery() {
             return Err(Failure::usage(missing));
         }
@@ -159,7 +187,8 @@ impl Store {
             .build()
             .map_err(Failure::failed)?;
         let mut sinks = assembly::sinks(&self.loaded, &self.context).map_err(Failure::usage)?;
-        let mut left = 0;
+        tell_left_out(left_out)?;
+        let mut left = left_out;
         for (id, mut letter) in letters {
             let Some((_, sink)) = sinks.iter_mut().find(|(name, _)| *name == id.sink) else {
                 left += 1;
@@ -196,22 +225,29 @@ impl Store {
         Err(Failure::failed(format!("{left} dead letters are still here")))
     }
 
-    fn purge(&self, letters: &Letters) -> Result<(), Failure> {
+    fn purge(&self, Announced { letters, left_out }: &Announced) -> Result<(), Failure> {
+        tell_left_out(*left_out)?;
         if letters.is_empty() {
-            return print(format_args!("there are none"));
+            return if *left_out > 0 { Ok(()) } else { print(format_args!("there are none")) };
         }
-        for (id, _) in letters {
-            self.outbox.dig_out(id).map_err(Failure::failed)?;
-        }
-        let ids: Vec<_> = letters.iter().map(|(id, _)| id).collect();
+        let ids: Vec<_> = letters.iter().map(|(id, _)| id.clone()).collect();
         let data = json!({ "reason": "command", "count": letters.len(), "letters": ids });
         let config = self.loaded.settings.config_hash();
         let now = self.context.clock.now();
         let mut filling = Filling::new(self.outbox.end(), config, Shipping::default(), Codec::Zstd);
         filling.event(&Event::warning(event::DEAD_LETTERS_PURGED, data), now);
-        self.outbox.commit(&filling.take(now)).map_err(Failure::failed)?;
+        self.outbox.purge(&ids, &filling.take(now)).map_err(Failure::failed)?;
         print(format_args!("{} deleted", letters.len()))
     }
+}
+
+fn tell_left_out(count: usize) -> Result<(), Failure> {
+    if count == 0 {
+        return Ok(());
+    }
+    print(format_args!(
+        "{count} left out, not announced to the receiver yet: start the agent first"
+    ))
 }
 
 fn list(letters: &Letters, json: bool) -> Result<(), Failure> {

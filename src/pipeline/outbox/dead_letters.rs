@@ -1,11 +1,11 @@
 //! Entries that a sink refused for good: kept with the reason until somebody decides.
 
 use data_encoding::BASE64;
-use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use siem_protocol::{DeadLettered, Digest};
 
-use super::{CURSORS, Cursor, Outbox, OutboxError, from_json, json};
+use super::{CURSORS, Cursor, Group, Outbox, OutboxError, VALUES, from_json, json, runs, value};
 
 /// By sink, epoch and sequence number: a number alone comes again in the next epoch.
 pub(super) const DEAD_LETTERS: TableDefinition<'_, (&str, &str, u64), &[u8]> =
@@ -109,7 +109,7 @@ impl Outbox {
                 buried.entries += 1;
                 buried.bytes += letter.line().map_or(0, |line| line.len() as u64);
             }
-            let named = named(transaction)?;
+            let named = named(&transaction.open_table(CURSORS)?)?;
             purged = make_room(&mut letters, most, |other| other != id && named(other))?;
             state.purged.entries += purged.letters.len() as u64;
             state.purged.bytes += purged.bytes;
@@ -127,6 +127,60 @@ impl Outbox {
         self.write("delete a dead letter of", |transaction, _| {
             transaction.open_table(DEAD_LETTERS)?.remove(key(id))?;
             Ok(Ok(()))
+        })
+    }
+
+    /// Deletes these dead letters for good and appends the group that tells of it, in one
+    /// transaction: none goes without a word. They must not be [unnamed](Self::unnamed), and there
+    /// is nothing but events in the group.
+    ///
+    /// # Errors
+    /// [`OutboxError`]: nothing has changed.
+    pub fn purge(&self, ids: &[DeadLetterId], group: &Group) -> Result<(), OutboxError> {
+        self.write("delete dead letters of", |transaction, state| {
+            if group.start.seq != state.next_seq {
+                let (found, expected) = (group.start.seq, state.next_seq);
+                return Ok(Err(OutboxError::Stale { found, expected }));
+            }
+            let mut letters = transaction.open_table(DEAD_LETTERS)?;
+            for id in ids {
+                letters.remove(key(id))?;
+            }
+            let mut values = transaction.open_table(VALUES)?;
+            for frames in runs(&group.frames) {
+                let value = value::encode(frames);
+                state.stored += value.len() as u64;
+                values.insert(frames[0].head.first_seq, value.as_slice())?;
+            }
+            for frame in &group.frames {
+                (state.next_seq, state.chain) = (frame.head.last_seq() + 1, frame.head.after);
+                if frame.head.urgent {
+                    state.urgent_seq = frame.head.last_seq();
+                }
+            }
+            state.totals = group.totals.clone();
+            Ok(Ok(()))
+        })
+    }
+
+    /// The dead letters that no header has named yet. The receiver knows no hole for them, and
+    /// without them their entries would be sent once more.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read.
+    pub fn unnamed(&self) -> Result<Vec<DeadLetterId>, OutboxError> {
+        self.read("read", |transaction| {
+            let named = named(&transaction.open_table(CURSORS)?)?;
+            let mut unnamed = Vec::new();
+            for row in transaction.open_table(DEAD_LETTERS)?.iter()? {
+                let (key, _) = row?;
+                let (sink, epoch, seq) = key.value();
+                let id = DeadLetterId { sink: sink.to_owned(), epoch: epoch.to_owned(), seq };
+                if !named(&id) {
+                    unnamed.push(id);
+                }
+            }
+            Ok(unnamed)
         })
     }
 
@@ -176,11 +230,11 @@ impl Outbox {
 
 /// Says of a dead letter whether a header that was taken has named it. Without it, its entry would
 /// be sent once more.
-fn named(
-    transaction: &WriteTransaction,
-) -> Result<impl Fn(&DeadLetterId) -> bool + use<>, redb::Error> {
+fn named<T: ReadableTable<&'static str, &'static [u8]>>(
+    rows: &T,
+) -> Result<impl Fn(&DeadLetterId) -> bool + use<T>, redb::Error> {
     let mut cursors = Vec::new();
-    for row in transaction.open_table(CURSORS)?.iter()? {
+    for row in rows.iter()? {
         let (sink, row) = row?;
         if let Some(cursor) = from_json::<Cursor>(row.value()) {
             cursors.push((sink.value().to_owned(), cursor));
@@ -286,6 +340,7 @@ mod tests {
         outbox.acknowledge("siem", "e", named).unwrap();
         let size = json(&letter(0, 300)).len() as u64;
         let purged = outbox.bury_within(&id(6), &letter(7, 300), 4 * size).unwrap();
+        assert_eq!(outbox.unnamed().unwrap(), [id(4), id(5), id(6)]);
         assert_eq!(purged.letters, [id(3), id(2)], "by the time when they were refused");
         assert_eq!((purged.bytes, purged.total.entries), (2 * size, 2));
         assert_eq!(left(&outbox), [1, 4, 5, 6]);
