@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashSet, sync::Arc, thread, time::Duration};
+use std::{sync::Arc, thread, time::Duration};
 
 use siem_protocol::{Digest, Identity};
 use tokio::{
@@ -16,7 +16,7 @@ use super::{
     delivery::{Delivering, Ending, Progress},
     fault::{Fault, Faults, Unfinished},
     group::{Filling, Stages},
-    ingest::{Inbox, Ingest, Read, Report, Until},
+    ingest::{Inbox, Ingest, Read, Report, Until, Work},
     outbox::{Outbox, OutboxError},
     room::Room,
 };
@@ -127,13 +127,7 @@ impl Pipeline {
                 reads.send_replace(read);
                 report(read);
             }),
-            unstored: Vec::new(),
-            held: HashSet::new(),
-            failed: None,
-            is_lost: false,
-            is_beat_unstored: false,
-            beat: Duration::ZERO,
-            tidy: Duration::ZERO,
+            work: Work::default(),
         };
         let (ended, reading) = watch::channel(false);
         let spawned = thread::Builder::new().name("ingest".into()).spawn(move || {

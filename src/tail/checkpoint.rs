@@ -1,12 +1,12 @@
 //! The row of a generation: what the outbox keeps about a file, beside its lines.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
-use super::identity::{Borders, Fingerprint, Sample};
-use crate::platform::file::{self, Stamp};
+use super::identity::{Borders, Ends, Fingerprint, Sameness, Sample, compare};
+use crate::platform::file::{self, ReadAt, Stamp};
 
 /// Why bytes are no row.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +111,20 @@ struct StoredBrief {
 }
 
 impl Row {
+    /// Compares `file`, of `size` bytes, with what was read of it, and leaves both ends in `ends`.
+    ///
+    /// # Errors
+    /// What reading the file says.
+    pub(super) fn compare(
+        &self,
+        file: &dyn ReadAt,
+        size: u64,
+        ends: &mut Ends,
+    ) -> io::Result<Sameness> {
+        let Self { offset, fingerprint, borders, long, .. } = self;
+        compare(file, size, *offset, fingerprint, borders, long.as_ref(), ends)
+    }
+
     /// The row of a generation that begins at `start`, with nothing read yet.
     pub(super) fn new(path: PathBuf, start: u64) -> Self {
         Self {

@@ -13,7 +13,7 @@ use super::{
     files::Known,
     gone::{LastPiece, LastWords, last_words},
     handles::{Active, Before, Drained},
-    identity::{BORDERS, Borders, Ends, SAMPLE, Sample, compare},
+    identity::{BORDERS, Borders, Ends, SAMPLE, Sample},
     is_absent, new_generation,
     parts::LongLine,
     reader::{Found, Lines, Part, Position},
@@ -148,15 +148,7 @@ impl Tail {
         let id = *id;
         // Asked before reading, so that a change while reading shows as one later.
         let stamp = Stamp::of(file)?;
-        let sameness = compare(
-            file,
-            stamp.size,
-            row.offset,
-            &row.fingerprint,
-            &row.borders,
-            row.long.as_ref(),
-            &mut self.ends,
-        )?;
+        let sameness = row.compare(file, stamp.size, &mut self.ends)?;
         if decide(Place::SamePath, sameness) != Decision::Continue {
             return Ok(None);
         }
@@ -256,15 +248,7 @@ impl Tail {
         };
         let Active { file, row, .. } = &*active;
         let stamp = Stamp::of(file)?;
-        let sameness = compare(
-            file,
-            stamp.size,
-            row.offset,
-            &row.fingerprint,
-            &row.borders,
-            row.long.as_ref(),
-            &mut self.ends,
-        )?;
+        let sameness = row.compare(file, stamp.size, &mut self.ends)?;
         let mut decision = decide(Place::SamePath, sameness);
         if decision == Decision::Wait {
             let age = age(&stamp, self.clock.now());

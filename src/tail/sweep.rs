@@ -10,11 +10,9 @@ use siem_protocol::names::event;
 
 use super::{
     Tail,
-    checkpoint::Row,
     chunk::{Chunk, FileKey, Intake},
     decide::{Decision, OldPath, Place, decide},
     files::{Known, Lane},
-    identity::compare,
     is_absent,
     look::{age, origin},
     new_generation,
@@ -336,10 +334,7 @@ impl Tail {
             return Ok(false);
         }
         let mut row = self.row(key, known, intake);
-        let Row { offset, fingerprint, borders, long, .. } = &row;
-        let ends = &mut self.ends;
-        let sameness =
-            compare(&file, stamp.size, *offset, fingerprint, borders, long.as_ref(), ends)?;
+        let sameness = row.compare(&file, stamp.size, &mut self.ends)?;
         if old_path == OldPath::SameFile {
             let paths = [&*known.path, path].map(Path::to_string_lossy);
             let facts = json!({ "path": paths[1], "other_path": paths[0], "size": stamp.size });

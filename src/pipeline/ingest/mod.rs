@@ -81,20 +81,27 @@ pub struct Ingest {
     pub jitter: Box<dyn FnMut() -> f64 + Send>,
     /// Told now and then what there is to read.
     pub report: Report,
-    /// Events in the group at hand: kept until it is stored. Begins empty.
-    pub unstored: Vec<Event>,
-    /// Files that a stage failed on: not read until the next start. Begins empty.
-    pub held: HashSet<FileKey>,
-    /// The file that a stage failed on in this group. Begins empty.
-    pub failed: Option<Origin>,
-    /// Whether what is at hand is not what is stored. Begins false.
-    pub is_lost: bool,
-    /// Whether there is a heartbeat in the group at hand. Begins false.
-    pub is_beat_unstored: bool,
+    /// What it knows of its own work. Begins as [`Default`] has it.
+    pub work: Work,
+}
+
+/// What the ingest thread knows of its own work.
+#[derive(Debug, Default)]
+pub struct Work {
+    /// Events in the group at hand: kept until it is stored.
+    unstored: Vec<Event>,
+    /// Files that a stage failed on: not read until the next start.
+    held: HashSet<FileKey>,
+    /// The file that a stage failed on in this group.
+    failed: Option<Origin>,
+    /// Whether what is at hand is not what is stored.
+    is_lost: bool,
+    /// Whether there is a heartbeat in the group at hand.
+    is_beat_unstored: bool,
     /// When the next heartbeat is due, by the time that the agent is up.
-    pub beat: Duration,
+    beat: Duration,
     /// When the store is tidied up next.
-    pub tidy: Duration,
+    tidy: Duration,
 }
 
 /// What came of one group.
@@ -136,7 +143,7 @@ impl Ingest {
                 Turn::Full | Turn::NotStored { .. } => self.inbox.pause(FULL_RETRY),
                 Turn::Held | Turn::Read(Progress::More) => {}
                 Turn::Read(Progress::Idle { next }) => {
-                    let until_beat = self.beat.saturating_sub(self.clock.uptime());
+                    let until_beat = self.work.beat.saturating_sub(self.clock.uptime());
                     self.inbox.wait(next.min(LONGEST_SLEEP).min(until_beat));
                 }
             }
@@ -147,11 +154,11 @@ impl Ingest {
     /// Begins where the store says.
     pub(super) fn begin(&mut self) {
         let started = json!({ "version": env!("CARGO_PKG_VERSION"), "epoch": self.outbox.epoch() });
-        self.is_lost = true;
-        self.unstored.push(Event::info(event::AGENT_STARTED, started));
+        self.work.is_lost = true;
+        self.work.unstored.push(Event::info(event::AGENT_STARTED, started));
         let now = self.clock.uptime();
-        self.beat = now + self.next_beat();
-        self.tidy = now + TIDY_UP;
+        self.work.beat = now + self.next_beat();
+        self.work.tidy = now + TIDY_UP;
     }
 
     /// Fills one group and stores it.
@@ -164,12 +171,12 @@ impl Ingest {
         }
         // Not by the wall clock, which may jump: a heartbeat must not wait for a year.
         let now = self.clock.uptime();
-        if now >= self.beat {
-            self.beat = now + self.next_beat();
+        if now >= self.work.beat {
+            self.work.beat = now + self.next_beat();
             self.heartbeat();
         }
-        if now >= self.tidy {
-            self.tidy = now + TIDY_UP;
+        if now >= self.work.tidy {
+            self.work.tidy = now + TIDY_UP;
             self.tidy_up();
         }
         self.look_for_room();
@@ -179,11 +186,11 @@ impl Ingest {
             Turn::Read(progress)
         } else {
             // A file without its checkpoint would be read from its beginning, as if it were new.
-            self.failed = None;
+            self.work.failed = None;
             self.roll_back();
             return Turn::NotStored { pause: COMMIT_RETRY };
         };
-        if let Some(failed) = self.failed.take() {
+        if let Some(failed) = self.work.failed.take() {
             self.hold(&failed);
             return Turn::Held;
         }
@@ -263,8 +270,8 @@ impl Ingest {
                 instance: name,
                 label,
                 now: self.clock.now(),
-                held: &self.held,
-                failed: &mut self.failed,
+                held: &self.work.held,
+                failed: &mut self.work.failed,
                 is_spoilt: &is_spoilt,
             };
             all = match (all, source.read(&mut intake)) {
@@ -283,7 +290,7 @@ impl Ingest {
         let (path, generation) = (failed.path.to_string_lossy(), &failed.generation.0);
         error!(%path, generation, "a stage failed: the file is held until the next start");
         let data = json!({ "path": path, "generation": generation });
-        self.held.insert(failed.file);
+        self.work.held.insert(failed.file);
         self.roll_back();
         self.event(Event::warning(event::STAGE_FAILED, data));
     }
@@ -291,9 +298,9 @@ impl Ingest {
     /// Takes back what filters remember of the group; the next turn begins with what is stored.
     fn roll_back(&mut self) {
         self.stages.judge.rollback();
-        self.is_lost = true;
-        if std::mem::take(&mut self.is_beat_unstored) {
-            self.beat = Duration::ZERO;
+        self.work.is_lost = true;
+        if std::mem::take(&mut self.work.is_beat_unstored) {
+            self.work.beat = Duration::ZERO;
         }
     }
 
@@ -306,8 +313,8 @@ impl Ingest {
         let group = self.filling.take(self.clock.now());
         match self.outbox.commit(&group) {
             Ok(()) => {
-                self.unstored.clear();
-                self.is_beat_unstored = false;
+                self.work.unstored.clear();
+                self.work.is_beat_unstored = false;
                 self.stages.judge.commit();
                 self.sources.iter_mut().for_each(|(_, source)| source.committed());
                 Ok(())
@@ -325,17 +332,17 @@ impl Ingest {
     /// Begins again from what is stored, if that is not what is at hand, with the events that are
     /// not stored yet.
     fn restore(&mut self) -> Result<(), Duration> {
-        if !self.is_lost {
+        if !self.work.is_lost {
             return Ok(());
         }
         if let Err(failure) = self.try_restore() {
             error!(cause = causes(&failure), "checkpoints could not be read");
             return Err(COMMIT_RETRY);
         }
-        for event in &self.unstored {
+        for event in &self.work.unstored {
             self.filling.event(event, self.clock.now());
         }
-        self.is_lost = false;
+        self.work.is_lost = false;
         Ok(())
     }
 
@@ -350,7 +357,7 @@ impl Ingest {
 
     fn event(&mut self, event: Event) {
         self.filling.event(&event, self.clock.now());
-        self.unstored.push(event);
+        self.work.unstored.push(event);
     }
 
     fn next_beat(&mut self) -> Duration {
@@ -372,7 +379,7 @@ impl Ingest {
         // next, where it would stand before others.
         let heartbeat = Event::info(event::HEARTBEAT, data);
         self.filling.event(&heartbeat, self.clock.now());
-        self.is_beat_unstored = true;
+        self.work.is_beat_unstored = true;
     }
 
     fn progress(&self) -> Read {

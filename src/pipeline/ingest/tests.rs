@@ -107,13 +107,7 @@ fn ingest(source: Files, folder: &Path) -> Ingest {
         heartbeat: Duration::from_secs(300),
         jitter: Box::new(|| 0.5),
         report: Box::new(|_| ()),
-        unstored: Vec::new(),
-        held: HashSet::new(),
-        failed: None,
-        is_lost: false,
-        is_beat_unstored: false,
-        beat: Duration::ZERO,
-        tidy: Duration::ZERO,
+        work: Work::default(),
     }
 }
 

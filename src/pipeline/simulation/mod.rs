@@ -31,7 +31,7 @@ use tokio::{runtime::Runtime, sync::watch};
 use super::{
     delivery::{Delivering, Ending, Progress as Delivered},
     group::{Filling, Stages},
-    ingest::{Inbox, Ingest, Turn},
+    ingest::{Inbox, Ingest, Turn, Work},
     judge::Judge,
     outbox::{
         Outbox, Seat, builder,
@@ -363,13 +363,7 @@ impl World {
             heartbeat: POLL,
             jitter: Box::new(|| 0.5),
             report: Box::new(|_| ()),
-            unstored: Vec::new(),
-            held: HashSet::new(),
-            failed: None,
-            is_lost: false,
-            is_beat_unstored: false,
-            beat: Duration::ZERO,
-            tidy: Duration::ZERO,
+            work: Work::default(),
         };
         ingest.begin();
         self.agent = Some(Agent { ingest, outbox, runtime, _ending: ending });
