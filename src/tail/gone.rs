@@ -64,7 +64,8 @@ impl Tail {
     /// row keeps it, and reports what could not be read.
     fn bury(&mut self, key: FileKey, rest: Vec<u8>, intake: &mut dyn Intake) {
         let Some(known) = self.files.get(key) else { return };
-        let mut row = self.row(key, known, intake);
+        // Without its row it can't be ended; the group is not stored, and all of this comes again.
+        let Ok(mut row) = self.row(key, known, intake) else { return };
         let origin = origin(key, known);
         let active = self.active.remove(&key);
         let size = match &active {
@@ -115,7 +116,7 @@ impl Tail {
 
     fn keep_tail(&mut self, key: FileKey, intake: &mut dyn Intake) {
         let Some(known) = self.files.get(key) else { return };
-        let mut row = self.row(key, known, intake);
+        let Ok(mut row) = self.row(key, known, intake) else { return };
         let (path, origin, offset) = (known.path.clone(), origin(key, known), row.offset);
         let len = usize::try_from(known.unread().min(KEPT_BYTES)).unwrap_or_default();
         let Ok(Some((file, stamp))) = file::open_regular(&path) else { return };

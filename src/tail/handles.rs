@@ -102,7 +102,7 @@ impl Tail {
             self.schedule.sweep_soon();
             return Ok(false);
         };
-        let row = self.row(key, known, intake);
+        let row = self.row(key, known, intake)?;
         let origin = origin(key, known);
         self.active.insert(key, Active::new(file, id, row, origin, self.schedule.now()));
         Ok(true)

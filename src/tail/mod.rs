@@ -8,7 +8,7 @@
 //! `decide` is the state machine, as a pure function; `look` holds a file against its row and
 //! reads on, `sweep` finds files that changed, moved or went, `gone` ends them.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use tracing::warn;
 
@@ -289,30 +289,25 @@ impl Tail {
     }
 
     /// The row of a file's generation as it was last handed over.
-    fn row(&self, key: FileKey, known: &Known, intake: &dyn Intake) -> Row {
+    ///
+    /// # Errors
+    /// When there is one and it can't be had: the file must then be left alone, since without its
+    /// row any bytes look like its own.
+    fn row(&self, key: FileKey, known: &Known, intake: &dyn Intake) -> io::Result<Row> {
         let path = || known.path.to_path_buf();
         let stored;
         let bytes = match self.uncommitted.get(&key) {
             Some(bytes) => bytes,
-            None if !known.has_row => return Row::new(path(), 0),
+            None if !known.has_row => return Ok(Row::new(path(), 0)),
             None => match intake.checkpoint(&known.generation) {
                 Some(bytes) => {
                     stored = bytes;
                     &stored
                 }
-                None => {
-                    warn!(path = ?known.path, "found no checkpoint of a known file");
-                    return Row::new(path(), 0);
-                }
+                None => return Err(io::Error::other("the file's checkpoint can't be had")),
             },
         };
-        match Row::decode(bytes) {
-            Ok(row) => Row { path: path(), ..row },
-            Err(error) => {
-                warn!(path = ?known.path, %error, "could not read a checkpoint");
-                Row::new(path(), 0)
-            }
-        }
+        Row::decode(bytes).map(|row| Row { path: path(), ..row }).map_err(io::Error::other)
     }
 }
 

@@ -204,7 +204,14 @@ impl Tail {
         let mut vacated = Vec::new();
         for (key, path, stamp) in moved {
             let occupant = self.files.at(&path).filter(|occupant| *occupant != key);
-            if self.follow_move(key, &path, &mut vacated, intake) {
+            let Some(is_moved) = self.follow_move(key, &path, &mut vacated, intake) else {
+                // Neither gone nor new, as long as nobody knows.
+                if let Some(known) = self.files.get_mut(key) {
+                    known.seen = sweep;
+                }
+                continue;
+            };
+            if is_moved {
                 // What lay there before is gone, unless it is found elsewhere.
                 if let Some(known) = occupant.and_then(|occupant| self.files.get_mut(occupant)) {
                     known.seen = 0;
@@ -294,20 +301,20 @@ impl Tail {
         self.files.enqueue(key, lane, stamp.modified);
     }
 
-    /// A file id was found under another path: whether the file was moved there.
-    /// What lies at its old path by now comes to `vacated`.
+    /// A file id was found under another path: whether the file was moved there, if that can be
+    /// told. What lies at its old path by now comes to `vacated`.
     fn follow_move(
         &mut self,
         key: FileKey,
         path: &Path,
         vacated: &mut Vec<(PathBuf, Stamp)>,
         intake: &mut dyn Intake,
-    ) -> bool {
+    ) -> Option<bool> {
         match self.try_follow_move(key, path, vacated, intake) {
-            Ok(is_moved) => is_moved,
+            Ok(is_moved) => Some(is_moved),
             Err(error) => {
                 self.troubles.note(path, &error, self.schedule.sweeps);
-                false
+                None
             }
         }
     }
@@ -333,7 +340,7 @@ impl Tail {
         if stamp.id != known.id {
             return Ok(false);
         }
-        let mut row = self.row(key, known, intake);
+        let mut row = self.row(key, known, intake)?;
         let sameness = row.compare(&file, stamp.size, &mut self.ends)?;
         if old_path == OldPath::SameFile {
             let paths = [&*known.path, path].map(Path::to_string_lossy);

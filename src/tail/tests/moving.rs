@@ -116,3 +116,27 @@ fn a_new_file_with_the_id_of_a_deleted_one_is_read_from_its_beginning() {
         assert_eq!(world.next(), lines(["new one", "new two", "new three"]));
     }
 }
+
+/// Without its row any bytes look like a file's own: what has its id, but other bytes, must not
+/// pass for it while the row can't be had.
+#[test]
+fn a_file_with_the_id_of_another_is_not_taken_for_it_while_the_store_fails_to_read() {
+    let mut world = World::new();
+    world.write("a.jsonl", "one\ntwo\nthree\n");
+    world.read();
+    world.restart();
+    world.read();
+    // As when a new file is given the number of one that was deleted.
+    fs::rename(world.path("a.jsonl"), world.path("b.jsonl")).unwrap();
+    world.write("b.jsonl", "new\n");
+    world.take();
+    world.store.fails_reads = true;
+    world.pass(Duration::from_secs(400));
+    while world.tail.read(&mut world.store) == Progress::More {
+        world.store.roll_back();
+    }
+    world.store.fails_reads = false;
+    world.lose_group();
+    assert_eq!(world.next(), lines(["new"]));
+    assert_eq!(world.next(), lines([]));
+}
