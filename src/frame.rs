@@ -4,15 +4,16 @@
 //! reading frames back and putting a header line before them, since zstd allows concatenation.
 //! Cutting inside a frame encodes it anew.
 
-use std::{io, ops::RangeInclusive};
+use std::{io, mem, ops::RangeInclusive};
 
 use serde::{Deserialize, Serialize};
 use siem_protocol::{ChainPoint, Digest};
 
 use crate::platform::Timestamp;
 
-/// The most that a frame holds before compression, unless one entry is larger.
-pub const MAX_RAW: usize = 256 << 10;
+/// The most that a frame holds before compression, unless one entry is larger: four that are not
+/// compressed make a value that redb stores without waste.
+pub const MAX_RAW: usize = 254 << 10;
 
 /// How a frame's body is stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,9 +171,14 @@ impl Frame {
                 count: builder.count,
                 before: cut.before,
                 after: cut.after,
+                raw: builder.raw.len(),
+                stored: builder.raw.len(),
+                codec: Codec::Plain,
                 ..self.head.clone()
             };
-            cut.frame = Some(encoder.seal(head, &builder.raw));
+            let mut frame = Frame { head, body: builder.raw };
+            encoder.encode(&mut frame);
+            cut.frame = Some(frame);
         }
         Ok(cut)
     }
@@ -207,9 +213,11 @@ impl Frame {
             show(at);
         }
         let (config, sealed_at) = (self.head.config, self.head.sealed_at);
-        builder
-            .seal(at.seq + 1, at.hash, config, sealed_at, encoder)
-            .ok_or(FrameError::Number { seq: self.head.first_seq })
+        let mut frame = builder
+            .seal(at.seq + 1, at.hash, config, sealed_at)
+            .ok_or(FrameError::Number { seq: self.head.first_seq })?;
+        encoder.encode(&mut frame);
+        Ok(frame)
     }
 }
 
@@ -253,15 +261,20 @@ impl Encoder {
         Self { codec, zstd }
     }
 
-    fn seal(&mut self, head: FrameHead, raw: &[u8]) -> Frame {
-        let body = match self.codec {
-            Codec::Plain => raw.to_vec(),
-            Codec::Zstd => {
-                self.zstd.compress(raw).expect("the output has room for whatever the input is")
-            }
-        };
-        let head = FrameHead { raw: raw.len(), stored: body.len(), codec: self.codec, ..head };
-        Frame { head, body }
+    /// How it stores frames.
+    #[must_use]
+    pub fn codec(&self) -> Codec {
+        self.codec
+    }
+
+    /// Encodes a plain frame.
+    pub fn encode(&mut self, frame: &mut Frame) {
+        if frame.head.codec == Codec::Plain && self.codec == Codec::Zstd {
+            let body = self.zstd.compress(&frame.body);
+            frame.body = body.expect("the output has room for whatever the input is");
+            frame.head.codec = Codec::Zstd;
+            frame.head.stored = frame.body.len();
+        }
     }
 }
 
@@ -327,14 +340,14 @@ impl FrameBuilder {
         self.raw.len()
     }
 
-    /// Makes the frame that ends before `next_seq`, and begins anew; `None` when it is empty.
+    /// Makes the frame that ends before `next_seq`, not compressed, and begins anew; `None` when it
+    /// is empty.
     pub fn seal(
         &mut self,
         next_seq: u64,
         after: Digest,
         config: Digest,
         sealed_at: Timestamp,
-        encoder: &mut Encoder,
     ) -> Option<Frame> {
         if self.count == 0 {
             return None;
@@ -342,25 +355,26 @@ impl FrameBuilder {
         let head = FrameHead {
             first_seq: next_seq - self.count,
             count: self.count,
-            raw: 0,
-            stored: 0,
-            codec: encoder.codec,
+            raw: self.raw.len(),
+            stored: self.raw.len(),
+            codec: Codec::Plain,
             config,
             before: self.before,
             after,
             sealed_at,
             urgent: self.urgent,
         };
-        let frame = encoder.seal(head, &self.raw);
+        let room = self.raw.len().min(MAX_RAW);
+        let mut body = mem::replace(&mut self.raw, Vec::with_capacity(room));
+        // The entry that went into the next frame has left as much room as there is in this one.
+        body.shrink_to_fit();
         self.clear();
-        Some(frame)
+        Some(Frame { head, body })
     }
 
     /// Drops what is in it.
     pub fn clear(&mut self) {
         self.raw.clear();
-        // One giant entry must not hold its memory for ever.
-        self.raw.shrink_to(2 * MAX_RAW);
         self.count = 0;
         self.urgent = false;
     }
@@ -379,9 +393,9 @@ mod tests {
             chains.push(chain);
         }
         let next = 5 + lines.len() as u64;
-        let mut encoder = Encoder::new(codec);
-        let sealed = builder.seal(next, chain, Digest::ZERO, Timestamp(1), &mut encoder);
-        (sealed.unwrap(), chains)
+        let mut frame = builder.seal(next, chain, Digest::ZERO, Timestamp(1)).unwrap();
+        Encoder::new(codec).encode(&mut frame);
+        (frame, chains)
     }
 
     #[test]
@@ -429,11 +443,10 @@ mod tests {
         assert!(builder.split_last().is_none());
         let two = builder.push(one, true, |raw| raw.extend_from_slice(b"two"));
         let mut next = builder.split_last().unwrap();
-        let mut encoder = Encoder::new(Codec::Plain);
-        let first = builder.seal(6, one, Digest::ZERO, Timestamp(1), &mut encoder).unwrap();
+        let first = builder.seal(6, one, Digest::ZERO, Timestamp(1)).unwrap();
         assert_eq!((first.body.as_slice(), first.head.count), (b"one\n".as_slice(), 1));
         assert_eq!((first.head.before, first.head.after), (before, one));
-        let second = next.seal(7, two, Digest::ZERO, Timestamp(1), &mut encoder).unwrap();
+        let second = next.seal(7, two, Digest::ZERO, Timestamp(1)).unwrap();
         assert_eq!((second.body.as_slice(), second.head.first_seq), (b"two\n".as_slice(), 6));
         assert_eq!((second.head.before, second.head.after), (one, two));
         assert!(second.head.urgent);

@@ -25,8 +25,10 @@ use crate::{
     tail::{Chunk, GenerationId, Origin, Piece},
 };
 
-/// A group is full when its frames take this much, as stored: they then make one value.
-const FULL: usize = 768 << 10;
+/// A group is full when it holds this much before compression. With the last chunk that makes two
+/// values of four frames each when nothing is compressed, and otherwise about one.
+const FULL: usize = 7 * frame::MAX_RAW;
+const FULL_COMPRESSED: usize = 11 * frame::MAX_RAW;
 
 /// What decides about records and adds to them: the pure part of a pipeline.
 pub struct Stages {
@@ -109,8 +111,8 @@ pub struct Filling {
     builder: FrameBuilder,
     encoder: Encoder,
     frames: Vec<Frame>,
-    /// Bytes of the frames, as stored.
-    stored: usize,
+    /// Bytes of the frames.
+    raw: usize,
     checkpoints: BTreeMap<(String, GenerationId), Option<Vec<u8>>>,
     dropping: BTreeMap<GenerationId, Option<Dropping>>,
     shares: BTreeMap<GenerationId, Share>,
@@ -134,7 +136,7 @@ impl Filling {
             builder: FrameBuilder::default(),
             encoder: Encoder::new(codec),
             frames: Vec::new(),
-            stored: 0,
+            raw: 0,
             checkpoints: BTreeMap::new(),
             dropping: BTreeMap::new(),
             shares: BTreeMap::new(),
@@ -151,13 +153,23 @@ impl Filling {
     /// Whether another chunk fits.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.stored + self.builder.raw() < FULL
+        let full = match self.encoder.codec() {
+            Codec::Plain => FULL,
+            Codec::Zstd => FULL_COMPRESSED,
+        };
+        self.raw + self.builder.raw() < full
     }
 
     /// The totals up to here: those of all numbers below the next.
     #[must_use]
     pub fn totals(&self) -> &Totals {
         &self.totals
+    }
+
+    /// The chain up to here.
+    #[must_use]
+    pub fn chain(&self) -> Digest {
+        self.chain
     }
 
     /// Adds an event.
@@ -372,18 +384,24 @@ impl Filling {
     }
 
     fn seal(&mut self, now: Timestamp) {
-        let sealed =
-            self.builder.seal(self.next_seq, self.chain, self.config, now, &mut self.encoder);
+        let sealed = self.builder.seal(self.next_seq, self.chain, self.config, now);
         if let Some(frame) = sealed {
-            self.stored += frame.body.len();
+            self.raw += frame.body.len();
             self.frames.push(frame);
         }
     }
 
-    /// Takes the group; the next one begins where it ends.
+    /// Takes the group, its frames as they are to be stored; the next one begins where it ends.
     pub fn take(&mut self, now: Timestamp) -> Group {
+        let mut group = self.draft(now);
+        group.encode(&mut self.encoder);
+        group
+    }
+
+    /// The same, its frames not compressed yet.
+    pub fn draft(&mut self, now: Timestamp) -> Group {
         self.seal(now);
-        self.stored = 0;
+        self.raw = 0;
         let next = Start { seq: self.next_seq, chain: self.chain, totals: self.totals.clone() };
         Group {
             start: mem::replace(&mut self.start, next),
@@ -399,7 +417,7 @@ impl Filling {
     pub fn reset(&mut self, start: Start) {
         self.builder.clear();
         self.frames.clear();
-        self.stored = 0;
+        self.raw = 0;
         self.checkpoints.clear();
         self.dropping.clear();
         self.shares.clear();

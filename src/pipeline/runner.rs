@@ -16,7 +16,7 @@ use super::{
     delivery::{Delivering, Ending, Progress},
     fault::{Fault, Faults, Unfinished},
     group::{Filling, Stages},
-    ingest::{Inbox, Ingest, Read, Report, Until, Work},
+    ingest::{Inbox, Ingest, Read, Report, Until, Work, Writer},
     outbox::{Outbox, OutboxError},
     room::Room,
 };
@@ -117,6 +117,7 @@ impl Pipeline {
             sources: self.sources,
             stages: self.stages,
             filling,
+            writer: Writer::new(Arc::clone(&outbox), codec),
             outbox: Arc::clone(&outbox),
             room: Room::new(settings.outbox.max_bytes),
             inbox: Arc::clone(&self.inbox),

@@ -328,12 +328,26 @@ impl<'a> Scanner<'a> {
 /// Where the next quote or backslash stands. Most strings are short: a vector search is called
 /// only for the long ones.
 fn quote_or_escape(bytes: &[u8]) -> Option<usize> {
-    const SHORT: usize = 24;
-    let short = &bytes[..bytes.len().min(SHORT)];
-    if let Some(at) = short.iter().position(|byte| matches!(byte, b'"' | b'\\')) {
-        return Some(at);
+    const SHORT: usize = 32;
+    let (words, rest) = bytes[..bytes.len().min(SHORT)].as_chunks::<8>();
+    for (number, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let found = first_equal(word, b'"') | first_equal(word, b'\\');
+        if found != 0 {
+            return Some(number * 8 + found.trailing_zeros() as usize / 8);
+        }
+    }
+    if let Some(at) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')) {
+        return Some(words.len() * 8 + at);
     }
     memchr2(b'"', b'\\', bytes.get(SHORT..)?).map(|at| at + SHORT)
+}
+
+/// The lowest bit set is in the first of eight bytes that equals `byte`; 0 when none does.
+fn first_equal(word: u64, byte: u8) -> u64 {
+    const ONES: u64 = u64::MAX / 0xff;
+    let differences = word ^ (ONES * u64::from(byte));
+    differences.wrapping_sub(ONES) & !differences & (ONES << 7)
 }
 
 /// The containers that are open, one bit each: set for an object.

@@ -71,7 +71,7 @@ impl Assembler<'_> {
         let fitting = || Fitting { shipping: self.shipping, border, ..Fitting::default() };
         // Looked at before anything is copied: mostly there is something, and it waits.
         let (mut fit, mut oldest) = (fitting(), None);
-        self.outbox.visit(first, |head, _| {
+        self.outbox.heads(first, |head| {
             oldest.get_or_insert(head.sealed_at);
             fit.take(&head, first)
         })?;

@@ -4,7 +4,7 @@ use siem_protocol::{BatchHeader, Identity};
 
 use super::super::outbox::{DeadLetter, DeadLetterId};
 use crate::{
-    frame::{Codec, Encoder, FrameBuilder},
+    frame::FrameBuilder,
     platform::Timestamp,
     stages::sink::{Batch, Delivery, Sink},
 };
@@ -28,8 +28,7 @@ pub async fn redeliver(
     };
     let mut builder = FrameBuilder::default();
     let chain = builder.push(letter.line_sha256, false, |raw| raw.extend_from_slice(&line));
-    let mut encoder = Encoder::new(Codec::Plain);
-    let frame = builder.seal(id.seq + 1, chain, letter.config, now, &mut encoder);
+    let frame = builder.seal(id.seq + 1, chain, letter.config, now);
     let batch = Batch { header, frames: frame.into_iter().collect() };
     sink.deliver(&batch).await
 }

@@ -1,17 +1,19 @@
-//! Reads sources into the outbox: one thread, one group after the other.
+//! Reads sources into the outbox, one group after the other: while one is stored, the next is read.
 
 mod inbox;
 mod intake;
 #[cfg(test)]
 mod tests;
+mod writer;
 
-use std::{cell::Cell, collections::HashSet, sync::Arc, time::Duration};
+use std::{cell::Cell, collections::HashSet, mem, sync::Arc, time::Duration};
 
 pub use inbox::Inbox;
 use intake::GroupIntake;
 use serde_json::json;
-use siem_protocol::names::event;
+use siem_protocol::{Digest, names::event};
 use tracing::{debug, error, info, warn};
+pub use writer::Writer;
 
 use super::{
     group::{Filling, Stages},
@@ -33,6 +35,11 @@ use crate::{
 const COMMIT_RETRY: Duration = Duration::from_secs(5);
 /// How often the acknowledged offsets are copied, and a drained store is made smaller.
 const TIDY_UP: Duration = Duration::from_secs(60);
+/// So many groups are stored before sources and filters are told. A failure takes them back to
+/// where that was.
+const GROUPS: u32 = 8;
+/// How often it is said how far catching up is.
+const TELL: Duration = Duration::from_millis(100);
 /// How often a full outbox is looked at again.
 const FULL_RETRY: Duration = Duration::from_millis(500);
 
@@ -69,6 +76,8 @@ pub struct Ingest {
     pub filling: Filling,
     /// Where groups go.
     pub outbox: Arc<Outbox>,
+    /// Who brings them there.
+    pub writer: Writer,
     /// Whether there is room to read on.
     pub room: Room,
     /// What wakes and stops it.
@@ -79,7 +88,7 @@ pub struct Ingest {
     pub heartbeat: Duration,
     /// Random numbers from 0 to 1.
     pub jitter: Box<dyn FnMut() -> f64 + Send>,
-    /// Told now and then what there is to read.
+    /// Told now and then how far catching up is.
     pub report: Report,
     /// What it knows of its own work. Begins as [`Default`] has it.
     pub work: Work,
@@ -90,6 +99,10 @@ pub struct Ingest {
 pub struct Work {
     /// Events in the group at hand: kept until it is stored.
     unstored: Vec<Event>,
+    /// The group that is being stored.
+    storing: Option<Storing>,
+    /// Groups that are stored, or being stored, of which sources and filters do not know yet.
+    untold: u32,
     /// Files that a stage failed on: not read until the next start.
     held: HashSet<FileKey>,
     /// The file that a stage failed on in this group.
@@ -102,18 +115,29 @@ pub struct Work {
     beat: Duration,
     /// When the store is tidied up next.
     tidy: Duration,
+    /// When it is said next how far reading is.
+    tell: Duration,
 }
 
-/// What came of one group.
+/// What is remembered of a group until it is known to be stored.
+#[derive(Debug)]
+struct Storing {
+    events: Vec<Event>,
+    has_beat: bool,
+    /// The chain after it.
+    after: Digest,
+}
+
+/// What came of one turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// It is stored; how far reading is.
+    /// How far reading is. What was read is stored, or being stored while there is more.
     Read(Progress),
-    /// It is stored, and nothing was read into it: there is no room.
+    /// All is stored, and nothing was read: there is no room.
     Full,
     /// A stage failed: its file is left alone from now on.
     Held,
-    /// It could not be stored, and everything begins again from what is, after a pause.
+    /// A group could not be stored, and everything begins again from what is, after a pause.
     NotStored {
         /// How long.
         pause: Duration,
@@ -136,6 +160,9 @@ impl Ingest {
                 continue;
             }
             let is_idle = matches!(turn, Turn::Read(Progress::Idle { .. }));
+            if until == Until::CaughtUp {
+                self.tell(is_idle);
+            }
             if self.inbox.is_stopped() || (until == Until::CaughtUp && is_idle) {
                 break;
             }
@@ -161,7 +188,7 @@ impl Ingest {
         self.work.tidy = now + TIDY_UP;
     }
 
-    /// Fills one group and stores it.
+    /// Fills one group and hands it over to be stored.
     pub(super) fn turn(&mut self) -> Turn {
         if let Err(pause) = self.restore() {
             return Turn::NotStored { pause };
@@ -194,12 +221,15 @@ impl Ingest {
             self.hold(&failed);
             return Turn::Held;
         }
-        if let Err(pause) = self.commit() {
-            return Turn::NotStored { pause };
+        // With more to read the group is stored meanwhile.
+        let stored = match turn {
+            Turn::Read(Progress::More) => self.hand_over(),
+            _ => self.commit(),
+        };
+        match stored {
+            Ok(()) => turn,
+            Err(pause) => Turn::NotStored { pause },
         }
-        let read = self.progress();
-        (self.report)(read);
-        turn
     }
 
     /// Stores what there is to say at the end.
@@ -298,25 +328,49 @@ impl Ingest {
     /// Takes back what filters remember of the group; the next turn begins with what is stored.
     fn roll_back(&mut self) {
         self.stages.judge.rollback();
+        self.work.untold = 0;
         self.work.is_lost = true;
-        if std::mem::take(&mut self.work.is_beat_unstored) {
+        if mem::take(&mut self.work.is_beat_unstored) {
             self.work.beat = Duration::ZERO;
         }
     }
 
-    /// Stores the group. After a failure everything begins again from what is stored: after the
-    /// pause that is returned.
+    /// Stores the group, and all before it. After a failure everything begins again from what is
+    /// stored: after the pause that is returned.
     fn commit(&mut self) -> Result<(), Duration> {
+        self.hand_over()?;
+        self.settle()?;
+        if self.work.untold > 0 {
+            self.work.untold = 0;
+            self.stages.judge.commit();
+            self.sources.iter_mut().for_each(|(_, source)| source.committed());
+        }
+        Ok(())
+    }
+
+    /// Lets the group be stored once the one before it is. Sources and filters hear of it later:
+    /// what they remember since they last did is of the group that is read meanwhile, too.
+    fn hand_over(&mut self) -> Result<(), Duration> {
+        self.settle()?;
         if self.filling.is_empty() {
             return Ok(());
         }
-        let group = self.filling.take(self.clock.now());
-        match self.outbox.commit(&group) {
+        self.writer.begin(self.filling.draft(self.clock.now()));
+        self.work.storing = Some(Storing {
+            events: mem::take(&mut self.work.unstored),
+            has_beat: mem::take(&mut self.work.is_beat_unstored),
+            after: self.filling.chain(),
+        });
+        self.work.untold += 1;
+        if self.work.untold >= GROUPS { self.commit() } else { Ok(()) }
+    }
+
+    /// Waits for the group that is being stored.
+    fn settle(&mut self) -> Result<(), Duration> {
+        let Some(stored) = self.writer.finish() else { return Ok(()) };
+        match stored {
             Ok(()) => {
-                self.work.unstored.clear();
-                self.work.is_beat_unstored = false;
-                self.stages.judge.commit();
-                self.sources.iter_mut().for_each(|(_, source)| source.committed());
+                self.work.storing = None;
                 Ok(())
             }
             Err(failure) => {
@@ -335,9 +389,20 @@ impl Ingest {
         if !self.work.is_lost {
             return Ok(());
         }
+        // What is on its way may still be stored, and is where all begins again then.
+        self.settle()?;
         if let Err(failure) = self.try_restore() {
             error!(cause = causes(&failure), "checkpoints could not be read");
             return Err(COMMIT_RETRY);
+        }
+        // After an error of the disk the group may be in the store after all.
+        let failed = self.work.storing.take();
+        if let Some(mut failed) = failed.filter(|failed| failed.after != self.outbox.end().chain) {
+            failed.events.append(&mut self.work.unstored);
+            self.work.unstored = failed.events;
+            if failed.has_beat {
+                self.work.beat = Duration::ZERO;
+            }
         }
         for event in &self.work.unstored {
             self.filling.event(event, self.clock.now());
@@ -380,6 +445,16 @@ impl Ingest {
         let heartbeat = Event::info(event::HEARTBEAT, data);
         self.filling.event(&heartbeat, self.clock.now());
         self.work.is_beat_unstored = true;
+    }
+
+    /// Says how far reading is, now and then: it asks every file.
+    fn tell(&mut self, is_done: bool) {
+        let now = self.clock.uptime();
+        if is_done || now >= self.work.tell {
+            self.work.tell = now + TELL;
+            let read = self.progress();
+            (self.report)(read);
+        }
     }
 
     fn progress(&self) -> Read {

@@ -6,11 +6,14 @@ use super::*;
 use crate::{
     config::Shipping,
     frame::Codec,
-    pipeline::{judge::Judge, outbox::Seat},
+    pipeline::{
+        judge::Judge,
+        outbox::{Seat, faults::Faulty},
+    },
     platform::SystemClock,
     stages::{
-        Record,
-        filter::{Filter, Verdict},
+        Record, StageOptions,
+        filter::{self, Filter, Verdict},
         source::Survey,
     },
     tail::{Chunk, GenerationId, Intake, Piece},
@@ -94,13 +97,20 @@ fn ingest(source: Files, folder: &Path) -> Ingest {
     let outbox =
         Outbox::open(&path, &[Seat { name: "siem".into(), destination: None }], || "e".into())
             .unwrap();
-    let judge = Judge::new(vec![("fragile".into(), Box::new(Fragile))]);
+    ingest_into(outbox, source)
+}
+
+fn ingest_into(outbox: Outbox, source: Files) -> Ingest {
+    let dedupe = filter::build("dedupe", &StageOptions::from_toml("").unwrap()).unwrap();
+    let judge = Judge::new(vec![("fragile".into(), Box::new(Fragile)), ("dedupe".into(), dedupe)]);
     let shipping = Shipping::default();
+    let outbox = Arc::new(outbox);
     Ingest {
         sources: vec![("files".into(), Box::new(source))],
         stages: Stages::new(judge, Vec::new()),
         filling: Filling::new(outbox.end(), Digest::ZERO, shipping, Codec::Plain),
-        outbox: Arc::new(outbox),
+        writer: Writer::new(Arc::clone(&outbox), Codec::Plain),
+        outbox,
         room: Room::new(1 << 30),
         inbox: Arc::default(),
         clock: Arc::new(SystemClock),
@@ -161,4 +171,43 @@ fn goes_on_at_the_stored_rows_after_a_restart() {
     second.run(Until::CaughtUp);
     assert_eq!(stored(&outbox).0, ["a1", "a2"]);
     assert_eq!(outbox.end().totals.shipped.lines, 2);
+}
+
+/// While a group is stored the next is read: when the store fails, both come again, once.
+#[test]
+fn a_group_that_is_not_stored_takes_back_what_was_read_meanwhile() {
+    let large = |n: usize| {
+        let line = format!(r#"{{"uuid":"u-{n}","x":"{}"}}"#, "x".repeat(400_000));
+        &*line.leak()
+    };
+    let lines: Vec<&'static str> = (0..60).map(large).collect();
+    for fails_at in 1..12 {
+        let (file, folder) = (Faulty::default(), tempfile::tempdir().unwrap());
+        let outbox = file.outbox(folder.path());
+        let mut ingest = ingest_into(outbox, Files::new(&[("a", lines.as_slice())]));
+        let outbox = Arc::clone(&ingest.outbox);
+        ingest.begin();
+        let (mut turns, mut failures) = (0, 0);
+        loop {
+            turns += 1;
+            if turns == fails_at {
+                ingest.inbox.report(Event::info("test", json!({ "turn": turns })));
+                file.fail_syncs(true);
+            }
+            match ingest.turn() {
+                Turn::NotStored { .. } => {
+                    failures += 1;
+                    file.fail_syncs(false);
+                }
+                Turn::Read(Progress::Idle { .. }) => break,
+                turn => assert_eq!(turn, Turn::Read(Progress::More)),
+            }
+        }
+        assert!(failures > 0 && turns > 12, "{failures} failures in {turns} turns");
+        ingest.end();
+        let (records, events) = stored(&outbox);
+        assert_eq!(records, lines, "after a failure in turn {fails_at}");
+        let expected = ["agent_started", "test", "heartbeat", "agent_stopped"];
+        assert_eq!(events, expected, "after a failure in turn {fails_at}");
+    }
 }

@@ -5,7 +5,7 @@ use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use siem_protocol::{DeadLettered, Digest};
 
-use super::{CURSORS, Cursor, Group, Outbox, OutboxError, VALUES, from_json, json, runs, value};
+use super::{CURSORS, Cursor, Group, Outbox, OutboxError, append, from_json, json};
 
 /// By sink, epoch and sequence number: a number alone comes again in the next epoch.
 pub(super) const DEAD_LETTERS: TableDefinition<'_, (&str, &str, u64), &[u8]> =
@@ -146,18 +146,7 @@ impl Outbox {
             for id in ids {
                 letters.remove(key(id))?;
             }
-            let mut values = transaction.open_table(VALUES)?;
-            for frames in runs(&group.frames) {
-                let value = value::encode(frames);
-                state.stored += value.len() as u64;
-                values.insert(frames[0].head.first_seq, value.as_slice())?;
-            }
-            for frame in &group.frames {
-                (state.next_seq, state.chain) = (frame.head.last_seq() + 1, frame.head.after);
-                if frame.head.urgent {
-                    state.urgent_seq = frame.head.last_seq();
-                }
-            }
+            append(transaction, state, &group.frames)?;
             state.totals = group.totals.clone();
             Ok(Ok(()))
         })

@@ -38,7 +38,7 @@ struct Inner {
 
 /// A file in memory whose calls fail as a test wants.
 #[derive(Clone, Debug, Default)]
-struct Faulty(Arc<Mutex<Inner>>);
+pub(in crate::pipeline) struct Faulty(Arc<Mutex<Inner>>);
 
 impl Faulty {
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -56,7 +56,12 @@ impl Faulty {
         }
     }
 
-    fn outbox(&self, folder: &Path) -> Outbox {
+    /// Lets the next syncs fail, or no more.
+    pub(in crate::pipeline) fn fail_syncs(&self, fails: bool) {
+        self.inner().fails = fails.then_some((Call::Sync, 5));
+    }
+
+    pub(in crate::pipeline) fn outbox(&self, folder: &Path) -> Outbox {
         let backend = self.clone();
         let opener = move || {
             drop(

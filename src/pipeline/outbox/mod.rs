@@ -12,7 +12,7 @@ mod dead_letters;
 pub(crate) mod disk;
 mod error;
 #[cfg(test)]
-mod faults;
+pub(super) mod faults;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handle;
@@ -44,7 +44,7 @@ use handle::Opened;
 pub(super) use handle::builder;
 pub use recover::Found;
 use recover::{Began, Beginning};
-use redb::{Database, ReadableTable as _, TableDefinition};
+use redb::{Database, ReadableTable as _, TableDefinition, WriteTransaction};
 pub use renumber::Renumbered;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use siem_protocol::{ChainPoint, Digest};
@@ -55,7 +55,7 @@ use super::{
     group::Dropping,
 };
 use crate::{
-    frame::{Frame, FrameHead},
+    frame::{Encoder, Frame, FrameHead},
     platform::{Timestamp, free_space, private},
     tail::GenerationId,
 };
@@ -163,6 +163,13 @@ pub struct Group {
     pub shares: BTreeMap<GenerationId, Share>,
     /// The totals after it.
     pub totals: Totals,
+}
+
+impl Group {
+    /// Encodes its frames as `encoder` does.
+    pub fn encode(&mut self, encoder: &mut Encoder) {
+        self.frames.iter_mut().for_each(|frame| encoder.encode(frame));
+    }
 }
 
 impl Outbox {
@@ -302,13 +309,8 @@ impl Outbox {
                 let (found, expected) = (group.start.seq, state.next_seq);
                 return Ok(Err(OutboxError::Stale { found, expected }));
             }
+            append(transaction, state, &group.frames)?;
             {
-                let mut values = transaction.open_table(VALUES)?;
-                for frames in runs(&group.frames) {
-                    let value = value::encode(frames);
-                    state.stored += value.len() as u64;
-                    values.insert(frames[0].head.first_seq, value.as_slice())?;
-                }
                 let mut checkpoints = transaction.open_table(CHECKPOINTS)?;
                 for ((source, generation), row) in &group.checkpoints {
                     let key = (source.as_str(), generation.0.as_str());
@@ -332,13 +334,6 @@ impl Outbox {
             add_shares(transaction, group)?;
             if !group.frames.is_empty() {
                 state.began = None;
-            }
-            if let Some(last) = group.frames.last() {
-                state.next_seq = last.head.last_seq() + 1;
-                state.chain = last.head.after;
-            }
-            if let Some(urgent) = group.frames.iter().rev().find(|frame| frame.head.urgent) {
-                state.urgent_seq = urgent.head.last_seq();
             }
             state.totals = group.totals.clone();
             Ok(Ok(()))
@@ -492,6 +487,23 @@ impl Outbox {
         Ok(frames)
     }
 
+    /// Shows the heads of frames in order, beginning with the one that holds `seq`, until `visit`
+    /// has enough. Nothing is checked that is not looked at: who believes them reads the frames.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read or a head in it is damaged.
+    pub fn heads(
+        &self,
+        seq: u64,
+        mut visit: impl FnMut(FrameHead) -> ControlFlow<()>,
+    ) -> Result<(), OutboxError> {
+        self.values(seq, |value| {
+            let heads = value::heads(value)?.into_iter();
+            let mut heads = heads.filter(|head| head.last_seq() >= seq);
+            Some(heads.try_for_each(&mut visit))
+        })
+    }
+
     /// Shows frames in order, beginning with the one that holds `seq`, until `visit` has enough.
     ///
     /// # Errors
@@ -501,17 +513,28 @@ impl Outbox {
         seq: u64,
         mut visit: impl FnMut(FrameHead, &[u8]) -> ControlFlow<()>,
     ) -> Result<(), OutboxError> {
+        self.values(seq, |value| {
+            let mut frames = value::decode(value)?.filter(|(head, _)| head.last_seq() >= seq);
+            Some(frames.try_for_each(|(head, body)| visit(head, body)))
+        })
+    }
+
+    /// Shows values in order, beginning with the one that may hold `seq`, until `visit` has
+    /// enough; `None` says that one is damaged.
+    fn values(
+        &self,
+        seq: u64,
+        mut visit: impl FnMut(&[u8]) -> Option<ControlFlow<()>>,
+    ) -> Result<(), OutboxError> {
         let whole = self.read("read", |transaction| {
             let values = transaction.open_table(VALUES)?;
             let holder = values.range(..=seq)?.next_back().transpose()?;
             let first = holder.map_or(seq, |(key, _)| key.value());
             for row in values.range(first..)? {
-                let (_, value) = row?;
-                let Some(decoded) = value::decode(value.value()) else { return Ok(false) };
-                for (head, body) in decoded.filter(|(head, _)| head.last_seq() >= seq) {
-                    if visit(head, body).is_break() {
-                        return Ok(true);
-                    }
+                match visit(row?.1.value()) {
+                    Some(ControlFlow::Continue(())) => {}
+                    Some(ControlFlow::Break(())) => return Ok(true),
+                    None => return Ok(false),
                 }
             }
             Ok(true)
@@ -589,6 +612,27 @@ fn file_opener(path: &Path) -> Opener {
         private::options().open(&file).map_err(redb::StorageError::Io)?;
         builder().create(&file)
     })
+}
+
+/// Appends frames to the values: the state ends with them then.
+fn append(
+    transaction: &WriteTransaction,
+    state: &mut State,
+    frames: &[Frame],
+) -> Result<(), redb::Error> {
+    let mut values = transaction.open_table(VALUES)?;
+    for run in runs(frames) {
+        let value = value::encode(run);
+        state.stored += value.len() as u64;
+        values.insert(run[0].head.first_seq, value.as_slice())?;
+    }
+    for Frame { head, .. } in frames {
+        (state.next_seq, state.chain) = (head.last_seq() + 1, head.after);
+        if head.urgent {
+            state.urgent_seq = head.last_seq();
+        }
+    }
+    Ok(())
 }
 
 /// Cuts frames into runs that make one value each.

@@ -31,7 +31,7 @@ use tokio::{runtime::Runtime, sync::watch};
 use super::{
     delivery::{Delivering, Ending, Progress as Delivered},
     group::{Filling, Stages},
-    ingest::{Inbox, Ingest, Turn, Work},
+    ingest::{Inbox, Ingest, Turn, Work, Writer},
     judge::Judge,
     outbox::{
         Outbox, Seat, builder,
@@ -356,6 +356,7 @@ impl World {
             sources: vec![("sessions".into(), Box::new(Sessions(tail)))],
             stages: Stages::new(Judge::new(filters), Vec::new()),
             filling: Filling::new(outbox.end(), config, shipping, Codec::Zstd),
+            writer: Writer::here(Arc::clone(&outbox), Codec::Zstd),
             outbox: Arc::clone(&outbox),
             room: Room::new(1 << 30),
             inbox,

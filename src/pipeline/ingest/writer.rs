@@ -1,0 +1,119 @@
+//! Stores groups, one after the other, while the next one is read.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::{self, JoinHandle},
+};
+
+use super::super::outbox::{Group, Outbox, OutboxError};
+use crate::frame::{Codec, Encoder};
+
+type Stored = Result<(), OutboxError>;
+
+/// Compresses and stores a group at a time.
+pub struct Writer {
+    way: Way,
+    /// Whether a group is on its way.
+    is_busy: bool,
+}
+
+enum Way {
+    /// On this thread, for a world where one thing happens at a time. What came of the group is
+    /// learnt as late as from the other.
+    Here { job: Job, stored: Option<Stored> },
+    /// On a thread of its own.
+    Beside(Beside),
+}
+
+struct Beside {
+    /// The thread ends when this is gone.
+    groups: Option<SyncSender<Group>>,
+    stored: Receiver<Stored>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Job {
+    outbox: Arc<Outbox>,
+    encoder: Encoder,
+}
+
+impl Job {
+    fn store(&mut self, mut group: Group) -> Stored {
+        group.encode(&mut self.encoder);
+        self.outbox.commit(&group)
+    }
+}
+
+impl Writer {
+    /// Stores into `outbox`, with frames as `codec` has them, on a thread of its own.
+    ///
+    /// # Panics
+    /// When the system gives no thread.
+    #[must_use]
+    pub fn new(outbox: Arc<Outbox>, codec: Codec) -> Self {
+        let mut job = Job { outbox, encoder: Encoder::new(codec) };
+        let (groups, jobs) = sync_channel::<Group>(1);
+        let (done, stored) = sync_channel(1);
+        let run = move || {
+            for group in jobs {
+                if done.send(job.store(group)).is_err() {
+                    return;
+                }
+            }
+        };
+        let spawned = thread::Builder::new().name("writer".into()).spawn(run);
+        let thread = Some(spawned.expect("the system gives a thread"));
+        Self { way: Way::Beside(Beside { groups: Some(groups), stored, thread }), is_busy: false }
+    }
+
+    /// The same, on the thread that calls.
+    #[cfg(test)]
+    pub(crate) fn here(outbox: Arc<Outbox>, codec: Codec) -> Self {
+        let job = Job { outbox, encoder: Encoder::new(codec) };
+        Self { way: Way::Here { job, stored: None }, is_busy: false }
+    }
+
+    /// Begins to store `group`, whose start is where the one before ends.
+    ///
+    /// # Panics
+    /// When what came of the one before was not asked for, or the thread died of a panic.
+    pub(super) fn begin(&mut self, group: Group) {
+        assert!(!self.is_busy, "one group at a time");
+        self.is_busy = true;
+        match &mut self.way {
+            Way::Here { job, stored } => *stored = Some(job.store(group)),
+            Way::Beside(Beside { groups, .. }) => {
+                let sent = groups.as_ref().map(|groups| groups.send(group));
+                assert!(matches!(sent, Some(Ok(()))), "the writer lives");
+            }
+        }
+    }
+
+    /// Waits for the group on its way; `None` when there is none.
+    ///
+    /// # Panics
+    /// When the thread died of a panic: nothing can be stored any more.
+    pub(super) fn finish(&mut self) -> Option<Stored> {
+        if !std::mem::take(&mut self.is_busy) {
+            return None;
+        }
+        match &mut self.way {
+            Way::Here { stored, .. } => stored.take(),
+            Way::Beside(Beside { stored, .. }) => Some(stored.recv().expect("the writer lives")),
+        }
+    }
+}
+
+/// Nobody holds the store any more once the writer is gone.
+impl Drop for Beside {
+    fn drop(&mut self) {
+        self.groups = None;
+        if let Some(thread) = self.thread.take() {
+            // Whoever waits for what it stores has seen its panic, if there was one.
+            drop(thread.join());
+        }
+    }
+}
