@@ -261,12 +261,6 @@ impl Encoder {
         Self { codec, zstd }
     }
 
-    /// How it stores frames.
-    #[must_use]
-    pub fn codec(&self) -> Codec {
-        self.codec
-    }
-
     /// Encodes a plain frame.
     pub fn encode(&mut self, frame: &mut Frame) {
         if frame.head.codec == Codec::Plain && self.codec == Codec::Zstd {

@@ -113,6 +113,8 @@ pub struct Filling {
     frames: Vec<Frame>,
     /// Bytes of the frames.
     raw: usize,
+    /// With how many bytes before compression the group is full.
+    pub(super) full: usize,
     checkpoints: BTreeMap<(String, GenerationId), Option<Vec<u8>>>,
     dropping: BTreeMap<GenerationId, Option<Dropping>>,
     shares: BTreeMap<GenerationId, Share>,
@@ -137,6 +139,7 @@ impl Filling {
             encoder: Encoder::new(codec),
             frames: Vec::new(),
             raw: 0,
+            full: if codec == Codec::Plain { FULL } else { FULL_COMPRESSED },
             checkpoints: BTreeMap::new(),
             dropping: BTreeMap::new(),
             shares: BTreeMap::new(),
@@ -153,11 +156,7 @@ impl Filling {
     /// Whether another chunk fits.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        let full = match self.encoder.codec() {
-            Codec::Plain => FULL,
-            Codec::Zstd => FULL_COMPRESSED,
-        };
-        self.raw + self.builder.raw() < full
+        self.raw + self.builder.raw() < self.full
     }
 
     /// The totals up to here: those of all numbers below the next.

@@ -21,9 +21,9 @@ pub struct Writer {
 }
 
 enum Way {
-    /// On this thread, for a world where one thing happens at a time. What came of the group is
-    /// learnt as late as from the other.
-    Here { job: Job, stored: Option<Stored> },
+    /// On this thread, for a world where one thing happens at a time: as late as the other may be.
+    #[cfg(test)]
+    Here { job: Job, group: Option<Group> },
     /// On a thread of its own.
     Beside(Beside),
 }
@@ -73,7 +73,7 @@ impl Writer {
     #[cfg(test)]
     pub(crate) fn here(outbox: Arc<Outbox>, codec: Codec) -> Self {
         let job = Job { outbox, encoder: Encoder::new(codec) };
-        Self { way: Way::Here { job, stored: None }, is_busy: false }
+        Self { way: Way::Here { job, group: None }, is_busy: false }
     }
 
     /// Begins to store `group`, whose start is where the one before ends.
@@ -84,7 +84,8 @@ impl Writer {
         assert!(!self.is_busy, "one group at a time");
         self.is_busy = true;
         match &mut self.way {
-            Way::Here { job, stored } => *stored = Some(job.store(group)),
+            #[cfg(test)]
+            Way::Here { group: waiting, .. } => *waiting = Some(group),
             Way::Beside(Beside { groups, .. }) => {
                 let sent = groups.as_ref().map(|groups| groups.send(group));
                 assert!(matches!(sent, Some(Ok(()))), "the writer lives");
@@ -101,7 +102,8 @@ impl Writer {
             return None;
         }
         match &mut self.way {
-            Way::Here { stored, .. } => stored.take(),
+            #[cfg(test)]
+            Way::Here { job, group } => group.take().map(|group| job.store(group)),
             Way::Beside(Beside { stored, .. }) => Some(stored.recv().expect("the writer lives")),
         }
     }
