@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use siem_protocol::{BatchHeader, Receipt};
+use siem_protocol::{BatchHeader, Digest, Receipt};
 
 use super::{
     epoch::Stem,
@@ -36,6 +36,8 @@ struct Epoch {
     repetitions: u64,
     /// Set once it was said that claims and holdings differ unexplained.
     warned: bool,
+    /// The last one of the chain's values, once it came since the start.
+    last: Option<Digest>,
 }
 
 /// The epochs that a machine's user has had.
@@ -70,6 +72,24 @@ pub(super) struct Judged {
     pub(super) receipt: Receipt,
 }
 
+/// The chain's values, the last of which is known and need not be read.
+struct Known<'a, V> {
+    /// Its place and itself.
+    last: Option<(u64, Digest)>,
+    values: &'a mut V,
+}
+
+impl<V: ChainValues> ChainValues for Known<'_, V> {
+    type Error = V::Error;
+
+    fn read(&mut self, at: u64, count: u64) -> Result<Vec<Digest>, V::Error> {
+        match self.last {
+            Some((place, value)) if place == at && count == 1 => Ok(vec![value]),
+            _ => self.values.read(at, count),
+        }
+    }
+}
+
 /// The key of a batch's epoch.
 pub(super) fn key(header: &BatchHeader) -> Key {
     (header.machine_id.clone(), header.epoch.clone())
@@ -90,7 +110,9 @@ impl Catalog {
         let key = key(&batch.header);
         let unknown = Ledger::default();
         let ledger = self.epochs.get(&key).map_or(&unknown, |epoch| &epoch.ledger);
-        let plan = ledger.plan(batch, values)?;
+        let last = self.epochs.get(&key).and_then(|epoch| epoch.last);
+        let last = last.map(|value| (ledger.values() - 1, value));
+        let plan = ledger.plan(batch, &mut Known { last, values })?;
         let receipt = Receipt {
             last_seq: batch.covers().map(|(_, last)| last),
             accepted: plan.change.accepted,
@@ -177,6 +199,14 @@ impl Catalog {
         reports
     }
 
+    /// Keeps the chain's last value of an epoch, as it was just recorded: the next batch of it most
+    /// likely goes on from there.
+    pub(super) fn remember(&mut self, key: &Key, last: Digest) {
+        if let Some(epoch) = self.epochs.get_mut(key) {
+            epoch.last = Some(last);
+        }
+    }
+
     /// Takes in what a note says: of a batch that was just made durable, or at a start. A note of
     /// an epoch not known yet says who sent it, else it is passed over.
     pub(super) fn record(&mut self, key: &Key, note: &Note, note_length: u64) {
@@ -193,11 +223,15 @@ impl Catalog {
                 conflicts: 0,
                 repetitions: 0,
                 warned: false,
+                last: None,
             });
             epoch.who = who.clone();
         }
         let Some(epoch) = self.epochs.get_mut(key) else { return };
         epoch.ledger.apply(&note.change);
+        if !note.change.new.is_empty() {
+            epoch.last = None;
+        }
         epoch.last_seen.clone_from(&note.at);
         epoch.lines_end = note.lines_at + note.bytes;
         epoch.notes_end += note_length;
@@ -343,8 +377,6 @@ impl Epoch {
 mod tests {
     use std::time::UNIX_EPOCH;
 
-    use siem_protocol::Digest;
-
     use super::*;
     use crate::testing::BatchText;
 
@@ -409,6 +441,35 @@ mod tests {
             take(&mut catalog, &of("b", seq).with(|header| header.user = "v".into()));
         }
         assert_eq!(clones(&catalog), []);
+    }
+
+    /// Each read of a value waits for files.
+    #[test]
+    fn a_batch_that_goes_on_where_the_last_one_ended_reads_no_value() {
+        struct None;
+        impl ChainValues for None {
+            type Error = u64;
+            fn read(&mut self, at: u64, _: u64) -> Result<Vec<Digest>, u64> {
+                Err(at)
+            }
+        }
+        let mut catalog = Catalog::default();
+        let batch = |first, last| {
+            let text = BatchText::new(first, last).text();
+            Batch::parse(text.into_bytes(), UNIX_EPOCH).unwrap()
+        };
+        let first = batch(1, 3);
+        let key = key(&first.header);
+        let note = catalog.judge(&first, &mut None).unwrap().note;
+        catalog.record(&key, &note, 1);
+        assert!(matches!(catalog.judge(&batch(4, 5), &mut None), Err(Refusal::Values(2))));
+        catalog.remember(&key, first.chain(3, 3)[0]);
+        let judged = catalog.judge(&batch(4, 5), &mut None).unwrap();
+        assert!(judged.note.change.breaks.is_empty() && judged.note.change.claims.is_empty());
+        // Held numbers are compared as they are stored.
+        assert!(matches!(catalog.judge(&batch(2, 5), &mut None), Err(Refusal::Values(1))));
+        catalog.record(&key, &judged.note, 1);
+        assert!(matches!(catalog.judge(&batch(6, 6), &mut None), Err(Refusal::Values(4))));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Answer, Storage, StoreError,
+    applier::Applier,
     checkpoint::Checkpointer,
     epoch::EpochFiles,
     journal::Journal,
@@ -82,7 +83,8 @@ pub enum OpenError {
 /// note's `repeated` names the numbers whose lines another epoch of the machine has too.
 ///
 /// A batch is answered once its journal is synced; all that wait share one sync. What a crash
-/// leaves of unanswered batches is taken back or completed when the store is opened.
+/// leaves of unanswered batches is taken back or completed when the store is opened. The other files
+/// follow soon after the answer.
 #[derive(Debug)]
 pub struct FileStore {
     jobs: Option<mpsc::Sender<Job>>,
@@ -160,14 +162,12 @@ pub(super) fn prepare(
     let writer = Writer {
         jobs,
         catalog,
-        files: EpochFiles::new(machines.clone()),
         repeats: Repeats::new(machines.clone()),
         journal,
-        checkpointer: Checkpointer::start(machines)?,
+        applier: Applier::start(EpochFiles::new(machines.clone()), Checkpointer::start(machines)?)?,
         journal_bytes: options.journal_bytes,
         deferred: Default::default(),
-        pending: Default::default(),
-        dirty: Default::default(),
+        synced: None,
     };
     Ok((sender, writer))
 }

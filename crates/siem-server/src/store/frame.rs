@@ -127,6 +127,11 @@ impl Frame {
         self.lines.write(to)
     }
 
+    /// How many bytes it has, about.
+    pub(super) fn length(&self) -> u64 {
+        self.lines.length() + (self.note.len() + self.values.len()) as u64
+    }
+
     /// Where its lines began, as a group for the epoch's starts; `None` when it stores no line.
     pub(super) fn starts(&self) -> io::Result<Option<Vec<u8>>> {
         let bytes = self.lines.length();

@@ -1,18 +1,30 @@
 //! The journal: every batch is written here and synced before it is answered.
 //!
 //! Journals are numbered files. Only the last is written to; one that is sealed goes, in order,
-//! once all it holds is synced in the epochs' files.
+//! once all it holds is synced in the epochs' files. While small groups come, zeros stand behind
+//! the last frame: to sync bytes of a file whose length stays is quick, while a new length has to
+//! wait for all else that the file system is about to write.
 
 use std::{
     fs::{self, File},
-    io::{self, BufReader, BufWriter, Seek as _, SeekFrom, Write as _},
+    io::{self, BufRead as _, BufReader, BufWriter, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
+    thread,
 };
+
+use tracing::debug;
 
 use super::{frame::Frame, sync_directory};
 
 const BUFFER: usize = 256 << 10;
 const ENDING: &str = "journal";
+/// How many zeros are written at a time.
+const ZEROS: &[u8] = &[0; 64 << 10];
+/// Groups of more bytes do without zeros: they would be written twice, and each of their syncs
+/// takes its time anyway.
+const LARGE_GROUP: u64 = 1 << 20;
+/// How many zeros are written ahead at most.
+const AHEAD: u64 = 16 << 20;
 
 /// The journal that is written to.
 #[derive(Debug)]
@@ -21,6 +33,11 @@ pub(super) struct Journal {
     number: u64,
     file: File,
     length: u64,
+    /// How many bytes the file has, zeros included.
+    end: u64,
+    /// How many groups were written.
+    groups: u64,
+    next: Option<thread::JoinHandle<io::Result<Self>>>,
     /// Set when what a failed write left behind could not be taken back.
     broken: bool,
     /// Stands for the free space of a disk.
@@ -38,6 +55,9 @@ impl Journal {
             number,
             file,
             length: 0,
+            end: 0,
+            groups: 0,
+            next: None,
             broken: false,
             #[cfg(test)]
             space: None,
@@ -60,6 +80,7 @@ impl Journal {
         match self.try_append(frames) {
             Ok(length) => {
                 self.length = length;
+                self.groups += 1;
                 Ok(())
             }
             Err(error) => {
@@ -69,6 +90,7 @@ impl Journal {
                     .and_then(|()| self.file.seek(SeekFrom::Start(self.length)));
                 // After a failed sync nobody knows what is on the disk: go on in another file.
                 self.broken |= taken_back.is_err() || self.file.sync_data().is_err();
+                self.end = self.length;
                 Err(error)
             }
         }
@@ -82,6 +104,18 @@ impl Journal {
         writer.flush()?;
         drop(writer);
         let length = self.file.stream_position()?;
+        if length > self.end {
+            self.end = length;
+            if length - self.length < LARGE_GROUP {
+                let ahead = length.clamp(ZEROS.len() as u64, AHEAD);
+                if self.zeros(ahead).is_err() {
+                    // There may be space for the frames all the same.
+                    self.file.set_len(length)?;
+                    self.end = length;
+                }
+                self.file.seek(SeekFrom::Start(length))?;
+            }
+        }
         #[cfg(test)]
         if self.space.is_some_and(|space| length > space.load(std::sync::atomic::Ordering::SeqCst))
         {
@@ -91,12 +125,60 @@ impl Journal {
             self.broken = true;
             return Err(error);
         }
+        debug!(bytes = length - self.length, "synced the journal");
         Ok(length)
+    }
+
+    /// Writes zeros to the end of the file.
+    fn zeros(&mut self, count: u64) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(self.end))?;
+        for _ in 0..count.div_ceil(ZEROS.len() as u64) {
+            self.file.write_all(ZEROS)?;
+            self.end += ZEROS.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes the next journal, elsewhere, while this one is written to. It is likely to become
+    /// `bytes` long.
+    pub(super) fn prepare_next(&mut self, bytes: u64) {
+        if self.next.is_some() {
+            return;
+        }
+        let small = self.length / self.groups.max(1) < LARGE_GROUP;
+        let (directory, number) = (self.directory.clone(), self.number + 1);
+        let make = move || {
+            let mut next = Self::create(&directory, number)?;
+            if small {
+                next.zeros(bytes)?;
+                next.file.seek(SeekFrom::Start(0))?;
+                next.file.sync_all()?;
+            }
+            Ok(next)
+        };
+        // Without it the next one is made when it is needed.
+        self.next = thread::Builder::new().name("journal".into()).spawn(make).ok();
+    }
+
+    /// Takes off what was written ahead.
+    pub(super) fn trim(&self) -> io::Result<()> {
+        self.file.set_len(self.length)
     }
 
     /// Begins the next journal and gives the path of this one.
     pub(super) fn seal(&mut self) -> io::Result<PathBuf> {
-        let next = Self::create(&self.directory, self.number + 1)?;
+        let prepared = self.next.take().and_then(|next| next.join().ok()?.ok());
+        let next = match prepared {
+            Some(next) => next,
+            None => {
+                let number = self.number + 1;
+                // What is there of it holds no frame.
+                match fs::remove_file(path(&self.directory, number)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => Self::create(&self.directory, number)?,
+                }
+            }
+        };
         #[cfg(test)]
         let next = Self { space: self.space, ..next };
         let sealed = std::mem::replace(self, next);
@@ -118,20 +200,33 @@ pub(super) fn list(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(journals)
 }
 
-/// Shows each frame of a journal and tells how many bytes behind them are no frame.
+/// Shows each frame of a journal and tells how many bytes behind them are neither a frame nor zeros
+/// written ahead.
 pub(super) fn replay(
     path: &Path,
     mut show: impl FnMut(Frame) -> io::Result<()>,
 ) -> io::Result<u64> {
     let file = File::open(path)?;
-    let length = file.metadata()?.len();
     let mut reader = BufReader::with_capacity(BUFFER, file);
     let mut good = 0;
     while let Some(frame) = Frame::read(&mut reader)? {
         good = reader.stream_position()?;
         show(frame)?;
     }
-    Ok(length - good)
+    reader.seek(SeekFrom::Start(good))?;
+    let (mut at, mut torn) = (good, 0);
+    loop {
+        let bytes = reader.fill_buf()?;
+        if bytes.is_empty() {
+            return Ok(torn);
+        }
+        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+            torn = at + last as u64 + 1 - good;
+        }
+        let read = bytes.len();
+        at += read as u64;
+        reader.consume(read);
+    }
 }
 
 fn path(directory: &Path, number: u64) -> PathBuf {

@@ -1,5 +1,6 @@
 //! Where batches are kept: the trait, and the store in files that comes with it.
 
+mod applier;
 mod catalog;
 mod checkpoint;
 mod epoch;
@@ -76,6 +77,14 @@ impl StoreError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full(error),
             _ => Self::Unavailable(error),
         }
+    }
+}
+
+/// An error for each of several who wait.
+fn copy(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
     }
 }
 

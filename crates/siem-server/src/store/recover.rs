@@ -67,7 +67,9 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
     let mut files = EpochFiles::new(machines.to_owned());
     let mut damaged = BTreeMap::new();
     let mut ends: HashMap<Stem, [u64; 3]> = HashMap::new();
-    for (index, (_, path)) in journals.iter().enumerate() {
+    // Journals with a torn end: only the last one that was written to may have one.
+    let mut cut = Vec::new();
+    for (_, path) in journals {
         let mut batches = 0;
         let torn = journal::replay(path, |frame| {
             let stem = Stem::of(&frame.place);
@@ -86,10 +88,13 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
             Ok(())
         })?;
         info!(journal = %path.display(), batches, torn, "brought a journal to the epochs' files");
-        if torn > 0 && index + 1 < journals.len() {
-            let aside = path.with_extension("damaged");
-            error!(journal = %path.display(), aside = %aside.display(), "found a damaged journal, put it aside");
-            fs::copy(path, aside)?;
+        if batches > 0 {
+            for path in cut.drain(..) {
+                put_aside(path)?;
+            }
+        }
+        if torn > 0 {
+            cut.push(path);
         }
     }
     drop(files);
@@ -103,6 +108,12 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
         }
     }
     Ok(damaged)
+}
+
+fn put_aside(journal: &Path) -> io::Result<()> {
+    let aside = journal.with_extension("damaged");
+    error!(journal = %journal.display(), aside = %aside.display(), "found a damaged journal, put it aside");
+    fs::copy(journal, aside).map(drop)
 }
 
 /// Before the first frame of an epoch: what the frame builds upon should be there. Where it is not,

@@ -1,21 +1,23 @@
-//! The thread that writes. It takes all batches that wait, writes them to the journal, syncs
-//! once, answers them all, and then brings their lines to the epochs' files.
+//! The thread that judges and makes durable. It takes all batches that wait, writes them to the
+//! journal, syncs once, answers them all, and hands them on to be brought to the epochs' files.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     io,
     path::PathBuf,
+    thread,
+    time::{Duration, Instant},
 };
 
-use siem_protocol::Receipt;
+use siem_protocol::{Digest, Receipt};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use super::{
     StoreError,
+    applier::{Applier, Values},
     catalog::{self, Catalog, Key},
-    checkpoint::{Checkpointer, Sealed},
-    epoch::{EpochFiles, Stem},
+    copy,
     frame::{Frame, Lines},
     journal::Journal,
     note::Note,
@@ -26,6 +28,9 @@ use crate::{batch::Batch, ledger::Refusal, stats::Stats};
 /// How much is written under one sync.
 const GROUP_BYTES: usize = 32 << 20;
 const GROUP_BATCHES: usize = 1024;
+/// How long after a sync the next one begins at the earliest. While many send, a sync is shared by
+/// more of them; who sends alone now and then waits for nothing.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// What the writer is asked.
 #[derive(Debug)]
@@ -41,18 +46,15 @@ pub(super) enum Job {
 pub(super) struct Writer {
     pub(super) jobs: mpsc::Receiver<Job>,
     pub(super) catalog: Catalog,
-    pub(super) files: EpochFiles,
     pub(super) repeats: Repeats,
     pub(super) journal: Journal,
-    pub(super) checkpointer: Checkpointer,
+    pub(super) applier: Applier,
     /// A journal of more bytes is sealed.
     pub(super) journal_bytes: u64,
     /// Batches put off, since one of their epoch was in the group before.
     pub(super) deferred: VecDeque<Waiting>,
-    /// Journaled, and not yet in the epochs' files.
-    pub(super) pending: VecDeque<Frame>,
-    /// Epochs written to since the journal began.
-    pub(super) dirty: BTreeSet<Stem>,
+    /// When the journal was synced last.
+    pub(super) synced: Option<Instant>,
 }
 
 /// A batch and who waits for its answer.
@@ -77,10 +79,13 @@ impl Writer {
         while let Some(group) = self.gather() {
             self.turn(group);
         }
-        if self.apply_pending().is_ok() {
+        if self.applier.settle().is_ok() {
             self.seal();
         }
-        self.checkpointer.finish()
+        if let Err(error) = self.journal.trim() {
+            warn!(%error, "could not take off what was written ahead in the journal");
+        }
+        self.applier.finish()
     }
 
     /// Waits for a batch and takes all that wait by then; `None` when all senders are gone.
@@ -90,7 +95,9 @@ impl Writer {
         loop {
             let full = bytes >= GROUP_BYTES || group.len() >= GROUP_BATCHES;
             let next = if group.is_empty() {
-                Some(self.jobs.blocking_recv()?)
+                let first = self.jobs.blocking_recv()?;
+                self.pause();
+                Some(first)
             } else if full {
                 None
             } else {
@@ -101,9 +108,16 @@ impl Writer {
                     bytes += batch.size();
                     group.push(Waiting { batch, answer });
                 }
-                Some(Job::Stats(answer)) => drop(answer.send(self.catalog.stats())),
+                Some(Job::Stats(answer)) => self.applier.tell(self.catalog.stats(), answer),
                 None => return Some(group),
             }
+        }
+    }
+
+    fn pause(&self) {
+        let since = self.synced.map_or(PAUSE, |synced| synced.elapsed());
+        if let Some(rest) = PAUSE.checked_sub(since).filter(|rest| !rest.is_zero()) {
+            thread::sleep(rest);
         }
     }
 
@@ -121,8 +135,8 @@ impl Writer {
         let mut machines: HashMap<String, Vec<usize>> = HashMap::new();
         for waiting in group {
             let key = catalog::key(&waiting.batch.header);
-            // What a batch changes must be in the files before the next of its epoch is judged, and
-            // what it brings of a generation before another epoch's batch is searched for that.
+            // What a batch changes must be known before the next of its epoch is judged, and what it
+            // brings of a generation before another epoch's batch is searched for that.
             let mut others = machines.get(&key.0).into_iter().flatten().map(|at| &staged[*at]);
             if touched.contains(&key) || others.any(|one| shares_a_generation(one, &waiting.batch))
             {
@@ -144,10 +158,9 @@ impl Writer {
 
     /// Brings what an earlier turn left undone to its end.
     fn prepare(&mut self) -> io::Result<()> {
-        self.apply_pending()?;
+        self.applier.mend()?;
         if self.journal.is_broken() {
-            let path = self.journal.seal()?;
-            self.checkpointer.add(Sealed { path, dirty: std::mem::take(&mut self.dirty) });
+            self.applier.sealed(self.journal.seal()?);
         }
         Ok(())
     }
@@ -161,7 +174,8 @@ impl Writer {
             reply(answer, Ok(Receipt { accepted_seqs, ..Receipt::default() }));
             return None;
         }
-        let mut judged = match self.catalog.judge(&batch, &mut self.files.values(&stem)) {
+        let mut values = Values { applier: &self.applier, stem: &stem };
+        let mut judged = match self.catalog.judge(&batch, &mut values) {
             Ok(judged) => judged,
             Err(Refusal::Conflict { expected_seq }) => {
                 warn!(machine = key.0, epoch = key.1, expected_seq, "refused a conflicting batch");
@@ -182,7 +196,11 @@ impl Writer {
         if !others.is_empty() {
             // Without the answer the lines are safe all the same, and an agent that waits for it
             // helps nobody.
-            match self.repeats.find(&mut self.files, &batch, &judged.store, &others) {
+            let stems = others.iter().map(|other| &other.stem);
+            let found = self.applier.files(stems).and_then(|mut files| {
+                self.repeats.find(&mut files, &batch, &judged.store, &others)
+            });
+            match found {
                 Ok(repeated) => judged.note.repeated = repeated,
                 Err(error) => {
                     error!(machine = key.0, epoch = key.1, %error, "could not tell whether lines came before in another epoch, stored them unmarked");
@@ -209,8 +227,12 @@ impl Writer {
             }
             return;
         }
+        self.synced = Some(Instant::now());
         for staged in staged {
             self.catalog.record(&staged.key, &staged.note, staged.frame.note.len() as u64);
+            if let Some((_, last)) = staged.frame.values.split_last_chunk() {
+                self.catalog.remember(&staged.key, Digest::from_bytes(*last));
+            }
             log_findings(&staged);
             if let Some(found) = self.catalog.newly_unexplained(&staged.key, &staged.note) {
                 let (machine, epoch) = &staged.key;
@@ -220,29 +242,18 @@ impl Writer {
                     missing number explains it");
             }
             reply(staged.answer, staged.outcome);
-            self.pending.push_back(staged.frame);
+            self.applier.add(staged.frame);
         }
-        if let Err(error) = self.apply_pending() {
-            error!(%error, "could not write an epoch's files; the journal has it all");
-        } else if self.journal.length() >= self.journal_bytes {
+        if self.journal.length() >= self.journal_bytes {
             self.seal();
+        } else if self.journal.length() >= self.journal_bytes / 2 {
+            self.journal.prepare_next(self.journal_bytes);
         }
-    }
-
-    fn apply_pending(&mut self) -> io::Result<()> {
-        while let Some(frame) = self.pending.front() {
-            self.files.apply(frame)?;
-            self.dirty.insert(Stem::of(&frame.place));
-            self.pending.pop_front();
-        }
-        Ok(())
     }
 
     fn seal(&mut self) {
         match self.journal.seal() {
-            Ok(path) => {
-                self.checkpointer.add(Sealed { path, dirty: std::mem::take(&mut self.dirty) });
-            }
+            Ok(path) => self.applier.sealed(path),
             Err(error) => warn!(%error, "could not begin another journal, this one goes on"),
         }
     }
@@ -278,12 +289,4 @@ fn reply(
     result: Result<Receipt, StoreError>,
 ) {
     drop(answer.send(result));
-}
-
-/// An error for each of several who wait.
-fn copy(error: &io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => io::Error::new(error.kind(), error.to_string()),
-    }
 }

@@ -46,6 +46,17 @@ pub(in crate::store) fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files
 }
 
+/// The same, without the zeros that stand behind a journal's frames.
+fn written(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = files(root);
+    for (_, bytes) in
+        files.iter_mut().filter(|(path, _)| path.extension() == Some("journal".as_ref()))
+    {
+        bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+    }
+    files
+}
+
 /// A directory in memory, where the system has that: these tests sync thousands of times.
 pub(in crate::store) fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
@@ -220,15 +231,69 @@ fn without_space_nothing_is_stored_half_and_all_goes_on_once_there_is_some() {
     let store = FileStore::open_with(root.path(), options).unwrap();
     take(&store, &BatchText::new(1, 5)).unwrap();
     // Answers are sent before the epochs' files are written; a question behind them is not.
-    let before = (stats(&store), files(root.path()));
+    let before = (stats(&store), written(root.path()));
     let refused = take(&store, &BatchText::new(3, 40));
     assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
-    assert!((stats(&store), files(root.path())) == before, "something of it was stored");
+    assert!((stats(&store), written(root.path())) == before, "something of it was stored");
     space.store(u64::MAX, Ordering::SeqCst);
     let receipt = take(&store, &BatchText::new(3, 40)).unwrap();
     assert_eq!((receipt.accepted, receipt.duplicates), (35, 3));
     drop(store);
     assert_eq!(stored(root.path()), lines(1..=40));
+}
+
+/// An answer was given, so nothing may be lost of it; and while it can't be brought to its place
+/// nothing more is taken.
+#[test]
+fn while_an_epochs_file_cannot_be_written_batches_are_refused_and_then_all_goes_on() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &BatchText::new(1, 2)).unwrap();
+    stats(&store);
+    let path = find(root.path(), "ndjson");
+    let other = BatchText::new(1, 3).with(|header| header.epoch = "epoch-b".into());
+    let in_its_place = path.with_file_name("epoch-b.ndjson");
+    fs::create_dir(&in_its_place).unwrap();
+    take(&store, &other).unwrap();
+    assert_eq!(stats(&store).machines[0].entries, 5);
+    let refused = take(&store, &BatchText::new(3, 4));
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    let killed = copy(root.path(), &files(root.path()));
+    fs::remove_dir(&in_its_place).unwrap();
+    take(&store, &BatchText::new(3, 4)).unwrap();
+    drop(store);
+    assert_eq!(fs::read_to_string(&path).unwrap(), lines(1..=4));
+    assert_eq!(fs::read_to_string(&in_its_place).unwrap(), lines(1..=3));
+    let store = FileStore::open(killed.path()).unwrap();
+    assert_eq!(stats(&store).machines[0].entries, 5);
+}
+
+/// A kill may tear the end of the last journal written to, behind which the next one may be made
+/// already.
+#[test]
+fn only_a_journal_that_others_were_written_after_is_damaged_when_it_is_torn() {
+    for zeros_only in [true, false] {
+        let root = directory();
+        let store = FileStore::open(root.path()).unwrap();
+        take(&store, &BatchText::new(1, 3)).unwrap();
+        let mut left = files(root.path());
+        drop(store);
+        let (first, bytes) = left
+            .iter()
+            .find(|(path, bytes)| path.extension() == Some("journal".as_ref()) && !bytes.is_empty())
+            .map(|(path, bytes)| (path.clone(), bytes.clone()))
+            .unwrap();
+        let second = first.with_file_name("000000000099.journal");
+        left.insert(second, if zeros_only { vec![0; 9000] } else { bytes.clone() });
+        let end = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+        left.insert(first.clone(), [&bytes[..=end], b"torn".as_slice()].concat());
+        let copy = copy(root.path(), &left);
+        drop(FileStore::open(copy.path()).unwrap());
+        let aside =
+            files(copy.path()).into_keys().any(|path| path.extension() == Some("damaged".as_ref()));
+        assert_eq!(aside, !zeros_only);
+        assert_eq!(stored(copy.path()), lines(1..=3));
+    }
 }
 
 /// What a kill leaves: the journal is there, and the epochs' files are in any state since the last
@@ -291,14 +356,14 @@ fn a_torn_end_of_the_journal_is_taken_back() {
     let checkpointed = files(root.path());
     take(&store, &BatchText::new(1, 3)).unwrap();
     let journal = find(root.path(), "journal");
-    let first = fs::read(&journal).unwrap().len();
+    let first = written(root.path())[&journal].len();
     take(&store, &BatchText::new(4, 5)).unwrap();
-    let whole = fs::read(&journal).unwrap();
+    let whole = written(root.path()).remove(&journal).unwrap();
     drop(store);
-    assert!(checkpointed.contains_key(&journal));
-    for length in first..=whole.len() {
+    assert!(checkpointed.contains_key(&journal) && first > 0);
+    for (length, zeros) in (first..=whole.len()).flat_map(|length| [(length, 0), (length, 5000)]) {
         let mut left = checkpointed.clone();
-        left.insert(journal.clone(), whole[..length].to_vec());
+        left.insert(journal.clone(), [&whole[..length], &vec![0; zeros]].concat());
         let copy = copy(root.path(), &left);
         let store = FileStore::open(copy.path()).unwrap();
         let held = if length == whole.len() { 5 } else { 3 };
