@@ -67,6 +67,7 @@ impl Receiver {
     /// epoch.
     #[track_caller]
     pub(crate) fn entries(&self) -> Vec<Stored> {
+        self.settle();
         let files = files_below(&self.data.path().join("machines"));
         let ndjson: Vec<_> =
             files.iter().filter(|path| path.extension().is_some_and(|e| e == "ndjson")).collect();
@@ -79,9 +80,16 @@ impl Receiver {
         entries
     }
 
+    /// Waits, where it runs, until what it has answered is in the epochs' files: it tells what it
+    /// holds behind that.
+    fn settle(&self) {
+        drop(get(&self.address, "/stats"));
+    }
+
     /// What it stored of each epoch, in the order in which they began.
     #[track_caller]
     pub(crate) fn epochs(&self) -> Vec<Vec<Stored>> {
+        self.settle();
         let mut files = files_below(&self.data.path().join("machines"));
         files.retain(|path| path.extension().is_some_and(|extension| extension == "ndjson"));
         // Their names are in the order of time.
