@@ -1,0 +1,63 @@
+//! `instructions WORKLOAD ROUNDS`: fixed work on one thread, for callgrind to count.
+//!
+//! What a round costs is the difference between runs of more and fewer rounds: neither starting
+//! the program nor making up its input counts.
+#![allow(clippy::unwrap_used, reason = "a workload that fails ends there")]
+
+use std::{env, hint::black_box};
+
+use ai_agent::{frame::Codec, pipeline::outbox::fuzzing};
+use workloads::{frames, records, session, tree};
+
+/// Bytes of the session.
+const SESSION: usize = 2 << 20;
+/// Files in the tree.
+const FILES: usize = 500;
+
+fn main() {
+    let mut arguments = env::args().skip(1);
+    let name = arguments.next().unwrap();
+    let rounds = arguments.next().unwrap().parse().unwrap();
+    match name.as_str() {
+        "filter" => filter(rounds),
+        "frame" => frame(rounds),
+        "sweep" => sweep(rounds),
+        other => panic!("no workload `{other}`"),
+    }
+}
+
+/// Scans a session of 2 MiB and runs it through all six filters.
+fn filter(rounds: usize) {
+    let session = session::session(SESSION);
+    let (origin, pieces) = (session::origin(), session::pieces(&session));
+    for _ in 0..rounds {
+        let mut judge = records::judge(&records::FILTERS);
+        black_box(records::judge_all(&mut judge, &origin, &pieces));
+    }
+}
+
+/// Encodes it into frames without compression, chained, makes values of them and reads these back.
+fn frame(rounds: usize) {
+    let session = session::session(SESSION);
+    let (origin, pieces) = (session::origin(), session::pieces(&session));
+    for _ in 0..rounds {
+        frames::encode(frames::beginning(), Codec::Plain, &origin, &pieces, |group| {
+            let value = fuzzing::encode_value(&group.frames);
+            for frame in fuzzing::decode_value(&value).unwrap() {
+                black_box(frame.decode().unwrap());
+            }
+        });
+    }
+}
+
+/// Restores the rows of 500 files and sweeps over them, unchanged.
+fn sweep(rounds: usize) {
+    let folder = tempfile::Builder::new().prefix("sweep-").tempdir().unwrap();
+    tree::write(folder.path(), FILES);
+    let (mut tail, mut taken) = (tree::tail(folder.path()), tree::Taken::default());
+    tree::read(&mut tail, &mut taken);
+    for _ in 0..rounds {
+        tree::sweep_again(&mut tail, &mut taken);
+    }
+    assert_eq!(taken.lines, 2 * FILES);
+}

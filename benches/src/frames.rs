@@ -1,0 +1,59 @@
+//! Records into frames, and frames into the store.
+
+use std::path::Path;
+
+use ai_agent::{
+    config::Shipping,
+    frame::Codec,
+    pipeline::{
+        group::{Filling, Stages},
+        judge::Judge,
+        outbox::{Group, Outbox, Seat, Start},
+    },
+    platform::Timestamp,
+    protocol::Digest,
+    tail::{Chunk, Origin, Piece},
+};
+
+/// The name of the sink that has a place in the store.
+pub const SINK: &str = "siem";
+
+const NOW: Timestamp = Timestamp(1_795_291_200_000);
+/// About as large as a real one.
+const ROW: [u8; 600] = [b'x'; 600];
+
+/// Encodes lines as groups, after `start` and without filters, and shows each.
+pub fn encode(
+    start: Start,
+    codec: Codec,
+    origin: &Origin,
+    pieces: &[Piece<'_>],
+    mut show: impl FnMut(Group),
+) {
+    let mut stages = Stages::new(Judge::new(Vec::new()), Vec::new());
+    let mut filling = Filling::new(start, Digest::ZERO, Shipping::default(), codec);
+    // As many at once as the tail reads.
+    for pieces in pieces.chunks(64) {
+        let chunk = Chunk { origin, pieces, checkpoint: Some(&ROW), unread: 0, events: Vec::new() };
+        filling.chunk(chunk, "claude-sessions", "claude-code", &mut stages, NOW);
+        if !filling.has_room() {
+            show(filling.take(NOW));
+        }
+    }
+    if !filling.is_empty() {
+        show(filling.take(NOW));
+    }
+}
+
+/// Where an outbox begins.
+#[must_use]
+pub fn beginning() -> Start {
+    Start { seq: 1, chain: Digest::ZERO, totals: Default::default() }
+}
+
+/// An empty outbox in a folder.
+#[must_use]
+pub fn outbox(folder: &Path) -> Outbox {
+    let seat = Seat { name: SINK.to_owned(), destination: None };
+    Outbox::open(&folder.join("outbox.redb"), &[seat], || "bench".to_owned()).unwrap()
+}

@@ -1,0 +1,138 @@
+//! A session file made up: the kinds of records, their sizes and their order are those of real
+//! ones, the words are not.
+
+use std::fmt::Write as _;
+
+use ai_agent::{
+    protocol::entry::PathText,
+    tail::{FileKey, GenerationId, Origin, Piece},
+};
+
+const WORDS: [&str; 16] = [
+    "the",
+    "reader",
+    "commits",
+    "offset",
+    "fn",
+    "self",
+    "match",
+    "error",
+    "größe",
+    "src/lib.rs:42",
+    "let",
+    "0x1f",
+    "and",
+    "then",
+    "returns",
+    "\\\"quoted\\\"",
+];
+
+/// Whole lines, `bytes` or a little more: the same at each call.
+#[must_use]
+pub fn session(bytes: usize) -> Vec<u8> {
+    let mut random = Random(0x2545_F491_4F6C_DD1D);
+    let (mut text, mut number) = (String::new(), 0);
+    while text.len() < bytes {
+        record(&mut text, number, &mut random);
+        number += 1;
+    }
+    text.into_bytes()
+}
+
+/// One line: of a hundred, 23 `progress`, 6 snapshots, 10 of sub-agents, one that is there twice.
+fn record(text: &mut String, number: u64, random: &mut Random) {
+    let kind = random.below(100);
+    // A record that was written twice has the number of the one before it.
+    let uuid = if kind == 99 { number.saturating_sub(1) } else { number };
+    // Most are small, some are large: 200 bytes to 25 KB.
+    let size = 200 << random.below(8);
+    let side = random.below(10) == 0;
+    let head = format!(
+        r#"{{"parentUuid":"00000000-0000-4000-8000-{number:012x}","isSidechain":{side},"userType":"external","cwd":"/home/dev/shop","sessionId":"6f1f7c1e-0000-4000-8000-000000000001","version":"2.1.7","gitBranch":"main","#
+    );
+    let tail = format!(
+        r#","uuid":"00000000-0000-4000-9000-{uuid:012x}","timestamp":"2026-11-21T20:00:00.000Z"}}"#
+    );
+    let mut words = String::new();
+    while words.len() < size {
+        words.push_str(WORDS[random.below(16)]);
+        words.push_str(if random.below(12) == 0 { "\\n    " } else { " " });
+    }
+    let body = match kind {
+        0..23 => {
+            format!(r#""type":"progress","data":{{"type":"bash_progress","output":"{words}"}}"#)
+        }
+        23..29 => format!(r#""type":"file-history-snapshot","snapshot":{{"files":"{words}"}}"#),
+        29..50 => format!(
+            r#""message":{{"role":"assistant","content":[{{"type":"text","text":"ok"}},{{"type":"tool_use","id":"toolu_{number}","name":"Bash","input":{{"command":"{words}"}}}}],"usage":{{"input_tokens":3}}}},"type":"assistant""#
+        ),
+        50..72 => format!(
+            r#""type":"user","message":{{"role":"user","content":[{{"tool_use_id":"toolu_{number}","type":"tool_result","content":"{words}"}}]}},"toolUseResult":{{"stdout":"{words}","interrupted":false}}"#
+        ),
+        72..75 => format!(
+            r#""type":"user","isMeta":true,"message":{{"role":"user","content":"{words}"}}"#
+        ),
+        _ => format!(
+            r#""message":{{"role":"assistant","content":[{{"type":"text","text":"{words}"}}]}},"type":"assistant""#
+        ),
+    };
+    writeln!(text, "{head}{body}{tail}").expect("a string takes every write");
+}
+
+/// Its lines as the tail hands them over.
+#[must_use]
+pub fn pieces(session: &[u8]) -> Vec<Piece<'_>> {
+    let mut offset = 0;
+    session
+        .split_inclusive(|byte| *byte == b'\n')
+        .map(|line| {
+            let size = line.len() as u64;
+            let bytes = line.strip_suffix(b"\n").unwrap_or(line);
+            offset += size;
+            Piece::Line { offset: offset - size, bytes, size, incomplete: false }
+        })
+        .collect()
+}
+
+/// The file that they come from.
+#[must_use]
+pub fn origin() -> Origin {
+    let path =
+        "/home/dev/.claude/projects/-home-dev-shop/6f1f7c1e-0000-4000-8000-000000000001.jsonl";
+    Origin {
+        file: FileKey(1),
+        era: 0,
+        path: path.into(),
+        path_text: PathText::new(path.as_ref()),
+        generation: GenerationId("5e".repeat(16)),
+    }
+}
+
+/// Xorshift: numbers that are the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, most: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 33).expect("31 bits fit") % most
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_lines_of_json_objects() {
+        let session = session(100_000);
+        let pieces = pieces(&session);
+        assert!(pieces.len() > 20);
+        for piece in pieces {
+            let Piece::Line { bytes, .. } = piece else { panic!("{piece:?}") };
+            let record = ai_agent::stages::Record::from_line(bytes);
+            assert!(record.is_object() && record.kind().is_some() && record.uuid().is_some());
+        }
+    }
+}
