@@ -1,0 +1,154 @@
+//! `cargo xtask bench`: the agent and its peers on the same data, in turn, as one table.
+
+mod data;
+mod growth;
+mod restart;
+mod runner;
+mod size;
+mod targets;
+mod tools;
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, ExitCode, Stdio},
+};
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use crate::{Failure, sh, shared};
+use data::Data;
+use runner::{Runner, Runs};
+
+/// Measures the agent beside syslog-ng on the data of `../shared/bench`, and prints one table:
+/// what is to be reached, what was measured. Everything it makes lies below `target/bench`.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Catch-up of 530 MB, idle and live on 20 MB: a few minutes. This is the default.
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
+    /// Everything: 2 GB, 10,000 and 50,000 files, a restart, the static binary. Half an hour.
+    #[arg(long)]
+    full: bool,
+    /// A command of the shell that measures the receiver. The last line that it prints is a JSON
+    /// object with the members `mb_per_s` (records, decompressed, on one core) and `p99_ms` (of
+    /// 2,000 agents with a record a second each).
+    #[arg(long)]
+    receiver: Option<String>,
+}
+
+/// What was measured. What was not is absent.
+#[derive(Default)]
+pub(super) struct Measured {
+    /// 530 MB: agent, agent without compression and syslog-ng in turn.
+    medium: Runs,
+    /// 20 MB, each record sent at once: how long until the first is there.
+    start: Runs,
+    /// The same, and then idle and live.
+    small: Runs,
+    /// 2 GB.
+    large: Runs,
+    /// 10,000 files: agent and syslog-ng in turn.
+    many10k: Runs,
+    /// The same, idle and live, each record sent at once.
+    many10k_live: Runs,
+    /// 50,000 files, with 20,000 open files allowed, and with 256.
+    many: [Runs; 2],
+    /// 100 files of that size.
+    many100: Runs,
+    restart: Option<restart::Restart>,
+    binary: Option<size::Binary>,
+    receiver: Option<Map<String, Value>>,
+}
+
+impl Arguments {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let shared = shared::find()?.join("bench");
+        if !sh::has_program("python3") {
+            return Err("python3 is not installed, and the runner is written in it".into());
+        }
+        let bench = sh::target_directory()?.join("bench");
+        fs::create_dir_all(&bench)?;
+        let [agent] = sh::build(["ai-agent"], ["ai-agent"], true)?;
+        let sink = tools::sink(&shared, &bench)?;
+        let syslog_ng = tools::syslog_ng();
+        let runner = Runner::new(&shared, &bench, agent, sink)?;
+        let data = Data::new(&shared, &bench);
+        let measured = self.measure(&runner, &data, syslog_ng)?;
+        let rows = targets::rows(&measured);
+        let growth = growth::rows(&measured, &data)?;
+        println!("\n{}\n{}", targets::table(&rows), growth::table(&growth));
+        if !syslog_ng {
+            println!("skipped: {}", tools::NO_SYSLOG_NG);
+        }
+        let file = bench.join(if self.full { "full.json" } else { "quick.json" });
+        let report = json!({ "measures": rows, "growth": growth });
+        fs::write(&file, serde_json::to_vec_pretty(&report)?)?;
+        println!("the same as JSON, and what each run said: {}", bench.display());
+        // A target that is missed is a figure; a record that is missing is a failure.
+        Ok(if targets::is_whole(&measured) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    fn measure(&self, run: &Runner, data: &Data, syslog_ng: bool) -> Result<Measured, Failure> {
+        let with = |peer: &'static str, mut peers: Vec<&'static str>| {
+            peers.extend(syslog_ng.then_some(peer));
+            peers
+        };
+        let (agent, plain) = (runner::AGENT, runner::PLAIN);
+        let mut measured = Measured::default();
+        let (medium, small) = (data.make("medium")?, data.make("small")?);
+        let three = with("syslog-ng", vec![agent, plain]);
+        measured.medium = run.run("medium", &medium, &three, &["--runs=3"])?;
+        let at_once = "--flush-ms=0";
+        measured.start = run.run("start", &small, &[agent], &["--runs=5", at_once])?;
+        let live = ["--phases=catchup,idle,live", at_once];
+        let small_live = [&live[..], &[if self.full { "--runs=3" } else { "--runs=1" }]].concat();
+        measured.small = run.run("small", &small, &[agent], &small_live)?;
+        if let Some(command) = &self.receiver {
+            measured.receiver = Some(receiver(command)?);
+        }
+        if !self.full {
+            return Ok(measured);
+        }
+        let many10k = data.make("many10k")?;
+        let two = with("syslog-ng-poll", vec![agent]);
+        measured.many10k = run.run("many10k", &many10k, &two, &["--runs=3"])?;
+        let once = [&live[..], &["--runs=1"]].concat();
+        measured.many10k_live = run.run("many10k-live", &many10k, &[agent], &once)?;
+        let large = data.make("large")?;
+        measured.large = run.run("large", &large, &[agent, plain], &["--runs=1"])?;
+        let many = data.make("many")?;
+        let idle = ["--phases=catchup,idle", "--runs=1", "--limit=900", "--stall=60"];
+        measured.many = [
+            run.limited(20_000).run("many-20000", &many, &[agent], &idle)?,
+            run.limited(256).run("many-256", &many, &[agent], &idle)?,
+        ];
+        measured.many100 = run.run("many100", &data.make("many100")?, &[agent], &["--runs=3"])?;
+        measured.restart = Some(restart::measure(run, &many)?);
+        measured.binary = size::measure()?;
+        Ok(measured)
+    }
+}
+
+/// The one place that knows of the receiver's measure: a command that prints one JSON object.
+fn receiver(command: &str) -> Result<Map<String, Value>, Failure> {
+    println!("── receiver: {command}");
+    let mut shell = Command::new("sh");
+    let output = shell.current_dir(sh::workspace()).args(["-c", command]);
+    let output = output.stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err(format!("`{command}` ended with {}", output.status).into());
+    }
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let last = text.lines().last().unwrap_or_default();
+    println!("{last}");
+    serde_json::from_str(last)
+        .map_err(|error| format!("the last line of `{command}` is no JSON object: {error}").into())
+}
+
+/// A folder of data: a tree of session files, what is in it, and where.
+pub(super) struct Tree {
+    path: PathBuf,
+    name: &'static str,
+}
