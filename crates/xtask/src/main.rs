@@ -1,8 +1,10 @@
-//! The everyday commands of this workspace: `cargo xtask demo` and `cargo xtask test`, and
-//! `cargo xtask soak` for a long night.
+//! The everyday commands of this workspace: `cargo xtask demo`, `cargo xtask test` and
+//! `cargo xtask bench`, and `cargo xtask soak` for a long night.
 #![expect(clippy::print_stdout, reason = "what it has to say is for whoever called it")]
 
+mod bench;
 mod demo;
+mod instructions;
 mod sh;
 mod shared;
 mod soak;
@@ -26,6 +28,10 @@ enum Command {
     Demo(demo::Arguments),
     /// Runs every check, as CI does.
     Test(test::Arguments),
+    /// Measures the agent and its peers on the same data.
+    Bench(bench::Arguments),
+    /// Counts instructions, and compares them with what is stored.
+    Instructions(instructions::Arguments),
     /// Kills, cuts the power and simulates, for as long as one likes.
     Soak(soak::Arguments),
 }
@@ -37,6 +43,8 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo(demo) => demo.run(),
         Command::Test(test) => test.run(),
+        Command::Bench(bench) => bench.run(),
+        Command::Instructions(instructions) => instructions.run(),
         Command::Soak(soak) => soak.run(),
     };
     match done {

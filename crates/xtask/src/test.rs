@@ -7,7 +7,11 @@ use std::{
 
 use clap::Args;
 
-use crate::{Failure, sh, shared};
+use crate::{
+    Failure,
+    instructions::{self, NotCounted},
+    sh, shared,
+};
 
 /// Runs every check, as CI does.
 #[derive(Args)]
@@ -54,7 +58,7 @@ impl Arguments {
             ("dependencies", Box::new(dependencies)),
             ("real client", Box::new(real_client)),
         ];
-        let slow: [(&'static str, Check); 4] = [
+        let slow: [(&'static str, Check); 5] = [
             ("lints", Box::new(lints)),
             ("tests", Box::new(move || tests(full))),
             (
@@ -62,6 +66,7 @@ impl Arguments {
                 Box::new(|| run(&mut sh::cargo(["test", "--doc", "--workspace"]))),
             ),
             ("docs", Box::new(docs)),
+            ("instruction counts", Box::new(instruction_counts)),
         ];
         let mut steps = Vec::new();
         for (name, check) in quick {
@@ -104,7 +109,7 @@ fn row(step: &Step) -> String {
         Outcome::Failed(why) => format!("FAILED: {why}"),
         Outcome::NotRun => "not run: a step before it failed".to_owned(),
     };
-    format!("{:<17} {:>7.1} s  {outcome}", step.name, step.took.as_secs_f64())
+    format!("{:<18} {:>7.1} s  {outcome}", step.name, step.took.as_secs_f64())
 }
 
 fn run(command: &mut Command) -> Outcome {
@@ -188,6 +193,16 @@ fn docs() -> Outcome {
     run(command.env("RUSTDOCFLAGS", "-D warnings"))
 }
 
+/// Whether the hot paths take as many instructions as they did.
+fn instruction_counts() -> Outcome {
+    match instructions::check() {
+        Ok(said) => Outcome::Ok(Some(said)),
+        Err(NotCounted::Missing(what)) => missing(what),
+        Err(NotCounted::Elsewhere) => Outcome::Skipped(instructions::ELSEWHERE.to_owned()),
+        Err(NotCounted::Failed(error)) => Outcome::Failed(error.to_string()),
+    }
+}
+
 /// Sees to what the tests named `real_client` need. They run with all others.
 fn real_client() -> Outcome {
     if !cfg!(target_os = "linux") {
@@ -238,10 +253,10 @@ mod tests {
             step("docs", Outcome::NotRun),
         ];
         let expected = "\
-format                1.2 s  ok
-dependencies          1.2 s  skipped: cargo-deny is not installed
-tests                 1.2 s  FAILED: exit status: 100
-docs                  1.2 s  not run: a step before it failed
+format                 1.2 s  ok
+dependencies           1.2 s  skipped: cargo-deny is not installed
+tests                  1.2 s  FAILED: exit status: 100
+docs                   1.2 s  not run: a step before it failed
 ";
         assert_eq!(table(&steps), expected);
     }

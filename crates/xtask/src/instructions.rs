@@ -1,0 +1,220 @@
+//! Instruction counts: a slow-down is seen without a clock, on a machine that does other things.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+};
+
+use clap::Args;
+use serde::Deserialize;
+
+use crate::{Failure, sh};
+
+/// Counts the instructions of three fixed workloads, and compares them with `benches/instructions.toml`.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Stores the counts instead: after a change that is meant to cost, or to save, so much.
+    #[arg(long)]
+    store: bool,
+}
+
+/// The workloads of `benches/src/bin/instructions.rs`.
+const WORKLOADS: [&str; 3] = ["filter", "frame", "sweep"];
+/// What rounds cost is counted as the difference of two runs, so that starting counts for nothing.
+const ROUNDS: [u64; 2] = [1, 5];
+/// By how much counts may differ before somebody must look. Repeated, they differ by less than a
+/// tenth of that.
+const TOLERANCE: f64 = 0.05;
+
+/// Counts by workload, of one round.
+type Counts = BTreeMap<String, u64>;
+
+#[derive(Deserialize)]
+struct Stored {
+    rustc: String,
+    counts: Counts,
+}
+
+/// Why nothing was counted.
+pub(crate) enum NotCounted {
+    /// A tool is not there, and could not be installed.
+    Missing(&'static str),
+    /// Counts of this system can't be compared with the stored ones.
+    Elsewhere,
+    /// It was tried, and failed.
+    Failed(Failure),
+}
+
+impl<E: Into<Failure>> From<E> for NotCounted {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl Arguments {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let done =
+            if self.store { count().and_then(|counts| Ok(store(&counts)?)) } else { check() };
+        match done {
+            Ok(said) => {
+                println!("{said}");
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(NotCounted::Missing(what)) => Err(what.into()),
+            Err(NotCounted::Elsewhere) => Err(ELSEWHERE.into()),
+            Err(NotCounted::Failed(error)) => Err(error),
+        }
+    }
+}
+
+/// What is said where counts mean nothing.
+pub(crate) const ELSEWHERE: &str = "the stored counts are those of x86-64 Linux";
+
+/// Compares with what is stored; says how far they differ.
+pub(crate) fn check() -> Result<String, NotCounted> {
+    let stored: Stored = toml::from_str(&fs::read_to_string(file())?)?;
+    let counts = count()?;
+    let compared = compare(&stored.counts, &counts);
+    let rustc = rustc()?;
+    let other = match stored.rustc == rustc {
+        true => String::new(),
+        false => format!(" (stored with rustc {}, this is {rustc})", stored.rustc),
+    };
+    match compared {
+        Ok(said) => Ok(format!("{said}{other}")),
+        Err(said) => {
+            Err(format!("{said}{other}: mend it, or `cargo xtask instructions --store`").into())
+        }
+    }
+}
+
+/// Both ways: what was saved and is not stored could be lost again, unseen.
+fn compare(stored: &Counts, counts: &Counts) -> Result<String, String> {
+    let mut said = Vec::new();
+    let mut is_within = stored.len() == counts.len();
+    for (name, count) in counts {
+        let Some(before) = stored.get(name) else {
+            said.push(format!("{name} is not stored"));
+            is_within = false;
+            continue;
+        };
+        let change = *count as f64 / *before as f64 - 1.0;
+        is_within &= count.abs_diff(*before) as f64 <= TOLERANCE * *before as f64;
+        said.push(format!("{name} {:+.1} %", change * 100.0));
+    }
+    let said = said.join(", ");
+    if is_within { Ok(said) } else { Err(said) }
+}
+
+fn count() -> Result<Counts, NotCounted> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return Err(NotCounted::Elsewhere);
+    }
+    let has_valgrind = || sh::has_program("valgrind");
+    let is_there = has_valgrind() || (sh::apt_install(&["valgrind"]) && has_valgrind());
+    if !is_there {
+        return Err(NotCounted::Missing("valgrind is not installed"));
+    }
+    // The profile of `cargo bench`: one build serves both.
+    let package = ["build", "--profile", "bench", "--package", "ai-agent-benches"];
+    let mut build = sh::cargo(package);
+    build.args(["--bin", "instructions"]).stdin(Stdio::null());
+    if !build.status()?.success() {
+        return Err("the workloads could not be built".into());
+    }
+    let program = sh::target_directory()?.join("release/instructions");
+    let mut counts = Counts::new();
+    for name in WORKLOADS {
+        let [few, many] = ROUNDS.map(|rounds| run(&program, name, rounds));
+        let count = (many? - few?) / (ROUNDS[1] - ROUNDS[0]);
+        println!("{name}: {count} instructions");
+        counts.insert(name.to_owned(), count);
+    }
+    Ok(counts)
+}
+
+/// What a run takes, all told.
+fn run(program: &Path, name: &str, rounds: u64) -> Result<u64, Failure> {
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
+    // Processors hash by instructions of their own, which valgrind does not have: what it runs
+    // in their place is three quarters of a frame, and would hide the rest.
+    valgrind.args(["--toggle-collect=sha2::sha256::compress256*", "--collect-atstart=yes"]);
+    valgrind.arg(program).args([name, &rounds.to_string()]);
+    // The length of a path is part of the work; and what else is set here is nobody's business.
+    valgrind.env_clear().env("TMPDIR", "/tmp");
+    let output = valgrind.stdin(Stdio::null()).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    match collected(&said) {
+        Some(count) if output.status.success() => Ok(count),
+        _ => Err(format!("`{name}` could not be counted:\n{said}").into()),
+    }
+}
+
+/// The count in what callgrind says.
+fn collected(said: &str) -> Option<u64> {
+    let line = said.lines().find_map(|line| line.split_once("Collected :"))?;
+    line.1.split_whitespace().next()?.parse().ok()
+}
+
+fn store(counts: &Counts) -> Result<String, Failure> {
+    let mut text = "\
+# Instructions of one round of each workload in benches/src/bin/instructions.rs, as callgrind counts
+# them on x86-64 Linux, without the hashing itself. `cargo xtask test` fails when one differs by more than 5 %, and
+# `cargo xtask instructions --store` writes this anew: with the change that is the reason.
+"
+    .to_owned();
+    writeln!(text, "rustc = \"{}\"\n\n[counts]", rustc()?)?;
+    for (name, count) in counts {
+        writeln!(text, "{name} = {count}")?;
+    }
+    fs::write(file(), text)?;
+    Ok("stored".to_owned())
+}
+
+fn file() -> PathBuf {
+    sh::workspace().join("benches/instructions.toml")
+}
+
+/// The compiler's version: another one makes other instructions.
+fn rustc() -> Result<String, Failure> {
+    let output = Command::new("rustc").arg("--version").output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    said.split_whitespace().nth(1).map(str::to_owned).ok_or("rustc does not say its version".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(counts: &[(&str, u64)]) -> Counts {
+        counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+    }
+
+    #[test]
+    fn a_change_beyond_the_tolerance_is_seen_in_both_directions() {
+        let stored = counts(&[("a", 1000), ("b", 1000)]);
+        let compared = |a, b| compare(&stored, &counts(&[("a", a), ("b", b)]));
+        assert_eq!(compared(1050, 950).unwrap(), "a +5.0 %, b -5.0 %");
+        assert_eq!(compared(1051, 1000).unwrap_err(), "a +5.1 %, b +0.0 %");
+        compared(1000, 949).unwrap_err();
+    }
+
+    #[test]
+    fn a_workload_on_one_side_only_is_seen() {
+        let one = counts(&[("a", 1000)]);
+        let two = counts(&[("a", 1000), ("b", 1000)]);
+        compare(&one, &two).unwrap_err();
+        compare(&two, &one).unwrap_err();
+    }
+
+    #[test]
+    fn reads_what_callgrind_says() {
+        let said = "==1== Events    : Ir\n==1== Collected : 69400523\n==1== \n==1== I   refs:      69,400,523\n";
+        assert_eq!(collected(said), Some(69_400_523));
+        assert_eq!(collected("valgrind: command not found"), None);
+    }
+}
