@@ -44,8 +44,8 @@ fn record(text: &mut String, number: u64, random: &mut Random) {
     let kind = random.below(100);
     // A record that was written twice has the number of the one before it.
     let uuid = if kind == 99 { number.saturating_sub(1) } else { number };
-    // Most are small, some are large: 200 bytes to 25 KB.
-    let size = 200 << random.below(8);
+    // Most are small, some are large: 200 bytes to 13 KB, half of them under 1.6 KB.
+    let size = 200 << (random.below(4) + random.below(4));
     let side = random.below(10) == 0;
     let head = format!(
         r#"{{"parentUuid":"00000000-0000-4000-8000-{number:012x}","isSidechain":{side},"userType":"external","cwd":"/home/dev/shop","sessionId":"6f1f7c1e-0000-4000-8000-000000000001","version":"2.1.7","gitBranch":"main","#
