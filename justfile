@@ -11,6 +11,10 @@ demo *options:
 test *options:
     cargo xtask test {{options}}
 
+# Measures the agent beside syslog-ng: `just bench --full` takes half an hour
+bench *options:
+    cargo xtask bench {{options}}
+
 # Runs the tests whose names contain a word
 only word:
     cargo nextest run --workspace {{word}}
