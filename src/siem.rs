@@ -44,6 +44,8 @@ pub enum Reply {
         reason: String,
         /// Whether a person should know: waiting alone will not mend it.
         alarm: bool,
+        /// Whether no answer came in time, on a connection that stood.
+        timed_out: bool,
     },
     /// An answer.
     Answered {
@@ -194,6 +196,6 @@ async fn exchange(request: RequestBuilder, limit: usize) -> Reply {
 }
 
 fn failed(error: reqwest::Error) -> Reply {
-    let Failure { reason, alarm } = error.into();
-    Reply::Failed { reason, alarm }
+    let Failure { reason, alarm, timed_out } = error.into();
+    Reply::Failed { reason, alarm, timed_out }
 }

@@ -19,7 +19,6 @@ use crate::{
         delivery::redeliver,
         group::Filling,
         outbox::{DeadLetter, DeadLetterId, Outbox},
-        runner::new_epoch,
     },
     platform::{LockError, StateLock, private},
     stages::{Context, sink::Delivery},
@@ -141,8 +140,7 @@ struct Store {
 impl Store {
     fn open(surroundings: &Surroundings, loaded: Loaded) -> Result<Option<Self>, Failure> {
         let path = loaded.settings.agent.state_dir.join("outbox.redb");
-        // To open one makes one: the agent would take that for its own, and not look for what is
-        // acknowledged in the copy that it has of a lost one.
+        // To lock it makes the directory, and to open one makes one.
         match fs::metadata(&path) {
             Ok(found) if found.is_file() && found.len() == 0 => return Ok(None),
             Ok(_) => {}
@@ -157,7 +155,8 @@ impl Store {
                 error => Failure::failed(error),
             })?;
         // Whatever is configured for this command, no sink of the agent's loses its place.
-        let outbox = Outbox::open(&path, &[], new_epoch).map_err(Failure::failed)?;
+        let opened = Outbox::open_if_begun(&path).map_err(Failure::failed)?;
+        let Some(outbox) = opened else { return Ok(None) };
         let context = surroundings.context(&loaded, Some(lock.dir()), true);
         Ok(Some(Self { outbox, loaded, context, _lock: lock }))
     }
@@ -209,7 +208,9 @@ impl Store {
                     self.outbox.bury(&id, &letter).map_err(Failure::failed)?;
                     print(format_args!("{}: refused again with {status}", id.seq))?;
                 }
-                Delivery::Retry { reason, .. } | Delivery::Hold { reason, .. } => {
+                Delivery::Retry { reason, .. }
+                | Delivery::Slow { reason }
+                | Delivery::Hold { reason, .. } => {
                     left += 1;
                     print(format_args!("{}: not delivered: {reason}", id.seq))?;
                 }

@@ -111,7 +111,10 @@ impl Arguments {
             let fault = match ended {
                 Ok(()) => return Ok(()),
                 Err(Ended::Failed(failure)) => return Err(failure),
-                Err(Ended::Fault(fault)) => fault,
+                Err(Ended::Fault(fault, left)) => {
+                    events = Some(left);
+                    fault
+                }
             };
             let most = match (self.once, &fault) {
                 (false, _) => MOST_RESTARTS,
@@ -137,8 +140,8 @@ impl Arguments {
 
 /// Why a pipeline ended that was not asked to.
 enum Ended {
-    /// Another is to begin.
-    Fault(Fault),
+    /// Another is to begin, with the events that were not stored.
+    Fault(Fault, Vec<Event>),
     /// The command has failed.
     Failed(Failure),
 }
@@ -187,10 +190,13 @@ fn tell(found: &Found, epoch: &str, inbox: &Inbox) {
         Found::Whole => return,
         Found::Nothing { previous_epoch: None } => (&None, "first"),
         Found::Nothing { previous_epoch } => (previous_epoch, "outbox_missing"),
-        Found::Damaged { moved_to, reason, previous_epoch } => {
+        Found::Damaged { moved_to, reason, previous_epoch, dead_letters } => {
             let moved_to = moved_to.display().to_string();
             error!(reason, moved_to, "outbox was damaged and moved aside, a new one begins");
-            let data = json!({ "reason": reason, "moved_to": moved_to });
+            let data = json!({
+                "reason": reason, "moved_to": moved_to,
+                "dead_letters_kept": dead_letters.kept, "dead_letters_lost": dead_letters.lost,
+            });
             inbox.report(Event::warning(event::OUTBOX_QUARANTINED, data));
             (previous_epoch, "quarantine")
         }
@@ -214,8 +220,8 @@ async fn until_stopped(
         None => info!("stopping"),
         Some(fault) => error!(%fault, "everything stops"),
     }
-    running.stop().await;
-    fault.map_or(Ok(()), |fault| Err(Ended::Fault(fault)))
+    let left = running.stop().await;
+    fault.map_or(Ok(()), |fault| Err(Ended::Fault(fault, left)))
 }
 
 /// Reads everything once, delivers it, and ends.
@@ -228,14 +234,14 @@ async fn once(pipeline: Pipeline, loaded: &Loaded, signals: &mut Signals) -> Res
         done = running.catch_up(PATIENCE) => Some(done),
         () = signals.ended() => None,
     };
-    running.stop().await;
+    let left = running.stop().await;
     let failed = |failure| Err(Ended::Failed(failure));
     match done {
         Some(Ok(delivered)) => {
             info!(delivered, "everything is delivered");
             Ok(())
         }
-        Some(Err(Unfinished::Fault(fault))) => Err(Ended::Fault(fault)),
+        Some(Err(Unfinished::Fault(fault))) => Err(Ended::Fault(fault, left)),
         Some(Err(unfinished)) => failed(Failure::failed(unfinished)),
         None => failed(Failure::failed("interrupted: what was read stays in the outbox")),
     }

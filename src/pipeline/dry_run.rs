@@ -47,7 +47,7 @@ impl DryRun {
         let start = Start { seq: 1, chain: Digest::ZERO, totals: Totals::default() };
         let mut filling = Filling::new(start, self.config, Shipping::default(), Codec::Plain);
         for (name, source) in &mut self.sources {
-            source.restore(&mut std::iter::empty());
+            source.restore(&mut std::iter::empty()).map_err(io::Error::other)?;
             let label = source.label();
             loop {
                 let progress = source.read(&mut DryIntake {

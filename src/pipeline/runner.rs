@@ -194,8 +194,9 @@ impl Running {
     }
 
     /// Ends in order: sources stop, what was read is stored, sinks deliver what they can in 3 s.
-    /// What is left stays in the outbox.
-    pub async fn stop(mut self) {
+    /// What is left stays in the outbox. Events that could not be stored are given back, for the
+    /// pipeline that follows.
+    pub async fn stop(mut self) -> Vec<Event> {
         if !self.end_reading().await {
             tracing::warn!("reading did not end in time: what was not stored is read again");
         }
@@ -208,7 +209,7 @@ impl Running {
         if timeout(DELIVERY_ENDS, drained).await.is_err() {
             tracing::info!("not everything was delivered: the rest stays in the outbox");
         }
-        self.finish().await;
+        self.finish().await
     }
 
     /// Stops reading; whether it has ended in time.
@@ -238,9 +239,9 @@ impl Running {
     }
 
     /// How far reading and each sink are.
-    fn place(&self) -> (u64, Vec<u64>) {
+    fn place(&self) -> (u64, u64, Vec<u64>) {
         let acknowledged = self.sinks.iter().map(|(_, sink)| sink.borrow().acknowledged);
-        (self.read.borrow().read, acknowledged.collect())
+        (self.inbox.seen(), self.read.borrow().read, acknowledged.collect())
     }
 
     /// Stops reading and says what keeps it, as far as that is known.
@@ -311,16 +312,15 @@ impl Running {
 
     /// Stores what was reported after reading ended, for the next start to deliver, and copies the
     /// acknowledged offsets once more: that start may find the store damaged.
-    async fn finish(self) {
+    async fn finish(self) -> Vec<Event> {
         let Self { outbox, inbox, clock, config, deliveries, .. } = self;
         for delivery in deliveries {
             delivery.abort();
             drop(delivery.await);
         }
-        let put_in_order = move |outbox: &Outbox| {
+        let put_in_order = move |outbox: &Outbox, events: &[Event]| {
             outbox.back_up()?;
-            outbox.shrink()?;
-            let events = inbox.take_events();
+            outbox.shrink(clock.uptime())?;
             if events.is_empty() {
                 return Ok(());
             }
@@ -331,13 +331,14 @@ impl Running {
             outbox.commit(&filling.take(now))
         };
         let finished = tokio::task::spawn_blocking(move || {
-            let done = put_in_order(&outbox);
+            let events = inbox.take_left();
+            let done = put_in_order(&outbox, &events);
             // A thread that is stuck must not come back to a file that the next agent has open.
             outbox.close();
-            done
+            done.map_err(|failure| (failure, events))
         });
-        if let Ok(Err(failure)) = finished.await {
-            tracing::warn!(cause = causes(&failure), "the outbox could not be put in order");
-        }
+        let Ok(Err((failure, events))) = finished.await else { return Vec::new() };
+        tracing::warn!(cause = causes(&failure), "the outbox could not be put in order");
+        events
     }
 }

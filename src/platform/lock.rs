@@ -25,7 +25,15 @@ impl StateLock {
     /// The other errors say that the directory can't be used.
     pub fn acquire(dir: &Path) -> Result<Self, LockError> {
         create(dir)?;
-        let unusable = |source| LockError::NotWritable { dir: dir.to_owned(), source };
+        let unusable = |source: io::Error| {
+            let dir = dir.to_owned();
+            match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    LockError::Full { dir, source }
+                }
+                _ => LockError::NotWritable { dir, source },
+            }
+        };
         let file = private::options().open(dir.join("agent.lock")).map_err(unusable)?;
         match file.try_lock() {
             Ok(()) => {}
@@ -119,6 +127,19 @@ pub enum LockError {
         /// The state directory.
         dir: PathBuf,
         /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no room in it.
+    #[error(
+        "cannot write in the state directory `{}`, there is no room: make some on its disk, or \
+         name another with `state_dir` under `[agent]`",
+        dir.display()
+    )]
+    Full {
+        /// The state directory.
+        dir: PathBuf,
+        /// What the system says.
         #[source]
         source: io::Error,
     },

@@ -13,20 +13,24 @@ pub(super) struct Failure {
     pub(super) reason: String,
     /// Whether a person should know: waiting alone will not mend it.
     pub(super) alarm: bool,
+    /// Whether no answer came in time, on a connection that stood.
+    pub(super) timed_out: bool,
 }
 
 impl From<reqwest::Error> for Failure {
     fn from(error: reqwest::Error) -> Self {
-        let timed_out = error.is_timeout();
+        let timed_out = error.is_timeout() && !error.is_connect();
         let error = error.without_url();
         let reason = causes(&error);
         match remedy(&error) {
-            Some(remedy) => Self { reason: format!("{reason}: {remedy}"), alarm: true },
-            None if timed_out && !error.is_connect() => {
-                let reason = format!("{reason}: no answer came within `timeout`");
-                Self { reason, alarm: false }
+            Some(remedy) => {
+                Self { reason: format!("{reason}: {remedy}"), alarm: true, timed_out: false }
             }
-            None => Self { reason, alarm: false },
+            None if timed_out => {
+                let reason = format!("{reason}: no answer came within `timeout`");
+                Self { reason, alarm: false, timed_out }
+            }
+            None => Self { reason, alarm: false, timed_out },
         }
     }
 }

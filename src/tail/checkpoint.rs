@@ -5,7 +5,10 @@ use std::{io, path::PathBuf};
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
-use super::identity::{Borders, Ends, Fingerprint, Sameness, Sample, compare};
+use super::{
+    chunk::GenerationId,
+    identity::{Borders, Ends, Fingerprint, Sameness, Sample, compare},
+};
 use crate::platform::file::{self, ReadAt, Stamp};
 
 /// Why bytes are no row.
@@ -17,6 +20,31 @@ pub(super) enum RowError {
     Base64(#[from] data_encoding::DecodeError),
     #[error("the row has no path")]
     NoPath,
+}
+
+/// A row that a tail can't have handed over.
+#[derive(Debug, thiserror::Error)]
+#[error("the checkpoint of generation {generation} cannot be understood")]
+pub struct BadRow {
+    pub(super) generation: GenerationId,
+    #[source]
+    pub(super) source: RowError,
+}
+
+/// The path of the file that `row` is about; `None` when it is no row.
+#[must_use]
+pub fn row_path(row: &[u8]) -> Option<PathBuf> {
+    Row::brief(row).ok().map(|brief| brief.path)
+}
+
+/// The row with which the generation of `row` began, nothing read yet: with it everything is read
+/// again under the same id. `None` for one that goes on in a file where another ended, since what
+/// lies before belongs to that one, and for what is no row.
+#[must_use]
+pub fn beginning(row: &[u8]) -> Option<Vec<u8>> {
+    let Row { path, start, stamp, .. } = Row::decode(row).ok()?;
+    let stamp = Stamp { id: stamp.id, ..Stamp::default() };
+    (start == 0).then(|| Row { stamp, ..Row::new(path, 0) }.encode())
 }
 
 /// How far a generation was read, and how to know it again.
@@ -243,6 +271,17 @@ mod tests {
         assert!(bytes.len() < 1024, "{}", bytes.len());
         let brief = Row::brief(&bytes).unwrap();
         assert_eq!((brief.offset, brief.stamp), (row.offset, row.stamp));
+    }
+
+    #[test]
+    fn a_row_says_how_its_generation_began_unless_another_lies_before_it() {
+        let path = Path::new("/home/u/.claude/projects/-p/a.jsonl");
+        let row = row(path);
+        let begun = Row::decode(&beginning(&row.encode()).unwrap()).unwrap();
+        let stamp = Stamp { id: row.stamp.id, ..Stamp::default() };
+        assert_eq!(begun, Row { stamp, ..Row::new(path.to_owned(), 0) });
+        assert_eq!(beginning(&Row { start: 7, ..row }.encode()), None);
+        assert_eq!(beginning(b"12"), None);
     }
 
     #[cfg(unix)]

@@ -117,6 +117,9 @@ pub trait Intake {
     /// group can be stored.
     fn has_room(&self) -> bool;
 
+    /// A sweep, which may take long, has seen so many files.
+    fn saw(&self, _files: u64) {}
+
     /// The stored row of a generation.
     fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>>;
 }

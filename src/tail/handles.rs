@@ -12,6 +12,7 @@ use super::{
     checkpoint::Row,
     chunk::{FileKey, GenerationId, Intake, Origin},
     files::{Known, Lane},
+    is_absent,
     look::{Looked, origin},
     new_generation,
 };
@@ -185,6 +186,32 @@ impl Tail {
         if let Some(active) = self.active.get_mut(&key).filter(|active| active.drain.is_none()) {
             active.drain = Some(Drain { until, budget });
         }
+    }
+
+    /// While nothing may be read: lets go of files that lie at their paths no more when their time is
+    /// over or they hold more on disk than they may. The next sweep reports what was not read.
+    pub(crate) fn tend(&mut self) {
+        const REST: Duration = Duration::from_secs(5);
+
+        let now = self.schedule.now();
+        if now.saturating_sub(self.tended) < REST {
+            return;
+        }
+        self.tended = now;
+        let is_elsewhere = |active: &Active| match file::look(&active.origin.path) {
+            Ok(sight) => sight.stamp.id != active.id,
+            Err(error) => is_absent(&error),
+        };
+        let open = self.active.iter().filter(|(_, active)| active.drain.is_none());
+        let gone: Vec<_> =
+            open.filter(|(_, active)| is_elsewhere(active)).map(|(key, _)| *key).collect();
+        for key in gone {
+            self.begin_drain(key);
+        }
+        self.active.retain(|_, active| {
+            let drain = active.drain;
+            drain.is_none_or(|drain| now < drain.until && active.pinned() <= drain.budget)
+        });
     }
 
     /// Reads on in a file that lies at its path no more, as far as it may. Whatever it was

@@ -37,6 +37,7 @@ mod walk;
 mod watcher;
 
 use checkpoint::Row;
+pub use checkpoint::{BadRow, beginning, row_path};
 pub use chunk::{Chunk, FileKey, GenerationId, Intake, Origin, Piece};
 use files::{Files, Known, Lane};
 use handles::Active;
@@ -152,6 +153,8 @@ pub struct Tail {
     active: HashMap<FileKey, Active>,
     /// Files that are done with and lie nowhere any more, open until that is stored.
     parting: Vec<Active>,
+    /// When it was looked last for files that went, while nothing may be read.
+    tended: Duration,
     /// Rows that were handed over and are not known to be stored.
     uncommitted: HashMap<FileKey, Vec<u8>>,
     troubles: Troubles,
@@ -184,6 +187,7 @@ impl Tail {
             files: Files::default(),
             active: HashMap::new(),
             parting: Vec::new(),
+            tended: Duration::ZERO,
             uncommitted: HashMap::new(),
             troubles: Troubles::default(),
             reader: Reader::new(sizes),
@@ -196,7 +200,13 @@ impl Tail {
     /// a group that could not be stored.
     ///
     /// A file keeps its key over this, as long as it keeps its path.
-    pub fn restore(&mut self, rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>) {
+    ///
+    /// # Errors
+    /// [`BadRow`]: a file that is known must not begin anew because its row is not understood.
+    pub fn restore(
+        &mut self,
+        rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>,
+    ) -> Result<(), BadRow> {
         let before = std::mem::take(&mut self.files);
         let mut handles = self.take_handles();
         self.uncommitted.clear();
@@ -205,9 +215,9 @@ impl Tail {
         for (generation, bytes) in rows {
             let row = match Row::brief(&bytes) {
                 Ok(row) => row,
-                Err(error) => {
-                    warn!(%generation, %error, "could not read a checkpoint, its file begins anew");
-                    continue;
+                Err(source) => {
+                    self.adopt(handles);
+                    return Err(BadRow { generation, source });
                 }
             };
             if self.files.at(&row.path).is_some() {
@@ -234,6 +244,7 @@ impl Tail {
             self.files.add(key, known);
         }
         self.adopt(handles);
+        Ok(())
     }
 
     /// Hands chunks to `intake` until it has no room or nothing is unread.

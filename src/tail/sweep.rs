@@ -171,25 +171,31 @@ impl Tail {
 
         let suffix = self.options.suffix.clone();
         let mut moved = Vec::new();
+        let mut seen = 0;
         for root in &roots {
             let mut unlisted = Vec::new();
-            let visit = |path: PathBuf, stamp: Stamp| match self.files.at(&path) {
-                Some(key) => {
-                    let mut is_other = false;
-                    if let Some(known) = self.files.get_mut(key) {
-                        known.seen = sweep;
-                        is_other = stamp.id.is_some() && stamp.id != known.id;
+            let visit = |path: PathBuf, stamp: Stamp| {
+                seen += 1;
+                intake.saw(seen);
+                match self.files.at(&path) {
+                    Some(key) => {
+                        let mut is_other = false;
+                        if let Some(known) = self.files.get_mut(key) {
+                            known.seen = sweep;
+                            is_other = stamp.id.is_some() && stamp.id != known.id;
+                        }
+                        if is_other
+                            && let Some(other) = stamp.id.and_then(|id| self.files.with_id(id))
+                        {
+                            moved.push((other, path, stamp));
+                        }
+                        self.see(key, stamp, Seen::BySweep);
                     }
-                    if is_other && let Some(other) = stamp.id.and_then(|id| self.files.with_id(id))
-                    {
-                        moved.push((other, path, stamp));
-                    }
-                    self.see(key, stamp, Seen::BySweep);
+                    None => match stamp.id.and_then(|id| self.files.with_id(id)) {
+                        Some(key) => moved.push((key, path, stamp)),
+                        None => self.meet(&path, stamp),
+                    },
                 }
-                None => match stamp.id.and_then(|id| self.files.with_id(id)) {
-                    Some(key) => moved.push((key, path, stamp)),
-                    None => self.meet(&path, stamp),
-                },
             };
             walk::walk(&root.configured, &suffix, visit, |path, error| {
                 unlisted.push((path.to_owned(), error));

@@ -82,12 +82,16 @@ impl Delivering {
     pub async fn run(mut self, mut ending: watch::Receiver<Ending>) {
         let mut head = self.outbox.watch();
         let mut policy = Policy::default();
+        let mut is_resumed = false;
         loop {
             head.mark_unchanged();
             let draining = *ending.borrow_and_update() == Ending::Drained;
             let cursor = self.blocking(|outbox, name| outbox.cursor(name)).await;
             let pending = match cursor {
                 Ok(cursor) => {
+                    if !std::mem::replace(&mut is_resumed, true) {
+                        policy.resume(cursor.refusals);
+                    }
                     let border = policy.border(cursor.acknowledged.seq);
                     self.pending(cursor, border, draining).await
                 }
@@ -164,8 +168,10 @@ impl Delivering {
         match next {
             Next::Advance => {
                 let epoch = batch.header.epoch.clone();
-                let moved =
-                    self.blocking(move |outbox, name| outbox.acknowledge(name, &epoch, end)).await;
+                let refusals = policy.refusals();
+                let moved = self
+                    .blocking(move |outbox, name| outbox.advance(name, &epoch, end, refusals))
+                    .await;
                 if let Err(failure) = moved {
                     return Some(self.store_failed(&failure));
                 }

@@ -12,6 +12,9 @@ const CAP: Duration = Duration::from_secs(300);
 const REFUSALS: u32 = 10;
 /// The status of a refusal for size.
 const TOO_LARGE: u16 = 413;
+/// After so many successes a larger batch is tried where one took too long: each that fails costs
+/// the time of a whole `timeout`.
+const SLOW_TRIAL: u32 = 16;
 /// No batch holds more entries.
 const ANY_BATCH: u64 = 10_000;
 
@@ -24,8 +27,17 @@ pub struct Policy {
     refusals: u32,
     /// The last number of a batch that was refused: something up to there is.
     suspect: Option<u64>,
-    /// The most entries that a batch may hold after one was too large.
-    most: Option<u64>,
+    /// How large batches may be after one was too large, or too slow.
+    limit: Option<Limit>,
+}
+
+/// The most entries that a batch may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limit {
+    most: u64,
+    /// After so many successes in a row twice as many are tried.
+    trial: u32,
+    successes: u32,
 }
 
 /// What to do next.
@@ -66,7 +78,7 @@ impl Policy {
             let rest = suspect - acknowledged;
             if rest == 1 { suspect } else { acknowledged + rest.div_ceil(2) }
         });
-        let most = self.most.map(|most| acknowledged.saturating_add(most));
+        let most = self.limit.map(|limit| acknowledged.saturating_add(limit.most));
         suspect.into_iter().chain(most).min()
     }
 
@@ -80,12 +92,18 @@ impl Policy {
                 // every entry takes it, too.
                 if lines > 0 {
                     self.refusals = 0;
-                    self.most = self.grown();
+                    self.limit = self.limit.and_then(Limit::grown);
                 }
                 self.suspect = self.suspect.filter(|suspect| *suspect > last_seq);
                 Next::Advance
             }
             Delivery::Retry { after, reason } => self.wait(after, false, reason, jitter),
+            Delivery::Slow { reason } => {
+                if lines > 1 {
+                    self.limit = Some(Limit::new(lines / 2, SLOW_TRIAL));
+                }
+                self.wait(None, false, reason, jitter)
+            }
             Delivery::Hold { after, reason } => self.wait(after, true, reason, jitter),
             Delivery::Conflict { expected } => {
                 tracing::error!(
@@ -100,7 +118,7 @@ impl Policy {
                 tracing::debug!(status, lines, answer, "batch was refused and is halved");
                 if status == TOO_LARGE {
                     // Nothing in it is wrong: those that follow would be too large as well.
-                    self.most = Some(lines / 2);
+                    self.limit = Some(Limit::new(lines / 2, 1));
                 } else {
                     self.suspect = Some(last_seq);
                 }
@@ -117,9 +135,15 @@ impl Policy {
         }
     }
 
-    /// After a success larger batches are tried again, until they are as large as any.
-    fn grown(&self) -> Option<u64> {
-        self.most.map(|most| most * 2).filter(|most| *most < ANY_BATCH)
+    /// Goes on where so many entries were refused for good since the last one that was taken.
+    pub fn resume(&mut self, refusals: u32) {
+        self.refusals = refusals;
+    }
+
+    /// How many entries were refused for good since the last one that was taken.
+    #[must_use]
+    pub fn refusals(&self) -> u32 {
+        self.refusals
     }
 
     /// Holds for a `reason` that is the agent's own.
@@ -131,6 +155,22 @@ impl Policy {
         let delay = after.unwrap_or_else(|| backoff(self.failures, jitter));
         self.failures = self.failures.saturating_add(1);
         Next::Wait { delay, alarm, reason }
+    }
+}
+
+impl Limit {
+    fn new(most: u64, trial: u32) -> Self {
+        Self { most, trial, successes: 0 }
+    }
+
+    /// The limit after a success: larger batches are tried again, until they are as large as any.
+    fn grown(self) -> Option<Self> {
+        let successes = self.successes + 1;
+        if successes < self.trial {
+            return Some(Self { successes, ..self });
+        }
+        let most = self.most * 2;
+        (most < ANY_BATCH).then_some(Self { most, successes: 0, ..self })
     }
 }
 
@@ -151,6 +191,10 @@ mod tests {
 
     fn retry(after: Option<u64>) -> Delivery {
         Delivery::Retry { after: after.map(Duration::from_secs), reason: "down".into() }
+    }
+
+    fn slow() -> Delivery {
+        Delivery::Slow { reason: "slow".into() }
     }
 
     fn delay(next: Next) -> Duration {
@@ -179,6 +223,7 @@ mod tests {
             ("taken", Delivery::Acknowledged, 5, Next::Advance),
             ("only dead letters, taken", Delivery::Acknowledged, 0, Next::Advance),
             ("no answer, or 5xx", retry(None), 5, wait(0.5, false, "down")),
+            ("no answer in time", slow(), 5, wait(0.5, false, "slow")),
             ("a wait is asked for", retry(Some(7)), 5, wait(7.0, false, "down")),
             ("401, 403, 404, …", hold(), 5, wait(0.5, true, "401")),
             ("the same with a wait", hold_for, 5, wait(9.0, true, "portal")),
@@ -298,6 +343,35 @@ mod tests {
         }
     }
 
+    /// A slow uplink that needed more than `timeout` for a batch sent the same one for ever.
+    #[test]
+    fn what_takes_too_long_is_halved_and_grows_again_slowly() {
+        const FITTING: u64 = 70;
+        let (mut policy, mut acknowledged, mut slow_ones, mut largest) =
+            (Policy::default(), 0, 0, 0);
+        while acknowledged < 20_000 {
+            let last = policy.border(acknowledged).unwrap_or(acknowledged + 1000);
+            let lines = last - acknowledged;
+            let delivery = if lines > FITTING { slow() } else { Delivery::Acknowledged };
+            match policy.next(delivery, last, lines, 0.5) {
+                Next::Advance => (acknowledged, largest) = (last, largest.max(lines)),
+                Next::Wait { alarm: false, .. } => slow_ones += 1,
+                next => panic!("{next:?}"),
+            }
+        }
+        assert_eq!(largest, 62);
+        assert!(slow_ones <= 4 + 20_000 / 62 / 16, "{slow_ones}");
+        // One entry can't be halved, and where the way is good again batches are large again.
+        for _ in 0..20 {
+            policy.next(slow(), acknowledged, policy.border(0).unwrap_or(1000), 0.5);
+        }
+        assert_eq!(policy.border(0), Some(1));
+        for _ in 0..14 * SLOW_TRIAL {
+            policy.next(Delivery::Acknowledged, acknowledged, 1, 0.5);
+        }
+        assert_eq!(policy.border(0), None);
+    }
+
     #[test]
     fn an_hour_of_one_fault_is_few_requests() {
         for delivery in [hold, || retry(None)] {
@@ -320,6 +394,22 @@ mod tests {
         policy.next(Delivery::Acknowledged, 11, 1, 0.5);
         assert!(matches!(policy.next(refused(), 12, 1, 0.5), Next::Bury { .. }));
     }
+
+    /// A receiver that refused everything got ten more after each restart.
+    #[test]
+    fn refusals_before_a_restart_count() {
+        let mut before = Policy::default();
+        for seq in 1..=7 {
+            before.next(refused(), seq, 1, 0.5);
+        }
+        let mut policy = Policy::default();
+        policy.resume(before.refusals());
+        for seq in 8..=10 {
+            assert!(matches!(policy.next(refused(), seq, 1, 0.5), Next::Bury { .. }));
+        }
+        assert!(matches!(policy.next(refused(), 11, 1, 0.5), Next::Wait { alarm: true, .. }));
+    }
+
     /// A receiver refused every entry and took the batches that only named them: all entries
     /// became dead letters, one after the other.
     #[test]

@@ -22,6 +22,12 @@ pub struct Inbox {
 #[derive(Default)]
 struct Mail {
     events: Vec<Event>,
+    /// In the group at hand, and not stored yet.
+    unstored: Vec<Event>,
+    /// In the group that is being stored.
+    storing: Vec<Event>,
+    /// How many files the sweep that came the furthest has seen.
+    seen: u64,
     woken: bool,
     stop: bool,
 }
@@ -67,6 +73,56 @@ impl Inbox {
     pub(super) fn pause(&self, longest: Duration) {
         let waited = self.wake.wait_timeout_while(self.mail(), longest, |mail| !mail.stop);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Keeps an event that is in the group at hand until that is stored.
+    pub(super) fn keep(&self, event: Event) {
+        self.mail().unstored.push(event);
+    }
+
+    /// What is kept is in the group that is being stored now.
+    pub(super) fn storing(&self) {
+        let mut mail = self.mail();
+        mail.storing = mem::take(&mut mail.unstored);
+    }
+
+    /// The group that was being stored is.
+    pub(super) fn stored(&self) {
+        self.mail().storing.clear();
+    }
+
+    /// The group that was being stored is not: what is in it is kept for another.
+    pub(super) fn take_back(&self) {
+        let mut mail = self.mail();
+        let mut all = mem::take(&mut mail.storing);
+        all.append(&mut mail.unstored);
+        mail.unstored = all;
+    }
+
+    /// What is kept.
+    pub(super) fn unstored(&self) -> Vec<Event> {
+        self.mail().unstored.clone()
+    }
+
+    /// Takes all events that are not stored, when nobody reads any more.
+    pub fn take_left(&self) -> Vec<Event> {
+        let mut mail = self.mail();
+        let mut left = mem::take(&mut mail.storing);
+        left.append(&mut mail.unstored);
+        left.append(&mut mail.events);
+        left
+    }
+
+    /// Says that a sweep has seen so many files.
+    pub(super) fn saw(&self, files: u64) {
+        let mut mail = self.mail();
+        mail.seen = mail.seen.max(files);
+    }
+
+    /// How many files the sweep that came the furthest has seen: the first may take long, and gets
+    /// on though nothing is read.
+    pub fn seen(&self) -> u64 {
+        self.mail().seen
     }
 
     /// Takes the events that were reported and not added yet.

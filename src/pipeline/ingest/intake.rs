@@ -69,6 +69,10 @@ impl Intake for GroupIntake<'_> {
             && !self.inbox.is_stopped()
     }
 
+    fn saw(&self, files: u64) {
+        self.inbox.saw(files);
+    }
+
     fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
         match self.outbox.checkpoint(self.instance, generation) {
             Ok(Some(row)) => Some(row),

@@ -97,8 +97,6 @@ pub struct Ingest {
 /// What the ingest thread knows of its own work.
 #[derive(Debug, Default)]
 pub struct Work {
-    /// Events in the group at hand: kept until it is stored.
-    unstored: Vec<Event>,
     /// The group that is being stored.
     storing: Option<Storing>,
     /// Groups that are stored, or being stored, of which sources and filters do not know yet.
@@ -122,7 +120,6 @@ pub struct Work {
 /// What is remembered of a group until it is known to be stored.
 #[derive(Debug)]
 struct Storing {
-    events: Vec<Event>,
     has_beat: bool,
     /// The chain after it.
     after: Digest,
@@ -182,7 +179,7 @@ impl Ingest {
     pub(super) fn begin(&mut self) {
         let started = json!({ "version": env!("CARGO_PKG_VERSION"), "epoch": self.outbox.epoch() });
         self.work.is_lost = true;
-        self.work.unstored.push(Event::info(event::AGENT_STARTED, started));
+        self.inbox.keep(Event::info(event::AGENT_STARTED, started));
         let now = self.clock.uptime();
         self.work.beat = now + self.next_beat();
         self.work.tidy = now + TIDY_UP;
@@ -208,6 +205,7 @@ impl Ingest {
         }
         self.look_for_room();
         let turn = if self.room.is_full() {
+            self.sources.iter_mut().for_each(|(_, source)| source.tend());
             Turn::Full
         } else if let Some(progress) = self.read() {
             Turn::Read(progress)
@@ -247,13 +245,15 @@ impl Ingest {
         }
     }
 
-    /// Copies the acknowledged offsets, so that a lost store costs little, and gives back what a
-    /// backlog has taken of the disk.
+    /// Copies the acknowledged offsets, so that a lost store costs little, gives back what a
+    /// backlog has taken of the disk, and looks whether the store is still where it was.
     fn tidy_up(&self) {
         if let Err(failure) = self.outbox.back_up() {
             warn!(cause = causes(&failure), "acknowledged offsets could not be copied");
         }
-        if let Err(failure) = self.outbox.shrink() {
+        if let Err(failure) = self.outbox.look_for_file() {
+            error!(cause = causes(&failure), "the outbox is not in its place any more");
+        } else if let Err(failure) = self.outbox.shrink(self.clock.uptime()) {
             warn!(cause = causes(&failure), "the outbox could not be made smaller");
         }
     }
@@ -356,8 +356,8 @@ impl Ingest {
             return Ok(());
         }
         self.writer.begin(self.filling.draft(self.clock.now()));
+        self.inbox.storing();
         self.work.storing = Some(Storing {
-            events: mem::take(&mut self.work.unstored),
             has_beat: mem::take(&mut self.work.is_beat_unstored),
             after: self.filling.chain(),
         });
@@ -370,6 +370,7 @@ impl Ingest {
         let Some(stored) = self.writer.finish() else { return Ok(()) };
         match stored {
             Ok(()) => {
+                self.inbox.stored();
                 self.work.storing = None;
                 Ok(())
             }
@@ -397,15 +398,18 @@ impl Ingest {
         }
         // After an error of the disk the group may be in the store after all.
         let failed = self.work.storing.take();
-        if let Some(mut failed) = failed.filter(|failed| failed.after != self.outbox.end().chain) {
-            failed.events.append(&mut self.work.unstored);
-            self.work.unstored = failed.events;
-            if failed.has_beat {
-                self.work.beat = Duration::ZERO;
+        if let Some(failed) = failed {
+            if failed.after == self.outbox.end().chain {
+                self.inbox.stored();
+            } else {
+                self.inbox.take_back();
+                if failed.has_beat {
+                    self.work.beat = Duration::ZERO;
+                }
             }
         }
-        for event in &self.work.unstored {
-            self.filling.event(event, self.clock.now());
+        for event in self.inbox.unstored() {
+            self.filling.event(&event, self.clock.now());
         }
         self.work.is_lost = false;
         Ok(())
@@ -414,7 +418,8 @@ impl Ingest {
     fn try_restore(&mut self) -> Result<(), OutboxError> {
         self.stages.restore(self.outbox.dropping()?);
         for (name, source) in &mut self.sources {
-            self.outbox.checkpoints(name, |rows| source.restore(rows))?;
+            let restored = self.outbox.checkpoints(name, |rows| source.restore(rows))?;
+            restored.map_err(|row| self.outbox.distrust(&row))?;
         }
         self.filling.reset(self.outbox.end());
         Ok(())
@@ -422,7 +427,7 @@ impl Ingest {
 
     fn event(&mut self, event: Event) {
         self.filling.event(&event, self.clock.now());
-        self.work.unstored.push(event);
+        self.inbox.keep(event);
     }
 
     fn next_beat(&mut self) -> Duration {

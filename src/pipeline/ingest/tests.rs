@@ -16,7 +16,7 @@ use crate::{
         filter::{self, Filter, Verdict},
         source::Survey,
     },
-    tail::{Chunk, GenerationId, Intake, Piece},
+    tail::{BadRow, Chunk, GenerationId, Intake, Piece},
 };
 
 /// Files that never change: each line is a chunk of its own.
@@ -49,12 +49,16 @@ impl Source for Files {
         "claude-sessions"
     }
 
-    fn restore(&mut self, rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>) {
+    fn restore(
+        &mut self,
+        rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>,
+    ) -> Result<(), BadRow> {
         self.read.fill(0);
         for (generation, row) in rows {
             let at = self.files.iter().position(|(origin, _)| origin.generation == generation);
             self.read[at.unwrap()] = String::from_utf8(row).unwrap().parse().unwrap();
         }
+        Ok(())
     }
 
     fn read(&mut self, intake: &mut dyn Intake) -> Progress {

@@ -5,11 +5,18 @@
 
 use redb::{ReadableTable as _, Table, TableDefinition, WriteTransaction};
 
-use super::{super::accounting::Share, Group, Outbox, OutboxError, from_json, json};
+use super::{
+    super::accounting::Share,
+    Group, Outbox, OutboxError,
+    sealed::{open_json, seal_json},
+};
 use crate::tail::GenerationId;
 
 /// Shares by generation.
 pub(super) const ACCOUNTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("accounts");
+
+/// What a row of it is.
+const ACCOUNT: &str = "an account";
 
 /// The row of all generations that are gone.
 const GONE: &str = "";
@@ -30,19 +37,20 @@ pub(super) fn add_shares(transaction: &WriteTransaction, group: &Group) -> Resul
         add(&mut accounts, &generation.0, share)?;
     }
     for generation in ended {
-        let share = accounts.remove(generation.0.as_str())?.and_then(|row| from_json(row.value()));
+        let key = generation.0.as_str();
+        let share = accounts.remove(key)?.map(|row| open_json(key, row.value(), ACCOUNT));
         if let Some(share) = share {
-            add(&mut accounts, GONE, &share)?;
+            add(&mut accounts, GONE, &share?)?;
         }
     }
     Ok(())
 }
 
 fn add(accounts: &mut Table<'_, &str, &[u8]>, key: &str, share: &Share) -> Result<(), redb::Error> {
-    let known = accounts.get(key)?.and_then(|row| from_json::<Share>(row.value()));
-    let mut sum = known.unwrap_or_default();
+    let known = accounts.get(key)?.map(|row| open_json::<Share>(key, row.value(), ACCOUNT));
+    let mut sum = known.transpose()?.unwrap_or_default();
     sum += *share;
-    accounts.insert(key, json(&sum).as_slice())?;
+    accounts.insert(key, seal_json(key, &sum).as_slice())?;
     Ok(())
 }
 
@@ -53,16 +61,15 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`] when the store cannot be read or a row in it is damaged.
     pub fn accounts(&self) -> Result<Vec<(Option<GenerationId>, Share)>, OutboxError> {
-        let accounts = self.read("read", |transaction| {
+        self.read("read", |transaction| {
             let mut all = Vec::new();
             for row in transaction.open_table(ACCOUNTS)?.iter()? {
                 let (key, row) = row?;
-                let Some(share) = from_json(row.value()) else { return Ok(None) };
                 let key = key.value();
+                let share = open_json(key, row.value(), ACCOUNT)?;
                 all.push(((key != GONE).then(|| GenerationId(key.to_owned())), share));
             }
-            Ok(Some(all))
-        })?;
-        accounts.ok_or_else(|| self.damaged("an account"))
+            Ok(all)
+        })
     }
 }

@@ -13,12 +13,22 @@ use std::{
     fs::{self, File},
     io::{self, BufWriter, Write as _},
     path::{Path, PathBuf},
+    sync::{MutexGuard, PoisonError},
 };
 
 use data_encoding::BASE64;
+use redb::ReadableTable as _;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{platform::private, tail::GenerationId};
+use super::{
+    CHECKPOINTS, CURSORS, META, Outbox, OutboxError, State, checkpoints::open_checkpoint,
+    from_json, read_cursors, sealed,
+};
+use crate::{
+    platform::private,
+    tail::{self, GenerationId},
+};
 
 /// Which generation of which source.
 pub(super) type Key = (String, GenerationId);
@@ -34,6 +44,8 @@ pub(super) struct Backup {
     pending: Option<Pending>,
     size: u64,
     compact_at: u64,
+    /// Lines of generations that began since all rows were written beside the file.
+    begun: Vec<u8>,
 }
 
 /// Rows that lie beside the file until the entries before them are acknowledged.
@@ -49,6 +61,8 @@ pub(super) struct Saved {
     pub(super) epoch: String,
     /// The rows.
     pub(super) rows: BTreeMap<Key, Vec<u8>>,
+    /// The beginnings of generations of which nothing is known to be acknowledged.
+    pub(super) begun: BTreeMap<Key, Vec<u8>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -61,20 +75,60 @@ struct Line {
     source: String,
     generation: GenerationId,
     /// In base64; `None` takes the row away.
+    #[serde(default)]
     row: Option<String>,
+    /// In base64: the row with which the generation began. One that is acknowledged counts more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    begun: Option<String>,
+    /// XXH3 of the bytes of the row; older agents wrote none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    check: Option<u64>,
 }
 
 impl Backup {
     /// The backup beside the outbox at `outbox`.
     pub(super) fn beside(outbox: &Path) -> Self {
         let path = outbox.with_file_name("checkpoints.bak");
-        Self { path, changed: None, pending: None, size: 0, compact_at: 0 }
+        Self { path, changed: None, pending: None, size: 0, compact_at: 0, begun: Vec::new() }
     }
 
     /// Notes that rows have changed.
     pub(super) fn note<'a>(&mut self, keys: impl Iterator<Item = &'a Key>) {
         if let Some(changed) = &mut self.changed {
             changed.extend(keys.cloned());
+        }
+    }
+
+    /// Notes generations that began, at once: until a row of theirs is acknowledged, a store that
+    /// is lost would take their ids with it, and a receiver could not tell that what is read again
+    /// came before. Not synced: what is lost with the power is mostly still in the store itself.
+    pub(super) fn begin(&mut self, epoch: &str, begun: &[(&Key, &Vec<u8>)]) {
+        let mut lines = Vec::new();
+        for ((source, generation), row) in begun {
+            let Some(row) = tail::beginning(row) else { continue };
+            lines.extend_from_slice(&line(&Line {
+                source: source.clone(),
+                generation: generation.clone(),
+                row: None,
+                begun: Some(BASE64.encode(&row)),
+                check: Some(xxh3_64(&row)),
+            }));
+        }
+        if lines.is_empty() {
+            return;
+        }
+        if self.pending.as_ref().is_some_and(|pending| pending.is_all) {
+            self.begun.extend_from_slice(&lines);
+        }
+        let written = private::options().append(true).open(&self.path).and_then(|mut file| {
+            if file.metadata()?.len() == 0 {
+                file.write_all(&line(&First { epoch: epoch.to_owned() }))?;
+            }
+            file.write_all(&lines)
+        });
+        match written {
+            Ok(()) => self.size += lines.len() as u64,
+            Err(error) => tracing::warn!(%error, "a generation that began could not be noted"),
         }
     }
 
@@ -112,6 +166,7 @@ impl Backup {
         rows: impl Iterator<Item = Result<(Key, Option<Vec<u8>>), E>>,
     ) -> Result<(), E> {
         let is_all = self.wants_all();
+        self.begun.clear();
         // Whatever becomes of it, the next time all of it is written.
         self.forget();
         // Trouble with this file is no damage of the store, whatever its kind.
@@ -137,7 +192,8 @@ impl Backup {
         let changed = self.changed.take();
         let prepared = self.beside_it();
         if is_all {
-            let file = File::options().write(true).open(&prepared)?;
+            let mut file = File::options().append(true).open(&prepared)?;
+            file.write_all(&std::mem::take(&mut self.begun))?;
             file.sync_all()?;
             self.size = file.metadata()?.len();
             self.compact_at = 2 * self.size + SLACK;
@@ -168,21 +224,98 @@ impl Backup {
         let first = lines.next().and_then(|line| serde_json::from_slice::<First>(line).ok());
         let Some(First { epoch }) = first else { return Ok(None) };
         let mut saved = Saved { epoch, ..Saved::default() };
-        for Line { source, generation, row } in
+        for Line { source, generation, row, begun, check } in
             lines.filter_map(|line| serde_json::from_slice(line).ok())
         {
             let key = (source, generation);
-            match row.and_then(|row| BASE64.decode(row.as_bytes()).ok()) {
-                Some(row) => saved.rows.insert(key, row),
-                None => saved.rows.remove(&key),
+            let (is_begun, text) = (begun.is_some(), begun.or(row));
+            let Some(text) = text else {
+                saved.rows.remove(&key);
+                saved.begun.remove(&key);
+                continue;
             };
+            let row = BASE64.decode(text.as_bytes()).ok();
+            let is_whole = |row: &Vec<u8>| check.is_none_or(|check| check == xxh3_64(row));
+            let Some(row) = row.filter(is_whole) else { continue };
+            if is_begun {
+                saved.begun.insert(key, row);
+            } else {
+                saved.begun.remove(&key);
+                saved.rows.insert(key, row);
+            }
         }
         Ok(Some(saved))
     }
 }
 
+impl Outbox {
+    /// Copies the offsets that are acknowledged to `checkpoints.bak`, as far as they have changed.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read or the copy cannot be written; the next call
+    /// tries again.
+    pub fn back_up(&self) -> Result<(), OutboxError> {
+        // What a damaged store says must not take the place of what a good one said.
+        if *self.damage.borrow() {
+            return Ok(());
+        }
+        let mut backup = self.backup();
+        if backup.pending().is_none() && !backup.is_due() {
+            return Ok(());
+        }
+        self.read("copy the offsets of", |transaction| {
+            // All of one moment: the offsets, and what is acknowledged.
+            let Some((state, _)) = sealed::state(&transaction.open_table(META)?)? else {
+                return Ok(());
+            };
+            let Some(state) = from_json::<State>(&state) else { return Ok(()) };
+            let cursors = read_cursors(&transaction.open_table(CURSORS)?)?;
+            let slowest = cursors.iter().map(|(_, cursor)| cursor.acknowledged.seq);
+            let slowest = slowest.fold(state.next_seq - 1, u64::min);
+            match backup.pending() {
+                Some(seq) if seq > slowest => return Ok(()),
+                Some(_) => backup.settle().map_err(io::Error::other)?,
+                None => {}
+            }
+            if !backup.is_due() {
+                return Ok(());
+            }
+            let checkpoints = transaction.open_table(CHECKPOINTS)?;
+            let (epoch, seq) = (&state.epoch, state.next_seq - 1);
+            if backup.wants_all() {
+                let rows = checkpoints.iter()?.map(|row| {
+                    let (key, row) = row?;
+                    let row = open_checkpoint(key.value(), row.value())?;
+                    let (source, generation) = key.value();
+                    let key = (source.to_owned(), GenerationId(generation.to_owned()));
+                    Ok((key, Some(row)))
+                });
+                backup.prepare::<redb::Error>(epoch, seq, rows)?;
+            } else {
+                let changed: Vec<_> = backup.changed().cloned().collect();
+                let rows = changed.into_iter().map(|key| {
+                    let at = (key.0.as_str(), key.1.0.as_str());
+                    let row = checkpoints.get(at)?;
+                    let row = row.map(|row| open_checkpoint(at, row.value())).transpose()?;
+                    Ok((key, row))
+                });
+                backup.prepare::<redb::Error>(epoch, seq, rows)?;
+            }
+            if seq <= slowest {
+                backup.settle().map_err(io::Error::other)?;
+            }
+            Ok(())
+        })
+    }
+
+    pub(super) fn backup(&self) -> MutexGuard<'_, Backup> {
+        self.backup.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 fn row_line((source, generation): Key, row: Option<Vec<u8>>) -> Vec<u8> {
-    line(&Line { source, generation, row: row.map(|row| BASE64.encode(&row)) })
+    let check = row.as_deref().map(xxh3_64);
+    line(&Line { source, generation, row: row.map(|row| BASE64.encode(&row)), begun: None, check })
 }
 
 fn line<T: Serialize>(value: &T) -> Vec<u8> {
@@ -218,8 +351,11 @@ mod tests {
         backup.prepare("e", 9, rows([("a", Some("3")), ("b", None)]).into_iter()).unwrap();
         assert_eq!(backup.load().unwrap().unwrap().rows.len(), 2);
         backup.settle().unwrap();
-        let expected =
-            Saved { epoch: "e".into(), rows: BTreeMap::from([(key("a"), b"3".to_vec())]) };
+        let expected = Saved {
+            epoch: "e".into(),
+            rows: [(key("a"), b"3".to_vec())].into(),
+            ..Saved::default()
+        };
         assert_eq!(backup.load().unwrap(), Some(expected));
 
         let path = folder.path().join("checkpoints.bak");

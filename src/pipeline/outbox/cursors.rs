@@ -1,10 +1,14 @@
 //! Where each sink is in the outbox, and what may leave it.
 
-use redb::{ReadableTable as _, WriteTransaction};
+use redb::{ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use siem_protocol::ChainPoint;
 
-use super::{CURSORS, State, VALUES, from_json, json, value};
+use super::{
+    CURSORS, State, VALUES,
+    sealed::{open_json, seal_json},
+    value,
+};
 
 /// A sink that has a place in the outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,17 +35,43 @@ pub struct Cursor {
     /// Where it delivers to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<String>,
+    /// Entries refused for good since the last one that was taken: a receiver that refuses
+    /// everything must not get ten more of them after each restart.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refusals: u32,
 }
 
-/// Gives every sink a cursor and takes away those of sinks that are no more, which it names; `None`
-/// when a cursor is damaged. Without sinks nothing changes: nobody is there to take anything over.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// All cursors, by sink.
+pub(super) fn read_cursors(
+    rows: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<Vec<(String, Cursor)>, redb::Error> {
+    let mut cursors = Vec::new();
+    for row in rows.iter()? {
+        let (sink, row) = row?;
+        let cursor = open_cursor(sink.value(), row.value())?;
+        cursors.push((sink.value().to_owned(), cursor));
+    }
+    Ok(cursors)
+}
+
+pub(super) fn open_cursor(sink: &str, row: &[u8]) -> Result<Cursor, redb::Error> {
+    open_json(sink, row, "a cursor")
+}
+
+/// Gives every sink a cursor and takes away those of sinks that are no more, which it names.
+/// Without sinks nothing changes: nobody is there to take anything over.
 pub(super) fn place_cursors(
     transaction: &WriteTransaction,
     state: &mut State,
     sinks: &[Seat],
-) -> Result<Option<Vec<String>>, redb::Error> {
+) -> Result<Vec<String>, redb::Error> {
     if sinks.is_empty() {
-        return Ok(Some(Vec::new()));
+        return Ok(Vec::new());
     }
     let mut cursors = transaction.open_table(CURSORS)?;
     let mut removed = Vec::new();
@@ -55,23 +85,23 @@ pub(super) fn place_cursors(
     let begin = begin(transaction, state)?;
     let mut slowest = u64::MAX;
     for Seat { name, destination } in sinks {
-        let known = cursors.get(name.as_str())?.map(|row| from_json::<Cursor>(row.value()));
-        let cursor = match known {
-            Some(Some(cursor)) => moved(cursor, destination.as_ref()),
-            Some(None) => return Ok(None),
+        let known = cursors.get(name.as_str())?.map(|row| open_cursor(name, row.value()));
+        let cursor = match known.transpose()? {
+            Some(cursor) => moved(cursor, destination.as_ref()),
             None => Cursor {
                 epoch: state.epoch.clone(),
                 acknowledged: begin,
                 base: (begin.seq > 0).then_some(begin),
                 previous_epoch: None,
                 destination: destination.clone(),
+                refusals: 0,
             },
         };
-        cursors.insert(name.as_str(), json(&cursor).as_slice())?;
+        cursors.insert(name.as_str(), seal_json(name.as_str(), &cursor).as_slice())?;
         slowest = slowest.min(cursor.acknowledged.seq);
     }
     drop_values(transaction, state, slowest)?;
-    Ok(Some(removed))
+    Ok(removed)
 }
 
 /// A sink that delivers elsewhere now says where it begins: the receiver there may know nothing.

@@ -5,7 +5,11 @@ use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use siem_protocol::{DeadLettered, Digest};
 
-use super::{CURSORS, Cursor, Group, Outbox, OutboxError, append, from_json, json};
+use super::{
+    CURSORS, Cursor, Group, Outbox, OutboxError, append_group,
+    cursors::{open_cursor, read_cursors},
+    sealed::{open_json, seal_json},
+};
 
 /// By sink, epoch and sequence number: a number alone comes again in the next epoch.
 pub(super) const DEAD_LETTERS: TableDefinition<'_, (&str, &str, u64), &[u8]> =
@@ -103,13 +107,21 @@ impl Outbox {
         let mut purged = Purged::default();
         self.write("keep a dead letter in", |transaction, state| {
             let mut letters = transaction.open_table(DEAD_LETTERS)?;
-            let is_new = letters.insert(key(id), json(letter).as_slice())?.is_none();
+            let row = seal_json(key(id), letter);
+            let is_new = letters.insert(key(id), row.as_slice())?.is_none();
+            let mut cursors = transaction.open_table(CURSORS)?;
             if is_new && id.epoch == state.epoch {
                 let buried = state.dead_lettered.entry(id.sink.clone()).or_default();
                 buried.entries += 1;
                 buried.bytes += letter.line().map_or(0, |line| line.len() as u64);
+                let sink = id.sink.as_str();
+                let known = cursors.get(sink)?.map(|row| open_cursor(sink, row.value()));
+                if let Some(mut cursor) = known.transpose()? {
+                    cursor.refusals = cursor.refusals.saturating_add(1);
+                    cursors.insert(sink, seal_json(sink, &cursor).as_slice())?;
+                }
             }
-            let named = named(&transaction.open_table(CURSORS)?)?;
+            let named = named(&cursors)?;
             purged = make_room(&mut letters, most, |other| other != id && named(other))?;
             state.purged.entries += purged.letters.len() as u64;
             state.purged.bytes += purged.bytes;
@@ -138,17 +150,11 @@ impl Outbox {
     /// [`OutboxError`]: nothing has changed.
     pub fn purge(&self, ids: &[DeadLetterId], group: &Group) -> Result<(), OutboxError> {
         self.write("delete dead letters of", |transaction, state| {
-            if group.start.seq != state.next_seq {
-                let (found, expected) = (group.start.seq, state.next_seq);
-                return Ok(Err(OutboxError::Stale { found, expected }));
-            }
             let mut letters = transaction.open_table(DEAD_LETTERS)?;
             for id in ids {
                 letters.remove(key(id))?;
             }
-            append(transaction, state, &group.frames)?;
-            state.totals = group.totals.clone();
-            Ok(Ok(()))
+            append_group(transaction, state, group)
         })
     }
 
@@ -178,18 +184,17 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`] when the store cannot be read or a letter in it is damaged.
     pub fn dead_letters(&self) -> Result<Vec<(DeadLetterId, DeadLetter)>, OutboxError> {
-        let letters = self.read("read", |transaction| {
+        self.read("read", |transaction| {
             let mut all = Vec::new();
             for row in transaction.open_table(DEAD_LETTERS)?.iter()? {
                 let (key, row) = row?;
+                let letter = open_letter(key.value(), row.value())?;
                 let (sink, epoch, seq) = key.value();
-                let Some(letter) = from_json(row.value()) else { return Ok(None) };
                 let id = DeadLetterId { sink: sink.to_owned(), epoch: epoch.to_owned(), seq };
                 all.push((id, letter));
             }
-            Ok(Some(all))
-        })?;
-        letters.ok_or_else(|| self.damaged("a dead letter"))
+            Ok(all)
+        })
     }
 
     /// The entries after `seq` of `epoch` that `sink` refused for good, in order.
@@ -207,28 +212,25 @@ impl Outbox {
             let mut dead = Vec::new();
             for row in letters.range((sink, epoch, seq + 1)..=(sink, epoch, u64::MAX))? {
                 let (key, row) = row?;
-                if let Some(letter) = from_json::<DeadLetter>(row.value()) {
-                    let (_, _, seq) = key.value();
-                    dead.push(DeadLettered { seq, line_sha256: letter.line_sha256 });
-                }
+                let letter = open_letter(key.value(), row.value())?;
+                let (_, _, seq) = key.value();
+                dead.push(DeadLettered { seq, line_sha256: letter.line_sha256 });
             }
             Ok(dead)
         })
     }
 }
 
+pub(super) fn open_letter(key: (&str, &str, u64), row: &[u8]) -> Result<DeadLetter, redb::Error> {
+    open_json(key, row, "a dead letter")
+}
+
 /// Says of a dead letter whether a header that was taken has named it. Without it, its entry would
 /// be sent once more.
-fn named<T: ReadableTable<&'static str, &'static [u8]>>(
+pub(super) fn named<T: ReadableTable<&'static str, &'static [u8]>>(
     rows: &T,
 ) -> Result<impl Fn(&DeadLetterId) -> bool + use<T>, redb::Error> {
-    let mut cursors = Vec::new();
-    for row in rows.iter()? {
-        let (sink, row) = row?;
-        if let Some(cursor) = from_json::<Cursor>(row.value()) {
-            cursors.push((sink.value().to_owned(), cursor));
-        }
-    }
+    let cursors = read_cursors(rows)?;
     Ok(move |id: &DeadLetterId| {
         !cursors.iter().any(|(sink, cursor)| {
             *sink == id.sink && cursor.epoch == id.epoch && cursor.acknowledged.seq < id.seq
@@ -253,12 +255,10 @@ fn make_room(
     }
     let mut oldest = Vec::new();
     for row in letters.iter()? {
-        let (key, row) = row?;
-        let (sink, epoch, seq) = key.value();
+        let (id, row) = row?;
+        let (sink, epoch, seq) = id.value();
         let id = DeadLetterId { sink: sink.to_owned(), epoch: epoch.to_owned(), seq };
-        // One that can't be read is of no use to anybody: it is the first to go.
-        let at = from_json::<DeadLetter>(row.value()).map(|letter| letter.at);
-        oldest.push((at, id, row.value().len() as u64));
+        oldest.push((open_letter(key(&id), row.value())?.at, id, row.value().len() as u64));
     }
     oldest.sort_by(|(at, id, _), (other_at, other, _)| {
         (at, &id.epoch, id.seq).cmp(&(other_at, &other.epoch, other.seq))
@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(outbox.bury_within(&id(5), &letter(6, 300), 1).unwrap(), Purged::default());
         let named = siem_protocol::ChainPoint { seq: 3, hash: Digest::ZERO };
         outbox.acknowledge("siem", "e", named).unwrap();
-        let size = json(&letter(0, 300)).len() as u64;
+        let size = seal_json(key(&id(1)), &letter(0, 300)).len() as u64;
         let purged = outbox.bury_within(&id(6), &letter(7, 300), 4 * size).unwrap();
         assert_eq!(outbox.unnamed().unwrap(), [id(4), id(5), id(6)]);
         assert_eq!(purged.letters, [id(3), id(2)], "by the time when they were refused");

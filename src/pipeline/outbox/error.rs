@@ -37,6 +37,14 @@ pub enum OutboxError {
         /// What cannot be read.
         what: &'static str,
     },
+    /// The store's file is not where it was.
+    #[error("the file of the outbox `{}` is not the one that is open any more: {what}", path.display())]
+    Misplaced {
+        /// Where it should be.
+        path: PathBuf,
+        /// What became of it.
+        what: &'static str,
+    },
     /// The group does not begin where the outbox ends.
     #[error("a group begins at {found}, the outbox ends before {expected}")]
     Stale {

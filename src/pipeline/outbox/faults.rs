@@ -69,7 +69,7 @@ impl Faulty {
                     .call(Call::Open)
                     .map_err(|error| DatabaseError::Storage(StorageError::Io(error)))?,
             );
-            Builder::new().create_with_backend(backend.clone())
+            Ok((Builder::new().create_with_backend(backend.clone())?, None))
         };
         let seat = Seat { name: "siem".into(), destination: None };
         Outbox::open_with(&folder.join("memory"), Box::new(opener), &[seat], || "e".into()).unwrap()

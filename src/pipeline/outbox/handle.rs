@@ -1,9 +1,10 @@
 //! The handle on the store: opened anew after an error, one transaction at a time.
 
 use std::{
-    mem,
+    fs, io, mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{MutexGuard, PoisonError, RwLockReadGuard, atomic::Ordering},
+    time::Duration,
 };
 
 use redb::{
@@ -12,12 +13,42 @@ use redb::{
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::{Head, META, Outbox, OutboxError, SCHEMA, STATE, State, from_json, json, migrate};
+use super::{
+    Head, META, Outbox, OutboxError, SCHEMA, STATE, State, from_json, json, migrate, sealed,
+};
+use crate::platform::file::{self, FileId};
 
-/// A file of this size that holds nothing is made smaller.
-const OVERSIZED: u64 = 16 << 20;
+pub(super) const CACHE: usize = 8 << 20;
 
-const CACHE: usize = 8 << 20;
+/// The file that the store lies in.
+#[derive(Debug, Default)]
+pub(super) struct File {
+    /// Which one is open; none for a store in memory.
+    id: Option<FileId>,
+    /// When it was made smaller last, by the time that the agent is up, and how large it was then.
+    compacted: Option<(Duration, u64)>,
+}
+
+impl File {
+    /// Whether a file of `size` bytes is to be made smaller whose entries take `stored`.
+    ///
+    /// Nobody reads or writes meanwhile: with entries in it only when that gains much, moves
+    /// little, and did not happen within the hour. What else is in it does not get less: it must
+    /// have doubled since the last time.
+    fn is_oversized(&self, size: u64, stored: u64, now: Duration) -> bool {
+        const DRAINED: u64 = 16 << 20;
+        const IN_USE: u64 = 64 << 20;
+        const MOVED: u64 = 256 << 20;
+        const REST: Duration = Duration::from_secs(3600);
+
+        let has_grown = self.compacted.is_none_or(|(_, least)| size / 2 >= least);
+        if stored == 0 {
+            return size >= DRAINED && has_grown;
+        }
+        let has_rested = self.compacted.is_none_or(|(at, _)| now.saturating_sub(at) >= REST);
+        size >= IN_USE && stored <= size / 4 && stored <= MOVED && has_grown && has_rested
+    }
+}
 
 /// How a store is opened.
 pub(in crate::pipeline) fn builder() -> Builder {
@@ -70,7 +101,11 @@ impl Outbox {
             if let Err(error) = work(&transaction, &mut state)? {
                 return Ok(Err(error));
             }
-            transaction.open_table(META)?.insert(STATE, json(&state).as_slice())?;
+            let row = json(&state);
+            let mut meta = transaction.open_table(META)?;
+            meta.insert(sealed::SEAL, sealed::seal_of_state(&row).as_slice())?;
+            meta.insert(STATE, row.as_slice())?;
+            drop(meta);
             transaction.commit()?;
             Ok(Ok(()))
         };
@@ -114,9 +149,10 @@ impl Outbox {
             return Ok(true);
         }
         let open = || {
-            let opened = (self.opener)()?;
+            let (opened, id) = (self.opener)()?;
+            self.file().id = id;
             let row = match opened.begin_read()?.open_table(META) {
-                Ok(meta) => meta.get(STATE)?.map(|row| row.value().to_vec()),
+                Ok(meta) => sealed::state(&meta)?,
                 // A store that was never written.
                 Err(redb::TableError::TableDoesNotExist(_)) => None,
                 Err(error) => return Err(error.into()),
@@ -130,8 +166,8 @@ impl Outbox {
             // Emptied while it was closed. Going on would count on without what was in it.
             return Err(self.damaged("it is empty"));
         }
-        if let Some(row) = row {
-            let state = self.state_of(&row)?;
+        if let Some((row, is_sealed)) = row {
+            let state = self.state_of(&row, is_sealed)?;
             self.replace(current, state);
         }
         *database = Some(opened);
@@ -139,7 +175,7 @@ impl Outbox {
     }
 
     /// Reads the state, its schema first: a newer one may hold anything else.
-    fn state_of(&self, row: &[u8]) -> Result<State, OutboxError> {
+    fn state_of(&self, row: &[u8], is_sealed: bool) -> Result<State, OutboxError> {
         #[derive(Deserialize)]
         struct Schema {
             schema: u32,
@@ -149,8 +185,9 @@ impl Outbox {
         };
         let state = match found {
             1 => migrate::from_1(row),
-            SCHEMA => from_json(row),
-            0 => None,
+            migrate::UNSEALED => from_json(row),
+            SCHEMA if is_sealed => from_json(row),
+            0 | SCHEMA => None,
             newer => return Err(OutboxError::Newer { path: self.path.clone(), found: newer }),
         };
         state.ok_or_else(|| self.damaged("its state"))
@@ -169,6 +206,29 @@ impl Outbox {
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // A panic in mid-transaction leaves the state as it was: it is replaced only at the end.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn file(&self) -> MutexGuard<'_, File> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says when the file that is open lies at its path no more: what is written to it will be
+    /// gone with this process. The store is done with then as if it were damaged.
+    ///
+    /// # Errors
+    /// [`OutboxError::Misplaced`].
+    pub fn look_for_file(&self) -> Result<(), OutboxError> {
+        let Some(open) = self.file().id else { return Ok(()) };
+        let what = match file::look(&self.path) {
+            Ok(sight) if sight.stamp.id.is_none_or(|id| id == open) => return Ok(()),
+            Ok(_) => "another lies in its place",
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "it was deleted or moved",
+            // Nobody knows: it may well lie there.
+            Err(_) => return Ok(()),
+        };
+        let error = OutboxError::Misplaced { path: self.path.clone(), what };
+        self.look_for_damage(&error);
+        Err(error)
     }
 
     fn failed(&self, action: &'static str, source: redb::Error) -> OutboxError {
@@ -210,20 +270,21 @@ impl Outbox {
         *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Makes the file small again after a backlog has drained. Waits for whoever reads or writes.
+    /// Makes the file small again after a backlog has drained, or has become much smaller, `now` by
+    /// the time that the agent is up. Waits for whoever reads or writes.
     ///
     /// # Errors
     /// [`OutboxError`]: nothing is lost, and the next call tries again.
-    pub fn shrink(&self) -> Result<(), OutboxError> {
-        let current = self.state();
-        let size = || std::fs::metadata(&self.path).map_or(0, |file| file.len());
-        let before = size();
-        if current.stored > 0 || before < OVERSIZED {
+    pub fn shrink(&self, now: Duration) -> Result<(), OutboxError> {
+        let size = || fs::metadata(&self.path).map_or(0, |file| file.len());
+        let (before, stored) = (size(), self.stored());
+        if !self.file().is_oversized(before, stored, now) {
             return Ok(());
         }
-        drop(current);
         self.compact()?;
-        tracing::info!(before, now = size(), "the outbox is drained: its file was made smaller");
+        let after = size();
+        self.file().compacted = Some((now, after));
+        tracing::info!(before, now = after, stored, "the outbox's file was made smaller");
         Ok(())
     }
 
@@ -238,7 +299,7 @@ impl Outbox {
             Ok(Ok(_)) => return Ok(()),
             Ok(Err(CompactionError::Storage(failure))) => self.store("shrink", failure.into()),
             Ok(Err(other)) => {
-                self.store("shrink", redb::Error::Io(std::io::Error::other(other.to_string())))
+                self.store("shrink", redb::Error::Io(io::Error::other(other.to_string())))
             }
             Err(_) => self.damaged("a page of it"),
         };
@@ -246,5 +307,35 @@ impl Outbox {
         let database = database.take();
         drop(catch_unwind(AssertUnwindSafe(|| drop(database))));
         Err(failure)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MB: u64 = 1 << 20;
+
+    #[test]
+    fn a_file_is_made_smaller_when_that_is_worth_the_wait_and_not_again_and_again() {
+        let at = |minutes: u64| Duration::from_secs(60 * minutes);
+        let never = File::default();
+        let table = [
+            ("drained", 16, 0, true),
+            ("drained and small", 15, 0, false),
+            ("a little in a large file", 64, 16, true),
+            ("a little in a file that is not large", 63, 1, false),
+            ("too much in it", 64, 17, false),
+            ("too much to move", 10_000, 257, false),
+        ];
+        for (what, size, stored, expected) in table {
+            assert_eq!(never.is_oversized(size * MB, stored * MB, at(0)), expected, "{what}");
+        }
+        let once = File { id: None, compacted: Some((at(100), 40 * MB)) };
+        assert!(!once.is_oversized(80 * MB, MB, at(159)), "within the hour");
+        assert!(once.is_oversized(80 * MB, MB, at(160)));
+        assert!(!once.is_oversized(79 * MB, MB, at(500)), "as large as it must be");
+        assert!(!once.is_oversized(79 * MB, 0, at(500)), "as large as it must be");
+        assert!(once.is_oversized(80 * MB, 0, at(101)), "drained, and nobody waits");
     }
 }

@@ -6,6 +6,7 @@
 
 mod accounts;
 mod backup;
+mod checkpoints;
 mod cursors;
 mod dead_letters;
 #[cfg(test)]
@@ -21,31 +22,37 @@ mod migrate;
 mod power;
 mod recover;
 mod renumber;
+mod salvage;
+mod sealed;
 #[cfg(test)]
 mod tests;
 mod value;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    io, mem,
+    collections::BTreeMap,
+    mem,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicBool},
+    sync::{Mutex, PoisonError, RwLock, atomic::AtomicBool},
 };
 
 use accounts::{ACCOUNTS, add_shares};
 use backup::Backup;
 pub use cursors::{Cursor, Seat};
-use cursors::{drop_values, place_cursors};
+use cursors::{drop_values, open_cursor, place_cursors, read_cursors};
 use dead_letters::DEAD_LETTERS;
 pub use dead_letters::{Buried, DeadLetter, DeadLetterId, Purged};
 pub use error::OutboxError;
-use handle::Opened;
 pub(super) use handle::builder;
-pub use recover::Found;
+use handle::{File, Opened};
 use recover::{Began, Beginning};
-use redb::{Database, ReadableTable as _, TableDefinition, WriteTransaction};
+pub use recover::{Found, Rescued};
+use redb::{
+    Database, ReadableTable as _, StorageError, TableDefinition, WriteTransaction,
+    backends::FileBackend,
+};
 pub use renumber::Renumbered;
+use sealed::{seal, seal_json};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use siem_protocol::{ChainPoint, Digest};
 use tokio::sync::watch;
@@ -56,7 +63,11 @@ use super::{
 };
 use crate::{
     frame::{Encoder, Frame, FrameHead},
-    platform::{Timestamp, free_space, private},
+    platform::{
+        Timestamp,
+        file::{self, FileId},
+        free_space, private,
+    },
     tail::GenerationId,
 };
 
@@ -73,7 +84,7 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
 const STATE: &str = "state";
 /// The layout of the tables. A store of a newer one is refused, untouched.
-const SCHEMA: u32 = 2;
+const SCHEMA: u32 = 3;
 
 /// A durable queue of entries with the checkpoints of their files.
 ///
@@ -84,6 +95,7 @@ pub struct Outbox {
     database: RwLock<Option<Database>>,
     opener: Opener,
     path: PathBuf,
+    file: Mutex<File>,
     sinks: Vec<Seat>,
     /// Sinks that had a cursor and are no more.
     removed: Mutex<Vec<String>>,
@@ -97,8 +109,9 @@ pub struct Outbox {
     is_closed: AtomicBool,
 }
 
-/// Opens the store, at start and again after an error.
-pub(super) type Opener = Box<dyn Fn() -> Result<Database, redb::DatabaseError> + Send + Sync>;
+/// Opens the store, at start and again after an error; says which file it is, if it is one.
+pub(super) type Opener =
+    Box<dyn Fn() -> Result<(Database, Option<FileId>), redb::DatabaseError> + Send + Sync>;
 
 /// What the outbox is, as last committed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,6 +200,18 @@ impl Outbox {
         Self::open_with(path, file_opener(path), sinks, new_epoch)
     }
 
+    /// Opens the outbox at `path` for somebody who only looks; none where nothing was ever stored,
+    /// and then nothing is written: an agent would take it for its own, and not look for what is
+    /// acknowledged in the copy that it has of a lost one.
+    ///
+    /// # Errors
+    /// [`OutboxError`]; the file is then untouched.
+    pub fn open_if_begun(path: &Path) -> Result<Option<Self>, OutboxError> {
+        let outbox = Self::closed(path, file_opener(path), &[], String::new());
+        let is_begun = outbox.reopen(&mut outbox.state(), Opened::First)?;
+        is_begun.then(|| outbox.take_over(is_begun, Beginning::default)).transpose()
+    }
+
     /// The same on a store that `opener` opens; `path` only names it.
     pub(super) fn open_with(
         path: &Path,
@@ -205,9 +230,42 @@ impl Outbox {
         new_epoch: impl FnOnce() -> String,
         beginning: impl FnOnce() -> Beginning,
     ) -> Result<Self, OutboxError> {
+        let outbox = Self::closed(path, opener, sinks, new_epoch());
+        let was_found = outbox.reopen(&mut outbox.state(), Opened::First)?;
+        outbox.take_over(was_found, beginning)
+    }
+
+    fn take_over(
+        mut self,
+        was_found: bool,
+        beginning: impl FnOnce() -> Beginning,
+    ) -> Result<Self, OutboxError> {
+        self.was_found = was_found;
+        self.write("open", |transaction, state| {
+            if mem::replace(&mut state.schema, SCHEMA) <= migrate::UNSEALED {
+                migrate::seal_rows(transaction)?;
+            }
+            // Opening a table makes it: readers may rely on all of them.
+            transaction.open_table(VALUES)?;
+            transaction.open_table(CHECKPOINTS)?;
+            transaction.open_table(DROPPING)?;
+            transaction.open_table(ACCOUNTS)?;
+            transaction.open_table(DEAD_LETTERS)?;
+            let removed = place_cursors(transaction, state, &self.sinks)?;
+            if !was_found {
+                // With all else, or a kill in between would leave a store that knows of nothing.
+                beginning().take_place(transaction, state)?;
+            }
+            *self.removed.lock().unwrap_or_else(PoisonError::into_inner) = removed;
+            Ok(Ok(()))
+        })?;
+        Ok(self)
+    }
+
+    fn closed(path: &Path, opener: Opener, sinks: &[Seat], epoch: String) -> Self {
         let state = State {
             schema: SCHEMA,
-            epoch: new_epoch(),
+            epoch,
             next_seq: 1,
             chain: Digest::ZERO,
             urgent_seq: 0,
@@ -218,10 +276,11 @@ impl Outbox {
             renumbered_at: Timestamp::default(),
             began: None,
         };
-        let mut outbox = Self {
+        Self {
             database: RwLock::new(None),
             opener,
             path: path.to_owned(),
+            file: Mutex::default(),
             sinks: sinks.to_vec(),
             removed: Mutex::default(),
             was_found: false,
@@ -230,28 +289,7 @@ impl Outbox {
             head: watch::Sender::default(),
             damage: watch::Sender::default(),
             is_closed: AtomicBool::new(false),
-        };
-        let was_found = outbox.reopen(&mut outbox.state(), Opened::First)?;
-        outbox.was_found = was_found;
-        outbox.write("open", |transaction, state| {
-            state.schema = SCHEMA;
-            // Opening a table makes it: readers may rely on all of them.
-            transaction.open_table(VALUES)?;
-            transaction.open_table(CHECKPOINTS)?;
-            transaction.open_table(DROPPING)?;
-            transaction.open_table(ACCOUNTS)?;
-            transaction.open_table(DEAD_LETTERS)?;
-            let Some(removed) = place_cursors(transaction, state, sinks)? else {
-                return Ok(Err(outbox.damaged("a cursor")));
-            };
-            if !was_found {
-                // With all else, or a kill in between would leave a store that knows of nothing.
-                beginning().take_place(transaction, state)?;
-            }
-            *outbox.removed.lock().unwrap_or_else(PoisonError::into_inner) = removed;
-            Ok(Ok(()))
-        })?;
-        Ok(outbox)
+        }
     }
 
     /// The name of this outbox's count.
@@ -304,105 +342,36 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`]: the caller rolls back and tries again later.
     pub fn commit(&self, group: &Group) -> Result<(), OutboxError> {
+        let mut begun = Vec::new();
         self.write("append to", |transaction, state| {
-            if group.start.seq != state.next_seq {
-                let (found, expected) = (group.start.seq, state.next_seq);
-                return Ok(Err(OutboxError::Stale { found, expected }));
-            }
-            append(transaction, state, &group.frames)?;
-            {
-                let mut checkpoints = transaction.open_table(CHECKPOINTS)?;
-                for ((source, generation), row) in &group.checkpoints {
-                    let key = (source.as_str(), generation.0.as_str());
-                    match row {
-                        Some(row) => checkpoints.insert(key, row.as_slice())?,
-                        None => checkpoints.remove(key)?,
-                    };
+            let mut checkpoints = transaction.open_table(CHECKPOINTS)?;
+            for (key, row) in &group.checkpoints {
+                let at = (key.0.as_str(), key.1.0.as_str());
+                let Some(row) = row else {
+                    checkpoints.remove(at)?;
+                    continue;
+                };
+                if checkpoints.insert(at, seal(at, row).as_slice())?.is_none() {
+                    begun.push((key, row));
                 }
             }
             if !group.dropping.is_empty() {
                 let mut dropping = transaction.open_table(DROPPING)?;
                 for (generation, row) in &group.dropping {
+                    let key = generation.0.as_str();
                     match row {
-                        Some(row) => {
-                            dropping.insert(generation.0.as_str(), json(row).as_slice())?
-                        }
-                        None => dropping.remove(generation.0.as_str())?,
+                        Some(row) => dropping.insert(key, seal_json(key, row).as_slice())?,
+                        None => dropping.remove(key)?,
                     };
                 }
             }
             add_shares(transaction, group)?;
-            if !group.frames.is_empty() {
-                state.began = None;
-            }
-            state.totals = group.totals.clone();
-            Ok(Ok(()))
+            append_group(transaction, state, group)
         })?;
-        self.backup().note(group.checkpoints.keys());
-        Ok(())
-    }
-
-    /// Copies the offsets that are acknowledged to `checkpoints.bak`, as far as they have changed.
-    ///
-    /// # Errors
-    /// [`OutboxError`] when the store cannot be read or the copy cannot be written; the next call
-    /// tries again.
-    pub fn back_up(&self) -> Result<(), OutboxError> {
-        // What a damaged store says must not take the place of what a good one said.
-        if *self.damage.borrow() {
-            return Ok(());
-        }
         let mut backup = self.backup();
-        if backup.pending().is_none() && !backup.is_due() {
-            return Ok(());
-        }
-        self.read("copy the offsets of", |transaction| {
-            // All of one moment: the offsets, and what is acknowledged.
-            let state = transaction.open_table(META)?.get(STATE)?;
-            let Some(state) = state.and_then(|row| from_json::<State>(row.value())) else {
-                return Ok(());
-            };
-            let mut slowest = state.next_seq - 1;
-            for row in transaction.open_table(CURSORS)?.iter()? {
-                let Some(cursor) = from_json::<Cursor>(row?.1.value()) else { return Ok(()) };
-                slowest = slowest.min(cursor.acknowledged.seq);
-            }
-            match backup.pending() {
-                Some(seq) if seq > slowest => return Ok(()),
-                Some(_) => backup.settle().map_err(io::Error::other)?,
-                None => {}
-            }
-            if !backup.is_due() {
-                return Ok(());
-            }
-            let checkpoints = transaction.open_table(CHECKPOINTS)?;
-            let (epoch, seq) = (&state.epoch, state.next_seq - 1);
-            if backup.wants_all() {
-                let rows = checkpoints.iter()?.map(|row| {
-                    let (key, row) = row?;
-                    let (source, generation) = key.value();
-                    let key = (source.to_owned(), GenerationId(generation.to_owned()));
-                    Ok((key, Some(row.value().to_vec())))
-                });
-                backup.prepare::<redb::Error>(epoch, seq, rows)?;
-            } else {
-                let changed: Vec<_> = backup.changed().cloned().collect();
-                let rows = changed.into_iter().map(|key| {
-                    let row = checkpoints.get((key.0.as_str(), key.1.0.as_str()))?;
-                    let row = row.map(|row| row.value().to_vec());
-                    Ok((key, row))
-                });
-                backup.prepare::<redb::Error>(epoch, seq, rows)?;
-            }
-            if seq <= slowest {
-                backup.settle().map_err(io::Error::other)?;
-            }
-            Ok(())
-        })
-    }
-
-    fn backup(&self) -> MutexGuard<'_, Backup> {
-        self.backup.lock().unwrap_or_else(PoisonError::into_inner)
+        backup.note(group.checkpoints.keys());
+        backup.begin(&self.epoch(), &begun);
+        Ok(())
     }
 
     /// The sink that is behind the others, if they are not all at the same place.
@@ -426,9 +395,9 @@ impl Outbox {
     pub fn cursor(&self, sink: &str) -> Result<Cursor, OutboxError> {
         let cursor = self.read("read", |transaction| {
             let row = transaction.open_table(CURSORS)?.get(sink)?;
-            Ok(row.and_then(|row| from_json(row.value())))
+            row.map(|row| open_cursor(sink, row.value())).transpose()
         })?;
-        cursor.ok_or_else(|| self.damaged("a cursor"))
+        cursor.ok_or_else(|| self.damaged("a cursor is gone"))
     }
 
     /// Moves `sink`'s cursor to `point` of `epoch`, and deletes what every sink has acknowledged.
@@ -442,27 +411,38 @@ impl Outbox {
         epoch: &str,
         point: ChainPoint,
     ) -> Result<(), OutboxError> {
+        self.advance(sink, epoch, point, 0)
+    }
+
+    /// The same, where so many entries were refused for good since the last one that was taken.
+    ///
+    /// # Errors
+    /// As [`Outbox::acknowledge`].
+    pub fn advance(
+        &self,
+        sink: &str,
+        epoch: &str,
+        point: ChainPoint,
+        refusals: u32,
+    ) -> Result<(), OutboxError> {
         self.write("acknowledge entries of", |transaction, state| {
             if epoch != state.epoch {
                 return Ok(Ok(()));
             }
             let mut cursors = transaction.open_table(CURSORS)?;
-            let known = cursors.get(sink)?.and_then(|row| from_json::<Cursor>(row.value()));
+            let known = cursors.get(sink)?.map(|row| open_cursor(sink, row.value()));
             let cursor = Cursor {
                 epoch: epoch.to_owned(),
                 acknowledged: point,
                 base: None,
                 previous_epoch: None,
-                destination: known.and_then(|cursor| cursor.destination),
+                destination: known.transpose()?.and_then(|cursor| cursor.destination),
+                refusals,
             };
-            cursors.insert(sink, json(&cursor).as_slice())?;
-            let mut slowest = point.seq;
-            for row in cursors.iter()? {
-                match from_json::<Cursor>(row?.1.value()) {
-                    Some(cursor) => slowest = slowest.min(cursor.acknowledged.seq),
-                    None => return Ok(Err(self.damaged("a cursor"))),
-                }
-            }
+            cursors.insert(sink, seal_json(sink, &cursor).as_slice())?;
+            let all = read_cursors(&cursors)?;
+            let slowest = all.iter().map(|(_, cursor)| cursor.acknowledged.seq).min();
+            let slowest = slowest.unwrap_or(point.seq);
             drop_values(transaction, state, slowest)?;
             Ok(Ok(()))
         })
@@ -541,67 +521,24 @@ impl Outbox {
         })?;
         if whole { Ok(()) } else { Err(self.damaged("a value")) }
     }
+}
 
-    /// The row of a generation.
-    ///
-    /// # Errors
-    /// [`OutboxError`] when the store cannot be read.
-    pub fn checkpoint(
-        &self,
-        source: &str,
-        generation: &GenerationId,
-    ) -> Result<Option<Vec<u8>>, OutboxError> {
-        self.read("read", |transaction| {
-            let checkpoints = transaction.open_table(CHECKPOINTS)?;
-            let row = checkpoints.get((source, generation.0.as_str()))?;
-            Ok(row.map(|row| row.value().to_vec()))
-        })
+/// Appends the group's entries.
+fn append_group(
+    transaction: &WriteTransaction,
+    state: &mut State,
+    group: &Group,
+) -> Result<Result<(), OutboxError>, redb::Error> {
+    if group.start.seq != state.next_seq {
+        let (found, expected) = (group.start.seq, state.next_seq);
+        return Ok(Err(OutboxError::Stale { found, expected }));
     }
-
-    /// The lines in parts that are dropped, by generation.
-    ///
-    /// # Errors
-    /// [`OutboxError`] when the store cannot be read.
-    pub fn dropping(&self) -> Result<HashMap<GenerationId, Dropping>, OutboxError> {
-        self.read("read", |transaction| {
-            let mut dropping = HashMap::new();
-            for row in transaction.open_table(DROPPING)?.iter()? {
-                let (generation, row) = row?;
-                if let Some(row) = from_json(row.value()) {
-                    dropping.insert(GenerationId(generation.value().to_owned()), row);
-                }
-            }
-            Ok(dropping)
-        })
+    append(transaction, state, &group.frames)?;
+    if !group.frames.is_empty() {
+        state.began = None;
     }
-
-    /// Shows all rows of `source`.
-    ///
-    /// # Errors
-    /// [`OutboxError`] when the store cannot be read.
-    pub fn checkpoints(
-        &self,
-        source: &str,
-        take: impl FnOnce(&mut dyn Iterator<Item = (GenerationId, Vec<u8>)>),
-    ) -> Result<(), OutboxError> {
-        let mut failure = None;
-        self.read("read", |transaction| {
-            let checkpoints = transaction.open_table(CHECKPOINTS)?;
-            let mut rows = checkpoints.range((source, "")..)?.map_while(|row| match row {
-                Ok((key, row)) if key.value().0 == source => {
-                    Some((GenerationId(key.value().1.to_owned()), row.value().to_vec()))
-                }
-                Ok(_) => None,
-                Err(error) => {
-                    failure = Some(error);
-                    None
-                }
-            });
-            take(&mut rows);
-            drop(rows);
-            failure.map_or(Ok(()), |error| Err(error.into()))
-        })
-    }
+    state.totals = group.totals.clone();
+    Ok(Ok(()))
 }
 
 /// Opens the store in the file at `path`.
@@ -609,8 +546,9 @@ fn file_opener(path: &Path) -> Opener {
     let file = path.to_owned();
     Box::new(move || {
         // Made here, where it is made for its owner only.
-        private::options().open(&file).map_err(redb::StorageError::Io)?;
-        builder().create(&file)
+        let opened = private::options().read(true).open(&file).map_err(StorageError::Io)?;
+        let id = file::Stamp::of(&opened).map_err(StorageError::Io)?.id;
+        Ok((builder().create_with_backend(FileBackend::new(opened)?)?, id))
     })
 }
 

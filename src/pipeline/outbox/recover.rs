@@ -1,19 +1,30 @@
 //! How an outbox begins: as it was, anew, or in place of one that is damaged.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
-    fs, io,
+    collections::BTreeSet,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
-use redb::{ReadableTable as _, WriteTransaction};
+use redb::WriteTransaction;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CHECKPOINTS, CURSORS, Cursor, Outbox, OutboxError, Seat, State,
+    CHECKPOINTS, CURSORS, Cursor, DEAD_LETTERS, Outbox, OutboxError, Seat, State,
     backup::{Backup, Saved},
+    cursors::read_cursors,
     file_opener, from_json, json,
+    salvage::{Salvaged, salvage},
+    sealed::{seal, seal_json},
 };
-use crate::platform::Timestamp;
+use crate::{
+    platform::{Timestamp, private},
+    tail,
+};
 
 /// What was found at the start.
 #[derive(Debug)]
@@ -31,9 +42,20 @@ pub enum Found {
         moved_to: PathBuf,
         /// What is wrong with it.
         reason: String,
-        /// Its epoch, if its offsets were copied.
+        /// Its epoch, if that is known.
         previous_epoch: Option<String>,
+        /// What became of its dead letters.
+        dead_letters: Rescued,
     },
+}
+
+/// What became of the dead letters of a store that was damaged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rescued {
+    /// How many are in the new store.
+    pub kept: u64,
+    /// How many could not be read; `None` when nobody can tell.
+    pub lost: Option<u64>,
 }
 
 impl Outbox {
@@ -53,19 +75,29 @@ impl Outbox {
             let beginning = || Beginning::after(&Backup::beside(path), damage);
             Self::open_after(path, file_opener(path), sinks, &new_epoch, beginning)
         };
-        let outbox = match open(None) {
+        let failed = |source: io::Error| OutboxError::Store {
+            action: "move aside",
+            path: path.to_owned(),
+            source: Box::new(source.into()),
+        };
+        let note = Note::beside(path);
+        // Whoever moved it aside did not come to begin another.
+        let noted = note.read();
+        let outbox = match open(noted.clone()) {
             Ok(outbox) => outbox,
             Err(damage) if damage.is_damage() => {
                 let reason = crate::text::causes(&damage);
-                let moved_to = move_aside(path, now).map_err(|source| OutboxError::Store {
-                    action: "move aside",
-                    path: path.to_owned(),
-                    source: Box::new(source.into()),
-                })?;
-                open(Some(Damage { moved_to, reason }))?
+                let moved_to = free_name(path, now).map_err(failed)?;
+                let damage = Damage { moved_to, reason, dead_letters: Rescued::default() };
+                let moved_to = damage.moved_to.clone();
+                // One that was never begun is not what was lost.
+                let damage = noted.unwrap_or(damage);
+                note.write(&damage).and_then(|()| fs::rename(path, moved_to)).map_err(failed)?;
+                open(Some(damage))?
             }
             Err(error) => return Err(error),
         };
+        note.remove();
         if !outbox.was_found {
             // From now on the copy is this store's: it may be the next to be lost.
             if let Err(failure) = outbox.back_up() {
@@ -76,8 +108,9 @@ impl Outbox {
         let found = match outbox.state().began.clone() {
             None => Found::Whole,
             Some(Began { previous_epoch, damage: None }) => Found::Nothing { previous_epoch },
-            Some(Began { previous_epoch, damage: Some(Damage { moved_to, reason }) }) => {
-                Found::Damaged { moved_to, reason, previous_epoch }
+            Some(Began { previous_epoch, damage: Some(damage) }) => {
+                let Damage { moved_to, reason, dead_letters } = damage;
+                Found::Damaged { moved_to, reason, previous_epoch, dead_letters }
             }
         };
         Ok((outbox, found))
@@ -96,23 +129,58 @@ pub(super) struct Began {
 pub(super) struct Damage {
     moved_to: PathBuf,
     reason: String,
+    #[serde(default)]
+    dead_letters: Rescued,
+}
+
+/// Lies beside the store from before a damaged one is moved aside until another has begun: in
+/// between nothing else would say why there is none.
+struct Note(PathBuf);
+
+impl Note {
+    fn beside(path: &Path) -> Self {
+        Self(path.with_extension("quarantine"))
+    }
+
+    fn write(&self, damage: &Damage) -> io::Result<()> {
+        let mut file = private::options().truncate(true).open(&self.0)?;
+        file.write_all(&json(damage))?;
+        file.sync_all()
+    }
+
+    /// What is noted, if it has come to that.
+    fn read(&self) -> Option<Damage> {
+        let damage: Damage = from_json(&fs::read(&self.0).ok()?)?;
+        fs::symlink_metadata(&damage.moved_to).is_ok().then_some(damage)
+    }
+
+    fn remove(&self) {
+        match fs::remove_file(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "the note on a damaged outbox could not be removed");
+            }
+            _ => {}
+        }
+    }
 }
 
 /// What a new store begins with.
 #[derive(Debug, Default)]
 pub(super) struct Beginning {
     saved: Option<Saved>,
+    salvaged: Salvaged,
     damage: Option<Damage>,
 }
 
 impl Beginning {
-    /// With the offsets that were acknowledged in the store before.
+    /// With the offsets that were acknowledged in the store before, and what can be read of it.
     fn after(backup: &Backup, damage: Option<Damage>) -> Self {
         let saved = backup.load().unwrap_or_else(|error| {
             tracing::warn!(%error, "acknowledged offsets could not be read");
             None
         });
-        Self { saved, damage }
+        let salvaged = damage.as_ref().map(|damage| salvage(&damage.moved_to)).unwrap_or_default();
+        Self { saved, salvaged, damage }
     }
 
     pub(super) fn take_place(
@@ -120,25 +188,43 @@ impl Beginning {
         transaction: &WriteTransaction,
         state: &mut State,
     ) -> Result<(), redb::Error> {
-        let Self { saved, damage } = self;
-        let previous_epoch = saved.as_ref().map(|saved| saved.epoch.clone());
-        state.began = Some(Began { previous_epoch: previous_epoch.clone(), damage });
-        let Some(saved) = saved else { return Ok(()) };
-        let mut checkpoints = transaction.open_table(CHECKPOINTS)?;
-        for ((source, generation), row) in &saved.rows {
-            checkpoints.insert((source.as_str(), generation.0.as_str()), row.as_slice())?;
+        let Self { saved, salvaged, mut damage } = self;
+        let Saved { epoch, rows, begun } = saved.unwrap_or_default();
+        let previous_epoch = Some(epoch).filter(|epoch| !epoch.is_empty()).or(salvaged.epoch);
+        if let Some(damage) = &mut damage {
+            damage.dead_letters =
+                Rescued { kept: salvaged.letters.len() as u64, lost: salvaged.lost_letters };
         }
-        let mut cursors = transaction.open_table(CURSORS)?;
-        let mut begun = Vec::new();
-        for row in cursors.iter()? {
-            let (name, row) = row?;
-            if let Some(cursor) = from_json::<Cursor>(row.value()) {
-                begun.push((name.value().to_owned(), cursor));
+        state.began = Some(Began { previous_epoch: previous_epoch.clone(), damage });
+
+        let mut checkpoints = transaction.open_table(CHECKPOINTS)?;
+        let (mut keys, mut paths) = (BTreeSet::new(), BTreeSet::new());
+        // What is acknowledged comes first, then what began. A generation has one row and so has a
+        // file, and one that reads again what is acknowledged, or skips what is not, must not take
+        // the place of one that does neither.
+        for (key, row) in rows.into_iter().chain(begun).chain(salvaged.begun) {
+            let Some(path) = tail::row_path(&row) else {
+                tracing::warn!("left out a checkpoint that makes no sense: its file begins anew");
+                continue;
+            };
+            if !keys.contains(&key) && paths.insert((key.0.clone(), path)) {
+                let at = (key.0.as_str(), key.1.0.as_str());
+                checkpoints.insert(at, seal(at, &row).as_slice())?;
+                keys.insert(key);
             }
         }
-        for (name, cursor) in begun {
+        let mut letters = transaction.open_table(DEAD_LETTERS)?;
+        for (id, letter) in &salvaged.letters {
+            let key = (id.sink.as_str(), id.epoch.as_str(), id.seq);
+            letters.insert(key, seal_json(key, letter).as_slice())?;
+        }
+        if previous_epoch.is_none() {
+            return Ok(());
+        }
+        let mut cursors = transaction.open_table(CURSORS)?;
+        for (name, cursor) in read_cursors(&cursors)? {
             let cursor = Cursor { previous_epoch: previous_epoch.clone(), ..cursor };
-            cursors.insert(name.as_str(), json(&cursor).as_slice())?;
+            cursors.insert(name.as_str(), seal_json(name.as_str(), &cursor).as_slice())?;
         }
         Ok(())
     }
@@ -148,7 +234,7 @@ impl OutboxError {
     /// Whether the store holds what it should not, rather than being out of reach.
     pub(in crate::pipeline) fn is_damage(&self) -> bool {
         match self {
-            Self::Damaged { .. } => true,
+            Self::Damaged { .. } | Self::Misplaced { .. } => true,
             Self::Store { source, path, .. } => match &**source {
                 redb::Error::Corrupted(_) => true,
                 redb::Error::Io(error) => match error.kind() {
@@ -166,16 +252,13 @@ impl OutboxError {
     }
 }
 
-/// Renames what lies at `path` to a name that is free.
-fn move_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
+/// A name that is free for what lies at `path`.
+fn free_name(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
     let mut number = now.0;
     loop {
         let aside = path.with_extension(format!("redb.damaged-{number}"));
         match fs::symlink_metadata(&aside) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::rename(path, &aside)?;
-                return Ok(aside);
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(aside),
             Ok(_) => number += 1,
             Err(error) => return Err(error),
         }

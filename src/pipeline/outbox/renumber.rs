@@ -11,7 +11,7 @@ use siem_protocol::{ChainPoint, Digest};
 
 use super::{
     super::accounting::Totals, ACCOUNTS, CURSORS, Cursor, Outbox, OutboxError, State, VALUES,
-    dead_letters::take_back_unnamed, from_json, json, value,
+    cursors::read_cursors, dead_letters::take_back_unnamed, sealed::seal_json, value,
 };
 use crate::{
     frame::{Encoder, Frame},
@@ -68,9 +68,7 @@ impl Outbox {
                 outcome = Renumbered::TooSoon;
                 return Ok(Ok(()));
             }
-            let Some(cursors) = read_cursors(transaction)? else {
-                return Ok(Err(self.damaged("a cursor")));
-            };
+            let cursors = read_cursors(&transaction.open_table(CURSORS)?)?;
             let places = match number_anew(transaction, state, &cursors)? {
                 Ok(places) => places,
                 Err(what) => return Ok(Err(self.damaged(what))),
@@ -89,8 +87,9 @@ impl Outbox {
                     base: (place.seq > 0).then_some(place),
                     previous_epoch: Some(previous.clone()),
                     destination: cursor.destination.clone(),
+                    refusals: cursor.refusals,
                 };
-                table.insert(name.as_str(), json(&cursor).as_slice())?;
+                table.insert(name.as_str(), seal_json(name.as_str(), &cursor).as_slice())?;
             }
             state.renumbered_at = now;
             outcome = Renumbered::Begun { previous, epoch: new, entries: state.next_seq - 1 };
@@ -99,17 +98,6 @@ impl Outbox {
         self.backup().forget();
         Ok(outcome)
     }
-}
-
-fn read_cursors(transaction: &WriteTransaction) -> Result<Option<Cursors>, redb::Error> {
-    let table = transaction.open_table(CURSORS)?;
-    let mut cursors = Vec::new();
-    for row in table.iter()? {
-        let (name, row) = row?;
-        let Some(cursor) = from_json(row.value()) else { return Ok(None) };
-        cursors.push((name.value().to_owned(), cursor));
-    }
-    Ok(Some(cursors))
 }
 
 /// Numbers all entries after the slowest cursor from 1 on. Returns where each cursor is in the new

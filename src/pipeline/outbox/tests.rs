@@ -1,5 +1,5 @@
 use redb::ReadableDatabase as _;
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, time::Duration};
 
 use super::*;
 use crate::pipeline::accounting::Count;
@@ -7,22 +7,22 @@ use crate::{
     config::Shipping, event::Event, frame::Codec, pipeline::group::Filling, platform::Timestamp,
 };
 
-const SINKS: [&str; 1] = ["siem"];
+pub(super) const SINKS: [&str; 1] = ["siem"];
 
-struct Store {
-    outbox: Outbox,
-    folder: tempfile::TempDir,
+pub(super) struct Store {
+    pub(super) outbox: Outbox,
+    pub(super) folder: tempfile::TempDir,
 }
 
-fn seats(sinks: &[&str]) -> Vec<Seat> {
+pub(super) fn seats(sinks: &[&str]) -> Vec<Seat> {
     sinks.iter().map(|sink| Seat { name: (*sink).to_owned(), destination: None }).collect()
 }
 
-fn open(path: &Path, sinks: &[&str]) -> Result<Outbox, OutboxError> {
+pub(super) fn open(path: &Path, sinks: &[&str]) -> Result<Outbox, OutboxError> {
     Outbox::open(path, &seats(sinks), || "epoch-1".into())
 }
 
-fn store() -> Store {
+pub(super) fn store() -> Store {
     let folder = tempfile::tempdir().unwrap();
     let outbox = open(&folder.path().join("outbox.redb"), &SINKS).unwrap();
     Store { outbox, folder }
@@ -42,7 +42,7 @@ fn shipping(batch_size: usize) -> Shipping {
 }
 
 /// A group of `count` events that begins where `outbox` ends.
-fn group(outbox: &Outbox, count: usize) -> Group {
+pub(super) fn group(outbox: &Outbox, count: usize) -> Group {
     let mut filling = Filling::new(outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
     for n in 0..count {
         filling.event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
@@ -50,17 +50,17 @@ fn group(outbox: &Outbox, count: usize) -> Group {
     filling.take(Timestamp(1))
 }
 
-fn commit(outbox: &Outbox, count: usize) -> Group {
+pub(super) fn commit(outbox: &Outbox, count: usize) -> Group {
     let group = group(outbox, count);
     outbox.commit(&group).unwrap();
     group
 }
 
-fn all(outbox: &Outbox, seq: u64) -> Vec<Frame> {
+pub(super) fn all(outbox: &Outbox, seq: u64) -> Vec<Frame> {
     outbox.frames(seq, |_| ControlFlow::Continue(())).unwrap()
 }
 
-fn point(group: &Group) -> ChainPoint {
+pub(super) fn point(group: &Group) -> ChainPoint {
     let last = &group.frames.last().unwrap().head;
     ChainPoint { seq: last.last_seq(), hash: last.after }
 }
@@ -273,15 +273,16 @@ fn a_store_of_a_newer_agent_is_refused_untouched() {
     let path = folder.path().join("outbox.redb");
     let database = Database::open(&path).unwrap();
     let transaction = database.begin_write().unwrap();
-    transaction
-        .open_table(META)
-        .unwrap()
-        .insert(STATE, br#"{"schema":3,"new":1}"#.as_slice())
-        .unwrap();
+    {
+        let newer = br#"{"schema":4,"new":1}"#.as_slice();
+        let mut meta = transaction.open_table(META).unwrap();
+        meta.insert(STATE, newer).unwrap();
+        meta.insert(sealed::SEAL, sealed::seal_of_state(newer).as_slice()).unwrap();
+    }
     transaction.commit().unwrap();
     drop(database);
     let error = open(&path, &["another"]).err().unwrap();
-    assert!(matches!(error, OutboxError::Newer { found: 3, .. }), "{error}");
+    assert!(matches!(error, OutboxError::Newer { found: 4, .. }), "{error}");
     let database = Database::open(&path).unwrap();
     let cursors = database.begin_read().unwrap().open_table(CURSORS).unwrap();
     assert!(cursors.get("siem").unwrap().is_some());
@@ -318,6 +319,90 @@ fn a_store_of_schema_1_is_taken_over() {
     drop(outbox);
     let outbox = open(&path, &SINKS).unwrap();
     assert_eq!((outbox.end().seq, outbox.end().totals.entries()), (146, 145));
+}
+
+/// As it was before rows had checksums: each is under one from then on.
+#[test]
+fn a_store_of_schema_2_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outbox.redb");
+    let stored = include_bytes!("../../../tests/stores/schema-2.redb.zst");
+    std::fs::write(&path, zstd::decode_all(stored.as_slice()).unwrap()).unwrap();
+    for _ in 0..2 {
+        let sinks = seats(&["archive", "siem"]);
+        let opened = Outbox::open_or_recover(&path, &sinks, || "new".into(), Timestamp(1));
+        let (outbox, found) = opened.unwrap();
+        assert!(matches!(found, Found::Whole), "{found:?}");
+        assert_eq!(outbox.epoch(), "01a200de-5eaf-757e-8d6a-c8fe07c642ad");
+        assert_eq!(outbox.cursor("siem").unwrap().acknowledged.seq, 5);
+        assert_eq!(outbox.cursor("archive").unwrap().acknowledged.seq, 10);
+        let (lines, chain) =
+            entries(&all(&outbox, 6), outbox.cursor("siem").unwrap().acknowledged.hash);
+        assert_eq!((lines.len(), chain), (15, outbox.end().chain));
+        let dead: Vec<_> = outbox.dead_letters().unwrap().iter().map(|(id, _)| id.seq).collect();
+        assert_eq!(dead, [2, 4, 9]);
+        let mut rows = 0;
+        outbox.checkpoints("claude-sessions", |all| rows = all.count()).unwrap();
+        assert_eq!((rows, outbox.dropping().unwrap().len()), (11, 1));
+        let mut sum = Share::default();
+        outbox.accounts().unwrap().iter().for_each(|(_, share)| sum += *share);
+        assert_eq!(sum, outbox.end().totals.share());
+    }
+}
+
+/// A receiver that refuses everything got ten more dead letters after each restart.
+#[test]
+fn refusals_in_a_row_are_counted_over_a_restart() {
+    let store = store();
+    let one = commit(&store.outbox, 5);
+    bury(&store.outbox, "epoch-1", 1);
+    bury(&store.outbox, "epoch-1", 2);
+    // What is new about one is no other refusal.
+    bury(&store.outbox, "epoch-1", 2);
+    let store = store.reopen(&SINKS);
+    let refusals = || store.outbox.cursor("siem").unwrap().refusals;
+    assert_eq!(refusals(), 2);
+    store.outbox.advance("siem", "epoch-1", point(&one), 2).unwrap();
+    assert_eq!(refusals(), 2, "a batch that only named them shows nothing");
+    let now = Timestamp(10_000_000);
+    store.outbox.renumber("epoch-1", "epoch-2".into(), now).unwrap();
+    assert_eq!(refusals(), 2);
+    let two = commit(&store.outbox, 1);
+    store.outbox.acknowledge("siem", "epoch-2", point(&two)).unwrap();
+    assert_eq!(refusals(), 0);
+}
+
+/// Under a steady flow the file stayed as large as it had ever been.
+#[test]
+fn the_file_is_smaller_though_something_is_always_under_way() {
+    let store = store();
+    let path = store.folder.path().join("outbox.redb");
+    let size = || std::fs::metadata(&path).unwrap().len();
+    let mut points = Vec::new();
+    let mut fill = || {
+        for _ in 0..50 {
+            let mut filling =
+                Filling::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
+            let large = "x".repeat(1 << 20);
+            filling.event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
+            let one = filling.take(Timestamp(1));
+            store.outbox.commit(&one).unwrap();
+            points.push(point(&one));
+        }
+        store.outbox.acknowledge("siem", "epoch-1", points[points.len() - 4]).unwrap();
+    };
+    fill();
+    let full = size();
+    assert!(full > 64 << 20, "{full}");
+    store.outbox.shrink(Duration::ZERO).unwrap();
+    assert!(size() < 16 << 20, "{}", size());
+    assert_eq!(all(&store.outbox, 48).len(), 3);
+    fill();
+    let again = size();
+    store.outbox.shrink(Duration::from_secs(3599)).unwrap();
+    assert_eq!(size(), again, "nobody may wait for it all the time");
+    store.outbox.shrink(Duration::from_secs(3600)).unwrap();
+    assert!(size() < again / 2, "{}", size());
 }
 
 #[test]
@@ -365,11 +450,8 @@ fn the_file_is_small_again_after_a_backlog_has_drained() {
     }
     let full = size();
     assert!(full > 40 << 20, "{full}");
-    // Not while anything is left.
-    store.outbox.shrink().unwrap();
-    assert_eq!(size(), full);
     store.outbox.acknowledge("siem", "epoch-1", point(&last)).unwrap();
-    store.outbox.shrink().unwrap();
+    store.outbox.shrink(Duration::ZERO).unwrap();
     assert!(size() < 4 << 20, "{}", size());
     commit(&store.outbox, 3);
     let store = store.reopen(&SINKS);
@@ -409,7 +491,7 @@ fn garbage_is_an_error_and_stays() {
     assert_eq!(std::fs::read(&path).unwrap(), b"this is no store");
 }
 
-fn bury(outbox: &Outbox, epoch: &str, seq: u64) -> DeadLetterId {
+pub(super) fn bury(outbox: &Outbox, epoch: &str, seq: u64) -> DeadLetterId {
     let id = DeadLetterId { sink: "siem".into(), epoch: epoch.into(), seq };
     let at = "2026-11-21T20:00:00.000Z".to_owned();
     outbox.bury(&id, &DeadLetter::new(b"x", Digest::ZERO, 422, "no".into(), at)).unwrap();
@@ -489,7 +571,7 @@ fn a_new_epoch_numbers_what_is_left_from_one() {
 fn goes_on_after_an_error_of_the_disk() {
     let disk = disk::Disk::new(1);
     let backend = disk.clone();
-    let opener = move || builder().create_with_backend(backend.clone());
+    let opener = move || Ok((builder().create_with_backend(backend.clone())?, None));
     let outbox =
         Outbox::open_with(Path::new("memory"), Box::new(opener), &seats(&SINKS), || "e".into());
     let outbox = outbox.unwrap();
@@ -506,153 +588,4 @@ fn goes_on_after_an_error_of_the_disk() {
     assert_eq!(outbox.end().seq, end + 1);
     let frames = all(&outbox, 1);
     assert_eq!(frames.iter().map(|frame| frame.head.count).sum::<u64>(), end);
-}
-
-/// Damages a store, and says what a new one in its place has to say.
-fn recover(damage: impl FnOnce(&Path)) -> (Outbox, Found, tempfile::TempDir) {
-    let Store { outbox, folder } = store();
-    let key = ("claude-sessions".to_owned(), GenerationId("a".into()));
-    let mut acknowledged = group(&outbox, 3);
-    acknowledged.checkpoints.insert(key.clone(), Some(b"acknowledged".to_vec()));
-    outbox.commit(&acknowledged).unwrap();
-    outbox.back_up().unwrap();
-    outbox.acknowledge("siem", "epoch-1", point(&acknowledged)).unwrap();
-    outbox.back_up().unwrap();
-    let mut waiting = group(&outbox, 3);
-    waiting.checkpoints.insert(key, Some(b"waiting".to_vec()));
-    outbox.commit(&waiting).unwrap();
-    outbox.back_up().unwrap();
-    drop(outbox);
-    let path = folder.path().join("outbox.redb");
-    damage(&path);
-    let new_epoch = || "epoch-2".to_owned();
-    let now = Timestamp(7);
-    let (outbox, found) = Outbox::open_or_recover(&path, &seats(&SINKS), new_epoch, now).unwrap();
-    (outbox, found, folder)
-}
-
-fn row(outbox: &Outbox) -> Option<Vec<u8>> {
-    outbox.checkpoint("claude-sessions", &GenerationId("a".into())).unwrap()
-}
-
-#[test]
-fn a_whole_store_is_taken_as_it_is() {
-    let (outbox, found, _folder) = recover(|_| ());
-    assert!(matches!(found, Found::Whole), "{found:?}");
-    assert_eq!((outbox.epoch(), row(&outbox)), ("epoch-1".into(), Some(b"waiting".to_vec())));
-}
-
-/// A damaged store was deleted by hand, and every file was read from its beginning; or it was
-/// opened as it was, and the agent went down with it at each start.
-#[test]
-fn a_damaged_store_is_moved_aside_and_files_go_on_where_they_were_acknowledged() {
-    type Damage = fn(&mut Vec<u8>);
-    let damages: [(&str, Damage); 4] = [
-        ("garbage", |bytes| *bytes = b"this is no store".to_vec()),
-        ("truncated", |bytes| bytes.truncate(bytes.len() / 2)),
-        ("overwritten head", |bytes| bytes[..512].fill(0x55)),
-        ("overwritten end", |bytes| {
-            let end = bytes.len() - 8192;
-            bytes[end..].fill(0x55);
-        }),
-    ];
-    for (name, damage) in damages {
-        let mut damaged = Vec::new();
-        let (outbox, found, folder) = recover(|path| {
-            damaged = std::fs::read(path).unwrap();
-            damage(&mut damaged);
-            std::fs::write(path, &damaged).unwrap();
-        });
-        let Found::Damaged { moved_to, previous_epoch, .. } = found else {
-            panic!("{name}: {found:?}")
-        };
-        assert_eq!(previous_epoch.as_deref(), Some("epoch-1"), "{name}");
-        assert_eq!(std::fs::read(&moved_to).unwrap(), damaged, "{name}");
-        assert_eq!(moved_to, folder.path().join("outbox.redb.damaged-7"), "{name}");
-        assert_eq!(outbox.end().seq, 1, "{name}");
-        assert_eq!(row(&outbox).as_deref(), Some(b"acknowledged".as_slice()), "{name}");
-        let cursor = outbox.cursor("siem").unwrap();
-        assert_eq!(cursor.epoch, "epoch-2", "{name}");
-        assert_eq!(cursor.previous_epoch.as_deref(), Some("epoch-1"), "{name}");
-    }
-}
-
-#[test]
-fn a_directory_in_the_stores_place_is_moved_aside() {
-    let (outbox, found, _folder) = recover(|path| {
-        std::fs::remove_file(path).unwrap();
-        std::fs::create_dir(path).unwrap();
-        std::fs::write(path.join("precious"), "x").unwrap();
-    });
-    let Found::Damaged { moved_to, .. } = found else { panic!("{found:?}") };
-    assert_eq!(std::fs::read(moved_to.join("precious")).unwrap(), b"x");
-    assert_eq!(row(&outbox).as_deref(), Some(b"acknowledged".as_slice()));
-}
-
-#[test]
-fn a_store_that_is_gone_or_empty_begins_anew_where_files_were_acknowledged() {
-    type Damage = fn(&Path);
-    let damages: [Damage; 2] =
-        [|path| std::fs::remove_file(path).unwrap(), |path| std::fs::write(path, "").unwrap()];
-    for damage in damages {
-        let (outbox, found, _folder) = recover(damage);
-        let Found::Nothing { previous_epoch } = found else { panic!("{found:?}") };
-        assert_eq!(previous_epoch.as_deref(), Some("epoch-1"));
-        assert_eq!(row(&outbox).as_deref(), Some(b"acknowledged".as_slice()));
-    }
-}
-
-#[test]
-fn the_first_store_has_nothing_before_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("outbox.redb");
-    let new_epoch = || "epoch-1".to_owned();
-    let opened = Outbox::open_or_recover(&path, &seats(&SINKS), new_epoch, Timestamp(1)).unwrap();
-    assert!(matches!(opened.1, Found::Nothing { previous_epoch: None }));
-}
-
-/// Offsets were copied only at moments when all was acknowledged: under a steady flow never.
-#[test]
-fn offsets_are_copied_though_there_is_always_something_under_way() {
-    let store = store();
-    let key = ("claude-sessions".to_owned(), GenerationId("a".into()));
-    let commit = |row: &str| {
-        let mut one = group(&store.outbox, 3);
-        one.checkpoints.insert(key.clone(), Some(row.into()));
-        store.outbox.commit(&one).unwrap();
-        store.outbox.back_up().unwrap();
-        one
-    };
-    let saved = || store.outbox.backup().load().unwrap().unwrap().rows.remove(&key);
-    let first = commit("one");
-    let second = commit("two");
-    store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
-    let third = commit("three");
-    assert_eq!(saved().as_deref(), Some(b"one".as_slice()));
-    store.outbox.acknowledge("siem", "epoch-1", point(&second)).unwrap();
-    commit("four");
-    assert_eq!(saved().as_deref(), Some(b"one".as_slice()), "three is not acknowledged");
-    store.outbox.acknowledge("siem", "epoch-1", point(&third)).unwrap();
-    commit("five");
-    assert_eq!(saved().as_deref(), Some(b"three".as_slice()));
-}
-
-/// A kill after the new store was made, and before its first group, left a store that nobody had
-/// heard of.
-#[test]
-fn how_a_store_began_is_said_until_it_is_among_its_entries() {
-    let (outbox, found, folder) = recover(|path| std::fs::write(path, b"garbage").unwrap());
-    drop(outbox);
-    let path = folder.path().join("outbox.redb");
-    let again = || {
-        let epoch = || "epoch-3".to_owned();
-        Outbox::open_or_recover(&path, &seats(&SINKS), epoch, Timestamp(9)).unwrap()
-    };
-    let (outbox, still) = again();
-    assert_eq!(format!("{still:?}"), format!("{found:?}"));
-    assert_eq!((outbox.epoch(), row(&outbox)), ("epoch-2".into(), Some(b"acknowledged".to_vec())));
-    commit(&outbox, 1);
-    drop(outbox);
-    let (_outbox, whole) = again();
-    assert!(matches!(whole, Found::Whole), "{whole:?}");
 }

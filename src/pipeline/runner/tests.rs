@@ -7,7 +7,7 @@ use crate::{
     platform::SystemClock,
     stages::{
         sink::{Answer, Batch, Delivery},
-        source::{GenerationId, Intake, Progress as Unread, Survey},
+        source::{BadRow, GenerationId, Intake, Progress as Unread, Survey},
     },
 };
 
@@ -24,7 +24,12 @@ impl Source for Reader {
         "claude-sessions"
     }
 
-    fn restore(&mut self, _rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>) {}
+    fn restore(
+        &mut self,
+        _rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>,
+    ) -> Result<(), BadRow> {
+        Ok(())
+    }
 
     fn read(&mut self, _intake: &mut dyn Intake) -> Unread {
         assert!(!self.panics, "the source fails");

@@ -49,7 +49,7 @@ use crate::{
         filter::{self, Filter, Verdict},
         source::{Progress, Source, Survey},
     },
-    tail::{FileKey, GenerationId, Intake, Tail, TailOptions},
+    tail::{BadRow, FileKey, GenerationId, Intake, Tail, TailOptions},
     text::causes,
 };
 
@@ -100,8 +100,11 @@ impl Source for Sessions {
         "claude-sessions"
     }
 
-    fn restore(&mut self, rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>) {
-        self.0.restore(rows);
+    fn restore(
+        &mut self,
+        rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>,
+    ) -> Result<(), BadRow> {
+        self.0.restore(rows)
     }
 
     fn read(&mut self, intake: &mut dyn Intake) -> Progress {
@@ -279,7 +282,7 @@ impl World {
         // A runtime that goes waits for what it has begun; only then is the store free.
         let outbox = loop {
             let disk = self.disk.clone();
-            let opener = move || builder().create_with_backend(disk.clone());
+            let opener = move || Ok((builder().create_with_backend(disk.clone())?, None));
             let seat = Seat { name: "siem".into(), destination: None };
             let epoch = self.new_epoch();
             let path = self.folder.path().join("outbox.redb");

@@ -45,10 +45,13 @@ pub(super) fn judge(
 ) -> Delivery {
     let (status, headers, body) = match reply {
         Reply::Answered { status, headers, body, .. } => (status, headers, body),
-        Reply::Failed { reason, alarm: true } => {
+        Reply::Failed { reason, alarm: true, .. } => {
             return Delivery::Hold { after: None, reason: reason.clone() };
         }
-        Reply::Failed { reason, alarm: false } => {
+        Reply::Failed { reason, timed_out: true, .. } => {
+            return Delivery::Slow { reason: reason.clone() };
+        }
+        Reply::Failed { reason, .. } => {
             return Delivery::Retry { after: None, reason: reason.clone() };
         }
     };
@@ -271,7 +274,7 @@ mod tests {
     fn no_answer_is_retried() {
         let reason = "connection refused".to_owned();
         let judged = |alarm| {
-            let reply = Reply::Failed { reason: reason.clone(), alarm };
+            let reply = Reply::Failed { reason: reason.clone(), alarm, timed_out: false };
             judge(&reply, Acknowledgement::Status, Owed::UpTo(1), NOW)
         };
         assert_eq!(judged(false), Delivery::Retry { after: None, reason: reason.clone() });

@@ -58,6 +58,11 @@ pub enum Delivery {
         /// What happened, for people. No secret, no content.
         reason: String,
     },
+    /// No answer came in time: less of it again later, the way to the receiver may be slow.
+    Slow {
+        /// What happened, for people. No secret, no content.
+        reason: String,
+    },
     /// Something is wrong that is no verdict on the data: an alarm, and the same again later.
     Hold {
         /// When the receiver wants it again, if it said so.

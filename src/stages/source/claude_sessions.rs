@@ -9,7 +9,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::names::source;
 
-use super::{GenerationId, Intake, Progress, Source, SourceOptions, SourcePlugin, Survey, Waker};
+use super::{
+    BadRow, GenerationId, Intake, Progress, Source, SourceOptions, SourcePlugin, Survey, Waker,
+};
 use crate::{
     platform::file,
     stages::{BuildError, Context},
@@ -119,12 +121,19 @@ impl Source for ClaudeSessions {
         source::CLAUDE_SESSIONS
     }
 
-    fn restore(&mut self, rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>) {
-        self.0.restore(rows);
+    fn restore(
+        &mut self,
+        rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>,
+    ) -> Result<(), BadRow> {
+        self.0.restore(rows)
     }
 
     fn read(&mut self, intake: &mut dyn Intake) -> Progress {
         self.0.read(intake)
+    }
+
+    fn tend(&mut self) {
+        self.0.tend();
     }
 
     fn committed(&mut self) {

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use super::{BuildError, Context, Descriptor, Kind, StageOptions};
-pub use crate::tail::{Chunk, GenerationId, Intake, Origin, Piece, Survey};
+pub use crate::tail::{BadRow, Chunk, GenerationId, Intake, Origin, Piece, Survey};
 
 /// Reads records and hands them over in chunks, each with the checkpoint that covers it.
 ///
@@ -21,10 +21,20 @@ pub trait Source: Send {
 
     /// Begins from the stored rows: at start, and after a group could not be stored. What was
     /// handed over and not stored since must be handed over again.
-    fn restore(&mut self, rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>);
+    ///
+    /// # Errors
+    /// [`BadRow`]: the store holds what this source can't have handed over.
+    fn restore(
+        &mut self,
+        rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>,
+    ) -> Result<(), BadRow>;
 
     /// Hands chunks over until the intake has no room or nothing is unread.
     fn read(&mut self, intake: &mut dyn Intake) -> Progress;
+
+    /// Called now and then instead of [`read`](Self::read) while there is no room for anything:
+    /// lets go of what may not be held any longer.
+    fn tend(&mut self) {}
 
     /// All chunks handed over so far are stored.
     fn committed(&mut self);

@@ -56,7 +56,7 @@ fn a_group_that_was_not_stored_is_read_again() {
     world.pass(Duration::from_secs(400));
     assert!(matches!(world.tail.read(&mut world.store), Progress::Idle { .. }));
     world.store.roll_back();
-    world.tail.restore(&mut world.store.stored_rows());
+    world.tail.restore(&mut world.store.stored_rows()).unwrap();
     world.read();
     assert_eq!(world.store.lines(), ["one", "two"]);
     assert_eq!(world.store.got[1].file, key, "filters remember the file by its key");

@@ -92,13 +92,13 @@ impl World {
         self.store.roll_back();
         let clock = self.clock.clone();
         self.tail = Tail::new(self.options.clone(), clock, Arc::new(|| {}));
-        self.tail.restore(&mut self.store.stored_rows());
+        self.tail.restore(&mut self.store.stored_rows()).unwrap();
     }
 
     /// The store fails: the group is lost, and everything begins again from the rows.
     fn lose_group(&mut self) {
         self.store.roll_back();
-        self.tail.restore(&mut self.store.stored_rows());
+        self.tail.restore(&mut self.store.stored_rows()).unwrap();
     }
 
     /// What was read since it was last asked, as text, and the events.

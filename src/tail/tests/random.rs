@@ -121,7 +121,7 @@ proptest! {
                     world.pass(Duration::from_secs(400));
                     world.tail.read(&mut world.store);
                     world.store.roll_back();
-                    world.tail.restore(&mut world.store.stored_rows());
+                    world.tail.restore(&mut world.store.stored_rows()).unwrap();
                 }
                 Step::Restart => world.restart(),
             }
