@@ -172,6 +172,31 @@ fn every_line_arrives_whatever_became_of_the_store() {
     }
 }
 
+/// What began within the last minute came again under another generation: nobody could say that it
+/// had come before.
+#[test]
+fn a_file_that_had_just_begun_comes_again_under_the_same_generation() {
+    let home = Home::new();
+    let receiver = Receiver::start();
+    let agent = || home.agent(&["run"]).config(CONFIG).ships_to(&receiver.url());
+    let file = home.append("-p/a.jsonl", lines(0, LINES));
+    let all = |count: usize| {
+        eventually("every line", || (records(&receiver.epochs()).len() == count).then_some(()));
+    };
+    let first = agent().start();
+    all(LINES);
+    first.kill();
+    fs::write(store(&home), b"this is no store").unwrap();
+    let second = agent().start();
+    all(2 * LINES);
+    second.stop();
+    assert_all_there(&receiver, &file);
+    let stats = receiver.stats();
+    let epochs = stats["machines"][0]["epochs"].as_array().unwrap();
+    let repeated: u64 = epochs.iter().map(|epoch| epoch["repetitions"].as_u64().unwrap()).sum();
+    assert_eq!(repeated, LINES as u64, "{stats:#}");
+}
+
 /// What was damaged under a running agent was sent as it lay there, or stopped delivery until
 /// somebody restarted it.
 #[test]

@@ -25,15 +25,7 @@ impl StateLock {
     /// The other errors say that the directory can't be used.
     pub fn acquire(dir: &Path) -> Result<Self, LockError> {
         create(dir)?;
-        let unusable = |source: io::Error| {
-            let dir = dir.to_owned();
-            match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    LockError::Full { dir, source }
-                }
-                _ => LockError::NotWritable { dir, source },
-            }
-        };
+        let unusable = |source| LockError::unusable(dir, source);
         let file = private::options().open(dir.join("agent.lock")).map_err(unusable)?;
         match file.try_lock() {
             Ok(()) => {}
@@ -158,6 +150,17 @@ pub enum LockError {
     },
 }
 
+impl LockError {
+    /// What to do about a directory in which nothing can be written.
+    fn unusable(dir: &Path, source: io::Error) -> Self {
+        let dir = dir.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { dir, source },
+            _ => Self::NotWritable { dir, source },
+        }
+    }
+}
+
 /// The process that holds a lock, if it said so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder(pub Option<u32>);
@@ -174,6 +177,18 @@ impl std::fmt::Display for Holder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An admin was told to `chown` a directory that was theirs.
+    #[test]
+    fn a_full_disk_is_not_a_matter_of_rights() {
+        let words =
+            |kind: io::ErrorKind| LockError::unusable(Path::new("/s"), kind.into()).to_string();
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            let words = words(kind);
+            assert!(words.contains("no room") && !words.contains("chown"), "{words}");
+        }
+        assert!(words(io::ErrorKind::PermissionDenied).contains("chown"));
+    }
 
     #[test]
     fn the_second_holder_is_told_who_has_it() {

@@ -208,9 +208,16 @@ impl Tail {
         for key in gone {
             self.begin_drain(key);
         }
-        self.active.retain(|_, active| {
+        let files = &mut self.files;
+        self.active.retain(|key, active| {
             let drain = active.drain;
-            drain.is_none_or(|drain| now < drain.until && active.pinned() <= drain.budget)
+            let is_kept =
+                drain.is_none_or(|drain| now < drain.until && active.pinned() <= drain.budget);
+            if !is_kept && let Some(known) = files.get_mut(*key) {
+                // Nothing else will ever tell how much was in it.
+                known.size = known.size.max(active.size());
+            }
+            is_kept
         });
     }
 

@@ -53,6 +53,8 @@ pub(crate) struct Store {
     pub(crate) room: usize,
     /// Whether no row can be had. Nothing is stored then.
     pub(crate) fails_reads: bool,
+    /// How many files the sweep that came the furthest has seen.
+    pub(crate) seen: std::cell::Cell<u64>,
     group: Group,
 }
 
@@ -65,6 +67,7 @@ impl Default for Store {
             forgotten: Vec::new(),
             room: 8,
             fails_reads: false,
+            seen: std::cell::Cell::new(0),
             group: Group::default(),
         }
     }
@@ -146,6 +149,10 @@ impl Intake for Store {
 
     fn has_room(&self) -> bool {
         self.group.chunks < self.room
+    }
+
+    fn saw(&self, files: u64) {
+        self.seen.set(self.seen.get().max(files));
     }
 
     fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {

@@ -215,3 +215,43 @@ fn a_group_that_is_not_stored_takes_back_what_was_read_meanwhile() {
         assert_eq!(events, expected, "after a failure in turn {fails_at}");
     }
 }
+
+/// What was reported went down with a store that could not take it any more.
+#[test]
+fn events_that_could_not_be_stored_are_left_for_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ingest = ingest(Files::new(&[]), folder.path());
+    let inbox = Arc::clone(&ingest.inbox);
+    let left = |inbox: &Inbox| {
+        let names: Vec<_> = inbox.take_left().iter().map(|event| event.name).collect();
+        names
+    };
+    ingest.begin();
+    inbox.report(Event::info("one", json!({})));
+    assert!(matches!(ingest.turn(), Turn::Read(_)));
+    assert_eq!(left(&inbox), [""; 0], "what is stored is left over");
+    inbox.report(Event::info("two", json!({})));
+    ingest.outbox.close();
+    assert!(matches!(ingest.turn(), Turn::NotStored { .. }));
+    inbox.report(Event::info("three", json!({})));
+    ingest.end();
+    assert_eq!(left(&inbox), ["two", "three"]);
+}
+
+/// Somebody deleted the store of a running agent: what it wrote from then on was gone with it.
+#[cfg(unix)]
+#[test]
+fn a_store_that_is_deleted_under_the_agent_is_noticed_when_it_tidies_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ingest = ingest(Files::new(&[("a", ["a1"].as_slice())]), folder.path());
+    ingest.begin();
+    ingest.turn();
+    ingest.work.tidy = Duration::ZERO;
+    ingest.turn();
+    let damage = ingest.outbox.watch_damage();
+    assert!(!*damage.borrow(), "it lies where it was");
+    std::fs::remove_file(folder.path().join("outbox.redb")).unwrap();
+    ingest.work.tidy = Duration::ZERO;
+    ingest.turn();
+    assert!(*damage.borrow());
+}

@@ -207,3 +207,46 @@ fn deleted_files_keep_their_handles_before_others() {
     assert_eq!(world.store.got.len(), 12 + 6);
     assert!(world.tail.survey().files_open <= 2);
 }
+
+/// While the outbox was full nobody looked: what deleted files held stayed on the disk, without
+/// end.
+#[test]
+fn a_deleted_file_is_let_go_in_time_while_nothing_may_be_read() {
+    let mut world = World::new();
+    world.write("a.jsonl", "one\n");
+    world.write("b.jsonl", "one\n");
+    world.read();
+    for name in ["a.jsonl", "b.jsonl"] {
+        world.append(name, "two\n");
+    }
+    world.read();
+    world.take();
+    assert_eq!(world.tail.survey().files_open, 2);
+    world.append("a.jsonl", "three\n");
+    fs::remove_file(world.path("a.jsonl")).unwrap();
+    for seconds in [10, 30] {
+        world.pass(Duration::from_secs(seconds));
+        world.tail.tend();
+        assert_eq!(world.tail.survey().files_open, 2, "its time is not over");
+    }
+    world.pass(Duration::from_secs(40));
+    world.tail.tend();
+    assert_eq!(world.tail.survey().files_open, 1);
+    world.read();
+    assert_eq!(world.take(), lines_and([], [event::FILE_DELETED_UNREAD]));
+}
+
+#[test]
+fn a_deleted_file_that_holds_more_than_it_may_is_let_go_at_once_while_nothing_may_be_read() {
+    let options = TailOptions { watch: false, drain_bytes: 3, ..TailOptions::default() };
+    let mut world = World::with(options);
+    world.write("a.jsonl", "one\n");
+    world.read();
+    world.append("a.jsonl", "two\n");
+    world.read();
+    world.append("a.jsonl", "three\n");
+    fs::remove_file(world.path("a.jsonl")).unwrap();
+    world.pass(Duration::from_secs(10));
+    world.tail.tend();
+    assert_eq!(world.tail.survey().files_open, 0);
+}

@@ -135,3 +135,18 @@ fn few_files_are_open_and_none_when_quiet() {
     world.read_on();
     assert_eq!((world.tail.survey().files_open, world.store.got.len()), (0, 10));
 }
+
+/// `--once` took a first sweep of many files, in which nothing is read, for one that does not end.
+#[test]
+fn a_sweep_says_how_far_it_is() {
+    let mut world = World::new();
+    for n in 0..20 {
+        world.write(&format!("-p/{n}.jsonl"), "one\n");
+    }
+    world.store.room = 0;
+    world.tail.read(&mut world.store);
+    assert_eq!(world.store.seen.get(), 0, "nothing may be read");
+    world.store.room = 1;
+    world.tail.read(&mut world.store);
+    assert_eq!(world.store.seen.get(), 20);
+}
