@@ -19,8 +19,15 @@ pub enum Pending {
     Nothing,
     /// A batch that is not full, and whose oldest entry may wait so much longer.
     Waiting(Duration),
-    /// A batch to send now, and where the cursor is after it.
-    Ready(Box<Batch>, ChainPoint),
+    /// A batch to send now.
+    Ready {
+        /// The batch.
+        batch: Box<Batch>,
+        /// Where the cursor is after it.
+        end: ChainPoint,
+        /// Whether more would not have fitted.
+        is_full: bool,
+    },
 }
 
 /// Why a batch cannot be made.
@@ -92,7 +99,7 @@ impl Assembler<'_> {
             return Ok(Pending::Waiting(Duration::ZERO));
         }
         let (batch, end) = self.batch(cursor, frames, border, &dead, now)?;
-        Ok(Pending::Ready(Box::new(batch), end))
+        Ok(Pending::Ready { batch: Box::new(batch), end, is_full: fit.full })
     }
 
     fn batch(

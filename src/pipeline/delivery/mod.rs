@@ -26,6 +26,9 @@ use crate::{
 
 /// How long a store that cannot be read is left alone.
 const STORE_RETRY: Duration = Duration::from_secs(5);
+/// After a full batch the rest of a backlog waits for more only so long: when nothing comes for
+/// this time, that was all.
+const LULL: Duration = Duration::from_millis(50);
 
 /// How a sink's task ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,6 +86,8 @@ impl Delivering {
         let mut head = self.outbox.watch();
         let mut policy = Policy::default();
         let mut is_resumed = false;
+        // Whether the last batch was full, and nothing came for a while since.
+        let (mut in_backlog, mut is_lull) = (false, false);
         loop {
             head.mark_unchanged();
             let draining = *ending.borrow_and_update() == Ending::Drained;
@@ -93,10 +98,12 @@ impl Delivering {
                         policy.resume(cursor.refusals);
                     }
                     let border = policy.border(cursor.acknowledged.seq);
-                    self.pending(cursor, border, draining).await
+                    let flush = draining || std::mem::take(&mut is_lull);
+                    self.pending(cursor, border, flush).await
                 }
                 Err(failure) => Err(failure.into()),
             };
+            let mut is_waiting_for_lull = false;
             let (wait, watched) = match pending {
                 Err(failure) => {
                     let cause = causes(&failure);
@@ -112,8 +119,13 @@ impl Delivering {
                     }
                     (Duration::MAX, true)
                 }
+                Ok(Pending::Waiting(rest)) if in_backlog => {
+                    is_waiting_for_lull = true;
+                    (rest.min(LULL), true)
+                }
                 Ok(Pending::Waiting(rest)) => (rest, true),
-                Ok(Pending::Ready(batch, end)) => {
+                Ok(Pending::Ready { batch, end, is_full }) => {
+                    in_backlog = is_full;
                     match self.deliver(&batch, end, &mut policy).await {
                         Some(wait) => (wait, false),
                         None => continue,
@@ -122,7 +134,7 @@ impl Delivering {
             };
             // New entries may fill a batch; they do not shorten a wait for the receiver.
             tokio::select! {
-                () = sleep(wait) => {}
+                () = sleep(wait) => is_lull = is_waiting_for_lull,
                 changed = head.changed(), if watched => if changed.is_err() { return },
                 changed = ending.changed() => if changed.is_err() { return },
             }

@@ -77,6 +77,16 @@ async fn run(
     shipping: Shipping,
     answer: impl FnMut(&[u64]) -> Delivery + Send + 'static,
 ) -> Run {
+    run_until(Ending::Drained, groups, shipping, answer).await
+}
+
+/// The same, and ends as `ending` says, or when everything is delivered.
+async fn run_until(
+    ending: Ending,
+    groups: &[usize],
+    shipping: Shipping,
+    answer: impl FnMut(&[u64]) -> Delivery + Send + 'static,
+) -> Run {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.redb");
     let outbox =
@@ -116,10 +126,19 @@ async fn run(
         report: Arc::new(move |event| reported.lock().unwrap().push(event)),
         new_epoch: Arc::new(|| "e-2".into()),
     };
-    let (ending, watched) = watch::channel(Ending::Drained);
-    let run = tokio::time::timeout(Duration::from_secs(60), delivering.run(watched));
+    let (sender, watched) = watch::channel(ending);
+    let all = outbox.end().seq - 1;
+    let mut progress = delivering.progress.subscribe();
+    let delivered = async {
+        tokio::select! {
+            () = delivering.run(watched) => {}
+            _ = progress.wait_for(|progress| progress.acknowledged == all),
+                if ending == Ending::Running => {}
+        }
+    };
+    let run = tokio::time::timeout(Duration::from_secs(60), delivered);
     run.await.expect("delivery ends");
-    drop(ending);
+    drop(sender);
     let seen = seen.lock().unwrap().clone();
     let events = events.lock().unwrap().clone();
     Run { seen, outbox, events, _folder: folder }
@@ -127,6 +146,14 @@ async fn run(
 
 fn shipping(batch_size: usize) -> Shipping {
     Shipping { batch_size, ..Shipping::default() }
+}
+
+/// The end of a backlog stayed behind for as long as a new entry may wait.
+#[tokio::test]
+async fn the_rest_of_a_backlog_does_not_wait_for_more() {
+    let shipping = Shipping { flush_interval: Duration::from_secs(3600), ..shipping(100) };
+    let run = run_until(Ending::Running, &[100, 30], shipping, |_| Delivery::Acknowledged).await;
+    assert_eq!(run.seen.concat(), (1..=130).collect::<Vec<_>>());
 }
 
 #[tokio::test]
