@@ -54,7 +54,7 @@ impl Arguments {
             return dry_run::execute(explicit, self.json);
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
+            .worker_threads(1)
             .thread_name("network")
             .enable_all()
             .build()

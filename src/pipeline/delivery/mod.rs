@@ -6,7 +6,7 @@ mod redeliver;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 pub use assemble::{AssembleError, Assembler, Pending};
 pub use policy::{Next, Policy};
@@ -15,7 +15,7 @@ use siem_protocol::{ChainPoint, Identity};
 use tokio::{sync::watch, time::sleep};
 use tracing::{debug, error, info, warn};
 
-use super::outbox::{Cursor, DeadLetter, DeadLetterId, Outbox, OutboxError, Purged, Renumbered};
+use super::outbox::{DeadLetter, DeadLetterId, Outbox, OutboxError, Purged, Renumbered};
 use crate::{
     config::Shipping,
     event::Event,
@@ -79,6 +79,16 @@ pub struct Delivering {
     pub new_epoch: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
+/// What comes after a batch was sent.
+enum After {
+    /// The cursor is behind it: the next one.
+    Advanced,
+    /// Another batch, from where the cursor is.
+    Again,
+    /// A pause.
+    Wait(Duration),
+}
+
 impl Delivering {
     /// Delivers until told to end. Dropping the future in mid-batch is safe: the batch is sent
     /// again, and the receiver knows what it has.
@@ -86,22 +96,24 @@ impl Delivering {
         let mut head = self.outbox.watch();
         let mut policy = Policy::default();
         let mut is_resumed = false;
+        // How far the outbox was when all of it was delivered.
+        let mut reached = None;
         // Whether the last batch was full, and nothing came for a while since.
         let (mut in_backlog, mut is_lull) = (false, false);
         loop {
-            head.mark_unchanged();
+            let end = *head.borrow_and_update();
             let draining = *ending.borrow_and_update() == Ending::Drained;
-            let cursor = self.blocking(|outbox, name| outbox.cursor(name)).await;
-            let pending = match cursor {
-                Ok(cursor) => {
-                    if !std::mem::replace(&mut is_resumed, true) {
-                        policy.resume(cursor.refusals);
+            let flush = draining || mem::take(&mut is_lull);
+            let pending = if reached == Some((end.renumbered_at, end.last_seq)) {
+                Ok(Pending::Nothing)
+            } else {
+                let pending = self.pending(policy.clone(), flush).await;
+                pending.map(|(pending, refusals)| {
+                    if !mem::replace(&mut is_resumed, true) {
+                        policy.resume(refusals);
                     }
-                    let border = policy.border(cursor.acknowledged.seq);
-                    let flush = draining || std::mem::take(&mut is_lull);
-                    self.pending(cursor, border, flush).await
-                }
-                Err(failure) => Err(failure.into()),
+                    pending
+                })
             };
             let mut is_waiting_for_lull = false;
             let (wait, watched) = match pending {
@@ -126,9 +138,14 @@ impl Delivering {
                 Ok(Pending::Waiting(rest)) => (rest, true),
                 Ok(Pending::Ready { batch, end, is_full }) => {
                     in_backlog = is_full;
+                    let renumbered_at = head.borrow().renumbered_at;
                     match self.deliver(&batch, end, &mut policy).await {
-                        Some(wait) => (wait, false),
-                        None => continue,
+                        After::Wait(wait) => (wait, false),
+                        After::Advanced => {
+                            reached = Some((renumbered_at, end.seq));
+                            continue;
+                        }
+                        After::Again => continue,
                     }
                 }
             };
@@ -141,40 +158,37 @@ impl Delivering {
         }
     }
 
+    /// What there is to send, and how many entries were refused for good since one was taken.
     fn pending(
         &self,
-        cursor: Cursor,
-        border: Option<u64>,
+        policy: Policy,
         flush: bool,
-    ) -> impl Future<Output = Result<Pending, AssembleError>> + Send + 'static {
+    ) -> impl Future<Output = Result<(Pending, u32), AssembleError>> + Send + 'static {
         let (codec, shipping, now) = (self.sink.codec(), self.shipping, self.clock.now());
         let identity = Arc::clone(&self.identity);
         self.blocking(move |outbox, sink| {
             let assembler = Assembler { outbox, sink, codec, identity: &identity, shipping };
-            assembler.next(&cursor, border, flush, now)
+            let cursor = outbox.cursor(sink)?;
+            let border = policy.border(cursor.acknowledged.seq);
+            Ok((assembler.next(&cursor, border, flush, now)?, cursor.refusals))
         })
     }
 
-    /// Sends one batch and does what the policy says; returns how long to wait, if at all.
-    async fn deliver(
-        &mut self,
-        batch: &Batch,
-        end: ChainPoint,
-        policy: &mut Policy,
-    ) -> Option<Duration> {
+    /// Sends one batch and does what the policy says.
+    async fn deliver(&mut self, batch: &Batch, end: ChainPoint, policy: &mut Policy) -> After {
         let id = batch.header.id().to_string();
         let lines = batch.header.count;
         let delivery = self.sink.deliver(batch).await;
         let mut next = policy.next(delivery, end.seq, lines, (self.jitter)());
         if next == Next::Renumber {
             match self.renumber(batch).await {
-                Ok(true) => return None,
+                Ok(true) => return After::Again,
                 Ok(false) => {
                     let reason = "the receiver holds other entries under these numbers, and the \
                                   last new epoch began less than an hour ago";
                     next = policy.hold(reason.to_owned(), (self.jitter)());
                 }
-                Err(failure) => return Some(self.store_failed(&failure)),
+                Err(failure) => return After::Wait(self.store_failed(&failure)),
             }
         }
         match next {
@@ -185,7 +199,7 @@ impl Delivering {
                     .blocking(move |outbox, name| outbox.advance(name, &epoch, end, refusals))
                     .await;
                 if let Err(failure) = moved {
-                    return Some(self.store_failed(&failure));
+                    return After::Wait(self.store_failed(&failure));
                 }
                 debug!(sink = self.name, batch = id, lines, "delivered");
                 self.progress.send_modify(|progress| {
@@ -195,9 +209,9 @@ impl Delivering {
                     progress.acknowledged = end.seq;
                     progress.delivered += lines;
                 });
-                None
+                After::Advanced
             }
-            Next::Again | Next::Renumber => None,
+            Next::Again | Next::Renumber => After::Again,
             Next::Wait { delay, alarm, reason } => {
                 if alarm {
                     error!(sink = self.name, batch = id, reason, ?delay, "delivery is held");
@@ -205,11 +219,11 @@ impl Delivering {
                     warn!(sink = self.name, batch = id, reason, ?delay, "delivery was postponed");
                 }
                 self.trouble(Some(reason));
-                Some(delay)
+                After::Wait(delay)
             }
             Next::Bury { status, answer } => match self.bury(batch, status, answer).await {
-                Ok(()) => None,
-                Err(failure) => Some(self.store_failed(&failure)),
+                Ok(()) => After::Again,
+                Err(failure) => After::Wait(self.store_failed(&failure)),
             },
         }
     }

@@ -194,7 +194,11 @@ impl Outbox {
     }
 
     fn replace(&self, current: &mut State, state: State) {
-        let head = Head { last_seq: state.next_seq - 1, urgent_seq: state.urgent_seq };
+        let head = Head {
+            last_seq: state.next_seq - 1,
+            urgent_seq: state.urgent_seq,
+            renumbered_at: state.renumbered_at,
+        };
         *current = state;
         self.head.send_if_modified(|known| mem::replace(known, head) != head);
     }

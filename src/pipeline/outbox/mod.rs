@@ -148,6 +148,8 @@ pub struct Head {
     pub last_seq: u64,
     /// The last entry that must be sent at once; 0 for none.
     pub urgent_seq: u64,
+    /// When the numbers began anew; 0 if they never did.
+    pub renumbered_at: Timestamp,
 }
 
 /// Where the next group begins.

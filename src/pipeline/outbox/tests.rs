@@ -232,9 +232,15 @@ fn an_urgent_event_moves_the_urgent_number() {
     let event = Event { severity: "high", ..Event::info("test", serde_json::json!({})) };
     filling.event(&event, Timestamp(1));
     store.outbox.commit(&filling.take(Timestamp(1))).unwrap();
-    assert_eq!(*store.outbox.watch().borrow(), Head { last_seq: 2, urgent_seq: 2 });
+    assert_eq!(
+        *store.outbox.watch().borrow(),
+        Head { last_seq: 2, urgent_seq: 2, renumbered_at: Timestamp(0) }
+    );
     let store = store.reopen(&SINKS);
-    assert_eq!(*store.outbox.watch().borrow(), Head { last_seq: 2, urgent_seq: 2 });
+    assert_eq!(
+        *store.outbox.watch().borrow(),
+        Head { last_seq: 2, urgent_seq: 2, renumbered_at: Timestamp(0) }
+    );
 }
 
 #[test]
