@@ -215,23 +215,37 @@ impl Options {
     fn client(&self, context: &Context) -> Result<Client, BuildError> {
         let authorities = self.authorities(context)?;
         let builder = self.builder(context)?;
-        let failure = match builder.tls_certs_merge(authorities.clone()).build() {
+        // Reading all that the system trusts takes longer than the rest of a start, and some systems
+        // have nothing to read.
+        let built = if self.may_speak_tls(context) {
+            builder.tls_certs_merge(authorities).build()
+        } else {
+            builder.tls_certs_only(authorities).build()
+        };
+        let failure = match built {
             Ok(client) => return Ok(client),
             Err(failure) => failure,
         };
-        if self.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http:")) {
-            // A system with no authorities to trust. None are needed on this way; should a proxy
-            // speak TLS after all, it is not trusted.
-            if let Ok(client) = self.builder(context)?.tls_certs_only(authorities).build() {
-                return Ok(client);
-            }
-        }
         let problem = format!(
             "cannot be reached over TLS: {}: install the system's certificates \
              (`ca-certificates`), or name the receiver's authority with `ca_file`",
             causes(&failure)
         );
         Err(BuildError::Invalid { option: "endpoint", problem })
+    }
+
+    /// Whether the receiver, or a proxy before it, may have to show a certificate.
+    fn may_speak_tls(&self, context: &Context) -> bool {
+        let is_plain = |url: &str| url.starts_with("http:");
+        // Without a scheme, a proxy of the environment speaks HTTP.
+        let is_tls = |name| {
+            let url = context.environment.get(name).and_then(|url| url.to_str());
+            url.is_some_and(|url| url.starts_with("https:"))
+        };
+        let proxied = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
+        !self.endpoint.as_deref().is_some_and(is_plain)
+            || self.proxy.as_deref().is_some_and(|proxy| !is_plain(proxy))
+            || proxied.into_iter().any(is_tls)
     }
 
     /// A client, but for whom it trusts.
@@ -384,6 +398,22 @@ mod tests {
             assert!(!error.contains("u:p"));
         }
         assert!(url("http://127.0.0.1:8080/prefix/").is_ok());
+    }
+
+    #[test]
+    fn plain_http_all_the_way_asks_for_no_certificate() {
+        let given = |endpoint: &str, proxy: &str, variable: &[(&str, &str)]| {
+            let text = format!("endpoint = \"{endpoint}\"\n{proxy}");
+            let options = StageOptions::from_toml(&text).unwrap().parse::<Options>().unwrap();
+            let environment = variable.iter().copied().collect();
+            options.may_speak_tls(&Context { environment, ..crate::testing::context() })
+        };
+        let (plain, tls) = ("http://siem.test", "https://siem.test");
+        assert!(!given(plain, "", &[("http_proxy", "proxy:3128")]));
+        assert!(!given(plain, "proxy = \"http://proxy:3128\"", &[]));
+        assert!(given(tls, "", &[]));
+        assert!(given(plain, "proxy = \"https://proxy:3128\"", &[]));
+        assert!(given(plain, "", &[("ALL_PROXY", "https://proxy:3128")]));
     }
 
     #[test]
