@@ -17,7 +17,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::text::causes;
+use crate::{platform::memory, text::causes};
 
 /// Ships Claude Code session logs to a SIEM, without losing a byte.
 #[derive(Parser)]
@@ -67,6 +67,7 @@ impl Failure {
 /// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 #[must_use]
 pub fn main() -> ExitCode {
+    memory::share_one_heap();
     let arguments = Arguments::parse();
     log(arguments.debug);
     // A panic's message may quote a record.

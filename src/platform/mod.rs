@@ -6,6 +6,7 @@ mod environment;
 pub mod file;
 mod identity;
 mod lock;
+pub mod memory;
 mod paths;
 pub mod private;
 mod signals;

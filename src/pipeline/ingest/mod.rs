@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     event::Event,
-    platform::Clock,
+    platform::{Clock, memory},
     stages::{
         Named,
         source::{LONGEST_SLEEP, Progress, Source},
@@ -38,6 +38,8 @@ const TIDY_UP: Duration = Duration::from_secs(60);
 /// So many groups are stored before sources and filters are told. A failure takes them back to
 /// where that was.
 const GROUPS: u32 = 8;
+/// How long after much was read memory is given back: it is delivered by then, mostly.
+const GIVE_BACK: Duration = Duration::from_secs(3);
 /// How often it is said how far catching up is.
 const TELL: Duration = Duration::from_millis(100);
 /// How often a full outbox is looked at again.
@@ -115,6 +117,8 @@ pub struct Work {
     tidy: Duration,
     /// When it is said next how far reading is.
     tell: Duration,
+    /// When memory is given back, after much was read.
+    give_back: Option<Duration>,
 }
 
 /// What is remembered of a group until it is known to be stored.
@@ -165,10 +169,19 @@ impl Ingest {
             }
             match turn {
                 Turn::Full | Turn::NotStored { .. } => self.inbox.pause(FULL_RETRY),
-                Turn::Held | Turn::Read(Progress::More) => {}
+                Turn::Held => {}
+                Turn::Read(Progress::More) => {
+                    self.work.give_back = Some(self.clock.uptime() + GIVE_BACK);
+                }
                 Turn::Read(Progress::Idle { next }) => {
-                    let until_beat = self.work.beat.saturating_sub(self.clock.uptime());
-                    self.inbox.wait(next.min(LONGEST_SLEEP).min(until_beat));
+                    let now = self.clock.uptime();
+                    if self.work.give_back.is_some_and(|due| now >= due) {
+                        self.work.give_back = None;
+                        memory::give_back();
+                    }
+                    let due = self.work.give_back.into_iter().chain([self.work.beat]).min();
+                    let rest = due.map_or(next, |due| due.saturating_sub(now));
+                    self.inbox.wait(next.min(LONGEST_SLEEP).min(rest));
                 }
             }
         }
