@@ -15,6 +15,9 @@ use crate::platform::Timestamp;
 /// compressed make a value that redb stores without waste.
 pub const MAX_RAW: usize = 254 << 10;
 
+/// A frame that holds less is small.
+const SMALL: usize = 32 << 10;
+
 /// How a frame's body is stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -185,6 +188,53 @@ impl Frame {
 }
 
 impl Frame {
+    /// Joins small frames that follow each other: alone each compresses badly. Large ones stay as
+    /// they are.
+    ///
+    /// # Errors
+    /// [`FrameError`] when a body is damaged.
+    pub fn join_small(frames: Vec<Self>, encoder: &mut Encoder) -> Result<Vec<Self>, FrameError> {
+        let raw = |run: &[Self]| run.iter().map(|frame| frame.head.raw).sum::<usize>();
+        let mut runs: Vec<Vec<Self>> = Vec::with_capacity(frames.len());
+        for frame in frames {
+            match runs.last_mut() {
+                Some(run)
+                    if frame.head.raw < SMALL
+                        && run[0].head.raw < SMALL
+                        && raw(run) + frame.head.raw <= MAX_RAW =>
+                {
+                    run.push(frame);
+                }
+                _ => runs.push(vec![frame]),
+            }
+        }
+        let join = |run: Vec<Self>| match <[Self; 1]>::try_from(run) {
+            Ok([frame]) => Ok(frame),
+            Err(run) => Self::join(&run, encoder),
+        };
+        runs.into_iter().map(join).collect()
+    }
+
+    fn join(run: &[Self], encoder: &mut Encoder) -> Result<Self, FrameError> {
+        let mut body = Vec::new();
+        for frame in run {
+            body.extend_from_slice(&frame.decode()?);
+        }
+        let (first, last) = (&run[0].head, &run[run.len() - 1].head);
+        let head = FrameHead {
+            count: run.iter().map(|frame| frame.head.count).sum(),
+            raw: body.len(),
+            stored: body.len(),
+            codec: Codec::Plain,
+            after: last.after,
+            urgent: run.iter().any(|frame| frame.head.urgent),
+            ..first.clone()
+        };
+        let mut joined = Self { head, body };
+        encoder.encode(&mut joined);
+        Ok(joined)
+    }
+
     /// The entries after number `passed`, numbered from 1 after that, and chained on from `at`.
     /// `show` is told the chain after each entry.
     ///
@@ -427,6 +477,36 @@ mod tests {
         let none = frame.cut(7..=7, |_| false, &mut encoder).unwrap();
         assert_eq!((none.before, none.after), (chains[2], chains[3]));
         assert!(none.frame.is_none());
+    }
+
+    #[test]
+    fn small_frames_that_follow_each_other_become_one() {
+        let mut encoder = Encoder::new(Codec::Zstd);
+        let mut chain = Digest::ZERO;
+        let mut frames = Vec::new();
+        // Two small ones, a large one, three small ones.
+        for (seq, size) in (1..).zip([1000, 2000, SMALL, 10, 20, 30]) {
+            let mut builder = FrameBuilder::default();
+            let line = format!("{seq}{}", "x".repeat(size));
+            chain = builder.push(chain, seq == 5, |raw| raw.extend_from_slice(line.as_bytes()));
+            let sealed = builder.seal(seq + 1, chain, Digest::ZERO, Timestamp(1));
+            let mut frame = sealed.unwrap();
+            encoder.encode(&mut frame);
+            frames.push(frame);
+        }
+        let lines = |frames: &[Frame]| -> Vec<u8> {
+            frames.iter().flat_map(|frame| frame.decode().unwrap()).collect()
+        };
+        let joined = Frame::join_small(frames.clone(), &mut encoder).unwrap();
+        assert_eq!(lines(&joined), lines(&frames));
+        let seen = |frame: &Frame| (frame.head.first_seq, frame.head.last_seq(), frame.head.urgent);
+        let seen: Vec<_> = joined.iter().map(seen).collect();
+        assert_eq!(seen, [(1, 2, false), (3, 3, false), (4, 6, true)]);
+        assert_eq!(joined[1], frames[2]);
+        for pair in joined.windows(2) {
+            assert_eq!(pair[0].head.after, pair[1].head.before);
+        }
+        assert_eq!(joined[2].head.after, chain);
     }
 
     #[test]

@@ -134,6 +134,7 @@ impl Assembler<'_> {
                 whole.extend(cut.frame);
             }
         }
+        let whole = Frame::join_small(whole, &mut encoder)?;
         let sent_at = now.to_string();
         let header = BatchHeader {
             first_seq: Some(first),
