@@ -2,20 +2,17 @@
 
 mod data;
 mod growth;
+mod receiver;
 mod restart;
 mod runner;
 mod size;
 mod targets;
 mod tools;
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::{Command, ExitCode, Stdio},
-};
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use crate::{Failure, sh, shared};
 use data::Data;
@@ -31,11 +28,6 @@ pub(crate) struct Arguments {
     /// Everything: 2 GB, 10,000 and 50,000 files, a restart, the static binary. Half an hour.
     #[arg(long)]
     full: bool,
-    /// A command of the shell that measures the receiver. The last line that it prints is a JSON
-    /// object with the members `mb_per_s` (records, decompressed, on one core) and `p99_ms` (of
-    /// 2,000 agents with a record a second each).
-    #[arg(long)]
-    receiver: Option<String>,
 }
 
 /// What was measured. What was not is absent.
@@ -59,7 +51,7 @@ pub(super) struct Measured {
     many100: Runs,
     restart: Option<restart::Restart>,
     binary: Option<size::Binary>,
-    receiver: Option<Map<String, Value>>,
+    receiver: Runs,
 }
 
 impl Arguments {
@@ -105,9 +97,6 @@ impl Arguments {
         let live = ["--phases=catchup,idle,live", at_once];
         let small_live = [&live[..], &[if self.full { "--runs=3" } else { "--runs=1" }]].concat();
         measured.small = run.run("small", &small, &[agent], &small_live)?;
-        if let Some(command) = &self.receiver {
-            measured.receiver = Some(receiver(command)?);
-        }
         if !self.full {
             return Ok(measured);
         }
@@ -127,24 +116,9 @@ impl Arguments {
         measured.many100 = run.run("many100", &data.make("many100")?, &[agent], &["--runs=3"])?;
         measured.restart = Some(restart::measure(run, &many)?);
         measured.binary = size::measure()?;
+        measured.receiver = receiver::measure(&medium)?;
         Ok(measured)
     }
-}
-
-/// The one place that knows of the receiver's measure: a command that prints one JSON object.
-fn receiver(command: &str) -> Result<Map<String, Value>, Failure> {
-    println!("── receiver: {command}");
-    let mut shell = Command::new("sh");
-    let output = shell.current_dir(sh::workspace()).args(["-c", command]);
-    let output = output.stderr(Stdio::inherit()).output()?;
-    if !output.status.success() {
-        return Err(format!("`{command}` ended with {}", output.status).into());
-    }
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let last = text.lines().last().unwrap_or_default();
-    println!("{last}");
-    serde_json::from_str(last)
-        .map_err(|error| format!("the last line of `{command}` is no JSON object: {error}").into())
 }
 
 /// A folder of data: a tree of session files, what is in it, and where.
