@@ -8,6 +8,7 @@ use std::{io, mem, ops::RangeInclusive};
 
 use serde::{Deserialize, Serialize};
 use siem_protocol::{ChainPoint, Digest};
+use zstd::zstd_safe::compress_bound;
 
 use crate::platform::Timestamp;
 
@@ -294,7 +295,10 @@ pub struct Cut {
 /// Compresses frames, with one context for all.
 pub struct Encoder {
     codec: Codec,
-    zstd: zstd::bulk::Compressor<'static>,
+    /// Once there was something to compress.
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+    /// Where it is compressed to: the room that must be there is far more than is taken.
+    scratch: Vec<u8>,
 }
 
 /// The zstd level. Session files are repetitive text: level 1 already gets most of it.
@@ -302,20 +306,34 @@ const LEVEL: i32 = 1;
 
 impl Encoder {
     /// An encoder that stores frames as `codec` says.
+    #[must_use]
+    pub fn new(codec: Codec) -> Self {
+        Self { codec, zstd: None, scratch: Vec::new() }
+    }
+
+    /// One zstd frame of `bytes`.
     ///
     /// # Panics
     /// When there is no memory for a compression context.
     #[must_use]
-    pub fn new(codec: Codec) -> Self {
-        let zstd = zstd::bulk::Compressor::new(LEVEL).expect("level 1 is a level of zstd");
-        Self { codec, zstd }
+    pub fn compress(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let begin = || zstd::bulk::Compressor::new(LEVEL).expect("level 1 is a level of zstd");
+        let zstd = self.zstd.get_or_insert_with(begin);
+        self.scratch.clear();
+        self.scratch.reserve(compress_bound(bytes.len()));
+        let compressed = zstd.compress_to_buffer(bytes, &mut self.scratch);
+        compressed.expect("the output has room for whatever the input is");
+        let compressed = self.scratch.as_slice().to_vec();
+        // One giant entry must not hold its memory for ever.
+        self.scratch.clear();
+        self.scratch.shrink_to(compress_bound(MAX_RAW));
+        compressed
     }
 
     /// Encodes a plain frame.
     pub fn encode(&mut self, frame: &mut Frame) {
         if frame.head.codec == Codec::Plain && self.codec == Codec::Zstd {
-            let body = self.zstd.compress(&frame.body);
-            frame.body = body.expect("the output has room for whatever the input is");
+            frame.body = self.compress(&frame.body);
             frame.head.codec = Codec::Zstd;
             frame.head.stored = frame.body.len();
         }

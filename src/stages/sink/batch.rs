@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use siem_protocol::{BatchHeader, Encoding};
 
-use crate::frame::{Codec, Frame, FrameError};
+use crate::frame::{Codec, Encoder, Frame, FrameError};
 
 /// Consecutive entries under one configuration, with the header line that goes before them.
 #[derive(Clone, Debug)]
@@ -45,16 +45,17 @@ impl Batch {
     ///
     /// # Errors
     /// [`FrameError`] when a frame is damaged.
-    pub fn body(&self, encoding: Encoding) -> Result<Vec<u8>, FrameError> {
+    pub fn body(&self, encoding: Encoding, encoder: &mut Encoder) -> Result<Vec<u8>, FrameError> {
         let mut header = serde_json::to_vec(&self.header).expect("a header can be written as JSON");
         header.push(b'\n');
         match encoding {
             Encoding::Zstd => {
-                let mut body = zstd(&header);
+                let mut body = encoder.compress(&header);
+                body.reserve(self.frames.iter().map(|frame| frame.body.len()).sum());
                 for frame in &self.frames {
                     match frame.head.codec {
                         Codec::Zstd => body.extend_from_slice(&frame.body),
-                        Codec::Plain => body.extend_from_slice(&zstd(&frame.body)),
+                        Codec::Plain => body.extend_from_slice(&encoder.compress(&frame.body)),
                     }
                 }
                 Ok(body)
@@ -79,8 +80,4 @@ impl Batch {
             }
         }
     }
-}
-
-fn zstd(bytes: &[u8]) -> Vec<u8> {
-    zstd::bulk::compress(bytes, 1).expect("the output has room for whatever the input is")
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::Secret,
-    frame::Codec,
+    frame::{Codec, Encoder},
     platform::Clock,
     siem::Connection,
     stages::{BuildError, Context, StageOptions},
@@ -137,6 +137,7 @@ impl From<Compression> for Encoding {
 struct HttpSiem {
     connection: Connection,
     encoding: Encoding,
+    encoder: Encoder,
     acknowledgement: Acknowledgement,
     clock: Arc<dyn Clock>,
 }
@@ -148,6 +149,7 @@ impl SinkOptions for Options {
         Ok(HttpSiem {
             connection: self.connect(context)?,
             encoding: self.compression.into(),
+            encoder: Encoder::new(Codec::Zstd),
             acknowledgement: self.acknowledgement,
             clock: Arc::clone(&context.clock),
         })
@@ -157,7 +159,7 @@ impl SinkOptions for Options {
 impl Sink for HttpSiem {
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> Answer<'a> {
         Box::pin(async move {
-            let body = match batch.body(self.encoding) {
+            let body = match batch.body(self.encoding, &mut self.encoder) {
                 Ok(body) => body,
                 Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };
