@@ -82,12 +82,14 @@ pub fn tail(root: &Path) -> Tail {
 /// Reads everything there is.
 pub fn read(tail: &mut Tail, taken: &mut Taken) {
     while tail.read(taken) == Progress::More {}
+    tail.sealed();
     tail.committed();
 }
 
 /// Begins again from what was stored, and sweeps over everything.
 pub fn sweep_again(tail: &mut Tail, taken: &mut Taken) {
-    tail.restore(&mut taken.rows.clone().into_iter());
+    let rows = &mut taken.rows.clone().into_iter();
+    tail.restore(rows).expect("the rows are its own");
     read(tail, taken);
 }
 

@@ -96,9 +96,10 @@ fn build(codec: Codec, lines: &[u8]) -> Vec<Frame> {
         chain = builder.push(chain, line.len() % 2 == 1, |raw| raw.extend_from_slice(line));
         next += 1;
         if builder.count() == 3 {
-            frames.extend(builder.seal(next, chain, Digest::ZERO, Timestamp(next), &mut encoder));
+            frames.extend(builder.seal(next, chain, Digest::ZERO, Timestamp(next)));
         }
     }
-    frames.extend(builder.seal(next, chain, Digest::ZERO, Timestamp(next), &mut encoder));
+    frames.extend(builder.seal(next, chain, Digest::ZERO, Timestamp(next)));
+    frames.iter_mut().for_each(|frame| encoder.encode(frame));
     frames
 }

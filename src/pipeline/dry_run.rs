@@ -59,6 +59,7 @@ impl DryRun {
                 });
                 let frames = filling.take(self.clock.now()).frames;
                 let entries: Vec<u8> = frames.into_iter().flat_map(|frame| frame.body).collect();
+                source.sealed();
                 source.committed();
                 self.stages.judge.commit();
                 step(&entries, filling.totals(), &source.survey())?;

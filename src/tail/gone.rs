@@ -137,7 +137,7 @@ impl Tail {
             unread: 0,
             events: Vec::new(),
         });
-        self.uncommitted.insert(key, checkpoint);
+        self.uncommitted.insert(key, (self.group, checkpoint));
         // An open file would go on with the row without it.
         self.active.remove(&key);
         if let Some(known) = self.files.get_mut(key) {

@@ -26,8 +26,9 @@ pub(super) struct Active {
     pub(super) row: Row,
     pub(super) origin: Origin,
     pub(super) used: Duration,
-    /// The generation that this one followed, while that is not stored.
-    pub(super) previous: Option<GenerationId>,
+    /// The generations that this one followed, each with the group that says so, while that is
+    /// not stored.
+    pub(super) previous: Vec<(u64, GenerationId)>,
     /// What may still be read of it, once it lies at its path no more.
     pub(super) drain: Option<Drain>,
     /// What was left of the file that another took the place of.
@@ -70,7 +71,7 @@ pub(super) struct Handles {
 
 impl Active {
     fn new(file: File, id: Option<FileId>, row: Row, origin: Origin, used: Duration) -> Self {
-        Self { file, id, row, origin, used, previous: None, drain: None, before: None }
+        Self { file, id, row, origin, used, previous: Vec::new(), drain: None, before: None }
     }
 
     /// How large the file is now.
@@ -119,8 +120,8 @@ impl Tail {
         let (now, quiet) = (self.schedule.now(), self.options.quiet_after);
         let is_used = |active: &Active| now.saturating_sub(active.used) < quiet;
         self.active.retain(|_, active| is_used(active));
-        self.parting.retain(is_used);
-        let open = self.active.values().chain(&self.parting);
+        self.parting.retain(|(_, active)| is_used(active));
+        let open = self.active.values().chain(self.parting.iter().map(|(_, active)| active));
         self.schedule.set_quiet(open.map(|active| active.used + quiet).min());
     }
 
@@ -131,22 +132,23 @@ impl Tail {
 
     /// Keeps a file open that lies nowhere any more until what was read of it is stored.
     pub(super) fn part(&mut self, active: Active) {
-        self.parting.push(active);
+        self.parting.push((self.group, active));
         self.make_room(0);
     }
 
     /// Takes a file back that was kept open.
     pub(super) fn take_parted(&mut self, generation: &GenerationId) -> Option<Active> {
         let index =
-            self.parting.iter().position(|active| active.origin.generation == *generation)?;
-        Some(self.parting.remove(index))
+            self.parting.iter().position(|(_, active)| active.origin.generation == *generation)?;
+        Some(self.parting.remove(index).1)
     }
 
-    /// Everything that was handed over is stored.
+    /// All groups before the one at hand are stored.
     pub(super) fn forget_parted(&mut self) {
-        self.parting.clear();
+        let at_hand = self.group;
+        self.parting.retain(|(group, _)| *group >= at_hand);
         for active in self.active.values_mut() {
-            active.previous = None;
+            active.previous.retain(|(group, _)| *group >= at_hand);
         }
     }
 
@@ -251,10 +253,10 @@ impl Tail {
 
     /// Takes all handles, to be given back to the generations that are stored.
     pub(super) fn take_handles(&mut self) -> Handles {
-        let parting = self.parting.drain(..);
+        let parting = self.parting.drain(..).map(|(_, active)| active);
         let mut handles = Handles { by_generation: HashMap::new(), followers: HashMap::new() };
         for active in parting.chain(self.active.drain().map(|(_, active)| active)) {
-            if let Some(previous) = &active.previous {
+            for (_, previous) in &active.previous {
                 handles.followers.insert(previous.clone(), active.origin.generation.clone());
             }
             handles.by_generation.insert(active.origin.generation.clone(), active);

@@ -212,7 +212,7 @@ impl Tail {
                 unread: 0,
                 events: Vec::new(),
             });
-            self.uncommitted.insert(key, checkpoint);
+            self.uncommitted.insert(key, (self.group, checkpoint));
         }
         if known.replaced_by == id {
             known.replaced_by = None;
@@ -297,7 +297,7 @@ impl Tail {
         if had_row || !pieces.is_empty() || !events.is_empty() {
             intake.take(Chunk { origin: &old, pieces: &pieces, checkpoint: None, unread, events });
         }
-        active.previous.get_or_insert(old.generation);
+        active.previous.push((self.group, old.generation));
         let checkpoint = row.encode();
         intake.take(Chunk {
             origin: &active.origin,
@@ -306,7 +306,7 @@ impl Tail {
             unread: 0,
             events: vec![Event::warning(name, facts)],
         });
-        self.uncommitted.insert(key, checkpoint);
+        self.uncommitted.insert(key, (self.group, checkpoint));
         let id = active.id;
         self.files.set_id(key, id);
         Ok(Looked::More)

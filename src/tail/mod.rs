@@ -151,12 +151,15 @@ pub struct Tail {
     files: Files,
     /// Files that are open, at most `options.open_files`.
     active: HashMap<FileKey, Active>,
-    /// Files that are done with and lie nowhere any more, open until that is stored.
-    parting: Vec<Active>,
+    /// Files that are done with and lie nowhere any more, open until the group that says so is
+    /// stored.
+    parting: Vec<(u64, Active)>,
     /// When it was looked last for files that went, while nothing may be read.
     tended: Duration,
-    /// Rows that were handed over and are not known to be stored.
-    uncommitted: HashMap<FileKey, Vec<u8>>,
+    /// Rows that were handed over and are not known to be stored, each with its group.
+    uncommitted: HashMap<FileKey, (u64, Vec<u8>)>,
+    /// The number of the group at hand.
+    group: u64,
     troubles: Troubles,
     reader: Reader,
     ends: Ends,
@@ -189,6 +192,7 @@ impl Tail {
             parting: Vec::new(),
             tended: Duration::ZERO,
             uncommitted: HashMap::new(),
+            group: 0,
             troubles: Troubles::default(),
             reader: Reader::new(sizes),
             ends: Ends::default(),
@@ -270,9 +274,16 @@ impl Tail {
         Progress::Idle { next: self.schedule.until_next() }
     }
 
-    /// The group with all chunks so far is stored.
+    /// The group with all chunks so far is on its way to the store: what comes is in another.
+    pub fn sealed(&mut self) {
+        self.group += 1;
+    }
+
+    /// What was handed over before [`sealed`](Self::sealed) was called last is stored. A file that
+    /// ended in there must not be taken for one that was never stored when the next group fails.
     pub fn committed(&mut self) {
-        self.uncommitted.clear();
+        let at_hand = self.group;
+        self.uncommitted.retain(|_, (group, _)| *group >= at_hand);
         self.uncommitted.shrink_to(64);
         self.forget_parted();
     }
@@ -308,7 +319,7 @@ impl Tail {
         let path = || known.path.to_path_buf();
         let stored;
         let bytes = match self.uncommitted.get(&key) {
-            Some(bytes) => bytes,
+            Some((_, bytes)) => bytes,
             None if !known.has_row => return Ok(Row::new(path(), 0)),
             None => match intake.checkpoint(&known.generation) {
                 Some(bytes) => {

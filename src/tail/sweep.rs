@@ -374,7 +374,7 @@ impl Tail {
                 unread: 0,
                 events: Vec::new(),
             });
-            self.uncommitted.insert(key, checkpoint);
+            self.uncommitted.insert(key, (self.group, checkpoint));
         }
         self.files.enqueue(key, Lane::Live, 0);
         if let Some(stamp) = old_stamp {

@@ -11,7 +11,7 @@ use std::{cell::Cell, collections::HashSet, mem, sync::Arc, time::Duration};
 pub use inbox::Inbox;
 use intake::GroupIntake;
 use serde_json::json;
-use siem_protocol::{Digest, names::event};
+use siem_protocol::names::event;
 use tracing::{debug, error, info, warn};
 pub use writer::Writer;
 
@@ -35,8 +35,8 @@ use crate::{
 const COMMIT_RETRY: Duration = Duration::from_secs(5);
 /// How often the acknowledged offsets are copied, and a drained store is made smaller.
 const TIDY_UP: Duration = Duration::from_secs(60);
-/// So many groups are stored before sources and filters are told. A failure takes them back to
-/// where that was.
+/// So many groups are stored before filters are told. A failure takes their memory back to where
+/// that was.
 const GROUPS: u32 = 8;
 /// How long after much was read memory is given back: it is delivered by then, mostly.
 const GIVE_BACK: Duration = Duration::from_secs(3);
@@ -101,7 +101,7 @@ pub struct Ingest {
 pub struct Work {
     /// The group that is being stored.
     storing: Option<Storing>,
-    /// Groups that are stored, or being stored, of which sources and filters do not know yet.
+    /// Groups that are stored, or being stored, of which filters do not know yet.
     untold: u32,
     /// Files that a stage failed on: not read until the next start.
     held: HashSet<FileKey>,
@@ -125,8 +125,8 @@ pub struct Work {
 #[derive(Debug)]
 struct Storing {
     has_beat: bool,
-    /// The chain after it.
-    after: Digest,
+    /// How many groups the store has had with it.
+    number: u64,
 }
 
 /// What came of one turn.
@@ -353,27 +353,26 @@ impl Ingest {
     fn commit(&mut self) -> Result<(), Duration> {
         self.hand_over()?;
         self.settle()?;
-        if self.work.untold > 0 {
-            self.work.untold = 0;
+        if mem::take(&mut self.work.untold) > 0 {
             self.stages.judge.commit();
-            self.sources.iter_mut().for_each(|(_, source)| source.committed());
         }
         Ok(())
     }
 
-    /// Lets the group be stored once the one before it is. Sources and filters hear of it later:
-    /// what they remember since they last did is of the group that is read meanwhile, too.
+    /// Lets the group be stored once the one before it is. Filters hear of it later: what they
+    /// remember since they last did is of the group that is read meanwhile, too.
     fn hand_over(&mut self) -> Result<(), Duration> {
         self.settle()?;
         if self.filling.is_empty() {
             return Ok(());
         }
-        self.writer.begin(self.filling.draft(self.clock.now()));
-        self.inbox.storing();
         self.work.storing = Some(Storing {
             has_beat: mem::take(&mut self.work.is_beat_unstored),
-            after: self.filling.chain(),
+            number: self.outbox.groups() + 1,
         });
+        self.writer.begin(self.filling.draft(self.clock.now()));
+        self.inbox.storing();
+        self.sources.iter_mut().for_each(|(_, source)| source.sealed());
         self.work.untold += 1;
         if self.work.untold >= GROUPS { self.commit() } else { Ok(()) }
     }
@@ -383,8 +382,8 @@ impl Ingest {
         let Some(stored) = self.writer.finish() else { return Ok(()) };
         match stored {
             Ok(()) => {
-                self.inbox.stored();
                 self.work.storing = None;
+                self.stored();
                 Ok(())
             }
             Err(failure) => {
@@ -395,6 +394,12 @@ impl Ingest {
                 Err(if is_stale { Duration::ZERO } else { COMMIT_RETRY })
             }
         }
+    }
+
+    /// The group that was handed over is in the store.
+    fn stored(&mut self) {
+        self.inbox.stored();
+        self.sources.iter_mut().for_each(|(_, source)| source.committed());
     }
 
     /// Begins again from what is stored, if that is not what is at hand, with the events that are
@@ -409,18 +414,6 @@ impl Ingest {
             error!(cause = causes(&failure), "checkpoints could not be read");
             return Err(COMMIT_RETRY);
         }
-        // After an error of the disk the group may be in the store after all.
-        let failed = self.work.storing.take();
-        if let Some(failed) = failed {
-            if failed.after == self.outbox.end().chain {
-                self.inbox.stored();
-            } else {
-                self.inbox.take_back();
-                if failed.has_beat {
-                    self.work.beat = Duration::ZERO;
-                }
-            }
-        }
         for event in self.inbox.unstored() {
             self.filling.event(&event, self.clock.now());
         }
@@ -430,6 +423,18 @@ impl Ingest {
 
     fn try_restore(&mut self) -> Result<(), OutboxError> {
         self.stages.restore(self.outbox.dropping()?);
+        // After an error of the disk the group may be in the store after all, which says so once
+        // it is open again. A file that ended in it must not be read again then.
+        if let Some(failed) = self.work.storing.take() {
+            if failed.number <= self.outbox.groups() {
+                self.stored();
+            } else {
+                self.inbox.take_back();
+                if failed.has_beat {
+                    self.work.beat = Duration::ZERO;
+                }
+            }
+        }
         for (name, source) in &mut self.sources {
             let restored = self.outbox.checkpoints(name, |rows| source.restore(rows))?;
             restored.map_err(|row| self.outbox.distrust(&row))?;

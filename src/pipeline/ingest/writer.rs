@@ -23,7 +23,7 @@ pub struct Writer {
 enum Way {
     /// On this thread, for a world where one thing happens at a time: as late as the other may be.
     #[cfg(test)]
-    Here { job: Job, group: Option<Group> },
+    Here { job: Box<Job>, group: Option<Box<Group>> },
     /// On a thread of its own.
     Beside(Beside),
 }
@@ -72,7 +72,7 @@ impl Writer {
     /// The same, on the thread that calls.
     #[cfg(test)]
     pub(crate) fn here(outbox: Arc<Outbox>, codec: Codec) -> Self {
-        let job = Job { outbox, encoder: Encoder::new(codec) };
+        let job = Box::new(Job { outbox, encoder: Encoder::new(codec) });
         Self { way: Way::Here { job, group: None }, is_busy: false }
     }
 
@@ -85,10 +85,10 @@ impl Writer {
         self.is_busy = true;
         match &mut self.way {
             #[cfg(test)]
-            Way::Here { group: waiting, .. } => *waiting = Some(group),
+            Way::Here { group: waiting, .. } => *waiting = Some(Box::new(group)),
             Way::Beside(Beside { groups, .. }) => {
-                let sent = groups.as_ref().map(|groups| groups.send(group));
-                assert!(matches!(sent, Some(Ok(()))), "the writer lives");
+                let is_sent = groups.as_ref().is_some_and(|groups| groups.send(group).is_ok());
+                assert!(is_sent, "the writer lives");
             }
         }
     }
@@ -103,7 +103,7 @@ impl Writer {
         }
         match &mut self.way {
             #[cfg(test)]
-            Way::Here { job, group } => group.take().map(|group| job.store(group)),
+            Way::Here { job, group } => group.take().map(|group| job.store(*group)),
             Way::Beside(Beside { stored, .. }) => Some(stored.recv().expect("the writer lives")),
         }
     }

@@ -136,6 +136,9 @@ struct State {
     /// When the epoch began in place of another; 0 for an outbox's first.
     #[serde(default)]
     renumbered_at: Timestamp,
+    /// How many groups were appended.
+    #[serde(default)]
+    groups: u64,
     /// How the outbox began, until that is among its entries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     began: Option<Began>,
@@ -276,6 +279,7 @@ impl Outbox {
             dead_lettered: BTreeMap::new(),
             purged: Buried::default(),
             renumbered_at: Timestamp::default(),
+            groups: 0,
             began: None,
         };
         Self {
@@ -305,6 +309,12 @@ impl Outbox {
     pub fn end(&self) -> Start {
         let state = self.state();
         Start { seq: state.next_seq, chain: state.chain, totals: state.totals.clone() }
+    }
+
+    /// How many groups were appended: whether one that failed is in the store after all.
+    #[must_use]
+    pub fn groups(&self) -> u64 {
+        self.state().groups
     }
 
     /// Sinks that had a place in the outbox and are no longer configured; each is said once.
@@ -540,6 +550,7 @@ fn append_group(
         state.began = None;
     }
     state.totals = group.totals.clone();
+    state.groups += 1;
     Ok(Ok(()))
 }
 
@@ -561,7 +572,7 @@ fn append(
     frames: &[Frame],
 ) -> Result<(), redb::Error> {
     let mut values = transaction.open_table(VALUES)?;
-    for run in runs(frames) {
+    for run in value::runs(frames) {
         let value = value::encode(run);
         state.stored += value.len() as u64;
         values.insert(run[0].head.first_seq, value.as_slice())?;
@@ -574,26 +585,6 @@ fn append(
     }
     Ok(())
 }
-
-/// Cuts frames into runs that make one value each.
-fn runs(mut frames: &[Frame]) -> impl Iterator<Item = &[Frame]> {
-    std::iter::from_fn(move || {
-        if frames.is_empty() {
-            return None;
-        }
-        let mut stored = 0;
-        let fitting = frames.iter().position(|frame| {
-            stored += frame.body.len() + HEAD;
-            stored > value::MAX_STORED
-        });
-        let (run, rest) = frames.split_at(fitting.unwrap_or(frames.len()).max(1));
-        frames = rest;
-        Some(run)
-    })
-}
-
-/// About what a head takes in a value.
-const HEAD: usize = 512;
 
 fn json<T: Serialize>(row: &T) -> Vec<u8> {
     serde_json::to_vec(row).expect("rows can be written as JSON")

@@ -216,8 +216,10 @@ fn large_groups_are_cut_into_values_that_fit() {
         filling.event(&Event::info("test", serde_json::json!({ "large": large })), Timestamp(1));
     }
     let group = filling.take(Timestamp(1));
-    assert!(runs(&group.frames).all(|run| value::encode(run).len() <= value::MAX_STORED + 4));
-    assert_eq!(runs(&group.frames).map(<[Frame]>::len).sum::<usize>(), 12);
+    assert!(
+        value::runs(&group.frames).all(|run| value::encode(run).len() <= value::MAX_STORED + 4)
+    );
+    assert_eq!(value::runs(&group.frames).map(<[Frame]>::len).sum::<usize>(), 12);
     store.outbox.commit(&group).unwrap();
     assert_eq!(all(&store.outbox, 1), group.frames);
     assert_eq!(all(&store.outbox, 11), group.frames[10..]);

@@ -16,6 +16,26 @@ pub(super) const MAX_STORED: usize = (1 << 20) - (4 << 10);
 /// Says that there is a checksum: values of schema 1 have none.
 const CHECKED: u32 = 1 << 31;
 
+/// About what a head takes in a value.
+const HEAD: usize = 512;
+
+/// Cuts frames into runs that make one value each.
+pub(super) fn runs(mut frames: &[Frame]) -> impl Iterator<Item = &[Frame]> {
+    std::iter::from_fn(move || {
+        if frames.is_empty() {
+            return None;
+        }
+        let mut stored = 0;
+        let fitting = frames.iter().position(|frame| {
+            stored += frame.body.len() + HEAD;
+            stored > MAX_STORED
+        });
+        let (run, rest) = frames.split_at(fitting.unwrap_or(frames.len()).max(1));
+        frames = rest;
+        Some(run)
+    })
+}
+
 /// Encodes frames.
 pub(super) fn encode(frames: &[Frame]) -> Vec<u8> {
     let heads: Vec<&FrameHead> = frames.iter().map(|frame| &frame.head).collect();

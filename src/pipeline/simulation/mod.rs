@@ -111,6 +111,10 @@ impl Source for Sessions {
         self.0.read(intake)
     }
 
+    fn sealed(&mut self) {
+        self.0.sealed();
+    }
+
     fn committed(&mut self) {
         self.0.committed();
     }

@@ -136,6 +136,10 @@ impl Source for ClaudeSessions {
         self.0.tend();
     }
 
+    fn sealed(&mut self) {
+        self.0.sealed();
+    }
+
     fn committed(&mut self) {
         self.0.committed();
     }

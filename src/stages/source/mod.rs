@@ -36,7 +36,11 @@ pub trait Source: Send {
     /// lets go of what may not be held any longer.
     fn tend(&mut self) {}
 
-    /// All chunks handed over so far are stored.
+    /// All chunks handed over so far are in a group that is on its way to the store; what is
+    /// handed over from now on is in another.
+    fn sealed(&mut self) {}
+
+    /// All chunks that were handed over before [`sealed`](Self::sealed) was called last are stored.
     fn committed(&mut self);
 
     /// What there is to read.

@@ -161,6 +161,7 @@ fn deleted_files_share_their_bytes() {
     assert_eq!(survey.files_pinned, 1);
     assert!((700..=800).contains(&survey.bytes_pinned), "{}", survey.bytes_pinned);
     world.store.commit();
+    world.tail.sealed();
     world.tail.committed();
     delete_with_unread(&mut world, "b.jsonl", 800);
     world.read_on();
@@ -180,6 +181,7 @@ fn a_deleted_file_is_held_for_its_time() {
     delete_with_unread(&mut world, "a.jsonl", 800);
     assert_eq!(world.tail.read(&mut world.store), Progress::More);
     world.store.commit();
+    world.tail.sealed();
     world.tail.committed();
     // As while the outbox is full.
     world.pass(Duration::from_secs(61));
@@ -206,6 +208,62 @@ fn deleted_files_keep_their_handles_before_others() {
     assert_eq!(accounted(&world, "a.jsonl"), (88, 0, 0));
     assert_eq!(world.store.got.len(), 12 + 6);
     assert!(world.tail.survey().files_open <= 2);
+}
+
+/// While a group is stored the next is read. A file that ended in one that was stored was taken for
+/// one that never was when the next one failed: all of it came again, under another generation.
+#[test]
+fn a_file_that_ended_in_a_stored_group_does_not_come_again_when_the_next_fails() {
+    let mut world = World::new();
+    world.write("a.jsonl", "one\n");
+    world.read();
+    world.append("a.jsonl", "two\n");
+    world.read();
+    fs::remove_file(world.path("a.jsonl")).unwrap();
+    world.write("b.jsonl", "three\n");
+    world.store.room = 1;
+    world.pass(Duration::from_secs(400));
+    let is_ended = |world: &World| world.tail.survey().files == 1;
+    for _ in 0..10 {
+        if is_ended(&world) {
+            break;
+        }
+        world.tail.read(&mut world.store);
+        world.store.commit();
+        world.tail.sealed();
+    }
+    assert!(is_ended(&world));
+    // Its group is stored only now, with another at hand.
+    world.append("b.jsonl", "four\n");
+    world.pass(Duration::from_secs(400));
+    world.tail.read(&mut world.store);
+    world.tail.committed();
+    world.lose_group();
+    world.read();
+    let (mut came, events) = world.take();
+    came.sort();
+    assert_eq!((came, events), lines(["four", "one", "three", "two"]));
+}
+
+/// The other way round: what ended in the group at hand is in no other.
+#[test]
+fn a_file_that_ended_in_a_group_that_failed_ends_again_though_the_one_before_is_stored() {
+    let mut world = World::new();
+    world.write("a.jsonl", "one\n");
+    world.read();
+    world.append("a.jsonl", "two\nrest");
+    world.pass(Duration::from_secs(400));
+    world.tail.read(&mut world.store);
+    world.store.commit();
+    world.tail.sealed();
+    fs::remove_file(world.path("a.jsonl")).unwrap();
+    world.pass(Duration::from_secs(400));
+    world.tail.read(&mut world.store);
+    assert_eq!(world.tail.survey().files, 0, "it has ended");
+    world.tail.committed();
+    world.lose_group();
+    world.read();
+    assert_eq!(world.take(), lines(["one", "two", "rest"]));
 }
 
 /// While the outbox was full nobody looked: what deleted files held stayed on the disk, without

@@ -110,9 +110,11 @@ fn a_live_file_is_read_between_the_chunks_of_a_backlog() {
     world.append("live.jsonl", "live\n");
     world.tail.hints.add(world.path("live.jsonl"));
     world.store.commit();
+    world.tail.sealed();
     world.tail.committed();
     assert_eq!(world.tail.read(&mut world.store), Progress::More);
     world.store.commit();
+    world.tail.sealed();
     world.tail.committed();
     let lines = world.store.lines();
     assert!(lines.contains(&"live".to_owned()) && lines.len() < 40, "{}", lines.len());

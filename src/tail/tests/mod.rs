@@ -80,10 +80,12 @@ impl World {
         let begun = Instant::now();
         while self.tail.read(&mut self.store) == Progress::More {
             self.store.commit();
+            self.tail.sealed();
             self.tail.committed();
             assert!(begun.elapsed() < Duration::from_secs(60), "it does not end");
         }
         self.store.commit();
+        self.tail.sealed();
         self.tail.committed();
     }
 

@@ -205,6 +205,7 @@ proptest! {
                     for _ in 0..groups {
                         world.tail.read(&mut world.store);
                         world.store.commit();
+                        world.tail.sealed();
                         world.tail.committed();
                     }
                     world.tail.read(&mut world.store);

@@ -48,6 +48,7 @@ fn the_watcher_wakes_the_reader() {
             Progress::More => Duration::ZERO,
         };
         world.store.commit();
+        world.tail.sealed();
         world.tail.committed();
         assert!(!left.is_zero(), "the watcher was silent");
         let _woken_or_due = woken.recv_timeout(next);
