@@ -10,9 +10,10 @@
 
 use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
 
-use tracing::warn;
-
-use crate::platform::Clock;
+use crate::platform::{
+    Clock,
+    file::{self, FileId},
+};
 
 mod checkpoint;
 mod chunk;
@@ -36,8 +37,8 @@ mod trouble;
 mod walk;
 mod watcher;
 
-use checkpoint::Row;
 pub use checkpoint::{BadRow, beginning, row_path};
+use checkpoint::{Brief, Row};
 pub use chunk::{Chunk, FileKey, GenerationId, Intake, Origin, Piece};
 use files::{Files, Known, Lane};
 use handles::Active;
@@ -224,11 +225,14 @@ impl Tail {
                     return Err(BadRow { generation, source });
                 }
             };
-            if self.files.at(&row.path).is_some() {
-                warn!(%generation, path = ?row.path, "found a second checkpoint of one path");
-                continue;
+            // Of two generations of one path one is gone, and was not read to its end.
+            let other = self.files.at(&row.path);
+            let is_gone = other.is_some_and(|other| !self.gives_way(other, &row));
+            if let Some(other) = other.filter(|_| !is_gone) {
+                self.files.leave_path(other, &row.path);
+                self.end_soon(other);
             }
-            let old = before.at(&row.path);
+            let old = before.at(&row.path).filter(|_| other.is_none());
             let era = old.and_then(|key| before.get(key)).map_or(0, |known| known.era);
             let key = old.unwrap_or_else(FileKey::fresh);
             let mut known = Known::new(&row.path, generation);
@@ -245,10 +249,33 @@ impl Tail {
                 self.schedule.watch_tail(key);
             }
             self.resume(&mut handles, key, &known, &bytes);
-            self.files.add(key, known);
+            if is_gone {
+                self.files.add_gone(key, known);
+                self.end_soon(key);
+            } else {
+                self.files.add(key, known);
+            }
         }
         self.adopt(handles);
         Ok(())
+    }
+
+    /// Whether a known file is not the one that lies at its path, but the one of `row` is; when
+    /// nobody can tell, the one of which less was read.
+    fn gives_way(&self, known: FileKey, row: &Brief) -> bool {
+        let Some(known) = self.files.get(known) else { return true };
+        let here = file::look(&row.path).ok().and_then(|sight| sight.stamp.id);
+        let is_here = |id: Option<FileId>| id.is_some() && id == here;
+        (is_here(row.stamp.id), row.offset) > (is_here(known.id), known.offset)
+    }
+
+    /// Reads a file to its end that lies at its path no more, as far as it is open.
+    fn end_soon(&mut self, key: FileKey) {
+        if let Some(known) = self.files.get_mut(key) {
+            known.is_gone = true;
+            self.begin_drain(key);
+            self.files.enqueue(key, Lane::Live, 0);
+        }
     }
 
     /// Hands chunks to `intake` until it has no room or nothing is unread.

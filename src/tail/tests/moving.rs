@@ -140,3 +140,31 @@ fn a_file_with_the_id_of_another_is_not_taken_for_it_while_the_store_fails_to_re
     assert_eq!(world.next(), lines(["new"]));
     assert_eq!(world.next(), lines([]));
 }
+
+/// A file was rewritten while it was open, deleted, and another made under its name: both had a row
+/// when the power went. The first row by its id went on, and what was read came again.
+#[test]
+fn of_two_rows_of_one_path_that_of_the_file_there_goes_on_and_the_other_ends() {
+    for (of_gone, of_there) in [("a", "b"), ("b", "a")] {
+        let mut world = World::new();
+        world.write("s.jsonl", "one\ntwo");
+        world.read();
+        let (_, gone) = world.store.rows.pop_first().unwrap();
+        // Out of sight, so that its id is not used again.
+        fs::rename(world.path("s.jsonl"), world.path("s.old")).unwrap();
+        world.write("s.jsonl", "three\n");
+        world.restart();
+        world.read();
+        let (_, there) = world.store.rows.pop_first().unwrap();
+        let id = |name: &str| GenerationId(name.to_owned());
+        world.store.rows = [(id(of_gone), gone), (id(of_there), there)].into();
+        world.take();
+        world.append("s.jsonl", "four\n");
+        world.restart();
+        world.read();
+        let generation = world.store.got[0].generation.clone();
+        assert_eq!(world.take(), lines_and(["four"], [event::FILE_DELETED_UNREAD]));
+        assert_eq!(generation, id(of_there));
+        assert_eq!(world.store.rows.len(), 1, "the other has no row any more");
+    }
+}
