@@ -38,13 +38,16 @@ pub fn row_path(row: &[u8]) -> Option<PathBuf> {
 }
 
 /// The row with which the generation of `row` began, nothing read yet: with it everything is read
-/// again under the same id. `None` for one that goes on in a file where another ended, since what
-/// lies before belongs to that one, and for what is no row.
+/// again under the same id, if the file begins as it did. `None` for one that goes on in a file
+/// where another ended, since what lies before belongs to that one, for one of which nothing was
+/// read, since any file would be taken for it, and for what is no row.
 #[must_use]
 pub fn beginning(row: &[u8]) -> Option<Vec<u8>> {
-    let Row { path, start, stamp, .. } = Row::decode(row).ok()?;
+    let Row { path, start, stamp, first: head, .. } = Row::decode(row).ok()?;
     let stamp = Stamp { id: stamp.id, ..Stamp::default() };
-    (start == 0).then(|| Row { stamp, ..Row::new(path, 0) }.encode())
+    let fingerprint = Fingerprint { head, ..Fingerprint::default() };
+    let is_known = start == 0 && head.len() > 0;
+    is_known.then(|| Row { stamp, fingerprint, ..Row::new(path, 0) }.encode())
 }
 
 /// How far a generation was read, and how to know it again.
@@ -62,6 +65,8 @@ pub(super) struct Row {
     pub(super) is_drained: bool,
     /// What its bytes are known by.
     pub(super) fingerprint: Fingerprint,
+    /// The first bytes that were read, whatever the borders vouch for.
+    pub(super) first: Sample,
     /// The last lines.
     pub(super) borders: Borders,
     /// The large line that the offset lies in.
@@ -113,6 +118,8 @@ struct Stored {
     #[serde(default)]
     tail: Sample,
     #[serde(default)]
+    first: Sample,
+    #[serde(default)]
     base: u64,
     #[serde(default)]
     borders: String,
@@ -162,6 +169,7 @@ impl Row {
             stamp: Stamp::default(),
             is_drained: false,
             fingerprint: Fingerprint::default(),
+            first: Sample::default(),
             borders: Borders::starting_at(start),
             long: None,
             kept: None,
@@ -181,6 +189,7 @@ impl Row {
             drained: self.is_drained,
             head: self.fingerprint.head,
             tail: self.fingerprint.tail,
+            first: self.first,
             base: self.borders.base(),
             borders: BASE64.encode(&self.borders.pack()),
             long: self.long,
@@ -210,6 +219,7 @@ impl Row {
             stamp: stored.stamp,
             is_drained: stored.drained,
             fingerprint: Fingerprint { head: stored.head, tail: stored.tail },
+            first: stored.first,
             borders,
             long: stored.long,
             kept,
@@ -259,6 +269,7 @@ mod tests {
         row.stamp = Stamp { size: 104_999, modified: i64::MAX, changed: i64::MIN, id };
         let sample = Sample::of(b"0123");
         row.fingerprint = Fingerprint { head: sample, tail: sample };
+        row.first = Sample::of(b"first");
         row.long = Some(LongAt { start: 104_950, parts: 3, head: sample });
         row
     }
@@ -279,7 +290,9 @@ mod tests {
         let row = row(path);
         let begun = Row::decode(&beginning(&row.encode()).unwrap()).unwrap();
         let stamp = Stamp { id: row.stamp.id, ..Stamp::default() };
-        assert_eq!(begun, Row { stamp, ..Row::new(path.to_owned(), 0) });
+        let fingerprint = Fingerprint { head: row.first, ..Fingerprint::default() };
+        assert_eq!(begun, Row { stamp, fingerprint, ..Row::new(path.to_owned(), 0) });
+        assert_eq!(beginning(&Row::new(path.to_owned(), 0).encode()), None, "nothing was read");
         assert_eq!(beginning(&Row { start: 7, ..row }.encode()), None);
         assert_eq!(beginning(b"12"), None);
     }

@@ -250,7 +250,8 @@ impl Ends {
 /// What is remembered of a file's bytes, beside the borders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Fingerprint {
-    /// The first bytes, none of them after the oldest border: the borders vouch for the rest.
+    /// The first bytes, none of them after the oldest border: the borders vouch for the rest. Of a
+    /// generation that is to be read again from its beginning, all that were sampled.
     pub(super) head: Sample,
     /// The last bytes before the checkpoint.
     pub(super) tail: Sample,
@@ -270,6 +271,13 @@ pub(super) fn compare(
     ends: &mut Ends,
 ) -> io::Result<Sameness> {
     ends.read(file, offset)?;
+    if fingerprint.head.len() > offset {
+        // A generation that is read again from its beginning: how it began is all that is known.
+        let mut first = [0; SAMPLE];
+        let filled = file.fill_at(&mut first[..usize::from(fingerprint.head.len)], 0)?;
+        let is_same = fingerprint.head.begins(&first[..filled]);
+        return Ok(if is_same { Sameness::Whole } else { Sameness::Other });
+    }
     let is_short = size < offset;
     let has_head = ends.head.len() as u64 >= fingerprint.head.len();
     if (has_head || !is_short) && !fingerprint.head.begins(&ends.head) {

@@ -346,6 +346,9 @@ fn trimmed(row: &Row, at: u64, file: &dyn ReadAt, ends: &mut Ends) -> io::Result
 fn seal(row: &mut Row, ends: &Ends) {
     row.fingerprint.head = Sample::of_head(&ends.head, row.borders.base());
     row.fingerprint.tail = Sample::of(&ends.tail);
+    if row.first.len() < SAMPLE as u64 {
+        row.first = Sample::of(&ends.head);
+    }
 }
 
 fn take_lines(row: &mut Row, ends: &mut Ends, lines: &Lines<'_>) {

@@ -9,6 +9,7 @@
 //! the last counts. Changes are appended, and the file is written anew when it has doubled.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, BufWriter, Write as _},
@@ -46,6 +47,8 @@ pub(super) struct Backup {
     compact_at: u64,
     /// Lines of generations that began since all rows were written beside the file.
     begun: Vec<u8>,
+    /// Whether some lines were written and not synced.
+    is_unsynced: bool,
 }
 
 /// Rows that lie beside the file until the entries before them are acknowledged.
@@ -61,8 +64,9 @@ pub(super) struct Saved {
     pub(super) epoch: String,
     /// The rows.
     pub(super) rows: BTreeMap<Key, Vec<u8>>,
-    /// The beginnings of generations of which nothing is known to be acknowledged.
-    pub(super) begun: BTreeMap<Key, Vec<u8>>,
+    /// The beginnings of generations of which nothing is known to be acknowledged, the last first:
+    /// of two in one file it is the one that lies there.
+    pub(super) begun: Vec<(Key, Vec<u8>)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -89,7 +93,15 @@ impl Backup {
     /// The backup beside the outbox at `outbox`.
     pub(super) fn beside(outbox: &Path) -> Self {
         let path = outbox.with_file_name("checkpoints.bak");
-        Self { path, changed: None, pending: None, size: 0, compact_at: 0, begun: Vec::new() }
+        Self {
+            path,
+            changed: None,
+            pending: None,
+            size: 0,
+            compact_at: 0,
+            begun: Vec::new(),
+            is_unsynced: false,
+        }
     }
 
     /// Notes that rows have changed.
@@ -101,7 +113,8 @@ impl Backup {
 
     /// Notes generations that began, at once: until a row of theirs is acknowledged, a store that
     /// is lost would take their ids with it, and a receiver could not tell that what is read again
-    /// came before. Not synced: what is lost with the power is mostly still in the store itself.
+    /// came before. Synced with the next copy: what is lost with the power is mostly still in the
+    /// store itself.
     pub(super) fn begin(&mut self, epoch: &str, begun: &[(&Key, &Vec<u8>)]) {
         let mut lines = Vec::new();
         for ((source, generation), row) in begun {
@@ -127,9 +140,21 @@ impl Backup {
             file.write_all(&lines)
         });
         match written {
-            Ok(()) => self.size += lines.len() as u64,
+            Ok(()) => {
+                self.size += lines.len() as u64;
+                self.is_unsynced = true;
+            }
             Err(error) => tracing::warn!(%error, "a generation that began could not be noted"),
         }
+    }
+
+    /// Syncs the lines of generations that began.
+    fn sync(&mut self) -> io::Result<()> {
+        if self.is_unsynced {
+            File::options().append(true).open(&self.path)?.sync_data()?;
+            self.is_unsynced = false;
+        }
+        Ok(())
     }
 
     /// Forgets what is known of the file: another epoch began.
@@ -224,26 +249,29 @@ impl Backup {
         let first = lines.next().and_then(|line| serde_json::from_slice::<First>(line).ok());
         let Some(First { epoch }) = first else { return Ok(None) };
         let mut saved = Saved { epoch, ..Saved::default() };
-        for Line { source, generation, row, begun, check } in
-            lines.filter_map(|line| serde_json::from_slice(line).ok())
-        {
+        let mut all_begun = BTreeMap::new();
+        let lines = lines.filter_map(|line| serde_json::from_slice(line).ok());
+        for (place, Line { source, generation, row, begun, check }) in lines.enumerate() {
             let key = (source, generation);
             let (is_begun, text) = (begun.is_some(), begun.or(row));
             let Some(text) = text else {
                 saved.rows.remove(&key);
-                saved.begun.remove(&key);
+                all_begun.remove(&key);
                 continue;
             };
             let row = BASE64.decode(text.as_bytes()).ok();
             let is_whole = |row: &Vec<u8>| check.is_none_or(|check| check == xxh3_64(row));
             let Some(row) = row.filter(is_whole) else { continue };
             if is_begun {
-                saved.begun.insert(key, row);
+                all_begun.insert(key, (place, row));
             } else {
-                saved.begun.remove(&key);
+                all_begun.remove(&key);
                 saved.rows.insert(key, row);
             }
         }
+        let mut begun: Vec<_> = all_begun.into_iter().collect();
+        begun.sort_unstable_by_key(|(_, (place, _))| Reverse(*place));
+        saved.begun = begun.into_iter().map(|(key, (_, row))| (key, row)).collect();
         Ok(Some(saved))
     }
 }
@@ -260,6 +288,9 @@ impl Outbox {
             return Ok(());
         }
         let mut backup = self.backup();
+        if let Err(error) = backup.sync() {
+            tracing::warn!(%error, "generations that began could not be synced");
+        }
         if backup.pending().is_none() && !backup.is_due() {
             return Ok(());
         }
@@ -364,5 +395,22 @@ mod tests {
         assert_eq!(backup.load().unwrap().unwrap().rows.len(), 2);
         fs::write(&path, "garbage").unwrap();
         assert_eq!(backup.load().unwrap(), None);
+    }
+
+    /// A file was rewritten before anything of it was acknowledged: its first generation was taken
+    /// for the one that lies there.
+    #[test]
+    fn of_two_generations_that_began_in_a_file_the_last_comes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut backup = Backup::beside(&folder.path().join("outbox.redb"));
+        let row = br#"{"path":"/p/a","offset":3,"first":{"len":3,"hash":1}}"#.to_vec();
+        for names in [["x", "y"], ["b", "a"]] {
+            for name in names {
+                backup.begin("e", &[(&key(name), &row)]);
+            }
+        }
+        let begun = backup.load().unwrap().unwrap().begun;
+        let names: Vec<_> = begun.iter().map(|((_, name), _)| name.0.as_str()).collect();
+        assert_eq!(names, ["a", "b", "y", "x"]);
     }
 }

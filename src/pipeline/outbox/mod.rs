@@ -38,6 +38,7 @@ use std::{
 
 use accounts::{ACCOUNTS, add_shares};
 use backup::Backup;
+use checkpoints::open_checkpoint;
 pub use cursors::{Cursor, Seat};
 use cursors::{drop_values, open_cursor, place_cursors, read_cursors};
 use dead_letters::DEAD_LETTERS;
@@ -68,7 +69,7 @@ use crate::{
         file::{self, FileId},
         free_space, private,
     },
-    tail::GenerationId,
+    tail::{self, GenerationId},
 };
 
 /// Values by the first sequence number in them.
@@ -363,7 +364,9 @@ impl Outbox {
                     checkpoints.remove(at)?;
                     continue;
                 };
-                if checkpoints.insert(at, seal(at, row).as_slice())?.is_none() {
+                let before = checkpoints.insert(at, seal(at, row).as_slice())?;
+                let before = before.and_then(|row| open_checkpoint(at, row.value()).ok());
+                if before.and_then(|row| tail::beginning(&row)).is_none() {
                     begun.push((key, row));
                 }
             }

@@ -193,3 +193,27 @@ fn a_writer_that_never_stops_is_not_waited_for_for_ever() {
     }
     assert_eq!(came, lines_and([], [event::FILE_TRIMMED]));
 }
+
+/// What a damaged store had begun is read again under its old id. A file that was rewritten meanwhile
+/// went on under it, too: other bytes at the same offsets of the same generation.
+#[test]
+fn a_generation_that_is_read_again_goes_on_only_in_the_file_that_it_began_in() {
+    for (is_other, seen) in [(false, &[][..]), (true, &[event::FILE_REWRITTEN])] {
+        let mut world = World::new();
+        world.write("a.jsonl", "one\ntwo\n");
+        world.read();
+        let (generation, row) = world.store.rows.pop_first().unwrap();
+        world.store.rows.insert(generation.clone(), beginning(&row).unwrap());
+        world.take();
+        let now = if is_other { "other\ntwo\n" } else { "one\ntwo\nthree\n" };
+        world.write("a.jsonl", now);
+        world.restart();
+        world.read();
+        assert_eq!(world.store.got[0].generation == generation, !is_other);
+        let (came, events) = world.take();
+        assert_eq!((came.join("\n") + "\n", events), (now.to_owned(), seen.to_vec()));
+        world.append("a.jsonl", "four\n");
+        world.restart();
+        assert_eq!(world.next(), lines(["four"]), "it is known from then on");
+    }
+}

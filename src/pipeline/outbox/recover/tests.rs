@@ -12,7 +12,7 @@ use crate::{pipeline::outbox::sealed::SEAL, tail::GenerationId};
 
 /// A row of a file at `/p/a.jsonl`, told apart by where it lies.
 fn row(name: &str) -> Vec<u8> {
-    format!(r#"{{"path":"/p/{name}.jsonl","offset":7}}"#).into_bytes()
+    format!(r#"{{"path":"/p/{name}.jsonl","offset":7,"first":{{"len":7,"hash":1}}}}"#).into_bytes()
 }
 
 /// Damages a store, and says what a new one in its place has to say.
@@ -216,6 +216,7 @@ fn a_generation_that_began_keeps_its_id_though_nothing_of_it_is_acknowledged() {
         damage(&path);
         let (outbox, _) = recovered(&path);
         let found = |name| outbox.checkpoint("claude-sessions", &GenerationId(name)).unwrap();
+        assert!(found("a".into()).is_some(), "{name}");
         assert_eq!(found("a".into()), tail::beginning(&row("a")), "{name}");
         assert_eq!(found("trimmed".into()), None, "{name}");
         assert_eq!(
@@ -236,27 +237,25 @@ fn what_began_is_noted_until_it_is_acknowledged() {
         store.outbox.commit(&one).unwrap();
         one
     };
-    let saved = || store.outbox.backup().load().unwrap().unwrap();
     let first = begin("a");
     store.outbox.back_up().unwrap();
     let second = begin("b");
-    let names = |rows: &std::collections::BTreeMap<(String, GenerationId), Vec<u8>>| {
-        rows.keys().map(|key| key.1.0.clone()).collect::<Vec<_>>()
+    let names = || {
+        let Saved { rows, begun, .. } = store.outbox.backup().load().unwrap().unwrap();
+        let begun = begun.into_iter().map(|(key, _)| key.1.0).collect::<Vec<_>>();
+        (rows.into_keys().map(|key| key.1.0).collect::<Vec<_>>(), begun)
     };
-    assert_eq!(
-        (names(&saved().rows), names(&saved().begun)),
-        (vec![], vec!["a".into(), "b".into()])
-    );
+    assert_eq!(names(), (vec![], vec!["b".into(), "a".into()]));
     store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
     store.outbox.back_up().unwrap();
-    assert_eq!((names(&saved().rows), names(&saved().begun)), (vec!["a".into()], vec!["b".into()]));
+    assert_eq!(names(), (vec!["a".into()], vec!["b".into()]));
     store.outbox.acknowledge("siem", "epoch-1", point(&second)).unwrap();
     store.outbox.back_up().unwrap();
     let mut end = group(&store.outbox, 0);
     end.checkpoints.insert(key("a"), None);
     store.outbox.commit(&end).unwrap();
     store.outbox.back_up().unwrap();
-    assert_eq!((names(&saved().rows), names(&saved().begun)), (vec!["b".into()], vec![]));
+    assert_eq!(names(), (vec!["b".into()], vec![]));
 }
 
 /// A file whose lines up to 7 are acknowledged is not skipped, nor read from its beginning, because
