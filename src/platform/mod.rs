@@ -10,6 +10,7 @@ pub mod memory;
 mod paths;
 pub mod private;
 mod signals;
+pub mod watch;
 
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use disk::free_space;

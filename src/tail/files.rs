@@ -222,6 +222,11 @@ impl Files {
         Some((key, lane, modified))
     }
 
+    /// The next file to read of those that grow.
+    pub(super) fn next_live(&mut self) -> Option<(FileKey, Lane, i64)> {
+        if self.live.is_empty() { None } else { self.next() }
+    }
+
     fn dequeue(&mut self, key: FileKey) {
         match self.by_key.get_mut(&key).and_then(|known| known.queued.take()) {
             Some(Queued::Live) => self.live.retain(|queued| *queued != key),

@@ -28,8 +28,8 @@ use crate::{
 
 /// Within this time a file may change twice without its stamp showing it.
 const RACY: Duration = Duration::from_millis(50);
-/// How recently a file must have been changed to be looked at often.
-const RECENT: Duration = Duration::from_secs(600);
+/// How far ahead another clock may be.
+const AHEAD: Duration = Duration::from_secs(600);
 
 /// What a look at a file came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,9 @@ impl Tail {
             Ok(looked) => {
                 self.troubles.clear(&path);
                 if looked == Looked::Drained && lane == Lane::Live {
-                    self.schedule.heat(key);
+                    let changed = self.files.get(key).map(|known| known.changed);
+                    let age = self.schedule.now().saturating_sub(changed.unwrap_or_default());
+                    self.schedule.heat(key, age);
                 }
                 looked == Looked::More
             }
@@ -223,9 +225,7 @@ impl Tail {
         };
         let age = age(&stamp, self.clock.now());
         known.is_racy = age < RACY;
-        if age < RECENT {
-            self.schedule.heat(key);
-        }
+        self.schedule.heat(key, age);
         if end > known.offset {
             self.schedule.watch_tail(key);
         } else {
@@ -277,7 +277,11 @@ impl Tail {
         }
         known.generation = new_generation();
         (known.offset, known.scanned, known.size) = (row.offset, row.offset, stamp.size);
-        (known.drained, known.replaced_by) = (None, None);
+        known.drained = None;
+        // Of a file that is only read to its end, another still lies in its place.
+        if active.drain.is_none() {
+            known.replaced_by = None;
+        }
         let had_row = std::mem::replace(&mut known.has_row, true);
         known.has_kept = false;
         let old = std::mem::replace(&mut active.origin, origin(key, known));
@@ -318,7 +322,7 @@ impl Tail {
 pub(super) fn age(stamp: &Stamp, now: Timestamp) -> Duration {
     let modified = Timestamp(u64::try_from(stamp.modified / 1_000_000).unwrap_or_default());
     let ahead = modified.since(now);
-    if ahead < RECENT { now.since(modified) } else { ahead }
+    if ahead < AHEAD { now.since(modified) } else { ahead }
 }
 
 /// What is said of a file's lines.

@@ -43,8 +43,10 @@ pub use chunk::{Chunk, FileKey, GenerationId, Intake, Origin, Piece};
 use files::{Files, Known, Lane};
 use handles::Active;
 use identity::Ends;
+use look::age;
 use reader::{Reader, Sizes};
 use schedule::Schedule;
+use sweep::Sweep;
 use trouble::Troubles;
 pub use trouble::Unreadable;
 use walk::Root;
@@ -102,7 +104,8 @@ impl Default for TailOptions {
 /// How far [`Tail::read`] came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// The intake has no room, and more may be unread: store the group and call again.
+    /// More may be unread: the intake has no room, or what was read must not wait for a sweep that
+    /// goes on. Store the group and call again.
     More,
     /// Everything that at least one complete sweep found has been read.
     Idle {
@@ -161,6 +164,8 @@ pub struct Tail {
     uncommitted: HashMap<FileKey, (u64, Vec<u8>)>,
     /// The number of the group at hand.
     group: u64,
+    /// The sweep that goes on.
+    sweep: Option<Sweep>,
     troubles: Troubles,
     reader: Reader,
     ends: Ends,
@@ -194,6 +199,7 @@ impl Tail {
             tended: Duration::ZERO,
             uncommitted: HashMap::new(),
             group: 0,
+            sweep: None,
             troubles: Troubles::default(),
             reader: Reader::new(sizes),
             ends: Ends::default(),
@@ -215,6 +221,7 @@ impl Tail {
         let before = std::mem::take(&mut self.files);
         let mut handles = self.take_handles();
         self.uncommitted.clear();
+        self.sweep = None;
         self.schedule.restart();
         let now = self.schedule.now();
         for (generation, bytes) in rows {
@@ -245,6 +252,7 @@ impl Tail {
             known.has_row = true;
             known.has_kept = row.has_kept;
             known.changed = now;
+            self.schedule.heat(key, age(&row.stamp, self.clock.now()));
             if known.unread() > 0 {
                 self.schedule.watch_tail(key);
             }
@@ -280,17 +288,25 @@ impl Tail {
 
     /// Hands chunks to `intake` until it has no room or nothing is unread.
     pub fn read(&mut self, intake: &mut dyn Intake) -> Progress {
+        let mut has_read = false;
         loop {
             if !intake.has_room() {
                 return Progress::More;
             }
             self.look_around(intake);
-            let Some((key, lane, modified)) = self.files.next() else {
-                if self.schedule.is_sweep_urgent() {
+            // Which files are the oldest the first sweep tells.
+            let has_swept = self.schedule.has_swept;
+            let next = if has_swept { self.files.next() } else { self.files.next_live() };
+            let Some((key, lane, modified)) = next else {
+                if self.sweep.is_some() && has_read {
+                    return Progress::More;
+                }
+                if self.sweep.is_some() || self.schedule.is_sweep_urgent() {
                     continue;
                 }
                 break;
             };
+            has_read = true;
             if self.look(key, lane, intake) {
                 self.files.enqueue(key, lane, modified);
             } else if lane == Lane::Backfill {

@@ -15,6 +15,11 @@ const HOT: Duration = Duration::from_secs(600);
 /// How often hot files are looked at with a watcher, and without.
 const HOT_WATCHED: Duration = Duration::from_secs(5);
 const HOT_UNWATCHED: Duration = Duration::from_secs(1);
+/// How many files are looked at often: after catching up all of them may have changed recently.
+const HOT_FILES: usize = 256;
+/// So many times its cost passes between two looks at them, at most this long.
+const HOT_REST: u32 = 1000;
+const HOT_LONGEST: Duration = Duration::from_secs(30);
 /// The shortest time between two sweeps with a watcher, and without.
 const SWEEP_WATCHED: Duration = Duration::from_secs(30);
 const SWEEP_UNWATCHED: Duration = Duration::from_secs(1);
@@ -63,7 +68,8 @@ pub(super) struct Schedule {
     hot_due: Duration,
     quiet_due: Option<Duration>,
     young: Vec<Young>,
-    hot: HashSet<FileKey>,
+    /// Files that changed recently, and until when they are looked at often.
+    hot: HashMap<FileKey, Duration>,
     /// Files with an incomplete last line.
     tails: HashSet<FileKey>,
     settling: HashMap<FileKey, Settling>,
@@ -96,7 +102,7 @@ impl Schedule {
             hot_due: Duration::ZERO,
             quiet_due: None,
             young: Vec::new(),
-            hot: HashSet::new(),
+            hot: HashMap::new(),
             tails: HashSet::new(),
             settling: HashMap::new(),
             absent_roots: Vec::new(),
@@ -138,6 +144,11 @@ impl Schedule {
         !self.has_swept || self.sweep_asked == Some(Asked::Now)
     }
 
+    /// Whether a file can't be judged before another sweep.
+    pub(super) fn is_sweep_asked_now(&self) -> bool {
+        self.sweep_asked == Some(Asked::Now)
+    }
+
     /// Asks for a sweep before its time, when it does not cost much.
     pub(super) fn sweep_soon(&mut self) {
         self.sweep_asked = self.sweep_asked.max(Some(Asked::Soon));
@@ -155,16 +166,27 @@ impl Schedule {
         self.sweeps
     }
 
-    /// The sweep that began at `begun` is over.
-    pub(super) fn end_sweep(&mut self, begun: Duration) {
+    /// The sweep is over, and took so long.
+    pub(super) fn end_sweep(&mut self, cost: Duration) {
         self.sweep_end = self.now();
-        self.sweep_cost = self.sweep_end.saturating_sub(begun);
+        self.sweep_cost = cost;
         self.has_swept = true;
     }
 
-    /// Looks at the file often for a while.
-    pub(super) fn heat(&mut self, key: FileKey) {
-        self.hot.insert(key);
+    /// Looks often at the file, which changed so long ago, until that is long ago. Of too many
+    /// such files those that changed last are looked at.
+    pub(super) fn heat(&mut self, key: FileKey, age: Duration) {
+        let until = self.now() + HOT.saturating_sub(age);
+        if age >= HOT {
+            return;
+        }
+        self.hot.insert(key, until);
+        if self.hot.len() >= 2 * HOT_FILES {
+            let mut hot: Vec<_> = self.hot.drain().map(|(key, until)| (until, key)).collect();
+            hot.select_nth_unstable_by(HOT_FILES, |one, other| other.cmp(one));
+            hot.truncate(HOT_FILES);
+            self.hot.extend(hot.into_iter().map(|(until, key)| (key, until)));
+        }
     }
 
     /// The hot files, when it is time to look at them.
@@ -173,16 +195,18 @@ impl Schedule {
         if now < self.hot_due {
             return None;
         }
-        self.hot_due = now + if self.is_watching { HOT_WATCHED } else { HOT_UNWATCHED };
-        Some(self.hot.iter().copied().collect())
+        let hot = self.hot.keys().copied().collect();
+        // Once more each, and then they are looked at by sweeps alone.
+        self.hot.retain(|_, until| now <= *until);
+        Some(hot)
     }
 
-    /// Whether a file that last changed at `changed` is still hot; if not, it is looked at by
-    /// sweeps alone.
-    pub(super) fn cool(&mut self, key: FileKey, changed: Duration) {
-        if self.now().saturating_sub(changed) > HOT {
-            self.hot.remove(&key);
-        }
+    /// A look at the hot files that began at `begun` is over.
+    pub(super) fn end_hot(&mut self, begun: Duration) {
+        let shortest = if self.is_watching { HOT_WATCHED } else { HOT_UNWATCHED };
+        let now = self.now();
+        let cost = now.saturating_sub(begun);
+        self.hot_due = now + shortest.max((cost * HOT_REST).min(HOT_LONGEST));
     }
 
     /// Forgets the file.

@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde_json::json;
@@ -16,7 +17,7 @@ use super::{
     is_absent,
     look::{age, origin},
     new_generation,
-    walk::{self, Root},
+    walk::{self, Root, Walk},
     watcher::{Hinted, Watcher, may_be_directory},
 };
 use crate::{
@@ -25,7 +26,29 @@ use crate::{
 };
 
 /// A new file last changed longer ago is old, and waits for those that grow.
-const OLD: std::time::Duration = std::time::Duration::from_secs(600);
+const OLD: Duration = Duration::from_secs(600);
+
+/// How many entries are listed at a time, and as how many a directory counts itself.
+const SLICE: usize = 512;
+const DIRECTORY: usize = 4;
+
+/// A sweep on its way: between two of its slices files are read that cannot wait for its end.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    number: u32,
+    roots: Vec<Root>,
+    walk: Walk,
+    /// How many files were found so far.
+    found: u64,
+    /// What could not be listed.
+    failed: Vec<PathBuf>,
+    /// Known files that were found under another path, or another one of theirs.
+    moved: Vec<(FileKey, PathBuf, Stamp)>,
+    /// Known files in whose place another lies.
+    replaced: Vec<(FileKey, Stamp)>,
+    /// How long it took so far.
+    cost: Duration,
+}
 
 /// Who saw a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,23 +60,28 @@ enum Seen {
 }
 
 impl Tail {
-    /// Does what is due: takes hints, sweeps, looks at hot files.
+    /// Does what is due: takes hints, looks at hot files, sweeps on.
     pub(super) fn look_around(&mut self, intake: &mut dyn Intake) {
-        if let Some(hinted) = self.hints.take() {
+        // Before the first sweep is over nobody knows what a hint is about.
+        if self.schedule.has_swept
+            && let Some(hinted) = self.hints.take()
+        {
             self.take_hints(hinted);
         }
         for directory in self.schedule.young() {
-            self.list(&directory);
+            self.list(directory);
         }
         for key in self.schedule.settling() {
             self.files.enqueue(key, Lane::Live, 0);
         }
-        if self.schedule.is_sweep_due() {
-            self.sweep(intake);
-            self.keep_tails(intake);
-        } else if let Some(hot) = self.schedule.hot() {
+        if let Some(hot) = self.schedule.hot() {
+            let begun = self.schedule.now();
             self.look_at_hot(&hot);
+            self.schedule.end_hot(begun);
             self.keep_tails(intake);
+        }
+        if self.sweep.is_some() || self.schedule.is_sweep_due() {
+            self.sweep_on(intake);
         }
     }
 
@@ -95,7 +123,7 @@ impl Tail {
             if path == root.configured {
                 self.schedule.sweep_soon();
             } else {
-                self.list(&path);
+                self.list(path.clone());
                 self.schedule.list_again(path);
             }
         } else if kind == Kind::File && is_file {
@@ -104,10 +132,13 @@ impl Tail {
     }
 
     /// Looks at all files below a directory.
-    fn list(&mut self, directory: &Path) {
-        let suffix = self.options.suffix.clone();
-        // What can't be listed is reported by the next sweep.
-        walk::walk(directory, &suffix, |path, stamp| self.see_alone(&path, stamp), |_, _| {});
+    fn list(&mut self, directory: PathBuf) {
+        let mut walk = Walk::new(vec![directory], &self.options.suffix);
+        while let Some(directory) = walk.next() {
+            self.watch(directory);
+            // What can't be listed is reported by the next sweep.
+            walk.list(|path, stamp| self.see_alone(&path, stamp), |_, _| {});
+        }
     }
 
     fn see_alone(&mut self, path: &Path, stamp: Stamp) {
@@ -137,9 +168,7 @@ impl Tail {
                     if std::mem::take(&mut known.is_racy) {
                         known.drained = None;
                     }
-                    let changed = known.changed;
                     self.see(*key, sight.stamp, Seen::Alone);
-                    self.schedule.cool(*key, changed);
                 }
                 _ => {
                     self.schedule.sweep_soon();
@@ -153,67 +182,99 @@ impl Tail {
         }
     }
 
-    /// Looks at all files below the roots.
-    fn sweep(&mut self, intake: &mut dyn Intake) {
+    /// Sweeps on for a little while.
+    fn sweep_on(&mut self, intake: &mut dyn Intake) {
         let begun = self.schedule.now();
-        let sweep = self.schedule.begin_sweep();
+        let mut sweep = self.sweep.take().unwrap_or_else(|| self.begin_sweep());
+        let mut left = SLICE;
+        while left > 0
+            && let Some(directory) = sweep.walk.next()
+        {
+            self.watch(directory);
+            left = left.saturating_sub(DIRECTORY + self.sweep_directory(&mut sweep, intake));
+        }
+        let is_over = sweep.walk.next().is_none();
+        if is_over {
+            self.end_sweep(&mut sweep, intake);
+        }
+        sweep.cost += self.schedule.now().saturating_sub(begun);
+        if is_over {
+            self.roots = sweep.roots;
+            self.schedule.end_sweep(sweep.cost);
+            self.keep_tails(intake);
+        } else {
+            self.sweep = Some(sweep);
+        }
+    }
+
+    fn begin_sweep(&mut self) -> Sweep {
+        let number = self.schedule.begin_sweep();
         let mut failed = Vec::new();
         self.schedule.absent_roots.clear();
         let roots = walk::resolve(&self.options.roots, |path, error| {
             if is_absent(&error) {
                 self.schedule.absent_roots.push(path.to_owned());
             } else {
-                self.troubles.note(path, &error, sweep);
+                self.troubles.note(path, &error, number);
             }
             failed.push(path.to_owned());
         });
-        self.watch(&roots);
+        self.watch_roots(&roots);
+        let directories = roots.iter().map(|root| root.configured.clone()).collect();
+        let walk = Walk::new(directories, &self.options.suffix);
+        let (moved, replaced, cost) = (Vec::new(), Vec::new(), Duration::ZERO);
+        Sweep { number, roots, walk, found: 0, failed, moved, replaced, cost }
+    }
 
-        let suffix = self.options.suffix.clone();
-        let mut moved = Vec::new();
-        let mut seen = 0;
-        for root in &roots {
-            let mut unlisted = Vec::new();
-            let visit = |path: PathBuf, stamp: Stamp| {
-                seen += 1;
-                intake.saw(seen);
-                match self.files.at(&path) {
-                    Some(key) => {
-                        let mut is_other = false;
-                        if let Some(known) = self.files.get_mut(key) {
-                            known.seen = sweep;
-                            is_other = stamp.id.is_some() && stamp.id != known.id;
-                        }
-                        if is_other
-                            && let Some(other) = stamp.id.and_then(|id| self.files.with_id(id))
-                        {
-                            moved.push((other, path, stamp));
-                        }
+    /// Looks at all files in the next directory, and says how many entries it has.
+    fn sweep_directory(&mut self, sweep: &mut Sweep, intake: &mut dyn Intake) -> usize {
+        let Sweep { number, walk, found, failed, moved, replaced, .. } = sweep;
+        let mut unlisted = Vec::new();
+        let visit = |path: PathBuf, stamp: Stamp| {
+            *found += 1;
+            intake.saw(*found);
+            match self.files.at(&path) {
+                Some(key) => {
+                    let Some(known) = self.files.get_mut(key) else { return };
+                    known.seen = *number;
+                    if stamp.id.is_none() || stamp.id == known.id {
                         self.see(key, stamp, Seen::BySweep);
+                        return;
                     }
-                    None => match stamp.id.and_then(|id| self.files.with_id(id)) {
-                        Some(key) => moved.push((key, path, stamp)),
-                        None => self.meet(&path, stamp),
-                    },
+                    replaced.push((key, stamp));
+                    if let Some(other) = stamp.id.and_then(|id| self.files.with_id(id)) {
+                        moved.push((other, path, stamp));
+                    }
                 }
-            };
-            walk::walk(&root.configured, &suffix, visit, |path, error| {
-                unlisted.push((path.to_owned(), error));
-            });
-            for (path, error) in unlisted {
-                if !is_absent(&error) {
-                    self.troubles.note(&path, &error, sweep);
-                }
-                failed.push(path);
+                None => match stamp.id.and_then(|id| self.files.with_id(id)) {
+                    Some(key) => moved.push((key, path, stamp)),
+                    None => self.meet(&path, stamp),
+                },
             }
+        };
+        let count = walk.list(visit, |path, error| unlisted.push((path.to_owned(), error)));
+        for (path, error) in unlisted {
+            if !is_absent(&error) {
+                self.troubles.note(&path, &error, *number);
+            }
+            failed.push(path);
+        }
+        count
+    }
+
+    /// All was listed: judges what only that could tell.
+    fn end_sweep(&mut self, sweep: &mut Sweep, intake: &mut dyn Intake) {
+        let number = sweep.number;
+        for (key, stamp) in sweep.replaced.drain(..) {
+            self.see(key, stamp, Seen::BySweep);
         }
         let mut vacated = Vec::new();
-        for (key, path, stamp) in moved {
+        for (key, path, stamp) in sweep.moved.drain(..) {
             let occupant = self.files.at(&path).filter(|occupant| *occupant != key);
             let Some(is_moved) = self.follow_move(key, &path, &mut vacated, intake) else {
                 // Neither gone nor new, as long as nobody knows.
                 if let Some(known) = self.files.get_mut(key) {
-                    known.seen = sweep;
+                    known.seen = number;
                 }
                 continue;
             };
@@ -231,22 +292,33 @@ impl Tail {
                 self.meet(&path, stamp);
             }
         }
-        self.lose_unseen(&roots, &failed, intake);
-        self.roots = roots;
-        self.troubles.forget_before(sweep, |path| self.files.at(path).is_some());
-        self.schedule.end_sweep(begun);
+        // What was moved meanwhile may lie where the sweep had been before; the next one sees it.
+        if !self.schedule.is_sweep_asked_now() {
+            self.lose_unseen(&sweep.roots, &sweep.failed, intake);
+        }
+        self.troubles.forget_before(number, |path| self.files.at(path).is_some());
     }
 
-    fn watch(&mut self, roots: &[Root]) {
+    fn watch_roots(&mut self, roots: &[Root]) {
         if !self.options.watch || self.schedule.now() < self.schedule.watch_again {
             return;
         }
         if !self.schedule.is_watching {
             self.watcher = Watcher::new(&self.hints, &self.options.suffix);
         }
-        match self.watcher.as_mut().map(|watcher| watcher.watch(roots)) {
+        match self.watcher.as_mut().map(|watcher| watcher.watch_roots(roots)) {
             Some(true) => self.schedule.is_watching = true,
             Some(false) | None => self.schedule.blind(),
+        }
+    }
+
+    /// Watches a directory that is listed next.
+    fn watch(&mut self, directory: &Path) {
+        if self.schedule.is_watching
+            && let Some(watcher) = &self.watcher
+            && !watcher.watch(directory)
+        {
+            self.schedule.blind();
         }
     }
 
@@ -270,6 +342,10 @@ impl Tail {
     fn see(&mut self, key: FileKey, stamp: Stamp, seen: Seen) {
         let now = self.schedule.now();
         let Some(known) = self.files.get_mut(key) else { return };
+        // Once more, when its stamp would show a change.
+        if seen == Seen::BySweep && std::mem::take(&mut known.is_racy) {
+            known.drained = None;
+        }
         if known.drained.is_some_and(|drained| drained.agrees_with(&stamp)) {
             return;
         }
@@ -288,7 +364,9 @@ impl Tail {
             known.changed = now;
         }
         known.size = stamp.size;
-        let lane = if self.schedule.has_swept { Lane::Live } else { Lane::Backfill };
+        // After a start the files that grow are not kept waiting for the rest.
+        let is_live = self.schedule.has_swept || age(&stamp, self.clock.now()) <= OLD;
+        let lane = if is_live { Lane::Live } else { Lane::Backfill };
         self.files.enqueue(key, lane, stamp.modified);
     }
 

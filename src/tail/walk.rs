@@ -48,23 +48,41 @@ pub(super) fn resolve(configured: &[PathBuf], mut fail: impl FnMut(&Path, io::Er
     roots
 }
 
-/// Calls `visit` for each regular file below `directory` whose name ends in `suffix`, and `fail`
-/// for what can't be listed. Symlinks below are not followed.
-pub(super) fn walk(
-    directory: &Path,
-    suffix: &str,
-    mut visit: impl FnMut(PathBuf, Stamp),
-    mut fail: impl FnMut(&Path, io::Error),
-) {
-    let mut directories = vec![directory.to_owned()];
-    while let Some(directory) = directories.pop() {
+/// The directories that are still to be listed.
+#[derive(Debug)]
+pub(super) struct Walk {
+    directories: Vec<PathBuf>,
+    suffix: String,
+}
+
+impl Walk {
+    /// A walk through all below `directories`.
+    pub(super) fn new(directories: Vec<PathBuf>, suffix: &str) -> Self {
+        Self { directories, suffix: suffix.to_owned() }
+    }
+
+    /// The directory that is listed next.
+    pub(super) fn next(&self) -> Option<&Path> {
+        self.directories.last().map(PathBuf::as_path)
+    }
+
+    /// Lists the next directory: calls `visit` for each regular file in it whose name ends in the
+    /// suffix, and `fail` for what can't be listed. Symlinks are not followed. Says how many
+    /// entries it had.
+    pub(super) fn list(
+        &mut self,
+        mut visit: impl FnMut(PathBuf, Stamp),
+        mut fail: impl FnMut(&Path, io::Error),
+    ) -> usize {
+        let Some(directory) = self.directories.pop() else { return 0 };
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
             Err(error) => {
                 fail(&directory, error);
-                continue;
+                return 0;
             }
         };
+        let mut count = 0;
         for entry in entries {
             let entry = match entry {
                 Ok(entry) => entry,
@@ -73,9 +91,10 @@ pub(super) fn walk(
                     break;
                 }
             };
+            count += 1;
             match entry.file_type() {
-                Ok(kind) if kind.is_dir() => directories.push(entry.path()),
-                Ok(kind) if kind.is_file() && has_suffix(&entry.file_name(), suffix) => {
+                Ok(kind) if kind.is_dir() => self.directories.push(entry.path()),
+                Ok(kind) if kind.is_file() && has_suffix(&entry.file_name(), &self.suffix) => {
                     match file::look_at_entry(&entry) {
                         Ok(sight) if sight.kind == Kind::File => visit(entry.path(), sight.stamp),
                         Ok(_) => {}
@@ -88,6 +107,7 @@ pub(super) fn walk(
                 Err(error) => fail(&entry.path(), error),
             }
         }
+        count
     }
 }
 
@@ -113,10 +133,13 @@ mod tests {
 
     fn found(root: &Path) -> Vec<String> {
         let mut found = Vec::new();
-        let visit = |path: PathBuf, _| {
+        let mut visit = |path: PathBuf, _| {
             found.push(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
         };
-        walk(root, ".jsonl", visit, |path, error| panic!("{path:?}: {error}"));
+        let mut walk = Walk::new(vec![root.to_owned()], ".jsonl");
+        while walk.next().is_some() {
+            walk.list(&mut visit, |path, error| panic!("{path:?}: {error}"));
+        }
         found.sort();
         found
     }

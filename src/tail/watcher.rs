@@ -1,7 +1,7 @@
 //! Hints from the system about what changed. They may come late, twice, or not at all.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     ffi::OsStr,
     path::{Path, PathBuf},
     sync::{
@@ -10,14 +10,10 @@ use std::{
     },
 };
 
-use notify::{
-    Config, ErrorKind, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
-    event::ModifyKind,
-};
 use tracing::{debug, warn};
 
 use super::walk::Root;
-use crate::platform::file::{self, FileId};
+use crate::platform::watch::{DirectoryWatcher, Told, WatchError};
 
 /// How many paths are kept; with more, everything is looked at.
 const MAX_PATHS: usize = 4096;
@@ -62,11 +58,11 @@ impl Hints {
         self.change(|hinted| hinted.is_incomplete = true);
     }
 
-    /// Says that watching failed, and whether not everything can be watched any more.
-    pub(super) fn fail(&self, is_blind: bool) {
+    /// Says that not everything is watched any more.
+    pub(super) fn fail(&self) {
         self.change(|hinted| {
             hinted.is_incomplete = true;
-            hinted.is_blind |= is_blind;
+            hinted.is_blind = true;
         });
     }
 
@@ -88,83 +84,57 @@ impl Hints {
 }
 
 /// The system's watcher on the roots.
-pub(super) struct Watcher {
-    inner: RecommendedWatcher,
-    roots: HashMap<PathBuf, Option<FileId>>,
-}
+pub(super) struct Watcher(DirectoryWatcher);
 
 impl Watcher {
     /// A watcher that watches nothing yet; `None` when the system has none.
     pub(super) fn new(hints: &Arc<Hints>, suffix: &str) -> Option<Self> {
         let (sender, suffix) = (Arc::clone(hints), suffix.to_owned());
-        let handler = move |event: notify::Result<notify::Event>| match event {
-            Ok(event) => pass_on(&sender, event, &suffix),
-            Err(error) => {
+        let tell = move |told| match told {
+            Told::Changed { path, is_metadata } => pass_on(&sender, path, is_metadata, &suffix),
+            Told::Lost => {
+                debug!("lost hints");
+                sender.lose();
+            }
+            Told::Failed(error) => {
                 report(&error);
-                sender.fail(matches!(error.kind, ErrorKind::MaxFilesWatch));
+                sender.fail();
             }
         };
-        match RecommendedWatcher::new(handler, Config::default().with_follow_symlinks(false)) {
-            Ok(inner) => Some(Self { inner, roots: HashMap::new() }),
-            Err(error) => {
-                report(&error);
-                None
-            }
-        }
+        DirectoryWatcher::new(tell).map(Self).map_err(|error| report(&error)).ok()
     }
 
-    /// Watches `roots`, and those again that are no longer the same directory; says whether all
-    /// are watched. Whoever calls it sweeps afterwards.
-    pub(super) fn watch(&mut self, roots: &[Root]) -> bool {
-        self.roots.retain(|path, _| roots.iter().any(|root| root.canonical == *path));
-        let mut is_all = true;
-        for Root { canonical, .. } in roots {
-            let id = file::look(canonical).ok().and_then(|sight| sight.stamp.id);
-            if self.roots.get(canonical) == Some(&id) {
-                continue;
-            }
-            match self.inner.watch(canonical, RecursiveMode::Recursive) {
-                Ok(()) => {
-                    self.roots.insert(canonical.clone(), id);
-                }
-                Err(error) => {
-                    report(&error);
-                    is_all = false;
-                }
-            }
-        }
-        is_all
+    /// Watches what lies below `roots`, as far as that can be done at once; says whether it can.
+    /// Whoever calls it sweeps afterwards.
+    pub(super) fn watch_roots(&mut self, roots: &[Root]) -> bool {
+        let roots: Vec<_> = roots.iter().map(|root| root.canonical.as_path()).collect();
+        self.0.watch_roots(&roots).map_err(|error| report(&error)).is_ok()
+    }
+
+    /// Watches what lies in `directory`, which is listed afterwards; says whether it can.
+    pub(super) fn watch(&self, directory: &Path) -> bool {
+        self.0.watch(directory).map_err(|error| report(&error)).is_ok()
     }
 }
 
-fn report(error: &notify::Error) {
-    if matches!(error.kind, ErrorKind::MaxFilesWatch) {
-        warn!(
+fn report(error: &WatchError) {
+    match error {
+        WatchError::Limit => warn!(
             %error,
             "could not watch every directory, changes are found by sweeps; raise \
              fs.inotify.max_user_watches to mend it"
-        );
-    } else {
-        warn!(%error, "could not watch for changes, they are found by sweeps");
+        ),
+        WatchError::Other(_) => {
+            warn!(%error, "could not watch for changes, they are found by sweeps");
+        }
     }
 }
 
 /// Passes on what may concern a file or directory below a root.
-fn pass_on(hints: &Hints, event: notify::Event, suffix: &str) {
-    if event.need_rescan() {
-        debug!("lost hints");
-        hints.lose();
-    }
-    let is_metadata = match event.kind {
-        EventKind::Access(_) => return,
-        EventKind::Modify(ModifyKind::Metadata(_)) => true,
-        _ => false,
-    };
-    for path in event.paths {
-        let is_file = super::walk::has_suffix(path.as_os_str(), suffix);
-        if is_file || (!is_metadata && may_be_directory(&path)) {
-            hints.add(path);
-        }
+fn pass_on(hints: &Hints, path: PathBuf, is_metadata: bool, suffix: &str) {
+    let is_file = super::walk::has_suffix(path.as_os_str(), suffix);
+    if is_file || (!is_metadata && may_be_directory(&path)) {
+        hints.add(path);
     }
 }
 

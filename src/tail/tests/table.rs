@@ -263,7 +263,7 @@ impl Scene {
             }
             Watching::Limited => {
                 self.world.tail.schedule.is_watching = has_swept;
-                self.world.tail.hints.fail(true);
+                self.world.tail.hints.fail();
                 self.world.pass(Duration::from_secs(400));
             }
         }

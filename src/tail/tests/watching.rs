@@ -105,3 +105,37 @@ fn quiet_files_want_nothing_between_sweeps() {
     assert_eq!(world.tail.survey().sweeps, sweeps);
     assert_eq!(world.tail.survey().files_open, 0);
 }
+
+/// After catching up with 10,000 files, which all looked as if somebody wrote to them, each was
+/// asked for every five seconds: 1 % of a core, for ten minutes.
+#[test]
+fn of_many_files_that_changed_recently_few_are_looked_at_often() {
+    let mut world = World::new();
+    for n in 0..1000 {
+        world.write(&format!("p/{n}.jsonl"), format!("line {n}\n"));
+    }
+    world.read();
+    assert_eq!(world.take().0.len(), 1000);
+    world.pass(Duration::from_secs(60));
+    let hot = world.tail.schedule.hot().unwrap();
+    assert!((1..600).contains(&hot.len()), "{}", hot.len());
+}
+
+/// With 50,000 known files a new record waited until all of them had been looked at.
+#[test]
+fn after_a_restart_a_new_line_does_not_wait_for_the_sweep() {
+    let mut world = World::new();
+    for n in 0..1000 {
+        world.write(&format!("p{n}/a.jsonl"), "one\n");
+    }
+    world.read();
+    assert_eq!(world.take().0.len(), 1000);
+    world.restart();
+    world.append("p500/a.jsonl", "two\n");
+    assert_eq!(world.tail.read(&mut world.store), Progress::More);
+    world.store.commit();
+    assert_eq!(world.take(), lines(["two"]));
+    assert!(!world.tail.schedule.has_swept);
+    world.read_on();
+    assert_eq!((world.take(), world.tail.survey().files), (lines([]), 1000));
+}
