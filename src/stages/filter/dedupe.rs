@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    hash::{BuildHasherDefault, Hasher},
     mem,
 };
 
@@ -13,7 +14,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 use siem_protocol::names::{event, source};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
 use super::{Filter, FilterOptions, FilterPlugin, Record, Verdict};
 use crate::{event::Event, stages::BuildError, tail::FileKey};
@@ -39,17 +40,41 @@ impl FilterOptions for Options {
     type Filter = Dedupe;
 
     fn build(self) -> Result<Dedupe, BuildError> {
-        Ok(Dedupe { limit: LIMIT, ..Dedupe::default() })
+        Ok(Dedupe { limit: LIMIT, seed: fastrand::u64(..), ..Dedupe::default() })
     }
 }
 
-/// 16 bytes that stand for a uuid, of whatever form.
+/// What stands for a uuid, of whatever form.
 type Uuid = [u8; 16];
+
+/// Uuids with a hash of the bytes that came with each.
+type Uuids = HashMap<Uuid, u32, BuildHasherDefault<Hashed>>;
+
+/// Takes the beginning of a key that is a hash: a map for each of many files has to be small.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk() {
+            self.0 = u64::from_le_bytes(*first);
+        }
+    }
+
+    /// The key's length, which is always the same.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// Remembers the uuids of each file, with a hash of the bytes that came with each.
 #[derive(Default)]
 struct Dedupe {
     limit: usize,
+    /// So that nobody can make up uuids that stand for each other.
+    seed: u64,
     files: HashMap<FileKey, Seen>,
     /// How many uuids all files have together.
     total: usize,
@@ -66,20 +91,23 @@ struct Seen {
     era: u32,
     used: u64,
     /// Since the file was last rewritten.
-    current: HashMap<Uuid, u32>,
+    current: Uuids,
     /// From before that.
-    earlier: HashMap<Uuid, u32>,
+    earlier: Option<Box<Uuids>>,
 }
 
 impl Seen {
     fn len(&self) -> usize {
-        self.current.len() + self.earlier.len()
+        self.current.len() + self.earlier.as_ref().map_or(0, |earlier| earlier.len())
     }
 
     fn enter(&mut self, era: u32) {
         if self.era != era {
             self.era = era;
-            self.earlier.extend(mem::take(&mut self.current));
+            let current = mem::take(&mut self.current);
+            if !current.is_empty() {
+                self.earlier.get_or_insert_default().extend(current);
+            }
         }
     }
 }
@@ -88,7 +116,7 @@ impl Filter for Dedupe {
     fn check(&mut self, record: &Record<'_>) -> Verdict {
         let Some(text) = record.uuid() else { return Verdict::Keep };
         let origin = record.origin();
-        let uuid = xxh3_128(text.as_bytes()).to_le_bytes();
+        let uuid = xxh3_128_with_seed(text.as_bytes(), self.seed).to_le_bytes();
         let [a, b, c, d, ..] = xxh3_64(record.line()).to_le_bytes();
         let bytes = u32::from_le_bytes([a, b, c, d]);
 
@@ -96,7 +124,8 @@ impl Filter for Dedupe {
         let seen = self.files.entry(origin.file).or_default();
         seen.used = self.ticks;
         seen.enter(origin.era);
-        if seen.earlier.get(&uuid) == Some(&bytes) {
+        let earlier = seen.earlier.as_ref().and_then(|earlier| earlier.get(&uuid));
+        if earlier == Some(&bytes) {
             return Verdict::Drop("duplicate_uuid");
         }
         match seen.current.entry(uuid) {
@@ -123,7 +152,8 @@ impl Filter for Dedupe {
         self.events.clear();
         for (file, uuid) in mem::take(&mut self.fresh) {
             let Some(seen) = self.files.get_mut(&file) else { continue };
-            let removed = seen.current.remove(&uuid).or_else(|| seen.earlier.remove(&uuid));
+            let earlier = || seen.earlier.as_mut()?.remove(&uuid);
+            let removed = seen.current.remove(&uuid).or_else(earlier);
             self.total -= usize::from(removed.is_some());
         }
     }
