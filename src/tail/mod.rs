@@ -301,11 +301,17 @@ impl Tail {
                 if self.sweep.is_some() && has_read {
                     return Progress::More;
                 }
+                if self.sweep.is_none() {
+                    self.begin_to_watch();
+                }
                 if self.sweep.is_some() || self.schedule.is_sweep_urgent() {
                     continue;
                 }
                 break;
             };
+            if self.schedule.is_late_to_watch() {
+                self.begin_to_watch();
+            }
             has_read = true;
             if self.look(key, lane, intake) {
                 self.files.enqueue(key, lane, modified);

@@ -26,6 +26,8 @@ const SWEEP_UNWATCHED: Duration = Duration::from_secs(1);
 /// So many times its cost passes between two sweeps, and two that hints ask for.
 const SWEEP_REST: u32 = 2000;
 const HINTED_REST: u32 = 20;
+/// However much there is to read for the first time, new files are heard of after so long.
+const WATCH_LATEST: Duration = Duration::from_secs(10);
 /// How long until a failed watcher is tried again.
 const WATCH_AGAIN: Duration = Duration::from_secs(600);
 /// When a new directory is listed again: a file may have come before its watch was set.
@@ -133,6 +135,11 @@ impl Schedule {
             None => shortest.max(self.sweep_cost * SWEEP_REST),
         };
         self.sweep_end + rest.min(self.poll_interval)
+    }
+
+    /// Whether the first sweep was so long ago that a watcher must not wait any more.
+    pub(super) fn is_late_to_watch(&self) -> bool {
+        !self.is_watching && self.has_swept && self.now() >= self.sweep_end + WATCH_LATEST
     }
 
     pub(super) fn is_sweep_due(&self) -> bool {

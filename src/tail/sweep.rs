@@ -17,6 +17,7 @@ use super::{
     is_absent,
     look::{age, origin},
     new_generation,
+    schedule::Schedule,
     walk::{self, Root, Walk},
     watcher::{Hinted, Watcher, may_be_directory},
 };
@@ -299,8 +300,22 @@ impl Tail {
         self.troubles.forget_before(number, |path| self.files.at(path).is_some());
     }
 
+    /// Sweeps once more, with a watcher. Not with the first sweep: while all files are read for the
+    /// first time the watcher would tell of each one that is opened, and that costs more than to
+    /// look at all of them again.
+    pub(super) fn begin_to_watch(&mut self) {
+        if self.may_watch() && !self.schedule.is_watching {
+            self.schedule.sweep_now();
+        }
+    }
+
+    fn may_watch(&self) -> bool {
+        let Schedule { has_swept, watch_again, .. } = self.schedule;
+        self.options.watch && has_swept && self.schedule.now() >= watch_again
+    }
+
     fn watch_roots(&mut self, roots: &[Root]) {
-        if !self.options.watch || self.schedule.now() < self.schedule.watch_again {
+        if !self.may_watch() {
             return;
         }
         if !self.schedule.is_watching {
