@@ -99,6 +99,11 @@ impl Tail {
     /// Opens a file and loads its row; whether it still is one.
     pub(super) fn open(&mut self, key: FileKey, intake: &dyn Intake) -> io::Result<bool> {
         self.make_room_for_a_file();
+        let Some(known) = self.files.get_mut(key) else { return Ok(false) };
+        if !known.has_row {
+            // Nobody has heard of the one before, and files are not read in the order of the sweep.
+            known.generation = new_generation();
+        }
         let Some(known) = self.files.get(key) else { return Ok(false) };
         let Some((file, Stamp { id, .. })) = file::open_regular(&known.path)? else {
             self.schedule.sweep_soon();

@@ -387,7 +387,8 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// 16 random bytes in hex.
+/// 16 bytes in hex, the time and random ones: what begins later comes later in the store, where
+/// rows that are written together lie together then.
 fn new_generation() -> GenerationId {
-    GenerationId(uuid::Uuid::new_v4().simple().to_string())
+    GenerationId(uuid::Uuid::now_v7().simple().to_string())
 }
