@@ -1,6 +1,7 @@
 //! The way to a receiver: requests with the agent's identity, signed.
 
 mod failure;
+mod signed;
 
 use std::time::Duration;
 
@@ -11,17 +12,17 @@ use reqwest::{
     header::{self, HeaderMap},
 };
 use siem_protocol::{
-    BatchId, Encoding, Identity, ManagedConfig, ManagedError,
+    BatchId, Encoding, Identity, ManagedError,
+    managed::MAX_BYTES,
     names::{content_type, header as siem, path},
-    sign, verify_answer,
+    sign,
 };
+pub use signed::SignedAnswer;
 
 use crate::config::Secret;
 
 /// How much of an answer is read: receipts and problems are short, a captive portal is not.
 const ANSWER_LIMIT: usize = 64 << 10;
-/// How much of a managed configuration is read.
-const CONFIG_LIMIT: usize = 4 << 20;
 
 /// A receiver and the way to it.
 #[derive(Clone)]
@@ -60,15 +61,6 @@ pub enum Reply {
     },
 }
 
-/// A managed configuration whose signature was right.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Fetched {
-    /// What it says.
-    pub config: ManagedConfig,
-    /// Names its content: its revision, else its `ETag`.
-    pub revision: Option<String>,
-}
-
 /// Why there is no managed configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -87,7 +79,7 @@ pub enum FetchError {
     /// The answer is not signed, or not with the secret that is configured here.
     #[error("the managed configuration is not signed with the HMAC secret that this agent has")]
     Signature,
-    /// The signature is right, the content is not.
+    /// What came can't be a managed configuration.
     #[error(transparent)]
     Content(#[from] ManagedError),
 }
@@ -135,27 +127,38 @@ impl Connection {
         exchange(request, ANSWER_LIMIT).await
     }
 
-    /// Fetches the managed configuration; `None` when the receiver has none.
+    /// Whether the receiver's secret signed an answer.
+    #[must_use]
+    pub fn vouches_for(&self, answer: &SignedAnswer) -> bool {
+        answer.is_signed_with(&self.secret)
+    }
+
+    /// Fetches the managed configuration; `None` when the receiver has none. Its signature is right,
+    /// its content is still to be read.
     ///
     /// # Errors
     /// [`FetchError`]: the caller keeps what is in force.
-    pub async fn managed_config(&self, timeout: Duration) -> Result<Option<Fetched>, FetchError> {
+    pub async fn managed_config(
+        &self,
+        timeout: Duration,
+    ) -> Result<Option<SignedAnswer>, FetchError> {
         let nonce = data_encoding::HEXLOWER.encode(uuid::Uuid::new_v4().as_bytes());
         let request =
             self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce).timeout(timeout);
-        match exchange(request, CONFIG_LIMIT).await {
+        match exchange(request, MAX_BYTES).await {
             Reply::Failed { reason, .. } => Err(FetchError::Unreachable { reason }),
             Reply::Answered { status: 404, .. } => Ok(None),
-            Reply::Answered { status: 200, body, headers, whole: true, .. } => {
+            Reply::Answered { status: 200, whole: false, .. } => Err(ManagedError::TooLarge.into()),
+            Reply::Answered { status: 200, body, headers, .. } => {
                 let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-                let signature = text(siem::SIGNATURE).unwrap_or_default();
-                if !verify_answer(self.secret.expose().as_bytes(), &nonce, &body, signature) {
-                    return Err(FetchError::Signature);
-                }
-                let config = ManagedConfig::parse(&body)?;
-                let etag = text(header::ETAG.as_str()).map(str::to_owned);
-                let revision = config.revision.clone().or(etag);
-                Ok(Some(Fetched { config, revision }))
+                let answer = SignedAnswer {
+                    // What is no UTF-8 is no JSON either, and its signature does not fit any more.
+                    body: String::from_utf8(body).unwrap_or_default(),
+                    nonce,
+                    signature: text(siem::SIGNATURE).unwrap_or_default().to_owned(),
+                    etag: text(header::ETAG.as_str()).map(str::to_owned),
+                };
+                self.vouches_for(&answer).then_some(Some(answer)).ok_or(FetchError::Signature)
             }
             Reply::Answered { status, .. } => Err(FetchError::Status { status }),
         }

@@ -6,10 +6,10 @@
 use std::{cell::LazyCell, error::Error, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use ai_agent::{
-    config::{self, ConfigError, Inputs, Loaded, Origin},
+    config::{self, ConfigError, Inputs, Loaded, Managed, Origin},
     pipeline::assembly,
     platform::{Environment, Paths, SystemClock},
-    protocol::{Identity, ManagedConfig},
+    protocol::Identity,
     stages::Context,
 };
 use tempfile::TempDir;
@@ -23,7 +23,7 @@ thread_local! {
 pub fn run(data: &[u8]) {
     let mut texts = split(data).into_iter();
     let files = [texts.next(), texts.next(), texts.next()];
-    let managed = texts.next().and_then(|text| ManagedConfig::parse(text).ok());
+    let managed = texts.next().and_then(|text| Managed::read(text, None).ok());
     HOME.with(|home| {
         let paths = paths(home);
         let explicit = home.path().join("explicit.toml");
@@ -74,7 +74,7 @@ fn paths(home: &TempDir) -> Paths {
 /// Builds what a dry run builds, and holds the settings against the ranges in the default file.
 pub(super) fn build(loaded: &Loaded, paths: &Paths) -> Result<(), ConfigError> {
     let day = Duration::from_secs(86_400);
-    let config::Settings { agent, shipping, outbox, pipeline } = &loaded.settings;
+    let config::Settings { agent, shipping, outbox, pipeline, .. } = &loaded.settings;
     assert!(agent.state_dir.is_absolute());
     assert!((Duration::from_secs(60)..=day).contains(&agent.poll_interval));
     assert!((1..=10_000).contains(&shipping.batch_size) && shipping.flush_interval <= day);
@@ -124,13 +124,16 @@ fn check(error: &ConfigError) {
             assert!(text.parse::<toml::Table>().is_err());
             assert!((1..=text.matches('\n').count() + 1).contains(&syntax.line));
         }
-        ConfigError::UnknownKey { key, origin, .. } => {
-            assert!(keys(origin).contains(key), "{said}");
+        ConfigError::UnknownKey { key, place, .. } if place.origin.file().is_some() => {
+            assert!(keys(&place.origin).contains(key), "{said}");
+            assert!(place.line.is_some(), "{said}");
         }
-        ConfigError::Value { key, origin, .. } if origin.file().is_some() => {
-            assert!(keys(origin).contains(key), "{said}");
+        ConfigError::Value { key, place, .. } if place.origin.file().is_some() => {
+            assert!(keys(&place.origin).contains(key), "{said}");
         }
-        ConfigError::Value { key, .. } | ConfigError::MissingKey { key, .. } => {
+        ConfigError::UnknownKey { key, .. }
+        | ConfigError::Value { key, .. }
+        | ConfigError::MissingKey { key, .. } => {
             assert!(!key.is_empty() && said.contains(key.as_str()));
         }
         ConfigError::Incomplete(_) => panic!("a dry run needs nothing: {said}"),

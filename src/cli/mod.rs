@@ -1,12 +1,15 @@
 //! The command line: one file for each command.
 
+mod config;
 mod deadletter;
 mod dry_run;
+mod managed;
 mod progress;
 mod restarts;
 mod run;
 mod setup;
 mod stages;
+mod test;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -37,6 +40,10 @@ struct Arguments {
 enum Command {
     /// Reads session files and ships them, until stopped.
     Run(run::Arguments),
+    /// Shows, explains and checks the configuration.
+    Config(config::Arguments),
+    /// Runs the tests that the configuration carries, or files that are to be rolled out.
+    Test(test::Arguments),
     /// Entries that a receiver refused for good: lists, shows, sends again, exports, deletes.
     Deadletter(deadletter::Arguments),
     /// Lists the stages that a pipeline can be made of.
@@ -60,6 +67,12 @@ impl Failure {
     fn failed(error: impl Into<Box<dyn std::error::Error>>) -> Self {
         Self::Failed(error.into())
     }
+
+    /// The same, where a wrong configuration is what was looked for.
+    fn into_failed(self) -> Self {
+        let (Self::Usage(error) | Self::Failed(error)) = self;
+        Self::Failed(error)
+    }
 }
 
 /// Runs the command line: the whole `main` of the agent, and of an agent with stages of your own.
@@ -77,6 +90,8 @@ pub fn main() -> ExitCode {
     }));
     let result = match arguments.command {
         Command::Run(run) => run.execute(arguments.config.as_deref()),
+        Command::Config(config) => config.execute(arguments.config.as_deref()),
+        Command::Test(test) => test.execute(arguments.config.as_deref()),
         Command::Deadletter(letters) => letters.execute(arguments.config.as_deref()),
         Command::Stages(stages) => stages.execute(),
     };

@@ -7,9 +7,15 @@ use serde_json::json;
 use siem_protocol::names::event;
 use tracing::{error, info, warn};
 
-use super::{Failure, dry_run, progress::Bar, restarts::Restarts, setup::Surroundings};
+use super::{
+    Failure, dry_run,
+    managed::{self, InForce},
+    progress::Bar,
+    restarts::Restarts,
+    setup::Surroundings,
+};
 use crate::{
-    config::{ConfigError, Loaded},
+    config::Loaded,
     event::Event,
     pipeline::{
         assembly,
@@ -19,13 +25,9 @@ use crate::{
         runner::{Pipeline, new_epoch},
     },
     platform::{Signals, StateLock},
-    siem::Fetched,
     stages::Context,
-    text::causes,
 };
 
-/// How long the first answer of the server is waited for, before any line is judged.
-const FIRST_ANSWER: Duration = Duration::from_secs(5);
 /// How long `--once` waits for a receiver that does not take anything.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -88,9 +90,9 @@ impl Arguments {
         // says.
         assembly::sinks(&loaded, &context).map_err(Failure::usage)?;
         assembly::stages(&loaded, &context).map_err(Failure::usage)?;
-        let (loaded, revision, events) = tokio::select! {
-            managed = with_managed(surroundings, explicit, loaded, &context) => {
-                managed.map_err(Failure::usage)?
+        let InForce { loaded, revision, events } = tokio::select! {
+            in_force = managed::in_force(surroundings, explicit, loaded, &context) => {
+                in_force.map_err(Failure::usage)?
             }
             () = signals.ended() => return Ok(()),
         };
@@ -245,52 +247,4 @@ async fn once(pipeline: Pipeline, loaded: &Loaded, signals: &mut Signals) -> Res
         Some(Err(unfinished)) => failed(Failure::failed(unfinished)),
         None => failed(Failure::failed("interrupted: what was read stays in the outbox")),
     }
-}
-
-/// The configuration in force, the revision of its managed layer, and what there is to report.
-type InForce = (Loaded, Option<String>, Vec<Event>);
-
-/// Puts the server's configuration over the local one, when it comes in time and is right. What
-/// is wrong with it is reported and changes nothing.
-async fn with_managed(
-    surroundings: &Surroundings,
-    explicit: Option<&Path>,
-    local: Loaded,
-    context: &Context,
-) -> Result<InForce, ConfigError> {
-    let Some(manager) = assembly::manager(&local, context)? else {
-        return Ok((local, None, Vec::new()));
-    };
-    let Fetched { config, revision } = match manager.managed_config(FIRST_ANSWER).await {
-        Ok(Some(fetched)) => fetched,
-        Ok(None) => return Ok((local, None, Vec::new())),
-        Err(failure) => {
-            let reason = causes(&failure);
-            warn!(reason, "managed configuration was not applied, the local one is in force");
-            let events = if failure.is_refusal() { vec![refused(&reason)] } else { Vec::new() };
-            return Ok((local, None, events));
-        }
-    };
-    let managed = surroundings.load_managed(explicit, Some(&config)).and_then(|loaded| {
-        assembly::stages(&loaded, context)?;
-        Ok(loaded)
-    });
-    match managed {
-        Ok(loaded) => {
-            info!(revision, "managed configuration was applied");
-            let applied = Event::info(event::CONFIG_APPLIED, json!({ "revision": revision }));
-            // A signed configuration without a name is in force all the same.
-            let revision = revision.or_else(|| Some("unnamed".to_owned()));
-            Ok((loaded, revision, vec![applied]))
-        }
-        Err(failure) => {
-            let reason = causes(&failure);
-            error!(reason, "managed configuration was refused, the local one is in force");
-            Ok((local, None, vec![refused(&reason)]))
-        }
-    }
-}
-
-fn refused(reason: &str) -> Event {
-    Event::warning(event::CONFIG_REFUSED, json!({ "reason": reason }))
 }

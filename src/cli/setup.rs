@@ -1,16 +1,29 @@
 //! What commands that build a pipeline begin with.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use siem_protocol::ManagedConfig;
 use tracing::warn;
 
-use super::Failure;
+use super::{Failure, managed};
 use crate::{
-    config::{self, ConfigError, Inputs, Loaded},
+    config::{self, ConfigError, Inputs, Loaded, Managed},
     platform::{Environment, Paths, SystemClock, identify, is_root},
     stages::Context,
+    text::causes,
 };
+
+/// Reads a managed configuration from a file, as the server would give it.
+pub(super) fn read_managed(path: &Path) -> Result<Managed, Failure> {
+    let wrong = |error: &dyn std::error::Error| {
+        Failure::failed(format!("`{}`: {}", path.display(), causes(error)))
+    };
+    let body = fs::read(path).map_err(|error| wrong(&error))?;
+    Managed::read(&body, None).map_err(|error| wrong(&error))
+}
 
 /// The surroundings of the process.
 pub(super) struct Surroundings {
@@ -29,6 +42,46 @@ impl Surroundings {
         Ok(Self { environment, paths })
     }
 
+    /// Where the machine's file lies.
+    pub(super) fn machine_config(&self) -> PathBuf {
+        self.paths.machine_config.clone()
+    }
+
+    /// Reads files that are to be rolled out: TOML as the machine's files, with no other layer; JSON
+    /// as what the server manages, over them or, without them, over this machine's own layers.
+    /// Without any file, what is in force. Logs the warnings.
+    pub(super) fn load_files(
+        &self,
+        files: &[PathBuf],
+        explicit: Option<&Path>,
+    ) -> Result<Loaded, Failure> {
+        if files.is_empty() {
+            return managed::last_in_force(self, explicit);
+        }
+        let is_json = |path: &&PathBuf| path.extension().is_some_and(|it| it == "json");
+        let (json, toml): (Vec<_>, Vec<_>) = files.iter().partition(is_json);
+        let managed = match json.as_slice() {
+            [] => None,
+            [one] => Some(read_managed(one)?),
+            _ => {
+                return Err(Failure::usage("only one managed configuration is in force at a time"));
+            }
+        };
+        for warning in managed.iter().flat_map(|managed| &managed.warnings) {
+            warn!("{warning}");
+        }
+        let toml: Vec<PathBuf> = toml.into_iter().cloned().collect();
+        let loaded = match toml.as_slice() {
+            [] => self.load_managed(explicit, managed.as_ref()),
+            files => config::load_files(files, managed.as_ref(), &self.paths),
+        };
+        let loaded = loaded.map_err(Failure::failed)?;
+        for warning in &loaded.warnings {
+            warn!("{warning}");
+        }
+        Ok(loaded)
+    }
+
     /// Reads the configuration and logs its warnings.
     pub(super) fn load(&self, explicit: Option<&Path>) -> Result<Loaded, Failure> {
         let loaded = self.load_managed(explicit, None).map_err(Failure::usage)?;
@@ -42,7 +95,7 @@ impl Surroundings {
     pub(super) fn load_managed(
         &self,
         explicit: Option<&Path>,
-        managed: Option<&ManagedConfig>,
+        managed: Option<&Managed>,
     ) -> Result<Loaded, ConfigError> {
         let (paths, environment) = (&self.paths, &self.environment);
         config::load(&Inputs { paths, environment, explicit, managed })

@@ -7,7 +7,7 @@ use std::{
 
 use figment::error::{Actual, Kind};
 
-use super::{Origin, SyntaxError, secret};
+use super::{Origin, Place, SyntaxError, secret};
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -31,12 +31,12 @@ pub enum ConfigError {
         syntax: SyntaxError,
     },
     /// A key that nothing reads.
-    #[error("unknown key `{key}` in {origin}: {hint}")]
+    #[error("unknown key `{key}` in {place}: {hint}")]
     UnknownKey {
         /// The key.
         key: String,
         /// Where it stands.
-        origin: Origin,
+        place: Place,
         /// What would be right.
         hint: String,
     },
@@ -49,12 +49,12 @@ pub enum ConfigError {
         table: String,
     },
     /// A value that is wrong; `problem` says what would be right.
-    #[error("`{key}` in {origin} {problem}")]
+    #[error("`{key}` in {place} {problem}")]
     Value {
         /// The key.
         key: String,
         /// Where the value stands.
-        origin: Origin,
+        place: Place,
         /// What is wrong, as a predicate.
         problem: String,
     },
@@ -125,13 +125,24 @@ pub(super) fn key_text(path: &[impl AsRef<str>]) -> String {
     text
 }
 
-/// Makes a [`ConfigError`] of what reading the value at `path`, from `origin`, led to. `found` is
+/// Makes a [`ConfigError`] of what reading the value at `path`, which stands in `place`, led to. `found` is
 /// that value, if it is a text: where the key's name is a secret's, it is taken out.
 pub(super) fn explain(
     path: &[String],
-    origin: Origin,
+    place: Place,
     found: Option<&str>,
     kind: Kind,
+) -> ConfigError {
+    explain_of(path, place, found, kind, &[])
+}
+
+/// As [`explain`]; where a key is unknown, `besides` are right there too.
+pub(super) fn explain_of(
+    path: &[String],
+    place: Place,
+    found: Option<&str>,
+    kind: Kind,
+    besides: &[&str],
 ) -> ConfigError {
     let key = key_text(path);
     let is_secret = path.iter().any(|part| secret::is_secret_key(part));
@@ -141,7 +152,8 @@ pub(super) fn explain(
     };
     let problem = match kind {
         Kind::UnknownField(field, expected) => {
-            return ConfigError::UnknownKey { key, origin, hint: hint(&field, expected) };
+            let known = [expected, besides].concat();
+            return ConfigError::UnknownKey { key, place, hint: hint(&field, &known) };
         }
         Kind::MissingField(field) => {
             let table = key;
@@ -172,13 +184,12 @@ pub(super) fn explain(
             format!("is wrong: {text}")
         }
     };
-    ConfigError::Value { key, origin, problem }
+    ConfigError::Value { key, place, problem }
 }
 
 fn hint(field: &str, expected: &[&str]) -> String {
     match did_you_mean(field, expected) {
         Some(near) => format!("did you mean `{near}`?"),
-        None if expected.is_empty() => "no options are known here".to_owned(),
         None => format!("expected {}", one_of(expected)),
     }
 }

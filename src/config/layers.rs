@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fmt, fs, io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -10,9 +10,15 @@ use figment::{
     Figment, Metadata, Profile, Provider,
     value::{Dict, Map, Value},
 };
-use siem_protocol::ManagedConfig;
 
-use super::{ConfigError, HTTP_SIEM, Inputs, KINDS, did_you_mean};
+use super::{
+    BUILT_IN_FILTERS, ConfigError, HTTP_SIEM, Inputs, KINDS, LockedOut, Managed, Origin, Place,
+    Test, did_you_mean,
+    locks::Locks,
+    managed::{Allowed, MANAGED_KINDS},
+    toml_tests,
+    toml_text::{self, Lines, Parsed},
+};
 use crate::platform::Environment;
 
 /// The configuration that the program carries.
@@ -26,52 +32,24 @@ pub(super) const VARIABLES: [(&str, &str); 4] = [
     ("CLAUDE_SIEM_POLL_INTERVAL", "agent.poll_interval"),
 ];
 
-/// Where a value comes from. Reads on after `in`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Origin {
-    /// The program itself.
-    Defaults,
-    /// A file that an administrator put on the machine.
-    Machine(PathBuf),
-    /// The user's own file.
-    User(PathBuf),
-    /// The file that the command line names.
-    Explicit(PathBuf),
-    /// An environment variable.
-    Environment(&'static str),
-    /// What the server manages.
-    Managed,
-}
-
-impl Origin {
-    /// The file, if it is one.
-    #[must_use]
-    pub fn file(&self) -> Option<&Path> {
-        match self {
-            Self::Machine(path) | Self::User(path) | Self::Explicit(path) => Some(path),
-            Self::Defaults | Self::Environment(_) | Self::Managed => None,
-        }
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Defaults => f.write_str("the built-in defaults"),
-            Self::Machine(path) => write!(f, "the machine's file `{}`", path.display()),
-            Self::User(path) => write!(f, "the user's file `{}`", path.display()),
-            Self::Explicit(path) => write!(f, "the file `{}` of --config", path.display()),
-            Self::Environment(name) => write!(f, "the environment variable `{name}`"),
-            Self::Managed => f.write_str("the server's managed configuration"),
-        }
-    }
-}
-
 /// The values of one origin.
 pub(super) struct Layer {
     pub(super) origin: Origin,
-    values: Dict,
+    pub(super) values: Dict,
+    pub(super) lines: Lines,
+}
+
+impl Layer {
+    /// Values that stand on no line.
+    pub(super) fn new(origin: Origin, values: Dict) -> Self {
+        Self { origin, values, lines: Lines::default() }
+    }
+
+    /// Where the value at `path` stands in it.
+    pub(super) fn place(&self, path: &[String]) -> Place {
+        let line = self.origin.file().and_then(|_| self.lines.of(path));
+        Place { origin: self.origin.clone(), line }
+    }
 }
 
 impl Provider for Layer {
@@ -84,8 +62,20 @@ impl Provider for Layer {
     }
 }
 
+/// The layers, and what came of putting them over each other.
+pub(super) struct Read {
+    /// Lowest first.
+    pub(super) layers: Vec<Layer>,
+    /// Who may change what.
+    pub(super) locks: Locks,
+    /// What was set in vain.
+    pub(super) locked_out: Vec<LockedOut>,
+    /// The tests of every layer.
+    pub(super) tests: Vec<Test>,
+}
+
 /// Reads every layer that is there, lowest first.
-pub(super) fn read(inputs: &Inputs, warnings: &mut Vec<String>) -> Result<Vec<Layer>, ConfigError> {
+pub(super) fn read(inputs: &Inputs, warnings: &mut Vec<String>) -> Result<Read, ConfigError> {
     let paths = inputs.paths;
     let mut layers = vec![from_text(Origin::Defaults, DEFAULTS)?];
     layers.extend(optional(Origin::Machine(paths.machine_config.clone()))?);
@@ -96,18 +86,82 @@ pub(super) fn read(inputs: &Inputs, warnings: &mut Vec<String>) -> Result<Vec<La
     if let Some(path) = inputs.explicit {
         layers.push(required(Origin::Explicit(path.to_owned()))?);
     }
+    put_together(layers, from_environment(inputs.environment, warnings)?, inputs.managed, warnings)
+}
+
+/// Reads files as a machine would that has nothing but these, lowest first.
+pub(super) fn read_files(
+    files: &[PathBuf],
+    managed: Option<&Managed>,
+    warnings: &mut Vec<String>,
+) -> Result<Read, ConfigError> {
+    let mut layers = vec![from_text(Origin::Defaults, DEFAULTS)?];
+    for path in files {
+        layers.push(required(Origin::Machine(path.clone()))?);
+    }
+    put_together(layers, Vec::new(), managed, warnings)
+}
+
+fn put_together(
+    mut layers: Vec<Layer>,
+    environment: Vec<Layer>,
+    managed: Option<&Managed>,
+    warnings: &mut Vec<String>,
+) -> Result<Read, ConfigError> {
+    let locks = Locks::read(&layers);
+    let mut locked_out = Vec::new();
+    for layer in &mut layers {
+        locked_out.extend(locks.enforce(layer));
+    }
     let sends = type_in(&layers, "sink", "siem") == Some(HTTP_SIEM);
-    for layer in from_environment(inputs.environment, warnings)? {
+    for mut layer in environment {
         if sends || !layer.values.contains_key("sink") {
+            locked_out.extend(locks.enforce(&mut layer));
             layers.push(layer);
         } else {
             let origin = layer.origin;
             warnings.push(format!("{origin} has no effect: the sink `siem` is no `{HTTP_SIEM}`"));
         }
     }
-    layers.extend(inputs.managed.map(from_managed));
+    if let Some(managed) = managed {
+        let mut layer = managed.layer(&Allowed::read(&layers))?;
+        locked_out.extend(locks.enforce(&mut layer));
+        append_new_stages(&mut layer, &layers, &locks);
+        layers.push(layer);
+    }
+    let mut tests = Vec::new();
+    for layer in &mut layers {
+        tests.extend(toml_tests::take(layer)?);
+    }
     forget_options_of_other_types(&mut layers);
-    Ok(layers)
+    warnings.extend(locked_out.iter().map(ToString::to_string));
+    Ok(Read { layers, locks, locked_out, tests })
+}
+
+/// A stage that only the server has a table for stands in no list of this machine: it runs after
+/// those that do, in the order of the names.
+fn append_new_stages(managed: &mut Layer, below: &[Layer], locks: &Locks) {
+    for kind in MANAGED_KINDS {
+        let list = format!("{kind}s");
+        if locks.refusal(&managed.origin, &["pipeline".to_owned(), list.clone()]).is_some() {
+            continue;
+        }
+        let in_list = |layer: &Layer| {
+            layer.values.get("pipeline")?.as_dict()?.get(&list)?.as_array().map(<[Value]>::to_vec)
+        };
+        let Some(mut names) = below.iter().rev().find_map(in_list) else { continue };
+        let is_known = |name: &str| {
+            names.iter().any(|listed| listed.as_str() == Some(name))
+                || BUILT_IN_FILTERS.contains(&name)
+                || below.iter().any(|layer| tables(&layer.values, kind).any(|(it, _)| it == name))
+        };
+        let new = tables(&managed.values, kind).map(|(name, _)| name.to_owned());
+        let new: Vec<String> = new.filter(|name| !is_known(name)).collect();
+        if !new.is_empty() {
+            names.extend(new.into_iter().map(Value::from));
+            insert(&mut managed.values, &format!("pipeline.{list}"), names.into());
+        }
+    }
 }
 
 /// Merges layers: tables key by key, everything else by the highest.
@@ -153,59 +207,9 @@ fn required(origin: Origin) -> Result<Layer, ConfigError> {
 }
 
 fn from_text(origin: Origin, text: &str) -> Result<Layer, ConfigError> {
-    match parse(text) {
-        Ok(values) => Ok(Layer { origin, values }),
+    match toml_text::parse(text) {
+        Ok(Parsed { values, lines }) => Ok(Layer { origin, values, lines }),
         Err(syntax) => Err(ConfigError::Syntax { origin, syntax }),
-    }
-}
-
-/// Reads TOML.
-pub(super) fn parse(text: &str) -> Result<Dict, SyntaxError> {
-    match text.parse::<toml::Table>() {
-        Ok(table) => Ok(dict(table)),
-        Err(error) => Err(SyntaxError::new(text, &error)),
-    }
-}
-
-fn dict(table: toml::Table) -> Dict {
-    table.into_iter().map(|(key, item)| (key, value(item))).collect()
-}
-
-fn value(item: toml::Value) -> Value {
-    match item {
-        toml::Value::String(text) => text.into(),
-        toml::Value::Integer(number) => number.into(),
-        toml::Value::Float(number) => number.into(),
-        toml::Value::Boolean(boolean) => boolean.into(),
-        toml::Value::Datetime(time) => time.to_string().into(),
-        toml::Value::Array(items) => items.into_iter().map(value).collect::<Vec<_>>().into(),
-        toml::Value::Table(table) => dict(table).into(),
-    }
-}
-
-/// Where and why a text is no TOML. It does not quote the text, which may hold a secret.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}, column {column}: {problem}")]
-pub struct SyntaxError {
-    /// The line, from 1.
-    pub line: usize,
-    /// The column in characters, from 1.
-    pub column: usize,
-    /// What is wrong there.
-    pub problem: String,
-}
-
-impl SyntaxError {
-    fn new(text: &str, error: &toml::de::Error) -> Self {
-        let start = error.span().map_or(0, |span| span.start.min(text.len()));
-        let before = &text.as_bytes()[..start];
-        let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-        let characters = before[line_start..].iter().filter(|b| (**b & 0xc0) != 0x80).count();
-        Self {
-            line: 1 + before.iter().filter(|b| **b == b'\n').count(),
-            column: 1 + characters,
-            problem: error.message().to_owned(),
-        }
     }
 }
 
@@ -229,43 +233,19 @@ fn from_environment(
         let origin = Origin::Environment(name);
         let Some(value) = value.to_str() else {
             let problem = "is not valid UTF-8".to_owned();
-            return Err(ConfigError::Value { key: key.to_owned(), origin, problem });
+            return Err(ConfigError::Value { key: key.to_owned(), place: origin.into(), problem });
         };
         if !value.trim().is_empty() {
             let mut values = Dict::new();
             insert(&mut values, key, value.trim().into());
-            layers.push(Layer { origin, values });
+            layers.push(Layer::new(origin, values));
         }
     }
     Ok(layers)
 }
 
-/// What the server manages, under the keys that the files use.
-///
-/// Compliance, tables of stages and tests of the managed configuration are not taken yet.
-fn from_managed(managed: &ManagedConfig) -> Layer {
-    let filters = managed.filters.clone().unwrap_or_default();
-    let shipping = managed.shipping.clone().unwrap_or_default();
-    let seconds = |seconds: u64| Value::from(format!("{seconds}s"));
-    let pairs = [
-        ("filter.ignore-types.types", filters.ignore_types.map(Value::from)),
-        ("filter.sidechain.enabled", filters.drop_sidechain.map(Value::from)),
-        ("filter.meta.enabled", filters.drop_meta.map(Value::from)),
-        ("filter.tool-call.enabled", filters.drop_tool_calls.map(Value::from)),
-        ("shipping.batch_size", shipping.batch_size.map(Value::from)),
-        ("shipping.flush_interval", shipping.flush_interval_seconds.map(seconds)),
-    ];
-    let mut values = Dict::new();
-    for (key, value) in pairs {
-        if let Some(value) = value {
-            insert(&mut values, key, value);
-        }
-    }
-    Layer { origin: Origin::Managed, values }
-}
-
 /// Inserts `value` under a dotted key.
-fn insert(values: &mut Dict, key: &str, value: Value) {
+pub(super) fn insert(values: &mut Dict, key: &str, value: Value) {
     match key.split_once('.') {
         None => {
             values.insert(key.to_owned(), value);
@@ -301,7 +281,10 @@ fn forget_options_of_other_types(layers: &mut [Layer]) {
     }
 }
 
-fn tables<'a>(values: &'a Dict, kind: &str) -> impl Iterator<Item = (&'a str, &'a Dict)> {
+pub(super) fn tables<'a>(
+    values: &'a Dict,
+    kind: &str,
+) -> impl Iterator<Item = (&'a str, &'a Dict)> {
     let tables = values.get(kind).and_then(Value::as_dict).into_iter().flatten();
     tables.filter_map(|(name, table)| Some((name.as_str(), table.as_dict()?)))
 }

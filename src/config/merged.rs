@@ -7,25 +7,24 @@ use figment::{
 use serde::de::DeserializeOwned;
 
 use super::{
-    ConfigError, Origin, error,
+    ConfigError, Origin, Place, error,
     layers::{self, Layer},
 };
 
 /// All layers as one.
 pub(super) struct Merged {
     figment: Figment,
-    root: Value,
+    pub(super) root: Value,
     /// Lowest first.
-    origins: Vec<Origin>,
+    pub(super) layers: Vec<Layer>,
 }
 
 impl Merged {
-    pub(super) fn new(layers: &[Layer]) -> Self {
-        let figment = layers::merge(layers);
+    pub(super) fn new(layers: Vec<Layer>) -> Self {
+        let figment = layers::merge(&layers);
         // Merging fails only where a layer does, and none of these does.
         let root = figment.find_value("").unwrap_or_else(|_| Dict::new().into());
-        let origins = layers.iter().map(|layer| layer.origin.clone()).collect();
-        Self { figment, root, origins }
+        Self { figment, root, layers }
     }
 
     /// Reads the whole as `T`.
@@ -44,21 +43,26 @@ impl Merged {
         tables.into_iter().flatten().map(|(name, table)| (name.as_str(), table))
     }
 
-    /// Where a value comes from, and its place among the layers.
-    pub(super) fn origin(&self, value: &Value) -> (usize, Origin) {
-        let name = self.figment.get_metadata(value.tag()).map(|metadata| &metadata.name);
-        let is_it = |origin: &&Origin| Some(origin.to_string()) == name.map(ToString::to_string);
-        match self.origins.iter().position(|origin| is_it(&origin)) {
-            Some(place) => (place, self.origins[place].clone()),
-            None => (0, Origin::Defaults),
+    /// The layer that a value comes from, counted from the lowest.
+    pub(super) fn rank(&self, value: &Value) -> usize {
+        let name = self.figment.get_metadata(value.tag()).map(|metadata| &*metadata.name);
+        let is_it = |layer: &Layer| Some(&*layer.origin.to_string()) == name;
+        self.layers.iter().position(is_it).unwrap_or(0)
+    }
+
+    /// Where the value at `path` comes from.
+    pub(super) fn place(&self, path: &[String], value: &Value) -> Place {
+        match self.layers.get(self.rank(value)) {
+            Some(layer) => layer.place(path),
+            None => Origin::Defaults.into(),
         }
     }
 
     /// An error about the value at a dotted key, or the nearest table above that is there.
     pub(super) fn wrong(&self, key: &str, problem: impl Into<String>) -> ConfigError {
         let path = key.split('.').map(str::to_owned).collect::<Vec<_>>();
-        let (_, origin) = self.origin(self.nearest(&path));
-        ConfigError::Value { key: error::key_text(&path), origin, problem: problem.into() }
+        let place = self.place(&path, self.nearest(&path));
+        ConfigError::Value { key: error::key_text(&path), place, problem: problem.into() }
     }
 
     /// Makes an error that names key and origin out of one about a value below `table`.
@@ -66,18 +70,22 @@ impl Merged {
         let mut path = table.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
         path.extend(error.path);
         let value = self.nearest(&path);
-        error::explain(&path, self.origin(value).1, value.as_str(), error.kind)
+        let place = self.place(&path, value);
+        // What the pipeline reads in the table of a stage.
+        let besides: &[&str] =
+            if path.len() == 3 && !table.is_empty() { &["enabled", "type"] } else { &[] };
+        error::explain_of(&path, place, value.as_str(), error.kind, besides)
     }
 
     /// The value at `path`, or the nearest above that is there.
-    fn nearest(&self, path: &[String]) -> &Value {
+    pub(super) fn nearest(&self, path: &[String]) -> &Value {
         path.iter()
             .try_fold(&self.root, |value, part| step(value, part).ok_or(value))
             .unwrap_or_else(|value| value)
     }
 }
 
-fn step<'a>(value: &'a Value, part: &str) -> Option<&'a Value> {
+pub(super) fn step<'a>(value: &'a Value, part: &str) -> Option<&'a Value> {
     match value {
         Value::Dict(_, dict) => dict.get(part),
         Value::Array(_, items) => items.get(part.parse::<usize>().ok()?),

@@ -3,30 +3,45 @@
 
 mod error;
 mod layers;
+mod locks;
+mod managed;
 mod merged;
 mod options;
 mod pipeline;
+mod place;
+mod provenance;
+mod schema;
 mod secret;
 mod settings;
+mod template;
 #[cfg(test)]
 mod tests;
+mod toml_tests;
+mod toml_text;
 
 use std::{
     fmt,
     path::{Path, PathBuf},
 };
 
-use siem_protocol::ManagedConfig;
-
 pub use error::{ConfigError, Incomplete, did_you_mean};
-pub use layers::{Origin, SyntaxError};
+pub use locks::LockedOut;
+pub use managed::Managed;
 pub use options::StageOptions;
 pub use pipeline::{ALWAYS_ON, BUILT_IN_FILTERS};
+pub use place::{Origin, Place};
+pub use provenance::{Explained, Shown};
+pub use schema::{StageSchema, schema};
 pub use secret::{MASK, Secret, SecretError, is_secret_key};
 pub use settings::{AgentSettings, OutboxSettings, Pipeline, Settings, Shipping, StageTable};
+pub use template::template;
+pub use toml_tests::{Expected, Test, TestLine};
+pub use toml_text::SyntaxError;
 
 use crate::platform::{Environment, Paths};
 use error::Missing;
+use layers::Read;
+use locks::Locks;
 use merged::Merged;
 use pipeline::KINDS;
 
@@ -43,7 +58,7 @@ pub struct Inputs<'a> {
     /// The file that the command line names; it must be there.
     pub explicit: Option<&'a Path>,
     /// What the server manages, already verified.
-    pub managed: Option<&'a ManagedConfig>,
+    pub managed: Option<&'a Managed>,
 }
 
 /// A configuration that is right.
@@ -54,7 +69,12 @@ pub struct Loaded {
     pub warnings: Vec<String>,
     /// The stages that `enabled = false` switched off.
     pub switched_off: Pipeline,
+    /// What a layer set in vain, since it is the machine's alone to set. Stands in the warnings too.
+    pub locked_out: Vec<LockedOut>,
+    /// The tests that the layers carry.
+    pub tests: Vec<Test>,
     merged: Merged,
+    locks: Locks,
     files: Vec<PathBuf>,
 }
 
@@ -65,16 +85,45 @@ pub struct Loaded {
 /// The first thing that is wrong: the caller reports it, and an agent that runs keeps what it has.
 pub fn load(inputs: &Inputs<'_>) -> Result<Loaded, ConfigError> {
     let mut warnings = Vec::new();
-    let merged = Merged::new(&layers::read(inputs, &mut warnings)?);
-    let tables: settings::Tables = merged.read()?;
-    let (pipeline, switched_off) = pipeline::resolve(&tables.pipeline, &merged, &mut warnings)?;
-    pipeline::warn_of_weak_secrets(&pipeline, &merged, &mut warnings);
-    let settings = tables.settings(pipeline, inputs.paths, &merged)?;
+    let read = layers::read(inputs, &mut warnings)?;
     let Paths { user_config, machine_config, .. } = inputs.paths;
     let files = error::files(inputs.explicit, user_config, machine_config);
-    let mut loaded = Loaded { settings, warnings, switched_off, merged, files };
-    loaded.settle_secrets()?;
-    Ok(loaded)
+    Loaded::new(read, inputs.paths, files, warnings)
+}
+
+/// Reads files as the files of a machine that has no others, no environment and no user: what one
+/// that is to be rolled out says by itself. Of several, each is above those before it.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn load_files(
+    files: &[PathBuf],
+    managed: Option<&Managed>,
+    paths: &Paths,
+) -> Result<Loaded, ConfigError> {
+    let mut warnings = Vec::new();
+    let read = layers::read_files(files, managed, &mut warnings)?;
+    Loaded::new(read, paths, files.to_owned(), warnings)
+}
+
+impl Loaded {
+    fn new(
+        read: Read,
+        paths: &Paths,
+        files: Vec<PathBuf>,
+        mut warnings: Vec<String>,
+    ) -> Result<Self, ConfigError> {
+        let Read { layers, locks, locked_out, tests } = read;
+        let merged = Merged::new(layers);
+        let tables: settings::Tables = merged.read()?;
+        let (pipeline, switched_off) = pipeline::resolve(&tables.pipeline, &merged, &mut warnings)?;
+        pipeline::warn_of_weak_secrets(&pipeline, &merged, &mut warnings);
+        let settings = tables.settings(pipeline, paths, &merged)?;
+        let mut loaded =
+            Self { settings, warnings, switched_off, locked_out, tests, merged, locks, files };
+        loaded.settle_secrets()?;
+        Ok(loaded)
+    }
 }
 
 impl Loaded {
@@ -135,7 +184,7 @@ impl Loaded {
         let sinks = self.settings.pipeline.sinks.iter_mut();
         for sink in sinks.filter(|sink| sink.stage == HTTP_SIEM) {
             for (plain, file) in PAIRS {
-                let place = |key| sink.options.get(key).map(|value| merged.origin(value).0);
+                let place = |key| sink.options.get(key).map(|value| merged.rank(value));
                 let (Some(of_plain), Some(of_file)) = (place(plain), place(file)) else { continue };
                 if of_plain == of_file {
                     let problem = format!("stands beside `{plain}`: give one of them");

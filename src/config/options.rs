@@ -5,7 +5,7 @@ use std::fmt;
 use figment::value::{Dict, Value};
 use serde::de::DeserializeOwned;
 
-use super::{layers, secret};
+use super::{secret, toml_text};
 
 /// What a stage's table says besides `type` and `enabled`. `Debug` prints no values.
 #[derive(Clone, PartialEq)]
@@ -35,9 +35,9 @@ impl StageOptions {
     /// # Ok::<(), Box<figment::Error>>(())
     /// ```
     pub fn from_toml(text: &str) -> Result<Self, Box<figment::Error>> {
-        let table = layers::parse(text)
+        let parsed = toml_text::parse(text)
             .map_err(|wrong| Box::new(figment::Error::from(wrong.to_string())))?;
-        Ok(Self::from_table(table))
+        Ok(Self::from_table(parsed.values))
     }
 
     /// The options in a stage's table.
@@ -74,7 +74,7 @@ impl StageOptions {
     }
 }
 
-fn masked(value: &Value) -> Value {
+pub(super) fn masked(value: &Value) -> Value {
     match value {
         Value::Dict(tag, dict) => {
             let entries = dict.iter().map(|(key, value)| {

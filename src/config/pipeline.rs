@@ -141,10 +141,11 @@ impl Kind<'_> {
             if names.iter().any(|listed| listed == name) {
                 continue;
             }
-            let (place, origin) = self.highest_origin(table);
-            if place > 0 {
+            let path = [kind.to_owned(), name.to_owned()];
+            let (rank, place) = self.highest_place(&path, table);
+            if rank > 0 {
                 warnings.push(format!(
-                    "the table `[{kind}.{name}]` in {origin} has no effect: `pipeline.{kind}s` \
+                    "the table `[{kind}.{name}]` in {place} has no effect: `pipeline.{kind}s` \
                      does not name `{name}`"
                 ));
             }
@@ -152,13 +153,14 @@ impl Kind<'_> {
         Ok(())
     }
 
-    fn highest_origin(&self, value: &Value) -> (usize, super::Origin) {
-        let below: Vec<_> = match value {
-            Value::Dict(_, dict) => dict.values().map(|value| self.highest_origin(value)).collect(),
-            _ => Vec::new(),
-        };
-        let own = self.merged.origin(value);
-        below.into_iter().chain([own]).max_by_key(|(place, _)| *place).expect("one at least")
+    /// The place of what is highest in a table, and its layer counted from the lowest.
+    fn highest_place(&self, path: &[String], value: &Value) -> (usize, super::Place) {
+        fn highest(merged: &Merged, value: &Value) -> usize {
+            let below = value.as_dict().into_iter().flat_map(Dict::values);
+            below.map(|value| highest(merged, value)).fold(merged.rank(value), usize::max)
+        }
+        let rank = highest(self.merged, value);
+        (rank, self.merged.layers[rank].place(path))
     }
 }
 
@@ -175,11 +177,12 @@ pub(super) fn warn_of_weak_secrets(
                 if !secret::is_secret_key(option) {
                     continue;
                 }
-                let (_, origin) = merged.origin(value);
+                let path = [(*kind).to_owned(), name.clone(), option.clone()];
+                let place = merged.place(&path, value);
                 let key = format!("{kind}.{name}.{option}");
-                if origin.file().is_some_and(crate::platform::private::is_readable_by_all) {
+                if place.origin.file().is_some_and(crate::platform::private::is_readable_by_all) {
                     warnings.push(format!(
-                        "`{key}` stands in {origin}, which every user of this machine can read: \
+                        "`{key}` stands in {place}, which every user of this machine can read: \
                          mend it with `chmod o-r`"
                     ));
                 }
@@ -189,7 +192,7 @@ pub(super) fn warn_of_weak_secrets(
                     .is_some_and(|secret| secret.is_short())
                 {
                     warnings.push(format!(
-                        "`{key}` in {origin} is shorter than 16 bytes, so it can be guessed"
+                        "`{key}` in {place} is shorter than 16 bytes, so it can be guessed"
                     ));
                 }
             }

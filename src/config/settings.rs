@@ -4,9 +4,12 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
-use siem_protocol::Digest;
+use siem_protocol::{
+    Digest,
+    managed::{Action, Compliance, OnError},
+};
 
-use super::{ConfigError, StageOptions, merged::Merged};
+use super::{ConfigError, StageOptions, managed::Allowed, merged::Merged, toml_tests::TestTable};
 use crate::{
     platform::Paths,
     units::{Size, Time},
@@ -23,6 +26,8 @@ pub struct Settings {
     pub outbox: OutboxSettings,
     /// The way of a record.
     pub pipeline: Pipeline,
+    /// Who may be signed in; what is absent restricts nothing.
+    pub compliance: Compliance,
 }
 
 /// The agent itself.
@@ -128,10 +133,20 @@ impl Settings {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Tables {
+    /// Keys that only the machine's file may set.
+    #[serde(default, rename = "locked")]
+    _locked: Vec<String>,
     agent: AgentTable,
     shipping: ShippingTable,
     outbox: OutboxTable,
+    managed: ManagedTable,
+    #[serde(default)]
+    compliance: ComplianceTable,
     pub(super) pipeline: PipelineTable,
+    /// Lines, and what must become of them.
+    #[serde(default, rename = "test")]
+    #[schemars(with = "Vec<TestTable>")]
+    _tests: IgnoredAny,
     /// Sources by name.
     #[serde(default, rename = "source")]
     #[schemars(with = "AnyTables")]
@@ -187,6 +202,36 @@ struct OutboxTable {
     max_dead_letter_bytes: Size,
 }
 
+/// What the server may change.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ManagedTable {
+    /// Tables of stages that the server may set: `filter.*`, `enricher.labels`.
+    allow: Vec<String>,
+}
+
+/// Who may be signed in, and what happens otherwise.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ComplianceTable {
+    /// Domains of e-mail addresses; `*.company.com` covers subdomains.
+    permitted_email_domains: Option<Vec<String>>,
+    /// Ids of organisations.
+    permitted_org_ids: Option<Vec<String>>,
+    /// Shown when a session begins.
+    banner: Option<String>,
+    /// What is done about a violation: "warn" or "block".
+    action: Option<Action>,
+    /// Shown at a violation.
+    violation_message: Option<String>,
+    /// Whether a key or cloud provider in place of an account is a violation.
+    require_account: Option<bool>,
+    /// What a hook answers when the check itself fails: "allow" or "block".
+    on_error: Option<OnError>,
+    /// How soon a session's transcript must appear.
+    transcript_within_seconds: Option<u64>,
+}
+
 /// The order of stages, by name.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -208,13 +253,65 @@ impl Tables {
         paths: &Paths,
         merged: &Merged,
     ) -> Result<Settings, ConfigError> {
+        self.managed.check(merged)?;
         Ok(Settings {
             agent: self.agent.settings(paths, merged)?,
             shipping: self.shipping.settings(merged)?,
             outbox: self.outbox.settings(merged)?,
+            compliance: self.compliance.settings(merged)?,
             pipeline,
         })
     }
+}
+
+impl ManagedTable {
+    fn check(&self, merged: &Merged) -> Result<(), ConfigError> {
+        let wrong = self.allow.iter().position(|text| !Allowed::is_pattern(text));
+        let Some(index) = wrong else { return Ok(()) };
+        let problem = format!(
+            "is {:?}, must be tables of filters or enrichers, as `filter.*` or `enricher.labels`",
+            self.allow[index]
+        );
+        Err(merged.wrong(&format!("managed.allow.{index}"), problem))
+    }
+}
+
+impl ComplianceTable {
+    fn settings(&self, merged: &Merged) -> Result<Compliance, ConfigError> {
+        let table = self.clone();
+        for (index, domain) in table.permitted_email_domains.iter().flatten().enumerate() {
+            if !is_domain(domain.strip_prefix("*.").unwrap_or(domain)) {
+                let key = format!("compliance.permitted_email_domains.{index}");
+                let problem = format!(
+                    "is {domain:?}, must be the part of an address after the `@`, as \
+                     `company.com`, or `*.company.com` for its subdomains"
+                );
+                return Err(merged.wrong(&key, problem));
+            }
+        }
+        for (index, id) in table.permitted_org_ids.iter().flatten().enumerate() {
+            if id.trim().is_empty() {
+                let key = format!("compliance.permitted_org_ids.{index}");
+                return Err(merged.wrong(&key, "is empty, must be the id of an organisation"));
+            }
+        }
+        Ok(Compliance {
+            permitted_email_domains: table.permitted_email_domains,
+            permitted_org_ids: table.permitted_org_ids,
+            banner: table.banner,
+            action: table.action,
+            violation_message: table.violation_message,
+            require_account: table.require_account,
+            on_error: table.on_error,
+            transcript_within_seconds: table.transcript_within_seconds,
+        })
+    }
+}
+
+fn is_domain(text: &str) -> bool {
+    let is_label =
+        |label: &str| !label.is_empty() && label.chars().all(|c| c.is_alphanumeric() || c == '-');
+    text.split('.').all(is_label)
 }
 
 const DAY: Time = Time::seconds(86_400);

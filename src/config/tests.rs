@@ -1,8 +1,15 @@
 //! The rules of the configuration, through [`load`].
 
+mod locks;
+mod managed;
+mod toml_tests;
+
 use std::fs;
 
-use siem_protocol::managed::{Filters, Shipping as ManagedShipping};
+use siem_protocol::{
+    ManagedConfig,
+    managed::{Filters, Shipping as ManagedShipping},
+};
 
 use super::*;
 
@@ -12,7 +19,7 @@ struct Machine {
     paths: Paths,
     variables: Vec<(&'static str, String)>,
     explicit: Option<PathBuf>,
-    managed: Option<ManagedConfig>,
+    managed: Option<Managed>,
 }
 
 impl Machine {
@@ -66,8 +73,8 @@ impl Machine {
         self
     }
 
-    fn managed(mut self, managed: ManagedConfig) -> Self {
-        self.managed = Some(managed);
+    fn managed(mut self, managed: impl Into<Managed>) -> Self {
+        self.managed = Some(managed.into());
         self
     }
 
@@ -124,7 +131,8 @@ mod defaults {
         let machine = Machine::new();
         let loaded = machine.load().unwrap();
         assert_eq!(loaded.warnings, Vec::<String>::new());
-        let Settings { agent, shipping, outbox, pipeline } = &loaded.settings;
+        let Settings { agent, shipping, outbox, pipeline, compliance } = &loaded.settings;
+        assert_eq!(*compliance, siem_protocol::managed::Compliance::default());
         assert_eq!(agent.state_dir, machine.path("home/state"));
         assert_eq!(agent.poll_interval.as_secs(), 300);
         assert_eq!(shipping.batch_size, 1000);
@@ -148,7 +156,7 @@ mod defaults {
         let schema = serde_json::to_value(schemars::schema_for!(settings::Tables)).unwrap();
         let tables = schema["properties"].as_object().unwrap();
         let mut checked = 0;
-        for table in ["agent", "shipping", "outbox", "pipeline"] {
+        for table in ["agent", "shipping", "outbox", "managed", "compliance", "pipeline"] {
             assert!(tables.contains_key(table));
             let start = format!("\n[{table}]\n");
             let text = layers::DEFAULTS.split_once(&start).unwrap().1;
@@ -163,13 +171,14 @@ mod defaults {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 11);
+        assert_eq!(checked, 20);
     }
 
     /// What a comment offers must be right when somebody uncomments it.
     #[test]
     fn are_still_right_with_every_comment_in_force() {
         let uncommented = |line: &str| match line.strip_prefix("# ") {
+            Some(header) if header.starts_with("[[") => header.to_owned(),
             Some(rest) if rest.split_once(" = ").is_some_and(|(k, _)| !k.contains(' ')) => {
                 rest.to_owned()
             }
@@ -183,6 +192,8 @@ mod defaults {
         let loaded = user(&text).load().unwrap();
         assert!(loaded.missing_for_delivery().is_none());
         assert!(loaded.settings.agent.state_dir.ends_with("home/.local/state/ai-agent"));
+        assert_eq!(loaded.tests.len(), 1);
+        assert!(loaded.settings.compliance.transcript_within_seconds.is_some());
     }
 }
 
@@ -376,7 +387,7 @@ mod filters {
             assert_eq!(
                 error,
                 format!(
-                    "`filter.{name}.enabled` in the user's file `DIR/home/config.toml` is false, \
+                    "`filter.{name}.enabled` in the user's file `DIR/home/config.toml:2` is false, \
                      but `{name}` is always on: remove this line"
                 )
             );
@@ -392,7 +403,7 @@ mod filters {
             assert_eq!(
                 error,
                 format!(
-                    "`filter.{name}.type` in the user's file `DIR/home/config.toml` is \"mask\", \
+                    "`filter.{name}.type` in the user's file `DIR/home/config.toml:2` is \"mask\", \
                      but `{name}` is built in and keeps its type: give another filter another name"
                 )
             );
@@ -425,6 +436,7 @@ mod errors {
     use super::*;
 
     const FILE: &str = "the user's file `DIR/home/config.toml`";
+    const LINE_1: &str = "the user's file `DIR/home/config.toml:1`";
 
     /// Each wrong file, and what is said about it; `FILE` stands for the file.
     #[test]
@@ -441,8 +453,9 @@ mod errors {
             ("[filtr.x]", "unknown key `filtr` in FILE: did you mean `filter`?"),
             (
                 "[ignore-types]",
-                "unknown key `ignore-types` in FILE: expected `agent`, `shipping`, `outbox`, \
-                 `pipeline`, `source`, `filter`, `enricher` or `sink`",
+                "unknown key `ignore-types` in FILE: expected `locked`, `agent`, `shipping`, \
+                 `outbox`, `managed`, `compliance`, `pipeline`, `test`, `source`, `filter`, \
+                 `enricher` or `sink`",
             ),
             (
                 "shipping.batch_size = \"many\"",
@@ -549,7 +562,7 @@ mod errors {
             ),
         ];
         for (text, expected) in cases {
-            assert_eq!(user(text).error(), expected.replace("FILE", FILE), "{text}");
+            assert_eq!(user(text).error(), expected.replace("FILE", LINE_1), "{text}");
         }
     }
 
@@ -560,11 +573,11 @@ mod errors {
         let expected =
             |layer: &str| format!("`shipping.batch_size` in {layer} is 0, must be from 1 to 10000");
         let error = says(Machine::new().machine(wrong));
-        assert_eq!(error, expected("the machine's file `DIR/etc/config.toml`"));
+        assert_eq!(error, expected("the machine's file `DIR/etc/config.toml:1`"));
         let error = says(Machine::new().write("etc/config.d/50-x.toml", wrong));
-        assert_eq!(error, expected("the machine's file `DIR/etc/config.d/50-x.toml`"));
+        assert_eq!(error, expected("the machine's file `DIR/etc/config.d/50-x.toml:1`"));
         let error = says(Machine::new().explicit(wrong));
-        assert_eq!(error, expected("the file `DIR/explicit.toml` of --config"));
+        assert_eq!(error, expected("the file `DIR/explicit.toml:1` of --config"));
         let shipping = ManagedShipping { batch_size: Some(0), flush_interval_seconds: None };
         let managed = ManagedConfig { version: 1, shipping: Some(shipping), ..Default::default() };
         let error = says(Machine::new().managed(managed));
@@ -577,7 +590,7 @@ mod errors {
         let machine = Machine::new()
             .machine("[shipping]\nbatch_size = 0")
             .user("[shipping]\nflush_interval = \"1s\"");
-        assert!(machine.error().contains("the machine's file `DIR/etc/config.toml` is 0"));
+        assert!(machine.error().contains("the machine's file `DIR/etc/config.toml:2` is 0"));
     }
 
     #[test]
@@ -695,7 +708,9 @@ mod options_of_stages {
             ("types = []", "`filter.mine.mode` is missing: add it under `[filter.mine]`"),
         ];
         for (text, expected) in cases {
-            let expected = expected.replace("FILE", "the user's file `DIR/home/config.toml`");
+            let line = if text.contains("\nmode") { 4 } else { 3 };
+            let file = format!("the user's file `DIR/home/config.toml:{line}`");
+            let expected = expected.replace("FILE", &file);
             assert_eq!(explained(text), expected, "{text}");
         }
         let _ = (Mode::Keep, Mode::Drop);
@@ -711,7 +726,7 @@ mod options_of_stages {
         let error = stage.options.parse::<Options>().unwrap_err();
         assert_eq!(
             machine.plain(&loaded.explain(stage, "filter", *error).to_string()),
-            "unknown key `filter.ignore-types.typs` in the machine's file `DIR/etc/config.toml`: \
+            "unknown key `filter.ignore-types.typs` in the machine's file `DIR/etc/config.toml:2`: \
              did you mean `types`?"
         );
     }
@@ -723,7 +738,7 @@ mod options_of_stages {
         let error = loaded.wrong("filter.mine.type", "is \"ignore-type\", which no stage is");
         assert_eq!(
             machine.plain(&error.to_string()),
-            "`filter.mine.type` in the user's file `DIR/home/config.toml` is \"ignore-type\", \
+            "`filter.mine.type` in the user's file `DIR/home/config.toml:3` is \"ignore-type\", \
              which no stage is"
         );
     }
@@ -754,9 +769,9 @@ mod warnings {
         assert_eq!(
             machine.warnings(),
             [
-                "the table `[filter.mine]` in the user's file `DIR/home/config.toml` has no \
+                "the table `[filter.mine]` in the user's file `DIR/home/config.toml:1` has no \
                  effect: `pipeline.filters` does not name `mine`",
-                "the table `[enricher.labels]` in the user's file `DIR/home/config.toml` has no \
+                "the table `[enricher.labels]` in the user's file `DIR/home/config.toml:3` has no \
                  effect: `pipeline.enrichers` does not name `labels`"
             ]
         );
@@ -788,7 +803,7 @@ mod warnings {
         fs::set_permissions(machine.path("home/config.toml"), open).unwrap();
         assert_eq!(
             machine.warnings(),
-            ["`sink.siem.token` stands in the user's file `DIR/home/config.toml`, which every \
+            ["`sink.siem.token` stands in the user's file `DIR/home/config.toml:2`, which every \
               user of this machine can read: mend it with `chmod o-r`"]
         );
     }
@@ -853,7 +868,7 @@ mod delivery {
         let both = user("[sink.siem]\ntoken_file = \"/t\"\ntoken = \"x\"").error();
         assert_eq!(
             both,
-            "`sink.siem.token_file` in the user's file `DIR/home/config.toml` stands beside \
+            "`sink.siem.token_file` in the user's file `DIR/home/config.toml:2` stands beside \
              `token`: give one of them"
         );
     }

@@ -1,9 +1,11 @@
 //! Builds the stages that a configuration names. What is wrong is an error that names layer and
 //! key; nothing is read, written or sent yet.
 
+use std::sync::Arc;
+
 use super::{group::Stages, judge::Judge};
 use crate::{
-    config::{ConfigError, HTTP_SIEM, Loaded, StageTable},
+    config::{ConfigError, HTTP_SIEM, Loaded, Pipeline, StageTable},
     siem::Connection,
     stages::{
         BuildError, Context, Kind, Named, enricher, filter,
@@ -45,9 +47,7 @@ const RESERVED: [&str; 23] = [
 /// [`ConfigError`] for the first stage that can't be built.
 pub fn stages(loaded: &Loaded, context: &Context) -> Result<Stages, ConfigError> {
     let pipeline = &loaded.settings.pipeline;
-    let filters = build(loaded, Kind::Filter, &pipeline.filters, |table| {
-        filter::build(&table.stage, &table.options)
-    })?;
+    let judge = judge(loaded)?;
     if let Some(table) = pipeline.enrichers.iter().find(|table| RESERVED.contains(&&*table.name)) {
         let problem = "names a member that every entry has: give the enricher another name";
         return Err(loaded.wrong(&format!("enricher.{}", table.name), problem));
@@ -55,7 +55,18 @@ pub fn stages(loaded: &Loaded, context: &Context) -> Result<Stages, ConfigError>
     let enrichers = build(loaded, Kind::Enricher, &pipeline.enrichers, |table| {
         enricher::build(&table.stage, &table.options, context)
     })?;
-    Ok(Stages::new(Judge::new(filters), enrichers))
+    Ok(Stages::new(judge, enrichers))
+}
+
+/// Builds the filters alone.
+///
+/// # Errors
+/// [`ConfigError`] for the first that can't be built.
+pub fn judge(loaded: &Loaded) -> Result<Judge, ConfigError> {
+    let filters = build(loaded, Kind::Filter, &loaded.settings.pipeline.filters, |table| {
+        filter::build(&table.stage, &table.options)
+    })?;
+    Ok(Judge::new(filters))
 }
 
 /// Builds the sources.
@@ -89,6 +100,43 @@ pub fn sinks(loaded: &Loaded, context: &Context) -> Result<Vec<Named<dyn Sink>>,
 pub fn check_sinks(loaded: &Loaded) -> Result<(), ConfigError> {
     let sinks = &loaded.settings.pipeline.sinks;
     build(loaded, Kind::Sink, sinks, |table| sink::check(&table.stage, &table.options)).map(drop)
+}
+
+/// Checks all stages, those too that are switched off, and gives everything that is wrong. Sinks are
+/// not built: they need secrets.
+#[must_use]
+pub fn check(loaded: &Loaded, context: &Context) -> Vec<ConfigError> {
+    let mut wrong = check_all(loaded, context, &loaded.settings.pipeline);
+    if let (true, Err(error)) = (wrong.is_empty(), stages(loaded, context)) {
+        wrong.push(error);
+    }
+    wrong.extend(check_switched_off(loaded, context));
+    wrong
+}
+
+/// Checks the stages that are switched off: once they are on, nothing may be wrong with them.
+#[must_use]
+pub fn check_switched_off(loaded: &Loaded, context: &Context) -> Vec<ConfigError> {
+    check_all(loaded, context, &loaded.switched_off)
+}
+
+fn check_all(loaded: &Loaded, context: &Context, pipeline: &Pipeline) -> Vec<ConfigError> {
+    let nobody: Waker = Arc::new(|| ());
+    let Pipeline { sources, filters, enrichers, sinks } = pipeline;
+    let one = |kind: Kind, table: &StageTable| {
+        let (stage, options) = (&*table.stage, &table.options);
+        match kind {
+            Kind::Source => source::build(stage, options, context, nobody.clone()).map(drop),
+            Kind::Filter => filter::build(stage, options).map(drop),
+            Kind::Enricher => enricher::build(stage, options, context).map(drop),
+            Kind::Sink => sink::check(stage, options),
+        }
+        .map_err(|error| explain(loaded, kind, table, error))
+    };
+    let tables = [sources, filters, enrichers, sinks];
+    let all = Kind::ALL.into_iter().zip(tables);
+    all.flat_map(|(kind, tables)| tables.iter().filter_map(move |table| one(kind, table).err()))
+        .collect()
 }
 
 /// The receiver that manages this agent: that of the first sink that ships to one.

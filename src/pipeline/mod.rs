@@ -2,6 +2,7 @@
 
 pub mod accounting;
 pub mod assembly;
+pub mod candidate;
 pub mod delivery;
 pub mod dry_run;
 pub mod fault;
@@ -13,3 +14,4 @@ pub mod room;
 pub mod runner;
 #[cfg(test)]
 mod simulation;
+pub mod trial;

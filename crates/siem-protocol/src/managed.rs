@@ -6,6 +6,8 @@ use crate::json;
 
 /// The version of the format that this crate reads.
 pub const VERSION: u64 = 1;
+/// The most bytes that a managed configuration may have.
+pub const MAX_BYTES: usize = 4 << 20;
 /// What `shipping.batch_size` may be.
 pub const BATCH_SIZE: std::ops::RangeInclusive<u64> = 1..=10_000;
 /// What `shipping.flush_interval_seconds` may be.
@@ -123,6 +125,9 @@ pub enum OnError {
 /// Why a managed configuration is refused whole.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagedError {
+    /// It is larger than any that was meant.
+    #[error("the managed configuration is larger than {} MiB", MAX_BYTES >> 20)]
+    TooLarge,
     /// It is no JSON object, or a member that must be there is not.
     #[error("the managed configuration cannot be read")]
     Json(#[from] serde_json::Error),
@@ -169,6 +174,9 @@ impl ManagedConfig {
         #[derive(Deserialize)]
         struct Version {
             version: u64,
+        }
+        if body.len() > MAX_BYTES {
+            return Err(ManagedError::TooLarge);
         }
         let Version { version } = read(body)?;
         if version != VERSION {

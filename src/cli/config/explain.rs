@@ -1,0 +1,105 @@
+//! `ai-agent config explain`: one value, and who decides about it.
+
+use std::path::Path;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::{inline, schema};
+use crate::{
+    cli::{Failure, managed, print, setup::Surroundings},
+    config::{Loaded, did_you_mean},
+    stages::Kind,
+};
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// The key, such as `shipping.batch_size` or `sink.siem.endpoint`.
+    key: String,
+}
+
+impl Arguments {
+    pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
+        let surroundings = Surroundings::look()?;
+        let loaded = managed::last_in_force(&surroundings, explicit)?;
+        let known = known(&loaded, &schema());
+        let Some((_, about)) = known.iter().find(|(key, _)| *key == self.key) else {
+            let keys: Vec<&str> = known.iter().map(|(key, _)| key.as_str()).collect();
+            let hint = match did_you_mean(&self.key, &keys) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => "`ai-agent config show` prints those that are set".to_owned(),
+            };
+            return Err(Failure::usage(format!("there is no key `{}`: {hint}", self.key)));
+        };
+        let path: Vec<String> = self.key.split('.').map(str::to_owned).collect();
+        let explained = loaded.explain_key(&path);
+        match explained.values.split_first() {
+            None => print(format_args!("{} is not set", self.key))?,
+            Some((in_force, overridden)) => {
+                print(format_args!("{} = {}", self.key, inline(&in_force.value)))?;
+                print(format_args!("  from {}", in_force.place))?;
+                for other in overridden {
+                    let value = inline(&other.value);
+                    print(format_args!("  overrides {value} from {}", other.place))?;
+                }
+            }
+        }
+        for attempt in loaded.locked_out.iter().filter(|attempt| is_about(&attempt.key, &self.key))
+        {
+            print(format_args!("  {attempt}"))?;
+        }
+        if let Some(about) = about {
+            print(format_args!("  {}", about.replace('\n', " ")))?;
+        }
+        let may = |why: Option<&str>| why.map_or("yes".to_owned(), |why| format!("no, {why}"));
+        print(format_args!("  may the user change it? {}", may(explained.user)))?;
+        print(format_args!("  may the server change it? {}", may(explained.server)))
+    }
+}
+
+/// Whether one of two keys is the other, or above it.
+fn is_about(one: &str, other: &str) -> bool {
+    let is_above = |above: &str, key: &str| {
+        key.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    is_above(one, other) || is_above(other, one)
+}
+
+/// Every key that has a value or could have one, and what it means.
+fn known(loaded: &Loaded, schema: &Value) -> Vec<(String, Option<String>)> {
+    let about = |options: &Value| options["description"].as_str().map(str::to_owned);
+    let mut known = Vec::new();
+    let properties = |schema: &Value| schema["properties"].as_object().cloned().unwrap_or_default();
+    for (table, options) in properties(schema) {
+        if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == table) {
+            known.push((table, about(&options)));
+            let pipeline = [&loaded.settings.pipeline, &loaded.switched_off];
+            let stages = pipeline.into_iter().flat_map(|pipeline| match kind {
+                Kind::Source => &pipeline.sources,
+                Kind::Filter => &pipeline.filters,
+                Kind::Enricher => &pipeline.enrichers,
+                Kind::Sink => &pipeline.sinks,
+            });
+            for stage in stages {
+                let options = &schema["$defs"][format!("{kind}.{}", stage.stage)];
+                known.push((format!("{kind}.{}", stage.name), about(options)));
+                for (option, schema) in properties(options) {
+                    known.push((format!("{kind}.{}.{option}", stage.name), about(&schema)));
+                }
+            }
+        } else if table != "test" {
+            known.push((table.clone(), about(&options)));
+            let name = options["$ref"].as_str().and_then(|it| it.rsplit('/').next());
+            for (option, schema) in properties(&schema["$defs"][name.unwrap_or_default()]) {
+                known.push((format!("{table}.{option}"), about(&schema)));
+            }
+        }
+    }
+    // Options of free names, such as labels.
+    for shown in loaded.shown() {
+        if !known.iter().any(|(key, _)| *key == shown.key()) {
+            known.push((shown.key(), None));
+        }
+    }
+    known
+}

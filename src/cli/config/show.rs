@@ -1,0 +1,108 @@
+//! `ai-agent config show`: what is in force.
+
+use std::path::Path;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::inline;
+use crate::{
+    cli::{Failure, managed, print, setup::Surroundings},
+    config::{Place, Shown},
+    pipeline::assembly,
+};
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// With the layer, file and line, variable or managed revision that each value comes from.
+    #[arg(long)]
+    origin: bool,
+    /// As JSON: one object, or with `--origin` one object a value.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
+        let surroundings = Surroundings::look()?;
+        let loaded = managed::last_in_force(&surroundings, explicit)?;
+        // Under a misspelt key a secret is not known for one.
+        let context = surroundings.context(&loaded, None, true);
+        if let Some(error) = assembly::check(&loaded, &context).into_iter().next() {
+            return Err(Failure::usage(error));
+        }
+        let shown = loaded.shown();
+        match (self.json, self.origin) {
+            (false, origin) => as_toml(&shown, origin),
+            (true, false) => print(format_args!("{:#}", as_json(&shown))),
+            (true, true) => shown.iter().try_for_each(|it| {
+                let mut line = json!({ "key": it.key(), "value": it.value });
+                if let (Value::Object(line), Value::Object(place)) = (&mut line, origin(&it.place))
+                {
+                    line.extend(place);
+                }
+                print(format_args!("{line}"))
+            }),
+        }
+    }
+}
+
+fn as_toml(shown: &[Shown], with_origin: bool) -> Result<(), Failure> {
+    let mut table: &[String] = &[];
+    let lines: Vec<String> = shown.iter().map(line).collect();
+    let width = lines.iter().map(|line| line.chars().count()).filter(|width| *width <= 60).max();
+    let width = width.unwrap_or_default();
+    for (shown, line) in shown.iter().zip(&lines) {
+        let (_, own) = shown.path.split_last().expect("a key has a part");
+        if own != table {
+            let header: Vec<String> = own.iter().map(|part| key(part)).collect();
+            print(format_args!("\n[{}]", header.join(".")))?;
+            table = own;
+        }
+        match with_origin {
+            true => print(format_args!("{line:<width$}  # {}", shown.place))?,
+            false => print(format_args!("{line}"))?,
+        }
+    }
+    Ok(())
+}
+
+fn line(shown: &Shown) -> String {
+    let name = shown.path.last().map(|part| key(part)).unwrap_or_default();
+    format!("{name} = {}", inline(&shown.value))
+}
+
+/// A part of a key, in quotes where TOML wants them.
+fn key(part: &str) -> String {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    match !part.is_empty() && part.chars().all(is_bare) {
+        true => part.to_owned(),
+        false => toml::Value::from(part).to_string(),
+    }
+}
+
+fn as_json(shown: &[Shown]) -> Value {
+    let mut root = json!({});
+    for it in shown {
+        let place = it.path.iter().fold(&mut root, |table, part| &mut table[part.as_str()]);
+        *place = json!(it.value);
+    }
+    root
+}
+
+fn origin(place: &Place) -> Value {
+    use crate::config::Origin;
+
+    let mut origin = json!({ "layer": place.origin.layer() });
+    match &place.origin {
+        Origin::Environment(variable) => origin["variable"] = json!(variable),
+        Origin::Managed(revision) => origin["revision"] = json!(revision),
+        file => {
+            if let Some(path) = file.file() {
+                origin["file"] = json!(path.to_string_lossy());
+                origin["line"] = json!(place.line);
+            }
+        }
+    }
+    origin
+}

@@ -1,0 +1,193 @@
+//! `ai-agent config try`: what another configuration would do to the sessions on this machine.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use clap::Args;
+use serde_json::json;
+
+use crate::{
+    cli::{
+        Failure, managed, print,
+        progress::Bar,
+        setup::{Surroundings, read_managed},
+    },
+    config::Loaded,
+    pipeline::{
+        accounting::Count,
+        assembly, candidate,
+        dry_run::DryRun,
+        group::{Fate, Seen},
+        judge::{Judge, Outcome},
+    },
+    units::Size,
+};
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// The candidate: a file as `--config` would take it, or one that ends in `.json` as the server
+    /// would manage it.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// As one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
+        let surroundings = Surroundings::look()?;
+        let in_force = managed::last_in_force(&surroundings, explicit)?;
+        let context = surroundings.context(&in_force, None, true);
+        let candidate = self.candidate(&surroundings, explicit)?;
+        let accepted = candidate::accept(&candidate, &context).map_err(Failure::failed)?;
+        if candidate.settings.pipeline.sources != in_force.settings.pipeline.sources {
+            tracing::warn!("the candidate has other sources: those in force are read");
+        }
+        let found = compare(&surroundings, &in_force, accepted.judge)?;
+        if self.json { found.as_json() } else { found.as_text() }
+    }
+
+    fn candidate(
+        &self,
+        surroundings: &Surroundings,
+        explicit: Option<&Path>,
+    ) -> Result<Loaded, Failure> {
+        let candidate = if self.file.extension().is_some_and(|it| it == "json") {
+            surroundings.load_managed(explicit, Some(&read_managed(&self.file)?))
+        } else {
+            return managed::last_in_force(surroundings, Some(&self.file))
+                .map_err(Failure::into_failed);
+        };
+        candidate.map_err(Failure::failed)
+    }
+}
+
+/// Reads every session once, and asks both about each record.
+fn compare(
+    surroundings: &Surroundings,
+    in_force: &Loaded,
+    candidate: Judge,
+) -> Result<Comparison, Failure> {
+    let context = surroundings.context(in_force, None, true);
+    let nobody: Arc<dyn Fn() + Send + Sync> = Arc::new(|| ());
+    let sources = assembly::sources(in_force, &context, &nobody).map_err(Failure::usage)?;
+    let mut stages = assembly::stages(in_force, &context).map_err(Failure::usage)?;
+    let both = Arc::new(Mutex::new((candidate, Comparison::default())));
+    let witness = Arc::clone(&both);
+    stages.witness = Some(Box::new(move |seen| {
+        let (candidate, comparison) = &mut *witness.lock().unwrap_or_else(PoisonError::into_inner);
+        comparison.add(seen, candidate);
+    }));
+    let config = in_force.settings.config_hash();
+    let clock = Arc::clone(&context.clock);
+    let bar = Bar::new();
+    let ran = DryRun { sources, stages, config, clock }.run(|_, totals, survey| {
+        bar.show(totals.share().read().bytes, survey.bytes_unread, survey.files);
+        // As the pipeline does once a group is stored.
+        both.lock().unwrap_or_else(PoisonError::into_inner).0.commit();
+        Ok(())
+    });
+    ran.map_err(Failure::failed)?;
+    let mut both = both.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(std::mem::take(&mut both.1))
+}
+
+/// A filter, its reason, and the `type` of the records that it dropped.
+type Cause = (String, String, String);
+
+/// What became of the records under both.
+#[derive(Default)]
+struct Comparison {
+    read: Count,
+    shipped: Count,
+    would_ship: Count,
+    /// Shipped now, and dropped by the candidate.
+    more: BTreeMap<Cause, Count>,
+    /// Dropped now, and shipped by the candidate.
+    less: BTreeMap<Cause, Count>,
+    /// Bytes cut out, now and by the candidate, by filter.
+    cut: BTreeMap<String, [u64; 2]>,
+}
+
+impl Comparison {
+    fn add(&mut self, seen: &Seen<'_, '_>, candidate: &mut Judge) {
+        if matches!(seen.fate, Fate::Blank) {
+            return;
+        }
+        let record = seen.record;
+        let count = Count::line(record.line().len() as u64);
+        let kind = record.kind().map_or_else(|| "none".to_owned(), |kind| kind.into_owned());
+        let cause = |by: &str, reason: &str| (by.to_owned(), reason.to_owned(), kind.clone());
+        let would = candidate.judge(record);
+        self.read += count;
+        match (&seen.fate, &would) {
+            (Fate::Shipped(_), Outcome::Drop { stage, reason }) => {
+                *self.more.entry(cause(candidate.name(*stage), reason)).or_default() += count;
+            }
+            (Fate::Dropped(by, reason), Outcome::Keep(_)) => {
+                *self.less.entry(cause(by, reason)).or_default() += count;
+            }
+            _ => {}
+        }
+        if let Fate::Shipped(cuts) = seen.fate {
+            self.shipped += count;
+            for cut in cuts {
+                self.cut.entry(cut.by.clone()).or_default()[0] += cut.bytes;
+            }
+        }
+        if let Outcome::Keep(edited) = would {
+            self.would_ship += count;
+            for cut in edited.iter().flat_map(|edited| &edited.cut) {
+                self.cut.entry(cut.by.clone()).or_default()[1] += cut.bytes;
+            }
+        }
+    }
+
+    fn as_text(&self) -> Result<(), Failure> {
+        let row = |what: &str, count: Count| {
+            let size = Size(count.bytes).to_string();
+            print(format_args!("{what:<56} {:>9} lines  {size:>10}", count.lines))
+        };
+        row("read", self.read)?;
+        row("shipped now", self.shipped)?;
+        row("shipped by the candidate", self.would_ship)?;
+        let parts = [("dropped more", &self.more), ("dropped less", &self.less)];
+        for (what, causes) in parts {
+            for ((by, reason, kind), count) in causes {
+                row(&format!("{what}: by {by} ({reason}), type {kind}"), *count)?;
+            }
+        }
+        let changed = self.cut.iter().filter(|(_, [now, then])| now != then);
+        for (by, [now, then]) in changed.clone() {
+            let (now, then) = (Size(*now), Size(*then));
+            print(format_args!("cut out by {by}: {then} instead of {now}"))?;
+        }
+        if self.more.is_empty() && self.less.is_empty() && changed.count() == 0 {
+            print(format_args!("the candidate changes nothing for these sessions"))?;
+        }
+        Ok(())
+    }
+
+    fn as_json(&self) -> Result<(), Failure> {
+        let causes = |causes: &BTreeMap<Cause, Count>| {
+            let causes = causes.iter().map(|((stage, reason, kind), count)| {
+                let (lines, bytes) = (count.lines, count.bytes);
+                json!({ "stage": stage, "reason": reason, "type": kind, "lines": lines, "bytes": bytes })
+            });
+            causes.collect::<Vec<_>>()
+        };
+        let cut = self.cut.iter().map(|(stage, [now, then])| {
+            json!({ "stage": stage, "bytes_now": now, "bytes_candidate": then })
+        });
+        let found = json!({
+            "read": self.read, "shipped_now": self.shipped, "shipped_candidate": self.would_ship,
+            "dropped_more": causes(&self.more), "dropped_less": causes(&self.less),
+            "cut": cut.collect::<Vec<_>>(),
+        });
+        print(format_args!("{found}"))
+    }
+}

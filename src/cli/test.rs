@@ -1,0 +1,69 @@
+//! `ai-agent test`: runs the tests that a configuration carries. Needs no server and no secret.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::{Failure, print, setup::Surroundings};
+use crate::pipeline::{
+    assembly,
+    trial::{self, Mismatch},
+};
+
+/// Runs the `[[test]]` tables of the configuration.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Files that are to be rolled out, as the machine's and those of its `config.d`, the lowest
+    /// first; one that ends in `.json` is a managed configuration. By default what is in force.
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+impl Arguments {
+    pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
+        let loaded = Surroundings::look()?.load_files(&self.files, explicit)?;
+        let mut failed = 0;
+        for test in &loaded.tests {
+            // Each with filters that have seen nothing yet.
+            let mut judge = assembly::judge(&loaded).map_err(Failure::usage)?;
+            let mismatches = trial::run(test, &mut judge);
+            let verdict = if mismatches.is_empty() { "ok    " } else { "FAILED" };
+            print(format_args!("{verdict}  {}", test.name))?;
+            if !mismatches.is_empty() {
+                failed += 1;
+                print(format_args!("        in {}", test.place))?;
+            }
+            for mismatch in &mismatches {
+                let input = &test.lines[mismatch.line - 1].input;
+                show(mismatch, input)?;
+            }
+        }
+        let all = loaded.tests.len();
+        match failed {
+            0 => print(format_args!("{} passed", tests(all))),
+            _ => Err(Failure::failed(format!("{failed} of {} failed", tests(all)))),
+        }
+    }
+}
+
+fn tests(count: usize) -> String {
+    format!("{count} test{}", if count == 1 { "" } else { "s" })
+}
+
+/// A line, and what is different about it.
+fn show(mismatch: &Mismatch, input: &str) -> Result<(), Failure> {
+    let Mismatch { line, expected, found } = mismatch;
+    print(format_args!("        line {line}: {input}"))?;
+    print(format_args!("          expected  {}", expected.in_short()))?;
+    print(format_args!("          got       {}", found.in_short()))?;
+    if let (Some(expected), Some(found)) = (expected.output(), found.output())
+        && expected != found
+    {
+        let same = expected.chars().zip(found.chars()).take_while(|(one, other)| one == other);
+        let same = same.count();
+        print(format_args!("          - {expected}"))?;
+        print(format_args!("          + {found}"))?;
+        print(format_args!("            {:same$}^ from here on", ""))?;
+    }
+    Ok(())
+}

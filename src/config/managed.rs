@@ -1,0 +1,254 @@
+//! What the server manages, under the keys that files use. A pure function of its text and of what
+//! the machine's layers allow.
+
+use figment::value::{Dict, Value};
+use siem_protocol::{ManagedConfig, ManagedError};
+
+use super::{
+    ConfigError, Origin, did_you_mean,
+    error::key_text,
+    layers::{Layer, insert},
+};
+
+/// The kinds of stages whose tables a server may set, where the machine allows it.
+pub(super) const MANAGED_KINDS: [&str; 2] = ["filter", "enricher"];
+
+/// A managed configuration that could be read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Managed {
+    /// What it says.
+    pub config: ManagedConfig,
+    /// Names its content: its own revision, else the `ETag` that it came with.
+    pub revision: Option<String>,
+    /// What is in it that nothing reads: one sentence each.
+    pub warnings: Vec<String>,
+}
+
+impl Managed {
+    /// Reads the body of an answer, which came with `etag`.
+    ///
+    /// # Errors
+    /// [`ManagedError`]: the caller refuses the whole and keeps what is in force.
+    ///
+    /// ```
+    /// use ai_agent::config::Managed;
+    /// let managed = Managed::read(br#"{"version":1,"filtrs":{}}"#, Some("\"e1\""))?;
+    /// assert_eq!(managed.revision.as_deref(), Some("\"e1\""));
+    /// assert!(managed.warnings[0].ends_with("did you mean `filters`?"));
+    /// # Ok::<(), ai_agent::protocol::ManagedError>(())
+    /// ```
+    pub fn read(body: &[u8], etag: Option<&str>) -> Result<Self, ManagedError> {
+        let config = ManagedConfig::parse(body)?;
+        let revision = config.revision.clone().or_else(|| etag.map(str::to_owned));
+        let value = serde_json::from_slice(body).unwrap_or_default();
+        Ok(Self { config, revision, warnings: unknown_members(&value) })
+    }
+
+    /// Its values as a layer: all of it, or none.
+    pub(super) fn layer(&self, allowed: &Allowed) -> Result<Layer, ConfigError> {
+        let origin = Origin::Managed(self.revision.clone());
+        let mut values = Dict::new();
+        for (key, value) in self.pairs() {
+            insert(&mut values, key, value);
+        }
+        if let Some(stages) = &self.config.stages {
+            self.add_stages(stages, allowed, &mut values)?;
+        }
+        if let Some(tests) = &self.config.tests {
+            let tests = self.value(tests, &mut vec!["tests".to_owned()])?;
+            values.insert("test".to_owned(), tests);
+        }
+        Ok(Layer::new(origin, values))
+    }
+
+    /// The members that every machine takes, and the keys of files that they set.
+    fn pairs(&self) -> Vec<(&'static str, Value)> {
+        let ManagedConfig { filters, shipping, compliance, .. } = self.config.clone();
+        let (filters, shipping) = (filters.unwrap_or_default(), shipping.unwrap_or_default());
+        let seconds = |seconds: u64| Value::from(format!("{seconds}s"));
+        let compliance = compliance.map(|policy| Value::serialize(policy).expect("plain values"));
+        let pairs = [
+            ("filter.ignore-types.types", filters.ignore_types.map(Value::from)),
+            ("filter.sidechain.enabled", filters.drop_sidechain.map(Value::from)),
+            ("filter.meta.enabled", filters.drop_meta.map(Value::from)),
+            ("filter.tool-call.enabled", filters.drop_tool_calls.map(Value::from)),
+            ("shipping.batch_size", shipping.batch_size.map(Value::from)),
+            ("shipping.flush_interval", shipping.flush_interval_seconds.map(seconds)),
+            ("compliance", compliance),
+        ];
+        pairs.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+    }
+
+    /// `{"filter": {"NAME": {…}}, "enricher": {…}}`, each for what the machine allows.
+    fn add_stages(
+        &self,
+        stages: &serde_json::Value,
+        allowed: &Allowed,
+        values: &mut Dict,
+    ) -> Result<(), ConfigError> {
+        let table = |value: &serde_json::Value, key: &str| match value.as_object() {
+            Some(table) => Ok(table.clone()),
+            None => Err(self.wrong(key, "must be an object")),
+        };
+        for (kind, named) in table(stages, "stages")? {
+            let key = format!("stages.{kind}");
+            if !MANAGED_KINDS.contains(&&*kind) {
+                let problem = "is not the server's to set: only tables of `filter` and `enricher`";
+                return Err(self.wrong(&key, problem));
+            }
+            for (name, options) in table(&named, &key)? {
+                let key = format!("{key}.{name}");
+                table(&options, &key)?;
+                if !allowed.allows(&kind, &name) {
+                    let problem = format!(
+                        "is not allowed on this machine: its file would have to say \
+                         `managed.allow = [\"{kind}.{name}\"]`"
+                    );
+                    return Err(self.wrong(&key, problem));
+                }
+                let path = &mut vec!["stages".to_owned(), kind.clone(), name.clone()];
+                let mut options = self.value(&options, path)?;
+                // What `filters` says of a built-in filter stays beside what its table says.
+                if let Some(table) = options.as_dict() {
+                    for (option, value) in table.clone() {
+                        let path = [kind.clone(), name.clone(), option];
+                        insert_at(values, &path, value);
+                    }
+                    options = Value::from(Dict::new());
+                }
+                if values.get(&kind).and_then(|k| k.as_dict()?.get(&name)).is_none() {
+                    insert_at(values, &[kind.clone(), name.clone()], options);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// JSON as TOML would have it: TOML has no null.
+    fn value(
+        &self,
+        json: &serde_json::Value,
+        path: &mut Vec<String>,
+    ) -> Result<Value, ConfigError> {
+        use serde_json::Value as Json;
+        Ok(match json {
+            Json::Null => {
+                return Err(self.wrong(&key_text(path), "is null: leave it out instead"));
+            }
+            Json::Bool(boolean) => (*boolean).into(),
+            Json::String(text) => text.clone().into(),
+            Json::Number(number) => {
+                let as_float = || number.as_f64().unwrap_or(f64::MAX).into();
+                let unsigned = || number.as_u64().map_or_else(as_float, Value::from);
+                number.as_i64().map_or_else(unsigned, Value::from)
+            }
+            Json::Array(items) => {
+                let mut values = Vec::new();
+                for (index, item) in items.iter().enumerate() {
+                    path.push(index.to_string());
+                    values.push(self.value(item, path)?);
+                    path.pop();
+                }
+                values.into()
+            }
+            Json::Object(members) => {
+                let mut dict = Dict::new();
+                for (name, member) in members {
+                    path.push(name.clone());
+                    dict.insert(name.clone(), self.value(member, path)?);
+                    path.pop();
+                }
+                dict.into()
+            }
+        })
+    }
+
+    fn wrong(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+        let place = Origin::Managed(self.revision.clone()).into();
+        ConfigError::Value { key: key.to_owned(), place, problem: problem.into() }
+    }
+}
+
+impl From<ManagedConfig> for Managed {
+    fn from(config: ManagedConfig) -> Self {
+        let revision = config.revision.clone();
+        Self { config, revision, warnings: Vec::new() }
+    }
+}
+
+/// As [`insert`], for names that may hold a dot.
+fn insert_at(values: &mut Dict, path: &[String], value: Value) {
+    match path {
+        [] => {}
+        [key] => {
+            values.insert(key.clone(), value);
+        }
+        [table, rest @ ..] => {
+            let table = values.entry(table.clone()).or_insert_with(|| Dict::new().into());
+            if let Value::Dict(_, table) = table {
+                insert_at(table, rest, value);
+            }
+        }
+    }
+}
+
+/// Which tables of stages the server may set here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Allowed(Vec<String>);
+
+impl Allowed {
+    /// Reads `managed.allow` of the highest layer that has it. What is no list of texts is another's
+    /// error.
+    pub(super) fn read(layers: &[Layer]) -> Self {
+        let list = layers.iter().rev().find_map(|layer| {
+            layer.values.get("managed")?.as_dict()?.get("allow")?.as_array().map(<[Value]>::to_vec)
+        });
+        let texts = list.into_iter().flatten();
+        Self(texts.filter_map(|text| text.as_str().map(str::to_owned)).collect())
+    }
+
+    pub(super) fn allows(&self, kind: &str, name: &str) -> bool {
+        let is_it = |allowed: &String| match allowed.split_once('.') {
+            Some((allowed_kind, allowed)) => {
+                allowed_kind == kind && (allowed == "*" || allowed == name)
+            }
+            None => false,
+        };
+        self.0.iter().any(is_it)
+    }
+
+    /// Whether an item of `managed.allow` can mean anything.
+    pub(super) fn is_pattern(text: &str) -> bool {
+        let named = |(kind, name): (&str, &str)| {
+            MANAGED_KINDS.contains(&kind) && !name.is_empty() && !name.contains('.')
+        };
+        text.split_once('.').is_some_and(named)
+    }
+}
+
+/// Members that this version does not know: a newer server's, or misspelt.
+fn unknown_members(body: &serde_json::Value) -> Vec<String> {
+    let schema = schemars::schema_for!(ManagedConfig).to_value();
+    let names = |schema: &serde_json::Value| -> Vec<String> {
+        schema["properties"].as_object().into_iter().flat_map(|it| it.keys().cloned()).collect()
+    };
+    let mut unknown = Vec::new();
+    let mut look = |value: &serde_json::Value, known: &[String], table: &str| {
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        let members = value.as_object().into_iter().flat_map(|members| members.keys());
+        for member in members.filter(|member| !known.contains(&member.as_str())) {
+            let hint = did_you_mean(member, &known)
+                .map_or(String::new(), |near| format!(": did you mean `{near}`?"));
+            unknown.push(format!(
+                "`{table}{member}` in the managed configuration is unknown, it has no effect{hint}"
+            ));
+        }
+    };
+    look(body, &names(&schema), "");
+    for (section, definition) in
+        [("filters", "Filters"), ("shipping", "Shipping"), ("compliance", "Compliance")]
+    {
+        look(&body[section], &names(&schema["$defs"][definition]), &format!("{section}."));
+    }
+    unknown
+}

@@ -1,0 +1,176 @@
+//! Where each value comes from, what it overrides, and who may change it.
+
+use figment::value::{Dict, Value};
+
+use super::{
+    KINDS, Loaded, Origin, Place, error::key_text, managed::Allowed, merged::step, options::masked,
+    secret,
+};
+
+/// A value in force, without secrets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shown {
+    /// Its key, part by part.
+    pub path: Vec<String>,
+    /// The value; `***` for a secret.
+    pub value: Value,
+    /// Where it comes from.
+    pub place: Place,
+}
+
+/// What there is to know about one key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Explained {
+    /// The values that layers give it, the one in force first.
+    pub values: Vec<Shown>,
+    /// Why the user may not change it; `None` when they may.
+    pub user: Option<&'static str>,
+    /// Why the server may not change it; `None` when it may.
+    pub server: Option<&'static str>,
+}
+
+/// Keys that the server may always set, with all that is below them.
+const SERVERS: [&str; 7] = [
+    "filter.ignore-types.types",
+    "filter.sidechain.enabled",
+    "filter.meta.enabled",
+    "filter.tool-call.enabled",
+    "shipping.batch_size",
+    "shipping.flush_interval",
+    "compliance",
+];
+
+/// Tables in the order in which a person reads them.
+const ORDER: [&str; 11] = [
+    "locked",
+    "agent",
+    "shipping",
+    "outbox",
+    "managed",
+    "compliance",
+    "pipeline",
+    "source",
+    "filter",
+    "enricher",
+    "sink",
+];
+
+impl Loaded {
+    /// Every value in force, table by table. Tables of stages that no list names are left out: they
+    /// have no effect.
+    #[must_use]
+    pub fn shown(&self) -> Vec<Shown> {
+        let mut shown = Vec::new();
+        for table in ORDER {
+            let Some(value) = step(&self.merged.root, table) else { continue };
+            self.collect(&mut vec![table.to_owned()], value, &mut shown);
+        }
+        shown
+    }
+
+    fn collect(&self, path: &mut Vec<String>, value: &Value, shown: &mut Vec<Shown>) {
+        if let [kind, name] = path.as_slice()
+            && KINDS.contains(&&**kind)
+            && self.type_of_stage(kind, name).is_none()
+        {
+            return;
+        }
+        let Value::Dict(_, dict) = value else {
+            let place = self.merged.place(path, value);
+            shown.push(Shown { path: path.clone(), value: without_secrets(path, value), place });
+            return;
+        };
+        // A table's own values stand before the tables in it, as TOML wants it.
+        let (below, own): (Vec<_>, Vec<_>) =
+            dict.iter().partition(|(_, value)| matches!(value, Value::Dict(..)));
+        for (key, value) in own.into_iter().chain(below) {
+            path.push(key.clone());
+            self.collect(path, value, shown);
+            path.pop();
+        }
+    }
+
+    /// The type of a stage that a list names.
+    #[must_use]
+    pub fn type_of_stage(&self, kind: &str, name: &str) -> Option<&str> {
+        let lists = [&self.settings.pipeline, &self.switched_off].map(|it| match kind {
+            "source" => &it.sources,
+            "filter" => &it.filters,
+            "enricher" => &it.enrichers,
+            _ => &it.sinks,
+        });
+        lists.into_iter().flatten().find(|it| it.name == name).map(|it| &*it.stage)
+    }
+
+    /// Says what there is to know about the value at `path`.
+    #[must_use]
+    pub fn explain_key(&self, path: &[String]) -> Explained {
+        let mut values = Vec::new();
+        for layer in self.merged.layers.iter().rev() {
+            let root = Value::from(layer.values.clone());
+            let found = path.iter().try_fold(&root, |value, part| step(value, part));
+            if let Some(value) = found.filter(|value| !is_empty_table(value)) {
+                let value = without_secrets(path, value);
+                values.push(Shown { path: path.to_owned(), value, place: layer.place(path) });
+            }
+        }
+        let refused = |origin: &Origin| {
+            (1..=path.len()).find_map(|length| self.locks.refusal(origin, &path[..length]))
+        };
+        let may_server = {
+            let key = path.join(".");
+            let mut always = SERVERS.iter();
+            always.any(|own| key == *own || key.starts_with(&format!("{own}.")))
+                || matches!(path, [kind, name, ..]
+                    if Allowed::read(&self.merged.layers).allows(kind, name))
+        };
+        let of_server = (!may_server).then_some("`managed.allow` does not name it");
+        Explained {
+            values,
+            user: refused(&Origin::User("".into())),
+            server: refused(&Origin::Managed(None)).or(of_server),
+        }
+    }
+}
+
+impl Shown {
+    /// `filter.ignore-types.types`.
+    #[must_use]
+    pub fn key(&self) -> String {
+        key_text(&self.path)
+    }
+}
+
+fn is_empty_table(value: &Value) -> bool {
+    value.as_dict().is_some_and(Dict::is_empty)
+}
+
+/// The value with `***` for what must not be printed.
+fn without_secrets(path: &[String], value: &Value) -> Value {
+    if path.iter().any(|part| secret::is_secret_key(part)) {
+        return secret::MASK.into();
+    }
+    without_passwords(masked(value))
+}
+
+/// URLs without the user and password that they may hold.
+fn without_passwords(value: Value) -> Value {
+    match value {
+        Value::String(tag, text) => {
+            let hidden = text.split_once("://").and_then(|(scheme, rest)| {
+                let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+                let at = authority.rfind('@')?;
+                Some(format!("{scheme}://{}{}", secret::MASK, &rest[at..]))
+            });
+            Value::String(tag, hidden.unwrap_or(text))
+        }
+        Value::Array(tag, items) => {
+            Value::Array(tag, items.into_iter().map(without_passwords).collect())
+        }
+        Value::Dict(tag, dict) => {
+            let items = dict.into_iter().map(|(key, value)| (key, without_passwords(value)));
+            Value::Dict(tag, items.collect())
+        }
+        other => other,
+    }
+}

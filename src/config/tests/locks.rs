@@ -1,0 +1,90 @@
+//! Who may change what.
+
+use super::*;
+
+const BY: &str = "has no effect: the machine's file locks it";
+
+fn managed(json: &str) -> Managed {
+    Managed::read(json.as_bytes(), None).unwrap()
+}
+
+#[test]
+fn a_locked_key_is_the_machines() {
+    let machine = Machine::new()
+        .machine(
+            "locked = [\"sink.siem.endpoint\", \"filter.*.enabled\", \"shipping\"]\n\
+             [sink.siem]\nendpoint = \"https://machine\"",
+        )
+        .user("[sink.siem]\nendpoint = \"https://user\"\n[shipping]\nbatch_size = 7")
+        .explicit("[filter.meta]\nenabled = true")
+        .variable("CLAUDE_SIEM_ENDPOINT", "https://variable")
+        .managed(managed(
+            r#"{"version":1,"revision":"r7","filters":{"drop_sidechain":true,"ignore_types":["x"]},
+                "shipping":{"flush_interval_seconds":9}}"#,
+        ));
+    let loaded = machine.load().unwrap();
+    let Settings { shipping, pipeline, .. } = &loaded.settings;
+    assert_eq!(
+        pipeline.sinks[0].options.get("endpoint").unwrap().as_str(),
+        Some("https://machine")
+    );
+    assert_eq!(names(&pipeline.filters), ["compact", "dedupe", "ignore-types"]);
+    assert_eq!(*shipping, Shipping::default());
+    assert_eq!(types(&loaded.settings), ["x"], "what is not locked is still the server's");
+    let expected = [
+        format!("`shipping` in the user's file `DIR/home/config.toml:3` {BY}"),
+        format!("`sink.siem.endpoint` in the user's file `DIR/home/config.toml:2` {BY}"),
+        format!("`filter.meta.enabled` in the file `DIR/explicit.toml:2` of --config {BY}"),
+        format!("`sink.siem.endpoint` in the environment variable `CLAUDE_SIEM_ENDPOINT` {BY}"),
+        format!("`filter.sidechain.enabled` in the server's managed configuration `r7` {BY}"),
+        format!("`shipping` in the server's managed configuration `r7` {BY}"),
+    ];
+    assert_eq!(machine.warnings(), expected);
+    let layers: Vec<_> = loaded.locked_out.iter().map(|it| it.place.origin.layer()).collect();
+    assert_eq!(layers, ["user", "user", "command-line", "environment", "managed", "managed"]);
+}
+
+/// With `type = "stdout"` none of the options that are locked would count.
+#[test]
+fn the_type_of_a_stage_with_a_locked_option_is_locked_too() {
+    let machine = Machine::new()
+        .machine("locked = [\"sink.siem.endpoint\"]\n[sink.siem]\nendpoint = \"https://machine\"")
+        .user("[sink.siem]\ntype = \"stdout\"");
+    let sink = &machine.settings().pipeline.sinks[0];
+    assert_eq!(sink.stage, "http-siem");
+    assert_eq!(sink.options.get("endpoint").unwrap().as_str(), Some("https://machine"));
+}
+
+#[test]
+fn only_the_machines_file_locks() {
+    let machine = user("locked = [\"shipping\"]").explicit("shipping.batch_size = 7");
+    assert_eq!(machine.settings().shipping.batch_size, 7);
+    assert_eq!(
+        machine.warnings(),
+        ["`locked` in the user's file `DIR/home/config.toml:1` has no effect: only the machine's \
+          file can lock keys"]
+    );
+}
+
+#[test]
+fn what_the_server_may_set_is_the_machines_where_it_has_a_file() {
+    let labels = r#"{"version":1,"stages":{"enricher":{"labels":{"labels":{"team":"x"}}}}}"#;
+    let user_allows = user("managed.allow = [\"enricher.*\"]").managed(managed(labels));
+    let settings = user_allows.settings();
+    assert_eq!(names(&settings.pipeline.enrichers), ["host", "labels"]);
+
+    let machine = user_allows.machine("");
+    assert_eq!(
+        machine.error(),
+        "`stages.enricher.labels` in the server's managed configuration is not allowed on this \
+         machine: its file would have to say `managed.allow = [\"enricher.labels\"]`"
+    );
+    let machine = machine.managed(managed(r#"{"version":1}"#));
+    assert_eq!(
+        machine.warnings(),
+        [
+            "`managed` in the user's file `DIR/home/config.toml:1` has no effect: only the machine's \
+          file can set it"
+        ]
+    );
+}

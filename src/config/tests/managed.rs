@@ -1,0 +1,255 @@
+//! What the server manages, over what a machine has.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+const ALLOWS: &str = "[managed]\nallow = [\"filter.*\", \"enricher.labels\"]";
+
+fn read(json: &Value) -> Managed {
+    Managed::read(json.to_string().as_bytes(), None).unwrap()
+}
+
+fn over(machine: &str, json: &Value) -> Machine {
+    Machine::new().machine(machine).managed(read(json))
+}
+
+#[test]
+fn each_member_sets_the_key_of_a_file() {
+    let machine = over(
+        "",
+        &json!({
+            "version": 1,
+            "filters": {"ignore_types": ["a"], "drop_meta": true},
+            "shipping": {"batch_size": 3, "flush_interval_seconds": 0},
+            "compliance": {
+                "permitted_email_domains": ["company.com", "*.company.com"],
+                "permitted_org_ids": ["org"],
+                "banner": "b", "action": "block", "violation_message": "m",
+                "require_account": true, "on_error": "block", "transcript_within_seconds": 60,
+            },
+        }),
+    );
+    let Settings { shipping, pipeline, compliance, .. } = machine.settings();
+    assert_eq!(names(&pipeline.filters), ["compact", "dedupe", "ignore-types", "meta"]);
+    assert_eq!((shipping.batch_size, shipping.flush_interval.as_secs()), (3, 0));
+    assert_eq!(compliance, machine.managed.as_ref().unwrap().config.clone().compliance.unwrap());
+}
+
+#[test]
+fn what_is_absent_leaves_the_local_value() {
+    let local = "[compliance]\nbanner = \"local\"\naction = \"warn\"";
+    let settings =
+        over(local, &json!({"version": 1, "compliance": {"action": "block"}})).settings();
+    assert_eq!(settings.compliance.banner.as_deref(), Some("local"));
+    assert_eq!(settings.compliance.action, Some(siem_protocol::managed::Action::Block));
+}
+
+#[test]
+fn tables_of_stages_go_where_the_machine_allows_it() {
+    let settings = over(
+        &format!("pipeline.filters = [\"mine\"]\n[filter.mine]\ntype = \"ignore-types\"\n{ALLOWS}"),
+        &json!({
+            "version": 1,
+            "filters": {"drop_meta": true},
+            "stages": {
+                "filter": {
+                    "mine": {"types": ["x"]},
+                    "new": {"type": "ignore-types", "types": ["y"]},
+                    "another": {"type": "meta", "enabled": false},
+                    "meta": {},
+                },
+                "enricher": {"labels": {"labels": {"team": "t"}}},
+            },
+        }),
+    )
+    .settings();
+    let filters = &settings.pipeline.filters;
+    assert_eq!(
+        names(filters),
+        ["compact", "dedupe", "ignore-types", "meta", "mine", "new"],
+        "one that no list names runs last"
+    );
+    let mine: Vec<String> =
+        stage(filters, "mine").options.get("types").unwrap().deserialize().unwrap();
+    assert_eq!((stage(filters, "mine").stage.as_str(), mine), ("ignore-types", vec!["x".into()]));
+    assert_eq!(names(&settings.pipeline.enrichers), ["host", "labels"]);
+}
+
+#[test]
+fn a_list_that_is_locked_takes_no_new_stage() {
+    let machine = over(
+        &format!("locked = [\"pipeline.filters\"]\n{ALLOWS}"),
+        &json!({"version": 1, "stages": {"filter": {"new": {"type": "meta"}}}}),
+    );
+    assert_eq!(names(&machine.settings().pipeline.filters), ["compact", "dedupe", "ignore-types"]);
+    assert_eq!(
+        machine.warnings(),
+        ["the table `[filter.new]` in the server's managed configuration has no effect: \
+          `pipeline.filters` does not name `new`"]
+    );
+}
+
+/// Each is refused whole, and its author is told which key it is.
+#[test]
+fn what_is_wrong_is_named() {
+    let cases = [
+        (
+            json!({"stages": {"sink": {"mine": {"type": "stdout"}}}}),
+            "`stages.sink` in M is not the server's to set: only tables of `filter` and `enricher`",
+        ),
+        (
+            json!({"stages": {"source": {}}}),
+            "`stages.source` in M is not the server's to set: only tables of `filter` and \
+             `enricher`",
+        ),
+        (json!({"stages": ["x"]}), "`stages` in M must be an object"),
+        (json!({"stages": {"filter": {"x": 1}}}), "`stages.filter.x` in M must be an object"),
+        (
+            json!({"stages": {"enricher": {"host": {}}}}),
+            "`stages.enricher.host` in M is not allowed on this machine: its file would have to \
+             say `managed.allow = [\"enricher.host\"]`",
+        ),
+        (
+            json!({"stages": {"filter": {"x": {"types": [null]}}}}),
+            "`stages.filter.x.types[0]` in M is null: leave it out instead",
+        ),
+        (
+            json!({"stages": {"filter": {"Bad_Name": {}}}}),
+            "`pipeline.filters[6]` in M is \"Bad_Name\" for a name, must be lower-case words with \
+             hyphens, as `my-stage`",
+        ),
+        (
+            json!({"stages": {"filter": {"dedupe": {"enabled": false}}}}),
+            "`filter.dedupe.enabled` in M is false, but `dedupe` is always on: remove this line",
+        ),
+        (
+            json!({"compliance": {"permitted_email_domains": ["a.com", "@b.com"]}}),
+            "`compliance.permitted_email_domains[1]` in M is \"@b.com\", must be the part of an \
+             address after the `@`, as `company.com`, or `*.company.com` for its subdomains",
+        ),
+        (
+            json!({"compliance": {"permitted_org_ids": [" "]}}),
+            "`compliance.permitted_org_ids[0]` in M is empty, must be the id of an organisation",
+        ),
+        (json!({"tests": {}}), "`test` in M must be a list of tables, `[[test]]`"),
+        (
+            json!({"tests": [{"name": "t", "lines": [{"input": "", "expect": "kep"}]}]}),
+            "`tests[0].lines[0].expect` in M is \"kep\", expected `keep`, `drop` or `edit`: did \
+             you mean `keep`?",
+        ),
+    ];
+    for (mut config, expected) in cases {
+        config["version"] = 1.into();
+        config["revision"] = "r1".into();
+        let expected = expected.replace('M', "the server's managed configuration `r1`");
+        assert_eq!(over(ALLOWS, &config).error(), expected, "{config}");
+    }
+}
+
+#[test]
+fn what_is_too_large_is_not_read() {
+    let body = format!("{{\"version\":1,\"x\":\"{}\"}}", "x".repeat(4 << 20));
+    let error = Managed::read(body.as_bytes(), None).unwrap_err().to_string();
+    assert_eq!(error, "the managed configuration is larger than 4 MiB");
+}
+
+#[test]
+fn an_unknown_member_is_a_warning_with_a_suggestion() {
+    let managed = read(&json!({
+        "version": 1, "flters": {}, "colour": 1,
+        "filters": {"drop_metas": true}, "shipping": {"batchsize": 1},
+        "compliance": {"baner": "x"},
+    }));
+    let unknown = |member: &str, hint: &str| {
+        format!("`{member}` in the managed configuration is unknown, it has no effect{hint}")
+    };
+    assert_eq!(
+        managed.warnings,
+        [
+            unknown("colour", ""),
+            unknown("flters", ": did you mean `filters`?"),
+            unknown("filters.drop_metas", ": did you mean `drop_meta`?"),
+            unknown("shipping.batchsize", ": did you mean `batch_size`?"),
+            unknown("compliance.baner", ": did you mean `banner`?"),
+        ]
+    );
+}
+
+#[test]
+fn a_revision_is_its_own_or_the_etag() {
+    let revision = |body: &str| Managed::read(body.as_bytes(), Some("\"e\"")).unwrap().revision;
+    assert_eq!(revision(r#"{"version":1}"#).as_deref(), Some("\"e\""));
+    assert_eq!(revision(r#"{"version":1,"revision":"r"}"#).as_deref(), Some("r"));
+}
+
+/// Any JSON, small, with the names that mean something among its keys.
+fn anything() -> impl Strategy<Value = Value> {
+    let word = prop_oneof![
+        Just("filter"),
+        Just("sink"),
+        Just("enricher"),
+        Just("labels"),
+        Just("type"),
+        Just("meta"),
+        Just("enabled"),
+        Just("ignore-types"),
+        Just("types"),
+        Just("name"),
+        Just("lines"),
+        Just("input"),
+        Just("expect"),
+        Just("keep"),
+        Just("x.y"),
+        Just(""),
+    ];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        word.clone().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 24, 4, move |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::btree_map(word.clone().prop_map(str::to_owned), inner, 0..4)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Whatever a server says: no panic, nothing but filters, enrichers, shipping and the policy
+    /// changes, and what the machine does not allow changes nothing.
+    #[test]
+    fn never_touches_what_is_the_machines(
+        stages in anything(), tests in anything(), allowed in any::<bool>(), size in 0u64..20_000,
+    ) {
+        let body = json!({
+            "version": 1, "stages": stages, "tests": tests, "shipping": {"batch_size": size},
+            "sink": {"siem": {"endpoint": "https://evil"}}, "locked": [], "agent": {"state_dir": "/x"},
+        });
+        let local = Machine::new().machine(if allowed { ALLOWS } else { "" });
+        let before = local.settings();
+        let Ok(managed) = Managed::read(body.to_string().as_bytes(), None) else {
+            prop_assert!(!(1..=10_000).contains(&size));
+            return Ok(());
+        };
+        let Ok(loaded) = local.managed(managed).load() else { return Ok(()) };
+        let after = loaded.settings;
+        prop_assert_eq!(&after.pipeline.sinks, &before.pipeline.sinks);
+        prop_assert_eq!(&after.pipeline.sources, &before.pipeline.sources);
+        prop_assert_eq!(&after.agent, &before.agent);
+        prop_assert_eq!(&after.outbox, &before.outbox);
+        prop_assert_eq!(after.shipping.batch_size as u64, size);
+        prop_assert!(after.pipeline.filters[..2].iter().map(|it| &*it.name).eq(ALWAYS_ON));
+        if !allowed {
+            prop_assert_eq!(&after.pipeline.filters, &before.pipeline.filters);
+            prop_assert_eq!(&after.pipeline.enrichers, &before.pipeline.enrichers);
+        }
+    }
+}

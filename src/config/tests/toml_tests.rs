@@ -1,0 +1,63 @@
+//! `[[test]]` tables.
+
+use super::*;
+
+const GOOD: &str = "[[test]]\nname = \"a\"\nlines = [{ input = '{}', expect = \"keep\" }]";
+
+#[test]
+fn those_of_all_layers_count_and_know_their_place() {
+    let managed = br#"{"version":1,"tests":[{"name":"m","lines":[{"input":"","expect":"keep"}]}]}"#;
+    let machine = Machine::new()
+        .machine(&format!("{GOOD}\n{GOOD}"))
+        .user(&format!("\n{GOOD}"))
+        .managed(Managed::read(managed, None).unwrap());
+    let tests = machine.load().unwrap().tests;
+    let places: Vec<_> = tests.iter().map(|test| machine.plain(&test.place.to_string())).collect();
+    assert_eq!(
+        places,
+        [
+            "the machine's file `DIR/etc/config.toml:1`",
+            "the machine's file `DIR/etc/config.toml:4`",
+            "the user's file `DIR/home/config.toml:2`",
+            "the server's managed configuration",
+        ]
+    );
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let cases = [
+        ("test = 1", "`test` in FILE:1` must be a list of tables, `[[test]]`"),
+        ("\n[[test]]\nlines = []", "`test[0].name` is missing: add it under `[test[0]]`"),
+        (
+            "\n[[test]]\nname = \"a\"\nlines = []",
+            "`test[0]` in FILE:2` has no `lines`: one at least is needed",
+        ),
+        (
+            "[[test]]\nname = \"a\"\nlines = [\n{ input = '', expct = \"keep\" }]",
+            "unknown key `test[0].lines[0].expct` in FILE:4`: did you mean `expect`?",
+        ),
+        (
+            "[[test]]\nname = \"a\"\nlines = [{ input = '', expect = \"keep\", by = \"x\" }]",
+            "`test[0].lines[0].by` in FILE:3` is of no use here: no filter decides what is kept",
+        ),
+        (
+            "[[test]]\nname = \"a\"\nlines = [{ input = '', expect = \"edit\", reason = \"x\" }]",
+            "`test[0].lines[0].reason` in FILE:3` is of no use here: only a drop has one",
+        ),
+        (
+            "[[test]]\nname = \"a\"\nlines = [{ input = '', expect = \"drop\", output = \"x\" }]",
+            "`test[0].lines[0].output` in FILE:3` is of no use here: only an edit has one",
+        ),
+    ];
+    for (text, expected) in cases {
+        let expected = expected.replace("FILE", "the user's file `DIR/home/config.toml");
+        assert_eq!(user(text).error(), expected, "{text}");
+    }
+}
+
+/// A test changes nothing about how records are judged.
+#[test]
+fn they_are_no_part_of_the_hash() {
+    assert_eq!(user(GOOD).settings().config_hash(), user("").settings().config_hash());
+}

@@ -1,0 +1,146 @@
+//! TOML as files have it: values, and the line of each.
+
+use std::collections::BTreeMap;
+
+use figment::value::{Dict, Value};
+use toml::de::{DeTable, DeValue};
+
+/// The values of a text, and where they stand.
+#[derive(Clone, Debug)]
+pub(super) struct Parsed {
+    pub(super) values: Dict,
+    pub(super) lines: Lines,
+}
+
+/// The line of each key and list item of a text.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lines(BTreeMap<Vec<String>, usize>);
+
+impl Lines {
+    /// The line of the value at `path`, or of the nearest above it that stands there.
+    pub(super) fn of(&self, path: &[String]) -> Option<usize> {
+        (1..=path.len()).rev().find_map(|length| self.0.get(&path[..length]).copied())
+    }
+}
+
+/// Reads TOML.
+pub(super) fn parse(text: &str) -> Result<Parsed, SyntaxError> {
+    let wrong = |error| SyntaxError::new(text, &error);
+    let values = dict(text.parse().map_err(wrong)?);
+    let spans = DeTable::parse(text).map_err(wrong)?;
+    let mut starts = vec![0];
+    starts.extend(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1));
+    let mut lines = Lines::default();
+    let mut path = Vec::new();
+    lines.add_table(spans.get_ref(), &mut path, &starts);
+    Ok(Parsed { values, lines })
+}
+
+impl Lines {
+    fn add_table(&mut self, table: &DeTable<'_>, path: &mut Vec<String>, starts: &[usize]) {
+        for (key, value) in table {
+            path.push(key.get_ref().to_string());
+            self.add(key.span().start, path, starts);
+            self.add_below(value.get_ref(), path, starts);
+            path.pop();
+        }
+    }
+
+    fn add_below(&mut self, value: &DeValue<'_>, path: &mut Vec<String>, starts: &[usize]) {
+        match value {
+            DeValue::Table(table) => self.add_table(table, path, starts),
+            DeValue::Array(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    path.push(index.to_string());
+                    self.add(item.span().start, path, starts);
+                    self.add_below(item.get_ref(), path, starts);
+                    path.pop();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn add(&mut self, at: usize, path: &[String], starts: &[usize]) {
+        self.0.insert(path.to_owned(), starts.partition_point(|start| *start <= at));
+    }
+}
+
+fn dict(table: toml::Table) -> Dict {
+    table.into_iter().map(|(key, item)| (key, value(item))).collect()
+}
+
+fn value(item: toml::Value) -> Value {
+    match item {
+        toml::Value::String(text) => text.into(),
+        toml::Value::Integer(number) => number.into(),
+        toml::Value::Float(number) => number.into(),
+        toml::Value::Boolean(boolean) => boolean.into(),
+        toml::Value::Datetime(time) => time.to_string().into(),
+        toml::Value::Array(items) => items.into_iter().map(value).collect::<Vec<_>>().into(),
+        toml::Value::Table(table) => dict(table).into(),
+    }
+}
+
+/// Where and why a text is no TOML. It does not quote the text, which may hold a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}, column {column}: {problem}")]
+pub struct SyntaxError {
+    /// The line, from 1.
+    pub line: usize,
+    /// The column in characters, from 1.
+    pub column: usize,
+    /// What is wrong there.
+    pub problem: String,
+}
+
+impl SyntaxError {
+    fn new(text: &str, error: &toml::de::Error) -> Self {
+        let start = error.span().map_or(0, |span| span.start.min(text.len()));
+        let before = &text.as_bytes()[..start];
+        let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let characters = before[line_start..].iter().filter(|b| (**b & 0xc0) != 0x80).count();
+        Self {
+            line: 1 + before.iter().filter(|b| **b == b'\n').count(),
+            column: 1 + characters,
+            problem: error.message().to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str, path: &str) -> Option<usize> {
+        let path: Vec<String> = path.split('.').map(str::to_owned).collect();
+        parse(text).unwrap().lines.of(&path)
+    }
+
+    #[test]
+    fn knows_the_line_of_each_key() {
+        let text = "# first\na = 1\n[b]\nc = [\n  \"x\",\n  \"y\",\n]\n\n[d.e]\nf.g = { h = 1 }\n\
+                    [[t]]\nn = 1\n[[t]]\nn = 2\n";
+        for (path, expected) in [
+            ("a", 2),
+            ("b", 3),
+            ("b.c", 4),
+            ("b.c.1", 6),
+            ("d", 9),
+            ("d.e", 9),
+            ("d.e.f.g.h", 10),
+            ("t.0", 11),
+            ("t.0.n", 12),
+            ("t.1", 13),
+            ("t.1.n", 14),
+        ] {
+            assert_eq!(line(text, path), Some(expected), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_stand_there_has_the_line_of_what_is_above_it() {
+        assert_eq!(line("\n[a]\nb = 1", "a.c"), Some(2));
+        assert_eq!(line("\n[a]\nb = 1", "x"), None);
+    }
+}

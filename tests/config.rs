@@ -1,0 +1,602 @@
+//! `ai-agent config` and `ai-agent test`: what an administrator sees.
+#![allow(clippy::unwrap_used, reason = "a test ends there")]
+#![cfg(unix)]
+
+mod support;
+
+use std::{fs, path::Path};
+
+use serde_json::{Value, json};
+use support::{
+    SECRET, TOKEN, entries, files_below,
+    home::Home,
+    receiver::{Receiver, wait_for},
+    scripted::Scripted,
+};
+
+const USER: &str = ".config/ai-agent/config.toml";
+
+/// A home whose user's file is `text`.
+fn home(text: &str) -> Home {
+    let home = Home::new();
+    write(&home, USER, text);
+    home
+}
+
+fn write(home: &Home, name: &str, text: &str) -> String {
+    let path = home.path().join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// What a command printed, with `HOME` for the directory that changes from run to run.
+fn plain(home: &Home, text: &str) -> String {
+    text.replace(home.path().to_str().unwrap(), "HOME")
+}
+
+fn printed(home: &Home, arguments: &[&str]) -> String {
+    plain(home, home.agent(arguments).succeed().text())
+}
+
+fn error(home: &Home, arguments: &[&str], code: i32) -> String {
+    let ended = home.agent(arguments).run();
+    assert_eq!(ended.code, Some(code), "{}{}", ended.text(), ended.stderr);
+    let start = ended.stderr.find("error: ").unwrap();
+    plain(home, &ended.stderr[start..])
+}
+
+mod show {
+    use super::*;
+
+    #[test]
+    fn what_it_prints_is_a_configuration_that_says_the_same() {
+        let home = home(
+            "[agent]\nstate_dir = \"~/there\"\n[filter.ignore-types]\ntypes = [\"a\", \"ü\"]\n\
+             [pipeline]\nenrichers = [\"labels\"]\n[enricher.labels.labels]\n\"a b\" = \"c\"\n",
+        );
+        let shown = printed(&home, &["config", "show"]);
+        let table: toml::Table = shown.parse().unwrap();
+        assert_eq!(table["filter"]["ignore-types"]["types"][1].as_str(), Some("ü"));
+        assert_eq!(table["enricher"]["labels"]["labels"]["a b"].as_str(), Some("c"));
+        assert!(table["enricher"].get("host").is_none(), "what no list names has no effect");
+        let json: Value =
+            serde_json::from_str(&printed(&home, &["config", "show", "--json"])).unwrap();
+        assert_eq!(json, serde_json::to_value(&table).unwrap());
+        fs::write(home.path().join(USER), &shown).unwrap();
+        assert_eq!(printed(&home, &["config", "show"]), shown);
+    }
+
+    #[test]
+    fn every_value_says_where_it_comes_from() {
+        let home = home("[shipping]\nbatch_size = 7\n");
+        let text = home
+            .agent(&["config", "show", "--origin"])
+            .env("CLAUDE_SIEM_POLL_INTERVAL", "100s")
+            .succeed();
+        let text = plain(&home, text.text());
+        let origin = |start: &str| {
+            let line = text.lines().find(|line| line.starts_with(start)).unwrap();
+            line.split_once("  # ").unwrap().1.to_owned()
+        };
+        assert_eq!(
+            origin("batch_size = 7"),
+            "the user's file `HOME/.config/ai-agent/config.toml:2`"
+        );
+        let variable = "the environment variable `CLAUDE_SIEM_POLL_INTERVAL`";
+        assert_eq!(origin("poll_interval = \"100s\""), variable);
+        assert_eq!(origin("watch = true"), "the built-in defaults");
+
+        let lines = printed(&home, &["config", "show", "--origin", "--json"]);
+        let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let size = lines.into_iter().find(|line| line["key"] == "shipping.batch_size").unwrap();
+        let file = "HOME/.config/ai-agent/config.toml";
+        assert_eq!(
+            size,
+            json!({
+                "key": "shipping.batch_size", "value": 7, "layer": "user", "file": file, "line": 2,
+            })
+        );
+    }
+
+    /// Whatever the key or the URL that somebody wrote it into. [`support`] looks for the secrets in
+    /// everything that an agent prints.
+    #[test]
+    fn secrets_are_hidden() {
+        let text = format!(
+            "[pipeline]\nenrichers = [\"labels\"]\n[sink.siem]\ntoken = \"{TOKEN}\"\n\
+             hmac_secret = \"{SECRET}\"\nproxy = \"http://user:{TOKEN}@proxy\"\n\
+             [enricher.labels.labels]\napi_key = \"{SECRET}\"\n"
+        );
+        let home = home(&text);
+        for arguments in [
+            &["config", "show"][..],
+            &["config", "show", "--json"],
+            &["config", "show", "--json", "--origin"],
+            &["config", "explain", "sink.siem.token"],
+            &["config", "explain", "sink.siem"],
+            &["config", "explain", "enricher.labels.labels"],
+            &["config", "explain", "sink.siem.proxy"],
+        ] {
+            assert!(printed(&home, arguments).contains("***"), "{arguments:?}");
+        }
+        // Under a misspelt key it is not known for one.
+        for key in ["tokn", "sekret"] {
+            let home = super::home(&format!("[sink.siem]\n{key} = \"{TOKEN}\""));
+            for command in ["show", "check"] {
+                let code = if command == "show" { 2 } else { 1 };
+                assert!(error(&home, &["config", command], code).contains(key));
+            }
+        }
+    }
+}
+
+mod explain {
+    use super::*;
+
+    #[test]
+    fn tells_the_value_what_it_overrides_and_who_may_change_it() {
+        let home = home("[shipping]\nbatch_size = 7\n");
+        let explicit = write(&home, "explicit.toml", "shipping.batch_size = 8");
+        let text =
+            printed(&home, &["--config", &explicit, "config", "explain", "shipping.batch_size"]);
+        assert_eq!(
+            text,
+            "shipping.batch_size = 8\n  \
+             from the file `HOME/explicit.toml:1` of --config\n  \
+             overrides 7 from the user's file `HOME/.config/ai-agent/config.toml:2`\n  \
+             overrides 1000 from the built-in defaults\n  \
+             How many entries make a batch, 1 to 10,000.\n  \
+             may the user change it? yes\n  \
+             may the server change it? yes\n"
+        );
+    }
+
+    #[test]
+    fn knows_keys_that_are_not_set() {
+        let text = printed(&home(""), &["config", "explain", "sink.siem.endpoint"]);
+        assert!(text.starts_with("sink.siem.endpoint is not set\n  "), "{text}");
+        assert!(text.contains("may the server change it? no, `managed.allow` does not name it"));
+    }
+
+    #[test]
+    fn suggests_the_nearest_key() {
+        let text = error(&home(""), &["config", "explain", "shiping.batch_size"], 2);
+        assert_eq!(
+            text,
+            "error: there is no key `shiping.batch_size`: did you mean `shipping.batch_size`?\n"
+        );
+    }
+}
+
+mod check {
+    use super::*;
+
+    #[test]
+    fn all_that_is_wrong_with_stages_is_said_with_file_line_and_key() {
+        let home = home("");
+        let file = write(
+            &home,
+            "roll-out.toml",
+            "[filter.meta]\nenabld = true\n\n[filter.ignore-types]\ntypes = \"x\"\n\n[sink.siem]\n\
+             acknowledgement = \"reciept\"\n",
+        );
+        assert_eq!(
+            error(&home, &["config", "check", &file], 1),
+            "error: `filter.ignore-types.types` in the machine's file `HOME/roll-out.toml:5` is the \
+             text \"x\", expected a list in brackets\n\
+             error: `sink.siem.acknowledgement` in the machine's file `HOME/roll-out.toml:8` is \
+             \"reciept\", expected `receipt` or `status`: did you mean `receipt`?\n\
+             error: unknown key `filter.meta.enabld` in the machine's file `HOME/roll-out.toml:2`: \
+             did you mean `enabled`?\n"
+        );
+        assert_eq!(printed(&home, &["config", "check"]), "the configuration is right\n");
+    }
+
+    /// A file that is to be rolled out must not be right only because of this machine's others.
+    #[test]
+    fn files_stand_alone_and_together() {
+        let home = home("shipping.batch_size = 0");
+        let one = write(&home, "1.toml", "pipeline.filters = [\"mine\"]");
+        let two = write(&home, "2.toml", "[filter.mine]\ntype = \"ignore-types\"");
+        let text = error(&home, &["config", "check", &one], 1);
+        assert!(
+            text.contains("`pipeline.filters` in the machine's file `HOME/1.toml:1` names `mine`")
+        );
+        printed(&home, &["config", "check", &one, &two]);
+        assert!(
+            error(&home, &["config", "check"], 1).contains("config.toml:1` is 0, must be from 1")
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_or_not_there() {
+        let home = home("");
+        let torn = write(&home, "torn.toml", "[shipping]\nbatch_size = \n");
+        let text = error(&home, &["config", "check", &torn], 1);
+        assert!(text.contains("`HOME/torn.toml` is no TOML: line 2, column 14: "), "{text}");
+        let text = error(&home, &["config", "check", "/no/such.toml"], 1);
+        assert!(text.contains("/no/such.toml") && text.contains("No such file"), "{text}");
+    }
+
+    #[test]
+    fn a_managed_configuration_is_checked_as_a_machine_would() {
+        let home = home("");
+        let allows = write(&home, "machine.toml", "managed.allow = [\"filter.*\"]");
+        let stages = |stages: Value| json!({ "version": 1, "stages": stages }).to_string();
+        let cases = [
+            (
+                stages(json!({"filter": {"x": {"type": "ignor-types"}}})),
+                "did you mean `ignore-types`?",
+            ),
+            (
+                stages(json!({"filter": {"x": {"type": "meta", "y": 1}}})),
+                "unknown key `filter.x.y`",
+            ),
+            (
+                stages(json!({"filter": {"x": {"type": "nope", "enabled": false}}})),
+                "there is no filter of type `nope`",
+            ),
+            (stages(json!({"enricher": {"labels": {}}})), "`stages.enricher.labels`"),
+            (stages(json!({"sink": {"x": {"type": "stdout"}}})), "`stages.sink`"),
+            (
+                json!({"version": 1, "shipping": {"batch_size": 10_001}}).to_string(),
+                "`shipping.batch_size` of the managed configuration is 10001, expected 1 to 10000",
+            ),
+            (
+                json!({"version": 1, "filters": {"drop_meta": "yes"}}).to_string(),
+                "`filters.drop_meta` of the managed configuration is wrong: invalid type",
+            ),
+            (
+                json!({"version": 1, "tests": [
+                    {"name": "t", "lines": [{"input": "{}", "expect": "drop"}]}]})
+                .to_string(),
+                "the test `t` of the managed configuration fails in line 1: expected drop, got keep",
+            ),
+        ];
+        for (text, expected) in cases {
+            let file = write(&home, "managed.json", &text);
+            let said = error(&home, &["config", "check", &allows, &file], 1);
+            assert!(said.contains(expected), "{text}: {said}");
+        }
+        let right = stages(json!({"filter": {"x": {"type": "meta"}}}));
+        let file = write(&home, "managed.json", &right);
+        printed(&home, &["config", "check", &allows, &file]);
+        assert!(
+            error(&home, &["config", "check", &file], 1).contains("is not allowed on this machine")
+        );
+    }
+}
+
+mod schema {
+    use super::*;
+
+    fn as_json(text: &str) -> Value {
+        serde_json::to_value(text.parse::<toml::Table>().unwrap()).unwrap()
+    }
+
+    fn validator() -> jsonschema::Validator {
+        let schema: Value =
+            serde_json::from_str(&printed(&home(""), &["config", "schema"])).unwrap();
+        jsonschema::meta::validate(&schema).unwrap();
+        jsonschema::validator_for(&schema).unwrap()
+    }
+
+    #[track_caller]
+    fn assert_right(validator: &jsonschema::Validator, text: &str) {
+        if let Err(error) = validator.validate(&as_json(text)) {
+            panic!("{error} at {}:\n{text}", error.instance_path());
+        }
+    }
+
+    #[test]
+    fn takes_the_defaults_and_every_sample() {
+        let validator = validator();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert_right(&validator, &fs::read_to_string(root.join("config/default.toml")).unwrap());
+        let all = ai_agent::stages::all();
+        assert!(all.len() >= 12);
+        for stage in all {
+            let named = format!("[{}.{}]\n{}", stage.kind, stage.name, stage.sample);
+            assert_right(&validator, &named);
+            let typed =
+                format!("[{}.mine]\ntype = \"{}\"\n{}", stage.kind, stage.name, stage.sample);
+            assert_right(&validator, &typed);
+        }
+    }
+
+    #[test]
+    fn tells_right_from_wrong() {
+        let validator = validator();
+        for text in [
+            "",
+            "shipping.flush_interval = 5",
+            "shipping.flush_interval = \"5s\"",
+            "[sink.siem]\nendpoint = \"https://x\"",
+            "[sink.siem]\ntype = \"stdout\"",
+            "[filter.mine]\nenabled = false",
+            "[filter.mine]\ntype = \"ignore-types\"\ntypes = []",
+            "locked = [\"sink\"]\nmanaged.allow = [\"filter.*\"]",
+            "[[test]]\nname = \"a\"\nlines = [{ input = \"\", expect = \"keep\" }]",
+        ] {
+            assert_right(&validator, text);
+        }
+        for text in [
+            "colour = 1",
+            "shipping.bach_size = 1",
+            "shipping.batch_size = \"many\"",
+            "shipping.flush_interval = true",
+            "pipeline.sinks = \"siem\"",
+            "[filter.mine]\ntype = \"no-such\"",
+            "[filter.ignore-types]\ntyps = []",
+            "[filter.mine]\ntype = \"ignore-types\"\ntyps = []",
+            "[filter.mine]\ntype = \"meta\"\ntypes = []",
+            "[filter.tool-call]\non_oversize = \"kep\"",
+            "[sink.siem]\nendpont = \"https://x\"",
+            "[sink.siem]\ntype = \"stdout\"\nendpoint = \"https://x\"",
+            "[filter.meta]\nenabled = \"yes\"",
+            "[[test]]\nname = \"a\"",
+            "[[test]]\nname = \"a\"\nlines = [{ input = \"\", expect = \"kep\" }]",
+        ] {
+            assert!(!validator.is_valid(&as_json(text)), "{text}");
+        }
+    }
+}
+
+mod init {
+    use super::*;
+
+    #[test]
+    fn what_it_writes_changes_nothing_and_is_right() {
+        let home = home("");
+        let before = printed(&home, &["config", "show"]);
+        let path = home.path().join("new.toml");
+        let path = path.to_str().unwrap();
+        home.agent(&["config", "init", path]).succeed();
+        printed(&home, &["config", "check", path]);
+        assert_eq!(printed(&home, &["config", "show", "--config", path]), before);
+        let text = fs::read_to_string(path).unwrap();
+        assert!(text.contains("# batch_size = 1000\n") && text.contains("[sink.siem]\n"));
+        let again = error(&home, &["config", "init", path], 1);
+        assert!(again.contains("File exists"), "nobody's file is overwritten: {again}");
+        assert_eq!(printed(&home, &["config", "init", "-"]), text);
+    }
+}
+
+mod tests_in_toml {
+    use super::*;
+
+    const TESTS: &str = "[[test]]\nname = \"bookkeeping is dropped\"\nlines = [\n  \
+        { input = '{\"type\":\"progress\"}', expect = \"drop\", by = \"ignore-types\" },\n  \
+        { input = '{\"type\":\"user\"}', expect = \"keep\" },\n]\n";
+
+    #[test]
+    fn those_that_pass_are_named() {
+        let home = home(TESTS);
+        assert_eq!(printed(&home, &["test"]), "ok      bookkeeping is dropped\n1 test passed\n");
+    }
+
+    #[test]
+    fn a_failure_shows_what_is_different() {
+        let home = home("");
+        let call = r#"{"message":{"content":[{"type":"tool_use"},{"type":"text"}]}}"#;
+        let text = format!(
+            "[filter.tool-call]\nenabled = true\n{TESTS}[[test]]\nname = \"calls are cut\"\n\
+             lines = [{{ input = '{call}', expect = \"edit\", output = '{{\"message\":1}}' }}, \
+             {{ input = '{{}}', expect = \"drop\" }}]\n"
+        );
+        let file = write(&home, "roll-out.toml", &text);
+        let ended = home.agent(&["test", &file]).run();
+        assert_eq!(ended.code, Some(1));
+        assert!(ended.stderr.ends_with("error: 1 of 2 tests failed\n"), "{}", ended.stderr);
+        let expected = "ok      bookkeeping is dropped
+FAILED  calls are cut
+        in the machine's file `HOME/roll-out.toml:9`
+        line 1: {\"message\":{\"content\":[{\"type\":\"tool_use\"},{\"type\":\"text\"}]}}
+          expected  edit
+          got       edit by tool-call
+          - {\"message\":1}
+          + {\"message\":{\"content\":[{\"type\":\"text\"}]}}
+                       ^ from here on
+        line 2: {}
+          expected  drop
+          got       keep
+";
+        assert_eq!(plain(&home, ended.text()), expected);
+    }
+
+    /// Each begins with filters that have seen nothing: a uuid of another test is no repetition.
+    #[test]
+    fn tests_do_not_see_each_other() {
+        let test = "[[test]]\nname = \"a\"\nlines = [{ input = '{\"uuid\":\"u\"}', expect = \"keep\" }, \
+                    { input = '{\"uuid\":\"u\"}', expect = \"drop\", by = \"dedupe\" }]\n";
+        let home = home(&test.repeat(2));
+        assert!(printed(&home, &["test"]).ends_with("2 tests passed\n"));
+    }
+}
+
+mod candidate {
+    use super::*;
+
+    /// Two of each of four types; one of them is marked as meta.
+    fn sessions() -> Home {
+        let home = home("[filter.sidechain]\nenabled = true");
+        for file in ["-work/a.jsonl", "-work/b.jsonl"] {
+            home.write(
+                file,
+                "{\"type\":\"user\",\"isMeta\":true}\n{\"type\":\"progress\"}\n\n\
+                 {\"type\":\"assistant\",\"isSidechain\":true}\n\
+                 {\"message\":{\"content\":[{\"type\":\"tool_use\"},{\"type\":\"text\"}]}}\n",
+            );
+        }
+        home
+    }
+
+    fn tried(home: &Home, file: &str, text: &str) -> Value {
+        let file = write(home, file, text);
+        serde_json::from_str(&printed(home, &["config", "try", "--json", &file])).unwrap()
+    }
+
+    #[test]
+    fn shows_what_is_dropped_more_and_less_by_stage_and_type() {
+        let home = sessions();
+        let found = tried(
+            &home,
+            "candidate.toml",
+            "[filter.meta]\nenabled = true\n[filter.sidechain]\nenabled = false\n\
+             [filter.tool-call]\nenabled = true",
+        );
+        let (lines, bytes) = (2, 2 * "{\"type\":\"user\",\"isMeta\":true}".len());
+        assert_eq!(
+            found["dropped_more"],
+            json!([{"stage": "meta", "reason": "meta", "type": "user", "lines": lines, "bytes": bytes}])
+        );
+        let less = &found["dropped_less"];
+        assert_eq!(less.as_array().unwrap().len(), 1, "{less}");
+        assert_eq!(
+            (&less[0]["stage"], &less[0]["type"]),
+            (&json!("sidechain"), &json!("assistant"))
+        );
+        assert_eq!(found["read"]["lines"], 8);
+        assert_eq!(found["shipped_now"]["lines"], 4);
+        assert_eq!(found["shipped_candidate"]["lines"], 4);
+        assert_eq!(found["cut"][0]["stage"], "tool-call");
+        assert_eq!(found["cut"][0]["bytes_now"], 0);
+        assert!(files_below(home.path()).iter().all(|file| !file.ends_with("outbox.redb")));
+    }
+
+    #[test]
+    fn takes_what_a_server_would_manage() {
+        let home = sessions();
+        let managed = "{\"version\":1,\"filters\":{\"ignore_types\":[\"user\"]}}";
+        let found = tried(&home, "managed.json", managed);
+        assert_eq!(found["dropped_more"][0]["type"], "user");
+        assert_eq!(found["dropped_less"][0]["type"], "progress");
+        let same = write(&home, "same.json", "{\"version\":1}");
+        let text = printed(&home, &["config", "try", &same]);
+        assert!(text.ends_with("the candidate changes nothing for these sessions\n"), "{text}");
+    }
+
+    #[test]
+    fn a_candidate_that_is_wrong_fails() {
+        let home = sessions();
+        let file = write(&home, "candidate.toml", "filter.meta.enabld = true");
+        assert!(error(&home, &["config", "try", &file], 1).contains("did you mean `enabled`?"));
+    }
+}
+
+mod managed {
+    use super::*;
+
+    const MANAGED: &str = r#"{"version":1,"revision":"r7","filters":{"drop_meta":true}}"#;
+
+    fn with_record() -> Home {
+        let home = Home::new();
+        home.write("-work/a.jsonl", "{\"type\":\"user\"}\n{\"isMeta\":true}\n");
+        home
+    }
+
+    fn kept(home: &Home) -> std::path::PathBuf {
+        home.path().join(".local/state/ai-agent/managed.json")
+    }
+
+    /// Runs once against a new receiver that manages `config`, and gives the offsets that arrived and
+    /// the names of the events. Of the state only the configuration is left.
+    fn run(home: &Home, config: Option<&str>) -> (Vec<u64>, Vec<String>) {
+        let receiver = Scripted::start([]);
+        let receiver = match config {
+            Some(config) => receiver.manages(config, SECRET),
+            None => receiver,
+        };
+        home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+        for file in files_below(&home.path().join(".local/state/ai-agent")) {
+            if file != kept(home) {
+                fs::remove_file(file).unwrap();
+            }
+        }
+        let entries = receiver.entries();
+        let lines = entries::lines(&entries).iter().map(|line| line.offset).collect();
+        let names = ["config_applied", "config_refused", "config_locked"];
+        let events = names.iter().filter(|name| !entries::events(&entries, name).is_empty());
+        (lines, events.map(|name| (*name).to_owned()).collect())
+    }
+
+    #[test]
+    fn the_last_one_is_in_force_when_the_server_has_none_to_give() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let home = with_record();
+        assert_eq!(run(&home, Some(MANAGED)).0, [0]);
+        assert_eq!(fs::metadata(kept(&home)).unwrap().permissions().mode() & 0o777, 0o600);
+        home.append("-work/a.jsonl", "{\"isMeta\":true}\n{\"n\":4}\n");
+        let (lines, events) = run(&home, None);
+        assert_eq!(lines, [0, 48], "the filter of the last configuration still runs");
+        assert_eq!(events, ["config_applied"]);
+    }
+
+    #[test]
+    fn one_that_is_refused_never_takes_its_place() {
+        let home = with_record();
+        run(&home, Some(MANAGED));
+        let before = fs::read(kept(&home)).unwrap();
+        for wrong in [
+            r#"{"version":1,"shipping":{"batch_size":0}}"#,
+            r#"{"version":1,"stages":{"sink":{"x":{"type":"stdout"}}}}"#,
+            r#"{"version":1,"stages":{"filter":{"x":{"type":"meta"}}}}"#,
+            r#"{"version":1,"tests":[{"name":"t","lines":[{"input":"{}","expect":"drop"}]}]}"#,
+            "<html>please sign in</html>",
+        ] {
+            let (lines, events) = run(&home, Some(wrong));
+            assert_eq!(lines, [0], "the last one is in force: {wrong}");
+            assert_eq!(events, ["config_applied", "config_refused"], "{wrong}");
+            assert_eq!(fs::read(kept(&home)).unwrap(), before, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn one_that_somebody_changed_on_disk_is_not_taken() {
+        let home = with_record();
+        run(&home, Some(MANAGED));
+        let text = fs::read_to_string(kept(&home)).unwrap();
+        fs::write(kept(&home), text.replace("drop_meta", "drop_mxta")).unwrap();
+        home.append("-work/a.jsonl", "{\"isMeta\":true}\n");
+        assert_eq!(run(&home, None), (vec![0, 16, 32], vec![]));
+    }
+
+    #[test]
+    fn a_server_retracts_with_an_empty_one() {
+        let home = with_record();
+        run(&home, Some(MANAGED));
+        run(&home, Some("{\"version\":1}"));
+        home.append("-work/a.jsonl", "{\"isMeta\":true}\n");
+        assert_eq!(run(&home, None).0, [0, 16, 32]);
+    }
+
+    /// All of them while an agent runs, which holds the store.
+    #[test]
+    fn the_commands_show_it_while_an_agent_runs() {
+        let home = with_record();
+        let receiver = Receiver::with_config(Some(MANAGED));
+        let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();
+        wait_for(&receiver, "the record arrived", |entries| {
+            (!entries::lines(entries).is_empty()).then_some(())
+        });
+        let home = &home;
+        let ships = |arguments| home.agent(arguments).ships_to(&receiver.url()).succeed();
+        let shown = ships(&["config", "show", "--origin"]);
+        let line = shown.text().lines().find(|line| line.contains("managed configuration `r7`"));
+        assert!(line.unwrap().starts_with("enabled = true"), "{}", shown.text());
+        assert!(!shown.stderr.contains("not verified"));
+        let explained = ships(&["config", "explain", "filter.meta.enabled"]);
+        assert!(explained.text().contains("overrides false from the built-in defaults"));
+        let without_secret = home.agent(&["config", "show"]).succeed();
+        assert!(without_secret.stderr.contains("is not verified"), "{}", without_secret.stderr);
+        for arguments in [&["config", "check"][..], &["config", "schema"], &["test"]] {
+            home.agent(arguments).succeed();
+        }
+        let same = write(home, "same.toml", "");
+        let tried = home.agent(&["config", "try", &same]).succeed();
+        assert!(tried.text().contains("changes nothing"), "{}", tried.text());
+        agent.stop();
+    }
+}
