@@ -219,6 +219,24 @@ mod check {
         assert!(text.contains("/no/such.toml") && text.contains("No such file"), "{text}");
     }
 
+    /// A lock with a slip of the pen locks nothing, and nobody would know.
+    #[test]
+    fn a_lock_of_nothing_is_said() {
+        let home = home("");
+        let text =
+            "locked = [\"sink.siem.endpont\", \"sink\", \"filter.*.enabled\", \"compliance\"]";
+        let file = write(&home, "machine.toml", text);
+        let said = home.agent(&["config", "check", &file]).succeed().stderr;
+        assert!(
+            said.contains(
+                "`locked` names `sink.siem.endpont`, which is no key of this configuration: did you \
+                 mean `sink.siem.endpoint`?"
+            ),
+            "{said}"
+        );
+        assert_eq!(said.matches("`locked` names").count(), 1, "{said}");
+    }
+
     #[test]
     fn a_managed_configuration_is_checked_as_a_machine_would() {
         let home = home("");
@@ -482,6 +500,39 @@ mod candidate {
         let home = sessions();
         let file = write(&home, "candidate.toml", "filter.meta.enabld = true");
         assert!(error(&home, &["config", "try", &file], 1).contains("did you mean `enabled`?"));
+    }
+}
+
+mod docs {
+    use super::*;
+
+    /// The blocks of a language in a page.
+    fn blocks(page: &str, language: &str) -> Vec<String> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let text = fs::read_to_string(root.join(page)).unwrap();
+        let start = format!("```{language}\n");
+        let parts = text.split(&start).skip(1);
+        parts.map(|part| part.split("```").next().unwrap().to_owned()).collect()
+    }
+
+    /// Somebody copies them as they stand.
+    #[test]
+    fn the_examples_are_right_and_their_tests_pass() {
+        let home = home("");
+        for (page, count) in [("README.md", 1), ("docs/configuration.md", 2)] {
+            let examples = blocks(page, "toml");
+            assert_eq!(examples.len(), count, "{page}");
+            for example in examples {
+                let file = write(&home, "example.toml", &example);
+                printed(&home, &["config", "check", &file]);
+                let passed = printed(&home, &["test", &file]);
+                assert_eq!(passed.matches("ok  ").count(), example.matches("[[test]]").count());
+            }
+        }
+        let machine = write(&home, "machine.toml", &blocks("docs/configuration.md", "toml")[0]);
+        let managed = write(&home, "managed.json", &blocks("docs/configuration.md", "json")[0]);
+        printed(&home, &["config", "check", &machine, &managed]);
+        assert!(printed(&home, &["test", &machine, &managed]).ends_with("1 test passed\n"));
     }
 }
 

@@ -27,7 +27,9 @@ impl std::fmt::Display for LockedOut {
 /// What is locked on this machine.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Locks {
+    /// Those of the file, and then what follows from them.
     locked: Vec<Pattern>,
+    written: usize,
     has_machine: bool,
 }
 
@@ -40,8 +42,14 @@ impl Locks {
         let mut locked: Vec<Pattern> = keys.map(Pattern::new).collect();
         // With another type a stage has none of the options that are locked.
         let types = locked.iter().filter_map(Pattern::type_of_its_stage).collect::<Vec<_>>();
+        let written = locked.len();
         locked.extend(types);
-        Self { locked, has_machine: machine().next().is_some() }
+        Self { locked, written, has_machine: machine().next().is_some() }
+    }
+
+    /// Those that stand in the file.
+    pub(super) fn written(&self) -> impl Iterator<Item = &Pattern> {
+        self.locked[..self.written].iter()
     }
 
     /// Why a layer may not set the value at `path`; `None` when it may.
@@ -98,6 +106,12 @@ impl Locks {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pattern(Vec<String>);
 
+impl std::fmt::Display for Pattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.join("."))
+    }
+}
+
 impl Pattern {
     pub(super) fn new(text: &str) -> Self {
         Self(text.split('.').map(|part| part.trim().to_owned()).collect())
@@ -111,8 +125,10 @@ impl Pattern {
 
     /// For a key below a stage's table, the key of the stage's type.
     fn type_of_its_stage(&self) -> Option<Self> {
-        let [kind, name, _, ..] = self.0.as_slice() else { return None };
+        let [kind, name, option, ..] = self.0.as_slice() else { return None };
         let is_kind = kind == "*" || KINDS.contains(&&**kind);
-        is_kind.then(|| Self(vec![kind.clone(), name.clone(), "type".to_owned()]))
+        // That one is switched off outlives a change of its type.
+        (is_kind && option != "enabled")
+            .then(|| Self(vec![kind.clone(), name.clone(), "type".to_owned()]))
     }
 }

@@ -3,8 +3,8 @@
 use figment::value::{Dict, Value};
 
 use super::{
-    KINDS, Loaded, Origin, Place, error::key_text, managed::Allowed, merged::step, options::masked,
-    secret,
+    KINDS, Loaded, Origin, Place, error::key_text, locks::Pattern, managed::Allowed, merged::step,
+    options::masked, secret,
 };
 
 /// A value in force, without secrets.
@@ -100,6 +100,18 @@ impl Loaded {
             _ => &it.sinks,
         });
         lists.into_iter().flatten().find(|it| it.name == name).map(|it| &*it.stage)
+    }
+
+    /// What the machine's file locks although it is none of the keys in `known`, and none above one.
+    #[must_use]
+    pub fn locks_of_nothing(&self, known: &[&str]) -> Vec<String> {
+        let paths: Vec<Vec<String>> =
+            known.iter().map(|key| key.split('.').map(str::to_owned).collect()).collect();
+        let means_one = |lock: &&Pattern| {
+            paths.iter().any(|path| (1..=path.len()).any(|length| lock.is(&path[..length])))
+        };
+        let idle = self.locks.written().filter(|lock| !means_one(lock));
+        idle.map(ToString::to_string).collect()
     }
 
     /// Says what there is to know about the value at `path`.

@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use tracing::warn;
 
+use super::{explain, schema};
 use crate::{
     cli::{Failure, print, setup::Surroundings},
+    config::did_you_mean,
     pipeline::{assembly, candidate},
 };
 
@@ -28,6 +31,13 @@ impl Arguments {
         if !wrong.is_empty() {
             let all: Vec<String> = wrong.iter().map(ToString::to_string).collect();
             return Err(Failure::failed(all.join("\nerror: ")));
+        }
+        let known = explain::known(&loaded, &schema());
+        let known: Vec<&str> = known.iter().map(|(key, _)| key.as_str()).collect();
+        for lock in loaded.locks_of_nothing(&known) {
+            let hint = did_you_mean(&lock, &known)
+                .map_or(String::new(), |near| format!(": did you mean `{near}`?"));
+            warn!("`locked` names `{lock}`, which is no key of this configuration{hint}");
         }
         candidate::accept(&loaded, &context).map_err(Failure::failed)?;
         print(format_args!("the configuration is right"))

@@ -66,7 +66,7 @@ fn is_about(one: &str, other: &str) -> bool {
 }
 
 /// Every key that has a value or could have one, and what it means.
-fn known(loaded: &Loaded, schema: &Value) -> Vec<(String, Option<String>)> {
+pub(super) fn known(loaded: &Loaded, schema: &Value) -> Vec<(String, Option<String>)> {
     let about = |options: &Value| options["description"].as_str().map(str::to_owned);
     let mut known = Vec::new();
     let properties = |schema: &Value| schema["properties"].as_object().cloned().unwrap_or_default();

@@ -55,6 +55,16 @@ fn the_type_of_a_stage_with_a_locked_option_is_locked_too() {
     assert_eq!(sink.options.get("endpoint").unwrap().as_str(), Some("https://machine"));
 }
 
+/// Locking `enabled` of all filters once made every new filter of the server one without a type.
+#[test]
+fn whether_a_stage_runs_is_locked_without_its_type() {
+    let machine = Machine::new()
+        .machine("locked = [\"filter.*.enabled\"]\nmanaged.allow = [\"filter.*\"]")
+        .managed(managed(r#"{"version":1,"stages":{"filter":{"new":{"type":"meta"}}}}"#));
+    assert_eq!(stage(&machine.settings().pipeline.filters, "new").stage, "meta");
+    assert_eq!(machine.warnings(), Vec::<String>::new());
+}
+
 #[test]
 fn only_the_machines_file_locks() {
     let machine = user("locked = [\"shipping\"]").explicit("shipping.batch_size = 7");
