@@ -103,3 +103,36 @@ fn the_binary_lists_the_filter() {
     let lines = stdout(&home.run(&["stages"]));
     assert!(lines.contains("skip-project"), "{lines}");
 }
+
+#[test]
+fn the_schema_and_the_explanations_know_the_filter() {
+    let home = Home::new("schema");
+    let schema = stdout(&home.run(&["config", "schema"]));
+    assert!(schema.contains("\"filter.skip-project\""), "{schema}");
+    let explained = stdout(&home.run(&["config", "explain", "filter.diary.projects"]));
+    assert!(explained.contains("projects = [\"-home-dev-diary\"]"), "{explained}");
+}
+
+/// The filter looks at the path, which the test gives.
+#[test]
+fn a_test_in_toml_tries_the_filter() {
+    let home = Home::new("test-in-toml");
+    let file = home.write(
+        "roll-out.toml",
+        r#"
+        pipeline.filters = ["diary"]
+        [filter.diary]
+        type = "skip-project"
+        projects = ["-home-dev-diary"]
+        [[test]]
+        name = "the diary stays here"
+        path = "/home/dev/.claude/projects/-home-dev-diary/a.jsonl"
+        lines = [{ input = '{"type":"user"}', expect = "drop", by = "diary" }]
+        [[test]]
+        name = "the rest is shipped"
+        lines = [{ input = '{"type":"user"}', expect = "keep" }]
+        "#,
+    );
+    let passed = stdout(&home.run(&["test", file.to_str().unwrap()]));
+    assert!(passed.ends_with("2 tests passed\n"), "{passed}");
+}
