@@ -1,0 +1,219 @@
+//! What is wrong is said: layer, key, and what would be right.
+
+use super::*;
+
+const FILE: &str = "the user's file `DIR/home/config.toml`";
+const LINE_1: &str = "the user's file `DIR/home/config.toml:1`";
+
+/// Each wrong file, and what is said about it; `FILE` stands for the file.
+#[test]
+fn name_layer_key_and_what_would_be_right() {
+    let cases = [
+        (
+            "shipping.bach_size = 1",
+            "unknown key `shipping.bach_size` in FILE: did you mean `batch_size`?",
+        ),
+        (
+            "agent.colour = 1",
+            "unknown key `agent.colour` in FILE: expected `state_dir` or `poll_interval`",
+        ),
+        ("[filtr.x]", "unknown key `filtr` in FILE: did you mean `filter`?"),
+        (
+            "[ignore-types]",
+            "unknown key `ignore-types` in FILE: expected `locked`, `agent`, `shipping`, \
+                 `outbox`, `managed`, `compliance`, `pipeline`, `test`, `source`, `filter`, \
+                 `enricher` or `sink`",
+        ),
+        (
+            "shipping.batch_size = \"many\"",
+            "`shipping.batch_size` in FILE is the text \"many\", expected a whole number, 0 or \
+                 more",
+        ),
+        (
+            "shipping.batch_size = -1",
+            "`shipping.batch_size` in FILE is the number -1, expected a whole number, 0 or \
+                 more",
+        ),
+        ("shipping.batch_size = 0", "`shipping.batch_size` in FILE is 0, must be from 1 to 10000"),
+        (
+            "shipping.batch_size = 10001",
+            "`shipping.batch_size` in FILE is 10001, must be from 1 to 10000",
+        ),
+        (
+            "shipping.max_batch_bytes = \"1 KiB\"",
+            "`shipping.max_batch_bytes` in FILE is 1.0 KiB, must be from 64 KiB to 32 MiB",
+        ),
+        (
+            "shipping.max_batch_bytes = \"33 MiB\"",
+            "`shipping.max_batch_bytes` in FILE is 33.0 MiB, must be from 64 KiB to 32 MiB",
+        ),
+        (
+            "shipping.flush_interval = \"soon\"",
+            "`shipping.flush_interval` in FILE is wrong: `soon` is not a duration \
+                 such as \"300s\"",
+        ),
+        (
+            "shipping.flush_interval = 86401",
+            "`shipping.flush_interval` in FILE is 1day 1s, must be at most 86400s",
+        ),
+        (
+            "outbox.max_bytes = \"1 MiB\"",
+            "`outbox.max_bytes` in FILE is 1.0 MiB, must be at least 32 MiB",
+        ),
+        (
+            "outbox.max_dead_letter_bytes = \"1 KiB\"",
+            "`outbox.max_dead_letter_bytes` in FILE is 1.0 KiB, must be at least 1 MiB",
+        ),
+        (
+            "agent.poll_interval = \"59s\"",
+            "`agent.poll_interval` in FILE is 59s, must be at least 60s",
+        ),
+        (
+            "agent.poll_interval = \"2days\"",
+            "`agent.poll_interval` in FILE is 2days, must be at most 86400s",
+        ),
+        (
+            "agent.state_dir = \"here\"",
+            "`agent.state_dir` in FILE is `here`, must be an absolute path or begin with `~/`",
+        ),
+        (
+            "agent.state_dir = 1",
+            "`agent.state_dir` in FILE is the number 1, expected a path in quotes",
+        ),
+        ("agent = true", "`agent` in FILE is `true`, expected a table"),
+        ("filter = []", "`filter` in FILE is a list, expected a table"),
+        ("filter.meta = true", "`filter.meta` in FILE must be a table, `[filter.meta]`"),
+        (
+            "filter.meta.enabled = \"yes\"",
+            "`filter.meta.enabled` in FILE must be `true` or `false`",
+        ),
+        (
+            "filter.meta.type = 1",
+            "`filter.meta.type` in FILE must be the type of a stage, as `\"ignore-types\"`: \
+                 `ai-agent stages` lists them",
+        ),
+        (
+            "pipeline.sinks = \"siem\"",
+            "`pipeline.sinks` in FILE is the text \"siem\", expected a list in brackets",
+        ),
+        (
+            "pipeline.sinks = [\"siem\", 1]",
+            "`pipeline.sinks[1]` in FILE is the number 1, expected a text in quotes",
+        ),
+        (
+            "pipeline.sinks = []",
+            "`pipeline.sinks` in FILE names no sink that is enabled: one at least is needed",
+        ),
+        (
+            "pipeline.sources = []",
+            "`pipeline.sources` in FILE names no source that is enabled: one at least is \
+                 needed",
+        ),
+        (
+            "pipeline.filters = [\"meta\", \"x\", \"meta\"]",
+            "`pipeline.filters` in FILE names `meta` twice: a second one needs a name of its \
+                 own, and `type = \"meta\"` in its table",
+        ),
+        (
+            "pipeline.filters = [\"My_Filter\"]",
+            "`pipeline.filters[0]` in FILE is \"My_Filter\" for a name, must be lower-case \
+                 words with hyphens, as `my-stage`",
+        ),
+        (
+            "[filter.My_Filter]",
+            "`filter.My_Filter` in FILE has \"My_Filter\" for a name, must be lower-case \
+                 words with hyphens, as `my-stage`",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(user(text).error(), expected.replace("FILE", LINE_1), "{text}");
+    }
+}
+
+#[test]
+fn name_every_layer() {
+    let wrong = "shipping.batch_size = 0";
+    let says = |machine: Machine| machine.error();
+    let expected =
+        |layer: &str| format!("`shipping.batch_size` in {layer} is 0, must be from 1 to 10000");
+    let error = says(Machine::new().machine(wrong));
+    assert_eq!(error, expected("the machine's file `DIR/etc/config.toml:1`"));
+    let error = says(Machine::new().write("etc/config.d/50-x.toml", wrong));
+    assert_eq!(error, expected("the machine's file `DIR/etc/config.d/50-x.toml:1`"));
+    let error = says(Machine::new().explicit(wrong));
+    assert_eq!(error, expected("the file `DIR/explicit.toml:1` of --config"));
+    let shipping = ManagedShipping { batch_size: Some(0), flush_interval_seconds: None };
+    let managed = ManagedConfig { version: 1, shipping: Some(shipping), ..Default::default() };
+    let error = says(Machine::new().managed(managed));
+    assert_eq!(error, expected("the server's managed configuration"));
+}
+
+/// The layer that is wrong is named, not the one that wrote the table last.
+#[test]
+fn name_the_layer_of_the_value() {
+    let machine = Machine::new()
+        .machine("[shipping]\nbatch_size = 0")
+        .user("[shipping]\nflush_interval = \"1s\"");
+    assert!(machine.error().contains("the machine's file `DIR/etc/config.toml:2` is 0"));
+}
+
+#[test]
+fn name_the_variable() {
+    let error = Machine::new().variable("CLAUDE_SIEM_POLL_INTERVAL", "30s").error();
+    assert_eq!(
+        error,
+        "`agent.poll_interval` in the environment variable `CLAUDE_SIEM_POLL_INTERVAL` is 30s, \
+             must be at least 60s"
+    );
+    let error = Machine::new().variable("CLAUDE_SIEM_POLL_INTERVAL", "often").error();
+    assert_eq!(
+        error,
+        "`agent.poll_interval` in the environment variable `CLAUDE_SIEM_POLL_INTERVAL` is \
+             wrong: `often` is not a duration such as \"300s\""
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_variable_that_is_no_utf_8() {
+    use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
+
+    let machine = Machine::new();
+    let value = OsString::from_vec(vec![0xff]);
+    let environment = Environment::from_iter([("CLAUDE_SIEM_TOKEN", value)]);
+    let inputs =
+        Inputs { paths: &machine.paths, environment: &environment, explicit: None, managed: None };
+    assert_eq!(
+        load(&inputs).unwrap_err().to_string(),
+        "`sink.siem.token` in the environment variable `CLAUDE_SIEM_TOKEN` is not valid UTF-8"
+    );
+}
+
+#[test]
+fn say_where_a_file_is_no_toml() {
+    let error = user("# ü\n[agent]\npoll_interval = = 3").error();
+    let start = format!("{FILE} is no TOML: line 3, column 17: ");
+    assert!(error.starts_with(&start), "{error}");
+}
+
+#[test]
+fn a_file_that_must_be_there() {
+    let mut machine = Machine::new();
+    machine.explicit = Some(machine.path("none.toml"));
+    assert_eq!(machine.error(), "cannot read the file `DIR/none.toml` of --config");
+}
+
+#[test]
+fn a_file_that_cannot_be_read() {
+    let machine = Machine::new();
+    fs::create_dir(machine.path("etc/config.d/x.toml")).unwrap();
+    assert_eq!(machine.error(), "cannot read the machine's file `DIR/etc/config.d/x.toml`");
+    let machine = Machine::new().write("home/config.toml", b"a = \"\xff\"");
+    assert_eq!(machine.error(), format!("cannot read {FILE}"));
+}
+
+#[test]
+fn a_byte_order_mark_is_no_error() {
+    let settings = user("\u{feff}shipping.batch_size = 3").settings();
+    assert_eq!(settings.shipping.batch_size, 3);
+}

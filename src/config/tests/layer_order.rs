@@ -1,0 +1,162 @@
+//! Which layer counts.
+
+use super::*;
+
+fn batch_size(machine: &Machine) -> usize {
+    machine.settings().shipping.batch_size
+}
+
+#[test]
+fn the_higher_layer_wins() {
+    let says = |size: u32| format!("shipping.batch_size = {size}");
+    let machine = Machine::new();
+    assert_eq!(batch_size(&machine), 1000);
+    let machine = machine.machine(&says(1));
+    assert_eq!(batch_size(&machine), 1);
+    let machine = machine.write("etc/config.d/b.toml", says(3));
+    let machine = machine.write("etc/config.d/a.toml", says(2));
+    let machine = machine.write("etc/config.d/.hidden.toml", says(99));
+    let machine = machine.write("etc/config.d/z.toml~", says(99));
+    assert_eq!(batch_size(&machine), 3);
+    let machine = machine.user(&says(4));
+    assert_eq!(batch_size(&machine), 4);
+    let machine = machine.explicit(&says(5));
+    assert_eq!(batch_size(&machine), 5);
+    let shipping = ManagedShipping { batch_size: Some(6), flush_interval_seconds: None };
+    let shipping = Some(shipping);
+    let machine = machine.managed(ManagedConfig { version: 1, shipping, ..Default::default() });
+    assert_eq!(batch_size(&machine), 6);
+}
+
+#[test]
+fn the_environment_is_above_the_files() {
+    let machine = Machine::new()
+        .explicit("agent.poll_interval = \"100s\"\n[sink.siem]\nendpoint = \"https://file\"")
+        .variable("CLAUDE_SIEM_ENDPOINT", "https://variable")
+        .variable("CLAUDE_SIEM_TOKEN", "a-token-of-16-bytes")
+        .variable("CLAUDE_SIEM_HMAC_SECRET", "a-secret-of-16-bytes")
+        .variable("CLAUDE_SIEM_POLL_INTERVAL", "5m");
+    let loaded = machine.load().unwrap();
+    assert_eq!(loaded.settings.agent.poll_interval.as_secs(), 300);
+    let options = &loaded.settings.pipeline.sinks[0].options;
+    assert_eq!(options.get("endpoint").unwrap().as_str(), Some("https://variable"));
+    assert_eq!(options.get("token").unwrap().as_str(), Some("a-token-of-16-bytes"));
+    assert!(loaded.missing_for_delivery().is_none());
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn an_empty_variable_is_no_layer() {
+    let machine = user("agent.poll_interval = \"100s\"")
+        .variable("CLAUDE_SIEM_POLL_INTERVAL", "")
+        .variable("CLAUDE_SIEM_ENDPOINT", "  ");
+    let loaded = machine.load().unwrap();
+    assert_eq!(loaded.settings.agent.poll_interval.as_secs(), 100);
+    assert_eq!(loaded.settings.pipeline.sinks[0].options.get("endpoint"), None);
+}
+
+#[test]
+fn tables_merge_and_lists_replace() {
+    let machine = Machine::new()
+        .machine("[filter.ignore-types]\ntypes = [\"a\", \"b\"]\n[shipping]\nbatch_size = 7")
+        .user("[filter.ignore-types]\ntypes = [\"c\"]\n[shipping]\nflush_interval = \"1s\"");
+    let settings = machine.settings();
+    assert_eq!(types(&settings), ["c"]);
+    assert_eq!(settings.shipping.batch_size, 7);
+    assert_eq!(settings.shipping.flush_interval.as_secs(), 1);
+    assert_eq!(settings.shipping.max_batch_bytes, 4 << 20);
+}
+
+#[test]
+fn what_the_server_manages_sets_the_built_in_filters() {
+    let filters = Filters {
+        ignore_types: Some(vec!["x".to_owned()]),
+        drop_sidechain: Some(true),
+        drop_meta: Some(false),
+        drop_tool_calls: Some(true),
+    };
+    let shipping = ManagedShipping { batch_size: Some(100), flush_interval_seconds: Some(300) };
+    let machine = user("[filter.meta]\nenabled = true").managed(ManagedConfig {
+        version: 1,
+        filters: Some(filters),
+        shipping: Some(shipping),
+        ..Default::default()
+    });
+    let settings = machine.settings();
+    let expected = ["compact", "dedupe", "ignore-types", "sidechain", "tool-call"];
+    assert_eq!(names(&settings.pipeline.filters), expected);
+    assert_eq!(types(&settings), ["x"]);
+    assert_eq!(settings.shipping.batch_size, 100);
+    assert_eq!(settings.shipping.flush_interval.as_secs(), 300);
+}
+
+#[test]
+fn what_the_server_leaves_out_stays() {
+    let machine = user("[filter.meta]\nenabled = true")
+        .managed(ManagedConfig { version: 1, ..Default::default() });
+    assert_eq!(machine.settings(), user("[filter.meta]\nenabled = true").settings_in(&machine));
+}
+
+impl Machine {
+    /// The settings, as if the state lay where `other` has it.
+    fn settings_in(&self, other: &Self) -> Settings {
+        let mut settings = self.settings();
+        settings.agent.state_dir = other.path("home/state");
+        settings
+    }
+}
+
+/// The defaults' options of `siem` are those of `http-siem`: `stdout` knows none of them.
+#[test]
+fn another_type_forgets_the_options_of_the_first() {
+    let loaded = Machine::new()
+        .machine("[sink.siem]\nendpoint = \"https://machine\"")
+        .user("[sink.siem]\ntype = \"stdout\"\npretty = true")
+        .variable("CLAUDE_SIEM_TOKEN", "a-token-of-16-bytes")
+        .load()
+        .unwrap();
+    let sink = &loaded.settings.pipeline.sinks[0];
+    assert_eq!(sink.stage, "stdout");
+    assert_eq!(format!("{:?}", sink.options), r#"{"pretty"}"#);
+    assert_eq!(
+        loaded.warnings,
+        ["the environment variable `CLAUDE_SIEM_TOKEN` has no effect: the sink `siem` is no \
+              `http-siem`"]
+    );
+}
+
+#[test]
+fn the_same_type_again_forgets_nothing() {
+    let machine = Machine::new()
+        .machine("[sink.siem]\nendpoint = \"https://machine\"")
+        .user("[sink.siem]\ntype = \"http-siem\"");
+    let sink = &machine.settings().pipeline.sinks[0];
+    assert_eq!(sink.options.get("endpoint").unwrap().as_str(), Some("https://machine"));
+    assert!(sink.options.get("compression").is_some());
+}
+
+#[test]
+fn a_type_that_comes_back_has_its_options_again() {
+    let machine = Machine::new()
+        .machine("[sink.siem]\ntype = \"stdout\"\npretty = true")
+        .user("[sink.siem]\ntype = \"http-siem\"");
+    let options = &machine.settings().pipeline.sinks[0].options;
+    assert!(options.get("compression").is_some() && options.get("pretty").is_none());
+}
+
+/// One file of `config.d` says where the sink is, a later one what it is.
+#[test]
+fn options_without_a_type_wait_for_one() {
+    let settings = Machine::new()
+        .write("etc/config.d/1.toml", "[sink.main]\nendpoint = \"https://x\"")
+        .write("etc/config.d/2.toml", "[sink.main]\ntype = \"http-siem\"")
+        .user("pipeline.sinks = [\"main\"]")
+        .settings();
+    assert!(settings.pipeline.sinks[0].options.get("endpoint").is_some());
+}
+
+#[test]
+fn a_state_dir_below_the_home_directory() {
+    let machine = user("agent.state_dir = \"~/there\"");
+    assert_eq!(machine.settings().agent.state_dir, machine.path("home/there"));
+}

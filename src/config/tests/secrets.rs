@@ -1,0 +1,129 @@
+//! Secrets: from where they come, and that nothing shows them.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MARKER: &str = "S3CR3T-MARKER";
+
+/// Places in which somebody writes a secret, rightly or wrongly; `@` stands for it.
+const PLACES: [&str; 16] = [
+    "[sink.siem]\ntoken = \"@\"",
+    "[sink.siem]\nhmac_secret = \"@\"",
+    "[sink.siem]\ntoken = [\"@\"]",
+    "[sink.siem]\ntoken = { value = \"@\" }",
+    "[sink.siem]\ntoken = @",
+    "[sink.siem]\ntoken = \"@",
+    "[sink.siem]\ntoken = '@\"",
+    "[sink.siem]\ntoken = \"@\" \"@\"",
+    "[sink.siem]\ntoken = \"\\@\"",
+    "[sink.siem]\ntokn = \"@\"",
+    "[sink]\ntoken = \"@\"",
+    "token = \"@\"",
+    "[agent]\ntoken = \"@\"",
+    "[filter.meta]\napi_key = \"@\"",
+    "[sink.other]\npassword = \"@\"",
+    "[sink.siem]\ntoken = \"@\"\ntoken = \"@\"",
+];
+
+#[derive(Debug, serde::Deserialize)]
+struct Sink {
+    #[serde(rename = "token")]
+    _token: Secret,
+    #[serde(rename = "hmac_secret")]
+    _hmac_secret: u64,
+}
+
+/// Options of stages that are no [`Secret`], though their name says that they hold one.
+#[test]
+fn are_in_no_error_about_an_option_of_another_type() {
+    #[derive(Debug, serde::Deserialize)]
+    enum Choice {}
+    type Read = fn(&StageOptions) -> Box<figment::Error>;
+    fn read<T: serde::de::DeserializeOwned>(options: &StageOptions) -> Box<figment::Error> {
+        options.parse::<std::collections::BTreeMap<String, T>>().err().unwrap()
+    }
+    let reads: [(&str, Read); 4] = [
+        ("is a text, expected a whole number, 0 or more", read::<u64>),
+        ("is a text, expected a list in brackets", read::<Vec<u8>>),
+        ("is wrong: `***` is not a duration such as \"300s\"", read::<crate::units::Time>),
+        ("is wrong, expected ", read::<Choice>),
+    ];
+    let text = format!("pipeline.filters = [\"mine\"]\n[filter.mine]\napi_key = \"{MARKER}\"");
+    let loaded = user(&text).load().unwrap();
+    let stage = stage(&loaded.settings.pipeline.filters, "mine");
+    for (expected, read) in reads {
+        let error = loaded.explain(stage, "filter", *read(&stage.options));
+        let text = error.to_string();
+        assert!(
+            text.starts_with("`filter.mine.api_key` in ") && text.ends_with(expected),
+            "{text}"
+        );
+        assert!(!format!("{text} {error:?}").contains(MARKER), "{text}");
+    }
+}
+
+/// Everything that can be printed of a configuration.
+fn all_output(machine: &Machine) -> String {
+    use std::fmt::Write as _;
+
+    let mut output = format!("{:?}", machine.variables.iter().cloned().collect::<Environment>());
+    match machine.load() {
+        Err(error) => write!(output, "{error} {error:?} {:?}", error_source(&error)).unwrap(),
+        Ok(loaded) => {
+            write!(output, "{loaded:?} {:?}", loaded.settings).unwrap();
+            if let Some(error) = loaded.missing_for_delivery() {
+                write!(output, "{error} {error:?}").unwrap();
+            }
+            for sink in &loaded.settings.pipeline.sinks {
+                match sink.options.parse::<Sink>() {
+                    Ok(options) => write!(output, "{options:?}").unwrap(),
+                    Err(error) => {
+                        let error = loaded.explain(sink, "sink", *error);
+                        write!(output, "{error} {error:?}").unwrap();
+                    }
+                }
+            }
+        }
+    }
+    output
+}
+
+fn error_source(error: &ConfigError) -> Option<String> {
+    std::error::Error::source(error).map(ToString::to_string)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn are_in_no_output(
+        places in proptest::collection::vec(0..PLACES.len(), 1..3),
+        by_variable in any::<bool>(),
+    ) {
+        let mut machine = Machine::new();
+        if let Some(place) = places.first() {
+            machine = machine.machine(&PLACES[*place].replace('@', MARKER));
+        }
+        if let Some(place) = places.get(1) {
+            machine = machine.user(&PLACES[*place].replace('@', MARKER));
+        }
+        if by_variable {
+            machine = machine
+                .variable("CLAUDE_SIEM_TOKEN", MARKER)
+                .variable("CLAUDE_SIEM_HMAC_SECRET", MARKER)
+                .variable("CLAUDE_SIEM_TOKN", MARKER);
+        }
+        let output = all_output(&machine);
+        prop_assert!(!output.is_empty() && !output.contains(MARKER), "{output}");
+    }
+}
+
+/// Each place alone, so that none hides behind another's error.
+#[test]
+fn are_in_no_output_of_one_layer() {
+    for place in PLACES {
+        let output = all_output(&user(&place.replace('@', MARKER)));
+        assert!(!output.contains(MARKER), "{place}: {output}");
+    }
+}
