@@ -1,0 +1,169 @@
+//! What must be true after a world has ended, whatever happened in it.
+
+use super::*;
+
+impl World {
+    /// Every line is at the receiver once and byte for byte, or accounted for.
+    pub(super) fn account_for_all(&mut self) -> Result<(), String> {
+        let held = self.held.lock().unwrap();
+        if let Some(wrong) = &held.wrong {
+            return Err(wrong.clone());
+        }
+        let agent = self.agent.as_ref().unwrap();
+        let letters = agent.outbox.dead_letters().map_err(|error| causes(&error))?;
+        let dead: BTreeSet<Vec<u8>> =
+            letters.iter().map(|(_, letter)| receiver::content(&letter.line().unwrap())).collect();
+        let mut arrived: BTreeMap<Vec<u8>, Vec<(String, u64)>> = BTreeMap::new();
+        for record in records(&held.epochs) {
+            if !record.is_incomplete {
+                arrived.entry(record.bytes).or_default().push((record.epoch, record.seq));
+                continue;
+            }
+            let is_begun = |half: &Vec<u8>| half.starts_with(&record.bytes);
+            if !self.script.halves.iter().any(is_begun) {
+                return Err(format!("{:?} was never written", text(&record.bytes)));
+            }
+        }
+        let (mut filtered, mut perhaps) = (0_u64, 0_u64);
+        for line in &self.script.lines {
+            let places = arrived.remove(&line.bytes).unwrap_or_default();
+            let epochs: BTreeSet<_> = places.iter().map(|(epoch, _)| epoch).collect();
+            // A store from yesterday may know a file neither by its path nor by its bytes.
+            if epochs.len() < places.len() && !self.is_restored {
+                return Err(format!("{:?} is there twice: {places:?}", text(&line.bytes)));
+            }
+            if epochs.len() > 1 && !self.is_restored {
+                return Err(format!("{:?} is in two epochs: {places:?}", text(&line.bytes)));
+            }
+            let is_dead = dead.contains(&line.bytes);
+            let is_there = !places.is_empty();
+            let may_be_filtered = match line.nature {
+                Nature::Ignored if is_there => {
+                    return Err(format!("{:?} was not filtered", text(&line.bytes)));
+                }
+                Nature::Poison if is_there => return Err("a refused line is there".into()),
+                Nature::Ignored | Nature::Sidechain | Nature::Repeated => true,
+                Nature::Plain | Nature::NotJson | Nature::Long | Nature::Poison => false,
+            };
+            if is_there || is_dead {
+                continue;
+            }
+            match (may_be_filtered, line.is_safe) {
+                (true, true) => filtered += 1,
+                (true, false) => perhaps += 1,
+                (false, false) if !line.is_there => {}
+                (false, _) => {
+                    let (text, there) = (text(&line.bytes), line.is_there);
+                    return Err(format!("{text:?} is lost, still there: {there}"));
+                }
+            }
+        }
+        if let Some((bytes, _)) = arrived.first_key_value() {
+            return Err(format!("{:?} was never written", text(bytes)));
+        }
+        let totals = agent.outbox.end().totals;
+        let counted = totals.share().filtered.lines;
+        if !self.is_restored && !(filtered..=filtered + perhaps).contains(&counted) {
+            return Err(format!(
+                "{filtered} to {} lines were filtered, the totals say {counted}",
+                filtered + perhaps
+            ));
+        }
+        let (conflicts, refusals, duplicates) = (held.conflicts, held.refusals, held.duplicates);
+        let claims = check_claims(
+            &held,
+            &letters.iter().map(|(id, _)| (id.epoch.clone(), id.seq)).collect(),
+            self.is_restored,
+        )?;
+        check_accounts(&agent.outbox, self.is_restored)?;
+        drop(held);
+        for (what, count) in [
+            ("new epoch after a conflict", conflicts),
+            ("batch refused", refusals),
+            ("entry sent again", duplicates),
+            ("claim of a heartbeat checked", claims),
+            ("line filtered", counted),
+            ("dead letter", dead.len() as u64),
+        ] {
+            *self.tally.entry(what).or_default() += count;
+        }
+        Ok(())
+    }
+}
+
+/// Holds what the last heartbeat of each epoch claims against what is there below its number.
+fn check_claims(
+    held: &Held,
+    dead: &BTreeSet<(String, u64)>,
+    is_restored: bool,
+) -> Result<u64, String> {
+    let mut checked = 0;
+    for (epoch, entries) in &held.epochs {
+        let mut counts = [0_u64; 3];
+        let mut first = true;
+        for (seq, line) in entries {
+            let entry = Entry::parse(line).unwrap();
+            let claim: Option<Value> = entry
+                .data
+                .filter(|_| entry.event.as_deref() == Some("heartbeat"))
+                .map(|data| serde_json::from_str(data.get()).unwrap());
+            let own = |claim: &Value| claim["epoch"] == **epoch;
+            if let Some(claim) = claim.filter(own) {
+                let totals = &claim["totals"];
+                let number = |value: &Value| value.as_u64().unwrap();
+                let claimed = [
+                    number(&totals["shipped"]["lines"]),
+                    number(&totals["parts"]["parts"]),
+                    number(&totals["events"]),
+                ];
+                let uncounted = number(&totals["uncounted"]);
+                let missing = (1..*seq).filter(|seq| !entries.contains_key(seq)).count() as u64;
+                let buried = dead.iter().filter(|(of, at)| of == epoch && at < seq).count() as u64;
+                let sum = claimed.iter().sum::<u64>() + uncounted;
+                if sum != seq - 1 || (uncounted == 0 && missing == 0 && claimed != counts) {
+                    return Err(format!(
+                        "heartbeat {seq} claims {claimed:?}, {counts:?} are there"
+                    ));
+                }
+                // A store from yesterday has forgotten letters that came later.
+                if missing > buried && uncounted == 0 && !is_restored {
+                    return Err(format!(
+                        "{missing} numbers are missing, {buried} are dead letters"
+                    ));
+                }
+                checked += u64::from(first || missing == 0);
+                first = false;
+            }
+            let kind = match (entry.event.is_some(), entry.part.is_some()) {
+                (true, _) => 2,
+                (false, true) => 1,
+                (false, false) => 0,
+            };
+            counts[kind] += 1;
+        }
+    }
+    Ok(checked)
+}
+
+/// Every byte of every file up to its checkpoint is accounted for.
+fn check_accounts(outbox: &Outbox, is_restored: bool) -> Result<(), String> {
+    let accounts = outbox.accounts().map_err(|error| causes(&error))?;
+    let mut rows: BTreeMap<String, Value> = BTreeMap::new();
+    let take = |all: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>| {
+        rows.extend(all.map(|(key, row)| (key.0, serde_json::from_slice(&row).unwrap())));
+    };
+    outbox.checkpoints("sessions", take).map_err(|error| causes(&error))?;
+    if is_restored {
+        // What was counted before the epoch is not in it.
+        return Ok(());
+    }
+    for (generation, share) in accounts {
+        let Some(generation) = generation else { continue };
+        let row = rows.get(&generation.0).ok_or("an account has no checkpoint")?;
+        let read = row["offset"].as_u64().unwrap() - row["start"].as_u64().unwrap();
+        if share.read().bytes != read {
+            return Err(format!("{read} bytes were read, the account says {share:?}"));
+        }
+    }
+    Ok(())
+}
