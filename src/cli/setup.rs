@@ -16,6 +16,15 @@ use crate::{
     text::causes,
 };
 
+/// Which files a command is about.
+#[derive(clap::Args)]
+pub(super) struct Files {
+    /// Files that are to be rolled out, as the machine's and those of its `config.d`, the lowest
+    /// first; one that ends in `.json` is a managed configuration. By default what is in force.
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
 /// Reads a managed configuration from a file, as the server would give it.
 pub(super) fn read_managed(path: &Path) -> Result<Managed, Failure> {
     let wrong = |error: &dyn std::error::Error| {
@@ -52,7 +61,7 @@ impl Surroundings {
     /// Without any file, what is in force. Logs the warnings.
     pub(super) fn load_files(
         &self,
-        files: &[PathBuf],
+        Files { files }: &Files,
         explicit: Option<&Path>,
     ) -> Result<Loaded, Failure> {
         if files.is_empty() {

@@ -1,10 +1,13 @@
 //! `ai-agent test`: runs the tests that a configuration carries. Needs no server and no secret.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 
-use super::{Failure, print, setup::Surroundings};
+use super::{
+    Failure, print,
+    setup::{Files, Surroundings},
+};
 use crate::pipeline::{
     assembly,
     trial::{self, Mismatch},
@@ -13,10 +16,8 @@ use crate::pipeline::{
 /// Runs the `[[test]]` tables of the configuration.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Files that are to be rolled out, as the machine's and those of its `config.d`, the lowest
-    /// first; one that ends in `.json` is a managed configuration. By default what is in force.
-    #[arg(value_name = "FILE")]
-    files: Vec<PathBuf>,
+    #[command(flatten)]
+    files: Files,
 }
 
 impl Arguments {

@@ -1,23 +1,24 @@
 //! `ai-agent config check`: what is wrong, where, and what would be right.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 use tracing::warn;
 
 use super::{explain, schema};
 use crate::{
-    cli::{Failure, print, setup::Surroundings},
+    cli::{
+        Failure, print,
+        setup::{Files, Surroundings},
+    },
     config::did_you_mean,
     pipeline::{assembly, candidate},
 };
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Files that are to be rolled out, as the machine's and those of its `config.d`, the lowest
-    /// first; one that ends in `.json` is a managed configuration. By default what is in force.
-    #[arg(value_name = "FILE")]
-    files: Vec<PathBuf>,
+    #[command(flatten)]
+    files: Files,
 }
 
 impl Arguments {
