@@ -51,7 +51,7 @@ impl Room {
 
     /// Looks again: the outbox holds `stored` bytes, the disk has `free` bytes, if that is known.
     pub fn look(&mut self, stored: u64, free: Option<u64>) -> Option<Change> {
-        let cap = self.max_bytes.saturating_sub(FOR_EVENTS);
+        let cap = self.cap();
         // Once full, reading goes on only when there is room for a good while.
         let (cap, least) = match self.full {
             None => (cap, FREE),
@@ -70,6 +70,16 @@ impl Room {
             (Some(_), None) => Some(Change::Recovered),
             _ => None,
         }
+    }
+
+    /// Whether an outbox that holds `stored` bytes is full.
+    #[must_use]
+    pub fn fills(&self, stored: u64) -> bool {
+        stored >= self.cap()
+    }
+
+    fn cap(&self) -> u64 {
+        self.max_bytes.saturating_sub(FOR_EVENTS)
     }
 
     /// Whether so few bytes are free on the disk that reading which waits goes on waiting.

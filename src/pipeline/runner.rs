@@ -319,6 +319,7 @@ impl Running {
             drop(delivery.await);
         }
         let put_in_order = move |outbox: &Outbox, events: &[Event]| {
+            outbox.settle()?;
             outbox.back_up()?;
             outbox.shrink(clock.uptime())?;
             if events.is_empty() {

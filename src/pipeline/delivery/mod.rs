@@ -12,7 +12,10 @@ pub use assemble::{AssembleError, Assembler, Pending};
 pub use policy::{Next, Policy};
 pub use redeliver::redeliver;
 use siem_protocol::{ChainPoint, Identity};
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
 use tracing::{debug, error, info, warn};
 
 use super::outbox::{DeadLetter, DeadLetterId, Outbox, OutboxError, Purged, Renumbered};
@@ -29,6 +32,8 @@ const STORE_RETRY: Duration = Duration::from_secs(5);
 /// After a full batch the rest of a backlog waits for more only so long: when nothing comes for
 /// this time, that was all.
 const LULL: Duration = Duration::from_millis(50);
+/// How long an acknowledgement waits to be stored with entries that come.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// How a sink's task ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,6 +105,8 @@ impl Delivering {
         let mut reached = None;
         // Whether the last batch was full, and nothing came for a while since.
         let (mut in_backlog, mut is_lull) = (false, false);
+        // When what was acknowledged is stored, if that does not happen by the way.
+        let mut settle_at = None;
         loop {
             let end = *head.borrow_and_update();
             let draining = *ending.borrow_and_update() == Ending::Drained;
@@ -124,8 +131,13 @@ impl Delivering {
                     (STORE_RETRY, false)
                 }
                 Ok(Pending::Nothing) => {
-                    self.trouble(None);
                     if draining {
+                        settle_at = self.settle().await;
+                    }
+                    if settle_at.is_none() || !draining {
+                        self.trouble(None);
+                    }
+                    if draining && settle_at.is_none() {
                         self.progress.send_modify(|progress| progress.drained = true);
                         return;
                     }
@@ -143,6 +155,10 @@ impl Delivering {
                         After::Wait(wait) => (wait, false),
                         After::Advanced => {
                             reached = Some((renumbered_at, end.seq));
+                            let now = Instant::now();
+                            if *settle_at.get_or_insert(now + SETTLE) <= now {
+                                settle_at = self.settle().await;
+                            }
                             continue;
                         }
                         After::Again => continue,
@@ -150,12 +166,28 @@ impl Delivering {
                 }
             };
             // New entries may fill a batch; they do not shorten a wait for the receiver.
-            tokio::select! {
-                () = sleep(wait) => is_lull = is_waiting_for_lull,
-                changed = head.changed(), if watched => if changed.is_err() { return },
-                changed = ending.changed() => if changed.is_err() { return },
+            let rest = sleep(wait);
+            tokio::pin!(rest);
+            loop {
+                let due = settle_at.unwrap_or_else(Instant::now);
+                tokio::select! {
+                    () = &mut rest => is_lull = is_waiting_for_lull,
+                    changed = head.changed(), if watched => if changed.is_err() { return },
+                    changed = ending.changed() => if changed.is_err() { return },
+                    () = sleep_until(due), if settle_at.is_some() => {
+                        settle_at = self.settle().await;
+                        continue;
+                    }
+                }
+                break;
             }
         }
+    }
+
+    /// Stores what was acknowledged; when that is to be tried again.
+    async fn settle(&mut self) -> Option<Instant> {
+        let failure = self.blocking(|outbox, _| outbox.settle()).await.err()?;
+        Some(Instant::now() + self.store_failed(&failure))
     }
 
     /// What there is to send, and how many entries were refused for good since one was taken.
@@ -195,12 +227,7 @@ impl Delivering {
             Next::Advance => {
                 let epoch = batch.header.epoch.clone();
                 let refusals = policy.refusals();
-                let moved = self
-                    .blocking(move |outbox, name| outbox.advance(name, &epoch, end, refusals))
-                    .await;
-                if let Err(failure) = moved {
-                    return After::Wait(self.store_failed(&failure));
-                }
+                self.outbox.advance(&self.name, &epoch, end, refusals);
                 debug!(sink = self.name, batch = id, lines, "delivered");
                 self.progress.send_modify(|progress| {
                     if progress.trouble.take().is_some() {

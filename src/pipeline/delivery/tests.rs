@@ -80,7 +80,7 @@ async fn run(
     run_until(Ending::Drained, groups, shipping, answer).await
 }
 
-/// The same, and ends as `ending` says, or when everything is delivered.
+/// The same, and ends as `ending` says, or when nothing is left in the outbox.
 async fn run_until(
     ending: Ending,
     groups: &[usize],
@@ -129,11 +129,16 @@ async fn run_until(
     let (sender, watched) = watch::channel(ending);
     let all = outbox.end().seq - 1;
     let mut progress = delivering.progress.subscribe();
+    let emptied = async {
+        progress.wait_for(|progress| progress.acknowledged == all).await.unwrap();
+        while outbox.stored() > 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
     let delivered = async {
         tokio::select! {
             () = delivering.run(watched) => {}
-            _ = progress.wait_for(|progress| progress.acknowledged == all),
-                if ending == Ending::Running => {}
+            () = emptied, if ending == Ending::Running => {}
         }
     };
     let run = tokio::time::timeout(Duration::from_secs(60), delivered);
@@ -154,6 +159,13 @@ async fn the_rest_of_a_backlog_does_not_wait_for_more() {
     let shipping = Shipping { flush_interval: Duration::from_secs(3600), ..shipping(100) };
     let run = run_until(Ending::Running, &[100, 30], shipping, |_| Delivery::Acknowledged).await;
     assert_eq!(run.seen.concat(), (1..=130).collect::<Vec<_>>());
+}
+
+/// What is acknowledged waits for entries to be stored with, and none may ever come.
+#[tokio::test]
+async fn the_last_acknowledgement_is_stored_though_nothing_comes_after_it() {
+    let run = run_until(Ending::Running, &[3], shipping(3), |_| Delivery::Acknowledged).await;
+    assert_eq!((run.delivered(), run.outbox.stored()), (3, 0));
 }
 
 #[tokio::test]

@@ -273,7 +273,14 @@ impl Ingest {
 
     /// Stops reading, or goes on, as outbox and disk have room, and reports it.
     fn look_for_room(&mut self) {
-        let (stored, free) = (self.outbox.stored(), self.outbox.free_space());
+        let (mut stored, free) = (self.outbox.stored(), self.outbox.free_space());
+        // What is acknowledged may leave, and nothing may be written any more that it leaves with.
+        if self.room.is_full() || self.room.fills(stored) {
+            if let Err(failure) = self.outbox.settle() {
+                warn!(cause = causes(&failure), "acknowledged entries could not be deleted");
+            }
+            stored = self.outbox.stored();
+        }
         if self.room.has_half_filled(stored)
             && let Ok(Some(sink)) = self.outbox.slowest_sink()
         {

@@ -1,11 +1,20 @@
 //! Where each sink is in the outbox, and what may leave it.
+//!
+//! What a sink acknowledges counts at once, and is stored with whatever is written next: with the
+//! entries that come while others are on their way, which costs no sync of its own. A crash before
+//! that sends a batch again, which the receiver knows.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use redb::{ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use siem_protocol::ChainPoint;
 
 use super::{
-    CURSORS, State, VALUES,
+    CURSORS, Outbox, OutboxError, State, VALUES,
     sealed::{open_json, seal_json},
     value,
 };
@@ -44,6 +53,136 @@ pub struct Cursor {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+/// What sinks have acknowledged, as long as it is not stored.
+pub(super) type Unsettled = Mutex<Settled>;
+
+/// The last acknowledgement of each sink.
+pub(super) type Settled = BTreeMap<String, Acknowledged>;
+
+/// A sink's acknowledgement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Acknowledged {
+    pub(super) epoch: String,
+    pub(super) point: ChainPoint,
+    refusals: u32,
+}
+
+impl Acknowledged {
+    /// Where a sink is then; nowhere else when this is of an epoch that has ended.
+    fn moves(self, cursor: Cursor) -> Cursor {
+        if self.epoch != cursor.epoch {
+            return cursor;
+        }
+        Cursor {
+            acknowledged: self.point,
+            base: None,
+            previous_epoch: None,
+            refusals: self.refusals,
+            ..cursor
+        }
+    }
+}
+
+impl Outbox {
+    /// How far `sink` is.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read.
+    pub fn cursor(&self, sink: &str) -> Result<Cursor, OutboxError> {
+        // Taken first: what is stored meanwhile only says the same.
+        let ahead = self.unsettled().get(sink).cloned();
+        let cursor = self.read("read", |transaction| {
+            let row = transaction.open_table(CURSORS)?.get(sink)?;
+            row.map(|row| open_cursor(sink, row.value())).transpose()
+        })?;
+        let cursor = cursor.ok_or_else(|| self.damaged("a cursor is gone"))?;
+        Ok(match ahead {
+            Some(ahead) => ahead.moves(cursor),
+            None => cursor,
+        })
+    }
+
+    /// The sink that is behind the others, if they are not all at the same place.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read.
+    pub fn slowest_sink(&self) -> Result<Option<String>, OutboxError> {
+        let mut places = Vec::with_capacity(self.sinks.len());
+        for Seat { name, .. } in &self.sinks {
+            places.push((self.cursor(name)?.acknowledged.seq, name));
+        }
+        let fastest = places.iter().map(|(seq, _)| *seq).max();
+        let slowest = places.into_iter().min().filter(|(seq, _)| Some(*seq) < fastest);
+        Ok(slowest.map(|(_, name)| name.clone()))
+    }
+
+    /// Moves `sink`'s cursor to `point` of `epoch`, where so many entries were refused for good
+    /// since the last one that was taken. A point of an epoch that has ended changes nothing.
+    ///
+    /// Never waits for the disk. What every sink has acknowledged is deleted with whatever is
+    /// written next; [`Outbox::settle`] writes when nothing else does.
+    pub fn advance(&self, sink: &str, epoch: &str, point: ChainPoint, refusals: u32) {
+        let acknowledged = Acknowledged { epoch: epoch.to_owned(), point, refusals };
+        self.unsettled().insert(sink.to_owned(), acknowledged);
+    }
+
+    /// Moves `sink`'s cursor, and stores that.
+    #[cfg(test)]
+    pub(crate) fn acknowledge(
+        &self,
+        sink: &str,
+        epoch: &str,
+        point: ChainPoint,
+    ) -> Result<(), OutboxError> {
+        self.advance(sink, epoch, point, 0);
+        self.settle()
+    }
+
+    /// Stores what was acknowledged, if that has not happened by the way.
+    ///
+    /// # Errors
+    /// [`OutboxError`]: it still counts, and is stored with what is written next.
+    pub fn settle(&self) -> Result<(), OutboxError> {
+        if self.unsettled().is_empty() {
+            return Ok(());
+        }
+        self.write("acknowledge entries of", |_, _| Ok(Ok(())))
+    }
+
+    /// Moves cursors to what was acknowledged, in a transaction that may be there for more.
+    pub(super) fn settle_within(
+        &self,
+        transaction: &WriteTransaction,
+        state: &mut State,
+    ) -> Result<Settled, redb::Error> {
+        let settled = self.unsettled().clone();
+        if settled.is_empty() {
+            return Ok(settled);
+        }
+        let mut cursors = transaction.open_table(CURSORS)?;
+        for (sink, acknowledged) in &settled {
+            let sink = sink.as_str();
+            let known = cursors.get(sink)?.map(|row| open_cursor(sink, row.value()));
+            if let Some(cursor) = known.transpose()? {
+                let cursor = acknowledged.clone().moves(cursor);
+                cursors.insert(sink, seal_json(sink, &cursor).as_slice())?;
+            }
+        }
+        let slowest = read_cursors(&cursors)?.iter().map(|(_, it)| it.acknowledged.seq).min();
+        drop_values(transaction, state, slowest.unwrap_or_default())?;
+        Ok(settled)
+    }
+
+    /// What was acknowledged is stored, unless a sink has acknowledged more meanwhile.
+    pub(super) fn forget_settled(&self, settled: &Settled) {
+        self.unsettled().retain(|sink, acknowledged| settled.get(sink) != Some(acknowledged));
+    }
+
+    pub(super) fn unsettled(&self) -> MutexGuard<'_, Settled> {
+        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// All cursors, by sink.

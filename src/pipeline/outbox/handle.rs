@@ -14,7 +14,8 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::{
-    Head, META, Outbox, OutboxError, SCHEMA, STATE, State, from_json, json, migrate, sealed,
+    Head, META, Outbox, OutboxError, SCHEMA, STATE, State, cursors::Settled, from_json, json,
+    migrate, sealed,
 };
 use crate::platform::file::{self, FileId};
 
@@ -81,7 +82,7 @@ impl Outbox {
         self.contained(read)?.map_err(|source| self.failed(action, source))
     }
 
-    /// Runs `work` in one synced transaction. Its inner error, as its outer one, changes nothing.
+    /// Runs `work` in one synced transaction, after what sinks have acknowledged. Its inner error, as its outer one, changes nothing.
     pub(super) fn write(
         &self,
         action: &'static str,
@@ -93,11 +94,13 @@ impl Outbox {
             self.reopen(&mut current, Opened::Again)?;
         }
         let mut state = current.clone();
+        let mut settled = Settled::default();
         let commit = || {
             let database = self.database();
             let mut transaction =
                 database.as_ref().ok_or(redb::Error::DatabaseClosed)?.begin_write()?;
             transaction.set_durability(Durability::Immediate)?;
+            settled = self.settle_within(&transaction, &mut state)?;
             if let Err(error) = work(&transaction, &mut state)? {
                 return Ok(Err(error));
             }
@@ -111,6 +114,7 @@ impl Outbox {
         };
         self.contained(commit)?.map_err(|source| self.failed(action, source))??;
         self.replace(&mut current, state);
+        self.forget_settled(&settled);
         Ok(())
     }
 

@@ -40,7 +40,7 @@ use accounts::{ACCOUNTS, add_shares};
 use backup::Backup;
 use checkpoints::open_checkpoint;
 pub use cursors::{Cursor, Seat};
-use cursors::{drop_values, open_cursor, place_cursors, read_cursors};
+use cursors::{Unsettled, place_cursors, read_cursors};
 use dead_letters::DEAD_LETTERS;
 pub use dead_letters::{Buried, DeadLetter, DeadLetterId, Purged};
 pub use error::OutboxError;
@@ -48,14 +48,11 @@ pub(super) use handle::builder;
 use handle::{File, Opened};
 use recover::{Began, Beginning};
 pub use recover::{Found, Rescued};
-use redb::{
-    Database, ReadableTable as _, StorageError, TableDefinition, WriteTransaction,
-    backends::FileBackend,
-};
+use redb::{Database, StorageError, TableDefinition, WriteTransaction, backends::FileBackend};
 pub use renumber::Renumbered;
 use sealed::{seal, seal_json};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use siem_protocol::{ChainPoint, Digest};
+use siem_protocol::Digest;
 use tokio::sync::watch;
 
 use super::{
@@ -104,6 +101,8 @@ pub struct Outbox {
     was_found: bool,
     state: Mutex<State>,
     backup: Mutex<Backup>,
+    /// What sinks have acknowledged since something was written last.
+    unsettled: Unsettled,
     head: watch::Sender<Head>,
     /// Whether the store has turned out to be damaged.
     damage: watch::Sender<bool>,
@@ -293,6 +292,7 @@ impl Outbox {
             was_found: false,
             state: Mutex::new(state),
             backup: Mutex::new(Backup::beside(path)),
+            unsettled: Unsettled::default(),
             head: watch::Sender::default(),
             damage: watch::Sender::default(),
             is_closed: AtomicBool::new(false),
@@ -387,80 +387,6 @@ impl Outbox {
         backup.note(group.checkpoints.keys());
         backup.begin(&self.epoch(), &begun);
         Ok(())
-    }
-
-    /// The sink that is behind the others, if they are not all at the same place.
-    ///
-    /// # Errors
-    /// [`OutboxError`] when the store cannot be read.
-    pub fn slowest_sink(&self) -> Result<Option<String>, OutboxError> {
-        let mut places = Vec::with_capacity(self.sinks.len());
-        for Seat { name, .. } in &self.sinks {
-            places.push((self.cursor(name)?.acknowledged.seq, name));
-        }
-        let fastest = places.iter().map(|(seq, _)| *seq).max();
-        let slowest = places.into_iter().min().filter(|(seq, _)| Some(*seq) < fastest);
-        Ok(slowest.map(|(_, name)| name.clone()))
-    }
-
-    /// How far `sink` is.
-    ///
-    /// # Errors
-    /// [`OutboxError`] when the store cannot be read.
-    pub fn cursor(&self, sink: &str) -> Result<Cursor, OutboxError> {
-        let cursor = self.read("read", |transaction| {
-            let row = transaction.open_table(CURSORS)?.get(sink)?;
-            row.map(|row| open_cursor(sink, row.value())).transpose()
-        })?;
-        cursor.ok_or_else(|| self.damaged("a cursor is gone"))
-    }
-
-    /// Moves `sink`'s cursor to `point` of `epoch`, and deletes what every sink has acknowledged.
-    /// A point of an epoch that has ended changes nothing.
-    ///
-    /// # Errors
-    /// [`OutboxError`]: nothing has changed; the batch will be sent again.
-    pub fn acknowledge(
-        &self,
-        sink: &str,
-        epoch: &str,
-        point: ChainPoint,
-    ) -> Result<(), OutboxError> {
-        self.advance(sink, epoch, point, 0)
-    }
-
-    /// The same, where so many entries were refused for good since the last one that was taken.
-    ///
-    /// # Errors
-    /// As [`Outbox::acknowledge`].
-    pub fn advance(
-        &self,
-        sink: &str,
-        epoch: &str,
-        point: ChainPoint,
-        refusals: u32,
-    ) -> Result<(), OutboxError> {
-        self.write("acknowledge entries of", |transaction, state| {
-            if epoch != state.epoch {
-                return Ok(Ok(()));
-            }
-            let mut cursors = transaction.open_table(CURSORS)?;
-            let known = cursors.get(sink)?.map(|row| open_cursor(sink, row.value()));
-            let cursor = Cursor {
-                epoch: epoch.to_owned(),
-                acknowledged: point,
-                base: None,
-                previous_epoch: None,
-                destination: known.transpose()?.and_then(|cursor| cursor.destination),
-                refusals,
-            };
-            cursors.insert(sink, seal_json(sink, &cursor).as_slice())?;
-            let all = read_cursors(&cursors)?;
-            let slowest = all.iter().map(|(_, cursor)| cursor.acknowledged.seq).min();
-            let slowest = slowest.unwrap_or(point.seq);
-            drop_values(transaction, state, slowest)?;
-            Ok(Ok(()))
-        })
     }
 
     /// Reads frames in order, beginning with the one that holds `seq`, as long as `want` takes

@@ -11,9 +11,9 @@
 
 use std::collections::BTreeSet;
 
-use siem_protocol::{Entry, Kind, entry::PathText};
+use siem_protocol::{ChainPoint, Entry, Kind, entry::PathText};
 
-use super::{disk::Disk, handle::builder, *};
+use super::{cursors::Settled, disk::Disk, handle::builder, *};
 use crate::{
     config::Shipping,
     frame::Codec,
@@ -50,9 +50,11 @@ enum Fault {
 enum Act {
     /// So many lines of these files; whether the last one ends with them.
     Append(Vec<(usize, u64)>, bool),
+    /// Whether that is stored at once, or with what comes next.
     Deliver {
         sink: usize,
         entries: u64,
+        settle: bool,
     },
     Bury {
         sink: usize,
@@ -72,6 +74,8 @@ struct Tally {
     unborn: u64,
     found_before: u64,
     found_after: u64,
+    /// Acknowledgements were stored with something else.
+    settled_by_the_way: u64,
     errors: u64,
     cut_in_write: u64,
     cut_in_sync: u64,
@@ -235,7 +239,7 @@ fn act(
 ) -> Result<(), OutboxError> {
     match act {
         Act::Append(files, ends) => append(outbox, files, *ends, fault),
-        Act::Deliver { sink, entries: most } => {
+        Act::Deliver { sink, entries: most, settle } => {
             let name = SINKS[*sink];
             let cursor = outbox.cursor(name)?;
             let dead = outbox.dead_after(name, &cursor.epoch, cursor.acknowledged.seq)?;
@@ -247,7 +251,8 @@ fn act(
                     receivers[*sink].take(&cursor.epoch, seq, &line);
                 }
             }
-            outbox.acknowledge(name, &cursor.epoch, at)
+            outbox.advance(name, &cursor.epoch, at, 0);
+            if *settle { outbox.settle() } else { Ok(()) }
         }
         Act::Bury { sink } => {
             let cursor = outbox.cursor(SINKS[*sink])?;
@@ -370,7 +375,11 @@ impl World {
                 files.dedup_by_key(|(file, _)| *file);
                 Act::Append(files, random.u32(..8) == 0)
             }
-            50..80 => Act::Deliver { sink: random.usize(..2), entries: random.u64(1..30) },
+            50..80 => Act::Deliver {
+                sink: random.usize(..2),
+                entries: random.u64(1..30),
+                settle: random.bool(),
+            },
             80..88 => Act::Bury { sink: random.usize(..2) },
             88..94 => Act::DigOut,
             94..97 => {
@@ -389,6 +398,7 @@ impl World {
             let next = self.next_act();
             *self.tally.acts.entry(name(&next)).or_default() += 1;
             let before = self.disk.bytes();
+            let unsettled = outbox.unsettled().clone();
             self.ending = match &next {
                 Act::Append(files, true) => files.last().map(|(file, count)| {
                     (*file, next_line(&outbox, *file).unwrap_or_default() + count)
@@ -400,11 +410,14 @@ impl World {
             }
             let done = act(&outbox, &next, &mut self.receivers, self.fault);
             if done.is_ok() {
+                let was_settled = !unsettled.is_empty() && outbox.unsettled().is_empty();
+                self.tally.settled_by_the_way += u64::from(was_settled);
                 self.ended.extend(self.ending.take());
                 self.disk.fail(0);
                 continue;
             }
-            if self.disk.is_off() {
+            let mut is_cut = self.disk.is_off();
+            if is_cut {
                 drop(outbox);
                 self.disk.reboot();
                 outbox = self.open()?;
@@ -418,6 +431,7 @@ impl World {
                 Ok(found) => found,
                 // The power went again, in the look: it is looked at after the next cut.
                 Err(_) if self.disk.is_off() => {
+                    is_cut = true;
                     drop(outbox);
                     self.disk.reboot();
                     outbox = self.open()?;
@@ -427,7 +441,8 @@ impl World {
                 }
                 Err(error) => return Err(causes(&error)),
             };
-            self.hold_against(&found, before, &next)?;
+            let known = if is_cut { Settled::default() } else { unsettled.clone() };
+            self.hold_against(&found, before, &next, [known, unsettled])?;
             self.account_for_all(&found)?;
         }
         let hits = self.disk.hits();
@@ -468,14 +483,25 @@ impl World {
     }
 
     /// The store is as it was before the act or as it is after it: nothing between.
-    fn hold_against(&mut self, found: &Sight, before: Vec<u8>, next: &Act) -> Result<(), String> {
+    /// `acknowledged` is what was not stored before the act: what the store found still knows of it
+    /// when it is as it was before, and what it has with the act.
+    fn hold_against(
+        &mut self,
+        found: &Sight,
+        before: Vec<u8>,
+        next: &Act,
+        acknowledged: [Settled; 2],
+    ) -> Result<(), String> {
+        let [known, unsettled] = acknowledged;
         let peaceful = open(&Disk::of(before, 0)).unwrap();
+        *peaceful.unsettled() = known;
         let old = Sight::of(&peaceful).unwrap();
         if *found == old {
             self.tally.found_before += 1;
             self.ending = None;
             return found.check();
         }
+        *peaceful.unsettled() = unsettled;
         act(&peaceful, next, &mut self.receivers.clone(), Fault::None).unwrap();
         let new = Sight::of(&peaceful).unwrap();
         if *found != new {
@@ -547,6 +573,7 @@ impl Tally {
         self.unborn += other.unborn;
         self.found_before += other.found_before;
         self.found_after += other.found_after;
+        self.settled_by_the_way += other.settled_by_the_way;
         self.errors += other.errors;
         self.cut_in_write += other.cut_in_write;
         self.cut_in_sync += other.cut_in_sync;
@@ -563,6 +590,7 @@ impl Tally {
             ("cut while the file was made", self.unborn),
             ("found as before", self.found_before),
             ("found as after", self.found_after),
+            ("acknowledged by the way", self.settled_by_the_way),
             ("I/O error, power on", self.errors),
             ("cut in a write", self.cut_in_write),
             ("cut in a sync", self.cut_in_sync),

@@ -1,5 +1,7 @@
-use redb::ReadableDatabase as _;
 use std::{ops::ControlFlow, time::Duration};
+
+use redb::ReadableDatabase as _;
+use siem_protocol::ChainPoint;
 
 use super::*;
 use crate::pipeline::accounting::Count;
@@ -370,7 +372,7 @@ fn refusals_in_a_row_are_counted_over_a_restart() {
     let store = store.reopen(&SINKS);
     let refusals = || store.outbox.cursor("siem").unwrap().refusals;
     assert_eq!(refusals(), 2);
-    store.outbox.advance("siem", "epoch-1", point(&one), 2).unwrap();
+    store.outbox.advance("siem", "epoch-1", point(&one), 2);
     assert_eq!(refusals(), 2, "a batch that only named them shows nothing");
     let now = Timestamp(10_000_000);
     store.outbox.renumber("epoch-1", "epoch-2".into(), now).unwrap();
@@ -596,4 +598,25 @@ fn goes_on_after_an_error_of_the_disk() {
     assert_eq!(outbox.end().seq, end + 1);
     let frames = all(&outbox, 1);
     assert_eq!(frames.iter().map(|frame| frame.head.count).sum::<u64>(), end);
+}
+
+/// A sync for each acknowledgement is what made a live record cost twice.
+#[test]
+fn an_acknowledgement_counts_at_once_and_is_stored_with_the_entries_that_come() {
+    let store = store();
+    let first = commit(&store.outbox, 3);
+    store.outbox.advance("siem", "epoch-1", point(&first), 0);
+    assert_eq!(store.outbox.cursor("siem").unwrap().acknowledged, point(&first));
+    assert!(store.outbox.stored() > 0, "nothing was written yet");
+    let second = commit(&store.outbox, 2);
+    assert!(store.outbox.unsettled().is_empty());
+    let only: Vec<_> = store.outbox.frames(1, |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(only[0].head.first_seq, 4, "what every sink has is gone");
+    store.outbox.advance("siem", "epoch-1", point(&second), 0);
+    let store = store.reopen(&SINKS);
+    let cursor = store.outbox.cursor("siem").unwrap();
+    assert_eq!(cursor.acknowledged, point(&first), "the batch is sent again");
+    store.outbox.advance("siem", "epoch-1", point(&second), 0);
+    store.outbox.settle().unwrap();
+    assert_eq!(store.outbox.stored(), 0);
 }
