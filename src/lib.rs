@@ -17,6 +17,7 @@
 //! ```
 
 mod cli;
+pub mod compliance;
 pub mod config;
 pub mod event;
 pub mod frame;

@@ -1,0 +1,326 @@
+//! What a hook of Claude Code answers: a pure function of the verdict and the policy.
+//!
+//! The client was observed: exit 2 blocks a prompt and shows stderr, at the start of a session it
+//! only shows it; every other exit code lets the prompt through; `systemMessage` is shown to the
+//! user, `additionalContext` reaches the model. `"continue": false` is never said: it keeps the
+//! prompt for later.
+
+use std::fmt;
+
+use serde_json::json;
+use siem_protocol::{
+    managed::{Action, Compliance},
+    names::violation,
+};
+
+use super::policy::{Finding, Verdict};
+
+/// The client writes a longer text to a file and shows its beginning: ours is cut before.
+const LONGEST: usize = 8000;
+/// So many permitted domains or organisations are named.
+const NAMED: usize = 5;
+
+/// When the client calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// A session begins, or goes on.
+    SessionStart,
+    /// The user has sent a prompt.
+    UserPromptSubmit,
+}
+
+/// What is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing stands against it.
+    Allowed,
+    /// The user is told, and may go on.
+    Warned,
+    /// No prompt goes through.
+    Blocked,
+}
+
+/// What the process says, and how it ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What is decided.
+    pub decision: Decision,
+    /// What the client reads: JSON, or nothing.
+    pub stdout: String,
+    /// What the user reads when something is blocked.
+    pub stderr: String,
+}
+
+impl Hook {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::SessionStart, Self::UserPromptSubmit];
+
+    /// The client's name for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SessionStart => "SessionStart",
+            Self::UserPromptSubmit => "UserPromptSubmit",
+        }
+    }
+
+    /// The one of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| hook.name() == name)
+    }
+}
+
+impl Decision {
+    /// Its name in a report.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Warned => "warned",
+            Self::Blocked => "blocked",
+        }
+    }
+}
+
+impl Answer {
+    /// What `hook` answers.
+    #[must_use]
+    pub fn new(hook: Hook, verdict: &Verdict, policy: &Compliance) -> Self {
+        let banner = policy.banner.as_deref().map(shown).filter(|banner| !banner.is_empty());
+        if !verdict.is_violation() {
+            let output = match (hook, banner) {
+                (Hook::SessionStart, Some(banner)) => {
+                    json!({ "systemMessage": cut(banner) }).to_string()
+                }
+                _ => String::new(),
+            };
+            return Self::said(Decision::Allowed, output);
+        }
+        let message = message(verdict, policy);
+        if policy.action == Some(Action::Block) {
+            return Self::blocked(message);
+        }
+        let reminder = format!("{message}\n\nTell the user so before anything else.");
+        let context = json!({
+            "hookEventName": hook.name(), "additionalContext": cut(reminder),
+        });
+        let output = match hook {
+            Hook::SessionStart => {
+                let seen = banner.into_iter().chain([message]).collect::<Vec<_>>().join("\n\n");
+                json!({ "systemMessage": cut(seen), "hookSpecificOutput": context })
+            }
+            Hook::UserPromptSubmit => json!({ "hookSpecificOutput": context }),
+        };
+        Self::said(Decision::Warned, output.to_string())
+    }
+
+    /// Lets it through without a word.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self::said(Decision::Allowed, String::new())
+    }
+
+    /// Blocks with a message of whole sentences.
+    #[must_use]
+    pub fn blocked(message: String) -> Self {
+        Self { decision: Decision::Blocked, stdout: String::new(), stderr: cut(message) }
+    }
+
+    fn said(decision: Decision, stdout: String) -> Self {
+        Self { decision, stdout, stderr: String::new() }
+    }
+
+    /// How the process ends: the client takes 2 for a block, 0 for an answer, all else for a fault.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        if self.decision == Decision::Blocked { 2 } else { 0 }
+    }
+}
+
+/// What is wrong, who says so, and what to do.
+#[must_use]
+pub fn message(verdict: &Verdict, policy: &Compliance) -> String {
+    let own = policy.violation_message.as_deref().map(shown).filter(|own| !own.is_empty());
+    let own = own.unwrap_or_else(|| {
+        "Your organisation does not permit the account that Claude Code uses.".to_owned()
+    });
+    let found = verdict.violations.iter().map(|finding| Sentence(finding).to_string());
+    let has_key = verdict.violations.iter().any(|finding| finding.rule == violation::NO_ACCOUNT);
+    let remedy = if has_key {
+        "Unset that variable and sign in with a permitted account: `/login` in Claude Code."
+    } else {
+        "Sign in with a permitted account: `/login` in Claude Code."
+    };
+    [own].into_iter().chain(found).chain([remedy.to_owned()]).collect::<Vec<_>>().join("\n")
+}
+
+/// What was found and what is permitted, in one sentence.
+struct Sentence<'a>(&'a Finding);
+
+impl fmt::Display for Sentence<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Finding { rule, found, permitted } = self.0;
+        let (found, permitted) = (shown(found), Permitted(permitted));
+        match rule.as_str() {
+            violation::EMAIL_DOMAIN => write!(
+                f,
+                "Claude Code is signed in as {found}; your organisation's policy permits addresses of \
+                 {permitted}."
+            ),
+            violation::ORG_ID => write!(
+                f,
+                "Claude Code is signed in for the organisation {found}; your organisation's policy \
+                 permits {permitted}."
+            ),
+            _ => write!(
+                f,
+                "Claude Code uses {found} in place of an account; your organisation's policy requires \
+                 an account."
+            ),
+        }
+    }
+}
+
+/// The first of what is permitted.
+struct Permitted<'a>(&'a [String]);
+
+impl fmt::Display for Permitted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named: Vec<String> = self.0.iter().take(NAMED).map(|name| shown(name)).collect();
+        f.write_str(&named.join(", "))?;
+        match self.0.len().saturating_sub(NAMED) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+/// Text from a file or a server as a terminal may show it: without control characters.
+fn shown(text: &str) -> String {
+    let is_shown = |symbol: &char| !symbol.is_control() || *symbol == '\n';
+    text.trim().chars().filter(is_shown).collect()
+}
+
+fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(LONGEST) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::compliance::account::{Standing, Who};
+
+    fn policy(action: Option<Action>) -> Compliance {
+        Compliance {
+            permitted_email_domains: Some(vec!["company.com".into(), "*.company.com".into()]),
+            banner: Some("This session is logged.".into()),
+            violation_message: Some("Personal accounts are not permitted.".into()),
+            action,
+            ..Compliance::default()
+        }
+    }
+
+    fn verdict(email: &str, policy: &Compliance) -> Verdict {
+        let who = Who { email: Some(email.into()), ..Who::default() };
+        super::super::policy::judge(&Standing::SignedIn(who), policy)
+    }
+
+    fn answer(hook: Hook, email: &str, policy: &Compliance) -> (Answer, Value) {
+        let answer = Answer::new(hook, &verdict(email, policy), policy);
+        let json = serde_json::from_str(&answer.stdout).unwrap_or_default();
+        (answer, json)
+    }
+
+    const MESSAGE: &str = "Personal accounts are not permitted.\nClaude Code is signed in as \
+        me@gmail.com; your organisation's policy permits addresses of company.com, \
+        *.company.com.\nSign in with a permitted account: `/login` in Claude Code.";
+
+    #[test]
+    fn who_is_compliant_sees_the_banner_once_and_nothing_else() {
+        for action in [None, Some(Action::Warn), Some(Action::Block)] {
+            let policy = policy(action);
+            let (start, json) = answer(Hook::SessionStart, "me@company.com", &policy);
+            assert_eq!(json, json!({ "systemMessage": "This session is logged." }));
+            assert_eq!((start.exit_code(), start.stderr.as_str()), (0, ""));
+            let (prompt, _) = answer(Hook::UserPromptSubmit, "me@company.com", &policy);
+            assert_eq!(prompt, Answer::nothing());
+            let silent = Compliance { banner: Some(" ".into()), ..policy };
+            let (start, _) = answer(Hook::SessionStart, "me@company.com", &silent);
+            assert_eq!(start, Answer::nothing());
+        }
+    }
+
+    #[test]
+    fn a_warning_is_seen_by_the_user_and_the_model() {
+        for action in [None, Some(Action::Warn)] {
+            let policy = policy(action);
+            let (start, json) = answer(Hook::SessionStart, "me@gmail.com", &policy);
+            assert_eq!((start.exit_code(), start.decision), (0, Decision::Warned));
+            assert_eq!(json["systemMessage"], format!("This session is logged.\n\n{MESSAGE}"));
+            assert_eq!(json["hookSpecificOutput"]["hookEventName"], "SessionStart");
+            let (prompt, json) = answer(Hook::UserPromptSubmit, "me@gmail.com", &policy);
+            assert_eq!((prompt.exit_code(), prompt.decision), (0, Decision::Warned));
+            assert_eq!(json["hookSpecificOutput"]["hookEventName"], "UserPromptSubmit");
+            let context = json["hookSpecificOutput"]["additionalContext"].as_str().unwrap();
+            assert!(context.starts_with(MESSAGE), "{context}");
+            assert_eq!(json.as_object().unwrap().len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_block_is_exit_2_with_the_message_on_stderr_and_no_output() {
+        let policy = policy(Some(Action::Block));
+        for hook in Hook::ALL {
+            let (answer, _) = answer(hook, "me@gmail.com", &policy);
+            assert_eq!(answer.exit_code(), 2);
+            assert_eq!((answer.stdout.as_str(), answer.stderr.as_str()), ("", MESSAGE));
+        }
+    }
+
+    #[test]
+    fn every_message_says_what_is_wrong_who_says_so_and_what_to_do() {
+        let bare = Compliance {
+            permitted_org_ids: Some((1..9).map(|n| format!("org-{n}")).collect()),
+            require_account: Some(true),
+            ..Compliance::default()
+        };
+        let who = Who { organization: Some("mine".into()), ..Who::default() };
+        let said = |standing| message(&super::super::policy::judge(&standing, &bare), &bare);
+        assert_eq!(
+            said(Standing::SignedIn(who)),
+            "Your organisation does not permit the account that Claude Code uses.\nClaude Code is \
+             signed in for the organisation mine; your organisation's policy permits org-1, org-2, \
+             org-3, org-4, org-5 and 3 more.\nSign in with a permitted account: `/login` in Claude \
+             Code."
+        );
+        assert_eq!(
+            said(Standing::Key("ANTHROPIC_API_KEY".into())),
+            "Your organisation does not permit the account that Claude Code uses.\nClaude Code uses \
+             ANTHROPIC_API_KEY in place of an account; your organisation's policy requires an \
+             account.\nUnset that variable and sign in with a permitted account: `/login` in Claude \
+             Code."
+        );
+    }
+
+    /// What stands in a user's file reaches a terminal.
+    #[test]
+    fn nothing_that_a_terminal_obeys_gets_through_and_nothing_too_long_for_the_client() {
+        let mut policy = policy(Some(Action::Block));
+        let (said, _) = answer(Hook::UserPromptSubmit, "\u{1b}[2Jme\u{7}@gmail.com\r", &policy);
+        assert!(said.stderr.contains("as [2Jme@gmail.com;"), "{}", said.stderr);
+        policy.violation_message = Some("ü".repeat(20_000));
+        policy.banner = Some("ü".repeat(20_000));
+        let (said, _) = answer(Hook::UserPromptSubmit, "me@gmail.com", &policy);
+        assert!(said.stderr.chars().count() < 10_000);
+        policy.action = None;
+        let (_, json) = answer(Hook::SessionStart, "me@gmail.com", &policy);
+        assert!(json["systemMessage"].as_str().unwrap().chars().count() < 10_000);
+    }
+}

@@ -1,0 +1,13 @@
+//! Who is signed in, what the organisation's policy says of it, and what a hook answers.
+//!
+//! [`account`] reads what Claude Code and Claude Desktop keep, [`policy`] judges it, [`answer`] puts
+//! the judgement into words for the client's hooks. The two latter are pure. Nothing here needs
+//! the network, the outbox or the daemon: a hook process does all of it by itself, at each call.
+
+pub mod account;
+pub mod answer;
+pub mod desktop;
+pub mod policy;
+
+pub use account::{Account, Standing};
+pub use policy::{Finding, Verdict};

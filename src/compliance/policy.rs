@@ -1,0 +1,295 @@
+//! What the organisation's policy says of an account: a pure function.
+//!
+//! An empty or absent list restricts nothing; each other list must be met. What is not known breaks
+//! no rule.
+
+use serde::{Deserialize, Serialize};
+use siem_protocol::{managed::Compliance, names::violation};
+
+use super::account::{Standing, Who};
+
+/// What is to be said of an account.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Rules that it breaks.
+    pub violations: Vec<Finding>,
+    /// What is reported and not acted on: a key in place of an account where none is required.
+    pub remarks: Vec<Finding>,
+    /// Rules that nobody can judge, and why.
+    pub unknown: Vec<Unknown>,
+}
+
+/// A rule that an account breaks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The rule: one of [`siem_protocol::names::violation`].
+    #[serde(rename = "violation")]
+    pub rule: String,
+    /// What the account has.
+    pub found: String,
+    /// What is permitted in its place.
+    pub permitted: Vec<String>,
+}
+
+/// A rule that cannot be judged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unknown {
+    /// The rule: one of [`siem_protocol::names::violation`].
+    pub rule: String,
+    /// Why not.
+    pub why: String,
+}
+
+impl Verdict {
+    /// Whether there is something to act on.
+    #[must_use]
+    pub fn is_violation(&self) -> bool {
+        !self.violations.is_empty()
+    }
+}
+
+/// Judges an account.
+#[must_use]
+pub fn judge(standing: &Standing, policy: &Compliance) -> Verdict {
+    let domains = Rule::new(violation::EMAIL_DOMAIN, policy.permitted_email_domains.as_ref());
+    let organizations = Rule::new(violation::ORG_ID, policy.permitted_org_ids.as_ref());
+    let rules = [domains, organizations].into_iter().flatten();
+    let mut verdict = Verdict::default();
+    match standing {
+        Standing::SignedIn(who) => rules.for_each(|rule| rule.judge(who, &mut verdict)),
+        Standing::Unknown(why) => {
+            verdict.unknown.extend(rules.map(|rule| rule.unknown(why.clone())));
+        }
+        Standing::Key(name) => {
+            let finding = Finding {
+                rule: violation::NO_ACCOUNT.to_owned(),
+                found: name.clone(),
+                permitted: Vec::new(),
+            };
+            let is_required = policy.require_account == Some(true);
+            let findings = if is_required { &mut verdict.violations } else { &mut verdict.remarks };
+            findings.push(finding);
+        }
+    }
+    verdict
+}
+
+/// A rule that restricts something.
+struct Rule<'a> {
+    name: &'static str,
+    permitted: &'a [String],
+}
+
+impl<'a> Rule<'a> {
+    fn new(name: &'static str, permitted: Option<&'a Vec<String>>) -> Option<Self> {
+        permitted.filter(|list| !list.is_empty()).map(|permitted| Self { name, permitted })
+    }
+
+    fn judge(&self, who: &Who, verdict: &mut Verdict) {
+        let (found, is_met) = if self.name == violation::EMAIL_DOMAIN {
+            let Some(email) = &who.email else {
+                return verdict.unknown.push(self.unknown("no e-mail address is known".into()));
+            };
+            let Some(domain) = domain_of(email) else {
+                let why = format!("`{email}` is no e-mail address");
+                return verdict.unknown.push(self.unknown(why));
+            };
+            (email, self.permitted.iter().any(|permitted| is_within(&domain, permitted)))
+        } else {
+            let Some(id) = &who.organization else {
+                return verdict.unknown.push(self.unknown("no organisation is known".into()));
+            };
+            let is_same = |permitted: &String| permitted.trim().eq_ignore_ascii_case(id.trim());
+            (id, self.permitted.iter().any(is_same))
+        };
+        if !is_met {
+            verdict.violations.push(Finding {
+                rule: self.name.to_owned(),
+                found: found.clone(),
+                permitted: self.permitted.to_vec(),
+            });
+        }
+    }
+
+    fn unknown(&self, why: String) -> Unknown {
+        Unknown { rule: self.name.to_owned(), why }
+    }
+}
+
+/// The domain of an address, as domains are compared. What stands before the last `@` is the
+/// mailbox, which may have an `@` of its own in quotes.
+fn domain_of(email: &str) -> Option<String> {
+    let (mailbox, domain) = email.trim().rsplit_once('@')?;
+    let domain = comparable(domain);
+    (!mailbox.is_empty() && !domain.is_empty()).then_some(domain)
+}
+
+/// Whether `permitted` covers a domain: itself, or with `*.` what lies below it.
+fn is_within(domain: &str, permitted: &str) -> bool {
+    let permitted = permitted.trim();
+    let permitted = permitted.strip_prefix('@').unwrap_or(permitted);
+    match permitted.strip_prefix("*.") {
+        None => domain == comparable(permitted),
+        Some(apex) => {
+            let apex = comparable(apex);
+            let below = domain.strip_suffix(&apex).and_then(|rest| rest.strip_suffix('.'));
+            !apex.is_empty() && below.is_some_and(|below| !below.is_empty())
+        }
+    }
+}
+
+/// A domain in one spelling: small letters, ASCII, without the root's dot.
+fn comparable(domain: &str) -> String {
+    let domain = domain.trim().trim_end_matches('.');
+    // One that is no domain at all is compared as it stands.
+    idna::domain_to_ascii(domain).unwrap_or_else(|_| domain.to_lowercase())
+}
+
+/// What is wrong with an entry of `permitted_email_domains`, if nothing can ever match it.
+///
+/// # Errors
+/// What to write instead.
+pub fn check_domain(permitted: &str) -> Result<(), String> {
+    let name = permitted.trim();
+    let name = name.strip_prefix('@').unwrap_or(name);
+    let name = name.strip_prefix("*.").unwrap_or(name).trim_end_matches('.');
+    let is_domain = idna::domain_to_ascii_strict(name).is_ok() && !name.is_empty();
+    if is_domain && !name.contains('*') {
+        return Ok(());
+    }
+    Err(format!(
+        "`{permitted}` is no domain: give one as \"company.com\", or \"*.company.com\" for what lies \
+         below it"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(entries: &[&str]) -> Option<Vec<String>> {
+        Some(entries.iter().map(|entry| (*entry).to_owned()).collect())
+    }
+
+    fn who(email: &str, organization: &str) -> Standing {
+        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let (email, organization) = (given(email), given(organization));
+        Standing::SignedIn(Who { email, organization, account: None })
+    }
+
+    fn broken(standing: &Standing, policy: &Compliance) -> Vec<String> {
+        judge(standing, policy).violations.into_iter().map(|finding| finding.rule).collect()
+    }
+
+    #[test]
+    fn domains() {
+        let table = [
+            ("a@company.com", "company.com", true),
+            ("a@Company.COM", "company.com", true),
+            ("a@company.com", "COMPANY.com", true),
+            ("a@company.com", "@company.com", true),
+            ("a@company.com", " company.com ", true),
+            ("a@company.com.", "company.com", true),
+            ("a@company.com", "company.com.", true),
+            (" a@company.com ", "company.com", true),
+            ("a@mail.company.com", "company.com", false),
+            ("a@mail.company.com", "*.company.com", true),
+            ("a@x.mail.Company.com", "*.company.com", true),
+            ("a@company.com", "*.company.com", false),
+            ("a@evilcompany.com", "company.com", false),
+            ("a@evilcompany.com", "*.company.com", false),
+            ("a@company.com.evil.org", "company.com", false),
+            ("a@company.com.evil.org", "*.company.com", false),
+            ("a@.company.com", "*.company.com", false),
+            ("\"a@company.com\"@evil.org", "company.com", false),
+            ("a@evil.org@company.com", "company.com", true),
+            ("a@evil.org", "*", false),
+            ("a@evil.org", "*.", false),
+            ("a@evil.org", "", false),
+            ("a@bücher.example", "xn--bcher-kva.example", true),
+            ("a@xn--bcher-kva.example", "BÜCHER.example", true),
+            ("a@post.bücher.example", "*.xn--bcher-kva.example", true),
+            ("a@bucher.example", "bücher.example", false),
+            // A letter that only looks the same.
+            ("a@соmpany.com", "company.com", false),
+            ("a@exa mple", "company.com", false),
+        ];
+        for (email, permitted, is_met) in table {
+            let policy =
+                Compliance { permitted_email_domains: list(&[permitted]), ..Compliance::default() };
+            let broken = broken(&who(email, ""), &policy);
+            assert_eq!(broken.is_empty(), is_met, "{email} with {permitted}");
+        }
+    }
+
+    #[test]
+    fn each_list_that_is_not_empty_must_be_met() {
+        let policy = |domains: &[&str], organizations: &[&str]| Compliance {
+            permitted_email_domains: list(domains),
+            permitted_org_ids: list(organizations),
+            ..Compliance::default()
+        };
+        let both = policy(&["a.com", "b.com"], &["o1", "O2"]);
+        assert_eq!(broken(&who("x@b.com", "o2"), &both), [""; 0]);
+        assert_eq!(broken(&who("x@c.com", "o1"), &both), ["email_domain"]);
+        assert_eq!(broken(&who("x@a.com", "o3"), &both), ["org_id"]);
+        assert_eq!(broken(&who("x@c.com", "o3"), &both), ["email_domain", "org_id"]);
+        // A personal account stays one, whatever organisation it has.
+        assert_eq!(broken(&who("me@gmail.com", "o1"), &both), ["email_domain"]);
+        for none in [policy(&[], &[]), Compliance::default()] {
+            assert_eq!(judge(&who("x@c.com", "o3"), &none), Verdict::default());
+        }
+        assert_eq!(broken(&who("x@c.com", "o1"), &policy(&[], &["o1"])), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_not_known_breaks_no_rule() {
+        let policy = Compliance {
+            permitted_email_domains: list(&["a.com"]),
+            permitted_org_ids: list(&["o1"]),
+            ..Compliance::default()
+        };
+        let rules = |standing: &Standing| {
+            let verdict = judge(standing, &policy);
+            let unknown = verdict.unknown.into_iter().map(|unknown| unknown.rule);
+            (verdict.violations.len(), unknown.collect::<Vec<_>>())
+        };
+        assert_eq!(rules(&who("", "o1")), (0, vec!["email_domain".into()]));
+        assert_eq!(rules(&who("x@a.com", "")), (0, vec!["org_id".into()]));
+        assert_eq!(rules(&who("", "o9")), (1, vec!["email_domain".into()]));
+        for odd in ["nobody", "@a.com", "x@", "x@."] {
+            assert_eq!(rules(&who(odd, "o1")), (0, vec!["email_domain".into()]), "{odd}");
+        }
+        let nothing = Standing::Unknown("it is half written".into());
+        assert_eq!(rules(&nothing), (0, vec!["email_domain".into(), "org_id".into()]));
+        assert_eq!(judge(&nothing, &policy).unknown[0].why, "it is half written");
+    }
+
+    #[test]
+    fn a_key_in_place_of_an_account_is_a_violation_where_an_account_is_required() {
+        let key = Standing::Key("ANTHROPIC_API_KEY".into());
+        let lists =
+            Compliance { permitted_email_domains: list(&["a.com"]), ..Compliance::default() };
+        for (required, violations, remarks) in
+            [(None, 0, 1), (Some(false), 0, 1), (Some(true), 1, 0)]
+        {
+            let verdict = judge(&key, &Compliance { require_account: required, ..lists.clone() });
+            let found = (verdict.violations.len(), verdict.remarks.len(), verdict.unknown.len());
+            assert_eq!(found, (violations, remarks, 0), "{required:?}");
+        }
+        let verdict =
+            judge(&key, &Compliance { require_account: Some(true), ..Compliance::default() });
+        assert_eq!(verdict.violations[0].found, "ANTHROPIC_API_KEY");
+    }
+
+    #[test]
+    fn an_entry_that_nothing_can_match_is_named() {
+        for right in ["company.com", "*.company.com", "@company.com", "bücher.example", "localhost"]
+        {
+            assert_eq!(check_domain(right), Ok(()), "{right}");
+        }
+        for wrong in ["", "*", "*.", "*.*.com", "a b", "me@company.com", "https://company.com"] {
+            assert!(check_domain(wrong).is_err(), "{wrong}");
+        }
+    }
+}
