@@ -34,6 +34,7 @@ fn taken(parsed: &ManagedConfig, value: Option<&Value>) {
         machine_config_dir: at("config.d"),
         user_config: at("user.toml"),
         default_state_dir: at("state"),
+        pointer: "/home/u/.local/state/ai-agent/state-dir".into(),
     };
     let environment = &Environment::default();
     let managed = Managed::from(parsed.clone());

@@ -1,5 +1,6 @@
 //! The command line: one file for each command.
 
+mod check;
 mod config;
 mod deadletter;
 mod dry_run;
@@ -40,6 +41,8 @@ struct Arguments {
 enum Command {
     /// Reads session files and ships them, until stopped.
     Run(run::Arguments),
+    /// Whether the agent runs: 0 when it does, 1 when not. With `--hook`: answers Claude Code.
+    Check(check::Arguments),
     /// Shows, explains and checks the configuration.
     Config(config::Arguments),
     /// Runs the tests that the configuration carries, or files that are to be rolled out.
@@ -81,7 +84,20 @@ impl Failure {
 #[must_use]
 pub fn main() -> ExitCode {
     memory::share_one_heap();
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(wrong) if check::is_hook(std::env::args_os()) && wrong.exit_code() == 2 => {
+            // A prompt must not be blocked because somebody has mistyped a hook.
+            drop(wrong.print());
+            return ExitCode::from(1);
+        }
+        Err(wrong) => wrong.exit(),
+    };
+    if let Command::Check(check) = &arguments.command
+        && let Some(hook) = check.hook()
+    {
+        return check::answer_hook(hook);
+    }
     log(arguments.debug);
     // A panic's message may quote a record.
     std::panic::set_hook(Box::new(|panic| {
@@ -90,6 +106,7 @@ pub fn main() -> ExitCode {
     }));
     let result = match arguments.command {
         Command::Run(run) => run.execute(arguments.config.as_deref()),
+        Command::Check(check) => check.execute(arguments.config.as_deref()),
         Command::Config(config) => config.execute(arguments.config.as_deref()),
         Command::Test(test) => test.execute(arguments.config.as_deref()),
         Command::Deadletter(letters) => letters.execute(arguments.config.as_deref()),

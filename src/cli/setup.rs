@@ -51,6 +51,11 @@ impl Surroundings {
         Ok(Self { environment, paths })
     }
 
+    /// Where everything lies.
+    pub(super) fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
     /// Where the machine's file lies.
     pub(super) fn machine_config(&self) -> PathBuf {
         self.paths.machine_config.clone()

@@ -20,8 +20,8 @@ use crate::platform::{Environment, file};
 
 /// How far a file is searched for its account.
 const MOST: u64 = 32 << 20;
-/// The longest name or id; a longer one is none.
-const LONGEST: usize = 1024;
+/// The longest name, id or path; a longer one is none.
+const LONGEST: usize = 4096;
 /// The member that names the account.
 const ACCOUNT: &str = "oauthAccount";
 
@@ -112,7 +112,8 @@ fn in_place_of_an_account(environment: &Environment) -> Option<&'static str> {
 #[must_use]
 pub fn look_into(path: &Path) -> Standing {
     let unknown = |why: &dyn fmt::Display| Standing::Unknown(format!("`{}` {why}", path.display()));
-    match file::open_regular(path) {
+    // Those who keep their files elsewhere have a symlink here.
+    match path.canonicalize().and_then(|path| file::open_regular(&path)) {
         Ok(Some((file, _))) => read(file).unwrap_or_else(|why| unknown(&why)),
         Ok(None) => unknown(&"is no file"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => unknown(&"does not exist"),
@@ -401,7 +402,7 @@ mod tests {
             let text = String::from_utf8_lossy(text);
             assert_eq!(standing(text.as_bytes()), Standing::Unknown(why.into()), "{text}");
         }
-        let long = format!(r#"{{"oauthAccount":{{"emailAddress":"{}"}}}}"#, "a".repeat(2000));
+        let long = format!(r#"{{"oauthAccount":{{"emailAddress":"{}"}}}}"#, "a".repeat(5000));
         assert!(matches!(standing(long), Standing::Unknown(_)));
     }
 
@@ -414,6 +415,16 @@ mod tests {
         assert_eq!(why, "has no account in its first 32 MiB");
         let deep: &[u8] = br#"{"history":"#;
         assert_eq!(read(deep.chain(io::repeat(b'['))).unwrap_err(), why);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_symlink_is_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (real, link) = (folder.path().join("real"), folder.path().join(".claude.json"));
+        std::fs::write(&real, r#"{"oauthAccount":{"emailAddress":"a@b.c"}}"#).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        assert_eq!(look_into(&link), signed_in(Some("a@b.c"), None));
     }
 
     #[test]

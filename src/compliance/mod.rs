@@ -6,8 +6,12 @@
 
 pub mod account;
 pub mod answer;
+pub mod cache;
+pub mod call;
 pub mod desktop;
+pub mod kept;
 pub mod policy;
+pub mod spool;
 
 pub use account::{Account, Standing};
 pub use policy::{Finding, Verdict};

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     fmt,
+    path::Path,
 };
+
+use super::Os;
 
 /// Environment variables: the process's own, or those that a test makes up.
 ///
@@ -23,6 +26,13 @@ impl Environment {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&OsStr> {
         self.0.get(OsStr::new(name)).map(OsString::as_os_str).filter(|value| !value.is_empty())
+    }
+
+    /// The same with a home directory.
+    #[must_use]
+    pub fn with_home(mut self, home: &Path) -> Self {
+        self.0.insert(Os::CURRENT.home_variable().into(), home.into());
+        self
     }
 
     /// The names of all variables that are given, in order. Names that are no UTF-8 are left out.

@@ -1,9 +1,11 @@
 //! The state directory, and the lock that gives it to one agent.
 
 use std::{
-    fs::{self, DirBuilder, File, TryLockError},
+    fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use super::private;
@@ -27,7 +29,7 @@ impl StateLock {
         create(dir)?;
         let unusable = |source| LockError::unusable(dir, source);
         let file = private::options().open(dir.join("agent.lock")).map_err(unusable)?;
-        match file.try_lock() {
+        match persist(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(LockError::Held { dir: dir.to_owned(), holder: Holder(holder(dir)) });
@@ -42,6 +44,25 @@ impl StateLock {
         });
         written.map_err(unusable)?;
         Ok(Self { dir: dir.to_owned(), _file: file })
+    }
+
+    /// Who holds the state directory `dir`, if somebody does.
+    ///
+    /// # Errors
+    /// [`LockError`] when that can't be found out.
+    pub fn is_held(dir: &Path) -> Result<Option<Holder>, LockError> {
+        let unusable = |source| LockError::unusable(dir, source);
+        let file = match File::open(dir.join("agent.lock")) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unusable(error)),
+        };
+        // Given back at once, with the file.
+        match file.try_lock_shared() {
+            Ok(()) => Ok(None),
+            Err(TryLockError::WouldBlock) => Ok(Some(Holder(holder(dir)))),
+            Err(TryLockError::Error(source)) => Err(unusable(source)),
+        }
     }
 
     /// The state directory.
@@ -61,6 +82,20 @@ impl Drop for StateLock {
     }
 }
 
+/// Takes the lock, though somebody may be looking at it just now.
+fn persist(file: &File) -> Result<(), TryLockError> {
+    const LOOKS: u32 = 5;
+    const LOOK: Duration = Duration::from_millis(10);
+
+    for _ in 0..LOOKS {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => thread::sleep(LOOK),
+            other => return other,
+        }
+    }
+    file.try_lock()
+}
+
 /// The process that says it holds the state directory `dir`. It may be gone: only the lock tells.
 #[must_use]
 pub fn holder(dir: &Path) -> Option<u32> {
@@ -69,11 +104,8 @@ pub fn holder(dir: &Path) -> Option<u32> {
 
 /// Creates `dir` and what is above it, for the owner only.
 fn create(dir: &Path) -> Result<(), LockError> {
-    let mut builder = DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(dir).map_err(|source| LockError::NotCreated { dir: dir.to_owned(), source })?;
+    private::create_dir(dir)
+        .map_err(|source| LockError::NotCreated { dir: dir.to_owned(), source })?;
     warn_if_open_to_others(dir);
     Ok(())
 }

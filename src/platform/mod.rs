@@ -5,6 +5,7 @@ mod disk;
 mod environment;
 pub mod file;
 mod identity;
+pub mod input;
 mod lock;
 pub mod memory;
 mod paths;

@@ -40,7 +40,7 @@ impl Os {
     }
 
     /// The variable that names the user's home directory.
-    const fn home_variable(self) -> &'static str {
+    pub(super) const fn home_variable(self) -> &'static str {
         match self {
             Self::Linux | Self::Macos => "HOME",
             Self::Windows => "USERPROFILE",
@@ -83,6 +83,8 @@ pub struct Paths {
     pub user_config: PathBuf,
     /// The state directory, where the configuration names no other.
     pub default_state_dir: PathBuf,
+    /// Says where the state directory is, at a place that depends on the home directory alone.
+    pub pointer: PathBuf,
 }
 
 impl Paths {
@@ -118,16 +120,18 @@ impl Paths {
             Some(path) => path.to_owned(),
             None => os.below(home, parts).into_os_string(),
         };
-        let (machine, user, state) = match os {
+        let (machine, user, state, pointer): (PathBuf, _, _, &[&str]) = match os {
             Os::Linux => (
                 "/etc/ai-agent".into(),
                 os.below(&or_below_home("XDG_CONFIG_HOME", &[".config"]), &["ai-agent"]),
                 os.below(&or_below_home("XDG_STATE_HOME", &[".local", "state"]), &["ai-agent"]),
+                &[".local", "state", "ai-agent", "state-dir"],
             ),
             Os::Macos => {
                 let user = os.below(home, &["Library", "Application Support", "ai-agent"]);
                 let state = os.below(user.as_os_str(), &["state"]);
-                ("/Library/Application Support/ai-agent".into(), user, state)
+                let pointer = &["Library", "Application Support", "ai-agent", "state", "state-dir"];
+                ("/Library/Application Support/ai-agent".into(), user, state, pointer)
             }
             Os::Windows => {
                 let data = given("ProgramData").unwrap_or(OsStr::new(r"C:\ProgramData"));
@@ -137,6 +141,7 @@ impl Paths {
                     os.below(data, &["ai-agent"]),
                     os.below(&roaming, &["ai-agent"]),
                     os.below(&local, &["ai-agent", "state"]),
+                    &["AppData", "Local", "ai-agent", "state", "state-dir"],
                 )
             }
         };
@@ -146,6 +151,7 @@ impl Paths {
             machine_config_dir: os.below(machine.as_os_str(), &["config.d"]),
             user_config: os.below(user.as_os_str(), &["config.toml"]),
             default_state_dir: state,
+            pointer: os.below(home, pointer),
         })
     }
 

@@ -1,7 +1,7 @@
 //! Files that nobody else may read.
 
 use std::{
-    fs::{File, Metadata, OpenOptions},
+    fs::{DirBuilder, File, Metadata, OpenOptions},
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
 };
@@ -40,6 +40,26 @@ pub fn options() -> OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options
+}
+
+/// Creates `dir` and what is above it, for the owner only.
+///
+/// # Errors
+/// What the system says; a directory that is there is none.
+pub fn create_dir(dir: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(dir)
+}
+
+/// Whether a file belongs to root or to the user.
+///
+/// # Errors
+/// What the system says.
+pub fn belongs_to_us(file: &File) -> io::Result<bool> {
+    file.metadata().map(|metadata| is_ours(&metadata))
 }
 
 /// Writes a file for its owner only, in place of the one at `path`: whole or not at all, whenever
@@ -123,6 +143,18 @@ fn judge(path: &Path, owner: u32, mode: u32, me: u32) -> Result<(), PrivateError
         return Err(PrivateError::Mode { path: path(), mode });
     }
     Ok(())
+}
+
+#[cfg(unix)]
+fn is_ours(metadata: &Metadata) -> bool {
+    let owner = std::os::unix::fs::MetadataExt::uid(metadata);
+    owner == 0 || owner == rustix::process::geteuid().as_raw()
+}
+
+/// What lies below the user's profile is the user's, by the inherited ACL.
+#[cfg(not(unix))]
+fn is_ours(_: &Metadata) -> bool {
+    true
 }
 
 /// Why a file is not taken for a secret.

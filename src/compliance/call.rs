@@ -1,0 +1,114 @@
+//! What Claude Code tells a hook on its standard input.
+
+use std::{fmt, path::PathBuf};
+
+use serde::{
+    Deserializer,
+    de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
+};
+
+use super::account::Text;
+
+/// A call of a hook, as far as it could be read. A prompt may be megabytes long and comes last:
+/// what stands before it is enough.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Call {
+    /// The session.
+    pub session_id: Option<String>,
+    /// Where the session's records will be; the file need not be there yet.
+    pub transcript_path: Option<PathBuf>,
+    /// The folder that the session works in.
+    pub cwd: Option<String>,
+    /// How a session began: `startup`, `resume`, `clear`, `compact`, `fork`.
+    pub source: Option<String>,
+}
+
+impl Call {
+    /// Reads what there is of a call; whatever makes no sense is left out.
+    #[must_use]
+    pub fn read(line: &[u8]) -> Self {
+        let mut call = Self::default();
+        // Where it ends, or makes no sense any more, does not matter.
+        drop(Members(&mut call).deserialize(&mut serde_json::Deserializer::from_slice(line)));
+        call
+    }
+}
+
+struct Members<'a>(&'a mut Call);
+
+impl<'de> DeserializeSeed<'de> for Members<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Members<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        while let Some(Text(name)) = members.next_key()? {
+            let place = match name.as_deref() {
+                Some("session_id") => &mut self.0.session_id,
+                Some("cwd") => &mut self.0.cwd,
+                Some("source") => &mut self.0.source,
+                Some("transcript_path") => {
+                    let Text(path) = members.next_value()?;
+                    self.0.transcript_path = path.map(PathBuf::from);
+                    continue;
+                }
+                _ => {
+                    members.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            Text(*place) = members.next_value()?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(line: &[u8]) -> Option<String> {
+        Call::read(line).session_id
+    }
+
+    #[test]
+    fn a_call_of_the_client() {
+        let line =
+            br#"{"session_id":"s","transcript_path":"/h/.claude/projects/p/s.jsonl","cwd":"/w",
+            "hook_event_name":"SessionStart","source":"startup","model":"m"}"#;
+        let call = Call {
+            session_id: Some("s".into()),
+            transcript_path: Some("/h/.claude/projects/p/s.jsonl".into()),
+            cwd: Some("/w".into()),
+            source: Some("startup".into()),
+        };
+        assert_eq!(Call::read(line), call);
+    }
+
+    #[test]
+    fn a_call_that_is_cut_or_makes_no_sense_is_read_as_far_as_it_goes() {
+        let cut = br#"{"session_id":"s","cwd":"/w","prompt":"aaaaaaaaaaaaaaa"#;
+        assert_eq!(session(cut), Some("s".into()));
+        assert_eq!(session(b"{\"session_id\":\"s\",\"cwd\":\"\xff\xfe\"}"), Some("s".into()));
+        for odd in
+            ["", "null", "[]", "{", "7", "\u{0}", r#"{"session_id":7}"#, r#"{"session_id":null}"#]
+        {
+            assert_eq!(session(odd.as_bytes()), None, "{odd}");
+        }
+        let deep = [b"{\"a\":".as_slice(), &b"[".repeat(100_000)].concat();
+        assert_eq!(session(&deep), None);
+        let long = format!(r#"{{"session_id":"{}","cwd":"/w"}}"#, "s".repeat(10_000));
+        assert_eq!(Call::read(long.as_bytes()).cwd, Some("/w".into()));
+        assert_eq!(session(long.as_bytes()), None);
+    }
+}

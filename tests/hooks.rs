@@ -1,0 +1,297 @@
+//! The hooks of Claude Code, answered by the real binary: without a daemon, whatever lies around.
+#![allow(clippy::unwrap_used, reason = "a test ends there")]
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use ai_agent::{
+    compliance::{kept::Kept, spool::Spool},
+    platform::Timestamp,
+    protocol::{Digest, managed::Compliance},
+};
+use serde_json::{Value, json};
+
+const CALL: &str = r#"{"session_id":"s-1","transcript_path":"/h/.claude/projects/p/s-1.jsonl","cwd":"/w","hook_event_name":"SessionStart","source":"startup"}"#;
+
+/// A user with Claude Code, and a policy that a daemon has left.
+struct User {
+    home: tempfile::TempDir,
+    variables: Vec<(String, String)>,
+}
+
+impl User {
+    fn new() -> Self {
+        Self { home: tempfile::tempdir().unwrap(), variables: Vec::new() }
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.home.path().join(".local/state/ai-agent")
+    }
+
+    fn policy(self, policy: Value) -> Self {
+        let compliance: Compliance = serde_json::from_value(policy).unwrap();
+        fs::create_dir_all(self.state_dir()).unwrap();
+        let kept = Kept { compliance, config_hash: Digest::ZERO, at: Timestamp(1) };
+        kept.write(&self.state_dir()).unwrap();
+        self
+    }
+
+    fn account(self, email: &str) -> Self {
+        let account = json!({ "numStartups": 1, "oauthAccount": { "emailAddress": email } });
+        fs::write(self.home.path().join(".claude.json"), account.to_string()).unwrap();
+        self
+    }
+
+    fn with(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.into(), value.into()));
+        self
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ai-agent"));
+        command.args(arguments).env_clear().env("HOME", self.home.path());
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn hook(&self, name: &str, input: &[u8]) -> Said {
+        let mut child = self.command(&["check", "--hook", name]).spawn().unwrap();
+        // The hook may have ended before it has read all.
+        drop(child.stdin.take().unwrap().write_all(input));
+        Said::of(&child.wait_with_output().unwrap())
+    }
+
+    fn start(&self) -> Said {
+        self.hook("SessionStart", format!("{CALL}\n").as_bytes())
+    }
+
+    fn prompt(&self) -> Said {
+        self.hook("UserPromptSubmit", format!("{CALL}\n").as_bytes())
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Said {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Said {
+    fn of(output: &Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout.clone()).unwrap(),
+            stderr: String::from_utf8(output.stderr.clone()).unwrap(),
+        }
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_default()
+    }
+
+    fn is_silent(&self) -> bool {
+        *self == Self { code: Some(0), stdout: String::new(), stderr: String::new() }
+    }
+}
+
+fn policy(action: &str) -> Value {
+    json!({
+        "permitted_email_domains": ["company.com"],
+        "banner": "This session is logged.",
+        "action": action,
+        "violation_message": "Personal accounts are not permitted on company devices.",
+    })
+}
+
+#[test]
+fn the_table_of_answers() {
+    let user = User::new().policy(policy("block")).account("me@company.com");
+    assert_eq!(user.start().json(), json!({ "systemMessage": "This session is logged." }));
+    assert!(user.prompt().is_silent());
+
+    let user = user.account("me@gmail.com");
+    for said in [user.start(), user.prompt()] {
+        assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""));
+        assert_eq!(
+            said.stderr,
+            "Personal accounts are not permitted on company devices.\nClaude Code is signed in as \
+             me@gmail.com; your organisation's policy permits addresses of company.com.\nSign in \
+             with a permitted account: `/login` in Claude Code.\n"
+        );
+    }
+
+    let user = user.policy(policy("warn"));
+    let (start, prompt) = (user.start(), user.prompt());
+    assert_eq!((start.code, prompt.code), (Some(0), Some(0)));
+    let seen = start.json()["systemMessage"].as_str().unwrap().to_owned();
+    assert!(seen.starts_with("This session is logged.\n\nPersonal accounts"), "{seen}");
+    let context = &prompt.json()["hookSpecificOutput"];
+    assert_eq!(context["hookEventName"], "UserPromptSubmit");
+    assert!(context["additionalContext"].as_str().unwrap().starts_with("Personal accounts"));
+}
+
+#[test]
+fn a_key_in_place_of_an_account_is_named_and_never_read_out() {
+    let required = json!({ "require_account": true, "action": "block" });
+    let user = User::new().policy(required).account("me@gmail.com");
+    assert!(user.prompt().is_silent());
+    let user = user.with("ANTHROPIC_API_KEY", "sk-ant-very-secret");
+    let said = user.prompt();
+    assert_eq!(said.code, Some(2));
+    assert!(said.stderr.contains("uses ANTHROPIC_API_KEY in place of an account"), "{said:?}");
+    let spool = Spool::of(&user.state_dir());
+    for name in spool.names().unwrap() {
+        let report = format!("{said:?}{:?}", spool.read(&name).unwrap());
+        assert!(!report.contains("very-secret"), "{report}");
+    }
+}
+
+#[test]
+fn what_a_hook_saw_waits_for_the_daemon() {
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    user.start();
+    user.prompt();
+    let spool = Spool::of(&user.state_dir());
+    let names = spool.names().unwrap();
+    let reports: Vec<_> = names.iter().map(|name| spool.read(name).unwrap().unwrap()).collect();
+    assert_eq!(reports.len(), 2);
+    assert_eq!([&*reports[0].hook, &*reports[1].hook], ["SessionStart", "UserPromptSubmit"]);
+    assert_eq!(reports[0].session_id.as_deref(), Some("s-1"));
+    assert_eq!(
+        reports[0].transcript_path.as_deref(),
+        Some(Path::new("/h/.claude/projects/p/s-1.jsonl"))
+    );
+    assert_eq!(reports[0].source.as_deref(), Some("startup"));
+    assert_eq!(reports[1].decision, "blocked");
+    assert_eq!(reports[1].violations[0].found, "me@gmail.com");
+    assert!(reports[1].latency_us > 0);
+}
+
+/// Whatever the client or somebody else writes: the answer stays the same, and comes soon.
+#[test]
+fn odd_input_changes_nothing() {
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    let expected = user.prompt();
+    assert_eq!(expected.code, Some(2));
+    let huge = vec![b'x'; 100 << 20];
+    let prompt = format!(r#"{{"session_id":"s-9","cwd":"/w","prompt":"{}"}}"#, "y".repeat(5 << 20));
+    let inputs: [&[u8]; 8] =
+        [b"", b"null", b"\xff\xfe\x00", b"{", b"[[[[", b"\n\n\n", &huge, prompt.as_bytes()];
+    for input in inputs {
+        let begun = Instant::now();
+        assert_eq!(user.hook("UserPromptSubmit", input), expected);
+        // Not a timing of ours: the client waits, and a hook that hangs lets the prompt through.
+        assert!(begun.elapsed() < Duration::from_secs(20));
+    }
+    let spool = Spool::of(&user.state_dir());
+    let last = spool.names().unwrap().pop().unwrap();
+    assert_eq!(spool.read(&last).unwrap().unwrap().session_id.as_deref(), Some("s-9"));
+}
+
+#[test]
+fn input_that_is_never_closed_is_not_waited_for() {
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    let mut child: Child = user.command(&["check", "--hook", "SessionStart"]).spawn().unwrap();
+    let kept_open = child.stdin.take();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "it hangs");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    drop(kept_open);
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(status.code(), Some(2));
+    assert!(said.starts_with("Personal accounts"), "{said}");
+}
+
+/// A prompt must never be blocked by what is not a violation.
+#[test]
+fn what_is_not_known_lets_everything_through() {
+    let blocking = || User::new().policy(policy("block"));
+    assert!(User::new().account("me@gmail.com").prompt().is_silent(), "no policy");
+    assert!(blocking().prompt().is_silent(), "no account");
+    let half = blocking();
+    fs::write(half.home.path().join(".claude.json"), r#"{"oauthAccount":{"emailAdd"#).unwrap();
+    assert!(half.prompt().is_silent(), "half an account");
+    let folder = blocking();
+    fs::create_dir(folder.home.path().join(".claude.json")).unwrap();
+    assert!(folder.prompt().is_silent(), "a folder");
+    let broken = blocking().account("me@gmail.com");
+    fs::write(broken.state_dir().join("policy.json"), r#"{"compliance":{"act"#).unwrap();
+    let said = broken.prompt();
+    assert_eq!((said.code, said.stdout.as_str()), (Some(0), ""));
+    assert!(said.stderr.contains("policy.json` makes no sense"), "{said:?}");
+    let unknown = blocking().account("me@gmail.com").hook("PreToolUse", b"");
+    assert_eq!((unknown.code, unknown.stdout.as_str()), (Some(0), ""));
+    assert_eq!(unknown.stderr.lines().count(), 1);
+}
+
+/// Wrong usage ends with 2 everywhere else, and 2 would block each prompt.
+#[test]
+fn a_hook_that_is_called_wrong_blocks_nobody() {
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    for arguments in [&["check", "--hook"][..], &["check", "--hook", "SessionStart", "--nonsense"]]
+    {
+        let output = user.command(arguments).output().unwrap();
+        assert_eq!(Said::of(&output).code, Some(1), "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_policy_is_found_though_the_session_has_other_variables_than_the_daemon() {
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    let user = user.with("XDG_STATE_HOME", "/nowhere").with("XDG_CONFIG_HOME", "relative");
+    assert_eq!(user.prompt().code, Some(2));
+    // Another configuration directory has an account of its own.
+    let other = tempfile::tempdir().unwrap();
+    let account = json!({ "oauthAccount": { "emailAddress": "me@company.com" } });
+    fs::write(other.path().join(".claude.json"), account.to_string()).unwrap();
+    let user = user.with("CLAUDE_CONFIG_DIR", &other.path().display().to_string());
+    assert!(user.prompt().is_silent());
+}
+
+#[cfg(unix)]
+#[test]
+fn without_a_home_directory_the_system_is_asked() {
+    let user = User::new();
+    let mut command = user.command(&["check", "--hook", "UserPromptSubmit"]);
+    let output = command.env_remove("HOME").stdin(Stdio::null()).output().unwrap();
+    assert_eq!(Said::of(&output).code, Some(0));
+}
+
+/// A spool that cannot be written costs the report, and nothing else.
+#[test]
+fn a_report_that_cannot_be_written_changes_no_answer() {
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    fs::write(user.state_dir().join("spool"), "no folder").unwrap();
+    assert_eq!(user.prompt().code, Some(2));
+}
+
+#[test]
+fn explain_says_in_plain_words_what_would_be_answered_and_why() {
+    let explain = |user: &User, hook| {
+        let output = user.command(&["check", "--hook", hook, "--explain"]).output().unwrap();
+        assert!(output.status.success());
+        Said::of(&output).stdout
+    };
+    let user = User::new();
+    assert!(explain(&user, "SessionStart").starts_with("No policy is known"));
+    let user = user.policy(policy("block")).account("me@gmail.com");
+    let said = explain(&user, "UserPromptSubmit");
+    assert!(said.contains("email_domain is me@gmail.com, permitted is company.com"), "{said}");
+    assert!(said.contains("the prompt is blocked"), "{said}");
+    let said = explain(&user, "SessionStart");
+    assert!(said.contains("a session cannot be stopped from starting"), "{said}");
+    assert_eq!(Spool::of(&user.state_dir()).names().unwrap(), [""; 0], "nothing is reported");
+}
