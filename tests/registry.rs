@@ -68,6 +68,7 @@ fn names_are_unique_and_in_kebab_case() {
         (Kind::Filter, "sidechain"),
         (Kind::Filter, "meta"),
         (Kind::Filter, "tool-call"),
+        (Kind::Filter, "path"),
         (Kind::Enricher, "host"),
         (Kind::Enricher, "labels"),
         (Kind::Sink, "http-siem"),

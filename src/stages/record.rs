@@ -40,6 +40,7 @@ struct Fields<'a> {
     is_meta: Option<&'a str>,
     is_compact_summary: Option<&'a str>,
     timestamp: Option<&'a str>,
+    cwd: Option<&'a str>,
     message: Option<&'a str>,
 }
 
@@ -144,6 +145,12 @@ impl<'a> Record<'a> {
         self.fields().timestamp.and_then(json::string)
     }
 
+    /// The field `cwd`: the directory that the client worked in.
+    #[must_use]
+    pub fn cwd(&self) -> Option<Cow<'a, str>> {
+        self.fields().cwd.and_then(json::string)
+    }
+
     /// Whether `isSidechain` is the literal `true`: the record of a sub-agent.
     #[must_use]
     pub fn is_sidechain(&self) -> bool {
@@ -230,6 +237,7 @@ impl<'a> Fields<'a> {
             "isMeta" => &mut self.is_meta,
             "isCompactSummary" => &mut self.is_compact_summary,
             "timestamp" => &mut self.timestamp,
+            "cwd" => &mut self.cwd,
             "message" => &mut self.message,
             _ => return,
         };

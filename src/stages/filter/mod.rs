@@ -4,6 +4,7 @@ mod compact;
 mod dedupe;
 mod ignore_types;
 mod meta;
+mod path;
 mod sidechain;
 mod tool_call;
 
