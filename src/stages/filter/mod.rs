@@ -2,16 +2,18 @@
 
 mod compact;
 mod dedupe;
+mod expression;
 mod ignore_types;
 mod meta;
 mod path;
+mod pattern;
 mod sidechain;
 mod tool_call;
 
 use std::ops::Range;
 
 use schemars::JsonSchema;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 
 pub use super::Record;
 use super::{BuildError, Descriptor, Kind, StageOptions};
@@ -74,6 +76,29 @@ impl Change {
     #[must_use]
     pub fn cut(range: Range<usize>) -> Self {
         Self { range, with: Vec::new() }
+    }
+}
+
+/// What becomes of a record that a filter cannot judge: an option of filters that need the whole
+/// record, since one that is too large is only seen in part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fallback {
+    /// It goes on as it is.
+    #[default]
+    Keep,
+    /// It ends here.
+    Drop,
+}
+
+impl Fallback {
+    /// The verdict, with the `reason` that a dropped record is counted by.
+    #[must_use]
+    pub fn verdict(self, reason: &'static str) -> Verdict {
+        match self {
+            Self::Keep => Verdict::Keep,
+            Self::Drop => Verdict::Drop(reason),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::json;
 
-use super::{Change, Filter, FilterOptions, FilterPlugin, Record, Verdict};
+use super::{Change, Fallback, Filter, FilterOptions, FilterPlugin, Record, Verdict};
 use crate::stages::BuildError;
 
 inventory::submit! {
@@ -30,18 +30,7 @@ on_oversize = "keep"
 struct ToolCall {
     /// What becomes of a record that is too large to be looked at whole: "keep" or "drop".
     #[serde(default)]
-    on_oversize: OnOversize,
-}
-
-/// What becomes of a record that is too large to be looked at whole.
-#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-enum OnOversize {
-    /// It is shipped as it is, calls and all.
-    #[default]
-    Keep,
-    /// It is dropped whole.
-    Drop,
+    on_oversize: Fallback,
 }
 
 impl FilterOptions for ToolCall {
@@ -55,10 +44,7 @@ impl FilterOptions for ToolCall {
 impl Filter for ToolCall {
     fn check(&mut self, record: &Record<'_>) -> Verdict {
         if record.is_partial() {
-            return match self.on_oversize {
-                OnOversize::Keep => Verdict::Keep,
-                OnOversize::Drop => Verdict::Drop("oversized"),
-            };
+            return self.on_oversize.verdict("oversized");
         }
         // A call is written as `tool_use` or with escapes; without either there is none.
         if !may_hold_a_call(record.line()) {
