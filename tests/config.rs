@@ -232,6 +232,30 @@ mod check {
         assert_eq!(said.matches("`locked` names").count(), 1, "{said}");
     }
 
+    /// The filters that need no program may come from the server, and its tests run through them.
+    #[test]
+    fn a_server_may_set_filters_of_its_own() {
+        let home = home("");
+        let allows = write(&home, "machine.toml", "managed.allow = [\"filter.*\"]");
+        let line = |input: &str, by: &str| json!({"input": input, "by": by, "expect": "drop"});
+        let managed = json!({
+            "version": 1,
+            "stages": {"filter": {
+                "images": {"type": "expression", "drop_when": "record.type == 'image'"},
+                "private": {"type": "path", "drop_cwd": ["**/private"]},
+                "mask": {"patterns": ["jwt"], "own": {"ticket": "T-[0-9]+"}},
+            }},
+            "tests": [{"name": "all three", "lines": [
+                line(r#"{"type":"image"}"#, "images"),
+                line(r#"{"cwd":"/private/a"}"#, "private"),
+                {"input": r#"{"a":"T-1"}"#, "expect": "edit", "by": "mask", "output": r#"{"a":"[masked:ticket]"}"#},
+            ]}],
+        });
+        let managed = write(&home, "managed.json", &managed.to_string());
+        printed(&home, &["config", "check", &allows, &managed]);
+        assert!(printed(&home, &["test", &allows, &managed]).ends_with("1 test passed\n"));
+    }
+
     #[test]
     fn a_managed_configuration_is_checked_as_a_machine_would() {
         let home = home("");
@@ -249,6 +273,18 @@ mod check {
             (
                 stages(json!({"filter": {"x": {"type": "nope", "enabled": false}}})),
                 "there is no filter of type `nope`",
+            ),
+            (
+                stages(json!({"filter": {"x": {"type": "expression", "drop_when": "recrod.a"}}})),
+                "is wrong in line 1, column 1: there is no `recrod`, did you mean `record`?",
+            ),
+            (
+                stages(json!({"filter": {"x": {"type": "path", "drop_cwd": ["/a/[b"]}}})),
+                "holds `/a/[b`: unclosed character class",
+            ),
+            (
+                stages(json!({"filter": {"x": {"type": "mask", "own": {"t": "(a"}}}})),
+                "has the pattern `t`, which is wrong: unclosed group",
             ),
             (stages(json!({"enricher": {"labels": {}}})), "`stages.enricher.labels`"),
             (stages(json!({"sink": {"x": {"type": "stdout"}}})), "`stages.sink`"),
@@ -514,7 +550,7 @@ mod docs {
     #[test]
     fn the_examples_are_right_and_their_tests_pass() {
         let home = home("");
-        for (page, count) in [("README.md", 1), ("docs/configuration.md", 4)] {
+        for (page, count) in [("README.md", 1), ("docs/configuration.md", 5)] {
             let examples = blocks(page, "toml");
             assert_eq!(examples.len(), count, "{page}");
             for example in examples {

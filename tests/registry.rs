@@ -70,6 +70,7 @@ fn names_are_unique_and_in_kebab_case() {
         (Kind::Filter, "tool-call"),
         (Kind::Filter, "path"),
         (Kind::Filter, "expression"),
+        (Kind::Filter, "mask"),
         (Kind::Enricher, "host"),
         (Kind::Enricher, "labels"),
         (Kind::Sink, "http-siem"),

@@ -70,14 +70,16 @@ fn verdict(seen: &Seen<'_, '_>) -> Value {
     let record = seen.record;
     let (verdict, stage, reason) = match seen.fate {
         Fate::Blank => ("blank", None, None),
-        Fate::Shipped([]) => ("keep", None, None),
-        Fate::Shipped(cut) => ("edit", cut.last().map(|cut| cut.by.as_str()), None),
+        Fate::Shipped(None) => ("keep", None, None),
+        Fate::Shipped(Some(edited)) => ("edit", Some(&*edited.by), None),
         Fate::Dropped(stage, reason) => ("drop", Some(stage), Some(reason)),
     };
-    let cut: u64 = match seen.fate {
-        Fate::Shipped(cut) => cut.iter().map(|cut| cut.bytes).sum(),
-        _ => 0,
+    let edited = match seen.fate {
+        Fate::Shipped(edited) => edited,
+        _ => None,
     };
+    let cut: u64 = edited.iter().flat_map(|edited| &edited.cut).map(|cut| cut.bytes).sum();
+    let masked: u64 = edited.iter().flat_map(|edited| &edited.masked).map(|it| it.count).sum();
     json!({
         "path": record.origin().path.to_string_lossy(),
         "offset": record.offset(),
@@ -89,6 +91,7 @@ fn verdict(seen: &Seen<'_, '_>) -> Value {
         "stage": stage,
         "reason": reason,
         "cut_bytes": cut,
+        "masked": masked,
     })
 }
 

@@ -13,7 +13,7 @@ use siem_protocol::{
 
 use super::{
     accounting::{Count, Lost, Parts, Share, Totals},
-    judge::{Judge, Outcome},
+    judge::{Edited, Judge, Outcome},
     outbox::{Group, Start},
 };
 use crate::{
@@ -69,8 +69,8 @@ pub struct Seen<'a, 'l> {
 pub enum Fate<'a> {
     /// Nothing is in it.
     Blank,
-    /// It is shipped; what was cut out of it.
-    Shipped(&'a [siem_protocol::Cut]),
+    /// It is shipped; after an edit as this.
+    Shipped(Option<&'a Edited>),
     /// This filter dropped it, with this reason.
     Dropped(&'a str, &'static str),
 }
@@ -91,8 +91,7 @@ impl Stages {
         let Some(witness) = &mut self.witness else { return };
         let fate = match outcome {
             Outcome::Drop { stage, reason } => Fate::Dropped(self.judge.name(*stage), reason),
-            Outcome::Keep(None) => Fate::Shipped(&[]),
-            Outcome::Keep(Some(edited)) => Fate::Shipped(&edited.cut),
+            Outcome::Keep(edited) => Fate::Shipped(edited.as_ref()),
         };
         witness(&Seen { record, fate });
     }
@@ -251,14 +250,12 @@ impl Filling {
                         share.shipped += Count::line(length);
                         share.endings += size - length;
                         self.enrich(&record, &mut stages.enrichers);
-                        let (content, sha256, cut) = match &edited {
-                            None => (record.content(), None, [].as_slice()),
-                            Some(edited) => (
-                                Content::of(&edited.line),
-                                Some(record.digest()),
-                                edited.cut.as_slice(),
-                            ),
+                        let (content, sha256) = match &edited {
+                            None => (record.content(), None),
+                            Some(edited) => (Content::of(&edited.line), Some(record.digest())),
                         };
+                        let cut = edited.as_ref().map_or(&[][..], |edited| &edited.cut);
+                        let masked = edited.as_ref().map_or(&[][..], |edited| &edited.masked);
                         for cut in cut {
                             self.totals.cut(&cut.by, cut.bytes);
                         }
@@ -272,7 +269,7 @@ impl Filling {
                             read_at: reader.read_at,
                             enriched: &enriched,
                             cut,
-                            masked: &[],
+                            masked,
                             sha256,
                             incomplete,
                             content,

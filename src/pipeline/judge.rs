@@ -1,12 +1,14 @@
 //! Runs a record through the filters.
 
-use siem_protocol::Cut;
+use std::collections::BTreeMap;
+
+use siem_protocol::{Cut, entry::Masked};
 
 use crate::{
     event::Event,
     stages::{
         Named, Record,
-        filter::{Change, Filter, Verdict},
+        filter::{Change, Filter, Match, Verdict},
     },
     tail::FileKey,
 };
@@ -35,6 +37,10 @@ pub struct Edited {
     pub line: Vec<u8>,
     /// Who cut how much.
     pub cut: Vec<Cut>,
+    /// Who masked what, how often.
+    pub masked: Vec<Masked>,
+    /// The filter that edited it last.
+    pub by: String,
 }
 
 impl Judge {
@@ -58,24 +64,29 @@ impl Judge {
                 None => filter.check(record),
                 Some(edited) => filter.check(&record.edited(&edited.line)),
             };
-            match verdict {
-                Verdict::Keep => {}
+            let before = edited.as_ref().map_or(record.line(), |edited| &edited.line);
+            let line = match &verdict {
+                Verdict::Keep => continue,
                 Verdict::Drop(reason) => return Outcome::Drop { stage, reason },
+                Verdict::Edit(changes, _) => apply(before, changes),
+                Verdict::Mask(matches) if matches.is_empty() => continue,
+                Verdict::Mask(matches) => apply(before, matches.iter().map(|it| &it.change)),
+            };
+            let Some(line) = line else {
+                // A filter's mistake must not cost a record: it goes on unedited.
+                tracing::error!(filter = name, "filter gave ranges that do not fit the line");
+                continue;
+            };
+            let edited = edited.get_or_insert_default();
+            edited.line = line;
+            edited.by.clone_from(name);
+            match verdict {
                 Verdict::Edit(changes, _) => {
-                    let before = edited.as_ref().map_or(record.line(), |edited| &edited.line);
-                    let Some(line) = apply(before, &changes) else {
-                        // A filter's mistake must not cost a record: it goes on unedited.
-                        tracing::error!(
-                            filter = name,
-                            "filter gave ranges that do not fit the line"
-                        );
-                        continue;
-                    };
                     let bytes = changes.iter().map(|change| change.range.len() as u64).sum();
-                    let edited = edited.get_or_insert_default();
-                    edited.line = line;
                     edited.cut.push(Cut { by: name.clone(), bytes });
                 }
+                Verdict::Mask(matches) => edited.masked.extend(counted(name, &matches)),
+                Verdict::Keep | Verdict::Drop(_) => {}
             }
         }
         Outcome::Keep(edited)
@@ -102,8 +113,22 @@ impl Judge {
     }
 }
 
+/// How often each pattern matched, by name.
+fn counted(by: &str, matches: &[Match]) -> Vec<Masked> {
+    let mut counts = BTreeMap::<&str, u64>::new();
+    for found in matches {
+        *counts.entry(&found.pattern).or_default() += 1;
+    }
+    let masked = |(pattern, count): (&str, u64)| Masked {
+        by: by.to_owned(),
+        pattern: pattern.to_owned(),
+        count,
+    };
+    counts.into_iter().map(masked).collect()
+}
+
 /// The line after `changes`; `None` when their ranges overlap, are out of order or out of bounds.
-fn apply(line: &[u8], changes: &[Change]) -> Option<Vec<u8>> {
+fn apply<'a>(line: &[u8], changes: impl IntoIterator<Item = &'a Change>) -> Option<Vec<u8>> {
     let mut edited = Vec::with_capacity(line.len());
     let mut at = 0;
     for Change { range, with } in changes {
@@ -155,6 +180,27 @@ mod tests {
         let Outcome::Keep(Some(edited)) = judge.judge(&record) else { panic!() };
         assert_eq!(edited.line, b"{}");
         assert_eq!(edited.cut, [Cut { by: "blank".into(), bytes: 15 }]);
+    }
+
+    #[test]
+    fn a_mask_is_told_from_a_cut_whichever_comes_first() {
+        let key = "AKIAIOSFODNN7EXAMPLE";
+        let content = |call: &str, text: &str| {
+            format!(r#"{{"message":{{"content":[{call}{{"type":"text","k":"{text}"}}]}}}}"#)
+        };
+        let call = format!(r#"{{"type":"tool_use","k":"{key}"}},"#);
+        let line = content(&call, &format!("{key}, {key}"));
+        for (names, count) in [(["mask", "tool-call"], 3), (["tool-call", "mask"], 2)] {
+            let outcome = judge(&names).judge(&Record::from_line(line.as_bytes()));
+            let Outcome::Keep(Some(edited)) = outcome else { panic!() };
+            let mark = "[masked:aws-access-key]";
+            let expected = content("", &format!("{mark}, {mark}"));
+            assert_eq!(String::from_utf8_lossy(&edited.line), expected);
+            let pattern = "aws-access-key".to_owned();
+            assert_eq!(edited.masked, [Masked { by: "mask".into(), pattern, count }]);
+            assert_eq!(edited.cut.len(), 1);
+            assert_eq!(edited.by, names[1]);
+        }
     }
 
     #[test]

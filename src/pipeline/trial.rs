@@ -78,7 +78,7 @@ impl Verdict {
             Outcome::Keep(None) => Self { verdict: Expected::Keep.as_str(), ..Self::default() },
             Outcome::Keep(Some(edited)) => Self {
                 verdict: Expected::Edit.as_str(),
-                by: edited.cut.last().map(|cut| cut.by.clone()),
+                by: Some(edited.by),
                 reason: None,
                 output: Some(String::from_utf8_lossy(&edited.line).into_owned()),
             },

@@ -466,8 +466,10 @@ mod tests {
     fn an_edit_is_said() {
         let path = PathText::new(Path::new("/p/a.jsonl"));
         let cut = [Cut { by: "tool-call".into(), bytes: 5 }];
+        let masked = [Masked { by: "mask".into(), pattern: "jwt".into(), count: 2 }];
         let record = RecordLine {
             cut: &cut,
+            masked: &masked,
             sha256: Some(Digest::of(b"x")),
             incomplete: true,
             ..record(&path, Content::Json("{}"))
@@ -475,6 +477,7 @@ mod tests {
         let line = written(&record);
         let entry = Entry::parse(&line).unwrap();
         assert_eq!(entry.cut, cut);
+        assert_eq!(entry.masked, masked);
         assert_eq!(entry.sha256, Some(Digest::of(b"x")));
         assert!(entry.incomplete);
     }

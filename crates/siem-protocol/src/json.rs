@@ -107,8 +107,10 @@ pub fn unescape(inner: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(text))
 }
 
-/// Reads one escape at the start of `text`: its character and its length in bytes.
-fn escape(text: &str) -> Option<(char, usize)> {
+/// Reads one escape at the start of `text`: its character and its length in bytes; `None` for a
+/// lone surrogate, which is 6 bytes long.
+#[must_use]
+pub fn escape(text: &str) -> Option<(char, usize)> {
     let character = match text.as_bytes().get(1)? {
         b'"' => '"',
         b'\\' => '\\',

@@ -21,7 +21,7 @@ use crate::{
         assembly, candidate,
         dry_run::DryRun,
         group::{Fate, Seen},
-        judge::{Judge, Outcome},
+        judge::{Edited, Judge, Outcome},
     },
     units::Size,
 };
@@ -111,6 +111,8 @@ struct Comparison {
     less: BTreeMap<Cause, Count>,
     /// Bytes cut out, now and by the candidate, by filter.
     cut: BTreeMap<String, [u64; 2]>,
+    /// How often something was masked, now and by the candidate, by filter and pattern.
+    masked: BTreeMap<(String, String), [u64; 2]>,
 }
 
 impl Comparison {
@@ -133,17 +135,24 @@ impl Comparison {
             }
             _ => {}
         }
-        if let Fate::Shipped(cuts) = seen.fate {
+        if let Fate::Shipped(edited) = seen.fate {
             self.shipped += count;
-            for cut in cuts {
-                self.cut.entry(cut.by.clone()).or_default()[0] += cut.bytes;
-            }
+            self.add_edits(edited, 0);
         }
         if let Outcome::Keep(edited) = would {
             self.would_ship += count;
-            for cut in edited.iter().flat_map(|edited| &edited.cut) {
-                self.cut.entry(cut.by.clone()).or_default()[1] += cut.bytes;
-            }
+            self.add_edits(edited.as_ref(), 1);
+        }
+    }
+
+    /// Counts what was edited by one of both.
+    fn add_edits(&mut self, edited: Option<&Edited>, side: usize) {
+        for cut in edited.into_iter().flat_map(|edited| &edited.cut) {
+            self.cut.entry(cut.by.clone()).or_default()[side] += cut.bytes;
+        }
+        for masked in edited.into_iter().flat_map(|edited| &edited.masked) {
+            let what = (masked.by.clone(), masked.pattern.clone());
+            self.masked.entry(what).or_default()[side] += masked.count;
         }
     }
 
@@ -166,7 +175,12 @@ impl Comparison {
             let (now, then) = (Size(*now), Size(*then));
             print(format_args!("cut out by {by}: {then} instead of {now}"))?;
         }
-        if self.more.is_empty() && self.less.is_empty() && changed.count() == 0 {
+        let masked = self.masked.iter().filter(|(_, [now, then])| now != then);
+        for ((by, pattern), [now, then]) in masked.clone() {
+            print(format_args!("masked by {by} ({pattern}): {then} times instead of {now}"))?;
+        }
+        let edits = changed.count() + masked.count();
+        if self.more.is_empty() && self.less.is_empty() && edits == 0 {
             print(format_args!("the candidate changes nothing for these sessions"))?;
         }
         Ok(())
@@ -183,10 +197,13 @@ impl Comparison {
         let cut = self.cut.iter().map(|(stage, [now, then])| {
             json!({ "stage": stage, "bytes_now": now, "bytes_candidate": then })
         });
+        let masked = self.masked.iter().map(|((stage, pattern), [now, then])| {
+            json!({ "stage": stage, "pattern": pattern, "count_now": now, "count_candidate": then })
+        });
         let found = json!({
             "read": self.read, "shipped_now": self.shipped, "shipped_candidate": self.would_ship,
             "dropped_more": causes(&self.more), "dropped_less": causes(&self.less),
-            "cut": cut.collect::<Vec<_>>(),
+            "cut": cut.collect::<Vec<_>>(), "masked": masked.collect::<Vec<_>>(),
         });
         print(format_args!("{found}"))
     }

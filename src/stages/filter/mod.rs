@@ -4,13 +4,14 @@ mod compact;
 mod dedupe;
 mod expression;
 mod ignore_types;
+mod mask;
 mod meta;
 mod path;
 mod pattern;
 mod sidechain;
 mod tool_call;
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -23,7 +24,7 @@ use crate::{event::Event, tail::FileKey};
 ///
 /// A filter is pure: no I/O, no clock, no thread, no panic. Two instances of one stage share
 /// nothing. Filters run in the order of `pipeline.filters`; after a [`Verdict::Drop`] the rest is
-/// not asked, after a [`Verdict::Edit`] the rest sees the edited line.
+/// not asked, after a [`Verdict::Edit`] or [`Verdict::Mask`] it sees the edited line.
 ///
 /// Records are stored in groups. A filter that remembers something remembers it for good only when
 /// its group is stored: [`commit`](Self::commit) says so, and [`rollback`](Self::rollback) says
@@ -60,6 +61,18 @@ pub enum Verdict {
     /// Ranges of the line are cut out or replaced, and the record goes on. The entry says how many
     /// bytes went, and carries the hash of the original line.
     Edit(Vec<Change>, &'static str),
+    /// Marks take the place of what must not be seen, and the record goes on. The entry says which
+    /// pattern matched how often, and carries the hash of the original line.
+    Mask(Vec<Match>),
+}
+
+/// What a pattern matched, and the mark that takes its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Match {
+    /// The pattern's name.
+    pub pattern: Arc<str>,
+    /// The range and the mark. Ranges of one verdict are in order and do not overlap.
+    pub change: Change,
 }
 
 /// A range of the line and what takes its place.

@@ -1,0 +1,324 @@
+//! Masks secrets in the text of records: keys of well-known services, private keys, and what
+//! expressions of one's own match.
+//!
+//! Only the values of strings are searched, with their escapes read; every other byte stays, and a
+//! record stays valid JSON. The entry says what was masked how often, and carries the hash of the
+//! original line. A line that is no JSON object is searched as it stands.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    ops::Range,
+    str,
+    sync::Arc,
+};
+
+use memchr::{memchr, memchr2};
+use regex_automata::meta::Regex;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use siem_protocol::json;
+
+use super::{
+    Change, Fallback, Filter, FilterOptions, FilterPlugin, Match, Record, Verdict, pattern,
+};
+use crate::stages::BuildError;
+
+inventory::submit! {
+    FilterPlugin::new::<Options>(
+        "mask",
+        "Masks keys, tokens and what patterns of your own match in the text of records.",
+        r#"
+## Which of the known secrets are masked; all of them by default.
+patterns = ["anthropic-key", "openai-key", "aws-access-key", "aws-secret-key", "github-token", "slack-token", "private-key", "jwt"]
+## Regular expressions of your own, by name. What one matches becomes `[masked:NAME]`.
+own = { employee-number = '\bE-[0-9]{6}\b' }
+## What becomes of a record that is too large to be looked at whole: "keep" or "drop".
+on_oversize = "keep"
+"#,
+    )
+}
+
+/// A string with more matches than this is masked whole from there on: each search may read to the
+/// string's end, which would take hours for a long one that is made for it.
+const MAX_MATCHES: usize = 256;
+
+/// Masks secrets in the text of records.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    /// Which of the known secrets are masked; all of them by default.
+    #[serde(default = "Known::all")]
+    patterns: BTreeSet<Known>,
+    /// Regular expressions of your own, by name. What one matches becomes `[masked:NAME]`.
+    #[serde(default)]
+    own: BTreeMap<String, String>,
+    /// What becomes of a record that is too large to be looked at whole: "keep" or "drop".
+    #[serde(default)]
+    on_oversize: Fallback,
+}
+
+/// A secret whose form is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Known {
+    /// Keys of the Anthropic API.
+    AnthropicKey,
+    /// Keys of the OpenAI API.
+    OpenaiKey,
+    /// Ids of AWS access keys.
+    AwsAccessKey,
+    /// Secrets of AWS access keys, with the name before them.
+    AwsSecretKey,
+    /// Tokens of GitHub.
+    GithubToken,
+    /// Tokens and webhooks of Slack.
+    SlackToken,
+    /// Private keys in PEM, to their end or that of the text.
+    PrivateKey,
+    /// JSON web tokens.
+    Jwt,
+}
+
+impl Known {
+    const ALL: [Self; 8] = [
+        Self::AnthropicKey,
+        Self::OpenaiKey,
+        Self::AwsAccessKey,
+        Self::AwsSecretKey,
+        Self::GithubToken,
+        Self::SlackToken,
+        Self::PrivateKey,
+        Self::Jwt,
+    ];
+
+    fn all() -> BTreeSet<Self> {
+        Self::ALL.into()
+    }
+
+    fn name(self) -> &'static str {
+        self.form().0
+    }
+
+    fn regex(self) -> &'static str {
+        self.form().1
+    }
+
+    fn form(self) -> (&'static str, &'static str) {
+        match self {
+            Self::AnthropicKey => ("anthropic-key", r"(?-u:\b)sk-ant-[A-Za-z0-9_-]{16,}"),
+            Self::OpenaiKey => (
+                "openai-key",
+                r"(?-u:\b)sk-(?:(?:proj|svcacct|admin)-[A-Za-z0-9_-]{20,}|[A-Za-z0-9]{32,})",
+            ),
+            Self::AwsAccessKey => ("aws-access-key", r"(?-u:\b)A[KS]IA[A-Z0-9]{16}(?-u:\b)"),
+            Self::AwsSecretKey => (
+                "aws-secret-key",
+                r#"(?i)(?-u:\w*)secret_?access_?key\\?["']?[ \t]*[:=][ \t]*\\?["']?[a-z0-9/+]{40,}"#,
+            ),
+            Self::GithubToken => (
+                "github-token",
+                r"(?-u:\b)(?:gh[oprsu]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{22,})",
+            ),
+            Self::SlackToken => (
+                "slack-token",
+                r"(?-u:\b)(?:xox[abeoprs]-[A-Za-z0-9-]{10,}|xapp-[A-Za-z0-9-]{10,}|hooks\.slack\.com/(?:services|workflows|triggers)/[A-Za-z0-9/_-]{10,})",
+            ),
+            // Without an end the rest of the text is taken: it may be cut off. What follows the
+            // first line tells a key from a talk about one.
+            Self::PrivateKey => (
+                "private-key",
+                r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?:\\[nr]|[\sA-Za-z0-9+/])(?s:.*?-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|.*)",
+            ),
+            Self::Jwt => {
+                ("jwt", r"(?-u:\b)eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}")
+            }
+        }
+    }
+}
+
+/// Masks what patterns match.
+struct Mask {
+    regex: Regex,
+    names: Vec<Arc<str>>,
+    on_oversize: Fallback,
+    decoded: Decoded,
+}
+
+impl FilterOptions for Options {
+    type Filter = Mask;
+
+    fn build(self) -> Result<Mask, BuildError> {
+        for name in self.own.keys() {
+            let is_word =
+                name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+            if name.is_empty() || !is_word {
+                let problem = "expected lower-case letters, digits and `-`";
+                return Err(wrong(format!("names a pattern `{name}`, {problem}")));
+            }
+            if Known::ALL.iter().any(|known| known.name() == name) {
+                return Err(wrong(format!(
+                    "names a pattern `{name}`, which is a known one's name"
+                )));
+            }
+        }
+        let known = self.patterns.iter().map(|known| (known.name(), known.regex()));
+        let own = self.own.iter().map(|(name, regex)| (name.as_str(), regex.as_str()));
+        let (names, patterns): (Vec<&str>, Vec<&str>) = known.chain(own).unzip();
+        let regex = pattern::compile(&patterns).map_err(|(index, problem)| {
+            let name = names.get(index).copied().unwrap_or_default();
+            wrong(format!("has the pattern `{name}`, which is wrong: {problem}"))
+        })?;
+        // Otherwise a second agent on the way, or this one after a restart, would mask the mark.
+        for name in &names {
+            if let Some(found) = regex.find(&mark(name)) {
+                let pattern = names[found.pattern().as_usize()];
+                return Err(wrong(format!(
+                    "has the pattern `{pattern}`, which matches too much: `{}`, or nothing at all",
+                    mark(name)
+                )));
+            }
+        }
+        let names = names.into_iter().map(Arc::from).collect();
+        Ok(Mask { regex, names, on_oversize: self.on_oversize, decoded: Decoded::default() })
+    }
+}
+
+fn wrong(problem: String) -> BuildError {
+    BuildError::Invalid { option: "own", problem }
+}
+
+fn mark(name: &str) -> String {
+    format!("[masked:{name}]")
+}
+
+impl Filter for Mask {
+    fn check(&mut self, record: &Record<'_>) -> Verdict {
+        if record.is_partial() {
+            return self.on_oversize.verdict("oversized");
+        }
+        let line = record.line();
+        let mut found = Vec::new();
+        match str::from_utf8(line) {
+            Ok(text) if record.is_object() => {
+                let mut decoded = mem::take(&mut self.decoded);
+                let strings = Strings { text, at: 0 }.filter(|it| !it.is_key);
+                for place in strings.map(|it| it.inner) {
+                    let inner = &text[place.clone()];
+                    if memchr(b'\\', inner.as_bytes()).is_none() {
+                        self.search(inner, |at| place.start + at, &mut found);
+                    } else {
+                        decoded.read(inner);
+                        let raw = |at| place.start + decoded.raw(at);
+                        self.search(&decoded.text, raw, &mut found);
+                    }
+                }
+                self.decoded = decoded;
+            }
+            Ok(text) => self.search(text, |at| at, &mut found),
+            Err(_) => {
+                let mut decoded = Decoded::default();
+                decoded.read_bytes(line);
+                self.search(&decoded.text, |at| decoded.raw(at), &mut found);
+            }
+        }
+        if found.is_empty() { Verdict::Keep } else { Verdict::Mask(found) }
+    }
+}
+
+impl Mask {
+    /// Adds what the patterns match in `text`; `place` says where something of it is in the line.
+    fn search(&self, text: &str, place: impl Fn(usize) -> usize, found: &mut Vec<Match>) {
+        let matches = self.regex.find_iter(text).filter(|it| !it.is_empty());
+        for (count, it) in matches.take(MAX_MATCHES).enumerate() {
+            let end = if count + 1 == MAX_MATCHES { text.len() } else { it.end() };
+            let pattern = Arc::clone(&self.names[it.pattern().as_usize()]);
+            let range = place(it.start())..place(end);
+            let change = Change { range, with: mark(&pattern).into_bytes() };
+            found.push(Match { pattern, change });
+        }
+    }
+}
+
+/// The strings of a text whose grammar was checked.
+struct Strings<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+/// A string: where its inside stands, between the quotes.
+struct Place {
+    inner: Range<usize>,
+    /// Whether it is the name of a member.
+    is_key: bool,
+}
+
+impl Iterator for Strings<'_> {
+    type Item = Place;
+
+    fn next(&mut self) -> Option<Place> {
+        let bytes = self.text.as_bytes();
+        let start = self.at + memchr(b'"', bytes.get(self.at..)?)? + 1;
+        let mut end = start;
+        loop {
+            end += memchr2(b'"', b'\\', bytes.get(end..)?)?;
+            if bytes[end] == b'"' {
+                break;
+            }
+            end += 2;
+        }
+        self.at = end + 1;
+        let behind = bytes[self.at..].iter().find(|byte| !byte.is_ascii_whitespace());
+        Some(Place { inner: start..end, is_key: behind == Some(&b':') })
+    }
+}
+
+/// What the inside of a string means, and where each part of that stands in it.
+#[derive(Default)]
+struct Decoded {
+    text: String,
+    /// The ends of escapes: in the text, and in the string.
+    escapes: Vec<(usize, usize)>,
+}
+
+impl Decoded {
+    fn read(&mut self, inner: &str) {
+        self.text.clear();
+        self.escapes.clear();
+        let mut at = 0;
+        while let Some(plain) = memchr(b'\\', &inner.as_bytes()[at..]) {
+            self.text.push_str(&inner[at..at + plain]);
+            at += plain;
+            // Half a character can't be searched for; it stands for itself.
+            let (character, length) =
+                json::escape(&inner[at..]).unwrap_or((char::REPLACEMENT_CHARACTER, 6));
+            self.text.push(character);
+            at += length;
+            self.escapes.push((self.text.len(), at));
+        }
+        self.text.push_str(&inner[at..]);
+    }
+
+    /// The same of a line that is no text. What is no character stands for itself.
+    fn read_bytes(&mut self, line: &[u8]) {
+        let mut at = 0;
+        for chunk in line.utf8_chunks() {
+            self.text.push_str(chunk.valid());
+            at += chunk.valid().len() + chunk.invalid().len();
+            if !chunk.invalid().is_empty() {
+                self.text.push(char::REPLACEMENT_CHARACTER);
+                self.escapes.push((self.text.len(), at));
+            }
+        }
+    }
+
+    /// Where in the string the character at `at` of the text begins.
+    fn raw(&self, at: usize) -> usize {
+        let before = self.escapes.partition_point(|(end, _)| *end <= at);
+        let (end, raw) = before.checked_sub(1).map_or((0, 0), |last| self.escapes[last]);
+        raw + (at - end)
+    }
+}
+
+#[cfg(test)]
+mod tests;
