@@ -19,7 +19,7 @@ use siem_protocol::{
 };
 pub use signed::SignedAnswer;
 
-use crate::config::Secret;
+use crate::{config::Secret, units::Time};
 
 /// How much of an answer is read: receipts and problems are short, a captive portal is not.
 const ANSWER_LIMIT: usize = 64 << 10;
@@ -45,8 +45,8 @@ pub enum Reply {
         reason: String,
         /// Whether a person should know: waiting alone will not mend it.
         alarm: bool,
-        /// Whether no answer came in time, on a connection that stood.
-        timed_out: bool,
+        /// How long an answer was waited for, where none came in time on a connection that stood.
+        waited: Option<Duration>,
     },
     /// An answer.
     Answered {
@@ -115,8 +115,14 @@ impl Connection {
         self.base.as_str()
     }
 
-    /// Sends a batch's body.
-    pub async fn post(&self, id: &BatchId, encoding: Encoding, body: Vec<u8>) -> Reply {
+    /// Sends a batch's body, and waits for the answer no longer than `within`.
+    pub async fn post(
+        &self,
+        id: &BatchId,
+        encoding: Encoding,
+        body: Vec<u8>,
+        within: Duration,
+    ) -> Reply {
         let request = self
             .request(Method::POST, path::INGEST)
             .header(header::CONTENT_TYPE, content_type::NDJSON)
@@ -124,7 +130,7 @@ impl Connection {
             .header(siem::BATCH_ID, id.to_string())
             .header(siem::SIGNATURE, sign(self.secret.expose().as_bytes(), &body))
             .body(body);
-        exchange(request, ANSWER_LIMIT).await
+        exchange(request, ANSWER_LIMIT, within).await
     }
 
     /// Whether the receiver's secret signed an answer.
@@ -143,9 +149,8 @@ impl Connection {
         timeout: Duration,
     ) -> Result<Option<SignedAnswer>, FetchError> {
         let nonce = data_encoding::HEXLOWER.encode(uuid::Uuid::new_v4().as_bytes());
-        let request =
-            self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce).timeout(timeout);
-        match exchange(request, MAX_BYTES).await {
+        let request = self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce);
+        match exchange(request, MAX_BYTES, timeout).await {
             Reply::Failed { reason, .. } => Err(FetchError::Unreachable { reason }),
             Reply::Answered { status: 404, .. } => Ok(None),
             Reply::Answered { status: 200, whole: false, .. } => Err(ManagedError::TooLarge.into()),
@@ -180,11 +185,11 @@ impl Connection {
     }
 }
 
-/// Sends a request and reads at most `limit` bytes of the answer.
-async fn exchange(request: RequestBuilder, limit: usize) -> Reply {
-    let mut response = match request.send().await {
+/// Sends a request and reads at most `limit` bytes of the answer, all of it `within` a time.
+async fn exchange(request: RequestBuilder, limit: usize, within: Duration) -> Reply {
+    let mut response = match request.timeout(within).send().await {
         Ok(response) => response,
-        Err(error) => return failed(error),
+        Err(error) => return failed(error, within),
     };
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let mut body = Vec::new();
@@ -193,12 +198,16 @@ async fn exchange(request: RequestBuilder, limit: usize) -> Reply {
             Ok(Some(piece)) if body.len() + piece.len() <= limit => body.extend_from_slice(&piece),
             Ok(Some(_)) => return Reply::Answered { status, headers, body, whole: false },
             Ok(None) => return Reply::Answered { status, headers, body, whole: true },
-            Err(error) => return failed(error),
+            Err(error) => return failed(error, within),
         }
     }
 }
 
-fn failed(error: reqwest::Error) -> Reply {
+fn failed(error: reqwest::Error, within: Duration) -> Reply {
     let Failure { reason, alarm, timed_out } = error.into();
-    Reply::Failed { reason, alarm, timed_out }
+    if timed_out {
+        let reason = format!("{reason}: no answer came within {}", Time(within));
+        return Reply::Failed { reason, alarm, waited: Some(within) };
+    }
+    Reply::Failed { reason, alarm, waited: None }
 }

@@ -72,8 +72,8 @@ fn a_fault_that_is_mended_has_lost_nothing_and_given_up_nothing() {
     let no_receipt = "carries no receipt that covers the batch";
     let rows = [
         fault(Close, 2, POSTPONED, "connection closed before message completed"),
-        fault(HangBeforeBody, 2, POSTPONED, "no answer came within `timeout`"),
-        fault(Hang, 2, POSTPONED, "no answer came within `timeout`"),
+        fault(HangBeforeBody, 2, POSTPONED, "no answer came within 300ms to 30 entries of "),
+        fault(Hang, 2, POSTPONED, "no answer came within 300ms to 30 entries of "),
         fault(TakeAndClose, 2, POSTPONED, "connection closed before message completed"),
         fault(TakeAndReset, 2, POSTPONED, "onnection reset"),
         fault(TakeAndSayHalf, 2, POSTPONED, "end of file before message length reached"),
@@ -122,10 +122,33 @@ fn a_way_that_is_too_slow_for_a_batch_gets_smaller_ones() {
     });
     let delivery = Post::with(30).options("timeout = \"300ms\"").deliver_to(&receiver.url());
     let log = delivery.finish();
-    assert!(log.contains("no answer came within `timeout`") && log.contains(POSTPONED), "{log}");
+    assert!(
+        log.contains("no answer came within 300ms to 30 entries of ") && log.contains(POSTPONED),
+        "{log}"
+    );
     // 30, 15 and 7 took too long; ten of three did not.
     assert_eq!(receiver.requests(), 13, "{log}");
     assert_arrived(&receiver, &delivery, 30);
+}
+
+/// It was sent again for ever, in the same time: nothing behind it ever arrived.
+#[test]
+fn one_entry_slower_than_the_timeout_is_given_more_time_and_arrives() {
+    let receiver = Scripted::by_rule(|offered| {
+        if offered.holds("{\"n\":7}") { After(Duration::from_secs(1)) } else { Receipt }
+    });
+    let delivery = Post::with(30).options("timeout = \"200ms\"").deliver_to(&receiver.url());
+    let log = delivery.finish();
+    for words in [
+        "no answer came within 200ms to one entry of ",
+        "raise `timeout` (200ms); the next attempt is given 400ms",
+        "no answer came within 400ms to one entry of ",
+        "the next attempt is given 800ms",
+    ] {
+        assert!(log.contains(words), "{words}: {log}");
+    }
+    assert_arrived(&receiver, &delivery, 30);
+    assert!(delivery.events().is_empty(), "no verdict on the data");
 }
 
 #[test]

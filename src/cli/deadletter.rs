@@ -209,7 +209,7 @@ impl Store {
                     print(format_args!("{}: refused again with {status}", id.seq))?;
                 }
                 Delivery::Retry { reason, .. }
-                | Delivery::Slow { reason }
+                | Delivery::Slow { reason, .. }
                 | Delivery::Hold { reason, .. } => {
                     left += 1;
                     print(format_args!("{}: not delivered: {reason}", id.seq))?;

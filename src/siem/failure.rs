@@ -26,10 +26,6 @@ impl From<reqwest::Error> for Failure {
             Some(remedy) => {
                 Self { reason: format!("{reason}: {remedy}"), alarm: true, timed_out: false }
             }
-            None if timed_out => {
-                let reason = format!("{reason}: no answer came within `timeout`");
-                Self { reason, alarm: false, timed_out }
-            }
             None => Self { reason, alarm: false, timed_out },
         }
     }

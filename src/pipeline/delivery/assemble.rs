@@ -146,7 +146,7 @@ impl Assembler<'_> {
             previous_epoch: cursor.previous_epoch.clone(),
             ..BatchHeader::new(self.identity, cursor.epoch.clone(), config, sent_at)
         };
-        Ok((Batch { header, frames: whole }, end))
+        Ok((Batch { header, frames: whole, patience: None }, end))
     }
 
     /// The last entry to take of a frame that is too large for a batch, or crosses the border.

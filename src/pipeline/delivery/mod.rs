@@ -148,7 +148,8 @@ impl Delivering {
                     (rest.min(LULL), true)
                 }
                 Ok(Pending::Waiting(rest)) => (rest, true),
-                Ok(Pending::Ready { batch, end, is_full }) => {
+                Ok(Pending::Ready { mut batch, end, is_full }) => {
+                    batch.patience = policy.patience();
                     in_backlog = is_full;
                     let renumbered_at = head.borrow().renumbered_at;
                     match self.deliver(&batch, end, &mut policy).await {

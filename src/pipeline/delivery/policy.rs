@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::stages::sink::Delivery;
+use crate::{stages::sink::Delivery, units::Time};
 
 /// The first wait after a failure, before jitter.
 const BASE: Duration = Duration::from_millis(500);
@@ -15,6 +15,10 @@ const TOO_LARGE: u16 = 413;
 /// After so many successes a larger batch is tried where one took too long: each that fails costs
 /// the time of a whole `timeout`.
 const SLOW_TRIAL: u32 = 16;
+/// The longest that the delivery of one entry may take, unless its sink allows more by itself:
+/// the largest entry passes in that time at 100 kbit/s, and after a receiver that hung nothing
+/// waits longer than that for a new attempt.
+const PATIENCE: Duration = Duration::from_secs(900);
 /// No batch holds more entries.
 const ANY_BATCH: u64 = 10_000;
 
@@ -29,6 +33,8 @@ pub struct Policy {
     suspect: Option<u64>,
     /// How large batches may be after one was too large, or too slow.
     limit: Option<Limit>,
+    /// How long the next attempt may take, after one entry alone was too slow.
+    patience: Option<Duration>,
 }
 
 /// The most entries that a batch may hold.
@@ -82,11 +88,18 @@ impl Policy {
         suspect.into_iter().chain(most).min()
     }
 
+    /// How long the next attempt may take where that is more than usual.
+    #[must_use]
+    pub fn patience(&self) -> Option<Duration> {
+        self.patience
+    }
+
     /// Says what to do after `delivery` of a batch that ended with `last_seq` and held `lines`
     /// entries. `jitter` is a random number from 0 to 1.
     pub fn next(&mut self, delivery: Delivery, last_seq: u64, lines: u64, jitter: f64) -> Next {
         match delivery {
             Delivery::Acknowledged => {
+                self.patience = None;
                 self.failures = 0;
                 // A batch that only names dead letters shows nothing: a receiver that refuses
                 // every entry takes it, too.
@@ -98,11 +111,21 @@ impl Policy {
                 Next::Advance
             }
             Delivery::Retry { after, reason } => self.wait(after, false, reason, jitter),
-            Delivery::Slow { reason } => {
+            Delivery::Slow { waited, reason } => {
+                self.limit = Some(Limit::new((lines / 2).max(1), SLOW_TRIAL));
                 if lines > 1 {
-                    self.limit = Some(Limit::new(lines / 2, SLOW_TRIAL));
+                    return self.wait(None, false, reason, jitter);
                 }
-                self.wait(None, false, reason, jitter)
+                // Nothing is left to halve: the same in the same time would never arrive.
+                let patience = waited.saturating_mul(2).min(PATIENCE).max(waited);
+                self.patience = Some(patience);
+                let is_longest = patience == waited;
+                let reason = if is_longest {
+                    format!("{reason}; no attempt is given more time")
+                } else {
+                    format!("{reason}; the next attempt is given {}", Time(patience))
+                };
+                self.wait(None, is_longest, reason, jitter)
             }
             Delivery::Hold { after, reason } => self.wait(after, true, reason, jitter),
             Delivery::Conflict { expected } => {
@@ -194,7 +217,11 @@ mod tests {
     }
 
     fn slow() -> Delivery {
-        Delivery::Slow { reason: "slow".into() }
+        slow_after(60)
+    }
+
+    fn slow_after(seconds: u64) -> Delivery {
+        Delivery::Slow { waited: Duration::from_secs(seconds), reason: "slow".into() }
     }
 
     fn delay(next: Next) -> Duration {
@@ -224,6 +251,18 @@ mod tests {
             ("only dead letters, taken", Delivery::Acknowledged, 0, Next::Advance),
             ("no answer, or 5xx", retry(None), 5, wait(0.5, false, "down")),
             ("no answer in time", slow(), 5, wait(0.5, false, "slow")),
+            (
+                "no answer in time to one",
+                slow(),
+                1,
+                wait(0.5, false, "slow; the next attempt is given 2m"),
+            ),
+            (
+                "no answer to one in all the time there is",
+                slow_after(900),
+                1,
+                wait(0.5, true, "slow; no attempt is given more time"),
+            ),
             ("a wait is asked for", retry(Some(7)), 5, wait(7.0, false, "down")),
             ("401, 403, 404, …", hold(), 5, wait(0.5, true, "401")),
             ("the same with a wait", hold_for, 5, wait(9.0, true, "portal")),
@@ -370,6 +409,41 @@ mod tests {
             policy.next(Delivery::Acknowledged, acknowledged, 1, 0.5);
         }
         assert_eq!(policy.border(0), None);
+    }
+
+    /// One entry that took longer than `timeout` was sent again for ever, in the same time.
+    #[test]
+    fn one_entry_that_takes_too_long_is_given_more_time_until_it_arrives() {
+        let of = |policy: &Policy| policy.patience().map(|patience| patience.as_secs());
+        // What the sink allows by itself, and what the attempts after the first are given.
+        let rows: [(u64, &[u64]); 4] = [
+            (60, &[120, 240, 480, 900, 900, 900]),
+            (7, &[14, 28, 56, 112, 224, 448, 896, 900, 900]),
+            (800, &[900, 900]),
+            (3600, &[3600, 3600]),
+        ];
+        for (timeout, given) in rows {
+            let mut policy = Policy::default();
+            let mut waited = timeout;
+            for expected in given {
+                let next = policy.next(slow_after(waited), 8, 1, 0.5);
+                // A person is told once time alone does not mend it; nothing is ever given up.
+                let alarmed = *expected == waited;
+                assert!(matches!(next, Next::Wait { alarm, .. } if alarm == alarmed), "{next:?}");
+                assert_eq!(of(&policy), Some(*expected), "{timeout}");
+                assert_eq!(policy.border(7), Some(8), "it travels alone");
+                waited = timeout.max(*expected);
+            }
+            // Another fault between does not take the time away, a success does.
+            policy.next(retry(None), 8, 1, 0.5);
+            assert_eq!(of(&policy), Some(waited));
+            assert_eq!(policy.next(Delivery::Acknowledged, 8, 1, 0.5), Next::Advance);
+            assert_eq!(of(&policy), None);
+            assert_eq!(policy.refusals(), 0);
+        }
+        let mut policy = Policy::default();
+        policy.next(slow(), 8, 2, 0.5);
+        assert_eq!(of(&policy), None, "there is something to halve");
     }
 
     #[test]

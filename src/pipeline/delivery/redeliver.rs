@@ -29,6 +29,6 @@ pub async fn redeliver(
     let mut builder = FrameBuilder::default();
     let chain = builder.push(letter.line_sha256, false, |raw| raw.extend_from_slice(&line));
     let frame = builder.seal(id.seq + 1, chain, letter.config, now);
-    let batch = Batch { header, frames: frame.into_iter().collect() };
+    let batch = Batch { header, frames: frame.into_iter().collect(), patience: None };
     sink.deliver(&batch).await
 }

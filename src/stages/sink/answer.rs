@@ -48,8 +48,8 @@ pub(super) fn judge(
         Reply::Failed { reason, alarm: true, .. } => {
             return Delivery::Hold { after: None, reason: reason.clone() };
         }
-        Reply::Failed { reason, timed_out: true, .. } => {
-            return Delivery::Slow { reason: reason.clone() };
+        Reply::Failed { reason, waited: Some(waited), .. } => {
+            return Delivery::Slow { waited: *waited, reason: reason.clone() };
         }
         Reply::Failed { reason, .. } => {
             return Delivery::Retry { after: None, reason: reason.clone() };
@@ -274,7 +274,7 @@ mod tests {
     fn no_answer_is_retried() {
         let reason = "connection refused".to_owned();
         let judged = |alarm| {
-            let reply = Reply::Failed { reason: reason.clone(), alarm, timed_out: false };
+            let reply = Reply::Failed { reason: reason.clone(), alarm, waited: None };
             judge(&reply, Acknowledgement::Status, Owed::UpTo(1), NOW)
         };
         assert_eq!(judged(false), Delivery::Retry { after: None, reason: reason.clone() });

@@ -1,6 +1,6 @@
 //! A batch on its way out.
 
-use std::io::Write as _;
+use std::{io::Write as _, time::Duration};
 
 use siem_protocol::{BatchHeader, Encoding};
 
@@ -13,6 +13,8 @@ pub struct Batch {
     pub header: BatchHeader,
     /// The entries, in order.
     pub frames: Vec<Frame>,
+    /// How long its delivery may take, where that is more than what the sink allows by itself.
+    pub patience: Option<Duration>,
 }
 
 impl Batch {

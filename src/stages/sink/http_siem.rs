@@ -22,7 +22,7 @@ use crate::{
     siem::Connection,
     stages::{BuildError, Context, StageOptions},
     text::causes,
-    units::Time,
+    units::{Size, Time},
 };
 
 inventory::submit! {
@@ -44,7 +44,7 @@ hmac_secret_file = "/etc/ai-agent/hmac-secret"
 compression = "zstd"
 ## What acknowledges a batch: the receiver's "receipt", or for foreign receivers any 2xx "status".
 acknowledgement = "receipt"
-## The longest that one request may take.
+## The longest that one request may take; one entry alone gets more, step by step, up to 15 minutes.
 timeout = "60s"
 ## Certificates (PEM) to trust besides the system's.
 ca_file = "/etc/ai-agent/ca.pem"
@@ -86,7 +86,8 @@ struct Options {
     /// "status".
     #[serde(default)]
     acknowledgement: Acknowledgement,
-    /// The longest that one request may take.
+    /// The longest that one request may take; one entry alone gets more, step by step, up to 15
+    /// minutes.
     #[serde(default = "timeout")]
     timeout: Time,
     /// Certificates (PEM) to trust besides the system's.
@@ -139,6 +140,7 @@ struct HttpSiem {
     encoding: Encoding,
     encoder: Encoder,
     acknowledgement: Acknowledgement,
+    timeout: Duration,
     clock: Arc<dyn Clock>,
 }
 
@@ -151,6 +153,7 @@ impl SinkOptions for Options {
             encoding: self.compression.into(),
             encoder: Encoder::new(Codec::Zstd),
             acknowledgement: self.acknowledgement,
+            timeout: self.timeout.0,
             clock: Arc::clone(&context.clock),
         })
     }
@@ -163,13 +166,17 @@ impl Sink for HttpSiem {
                 Ok(body) => body,
                 Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };
-            let reply = self.connection.post(&batch.header.id(), self.encoding, body).await;
+            let (sent, within) = (body.len(), self.timeout.max(batch.patience.unwrap_or_default()));
+            let id = batch.header.id();
+            let reply = self.connection.post(&id, self.encoding, body, within).await;
             let owed = if batch.header.redelivery {
                 Owed::Each(&batch.header.seqs)
             } else {
                 Owed::UpTo(batch.last_seq())
             };
-            judge(&reply, self.acknowledgement, owed, self.clock.now())
+            let delivery = judge(&reply, self.acknowledgement, owed, self.clock.now());
+            let Delivery::Slow { waited, reason } = delivery else { return delivery };
+            Delivery::Slow { waited, reason: reason + &self.too_slow(batch, sent) }
         })
     }
 
@@ -182,6 +189,24 @@ impl Sink for HttpSiem {
             Encoding::Zstd => Codec::Zstd,
             Encoding::Gzip | Encoding::Identity => Codec::Plain,
         }
+    }
+}
+
+impl HttpSiem {
+    /// What no answer came to, and what a person can do where that goes on.
+    fn too_slow(&self, batch: &Batch, sent: usize) -> String {
+        let what = match batch.header.count {
+            1 => "one entry".to_owned(),
+            count => format!("{count} entries"),
+        };
+        let size = |bytes| Size(bytes as u64);
+        format!(
+            " to {what} of {}, {} as sent; if the way to the receiver is that slow, raise \
+             `timeout` ({})",
+            size(batch.raw()),
+            size(sent),
+            Time(self.timeout)
+        )
     }
 }
 
@@ -255,7 +280,6 @@ impl Options {
         let mut builder = Client::builder()
             .user_agent(format!("ai-agent/{}", context.identity.agent_version))
             .redirect(redirect::Policy::none())
-            .timeout(self.timeout.0)
             .connect_timeout(self.timeout.0.min(Duration::from_secs(10)));
         if let Some(identity) = self.client_certificate(context)? {
             builder = builder.identity(identity);

@@ -60,6 +60,8 @@ pub enum Delivery {
     },
     /// No answer came in time: less of it again later, the way to the receiver may be slow.
     Slow {
+        /// How long it was waited for.
+        waited: Duration,
         /// What happened, for people. No secret, no content.
         reason: String,
     },
