@@ -76,7 +76,7 @@ pub fn write(root: &Path, files: usize) {
 pub fn tail(root: &Path) -> Tail {
     let options =
         TailOptions { roots: vec![root.to_owned()], watch: false, ..TailOptions::default() };
-    Tail::new(options, Arc::new(Still), Arc::new(|| {}))
+    Tail::new(options, Arc::new(Still), Box::new(GenerationId::fresh), Arc::new(|| {}))
 }
 
 /// Reads everything there is.

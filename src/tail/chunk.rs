@@ -24,11 +24,23 @@ impl FileKey {
     }
 }
 
-/// Names one life of a file, for ever: 16 random bytes in hex.
+/// Names one life of a file, for ever: 16 bytes in hex.
 #[derive(
     Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 pub struct GenerationId(pub String);
+
+/// Makes the ids of generations.
+pub type NewGeneration = Box<dyn FnMut() -> GenerationId + Send>;
+
+impl GenerationId {
+    /// An id that no other life of a file has, made of the time and of random bytes: what begins
+    /// later comes later in the store, where rows that are written together lie together then.
+    #[must_use]
+    pub fn fresh() -> Self {
+        Self(uuid::Uuid::now_v7().simple().to_string())
+    }
+}
 
 impl fmt::Display for GenerationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

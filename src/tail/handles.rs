@@ -5,7 +5,7 @@
 //! its handle alone, so that one stays until what was read of it is stored: when the store fails, it
 //! is read again.
 
-use std::{collections::HashMap, fs::File, io, time::Duration};
+use std::{collections::BTreeMap, fs::File, io, mem, time::Duration};
 
 use super::{
     Tail,
@@ -14,7 +14,6 @@ use super::{
     files::{Known, Lane},
     is_absent,
     look::{Looked, origin},
-    new_generation,
 };
 use crate::platform::file::{self, FileId, Stamp};
 
@@ -64,9 +63,9 @@ pub(super) struct Before {
 
 /// Handles that outlive a failure of the store.
 pub(super) struct Handles {
-    by_generation: HashMap<GenerationId, Active>,
+    by_generation: BTreeMap<GenerationId, Active>,
     /// Of a stored generation, the one that followed and was not stored.
-    followers: HashMap<GenerationId, GenerationId>,
+    followers: BTreeMap<GenerationId, GenerationId>,
 }
 
 impl Active {
@@ -102,7 +101,7 @@ impl Tail {
         let Some(known) = self.files.get_mut(key) else { return Ok(false) };
         if !known.has_row {
             // Nobody has heard of the one before, and files are not read in the order of the sweep.
-            known.generation = new_generation();
+            known.generation = (self.new_generation)();
         }
         let Some(known) = self.files.get(key) else { return Ok(false) };
         let Some((file, Stamp { id, .. })) = file::open_regular(&known.path)? else {
@@ -259,8 +258,8 @@ impl Tail {
     /// Takes all handles, to be given back to the generations that are stored.
     pub(super) fn take_handles(&mut self) -> Handles {
         let parting = self.parting.drain(..).map(|(_, active)| active);
-        let mut handles = Handles { by_generation: HashMap::new(), followers: HashMap::new() };
-        for active in parting.chain(self.active.drain().map(|(_, active)| active)) {
+        let mut handles = Handles { by_generation: BTreeMap::new(), followers: BTreeMap::new() };
+        for active in parting.chain(mem::take(&mut self.active).into_values()) {
             for (_, previous) in &active.previous {
                 handles.followers.insert(previous.clone(), active.origin.generation.clone());
             }
@@ -293,7 +292,7 @@ impl Tail {
                 continue;
             }
             let key = FileKey::fresh();
-            let mut known = Known::new(&last.path, new_generation());
+            let mut known = Known::new(&last.path, (self.new_generation)());
             (known.id, known.is_gone) = (id, !is_there);
             let row = Row::new(last.path, 0);
             let active = Active::new(file, id, row, origin(key, &known), self.schedule.now());

@@ -14,7 +14,7 @@ use super::{
     gone::{LastPiece, LastWords, last_words},
     handles::{Active, Before, Drained},
     identity::{BORDERS, Borders, Ends, SAMPLE, Sample},
-    is_absent, new_generation,
+    is_absent,
     parts::LongLine,
     reader::{Found, Lines, Part, Position},
 };
@@ -275,7 +275,7 @@ impl Tail {
         if name == event::FILE_REWRITTEN {
             known.era += 1;
         }
-        known.generation = new_generation();
+        known.generation = (self.new_generation)();
         (known.offset, known.scanned, known.size) = (row.offset, row.offset, stamp.size);
         known.drained = None;
         // Of a file that is only read to its end, another still lies in its place.

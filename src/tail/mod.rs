@@ -8,7 +8,13 @@
 //! `decide` is the state machine, as a pure function; `look` holds a file against its row and
 //! reads on, `sweep` finds files that changed, moved or went, `gone` ends them.
 
-use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::platform::{
     Clock,
@@ -39,7 +45,7 @@ mod watcher;
 
 pub use checkpoint::{BadRow, beginning, row_path};
 use checkpoint::{Brief, Row};
-pub use chunk::{Chunk, FileKey, GenerationId, Intake, Origin, Piece};
+pub use chunk::{Chunk, FileKey, GenerationId, Intake, NewGeneration, Origin, Piece};
 use files::{Files, Known, Lane};
 use handles::Active;
 use identity::Ends;
@@ -147,6 +153,7 @@ pub struct Survey {
 pub struct Tail {
     options: TailOptions,
     clock: Arc<dyn Clock>,
+    new_generation: NewGeneration,
     schedule: Schedule,
     hints: Arc<Hints>,
     watcher: Option<Watcher>,
@@ -154,7 +161,7 @@ pub struct Tail {
     roots: Vec<Root>,
     files: Files,
     /// Files that are open, at most `options.open_files`.
-    active: HashMap<FileKey, Active>,
+    active: BTreeMap<FileKey, Active>,
     /// Files that are done with and lie nowhere any more, open until the group that says so is
     /// stored.
     parting: Vec<(u64, Active)>,
@@ -179,6 +186,7 @@ impl Tail {
     pub fn new(
         options: TailOptions,
         clock: Arc<dyn Clock>,
+        new_generation: NewGeneration,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> Self {
         let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX / 4).min(1 << 30);
@@ -190,11 +198,12 @@ impl Tail {
         Self {
             schedule: Schedule::new(options.poll_interval, Arc::clone(&clock)),
             clock,
+            new_generation,
             hints: Arc::new(Hints::new(wake)),
             watcher: None,
             roots: Vec::new(),
             files: Files::default(),
-            active: HashMap::new(),
+            active: BTreeMap::new(),
             parting: Vec::new(),
             tended: Duration::ZERO,
             uncommitted: HashMap::new(),
@@ -385,10 +394,4 @@ impl Tail {
 /// Whether an error says that nothing lies at a path.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-}
-
-/// 16 bytes in hex, the time and random ones: what begins later comes later in the store, where
-/// rows that are written together lie together then.
-fn new_generation() -> GenerationId {
-    GenerationId(uuid::Uuid::now_v7().simple().to_string())
 }

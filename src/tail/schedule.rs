@@ -1,7 +1,7 @@
 //! When to look for changes: a full sweep rarely, single files often, as cheap as each is.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -71,10 +71,10 @@ pub(super) struct Schedule {
     quiet_due: Option<Duration>,
     young: Vec<Young>,
     /// Files that changed recently, and until when they are looked at often.
-    hot: HashMap<FileKey, Duration>,
+    hot: BTreeMap<FileKey, Duration>,
     /// Files with an incomplete last line.
-    tails: HashSet<FileKey>,
-    settling: HashMap<FileKey, Settling>,
+    tails: BTreeSet<FileKey>,
+    settling: BTreeMap<FileKey, Settling>,
     /// Roots that are not there.
     pub(super) absent_roots: Vec<PathBuf>,
 }
@@ -104,9 +104,9 @@ impl Schedule {
             hot_due: Duration::ZERO,
             quiet_due: None,
             young: Vec::new(),
-            hot: HashMap::new(),
-            tails: HashSet::new(),
-            settling: HashMap::new(),
+            hot: BTreeMap::new(),
+            tails: BTreeSet::new(),
+            settling: BTreeMap::new(),
             absent_roots: Vec::new(),
         }
     }
@@ -189,7 +189,10 @@ impl Schedule {
         }
         self.hot.insert(key, until);
         if self.hot.len() >= 2 * HOT_FILES {
-            let mut hot: Vec<_> = self.hot.drain().map(|(key, until)| (until, key)).collect();
+            let mut hot: Vec<_> = std::mem::take(&mut self.hot)
+                .into_iter()
+                .map(|(key, until)| (until, key))
+                .collect();
             hot.select_nth_unstable_by(HOT_FILES, |one, other| other.cmp(one));
             hot.truncate(HOT_FILES);
             self.hot.extend(hot.into_iter().map(|(until, key)| (key, until)));

@@ -16,7 +16,6 @@ use super::{
     files::{Known, Lane},
     is_absent,
     look::{age, origin},
-    new_generation,
     schedule::Schedule,
     walk::{self, Root, Walk},
     watcher::{Hinted, Watcher, may_be_directory},
@@ -346,8 +345,9 @@ impl Tail {
                 && roots.iter().any(|root| known.path.starts_with(&root.configured))
                 && !failed.iter().any(|failed| known.path.starts_with(failed))
         };
-        let lost: Vec<_> =
+        let mut lost: Vec<_> =
             self.files.iter().filter(|(_, known)| is_lost(known)).map(|(key, _)| key).collect();
+        lost.sort_unstable();
         for key in lost {
             self.lose(key, intake);
         }
@@ -388,7 +388,7 @@ impl Tail {
     /// A file was seen that is not known.
     fn meet(&mut self, path: &Path, stamp: Stamp) {
         let key = FileKey::fresh();
-        let mut known = Known::new(path, new_generation());
+        let mut known = Known::new(path, (self.new_generation)());
         known.id = stamp.id;
         known.size = stamp.size;
         known.seen = self.schedule.sweeps;

@@ -11,11 +11,13 @@
 
 mod conserved;
 mod receiver;
+mod repeated;
 mod script;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -50,12 +52,16 @@ use crate::{
         filter::{self, Filter, Verdict},
         source::{Progress, Source, Survey},
     },
-    tail::{BadRow, FileKey, GenerationId, Intake, Tail, TailOptions},
+    tail::{BadRow, FileKey, GenerationId, Intake, NewGeneration, Tail, TailOptions},
     text::causes,
 };
 
 const STEPS: usize = 150;
 const POLL: Duration = Duration::from_secs(300);
+/// How long the name of the root is, on any machine.
+const ROOT_LENGTH: usize = 120;
+/// Compressed, the length of what is stored would depend on the name of the folder.
+const CODEC: Codec = Codec::Plain;
 const YEAR: u64 = 365 * 24 * 3600 * 1000;
 
 /// What is wrong with the agent, on purpose: the check must find out.
@@ -163,46 +169,58 @@ struct World {
     fault: Fault,
     time: Arc<Time>,
     folder: tempfile::TempDir,
+    root: PathBuf,
     disk: Disk,
     script: Script,
     held: Arc<Mutex<Held>>,
     agent: Option<Agent>,
     epochs: Arc<AtomicU64>,
+    generations: Arc<Mutex<fastrand::Rng>>,
     /// A copy of the store, from some time ago.
     copy: Option<Vec<u8>>,
     is_restored: bool,
     tally: BTreeMap<&'static str, u64>,
+    /// What happened, and where the store ended then.
+    trace: Vec<String>,
 }
 
 impl World {
     fn new(seed: u64, fault: Fault) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().join("projects");
+        let folder = folder();
+        // Paths stand in entries, and how long they are decides what goes into a group.
+        let rest = ROOT_LENGTH - folder.path().as_os_str().len();
+        let root = folder.path().join("p".repeat(rest));
         std::fs::create_dir(&root).unwrap();
         let disk = Disk::new(random.u64(..));
         Self {
-            random,
             fault,
             time: Arc::new(Time { wall: AtomicU64::new(2 * YEAR * 27), up: AtomicU64::new(0) }),
             disk,
-            script: Script::below(root),
+            script: Script::below(root.clone()),
+            root,
             folder,
             held: Arc::default(),
             agent: None,
             epochs: Arc::default(),
+            generations: Arc::new(Mutex::new(random.fork())),
+            random,
             copy: None,
             is_restored: false,
             tally: BTreeMap::new(),
+            trace: Vec::new(),
         }
     }
 
     fn count(&mut self, what: &'static str) {
         *self.tally.entry(what).or_default() += 1;
+        let end = self.agent.as_ref().map(|agent| agent.outbox.end().seq);
+        let lines = self.script.lines.len();
+        let step = format!("{what}; the store ends before {end:?}, {lines} lines");
         if given("AI_AGENT_TRACE").is_some() {
-            let end = self.agent.as_ref().map(|agent| agent.outbox.end().seq);
-            eprintln!("{what}; the store ends before {end:?}, {} lines", self.script.lines.len());
+            eprintln!("{step}");
         }
+        self.trace.push(step);
     }
 
     fn run(&mut self) -> Result<(), String> {
@@ -349,7 +367,7 @@ impl World {
         let (ending, watched) = watch::channel(Ending::Running);
         runtime.spawn(delivering.run(watched));
         let options = TailOptions {
-            roots: vec![self.folder.path().join("projects")],
+            roots: vec![self.root.clone()],
             max_record_bytes: MAX_LINE as u64,
             part_bytes: 1024,
             chunk_bytes: 4096,
@@ -359,15 +377,15 @@ impl World {
             ..TailOptions::default()
         };
         let clock = Arc::clone(&self.time) as Arc<dyn Clock>;
-        let tail = Tail::new(options, Arc::clone(&clock), Arc::new(|| ()));
-        let mut filling = Filling::new(outbox.end(), config, shipping, Codec::Zstd);
+        let tail = Tail::new(options, Arc::clone(&clock), self.new_generation(), Arc::new(|| ()));
+        let mut filling = Filling::new(outbox.end(), config, shipping, CODEC);
         // So small that there is often more to read while a group is stored.
         filling.full = 1500;
         let mut ingest = Ingest {
             sources: vec![("sessions".into(), Box::new(Sessions(tail)))],
             stages: Stages::new(Judge::new(filters), Vec::new()),
             filling,
-            writer: Writer::here(Arc::clone(&outbox), Codec::Zstd),
+            writer: Writer::here(Arc::clone(&outbox), CODEC),
             outbox: Arc::clone(&outbox),
             room: Room::new(1 << 30),
             inbox,
@@ -385,6 +403,15 @@ impl World {
     fn new_epoch(&self) -> Arc<dyn Fn() -> String + Send + Sync> {
         let epochs = Arc::clone(&self.epochs);
         Arc::new(move || format!("epoch-{:03}", epochs.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// As the real ones are: the time, which may go back here, and random bytes.
+    fn new_generation(&self) -> NewGeneration {
+        let (random, time) = (Arc::clone(&self.generations), Arc::clone(&self.time));
+        Box::new(move || {
+            let random = random.lock().unwrap().u128(..1 << 80);
+            GenerationId(format!("{:012x}{random:020x}", time.now().0))
+        })
     }
 
     /// Fills and stores a group or two.
@@ -473,6 +500,12 @@ impl World {
         }
         Err("delivery does not come to an end".into())
     }
+}
+
+/// Where there is a file system in memory, the ids of files come in a row, and whether one is used
+/// again does not hang on what else the machine does. That one is has cases of its own in the tail.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -89,7 +89,12 @@ impl SourceOptions for Options {
             open_files: open_files(file::open_limit()),
             ..TailOptions::default()
         };
-        Ok(ClaudeSessions(Tail::new(options, context.clock.clone(), waker)))
+        Ok(ClaudeSessions(Tail::new(
+            options,
+            context.clock.clone(),
+            Box::new(GenerationId::fresh),
+            waker,
+        )))
     }
 }
 

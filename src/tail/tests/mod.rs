@@ -46,7 +46,12 @@ impl World {
         fs::create_dir(&root).unwrap();
         let options = TailOptions { roots: vec![root], ..options };
         let clock = MovedClock::shared();
-        let tail = Tail::new(options.clone(), clock.clone(), Arc::new(|| {}));
+        let tail = Tail::new(
+            options.clone(),
+            clock.clone(),
+            Box::new(GenerationId::fresh),
+            Arc::new(|| {}),
+        );
         Self { directory, options, clock, tail, store: Store::default() }
     }
 
@@ -93,7 +98,8 @@ impl World {
     fn restart(&mut self) {
         self.store.roll_back();
         let clock = self.clock.clone();
-        self.tail = Tail::new(self.options.clone(), clock, Arc::new(|| {}));
+        self.tail =
+            Tail::new(self.options.clone(), clock, Box::new(GenerationId::fresh), Arc::new(|| {}));
         self.tail.restore(&mut self.store.stored_rows()).unwrap();
     }
 

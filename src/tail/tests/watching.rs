@@ -30,7 +30,8 @@ fn the_watcher_wakes_the_reader() {
     let (sender, woken) = std::sync::mpsc::channel();
     let mut world = World::with(TailOptions::default());
     let wake = Arc::new(move || sender.send(()).unwrap_or_default());
-    world.tail = Tail::new(world.options.clone(), world.clock.clone(), wake);
+    world.tail =
+        Tail::new(world.options.clone(), world.clock.clone(), Box::new(GenerationId::fresh), wake);
     world.write("a.jsonl", "one\n");
     world.read();
     if !world.tail.survey().is_watching {
