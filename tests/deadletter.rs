@@ -167,12 +167,92 @@ fn what_is_purged_is_gone_and_the_siem_is_told() {
     assert_eq!(entries::events(&stored, "entry_dead_lettered").len(), 1);
 }
 
+/// Two letters, and each command on one of them: the other stays as it was.
+#[test]
+fn each_command_does_what_it_says_to_the_letters_that_are_named() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let gate = Gate::before(&receiver);
+    let line = |n: u32| format!("{{\"n\":{n},\"text\":\"{POISON}\"}}");
+    home.write("-work/a.jsonl", format!("{}\n{{\"n\":2}}\n{}\n", line(1), line(3)));
+    let config = "[sink.siem]\ncompression = \"none\"";
+    let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&gate.url());
+    let list = || {
+        let listed = agent(&["deadletter", "list", "--json"]).succeed().stdout;
+        let lines = listed.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| serde_json::from_slice(line).unwrap()).collect::<Vec<Value>>()
+    };
+    agent(&["run", "--once"]).succeed();
+
+    let letters = list();
+    let [first, second] = &letters[..] else { panic!("{letters:#?}") };
+    for letter in [first, second] {
+        let text = |name: &str| letter[name].as_str().unwrap();
+        assert_eq!(letter.as_object().unwrap().len(), 9, "{letter}");
+        assert!(letter["seq"].is_u64() && !text("epoch").is_empty(), "{letter}");
+        assert_eq!((text("sink"), text("reason")), ("siem", "refused"));
+        assert_eq!((&letter["status"], &letter["attempts"]), (&422.into(), &1.into()));
+        assert!(humantime::parse_rfc3339(text("at")).is_ok(), "{letter}");
+        assert!(text("answer").contains("bad taste"), "{letter}");
+        assert_eq!(text("line_sha256").len(), 64);
+    }
+    let number = |letter: &Value| letter["seq"].to_string();
+    let (one, other) = (number(first), number(second));
+
+    // As the entry would travel, and only that one.
+    let shown = agent(&["deadletter", "show", &other]).succeed().stdout;
+    let entry = shown.strip_suffix(b"\n").unwrap();
+    assert_eq!(entries::parse(&shown).len(), 1);
+    assert_eq!(siem_protocol::Digest::of(entry).to_string(), second["line_sha256"]);
+    assert!(String::from_utf8_lossy(entry).contains(&line(3)), "byte for byte");
+
+    let file = home.path().join("letters.ndjson");
+    let to = file.to_str().unwrap();
+    agent(&["deadletter", "export", &other, "--to", to]).succeed();
+    assert_eq!(fs::read(&file).unwrap(), shown);
+    let message = agent(&["deadletter", "export", "--all", "--to", to]).fail(1);
+    assert!(message.contains("letters.ndjson") && message.contains("exists"), "{message}");
+    assert_eq!(fs::read(&file).unwrap(), shown, "what is there is not written over");
+
+    for action in ["show", "retry", "export", "purge"] {
+        let message = agent(&["deadletter", action, "4711"]).fail(2);
+        assert!(message.contains("there is no dead letter 4711"), "{action}: {message}");
+    }
+    let message = agent(&["deadletter", "purge", &one, "--sink", "archive"]).fail(2);
+    assert!(message.contains("there is no dead letter"), "{message}");
+    assert_eq!(list(), letters, "to look, to export and to mistype changes nothing");
+
+    agent(&["deadletter", "retry", &one]).fail(1);
+    let again = list();
+    assert_eq!((&again[0]["attempts"], &again[1]), (&2.into(), second));
+    agent(&["deadletter", "purge", &one]).succeed();
+    assert_eq!(list(), [second.clone()]);
+    gate.refuses.store(false, Ordering::Relaxed);
+    agent(&["deadletter", "retry", &other]).succeed();
+    assert!(list().is_empty());
+    agent(&["run", "--once"]).succeed();
+    let stored = receiver.entries();
+    assert_eq!(entries::lines(&stored).len(), 2);
+    // The SIEM knows which one will never come.
+    let purged = entries::events(&stored, "dead_letters_purged");
+    let data = &purged[0].data;
+    assert_eq!((&data["count"], &data["letters"][0]["seq"]), (&1.into(), &first["seq"]));
+    assert_eq!(
+        numbers(&receiver, "holes"),
+        serde_json::json!([{ "first": first["seq"], "last": first["seq"] }])
+    );
+}
+
 #[test]
 fn the_store_of_a_running_agent_is_not_touched() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();
-    let message = home.agent(&["deadletter", "list"]).fail(1);
-    assert!(message.contains("another agent"), "{message}");
+    for action in ["list", "show", "export", "retry", "purge"] {
+        let all = if action == "list" { None } else { Some("--all") };
+        let arguments: Vec<&str> = ["deadletter", action].into_iter().chain(all).collect();
+        let message = home.agent(&arguments).ships_to(&receiver.url()).fail(1);
+        let words = "its dead letters can be had when it is stopped";
+        assert!(message.contains("another agent") && message.contains(words), "{message}");
+    }
     agent.stop();
     home.agent(&["deadletter", "list"]).succeed();
 }

@@ -428,3 +428,31 @@ fn a_store_that_was_restored_from_a_copy_goes_on_in_a_new_epoch_and_loses_nothin
     // The second day comes again in the new epoch: the copy knew nothing of it.
     assert_eq!(days, [line("first"), line("second"), line("second"), line("third")]);
 }
+
+/// Another receiver knows nothing of what the one before has: it is told where this begins, and
+/// misses nothing.
+#[test]
+fn a_receiver_that_the_agent_moves_to_is_told_where_it_begins() {
+    let home = Home::new();
+    let (before, after) = (Receiver::start(), Receiver::start());
+    home.append("-p/a.jsonl", "{\"n\":1}\n{\"n\":2}\n");
+    home.agent(&["run", "--once"]).ships_to(&before.url()).succeed();
+    let there = before.entries().len() as u64;
+    home.append("-p/a.jsonl", "{\"n\":3}\n");
+    for _ in 0..2 {
+        home.agent(&["run", "--once"]).ships_to(&after.url()).succeed();
+    }
+    assert_eq!(before.entries().len() as u64, there, "nothing goes to the old one any more");
+    let stats = after.stats();
+    let epochs = stats["machines"][0]["epochs"].as_array().unwrap();
+    let [epoch] = &epochs[..] else { panic!("{stats:#}") };
+    assert_eq!(epoch["begins_at"]["seq"], there, "{stats:#}");
+    for list in ["gaps", "holes", "breaks"] {
+        assert_eq!(epoch[list], json!([]), "{list}: {stats:#}");
+    }
+    assert_eq!((&epoch["conflicts"], &stats["unexplained"]), (&json!(0), &json!(0)), "{stats:#}");
+    let numbers: Vec<u64> = after.entries().iter().map(|entry| entry.seq).collect();
+    let expected: Vec<u64> = (there + 1..=there + numbers.len() as u64).collect();
+    assert_eq!(numbers, expected);
+    assert_eq!(entries::lines(&after.entries()).len(), 1);
+}
