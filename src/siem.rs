@@ -130,7 +130,7 @@ impl Connection {
             .header(siem::BATCH_ID, id.to_string())
             .header(siem::SIGNATURE, sign(self.secret.expose().as_bytes(), &body))
             .body(body);
-        exchange(request, ANSWER_LIMIT, within).await
+        self.exchange(request, ANSWER_LIMIT, within).await
     }
 
     /// Whether the receiver's secret signed an answer.
@@ -150,7 +150,7 @@ impl Connection {
     ) -> Result<Option<SignedAnswer>, FetchError> {
         let nonce = data_encoding::HEXLOWER.encode(uuid::Uuid::new_v4().as_bytes());
         let request = self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce);
-        match exchange(request, MAX_BYTES, timeout).await {
+        match self.exchange(request, MAX_BYTES, timeout).await {
             Reply::Failed { reason, .. } => Err(FetchError::Unreachable { reason }),
             Reply::Answered { status: 404, .. } => Ok(None),
             Reply::Answered { status: 200, whole: false, .. } => Err(ManagedError::TooLarge.into()),
@@ -183,31 +183,36 @@ impl Connection {
         }
         request
     }
-}
 
-/// Sends a request and reads at most `limit` bytes of the answer, all of it `within` a time.
-async fn exchange(request: RequestBuilder, limit: usize, within: Duration) -> Reply {
-    let mut response = match request.timeout(within).send().await {
-        Ok(response) => response,
-        Err(error) => return failed(error, within),
-    };
-    let (status, headers) = (response.status().as_u16(), response.headers().clone());
-    let mut body = Vec::new();
-    loop {
-        match response.chunk().await {
-            Ok(Some(piece)) if body.len() + piece.len() <= limit => body.extend_from_slice(&piece),
-            Ok(Some(_)) => return Reply::Answered { status, headers, body, whole: false },
-            Ok(None) => return Reply::Answered { status, headers, body, whole: true },
-            Err(error) => return failed(error, within),
+    /// Sends a request and reads at most `limit` bytes of the answer, all of it `within` a time.
+    async fn exchange(&self, request: RequestBuilder, limit: usize, within: Duration) -> Reply {
+        let mut response = match request.timeout(within).send().await {
+            Ok(response) => response,
+            Err(error) => return self.failed(error, within),
+        };
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let mut body = Vec::new();
+        loop {
+            match response.chunk().await {
+                Ok(Some(piece)) if body.len() + piece.len() <= limit => {
+                    body.extend_from_slice(&piece);
+                }
+                Ok(Some(_)) => return Reply::Answered { status, headers, body, whole: false },
+                Ok(None) => return Reply::Answered { status, headers, body, whole: true },
+                Err(error) => return self.failed(error, within),
+            }
         }
     }
-}
 
-fn failed(error: reqwest::Error, within: Duration) -> Reply {
-    let Failure { reason, alarm, timed_out } = error.into();
-    if timed_out {
-        let reason = format!("{reason}: no answer came within {}", Time(within));
-        return Reply::Failed { reason, alarm, waited: Some(within) };
+    /// Says where the request went, by scheme, host and port: a path may be somebody's secret.
+    fn failed(&self, error: reqwest::Error, within: Duration) -> Reply {
+        let Failure { reason, alarm, timed_out } = error.into();
+        let to = self.base.origin().ascii_serialization();
+        let reason = format!("request to `{to}` failed: {reason}");
+        if timed_out {
+            let reason = format!("{reason}: no answer came within {}", Time(within));
+            return Reply::Failed { reason, alarm, waited: Some(within) };
+        }
+        Reply::Failed { reason, alarm, waited: None }
     }
-    Reply::Failed { reason, alarm, waited: None }
 }

@@ -157,6 +157,7 @@ fn a_refused_connection_is_said_and_waited_for() {
     let delivery = Post::with(30).deliver_to(&format!("http://127.0.0.1:{port}"));
     delivery.wait_for_log(POSTPONED);
     delivery.wait_for_log("onnection refused");
+    delivery.wait_for_log(&format!("request to `http://127.0.0.1:{port}` failed: "));
     assert!(delivery.progress().trouble.unwrap().contains("onnection refused"));
     let receiver = Scripted::on(port, []);
     delivery.finish();
@@ -258,11 +259,13 @@ fn dead_letters_beyond_their_cap_go_oldest_first_and_are_reported() {
 /// letters, which once counted as a success: everything was given up, entry by entry.
 #[test]
 fn after_ten_verdicts_without_a_success_nothing_more_is_given_up() {
+    const NO_SCHEMA: &str = r#"{"type":"about:blank","title":"no schema","status":422}"#;
     let receiver = Scripted::by_rule(|batch| {
-        if batch.lines.is_empty() { Receipt } else { Status(422, &[], "no schema") }
+        if batch.lines.is_empty() { Receipt } else { Status(422, &[], NO_SCHEMA) }
     });
     let delivery = Post::with(300).deliver_to(&receiver.url());
-    delivery.wait_for_log("the receiver refuses every entry with 422");
+    delivery.wait_for_log("the receiver refuses every entry with 422 (no schema): ");
+    delivery.wait_for_log("`ai-agent deadletter retry --all` sends again once it is mended");
     delivery.wait_for_log(HELD);
     let dead: Vec<u64> = letters(&delivery).iter().map(|(seq, _)| *seq).collect();
     assert_eq!(dead, (1..=10).collect::<Vec<_>>());

@@ -74,6 +74,12 @@ fn a_certificate_that_cannot_be_trusted_gets_nothing_and_the_log_says_what_to_do
             Some(&company),
             "the receiver's certificate is for another name: is `endpoint` right?",
         ),
+        (
+            "an authority's",
+            company.issue_authority("127.0.0.1"),
+            Some(&company),
+            "give it one that the authority has issued (CA:FALSE)",
+        ),
     ];
     for (what, issued, trusted, words) in rows {
         let receiver = Scripted::start([]);

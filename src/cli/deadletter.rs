@@ -21,7 +21,10 @@ use crate::{
         outbox::{DeadLetter, DeadLetterId, Outbox},
     },
     platform::{LockError, StateLock, private},
-    stages::{Context, sink::Delivery},
+    stages::{
+        Context,
+        sink::{Delivery, gist},
+    },
 };
 
 /// Entries that a receiver refused for good. The agent must not run meanwhile.
@@ -85,8 +88,13 @@ impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         let surroundings = Surroundings::look()?;
         let loaded = surroundings.load(explicit)?;
+        let state_dir = loaded.settings.agent.state_dir.clone();
         let Some(store) = Store::open(&surroundings, loaded)? else {
-            return Err(Failure::failed("there is no outbox yet: the agent has not run here"));
+            return Err(Failure::failed(format!(
+                "there is no outbox yet in `{}`: the agent has not run on this state directory, or \
+                 its outbox was deleted",
+                state_dir.display()
+            )));
         };
         let all = store.outbox.dead_letters().map_err(Failure::failed)?;
         match &self.action {
@@ -263,7 +271,8 @@ fn list(letters: &Letters, json: bool) -> Result<(), Failure> {
             print(format_args!("{line}"))?;
             continue;
         }
-        let words: String = letter.answer.split_whitespace().collect::<Vec<_>>().join(" ");
+        let words = gist(letter.answer.as_bytes()).unwrap_or_else(|| letter.answer.clone());
+        let words: String = words.split_whitespace().collect::<Vec<_>>().join(" ");
         let words: String =
             words.chars().filter(|character| !character.is_control()).take(80).collect();
         print(format_args!(

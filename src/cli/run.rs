@@ -191,10 +191,25 @@ fn tell(found: &Found, epoch: &str, inbox: &Inbox) {
     let (previous_epoch, reason) = match found {
         Found::Whole => return,
         Found::Nothing { previous_epoch: None } => (&None, "first"),
-        Found::Nothing { previous_epoch } => (previous_epoch, "outbox_missing"),
+        Found::Nothing { previous_epoch } => {
+            warn!(
+                previous_epoch,
+                "the outbox that was here is gone: a new one begins, and files are read again from \
+                 where the receiver had acknowledged them"
+            );
+            (previous_epoch, "outbox_missing")
+        }
         Found::Damaged { moved_to, reason, previous_epoch, dead_letters } => {
             let moved_to = moved_to.display().to_string();
-            error!(reason, moved_to, "outbox was damaged and moved aside, a new one begins");
+            error!(
+                reason,
+                moved_to,
+                dead_letters_kept = dead_letters.kept,
+                dead_letters_lost = dead_letters.lost,
+                "outbox was damaged and moved aside, a new one begins: files are read again from \
+                 where the receiver had acknowledged them; what was moved aside may be deleted \
+                 when nobody wants to look into it"
+            );
             let data = json!({
                 "reason": reason, "moved_to": moved_to,
                 "dead_letters_kept": dead_letters.kept, "dead_letters_lost": dead_letters.lost,

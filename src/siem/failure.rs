@@ -22,6 +22,8 @@ impl From<reqwest::Error> for Failure {
         let timed_out = error.is_timeout() && !error.is_connect();
         let error = error.without_url();
         let reason = causes(&error);
+        // That a request was sent is no news; what became of it is.
+        let reason = reason.strip_prefix("error sending request: ").unwrap_or(&reason).to_owned();
         match remedy(&error) {
             Some(remedy) => {
                 Self { reason: format!("{reason}: {remedy}"), alarm: true, timed_out: false }
@@ -80,7 +82,20 @@ fn of_tls(error: &Tls) -> Option<&'static str> {
         Tls::InvalidCertificate(Certificate::Revoked) => {
             Some("the receiver's certificate was revoked: it needs a new one")
         }
-        Tls::InvalidCertificate(_) => Some("the receiver's certificate cannot be trusted"),
+        // Nobody may do so, whoever vouches for it. The library's own type for it is not public.
+        Tls::InvalidCertificate(Certificate::Other(other))
+            if format!("{other:?}").contains("CaUsedAsEndEntity") =>
+        {
+            Some(
+                "the receiver shows the certificate of an authority, as `openssl req -x509` makes \
+                 it, in place of one of its own: give it one that the authority has issued (CA:FALSE), \
+                 and name the authority's with `ca_file`",
+            )
+        }
+        Tls::InvalidCertificate(_) => Some(
+            "the receiver's certificate cannot be trusted: it needs another one, from an authority \
+             that this system or `ca_file` knows",
+        ),
         Tls::AlertReceived(
             AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure,
         ) => Some(

@@ -52,6 +52,13 @@ impl Authority {
         self.sign(params)
     }
 
+    /// The same, but of an authority: nobody may show such a one for a host.
+    pub(crate) fn issue_authority(&self, host: &str) -> Issued {
+        let mut params = CertificateParams::new([host.to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        self.sign(params)
+    }
+
     /// A certificate that an agent can show.
     pub(crate) fn issue_to_client(&self) -> Issued {
         let mut params = CertificateParams::new(["laptop".to_owned()]).unwrap();

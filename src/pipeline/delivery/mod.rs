@@ -23,7 +23,7 @@ use crate::{
     config::Shipping,
     event::Event,
     platform::Clock,
-    stages::sink::{Batch, Sink},
+    stages::sink::{Batch, Sink, gist},
     text::causes,
 };
 
@@ -241,6 +241,9 @@ impl Delivering {
             }
             Next::Again | Next::Renumber => After::Again,
             Next::Wait { delay, alarm, reason } => {
+                // A wait is random to the nanosecond; nobody wants to read that.
+                let delay =
+                    Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
                 if alarm {
                     error!(sink = self.name, batch = id, reason, ?delay, "delivery is held");
                 } else {
@@ -285,11 +288,15 @@ impl Delivering {
         let Some(seq) = covered.into_iter().find(|seq| !dead.contains(seq)) else { return Ok(()) };
         let (sink, epoch) = (self.name.clone(), batch.header.epoch.clone());
         let at = self.clock.now().to_string();
+        let said = gist(answer.as_bytes());
         let letter = DeadLetter::new(line, batch.header.config_hash, status, answer, at);
         let id = DeadLetterId { sink, epoch, seq };
         error!(
             sink = self.name,
-            seq, status, "entry was refused for good and kept as a dead letter"
+            seq,
+            status,
+            said,
+            "entry was refused for good and kept as a dead letter: see `ai-agent deadletter list`"
         );
         let most = self.max_dead_letter_bytes;
         let purged = self.blocking(move |outbox, _| outbox.bury_within(&id, &letter, most)).await?;

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::{stages::sink::Delivery, units::Time};
+use crate::{
+    stages::sink::{Delivery, gist},
+    units::Time,
+};
 
 /// The first wait after a failure, before jitter.
 const BASE: Duration = Duration::from_millis(500);
@@ -149,7 +152,13 @@ impl Policy {
             }
             Delivery::Refused { status, answer } => {
                 if lines == 0 || self.refusals >= REFUSALS {
-                    let reason = format!("the receiver refuses every entry with {status}");
+                    let said = gist(answer.as_bytes()).map(|words| format!(" ({words})"));
+                    let reason = format!(
+                        "the receiver refuses every entry with {status}{}: that is a fault of its \
+                         own, and no more are given up; those that were, `ai-agent deadletter \
+                         retry --all` sends again once it is mended",
+                        said.unwrap_or_default()
+                    );
                     return self.wait(None, true, reason, jitter);
                 }
                 self.refusals += 1;
@@ -245,7 +254,9 @@ mod tests {
         let bury = |status| Next::Bury { status, answer: "no".into() };
         let hold_for =
             Delivery::Hold { after: Some(Duration::from_secs(9)), reason: "portal".into() };
-        let all = "the receiver refuses every entry with 422";
+        let all = "the receiver refuses every entry with 422: that is a fault of its own, and no \
+                   more are given up; those that were, `ai-agent deadletter retry --all` sends again \
+                   once it is mended";
         let rows = [
             ("taken", Delivery::Acknowledged, 5, Next::Advance),
             ("only dead letters, taken", Delivery::Acknowledged, 0, Next::Advance),

@@ -18,7 +18,7 @@ pub use writer::Writer;
 use super::{
     group::{Filling, Stages},
     outbox::{Outbox, OutboxError},
-    room::{Change, Room},
+    room::{Change, Lack, Room},
 };
 use crate::{
     event::Event,
@@ -290,9 +290,15 @@ impl Ingest {
             );
         }
         match self.room.look(stored, free) {
-            Some(Change::Filled(lack)) => {
-                let lack = lack.as_str();
-                warn!(lack, stored, free, "no room: reading waits, the files are the buffer");
+            Some(Change::Filled(filled)) => {
+                let lack = filled.as_str();
+                let mend = match filled {
+                    Lack::Outbox => {
+                        "it goes on as the receiver takes what is in the outbox; is it reached?"
+                    }
+                    Lack::Disk => "make room on the disk that the state directory is on",
+                };
+                warn!(lack, stored, free, mend, "no room: reading waits, the files are the buffer");
                 let data = json!({ "lack": lack, "outbox_bytes": stored, "disk_free": free });
                 self.event(Event::warning(event::OUTBOX_FULL, data));
             }

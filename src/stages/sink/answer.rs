@@ -132,15 +132,14 @@ fn problem(body: &[u8]) -> Option<Problem> {
 
 /// The receiver's own words, if its answer is a problem document.
 fn said(body: &[u8]) -> String {
-    let Some(problem) = problem(body) else { return String::new() };
-    let words: String = problem
-        .detail
-        .unwrap_or(problem.title)
-        .chars()
-        .filter(|character| !character.is_control())
-        .take(200)
-        .collect();
-    format!(" ({words})")
+    gist(body).map(|words| format!(" ({words})")).unwrap_or_default()
+}
+
+/// What a problem document says this time, short and plain.
+pub(crate) fn gist(body: &[u8]) -> Option<String> {
+    let Problem { detail, title, .. } = problem(body)?;
+    let words = detail.unwrap_or(title);
+    Some(words.chars().filter(|character| !character.is_control()).take(200).collect())
 }
 
 fn words(body: &[u8]) -> String {

@@ -8,6 +8,7 @@ mod stdout;
 
 use std::{future::Future, pin::Pin, time::Duration};
 
+pub(crate) use answer::gist;
 /// For fuzzing: what a receiver may answer is anything.
 #[doc(hidden)]
 pub use answer::retry_after;
