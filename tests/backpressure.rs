@@ -215,6 +215,35 @@ fn a_full_disk_stops_reading_until_there_is_room_again() {
 }
 
 #[test]
+fn a_disk_that_is_full_at_the_start_is_said_and_has_lost_nothing_when_there_is_room() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let Some(disk) = Disk::new(home.path(), 160) else { return };
+    let file = home.write("-work/a.jsonl", lines(&mut random(), 0, MB));
+    let agent = || home.agent(&["run", "--once"]).config(&on(&disk)).ships_to(&receiver.url());
+    fs::create_dir(disk.0.join("state")).unwrap();
+    let ballast = disk.fill();
+    let error = agent().fail(1);
+    assert!(error.contains("make some on its disk") || error.contains("make room on"), "{error}");
+    fs::remove_file(&ballast).unwrap();
+    // So much that the directory can be taken, and no outbox be begun.
+    fs::write(disk.0.join("state/agent.lock"), b"").unwrap();
+    let ballast = disk.fill();
+    File::options()
+        .write(true)
+        .open(&ballast)
+        .unwrap()
+        .set_len(fs::metadata(&ballast).unwrap().len() - 16384)
+        .unwrap();
+    let error = agent().fail(1);
+    let words = "make room on its disk, or name another directory with `state_dir`";
+    assert!(error.contains(words) && error.contains("outbox.redb"), "{error}");
+    fs::remove_file(ballast).unwrap();
+    agent().succeed();
+    assert_same(&file, &receiver.entries());
+    receiver.assert_whole();
+}
+
+#[test]
 fn a_disk_that_only_reads_is_said_and_has_lost_nothing_when_it_writes_again() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let Some(disk) = Disk::new(home.path(), 160) else { return };
@@ -226,7 +255,7 @@ fn a_disk_that_only_reads_is_said_and_has_lost_nothing_when_it_writes_again() {
     disk.remount("remount,ro");
     home.append("-work/a.jsonl", lines(&mut random, 1000, MB));
     let error = agent(&["run", "--once"]).fail(1);
-    assert!(error.contains("ead-only file system"), "{error}");
+    assert!(error.contains("ead-only file system") && !error.contains("chown"), "{error}");
     assert!(error.contains(disk.0.join("state").to_str().unwrap()), "{error}");
     disk.remount("remount,rw");
     agent(&["run", "--once"]).succeed();

@@ -177,7 +177,13 @@ fn assemble(loaded: &Loaded, context: &Context, state_dir: &Path) -> Result<Pipe
     let (identity, clock) = (context.identity.clone(), Arc::clone(&context.clock));
     let path = state_dir.join("outbox.redb");
     let opened = Outbox::open_or_recover(&path, &seats, new_epoch, clock.now());
-    let (outbox, found) = opened.map_err(Failure::failed)?;
+    let (outbox, found) = opened.map_err(|error| match error.is_lack_of_room() {
+        true => Failure::failed(format!(
+            "{}: make room on its disk, or name another directory with `state_dir` under `[agent]`",
+            crate::text::causes(&error)
+        )),
+        false => Failure::failed(error),
+    })?;
     tell(&found, &outbox.epoch(), &inbox);
     for sink in outbox.removed_sinks() {
         warn!(sink, "sink is no longer configured: its place in the outbox was given up");

@@ -167,6 +167,19 @@ pub enum LockError {
         #[source]
         source: io::Error,
     },
+    /// It lies on a file system that only reads.
+    #[error(
+        "cannot write in the state directory `{}`, its file system only reads: make that writable \
+         again, or name another directory with `state_dir` under `[agent]`",
+        dir.display()
+    )]
+    ReadOnly {
+        /// The state directory.
+        dir: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
     /// Nothing can be written in it.
     #[error(
         "cannot write in the state directory `{dir}`: make it yours with `chown -R \"$USER\" \
@@ -188,6 +201,7 @@ impl LockError {
         let dir = dir.to_owned();
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { dir, source },
+            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { dir, source },
             _ => Self::NotWritable { dir, source },
         }
     }
@@ -212,13 +226,15 @@ mod tests {
 
     /// An admin was told to `chown` a directory that was theirs.
     #[test]
-    fn a_full_disk_is_not_a_matter_of_rights() {
+    fn a_disk_that_is_full_or_only_reads_is_not_a_matter_of_rights() {
         let words =
             |kind: io::ErrorKind| LockError::unusable(Path::new("/s"), kind.into()).to_string();
         for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
             let words = words(kind);
             assert!(words.contains("no room") && !words.contains("chown"), "{words}");
         }
+        let read_only = words(io::ErrorKind::ReadOnlyFilesystem);
+        assert!(read_only.contains("only reads") && !read_only.contains("chown"), "{read_only}");
         assert!(words(io::ErrorKind::PermissionDenied).contains("chown"));
     }
 

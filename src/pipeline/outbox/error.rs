@@ -1,6 +1,6 @@
 //! Why the outbox cannot do its work.
 
-use std::path::PathBuf;
+use std::{io::ErrorKind, path::PathBuf};
 
 use super::SCHEMA;
 
@@ -53,4 +53,14 @@ pub enum OutboxError {
         /// Where it should.
         expected: u64,
     },
+}
+
+impl OutboxError {
+    /// Whether there is no room for what was to be written.
+    #[must_use]
+    pub fn is_lack_of_room(&self) -> bool {
+        let Self::Store { source, .. } = self else { return false };
+        let redb::Error::Io(error) = &**source else { return false };
+        matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+    }
 }
