@@ -295,3 +295,60 @@ fn explain_says_in_plain_words_what_would_be_answered_and_why() {
     assert!(said.contains("a session cannot be stopped from starting"), "{said}");
     assert_eq!(Spool::of(&user.state_dir()).names().unwrap(), [""; 0], "nothing is reported");
 }
+
+/// Whoever installs hooks has hooks of their own, and wants them kept.
+#[test]
+fn hooks_are_installed_beside_others_and_removed_without_a_trace() {
+    let user = User::new();
+    let run = |arguments: &[&str]| Said::of(&user.command(arguments).output().unwrap());
+    let settings = user.home.path().join(".claude/settings.json");
+    let status = run(&["hooks", "status"]);
+    assert_eq!(status.code, Some(1));
+    assert!(status.stderr.contains("does not call ai-agent for SessionStart and UserPromptSubmit"));
+
+    fs::create_dir(user.home.path().join(".claude")).unwrap();
+    let own = "{\n  \"hooks\": {\n    \"Stop\": [\n      { \"hooks\": [] }\n    ]\n  }\n}\n";
+    fs::write(&settings, own).unwrap();
+    assert_eq!(run(&["hooks", "install"]).code, Some(0));
+    let status = run(&["hooks", "status"]);
+    assert_eq!(status.code, Some(0), "{status:?}");
+    assert!(status.stdout.contains("UserPromptSubmit is called"), "{status:?}");
+    assert!(run(&["hooks", "install", "--user"]).stdout.contains("stays as it is"));
+
+    // What the client would run answers.
+    let text: Value = serde_json::from_slice(&fs::read(&settings).unwrap()).unwrap();
+    let command = text["hooks"]["SessionStart"][0]["hooks"][0]["command"].as_str().unwrap();
+    assert!(command.ends_with(" check --hook SessionStart"), "{command}");
+    assert_eq!(run(&["hooks", "uninstall"]).code, Some(0));
+    assert_eq!(fs::read_to_string(&settings).unwrap(), own);
+
+    fs::write(&settings, "{ broken").unwrap();
+    let refused = run(&["hooks", "install"]);
+    assert_eq!(refused.code, Some(1));
+    assert!(
+        refused.stderr.contains("settings.json` is left as it is: it is no JSON"),
+        "{refused:?}"
+    );
+    assert_eq!(fs::read_to_string(&settings).unwrap(), "{ broken");
+}
+
+#[test]
+fn a_hook_that_is_named_and_not_called_is_said_so() {
+    let user = User::new();
+    let status = |text: &str| {
+        fs::create_dir_all(user.home.path().join(".claude")).unwrap();
+        fs::write(user.home.path().join(".claude/settings.json"), text).unwrap();
+        Said::of(&user.command(&["hooks", "status"]).output().unwrap()).stdout
+    };
+    let hook = |command: &str, more: &str| {
+        format!(
+            r#"{{{more}"hooks":{{"SessionStart":[{{"matcher":"startup","hooks":[{{"type":"command","command":"{command} check --hook SessionStart"}}]}}]}}}}"#
+        )
+    };
+    assert!(status(&hook("/nowhere/ai-agent", "")).contains("is no program here"));
+    let binary = user.home.path().join("ai-agent");
+    fs::copy(env!("CARGO_BIN_EXE_ai-agent"), &binary).unwrap();
+    assert!(status(&hook("$HOME/ai-agent", "")).contains("is called for `startup` only"));
+    let off = status(&hook("$HOME/ai-agent", r#""disableAllHooks":true,"#));
+    assert!(off.contains("says `disableAllHooks`"), "{off}");
+}

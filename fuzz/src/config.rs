@@ -68,6 +68,7 @@ fn paths(home: &TempDir) -> Paths {
         machine_config_dir: at("config.d"),
         user_config: at("user.toml"),
         default_state_dir: at("state"),
+        client_settings: "/etc/claude-code".into(),
         pointer: "/home/u/.local/state/ai-agent/state-dir".into(),
     }
 }

@@ -4,6 +4,7 @@ mod check;
 mod config;
 mod deadletter;
 mod dry_run;
+mod hooks;
 mod managed;
 mod progress;
 mod restarts;
@@ -45,6 +46,8 @@ enum Command {
     Check(check::Arguments),
     /// Shows, explains and checks the configuration.
     Config(config::Arguments),
+    /// The hooks in Claude Code's settings: installs, removes, shows them.
+    Hooks(hooks::Arguments),
     /// Runs the tests that the configuration carries, or files that are to be rolled out.
     Test(test::Arguments),
     /// Entries that a receiver refused for good: lists, shows, sends again, exports, deletes.
@@ -108,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Run(run) => run.execute(arguments.config.as_deref()),
         Command::Check(check) => check.execute(arguments.config.as_deref()),
         Command::Config(config) => config.execute(arguments.config.as_deref()),
+        Command::Hooks(hooks) => hooks.execute(),
         Command::Test(test) => test.execute(arguments.config.as_deref()),
         Command::Deadletter(letters) => letters.execute(arguments.config.as_deref()),
         Command::Stages(stages) => stages.execute(),

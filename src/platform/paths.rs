@@ -47,6 +47,15 @@ impl Os {
         }
     }
 
+    /// The folder of Claude Code's managed settings.
+    const fn client_settings(self) -> &'static str {
+        match self {
+            Self::Linux => "/etc/claude-code",
+            Self::Macos => "/Library/Application Support/ClaudeCode",
+            Self::Windows => r"C:\Program Files\ClaudeCode",
+        }
+    }
+
     /// Whether `path` is absolute on this system, whatever system the program runs on.
     fn is_absolute(self, path: &OsStr) -> bool {
         let bytes = path.as_encoded_bytes();
@@ -83,6 +92,8 @@ pub struct Paths {
     pub user_config: PathBuf,
     /// The state directory, where the configuration names no other.
     pub default_state_dir: PathBuf,
+    /// Where an administrator keeps settings of Claude Code.
+    pub client_settings: PathBuf,
     /// Says where the state directory is, at a place that depends on the home directory alone.
     pub pointer: PathBuf,
 }
@@ -151,6 +162,7 @@ impl Paths {
             machine_config_dir: os.below(machine.as_os_str(), &["config.d"]),
             user_config: os.below(user.as_os_str(), &["config.toml"]),
             default_state_dir: state,
+            client_settings: os.client_settings().into(),
             pointer: os.below(home, pointer),
         })
     }

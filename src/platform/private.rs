@@ -68,9 +68,7 @@ pub fn belongs_to_us(file: &File) -> io::Result<bool> {
 /// # Errors
 /// What the system says; what was there is still there.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
+    let beside = beside(path);
     // One that a crash left may have another mode.
     match std::fs::remove_file(&beside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -79,17 +77,65 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = options().create_new(true).open(&beside)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    std::fs::rename(&beside, path)?;
+    settle(&beside, path)
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    PathBuf::from(beside)
+}
+
+/// Gives a file its name.
+fn settle(beside: &Path, path: &Path) -> io::Result<()> {
+    std::fs::rename(beside, path)?;
     // The new name is as safe as its bytes; Windows syncs no directory.
     #[cfg(unix)]
     File::open(path.parent().unwrap_or(path))?.sync_all()?;
     Ok(())
 }
 
+/// Writes a file that others may read as they could before, in place of the one at `path`, which
+/// may be a symlink to it: whole or not at all.
+///
+/// # Errors
+/// What the system says; what was there is still there.
+pub fn replace_alike(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (path, permissions) = match path.canonicalize() {
+        Ok(path) => (path.clone(), Some(std::fs::metadata(path)?.permissions())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (path.to_owned(), None),
+        Err(error) => return Err(error),
+    };
+    let beside = beside(&path);
+    let written = write_beside(&beside, bytes, permissions).and_then(|()| settle(&beside, &path));
+    written.inspect_err(|_| drop(std::fs::remove_file(&beside)))
+}
+
+fn write_beside(
+    beside: &Path,
+    bytes: &[u8],
+    permissions: Option<std::fs::Permissions>,
+) -> io::Result<()> {
+    // As others make theirs, where there was none.
+    let mut file = File::create(beside)?;
+    if let Some(permissions) = permissions {
+        file.set_permissions(permissions)?;
+    }
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
 /// Whether every user of the machine may read `path`; false where that can't be known.
 #[must_use]
 pub fn is_readable_by_all(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| mode(&metadata) & 0o004 != 0)
+}
+
+/// Whether `path` is a file that can be run.
+#[must_use]
+pub fn is_executable(path: &Path) -> bool {
+    let is_runnable = |metadata: &Metadata| cfg!(not(unix)) || mode(metadata) & 0o111 != 0;
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && is_runnable(&metadata))
 }
 
 /// Opens without waiting for a writer, should the file be a FIFO.

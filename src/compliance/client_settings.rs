@@ -1,0 +1,346 @@
+//! The hooks in Claude Code's settings: a pure function from the text of a file to another one.
+//!
+//! The file is the user's, or the administrator's: everything that is not ours stays as it is, byte
+//! for byte. What is edited is held against what was meant before it is given back.
+
+use jsonc_parser::{
+    ParseOptions,
+    cst::{CstArray, CstInputValue, CstNode, CstObject, CstObjectProp, CstRootNode},
+    json,
+};
+use serde_json::Value;
+
+use super::answer::Hook;
+
+/// How long the client waits for an answer, in seconds; then the prompt goes on. The hook needs
+/// milliseconds.
+const TIMEOUT: u32 = 10;
+/// What all settings of the hooks stand in.
+const HOOKS: &str = "hooks";
+
+/// What a settings file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// The hooks of ours in it.
+    pub ours: Vec<Ours>,
+    /// Whether it switches hooks off: all in managed settings, else those below them.
+    pub disables_all: bool,
+    /// Whether only managed hooks run.
+    pub managed_only: bool,
+}
+
+/// A hook of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ours {
+    /// What for.
+    pub hook: Hook,
+    /// The command, as it stands there.
+    pub command: String,
+    /// What it is restricted to: starts of sessions that it does not match are not seen.
+    pub matcher: Option<String>,
+}
+
+/// Why a settings file is not edited.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// It is no JSON, and the client itself reads nothing of it.
+    #[error("it is no JSON ({0}): mend it first, the client ignores it as it is")]
+    Json(serde_json::Error),
+    /// A member has another type than the client expects.
+    #[error("`{0}` in it is no {1}: mend it first")]
+    Type(String, &'static str),
+    /// It has a member twice, or something else that cannot be edited without harm.
+    #[error("it cannot be edited without changing more than the hooks: is a member in it twice?")]
+    Odd,
+}
+
+/// The text of a settings file with our hooks in it: `program` is what the client runs, as a shell
+/// reads it. The same text where they are in it.
+///
+/// # Errors
+/// [`SettingsError`]: nothing is to be written.
+pub fn install(text: &str, program: &str) -> Result<String, SettingsError> {
+    let before = read(text)?;
+    let root = parse(text)?;
+    let settings = root.object_value_or_set();
+    let hooks = object(&settings, HOOKS)?;
+    for hook in Hook::ALL {
+        let command = format!("{program} check --hook {}", hook.name());
+        let groups = array(&hooks, hook)?;
+        let mut known = entries(&groups).into_iter().filter(|entry| is_ours(entry, hook));
+        match known.next() {
+            Some(entry) => {
+                if text_of(&entry, "command").as_deref() != Some(&*command)
+                    && let Some(place) = entry.get("command")
+                {
+                    place.set_value(CstInputValue::String(command));
+                }
+            }
+            None => {
+                groups.append(json!({
+                    "hooks": [{ "type": "command", "command": command, "timeout": TIMEOUT }]
+                }));
+            }
+        }
+    }
+    checked(&before, root.to_string(), |ours| Hook::ALL.iter().all(|hook| ours.contains(hook)))
+}
+
+/// The text of a settings file without our hooks. The same text where none is in it.
+///
+/// # Errors
+/// [`SettingsError`]: nothing is to be written.
+pub fn uninstall(text: &str) -> Result<String, SettingsError> {
+    let before = read(text)?;
+    let root = parse(text)?;
+    let hooks = root.object_value().and_then(|settings| settings.object_value(HOOKS));
+    let Some(hooks) = hooks else { return Ok(text.to_owned()) };
+    let mut has_removed = false;
+    for hook in Hook::ALL {
+        let Some(groups) = hooks.array_value(hook.name()) else { continue };
+        for group in groups.elements().iter().filter_map(CstNode::as_object) {
+            let Some(entries) = group.array_value(HOOKS) else { continue };
+            let ours = entries.elements().into_iter().filter_map(|entry| entry.as_object());
+            let ours: Vec<CstObject> = ours.filter(|entry| is_ours(entry, hook)).collect();
+            let is_all = ours.len() == entries.elements().len();
+            has_removed |= !ours.is_empty();
+            match (ours.is_empty(), is_all) {
+                (true, _) => {}
+                // A group of ours alone is ours too.
+                (false, true) => group.remove(),
+                (false, false) => ours.into_iter().for_each(CstObject::remove),
+            }
+        }
+        if has_removed && groups.elements().is_empty() {
+            hooks.get(hook.name()).into_iter().for_each(CstObjectProp::remove);
+        }
+    }
+    if !has_removed {
+        return Ok(text.to_owned());
+    }
+    if hooks.properties().is_empty() {
+        root.object_value()
+            .and_then(|it| it.get(HOOKS))
+            .into_iter()
+            .for_each(CstObjectProp::remove);
+    }
+    checked(&before, root.to_string(), <[Hook]>::is_empty)
+}
+
+/// What a settings file says of hooks.
+///
+/// # Errors
+/// [`SettingsError::Json`].
+pub fn look(text: &str) -> Result<Sight, SettingsError> {
+    let settings = read(text)?;
+    let mut ours = Vec::new();
+    for hook in Hook::ALL {
+        let groups = settings[HOOKS][hook.name()].as_array();
+        for group in groups.into_iter().flatten() {
+            let matcher = group["matcher"].as_str().filter(|it| !it.is_empty() && *it != "*");
+            for entry in group[HOOKS].as_array().into_iter().flatten() {
+                let command = entry["command"].as_str().unwrap_or_default();
+                if is_our_command(command, hook) {
+                    let (command, matcher) = (command.to_owned(), matcher.map(str::to_owned));
+                    ours.push(Ours { hook, command, matcher });
+                }
+            }
+        }
+    }
+    // An invalid value counts as true there, as the client has it.
+    let managed_only =
+        settings.get("allowManagedHooksOnly").is_some_and(|it| *it != Value::Bool(false));
+    let disables_all = settings["disableAllHooks"] == Value::Bool(true);
+    Ok(Sight { ours, disables_all, managed_only })
+}
+
+/// The program that a command of ours runs, as a shell reads it.
+#[must_use]
+pub fn program_of(command: &str) -> &str {
+    let program = command.split(" check --hook").next().unwrap_or(command).trim();
+    program.trim_matches('"')
+}
+
+fn read(text: &str) -> Result<Value, SettingsError> {
+    if text.trim().is_empty() {
+        return Ok(Value::Object(serde_json::Map::new()));
+    }
+    let value: Value = serde_json::from_str(text).map_err(SettingsError::Json)?;
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(SettingsError::Type("the whole".into(), "object"))
+    }
+}
+
+fn parse(text: &str) -> Result<CstRootNode, SettingsError> {
+    CstRootNode::parse(text, &ParseOptions::default()).map_err(|_| SettingsError::Odd)
+}
+
+fn object(settings: &CstObject, name: &str) -> Result<CstObject, SettingsError> {
+    let wrong = || SettingsError::Type(name.to_owned(), "object");
+    settings.object_value_or_create(name).ok_or_else(wrong)
+}
+
+fn array(hooks: &CstObject, hook: Hook) -> Result<CstArray, SettingsError> {
+    let wrong = || SettingsError::Type(format!("{HOOKS}.{}", hook.name()), "list");
+    hooks.array_value_or_create(hook.name()).ok_or_else(wrong)
+}
+
+/// The hooks in all groups.
+fn entries(groups: &CstArray) -> Vec<CstObject> {
+    let groups = groups.elements();
+    let lists = groups.iter().filter_map(|group| group.as_object()?.array_value(HOOKS));
+    lists.flat_map(|list| list.elements()).filter_map(|entry| entry.as_object()).collect()
+}
+
+fn text_of(entry: &CstObject, name: &str) -> Option<String> {
+    entry.get(name)?.value()?.as_string_lit()?.decoded_value().ok()
+}
+
+fn is_ours(entry: &CstObject, hook: Hook) -> bool {
+    text_of(entry, "command").is_some_and(|command| is_our_command(&command, hook))
+}
+
+/// Whether a command runs this program for `hook`, wherever that lies.
+fn is_our_command(command: &str, hook: Hook) -> bool {
+    let Some((program, rest)) = command.split_once(" check --hook") else { return false };
+    let name = program.trim().trim_matches('"').rsplit(['/', '\\']).next().unwrap_or_default();
+    let event = rest.trim_start_matches([' ', '=']).split(' ').next();
+    ["ai-agent", "ai-agent.exe"].contains(&name) && event == Some(hook.name())
+}
+
+/// Gives the text back when what is in it of ours is as it was meant, and all else as it was.
+fn checked(
+    before: &Value,
+    text: String,
+    is_meant: impl FnOnce(&[Hook]) -> bool,
+) -> Result<String, SettingsError> {
+    let after = read(&text).map_err(|_| SettingsError::Odd)?;
+    let ours: Vec<Hook> = look(&text)?.ours.iter().map(|ours| ours.hook).collect();
+    let is_as_meant = is_meant(&ours) && without_ours(before.clone()) == without_ours(after);
+    if is_as_meant { Ok(text) } else { Err(SettingsError::Odd) }
+}
+
+/// The settings without hooks of ours, and without what is empty then.
+fn without_ours(mut settings: Value) -> Value {
+    let Some(hooks) = settings.get_mut(HOOKS).and_then(Value::as_object_mut) else {
+        return settings;
+    };
+    for hook in Hook::ALL {
+        let Some(groups) = hooks.get_mut(hook.name()).and_then(Value::as_array_mut) else {
+            continue;
+        };
+        let is_ours = |entry: &Value| {
+            entry["command"].as_str().is_some_and(|command| is_our_command(command, hook))
+        };
+        groups.retain_mut(|group| {
+            let Some(list) = group.get_mut(HOOKS).and_then(Value::as_array_mut) else {
+                return true;
+            };
+            let had_some = !list.is_empty();
+            list.retain(|entry| !is_ours(entry));
+            !(had_some && list.is_empty())
+        });
+        if groups.is_empty() {
+            hooks.remove(hook.name());
+        }
+    }
+    if hooks.is_empty()
+        && let Some(settings) = settings.as_object_mut()
+    {
+        settings.remove(HOOKS);
+    }
+    settings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROGRAM: &str = "$HOME/.local/bin/ai-agent";
+
+    /// What a user has who has hooks, an order and a formatting of their own.
+    const OWN: &str = r#"{
+    "model" : "opus",
+    "hooks": {
+        "UserPromptSubmit": [
+            { "hooks": [ { "type": "command", "command": "notes check" } ] }
+        ],
+        "Stop": []
+    },
+    "env": { "A": "1", "B": 1.50e3 }
+}
+"#;
+
+    #[test]
+    fn hooks_are_added_and_nothing_else_is_touched() {
+        let with = install(OWN, PROGRAM).unwrap();
+        let sight = look(&with).unwrap();
+        let names: Vec<_> = sight.ours.iter().map(|ours| ours.hook.name()).collect();
+        assert_eq!(names, ["SessionStart", "UserPromptSubmit"]);
+        assert_eq!(sight.ours[0].command, "$HOME/.local/bin/ai-agent check --hook SessionStart");
+        assert_eq!(sight.ours[0].matcher, None, "a matcher would miss forks");
+        for own in ["\"model\" : \"opus\"", "notes check", "1.50e3", "\"Stop\": []"] {
+            assert!(with.contains(own), "{own}: {with}");
+        }
+        assert!(with.contains("\"timeout\": 10"));
+        assert_eq!(install(&with, PROGRAM).unwrap(), with, "a second time changes nothing");
+        assert_eq!(uninstall(&with).unwrap(), OWN);
+        assert_eq!(uninstall(OWN).unwrap(), OWN);
+    }
+
+    #[test]
+    fn an_empty_file_gets_hooks_and_a_program_that_moved_is_followed() {
+        for empty in ["", " \n", "{}", "{\n}\n"] {
+            let with = install(empty, PROGRAM).unwrap();
+            assert_eq!(look(&with).unwrap().ours.len(), 2, "{empty:?}: {with}");
+            let moved = install(&with, "\"/opt/my tools/ai-agent\"").unwrap();
+            let sight = look(&moved).unwrap();
+            assert_eq!(sight.ours.len(), 2);
+            assert_eq!(program_of(&sight.ours[1].command), "/opt/my tools/ai-agent");
+            let gone: Value = serde_json::from_str(&uninstall(&moved).unwrap()).unwrap();
+            assert_eq!(gone, serde_json::json!({}));
+        }
+    }
+
+    #[test]
+    fn a_group_that_is_shared_keeps_what_is_not_ours() {
+        let shared = r#"{"hooks":{"SessionStart":[{"matcher":"startup","hooks":[{"type":"command","command":"a"},{"type":"command","command":"C:\\x\\ai-agent.exe check --hook SessionStart"}]}]}}"#;
+        let sight = look(shared).unwrap();
+        assert_eq!(sight.ours[0].matcher.as_deref(), Some("startup"));
+        let without: Value = serde_json::from_str(&uninstall(shared).unwrap()).unwrap();
+        let expected = serde_json::json!({"hooks":{"SessionStart":[
+            {"matcher":"startup","hooks":[{"type":"command","command":"a"}]}]}});
+        assert_eq!(without, expected);
+    }
+
+    #[test]
+    fn what_cannot_be_edited_without_harm_is_refused() {
+        for (text, words) in [
+            ("{", "no JSON"),
+            ("{\"a\":1,}", "no JSON"),
+            ("// note\n{}", "no JSON"),
+            ("[]", "`the whole` in it is no object"),
+            (r#"{"hooks":[]}"#, "`hooks` in it is no object"),
+            (r#"{"hooks":{"SessionStart":{}}}"#, "`hooks.SessionStart` in it is no list"),
+            (r#"{"hooks":{"Stop":[1]},"hooks":{}}"#, "cannot be edited"),
+        ] {
+            let said = install(text, PROGRAM).unwrap_err().to_string();
+            assert!(said.contains(words), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn what_switches_hooks_off_is_seen() {
+        let sight = |text| look(text).unwrap();
+        assert!(sight(r#"{"disableAllHooks":true}"#).disables_all);
+        assert!(!sight(r#"{"disableAllHooks":"yes"}"#).disables_all);
+        assert!(sight(r#"{"allowManagedHooksOnly":true}"#).managed_only);
+        assert!(sight(r#"{"allowManagedHooksOnly":"odd"}"#).managed_only);
+        assert!(!sight(r#"{"allowManagedHooksOnly":false}"#).managed_only);
+        assert_eq!(sight("{}"), Sight::default());
+        let other = r#"{"hooks":{"SessionStart":[{"hooks":[{"command":"not-ai-agent check --hook SessionStart"}]}]}}"#;
+        assert_eq!(sight(other), Sight::default());
+    }
+}
