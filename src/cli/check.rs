@@ -5,6 +5,7 @@
 //! takes exit 2 for a block, and lets a prompt through for all else.
 
 use std::{
+    ffi::OsString,
     io::{self, Write as _},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -61,9 +62,17 @@ impl Arguments {
     }
 }
 
+/// The hook of the command line that `hooks install` writes.
+pub(super) fn plain_hook(arguments: impl IntoIterator<Item = OsString>) -> Option<String> {
+    let mut arguments = arguments.into_iter().skip(1);
+    let is_plain = arguments.next()? == "check" && arguments.next()? == "--hook";
+    let hook = arguments.next().filter(|_| is_plain)?.into_string().ok()?;
+    (arguments.next().is_none() && Hook::named(&hook).is_some()).then_some(hook)
+}
+
 /// Whether a command line is that of a hook, even one that makes no sense: it must not be answered
 /// with exit 2, which blocks every prompt.
-pub(super) fn is_hook(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> bool {
+pub(super) fn is_hook(arguments: impl IntoIterator<Item = OsString>) -> bool {
     let mut arguments = arguments.into_iter().skip(1);
     let is_check = arguments.by_ref().any(|argument| argument == "check");
     is_check && arguments.any(|argument| argument.to_string_lossy().starts_with("--hook"))
@@ -326,6 +335,11 @@ mod tests {
             "ai-agent --config c check --nonsense --hook X",
         ] {
             assert!(is(line), "{line}");
+        }
+        let plain = |line: &str| plain_hook(line.split(' ').map(Into::into));
+        assert_eq!(plain("ai-agent check --hook SessionStart").as_deref(), Some("SessionStart"));
+        for line in ["check --hook X", "check --hook SessionStart --explain", "check --hook"] {
+            assert_eq!(plain(&format!("ai-agent {line}")), None, "{line}");
         }
         for line in ["ai-agent check", "ai-agent run --hook", "ai-agent hooks install"] {
             assert!(!is(line), "{line}");
