@@ -12,6 +12,7 @@ pub mod client_settings;
 pub mod desktop;
 pub mod kept;
 pub mod policy;
+pub mod scanner;
 pub mod spool;
 
 pub use account::{Account, Standing};
