@@ -145,22 +145,12 @@ fn comparable(domain: &str) -> String {
     idna::domain_to_ascii(domain).unwrap_or_else(|_| domain.to_lowercase())
 }
 
-/// What is wrong with an entry of `permitted_email_domains`, if nothing can ever match it.
-///
-/// # Errors
-/// What to write instead.
-pub fn check_domain(permitted: &str) -> Result<(), String> {
+/// Whether something can ever match an entry of `permitted_email_domains`.
+#[must_use]
+pub fn is_domain(permitted: &str) -> bool {
     let name = permitted.trim();
-    let name = name.strip_prefix('@').unwrap_or(name);
     let name = name.strip_prefix("*.").unwrap_or(name).trim_end_matches('.');
-    let is_domain = idna::domain_to_ascii_strict(name).is_ok() && !name.is_empty();
-    if is_domain && !name.contains('*') {
-        return Ok(());
-    }
-    Err(format!(
-        "`{permitted}` is no domain: give one as \"company.com\", or \"*.company.com\" for what lies \
-         below it"
-    ))
+    !name.is_empty() && !name.contains('*') && idna::domain_to_ascii_strict(name).is_ok()
 }
 
 #[cfg(test)]
@@ -283,13 +273,21 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_nothing_can_match_is_named() {
-        for right in ["company.com", "*.company.com", "@company.com", "bücher.example", "localhost"]
-        {
-            assert_eq!(check_domain(right), Ok(()), "{right}");
+    fn an_entry_that_nothing_can_match_is_known() {
+        for right in ["company.com", "*.company.com", "bücher.example", "localhost"] {
+            assert!(is_domain(right), "{right}");
         }
-        for wrong in ["", "*", "*.", "*.*.com", "a b", "me@company.com", "https://company.com"] {
-            assert!(check_domain(wrong).is_err(), "{wrong}");
+        for wrong in [
+            "",
+            "*",
+            "*.",
+            "*.*.com",
+            "a b",
+            "@company.com",
+            "me@company.com",
+            "https://company.com",
+        ] {
+            assert!(!is_domain(wrong), "{wrong}");
         }
     }
 }

@@ -11,6 +11,7 @@ use siem_protocol::{
 
 use super::{ConfigError, StageOptions, managed::Allowed, merged::Merged, toml_tests::TestTable};
 use crate::{
+    compliance::policy,
     platform::Paths,
     units::{Size, Time},
 };
@@ -280,7 +281,7 @@ impl ComplianceTable {
     fn settings(&self, merged: &Merged) -> Result<Compliance, ConfigError> {
         let table = self.clone();
         for (index, domain) in table.permitted_email_domains.iter().flatten().enumerate() {
-            if !is_domain(domain.strip_prefix("*.").unwrap_or(domain)) {
+            if !policy::is_domain(domain) {
                 let key = format!("compliance.permitted_email_domains.{index}");
                 let problem = format!(
                     "is {domain:?}, must be the part of an address after the `@`, as \
@@ -306,12 +307,6 @@ impl ComplianceTable {
             transcript_within_seconds: table.transcript_within_seconds,
         })
     }
-}
-
-fn is_domain(text: &str) -> bool {
-    let is_label =
-        |label: &str| !label.is_empty() && label.chars().all(|c| c.is_alphanumeric() || c == '-');
-    text.split('.').all(is_label)
 }
 
 const DAY: Time = Time::seconds(86_400);
