@@ -12,7 +12,7 @@ use ai_agent::{
     config::Shipping,
     frame::Codec,
     pipeline::{
-        delivery::{Delivering, Ending},
+        delivery::{Delivering, Ending, Orders},
         outbox::Outbox,
     },
     platform::{Environment, Paths, SystemClock},
@@ -71,15 +71,14 @@ async fn drain(outbox: &Arc<Outbox>, address: SocketAddr, compression: &str) {
         sink,
         outbox: Arc::clone(outbox),
         identity: Arc::new(context.identity),
-        shipping: Shipping::default(),
-        max_dead_letter_bytes: 0,
         clock: context.clock,
         jitter: Box::new(|| 0.0),
         progress: watch::Sender::default(),
         report: Arc::new(|_| {}),
         new_epoch: Arc::new(String::new),
     };
-    let (_ending, watched) = watch::channel(Ending::Drained);
+    let (_orders, watched) =
+        watch::channel(Orders::new(Shipping::default(), 0).until(Ending::Drained));
     delivering.run(watched).await;
     assert_eq!(outbox.stored(), 0, "not everything was delivered");
 }

@@ -19,10 +19,11 @@ use crate::{
     event::Event,
     pipeline::{
         assembly,
+        facts::Facts,
         fault::{Fault, Unfinished},
         ingest::{Inbox, Report, Until},
         outbox::{Found, Outbox, Seat},
-        runner::{Pipeline, new_epoch},
+        runner::{Pipeline, new_epoch, tell_removed},
     },
     platform::{Signals, StateLock},
     stages::Context,
@@ -165,9 +166,7 @@ fn given_up(fault: &Fault, restarts: usize, state_dir: &Path) -> Failure {
 
 fn assemble(loaded: &Loaded, context: &Context, state_dir: &Path) -> Result<Pipeline, Failure> {
     let inbox = Arc::new(Inbox::default());
-    let woken = Arc::clone(&inbox);
-    let waker: Arc<dyn Fn() + Send + Sync> = Arc::new(move || woken.wake());
-    let sources = assembly::sources(loaded, context, &waker).map_err(Failure::usage)?;
+    let sources = assembly::sources(loaded, context, &inbox.waker()).map_err(Failure::usage)?;
     let stages = assembly::stages(loaded, context).map_err(Failure::usage)?;
     let sinks = assembly::sinks(loaded, context).map_err(Failure::usage)?;
     let seats: Vec<Seat> = sinks
@@ -185,11 +184,8 @@ fn assemble(loaded: &Loaded, context: &Context, state_dir: &Path) -> Result<Pipe
         false => Failure::failed(error),
     })?;
     tell(&found, &outbox.epoch(), &inbox);
-    for sink in outbox.removed_sinks() {
-        warn!(sink, "sink is no longer configured: its place in the outbox was given up");
-        inbox.report(Event::warning(event::SINK_REMOVED, json!({ "sink": sink })));
-    }
-    Ok(Pipeline { sources, stages, sinks, outbox, inbox, identity, clock })
+    tell_removed(&outbox, &inbox);
+    Ok(Pipeline { sources, stages, sinks, outbox, inbox, facts: Facts::default(), identity, clock })
 }
 
 /// Reports what was found where the outbox should be.

@@ -1,6 +1,6 @@
 //! The options of one stage, before the stage has read them.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use figment::value::{Dict, Value};
 use serde::de::DeserializeOwned;
@@ -58,6 +58,13 @@ impl StageOptions {
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.0.as_dict()?.get(key)
+    }
+
+    /// The files that options name, of those that end in `_file`.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let options = self.0.as_dict().into_iter().flatten();
+        let named = options.filter(|(key, _)| key.ends_with("_file"));
+        named.filter_map(|(_, value)| value.as_str().map(PathBuf::from)).collect()
     }
 
     /// Takes one option away.

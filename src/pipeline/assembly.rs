@@ -78,9 +78,24 @@ pub fn sources(
     context: &Context,
     waker: &Waker,
 ) -> Result<Vec<Named<dyn Source>>, ConfigError> {
-    build(loaded, Kind::Source, &loaded.settings.pipeline.sources, |table| {
-        source::build(&table.stage, &table.options, context, waker.clone())
-    })
+    let build = |table: &StageTable| {
+        source(loaded, table, context, waker).map(|source| (table.name.clone(), source))
+    };
+    loaded.settings.pipeline.sources.iter().map(build).collect()
+}
+
+/// Builds one source of a configuration.
+///
+/// # Errors
+/// [`ConfigError`] when it can't be built.
+pub fn source(
+    loaded: &Loaded,
+    table: &StageTable,
+    context: &Context,
+    waker: &Waker,
+) -> Result<Box<dyn Source>, ConfigError> {
+    source::build(&table.stage, &table.options, context, waker.clone())
+        .map_err(|error| explain(loaded, Kind::Source, table, error))
 }
 
 /// Builds the sinks.
@@ -88,9 +103,22 @@ pub fn sources(
 /// # Errors
 /// [`ConfigError`] for the first that can't be built.
 pub fn sinks(loaded: &Loaded, context: &Context) -> Result<Vec<Named<dyn Sink>>, ConfigError> {
-    build(loaded, Kind::Sink, &loaded.settings.pipeline.sinks, |table| {
-        sink::build(&table.stage, &table.options, context)
-    })
+    let build =
+        |table: &StageTable| sink(loaded, table, context).map(|sink| (table.name.clone(), sink));
+    loaded.settings.pipeline.sinks.iter().map(build).collect()
+}
+
+/// Builds one sink of a configuration.
+///
+/// # Errors
+/// [`ConfigError`] when it can't be built.
+pub fn sink(
+    loaded: &Loaded,
+    table: &StageTable,
+    context: &Context,
+) -> Result<Box<dyn Sink>, ConfigError> {
+    sink::build(&table.stage, &table.options, context)
+        .map_err(|error| explain(loaded, Kind::Sink, table, error))
 }
 
 /// Checks the sinks' options without building them: for a dry run, which has no secrets.

@@ -1,7 +1,7 @@
 //! The group that is being filled: entries, encoded and chained, and the checkpoints over them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     mem,
 };
 
@@ -82,6 +82,14 @@ impl Stages {
         Self { judge, enrichers, witness: None, dropping: HashMap::new() }
     }
 
+    /// Takes the place of `old`: of its filters these stay, and lines of which it has judged the
+    /// first part stay judged.
+    pub fn inherit(&mut self, old: Self, filters: &BTreeSet<String>) {
+        self.judge.inherit(old.judge, filters);
+        self.witness = old.witness;
+        self.dropping = old.dropping;
+    }
+
     /// Takes the lines in parts that are being dropped, as they are stored.
     pub fn restore(&mut self, dropping: HashMap<GenerationId, Dropping>) {
         self.dropping = dropping;
@@ -125,9 +133,8 @@ impl Filling {
     /// Begins at `start`, with frames that fit into batches as `shipping` wants them.
     #[must_use]
     pub fn new(start: Start, config: Digest, shipping: Shipping, codec: Codec) -> Self {
-        let room = usize::try_from(shipping.room()).unwrap_or(frame::MAX_RAW);
         Self {
-            frame_bytes: frame::MAX_RAW.min(room),
+            frame_bytes: frame_bytes(shipping),
             next_seq: start.seq,
             chain: start.chain,
             totals: start.totals.clone(),
@@ -144,6 +151,14 @@ impl Filling {
             shares: BTreeMap::new(),
             enriched: String::new(),
         }
+    }
+
+    /// Goes on under another configuration. What is in the group counts as judged by it: to be
+    /// called between two groups.
+    pub fn follow(&mut self, config: Digest, shipping: Shipping) {
+        self.config = config;
+        self.batch_size = shipping.batch_size as u64;
+        self.frame_bytes = frame_bytes(shipping);
     }
 
     /// Whether there is anything to store.
@@ -422,6 +437,12 @@ impl Filling {
         self.totals = start.totals.clone();
         self.start = start;
     }
+}
+
+/// The most that a frame holds, so that it fits into batches as `shipping` wants them.
+fn frame_bytes(shipping: Shipping) -> usize {
+    let room = usize::try_from(shipping.room()).unwrap_or(frame::MAX_RAW);
+    frame::MAX_RAW.min(room)
 }
 
 /// What the records of a chunk have in common.

@@ -1,6 +1,6 @@
 //! Runs a record through the filters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use siem_protocol::{Cut, entry::Masked};
 
@@ -54,6 +54,16 @@ impl Judge {
     #[must_use]
     pub fn name(&self, stage: usize) -> &str {
         &self.0[stage].0
+    }
+
+    /// Goes on with the filters of `old` under these names, and with what they remember, in place
+    /// of its own.
+    pub fn inherit(&mut self, old: Self, names: &BTreeSet<String>) {
+        for (name, filter) in old.0.into_iter().filter(|(name, _)| names.contains(name)) {
+            if let Some((_, own)) = self.0.iter_mut().find(|(own, _)| *own == name) {
+                *own = filter;
+            }
+        }
     }
 
     /// Asks one filter after the other.

@@ -5,11 +5,13 @@ pub mod assembly;
 pub mod candidate;
 pub mod delivery;
 pub mod dry_run;
+pub mod facts;
 pub mod fault;
 pub mod group;
 pub mod ingest;
 pub mod judge;
 pub mod outbox;
+pub mod reload;
 pub mod room;
 pub mod runner;
 #[cfg(test)]

@@ -49,6 +49,11 @@ impl Room {
         Self { max_bytes, full: None, is_half: false }
     }
 
+    /// The outbox may hold `max_bytes` from now on.
+    pub fn resize(&mut self, max_bytes: u64) {
+        self.max_bytes = max_bytes;
+    }
+
     /// Looks again: the outbox holds `stored` bytes, the disk has `free` bytes, if that is known.
     pub fn look(&mut self, stored: u64, free: Option<u64>) -> Option<Change> {
         let cap = self.cap();

@@ -1,23 +1,27 @@
 //! Runs a pipeline: the ingest thread, a task for each sink, and their end.
 
+mod sinks;
 #[cfg(test)]
 mod tests;
 
 use std::{sync::Arc, thread, time::Duration};
 
 use siem_protocol::{Digest, Identity};
+use sinks::Sinks;
+pub use sinks::tell_removed;
 use tokio::{
     sync::watch,
-    task::JoinHandle,
     time::{Instant, timeout},
 };
 
 use super::{
-    delivery::{Delivering, Ending, Progress},
+    delivery::{Ending, Orders},
+    facts::Facts,
     fault::{Fault, Faults, Unfinished},
     group::{Filling, Stages},
     ingest::{Inbox, Ingest, Read, Report, Until, Work, Writer},
     outbox::{Outbox, OutboxError},
+    reload::Reload,
     room::Room,
 };
 use crate::{
@@ -25,7 +29,11 @@ use crate::{
     event::Event,
     frame::Codec,
     platform::Clock,
-    stages::{Named, sink::Sink, source::Source},
+    stages::{
+        Named,
+        sink::Sink,
+        source::{Source, Waker},
+    },
     text::causes,
 };
 
@@ -48,6 +56,8 @@ pub struct Pipeline {
     pub outbox: Outbox,
     /// Wakes and stops reading; the sources were given its waker.
     pub inbox: Arc<Inbox>,
+    /// What became of configurations.
+    pub facts: Facts,
     /// Who the agent is.
     pub identity: Identity,
     /// The time.
@@ -64,11 +74,8 @@ pub struct Running {
     reading: watch::Receiver<bool>,
     /// How far reading is.
     read: watch::Receiver<Read>,
-    ending: watch::Sender<Ending>,
-    /// Closed before everything is delivered when a sink's task died.
-    sinks: Vec<(String, watch::Receiver<Progress>)>,
+    sinks: Sinks,
     faults: Faults,
-    deliveries: Vec<JoinHandle<()>>,
 }
 
 impl Pipeline {
@@ -78,40 +85,22 @@ impl Pipeline {
         let outbox = Arc::new(self.outbox);
         let faults = Faults::new();
         faults.when(outbox.watch_damage(), Fault::Damage);
-        let identity = Arc::new(self.identity);
-        let (ending, _) = watch::channel(Ending::Running);
         // Frames are stored as the first sink likes them; the others encode anew.
         let codec = self.sinks.first().map_or(Codec::Zstd, |(_, sink)| sink.codec());
         let shipping = settings.shipping;
         let config = settings.config_hash();
         let filling = Filling::new(outbox.end(), config, shipping, codec);
-        let mut deliveries = Vec::new();
-        let sinks = self
-            .sinks
-            .into_iter()
-            .map(|(name, sink)| {
-                let (progress, watched) = watch::channel(Progress::default());
-                let inbox = Arc::clone(&self.inbox);
-                let delivering = Delivering {
-                    name: name.clone(),
-                    sink,
-                    outbox: Arc::clone(&outbox),
-                    identity: Arc::clone(&identity),
-                    shipping,
-                    max_dead_letter_bytes: settings.outbox.max_dead_letter_bytes,
-                    clock: Arc::clone(&self.clock),
-                    jitter: Box::new(fastrand::f64),
-                    progress,
-                    report: Arc::new(move |event: Event| inbox.report(event)),
-                    new_epoch: Arc::new(new_epoch),
-                };
-                deliveries.push(tokio::spawn(delivering.run(ending.subscribe())));
-                let death = Fault::Death(format!("sink `{name}`"));
-                faults.unless(watched.clone(), |progress| progress.drained, death);
-                (name, watched)
-            })
-            .collect();
         let clock = self.clock;
+        let mut sinks = Sinks {
+            tasks: Vec::new(),
+            orders: orders(settings),
+            outbox: Arc::clone(&outbox),
+            inbox: Arc::clone(&self.inbox),
+            identity: Arc::new(self.identity),
+            clock: Arc::clone(&clock),
+            faults: faults.clone(),
+        };
+        self.sinks.into_iter().for_each(|(name, sink)| sinks.begin(name, sink));
         let (reads, read) = watch::channel(Read::default());
         let ingest = Ingest {
             sources: self.sources,
@@ -123,6 +112,7 @@ impl Pipeline {
             inbox: Arc::clone(&self.inbox),
             clock: Arc::clone(&clock),
             heartbeat: settings.agent.poll_interval,
+            facts: self.facts,
             jitter: Box::new(fastrand::f64),
             report: Box::new(move |read| {
                 reads.send_replace(read);
@@ -139,19 +129,12 @@ impl Pipeline {
             tracing::error!(%error, "reading could not be started");
         }
         faults.unless(reading.clone(), |has_ended| *has_ended, reading_died());
-        Running {
-            inbox: self.inbox,
-            outbox,
-            clock,
-            config,
-            reading,
-            read,
-            ending,
-            sinks,
-            faults,
-            deliveries,
-        }
+        Running { inbox: self.inbox, outbox, clock, config, reading, read, sinks, faults }
     }
+}
+
+fn orders(settings: &Settings) -> Orders {
+    Orders::new(settings.shipping, settings.outbox.max_dead_letter_bytes)
 }
 
 /// The name of a new epoch: unique, and in the order of time.
@@ -170,9 +153,25 @@ impl Running {
         self.inbox.report(event);
     }
 
+    /// What wakes reading, for sources that are to take the place of others.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        self.inbox.waker()
+    }
+
+    /// Goes on under another configuration: what is read from now on is judged by it, and what was
+    /// judged before is stored. Waits for that as long as the store fails.
+    pub async fn reload(&mut self, reload: Reload) {
+        let Reload { settings, exchange, sinks } = reload;
+        self.config = exchange.config;
+        // Gone without an answer when reading has ended, which is a fault or the end.
+        self.inbox.exchange(exchange).await.ok();
+        self.sinks.replace(sinks, orders(&settings)).await;
+    }
+
     /// Waits for what the pipeline can't go on with, which may never come.
-    pub async fn failed(&self) -> Fault {
-        self.faults.first().await
+    pub fn failed(&self) -> impl Future<Output = Fault> + Send + use<> {
+        self.faults.first()
     }
 
     /// Reads everything once and delivers it; how many entries were delivered. Gives up when
@@ -200,10 +199,10 @@ impl Running {
         if !self.end_reading().await {
             tracing::warn!("reading did not end in time: what was not stored is read again");
         }
-        self.ending.send_replace(Ending::Drained);
+        self.sinks.end(Ending::Drained);
         let drained = async {
-            for (_, sink) in &mut self.sinks {
-                drop(sink.wait_for(|progress| progress.drained).await);
+            for sink in &mut self.sinks.tasks {
+                drop(sink.progress.wait_for(|progress| progress.drained).await);
             }
         };
         if timeout(DELIVERY_ENDS, drained).await.is_err() {
@@ -240,7 +239,8 @@ impl Running {
 
     /// How far reading and each sink are.
     fn place(&self) -> (u64, u64, Vec<u64>) {
-        let acknowledged = self.sinks.iter().map(|(_, sink)| sink.borrow().acknowledged);
+        let sinks = self.sinks.tasks.iter();
+        let acknowledged = sinks.map(|sink| sink.progress.borrow().acknowledged);
         (self.inbox.seen(), self.read.borrow().read, acknowledged.collect())
     }
 
@@ -269,9 +269,9 @@ impl Running {
                 _ => {}
             }
         }
-        for (name, sink) in &self.sinks {
-            if let Some(trouble) = &sink.borrow().trouble {
-                obstacles.push(format!("sink `{name}` takes nothing: {trouble}"));
+        for sink in &self.sinks.tasks {
+            if let Some(trouble) = &sink.progress.borrow().trouble {
+                obstacles.push(format!("sink `{}` takes nothing: {trouble}", sink.name));
             }
         }
         if obstacles.is_empty() {
@@ -282,9 +282,9 @@ impl Running {
 
     /// Delivers everything that was read.
     async fn drain(&mut self, patience: Duration) -> Result<u64, Unfinished> {
-        self.ending.send_replace(Ending::Drained);
+        self.sinks.end(Ending::Drained);
         let mut delivered = 0;
-        for (name, sink) in &mut self.sinks {
+        for sinks::Task { name, progress: sink, .. } in &mut self.sinks.tasks {
             loop {
                 let seen = sink.borrow_and_update().clone();
                 if seen.drained {
@@ -313,11 +313,8 @@ impl Running {
     /// Stores what was reported after reading ended, for the next start to deliver, and copies the
     /// acknowledged offsets once more: that start may find the store damaged.
     async fn finish(self) -> Vec<Event> {
-        let Self { outbox, inbox, clock, config, deliveries, .. } = self;
-        for delivery in deliveries {
-            delivery.abort();
-            drop(delivery.await);
-        }
+        let Self { outbox, inbox, clock, config, sinks, .. } = self;
+        sinks.abort().await;
         let put_in_order = move |outbox: &Outbox, events: &[Event]| {
             outbox.settle()?;
             outbox.back_up()?;

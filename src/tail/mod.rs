@@ -216,6 +216,13 @@ impl Tail {
         }
     }
 
+    /// Takes the place of `old`, which has other options, to be restored then: files keep their
+    /// keys, and those that are deleted and open stay so.
+    pub fn inherit(&mut self, old: Self) {
+        let Self { files, active, parting, .. } = old;
+        (self.files, self.active, self.parting) = (files, active, parting);
+    }
+
     /// Forgets everything in memory and begins again from the stored rows: at the start, and after
     /// a group that could not be stored.
     ///

@@ -18,7 +18,7 @@ use ai_agent::{
     event::Event,
     frame::Codec,
     pipeline::{
-        delivery::{Delivering, Ending, Progress},
+        delivery::{Delivering, Ending, Orders, Progress},
         group::Filling,
         outbox::{Outbox, Seat},
     },
@@ -113,7 +113,8 @@ impl Post {
         );
         let options = StageOptions::from_toml(&table).unwrap();
         let sink = sink::build("http-siem", &options, &self.context()).unwrap();
-        let (ending, watched) = watch::channel(Ending::Running);
+        let (orders, watched) =
+            watch::channel(Orders::new(self.shipping, self.max_dead_letter_bytes));
         let progress = watch::Sender::default();
         let (log, events) = (Log::default(), Arc::new(Mutex::new(Vec::new())));
         let reported = Arc::clone(&events);
@@ -122,8 +123,6 @@ impl Post {
             sink,
             outbox: Arc::clone(&self.outbox),
             identity: Arc::new(identity()),
-            shipping: self.shipping,
-            max_dead_letter_bytes: self.max_dead_letter_bytes,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             jitter: Box::new(|| 0.0),
             progress: progress.clone(),
@@ -142,7 +141,7 @@ impl Post {
                 runtime.unwrap().block_on(delivering.run(watched));
             });
         });
-        Delivery { post: self, ending, progress, log, events, thread }
+        Delivery { post: self, orders, progress, log, events, thread }
     }
 
     fn context(&self) -> Context {
@@ -174,7 +173,7 @@ fn identity() -> Identity {
 /// A delivery at work.
 pub(crate) struct Delivery {
     post: Post,
-    ending: watch::Sender<Ending>,
+    orders: watch::Sender<Orders>,
     progress: watch::Sender<Progress>,
     log: Log,
     events: Arc<Mutex<Vec<Event>>>,
@@ -218,7 +217,7 @@ impl Delivery {
     /// Waits until everything is delivered, and ends; gives what it logged.
     #[track_caller]
     pub(crate) fn finish(&self) -> String {
-        self.ending.send_replace(Ending::Drained);
+        self.orders.send_modify(|orders| orders.ending = Ending::Drained);
         let begun = Instant::now();
         while !self.thread.is_finished() {
             assert!(begun.elapsed() < PATIENCE, "not everything is delivered:\n{}", self.log());

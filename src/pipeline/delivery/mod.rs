@@ -43,6 +43,33 @@ pub enum Ending {
     Running,
     /// When everything that lies in the outbox is delivered. Nothing waits to fill a batch.
     Drained,
+    /// At once, even in mid-batch: another goes on from the cursor.
+    Left,
+}
+
+/// What a sink's task is told, and may be told anew while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Orders {
+    /// How it ends.
+    pub ending: Ending,
+    /// How large batches are, and when they are sent: from the next batch on.
+    pub shipping: Shipping,
+    /// How many bytes of dead letters are kept.
+    pub max_dead_letter_bytes: u64,
+}
+
+impl Orders {
+    /// To run for good.
+    #[must_use]
+    pub fn new(shipping: Shipping, max_dead_letter_bytes: u64) -> Self {
+        Self { ending: Ending::Running, shipping, max_dead_letter_bytes }
+    }
+
+    /// The same, to end as `ending` says.
+    #[must_use]
+    pub fn until(self, ending: Ending) -> Self {
+        Self { ending, ..self }
+    }
 }
 
 /// How a sink is doing, for `run --once` and the status.
@@ -56,6 +83,8 @@ pub struct Progress {
     pub trouble: Option<String>,
     /// Whether everything is delivered, and the task was told to end then.
     pub drained: bool,
+    /// Whether the task has left the rest to another, as it was told.
+    pub left: bool,
 }
 
 /// Delivers to one sink.
@@ -68,10 +97,6 @@ pub struct Delivering {
     pub outbox: Arc<Outbox>,
     /// Who sends.
     pub identity: Arc<Identity>,
-    /// How large batches are, and when they are sent.
-    pub shipping: Shipping,
-    /// How many bytes of dead letters are kept.
-    pub max_dead_letter_bytes: u64,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Random numbers from 0 to 1, to spread retries.
@@ -90,6 +115,8 @@ enum After {
     Advanced,
     /// Another batch, from where the cursor is.
     Again,
+    /// Nothing: another task goes on.
+    Left,
     /// A pause.
     Wait(Duration),
 }
@@ -97,7 +124,7 @@ enum After {
 impl Delivering {
     /// Delivers until told to end. Dropping the future in mid-batch is safe: the batch is sent
     /// again, and the receiver knows what it has.
-    pub async fn run(mut self, mut ending: watch::Receiver<Ending>) {
+    pub async fn run(mut self, mut orders: watch::Receiver<Orders>) {
         let mut head = self.outbox.watch();
         let mut policy = Policy::default();
         let mut is_resumed = false;
@@ -109,12 +136,20 @@ impl Delivering {
         let mut settle_at = None;
         loop {
             let end = *head.borrow_and_update();
-            let draining = *ending.borrow_and_update() == Ending::Drained;
+            let now = *orders.borrow_and_update();
+            if now.ending == Ending::Left {
+                if settle_at.is_some() {
+                    self.settle().await;
+                }
+                self.progress.send_modify(|progress| progress.left = true);
+                return;
+            }
+            let draining = now.ending == Ending::Drained;
             let flush = draining || mem::take(&mut is_lull);
             let pending = if reached == Some((end.renumbered_at, end.last_seq)) {
                 Ok(Pending::Nothing)
             } else {
-                let pending = self.pending(policy.clone(), flush).await;
+                let pending = self.pending(policy.clone(), now.shipping, flush).await;
                 pending.map(|(pending, refusals)| {
                     if !mem::replace(&mut is_resumed, true) {
                         policy.resume(refusals);
@@ -152,7 +187,7 @@ impl Delivering {
                     batch.patience = policy.patience();
                     in_backlog = is_full;
                     let renumbered_at = head.borrow().renumbered_at;
-                    match self.deliver(&batch, end, &mut policy).await {
+                    match self.deliver(&batch, end, &mut policy, &orders).await {
                         After::Wait(wait) => (wait, false),
                         After::Advanced => {
                             reached = Some((renumbered_at, end.seq));
@@ -162,7 +197,7 @@ impl Delivering {
                             }
                             continue;
                         }
-                        After::Again => continue,
+                        After::Again | After::Left => continue,
                     }
                 }
             };
@@ -174,7 +209,7 @@ impl Delivering {
                 tokio::select! {
                     () = &mut rest => is_lull = is_waiting_for_lull,
                     changed = head.changed(), if watched => if changed.is_err() { return },
-                    changed = ending.changed() => if changed.is_err() { return },
+                    changed = orders.changed() => if changed.is_err() { return },
                     () = sleep_until(due), if settle_at.is_some() => {
                         settle_at = self.settle().await;
                         continue;
@@ -195,9 +230,10 @@ impl Delivering {
     fn pending(
         &self,
         policy: Policy,
+        shipping: Shipping,
         flush: bool,
     ) -> impl Future<Output = Result<(Pending, u32), AssembleError>> + Send + 'static {
-        let (codec, shipping, now) = (self.sink.codec(), self.shipping, self.clock.now());
+        let (codec, now) = (self.sink.codec(), self.clock.now());
         let identity = Arc::clone(&self.identity);
         self.blocking(move |outbox, sink| {
             let assembler = Assembler { outbox, sink, codec, identity: &identity, shipping };
@@ -208,10 +244,21 @@ impl Delivering {
     }
 
     /// Sends one batch and does what the policy says.
-    async fn deliver(&mut self, batch: &Batch, end: ChainPoint, policy: &mut Policy) -> After {
+    async fn deliver(
+        &mut self,
+        batch: &Batch,
+        end: ChainPoint,
+        policy: &mut Policy,
+        orders: &watch::Receiver<Orders>,
+    ) -> After {
         let id = batch.header.id().to_string();
         let lines = batch.header.count;
-        let delivery = self.sink.deliver(batch).await;
+        // A request may take a minute; what is done with the store afterwards is never cut short.
+        let delivery = tokio::select! {
+            biased;
+            delivery = self.sink.deliver(batch) => delivery,
+            () = is_left(orders.clone()) => return After::Left,
+        };
         let mut next = policy.next(delivery, end.seq, lines, (self.jitter)());
         if next == Next::Renumber {
             match self.renumber(batch).await {
@@ -252,10 +299,13 @@ impl Delivering {
                 self.trouble(Some(reason));
                 After::Wait(delay)
             }
-            Next::Bury { status, answer } => match self.bury(batch, status, answer).await {
-                Ok(()) => After::Again,
-                Err(failure) => After::Wait(self.store_failed(&failure)),
-            },
+            Next::Bury { status, answer } => {
+                let most = orders.borrow().max_dead_letter_bytes;
+                match self.bury(batch, status, answer, most).await {
+                    Ok(()) => After::Again,
+                    Err(failure) => After::Wait(self.store_failed(&failure)),
+                }
+            }
         }
     }
 
@@ -280,6 +330,7 @@ impl Delivering {
         batch: &Batch,
         status: u16,
         answer: String,
+        most: u64,
     ) -> Result<(), AssembleError> {
         let lines = batch.lines()?;
         let line = lines.strip_suffix(b"\n").unwrap_or(&lines);
@@ -298,7 +349,6 @@ impl Delivering {
             said,
             "entry was refused for good and kept as a dead letter: see `ai-agent deadletter list`"
         );
-        let most = self.max_dead_letter_bytes;
         let purged = self.blocking(move |outbox, _| outbox.bury_within(&id, &letter, most)).await?;
         let data = serde_json::json!({ "sink": self.name, "seq": seq, "status": status });
         (self.report)(Event::warning(siem_protocol::names::event::ENTRY_DEAD_LETTERED, data));
@@ -361,5 +411,12 @@ impl Delivering {
                 Err(failure) => std::panic::resume_unwind(failure.into_panic()),
             }
         }
+    }
+}
+
+/// Waits until a task is told to leave the rest to another.
+async fn is_left(mut orders: watch::Receiver<Orders>) {
+    if orders.wait_for(|orders| orders.ending == Ending::Left).await.is_err() {
+        std::future::pending().await
     }
 }

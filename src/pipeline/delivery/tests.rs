@@ -1,4 +1,4 @@
-use std::sync::Mutex;
+use std::{path::Path, sync::Mutex};
 
 use siem_protocol::{Digest, Entry};
 
@@ -71,6 +71,49 @@ impl Run {
     }
 }
 
+/// An outbox with groups of so many events.
+fn outbox_with(folder: &Path, groups: &[usize]) -> Arc<Outbox> {
+    let path = folder.join("outbox.redb");
+    let outbox =
+        Outbox::open(&path, &[Seat { name: "siem".into(), destination: None }], || "e".into())
+            .unwrap();
+    let sealing = Shipping { batch_size: 100, ..Shipping::default() };
+    let mut filling = Filling::new(outbox.end(), Digest::ZERO, sealing, Codec::Zstd);
+    for count in groups {
+        for n in 0..*count {
+            filling.event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
+        }
+        outbox.commit(&filling.take(Timestamp(1))).unwrap();
+    }
+    Arc::new(outbox)
+}
+
+fn delivering(
+    outbox: &Arc<Outbox>,
+    sink: Box<dyn Sink>,
+    report: Arc<dyn Fn(Event) + Send + Sync>,
+) -> Delivering {
+    let identity = Identity {
+        machine_id: "m".into(),
+        hostname: "h".into(),
+        user: "u".into(),
+        os: "linux".into(),
+        arch: "x86_64".into(),
+        agent_version: "0".into(),
+    };
+    Delivering {
+        name: "siem".into(),
+        sink,
+        outbox: Arc::clone(outbox),
+        identity: Arc::new(identity),
+        clock: Arc::new(Still),
+        jitter: Box::new(|| 0.0),
+        progress: watch::Sender::default(),
+        report,
+        new_epoch: Arc::new(|| "e-2".into()),
+    }
+}
+
 /// Stores groups of so many events and delivers them all.
 async fn run(
     groups: &[usize],
@@ -88,45 +131,14 @@ async fn run_until(
     answer: impl FnMut(&[u64]) -> Delivery + Send + 'static,
 ) -> Run {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("outbox.redb");
-    let outbox =
-        Outbox::open(&path, &[Seat { name: "siem".into(), destination: None }], || "e".into())
-            .unwrap();
-    let sealing = Shipping { batch_size: 100, ..Shipping::default() };
-    let mut filling = Filling::new(outbox.end(), Digest::ZERO, sealing, Codec::Zstd);
-    for count in groups {
-        for n in 0..*count {
-            filling.event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
-        }
-        outbox.commit(&filling.take(Timestamp(1))).unwrap();
-    }
-    let outbox = Arc::new(outbox);
+    let outbox = outbox_with(folder.path(), groups);
     let seen = Arc::new(Mutex::new(Vec::new()));
     let events = Arc::new(Mutex::new(Vec::new()));
     let reported = Arc::clone(&events);
     let sink = Scripted { script: Box::new(answer), seen: Arc::clone(&seen) };
-    let identity = Identity {
-        machine_id: "m".into(),
-        hostname: "h".into(),
-        user: "u".into(),
-        os: "linux".into(),
-        arch: "x86_64".into(),
-        agent_version: "0".into(),
-    };
-    let delivering = Delivering {
-        name: "siem".into(),
-        sink: Box::new(sink),
-        outbox: Arc::clone(&outbox),
-        identity: Arc::new(identity),
-        shipping,
-        max_dead_letter_bytes: u64::MAX,
-        clock: Arc::new(Still),
-        jitter: Box::new(|| 0.0),
-        progress: watch::Sender::default(),
-        report: Arc::new(move |event| reported.lock().unwrap().push(event)),
-        new_epoch: Arc::new(|| "e-2".into()),
-    };
-    let (sender, watched) = watch::channel(ending);
+    let report = Arc::new(move |event| reported.lock().unwrap().push(event));
+    let delivering = delivering(&outbox, Box::new(sink), report);
+    let (sender, watched) = watch::channel(Orders::new(shipping, u64::MAX).until(ending));
     let all = outbox.end().seq - 1;
     let mut progress = delivering.progress.subscribe();
     let emptied = async {
@@ -261,4 +273,29 @@ async fn a_frame_from_before_the_bytes_were_lowered_is_cut() {
     let run = run(&[100], small, |_| Delivery::Acknowledged).await;
     assert_eq!(run.seen.concat(), (1..=100).collect::<Vec<_>>());
     assert!(run.seen.iter().all(|batch| batch.len() <= 30), "{:?}", run.seen);
+}
+
+/// A token that was replaced must not wait for a request that hangs with the old one.
+#[tokio::test]
+async fn a_task_that_is_told_to_leave_does_so_in_mid_batch_and_the_batch_stays() {
+    struct Hangs(watch::Sender<bool>);
+    impl Sink for Hangs {
+        fn deliver<'a>(&'a mut self, _batch: &'a Batch) -> Answer<'a> {
+            self.0.send_replace(true);
+            Box::pin(std::future::pending())
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox_with(folder.path(), &[3]);
+    let (asked, mut is_asked) = watch::channel(false);
+    let delivering = delivering(&outbox, Box::new(Hangs(asked)), Arc::new(|_| ()));
+    let progress = delivering.progress.subscribe();
+    let now = Shipping { flush_interval: Duration::ZERO, ..Shipping::default() };
+    let (orders, told) = watch::channel(Orders::new(now, u64::MAX));
+    let task = tokio::spawn(delivering.run(told));
+    is_asked.wait_for(|is_asked| *is_asked).await.unwrap();
+    orders.send_modify(|orders| orders.ending = Ending::Left);
+    task.await.unwrap();
+    assert!(progress.borrow().left);
+    assert_eq!(outbox.cursor("siem").unwrap().acknowledged.seq, 0);
 }

@@ -3,13 +3,16 @@
 use std::{
     mem,
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use crate::event::Event;
+use tokio::sync::oneshot;
+
+use super::exchange::Exchange;
+use crate::{event::Event, stages::source::Waker};
 
 /// What wakes the ingest thread, and what it is told.
 #[derive(Default)]
@@ -28,6 +31,8 @@ struct Mail {
     storing: Vec<Event>,
     /// How many files the sweep that came the furthest has seen.
     seen: u64,
+    /// What is to take the place of parts of the thread's.
+    exchange: Option<Box<Exchange>>,
     woken: bool,
     stop: bool,
 }
@@ -46,6 +51,35 @@ impl Inbox {
         mail.woken = true;
         drop(mail);
         self.wake.notify_one();
+    }
+
+    /// Lets `exchange` take the place of what the thread works with, at its next border between two
+    /// groups, and says when it has. One at a time: another that is not taken yet never will be.
+    pub fn exchange(&self, mut exchange: Exchange) -> oneshot::Receiver<()> {
+        let (taken, is_taken) = oneshot::channel();
+        exchange.taken = Some(taken);
+        let mut mail = self.mail();
+        mail.exchange = Some(Box::new(exchange));
+        mail.woken = true;
+        drop(mail);
+        self.wake.notify_one();
+        is_taken
+    }
+
+    /// Whether there is an exchange to take.
+    pub(super) fn has_exchange(&self) -> bool {
+        self.mail().exchange.is_some()
+    }
+
+    /// Takes the exchange.
+    pub(super) fn take_exchange(&self) -> Option<Box<Exchange>> {
+        self.mail().exchange.take()
+    }
+
+    /// What wakes it, for sources.
+    pub fn waker(self: &Arc<Self>) -> Waker {
+        let woken = Arc::clone(self);
+        Arc::new(move || woken.wake())
     }
 
     /// Ends reading: what is in the group is stored, and the thread returns.

@@ -1,5 +1,6 @@
 //! Reads sources into the outbox, one group after the other: while one is stored, the next is read.
 
+mod exchange;
 mod inbox;
 mod intake;
 #[cfg(test)]
@@ -8,6 +9,7 @@ mod writer;
 
 use std::{cell::Cell, collections::HashSet, mem, sync::Arc, time::Duration};
 
+pub use exchange::Exchange;
 pub use inbox::Inbox;
 use intake::GroupIntake;
 use serde_json::json;
@@ -16,6 +18,7 @@ use tracing::{debug, error, info, warn};
 pub use writer::Writer;
 
 use super::{
+    facts::Facts,
     group::{Filling, Stages},
     outbox::{Outbox, OutboxError},
     room::{Change, Lack, Room},
@@ -88,6 +91,8 @@ pub struct Ingest {
     pub clock: Arc<dyn Clock>,
     /// How often a heartbeat is sent, spread by ±10 % so that a fleet does not beat as one.
     pub heartbeat: Duration,
+    /// What became of configurations, for heartbeats.
+    pub facts: Facts,
     /// Random numbers from 0 to 1.
     pub jitter: Box<dyn FnMut() -> f64 + Send>,
     /// Told now and then how far catching up is.
@@ -103,7 +108,7 @@ pub struct Work {
     storing: Option<Storing>,
     /// Groups that are stored, or being stored, of which filters do not know yet.
     untold: u32,
-    /// Files that a stage failed on: not read until the next start.
+    /// Files that a stage failed on: not read until a reload or the next start.
     held: HashSet<FileKey>,
     /// The file that a stage failed on in this group.
     failed: Option<Origin>,
@@ -200,7 +205,7 @@ impl Ingest {
 
     /// Fills one group and hands it over to be stored.
     pub(super) fn turn(&mut self) -> Turn {
-        if let Err(pause) = self.restore() {
+        if let Err(pause) = self.restore().and_then(|()| self.follow()) {
             return Turn::NotStored { pause };
         }
         for event in self.inbox.take_events() {
@@ -344,7 +349,7 @@ impl Ingest {
     /// that nothing of it is lost.
     fn hold(&mut self, failed: &Origin) {
         let (path, generation) = (failed.path.to_string_lossy(), &failed.generation.0);
-        error!(%path, generation, "a stage failed: the file is held until the next start");
+        error!(%path, generation, "a stage failed: the file is held until a reload or the next start");
         let data = json!({ "path": path, "generation": generation });
         self.work.held.insert(failed.file);
         self.roll_back();
@@ -475,6 +480,7 @@ impl Ingest {
             "outbox_bytes": self.outbox.stored(),
             "files": files,
             "unread_bytes": unread,
+            "config": self.facts.for_heartbeat(self.clock.now()),
         });
         // It counts the entries before it: one of a group that is not stored is not kept for the
         // next, where it would stand before others.

@@ -1,3 +1,5 @@
+mod exchange;
+
 use std::path::Path;
 
 use siem_protocol::{Digest, Entry, entry::PathText};
@@ -7,6 +9,7 @@ use crate::{
     config::Shipping,
     frame::Codec,
     pipeline::{
+        facts::Facts,
         judge::Judge,
         outbox::{Seat, faults::Faulty},
     },
@@ -65,7 +68,13 @@ impl Source for Files {
         }
         // A source that is not told would read a file again that is deleted since.
         let stored = self.stored.get_or_insert_with(|| self.read.clone());
-        assert_eq!(*stored, self.read, "the source was told what is stored");
+        for (at, (_, lines)) in self.files.iter().enumerate() {
+            // Nobody tells it that a file is held.
+            if !lines.contains(&"boom") {
+                assert_eq!(stored[at], self.read[at], "the source was told what is stored");
+            }
+        }
+        *stored = self.read.clone();
         Ok(())
     }
 
@@ -133,6 +142,7 @@ fn ingest_into(outbox: Outbox, source: Files) -> Ingest {
         inbox: Arc::default(),
         clock: Arc::new(SystemClock),
         heartbeat: Duration::from_secs(300),
+        facts: Facts::default(),
         jitter: Box::new(|| 0.5),
         report: Box::new(|_| ()),
         work: Work::default(),

@@ -104,20 +104,6 @@ impl Outbox {
         })
     }
 
-    /// The sink that is behind the others, if they are not all at the same place.
-    ///
-    /// # Errors
-    /// [`OutboxError`] when the store cannot be read.
-    pub fn slowest_sink(&self) -> Result<Option<String>, OutboxError> {
-        let mut places = Vec::with_capacity(self.sinks.len());
-        for Seat { name, .. } in &self.sinks {
-            places.push((self.cursor(name)?.acknowledged.seq, name));
-        }
-        let fastest = places.iter().map(|(seq, _)| *seq).max();
-        let slowest = places.into_iter().min().filter(|(seq, _)| Some(*seq) < fastest);
-        Ok(slowest.map(|(_, name)| name.clone()))
-    }
-
     /// Moves `sink`'s cursor to `point` of `epoch`, where so many entries were refused for good
     /// since the last one that was taken. A point of an epoch that has ended changes nothing.
     ///
@@ -200,6 +186,47 @@ pub(super) fn read_cursors(
 
 pub(super) fn open_cursor(sink: &str, row: &[u8]) -> Result<Cursor, redb::Error> {
     open_json(sink, row, "a cursor")
+}
+
+impl Outbox {
+    /// Gives places to these sinks and no others from now on, as opening does.
+    ///
+    /// # Errors
+    /// [`OutboxError`]; those that had places still have them.
+    pub fn seat(&self, sinks: &[Seat]) -> Result<(), OutboxError> {
+        self.write("change the sinks of", |transaction, state| {
+            let removed = place_cursors(transaction, state, sinks)?;
+            self.removed.lock().unwrap_or_else(PoisonError::into_inner).extend(removed);
+            Ok(Ok(()))
+        })?;
+        *self.seats() = sinks.to_vec();
+        Ok(())
+    }
+
+    pub(super) fn seats(&self) -> MutexGuard<'_, Vec<Seat>> {
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sinks that had a place in the outbox and are no longer configured; each is said once.
+    #[must_use]
+    pub fn removed_sinks(&self) -> Vec<String> {
+        std::mem::take(&mut self.removed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The sink that is behind the others, if they are not all at the same place.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read.
+    pub fn slowest_sink(&self) -> Result<Option<String>, OutboxError> {
+        let seats: Vec<Seat> = self.seats().clone();
+        let mut places = Vec::with_capacity(seats.len());
+        for Seat { name, .. } in &seats {
+            places.push((self.cursor(name)?.acknowledged.seq, name));
+        }
+        let fastest = places.iter().map(|(seq, _)| *seq).max();
+        let slowest = places.into_iter().min().filter(|(seq, _)| Some(*seq) < fastest);
+        Ok(slowest.map(|(_, name)| name.clone()))
+    }
 }
 
 /// Gives every sink a cursor and takes away those of sinks that are no more, which it names.

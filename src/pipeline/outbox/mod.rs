@@ -94,7 +94,7 @@ pub struct Outbox {
     opener: Opener,
     path: PathBuf,
     file: Mutex<File>,
-    sinks: Vec<Seat>,
+    sinks: Mutex<Vec<Seat>>,
     /// Sinks that had a cursor and are no more.
     removed: Mutex<Vec<String>>,
     /// Whether the store was there before.
@@ -256,7 +256,7 @@ impl Outbox {
             transaction.open_table(DROPPING)?;
             transaction.open_table(ACCOUNTS)?;
             transaction.open_table(DEAD_LETTERS)?;
-            let removed = place_cursors(transaction, state, &self.sinks)?;
+            let removed = place_cursors(transaction, state, &self.seats())?;
             if !was_found {
                 // With all else, or a kill in between would leave a store that knows of nothing.
                 beginning().take_place(transaction, state)?;
@@ -287,7 +287,7 @@ impl Outbox {
             opener,
             path: path.to_owned(),
             file: Mutex::default(),
-            sinks: sinks.to_vec(),
+            sinks: Mutex::new(sinks.to_vec()),
             removed: Mutex::default(),
             was_found: false,
             state: Mutex::new(state),
@@ -316,12 +316,6 @@ impl Outbox {
     #[must_use]
     pub fn groups(&self) -> u64 {
         self.state().groups
-    }
-
-    /// Sinks that had a place in the outbox and are no longer configured; each is said once.
-    #[must_use]
-    pub fn removed_sinks(&self) -> Vec<String> {
-        mem::take(&mut self.removed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What each sink has refused for good since the epoch began.

@@ -64,6 +64,7 @@ fn pipeline(folder: &Path, panics: bool, answer: Option<Delivery>) -> Pipeline {
         sinks: vec![("siem".into(), Box::new(Taker(answer)))],
         outbox: Outbox::open(&folder.join("outbox.redb"), &[seat], new_epoch).unwrap(),
         inbox: Arc::default(),
+        facts: Facts::default(),
         identity: crate::testing::context().identity,
         clock: Arc::new(SystemClock),
     }
@@ -111,7 +112,9 @@ async fn a_full_outbox_that_no_sink_empties_is_not_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = pipeline(folder.path(), false, refused());
     let mut running = start(pipeline, 0, Until::CaughtUp);
-    in_time(running.sinks[0].1.wait_for(|progress| progress.trouble.is_some())).await.unwrap();
+    in_time(running.sinks.tasks[0].progress.wait_for(|progress| progress.trouble.is_some()))
+        .await
+        .unwrap();
     let unfinished = in_time(running.catch_up(Duration::from_millis(20))).await.unwrap_err();
     assert!(matches!(unfinished, Unfinished::Reading(_)), "{unfinished:?}");
     let message = unfinished.to_string();

@@ -32,7 +32,8 @@ use siem_protocol::{Digest, Entry, Identity};
 use tokio::{runtime::Runtime, sync::watch};
 
 use super::{
-    delivery::{Delivering, Ending, Progress as Delivered},
+    delivery::{Delivering, Orders, Progress as Delivered},
+    facts::Facts,
     group::{Filling, Stages},
     ingest::{Inbox, Ingest, Turn, Work, Writer},
     judge::Judge,
@@ -161,7 +162,7 @@ struct Agent {
     ingest: Ingest,
     outbox: Arc<Outbox>,
     runtime: Runtime,
-    _ending: watch::Sender<Ending>,
+    _orders: watch::Sender<Orders>,
 }
 
 struct World {
@@ -356,15 +357,13 @@ impl World {
                 arch: "x86_64".into(),
                 agent_version: "0".into(),
             }),
-            shipping,
-            max_dead_letter_bytes: u64::MAX,
             clock: Arc::clone(&self.time) as Arc<dyn Clock>,
             jitter: Box::new(move || jitter.f64()),
             progress: watch::Sender::<Delivered>::default(),
             report: Arc::new(move |event| reported.report(event)),
             new_epoch: self.new_epoch(),
         };
-        let (ending, watched) = watch::channel(Ending::Running);
+        let (orders, watched) = watch::channel(Orders::new(shipping, u64::MAX));
         runtime.spawn(delivering.run(watched));
         let options = TailOptions {
             roots: vec![self.root.clone()],
@@ -391,12 +390,13 @@ impl World {
             inbox,
             clock,
             heartbeat: POLL,
+            facts: Facts::default(),
             jitter: Box::new(|| 0.5),
             report: Box::new(|_| ()),
             work: Work::default(),
         };
         ingest.begin();
-        self.agent = Some(Agent { ingest, outbox, runtime, _ending: ending });
+        self.agent = Some(Agent { ingest, outbox, runtime, _orders: orders });
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 //! Every `*.jsonl` below the roots, at any depth: sessions, and the files of their sub-agents. The
 //! lines are shipped as they stand there; following the files is the work of [`crate::tail`].
 
-use std::path::PathBuf;
+use std::{any::Any, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -124,6 +124,13 @@ fn default_roots(context: &Context) -> Vec<PathBuf> {
 impl Source for ClaudeSessions {
     fn label(&self) -> &'static str {
         source::CLAUDE_SESSIONS
+    }
+
+    /// Files keep their keys, and so what filters remember of them.
+    fn inherit(&mut self, old: Box<dyn Any>) {
+        if let Ok(old) = old.downcast::<Self>() {
+            self.0.inherit(old.0);
+        }
     }
 
     fn restore(

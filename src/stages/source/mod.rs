@@ -2,7 +2,7 @@
 
 mod claude_sessions;
 
-use std::{sync::Arc, time::Duration};
+use std::{any::Any, sync::Arc, time::Duration};
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -15,9 +15,13 @@ pub use crate::tail::{BadRow, Chunk, GenerationId, Intake, Origin, Piece, Survey
 /// A source runs on a blocking thread of its own pipeline and may do I/O there, never for long at
 /// once. It is the pipeline that stores: a source moves on only in memory, and begins again from
 /// the stored rows when [`restore`](Self::restore) is called.
-pub trait Source: Send {
+pub trait Source: Any + Send {
     /// The `source` of its entries.
     fn label(&self) -> &'static str;
+
+    /// Takes the place of `old`, whose options were others: what it knows of files, beyond what is
+    /// stored, need not be lost. [`restore`](Self::restore) follows. By default nothing is taken.
+    fn inherit(&mut self, _old: Box<dyn Any>) {}
 
     /// Begins from the stored rows: at start, and after a group could not be stored. What was
     /// handed over and not stored since must be handed over again.

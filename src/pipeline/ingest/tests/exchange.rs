@@ -1,0 +1,121 @@
+//! Another configuration between two groups.
+
+use super::*;
+
+/// Drops every record, in place of a filter that failed.
+struct Nothing;
+
+impl Filter for Nothing {
+    fn check(&mut self, _record: &Record<'_>) -> Verdict {
+        Verdict::Drop("nothing")
+    }
+}
+
+/// The filters of [`ingest_into`], the first another: what `same` names stays as it was.
+fn exchange(first: Box<dyn Filter>, same: &[&str]) -> Exchange {
+    let dedupe = filter::build("dedupe", &StageOptions::from_toml("").unwrap()).unwrap();
+    let judge = Judge::new(vec![("fragile".into(), first), ("dedupe".into(), dedupe)]);
+    Exchange {
+        stages: Stages::new(judge, Vec::new()),
+        same_filters: same.iter().map(|name| (*name).to_owned()).collect(),
+        sources: vec![("files".into(), None)],
+        shipping: Shipping::default(),
+        config: Digest::of(b"next"),
+        max_bytes: 1 << 30,
+        heartbeat: Duration::from_secs(300),
+        events: vec![Event::info("applied", json!({}))],
+        taken: None,
+    }
+}
+
+/// The first entry that is stored under each configuration.
+fn borders(outbox: &Outbox) -> Vec<(Digest, u64)> {
+    let frames = outbox.frames(1, |_| std::ops::ControlFlow::Continue(())).unwrap();
+    let mut borders: Vec<(Digest, u64)> =
+        frames.iter().map(|frame| (frame.head.config, frame.head.first_seq)).collect();
+    borders.dedup_by_key(|(config, _)| *config);
+    borders
+}
+
+#[test]
+fn what_was_read_before_is_stored_under_the_one_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = [("a", [r#"{"uuid":"u","n":1}"#, "a2"].as_slice())];
+    let mut ingest = ingest(Files::new(&files), folder.path());
+    let outbox = Arc::clone(&ingest.outbox);
+    ingest.begin();
+    ingest.turn();
+    let mut taken = ingest.inbox.exchange(exchange(Box::new(Nothing), &["dedupe"]));
+    ingest.turn();
+    assert_eq!(taken.try_recv(), Ok(()));
+    ingest.end();
+    // The start and two records; then the one that says so, the last heartbeat and the end.
+    assert_eq!(borders(&outbox), [(Digest::ZERO, 1), (Digest::of(b"next"), 4)]);
+    assert_eq!(stored(&outbox).1, ["agent_started", "applied", "heartbeat", "agent_stopped"]);
+}
+
+/// Without it, each reload would ship again what the client repeats.
+#[test]
+fn a_filter_that_is_configured_as_before_keeps_what_it_remembers() {
+    const LINE: &str = r#"{"uuid":"u","n":1}"#;
+    for (same, shipped) in [(["dedupe"].as_slice(), 0), ([].as_slice(), 1)] {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::new(&[("a", [LINE].as_slice())]);
+        let origin = files.files[0].0.clone();
+        let mut ingest = ingest(files, folder.path());
+        let outbox = Arc::clone(&ingest.outbox);
+        ingest.begin();
+        // As if it had been read before.
+        ingest.stages.judge.judge(&Record::new(&origin, 0, LINE.as_bytes()));
+        ingest.stages.judge.commit();
+        ingest.inbox.exchange(exchange(Box::new(Fragile), same));
+        ingest.turn();
+        ingest.end();
+        assert_eq!(stored(&outbox).0.len(), shipped, "{same:?}");
+    }
+}
+
+#[test]
+fn a_file_that_was_held_is_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = [("a", ["a1"].as_slice()), ("b", ["b1", "boom", "b3"].as_slice())];
+    let mut ingest = ingest(Files::new(&files), folder.path());
+    let outbox = Arc::clone(&ingest.outbox);
+    ingest.begin();
+    assert_eq!(ingest.turn(), Turn::Held);
+    ingest.turn();
+    assert_eq!(stored(&outbox).0, ["a1"]);
+    struct Sturdy;
+    impl Filter for Sturdy {
+        fn check(&mut self, _record: &Record<'_>) -> Verdict {
+            Verdict::Keep
+        }
+    }
+    ingest.inbox.exchange(exchange(Box::new(Sturdy), &["dedupe"]));
+    ingest.turn();
+    ingest.end();
+    assert_eq!(stored(&outbox).0, ["a1", "b1", "boom", "b3"]);
+}
+
+/// One that is taken although what was read before it could not be stored would judge that too, and
+/// nothing would tell.
+#[test]
+fn waits_until_what_was_read_before_it_is_stored() {
+    let (file, folder) = (Faulty::default(), tempfile::tempdir().unwrap());
+    let mut ingest = ingest_into(file.outbox(folder.path()), Files::new(&[]));
+    let outbox = Arc::clone(&ingest.outbox);
+    ingest.begin();
+    ingest.turn();
+    ingest.event(Event::info("before", json!({})));
+    let mut taken = ingest.inbox.exchange(exchange(Box::new(Nothing), &["dedupe"]));
+    file.fail_syncs(true);
+    assert!(matches!(ingest.turn(), Turn::NotStored { .. }));
+    assert!(taken.try_recv().is_err());
+    file.fail_syncs(false);
+    ingest.turn();
+    assert_eq!(taken.try_recv(), Ok(()));
+    ingest.end();
+    assert_eq!(borders(&outbox).len(), 2);
+    let expected = ["agent_started", "before", "applied", "heartbeat", "agent_stopped"];
+    assert_eq!(stored(&outbox).1, expected);
+}

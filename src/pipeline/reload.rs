@@ -1,0 +1,123 @@
+//! What has to be built anew when the configuration changes, built beside what runs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+};
+
+use siem_protocol::Digest;
+
+use super::{assembly, group::Stages, ingest::Exchange};
+use crate::{
+    config::{ConfigError, Loaded, Settings, StageTable},
+    event::Event,
+    stages::{
+        Context,
+        sink::Sink,
+        source::{Source, Waker},
+    },
+};
+
+/// What a pipeline that runs was built from, to tell what is another now.
+#[derive(Clone, PartialEq)]
+pub struct Plan {
+    settings: Settings,
+    /// The content of the files that tables name, secrets among them: nothing but its hash.
+    files: BTreeMap<PathBuf, Option<Digest>>,
+}
+
+/// What takes the place of parts of a pipeline that runs.
+pub struct Reload {
+    /// The settings.
+    pub settings: Settings,
+    /// What is for the thread that reads.
+    pub exchange: Exchange,
+    /// All sinks in their order; without one, that of this name stays.
+    pub sinks: Vec<(String, Option<Box<dyn Sink>>)>,
+}
+
+impl Plan {
+    /// What is built from a configuration now. To be taken before it is built: what changes in
+    /// between is another the next time.
+    #[must_use]
+    pub fn of(loaded: &Loaded, context: &Context) -> Self {
+        let content = |path: PathBuf| {
+            let digest = fs::read(&path).ok().map(|bytes| Digest::of(&bytes));
+            (path, digest)
+        };
+        let files = named_files(&loaded.settings, context).into_iter().map(content).collect();
+        Self { settings: loaded.settings.clone(), files }
+    }
+
+    /// Builds what has to be another under `next`, which is the plan of `loaded`, with `stages` for
+    /// its filters and enrichers; the rest of the pipeline stays. `events` are its first entries.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first stage that can't be built: nothing has changed then.
+    pub fn to(
+        &self,
+        next: &Self,
+        loaded: &Loaded,
+        stages: Stages,
+        context: &Context,
+        waker: &Waker,
+        events: Vec<Event>,
+    ) -> Result<Reload, ConfigError> {
+        let (old, new) = (&self.settings, &next.settings);
+        let same_filters: BTreeSet<String> = new
+            .pipeline
+            .filters
+            .iter()
+            .filter(|table| old.pipeline.filters.contains(table))
+            .map(|table| table.name.clone())
+            .collect();
+        // A source is built for an interval.
+        let same_interval = old.agent.poll_interval == new.agent.poll_interval;
+        let mut sources: Vec<(String, Option<Box<dyn Source>>)> = Vec::new();
+        for table in &new.pipeline.sources {
+            let is_same = same_interval && old.pipeline.sources.contains(table);
+            let source = match is_same {
+                true => None,
+                false => Some(assembly::source(loaded, table, context, waker)?),
+            };
+            sources.push((table.name.clone(), source));
+        }
+        let mut sinks: Vec<(String, Option<Box<dyn Sink>>)> = Vec::new();
+        for table in &new.pipeline.sinks {
+            let has_same_files = files_of(table, context)
+                .iter()
+                .all(|file| self.files.get(file) == next.files.get(file));
+            let is_same = has_same_files && old.pipeline.sinks.contains(table);
+            let sink = match is_same {
+                true => None,
+                false => Some(assembly::sink(loaded, table, context)?),
+            };
+            sinks.push((table.name.clone(), sink));
+        }
+        let exchange = Exchange {
+            stages,
+            same_filters,
+            sources,
+            shipping: new.shipping,
+            config: new.config_hash(),
+            max_bytes: new.outbox.max_bytes,
+            heartbeat: new.agent.poll_interval,
+            events,
+            taken: None,
+        };
+        Ok(Reload { settings: new.clone(), exchange, sinks })
+    }
+}
+
+/// The files that stages of a configuration name: their options end in `_file`.
+#[must_use]
+pub fn named_files(settings: &Settings, context: &Context) -> BTreeSet<PathBuf> {
+    let pipeline = &settings.pipeline;
+    let all = [&pipeline.sources, &pipeline.filters, &pipeline.enrichers, &pipeline.sinks];
+    all.into_iter().flatten().flat_map(|table| files_of(table, context)).collect()
+}
+
+fn files_of(table: &StageTable, context: &Context) -> Vec<PathBuf> {
+    table.options.files().iter().map(|path| context.paths.expand(path)).collect()
+}

@@ -1,0 +1,156 @@
+//! The tasks of the sinks: begun, replaced while others run, and ended.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::json;
+use siem_protocol::{Identity, names::event};
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tracing::{error, info, warn};
+
+use super::{
+    super::{
+        delivery::{Delivering, Ending, Orders, Progress},
+        fault::{Fault, Faults},
+        ingest::Inbox,
+        outbox::{Outbox, Seat},
+    },
+    new_epoch,
+};
+use crate::{event::Event, platform::Clock, stages::sink::Sink, text::causes};
+
+/// How long a store is left alone that can't be written.
+const STORE_RETRY: Duration = Duration::from_secs(5);
+
+/// The tasks, and what new ones are begun with.
+pub(super) struct Sinks {
+    pub(super) tasks: Vec<Task>,
+    /// What a new task is told.
+    pub(super) orders: Orders,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) identity: Arc<Identity>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) faults: Faults,
+}
+
+/// The task of one sink.
+pub(super) struct Task {
+    pub(super) name: String,
+    destination: Option<String>,
+    orders: watch::Sender<Orders>,
+    /// Closed before everything is delivered when the task died.
+    pub(super) progress: watch::Receiver<Progress>,
+    handle: JoinHandle<()>,
+}
+
+impl Sinks {
+    /// Begins to deliver to a sink that has a place in the outbox.
+    pub(super) fn begin(&mut self, name: String, sink: Box<dyn Sink>) {
+        let (progress, watched) = watch::channel(Progress::default());
+        let (orders, told) = watch::channel(self.orders);
+        let destination = sink.destination();
+        let inbox = Arc::clone(&self.inbox);
+        let delivering = Delivering {
+            name: name.clone(),
+            sink,
+            outbox: Arc::clone(&self.outbox),
+            identity: Arc::clone(&self.identity),
+            clock: Arc::clone(&self.clock),
+            jitter: Box::new(fastrand::f64),
+            progress,
+            report: Arc::new(move |event: Event| inbox.report(event)),
+            new_epoch: Arc::new(new_epoch),
+        };
+        let handle = tokio::spawn(delivering.run(told));
+        let death = Fault::Death(format!("sink `{name}`"));
+        let is_done = |progress: &Progress| progress.drained || progress.left;
+        self.faults.unless(watched.clone(), is_done, death);
+        self.tasks.push(Task { name, destination, orders, progress: watched, handle });
+    }
+
+    /// Tells every task how to end.
+    pub(super) fn end(&self, ending: Ending) {
+        for task in &self.tasks {
+            task.orders.send_modify(|orders| orders.ending = ending);
+        }
+    }
+
+    /// Goes on with these sinks under these orders; where there is none for a name, the one that is
+    /// there stays. Others go on from where the ones before them are.
+    pub(super) async fn replace(
+        &mut self,
+        sinks: Vec<(String, Option<Box<dyn Sink>>)>,
+        orders: Orders,
+    ) {
+        self.orders = orders;
+        let stays =
+            |task: &Task| sinks.iter().any(|(name, sink)| *name == task.name && sink.is_none());
+        let (stay, leave): (Vec<_>, Vec<_>) = self.tasks.drain(..).partition(stays);
+        self.tasks = stay;
+        for task in &self.tasks {
+            task.orders.send_if_modified(|known| std::mem::replace(known, orders) != orders);
+        }
+        let had: Vec<Seat> = self.tasks.iter().chain(&leave).map(Task::seat).collect();
+        for task in leave {
+            task.orders.send_modify(|orders| orders.ending = Ending::Left);
+            // What it does with the store comes to its end before another goes on.
+            drop(task.handle.await);
+        }
+        let seats: Vec<Seat> = sinks.iter().map(|(name, sink)| self.seat(name, sink)).collect();
+        if seats.len() != had.len() || seats.iter().any(|seat| !had.contains(seat)) {
+            self.take_seats(seats).await;
+        }
+        for (name, sink) in sinks {
+            if let Some(sink) = sink {
+                info!(sink = name, "sink begins anew");
+                self.begin(name, sink);
+            }
+        }
+    }
+
+    fn seat(&self, name: &str, sink: &Option<Box<dyn Sink>>) -> Seat {
+        match (sink, self.tasks.iter().find(|task| task.name == name)) {
+            (None, Some(task)) => task.seat(),
+            (sink, _) => Seat {
+                name: name.to_owned(),
+                destination: sink.as_ref().and_then(|sink| sink.destination()),
+            },
+        }
+    }
+
+    async fn take_seats(&self, seats: Vec<Seat>) {
+        loop {
+            let (outbox, seats) = (Arc::clone(&self.outbox), seats.clone());
+            match tokio::task::spawn_blocking(move || outbox.seat(&seats)).await {
+                Ok(Err(failure)) => {
+                    error!(cause = causes(&failure), "the outbox could not be told of other sinks");
+                    sleep(STORE_RETRY).await;
+                }
+                Ok(Ok(())) | Err(_) => break,
+            }
+        }
+        tell_removed(&self.outbox, &self.inbox);
+    }
+
+    /// Ends all tasks where they are.
+    pub(super) async fn abort(self) {
+        for task in self.tasks {
+            task.handle.abort();
+            drop(task.handle.await);
+        }
+    }
+}
+
+impl Task {
+    fn seat(&self) -> Seat {
+        Seat { name: self.name.clone(), destination: self.destination.clone() }
+    }
+}
+
+/// Reports sinks that had a place in the outbox and are no longer configured.
+pub fn tell_removed(outbox: &Outbox, inbox: &Inbox) {
+    for sink in outbox.removed_sinks() {
+        warn!(sink, "sink is no longer configured: its place in the outbox was given up");
+        inbox.report(Event::warning(event::SINK_REMOVED, json!({ "sink": sink })));
+    }
+}
