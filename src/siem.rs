@@ -1,18 +1,19 @@
 //! The way to a receiver: requests with the agent's identity, signed.
 
 mod failure;
+mod revision;
 mod signed;
 
 use std::time::Duration;
 
 use failure::Failure;
-use percent_encoding::{CONTROLS, utf8_percent_encode};
 use reqwest::{
     Client, Method, RequestBuilder, Url,
     header::{self, HeaderMap},
 };
+pub use revision::Revision;
 use siem_protocol::{
-    BatchId, Encoding, Identity, ManagedError,
+    BatchId, Digest, Encoding, Identity, ManagedError,
     managed::MAX_BYTES,
     names::{content_type, header as siem, path},
     sign,
@@ -33,7 +34,7 @@ pub struct Connection {
     secret: Secret,
     identity: Identity,
     /// Value of `X-Siem-Config-Version`.
-    revision: String,
+    revision: Revision,
 }
 
 /// What came back for a request.
@@ -76,19 +77,70 @@ pub enum FetchError {
         /// The HTTP status.
         status: u16,
     },
-    /// The answer is not signed, or not with the secret that is configured here.
-    #[error("the managed configuration is not signed with the HMAC secret that this agent has")]
-    Signature,
+    /// The answer carries no signature.
+    #[error(
+        "the answer from `{url}` carries no signature, so it is not the receiver's: does a captive \
+         portal or a proxy answer in its place?"
+    )]
+    Unsigned {
+        /// What was asked.
+        url: String,
+    },
+    /// The answer is not signed with the secret that is configured here, or not for this request.
+    #[error(
+        "the managed configuration from `{url}` is not signed with the HMAC secret that this agent \
+         has, over this request: is the secret another there, or is the answer an old one?"
+    )]
+    Signature {
+        /// What was asked.
+        url: String,
+        /// The hash of what came.
+        content: Digest,
+    },
     /// What came can't be a managed configuration.
     #[error(transparent)]
     Content(#[from] ManagedError),
+}
+
+/// What came of asking for the managed configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    /// The receiver manages nothing here.
+    Nothing,
+    /// It is the one that is known already.
+    Unchanged {
+        /// Whether the receiver's secret signed that.
+        is_signed: bool,
+    },
+    /// One whose signature is right; its content is still to be read.
+    Answer(SignedAnswer),
 }
 
 impl FetchError {
     /// Whether an answer came and was refused, rather than none.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Signature | Self::Content(_))
+        matches!(self, Self::Unsigned { .. } | Self::Signature { .. } | Self::Content(_))
+    }
+
+    /// Whether it is likely to pass by itself.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Status { status } => matches!(status, 408 | 425 | 429 | 500..=599),
+            _ => false,
+        }
+    }
+
+    /// Names what was refused, so that it is said once: its content, or, of what proves to come from
+    /// nobody, why.
+    #[must_use]
+    pub fn content(&self) -> Digest {
+        match self {
+            Self::Signature { content, .. } => *content,
+            other => Digest::of(other.to_string().as_bytes()),
+        }
     }
 }
 
@@ -102,10 +154,8 @@ impl Connection {
         token: Secret,
         secret: Secret,
         identity: Identity,
-        revision: Option<&str>,
+        revision: Revision,
     ) -> Self {
-        // A header carries printable ASCII only.
-        let revision = utf8_percent_encode(revision.unwrap_or("0"), CONTROLS).to_string();
         Self { client, base, token, secret, identity, revision }
     }
 
@@ -139,31 +189,46 @@ impl Connection {
         answer.is_signed_with(&self.secret)
     }
 
-    /// Fetches the managed configuration; `None` when the receiver has none. Its signature is right,
-    /// its content is still to be read.
+    /// Fetches the managed configuration, unless it is the one that has this `ETag`.
     ///
     /// # Errors
     /// [`FetchError`]: the caller keeps what is in force.
     pub async fn managed_config(
         &self,
+        known: Option<&str>,
         timeout: Duration,
-    ) -> Result<Option<SignedAnswer>, FetchError> {
+    ) -> Result<Fetched, FetchError> {
         let nonce = data_encoding::HEXLOWER.encode(uuid::Uuid::new_v4().as_bytes());
-        let request = self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce);
+        let mut request = self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce);
+        if let Some(etag) = known {
+            request = request.header(header::IF_NONE_MATCH, etag);
+        }
+        let url = || self.base.origin().ascii_serialization();
         match self.exchange(request, MAX_BYTES, timeout).await {
             Reply::Failed { reason, .. } => Err(FetchError::Unreachable { reason }),
-            Reply::Answered { status: 404, .. } => Ok(None),
+            Reply::Answered { status: 404, .. } => Ok(Fetched::Nothing),
+            Reply::Answered { status: 304, headers, .. } => {
+                let (body, etag) = (String::new(), None);
+                let answer = SignedAnswer { body, nonce, signature: signature(&headers), etag };
+                Ok(Fetched::Unchanged { is_signed: self.vouches_for(&answer) })
+            }
             Reply::Answered { status: 200, whole: false, .. } => Err(ManagedError::TooLarge.into()),
             Reply::Answered { status: 200, body, headers, .. } => {
-                let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+                let (content, etag) = (Digest::of(&body), text(&headers, header::ETAG.as_str()));
                 let answer = SignedAnswer {
                     // What is no UTF-8 is no JSON either, and its signature does not fit any more.
                     body: String::from_utf8(body).unwrap_or_default(),
                     nonce,
-                    signature: text(siem::SIGNATURE).unwrap_or_default().to_owned(),
-                    etag: text(header::ETAG.as_str()).map(str::to_owned),
+                    signature: signature(&headers),
+                    etag,
                 };
-                self.vouches_for(&answer).then_some(Some(answer)).ok_or(FetchError::Signature)
+                match self.vouches_for(&answer) {
+                    true => Ok(Fetched::Answer(answer)),
+                    false if answer.signature.is_empty() => {
+                        Err(FetchError::Unsigned { url: url() })
+                    }
+                    false => Err(FetchError::Signature { url: url(), content }),
+                }
             }
             Reply::Answered { status, .. } => Err(FetchError::Status { status }),
         }
@@ -177,7 +242,7 @@ impl Connection {
             .client
             .request(method, url)
             .bearer_auth(self.token.expose())
-            .header(siem::CONFIG_VERSION, &self.revision);
+            .header(siem::CONFIG_VERSION, self.revision.header());
         for (name, value) in self.identity.headers() {
             request = request.header(name, value);
         }
@@ -215,4 +280,12 @@ impl Connection {
         }
         Reply::Failed { reason, alarm, waited: None }
     }
+}
+
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+fn signature(headers: &HeaderMap) -> String {
+    text(headers, siem::SIGNATURE).unwrap_or_default()
 }

@@ -101,7 +101,7 @@ pub(crate) fn context() -> crate::stages::Context {
         paths: Paths::on(Os::CURRENT, &environment).expect("a home is given"),
         environment,
         clock: std::sync::Arc::new(SystemClock),
-        revision: None,
+        revision: crate::siem::Revision::default(),
         once: false,
         poll_interval: std::time::Duration::from_secs(300),
     }

@@ -26,7 +26,7 @@ fn context() -> Context {
         paths: Paths::on(Os::CURRENT, &environment).unwrap(),
         environment,
         clock: Arc::new(SystemClock),
-        revision: None,
+        revision: ai_agent::siem::Revision::default(),
         once: false,
         poll_interval: Duration::from_secs(300),
     }

@@ -98,7 +98,7 @@ fn context() -> Context {
         paths: Paths::from_environment(&environment).expect("there is a home"),
         environment,
         clock: Arc::new(SystemClock),
-        revision: None,
+        revision: ai_agent::siem::Revision::default(),
         once: true,
         poll_interval: std::time::Duration::from_secs(300),
     }

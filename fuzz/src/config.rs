@@ -104,7 +104,7 @@ pub(super) fn build(loaded: &Loaded, paths: &Paths) -> Result<(), ConfigError> {
         environment: Environment::default(),
         paths: paths.clone(),
         clock: Arc::new(SystemClock),
-        revision: None,
+        revision: ai_agent::siem::Revision::default(),
         once: true,
         poll_interval: agent.poll_interval,
     };

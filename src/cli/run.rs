@@ -1,32 +1,32 @@
 //! `ai-agent run`: reads and ships, until stopped.
 
-use std::{path::Path, sync::Arc, time::Duration};
+mod files;
+mod keeper;
+mod live;
+mod polls;
+mod status;
+
+use std::{mem, path::Path, sync::Arc, time::Duration};
 
 use clap::Args;
 use serde_json::json;
 use siem_protocol::names::event;
 use tracing::{error, info, warn};
 
-use super::{
-    Failure, dry_run,
-    managed::{self, InForce},
-    progress::Bar,
-    restarts::Restarts,
-    setup::Surroundings,
-};
+use keeper::Keeper;
+
+use super::{Failure, dry_run, progress::Bar, restarts::Restarts, setup::Surroundings};
 use crate::{
     config::Loaded,
     event::Event,
     pipeline::{
         assembly,
-        facts::Facts,
         fault::{Fault, Unfinished},
         ingest::{Inbox, Report, Until},
         outbox::{Found, Outbox, Seat},
         runner::{Pipeline, new_epoch, tell_removed},
     },
     platform::{Signals, StateLock},
-    stages::Context,
 };
 
 /// How long `--once` waits for a receiver that does not take anything.
@@ -86,36 +86,35 @@ impl Arguments {
         mut signals: Signals,
     ) -> Result<(), Failure> {
         let lock = StateLock::acquire(&loaded.settings.agent.state_dir).map_err(Failure::failed)?;
-        let mut context = surroundings.context(&loaded, Some(lock.dir()), self.once);
+        let context = surroundings.context(&loaded, Some(lock.dir()), self.once);
         // Built once with the local layers: what is wrong there is an error, whatever the server
         // says.
         assembly::sinks(&loaded, &context).map_err(Failure::usage)?;
         assembly::stages(&loaded, &context).map_err(Failure::usage)?;
-        let InForce { loaded, revision, events } = tokio::select! {
-            in_force = managed::in_force(surroundings, explicit, loaded, &context) => {
-                in_force.map_err(Failure::usage)?
-            }
+        let keeper = Keeper::new(surroundings, explicit, lock.dir(), loaded, context);
+        let mut keeper = keeper.map_err(Failure::usage)?;
+        let first = tokio::select! {
+            first = live::begin(&mut keeper, self.once) => first,
             () = signals.ended() => return Ok(()),
         };
-        context.revision = revision;
-        let mut events = Some(events);
+        let mut left = Vec::new();
         let mut restarts = Restarts::default();
         loop {
-            let pipeline = assemble(&loaded, &context, lock.dir())?;
-            for event in events.take().into_iter().flatten() {
-                pipeline.inbox.report(event);
-            }
+            let pipeline = assemble(&keeper, lock.dir())?;
+            keeper.is_applied();
+            let events = mem::take(&mut left).into_iter().chain(keeper.take_events());
+            events.for_each(|event| pipeline.inbox.report(event));
             let (state, epoch) = (lock.dir().display(), pipeline.outbox.epoch());
             info!(%state, epoch, version = env!("CARGO_PKG_VERSION"), "started");
             let ended = match self.once {
-                true => once(pipeline, &loaded, &mut signals).await,
-                false => until_stopped(pipeline, &loaded, &mut signals).await,
+                true => once(pipeline, &keeper, &mut signals).await,
+                false => until_stopped(pipeline, &mut keeper, first, &mut signals).await,
             };
             let fault = match ended {
                 Ok(()) => return Ok(()),
                 Err(Ended::Failed(failure)) => return Err(failure),
-                Err(Ended::Fault(fault, left)) => {
-                    events = Some(left);
+                Err(Ended::Fault(fault, events)) => {
+                    left = events;
                     fault
                 }
             };
@@ -124,7 +123,7 @@ impl Arguments {
                 (true, Fault::Damage) => 1,
                 (true, Fault::Death(_)) => 0,
             };
-            if !restarts.allow(most, context.clock.uptime()) {
+            if !restarts.allow(most, keeper.context.clock.uptime()) {
                 return Err(given_up(&fault, most, lock.dir()));
             }
             match &fault {
@@ -164,7 +163,8 @@ fn given_up(fault: &Fault, restarts: usize, state_dir: &Path) -> Failure {
     })
 }
 
-fn assemble(loaded: &Loaded, context: &Context, state_dir: &Path) -> Result<Pipeline, Failure> {
+fn assemble(keeper: &Keeper<'_>, state_dir: &Path) -> Result<Pipeline, Failure> {
+    let Keeper { loaded, context, .. } = keeper;
     let inbox = Arc::new(Inbox::default());
     let sources = assembly::sources(loaded, context, &inbox.waker()).map_err(Failure::usage)?;
     let stages = assembly::stages(loaded, context).map_err(Failure::usage)?;
@@ -185,7 +185,8 @@ fn assemble(loaded: &Loaded, context: &Context, state_dir: &Path) -> Result<Pipe
     })?;
     tell(&found, &outbox.epoch(), &inbox);
     tell_removed(&outbox, &inbox);
-    Ok(Pipeline { sources, stages, sinks, outbox, inbox, facts: Facts::default(), identity, clock })
+    let facts = keeper.status.facts.clone();
+    Ok(Pipeline { sources, stages, sinks, outbox, inbox, facts, identity, clock })
 }
 
 /// Reports what was found where the outbox should be.
@@ -227,13 +228,15 @@ fn tell(found: &Found, epoch: &str, inbox: &Inbox) {
 /// Reads and delivers until a signal comes.
 async fn until_stopped(
     pipeline: Pipeline,
-    loaded: &Loaded,
+    keeper: &mut Keeper<'_>,
+    first: Duration,
     signals: &mut Signals,
 ) -> Result<(), Ended> {
-    let running = pipeline.start(&loaded.settings, Until::Stopped, Box::new(|_| ()));
+    let mut running = pipeline.start(&keeper.loaded.settings, Until::Stopped, Box::new(|_| ()));
+    let failed = running.failed();
     let fault = tokio::select! {
-        () = signals.ended() => None,
-        fault = running.failed() => Some(fault),
+        () = live::follow(&mut running, keeper, first, signals) => None,
+        fault = failed => Some(fault),
     };
     match &fault {
         None => info!("stopping"),
@@ -244,11 +247,11 @@ async fn until_stopped(
 }
 
 /// Reads everything once, delivers it, and ends.
-async fn once(pipeline: Pipeline, loaded: &Loaded, signals: &mut Signals) -> Result<(), Ended> {
+async fn once(pipeline: Pipeline, keeper: &Keeper<'_>, signals: &mut Signals) -> Result<(), Ended> {
     let bar = Bar::new();
     let report: Report =
         Box::new(move |progress| bar.show(progress.read, progress.unread, progress.files));
-    let mut running = pipeline.start(&loaded.settings, Until::CaughtUp, report);
+    let mut running = pipeline.start(&keeper.loaded.settings, Until::CaughtUp, report);
     let done = tokio::select! {
         done = running.catch_up(PATIENCE) => Some(done),
         () = signals.ended() => None,

@@ -111,8 +111,13 @@ impl Surroundings {
         explicit: Option<&Path>,
         managed: Option<&Managed>,
     ) -> Result<Loaded, ConfigError> {
+        config::load(&Inputs { managed, ..self.inputs(explicit) })
+    }
+
+    /// Where the local layers are read from.
+    pub(super) fn inputs<'a>(&'a self, explicit: Option<&'a Path>) -> Inputs<'a> {
         let (paths, environment) = (&self.paths, &self.environment);
-        config::load(&Inputs { paths, environment, explicit, managed })
+        Inputs { paths, environment, explicit, managed: None }
     }
 
     /// What stages get. Without a state directory, a machine that has no id gets one for this run.
@@ -126,7 +131,7 @@ impl Surroundings {
             environment: self.environment.clone(),
             paths: self.paths.clone(),
             clock: Arc::new(SystemClock),
-            revision: None,
+            revision: crate::siem::Revision::default(),
             once,
             poll_interval: loaded.settings.agent.poll_interval,
         }

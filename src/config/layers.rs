@@ -170,7 +170,7 @@ pub(super) fn merge(layers: &[Layer]) -> Figment {
 }
 
 /// The files of a directory of files, in the order of their names; hidden ones are an editor's.
-fn files_of(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+pub(super) fn files_of(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     let failed = |source| ConfigError::Read { origin: Origin::Machine(dir.to_owned()), source };
     let entries = match fs::read_dir(dir) {
         Err(error) if is_absent(&error) => return Ok(Vec::new()),

@@ -91,6 +91,18 @@ pub fn load(inputs: &Inputs<'_>) -> Result<Loaded, ConfigError> {
     Loaded::new(read, inputs.paths, files, warnings)
 }
 
+/// The files that [`load`] reads, whether they are there or not; of the machine's `config.d` those
+/// that are.
+#[must_use]
+pub fn files(inputs: &Inputs<'_>) -> Vec<PathBuf> {
+    let Paths { user_config, machine_config, machine_config_dir, .. } = inputs.paths;
+    let mut files = vec![machine_config.clone(), user_config.clone()];
+    // A directory that can't be listed is an error of loading.
+    files.extend(layers::files_of(machine_config_dir).unwrap_or_default());
+    files.extend(inputs.explicit.map(Path::to_owned));
+    files
+}
+
 /// Reads files as the files of a machine that has no others, no environment and no user: what one
 /// that is to be rolled out says by itself. Of several, each is above those before it.
 ///

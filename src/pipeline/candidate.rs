@@ -13,13 +13,12 @@ pub enum Refusal {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A test that it carries fails.
-    #[error(
-        "the test `{test}` of the managed configuration fails in line {line}: expected {expected}, got \
-         {found}"
-    )]
+    #[error("the test `{test}` of {origin} fails in line {line}: expected {expected}, got {found}")]
     Test {
         /// The test's name.
         test: String,
+        /// Where it stands.
+        origin: String,
         /// The first line that fails, from 1.
         line: usize,
         /// What the test says.
@@ -29,23 +28,39 @@ pub enum Refusal {
     },
 }
 
-/// Builds filters and enrichers of a configuration with a managed layer, those too that are switched
-/// off, and runs the tests that this layer carries.
+/// Which tests of a configuration decide about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tests {
+    /// Those of its managed layer: a server's change answers for itself.
+    Managed,
+    /// Those of every layer.
+    All,
+}
+
+/// Builds filters and enrichers of a configuration, those too that are switched off, and runs its
+/// tests.
 ///
 /// # Errors
 /// [`Refusal`]: what is in force stays.
-pub fn accept(loaded: &Loaded, context: &Context) -> Result<Stages, Refusal> {
+pub fn accept(loaded: &Loaded, context: &Context, tests: Tests) -> Result<Stages, Refusal> {
     let stages = assembly::stages(loaded, context)?;
     if let Some(error) = assembly::check_switched_off(loaded, context).into_iter().next() {
         return Err(error.into());
     }
-    let own = |place: &Origin| matches!(place, Origin::Managed(_));
-    for test in loaded.tests.iter().filter(|test| own(&test.place.origin)) {
+    let counts = |origin: &Origin| match tests {
+        Tests::Managed => matches!(origin, Origin::Managed(_)),
+        Tests::All => true,
+    };
+    for test in loaded.tests.iter().filter(|test| counts(&test.place.origin)) {
         let mismatch = trial::run(test, &mut assembly::judge(loaded)?).into_iter().next();
         if let Some(trial::Mismatch { line, expected, found }) = mismatch {
+            let origin = match &test.place.origin {
+                Origin::Managed(_) => "the managed configuration".to_owned(),
+                _ => test.place.to_string(),
+            };
             let test = test.name.clone();
             let (expected, found) = (expected.in_short().to_string(), found.in_short().to_string());
-            return Err(Refusal::Test { test, line, expected, found });
+            return Err(Refusal::Test { test, origin, line, expected, found });
         }
     }
     Ok(stages)

@@ -19,4 +19,4 @@ pub use environment::Environment;
 pub use identity::{Identified, identify, is_root};
 pub use lock::{Holder, LockError, StateLock, holder};
 pub use paths::{Os, Paths, PathsError};
-pub use signals::Signals;
+pub use signals::{Signal, Signals};

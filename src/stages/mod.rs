@@ -20,6 +20,7 @@ pub use crate::config::StageOptions;
 use crate::{
     config::did_you_mean,
     platform::{Clock, Environment, Paths},
+    siem::Revision,
 };
 
 /// What a stage is.
@@ -181,8 +182,8 @@ pub struct Context {
     pub paths: Paths,
     /// The time.
     pub clock: Arc<dyn Clock>,
-    /// Revision of the managed configuration in force; `None` without one.
-    pub revision: Option<String>,
+    /// Which managed configuration is in force.
+    pub revision: Revision,
     /// Whether everything is read once and nothing after that: there are no changes to wait for.
     pub once: bool,
     /// How often everything is looked at anew.

@@ -152,7 +152,7 @@ impl Post {
             paths: Paths::on(Os::CURRENT, &environment).unwrap(),
             environment,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
-            revision: None,
+            revision: ai_agent::siem::Revision::default(),
             once: false,
             poll_interval: PATIENCE,
         }

@@ -70,7 +70,7 @@ pub mod event {
     pub const HEARTBEAT: &str = "heartbeat";
     /// A new outbox began to count from 1.
     pub const EPOCH_STARTED: &str = "epoch_started";
-    /// A managed configuration is in force.
+    /// Another configuration is in force: a managed one, or one with a change of this machine.
     pub const CONFIG_APPLIED: &str = "config_applied";
     /// A configuration was refused whole.
     pub const CONFIG_REFUSED: &str = "config_refused";

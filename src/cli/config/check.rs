@@ -40,7 +40,7 @@ impl Arguments {
                 .map_or(String::new(), |near| format!(": did you mean `{near}`?"));
             warn!("`locked` names `{lock}`, which is no key of this configuration{hint}");
         }
-        candidate::accept(&loaded, &context).map_err(Failure::failed)?;
+        candidate::accept(&loaded, &context, candidate::Tests::Managed).map_err(Failure::failed)?;
         print(format_args!("the configuration is right"))
     }
 }

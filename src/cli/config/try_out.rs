@@ -43,7 +43,8 @@ impl Arguments {
         let in_force = managed::last_in_force(&surroundings, explicit)?;
         let context = surroundings.context(&in_force, None, true);
         let candidate = self.candidate(&surroundings, explicit)?;
-        let accepted = candidate::accept(&candidate, &context).map_err(Failure::failed)?;
+        let accepted = candidate::accept(&candidate, &context, candidate::Tests::Managed)
+            .map_err(Failure::failed)?;
         if candidate.settings.pipeline.sources != in_force.settings.pipeline.sources {
             tracing::warn!("the candidate has other sources: those in force are read");
         }

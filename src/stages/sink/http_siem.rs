@@ -235,7 +235,7 @@ impl Options {
             return Err(BuildError::Invalid { option: "token", problem });
         }
         let identity = context.identity.clone();
-        let (client, revision) = (self.client(context)?, context.revision.as_deref());
+        let (client, revision) = (self.client(context)?, context.revision.clone());
         Ok(Connection::new(client, base, token, hmac_secret, identity, revision))
     }
 

@@ -1,0 +1,429 @@
+//! Keeps the configuration in force, and says what takes its place.
+
+use std::{
+    collections::BTreeSet,
+    fs, mem,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+use siem_protocol::{Digest, names::event};
+use tracing::{error, info, warn};
+
+use super::{
+    super::{
+        managed::{self, Candidate},
+        setup::Surroundings,
+    },
+    files::{self, Sights, Stamps},
+    polls::Outcome,
+    status::Status,
+};
+use crate::{
+    config::{self, ConfigError, Loaded},
+    event::Event,
+    pipeline::{
+        assembly,
+        candidate::Tests,
+        facts::{Applied, Attempted, From, Refused},
+        reload::{Plan, Reload, named_files},
+    },
+    siem::{Connection, FetchError, Fetched, SignedAnswer},
+    stages::{Context, source::Waker},
+    text::causes,
+};
+
+/// The configuration in force, and all that is needed to try another.
+pub(super) struct Keeper<'a> {
+    surroundings: &'a Surroundings,
+    explicit: Option<&'a Path>,
+    /// Where the agent keeps its state, whatever a configuration says meanwhile.
+    state_dir: &'a Path,
+    /// What stages are built with.
+    pub(super) context: Context,
+    /// The configuration in force.
+    pub(super) loaded: Loaded,
+    /// What it was built from.
+    plan: Plan,
+    /// Its managed layer, as it came.
+    answer: Option<SignedAnswer>,
+    /// The server that manages this agent.
+    manager: Option<Connection>,
+    /// What was tried and named files, refused or not: a change of them is worth another try.
+    named: BTreeSet<PathBuf>,
+    /// Contents that were refused, each said once.
+    refused: BTreeSet<Digest>,
+    /// Whether a person asked for the last try, who wants to know what came of it.
+    is_asked: bool,
+    /// Whether the server did not answer the last time.
+    is_away: bool,
+    /// What was found out, for whoever asks.
+    pub(super) status: Status,
+    /// What there is to report.
+    events: Vec<Event>,
+}
+
+impl<'a> Keeper<'a> {
+    /// Begins with the local layers alone.
+    pub(super) fn new(
+        surroundings: &'a Surroundings,
+        explicit: Option<&'a Path>,
+        state_dir: &'a Path,
+        local: Loaded,
+        context: Context,
+    ) -> Result<Self, ConfigError> {
+        let plan = Plan::of(&local, &context);
+        let manager = assembly::manager(&local, &context)?;
+        let named = named_files(&local.settings, &context);
+        let status = Status::begin(state_dir, &*context.clock);
+        let mut keeper = Self {
+            surroundings,
+            explicit,
+            state_dir,
+            context,
+            loaded: local,
+            plan,
+            answer: None,
+            manager,
+            named,
+            refused: BTreeSet::new(),
+            is_asked: false,
+            is_away: false,
+            status,
+            events: Vec::new(),
+        };
+        keeper.events.extend(locked(&keeper.loaded));
+        Ok(keeper)
+    }
+
+    /// Takes what there is to report.
+    pub(super) fn take_events(&mut self) -> Vec<Event> {
+        mem::take(&mut self.events)
+    }
+
+    /// The server that manages this agent, and the `ETag` of what it said last.
+    pub(super) fn manager(&self) -> Option<(Connection, Option<String>)> {
+        let manager = self.manager.clone()?;
+        // What another secret signed has to come again: at the next start it would prove nothing.
+        let answer = self.answer.as_ref().filter(|answer| manager.vouches_for(answer));
+        let etag = answer.and_then(|answer| answer.etag.clone());
+        Some((manager, etag))
+    }
+
+    /// How the files look that decide about the configuration.
+    pub(super) fn look(&self) -> Sights {
+        let inputs = self.surroundings.inputs(self.explicit);
+        Sights { layers: files::look(config::files(&inputs)), named: self.look_at_named() }
+    }
+
+    /// How the files look that it names.
+    pub(super) fn look_at_named(&self) -> Stamps {
+        files::look(self.named.iter().cloned())
+    }
+
+    /// Puts what the server said last over the local configuration; whether that is in force now.
+    pub(super) fn recall(&mut self) -> bool {
+        let Some(manager) = &self.manager else { return false };
+        let kept = managed::kept(self.state_dir);
+        let Some(answer) = kept.filter(|answer| managed::is_signed(manager, answer)) else {
+            return false;
+        };
+        let accepted = managed::accept(
+            self.surroundings,
+            self.explicit,
+            Some(answer),
+            &self.context,
+            Tests::Managed,
+        );
+        match accepted {
+            Ok(candidate) => {
+                info!(
+                    revision = candidate.revision,
+                    "managed configuration that was kept is in force"
+                );
+                self.begin_with(candidate);
+                true
+            }
+            Err(reason) => {
+                warn!(reason, "{}", managed::KEPT_IS_WRONG);
+                false
+            }
+        }
+    }
+
+    /// Puts a configuration in force before anything runs.
+    pub(super) fn begin_with(&mut self, candidate: Candidate) {
+        let event = json!({
+            "hash": candidate.loaded.settings.config_hash(), "revision": candidate.revision,
+        });
+        let plan = Plan::of(&candidate.loaded, &self.context);
+        self.events.retain(|event| event.name != event::CONFIG_LOCKED);
+        self.events.push(Event::info(event::CONFIG_APPLIED, event));
+        self.events.extend(locked(&candidate.loaded));
+        let Candidate { loaded, answer, revision, .. } = candidate;
+        self.take(*loaded, answer, revision, plan);
+    }
+
+    /// What is in force runs.
+    pub(super) fn is_applied(&mut self) {
+        let (hash, revision) = (self.loaded.settings.config_hash(), self.context.revision.get());
+        let now = self.context.clock.now();
+        self.status.change(|facts| {
+            let is_same = facts
+                .applied
+                .as_ref()
+                .is_some_and(|applied| applied.hash == hash && applied.revision == revision);
+            if !is_same {
+                facts.applied = Some(Applied { hash, revision, at: now });
+            }
+        });
+    }
+
+    /// What came from the server: when to ask again, and what is to be put in force, if anything.
+    pub(super) fn hear(
+        &mut self,
+        fetched: Result<Fetched, FetchError>,
+    ) -> (Outcome, Option<Candidate>) {
+        let now = self.context.clock.now();
+        let answer = match fetched {
+            Ok(Fetched::Answer(answer)) => answer,
+            Ok(Fetched::Unchanged { is_signed }) => {
+                if is_signed {
+                    self.status.change(|facts| facts.signed_at = Some(now));
+                }
+                self.answered();
+                return (Outcome::Answered, None);
+            }
+            // What it said before is still its word: it retracts by an empty configuration.
+            Ok(Fetched::Nothing) => {
+                self.answered();
+                return (Outcome::Answered, None);
+            }
+            Err(failure) if failure.is_refusal() => {
+                self.tried(From::Server, None);
+                self.refuse(From::Server, failure.content(), causes(&failure));
+                return (Outcome::Answered, None);
+            }
+            Err(failure) => {
+                let reason = causes(&failure);
+                if !mem::replace(&mut self.is_away, true) {
+                    warn!(reason, "managed configuration could not be fetched");
+                }
+                let passes = failure.is_passing();
+                return (if passes { Outcome::Failed } else { Outcome::Answered }, None);
+            }
+        };
+        self.answered();
+        self.status.change(|facts| facts.signed_at = Some(now));
+        if self.answer.as_ref().is_some_and(|known| known.body == answer.body) {
+            self.keep(&answer);
+            self.answer = Some(answer);
+            self.clear(From::Server);
+            return (Outcome::Answered, None);
+        }
+        let content = Digest::of(answer.body.as_bytes());
+        let accepted = managed::accept(
+            self.surroundings,
+            self.explicit,
+            Some(answer),
+            &self.context,
+            Tests::Managed,
+        );
+        let revision = accepted.as_ref().ok().and_then(|candidate| candidate.revision.clone());
+        self.tried(From::Server, revision);
+        match accepted {
+            Ok(candidate) => (Outcome::Answered, Some(candidate)),
+            Err(reason) => {
+                self.refuse(From::Server, content, reason);
+                (Outcome::Answered, None)
+            }
+        }
+    }
+
+    /// Reads all layers again, since files have changed or somebody asks for it.
+    pub(super) fn read_files(&mut self, is_asked: bool) -> Option<Candidate> {
+        self.is_asked = is_asked;
+        self.tried(From::Files, self.context.revision.get());
+        let accepted = managed::accept(
+            self.surroundings,
+            self.explicit,
+            self.answer.clone(),
+            &self.context,
+            Tests::All,
+        );
+        let accepted = accepted.and_then(|candidate| {
+            self.named.extend(named_files(&candidate.loaded.settings, &self.context));
+            match candidate.loaded.missing_for_delivery() {
+                Some(missing) => Err(causes(&missing)),
+                None => Ok(candidate),
+            }
+        });
+        let refuse = |reason: String| self.refuse(From::Files, self.content(&reason), reason);
+        accepted.map_err(refuse).ok()
+    }
+
+    /// Puts a candidate from `from` in the place of what runs: what has to be built anew for that,
+    /// or nothing when it can't be, and all is as before.
+    pub(super) fn change(
+        &mut self,
+        candidate: Candidate,
+        from: From,
+        waker: &Waker,
+    ) -> Option<Reload> {
+        let mut context = self.context.clone();
+        context.poll_interval = candidate.loaded.settings.agent.poll_interval;
+        let Candidate { loaded, stages, answer, revision } = candidate;
+        let plan = Plan::of(&loaded, &context);
+        let before = self.context.revision.get();
+        let mut events = Vec::new();
+        if plan != self.plan || revision != before {
+            let data = json!({
+                "hash": loaded.settings.config_hash(),
+                "revision": revision,
+                "previous_hash": self.loaded.settings.config_hash(),
+                "previous_revision": before,
+            });
+            events.push(Event::info(event::CONFIG_APPLIED, data));
+        }
+        events.extend(locked(&loaded).filter(|event| !is_known(event, &self.loaded)));
+        let built = self
+            .plan
+            .to(&plan, &loaded, stages, &context, waker, events)
+            .and_then(|reload| Ok((reload, assembly::manager(&loaded, &context)?)));
+        let (reload, manager) = match built {
+            Ok(built) => built,
+            Err(error) => {
+                let reason = causes(&error);
+                let content = match (from, &answer) {
+                    (From::Server, Some(answer)) => Digest::of(answer.body.as_bytes()),
+                    _ => self.content(&reason),
+                };
+                self.refuse(from, content, reason);
+                return None;
+            }
+        };
+        self.context = context;
+        self.manager = manager;
+        self.clear(from);
+        self.take(*loaded, answer, revision, plan);
+        Some(reload)
+    }
+
+    fn take(
+        &mut self,
+        loaded: Loaded,
+        answer: Option<SignedAnswer>,
+        revision: Option<String>,
+        plan: Plan,
+    ) {
+        self.warn(&loaded);
+        self.named = named_files(&loaded.settings, &self.context);
+        self.context.revision.set(revision);
+        (self.loaded, self.plan) = (loaded, plan);
+        if let Some(answer) = &answer
+            && self.answer.as_ref() != Some(answer)
+        {
+            self.keep(answer);
+        }
+        self.answer = answer;
+    }
+
+    /// Keeps an answer for when the server is away.
+    fn keep(&self, answer: &SignedAnswer) {
+        if managed::kept(self.state_dir).as_ref() == Some(answer) {
+            return;
+        }
+        if let Err(error) = answer.keep(self.state_dir) {
+            warn!(%error, "managed configuration cannot be kept for when the server is away");
+        }
+    }
+
+    /// Logs what a configuration warns of that the one before did not.
+    fn warn(&self, loaded: &Loaded) {
+        let known = &self.loaded.warnings;
+        for warning in loaded.warnings.iter().filter(|warning| !known.contains(warning)) {
+            warn!("{warning}");
+        }
+        let moved = &loaded.settings.agent.state_dir;
+        if moved != self.state_dir && *moved != self.loaded.settings.agent.state_dir {
+            warn!(
+                "`agent.state_dir` is `{}` now, which takes effect at the next start",
+                moved.display()
+            );
+        }
+    }
+
+    /// Names what the layers' files hold and what is wrong with it, so that it is said once.
+    fn content(&self, reason: &str) -> Digest {
+        let mut all = reason.as_bytes().to_vec();
+        for path in config::files(&self.surroundings.inputs(self.explicit)) {
+            let bytes = fs::read(&path).map(|bytes| Digest::of(&bytes)).unwrap_or_default();
+            all.extend_from_slice(path.as_os_str().as_encoded_bytes());
+            all.extend_from_slice(bytes.as_bytes());
+        }
+        Digest::of(&all)
+    }
+
+    fn answered(&mut self) {
+        if mem::take(&mut self.is_away) {
+            info!("the server that manages the configuration answers again");
+        }
+    }
+
+    fn tried(&mut self, from: From, revision: Option<String>) {
+        let at = self.context.clock.now();
+        let attempted = Some(Attempted { from, revision, at });
+        self.status.change(|facts| facts.attempted = attempted);
+    }
+
+    /// Says why a configuration is refused: once for each content.
+    fn refuse(&mut self, from: From, content: Digest, reason: String) {
+        /// More are no accident; then they are said again.
+        const MOST: usize = 1000;
+
+        if self.refused.len() >= MOST {
+            self.refused.clear();
+        }
+        let is_new = self.refused.insert(content);
+        if mem::take(&mut self.is_asked) || is_new {
+            error!(
+                reason,
+                "{}",
+                match from {
+                    From::Server => "managed configuration was refused, what was in force stays",
+                    From::Files => "configuration was refused, what was in force stays",
+                }
+            );
+        }
+        if !is_new {
+            return;
+        }
+        self.events
+            .push(Event::warning(event::CONFIG_REFUSED, json!({ "from": from, "reason": reason })));
+        let at = self.context.clock.now();
+        self.status.change(|facts| facts.refused = Some(Refused { from, reason, at }));
+    }
+
+    /// Something better came from where one was refused.
+    fn clear(&mut self, from: From) {
+        self.refused.clear();
+        self.status.change(|facts| {
+            facts.refused = facts.refused.take().filter(|refused| refused.from != from);
+        });
+    }
+}
+
+/// What was set in vain, to report.
+fn locked(loaded: &Loaded) -> impl Iterator<Item = Event> + use<> {
+    let attempts: Vec<Value> = loaded
+        .locked_out
+        .iter()
+        .map(|attempt| json!({ "key": attempt.key, "layer": attempt.place.origin.layer() }))
+        .collect();
+    let event = Event::warning(event::CONFIG_LOCKED, json!({ "attempts": attempts }));
+    (!attempts.is_empty()).then_some(event).into_iter()
+}
+
+fn is_known(event: &Event, loaded: &Loaded) -> bool {
+    locked(loaded).any(|known| known == *event)
+}

@@ -1,0 +1,134 @@
+//! What changes the configuration of a pipeline that runs: the server, a hang-up, files.
+
+use std::{future::pending, pin::Pin, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
+use tracing::info;
+
+use super::{
+    files::{LOOK, LOOK_AGAIN, Look, Watched},
+    keeper::Keeper,
+    polls::Polls,
+};
+use crate::{
+    pipeline::{facts::From, runner::Running},
+    platform::{Signal, Signals},
+    siem::{FetchError, Fetched},
+};
+
+/// How long the first answer of the server is waited for, before any line is judged.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
+/// How long a later one may take.
+const ANSWER: Duration = Duration::from_secs(30);
+
+type Asking = Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send>>;
+
+/// Puts in force what the server manages, before any line is judged: what it said last counts at
+/// once, and without that its first answer is waited for. How long until it is to be asked again.
+///
+/// Who reads once asks first whatever is known: there is no later for it.
+pub(super) async fn begin(keeper: &mut Keeper<'_>, once: bool) -> Duration {
+    if !once && keeper.recall() {
+        return Duration::ZERO;
+    }
+    let Some(asking) = ask(keeper, FIRST_ANSWER) else { return Duration::MAX };
+    let (outcome, candidate) = keeper.hear(asking.await);
+    match candidate {
+        Some(candidate) => {
+            info!(revision = candidate.revision, "managed configuration was applied");
+            keeper.begin_with(candidate);
+        }
+        None if once => {
+            keeper.recall();
+        }
+        None => {}
+    }
+    Polls::default().next(outcome, keeper.loaded.settings.agent.poll_interval, fastrand::f64())
+}
+
+fn ask(keeper: &Keeper<'_>, patience: Duration) -> Option<Asking> {
+    let (manager, etag) = keeper.manager()?;
+    Some(Box::pin(async move { manager.managed_config(etag.as_deref(), patience).await }))
+}
+
+/// Follows the configuration until the agent is asked to end.
+pub(super) async fn follow(
+    running: &mut Running,
+    keeper: &mut Keeper<'_>,
+    first: Duration,
+    signals: &mut Signals,
+) {
+    let waker = running.waker();
+    let mut polls = Polls::default();
+    let mut poll = Instant::now().checked_add(first);
+    let mut asking: Option<Asking> = None;
+    let mut watched = Watched::default();
+    watched.read(keeper.look());
+    let mut look = Instant::now() + LOOK;
+    loop {
+        let (from, candidate) = tokio::select! {
+            signal = signals.next() => match signal {
+                Signal::End => return,
+                Signal::HangUp => {
+                    info!("the configuration is read again, as a hang-up asks for");
+                    (asking, poll) = (None, Some(Instant::now()));
+                    watched.read(keeper.look());
+                    (From::Files, keeper.read_files(true))
+                }
+            },
+            () = sleep_until(look) => {
+                let seen = watched.look(keeper.look());
+                let next = if seen == Look::Changing { LOOK_AGAIN } else { LOOK };
+                look = Instant::now() + next;
+                if seen != Look::Changed {
+                    continue;
+                }
+                info!("files of the configuration have changed");
+                watched.read(keeper.look());
+                // A token that was mended may be what the server waits for.
+                (asking, poll) = (None, Some(Instant::now()));
+                (From::Files, keeper.read_files(false))
+            }
+            () = at(poll), if asking.is_none() => {
+                asking = ask(keeper, ANSWER);
+                if asking.is_none() {
+                    poll = None;
+                }
+                continue;
+            }
+            fetched = answer(&mut asking) => {
+                asking = None;
+                let (outcome, candidate) = keeper.hear(fetched);
+                let interval = keeper.loaded.settings.agent.poll_interval;
+                poll = Instant::now().checked_add(polls.next(outcome, interval, fastrand::f64()));
+                (From::Server, candidate)
+            }
+        };
+        let reload = candidate.and_then(|candidate| keeper.change(candidate, from, &waker));
+        keeper.take_events().into_iter().for_each(|event| running.report(event));
+        watched.name(keeper.look_at_named());
+        let Some(reload) = reload else { continue };
+        tokio::select! {
+            () = running.reload(reload) => {}
+            () = signals.ended() => return,
+        }
+        keeper.is_applied();
+        let revision = keeper.context.revision.get();
+        let hash = keeper.loaded.settings.config_hash().to_string();
+        info!(revision, hash, "the configuration is in force");
+    }
+}
+
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => pending().await,
+    }
+}
+
+async fn answer(asking: &mut Option<Asking>) -> Result<Fetched, FetchError> {
+    match asking {
+        Some(asking) => asking.await,
+        None => pending().await,
+    }
+}
