@@ -42,7 +42,7 @@ pub struct Applied {
 }
 
 /// Where a change of the configuration comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum From {
     /// Files of this machine, or secrets in files.

@@ -39,8 +39,7 @@ impl Home {
     pub(crate) fn append(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.projects().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        let mut file = File::options().create(true).append(true).open(&path).unwrap();
-        file.write_all(bytes.as_ref()).unwrap();
+        append_to(&path, bytes);
         path
     }
 
@@ -61,4 +60,10 @@ impl Home {
     pub(crate) fn agent(&self, arguments: &[&str]) -> AgentCommand {
         AgentCommand::new(self.path(), arguments)
     }
+}
+
+/// Appends to a file in one write.
+pub(crate) fn append_to(path: &Path, bytes: impl AsRef<[u8]>) {
+    let mut file = File::options().create(true).append(true).open(path).unwrap();
+    file.write_all(bytes.as_ref()).unwrap();
 }

@@ -24,6 +24,10 @@ pub(crate) struct Receiver {
     data: tempfile::TempDir,
     address: String,
     child: Child,
+    /// Files with the tokens and the secrets that it accepts, in place of those of all tests.
+    keys: Vec<String>,
+    /// One of those tokens.
+    token: String,
 }
 
 impl Receiver {
@@ -40,7 +44,22 @@ impl Receiver {
             fs::write(data.path().join("config.json"), config).unwrap();
         }
         let (child, address) = spawn(data.path(), "127.0.0.1:0");
-        Self { data, address, child }
+        Self { data, address, child, keys: Vec::new(), token: TOKEN.to_owned() }
+    }
+
+    /// Starts it again with these tokens and these secrets in place of those of all tests; the first
+    /// secret signs.
+    #[track_caller]
+    pub(crate) fn start_again_with(&mut self, tokens: &[&str], secrets: &[&str]) {
+        self.keys.clear();
+        tokens[0].clone_into(&mut self.token);
+        for (name, keys) in [("token", tokens), ("hmac-secret", secrets)] {
+            let path = self.data.path().join(name);
+            private(&path, &keys.join("\n"));
+            self.keys.extend([format!("--{name}-file"), path.to_str().unwrap().to_owned()]);
+        }
+        self.kill();
+        self.start_again();
     }
 
     /// What agents are given as the endpoint.
@@ -57,8 +76,9 @@ impl Receiver {
     /// Starts it again where it was, with what it had.
     #[track_caller]
     pub(crate) fn start_again(&mut self) {
-        let (child, address) =
-            eventually("the port is free again", || try_spawn(self.data.path(), &self.address));
+        let (child, address) = eventually("the port is free again", || {
+            try_spawn(self.data.path(), &self.address, &self.keys)
+        });
         assert_eq!(address, self.address);
         self.child = child;
     }
@@ -83,7 +103,7 @@ impl Receiver {
     /// Waits, where it runs, until what it has answered is in the epochs' files: it tells what it
     /// holds behind that.
     fn settle(&self) {
-        drop(get(&self.address, "/stats"));
+        drop(get(&self.address, "/stats", &self.token));
     }
 
     /// What it stored of each epoch, in the order in which they began.
@@ -111,7 +131,7 @@ impl Receiver {
     /// What it says about what it holds.
     #[track_caller]
     pub(crate) fn stats(&self) -> Value {
-        let body = get(&self.address, "/stats").expect("the receiver answers");
+        let body = get(&self.address, "/stats", &self.token).expect("the receiver answers");
         serde_json::from_str(&body).unwrap()
     }
 
@@ -153,14 +173,15 @@ impl Drop for Receiver {
 
 #[track_caller]
 fn spawn(data: &Path, listen: &str) -> (Child, String) {
-    try_spawn(data, listen).expect("demo-server starts")
+    try_spawn(data, listen, &[]).expect("demo-server starts")
 }
 
 /// Starts it; none when it ends before it listens.
-fn try_spawn(data: &Path, listen: &str) -> Option<(Child, String)> {
+fn try_spawn(data: &Path, listen: &str, keys: &[String]) -> Option<(Child, String)> {
     let mut child = Command::new(binary())
         .args(["--listen", listen, "--data"])
         .arg(data)
+        .args(keys)
         .env("CLAUDE_SIEM_TOKEN", TOKEN)
         .env("CLAUDE_SIEM_HMAC_SECRET", SECRET)
         .env("RUST_LOG", "warn")
@@ -179,6 +200,18 @@ fn try_spawn(data: &Path, listen: &str) -> Option<(Child, String)> {
             None
         }
     }
+}
+
+/// Writes a file that only its owner can read, in place of the one before.
+pub(crate) fn private(path: &Path, text: &str) {
+    let beside = path.with_extension("new");
+    fs::write(&beside, text).unwrap();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(&beside, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    fs::rename(beside, path).unwrap();
 }
 
 /// The binary beside the agent's; built when it is not there.
@@ -200,11 +233,11 @@ fn binary() -> PathBuf {
 }
 
 /// The body of the answer to a GET; none when there is no answer, or no good one.
-pub(crate) fn get(address: &str, path: &str) -> Option<String> {
+fn get(address: &str, path: &str, token: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
     let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {TOKEN}\r\n\
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\
          Connection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).ok()?;

@@ -61,6 +61,24 @@ impl Offered<'_> {
     }
 }
 
+/// What it answers when the managed configuration is asked for.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Manages {
+    /// That it has none.
+    #[default]
+    Nothing,
+    /// This, signed with this secret; that nothing has changed to who has it already.
+    Signed(String, &'static str),
+    /// This, without a signature.
+    Unsigned(String),
+    /// What it answered when it was asked first, signature and all.
+    Replayed,
+    /// This status and nothing else.
+    Status(u16),
+    /// Nothing at all.
+    Hangs,
+}
+
 type Rule = Box<dyn FnMut(&Offered<'_>) -> Answer + Send>;
 
 /// The receiver. Ends when dropped; a request that broke the protocol fails the test then.
@@ -79,7 +97,9 @@ struct State {
     offered: BTreeMap<(String, u64), Digest>,
     /// How many lines came that it had already.
     doubled: usize,
-    config: Option<(Vec<u8>, &'static str)>,
+    config: Manages,
+    /// The first managed configuration that it gave, with its signature.
+    first_config: Option<(Vec<u8>, String)>,
     taken: Vec<u8>,
     headers: Vec<BatchHeader>,
     encodings: Vec<String>,
@@ -126,8 +146,13 @@ impl Scripted {
 
     /// Serves this as the managed configuration, signed with `secret`.
     pub(crate) fn manages(self, config: &str, secret: &'static str) -> Self {
-        self.state().config = Some((config.as_bytes().to_vec(), secret));
+        self.manage(Manages::Signed(config.to_owned(), secret));
         self
+    }
+
+    /// Answers like this from now on when the managed configuration is asked for.
+    pub(crate) fn manage(&self, config: Manages) {
+        self.state().config = config;
     }
 
     /// What agents are given as the endpoint.
@@ -263,6 +288,10 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
                 }
             }
         } else if (&*request.method, &*request.path) == ("GET", "/config") {
+            if matches!(state.lock().unwrap().config, Manages::Hangs) {
+                thread::sleep(PATIENCE);
+                return;
+            }
             config(&request, &mut state.lock().unwrap())
         } else {
             let asked = format!("asked for {} {}", request.method, request.path);
@@ -314,15 +343,28 @@ fn read_body(reader: &mut impl std::io::BufRead, request: &mut Request) -> Optio
 
 fn config(request: &Request, state: &mut State) -> (u16, String, Vec<u8>) {
     state.config_requests += 1;
-    let Some((body, secret)) = state.config.clone() else {
-        return (404, String::new(), Vec::new());
-    };
     let nonce = request.header("x-siem-nonce");
     if nonce.len() != 32 || request.header("authorization") != format!("Bearer {TOKEN}") {
         state.wrong.push(format!("asked for the configuration with nonce {nonce:?}"));
     }
+    let (body, secret) = match state.config.clone() {
+        Manages::Nothing | Manages::Hangs => return (404, String::new(), Vec::new()),
+        Manages::Status(status) => return (status, String::new(), Vec::new()),
+        Manages::Unsigned(body) => return (200, String::new(), body.into_bytes()),
+        Manages::Replayed => {
+            let (body, signature) = state.first_config.clone().unwrap();
+            return (200, format!("X-Siem-Signature: {signature}\r\n"), body);
+        }
+        Manages::Signed(body, secret) => (body.into_bytes(), secret),
+    };
+    let etag = format!("\"{}\"", Digest::of(&body));
+    let is_known = request.header("if-none-match") == etag;
+    let (status, body) = if is_known { (304, Vec::new()) } else { (200, body) };
     let signature = siem_protocol::sign_answer(secret.as_bytes(), nonce, &body);
-    (200, format!("ETag: \"1\"\r\nX-Siem-Signature: {signature}\r\n"), body)
+    if !is_known {
+        state.first_config.get_or_insert((body.clone(), signature.clone()));
+    }
+    (status, format!("ETag: {etag}\r\nX-Siem-Signature: {signature}\r\n"), body)
 }
 
 type Reply = (u16, &'static [(&'static str, &'static str)], String);

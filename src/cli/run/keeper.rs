@@ -52,7 +52,7 @@ pub(super) struct Keeper<'a> {
     /// What was tried and named files, refused or not: a change of them is worth another try.
     named: BTreeSet<PathBuf>,
     /// Contents that were refused, each said once.
-    refused: BTreeSet<Digest>,
+    refused: BTreeSet<(From, Digest)>,
     /// Whether a person asked for the last try, who wants to know what came of it.
     is_asked: bool,
     /// Whether the server did not answer the last time.
@@ -384,7 +384,7 @@ impl<'a> Keeper<'a> {
         if self.refused.len() >= MOST {
             self.refused.clear();
         }
-        let is_new = self.refused.insert(content);
+        let is_new = self.refused.insert((from, content));
         if mem::take(&mut self.is_asked) || is_new {
             error!(
                 reason,
@@ -406,7 +406,7 @@ impl<'a> Keeper<'a> {
 
     /// Something better came from where one was refused.
     fn clear(&mut self, from: From) {
-        self.refused.clear();
+        self.refused.retain(|(known, _)| *known != from);
         self.status.change(|facts| {
             facts.refused = facts.refused.take().filter(|refused| refused.from != from);
         });
