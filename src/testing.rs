@@ -102,6 +102,8 @@ pub(crate) fn context() -> crate::stages::Context {
         environment,
         clock: std::sync::Arc::new(SystemClock),
         revision: crate::siem::Revision::default(),
+        state_dir: None,
+        sessions: crate::stages::Sessions::default(),
         once: false,
         poll_interval: std::time::Duration::from_secs(300),
     }

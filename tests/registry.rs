@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
 use ai_agent::{
     platform::{Environment, Os, Paths, SystemClock},
     protocol::Identity,
-    stages::{self, BuildError, Context, Descriptor, Kind, StageOptions},
+    stages::{self, BuildError, Context, Descriptor, Kind, Sessions, StageOptions},
 };
 
 fn context() -> Context {
@@ -27,6 +27,8 @@ fn context() -> Context {
         environment,
         clock: Arc::new(SystemClock),
         revision: ai_agent::siem::Revision::default(),
+        state_dir: None,
+        sessions: Sessions::default(),
         once: false,
         poll_interval: Duration::from_secs(300),
     }

@@ -99,6 +99,8 @@ fn context() -> Context {
         environment,
         clock: Arc::new(SystemClock),
         revision: ai_agent::siem::Revision::default(),
+        state_dir: None,
+        sessions: ai_agent::stages::Sessions::default(),
         once: true,
         poll_interval: std::time::Duration::from_secs(300),
     }

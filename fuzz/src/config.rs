@@ -68,6 +68,7 @@ fn paths(home: &TempDir) -> Paths {
         machine_config_dir: at("config.d"),
         user_config: at("user.toml"),
         default_state_dir: at("state"),
+        claude_desktop: Vec::new(),
         client_settings: "/etc/claude-code".into(),
         pointer: "/home/u/.local/state/ai-agent/state-dir".into(),
     }
@@ -105,6 +106,8 @@ pub(super) fn build(loaded: &Loaded, paths: &Paths) -> Result<(), ConfigError> {
         paths: paths.clone(),
         clock: Arc::new(SystemClock),
         revision: ai_agent::siem::Revision::default(),
+        state_dir: None,
+        sessions: ai_agent::stages::Sessions::default(),
         once: true,
         poll_interval: agent.poll_interval,
     };

@@ -1,6 +1,7 @@
 //! `ai-agent run`: reads and ships, until stopped.
 
 mod files;
+mod guard;
 mod keeper;
 mod live;
 mod polls;
@@ -13,6 +14,7 @@ use serde_json::json;
 use siem_protocol::names::event;
 use tracing::{error, info, warn};
 
+use guard::Guard;
 use keeper::Keeper;
 
 use super::{Failure, dry_run, progress::Bar, restarts::Restarts, setup::Surroundings};
@@ -97,18 +99,22 @@ impl Arguments {
             first = live::begin(&mut keeper, self.once) => first,
             () = signals.ended() => return Ok(()),
         };
+        let mut guard = Guard::new(lock.dir(), &keeper.context);
         let mut left = Vec::new();
         let mut restarts = Restarts::default();
         loop {
             let pipeline = assemble(&keeper, lock.dir())?;
             keeper.is_applied();
             let events = mem::take(&mut left).into_iter().chain(keeper.take_events());
+            let events = events.chain(guard.look(&keeper.loaded.settings));
             events.for_each(|event| pipeline.inbox.report(event));
             let (state, epoch) = (lock.dir().display(), pipeline.outbox.epoch());
             info!(%state, epoch, version = env!("CARGO_PKG_VERSION"), "started");
             let ended = match self.once {
                 true => once(pipeline, &keeper, &mut signals).await,
-                false => until_stopped(pipeline, &mut keeper, first, &mut signals).await,
+                false => {
+                    until_stopped(pipeline, &mut keeper, &mut guard, first, &mut signals).await
+                }
             };
             let fault = match ended {
                 Ok(()) => return Ok(()),
@@ -229,13 +235,14 @@ fn tell(found: &Found, epoch: &str, inbox: &Inbox) {
 async fn until_stopped(
     pipeline: Pipeline,
     keeper: &mut Keeper<'_>,
+    guard: &mut Guard,
     first: Duration,
     signals: &mut Signals,
 ) -> Result<(), Ended> {
     let mut running = pipeline.start(&keeper.loaded.settings, Until::Stopped, Box::new(|_| ()));
     let failed = running.failed();
     let fault = tokio::select! {
-        () = live::follow(&mut running, keeper, first, signals) => None,
+        () = live::follow(&mut running, keeper, guard, first, signals) => None,
         fault = failed => Some(fault),
     };
     match &fault {

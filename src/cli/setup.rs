@@ -132,6 +132,8 @@ impl Surroundings {
             paths: self.paths.clone(),
             clock: Arc::new(SystemClock),
             revision: crate::siem::Revision::default(),
+            state_dir: state_dir.map(Path::to_owned),
+            sessions: crate::stages::Sessions::default(),
             once,
             poll_interval: loaded.settings.agent.poll_interval,
         }

@@ -62,6 +62,12 @@ pub fn belongs_to_us(file: &File) -> io::Result<bool> {
     file.metadata().map(|metadata| is_ours(&metadata))
 }
 
+/// Whether a directory belongs to the user.
+#[must_use]
+pub fn is_our_own(dir: &Path) -> bool {
+    std::fs::metadata(dir).is_ok_and(|metadata| metadata.is_dir() && is_ours(&metadata))
+}
+
 /// Writes a file for its owner only, in place of the one at `path`: whole or not at all, whenever
 /// the power goes.
 ///

@@ -6,14 +6,16 @@
 pub mod enricher;
 pub mod filter;
 mod record;
+mod sessions;
 pub mod sink;
 pub mod source;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 pub use record::Record;
 use schemars::{JsonSchema, Schema};
 use serde::de::DeserializeOwned;
+pub use sessions::Sessions;
 use siem_protocol::Identity;
 
 pub use crate::config::StageOptions;
@@ -184,6 +186,10 @@ pub struct Context {
     pub clock: Arc<dyn Clock>,
     /// Which managed configuration is in force.
     pub revision: Revision,
+    /// Where the agent keeps its state; none for a dry run.
+    pub state_dir: Option<PathBuf>,
+    /// What sources tell each other of sessions.
+    pub sessions: Sessions,
     /// Whether everything is read once and nothing after that: there are no changes to wait for.
     pub once: bool,
     /// How often everything is looked at anew.

@@ -223,6 +223,14 @@ impl Tail {
         (self.files, self.active, self.parting) = (files, active, parting);
     }
 
+    /// Follows the files below another root too.
+    pub fn follow(&mut self, root: PathBuf) {
+        if !self.options.roots.contains(&root) {
+            self.options.roots.push(root);
+            self.schedule.sweep_now();
+        }
+    }
+
     /// Forgets everything in memory and begins again from the stored rows: at the start, and after
     /// a group that could not be stored.
     ///

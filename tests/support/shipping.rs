@@ -153,6 +153,8 @@ impl Post {
             environment,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             revision: ai_agent::siem::Revision::default(),
+            state_dir: None,
+            sessions: ai_agent::stages::Sessions::default(),
             once: false,
             poll_interval: PATIENCE,
         }

@@ -7,6 +7,7 @@ use tracing::info;
 
 use super::{
     files::{LOOK, LOOK_AGAIN, Look, Watched},
+    guard::Guard,
     keeper::Keeper,
     polls::Polls,
 };
@@ -55,6 +56,7 @@ fn ask(keeper: &Keeper<'_>, patience: Duration) -> Option<Asking> {
 pub(super) async fn follow(
     running: &mut Running,
     keeper: &mut Keeper<'_>,
+    guard: &mut Guard,
     first: Duration,
     signals: &mut Signals,
 ) {
@@ -80,6 +82,8 @@ pub(super) async fn follow(
                 let seen = watched.look(keeper.look());
                 let next = if seen == Look::Changing { LOOK_AGAIN } else { LOOK };
                 look = Instant::now() + next;
+                let found = guard.look(&keeper.loaded.settings);
+                found.into_iter().for_each(|event| running.report(event));
                 if seen != Look::Changed {
                     continue;
                 }
@@ -113,6 +117,8 @@ pub(super) async fn follow(
             () = signals.ended() => return,
         }
         keeper.is_applied();
+        let found = guard.look(&keeper.loaded.settings);
+        found.into_iter().for_each(|event| running.report(event));
         let revision = keeper.context.revision.get();
         let hash = keeper.loaded.settings.config_hash().to_string();
         info!(revision, hash, "the configuration is in force");

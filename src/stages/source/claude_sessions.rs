@@ -10,12 +10,14 @@ use serde::Deserialize;
 use siem_protocol::names::source;
 
 use super::{
-    BadRow, GenerationId, Intake, Progress, Source, SourceOptions, SourcePlugin, Survey, Waker,
+    BadRow, Chunk, GenerationId, Intake, Progress, Source, SourceOptions, SourcePlugin, Survey,
+    Waker,
 };
 use crate::{
+    event::Event,
     platform::file,
-    stages::{BuildError, Context},
-    tail::{Tail, TailOptions},
+    stages::{BuildError, Context, Sessions},
+    tail::{FileKey, Tail, TailOptions},
     units::Size,
 };
 
@@ -65,7 +67,12 @@ const LEAST: Size = Size(256 << 10);
 const MOST: Size = Size::mebibytes(32);
 
 /// Follows the files below the roots.
-struct ClaudeSessions(Tail);
+struct ClaudeSessions {
+    tail: Tail,
+    sessions: Sessions,
+    /// How many directories that hooks named are followed.
+    learnt: usize,
+}
 
 impl SourceOptions for Options {
     type Source = ClaudeSessions;
@@ -81,6 +88,7 @@ impl SourceOptions for Options {
             let problem = format!("names `{}`, expected absolute directories", root.display());
             return Err(BuildError::Invalid { option: "roots", problem });
         }
+        context.sessions.configure(&roots);
         let options = TailOptions {
             roots,
             max_record_bytes: self.max_record_bytes.0,
@@ -89,12 +97,9 @@ impl SourceOptions for Options {
             open_files: open_files(file::open_limit()),
             ..TailOptions::default()
         };
-        Ok(ClaudeSessions(Tail::new(
-            options,
-            context.clock.clone(),
-            Box::new(GenerationId::fresh),
-            waker,
-        )))
+        let (clock, new_id) = (context.clock.clone(), Box::new(GenerationId::fresh));
+        let tail = Tail::new(options, clock, new_id, waker);
+        Ok(ClaudeSessions { tail, sessions: context.sessions.clone(), learnt: 0 })
     }
 }
 
@@ -129,7 +134,7 @@ impl Source for ClaudeSessions {
     /// Files keep their keys, and so what filters remember of them.
     fn inherit(&mut self, old: Box<dyn Any>) {
         if let Ok(old) = old.downcast::<Self>() {
-            self.0.inherit(old.0);
+            self.tail.inherit(old.tail);
         }
     }
 
@@ -137,27 +142,65 @@ impl Source for ClaudeSessions {
         &mut self,
         rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>,
     ) -> Result<(), BadRow> {
-        self.0.restore(rows)
+        self.tail.restore(rows)
     }
 
     fn read(&mut self, intake: &mut dyn Intake) -> Progress {
-        self.0.read(intake)
+        let roots = self.sessions.roots();
+        roots.iter().skip(self.learnt).for_each(|root| self.tail.follow(root.clone()));
+        self.learnt = roots.len();
+        self.tail.read(&mut Telling { intake, sessions: &self.sessions })
     }
 
     fn tend(&mut self) {
-        self.0.tend();
+        self.tail.tend();
     }
 
     fn sealed(&mut self) {
-        self.0.sealed();
+        self.tail.sealed();
     }
 
     fn committed(&mut self) {
-        self.0.committed();
+        self.tail.committed();
     }
 
     fn survey(&self) -> Survey {
-        self.0.survey()
+        self.tail.survey()
+    }
+}
+
+/// Tells of transcripts as their records are handed over.
+struct Telling<'a> {
+    intake: &'a mut dyn Intake,
+    sessions: &'a Sessions,
+}
+
+impl Intake for Telling<'_> {
+    fn take(&mut self, chunk: Chunk<'_>) {
+        if !chunk.pieces.is_empty() {
+            self.sessions.arrived(&chunk.origin.path);
+        }
+        self.intake.take(chunk);
+    }
+
+    fn report(&mut self, event: Event) {
+        self.intake.report(event);
+    }
+
+    fn forget(&mut self, file: FileKey) {
+        self.intake.forget(file);
+    }
+
+    fn has_room(&self) -> bool {
+        self.intake.has_room()
+    }
+
+    fn saw(&self, files: u64) {
+        self.intake.saw(files);
+    }
+
+    fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
+        self.intake.checkpoint(generation)
     }
 }
 

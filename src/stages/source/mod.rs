@@ -1,6 +1,7 @@
 //! Sources read records from the machine.
 
 mod claude_sessions;
+mod hook_spool;
 
 use std::{any::Any, sync::Arc, time::Duration};
 

@@ -1,0 +1,545 @@
+//! Takes up what the hooks of Claude Code saw.
+//!
+//! A hook leaves a small file for each call in the spool. What it warned of or blocked is an event;
+//! a session that it saw must have a transcript soon, or that is an event too; and the transcript's
+//! path may lie below a directory that nobody has named, which is read from then on.
+//!
+//! The names of reports that were taken up are stored with their events, and the files are deleted
+//! after that: none is taken up twice, whenever the power goes.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use siem_protocol::{
+    entry::PathText,
+    names::{event, source},
+};
+use tracing::{info, warn};
+
+use super::{
+    BadRow, Chunk, GenerationId, Intake, Origin, Progress, Source, SourceOptions, SourcePlugin,
+    Survey, Waker,
+};
+use crate::{
+    compliance::{
+        kept::Kept,
+        spool::{Report, Spool},
+    },
+    event::Event,
+    platform::{Clock, Timestamp, private},
+    stages::{BuildError, Context, Sessions},
+    tail::FileKey,
+};
+
+inventory::submit! {
+    SourcePlugin::new::<Options>(
+        "hook-spool",
+        "Reports what the hooks of Claude Code saw.",
+        "",
+    )
+}
+
+/// The row of this source: there is one.
+const ROW: &str = "hook-spool";
+/// How often the spool is looked into.
+const LOOK: Duration = Duration::from_secs(5);
+/// So many reports are taken up at once.
+const AT_ONCE: usize = 200;
+/// How soon records must appear, where the policy does not say.
+const TRANSCRIPT_WITHIN: Duration = Duration::from_secs(600);
+/// So many sessions are waited for.
+const MOST_WAITING: usize = 1000;
+
+/// There is nothing to choose: what is expected of sessions stands in the policy.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Options {}
+
+/// What is stored: with the events that it led to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Row {
+    /// Reports that were taken up, as long as their files may be there.
+    #[serde(default)]
+    taken: BTreeSet<String>,
+    /// How many reports that hooks left out were told of.
+    #[serde(default)]
+    dropped: u64,
+    /// Sessions whose records have not appeared.
+    #[serde(default)]
+    waiting: Vec<Waiting>,
+    /// Directories that were learnt.
+    #[serde(default)]
+    roots: Vec<PathBuf>,
+}
+
+/// A session whose records have not appeared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Waiting {
+    session_id: Option<String>,
+    transcript: PathBuf,
+    since: Timestamp,
+    /// Whether a prompt was sent: until then there may be nothing to write.
+    is_prompted: bool,
+}
+
+/// Takes reports out of the spool.
+struct HookSpool {
+    /// None for a dry run, which takes nothing up.
+    state_dir: Option<PathBuf>,
+    clock: Arc<dyn Clock>,
+    sessions: Sessions,
+    origin: Origin,
+    /// What was handed over last.
+    row: Row,
+    /// Reports in groups that are being filled, and being stored.
+    filling: Vec<String>,
+    storing: Vec<String>,
+    /// When the spool is looked into next.
+    look: Duration,
+}
+
+impl SourceOptions for Options {
+    type Source = HookSpool;
+
+    fn build(self, context: &Context, _: Waker) -> Result<HookSpool, BuildError> {
+        let path = context.state_dir.clone().unwrap_or_default().join("spool");
+        let origin = Origin {
+            file: FileKey::fresh(),
+            era: 0,
+            path_text: PathText::new(&path),
+            path,
+            generation: GenerationId(ROW.to_owned()),
+        };
+        Ok(HookSpool {
+            state_dir: context.state_dir.clone(),
+            clock: Arc::clone(&context.clock),
+            sessions: context.sessions.clone(),
+            origin,
+            row: Row::default(),
+            filling: Vec::new(),
+            storing: Vec::new(),
+            look: Duration::ZERO,
+        })
+    }
+}
+
+impl Source for HookSpool {
+    fn label(&self) -> &'static str {
+        source::HOOK
+    }
+
+    fn restore(
+        &mut self,
+        rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>,
+    ) -> Result<(), BadRow> {
+        let rows = rows.filter(|(generation, _)| generation.0 == ROW);
+        // One that makes no sense costs events twice, and no more.
+        let row = rows.last().and_then(|(_, row)| serde_json::from_slice(&row).ok());
+        self.row = row.unwrap_or_default();
+        self.filling.clear();
+        self.storing.clear();
+        for root in &self.row.roots {
+            self.sessions.learn(root);
+        }
+        self.row.waiting.retain(|waiting| self.sessions.expect(&waiting.transcript));
+        self.look = Duration::ZERO;
+        Ok(())
+    }
+
+    fn read(&mut self, intake: &mut dyn Intake) -> Progress {
+        let now = self.clock.uptime();
+        if let Some(rest) = self.look.checked_sub(now).filter(|rest| !rest.is_zero()) {
+            return Progress::Idle { next: rest };
+        }
+        let Some(state_dir) = self.state_dir.clone() else {
+            return Progress::Idle { next: LOOK };
+        };
+        let before = self.row.clone();
+        let spool = Spool::of(&state_dir);
+        let (mut events, is_more) = self.take_up(&spool);
+        self.count_dropped(&spool, &mut events);
+        self.look_for_transcripts(&state_dir, &mut events);
+        if self.row != before {
+            let row = serde_json::to_vec(&self.row).expect("a row can be written as JSON");
+            let (origin, checkpoint) = (&self.origin, Some(row.as_slice()));
+            intake.take(Chunk { origin, pieces: &[], checkpoint, unread: 0, events });
+        }
+        if is_more {
+            return Progress::More;
+        }
+        self.look = now + LOOK;
+        Progress::Idle { next: LOOK }
+    }
+
+    fn sealed(&mut self) {
+        self.storing.append(&mut self.filling);
+    }
+
+    fn committed(&mut self) {
+        let Some(state_dir) = &self.state_dir else { return };
+        let spool = Spool::of(state_dir);
+        for name in self.storing.drain(..) {
+            // It is known as taken: whoever cannot delete it tries again at the next start.
+            if let Err(error) = spool.remove(&name) {
+                warn!(%error, name, "a hook's report could not be deleted");
+            }
+        }
+    }
+
+    fn survey(&self) -> Survey {
+        Survey::default()
+    }
+}
+
+impl HookSpool {
+    /// Takes up what waits in the spool; whether there is more.
+    fn take_up(&mut self, spool: &Spool) -> (Vec<Event>, bool) {
+        let names = spool.names().unwrap_or_else(|error| {
+            warn!(%error, "the reports of hooks could not be listed");
+            Vec::new()
+        });
+        let there: BTreeSet<&String> = names.iter().collect();
+        let on_their_way: Vec<&String> = self.filling.iter().chain(&self.storing).collect();
+        // Stored, and not deleted: the process ended in between.
+        for name in self.row.taken.iter().filter(|name| there.contains(name)) {
+            if !on_their_way.contains(&name) {
+                drop(spool.remove(name));
+            }
+        }
+        self.row.taken.retain(|name| there.contains(name));
+        let new: Vec<&String> =
+            names.iter().filter(|name| !self.row.taken.contains(*name)).collect();
+        let mut events = Vec::new();
+        for name in new.iter().take(AT_ONCE) {
+            match spool.read(name) {
+                Ok(Some(report)) => self.see(&report, &mut events),
+                Ok(None) => warn!(name, "a hook's report makes no sense, and is left out"),
+                Err(error) => {
+                    warn!(%error, name, "a hook's report could not be read");
+                    continue;
+                }
+            }
+            self.row.taken.insert((*name).clone());
+            self.filling.push((*name).clone());
+        }
+        (events, new.len() > AT_ONCE)
+    }
+
+    fn see(&mut self, report: &Report, events: &mut Vec<Event>) {
+        if report.decision != "allowed" {
+            events.push(Event::warning(event::HOOK_ANSWERED, json!(report)));
+        }
+        let Some(transcript) = &report.transcript_path else { return };
+        if let Some(root) = root_of(transcript)
+            && self.sessions.learn(&root)
+        {
+            info!(root = %root.display(), "a hook named a directory of sessions: it is read from now on");
+            let data = json!({ "root": root.to_string_lossy(), "session_id": report.session_id });
+            events.push(Event::info(event::ROOT_LEARNT, data));
+            self.row.roots.push(root);
+        }
+        self.wait_for(transcript, report);
+    }
+
+    fn wait_for(&mut self, transcript: &Path, report: &Report) {
+        let is_prompted = report.hook == "UserPromptSubmit" && report.decision != "blocked";
+        let known = self.row.waiting.iter_mut().find(|it| it.transcript == transcript);
+        if let Some(known) = known {
+            known.is_prompted |= is_prompted;
+            return;
+        }
+        if self.row.waiting.len() < MOST_WAITING && self.sessions.expect(transcript) {
+            self.row.waiting.push(Waiting {
+                session_id: report.session_id.clone(),
+                transcript: transcript.to_owned(),
+                since: report.at,
+                is_prompted,
+            });
+        }
+    }
+
+    fn count_dropped(&mut self, spool: &Spool, events: &mut Vec<Event>) {
+        let total = spool.dropped();
+        // Somebody has deleted the count: it begins anew.
+        let before = if total < self.row.dropped { 0 } else { self.row.dropped };
+        if total > before {
+            let data = json!({ "count": total - before, "total": total });
+            events.push(Event::warning(event::HOOK_REPORTS_DROPPED, data));
+        }
+        self.row.dropped = total;
+    }
+
+    /// Ends the wait for sessions whose records have appeared, or should have.
+    fn look_for_transcripts(&mut self, state_dir: &Path, events: &mut Vec<Event>) {
+        if self.row.waiting.is_empty() {
+            return;
+        }
+        let kept = Kept::read(state_dir).ok().flatten();
+        let seconds = kept.and_then(|kept| kept.compliance.transcript_within_seconds);
+        let within = seconds.map_or(TRANSCRIPT_WITHIN, Duration::from_secs);
+        let (now, sessions) = (self.clock.now(), self.sessions.clone());
+        self.row.waiting.retain(|waiting| {
+            if !sessions.is_expected(&waiting.transcript) {
+                return false;
+            }
+            if now.since(waiting.since) < within {
+                return true;
+            }
+            sessions.arrived(&waiting.transcript);
+            // What was read before the hook was called: a session that goes on.
+            let (lies_there, why) = look_at(&waiting.transcript);
+            let is_read = root_of(&waiting.transcript).is_some();
+            if lies_there && is_read {
+                return false;
+            }
+            let data = json!({
+                "session_id": waiting.session_id,
+                "transcript_path": waiting.transcript.to_string_lossy(),
+                "since": waiting.since.to_string(), "within_seconds": within.as_secs(),
+                "prompted": waiting.is_prompted,
+                "reason": if lies_there { "it lies below no directory of sessions" } else { why },
+            });
+            let event = Event::warning(event::SESSION_UNLOGGED, data);
+            // Without a prompt there may be nothing to write.
+            let severity = if waiting.is_prompted { event.severity } else { "info" };
+            events.push(Event { severity, ..event });
+            false
+        });
+    }
+}
+
+/// Whether there is something in a transcript, or why not.
+fn look_at(transcript: &Path) -> (bool, &'static str) {
+    match fs::metadata(transcript) {
+        Ok(file) if file.is_file() && file.len() > 0 => (true, ""),
+        Ok(_) => (false, "it is empty"),
+        Err(_) => (false, "it does not exist"),
+    }
+}
+
+/// The directory of sessions that a transcript lies in: `<X>/projects` of
+/// `<X>/projects/<project>/<session>.jsonl`, where X is the user's own and no symlink is on the way.
+fn root_of(transcript: &Path) -> Option<PathBuf> {
+    let is_session = transcript.extension().is_some_and(|ending| ending == "jsonl");
+    let root = transcript.parent()?.parent()?;
+    let above = root.parent()?;
+    let is_root = root.file_name().is_some_and(|name| name == "projects");
+    let is_plain = is_session && is_root && transcript.is_absolute();
+    let is_real = || above.canonicalize().is_ok_and(|real| real == above);
+    let is_ours = || private::is_our_own(above);
+    (is_plain && is_real() && is_ours()).then(|| root.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{platform::Clock, tail::Intake};
+
+    #[derive(Default)]
+    struct Taken {
+        events: Vec<Event>,
+        row: Option<Vec<u8>>,
+    }
+
+    impl Intake for Taken {
+        fn take(&mut self, chunk: Chunk<'_>) {
+            self.events.extend(chunk.events);
+            self.row = chunk.checkpoint.map(<[u8]>::to_vec);
+        }
+
+        fn report(&mut self, event: Event) {
+            self.events.push(event);
+        }
+
+        fn forget(&mut self, _: FileKey) {}
+
+        fn has_room(&self) -> bool {
+            true
+        }
+
+        fn checkpoint(&self, _: &GenerationId) -> Option<Vec<u8>> {
+            None
+        }
+    }
+
+    /// A clock that stands still until it is moved.
+    #[derive(Default)]
+    struct Hand(std::sync::atomic::AtomicU64);
+
+    impl Clock for Hand {
+        fn now(&self) -> Timestamp {
+            Timestamp(self.0.load(std::sync::atomic::Ordering::Relaxed))
+        }
+
+        fn uptime(&self) -> Duration {
+            Duration::from_millis(self.now().0)
+        }
+    }
+
+    struct World {
+        folder: tempfile::TempDir,
+        clock: Arc<Hand>,
+        sessions: Sessions,
+        source: HookSpool,
+        row: Option<Vec<u8>>,
+        random: u128,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let (clock, sessions) = (Arc::<Hand>::default(), Sessions::default());
+            let source = source(folder.path(), &clock, &sessions);
+            Self { folder, clock, sessions, source, row: None, random: 0 }
+        }
+
+        /// The process ends and begins again.
+        fn restart(&mut self) {
+            self.sessions = Sessions::default();
+            self.source = source(self.folder.path(), &self.clock, &self.sessions);
+            let row = self.row.clone().map(|row| (GenerationId(ROW.into()), row));
+            self.source.restore(&mut row.into_iter()).unwrap();
+        }
+
+        fn call(&mut self, hook: &str, decision: &str, transcript: &Path) {
+            self.random += 1;
+            let report = Report {
+                at: self.clock.now(),
+                hook: hook.into(),
+                decision: decision.into(),
+                session_id: Some("s".into()),
+                transcript_path: Some(transcript.to_owned()),
+                ..Report::default()
+            };
+            Spool::of(self.folder.path()).put(&report, self.random).unwrap();
+        }
+
+        /// Reads a group, which is not stored yet.
+        fn read(&mut self) -> (Vec<Event>, Option<Vec<u8>>) {
+            let step = 2 * u64::try_from(LOOK.as_millis()).unwrap();
+            self.clock.0.fetch_add(step, std::sync::atomic::Ordering::Relaxed);
+            let mut taken = Taken::default();
+            self.source.read(&mut taken);
+            self.source.sealed();
+            (taken.events, taken.row)
+        }
+
+        /// Reads a group and stores it.
+        fn store(&mut self) -> Vec<(&'static str, &'static str)> {
+            let (events, row) = self.read();
+            self.row = row.or(self.row.take());
+            self.source.committed();
+            events.into_iter().map(|event| (event.name, event.severity)).collect()
+        }
+
+        fn waiting(&self) -> usize {
+            Spool::of(self.folder.path()).names().unwrap().len()
+        }
+    }
+
+    fn source(state_dir: &Path, clock: &Arc<Hand>, sessions: &Sessions) -> HookSpool {
+        let context = Context {
+            clock: Arc::clone(clock) as Arc<dyn Clock>,
+            state_dir: Some(state_dir.to_owned()),
+            sessions: sessions.clone(),
+            ..crate::testing::context()
+        };
+        Options {}.build(&context, Arc::new(|| ())).unwrap()
+    }
+
+    const ANSWERED: (&str, &str) = ("hook_answered", "warning");
+
+    #[test]
+    fn a_report_is_taken_up_once_whenever_the_process_ends() {
+        let mut world = World::new();
+        let nowhere = Path::new("/nowhere/x.jsonl");
+        world.call("UserPromptSubmit", "blocked", nowhere);
+        // Not stored: the same again.
+        world.read();
+        world.restart();
+        assert_eq!(world.store(), [ANSWERED]);
+        assert_eq!(world.waiting(), 0);
+        // Stored, and the file could not be deleted any more.
+        world.call("UserPromptSubmit", "warned", nowhere);
+        let (events, row) = world.read();
+        assert_eq!(events.len(), 1);
+        world.row = row;
+        world.restart();
+        assert_eq!(world.store(), []);
+        assert_eq!(world.waiting(), 0);
+        assert_eq!(world.store(), [], "and what is known of it is forgotten");
+        world.call("SessionStart", "allowed", nowhere);
+        assert_eq!(world.store(), [], "what was let through is no event");
+    }
+
+    #[test]
+    fn a_session_without_records_is_said_once_and_over_a_restart() {
+        let mut world = World::new();
+        let minutes = |world: &World, minutes: u64| {
+            world.clock.0.fetch_add(minutes * 60_000, std::sync::atomic::Ordering::Relaxed);
+        };
+        let logged = world.folder.path().join("logged.jsonl");
+        let unlogged = world.folder.path().join("unlogged.jsonl");
+        let idle = world.folder.path().join("idle.jsonl");
+        world.call("SessionStart", "allowed", &logged);
+        world.call("SessionStart", "allowed", &unlogged);
+        world.call("UserPromptSubmit", "allowed", &unlogged);
+        world.call("SessionStart", "allowed", &idle);
+        assert_eq!(world.store(), []);
+        world.sessions.arrived(&logged);
+        minutes(&world, 5);
+        assert_eq!(world.store(), []);
+        world.restart();
+        minutes(&world, 6);
+        assert_eq!(world.store(), [("session_unlogged", "warning"), ("session_unlogged", "info")]);
+        minutes(&world, 60);
+        assert_eq!(world.store(), []);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_directory_of_sessions_is_learnt_where_it_is_the_users_own() {
+        let mut world = World::new();
+        let home = world.folder.path().canonicalize().unwrap();
+        let transcript = |config: &str| home.join(config).join("projects/p/s.jsonl");
+        for config in ["work", "linked-to"] {
+            fs::create_dir(home.join(config)).unwrap();
+        }
+        std::os::unix::fs::symlink(home.join("linked-to"), home.join("link")).unwrap();
+        world.sessions.configure(&[home.join("usual/projects")]);
+        fs::create_dir(home.join("usual")).unwrap();
+        for config in ["work", "link", "nowhere", "usual"] {
+            world.call("SessionStart", "allowed", &transcript(config));
+        }
+        world.call("SessionStart", "allowed", &home.join("work/other/p/s.jsonl"));
+        world.call("SessionStart", "allowed", Path::new("work/projects/p/s.jsonl"));
+        assert_eq!(world.store(), [("root_learnt", "info")]);
+        assert_eq!(world.sessions.roots(), [home.join("work/projects")]);
+        world.restart();
+        assert_eq!(world.sessions.roots(), [home.join("work/projects")], "it is kept");
+    }
+
+    #[test]
+    fn reports_that_hooks_left_out_are_counted() {
+        let mut world = World::new();
+        let drop_some = |world: &World, count: usize| {
+            let folder = world.folder.path().join("spool");
+            private::create_dir(&folder).unwrap();
+            fs::write(folder.join("dropped"), ".".repeat(count)).unwrap();
+        };
+        drop_some(&world, 3);
+        assert_eq!(world.store(), [("hook_reports_dropped", "warning")]);
+        world.restart();
+        assert_eq!(world.store(), []);
+        drop_some(&world, 1);
+        assert_eq!(world.store(), [("hook_reports_dropped", "warning")], "the count began anew");
+    }
+}
