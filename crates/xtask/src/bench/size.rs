@@ -38,7 +38,10 @@ pub(super) fn measure() -> Result<Option<Binary>, Failure> {
     println!("── building the agent as a static binary, with {how}");
     let mut build = sh::cargo(["build", "--release", "--quiet", "--package", "ai-agent"]);
     build.args(["--bin", "ai-agent", "--target", target]);
-    build.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    // For musl `.cargo/config.toml` says how it is linked.
+    if target == GLIBC {
+        build.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    }
     if !build.status()?.success() {
         return Err("the static binary could not be built".into());
     }
