@@ -1,0 +1,66 @@
+# Rolls ai-agent out on Windows. For Intune: a Win32 app with this script, ai-agent.exe, config.toml,
+# managed-settings.json, token and hmac-secret in one folder, installed as SYSTEM by
+#   powershell.exe -NoProfile -ExecutionPolicy Bypass -File intune.ps1
+# Run again it upgrades in place. It writes no secret into a log.
+#Requires -RunAsAdministrator
+$ErrorActionPreference = 'Stop'
+$from = $PSScriptRoot
+$program = Join-Path $env:ProgramFiles 'ai-agent'
+$machine = Join-Path $env:ProgramData 'ai-agent'
+$exe = Join-Path $program 'ai-agent.exe'
+$task = 'ai-agent'
+
+# A task that runs holds the program.
+if (Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue) {
+    Stop-ScheduledTask -TaskName $task
+    Get-Process -Name 'ai-agent' -ErrorAction SilentlyContinue |
+        Where-Object { $_.Path -eq $exe } | Stop-Process -Force
+}
+New-Item -ItemType Directory -Force -Path $program, $machine | Out-Null
+
+# %ProgramData% lets every user make files and folders, even this one: here only administrators may.
+# S-1-5-18 is SYSTEM, S-1-5-32-544 the administrators, S-1-5-32-545 the users, in every language.
+icacls.exe $machine /setowner '*S-1-5-32-544' /T | Out-Null
+icacls.exe $machine /inheritance:r /grant '*S-1-5-18:(OI)(CI)F' '*S-1-5-32-544:(OI)(CI)F' '*S-1-5-32-545:(OI)(CI)RX' | Out-Null
+if ($LASTEXITCODE -ne 0) { throw "icacls failed on $machine" }
+
+Copy-Item -Force (Join-Path $from 'ai-agent.exe') $exe
+foreach ($name in 'token', 'hmac-secret') {
+    Copy-Item -Force (Join-Path $from $name) (Join-Path $machine $name)
+}
+
+# Written without a byte order mark, which Windows PowerShell's own Set-Content would add.
+$utf8 = New-Object System.Text.UTF8Encoding $false
+$config = [IO.File]::ReadAllText((Join-Path $from 'config.toml'))
+$config = $config.Replace('/etc/ai-agent/', $machine.Replace('\', '/') + '/')
+$new = Join-Path $machine 'config.toml.new'
+[IO.File]::WriteAllText($new, $config, $utf8)
+& $exe config check $new
+if ($LASTEXITCODE -ne 0) { Remove-Item $new; throw 'config.toml is wrong: the one in force stays' }
+Move-Item -Force $new (Join-Path $machine 'config.toml')
+
+# Claude Code's hooks, without a shell: Windows may have none that understands $HOME.
+$settings = [IO.File]::ReadAllText((Join-Path $from 'managed-settings.json')) | ConvertFrom-Json
+foreach ($hook in 'SessionStart', 'UserPromptSubmit') {
+    $call = $settings.hooks.$hook[0].hooks[0]
+    $call.command = $exe
+    $call | Add-Member -Force -NotePropertyName args -NotePropertyValue @('check', '--hook', $hook)
+}
+$folder = Join-Path $env:ProgramFiles 'ClaudeCode\managed-settings.d'
+New-Item -ItemType Directory -Force -Path $folder | Out-Null
+$json = $settings | ConvertTo-Json -Depth 8
+[IO.File]::WriteAllText((Join-Path $folder '50-ai-agent.json'), $json, $utf8)
+
+# One task for all users, each in their own session and with their own rights. conhost keeps the
+# console window away.
+$action = New-ScheduledTaskAction -Execute "$env:SystemRoot\System32\conhost.exe" `
+    -Argument "--headless `"$exe`" run"
+$trigger = New-ScheduledTaskTrigger -AtLogOn
+$principal = New-ScheduledTaskPrincipal -GroupId 'S-1-5-32-545' -RunLevel Limited
+$options = New-ScheduledTaskSettingsSet -MultipleInstances Parallel -AllowStartIfOnBatteries `
+    -DontStopIfGoingOnBatteries -ExecutionTimeLimit ([TimeSpan]::Zero) -StartWhenAvailable `
+    -RestartCount 999 -RestartInterval (New-TimeSpan -Minutes 1)
+Register-ScheduledTask -Force -TaskName $task -Action $action -Trigger $trigger `
+    -Principal $principal -Settings $options | Out-Null
+# For who is signed in now; it fails where nobody is.
+Start-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue
