@@ -35,6 +35,8 @@ pub struct Connection {
     identity: Identity,
     /// Value of `X-Siem-Config-Version`.
     revision: Revision,
+    /// Whether only signed answers count.
+    requires_signature: bool,
 }
 
 /// What came back for a request.
@@ -156,7 +158,7 @@ impl Connection {
         identity: Identity,
         revision: Revision,
     ) -> Self {
-        Self { client, base, token, secret, identity, revision }
+        Self { client, base, token, secret, identity, revision, requires_signature: true }
     }
 
     /// The receiver's base URL.
@@ -183,10 +185,22 @@ impl Connection {
         self.exchange(request, ANSWER_LIMIT, within).await
     }
 
+    /// The same, which takes answers that nobody signed.
+    #[must_use]
+    pub fn without_signatures(self) -> Self {
+        Self { requires_signature: false, ..self }
+    }
+
     /// Whether the receiver's secret signed an answer.
     #[must_use]
-    pub fn vouches_for(&self, answer: &SignedAnswer) -> bool {
+    pub fn has_signed(&self, answer: &SignedAnswer) -> bool {
         answer.is_signed_with(&self.secret)
+    }
+
+    /// Whether an answer counts: one that the receiver's secret signed, unless none needs to be.
+    #[must_use]
+    pub fn vouches_for(&self, answer: &SignedAnswer) -> bool {
+        !self.requires_signature || self.has_signed(answer)
     }
 
     /// Fetches the managed configuration, unless it is the one that has this `ETag`.
@@ -210,7 +224,7 @@ impl Connection {
             Reply::Answered { status: 304, headers, .. } => {
                 let (body, etag) = (String::new(), None);
                 let answer = SignedAnswer { body, nonce, signature: signature(&headers), etag };
-                Ok(Fetched::Unchanged { is_signed: self.vouches_for(&answer) })
+                Ok(Fetched::Unchanged { is_signed: self.has_signed(&answer) })
             }
             Reply::Answered { status: 200, whole: false, .. } => Err(ManagedError::TooLarge.into()),
             Reply::Answered { status: 200, body, headers, .. } => {

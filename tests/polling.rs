@@ -122,6 +122,27 @@ fn what_is_wrong_is_refused_whole_said_once_and_what_was_in_force_stays() {
     agent.stop();
 }
 
+/// For receivers that sign nothing: the machine's file has to say so.
+#[test]
+fn an_answer_that_nobody_signed_counts_where_none_needs_to_be() {
+    let home = Home::new();
+    let receiver = Scripted::start([]);
+    receiver.manage(Manages::Unsigned(R7.to_owned()));
+    let agent = home.agent(&["run"]).config("managed.require_signature = false");
+    let agent = agent.ships_to(&receiver.url()).start_and_wait();
+    wait_for_revision(&home, "r7");
+    assert_eq!(facts(&home)["signed_at"], Value::Null, "nobody has signed it");
+    receiver.manage(Manages::Unsigned("<html>please sign in</html>".to_owned()));
+    poll(&agent, &receiver);
+    eventually("it is refused", || facts(&home)["refused"]["reason"].as_str().map(drop));
+    agent.stop();
+    // What is kept counts too.
+    let agent = home.agent(&["run"]).config("managed.require_signature = false");
+    let agent = agent.ships_to(&receiver.url()).start_and_wait();
+    wait_for_revision(&home, "r7");
+    agent.stop();
+}
+
 #[test]
 fn what_is_wrong_in_a_file_is_refused_whole_and_said_once() {
     let table = [

@@ -73,7 +73,8 @@ fn program(paths: &Paths) -> Result<String, Failure> {
         Ok(below) if cfg!(unix) => format!("$HOME/{}", below.display()),
         _ => program.display().to_string(),
     };
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-$+".contains(&byte);
+    // A home directory may have a space in it, whatever this one is called.
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+".contains(&byte);
     if text.contains(['"', '`', '\n']) {
         return Err(Failure::failed(format!(
             "`{text}` is a path that no shell takes: move the program"

@@ -70,7 +70,9 @@ pub fn install(text: &str, program: &str) -> Result<String, SettingsError> {
         let mut known = entries(&groups).into_iter().filter(|entry| is_ours(entry, hook));
         match known.next() {
             Some(entry) => {
-                if text_of(&entry, "command").as_deref() != Some(&*command)
+                // With arguments of its own no shell reads it: whoever wrote that knows where it lies.
+                if arguments_of(&entry).is_empty()
+                    && text_of(&entry, "command").as_deref() != Some(&*command)
                     && let Some(place) = entry.get("command")
                 {
                     place.set_value(CstInputValue::String(command));
@@ -139,9 +141,9 @@ pub fn look(text: &str) -> Result<Sight, SettingsError> {
         for group in groups.into_iter().flatten() {
             let matcher = group["matcher"].as_str().filter(|it| !it.is_empty() && *it != "*");
             for entry in group[HOOKS].as_array().into_iter().flatten() {
-                let command = entry["command"].as_str().unwrap_or_default();
-                if is_our_command(command, hook) {
-                    let (command, matcher) = (command.to_owned(), matcher.map(str::to_owned));
+                let command = command_of(entry);
+                if is_our_command(&command, hook) {
+                    let matcher = matcher.map(str::to_owned);
                     ours.push(Ours { hook, command, matcher });
                 }
             }
@@ -199,7 +201,23 @@ fn text_of(entry: &CstObject, name: &str) -> Option<String> {
 }
 
 fn is_ours(entry: &CstObject, hook: Hook) -> bool {
-    text_of(entry, "command").is_some_and(|command| is_our_command(&command, hook))
+    let command = text_of(entry, "command");
+    let words = command.into_iter().chain(arguments_of(entry)).collect::<Vec<_>>();
+    is_our_command(&words.join(" "), hook)
+}
+
+/// Arguments that stand apart from the command, which is then run without a shell.
+fn arguments_of(entry: &CstObject) -> Vec<String> {
+    let arguments = entry.array_value("args").map(|list| list.elements()).unwrap_or_default();
+    let texts = arguments.iter().filter_map(|it| it.as_string_lit()?.decoded_value().ok());
+    texts.collect()
+}
+
+/// The command of a hook with its arguments, wherever they stand.
+fn command_of(entry: &Value) -> String {
+    let arguments = entry["args"].as_array().into_iter().flatten();
+    let words = [&entry["command"]].into_iter().chain(arguments).filter_map(Value::as_str);
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// Whether a command runs this program for `hook`, wherever that lies.
@@ -231,9 +249,7 @@ fn without_ours(mut settings: Value) -> Value {
         let Some(groups) = hooks.get_mut(hook.name()).and_then(Value::as_array_mut) else {
             continue;
         };
-        let is_ours = |entry: &Value| {
-            entry["command"].as_str().is_some_and(|command| is_our_command(command, hook))
-        };
+        let is_ours = |entry: &Value| is_our_command(&command_of(entry), hook);
         groups.retain_mut(|group| {
             let Some(list) = group.get_mut(HOOKS).and_then(Value::as_array_mut) else {
                 return true;
@@ -313,6 +329,19 @@ mod tests {
         let expected = serde_json::json!({"hooks":{"SessionStart":[
             {"matcher":"startup","hooks":[{"type":"command","command":"a"}]}]}});
         assert_eq!(without, expected);
+    }
+
+    #[test]
+    fn a_hook_with_arguments_of_its_own_is_known_too() {
+        let text = r#"{"hooks":{"UserPromptSubmit":[{"hooks":[{"type":"command","command":"C:\\P F\\ai-agent.exe","args":["check","--hook","UserPromptSubmit"]}]}]}}"#;
+        let sight = look(text).unwrap();
+        assert_eq!(program_of(&sight.ours[0].command), r"C:\P F\ai-agent.exe");
+        let with = look(&install(text, PROGRAM).unwrap()).unwrap();
+        let commands: Vec<_> = with.ours.iter().map(|ours| ours.command.as_str()).collect();
+        let own = r"C:\P F\ai-agent.exe check --hook UserPromptSubmit";
+        assert_eq!(commands, ["$HOME/.local/bin/ai-agent check --hook SessionStart", own]);
+        let without: Value = serde_json::from_str(&uninstall(text).unwrap()).unwrap();
+        assert_eq!(without, serde_json::json!({}));
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Settings {
     pub pipeline: Pipeline,
     /// Who may be signed in; what is absent restricts nothing.
     pub compliance: Compliance,
+    /// Whether only signed answers of the server count.
+    pub require_signature: bool,
 }
 
 /// The agent itself.
@@ -209,6 +211,8 @@ struct OutboxTable {
 struct ManagedTable {
     /// Tables of stages that the server may set: `filter.*`, `enricher.labels`.
     allow: Vec<String>,
+    /// Whether only signed answers of the server count.
+    require_signature: bool,
 }
 
 /// Who may be signed in, and what happens otherwise.
@@ -260,6 +264,7 @@ impl Tables {
             shipping: self.shipping.settings(merged)?,
             outbox: self.outbox.settings(merged)?,
             compliance: self.compliance.settings(merged)?,
+            require_signature: self.managed.require_signature,
             pipeline,
         })
     }

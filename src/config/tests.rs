@@ -138,7 +138,9 @@ mod defaults {
         let machine = Machine::new();
         let loaded = machine.load().unwrap();
         assert_eq!(loaded.warnings, Vec::<String>::new());
-        let Settings { agent, shipping, outbox, pipeline, compliance } = &loaded.settings;
+        let Settings { agent, shipping, outbox, pipeline, compliance, require_signature } =
+            &loaded.settings;
+        assert!(require_signature);
         assert_eq!(*compliance, siem_protocol::managed::Compliance::default());
         assert_eq!(agent.state_dir, machine.path("home/state"));
         assert_eq!(agent.poll_interval.as_secs(), 300);
@@ -148,7 +150,7 @@ mod defaults {
         assert_eq!(shipping.flush_interval.as_secs(), 5);
         assert_eq!(outbox.max_bytes, 1 << 30);
         assert_eq!(outbox.max_dead_letter_bytes, 64 << 20);
-        assert_eq!(names(&pipeline.sources), ["claude-sessions"]);
+        assert_eq!(names(&pipeline.sources), ["claude-sessions", "hook-spool"]);
         assert_eq!(names(&pipeline.filters), ["compact", "dedupe", "ignore-types"]);
         assert_eq!(names(&pipeline.enrichers), ["host"]);
         assert_eq!(names(&pipeline.sinks), ["siem"]);
@@ -178,7 +180,7 @@ mod defaults {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 20);
+        assert_eq!(checked, 21);
     }
 
     /// What a comment offers must be right when somebody uncomments it.

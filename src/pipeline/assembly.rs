@@ -174,9 +174,12 @@ fn check_all(loaded: &Loaded, context: &Context, pipeline: &Pipeline) -> Vec<Con
 pub fn manager(loaded: &Loaded, context: &Context) -> Result<Option<Connection>, ConfigError> {
     let sinks = &loaded.settings.pipeline.sinks;
     let Some(table) = sinks.iter().find(|table| table.stage == HTTP_SIEM) else { return Ok(None) };
-    sink::connect(&table.options, context)
-        .map(Some)
-        .map_err(|error| explain(loaded, Kind::Sink, table, error))
+    let connection = sink::connect(&table.options, context);
+    let connection = connection.map_err(|error| explain(loaded, Kind::Sink, table, error))?;
+    Ok(Some(match loaded.settings.require_signature {
+        true => connection,
+        false => connection.without_signatures(),
+    }))
 }
 
 fn build<S>(

@@ -214,7 +214,9 @@ impl<'a> Keeper<'a> {
             }
         };
         self.answered();
-        self.status.change(|facts| facts.signed_at = Some(now));
+        if self.manager.as_ref().is_some_and(|manager| manager.has_signed(&answer)) {
+            self.status.change(|facts| facts.signed_at = Some(now));
+        }
         if self.answer.as_ref().is_some_and(|known| known.body == answer.body) {
             self.keep(&answer);
             self.answer = Some(answer);

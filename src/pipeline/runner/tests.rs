@@ -81,6 +81,7 @@ fn settings(max_bytes: u64) -> Settings {
         outbox: OutboxSettings { max_bytes, max_dead_letter_bytes: 1 << 20 },
         pipeline: crate::config::Pipeline::default(),
         compliance: siem_protocol::managed::Compliance::default(),
+        require_signature: true,
     }
 }
 
