@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends there")]
 
 pub(crate) mod agent;
+pub(crate) mod client;
 pub(crate) mod entries;
 pub(crate) mod home;
 pub(crate) mod naive;
