@@ -47,7 +47,7 @@ pub(crate) fn has_subcommand(name: &str) -> bool {
 
 /// Whether a program is there and runs.
 pub(crate) fn has_program(name: &str) -> bool {
-    works(Command::new(name).arg("--version"))
+    ["--version", "-V"].into_iter().any(|version| works(Command::new(name).arg(version)))
 }
 
 /// Installs packages of the system, where that is possible without asking anybody.

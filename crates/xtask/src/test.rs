@@ -203,7 +203,7 @@ fn instruction_counts() -> Outcome {
     }
 }
 
-/// Sees to what the tests named `real_client` need. They run with all others.
+/// Sees to what the tests of the real client need. They run with all others.
 fn real_client() -> Outcome {
     if !cfg!(target_os = "linux") {
         return Outcome::Skipped("the client is run on Linux only".to_owned());
@@ -215,7 +215,7 @@ fn real_client() -> Outcome {
         }
         Ok(_) => {}
     }
-    let needed = ["npm", "python3"];
+    let needed = ["npm", "python3", "tmux"];
     let lacking = || needed.into_iter().filter(|name| !sh::has_program(name)).collect::<Vec<_>>();
     let before = lacking();
     if !before.is_empty() && sh::apt_install(&before) {
@@ -225,7 +225,7 @@ fn real_client() -> Outcome {
         [] if !registry_answers() => Outcome::Skipped(
             "the npm registry does not answer, the client is needed from it".into(),
         ),
-        [] => Outcome::Ok(Some("npm and python3 are there, the tests run below".to_owned())),
+        [] => Outcome::Ok(Some("npm, python3 and tmux are there, the tests run below".to_owned())),
         lacking => missing(&format!("{} not installed", lacking.join(" and "))),
     }
 }
