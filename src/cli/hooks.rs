@@ -1,7 +1,7 @@
 //! `ai-agent hooks`: the hooks in Claude Code's settings.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -11,13 +11,11 @@ use super::{Failure, print};
 use crate::{
     compliance::{
         answer::Hook,
+        client_files::{Seen, Settings, read},
         client_settings::{self, Ours, Sight, program_of},
     },
     platform::{Environment, Paths, private},
 };
-
-/// A longer file is none of the client's.
-const MOST: u64 = 16 << 20;
 
 /// The hooks in Claude Code's settings: installs, removes, shows them.
 #[derive(Args)]
@@ -54,10 +52,10 @@ impl Arguments {
         match &self.action {
             Action::Install(place) => {
                 let program = program(&paths)?;
-                settings.edit(place, |text| client_settings::install(text, &program))
+                edit(&settings, place, |text| client_settings::install(text, &program))
             }
-            Action::Uninstall(place) => settings.edit(place, client_settings::uninstall),
-            Action::Status => settings.tell(&paths.home),
+            Action::Uninstall(place) => edit(&settings, place, client_settings::uninstall),
+            Action::Status => tell(&settings, &paths.home),
         }
     }
 }
@@ -83,127 +81,73 @@ fn program(paths: &Paths) -> Result<String, Failure> {
     Ok(if text.bytes().all(is_plain) { text } else { format!("\"{text}\"") })
 }
 
-/// Where Claude Code's settings lie.
-struct Settings {
-    user: PathBuf,
-    managed: PathBuf,
-    /// More managed settings, over that file.
-    managed_more: PathBuf,
+fn edit(
+    settings: &Settings,
+    place: &Place,
+    edit: impl FnOnce(&str) -> Result<String, client_settings::SettingsError>,
+) -> Result<(), Failure> {
+    let path = if place.managed { &settings.managed } else { &settings.user };
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        Failure::failed(format!("`{}` {what}: {error}", path.display()))
+    };
+    let known = read(path).map_err(|error| failed("cannot be read", &error))?;
+    let text = known.clone().unwrap_or_default();
+    let edited = edit(&text).map_err(|error| failed("is left as it is", &error))?;
+    if edited == text {
+        return print(format_args!("`{}` stays as it is", path.display()));
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|error| failed("has no folder", &error))?;
+    }
+    if let Some(known) = known {
+        let backup = backup_of(path);
+        private::replace(&backup, known.as_bytes())
+            .map_err(|error| failed("is left as it is, since no copy could be made", &error))?;
+        print(format_args!("What was in it is in `{}`", backup.display()))?;
+    }
+    private::replace_alike(path, edited.as_bytes())
+        .map_err(|error| failed("cannot be written", &error))?;
+    print(format_args!("`{}` is changed: sessions that start from now on see it", path.display()))
 }
 
-impl Settings {
-    fn new(environment: &Environment, paths: &Paths) -> Self {
-        let folder = match environment.get("CLAUDE_CONFIG_DIR") {
-            Some(folder) => PathBuf::from(folder),
-            None => paths.home.join(".claude"),
-        };
-        Self {
-            user: folder.join("settings.json"),
-            managed: paths.client_settings.join("managed-settings.json"),
-            managed_more: paths.client_settings.join("managed-settings.d"),
-        }
-    }
-
-    fn edit(
-        &self,
-        place: &Place,
-        edit: impl FnOnce(&str) -> Result<String, client_settings::SettingsError>,
-    ) -> Result<(), Failure> {
-        let path = if place.managed { &self.managed } else { &self.user };
-        let failed = |what: &str, error: &dyn std::fmt::Display| {
-            Failure::failed(format!("`{}` {what}: {error}", path.display()))
-        };
-        let known = read(path).map_err(|error| failed("cannot be read", &error))?;
-        let text = known.clone().unwrap_or_default();
-        let edited = edit(&text).map_err(|error| failed("is left as it is", &error))?;
-        if edited == text {
-            return print(format_args!("`{}` stays as it is", path.display()));
-        }
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(|error| failed("has no folder", &error))?;
-        }
-        if let Some(known) = known {
-            let backup = backup_of(path);
-            private::replace(&backup, known.as_bytes())
-                .map_err(|error| failed("is left as it is, since no copy could be made", &error))?;
-            print(format_args!("What was in it is in `{}`", backup.display()))?;
-        }
-        private::replace_alike(path, edited.as_bytes())
-            .map_err(|error| failed("cannot be written", &error))?;
-        print(format_args!(
-            "`{}` is changed: sessions that start from now on see it",
-            path.display()
-        ))
-    }
-
-    /// All settings files that are there, the managed ones first.
-    fn look(&self) -> Vec<Seen> {
-        let more = fs::read_dir(&self.managed_more).into_iter().flatten().flatten();
-        let mut more: Vec<PathBuf> = more.map(|entry| entry.path()).collect();
-        more.retain(|path| path.extension().is_some_and(|ending| ending == "json"));
-        more.sort();
-        let managed = [self.managed.clone()].into_iter().chain(more).map(|path| (path, true));
-        let all = managed.chain([(self.user.clone(), false)]);
-        all.filter_map(|(path, is_managed)| Seen::of(path, is_managed)).collect()
-    }
-
-    fn tell(&self, home: &Path) -> Result<(), Failure> {
-        let seen = self.look();
-        let mut called = Vec::new();
-        for file in &seen {
-            let place = if file.is_managed { "managed" } else { "user" };
-            let sight = match &file.sight {
-                Ok(sight) => sight,
-                Err(why) => {
-                    print(format_args!("{place:<8} `{}`: {why}", file.path.display()))?;
-                    continue;
-                }
-            };
-            if sight.ours.is_empty() {
-                print(format_args!("{place:<8} `{}`: no hook of ai-agent", file.path.display()))?;
+fn tell(settings: &Settings, home: &Path) -> Result<(), Failure> {
+    let seen = settings.look();
+    let mut called = Vec::new();
+    for file in &seen {
+        let place = if file.is_managed { "managed" } else { "user" };
+        let sight = match &file.sight {
+            Ok(sight) => sight,
+            Err(why) => {
+                print(format_args!("{place:<8} `{}`: {why}", file.path.display()))?;
+                continue;
             }
-            for ours in &sight.ours {
-                let trouble = trouble(ours, file, &seen, home);
-                let path = file.path.display();
-                let name = ours.hook.name();
-                match &trouble {
-                    None => {
-                        called.push(ours.hook);
-                        print(format_args!("{place:<8} `{path}`: {name} is called"))?;
-                    }
-                    Some(why) => print(format_args!("{place:<8} `{path}`: {name} {why}"))?,
+        };
+        if sight.ours.is_empty() {
+            print(format_args!("{place:<8} `{}`: no hook of ai-agent", file.path.display()))?;
+        }
+        for ours in &sight.ours {
+            let trouble = trouble(ours, file, &seen, home);
+            let path = file.path.display();
+            let name = ours.hook.name();
+            match &trouble {
+                None => {
+                    called.push(ours.hook);
+                    print(format_args!("{place:<8} `{path}`: {name} is called"))?;
                 }
+                Some(why) => print(format_args!("{place:<8} `{path}`: {name} {why}"))?,
             }
         }
-        let missing: Vec<_> = Hook::ALL.into_iter().filter(|hook| !called.contains(hook)).collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let names: Vec<_> = missing.into_iter().map(Hook::name).collect();
-        Err(Failure::failed(format!(
-            "Claude Code does not call ai-agent for {}: `ai-agent hooks install` adds what is missing, \
-             in the user's settings, or with `--managed` in the machine's",
-            names.join(" and ")
-        )))
     }
-}
-
-/// A settings file that is there.
-struct Seen {
-    path: PathBuf,
-    is_managed: bool,
-    sight: Result<Sight, String>,
-}
-
-impl Seen {
-    fn of(path: PathBuf, is_managed: bool) -> Option<Self> {
-        let sight = match read(&path) {
-            Ok(None) => return None,
-            Ok(Some(text)) => client_settings::look(&text).map_err(|error| error.to_string()),
-            Err(error) => Err(format!("it cannot be read: {error}")),
-        };
-        Some(Self { path, is_managed, sight })
+    let missing: Vec<_> = Hook::ALL.into_iter().filter(|hook| !called.contains(hook)).collect();
+    if missing.is_empty() {
+        return Ok(());
     }
+    let names: Vec<_> = missing.into_iter().map(Hook::name).collect();
+    Err(Failure::failed(format!(
+        "Claude Code does not call ai-agent for {}: `ai-agent hooks install` adds what is missing, \
+         in the user's settings, or with `--managed` in the machine's",
+        names.join(" and ")
+    )))
 }
 
 /// Why a hook that is named is not called, if it is not.
@@ -251,15 +195,4 @@ fn backup_of(path: &Path) -> PathBuf {
     let mut backup = path.as_os_str().to_owned();
     backup.push(".before-ai-agent");
     backup.into()
-}
-
-/// What stands in a file; `None` where there is none.
-fn read(path: &Path) -> io::Result<Option<String>> {
-    match fs::metadata(path) {
-        Ok(file) if !file.is_file() => Err(io::Error::other("it is no file")),
-        Ok(file) if file.len() > MOST => Err(io::Error::other("it is too long for settings")),
-        Ok(_) => fs::read_to_string(path).map(Some),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }

@@ -8,6 +8,7 @@ pub mod account;
 pub mod answer;
 pub mod cache;
 pub mod call;
+pub mod client_files;
 pub mod client_settings;
 pub mod desktop;
 pub mod kept;

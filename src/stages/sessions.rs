@@ -7,6 +7,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use crate::platform::Timestamp;
+
 /// So many directories are learnt from hooks: whoever makes up others must not fill the memory.
 const MOST_ROOTS: usize = 32;
 /// So many transcripts are waited for.
@@ -23,6 +25,8 @@ struct Known {
     roots: Vec<PathBuf>,
     /// Names of transcripts that no byte was seen of.
     awaited: BTreeSet<OsString>,
+    /// When records were read last that had just been written.
+    grown: Option<Timestamp>,
 }
 
 impl Sessions {
@@ -72,6 +76,17 @@ impl Sessions {
     #[must_use]
     pub fn is_expected(&self, transcript: &Path) -> bool {
         transcript.file_name().is_some_and(|name: &OsStr| self.known().awaited.contains(name))
+    }
+
+    /// Records of a session were read at `now` that had just been written.
+    pub fn grew(&self, now: Timestamp) {
+        self.known().grown = Some(now);
+    }
+
+    /// When records were read last that had just been written; none in this run.
+    #[must_use]
+    pub fn grown(&self) -> Option<Timestamp> {
+        self.known().grown
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

@@ -3,7 +3,12 @@
 //! Every `*.jsonl` below the roots, at any depth: sessions, and the files of their sub-agents. The
 //! lines are shipped as they stand there; following the files is the work of [`crate::tail`].
 
-use std::{any::Any, path::PathBuf};
+use std::{
+    any::Any,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -15,7 +20,7 @@ use super::{
 };
 use crate::{
     event::Event,
-    platform::file,
+    platform::{Clock, Timestamp, file},
     stages::{BuildError, Context, Sessions},
     tail::{FileKey, Tail, TailOptions},
     units::Size,
@@ -70,6 +75,7 @@ const MOST: Size = Size::mebibytes(32);
 struct ClaudeSessions {
     tail: Tail,
     sessions: Sessions,
+    clock: Arc<dyn Clock>,
     /// How many directories that hooks named are followed.
     learnt: usize,
 }
@@ -98,8 +104,8 @@ impl SourceOptions for Options {
             ..TailOptions::default()
         };
         let (clock, new_id) = (context.clock.clone(), Box::new(GenerationId::fresh));
-        let tail = Tail::new(options, clock, new_id, waker);
-        Ok(ClaudeSessions { tail, sessions: context.sessions.clone(), learnt: 0 })
+        let tail = Tail::new(options, Arc::clone(&clock), new_id, waker);
+        Ok(ClaudeSessions { tail, sessions: context.sessions.clone(), clock, learnt: 0 })
     }
 }
 
@@ -149,7 +155,8 @@ impl Source for ClaudeSessions {
         let roots = self.sessions.roots();
         roots.iter().skip(self.learnt).for_each(|root| self.tail.follow(root.clone()));
         self.learnt = roots.len();
-        self.tail.read(&mut Telling { intake, sessions: &self.sessions })
+        let (sessions, now) = (&self.sessions, self.clock.now());
+        self.tail.read(&mut Telling { intake, sessions, now })
     }
 
     fn tend(&mut self) {
@@ -173,12 +180,32 @@ impl Source for ClaudeSessions {
 struct Telling<'a> {
     intake: &'a mut dyn Intake,
     sessions: &'a Sessions,
+    now: Timestamp,
+}
+
+impl Telling<'_> {
+    /// Says when what is read has just been written. One file in a minute tells it for all.
+    fn tell_of_growth(&self, path: &Path) {
+        const RECENT: Duration = Duration::from_secs(600);
+        const PAUSE: Duration = Duration::from_secs(60);
+
+        let is_told = |at: Timestamp| self.now >= at && self.now.since(at) < PAUSE;
+        if self.sessions.grown().is_some_and(is_told) {
+            return;
+        }
+        let modified = file::look(path).map(|sight| sight.stamp.modified.max(0).unsigned_abs());
+        let modified = Timestamp(modified.unwrap_or_default() / 1_000_000);
+        if self.now.since(modified) < RECENT {
+            self.sessions.grew(self.now);
+        }
+    }
 }
 
 impl Intake for Telling<'_> {
     fn take(&mut self, chunk: Chunk<'_>) {
         if !chunk.pieces.is_empty() {
             self.sessions.arrived(&chunk.origin.path);
+            self.tell_of_growth(&chunk.origin.path);
         }
         self.intake.take(chunk);
     }

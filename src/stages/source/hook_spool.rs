@@ -30,11 +30,12 @@ use super::{
 };
 use crate::{
     compliance::{
+        client_files::Settings,
         kept::Kept,
         spool::{Report, Spool},
     },
     event::Event,
-    platform::{Clock, Timestamp, private},
+    platform::{Clock, Environment, Paths, Timestamp, private},
     stages::{BuildError, Context, Sessions},
     tail::FileKey,
 };
@@ -55,6 +56,12 @@ const LOOK: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 200;
 /// How soon records must appear, where the policy does not say.
 const TRANSCRIPT_WITHIN: Duration = Duration::from_secs(600);
+/// So long hooks may be silent while sessions grow; said again after as long.
+const SILENT: Duration = Duration::from_secs(24 * 3600);
+/// How exactly it is kept when a hook was called: each change is a transaction.
+const CALLED: Duration = Duration::from_secs(3600);
+/// How often the client's settings are looked at.
+const SETTINGS: Duration = Duration::from_secs(600);
 /// So many sessions are waited for.
 const MOST_WAITING: usize = 1000;
 
@@ -78,6 +85,12 @@ struct Row {
     /// Directories that were learnt.
     #[serde(default)]
     roots: Vec<PathBuf>,
+    /// The last call of a hook, to the hour.
+    #[serde(default)]
+    called: Timestamp,
+    /// Since when hooks should be called, and nobody has reported that they are not.
+    #[serde(default)]
+    silent_since: Option<Timestamp>,
 }
 
 /// A session whose records have not appeared.
@@ -104,6 +117,10 @@ struct HookSpool {
     storing: Vec<String>,
     /// When the spool is looked into next.
     look: Duration,
+    /// When the client's settings are.
+    settings_due: Duration,
+    environment: Environment,
+    paths: Paths,
 }
 
 impl SourceOptions for Options {
@@ -127,6 +144,9 @@ impl SourceOptions for Options {
             filling: Vec::new(),
             storing: Vec::new(),
             look: Duration::ZERO,
+            settings_due: Duration::ZERO,
+            environment: context.environment.clone(),
+            paths: context.paths.clone(),
         })
     }
 }
@@ -167,6 +187,7 @@ impl Source for HookSpool {
         let (mut events, is_more) = self.take_up(&spool);
         self.count_dropped(&spool, &mut events);
         self.look_for_transcripts(&state_dir, &mut events);
+        self.look_for_silence(&state_dir, &mut events);
         if self.row != before {
             let row = serde_json::to_vec(&self.row).expect("a row can be written as JSON");
             let (origin, checkpoint) = (&self.origin, Some(row.as_slice()));
@@ -234,6 +255,9 @@ impl HookSpool {
     }
 
     fn see(&mut self, report: &Report, events: &mut Vec<Event>) {
+        if report.at.since(self.row.called) >= CALLED {
+            self.row.called = report.at;
+        }
         if report.decision != "allowed" {
             events.push(Event::warning(event::HOOK_ANSWERED, json!(report)));
         }
@@ -313,6 +337,35 @@ impl HookSpool {
             events.push(Event { severity, ..event });
             false
         });
+    }
+}
+
+impl HookSpool {
+    /// Says when sessions grow and no hook is called, although one should be.
+    fn look_for_silence(&mut self, state_dir: &Path, events: &mut Vec<Event>) {
+        let (now, uptime) = (self.clock.now(), self.clock.uptime());
+        if uptime < self.settings_due {
+            return;
+        }
+        self.settings_due = uptime + SETTINGS;
+        let kept = Kept::read(state_dir).ok().flatten();
+        let by_policy = kept.is_some_and(|kept| kept.compliance.action.is_some());
+        let by_settings = Settings::new(&self.environment, &self.paths).name_us();
+        let is_called = now.since(self.row.called) < SILENT;
+        if is_called || !(by_policy || by_settings) {
+            self.row.silent_since = None;
+            return;
+        }
+        let since = *self.row.silent_since.get_or_insert(now);
+        let grown = self.sessions.grown().filter(|grown| now.since(*grown) < SILENT);
+        let Some(grown) = grown.filter(|_| now.since(since) >= SILENT) else { return };
+        let last = (self.row.called > Timestamp::default()).then(|| self.row.called.to_string());
+        let data = json!({
+            "last_call": last, "sessions_grew": grown.to_string(),
+            "named_in_settings": by_settings, "wanted_by_policy": by_policy,
+        });
+        events.push(Event::warning(event::HOOKS_SILENT, data));
+        self.row.silent_since = Some(now);
     }
 }
 
@@ -525,6 +578,41 @@ mod tests {
         assert_eq!(world.sessions.roots(), [home.join("work/projects")]);
         world.restart();
         assert_eq!(world.sessions.roots(), [home.join("work/projects")], "it is kept");
+    }
+
+    #[test]
+    fn hooks_that_nobody_calls_while_sessions_grow_are_said_once_a_day() {
+        const HOUR: u64 = 3_600_000;
+        let mut world = World::new();
+        let pass = |world: &World, hours: u64, grows: bool| {
+            world.clock.0.fetch_add(hours * HOUR, std::sync::atomic::Ordering::Relaxed);
+            if grows {
+                world.sessions.grew(world.clock.now());
+            }
+        };
+        let silent = [("hooks_silent", "warning")];
+        pass(&world, 1000, true);
+        assert_eq!(world.store(), [], "nobody has asked for hooks");
+        let action = Some(siem_protocol::managed::Action::Warn);
+        let compliance = siem_protocol::managed::Compliance { action, ..Default::default() };
+        let config_hash = siem_protocol::Digest::ZERO;
+        let kept = Kept { compliance, config_hash, at: Timestamp(1) };
+        kept.write(world.folder.path()).unwrap();
+        pass(&world, 1, true);
+        assert_eq!(world.store(), [], "they are given a day");
+        pass(&world, 25, false);
+        assert_eq!(world.store(), [], "nothing grows");
+        pass(&world, 25, true);
+        assert_eq!(world.store(), silent);
+        pass(&world, 1, true);
+        assert_eq!(world.store(), []);
+        world.restart();
+        pass(&world, 24, true);
+        assert_eq!(world.store(), silent);
+        world.call("UserPromptSubmit", "allowed", Path::new("/nowhere/x.jsonl"));
+        pass(&world, 30, true);
+        world.call("UserPromptSubmit", "allowed", Path::new("/nowhere/x.jsonl"));
+        assert!(!world.store().contains(&silent[0]), "one was called");
     }
 
     #[test]
