@@ -9,22 +9,19 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use siem_protocol::names::event;
 
-use super::{Failure, print, setup::Surroundings};
+use super::{Failure, print, setup::Surroundings, store::Store};
 use crate::{
-    config::{Loaded, Shipping},
+    config::Shipping,
     event::Event,
     frame::Codec,
     pipeline::{
         assembly,
         delivery::redeliver,
         group::Filling,
-        outbox::{DeadLetter, DeadLetterId, Outbox},
+        outbox::{DeadLetter, DeadLetterId},
     },
-    platform::{LockError, StateLock, private},
-    stages::{
-        Context,
-        sink::{Delivery, gist},
-    },
+    platform::private,
+    stages::sink::{Delivery, gist},
 };
 
 /// Entries that a receiver refused for good. The agent must not run meanwhile.
@@ -88,14 +85,7 @@ impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         let surroundings = Surroundings::look()?;
         let loaded = surroundings.load(explicit)?;
-        let state_dir = loaded.settings.agent.state_dir.clone();
-        let Some(store) = Store::open(&surroundings, loaded)? else {
-            return Err(Failure::failed(format!(
-                "there is no outbox yet in `{}`: the agent has not run on this state directory, or \
-                 its outbox was deleted",
-                state_dir.display()
-            )));
-        };
+        let store = Store::open(&surroundings, loaded, "its dead letters can be had")?;
         let all = store.outbox.dead_letters().map_err(Failure::failed)?;
         match &self.action {
             Action::List { json } => list(&all, *json),
@@ -137,38 +127,7 @@ impl Which {
     }
 }
 
-/// The store of an agent that does not run.
-struct Store {
-    outbox: Outbox,
-    loaded: Loaded,
-    context: Context,
-    _lock: StateLock,
-}
-
 impl Store {
-    fn open(surroundings: &Surroundings, loaded: Loaded) -> Result<Option<Self>, Failure> {
-        let path = loaded.settings.agent.state_dir.join("outbox.redb");
-        // To lock it makes the directory, and to open one makes one.
-        match fs::metadata(&path) {
-            Ok(found) if found.is_file() && found.len() == 0 => return Ok(None),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Failure::failed(error)),
-        }
-        let lock =
-            StateLock::acquire(&loaded.settings.agent.state_dir).map_err(|error| match error {
-                LockError::Held { .. } => Failure::failed(format!(
-                    "{error}; its dead letters can be had when it is stopped"
-                )),
-                error => Failure::failed(error),
-            })?;
-        // Whatever is configured for this command, no sink of the agent's loses its place.
-        let opened = Outbox::open_if_begun(&path).map_err(Failure::failed)?;
-        let Some(outbox) = opened else { return Ok(None) };
-        let context = surroundings.context(&loaded, Some(lock.dir()), true);
-        Ok(Some(Self { outbox, loaded, context, _lock: lock }))
-    }
-
     /// Those that are asked for, without those that no header has named yet: their entries would
     /// be sent once more if they were deleted, and the receiver has no hole for them. One that is
     /// asked for by its number is refused.

@@ -6,11 +6,13 @@ mod deadletter;
 mod dry_run;
 mod hooks;
 mod managed;
+mod outbox;
 mod progress;
 mod restarts;
 mod run;
 mod setup;
 mod stages;
+mod store;
 mod test;
 
 use std::{
@@ -52,6 +54,8 @@ enum Command {
     Test(test::Arguments),
     /// Entries that a receiver refused for good: lists, shows, sends again, exports, deletes.
     Deadletter(deadletter::Arguments),
+    /// What waits for delivery: takes away the place of a sink that is no more.
+    Outbox(outbox::Arguments),
     /// Lists the stages that a pipeline can be made of.
     Stages(stages::Arguments),
 }
@@ -118,6 +122,7 @@ pub fn main() -> ExitCode {
         Command::Hooks(hooks) => hooks.execute(),
         Command::Test(test) => test.execute(arguments.config.as_deref()),
         Command::Deadletter(letters) => letters.execute(arguments.config.as_deref()),
+        Command::Outbox(outbox) => outbox.execute(arguments.config.as_deref()),
         Command::Stages(stages) => stages.execute(),
     };
     let (error, code) = match result {

@@ -25,8 +25,9 @@ use crate::{
         assembly,
         fault::{Fault, Unfinished},
         ingest::{Inbox, Report, Until},
-        outbox::{Found, Outbox, Seat},
-        runner::{Pipeline, new_epoch, tell_removed},
+        outbox::{Found, Outbox},
+        removed,
+        runner::{Pipeline, new_epoch},
     },
     platform::{Signals, StateLock},
 };
@@ -175,10 +176,7 @@ fn assemble(keeper: &Keeper<'_>, state_dir: &Path) -> Result<Pipeline, Failure> 
     let sources = assembly::sources(loaded, context, &inbox.waker()).map_err(Failure::usage)?;
     let stages = assembly::stages(loaded, context).map_err(Failure::usage)?;
     let sinks = assembly::sinks(loaded, context).map_err(Failure::usage)?;
-    let seats: Vec<Seat> = sinks
-        .iter()
-        .map(|(name, sink)| Seat { name: name.clone(), destination: sink.destination() })
-        .collect();
+    let seats = assembly::seats(loaded, &sinks);
     let (identity, clock) = (context.identity.clone(), Arc::clone(&context.clock));
     let path = state_dir.join("outbox.redb");
     let opened = Outbox::open_or_recover(&path, &seats, new_epoch, clock.now());
@@ -190,7 +188,7 @@ fn assemble(keeper: &Keeper<'_>, state_dir: &Path) -> Result<Pipeline, Failure> 
         false => Failure::failed(error),
     })?;
     tell(&found, &outbox.epoch(), &inbox);
-    tell_removed(&outbox, &inbox);
+    removed::tell(&outbox, |event| inbox.report(event));
     let facts = keeper.status.facts.clone();
     Ok(Pipeline { sources, stages, sinks, outbox, inbox, facts, identity, clock })
 }

@@ -4,8 +4,8 @@ use clap::{Args, Subcommand};
 
 use super::{Failure, print};
 use crate::{
-    config::did_you_mean,
-    stages::{self, Descriptor},
+    config::{SINK_OPTIONS, did_you_mean},
+    stages::{self, Descriptor, Kind},
 };
 
 /// Lists the stages, or shows one.
@@ -61,6 +61,10 @@ fn show(name: &str) -> Result<(), Failure> {
         let sample = stage.sample.trim();
         let sample = if sample.is_empty() { "# no options" } else { sample };
         print(format_args!("{}", sample.replace("## ", "# ")))?;
+        if stage.kind == Kind::Sink {
+            print(format_args!("\n# as for every sink"))?;
+            print(format_args!("{}", SINK_OPTIONS.trim().replace("## ", "# ")))?;
+        }
     }
     Ok(())
 }

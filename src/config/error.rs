@@ -248,6 +248,8 @@ fn in_plain_words(expected: &str) -> &str {
         "a sequence" => "a list in brackets",
         "a map" => "a table",
         other if other.starts_with("struct ") => "a table",
+        // One of a few words.
+        other if other.starts_with("enum ") => "a text in quotes",
         other => other,
     }
 }

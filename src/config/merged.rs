@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use super::{
     ConfigError, Origin, Place, error,
     layers::{self, Layer},
+    sink,
 };
 
 /// All layers as one.
@@ -72,9 +73,14 @@ impl Merged {
         let value = self.nearest(&path);
         let place = self.place(&path, value);
         // What the pipeline reads in the table of a stage.
-        let besides: &[&str] =
-            if path.len() == 3 && !table.is_empty() { &["enabled", "type"] } else { &[] };
-        error::explain_of(&path, place, value.as_str(), error.kind, besides)
+        let mut besides = Vec::new();
+        if path.len() == 3 && !table.is_empty() {
+            besides.extend(["enabled", "type"]);
+            if table[0] == "sink" {
+                besides.extend(sink::KEYS);
+            }
+        }
+        error::explain_of(&path, place, value.as_str(), error.kind, &besides)
     }
 
     /// The value at `path`, or the nearest above that is there.

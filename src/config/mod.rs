@@ -13,6 +13,7 @@ mod provenance;
 mod schema;
 mod secret;
 mod settings;
+mod sink;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use provenance::{Explained, Shown};
 pub use schema::{StageSchema, schema};
 pub use secret::{MASK, Secret, SecretError, is_secret_key};
 pub use settings::{AgentSettings, OutboxSettings, Pipeline, Settings, Shipping, StageTable};
+pub use sink::{Feed, SINK_OPTIONS, Start};
 pub use template::template;
 pub use toml_tests::{Expected, Test, TestLine};
 pub use toml_text::SyntaxError;

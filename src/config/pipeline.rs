@@ -3,7 +3,7 @@
 use figment::value::{Dict, Value};
 
 use super::{
-    ConfigError, Pipeline, StageOptions, StageTable, merged::Merged, secret,
+    ConfigError, Feed, Pipeline, StageOptions, StageTable, merged::Merged, secret,
     settings::PipelineTable,
 };
 
@@ -106,8 +106,13 @@ impl Kind<'_> {
         if self.kind == "filter" {
             self.check_built_in(name, &stage, enabled)?;
         }
-        let options = StageOptions::tagged(table.clone());
-        Ok(StageTable { name: name.to_owned(), stage, enabled, options })
+        let mut table = table.clone();
+        let feed = match self.kind {
+            "sink" => Feed::take(name, &mut table, self.merged)?,
+            _ => Feed::default(),
+        };
+        let options = StageOptions::tagged(table);
+        Ok(StageTable { name: name.to_owned(), stage, enabled, feed, options })
     }
 
     fn check_built_in(&self, name: &str, stage: &str, enabled: bool) -> Result<(), ConfigError> {

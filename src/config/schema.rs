@@ -3,7 +3,7 @@
 use schemars::Schema;
 use serde_json::{Map, Value, json};
 
-use super::{KINDS, layers, settings::Tables, toml_text};
+use super::{KINDS, layers, settings::Tables, sink, toml_text};
 
 /// A stage's options.
 pub struct StageSchema {
@@ -13,7 +13,7 @@ pub struct StageSchema {
     pub name: &'static str,
     /// What it does.
     pub summary: &'static str,
-    /// JSON Schema of its table, without `type` and `enabled`.
+    /// JSON Schema of its own options: what the table of every stage or sink may say comes on top.
     pub options: Schema,
 }
 
@@ -77,6 +77,11 @@ fn table(stage: &StageSchema) -> Value {
         let properties = schema.entry("properties").or_insert_with(|| json!({}));
         properties["type"] = json!({ "const": stage.name, "description": "What the stage is." });
         properties["enabled"] = json!({ "type": "boolean", "description": "Whether it runs." });
+        if let ("sink", Value::Object(common)) = (stage.kind, sink::properties()) {
+            for (option, about) in common {
+                properties[option] = about;
+            }
+        }
     }
     schema
 }

@@ -9,7 +9,9 @@ use siem_protocol::{
     managed::{Action, Compliance, OnError},
 };
 
-use super::{ConfigError, StageOptions, managed::Allowed, merged::Merged, toml_tests::TestTable};
+use super::{
+    ConfigError, Feed, StageOptions, managed::Allowed, merged::Merged, toml_tests::TestTable,
+};
 use crate::{
     compliance::policy,
     platform::Paths,
@@ -102,6 +104,8 @@ pub struct StageTable {
     pub stage: String,
     /// Whether it runs.
     pub enabled: bool,
+    /// How it is fed, if it is a sink.
+    pub feed: Feed,
     /// What its table says besides.
     pub options: StageOptions,
 }

@@ -6,6 +6,7 @@ mod locks;
 mod managed;
 mod options_of_stages;
 mod secrets;
+mod sinks;
 mod toml_tests;
 
 use std::fs;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{group::Stages, judge::Judge};
+use super::{group::Stages, judge::Judge, outbox::Seat};
 use crate::{
     config::{ConfigError, HTTP_SIEM, Loaded, Pipeline, StageTable},
     siem::Connection,
@@ -119,6 +119,18 @@ pub fn sink(
 ) -> Result<Box<dyn Sink>, ConfigError> {
     sink::build(&table.stage, &table.options, context)
         .map_err(|error| explain(loaded, Kind::Sink, table, error))
+}
+
+/// The places of `sinks` in the outbox.
+#[must_use]
+pub fn seats(loaded: &Loaded, sinks: &[Named<dyn Sink>]) -> Vec<Seat> {
+    let tables = &loaded.settings.pipeline.sinks;
+    let seat = |(name, sink): &Named<dyn Sink>| {
+        let table = tables.iter().find(|table| table.name == *name);
+        let start = table.map(|table| table.feed.start).unwrap_or_default();
+        Seat { name: name.clone(), destination: sink.destination(), start }
+    };
+    sinks.iter().map(seat).collect()
 }
 
 /// Checks the sinks' options without building them: for a dry run, which has no secrets.

@@ -12,6 +12,7 @@ pub mod ingest;
 pub mod judge;
 pub mod outbox;
 pub mod reload;
+pub mod removed;
 pub mod room;
 pub mod runner;
 #[cfg(test)]

@@ -4,11 +4,10 @@ mod sinks;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
 
 use siem_protocol::{Digest, Identity};
 use sinks::Sinks;
-pub use sinks::tell_removed;
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
@@ -22,10 +21,11 @@ use super::{
     ingest::{Inbox, Ingest, Read, Report, Until, Work, Writer},
     outbox::{Outbox, OutboxError},
     reload::Reload,
+    removed,
     room::Room,
 };
 use crate::{
-    config::{Settings, Shipping},
+    config::{Feed, Settings, Shipping},
     event::Event,
     frame::Codec,
     platform::Clock,
@@ -94,6 +94,7 @@ impl Pipeline {
         let mut sinks = Sinks {
             tasks: Vec::new(),
             orders: orders(settings),
+            feeds: feeds(settings),
             outbox: Arc::clone(&outbox),
             inbox: Arc::clone(&self.inbox),
             identity: Arc::new(self.identity),
@@ -137,6 +138,11 @@ fn orders(settings: &Settings) -> Orders {
     Orders::new(settings.shipping, settings.outbox.max_dead_letter_bytes)
 }
 
+/// How each sink is fed.
+fn feeds(settings: &Settings) -> BTreeMap<String, Feed> {
+    settings.pipeline.sinks.iter().map(|table| (table.name.clone(), table.feed)).collect()
+}
+
 /// The name of a new epoch: unique, and in the order of time.
 #[must_use]
 pub fn new_epoch() -> String {
@@ -166,7 +172,7 @@ impl Running {
         self.config = exchange.config;
         // Gone without an answer when reading has ended, which is a fault or the end.
         self.inbox.exchange(exchange).await.ok();
-        self.sinks.replace(sinks, orders(&settings)).await;
+        self.sinks.replace(sinks, orders(&settings), feeds(&settings)).await;
     }
 
     /// Waits for what the pipeline can't go on with, which may never come.
@@ -268,6 +274,9 @@ impl Running {
                 }
                 _ => {}
             }
+        }
+        for sink in self.outbox.removed_sinks().iter().flatten() {
+            obstacles.push(removed::obstacle(sink));
         }
         for sink in &self.sinks.tasks {
             if let Some(trouble) = &sink.progress.borrow().trouble {

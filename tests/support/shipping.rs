@@ -59,7 +59,7 @@ impl Post {
     pub(crate) fn with(count: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("outbox.redb");
-        let seat = Seat { name: "siem".into(), destination: None };
+        let seat = Seat { name: "siem".into(), ..Seat::default() };
         let outbox = Outbox::open(&path, &[seat], || "epoch-1".into()).unwrap();
         let post = Self {
             outbox: Arc::new(outbox),

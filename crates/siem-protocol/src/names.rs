@@ -90,7 +90,7 @@ pub mod event {
     pub const HOOK_REPORTS_DROPPED: &str = "hook_reports_dropped";
     /// A hook named a transcript below a root not known before.
     pub const ROOT_LEARNT: &str = "root_learnt";
-    /// A sink is no longer configured.
+    /// A sink is no longer configured and keeps its place in the outbox, or was forgotten.
     pub const SINK_REMOVED: &str = "sink_removed";
     /// A made-up entry that checks the way to the SIEM.
     pub const CANARY: &str = "canary";

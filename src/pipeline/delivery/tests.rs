@@ -75,7 +75,7 @@ impl Run {
 fn outbox_with(folder: &Path, groups: &[usize]) -> Arc<Outbox> {
     let path = folder.join("outbox.redb");
     let outbox =
-        Outbox::open(&path, &[Seat { name: "siem".into(), destination: None }], || "e".into())
+        Outbox::open(&path, &[Seat { name: "siem".into(), ..Seat::default() }], || "e".into())
             .unwrap();
     let sealing = Shipping { batch_size: 100, ..Shipping::default() };
     let mut filling = Filling::new(outbox.end(), Digest::ZERO, sealing, Codec::Zstd);

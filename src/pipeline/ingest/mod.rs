@@ -21,6 +21,7 @@ use super::{
     facts::Facts,
     group::{Filling, Stages},
     outbox::{Outbox, OutboxError},
+    removed,
     room::{Change, Lack, Room},
 };
 use crate::{
@@ -286,13 +287,14 @@ impl Ingest {
             }
             stored = self.outbox.stored();
         }
-        if self.room.has_half_filled(stored)
-            && let Ok(Some(sink)) = self.outbox.slowest_sink()
-        {
-            warn!(
-                sink,
-                stored, "one sink is behind: what it has not taken fills half of the outbox"
-            );
+        if self.room.has_half_filled(stored) {
+            removed::tell(&self.outbox, |event| self.inbox.report(event));
+            if let Ok(Some(sink)) = self.outbox.slowest_sink() {
+                warn!(
+                    sink,
+                    stored, "one sink is behind: what it has not taken fills half of the outbox"
+                );
+            }
         }
         match self.room.look(stored, free) {
             Some(Change::Filled(filled)) => {

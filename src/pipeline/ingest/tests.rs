@@ -122,7 +122,7 @@ impl Filter for Fragile {
 fn ingest(source: Files, folder: &Path) -> Ingest {
     let path = folder.join("outbox.redb");
     let outbox =
-        Outbox::open(&path, &[Seat { name: "siem".into(), destination: None }], || "e".into())
+        Outbox::open(&path, &[Seat { name: "siem".into(), ..Seat::default() }], || "e".into())
             .unwrap();
     ingest_into(outbox, source)
 }

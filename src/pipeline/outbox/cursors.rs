@@ -14,18 +14,32 @@ use serde::{Deserialize, Serialize};
 use siem_protocol::ChainPoint;
 
 use super::{
-    CURSORS, Outbox, OutboxError, State, VALUES,
+    CURSORS, Group, Outbox, OutboxError, State, VALUES, append_group,
     sealed::{open_json, seal_json},
     value,
 };
+use crate::config::Start;
 
-/// A sink that has a place in the outbox.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A sink that is to have a place in the outbox.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seat {
     /// Its instance's name.
     pub name: String,
     /// Where it delivers to; `None` when that is not known, and nothing can have moved.
     pub destination: Option<String>,
+    /// Where it begins if it has no place yet.
+    pub start: Start,
+}
+
+/// A sink that has a place in the outbox and is not configured: what it has not taken stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// Its instance's name.
+    pub name: String,
+    /// The last number that it acknowledged.
+    pub acknowledged: u64,
+    /// How many entries it has not taken.
+    pub undelivered: u64,
 }
 
 /// How far a sink is.
@@ -101,6 +115,44 @@ impl Outbox {
         Ok(match ahead {
             Some(ahead) => ahead.moves(cursor),
             None => cursor,
+        })
+    }
+
+    /// The sinks that have a place and are not among those that it was given to last.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read.
+    pub fn removed_sinks(&self) -> Result<Vec<Removed>, OutboxError> {
+        let last_seq = self.state().next_seq - 1;
+        let cursors =
+            self.read("read", |transaction| read_cursors(&transaction.open_table(CURSORS)?))?;
+        let seats = self.seats().clone();
+        let is_seated = |name: &String| seats.iter().any(|seat| seat.name == *name);
+        let removed = cursors.into_iter().filter(|(name, _)| !is_seated(name));
+        Ok(removed
+            .map(|(name, cursor)| {
+                let acknowledged = cursor.acknowledged.seq;
+                Removed { name, acknowledged, undelivered: last_seq.saturating_sub(acknowledged) }
+            })
+            .collect())
+    }
+
+    /// Takes a sink's place away and appends the group that tells of it, in one transaction. What
+    /// only this sink had not taken is deleted; without any other sink everything stays, for the
+    /// next that comes. There is nothing but events in the group.
+    ///
+    /// # Errors
+    /// [`OutboxError`]: nothing has changed.
+    pub fn forget_sink(&self, sink: &str, group: &Group) -> Result<(), OutboxError> {
+        self.unsettled().remove(sink);
+        self.write("take a sink's place away in", |transaction, state| {
+            let mut cursors = transaction.open_table(CURSORS)?;
+            cursors.remove(sink)?;
+            let left = read_cursors(&cursors)?;
+            if let Some(slowest) = left.iter().map(|(_, it)| it.acknowledged.seq).min() {
+                drop_values(transaction, state, slowest)?;
+            }
+            append_group(transaction, state, group)
         })
     }
 
@@ -189,14 +241,13 @@ pub(super) fn open_cursor(sink: &str, row: &[u8]) -> Result<Cursor, redb::Error>
 }
 
 impl Outbox {
-    /// Gives places to these sinks and no others from now on, as opening does.
+    /// Gives places to these sinks, as opening does. Others keep theirs until they are forgotten.
     ///
     /// # Errors
     /// [`OutboxError`]; those that had places still have them.
     pub fn seat(&self, sinks: &[Seat]) -> Result<(), OutboxError> {
         self.write("change the sinks of", |transaction, state| {
-            let removed = place_cursors(transaction, state, sinks)?;
-            self.removed.lock().unwrap_or_else(PoisonError::into_inner).extend(removed);
+            place_cursors(transaction, state, sinks)?;
             Ok(Ok(()))
         })?;
         *self.seats() = sinks.to_vec();
@@ -205,12 +256,6 @@ impl Outbox {
 
     pub(super) fn seats(&self) -> MutexGuard<'_, Vec<Seat>> {
         self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sinks that had a place in the outbox and are no longer configured; each is said once.
-    #[must_use]
-    pub fn removed_sinks(&self) -> Vec<String> {
-        std::mem::take(&mut self.removed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The sink that is behind the others, if they are not all at the same place.
@@ -229,45 +274,41 @@ impl Outbox {
     }
 }
 
-/// Gives every sink a cursor and takes away those of sinks that are no more, which it names.
-/// Without sinks nothing changes: nobody is there to take anything over.
+/// Gives every sink a cursor. Those of sinks that are no more stay, and hold what these have not
+/// taken: who has left one out by mistake loses nothing.
 pub(super) fn place_cursors(
     transaction: &WriteTransaction,
     state: &mut State,
     sinks: &[Seat],
-) -> Result<Vec<String>, redb::Error> {
+) -> Result<(), redb::Error> {
     if sinks.is_empty() {
-        return Ok(Vec::new());
+        return Ok(());
     }
     let mut cursors = transaction.open_table(CURSORS)?;
-    let mut removed = Vec::new();
-    cursors.retain(|sink, _| {
-        let kept = sinks.iter().any(|known| known.name == sink);
-        if !kept {
-            removed.push(sink.to_owned());
-        }
-        kept
-    })?;
-    let begin = begin(transaction, state)?;
-    let mut slowest = u64::MAX;
-    for Seat { name, destination } in sinks {
+    let oldest = begin(transaction, state)?;
+    for Seat { name, destination, start } in sinks {
         let known = cursors.get(name.as_str())?.map(|row| open_cursor(name, row.value()));
         let cursor = match known.transpose()? {
             Some(cursor) => moved(cursor, destination.as_ref()),
-            None => Cursor {
-                epoch: state.epoch.clone(),
-                acknowledged: begin,
-                base: (begin.seq > 0).then_some(begin),
-                previous_epoch: None,
-                destination: destination.clone(),
-                refusals: 0,
-            },
+            None => {
+                let begin = match start {
+                    Start::Oldest => oldest,
+                    Start::Now => end(state),
+                };
+                Cursor {
+                    epoch: state.epoch.clone(),
+                    acknowledged: begin,
+                    base: (begin.seq > 0).then_some(begin),
+                    previous_epoch: None,
+                    destination: destination.clone(),
+                    refusals: 0,
+                }
+            }
         };
         cursors.insert(name.as_str(), seal_json(name.as_str(), &cursor).as_slice())?;
-        slowest = slowest.min(cursor.acknowledged.seq);
     }
-    drop_values(transaction, state, slowest)?;
-    Ok(removed)
+    let slowest = read_cursors(&cursors)?.iter().map(|(_, it)| it.acknowledged.seq).min();
+    drop_values(transaction, state, slowest.unwrap_or_default())
 }
 
 /// A sink that delivers elsewhere now says where it begins: the receiver there may know nothing.
@@ -287,7 +328,12 @@ fn begin(transaction: &WriteTransaction, state: &State) -> Result<ChainPoint, re
         let head = value::decode(value.value())?.next()?.0;
         Some(ChainPoint { seq: head.first_seq - 1, hash: head.before })
     });
-    Ok(first.unwrap_or(ChainPoint { seq: state.next_seq - 1, hash: state.chain }))
+    Ok(first.unwrap_or(end(state)))
+}
+
+/// The point after the last entry.
+fn end(state: &State) -> ChainPoint {
+    ChainPoint { seq: state.next_seq - 1, hash: state.chain }
 }
 
 /// Deletes the values that end at or before `seq`.

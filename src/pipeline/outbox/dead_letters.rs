@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn the_oldest_go_for_a_new_one_but_none_that_is_not_named() {
         let folder = tempfile::tempdir().unwrap();
-        let seat = Seat { name: "siem".into(), destination: None };
+        let seat = Seat { name: "siem".into(), ..Seat::default() };
         let path = folder.path().join("outbox.redb");
         let outbox = Outbox::open(&path, &[seat], || "e".into()).unwrap();
         for (seq, minute) in [(1, 5), (2, 4), (3, 3), (4, 2)] {

@@ -71,7 +71,7 @@ impl Faulty {
             );
             Ok((Builder::new().create_with_backend(backend.clone())?, None))
         };
-        let seat = Seat { name: "siem".into(), destination: None };
+        let seat = Seat { name: "siem".into(), ..Seat::default() };
         Outbox::open_with(&folder.join("memory"), Box::new(opener), &[seat], || "e".into()).unwrap()
     }
 }

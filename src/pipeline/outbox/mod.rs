@@ -33,13 +33,13 @@ use std::{
     mem,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError, RwLock, atomic::AtomicBool},
+    sync::{Mutex, RwLock, atomic::AtomicBool},
 };
 
 use accounts::{ACCOUNTS, add_shares};
 use backup::Backup;
 use checkpoints::open_checkpoint;
-pub use cursors::{Cursor, Seat};
+pub use cursors::{Cursor, Removed, Seat};
 use cursors::{Unsettled, place_cursors, read_cursors};
 use dead_letters::DEAD_LETTERS;
 pub use dead_letters::{Buried, DeadLetter, DeadLetterId, Purged};
@@ -95,8 +95,6 @@ pub struct Outbox {
     path: PathBuf,
     file: Mutex<File>,
     sinks: Mutex<Vec<Seat>>,
-    /// Sinks that had a cursor and are no more.
-    removed: Mutex<Vec<String>>,
     /// Whether the store was there before.
     was_found: bool,
     state: Mutex<State>,
@@ -192,8 +190,8 @@ impl Group {
 
 impl Outbox {
     /// Opens the outbox at `path`, or begins a new one with the epoch that `new_epoch` names.
-    /// Cursors of sinks that are not in `sinks` are removed, new sinks begin at the first entry
-    /// that is still there. Without any sinks all cursors stay: somebody only looks.
+    /// New sinks begin as their seats say. Those that are not in `sinks` keep their place, see
+    /// [`Outbox::forget_sink`].
     ///
     /// # Errors
     /// [`OutboxError`]; the file is then untouched.
@@ -256,12 +254,11 @@ impl Outbox {
             transaction.open_table(DROPPING)?;
             transaction.open_table(ACCOUNTS)?;
             transaction.open_table(DEAD_LETTERS)?;
-            let removed = place_cursors(transaction, state, &self.seats())?;
+            place_cursors(transaction, state, &self.seats())?;
             if !was_found {
                 // With all else, or a kill in between would leave a store that knows of nothing.
                 beginning().take_place(transaction, state)?;
             }
-            *self.removed.lock().unwrap_or_else(PoisonError::into_inner) = removed;
             Ok(Ok(()))
         })?;
         Ok(self)
@@ -288,7 +285,6 @@ impl Outbox {
             path: path.to_owned(),
             file: Mutex::default(),
             sinks: Mutex::new(sinks.to_vec()),
-            removed: Mutex::default(),
             was_found: false,
             state: Mutex::new(state),
             backup: Mutex::new(Backup::beside(path)),

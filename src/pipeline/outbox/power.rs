@@ -138,7 +138,7 @@ fn generation(file: usize) -> GenerationId {
 fn open(disk: &Disk) -> Result<Outbox, OutboxError> {
     let backend = disk.clone();
     let opener = move || Ok((builder().create_with_backend(backend.clone())?, None));
-    let seats = SINKS.map(|name| Seat { name: name.into(), destination: None });
+    let seats = SINKS.map(|name| Seat { name: name.into(), ..Seat::default() });
     Outbox::open_with(Path::new("memory"), Box::new(opener), &seats, || "epoch-0".into())
 }
 

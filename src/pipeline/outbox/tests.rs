@@ -1,3 +1,5 @@
+mod sinks;
+
 use std::{ops::ControlFlow, time::Duration};
 
 use redb::ReadableDatabase as _;
@@ -17,7 +19,7 @@ pub(super) struct Store {
 }
 
 pub(super) fn seats(sinks: &[&str]) -> Vec<Seat> {
-    sinks.iter().map(|sink| Seat { name: (*sink).to_owned(), destination: None }).collect()
+    sinks.iter().map(|sink| Seat { name: (*sink).to_owned(), ..Seat::default() }).collect()
 }
 
 pub(super) fn open(path: &Path, sinks: &[&str]) -> Result<Outbox, OutboxError> {
@@ -137,67 +139,6 @@ fn what_is_acknowledged_leaves_whole_values() {
     assert_eq!(store.outbox.stored(), 0);
     let store = store.reopen(&SINKS);
     assert_eq!(store.outbox.cursor("siem").unwrap().acknowledged, point(&second));
-}
-
-#[test]
-fn entries_wait_for_the_slowest_sink() {
-    let store = store().reopen(&["siem", "archive"]);
-    let group = commit(&store.outbox, 3);
-    assert_eq!(store.outbox.slowest_sink().unwrap(), None);
-    store.outbox.acknowledge("siem", "epoch-1", point(&group)).unwrap();
-    assert_eq!(store.outbox.slowest_sink().unwrap().as_deref(), Some("archive"));
-    assert_eq!(all(&store.outbox, 1).len(), 1);
-    store.outbox.acknowledge("archive", "epoch-1", point(&group)).unwrap();
-    assert_eq!(all(&store.outbox, 1), []);
-}
-
-#[test]
-fn a_sink_that_is_removed_holds_nothing_up() {
-    let store = store().reopen(&["siem", "archive"]);
-    let group = commit(&store.outbox, 3);
-    store.outbox.acknowledge("siem", "epoch-1", point(&group)).unwrap();
-    let store = store.reopen(&SINKS);
-    assert_eq!(all(&store.outbox, 1), []);
-    assert_eq!(store.outbox.removed_sinks(), ["archive"]);
-    assert!(store.reopen(&SINKS).outbox.removed_sinks().is_empty());
-}
-
-#[test]
-fn a_sink_that_is_added_later_begins_at_the_first_entry_that_is_there() {
-    let store = store();
-    let first = commit(&store.outbox, 3);
-    commit(&store.outbox, 2);
-    store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
-    let store = store.reopen(&["siem", "archive"]);
-    let cursor = store.outbox.cursor("archive").unwrap();
-    assert_eq!((cursor.acknowledged, cursor.base), (point(&first), Some(point(&first))));
-    // Its first acknowledgement ends the base; a sink that begins at 1 never has one.
-    store.outbox.acknowledge("archive", "epoch-1", point(&first)).unwrap();
-    assert_eq!(store.outbox.cursor("archive").unwrap().base, None);
-    assert_eq!(store.outbox.cursor("siem").unwrap().base, None);
-}
-
-/// A sink's new receiver saw a gap from 1 on: nobody told it where the numbers begin.
-#[test]
-fn a_sink_that_moves_to_another_receiver_says_where_it_begins() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("outbox.redb");
-    let open = |destination: &str| {
-        let seat = Seat { name: "siem".into(), destination: Some(destination.to_owned()) };
-        Outbox::open(&path, &[seat], || "epoch-1".into()).unwrap()
-    };
-    let outbox = open("https://one");
-    let group = commit(&outbox, 3);
-    outbox.acknowledge("siem", "epoch-1", point(&group)).unwrap();
-    drop(outbox);
-    assert_eq!(open("https://one").cursor("siem").unwrap().base, None);
-    assert_eq!(open("https://two").cursor("siem").unwrap().base, Some(point(&group)));
-    // Until its first acknowledgement, over restarts.
-    let outbox = open("https://two");
-    assert_eq!(outbox.cursor("siem").unwrap().base, Some(point(&group)));
-    let next = commit(&outbox, 1);
-    outbox.acknowledge("siem", "epoch-1", point(&next)).unwrap();
-    assert_eq!(outbox.cursor("siem").unwrap().base, None);
 }
 
 #[cfg(unix)]

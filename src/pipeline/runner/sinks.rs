@@ -1,11 +1,10 @@
 //! The tasks of the sinks: begun, replaced while others run, and ended.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use serde_json::json;
-use siem_protocol::{Identity, names::event};
+use siem_protocol::Identity;
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::{
     super::{
@@ -13,10 +12,11 @@ use super::{
         fault::{Fault, Faults},
         ingest::Inbox,
         outbox::{Outbox, Seat},
+        removed,
     },
     new_epoch,
 };
-use crate::{event::Event, platform::Clock, stages::sink::Sink, text::causes};
+use crate::{config::Feed, event::Event, platform::Clock, stages::sink::Sink, text::causes};
 
 /// How long a store is left alone that can't be written.
 const STORE_RETRY: Duration = Duration::from_secs(5);
@@ -26,6 +26,8 @@ pub(super) struct Sinks {
     pub(super) tasks: Vec<Task>,
     /// What a new task is told.
     pub(super) orders: Orders,
+    /// How each sink is fed.
+    pub(super) feeds: BTreeMap<String, Feed>,
     pub(super) outbox: Arc<Outbox>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) identity: Arc<Identity>,
@@ -36,7 +38,7 @@ pub(super) struct Sinks {
 /// The task of one sink.
 pub(super) struct Task {
     pub(super) name: String,
-    destination: Option<String>,
+    seat: Seat,
     orders: watch::Sender<Orders>,
     /// Closed before everything is delivered when the task died.
     pub(super) progress: watch::Receiver<Progress>,
@@ -48,7 +50,7 @@ impl Sinks {
     pub(super) fn begin(&mut self, name: String, sink: Box<dyn Sink>) {
         let (progress, watched) = watch::channel(Progress::default());
         let (orders, told) = watch::channel(self.orders);
-        let destination = sink.destination();
+        let seat = self.seat(&name, Some(&*sink));
         let inbox = Arc::clone(&self.inbox);
         let delivering = Delivering {
             name: name.clone(),
@@ -65,7 +67,7 @@ impl Sinks {
         let death = Fault::Death(format!("sink `{name}`"));
         let is_done = |progress: &Progress| progress.drained || progress.left;
         self.faults.unless(watched.clone(), is_done, death);
-        self.tasks.push(Task { name, destination, orders, progress: watched, handle });
+        self.tasks.push(Task { name, seat, orders, progress: watched, handle });
     }
 
     /// Tells every task how to end.
@@ -81,8 +83,9 @@ impl Sinks {
         &mut self,
         sinks: Vec<(String, Option<Box<dyn Sink>>)>,
         orders: Orders,
+        feeds: BTreeMap<String, Feed>,
     ) {
-        self.orders = orders;
+        (self.orders, self.feeds) = (orders, feeds);
         let stays =
             |task: &Task| sinks.iter().any(|(name, sink)| *name == task.name && sink.is_none());
         let (stay, leave): (Vec<_>, Vec<_>) = self.tasks.drain(..).partition(stays);
@@ -90,13 +93,15 @@ impl Sinks {
         for task in &self.tasks {
             task.orders.send_if_modified(|known| std::mem::replace(known, orders) != orders);
         }
-        let had: Vec<Seat> = self.tasks.iter().chain(&leave).map(Task::seat).collect();
+        let had: Vec<Seat> =
+            self.tasks.iter().chain(&leave).map(|task| task.seat.clone()).collect();
         for task in leave {
             task.orders.send_modify(|orders| orders.ending = Ending::Left);
             // What it does with the store comes to its end before another goes on.
             drop(task.handle.await);
         }
-        let seats: Vec<Seat> = sinks.iter().map(|(name, sink)| self.seat(name, sink)).collect();
+        let seats: Vec<Seat> =
+            sinks.iter().map(|(name, sink)| self.seat(name, sink.as_deref())).collect();
         if seats.len() != had.len() || seats.iter().any(|seat| !had.contains(seat)) {
             self.take_seats(seats).await;
         }
@@ -108,12 +113,14 @@ impl Sinks {
         }
     }
 
-    fn seat(&self, name: &str, sink: &Option<Box<dyn Sink>>) -> Seat {
+    /// The place of a sink; without one, of the task of this name that stays.
+    fn seat(&self, name: &str, sink: Option<&dyn Sink>) -> Seat {
         match (sink, self.tasks.iter().find(|task| task.name == name)) {
-            (None, Some(task)) => task.seat(),
+            (None, Some(task)) => task.seat.clone(),
             (sink, _) => Seat {
                 name: name.to_owned(),
-                destination: sink.as_ref().and_then(|sink| sink.destination()),
+                destination: sink.and_then(Sink::destination),
+                start: self.feeds.get(name).copied().unwrap_or_default().start,
             },
         }
     }
@@ -129,7 +136,9 @@ impl Sinks {
                 Ok(Ok(())) | Err(_) => break,
             }
         }
-        tell_removed(&self.outbox, &self.inbox);
+        let (outbox, inbox) = (Arc::clone(&self.outbox), Arc::clone(&self.inbox));
+        let tell = move || removed::tell(&outbox, |event| inbox.report(event));
+        drop(tokio::task::spawn_blocking(tell).await);
     }
 
     /// Ends all tasks where they are.
@@ -138,19 +147,5 @@ impl Sinks {
             task.handle.abort();
             drop(task.handle.await);
         }
-    }
-}
-
-impl Task {
-    fn seat(&self) -> Seat {
-        Seat { name: self.name.clone(), destination: self.destination.clone() }
-    }
-}
-
-/// Reports sinks that had a place in the outbox and are no longer configured.
-pub fn tell_removed(outbox: &Outbox, inbox: &Inbox) {
-    for sink in outbox.removed_sinks() {
-        warn!(sink, "sink is no longer configured: its place in the outbox was given up");
-        inbox.report(Event::warning(event::SINK_REMOVED, json!({ "sink": sink })));
     }
 }

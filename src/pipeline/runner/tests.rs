@@ -57,7 +57,7 @@ fn refused() -> Option<Delivery> {
 }
 
 fn pipeline(folder: &Path, panics: bool, answer: Option<Delivery>) -> Pipeline {
-    let seat = Seat { name: "siem".into(), destination: None };
+    let seat = Seat { name: "siem".into(), ..Seat::default() };
     Pipeline {
         sources: vec![("files".into(), Box::new(Reader { panics }))],
         stages: Stages::new(Judge::new(Vec::new()), Vec::new()),

@@ -307,7 +307,7 @@ impl World {
         let outbox = loop {
             let disk = self.disk.clone();
             let opener = move || Ok((builder().create_with_backend(disk.clone())?, None));
-            let seat = Seat { name: "siem".into(), destination: None };
+            let seat = Seat { name: "siem".into(), ..Seat::default() };
             let epoch = self.new_epoch();
             let path = self.folder.path().join("outbox.redb");
             match Outbox::open_with(&path, Box::new(opener), &[seat], || epoch()) {

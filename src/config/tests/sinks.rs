@@ -1,0 +1,52 @@
+//! What the table of every sink may say.
+
+use super::*;
+
+fn feed(text: &str) -> Result<Feed, String> {
+    let machine = user(&format!("[sink.siem]\n{text}"));
+    let loaded = machine.load().map_err(|error| machine.plain(&error.to_string()))?;
+    Ok(stage(&loaded.settings.pipeline.sinks, "siem").feed)
+}
+
+#[test]
+fn begin_with_the_oldest_entry_and_are_not_held_back_unless_told_so() {
+    assert_eq!(feed(""), Ok(Feed { start: Start::Oldest, max_bytes_per_second: None }));
+    let told = Feed { start: Start::Now, max_bytes_per_second: Some(1 << 20) };
+    assert_eq!(feed("start = \"now\"\nmax_bytes_per_second = \"1 MiB\""), Ok(told));
+    let of_any_type = "type = \"stdout\"\nstart = \"now\"\nmax_bytes_per_second = 1048576";
+    assert_eq!(feed(of_any_type), Ok(told));
+}
+
+#[test]
+fn say_what_is_wrong_with_it() {
+    for (text, expected) in [
+        (
+            "start = \"no\"",
+            "`sink.siem.start` in FILE is \"no\", expected `oldest` or `now`: did you mean `now`?",
+        ),
+        ("start = 1", "`sink.siem.start` in FILE is the number 1, expected a text in quotes"),
+        (
+            "max_bytes_per_second = \"fast\"",
+            "`sink.siem.max_bytes_per_second` in FILE is wrong: `fast` is not a size such as \
+             \"4 MiB\"",
+        ),
+        (
+            "max_bytes_per_second = 0",
+            "`sink.siem.max_bytes_per_second` in FILE is 0 B, must be at least 1 KiB; leave it \
+             out for no limit",
+        ),
+    ] {
+        let expected = expected.replace("FILE", "the user's file `DIR/home/config.toml:2`");
+        assert_eq!(feed(text).unwrap_err(), expected, "{text}");
+    }
+}
+
+/// They are a sink's alone: another stage may have options of these names.
+#[test]
+fn keep_them_from_the_stage_and_leave_them_to_others() {
+    let text = "pipeline.filters = [\"mine\"]\n[filter.mine]\nstart = \"x\"\n[sink.siem]\n\
+                start = \"now\"";
+    let loaded = user(text).load().unwrap();
+    assert!(stage(&loaded.settings.pipeline.filters, "mine").options.get("start").is_some());
+    assert!(stage(&loaded.settings.pipeline.sinks, "siem").options.get("start").is_none());
+}

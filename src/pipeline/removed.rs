@@ -1,0 +1,51 @@
+//! Sinks that are no longer configured and still have a place in the outbox.
+
+use serde_json::json;
+use siem_protocol::names::event;
+use tracing::{error, warn};
+
+use super::outbox::{Outbox, Removed};
+use crate::{event::Event, text::causes};
+
+/// Says of each what it keeps in the outbox and how that ends: nobody else asks for it.
+pub fn tell(outbox: &Outbox, mut report: impl FnMut(Event)) {
+    let removed = match outbox.removed_sinks() {
+        Ok(removed) => removed,
+        Err(failure) => {
+            warn!(cause = causes(&failure), "who has a place in the outbox could not be read");
+            return;
+        }
+    };
+    for sink in removed {
+        let Removed { name, acknowledged, undelivered } = &sink;
+        error!(
+            sink = name,
+            acknowledged,
+            undelivered,
+            "sink is not configured any more, and keeps its place in the outbox: what it has not \
+             taken stays until the outbox is full; configure it again, or stop the agent and run \
+             `ai-agent outbox forget-sink {name}`"
+        );
+        report(told(&sink, false));
+    }
+}
+
+/// The event about such a sink: whether it was forgotten, and with it what it has not taken.
+#[must_use]
+pub fn told(sink: &Removed, forgotten: bool) -> Event {
+    let Removed { name, acknowledged, undelivered } = sink;
+    let data = json!({
+        "sink": name, "acknowledged": acknowledged, "undelivered": undelivered,
+        "forgotten": forgotten,
+    });
+    Event::warning(event::SINK_REMOVED, data)
+}
+
+/// What such a sink does to an outbox that is full.
+#[must_use]
+pub fn obstacle(Removed { name, undelivered, .. }: &Removed) -> String {
+    format!(
+        "sink `{name}` is not configured any more and keeps {undelivered} entries in the outbox, \
+         see `ai-agent outbox forget-sink {name}`"
+    )
+}
