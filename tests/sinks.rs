@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::{fs, io::Write as _};
+use std::{fs, io::Write as _, time::Duration};
 
 use ai_agent::protocol::names::event;
 use serde_json::{Value, json};
@@ -139,4 +139,22 @@ fn one_that_is_down_holds_the_others_at_the_cap_until_it_is_forgotten() {
     }
     assert_eq!(entries::lines(&later.entries()).len(), 1);
     receiver.assert_whole();
+}
+
+/// What counts is what travels: `--once` takes its time, and does not take that for a standstill.
+#[test]
+fn one_with_a_limit_keeps_to_it() {
+    let home = Home::new();
+    let mut random = random();
+    for number in 0..6 {
+        let text: String = (0..10_000).map(|_| random.alphanumeric()).collect();
+        home.append("-p/a.jsonl", format!("{{\"n\":{number},\"text\":\"{text}\"}}\n"));
+    }
+    let receiver = Receiver::start();
+    let config = "[shipping]\nbatch_size = 1\n[sink.siem]\nmax_bytes_per_second = \"10 KiB\"";
+    let ended = home.agent(&["run", "--once"]).config(config).ships_to(&receiver.url()).succeed();
+    receiver.assert_whole();
+    assert_eq!(entries::lines(&receiver.entries()).len(), 6);
+    // Six times some 7 KiB, but for the last.
+    assert!(ended.after > Duration::from_secs(2), "{:?}", ended.after);
 }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    delivery::{Ending, Orders},
+    delivery::{Ending, Orders, Progress},
     facts::Facts,
     fault::{Fault, Faults, Unfinished},
     group::{Filling, Stages},
@@ -206,9 +206,14 @@ impl Running {
             tracing::warn!("reading did not end in time: what was not stored is read again");
         }
         self.sinks.end(Ending::Drained);
+        let end = Instant::now() + DELIVERY_ENDS;
         let drained = async {
             for sink in &mut self.sinks.tasks {
-                drop(sink.progress.wait_for(|progress| progress.drained).await);
+                // One that may not send any more in time is not waited for.
+                let is_done = |progress: &Progress| {
+                    progress.drained || progress.paced_until.is_some_and(|until| until > end)
+                };
+                drop(sink.progress.wait_for(is_done).await);
             }
         };
         if timeout(DELIVERY_ENDS, drained).await.is_err() {
@@ -235,7 +240,7 @@ impl Running {
                 Err(_) => {}
             }
             let now = self.place();
-            if now != place {
+            if now != place || self.is_paced() {
                 (place, since) = (now, Instant::now());
             } else if since.elapsed() >= patience {
                 return Err(Unfinished::Reading(self.obstacles().await.join("; ")));
@@ -248,6 +253,11 @@ impl Running {
         let sinks = self.sinks.tasks.iter();
         let acknowledged = sinks.map(|sink| sink.progress.borrow().acknowledged);
         (self.inbox.seen(), self.read.borrow().read, acknowledged.collect())
+    }
+
+    /// Whether a sink waits only until it may send more.
+    fn is_paced(&self) -> bool {
+        self.sinks.tasks.iter().any(|sink| sink.progress.borrow().paced_until.is_some())
     }
 
     /// Stops reading and says what keeps it, as far as that is known.
@@ -308,6 +318,8 @@ impl Running {
                     Ok(true) => {}
                     // Nobody is there any more who would ever say that it is done.
                     Ok(false) => return Err(Fault::Death(format!("sink `{name}`")).into()),
+                    // It waits for what is sure to come.
+                    Err(_) if sink.borrow().paced_until.is_some() => {}
                     Err(_) => {
                         let trouble = sink.borrow().trouble.clone();
                         let trouble = trouble.unwrap_or_else(|| "it takes too long".into());

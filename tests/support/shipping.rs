@@ -123,6 +123,7 @@ impl Post {
             sink,
             outbox: Arc::clone(&self.outbox),
             identity: Arc::new(identity()),
+            pace: None,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             jitter: Box::new(|| 0.0),
             progress: progress.clone(),

@@ -1,6 +1,7 @@
 //! Delivers what lies in the outbox: one task and one batch in flight for each sink.
 
 mod assemble;
+mod pace;
 mod policy;
 mod redeliver;
 #[cfg(test)]
@@ -9,6 +10,7 @@ mod tests;
 use std::{mem, sync::Arc, time::Duration};
 
 pub use assemble::{AssembleError, Assembler, Pending};
+pub use pace::Pace;
 pub use policy::{Next, Policy};
 pub use redeliver::redeliver;
 use siem_protocol::{ChainPoint, Identity};
@@ -85,6 +87,8 @@ pub struct Progress {
     pub drained: bool,
     /// Whether the task has left the rest to another, as it was told.
     pub left: bool,
+    /// Until when the next batch waits, since the sink may not send more yet.
+    pub paced_until: Option<Instant>,
 }
 
 /// Delivers to one sink.
@@ -97,6 +101,8 @@ pub struct Delivering {
     pub outbox: Arc<Outbox>,
     /// Who sends.
     pub identity: Arc<Identity>,
+    /// How fast it may send; `None` as fast as it can.
+    pub pace: Option<Pace>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Random numbers from 0 to 1, to spread retries.
@@ -125,6 +131,7 @@ impl Delivering {
     /// Delivers until told to end. Dropping the future in mid-batch is safe: the batch is sent
     /// again, and the receiver knows what it has.
     pub async fn run(mut self, mut orders: watch::Receiver<Orders>) {
+        let begun = Instant::now();
         let mut head = self.outbox.watch();
         let mut policy = Policy::default();
         let mut is_resumed = false;
@@ -158,6 +165,7 @@ impl Delivering {
                 })
             };
             let mut is_waiting_for_lull = false;
+            let owed = self.pace.map_or(Duration::ZERO, |pace| pace.wait(begun.elapsed()));
             let (wait, watched) = match pending {
                 Err(failure) => {
                     let cause = causes(&failure);
@@ -183,11 +191,21 @@ impl Delivering {
                     (rest.min(LULL), true)
                 }
                 Ok(Pending::Waiting(rest)) => (rest, true),
+                Ok(Pending::Ready { .. }) if !owed.is_zero() => {
+                    self.paced_until(Some(Instant::now() + owed));
+                    (owed, false)
+                }
                 Ok(Pending::Ready { mut batch, end, is_full }) => {
+                    self.paced_until(None);
                     batch.patience = policy.patience();
                     in_backlog = is_full;
                     let renumbered_at = head.borrow().renumbered_at;
-                    match self.deliver(&batch, end, &mut policy, &orders).await {
+                    let since = begun.elapsed();
+                    let after = self.deliver(&batch, end, &mut policy, &orders).await;
+                    if let Some(pace) = &mut self.pace {
+                        pace.sent(self.sink.sent(&batch), since);
+                    }
+                    match after {
                         After::Wait(wait) => (wait, false),
                         After::Advanced => {
                             reached = Some((renumbered_at, end.seq));
@@ -384,6 +402,12 @@ impl Delivering {
         error!(sink = self.name, cause, "outbox could not be written");
         self.trouble(Some(cause));
         STORE_RETRY
+    }
+
+    fn paced_until(&self, until: Option<Instant>) {
+        if self.pace.is_some() {
+            self.progress.send_modify(|progress| progress.paced_until = until);
+        }
     }
 
     fn trouble(&self, trouble: Option<String>) {

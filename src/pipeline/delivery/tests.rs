@@ -106,6 +106,7 @@ fn delivering(
         sink,
         outbox: Arc::clone(outbox),
         identity: Arc::new(identity),
+        pace: None,
         clock: Arc::new(Still),
         jitter: Box::new(|| 0.0),
         progress: watch::Sender::default(),
@@ -120,12 +121,13 @@ async fn run(
     shipping: Shipping,
     answer: impl FnMut(&[u64]) -> Delivery + Send + 'static,
 ) -> Run {
-    run_until(Ending::Drained, groups, shipping, answer).await
+    run_until(Ending::Drained, None, groups, shipping, answer).await
 }
 
-/// The same, and ends as `ending` says, or when nothing is left in the outbox.
+/// The same, no faster than `pace`, and ends as `ending` says, or when nothing is left in the outbox.
 async fn run_until(
     ending: Ending,
+    pace: Option<Pace>,
     groups: &[usize],
     shipping: Shipping,
     answer: impl FnMut(&[u64]) -> Delivery + Send + 'static,
@@ -137,7 +139,8 @@ async fn run_until(
     let reported = Arc::clone(&events);
     let sink = Scripted { script: Box::new(answer), seen: Arc::clone(&seen) };
     let report = Arc::new(move |event| reported.lock().unwrap().push(event));
-    let delivering = delivering(&outbox, Box::new(sink), report);
+    let mut delivering = delivering(&outbox, Box::new(sink), report);
+    delivering.pace = pace;
     let (sender, watched) = watch::channel(Orders::new(shipping, u64::MAX).until(ending));
     let all = outbox.end().seq - 1;
     let mut progress = delivering.progress.subscribe();
@@ -165,18 +168,40 @@ fn shipping(batch_size: usize) -> Shipping {
     Shipping { batch_size, ..Shipping::default() }
 }
 
+/// The clock is a made-up one that goes on when everybody waits.
+#[tokio::test(start_paused = true)]
+async fn no_more_is_sent_in_a_second_than_may_be() {
+    let begun = Instant::now();
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&sent);
+    let pace = Some(Pace::new(4 << 10));
+    let run = run_until(Ending::Drained, pace, &[100; 6], shipping(100), move |seqs| {
+        noted.lock().unwrap().push((begun.elapsed(), seqs.len() as f64));
+        Delivery::Acknowledged
+    });
+    assert_eq!(run.await.delivered(), 600);
+    let sent = sent.lock().unwrap();
+    assert_eq!(sent.len(), 6);
+    // An entry has more than 100 bytes. What a second has saved may go at once.
+    for (at, count) in sent.windows(2).map(|two| (two[1].0 - two[0].0, two[0].1)) {
+        let least = count * 100.0 / 4096.0 - 1.0;
+        assert!(at.as_secs_f64() >= least, "{at:?} after {count} entries");
+    }
+}
+
 /// The end of a backlog stayed behind for as long as a new entry may wait.
 #[tokio::test]
 async fn the_rest_of_a_backlog_does_not_wait_for_more() {
     let shipping = Shipping { flush_interval: Duration::from_secs(3600), ..shipping(100) };
-    let run = run_until(Ending::Running, &[100, 30], shipping, |_| Delivery::Acknowledged).await;
+    let run =
+        run_until(Ending::Running, None, &[100, 30], shipping, |_| Delivery::Acknowledged).await;
     assert_eq!(run.seen.concat(), (1..=130).collect::<Vec<_>>());
 }
 
 /// What is acknowledged waits for entries to be stored with, and none may ever come.
 #[tokio::test]
 async fn the_last_acknowledgement_is_stored_though_nothing_comes_after_it() {
-    let run = run_until(Ending::Running, &[3], shipping(3), |_| Delivery::Acknowledged).await;
+    let run = run_until(Ending::Running, None, &[3], shipping(3), |_| Delivery::Acknowledged).await;
     assert_eq!((run.delivered(), run.outbox.stored()), (3, 0));
 }
 

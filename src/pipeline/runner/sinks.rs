@@ -8,7 +8,7 @@ use tracing::{error, info};
 
 use super::{
     super::{
-        delivery::{Delivering, Ending, Orders, Progress},
+        delivery::{Delivering, Ending, Orders, Pace, Progress},
         fault::{Fault, Faults},
         ingest::Inbox,
         outbox::{Outbox, Seat},
@@ -52,11 +52,13 @@ impl Sinks {
         let (orders, told) = watch::channel(self.orders);
         let seat = self.seat(&name, Some(&*sink));
         let inbox = Arc::clone(&self.inbox);
+        let limit = self.feeds.get(&name).and_then(|feed| feed.max_bytes_per_second);
         let delivering = Delivering {
             name: name.clone(),
             sink,
             outbox: Arc::clone(&self.outbox),
             identity: Arc::clone(&self.identity),
+            pace: limit.map(Pace::new),
             clock: Arc::clone(&self.clock),
             jitter: Box::new(fastrand::f64),
             progress,

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use super::*;
 use crate::{
-    config::{AgentSettings, OutboxSettings},
+    config::{AgentSettings, Feed, OutboxSettings, StageOptions, StageTable},
     pipeline::{judge::Judge, outbox::Seat},
     platform::SystemClock,
     stages::{
@@ -164,4 +164,48 @@ async fn a_sink_that_dies_is_noticed() {
     assert_eq!(unfinished, Err(died("sink `siem`").into()));
     assert_eq!(in_time(running.drain(LONG)).await, Err(died("sink `siem`").into()));
     in_time(running.stop()).await;
+}
+
+/// Settings under which the sink sends batches of one entry, and so many bytes a second.
+fn paced(max_bytes_per_second: u64) -> Settings {
+    let feed = Feed { max_bytes_per_second: Some(max_bytes_per_second), ..Feed::default() };
+    let table = StageTable {
+        name: "siem".into(),
+        stage: "taker".into(),
+        enabled: true,
+        feed,
+        options: StageOptions::from_toml("").unwrap(),
+    };
+    let mut settings = settings(1 << 30);
+    settings.pipeline.sinks.push(table);
+    settings.shipping.batch_size = 1;
+    settings
+}
+
+/// Each batch pays for longer than nothing may get on: that is a limit, no standstill.
+#[tokio::test]
+async fn catching_up_waits_for_a_sink_that_keeps_to_its_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = pipeline(folder.path(), false, Some(Delivery::Acknowledged));
+    let mut running = pipeline.start(&paced(1 << 10), Until::CaughtUp, Box::new(|_| ()));
+    assert_eq!(in_time(running.catch_up(Duration::from_millis(20))).await, Ok(3));
+    running.stop().await;
+}
+
+/// The next batch is due in minutes; the end does not wait for it at all.
+#[tokio::test]
+async fn the_end_does_not_wait_for_a_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = pipeline(folder.path(), false, Some(Delivery::Acknowledged));
+    let mut running = pipeline.start(&paced(1), Until::Stopped, Box::new(|_| ()));
+    in_time(running.sinks.tasks[0].progress.wait_for(|progress| progress.delivered == 1))
+        .await
+        .unwrap();
+    running.report(Event::info("test", serde_json::json!({})));
+    in_time(running.sinks.tasks[0].progress.wait_for(|progress| progress.paced_until.is_some()))
+        .await
+        .unwrap();
+    let begun = Instant::now();
+    running.stop().await;
+    assert!(begun.elapsed() < DELIVERY_ENDS);
 }

@@ -357,6 +357,7 @@ impl World {
                 arch: "x86_64".into(),
                 agent_version: "0".into(),
             }),
+            pace: None,
             clock: Arc::clone(&self.time) as Arc<dyn Clock>,
             jitter: Box::new(move || jitter.f64()),
             progress: watch::Sender::<Delivered>::default(),

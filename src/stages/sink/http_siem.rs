@@ -142,6 +142,8 @@ struct HttpSiem {
     acknowledgement: Acknowledgement,
     timeout: Duration,
     clock: Arc<dyn Clock>,
+    /// The length of the last body.
+    sent: usize,
 }
 
 impl SinkOptions for Options {
@@ -155,6 +157,7 @@ impl SinkOptions for Options {
             acknowledgement: self.acknowledgement,
             timeout: self.timeout.0,
             clock: Arc::clone(&context.clock),
+            sent: 0,
         })
     }
 }
@@ -162,11 +165,13 @@ impl SinkOptions for Options {
 impl Sink for HttpSiem {
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> Answer<'a> {
         Box::pin(async move {
+            self.sent = 0;
             let body = match batch.body(self.encoding, &mut self.encoder) {
                 Ok(body) => body,
                 Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };
-            let (sent, within) = (body.len(), self.timeout.max(batch.patience.unwrap_or_default()));
+            self.sent = body.len();
+            let within = self.timeout.max(batch.patience.unwrap_or_default());
             let id = batch.header.id();
             let reply = self.connection.post(&id, self.encoding, body, within).await;
             let owed = if batch.header.redelivery {
@@ -176,12 +181,16 @@ impl Sink for HttpSiem {
             };
             let delivery = judge(&reply, self.acknowledgement, owed, self.clock.now());
             let Delivery::Slow { waited, reason } = delivery else { return delivery };
-            Delivery::Slow { waited, reason: reason + &self.too_slow(batch, sent) }
+            Delivery::Slow { waited, reason: reason + &self.too_slow(batch) }
         })
     }
 
     fn destination(&self) -> Option<String> {
         Some(self.connection.base().to_owned())
+    }
+
+    fn sent(&self, _batch: &Batch) -> u64 {
+        self.sent as u64
     }
 
     fn codec(&self) -> Codec {
@@ -194,7 +203,7 @@ impl Sink for HttpSiem {
 
 impl HttpSiem {
     /// What no answer came to, and what a person can do where that goes on.
-    fn too_slow(&self, batch: &Batch, sent: usize) -> String {
+    fn too_slow(&self, batch: &Batch) -> String {
         let what = match batch.header.count {
             1 => "one entry".to_owned(),
             count => format!("{count} entries"),
@@ -204,7 +213,7 @@ impl HttpSiem {
             " to {what} of {}, {} as sent; if the way to the receiver is that slow, raise \
              `timeout` ({})",
             size(batch.raw()),
-            size(sent),
+            size(self.sent),
             Time(self.timeout)
         )
     }

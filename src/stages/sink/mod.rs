@@ -41,6 +41,12 @@ pub trait Sink: Send {
         None
     }
 
+    /// How many bytes the last delivery, that of `batch`, has sent, whatever came of it: what
+    /// `max_bytes_per_second` counts.
+    fn sent(&self, batch: &Batch) -> u64 {
+        batch.raw() as u64
+    }
+
     /// How the sink likes frames stored; others are encoded anew for it.
     fn codec(&self) -> Codec {
         Codec::Plain
