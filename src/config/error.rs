@@ -76,6 +76,7 @@ pub(super) struct Missing {
     pub(super) sink: String,
     pub(super) what: &'static str,
     pub(super) variable: Option<&'static str>,
+    pub(super) credential: Option<String>,
     pub(super) keys: &'static [&'static str],
 }
 
@@ -86,10 +87,13 @@ impl fmt::Display for Incomplete {
         what.sort_unstable();
         what.dedup();
         write!(f, "cannot deliver without {}", in_words(&what, "and"))?;
-        for Missing { sink, what, variable, keys } in &self.missing {
+        for Missing { sink, what, variable, credential, keys } in &self.missing {
             write!(f, "\n  {what}: ")?;
             if let Some(variable) = variable {
                 write!(f, "set {variable}, or ")?;
+            }
+            if let Some(credential) = credential {
+                write!(f, "pass the systemd credential `{credential}`, or ")?;
             }
             let keys = keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>();
             write!(f, "give {} under `[sink.{sink}]`", in_words(&keys, "or"))?;

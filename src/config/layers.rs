@@ -13,7 +13,7 @@ use figment::{
 
 use super::{
     BUILT_IN_FILTERS, ConfigError, HTTP_SIEM, Inputs, KINDS, LockedOut, Managed, Origin, Place,
-    Test, did_you_mean,
+    Test, credentials, did_you_mean,
     locks::Locks,
     managed::{Allowed, MANAGED_KINDS},
     toml_tests,
@@ -86,6 +86,14 @@ pub(super) fn read(inputs: &Inputs, warnings: &mut Vec<String>) -> Result<Read, 
     if let Some(path) = inputs.explicit {
         layers.push(required(Origin::Explicit(path.to_owned()))?);
     }
+    let sinks: BTreeSet<&str> = layers
+        .iter()
+        .flat_map(|layer| tables(&layer.values, "sink").map(|(name, _)| name))
+        .collect();
+    let sinks = sinks.into_iter().filter(|name| type_in(&layers, "sink", name) == Some(HTTP_SIEM));
+    let sinks: Vec<String> = sinks.map(str::to_owned).collect();
+    // Above nothing but the defaults.
+    layers.splice(1..1, credentials::read(inputs.environment, &sinks, warnings));
     put_together(layers, from_environment(inputs.environment, warnings)?, inputs.managed, warnings)
 }
 

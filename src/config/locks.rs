@@ -55,7 +55,8 @@ impl Locks {
     /// Why a layer may not set the value at `path`; `None` when it may.
     pub(super) fn refusal(&self, origin: &Origin, path: &[String]) -> Option<&'static str> {
         let is_managed = match origin {
-            Origin::Defaults | Origin::Machine(_) => return None,
+            // Credentials are below the machine's file: where it says something, they count for nothing.
+            Origin::Defaults | Origin::Credential(_) | Origin::Machine(_) => return None,
             Origin::Managed(_) => true,
             Origin::User(_) | Origin::Explicit(_) | Origin::Environment(_) => false,
         };

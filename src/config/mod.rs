@@ -1,6 +1,7 @@
 //! What the agent is told: layers of TOML, the environment and the server, made into typed
 //! settings. Every error names the layer, the key, and what would be right.
 
+mod credentials;
 mod error;
 mod layers;
 mod locks;
@@ -78,6 +79,8 @@ pub struct Loaded {
     merged: Merged,
     locks: Locks,
     files: Vec<PathBuf>,
+    /// Whether systemd may hand over secrets.
+    has_credentials: bool,
 }
 
 /// Reads and merges all layers, lowest first: the built-in defaults, the machine's file and its
@@ -90,7 +93,9 @@ pub fn load(inputs: &Inputs<'_>) -> Result<Loaded, ConfigError> {
     let read = layers::read(inputs, &mut warnings)?;
     let Paths { user_config, machine_config, .. } = inputs.paths;
     let files = error::files(inputs.explicit, user_config, machine_config);
-    Loaded::new(read, inputs.paths, files, warnings)
+    let mut loaded = Loaded::new(read, inputs.paths, files, warnings)?;
+    loaded.has_credentials = credentials::are_given(inputs.environment);
+    Ok(loaded)
 }
 
 /// The files that [`load`] reads, whether they are there or not; of the machine's `config.d` those
@@ -133,8 +138,17 @@ impl Loaded {
         let (pipeline, switched_off) = pipeline::resolve(&tables.pipeline, &merged, &mut warnings)?;
         pipeline::warn_of_weak_secrets(&pipeline, &merged, &mut warnings);
         let settings = tables.settings(pipeline, paths, &merged)?;
-        let mut loaded =
-            Self { settings, warnings, switched_off, locked_out, tests, merged, locks, files };
+        let mut loaded = Self {
+            settings,
+            warnings,
+            switched_off,
+            locked_out,
+            tests,
+            merged,
+            locks,
+            files,
+            has_credentials: false,
+        };
         loaded.settle_secrets()?;
         Ok(loaded)
     }
@@ -175,7 +189,9 @@ impl Loaded {
                 if !keys.iter().any(given) {
                     // The variables set the table of the sink with this name.
                     let variable = (name == "siem").then_some(variable);
-                    missing.push(Missing { sink: name.clone(), what, variable, keys });
+                    let credential = keys.iter().find_map(|key| credentials::name(name, key));
+                    let credential = credential.filter(|_| self.has_credentials);
+                    missing.push(Missing { sink: name.clone(), what, variable, credential, keys });
                 }
             }
         }

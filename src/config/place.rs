@@ -11,6 +11,8 @@ use std::{
 pub enum Origin {
     /// The program itself.
     Defaults,
+    /// A secret that systemd hands over, by its name.
+    Credential(String),
     /// A file that an administrator put on the machine.
     Machine(PathBuf),
     /// The user's own file.
@@ -29,7 +31,7 @@ impl Origin {
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::Machine(path) | Self::User(path) | Self::Explicit(path) => Some(path),
-            Self::Defaults | Self::Environment(_) | Self::Managed(_) => None,
+            Self::Defaults | Self::Credential(_) | Self::Environment(_) | Self::Managed(_) => None,
         }
     }
 
@@ -38,6 +40,7 @@ impl Origin {
     pub fn layer(&self) -> &'static str {
         match self {
             Self::Defaults => "defaults",
+            Self::Credential(_) => "credential",
             Self::Machine(_) => "machine",
             Self::User(_) => "user",
             Self::Explicit(_) => "command-line",
@@ -53,6 +56,7 @@ impl Origin {
         };
         match self {
             Self::Defaults => f.write_str("the built-in defaults"),
+            Self::Credential(name) => write!(f, "the systemd credential `{name}`"),
             Self::Machine(path) => write!(f, "the machine's file `{}`", file(path)),
             Self::User(path) => write!(f, "the user's file `{}`", file(path)),
             Self::Explicit(path) => write!(f, "the file `{}` of --config", file(path)),

@@ -1,5 +1,6 @@
 //! The rules of the configuration, through [`load`].
 
+mod credentials;
 mod errors;
 mod layer_order;
 mod locks;

@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::Args;
 use serde_json::Value;
 
-use super::{inline, schema};
+use super::{inline, refuse_wrong, schema};
 use crate::{
     cli::{Failure, managed, print, setup::Surroundings},
     config::{Loaded, did_you_mean},
@@ -22,6 +22,7 @@ impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         let surroundings = Surroundings::look()?;
         let loaded = managed::last_in_force(&surroundings, explicit)?;
+        refuse_wrong(&surroundings, &loaded)?;
         let known = known(&loaded, &schema());
         let Some((_, about)) = known.iter().find(|(key, _)| *key == self.key) else {
             let keys: Vec<&str> = known.iter().map(|(key, _)| key.as_str()).collect();

@@ -12,9 +12,10 @@ use std::path::Path;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{Failure, print};
+use super::{Failure, print, setup::Surroundings};
 use crate::{
-    config::{self, StageSchema},
+    config::{self, Loaded, StageSchema},
+    pipeline::assembly,
     stages,
 };
 
@@ -63,6 +64,14 @@ fn schema() -> Value {
         options: stage.schema(),
     });
     config::schema(&stages.collect::<Vec<_>>())
+}
+
+/// Refuses to show values of a configuration that is wrong: under a misspelt key a secret is not
+/// known for one.
+fn refuse_wrong(surroundings: &Surroundings, loaded: &Loaded) -> Result<(), Failure> {
+    let context = surroundings.context(loaded, None, true);
+    let wrong = assembly::check(loaded, &context).into_iter().next();
+    wrong.map_or(Ok(()), |error| Err(Failure::usage(error)))
 }
 
 /// A value as TOML writes it on one line.

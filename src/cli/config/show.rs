@@ -5,11 +5,10 @@ use std::path::Path;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::inline;
+use super::{inline, refuse_wrong};
 use crate::{
     cli::{Failure, managed, print, setup::Surroundings},
     config::{Place, Shown},
-    pipeline::assembly,
 };
 
 #[derive(Args)]
@@ -26,11 +25,7 @@ impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         let surroundings = Surroundings::look()?;
         let loaded = managed::last_in_force(&surroundings, explicit)?;
-        // Under a misspelt key a secret is not known for one.
-        let context = surroundings.context(&loaded, None, true);
-        if let Some(error) = assembly::check(&loaded, &context).into_iter().next() {
-            return Err(Failure::usage(error));
-        }
+        refuse_wrong(&surroundings, &loaded)?;
         let shown = loaded.shown();
         match (self.json, self.origin) {
             (false, origin) => as_toml(&shown, origin),
@@ -95,6 +90,7 @@ fn origin(place: &Place) -> Value {
 
     let mut origin = json!({ "layer": place.origin.layer() });
     match &place.origin {
+        Origin::Credential(name) => origin["credential"] = json!(name),
         Origin::Environment(variable) => origin["variable"] = json!(variable),
         Origin::Managed(revision) => origin["revision"] = json!(revision),
         file => {

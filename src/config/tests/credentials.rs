@@ -1,0 +1,95 @@
+//! Secrets that systemd hands over.
+
+use super::*;
+/// A machine whose unit has these credentials, all with the text `s3cr3t`.
+fn given(names: &[&str], text: &str) -> Machine {
+    let mut machine = Machine::new().user(text);
+    fs::create_dir(machine.path("credentials")).unwrap();
+    for name in names {
+        machine = machine.write(&format!("credentials/{name}"), "s3cr3t\n");
+    }
+    let directory = machine.path("credentials").to_str().unwrap().to_owned();
+    machine.variable("CREDENTIALS_DIRECTORY", &directory)
+}
+
+/// The option of `[sink.siem]` as it is in force, with its place.
+fn siem(machine: &Machine, option: &str) -> Option<(String, String)> {
+    let loaded = machine.load().unwrap();
+    let sink = stage(&loaded.settings.pipeline.sinks, "siem");
+    let value = sink.options.get(option)?.as_str()?.to_owned();
+    let path = ["sink", "siem", option].map(str::to_owned);
+    let place = &loaded.explain_key(&path).values[0].place;
+    Some((machine.plain(&value), machine.plain(&place.to_string())))
+}
+
+#[test]
+fn are_the_files_of_their_sink_by_name() {
+    let both = "pipeline.sinks = [\"siem\", \"archive\"]\n[sink.archive]\ntype = \"http-siem\"";
+    let names = ["ai-agent.siem.token", "ai-agent.siem.hmac-secret", "ai-agent.archive.token"];
+    let machine = given(&[&names[..], &["another-program.token"]].concat(), both);
+    assert_eq!(
+        siem(&machine, "token_file"),
+        Some((
+            "DIR/credentials/ai-agent.siem.token".to_owned(),
+            "the systemd credential `ai-agent.siem.token`".to_owned()
+        ))
+    );
+    assert!(siem(&machine, "hmac_secret_file").is_some());
+    let loaded = machine.load().unwrap();
+    let archive = &stage(&loaded.settings.pipeline.sinks, "archive").options;
+    assert!(archive.get("token_file").is_some() && archive.get("hmac_secret_file").is_none());
+    assert_eq!(machine.warnings(), Vec::<String>::new());
+}
+
+#[test]
+fn count_where_nothing_else_says_it() {
+    let file = given(&["ai-agent.siem.token"], "[sink.siem]\ntoken_file = \"/mine\"");
+    assert_eq!(siem(&file, "token_file").unwrap().0, "/mine");
+    let variable =
+        given(&["ai-agent.siem.token"], "").variable("CLAUDE_SIEM_TOKEN", "of-a-variable");
+    assert_eq!(siem(&variable, "token").unwrap().0, "of-a-variable");
+    assert!(siem(&variable, "token_file").is_none());
+    // The machine's file may lock the sink, and leave its secrets to the unit.
+    let locked = given(&["ai-agent.siem.token"], "").machine("locked = [\"sink\"]");
+    assert!(siem(&locked, "token_file").is_some());
+}
+
+#[test]
+fn that_mean_nothing_are_said() {
+    let machine = given(
+        &["ai-agent.siem.tokn", "ai-agent.copy.token", "ai-agent.siem.hmac-secret"],
+        "[sink.copy]\ntype = \"file\"\npath = \"/x\"\n[pipeline]\nsinks = [\"siem\", \"copy\"]",
+    );
+    assert_eq!(
+        machine.warnings(),
+        [
+            "the systemd credential `ai-agent.copy.token` has no effect: its name is \
+             `ai-agent.SINK.token`, `.hmac-secret` or `.proxy-password`, where SINK is a sink of \
+             type `http-siem`",
+            "the systemd credential `ai-agent.siem.tokn` has no effect: did you mean \
+             `ai-agent.siem.token`?"
+        ]
+    );
+    let nowhere = Machine::new().variable("CREDENTIALS_DIRECTORY", "/no/such/directory");
+    let warnings = nowhere.warnings();
+    assert!(
+        warnings[0].starts_with("the systemd credentials in `/no/such/directory` cannot be read: "),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn are_among_the_ways_that_are_said_when_something_is_missing() {
+    let said =
+        |machine: &Machine| machine.load().unwrap().missing_for_delivery().unwrap().to_string();
+    let with = said(&given(&["ai-agent.siem.token"], "[sink.siem]\nendpoint = \"https://x\""));
+    assert!(with.starts_with("cannot deliver without the HMAC secret\n"), "{with}");
+    assert!(
+        with.contains(
+            "set CLAUDE_SIEM_HMAC_SECRET, or pass the systemd credential \
+             `ai-agent.siem.hmac-secret`, or give `hmac_secret`"
+        ),
+        "{with}"
+    );
+    assert!(!said(&Machine::new()).contains("credential"));
+}
