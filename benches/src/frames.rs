@@ -54,6 +54,6 @@ pub fn beginning() -> Start {
 /// An empty outbox in a folder.
 #[must_use]
 pub fn outbox(folder: &Path) -> Outbox {
-    let seat = Seat { name: SINK.to_owned(), destination: None };
+    let seat = Seat { name: SINK.to_owned(), ..Seat::default() };
     Outbox::open(&folder.join("outbox.redb"), &[seat], || "bench".to_owned()).unwrap()
 }
