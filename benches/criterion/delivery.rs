@@ -73,6 +73,7 @@ async fn drain(outbox: &Arc<Outbox>, address: SocketAddr, compression: &str) {
         identity: Arc::new(context.identity),
         clock: context.clock,
         jitter: Box::new(|| 0.0),
+        pace: None,
         progress: watch::Sender::default(),
         report: Arc::new(|_| {}),
         new_epoch: Arc::new(String::new),
