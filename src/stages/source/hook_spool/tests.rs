@@ -1,0 +1,237 @@
+use super::*;
+use crate::{platform::Clock, tail::Intake};
+
+#[derive(Default)]
+struct Taken {
+    events: Vec<Event>,
+    row: Option<Vec<u8>>,
+}
+
+impl Intake for Taken {
+    fn take(&mut self, chunk: Chunk<'_>) {
+        self.events.extend(chunk.events);
+        self.row = chunk.checkpoint.map(<[u8]>::to_vec);
+    }
+
+    fn report(&mut self, event: Event) {
+        self.events.push(event);
+    }
+
+    fn forget(&mut self, _: FileKey) {}
+
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    fn checkpoint(&self, _: &GenerationId) -> Option<Vec<u8>> {
+        None
+    }
+}
+
+/// A clock that stands still until it is moved.
+#[derive(Default)]
+struct Hand(std::sync::atomic::AtomicU64);
+
+impl Clock for Hand {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.load(std::sync::atomic::Ordering::Relaxed))
+    }
+
+    fn uptime(&self) -> Duration {
+        Duration::from_millis(self.now().0)
+    }
+}
+
+struct World {
+    folder: tempfile::TempDir,
+    clock: Arc<Hand>,
+    sessions: Sessions,
+    source: HookSpool,
+    row: Option<Vec<u8>>,
+    random: u128,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (clock, sessions) = (Arc::<Hand>::default(), Sessions::default());
+        let source = source(folder.path(), &clock, &sessions);
+        Self { folder, clock, sessions, source, row: None, random: 0 }
+    }
+
+    /// The process ends and begins again.
+    fn restart(&mut self) {
+        self.sessions = Sessions::default();
+        self.source = source(self.folder.path(), &self.clock, &self.sessions);
+        let row = self.row.clone().map(|row| (GenerationId(ROW.into()), row));
+        self.source.restore(&mut row.into_iter()).unwrap();
+    }
+
+    fn call(&mut self, hook: &str, decision: &str, transcript: &Path) {
+        self.random += 1;
+        let report = Report {
+            at: self.clock.now(),
+            hook: hook.into(),
+            decision: decision.into(),
+            session_id: Some("s".into()),
+            transcript_path: Some(transcript.to_owned()),
+            ..Report::default()
+        };
+        Spool::of(self.folder.path()).put(&report, self.random).unwrap();
+    }
+
+    /// Reads a group, which is not stored yet.
+    fn read(&mut self) -> (Vec<Event>, Option<Vec<u8>>) {
+        let step = 2 * u64::try_from(LOOK.as_millis()).unwrap();
+        self.clock.0.fetch_add(step, std::sync::atomic::Ordering::Relaxed);
+        let mut taken = Taken::default();
+        self.source.read(&mut taken);
+        self.source.sealed();
+        (taken.events, taken.row)
+    }
+
+    /// Reads a group and stores it.
+    fn store(&mut self) -> Vec<(&'static str, &'static str)> {
+        let (events, row) = self.read();
+        self.row = row.or(self.row.take());
+        self.source.committed();
+        events.into_iter().map(|event| (event.name, event.severity)).collect()
+    }
+
+    fn waiting(&self) -> usize {
+        Spool::of(self.folder.path()).names().unwrap().len()
+    }
+}
+
+fn source(state_dir: &Path, clock: &Arc<Hand>, sessions: &Sessions) -> HookSpool {
+    let context = Context {
+        clock: Arc::clone(clock) as Arc<dyn Clock>,
+        state_dir: Some(state_dir.to_owned()),
+        sessions: sessions.clone(),
+        ..crate::testing::context()
+    };
+    Options {}.build(&context, Arc::new(|| ())).unwrap()
+}
+
+const ANSWERED: (&str, &str) = ("hook_answered", "warning");
+
+#[test]
+fn a_report_is_taken_up_once_whenever_the_process_ends() {
+    let mut world = World::new();
+    let nowhere = Path::new("/nowhere/x.jsonl");
+    world.call("UserPromptSubmit", "blocked", nowhere);
+    // Not stored: the same again.
+    world.read();
+    world.restart();
+    assert_eq!(world.store(), [ANSWERED]);
+    assert_eq!(world.waiting(), 0);
+    // Stored, and the file could not be deleted any more.
+    world.call("UserPromptSubmit", "warned", nowhere);
+    let (events, row) = world.read();
+    assert_eq!(events.len(), 1);
+    world.row = row;
+    world.restart();
+    assert_eq!(world.store(), []);
+    assert_eq!(world.waiting(), 0);
+    assert_eq!(world.store(), [], "and what is known of it is forgotten");
+    world.call("SessionStart", "allowed", nowhere);
+    assert_eq!(world.store(), [], "what was let through is no event");
+}
+
+#[test]
+fn a_session_without_records_is_said_once_and_over_a_restart() {
+    let mut world = World::new();
+    let minutes = |world: &World, minutes: u64| {
+        world.clock.0.fetch_add(minutes * 60_000, std::sync::atomic::Ordering::Relaxed);
+    };
+    let logged = world.folder.path().join("logged.jsonl");
+    let unlogged = world.folder.path().join("unlogged.jsonl");
+    let idle = world.folder.path().join("idle.jsonl");
+    world.call("SessionStart", "allowed", &logged);
+    world.call("SessionStart", "allowed", &unlogged);
+    world.call("UserPromptSubmit", "allowed", &unlogged);
+    world.call("SessionStart", "allowed", &idle);
+    assert_eq!(world.store(), []);
+    world.sessions.arrived(&logged);
+    minutes(&world, 5);
+    assert_eq!(world.store(), []);
+    world.restart();
+    minutes(&world, 6);
+    assert_eq!(world.store(), [("session_unlogged", "warning"), ("session_unlogged", "info")]);
+    minutes(&world, 60);
+    assert_eq!(world.store(), []);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_directory_of_sessions_is_learnt_where_it_is_the_users_own() {
+    let mut world = World::new();
+    let home = world.folder.path().canonicalize().unwrap();
+    let transcript = |config: &str| home.join(config).join("projects/p/s.jsonl");
+    for config in ["work", "linked-to"] {
+        fs::create_dir(home.join(config)).unwrap();
+    }
+    std::os::unix::fs::symlink(home.join("linked-to"), home.join("link")).unwrap();
+    world.sessions.configure(&[home.join("usual/projects")]);
+    fs::create_dir(home.join("usual")).unwrap();
+    for config in ["work", "link", "nowhere", "usual"] {
+        world.call("SessionStart", "allowed", &transcript(config));
+    }
+    world.call("SessionStart", "allowed", &home.join("work/other/p/s.jsonl"));
+    world.call("SessionStart", "allowed", Path::new("work/projects/p/s.jsonl"));
+    assert_eq!(world.store(), [("root_learnt", "info")]);
+    assert_eq!(world.sessions.roots(), [home.join("work/projects")]);
+    world.restart();
+    assert_eq!(world.sessions.roots(), [home.join("work/projects")], "it is kept");
+}
+
+#[test]
+fn hooks_that_nobody_calls_while_sessions_grow_are_said_once_a_day() {
+    const HOUR: u64 = 3_600_000;
+    let mut world = World::new();
+    let pass = |world: &World, hours: u64, grows: bool| {
+        world.clock.0.fetch_add(hours * HOUR, std::sync::atomic::Ordering::Relaxed);
+        if grows {
+            world.sessions.grew(world.clock.now());
+        }
+    };
+    let silent = [("hooks_silent", "warning")];
+    pass(&world, 1000, true);
+    assert_eq!(world.store(), [], "nobody has asked for hooks");
+    let action = Some(siem_protocol::managed::Action::Warn);
+    let compliance = siem_protocol::managed::Compliance { action, ..Default::default() };
+    let config_hash = siem_protocol::Digest::ZERO;
+    let kept = Kept { compliance, config_hash, at: Timestamp(1) };
+    kept.write(world.folder.path()).unwrap();
+    pass(&world, 1, true);
+    assert_eq!(world.store(), [], "they are given a day");
+    pass(&world, 25, false);
+    assert_eq!(world.store(), [], "nothing grows");
+    pass(&world, 25, true);
+    assert_eq!(world.store(), silent);
+    pass(&world, 1, true);
+    assert_eq!(world.store(), []);
+    world.restart();
+    pass(&world, 24, true);
+    assert_eq!(world.store(), silent);
+    world.call("UserPromptSubmit", "allowed", Path::new("/nowhere/x.jsonl"));
+    pass(&world, 30, true);
+    world.call("UserPromptSubmit", "allowed", Path::new("/nowhere/x.jsonl"));
+    assert!(!world.store().contains(&silent[0]), "one was called");
+}
+
+#[test]
+fn reports_that_hooks_left_out_are_counted() {
+    let mut world = World::new();
+    let drop_some = |world: &World, count: usize| {
+        let folder = world.folder.path().join("spool");
+        private::create_dir(&folder).unwrap();
+        fs::write(folder.join("dropped"), ".".repeat(count)).unwrap();
+    };
+    drop_some(&world, 3);
+    assert_eq!(world.store(), [("hook_reports_dropped", "warning")]);
+    world.restart();
+    assert_eq!(world.store(), []);
+    drop_some(&world, 1);
+    assert_eq!(world.store(), [("hook_reports_dropped", "warning")], "the count began anew");
+}
