@@ -118,7 +118,10 @@ pub struct Delivering {
 /// What comes after a batch was sent.
 enum After {
     /// The cursor is behind it: the next one.
-    Advanced,
+    Advanced {
+        /// Whether no acknowledgement before this one waits to be stored.
+        is_first: bool,
+    },
     /// Another batch, from where the cursor is.
     Again,
     /// Nothing: another task goes on.
@@ -207,9 +210,11 @@ impl Delivering {
                     }
                     match after {
                         After::Wait(wait) => (wait, false),
-                        After::Advanced => {
+                        After::Advanced { is_first } => {
                             reached = Some((renumbered_at, end.seq));
                             let now = Instant::now();
+                            // What came before it went with entries meanwhile.
+                            settle_at = settle_at.filter(|_| !is_first);
                             if *settle_at.get_or_insert(now + SETTLE) <= now {
                                 settle_at = self.settle().await;
                             }
@@ -293,7 +298,7 @@ impl Delivering {
             Next::Advance => {
                 let epoch = batch.header.epoch.clone();
                 let refusals = policy.refusals();
-                self.outbox.advance(&self.name, &epoch, end, refusals);
+                let is_first = !self.outbox.advance(&self.name, &epoch, end, refusals);
                 debug!(sink = self.name, batch = id, lines, "delivered");
                 self.progress.send_modify(|progress| {
                     if progress.trouble.take().is_some() {
@@ -302,7 +307,7 @@ impl Delivering {
                     progress.acknowledged = end.seq;
                     progress.delivered += lines;
                 });
-                After::Advanced
+                After::Advanced { is_first }
             }
             Next::Again | Next::Renumber => After::Again,
             Next::Wait { delay, alarm, reason } => {

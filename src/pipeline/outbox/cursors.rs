@@ -160,10 +160,11 @@ impl Outbox {
     /// since the last one that was taken. A point of an epoch that has ended changes nothing.
     ///
     /// Never waits for the disk. What every sink has acknowledged is deleted with whatever is
-    /// written next; [`Outbox::settle`] writes when nothing else does.
-    pub fn advance(&self, sink: &str, epoch: &str, point: ChainPoint, refusals: u32) {
+    /// written next; [`Outbox::settle`] writes when nothing else does. Says whether the one before it
+    /// still waits for that.
+    pub fn advance(&self, sink: &str, epoch: &str, point: ChainPoint, refusals: u32) -> bool {
         let acknowledged = Acknowledged { epoch: epoch.to_owned(), point, refusals };
-        self.unsettled().insert(sink.to_owned(), acknowledged);
+        self.unsettled().insert(sink.to_owned(), acknowledged).is_some()
     }
 
     /// Moves `sink`'s cursor, and stores that.

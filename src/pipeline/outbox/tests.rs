@@ -546,14 +546,15 @@ fn goes_on_after_an_error_of_the_disk() {
 fn an_acknowledgement_counts_at_once_and_is_stored_with_the_entries_that_come() {
     let store = store();
     let first = commit(&store.outbox, 3);
-    store.outbox.advance("siem", "epoch-1", point(&first), 0);
+    assert!(!store.outbox.advance("siem", "epoch-1", point(&first), 0));
+    assert!(store.outbox.advance("siem", "epoch-1", point(&first), 0), "the first one waits");
     assert_eq!(store.outbox.cursor("siem").unwrap().acknowledged, point(&first));
     assert!(store.outbox.stored() > 0, "nothing was written yet");
     let second = commit(&store.outbox, 2);
     assert!(store.outbox.unsettled().is_empty());
     let only: Vec<_> = store.outbox.frames(1, |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(only[0].head.first_seq, 4, "what every sink has is gone");
-    store.outbox.advance("siem", "epoch-1", point(&second), 0);
+    assert!(!store.outbox.advance("siem", "epoch-1", point(&second), 0), "it went with entries");
     let store = store.reopen(&SINKS);
     let cursor = store.outbox.cursor("siem").unwrap();
     assert_eq!(cursor.acknowledged, point(&first), "the batch is sent again");
