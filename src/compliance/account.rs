@@ -6,14 +6,15 @@
 
 use std::{
     fmt, io,
-    io::{BufReader, Read},
+    io::{BufRead as _, BufReader, Read},
     path::{Path, PathBuf},
 };
 
 use serde::{
     Deserialize, Deserializer, Serialize,
-    de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor},
 };
+use serde_json::{Value, value::RawValue};
 use siem_protocol::names::source;
 
 use crate::platform::{Environment, file};
@@ -22,6 +23,8 @@ use crate::platform::{Environment, file};
 const MOST: u64 = 32 << 20;
 /// The longest name, id or path; a longer one is none.
 const LONGEST: usize = 4096;
+/// What is larger is no account.
+const LARGEST: usize = 256 << 10;
 /// The member that names the account.
 const ACCOUNT: &str = "oauthAccount";
 
@@ -123,65 +126,58 @@ pub fn look_into(path: &Path) -> Standing {
 
 /// Finds the account in what the client wrote; reads no further.
 fn read(file: impl Read) -> Result<Standing, String> {
-    let mut file = file.take(MOST);
+    const MARK: &[u8] = b"\xef\xbb\xbf";
+
+    let mut file = BufReader::with_capacity(64 << 10, file.take(MOST));
+    // What the system has against it shows again below.
+    if file.fill_buf().is_ok_and(|bytes| bytes.starts_with(MARK)) {
+        file.consume(MARK.len());
+    }
     let mut found = None;
-    let mut from = serde_json::Deserializer::from_reader(BufReader::with_capacity(
-        64 << 10,
-        SkipMark::new(&mut file),
-    ));
+    let mut from = serde_json::Deserializer::from_reader(&mut file);
     let whole = Search(&mut found).deserialize(&mut from).and_then(|()| from.end());
-    match (found, whole) {
-        // The rest of the file is not looked at, and says nothing about the account.
-        (Some(Member::Account(who)), _) if who != Who::default() => Ok(Standing::SignedIn(who)),
-        (Some(Member::Account(_)), _) => Err("names an account without a name".to_owned()),
-        (Some(Member::Null), _) => Err("says that nobody is signed in".to_owned()),
-        (Some(Member::Other), _) => {
-            Err(format!("has something else than an account in `{ACCOUNT}`"))
-        }
-        (None, Ok(())) => Err("names no account: nobody is signed in".to_owned()),
-        (None, Err(_)) if file.limit() == 0 => {
+    // The rest of the file is not looked at, and says nothing about the account.
+    if let Some(found) = found {
+        return who(&found).map(Standing::SignedIn);
+    }
+    match whole {
+        Ok(()) => Err("names no account: nobody is signed in".to_owned()),
+        Err(_) if file.get_ref().limit() == 0 => {
             Err(format!("has no account in its first {} MiB", MOST >> 20))
         }
-        (None, Err(error)) if error.is_io() => Err(format!("cannot be read: {error}")),
-        (None, Err(error)) if error.is_eof() => Err("ends before its account does".to_owned()),
-        (None, Err(_)) => Err("is no JSON object".to_owned()),
+        Err(error) if error.is_io() => Err(format!("cannot be read: {error}")),
+        Err(error) if error.is_eof() => Err("ends before its account does".to_owned()),
+        Err(_) => Err("is no JSON object".to_owned()),
     }
 }
 
-/// Leaves out a byte order mark.
-struct SkipMark<R> {
-    file: R,
-    is_begun: bool,
-}
-
-impl<R> SkipMark<R> {
-    fn new(file: R) -> Self {
-        Self { file, is_begun: false }
-    }
-}
-
-impl<R: Read> Read for SkipMark<R> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        const MARK: &[u8] = b"\xef\xbb\xbf";
-
-        let count = self.file.read(bytes)?;
-        if !std::mem::replace(&mut self.is_begun, true) && bytes[..count].starts_with(MARK) {
-            bytes.copy_within(MARK.len()..count, 0);
-            return if count > MARK.len() { Ok(count - MARK.len()) } else { self.file.read(bytes) };
+/// Who an account is.
+fn who(account: &RawValue) -> Result<Who, String> {
+    let other = || format!("has something else than an account in `{ACCOUNT}`");
+    let account = Some(account.get()).filter(|text| text.len() <= LARGEST).ok_or_else(other)?;
+    match serde_json::from_str(account).map_err(|_| other())? {
+        Value::Null => Err("says that nobody is signed in".to_owned()),
+        account @ Value::Object(_) => {
+            let who = Who {
+                email: text(&account["emailAddress"]),
+                organization: text(&account["organizationUuid"]),
+                account: text(&account["accountUuid"]),
+            };
+            let is_named = who != Who::default();
+            is_named.then_some(who).ok_or_else(|| "names an account without a name".to_owned())
         }
-        Ok(count)
+        _ => Err(other()),
     }
 }
 
-/// What the member for the account holds.
-enum Member {
-    Account(Who),
-    Null,
-    Other,
+/// A string of a sensible length that is not blank; anything else is taken for absent.
+pub(super) fn text(value: &Value) -> Option<String> {
+    let text = value.as_str().map(str::trim).filter(|text| !text.is_empty());
+    text.filter(|text| text.len() <= LONGEST).map(str::to_owned)
 }
 
 /// Goes through the members of an object until that of the account is found.
-struct Search<'a>(&'a mut Option<Member>);
+struct Search<'a>(&'a mut Option<Box<RawValue>>);
 
 impl<'de> DeserializeSeed<'de> for Search<'_> {
     type Value = ();
@@ -199,130 +195,14 @@ impl<'de> Visitor<'de> for Search<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        while let Some(Text(name)) = members.next_key()? {
-            if name.as_deref() == Some(ACCOUNT) {
+        while let Some(name) = members.next_key::<String>()? {
+            if name == ACCOUNT {
                 *self.0 = Some(members.next_value()?);
                 return Err(A::Error::custom("found"));
             }
             members.next_value::<IgnoredAny>()?;
         }
         Ok(())
-    }
-}
-
-impl<'de> Deserialize<'de> for Member {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(MemberVisitor)
-    }
-}
-
-struct MemberVisitor;
-
-impl<'de> Visitor<'de> for MemberVisitor {
-    type Value = Member;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an account")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Member, A::Error> {
-        let mut who = Who::default();
-        while let Some(Text(name)) = members.next_key()? {
-            let place = match name.as_deref() {
-                Some("emailAddress") => &mut who.email,
-                Some("organizationUuid") => &mut who.organization,
-                Some("accountUuid") => &mut who.account,
-                _ => {
-                    members.next_value::<IgnoredAny>()?;
-                    continue;
-                }
-            };
-            let Text(text) = members.next_value()?;
-            *place = text.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
-        }
-        Ok(Member::Account(who))
-    }
-
-    fn visit_unit<E>(self) -> Result<Member, E> {
-        Ok(Member::Null)
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Member, E> {
-        Ok(Member::Other)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Member, E> {
-        Ok(Member::Other)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Member, E> {
-        Ok(Member::Other)
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Member, E> {
-        Ok(Member::Other)
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<Member, E> {
-        Ok(Member::Other)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Member, A::Error> {
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Member::Other)
-    }
-}
-
-/// A string of a sensible length; anything else is taken for absent.
-pub(super) struct Text(pub(super) Option<String>);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(TextVisitor)
-    }
-}
-
-struct TextVisitor;
-
-impl<'de> Visitor<'de> for TextVisitor {
-    type Value = Text;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Text, E> {
-        Ok(Text((text.len() <= LONGEST).then(|| text.to_owned())))
-    }
-
-    fn visit_unit<E>(self) -> Result<Text, E> {
-        Ok(Text(None))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Text, E> {
-        Ok(Text(None))
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Text, E> {
-        Ok(Text(None))
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Text, E> {
-        Ok(Text(None))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Text, E> {
-        Ok(Text(None))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Text, A::Error> {
-        while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Text(None))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Text, A::Error> {
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Text(None))
     }
 }
 

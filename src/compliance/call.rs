@@ -7,7 +7,7 @@ use serde::{
     de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
 };
 
-use super::account::Text;
+use super::account::text;
 
 /// A call of a hook, as far as it could be read. A prompt may be megabytes long and comes last:
 /// what stands before it is enough.
@@ -52,22 +52,21 @@ impl<'de> Visitor<'de> for Members<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        while let Some(Text(name)) = members.next_key()? {
-            let place = match name.as_deref() {
-                Some("session_id") => &mut self.0.session_id,
-                Some("cwd") => &mut self.0.cwd,
-                Some("source") => &mut self.0.source,
-                Some("transcript_path") => {
-                    let Text(path) = members.next_value()?;
-                    self.0.transcript_path = path.map(PathBuf::from);
+        while let Some(name) = members.next_key::<String>()? {
+            let place = match name.as_str() {
+                "session_id" => &mut self.0.session_id,
+                "transcript_path" => {
+                    self.0.transcript_path = text(&members.next_value()?).map(PathBuf::from);
                     continue;
                 }
+                "cwd" => &mut self.0.cwd,
+                "source" => &mut self.0.source,
                 _ => {
                     members.next_value::<IgnoredAny>()?;
                     continue;
                 }
             };
-            Text(*place) = members.next_value()?;
+            *place = text(&members.next_value()?);
         }
         Ok(())
     }

@@ -11,10 +11,10 @@ use std::{
     time::SystemTime,
 };
 
-use serde::Deserialize;
+use serde_json::Value;
 use siem_protocol::names::source;
 
-use super::account::{Account, Standing, Text, Who};
+use super::account::{Account, Standing, Who, text};
 use crate::platform::file;
 
 /// A longer file is none of its own.
@@ -23,12 +23,6 @@ const MOST: u64 = 4 << 20;
 const MOST_FOLDERS: usize = 1000;
 /// The file that names the account.
 const FILE: &str = "config.json";
-
-#[derive(Deserialize)]
-struct Known {
-    #[serde(rename = "lastKnownAccountUuid")]
-    account: Option<Text>,
-}
 
 impl Account {
     /// Who is signed in to the Claude Desktop that keeps its files in `folder`; `None` where none is
@@ -58,9 +52,8 @@ fn read(path: &Path) -> io::Result<Option<String>> {
     };
     let mut bytes = Vec::new();
     file.take(MOST).read_to_end(&mut bytes)?;
-    let known: Known = serde_json::from_slice(&bytes).map_err(io::Error::other)?;
-    let account = known.account.and_then(|Text(account)| account);
-    Ok(account.map(|account| account.trim().to_owned()).filter(|account| !account.is_empty()))
+    let known: Value = serde_json::from_slice(&bytes).map_err(io::Error::other)?;
+    Ok(text(&known["lastKnownAccountUuid"]))
 }
 
 /// The organisation that `account` had a session for last.
