@@ -175,6 +175,24 @@ fn what_is_wrong_in_a_file_is_refused_whole_and_said_once() {
     agent.stop();
 }
 
+/// The first answer of the server is waited for: an admin does not wait for that.
+#[test]
+fn a_file_that_changes_while_the_agent_starts_is_seen() {
+    let home = Home::new();
+    // Takes connections, and never answers.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", nobody.local_addr().unwrap());
+    let agent = home.agent(&["run"]).config("filter.meta.enabled = true").ships_to(&url).start();
+    let state = home.path().join(".local/state/ai-agent");
+    eventually("it starts", || fs::metadata(state.join("agent.pid")).ok());
+    fs::write(home.path().join("agent.toml"), "filter.meta.enabeld = true").unwrap();
+    assert!(!agent.log().contains("started"), "it was too quick for this test");
+    eventually("it is seen", || {
+        facts(&home)["refused"]["reason"].as_str()?.contains("enabeld").then_some(())
+    });
+    agent.stop();
+}
+
 #[test]
 fn an_answer_that_says_nothing_new_still_says_that_the_server_is_there() {
     let home = Home::new();

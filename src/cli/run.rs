@@ -14,18 +14,20 @@ use serde_json::json;
 use siem_protocol::names::event;
 use tracing::{error, info, warn};
 
+use files::{Sights, Watched};
 use guard::Guard;
 use keeper::Keeper;
 
 use super::{Failure, dry_run, progress::Bar, restarts::Restarts, setup::Surroundings};
 use crate::{
-    config::Loaded,
+    config::{self, Loaded},
     event::Event,
     pipeline::{
         assembly,
         fault::{Fault, Unfinished},
         ingest::{Inbox, Report, Until},
         outbox::{Found, Outbox},
+        reload::named_files,
         removed,
         runner::{Pipeline, new_epoch},
     },
@@ -71,11 +73,15 @@ impl Arguments {
             Signals::listen().map_err(Failure::failed)?
         };
         let surroundings = Surroundings::look()?;
+        // Looked at before they are read: what changes from here on is seen.
+        let mut watched = Watched::default();
+        let layers = files::look(config::files(&surroundings.inputs(explicit)));
+        watched.read(Sights { layers, ..Sights::default() });
         let loaded = surroundings.load(explicit)?;
         if let Some(missing) = loaded.missing_for_delivery() {
             return Err(Failure::usage(missing));
         }
-        let ended = runtime.block_on(self.run(&surroundings, explicit, loaded, signals));
+        let ended = runtime.block_on(self.run(&surroundings, explicit, loaded, watched, signals));
         // What is stuck on a blocking thread must not hold up the end.
         runtime.shutdown_background();
         ended
@@ -86,15 +92,17 @@ impl Arguments {
         surroundings: &Surroundings,
         explicit: Option<&Path>,
         loaded: Loaded,
+        mut watched: Watched,
         mut signals: Signals,
     ) -> Result<(), Failure> {
         let lock = StateLock::acquire(&loaded.settings.agent.state_dir).map_err(Failure::failed)?;
         let context = surroundings.context(&loaded, Some(lock.dir()), self.once);
+        watched.name(files::look(named_files(&loaded.settings, &context)));
         // Built once with the local layers: what is wrong there is an error, whatever the server
         // says.
         assembly::sinks(&loaded, &context).map_err(Failure::usage)?;
         assembly::stages(&loaded, &context).map_err(Failure::usage)?;
-        let keeper = Keeper::new(surroundings, explicit, lock.dir(), loaded, context);
+        let keeper = Keeper::new(surroundings, explicit, lock.dir(), loaded, watched, context);
         let mut keeper = keeper.map_err(Failure::usage)?;
         let first = tokio::select! {
             first = live::begin(&mut keeper, self.once) => first,

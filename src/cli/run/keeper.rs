@@ -15,7 +15,7 @@ use super::{
         managed::{self, Candidate},
         setup::Surroundings,
     },
-    files::{self, Sights, Stamps},
+    files::{self, Sights, Stamps, Watched},
     polls::Outcome,
     status::Status,
 };
@@ -49,6 +49,8 @@ pub(super) struct Keeper<'a> {
     answer: Option<SignedAnswer>,
     /// The server that manages this agent.
     manager: Option<Connection>,
+    /// How the files looked that it was read from.
+    pub(super) watched: Watched,
     /// What was tried and named files, refused or not: a change of them is worth another try.
     named: BTreeSet<PathBuf>,
     /// Contents that were refused, each said once.
@@ -70,6 +72,7 @@ impl<'a> Keeper<'a> {
         explicit: Option<&'a Path>,
         state_dir: &'a Path,
         local: Loaded,
+        watched: Watched,
         context: Context,
     ) -> Result<Self, ConfigError> {
         let plan = Plan::of(&local, &context);
@@ -85,6 +88,7 @@ impl<'a> Keeper<'a> {
             plan,
             answer: None,
             manager,
+            watched,
             named,
             refused: BTreeSet::new(),
             is_asked: false,
@@ -128,13 +132,7 @@ impl<'a> Keeper<'a> {
         let Some(answer) = kept.filter(|answer| managed::is_signed(manager, answer)) else {
             return false;
         };
-        let accepted = managed::accept(
-            self.surroundings,
-            self.explicit,
-            Some(answer),
-            &self.context,
-            Tests::Managed,
-        );
+        let accepted = self.accept(Some(answer), Tests::Managed);
         match accepted {
             Ok(candidate) => {
                 info!(
@@ -224,13 +222,7 @@ impl<'a> Keeper<'a> {
             return (Outcome::Answered, None);
         }
         let content = Digest::of(answer.body.as_bytes());
-        let accepted = managed::accept(
-            self.surroundings,
-            self.explicit,
-            Some(answer),
-            &self.context,
-            Tests::Managed,
-        );
+        let accepted = self.accept(Some(answer), Tests::Managed);
         let revision = accepted.as_ref().ok().and_then(|candidate| candidate.revision.clone());
         self.tried(From::Server, revision);
         match accepted {
@@ -246,13 +238,7 @@ impl<'a> Keeper<'a> {
     pub(super) fn read_files(&mut self, is_asked: bool) -> Option<Candidate> {
         self.is_asked = is_asked;
         self.tried(From::Files, self.context.revision.get());
-        let accepted = managed::accept(
-            self.surroundings,
-            self.explicit,
-            self.answer.clone(),
-            &self.context,
-            Tests::All,
-        );
+        let accepted = self.accept(self.answer.clone(), Tests::All);
         let accepted = accepted.and_then(|candidate| {
             self.named.extend(named_files(&candidate.loaded.settings, &self.context));
             match candidate.loaded.missing_for_delivery() {
@@ -309,6 +295,11 @@ impl<'a> Keeper<'a> {
         self.clear(from);
         self.take(*loaded, answer, revision, plan);
         Some(reload)
+    }
+
+    /// Puts an answer over the local layers, as they are now.
+    fn accept(&self, answer: Option<SignedAnswer>, tests: Tests) -> Result<Candidate, String> {
+        managed::accept(self.surroundings, self.explicit, answer, &self.context, tests)
     }
 
     fn take(

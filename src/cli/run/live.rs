@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use super::{
-    files::{LOOK, LOOK_AGAIN, Look, Watched},
+    files::{LOOK, LOOK_AGAIN, Look},
     guard::Guard,
     keeper::Keeper,
     polls::Polls,
@@ -61,11 +61,10 @@ pub(super) async fn follow(
     signals: &mut Signals,
 ) {
     let waker = running.waker();
+    keeper.watched.name(keeper.look_at_named());
     let mut polls = Polls::default();
     let mut poll = Instant::now().checked_add(first);
     let mut asking: Option<Asking> = None;
-    let mut watched = Watched::default();
-    watched.read(keeper.look());
     let mut look = Instant::now() + LOOK;
     loop {
         let (from, candidate) = tokio::select! {
@@ -74,12 +73,12 @@ pub(super) async fn follow(
                 Signal::HangUp => {
                     info!("the configuration is read again, as a hang-up asks for");
                     (asking, poll) = (None, Some(Instant::now()));
-                    watched.read(keeper.look());
+                    keeper.watched.read(keeper.look());
                     (From::Files, keeper.read_files(true))
                 }
             },
             () = sleep_until(look) => {
-                let seen = watched.look(keeper.look());
+                let seen = keeper.watched.look(keeper.look());
                 let next = if seen == Look::Changing { LOOK_AGAIN } else { LOOK };
                 look = Instant::now() + next;
                 let found = guard.look(&keeper.loaded.settings);
@@ -88,7 +87,7 @@ pub(super) async fn follow(
                     continue;
                 }
                 info!("files of the configuration have changed");
-                watched.read(keeper.look());
+                keeper.watched.read(keeper.look());
                 // A token that was mended may be what the server waits for.
                 (asking, poll) = (None, Some(Instant::now()));
                 (From::Files, keeper.read_files(false))
@@ -110,7 +109,7 @@ pub(super) async fn follow(
         };
         let reload = candidate.and_then(|candidate| keeper.change(candidate, from, &waker));
         keeper.take_events().into_iter().for_each(|event| running.report(event));
-        watched.name(keeper.look_at_named());
+        keeper.watched.name(keeper.look_at_named());
         let Some(reload) = reload else { continue };
         tokio::select! {
             () = running.reload(reload) => {}
