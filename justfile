@@ -47,6 +47,10 @@ receiver *options:
 deny:
     cargo deny --workspace check --hide-inclusion-graph bans licenses sources
 
-# Builds what is rolled out
+# Builds programs and packages to give away, below target/dist
+dist *options:
+    cargo xtask dist {{options}}
+
+# Builds what is rolled out, for this machine
 release:
     cargo build --release --package ai-agent --package siem-server

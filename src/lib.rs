@@ -30,7 +30,7 @@ pub mod testing;
 mod text;
 pub mod units;
 
-pub use cli::main;
+pub use cli::{command_line, main};
 pub use siem_protocol as protocol;
 /// What a stage is written with, so that a crate with stages needs no dependency but this one.
 pub use {inventory, schemars, serde};

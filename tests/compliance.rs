@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::{fs, io::Write as _, process::Stdio};
+use std::{fs, io::Write as _, path::Path, process::Stdio};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -32,7 +32,12 @@ fn policy(action: &str, domain: &str) -> String {
 
 /// The exit code of a hook, called as the client calls it.
 fn hook(home: &Home, name: &str, session: &str) -> i32 {
-    let transcript = home.projects().join(format!("-work/{session}.jsonl"));
+    call_with(home, name, session, &home.projects())
+}
+
+/// The same, of a session whose records lie in `projects`.
+fn call_with(home: &Home, name: &str, session: &str, projects: &Path) -> i32 {
+    let transcript = projects.join(format!("-work/{session}.jsonl"));
     let call = json!({ "session_id": session, "transcript_path": transcript, "cwd": "/work" });
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_ai-agent"))
         .args(["check", "--hook", name])
@@ -53,6 +58,11 @@ fn wait_for_event(receiver: &Scripted, name: &str, count: usize) -> Stored {
         let found = entries::events(&stored, name);
         (found.len() >= count).then(|| found[count - 1].clone())
     })
+}
+
+fn wait_for_policy(home: &Home) {
+    let policy = home.path().join(".local/state/ai-agent/policy.json");
+    eventually("a policy", || fs::exists(&policy).unwrap().then_some(()));
 }
 
 /// The policy that the server gives is what hooks answer, with the daemon and without it.
@@ -118,25 +128,13 @@ fn a_directory_that_a_hook_names_is_read_from_then_on() {
     let receiver = Scripted::start([]).manages(&policy("warn", "company.com"), SECRET);
     let config = "[shipping]\nflush_interval = \"0s\"";
     let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
-    eventually("a policy", || {
-        home.path().join(".local/state/ai-agent/policy.json").metadata().ok().map(drop)
-    });
+    wait_for_policy(&home);
     let elsewhere = tempfile::tempdir().unwrap();
     let root = elsewhere.path().canonicalize().unwrap().join("projects");
     fs::create_dir_all(root.join("-work")).unwrap();
     let transcript = root.join("-work/s-9.jsonl");
     fs::write(&transcript, "{\"type\":\"user\",\"n\":9}\n").unwrap();
-    let call = json!({ "session_id": "s-9", "transcript_path": transcript });
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_ai-agent"))
-        .args(["check", "--hook", "SessionStart"])
-        .env_clear()
-        .env("HOME", home.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    writeln!(child.stdin.take().unwrap(), "{call}").unwrap();
-    assert!(child.wait().unwrap().success());
+    assert_eq!(call_with(&home, "SessionStart", "s-9", &root), 0);
     let learnt = wait_for_event(&receiver, "root_learnt", 1);
     assert_eq!(learnt.data["root"], root.to_str().unwrap());
     let line = |number: &str| {
@@ -152,5 +150,27 @@ fn a_directory_that_a_hook_names_is_read_from_then_on() {
     support::home::append_to(&transcript, "{\"type\":\"user\",\"n\":10}\n");
     let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
     eventually("its next record", || line("10"));
+    agent.stop();
+}
+
+/// Who signs in under another configuration directory is asked after as well, once a session of it
+/// is known.
+#[test]
+fn an_account_beside_a_directory_that_was_learnt_is_looked_at() {
+    let home = Home::new();
+    sign_in(&home, "me@company.com");
+    let receiver = Scripted::start([]).manages(&policy("warn", "company.com"), SECRET);
+    let config = "[shipping]\nflush_interval = \"0s\"";
+    let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
+    wait_for_policy(&home);
+    let elsewhere = tempfile::tempdir_in(home.path()).unwrap();
+    let folder = elsewhere.path().canonicalize().unwrap();
+    let account = json!({ "oauthAccount": { "emailAddress": "me@gmail.com" } });
+    fs::write(folder.join(".claude.json"), account.to_string()).unwrap();
+    fs::create_dir_all(folder.join("projects/-work")).unwrap();
+    assert_eq!(call_with(&home, "SessionStart", "s-9", &folder.join("projects")), 0);
+    let violation = wait_for_event(&receiver, "compliance_violation", 1);
+    assert_eq!(violation.data["found"], "me@gmail.com");
+    assert_eq!(violation.data["file"], folder.join(".claude.json").to_str().unwrap());
     agent.stop();
 }

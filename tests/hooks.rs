@@ -352,3 +352,74 @@ fn a_hook_that_is_named_and_not_called_is_said_so() {
     let off = status(&hook("$HOME/ai-agent", r#""disableAllHooks":true,"#));
     assert!(off.contains("says `disableAllHooks`"), "{off}");
 }
+
+/// What a hook does is little enough to be looked through: no thread, no child, no socket, and
+/// nothing written but its report and what it remembers of a long account file.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_hook_writes_its_report_and_nothing_else_and_starts_nothing() {
+    if Command::new("strace").arg("-V").output().is_err() {
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "this needs strace");
+        eprintln!("skipped: what a hook does is seen with strace");
+        return;
+    }
+    let user = User::new().policy(policy("block"));
+    let account = user.home.path().join(".claude.json");
+    let long = format!(
+        r#"{{"p":"{}","oauthAccount":{{"emailAddress":"me@gmail.com"}}}}"#,
+        "p".repeat(1 << 20)
+    );
+    fs::write(&account, long).unwrap();
+    let seen = tempfile::tempdir().unwrap();
+    let trace = seen.path().join("trace");
+    let calls = "trace=process,network,clone,clone3,open,openat,openat2,creat,rename,renameat,renameat2,\
+                 mkdir,mkdirat,link,linkat,symlink,symlinkat,unlink,unlinkat,truncate,chmod,fchmodat";
+    let hook = user.command(&["check", "--hook", "UserPromptSubmit"]);
+    let mut command = Command::new("strace");
+    command.args(["-f", "-y", "-s", "4096", "-e", calls, "-o"]).arg(&trace).arg(hook.get_program());
+    command.args(hook.get_args()).env_clear().env("HOME", user.home.path());
+    command.stdin(Stdio::null()).stderr(Stdio::null());
+    let state = user.state_dir();
+    let (spool, cache) = (state.join("spool"), state.join("account."));
+    let begun = Instant::now();
+    // What was changed a moment ago is not remembered.
+    while !fs::exists(state.join("account.json")).unwrap() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it never remembers the account");
+        assert_eq!(command.status().unwrap().code(), Some(2));
+    }
+
+    let trace = fs::read_to_string(&trace).unwrap();
+    let mut writes = 0;
+    for line in trace.lines() {
+        let call = line.split_once(' ').unwrap().1.trim_start();
+        let is_harmless =
+            ["execve(", "exit_group(", "+++ exited"].iter().any(|it| call.starts_with(it));
+        let reads =
+            call.starts_with("open") && call.contains("O_RDONLY") && !call.contains("O_CREAT");
+        if is_harmless || reads {
+            continue;
+        }
+        let is_its_own =
+            call.contains(spool.to_str().unwrap()) || call.contains(cache.to_str().unwrap());
+        let is_of_files =
+            ["open", "rename", "mkdir", "unlink", "link"].iter().any(|it| call.starts_with(it));
+        assert!(is_of_files && is_its_own, "{call}");
+        writes += 1;
+    }
+    assert!(writes >= 4, "a report and what is remembered:\n{trace}");
+}
+
+/// Whoever could leave a policy for somebody else could block their work.
+#[cfg(unix)]
+#[test]
+fn a_policy_that_somebody_else_left_is_not_taken() {
+    if !ai_agent::platform::is_root() {
+        eprintln!("skipped: only root can give files away");
+        return;
+    }
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    std::os::unix::fs::chown(user.state_dir().join("policy.json"), Some(1234), None).unwrap();
+    let said = user.prompt();
+    assert_eq!((said.code, said.stdout.as_str()), (Some(0), ""));
+    assert!(said.stderr.contains("belongs to another user"), "{said:?}");
+}

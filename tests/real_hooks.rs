@@ -1,21 +1,28 @@
 //! The hooks, called by the real Claude Code client: what it does with the answers.
 //!
 //! The client of these tests uses an API key, so the policy asks for an account. The daemon does not
-//! run: hooks answer without it.
+//! run, but in one of them: hooks answer without it.
 #![allow(clippy::unwrap_used, reason = "a test ends there")]
 #![cfg(target_os = "linux")]
 
 mod support;
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, thread};
 
 use ai_agent::{
     compliance::kept::Kept,
     platform::Timestamp,
     protocol::{Digest, managed::Compliance},
 };
+use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::client::Client;
+use support::{
+    SECRET,
+    client::Client,
+    entries, eventually,
+    home::Home,
+    scripted::{Manages, Scripted},
+};
 
 const MESSAGE: &str = "Keys are not permitted on company devices.";
 const BANNER: &str = "This session is logged for compliance.";
@@ -54,6 +61,15 @@ fn found(step: &Value) -> String {
     step["found"].to_string()
 }
 
+fn has_screen() -> bool {
+    let is_there = Command::new("tmux").arg("-V").output().is_ok();
+    if !is_there {
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "a screen needs tmux");
+        eprintln!("skipped: a screen needs tmux");
+    }
+    is_there
+}
+
 #[test]
 fn what_the_hooks_answer_is_what_the_client_does() {
     let Some(client) = Client::find() else { return };
@@ -90,7 +106,7 @@ fn what_the_hooks_answer_is_what_the_client_does() {
             ["key", "C-c"], ["key", "C-c"], ["sleep", 1]
         ], "find": [word] })
     };
-    let has_screen = Command::new("tmux").arg("-V").output().is_ok();
+    let has_screen = has_screen();
     let steps = [none, screen("MANGO"), block, screen("QUINCE")];
     let on_screen = scenario(work.path(), "screen", &steps);
     let scenarios = if has_screen { vec![headless, on_screen] } else { vec![headless] };
@@ -114,8 +130,6 @@ fn what_the_hooks_answer_is_what_the_client_does() {
     }
 
     if !has_screen {
-        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "a screen needs tmux");
-        eprintln!("skipped: a screen needs tmux");
         return;
     }
     let shot = |step: u32, name: &str| {
@@ -130,4 +144,74 @@ fn what_the_hooks_answer_is_what_the_client_does() {
     let steps = results(work.path(), "screen");
     assert!(found(&steps[0]).contains("MANGO: messages"), "{}", steps[0]);
     assert!(!found(&steps[1]).contains("QUINCE"), "{}", steps[1]);
+}
+
+/// The whole way: receiver, daemon, hook, client, while one session is open.
+#[test]
+fn a_policy_that_the_server_changes_counts_from_the_next_prompt_on() {
+    let Some(client) = Client::find().filter(|_| has_screen()) else { return };
+    let managed = |revision: &str, action: &str, required: bool| {
+        let compliance = json!({
+            "action": action, "require_account": required, "violation_message": MESSAGE,
+        });
+        json!({ "version": 1, "revision": revision, "compliance": compliance }).to_string()
+    };
+    let receiver = Scripted::start([]).manages(&managed("1", "warn", false), SECRET);
+    let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
+    let users = work.path().join("changed/home");
+    let config = format!(
+        "[shipping]\nflush_interval = \"0s\"\n[source.claude-sessions]\nroots = [\"{}\"]",
+        users.join(".claude/projects").display()
+    );
+    let agent = home.agent(&["run"]).config(&config).ships_to(&receiver.url()).start_and_wait();
+    let state = home.path().join(".local/state/ai-agent");
+    eventually("a policy", || fs::exists(state.join("policy.json")).unwrap().then_some(()));
+
+    // The daemon has its state elsewhere, as `agent.state_dir` would have it.
+    let point = format!(
+        "install -d -m 700 @HOME@/.local/state/ai-agent && printf %s {} > @HOME@/.local/state/ai-agent/state-dir",
+        state.display()
+    );
+    let wait = format!(
+        "!touch ~/asked; until grep -q block {}/policy.json; do sleep 0.1; done; echo BY$((1+1))",
+        state.display()
+    );
+    let screen = json!({ "tui": [
+        ["wait", "❯", 30], ["sleep", 1.5],
+        ["type", "Prompt word OLIVE"], ["key", "Enter"], ["wait", "Noted", 20], ["sleep", 1],
+        ["type", wait], ["key", "Enter"], ["wait", "BY2", 60], ["sleep", 1],
+        ["type", "Prompt word GRAPE"], ["key", "Enter"], ["wait", "not permitted", 20],
+        ["sleep", 1], ["shot", "asked"],
+        ["key", "C-c"], ["key", "C-c"], ["sleep", 1]
+    ], "find": ["OLIVE", "GRAPE"] });
+    let scenario = scenario(work.path(), "changed", &[json!({ "sh": point }), screen]);
+    let hook = Path::new(env!("CARGO_BIN_EXE_ai-agent"));
+    let has_run = thread::scope(|scope| {
+        let run = scope.spawn(|| client.run(&[scenario], work.path(), Some(hook)));
+        let asked = users.join("asked");
+        let is_asked = || (fs::exists(&asked).unwrap() || run.is_finished()).then_some(());
+        support::within(support::client::LONGEST, "the session asks", is_asked);
+        receiver.manage(Manages::Signed(managed("2", "block", true), SECRET));
+        agent.signal(Signal::HUP);
+        run.join().unwrap()
+    });
+    if !has_run {
+        return;
+    }
+    let results = results(work.path(), "changed");
+    let [screen] = results.as_slice() else { panic!("{results:?}") };
+    assert!(found(screen).contains("OLIVE: messages"), "{screen}");
+    assert!(!found(screen).contains("GRAPE"), "{screen}");
+    let shot = fs::read_to_string(work.path().join("changed/steps/02.asked.txt")).unwrap();
+    assert!(shot.contains(MESSAGE), "{shot}");
+    eventually("what the hook saw and the session's records", || {
+        let stored = receiver.entries();
+        let blocked = |event: &&entries::Stored| event.data["decision"] == "blocked";
+        let blocked = entries::events(&stored, "hook_answered").into_iter().any(|it| blocked(&it));
+        let has_record = entries::lines(&stored)
+            .iter()
+            .any(|line| String::from_utf8_lossy(&line.bytes).contains("Prompt word OLIVE"));
+        (blocked && has_record).then_some(())
+    });
+    agent.stop();
 }

@@ -68,7 +68,8 @@ fn paths(home: &TempDir) -> Paths {
         machine_config_dir: at("config.d"),
         user_config: at("user.toml"),
         default_state_dir: at("state"),
-        claude_desktop: Vec::new(),
+        claude_desktop: PathBuf::new(),
+        store_packages: None,
         client_settings: "/etc/claude-code".into(),
         pointer: "/home/u/.local/state/ai-agent/state-dir".into(),
     }

@@ -85,6 +85,12 @@ impl Failure {
     }
 }
 
+/// The command line as it is parsed, for manuals and completions.
+#[must_use]
+pub fn command_line() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
+}
+
 /// Runs the command line: the whole `main` of the agent, and of an agent with stages of your own.
 ///
 /// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.

@@ -25,14 +25,21 @@ const MOST: u64 = 32 << 20;
 const LONGEST: usize = 4096;
 /// What is larger is no account.
 const LARGEST: usize = 256 << 10;
+/// The file that it lies in.
+const FILE: &str = ".claude.json";
 /// The member that names the account.
 const ACCOUNT: &str = "oauthAccount";
 
 /// Keys that the client uses in place of an account.
-const KEYS: [&str; 2] = ["ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY"];
+const KEYS: [&str; 3] = ["ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"];
 /// Cloud providers that it uses in place of an account, when they are switched on. They go first.
-const PROVIDERS: [&str; 3] =
-    ["CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY"];
+const PROVIDERS: [&str; 5] = [
+    "CLAUDE_CODE_USE_BEDROCK",
+    "CLAUDE_CODE_USE_VERTEX",
+    "CLAUDE_CODE_USE_FOUNDRY",
+    "CLAUDE_CODE_USE_ANTHROPIC_AWS",
+    "CLAUDE_CODE_USE_MANTLE",
+];
 
 /// Who is signed in to one program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,13 +79,8 @@ pub struct Who {
 }
 
 impl Account {
-    /// Who is signed in to Claude Code under `home`, for a process with `environment`.
-    #[must_use]
-    pub fn of_claude_code(home: &Path, environment: &Environment) -> Self {
-        Self::of_claude_code_with(home, environment, look_into)
-    }
-
-    /// The same, where `look` says what stands in the file.
+    /// Who is signed in to Claude Code under `home`, for a process with `environment`, where `look`
+    /// says what stands in a file.
     #[must_use]
     pub fn of_claude_code_with(
         home: &Path,
@@ -92,13 +94,38 @@ impl Account {
         };
         Self { source: source::CLAUDE_CODE, place, standing }
     }
+
+    /// Who is signed in to a Claude Code that keeps its account in the file at `place`.
+    #[must_use]
+    pub fn of_claude_code_in(place: &Path) -> Self {
+        let standing = look_into(place);
+        Self { source: source::CLAUDE_CODE, place: place.to_owned(), standing }
+    }
+}
+
+/// The files in which Claude Code keeps an account besides [`claude_code_file`], for sessions that
+/// run with one of `client_dirs` as their `CLAUDE_CONFIG_DIR`.
+#[must_use]
+pub fn other_claude_code_files(
+    home: &Path,
+    environment: &Environment,
+    client_dirs: &[PathBuf],
+) -> Vec<PathBuf> {
+    let own = claude_code_file(home, environment);
+    // What lies in the home directory has its account beside it.
+    let beside = |dir| if dir == home.join(".claude") { home.to_owned() } else { dir };
+    let files = client_dirs.iter().map(|dir| beside(dir.clone()).join(FILE));
+    let mut files: Vec<_> = files.filter(|file| *file != own).collect();
+    files.sort();
+    files.dedup();
+    files
 }
 
 /// Where Claude Code keeps its account.
 #[must_use]
 pub fn claude_code_file(home: &Path, environment: &Environment) -> PathBuf {
     let folder = environment.get("CLAUDE_CONFIG_DIR").map_or(home, Path::new);
-    folder.join(".claude.json")
+    folder.join(FILE)
 }
 
 /// The variable that names a key or a provider, which the client prefers to any account.
@@ -321,7 +348,7 @@ mod tests {
     #[test]
     fn a_key_or_a_provider_goes_before_the_account_and_only_its_name_is_read_out() {
         type Variables = [(&'static str, &'static str)];
-        let table: [(&Variables, Option<&str>); 7] = [
+        let table: [(&Variables, Option<&str>); 8] = [
             (&[], None),
             (&[("ANTHROPIC_API_KEY", "sk-secret")], Some("ANTHROPIC_API_KEY")),
             (&[("ANTHROPIC_API_KEY", "")], None),
@@ -335,6 +362,7 @@ mod tests {
                 &[("ANTHROPIC_API_KEY", "sk-secret"), ("ANTHROPIC_AUTH_TOKEN", "t-secret")],
                 Some("ANTHROPIC_AUTH_TOKEN"),
             ),
+            (&[("CLAUDE_CODE_OAUTH_TOKEN", "t-secret")], Some("CLAUDE_CODE_OAUTH_TOKEN")),
         ];
         for (variables, name) in table {
             let environment: Environment = variables.iter().copied().collect();
@@ -348,7 +376,21 @@ mod tests {
             };
             assert_eq!(account.standing, expected);
         }
+    }
+
+    #[test]
+    fn each_directory_of_the_client_has_an_account_of_its_own() {
+        let home = Path::new("/h");
+        let dirs = ["/w", "/h/.claude", "/c", "/w"].map(PathBuf::from);
+        let others = |environment: &Environment| {
+            let files = other_claude_code_files(home, environment, &dirs);
+            files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>()
+        };
+        let plain = Environment::from_iter([("HOME", "/h")]);
+        assert_eq!(claude_code_file(home, &plain), Path::new("/h/.claude.json"));
+        assert_eq!(others(&plain), ["/c/.claude.json", "/w/.claude.json"]);
         let moved = Environment::from_iter([("CLAUDE_CONFIG_DIR", "/c")]);
-        assert_eq!(claude_code_file(Path::new("/h"), &moved), Path::new("/c/.claude.json"));
+        assert_eq!(claude_code_file(home, &moved), Path::new("/c/.claude.json"));
+        assert_eq!(others(&moved), ["/h/.claude.json", "/w/.claude.json"]);
     }
 }

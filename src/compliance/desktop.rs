@@ -15,14 +15,28 @@ use serde_json::Value;
 use siem_protocol::names::source;
 
 use super::account::{Account, Standing, Who, text};
-use crate::platform::file;
+use crate::platform::{Paths, file};
 
 /// A longer file is none of its own.
 const MOST: u64 = 4 << 20;
 /// So many folders are looked at: one for each account, and in it one for each organisation.
 const MOST_FOLDERS: usize = 1000;
 /// The file that names the account.
-const FILE: &str = "config.json";
+pub const FILE: &str = "config.json";
+/// How the package of one that came from the Store is named, before the name of who signed it.
+const PACKAGE: &str = "Claude_";
+
+/// The folders in which a Claude Desktop may keep its files.
+#[must_use]
+pub fn folders(paths: &Paths) -> Vec<PathBuf> {
+    let mut folders = vec![paths.claude_desktop.clone()];
+    let packages = paths.store_packages.iter().flat_map(|packages| inside(packages));
+    let packages = packages.map(|(_, package)| package);
+    let packages = packages.filter(|it| name(it).is_some_and(|name| name.starts_with(PACKAGE)));
+    folders.extend(packages.map(|it| it.join("LocalCache").join("Roaming").join("Claude")));
+    folders.sort();
+    folders
+}
 
 impl Account {
     /// Who is signed in to the Claude Desktop that keeps its files in `folder`; `None` where none is
@@ -98,6 +112,7 @@ fn is_id(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::platform::Os;
 
     const ACCOUNT: &str = "0a0a0a0a-0000-4000-8000-000000000001";
     const OTHER: &str = "0b0b0b0b-0000-4000-8000-000000000002";
@@ -156,6 +171,26 @@ mod tests {
             Account::of_claude_desktop(folder.path()).unwrap().standing,
             signed_in(Some(ORG))
         );
+    }
+
+    #[test]
+    fn one_from_the_store_keeps_its_files_in_its_package() {
+        let home = tempfile::tempdir().unwrap();
+        let local = home.path().join("AppData").join("Local");
+        let variables =
+            [("HOME", home.path().as_os_str()), ("USERPROFILE", home.path().as_os_str())];
+        let mut paths = Paths::on(Os::CURRENT, &variables.into_iter().collect()).unwrap();
+        paths.store_packages = Some(local.join("Packages"));
+        assert_eq!(folders(&paths), [paths.claude_desktop.clone()]);
+
+        for package in ["Claude_pzs8sxrjxfjjc", "Claudette_1", "Other_2"] {
+            fs::create_dir_all(local.join("Packages").join(package)).unwrap();
+        }
+        let its = local.join("Packages").join("Claude_pzs8sxrjxfjjc");
+        let mut expected =
+            [paths.claude_desktop.clone(), its.join("LocalCache").join("Roaming").join("Claude")];
+        expected.sort();
+        assert_eq!(folders(&paths), expected);
     }
 
     #[test]

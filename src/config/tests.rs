@@ -40,7 +40,8 @@ impl Machine {
             machine_config_dir: at("etc/config.d"),
             user_config: at("home/config.toml"),
             default_state_dir: at("home/state"),
-            claude_desktop: Vec::new(),
+            claude_desktop: PathBuf::new(),
+            store_packages: None,
             client_settings: at("etc/claude-code"),
             pointer: at("home/state/state-dir"),
         };

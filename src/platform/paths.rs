@@ -93,7 +93,9 @@ pub struct Paths {
     /// The state directory, where the configuration names no other.
     pub default_state_dir: PathBuf,
     /// Where Claude Desktop keeps its files, where it is installed.
-    pub claude_desktop: Vec<PathBuf>,
+    pub claude_desktop: PathBuf,
+    /// Where apps of the system's store keep theirs, each in a folder with its name.
+    pub store_packages: Option<PathBuf>,
     /// Where an administrator keeps settings of Claude Code.
     pub client_settings: PathBuf,
     /// Says where the state directory is, at a place that depends on the home directory alone.
@@ -158,7 +160,6 @@ impl Paths {
                 )
             }
         };
-        // An app of the Store has a place of its own, which only a look can find.
         let desktop = match os {
             Os::Linux => os.below(&or_below_home("XDG_CONFIG_HOME", &[".config"]), &["Claude"]),
             Os::Macos => os.below(home, &["Library", "Application Support", "Claude"]),
@@ -166,13 +167,17 @@ impl Paths {
                 os.below(&or_below_home("APPDATA", &["AppData", "Roaming"]), &["Claude"])
             }
         };
+        let store_packages = (os == Os::Windows).then(|| {
+            os.below(&or_below_home("LOCALAPPDATA", &["AppData", "Local"]), &["Packages"])
+        });
         Ok(Self {
             home: home.into(),
             machine_config: os.below(machine.as_os_str(), &["config.toml"]),
             machine_config_dir: os.below(machine.as_os_str(), &["config.d"]),
             user_config: os.below(user.as_os_str(), &["config.toml"]),
             default_state_dir: state,
-            claude_desktop: vec![desktop],
+            claude_desktop: desktop,
+            store_packages,
             client_settings: os.client_settings().into(),
             pointer: os.below(home, pointer),
         })

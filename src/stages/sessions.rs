@@ -52,6 +52,15 @@ impl Sessions {
         self.known().roots.clone()
     }
 
+    /// The client's own directories, as far as directories of sessions lie in them.
+    #[must_use]
+    pub fn client_dirs(&self) -> Vec<PathBuf> {
+        let known = self.known();
+        let roots = known.configured.iter().chain(&known.roots);
+        let roots = roots.filter(|root| root.ends_with("projects"));
+        roots.filter_map(|root| root.parent()).map(Path::to_owned).collect()
+    }
+
     /// Waits for a transcript; whether there is room to.
     pub fn expect(&self, transcript: &Path) -> bool {
         let mut known = self.known();

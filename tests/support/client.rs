@@ -10,7 +10,7 @@ use std::{
 use super::{files_below, shared};
 
 /// How long the client may take, its download included.
-const LONGEST: Duration = Duration::from_secs(400);
+pub(crate) const LONGEST: Duration = Duration::from_secs(400);
 
 /// The script that runs the client.
 pub(crate) struct Client(PathBuf);

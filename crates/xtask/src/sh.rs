@@ -40,6 +40,29 @@ pub(crate) fn works(command: &mut Command) -> bool {
     quiet.status().is_ok_and(|status| status.success())
 }
 
+/// Runs a command, and fails when it does.
+pub(crate) fn succeed(command: &mut Command) -> Result<(), Failure> {
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .map_err(|error| format!("{} cannot be run: {error}", command.get_program().display()))?;
+    if status.success() { Ok(()) } else { Err(format!("{command:?} ended with {status}").into()) }
+}
+
+/// All files below a folder, sorted.
+pub(crate) fn files_below(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        for entry in entries {
+            let path = entry?.path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
 /// Whether cargo has a subcommand.
 pub(crate) fn has_subcommand(name: &str) -> bool {
     works(&mut cargo([name, "--version"]))
@@ -65,13 +88,15 @@ pub(crate) fn apt_install(packages: &[&str]) -> bool {
     apt(&install) || (apt(&["update"]) && apt(&install))
 }
 
+/// Whether this runs with the rights of root.
 #[cfg(unix)]
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// Whether this runs with the rights of root.
 #[cfg(not(unix))]
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     false
 }
 

@@ -215,7 +215,7 @@ fn real_client() -> Outcome {
         }
         Ok(_) => {}
     }
-    let needed = ["npm", "python3", "tmux"];
+    let needed = ["npm", "python3", "tmux", "strace"];
     let lacking = || needed.into_iter().filter(|name| !sh::has_program(name)).collect::<Vec<_>>();
     let before = lacking();
     if !before.is_empty() && sh::apt_install(&before) {
@@ -225,7 +225,7 @@ fn real_client() -> Outcome {
         [] if !registry_answers() => Outcome::Skipped(
             "the npm registry does not answer, the client is needed from it".into(),
         ),
-        [] => Outcome::Ok(Some("npm, python3 and tmux are there, the tests run below".to_owned())),
+        [] => Outcome::Ok(Some("what it needs is there, the tests run below".to_owned())),
         lacking => missing(&format!("{} not installed", lacking.join(" and "))),
     }
 }

@@ -24,7 +24,13 @@ pub(super) struct Sights {
 /// Looks at files. Symlinks are followed: some tools replace a configuration by turning one.
 pub(super) fn look(paths: impl IntoIterator<Item = PathBuf>) -> Stamps {
     let sight = |path: PathBuf| {
-        let sight = fs::canonicalize(&path).and_then(|path| file::look(&path));
+        // It is asked for all the time: only what is a symlink costs a walk along its path.
+        let sight = match file::look(&path) {
+            Ok(sight) if sight.kind == file::Kind::Other => {
+                fs::canonicalize(&path).and_then(|path| file::look(&path))
+            }
+            sight => sight,
+        };
         (path, sight.ok().map(|sight| sight.stamp))
     };
     paths.into_iter().map(sight).collect()

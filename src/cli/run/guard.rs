@@ -10,7 +10,7 @@ use tracing::warn;
 use super::files::{self, Stamps};
 use crate::{
     compliance::{
-        Account, account,
+        Account, account, desktop,
         kept::{self, Kept},
         scanner::Reported,
     },
@@ -100,16 +100,25 @@ impl Guard {
     /// Who is signed in to each program.
     fn read(&self) -> Vec<Account> {
         let (home, environment) = (&self.context.paths.home, &self.context.environment);
-        let code = Account::of_claude_code(home, environment);
-        let desktop = self.context.paths.claude_desktop.iter();
-        let desktop = desktop.filter_map(|folder| Account::of_claude_desktop(folder));
-        [code].into_iter().chain(desktop).collect()
+        let code = Account::of_claude_code_with(home, environment, account::look_into);
+        let others = self.others();
+        let others = others.iter().map(|file| Account::of_claude_code_in(file));
+        let desktop = desktop::folders(&self.context.paths);
+        let desktop = desktop.iter().filter_map(|folder| Account::of_claude_desktop(folder));
+        [code].into_iter().chain(others).chain(desktop).collect()
     }
 
     fn places(&self) -> Vec<PathBuf> {
         let (home, environment) = (&self.context.paths.home, &self.context.environment);
-        let desktop = self.context.paths.claude_desktop.iter();
-        let desktop = desktop.map(|folder| folder.join("config.json"));
-        [account::claude_code_file(home, environment)].into_iter().chain(desktop).collect()
+        let desktop = desktop::folders(&self.context.paths).into_iter();
+        let desktop = desktop.map(|folder| folder.join(desktop::FILE));
+        let code = [account::claude_code_file(home, environment)];
+        code.into_iter().chain(self.others()).chain(desktop).collect()
+    }
+
+    /// Where accounts of sessions lie that run with a directory of their own.
+    fn others(&self) -> Vec<PathBuf> {
+        let Context { paths, environment, sessions, .. } = &self.context;
+        account::other_claude_code_files(&paths.home, environment, &sessions.client_dirs())
     }
 }

@@ -2,6 +2,7 @@
 
 mod data;
 mod growth;
+mod hooks;
 mod receiver;
 mod restart;
 mod runner;
@@ -50,8 +51,10 @@ pub(super) struct Measured {
     /// 100 files of that size.
     many100: Runs,
     restart: Option<restart::Restart>,
-    binary: Option<size::Binary>,
+    /// Bytes of the static binary.
+    binary: Option<u64>,
     receiver: Runs,
+    hooks: Runs,
 }
 
 impl Arguments {
@@ -97,6 +100,7 @@ impl Arguments {
         let live = ["--phases=catchup,idle,live", at_once];
         let small_live = [&live[..], &[if self.full { "--runs=3" } else { "--runs=1" }]].concat();
         measured.small = run.run("small", &small, &[agent], &small_live)?;
+        measured.hooks = hooks::measure(run.agent(), run.folder())?;
         if !self.full {
             return Ok(measured);
         }

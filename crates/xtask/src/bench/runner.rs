@@ -75,6 +75,11 @@ impl Runner {
         self.bench.join("runner/run.py")
     }
 
+    /// Where everything that is measured lies.
+    pub(super) fn folder(&self) -> &Path {
+        &self.bench
+    }
+
     /// The agent that is measured.
     pub(super) fn agent(&self) -> &Path {
         &self.agent

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::{
-    Measured, receiver,
+    Measured, hooks, receiver,
     runner::{AGENT, PLAIN, Runs},
 };
 
@@ -128,14 +128,7 @@ pub(super) fn rows(measured: &Measured) -> Vec<Row> {
             50.0,
             start.median(AGENT, "first_s").map(|s| s * 1e3),
         ),
-        absolute(
-            match measured.binary.as_ref().map(|binary| binary.how) {
-                Some("glibc") => "binary, static (glibc), stripped: MB",
-                _ => "binary, static (musl), stripped: MB",
-            },
-            12.0,
-            measured.binary.as_ref().map(|binary| binary.bytes as f64 / 1e6),
-        ),
+        absolute("binary, static, stripped: MB", 12.0, measured.binary.map(|it| it as f64 / 1e6)),
         absolute("disk written per byte read, zstd", 0.8, written.map(|(disk, read)| disk / read)),
         Row::new("receiver, one core, none: MB/s", AtLeast(150.0), borne(receiver::PLAIN), None),
         Row::new("receiver, one core, zstd: MB/s", AtLeast(150.0), borne(receiver::ZSTD), None),
@@ -143,6 +136,12 @@ pub(super) fn rows(measured: &Measured) -> Vec<Row> {
             "receiver, 2,000 agents: p99 ms",
             100.0,
             measured.receiver.median(receiver::FLEET, "p99_ms"),
+        ),
+        absolute("hook: p99 above `true`, ms", 3.0, measured.hooks.median(hooks::SMALL, "p99_ms")),
+        absolute(
+            "hook, 20 MB account file: p99 above `true`, ms",
+            3.0,
+            measured.hooks.median(hooks::LARGE, "p99_ms"),
         ),
         absolute("lost, repeated or broken, all runs", 0.0, Some(faults(measured))),
     ]

@@ -255,8 +255,10 @@ impl HookSpool {
     }
 
     fn see(&mut self, report: &Report, events: &mut Vec<Event>) {
-        if report.at.since(self.row.called) >= CALLED {
-            self.row.called = report.at;
+        // A time that lies ahead would keep it silent until then.
+        let at = report.at.min(self.clock.now());
+        if at.since(self.row.called) >= CALLED {
+            self.row.called = at;
         }
         if report.decision != "allowed" {
             events.push(Event::warning(event::HOOK_ANSWERED, json!(report)));
@@ -270,10 +272,10 @@ impl HookSpool {
             events.push(Event::info(event::ROOT_LEARNT, data));
             self.row.roots.push(root);
         }
-        self.wait_for(transcript, report);
+        self.wait_for(transcript, at, report);
     }
 
-    fn wait_for(&mut self, transcript: &Path, report: &Report) {
+    fn wait_for(&mut self, transcript: &Path, since: Timestamp, report: &Report) {
         let is_prompted = report.hook == "UserPromptSubmit" && report.decision != "blocked";
         let known = self.row.waiting.iter_mut().find(|it| it.transcript == transcript);
         if let Some(known) = known {
@@ -284,7 +286,7 @@ impl HookSpool {
             self.row.waiting.push(Waiting {
                 session_id: report.session_id.clone(),
                 transcript: transcript.to_owned(),
-                since: report.at,
+                since,
                 is_prompted,
             });
         }

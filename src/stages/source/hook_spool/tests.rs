@@ -68,9 +68,13 @@ impl World {
     }
 
     fn call(&mut self, hook: &str, decision: &str, transcript: &Path) {
+        self.call_at(self.clock.now(), hook, decision, transcript);
+    }
+
+    fn call_at(&mut self, at: Timestamp, hook: &str, decision: &str, transcript: &Path) {
         self.random += 1;
         let report = Report {
-            at: self.clock.now(),
+            at,
             hook: hook.into(),
             decision: decision.into(),
             session_id: Some("s".into()),
@@ -218,6 +222,33 @@ fn hooks_that_nobody_calls_while_sessions_grow_are_said_once_a_day() {
     pass(&world, 30, true);
     world.call("UserPromptSubmit", "allowed", Path::new("/nowhere/x.jsonl"));
     assert!(!world.store().contains(&silent[0]), "one was called");
+}
+
+/// Whoever wrote it had another clock, or wants hooks to be silent for years.
+#[test]
+fn a_call_by_a_clock_that_is_ahead_counts_as_one_of_now() {
+    const HOUR: u64 = 3_600_000;
+    let mut world = World::new();
+    let pass = |world: &World, hours: u64| {
+        world.clock.0.fetch_add(hours * HOUR, std::sync::atomic::Ordering::Relaxed);
+        world.sessions.grew(world.clock.now());
+    };
+    pass(&world, 1000);
+    let action = Some(siem_protocol::managed::Action::Warn);
+    let compliance = siem_protocol::managed::Compliance { action, ..Default::default() };
+    let config_hash = siem_protocol::Digest::ZERO;
+    let kept = Kept { compliance, config_hash, at: Timestamp(1) };
+    kept.write(world.folder.path()).unwrap();
+    let transcript = world.folder.path().join("none.jsonl");
+    let ahead = Timestamp(u64::from(u32::MAX) * 1000);
+    world.call_at(ahead, "UserPromptSubmit", "allowed", &transcript);
+    assert_eq!(world.store(), []);
+    pass(&world, 1);
+    assert_eq!(world.store(), [("session_unlogged", "warning")]);
+    pass(&world, 25);
+    world.store();
+    pass(&world, 25);
+    assert_eq!(world.store(), [("hooks_silent", "warning")]);
 }
 
 #[test]
