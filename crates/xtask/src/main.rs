@@ -1,9 +1,10 @@
-//! The everyday commands of this workspace: `cargo xtask demo`, `cargo xtask test` and
-//! `cargo xtask bench`, and `cargo xtask soak` for a long night.
+//! The everyday commands of this workspace: `cargo xtask demo`, `cargo xtask test`,
+//! `cargo xtask bench` and `cargo xtask dist`, and `cargo xtask soak` for a long night.
 #![expect(clippy::print_stdout, reason = "what it has to say is for whoever called it")]
 
 mod bench;
 mod demo;
+mod dist;
 mod instructions;
 mod sh;
 mod shared;
@@ -32,6 +33,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Counts instructions, and compares them with what is stored.
     Instructions(instructions::Arguments),
+    /// Builds what is given away: programs, packages, manuals, checksums.
+    Dist(dist::Arguments),
     /// Kills, cuts the power and simulates, for as long as one likes.
     Soak(soak::Arguments),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Test(test) => test.run(),
         Command::Bench(bench) => bench.run(),
         Command::Instructions(instructions) => instructions.run(),
+        Command::Dist(dist) => dist.run(),
         Command::Soak(soak) => soak.run(),
     };
     match done {

@@ -1,0 +1,86 @@
+//! Whether what is given away works.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::Dist;
+use crate::{Failure, sh};
+
+/// Fails when a program wants anything of the system that it runs on.
+pub(super) fn is_static(program: &Path) -> Result<(), Failure> {
+    let output = Command::new("ldd").arg(program).output()?;
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let said = said.trim();
+    println!("ldd: {said}");
+    if said.contains("statically linked") || said.contains("not a dynamic executable") {
+        Ok(())
+    } else {
+        Err(format!("`{}` is not static", program.display()).into())
+    }
+}
+
+/// Lets the program ship to a receiver that it finds by a name server and trusts by the system.
+pub(super) fn names_and_tls(dist: &mut Dist, program: &Path) -> Result<(), Failure> {
+    let what = "the static program with a name server and TLS";
+    let mut isolated = Command::new("unshare");
+    isolated.args(["--net", "--mount", "--map-root-user"]);
+    let tools = ["python3", "openssl"].into_iter().find(|tool| !has(tool));
+    if let Some(tool) = tools {
+        dist.skip(what, &format!("{tool} is not there"));
+        return Ok(());
+    }
+    let mut probe = Command::new("unshare");
+    if !sh::works(probe.args(["--net", "--mount", "--map-root-user", "true"])) {
+        dist.skip(what, "the system lets nobody have a network of their own here");
+        return Ok(());
+    }
+    let script = dist.parts.join("names_and_tls.py");
+    fs::write(&script, include_str!("names_and_tls.py"))?;
+    sh::succeed(isolated.args(["python3", "-B"]).arg(script).arg(program))
+}
+
+fn has(tool: &str) -> bool {
+    sh::has_program(tool) || sh::works(Command::new(tool).arg("version"))
+}
+
+/// Installs a package below a folder of its own, uses it, and removes it: nothing may be left.
+pub(super) fn deb(dist: &mut Dist, package: &Path, tree: &Path) -> Result<(), Failure> {
+    if !sh::is_root() {
+        dist.skip("the .deb installed and removed", "only root can");
+        return Ok(());
+    }
+    let root = dist.parts.join("root");
+    if root.try_exists()? {
+        fs::remove_dir_all(&root)?;
+    }
+    fs::create_dir_all(root.join("var/lib/dpkg"))?;
+    fs::write(root.join("var/lib/dpkg/status"), "")?;
+    let dpkg = |arguments: &[&str], package: &Path| {
+        let mut dpkg = Command::new("dpkg");
+        let at = format!("--root={}", root.display());
+        sh::succeed(dpkg.arg(at).arg("--force-script-chrootless").args(arguments).arg(package))
+    };
+    dpkg(&["--install"], package)?;
+    let names = |folder: &Path| -> Result<Vec<PathBuf>, Failure> {
+        let files = sh::files_below(&folder.join("usr"))?;
+        let names = files.iter().filter_map(|file| file.strip_prefix(folder).ok());
+        Ok(names.map(Path::to_owned).collect())
+    };
+    if names(&root)? != names(tree)? {
+        return Err("the package installs other files than were put into it".into());
+    }
+    let program = root.join("usr/bin/ai-agent");
+    let home = root.join("home");
+    fs::create_dir_all(home.join(".claude/projects/p"))?;
+    fs::write(home.join(".claude/projects/p/s.jsonl"), "{\"type\":\"user\"}\n")?;
+    let mut try_out = Command::new(&program);
+    sh::succeed(try_out.args(["run", "--test"]).env_clear().env("HOME", &home))?;
+    dpkg(&["--purge"], Path::new("ai-agent"))?;
+    match names(&root)?.as_slice() {
+        [] => Ok(()),
+        left => Err(format!("the package leaves behind {left:?}").into()),
+    }
+}

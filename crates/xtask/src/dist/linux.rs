@@ -1,0 +1,101 @@
+//! The program for any Linux on this kind of processor, and the packages around it.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::{Dist, check, copy, package};
+use crate::{Failure, sh};
+
+/// What the static program is built for. Statically linked with glibc, since the allocator of musl
+/// costs twice the CPU; names are looked up by parts of glibc that are linked in, too.
+pub(crate) const TARGET: &str = if cfg!(target_arch = "aarch64") {
+    "aarch64-unknown-linux-gnu"
+} else {
+    "x86_64-unknown-linux-gnu"
+};
+/// Relocations take 20 KB in place of 750: a glibc that comes along can read them in short.
+const FLAGS: &str = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
+
+/// Builds the static program.
+pub(crate) fn program() -> Result<PathBuf, Failure> {
+    let mut build = sh::cargo(["build", "--release", "--package", "ai-agent", "--bin", "ai-agent"]);
+    build.args(["--target", TARGET]).env("RUSTFLAGS", FLAGS);
+    sh::succeed(&mut build)?;
+    Ok(sh::target_directory()?.join(TARGET).join("release/ai-agent"))
+}
+
+pub(super) fn build(dist: &mut Dist, manual: &Path) -> Result<(), Failure> {
+    println!("── the static Linux program");
+    let program = program()?;
+    check::is_static(&program)?;
+    check::names_and_tls(dist, &program)?;
+
+    let tree = dist.parts.join("tree");
+    if tree.try_exists()? {
+        fs::remove_dir_all(&tree)?;
+    }
+    lay_out(&tree, &program, manual)?;
+    let version = dist.version.clone();
+    let archive = dist.file(&format!("ai-agent-{version}-{}-linux.tar.gz", env::consts::ARCH));
+    package::tar(&tree, "usr", &archive)?;
+    if sh::has_program("dpkg-deb") {
+        println!("── .deb");
+        let deb = dist.file(&format!("ai-agent_{version}_{}.deb", package::DEBIAN));
+        package::deb(&tree, &dist.parts, &version, &deb)?;
+        check::deb(dist, &deb, &tree)?;
+    } else {
+        dist.skip(".deb", "dpkg-deb is not there");
+    }
+    if sh::has_program("rpmbuild") || (sh::apt_install(&["rpm"]) && sh::has_program("rpmbuild")) {
+        println!("── .rpm");
+        let rpm = package::rpm(&tree, &dist.parts, &version)?;
+        let name = rpm.file_name().ok_or("an rpm without a name")?;
+        fs::copy(&rpm, dist.folder.join(name))?;
+        let mut list = Command::new("rpm");
+        sh::succeed(list.args(["--query", "--list", "--package"]).arg(&rpm))?;
+    } else {
+        dist.skip(".rpm", "rpmbuild is not there (Debian: rpm)");
+    }
+    Ok(())
+}
+
+/// Everything that a package installs, where it installs it.
+pub(super) fn lay_out(tree: &Path, program: &Path, manual: &Path) -> Result<(), Failure> {
+    let (source, usr) = (sh::workspace(), tree.join("usr"));
+    copy(program, &usr.join("bin/ai-agent"), 0o755)?;
+    // The same unit as an administrator copies by hand, with the place where packages put programs.
+    let unit = fs::read_to_string(source.join("config/mdm/ai-agent.service"))?;
+    let (theirs, ours) = ("/usr/local/bin/ai-agent", "/usr/bin/ai-agent");
+    if !unit.contains(theirs) {
+        return Err(format!("config/mdm/ai-agent.service names no `{theirs}`").into());
+    }
+    let unit = unit.replace(theirs, ours);
+    let unit = unit.replace("/etc/systemd/user/ai-agent", "/usr/lib/systemd/user/ai-agent");
+    let place = usr.join("lib/systemd/user/ai-agent.service");
+    fs::create_dir_all(place.parent().ok_or("a unit without a folder")?)?;
+    fs::write(&place, unit)?;
+    super::set_mode(&place, 0o644)?;
+    let documents = usr.join("share/doc/ai-agent");
+    copy(&source.join("LICENSE"), &documents.join("copyright"), 0o644)?;
+    copy(&source.join("CHANGELOG.md"), &documents.join("CHANGELOG.md"), 0o644)?;
+    copy(&source.join("config/default.toml"), &documents.join("examples/default.toml"), 0o644)?;
+    for sample in fs::read_dir(source.join("config/mdm"))? {
+        let sample = sample?;
+        copy(&sample.path(), &documents.join("examples/mdm").join(sample.file_name()), 0o644)?;
+    }
+    for page in fs::read_dir(manual.join("man"))? {
+        let page = page?;
+        copy(&page.path(), &usr.join("share/man/man1").join(page.file_name()), 0o644)?;
+    }
+    for (shell, place) in [
+        ("ai-agent.bash", "share/bash-completion/completions/ai-agent"),
+        ("_ai-agent", "share/zsh/vendor-completions/_ai-agent"),
+        ("ai-agent.fish", "share/fish/vendor_completions.d/ai-agent.fish"),
+    ] {
+        copy(&manual.join("completions").join(shell), &usr.join(place), 0o644)?;
+    }
+    Ok(())
+}

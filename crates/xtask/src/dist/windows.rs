@@ -1,0 +1,55 @@
+//! The program for Windows: built there, or with the cross tools beside the workspace.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use super::{Dist, copy};
+use crate::{Failure, sh, shared};
+
+pub(super) fn build(dist: &mut Dist) -> Result<(), Failure> {
+    println!("── the Windows program");
+    let Some(program) = program(dist)? else { return Ok(()) };
+    let name = format!("ai-agent-{}-x86_64-windows", dist.version);
+    let folder = dist.parts.join(&name);
+    if folder.try_exists()? {
+        fs::remove_dir_all(&folder)?;
+    }
+    copy(&program, &folder.join("ai-agent.exe"), 0o755)?;
+    let source = sh::workspace();
+    for (from, to) in [
+        ("LICENSE", "LICENSE.txt"),
+        ("config/default.toml", "default.toml"),
+        ("config/mdm/intune.ps1", "intune.ps1"),
+    ] {
+        copy(&source.join(from), &folder.join(to), 0o644)?;
+    }
+    let completions = dist.parts.join("manual/completions/_ai-agent.ps1");
+    copy(&completions, &folder.join("completions.ps1"), 0o644)?;
+    let zip = dist.file(&format!("{name}.zip"));
+    let mut pack = Command::new(if cfg!(windows) { "python" } else { "python3" });
+    pack.current_dir(&dist.parts).args(["-m", "zipfile", "-c"]).arg(zip).arg(&name);
+    sh::succeed(&mut pack)
+}
+
+/// Builds the program; none where that can't be done.
+fn program(dist: &mut Dist) -> Result<Option<PathBuf>, Failure> {
+    if cfg!(windows) {
+        let [program] = sh::build(["ai-agent"], ["ai-agent"], true)?;
+        return Ok(Some(program));
+    }
+    let cross = match shared::find() {
+        Ok(shared) => shared.join("tools/cross"),
+        Err(why) => {
+            dist.skip("Windows zip", &why);
+            return Ok(None);
+        }
+    };
+    if !cross.is_file() {
+        dist.skip("Windows zip", "there are no tools/cross; the hosted runner builds it");
+        return Ok(None);
+    }
+    let mut build = Command::new(&cross);
+    build.current_dir(sh::workspace()).args(["build-windows", "--release"]);
+    sh::succeed(build.args(["--package", "ai-agent", "--bin", "ai-agent"]))?;
+    let target = sh::target_directory()?.join("cross/x86_64-pc-windows-gnu/release");
+    Ok(Some(target.join("ai-agent.exe")))
+}
