@@ -66,7 +66,8 @@ enum Queued {
 /// All known files, by key, path and id.
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    by_key: HashMap<FileKey, Known>,
+    /// Each on its own: a table has room for half as many again, and none of it is a file's size.
+    by_key: HashMap<FileKey, Box<Known>>,
     by_path: HashMap<Arc<Path>, FileKey>,
     by_id: HashMap<FileId, FileKey>,
     live: VecDeque<FileKey>,
@@ -114,15 +115,15 @@ impl Files {
         if let Some(id) = known.id {
             self.by_id.insert(id, key);
         }
-        self.by_key.insert(key, known);
+        self.by_key.insert(key, Box::new(known));
     }
 
     pub(super) fn get(&self, key: FileKey) -> Option<&Known> {
-        self.by_key.get(&key)
+        self.by_key.get(&key).map(Box::as_ref)
     }
 
     pub(super) fn get_mut(&mut self, key: FileKey) -> Option<&mut Known> {
-        self.by_key.get_mut(&key)
+        self.by_key.get_mut(&key).map(Box::as_mut)
     }
 
     pub(super) fn at(&self, path: &Path) -> Option<FileKey> {
@@ -134,7 +135,7 @@ impl Files {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (FileKey, &Known)> {
-        self.by_key.iter().map(|(key, known)| (*key, known))
+        self.by_key.iter().map(|(key, known)| (*key, known.as_ref()))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -182,7 +183,7 @@ impl Files {
         {
             self.by_id.remove(&id);
         }
-        Some(known)
+        Some(*known)
     }
 
     /// Lets the file wait to be read; from backfill it may be raised to live.

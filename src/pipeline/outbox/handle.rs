@@ -19,7 +19,7 @@ use super::{
 };
 use crate::platform::file::{self, FileId};
 
-pub(super) const CACHE: usize = 8 << 20;
+pub(super) const CACHE: usize = 6 << 20;
 
 /// The file that the store lies in.
 #[derive(Debug, Default)]
