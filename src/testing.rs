@@ -84,7 +84,7 @@ impl FilterTest {
 /// What a stage of the unit tests is built with.
 #[cfg(test)]
 pub(crate) fn context() -> crate::stages::Context {
-    use crate::platform::{Environment, Os, Paths, SystemClock};
+    use crate::platform::{Environment, Os, Paths, SystemClock, SystemPower};
 
     let home = if cfg!(windows) { r"C:\Users\you" } else { "/home/you" };
     let environment = Environment::from_iter([("HOME", home), ("USERPROFILE", home)]);
@@ -101,6 +101,7 @@ pub(crate) fn context() -> crate::stages::Context {
         paths: Paths::on(Os::CURRENT, &environment).expect("a home is given"),
         environment,
         clock: std::sync::Arc::new(SystemClock),
+        power: std::sync::Arc::new(SystemPower),
         revision: crate::siem::Revision::default(),
         state_dir: None,
         sessions: crate::stages::Sessions::default(),

@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
 
 use ai_agent::{
-    platform::{Environment, Os, Paths, SystemClock},
+    platform::{Environment, Os, Paths, SystemClock, SystemPower},
     protocol::Identity,
     stages::{self, BuildError, Context, Descriptor, Kind, Sessions, StageOptions},
 };
@@ -26,6 +26,7 @@ fn context() -> Context {
         paths: Paths::on(Os::CURRENT, &environment).unwrap(),
         environment,
         clock: Arc::new(SystemClock),
+        power: Arc::new(SystemPower),
         revision: ai_agent::siem::Revision::default(),
         state_dir: None,
         sessions: Sessions::default(),

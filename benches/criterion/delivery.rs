@@ -15,7 +15,7 @@ use ai_agent::{
         delivery::{Delivering, Ending, Orders},
         outbox::Outbox,
     },
-    platform::{Environment, Paths, SystemClock},
+    platform::{Environment, Paths, SystemClock, SystemPower},
     protocol::Identity,
     stages::{Context, StageOptions, sink},
 };
@@ -99,6 +99,7 @@ fn context() -> Context {
         paths: Paths::from_environment(&environment).expect("there is a home"),
         environment,
         clock: Arc::new(SystemClock),
+        power: Arc::new(SystemPower),
         revision: ai_agent::siem::Revision::default(),
         state_dir: None,
         sessions: ai_agent::stages::Sessions::default(),

@@ -8,7 +8,7 @@ use std::{cell::LazyCell, error::Error, fs, path::PathBuf, sync::Arc, time::Dura
 use ai_agent::{
     config::{self, ConfigError, Inputs, Loaded, Managed, Origin},
     pipeline::assembly,
-    platform::{Environment, Paths, SystemClock},
+    platform::{Environment, Paths, SystemClock, SystemPower},
     protocol::Identity,
     stages::Context,
 };
@@ -106,6 +106,7 @@ pub(super) fn build(loaded: &Loaded, paths: &Paths) -> Result<(), ConfigError> {
         environment: Environment::default(),
         paths: paths.clone(),
         clock: Arc::new(SystemClock),
+        power: Arc::new(SystemPower),
         revision: ai_agent::siem::Revision::default(),
         state_dir: None,
         sessions: ai_agent::stages::Sessions::default(),

@@ -11,7 +11,7 @@ use tracing::warn;
 use super::{Failure, managed};
 use crate::{
     config::{self, ConfigError, Inputs, Loaded, Managed},
-    platform::{Environment, Paths, SystemClock, identify, is_root},
+    platform::{Environment, Paths, SystemClock, SystemPower, identify, is_root},
     stages::Context,
     text::causes,
 };
@@ -131,6 +131,7 @@ impl Surroundings {
             environment: self.environment.clone(),
             paths: self.paths.clone(),
             clock: Arc::new(SystemClock),
+            power: Arc::new(SystemPower),
             revision: crate::siem::Revision::default(),
             state_dir: state_dir.map(Path::to_owned),
             sessions: crate::stages::Sessions::default(),

@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::client_settings::{self, Sight};
@@ -58,6 +59,17 @@ impl Settings {
         let managed = [self.managed.clone()].into_iter().chain(more).map(|path| (path, true));
         let all = managed.chain([(self.user.clone(), false)]);
         all.filter_map(|(path, is_managed)| Seen::of(path, is_managed)).collect()
+    }
+
+    /// After how long without a change the client deletes a session, at the earliest: a project's own
+    /// settings may say less. <https://code.claude.com/docs/en/settings>
+    #[must_use]
+    pub fn cleanup_period(&self) -> Duration {
+        const DEFAULT: u64 = 30;
+        let seen = self.look();
+        let sights = seen.iter().filter_map(|seen| seen.sight.as_ref().ok());
+        let days = sights.filter_map(|sight| sight.cleanup_period_days).min().unwrap_or(DEFAULT);
+        Duration::from_secs(days.clamp(1, 36_500) * 86_400)
     }
 
     /// Whether one of them names a hook of ours.

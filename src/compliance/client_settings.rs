@@ -27,6 +27,8 @@ pub struct Sight {
     pub disables_all: bool,
     /// Whether only managed hooks run.
     pub managed_only: bool,
+    /// After how many days without a change the client deletes a session.
+    pub cleanup_period_days: Option<u64>,
 }
 
 /// A hook of ours.
@@ -153,7 +155,8 @@ pub fn look(text: &str) -> Result<Sight, SettingsError> {
     let managed_only =
         settings.get("allowManagedHooksOnly").is_some_and(|it| *it != Value::Bool(false));
     let disables_all = settings["disableAllHooks"] == Value::Bool(true);
-    Ok(Sight { ours, disables_all, managed_only })
+    let cleanup_period_days = settings["cleanupPeriodDays"].as_u64();
+    Ok(Sight { ours, disables_all, managed_only, cleanup_period_days })
 }
 
 /// The program that a command of ours runs, as a shell reads it.

@@ -159,6 +159,12 @@ impl Running {
         self.inbox.report(event);
     }
 
+    /// Tells, for so long a time, whether reading gets on.
+    pub fn pulse(&self) -> impl Fn(Duration) -> bool + Send + use<> {
+        let (inbox, clock) = (Arc::clone(&self.inbox), Arc::clone(&self.clock));
+        move |limit| inbox.gets_on(clock.uptime(), limit)
+    }
+
     /// What wakes reading, for sources that are to take the place of others.
     #[must_use]
     pub fn waker(&self) -> Waker {

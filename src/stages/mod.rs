@@ -21,7 +21,7 @@ use siem_protocol::Identity;
 pub use crate::config::StageOptions;
 use crate::{
     config::did_you_mean,
-    platform::{Clock, Environment, Paths},
+    platform::{Clock, Environment, Paths, Power},
     siem::Revision,
 };
 
@@ -184,6 +184,8 @@ pub struct Context {
     pub paths: Paths,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// Whether the machine runs on its battery.
+    pub power: Arc<dyn Power>,
     /// Which managed configuration is in force.
     pub revision: Revision,
     /// Where the agent keeps its state; none for a dry run.

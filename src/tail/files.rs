@@ -98,6 +98,14 @@ impl Known {
         }
     }
 
+    /// The time of change under which it waits among files that do not grow.
+    pub(super) fn waits_since(&self) -> Option<i64> {
+        match self.queued {
+            Some(Queued::Backfill { modified }) => Some(modified),
+            Some(Queued::Live) | None => None,
+        }
+    }
+
     /// Bytes that were not handed over.
     pub(super) fn unread(&self) -> u64 {
         self.size.saturating_sub(self.offset)
@@ -208,12 +216,25 @@ impl Files {
         });
     }
 
-    /// The next file to read, with the lane that it waited in and its age there.
-    pub(super) fn next(&mut self) -> Option<(FileKey, Lane, i64)> {
+    /// Whether nothing waits but files that do not grow.
+    pub(super) fn is_backfill(&self) -> bool {
+        self.live.is_empty() && !self.backfill.is_empty()
+    }
+
+    /// The next file to read, with the lane that it waited in and its age there; of those that do
+    /// not grow only one whose time of change `may_be_read`.
+    pub(super) fn next(
+        &mut self,
+        may_be_read: impl Fn(i64) -> bool,
+    ) -> Option<(FileKey, Lane, i64)> {
         let (key, lane, modified) = match self.live.pop_front() {
             Some(key) => (key, Lane::Live, 0),
             None => {
-                let (modified, key) = self.backfill.pop_first()?;
+                // Those in the middle wait longest, whatever keeps them.
+                let ends = [self.backfill.first(), self.backfill.last()];
+                let next = ends.into_iter().flatten().find(|(modified, _)| may_be_read(*modified));
+                let (modified, key) = *next?;
+                self.backfill.remove(&(modified, key));
                 (key, Lane::Backfill, modified)
             }
         };
@@ -225,7 +246,7 @@ impl Files {
 
     /// The next file to read of those that grow.
     pub(super) fn next_live(&mut self) -> Option<(FileKey, Lane, i64)> {
-        if self.live.is_empty() { None } else { self.next() }
+        if self.live.is_empty() { None } else { self.next(|_| true) }
     }
 
     fn dequeue(&mut self, key: FileKey) {
@@ -253,7 +274,7 @@ mod tests {
     }
 
     fn order(mut files: Files) -> Vec<u64> {
-        std::iter::from_fn(|| files.next()).map(|(key, ..)| key.0).collect()
+        std::iter::from_fn(|| files.next(|_| true)).map(|(key, ..)| key.0).collect()
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod files;
 pub mod fuzzing;
 mod gone;
 mod handles;
+mod hold;
 mod identity;
 mod look;
 mod parts;
@@ -48,6 +49,8 @@ use checkpoint::{Brief, Row};
 pub use chunk::{Chunk, FileKey, GenerationId, Intake, NewGeneration, Origin, Piece};
 use files::{Files, Known, Lane};
 use handles::Active;
+use hold::Holding;
+pub use hold::{AskHold, Hold};
 use identity::Ends;
 use look::age;
 use reader::{Reader, Sizes};
@@ -174,6 +177,8 @@ pub struct Tail {
     /// The sweep that goes on.
     sweep: Option<Sweep>,
     troubles: Troubles,
+    /// What keeps files waiting that do not grow.
+    holding: Holding,
     reader: Reader,
     ends: Ends,
 }
@@ -210,10 +215,24 @@ impl Tail {
             group: 0,
             sweep: None,
             troubles: Troubles::default(),
+            holding: Holding::default(),
             reader: Reader::new(sizes),
             ends: Ends::default(),
             options,
         }
+    }
+
+    /// Asks `ask` now and then, when there are only files left that do not grow, whether those wait.
+    #[must_use]
+    pub fn asking(mut self, ask: AskHold) -> Self {
+        self.holding = Holding::by(ask);
+        self
+    }
+
+    /// Whether what comes next is nothing but files that do not grow.
+    #[must_use]
+    pub fn is_backfill(&self) -> bool {
+        self.schedule.has_swept && self.files.is_backfill()
     }
 
     /// Takes the place of `old`, which has other options, to be restored then: files keep their
@@ -320,7 +339,15 @@ impl Tail {
             self.look_around(intake);
             // Which files are the oldest the first sweep tells.
             let has_swept = self.schedule.has_swept;
-            let next = if has_swept { self.files.next() } else { self.files.next_live() };
+            let next = match has_swept {
+                true if self.files.is_backfill() => {
+                    let (uptime, now) = (self.schedule.now(), self.clock.now());
+                    let holding = &mut self.holding;
+                    self.files.next(holding.may_be_read(uptime, now))
+                }
+                true => self.files.next(|_| true),
+                false => self.files.next_live(),
+            };
             let Some((key, lane, modified)) = next else {
                 if self.sweep.is_some() && has_read {
                     return Progress::More;
@@ -344,7 +371,11 @@ impl Tail {
             }
         }
         self.close_quiet();
-        Progress::Idle { next: self.schedule.until_next() }
+        let next = self.schedule.until_next();
+        match self.files.is_backfill() {
+            true => Progress::Idle { next: next.min(self.holding.rest(self.schedule.now())) },
+            false => Progress::Idle { next },
+        }
     }
 
     /// The group with all chunks so far is on its way to the store: what comes is in another.

@@ -375,6 +375,10 @@ impl Tail {
         } else if !is_other {
             known.replaced_by = None;
         }
+        // One that waits its turn among old files does not grow because it is seen again.
+        if !is_other && known.size == stamp.size && known.waits_since() == Some(stamp.modified) {
+            return;
+        }
         if known.size != stamp.size || known.drained.is_some() {
             known.changed = now;
         }

@@ -153,6 +153,7 @@ impl Post {
             paths: Paths::on(Os::CURRENT, &environment).unwrap(),
             environment,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            power: Arc::new(ai_agent::platform::SystemPower),
             revision: ai_agent::siem::Revision::default(),
             state_dir: None,
             sessions: ai_agent::stages::Sessions::default(),

@@ -4,7 +4,7 @@ use std::{
     mem,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -20,6 +20,9 @@ pub struct Inbox {
     mail: Mutex<Mail>,
     wake: Condvar,
     stopped: AtomicBool,
+    /// When the turn began that the thread is in, in milliseconds that the agent is up; zero while
+    /// it waits.
+    turn: AtomicU64,
 }
 
 #[derive(Default)]
@@ -94,8 +97,22 @@ impl Inbox {
         self.stopped.load(Ordering::Relaxed)
     }
 
+    /// The thread begins to do something.
+    pub(super) fn begins(&self, uptime: Duration) {
+        let millis = u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX);
+        self.turn.store(millis.max(1), Ordering::Relaxed);
+    }
+
+    /// Whether the thread waits for something to do, or began with what it does less than `limit`
+    /// ago.
+    pub fn gets_on(&self, uptime: Duration, limit: Duration) -> bool {
+        let turn = self.turn.load(Ordering::Relaxed);
+        turn == 0 || uptime.saturating_sub(Duration::from_millis(turn)) < limit
+    }
+
     /// Waits for something to do, at most for `longest`.
     pub(super) fn wait(&self, longest: Duration) {
+        self.turn.store(0, Ordering::Relaxed);
         let mail = self.mail();
         let idle = |mail: &mut Mail| !mail.woken && !mail.stop;
         let waited = self.wake.wait_timeout_while(mail, longest, idle);
@@ -105,6 +122,7 @@ impl Inbox {
 
     /// Waits for `longest` whatever comes, unless it is the end.
     pub(super) fn pause(&self, longest: Duration) {
+        self.turn.store(0, Ordering::Relaxed);
         let waited = self.wake.wait_timeout_while(self.mail(), longest, |mail| !mail.stop);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
@@ -166,5 +184,23 @@ impl Inbox {
 
     fn mail(&self) -> MutexGuard<'_, Mail> {
         self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody would start an agent anew that hangs, or everybody one that has nothing to do.
+    #[test]
+    fn a_turn_that_does_not_end_shows_and_waiting_is_none() {
+        let inbox = Inbox::default();
+        let (limit, later) = (Duration::from_secs(60), Duration::from_secs(3600));
+        assert!(inbox.gets_on(later, limit), "nothing was begun");
+        inbox.begins(Duration::ZERO);
+        assert!(inbox.gets_on(Duration::from_secs(59), limit));
+        assert!(!inbox.gets_on(Duration::from_secs(61), limit));
+        inbox.pause(Duration::ZERO);
+        assert!(inbox.gets_on(later, limit), "a disk that is full is no reason to die");
     }
 }

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     event::Event,
-    platform::{Clock, memory},
+    platform::{Clock, memory, priority::in_background},
     stages::{
         Named,
         source::{LONGEST_SLEEP, Progress, Source},
@@ -123,6 +123,10 @@ pub struct Work {
     tidy: Duration,
     /// When it is said next how far reading is.
     tell: Duration,
+    /// Whether the turn is of old files alone, and gives way to everything else on the machine.
+    is_backfill: bool,
+    /// Whether the next may be.
+    only_backfill: bool,
     /// When memory is given back, after much was read.
     give_back: Option<Duration>,
 }
@@ -157,41 +161,70 @@ impl Ingest {
     pub fn run(mut self, until: Until) {
         self.begin();
         loop {
-            let turn = self.turn();
-            if let Turn::NotStored { pause } = turn {
-                self.inbox.pause(pause);
-                // Nothing is lost at the end: the files still have it.
-                if self.inbox.is_stopped() {
-                    break;
-                }
-                continue;
-            }
-            let is_idle = matches!(turn, Turn::Read(Progress::Idle { .. }));
-            if until == Until::CaughtUp {
-                self.tell(is_idle);
-            }
-            if self.inbox.is_stopped() || (until == Until::CaughtUp && is_idle) {
+            let is_over = match self.work.is_backfill {
+                true => self.backfill(until),
+                false => self.turns(until),
+            };
+            if is_over {
                 break;
-            }
-            match turn {
-                Turn::Full | Turn::NotStored { .. } => self.inbox.pause(FULL_RETRY),
-                Turn::Held => {}
-                Turn::Read(Progress::More) => {
-                    self.work.give_back = Some(self.clock.uptime() + GIVE_BACK);
-                }
-                Turn::Read(Progress::Idle { next }) => {
-                    let now = self.clock.uptime();
-                    if self.work.give_back.is_some_and(|due| now >= due) {
-                        self.work.give_back = None;
-                        memory::give_back();
-                    }
-                    let due = self.work.give_back.into_iter().chain([self.work.beat]).min();
-                    let rest = due.map_or(next, |due| due.saturating_sub(now));
-                    self.inbox.wait(next.min(LONGEST_SLEEP).min(rest));
-                }
             }
         }
         self.end();
+    }
+
+    /// Takes turns that give way to everything else on the machine; whether reading is over.
+    fn backfill(&mut self, until: Until) -> bool {
+        if let Some(is_over) = in_background("backfill", || self.turns(until)) {
+            return is_over;
+        }
+        // Without another thread this one does it.
+        self.work.is_backfill = false;
+        false
+    }
+
+    /// Takes turns until they are to be taken otherwise; whether reading is over.
+    fn turns(&mut self, until: Until) -> bool {
+        let is_backfill = self.work.is_backfill;
+        loop {
+            let turn = self.turn();
+            // Whoever waits for the end of it is not kept waiting.
+            let is_more = turn == Turn::Read(Progress::More) && until == Until::Stopped;
+            self.work.is_backfill = is_more && self.work.only_backfill;
+            if let Turn::NotStored { pause } = turn {
+                self.inbox.pause(pause);
+            }
+            let is_idle = matches!(turn, Turn::Read(Progress::Idle { .. }));
+            if until == Until::CaughtUp && !matches!(turn, Turn::NotStored { .. }) {
+                self.tell(is_idle);
+            }
+            // What is not stored is not lost at the end: the files still have it.
+            if self.inbox.is_stopped() || (until == Until::CaughtUp && is_idle) {
+                return true;
+            }
+            match turn {
+                Turn::Full => self.inbox.pause(FULL_RETRY),
+                Turn::Held | Turn::NotStored { .. } => {}
+                Turn::Read(Progress::More) => {
+                    self.work.give_back = Some(self.clock.uptime() + GIVE_BACK);
+                }
+                Turn::Read(Progress::Idle { next }) => self.wait(next),
+            }
+            if self.work.is_backfill != is_backfill {
+                return false;
+            }
+        }
+    }
+
+    /// Waits for something to do.
+    fn wait(&mut self, next: Duration) {
+        let now = self.clock.uptime();
+        if self.work.give_back.is_some_and(|due| now >= due) {
+            self.work.give_back = None;
+            memory::give_back();
+        }
+        let due = self.work.give_back.into_iter().chain([self.work.beat]).min();
+        let rest = due.map_or(next, |due| due.saturating_sub(now));
+        self.inbox.wait(next.min(LONGEST_SLEEP).min(rest));
     }
 
     /// Begins where the store says.
@@ -206,6 +239,7 @@ impl Ingest {
 
     /// Fills one group and hands it over to be stored.
     pub(super) fn turn(&mut self) -> Turn {
+        self.inbox.begins(self.clock.uptime());
         if let Err(pause) = self.restore().and_then(|()| self.follow()) {
             return Turn::NotStored { pause };
         }
@@ -323,6 +357,7 @@ impl Ingest {
     fn read(&mut self) -> Option<Progress> {
         let mut all = Progress::Idle { next: LONGEST_SLEEP };
         let is_spoilt = Cell::new(false);
+        self.work.only_backfill = true;
         for (name, source) in &mut self.sources {
             let label = source.label();
             let mut intake = GroupIntake {
@@ -337,7 +372,11 @@ impl Ingest {
                 failed: &mut self.work.failed,
                 is_spoilt: &is_spoilt,
             };
-            all = match (all, source.read(&mut intake)) {
+            let progress = source.read(&mut intake);
+            if progress == Progress::More {
+                self.work.only_backfill &= source.is_backfill();
+            }
+            all = match (all, progress) {
                 (Progress::Idle { next: one }, Progress::Idle { next: other }) => {
                     Progress::Idle { next: one.min(other) }
                 }
@@ -390,7 +429,7 @@ impl Ingest {
             has_beat: mem::take(&mut self.work.is_beat_unstored),
             number: self.outbox.groups() + 1,
         });
-        self.writer.begin(self.filling.draft(self.clock.now()));
+        self.writer.begin(self.filling.draft(self.clock.now()), self.work.is_backfill);
         self.inbox.storing();
         self.sources.iter_mut().for_each(|(_, source)| source.sealed());
         self.work.untold += 1;

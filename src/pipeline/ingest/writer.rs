@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::super::outbox::{Group, Outbox, OutboxError};
-use crate::frame::{Codec, Encoder};
+use crate::{
+    frame::{Codec, Encoder},
+    platform::priority::in_background,
+};
 
 type Stored = Result<(), OutboxError>;
 
@@ -30,7 +33,7 @@ enum Way {
 
 struct Beside {
     /// The thread ends when this is gone.
-    groups: Option<SyncSender<Group>>,
+    groups: Option<SyncSender<(Group, bool)>>,
     stored: Receiver<Stored>,
     thread: Option<JoinHandle<()>>,
 }
@@ -47,6 +50,19 @@ impl Job {
     }
 }
 
+impl Job {
+    /// Stores it, and gives way to everything else on the machine.
+    fn give_way(&mut self, group: Group) -> Stored {
+        let mut group = Some(group);
+        let stored = in_background("writer", || group.take().map(|group| self.store(group)));
+        match stored.flatten() {
+            Some(stored) => stored,
+            // Without another thread this one does it.
+            None => group.map_or(Ok(()), |group| self.store(group)),
+        }
+    }
+}
+
 impl Writer {
     /// Stores into `outbox`, with frames as `codec` has them, on a thread of its own.
     ///
@@ -55,11 +71,12 @@ impl Writer {
     #[must_use]
     pub fn new(outbox: Arc<Outbox>, codec: Codec) -> Self {
         let mut job = Job { outbox, encoder: Encoder::new(codec) };
-        let (groups, jobs) = sync_channel::<Group>(1);
+        let (groups, jobs) = sync_channel(1);
         let (done, stored) = sync_channel(1);
         let run = move || {
-            for group in jobs {
-                if done.send(job.store(group)).is_err() {
+            for (group, gives_way) in jobs {
+                let stored = if gives_way { job.give_way(group) } else { job.store(group) };
+                if done.send(stored).is_err() {
                     return;
                 }
             }
@@ -76,18 +93,20 @@ impl Writer {
         Self { way: Way::Here { job, group: None }, is_busy: false }
     }
 
-    /// Begins to store `group`, whose start is where the one before ends.
+    /// Begins to store `group`, whose start is where the one before ends. One that `gives_way` does
+    /// so to everything else on the machine.
     ///
     /// # Panics
     /// When what came of the one before was not asked for, or the thread died of a panic.
-    pub(super) fn begin(&mut self, group: Group) {
+    pub(super) fn begin(&mut self, group: Group, gives_way: bool) {
         assert!(!self.is_busy, "one group at a time");
         self.is_busy = true;
         match &mut self.way {
             #[cfg(test)]
             Way::Here { group: waiting, .. } => *waiting = Some(Box::new(group)),
             Way::Beside(Beside { groups, .. }) => {
-                let is_sent = groups.as_ref().is_some_and(|groups| groups.send(group).is_ok());
+                let is_sent =
+                    groups.as_ref().is_some_and(|groups| groups.send((group, gives_way)).is_ok());
                 assert!(is_sent, "the writer lives");
             }
         }

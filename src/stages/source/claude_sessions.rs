@@ -6,23 +6,28 @@
 use std::{
     any::Any,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::names::source;
+use tracing::info;
 
 use super::{
     BadRow, Chunk, GenerationId, Intake, Progress, Source, SourceOptions, SourcePlugin, Survey,
     Waker,
 };
 use crate::{
+    compliance::client_files::Settings,
     event::Event,
     platform::{Clock, Timestamp, file},
     stages::{BuildError, Context, Sessions},
-    tail::{FileKey, Tail, TailOptions},
+    tail::{AskHold, FileKey, Hold, Tail, TailOptions},
     units::Size,
 };
 
@@ -104,9 +109,39 @@ impl SourceOptions for Options {
             ..TailOptions::default()
         };
         let (clock, new_id) = (context.clock.clone(), Box::new(GenerationId::fresh));
-        let tail = Tail::new(options, Arc::clone(&clock), new_id, waker);
+        let mut tail = Tail::new(options, Arc::clone(&clock), new_id, waker);
+        // Whoever reads once waits for all of it.
+        if !context.once {
+            tail = tail.asking(saving_battery(context));
+        }
         Ok(ClaudeSessions { tail, sessions: context.sessions.clone(), clock, learnt: 0 })
     }
+}
+
+/// Keeps old files waiting on battery, except those that Claude Code would delete before long.
+fn saving_battery(context: &Context) -> AskHold {
+    let power = Arc::clone(&context.power);
+    let settings = Settings::new(&context.environment, &context.paths);
+    let was_on_battery = AtomicBool::new(false);
+    Arc::new(move || {
+        let is_on_battery = power.is_on_battery();
+        let has_changed = was_on_battery.swap(is_on_battery, Ordering::Relaxed) != is_on_battery;
+        if !is_on_battery {
+            if has_changed {
+                info!("no longer on battery: old session files are read");
+            }
+            return Hold::Off;
+        }
+        let age = settings.cleanup_period() / 2;
+        if has_changed {
+            let days = age.as_secs() / 86_400;
+            info!(
+                days,
+                "on battery: session files that are old wait, but not those older than this"
+            );
+        }
+        Hold::YoungerThan(age)
+    })
 }
 
 /// How many session files are held open at most: far fewer than the system lets the process have,
@@ -161,6 +196,10 @@ impl Source for ClaudeSessions {
 
     fn tend(&mut self) {
         self.tail.tend();
+    }
+
+    fn is_backfill(&self) -> bool {
+        self.tail.is_backfill()
     }
 
     fn sealed(&mut self) {

@@ -41,6 +41,12 @@ pub trait Source: Any + Send {
     /// lets go of what may not be held any longer.
     fn tend(&mut self) {}
 
+    /// Whether what it hands over next is old, and must not keep what is new from the machine: no
+    /// person waits for it. By default never.
+    fn is_backfill(&self) -> bool {
+        false
+    }
+
     /// All chunks handed over so far are in a group that is on its way to the store; what is
     /// handed over from now on is in another.
     fn sealed(&mut self) {}

@@ -4,6 +4,7 @@ mod cases;
 mod gone;
 mod growing;
 mod held;
+mod holding;
 mod long;
 mod moving;
 mod random;
