@@ -5,6 +5,7 @@ mod config;
 mod deadletter;
 mod dry_run;
 mod hooks;
+mod logging;
 mod managed;
 mod outbox;
 mod progress;
@@ -16,13 +17,12 @@ mod store;
 mod test;
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 use crate::{platform::memory, text::causes};
 
@@ -115,7 +115,7 @@ pub fn main() -> ExitCode {
     {
         return check::answer_hook(hook);
     }
-    log(arguments.debug);
+    logging::begin(arguments.debug);
     // A panic's message may quote a record.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
@@ -139,18 +139,6 @@ pub fn main() -> ExitCode {
     // Without anybody to tell, the exit code has to do.
     drop(writeln!(io::stderr(), "error: {}", causes(&*error)));
     ExitCode::from(code)
-}
-
-/// Logs to standard error: what is worth knowing, or with `--debug` everything of this program.
-/// `RUST_LOG` says it in more detail.
-fn log(debug: bool) {
-    let level = if debug { "warn,ai_agent=debug" } else { "warn,ai_agent=info" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
 }
 
 /// Writes a line to standard output. A reader that is gone ends the command without fuss.

@@ -18,7 +18,7 @@ use files::{Sights, Watched};
 use guard::Guard;
 use keeper::Keeper;
 
-use super::{Failure, dry_run, progress::Bar, restarts::Restarts, setup::Surroundings};
+use super::{Failure, dry_run, logging, progress::Bar, restarts::Restarts, setup::Surroundings};
 use crate::{
     config::{self, Loaded},
     event::Event,
@@ -96,6 +96,7 @@ impl Arguments {
         mut signals: Signals,
     ) -> Result<(), Failure> {
         let lock = StateLock::acquire(&loaded.settings.agent.state_dir).map_err(Failure::failed)?;
+        let _log = logging::to_file(&lock, loaded.settings.agent.log_format);
         let context = surroundings.context(&loaded, Some(lock.dir()), self.once);
         watched.name(files::look(named_files(&loaded.settings, &context)));
         // Built once with the local layers: what is wrong there is an error, whatever the server

@@ -35,7 +35,9 @@ pub use place::{Origin, Place};
 pub use provenance::{Explained, Shown};
 pub use schema::{StageSchema, schema};
 pub use secret::{MASK, Secret, SecretError, is_secret_key};
-pub use settings::{AgentSettings, OutboxSettings, Pipeline, Settings, Shipping, StageTable};
+pub use settings::{
+    AgentSettings, LogFormat, OutboxSettings, Pipeline, Settings, Shipping, StageTable,
+};
 pub use sink::{Feed, SINK_OPTIONS, Start};
 pub use template::template;
 pub use toml_tests::{Expected, Test, TestLine};

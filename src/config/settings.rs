@@ -42,6 +42,19 @@ pub struct AgentSettings {
     pub state_dir: PathBuf,
     /// How often it asks the server and reports; 60 s to a day.
     pub poll_interval: Duration,
+    /// How its log file is written.
+    pub log_format: LogFormat,
+}
+
+/// How the log file is written, one line for each fact.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object in a line.
+    Json,
 }
 
 /// When batches are sent, and how large they are.
@@ -185,6 +198,8 @@ struct AgentTable {
     state_dir: Option<PathBuf>,
     /// How often it asks the server and reports; 60 s to a day.
     poll_interval: Time,
+    /// How the log file is written.
+    log_format: LogFormat,
 }
 
 /// When batches are sent.
@@ -337,7 +352,7 @@ impl AgentTable {
             let problem = format!("is {interval}, must be at {bound}");
             return Err(merged.wrong("agent.poll_interval", problem));
         }
-        Ok(AgentSettings { state_dir, poll_interval: interval.0 })
+        Ok(AgentSettings { state_dir, poll_interval: interval.0, log_format: self.log_format })
     }
 }
 

@@ -183,7 +183,7 @@ mod defaults {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 21);
+        assert_eq!(checked, 22);
     }
 
     /// What a comment offers must be right when somebody uncomments it.

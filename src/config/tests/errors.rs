@@ -15,7 +15,7 @@ fn name_layer_key_and_what_would_be_right() {
         ),
         (
             "agent.colour = 1",
-            "unknown key `agent.colour` in FILE: expected `state_dir` or `poll_interval`",
+            "unknown key `agent.colour` in FILE: expected `state_dir`, `poll_interval` or `log_format`",
         ),
         ("[filtr.x]", "unknown key `filtr` in FILE: did you mean `filter`?"),
         (

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use super::*;
 use crate::{
-    config::{AgentSettings, Feed, OutboxSettings, StageOptions, StageTable},
+    config::{AgentSettings, Feed, LogFormat, OutboxSettings, StageOptions, StageTable},
     pipeline::{judge::Judge, outbox::Seat},
     platform::SystemClock,
     stages::{
@@ -76,6 +76,7 @@ fn settings(max_bytes: u64) -> Settings {
         agent: AgentSettings {
             state_dir: "/nowhere".into(),
             poll_interval: Duration::from_secs(300),
+            log_format: LogFormat::Text,
         },
         shipping: Shipping { flush_interval: Duration::ZERO, ..Shipping::default() },
         outbox: OutboxSettings { max_bytes, max_dead_letter_bytes: 1 << 20 },
