@@ -8,7 +8,7 @@ use std::{cell::LazyCell, error::Error, fs, path::PathBuf, sync::Arc, time::Dura
 use ai_agent::{
     config::{self, ConfigError, Inputs, Loaded, Managed, Origin},
     pipeline::assembly,
-    platform::{Environment, Paths, SystemClock, SystemPower},
+    platform::{Environment, Installed, Paths, SystemClock, SystemPower},
     protocol::Identity,
     stages::Context,
 };
@@ -72,6 +72,7 @@ fn paths(home: &TempDir) -> Paths {
         store_packages: None,
         client_settings: "/etc/claude-code".into(),
         pointer: "/home/u/.local/state/ai-agent/state-dir".into(),
+        installed: Installed::default(),
     }
 }
 

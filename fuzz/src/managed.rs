@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ai_agent::{
     config::{self, ConfigError, Inputs, Managed, Origin},
-    platform::{Environment, Paths},
+    platform::{Environment, Installed, Paths},
     protocol::{ManagedConfig, ManagedError, managed},
 };
 use serde_json::Value;
@@ -38,6 +38,7 @@ fn taken(parsed: &ManagedConfig, value: Option<&Value>) {
         store_packages: None,
         client_settings: "/etc/claude-code".into(),
         pointer: "/home/u/.local/state/ai-agent/state-dir".into(),
+        installed: Installed::default(),
     };
     let environment = &Environment::default();
     let managed = Managed::from(parsed.clone());

@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, print};
+use super::{Failure, print, setup::Surroundings};
 use crate::{
     compliance::{
         answer::Hook,
@@ -58,6 +58,29 @@ impl Arguments {
             Action::Status => tell(&settings, &paths.home),
         }
     }
+}
+
+/// Takes the hooks out of the user's settings that name the program at `program`, which is about to
+/// go; says so, or with `is_preview` that it would.
+pub(super) fn forget(
+    surroundings: &Surroundings,
+    program: &Path,
+    is_preview: bool,
+) -> Result<(), Failure> {
+    let paths = surroundings.paths();
+    let settings = Settings::new(surroundings.environment(), paths);
+    let seen = settings.look();
+    let ours = seen.iter().filter(|seen| !seen.is_managed).flat_map(|seen| &seen.sight);
+    let mut programs = ours.flat_map(|sight| &sight.ours).map(|ours| program_of(&ours.command));
+    let is_it = |named: &str| below_home(named, &paths.home).is_some_and(|path| path == program);
+    if !programs.any(|named| is_it(named) || Path::new(named) == program) {
+        return Ok(());
+    }
+    if is_preview {
+        let path = settings.user.display();
+        return print(format_args!("would take the hooks out of `{path}`"));
+    }
+    edit(&settings, &Place { user: true, managed: false }, client_settings::uninstall)
 }
 
 /// How the client runs this program: below the home directory of whoever runs it, or where it is.
@@ -182,13 +205,18 @@ fn trouble(ours: &Ours, file: &Seen, all: &[Seen], home: &Path) -> Option<String
 
 /// Whether what a shell would run is there.
 fn is_program(program: &str, home: &Path) -> bool {
-    let below = ["$HOME/", "${HOME}/", "~/"].iter().find_map(|home| program.strip_prefix(home));
-    let path = below.map_or_else(|| PathBuf::from(program), |below| home.join(below));
+    let path = below_home(program, home).unwrap_or_else(|| PathBuf::from(program));
     if path.components().count() > 1 {
         return private::is_executable(&path);
     }
     let folders = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&folders).any(|folder| private::is_executable(&folder.join(&path)))
+}
+
+/// The path that a shell makes of one below the home directory.
+fn below_home(program: &str, home: &Path) -> Option<PathBuf> {
+    let below = ["$HOME/", "${HOME}/", "~/"].iter().find_map(|home| program.strip_prefix(home))?;
+    Some(home.join(below))
 }
 
 fn backup_of(path: &Path) -> PathBuf {

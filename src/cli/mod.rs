@@ -11,6 +11,7 @@ mod outbox;
 mod progress;
 mod restarts;
 mod run;
+mod service;
 mod setup;
 mod stages;
 mod store;
@@ -44,6 +45,16 @@ struct Arguments {
 enum Command {
     /// Reads session files and ships them, until stopped.
     Run(run::Arguments),
+    /// Makes the agent a service of the user, and starts it; brings one that is there up to date.
+    Install(service::Install),
+    /// Stops the service and takes away what `install` laid down; state and configuration stay.
+    Uninstall(service::Uninstall),
+    /// Starts the service.
+    Start,
+    /// Stops the service.
+    Stop,
+    /// Stops the service and starts it again.
+    Restart,
     /// Whether the agent runs: 0 when it does, 1 when not. With `--hook`: answers Claude Code.
     Check(check::Arguments),
     /// Shows, explains and checks the configuration.
@@ -123,6 +134,11 @@ pub fn main() -> ExitCode {
     }));
     let result = match arguments.command {
         Command::Run(run) => run.execute(arguments.config.as_deref()),
+        Command::Install(install) => install.execute(arguments.config.as_deref()),
+        Command::Uninstall(uninstall) => uninstall.execute(arguments.config.as_deref()),
+        Command::Start => service::Order::Start.execute(arguments.config.as_deref()),
+        Command::Stop => service::Order::Stop.execute(arguments.config.as_deref()),
+        Command::Restart => service::Order::Restart.execute(arguments.config.as_deref()),
         Command::Check(check) => check.execute(arguments.config.as_deref()),
         Command::Config(config) => config.execute(arguments.config.as_deref()),
         Command::Hooks(hooks) => hooks.execute(),

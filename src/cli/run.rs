@@ -6,6 +6,7 @@ mod keeper;
 mod live;
 mod polls;
 mod status;
+mod watchdog;
 
 use std::{mem, path::Path, sync::Arc, time::Duration};
 
@@ -31,7 +32,7 @@ use crate::{
         removed,
         runner::{Pipeline, new_epoch},
     },
-    platform::{Signals, StateLock},
+    platform::{Signals, StateLock, service::Notify},
 };
 
 /// How long `--once` waits for a receiver that does not take anything.
@@ -109,6 +110,7 @@ impl Arguments {
             first = live::begin(&mut keeper, self.once) => first,
             () = signals.ended() => return Ok(()),
         };
+        let notify = Notify::new(surroundings.environment());
         let mut guard = Guard::new(lock.dir(), &keeper.context);
         let mut left = Vec::new();
         let mut restarts = Restarts::default();
@@ -120,10 +122,12 @@ impl Arguments {
             events.for_each(|event| pipeline.inbox.report(event));
             let (state, epoch) = (lock.dir().display(), pipeline.outbox.epoch());
             info!(%state, epoch, version = env!("CARGO_PKG_VERSION"), "started");
+            notify.ready();
             let ended = match self.once {
                 true => once(pipeline, &keeper, &mut signals).await,
                 false => {
-                    until_stopped(pipeline, &mut keeper, &mut guard, first, &mut signals).await
+                    let parts = (&mut keeper, &mut guard, &notify);
+                    until_stopped(pipeline, parts, first, &mut signals).await
                 }
             };
             let fault = match ended {
@@ -241,19 +245,23 @@ fn tell(found: &Found, epoch: &str, inbox: &Inbox) {
 /// Reads and delivers until a signal comes.
 async fn until_stopped(
     pipeline: Pipeline,
-    keeper: &mut Keeper<'_>,
-    guard: &mut Guard,
+    (keeper, guard, notify): (&mut Keeper<'_>, &mut Guard, &Notify),
     first: Duration,
     signals: &mut Signals,
 ) -> Result<(), Ended> {
     let mut running = pipeline.start(&keeper.loaded.settings, Until::Stopped, Box::new(|_| ()));
     let failed = running.failed();
+    let pulse = running.pulse();
     let fault = tokio::select! {
         () = live::follow(&mut running, keeper, guard, first, signals) => None,
         fault = failed => Some(fault),
+        never = watchdog::feed(notify, pulse) => match never {},
     };
     match &fault {
-        None => info!("stopping"),
+        None => {
+            notify.stopping();
+            info!("stopping");
+        }
         Some(fault) => error!(%fault, "everything stops"),
     }
     let left = running.stop().await;

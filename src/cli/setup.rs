@@ -11,7 +11,7 @@ use tracing::warn;
 use super::{Failure, managed};
 use crate::{
     config::{self, ConfigError, Inputs, Loaded, Managed},
-    platform::{Environment, Paths, SystemClock, SystemPower, identify, is_root},
+    platform::{Environment, Paths, SystemClock, SystemPower, identify, is_root, private},
     stages::Context,
     text::causes,
 };
@@ -45,10 +45,25 @@ impl Surroundings {
     pub(super) fn look() -> Result<Self, Failure> {
         let environment = Environment::from_process();
         let paths = Paths::from_environment(&environment).map_err(Failure::usage)?;
+        // What the service was installed with counts in a shell too: it speaks of the same agent.
+        let (environment, paths) = match private::read(&paths.installed.environment) {
+            Ok(text) => {
+                let environment = environment.with_kept(&paths.installed.environment, &text);
+                let paths = Paths::from_environment(&environment).map_err(Failure::usage)?;
+                (environment, paths)
+            }
+            Err(error) if error.is_absent() => (environment, paths),
+            Err(error) => return Err(Failure::usage(error)),
+        };
         if is_root() {
             warn!("running as root: the agent needs no rights but the user's own");
         }
         Ok(Self { environment, paths })
+    }
+
+    /// The variables in force.
+    pub(super) fn environment(&self) -> &Environment {
+        &self.environment
     }
 
     /// Where everything lies.

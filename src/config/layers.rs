@@ -238,7 +238,10 @@ fn from_environment(
     let mut layers = Vec::new();
     for (name, key) in VARIABLES {
         let Some(value) = environment.get(name) else { continue };
-        let origin = Origin::Environment(name);
+        let origin = match environment.kept_in(name) {
+            Some(file) => Origin::Kept(name, file.to_owned()),
+            None => Origin::Environment(name),
+        };
         let Some(value) = value.to_str() else {
             let problem = "is not valid UTF-8".to_owned();
             return Err(ConfigError::Value { key: key.to_owned(), place: origin.into(), problem });

@@ -58,7 +58,9 @@ impl Locks {
             // Credentials are below the machine's file: where it says something, they count for nothing.
             Origin::Defaults | Origin::Credential(_) | Origin::Machine(_) => return None,
             Origin::Managed(_) => true,
-            Origin::User(_) | Origin::Explicit(_) | Origin::Environment(_) => false,
+            Origin::User(_) | Origin::Explicit(_) | Origin::Environment(_) | Origin::Kept(..) => {
+                false
+            }
         };
         let top = path.first()?;
         if path.len() == 1 && top == "locked" {

@@ -21,6 +21,8 @@ pub enum Origin {
     Explicit(PathBuf),
     /// An environment variable.
     Environment(&'static str),
+    /// A variable that the service was installed with, and the file that keeps it.
+    Kept(&'static str, PathBuf),
     /// What the server manages, under this revision.
     Managed(Option<String>),
 }
@@ -31,7 +33,11 @@ impl Origin {
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::Machine(path) | Self::User(path) | Self::Explicit(path) => Some(path),
-            Self::Defaults | Self::Credential(_) | Self::Environment(_) | Self::Managed(_) => None,
+            Self::Defaults
+            | Self::Credential(_)
+            | Self::Environment(_)
+            | Self::Kept(..)
+            | Self::Managed(_) => None,
         }
     }
 
@@ -44,7 +50,7 @@ impl Origin {
             Self::Machine(_) => "machine",
             Self::User(_) => "user",
             Self::Explicit(_) => "command-line",
-            Self::Environment(_) => "environment",
+            Self::Environment(_) | Self::Kept(..) => "environment",
             Self::Managed(_) => "managed",
         }
     }
@@ -61,6 +67,9 @@ impl Origin {
             Self::User(path) => write!(f, "the user's file `{}`", file(path)),
             Self::Explicit(path) => write!(f, "the file `{}` of --config", file(path)),
             Self::Environment(name) => write!(f, "the environment variable `{name}`"),
+            Self::Kept(name, path) => {
+                write!(f, "the variable `{name}` that `{}` keeps", path.display())
+            }
             Self::Managed(None) => f.write_str("the server's managed configuration"),
             Self::Managed(Some(revision)) => {
                 write!(f, "the server's managed configuration `{revision}`")

@@ -18,6 +18,7 @@ use siem_protocol::{
 };
 
 use super::*;
+use crate::platform::Installed;
 
 /// A machine with a home directory, on which tests write configuration files.
 struct Machine {
@@ -44,6 +45,7 @@ impl Machine {
             store_packages: None,
             client_settings: at("etc/claude-code"),
             pointer: at("home/state/state-dir"),
+            installed: Installed::default(),
         };
         Self { dir, paths, variables: Vec::new(), explicit: None, managed: None }
     }

@@ -1,10 +1,10 @@
 //! The environment, as a value.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
     fmt,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use super::Os;
@@ -13,44 +13,84 @@ use super::Os;
 ///
 /// `Debug` prints names only, because values may be secrets.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Environment(BTreeMap<OsString, OsString>);
+pub struct Environment {
+    given: BTreeMap<OsString, OsString>,
+    /// What the service was installed with, and the file that keeps it.
+    kept: Option<(PathBuf, BTreeMap<String, OsString>)>,
+}
 
 impl Environment {
     /// The variables of this process, as they are now.
     #[must_use]
     pub fn from_process() -> Self {
-        Self(std::env::vars_os().collect())
+        std::env::vars_os().collect()
+    }
+
+    /// The same, where those that are not given have the values that `text` of `file` keeps, one
+    /// `NAME=VALUE` in a line: the agent is the same whether a service manager starts it or a shell.
+    #[must_use]
+    pub fn with_kept(mut self, file: &Path, text: &str) -> Self {
+        self.kept = Some((file.to_owned(), parse_kept(text)));
+        self
+    }
+
+    /// The file that gives the value of `name`, where the process itself was not given one.
+    #[must_use]
+    pub fn kept_in(&self, name: &str) -> Option<&Path> {
+        let (file, kept) = self.kept.as_ref()?;
+        (self.own(name).is_none() && kept.contains_key(name)).then_some(file.as_path())
     }
 
     /// The value of `name`. An empty value counts as not given.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&OsStr> {
-        self.0.get(OsStr::new(name)).map(OsString::as_os_str).filter(|value| !value.is_empty())
+        let kept = || self.kept.as_ref()?.1.get(name).map(OsString::as_os_str);
+        self.own(name).or_else(kept)
+    }
+
+    /// The value that the process itself was given.
+    #[must_use]
+    pub fn own(&self, name: &str) -> Option<&OsStr> {
+        self.given.get(OsStr::new(name)).map(OsString::as_os_str).filter(|value| !value.is_empty())
     }
 
     /// The same with a home directory.
     #[must_use]
     pub fn with_home(mut self, home: &Path) -> Self {
-        self.0.insert(Os::CURRENT.home_variable().into(), home.into());
+        self.given.insert(Os::CURRENT.home_variable().into(), home.into());
         self
     }
 
     /// The names of all variables that are given, in order. Names that are no UTF-8 are left out.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        let given = self.0.iter().filter(|(_, value)| !value.is_empty());
-        given.filter_map(|(name, _)| name.to_str())
+        let given = self.given.iter().filter(|(_, value)| !value.is_empty());
+        let given = given.filter_map(|(name, _)| name.to_str());
+        let kept = self.kept.iter().flat_map(|(_, kept)| kept.keys().map(String::as_str));
+        given.chain(kept).collect::<BTreeSet<_>>().into_iter()
     }
+}
+
+/// The variables that a file keeps. A line that is none says nothing.
+#[must_use]
+pub fn parse_kept(text: &str) -> BTreeMap<String, OsString> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let pairs = lines.filter_map(|line| line.split_once('='));
+    pairs
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .collect()
 }
 
 impl<K: Into<OsString>, V: Into<OsString>> FromIterator<(K, V)> for Environment {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(variables: I) -> Self {
-        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+        let given = variables.into_iter().map(|(name, value)| (name.into(), value.into()));
+        Self { given: given.collect(), kept: None }
     }
 }
 
 impl fmt::Debug for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.given.keys()).finish()
     }
 }
 

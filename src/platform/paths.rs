@@ -100,6 +100,22 @@ pub struct Paths {
     pub client_settings: PathBuf,
     /// Says where the state directory is, at a place that depends on the home directory alone.
     pub pointer: PathBuf,
+    /// What `install` lays down.
+    pub installed: Installed,
+}
+
+/// Where the parts of an agent lie that `install` made a service of the user. By the home directory
+/// alone where the service could know other variables than a shell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Installed {
+    /// The program.
+    pub program: PathBuf,
+    /// What describes the service to the system.
+    pub definition: PathBuf,
+    /// The variables that it is given, for its owner only.
+    pub environment: PathBuf,
+    /// Where an administrator describes a service of all users.
+    pub of_the_machine: Vec<PathBuf>,
 }
 
 impl Paths {
@@ -170,8 +186,36 @@ impl Paths {
         let store_packages = (os == Os::Windows).then(|| {
             os.below(&or_below_home("LOCALAPPDATA", &["AppData", "Local"]), &["Packages"])
         });
+        let config_home = or_below_home("XDG_CONFIG_HOME", &[".config"]);
+        let local = or_below_home("LOCALAPPDATA", &["AppData", "Local"]);
+        let at_home = |parts: &[&str]| os.below(home, parts);
+        let support = ["Library", "Application Support", "ai-agent"];
+        let installed = match os {
+            Os::Linux => Installed {
+                program: at_home(&[".local", "bin", "ai-agent"]),
+                definition: os.below(&config_home, &["systemd", "user", "ai-agent.service"]),
+                environment: at_home(&[".config", "ai-agent", "environment"]),
+                of_the_machine: ["/etc", "/usr/local/lib", "/usr/lib"]
+                    .map(|dir| os.below(OsStr::new(dir), &["systemd", "user", "ai-agent.service"]))
+                    .into(),
+            },
+            Os::Macos => Installed {
+                program: at_home(&[&support[..], &["bin", "ai-agent"]].concat()),
+                definition: at_home(&["Library", "LaunchAgents", "ai-agent.plist"]),
+                environment: at_home(&[&support[..], &["environment"]].concat()),
+                of_the_machine: vec!["/Library/LaunchAgents/ai-agent.plist".into()],
+            },
+            // A task of the machine has the same name, and only an administrator may change it.
+            Os::Windows => Installed {
+                program: os.below(&local, &["ai-agent", "ai-agent.exe"]),
+                definition: os.below(&local, &["ai-agent", "task.xml"]),
+                environment: at_home(&["AppData", "Local", "ai-agent", "environment"]),
+                of_the_machine: Vec::new(),
+            },
+        };
         Ok(Self {
             home: home.into(),
+            installed,
             machine_config: os.below(machine.as_os_str(), &["config.toml"]),
             machine_config_dir: os.below(machine.as_os_str(), &["config.d"]),
             user_config: os.below(user.as_os_str(), &["config.toml"]),

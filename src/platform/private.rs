@@ -259,6 +259,15 @@ pub enum PrivateError {
     },
 }
 
+impl PrivateError {
+    /// Whether nothing lies there.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        let Self::Read { source, .. } = self else { return false };
+        matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    }
+}
+
 #[cfg(all(test, unix))]
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _};

@@ -53,10 +53,11 @@ impl Arguments {
         let began = Instant::now();
         let full = self.full;
         // Those that end within seconds come first, and one of them may fail without ending all.
-        let quick: [(&'static str, Check); 3] = [
+        let quick: [(&'static str, Check); 4] = [
             ("format", Box::new(|| subcommand("fmt", &["--all", "--check"]))),
             ("dependencies", Box::new(dependencies)),
             ("real client", Box::new(real_client)),
+            ("service", Box::new(service)),
         ];
         let slow: [(&'static str, Check); 5] = [
             ("lints", Box::new(lints)),
@@ -226,6 +227,33 @@ fn real_client() -> Outcome {
             "the npm registry does not answer, the client is needed from it".into(),
         ),
         [] => Outcome::Ok(Some("what it needs is there, the tests run below".to_owned())),
+        lacking => missing(&format!("{} not installed", lacking.join(" and "))),
+    }
+}
+
+/// Sees to what the test of the service needs, against a real systemd. It runs with all others.
+fn service() -> Outcome {
+    if !cfg!(target_os = "linux") {
+        return Outcome::Skipped("systemd is of Linux only".to_owned());
+    }
+    if !sh::is_root() {
+        return Outcome::Skipped("only root can make a user with a systemd of its own".to_owned());
+    }
+    match shared::find() {
+        Err(why) => return Outcome::Skipped(why),
+        Ok(shared) if !shared.join("tools/with-systemd-user").is_file() => {
+            let shared = shared.display();
+            return Outcome::Skipped(format!("no tools/with-systemd-user in `{shared}`"));
+        }
+        Ok(_) => {}
+    }
+    let needed = ["systemctl", "dbus-run-session", "setpriv"];
+    let lacking = || needed.into_iter().filter(|name| !sh::has_program(name)).collect::<Vec<_>>();
+    if !lacking().is_empty() {
+        sh::apt_install(&["systemd", "dbus", "dbus-user-session", "util-linux"]);
+    }
+    match lacking().as_slice() {
+        [] => Outcome::Ok(Some("systemd is there, the test runs below".to_owned())),
         lacking => missing(&format!("{} not installed", lacking.join(" and "))),
     }
 }

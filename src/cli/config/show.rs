@@ -92,6 +92,10 @@ fn origin(place: &Place) -> Value {
     match &place.origin {
         Origin::Credential(name) => origin["credential"] = json!(name),
         Origin::Environment(variable) => origin["variable"] = json!(variable),
+        Origin::Kept(variable, file) => {
+            origin["variable"] = json!(variable);
+            origin["file"] = json!(file.to_string_lossy());
+        }
         Origin::Managed(revision) => origin["revision"] = json!(revision),
         file => {
             if let Some(path) = file.file() {

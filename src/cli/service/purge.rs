@@ -1,0 +1,132 @@
+//! Deletes the agent's state, and nothing else: somebody may have named a directory of theirs.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    cli::{Failure, print},
+    platform::StateLock,
+};
+
+/// What the agent keeps, by the beginning of the name.
+const OURS: [&str; 11] = [
+    "account.",
+    "agent.",
+    "checkpoints.",
+    "compliance.json",
+    "logs",
+    "machine-id",
+    "managed.json",
+    "outbox.",
+    "policy.json",
+    "spool",
+    "status.json",
+];
+
+/// Says what would be deleted.
+pub(super) fn preview(state_dir: &Path) -> Result<(), Failure> {
+    let (ours, _) = look(state_dir)?;
+    ours.iter().try_for_each(|path| print(format_args!("would remove `{}`", path.display())))
+}
+
+/// Deletes the state in `state_dir`, and what points there.
+pub(super) fn execute(state_dir: &Path, pointer: &Path) -> Result<(), Failure> {
+    if !state_dir.try_exists().unwrap_or(true) {
+        return Ok(());
+    }
+    // Nobody begins to write there meanwhile.
+    let lock = StateLock::acquire(state_dir).map_err(Failure::failed)?;
+    let (ours, others) = look(state_dir)?;
+    let last = |path: &PathBuf| path.file_name().is_some_and(|name| name == "agent.lock");
+    let (locks, ours): (Vec<_>, Vec<_>) = ours.into_iter().partition(last);
+    ours.iter().try_for_each(|path| remove(path))?;
+    drop(lock);
+    locks.iter().try_for_each(|path| remove(path))?;
+    if pointer.try_exists().unwrap_or(false) {
+        remove(pointer)?;
+    }
+    if others.iter().all(|path| path == pointer) {
+        remove(state_dir)?;
+        return print(format_args!("removed `{}`", state_dir.display()));
+    }
+    print(format_args!(
+        "removed the agent's state from `{}`; the rest is not the agent's",
+        state_dir.display()
+    ))
+}
+
+/// What is the agent's in its state directory, and what is not.
+fn look(state_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Failure> {
+    let entries = match fs::read_dir(state_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+        entries => entries.map_err(|error| wrong(state_dir, &error))?,
+    };
+    let paths: Result<Vec<PathBuf>, _> =
+        entries.map(|entry| entry.map(|entry| entry.path())).collect();
+    let mut paths = paths.map_err(|error| wrong(state_dir, &error))?;
+    paths.sort();
+    let is_ours = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        OURS.iter().any(|beginning| name.starts_with(beginning))
+    };
+    Ok(paths.into_iter().partition(is_ours))
+}
+
+fn remove(path: &Path) -> Result<(), Failure> {
+    let is_dir = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    let removed = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(wrong(path, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn wrong(path: &Path, error: &io::Error) -> Failure {
+    Failure::failed(format!("`{}` cannot be deleted: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Somebody has named their home directory as the state directory.
+    #[test]
+    fn what_is_not_the_agents_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in
+            ["outbox.redb", "outbox.redb.damaged-1", "status.json", "thesis.tex", "agent.lock"]
+        {
+            fs::write(at(name), "").unwrap();
+        }
+        fs::create_dir_all(at("spool")).unwrap();
+        fs::write(at("spool/x.json"), "").unwrap();
+        execute(dir.path(), &at("state-dir")).unwrap();
+        let left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        assert_eq!(left, ["thesis.tex"]);
+    }
+
+    #[test]
+    fn a_directory_of_the_agents_own_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        fs::create_dir(&state).unwrap();
+        for name in ["outbox.redb", "state-dir", "machine-id"] {
+            fs::write(state.join(name), "").unwrap();
+        }
+        execute(&state, &state.join("state-dir")).unwrap();
+        assert!(!state.try_exists().unwrap());
+    }
+
+    #[test]
+    fn a_state_that_an_agent_has_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let _held = StateLock::acquire(dir.path()).unwrap();
+        fs::write(dir.path().join("outbox.redb"), "").unwrap();
+        assert!(execute(dir.path(), &dir.path().join("state-dir")).is_err());
+        assert!(dir.path().join("outbox.redb").try_exists().unwrap());
+    }
+}

@@ -1,0 +1,153 @@
+//! What installing and uninstalling are made of: each step can be shown, and done, and done again.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    cli::{Failure, print},
+    platform::{private, program, service::Call},
+    text::causes,
+};
+
+/// One step.
+pub(super) enum Step {
+    /// Copies the program.
+    Program { from: PathBuf, to: PathBuf },
+    /// Writes the variables of the service, for their owner only.
+    Variables { path: PathBuf, names: Vec<String>, text: String },
+    /// Writes what describes the service to the system.
+    Definition { path: PathBuf, bytes: Vec<u8> },
+    /// Tells the system.
+    Call(Call),
+    /// Removes a file.
+    Remove(PathBuf),
+    /// Removes the program.
+    RemoveProgram(PathBuf),
+    /// Removes a directory that was made for the agent, if nothing else is in it.
+    RemoveFolder(PathBuf),
+}
+
+/// What became of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    Changed,
+    /// It was as it should be.
+    Same,
+}
+
+impl Step {
+    /// Whether everything is as the step would make it. What the system is told it is told again.
+    pub(super) fn is_done(&self) -> bool {
+        let holds = |path: &Path, bytes: &[u8]| fs::read(path).is_ok_and(|known| known == bytes);
+        match self {
+            Self::Program { from, to } => {
+                program::is_same(from, to).unwrap_or(false) && private::is_executable(to)
+            }
+            Self::Variables { path, text, .. } => {
+                private::read(path).is_ok_and(|known| known == *text)
+            }
+            Self::Definition { path, bytes } => holds(path, bytes),
+            Self::Call(_) => false,
+            Self::Remove(path) | Self::RemoveProgram(path) => {
+                matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound)
+            }
+            Self::RemoveFolder(path) => {
+                fs::read_dir(path).map_or(true, |mut entries| entries.next().is_some())
+            }
+        }
+    }
+
+    /// Does it, and says so.
+    pub(super) fn execute(&self) -> Result<(), Failure> {
+        if self.is_done() {
+            return Ok(());
+        }
+        match self.run() {
+            Ok(Done::Changed) => print(format_args!("{}", self.words(Tense::Past))),
+            Ok(Done::Same) => Ok(()),
+            Err(error) => Err(Failure::failed(format!(
+                "could not {}: {}",
+                self.words(Tense::Infinitive),
+                causes(&*error)
+            ))),
+        }
+    }
+
+    /// Says what would be done.
+    pub(super) fn preview(&self) -> Result<(), Failure> {
+        if self.is_done() {
+            return Ok(());
+        }
+        print(format_args!("would {}", self.words(Tense::Infinitive)))
+    }
+
+    fn run(&self) -> Result<Done, Box<dyn std::error::Error>> {
+        match self {
+            Self::Program { from, to } => program::put(from, to)?,
+            Self::Variables { path, text, .. } => {
+                make_folder(path)?;
+                private::replace(path, text.as_bytes())?;
+            }
+            Self::Definition { path, bytes } => {
+                make_folder(path)?;
+                private::replace_alike(path, bytes)?;
+            }
+            Self::Call(call) => match call.run() {
+                Ok(_) => {}
+                Err(error) if call.is_needed => return Err(error.into()),
+                Err(error) => {
+                    tracing::debug!(%error, "this is not needed");
+                    return Ok(Done::Same);
+                }
+            },
+            Self::Remove(path) => fs::remove_file(path)?,
+            Self::RemoveProgram(path) => drop(program::remove(path)?),
+            Self::RemoveFolder(path) => {
+                return Ok(if fs::remove_dir(path).is_ok() { Done::Changed } else { Done::Same });
+            }
+        }
+        Ok(Done::Changed)
+    }
+
+    fn words(&self, tense: Tense) -> String {
+        match self {
+            Self::Program { from, to } => {
+                let copy = tense.of("copy", "copied");
+                format!("{copy} the program `{}` to `{}`", from.display(), to.display())
+            }
+            Self::Variables { path, names, .. } => {
+                let write = tense.of("write", "wrote");
+                let names = names.join(", ");
+                format!("{write} `{}`, which only you can read, with {names}", path.display())
+            }
+            Self::Definition { path, .. } => {
+                format!("{} `{}`", tense.of("write", "wrote"), path.display())
+            }
+            Self::Call(call) => format!("{} `{call}`", tense.of("run", "ran")),
+            Self::Remove(path) | Self::RemoveProgram(path) | Self::RemoveFolder(path) => {
+                format!("{} `{}`", tense.of("remove", "removed"), path.display())
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Tense {
+    Infinitive,
+    Past,
+}
+
+impl Tense {
+    fn of(self, infinitive: &'static str, past: &'static str) -> &'static str {
+        match self {
+            Self::Infinitive => infinitive,
+            Self::Past => past,
+        }
+    }
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)
+}

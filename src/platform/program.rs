@@ -1,0 +1,121 @@
+//! Puts a program in its place.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Whether the same bytes lie at both paths.
+///
+/// # Errors
+/// What the system says of `one`; what can't be read at `other` is another.
+pub fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
+    let Ok(known) = fs::metadata(other) else { return Ok(false) };
+    if fs::metadata(one)?.len() != known.len() {
+        return Ok(false);
+    }
+    Ok(fs::read(one)? == fs::read(other)?)
+}
+
+/// Copies the program at `from` to `to`, whole or not at all, though one that lies there runs.
+///
+/// # Errors
+/// What the system says; what lay there still does.
+pub fn put(from: &Path, to: &Path) -> io::Result<()> {
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let beside = beside(to, ".new");
+    let written = write(from, &beside).and_then(|()| settle(&beside, to));
+    written.inspect_err(|_| drop(fs::remove_file(&beside)))
+}
+
+/// Removes the program at `path`, and what an upgrade left beside it; whether there was one.
+///
+/// # Errors
+/// What the system says; Windows keeps a program that runs.
+pub fn remove(path: &Path) -> io::Result<bool> {
+    for left in [".new", ".old"] {
+        drop(fs::remove_file(beside(path, left)));
+    }
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(ending);
+    beside.into()
+}
+
+fn write(from: &Path, to: &Path) -> io::Result<()> {
+    // One that was left by a crash may be anything.
+    match fs::remove_file(to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o755);
+    let mut file = options.open(to)?;
+    io::copy(&mut File::open(from)?, &mut file)?;
+    file.sync_all()
+}
+
+fn settle(beside_it: &Path, to: &Path) -> io::Result<()> {
+    if let Err(error) = fs::rename(beside_it, to) {
+        // Windows keeps the name of a program that runs, but lets it have another one.
+        if !cfg!(windows) {
+            return Err(error);
+        }
+        let old = beside(to, ".old");
+        drop(fs::remove_file(&old));
+        fs::rename(to, &old)?;
+        fs::rename(beside_it, to)?;
+        drop(fs::remove_file(&old));
+    }
+    #[cfg(unix)]
+    File::open(to.parent().unwrap_or(to))?.sync_all()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_takes_the_place_of_another_and_of_half_a_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("bin/ai-agent"));
+        fs::write(&from, "new").unwrap();
+        assert!(!is_same(&from, &to).unwrap());
+        put(&from, &to).unwrap();
+        assert!(is_same(&from, &to).unwrap());
+
+        fs::write(&to, "old").unwrap();
+        fs::write(dir.path().join("bin/ai-agent.new"), "half").unwrap();
+        assert!(!is_same(&from, &to).unwrap());
+        put(&from, &to).unwrap();
+        assert_eq!(fs::read(&to).unwrap(), b"new");
+        assert!(remove(&to).unwrap() && !remove(&to).unwrap());
+        assert_eq!(fs::read_dir(dir.path().join("bin")).unwrap().count(), 0);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn it_can_be_run_whatever_the_mode_of_the_original() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::write(&from, "new").unwrap();
+        fs::set_permissions(&from, fs::Permissions::from_mode(0o600)).unwrap();
+        put(&from, &to).unwrap();
+        assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o700, 0o700);
+    }
+}

@@ -1,0 +1,281 @@
+//! What describes the service to the system.
+
+use super::{Os, Service};
+
+/// Who the service is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The user who installs it.
+    User,
+    /// Each user of a machine: what an administrator lays down.
+    Machine,
+}
+
+impl Service {
+    /// The definition of the service that runs `program`: a unit, a property list, a task.
+    #[must_use]
+    pub fn definition(&self, program: &str, scope: Scope) -> String {
+        match self.os {
+            Os::Linux => unit(program, scope),
+            Os::Macos => property_list(program),
+            Os::Windows => task(program, &self.user),
+        }
+    }
+
+    /// The definition as it lies in its file.
+    ///
+    /// # Errors
+    /// [`NotText`] when the program lies where no definition can name it.
+    pub fn definition_file(&self) -> Result<Vec<u8>, NotText> {
+        let path = &self.installed.program;
+        let program = path.to_str().filter(|text| !text.contains(char::is_control));
+        let program = program.ok_or_else(|| NotText { path: path.clone() })?;
+        let text = self.definition(program, Scope::User);
+        Ok(match self.os {
+            Os::Linux | Os::Macos => text.into_bytes(),
+            // What the scheduler reads, with the mark that says so.
+            Os::Windows => {
+                let text = format!("\u{feff}{}", text.replace('\n', "\r\n"));
+                text.encode_utf16().flat_map(u16::to_le_bytes).collect()
+            }
+        })
+    }
+}
+
+/// A path that no definition can name.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the program would lie at `{}`, which is no plain text: a service needs a home directory with a \
+     name in UTF-8",
+    path.display()
+)]
+pub struct NotText {
+    /// The path.
+    pub path: std::path::PathBuf,
+}
+
+/// <https://www.freedesktop.org/software/systemd/man/latest/systemd.exec.html>: of what locks a
+/// service in, that which needs no namespace of a user's, since many systems give none.
+fn unit(program: &str, scope: Scope) -> String {
+    let program = unit_word(program);
+    let (head, condition) = match scope {
+        Scope::User => {
+            ("# Written by `ai-agent install`; `ai-agent uninstall` takes it away.\n", "")
+        }
+        Scope::Machine => (
+            "# /etc/systemd/user/ai-agent.service: one agent for each user who logs in, with that \
+             user's rights.\n# `systemctl --global enable ai-agent.service` makes it start at the \
+             next login of everybody.\n",
+            "# Root and the users of services have a user manager too at times, and nothing to \
+             ship.\nConditionUser=!@system\n",
+        ),
+    };
+    format!(
+        "{head}
+[Unit]
+Description=Ships Claude Code session logs to the SIEM
+{condition}StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+ExecStart={program} run
+ExecReload=/bin/kill -HUP $MAINPID
+# Also after a clean end: one that somebody kills comes back.
+Restart=always
+RestartSec=2s
+# A large outbox that a power cut left is checked first.
+TimeoutStartSec=5min
+# It ends by itself within 5 s.
+TimeoutStopSec=15s
+# It says that it gets on, not only that it is there.
+WatchdogSec=5min
+UMask=0077
+NoNewPrivileges=yes
+LockPersonality=yes
+RestrictRealtime=yes
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+# Several times what it takes with any backlog.
+MemoryMax=512M
+
+[Install]
+WantedBy=default.target
+"
+    )
+}
+
+/// A word of `ExecStart=`: quoted, without what systemd would replace in it.
+fn unit_word(text: &str) -> String {
+    let escaped =
+        text.replace('\\', r"\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+@".contains(&byte);
+    if text.bytes().all(is_plain) { escaped } else { format!("\"{escaped}\"") }
+}
+
+/// `man launchd.plist`. The same for one user and for all, but for the program.
+fn property_list(program: &str) -> String {
+    let program = xml(program);
+    format!(
+        r#"<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">
+<!-- One agent for each user who logs in, with that user's rights: ~/Library/LaunchAgents/ai-agent.plist,
+     written by `ai-agent install`, or /Library/LaunchAgents/ai-agent.plist, root:wheel 0644. -->
+<plist version="1.0">
+<dict>
+	<key>Label</key>
+	<string>ai-agent</string>
+	<key>ProgramArguments</key>
+	<array>
+		<string>{program}</string>
+		<string>run</string>
+	</array>
+	<key>RunAtLoad</key>
+	<true/>
+	<!-- One that somebody kills comes back. -->
+	<key>KeepAlive</key>
+	<true/>
+	<key>ThrottleInterval</key>
+	<integer>5</integer>
+	<!-- What may wait it does at a low priority by itself; what is new must not. -->
+	<key>ProcessType</key>
+	<string>Standard</string>
+	<key>Umask</key>
+	<string>077</string>
+</dict>
+</plist>
+"#
+    )
+}
+
+/// <https://learn.microsoft.com/en-us/windows/win32/taskschd/task-scheduler-schema>. The trigger
+/// comes again every five minutes and finds the task running, mostly: restarting on failure is for
+/// a task that could not be started, not for one that somebody ended. `conhost` keeps the window of
+/// the console away.
+fn task(program: &str, user: &str) -> String {
+    let (program, user) = (xml(program), xml(user));
+    format!(
+        r#"<?xml version="1.0" encoding="UTF-16"?>
+<Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">
+  <RegistrationInfo>
+    <Description>Ships Claude Code session logs to the SIEM</Description>
+    <URI>\ai-agent</URI>
+  </RegistrationInfo>
+  <Triggers>
+    <LogonTrigger>
+      <Repetition>
+        <Interval>PT5M</Interval>
+        <StopAtDurationEnd>false</StopAtDurationEnd>
+      </Repetition>
+      <Enabled>true</Enabled>
+      <UserId>{user}</UserId>
+    </LogonTrigger>
+  </Triggers>
+  <Principals>
+    <Principal id="Author">
+      <UserId>{user}</UserId>
+      <LogonType>InteractiveToken</LogonType>
+      <RunLevel>LeastPrivilege</RunLevel>
+    </Principal>
+  </Principals>
+  <Settings>
+    <MultipleInstancesPolicy>IgnoreNew</MultipleInstancesPolicy>
+    <DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries>
+    <StopIfGoingOnBatteries>false</StopIfGoingOnBatteries>
+    <StartWhenAvailable>true</StartWhenAvailable>
+    <ExecutionTimeLimit>PT0S</ExecutionTimeLimit>
+    <Priority>5</Priority>
+    <RestartOnFailure>
+      <Interval>PT1M</Interval>
+      <Count>999</Count>
+    </RestartOnFailure>
+  </Settings>
+  <Actions Context="Author">
+    <Exec>
+      <Command>%SystemRoot%\System32\conhost.exe</Command>
+      <Arguments>--headless "{program}" run</Arguments>
+    </Exec>
+  </Actions>
+</Task>
+"#
+    )
+}
+
+/// A text as XML has it.
+fn xml(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::super::{Environment, Paths},
+        *,
+    };
+
+    fn service(os: Os, home: &str) -> Service {
+        let variables = [("HOME", home), ("USERPROFILE", home)];
+        let paths = Paths::on(os, &Environment::from_iter(variables)).unwrap();
+        Service::on(os, &paths.installed, r"CORP\You & me")
+    }
+
+    fn written(os: Os, home: &str) -> String {
+        let bytes = service(os, home).definition_file().unwrap();
+        match os {
+            Os::Linux | Os::Macos => String::from_utf8(bytes).unwrap(),
+            Os::Windows => {
+                let (units, rest) = bytes.as_chunks();
+                assert!(rest.is_empty());
+                let units: Vec<u16> = units.iter().map(|unit| u16::from_le_bytes(*unit)).collect();
+                let text = String::from_utf16(&units).unwrap();
+                let text = text.strip_prefix('\u{feff}').unwrap();
+                assert_eq!(text.matches('\n').count(), text.matches("\r\n").count());
+                text.replace("\r\n", "\n")
+            }
+        }
+    }
+
+    #[test]
+    fn each_system_gets_its_own() {
+        for (os, home, expected) in [
+            (Os::Linux, "/home/u", include_str!("cases/ai-agent.service")),
+            (Os::Macos, "/Users/u", include_str!("cases/ai-agent.plist")),
+            (Os::Windows, r"C:\Users\u", include_str!("cases/task.xml")),
+        ] {
+            assert_eq!(written(os, home), expected, "{os:?}");
+        }
+    }
+
+    /// An administrator copies these as they stand: what `install` writes must be no other service.
+    #[test]
+    fn the_samples_for_a_machine_are_the_same_service() {
+        const PROGRAM: &str = "/usr/local/bin/ai-agent";
+        for (os, sample) in [
+            (Os::Linux, include_str!("../../../config/mdm/ai-agent.service")),
+            (Os::Macos, include_str!("../../../config/mdm/ai-agent.plist")),
+        ] {
+            assert_eq!(
+                service(os, "/home/u").definition(PROGRAM, Scope::Machine),
+                sample,
+                "{os:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_home_with_odd_letters_is_written_as_each_system_reads_it() {
+        let unit = written(Os::Linux, "/home/a b\"%h$x");
+        let expected = "\nExecStart=\"/home/a b\\\"%%h$$x/.local/bin/ai-agent\" run\n";
+        assert!(unit.contains(expected), "{unit}");
+        let list = written(Os::Macos, "/Users/a&b <c>");
+        assert!(list.contains("<string>/Users/a&amp;b &lt;c&gt;/Library/"), "{list}");
+        let task = written(Os::Windows, r"C:\Users\a & b");
+        assert!(task.contains(r#"--headless "C:\Users\a &amp; b\AppData\"#), "{task}");
+        assert!(task.contains(r"<UserId>CORP\You &amp; me</UserId>"), "{task}");
+    }
+
+    #[test]
+    fn a_home_that_is_no_text_is_refused() {
+        let error = service(Os::Linux, "/home/a\nb").definition_file().unwrap_err();
+        assert!(error.to_string().contains("no plain text"), "{error}");
+    }
+}

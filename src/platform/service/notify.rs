@@ -1,0 +1,162 @@
+//! What a service tells its manager: that it is ready, that it gets on, that it ends.
+//!
+//! <https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html>: a datagram to the
+//! socket that a variable names. Only systemd asks for it.
+
+use std::{ffi::OsString, time::Duration};
+
+use super::super::Environment;
+
+/// The way to the manager; one that says nothing where nobody listens.
+#[derive(Debug, Default)]
+pub struct Notify {
+    socket: Option<OsString>,
+    /// How long the manager waits for a sign of life.
+    watchdog: Option<Duration>,
+}
+
+impl Notify {
+    /// The manager that `environment` names.
+    #[must_use]
+    pub fn new(environment: &Environment) -> Self {
+        let number = |name: &str| environment.own(name)?.to_str()?.parse::<u64>().ok();
+        // Meant for another process, if it is not meant for this one.
+        let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let watchdog = number("WATCHDOG_USEC").filter(|micros| is_ours && *micros > 0);
+        Self {
+            socket: environment.own("NOTIFY_SOCKET").map(ToOwned::to_owned),
+            watchdog: watchdog.map(Duration::from_micros),
+        }
+    }
+
+    /// The agent is at work.
+    pub fn ready(&self) {
+        self.send("READY=1");
+    }
+
+    /// The agent ends.
+    pub fn stopping(&self) {
+        self.send("STOPPING=1");
+    }
+
+    /// How often the manager's watchdog wants to be fed, if it has one.
+    #[must_use]
+    pub fn watchdog(&self) -> Option<Duration> {
+        self.watchdog.map(|limit| limit / 4)
+    }
+
+    /// Feeds the watchdog, if `gets_on` says that the agent gets on within so long a time.
+    pub fn feed(&self, gets_on: impl FnOnce(Duration) -> bool) {
+        let Some(limit) = self.watchdog else { return };
+        if gets_on(limit / 2) {
+            self.send("WATCHDOG=1");
+        } else {
+            tracing::error!("the agent does not get on: the service manager will start it anew");
+        }
+    }
+
+    fn send(&self, state: &str) {
+        let Some(socket) = &self.socket else { return };
+        if let Err(error) = send(socket, state) {
+            tracing::debug!(%error, state, "the service manager could not be told");
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn send(socket: &std::ffi::OsStr, state: &str) -> std::io::Result<()> {
+    use std::os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixDatagram},
+    };
+
+    let address = match socket.as_encoded_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(socket)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn send(_: &std::ffi::OsStr, _: &str) -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    /// A manager, and what it was told.
+    struct Manager(UnixDatagram, tempfile::TempDir);
+
+    impl Manager {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            Self(socket, dir)
+        }
+
+        fn notify(&self, more: &[(&str, &str)]) -> Notify {
+            let path = self.1.path().join("notify");
+            let path = path.to_str().unwrap().to_owned();
+            let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
+            let variables = [("NOTIFY_SOCKET", path)].into_iter().chain(more);
+            Notify::new(&variables.collect())
+        }
+
+        fn heard(&self) -> Vec<String> {
+            let mut heard = Vec::new();
+            let mut bytes = [0; 100];
+            while let Ok(length) = self.0.recv(&mut bytes) {
+                heard.push(String::from_utf8(bytes[..length].to_vec()).unwrap());
+            }
+            heard
+        }
+    }
+
+    #[test]
+    fn the_manager_hears_of_the_beginning_and_the_end() {
+        let manager = Manager::new();
+        let notify = manager.notify(&[]);
+        notify.ready();
+        notify.stopping();
+        assert_eq!(manager.heard(), ["READY=1", "STOPPING=1"]);
+        assert!(notify.watchdog().is_none());
+    }
+
+    #[test]
+    fn a_socket_without_a_file_is_reached_too() {
+        use std::os::{linux::net::SocketAddrExt as _, unix::net::SocketAddr};
+
+        let name = format!("ai-agent-test-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let socket = UnixDatagram::bind_addr(&address).unwrap();
+        Notify::new(&[("NOTIFY_SOCKET", format!("@{name}"))].into_iter().collect()).ready();
+        let mut bytes = [0; 100];
+        let length = socket.recv(&mut bytes).unwrap();
+        assert_eq!(&bytes[..length], b"READY=1");
+    }
+
+    /// A thread that is stuck behind a timer that runs would never be started anew.
+    #[test]
+    fn the_watchdog_is_fed_by_progress_and_not_by_the_time() {
+        let manager = Manager::new();
+        let notify = manager.notify(&[("WATCHDOG_USEC", "40000000")]);
+        assert_eq!(notify.watchdog(), Some(Duration::from_secs(10)));
+        notify.feed(|limit| limit == Duration::from_secs(20));
+        assert_eq!(manager.heard(), ["WATCHDOG=1"]);
+        notify.feed(|_| false);
+        assert_eq!(manager.heard(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_watchdog_of_another_process_is_none() {
+        let manager = Manager::new();
+        let notify = manager.notify(&[("WATCHDOG_USEC", "40000000"), ("WATCHDOG_PID", "1")]);
+        assert!(notify.watchdog().is_none());
+    }
+}

@@ -1,0 +1,135 @@
+//! How the service stands, as its manager says.
+
+use super::{CallError, Os, Service};
+
+/// How the service stands, in the platform's own words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether the manager knows it.
+    pub is_installed: bool,
+    /// Whether it starts at login: `enabled`, `disabled`; empty where the manager does not say.
+    pub enabled: String,
+    /// What it is doing: `active (running)`, `Ready`; empty when it is not known.
+    pub active: String,
+    /// Whether it runs; `None` where the manager's word for that is another in each language.
+    pub is_active: Option<bool>,
+    /// Its process, where the manager says.
+    pub pid: Option<u32>,
+    /// How often it was started anew after it had died, where the manager counts that.
+    pub restarts: Option<u32>,
+}
+
+impl Service {
+    /// Asks the manager how the service stands. Takes some milliseconds.
+    ///
+    /// # Errors
+    /// [`CallError`] when the manager does not answer at all.
+    pub fn standing(&self) -> Result<Standing, CallError> {
+        match (self.os, self.ask().run()) {
+            (os, Ok(said)) => Ok(read(os, &said)),
+            // They fail for what they don't know.
+            (Os::Macos | Os::Windows, Err(CallError::Failed { .. })) => Ok(Standing::default()),
+            (_, Err(error)) => Err(error),
+        }
+    }
+}
+
+fn read(os: Os, said: &str) -> Standing {
+    match os {
+        Os::Linux => read_systemd(said),
+        Os::Macos => read_launchd(said),
+        Os::Windows => read_scheduler(said),
+    }
+}
+
+fn read_systemd(said: &str) -> Standing {
+    let get = |name: &str| {
+        let mut pairs = said.lines().filter_map(|line| line.split_once('='));
+        pairs.find(|(key, _)| *key == name).map(|(_, value)| value).unwrap_or_default()
+    };
+    let number = |name| get(name).parse().ok();
+    let active = get("ActiveState");
+    Standing {
+        is_installed: get("LoadState") != "not-found",
+        enabled: get("UnitFileState").to_owned(),
+        active: format!("{active} ({})", get("SubState")),
+        is_active: Some(active == "active"),
+        pid: number("MainPID").filter(|pid| *pid != 0),
+        restarts: number("NRestarts"),
+    }
+}
+
+fn read_launchd(said: &str) -> Standing {
+    let get = |name: &str| {
+        let mut lines = said.lines().map(str::trim);
+        lines.find_map(|line| line.strip_prefix(name)?.trim().strip_prefix('=')).map(str::trim)
+    };
+    let active = get("state").unwrap_or_default();
+    Standing {
+        is_installed: true,
+        enabled: "loaded".to_owned(),
+        active: active.to_owned(),
+        is_active: Some(active == "running"),
+        pid: get("pid").and_then(|pid| pid.parse().ok()),
+        restarts: None,
+    }
+}
+
+/// `"\ai-agent","11/23/2026 8:00:00 AM","Running"`, in the language of the system.
+fn read_scheduler(said: &str) -> Standing {
+    let line = said.lines().map(str::trim).find(|line| line.starts_with('"')).unwrap_or_default();
+    let active = line.rsplit("\",\"").next().unwrap_or_default().trim_matches('"');
+    Standing {
+        is_installed: !line.is_empty(),
+        enabled: String::new(),
+        active: active.to_owned(),
+        // The lock of the state directory knows.
+        is_active: (active == "Running").then_some(true),
+        pid: None,
+        restarts: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemd_says_how_it_stands() {
+        let said = "MainPID=4711\nNRestarts=2\nLoadState=loaded\nActiveState=active\n\
+                    SubState=running\nUnitFileState=enabled\n";
+        let expected = Standing {
+            is_installed: true,
+            enabled: "enabled".to_owned(),
+            active: "active (running)".to_owned(),
+            is_active: Some(true),
+            pid: Some(4711),
+            restarts: Some(2),
+        };
+        assert_eq!(read(Os::Linux, said), expected);
+        let said = "MainPID=0\nNRestarts=0\nLoadState=not-found\nActiveState=inactive\n\
+                    SubState=dead\nUnitFileState=\n";
+        let none = read(Os::Linux, said);
+        assert!(
+            !none.is_installed && none.is_active == Some(false) && none.pid.is_none(),
+            "{none:?}"
+        );
+    }
+
+    #[test]
+    fn launchd_says_how_it_stands() {
+        let said = "gui/501/ai-agent = {\n\tactive count = 1\n\tpath = /Users/u/Library/\n\
+                    \tstate = running\n\n\tprogram = /x\n\tpid = 815\n\texecs = 1\n}\n";
+        let standing = read(Os::Macos, said);
+        assert_eq!((standing.active.as_str(), standing.pid), ("running", Some(815)));
+        assert!(standing.is_installed && standing.is_active == Some(true));
+    }
+
+    #[test]
+    fn the_scheduler_says_how_it_stands() {
+        let standing = read(Os::Windows, "\"\\ai-agent\",\"N/A\",\"Running\"\r\n");
+        assert!(standing.is_installed && standing.is_active == Some(true), "{standing:?}");
+        let standing = read(Os::Windows, "\"\\ai-agent\",\"N/A\",\"Bereit\"\r\n");
+        assert_eq!((standing.active.as_str(), standing.is_active), ("Bereit", None));
+    }
+}
