@@ -269,6 +269,24 @@ mod windows {
         }
     }
 
+    /// What `install` registers for one user, it registers for all.
+    #[test]
+    fn the_task_comes_back_and_is_not_slow() {
+        let (script, task) =
+            (sample("intune.ps1"), include_str!("../src/platform/service/cases/task.xml"));
+        for (there, here) in [
+            ("-RepetitionInterval (New-TimeSpan -Minutes 5)", "<Interval>PT5M</Interval>"),
+            ("-RestartCount 999", "<Count>999</Count>"),
+            ("-Priority 5", "<Priority>5</Priority>"),
+            ("-ExecutionTimeLimit ([TimeSpan]::Zero)", "<ExecutionTimeLimit>PT0S<"),
+            ("-RunLevel Limited", "<RunLevel>LeastPrivilege<"),
+            ("--headless `\"$exe`\" run", "--headless \""),
+        ] {
+            assert!(script.contains(there), "{there}");
+            assert!(task.contains(here), "{here}");
+        }
+    }
+
     /// It puts the machine's directory in the place of Linux's.
     #[test]
     fn the_machines_file_is_right_there_too() {

@@ -56,10 +56,14 @@ $json = $settings | ConvertTo-Json -Depth 8
 $action = New-ScheduledTaskAction -Execute "$env:SystemRoot\System32\conhost.exe" `
     -Argument "--headless `"$exe`" run"
 $trigger = New-ScheduledTaskTrigger -AtLogOn
+# Again every five minutes, for one that somebody ended: where it runs, the second one finds its state
+# taken and ends.
+$trigger.Repetition = (New-ScheduledTaskTrigger -Once -At (Get-Date) `
+    -RepetitionInterval (New-TimeSpan -Minutes 5)).Repetition
 $principal = New-ScheduledTaskPrincipal -GroupId 'S-1-5-32-545' -RunLevel Limited
 $options = New-ScheduledTaskSettingsSet -MultipleInstances Parallel -AllowStartIfOnBatteries `
     -DontStopIfGoingOnBatteries -ExecutionTimeLimit ([TimeSpan]::Zero) -StartWhenAvailable `
-    -RestartCount 999 -RestartInterval (New-TimeSpan -Minutes 1)
+    -RestartCount 999 -RestartInterval (New-TimeSpan -Minutes 1) -Priority 5
 Register-ScheduledTask -Force -TaskName $task -Action $action -Trigger $trigger `
     -Principal $principal -Settings $options | Out-Null
 # For who is signed in now; it fails where nobody is.

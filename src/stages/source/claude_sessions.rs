@@ -273,6 +273,38 @@ impl Intake for Telling<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::platform::Power;
+
+    /// A machine whose plug a test pulls.
+    struct Plug(AtomicBool);
+
+    impl Power for Plug {
+        fn is_on_battery(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    /// What Claude Code deletes before the mains are back can't be read any more.
+    #[test]
+    fn on_battery_old_files_wait_for_half_of_the_clean_up_period_at_most() {
+        let home = tempfile::tempdir().unwrap();
+        let mut context = crate::testing::context();
+        context.paths.home = home.path().to_owned();
+        context.paths.client_settings = home.path().join("etc");
+        let plug = Arc::new(Plug(AtomicBool::new(false)));
+        context.power = Arc::clone(&plug) as Arc<dyn Power>;
+        let hold = saving_battery(&context);
+        let days = |days: u64| Hold::YoungerThan(Duration::from_secs(days * 86_400));
+        assert_eq!(hold(), Hold::Off);
+        plug.0.store(true, Ordering::Relaxed);
+        assert_eq!(hold(), days(15), "the client's default is 30 days");
+        std::fs::create_dir(home.path().join(".claude")).unwrap();
+        let settings = home.path().join(".claude/settings.json");
+        std::fs::write(settings, "{\"cleanupPeriodDays\": 4}").unwrap();
+        assert_eq!(hold(), days(2));
+        plug.0.store(false, Ordering::Relaxed);
+        assert_eq!(hold(), Hold::Off);
+    }
 
     #[test]
     fn few_files_are_open_where_few_may_be() {
