@@ -1,6 +1,7 @@
 //! What differs between systems, and what comes from outside: every `cfg(target_os)` lives here.
 
 mod clock;
+pub mod control;
 mod disk;
 mod environment;
 pub mod file;
