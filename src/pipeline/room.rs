@@ -100,6 +100,12 @@ impl Room {
         self.is_half && !was_half
     }
 
+    /// What there is too little of, if reading waits.
+    #[must_use]
+    pub fn lack(&self) -> Option<Lack> {
+        self.full
+    }
+
     /// Whether reading waits.
     #[must_use]
     pub fn is_full(&self) -> bool {

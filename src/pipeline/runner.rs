@@ -3,6 +3,7 @@
 mod sinks;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
 
@@ -12,6 +13,7 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
+pub use view::{NotReading, Unflushed, View};
 
 use super::{
     delivery::{Ending, Orders, Progress},
@@ -100,6 +102,7 @@ impl Pipeline {
             identity: Arc::new(self.identity),
             clock: Arc::clone(&clock),
             faults: faults.clone(),
+            shown: sinks::Shown::default(),
         };
         self.sinks.into_iter().for_each(|(name, sink)| sinks.begin(name, sink));
         let (reads, read) = watch::channel(Read::default());
@@ -163,6 +166,12 @@ impl Running {
     pub fn pulse(&self) -> impl Fn(Duration) -> bool + Send + use<> {
         let (inbox, clock) = (Arc::clone(&self.inbox), Arc::clone(&self.clock));
         move |limit| inbox.gets_on(clock.uptime(), limit)
+    }
+
+    /// What can be asked of it, by anybody and at any time.
+    #[must_use]
+    pub fn view(&self) -> View {
+        View::new(&self.outbox, &self.inbox, &self.sinks.shown)
     }
 
     /// What wakes reading, for sources that are to take the place of others.

@@ -20,11 +20,11 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::outbox::{DeadLetter, DeadLetterId, Outbox, OutboxError, Purged, Renumbered};
+use super::outbox::{DeadLetter, DeadLetterId, Head, Outbox, OutboxError, Purged, Renumbered};
 use crate::{
     config::Shipping,
     event::Event,
-    platform::Clock,
+    platform::{Clock, Timestamp},
     stages::sink::{Batch, Sink, gist},
     text::causes,
 };
@@ -58,13 +58,16 @@ pub struct Orders {
     pub shipping: Shipping,
     /// How many bytes of dead letters are kept.
     pub max_dead_letter_bytes: u64,
+    /// What lay in the outbox when somebody asked for it to be sent: it waits for nothing.
+    pub flush: Head,
 }
 
 impl Orders {
     /// To run for good.
     #[must_use]
     pub fn new(shipping: Shipping, max_dead_letter_bytes: u64) -> Self {
-        Self { ending: Ending::Running, shipping, max_dead_letter_bytes }
+        let flush = Head::default();
+        Self { ending: Ending::Running, shipping, max_dead_letter_bytes, flush }
     }
 
     /// The same, to end as `ending` says.
@@ -81,8 +84,16 @@ pub struct Progress {
     pub acknowledged: u64,
     /// Entries acknowledged since the start.
     pub delivered: u64,
+    /// When something was acknowledged last, since the start.
+    pub acknowledged_at: Option<Timestamp>,
     /// Why nothing is delivered at present.
     pub trouble: Option<String>,
+    /// Whether a person should look at that: waiting alone may not mend it.
+    pub is_held: bool,
+    /// When it is tried again.
+    pub retry_at: Option<Timestamp>,
+    /// What went wrong last, whether it is mended or not, and when.
+    pub last_error: Option<(String, Timestamp)>,
     /// Whether everything is delivered, and the task was told to end then.
     pub drained: bool,
     /// Whether the task has left the rest to another, as it was told.
@@ -156,10 +167,12 @@ impl Delivering {
             }
             let draining = now.ending == Ending::Drained;
             let flush = draining || mem::take(&mut is_lull);
+            let is_counted_on = now.flush.renumbered_at == end.renumbered_at;
+            let flush_to = if is_counted_on { now.flush.last_seq } else { 0 };
             let pending = if reached == Some((end.renumbered_at, end.last_seq)) {
                 Ok(Pending::Nothing)
             } else {
-                let pending = self.pending(policy.clone(), now.shipping, flush).await;
+                let pending = self.pending(policy.clone(), now.shipping, flush, flush_to).await;
                 pending.map(|(pending, refusals)| {
                     if !mem::replace(&mut is_resumed, true) {
                         policy.resume(refusals);
@@ -173,7 +186,7 @@ impl Delivering {
                 Err(failure) => {
                     let cause = causes(&failure);
                     error!(sink = self.name, cause, "outbox could not be read");
-                    self.trouble(Some(cause));
+                    self.trouble(cause, STORE_RETRY, false);
                     (STORE_RETRY, false)
                 }
                 Ok(Pending::Nothing) => {
@@ -181,7 +194,7 @@ impl Delivering {
                         settle_at = self.settle().await;
                     }
                     if settle_at.is_none() || !draining {
-                        self.trouble(None);
+                        self.no_trouble();
                     }
                     if draining && settle_at.is_none() {
                         self.progress.send_modify(|progress| progress.drained = true);
@@ -249,12 +262,14 @@ impl Delivering {
         Some(Instant::now() + self.store_failed(&failure))
     }
 
-    /// What there is to send, and how many entries were refused for good since one was taken.
+    /// What there is to send, and how many entries were refused for good since one was taken. What
+    /// there is goes at once with `flush`, or where entries up to `flush_to` are among it.
     fn pending(
         &self,
         policy: Policy,
         shipping: Shipping,
         flush: bool,
+        flush_to: u64,
     ) -> impl Future<Output = Result<(Pending, u32), AssembleError>> + Send + 'static {
         let (codec, now) = (self.sink.codec(), self.clock.now());
         let identity = Arc::clone(&self.identity);
@@ -262,6 +277,7 @@ impl Delivering {
             let assembler = Assembler { outbox, sink, codec, identity: &identity, shipping };
             let cursor = outbox.cursor(sink)?;
             let border = policy.border(cursor.acknowledged.seq);
+            let flush = flush || cursor.acknowledged.seq < flush_to;
             Ok((assembler.next(&cursor, border, flush, now)?, cursor.refusals))
         })
     }
@@ -300,10 +316,13 @@ impl Delivering {
                 let refusals = policy.refusals();
                 let is_first = !self.outbox.advance(&self.name, &epoch, end, refusals);
                 debug!(sink = self.name, batch = id, lines, "delivered");
+                let now = self.clock.now();
                 self.progress.send_modify(|progress| {
                     if progress.trouble.take().is_some() {
                         info!(sink = self.name, "delivery goes on");
                     }
+                    (progress.is_held, progress.retry_at) = (false, None);
+                    progress.acknowledged_at = Some(now);
                     progress.acknowledged = end.seq;
                     progress.delivered += lines;
                 });
@@ -319,7 +338,7 @@ impl Delivering {
                 } else {
                     warn!(sink = self.name, batch = id, reason, ?delay, "delivery was postponed");
                 }
-                self.trouble(Some(reason));
+                self.trouble(reason, delay, alarm);
                 After::Wait(delay)
             }
             Next::Bury { status, answer } => {
@@ -405,7 +424,7 @@ impl Delivering {
     fn store_failed(&self, failure: &dyn std::error::Error) -> Duration {
         let cause = causes(failure);
         error!(sink = self.name, cause, "outbox could not be written");
-        self.trouble(Some(cause));
+        self.trouble(cause, STORE_RETRY, false);
         STORE_RETRY
     }
 
@@ -415,11 +434,22 @@ impl Delivering {
         }
     }
 
-    fn trouble(&self, trouble: Option<String>) {
+    /// Says why nothing is delivered, and when it is tried again.
+    fn trouble(&self, reason: String, retry: Duration, is_held: bool) {
+        let now = self.clock.now();
+        let retry = u64::try_from(retry.as_millis()).unwrap_or(u64::MAX);
+        self.progress.send_modify(|progress| {
+            progress.last_error = Some((reason.clone(), now));
+            progress.trouble = Some(reason);
+            progress.is_held = is_held;
+            progress.retry_at = Some(Timestamp(now.0.saturating_add(retry)));
+        });
+    }
+
+    fn no_trouble(&self) {
         self.progress.send_if_modified(|progress| {
-            let changed = progress.trouble != trouble;
-            progress.trouble = trouble;
-            changed
+            (progress.is_held, progress.retry_at) = (false, None);
+            progress.trouble.take().is_some()
         });
     }
 

@@ -6,13 +6,16 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
 
-use super::exchange::Exchange;
-use crate::{event::Event, stages::source::Waker};
+use super::{Reading, exchange::Exchange};
+use crate::{event::Event, pipeline::outbox::Outbox, stages::source::Waker};
+
+/// Work on the outbox for which the thread comes to rest.
+pub(super) type Job = Box<dyn FnOnce(&Outbox) + Send>;
 
 /// What wakes the ingest thread, and what it is told.
 #[derive(Default)]
@@ -36,6 +39,12 @@ struct Mail {
     seen: u64,
     /// What is to take the place of parts of the thread's.
     exchange: Option<Box<Exchange>>,
+    /// Who wants to know how reading stands.
+    asking: Vec<oneshot::Sender<Reading>>,
+    /// What is to be done while nothing is on its way to the store.
+    jobs: Vec<Job>,
+    /// When the thread began its last turn.
+    turned: Option<Instant>,
     woken: bool,
     stop: bool,
 }
@@ -79,6 +88,60 @@ impl Inbox {
         self.mail().exchange.take()
     }
 
+    /// Asks how reading stands: answered between two turns, and while the thread waits.
+    pub fn ask(&self) -> oneshot::Receiver<Reading> {
+        let (answer, answered) = oneshot::channel();
+        let mut mail = self.mail();
+        if !mail.stop {
+            mail.asking.push(answer);
+        }
+        mail.woken = true;
+        drop(mail);
+        // Also whoever waits whatever comes.
+        self.wake.notify_one();
+        answered
+    }
+
+    /// Has `job` done by the thread while it has nothing on its way to the store: what is appended
+    /// meanwhile makes nothing stale. Not done at all when reading ends before.
+    pub fn at_rest<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Outbox) -> T + Send + 'static,
+    ) -> oneshot::Receiver<T> {
+        let (done, is_done) = oneshot::channel();
+        let mut mail = self.mail();
+        if !mail.stop {
+            // Whoever no longer waits does not want to know.
+            mail.jobs.push(Box::new(move |outbox| drop(done.send(job(outbox)))));
+        }
+        mail.woken = true;
+        drop(mail);
+        self.wake.notify_one();
+        is_done
+    }
+
+    /// How long ago the thread began its last turn; none before the first.
+    pub fn since_turn(&self) -> Option<Duration> {
+        self.mail().turned.map(|turned| turned.elapsed())
+    }
+
+    /// Notes that a turn begins, and takes who wants to know how reading stands.
+    pub(super) fn turn(&self) -> Vec<oneshot::Sender<Reading>> {
+        let mut mail = self.mail();
+        mail.turned = Some(Instant::now());
+        mem::take(&mut mail.asking)
+    }
+
+    /// Whether there is a job to do.
+    pub(super) fn has_jobs(&self) -> bool {
+        !self.mail().jobs.is_empty()
+    }
+
+    /// Takes the jobs.
+    pub(super) fn take_jobs(&self) -> Vec<Job> {
+        mem::take(&mut self.mail().jobs)
+    }
+
     /// What wakes it, for sources.
     pub fn waker(self: &Arc<Self>) -> Waker {
         let woken = Arc::clone(self);
@@ -89,7 +152,12 @@ impl Inbox {
     pub fn stop(&self) {
         // Also seen in mid-group, where nobody reads mail.
         self.stopped.store(true, Ordering::Relaxed);
-        self.mail().stop = true;
+        let mut mail = self.mail();
+        mail.stop = true;
+        // Whoever waits for an answer that does not come any more is told so by this.
+        let unheard = (mem::take(&mut mail.asking), mem::take(&mut mail.jobs));
+        drop(mail);
+        drop(unheard);
         self.wake.notify_one();
     }
 
@@ -120,11 +188,13 @@ impl Inbox {
         mail.woken = false;
     }
 
-    /// Waits for `longest` whatever comes, unless it is the end.
-    pub(super) fn pause(&self, longest: Duration) {
+    /// Waits for `longest` whatever comes, unless it is the end, or somebody asks: then it says so.
+    pub(super) fn pause(&self, longest: Duration) -> bool {
         self.turn.store(0, Ordering::Relaxed);
-        let waited = self.wake.wait_timeout_while(self.mail(), longest, |mail| !mail.stop);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        let goes_on = |mail: &mut Mail| !mail.stop && mail.asking.is_empty();
+        let waited = self.wake.wait_timeout_while(self.mail(), longest, goes_on);
+        let (mail, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !mail.stop && !mail.asking.is_empty()
     }
 
     /// Keeps an event that is in the group at hand until that is stored.

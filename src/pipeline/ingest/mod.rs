@@ -7,7 +7,13 @@ mod intake;
 mod tests;
 mod writer;
 
-use std::{cell::Cell, collections::HashSet, mem, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    collections::HashSet,
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 pub use exchange::Exchange;
 pub use inbox::Inbox;
@@ -26,10 +32,10 @@ use super::{
 };
 use crate::{
     event::Event,
-    platform::{Clock, memory, priority::in_background},
+    platform::{Clock, Timestamp, memory, priority::in_background},
     stages::{
         Named,
-        source::{LONGEST_SLEEP, Progress, Source},
+        source::{LONGEST_SLEEP, Progress, Source, Survey},
     },
     tail::{FileKey, Origin},
     text::causes,
@@ -67,6 +73,19 @@ pub struct Read {
     pub unread: u64,
     /// Files known.
     pub files: usize,
+}
+
+/// How reading stands, for the status.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// What each source has before it, under its instance's name.
+    pub sources: Vec<(String, Survey)>,
+    /// Files that a stage failed on: left alone until a reload or the next start.
+    pub held: usize,
+    /// What there is no room in: reading waits.
+    pub lack: Option<Lack>,
+    /// Why nothing can be stored at present, and since when.
+    pub not_stored: Option<(String, Timestamp)>,
 }
 
 /// Told now and then how far reading is.
@@ -129,6 +148,8 @@ pub struct Work {
     only_backfill: bool,
     /// When memory is given back, after much was read.
     give_back: Option<Duration>,
+    /// Why nothing can be stored at present, and since when.
+    not_stored: Option<(String, Timestamp)>,
 }
 
 /// What is remembered of a group until it is known to be stored.
@@ -191,7 +212,7 @@ impl Ingest {
             let is_more = turn == Turn::Read(Progress::More) && until == Until::Stopped;
             self.work.is_backfill = is_more && self.work.only_backfill;
             if let Turn::NotStored { pause } = turn {
-                self.inbox.pause(pause);
+                self.pause(pause);
             }
             let is_idle = matches!(turn, Turn::Read(Progress::Idle { .. }));
             if until == Until::CaughtUp && !matches!(turn, Turn::NotStored { .. }) {
@@ -202,7 +223,7 @@ impl Ingest {
                 return true;
             }
             match turn {
-                Turn::Full => self.inbox.pause(FULL_RETRY),
+                Turn::Full => self.pause(FULL_RETRY),
                 Turn::Held | Turn::NotStored { .. } => {}
                 Turn::Read(Progress::More) => {
                     self.work.give_back = Some(self.clock.uptime() + GIVE_BACK);
@@ -227,6 +248,47 @@ impl Ingest {
         self.inbox.wait(next.min(LONGEST_SLEEP).min(rest));
     }
 
+    /// Waits for `longest`, and answers meanwhile.
+    fn pause(&mut self, longest: Duration) {
+        let end = Instant::now() + longest;
+        while self.inbox.pause(end.saturating_duration_since(Instant::now())) {
+            self.answer();
+        }
+    }
+
+    /// Tells who asks how reading stands.
+    fn answer(&self) {
+        let asking = self.inbox.turn();
+        if asking.is_empty() {
+            return;
+        }
+        let survey = |(name, source): &Named<dyn Source>| (name.clone(), source.survey());
+        let reading = Reading {
+            sources: self.sources.iter().map(survey).collect(),
+            held: self.work.held.len(),
+            lack: self.room.lack(),
+            not_stored: self.work.not_stored.clone(),
+        };
+        for answer in asking {
+            // Whoever no longer waits does not want to know.
+            answer.send(reading.clone()).ok();
+        }
+    }
+
+    /// Does what others have to do with the store, once nothing is on its way there.
+    fn run_errands(&mut self) -> Result<(), Duration> {
+        if !self.inbox.has_jobs() {
+            return Ok(());
+        }
+        self.commit()?;
+        for job in self.inbox.take_jobs() {
+            job(&self.outbox);
+        }
+        // The group at hand is empty, and begins behind what they have appended.
+        self.filling.reset(self.outbox.end());
+        Ok(())
+    }
+
     /// Begins where the store says.
     pub(super) fn begin(&mut self) {
         let started = json!({ "version": env!("CARGO_PKG_VERSION"), "epoch": self.outbox.epoch() });
@@ -240,7 +302,9 @@ impl Ingest {
     /// Fills one group and hands it over to be stored.
     pub(super) fn turn(&mut self) -> Turn {
         self.inbox.begins(self.clock.uptime());
-        if let Err(pause) = self.restore().and_then(|()| self.follow()) {
+        self.answer();
+        let ready = self.restore().and_then(|()| self.follow()).and_then(|()| self.run_errands());
+        if let Err(pause) = ready {
             return Turn::NotStored { pause };
         }
         for event in self.inbox.take_events() {
@@ -412,6 +476,7 @@ impl Ingest {
     fn commit(&mut self) -> Result<(), Duration> {
         self.hand_over()?;
         self.settle()?;
+        self.work.not_stored = None;
         if mem::take(&mut self.work.untold) > 0 {
             self.stages.judge.commit();
         }
@@ -448,11 +513,20 @@ impl Ingest {
             Err(failure) => {
                 let cause = causes(&failure);
                 error!(cause, "entries could not be stored, and will be read again");
-                self.roll_back();
                 let is_stale = matches!(failure, OutboxError::Stale { .. });
+                if !is_stale {
+                    self.fails(cause);
+                }
+                self.roll_back();
                 Err(if is_stale { Duration::ZERO } else { COMMIT_RETRY })
             }
         }
+    }
+
+    /// Notes why nothing can be stored.
+    fn fails(&mut self, cause: String) {
+        let since = self.work.not_stored.take().map_or_else(|| self.clock.now(), |(_, at)| at);
+        self.work.not_stored = Some((cause, since));
     }
 
     /// The group that was handed over is in the store.
@@ -470,7 +544,9 @@ impl Ingest {
         // What is on its way may still be stored, and is where all begins again then.
         self.settle()?;
         if let Err(failure) = self.try_restore() {
-            error!(cause = causes(&failure), "checkpoints could not be read");
+            let cause = causes(&failure);
+            error!(cause, "checkpoints could not be read");
+            self.fails(cause);
             return Err(COMMIT_RETRY);
         }
         for event in self.inbox.unstored() {

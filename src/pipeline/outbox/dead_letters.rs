@@ -197,6 +197,33 @@ impl Outbox {
         })
     }
 
+    /// Which dead letters there are, by sink, epoch and number.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read.
+    pub fn dead_letter_ids(&self) -> Result<Vec<DeadLetterId>, OutboxError> {
+        self.read("read", |transaction| {
+            let mut all = Vec::new();
+            for row in transaction.open_table(DEAD_LETTERS)?.iter()? {
+                let (key, _) = row?;
+                let (sink, epoch, seq) = key.value();
+                all.push(DeadLetterId { sink: sink.to_owned(), epoch: epoch.to_owned(), seq });
+            }
+            Ok(all)
+        })
+    }
+
+    /// One dead letter; `None` when it is there no more.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read or the letter is damaged.
+    pub fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<DeadLetter>, OutboxError> {
+        self.read("read", |transaction| {
+            let row = transaction.open_table(DEAD_LETTERS)?.get(key(id))?;
+            row.map(|row| open_letter(key(id), row.value())).transpose()
+        })
+    }
+
     /// The entries after `seq` of `epoch` that `sink` refused for good, in order.
     ///
     /// # Errors

@@ -27,6 +27,8 @@ mod sealed;
 #[cfg(test)]
 mod tests;
 mod value;
+mod verify;
+mod waiting;
 
 use std::{
     collections::BTreeMap,
@@ -54,6 +56,8 @@ use sealed::{seal, seal_json};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use siem_protocol::Digest;
 use tokio::sync::watch;
+pub use verify::{Verified, Wrong};
+pub use waiting::{Place, Waiting};
 
 use super::{
     accounting::{Share, Totals},

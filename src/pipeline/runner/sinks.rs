@@ -1,6 +1,11 @@
 //! The tasks of the sinks: begun, replaced while others run, and ended.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    mem,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use siem_protocol::Identity;
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
@@ -33,6 +38,19 @@ pub(super) struct Sinks {
     pub(super) identity: Arc<Identity>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) faults: Faults,
+    /// The tasks, for whoever asks.
+    pub(super) shown: Shown,
+}
+
+/// The tasks that there are at present, for whoever asks.
+pub(super) type Shown = Arc<Mutex<Vec<Sight>>>;
+
+/// A task as others see it.
+#[derive(Clone)]
+pub(super) struct Sight {
+    pub(super) name: String,
+    pub(super) orders: watch::Sender<Orders>,
+    pub(super) progress: watch::Receiver<Progress>,
 }
 
 /// The task of one sink.
@@ -70,6 +88,17 @@ impl Sinks {
         let is_done = |progress: &Progress| progress.drained || progress.left;
         self.faults.unless(watched.clone(), is_done, death);
         self.tasks.push(Task { name, seat, orders, progress: watched, handle });
+        self.show();
+    }
+
+    fn show(&self) {
+        let sight = |Task { name, orders, progress, .. }: &Task| Sight {
+            name: name.clone(),
+            orders: orders.clone(),
+            progress: progress.clone(),
+        };
+        let sights = self.tasks.iter().map(sight).collect();
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = sights;
     }
 
     /// Tells every task how to end.
@@ -93,7 +122,10 @@ impl Sinks {
         let (stay, leave): (Vec<_>, Vec<_>) = self.tasks.drain(..).partition(stays);
         self.tasks = stay;
         for task in &self.tasks {
-            task.orders.send_if_modified(|known| std::mem::replace(known, orders) != orders);
+            task.orders.send_if_modified(|known| {
+                let orders = Orders { flush: known.flush, ..orders };
+                mem::replace(known, orders) != orders
+            });
         }
         let had: Vec<Seat> =
             self.tasks.iter().chain(&leave).map(|task| task.seat.clone()).collect();
@@ -102,6 +134,7 @@ impl Sinks {
             // What it does with the store comes to its end before another goes on.
             drop(task.handle.await);
         }
+        self.show();
         let seats: Vec<Seat> =
             sinks.iter().map(|(name, sink)| self.seat(name, sink.as_deref())).collect();
         if seats.len() != had.len() || seats.iter().any(|seat| !had.contains(seat)) {
