@@ -17,7 +17,7 @@ use std::{
 use ai_agent::pipeline::outbox::{DeadLetter, DeadLetterId, Outbox};
 use serde_json::Value;
 use support::{
-    entries,
+    entries, eventually,
     home::Home,
     receiver::{Receiver, wait_for},
 };
@@ -244,18 +244,50 @@ fn each_command_does_what_it_says_to_the_letters_that_are_named() {
 }
 
 #[test]
-fn the_store_of_a_running_agent_is_not_touched() {
+fn the_dead_letters_of_a_running_agent_are_had_through_it() {
     let (home, receiver) = (Home::new(), Receiver::start());
-    let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();
-    for action in ["list", "show", "export", "retry", "purge"] {
-        let all = if action == "list" { None } else { Some("--all") };
-        let arguments: Vec<&str> = ["deadletter", action].into_iter().chain(all).collect();
-        let message = home.agent(&arguments).ships_to(&receiver.url()).fail(1);
-        let words = "its dead letters can be had when it is stopped";
-        assert!(message.contains("another agent") && message.contains(words), "{message}");
-    }
-    agent.stop();
-    home.agent(&["deadletter", "list"]).succeed();
+    let gate = Gate::before(&receiver);
+    home.write("-work/a.jsonl", format!("{{\"text\":\"{POISON}\"}}\n{{\"text\":\"{POISON}\"}}\n"));
+    let config = "[sink.siem]\ncompression = \"none\"\n[shipping]\nflush_interval = \"0s\"";
+    let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&gate.url());
+    let running = agent(&["run"]).start_and_wait();
+    let list = || {
+        let listed = agent(&["deadletter", "list", "--json"]).succeed();
+        let letters = listed.text().lines().map(|line| serde_json::from_str(line).unwrap());
+        letters.collect::<Vec<Value>>()
+    };
+    let letters = eventually("both are refused", || {
+        let letters = list();
+        (letters.len() == 2).then_some(letters)
+    });
+    let number = |at: usize| letters[at]["seq"].to_string();
+    let shown = agent(&["deadletter", "show", &number(0)]).succeed();
+    assert!(shown.text().contains(POISON), "{}", shown.text());
+    // What the receiver has not been told of yet can't be sent or deleted yet.
+    eventually("they are announced, and refused again", || {
+        let error = agent(&["deadletter", "retry", "--all"]).fail(1);
+        error.contains("2 dead letters are still here").then_some(())
+    });
+    eventually("one is sent again", || {
+        gate.refuses.store(false, Ordering::Relaxed);
+        (agent(&["deadletter", "retry", &number(0)]).run().code == Some(0)).then_some(())
+    });
+    agent(&["deadletter", "purge", &number(1)]).succeed();
+    assert!(list().is_empty());
+    let entries = wait_for(&receiver, "the SIEM is told", |entries| {
+        let told = !entries::events(entries, "dead_letters_purged").is_empty();
+        told.then(|| entries.to_vec())
+    });
+    assert_eq!(entries::lines(&entries).len(), 1);
+    // What others put into the outbox must not make the reader stumble.
+    home.append("-work/a.jsonl", "{\"n\":3}\n");
+    wait_for(&receiver, "reading goes on", |entries| {
+        (entries::lines(entries).len() == 2).then_some(())
+    });
+    let log = running.log();
+    assert!(!log.contains("could not be stored"), "{log}");
+    drop(running.stop());
+    agent(&["deadletter", "list"]).succeed();
 }
 
 /// To look at dead letters with another configuration than the agent's took every sink's place

@@ -91,8 +91,6 @@ fn one_that_is_down_holds_the_others_at_the_cap_until_it_is_forgotten() {
     let mut running = agent(&["run"], common).start();
     running.wait_for_log("run `ai-agent outbox forget-sink archive`");
     running.wait_for_log("no room: reading waits");
-    let error = agent(&["outbox", "forget-sink", "archive"], common).fail(1);
-    assert!(error.contains("a sink can be forgotten when it is stopped"), "{error}");
     let log = running.stop().stderr;
     let said = log.lines().find(|line| line.contains("forget-sink archive")).unwrap();
     assert!(said.contains("ERROR") && said.contains("acknowledged=0"), "{said}");

@@ -16,7 +16,7 @@ use std::{
 use clap::Args;
 use siem_protocol::managed::OnError;
 
-use super::{Failure, print, setup::Surroundings};
+use super::{Failure, print, setup::Surroundings, status};
 use crate::{
     compliance::{
         Account, Standing, Verdict,
@@ -46,6 +46,9 @@ pub(super) struct Arguments {
     /// reports nothing.
     #[arg(long, requires = "hook")]
     explain: bool,
+    /// Fails too when the agent runs and does not get on: delivery or reading stands still.
+    #[arg(long, conflicts_with = "hook")]
+    strict: bool,
 }
 
 impl Arguments {
@@ -57,6 +60,7 @@ impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         match &self.hook {
             Some(name) => explain(name),
+            None if self.strict => status::check(explicit),
             None => is_running(explicit),
         }
     }
@@ -79,10 +83,7 @@ pub(super) fn is_hook(arguments: impl IntoIterator<Item = OsString>) -> bool {
 }
 
 fn is_running(explicit: Option<&Path>) -> Result<(), Failure> {
-    let surroundings = Surroundings::look()?;
-    // A configuration that is wrong says nothing about an agent that runs.
-    let state_dir = surroundings.load_managed(explicit, None).map(|it| it.settings.agent.state_dir);
-    let state_dir = state_dir.unwrap_or_else(|_| surroundings.paths().default_state_dir.clone());
+    let state_dir = Surroundings::look()?.state_dir(explicit);
     match StateLock::is_held(&state_dir) {
         Ok(Some(holder)) => print(format_args!("ai-agent is running{holder}")),
         Ok(None) => Err(Failure::failed(format!(

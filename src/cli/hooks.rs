@@ -173,6 +173,19 @@ fn tell(settings: &Settings, home: &Path) -> Result<(), Failure> {
     )))
 }
 
+/// A hook that a settings file names: the file, the hook, and why it is not called, if it is not.
+pub(super) type Named = (PathBuf, Hook, Option<String>);
+
+/// The hooks that settings files name.
+pub(super) fn named(seen: &[Seen], home: &Path) -> Vec<Named> {
+    let of = |file: &Seen| -> Vec<Named> {
+        let ours = file.sight.iter().flat_map(|sight| &sight.ours);
+        let named = |ours: &Ours| (file.path.clone(), ours.hook, trouble(ours, file, seen, home));
+        ours.map(named).collect()
+    };
+    seen.iter().flat_map(of).collect()
+}
+
 /// Why a hook that is named is not called, if it is not.
 fn trouble(ours: &Ours, file: &Seen, all: &[Seen], home: &Path) -> Option<String> {
     let by = |says: fn(&Sight) -> bool, managed: bool| {

@@ -2,9 +2,13 @@
 
 mod check;
 mod config;
+mod control;
 mod deadletter;
 mod dry_run;
+mod export;
+mod flush;
 mod hooks;
+mod log_level;
 mod logging;
 mod managed;
 mod outbox;
@@ -14,6 +18,7 @@ mod run;
 mod service;
 mod setup;
 mod stages;
+mod status;
 mod store;
 mod test;
 
@@ -57,6 +62,14 @@ enum Command {
     Restart,
     /// Whether the agent runs: 0 when it does, 1 when not. With `--hook`: answers Claude Code.
     Check(check::Arguments),
+    /// How the agent is doing: what waits, what was delivered, what is wrong and what to do.
+    Status(status::Arguments),
+    /// Delivers what waits in the outbox now, and waits until it is acknowledged.
+    Flush(flush::Flush),
+    /// Reads the configuration again, as SIGHUP does, and says what became of it.
+    Reload(flush::Reload),
+    /// Changes what the agent that runs logs.
+    LogLevel(log_level::Arguments),
     /// Shows, explains and checks the configuration.
     Config(config::Arguments),
     /// The hooks in Claude Code's settings: installs, removes, shows them.
@@ -65,7 +78,7 @@ enum Command {
     Test(test::Arguments),
     /// Entries that a receiver refused for good: lists, shows, sends again, exports, deletes.
     Deadletter(deadletter::Arguments),
-    /// What waits for delivery: takes away the place of a sink that is no more.
+    /// What waits for delivery: how much, which entries, whether they are whole.
     Outbox(outbox::Arguments),
     /// Lists the stages that a pipeline can be made of.
     Stages(stages::Arguments),
@@ -87,6 +100,12 @@ impl Failure {
 
     fn failed(error: impl Into<Box<dyn std::error::Error>>) -> Self {
         Self::Failed(error.into())
+    }
+
+    /// What it says.
+    fn words(&self) -> String {
+        let (Self::Usage(error) | Self::Failed(error)) = self;
+        causes(&**error)
     }
 
     /// The same, where a wrong configuration is what was looked for.
@@ -140,6 +159,10 @@ pub fn main() -> ExitCode {
         Command::Stop => service::Order::Stop.execute(arguments.config.as_deref()),
         Command::Restart => service::Order::Restart.execute(arguments.config.as_deref()),
         Command::Check(check) => check.execute(arguments.config.as_deref()),
+        Command::Status(status) => status.execute(arguments.config.as_deref()),
+        Command::Flush(flush) => flush.execute(arguments.config.as_deref()),
+        Command::Reload(reload) => reload.execute(arguments.config.as_deref()),
+        Command::LogLevel(level) => level.execute(arguments.config.as_deref()),
         Command::Config(config) => config.execute(arguments.config.as_deref()),
         Command::Hooks(hooks) => hooks.execute(),
         Command::Test(test) => test.execute(arguments.config.as_deref()),

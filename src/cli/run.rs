@@ -19,7 +19,9 @@ use files::{Sights, Watched};
 use guard::Guard;
 use keeper::Keeper;
 
-use super::{Failure, dry_run, logging, progress::Bar, restarts::Restarts, setup::Surroundings};
+use super::{
+    Failure, control, dry_run, logging, progress::Bar, restarts::Restarts, setup::Surroundings,
+};
 use crate::{
     config::{self, Loaded},
     event::Event,
@@ -106,6 +108,11 @@ impl Arguments {
         assembly::stages(&loaded, &context).map_err(Failure::usage)?;
         let keeper = Keeper::new(surroundings, explicit, lock.dir(), loaded, watched, context);
         let mut keeper = keeper.map_err(Failure::usage)?;
+        if self.once {
+            keeper.askers.close();
+        }
+        // Given up before the lock is, which decides about what lies in its place.
+        let _serving = control::serve(lock.dir(), &keeper.desk);
         let first = tokio::select! {
             first = live::begin(&mut keeper, self.once) => first,
             () = signals.ended() => return Ok(()),
@@ -250,6 +257,7 @@ async fn until_stopped(
     signals: &mut Signals,
 ) -> Result<(), Ended> {
     let mut running = pipeline.start(&keeper.loaded.settings, Until::Stopped, Box::new(|_| ()));
+    keeper.desk.runs(Some(running.view()));
     let failed = running.failed();
     let pulse = running.pulse();
     let fault = tokio::select! {
@@ -264,6 +272,7 @@ async fn until_stopped(
         }
         Some(fault) => error!(%fault, "everything stops"),
     }
+    keeper.desk.runs(None);
     let left = running.stop().await;
     fault.map_or(Ok(()), |fault| Err(Ended::Fault(fault, left)))
 }
@@ -274,10 +283,12 @@ async fn once(pipeline: Pipeline, keeper: &Keeper<'_>, signals: &mut Signals) ->
     let report: Report =
         Box::new(move |progress| bar.show(progress.read, progress.unread, progress.files));
     let mut running = pipeline.start(&keeper.loaded.settings, Until::CaughtUp, report);
+    keeper.desk.runs(Some(running.view()));
     let done = tokio::select! {
         done = running.catch_up(PATIENCE) => Some(done),
         () = signals.ended() => None,
     };
+    keeper.desk.runs(None);
     let left = running.stop().await;
     let failed = |failure| Err(Ended::Failed(failure));
     match done {

@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::{Failure, managed};
 use crate::{
+    compliance::kept,
     config::{self, ConfigError, Inputs, Loaded, Managed},
     platform::{Environment, Paths, SystemClock, SystemPower, identify, is_root, private},
     stages::Context,
@@ -64,6 +65,20 @@ impl Surroundings {
     /// The variables in force.
     pub(super) fn environment(&self) -> &Environment {
         &self.environment
+    }
+
+    /// The state directory by the configuration; a wrong one says nothing about an agent that runs.
+    pub(super) fn state_dir(&self, explicit: Option<&Path>) -> PathBuf {
+        self.state_dir_of(self.load_managed(explicit, None).ok().as_ref())
+    }
+
+    /// The state directory by this configuration; without one, that of the agent that ran last.
+    pub(super) fn state_dir_of(&self, loaded: Option<&Loaded>) -> PathBuf {
+        if let Some(loaded) = loaded {
+            return loaded.settings.agent.state_dir.clone();
+        }
+        let found = kept::find(&self.paths).ok().flatten();
+        found.map_or_else(|| self.paths.default_state_dir.clone(), |found| found.state_dir)
     }
 
     /// Where everything lies.

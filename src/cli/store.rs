@@ -1,30 +1,46 @@
-//! The outbox of an agent that does not run, for commands.
+//! The outbox as commands have it: of an agent that does not run, or of this process when it is one
+//! that does and was asked.
 
-use std::{fs, io};
+use std::{fs, io, sync::Arc, time::Duration};
+
+use tokio::{runtime::Handle, time::timeout};
 
 use super::{Failure, setup::Surroundings};
 use crate::{
-    config::Loaded,
-    pipeline::outbox::Outbox,
-    platform::{LockError, StateLock},
+    config::{Loaded, Shipping},
+    event::Event,
+    frame::Codec,
+    pipeline::{
+        group::Filling,
+        outbox::{Group, Outbox, OutboxError},
+        runner::View,
+    },
+    platform::StateLock,
     stages::Context,
 };
 
-/// The store of an agent that does not run. None runs as long as this is there.
+/// How long reading may take to come to rest.
+const RESTS: Duration = Duration::from_secs(30);
+
+/// An outbox that a command works on.
 pub(super) struct Store {
-    pub(super) outbox: Outbox,
-    pub(super) loaded: Loaded,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) loaded: Arc<Loaded>,
     pub(super) context: Context,
-    _lock: StateLock,
+    held: Held,
+}
+
+/// By whom.
+enum Held {
+    /// By this command: no agent runs as long as this is there.
+    Command(#[expect(dead_code, reason = "it is held")] StateLock),
+    /// By the agent that this process is.
+    Agent(View),
 }
 
 impl Store {
-    /// Opens it; `what` is what can be done when the agent is stopped.
-    pub(super) fn open(
-        surroundings: &Surroundings,
-        loaded: Loaded,
-        what: &str,
-    ) -> Result<Self, Failure> {
+    /// Opens that of an agent that does not run.
+    pub(super) fn open(surroundings: &Surroundings, loaded: Loaded) -> Result<Self, Failure> {
         let state_dir = &loaded.settings.agent.state_dir;
         let path = state_dir.join("outbox.redb");
         let none = Failure::failed(format!(
@@ -39,16 +55,61 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(none),
             Err(error) => return Err(Failure::failed(error)),
         }
-        let lock = StateLock::acquire(state_dir).map_err(|error| match error {
-            LockError::Held { .. } => {
-                Failure::failed(format!("{error}; {what} when it is stopped"))
-            }
-            error => Failure::failed(error),
-        })?;
+        let lock = StateLock::acquire(state_dir).map_err(Failure::failed)?;
         // Whatever is configured for this command, no sink of the agent's loses its place.
         let opened = Outbox::open_if_begun(&path).map_err(Failure::failed)?;
-        let outbox = opened.ok_or(none)?;
+        let outbox = Arc::new(opened.ok_or(none)?);
         let context = surroundings.context(&loaded, Some(lock.dir()), true);
-        Ok(Self { outbox, loaded, context, _lock: lock })
+        Ok(Self { outbox, loaded: Arc::new(loaded), context, held: Held::Command(lock) })
+    }
+
+    /// That of the agent that this process is.
+    pub(super) fn of_running(view: View, loaded: Arc<Loaded>, context: Context) -> Self {
+        let outbox = Arc::clone(view.outbox());
+        Self { outbox, loaded, context, held: Held::Agent(view) }
+    }
+
+    /// Changes the outbox together with a group that has nothing but `event` in it: as `change` does
+    /// with that group, while nothing else is on its way there.
+    pub(super) fn report_with(
+        &self,
+        event: Event,
+        change: impl FnOnce(&Outbox, &Group) -> Result<(), OutboxError> + Send + 'static,
+    ) -> Result<(), Failure> {
+        let (config, now) = (self.loaded.settings.config_hash(), self.context.clock.now());
+        let job = move |outbox: &Outbox| {
+            let mut filling = Filling::new(outbox.end(), config, Shipping::default(), Codec::Zstd);
+            filling.event(&event, now);
+            change(outbox, &filling.take(now))
+        };
+        let changed = match &self.held {
+            Held::Command(_) => job(&self.outbox),
+            Held::Agent(view) => {
+                let done = Handle::current().block_on(timeout(RESTS, view.at_rest(job)));
+                match done {
+                    Ok(Ok(changed)) => changed,
+                    Ok(Err(_)) => return Err(Failure::failed("the agent is at its end")),
+                    Err(_) => {
+                        return Err(Failure::failed(format!(
+                            "reading has not come to rest for {} s, so nothing is changed yet: see \
+                             `ai-agent status`, and look whether it was done later",
+                            RESTS.as_secs()
+                        )));
+                    }
+                }
+            }
+        };
+        changed.map_err(Failure::failed)
+    }
+
+    /// Waits for something that is sent.
+    pub(super) fn wait<T>(&self, sent: impl Future<Output = T>) -> Result<T, Failure> {
+        match &self.held {
+            Held::Agent(_) => Ok(Handle::current().block_on(sent)),
+            Held::Command(_) => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                Ok(runtime.map_err(Failure::failed)?.block_on(sent))
+            }
+        }
     }
 }

@@ -16,6 +16,7 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::{
     EnvFilter,
     layer::{Context, Layer, SubscriberExt as _},
+    reload,
     util::SubscriberInitExt as _,
 };
 
@@ -23,6 +24,7 @@ use self::{
     line::{Line, Style},
     repeats::{Admission, Repeats},
 };
+use super::log_level::{self, Level};
 use crate::{
     config::LogFormat,
     platform::{Clock as _, Environment, LogFile, StateLock, SystemClock, journal},
@@ -34,8 +36,11 @@ static OUTPUT: OnceLock<Mutex<Output>> = OnceLock::new();
 /// Begins to log to standard error: what is worth knowing, or with `debug` everything of this
 /// program. `RUST_LOG` says it in more detail.
 pub(super) fn begin(debug: bool) {
-    let level = if debug { "warn,ai_agent=debug" } else { "warn,ai_agent=info" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let level = if debug { Level::Debug } else { Level::Info };
+    let filter = EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new(level.filter()));
+    let (filter, handle) = reload::Layer::new(filter);
+    log_level::keep(handle);
     let output = OUTPUT.get_or_init(|| Mutex::new(Output::to_stderr(style())));
     tracing_subscriber::registry().with(filter).with(Lines(output)).init();
 }

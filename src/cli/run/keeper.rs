@@ -4,14 +4,17 @@ use std::{
     collections::BTreeSet,
     fs, mem,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde_json::{Value, json};
 use siem_protocol::{Digest, names::event};
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::{
     super::{
+        control::{Asker, Became, Desk},
         managed::{self, Candidate},
         setup::Surroundings,
     },
@@ -42,7 +45,7 @@ pub(super) struct Keeper<'a> {
     /// What stages are built with.
     pub(super) context: Context,
     /// The configuration in force.
-    pub(super) loaded: Loaded,
+    pub(super) loaded: Arc<Loaded>,
     /// What it was built from.
     plan: Plan,
     /// Its managed layer, as it came.
@@ -61,6 +64,12 @@ pub(super) struct Keeper<'a> {
     is_away: bool,
     /// What was found out, for whoever asks.
     pub(super) status: Status,
+    /// What the agent can be asked.
+    pub(super) desk: Arc<Desk>,
+    /// Who asks for a reload.
+    pub(super) askers: mpsc::Receiver<Asker>,
+    /// What became of the configuration that was tried last.
+    pub(super) became: Became,
     /// What there is to report.
     events: Vec<Event>,
 }
@@ -79,6 +88,9 @@ impl<'a> Keeper<'a> {
         let manager = assembly::manager(&local, &context)?;
         let named = named_files(&local.settings, &context);
         let status = Status::begin(state_dir, &*context.clock);
+        let local = Arc::new(local);
+        let (desk, askers) =
+            Desk::new(status.started_at, status.facts.clone(), Arc::clone(&local), context.clone());
         let mut keeper = Self {
             surroundings,
             explicit,
@@ -94,6 +106,9 @@ impl<'a> Keeper<'a> {
             is_asked: false,
             is_away: false,
             status,
+            desk,
+            askers,
+            became: Became::Unchanged,
             events: Vec::new(),
         };
         keeper.events.extend(locked(&keeper.loaded));
@@ -183,6 +198,7 @@ impl<'a> Keeper<'a> {
         fetched: Result<Fetched, FetchError>,
     ) -> (Outcome, Option<Candidate>) {
         let now = self.context.clock.now();
+        self.became = Became::Unchanged;
         let answer = match fetched {
             Ok(Fetched::Answer(answer)) => answer,
             Ok(Fetched::Unchanged { is_signed }) => {
@@ -207,6 +223,7 @@ impl<'a> Keeper<'a> {
                 if !mem::replace(&mut self.is_away, true) {
                     warn!(reason, "managed configuration could not be fetched");
                 }
+                self.became = Became::NoAnswer(reason);
                 let passes = failure.is_passing();
                 return (if passes { Outcome::Failed } else { Outcome::Answered }, None);
             }
@@ -237,6 +254,7 @@ impl<'a> Keeper<'a> {
     /// Reads all layers again, since files have changed or somebody asks for it.
     pub(super) fn read_files(&mut self, is_asked: bool) -> Option<Candidate> {
         self.is_asked = is_asked;
+        self.became = Became::Unchanged;
         self.tried(From::Files, self.context.revision.get());
         let accepted = self.accept(self.answer.clone(), Tests::All);
         let accepted = accepted.and_then(|candidate| {
@@ -265,6 +283,7 @@ impl<'a> Keeper<'a> {
         let before = self.context.revision.get();
         let mut events = Vec::new();
         if plan != self.plan || revision != before {
+            self.became = Became::InForce;
             let data = json!({
                 "hash": loaded.settings.config_hash(),
                 "revision": revision,
@@ -312,7 +331,8 @@ impl<'a> Keeper<'a> {
         self.warn(&loaded);
         self.named = named_files(&loaded.settings, &self.context);
         self.context.revision.set(revision);
-        (self.loaded, self.plan) = (loaded, plan);
+        (self.loaded, self.plan) = (Arc::new(loaded), plan);
+        self.desk.is_in_force(&self.loaded, &self.context);
         if let Some(answer) = &answer
             && self.answer.as_ref() != Some(answer)
         {
@@ -374,6 +394,7 @@ impl<'a> Keeper<'a> {
         /// More are no accident; then they are said again.
         const MOST: usize = 1000;
 
+        self.became = Became::Refused(reason.clone());
         if self.refused.len() >= MOST {
             self.refused.clear();
         }

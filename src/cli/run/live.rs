@@ -1,11 +1,12 @@
 //! What changes the configuration of a pipeline that runs: the server, a hang-up, files.
 
-use std::{future::pending, pin::Pin, time::Duration};
+use std::{future::pending, mem, pin::Pin, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use super::{
+    super::control::{Asker, Became, Reloaded},
     files::{LOOK, LOOK_AGAIN, Look},
     guard::Guard,
     keeper::Keeper,
@@ -66,8 +67,18 @@ pub(super) async fn follow(
     let mut poll = Instant::now().checked_add(first);
     let mut asking: Option<Asking> = None;
     let mut look = Instant::now() + LOOK;
+    // Those who asked for a reload and wait for the server's part of it.
+    let mut waiting: Vec<(Asker, Became)> = Vec::new();
     loop {
+        let mut asker = None;
         let (from, candidate) = tokio::select! {
+            Some(asked) = keeper.askers.recv() => {
+                info!("the configuration is read again, as somebody asks for");
+                asker = Some(asked);
+                (asking, poll) = (None, Some(Instant::now()));
+                keeper.watched.read(keeper.look());
+                (From::Files, keeper.read_files(true))
+            }
             signal = signals.next() => match signal {
                 Signal::End => return,
                 Signal::HangUp => {
@@ -96,6 +107,7 @@ pub(super) async fn follow(
                 asking = ask(keeper, ANSWER);
                 if asking.is_none() {
                     poll = None;
+                    tell(&mut waiting, None);
                 }
                 continue;
             }
@@ -110,17 +122,30 @@ pub(super) async fn follow(
         let reload = candidate.and_then(|candidate| keeper.change(candidate, from, &waker));
         keeper.take_events().into_iter().for_each(|event| running.report(event));
         keeper.watched.name(keeper.look_at_named());
-        let Some(reload) = reload else { continue };
-        tokio::select! {
-            () = running.reload(reload) => {}
-            () = signals.ended() => return,
+        if let Some(reload) = reload {
+            tokio::select! {
+                () = running.reload(reload) => {}
+                () = signals.ended() => return,
+            }
+            keeper.is_applied();
+            let found = guard.look(&keeper.loaded.settings);
+            found.into_iter().for_each(|event| running.report(event));
+            let revision = keeper.context.revision.get();
+            let hash = keeper.loaded.settings.config_hash().to_string();
+            info!(revision, hash, "the configuration is in force");
         }
-        keeper.is_applied();
-        let found = guard.look(&keeper.loaded.settings);
-        found.into_iter().for_each(|event| running.report(event));
-        let revision = keeper.context.revision.get();
-        let hash = keeper.loaded.settings.config_hash().to_string();
-        info!(revision, hash, "the configuration is in force");
+        waiting.extend(asker.map(|asker| (asker, keeper.became.clone())));
+        if from == From::Server {
+            tell(&mut waiting, Some(&keeper.became));
+        }
+    }
+}
+
+/// Tells those who asked for a reload what came of it.
+fn tell(waiting: &mut Vec<(Asker, Became)>, server: Option<&Became>) {
+    for (asker, files) in mem::take(waiting) {
+        // Whoever no longer waits does not want to know.
+        asker.send(Reloaded { files, server: server.cloned() }).ok();
     }
 }
 

@@ -16,7 +16,7 @@ const FILE: &str = "status.json";
 /// The file, written whole whenever something in it changes.
 pub(super) struct Status {
     path: PathBuf,
-    started_at: Timestamp,
+    pub(super) started_at: Timestamp,
     /// What became of configurations.
     pub(super) facts: Facts,
     /// Whether it could not be written the last time.

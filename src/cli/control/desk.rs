@@ -1,0 +1,256 @@
+//! Knows the answers: what the agent that runs can be asked.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::spawn_blocking,
+    time::timeout,
+};
+
+use super::{
+    super::{
+        Failure, deadletter, log_level, outbox,
+        status::{self, Seen},
+        store::Store,
+    },
+    Say,
+    wire::{Reply, Request},
+};
+use crate::{
+    config::Loaded,
+    pipeline::{facts::Facts, runner::View},
+    platform::Timestamp,
+    stages::Context,
+    text::causes,
+};
+
+/// How long the store and reading may take to say how they stand.
+const LOOKS: Duration = Duration::from_secs(2);
+/// How long a change of the configuration may take that was on its way before, and this one with
+/// the server's answer.
+const RELOADS: Duration = Duration::from_secs(60);
+
+/// How long a flush may be waited for.
+const LONGEST_FLUSH: Duration = Duration::from_secs(24 * 3600);
+
+/// Somebody who asked for a reload, and waits for what comes of it.
+pub(in crate::cli) type Asker = oneshot::Sender<Reloaded>;
+
+/// What came of a reload.
+#[derive(Clone, Debug)]
+pub(in crate::cli) struct Reloaded {
+    /// Of the files.
+    pub(in crate::cli) files: Became,
+    /// Of what the server manages; none where it manages nothing.
+    pub(in crate::cli) server: Option<Became>,
+}
+
+/// What became of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::cli) enum Became {
+    /// It is in force, and another than before.
+    InForce,
+    /// It says nothing new.
+    Unchanged,
+    /// It was refused: why.
+    Refused(String),
+    /// There was none to be had: why.
+    NoAnswer(String),
+}
+
+/// What the agent that runs can be asked, shared with those who ask.
+pub(in crate::cli) struct Desk {
+    started_at: Timestamp,
+    facts: Facts,
+    in_force: Mutex<(Arc<Loaded>, Context)>,
+    /// The pipeline that runs; none while another begins.
+    view: Mutex<Option<View>>,
+    reloads: mpsc::Sender<Asker>,
+}
+
+impl Desk {
+    /// A desk before there is a pipeline, and those who ask it for a reload.
+    pub(in crate::cli) fn new(
+        started_at: Timestamp,
+        facts: Facts,
+        loaded: Arc<Loaded>,
+        context: Context,
+    ) -> (Arc<Self>, mpsc::Receiver<Asker>) {
+        let (reloads, asked) = mpsc::channel(4);
+        let (in_force, view) = (Mutex::new((loaded, context)), Mutex::new(None));
+        (Arc::new(Self { started_at, facts, in_force, view, reloads }), asked)
+    }
+
+    /// This configuration is in force.
+    pub(in crate::cli) fn is_in_force(&self, loaded: &Arc<Loaded>, context: &Context) {
+        *unpoisoned(&self.in_force) = (Arc::clone(loaded), context.clone());
+    }
+
+    /// This pipeline runs, or none.
+    pub(in crate::cli) fn runs(&self, view: Option<View>) {
+        *unpoisoned(&self.view) = view;
+    }
+
+    /// Answers one question.
+    pub(super) async fn answer(&self, request: Request, say: mpsc::Sender<Reply>) {
+        let done = match request {
+            Request::Status => {
+                let seen = Box::new(self.look().await);
+                drop(say.send(Reply::Status(seen)).await);
+                Ok(())
+            }
+            Request::Flush { within_ms } => {
+                self.flush(Duration::from_millis(within_ms), &say).await
+            }
+            Request::Reload => self.reload(&say).await,
+            Request::LogLevel { level } => match log_level::change(level) {
+                Ok(now) => {
+                    let line = match level {
+                        Some(_) => format!("the agent logs `{now}` until it ends"),
+                        None => now,
+                    };
+                    drop(say.send(Reply::Line(line)).await);
+                    Ok(())
+                }
+                Err(error) => Err(failed(error)),
+            },
+            Request::Outbox(action) => {
+                self.on_store(&say, move |store, say| outbox::act(store, &action, say)).await
+            }
+            Request::Deadletter(action) => {
+                self.on_store(&say, move |store, say| deadletter::act(store, &action, say)).await
+            }
+        };
+        let end = match done {
+            Ok(()) => Reply::Done,
+            Err(failed) => failed,
+        };
+        drop(say.send(end).await);
+    }
+
+    /// How things stand.
+    async fn look(&self) -> Seen {
+        let (loaded, context) = unpoisoned(&self.in_force).clone();
+        let now = context.clock.now();
+        let agent = status::Agent::new(self.started_at, now);
+        let mut seen = Seen::new(agent, &loaded, &self.facts.now());
+        let whom = spawn_blocking(move || {
+            let Context { paths, environment, sessions, state_dir, .. } = &context;
+            let client_dirs = sessions.client_dirs();
+            let state_dir = state_dir.as_ref()?;
+            Some(status::compliance(state_dir, paths, environment, &client_dirs))
+        });
+        seen.compliance = timeout(LOOKS, whom).await.ok().and_then(Result::ok).flatten();
+        let Some(view) = self.view() else { return seen };
+        seen.agent.phase = status::Phase::Running;
+        let outbox = Arc::clone(view.outbox());
+        let looked = timeout(LOOKS, spawn_blocking(move || outbox.waiting()));
+        let (waiting, reading) = tokio::join!(looked, view.reading(LOOKS));
+        match waiting {
+            Ok(Ok(Ok(waiting))) => seen.take_outbox(waiting, &loaded, now),
+            Ok(Ok(Err(error))) => seen.outbox_error = Some(causes(&error)),
+            Ok(Err(_)) | Err(_) => {
+                seen.outbox_error =
+                    Some(format!("the outbox has not answered for {} s", LOOKS.as_secs()));
+            }
+        }
+        seen.take_progress(&view.sinks(), now);
+        seen.reading = Some(match reading {
+            Ok(reading) => status::Reading::new(&reading, now),
+            Err(failure) => status::Reading::silent(failure.silent),
+        });
+        seen
+    }
+
+    async fn flush(&self, patience: Duration, say: &mpsc::Sender<Reply>) -> Result<(), Reply> {
+        let view = self.view().ok_or_else(not_ready)?;
+        let flushed = view.flush(patience.min(LONGEST_FLUSH)).await.map_err(|error| {
+            failed(format!("not everything is delivered yet: {}", causes(&error)))
+        })?;
+        let line = match flushed {
+            0 => "nothing waited: everything is acknowledged".to_owned(),
+            count => format!("{count} entries are delivered and acknowledged"),
+        };
+        drop(say.send(Reply::Line(line)).await);
+        Ok(())
+    }
+
+    async fn reload(&self, say: &mpsc::Sender<Reply>) -> Result<(), Reply> {
+        let (answer, answered) = oneshot::channel();
+        let late = || {
+            failed(
+                "the agent is not done with it: a change of the configuration waits for the store, \
+                 see `ai-agent status`",
+            )
+        };
+        let asked = timeout(RELOADS, async {
+            self.reloads.send(answer).await.ok()?;
+            answered.await.ok()
+        });
+        let reloaded = asked.await.map_err(|_| late())?;
+        let Reloaded { files, server } = reloaded.ok_or_else(|| {
+            failed("the agent changes nothing any more: it runs only once, or is at its end")
+        })?;
+        let mut wrong = Vec::new();
+        for (whose, became) in [("the files", Some(files)), ("the server", server)] {
+            let line = match became {
+                Some(Became::InForce) => format!("what is new from {whose} is in force"),
+                Some(Became::Unchanged) => format!("nothing is new from {whose}"),
+                Some(Became::NoAnswer(why)) => format!("nothing came from {whose}: {why}"),
+                Some(Became::Refused(why)) => {
+                    wrong.push(format!(
+                        "what came from {whose} was refused, what was in force stays: {why}"
+                    ));
+                    continue;
+                }
+                None => format!("nothing is managed by {whose}"),
+            };
+            drop(say.send(Reply::Line(line)).await);
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(failed(wrong.join("; "))) }
+    }
+
+    /// Does something with the store, away from the network's thread.
+    async fn on_store(
+        &self,
+        say: &mpsc::Sender<Reply>,
+        act: impl FnOnce(&Store, Say<'_>) -> Result<(), Failure> + Send + 'static,
+    ) -> Result<(), Reply> {
+        let view = self.view().ok_or_else(not_ready)?;
+        let (loaded, context) = unpoisoned(&self.in_force).clone();
+        let store = Store::of_running(view, loaded, context);
+        let say = say.clone();
+        let done = spawn_blocking(move || {
+            let mut tell = |line: &str| {
+                let told = say.blocking_send(Reply::Line(line.to_owned()));
+                told.map_err(|_| io::ErrorKind::BrokenPipe.into())
+            };
+            act(&store, &mut tell).map_err(|failure| match failure {
+                Failure::Usage(error) => Reply::Failed { error: causes(&*error), usage: true },
+                Failure::Failed(error) => failed(causes(&*error)),
+            })
+        });
+        done.await.unwrap_or_else(|_| Err(failed("a part of the agent failed, its log says where")))
+    }
+
+    fn view(&self) -> Option<View> {
+        unpoisoned(&self.view).clone()
+    }
+}
+
+fn failed(error: impl Into<String>) -> Reply {
+    Reply::Failed { error: error.into(), usage: false }
+}
+
+fn not_ready() -> Reply {
+    failed("the agent has not begun yet, or begins again just now: ask again in some seconds")
+}
+
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,92 @@
+//! The way to the agent that runs: what it can be asked, how it answers, and who asks.
+//!
+//! `wire` is what travels, `server` takes those who ask, `desk` knows the answers, `client` is the
+//! other end. The pipeline offers what is asked as functions and knows nothing of all this.
+
+mod client;
+mod desk;
+mod server;
+pub(super) mod wire;
+
+use std::{io, path::Path, time::Duration};
+
+pub(super) use client::{Reached, reach};
+pub(super) use desk::{Asker, Became, Desk, Reloaded};
+pub(super) use server::serve;
+use wire::{Reply, Request};
+
+use super::{Failure, setup::Surroundings, store::Store};
+
+/// Takes a line of what there is to say. When nobody listens any more it fails with
+/// [`io::ErrorKind::BrokenPipe`], and there is no point in going on.
+pub(super) type Say<'a> = &'a mut dyn FnMut(&str) -> io::Result<()>;
+
+/// How long an agent may take over one line of its answer.
+const LINE: Duration = Duration::from_secs(300);
+
+/// Has the agent that runs do what `request` says, or does it as `local` says on the store of one
+/// that does not.
+pub(super) fn on_store(
+    explicit: Option<&Path>,
+    request: &Request,
+    say: Say<'_>,
+    local: impl FnOnce(&Store, Say<'_>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let surroundings = Surroundings::look()?;
+    let state_dir = surroundings.state_dir(explicit);
+    let done = match reach(&state_dir)? {
+        Reached::Agent(client) => client.ask(request, LINE, &mut |reply| match reply {
+            Reply::Line(line) => say(&line).map_err(Failure::failed),
+            _ => Ok(()),
+        }),
+        Reached::Nobody => {
+            let loaded = surroundings.load(explicit)?;
+            local(&Store::open(&surroundings, loaded)?, say)
+        }
+        Reached::Silent { holder, why } => Err(silent(&state_dir, holder, &why)),
+    };
+    done.or_else(unless_gone)
+}
+
+/// Nobody listens any more: that is the end, and no failure.
+pub(super) fn unless_gone(failure: Failure) -> Result<(), Failure> {
+    match &failure {
+        Failure::Failed(error)
+            if error
+                .downcast_ref::<io::Error>()
+                .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) =>
+        {
+            Ok(())
+        }
+        _ => Err(failure),
+    }
+}
+
+/// Whoever holds the state directory does not answer.
+pub(super) fn silent(state_dir: &Path, holder: crate::platform::Holder, why: &str) -> Failure {
+    Failure::failed(format!(
+        "`{}` is held{holder}, and nobody answers there ({why}): another command may be at work on \
+         it, which ends soon; an agent that hangs must be ended, and started again",
+        state_dir.display()
+    ))
+}
+
+/// Asks the agent that runs, which must be there; prints the lines that it answers.
+pub(super) fn ask(
+    explicit: Option<&Path>,
+    request: &Request,
+    patience: Duration,
+) -> Result<(), Failure> {
+    let state_dir = Surroundings::look()?.state_dir(explicit);
+    match reach(&state_dir)? {
+        Reached::Agent(client) => client.ask(request, patience, &mut |reply| match reply {
+            Reply::Line(line) => super::print(format_args!("{line}")),
+            _ => Ok(()),
+        }),
+        Reached::Nobody => Err(Failure::failed(format!(
+            "ai-agent is not running: nobody holds `{}`",
+            state_dir.display()
+        ))),
+        Reached::Silent { holder, why } => Err(silent(&state_dir, holder, &why)),
+    }
+}

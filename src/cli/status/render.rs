@@ -1,0 +1,287 @@
+//! What `status` shows to people: problems first, then line by line what is known.
+
+use serde_json::Value;
+
+use super::{
+    report::{Account, Compliance, Hook, Level, Outbox, Phase, Reading, Report, Seen, Sink, State},
+    words::{span, times},
+};
+use crate::{compliance::Standing, platform::Timestamp, units::Size};
+
+/// How wide the names before lines are.
+const NAMES: usize = 12;
+
+/// Colours, where there are any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Colours {
+    Shown,
+    None,
+}
+
+impl Colours {
+    fn paint(self, code: &str, text: &str) -> String {
+        match self {
+            Self::Shown => format!("\x1b[{code}m{text}\x1b[0m"),
+            Self::None => text.to_owned(),
+        }
+    }
+
+    fn good(self, text: &str) -> String {
+        self.paint("32", text)
+    }
+
+    fn bad(self, text: &str) -> String {
+        self.paint("1;31", text)
+    }
+
+    fn odd(self, text: &str) -> String {
+        self.paint("33", text)
+    }
+
+    fn faint(self, text: &str) -> String {
+        self.paint("2", text)
+    }
+}
+
+/// Everything, as people read it.
+pub(super) fn render(report: &Report, now: Timestamp, colours: Colours) -> String {
+    let mut page = Page { text: String::new(), colours };
+    page.head(report);
+    page.problems(report);
+    let Seen { agent, outbox, sinks, reading, config, compliance, .. } = &report.seen;
+    page.line("state", &report.state_dir);
+    if let Some(level) = &agent.log_level {
+        page.line("logs at", level);
+    }
+    if let Some(outbox) = outbox {
+        page.outbox(outbox);
+    }
+    for sink in sinks {
+        page.sink(sink, report.state);
+    }
+    if let Some(reading) = reading {
+        page.reading(reading);
+    }
+    page.config(config, now);
+    if let Some(compliance) = compliance {
+        page.compliance(compliance);
+    }
+    page.hooks(&report.hooks);
+    page.text
+}
+
+struct Page {
+    text: String,
+    colours: Colours,
+}
+
+impl Page {
+    /// A line with its name before it; what follows stands below it.
+    fn line(&mut self, name: &str, what: &str) {
+        for (at, line) in what.lines().enumerate() {
+            let name = if at == 0 { name } else { "" };
+            let padded = format!("{name:<NAMES$}");
+            self.text.push_str(&self.colours.faint(&padded));
+            self.text.push_str(&plain(line));
+            self.text.push('\n');
+        }
+    }
+
+    fn head(&mut self, report: &Report) {
+        let pid = report.pid.map(|pid| format!(", PID {pid}")).unwrap_or_default();
+        let agent = &report.seen.agent;
+        let (word, rest) = match report.state {
+            State::Running => {
+                let mut rest = pid;
+                if let Some(up) = agent.uptime_seconds {
+                    rest += &format!(", up {}", span(up));
+                }
+                if let Some(memory) = agent.memory_bytes {
+                    rest += &format!(", {} of memory", Size(memory));
+                }
+                match agent.phase {
+                    Phase::Running => (self.colours.good("running"), rest),
+                    Phase::Starting => (self.colours.odd("starting"), rest),
+                }
+            }
+            State::Silent => (self.colours.bad("does not answer"), pid),
+            State::Stopped => (self.colours.bad("not running"), String::new()),
+        };
+        let version = Some(&*agent.version).filter(|version| !version.is_empty());
+        let version = version.map(|version| format!(" {version}")).unwrap_or_default();
+        self.text += &format!("ai-agent{version}: {word}{rest}\n\n");
+    }
+
+    fn problems(&mut self, report: &Report) {
+        for problem in &report.problems {
+            let mark = match problem.level {
+                Level::Failing => self.colours.bad("FAILING"),
+                Level::Warning => self.colours.odd("WARNING"),
+            };
+            self.text += &format!("{mark}  {}\n", plain(&problem.what));
+            self.text +=
+                &format!("         {} {}\n", self.colours.faint("→"), plain(&problem.remedy));
+        }
+        if !report.problems.is_empty() {
+            self.text.push('\n');
+        }
+    }
+
+    fn outbox(&mut self, outbox: &Outbox) {
+        let mut text = match outbox.entries {
+            0 => "empty".to_owned(),
+            count => times(count, "entry waits", "entries wait"),
+        };
+        if let Some(oldest) = outbox.oldest_seconds {
+            text += &format!(", the oldest for {}", span(oldest));
+        }
+        text += &format!("; {} of entries", Size(outbox.bytes));
+        if let Some(most) = outbox.max_bytes {
+            text += &format!(" of at most {}", Size(most));
+        }
+        if outbox.dead_letters > 0 {
+            text += &format!("; {}", times(outbox.dead_letters, "dead letter", "dead letters"));
+        }
+        self.line("outbox", &text);
+    }
+
+    fn sink(&mut self, sink: &Sink, state: State) {
+        let mut text = format!("{}: ", sink.name);
+        text += &match (sink.entries, sink.acknowledged) {
+            (0, 0) => "nothing to deliver yet".to_owned(),
+            (0, last) => format!("everything acknowledged, up to {last}"),
+            (count, last) => format!(
+                "{}, acknowledged up to {last}",
+                times(count, "entry waits", "entries wait")
+            ),
+        };
+        if !sink.configured && state == State::Running {
+            text += "; not configured any more";
+        }
+        match sink.last_acknowledgement_seconds {
+            Some(seconds) => text += &format!("; last acknowledgement {} ago", span(seconds)),
+            None if state == State::Running => text += "; no acknowledgement since the start",
+            None => {}
+        }
+        if let Some(destination) = &sink.destination {
+            text += &format!("\n  to {destination}");
+        }
+        if let Some(error) = &sink.last_error {
+            text += &format!("\n  last error at {}: {}", error.at, error.reason.replace('\n', " "));
+        }
+        if let Some(at) = &sink.retry_at {
+            text += &format!("\n  retry at {at}");
+        }
+        if sink.paced {
+            text += "\n  waits until it may send more";
+        }
+        self.line("sink", &text);
+    }
+
+    fn reading(&mut self, reading: &Reading) {
+        if reading.silent_seconds.is_some() {
+            return self.line("reading", "does not answer");
+        }
+        let mut text = times(reading.files, "file", "files");
+        text += &match reading.files_unread {
+            0 => ", all read".to_owned(),
+            count => format!(", {} unread in {count} of them", Size(reading.unread_bytes)),
+        };
+        if reading.unreadable > 0 {
+            text += &format!(", {} unreadable", reading.unreadable);
+        }
+        if reading.held > 0 {
+            text += &format!(", {} left alone", reading.held);
+        }
+        if !reading.watching {
+            text += "; changes are found by sweeps alone";
+        }
+        for unreadable in &reading.problems {
+            text += &format!("\n  {}: {}", unreadable.path, unreadable.error);
+        }
+        self.line("reading", &text);
+    }
+
+    fn config(&mut self, config: &Value, now: Timestamp) {
+        let ago = |fact: &Value| {
+            let at = fact.as_str().and_then(|at| humantime::parse_rfc3339(at).ok());
+            at.map(|at| format!(", {} ago", span(now.since(at.into()).as_secs())))
+                .unwrap_or_default()
+        };
+        let text = |fact: &Value| fact.as_str().unwrap_or_default().to_owned();
+        let revision = |fact: &Value| match fact["revision"].as_str() {
+            Some(revision) => format!("revision {revision}"),
+            None => "no managed revision".to_owned(),
+        };
+        let applied = &config["applied"];
+        if applied.is_object() {
+            let hash: String = text(&applied["hash"]).chars().take(12).collect();
+            self.line(
+                "config",
+                &format!("{}, hash {hash}, in force{}", revision(applied), ago(&applied["at"])),
+            );
+        }
+        let attempted = &config["attempted"];
+        if attempted.is_object() {
+            let from = text(&attempted["from"]);
+            self.line(
+                "attempted",
+                &format!("{} from {from}{}", revision(attempted), ago(&attempted["at"])),
+            );
+        }
+        let refused = &config["refused"];
+        if refused.is_object() {
+            let (from, why) = (text(&refused["from"]), text(&refused["reason"]));
+            self.line("refused", &format!("from {from}{}: {why}", ago(&refused["at"])));
+        }
+        if config["signed_at"].is_string() {
+            let at = &config["signed_at"];
+            self.line("server", &format!("last signed answer at {}{}", text(at), ago(at)));
+        }
+    }
+
+    fn compliance(&mut self, compliance: &Compliance) {
+        if compliance.policy_since.is_none() {
+            return self.line("compliance", "no policy is known yet");
+        }
+        for account in &compliance.accounts {
+            let Account { program, standing, violations, unknown, .. } = account;
+            let who = match standing {
+                Standing::SignedIn(who) => {
+                    let name = who.email.as_ref().or(who.organization.as_ref());
+                    name.or(who.account.as_ref()).cloned().unwrap_or("an account".to_owned())
+                }
+                Standing::Key(name) => format!("{name} in place of an account"),
+                Standing::Unknown(why) => format!("nobody known: {why}"),
+            };
+            let verdict = match (violations.len(), unknown.len()) {
+                (0, 0) => self.colours.good("complies"),
+                (0, _) => "nothing is known that breaks the policy".to_owned(),
+                _ => self.colours.bad("breaks the policy"),
+            };
+            // Painted words stay as they are: the rest is made plain here.
+            let text = format!("{program}: {} ", plain(&who));
+            let padded = format!("{:<NAMES$}", "compliance");
+            self.text += &format!("{}{text}({verdict})\n", self.colours.faint(&padded));
+        }
+    }
+
+    fn hooks(&mut self, hooks: &[Hook]) {
+        if hooks.is_empty() {
+            return self.line("hooks", "none installed");
+        }
+        let lines: Vec<String> = hooks
+            .iter()
+            .map(|hook| match &hook.trouble {
+                None => format!("{} is called", hook.name),
+                Some(why) => format!("{} in `{}` {why}", hook.name, hook.path),
+            })
+            .collect();
+        self.line("hooks", &lines.join("\n"));
+    }
+}
+
+/// A receiver's words and names of files must not move the cursor.
+fn plain(text: &str) -> String {
+    text.chars().map(|it| if it.is_control() { ' ' } else { it }).collect()
+}
