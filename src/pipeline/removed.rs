@@ -23,7 +23,7 @@ pub fn tell(outbox: &Outbox, mut report: impl FnMut(Event)) {
             acknowledged,
             undelivered,
             "sink is not configured any more, and keeps its place in the outbox: what it has not \
-             taken stays until the outbox is full; configure it again, or stop the agent and run \
+             taken stays until the outbox is full; configure it again, or run \
              `ai-agent outbox forget-sink {name}`"
         );
         report(told(&sink, false));

@@ -279,3 +279,57 @@ fn a_store_that_is_deleted_under_the_agent_is_noticed_when_it_tidies_up() {
     ingest.turn();
     assert!(*damage.borrow());
 }
+
+/// A command that took a sink's place away made the group at hand stale: it was read again, and the
+/// log said that entries could not be stored.
+#[test]
+fn what_is_appended_while_reading_rests_makes_nothing_stale() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ingest = ingest(Files::new(&[("a", ["a1"].as_slice())]), folder.path());
+    let inbox = Arc::clone(&ingest.inbox);
+    ingest.begin();
+    ingest.inbox.report(Event::info("one", json!({})));
+    let done = inbox.at_rest(|outbox| {
+        let mut filling =
+            Filling::new(outbox.end(), Digest::ZERO, Shipping::default(), Codec::Zstd);
+        filling.event(&Event::info("theirs", json!({})), Timestamp(1));
+        outbox.commit(&filling.take(Timestamp(1))).unwrap();
+    });
+    assert!(matches!(ingest.turn(), Turn::Read(_)));
+    assert!(done.blocking_recv().is_ok());
+    inbox.report(Event::info("two", json!({})));
+    assert!(matches!(ingest.turn(), Turn::Read(_)));
+    let outbox = Arc::clone(&ingest.outbox);
+    ingest.end();
+    let (records, events) = stored(&outbox);
+    assert_eq!(records, ["a1"]);
+    assert_eq!(events, ["agent_started", "theirs", "one", "two", "heartbeat", "agent_stopped"]);
+    assert!(outbox.verify().is_ok());
+}
+
+/// Whoever asked why nothing arrives was not answered, because nothing could be stored.
+#[test]
+fn it_is_told_why_nothing_can_be_stored_while_that_is_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let ingest = ingest(Files::new(&[("a", ["a1"].as_slice())]), folder.path());
+    let inbox = Arc::clone(&ingest.inbox);
+    ingest.outbox.close();
+    let thread = std::thread::spawn(move || ingest.run(Until::Stopped));
+    loop {
+        let reading = inbox.ask().blocking_recv().unwrap();
+        assert_eq!(reading.sources[0].0, "files");
+        if let Some((reason, _)) = reading.not_stored {
+            assert!(reason.contains("cannot open the outbox"), "{reason}");
+            break;
+        }
+        std::thread::yield_now();
+    }
+    let (asked, job) = (inbox.ask(), inbox.at_rest(|_| ()));
+    inbox.stop();
+    thread.join().unwrap();
+    // Whoever comes too late is told so, and does not wait.
+    drop(asked.blocking_recv());
+    assert!(job.blocking_recv().is_err());
+    assert!(inbox.ask().blocking_recv().is_err());
+    assert!(inbox.at_rest(|_| ()).blocking_recv().is_err());
+}

@@ -147,3 +147,59 @@ impl Outbox {
         Ok(verified)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            DeadLetter, DeadLetterId,
+            tests::{commit, group, store},
+        },
+        *,
+    };
+
+    #[test]
+    fn what_was_stored_is_found_whole() {
+        let store = store();
+        assert_eq!(store.outbox.verify().unwrap(), Verified::default());
+        commit(&store.outbox, 700);
+        commit(&store.outbox, 3);
+        let verified = store.outbox.verify().unwrap();
+        assert_eq!((verified.first_seq, verified.last_seq, verified.entries), (1, 703, 703));
+    }
+
+    #[test]
+    fn entries_that_are_others_than_those_that_were_chained_are_found() {
+        let store = store();
+        commit(&store.outbox, 3);
+        let mut wrong = group(&store.outbox, 2);
+        wrong.frames[0].head.before = Digest::ZERO;
+        store.outbox.commit(&wrong).unwrap();
+        let found = store.outbox.verify().unwrap_err();
+        assert!(matches!(found, Wrong::Chain { first: 4, last: 5 }), "{found}");
+    }
+
+    #[test]
+    fn entries_that_are_missing_are_found() {
+        let store = store();
+        commit(&store.outbox, 3);
+        let mut wrong = group(&store.outbox, 2);
+        wrong.frames[0].head.first_seq += 4;
+        store.outbox.commit(&wrong).unwrap();
+        let found = store.outbox.verify().unwrap_err();
+        assert_eq!(found.to_string(), "entries 4 to 7 are missing");
+    }
+
+    #[test]
+    fn a_dead_letter_that_is_another_is_found() {
+        let store = store();
+        let id = DeadLetterId { sink: "siem".into(), epoch: "e".into(), seq: 7 };
+        let mut letter = DeadLetter::new(b"{}", Digest::ZERO, 422, String::new(), String::new());
+        store.outbox.bury(&id, &letter).unwrap();
+        assert_eq!(store.outbox.verify().unwrap().dead_letters, 1);
+        letter.line_sha256 = Digest::ZERO;
+        store.outbox.bury(&id, &letter).unwrap();
+        let found = store.outbox.verify().unwrap_err();
+        assert!(matches!(found, Wrong::DeadLetter { seq: 7, .. }), "{found}");
+    }
+}

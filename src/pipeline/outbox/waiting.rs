@@ -81,3 +81,40 @@ impl Outbox {
         Ok(sealed_at)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use siem_protocol::ChainPoint;
+
+    use super::{
+        super::tests::{commit, open, seats, store},
+        *,
+    };
+
+    #[test]
+    fn each_sink_has_its_own_depth_with_what_is_acknowledged_and_not_stored_yet() {
+        let store = store();
+        store.outbox.seat(&seats(&["siem", "archive"])).unwrap();
+        let group = commit(&store.outbox, 5);
+        let point = ChainPoint { seq: 5, hash: group.frames[0].head.after };
+        store.outbox.advance("siem", "epoch-1", point, 0);
+        let waiting = store.outbox.waiting().unwrap();
+        assert_eq!((waiting.entries, waiting.last_seq, waiting.dead_letters), (5, 5, 0));
+        assert!(waiting.bytes > 0 && waiting.file_bytes > waiting.bytes);
+        let places: Vec<_> = waiting
+            .places
+            .iter()
+            .map(|place| (&*place.name, place.acknowledged, place.entries, place.oldest))
+            .collect();
+        let sealed = Some(Timestamp(1));
+        assert_eq!(places, [("archive", 0, 5, sealed), ("siem", 5, 0, None)]);
+    }
+
+    #[test]
+    fn nothing_waits_in_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = open(&folder.path().join("outbox.redb"), &["siem"]).unwrap();
+        let waiting = outbox.waiting().unwrap();
+        assert_eq!((waiting.entries, waiting.last_seq, waiting.bytes), (0, 0, 0));
+    }
+}

@@ -210,3 +210,55 @@ async fn the_end_does_not_wait_for_a_limit() {
     running.stop().await;
     assert!(begun.elapsed() < DELIVERY_ENDS);
 }
+
+/// Settings under which an entry may wait for a day.
+fn patient() -> Settings {
+    let mut settings = settings(1 << 30);
+    settings.shipping.flush_interval = Duration::from_secs(86400);
+    settings
+}
+
+#[tokio::test]
+async fn a_flush_sends_what_would_have_waited_and_nothing_that_comes_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = pipeline(folder.path(), false, Some(Delivery::Acknowledged));
+    let running = pipeline.start(&patient(), Until::Stopped, Box::new(|_| ()));
+    let view = running.view();
+    running.report(Event::info("test", serde_json::json!({})));
+    in_time(running.outbox.watch().wait_for(|head| head.last_seq >= 2)).await.unwrap();
+    assert_eq!(view.outbox().cursor("siem").unwrap().acknowledged.seq, 0);
+    assert_eq!(in_time(view.flush(LONG)).await.unwrap(), 2);
+    assert_eq!(in_time(view.flush(LONG)).await.unwrap(), 0);
+    running.report(Event::info("test", serde_json::json!({})));
+    in_time(running.outbox.watch().wait_for(|head| head.last_seq >= 3)).await.unwrap();
+    let waiting = view.outbox().waiting().unwrap();
+    assert_eq!((waiting.entries, waiting.places[0].acknowledged), (1, 2));
+    let (_, progress) = &view.sinks()[0];
+    assert!(progress.acknowledged_at.is_some() && progress.trouble.is_none());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_flush_that_gets_nowhere_says_what_keeps_it_and_one_at_the_end_does_not_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = pipeline(folder.path(), false, refused());
+    let running = pipeline.start(&patient(), Until::Stopped, Box::new(|_| ()));
+    let view = running.view();
+    in_time(running.outbox.watch().wait_for(|head| head.last_seq >= 1)).await.unwrap();
+    let late = in_time(view.flush(Duration::from_millis(50))).await.unwrap_err();
+    assert_eq!(
+        late.to_string(),
+        "sink `siem` has not acknowledged all of it, 1 entries wait: nobody is there"
+    );
+    let (_, progress) = &view.sinks()[0];
+    assert!(progress.retry_at.is_some() && progress.last_error.is_some() && !progress.is_held);
+    assert!(in_time(view.reading(LONG)).await.is_ok());
+    let flushing = tokio::spawn({
+        let view = view.clone();
+        async move { view.flush(LONG).await.is_err() }
+    });
+    running.stop().await;
+    assert!(in_time(flushing).await.unwrap());
+    assert!(in_time(view.flush(LONG)).await.is_err());
+    assert!(in_time(view.reading(LONG)).await.is_err());
+}
