@@ -133,7 +133,14 @@ async fn listen(read: &mut (impl AsyncRead + Unpin)) -> Result<Option<Request>, 
     }
 }
 
-/// Waits until the other end is gone, or says what nobody asked for.
+/// Waits until the other end is gone, or floods. What is left unread when a connection is dropped
+/// would take the answer away with it.
 async fn gone(read: &mut (impl AsyncRead + Unpin)) {
-    drop(read.read(&mut [0; 1]).await);
+    let (mut piece, mut unasked) = ([0; 512], 0);
+    while let Ok(length @ 1..) = read.read(&mut piece).await {
+        unasked += length;
+        if unasked > LONGEST_REQUEST {
+            return;
+        }
+    }
 }
