@@ -78,6 +78,9 @@ pub(in crate::cli) fn compliance(
     let policy = &kept.compliance;
     Compliance {
         policy_since: Some(kept.at.to_string()),
+        restricts: policy.permitted_email_domains.is_some()
+            || policy.permitted_org_ids.is_some()
+            || policy.require_account == Some(true),
         action: policy.action,
         needs_hooks: policy.action.is_some() || policy.banner.is_some(),
         accounts: [code].into_iter().chain(others).chain(desktop).map(judged).collect(),

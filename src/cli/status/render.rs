@@ -218,7 +218,7 @@ impl Page {
             let hash: String = text(&applied["hash"]).chars().take(12).collect();
             self.line(
                 "config",
-                &format!("{}, hash {hash}, in force{}", revision(applied), ago(&applied["at"])),
+                &format!("{}, hash {hash}, applied{}", revision(applied), ago(&applied["at"])),
             );
         }
         let attempted = &config["attempted"];
@@ -243,6 +243,9 @@ impl Page {
     fn compliance(&mut self, compliance: &Compliance) {
         if compliance.policy_since.is_none() {
             return self.line("compliance", "no policy is known yet");
+        }
+        if !compliance.restricts {
+            return self.line("compliance", "the policy restricts nobody");
         }
         for account in &compliance.accounts {
             let Account { program, standing, violations, unknown, .. } = account;
@@ -284,4 +287,118 @@ impl Page {
 /// A receiver's words and names of files must not move the cursor.
 fn plain(text: &str) -> String {
     text.chars().map(|it| if it.is_control() { ' ' } else { it }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        cli::status::report::{Agent, LastError, Problem},
+        compliance::account::Who,
+    };
+
+    fn report() -> Report {
+        let agent = Agent {
+            version: "1.2.3".into(),
+            uptime_seconds: Some(3661),
+            memory_bytes: Some(14 << 20),
+            log_level: Some("info".into()),
+            phase: Phase::Running,
+            ..Agent::default()
+        };
+        let outbox = Outbox {
+            entries: 12,
+            bytes: 4096,
+            max_bytes: Some(1 << 30),
+            oldest_seconds: Some(90),
+            dead_letters: 1,
+            ..Outbox::default()
+        };
+        let sink = Sink {
+            name: "siem".into(),
+            destination: Some("https://siem.example.com/".into()),
+            configured: true,
+            acknowledged: 40,
+            entries: 12,
+            last_acknowledgement_seconds: Some(7),
+            last_error: Some(LastError { reason: "503\n\x1b[2Jbusy".into(), at: "then".into() }),
+            retry_at: Some("soon".into()),
+            ..Sink::default()
+        };
+        let reading = Reading { files: 3, files_unread: 1, unread_bytes: 10, ..Reading::default() };
+        let who = Who { email: Some("a@example.com".into()), ..Who::default() };
+        let account = Account {
+            program: "claude-code".into(),
+            place: "/home/a/.claude.json".into(),
+            standing: Standing::SignedIn(who),
+            violations: Vec::new(),
+            remarks: Vec::new(),
+            unknown: Vec::new(),
+        };
+        let compliance = Compliance {
+            policy_since: Some("then".into()),
+            restricts: true,
+            accounts: vec![account],
+            ..Compliance::default()
+        };
+        let config = json!({
+            "applied": { "hash": "0123456789abcdef", "revision": "r7", "at": "1970-01-01T00:00:00Z" },
+            "attempted": { "from": "server", "revision": "r8", "at": "1970-01-01T00:00:30Z" },
+            "refused": { "from": "server", "reason": "`filters` is wrong", "at": "?" },
+        });
+        let seen = Seen {
+            agent,
+            outbox: Some(outbox),
+            sinks: vec![sink],
+            reading: Some(reading),
+            config,
+            compliance: Some(compliance),
+            ..Seen::default()
+        };
+        let problems = vec![Problem {
+            level: Level::Failing,
+            what: "it burns".into(),
+            remedy: "put it out".into(),
+        }];
+        let (state_dir, pid) = ("/state".into(), Some(7));
+        Report { state: State::Running, state_dir, pid, problems, seen, ..Report::default() }
+    }
+
+    #[test]
+    fn a_page_has_problems_first_and_its_lines_in_columns() {
+        let page = render(&report(), Timestamp(60_000), Colours::None);
+        let expected = "\
+ai-agent 1.2.3: running, PID 7, up 1 h 1 min, 14.0 MiB of memory
+
+FAILING  it burns
+         → put it out
+
+state       /state
+logs at     info
+outbox      12 entries wait, the oldest for 1 min 30 s; 4.0 KiB of entries of at most 1.0 GiB; 1 dead letter
+sink        siem: 12 entries wait, acknowledged up to 40; last acknowledgement 7 s ago
+              to https://siem.example.com/
+              last error at then: 503  [2Jbusy
+              retry at soon
+reading     3 files, 10 B unread in 1 of them; changes are found by sweeps alone
+config      revision r7, hash 0123456789ab, applied, 1 min ago
+attempted   revision r8 from server, 30 s ago
+refused     from server: `filters` is wrong
+compliance  claude-code: a@example.com (complies)
+hooks       none installed
+";
+        assert_eq!(page, expected);
+    }
+
+    /// A file's name or a receiver's words could have painted a status of their own.
+    #[test]
+    fn nothing_but_colours_moves_the_cursor() {
+        let escapes = |colours| render(&report(), Timestamp(0), colours).matches('\x1b').count();
+        assert_eq!(escapes(Colours::None), 0);
+        let page = render(&report(), Timestamp(0), Colours::Shown);
+        assert_eq!(escapes(Colours::Shown), page.matches("\x1b[0m").count() * 2);
+        assert!(page.contains("\x1b[32mrunning\x1b[0m") && page.contains("\x1b[1;31mFAILING"));
+    }
 }

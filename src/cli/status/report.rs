@@ -228,6 +228,8 @@ pub(in crate::cli) struct Unreadable {
 pub(in crate::cli) struct Compliance {
     /// Since when the policy is in force; none where none was ever known.
     pub(in crate::cli) policy_since: Option<String>,
+    /// Whether it restricts who may be signed in.
+    pub(in crate::cli) restricts: bool,
     /// What it does about a violation.
     pub(in crate::cli) action: Option<Action>,
     /// Whether there is anything in it for hooks to say or to ask for.
