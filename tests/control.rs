@@ -77,7 +77,7 @@ fn status_tells_what_waits_and_what_was_delivered_while_it_runs_and_after() {
         assert!(shown.contains(words), "{words}: {shown}");
     }
     agent(&home, &receiver, AT_ONCE, &["check", "--strict"]).succeed();
-    drop(running.stop());
+    running.stop();
 
     let seen = status(&home, &receiver, AT_ONCE);
     assert_eq!((&seen["state"], &seen["agent"]), (&json!("stopped"), &Value::Null), "{seen:#}");
@@ -142,7 +142,7 @@ fn a_flush_delivers_what_would_have_waited_for_a_day() {
     receiver.start_again();
     agent(&home, &receiver, TOMORROW, &["flush"]).succeed();
     assert_eq!(entries::lines(&receiver.entries()).len(), 2);
-    drop(running.stop());
+    running.stop();
     receiver.assert_whole();
     let error = agent(&home, &receiver, TOMORROW, &["flush"]).fail(1);
     assert!(error.contains("is not running"), "{error}");
@@ -170,7 +170,7 @@ fn a_reload_says_what_became_of_it() {
     assert_eq!(hash(), before);
     let seen = status(&home, &receiver, &wrong);
     assert!(seen["config"]["refused"]["reason"].is_string(), "{seen:#}");
-    drop(running.stop());
+    running.stop();
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn a_killed_agent_is_followed_by_one_that_can_be_asked() {
 #[test]
 fn a_command_waits_for_nobody_and_takes_nothing_from_another() {
     let (home, receiver) = (Home::new(), Receiver::start());
-    drop(delivered(&home, &receiver).stop());
+    delivered(&home, &receiver).stop();
     let lock = StateLock::acquire(&state_dir(&home)).unwrap();
     let commands: [&[&str]; 4] =
         [&["outbox", "verify"], &["deadletter", "list"], &["flush"], &["outbox", "status"]];
@@ -289,7 +289,7 @@ fn status_that_watches_goes_on_until_it_is_stopped() {
     eventually("it is seen to run", || {
         (states().iter().filter(|state| *state == "running").count() >= 2).then_some(())
     });
-    drop(running.stop());
+    running.stop();
     eventually("it is seen to have ended", || {
         states().last().is_some_and(|state| state == "stopped").then_some(())
     });
@@ -333,7 +333,7 @@ mod socket {
         for mut stream in hanging {
             assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "its time is over");
         }
-        drop(running.stop());
+        running.stop();
         assert!(!socket.try_exists().unwrap());
     }
 

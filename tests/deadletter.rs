@@ -286,7 +286,7 @@ fn the_dead_letters_of_a_running_agent_are_had_through_it() {
     });
     let log = running.log();
     assert!(!log.contains("could not be stored"), "{log}");
-    drop(running.stop());
+    running.stop();
     agent(&["deadletter", "list"]).succeed();
 }
 
