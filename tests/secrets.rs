@@ -203,7 +203,7 @@ fn nothing_that_is_printed_or_stored_shows_one() {
     configs.push(format!("[sink.siem]\ntoken = [\"{TOKEN}\"]\nhmac_secret = {SECRET}\n"));
     configs.push(format!("[sink.siem]\ntokne = \"{TOKEN}\"\nproxy_pasword = \"{PASSWORD}\"\n"));
     configs.push(format!("[sink.siem]\nendpoint = \"http://{USER}:{PASSWORD}@127.0.0.1\"\n"));
-    let commands: [&[&str]; 13] = [
+    let commands: [&[&str]; 16] = [
         &["config", "show", "--json"],
         &["config", "show", "--origin"],
         &["config", "explain", "sink.siem.token"],
@@ -218,6 +218,9 @@ fn nothing_that_is_printed_or_stored_shows_one() {
         &["deadletter", "list"],
         &["outbox", "forget-sink", "siem"],
         &["check"],
+        &["check", "--strict"],
+        &["status", "--json"],
+        &["outbox", "status"],
     ];
     for config in &configs {
         for command in commands {
