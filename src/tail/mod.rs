@@ -58,6 +58,7 @@ use schedule::Schedule;
 use sweep::Sweep;
 use trouble::Troubles;
 pub use trouble::Unreadable;
+pub use walk::Names;
 use walk::Root;
 use watcher::{Hints, Watcher};
 
@@ -66,8 +67,8 @@ use watcher::{Hints, Watcher};
 pub struct TailOptions {
     /// Directories whose files are followed, at any depth.
     pub roots: Vec<PathBuf>,
-    /// How the name of a file ends that is followed.
-    pub suffix: String,
+    /// Which files are followed there.
+    pub names: Names,
     /// The longest line, in bytes without its ending, that is handed over whole.
     pub max_record_bytes: u64,
     /// How many bytes a part of a longer line has.
@@ -95,7 +96,7 @@ impl Default for TailOptions {
     fn default() -> Self {
         Self {
             roots: Vec::new(),
-            suffix: ".jsonl".to_owned(),
+            names: Names::EndingIn(".jsonl".to_owned()),
             max_record_bytes: 8 << 20,
             part_bytes: 2 << 20,
             chunk_bytes: 256 << 10,

@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -105,7 +106,7 @@ impl Tail {
     fn take_hint(&mut self, roots: &[Root], hinted: &Path) {
         let found = roots.iter().find_map(|root| Some((root, root.path_of(hinted)?)));
         let Some((root, path)) = found else { return };
-        let is_file = walk::has_suffix(path.as_os_str(), &self.options.suffix);
+        let is_file = self.options.names.are_of(&path);
         let Sight { kind, stamp } = match file::look(&path) {
             Ok(sight) => sight,
             Err(_) => {
@@ -122,7 +123,7 @@ impl Tail {
         if kind == Kind::Directory {
             if path == root.configured {
                 self.schedule.sweep_soon();
-            } else {
+            } else if self.options.names.are_at_any_depth() {
                 self.list(path.clone());
                 self.schedule.list_again(path);
             }
@@ -133,7 +134,7 @@ impl Tail {
 
     /// Looks at all files below a directory.
     fn list(&mut self, directory: PathBuf) {
-        let mut walk = Walk::new(vec![directory], &self.options.suffix);
+        let mut walk = Walk::new(vec![directory], &self.options.names);
         while let Some(directory) = walk.next() {
             self.watch(directory);
             // What can't be listed is reported by the next sweep.
@@ -221,7 +222,7 @@ impl Tail {
         });
         self.watch_roots(&roots);
         let directories = roots.iter().map(|root| root.configured.clone()).collect();
-        let walk = Walk::new(directories, &self.options.suffix);
+        let walk = Walk::new(directories, &self.options.names);
         let (moved, replaced, cost) = (Vec::new(), Vec::new(), Duration::ZERO);
         Sweep { number, roots, walk, found: 0, failed, moved, replaced, cost }
     }
@@ -318,7 +319,7 @@ impl Tail {
             return;
         }
         if !self.schedule.is_watching {
-            self.watcher = Watcher::new(&self.hints, &self.options.suffix);
+            self.watcher = Watcher::new(&self.hints, &self.options.names);
         }
         match self.watcher.as_mut().map(|watcher| watcher.watch_roots(roots)) {
             Some(true) => self.schedule.is_watching = true,
@@ -385,8 +386,20 @@ impl Tail {
         known.size = stamp.size;
         // After a start the files that grow are not kept waiting for the rest.
         let is_live = self.schedule.has_swept || age(&stamp, self.clock.now()) <= OLD;
-        let lane = if is_live { Lane::Live } else { Lane::Backfill };
-        self.files.enqueue(key, lane, stamp.modified);
+        let path = Arc::clone(&known.path);
+        self.let_wait(key, &path, &stamp, is_live);
+    }
+
+    /// Lets a file wait to be read. A log and what it was renamed to are read in the order in which
+    /// they were written: of two that changed in one tick of the clock, what was renamed more often
+    /// is older.
+    fn let_wait(&mut self, key: FileKey, path: &Path, stamp: &Stamp, is_live: bool) {
+        let (lane, modified) = match self.options.names.rotations(path) {
+            Some(rotations) => (Lane::Backfill, stamp.modified.saturating_sub(rotations)),
+            None if is_live => (Lane::Live, stamp.modified),
+            None => (Lane::Backfill, stamp.modified),
+        };
+        self.files.enqueue(key, lane, modified);
     }
 
     /// A file was seen that is not known.
@@ -400,8 +413,7 @@ impl Tail {
         self.files.add(key, known);
         let is_old = age(&stamp, self.clock.now()) > OLD;
         let is_live = self.schedule.has_swept && !is_old;
-        let lane = if is_live { Lane::Live } else { Lane::Backfill };
-        self.files.enqueue(key, lane, stamp.modified);
+        self.let_wait(key, path, &stamp, is_live);
     }
 
     /// A file id was found under another path: whether the file was moved there, if that can be

@@ -1,6 +1,7 @@
 //! Lists the files below the roots.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -48,17 +49,27 @@ pub(super) fn resolve(configured: &[PathBuf], mut fail: impl FnMut(&Path, io::Er
     roots
 }
 
+/// Which files are followed, by their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// Those that end so.
+    EndingIn(String),
+    /// A log, and what it is renamed to: `audit.log`, `audit.log.1`, `audit.log.2` … They lie in
+    /// the roots themselves.
+    Log(OsString),
+}
+
 /// The directories that are still to be listed.
 #[derive(Debug)]
 pub(super) struct Walk {
     directories: Vec<PathBuf>,
-    suffix: String,
+    names: Names,
 }
 
 impl Walk {
     /// A walk through all below `directories`.
-    pub(super) fn new(directories: Vec<PathBuf>, suffix: &str) -> Self {
-        Self { directories, suffix: suffix.to_owned() }
+    pub(super) fn new(directories: Vec<PathBuf>, names: &Names) -> Self {
+        Self { directories, names: names.clone() }
     }
 
     /// The directory that is listed next.
@@ -66,8 +77,8 @@ impl Walk {
         self.directories.last().map(PathBuf::as_path)
     }
 
-    /// Lists the next directory: calls `visit` for each regular file in it whose name ends in the
-    /// suffix, and `fail` for what can't be listed. Symlinks are not followed. Says how many
+    /// Lists the next directory: calls `visit` for each regular file in it whose name is one of
+    /// those, and `fail` for what can't be listed. Symlinks are not followed. Says how many
     /// entries it had.
     pub(super) fn list(
         &mut self,
@@ -93,8 +104,12 @@ impl Walk {
             };
             count += 1;
             match entry.file_type() {
-                Ok(kind) if kind.is_dir() => self.directories.push(entry.path()),
-                Ok(kind) if kind.is_file() && has_suffix(&entry.file_name(), &self.suffix) => {
+                Ok(kind) if kind.is_dir() => {
+                    if self.names.are_at_any_depth() {
+                        self.directories.push(entry.path());
+                    }
+                }
+                Ok(kind) if kind.is_file() && self.names.are_of(Path::new(&entry.file_name())) => {
                     match file::look_at_entry(&entry) {
                         Ok(sight) if sight.kind == Kind::File => visit(entry.path(), sight.stamp),
                         Ok(_) => {}
@@ -111,9 +126,34 @@ impl Walk {
     }
 }
 
-/// Whether a file's name ends in `suffix`.
-pub(super) fn has_suffix(name: &std::ffi::OsStr, suffix: &str) -> bool {
-    name.as_encoded_bytes().ends_with(suffix.as_bytes())
+impl Names {
+    /// Whether such files may lie in directories below the roots.
+    pub(super) fn are_at_any_depth(&self) -> bool {
+        matches!(self, Self::EndingIn(_))
+    }
+
+    /// How often a log was renamed, where files are to be read in the order in which they were
+    /// written.
+    pub(super) fn rotations(&self, path: &Path) -> Option<i64> {
+        let Self::Log(_) = self else { return None };
+        let number = path.extension().and_then(OsStr::to_str).and_then(|it| it.parse().ok());
+        Some(number.unwrap_or(0))
+    }
+
+    /// Whether a file's name is one of these.
+    pub(super) fn are_of(&self, path: &Path) -> bool {
+        let Some(name) = path.file_name().map(OsStr::as_encoded_bytes) else { return false };
+        match self {
+            Self::EndingIn(suffix) => name.ends_with(suffix.as_bytes()),
+            Self::Log(log) => match name.strip_prefix(log.as_encoded_bytes()) {
+                Some([]) => true,
+                Some([b'.', number @ ..]) => {
+                    !number.is_empty() && number.iter().all(u8::is_ascii_digit)
+                }
+                _ => false,
+            },
+        }
+    }
 }
 
 /// Whether nothing but directories lies between `root` and `path`.
@@ -136,12 +176,23 @@ mod tests {
         let mut visit = |path: PathBuf, _| {
             found.push(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
         };
-        let mut walk = Walk::new(vec![root.to_owned()], ".jsonl");
+        let mut walk = Walk::new(vec![root.to_owned()], &Names::EndingIn(".jsonl".to_owned()));
         while walk.next().is_some() {
             walk.list(&mut visit, |path, error| panic!("{path:?}: {error}"));
         }
         found.sort();
         found
+    }
+
+    #[test]
+    fn a_log_is_known_by_its_name_before_and_after_a_rotation() {
+        let names = Names::Log("audit.log".into());
+        let is_log = |name: &str| names.are_of(&Path::new("/var/log/audit").join(name));
+        assert!(["audit.log", "audit.log.1", "audit.log.27"].iter().all(|name| is_log(name)));
+        let others = ["audit.logs", "audit.log.", "audit.log.gz", "audit.log.1.gz", "my-audit.log"];
+        assert!(!others.iter().any(|name| is_log(name)));
+        let rotations = |name: &str| names.rotations(Path::new(name));
+        assert_eq!([rotations("audit.log"), rotations("audit.log.12")], [Some(0), Some(12)]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::walk::Root;
+use super::walk::{Names, Root};
 use crate::platform::watch::{DirectoryWatcher, Told, WatchError};
 
 /// How many paths are kept; with more, everything is looked at.
@@ -88,10 +88,10 @@ pub(super) struct Watcher(DirectoryWatcher);
 
 impl Watcher {
     /// A watcher that watches nothing yet; `None` when the system has none.
-    pub(super) fn new(hints: &Arc<Hints>, suffix: &str) -> Option<Self> {
-        let (sender, suffix) = (Arc::clone(hints), suffix.to_owned());
+    pub(super) fn new(hints: &Arc<Hints>, names: &Names) -> Option<Self> {
+        let (sender, names) = (Arc::clone(hints), names.clone());
         let tell = move |told| match told {
-            Told::Changed { path, is_metadata } => pass_on(&sender, path, is_metadata, &suffix),
+            Told::Changed { path, is_metadata } => pass_on(&sender, path, is_metadata, &names),
             Told::Lost => {
                 debug!("lost hints");
                 sender.lose();
@@ -131,14 +131,13 @@ fn report(error: &WatchError) {
 }
 
 /// Passes on what may concern a file or directory below a root.
-fn pass_on(hints: &Hints, path: PathBuf, is_metadata: bool, suffix: &str) {
-    let is_file = super::walk::has_suffix(path.as_os_str(), suffix);
-    if is_file || (!is_metadata && may_be_directory(&path)) {
+fn pass_on(hints: &Hints, path: PathBuf, is_metadata: bool, names: &Names) {
+    if names.are_of(&path) || (!is_metadata && may_be_directory(&path)) {
         hints.add(path);
     }
 }
 
-/// Whether a path that does not end in the suffix is worth a look: most other files have an
+/// Whether a path that has none of the names is worth a look: most other files have an
 /// extension.
 pub(super) fn may_be_directory(path: &Path) -> bool {
     path.extension().is_none_or(OsStr::is_empty) || path.is_dir()
