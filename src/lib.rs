@@ -16,6 +16,7 @@
 //! }
 //! ```
 
+pub mod audit;
 mod cli;
 pub mod compliance;
 pub mod config;

@@ -56,6 +56,11 @@ const WORDS: [&[u8]; 32] = [
 ];
 
 #[test]
+fn audit() {
+    replay("audit", CHANGES);
+}
+
+#[test]
 fn config() {
     replay("config", SLOW_CHANGES);
 }

@@ -5,6 +5,7 @@
 //! corpora on stable. So nothing here depends on the fuzzer, and only public items are used.
 #![allow(clippy::unwrap_used, reason = "a target that fails ends there")]
 
+pub mod audit;
 pub mod config;
 pub mod frame;
 pub mod ingest;
@@ -18,7 +19,8 @@ pub mod tool_call;
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
+    ("audit", audit::run),
     ("config", config::run),
     ("frame", frame::run),
     ("ingest", ingest::run),
