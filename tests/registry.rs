@@ -64,6 +64,7 @@ fn names_are_unique_and_in_kebab_case() {
         assert!(stage.name.split('-').all(right), "{stage:?}");
     }
     let expected = [
+        (Kind::Source, "auditd"),
         (Kind::Source, "claude-sessions"),
         (Kind::Filter, "compact"),
         (Kind::Filter, "dedupe"),

@@ -17,6 +17,7 @@ use super::{
     outbox::{Group, Start},
 };
 use crate::{
+    audit::facts::Facts,
     config::Shipping,
     event::Event,
     frame::{self, Codec, Encoder, Frame, FrameBuilder},
@@ -212,7 +213,7 @@ impl Filling {
             self.event(&event.from_source(source), now);
         }
         let read_at = now.to_string();
-        let reader = Reader { origin: chunk.origin, source, read_at: &read_at, now };
+        let reader = Reader { origin: chunk.origin, instance, source, read_at: &read_at, now };
         let mut share = Share::default();
         if chunk.unread > 0 {
             share.deleted_unread = Lost { files: 1, bytes: chunk.unread };
@@ -261,38 +262,40 @@ impl Filling {
                         self.totals.drop(stages.judge.name(stage), reason, Count::line(size));
                     }
                     Outcome::Keep(edited) => {
-                        let length = bytes.len() as u64;
-                        share.shipped += Count::line(length);
-                        share.endings += size - length;
-                        self.enrich(&record, &mut stages.enrichers);
-                        let (content, sha256) = match &edited {
-                            None => (record.content(), None),
-                            Some(edited) => (Content::of(&edited.line), Some(record.digest())),
+                        let kept = Kept { incomplete, length: bytes.len() as u64, size };
+                        let content = match &edited {
+                            None => record.content(),
+                            Some(edited) => Content::of(&edited.line),
                         };
-                        let cut = edited.as_ref().map_or(&[][..], |edited| &edited.cut);
-                        let masked = edited.as_ref().map_or(&[][..], |edited| &edited.masked);
-                        for cut in cut {
-                            self.totals.cut(&cut.by, cut.bytes);
-                        }
-                        let enriched = mem::take(&mut self.enriched);
-                        let line = RecordLine {
-                            source: reader.source,
-                            path: &reader.origin.path_text,
-                            generation: &reader.origin.generation.0,
-                            offset,
-                            length,
-                            read_at: reader.read_at,
-                            enriched: &enriched,
-                            cut,
-                            masked,
-                            sha256,
-                            incomplete,
-                            content,
-                        };
-                        self.push(false, reader.now, |seq, raw| line.write(seq, raw));
-                        self.enriched = enriched;
+                        self.record(&record, reader, stages, share, kept, edited.as_ref(), content);
                     }
                 }
+            }
+            Piece::Event { offset, lines, size } => {
+                let record = Record::new(reader.origin, offset, lines);
+                let outcome = stages.judge.judge(&record);
+                stages.tell(&record, &outcome);
+                let count = memchr::memchr_iter(b'\n', lines).count() as u64;
+                match outcome {
+                    Outcome::Drop { stage, reason } => {
+                        let count = Count { lines: count + 1, bytes: size };
+                        share.filtered += count;
+                        self.totals.drop(stages.judge.name(stage), reason, count);
+                    }
+                    Outcome::Keep(edited) => {
+                        let length = lines.len() as u64 - count;
+                        let kept = Kept { incomplete: false, length, size };
+                        let lines = edited.as_ref().map_or(lines, |edited| &edited.line);
+                        let audit = Facts::of(lines.split(|byte| *byte == b'\n')).to_json();
+                        let content = Content::Lines { lines, audit: &audit };
+                        self.record(&record, reader, stages, share, kept, edited.as_ref(), content);
+                    }
+                }
+            }
+            Piece::LeftOut { lines, size, reason } => {
+                let count = Count { lines, bytes: size };
+                share.filtered += count;
+                self.totals.drop(reader.instance, reason, count);
             }
             Piece::Part { offset, part, bytes, size, whole, incomplete } => {
                 let generation = &reader.origin.generation;
@@ -343,6 +346,45 @@ impl Filling {
                 self.enriched = enriched;
             }
         }
+    }
+
+    /// Adds a record that the filters keep.
+    #[expect(clippy::too_many_arguments, reason = "all that is known of a record comes together")]
+    fn record(
+        &mut self,
+        record: &Record<'_>,
+        reader: &Reader<'_>,
+        stages: &mut Stages,
+        share: &mut Share,
+        Kept { incomplete, length, size }: Kept,
+        edited: Option<&Edited>,
+        content: Content<'_>,
+    ) {
+        share.shipped += Count::line(length);
+        share.endings += size - length;
+        self.enrich(record, &mut stages.enrichers);
+        let cut = edited.map_or(&[][..], |edited| &edited.cut);
+        let masked = edited.map_or(&[][..], |edited| &edited.masked);
+        for cut in cut {
+            self.totals.cut(&cut.by, cut.bytes);
+        }
+        let enriched = mem::take(&mut self.enriched);
+        let line = RecordLine {
+            source: reader.source,
+            path: &reader.origin.path_text,
+            generation: &reader.origin.generation.0,
+            offset: record.offset(),
+            length,
+            read_at: reader.read_at,
+            enriched: &enriched,
+            cut,
+            masked,
+            sha256: edited.map(|_| record.digest()),
+            incomplete,
+            content,
+        };
+        self.push(false, reader.now, |seq, raw| line.write(seq, raw));
+        self.enriched = enriched;
     }
 
     /// Remembers, with the group, whether the line in parts of a generation is dropped.
@@ -448,9 +490,21 @@ fn frame_bytes(shipping: Shipping) -> usize {
 /// What the records of a chunk have in common.
 struct Reader<'a> {
     origin: &'a Origin,
+    /// The source's name.
+    instance: &'a str,
     source: &'static str,
     read_at: &'a str,
     now: Timestamp,
+}
+
+/// What a record takes of its file.
+struct Kept {
+    /// Whether it is a line that never got its newline.
+    incomplete: bool,
+    /// How many bytes it has, without endings.
+    length: u64,
+    /// How many bytes of the file, endings and all.
+    size: u64,
 }
 
 /// Whether there is nothing in a line: no byte but spaces, tabs and carriage returns.

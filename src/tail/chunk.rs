@@ -64,7 +64,7 @@ pub struct Origin {
     pub generation: GenerationId,
 }
 
-/// A line, or a part of one too large to be held.
+/// A line, a part of one too large to be held, or what a source made of several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece<'a> {
     /// A whole line.
@@ -92,6 +92,24 @@ pub enum Piece<'a> {
         whole: Option<(u64, Digest)>,
         /// Whether the line never got its newline; said by its last part.
         incomplete: bool,
+    },
+    /// The lines of one event of the audit log: one record. Others may stand between them.
+    Event {
+        /// Where the first one begins in the file.
+        offset: u64,
+        /// Their bytes without the endings, with a newline between each two.
+        lines: &'a [u8],
+        /// How many bytes of the file they take, endings and all.
+        size: u64,
+    },
+    /// Lines that the source was told to leave out.
+    LeftOut {
+        /// How many.
+        lines: u64,
+        /// How many bytes of the file they take, endings and all.
+        size: u64,
+        /// The source's word for why.
+        reason: &'static str,
     },
 }
 

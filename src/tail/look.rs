@@ -376,7 +376,10 @@ fn take_lines(row: &mut Row, ends: &mut Ends, lines: &Lines<'_>) {
 
 fn offset_of(piece: &Piece<'_>) -> u64 {
     match piece {
-        Piece::Line { offset, .. } | Piece::Part { offset, .. } => *offset,
+        Piece::Line { offset, .. } | Piece::Part { offset, .. } | Piece::Event { offset, .. } => {
+            *offset
+        }
+        Piece::LeftOut { .. } => 0,
     }
 }
 

@@ -40,6 +40,7 @@ struct Group {
     got: Vec<Got>,
     events: Vec<Event>,
     chunks: usize,
+    left_out: u64,
 }
 
 /// An outbox in memory: what was committed, and the group that is being filled.
@@ -49,6 +50,8 @@ pub(crate) struct Store {
     pub(crate) got: Vec<Got>,
     pub(crate) events: Vec<Event>,
     pub(crate) forgotten: Vec<FileKey>,
+    /// Bytes of lines that a source left out.
+    pub(crate) left_out: u64,
     /// How many chunks a group takes.
     pub(crate) room: usize,
     /// Whether no row can be had. Nothing is stored then.
@@ -65,6 +68,7 @@ impl Default for Store {
             got: Vec::new(),
             events: Vec::new(),
             forgotten: Vec::new(),
+            left_out: 0,
             room: 8,
             fails_reads: false,
             seen: std::cell::Cell::new(0),
@@ -78,6 +82,7 @@ impl Store {
     pub(crate) fn commit(&mut self) {
         let group = std::mem::take(&mut self.group);
         self.got.extend(group.got);
+        self.left_out += group.left_out;
         self.events.extend(group.events);
         for (generation, row) in group.rows {
             match row {
@@ -122,6 +127,11 @@ impl Intake for Store {
                 }
                 Piece::Part { offset, part, bytes, size, whole, incomplete } => {
                     (offset, bytes, size, incomplete, Some(part), whole)
+                }
+                Piece::Event { offset, lines, size } => (offset, lines, size, false, None, None),
+                Piece::LeftOut { size, .. } => {
+                    group.left_out += size;
+                    continue;
                 }
             };
             group.got.push(Got {

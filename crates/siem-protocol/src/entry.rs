@@ -79,6 +79,12 @@ pub struct Entry<'a> {
     /// The line or part in base64, when it is no UTF-8.
     #[serde(borrow, default)]
     pub raw_base64: Option<Cow<'a, str>>,
+    /// The lines of one event of the audit log.
+    #[serde(borrow, default)]
+    pub raw_lines: Vec<Cow<'a, str>>,
+    /// What these lines tell.
+    #[serde(borrow, default)]
+    pub audit: Option<&'a RawValue>,
     /// What was cut out.
     #[serde(default)]
     pub cut: Vec<Cut>,
@@ -142,7 +148,8 @@ impl<'a> Entry<'a> {
         Ok(serde_json::from_slice(line)?)
     }
 
-    /// The bytes of the record or part; `None` for an event.
+    /// The bytes of the record or part, several lines with newlines between them; `None` for an
+    /// event.
     ///
     /// # Errors
     /// [`EntryError::Base64`] when `raw_base64` is no base64.
@@ -152,6 +159,9 @@ impl<'a> Entry<'a> {
         }
         if let Some(raw) = &self.raw {
             return Ok(Some(Cow::Borrowed(raw.as_bytes())));
+        }
+        if !self.raw_lines.is_empty() {
+            return Ok(Some(Cow::Owned(self.raw_lines.join("\n").into_bytes())));
         }
         let Some(base64) = &self.raw_base64 else { return Ok(None) };
         match BASE64.decode(base64.as_bytes()) {
@@ -170,6 +180,14 @@ pub enum Content<'a> {
     Text(&'a str),
     /// In base64, in `raw_base64`.
     Bytes(&'a [u8]),
+    /// Several lines as JSON strings, in `raw_lines`, with what they tell beside them, in `audit`.
+    /// When one of them is no UTF-8, all travel in `raw_base64`.
+    Lines {
+        /// The lines, with a newline between each two.
+        lines: &'a [u8],
+        /// A JSON object.
+        audit: &'a str,
+    },
 }
 
 impl<'a> Content<'a> {
@@ -205,6 +223,17 @@ impl<'a> Content<'a> {
                 line.extend_from_slice(br#","raw_base64":""#);
                 write_base64(line, bytes);
                 line.push(b'"');
+            }
+            Self::Lines { lines, audit } => {
+                match std::str::from_utf8(lines) {
+                    Ok(text) => {
+                        line.extend_from_slice(br#","raw_lines":"#);
+                        write_json(line, &text.split('\n').collect::<Vec<_>>());
+                    }
+                    Err(_) => Self::Bytes(lines).write(line),
+                }
+                line.extend_from_slice(br#","audit":"#);
+                line.extend_from_slice(audit.as_bytes());
             }
         }
     }
@@ -459,6 +488,21 @@ mod tests {
             let text = std::str::from_utf8(&line).unwrap();
             assert!(text.contains(&format!(r#""{member}":"#)), "{text}");
             assert!(json::check(text).is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lines_that_belong_together_travel_as_they_are() {
+        let path = PathText::new(Path::new("/var/log/audit/audit.log"));
+        let lines: [(&[u8], usize); 3] =
+            [(b"one", 1), (b"a=\"b\"\x1dC=d\nsecond", 2), (b"one\n\xff", 0)];
+        for (lines, count) in lines {
+            let content = Content::Lines { lines, audit: r#"{"pid":7}"# };
+            let line = written(&record(&path, content));
+            let entry = Entry::parse(&line).unwrap();
+            assert_eq!(entry.raw_lines.len(), count);
+            assert_eq!(entry.content().unwrap().unwrap(), lines);
+            assert_eq!(entry.audit.unwrap().get(), r#"{"pid":7}"#);
         }
     }
 

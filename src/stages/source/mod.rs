@@ -1,5 +1,6 @@
 //! Sources read records from the machine.
 
+pub(crate) mod auditd;
 mod claude_sessions;
 mod hook_spool;
 

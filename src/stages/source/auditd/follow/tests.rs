@@ -1,0 +1,315 @@
+use std::{
+    fs::{self, OpenOptions},
+    io::Write as _,
+};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::tail::testing::{MovedClock, Store};
+
+/// A log, a follower of it, and what was handed over.
+struct World {
+    folder: TempDir,
+    clock: Arc<MovedClock>,
+    follower: Follower,
+    store: Store,
+}
+
+fn follower(folder: &Path, clock: &Arc<MovedClock>, once: bool) -> Follower {
+    let poll_interval = Duration::from_secs(300);
+    let options = FollowOptions { path: folder.join("audit.log"), once, poll_interval };
+    Follower::new(options, clock.clone(), Arc::new(|| ()))
+}
+
+impl World {
+    fn new() -> Self {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), MovedClock::shared());
+        let follower = follower(folder.path(), &clock, false);
+        let mut store = Store::default();
+        store.room = 2;
+        Self { folder, clock, follower, store }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn append(&self, bytes: impl AsRef<[u8]>) {
+        let file = OpenOptions::new().append(true).create(true).open(self.path("audit.log"));
+        file.unwrap().write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// What auditd does when the log is full.
+    fn rotate(&self) {
+        for number in (1..4).rev() {
+            drop(fs::rename(
+                self.path(&format!("audit.log.{number}")),
+                self.path(&format!("audit.log.{}", number + 1)),
+            ));
+        }
+        fs::rename(self.path("audit.log"), self.path("audit.log.1")).unwrap();
+        self.append("");
+    }
+
+    /// Reads all that is there; time goes by before.
+    fn read(&mut self) {
+        self.clock.advance(Duration::from_secs(400));
+        while self.read_a_group() == Progress::More {
+            self.commit();
+        }
+        self.commit();
+    }
+
+    fn read_a_group(&mut self) -> Progress {
+        let is_ours = |facts: &Facts| facts.keys.iter().any(|key| key == "k");
+        self.follower.read(&mut self.store, &mut { is_ours })
+    }
+
+    fn commit(&mut self) {
+        self.store.commit();
+        self.follower.tail.sealed();
+        self.follower.tail.committed();
+    }
+
+    /// Starts again from what was stored.
+    fn restart(&mut self, once: bool) {
+        self.store.roll_back();
+        self.follower = follower(self.folder.path(), &self.clock, once);
+        self.follower.restore(&mut self.store.stored_rows()).unwrap();
+    }
+
+    /// The serials of the events, and how many lines each has.
+    fn events(&self) -> Vec<(u64, usize)> {
+        let event = |got: &crate::tail::testing::Got| {
+            let lines: Vec<&[u8]> = got.bytes.split(|byte| *byte == b'\n').collect();
+            (Facts::of(lines.iter().copied()).serial, lines.len())
+        };
+        self.store.got.iter().map(event).collect()
+    }
+
+    fn bytes_read(&self) -> u64 {
+        self.store.got.iter().map(|got| got.size).sum::<u64>() + self.store.left_out
+    }
+}
+
+/// A line of an event of our rule, or of another.
+fn line(kind: &str, serial: u64) -> String {
+    let key = if serial.is_multiple_of(2) { "k" } else { "other" };
+    let body = match kind {
+        "SYSCALL" => format!("pid=1 key=\"{key}\""),
+        "EXECVE" => format!("argc=1 a0=\"{}\"", "x".repeat(30)),
+        _ => "cwd=\"/\"".to_owned(),
+    };
+    format!("type={kind} msg=audit(1763812345.007:{serial}): {body}\n")
+}
+
+fn event(serial: u64) -> String {
+    ["SYSCALL", "EXECVE", "CWD", "PROCTITLE"].map(|kind| line(kind, serial)).concat()
+}
+
+#[test]
+fn an_event_is_one_entry_at_its_first_line() {
+    let mut world = World::new();
+    world.append("no line of an audit log\n");
+    world.append(event(1) + &event(2));
+    world.read();
+    let [got] = world.store.got.as_slice() else { panic!("{:?}", world.store.got) };
+    assert_eq!(got.offset, 24 + event(1).len() as u64);
+    assert_eq!(got.bytes, event(2).trim_end().as_bytes());
+    assert_eq!((got.size, &got.path), (event(2).len() as u64, &world.path("audit.log")));
+    assert_eq!(world.store.left_out, got.offset);
+}
+
+/// The checkpoint has moved past the event's first lines when the agent stops.
+#[test]
+fn an_event_that_is_half_read_is_whole_after_a_restart() {
+    let mut world = World::new();
+    world.append(line("SYSCALL", 2) + &line("SYSCALL", 4) + &line("EXECVE", 2));
+    world.read();
+    assert_eq!(world.events(), []);
+    world.restart(false);
+    world.append(line("PROCTITLE", 4) + &line("CWD", 2) + &line("PROCTITLE", 2));
+    world.read();
+    assert_eq!(world.events(), [(4, 2), (2, 4)]);
+    world.restart(false);
+    world.read();
+    assert_eq!(world.events().len(), 2);
+    let rows: Vec<_> = world.store.stored_rows().collect();
+    assert!(rows.iter().all(|(_, row)| !String::from_utf8_lossy(row).contains(UNFINISHED)));
+}
+
+#[test]
+fn an_event_without_an_end_ends_when_nothing_comes_for_it() {
+    let mut world = World::new();
+    world.append(line("SYSCALL", 2));
+    world.read();
+    assert_eq!(world.events(), []);
+    world.read();
+    assert_eq!(world.events(), [(2, 1)]);
+    world.append(line("SYSCALL", 4));
+    world.read();
+    assert_eq!(world.events().len(), 1);
+    // Who reads once does not come back for it.
+    world.restart(true);
+    world.read();
+    assert_eq!(world.events(), [(2, 1), (4, 1)]);
+}
+
+#[test]
+fn an_event_over_a_rotation_is_one() {
+    for is_restarted in [false, true] {
+        let mut world = World::new();
+        world.append(line("SYSCALL", 2));
+        world.read();
+        world.append(line("EXECVE", 2));
+        if is_restarted {
+            world.restart(false);
+        }
+        world.rotate();
+        world.append(line("PROCTITLE", 2) + &event(4));
+        world.read();
+        assert_eq!(world.events(), [(2, 3), (4, 4)], "{is_restarted}");
+        assert_eq!(world.store.event_names(), Vec::<&str>::new());
+        world.restart(false);
+        world.read();
+        assert_eq!(world.events().len(), 2);
+    }
+}
+
+#[test]
+fn what_was_rotated_before_the_first_start_is_read_too() {
+    let mut world = World::new();
+    world.append(event(2));
+    world.rotate();
+    world.append(event(4));
+    world.rotate();
+    fs::create_dir(world.path("old")).unwrap();
+    fs::write(world.path("old/audit.log"), event(6)).unwrap();
+    fs::write(world.path("audit.log.1.gz"), event(6)).unwrap();
+    world.read();
+    let mut events = world.events();
+    events.sort_unstable();
+    assert_eq!(events, [(2, 4), (4, 4)]);
+}
+
+#[test]
+fn an_event_whose_file_is_truncated_or_gone_ends_with_it() {
+    for is_gone in [false, true] {
+        let mut world = World::new();
+        world.append(line("SYSCALL", 2));
+        world.read();
+        if is_gone {
+            fs::remove_file(world.path("audit.log")).unwrap();
+        } else {
+            fs::write(world.path("audit.log"), line("EXECVE", 4)).unwrap();
+        }
+        world.read();
+        assert_eq!(world.events(), [(2, 1)], "{is_gone}");
+        assert_eq!(world.store.rows.len(), usize::from(!is_gone));
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_told_with_how_to_mend_it() {
+    let mut world = World::new();
+    world.read();
+    let trouble = world.follower.trouble().unwrap().to_string();
+    assert!(trouble.contains("install auditd"), "{trouble}");
+    world.append("");
+    world.read();
+    assert_eq!(world.follower.trouble(), None);
+    let trouble = Trouble::Unreadable("/var/log/audit".into(), "Permission denied".into());
+    let trouble = trouble.to_string();
+    assert!(trouble.contains("`adm`") && trouble.contains("setfacl"), "{trouble}");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append(usize),
+    Read,
+    ReadInPart,
+    Restart,
+    LoseGroup,
+    Rotate,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (1..200_usize).prop_map(Step::Append),
+        3 => Just(Step::Read),
+        1 => Just(Step::ReadInPart),
+        1 => Just(Step::Restart),
+        1 => Just(Step::LoseGroup),
+        1 => Just(Step::Rotate),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whenever the log grows, is rotated, the agent stops or the store fails: each event comes out
+    /// once, whole, and every byte is accounted for.
+    #[test]
+    fn every_event_comes_out_once(
+        order in proptest::collection::vec(0..6_u64, 8..40),
+        steps in proptest::collection::vec(step(), 0..24),
+    ) {
+        // Lines of six events, mixed; each ends with its last line.
+        let kinds = ["SYSCALL", "EXECVE", "CWD"];
+        let mut counts = [0; 6];
+        let mut text = String::new();
+        for serial in &order {
+            let index = usize::try_from(*serial).unwrap();
+            text += &line(kinds[counts[index] % 3], *serial);
+            counts[index] += 1;
+        }
+        let begun: Vec<u64> = (0..6).filter(|serial| order.contains(serial)).collect();
+        text.extend(begun.iter().map(|serial| line("PROCTITLE", *serial)));
+        let expected: Vec<(u64, usize)> = begun
+            .iter()
+            .filter(|serial| serial.is_multiple_of(2))
+            .map(|serial| (*serial, counts[usize::try_from(*serial).unwrap()] + 1))
+            .collect();
+
+        // Read once, and by a clock that stands before the events: none of them is silent.
+        let mut world = World::new();
+        world.clock.jump(-5 * 365 * 24 * 3600);
+        world.restart(true);
+        let mut rest = text.as_bytes();
+        world.append("");
+        for step in steps {
+            match step {
+                Step::Append(bytes) => {
+                    let (now, later) = rest.split_at(bytes.min(rest.len()));
+                    world.append(now);
+                    rest = later;
+                }
+                Step::Read => world.read(),
+                Step::ReadInPart => drop(world.read_a_group()),
+                Step::Restart => world.restart(true),
+                Step::LoseGroup => {
+                    world.store.roll_back();
+                    world.follower.restore(&mut world.store.stored_rows()).unwrap();
+                }
+                Step::Rotate => {
+                    // auditd rotates between two lines.
+                    let line = rest.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+                    let written = text.len() - rest.len();
+                    if written > 0 && text.as_bytes()[written - 1] != b'\n' {
+                        world.append(&rest[..line]);
+                        rest = &rest[line..];
+                    }
+                    world.rotate();
+                }
+            }
+        }
+        world.append(rest);
+        world.read();
+        let mut events = world.events();
+        events.sort_unstable();
+        prop_assert_eq!(events, expected);
+        prop_assert_eq!(world.bytes_read(), text.len() as u64);
+    }
+}
