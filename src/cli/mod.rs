@@ -1,5 +1,6 @@
 //! The command line: one file for each command.
 
+mod audit;
 mod check;
 mod config;
 mod control;
@@ -80,6 +81,8 @@ enum Command {
     Deadletter(deadletter::Arguments),
     /// What waits for delivery: how much, which entries, whether they are whole.
     Outbox(outbox::Arguments),
+    /// Who stopped a container: the Linux audit system's rules, and what it has logged.
+    Audit(audit::Arguments),
     /// Lists the stages that a pipeline can be made of.
     Stages(stages::Arguments),
 }
@@ -168,6 +171,7 @@ pub fn main() -> ExitCode {
         Command::Test(test) => test.execute(arguments.config.as_deref()),
         Command::Deadletter(letters) => letters.execute(arguments.config.as_deref()),
         Command::Outbox(outbox) => outbox.execute(arguments.config.as_deref()),
+        Command::Audit(audit) => audit.execute(arguments.config.as_deref()),
         Command::Stages(stages) => stages.execute(),
     };
     let (error, code) = match result {

@@ -48,10 +48,16 @@ pub fn identify(state_dir: Option<&Path>) -> Identified {
 /// Whether this process may do everything, which the agent does not need.
 #[must_use]
 pub fn is_root() -> bool {
+    user_id() == Some(0)
+}
+
+/// The number of the user whose rights the process has, where users have numbers.
+#[must_use]
+pub fn user_id() -> Option<u32> {
     #[cfg(unix)]
-    return rustix::process::geteuid().is_root();
+    return Some(rustix::process::geteuid().as_raw());
     #[cfg(not(unix))]
-    return false;
+    return None;
 }
 
 /// The id that the system gives the machine.

@@ -23,7 +23,7 @@ pub mod watch;
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use disk::free_space;
 pub use environment::{Environment, parse_kept};
-pub use identity::{Identified, identify, is_root};
+pub use identity::{Identified, identify, is_root, user_id};
 pub use lock::{Holder, LockError, StateLock, holder};
 pub use log_file::LogFile;
 pub use paths::{Installed, Os, Paths, PathsError};

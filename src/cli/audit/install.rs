@@ -1,0 +1,278 @@
+//! `ai-agent audit install` and `uninstall`: the rules.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+
+use super::tools::{RULES, RULES_FOLDER, Root, find, said, shown};
+use crate::{
+    audit::KEY,
+    cli::{Failure, print},
+    platform::{Environment, private, user_id},
+};
+
+/// The rules, with two words to be filled in.
+const TEMPLATE: &str = include_str!("../../../config/audit/claude-hooks-docker.rules");
+/// The operator where nobody says who it is: the first user of most systems.
+const FIRST_USER: u32 = 1000;
+
+/// Options of `audit install`.
+#[derive(Args)]
+pub(super) struct Install {
+    /// The operator, whose calls of docker are logged besides root's. By default who calls this, by
+    /// sudo too; 1000 for root itself.
+    #[arg(long, value_name = "UID")]
+    uid: Option<u32>,
+    /// Shows the rules and what would be run, and changes nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Options of `audit uninstall`.
+#[derive(Args)]
+pub(super) struct Uninstall {
+    /// Shows what would be run, and changes nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What installing takes.
+struct Tools {
+    auditctl: PathBuf,
+    augenrules: PathBuf,
+    install: PathBuf,
+    /// Without symlinks.
+    docker: String,
+}
+
+impl Install {
+    pub(super) fn execute(&self) -> Result<(), Failure> {
+        let environment = Environment::from_process();
+        let tools = Tools::find(&environment)?;
+        let rules = render(&tools.docker, self.operator(&environment));
+        let root = Root::get(&environment)?;
+        let rendered =
+            std::env::temp_dir().join(format!("{KEY}-{}.rules", uuid::Uuid::new_v4().simple()));
+        if self.dry_run {
+            print(format_args!("{}", rules.trim_end()))?;
+            let steps = [tools.place(&rendered), tools.load(), tools.list()];
+            return steps.into_iter().try_for_each(|(program, arguments)| {
+                print(format_args!("# {}", shown(&root.line(program, &arguments))))
+            });
+        }
+        let written = write(&rendered, &rules);
+        let placed = written.and_then(|()| {
+            let (program, arguments) = tools.place(&rendered);
+            root.must(program, &arguments).map(drop)
+        });
+        drop(fs::remove_file(&rendered));
+        placed?;
+        print(format_args!("The rules are in `{RULES}`."))?;
+        let (program, arguments) = tools.load();
+        let loaded = root.run(program, &arguments)?;
+        let (program, arguments) = tools.list();
+        let list = root.must(program, &arguments)?;
+        let wanted = rules.lines().filter(|line| line.starts_with("-a ")).count();
+        let ours =
+            list.lines().filter(|line| is_ours(line) && line.contains(&tools.docker)).count();
+        if ours < wanted || !loaded.status.success() {
+            return Err(Failure::failed(format!(
+                "the rules are in `{RULES}`, and {ours} of {wanted} are loaded; `augenrules \
+                 --load` said: {}. After `-e 2` in another file of `{RULES_FOLDER}` rules change \
+                 with the next start of the machine only",
+                said(&loaded)
+            )));
+        }
+        print(format_args!(
+            "The kernel logs every call of `{}` by root and by the operator. What it has logged:\n  \
+             sudo ausearch -k {KEY} -i --start today\nWho ended containers:\n  sudo ai-agent audit tail",
+            tools.docker
+        ))
+    }
+
+    /// Whose calls are logged besides root's.
+    fn operator(&self, environment: &Environment) -> u32 {
+        let by_sudo = environment.get("SUDO_UID").and_then(|uid| uid.to_str()?.parse().ok());
+        // Whoever is not root now asks sudo, which would say the same.
+        let own = user_id().filter(|uid| *uid != 0);
+        self.uid.or(own).or(by_sudo.filter(|uid| *uid != 0)).unwrap_or(FIRST_USER)
+    }
+}
+
+impl Tools {
+    fn find(environment: &Environment) -> Result<Self, Failure> {
+        let mut missing = Vec::new();
+        let mut get = |name: &'static str| {
+            let found = find(name, environment);
+            if found.is_none() {
+                missing.push(name);
+            }
+            found.unwrap_or_default()
+        };
+        let (auditctl, augenrules) = (get("auditctl"), get("augenrules"));
+        let _ausearch = get("ausearch");
+        let (install, docker) = (get("install"), get("docker"));
+        if !missing.is_empty() {
+            return Err(Failure::usage(format!(
+                "not installed: {}. auditctl, augenrules and ausearch come with `apt-get install \
+                 auditd` (Debian, Ubuntu) or `dnf install audit` (Fedora, RHEL); docker with \
+                 https://docs.docker.com/engine/install/, and must be on the PATH; install with \
+                 coreutils",
+                missing.join(", ")
+            )));
+        }
+        if !Path::new(RULES_FOLDER).is_dir() {
+            let problem = format!("there is no `{RULES_FOLDER}`: install auditd anew");
+            return Err(Failure::usage(problem));
+        }
+        let real = fs::canonicalize(&docker).unwrap_or(docker);
+        // The rules' grammar has no quotes.
+        let is_plain = |path: &&str| !path.contains(|c: char| c.is_whitespace() || c.is_control());
+        let docker = real.to_str().filter(is_plain).ok_or_else(|| {
+            Failure::usage(format!("no rule can name `{}`: it has a space", real.display()))
+        })?;
+        Ok(Self { auditctl, augenrules, install, docker: docker.to_owned() })
+    }
+
+    fn place<'a>(&'a self, rendered: &'a Path) -> (&'a Path, Vec<&'a OsStr>) {
+        let mut arguments = words(&["-m", "0640", "-o", "root", "-g", "root"]);
+        arguments.extend([rendered.as_os_str(), OsStr::new(RULES)]);
+        (&self.install, arguments)
+    }
+
+    fn load(&self) -> (&Path, Vec<&OsStr>) {
+        (&self.augenrules, words(&["--load"]))
+    }
+
+    fn list(&self) -> (&Path, Vec<&OsStr>) {
+        (&self.auditctl, words(&["-l"]))
+    }
+}
+
+impl Uninstall {
+    pub(super) fn execute(&self) -> Result<(), Failure> {
+        let environment = Environment::from_process();
+        let [auditctl, augenrules] =
+            ["auditctl", "augenrules"].map(|name| find(name, &environment));
+        if auditctl.is_none() && !Path::new(RULES_FOLDER).is_dir() {
+            return print(format_args!("auditd is not installed: there is nothing to take away"));
+        }
+        let root = Root::get(&environment)?;
+        let remove = Some((PathBuf::from("rm"), words(&["-f", RULES])));
+        let load = augenrules.map(|program| (program, words(&["--load"])));
+        // The files may not have a line that deletes what is loaded.
+        let delete = auditctl.clone().map(|program| (program, words(&["-D", "-k", KEY])));
+        if self.dry_run {
+            let steps = [remove, load, delete].into_iter().flatten();
+            return steps
+                .map(|(program, arguments)| shown(&root.line(&program, &arguments)))
+                .try_for_each(|line| print(format_args!("# {line}")));
+        }
+        if let Some((program, arguments)) = remove {
+            root.must(&program, &arguments)?;
+        }
+        print(format_args!("`{RULES}` is not there any more."))?;
+        // What can't be loaded is not loaded: the list decides.
+        let mut troubles = Vec::new();
+        for (program, arguments) in [load, delete].into_iter().flatten() {
+            let output = root.run(&program, &arguments)?;
+            if !output.status.success() {
+                troubles.push(format!("`{}`: {}", program.display(), said(&output)));
+            }
+        }
+        let Some(auditctl) = auditctl else { return Ok(()) };
+        let list = root.run(&auditctl, &words(&["-l"]))?;
+        let text = String::from_utf8_lossy(&list.stdout);
+        if text.lines().any(is_ours) {
+            return Err(Failure::failed(format!(
+                "the rules are still loaded, until the machine starts anew: {}",
+                troubles.join("; ")
+            )));
+        }
+        if list.status.success() {
+            print(format_args!("No rule of it is loaded."))
+        } else {
+            print(format_args!("The kernel tells of no rules: {}.", said(&list)))
+        }
+    }
+}
+
+/// Whether a line of `auditctl -l` is a rule of ours.
+pub(super) fn is_ours(line: &str) -> bool {
+    line.split([' ', '=']).any(|word| word == KEY)
+}
+
+fn words<'a>(words: &[&'a str]) -> Vec<&'a OsStr> {
+    words.iter().copied().map(OsStr::new).collect()
+}
+
+fn write(path: &Path, rules: &str) -> Result<(), Failure> {
+    let written = private::options()
+        .create_new(true)
+        .open(path)
+        .and_then(|mut it| it.write_all(rules.as_bytes()));
+    written.map_err(|error| Failure::failed(format!("cannot write `{}`: {error}", path.display())))
+}
+
+/// The rules for a program and an operator; one when that is root.
+fn render(docker: &str, operator: u32) -> String {
+    let is_double = |line: &&str| operator == 0 && line.contains("uid=@@OPERATOR_UID@@");
+    let lines = TEMPLATE.lines().filter(|line| !is_double(line));
+    let fill = |line: &str| {
+        line.replace("@@DOCKER_PATH@@", docker).replace("@@OPERATOR_UID@@", &operator.to_string())
+    };
+    lines.map(|line| fill(line) + "\n").collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(text: &str) -> Vec<&str> {
+        text.lines().filter(|line| !line.starts_with('#')).collect()
+    }
+
+    #[test]
+    fn the_rules_name_the_program_and_both_users() {
+        let text = render("/usr/bin/docker", 1001);
+        let expected = [
+            "-a always,exit -F path=/usr/bin/docker -F perm=x -F uid=0 -F key=claude-hooks-docker",
+            "-a always,exit -F path=/usr/bin/docker -F perm=x -F uid=1001 -F key=claude-hooks-docker",
+        ];
+        assert_eq!(rules(&text), expected);
+        assert_eq!(
+            rules(&render("/usr/bin/docker", 0)),
+            expected[..1],
+            "the kernel takes none twice"
+        );
+    }
+
+    #[test]
+    fn the_operator_is_who_asks() {
+        let asked = |uid, sudo: &str| {
+            let environment = Environment::from_iter([("SUDO_UID", sudo)]);
+            Install { uid, dry_run: true }.operator(&environment)
+        };
+        assert_eq!(asked(Some(7), "1001"), 7);
+        if crate::platform::is_root() {
+            assert_eq!(
+                (asked(None, "1001"), asked(None, "0"), asked(None, "x")),
+                (1001, 1000, 1000)
+            );
+        }
+    }
+
+    #[test]
+    fn our_rules_are_told_from_others() {
+        let ours = "-a always,exit -S all -F path=/usr/bin/docker -F perm=x -F uid=0 -F key=claude-hooks-docker";
+        assert!(is_ours(ours));
+        assert!(is_ours("-w /usr/bin/docker -p x -k claude-hooks-docker"));
+        assert!(!is_ours("-w /usr/bin/docker -p x -k claude-hooks-docker-2"));
+        assert!(!is_ours("No rules"));
+    }
+}

@@ -1,0 +1,99 @@
+//! `ai-agent audit status`: whether anything is logged, and can be read.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use clap::Args;
+
+use super::{
+    install::is_ours,
+    tools::{RULES, find, said},
+};
+use crate::{
+    audit,
+    cli::{Failure, print},
+    config::{self, Inputs},
+    platform::{Environment, Paths, is_root},
+};
+
+/// Options of `audit status`.
+#[derive(Args)]
+pub(super) struct Options {
+    /// The log that auditd writes.
+    #[arg(long, value_name = "FILE", default_value = audit::LOG)]
+    log: PathBuf,
+}
+
+impl Options {
+    pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
+        let environment = Environment::from_process();
+        let (rules, are_loaded) = rules(&environment);
+        print(format_args!("rules file    {}", file()))?;
+        print(format_args!("rules loaded  {rules}"))?;
+        let log = fs::File::open(&self.log).map(drop);
+        let sight = match &log {
+            Ok(()) => "can be read".to_owned(),
+            Err(error) => format!("{error}: see docs/audit.md, \"Reading the log\""),
+        };
+        print(format_args!("log           `{}`: {sight}", self.log.display()))?;
+        if let Some(is_read) = is_read(&environment, explicit) {
+            let word = if is_read { "reads it" } else { "is not in `pipeline.sources`" };
+            print(format_args!("source        `auditd` {word}"))?;
+        }
+        if are_loaded && log.is_ok() {
+            return Ok(());
+        }
+        Err(Failure::failed(if are_loaded {
+            "the log can't be read"
+        } else {
+            "no rule is known to be loaded: `ai-agent audit install` installs them"
+        }))
+    }
+}
+
+fn file() -> String {
+    match fs::metadata(RULES) {
+        Ok(_) => format!("`{RULES}`"),
+        Err(error) => format!("`{RULES}`: {error}"),
+    }
+}
+
+/// What the kernel says of our rules, and whether there are any.
+fn rules(environment: &Environment) -> (String, bool) {
+    let Some(auditctl) = find("auditctl", environment) else {
+        return ("none: auditctl is not installed".to_owned(), false);
+    };
+    let ask = |argument: &str| Command::new(&auditctl).arg(OsStr::new(argument)).output();
+    let (list, state) = match (ask("-l"), ask("-s")) {
+        (Ok(list), Ok(state)) if list.status.success() => (list, state),
+        (Ok(list), _) if is_root() => return (format!("unknown: {}", said(&list)), false),
+        (Err(error), _) => return (format!("unknown: {error}"), false),
+        _ => return ("unknown: only root may ask, `sudo ai-agent audit status`".to_owned(), false),
+    };
+    let list = String::from_utf8_lossy(&list.stdout);
+    let count = list.lines().filter(|line| is_ours(line)).count();
+    let state = String::from_utf8_lossy(&state.stdout);
+    let value = |name: &str| {
+        state.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+    };
+    let mut text = count.to_string();
+    if value("enabled ") == Some(0) {
+        text += ", and the kernel logs nothing: `sudo auditctl -e 1`";
+    }
+    if value("pid ") == Some(0) {
+        text += ", and auditd does not run: `sudo systemctl enable --now auditd`";
+    }
+    (text, count > 0)
+}
+
+/// Whether the agent reads the log, where that is known.
+fn is_read(environment: &Environment, explicit: Option<&Path>) -> Option<bool> {
+    let paths = Paths::from_environment(environment).ok()?;
+    let inputs = Inputs { paths: &paths, environment, explicit, managed: None };
+    let loaded = config::load(&inputs).ok()?;
+    Some(loaded.settings.pipeline.sources.iter().any(|source| source.stage == "auditd"))
+}

@@ -1,0 +1,341 @@
+//! `ai-agent audit tail`: who ended containers, and follows.
+
+mod parents;
+mod show;
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fs,
+    io::{self, Write as _},
+    mem,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use clap::Args;
+
+use crate::{
+    audit::{self, facts::Facts, wanted::Wanted},
+    cli::Failure,
+    config::{self, Inputs},
+    event::Event,
+    platform::{Clock as _, Environment, Paths, SystemClock, Timestamp, private},
+    stages::source::{
+        Chunk, GenerationId, Intake, Piece, Progress, Waker,
+        auditd::{FollowOptions, Follower},
+    },
+    tail::FileKey,
+};
+use parents::Parents;
+use show::Form;
+
+/// Where it stopped, below the state directory.
+const CHECKPOINT: &str = "audit-tail.json";
+/// How often that is stored while nothing is shown.
+const REST: Duration = Duration::from_secs(10);
+/// How often the log is looked at, whatever the system tells.
+const LOOK: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Options of `audit tail`.
+#[derive(Args)]
+pub(super) struct Options {
+    /// Every call of docker: otherwise only stop, rm, kill, restart and pause.
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+    /// Containers, as they were named in the call; `*` is any part. A call may name one by the
+    /// beginning of its id: the log has only what was typed. May be given several times.
+    #[arg(long = "name", value_name = "GLOB", default_values = audit::NAMES)]
+    names: Vec<String>,
+    /// One JSON object for each call.
+    #[arg(long, conflicts_with = "raw")]
+    json: bool,
+    /// The lines of the log: everything that ausearch knows.
+    #[arg(long)]
+    raw: bool,
+    /// Begins at a time instead of where it stopped, which stays as it is: `today`, `yesterday`,
+    /// `2h` for two hours ago, `2026-11-22`, `"2026-11-22 10:00:00"`.
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// The log that auditd writes.
+    #[arg(long, value_name = "FILE", default_value = audit::LOG)]
+    log: PathBuf,
+}
+
+impl Options {
+    pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
+        let offset = local_offset();
+        let now = SystemClock.now();
+        let given = self.since.as_deref();
+        let given = given.map(|since| begin(since, now, offset)).transpose()?;
+        let wanted = if self.all {
+            Wanted::every_call()
+        } else {
+            let (programs, verbs) = (audit::PROGRAMS.map(Into::into), audit::VERBS.map(Into::into));
+            Wanted::new(audit::KEY, programs, verbs, &self.names)
+                .map_err(|error| Failure::usage(format!("--name {error}")))?
+        };
+        let log = std::path::absolute(&self.log).map_err(Failure::usage)?;
+        let path = match given {
+            Some(_) => None,
+            None => Some(state_dir(explicit)?.join(CHECKPOINT)),
+        };
+        let rows = path.as_deref().map(read).transpose()?.flatten();
+        let since = match (given, &rows) {
+            (Some(since), _) => since,
+            (None, None) => begin("today", now, offset)?,
+            (None, Some(_)) => Timestamp(0),
+        };
+        let form = match (self.json, self.raw) {
+            (true, _) => Form::Json,
+            (_, true) => Form::Raw,
+            _ => Form::Line,
+        };
+        let parents = RefCell::new(Parents::default());
+        if rows.is_some() {
+            // Who called whom may stand before the place where it stopped.
+            let options = FollowOptions { path: log.clone(), once: true, poll_interval: DAY };
+            let mut past = Follower::new(options, Arc::new(SystemClock), Arc::new(|| ()));
+            let mut learn = |facts: &Facts| {
+                parents.borrow_mut().learn(facts);
+                false
+            };
+            while past.read(&mut Screen::new(form, offset, &parents), &mut learn) == Progress::More
+            {
+            }
+        }
+        let mut screen = Screen::new(form, offset, &parents);
+        screen.rows = rows.unwrap_or_default();
+        let mut wants = |facts: &Facts| {
+            parents.borrow_mut().learn(facts);
+            facts.at >= since && wanted.takes(facts)
+        };
+        follow(log, screen, &mut wants, path.as_deref())
+    }
+}
+
+/// Shows what is wanted, until nobody looks any more. How far it came is kept in the file at `path`.
+fn follow(
+    log: PathBuf,
+    mut screen: Screen<'_>,
+    wants: &mut dyn FnMut(&Facts) -> bool,
+    path: Option<&Path>,
+) -> Result<(), Failure> {
+    let (sender, woken) = mpsc::sync_channel(1);
+    // One that is full wakes as well.
+    let waker: Waker = Arc::new(move || {
+        sender.try_send(()).ok();
+    });
+    let options = FollowOptions { path: log, once: false, poll_interval: 30 * LOOK };
+    let mut follower = Follower::new(options, Arc::new(SystemClock), waker);
+    follower.restore(&mut screen.rows.clone().into_iter()).map_err(Failure::failed)?;
+    let (mut stored, mut is_first) = (Duration::ZERO, true);
+    loop {
+        let progress = follower.read(&mut screen, wants);
+        follower.tail.sealed();
+        follower.tail.committed();
+        match screen.failed.take() {
+            Some(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Some(error) => return Err(Failure::failed(error)),
+            None => {}
+        }
+        let now = SystemClock.uptime();
+        if let Some(path) = path
+            && (mem::take(&mut screen.has_shown) || now >= stored + REST)
+        {
+            write(path, &screen.rows)?;
+            stored = now;
+        }
+        if let Progress::Idle { next } = progress {
+            let trouble = follower.trouble().filter(|_| is_first);
+            if let Some(trouble) = trouble {
+                return Err(Failure::failed(trouble.to_string()));
+            }
+            is_first = false;
+            woken.recv_timeout(next.min(LOOK)).ok();
+        }
+    }
+}
+
+type Rows = BTreeMap<GenerationId, Vec<u8>>;
+
+/// Shows events, and keeps the rows that say how far they were read.
+struct Screen<'a> {
+    form: Form,
+    offset: i64,
+    parents: &'a RefCell<Parents>,
+    rows: Rows,
+    has_shown: bool,
+    failed: Option<io::Error>,
+}
+
+impl<'a> Screen<'a> {
+    fn new(form: Form, offset: i64, parents: &'a RefCell<Parents>) -> Self {
+        Self { form, offset, parents, rows: Rows::new(), has_shown: false, failed: None }
+    }
+
+    fn show(&mut self, lines: &[u8]) -> io::Result<()> {
+        let facts = Facts::of(lines.split(|byte| *byte == b'\n'));
+        let parents = self.parents.borrow().of(&facts);
+        let text = match self.form {
+            Form::Line => show::line(&facts, &parents, self.offset),
+            Form::Json => show::json(&facts, &parents),
+            Form::Raw => show::raw(lines),
+        };
+        let mut out = io::stdout().lock();
+        writeln!(out, "{text}")?;
+        out.flush()
+    }
+}
+
+impl Intake for Screen<'_> {
+    fn take(&mut self, chunk: Chunk<'_>) {
+        for piece in chunk.pieces {
+            if let Piece::Event { lines, .. } = piece
+                && self.failed.is_none()
+            {
+                self.failed = self.show(lines).err();
+                self.has_shown = true;
+            }
+        }
+        let generation = chunk.origin.generation.clone();
+        match chunk.checkpoint {
+            Some(row) => self.rows.insert(generation, row.to_vec()),
+            None => self.rows.remove(&generation),
+        };
+    }
+
+    fn report(&mut self, _event: Event) {}
+
+    fn forget(&mut self, _file: FileKey) {}
+
+    fn has_room(&self) -> bool {
+        self.failed.is_none()
+    }
+
+    fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
+        self.rows.get(generation).cloned()
+    }
+}
+
+/// Where the agent keeps its state.
+fn state_dir(explicit: Option<&Path>) -> Result<PathBuf, Failure> {
+    let environment = Environment::from_process();
+    let paths = Paths::from_environment(&environment).map_err(Failure::usage)?;
+    let inputs = Inputs { paths: &paths, environment: &environment, explicit, managed: None };
+    let loaded = config::load(&inputs).map_err(Failure::usage)?;
+    Ok(loaded.settings.agent.state_dir)
+}
+
+/// How far the log was shown; `None` when it never was.
+fn read(path: &Path) -> Result<Option<Rows>, Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::failed(format!(
+            "cannot read `{}`, where it stopped: {error}; delete it to begin with today",
+            path.display()
+        ))
+    };
+    match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(&error)),
+        Ok(bytes) => {
+            let rows: BTreeMap<GenerationId, String> =
+                serde_json::from_slice(&bytes).map_err(|error| failed(&error))?;
+            Ok(Some(rows.into_iter().map(|(id, row)| (id, row.into_bytes())).collect()))
+        }
+    }
+}
+
+fn write(path: &Path, rows: &Rows) -> Result<(), Failure> {
+    let rows: BTreeMap<_, _> =
+        rows.iter().map(|(id, row)| (id, String::from_utf8_lossy(row))).collect();
+    let bytes = serde_json::to_vec(&rows).expect("rows are JSON, and so is what they are in");
+    let folder = path.parent().map_or(Ok(()), private::create_dir);
+    folder.and_then(|()| private::replace(path, &bytes)).map_err(|error| {
+        Failure::failed(format!("cannot keep in `{}` where it stopped: {error}", path.display()))
+    })
+}
+
+/// How many seconds local time is ahead of UTC; none where the system does not say.
+fn local_offset() -> i64 {
+    let said = Command::new("date").arg("+%z").output().map(|output| output.stdout);
+    let said = String::from_utf8(said.unwrap_or_default()).unwrap_or_default();
+    offset(said.trim()).unwrap_or(0)
+}
+
+/// The seconds that `+0130` is.
+fn offset(text: &str) -> Option<i64> {
+    let (sign, digits) = match text.split_at_checked(1)? {
+        ("+", digits) => (1, digits),
+        ("-", digits) => (-1, digits),
+        _ => return None,
+    };
+    let number: i64 = digits.parse().ok().filter(|_| digits.len() == 4)?;
+    Some(sign * (number / 100 * 3600 + number % 100 * 60))
+}
+
+/// The time that `--since` means, where local time is `offset` seconds ahead.
+fn begin(text: &str, now: Timestamp, offset: i64) -> Result<Timestamp, Failure> {
+    let local = now.0.saturating_add_signed(offset * 1000);
+    let day = DAY.as_secs() * 1000;
+    let midnight = local - local % day;
+    let local = match text {
+        "today" => midnight,
+        "yesterday" => midnight.saturating_sub(day),
+        text => {
+            if let Ok(ago) = humantime::parse_duration(text) {
+                let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+                return Ok(Timestamp(now.0.saturating_sub(ago)));
+            }
+            let whole = if text.len() == 10 { format!("{text} 00:00:00") } else { text.to_owned() };
+            let time = humantime::parse_rfc3339_weak(&whole).map_err(|_| {
+                Failure::usage(format!(
+                    "--since names no time, `{text}`: expected `today`, `yesterday`, `2h`, \
+                     `2026-11-22` or \"2026-11-22 10:00:00\""
+                ))
+            })?;
+            let time = Timestamp::from(time);
+            if whole.ends_with('Z') {
+                return Ok(time);
+            }
+            time.0
+        }
+    };
+    Ok(Timestamp(local.saturating_add_signed(-offset * 1000)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_given_as_people_say_it() {
+        // 2026-11-21T20:00:00.120Z; it is tomorrow where local time is five hours ahead.
+        let now = Timestamp(1_795_291_200_120);
+        let table = [
+            ("today", 0, "2026-11-21T00:00:00.000Z"),
+            ("today", 5 * 3600, "2026-11-21T19:00:00.000Z"),
+            ("yesterday", -3600, "2026-11-20T01:00:00.000Z"),
+            ("2h", 3600, "2026-11-21T18:00:00.120Z"),
+            ("2026-11-20", 3600, "2026-11-19T23:00:00.000Z"),
+            ("2026-11-20 10:00:00", 0, "2026-11-20T10:00:00.000Z"),
+            ("2026-11-20T10:00:00Z", 3600, "2026-11-20T10:00:00.000Z"),
+        ];
+        for (text, offset, expected) in table {
+            assert_eq!(begin(text, now, offset).unwrap().to_string(), expected, "{text}");
+        }
+        assert!(begin("noon", now, 0).is_err());
+    }
+
+    #[test]
+    fn the_distance_to_utc_is_read() {
+        let table = [("+0000", Some(0)), ("+0530", Some(19_800)), ("-0100", Some(-3600))];
+        for (text, expected) in table {
+            assert_eq!(offset(text), expected, "{text}");
+        }
+        assert_eq!([offset(""), offset("UTC"), offset("+5")], [None; 3]);
+    }
+}
