@@ -43,6 +43,18 @@ dry-run *options:
 receiver *options:
     cargo run --quiet --package siem-server --bin demo-server -- {{options}}
 
+# Lets the kernel log every call of docker: docs/audit.md
+audit-install *options:
+    cargo run --quiet --package ai-agent -- audit install {{options}}
+
+# Shows who ended containers, and follows
+audit-tail *options:
+    cargo run --quiet --package ai-agent -- audit tail {{options}}
+
+# Takes the audit rules away again
+audit-uninstall *options:
+    cargo run --quiet --package ai-agent -- audit uninstall {{options}}
+
 # Checks what is depended on
 deny:
     cargo deny --workspace check --hide-inclusion-graph bans licenses sources

@@ -53,11 +53,12 @@ impl Arguments {
         let began = Instant::now();
         let full = self.full;
         // Those that end within seconds come first, and one of them may fail without ending all.
-        let quick: [(&'static str, Check); 4] = [
+        let quick: [(&'static str, Check); 5] = [
             ("format", Box::new(|| subcommand("fmt", &["--all", "--check"]))),
             ("dependencies", Box::new(dependencies)),
             ("real client", Box::new(real_client)),
             ("service", Box::new(service)),
+            ("real auditd", Box::new(real_auditd)),
         ];
         let slow: [(&'static str, Check); 5] = [
             ("lints", Box::new(lints)),
@@ -255,6 +256,30 @@ fn service() -> Outcome {
     match lacking().as_slice() {
         [] => Outcome::Ok(Some("systemd is there, the test runs below".to_owned())),
         lacking => missing(&format!("{} not installed", lacking.join(" and "))),
+    }
+}
+
+/// Says whether the test of the real auditd will run, with all others.
+fn real_auditd() -> Outcome {
+    if !cfg!(target_os = "linux") {
+        return Outcome::Skipped("the audit system is Linux's".to_owned());
+    }
+    let tool = match shared::find() {
+        Err(why) => return Outcome::Skipped(why),
+        Ok(shared) => shared.join("tools/with-auditd"),
+    };
+    if !tool.is_file() {
+        return missing(&format!("`{}` is not there", tool.display()));
+    }
+    if !sh::is_root() {
+        return Outcome::Skipped("the audit system takes root".to_owned());
+    }
+    // It installs auditd, and says by 77 that the kernel has no audit system.
+    match Command::new(tool).arg("true").stdout(Stdio::null()).status().map(|it| it.code()) {
+        Ok(Some(0)) => Outcome::Ok(Some("auditd runs here, the test runs below".to_owned())),
+        Ok(Some(77)) => Outcome::Skipped("this kernel has no audit system".to_owned()),
+        Ok(code) => missing(&format!("auditd does not run, with-auditd ended with {code:?}")),
+        Err(error) => Outcome::Failed(error.to_string()),
     }
 }
 
