@@ -114,18 +114,20 @@ impl Facts {
         let set = |id: Option<u32>| id.filter(|id| *id != UNSET);
         for (key, value) in line.fields() {
             let string = || value.decoded().map(|bytes| text(&bytes));
+            // What is never in hex, even where it looks so.
+            let word = || Some(text(value.word())).filter(|it| it != "?" && it != "(none)");
             match key {
-                b"syscall" => self.syscall = self.syscall.take().or_else(string),
-                b"SYSCALL" => self.syscall = string(),
+                b"syscall" => self.syscall = self.syscall.take().or_else(word),
+                b"SYSCALL" => self.syscall = word(),
                 b"success" => self.success = Some(value.word() == b"yes"),
                 b"pid" => self.pid = value.number(),
                 b"ppid" => self.ppid = value.number(),
                 b"uid" => self.uid = value.number(),
-                b"UID" => self.user = string(),
+                b"UID" => self.user = word(),
                 b"auid" => self.login_uid = set(value.number()),
-                b"AUID" => self.login_user = string().filter(|name| name != "unset"),
+                b"AUID" => self.login_user = word().filter(|name| name != "unset"),
                 b"ses" => self.session = set(value.number()),
-                b"tty" => self.tty = string(),
+                b"tty" => self.tty = word(),
                 b"comm" => self.comm = string(),
                 b"exe" => self.exe = string(),
                 // Several keys stand in one field, with a byte 1 between them.
@@ -298,6 +300,8 @@ mod tests {
             Default::default()
         );
         assert_eq!(found.keys, ["a-key", "b"]);
+        let found = facts(&[format!("type=SYSCALL {HEAD} syscall=59 tty=ce")]);
+        assert_eq!((found.syscall.as_deref(), found.tty.as_deref()), (Some("59"), Some("ce")));
     }
 
     /// 100 KB of one argument come in a dozen lines, quoted or in hex.
