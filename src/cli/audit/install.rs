@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::Write as _,
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -118,15 +118,19 @@ impl Tools {
         let _ausearch = get("ausearch");
         let (install, docker) = (get("install"), get("docker"));
         if !missing.is_empty() {
+            let has_audit = !missing.iter().any(|name| name.starts_with("au"));
+            let audit = "; `apt-get install auditd` (Debian, Ubuntu) or `dnf install audit` \
+                         (Fedora, RHEL) has auditctl, augenrules and ausearch";
+            let docker = "; docker must be on the PATH: \
+                          https://docs.docker.com/engine/install/ installs it";
             return Err(Failure::usage(format!(
-                "not installed: {}. auditctl, augenrules and ausearch come with `apt-get install \
-                 auditd` (Debian, Ubuntu) or `dnf install audit` (Fedora, RHEL); docker with \
-                 https://docs.docker.com/engine/install/, and must be on the PATH; install with \
-                 coreutils",
-                missing.join(", ")
+                "not installed: {}{}{}",
+                missing.join(", "),
+                if has_audit { "" } else { audit },
+                if missing.contains(&"docker") { docker } else { "" }
             )));
         }
-        if !Path::new(RULES_FOLDER).is_dir() {
+        if is_absent(Path::new(RULES_FOLDER)) {
             let problem = format!("there is no `{RULES_FOLDER}`: install auditd anew");
             return Err(Failure::usage(problem));
         }
@@ -159,7 +163,7 @@ impl Uninstall {
         let environment = Environment::from_process();
         let [auditctl, augenrules] =
             ["auditctl", "augenrules"].map(|name| find(name, &environment));
-        if auditctl.is_none() && !Path::new(RULES_FOLDER).is_dir() {
+        if auditctl.is_none() && is_absent(Path::new(RULES_FOLDER)) {
             return print(format_args!("auditd is not installed: there is nothing to take away"));
         }
         let root = Root::get(&environment)?;
@@ -200,6 +204,11 @@ impl Uninstall {
             print(format_args!("The kernel tells of no rules: {}.", said(&list)))
         }
     }
+}
+
+/// Whether nothing lies at a path, as far as this user may know.
+fn is_absent(path: &Path) -> bool {
+    fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Whether a line of `auditctl -l` is a rule of ours.
