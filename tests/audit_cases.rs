@@ -22,7 +22,7 @@ fn cases() -> Vec<PathBuf> {
 }
 
 /// Lets a dry run read a log.
-fn dry_run(log: &Path, before: &str, options: &str) -> Ended {
+fn dry_run(log: &Path, more: &[&str], before: &str, options: &str) -> Ended {
     let home = Home::new();
     let folder = home.path().join("audit");
     fs::create_dir(&folder).unwrap();
@@ -30,7 +30,7 @@ fn dry_run(log: &Path, before: &str, options: &str) -> Ended {
     fs::copy(log, &path).unwrap();
     let source = format!("[source.auditd]\npath = {path:?}\n{options}");
     let config = format!("pipeline.sources = [\"auditd\"]\n{before}\n{source}");
-    home.agent(&["run", "--test"]).config(&config).succeed()
+    home.agent(&[&["run", "--test"], more].concat()).config(&config).succeed()
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn what_is_shipped_is_as_each_case_expects() {
     for case in cases() {
         let options = fs::read_to_string(case.join("stage.toml")).unwrap();
         let log = case.join("audit.log");
-        let ended = dry_run(&log, "", &options);
+        let ended = dry_run(&log, &[], "", &options);
         let is_entry = |line: &&[u8]| line.starts_with(b"{");
         let lines = ended.stdout.split(|byte| *byte == b'\n').filter(is_entry);
         let shipped = entries::parse(&lines.collect::<Vec<_>>().join(&b'\n'));
@@ -68,13 +68,30 @@ fn what_is_shipped_is_as_each_case_expects() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+#[test]
+fn every_byte_of_a_log_is_accounted_for() {
+    for case in cases() {
+        let options = fs::read_to_string(case.join("stage.toml")).unwrap();
+        let log = case.join("audit.log");
+        let ended = dry_run(&log, &["--json"], "", &options);
+        let last: Value = serde_json::from_str(ended.text().lines().last().unwrap()).unwrap();
+        let of = |summary: &Value| summary["bytes"].as_u64().unwrap();
+        let summary = &last["summary"];
+        let reasons = summary["filtered"]["auditd"].as_object().cloned().unwrap_or_default();
+        let left_out: u64 = reasons.values().map(of).sum();
+        let endings = summary["endings"].as_u64().unwrap();
+        let all = of(&summary["shipped"]) + endings + left_out;
+        assert_eq!(all, fs::metadata(&log).unwrap().len(), "{}: {summary}", case.display());
+    }
+}
+
 /// What a mask takes out of the lines is not in what they tell.
 #[test]
 fn a_mask_holds_for_the_fields_too() {
     let log =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/auditd/interleaved/audit.log");
     let mask = "[filter.mask]\nown = { word = \"claude-hooks-1\" }\n";
-    let ended = dry_run(&log, "pipeline.filters = [\"mask\"]", mask);
+    let ended = dry_run(&log, &[], "pipeline.filters = [\"mask\"]", mask);
     let text = String::from_utf8_lossy(&ended.stdout).into_owned();
     let line = text.lines().find(|line| line.contains("[masked:word]")).unwrap();
     let entry: Value = serde_json::from_str(line).unwrap();

@@ -62,6 +62,10 @@ fn who_calls_docker_is_shown_and_shipped() {
         eprintln!("skipped: {}", said.trim());
         return;
     }
+    if !output.status.success() && !said.contains("running 1 test") && !on_ci {
+        eprintln!("skipped: auditd can't be had here: {said}");
+        return;
+    }
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
     eprintln!("{said}");
 }
@@ -140,7 +144,7 @@ impl World {
     fn installs(&self) {
         let dry = self.audit(&["install", "--dry-run"]).succeed();
         assert!(dry.text().contains(self.docker().to_str().unwrap()), "{}", dry.text());
-        assert!(!Path::new(RULES).exists(), "a dry run changes nothing");
+        assert!(!Path::new(RULES).try_exists().unwrap(), "a dry run changes nothing");
         let refused = self.audit(&["install"]).env("PATH", "/nowhere").fail(2);
         assert!(refused.contains("docker") && refused.contains("not installed"), "{refused}");
         self.audit(&["status"]).fail(1);
@@ -161,7 +165,7 @@ impl World {
         for _ in 0..2 {
             self.audit(&["uninstall"]).succeed();
             assert_eq!(listed(), [""; 0]);
-            assert!(!Path::new(RULES).exists());
+            assert!(!Path::new(RULES).try_exists().unwrap());
         }
     }
 
