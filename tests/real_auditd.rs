@@ -217,6 +217,22 @@ impl World {
         assert_eq!((&event["ppid"], &event["parents"][0]["pid"]), (&parent.into(), &parent.into()));
         assert!(event["pid"].as_u64().unwrap() > 0 && event["pid"] != event["ppid"]);
 
+        // Many at once: their lines may stand between each other.
+        let many: Vec<String> = (0..40).map(|number| name(&format!("many-{number}"))).collect();
+        let start = |container: &String| {
+            let mut docker = Command::new("docker");
+            docker.args(["stop", container]).env("PATH", self.path()).spawn().unwrap()
+        };
+        let children: Vec<_> = many.iter().map(start).collect();
+        assert!(children.into_iter().all(|mut child| child.wait().unwrap().success()));
+        let mut told: Vec<_> = many.iter().map(|_| argv(&shown.next(&run))).collect();
+        expected.extend(told.iter().cloned());
+        told.sort();
+        let mut called: Vec<_> =
+            many.into_iter().map(|it| vec!["docker".to_owned(), "stop".to_owned(), it]).collect();
+        called.sort();
+        assert_eq!(told, called);
+
         // The log is rotated while the agent reads, and once more while it does not run.
         rotate();
         for number in 0..5 {

@@ -2,8 +2,6 @@
 
 use std::{collections::BTreeMap, fs, sync::OnceLock};
 
-use serde_json::json;
-
 use super::parents::Parent;
 use crate::{audit::facts::Facts, platform::Timestamp};
 
@@ -55,9 +53,10 @@ pub(super) fn line(facts: &Facts, parents: &[Parent], offset: i64) -> String {
 
 /// All facts and the parents.
 pub(super) fn json(facts: &Facts, parents: &[Parent]) -> String {
-    let mut object = json!(facts);
-    object["parents"] = json!(parents);
-    object.to_string()
+    let parents = serde_json::to_string(parents).expect("parents have only strings as keys");
+    let mut object = facts.to_json();
+    object.truncate(object.len() - 1);
+    object + &format!(",\"parents\":{parents}}}")
 }
 
 /// The lines of the log, as ausearch shows them.
@@ -196,7 +195,7 @@ mod tests {
     fn json_has_the_parents_too() {
         let text = json(&facts(), &[Parent { pid: 20, comm: None, exe: None }]);
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!((&value["pid"], &value["parents"][0]["pid"]), (&json!(31), &json!(20)));
+        assert_eq!((&value["pid"], &value["parents"][0]["pid"]), (&31.into(), &20.into()));
         assert_eq!(value["argv"][1], "rm");
     }
 }
