@@ -1,6 +1,6 @@
 //! Events of the Linux audit system, as auditd's log tells them: pure, no files, no clock.
 //!
-//! [`line`] takes one line apart, [`group`] finds the lines of one event, [`facts`] says what
+//! [`mod@line`] takes one line apart, [`group`] finds the lines of one event, [`facts`] says what
 //! happened, [`wanted`] whether that is what is looked for. The source `auditd` and `audit tail`
 //! share them.
 
