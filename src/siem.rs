@@ -4,7 +4,7 @@ mod failure;
 mod revision;
 mod signed;
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use failure::Failure;
 use reqwest::{
@@ -62,6 +62,19 @@ pub enum Reply {
         /// Whether that is all of the body.
         whole: bool,
     },
+}
+
+/// What a receiver shows of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The status of its answer.
+    pub status: u16,
+    /// Its clock, to the second.
+    pub date: Option<SystemTime>,
+    /// Whether the answer is signed with the secret that is configured here; none without a signature.
+    pub is_signed: Option<bool>,
+    /// How long the answer took.
+    pub took: Duration,
 }
 
 /// Why there is no managed configuration.
@@ -246,6 +259,38 @@ impl Connection {
             }
             Reply::Answered { status, .. } => Err(FetchError::Status { status }),
         }
+    }
+
+    /// Asks for the managed configuration only to see how that goes.
+    ///
+    /// # Errors
+    /// Why no answer came, in words.
+    pub async fn probe(&self, within: Duration) -> Result<Probe, String> {
+        let nonce = data_encoding::HEXLOWER.encode(uuid::Uuid::new_v4().as_bytes());
+        let request = self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce);
+        let begun = Instant::now();
+        match self.exchange(request, MAX_BYTES, within).await {
+            Reply::Failed { reason, .. } => Err(reason),
+            Reply::Answered { status, headers, body, .. } => {
+                let took = begun.elapsed();
+                let date = text(&headers, header::DATE.as_str());
+                let date = date.and_then(|date| httpdate::parse_http_date(&date).ok());
+                let signature = signature(&headers);
+                let is_there = !signature.is_empty();
+                let body = String::from_utf8(body).unwrap_or_default();
+                let answer = SignedAnswer { body, nonce, signature, etag: None };
+                let is_signed = is_there.then(|| self.has_signed(&answer));
+                Ok(Probe { status, date, is_signed, took })
+            }
+        }
+    }
+
+    /// Where requests go, if not through a proxy.
+    #[must_use]
+    pub fn host_and_port(&self) -> Option<(String, u16)> {
+        // An address of version 6 stands in brackets.
+        let host = self.base.host_str()?.trim_matches(['[', ']']).to_owned();
+        Some((host, self.base.port_or_known_default()?))
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {

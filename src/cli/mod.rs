@@ -5,6 +5,7 @@ mod check;
 mod config;
 mod control;
 mod deadletter;
+mod doctor;
 mod dry_run;
 mod export;
 mod flush;
@@ -73,6 +74,8 @@ enum Command {
     LogLevel(log_level::Arguments),
     /// Shows, explains and checks the configuration.
     Config(config::Arguments),
+    /// Goes through everything that can be wrong on this machine, and says what to do.
+    Doctor(doctor::Arguments),
     /// The hooks in Claude Code's settings: installs, removes, shows them.
     Hooks(hooks::Arguments),
     /// Runs the tests that the configuration carries, or files that are to be rolled out.
@@ -167,6 +170,7 @@ pub fn main() -> ExitCode {
         Command::Reload(reload) => reload.execute(arguments.config.as_deref()),
         Command::LogLevel(level) => level.execute(arguments.config.as_deref()),
         Command::Config(config) => config.execute(arguments.config.as_deref()),
+        Command::Doctor(doctor) => doctor.execute(arguments.config.as_deref()),
         Command::Hooks(hooks) => hooks.execute(),
         Command::Test(test) => test.execute(arguments.config.as_deref()),
         Command::Deadletter(letters) => letters.execute(arguments.config.as_deref()),

@@ -49,6 +49,14 @@ pub enum WatchError {
     Other(String),
 }
 
+/// How many directories all programs of this user may watch together, where the system has a limit.
+#[must_use]
+pub fn limit() -> Option<u64> {
+    // Elsewhere there is no such file.
+    let text = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_watches").ok()?;
+    text.trim().parse().ok()
+}
+
 /// Watches directories until it is dropped.
 pub struct DirectoryWatcher {
     inner: Mutex<RecommendedWatcher>,

@@ -35,6 +35,12 @@ impl Sessions {
         self.known().configured = roots.to_vec();
     }
 
+    /// The directories that are read anyway.
+    #[must_use]
+    pub fn configured(&self) -> Vec<PathBuf> {
+        self.known().configured.clone()
+    }
+
     /// A hook named a transcript below `root`; whether that is new.
     pub fn learn(&self, root: &Path) -> bool {
         let mut known = self.known();
