@@ -372,7 +372,7 @@ mod tests {
             assert!(!format!("{account:?}").contains("secret"));
             let expected = match name {
                 Some(name) => Standing::Key(name.to_owned()),
-                None => Standing::Unknown("/h/.claude.json".to_owned()),
+                None => Standing::Unknown(Path::new("/h").join(FILE).display().to_string()),
             };
             assert_eq!(account.standing, expected);
         }
@@ -382,15 +382,14 @@ mod tests {
     fn each_directory_of_the_client_has_an_account_of_its_own() {
         let home = Path::new("/h");
         let dirs = ["/w", "/h/.claude", "/c", "/w"].map(PathBuf::from);
-        let others = |environment: &Environment| {
-            let files = other_claude_code_files(home, environment, &dirs);
-            files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>()
-        };
+        let others = |environment: &Environment| other_claude_code_files(home, environment, &dirs);
+        let files =
+            |dirs: &[&str]| dirs.iter().map(|dir| Path::new(dir).join(FILE)).collect::<Vec<_>>();
         let plain = Environment::from_iter([("HOME", "/h")]);
         assert_eq!(claude_code_file(home, &plain), Path::new("/h/.claude.json"));
-        assert_eq!(others(&plain), ["/c/.claude.json", "/w/.claude.json"]);
+        assert_eq!(others(&plain), files(&["/c", "/w"]));
         let moved = Environment::from_iter([("CLAUDE_CONFIG_DIR", "/c")]);
         assert_eq!(claude_code_file(home, &moved), Path::new("/c/.claude.json"));
-        assert_eq!(others(&moved), ["/h/.claude.json", "/w/.claude.json"]);
+        assert_eq!(others(&moved), files(&["/h", "/w"]));
     }
 }

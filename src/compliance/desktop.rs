@@ -159,6 +159,8 @@ mod tests {
         assert_eq!(Account::of_claude_desktop(odd.path()).unwrap().standing, signed_in(None));
     }
 
+    /// Where a directory can be opened to set its time.
+    #[cfg(unix)]
     #[test]
     fn the_organisation_of_the_last_session_counts() {
         let config = format!(r#"{{"lastKnownAccountUuid":"{ACCOUNT}"}}"#);

@@ -134,6 +134,10 @@ pub fn open_regular(path: &Path) -> io::Result<Option<(File, Stamp)>> {
     let file = match options.open(path) {
         Ok(file) => file,
         Err(error) if system::is_symlink_or_socket(&error) => return Ok(None),
+        // Windows opens no directory that way.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && path.is_dir() => {
+            return Ok(None);
+        }
         Err(error) => return Err(error),
     };
     if !file.metadata()?.is_file() {

@@ -21,6 +21,9 @@ fn trace(seed: u64) -> Vec<String> {
 /// rows, and a seed that had failed might pass.
 #[test]
 fn a_seed_makes_the_same_world_again() {
+    if !crate::tail::testing::lets_go_of_open_files() {
+        return;
+    }
     for seed in 1..=6 {
         let (first, second) = (trace(seed), trace(seed));
         let differ = first.iter().zip(&second).find(|(one, other)| one != other);

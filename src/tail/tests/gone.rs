@@ -4,6 +4,9 @@ use super::*;
 
 #[test]
 fn a_deleted_file_is_read_from_its_open_handle() {
+    if !testing::lets_go_of_open_files() {
+        return;
+    }
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
@@ -139,6 +142,9 @@ fn accounted(world: &World, name: &str) -> (u64, u64, u64) {
 
 #[test]
 fn a_deleted_file_is_read_within_its_bytes() {
+    if !testing::lets_go_of_open_files() {
+        return;
+    }
     let mut world = few_bytes_at_once();
     open_files(&mut world, &["a.jsonl"]);
     delete_with_unread(&mut world, "a.jsonl", 4000);
@@ -151,6 +157,9 @@ fn a_deleted_file_is_read_within_its_bytes() {
 
 #[test]
 fn deleted_files_share_their_bytes() {
+    if !testing::lets_go_of_open_files() {
+        return;
+    }
     let mut world = few_bytes_at_once();
     world.store.room = 1;
     open_files(&mut world, &["a.jsonl", "b.jsonl"]);
@@ -175,6 +184,9 @@ fn deleted_files_share_their_bytes() {
 
 #[test]
 fn a_deleted_file_is_held_for_its_time() {
+    if !testing::lets_go_of_open_files() {
+        return;
+    }
     let mut world = few_bytes_at_once();
     world.store.room = 1;
     open_files(&mut world, &["a.jsonl"]);
@@ -214,6 +226,9 @@ fn deleted_files_keep_their_handles_before_others() {
 /// one that never was when the next one failed: all of it came again, under another generation.
 #[test]
 fn a_file_that_ended_in_a_stored_group_does_not_come_again_when_the_next_fails() {
+    if !testing::lets_go_of_open_files() {
+        return;
+    }
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
@@ -240,6 +255,9 @@ fn a_file_that_ended_in_a_stored_group_does_not_come_again_when_the_next_fails()
 /// The other way round: what ended in the group at hand is in no other.
 #[test]
 fn a_file_that_ended_in_a_group_that_failed_ends_again_though_the_one_before_is_stored() {
+    if !testing::lets_go_of_open_files() {
+        return;
+    }
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
@@ -262,6 +280,9 @@ fn a_file_that_ended_in_a_group_that_failed_ends_again_though_the_one_before_is_
 /// end.
 #[test]
 fn a_deleted_file_is_let_go_in_time_while_nothing_may_be_read() {
+    if !testing::lets_go_of_open_files() {
+        return;
+    }
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.write("b.jsonl", "one\n");
@@ -288,6 +309,9 @@ fn a_deleted_file_is_let_go_in_time_while_nothing_may_be_read() {
 
 #[test]
 fn a_deleted_file_that_holds_more_than_it_may_is_let_go_at_once_while_nothing_may_be_read() {
+    if !testing::lets_go_of_open_files() {
+        return;
+    }
     let options = TailOptions { watch: false, drain_bytes: 3, ..TailOptions::default() };
     let mut world = World::with(options);
     world.write("a.jsonl", "one\n");
