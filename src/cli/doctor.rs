@@ -1,5 +1,6 @@
 //! `ai-agent doctor`: goes through what can be wrong on a machine, and says what to do.
 
+mod agent;
 mod machine;
 mod receiver;
 
@@ -12,7 +13,11 @@ use crate::{config::Loaded, pipeline::assembly, stages::Context, text::causes};
 
 /// Goes through everything that can be wrong on this machine, and says of each: well, or what to do.
 #[derive(Args)]
-pub(super) struct Arguments {}
+pub(super) struct Arguments {
+    /// Lets the agent that runs send a marked event, and waits for its acknowledgement.
+    #[arg(long)]
+    canary: bool,
+}
 
 /// What was found about one thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,8 +79,12 @@ impl Arguments {
         let patient = Patient { loaded, context };
         let configuration = configuration(&patient);
         let all = configuration.into_iter().chain(machine::look(&patient));
-        for finding in all.chain(receiver::look(&patient)) {
+        let all = all.chain(receiver::look(&patient));
+        for finding in all.chain(agent::look(&surroundings, explicit)) {
             tell(finding)?;
+        }
+        if self.canary {
+            tell(agent::canary(&state_dir))?;
         }
         match wrong {
             0 => Ok(()),

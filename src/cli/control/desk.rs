@@ -3,9 +3,11 @@
 use std::{
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use serde_json::json;
+use siem_protocol::names::event;
 use tokio::{
     sync::{mpsc, oneshot},
     task::spawn_blocking,
@@ -23,6 +25,7 @@ use super::{
 };
 use crate::{
     config::Loaded,
+    event::Event,
     pipeline::{facts::Facts, runner::View},
     platform::Timestamp,
     stages::Context,
@@ -107,6 +110,9 @@ impl Desk {
             Request::Flush { within_ms } => {
                 self.flush(Duration::from_millis(within_ms), &say).await
             }
+            Request::Canary { within_ms } => {
+                self.canary(Duration::from_millis(within_ms), &say).await
+            }
             Request::Reload => self.reload(&say).await,
             Request::LogLevel { level } => match log_level::change(level) {
                 Ok(now) => {
@@ -176,6 +182,26 @@ impl Desk {
             0 => "nothing waited: everything is acknowledged".to_owned(),
             count => format!("{count} entries are delivered and acknowledged"),
         };
+        drop(say.send(Reply::Line(line)).await);
+        Ok(())
+    }
+
+    async fn canary(&self, patience: Duration, say: &mpsc::Sender<Reply>) -> Result<(), Reply> {
+        let view = self.view().ok_or_else(not_ready)?;
+        let begun = Instant::now();
+        let id = uuid::Uuid::new_v4().to_string();
+        view.report(Event::info(event::CANARY, json!({ "id": id })));
+        // The first is done before the event is taken up, the second once it is stored.
+        let stored = timeout(patience, async {
+            view.at_rest(|_| ()).await?;
+            view.at_rest(|_| ()).await
+        });
+        let late = || failed("it is not stored yet: see `ai-agent status`");
+        stored.await.map_err(|_| late())?.map_err(|_| late())?;
+        let left = patience.saturating_sub(begun.elapsed());
+        view.flush(left).await.map_err(|error| failed(causes(&error)))?;
+        let took = begun.elapsed().as_millis();
+        let line = format!("the event {id} was acknowledged after {took} ms");
         drop(say.send(Reply::Line(line)).await);
         Ok(())
     }

@@ -30,6 +30,11 @@ pub(in crate::cli) enum Request {
         /// How long.
         within_ms: u64,
     },
+    /// To send a marked event, and to wait until it is acknowledged.
+    Canary {
+        /// How long.
+        within_ms: u64,
+    },
     /// To read the configuration again, and to ask the server for its part.
     Reload,
     /// To log at another level; none asks for the one at present.

@@ -41,6 +41,10 @@ pub(super) fn look(patient: &Patient) -> Vec<Finding> {
         Err(error) => return vec![Finding::wrong("receiver", error.to_string())],
     };
     match probe {
+        Err(reason) if reason.contains("onnection refused") => {
+            let hint = "does a receiver listen there, and does a firewall let requests through?";
+            findings.push(Finding::wrong("receiver", format!("{reason}; {hint}")));
+        }
         Err(reason) => findings.push(Finding::wrong("receiver", reason)),
         Ok(probe) => findings.extend(judge(&probe, patient.context.clock.now())),
     }

@@ -21,7 +21,7 @@ use super::{Failure, print, setup::Surroundings};
 use crate::{
     platform::{
         StateLock,
-        service::{Call, Service},
+        service::{Call, CallError, Service, Standing},
     },
     text::causes,
 };
@@ -85,6 +85,18 @@ struct AtHand {
     surroundings: Surroundings,
     service: Service,
     state_dir: PathBuf,
+}
+
+/// How the service of this user stands; none where none is installed.
+pub(super) fn standing(surroundings: &Surroundings) -> Result<Option<Standing>, CallError> {
+    let installed = &surroundings.paths().installed;
+    // The manager is asked only where there is something to ask it for.
+    let is_laid_down = [&installed.definition].into_iter().chain(&installed.of_the_machine);
+    if !is_laid_down.into_iter().any(|path| path.try_exists().unwrap_or(false)) {
+        return Ok(None);
+    }
+    let service = Service::of_this_user(installed, surroundings.environment());
+    Ok(Some(service.standing()?).filter(|standing| standing.is_installed))
 }
 
 impl AtHand {

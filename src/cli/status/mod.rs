@@ -25,7 +25,7 @@ use super::{
         Reached, reach, unless_gone,
         wire::{Reply, Request},
     },
-    print,
+    print, service,
     setup::Surroundings,
 };
 use crate::platform::{Clock as _, StateLock, SystemClock};
@@ -123,6 +123,7 @@ fn look(
         at: SystemClock.now().to_string(),
         state_dir: state_dir.display().to_string(),
         hooks: local::hooks(surroundings),
+        service: service::standing(surroundings).ok().flatten(),
         ..Report::default()
     };
     match reach(&state_dir)? {
@@ -158,6 +159,30 @@ fn look(
     }
     report.problems = problems::problems(&report);
     Ok(report)
+}
+
+/// What is wrong with the agent, in sentences.
+pub(super) struct Examined {
+    pub(super) is_running: bool,
+    pub(super) failing: Vec<String>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Looks whether the agent runs, and what a person should look at.
+pub(super) fn examine(
+    surroundings: &Surroundings,
+    explicit: Option<&Path>,
+) -> Result<Examined, Failure> {
+    let report = look(surroundings, explicit, Depth::Store)?;
+    let of = |level: Level| {
+        let problems = report.problems.iter().filter(|problem| problem.level == level);
+        problems.map(|problem| format!("{}; {}", problem.what, problem.remedy)).collect()
+    };
+    Ok(Examined {
+        is_running: report.state == State::Running,
+        failing: of(Level::Failing),
+        warnings: of(Level::Warning),
+    })
 }
 
 /// Whether the agent runs and gets on; what it fails at, if not.

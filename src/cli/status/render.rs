@@ -6,7 +6,11 @@ use super::{
     report::{Account, Compliance, Hook, Level, Outbox, Phase, Reading, Report, Seen, Sink, State},
     words::{span, times},
 };
-use crate::{compliance::Standing, platform::Timestamp, units::Size};
+use crate::{
+    compliance::Standing,
+    platform::{Timestamp, service},
+    units::Size,
+};
 
 /// How wide the names before lines are.
 const NAMES: usize = 12;
@@ -49,6 +53,8 @@ pub(super) fn render(report: &Report, now: Timestamp, colours: Colours) -> Strin
     page.head(report);
     page.problems(report);
     let Seen { agent, outbox, sinks, reading, config, compliance, .. } = &report.seen;
+    let service = report.service.as_ref().map(service::Standing::words);
+    page.line("service", service.as_deref().unwrap_or("not installed"));
     page.line("state", &report.state_dir);
     if let Some(level) = &agent.log_level {
         page.line("logs at", level);

@@ -16,7 +16,7 @@ use crate::{
         ingest,
         outbox::{self, Waiting},
     },
-    platform::{Timestamp, memory},
+    platform::{Timestamp, memory, service},
 };
 
 /// The version of [`Report`]: another when a member goes or means something else.
@@ -39,6 +39,8 @@ pub(super) struct Report {
     /// What the agent says of itself; without one, what can be known without it.
     pub(super) seen: Seen,
     pub(super) hooks: Vec<Hook>,
+    /// The service of this user, where one is installed.
+    pub(super) service: Option<service::Standing>,
 }
 
 impl Report {
@@ -60,6 +62,7 @@ impl Report {
             "config": seen.config,
             "compliance": seen.compliance,
             "hooks": self.hooks,
+            "service": self.service,
         })
     }
 }

@@ -18,6 +18,7 @@ use super::{
     },
     sinks::{Shown, Sight},
 };
+use crate::event::Event;
 
 /// What can be asked of a pipeline that runs. Costs nothing while nobody asks.
 #[derive(Clone)]
@@ -89,6 +90,11 @@ impl View {
             Ok(Ok(reading)) => Ok(reading),
             Ok(Err(_)) | Err(_) => Err(NotReading { silent: self.inbox.since_turn() }),
         }
+    }
+
+    /// Adds an event to the entries.
+    pub fn report(&self, event: Event) {
+        self.inbox.report(event);
     }
 
     /// Has `job` done while nothing is on its way to the store: see [`Inbox::at_rest`].

@@ -1,9 +1,11 @@
 //! How the service stands, as its manager says.
 
+use serde::Serialize;
+
 use super::{CallError, Os, Service};
 
 /// How the service stands, in the platform's own words.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Standing {
     /// Whether the manager knows it.
     pub is_installed: bool,
@@ -17,6 +19,24 @@ pub struct Standing {
     pub pid: Option<u32>,
     /// How often it was started anew after it had died, where the manager counts that.
     pub restarts: Option<u32>,
+}
+
+impl Standing {
+    /// How it stands, in a line.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let mut words = match self.active.as_str() {
+            "" => "installed".to_owned(),
+            active => active.to_owned(),
+        };
+        if !self.enabled.is_empty() {
+            words += &format!(", {}", self.enabled);
+        }
+        if let Some(restarts @ 1..) = self.restarts {
+            words += &format!(", started anew {restarts} times");
+        }
+        words
+    }
 }
 
 impl Service {
