@@ -124,7 +124,7 @@ fn a_flush_delivers_what_would_have_waited_for_a_day() {
         listed.text().contains("one.jsonl at 0").then_some(())
     };
     eventually("the record waits", || listed(&receiver));
-    assert_eq!(receiver.count(), 0);
+    assert_eq!(receiver.count(), 0, "{:?}", receiver.entries());
     let said = agent(&home, &receiver, TOMORROW, &["flush"]).succeed();
     assert!(said.text().contains("are delivered and acknowledged"), "{}", said.text());
     assert_eq!(entries::lines(&receiver.entries()).len(), 1);
