@@ -16,6 +16,9 @@ use ai_agent::{
 };
 use serde_json::{Value, json};
 
+const HOME: &str = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
+const STATE: &str =
+    if cfg!(windows) { "AppData/Local/ai-agent/state" } else { ".local/state/ai-agent" };
 const CALL: &str = r#"{"session_id":"s-1","transcript_path":"/h/.claude/projects/p/s-1.jsonl","cwd":"/w","hook_event_name":"SessionStart","source":"startup"}"#;
 
 /// A user with Claude Code, and a policy that a daemon has left.
@@ -30,7 +33,7 @@ impl User {
     }
 
     fn state_dir(&self) -> PathBuf {
-        self.home.path().join(".local/state/ai-agent")
+        self.home.path().join(STATE)
     }
 
     fn policy(self, policy: Value) -> Self {
@@ -54,7 +57,7 @@ impl User {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ai-agent"));
-        command.args(arguments).env_clear().env("HOME", self.home.path());
+        command.args(arguments).env_clear().env(HOME, self.home.path());
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -332,6 +335,7 @@ fn hooks_are_installed_beside_others_and_removed_without_a_trace() {
     assert_eq!(fs::read_to_string(&settings).unwrap(), "{ broken");
 }
 
+#[cfg(unix)]
 #[test]
 fn a_hook_that_is_named_and_not_called_is_said_so() {
     let user = User::new();

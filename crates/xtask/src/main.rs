@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "what it has to say is for whoever called it")]
 
 mod bench;
+mod cross;
 mod demo;
 mod dist;
 mod instructions;

@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 
 use crate::{
-    Failure,
+    Failure, cross,
     instructions::{self, NotCounted},
     sh, shared,
 };
@@ -60,7 +60,7 @@ impl Arguments {
             ("service", Box::new(service)),
             ("real auditd", Box::new(real_auditd)),
         ];
-        let slow: [(&'static str, Check); 5] = [
+        let mut slow: Vec<(&'static str, Check)> = vec![
             ("lints", Box::new(lints)),
             ("tests", Box::new(move || tests(full))),
             (
@@ -70,6 +70,9 @@ impl Arguments {
             ("docs", Box::new(docs)),
             ("instruction counts", Box::new(instruction_counts)),
         ];
+        if full {
+            slow.push(("other systems", Box::new(other_systems)));
+        }
         let mut steps = Vec::new();
         for (name, check) in quick {
             steps.push(step(name, check));
@@ -202,6 +205,21 @@ fn instruction_counts() -> Outcome {
         Err(NotCounted::Missing(what)) => missing(what),
         Err(NotCounted::Elsewhere) => Outcome::Skipped(instructions::ELSEWHERE.to_owned()),
         Err(NotCounted::Failed(error)) => Outcome::Failed(error.to_string()),
+    }
+}
+
+/// The lints for Windows and macOS, and the tests that run on Windows too, under wine.
+fn other_systems() -> Outcome {
+    let cross = match shared::find() {
+        Ok(shared) => shared.join("tools/cross"),
+        Err(why) => return Outcome::Skipped(why),
+    };
+    if !cfg!(target_os = "linux") || !cross.is_file() {
+        return Outcome::Skipped(format!("`{}` is for Linux, or not there", cross.display()));
+    }
+    match cross::check(&cross) {
+        Ok(said) => Outcome::Ok(Some(said)),
+        Err(error) => Outcome::Failed(error.to_string()),
     }
 }
 

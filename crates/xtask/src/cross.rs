@@ -1,0 +1,112 @@
+//! The other systems, from Linux: type-checked for macOS, built for Windows and run under wine.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{Failure, sh};
+
+/// Tests that say something about Windows, and can be run there: the library's own, and whole
+/// pipelines.
+const PIPELINES: [&str; 8] = [
+    "control",
+    "deadletter",
+    "files",
+    "fixtures",
+    "hooks",
+    "odd_lines",
+    "registry",
+    "three_systems",
+];
+const TARGET: &str = "x86_64-pc-windows-gnu";
+
+/// Runs the lints for the three systems, and the tests under wine; says how many passed.
+pub(crate) fn check(cross: &Path) -> Result<String, Failure> {
+    let cross = |verb: &str| {
+        let mut command = Command::new(cross);
+        command.current_dir(sh::workspace()).arg(verb);
+        command
+    };
+    sh::succeed(cross("clippy").args(["--package", "ai-agent", "--", "-D", "warnings"]))?;
+    let built = target()?.join(TARGET).join("debug");
+    let mut receiver = cross("build-windows");
+    sh::succeed(receiver.args(["--package", "siem-server", "--bin", "demo-server"]))?;
+    let mut build = cross("test-windows");
+    build.args(["--package", "ai-agent", "--lib", "--no-run"]);
+    for test in PIPELINES {
+        build.args(["--test", test]);
+    }
+    let output = build.stdin(std::process::Stdio::null()).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !output.status.success() {
+        eprint!("{said}");
+        return Err("the tests could not be built for Windows".into());
+    }
+    lend_random_bytes(&built)?;
+    let (mut passed, mut failed) = (0, Vec::new());
+    for test in executables(&said) {
+        let name = test.file_stem().map(|name| name.to_string_lossy().into_owned());
+        let name = name.unwrap_or_default();
+        println!("── wine: {name}");
+        let output = cross("run-windows").arg(&test).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let of_this = said.lines().filter(|line| line.ends_with(" ... ok")).count();
+        passed += of_this;
+        println!("{of_this} passed");
+        if !output.status.success() {
+            print!("{said}{}", String::from_utf8_lossy(&output.stderr));
+            failed.push(name);
+        }
+    }
+    match failed.as_slice() {
+        [] => Ok(format!("{passed} tests passed under wine")),
+        failed => Err(format!("under wine failed: {}", failed.join(", ")).into()),
+    }
+}
+
+/// Where the programs are that cargo says it has built.
+fn executables(said: &str) -> Vec<PathBuf> {
+    let built = said.lines().filter(|line| line.trim_start().starts_with("Executable"));
+    let path = |line: &str| {
+        let (_, path) = line.rsplit_once('(')?;
+        let path = sh::workspace().join(path.strip_suffix(')')?);
+        Some(path)
+    };
+    built.filter_map(path).collect()
+}
+
+/// Puts a library beside the agent that older wine lacks; the tools have it for the tests alone.
+fn lend_random_bytes(built: &Path) -> Result<(), Failure> {
+    const LIBRARY: &str = "bcryptprimitives.dll";
+
+    let tools = env::var_os("CROSS_HOME").map(PathBuf::from).or_else(|| {
+        let home = PathBuf::from(env::var_os("HOME")?);
+        Some(home.join(".cache/ai-agent-cross"))
+    });
+    let library = tools.map(|tools| tools.join(LIBRARY)).filter(|library| library.is_file());
+    if let Some(library) = library {
+        fs::copy(library, built.join(LIBRARY))?;
+    }
+    Ok(())
+}
+
+/// Where the tools build.
+fn target() -> Result<PathBuf, Failure> {
+    match env::var_os("CROSS_TARGET_DIR") {
+        Some(given) => Ok(given.into()),
+        None => Ok(sh::target_directory()?.join("cross")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_what_was_built() {
+        let said = "   Compiling x\n  Executable unittests src/lib.rs (/t/debug/deps/a-1.exe)\n";
+        assert_eq!(executables(said), [PathBuf::from("/t/debug/deps/a-1.exe")]);
+    }
+}
