@@ -25,7 +25,7 @@ impl Service {
     /// The definition as it lies in its file.
     ///
     /// # Errors
-    /// [`NotText`] when the program lies where no definition can name it.
+    /// `NotText` when the program lies where no definition can name it.
     pub fn definition_file(&self) -> Result<Vec<u8>, NotText> {
         let path = &self.installed.program;
         let program = path.to_str().filter(|text| !text.contains(char::is_control));
