@@ -381,6 +381,7 @@ ai-agent 1.2.3: running, PID 7, up 1 h 1 min, 14.0 MiB of memory
 FAILING  it burns
          → put it out
 
+service     not installed
 state       /state
 logs at     info
 outbox      12 entries wait, the oldest for 1 min 30 s; 4.0 KiB of entries of at most 1.0 GiB; 1 dead letter
