@@ -1,5 +1,6 @@
 //! Reads sources into the outbox, one group after the other: while one is stored, the next is read.
 
+mod asked;
 mod exchange;
 mod inbox;
 mod intake;
@@ -7,14 +8,9 @@ mod intake;
 mod tests;
 mod writer;
 
-use std::{
-    cell::Cell,
-    collections::HashSet,
-    mem,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, collections::HashSet, mem, sync::Arc, time::Duration};
 
+pub use asked::Reading;
 pub use exchange::Exchange;
 pub use inbox::Inbox;
 use intake::GroupIntake;
@@ -35,7 +31,7 @@ use crate::{
     platform::{Clock, Timestamp, memory, priority::in_background},
     stages::{
         Named,
-        source::{LONGEST_SLEEP, Progress, Source, Survey},
+        source::{LONGEST_SLEEP, Progress, Source},
     },
     tail::{FileKey, Origin},
     text::causes,
@@ -73,19 +69,6 @@ pub struct Read {
     pub unread: u64,
     /// Files known.
     pub files: usize,
-}
-
-/// How reading stands, for the status.
-#[derive(Clone, Debug, Default)]
-pub struct Reading {
-    /// What each source has before it, under its instance's name.
-    pub sources: Vec<(String, Survey)>,
-    /// Files that a stage failed on: left alone until a reload or the next start.
-    pub held: usize,
-    /// What there is no room in: reading waits.
-    pub lack: Option<Lack>,
-    /// Why nothing can be stored at present, and since when.
-    pub not_stored: Option<(String, Timestamp)>,
 }
 
 /// Told now and then how far reading is.
@@ -246,47 +229,6 @@ impl Ingest {
         let due = self.work.give_back.into_iter().chain([self.work.beat]).min();
         let rest = due.map_or(next, |due| due.saturating_sub(now));
         self.inbox.wait(next.min(LONGEST_SLEEP).min(rest));
-    }
-
-    /// Waits for `longest`, and answers meanwhile.
-    fn pause(&mut self, longest: Duration) {
-        let end = Instant::now() + longest;
-        while self.inbox.pause(end.saturating_duration_since(Instant::now())) {
-            self.answer();
-        }
-    }
-
-    /// Tells who asks how reading stands.
-    fn answer(&self) {
-        let asking = self.inbox.turn();
-        if asking.is_empty() {
-            return;
-        }
-        let survey = |(name, source): &Named<dyn Source>| (name.clone(), source.survey());
-        let reading = Reading {
-            sources: self.sources.iter().map(survey).collect(),
-            held: self.work.held.len(),
-            lack: self.room.lack(),
-            not_stored: self.work.not_stored.clone(),
-        };
-        for answer in asking {
-            // Whoever no longer waits does not want to know.
-            answer.send(reading.clone()).ok();
-        }
-    }
-
-    /// Does what others have to do with the store, once nothing is on its way there.
-    fn run_errands(&mut self) -> Result<(), Duration> {
-        if !self.inbox.has_jobs() {
-            return Ok(());
-        }
-        self.commit()?;
-        for job in self.inbox.take_jobs() {
-            job(&self.outbox);
-        }
-        // The group at hand is empty, and begins behind what they have appended.
-        self.filling.reset(self.outbox.end());
-        Ok(())
     }
 
     /// Begins where the store says.
