@@ -301,7 +301,7 @@ fn whatever_is_configured_for_the_command_no_sink_loses_its_place() {
     let agent = |arguments: &[&str], file: &std::path::Path| {
         let sinks = "[pipeline]\nsinks = [\"siem\", \"archive\"]\n[sink.archive]\ntype = \"file\"";
         let config =
-            format!("{sinks}\npath = \"{}\"\n[shipping]\nflush_interval = \"0s\"", file.display());
+            format!("{sinks}\npath = '{}'\n[shipping]\nflush_interval = \"0s\"", file.display());
         home.agent(arguments).config(&config).ships_to(&receiver.url())
     };
     // The archive can't be written yet, the SIEM has it all.
@@ -331,7 +331,7 @@ fn what_the_receiver_does_not_know_of_yet_is_not_deleted_and_not_sent() {
     running.wait_for_log("delivery was postponed");
     running.stop();
     // As if the agent had ended just after the first entry was refused for good.
-    let path = home.path().join(".local/state/ai-agent/outbox.redb");
+    let path = home.state_dir().join("outbox.redb");
     let outbox = Outbox::open(&path, &[], String::new).unwrap();
     let frame = &outbox.frames(1, |_| std::ops::ControlFlow::Continue(())).unwrap()[0];
     let lines = frame.decode().unwrap();
@@ -375,7 +375,7 @@ fn to_look_does_not_make_an_outbox() {
     home.write("-work/a.jsonl", "{\"n\":1}\n");
     let agent = |arguments: &[&str]| home.agent(arguments).ships_to(&receiver.url());
     agent(&["run", "--once"]).succeed();
-    let store = home.path().join(".local/state/ai-agent/outbox.redb");
+    let store = home.state_dir().join("outbox.redb");
     let actions = ["list", "show", "export", "retry", "purge"];
     let look = || {
         for action in actions {

@@ -167,6 +167,9 @@ mod tests {
 
     #[test]
     fn one_that_somebody_deleted_begins_anew() {
+        if crate::platform::is_wine("keeps files that are open where they are") {
+            return;
+        }
         let dir = tempfile::tempdir().unwrap();
         let mut log = small(dir.path());
         log.write(b"a\n", Duration::ZERO).unwrap();

@@ -196,6 +196,9 @@ mod tests {
 
     #[test]
     fn tells_what_is_made_written_moved_and_deleted() {
+        if crate::platform::is_wine("says nothing of files in a directory that was renamed") {
+            return;
+        }
         let directory = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(directory.path()).unwrap();
         let (watcher, told) = watch(&root);

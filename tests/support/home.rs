@@ -22,6 +22,12 @@ impl Home {
         self.0.path()
     }
 
+    /// Where the agent keeps its state.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        let windows = "AppData/Local/ai-agent/state";
+        self.path().join(if cfg!(windows) { windows } else { ".local/state/ai-agent" })
+    }
+
     /// Where Claude Code writes.
     pub(crate) fn projects(&self) -> PathBuf {
         self.path().join(".claude/projects")

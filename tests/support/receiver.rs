@@ -152,7 +152,10 @@ impl Receiver {
             stats["unexplained"], 0,
             "what the agent claims is not what is there: {stats:#}"
         );
-        assert_eq!(epochs[0]["claims"]["difference"], "none", "{stats:#}");
+        // Where an agent can only be killed, its last words may be missing.
+        if cfg!(unix) || !epochs[0]["claims"].is_null() {
+            assert_eq!(epochs[0]["claims"]["difference"], "none", "{stats:#}");
+        }
         let numbers: Vec<u64> = self.entries().iter().map(|entry| entry.seq).collect();
         let expected: Vec<u64> = (1..=numbers.len() as u64).collect();
         assert_eq!(numbers, expected);
