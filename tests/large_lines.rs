@@ -165,7 +165,7 @@ fn a_large_line_comes_out_whole_and_takes_no_memory() {
 
 /// The line alone is larger than the whole address space that the agent has.
 #[test]
-#[ignore = "long: ships a line of 1 GiB"]
+#[ignore = "long, run by `cargo xtask test --full`: ships a line of 1 GiB"]
 fn a_line_larger_than_the_memory_comes_out_whole() {
     let home = Home::new();
     let script = "ulimit -v 786432 && exec \"$0\" run \"$@\"";

@@ -412,7 +412,7 @@ fn the_file_is_small_again_after_a_backlog_has_drained() {
 /// How long a store takes to open that holds all that it may, checked page by page: printed, for
 /// whoever wants to know.
 #[test]
-#[ignore = "long: fills a store to its cap of 1 GiB"]
+#[ignore = "long, run by `cargo xtask test --full`: fills a store to its cap of 1 GiB"]
 fn a_store_at_its_cap_opens_whole() {
     let store = store();
     let mut random = fastrand::Rng::with_seed(1);

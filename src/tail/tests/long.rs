@@ -207,7 +207,7 @@ fn twenty_megabytes_without_a_newline() {
 }
 
 #[test]
-#[ignore = "long: reads a line of 100 MB as it grows"]
+#[ignore = "long, run by `cargo xtask test --full`: reads a line of 100 MB as it grows"]
 fn a_hundred_megabytes_without_a_newline() {
     grow_without_a_newline(100);
 }
