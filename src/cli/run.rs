@@ -125,13 +125,11 @@ impl Arguments {
             let pipeline = assemble(&keeper, lock.dir())?;
             keeper.is_applied();
             let events = mem::take(&mut left).into_iter().chain(keeper.take_events());
-            let events = events.chain(guard.look(&keeper.loaded.settings));
             events.for_each(|event| pipeline.inbox.report(event));
             let (state, epoch) = (lock.dir().display(), pipeline.outbox.epoch());
             info!(%state, epoch, version = env!("CARGO_PKG_VERSION"), "started");
-            notify.ready();
             let ended = match self.once {
-                true => once(pipeline, &keeper, &mut signals).await,
+                true => once(pipeline, &keeper, &mut guard, &mut signals).await,
                 false => {
                     let parts = (&mut keeper, &mut guard, &notify);
                     until_stopped(pipeline, parts, first, &mut signals).await
@@ -258,6 +256,9 @@ async fn until_stopped(
 ) -> Result<(), Ended> {
     let mut running = pipeline.start(&keeper.loaded.settings, Until::Stopped, Box::new(|_| ()));
     keeper.desk.runs(Some(running.view()));
+    // Reading has begun: what is left for hooks is synced, and no record is to wait for that.
+    guard.look(&keeper.loaded.settings).into_iter().for_each(|event| running.report(event));
+    notify.ready();
     let failed = running.failed();
     let pulse = running.pulse();
     let fault = tokio::select! {
@@ -278,7 +279,14 @@ async fn until_stopped(
 }
 
 /// Reads everything once, delivers it, and ends.
-async fn once(pipeline: Pipeline, keeper: &Keeper<'_>, signals: &mut Signals) -> Result<(), Ended> {
+async fn once(
+    pipeline: Pipeline,
+    keeper: &Keeper<'_>,
+    guard: &mut Guard,
+    signals: &mut Signals,
+) -> Result<(), Ended> {
+    // Before anything is read, or the end could come before these events.
+    guard.look(&keeper.loaded.settings).into_iter().for_each(|event| pipeline.inbox.report(event));
     let bar = Bar::new();
     let report: Report =
         Box::new(move |progress| bar.show(progress.read, progress.unread, progress.files));

@@ -75,15 +75,30 @@ pub fn is_our_own(dir: &Path) -> bool {
 /// What the system says; what was there is still there.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = beside(path);
+    write_anew(&beside, bytes)?.sync_all()?;
+    settle(&beside, path)
+}
+
+/// Writes a file for its owner only, in place of the one at `path`: whole for whoever reads it, but
+/// a power cut may take it. That costs no sync, and suits what a start writes anew.
+///
+/// # Errors
+/// What the system says; what was there is still there.
+pub fn replace_for_now(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let beside = beside(path);
+    write_anew(&beside, bytes)?;
+    std::fs::rename(beside, path)
+}
+
+fn write_anew(path: &Path, bytes: &[u8]) -> io::Result<File> {
     // One that a crash left may have another mode.
-    match std::fs::remove_file(&beside) {
+    match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = options().create_new(true).open(&beside)?;
+    let mut file = options().create_new(true).open(path)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
-    settle(&beside, path)
+    Ok(file)
 }
 
 fn beside(path: &Path) -> PathBuf {
