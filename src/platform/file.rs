@@ -67,8 +67,18 @@ pub trait ReadAt {
     /// # Errors
     /// What the system says; an interrupted call is repeated.
     fn fill_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.fill_to(bytes, offset, u64::MAX)
+    }
+
+    /// The same for a file that ended at `end` a moment ago: whether it goes on by now is not asked
+    /// once just that was read. A read that ends elsewhere is asked on, since not every file system
+    /// gives all that there is at once.
+    ///
+    /// # Errors
+    /// What the system says; an interrupted call is repeated.
+    fn fill_to(&self, bytes: &mut [u8], offset: u64, end: u64) -> io::Result<usize> {
         let mut filled = 0;
-        while filled < bytes.len() {
+        while filled < bytes.len() && offset + filled as u64 != end {
             match self.read_at(&mut bytes[filled..], offset + filled as u64) {
                 Ok(0) => break,
                 Ok(count) => filled += count,
@@ -140,11 +150,8 @@ pub fn open_regular(path: &Path) -> io::Result<Option<(File, Stamp)>> {
         }
         Err(error) => return Err(error),
     };
-    if !file.metadata()?.is_file() {
-        return Ok(None);
-    }
-    let stamp = Stamp::of(&file)?;
-    Ok(Some((file, stamp)))
+    let Sight { kind, stamp } = system::look_at_open(&file)?;
+    Ok((kind == Kind::File).then_some((file, stamp)))
 }
 
 /// Whether an error says that too many files are open, here or in the whole system.
@@ -212,6 +219,10 @@ mod system {
 
     pub(super) fn look_at_entry(entry: &DirEntry) -> io::Result<Sight> {
         Ok(sight(&entry.metadata()?))
+    }
+
+    pub(super) fn look_at_open(file: &File) -> io::Result<Sight> {
+        Ok(sight(&file.metadata()?))
     }
 
     fn sight(metadata: &Metadata) -> Sight {
@@ -302,8 +313,11 @@ mod system {
     pub(super) fn look(path: &Path) -> io::Result<Sight> {
         let mut options = OpenOptions::new();
         options.access_mode(READ_ATTRIBUTES).share_mode(SHARE_ALL);
-        let file = options.custom_flags(OPEN_REPARSE_POINT | BACKUP_SEMANTICS).open(path)?;
-        Ok(Sight { kind: kind(file.metadata()?.file_type()), stamp: stamp(&file)? })
+        look_at_open(&options.custom_flags(OPEN_REPARSE_POINT | BACKUP_SEMANTICS).open(path)?)
+    }
+
+    pub(super) fn look_at_open(file: &File) -> io::Result<Sight> {
+        Ok(Sight { kind: kind(file.metadata()?.file_type()), stamp: stamp(file)? })
     }
 
     /// The file is asked itself: a listing tells no id, and of a file that its writer holds open
@@ -349,7 +363,35 @@ mod system {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    /// Gives three bytes at a time, and counts the calls.
+    struct Slow(&'static [u8], Cell<usize>);
+
+    impl ReadAt for Slow {
+        fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.1.set(self.1.get() + 1);
+            let rest = usize::try_from(offset).ok().and_then(|offset| self.0.get(offset..));
+            let rest = rest.unwrap_or_default();
+            let count = rest.len().min(bytes.len()).min(3);
+            bytes[..count].copy_from_slice(&rest[..count]);
+            Ok(count)
+        }
+    }
+
+    /// One call less for each file, and nothing is left out when the file ends elsewhere by now.
+    #[test]
+    fn what_ends_where_it_was_said_to_is_not_asked_for_more() {
+        for (end, filled, calls) in [(6, 6, 2), (7, 9, 4), (0, 0, 0), (20, 9, 4), (u64::MAX, 9, 4)]
+        {
+            let file = Slow(b"123456789", Cell::default());
+            let mut bytes = [0; 100];
+            assert_eq!(file.fill_to(&mut bytes, 0, end).unwrap(), filled, "{end}");
+            assert_eq!(file.1.get(), calls, "{end}");
+        }
+    }
 
     #[cfg(target_os = "linux")]
     #[test]

@@ -43,11 +43,22 @@ pub fn row_path(row: &[u8]) -> Option<PathBuf> {
 /// read, since any file would be taken for it, and for what is no row.
 #[must_use]
 pub fn beginning(row: &[u8]) -> Option<Vec<u8>> {
-    let Row { path, start, stamp, first: head, .. } = Row::decode(row).ok()?;
-    let stamp = Stamp { id: stamp.id, ..Stamp::default() };
-    let fingerprint = Fingerprint { head, ..Fingerprint::default() };
-    let is_known = start == 0 && head.len() > 0;
-    is_known.then(|| Row { stamp, fingerprint, ..Row::new(path, 0) }.encode())
+    let begun = begun(row)?;
+    let stamp = Stamp { id: begun.stamp.id, ..Stamp::default() };
+    let fingerprint = Fingerprint { head: begun.first, ..Fingerprint::default() };
+    let path = path(begun.path, begun.path_base64).ok()?;
+    Some(Row { stamp, fingerprint, ..Row::new(path, 0) }.encode())
+}
+
+/// Whether [`beginning`] has something to say of `row`.
+#[must_use]
+pub fn has_beginning(row: &[u8]) -> bool {
+    begun(row).is_some()
+}
+
+fn begun(row: &[u8]) -> Option<StoredBeginning> {
+    let begun: StoredBeginning = serde_json::from_slice(row).ok()?;
+    (begun.start == 0 && begun.first.len() > 0).then_some(begun)
 }
 
 /// How far a generation was read, and how to know it again.
@@ -143,6 +154,21 @@ struct StoredBrief {
     drained: bool,
     #[serde(default)]
     kept: Option<serde::de::IgnoredAny>,
+}
+
+/// The members that say how a generation began.
+#[derive(Deserialize)]
+struct StoredBeginning {
+    #[serde(default)]
+    path: Option<String>,
+    #[serde(default)]
+    path_base64: Option<String>,
+    #[serde(default)]
+    start: u64,
+    #[serde(default)]
+    stamp: Stamp,
+    #[serde(default)]
+    first: Sample,
 }
 
 impl Row {

@@ -26,7 +26,9 @@ impl Reading {
     #[must_use]
     pub fn new(buffer: usize, record: usize, part: usize) -> Self {
         let reader = Reader::new(Sizes { buffer, record, part });
-        Self { reader, position: Position::default(), long: None }
+        // Nobody has asked where the file ends.
+        let position = Position { end: u64::MAX, ..Position::default() };
+        Self { reader, position, long: None }
     }
 
     /// Shows what is new in `file`, and says up to where it looked.

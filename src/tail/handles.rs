@@ -22,6 +22,8 @@ use crate::platform::file::{self, FileId, Stamp};
 pub(super) struct Active {
     pub(super) file: File,
     pub(super) id: Option<FileId>,
+    /// How it looked when it was opened, for the first read.
+    pub(super) opened: Option<Stamp>,
     pub(super) row: Row,
     pub(super) origin: Origin,
     pub(super) used: Duration,
@@ -70,7 +72,8 @@ pub(super) struct Handles {
 
 impl Active {
     fn new(file: File, id: Option<FileId>, row: Row, origin: Origin, used: Duration) -> Self {
-        Self { file, id, row, origin, used, previous: Vec::new(), drain: None, before: None }
+        let (opened, previous, drain, before) = (None, Vec::new(), None, None);
+        Self { file, id, opened, row, origin, used, previous, drain, before }
     }
 
     /// How large the file is now.
@@ -104,13 +107,14 @@ impl Tail {
             known.generation = (self.new_generation)();
         }
         let Some(known) = self.files.get(key) else { return Ok(false) };
-        let Some((file, Stamp { id, .. })) = file::open_regular(&known.path)? else {
+        let Some((file, stamp)) = file::open_regular(&known.path)? else {
             self.schedule.sweep_soon();
             return Ok(false);
         };
         let row = self.row(key, known, intake)?;
         let origin = origin(key, known);
-        self.active.insert(key, Active::new(file, id, row, origin, self.schedule.now()));
+        let active = Active::new(file, stamp.id, row, origin, self.schedule.now());
+        self.active.insert(key, Active { opened: Some(stamp), ..active });
         Ok(true)
     }
 

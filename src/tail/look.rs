@@ -146,10 +146,13 @@ impl Tail {
             return Ok(Some(Looked::Drained));
         };
         active.used = self.schedule.now();
-        let Active { file, id, row, origin, .. } = active;
+        let Active { file, id, opened, row, origin, .. } = active;
         let id = *id;
         // Asked before reading, so that a change while reading shows as one later.
-        let stamp = Stamp::of(file)?;
+        let stamp = match opened.take() {
+            Some(stamp) => stamp,
+            None => Stamp::of(file)?,
+        };
         let sameness = row.compare(file, stamp.size, &mut self.ends)?;
         if decide(Place::SamePath, sameness) != Decision::Continue {
             return Ok(None);
@@ -165,7 +168,7 @@ impl Tail {
         }
         let scanned = if known.scanned > stamp.size { row.offset } else { known.scanned };
         let in_long_line = row.long.is_some();
-        let position = Position { offset: row.offset, scanned, in_long_line };
+        let position = Position { offset: row.offset, scanned, in_long_line, end: stamp.size };
         let mut pieces = Vec::new();
         let end = match self.reader.read(file, &position)? {
             Found::Nothing { scanned } => {

@@ -44,7 +44,7 @@ mod trouble;
 mod walk;
 mod watcher;
 
-pub use checkpoint::{BadRow, beginning, row_path};
+pub use checkpoint::{BadRow, beginning, has_beginning, row_path};
 use checkpoint::{Brief, Row};
 pub use chunk::{Chunk, FileKey, GenerationId, Intake, NewGeneration, Origin, Piece};
 use files::{Files, Known, Lane};

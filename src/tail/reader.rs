@@ -31,6 +31,8 @@ pub(super) struct Position {
     pub(super) scanned: u64,
     /// Whether the offset lies in a line of which parts were handed over.
     pub(super) in_long_line: bool,
+    /// Where the file ended a moment ago. What follows by now is a change that comes later.
+    pub(super) end: u64,
 }
 
 /// What was found at a position.
@@ -104,7 +106,8 @@ impl Reader {
         let (newline, at_end) = loop {
             let target = if filled == 0 { step } else { limit.min(filled + step) };
             self.buffer.resize(target.max(self.buffer.len()), 0);
-            let count = file.fill_at(&mut self.buffer[filled..target], offset + filled as u64)?;
+            let at = offset + filled as u64;
+            let count = file.fill_to(&mut self.buffer[filled..target], at, position.end)?;
             let newline = memchr(b'\n', &self.buffer[filled..filled + count]);
             let newline = newline.map(|found| filled + found);
             let at_end = filled + count < target;
@@ -246,6 +249,7 @@ mod tests {
         fn follow(&mut self, reader: &mut Reader, file: &[u8]) {
             loop {
                 let Sizes { record, part, buffer } = reader.sizes;
+                self.position.end = file.len() as u64;
                 match reader.read(&file, &self.position).unwrap() {
                     Found::Nothing { scanned } => {
                         assert_eq!(scanned, file.len() as u64);
@@ -379,6 +383,7 @@ mod tests {
         let mut read = 0;
         for end in (0..file.len()).step_by(1 << 9) {
             let file = Counted(&file[..end], std::cell::Cell::default());
+            position.end = end as u64;
             let Found::Nothing { scanned } = reader.read(&file, &position).unwrap() else {
                 panic!("there is no newline");
             };

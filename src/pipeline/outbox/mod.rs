@@ -360,7 +360,7 @@ impl Outbox {
                 };
                 let before = checkpoints.insert(at, seal(at, row).as_slice())?;
                 let before = before.and_then(|row| open_checkpoint(at, row.value()).ok());
-                if before.and_then(|row| tail::beginning(&row)).is_none() {
+                if !before.is_some_and(|row| tail::has_beginning(&row)) {
                     begun.push((key, row));
                 }
             }

@@ -83,6 +83,8 @@ struct ClaudeSessions {
     clock: Arc<dyn Clock>,
     /// How many directories that hooks named are followed.
     learnt: usize,
+    /// When a file was last looked at for whether it grows.
+    looked: Option<Timestamp>,
 }
 
 impl SourceOptions for Options {
@@ -114,7 +116,8 @@ impl SourceOptions for Options {
         if !context.once {
             tail = tail.asking(saving_battery(context));
         }
-        Ok(ClaudeSessions { tail, sessions: context.sessions.clone(), clock, learnt: 0 })
+        let sessions = context.sessions.clone();
+        Ok(ClaudeSessions { tail, sessions, clock, learnt: 0, looked: None })
     }
 }
 
@@ -191,7 +194,7 @@ impl Source for ClaudeSessions {
         roots.iter().skip(self.learnt).for_each(|root| self.tail.follow(root.clone()));
         self.learnt = roots.len();
         let (sessions, now) = (&self.sessions, self.clock.now());
-        self.tail.read(&mut Telling { intake, sessions, now })
+        self.tail.read(&mut Telling { intake, sessions, now, looked: &mut self.looked })
     }
 
     fn tend(&mut self) {
@@ -220,18 +223,24 @@ struct Telling<'a> {
     intake: &'a mut dyn Intake,
     sessions: &'a Sessions,
     now: Timestamp,
+    looked: &'a mut Option<Timestamp>,
 }
 
 impl Telling<'_> {
-    /// Says when what is read has just been written. One file in a minute tells it for all.
-    fn tell_of_growth(&self, path: &Path) {
+    /// Says when what is read has just been written. One file in a minute tells it for all, and one
+    /// in a second is asked: there may be 50,000 old ones to catch up with.
+    fn tell_of_growth(&mut self, path: &Path) {
         const RECENT: Duration = Duration::from_secs(600);
         const PAUSE: Duration = Duration::from_secs(60);
+        const REST: Duration = Duration::from_secs(1);
 
-        let is_told = |at: Timestamp| self.now >= at && self.now.since(at) < PAUSE;
-        if self.sessions.grown().is_some_and(is_told) {
+        let now = self.now;
+        let is_within =
+            |at: Option<Timestamp>, pause| at.is_some_and(|at| now >= at && now.since(at) < pause);
+        if is_within(self.sessions.grown(), PAUSE) || is_within(*self.looked, REST) {
             return;
         }
+        *self.looked = Some(now);
         let modified = file::look(path).map(|sight| sight.stamp.modified.max(0).unsigned_abs());
         let modified = Timestamp(modified.unwrap_or_default() / 1_000_000);
         if self.now.since(modified) < RECENT {
