@@ -188,8 +188,8 @@ fn paced(max_bytes_per_second: u64) -> Settings {
 async fn catching_up_waits_for_a_sink_that_keeps_to_its_limit() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = pipeline(folder.path(), false, Some(Delivery::Acknowledged));
-    let mut running = pipeline.start(&paced(1 << 9), Until::CaughtUp, Box::new(|_| ()));
-    assert_eq!(in_time(running.catch_up(Duration::from_millis(150))).await, Ok(3));
+    let mut running = pipeline.start(&paced(1 << 8), Until::CaughtUp, Box::new(|_| ()));
+    assert_eq!(in_time(running.catch_up(Duration::from_millis(600))).await, Ok(3));
     running.stop().await;
 }
 
