@@ -12,7 +12,7 @@ use support::{
     agent::{Agent, AgentCommand},
     entries, eventually,
     home::Home,
-    receiver::{Receiver, settle, wait_for},
+    receiver::{Receiver, settle},
 };
 
 const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";
@@ -303,6 +303,7 @@ mod socket {
     };
 
     use super::*;
+    use crate::support::receiver::wait_for;
 
     fn connect(home: &Home) -> UnixStream {
         UnixStream::connect(state_dir(home).join("agent.sock")).unwrap()

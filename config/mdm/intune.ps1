@@ -26,7 +26,11 @@ if ($LASTEXITCODE -ne 0) { throw "icacls failed on $machine" }
 
 Copy-Item -Force (Join-Path $from 'ai-agent.exe') $exe
 foreach ($name in 'token', 'hmac-secret') {
-    Copy-Item -Force (Join-Path $from $name) (Join-Path $machine $name)
+    $secret = Join-Path $machine $name
+    Copy-Item -Force (Join-Path $from $name) $secret
+    # One that a user made here before keeps its own rules, and the agent would refuse it.
+    icacls.exe $secret /reset | Out-Null
+    if ($LASTEXITCODE -ne 0) { throw "icacls failed on $secret" }
 }
 
 # Written without a byte order mark, which Windows PowerShell's own Set-Content would add.

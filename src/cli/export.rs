@@ -27,7 +27,7 @@ impl Lines {
         if path == Path::new("-") {
             return Ok(Self::Printed);
         }
-        let opened = private::options().create_new(true).open(path);
+        let opened = private::create_new(path);
         let file = opened.map_err(|error| wrong(path, &error))?;
         Ok(Self::File { path: path.to_owned(), file: BufWriter::new(file) })
     }

@@ -6,6 +6,7 @@ use super::{
     ConfigError, Feed, Pipeline, StageOptions, StageTable, merged::Merged, secret,
     settings::PipelineTable,
 };
+use crate::platform::private;
 
 /// The filters that every pipeline has, in the order in which they run where the list omits them.
 pub const BUILT_IN_FILTERS: [&str; 6] =
@@ -185,10 +186,13 @@ pub(super) fn warn_of_weak_secrets(
                 let path = [(*kind).to_owned(), name.clone(), option.clone()];
                 let place = merged.place(&path, value);
                 let key = format!("{kind}.{name}.{option}");
-                if place.origin.file().is_some_and(crate::platform::private::is_readable_by_all) {
+                if let Some(file) = place.origin.file()
+                    && private::is_readable_by_all(file)
+                {
                     warnings.push(format!(
                         "`{key}` stands in {place}, which every user of this machine can read: \
-                         mend it with `chmod o-r`"
+                         mend it with {}",
+                        private::how_to_close(file)
                     ));
                 }
                 if value

@@ -191,17 +191,11 @@ mod tests {
         }
     }
 
-    #[cfg(unix)]
     #[test]
     fn reads_a_private_file() {
-        use std::{fs, os::unix::fs::PermissionsExt as _};
-
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
-        let write = |text: &str| {
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        };
+        let write = |text: &str| private::replace(&path, text.as_bytes()).unwrap();
         write("t0k3n\n");
         assert_eq!(Secret::from_file(&path).unwrap().expose(), "t0k3n");
         write("\n");

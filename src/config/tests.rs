@@ -18,7 +18,7 @@ use siem_protocol::{
 };
 
 use super::*;
-use crate::platform::Installed;
+use crate::platform::{Installed, private};
 
 /// A machine with a home directory, on which tests write configuration files.
 struct Machine {
@@ -56,13 +56,7 @@ impl Machine {
 
     /// Writes a file that only its owner can read.
     fn write(self, name: &str, text: impl AsRef<[u8]>) -> Self {
-        let path = self.path(name);
-        fs::write(&path, text).unwrap();
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt as _;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        }
+        private::replace(&self.path(name), text.as_ref()).unwrap();
         self
     }
 

@@ -110,21 +110,12 @@ fn create(dir: &Path) -> Result<(), LockError> {
     Ok(())
 }
 
-#[cfg(unix)]
 fn warn_if_open_to_others(dir: &Path) {
-    use std::os::unix::fs::PermissionsExt as _;
-
     // Not tightened: it may be a directory that serves others too, chosen by mistake.
-    if let Ok(metadata) = fs::metadata(dir)
-        && metadata.permissions().mode() & 0o077 != 0
-    {
-        let mode = format!("{:04o}", metadata.permissions().mode() & 0o7777);
-        tracing::warn!(dir = %dir.display(), mode, "state directory is open to other users");
+    if let Some(how) = private::openness(dir) {
+        tracing::warn!(dir = %dir.display(), how, "state directory is open to other users");
     }
 }
-
-#[cfg(not(unix))]
-fn warn_if_open_to_others(_: &Path) {}
 
 /// Why a state directory can't be had.
 #[derive(Debug, thiserror::Error)]

@@ -16,6 +16,8 @@ mod power;
 pub mod priority;
 pub mod private;
 pub mod program;
+#[cfg(windows)]
+mod security;
 pub mod service;
 mod signals;
 pub mod watch;

@@ -207,14 +207,7 @@ fn try_spawn(data: &Path, listen: &str, keys: &[String]) -> Option<(Child, Strin
 
 /// Writes a file that only its owner can read, in place of the one before.
 pub(crate) fn private(path: &Path, text: &str) {
-    let beside = path.with_extension("new");
-    fs::write(&beside, text).unwrap();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        fs::set_permissions(&beside, fs::Permissions::from_mode(0o600)).unwrap();
-    }
-    fs::rename(beside, path).unwrap();
+    ai_agent::platform::private::replace(path, text.as_bytes()).unwrap();
 }
 
 /// The binary beside the agent's; built when it is not there.

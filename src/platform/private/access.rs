@@ -1,0 +1,300 @@
+//! Who may read and change a file of Windows: judged by its list of access rules, which is fetched
+//! elsewhere.
+//!
+//! The rule is that of Unix, where a secret has mode 0600, or 0640 of root: what belongs to the
+//! user is for the user alone, and what belongs to the system may be read by a group too.
+
+use std::path::Path;
+
+use super::PrivateError;
+
+pub(super) const SYSTEM: &str = "S-1-5-18";
+pub(super) const ADMINISTRATORS: &str = "S-1-5-32-544";
+const TRUSTED_INSTALLER: &str = "S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464";
+const USERS: &str = "S-1-5-32-545";
+const EVERYONE: &str = "S-1-1-0";
+const AUTHENTICATED: &str = "S-1-5-11";
+const INTERACTIVE: &str = "S-1-5-4";
+const ANONYMOUS: &str = "S-1-5-7";
+const GUESTS: &str = "S-1-5-32-546";
+/// Who owns the file, whoever that is.
+const OWNER: &str = "S-1-3-4";
+
+/// The user and the group of guests, of a machine or of a domain, end so.
+const OF_GUESTS: [&str; 2] = ["-501", "-514"];
+
+const ALL: u32 = 0x1000_0000;
+/// `FILE_READ_DATA`, `GENERIC_READ`, `GENERIC_ALL`.
+const READ: u32 = 0x1 | 0x8000_0000 | ALL;
+/// `FILE_WRITE_DATA`, `FILE_APPEND_DATA`, `DELETE`, `WRITE_DAC`, `WRITE_OWNER`, `GENERIC_WRITE`,
+/// `GENERIC_ALL`: other bytes, another file in its place, or another list.
+const CHANGE: u32 = 0x2 | 0x4 | 0x1_0000 | 0x4_0000 | 0x8_0000 | 0x4000_0000 | ALL;
+
+/// What the system knows of a file.
+#[derive(Clone, Debug)]
+pub(super) struct Access {
+    /// The id of its owner, as in `S-1-5-18`.
+    pub(super) owner: String,
+    /// None where there is no list, and everybody may do everything.
+    pub(super) rules: Option<Vec<Rule>>,
+}
+
+/// One entry of a list.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    /// The id of a user or a group.
+    pub(super) who: String,
+    /// What they may do, or may not, bit by bit.
+    pub(super) what: u32,
+    /// Whether it allows that. What forbids is left out of account: to be refused for too little
+    /// is easily mended.
+    pub(super) allows: bool,
+    /// Whether it is for what lies below a directory only.
+    pub(super) is_inherited_only: bool,
+}
+
+impl Access {
+    /// Whether the file belongs to the user `me` or to the system.
+    pub(super) fn is_ours(&self, me: &str) -> bool {
+        is_trusted(&self.owner, me)
+    }
+
+    /// Whether every user of the machine may read it.
+    pub(super) fn is_readable_by_all(&self) -> bool {
+        let Some(rules) = &self.rules else { return true };
+        rules.iter().any(|rule| {
+            rule.gives(READ)
+                && [EVERYONE, AUTHENTICATED, INTERACTIVE, USERS].contains(&rule.who.as_str())
+        })
+    }
+
+    /// Who may read or change a file of `me` and should not, in words; none when nobody may.
+    pub(super) fn strangers(&self, me: &str) -> Option<String> {
+        let Some(rules) = &self.rules else {
+            return Some("has no access list, so anybody can read and change it".to_owned());
+        };
+        let found = strangers(rules, me, |_| false);
+        (!found.is_empty()).then(|| words(&found))
+    }
+
+    /// Judges a secret, for the user `me`.
+    pub(super) fn judge(&self, path: &Path, me: &str) -> Result<(), PrivateError> {
+        if !self.is_ours(me) {
+            return Err(PrivateError::Owner {
+                path: path.to_owned(),
+                owner: named(&self.owner),
+                rightful: "you or to the administrators",
+                mend: format!(
+                    "`icacls \"{}\" /setowner \"*{me}\"`, as an administrator",
+                    path.display()
+                ),
+            });
+        }
+        let is_of_system = is_trusted(&self.owner, SYSTEM);
+        let refused = |open: String, found: &[(&str, &str)]| PrivateError::Open {
+            path: path.to_owned(),
+            open,
+            mend: mend(path, me, is_of_system, found),
+        };
+        let Some(rules) = &self.rules else {
+            let open = "has no access list, so anybody can read and change it (a drive with FAT \
+                        has none for any file)";
+            return Err(refused(open.to_owned(), &[]));
+        };
+        let found = strangers(rules, me, |who| is_of_system && !is_anybody(who));
+        if found.is_empty() { Ok(()) } else { Err(refused(words(&found), &found)) }
+    }
+}
+
+impl Rule {
+    fn gives(&self, what: u32) -> bool {
+        self.allows && !self.is_inherited_only && self.what & what != 0
+    }
+}
+
+/// Who may change what they should not, and who may read it though they may not even do that.
+fn strangers<'a>(
+    rules: &'a [Rule],
+    me: &str,
+    may_read: impl Fn(&str) -> bool,
+) -> Vec<(&'a str, &'static str)> {
+    let mut found = Vec::new();
+    for rule in rules.iter().filter(|rule| !is_trusted(&rule.who, me) && rule.who != OWNER) {
+        let can = match (rule.gives(READ) && !may_read(&rule.who), rule.gives(CHANGE)) {
+            (false, false) => continue,
+            (true, false) => "read",
+            (false, true) => "change",
+            (true, true) => "read and change",
+        };
+        if !found.contains(&(rule.who.as_str(), can)) {
+            found.push((rule.who.as_str(), can));
+        }
+    }
+    found
+}
+
+fn words(found: &[(&str, &str)]) -> String {
+    let each: Vec<_> = found.iter().map(|(who, can)| format!("{} {can} it", named(who))).collect();
+    format!("lets {}", each.join(", "))
+}
+
+/// Who may do everything as it is, or decides on it.
+fn is_trusted(who: &str, me: &str) -> bool {
+    who == me || [SYSTEM, ADMINISTRATORS, TRUSTED_INSTALLER].contains(&who)
+}
+
+/// Whether this takes in those whom nobody has given an account.
+fn is_anybody(who: &str) -> bool {
+    let is_guest =
+        || who.starts_with("S-1-5-21-") && OF_GUESTS.iter().any(|end| who.ends_with(end));
+    [EVERYONE, ANONYMOUS, GUESTS].contains(&who) || is_guest()
+}
+
+/// An id with the name that people know it by, if it is the same on all machines.
+fn named(who: &str) -> String {
+    let name = match who {
+        EVERYONE => "Everyone",
+        ANONYMOUS => "Anonymous",
+        AUTHENTICATED => "Authenticated Users",
+        INTERACTIVE => "Interactive",
+        USERS => "Users",
+        GUESTS => "Guests",
+        who => return who.to_owned(),
+    };
+    format!("{name} ({who})")
+}
+
+/// The command that makes a file private; by ids, since names differ by language.
+pub(super) fn mend(path: &Path, me: &str, is_of_system: bool, found: &[(&str, &str)]) -> String {
+    let (who, right) = if is_of_system { (USERS, "R") } else { (me, "F") };
+    let mut line = format!(
+        "`icacls \"{}\" /inheritance:r /grant:r \"*{SYSTEM}:F\" \"*{ADMINISTRATORS}:F\" \
+         \"*{who}:{right}\"",
+        path.display()
+    );
+    let others = found.iter().filter(|(other, _)| *other != who);
+    for (at, (other, _)) in others.enumerate() {
+        line.push_str(if at == 0 { " /remove " } else { " " });
+        line.push_str(&format!("\"*{other}\""));
+    }
+    line.push('`');
+    if is_of_system {
+        line.push_str(", as an administrator");
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: &str = "S-1-5-21-1-2-3-1001";
+    const OTHER: &str = "S-1-5-21-1-2-3-1002";
+    const DOMAIN_USERS: &str = "S-1-5-21-1-2-3-513";
+
+    const READS: u32 = 0x0012_0089;
+    const RUNS: u32 = 0x0012_00A0;
+    const EVERYTHING: u32 = 0x001F_01FF;
+
+    fn rule(who: &str, what: u32) -> Rule {
+        Rule { who: who.to_owned(), what, allows: true, is_inherited_only: false }
+    }
+
+    /// As in a user's profile, and `more`.
+    fn access(owner: &str, more: impl IntoIterator<Item = Rule>) -> Access {
+        let usual = [SYSTEM, ADMINISTRATORS, ME].map(|who| rule(who, EVERYTHING));
+        Access { owner: owner.to_owned(), rules: Some(usual.into_iter().chain(more).collect()) }
+    }
+
+    fn judge(access: &Access) -> Result<(), String> {
+        access.judge(Path::new(r"C:\s"), ME).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_belongs_to_the_user_is_for_nobody_else() {
+        assert_eq!(judge(&access(ME, [])), Ok(()));
+        assert_eq!(judge(&access(ME, [rule(OTHER, RUNS), rule(OWNER, EVERYTHING)])), Ok(()));
+        for who in [OTHER, DOMAIN_USERS, USERS, AUTHENTICATED, EVERYONE, "S-1-5-19"] {
+            for what in [READS, 0x1, 0x8000_0000, ALL, EVERYTHING] {
+                assert!(judge(&access(ME, [rule(who, what)])).is_err(), "{who} {what:x}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_the_system_may_be_read_by_those_who_have_an_account() {
+        for owner in [SYSTEM, ADMINISTRATORS, TRUSTED_INSTALLER] {
+            for who in [OTHER, DOMAIN_USERS, USERS, AUTHENTICATED] {
+                assert_eq!(judge(&access(owner, [rule(who, READS)])), Ok(()), "{who}");
+            }
+            let guests = ["S-1-5-21-1-2-3-501", "S-1-5-21-1-2-3-514"];
+            for who in [EVERYONE, ANONYMOUS, GUESTS].into_iter().chain(guests) {
+                assert!(judge(&access(owner, [rule(who, READS)])).is_err(), "{who}");
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_else_may_change_it() {
+        for owner in [ME, ADMINISTRATORS] {
+            for what in [0x2, 0x4, 0x1_0000, 0x4_0000, 0x8_0000, 0x4000_0000, ALL] {
+                assert!(judge(&access(owner, [rule(USERS, what)])).is_err(), "{what:x}");
+            }
+        }
+        assert!(judge(&access(OTHER, [])).is_err());
+    }
+
+    #[test]
+    fn what_has_no_list_is_open_to_all() {
+        for owner in [ME, SYSTEM] {
+            let access = Access { owner: owner.to_owned(), rules: None };
+            assert!(judge(&access).unwrap_err().contains("has no access list"));
+            assert!(access.is_readable_by_all());
+            assert!(access.strangers(ME).is_some());
+        }
+    }
+
+    #[test]
+    fn a_rule_that_forbids_or_is_for_what_lies_below_lets_nobody_in() {
+        let forbids = Rule { allows: false, ..rule(EVERYONE, READS) };
+        let below = Rule { is_inherited_only: true, ..rule(EVERYONE, READS) };
+        let access = access(ME, [forbids, below]);
+        assert_eq!(judge(&access), Ok(()));
+        assert!(!access.is_readable_by_all());
+        assert_eq!(access.strangers(ME), None);
+    }
+
+    #[test]
+    fn says_what_all_users_may_read_and_whether_it_is_ours() {
+        for who in [EVERYONE, USERS, AUTHENTICATED, INTERACTIVE] {
+            assert!(access(ADMINISTRATORS, [rule(who, READS)]).is_readable_by_all(), "{who}");
+        }
+        assert!(!access(ADMINISTRATORS, [rule(DOMAIN_USERS, READS)]).is_readable_by_all());
+        assert!(!access(ADMINISTRATORS, [rule(EVERYONE, RUNS)]).is_readable_by_all());
+        let is_ours = |owner| access(owner, []).is_ours(ME);
+        assert!(is_ours(ME) && is_ours(SYSTEM) && is_ours(ADMINISTRATORS));
+        assert!(!is_ours(OTHER) && !is_ours(USERS));
+        // A directory with a secret in it is for nobody else, whoever it belongs to.
+        let strangers = access(ADMINISTRATORS, [rule(USERS, READS)]).strangers(ME);
+        assert_eq!(strangers.as_deref(), Some("lets Users (S-1-5-32-545) read it"));
+    }
+
+    #[test]
+    fn says_how_to_mend() {
+        let rules = [rule(EVERYONE, EVERYTHING), rule(OTHER, 0x2), rule(OTHER, 0x2)];
+        assert_eq!(
+            judge(&access(ME, rules)).unwrap_err(),
+            r#"the secret file `C:\s` lets Everyone (S-1-1-0) read and change it, S-1-5-21-1-2-3-1002 change it: mend it with `icacls "C:\s" /inheritance:r /grant:r "*S-1-5-18:F" "*S-1-5-32-544:F" "*S-1-5-21-1-2-3-1001:F" /remove "*S-1-1-0" "*S-1-5-21-1-2-3-1002"`"#
+        );
+        // Those who may go on reading do.
+        let rules = [rule(USERS, EVERYTHING)];
+        assert_eq!(
+            judge(&access(ADMINISTRATORS, rules)).unwrap_err(),
+            r#"the secret file `C:\s` lets Users (S-1-5-32-545) change it: mend it with `icacls "C:\s" /inheritance:r /grant:r "*S-1-5-18:F" "*S-1-5-32-544:F" "*S-1-5-32-545:R"`, as an administrator"#
+        );
+        assert_eq!(
+            judge(&access(OTHER, [])).unwrap_err(),
+            r#"the secret file `C:\s` belongs to S-1-5-21-1-2-3-1002, who could change it: it must belong to you or to the administrators, mend it with `icacls "C:\s" /setowner "*S-1-5-21-1-2-3-1001"`, as an administrator"#
+        );
+    }
+}

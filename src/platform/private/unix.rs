@@ -1,0 +1,179 @@
+//! Files of Unix: their owner and their mode.
+
+use std::{
+    fs::{DirBuilder, File, Metadata, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::Path,
+};
+
+use super::PrivateError;
+
+pub(super) fn for_owner_only(options: &mut OpenOptions) {
+    options.mode(0o600);
+}
+
+pub(super) fn create_new(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// Opens without waiting for a writer, should the file be a FIFO.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(nonblocking).open(path)
+}
+
+/// Makes a new name in `dir` as safe as its bytes.
+pub(super) fn settle(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+pub(super) fn check(path: &Path, file: &File) -> Result<(), PrivateError> {
+    let metadata =
+        file.metadata().map_err(|source| PrivateError::Read { path: path.to_owned(), source })?;
+    judge(path, metadata.uid(), metadata.mode() & 0o7777, rustix::process::geteuid().as_raw())
+}
+
+/// Judges a file of `owner` with `mode`, for the user `me`.
+fn judge(path: &Path, owner: u32, mode: u32, me: u32) -> Result<(), PrivateError> {
+    let shown = path.display();
+    if owner != 0 && owner != me {
+        return Err(PrivateError::Owner {
+            path: path.to_owned(),
+            owner: format!("user {owner}"),
+            rightful: "root or to you",
+            mend: format!("`chown \"$USER\" '{shown}'`"),
+        });
+    }
+    let group_may_read = if owner == 0 { 0o040 } else { 0 };
+    if mode & 0o077 & !group_may_read != 0 {
+        return Err(PrivateError::Open {
+            path: path.to_owned(),
+            open: format!("has mode {mode:04o}, so others can read or change it"),
+            mend: format!("`chmod 600 '{shown}'`"),
+        });
+    }
+    Ok(())
+}
+
+pub(super) fn is_ours(file: &File) -> io::Result<bool> {
+    file.metadata().map(|metadata| is_of_us(&metadata))
+}
+
+pub(super) fn is_our_own(dir: &Path) -> io::Result<bool> {
+    std::fs::metadata(dir).map(|metadata| is_of_us(&metadata))
+}
+
+fn is_of_us(metadata: &Metadata) -> bool {
+    metadata.uid() == 0 || metadata.uid() == rustix::process::geteuid().as_raw()
+}
+
+pub(super) fn openness(dir: &Path) -> io::Result<Option<String>> {
+    let mode = std::fs::metadata(dir)?.mode() & 0o7777;
+    Ok((mode & 0o077 != 0).then(|| format!("has mode {mode:04o}")))
+}
+
+pub(super) fn is_readable_by_all(path: &Path) -> io::Result<bool> {
+    std::fs::metadata(path).map(|metadata| metadata.mode() & 0o004 != 0)
+}
+
+pub(super) fn is_runnable(metadata: &Metadata) -> bool {
+    metadata.mode() & 0o111 != 0
+}
+
+pub(super) fn how_to_close(_: &Path) -> String {
+    "`chmod o-r`".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use super::{
+        super::{is_readable_by_all, read},
+        *,
+    };
+
+    const ROOT: u32 = 0;
+    const ME: u32 = 1000;
+    const OTHER: u32 = 1001;
+
+    #[test]
+    fn takes_private_files_of_root_and_oneself_only() {
+        let judge = |owner, mode| judge(Path::new("/s"), owner, mode, ME).is_ok();
+        for mode in [0o600, 0o400, 0o700] {
+            assert!(judge(ME, mode), "{mode:o}");
+        }
+        for mode in [0o600, 0o640, 0o440] {
+            assert!(judge(ROOT, mode), "{mode:o}");
+        }
+        for mode in [0o640, 0o604, 0o644, 0o620, 0o602, 0o660, 0o666, 0o610] {
+            assert!(!judge(ME, mode), "{mode:o}");
+        }
+        for mode in [0o644, 0o660, 0o604, 0o642] {
+            assert!(!judge(ROOT, mode), "{mode:o}");
+        }
+        assert!(!judge(OTHER, 0o600));
+    }
+
+    #[test]
+    fn says_how_to_mend() {
+        let error = judge(Path::new("/s"), ME, 0o644, ME).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the secret file `/s` has mode 0644, so others can read or change it: mend it with \
+             `chmod 600 '/s'`"
+        );
+        let error = judge(Path::new("/s"), OTHER, 0o600, ME).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the secret file `/s` belongs to user 1001, who could change it: it must belong to \
+             root or to you, mend it with `chown \"$USER\" '/s'`"
+        );
+    }
+
+    #[test]
+    fn reads_a_private_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        fs::write(&path, "s3cr3t\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(read(&path).unwrap(), "s3cr3t\n");
+        assert!(!is_readable_by_all(&path));
+
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o604)).unwrap();
+        assert!(matches!(read(&path), Err(PrivateError::Open { .. })));
+        assert!(is_readable_by_all(&path));
+    }
+
+    #[test]
+    fn refuses_what_is_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(read(dir.path()), Err(PrivateError::NoFile { .. })));
+        assert!(matches!(read(&dir.path().join("none")), Err(PrivateError::Read { .. })));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn does_not_wait_for_the_writer_of_a_fifo() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        assert!(matches!(read(&fifo), Err(PrivateError::NoFile { .. })));
+    }
+
+    #[test]
+    fn refuses_a_file_too_long_for_a_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        fs::write(&path, "x".repeat(70_000)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(matches!(read(&path), Err(PrivateError::TooLong { .. })));
+    }
+}

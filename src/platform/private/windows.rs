@@ -1,0 +1,308 @@
+//! Files of Windows: their owner and their list of access rules.
+
+use std::{
+    ffi::c_void,
+    fs::{self, File, Metadata, OpenOptions},
+    io,
+    os::windows::{fs::OpenOptionsExt as _, io::AsRawHandle as _},
+    path::Path,
+    ptr,
+};
+
+use windows_sys::Win32::{
+    Foundation::{ERROR_INVALID_FUNCTION, ERROR_NOT_SUPPORTED, ERROR_SUCCESS, GENERIC_WRITE},
+    Security::{
+        ACCESS_ALLOWED_ACE, ACL,
+        Authorization::{GetSecurityInfo, SE_FILE_OBJECT},
+        DACL_SECURITY_INFORMATION, GetAce, INHERIT_ONLY_ACE, OWNER_SECURITY_INFORMATION,
+        PROTECTED_DACL_SECURITY_INFORMATION, PSECURITY_DESCRIPTOR, PSID, SetKernelObjectSecurity,
+    },
+    Storage::FileSystem::{FILE_FLAG_BACKUP_SEMANTICS, READ_CONTROL, WRITE_DAC},
+};
+
+use super::{
+    PrivateError,
+    access::{self, ADMINISTRATORS, Access, Rule, SYSTEM},
+};
+use crate::platform::security::{Descriptor, name_of, this_user};
+
+/// `ACCESS_ALLOWED_ACE_TYPE` and `ACCESS_ALLOWED_CALLBACK_ACE_TYPE`: what the condition of the latter
+/// says is left out of account.
+const ALLOWS: [u8; 2] = [0, 9];
+/// `ACCESS_DENIED_ACE_TYPE` and `ACCESS_DENIED_CALLBACK_ACE_TYPE`.
+const FORBIDS: [u8; 2] = [1, 10];
+
+/// Files have the rules of their directory.
+pub(super) fn for_owner_only(_: &mut OpenOptions) {}
+
+pub(super) fn create_new(path: &Path) -> io::Result<File> {
+    // Nobody else can open it before it has its rules.
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .access_mode(GENERIC_WRITE | READ_CONTROL | WRITE_DAC)
+        .share_mode(0)
+        .open(path)?;
+    match keep_from_others(&file, "") {
+        Ok(()) => Ok(file),
+        Err(error) => {
+            drop(file);
+            drop(fs::remove_file(path));
+            Err(error)
+        }
+    }
+}
+
+pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() || dir.as_os_str().is_empty() {
+        return Ok(());
+    }
+    if let Some(above) = dir.parent() {
+        create_dir(above)?;
+    }
+    match fs::create_dir(dir) {
+        // What is made in it has the same rules.
+        Ok(()) => keep_from_others(&open_for(dir, READ_CONTROL | WRITE_DAC)?, "OICI"),
+        Err(_) if dir.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Lets the user, the system and the administrators do everything, and nobody else anything.
+fn keep_from_others(file: &File, inherited: &str) -> io::Result<()> {
+    let everything = |who: &str| format!("(A;{inherited};FA;;;{who})");
+    let each = [&this_user()?, SYSTEM, ADMINISTRATORS].map(everything);
+    match set_rules(file, &format!("D:P{}", each.concat())) {
+        // A drive with FAT has no rules for anything.
+        Err(error) if is_without_rules(&error) => Ok(()),
+        set => set,
+    }
+}
+
+fn is_without_rules(error: &io::Error) -> bool {
+    let without = [ERROR_INVALID_FUNCTION, ERROR_NOT_SUPPORTED].map(u32::cast_signed);
+    error.raw_os_error().is_some_and(|code| without.contains(&code))
+}
+
+/// Gives a file that nothing lies below these rules, and none of the directory it lies in.
+#[expect(unsafe_code, reason = "a call of the system")]
+fn set_rules(file: &File, rules: &str) -> io::Result<()> {
+    let rules = Descriptor::new(rules)?;
+    // Not `SetSecurityInfo`, which adds what is inherited under wine.
+    let what = DACL_SECURITY_INFORMATION | PROTECTED_DACL_SECURITY_INFORMATION;
+    // SAFETY: the file is open, and the rules outlive the call.
+    let set = unsafe { SetKernelObjectSecurity(file.as_raw_handle(), what, rules.as_ptr()) };
+    if set == 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).open(path)
+}
+
+/// Opens a file or a directory for no more than `access`.
+fn open_for(path: &Path, access: u32) -> io::Result<File> {
+    OpenOptions::new().access_mode(access).custom_flags(FILE_FLAG_BACKUP_SEMANTICS).open(path)
+}
+
+/// Windows syncs no directory.
+pub(super) fn settle(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+pub(super) fn check(path: &Path, file: &File) -> Result<(), PrivateError> {
+    let known = access(file).and_then(|access| Ok((access, this_user()?)));
+    let (access, me) =
+        known.map_err(|source| PrivateError::Read { path: path.to_owned(), source })?;
+    access.judge(path, &me)
+}
+
+pub(super) fn is_ours(file: &File) -> io::Result<bool> {
+    Ok(access(file)?.is_ours(&this_user()?))
+}
+
+pub(super) fn is_our_own(dir: &Path) -> io::Result<bool> {
+    is_ours(&open_for(dir, READ_CONTROL)?)
+}
+
+pub(super) fn openness(dir: &Path) -> io::Result<Option<String>> {
+    Ok(access(&open_for(dir, READ_CONTROL)?)?.strangers(&this_user()?))
+}
+
+pub(super) fn is_readable_by_all(path: &Path) -> io::Result<bool> {
+    Ok(access(&open_for(path, READ_CONTROL)?)?.is_readable_by_all())
+}
+
+/// Windows knows by the name.
+pub(super) fn is_runnable(_: &Metadata) -> bool {
+    true
+}
+
+pub(super) fn how_to_close(path: &Path) -> String {
+    let me = this_user().unwrap_or_else(|_| ADMINISTRATORS.to_owned());
+    access::mend(path, &me, false, &[])
+}
+
+/// What the system knows of an open file.
+#[expect(unsafe_code, reason = "calls of the system")]
+fn access(file: &File) -> io::Result<Access> {
+    let mut owner: PSID = ptr::null_mut();
+    let mut list: *mut ACL = ptr::null_mut();
+    let mut descriptor: PSECURITY_DESCRIPTOR = ptr::null_mut();
+    // SAFETY: the file is open; owner and list are parts of the descriptor, which outlives them
+    // and is freed once.
+    unsafe {
+        let failure = GetSecurityInfo(
+            file.as_raw_handle(),
+            SE_FILE_OBJECT,
+            OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION,
+            &raw mut owner,
+            ptr::null_mut(),
+            &raw mut list,
+            ptr::null_mut(),
+            &raw mut descriptor,
+        );
+        if failure != ERROR_SUCCESS {
+            return Err(io::Error::from_raw_os_error(failure.cast_signed()));
+        }
+        let _descriptor = Descriptor::take(descriptor);
+        let rules = if list.is_null() { None } else { Some(rules(list)?) };
+        Ok(Access { owner: name_of(owner)?, rules })
+    }
+}
+
+/// # Safety
+/// `list` is one, whole.
+#[expect(unsafe_code, reason = "calls of the system")]
+unsafe fn rules(list: *const ACL) -> io::Result<Vec<Rule>> {
+    // SAFETY: the caller says so.
+    let count = u32::from(unsafe { (*list).AceCount });
+    let rule = |at| {
+        let mut entry: *mut c_void = ptr::null_mut();
+        // SAFETY: the entries of these kinds begin alike, and the id is their last part.
+        unsafe {
+            if GetAce(list, at, &raw mut entry) == 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let entry = entry.cast::<ACCESS_ALLOWED_ACE>();
+            let header = (*entry).Header;
+            let allows = ALLOWS.contains(&header.AceType);
+            if !allows && !FORBIDS.contains(&header.AceType) {
+                let kind = header.AceType;
+                return Err(io::Error::other(format!(
+                    "its access list has a rule of kind {kind}, which is not known: give it a \
+                     plain one with `icacls`"
+                )));
+            }
+            Ok(Rule {
+                who: name_of((&raw mut (*entry).SidStart).cast::<c_void>())?,
+                what: (*entry).Mask,
+                allows,
+                is_inherited_only: u32::from(header.AceFlags) & INHERIT_ONLY_ACE != 0,
+            })
+        }
+    };
+    (0..count).map(rule).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{belongs_to_us, create_dir, is_our_own, is_readable_by_all, read, replace},
+        *,
+    };
+    use crate::platform::is_wine;
+
+    const ALL: &str = "S-1-1-0";
+    const USERS: &str = "S-1-5-32-545";
+
+    /// A file of this user with these rules.
+    fn file(path: &Path, rules: &str) {
+        fs::write(path, "s3cr3t\n").unwrap();
+        let file = open_for(path, READ_CONTROL | WRITE_DAC).unwrap();
+        set_rules(&file, &format!("D:P(A;;FA;;;{}){rules}", this_user().unwrap())).unwrap();
+    }
+
+    fn refusal(path: &Path) -> Option<String> {
+        read(path).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_secret_is_taken_from_its_user_and_the_system_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        file(&path, "");
+        assert_eq!(refusal(&path), None);
+        file(&path, &format!("(A;;FA;;;{SYSTEM})(A;;FA;;;{ADMINISTRATORS})"));
+        assert_eq!(refusal(&path), None);
+        assert!(!is_readable_by_all(&path));
+        assert!(belongs_to_us(&File::open(&path).unwrap()).unwrap());
+
+        file(&path, &format!("(A;;FR;;;{ALL})"));
+        let refused = refusal(&path).unwrap();
+        assert!(
+            refused.contains("lets Everyone (S-1-1-0) read it: mend it with `icacls"),
+            "{refused}"
+        );
+        assert!(is_readable_by_all(&path));
+        file(&path, &format!("(A;;FA;;;{ALL})"));
+        let refused = refusal(&path).unwrap();
+        assert!(refused.contains("Everyone (S-1-1-0) read and change it"), "{refused}");
+    }
+
+    #[test]
+    fn a_secret_that_the_users_can_read_is_refused() {
+        if is_wine("keeps no rules but those of the owner and of everybody") {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        file(&path, &format!("(A;;FR;;;{USERS})"));
+        let refused = refusal(&path).unwrap();
+        assert!(refused.contains("lets Users (S-1-5-32-545) read it"), "{refused}");
+        assert!(is_readable_by_all(&path));
+        file(&path, &format!("(D;;FR;;;{USERS})"));
+        assert_eq!(refusal(&path), None);
+        // No list at all.
+        let open = open_for(&path, READ_CONTROL | WRITE_DAC).unwrap();
+        set_rules(&open, "D:NO_ACCESS_CONTROL").unwrap();
+        let refused = refusal(&path).unwrap();
+        assert!(refused.contains("has no access list"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_made_for_the_user_is_for_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = open_for(dir.path(), READ_CONTROL | WRITE_DAC).unwrap();
+        let me = this_user().unwrap();
+        set_rules(&open, &format!("D:P(A;OICI;FA;;;{me})(A;OICI;FA;;;{ALL})")).unwrap();
+        assert!(openness(dir.path()).unwrap().is_some());
+
+        // Beside what is open to all.
+        let path = dir.path().join("token");
+        for text in ["one", "two"] {
+            replace(&path, text.as_bytes()).unwrap();
+            assert_eq!(read(&path).unwrap(), text);
+        }
+        let below = dir.path().join("a").join("b");
+        create_dir(&below).unwrap();
+        create_dir(&below).unwrap();
+        for dir in [&below, &dir.path().join("a")] {
+            assert_eq!(openness(dir).unwrap(), None);
+            assert!(is_our_own(dir));
+        }
+        if !is_wine("lets no file inherit the rules of its directory") {
+            fs::write(below.join("key"), "k").unwrap();
+            assert_eq!(read(&below.join("key")).unwrap(), "k");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_there_is_not_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        file(&path, "");
+        let error = create_new(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(read(&path).unwrap(), "s3cr3t\n");
+    }
+}
