@@ -102,17 +102,34 @@ pub(crate) fn is_root() -> bool {
 
 /// Where cargo puts what it builds.
 pub(crate) fn target_directory() -> Result<PathBuf, Failure> {
-    #[derive(Deserialize)]
-    struct Metadata {
-        target_directory: PathBuf,
-    }
+    Ok(metadata()?.target_directory)
+}
+
+/// The folders of all packages of the workspace.
+pub(crate) fn packages() -> Result<Vec<PathBuf>, Failure> {
+    let folder = |package: Package| package.manifest_path.parent().map(Path::to_owned);
+    Ok(metadata()?.packages.into_iter().filter_map(folder).collect())
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    target_directory: PathBuf,
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    manifest_path: PathBuf,
+}
+
+fn metadata() -> Result<Metadata, Failure> {
     let output = cargo(["metadata", "--no-deps", "--format-version", "1"])
         .stderr(Stdio::inherit())
         .output()?;
     if !output.status.success() {
         return Err("cargo metadata failed".into());
     }
-    Ok(serde_json::from_slice::<Metadata>(&output.stdout)?.target_directory)
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 /// Builds binaries of the workspace, and says where they are, in the order of their names given.
