@@ -14,8 +14,9 @@ use windows_sys::Win32::{
     Security::{
         ACCESS_ALLOWED_ACE, ACL,
         Authorization::{GetSecurityInfo, SE_FILE_OBJECT},
-        DACL_SECURITY_INFORMATION, GetAce, INHERIT_ONLY_ACE, OWNER_SECURITY_INFORMATION,
-        PROTECTED_DACL_SECURITY_INFORMATION, PSECURITY_DESCRIPTOR, PSID, SetKernelObjectSecurity,
+        DACL_SECURITY_INFORMATION, GetAce, INHERIT_ONLY_ACE, OBJECT_SECURITY_INFORMATION,
+        OWNER_SECURITY_INFORMATION, PROTECTED_DACL_SECURITY_INFORMATION, PSECURITY_DESCRIPTOR,
+        PSID, SetKernelObjectSecurity,
     },
     Storage::FileSystem::{FILE_FLAG_BACKUP_SEMANTICS, READ_CONTROL, WRITE_DAC},
 };
@@ -31,6 +32,10 @@ use crate::platform::security::{Descriptor, name_of, this_user};
 const ALLOWS: [u8; 2] = [0, 9];
 /// `ACCESS_DENIED_ACE_TYPE` and `ACCESS_DENIED_CALLBACK_ACE_TYPE`.
 const FORBIDS: [u8; 2] = [1, 10];
+
+/// The list of rules, and that it is all there is: none of the directory above.
+const RULES: OBJECT_SECURITY_INFORMATION =
+    DACL_SECURITY_INFORMATION | PROTECTED_DACL_SECURITY_INFORMATION;
 
 /// Files have the rules of their directory.
 pub(super) fn for_owner_only(_: &mut OpenOptions) {}
@@ -61,8 +66,12 @@ pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
         create_dir(above)?;
     }
     match fs::create_dir(dir) {
-        // What is made in it has the same rules.
-        Ok(()) => keep_from_others(&open_for(dir, READ_CONTROL | WRITE_DAC)?, "OICI"),
+        Ok(()) => {
+            // What is made in it has the same rules.
+            let kept = open_for(dir, READ_CONTROL | WRITE_DAC)
+                .and_then(|dir| keep_from_others(&dir, "OICI"));
+            kept.inspect_err(|_| drop(fs::remove_dir(dir)))
+        }
         Err(_) if dir.is_dir() => Ok(()),
         Err(error) => Err(error),
     }
@@ -72,7 +81,7 @@ pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
 fn keep_from_others(file: &File, inherited: &str) -> io::Result<()> {
     let everything = |who: &str| format!("(A;{inherited};FA;;;{who})");
     let each = [&this_user()?, SYSTEM, ADMINISTRATORS].map(everything);
-    match set_rules(file, &format!("D:P{}", each.concat())) {
+    match set(file, RULES, &format!("D:P{}", each.concat())) {
         // A drive with FAT has no rules for anything.
         Err(error) if is_without_rules(&error) => Ok(()),
         set => set,
@@ -84,14 +93,13 @@ fn is_without_rules(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| without.contains(&code))
 }
 
-/// Gives a file that nothing lies below these rules, and none of the directory it lies in.
+/// Sets parts of what the system knows of a file that nothing lies below.
 #[expect(unsafe_code, reason = "a call of the system")]
-fn set_rules(file: &File, rules: &str) -> io::Result<()> {
+fn set(file: &File, parts: OBJECT_SECURITY_INFORMATION, rules: &str) -> io::Result<()> {
     let rules = Descriptor::new(rules)?;
     // Not `SetSecurityInfo`, which adds what is inherited under wine.
-    let what = DACL_SECURITY_INFORMATION | PROTECTED_DACL_SECURITY_INFORMATION;
     // SAFETY: the file is open, and the rules outlive the call.
-    let set = unsafe { SetKernelObjectSecurity(file.as_raw_handle(), what, rules.as_ptr()) };
+    let set = unsafe { SetKernelObjectSecurity(file.as_raw_handle(), parts, rules.as_ptr()) };
     if set == 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -206,6 +214,8 @@ unsafe fn rules(list: *const ACL) -> io::Result<Vec<Rule>> {
 
 #[cfg(test)]
 mod tests {
+    use windows_sys::Win32::Storage::FileSystem::WRITE_OWNER;
+
     use super::{
         super::{belongs_to_us, create_dir, is_our_own, is_readable_by_all, read, replace},
         *,
@@ -215,11 +225,13 @@ mod tests {
     const ALL: &str = "S-1-1-0";
     const USERS: &str = "S-1-5-32-545";
 
-    /// A file of this user with these rules.
+    /// A file of this user with these rules; one that an administrator makes may be the system's.
     fn file(path: &Path, rules: &str) {
         fs::write(path, "s3cr3t\n").unwrap();
-        let file = open_for(path, READ_CONTROL | WRITE_DAC).unwrap();
-        set_rules(&file, &format!("D:P(A;;FA;;;{}){rules}", this_user().unwrap())).unwrap();
+        let file = open_for(path, READ_CONTROL | WRITE_DAC | WRITE_OWNER).unwrap();
+        let me = this_user().unwrap();
+        let parts = RULES | OWNER_SECURITY_INFORMATION;
+        set(&file, parts, &format!("O:{me}D:P(A;;FA;;;{me}){rules}")).unwrap();
     }
 
     fn refusal(path: &Path) -> Option<String> {
@@ -264,7 +276,7 @@ mod tests {
         assert_eq!(refusal(&path), None);
         // No list at all.
         let open = open_for(&path, READ_CONTROL | WRITE_DAC).unwrap();
-        set_rules(&open, "D:NO_ACCESS_CONTROL").unwrap();
+        set(&open, RULES, "D:NO_ACCESS_CONTROL").unwrap();
         let refused = refusal(&path).unwrap();
         assert!(refused.contains("has no access list"), "{refused}");
     }
@@ -274,7 +286,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = open_for(dir.path(), READ_CONTROL | WRITE_DAC).unwrap();
         let me = this_user().unwrap();
-        set_rules(&open, &format!("D:P(A;OICI;FA;;;{me})(A;OICI;FA;;;{ALL})")).unwrap();
+        set(&open, RULES, &format!("D:P(A;OICI;FA;;;{me})(A;OICI;FA;;;{ALL})")).unwrap();
         assert!(openness(dir.path()).unwrap().is_some());
 
         // Beside what is open to all.
