@@ -20,7 +20,8 @@ const PIPELINES: [&str; 8] = [
     "registry",
     "three_systems",
 ];
-const TARGET: &str = "x86_64-pc-windows-gnu";
+/// What the agent is built for.
+pub(crate) const TARGET: &str = "x86_64-pc-windows-gnu";
 
 /// Runs the lints for the three systems, and the tests under wine; says how many passed.
 pub(crate) fn check(cross: &Path) -> Result<String, Failure> {
@@ -93,7 +94,7 @@ fn lend_random_bytes(built: &Path) -> Result<(), Failure> {
 }
 
 /// Where the tools build.
-fn target() -> Result<PathBuf, Failure> {
+pub(crate) fn target() -> Result<PathBuf, Failure> {
     match env::var_os("CROSS_TARGET_DIR") {
         Some(given) => Ok(given.into()),
         None => Ok(sh::target_directory()?.join("cross")),

@@ -1,9 +1,14 @@
-//! The program for Windows: built there, or with the cross tools beside the workspace.
+//! The program for Windows: built there, or with the cross tools beside the workspace; as a zip, and
+//! as an installer.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use super::{Dist, copy};
-use crate::{Failure, sh, shared};
+use crate::{Failure, cross, sh, shared};
 
 pub(super) fn build(dist: &mut Dist) -> Result<(), Failure> {
     println!("── the Windows program");
@@ -19,6 +24,8 @@ pub(super) fn build(dist: &mut Dist) -> Result<(), Failure> {
         ("LICENSE", "LICENSE.txt"),
         ("config/default.toml", "default.toml"),
         ("config/mdm/intune.ps1", "intune.ps1"),
+        ("config/mdm/config.toml", "config.toml"),
+        ("config/mdm/managed-settings.json", "managed-settings.json"),
     ] {
         copy(&source.join(from), &folder.join(to), 0o644)?;
     }
@@ -27,7 +34,23 @@ pub(super) fn build(dist: &mut Dist) -> Result<(), Failure> {
     let zip = dist.file(&format!("{name}.zip"));
     let mut pack = Command::new(if cfg!(windows) { "python" } else { "python3" });
     pack.current_dir(&dist.parts).args(["-m", "zipfile", "-c"]).arg(zip).arg(&name);
-    sh::succeed(&mut pack)
+    sh::succeed(&mut pack)?;
+    installer(dist, &folder, &name)
+}
+
+/// Makes an installer of what lies in `folder`.
+fn installer(dist: &mut Dist, folder: &Path, name: &str) -> Result<(), Failure> {
+    println!("── the Windows installer");
+    if !sh::has_program("wixl") && !sh::apt_install(&["wixl"]) {
+        dist.skip("Windows installer", "`wixl` is wanted, which is part of msitools");
+        return Ok(());
+    }
+    // Windows Installer compares numbers and nothing else.
+    let number = dist.version.split(['-', '+']).next().unwrap_or_default();
+    let mut make = Command::new("wixl");
+    make.current_dir(folder).args(["--arch", "x64", "--define", &format!("Version={number}")]);
+    make.arg("--output").arg(dist.file(&format!("{name}.msi")));
+    sh::succeed(make.arg(sh::workspace().join("crates/xtask/src/dist/ai-agent.wxs")))
 }
 
 /// Builds the program; none where that can't be done.
@@ -50,6 +73,5 @@ fn program(dist: &mut Dist) -> Result<Option<PathBuf>, Failure> {
     let mut build = Command::new(&cross);
     build.current_dir(sh::workspace()).args(["build-windows", "--release"]);
     sh::succeed(build.args(["--package", "ai-agent", "--bin", "ai-agent"]))?;
-    let target = sh::target_directory()?.join("cross/x86_64-pc-windows-gnu/release");
-    Ok(Some(target.join("ai-agent.exe")))
+    Ok(Some(cross::target()?.join(cross::TARGET).join("release/ai-agent.exe")))
 }
