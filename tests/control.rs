@@ -6,7 +6,7 @@ mod support;
 
 use std::{fs, path::PathBuf};
 
-use ai_agent::platform::StateLock;
+use ai_agent::platform::{Role, StateLock};
 use serde_json::{Value, json};
 use support::{
     agent::{Agent, AgentCommand},
@@ -259,7 +259,7 @@ fn a_killed_agent_is_followed_by_one_that_can_be_asked() {
 fn a_command_waits_for_nobody_and_takes_nothing_from_another() {
     let (home, receiver) = (Home::new(), Receiver::start());
     delivered(&home, &receiver).stop();
-    let lock = StateLock::acquire(&state_dir(&home)).unwrap();
+    let lock = StateLock::acquire(&state_dir(&home), Role::Agent).unwrap();
     let commands: [&[&str]; 4] =
         [&["outbox", "verify"], &["deadletter", "list"], &["flush"], &["outbox", "status"]];
     for command in commands {
@@ -271,6 +271,25 @@ fn a_command_waits_for_nobody_and_takes_nothing_from_another() {
     assert_eq!((&seen["state"], &seen["pid"]), (&json!("silent"), &json!(std::process::id())));
     drop(lock);
     agent(&home, &receiver, AT_ONCE, &["outbox", "verify"]).succeed();
+}
+
+/// A command that looked into the store was taken for an agent: `check` said that one runs, and one
+/// that was started just then ended, saying the same.
+#[test]
+fn a_command_at_work_is_no_agent_and_one_that_starts_waits_for_it() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    delivered(&home, &receiver).stop();
+    let lock = StateLock::acquire(&state_dir(&home), Role::Command).unwrap();
+    let pid = format!("(PID {})", std::process::id());
+    for command in [&["check"][..], &["check", "--strict"], &["outbox", "status"]] {
+        let error = agent(&home, &receiver, AT_ONCE, command).fail(1);
+        assert!(error.contains("command") && error.contains(&pid), "{command:?}: {error}");
+    }
+    let mut starting = agent(&home, &receiver, AT_ONCE, &["run"]).start();
+    starting.wait_for_log("waits for a command of ai-agent");
+    drop(lock);
+    starting.wait_for_log(" started ");
+    agent(&home, &receiver, AT_ONCE, &["check", "--strict"]).succeed();
 }
 
 #[test]
@@ -302,6 +321,8 @@ mod socket {
         os::unix::{fs::PermissionsExt as _, net::UnixStream},
     };
 
+    use support::scripted::{Answer, Scripted};
+
     use super::*;
     use crate::support::receiver::wait_for;
 
@@ -315,6 +336,33 @@ mod socket {
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer).unwrap();
         serde_json::from_str(&answer).unwrap()
+    }
+
+    /// For as long as it took to end, it was said to begin.
+    #[test]
+    fn an_agent_that_ends_says_so() {
+        let home = Home::new();
+        let receiver = Scripted::by_rule(|_| Answer::Hang);
+        home.write("-work/one.jsonl", "{\"n\":1}\n");
+        let config = format!("agent.state_dir = '{}'\n{AT_ONCE}", state_dir(&home).display());
+        let run = home.agent(&["run"]).config(&config).ships_to(&receiver.url());
+        let running = run.start_and_wait();
+        eventually("a batch is on its way", || (receiver.requests() > 0).then_some(()));
+        running.signal(rustix::process::Signal::TERM);
+        eventually("it is seen to end", || {
+            let seen = ask(&home, "{\"version\":1,\"ask\":\"status\"}\n");
+            let phase = seen["status"]["agent"]["phase"].as_str().unwrap().to_owned();
+            assert_ne!(phase, "starting");
+            (phase == "stopping").then_some(())
+        });
+        let refused = ask(&home, "{\"version\":1,\"ask\":\"reload\"}\n");
+        let flush = "{\"version\":1,\"ask\":{\"flush\":{\"within_ms\":1}}}\n";
+        let refused = [refused, ask(&home, flush)];
+        for refused in refused {
+            let error = refused["failed"]["error"].as_str().unwrap();
+            assert!(error.contains("the agent is stopping"), "{error}");
+        }
+        assert_eq!(running.wait(support::PATIENCE).code, Some(0));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::{
         policy,
         spool::{Report, Spool},
     },
-    platform::{Clock as _, Environment, Os, Paths, StateLock, SystemClock, input},
+    platform::{Clock as _, Environment, Os, Paths, Role, StateLock, SystemClock, input},
     text::causes,
 };
 
@@ -85,6 +85,10 @@ pub(super) fn is_hook(arguments: impl IntoIterator<Item = OsString>) -> bool {
 fn is_running(explicit: Option<&Path>) -> Result<(), Failure> {
     let state_dir = Surroundings::look()?.state_dir(explicit);
     match StateLock::is_held(&state_dir) {
+        Ok(Some(holder)) if holder.role == Role::Command => Err(Failure::failed(format!(
+            "ai-agent is not running: a command of it{holder} is at work on `{}`",
+            state_dir.display()
+        ))),
         Ok(Some(holder)) => print(format_args!("ai-agent is running{holder}")),
         Ok(None) => Err(Failure::failed(format!(
             "ai-agent is not running: nobody holds `{}`",

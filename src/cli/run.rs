@@ -13,6 +13,7 @@ use std::{mem, path::Path, sync::Arc, time::Duration};
 use clap::Args;
 use serde_json::json;
 use siem_protocol::names::event;
+use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
 use files::{Sights, Watched};
@@ -34,7 +35,7 @@ use crate::{
         removed,
         runner::{Pipeline, new_epoch},
     },
-    platform::{Signals, StateLock, service::Notify},
+    platform::{Role, Signals, StateLock, service::Notify},
 };
 
 /// How long `--once` waits for a receiver that does not take anything.
@@ -98,7 +99,13 @@ impl Arguments {
         mut watched: Watched,
         mut signals: Signals,
     ) -> Result<(), Failure> {
-        let lock = StateLock::acquire(&loaded.settings.agent.state_dir).map_err(Failure::failed)?;
+        // A command may be at work there, which is waited for.
+        let state_dir = loaded.settings.agent.state_dir.clone();
+        let taken = spawn_blocking(move || StateLock::acquire(&state_dir, Role::Agent));
+        let lock = tokio::select! {
+            taken = taken => taken.map_err(Failure::failed)?.map_err(Failure::failed)?,
+            () = signals.ended() => return Ok(()),
+        };
         let _log = logging::to_file(&lock, loaded.settings.agent.log_format);
         let context = surroundings.context(&loaded, Some(lock.dir()), self.once);
         watched.name(files::look(named_files(&loaded.settings, &context)));
@@ -255,7 +262,7 @@ async fn until_stopped(
     signals: &mut Signals,
 ) -> Result<(), Ended> {
     let mut running = pipeline.start(&keeper.loaded.settings, Until::Stopped, Box::new(|_| ()));
-    keeper.desk.runs(Some(running.view()));
+    keeper.desk.runs(running.view());
     // Reading has begun: what is left for hooks is synced, and no record is to wait for that.
     guard.look(&keeper.loaded.settings).into_iter().for_each(|event| running.report(event));
     notify.ready();
@@ -268,12 +275,15 @@ async fn until_stopped(
     };
     match &fault {
         None => {
+            keeper.desk.stops();
             notify.stopping();
             info!("stopping");
         }
-        Some(fault) => error!(%fault, "everything stops"),
+        Some(fault) => {
+            keeper.desk.begins_again();
+            error!(%fault, "everything stops");
+        }
     }
-    keeper.desk.runs(None);
     let left = running.stop().await;
     fault.map_or(Ok(()), |fault| Err(Ended::Fault(fault, left)))
 }
@@ -291,12 +301,12 @@ async fn once(
     let report: Report =
         Box::new(move |progress| bar.show(progress.read, progress.unread, progress.files));
     let mut running = pipeline.start(&keeper.loaded.settings, Until::CaughtUp, report);
-    keeper.desk.runs(Some(running.view()));
+    keeper.desk.runs(running.view());
     let done = tokio::select! {
         done = running.catch_up(PATIENCE) => Some(done),
         () = signals.ended() => None,
     };
-    keeper.desk.runs(None);
+    keeper.desk.stops();
     let left = running.stop().await;
     let failed = |failure| Err(Ended::Failed(failure));
     match done {

@@ -15,7 +15,7 @@ use crate::{
         outbox::{Group, Outbox, OutboxError},
         runner::View,
     },
-    platform::StateLock,
+    platform::{Role, StateLock},
     stages::Context,
 };
 
@@ -55,7 +55,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(none),
             Err(error) => return Err(Failure::failed(error)),
         }
-        let lock = StateLock::acquire(state_dir).map_err(Failure::failed)?;
+        let lock = StateLock::acquire(state_dir, Role::Command).map_err(Failure::failed)?;
         // Whatever is configured for this command, no sink of the agent's loses its place.
         let opened = Outbox::open_if_begun(&path).map_err(Failure::failed)?;
         let outbox = Arc::new(opened.ok_or(none)?);

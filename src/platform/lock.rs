@@ -5,10 +5,17 @@ use std::{
     io,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::private;
+
+/// For how long somebody may hold the lock who only looks at it, or does not say who it is.
+const LOOKS: Duration = Duration::from_millis(50);
+/// For how long a command that is at work on the store is waited for.
+const WORKS: Duration = Duration::from_secs(10);
+/// How often the lock is tried.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Held by the process that has the store of a state directory open; given back when dropped, and
 /// by the system when the process dies, however it dies.
@@ -20,24 +27,27 @@ pub struct StateLock {
 }
 
 impl StateLock {
-    /// Creates the state directory if it is not there, for its owner only, and takes it.
+    /// Creates the state directory if it is not there, for its owner only, and takes it for `role`.
+    /// A command that has it is waited for: it ends soon, or else that is said.
     ///
     /// # Errors
-    /// [`LockError::Held`] when another process has it: the caller talks to that one, or ends.
-    /// The other errors say that the directory can't be used.
-    pub fn acquire(dir: &Path) -> Result<Self, LockError> {
+    /// [`LockError::Held`] when an agent has it: the caller talks to that one, or ends.
+    /// [`LockError::Busy`] when a command has it for longer than 10 s. The other errors say that the
+    /// directory can't be used.
+    pub fn acquire(dir: &Path, role: Role) -> Result<Self, LockError> {
+        Self::acquire_within(dir, role, WORKS)
+    }
+
+    fn acquire_within(dir: &Path, role: Role, works: Duration) -> Result<Self, LockError> {
         create(dir)?;
         let unusable = |source| LockError::unusable(dir, source);
         let file = private::options().open(dir.join("agent.lock")).map_err(unusable)?;
-        match persist(&file) {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(LockError::Held { dir: dir.to_owned(), holder: Holder(holder(dir)) });
-            }
-            Err(TryLockError::Error(source)) => return Err(unusable(source)),
-        }
+        take(&file, dir, works)?;
         let pid_file = dir.join("agent.pid");
-        let text = format!("{}\n", std::process::id());
+        let text = match role {
+            Role::Agent => format!("{}\n", std::process::id()),
+            Role::Command => format!("{} {COMMAND}\n", std::process::id()),
+        };
         let written = private::options().truncate(true).open(pid_file).and_then(|mut file| {
             use io::Write as _;
             file.write_all(text.as_bytes())
@@ -60,7 +70,7 @@ impl StateLock {
         // Given back at once, with the file.
         match file.try_lock_shared() {
             Ok(()) => Ok(None),
-            Err(TryLockError::WouldBlock) => Ok(Some(Holder(holder(dir)))),
+            Err(TryLockError::WouldBlock) => Ok(Some(holder(dir))),
             Err(TryLockError::Error(source)) => Err(unusable(source)),
         }
     }
@@ -82,24 +92,44 @@ impl Drop for StateLock {
     }
 }
 
-/// Takes the lock, though somebody may be looking at it just now.
-fn persist(file: &File) -> Result<(), TryLockError> {
-    const LOOKS: u32 = 5;
-    const LOOK: Duration = Duration::from_millis(10);
-
-    for _ in 0..LOOKS {
+/// Takes the lock, though somebody may be looking at it just now, or a command be at work.
+fn take(file: &File, dir: &Path, works: Duration) -> Result<(), LockError> {
+    let begun = Instant::now();
+    // Who has it may change meanwhile: a command ends, and an agent was quicker.
+    let (mut known, mut since) = (None, begun);
+    loop {
         match file.try_lock() {
-            Err(TryLockError::WouldBlock) => thread::sleep(LOOK),
-            other => return other,
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(source)) => return Err(LockError::unusable(dir, source)),
+        }
+        let holder = holder(dir);
+        if known.replace(holder) != Some(holder) {
+            since = Instant::now();
+            if holder.role == Role::Command {
+                tracing::info!("waits for a command of ai-agent{holder} that is at work here");
+            }
+        }
+        let dir = || dir.to_owned();
+        match holder.role {
+            Role::Agent if since.elapsed() >= LOOKS => {
+                return Err(LockError::Held { dir: dir(), holder });
+            }
+            Role::Command if begun.elapsed() >= works => {
+                return Err(LockError::Busy { dir: dir(), holder });
+            }
+            Role::Agent | Role::Command => thread::sleep(PAUSE),
         }
     }
-    file.try_lock()
 }
 
-/// The process that says it holds the state directory `dir`. It may be gone: only the lock tells.
-#[must_use]
-pub fn holder(dir: &Path) -> Option<u32> {
-    fs::read_to_string(dir.join("agent.pid")).ok()?.trim().parse().ok()
+/// Who says that they hold the state directory `dir`. They may be gone: only the lock tells.
+fn holder(dir: &Path) -> Holder {
+    let text = fs::read_to_string(dir.join("agent.pid")).unwrap_or_default();
+    let mut words = text.split_whitespace();
+    let pid = words.next().and_then(|word| word.parse().ok());
+    let is_command = words.next() == Some(COMMAND);
+    Holder { pid, role: if is_command { Role::Command } else { Role::Agent } }
 }
 
 /// Creates `dir` and what is above it, for the owner only.
@@ -120,13 +150,25 @@ fn warn_if_open_to_others(dir: &Path) {
 /// Why a state directory can't be had.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another process has it.
+    /// Another agent has it.
     #[error(
         "another agent{holder} runs on the state directory `{}`: stop that one first, or give this \
          one a directory of its own with `state_dir` under `[agent]`",
         dir.display()
     )]
     Held {
+        /// The state directory.
+        dir: PathBuf,
+        /// Who has it, as far as it is known.
+        holder: Holder,
+    },
+    /// A command has it, and does not end.
+    #[error(
+        "a command of ai-agent{holder} is at work on the state directory `{}`: wait until it has \
+         ended, or end it, and try again",
+        dir.display()
+    )]
+    Busy {
         /// The state directory.
         dir: PathBuf,
         /// Who has it, as far as it is known.
@@ -198,13 +240,30 @@ impl LockError {
     }
 }
 
-/// The process that holds a lock, if it said so.
+/// What stands behind the PID of a command.
+const COMMAND: &str = "command";
+
+/// As what a process holds the state directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Holder(pub Option<u32>);
+pub enum Role {
+    /// As the agent, for as long as it runs.
+    Agent,
+    /// As a command that works on the store of an agent that does not run, and ends soon.
+    Command,
+}
+
+/// The process that holds a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its number, if it said so.
+    pub pid: Option<u32>,
+    /// What it is there for; an agent if nothing is known.
+    pub role: Role,
+}
 
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
+        match self.pid {
             Some(pid) => write!(f, " (PID {pid})"),
             None => Ok(()),
         }
@@ -233,8 +292,8 @@ mod tests {
     fn the_second_holder_is_told_who_has_it() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("a/state");
-        let first = StateLock::acquire(&dir).unwrap();
-        let error = StateLock::acquire(&dir).unwrap_err();
+        let first = StateLock::acquire(&dir, Role::Agent).unwrap();
+        let error = StateLock::acquire(&dir, Role::Command).unwrap_err();
         let expected = format!(
             "another agent (PID {}) runs on the state directory `{}`: stop that one first, or \
              give this one a directory of its own with `state_dir` under `[agent]`",
@@ -244,9 +303,40 @@ mod tests {
         assert_eq!(error.to_string(), expected);
 
         drop(first);
-        assert_eq!(holder(&dir), None);
-        let second = StateLock::acquire(&dir).unwrap();
+        assert_eq!(StateLock::is_held(&dir).unwrap(), None);
+        let second = StateLock::acquire(&dir, Role::Agent).unwrap();
         assert_eq!(second.dir(), dir);
+    }
+
+    /// A `status` looked into the store at the moment in which the agent was started, which said
+    /// that another agent runs, and ended.
+    #[test]
+    fn an_agent_waits_for_a_command_that_is_at_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let command = StateLock::acquire(dir.path(), Role::Command).unwrap();
+        let held = StateLock::is_held(dir.path()).unwrap().unwrap();
+        assert_eq!(held, Holder { pid: Some(std::process::id()), role: Role::Command });
+        thread::scope(|scope| {
+            let agent = scope.spawn(|| StateLock::acquire(dir.path(), Role::Agent));
+            thread::sleep(3 * LOOKS);
+            drop(command);
+            agent.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_command_that_does_not_end_is_not_called_an_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let _command = StateLock::acquire(dir.path(), Role::Command).unwrap();
+        let waited = StateLock::acquire_within(dir.path(), Role::Agent, LOOKS);
+        let error = waited.unwrap_err();
+        let expected = format!(
+            "a command of ai-agent (PID {}) is at work on the state directory `{}`: wait until it \
+             has ended, or end it, and try again",
+            std::process::id(),
+            dir.path().display()
+        );
+        assert_eq!(error.to_string(), expected);
     }
 
     /// A process that died leaves its PID file; the next one must not be refused for it.
@@ -254,8 +344,9 @@ mod tests {
     fn a_pid_file_alone_holds_nothing() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("agent.pid"), "1\n").unwrap();
-        let _lock = StateLock::acquire(dir.path()).unwrap();
-        assert_eq!(holder(dir.path()), Some(std::process::id()));
+        let _lock = StateLock::acquire(dir.path(), Role::Agent).unwrap();
+        let held = StateLock::is_held(dir.path()).unwrap().unwrap();
+        assert_eq!(held, Holder { pid: Some(std::process::id()), role: Role::Agent });
     }
 
     #[test]
@@ -263,7 +354,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        let error = StateLock::acquire(&file.join("state")).unwrap_err();
+        let error = StateLock::acquire(&file.join("state"), Role::Agent).unwrap_err();
         assert!(matches!(error, LockError::NotCreated { .. }));
         assert_eq!(
             error.to_string(),
@@ -280,7 +371,7 @@ mod tests {
     fn says_so_when_nothing_can_be_written() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("agent.lock")).unwrap();
-        let error = StateLock::acquire(dir.path()).unwrap_err();
+        let error = StateLock::acquire(dir.path(), Role::Agent).unwrap_err();
         assert!(matches!(error, LockError::NotWritable { .. }), "{error}");
         assert!(error.to_string().contains("chmod 700"), "{error}");
     }
@@ -292,7 +383,7 @@ mod tests {
 
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("state");
-        let _lock = StateLock::acquire(&dir).unwrap();
+        let _lock = StateLock::acquire(&dir, Role::Agent).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&dir), 0o700);
         assert_eq!(mode(&dir.join("agent.lock")), 0o600);

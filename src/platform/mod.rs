@@ -36,7 +36,7 @@ pub use clock::{Clock, SystemClock, Timestamp};
 pub use disk::free_space;
 pub use environment::{Environment, parse_kept};
 pub use identity::{Identified, identify, is_root, user_id};
-pub use lock::{Holder, LockError, StateLock, holder};
+pub use lock::{Holder, LockError, Role, StateLock};
 pub use log_file::LogFile;
 pub use paths::{Installed, Os, Paths, PathsError};
 pub use power::{Power, SystemPower};

@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     super::{
         Failure, deadletter, log_level, outbox,
-        status::{self, Seen},
+        status::{self, Phase, Seen},
         store::Store,
     },
     Say,
@@ -66,13 +66,23 @@ pub(in crate::cli) enum Became {
     NoAnswer(String),
 }
 
+/// What the agent is at.
+enum Doing {
+    /// A pipeline begins, or begins again.
+    Starting,
+    /// This one runs.
+    Running(View),
+    /// The last one ends.
+    Stopping,
+}
+
 /// What the agent that runs can be asked, shared with those who ask.
 pub(in crate::cli) struct Desk {
     started_at: Timestamp,
     facts: Facts,
     in_force: Mutex<(Arc<Loaded>, Context)>,
-    /// The pipeline that runs; none while another begins.
-    view: Mutex<Option<View>>,
+    /// What there is to ask.
+    doing: Mutex<Doing>,
     reloads: mpsc::Sender<Asker>,
 }
 
@@ -85,8 +95,8 @@ impl Desk {
         context: Context,
     ) -> (Arc<Self>, mpsc::Receiver<Asker>) {
         let (reloads, asked) = mpsc::channel(4);
-        let (in_force, view) = (Mutex::new((loaded, context)), Mutex::new(None));
-        (Arc::new(Self { started_at, facts, in_force, view, reloads }), asked)
+        let (in_force, doing) = (Mutex::new((loaded, context)), Mutex::new(Doing::Starting));
+        (Arc::new(Self { started_at, facts, in_force, doing, reloads }), asked)
     }
 
     /// This configuration is in force.
@@ -94,9 +104,19 @@ impl Desk {
         *unpoisoned(&self.in_force) = (Arc::clone(loaded), context.clone());
     }
 
-    /// This pipeline runs, or none.
-    pub(in crate::cli) fn runs(&self, view: Option<View>) {
-        *unpoisoned(&self.view) = view;
+    /// This pipeline runs.
+    pub(in crate::cli) fn runs(&self, view: View) {
+        *unpoisoned(&self.doing) = Doing::Running(view);
+    }
+
+    /// The pipeline ends, and another follows.
+    pub(in crate::cli) fn begins_again(&self) {
+        *unpoisoned(&self.doing) = Doing::Starting;
+    }
+
+    /// The pipeline ends, and the agent with it.
+    pub(in crate::cli) fn stops(&self) {
+        *unpoisoned(&self.doing) = Doing::Stopping;
     }
 
     /// Answers one question.
@@ -152,8 +172,14 @@ impl Desk {
             Some(status::compliance(state_dir, paths, environment, &client_dirs))
         });
         seen.compliance = timeout(LOOKS, whom).await.ok().and_then(Result::ok).flatten();
-        let Some(view) = self.view() else { return seen };
-        seen.agent.phase = status::Phase::Running;
+        let view = match self.view() {
+            Ok(view) => view,
+            Err(phase) => {
+                seen.agent.phase = phase;
+                return seen;
+            }
+        };
+        seen.agent.phase = Phase::Running;
         let outbox = Arc::clone(view.outbox());
         let looked = timeout(LOOKS, spawn_blocking(move || outbox.waiting()));
         let (waiting, reading) = tokio::join!(looked, view.reading(LOOKS));
@@ -174,7 +200,7 @@ impl Desk {
     }
 
     async fn flush(&self, patience: Duration, say: &mpsc::Sender<Reply>) -> Result<(), Reply> {
-        let view = self.view().ok_or_else(not_ready)?;
+        let view = self.view().map_err(not_ready)?;
         let flushed = view.flush(patience.min(LONGEST_FLUSH)).await.map_err(|error| {
             failed(format!("not everything is delivered yet: {}", causes(&error)))
         })?;
@@ -187,7 +213,7 @@ impl Desk {
     }
 
     async fn canary(&self, patience: Duration, say: &mpsc::Sender<Reply>) -> Result<(), Reply> {
-        let view = self.view().ok_or_else(not_ready)?;
+        let view = self.view().map_err(not_ready)?;
         let begun = Instant::now();
         let id = uuid::Uuid::new_v4().to_string();
         view.report(Event::info(event::CANARY, json!({ "id": id })));
@@ -207,6 +233,9 @@ impl Desk {
     }
 
     async fn reload(&self, say: &mpsc::Sender<Reply>) -> Result<(), Reply> {
+        if let Err(phase @ Phase::Stopping) = self.view() {
+            return Err(not_ready(phase));
+        }
         let (answer, answered) = oneshot::channel();
         let late = || {
             failed(
@@ -247,7 +276,7 @@ impl Desk {
         say: &mpsc::Sender<Reply>,
         act: impl FnOnce(&Store, Say<'_>) -> Result<(), Failure> + Send + 'static,
     ) -> Result<(), Reply> {
-        let view = self.view().ok_or_else(not_ready)?;
+        let view = self.view().map_err(not_ready)?;
         let (loaded, context) = unpoisoned(&self.in_force).clone();
         let store = Store::of_running(view, loaded, context);
         let say = say.clone();
@@ -264,8 +293,13 @@ impl Desk {
         done.await.unwrap_or_else(|_| Err(failed("a part of the agent failed, its log says where")))
     }
 
-    fn view(&self) -> Option<View> {
-        unpoisoned(&self.view).clone()
+    /// The pipeline that runs; what the agent is at when none does.
+    fn view(&self) -> Result<View, Phase> {
+        match &*unpoisoned(&self.doing) {
+            Doing::Starting => Err(Phase::Starting),
+            Doing::Running(view) => Ok(view.clone()),
+            Doing::Stopping => Err(Phase::Stopping),
+        }
     }
 }
 
@@ -273,8 +307,15 @@ fn failed(error: impl Into<String>) -> Reply {
     Reply::Failed { error: error.into(), usage: false }
 }
 
-fn not_ready() -> Reply {
-    failed("the agent has not begun yet, or begins again just now: ask again in some seconds")
+fn not_ready(phase: Phase) -> Reply {
+    failed(match phase {
+        Phase::Stopping => {
+            "the agent is stopping: ask again once it has ended, or once the next one runs"
+        }
+        Phase::Starting | Phase::Running => {
+            "the agent has not begun yet, or begins again just now: ask again in some seconds"
+        }
+    })
 }
 
 fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

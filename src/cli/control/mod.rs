@@ -16,6 +16,7 @@ pub(super) use server::serve;
 use wire::{Reply, Request};
 
 use super::{Failure, setup::Surroundings, store::Store};
+use crate::platform::{Holder, Role};
 
 /// Takes a line of what there is to say. When nobody listens any more it fails with
 /// [`io::ErrorKind::BrokenPipe`], and there is no point in going on.
@@ -63,12 +64,18 @@ pub(super) fn unless_gone(failure: Failure) -> Result<(), Failure> {
 }
 
 /// Whoever holds the state directory does not answer.
-pub(super) fn silent(state_dir: &Path, holder: crate::platform::Holder, why: &str) -> Failure {
-    Failure::failed(format!(
-        "`{}` is held{holder}, and nobody answers there ({why}): another command may be at work on \
-         it, which ends soon; an agent that hangs must be ended, and started again",
-        state_dir.display()
-    ))
+pub(super) fn silent(state_dir: &Path, holder: Holder, why: &str) -> Failure {
+    let state_dir = state_dir.display();
+    Failure::failed(match holder.role {
+        Role::Command => format!(
+            "another command of ai-agent{holder} is at work on `{state_dir}`: wait until it has \
+             ended, and try again"
+        ),
+        Role::Agent => format!(
+            "`{state_dir}` is held{holder}, and nobody answers there ({why}): an agent that hangs \
+             must be ended, and started again"
+        ),
+    })
 }
 
 /// Asks the agent that runs, which must be there; prints the lines that it answers.

@@ -20,7 +20,7 @@ pub(super) use uninstall::Arguments as Uninstall;
 use super::{Failure, print, setup::Surroundings};
 use crate::{
     platform::{
-        StateLock,
+        Holder, Role, StateLock,
         service::{Call, CallError, Service, Standing},
     },
     text::causes,
@@ -119,8 +119,7 @@ impl AtHand {
 
     /// Whether an agent has the state directory, and which, if it says so.
     fn holder(&self) -> Result<Option<Option<u32>>, Failure> {
-        let holder = StateLock::is_held(&self.state_dir).map_err(Failure::failed)?;
-        Ok(holder.map(|holder| holder.0))
+        Ok(agent_on(&self.state_dir)?.map(|holder| holder.pid))
     }
 
     /// An agent that somebody runs by hand would keep the service from its state.
@@ -138,6 +137,12 @@ impl AtHand {
             _ => Ok(()),
         }
     }
+}
+
+/// The agent that has a state directory; a command that is at work there is none.
+fn agent_on(state_dir: &Path) -> Result<Option<Holder>, Failure> {
+    let holder = StateLock::is_held(state_dir).map_err(Failure::failed)?;
+    Ok(holder.filter(|holder| holder.role == Role::Agent))
 }
 
 fn named(pid: Option<u32>) -> String {
@@ -163,7 +168,7 @@ fn call_all(calls: &[Call]) -> Result<(), Failure> {
 fn wait_until_ready(state_dir: &Path, before: Option<u32>) -> Result<u32, Failure> {
     let begun = Instant::now();
     loop {
-        let holder = StateLock::is_held(state_dir).ok().flatten().and_then(|holder| holder.0);
+        let holder = agent_on(state_dir).ok().flatten().and_then(|holder| holder.pid);
         if let Some(pid) = holder.filter(|pid| before != Some(*pid))
             && at_work(state_dir) == Some(pid)
         {
@@ -191,9 +196,7 @@ fn at_work(state_dir: &Path) -> Option<u32> {
 fn wait_until_gone(state_dir: &Path) -> Result<(), Failure> {
     let begun = Instant::now();
     loop {
-        let Some(holder) = StateLock::is_held(state_dir).map_err(Failure::failed)? else {
-            return Ok(());
-        };
+        let Some(holder) = agent_on(state_dir)? else { return Ok(()) };
         if begun.elapsed() >= GONE {
             return Err(Failure::failed(format!(
                 "an agent{holder} still has `{}`: is it one that is no service?",

@@ -28,7 +28,7 @@ use super::{
     print, service,
     setup::Surroundings,
 };
-use crate::platform::{Clock as _, StateLock, SystemClock};
+use crate::platform::{Clock as _, Role, StateLock, SystemClock};
 
 /// How long the agent may take to say how it is doing.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -139,13 +139,16 @@ fn look(
             if let Err(failure) = asked {
                 report.state = State::Silent;
                 report.silence = Some(failure.words());
-                report.pid = StateLock::is_held(&state_dir).ok().flatten().and_then(|it| it.0);
+                report.pid = StateLock::is_held(&state_dir).ok().flatten().and_then(|it| it.pid);
                 report.seen.config = local::config(&state_dir);
             }
         }
         Reached::Silent { holder, why } => {
-            report.state = State::Silent;
-            (report.pid, report.silence) = (holder.0, Some(why));
+            match holder.role {
+                Role::Agent => (report.state, report.silence) = (State::Silent, Some(why)),
+                Role::Command => report.is_busy = true,
+            }
+            report.pid = holder.pid;
             report.seen.config = local::config(&state_dir);
         }
         Reached::Nobody if depth == Depth::Store => {

@@ -45,6 +45,13 @@ pub(super) fn problems(report: &Report) -> Vec<Problem> {
 fn process(report: &Report, problems: &mut Vec<Problem>) {
     let (what, remedy) = match report.state {
         State::Running => return,
+        State::Stopped if report.is_busy => (
+            format!(
+                "no agent runs: nothing is read or delivered; {} is at work on the outbox",
+                report.pid.map_or("a command".to_owned(), |pid| format!("a command (PID {pid})"))
+            ),
+            "once that has ended, start the agent: `ai-agent start`, or `ai-agent run`",
+        ),
         State::Stopped => (
             "no agent runs: nothing is read or delivered".to_owned(),
             "start it: `ai-agent start` where it is installed as a service, or `ai-agent run`",
@@ -330,5 +337,7 @@ mod tests {
         }
         let stopped = Report::default();
         assert_eq!(problems(&stopped)[0].level, Level::Failing);
+        let busy = Report { is_busy: true, pid: Some(7), ..stopped };
+        assert!(problems(&busy)[0].what.contains("a command (PID 7)"));
     }
 }

@@ -108,6 +108,7 @@ impl Page {
                 match agent.phase {
                     Phase::Running => (self.colours.good("running"), rest),
                     Phase::Starting => (self.colours.odd("starting"), rest),
+                    Phase::Stopping => (self.colours.odd("stopping"), rest),
                 }
             }
             State::Silent => (self.colours.bad("does not answer"), pid),
@@ -397,6 +398,16 @@ compliance  claude-code: a@example.com (complies)
 hooks       none installed
 ";
         assert_eq!(page, expected);
+    }
+
+    #[test]
+    fn what_it_is_at_stands_first() {
+        for (phase, words) in [(Phase::Starting, "starting"), (Phase::Stopping, "stopping")] {
+            let mut report = report();
+            report.seen.agent.phase = phase;
+            let page = render(&report, Timestamp(0), Colours::None);
+            assert!(page.starts_with(&format!("ai-agent 1.2.3: {words}, PID 7, ")), "{page}");
+        }
     }
 
     /// A file's name or a receiver's words could have painted a status of their own.

@@ -32,6 +32,8 @@ pub(super) struct Report {
     pub(super) state: State,
     /// The process that holds the state directory.
     pub(super) pid: Option<u32>,
+    /// Whether that is a command at work on the store of an agent that does not run.
+    pub(super) is_busy: bool,
     /// Why it does not answer.
     pub(super) silence: Option<String>,
     /// What a person should look at.
@@ -140,6 +142,8 @@ pub(in crate::cli) enum Phase {
     Starting,
     /// It reads and delivers.
     Running,
+    /// It has been asked to end, and stores and delivers what it can.
+    Stopping,
 }
 
 /// What waits for delivery.
