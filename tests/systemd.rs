@@ -13,6 +13,8 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -214,8 +216,11 @@ fn inside() {
 
     // Killed, it comes back by itself.
     Command::new("kill").args(["-9", &first.to_string()]).status().unwrap();
-    let second = eventually("it comes back", || world.pid().filter(|pid| *pid != first));
+    eventually("it comes back", || world.pid().filter(|pid| *pid != first));
     world.ship();
+
+    watchdog(&mut world);
+    let second = world.pid().unwrap();
 
     // A newer one takes its place, without being told the secrets again.
     let upgraded = world.run("new", &["install"]);
@@ -267,4 +272,43 @@ fn inside() {
     world.run("new", &["uninstall", "--purge"]);
     assert!(!world.state().try_exists().unwrap());
     assert!(world.home.join(".claude/projects/p/s.jsonl").try_exists().unwrap());
+}
+
+/// An agent that is there and makes no progress is killed by its manager, and the next one goes on
+/// where it was. The unit waits for minutes; here a file beside it shortens that.
+fn watchdog(world: &mut World) {
+    let folder = world.home.join(".config/systemd/user/ai-agent.service.d");
+    let results = world.home.join("results");
+    let short = format!(
+        "[Service]\nWatchdogSec=4s\nTimeoutAbortSec=2s\n\
+         ExecStopPost=/bin/sh -c 'echo $SERVICE_RESULT >>{}'\n",
+        results.display()
+    );
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("watchdog.conf"), short).unwrap();
+    systemctl(&["daemon-reload"]);
+    world.agent(&world.installed(), &["restart"]).succeed();
+    fs::remove_file(&results).unwrap();
+    let restarts = || {
+        let shown = systemctl(&["show", "--property=NRestarts", "--value", "ai-agent"]);
+        shown.parse::<u32>().unwrap()
+    };
+    let (stuck, before) = (world.pid().unwrap(), restarts());
+    // One that gets on is fed for longer than it would live without.
+    world.ship();
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!((world.pid(), restarts()), (Some(stuck), before));
+
+    Command::new("kill").args(["-STOP", &stuck.to_string()]).status().unwrap();
+    world.write();
+    eventually("it comes back", || world.pid().filter(|pid| *pid != stuck));
+    assert_eq!(fs::read_to_string(&results).unwrap(), "watchdog\n");
+    assert_eq!(restarts(), before + 1);
+    world.arrives();
+    world.receiver.assert_whole();
+
+    fs::remove_dir_all(&folder).unwrap();
+    systemctl(&["daemon-reload"]);
+    world.agent(&world.installed(), &["restart"]).succeed();
+    world.ship();
 }
