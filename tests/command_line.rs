@@ -23,10 +23,9 @@ fn home() -> Home {
     home
 }
 
-/// A port where nobody listens.
+/// An endpoint where nobody listens.
 fn nobody() -> String {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    format!("http://127.0.0.1:{port}")
+    format!("http://{}", support::nobody())
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::{fs, net::TcpListener, time::Duration};
+use std::{fs, time::Duration};
 
 use ai_agent::{
     config::Shipping,
@@ -153,13 +153,13 @@ fn one_entry_slower_than_the_timeout_is_given_more_time_and_arrives() {
 
 #[test]
 fn a_refused_connection_is_said_and_waited_for() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let delivery = Post::with(30).deliver_to(&format!("http://127.0.0.1:{port}"));
+    let nobody = support::nobody();
+    let delivery = Post::with(30).deliver_to(&format!("http://{nobody}"));
     delivery.wait_for_log(POSTPONED);
     delivery.wait_for_log("onnection refused");
-    delivery.wait_for_log(&format!("request to `http://127.0.0.1:{port}` failed: "));
+    delivery.wait_for_log(&format!("request to `http://{nobody}` failed: "));
     assert!(delivery.progress().trouble.unwrap().contains("onnection refused"));
-    let receiver = Scripted::on(port, []);
+    let receiver = Scripted::on(nobody, []);
     delivery.finish();
     assert_eq!(delivery.progress().trouble, None);
     assert_arrived(&receiver, &delivery, 30);

@@ -18,6 +18,7 @@ pub(crate) mod tls;
 
 use std::{
     fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -26,6 +27,21 @@ use std::{
 /// The token and the secret of every test; nothing that the agent prints may hold them.
 pub(crate) const TOKEN: &str = "token-of-the-fleet-4f7a1c";
 pub(crate) const SECRET: &str = "secret-of-the-fleet-b81e90";
+
+/// An address of this machine that no other test has: at one that all share, an agent whose receiver
+/// is killed met the receiver of another test, which the system had given the same port.
+pub(crate) fn own_address() -> Ipv4Addr {
+    // All of 127/8 is this machine, but on macOS.
+    if cfg!(target_os = "macos") {
+        return Ipv4Addr::LOCALHOST;
+    }
+    Ipv4Addr::new(127, fastrand::u8(1..), fastrand::u8(..), fastrand::u8(1..255))
+}
+
+/// An address and a port where nobody listens.
+pub(crate) fn nobody() -> SocketAddr {
+    TcpListener::bind((own_address(), 0)).unwrap().local_addr().unwrap()
+}
 
 /// How long anything may take that must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

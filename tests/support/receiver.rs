@@ -16,10 +16,10 @@ use siem_protocol::Kind;
 use super::{
     SECRET, TOKEN,
     entries::{self, Stored},
-    eventually, files_below,
+    eventually, files_below, own_address,
 };
 
-/// `demo-server` on a port of its own. Killed when dropped.
+/// `demo-server` on an address of its own, which stays its own while it is killed. Killed when dropped.
 pub(crate) struct Receiver {
     data: tempfile::TempDir,
     address: String,
@@ -43,7 +43,7 @@ impl Receiver {
         if let Some(config) = config {
             fs::write(data.path().join("config.json"), config).unwrap();
         }
-        let (child, address) = spawn(data.path(), "127.0.0.1:0");
+        let (child, address) = spawn(data.path(), &format!("{}:0", own_address()));
         Self { data, address, child, keys: Vec::new(), token: TOKEN.to_owned() }
     }
 

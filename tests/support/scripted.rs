@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io::{BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
@@ -83,7 +83,7 @@ type Rule = Box<dyn FnMut(&Offered<'_>) -> Answer + Send>;
 
 /// The receiver. Ends when dropped; a request that broke the protocol fails the test then.
 pub(crate) struct Scripted {
-    port: u16,
+    address: SocketAddr,
     state: Arc<Mutex<State>>,
     ended: Arc<AtomicBool>,
 }
@@ -114,7 +114,7 @@ struct State {
 impl Scripted {
     /// A receiver that answers as `script` says, and with receipts after that.
     pub(crate) fn start(script: impl IntoIterator<Item = Answer>) -> Self {
-        Self::on(0, script)
+        Self::on(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), script)
     }
 
     /// A receiver that answers by what is in a batch.
@@ -124,10 +124,10 @@ impl Scripted {
         receiver
     }
 
-    /// The same as [`Scripted::start`] on a port that is free.
-    pub(crate) fn on(port: u16, script: impl IntoIterator<Item = Answer>) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
-        let port = listener.local_addr().unwrap().port();
+    /// The same as [`Scripted::start`] where nobody listens.
+    pub(crate) fn on(address: SocketAddr, script: impl IntoIterator<Item = Answer>) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
+        let address = listener.local_addr().unwrap();
         let state = State { script: script.into_iter().collect(), ..State::default() };
         let state = Arc::new(Mutex::new(state));
         let ended = Arc::new(AtomicBool::new(false));
@@ -141,7 +141,7 @@ impl Scripted {
                 thread::spawn(move || serve(stream.unwrap(), &shared));
             }
         });
-        Self { port, state, ended }
+        Self { address, state, ended }
     }
 
     /// Serves this as the managed configuration, signed with `secret`.
@@ -157,12 +157,12 @@ impl Scripted {
 
     /// What agents are given as the endpoint.
     pub(crate) fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://{}", self.address)
     }
 
     /// Its port on this machine.
     pub(crate) fn port(&self) -> u16 {
-        self.port
+        self.address.port()
     }
 
     /// From now on it takes everything.
@@ -229,7 +229,7 @@ impl Drop for Scripted {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
         // Wakes the thread that accepts.
-        drop(TcpStream::connect(("127.0.0.1", self.port)));
+        drop(TcpStream::connect(self.address));
         if !thread::panicking() {
             let wrong = self.wrong();
             assert!(wrong.is_empty(), "requests broke the protocol: {wrong:#?}");
