@@ -286,6 +286,8 @@ fn a_mistake_in_a_file_is_named_with_file_and_key() {
     let cases = [
         ("[filter.ignore-types]\ntype = [\"x\"]", "filter.ignore-types.type"),
         ("[filter.ignore-types]\ntipes = [\"x\"]", "types"),
+        // What switches a stage on was misspelt, and it was said to nobody that it stayed off.
+        ("[filter.sidechain]\nenabeld = true", "filter.sidechain.enabeld"),
         ("[shiping]\nbatch_size = 1", "shipping"),
         ("[shipping]\nbatch_size = 0", "shipping.batch_size"),
         ("[pipeline]\nfilters = [\"no-such-filter\"]", "pipeline.filters"),

@@ -240,6 +240,13 @@ fn inside() {
     world.agent(&world.installed(), &["start"]).succeed();
     world.arrives();
     let before = world.pid().unwrap();
+    // Whatever stands in the files now, it runs on what it has.
+    let wrong = world.home.join(".config/ai-agent/config.toml");
+    fs::write(&wrong, "[filter.sidechain]\nenabeld = true").unwrap();
+    let error = world.agent(&world.installed(), &["restart"]).fail(2);
+    assert!(error.contains("filter.sidechain.enabeld"), "{error}");
+    assert_eq!(world.pid(), Some(before), "it was not stopped for one that would not begin");
+    fs::remove_file(&wrong).unwrap();
     world.agent(&world.installed(), &["restart"]).succeed();
     assert_ne!(world.pid(), Some(before));
     world.ship();

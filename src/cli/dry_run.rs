@@ -9,7 +9,11 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Failure, progress::Bar, setup::Surroundings};
+use super::{
+    Failure,
+    progress::Bar,
+    setup::{self, Surroundings},
+};
 use crate::{
     pipeline::{
         accounting::Count,
@@ -30,6 +34,7 @@ pub(super) fn execute(explicit: Option<&Path>, json: bool) -> Result<(), Failure
     let sources = assembly::sources(&loaded, &context, &nobody).map_err(Failure::usage)?;
     let mut stages = assembly::stages(&loaded, &context).map_err(Failure::usage)?;
     assembly::check_sinks(&loaded).map_err(Failure::usage)?;
+    setup::check_switched_off(&loaded, &context)?;
     let verdicts = Arc::new(Mutex::new(Vec::new()));
     if json {
         let verdicts = Arc::clone(&verdicts);

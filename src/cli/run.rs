@@ -21,7 +21,10 @@ use guard::Guard;
 use keeper::Keeper;
 
 use super::{
-    Failure, control, dry_run, logging, progress::Bar, restarts::Restarts, setup::Surroundings,
+    Failure, control, dry_run, logging,
+    progress::Bar,
+    restarts::Restarts,
+    setup::{self, Surroundings},
 };
 use crate::{
     config::{self, Loaded},
@@ -111,8 +114,7 @@ impl Arguments {
         watched.name(files::look(named_files(&loaded.settings, &context)));
         // Built once with the local layers: what is wrong there is an error, whatever the server
         // says.
-        assembly::sinks(&loaded, &context).map_err(Failure::usage)?;
-        assembly::stages(&loaded, &context).map_err(Failure::usage)?;
+        setup::would_run(&loaded, &context)?;
         let keeper = Keeper::new(surroundings, explicit, lock.dir(), loaded, watched, context);
         let mut keeper = keeper.map_err(Failure::usage)?;
         if self.once {

@@ -12,6 +12,7 @@ use super::{Failure, managed};
 use crate::{
     compliance::kept,
     config::{self, ConfigError, Inputs, Loaded, Managed},
+    pipeline::assembly,
     platform::{Environment, Paths, SystemClock, SystemPower, identify, is_root, private},
     stages::Context,
     text::causes,
@@ -33,6 +34,22 @@ pub(super) fn read_managed(path: &Path) -> Result<Managed, Failure> {
     };
     let body = fs::read(path).map_err(|error| wrong(&error))?;
     Managed::read(&body, None).map_err(|error| wrong(&error))
+}
+
+/// Whether an agent would begin with this configuration.
+pub(super) fn would_run(loaded: &Loaded, context: &Context) -> Result<(), Failure> {
+    assembly::sinks(loaded, context).map_err(Failure::usage)?;
+    assembly::stages(loaded, context).map_err(Failure::usage)?;
+    check_switched_off(loaded, context)
+}
+
+/// Whether nothing is wrong with the stages that are switched off: a mistake may be what keeps one
+/// off, and it keeps what the server manages from being taken.
+pub(super) fn check_switched_off(loaded: &Loaded, context: &Context) -> Result<(), Failure> {
+    match assembly::check_switched_off(loaded, context).into_iter().next() {
+        None => Ok(()),
+        Some(error) => Err(Failure::usage(error)),
+    }
 }
 
 /// The surroundings of the process.

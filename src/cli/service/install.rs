@@ -8,7 +8,6 @@ use tracing::warn;
 use super::{AtHand, failed, step::Step, wait_until_ready};
 use crate::{
     cli::{Failure, print},
-    pipeline::assembly,
     platform::{Environment, Installed, parse_kept, private, service::Service},
     text::causes,
 };
@@ -45,7 +44,7 @@ impl Arguments {
             return Err(Failure::usage("`--linger` is for systemd, which this system has not"));
         }
         // What would keep it from its work keeps it from being installed, and nothing is changed.
-        would_work(&at_hand)?;
+        at_hand.would_work()?;
         if let Some(probe) = service.probe() {
             probe.run().map_err(|error| {
                 Failure::failed(format!(
@@ -109,18 +108,6 @@ impl Arguments {
             )),
         }
     }
-}
-
-/// Whether the agent would start with what the service will be given.
-fn would_work(at_hand: &AtHand) -> Result<(), Failure> {
-    let loaded = at_hand.surroundings.load(None)?;
-    if let Some(missing) = loaded.missing_for_delivery() {
-        return Err(Failure::usage(missing));
-    }
-    let context = at_hand.surroundings.context(&loaded, None, true);
-    assembly::stages(&loaded, &context).map_err(Failure::usage)?;
-    assembly::sinks(&loaded, &context).map_err(Failure::usage)?;
-    Ok(())
 }
 
 /// The files of the service.

@@ -17,7 +17,10 @@ use serde_json::Value;
 pub(super) use install::Arguments as Install;
 pub(super) use uninstall::Arguments as Uninstall;
 
-use super::{Failure, print, setup::Surroundings};
+use super::{
+    Failure, print,
+    setup::{self, Surroundings},
+};
 use crate::{
     platform::{
         Holder, Role, StateLock,
@@ -57,8 +60,15 @@ impl Order {
             Self::Start if before.is_some() => {
                 return print(format_args!("ai-agent runs already{}", named(before.flatten())));
             }
-            Self::Start => call_all(&service.start())?,
-            Self::Restart => call_all(&service.restart())?,
+            Self::Start => {
+                at_hand.would_work()?;
+                call_all(&service.start())?;
+            }
+            Self::Restart => {
+                // One that runs is not stopped for one that would not.
+                at_hand.would_work()?;
+                call_all(&service.restart())?;
+            }
             Self::Stop => {
                 // Where it is stopped already, that is how it should be.
                 let stopped = call_all(&service.stop());
@@ -115,6 +125,16 @@ impl AtHand {
         let state_dir = settings.map(|settings| settings.agent.state_dir);
         let state_dir = state_dir.unwrap_or_else(|_| paths.default_state_dir.clone());
         Ok(Self { surroundings, service, state_dir })
+    }
+
+    /// Whether the agent would start with what the service is given.
+    fn would_work(&self) -> Result<(), Failure> {
+        let loaded = self.surroundings.load(None)?;
+        if let Some(missing) = loaded.missing_for_delivery() {
+            return Err(Failure::usage(missing));
+        }
+        let context = self.surroundings.context(&loaded, None, true);
+        setup::would_run(&loaded, &context)
     }
 
     /// Whether an agent has the state directory, and which, if it says so.
