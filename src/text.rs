@@ -1,5 +1,10 @@
 //! Small help with words for people.
 
+/// So many of something.
+pub(crate) fn times(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// An error and its causes in one line.
 pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -12,4 +17,15 @@ pub(crate) fn causes(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!(times(1, "entry", "entries"), "1 entry");
+        assert_eq!(times(0, "entry", "entries"), "0 entries");
+    }
 }

@@ -234,8 +234,11 @@ fn the_outbox_can_be_looked_at_whether_an_agent_runs_or_not() {
         let status: Value = serde_json::from_slice(&status.stdout).unwrap();
         assert_eq!(status["entries"], listed.len());
         assert_eq!(status["sinks"][0]["acknowledged"], 0);
+        // A list that was cut looked like all there was.
         let limited = ask(&["outbox", "list", "--limit", "1"]).succeed();
-        assert_eq!(limited.text().lines().count(), 1);
+        let limited: Vec<&str> = limited.text().lines().collect();
+        assert_eq!((limited.len(), limited[1]), (2, "there is more: `--from 2` shows it"));
+        assert_eq!(ask(&["outbox", "list"]).succeed().text().lines().count(), listed.len());
     }
 }
 
@@ -321,7 +324,7 @@ mod socket {
         os::unix::{fs::PermissionsExt as _, net::UnixStream},
     };
 
-    use support::scripted::{Answer, Scripted};
+    use support::scripted::{Answer, Manages, Scripted};
 
     use super::*;
     use crate::support::receiver::wait_for;
@@ -363,6 +366,22 @@ mod socket {
             assert!(error.contains("the agent is stopping"), "{error}");
         }
         assert_eq!(running.wait(support::PATIENCE).code, Some(0));
+    }
+
+    /// `install` and `start` return as soon as the agent is at work; what was asked then was refused.
+    #[test]
+    fn who_asks_too_early_waits() {
+        let (home, receiver) = (Home::new(), Scripted::start([]));
+        // Its first answer is waited for before the pipeline begins.
+        receiver.manage(Manages::Hangs);
+        let config = format!("agent.state_dir = '{}'", state_dir(&home).display());
+        let asked =
+            |arguments: &[&str]| home.agent(arguments).config(&config).ships_to(&receiver.url());
+        let running = asked(&["run"]).start();
+        eventually("it listens", || UnixStream::connect(state_dir(&home).join("agent.sock")).ok());
+        assert!(!running.log().contains(" started "), "it was too quick for this test");
+        assert!(asked(&["outbox", "status"]).succeed().text().contains("siem: "));
+        asked(&["flush"]).succeed();
     }
 
     #[test]

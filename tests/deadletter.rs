@@ -138,7 +138,7 @@ fn a_poisoned_entry_waits_as_a_dead_letter_and_fills_its_hole_when_it_is_sent_ag
 
     // Refused again, it stays, and the count goes up.
     let message = agent(&["deadletter", "retry", &number]).fail(1);
-    assert!(message.contains("1 dead letters are still here"), "{message}");
+    assert!(message.contains("1 dead letter is still here"), "{message}");
     let listed = agent(&["deadletter", "list", "--json"]).succeed();
     let letter: Value = serde_json::from_slice(&listed.stdout).unwrap();
     assert_eq!(letter["attempts"], 2);
@@ -348,7 +348,7 @@ fn what_the_receiver_does_not_know_of_yet_is_not_deleted_and_not_sent() {
     let purged = agent(&["deadletter", "purge", "--all"]).succeed();
     assert!(purged.text().starts_with("1 left out, not announced"), "{}", purged.text());
     let message = agent(&["deadletter", "retry", "--all"]).fail(1);
-    assert!(message.contains("1 dead letters are still here"), "{message}");
+    assert!(message.contains("1 dead letter is still here"), "{message}");
     assert!(!agent(&["deadletter", "list", "--json"]).succeed().stdout.is_empty());
 
     receiver.start_again();

@@ -61,6 +61,16 @@ fn what_is_wrong_is_named_and_what_to_do() {
         ended.text().to_owned()
     };
     let home = Home::new();
+    // The endpoint was said to be no URL, in a layer that nobody writes.
+    let said = home.agent(&["doctor"]).run();
+    let missing = line(said.text(), "receiver");
+    assert!(
+        missing.starts_with("WRONG") && missing.contains("without the HMAC secret"),
+        "{missing}"
+    );
+    assert!(
+        said.text().contains("\n                        the endpoint: set CLAUDE_SIEM_ENDPOINT")
+    );
     // Nobody is there, and no agent runs.
     let said = wrong(&home, "http://127.0.0.1:9", &["doctor", "--canary"]);
     assert!(line(&said, "receiver").starts_with("WRONG"), "{said}");

@@ -21,6 +21,7 @@ use crate::{
         outbox::{DeadLetter, DeadLetterId},
     },
     stages::sink::{Delivery, gist},
+    text::times,
 };
 
 /// Entries that a receiver refused for good, whether the agent runs or not.
@@ -203,7 +204,8 @@ fn retry(
     if left == 0 {
         return Ok(());
     }
-    Err(Failure::failed(format!("{left} dead letters are still here")))
+    let left = times(left as u64, "dead letter is", "dead letters are");
+    Err(Failure::failed(format!("{left} still here")))
 }
 
 fn purge(

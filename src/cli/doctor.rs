@@ -72,7 +72,8 @@ impl Arguments {
                 State::Note => "note ",
                 State::Wrong => "WRONG",
             };
-            print(format_args!("{state}  {:<13}  {}", finding.about, finding.says))
+            let says = finding.says.replace('\n', "\n                      ");
+            print(format_args!("{state}  {:<13}  {says}", finding.about))
         };
         let state_dir = loaded.settings.agent.state_dir.clone();
         let context = surroundings.context(&loaded, Some(&state_dir), true);

@@ -6,15 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Failure;
-use crate::platform::private;
+use super::{Failure, print};
+use crate::{platform::private, text::times};
 
 /// Where lines go.
 pub(super) enum Lines {
     /// To standard output.
     Printed,
     /// Into a file, which is whole or not there.
-    File { path: PathBuf, file: BufWriter<File> },
+    File { path: PathBuf, file: BufWriter<File>, count: u64 },
 }
 
 impl Lines {
@@ -29,7 +29,7 @@ impl Lines {
         }
         let opened = private::create_new(path);
         let file = opened.map_err(|error| wrong(path, &error))?;
-        Ok(Self::File { path: path.to_owned(), file: BufWriter::new(file) })
+        Ok(Self::File { path: path.to_owned(), file: BufWriter::new(file), count: 0 })
     }
 
     pub(super) fn write(&mut self, line: &str) -> io::Result<()> {
@@ -38,7 +38,8 @@ impl Lines {
                 let mut stdout = io::stdout().lock();
                 stdout.write_all(line.as_bytes()).and_then(|()| stdout.write_all(b"\n"))
             }
-            Self::File { file, .. } => {
+            Self::File { file, count, .. } => {
+                *count += 1;
                 file.write_all(line.as_bytes()).and_then(|()| file.write_all(b"\n"))
             }
         }
@@ -46,15 +47,17 @@ impl Lines {
 
     /// That was all, if `done` says so: half a file would look like a whole one.
     pub(super) fn finish(self, done: Result<(), Failure>) -> Result<(), Failure> {
-        let Self::File { path, mut file } = self else { return done };
+        let Self::File { path, mut file, count } = self else { return done };
         let finished = done.and_then(|()| {
             let synced = file.flush().and_then(|()| file.get_ref().sync_all());
             synced.map_err(|error| wrong(&path, &error))
         });
         if finished.is_err() {
             drop(fs::remove_file(&path));
+            return finished;
         }
-        finished
+        let count = times(count, "entry is", "entries are");
+        print(format_args!("{count} in `{}`, which only you can read", path.display()))
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{
         outbox::{Removed, Waiting},
         removed,
     },
+    text::times,
     units::Size,
 };
 
@@ -133,7 +134,8 @@ fn status(store: &Store, is_json: bool, say: Say<'_>) -> Result<(), Failure> {
     } else {
         lines.push(format!("epoch         {epoch}, up to entry {last_seq}"));
         lines.push(format!(
-            "waiting       {entries} entries; {} of at most {}, in a file of {}",
+            "waiting       {}; {} of at most {}, in a file of {}",
+            times(*entries, "entry", "entries"),
             Size(*bytes),
             Size(max_bytes),
             Size(*file_bytes)
@@ -157,14 +159,15 @@ fn verify(store: &Store, say: Say<'_>) -> Result<(), Failure> {
             format!("the outbox is whole: no entry lies in it, the last was {}", verified.last_seq)
         }
         count => format!(
-            "the outbox is whole: {count} entries, {} to {}, {} before compression",
+            "the outbox is whole: {}, {} to {}, {} before compression",
+            times(count, "entry", "entries"),
             verified.first_seq,
             verified.last_seq,
             Size(verified.bytes)
         ),
     };
     if verified.dead_letters > 0 {
-        line += &format!("; {} dead letters", verified.dead_letters);
+        line += &format!("; {}", times(verified.dead_letters, "dead letter", "dead letters"));
     }
     say(&line).map_err(Failure::failed)
 }
@@ -196,20 +199,21 @@ fn forget(store: &Store, name: &str, say: Say<'_>) -> Result<(), Failure> {
     match letters.iter().filter(|id| id.sink == name).count() {
         0 => Ok(()),
         count => say(&format!(
-            "{count} dead letters of it are still here: `ai-agent deadletter export --all --sink \
-             {name}` shows them, `purge` deletes them"
+            "{} of it still here: `ai-agent deadletter export --all --sink {name}` shows them, \
+             `purge` deletes them",
+            times(count as u64, "dead letter is", "dead letters are")
         ))
         .map_err(Failure::failed),
     }
 }
 
-/// Says who has a place instead.
+/// Says which there are instead.
 fn unknown(name: &str, places: &[Removed]) -> String {
     let known: Vec<&str> = places.iter().map(|place| &*place.name).collect();
     let hint = match (did_you_mean(name, &known), known.as_slice()) {
         (Some(near), _) => format!("did you mean `{near}`?"),
-        (None, []) => "no sink has one".to_owned(),
+        (None, []) => "there is none, see `ai-agent outbox status`".to_owned(),
         (None, known) => format!("there are {}", known.join(", ")),
     };
-    format!("no sink `{name}` has a place in the outbox: {hint}")
+    format!("the outbox keeps nothing for a sink `{name}` that is not configured any more: {hint}")
 }

@@ -9,7 +9,7 @@ use std::{
 use serde_json::json;
 use siem_protocol::names::event;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
     time::timeout,
 };
@@ -29,7 +29,7 @@ use crate::{
     pipeline::{facts::Facts, runner::View},
     platform::Timestamp,
     stages::Context,
-    text::causes,
+    text::{causes, times},
 };
 
 /// How long the store and reading may take to say how they stand.
@@ -37,6 +37,10 @@ const LOOKS: Duration = Duration::from_secs(2);
 /// How long a change of the configuration may take that was on its way before, and this one with
 /// the server's answer.
 const RELOADS: Duration = Duration::from_secs(60);
+
+/// How long what is asked waits for a pipeline that begins: `install` and `start` return before it
+/// runs.
+const BEGINS: Duration = Duration::from_secs(10);
 
 /// How long a flush may be waited for.
 const LONGEST_FLUSH: Duration = Duration::from_secs(24 * 3600);
@@ -82,7 +86,7 @@ pub(in crate::cli) struct Desk {
     facts: Facts,
     in_force: Mutex<(Arc<Loaded>, Context)>,
     /// What there is to ask.
-    doing: Mutex<Doing>,
+    doing: watch::Sender<Doing>,
     reloads: mpsc::Sender<Asker>,
 }
 
@@ -95,7 +99,8 @@ impl Desk {
         context: Context,
     ) -> (Arc<Self>, mpsc::Receiver<Asker>) {
         let (reloads, asked) = mpsc::channel(4);
-        let (in_force, doing) = (Mutex::new((loaded, context)), Mutex::new(Doing::Starting));
+        let (in_force, doing) =
+            (Mutex::new((loaded, context)), watch::Sender::new(Doing::Starting));
         (Arc::new(Self { started_at, facts, in_force, doing, reloads }), asked)
     }
 
@@ -106,17 +111,17 @@ impl Desk {
 
     /// This pipeline runs.
     pub(in crate::cli) fn runs(&self, view: View) {
-        *unpoisoned(&self.doing) = Doing::Running(view);
+        self.doing.send_replace(Doing::Running(view));
     }
 
     /// The pipeline ends, and another follows.
     pub(in crate::cli) fn begins_again(&self) {
-        *unpoisoned(&self.doing) = Doing::Starting;
+        self.doing.send_replace(Doing::Starting);
     }
 
     /// The pipeline ends, and the agent with it.
     pub(in crate::cli) fn stops(&self) {
-        *unpoisoned(&self.doing) = Doing::Stopping;
+        self.doing.send_replace(Doing::Stopping);
     }
 
     /// Answers one question.
@@ -200,21 +205,25 @@ impl Desk {
     }
 
     async fn flush(&self, patience: Duration, say: &mpsc::Sender<Reply>) -> Result<(), Reply> {
-        let view = self.view().map_err(not_ready)?;
-        let flushed = view.flush(patience.min(LONGEST_FLUSH)).await.map_err(|error| {
+        let begun = Instant::now();
+        let view = self.ready(patience).await?;
+        let left = patience.saturating_sub(begun.elapsed());
+        let flushed = view.flush(left.min(LONGEST_FLUSH)).await.map_err(|error| {
             failed(format!("not everything is delivered yet: {}", causes(&error)))
         })?;
         let line = match flushed {
             0 => "nothing waited: everything is acknowledged".to_owned(),
-            count => format!("{count} entries are delivered and acknowledged"),
+            count => {
+                format!("{} delivered and acknowledged", times(count, "entry is", "entries are"))
+            }
         };
         drop(say.send(Reply::Line(line)).await);
         Ok(())
     }
 
     async fn canary(&self, patience: Duration, say: &mpsc::Sender<Reply>) -> Result<(), Reply> {
-        let view = self.view().map_err(not_ready)?;
         let begun = Instant::now();
+        let view = self.ready(patience).await?;
         let id = uuid::Uuid::new_v4().to_string();
         view.report(Event::info(event::CANARY, json!({ "id": id })));
         // The first is done before the event is taken up, the second once it is stored.
@@ -276,7 +285,7 @@ impl Desk {
         say: &mpsc::Sender<Reply>,
         act: impl FnOnce(&Store, Say<'_>) -> Result<(), Failure> + Send + 'static,
     ) -> Result<(), Reply> {
-        let view = self.view().map_err(not_ready)?;
+        let view = self.ready(BEGINS).await?;
         let (loaded, context) = unpoisoned(&self.in_force).clone();
         let store = Store::of_running(view, loaded, context);
         let say = say.clone();
@@ -295,11 +304,20 @@ impl Desk {
 
     /// The pipeline that runs; what the agent is at when none does.
     fn view(&self) -> Result<View, Phase> {
-        match &*unpoisoned(&self.doing) {
+        match &*self.doing.borrow() {
             Doing::Starting => Err(Phase::Starting),
             Doing::Running(view) => Ok(view.clone()),
             Doing::Stopping => Err(Phase::Stopping),
         }
+    }
+
+    /// The pipeline that runs, or will in a moment.
+    async fn ready(&self, patience: Duration) -> Result<View, Reply> {
+        let mut doing = self.doing.subscribe();
+        let has_begun = doing.wait_for(|doing| !matches!(doing, Doing::Starting));
+        // What it is at now decides, also when it took too long.
+        drop(timeout(patience.min(BEGINS), has_begun).await);
+        self.view().map_err(not_ready)
     }
 }
 

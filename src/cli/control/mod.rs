@@ -91,7 +91,8 @@ pub(super) fn ask(
             _ => Ok(()),
         }),
         Reached::Nobody => Err(Failure::failed(format!(
-            "ai-agent is not running: nobody holds `{}`",
+            "ai-agent is not running: nobody holds `{}`; `ai-agent start` starts it where it is \
+             installed as a service, or `ai-agent run`",
             state_dir.display()
         ))),
         Reached::Silent { holder, why } => Err(silent(&state_dir, holder, &why)),

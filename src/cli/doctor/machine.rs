@@ -5,6 +5,7 @@ use std::{fs, io, path::Path};
 use super::{Finding, Patient};
 use crate::{
     platform::{self, file, private, watch},
+    text::times,
     units::Size,
 };
 
@@ -149,9 +150,10 @@ fn sessions(root: &Path, seen: &Seen) -> Option<Finding> {
             "sessions",
             format!("`{path}` cannot be read: {why}; it has to be readable for the agent's user"),
         )),
-        None if seen.is_there => {
-            Some(Finding::well("sessions", format!("{} files below `{shown}`", seen.files)))
-        }
+        None if seen.is_there => Some(Finding::well(
+            "sessions",
+            format!("{} below `{shown}`", times(seen.files, "file", "files")),
+        )),
         None => None,
     }
 }

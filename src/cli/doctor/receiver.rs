@@ -21,6 +21,9 @@ const SKEW: Duration = Duration::from_secs(60);
 const PROXIES: [&str; 4] = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"];
 
 pub(super) fn look(patient: &Patient) -> Vec<Finding> {
+    if let Some(missing) = patient.loaded.missing_for_delivery() {
+        return vec![Finding::wrong("receiver", missing.to_string())];
+    }
     let connection = match assembly::manager(&patient.loaded, &patient.context) {
         Ok(Some(connection)) => connection,
         Ok(None) => {
@@ -117,6 +120,10 @@ fn judge(probe: &Probe, now: Timestamp) -> Vec<Finding> {
             "the answer is not signed: does a captive portal or a proxy answer in the receiver's place?",
         )),
         // Nothing is managed there, so nothing is signed.
+        None if probe.status == 404 => Some(Finding::note(
+            "HMAC secret",
+            "nothing that it signs shows whether it has the same: `ai-agent doctor --canary` does",
+        )),
         None => None,
     });
     findings.extend(probe.date.map(|date| clock(date, now)));
@@ -154,9 +161,9 @@ mod tests {
 
     #[test]
     fn what_an_answer_says() {
-        use State::{Well, Wrong};
+        use State::{Note, Well, Wrong};
 
-        let well = [("receiver", Well), ("token", Well)];
+        let well = [("receiver", Well), ("token", Well), ("HMAC secret", Note)];
         assert_eq!(found(&probe(404, None)), well);
         assert_eq!(found(&probe(200, Some(true)))[2], ("HMAC secret", Well));
         assert_eq!(found(&probe(200, Some(false)))[2], ("HMAC secret", Wrong));

@@ -22,9 +22,10 @@ pub(super) fn list(
     is_json: bool,
     say: Say<'_>,
 ) -> Result<(), Failure> {
-    let mut left = limit;
+    let (mut left, mut more) = (limit, None);
     visit(&store.outbox, first(store, from)?, |seq, line| {
         if left == 0 {
+            more = Some(seq);
             return Ok(Next::Enough);
         }
         left -= 1;
@@ -36,8 +37,14 @@ pub(super) fn list(
         say(&text).map_err(Failure::failed)?;
         Ok(Next::More)
     })?;
-    if left == limit && !is_json {
-        say("nothing waits").map_err(Failure::failed)?;
+    let end = match more {
+        _ if is_json => None,
+        Some(next) => Some(format!("there is more: `--from {next}` shows it")),
+        None if left == limit => Some("nothing waits".to_owned()),
+        None => None,
+    };
+    if let Some(end) = end {
+        say(&end).map_err(Failure::failed)?;
     }
     Ok(())
 }

@@ -5,8 +5,9 @@
 
 use super::{
     report::{Level, Problem, Reading, Report, Sink, State},
-    words::{span, times},
+    words::span,
 };
+use crate::text::times;
 
 /// How long what should be on its way may stand still: a retry or two, a slow disk.
 const PATIENCE: u64 = 60;

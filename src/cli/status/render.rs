@@ -4,11 +4,12 @@ use serde_json::Value;
 
 use super::{
     report::{Account, Compliance, Hook, Level, Outbox, Phase, Reading, Report, Seen, Sink, State},
-    words::{span, times},
+    words::span,
 };
 use crate::{
     compliance::Standing,
     platform::{Timestamp, service},
+    text::times,
     units::Size,
 };
 
@@ -230,11 +231,11 @@ impl Page {
         }
         let attempted = &config["attempted"];
         if attempted.is_object() {
-            let from = text(&attempted["from"]);
-            self.line(
-                "attempted",
-                &format!("{} from {from}{}", revision(attempted), ago(&attempted["at"])),
-            );
+            let what = match attempted["from"].as_str() {
+                Some("files") => "what is in files".to_owned(),
+                _ => format!("{} from server", revision(attempted)),
+            };
+            self.line("attempted", &format!("{what}{}", ago(&attempted["at"])));
         }
         let refused = &config["refused"];
         if refused.is_object() {

@@ -1,10 +1,5 @@
 //! Numbers as people say them.
 
-/// So many of something.
-pub(super) fn times(count: u64, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
-}
-
 /// A length of time, to two units.
 pub(super) fn span(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
@@ -34,7 +29,5 @@ mod tests {
         for (seconds, words) in table {
             assert_eq!(span(seconds), words);
         }
-        assert_eq!(times(1, "entry", "entries"), "1 entry");
-        assert_eq!(times(0, "entry", "entries"), "0 entries");
     }
 }

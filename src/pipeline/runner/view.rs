@@ -18,7 +18,7 @@ use super::{
     },
     sinks::{Shown, Sight},
 };
-use crate::event::Event;
+use crate::{event::Event, text::times};
 
 /// What can be asked of a pipeline that runs. Costs nothing while nobody asks.
 #[derive(Clone)]
@@ -41,7 +41,8 @@ pub struct NotReading {
 pub enum Unflushed {
     /// A sink has not taken it in time.
     #[error(
-        "sink `{sink}` has not acknowledged all of it, {left} entries wait{}",
+        "sink `{sink}` has not acknowledged all of it, {}{}",
+        times(*left, "entry waits", "entries wait"),
         trouble.as_ref().map(|trouble| format!(": {trouble}")).unwrap_or_default()
     )]
     Late {

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{CallError, Os, Service};
+use crate::text::times;
 
 /// How the service stands, in the platform's own words.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -33,7 +34,7 @@ impl Standing {
             words += &format!(", {}", self.enabled);
         }
         if let Some(restarts @ 1..) = self.restarts {
-            words += &format!(", started anew {restarts} times");
+            words += &format!(", started anew {}", times(restarts.into(), "time", "times"));
         }
         words
     }
