@@ -56,7 +56,8 @@ impl Arguments {
         self.show(&report)?;
         match report.state {
             State::Running => Ok(()),
-            State::Silent | State::Stopped => Err(Failure::failed("the agent does not run")),
+            State::Silent => Err(Failure::failed("the agent does not answer")),
+            State::Stopped => Err(Failure::failed("the agent does not run")),
         }
     }
 
@@ -145,7 +146,10 @@ fn look(
         }
         Reached::Silent { holder, why } => {
             match holder.role {
-                Role::Agent => (report.state, report.silence) = (State::Silent, Some(why)),
+                Role::Agent => {
+                    report.state = State::Silent;
+                    report.silence = Some(format!("{why}: its log says what it is at"));
+                }
                 Role::Command => report.is_busy = true,
             }
             report.pid = holder.pid;

@@ -63,7 +63,7 @@ fn process(report: &Report, problems: &mut Vec<Problem>) {
                 report.pid.map_or("a process".to_owned(), |pid| format!("the process {pid}")),
                 report.silence.as_deref().unwrap_or("nobody knows why")
             ),
-            "its log says what it is at; when it hangs, end it and start it again",
+            "when it hangs, end it and start it again",
         ),
     };
     problems.push(failing(what, remedy));

@@ -89,6 +89,8 @@ TimeoutStartSec=5min
 TimeoutStopSec=15s
 # It says that it gets on, not only that it is there.
 WatchdogSec=5min
+# A core file would hold the secrets, and what was read.
+LimitCORE=0
 UMask=0077
 NoNewPrivileges=yes
 LockPersonality=yes
