@@ -164,7 +164,7 @@ fn lints() -> Outcome {
 fn tests(full: bool) -> Outcome {
     let nextest = sh::has_subcommand("nextest");
     let mut command = if nextest {
-        sh::cargo(["nextest", "run", "--workspace"])
+        sh::cargo(["nextest", "run", "--workspace", "--no-fail-fast"])
     } else {
         sh::cargo(["test", "--workspace", "--lib", "--bins", "--tests"])
     };

@@ -248,7 +248,7 @@ async fn a_flush_that_gets_nowhere_says_what_keeps_it_and_one_at_the_end_does_no
     let late = in_time(view.flush(Duration::from_millis(50))).await.unwrap_err();
     assert_eq!(
         late.to_string(),
-        "sink `siem` has not acknowledged all of it, 1 entries wait: nobody is there"
+        "sink `siem` has not acknowledged all of it, 1 entry waits: nobody is there"
     );
     let (_, progress) = &view.sinks()[0];
     assert!(progress.retry_at.is_some() && progress.last_error.is_some() && !progress.is_held);
