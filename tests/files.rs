@@ -21,6 +21,21 @@ use support::{
 
 const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";
 
+/// It is given a moment, since whoever writes a file anew empties it first; who reads once waits for
+/// that, or the lines would be lost if the file went before the next time.
+#[test]
+fn who_reads_once_waits_for_a_file_that_got_shorter_just_now() {
+    let home = Home::new();
+    let receiver = Receiver::start();
+    let once = || home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    home.write("-p/a.jsonl", "{\"n\":1}\n{\"n\":2}\n{\"n\":3}\n");
+    once();
+    home.write("-p/a.jsonl", "{\"m\":1}\n");
+    once();
+    let lines = entries::lines(&receiver.entries());
+    assert_eq!(lines.len(), 4, "{lines:?}");
+}
+
 /// An agent at work for a home, and where it ships to.
 struct Scene {
     home: Home,

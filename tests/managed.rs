@@ -79,14 +79,17 @@ fn one_that_is_refused_never_takes_its_place() {
     }
 }
 
+/// Or a user could bring back the local configuration, and nobody would know.
 #[test]
-fn one_that_somebody_changed_on_disk_is_not_taken() {
+fn one_that_somebody_changed_on_disk_is_not_taken_and_the_server_hears_of_it() {
     let home = with_record();
     run(&home, Some(MANAGED));
     let text = fs::read_to_string(kept(&home)).unwrap();
-    fs::write(kept(&home), text.replace("drop_meta", "drop_mxta")).unwrap();
     home.append("-work/a.jsonl", "{\"isMeta\":true}\n");
-    assert_eq!(run(&home, None), (vec![0, 16, 32], vec![]));
+    for wrong in [&text.replace("drop_meta", "drop_mxta"), "{"] {
+        fs::write(kept(&home), wrong).unwrap();
+        assert_eq!(run(&home, None), (vec![0, 16, 32], vec!["config_refused".to_owned()]));
+    }
 }
 
 #[test]

@@ -178,3 +178,17 @@ fn the_readme_lists_every_stage() {
         assert!(plain(row).contains(&plain(stage.summary)), "{stage:?}: {row}");
     }
 }
+
+#[test]
+fn the_docs_tell_of_every_event() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let names = fs::read_to_string(root.join("crates/siem-protocol/src/names.rs")).unwrap();
+    let docs = fs::read_to_string(root.join("docs/events.md")).unwrap();
+    let (_, events) = names.split_once("pub mod event {").unwrap();
+    let events = &events[..events.find("\n}").unwrap()];
+    let names: Vec<_> = events.lines().filter_map(|line| line.split('"').nth(1)).collect();
+    assert!(names.contains(&"heartbeat"), "{names:?}");
+    for name in names {
+        assert!(docs.contains(&format!("`{name}`")), "docs/events.md does not tell of {name}");
+    }
+}

@@ -12,7 +12,7 @@ use crate::{
         candidate::{self, Tests},
         group::Stages,
     },
-    siem::{Connection, SignedAnswer},
+    siem::SignedAnswer,
     stages::Context,
     text::causes,
 };
@@ -48,11 +48,16 @@ fn last_accepted(
     explicit: Option<&Path>,
     local: &Loaded,
 ) -> Option<Candidate> {
-    let answer = kept(&local.settings.agent.state_dir)?;
+    let kept = kept(&local.settings.agent.state_dir);
+    let answer = kept.inspect_err(|reason| warn!("{reason}")).ok()??;
     let context = surroundings.context(local, None, true);
     match assembly::manager(local, &context) {
-        Ok(Some(manager)) if is_signed(&manager, &answer) => {}
-        Ok(_) => return None,
+        Ok(Some(manager)) if manager.vouches_for(&answer) => {}
+        Ok(Some(_)) => {
+            warn!("{KEPT_IS_FOREIGN}");
+            return None;
+        }
+        Ok(None) => return None,
         Err(_) => warn!(
             "managed configuration that was kept is not verified: that takes the token and the \
              HMAC secret"
@@ -63,6 +68,8 @@ fn last_accepted(
 }
 
 pub(super) const KEPT_IS_WRONG: &str = "managed configuration that was kept has no effect";
+pub(super) const KEPT_IS_FOREIGN: &str = "managed configuration that was kept has a wrong \
+     signature: it, or the HMAC secret, was changed on this machine";
 
 /// Puts an answer over the local layers, or leaves them alone without one; or says why that is
 /// refused whole.
@@ -89,19 +96,8 @@ pub(super) fn accept(
     Ok(Candidate { loaded: Box::new(loaded), stages, answer, revision })
 }
 
-/// What is kept of the server's last word that was accepted. Its signature is not checked.
-pub(super) fn kept(state_dir: &Path) -> Option<SignedAnswer> {
-    SignedAnswer::kept(state_dir).unwrap_or_else(|error| {
-        warn!(%error, "managed configuration that was kept cannot be read");
-        None
-    })
-}
-
-/// Whether the server signed what is kept; says so if not.
-pub(super) fn is_signed(manager: &Connection, answer: &SignedAnswer) -> bool {
-    let is_signed = manager.vouches_for(answer);
-    if !is_signed {
-        warn!("managed configuration that was kept has a wrong signature");
-    }
-    is_signed
+/// What the server said last, if that is kept; or why it can't be had.
+pub(super) fn kept(state_dir: &Path) -> Result<Option<SignedAnswer>, String> {
+    SignedAnswer::kept(state_dir)
+        .map_err(|error| format!("managed configuration that was kept cannot be read: {error}"))
 }

@@ -110,6 +110,11 @@ impl Known {
     pub(super) fn unread(&self) -> u64 {
         self.size.saturating_sub(self.offset)
     }
+
+    /// The same, as far as is known: one that got shorter holds other bytes.
+    pub(super) fn outstanding(&self) -> u64 {
+        self.size.checked_sub(self.offset).unwrap_or(self.size)
+    }
 }
 
 impl Files {

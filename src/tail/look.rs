@@ -257,6 +257,7 @@ impl Tail {
             let age = age(&stamp, self.clock.now());
             // Nobody writes a file anew that lies nowhere any more.
             if active.drain.is_none() && !self.schedule.has_settled(key, age) {
+                known.size = stamp.size;
                 return Ok(Looked::Drained);
             }
             decision = decide(Place::SamePath, sameness.settled());

@@ -133,6 +133,8 @@ pub struct Survey {
     pub files_unread: usize,
     /// Those bytes, as far as the last look at each file knows.
     pub bytes_unread: u64,
+    /// Files that got shorter a moment ago: what is in them is read once they stay so.
+    pub files_settling: usize,
     /// Files held open.
     pub files_open: usize,
     /// Of these, files that lie nowhere any more and are still read.
@@ -400,6 +402,7 @@ impl Tail {
         let mut survey = Survey {
             files: self.files.len(),
             files_open: self.open_count(),
+            files_settling: self.schedule.settling_count(),
             files_pinned,
             bytes_pinned,
             unreadable: self.troubles.list(),
@@ -409,8 +412,8 @@ impl Tail {
             ..Survey::default()
         };
         for (_, known) in self.files.iter() {
-            survey.files_unread += usize::from(known.unread() > 0);
-            survey.bytes_unread += known.unread();
+            survey.files_unread += usize::from(known.outstanding() > 0);
+            survey.bytes_unread += known.outstanding();
         }
         survey
     }

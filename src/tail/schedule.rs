@@ -261,6 +261,11 @@ impl Schedule {
         self.settling.remove(&key);
     }
 
+    /// How many files have fewer bytes than before, and may be given others yet.
+    pub(super) fn settling_count(&self) -> usize {
+        self.settling.len()
+    }
+
     /// The files with fewer bytes than before that are to be looked at again now.
     pub(super) fn settling(&mut self) -> Vec<FileKey> {
         if self.settling.is_empty() {

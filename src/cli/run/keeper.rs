@@ -143,11 +143,16 @@ impl<'a> Keeper<'a> {
     /// Puts what the server said last over the local configuration; whether that is in force now.
     pub(super) fn recall(&mut self) -> bool {
         let Some(manager) = &self.manager else { return false };
-        let kept = managed::kept(self.state_dir);
-        let Some(answer) = kept.filter(|answer| managed::is_signed(manager, answer)) else {
-            return false;
+        let accepted = match managed::kept(self.state_dir) {
+            Ok(None) => return false,
+            Ok(Some(answer)) if !manager.vouches_for(&answer) => {
+                Err(managed::KEPT_IS_FOREIGN.to_owned())
+            }
+            Ok(Some(answer)) => self
+                .accept(Some(answer), Tests::Managed)
+                .map_err(|reason| format!("{}: {reason}", managed::KEPT_IS_WRONG)),
+            Err(reason) => Err(reason),
         };
-        let accepted = self.accept(Some(answer), Tests::Managed);
         match accepted {
             Ok(candidate) => {
                 info!(
@@ -158,7 +163,9 @@ impl<'a> Keeper<'a> {
                 true
             }
             Err(reason) => {
-                warn!(reason, "{}", managed::KEPT_IS_WRONG);
+                // Said to the server too: whoever changes what is kept brings the local
+                // configuration back.
+                self.refuse(From::Server, Digest::of(reason.as_bytes()), reason);
                 false
             }
         }
@@ -343,7 +350,7 @@ impl<'a> Keeper<'a> {
 
     /// Keeps an answer for when the server is away.
     fn keep(&self, answer: &SignedAnswer) {
-        if managed::kept(self.state_dir).as_ref() == Some(answer) {
+        if managed::kept(self.state_dir).ok().flatten().as_ref() == Some(answer) {
             return;
         }
         if let Err(error) = answer.keep(self.state_dir) {

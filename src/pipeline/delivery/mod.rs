@@ -355,11 +355,11 @@ impl Delivering {
     async fn renumber(&mut self, batch: &Batch) -> Result<bool, OutboxError> {
         let (epoch, new, now) = (batch.header.epoch.clone(), (self.new_epoch)(), self.clock.now());
         let begun = self.blocking(move |outbox, _| outbox.renumber(&epoch, new, now)).await?;
-        if let Renumbered::Begun { previous, epoch, entries } = &begun {
+        if let Renumbered::Begun { previous, epoch, entries, ended: (last_seq, totals) } = &begun {
             warn!(previous, epoch, entries, "a new epoch began");
             let data = serde_json::json!({
                 "epoch": epoch, "previous_epoch": previous, "entries": entries,
-                "reason": "conflict",
+                "reason": "conflict", "previous_last_seq": last_seq, "previous_totals": totals,
             });
             (self.report)(Event::warning(siem_protocol::names::event::EPOCH_STARTED, data));
         }

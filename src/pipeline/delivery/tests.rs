@@ -288,7 +288,9 @@ async fn a_conflict_begins_a_new_epoch_and_nothing_is_lost() {
     .await;
     assert_eq!(run.seen, vec![vec![1, 2, 3, 4, 5]; 2]);
     assert_eq!((run.delivered(), run.outbox.epoch()), (5, "e-2".into()));
-    assert_eq!(run.events[0].data["previous_epoch"], "e");
+    let data = &run.events[0].data;
+    assert_eq!((&data["previous_epoch"], &data["previous_last_seq"]), (&"e".into(), &5.into()));
+    assert!(data["previous_totals"]["shipped"].is_object(), "{data}");
 }
 
 #[tokio::test]

@@ -201,8 +201,9 @@ impl Ingest {
             if until == Until::CaughtUp && !matches!(turn, Turn::NotStored { .. }) {
                 self.tell(is_idle);
             }
+            let is_caught_up = until == Until::CaughtUp && is_idle && !self.is_settling();
             // What is not stored is not lost at the end: the files still have it.
-            if self.inbox.is_stopped() || (until == Until::CaughtUp && is_idle) {
+            if self.inbox.is_stopped() || is_caught_up {
                 return true;
             }
             match turn {
@@ -217,6 +218,11 @@ impl Ingest {
                 return false;
             }
         }
+    }
+
+    /// Whether a file that got shorter is given a moment before it is read.
+    fn is_settling(&self) -> bool {
+        self.sources.iter().any(|(_, source)| source.survey().files_settling > 0)
     }
 
     /// Waits for something to do.
@@ -532,6 +538,8 @@ impl Ingest {
     /// Reports the totals of all numbers below the heartbeat's own.
     fn heartbeat(&mut self) {
         let Read { unread, files, .. } = self.progress();
+        let unreadable = self.sources.iter().map(|(_, source)| source.survey().unreadable.len());
+        let unreadable: usize = unreadable.sum();
         let data = json!({
             "epoch": self.outbox.epoch(),
             "totals": self.filling.totals(),
@@ -539,6 +547,7 @@ impl Ingest {
             "outbox_bytes": self.outbox.stored(),
             "files": files,
             "unread_bytes": unread,
+            "unreadable": unreadable,
             "config": self.facts.for_heartbeat(self.clock.now()),
         });
         // It counts the entries before it: one of a group that is not stored is not kept for the

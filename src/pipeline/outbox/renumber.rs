@@ -33,6 +33,9 @@ pub enum Renumbered {
         epoch: String,
         /// How many entries it began with.
         entries: u64,
+        /// The last number of the one before, and what was counted up to there: no heartbeat of it
+        /// may ever say so.
+        ended: (u64, Box<Totals>),
     },
     /// Another sink was quicker.
     Already,
@@ -69,13 +72,14 @@ impl Outbox {
                 return Ok(Ok(()));
             }
             let cursors = read_cursors(&transaction.open_table(CURSORS)?)?;
+            let last_seq = state.next_seq - 1;
             let places = match number_anew(transaction, state, &cursors)? {
                 Ok(places) => places,
                 Err(what) => return Ok(Err(self.damaged(what))),
             };
             let previous = mem::replace(&mut state.epoch, new.clone());
             // They count for an epoch, and what is left was counted in the one before.
-            state.totals = Totals::after(state.next_seq - 1);
+            let totals = mem::replace(&mut state.totals, Totals::after(state.next_seq - 1));
             state.dead_lettered.clear();
             transaction.open_table(ACCOUNTS)?.retain(|_, _| false)?;
             take_back_unnamed(transaction, &previous, &cursors)?;
@@ -92,7 +96,9 @@ impl Outbox {
                 table.insert(name.as_str(), seal_json(name.as_str(), &cursor).as_slice())?;
             }
             state.renumbered_at = now;
-            outcome = Renumbered::Begun { previous, epoch: new, entries: state.next_seq - 1 };
+            let ended = (last_seq, Box::new(totals));
+            outcome =
+                Renumbered::Begun { previous, epoch: new, entries: state.next_seq - 1, ended };
             Ok(Ok(()))
         })?;
         self.backup().forget();

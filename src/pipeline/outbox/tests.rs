@@ -479,9 +479,12 @@ fn a_new_epoch_numbers_what_is_left_from_one() {
     let (before, _) = entries(&all(&store.outbox, 1), Digest::ZERO);
 
     let now = Timestamp(10_000_000);
+    let counted = store.outbox.state().totals.clone();
     let begun = store.outbox.renumber("epoch-1", "epoch-2".into(), now).unwrap();
     let (previous, epoch) = ("epoch-1".to_owned(), "epoch-2".to_owned());
-    assert_eq!(begun, Renumbered::Begun { previous, epoch, entries: 5 });
+    // What no heartbeat of the old epoch has said yet.
+    let ended = (7, Box::new(counted));
+    assert_eq!(begun, Renumbered::Begun { previous, epoch, entries: 5, ended });
     let store = store.reopen(&["siem", "archive"]);
     let frames = all(&store.outbox, 1);
     let (after, chain) = entries(&frames, Digest::ZERO);

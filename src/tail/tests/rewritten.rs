@@ -162,6 +162,9 @@ fn a_file_that_stays_empty_or_short_is_believed_after_a_moment() {
         let Progress::Idle { next } = world.tail.read(&mut world.store) else { panic!("no room") };
         assert!(next <= Duration::from_millis(250), "{next:?}");
         assert_eq!(world.glance(), lines([]));
+        // Who reads once must wait for it, and nobody may say that all of it is read.
+        let survey = world.tail.survey();
+        assert_eq!((survey.files_settling, survey.bytes_unread), (1, content.len() as u64));
         // Nothing hints at it any more.
         world.pass(Duration::from_millis(251));
         assert_eq!(world.glance(), lines_and([], [name]));
