@@ -247,17 +247,8 @@ fn an_unreadable_file_is_reported_and_read_later() {
     let path = home.write("-a/locked.jsonl", "{\"n\":1}\n");
     home.write("-a/open.jsonl", "{\"n\":2}\n");
     let receiver = Receiver::start();
-    let mut agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url());
-    if rustix::process::geteuid().is_root() {
-        // Root reads every file: somebody else is the user then.
-        const NOBODY: u32 = 65_534;
-        home.give_to(NOBODY);
-        agent = agent.user(NOBODY);
-        if !agent.can_start() {
-            eprintln!("skipped: root reads every file, and nobody else can start the agent");
-            return;
-        }
-    }
+    let agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url());
+    let Some(agent) = without_rights(&home, agent) else { return };
     fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     let agent = agent.start_and_wait();
     let mut scene = Scene { home, receiver, agent };
@@ -265,6 +256,50 @@ fn an_unreadable_file_is_reported_and_read_later() {
     scene.agent.wait_for_log("locked.jsonl");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     scene.expect(&[("-a/locked.jsonl", "{\"n\":1}"), ("-a/open.jsonl", "{\"n\":2}")]);
+}
+
+/// A user who takes away the right to read hides a session; the receiver must see that something is
+/// hidden.
+#[cfg(unix)]
+#[test]
+fn a_heartbeat_counts_what_cannot_be_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let home = Home::new();
+    let locked = home.write("-a/locked.jsonl", "{\"n\":1}\n");
+    let shut = home.write("-shut/one.jsonl", "{\"n\":2}\n");
+    let shut = shut.parent().unwrap();
+    let receiver = Receiver::start();
+    let agent = home.agent(&["run", "--once"]).ships_to(&receiver.url());
+    let Some(agent) = without_rights(&home, agent) else { return };
+    let forbid = |mode| {
+        for path in [&locked, shut] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    forbid(0o000);
+    agent.succeed();
+    forbid(0o700);
+    let entries = receiver.entries();
+    let heartbeats = entries::events(&entries, event::HEARTBEAT);
+    assert_eq!(heartbeats.last().unwrap().data["unreadable"], 2);
+}
+
+/// Root reads every file: somebody else is the user then, if that one can start the agent.
+#[cfg(unix)]
+fn without_rights(home: &Home, agent: AgentCommand) -> Option<AgentCommand> {
+    const NOBODY: u32 = 65_534;
+
+    if !rustix::process::geteuid().is_root() {
+        return Some(agent);
+    }
+    home.give_to(NOBODY);
+    let mut agent = agent.user(NOBODY);
+    if !agent.can_start() {
+        eprintln!("skipped: root reads every file, and nobody else can start the agent");
+        return None;
+    }
+    Some(agent)
 }
 
 #[test]
