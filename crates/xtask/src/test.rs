@@ -16,15 +16,21 @@ use crate::{
 /// Runs every check, as CI does.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Also runs the tests that take long (those marked as ignored), and more of the harnesses:
-    /// 2000 power cuts, 1000 worlds, 100 kills.
+    /// Runs the lints and tests for the other systems too, and more of what can go on for ever: 2000
+    /// power cuts, 1000 worlds, 100 kills, a line and a store of 1 GiB.
     #[arg(long)]
     full: bool,
 }
 
-/// How much more the harnesses do in a full run: power cuts, simulated worlds, kills.
-const FULL: [(&str, &str); 3] =
-    [("AI_AGENT_POWER_CUTS", "2000"), ("AI_AGENT_WORLDS", "1000"), ("AI_AGENT_KILLS", "100")];
+/// How much more the tests do in a full run: power cuts, simulated worlds, kills, the size of a line
+/// and of a store.
+const FULL: [(&str, &str); 5] = [
+    ("AI_AGENT_POWER_CUTS", "2000"),
+    ("AI_AGENT_WORLDS", "1000"),
+    ("AI_AGENT_KILLS", "100"),
+    ("AI_AGENT_LINE_MIB", "1024"),
+    ("AI_AGENT_STORE_MIB", "1024"),
+];
 
 /// A check and how it ended.
 struct Step {
@@ -169,12 +175,7 @@ fn tests(full: bool) -> Outcome {
         sh::cargo(["test", "--workspace", "--lib", "--bins", "--tests"])
     };
     if full {
-        let all: &[_] =
-            if nextest { &["--run-ignored", "all"] } else { &["--", "--include-ignored"] };
-        command.args(all);
-        for (variable, amount) in FULL {
-            command.env(variable, amount);
-        }
+        command.envs(FULL);
     }
     let shared = shared::find();
     if let Ok(shared) = &shared {

@@ -537,9 +537,13 @@ impl Ingest {
 
     /// Reports the totals of all numbers below the heartbeat's own.
     fn heartbeat(&mut self) {
-        let Read { unread, files, .. } = self.progress();
-        let unreadable = self.sources.iter().map(|(_, source)| source.survey().unreadable.len());
-        let unreadable: usize = unreadable.sum();
+        let (mut files, mut unread, mut unreadable) = (0, 0, 0);
+        for (_, source) in &self.sources {
+            let survey = source.survey();
+            files += survey.files;
+            unread += survey.bytes_unread;
+            unreadable += survey.unreadable.len();
+        }
         let data = json!({
             "epoch": self.outbox.epoch(),
             "totals": self.filling.totals(),

@@ -164,7 +164,10 @@ fn a_large_line_deleted_with_an_open_handle_ends_where_it_ends() {
 }
 
 /// A line that grows and grows without a newline, and is read all the while.
-fn grow_without_a_newline(mebibytes: usize) {
+#[test]
+fn a_hundred_megabytes_without_a_newline() {
+    const MEBIBYTES: usize = 100;
+
     let mut world = World::with(TailOptions {
         chunk_bytes: 64 << 10,
         max_record_bytes: 256 << 10,
@@ -175,13 +178,13 @@ fn grow_without_a_newline(mebibytes: usize) {
     let mut hash = Sha256::new();
     let (mut length, mut parts) = (0, 0);
     let mut whole = None;
-    for n in 0..=mebibytes {
-        let is_last = n == mebibytes;
+    for n in 0..=MEBIBYTES {
+        let is_last = n == MEBIBYTES;
         let piece: Vec<u8> = (0..1 << 20).map(|at: u32| b'0' + (at % 61) as u8).collect();
         let piece = if is_last { b"\n".to_vec() } else { piece };
         world.append("a.jsonl", &piece);
         world.read();
-        if n == mebibytes / 2 {
+        if n == MEBIBYTES / 2 {
             world.restart();
         }
         for got in world.store.got.drain(..) {
@@ -196,20 +199,9 @@ fn grow_without_a_newline(mebibytes: usize) {
         assert!(world.tail.survey().bytes_unread <= (256 << 10) + 2);
     }
     let digest = siem_protocol::Digest::from_bytes(hash.finalize().into());
-    assert_eq!(whole, Some(((mebibytes as u64) << 20, digest)));
-    assert_eq!(length, (mebibytes as u64) << 20);
+    assert_eq!(whole, Some(((MEBIBYTES as u64) << 20, digest)));
+    assert_eq!(length, (MEBIBYTES as u64) << 20);
     assert!(world.store.events.is_empty());
-}
-
-#[test]
-fn twenty_megabytes_without_a_newline() {
-    grow_without_a_newline(20);
-}
-
-#[test]
-#[ignore = "long, run by `cargo xtask test --full`: reads a line of 100 MB as it grows"]
-fn a_hundred_megabytes_without_a_newline() {
-    grow_without_a_newline(100);
 }
 
 /// In the middle of a large line the bytes before the checkpoint may be all alike. A line of the
