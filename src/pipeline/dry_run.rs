@@ -1,7 +1,7 @@
 //! Reads everything from the start and says what would become of it. Changes nothing: no store, no
 //! server, no secret.
 
-use std::{io, sync::Arc, thread};
+use std::{io, sync::Arc};
 
 use siem_protocol::Digest;
 
@@ -62,12 +62,9 @@ impl DryRun {
                 source.sealed();
                 source.committed();
                 self.stages.judge.commit();
-                let survey = source.survey();
-                step(&entries, filling.totals(), &survey)?;
-                match progress {
-                    Progress::More => {}
-                    Progress::Idle { next } if survey.files_settling > 0 => thread::sleep(next),
-                    Progress::Idle { .. } => break,
+                step(&entries, filling.totals(), &source.survey())?;
+                if let Progress::Idle { .. } = progress {
+                    break;
                 }
             }
         }
