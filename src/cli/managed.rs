@@ -38,7 +38,7 @@ pub(super) fn last_in_force(
     let accepted = last_accepted(surroundings, explicit, &local);
     let loaded = accepted.map_or(local, |candidate| *candidate.loaded);
     for warning in &loaded.warnings {
-        warn!("{warning}");
+        warn!(code = "config_warning", "{warning}");
     }
     Ok(loaded)
 }
@@ -49,22 +49,26 @@ fn last_accepted(
     local: &Loaded,
 ) -> Option<Candidate> {
     let kept = kept(&local.settings.agent.state_dir);
-    let answer = kept.inspect_err(|reason| warn!("{reason}")).ok()??;
+    let answer =
+        kept.inspect_err(|reason| warn!(code = "managed_config_unreadable", "{reason}")).ok()??;
     let context = surroundings.context(local, None, true);
     match assembly::manager(local, &context) {
         Ok(Some(manager)) if manager.vouches_for(&answer) => {}
         Ok(Some(_)) => {
-            warn!("{KEPT_IS_FOREIGN}");
+            warn!(code = "managed_config_foreign", "{KEPT_IS_FOREIGN}");
             return None;
         }
         Ok(None) => return None,
         Err(_) => warn!(
+            code = "managed_config_unverified",
             "managed configuration that was kept is not verified: that takes the token and the \
              HMAC secret"
         ),
     }
     let candidate = accept(surroundings, explicit, Some(answer), &context, Tests::Managed);
-    candidate.inspect_err(|reason| warn!(reason, "{KEPT_IS_WRONG}")).ok()
+    candidate
+        .inspect_err(|reason| warn!(code = "managed_config_invalid", reason, "{KEPT_IS_WRONG}"))
+        .ok()
 }
 
 pub(super) const KEPT_IS_WRONG: &str = "managed configuration that was kept has no effect";

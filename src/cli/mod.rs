@@ -155,7 +155,7 @@ pub fn main() -> ExitCode {
     // A panic's message may quote a record.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
-        tracing::error!(place, "a part of the agent failed");
+        tracing::error!(code = "panic", place, "a part of the agent failed");
     }));
     let result = match arguments.command {
         Command::Run(run) => run.execute(arguments.config.as_deref()),

@@ -165,10 +165,13 @@ impl Arguments {
                 // filters remember of lines that were only in there must not drop them now.
                 Fault::Damage => {
                     error!(
+                        code = "outbox_damaged",
                         "the outbox is damaged: everything stopped, and begins again without it"
                     );
                 }
-                Fault::Death(_) => error!(%fault, "everything stopped, and begins again"),
+                Fault::Death(_) => {
+                    error!(code = "pipeline_restarting", %fault, "everything stopped, and begins again")
+                }
             }
         }
     }
@@ -227,6 +230,7 @@ fn tell(found: &Found, epoch: &str, inbox: &Inbox) {
         Found::Nothing { previous_epoch: None } => (&None, "first"),
         Found::Nothing { previous_epoch } => {
             warn!(
+                code = "outbox_missing",
                 previous_epoch,
                 "the outbox that was here is gone: a new one begins, and files are read again from \
                  where the receiver had acknowledged them"
@@ -236,6 +240,7 @@ fn tell(found: &Found, epoch: &str, inbox: &Inbox) {
         Found::Damaged { moved_to, reason, previous_epoch, dead_letters } => {
             let moved_to = moved_to.display().to_string();
             error!(
+                code = "outbox_quarantined",
                 reason,
                 moved_to,
                 dead_letters_kept = dead_letters.kept,
@@ -283,7 +288,7 @@ async fn until_stopped(
         }
         Some(fault) => {
             keeper.desk.begins_again();
-            error!(%fault, "everything stops");
+            error!(code = "pipeline_failed", %fault, "everything stops");
         }
     }
     let left = running.stop().await;

@@ -74,7 +74,10 @@ impl Surroundings {
             Err(error) => return Err(Failure::usage(error)),
         };
         if is_root() {
-            warn!("running as root: the agent needs no rights but the user's own");
+            warn!(
+                code = "running_as_root",
+                "running as root: the agent needs no rights but the user's own"
+            );
         }
         Ok(Self { environment, paths })
     }
@@ -129,7 +132,7 @@ impl Surroundings {
             }
         };
         for warning in managed.iter().flat_map(|managed| &managed.warnings) {
-            warn!("{warning}");
+            warn!(code = "config_warning", "{warning}");
         }
         let toml: Vec<PathBuf> = toml.into_iter().cloned().collect();
         let loaded = match toml.as_slice() {
@@ -138,7 +141,7 @@ impl Surroundings {
         };
         let loaded = loaded.map_err(Failure::failed)?;
         for warning in &loaded.warnings {
-            warn!("{warning}");
+            warn!(code = "config_warning", "{warning}");
         }
         Ok(loaded)
     }
@@ -147,7 +150,7 @@ impl Surroundings {
     pub(super) fn load(&self, explicit: Option<&Path>) -> Result<Loaded, Failure> {
         let loaded = self.load_managed(explicit, None).map_err(Failure::usage)?;
         for warning in &loaded.warnings {
-            warn!("{warning}");
+            warn!(code = "config_warning", "{warning}");
         }
         Ok(loaded)
     }
@@ -171,7 +174,7 @@ impl Surroundings {
     pub(super) fn context(&self, loaded: &Loaded, state_dir: Option<&Path>, once: bool) -> Context {
         let identified = identify(state_dir);
         for warning in &identified.warnings {
-            warn!("{warning}");
+            warn!(code = "identity_warning", "{warning}");
         }
         Context {
             identity: identified.identity,

@@ -84,7 +84,11 @@ impl Judge {
             };
             let Some(line) = line else {
                 // A filter's mistake must not cost a record: it goes on unedited.
-                tracing::error!(filter = name, "filter gave ranges that do not fit the line");
+                tracing::error!(
+                    code = "filter_ranges_invalid",
+                    filter = name,
+                    "filter gave ranges that do not fit the line"
+                );
                 continue;
             };
             let edited = edited.get_or_insert_default();

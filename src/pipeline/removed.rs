@@ -12,13 +12,18 @@ pub fn tell(outbox: &Outbox, mut report: impl FnMut(Event)) {
     let removed = match outbox.removed_sinks() {
         Ok(removed) => removed,
         Err(failure) => {
-            warn!(cause = causes(&failure), "who has a place in the outbox could not be read");
+            warn!(
+                code = "sink_registrations_read_failed",
+                cause = causes(&failure),
+                "who has a place in the outbox could not be read"
+            );
             return;
         }
     };
     for sink in removed {
         let Removed { name, acknowledged, undelivered } = &sink;
         error!(
+            code = "sink_not_configured",
             sink = name,
             acknowledged,
             undelivered,

@@ -130,7 +130,7 @@ impl Pipeline {
             ended.send_replace(true);
         });
         if let Err(error) = spawned {
-            tracing::error!(%error, "reading could not be started");
+            tracing::error!(code = "ingest_start_failed", %error, "reading could not be started");
         }
         faults.unless(reading.clone(), |has_ended| *has_ended, reading_died());
         Running { inbox: self.inbox, outbox, clock, config, reading, read, sinks, faults }
@@ -218,7 +218,10 @@ impl Running {
     /// pipeline that follows.
     pub async fn stop(mut self) -> Vec<Event> {
         if !self.end_reading().await {
-            tracing::warn!("reading did not end in time: what was not stored is read again");
+            tracing::warn!(
+                code = "ingest_stop_timeout",
+                "reading did not end in time: what was not stored is read again"
+            );
         }
         self.sinks.end(Ending::Drained);
         let end = Instant::now() + DELIVERY_ENDS;
@@ -372,7 +375,11 @@ impl Running {
             done.map_err(|failure| (failure, events))
         });
         let Ok(Err((failure, events))) = finished.await else { return Vec::new() };
-        tracing::warn!(cause = causes(&failure), "the outbox could not be put in order");
+        tracing::warn!(
+            code = "outbox_cleanup_failed",
+            cause = causes(&failure),
+            "the outbox could not be put in order"
+        );
         events
     }
 }

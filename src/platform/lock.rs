@@ -143,7 +143,7 @@ fn create(dir: &Path) -> Result<(), LockError> {
 fn warn_if_open_to_others(dir: &Path) {
     // Not tightened: it may be a directory that serves others too, chosen by mistake.
     if let Some(how) = private::openness(dir) {
-        tracing::warn!(dir = %dir.display(), how, "state directory is open to other users");
+        tracing::warn!(code = "state_dir_open_to_others", dir = %dir.display(), how, "state directory is open to other users");
     }
 }
 

@@ -74,7 +74,7 @@ impl DirectoryWatcher {
             Err(error) => match failure(&error) {
                 WatchError::Limit => tell(Told::Failed(WatchError::Limit)),
                 WatchError::Other(error) => {
-                    warn!(error, "could not watch for a change");
+                    warn!(code = "watch_failed", error, "could not watch for a change");
                     tell(Told::Lost);
                 }
             },

@@ -35,7 +35,7 @@ impl Troubles {
             *seen = sweep;
             return;
         }
-        warn!(?path, %error, "could not read, it is tried again");
+        warn!(code = "file_unreadable", ?path, %error, "could not read, it is tried again");
         if self.by_path.len() < MAX_KEPT {
             self.by_path.insert(path.to_owned(), (error.kind(), error.to_string(), sweep));
         }

@@ -119,13 +119,13 @@ impl Watcher {
 
 fn report(error: &WatchError) {
     match error {
-        WatchError::Limit => warn!(
+        WatchError::Limit => warn!(code = "watch_limit_reached",
             %error,
             "could not watch every directory, changes are found by sweeps; raise \
              fs.inotify.max_user_watches to mend it"
         ),
         WatchError::Other(_) => {
-            warn!(%error, "could not watch for changes, they are found by sweeps");
+            warn!(code = "watch_failed", %error, "could not watch for changes, they are found by sweeps");
         }
     }
 }

@@ -122,7 +122,11 @@ impl What {
         }
         for secret in [Some(&first), second.as_ref()].into_iter().flatten() {
             if secret.is_short() {
-                tracing::warn!(least = Secret::SHORT, "the {what} has fewer bytes than advised");
+                tracing::warn!(
+                    code = "secret_short",
+                    least = Secret::SHORT,
+                    "the {what} has fewer bytes than advised"
+                );
             }
         }
         Ok((first, second))

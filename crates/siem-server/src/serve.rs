@@ -72,7 +72,7 @@ pub async fn serve(
             }
             Err(error) => {
                 // Out of file descriptors, most likely: some connection will end.
-                warn!(%error, "could not accept a connection");
+                warn!(code = "accept_failed", %error, "could not accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -81,7 +81,7 @@ pub async fn serve(
     end.send_replace(true);
     let all = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(options.grace, all).await.is_err() {
-        warn!("some requests did not finish in time");
+        warn!(code = "shutdown_timeout", "some requests did not finish in time");
     }
 }
 

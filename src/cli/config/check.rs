@@ -38,7 +38,10 @@ impl Arguments {
         for lock in loaded.locks_of_nothing(&known) {
             let hint = did_you_mean(&lock, &known)
                 .map_or(String::new(), |near| format!(": did you mean `{near}`?"));
-            warn!("`locked` names `{lock}`, which is no key of this configuration{hint}");
+            warn!(
+                code = "locked_key_unknown",
+                "`locked` names `{lock}`, which is no key of this configuration{hint}"
+            );
         }
         candidate::accept(&loaded, &context, candidate::Tests::Managed).map_err(Failure::failed)?;
         print(format_args!("the configuration is right"))

@@ -46,7 +46,10 @@ impl Arguments {
         let accepted = candidate::accept(&candidate, &context, candidate::Tests::Managed)
             .map_err(Failure::failed)?;
         if candidate.settings.pipeline.sources != in_force.settings.pipeline.sources {
-            tracing::warn!("the candidate has other sources: those in force are read");
+            tracing::warn!(
+                code = "candidate_sources_ignored",
+                "the candidate has other sources: those in force are read"
+            );
         }
         let found = compare(&surroundings, &in_force, accepted.judge)?;
         if self.json { found.as_json() } else { found.as_text() }

@@ -51,7 +51,7 @@ pub(in crate::cli) fn serve(state_dir: &Path, desk: &Arc<Desk>) -> Option<Servin
             Some(Serving { task, _place: place })
         }
         Err(error) => {
-            warn!(
+            warn!(code = "control_unavailable",
                 %error,
                 state_dir = %state_dir.display(),
                 "nobody can ask the agent: `status` and its like do not work until the next start"

@@ -69,7 +69,7 @@ impl Guard {
         if self.reported != before {
             let bytes = serde_json::to_vec(&self.reported).expect("it can be written as JSON");
             if let Err(error) = private::replace(&self.state_dir.join(FILE), &bytes) {
-                warn!(%error, "what was reported of accounts cannot be kept: it may come again");
+                warn!(code = "compliance_state_store_failed", %error, "what was reported of accounts cannot be kept: it may come again");
             }
         }
         events
@@ -92,7 +92,7 @@ impl Guard {
         match left {
             Ok(()) => self.kept = Some(kept),
             Err(error) => {
-                warn!(%error, "hooks cannot be told of the policy: they go on with what they know")
+                warn!(code = "policy_file_write_failed", %error, "hooks cannot be told of the policy: they go on with what they know")
             }
         }
     }

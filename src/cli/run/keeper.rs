@@ -228,7 +228,10 @@ impl<'a> Keeper<'a> {
             Err(failure) => {
                 let reason = causes(&failure);
                 if !mem::replace(&mut self.is_away, true) {
-                    warn!(reason, "managed configuration could not be fetched");
+                    warn!(
+                        code = "managed_config_fetch_failed",
+                        reason, "managed configuration could not be fetched"
+                    );
                 }
                 self.became = Became::NoAnswer(reason);
                 let passes = failure.is_passing();
@@ -354,7 +357,7 @@ impl<'a> Keeper<'a> {
             return;
         }
         if let Err(error) = answer.keep(self.state_dir) {
-            warn!(%error, "managed configuration cannot be kept for when the server is away");
+            warn!(code = "managed_config_store_failed", %error, "managed configuration cannot be kept for when the server is away");
         }
     }
 
@@ -362,11 +365,12 @@ impl<'a> Keeper<'a> {
     fn warn(&self, loaded: &Loaded) {
         let known = &self.loaded.warnings;
         for warning in loaded.warnings.iter().filter(|warning| !known.contains(warning)) {
-            warn!("{warning}");
+            warn!(code = "config_warning", "{warning}");
         }
         let moved = &loaded.settings.agent.state_dir;
         if moved != self.state_dir && *moved != self.loaded.settings.agent.state_dir {
             warn!(
+                code = "state_dir_changed",
                 "`agent.state_dir` is `{}` now, which takes effect at the next start",
                 moved.display()
             );
@@ -408,6 +412,7 @@ impl<'a> Keeper<'a> {
         let is_new = self.refused.insert((from, content));
         if mem::take(&mut self.is_asked) || is_new {
             error!(
+                code = "config_refused",
                 reason,
                 "{}",
                 match from {

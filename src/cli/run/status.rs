@@ -47,7 +47,7 @@ impl Status {
         if let Err(error) = &written
             && !self.is_stuck
         {
-            warn!(%error, path = %self.path.display(), "the status file cannot be written");
+            warn!(code = "status_file_write_failed", %error, path = %self.path.display(), "the status file cannot be written");
         }
         self.is_stuck = written.is_err();
     }

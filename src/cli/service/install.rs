@@ -93,7 +93,11 @@ impl Arguments {
             return match call.run() {
                 Ok(_) => print(format_args!("it runs while you are not logged in, too")),
                 Err(error) => {
-                    warn!("it runs while you are logged in only: {}", causes(&error));
+                    warn!(
+                        code = "service_stops_at_logout",
+                        "it runs while you are logged in only: {}",
+                        causes(&error)
+                    );
                     Ok(())
                 }
             };

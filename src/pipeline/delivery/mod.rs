@@ -185,7 +185,12 @@ impl Delivering {
             let (wait, watched) = match pending {
                 Err(failure) => {
                     let cause = causes(&failure);
-                    error!(sink = self.name, cause, "outbox could not be read");
+                    error!(
+                        code = "outbox_read_failed",
+                        sink = self.name,
+                        cause,
+                        "outbox could not be read"
+                    );
                     self.trouble(cause, STORE_RETRY, false);
                     (STORE_RETRY, false)
                 }
@@ -334,9 +339,23 @@ impl Delivering {
                 let delay =
                     Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
                 if alarm {
-                    error!(sink = self.name, batch = id, reason, ?delay, "delivery is held");
+                    error!(
+                        code = "delivery_held",
+                        sink = self.name,
+                        batch = id,
+                        reason,
+                        ?delay,
+                        "delivery is held"
+                    );
                 } else {
-                    warn!(sink = self.name, batch = id, reason, ?delay, "delivery was postponed");
+                    warn!(
+                        code = "delivery_postponed",
+                        sink = self.name,
+                        batch = id,
+                        reason,
+                        ?delay,
+                        "delivery was postponed"
+                    );
                 }
                 self.trouble(reason, delay, alarm);
                 After::Wait(delay)
@@ -356,7 +375,7 @@ impl Delivering {
         let (epoch, new, now) = (batch.header.epoch.clone(), (self.new_epoch)(), self.clock.now());
         let begun = self.blocking(move |outbox, _| outbox.renumber(&epoch, new, now)).await?;
         if let Renumbered::Begun { previous, epoch, entries, ended: (last_seq, totals) } = &begun {
-            warn!(previous, epoch, entries, "a new epoch began");
+            warn!(code = "epoch_conflict", previous, epoch, entries, "a new epoch began");
             let data = serde_json::json!({
                 "epoch": epoch, "previous_epoch": previous, "entries": entries,
                 "reason": "conflict", "previous_last_seq": last_seq, "previous_totals": totals,
@@ -385,6 +404,7 @@ impl Delivering {
         let letter = DeadLetter::new(line, batch.header.config_hash, status, answer, at);
         let id = DeadLetterId { sink, epoch, seq };
         error!(
+            code = "entry_refused",
             sink = self.name,
             seq,
             status,
@@ -408,6 +428,7 @@ impl Delivering {
             return;
         }
         error!(
+            code = "dead_letters_purged",
             count,
             bytes,
             "the oldest dead letters were deleted: there is room for no more of them, see \
@@ -423,7 +444,12 @@ impl Delivering {
 
     fn store_failed(&self, failure: &dyn std::error::Error) -> Duration {
         let cause = causes(failure);
-        error!(sink = self.name, cause, "outbox could not be written");
+        error!(
+            code = "outbox_write_failed",
+            sink = self.name,
+            cause,
+            "outbox could not be written"
+        );
         self.trouble(cause, STORE_RETRY, false);
         STORE_RETRY
     }

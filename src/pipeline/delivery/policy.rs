@@ -133,6 +133,7 @@ impl Policy {
             Delivery::Hold { after, reason } => self.wait(after, true, reason, jitter),
             Delivery::Conflict { expected } => {
                 tracing::error!(
+                    code = "receiver_conflict",
                     expected,
                     "the receiver holds other entries under these numbers: was the state \
                      directory restored from a copy?"

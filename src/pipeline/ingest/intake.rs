@@ -77,12 +77,16 @@ impl Intake for GroupIntake<'_> {
         match self.outbox.checkpoint(self.instance, generation) {
             Ok(Some(row)) => Some(row),
             Ok(None) => {
-                warn!(%generation, "a checkpoint is not there any more");
+                warn!(code = "checkpoint_missing", %generation, "a checkpoint is not there any more");
                 self.is_spoilt.set(true);
                 None
             }
             Err(failure) => {
-                warn!(cause = causes(&failure), "a checkpoint could not be read");
+                warn!(
+                    code = "checkpoint_read_failed",
+                    cause = causes(&failure),
+                    "a checkpoint could not be read"
+                );
                 self.is_spoilt.set(true);
                 None
             }

@@ -314,12 +314,24 @@ impl Ingest {
     /// backlog has taken of the disk, and looks whether the store is still where it was.
     fn tidy_up(&self) {
         if let Err(failure) = self.outbox.back_up() {
-            warn!(cause = causes(&failure), "acknowledged offsets could not be copied");
+            warn!(
+                code = "offsets_backup_failed",
+                cause = causes(&failure),
+                "acknowledged offsets could not be copied"
+            );
         }
         if let Err(failure) = self.outbox.look_for_file() {
-            error!(cause = causes(&failure), "the outbox is not in its place any more");
+            error!(
+                code = "outbox_moved",
+                cause = causes(&failure),
+                "the outbox is not in its place any more"
+            );
         } else if let Err(failure) = self.outbox.shrink(self.clock.uptime()) {
-            warn!(cause = causes(&failure), "the outbox could not be made smaller");
+            warn!(
+                code = "outbox_shrink_failed",
+                cause = causes(&failure),
+                "the outbox could not be made smaller"
+            );
         }
     }
 
@@ -329,7 +341,11 @@ impl Ingest {
         // What is acknowledged may leave, and nothing may be written any more that it leaves with.
         if self.room.is_full() || self.room.fills(stored) {
             if let Err(failure) = self.outbox.settle() {
-                warn!(cause = causes(&failure), "acknowledged entries could not be deleted");
+                warn!(
+                    code = "outbox_cleanup_failed",
+                    cause = causes(&failure),
+                    "acknowledged entries could not be deleted"
+                );
             }
             stored = self.outbox.stored();
         }
@@ -337,8 +353,10 @@ impl Ingest {
             removed::tell(&self.outbox, |event| self.inbox.report(event));
             if let Ok(Some(sink)) = self.outbox.slowest_sink() {
                 warn!(
+                    code = "sink_behind",
                     sink,
-                    stored, "one sink is behind: what it has not taken fills half of the outbox"
+                    stored,
+                    "one sink is behind: what it has not taken fills half of the outbox"
                 );
             }
         }
@@ -351,7 +369,10 @@ impl Ingest {
                     }
                     Lack::Disk => "make room on the disk that the state directory is on",
                 };
-                warn!(lack, stored, free, mend, "no room: reading waits, the files are the buffer");
+                warn!(
+                    code = "outbox_full",
+                    lack, stored, free, mend, "no room: reading waits, the files are the buffer"
+                );
                 let data = json!({ "lack": lack, "outbox_bytes": stored, "disk_free": free });
                 self.event(Event::warning(event::OUTBOX_FULL, data));
             }
@@ -402,7 +423,7 @@ impl Ingest {
     /// that nothing of it is lost.
     fn hold(&mut self, failed: &Origin) {
         let (path, generation) = (failed.path.to_string_lossy(), &failed.generation.0);
-        error!(%path, generation, "a stage failed: the file is held until a reload or the next start");
+        error!(code = "stage_failed", %path, generation, "a stage failed: the file is held until a reload or the next start");
         let data = json!({ "path": path, "generation": generation });
         self.work.held.insert(failed.file);
         self.roll_back();
@@ -460,7 +481,10 @@ impl Ingest {
             }
             Err(failure) => {
                 let cause = causes(&failure);
-                error!(cause, "entries could not be stored, and will be read again");
+                error!(
+                    code = "commit_failed",
+                    cause, "entries could not be stored, and will be read again"
+                );
                 let is_stale = matches!(failure, OutboxError::Stale { .. });
                 if !is_stale {
                     self.fails(cause);
@@ -493,7 +517,7 @@ impl Ingest {
         self.settle()?;
         if let Err(failure) = self.try_restore() {
             let cause = causes(&failure);
-            error!(cause, "checkpoints could not be read");
+            error!(code = "checkpoints_read_failed", cause, "checkpoints could not be read");
             self.fails(cause);
             return Err(COMMIT_RETRY);
         }

@@ -144,7 +144,9 @@ impl Backup {
                 self.size += lines.len() as u64;
                 self.is_unsynced = true;
             }
-            Err(error) => tracing::warn!(%error, "a generation that began could not be noted"),
+            Err(error) => {
+                tracing::warn!(code = "generation_note_failed", %error, "a generation that began could not be noted")
+            }
         }
     }
 
@@ -289,7 +291,7 @@ impl Outbox {
         }
         let mut backup = self.backup();
         if let Err(error) = backup.sync() {
-            tracing::warn!(%error, "generations that began could not be synced");
+            tracing::warn!(code = "generation_sync_failed", %error, "generations that began could not be synced");
         }
         if backup.pending().is_none() && !backup.is_due() {
             return Ok(());

@@ -78,7 +78,11 @@ impl Outbox {
 
     /// Says that a row is damaged which only its source can read.
     pub fn distrust(&self, row: &BadRow) -> OutboxError {
-        tracing::error!(cause = crate::text::causes(row), "a checkpoint makes no sense");
+        tracing::error!(
+            code = "checkpoint_invalid",
+            cause = crate::text::causes(row),
+            "a checkpoint makes no sense"
+        );
         self.damaged("a checkpoint")
     }
 }

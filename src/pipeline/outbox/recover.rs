@@ -102,7 +102,11 @@ impl Outbox {
             // From now on the copy is this store's: it may be the next to be lost.
             if let Err(failure) = outbox.back_up() {
                 let cause = crate::text::causes(&failure);
-                tracing::warn!(cause, "acknowledged offsets could not be copied");
+                tracing::warn!(
+                    code = "offsets_backup_failed",
+                    cause,
+                    "acknowledged offsets could not be copied"
+                );
             }
         }
         let found = match outbox.state().began.clone() {
@@ -157,7 +161,7 @@ impl Note {
     fn remove(&self) {
         match fs::remove_file(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%error, "the note on a damaged outbox could not be removed");
+                tracing::warn!(code = "damage_note_delete_failed", %error, "the note on a damaged outbox could not be removed");
             }
             _ => {}
         }
@@ -176,7 +180,7 @@ impl Beginning {
     /// With the offsets that were acknowledged in the store before, and what can be read of it.
     fn after(backup: &Backup, damage: Option<Damage>) -> Self {
         let saved = backup.load().unwrap_or_else(|error| {
-            tracing::warn!(%error, "acknowledged offsets could not be read");
+            tracing::warn!(code = "offsets_read_failed", %error, "acknowledged offsets could not be read");
             None
         });
         let salvaged = damage.as_ref().map(|damage| salvage(&damage.moved_to)).unwrap_or_default();
@@ -204,7 +208,10 @@ impl Beginning {
         // the place of one that does neither.
         for (key, row) in rows.into_iter().chain(begun).chain(salvaged.begun) {
             let Some(path) = tail::row_path(&row) else {
-                tracing::warn!("left out a checkpoint that makes no sense: its file begins anew");
+                tracing::warn!(
+                    code = "checkpoint_discarded",
+                    "left out a checkpoint that makes no sense: its file begins anew"
+                );
                 continue;
             };
             if !keys.contains(&key) && paths.insert((key.0.clone(), path)) {

@@ -66,7 +66,10 @@ pub(super) fn salvage(path: &Path) -> Salvaged {
         Ok(())
     });
     if is_open.is_none() {
-        tracing::warn!("nothing could be read of the outbox that was moved aside");
+        tracing::warn!(
+            code = "outbox_salvage_failed",
+            "nothing could be read of the outbox that was moved aside"
+        );
     }
     salvaged
 }

@@ -165,7 +165,11 @@ impl Sinks {
             let (outbox, seats) = (Arc::clone(&self.outbox), seats.clone());
             match tokio::task::spawn_blocking(move || outbox.seat(&seats)).await {
                 Ok(Err(failure)) => {
-                    error!(cause = causes(&failure), "the outbox could not be told of other sinks");
+                    error!(
+                        code = "sink_registration_failed",
+                        cause = causes(&failure),
+                        "the outbox could not be told of other sinks"
+                    );
                     sleep(STORE_RETRY).await;
                 }
                 Ok(Ok(())) | Err(_) => break,

@@ -112,7 +112,11 @@ impl Listener {
             if is_welcome(user, me()) {
                 return Ok(Box::new(stream));
             }
-            tracing::warn!(user, "another user wanted to ask the agent, and was turned away");
+            tracing::warn!(
+                code = "control_user_refused",
+                user,
+                "another user wanted to ask the agent, and was turned away"
+            );
         }
     }
 }

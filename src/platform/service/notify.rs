@@ -51,7 +51,10 @@ impl Notify {
         if gets_on(limit / 2) {
             self.send("WATCHDOG=1");
         } else {
-            tracing::error!("the agent does not get on: the service manager will start it anew");
+            tracing::error!(
+                code = "agent_stalled",
+                "the agent does not get on: the service manager will start it anew"
+            );
         }
     }
 

@@ -184,7 +184,11 @@ impl Dedupe {
             self.forget(file);
         }
         if !self.files.contains_key(&reading) {
-            tracing::warn!(limit = self.limit, "uuids of a file were too many to remember all");
+            tracing::warn!(
+                code = "dedupe_limit_reached",
+                limit = self.limit,
+                "uuids of a file were too many to remember all"
+            );
         }
     }
 }

@@ -151,7 +151,7 @@ impl Rejection {
             Self::Config(error) => Some(error.to_string()),
             _ => None,
         };
-        error!(status, reason = %self, cause, "could not serve a request");
+        error!(code = "request_failed", status, reason = %self, cause, "could not serve a request");
     }
 }
 

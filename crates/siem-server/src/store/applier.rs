@@ -141,7 +141,10 @@ impl Applier {
         self.shared.queue().ends = true;
         self.shared.changed.notify_all();
         self.thread.join().unwrap_or_else(|_| {
-            error!("the thread that writes epochs' files panicked, the journal has it all");
+            error!(
+                code = "applier_panicked",
+                "the thread that writes epochs' files panicked, the journal has it all"
+            );
             PathBuf::new()
         })
     }
@@ -204,7 +207,7 @@ impl Shared {
                 Some(stem)
             }
             Err(error) => {
-                error!(%error, "could not write an epoch's files; the journal has it all");
+                error!(code = "epoch_files_write_failed", %error, "could not write an epoch's files; the journal has it all");
                 queue.failed = Some(error);
                 queue.answer_all();
                 queue.work.push_front(Work::Frame(frame));

@@ -44,7 +44,10 @@ impl Checkpointer {
     /// Hands a sealed journal over.
     pub(super) fn add(&self, sealed: Sealed) {
         if self.sealed.send(sealed).is_err() {
-            error!("the checkpoint thread is gone, journals stay until the next start");
+            error!(
+                code = "checkpoint_thread_ended",
+                "the checkpoint thread is gone, journals stay until the next start"
+            );
         }
     }
 
@@ -52,7 +55,10 @@ impl Checkpointer {
     pub(super) fn finish(self) -> PathBuf {
         drop(self.sealed);
         if self.thread.join().is_err() {
-            error!("the checkpoint thread panicked, journals stay until the next start");
+            error!(
+                code = "checkpoint_thread_panicked",
+                "the checkpoint thread panicked, journals stay until the next start"
+            );
         }
         self.root
     }
@@ -68,7 +74,7 @@ fn work(root: &Path, waiting: &mpsc::Receiver<Sealed>) {
         // the whole end of the story.
         while let Some(sealed) = queue.front() {
             if let Err(error) = checkpoint(root, sealed, again) {
-                error!(%error, journals = queue.len(), "could not sync epochs' files, journals stay");
+                error!(code = "epoch_files_sync_failed", %error, journals = queue.len(), "could not sync epochs' files, journals stay");
                 break;
             }
             queue.pop_front();

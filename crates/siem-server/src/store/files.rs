@@ -196,7 +196,7 @@ impl Drop for FileStore {
         self.jobs = None;
         let writer = self.writer.lock().ok().and_then(|mut writer| writer.take());
         if let Some(Err(_)) = writer.map(thread::JoinHandle::join) {
-            tracing::error!("the store's writer panicked");
+            tracing::error!(code = "store_writer_panicked", "the store's writer panicked");
         }
     }
 }

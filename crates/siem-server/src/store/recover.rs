@@ -112,7 +112,7 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
 
 fn put_aside(journal: &Path) -> io::Result<()> {
     let aside = journal.with_extension("damaged");
-    error!(journal = %journal.display(), aside = %aside.display(), "found a damaged journal, put it aside");
+    error!(code = "journal_damaged", journal = %journal.display(), aside = %aside.display(), "found a damaged journal, put it aside");
     fs::copy(journal, aside).map(drop)
 }
 
@@ -129,7 +129,7 @@ fn prepare(machines: &Path, stem: &Stem, frame: &Frame) -> io::Result<Damage> {
         let length = file.metadata()?.len();
         if length < at {
             damage.lines = true;
-            error!(file = %path.display(), bytes = at - length, "found lines missing before those of the journal");
+            error!(code = "lines_missing", file = %path.display(), bytes = at - length, "found lines missing before those of the journal");
             let whole = whole_lines(&file, length)?;
             file.seek(SeekFrom::Start(whole))?;
             let mut writer = BufWriter::new(&file);
@@ -193,7 +193,7 @@ fn load(machines: &Path, stem: &Stem, damaged: bool, catalog: &mut Catalog) -> i
     };
     let mut changed = open(&path)?.metadata()?.len() != whole;
     if changed {
-        warn!(file = %path.display(), "cut a torn line off");
+        warn!(code = "torn_line_removed", file = %path.display(), "cut a torn line off");
         open(&path)?.set_len(whole)?;
     }
     for (note, length) in &notes {
@@ -228,7 +228,7 @@ fn read_notes(path: &Path) -> io::Result<(Vec<(Note, u64)>, u64)> {
             Err(error) => {
                 blank += length;
                 if line != b"\n" {
-                    error!(file = %path.display(), at = whole, %error, "found a damaged note");
+                    error!(code = "note_damaged", file = %path.display(), at = whole, %error, "found a damaged note");
                 }
             }
         }
@@ -249,7 +249,7 @@ fn repair_lines(
     let (end, notes_end) = catalog.ends(key);
     if length > end {
         let aside = path.with_extension("surplus");
-        error!(file = %path.display(), aside = %aside.display(), "found lines without a note, put them aside");
+        error!(code = "lines_without_note", file = %path.display(), aside = %aside.display(), "found lines without a note, put them aside");
         let mut surplus = File::options().append(true).create(true).open(aside)?;
         (&file).seek(SeekFrom::Start(end))?;
         io::copy(&mut &file, &mut surplus)?;
@@ -266,7 +266,7 @@ fn repair_lines(
         return Ok(false);
     }
     file.set_len(whole)?;
-    error!(file = %path.display(), ranges = ?lost, "found lines missing, their numbers are a gap now");
+    error!(code = "lines_lost", file = %path.display(), ranges = ?lost, "found lines missing, their numbers are a gap now");
     let claims = claims_behind(machines, stem, key, &lost, catalog)?;
     let change = Change { lost, claims, ..Change::default() };
     let at = humantime::format_rfc3339_millis(fs::metadata(&path)?.modified()?).to_string();
@@ -348,7 +348,12 @@ fn repair_values(
     if file.metadata()?.len() == expected {
         return Ok(false);
     }
-    warn!(machine = key.0, epoch = key.1, "the chain's values are made again from lines and notes");
+    warn!(
+        code = "chain_rebuilt",
+        machine = key.0,
+        epoch = key.1,
+        "the chain's values are made again from lines and notes"
+    );
     file.set_len(0)?;
     let mut again = crate::ledger::Ledger::default();
     let mut files = EpochFiles::new(machines.to_owned());

@@ -146,7 +146,7 @@ impl Repeats {
             directory.go_on()?;
         }
         if directory.lines_end != other.lines_end {
-            warn!(file = %path.display(), "where lines began is made again from the lines");
+            warn!(code = "line_starts_rebuilt", file = %path.display(), "where lines began is made again from the lines");
             drop(directory);
             files.forget(&other.stem);
             make_again(&other.stem.lines(&self.root), &path, other.lines_end)?;

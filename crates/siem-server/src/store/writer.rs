@@ -83,7 +83,7 @@ impl Writer {
             self.seal();
         }
         if let Err(error) = self.journal.trim() {
-            warn!(%error, "could not take off what was written ahead in the journal");
+            warn!(code = "journal_truncate_failed", %error, "could not take off what was written ahead in the journal");
         }
         self.applier.finish()
     }
@@ -123,7 +123,7 @@ impl Writer {
 
     fn turn(&mut self, group: Vec<Waiting>) {
         if let Err(error) = self.prepare() {
-            warn!(%error, batches = group.len(), "refused batches, the store cannot write");
+            warn!(code = "store_write_failed", %error, batches = group.len(), "refused batches, the store cannot write");
             for waiting in group {
                 reply(waiting.answer, Err(StoreError::from_io(copy(&error))));
             }
@@ -178,7 +178,13 @@ impl Writer {
         let mut judged = match self.catalog.judge(&batch, &mut values) {
             Ok(judged) => judged,
             Err(Refusal::Conflict { expected_seq }) => {
-                warn!(machine = key.0, epoch = key.1, expected_seq, "refused a conflicting batch");
+                warn!(
+                    code = "batch_conflict",
+                    machine = key.0,
+                    epoch = key.1,
+                    expected_seq,
+                    "refused a conflicting batch"
+                );
                 // That it was refused is written down like all else, so that it is counted.
                 let (note, place) = self.catalog.conflict(&batch);
                 let lines = Lines::Of(batch, Vec::new());
@@ -187,7 +193,7 @@ impl Writer {
                 return Some(Staged { frame, key, note, outcome, answer });
             }
             Err(Refusal::Values(error)) => {
-                error!(machine = key.0, epoch = key.1, %error, "could not read the chain");
+                error!(code = "chain_read_failed", machine = key.0, epoch = key.1, %error, "could not read the chain");
                 reply(answer, Err(StoreError::from_io(error)));
                 return None;
             }
@@ -203,7 +209,7 @@ impl Writer {
             match found {
                 Ok(repeated) => judged.note.repeated = repeated,
                 Err(error) => {
-                    error!(machine = key.0, epoch = key.1, %error, "could not tell whether lines came before in another epoch, stored them unmarked");
+                    error!(code = "repeats_read_failed", machine = key.0, epoch = key.1, %error, "could not tell whether lines came before in another epoch, stored them unmarked");
                 }
             }
         }
@@ -221,7 +227,7 @@ impl Writer {
 
     fn commit(&mut self, staged: Vec<Staged>) {
         if let Err(error) = self.journal.append(staged.iter().map(|staged| &staged.frame)) {
-            error!(%error, batches = staged.len(), "could not write the journal");
+            error!(code = "journal_write_failed", %error, batches = staged.len(), "could not write the journal");
             for staged in staged {
                 reply(staged.answer, Err(StoreError::from_io(copy(&error))));
             }
@@ -237,7 +243,7 @@ impl Writer {
             if let Some(found) = self.catalog.newly_unexplained(&staged.key, &staged.note) {
                 let (machine, epoch) = &staged.key;
                 let (claimed, held) = (found.claimed, found.held);
-                warn!(machine, epoch, below = found.below, ?claimed, ?held, missing = found.missing,
+                warn!(code = "totals_mismatch", machine, epoch, below = found.below, ?claimed, ?held, missing = found.missing,
                     wrong = ?found.wrong, "what is held differs from what the agent claims, and no \
                     missing number explains it");
             }
@@ -254,7 +260,9 @@ impl Writer {
     fn seal(&mut self) {
         match self.journal.seal() {
             Ok(path) => self.applier.sealed(path),
-            Err(error) => warn!(%error, "could not begin another journal, this one goes on"),
+            Err(error) => {
+                warn!(code = "journal_rotate_failed", %error, "could not begin another journal, this one goes on")
+            }
         }
     }
 }
@@ -269,17 +277,24 @@ fn log_findings(staged: &Staged) {
     let (machine, epoch) = (&staged.key.0, &staged.key.1);
     let change = &staged.note.change;
     if let Some(gap) = change.gap {
-        warn!(machine, epoch, first = gap.first, last = gap.last, "found a gap");
+        warn!(
+            code = "gap_found",
+            machine,
+            epoch,
+            first = gap.first,
+            last = gap.last,
+            "found a gap"
+        );
     }
     for found in &change.breaks {
-        warn!(machine, epoch, seq = found.seq, kind = ?found.kind, "found a break in the chain");
+        warn!(code = "chain_break_found", machine, epoch, seq = found.seq, kind = ?found.kind, "found a break in the chain");
     }
     for repeated in &staged.note.repeated {
         let lines = repeated.count();
         info!(machine, epoch, of = repeated.of, lines, "lines came that another epoch has too");
     }
     for clone in &staged.note.clones {
-        warn!(machine, epoch, kind = ?clone.kind, other = clone.other, "found a clone");
+        warn!(code = "clone_found", machine, epoch, kind = ?clone.kind, other = clone.other, "found a clone");
     }
 }
 

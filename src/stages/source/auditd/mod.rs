@@ -139,7 +139,7 @@ impl Source for Auditd {
         if let Progress::Idle { .. } = progress {
             let trouble = self.follower.trouble();
             if let Some(trouble) = trouble.as_ref().filter(|it| self.told.as_ref() != Some(it)) {
-                error!("{trouble}");
+                error!(code = "audit_log_unreadable", "{trouble}");
                 let data = json!({ "stage": "auditd", "problem": trouble.to_string() });
                 intake.report(Event::warning(event::STAGE_FAILED, data));
             }

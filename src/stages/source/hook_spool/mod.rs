@@ -210,7 +210,7 @@ impl Source for HookSpool {
         for name in self.storing.drain(..) {
             // It is known as taken: whoever cannot delete it tries again at the next start.
             if let Err(error) = spool.remove(&name) {
-                warn!(%error, name, "a hook's report could not be deleted");
+                warn!(code = "hook_report_delete_failed", %error, name, "a hook's report could not be deleted");
             }
         }
     }
@@ -224,7 +224,7 @@ impl HookSpool {
     /// Takes up what waits in the spool; whether there is more.
     fn take_up(&mut self, spool: &Spool) -> (Vec<Event>, bool) {
         let names = spool.names().unwrap_or_else(|error| {
-            warn!(%error, "the reports of hooks could not be listed");
+            warn!(code = "hook_reports_list_failed", %error, "the reports of hooks could not be listed");
             Vec::new()
         });
         let there: BTreeSet<&String> = names.iter().collect();
@@ -242,9 +242,12 @@ impl HookSpool {
         for name in new.iter().take(AT_ONCE) {
             match spool.read(name) {
                 Ok(Some(report)) => self.see(&report, &mut events),
-                Ok(None) => warn!(name, "a hook's report makes no sense, and is left out"),
+                Ok(None) => warn!(
+                    code = "hook_report_invalid",
+                    name, "a hook's report makes no sense, and is left out"
+                ),
                 Err(error) => {
-                    warn!(%error, name, "a hook's report could not be read");
+                    warn!(code = "hook_report_read_failed", %error, name, "a hook's report could not be read");
                     continue;
                 }
             }
