@@ -1,7 +1,7 @@
 //! What each fuzz target does with its input: one function a file, without the fuzzer.
 //!
 //! Two callers share them. The targets in `fuzz_targets` run them under cargo-fuzz, which needs
-//! nightly; `tests/fuzz_corpora.rs` of the agent includes this file by its path and replays the
+//! nightly; `tests/it/fuzz_corpora.rs` of the agent includes this file by its path and replays the
 //! corpora on stable. So nothing here depends on the fuzzer, and only public items are used.
 #![allow(clippy::unwrap_used, reason = "a target that fails ends there")]
 

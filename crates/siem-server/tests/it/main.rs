@@ -1,0 +1,12 @@
+//! Integration tests of the receiver, linked as one binary.
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod body;
+mod config;
+mod faults;
+mod ingest;
+mod openapi;
+mod process;

@@ -1,0 +1,189 @@
+//! `openapi.json` says what the handlers take and answer.
+//!
+//! After a change of types or routes: `UPDATE_OPENAPI=1 cargo test -p siem-server --test it openapi`.
+
+use schemars::generate::{SchemaGenerator, SchemaSettings};
+use serde_json::{Value, json};
+use siem_protocol::{BatchHeader, ManagedConfig, Problem, Receipt};
+use siem_server::{OPENAPI, ROUTES, stats::Stats};
+
+fn document() -> Value {
+    let mut schemas = SchemaSettings::openapi3().into_generator();
+    let header = schema::<BatchHeader>(&mut schemas);
+    let receipt = schema::<Receipt>(&mut schemas);
+    let config = schema::<ManagedConfig>(&mut schemas);
+    let stats = schema::<Stats>(&mut schemas);
+    schema::<Problem>(&mut schemas);
+    let problems = |codes: &[(&str, &str)]| -> serde_json::Map<String, Value> {
+        codes.iter().map(|(code, text)| ((*code).to_owned(), problem(text))).collect()
+    };
+    let mut ingest = problems(&[
+        (
+            "400",
+            "Malformed: in its encoding, its lines, its header line, or contradicted by identity headers.",
+        ),
+        ("401", "The bearer token is missing or wrong."),
+        ("403", "The signature is missing or wrong."),
+        ("408", "The body took too long to arrive."),
+        (
+            "409",
+            "A number that is held came with another chain value; `expected_seq` says what comes next.",
+        ),
+        ("413", "More than 16 MiB compressed or 64 MiB decoded, or too many entries."),
+        (
+            "415",
+            "The content encoding is not zstd, gzip or identity, or the content type is another.",
+        ),
+        ("422", "One entry is no JSON object."),
+        ("503", "Not available now; `Retry-After` says when to come again."),
+        ("507", "No space; nothing of the batch is stored."),
+    ]);
+    ingest.insert("200".into(), answer("On stable storage.", receipt));
+    let mut managed = problems(&[
+        ("400", "The nonce is not 32 hexadecimal digits."),
+        ("401", "The bearer token is missing or wrong."),
+        ("404", "There is no managed configuration."),
+        ("500", "The configuration's file cannot be read, or agents would refuse it."),
+    ]);
+    let mut found = answer("The managed configuration, its bytes as they are in the file.", config);
+    found["headers"] = json!({
+        "ETag": { "schema": { "type": "string" } },
+        "X-Siem-Signature": {
+            "description": "HMAC-SHA256 over nonce, newline and body, when the request has a nonce.",
+            "schema": { "type": "string", "pattern": "^[0-9a-f]{64}$" },
+        },
+    });
+    managed.insert("200".into(), found);
+    managed.insert("304".into(), json!({ "description": "Unchanged; signed over an empty body." }));
+    let mut held = problems(&[
+        ("401", "The bearer token is missing or wrong."),
+        ("503", "Not available now."),
+    ]);
+    held.insert("200".into(), answer("What is held.", stats));
+    let text = |name: &str, required: bool, what: &str| json!({ "name": name, "in": "header", "required": required, "description": what, "schema": { "type": "string" } });
+    let identity: Vec<Value> = [
+        "X-Siem-Machine-Id",
+        "X-Siem-Hostname",
+        "X-Siem-User",
+        "X-Siem-Os",
+        "X-Siem-Arch",
+        "X-Siem-Agent-Version",
+    ]
+    .map(|name| text(name, false, "Percent-encoded; must not contradict the batch's header line."))
+    .to_vec();
+    let mut parameters = vec![
+        text("X-Siem-Signature", true, "Lower-case hex of HMAC-SHA256 over the body as sent."),
+        text(
+            "X-Siem-Batch-Id",
+            false,
+            "`<epoch>-<first_seq>-<last_seq>`, a redelivery `<epoch>-r-<lowest>-<highest>`.",
+        ),
+        text("Content-Encoding", false, "`zstd`, `gzip` or `identity`."),
+    ];
+    parameters.extend(identity);
+    json!({
+        "openapi": "3.0.3",
+        "info": {
+            "title": "Receiver of ai-agent",
+            "description": "Takes signed batches of session records and keeps each record once, byte for byte.",
+            "version": siem_protocol::PROTOCOL.to_string(),
+            "license": { "name": "MIT" },
+        },
+        "security": [{ "bearer": [] }],
+        "paths": {
+            "/ingest": { "post": {
+                "operationId": "ingest",
+                "summary": "Takes a batch",
+                "parameters": parameters,
+                "requestBody": {
+                    "required": true,
+                    "description": "A header line, then one line for each entry.",
+                    "content": { "application/x-ndjson": { "schema": header } },
+                },
+                "responses": ingest,
+            } },
+            "/config": { "get": {
+                "operationId": "config",
+                "summary": "Gives the managed configuration",
+                "parameters": [
+                    text("X-Siem-Nonce", false, "16 random bytes in hex; the answer is then signed."),
+                    text("If-None-Match", false, "The ETag of what the agent has."),
+                ],
+                "responses": managed,
+            } },
+            "/stats": { "get": { "operationId": "stats", "summary": "Tells what is held", "responses": held } },
+            "/healthz": { "get": {
+                "operationId": "healthz", "summary": "Tells that the server runs", "security": [],
+                "responses": { "200": answer("It runs.", json!({ "type": "object" })) },
+            } },
+            "/openapi.json": { "get": {
+                "operationId": "openapi", "summary": "Gives this document", "security": [],
+                "responses": { "200": answer("This document.", json!({ "type": "object" })) },
+            } },
+        },
+        "components": {
+            "securitySchemes": { "bearer": { "type": "http", "scheme": "bearer" } },
+            "schemas": schemas.take_definitions(true),
+        },
+    })
+}
+
+fn schema<T: schemars::JsonSchema>(schemas: &mut SchemaGenerator) -> Value {
+    schemas.subschema_for::<T>().to_value()
+}
+
+fn answer(description: &str, schema: Value) -> Value {
+    json!({ "description": description, "content": { "application/json": { "schema": schema } } })
+}
+
+fn problem(description: &str) -> Value {
+    json!({ "description": description, "content": { "application/problem+json": {
+        "schema": { "$ref": "#/components/schemas/Problem" }
+    } } })
+}
+
+#[test]
+fn the_document_says_what_the_handlers_types_say() {
+    let document = document();
+    if std::env::var_os("UPDATE_OPENAPI").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
+        std::fs::write(path, serde_json::to_string_pretty(&document).unwrap() + "\n").unwrap();
+        return;
+    }
+    let served: Value = serde_json::from_str(OPENAPI).unwrap();
+    assert_eq!(served, document, "run this test with UPDATE_OPENAPI=1");
+}
+
+#[test]
+fn the_document_has_every_route_and_no_other() {
+    let document: Value = serde_json::from_str(OPENAPI).unwrap();
+    let mut described: Vec<_> = document["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(path, methods)| {
+            methods.as_object().unwrap().keys().map(move |method| (method.as_str(), path.as_str()))
+        })
+        .collect();
+    let mut routes = ROUTES.to_vec();
+    described.sort_unstable();
+    routes.sort_unstable();
+    assert_eq!(described, routes);
+}
+
+#[test]
+fn every_reference_leads_somewhere() {
+    fn check(value: &Value, document: &Value) {
+        if let Some(reference) = value.get("$ref").and_then(Value::as_str) {
+            let pointer = reference.strip_prefix('#').unwrap();
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+        match value {
+            Value::Object(members) => members.values().for_each(|value| check(value, document)),
+            Value::Array(elements) => elements.iter().for_each(|value| check(value, document)),
+            _ => {}
+        }
+    }
+    let document: Value = serde_json::from_str(OPENAPI).unwrap();
+    check(&document, &document);
+}

@@ -1,0 +1,319 @@
+//! The `demo-server` program, as a process.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use crate::common::{SECRET, TOKEN};
+
+fn command(data: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_demo-server"));
+    command
+        .args(["--listen", "127.0.0.1:0", "--data"])
+        .arg(data)
+        .env_remove("CLAUDE_SIEM_TOKEN")
+        .env_remove("CLAUDE_SIEM_HMAC_SECRET")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// A process that is killed when the test is over.
+struct Process {
+    child: Child,
+    #[cfg_attr(not(unix), expect(dead_code, reason = "only tests with signals send to it"))]
+    url: String,
+}
+
+impl Process {
+    fn start(data: &Path) -> Self {
+        let mut command = command(data);
+        command.env("CLAUDE_SIEM_TOKEN", TOKEN).env("CLAUDE_SIEM_HMAC_SECRET", SECRET);
+        Self::spawn(&mut command)
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let url = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{line:?}"));
+        Self { url: url.trim().to_owned(), child }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn output(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.output().unwrap();
+    assert!(output.stdout.is_empty());
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn missing_and_empty_secrets_are_said() {
+    let data = tempfile::tempdir().unwrap();
+    let (code, text) = output(&mut command(data.path()));
+    assert_eq!(code, Some(2));
+    assert!(
+        text.contains("error: no token: give it in CLAUDE_SIEM_TOKEN, by --token-file"),
+        "{text}"
+    );
+    let (code, text) = output(command(data.path()).args(["--token", "t"]));
+    assert_eq!(code, Some(2));
+    assert!(text.contains("error: no HMAC secret: give it in CLAUDE_SIEM_HMAC_SECRET"), "{text}");
+    let mut empty = command(data.path());
+    let (code, text) = output(empty.env("CLAUDE_SIEM_TOKEN", "").args(["--hmac-secret", "s"]));
+    assert_eq!(code, Some(2));
+    assert!(text.contains("error: a token is empty"), "{text}");
+    let absent = data.path().join("absent");
+    let (code, text) = output(command(data.path()).arg("--token-file").arg(&absent));
+    assert_eq!(code, Some(2));
+    assert!(text.contains("error: cannot read the token from"), "{text}");
+}
+
+#[cfg(unix)]
+#[test]
+fn secrets_come_from_files_that_not_everyone_can_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let data = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str, mode| {
+        let path = data.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    let (token, secret) = (write("token", "one\ntwo\n", 0o600), write("secret", SECRET, 0o640));
+    let mut command = command(data.path());
+    command.arg("--token-file").arg(&token).arg("--hmac-secret-file").arg(&secret);
+    drop(Process::spawn(&mut command));
+    write("token", "one\n", 0o644);
+    let (code, text) = output(&mut command);
+    assert_eq!(code, Some(2));
+    assert!(text.contains("is readable by everyone"), "{text}");
+}
+
+#[test]
+fn a_second_server_on_the_same_data_is_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let _first = Process::start(data.path());
+    let (code, text) = output(command(data.path()).args(["--token", "t", "--hmac-secret", "s"]));
+    assert_eq!(code, Some(1));
+    assert!(text.contains("is in use by another receiver"), "{text}");
+}
+
+/// What begins or ends with a signal.
+#[cfg(unix)]
+mod with_signals {
+    use std::{
+        io::Read as _,
+        sync::{
+            Arc,
+            atomic::{AtomicU64, Ordering},
+        },
+        time::Duration,
+    };
+
+    use siem_protocol::{Receipt, names::header, sign};
+    use siem_server::{ledger::Difference, stats::Stats};
+
+    use super::*;
+    use crate::common::{BatchText, Outbox, files};
+
+    impl Process {
+        fn request(&self, client: &reqwest::Client, text: &BatchText) -> reqwest::RequestBuilder {
+            let body = text.text();
+            client
+                .post(format!("{}/ingest", self.url))
+                .bearer_auth(TOKEN)
+                .header(header::SIGNATURE, sign(SECRET.as_bytes(), body.as_bytes()))
+                .body(body)
+        }
+    }
+
+    #[tokio::test]
+    async fn sigterm_ends_it_in_order_and_nothing_secret_is_logged() {
+        let data = tempfile::tempdir().unwrap();
+        let mut child = command(data.path());
+        child
+            .env("RUST_LOG", "trace")
+            .env("CLAUDE_SIEM_TOKEN", TOKEN)
+            .env("CLAUDE_SIEM_HMAC_SECRET", SECRET);
+        let mut process = Process::spawn(&mut child);
+        let mut errors = process.child.stderr.take().unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut log = String::new();
+            errors.read_to_string(&mut log).unwrap();
+            log
+        });
+        let client = reqwest::Client::new();
+        let secret_line = r#"{"seq":1,"kind":"event","data":"very private"}"#;
+        let text = BatchText::new(1, 2).line(1, secret_line);
+        let signature = sign(SECRET.as_bytes(), text.text().as_bytes());
+        assert_eq!(process.request(&client, &text).send().await.unwrap().status(), 200);
+        for (first, token) in [(1, TOKEN), (9, "wrong token")] {
+            let other =
+                BatchText::new(first, 9).line(9, r#"{"seq":9,"kind":"event","data":"very private"#);
+            let request =
+                process.request(&client, &other).header("authorization", format!("Bearer {token}"));
+            assert!(!request.send().await.unwrap().status().is_success());
+        }
+        let pid = process.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert_eq!(process.child.wait().unwrap().code(), Some(0));
+        let log = reading.join().unwrap();
+        assert!(log.contains("ended in order"), "{log}");
+        for secret in [TOKEN, SECRET, "wrong token", "very private", &signature] {
+            assert!(!log.contains(secret), "{secret}: {log}");
+        }
+    }
+
+    /// Several agents send as fast as they are answered, the server is killed, again and again. What
+    /// was answered is there, once, in order; what was not is sent again; and what the agents claim of
+    /// it is what is held.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_was_answered_survives_kills() {
+        const AGENTS: u64 = 6;
+        const KILLS: u64 = 5;
+        let data = tempfile::tempdir().unwrap();
+        let outbox = Arc::new(outbox());
+        let next: Vec<_> = (0..AGENTS).map(|_| Arc::new(AtomicU64::new(1))).collect();
+        for round in 0..KILLS {
+            let mut process = Process::start(data.path());
+            // A log that nobody reads would fill its pipe.
+            drop(process.child.stderr.take());
+            let target =
+                next.iter().map(|next| next.load(Ordering::SeqCst)).sum::<u64>() + 200 + 77 * round;
+            let process = Arc::new(process);
+            let agents: Vec<_> = (0..AGENTS)
+                .map(|agent| {
+                    let (process, outbox) = (process.clone(), outbox.clone());
+                    tokio::spawn(send(process, outbox, agent, next[agent as usize].clone()))
+                })
+                .collect();
+            crate::common::eventually("enough is answered", async || {
+                next.iter().map(|next| next.load(Ordering::SeqCst)).sum::<u64>() >= target
+            })
+            .await;
+            let pid = process.child.id().to_string();
+            assert!(Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
+            for agent in agents {
+                agent.await.unwrap();
+            }
+            drop(process);
+        }
+        // A last start repairs what the last kill left.
+        let mut process = Process::start(data.path());
+        let client = reqwest::Client::new();
+        for (agent, next) in (0..AGENTS).zip(&next) {
+            let text = batch(&outbox, agent, next.load(Ordering::SeqCst));
+            let response = process.request(&client, &text).send().await.unwrap();
+            assert_eq!(response.status(), 200);
+            next.fetch_add(3, Ordering::SeqCst);
+        }
+        let stats = client.get(format!("{}/stats", process.url)).bearer_auth(TOKEN).send().await;
+        let stats: Stats = serde_json::from_slice(&stats.unwrap().bytes().await.unwrap()).unwrap();
+        assert_eq!(stats.unexplained, 0);
+        for machine in &stats.machines {
+            let epoch = &machine.epochs[0];
+            assert_eq!(epoch.claims.as_ref().unwrap().difference, Difference::None);
+            assert_eq!((epoch.breaks.len(), epoch.gaps.len(), epoch.repetitions), (0, 0, 0));
+        }
+        let pid = process.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert_eq!(process.child.wait().unwrap().code(), Some(0));
+        let stored = files(data.path(), "ndjson");
+        assert_eq!(stored.len() as u64, AGENTS);
+        for file in stored {
+            let agent = (0..AGENTS)
+                .find(|agent| file.to_str().unwrap().contains(&format!("machine-{agent}/")));
+            let next = next[agent.unwrap() as usize].load(Ordering::SeqCst);
+            let expected = &outbox.lines()[..usize::try_from(next - 1).unwrap()];
+            let expected = expected.join("\n") + "\n";
+            let stored = std::fs::read_to_string(file).unwrap();
+            let same = stored.lines().zip(expected.lines()).take_while(|(a, b)| a == b).count();
+            assert!(stored == expected, "{same} of {} lines, then others", next - 1);
+        }
+    }
+
+    /// More than all kills leave time for.
+    fn outbox() -> Outbox {
+        let mut outbox = Outbox::new("epoch-1");
+        for entry in 0..30_000 {
+            match entry % 7 {
+                1 => outbox.part("h", entry, 1),
+                3 => outbox.event(),
+                6 => outbox.heartbeat(),
+                _ => outbox.record("g", entry * 100, entry),
+            };
+        }
+        outbox
+    }
+
+    fn batch(outbox: &Outbox, agent: u64, first: u64) -> BatchText {
+        let batch = outbox.batch(first, first + 2);
+        batch.with(|header| header.machine_id = format!("machine-{agent}"))
+    }
+
+    /// Sends batches until the server is gone.
+    async fn send(process: Arc<Process>, outbox: Arc<Outbox>, agent: u64, next: Arc<AtomicU64>) {
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
+        loop {
+            let first = next.load(Ordering::SeqCst);
+            let Ok(response) = process.request(&client, &batch(&outbox, agent, first)).send().await
+            else {
+                return;
+            };
+            let status = response.status();
+            let Ok(body) = response.bytes().await else { return };
+            assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+            let receipt: Receipt = serde_json::from_slice(&body).unwrap();
+            assert_eq!(receipt.last_seq, Some(first + 2));
+            assert_eq!(receipt.accepted + receipt.duplicates, 3);
+            next.store(first + 3, Ordering::SeqCst);
+        }
+    }
+
+    /// Bodies that swell to a gigabyte each, many at once: they are refused, and what the process ever
+    /// had in memory stays what its limits say. Nobody reads the log: each refusal is a line in it, and
+    /// one that could not be written once cost the answer.
+    #[cfg(target_os = "linux")]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn bombs_cost_no_more_memory_than_the_limits_say() {
+        use siem_protocol::Encoding;
+        let data = tempfile::tempdir().unwrap();
+        let mut process = Process::start(data.path());
+        drop(process.child.stderr.take());
+        let client = reqwest::Client::new();
+        let mut tasks = Vec::new();
+        for encoding in [Encoding::Zstd, Encoding::Gzip] {
+            let bomb = crate::common::encoded(&vec![b' '; 8 << 20], encoding).repeat(130);
+            let signature = sign(SECRET.as_bytes(), &bomb);
+            for _ in 0..12 {
+                let request = client
+                    .post(format!("{}/ingest", process.url))
+                    .bearer_auth(TOKEN)
+                    .header("content-encoding", encoding.as_str())
+                    .header(header::SIGNATURE, &signature)
+                    .body(bomb.clone());
+                tasks.push(tokio::spawn(async move { request.send().await.unwrap().status() }));
+            }
+        }
+        for task in tasks {
+            let status = task.await.unwrap().as_u16();
+            assert!(status == 413 || status == 503, "{status}");
+        }
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", process.child.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+        eprintln!("at most {} MiB were in memory", peak >> 10);
+        assert!(peak < 512 << 10, "{peak} KiB");
+    }
+}

@@ -1,0 +1,368 @@
+//! What happens when there is no room: reading waits, the files are the buffer, the agent lives on
+//! and goes on by itself, nothing is lost and nothing comes twice.
+#![cfg(target_os = "linux")]
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::support::{
+    agent::Agent,
+    entries::{self, Stored},
+    eventually,
+    home::Home,
+    random,
+    receiver::{Receiver, wait_for},
+    scripted::{Answer, Scripted},
+    within,
+};
+use ai_agent::protocol::names::event;
+use rustix::process::Signal;
+
+const MB: usize = 1 << 20;
+
+/// Lines that hardly shrink, so many bytes of them, each with a number of its own.
+fn lines(random: &mut fastrand::Rng, first: usize, bytes: usize) -> Vec<u8> {
+    let mut lines = Vec::with_capacity(bytes + 20_000);
+    let mut number = first;
+    while lines.len() < bytes {
+        let text: String = (0..16_000).map(|_| random.alphanumeric()).collect();
+        writeln!(lines, "{{\"type\":\"user\",\"n\":{number},\"text\":\"{text}\"}}").unwrap();
+        number += 1;
+    }
+    lines
+}
+
+/// The file's lines are there, in order, each once.
+#[track_caller]
+fn assert_same(file: &Path, entries: &[Stored]) {
+    let mut offset = 0;
+    let mut arrived = entries::lines(entries).into_iter().filter(|line| line.path == file);
+    for line in fs::read(file).unwrap().split_inclusive(|byte| *byte == b'\n') {
+        let found = arrived.next().expect("a line is lost");
+        assert_eq!(found.offset, offset, "a line is lost or doubled");
+        assert!(found.bytes == line[..line.len() - 1], "other bytes at {offset}");
+        offset += line.len() as u64;
+    }
+    assert!(arrived.next().is_none(), "a line is doubled");
+}
+
+/// The entries between two events of these names; the first of each.
+fn between<'a>(entries: &'a [Stored], one: &str, other: &str) -> &'a [Stored] {
+    let place = |name: &str| entries.iter().position(|entry| entry.event.as_deref() == Some(name));
+    &entries[place(one).unwrap()..place(other).unwrap()]
+}
+
+#[test]
+fn a_full_outbox_stops_reading_until_the_receiver_takes_something() {
+    let home = Home::new();
+    let mut random = random();
+    let file = home.write("-work/a.jsonl", lines(&mut random, 0, 30 * MB));
+    let is_open = Arc::new(AtomicBool::new(false));
+    let opened = Arc::clone(&is_open);
+    let receiver = Scripted::by_rule(move |_| match opened.load(Ordering::Relaxed) {
+        true => Answer::Receipt,
+        false => Answer::Status(503, &[("Retry-After", "1")], ""),
+    });
+    // Of these, 16 MiB are kept for events.
+    let config = "[shipping]\nflush_interval = \"0s\"\n[outbox]\nmax_bytes = \"32 MiB\"";
+    let mut agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start();
+    agent.wait_for_log("no room: reading waits, the files are the buffer lack=\"outbox\"");
+    // What is written meanwhile waits in its file.
+    home.append("-work/a.jsonl", lines(&mut random, 5000, MB));
+    is_open.store(true, Ordering::Relaxed);
+    agent.wait_for_log("there is room again: reading goes on");
+    let total = fs::read(&file).unwrap().iter().filter(|byte| **byte == b'\n').count();
+    within(2 * crate::support::PATIENCE, "all of it", || {
+        std::thread::sleep(Duration::from_millis(200));
+        (entries::lines(&receiver.entries()).len() >= total).then_some(())
+    });
+    agent.stop();
+
+    let entries = receiver.entries();
+    assert_same(&file, &entries);
+    let full = &entries::events(&entries, event::OUTBOX_FULL)[0].data;
+    assert_eq!(full["lack"], "outbox");
+    let stored = full["outbox_bytes"].as_u64().unwrap() as usize;
+    assert!((16 * MB..24 * MB).contains(&stored), "{stored}");
+    // Nothing was read between the two.
+    let waited = between(&entries, event::OUTBOX_FULL, event::OUTBOX_RECOVERED);
+    assert_eq!(entries::lines(waited).len(), 0, "{waited:?}");
+    assert_eq!(receiver.doubled(), 0);
+}
+
+/// It waited for ever for room that nobody would make.
+#[test]
+fn once_does_not_wait_for_room_that_nobody_makes() {
+    let home = Home::new();
+    home.write("-work/a.jsonl", lines(&mut random(), 0, 30 * MB));
+    let receiver = Scripted::by_rule(|_| Answer::Status(503, &[("Retry-After", "1")], ""));
+    let config = "[outbox]\nmax_bytes = \"32 MiB\"";
+    let error = home.agent(&["run", "--once"]).config(config).ships_to(&receiver.url()).fail(1);
+    assert!(error.contains("reading does not get on"), "{error}");
+    assert!(error.contains("sink `siem` takes nothing: "), "{error}");
+    assert!(error.contains("503"), "{error}");
+}
+
+/// A file system in memory with so many megabytes; gone when dropped. None where that is not
+/// allowed.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(folder: &Path, megabytes: u32) -> Option<Self> {
+        let path = folder.join("disk");
+        fs::create_dir(&path).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m,mode=700"), "none"])
+            .arg(&path)
+            .output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Self(path)),
+            _ => {
+                eprintln!("skipped: a file system of one's own can be mounted by root only");
+                None
+            }
+        }
+    }
+
+    /// Takes all that is free, until there is no room for another byte.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.join("ballast");
+        let mut file = File::options().create_new(true).append(true).open(&path).unwrap();
+        let found = rustix::fs::statvfs(&self.0).unwrap();
+        let (flags, free) = (rustix::fs::FallocateFlags::empty(), found.f_bavail * found.f_frsize);
+        // Less than that may be left by now.
+        rustix::fs::fallocate(&file, flags, 0, free).ok();
+        for piece in [MB, 4096, 1] {
+            while file.write_all(&vec![0x55; piece]).is_ok() {}
+        }
+        path
+    }
+
+    /// Mounts it again, read-only or not.
+    #[track_caller]
+    fn remount(&self, how: &str) {
+        let output = Command::new("mount").args(["-o", how]).arg(&self.0).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Disk {
+    /// Takes away what was mounted last there; whether there was anything.
+    fn unmount(&self) -> bool {
+        let done = Command::new("umount").arg("--lazy").arg(&self.0).output();
+        done.is_ok_and(|output| output.status.success())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        while self.unmount() {}
+    }
+}
+
+/// A configuration that keeps the state on that disk.
+fn on(disk: &Disk) -> String {
+    let state = disk.0.join("state");
+    format!("[agent]\nstate_dir = \"{}\"\n[shipping]\nflush_interval = \"0s\"", state.display())
+}
+
+#[test]
+fn a_full_disk_stops_reading_until_there_is_room_again() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let Some(disk) = Disk::new(home.path(), 160) else { return };
+    let mut random = random();
+    let file = home.write("-work/a.jsonl", lines(&mut random, 0, MB));
+    let mut agent = home.agent(&["run"]).config(&on(&disk)).ships_to(&receiver.url()).start();
+    let arrived = |what: &str| {
+        let written = fs::read(&file).unwrap().iter().filter(|byte| **byte == b'\n').count();
+        wait_for(&receiver, what, |entries| {
+            (entries::lines(entries).len() >= written).then_some(())
+        });
+    };
+    arrived("the first lines");
+    for round in 1..=2 {
+        let ballast = disk.fill();
+        home.append("-work/a.jsonl", lines(&mut random, round * 1000, 3 * MB));
+        eventually("reading waits", || {
+            assert!(agent.runs(), "{}", agent.log());
+            (agent.log().matches("no room: reading waits").count() == round).then_some(())
+        });
+        fs::remove_file(ballast).unwrap();
+        arrived("what was written while the disk was full");
+        assert!(agent.runs());
+    }
+    agent.stop();
+    let entries = receiver.entries();
+    assert_same(&file, &entries);
+    receiver.assert_whole();
+    let full = entries::events(&entries, event::OUTBOX_FULL);
+    assert_eq!((full.len(), &full[0].data["lack"]), (2, &"disk".into()));
+    assert_eq!(entries::events(&entries, event::OUTBOX_RECOVERED).len(), 2);
+    let waited = between(&entries, event::OUTBOX_FULL, event::OUTBOX_RECOVERED);
+    assert_eq!(entries::lines(waited).len(), 0, "{waited:?}");
+}
+
+#[test]
+fn a_disk_that_is_full_at_the_start_is_said_and_has_lost_nothing_when_there_is_room() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let Some(disk) = Disk::new(home.path(), 160) else { return };
+    let file = home.write("-work/a.jsonl", lines(&mut random(), 0, MB));
+    let agent = || home.agent(&["run", "--once"]).config(&on(&disk)).ships_to(&receiver.url());
+    fs::create_dir(disk.0.join("state")).unwrap();
+    let ballast = disk.fill();
+    let error = agent().fail(1);
+    assert!(error.contains("make some on its disk") || error.contains("make room on"), "{error}");
+    fs::remove_file(&ballast).unwrap();
+    // So much that the directory can be taken, and no outbox be begun.
+    fs::write(disk.0.join("state/agent.lock"), b"").unwrap();
+    let ballast = disk.fill();
+    File::options()
+        .write(true)
+        .open(&ballast)
+        .unwrap()
+        .set_len(fs::metadata(&ballast).unwrap().len() - 16384)
+        .unwrap();
+    let error = agent().fail(1);
+    let words = "make room on its disk, or name another directory with `state_dir`";
+    assert!(error.contains(words) && error.contains("outbox.redb"), "{error}");
+    fs::remove_file(ballast).unwrap();
+    agent().succeed();
+    assert_same(&file, &receiver.entries());
+    receiver.assert_whole();
+}
+
+#[test]
+fn a_disk_that_only_reads_is_said_and_has_lost_nothing_when_it_writes_again() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let Some(disk) = Disk::new(home.path(), 160) else { return };
+    let mut random = random();
+    let file = home.write("-work/a.jsonl", lines(&mut random, 0, MB));
+    let agent =
+        |arguments: &[&str]| home.agent(arguments).config(&on(&disk)).ships_to(&receiver.url());
+    agent(&["run", "--once"]).succeed();
+    disk.remount("remount,ro");
+    home.append("-work/a.jsonl", lines(&mut random, 1000, MB));
+    let error = agent(&["run", "--once"]).fail(1);
+    assert!(error.contains("ead-only file system") && !error.contains("chown"), "{error}");
+    assert!(error.contains(disk.0.join("state").to_str().unwrap()), "{error}");
+    disk.remount("remount,rw");
+    agent(&["run", "--once"]).succeed();
+    assert_same(&file, &receiver.entries());
+    receiver.assert_whole();
+}
+
+/// An agent whose transactions meet a full disk: nothing leaves its outbox, so that each of them
+/// needs more room.
+struct Squeezed {
+    receiver: Scripted,
+    is_open: Arc<AtomicBool>,
+    agent: Agent,
+    file: PathBuf,
+    disk: Disk,
+    home: Home,
+    random: fastrand::Rng,
+}
+
+impl Squeezed {
+    /// None where a disk of one's own can't be had.
+    fn new() -> Option<Self> {
+        let home = Home::new();
+        let disk = Disk::new(home.path(), 256)?;
+        let is_open = Arc::new(AtomicBool::new(false));
+        let opened = Arc::clone(&is_open);
+        let receiver = Scripted::by_rule(move |_| match opened.load(Ordering::Relaxed) {
+            true => Answer::Receipt,
+            false => Answer::Status(503, &[("Retry-After", "1")], ""),
+        });
+        let mut agent = home.agent(&["run"]).config(&on(&disk)).ships_to(&receiver.url()).start();
+        agent.wait_for_log(" started ");
+        let file = home.write("-work/a.jsonl", "");
+        Some(Self { receiver, is_open, agent, file, disk, home, random: random() })
+    }
+
+    /// Fills the disk in the middle of its work, until it says `words`. The agent stands still
+    /// meanwhile: otherwise it would look at what is free in time. Only when it stood just before
+    /// that look it is taken by surprise again.
+    #[track_caller]
+    fn until_it_says(&mut self, words: &str) {
+        let mut round = 0;
+        while !self.agent.log().contains(words) {
+            round += 1;
+            assert!(round < 6, "never said {words:?}:\n{}", self.agent.log());
+            let more = lines(&mut self.random, round * 1000, 12 * MB);
+            // It may have taken what it needs of the disk before: that it writes is what counts.
+            let store = self.disk.0.join("state/outbox.redb");
+            let written = || fs::metadata(&store).unwrap().modified().unwrap();
+            let before = written();
+            self.home.append("-work/a.jsonl", more);
+            eventually("reading is under way", || (written() > before).then_some(()));
+            self.agent.signal(Signal::STOP);
+            let ballast = self.disk.fill();
+            self.agent.signal(Signal::CONT);
+            eventually("the disk is found full", || {
+                let log = self.agent.log();
+                let full = log.matches("no room: reading waits").count() == round;
+                (full || log.contains(words)).then_some(())
+            });
+            fs::remove_file(ballast).unwrap();
+        }
+        assert!(self.agent.runs());
+    }
+
+    /// Lets everything flow, and sees that everything does.
+    #[track_caller]
+    fn all_arrives(self) {
+        self.is_open.store(true, Ordering::Relaxed);
+        let bytes = fs::read(&self.file).unwrap();
+        let written = bytes.iter().filter(|byte| **byte == b'\n').count();
+        within(2 * crate::support::PATIENCE, "all of it", || {
+            std::thread::sleep(Duration::from_millis(200));
+            (entries::lines(&self.receiver.entries()).len() >= written).then_some(())
+        });
+        self.agent.stop();
+        assert_same(&self.file, &self.receiver.entries());
+    }
+}
+
+/// A neighbour fills the disk in the middle of a transaction, faster than any look at what is free
+/// can tell. redb's handle is of no use after that, and has to be opened anew.
+#[test]
+fn a_transaction_that_finds_the_disk_full_is_made_again() {
+    let Some(mut squeezed) = Squeezed::new() else { return };
+    squeezed.until_it_says("No space left on device");
+    squeezed.all_arrives();
+}
+
+/// The system mounts a disk read-only when it finds it damaged. A disk that is written to can't be
+/// mounted so by hand: a read-only view is laid over it, which the agent meets when it opens its
+/// store anew.
+#[test]
+fn a_disk_that_only_reads_while_the_agent_runs_is_waited_for() {
+    let Some(mut squeezed) = Squeezed::new() else { return };
+    let writable = Disk(squeezed.disk.0.with_file_name("writable"));
+    fs::create_dir(&writable.0).unwrap();
+    bind(&squeezed.disk.0, &writable.0);
+    bind(&squeezed.disk.0, &squeezed.disk.0);
+    squeezed.disk.remount("remount,ro,bind");
+    let view = Disk(std::mem::replace(&mut squeezed.disk.0, writable.0.clone()));
+    squeezed.until_it_says("ead-only file system");
+    // Nothing is given up as long as it lasts.
+    assert!(squeezed.agent.runs(), "{}", squeezed.agent.log());
+    assert!(view.unmount());
+    squeezed.all_arrives();
+}
+
+#[track_caller]
+fn bind(from: &Path, to: &Path) {
+    let output = Command::new("mount").arg("--bind").args([from, to]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,468 @@
+//! The command line: what each thing that can be wrong leads to, and how the agent ends.
+#![cfg(unix)]
+
+use std::{fs, net::TcpListener, time::Duration};
+
+use crate::support::{
+    SECRET, TOKEN, entries, eventually,
+    home::Home,
+    receiver::{Receiver, wait_for},
+    scripted::{Answer, Scripted},
+};
+use rustix::process::Signal;
+
+const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";
+
+/// A home with one record.
+fn home() -> Home {
+    let home = Home::new();
+    home.write("-work/one.jsonl", "{\"n\":1}\n");
+    home
+}
+
+/// An endpoint where nobody listens.
+fn nobody() -> String {
+    format!("http://{}", crate::support::nobody())
+}
+
+#[test]
+fn all_that_is_missing_is_one_error_that_says_how_to_give_it() {
+    let error = home().agent(&["run"]).fail(2);
+    assert!(
+        error.starts_with(
+            "error: cannot deliver without the HMAC secret, the endpoint and the token"
+        )
+    );
+    for word in [
+        "CLAUDE_SIEM_ENDPOINT",
+        "CLAUDE_SIEM_TOKEN",
+        "CLAUDE_SIEM_HMAC_SECRET",
+        "token_file",
+        "hmac_secret_file",
+        "[sink.siem]",
+        "config.toml",
+    ] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    let error = home().agent(&["run"]).ships_to(&nobody()).without("CLAUDE_SIEM_TOKEN").fail(2);
+    assert!(error.starts_with("error: cannot deliver without the token\n"), "{error}");
+}
+
+#[test]
+fn a_wrong_token_is_said_and_nothing_is_lost() {
+    let (home, receiver) = (home(), Receiver::start());
+    let mut agent = home
+        .agent(&["run"])
+        .config(AT_ONCE)
+        .ships_to(&receiver.url())
+        .env("CLAUDE_SIEM_TOKEN", "another-token-entirely")
+        .start();
+    agent.wait_for_log("is the token right?");
+    assert!(!agent.log().contains("another-token-entirely"));
+    agent.stop();
+    assert_eq!(receiver.count(), 0);
+    home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    assert_eq!(entries::lines(&receiver.entries()).len(), 1);
+    receiver.assert_whole();
+}
+
+#[test]
+fn a_wrong_secret_is_said_and_nothing_is_lost() {
+    let (home, receiver) = (home(), Receiver::start());
+    let mut agent = home
+        .agent(&["run"])
+        .config(AT_ONCE)
+        .ships_to(&receiver.url())
+        .env("CLAUDE_SIEM_HMAC_SECRET", "another-secret-entirely")
+        .start();
+    agent.wait_for_log("is the HMAC secret right?");
+    assert!(!agent.log().contains("another-secret-entirely"));
+    agent.stop();
+    assert_eq!(receiver.count(), 0);
+    home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    assert_eq!(entries::lines(&receiver.entries()).len(), 1);
+}
+
+#[test]
+fn a_receiver_that_is_down_is_said_and_waited_for() {
+    let (home, mut receiver) = (home(), Receiver::start());
+    receiver.kill();
+    let mut agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start();
+    agent.wait_for_log("delivery was postponed");
+    receiver.start_again();
+    wait_for(&receiver, "the record arrived", |entries| {
+        (!entries::lines(entries).is_empty()).then_some(())
+    });
+    assert!(agent.runs());
+    agent.stop();
+    receiver.assert_whole();
+}
+
+#[test]
+fn once_gives_up_on_a_receiver_that_is_down() {
+    let home = home();
+    let ended = home
+        .agent(&["run", "--once"])
+        .ships_to(&nobody())
+        .start()
+        .wait(2 * crate::support::PATIENCE);
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("the rest stays in the outbox"), "{}", ended.stderr);
+    let receiver = Receiver::start();
+    home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    assert_eq!(entries::lines(&receiver.entries()).len(), 1);
+    receiver.assert_whole();
+}
+
+#[test]
+fn with_a_slow_receiver_the_agent_still_ends_in_time() {
+    let (home, receiver) = (home(), Scripted::start([Answer::After(Duration::from_secs(20))]));
+    let agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
+    eventually("a batch is under way", || (receiver.requests() > 0).then_some(()));
+    agent.stop();
+}
+
+#[test]
+fn an_answer_that_is_lost_is_asked_for_again() {
+    let script = [
+        Answer::Close,
+        Answer::Status(503, &[("Retry-After", "1")], ""),
+        Answer::TakeAndClose,
+        Answer::Status(200, &[], "<html>please sign in</html>"),
+    ];
+    let (home, receiver) = (home(), Scripted::start(script));
+    let agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
+    home.append("-work/one.jsonl", "{\"n\":2}\n");
+    eventually("both records arrived", || {
+        (entries::lines(&receiver.entries()).len() == 2).then_some(())
+    });
+    agent.stop();
+    let lines = entries::lines(&receiver.entries());
+    assert_eq!(lines.iter().map(|line| line.offset).collect::<Vec<_>>(), [0, 8]);
+}
+
+#[test]
+fn an_entry_that_is_refused_for_good_does_not_stop_the_others() {
+    let refused = Answer::Status(422, &[], "{\"title\":\"no\"}");
+    let home = Home::new();
+    home.write("-work/a.jsonl", "{\"n\":1}\n{\"n\":2}\n{\"n\":3}\n");
+    // Of 4 or 5 entries the first stands alone after three halvings.
+    let receiver = Scripted::start([refused.clone(), refused.clone(), refused.clone(), refused]);
+    home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    let headers = receiver.headers();
+    let dead: Vec<u64> =
+        headers.iter().flat_map(|header| &header.dead_lettered).map(|letter| letter.seq).collect();
+    assert_eq!(dead.len(), 1, "{headers:#?}");
+    let numbers: Vec<u64> = receiver.entries().iter().map(|entry| entry.seq).collect();
+    let expected: Vec<u64> =
+        (1..=*numbers.last().unwrap()).filter(|seq| !dead.contains(seq)).collect();
+    assert_eq!(numbers, expected);
+}
+
+#[test]
+fn bodies_are_compressed_as_configured() {
+    for (option, encoding) in [("zstd", "zstd"), ("gzip", "gzip"), ("none", "identity")] {
+        let (home, receiver) = (home(), Scripted::start([]));
+        let config = format!("[sink.siem]\ncompression = \"{option}\"");
+        home.agent(&["run", "--once"]).config(&config).ships_to(&receiver.url()).succeed();
+        assert_eq!(entries::lines(&receiver.entries()).len(), 1);
+        assert!(receiver.encodings().iter().all(|used| used == encoding));
+    }
+}
+
+#[test]
+fn an_endpoint_that_is_no_url_is_an_error() {
+    for (endpoint, word) in [
+        ("siem.example.com", "is no URL"),
+        ("ftp://siem.example.com", "http://"),
+        ("http://user:pass@siem.example.com", "token_file"),
+    ] {
+        let error = home().agent(&["run"]).ships_to(endpoint).fail(2);
+        assert!(error.contains("sink.siem.endpoint"), "{error}");
+        assert!(error.contains("CLAUDE_SIEM_ENDPOINT"), "{error}");
+        assert!(error.contains(word) && !error.contains("user:pass"), "{error}");
+    }
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_made_is_an_error() {
+    let home = home();
+    fs::write(home.path().join("in-the-way"), "").unwrap();
+    for dir in ["~/in-the-way", "~/in-the-way/state"] {
+        let config = format!("[agent]\nstate_dir = \"{dir}\"");
+        let error = home.agent(&["run"]).config(&config).ships_to(&nobody()).fail(1);
+        assert!(error.contains("in-the-way") && error.contains("state_dir"), "{error}");
+    }
+    let error = home
+        .agent(&["run"])
+        .config("[agent]\nstate_dir = \"relative\"")
+        .ships_to(&nobody())
+        .fail(2);
+    assert!(error.contains("agent.state_dir") && error.contains("absolute"), "{error}");
+}
+
+#[test]
+fn a_home_that_is_missing_is_an_error() {
+    let home = home();
+    let error = home.agent(&["run"]).without("HOME").ships_to(&nobody()).fail(2);
+    assert!(error.starts_with("error: HOME is not set"), "{error}");
+    let gone = home.path().join("gone");
+    let error = home.agent(&["run"]).env("HOME", &gone).ships_to(&nobody()).fail(2);
+    assert!(error.contains("HOME is `") && error.contains("gone"), "{error}");
+    let error = home.agent(&["run"]).env("HOME", "somewhere").ships_to(&nobody()).fail(2);
+    assert!(error.contains("absolute"), "{error}");
+}
+
+#[test]
+fn a_second_agent_on_the_same_state_directory_is_refused() {
+    let (home, receiver) = (home(), Receiver::start());
+    let mut first = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
+    for arguments in [&["run"][..], &["run", "--once"]] {
+        let error = home.agent(arguments).ships_to(&receiver.url()).fail(1);
+        assert!(error.contains("another agent"), "{error}");
+        assert!(error.contains(&first.pid().to_string()), "{error}");
+    }
+    assert!(first.runs());
+    first.stop();
+    home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+}
+
+#[test]
+fn signals_end_the_agent_in_order() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let (home, receiver) = (home(), Receiver::start());
+        // Nothing would be sent for a day; an end in order sends it.
+        let config = "[shipping]\nflush_interval = \"86400s\"";
+        let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
+        agent.stop_by(signal);
+        let entries = receiver.entries();
+        assert_eq!(entries::events(&entries, "agent_started").len(), 1);
+        assert_eq!(entries::events(&entries, "agent_stopped").len(), 1);
+        assert_eq!(entries.last().unwrap().event.as_deref(), Some("agent_stopped"));
+    }
+}
+
+#[test]
+fn an_agent_with_nothing_to_reach_ends_in_time_too() {
+    let home = home();
+    let agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&nobody()).start_and_wait();
+    agent.stop();
+    // Nor while it waits for the first answer: a port that takes connections and never answers.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("http://{}", listener.local_addr().unwrap());
+    let agent = home.agent(&["run", "--debug"]).config(AT_ONCE).ships_to(&silent).start();
+    let _asking = listener.accept().unwrap();
+    agent.stop();
+}
+
+#[test]
+fn a_hang_up_is_taken_and_not_deadly() {
+    let (home, receiver) = (home(), Receiver::start());
+    let mut agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
+    agent.signal(Signal::HUP);
+    agent.wait_for_log("hang-up");
+    home.append("-work/one.jsonl", "{\"n\":2}\n");
+    wait_for(&receiver, "it still ships", |entries| {
+        (entries::lines(entries).len() == 2).then_some(())
+    });
+    agent.stop();
+}
+
+#[test]
+fn a_poll_interval_below_a_minute_is_refused() {
+    let home = home();
+    for value in ["59s", "0s", "1"] {
+        let agent = home.agent(&["run"]).ships_to(&nobody());
+        let error = agent.env("CLAUDE_SIEM_POLL_INTERVAL", value).fail(2);
+        assert!(error.contains("CLAUDE_SIEM_POLL_INTERVAL"), "{error}");
+    }
+    let error = home.agent(&["run", "--test"]).config("[agent]\npoll_interval = \"30s\"").fail(2);
+    assert!(error.contains("agent.poll_interval") && error.contains("60s"), "{error}");
+    assert!(error.contains("agent.toml"), "{error}");
+}
+
+#[test]
+fn a_mistake_in_a_file_is_named_with_file_and_key() {
+    let cases = [
+        ("[filter.ignore-types]\ntype = [\"x\"]", "filter.ignore-types.type"),
+        ("[filter.ignore-types]\ntipes = [\"x\"]", "types"),
+        // What switches a stage on was misspelt, and it was said to nobody that it stayed off.
+        ("[filter.sidechain]\nenabeld = true", "filter.sidechain.enabeld"),
+        ("[shiping]\nbatch_size = 1", "shipping"),
+        ("[shipping]\nbatch_size = 0", "shipping.batch_size"),
+        ("[pipeline]\nfilters = [\"no-such-filter\"]", "pipeline.filters"),
+        ("[pipeline", "TOML"),
+    ];
+    for (config, word) in cases {
+        for arguments in [&["run"][..], &["run", "--test"]] {
+            let error = home().agent(arguments).ships_to(&nobody()).config(config).fail(2);
+            assert!(error.contains(word), "{config}: {error}");
+            assert!(error.contains("agent.toml"), "{config}: {error}");
+        }
+    }
+    let error = home().agent(&["run", "--config", "/no/such/file.toml"]).fail(2);
+    assert!(error.contains("/no/such/file.toml"), "{error}");
+}
+
+#[test]
+fn a_secret_that_others_can_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let (home, receiver) = (home(), Receiver::start());
+    let token = home.path().join("token");
+    fs::write(&token, format!("{TOKEN}\n")).unwrap();
+    let run = || {
+        home.agent(&["run", "--once"])
+            .config("[sink.siem]\ntoken_file = \"~/token\"")
+            .ships_to(&receiver.url())
+            .without("CLAUDE_SIEM_TOKEN")
+    };
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o644)).unwrap();
+    let error = run().fail(2);
+    assert!(error.contains("chmod 600") && error.contains("token"), "{error}");
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    run().succeed();
+}
+
+#[test]
+fn stages_are_listed_and_shown() {
+    let home = home();
+    let list = home.agent(&["stages"]).succeed();
+    for stage in ai_agent::stages::all() {
+        let line = list.text().lines().find(|line| {
+            let mut words = line.split_whitespace();
+            words.next() == Some(stage.kind.as_str()) && words.next() == Some(stage.name)
+        });
+        let line = line.unwrap_or_else(|| panic!("{stage:?} is not listed"));
+        assert!(line.ends_with(stage.summary), "{line}");
+
+        let shown = home.agent(&["stages", "show", stage.name]).succeed();
+        assert!(shown.text().contains(stage.summary), "{}", shown.text());
+        shown.text()[shown.text().find('[').unwrap()..]
+            .parse::<toml::Table>()
+            .unwrap_or_else(|error| panic!("{stage:?}: {error}\n{}", shown.text()));
+    }
+    let error = home.agent(&["stages", "show", "ignore-type"]).fail(2);
+    assert!(error.contains("did you mean `ignore-types`?"), "{error}");
+    let error = home.agent(&["stages", "show", "xyzzy"]).fail(2);
+    assert!(error.contains("xyzzy") && error.contains("ai-agent stages"), "{error}");
+}
+
+#[test]
+fn debug_says_more_and_no_secret() {
+    let (home, receiver) = (home(), Receiver::start());
+    let plain = home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    assert!(!plain.stderr.contains("DEBUG"), "{}", plain.stderr);
+    home.append("-work/one.jsonl", "{\"n\":2}\n");
+    let run = |level: &str| {
+        home.append("-work/one.jsonl", "{\"n\":3}\n");
+        let agent = home.agent(&["--debug", "run", "--once"]).ships_to(&receiver.url());
+        let agent = if level.is_empty() { agent } else { agent.env("RUST_LOG", level) };
+        agent.succeed().stderr
+    };
+    let log = run("");
+    assert!(log.contains("DEBUG"), "{log}");
+    // Every library's log, too.
+    let log = run("trace");
+    assert!(log.contains("TRACE"), "no traces");
+    let hex = siem_protocol::sign(SECRET.as_bytes(), b"");
+    assert!(!log.contains(&hex));
+    assert!(!log.contains("{\"n\":3}"), "a record's content was logged");
+}
+
+#[test]
+fn records_can_go_to_a_file_or_to_standard_output_alone() {
+    let home = home();
+    let out = home.path().join("out.ndjson");
+    let config = format!(
+        "[pipeline]\nsinks = [\"out\", \"stdout\"]\n[sink.out]\ntype = \"file\"\npath = {out:?}\n\
+         [sink.stdout]"
+    );
+    let ended = home.agent(&["run", "--once"]).config(&config).succeed();
+    let written = fs::read(&out).unwrap();
+    assert_eq!(ended.stdout, written);
+    assert_eq!(entries::lines(&entries::parse(&written))[0].bytes, b"{\"n\":1}");
+    home.append("-work/one.jsonl", "{\"n\":2}\n");
+    home.agent(&["run", "--once"]).config(&config).succeed();
+    let entries = entries::parse(&fs::read(&out).unwrap());
+    let numbers: Vec<u64> = entries.iter().map(|entry| entry.seq).collect();
+    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
+    assert_eq!(entries::lines(&entries).len(), 2);
+}
+
+const MANAGED: &str = r#"{"version":1,"revision":"r7",
+    "filters":{"ignore_types":["user"],"drop_meta":true,"drop_tool_calls":true},
+    "shipping":{"batch_size":2,"flush_interval_seconds":0}}"#;
+
+#[test]
+fn what_the_server_manages_is_in_force_before_the_first_line_is_judged() {
+    let home = Home::new();
+    home.write(
+        "-work/a.jsonl",
+        "{\"type\":\"user\"}\n{\"type\":\"progress\"}\n{\"isMeta\":true}\n\
+         {\"message\":{\"content\":[{\"type\":\"tool_use\"}]}}\n{\"n\":5}\n",
+    );
+    let receiver = Receiver::with_config(Some(MANAGED));
+    home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    let entries = receiver.entries();
+    let lines: Vec<_> = entries::lines(&entries).into_iter().map(|line| line.bytes).collect();
+    assert_eq!(lines, [b"{\"type\":\"progress\"}".to_vec(), b"{\"n\":5}".to_vec()]);
+    let applied = entries::events(&entries, "config_applied");
+    assert_eq!(applied[0].data["revision"], "r7");
+    receiver.assert_whole();
+}
+
+#[test]
+fn batches_are_as_small_as_the_server_wants() {
+    let home = Home::new();
+    home.write("-work/a.jsonl", "{\"n\":1}\n".repeat(10));
+    let receiver = Scripted::start([]).manages(MANAGED, SECRET);
+    home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    let counts: Vec<u64> = receiver.headers().iter().map(|header| header.count).collect();
+    assert!(counts.len() >= 6 && counts.iter().all(|count| *count <= 2), "{counts:?}");
+    assert_eq!(receiver.config_requests(), 1);
+    let versions = receiver.config_versions();
+    assert_eq!(versions[0], "0", "nothing is in force when the configuration is asked for");
+    assert!(versions[1..].iter().all(|version| version == "r7"), "{versions:?}");
+}
+
+#[test]
+fn a_managed_configuration_that_is_wrong_is_refused_and_reported() {
+    let wrong = [
+        (MANAGED, "another-secret"),
+        (r#"{"version":2}"#, SECRET),
+        (r#"{"version":1,"filters":{"drop_meta":true},"shipping":{"batch_size":0}}"#, SECRET),
+        (r#"{"version":1,"filters":{"drop_meta":"yes"}}"#, SECRET),
+        ("no json", SECRET),
+    ];
+    for (config, secret) in wrong {
+        let home = Home::new();
+        home.write(
+            "-work/a.jsonl",
+            "{\"type\":\"user\"}\n{\"type\":\"progress\"}\n{\"isMeta\":true}\n",
+        );
+        let receiver = Scripted::start([]).manages(config, secret);
+        home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+        let entries = receiver.entries();
+        let lines: Vec<_> = entries::lines(&entries).iter().map(|line| line.offset).collect();
+        assert_eq!(lines, [0, 36], "the local rules are in force: {config}");
+        let refused = entries::events(&entries, "config_refused");
+        assert_eq!(refused.len(), 1, "{config}");
+        assert!(!refused[0].data["reason"].as_str().unwrap().is_empty());
+        assert!(entries::events(&entries, "config_applied").is_empty());
+    }
+}
+
+#[test]
+fn help_names_every_command() {
+    let help = home().agent(&["--help"]).succeed();
+    for word in ["run", "stages", "--config", "--debug"] {
+        assert!(help.text().contains(word), "{word}");
+    }
+    let version = home().agent(&["--version"]).succeed();
+    assert_eq!(version.text().trim(), format!("ai-agent {}", env!("CARGO_PKG_VERSION")));
+    for arguments in [&["walk"][..], &[], &["run", "--json"], &["run", "--test", "--once"]] {
+        let ended = home().agent(arguments).run();
+        assert_eq!(ended.code, Some(2), "{arguments:?}");
+    }
+}

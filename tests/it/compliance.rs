@@ -1,0 +1,173 @@
+//! Who is signed in, told by the daemon, and hooks that it leaves the policy for and whose reports
+//! it ships.
+#![cfg(unix)]
+
+use std::{fs, io::Write as _, path::Path, process::Stdio};
+
+use crate::support::{
+    SECRET,
+    entries::{self, Stored},
+    eventually,
+    home::Home,
+    scripted::{Manages, Scripted},
+};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+fn sign_in(home: &Home, email: &str) {
+    let account = json!({ "oauthAccount": { "emailAddress": email, "organizationUuid": "o-1" } });
+    fs::write(home.path().join(".claude.json"), account.to_string()).unwrap();
+}
+
+fn policy(action: &str, domain: &str) -> String {
+    json!({ "version": 1, "revision": format!("{action} {domain}"), "compliance": {
+        "permitted_email_domains": [domain], "action": action,
+        "violation_message": "Personal accounts are not permitted.",
+    }})
+    .to_string()
+}
+
+/// The exit code of a hook, called as the client calls it.
+fn hook(home: &Home, name: &str, session: &str) -> i32 {
+    call_with(home, name, session, &home.projects())
+}
+
+/// The same, of a session whose records lie in `projects`.
+fn call_with(home: &Home, name: &str, session: &str, projects: &Path) -> i32 {
+    let transcript = projects.join(format!("-work/{session}.jsonl"));
+    let call = json!({ "session_id": session, "transcript_path": transcript, "cwd": "/work" });
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_ai-agent"))
+        .args(["check", "--hook", name])
+        .env_clear()
+        .env("HOME", home.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    writeln!(child.stdin.take().unwrap(), "{call}").unwrap();
+    child.wait().unwrap().code().unwrap()
+}
+
+fn wait_for_event(receiver: &Scripted, name: &str, count: usize) -> Stored {
+    eventually(name, || {
+        let stored = receiver.entries();
+        let found = entries::events(&stored, name);
+        (found.len() >= count).then(|| found[count - 1].clone())
+    })
+}
+
+fn wait_for_policy(home: &Home) {
+    let policy = home.path().join(".local/state/ai-agent/policy.json");
+    eventually("a policy", || fs::exists(&policy).unwrap().then_some(()));
+}
+
+/// The policy that the server gives is what hooks answer, with the daemon and without it.
+#[test]
+fn the_policy_of_the_server_reaches_the_hooks_and_violations_reach_the_server() {
+    let home = Home::new();
+    sign_in(&home, "me@gmail.com");
+    let receiver = Scripted::start([]).manages(&policy("block", "company.com"), SECRET);
+    // What is urgent does not wait for an hour.
+    let config = "[shipping]\nflush_interval = \"1h\"";
+    let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
+
+    let violation = wait_for_event(&receiver, "compliance_violation", 1);
+    assert_eq!(violation.data["violation"], "email_domain");
+    assert_eq!(violation.data["found"], "me@gmail.com");
+    assert_eq!(violation.data["who"]["organization"], "o-1");
+    assert_eq!(hook(&home, "UserPromptSubmit", "s-1"), 2);
+
+    sign_in(&home, "me@company.com");
+    assert_eq!(hook(&home, "UserPromptSubmit", "s-1"), 0, "asked anew at each call");
+
+    // Another policy, while sessions run: who was right is wrong now.
+    receiver.manage(Manages::Signed(policy("block", "other.com"), SECRET));
+    agent.signal(Signal::HUP);
+    let violation = wait_for_event(&receiver, "compliance_violation", 2);
+    assert_eq!(violation.data["found"], "me@company.com");
+    eventually("the hook knows", || (hook(&home, "UserPromptSubmit", "s-1") == 2).then_some(()));
+    let stored = receiver.entries();
+    assert_eq!(entries::events(&stored, "compliance_restored").len(), 1, "before that");
+    agent.stop();
+
+    // The daemon is stopped: hooks still answer, and their reports wait.
+    assert_eq!(hook(&home, "UserPromptSubmit", "s-2"), 2);
+    let spool = home.path().join(".local/state/ai-agent/spool");
+    assert!(fs::read_dir(&spool).unwrap().count() > 0);
+    let agent = home
+        .agent(&["run"])
+        .config("[shipping]\nflush_interval = \"0s\"")
+        .ships_to(&receiver.url())
+        .start_and_wait();
+    let blocked = eventually("what the hooks saw", || {
+        let stored = receiver.entries();
+        let answered = entries::events(&stored, "hook_answered");
+        let blocked = answered.iter().filter(|event| event.data["decision"] == "blocked");
+        let sessions: Vec<Value> = blocked.map(|it| it.data["session_id"].clone()).collect();
+        sessions.contains(&json!("s-2")).then_some(answered.len())
+    });
+    assert!(blocked >= 3, "{blocked}");
+    eventually("the spool is empty", || (fs::read_dir(&spool).unwrap().count() == 0).then_some(()));
+    // Reported once for as long as it lasts, over restarts too.
+    let stored = receiver.entries();
+    assert_eq!(entries::events(&stored, "compliance_violation").len(), 2);
+    agent.stop();
+    let stored = receiver.entries();
+    let answered = entries::events(&stored, "hook_answered");
+    assert_eq!(answered.len(), blocked, "none is taken up twice");
+}
+
+/// A client with another configuration directory writes its sessions elsewhere.
+#[test]
+fn a_directory_that_a_hook_names_is_read_from_then_on() {
+    let home = Home::new();
+    let receiver = Scripted::start([]).manages(&policy("warn", "company.com"), SECRET);
+    let config = "[shipping]\nflush_interval = \"0s\"";
+    let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
+    wait_for_policy(&home);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let root = elsewhere.path().canonicalize().unwrap().join("projects");
+    fs::create_dir_all(root.join("-work")).unwrap();
+    let transcript = root.join("-work/s-9.jsonl");
+    fs::write(&transcript, "{\"type\":\"user\",\"n\":9}\n").unwrap();
+    assert_eq!(call_with(&home, "SessionStart", "s-9", &root), 0);
+    let learnt = wait_for_event(&receiver, "root_learnt", 1);
+    assert_eq!(learnt.data["root"], root.to_str().unwrap());
+    let line = |number: &str| {
+        let stored = receiver.entries();
+        let found = entries::lines(&stored)
+            .iter()
+            .any(|line| String::from_utf8_lossy(&line.bytes).contains(&format!("\"n\":{number}")));
+        found.then_some(())
+    };
+    eventually("its record", || line("9"));
+    agent.stop();
+    // It is known at the next start, though no hook names it again.
+    crate::support::home::append_to(&transcript, "{\"type\":\"user\",\"n\":10}\n");
+    let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
+    eventually("its next record", || line("10"));
+    agent.stop();
+}
+
+/// Who signs in under another configuration directory is asked after as well, once a session of it
+/// is known.
+#[test]
+fn an_account_beside_a_directory_that_was_learnt_is_looked_at() {
+    let home = Home::new();
+    sign_in(&home, "me@company.com");
+    let receiver = Scripted::start([]).manages(&policy("warn", "company.com"), SECRET);
+    let config = "[shipping]\nflush_interval = \"0s\"";
+    let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
+    wait_for_policy(&home);
+    let elsewhere = tempfile::tempdir_in(home.path()).unwrap();
+    let folder = elsewhere.path().canonicalize().unwrap();
+    let account = json!({ "oauthAccount": { "emailAddress": "me@gmail.com" } });
+    fs::write(folder.join(".claude.json"), account.to_string()).unwrap();
+    fs::create_dir_all(folder.join("projects/-work")).unwrap();
+    assert_eq!(call_with(&home, "SessionStart", "s-9", &folder.join("projects")), 0);
+    let violation = wait_for_event(&receiver, "compliance_violation", 1);
+    assert_eq!(violation.data["found"], "me@gmail.com");
+    assert_eq!(violation.data["file"], folder.join(".claude.json").to_str().unwrap());
+    agent.stop();
+}

@@ -1,0 +1,565 @@
+//! `ai-agent config` and `ai-agent test`: what an administrator sees.
+#![cfg(unix)]
+
+use std::{fs, path::Path};
+
+use crate::support::{SECRET, TOKEN, files_below, home::Home};
+use serde_json::{Value, json};
+
+const USER: &str = ".config/ai-agent/config.toml";
+
+/// A home whose user's file is `text`.
+fn home(text: &str) -> Home {
+    let home = Home::new();
+    write(&home, USER, text);
+    home
+}
+
+fn write(home: &Home, name: &str, text: &str) -> String {
+    let path = home.path().join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// What a command printed, with `HOME` for the directory that changes from run to run.
+fn plain(home: &Home, text: &str) -> String {
+    text.replace(home.path().to_str().unwrap(), "HOME")
+}
+
+fn printed(home: &Home, arguments: &[&str]) -> String {
+    plain(home, home.agent(arguments).succeed().text())
+}
+
+fn error(home: &Home, arguments: &[&str], code: i32) -> String {
+    let ended = home.agent(arguments).run();
+    assert_eq!(ended.code, Some(code), "{}{}", ended.text(), ended.stderr);
+    let start = ended.stderr.find("error: ").unwrap();
+    plain(home, &ended.stderr[start..])
+}
+
+mod show {
+    use super::*;
+
+    #[test]
+    fn what_it_prints_is_a_configuration_that_says_the_same() {
+        let home = home(
+            "[agent]\nstate_dir = \"~/there\"\n[filter.ignore-types]\ntypes = [\"a\", \"ü\"]\n\
+             [pipeline]\nenrichers = [\"labels\"]\n[enricher.labels.labels]\n\"a b\" = \"c\"\n",
+        );
+        let shown = printed(&home, &["config", "show"]);
+        let table: toml::Table = shown.parse().unwrap();
+        assert_eq!(table["filter"]["ignore-types"]["types"][1].as_str(), Some("ü"));
+        assert_eq!(table["enricher"]["labels"]["labels"]["a b"].as_str(), Some("c"));
+        assert!(table["enricher"].get("host").is_none(), "what no list names has no effect");
+        let json: Value =
+            serde_json::from_str(&printed(&home, &["config", "show", "--json"])).unwrap();
+        assert_eq!(json, serde_json::to_value(&table).unwrap());
+        fs::write(home.path().join(USER), &shown).unwrap();
+        assert_eq!(printed(&home, &["config", "show"]), shown);
+    }
+
+    #[test]
+    fn every_value_says_where_it_comes_from() {
+        let home = home("[shipping]\nbatch_size = 7\n");
+        let text = home
+            .agent(&["config", "show", "--origin"])
+            .env("CLAUDE_SIEM_POLL_INTERVAL", "100s")
+            .succeed();
+        let text = plain(&home, text.text());
+        let origin = |start: &str| {
+            let line = text.lines().find(|line| line.starts_with(start)).unwrap();
+            line.split_once("  # ").unwrap().1.to_owned()
+        };
+        assert_eq!(
+            origin("batch_size = 7"),
+            "the user's file `HOME/.config/ai-agent/config.toml:2`"
+        );
+        let variable = "the environment variable `CLAUDE_SIEM_POLL_INTERVAL`";
+        assert_eq!(origin("poll_interval = \"100s\""), variable);
+        assert_eq!(origin("watch = true"), "the built-in defaults");
+
+        let lines = printed(&home, &["config", "show", "--origin", "--json"]);
+        let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let size = lines.into_iter().find(|line| line["key"] == "shipping.batch_size").unwrap();
+        let file = "HOME/.config/ai-agent/config.toml";
+        assert_eq!(
+            size,
+            json!({
+                "key": "shipping.batch_size", "value": 7, "layer": "user", "file": file, "line": 2,
+            })
+        );
+    }
+
+    /// Whatever the key or the URL that somebody wrote it into. [`support`] looks for the secrets in
+    /// everything that an agent prints.
+    #[test]
+    fn secrets_are_hidden() {
+        let text = format!(
+            "[pipeline]\nenrichers = [\"labels\"]\n[sink.siem]\ntoken = \"{TOKEN}\"\n\
+             hmac_secret = \"{SECRET}\"\nproxy = \"http://user:{TOKEN}@proxy\"\n\
+             [enricher.labels.labels]\napi_key = \"{SECRET}\"\n"
+        );
+        let home = home(&text);
+        for arguments in [
+            &["config", "show"][..],
+            &["config", "show", "--json"],
+            &["config", "show", "--json", "--origin"],
+            &["config", "explain", "sink.siem.token"],
+            &["config", "explain", "sink.siem"],
+            &["config", "explain", "enricher.labels.labels"],
+            &["config", "explain", "sink.siem.proxy"],
+        ] {
+            assert!(printed(&home, arguments).contains("***"), "{arguments:?}");
+        }
+        // Under a misspelt key it is not known for one.
+        for key in ["tokn", "sekret"] {
+            let home = super::home(&format!("[sink.siem]\n{key} = \"{TOKEN}\""));
+            for command in ["show", "check"] {
+                let code = if command == "show" { 2 } else { 1 };
+                assert!(error(&home, &["config", command], code).contains(key));
+            }
+        }
+    }
+}
+
+mod explain {
+    use super::*;
+
+    #[test]
+    fn tells_the_value_what_it_overrides_and_who_may_change_it() {
+        let home = home("[shipping]\nbatch_size = 7\n");
+        let explicit = write(&home, "explicit.toml", "shipping.batch_size = 8");
+        let text =
+            printed(&home, &["--config", &explicit, "config", "explain", "shipping.batch_size"]);
+        assert_eq!(
+            text,
+            "shipping.batch_size = 8\n  \
+             from the file `HOME/explicit.toml:1` of --config\n  \
+             overrides 7 from the user's file `HOME/.config/ai-agent/config.toml:2`\n  \
+             overrides 1000 from the built-in defaults\n  \
+             How many entries make a batch, 1 to 10,000.\n  \
+             may the user change it? yes\n  \
+             may the server change it? yes\n"
+        );
+    }
+
+    #[test]
+    fn knows_keys_that_are_not_set() {
+        let text = printed(&home(""), &["config", "explain", "sink.siem.endpoint"]);
+        assert!(text.starts_with("sink.siem.endpoint is not set\n  "), "{text}");
+        assert!(text.contains("may the server change it? no, `managed.allow` does not name it"));
+    }
+
+    #[test]
+    fn suggests_the_nearest_key() {
+        let text = error(&home(""), &["config", "explain", "shiping.batch_size"], 2);
+        assert_eq!(
+            text,
+            "error: there is no key `shiping.batch_size`: did you mean `shipping.batch_size`?\n"
+        );
+    }
+}
+
+mod check {
+    use super::*;
+
+    #[test]
+    fn all_that_is_wrong_with_stages_is_said_with_file_line_and_key() {
+        let home = home("");
+        let file = write(
+            &home,
+            "roll-out.toml",
+            "[filter.meta]\nenabld = true\n\n[filter.ignore-types]\ntypes = \"x\"\n\n[sink.siem]\n\
+             acknowledgement = \"reciept\"\n",
+        );
+        assert_eq!(
+            error(&home, &["config", "check", &file], 1),
+            "error: `filter.ignore-types.types` in the machine's file `HOME/roll-out.toml:5` is the \
+             text \"x\", expected a list in brackets\n\
+             error: `sink.siem.acknowledgement` in the machine's file `HOME/roll-out.toml:8` is \
+             \"reciept\", expected `receipt` or `status`: did you mean `receipt`?\n\
+             error: unknown key `filter.meta.enabld` in the machine's file `HOME/roll-out.toml:2`: \
+             did you mean `enabled`?\n"
+        );
+        assert_eq!(printed(&home, &["config", "check"]), "the configuration is right\n");
+    }
+
+    /// A file that is to be rolled out must not be right only because of this machine's others.
+    #[test]
+    fn files_stand_alone_and_together() {
+        let home = home("shipping.batch_size = 0");
+        let one = write(&home, "1.toml", "pipeline.filters = [\"mine\"]");
+        let two = write(&home, "2.toml", "[filter.mine]\ntype = \"ignore-types\"");
+        let text = error(&home, &["config", "check", &one], 1);
+        assert!(
+            text.contains("`pipeline.filters` in the machine's file `HOME/1.toml:1` names `mine`")
+        );
+        printed(&home, &["config", "check", &one, &two]);
+        assert!(
+            error(&home, &["config", "check"], 1).contains("config.toml:1` is 0, must be from 1")
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_or_not_there() {
+        let home = home("");
+        let torn = write(&home, "torn.toml", "[shipping]\nbatch_size = \n");
+        let text = error(&home, &["config", "check", &torn], 1);
+        assert!(text.contains("`HOME/torn.toml` is no TOML: line 2, column 14: "), "{text}");
+        let text = error(&home, &["config", "check", "/no/such.toml"], 1);
+        assert!(text.contains("/no/such.toml") && text.contains("No such file"), "{text}");
+    }
+
+    /// A lock with a slip of the pen locks nothing, and nobody would know.
+    #[test]
+    fn a_lock_of_nothing_is_said() {
+        let home = home("");
+        let text =
+            "locked = [\"sink.siem.endpont\", \"sink\", \"filter.*.enabled\", \"compliance\"]";
+        let file = write(&home, "machine.toml", text);
+        let said = home.agent(&["config", "check", &file]).succeed().stderr;
+        assert!(
+            said.contains(
+                "`locked` names `sink.siem.endpont`, which is no key of this configuration: did you \
+                 mean `sink.siem.endpoint`?"
+            ),
+            "{said}"
+        );
+        assert_eq!(said.matches("`locked` names").count(), 1, "{said}");
+    }
+
+    /// The filters that need no program may come from the server, and its tests run through them.
+    #[test]
+    fn a_server_may_set_filters_of_its_own() {
+        let home = home("");
+        let allows = write(&home, "machine.toml", "managed.allow = [\"filter.*\"]");
+        let line = |input: &str, by: &str| json!({"input": input, "by": by, "expect": "drop"});
+        let managed = json!({
+            "version": 1,
+            "stages": {"filter": {
+                "images": {"type": "expression", "drop_when": "record.type == 'image'"},
+                "private": {"type": "path", "drop_cwd": ["**/private"]},
+                "mask": {"patterns": ["jwt"], "own": {"ticket": "T-[0-9]+"}},
+            }},
+            "tests": [{"name": "all three", "lines": [
+                line(r#"{"type":"image"}"#, "images"),
+                line(r#"{"cwd":"/private/a"}"#, "private"),
+                {"input": r#"{"a":"T-1"}"#, "expect": "edit", "by": "mask", "output": r#"{"a":"[masked:ticket]"}"#},
+            ]}],
+        });
+        let managed = write(&home, "managed.json", &managed.to_string());
+        printed(&home, &["config", "check", &allows, &managed]);
+        assert!(printed(&home, &["test", &allows, &managed]).ends_with("1 test passed\n"));
+    }
+
+    #[test]
+    fn a_managed_configuration_is_checked_as_a_machine_would() {
+        let home = home("");
+        let allows = write(&home, "machine.toml", "managed.allow = [\"filter.*\"]");
+        let stages = |stages: Value| json!({ "version": 1, "stages": stages }).to_string();
+        let cases = [
+            (
+                stages(json!({"filter": {"x": {"type": "ignor-types"}}})),
+                "did you mean `ignore-types`?",
+            ),
+            (
+                stages(json!({"filter": {"x": {"type": "meta", "y": 1}}})),
+                "unknown key `filter.x.y`",
+            ),
+            (
+                stages(json!({"filter": {"x": {"type": "nope", "enabled": false}}})),
+                "there is no filter of type `nope`",
+            ),
+            (
+                stages(json!({"filter": {"x": {"type": "expression", "drop_when": "recrod.a"}}})),
+                "is wrong in line 1, column 1: there is no `recrod`, did you mean `record`?",
+            ),
+            (
+                stages(json!({"filter": {"x": {"type": "path", "drop_cwd": ["/a/[b"]}}})),
+                "holds `/a/[b`: unclosed character class",
+            ),
+            (
+                stages(json!({"filter": {"x": {"type": "mask", "own": {"t": "(a"}}}})),
+                "has the pattern `t`, which is wrong: unclosed group",
+            ),
+            (stages(json!({"enricher": {"labels": {}}})), "`stages.enricher.labels`"),
+            (stages(json!({"sink": {"x": {"type": "stdout"}}})), "`stages.sink`"),
+            (
+                json!({"version": 1, "shipping": {"batch_size": 10_001}}).to_string(),
+                "`shipping.batch_size` of the managed configuration is 10001, expected 1 to 10000",
+            ),
+            (
+                json!({"version": 1, "filters": {"drop_meta": "yes"}}).to_string(),
+                "`filters.drop_meta` of the managed configuration is wrong: invalid type",
+            ),
+            (
+                json!({"version": 1, "tests": [
+                    {"name": "t", "lines": [{"input": "{}", "expect": "drop"}]}]})
+                .to_string(),
+                "the test `t` of the managed configuration fails in line 1: expected drop, got keep",
+            ),
+        ];
+        for (text, expected) in cases {
+            let file = write(&home, "managed.json", &text);
+            let said = error(&home, &["config", "check", &allows, &file], 1);
+            assert!(said.contains(expected), "{text}: {said}");
+        }
+        let right = stages(json!({"filter": {"x": {"type": "meta"}}}));
+        let file = write(&home, "managed.json", &right);
+        printed(&home, &["config", "check", &allows, &file]);
+        assert!(
+            error(&home, &["config", "check", &file], 1).contains("is not allowed on this machine")
+        );
+    }
+}
+
+mod schema {
+    use super::*;
+
+    fn as_json(text: &str) -> Value {
+        serde_json::to_value(text.parse::<toml::Table>().unwrap()).unwrap()
+    }
+
+    fn validator() -> jsonschema::Validator {
+        let schema: Value =
+            serde_json::from_str(&printed(&home(""), &["config", "schema"])).unwrap();
+        jsonschema::meta::validate(&schema).unwrap();
+        jsonschema::validator_for(&schema).unwrap()
+    }
+
+    #[track_caller]
+    fn assert_right(validator: &jsonschema::Validator, text: &str) {
+        if let Err(error) = validator.validate(&as_json(text)) {
+            panic!("{error} at {}:\n{text}", error.instance_path());
+        }
+    }
+
+    #[test]
+    fn takes_the_defaults_and_every_sample() {
+        let validator = validator();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert_right(&validator, &fs::read_to_string(root.join("config/default.toml")).unwrap());
+        let all = ai_agent::stages::all();
+        assert!(all.len() >= 12);
+        for stage in all {
+            let named = format!("[{}.{}]\n{}", stage.kind, stage.name, stage.sample);
+            assert_right(&validator, &named);
+            let typed =
+                format!("[{}.mine]\ntype = \"{}\"\n{}", stage.kind, stage.name, stage.sample);
+            assert_right(&validator, &typed);
+        }
+    }
+
+    #[test]
+    fn tells_right_from_wrong() {
+        let validator = validator();
+        for text in [
+            "",
+            "shipping.flush_interval = 5",
+            "shipping.flush_interval = \"5s\"",
+            "[sink.siem]\nendpoint = \"https://x\"",
+            "[sink.siem]\ntype = \"stdout\"",
+            "[filter.mine]\nenabled = false",
+            "[filter.mine]\ntype = \"ignore-types\"\ntypes = []",
+            "locked = [\"sink\"]\nmanaged.allow = [\"filter.*\"]",
+            "[[test]]\nname = \"a\"\nlines = [{ input = \"\", expect = \"keep\" }]",
+        ] {
+            assert_right(&validator, text);
+        }
+        for text in [
+            "colour = 1",
+            "shipping.bach_size = 1",
+            "shipping.batch_size = \"many\"",
+            "shipping.flush_interval = true",
+            "pipeline.sinks = \"siem\"",
+            "[filter.mine]\ntype = \"no-such\"",
+            "[filter.ignore-types]\ntyps = []",
+            "[filter.mine]\ntype = \"ignore-types\"\ntyps = []",
+            "[filter.mine]\ntype = \"meta\"\ntypes = []",
+            "[filter.tool-call]\non_oversize = \"kep\"",
+            "[sink.siem]\nendpont = \"https://x\"",
+            "[sink.siem]\ntype = \"stdout\"\nendpoint = \"https://x\"",
+            "[filter.meta]\nenabled = \"yes\"",
+            "[[test]]\nname = \"a\"",
+            "[[test]]\nname = \"a\"\nlines = [{ input = \"\", expect = \"kep\" }]",
+        ] {
+            assert!(!validator.is_valid(&as_json(text)), "{text}");
+        }
+    }
+}
+
+mod init {
+    use super::*;
+
+    #[test]
+    fn what_it_writes_changes_nothing_and_is_right() {
+        let home = home("");
+        let before = printed(&home, &["config", "show"]);
+        let path = home.path().join("new.toml");
+        let path = path.to_str().unwrap();
+        home.agent(&["config", "init", path]).succeed();
+        printed(&home, &["config", "check", path]);
+        assert_eq!(printed(&home, &["config", "show", "--config", path]), before);
+        let text = fs::read_to_string(path).unwrap();
+        assert!(text.contains("# batch_size = 1000\n") && text.contains("[sink.siem]\n"));
+        let again = error(&home, &["config", "init", path], 1);
+        assert!(again.contains("File exists"), "nobody's file is overwritten: {again}");
+        assert_eq!(printed(&home, &["config", "init", "-"]), text);
+    }
+}
+
+mod tests_in_toml {
+    use super::*;
+
+    const TESTS: &str = "[[test]]\nname = \"bookkeeping is dropped\"\nlines = [\n  \
+        { input = '{\"type\":\"progress\"}', expect = \"drop\", by = \"ignore-types\" },\n  \
+        { input = '{\"type\":\"user\"}', expect = \"keep\" },\n]\n";
+
+    #[test]
+    fn those_that_pass_are_named() {
+        let home = home(TESTS);
+        assert_eq!(printed(&home, &["test"]), "ok      bookkeeping is dropped\n1 test passed\n");
+    }
+
+    #[test]
+    fn a_failure_shows_what_is_different() {
+        let home = home("");
+        let call = r#"{"message":{"content":[{"type":"tool_use"},{"type":"text"}]}}"#;
+        let text = format!(
+            "[filter.tool-call]\nenabled = true\n{TESTS}[[test]]\nname = \"calls are cut\"\n\
+             lines = [{{ input = '{call}', expect = \"edit\", output = '{{\"message\":1}}' }}, \
+             {{ input = '{{}}', expect = \"drop\" }}]\n"
+        );
+        let file = write(&home, "roll-out.toml", &text);
+        let ended = home.agent(&["test", &file]).run();
+        assert_eq!(ended.code, Some(1));
+        assert!(ended.stderr.ends_with("error: 1 of 2 tests failed\n"), "{}", ended.stderr);
+        let expected = "ok      bookkeeping is dropped
+FAILED  calls are cut
+        in the machine's file `HOME/roll-out.toml:9`
+        line 1: {\"message\":{\"content\":[{\"type\":\"tool_use\"},{\"type\":\"text\"}]}}
+          expected  edit
+          got       edit by tool-call
+          - {\"message\":1}
+          + {\"message\":{\"content\":[{\"type\":\"text\"}]}}
+                       ^ from here on
+        line 2: {}
+          expected  drop
+          got       keep
+";
+        assert_eq!(plain(&home, ended.text()), expected);
+    }
+
+    /// Each begins with filters that have seen nothing: a uuid of another test is no repetition.
+    #[test]
+    fn tests_do_not_see_each_other() {
+        let test = "[[test]]\nname = \"a\"\nlines = [{ input = '{\"uuid\":\"u\"}', expect = \"keep\" }, \
+                    { input = '{\"uuid\":\"u\"}', expect = \"drop\", by = \"dedupe\" }]\n";
+        let home = home(&test.repeat(2));
+        assert!(printed(&home, &["test"]).ends_with("2 tests passed\n"));
+    }
+}
+
+mod candidate {
+    use super::*;
+
+    /// Two of each of four types; one of them is marked as meta.
+    fn sessions() -> Home {
+        let home = home("[filter.sidechain]\nenabled = true");
+        for file in ["-work/a.jsonl", "-work/b.jsonl"] {
+            home.write(
+                file,
+                "{\"type\":\"user\",\"isMeta\":true}\n{\"type\":\"progress\"}\n\n\
+                 {\"type\":\"assistant\",\"isSidechain\":true}\n\
+                 {\"message\":{\"content\":[{\"type\":\"tool_use\"},{\"type\":\"text\"}]}}\n",
+            );
+        }
+        home
+    }
+
+    fn tried(home: &Home, file: &str, text: &str) -> Value {
+        let file = write(home, file, text);
+        serde_json::from_str(&printed(home, &["config", "try", "--json", &file])).unwrap()
+    }
+
+    #[test]
+    fn shows_what_is_dropped_more_and_less_by_stage_and_type() {
+        let home = sessions();
+        let found = tried(
+            &home,
+            "candidate.toml",
+            "[filter.meta]\nenabled = true\n[filter.sidechain]\nenabled = false\n\
+             [filter.tool-call]\nenabled = true",
+        );
+        let (lines, bytes) = (2, 2 * "{\"type\":\"user\",\"isMeta\":true}".len());
+        assert_eq!(
+            found["dropped_more"],
+            json!([{"stage": "meta", "reason": "meta", "type": "user", "lines": lines, "bytes": bytes}])
+        );
+        let less = &found["dropped_less"];
+        assert_eq!(less.as_array().unwrap().len(), 1, "{less}");
+        assert_eq!(
+            (&less[0]["stage"], &less[0]["type"]),
+            (&json!("sidechain"), &json!("assistant"))
+        );
+        assert_eq!(found["read"]["lines"], 8);
+        assert_eq!(found["shipped_now"]["lines"], 4);
+        assert_eq!(found["shipped_candidate"]["lines"], 4);
+        assert_eq!(found["cut"][0]["stage"], "tool-call");
+        assert_eq!(found["cut"][0]["bytes_now"], 0);
+        assert!(files_below(home.path()).iter().all(|file| !file.ends_with("outbox.redb")));
+    }
+
+    #[test]
+    fn takes_what_a_server_would_manage() {
+        let home = sessions();
+        let managed = "{\"version\":1,\"filters\":{\"ignore_types\":[\"user\"]}}";
+        let found = tried(&home, "managed.json", managed);
+        assert_eq!(found["dropped_more"][0]["type"], "user");
+        assert_eq!(found["dropped_less"][0]["type"], "progress");
+        let same = write(&home, "same.json", "{\"version\":1}");
+        let text = printed(&home, &["config", "try", &same]);
+        assert!(text.ends_with("the candidate changes nothing for these sessions\n"), "{text}");
+    }
+
+    #[test]
+    fn a_candidate_that_is_wrong_fails() {
+        let home = sessions();
+        let file = write(&home, "candidate.toml", "filter.meta.enabld = true");
+        assert!(error(&home, &["config", "try", &file], 1).contains("did you mean `enabled`?"));
+    }
+}
+
+mod docs {
+    use super::*;
+
+    /// The blocks of a language in a page.
+    fn blocks(page: &str, language: &str) -> Vec<String> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let text = fs::read_to_string(root.join(page)).unwrap();
+        let start = format!("```{language}\n");
+        let parts = text.split(&start).skip(1);
+        parts.map(|part| part.split("```").next().unwrap().to_owned()).collect()
+    }
+
+    /// Somebody copies them as they stand.
+    #[test]
+    fn the_examples_are_right_and_their_tests_pass() {
+        let home = home("");
+        for (page, count) in [("README.md", 1), ("docs/configuration.md", 6)] {
+            let examples = blocks(page, "toml");
+            assert_eq!(examples.len(), count, "{page}");
+            for example in examples {
+                let file = write(&home, "example.toml", &example);
+                printed(&home, &["config", "check", &file]);
+                let passed = printed(&home, &["test", &file]);
+                assert_eq!(passed.matches("ok  ").count(), example.matches("[[test]]").count());
+            }
+        }
+        let machine = write(&home, "machine.toml", &blocks("docs/configuration.md", "toml")[0]);
+        let managed = write(&home, "managed.json", &blocks("docs/configuration.md", "json")[0]);
+        printed(&home, &["config", "check", &machine, &managed]);
+        assert!(printed(&home, &["test", &machine, &managed]).ends_with("1 test passed\n"));
+    }
+}

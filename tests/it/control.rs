@@ -1,0 +1,426 @@
+//! What the agent that runs is asked: how it is doing, to deliver now, to read its configuration
+//! again, to log more, and about what lies in its outbox.
+
+use std::{fs, path::PathBuf};
+
+use crate::support::{
+    agent::{Agent, AgentCommand},
+    entries, eventually,
+    home::Home,
+    receiver::{Receiver, settle},
+};
+use ai_agent::platform::{Role, StateLock};
+use serde_json::{Value, json};
+
+const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";
+const TOMORROW: &str = "[shipping]\nflush_interval = \"86400s\"";
+
+fn state_dir(home: &Home) -> PathBuf {
+    home.path().join("state")
+}
+
+/// The agent's command line, with a state directory that the test knows.
+fn agent(home: &Home, receiver: &Receiver, config: &str, arguments: &[&str]) -> AgentCommand {
+    let state_dir = state_dir(home);
+    let config = format!("agent.state_dir = '{}'\n{config}", state_dir.display());
+    home.agent(arguments).config(&config).ships_to(&receiver.url())
+}
+
+fn status(home: &Home, receiver: &Receiver, config: &str) -> Value {
+    let ended = agent(home, receiver, config, &["status", "--json"]).run();
+    serde_json::from_slice(&ended.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", ended.stderr))
+}
+
+/// The agent at work on one record, which has arrived.
+fn delivered(home: &Home, receiver: &Receiver) -> Agent {
+    home.write("-work/one.jsonl", "{\"n\":1}\n");
+    let running = agent(home, receiver, AT_ONCE, &["run"]).start_and_wait();
+    settle(receiver, 1);
+    running
+}
+
+#[test]
+fn status_tells_what_waits_and_what_was_delivered_while_it_runs_and_after() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let running = delivered(&home, &receiver);
+    let seen = eventually("everything is acknowledged", || {
+        let seen = status(&home, &receiver, AT_ONCE);
+        (seen["outbox"]["entries"] == 0 && seen["sinks"][0]["acknowledged"] != 0).then_some(seen)
+    });
+    assert_eq!((&seen["version"], &seen["state"]), (&json!(1), &json!("running")), "{seen:#}");
+    assert_eq!(seen["pid"], running.pid());
+    assert_eq!(seen["problems"], json!([]));
+    assert_eq!(seen["agent"]["phase"], "running");
+    assert!(seen["agent"]["memory_bytes"].as_u64().is_none_or(|bytes| bytes > 1 << 20));
+    assert_eq!(seen["agent"]["log_level"], "ai_agent=info,warn");
+    let sink = &seen["sinks"][0];
+    assert_eq!((&sink["name"], &sink["configured"]), (&json!("siem"), &json!(true)));
+    assert_eq!(sink["acknowledged"], seen["outbox"]["last_seq"]);
+    assert!(sink["last_acknowledgement"].is_string() && sink["trouble"].is_null(), "{sink:#}");
+    let reading = &seen["reading"];
+    assert_eq!((&reading["files"], &reading["unread_bytes"]), (&json!(1), &json!(0)));
+    assert!(seen["config"]["applied"]["hash"].is_string());
+
+    let shown = agent(&home, &receiver, AT_ONCE, &["status"]).succeed();
+    let shown = shown.text();
+    let first =
+        format!("ai-agent {}: running, PID {}, up ", env!("CARGO_PKG_VERSION"), running.pid());
+    assert!(shown.starts_with(&first), "{shown}");
+    assert!(!shown.contains('\x1b'), "no colours but on a terminal: {shown}");
+    for words in
+        ["outbox      empty", "siem: everything acknowledged", "reading     1 file, all read"]
+    {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+    agent(&home, &receiver, AT_ONCE, &["check", "--strict"]).succeed();
+    running.stop();
+
+    let seen = status(&home, &receiver, AT_ONCE);
+    assert_eq!((&seen["state"], &seen["agent"]), (&json!("stopped"), &Value::Null), "{seen:#}");
+    assert_eq!(seen["sinks"][0]["name"], "siem");
+    assert!(seen["outbox"]["last_seq"].as_u64().unwrap() > 0);
+    assert!(seen["config"]["applied"]["hash"].is_string(), "what was in force last: {seen:#}");
+    assert_eq!(seen["problems"][0]["level"], "failing");
+    let error = agent(&home, &receiver, AT_ONCE, &["check", "--strict"]).fail(1);
+    assert!(error.contains("no agent runs"), "{error}");
+}
+
+/// A process that is there was taken for an agent that works, though nothing of it ever arrived.
+#[test]
+fn an_agent_whose_token_is_refused_fails_the_strict_check_and_says_why() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    home.write("-work/one.jsonl", "{\"n\":1}\n");
+    let run = agent(&home, &receiver, AT_ONCE, &["run"]);
+    let mut running = run.env("CLAUDE_SIEM_TOKEN", "another-token-entirely").start();
+    running.wait_for_log("is the token right?");
+    let seen = eventually("it is said", || {
+        let seen = status(&home, &receiver, AT_ONCE);
+        (seen["sinks"][0]["held"] == true).then_some(seen)
+    });
+    let sink = &seen["sinks"][0];
+    assert!(sink["trouble"].as_str().unwrap().contains("is the token right?"), "{sink:#}");
+    assert!(sink["last_error"]["at"].is_string() && sink["retry_at"].is_string(), "{sink:#}");
+    assert!(sink["entries"].as_u64().unwrap() > 0);
+    assert_eq!(seen["problems"][0]["level"], "failing");
+    agent(&home, &receiver, AT_ONCE, &["check"]).succeed();
+    let error = agent(&home, &receiver, AT_ONCE, &["check", "--strict"]).fail(1);
+    assert!(error.contains("is the token right?"), "{error}");
+    let shown = agent(&home, &receiver, AT_ONCE, &["status"]).succeed();
+    let (problem, state) = (shown.text().find("FAILING"), shown.text().find("state "));
+    assert!(problem.unwrap() < state.unwrap(), "problems come first: {}", shown.text());
+}
+
+#[test]
+fn a_flush_delivers_what_would_have_waited_for_a_day() {
+    let (home, mut receiver) = (Home::new(), Receiver::start());
+    let running = agent(&home, &receiver, TOMORROW, &["run"]).start_and_wait();
+    home.write("-work/one.jsonl", "{\"n\":1}\n");
+    let listed = |receiver: &Receiver| {
+        let listed = agent(&home, receiver, TOMORROW, &["outbox", "list"]).succeed();
+        listed.text().contains("one.jsonl at 0").then_some(())
+    };
+    eventually("the record waits", || listed(&receiver));
+    assert_eq!(receiver.count(), 0, "{:?}", receiver.entries());
+    let said = agent(&home, &receiver, TOMORROW, &["flush"]).succeed();
+    assert!(said.text().contains("are delivered and acknowledged"), "{}", said.text());
+    assert_eq!(entries::lines(&receiver.entries()).len(), 1);
+    let said = agent(&home, &receiver, TOMORROW, &["flush"]).succeed();
+    assert!(said.text().contains("nothing waited"), "{}", said.text());
+
+    receiver.kill();
+    home.write("-work/two.jsonl", "{\"n\":2}\n");
+    eventually("another record waits", || {
+        let listed = agent(&home, &receiver, TOMORROW, &["outbox", "list"]).succeed();
+        listed.text().contains("two.jsonl").then_some(())
+    });
+    let error = agent(&home, &receiver, TOMORROW, &["flush", "--within", "1s"]).fail(1);
+    assert!(error.contains("sink `siem` has not acknowledged all of it"), "{error}");
+    receiver.start_again();
+    agent(&home, &receiver, TOMORROW, &["flush"]).succeed();
+    assert_eq!(entries::lines(&receiver.entries()).len(), 2);
+    running.stop();
+    receiver.assert_whole();
+    let error = agent(&home, &receiver, TOMORROW, &["flush"]).fail(1);
+    assert!(error.contains("is not running"), "{error}");
+}
+
+#[test]
+fn a_reload_says_what_became_of_it() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let running = agent(&home, &receiver, AT_ONCE, &["run"]).start_and_wait();
+    let said = agent(&home, &receiver, AT_ONCE, &["reload"]).succeed();
+    assert!(said.text().contains("nothing is new from the files"), "{}", said.text());
+    assert!(said.text().contains("nothing is new from the server"), "{}", said.text());
+
+    let hash = || status(&home, &receiver, AT_ONCE)["config"]["applied"]["hash"].clone();
+    let before = hash();
+    let another = format!("{AT_ONCE}\nfilter.meta.enabled = true");
+    let another = another.replace("[shipping]\n", "shipping.");
+    agent(&home, &receiver, &another, &["reload"]).succeed();
+    assert_ne!(hash(), before);
+
+    let before = hash();
+    let wrong = another.replace("true", "\"perhaps\"");
+    let error = agent(&home, &receiver, &wrong, &["reload"]).fail(1);
+    assert!(error.contains("filter.meta") && error.contains("was refused"), "{error}");
+    assert_eq!(hash(), before);
+    let seen = status(&home, &receiver, &wrong);
+    assert!(seen["config"]["refused"]["reason"].is_string(), "{seen:#}");
+    running.stop();
+}
+
+#[test]
+fn the_level_of_the_log_changes_while_it_runs() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let mut running = delivered(&home, &receiver);
+    let level = |arguments: &[&str]| {
+        let arguments: Vec<&str> = ["log-level"].iter().chain(arguments).copied().collect();
+        agent(&home, &receiver, AT_ONCE, &arguments).succeed().text().to_owned()
+    };
+    assert_eq!(level(&[]), "ai_agent=info,warn\n");
+    assert!(!running.log().contains("DEBUG"));
+    assert!(level(&["debug"]).contains("ai_agent=debug,warn"));
+    home.append("-work/one.jsonl", "{\"n\":2}\n");
+    running.wait_for_log("DEBUG");
+    level(&["info"]);
+    assert_eq!(level(&[]), "ai_agent=info,warn\n");
+    let error = agent(&home, &receiver, AT_ONCE, &["log-level", "loud"]).fail(2);
+    assert!(error.contains("loud"), "{error}");
+}
+
+/// The same words from an agent that runs and from the store of one that does not.
+#[test]
+fn the_outbox_can_be_looked_at_whether_an_agent_runs_or_not() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let mut running = Some(agent(&home, &receiver, TOMORROW, &["run"]).start_and_wait());
+    home.write("-work/one.jsonl", "{\"n\":\"\u{e9}\"}\nno json\n");
+    let ask = |arguments: &[&str]| agent(&home, &receiver, TOMORROW, arguments);
+    let list = || {
+        let listed = ask(&["outbox", "list", "--json"]).succeed();
+        let lines: Vec<Value> =
+            listed.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        lines
+    };
+    eventually("both lines wait", || {
+        (list().iter().filter(|entry| entry["kind"] == "record").count() == 2).then_some(())
+    });
+    // The same store without its agent: it was killed and delivers nothing more.
+    for is_running in [true, false] {
+        if !is_running {
+            running.take().unwrap().kill();
+        }
+        let listed = list();
+        let record = listed.iter().find(|entry| entry["kind"] == "record").unwrap();
+        assert_eq!((&record["offset"], &record["length"]), (&json!(0), &json!(10)), "{record}");
+        let number = record["seq"].to_string();
+        let shown = ask(&["outbox", "show", &number]).succeed();
+        assert!(shown.text().contains("{\"n\":\"\u{e9}\"}"), "{}", shown.text());
+        let error = ask(&["outbox", "show", "4711"]).fail(2);
+        assert!(error.contains("no entry 4711"), "{error}");
+        let file = home.path().join(format!("export-{is_running}.ndjson"));
+        ask(&["outbox", "export", "--to", file.to_str().unwrap()]).succeed();
+        let exported = entries::parse(&fs::read(&file).unwrap());
+        assert_eq!(exported.len(), listed.len());
+        assert_eq!(entries::lines(&exported)[1].bytes, b"no json");
+        // A file that is there is not written over.
+        ask(&["outbox", "export", "--to", file.to_str().unwrap()]).fail(1);
+        let verified = ask(&["outbox", "verify"]).succeed();
+        assert!(verified.text().starts_with("the outbox is whole: "), "{}", verified.text());
+        let status = ask(&["outbox", "status", "--json"]).succeed();
+        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        assert_eq!(status["entries"], listed.len());
+        assert_eq!(status["sinks"][0]["acknowledged"], 0);
+        // A list that was cut looked like all there was.
+        let limited = ask(&["outbox", "list", "--limit", "1"]).succeed();
+        let limited: Vec<&str> = limited.text().lines().collect();
+        assert_eq!((limited.len(), limited[1]), (2, "there is more: `--from 2` shows it"));
+        assert_eq!(ask(&["outbox", "list"]).succeed().text().lines().count(), listed.len());
+    }
+}
+
+/// What is in the way of an agent that was killed must not be in that of the next.
+#[test]
+fn a_killed_agent_is_followed_by_one_that_can_be_asked() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let first = delivered(&home, &receiver);
+    let killed = first.pid();
+    first.kill();
+    let seen = status(&home, &receiver, AT_ONCE);
+    assert_eq!(seen["state"], "stopped", "a PID file alone is nobody: {seen:#}");
+    let second = agent(&home, &receiver, AT_ONCE, &["run"]).start_and_wait();
+    let seen = status(&home, &receiver, AT_ONCE);
+    assert_eq!((&seen["state"], &seen["pid"]), (&json!("running"), &json!(second.pid())));
+    assert_ne!(second.pid(), killed);
+}
+
+/// Whoever has the store open is the only one, whatever it does there.
+#[test]
+fn a_command_waits_for_nobody_and_takes_nothing_from_another() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    delivered(&home, &receiver).stop();
+    let lock = StateLock::acquire(&state_dir(&home), Role::Agent).unwrap();
+    let commands: [&[&str]; 4] =
+        [&["outbox", "verify"], &["deadletter", "list"], &["flush"], &["outbox", "status"]];
+    for command in commands {
+        let error = agent(&home, &receiver, AT_ONCE, command).fail(1);
+        let pid = format!("(PID {})", std::process::id());
+        assert!(error.contains(&pid) && error.contains("nobody answers"), "{command:?}: {error}");
+    }
+    let seen = status(&home, &receiver, AT_ONCE);
+    assert_eq!((&seen["state"], &seen["pid"]), (&json!("silent"), &json!(std::process::id())));
+    drop(lock);
+    agent(&home, &receiver, AT_ONCE, &["outbox", "verify"]).succeed();
+}
+
+/// A command that looked into the store was taken for an agent: `check` said that one runs, and one
+/// that was started just then ended, saying the same.
+#[test]
+fn a_command_at_work_is_no_agent_and_one_that_starts_waits_for_it() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    delivered(&home, &receiver).stop();
+    let lock = StateLock::acquire(&state_dir(&home), Role::Command).unwrap();
+    let pid = format!("(PID {})", std::process::id());
+    for command in [&["check"][..], &["check", "--strict"], &["outbox", "status"]] {
+        let error = agent(&home, &receiver, AT_ONCE, command).fail(1);
+        assert!(error.contains("command") && error.contains(&pid), "{command:?}: {error}");
+    }
+    let mut starting = agent(&home, &receiver, AT_ONCE, &["run"]).start();
+    starting.wait_for_log("waits for a command of ai-agent");
+    drop(lock);
+    starting.wait_for_log(" started ");
+    agent(&home, &receiver, AT_ONCE, &["check", "--strict"]).succeed();
+}
+
+#[test]
+fn status_that_watches_goes_on_until_it_is_stopped() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let running = delivered(&home, &receiver);
+    let watching = agent(&home, &receiver, AT_ONCE, &["status", "--json", "--watch"]).start();
+    let states = || {
+        let shown = String::from_utf8(watching.stdout()).unwrap();
+        let whole = shown.rfind('\n').map_or("", |end| &shown[..end]);
+        let states = whole.lines().map(|line| {
+            serde_json::from_str::<Value>(line).unwrap()["state"].as_str().unwrap().to_owned()
+        });
+        states.collect::<Vec<_>>()
+    };
+    eventually("it is seen to run", || {
+        (states().iter().filter(|state| *state == "running").count() >= 2).then_some(())
+    });
+    running.stop();
+    eventually("it is seen to have ended", || {
+        states().last().is_some_and(|state| state == "stopped").then_some(())
+    });
+}
+
+#[cfg(unix)]
+mod socket {
+    use std::{
+        io::{BufRead as _, BufReader, Read as _, Write as _},
+        os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    };
+
+    use crate::support::scripted::{Answer, Manages, Scripted};
+
+    use super::*;
+    use crate::support::receiver::wait_for;
+
+    fn connect(home: &Home) -> UnixStream {
+        UnixStream::connect(state_dir(home).join("agent.sock")).unwrap()
+    }
+
+    fn ask(home: &Home, line: &str) -> Value {
+        let mut stream = connect(home);
+        stream.write_all(line.as_bytes()).unwrap();
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).unwrap();
+        serde_json::from_str(&answer).unwrap()
+    }
+
+    /// For as long as it took to end, it was said to begin.
+    #[test]
+    fn an_agent_that_ends_says_so() {
+        let home = Home::new();
+        let receiver = Scripted::by_rule(|_| Answer::Hang);
+        home.write("-work/one.jsonl", "{\"n\":1}\n");
+        let config = format!("agent.state_dir = '{}'\n{AT_ONCE}", state_dir(&home).display());
+        let run = home.agent(&["run"]).config(&config).ships_to(&receiver.url());
+        let running = run.start_and_wait();
+        eventually("a batch is on its way", || (receiver.requests() > 0).then_some(()));
+        running.signal(rustix::process::Signal::TERM);
+        eventually("it is seen to end", || {
+            let seen = ask(&home, "{\"version\":1,\"ask\":\"status\"}\n");
+            let phase = seen["status"]["agent"]["phase"].as_str().unwrap().to_owned();
+            assert_ne!(phase, "starting");
+            (phase == "stopping").then_some(())
+        });
+        let refused = ask(&home, "{\"version\":1,\"ask\":\"reload\"}\n");
+        let flush = "{\"version\":1,\"ask\":{\"flush\":{\"within_ms\":1}}}\n";
+        let refused = [refused, ask(&home, flush)];
+        for refused in refused {
+            let error = refused["failed"]["error"].as_str().unwrap();
+            assert!(error.contains("the agent is stopping"), "{error}");
+        }
+        assert_eq!(running.wait(crate::support::PATIENCE).code, Some(0));
+    }
+
+    /// `install` and `start` return as soon as the agent is at work; what was asked then was refused.
+    #[test]
+    fn who_asks_too_early_waits() {
+        let (home, receiver) = (Home::new(), Scripted::start([]));
+        // Its first answer is waited for before the pipeline begins.
+        receiver.manage(Manages::Hangs);
+        let config = format!("agent.state_dir = '{}'", state_dir(&home).display());
+        let asked =
+            |arguments: &[&str]| home.agent(arguments).config(&config).ships_to(&receiver.url());
+        let running = asked(&["run"]).start();
+        eventually("it listens", || UnixStream::connect(state_dir(&home).join("agent.sock")).ok());
+        assert!(!running.log().contains(" started "), "it was too quick for this test");
+        assert!(asked(&["outbox", "status"]).succeed().text().contains("siem: "));
+        asked(&["flush"]).succeed();
+    }
+
+    #[test]
+    fn who_hangs_or_talks_nonsense_hurts_nobody() {
+        let (home, receiver) = (Home::new(), Receiver::start());
+        let running = delivered(&home, &receiver);
+        let socket = state_dir(&home).join("agent.sock");
+        assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+        let said = |line: &str| ask(&home, line)["failed"]["error"].as_str().unwrap().to_owned();
+        assert!(said("nonsense\n").contains("no line of JSON"));
+        assert!(said("{\"version\":7,\"ask\":\"status\"}\n").contains("asked in version 7"));
+        assert!(said("{\"version\":1,\"ask\":\"dance\"}\n").contains("unknown variant `dance`"));
+        assert!(said(&"x".repeat(70_000)).contains("longer than"));
+        // More than are answered at once, all of them silent: they are let go of after a while.
+        let hanging: Vec<UnixStream> = (0..20).map(|_| connect(&home)).collect();
+        assert_eq!(status(&home, &receiver, AT_ONCE)["state"], "running");
+        for mut stream in hanging {
+            assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "its time is over");
+        }
+        running.stop();
+        assert!(!socket.try_exists().unwrap());
+    }
+
+    /// A socket's path has room for 108 bytes; a home directory may have more.
+    #[test]
+    fn a_state_directory_with_a_long_path_can_be_asked_too() {
+        let (home, receiver) = (Home::new(), Receiver::start());
+        let state_dir = home.path().join("x".repeat(150));
+        let config = format!("agent.state_dir = '{}'\n{AT_ONCE}", state_dir.display());
+        let agent = |arguments: &[&str]| {
+            let runtime = home.path().join("run");
+            fs::create_dir_all(&runtime).unwrap();
+            let agent = home.agent(arguments).config(&config).ships_to(&receiver.url());
+            agent.env("XDG_RUNTIME_DIR", runtime)
+        };
+        let running = agent(&["run"]).start_and_wait();
+        // Whoever asks need not know that directory.
+        agent(&["status"]).without("XDG_RUNTIME_DIR").succeed();
+        running.stop();
+        assert!(!state_dir.join("agent.sock.at").try_exists().unwrap());
+        wait_for(&receiver, "the end arrived", |entries| {
+            (!entries::events(entries, "agent_stopped").is_empty()).then_some(())
+        });
+    }
+}

@@ -1,0 +1,396 @@
+//! An entry that a receiver refuses for good: it is kept, the rest flows, and it can be had again.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use crate::support::{
+    entries, eventually,
+    home::Home,
+    receiver::{Receiver, wait_for},
+};
+use ai_agent::pipeline::outbox::{DeadLetter, DeadLetterId, Outbox};
+use serde_json::Value;
+
+const POISON: &str = "what this receiver will not take";
+
+/// Stands before a receiver and answers 422 to bodies with the poison in them.
+struct Gate {
+    port: u16,
+    refuses: Arc<AtomicBool>,
+    requests: Arc<AtomicUsize>,
+}
+
+impl Gate {
+    fn before(receiver: &Receiver) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let behind = receiver.url().trim_start_matches("http://").to_owned();
+        let (refuses, requests) = (Arc::new(AtomicBool::new(true)), Arc::default());
+        let gate = Self { port, refuses: Arc::clone(&refuses), requests: Arc::clone(&requests) };
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (behind, refuses) = (behind.clone(), Arc::clone(&refuses));
+                let requests = Arc::clone(&requests);
+                thread::spawn(move || pass(stream.unwrap(), &behind, &refuses, &requests));
+            }
+        });
+        gate
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+}
+
+/// Passes one request on, or refuses it. Each has a connection of its own.
+fn pass(client: TcpStream, behind: &str, refuses: &AtomicBool, requests: &AtomicUsize) {
+    let mut reader = BufReader::new(client.try_clone().unwrap());
+    let (mut head, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or_default() == 0 {
+            return;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line == "\r\n" {
+            break;
+        }
+        head.push_str(&line);
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    let mut client = client;
+    let poisoned = String::from_utf8_lossy(&body).contains(POISON);
+    requests.fetch_add(1, Ordering::Relaxed);
+    if poisoned && refuses.load(Ordering::Relaxed) {
+        let problem = r#"{"type":"about:blank","title":"no","status":422,"detail":"bad taste"}"#;
+        let answer = format!(
+            "HTTP/1.1 422 Unprocessable Content\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{problem}",
+            problem.len()
+        );
+        client.write_all(answer.as_bytes()).unwrap();
+        return;
+    }
+    let mut server = TcpStream::connect(behind).unwrap();
+    server.write_all(head.as_bytes()).unwrap();
+    server.write_all(b"Connection: close\r\n\r\n").unwrap();
+    server.write_all(&body).unwrap();
+    let mut answer = Vec::new();
+    server.read_to_end(&mut answer).unwrap();
+    client.write_all(&answer).unwrap();
+}
+
+fn numbers(receiver: &Receiver, what: &str) -> Value {
+    receiver.stats()["machines"][0]["epochs"][0][what].clone()
+}
+
+#[test]
+fn a_poisoned_entry_waits_as_a_dead_letter_and_fills_its_hole_when_it_is_sent_again() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let gate = Gate::before(&receiver);
+    let lines = (0..200).map(|n| match n {
+        77 => format!("{{\"n\":{n},\"text\":\"{POISON}\"}}\n"),
+        _ => format!("{{\"n\":{n}}}\n"),
+    });
+    home.write("-work/a.jsonl", lines.collect::<String>());
+    let config = "[sink.siem]\ncompression = \"none\"";
+    let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&gate.url());
+
+    agent(&["run", "--once"]).succeed();
+    let stored = entries::lines(&receiver.entries());
+    assert_eq!(stored.len(), 199);
+    assert!(gate.requests.load(Ordering::Relaxed) < 30, "isolated in a logarithm of requests");
+    assert_eq!(numbers(&receiver, "holes").as_array().unwrap().len(), 1);
+    assert_eq!(numbers(&receiver, "gaps").as_array().unwrap().len(), 0);
+
+    let listed = agent(&["deadletter", "list", "--json"]).succeed();
+    let letter: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!((&letter["status"], &letter["attempts"]), (&422.into(), &1.into()));
+    assert_eq!((&letter["reason"], &letter["sink"]), (&"refused".into(), &"siem".into()));
+    let shown = agent(&["deadletter", "list"]).succeed();
+    for words in [&*letter["seq"].to_string(), "refused (422)", "1 attempts", "bad taste"] {
+        assert!(shown.text().contains(words), "{words}: {}", shown.text());
+    }
+    assert!(shown.text().contains(letter["at"].as_str().unwrap()), "{}", shown.text());
+    assert!(!shown.text().contains("about:blank"), "words, no JSON: {}", shown.text());
+    assert!(letter["answer"].as_str().unwrap().contains("bad taste"));
+    let number = letter["seq"].to_string();
+
+    let shown = agent(&["deadletter", "show", &number]).succeed();
+    assert!(String::from_utf8_lossy(&shown.stdout).contains(POISON));
+    let file = home.path().join("letters.ndjson");
+    let file = file.to_str().unwrap();
+    agent(&["deadletter", "export", "--all", "--to", file]).succeed();
+    assert_eq!(fs::read(file).unwrap(), shown.stdout);
+
+    // Refused again, it stays, and the count goes up.
+    let message = agent(&["deadletter", "retry", &number]).fail(1);
+    assert!(message.contains("1 dead letter is still here"), "{message}");
+    let listed = agent(&["deadletter", "list", "--json"]).succeed();
+    let letter: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(letter["attempts"], 2);
+
+    gate.refuses.store(false, Ordering::Relaxed);
+    agent(&["deadletter", "retry", "--all"]).succeed();
+    assert_eq!(entries::lines(&receiver.entries()).len(), 200);
+    assert_eq!(numbers(&receiver, "holes").as_array().unwrap().len(), 0);
+    assert!(agent(&["deadletter", "list", "--json"]).succeed().stdout.is_empty());
+    receiver.assert_whole();
+}
+
+#[test]
+fn what_is_purged_is_gone_and_the_siem_is_told() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let gate = Gate::before(&receiver);
+    home.write("-work/a.jsonl", format!("{{\"text\":\"{POISON}\"}}\n"));
+    let config = "[sink.siem]\ncompression = \"none\"";
+    let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&gate.url());
+    agent(&["run", "--once"]).succeed();
+    let message = agent(&["deadletter", "purge", "4711"]).fail(2);
+    assert!(message.contains("there is no dead letter 4711"), "{message}");
+    agent(&["deadletter", "purge", "--all"]).succeed();
+    agent(&["run", "--once"]).succeed();
+    let stored = receiver.entries();
+    assert_eq!(entries::events(&stored, "dead_letters_purged").len(), 1);
+    assert_eq!(entries::events(&stored, "entry_dead_lettered").len(), 1);
+}
+
+/// Two letters, and each command on one of them: the other stays as it was.
+#[test]
+fn each_command_does_what_it_says_to_the_letters_that_are_named() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let gate = Gate::before(&receiver);
+    let line = |n: u32| format!("{{\"n\":{n},\"text\":\"{POISON}\"}}");
+    home.write("-work/a.jsonl", format!("{}\n{{\"n\":2}}\n{}\n", line(1), line(3)));
+    let config = "[sink.siem]\ncompression = \"none\"";
+    let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&gate.url());
+    let list = || {
+        let listed = agent(&["deadletter", "list", "--json"]).succeed().stdout;
+        let lines = listed.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| serde_json::from_slice(line).unwrap()).collect::<Vec<Value>>()
+    };
+    agent(&["run", "--once"]).succeed();
+
+    let letters = list();
+    let [first, second] = &letters[..] else { panic!("{letters:#?}") };
+    for letter in [first, second] {
+        let text = |name: &str| letter[name].as_str().unwrap();
+        assert_eq!(letter.as_object().unwrap().len(), 9, "{letter}");
+        assert!(letter["seq"].is_u64() && !text("epoch").is_empty(), "{letter}");
+        assert_eq!((text("sink"), text("reason")), ("siem", "refused"));
+        assert_eq!((&letter["status"], &letter["attempts"]), (&422.into(), &1.into()));
+        assert!(humantime::parse_rfc3339(text("at")).is_ok(), "{letter}");
+        assert!(text("answer").contains("bad taste"), "{letter}");
+        assert_eq!(text("line_sha256").len(), 64);
+    }
+    let number = |letter: &Value| letter["seq"].to_string();
+    let (one, other) = (number(first), number(second));
+
+    // As the entry would travel, and only that one.
+    let shown = agent(&["deadletter", "show", &other]).succeed().stdout;
+    let entry = shown.strip_suffix(b"\n").unwrap();
+    assert_eq!(entries::parse(&shown).len(), 1);
+    assert_eq!(siem_protocol::Digest::of(entry).to_string(), second["line_sha256"]);
+    assert!(String::from_utf8_lossy(entry).contains(&line(3)), "byte for byte");
+
+    let file = home.path().join("letters.ndjson");
+    let to = file.to_str().unwrap();
+    agent(&["deadletter", "export", &other, "--to", to]).succeed();
+    assert_eq!(fs::read(&file).unwrap(), shown);
+    let message = agent(&["deadletter", "export", "--all", "--to", to]).fail(1);
+    assert!(message.contains("letters.ndjson") && message.contains("exists"), "{message}");
+    assert_eq!(fs::read(&file).unwrap(), shown, "what is there is not written over");
+
+    for action in ["show", "retry", "export", "purge"] {
+        let message = agent(&["deadletter", action, "4711"]).fail(2);
+        assert!(message.contains("there is no dead letter 4711"), "{action}: {message}");
+    }
+    let message = agent(&["deadletter", "purge", &one, "--sink", "archive"]).fail(2);
+    assert!(message.contains("there is no dead letter"), "{message}");
+    assert_eq!(list(), letters, "to look, to export and to mistype changes nothing");
+
+    agent(&["deadletter", "retry", &one]).fail(1);
+    let again = list();
+    assert_eq!((&again[0]["attempts"], &again[1]), (&2.into(), second));
+    agent(&["deadletter", "purge", &one]).succeed();
+    assert_eq!(list(), std::slice::from_ref(second));
+    gate.refuses.store(false, Ordering::Relaxed);
+    agent(&["deadletter", "retry", &other]).succeed();
+    assert!(list().is_empty());
+    agent(&["run", "--once"]).succeed();
+    let stored = receiver.entries();
+    assert_eq!(entries::lines(&stored).len(), 2);
+    // The SIEM knows which one will never come.
+    let purged = entries::events(&stored, "dead_letters_purged");
+    let data = &purged[0].data;
+    assert_eq!((&data["count"], &data["letters"][0]["seq"]), (&1.into(), &first["seq"]));
+    assert_eq!(
+        numbers(&receiver, "holes"),
+        serde_json::json!([{ "first": first["seq"], "last": first["seq"] }])
+    );
+}
+
+#[test]
+fn the_dead_letters_of_a_running_agent_are_had_through_it() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let gate = Gate::before(&receiver);
+    home.write("-work/a.jsonl", format!("{{\"text\":\"{POISON}\"}}\n{{\"text\":\"{POISON}\"}}\n"));
+    let config = "[sink.siem]\ncompression = \"none\"\n[shipping]\nflush_interval = \"0s\"";
+    let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&gate.url());
+    let running = agent(&["run"]).start_and_wait();
+    let list = || {
+        let listed = agent(&["deadletter", "list", "--json"]).succeed();
+        let letters = listed.text().lines().map(|line| serde_json::from_str(line).unwrap());
+        letters.collect::<Vec<Value>>()
+    };
+    let letters = eventually("both are refused", || {
+        let letters = list();
+        (letters.len() == 2).then_some(letters)
+    });
+    let number = |at: usize| letters[at]["seq"].to_string();
+    let shown = agent(&["deadletter", "show", &number(0)]).succeed();
+    assert!(shown.text().contains(POISON), "{}", shown.text());
+    // What the receiver has not been told of yet can't be sent or deleted yet.
+    eventually("they are announced, and refused again", || {
+        let error = agent(&["deadletter", "retry", "--all"]).fail(1);
+        error.contains("2 dead letters are still here").then_some(())
+    });
+    eventually("one is sent again", || {
+        gate.refuses.store(false, Ordering::Relaxed);
+        (agent(&["deadletter", "retry", &number(0)]).run().code == Some(0)).then_some(())
+    });
+    agent(&["deadletter", "purge", &number(1)]).succeed();
+    assert!(list().is_empty());
+    let entries = wait_for(&receiver, "the SIEM is told", |entries| {
+        let told = !entries::events(entries, "dead_letters_purged").is_empty();
+        told.then(|| entries.to_vec())
+    });
+    assert_eq!(entries::lines(&entries).len(), 1);
+    // What others put into the outbox must not make the reader stumble.
+    home.append("-work/a.jsonl", "{\"n\":3}\n");
+    wait_for(&receiver, "reading goes on", |entries| {
+        (entries::lines(entries).len() == 2).then_some(())
+    });
+    let log = running.log();
+    assert!(!log.contains("could not be stored"), "{log}");
+    running.stop();
+    agent(&["deadletter", "list"]).succeed();
+}
+
+/// To look at dead letters with another configuration than the agent's took every sink's place
+/// that is not in it: what such a sink had not delivered yet was gone.
+#[test]
+fn whatever_is_configured_for_the_command_no_sink_loses_its_place() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    home.write("-work/a.jsonl", "{\"n\":1}\n");
+    let archive = home.path().join("archive.ndjson");
+    let elsewhere = home.path().join("not/there/yet.ndjson");
+    let agent = |arguments: &[&str], file: &std::path::Path| {
+        let sinks = "[pipeline]\nsinks = [\"siem\", \"archive\"]\n[sink.archive]\ntype = \"file\"";
+        let config =
+            format!("{sinks}\npath = '{}'\n[shipping]\nflush_interval = \"0s\"", file.display());
+        home.agent(arguments).config(&config).ships_to(&receiver.url())
+    };
+    // The archive can't be written yet, the SIEM has it all.
+    let mut running = agent(&["run"], &elsewhere).start();
+    wait_for(&receiver, "the record arrives", |entries| {
+        (!entries::lines(entries).is_empty()).then_some(())
+    });
+    running.wait_for_log("delivery was postponed sink=\"archive\"");
+    running.stop();
+    home.agent(&["deadletter", "list"]).ships_to(&receiver.url()).succeed();
+    agent(&["run", "--once"], &archive).succeed();
+    let archived = fs::read(&archive).unwrap();
+    assert_eq!(entries::lines(&entries::parse(&archived)).len(), 1);
+    receiver.assert_whole();
+}
+
+/// A letter that no header had named yet was deleted, and the SIEM was told so: its entry was sent
+/// once more all the same, refused, and kept again.
+#[test]
+fn what_the_receiver_does_not_know_of_yet_is_not_deleted_and_not_sent() {
+    let (home, mut receiver) = (Home::new(), Receiver::start());
+    receiver.kill();
+    home.write("-work/a.jsonl", "{\"n\":1}\n");
+    let config = "[shipping]\nflush_interval = \"0s\"";
+    let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&receiver.url());
+    let mut running = agent(&["run"]).start();
+    running.wait_for_log("delivery was postponed");
+    running.stop();
+    // As if the agent had ended just after the first entry was refused for good.
+    let path = home.state_dir().join("outbox.redb");
+    let outbox = Outbox::open(&path, &[], String::new).unwrap();
+    let frame = &outbox.frames(1, |_| std::ops::ControlFlow::Continue(())).unwrap()[0];
+    let lines = frame.decode().unwrap();
+    let line = lines.split(|byte| *byte == b'\n').next().unwrap();
+    let letter = DeadLetter::new(line, frame.head.config, 422, "no".into(), String::new());
+    let id = DeadLetterId { sink: "siem".into(), epoch: outbox.epoch(), seq: 1 };
+    outbox.bury(&id, &letter).unwrap();
+    drop(outbox);
+
+    for action in ["purge", "retry"] {
+        let message = agent(&["deadletter", action, "1"]).fail(1);
+        assert!(message.contains("has not been announced to the receiver yet"), "{message}");
+    }
+    let purged = agent(&["deadletter", "purge", "--all"]).succeed();
+    assert!(purged.text().starts_with("1 left out, not announced"), "{}", purged.text());
+    let message = agent(&["deadletter", "retry", "--all"]).fail(1);
+    assert!(message.contains("1 dead letter is still here"), "{message}");
+    assert!(!agent(&["deadletter", "list", "--json"]).succeed().stdout.is_empty());
+
+    receiver.start_again();
+    let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&receiver.url());
+    agent(&["run", "--once"]).succeed();
+    assert_eq!(numbers(&receiver, "holes").as_array().unwrap().len(), 1);
+    agent(&["deadletter", "retry", "1"]).succeed();
+    assert_eq!(numbers(&receiver, "holes").as_array().unwrap().len(), 0);
+    assert!(entries::events(&receiver.entries(), "dead_letters_purged").is_empty());
+    receiver.assert_whole();
+}
+
+#[test]
+fn without_an_outbox_there_is_a_word() {
+    let message = Home::new().agent(&["deadletter", "list"]).fail(1);
+    assert!(message.contains("there is no outbox yet in `"), "{message}");
+}
+
+/// To look for dead letters made an empty store in place of one that was lost: the next start took
+/// it for its own, and sent everything once more.
+#[test]
+fn to_look_does_not_make_an_outbox() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    home.write("-work/a.jsonl", "{\"n\":1}\n");
+    let agent = |arguments: &[&str]| home.agent(arguments).ships_to(&receiver.url());
+    agent(&["run", "--once"]).succeed();
+    let store = home.state_dir().join("outbox.redb");
+    let actions = ["list", "show", "export", "retry", "purge"];
+    let look = || {
+        for action in actions {
+            let all = if action == "list" { None } else { Some("--all") };
+            let arguments: Vec<&str> = ["deadletter", action].into_iter().chain(all).collect();
+            let message = agent(&arguments).fail(1);
+            assert!(message.contains("there is no outbox yet"), "{action}: {message}");
+        }
+    };
+    fs::remove_file(&store).unwrap();
+    look();
+    assert!(!store.try_exists().unwrap());
+    fs::write(&store, b"").unwrap();
+    look();
+    assert_eq!(fs::metadata(&store).unwrap().len(), 0);
+    // What was acknowledged is known from the copy.
+    agent(&["run", "--once"]).succeed();
+    let epochs = receiver.epochs();
+    let lines: usize = epochs.iter().map(|entries| entries::lines(entries).len()).sum();
+    assert_eq!((epochs.len(), lines), (2, 1));
+}

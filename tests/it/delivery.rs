@@ -1,0 +1,458 @@
+//! What a receiver and the way to it can do wrong, over real connections: nothing is lost, nothing
+//! comes twice but as a repetition, and what the agent says names the reason.
+#![cfg(unix)]
+
+use std::{fs, time::Duration};
+
+use crate::support::{
+    entries, eventually,
+    home::Home,
+    receiver::Receiver,
+    scripted::{
+        Answer::{self, *},
+        Scripted,
+    },
+    shipping::{Delivery, Post},
+};
+use ai_agent::{
+    config::Shipping,
+    event::Event,
+    pipeline::outbox::DeadLetter,
+    protocol::names::{event, severity},
+};
+use serde_json::json;
+
+/// Everything up to this number is at the receiver, once, and no entry was given up.
+#[track_caller]
+fn assert_arrived(receiver: &Scripted, delivery: &Delivery, count: u64) {
+    let numbers: Vec<u64> = receiver.entries().iter().map(|entry| entry.seq).collect();
+    assert_eq!(numbers, (1..=count).collect::<Vec<_>>());
+    assert_eq!(delivery.outbox.cursor("siem").unwrap().acknowledged.seq, count);
+    assert_eq!(delivery.outbox.stored(), 0);
+    assert!(letters(delivery).is_empty());
+}
+
+fn letters(delivery: &Delivery) -> Vec<(u64, DeadLetter)> {
+    let letters = delivery.outbox.dead_letters().unwrap();
+    letters.into_iter().map(|(id, letter)| (id.seq, letter)).collect()
+}
+
+const HELD: &str = "delivery is held";
+const POSTPONED: &str = "delivery was postponed";
+
+/// A fault that ends by itself, or when somebody mends it.
+struct Fault {
+    answer: Answer,
+    /// How often, before all is well.
+    times: usize,
+    /// Whether it is an alarm or one of the things that pass.
+    said: &'static str,
+    /// The reason that the log names.
+    because: &'static str,
+}
+
+fn fault(answer: Answer, times: usize, said: &'static str, because: &'static str) -> Fault {
+    Fault { answer, times, said, because }
+}
+
+fn status(status: u16, times: usize, said: &'static str, because: &'static str) -> Fault {
+    fault(Status(status, &[], ""), times, said, because)
+}
+
+#[test]
+fn a_fault_that_is_mended_has_lost_nothing_and_given_up_nothing() {
+    const PORTAL: &str = "<html><h1>Welcome to the hotel</h1></html>";
+    const PROBLEM: &str =
+        r#"{"type":"about:blank","title":"no","status":400,"detail":"the header is odd"}"#;
+    let html = &[("X-Portal", "yes")];
+    let moved = &[("Location", "http://127.0.0.1:9/elsewhere")];
+    let no_receipt = "carries no receipt that covers the batch";
+    let rows = [
+        fault(Close, 2, POSTPONED, "connection closed before message completed"),
+        fault(HangBeforeBody, 2, POSTPONED, "no answer came within 300ms to 30 entries of "),
+        fault(Hang, 2, POSTPONED, "no answer came within 300ms to 30 entries of "),
+        fault(TakeAndClose, 2, POSTPONED, "connection closed before message completed"),
+        fault(TakeAndReset, 2, POSTPONED, "onnection reset"),
+        fault(TakeAndSayHalf, 2, POSTPONED, "end of file before message length reached"),
+        fault(TakeAndSay(-1), 2, HELD, no_receipt),
+        fault(Status(200, html, PORTAL), 5, HELD, no_receipt),
+        fault(Status(204, &[], ""), 5, HELD, no_receipt),
+        fault(Status(301, moved, ""), 5, HELD, "redirects are not followed"),
+        fault(Status(307, moved, ""), 5, HELD, "redirects are not followed"),
+        fault(Status(400, &[], PROBLEM), 20, HELD, "answered 400 (the header is odd)"),
+        status(401, 20, HELD, "is the token right?"),
+        status(403, 20, HELD, "is the HMAC secret right?"),
+        status(404, 20, HELD, "is the endpoint right?"),
+        status(405, 5, HELD, "the receiver answered 405"),
+        status(407, 5, HELD, "the proxy wants credentials"),
+        status(415, 5, HELD, "the receiver answered 415"),
+        status(408, 5, POSTPONED, "the receiver answered 408"),
+        status(425, 5, POSTPONED, "the receiver answered 425"),
+        status(429, 5, POSTPONED, "the receiver answered 429"),
+        status(500, 20, POSTPONED, "the receiver answered 500"),
+        status(503, 20, POSTPONED, "the receiver answered 503"),
+        status(507, 5, POSTPONED, "the receiver answered 507"),
+    ];
+    for Fault { answer, times, said, because } in rows {
+        let what = format!("{answer:?}");
+        let receiver = Scripted::start(vec![answer; times]);
+        let delivery = Post::with(30).options("timeout = \"300ms\"").deliver_to(&receiver.url());
+        let log = delivery.finish();
+        assert!(log.contains(said) && log.contains(because), "{what}: {log}");
+        assert!(log.contains("delivery goes on"), "{what}: {log}");
+        // One batch, sent again each time, and not more often; after no answer in time less of it.
+        let rest = if what.starts_with("Hang") { 30_usize.div_ceil(30 >> times) } else { 1 };
+        assert_eq!(receiver.requests(), times + rest, "{what}: {log}");
+        let doubled = if what.starts_with("Take") { times * 30 } else { 0 };
+        assert_eq!(receiver.doubled(), doubled, "{what}");
+        assert_arrived(&receiver, &delivery, 30);
+        assert!(delivery.events().is_empty(), "{what}");
+    }
+}
+
+/// A slow uplink that needed more than `timeout` for one batch sent the same one for ever.
+#[test]
+fn a_way_that_is_too_slow_for_a_batch_gets_smaller_ones() {
+    let receiver = Scripted::by_rule(|offered| match offered.lines.len() {
+        0..=4 => Receipt,
+        _ => HangBeforeBody,
+    });
+    let delivery = Post::with(30).options("timeout = \"300ms\"").deliver_to(&receiver.url());
+    let log = delivery.finish();
+    assert!(
+        log.contains("no answer came within 300ms to 30 entries of ") && log.contains(POSTPONED),
+        "{log}"
+    );
+    // 30, 15 and 7 took too long; ten of three did not.
+    assert_eq!(receiver.requests(), 13, "{log}");
+    assert_arrived(&receiver, &delivery, 30);
+}
+
+/// It was sent again for ever, in the same time: nothing behind it ever arrived.
+#[test]
+fn one_entry_slower_than_the_timeout_is_given_more_time_and_arrives() {
+    let receiver = Scripted::by_rule(|offered| {
+        if offered.holds("{\"n\":7}") { After(Duration::from_secs(1)) } else { Receipt }
+    });
+    let delivery = Post::with(30).options("timeout = \"200ms\"").deliver_to(&receiver.url());
+    let log = delivery.finish();
+    for words in [
+        "no answer came within 200ms to one entry of ",
+        "raise `timeout` (200ms); the next attempt is given 400ms",
+        "no answer came within 400ms to one entry of ",
+        "the next attempt is given 800ms",
+    ] {
+        assert!(log.contains(words), "{words}: {log}");
+    }
+    assert_arrived(&receiver, &delivery, 30);
+    assert!(delivery.events().is_empty(), "no verdict on the data");
+}
+
+#[test]
+fn a_refused_connection_is_said_and_waited_for() {
+    let nobody = crate::support::nobody();
+    let delivery = Post::with(30).deliver_to(&format!("http://{nobody}"));
+    delivery.wait_for_log(POSTPONED);
+    delivery.wait_for_log("onnection refused");
+    delivery.wait_for_log(&format!("request to `http://{nobody}` failed: "));
+    assert!(delivery.progress().trouble.unwrap().contains("onnection refused"));
+    let receiver = Scripted::on(nobody, []);
+    delivery.finish();
+    assert_eq!(delivery.progress().trouble, None);
+    assert_arrived(&receiver, &delivery, 30);
+}
+
+/// The cursor once went to the number in the answer: what lay between was never sent.
+#[test]
+fn a_receipt_for_more_than_was_sent_acknowledges_what_was_sent() {
+    let receiver = Scripted::start([TakeAndSay(1000), TakeAndSay(i64::MAX)]);
+    let delivery = Post::with(30).in_batches_of(10).deliver_to(&receiver.url());
+    delivery.finish();
+    assert_eq!(receiver.requests(), 3);
+    assert_arrived(&receiver, &delivery, 30);
+}
+
+#[test]
+fn one_poisoned_entry_among_hundreds_is_found_in_few_requests_and_the_rest_flows() {
+    for poisoned in [1, 2, 333, 499, 500] {
+        let poison = format!("{{\"n\":{poisoned}}}");
+        let receiver = Scripted::by_rule(move |batch| {
+            if batch.holds(&poison) { Status(422, &[], "bad taste") } else { Receipt }
+        });
+        let delivery = Post::with(500).deliver_to(&receiver.url());
+        let log = delivery.finish();
+        assert!(receiver.requests() <= 2 * 9 + 4, "{poisoned}: {}", receiver.requests());
+        assert!(log.contains("entry was refused for good and kept as a dead letter"), "{log}");
+        let numbers: Vec<u64> = receiver.entries().iter().map(|entry| entry.seq).collect();
+        assert_eq!(numbers, (1..=500).filter(|n| *n != poisoned).collect::<Vec<_>>());
+        let named: Vec<u64> =
+            receiver.headers().iter().flat_map(|h| &h.dead_lettered).map(|dead| dead.seq).collect();
+        assert_eq!(named, [poisoned], "a number is no gap: it is named, once");
+        let letters = letters(&delivery);
+        let [(seq, letter)] = &letters[..] else { panic!("{letters:?}") };
+        assert_eq!((*seq, letter.status, &*letter.answer), (poisoned, 422, "bad taste"));
+        let events = delivery.events();
+        assert_eq!(events.len(), 1);
+        assert_eq!(
+            (events[0].name, &events[0].data["seq"]),
+            (event::ENTRY_DEAD_LETTERED, &poisoned.into())
+        );
+    }
+}
+
+#[test]
+fn entries_that_are_poisoned_here_and_there_are_each_found() {
+    let receiver = Scripted::by_rule(|batch| {
+        let poisoned = (0..40).any(|n| batch.holds(&format!("{{\"n\":{}}}", n * 13 + 5)));
+        if poisoned { Status(422, &[], "") } else { Receipt }
+    });
+    let delivery = Post::with(500).deliver_to(&receiver.url());
+    delivery.finish();
+    // Thirty-nine of them, more than ten: others were taken between them.
+    assert_eq!(letters(&delivery).len(), 39);
+    assert_eq!(receiver.entries().len(), 500 - 39);
+}
+
+/// Dead letters have room of their own. The oldest go first, never one that no header has named:
+/// its entry would be sent again. Each that goes is reported.
+#[test]
+fn dead_letters_beyond_their_cap_go_oldest_first_and_are_reported() {
+    let receiver = Scripted::by_rule(|batch| {
+        let poisoned = (0..40).any(|n| batch.holds(&format!("{{\"n\":{}}}", n * 12 + 5)));
+        if poisoned { Status(422, &[], "") } else { Receipt }
+    });
+    let mut post = Post::with(480);
+    post.max_dead_letter_bytes = 4096;
+    let delivery = post.deliver_to(&receiver.url());
+    let log = delivery.finish();
+    assert!(log.contains("the oldest dead letters were deleted"), "{log}");
+
+    let refused: Vec<u64> = (0..40).map(|n| n * 12 + 5).collect();
+    let left: Vec<u64> = letters(&delivery).iter().map(|(seq, _)| *seq).collect();
+    assert!((5..20).contains(&left.len()), "{left:?}");
+    let (gone, newest) = refused.split_at(refused.len() - left.len());
+    assert_eq!(left, newest);
+
+    let events = delivery.events();
+    let purges: Vec<_> =
+        events.iter().filter(|event| event.name == event::DEAD_LETTERS_PURGED).collect();
+    let reported: Vec<u64> = purges
+        .iter()
+        .flat_map(|purge| purge.data["letters"].as_array().unwrap())
+        .map(|letter| letter["seq"].as_u64().unwrap())
+        .collect();
+    assert_eq!(reported, gone);
+    let last = &purges.last().unwrap().data;
+    assert_eq!((&last["reason"], &last["total"]["entries"]), (&"cap".into(), &gone.len().into()));
+    let buried = events.iter().filter(|event| event.name == event::ENTRY_DEAD_LETTERED).count();
+    assert_eq!(buried, 40);
+    // Named in a header all the same, each once: no number is a gap.
+    let headers = receiver.headers();
+    let named = headers.iter().flat_map(|header| &header.dead_lettered).map(|dead| dead.seq);
+    assert_eq!(named.collect::<Vec<_>>(), refused);
+}
+
+/// A receiver that refuses everything is broken itself. It takes batches that only name dead
+/// letters, which once counted as a success: everything was given up, entry by entry.
+#[test]
+fn after_ten_verdicts_without_a_success_nothing_more_is_given_up() {
+    const NO_SCHEMA: &str = r#"{"type":"about:blank","title":"no schema","status":422}"#;
+    let receiver = Scripted::by_rule(|batch| {
+        if batch.lines.is_empty() { Receipt } else { Status(422, &[], NO_SCHEMA) }
+    });
+    let delivery = Post::with(300).deliver_to(&receiver.url());
+    delivery.wait_for_log("the receiver refuses every entry with 422 (no schema): ");
+    delivery.wait_for_log("`ai-agent deadletter retry --all` sends again once it is mended");
+    delivery.wait_for_log(HELD);
+    let dead: Vec<u64> = letters(&delivery).iter().map(|(seq, _)| *seq).collect();
+    assert_eq!(dead, (1..=10).collect::<Vec<_>>());
+    receiver.is_mended();
+    delivery.finish();
+    let numbers: Vec<u64> = receiver.entries().iter().map(|entry| entry.seq).collect();
+    assert_eq!(numbers, (11..=300).collect::<Vec<_>>());
+    assert_eq!(letters(&delivery).len(), 10);
+}
+
+#[test]
+fn a_receiver_that_takes_one_entry_at_a_time_gets_them_so() {
+    let receiver = Scripted::by_rule(|batch| match batch.lines {
+        [_] => Receipt,
+        _ => Status(413, &[], ""),
+    });
+    let delivery = Post::with(100).deliver_to(&receiver.url());
+    delivery.finish();
+    assert!(receiver.requests() <= 7 + 2 * 100, "{}", receiver.requests());
+    assert_arrived(&receiver, &delivery, 100);
+}
+
+#[test]
+fn an_entry_too_large_by_itself_is_a_dead_letter_and_the_rest_flows() {
+    let receiver = Scripted::by_rule(|batch| {
+        if batch.holds("{\"n\":7}") { Status(413, &[], "too much") } else { Receipt }
+    });
+    let delivery = Post::with(300).deliver_to(&receiver.url());
+    delivery.finish();
+    let letters = letters(&delivery);
+    assert_eq!((letters.len(), letters[0].0, letters[0].1.status), (1, 7, 413));
+    assert_eq!(receiver.entries().len(), 299);
+    assert!(receiver.requests() <= 40, "{}", receiver.requests());
+}
+
+#[test]
+fn a_wait_that_the_receiver_asks_for_is_kept_within_reason() {
+    let rows: [(&'static str, &str); 9] = [
+        ("7", "delay=7s"),
+        ("3600", "delay=3600s"),
+        ("86400", "delay=3600s"),
+        ("99999999999999999999999999", "delay=3600s"),
+        ("Sat, 21 Nov 2026 20:00:30 GMT", "delay=30s"),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", "delay=3600s"),
+        // What lies in the past, or cannot be read, is as if it were not there.
+        ("Sat, 21 Nov 2026 19:00:00 GMT", "delay=0ns"),
+        ("0", "delay=0ns"),
+        ("in a while", "delay=0ns"),
+    ];
+    for (value, expected) in rows {
+        let headers: &'static [_] = Vec::leak(vec![("Retry-After", value)]);
+        for status in [429, 503] {
+            let receiver = Scripted::start([Status(status, headers, "")]);
+            let delivery = Post::with(3).deliver_to(&receiver.url());
+            delivery.wait_for_log(expected);
+            if expected == "delay=0ns" {
+                delivery.finish();
+                assert_arrived(&receiver, &delivery, 3);
+            } else {
+                // What comes meanwhile does not shorten the wait.
+                delivery.store([Event::info("test", json!({}))]);
+                assert_eq!(receiver.requests(), 1, "{value}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_wait_in_seconds_is_waited() {
+    let receiver = Scripted::start([Status(503, &[("Retry-After", "1")], "")]);
+    let begun = std::time::Instant::now();
+    let delivery = Post::with(3).deliver_to(&receiver.url());
+    delivery.wait_for_log("delay=1s");
+    eventually("the batch comes again", || (receiver.requests() == 2).then_some(()));
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    delivery.finish();
+    assert_arrived(&receiver, &delivery, 3);
+}
+
+#[test]
+fn a_violation_takes_along_what_lies_before_it_at_once() {
+    let receiver = Scripted::start([]);
+    let mut post = Post::with(5);
+    // Nothing else would send anything today.
+    post.shipping = Shipping { flush_interval: Duration::from_secs(86_400), ..post.shipping };
+    let delivery = post.deliver_to(&receiver.url());
+    let violation = Event {
+        severity: severity::HIGH,
+        ..Event::warning(event::COMPLIANCE_VIOLATION, json!({ "violation": "no_account" }))
+    };
+    delivery.store([violation, Event::info("test", json!({ "n": "in the same frame" }))]);
+    eventually("the violation arrives", || {
+        let entries = receiver.entries();
+        (!entries::events(&entries, event::COMPLIANCE_VIOLATION).is_empty()).then_some(())
+    });
+    let header = &receiver.headers()[0];
+    assert_eq!((header.first_seq, receiver.requests()), (Some(1), 1));
+    // What comes after it waits as before.
+    eventually("the cursor moves", || (delivery.progress().acknowledged >= 6).then_some(()));
+    delivery.store([Event::info("test", json!({ "n": "later" }))]);
+    delivery.finish();
+    assert_eq!(receiver.requests(), 2);
+    assert_arrived(&receiver, &delivery, 8);
+}
+
+#[test]
+fn a_receiver_that_always_conflicts_gets_one_new_epoch_and_then_patience() {
+    let problem = r#"{"type":"about:blank","title":"conflict","status":409,"expected_seq":9}"#;
+    let receiver = Scripted::start(vec![Status(409, &[], problem); 10]);
+    let delivery = Post::with(30).deliver_to(&receiver.url());
+    let log = delivery.finish();
+    assert_eq!(log.matches("a new epoch began").count(), 1, "{log}");
+    assert!(log.contains("was the state directory restored from a copy?"), "{log}");
+    assert!(log.contains("the last new epoch began less than an hour ago"), "{log}");
+    assert_eq!(receiver.requests(), 11);
+    assert_eq!(receiver.headers()[0].previous_epoch.as_deref(), Some("epoch-1"));
+    assert_arrived(&receiver, &delivery, 30);
+    let started: Vec<_> = delivery.events().iter().map(|event| event.name).collect();
+    assert_eq!(started, [event::EPOCH_STARTED]);
+}
+
+/// A home that is put back to its copy of yesterday counts on from numbers that the receiver holds
+/// already, with other entries.
+#[test]
+fn a_store_that_was_restored_from_a_copy_goes_on_in_a_new_epoch_and_loses_nothing() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let line = |day: &str| format!("{{\"type\":\"user\",\"day\":\"{day}\"}}\n");
+    let once = || home.agent(&["run", "--once"]).ships_to(&receiver.url());
+    let state = home.path().join(".local/state/ai-agent");
+    let copy = home.path().join("copy");
+
+    home.append("-work/a.jsonl", line("first"));
+    once().succeed();
+    crate::support::copy_tree(&state, &copy);
+    home.append("-work/a.jsonl", line("second"));
+    once().succeed();
+
+    fs::remove_dir_all(&state).unwrap();
+    fs::rename(&copy, &state).unwrap();
+    home.append("-work/b.jsonl", line("third"));
+    let ended = once().succeed();
+    assert!(ended.stderr.contains("restored from a copy?"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("a new epoch began"), "{}", ended.stderr);
+
+    let stats = receiver.stats();
+    let epochs = stats["machines"][0]["epochs"].as_array().unwrap();
+    assert_eq!(epochs.len(), 2, "{stats:#}");
+    for epoch in epochs {
+        for list in ["gaps", "holes", "breaks"] {
+            assert_eq!(epoch[list], json!([]), "{stats:#}");
+        }
+    }
+    let mut days = Vec::new();
+    for file in crate::support::files_below(&receiver.data().join("machines")) {
+        if file.extension().is_some_and(|e| e == "ndjson") {
+            let lines = entries::lines(&entries::parse(&fs::read(&file).unwrap()));
+            days.extend(
+                lines.into_iter().map(|line| String::from_utf8(line.bytes).unwrap() + "\n"),
+            );
+        }
+    }
+    days.sort();
+    // The second day comes again in the new epoch: the copy knew nothing of it.
+    assert_eq!(days, [line("first"), line("second"), line("second"), line("third")]);
+}
+
+/// Another receiver knows nothing of what the one before has: it is told where this begins, and
+/// misses nothing.
+#[test]
+fn a_receiver_that_the_agent_moves_to_is_told_where_it_begins() {
+    let home = Home::new();
+    let (before, after) = (Receiver::start(), Receiver::start());
+    home.append("-p/a.jsonl", "{\"n\":1}\n{\"n\":2}\n");
+    home.agent(&["run", "--once"]).ships_to(&before.url()).succeed();
+    let there = before.entries().len() as u64;
+    home.append("-p/a.jsonl", "{\"n\":3}\n");
+    for _ in 0..2 {
+        home.agent(&["run", "--once"]).ships_to(&after.url()).succeed();
+    }
+    assert_eq!(before.entries().len() as u64, there, "nothing goes to the old one any more");
+    let stats = after.stats();
+    let epochs = stats["machines"][0]["epochs"].as_array().unwrap();
+    let [epoch] = &epochs[..] else { panic!("{stats:#}") };
+    assert_eq!(epoch["begins_at"]["seq"], there, "{stats:#}");
+    for list in ["gaps", "holes", "breaks"] {
+        assert_eq!(epoch[list], json!([]), "{list}: {stats:#}");
+    }
+    assert_eq!((&epoch["conflicts"], &stats["unexplained"]), (&json!(0), &json!(0)), "{stats:#}");
+    let numbers: Vec<u64> = after.entries().iter().map(|entry| entry.seq).collect();
+    let expected: Vec<u64> = (there + 1..=there + numbers.len() as u64).collect();
+    assert_eq!(numbers, expected);
+    assert_eq!(entries::lines(&after.entries()).len(), 1);
+}

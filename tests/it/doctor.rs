@@ -1,0 +1,93 @@
+//! `ai-agent doctor`, on machines that are well and on those that are not.
+#![cfg(unix)]
+
+use std::fs;
+
+use crate::support::{
+    SECRET, entries, eventually,
+    home::Home,
+    scripted::{Manages, Scripted},
+};
+
+const NOTHING: &str = "{\"version\":1}";
+
+/// The line about one thing.
+#[track_caller]
+fn line<'a>(said: &'a str, about: &str) -> &'a str {
+    let found = said.lines().find(|line| line.get(7..).is_some_and(|it| it.starts_with(about)));
+    found.unwrap_or_else(|| panic!("nothing about {about}:\n{said}"))
+}
+
+#[test]
+fn a_machine_that_is_well() {
+    let (home, receiver) = (Home::new(), Scripted::start([]).manages(NOTHING, SECRET));
+    home.write("-work/s.jsonl", "{\"type\":\"user\"}\n");
+    let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();
+    eventually("it delivers", || (!receiver.entries().is_empty()).then_some(()));
+    let said = home.agent(&["doctor", "--canary"]).ships_to(&receiver.url()).succeed();
+    let said = said.text();
+    for about in [
+        "configuration",
+        "state",
+        "disk",
+        "sessions",
+        "name",
+        "receiver",
+        "token",
+        "HMAC secret",
+        "agent",
+        "canary",
+    ] {
+        assert!(line(said, about).starts_with("well "), "{said}");
+    }
+    assert!(line(said, "service").contains("`ai-agent install`"), "{said}");
+    assert!(line(said, "hooks").contains("`ai-agent hooks install`"), "{said}");
+    let stored = receiver.entries();
+    let canaries = entries::events(&stored, "canary");
+    assert_eq!(canaries.len(), 1);
+    let id = canaries[0].data["id"].as_str().unwrap();
+    assert!(line(said, "canary").contains(id), "{said}");
+    agent.stop();
+}
+
+#[test]
+fn what_is_wrong_is_named_and_what_to_do() {
+    let wrong = |home: &Home, url: &str, arguments: &[&str]| {
+        let ended = home.agent(arguments).ships_to(url).run();
+        assert_eq!(ended.code, Some(1), "{}", ended.text());
+        ended.text().to_owned()
+    };
+    let home = Home::new();
+    // The endpoint was said to be no URL, in a layer that nobody writes.
+    let said = home.agent(&["doctor"]).run();
+    let missing = line(said.text(), "receiver");
+    assert!(
+        missing.starts_with("WRONG") && missing.contains("without the HMAC secret"),
+        "{missing}"
+    );
+    assert!(
+        said.text().contains("\n                        the endpoint: set CLAUDE_SIEM_ENDPOINT")
+    );
+    // Nobody is there, and no agent runs.
+    let said = wrong(&home, "http://127.0.0.1:9", &["doctor", "--canary"]);
+    assert!(line(&said, "receiver").starts_with("WRONG"), "{said}");
+    assert!(line(&said, "receiver").contains("does a receiver listen there"), "{said}");
+    assert!(line(&said, "agent").contains("`ai-agent start`"), "{said}");
+    assert!(line(&said, "canary").contains("no agent runs"), "{said}");
+    assert!(line(&said, "sessions").contains(".claude/projects"), "{said}");
+    let said = wrong(&home, "http://nobody.invalid", &["doctor"]);
+    assert!(line(&said, "name").contains("is `endpoint` right"), "{said}");
+    // A receiver that signs with another secret, and something in its place that signs nothing.
+    let receiver = Scripted::start([]).manages(NOTHING, "another-secret-0123456789");
+    let said = wrong(&home, &receiver.url(), &["doctor"]);
+    assert!(line(&said, "HMAC secret").starts_with("WRONG"), "{said}");
+    receiver.manage(Manages::Unsigned(NOTHING.to_owned()));
+    let said = wrong(&home, &receiver.url(), &["doctor"]);
+    assert!(line(&said, "HMAC secret").contains("captive portal"), "{said}");
+    // The state directory is something else.
+    let state = home.path().join(".local/state/ai-agent");
+    fs::create_dir_all(state.parent().unwrap()).unwrap();
+    fs::write(&state, "").unwrap();
+    let said = wrong(&home, &receiver.url(), &["doctor"]);
+    assert!(line(&said, "state").contains("is no directory"), "{said}");
+}

@@ -1,0 +1,434 @@
+//! What lies below the roots: files of every kind, before the agent comes and while it runs.
+
+use std::{
+    fs,
+    io::Write as _,
+    time::{Duration, Instant},
+};
+
+#[cfg(unix)]
+use crate::support::{PATIENCE, agent::AgentCommand, within};
+use crate::support::{
+    agent::Agent,
+    entries::{self, Line},
+    home::Home,
+    receiver::{Receiver, wait_for},
+};
+use siem_protocol::names::event;
+
+const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";
+
+/// It is given a moment, since whoever writes a file anew empties it first; who reads once waits for
+/// that, or the lines would be lost if the file went before the next time.
+#[test]
+fn who_reads_once_waits_for_a_file_that_got_shorter_just_now() {
+    let home = Home::new();
+    let receiver = Receiver::start();
+    let once = || home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    home.write("-p/a.jsonl", "{\"number\":\"one\"}\n{\"number\":\"two\"}\n");
+    once();
+    // Too few bytes to know that they are others.
+    home.write("-p/a.jsonl", "{\"m\":1}\n");
+    once();
+    let lines = entries::lines(&receiver.entries());
+    assert_eq!(lines.len(), 3, "{lines:?}");
+}
+
+/// An agent at work for a home, and where it ships to.
+struct Scene {
+    home: Home,
+    receiver: Receiver,
+    agent: Agent,
+}
+
+impl Scene {
+    fn new(home: Home) -> Self {
+        Self::with(home, AT_ONCE)
+    }
+
+    fn with(home: Home, config: &str) -> Self {
+        let receiver = Receiver::start();
+        let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
+        Self { home, receiver, agent }
+    }
+
+    /// Waits until so many lines arrived.
+    #[track_caller]
+    fn wait_for(&self, count: usize) -> Vec<Line> {
+        wait_for(&self.receiver, &format!("{count} lines arrived"), |entries| {
+            let lines = entries::lines(entries);
+            (lines.len() >= count).then_some(lines)
+        })
+    }
+
+    /// Waits for these lines of these files, ends, and fails when others came.
+    #[track_caller]
+    fn expect(self, expected: &[(&str, &str)]) {
+        self.wait_for(expected.len());
+        self.agent.stop();
+        let mut found: Vec<(String, String)> = entries::lines(&self.receiver.entries())
+            .iter()
+            .map(|line| {
+                let below = line.path.strip_prefix(self.home.projects()).unwrap();
+                let below = below.to_str().unwrap().replace(std::path::MAIN_SEPARATOR, "/");
+                (below, String::from_utf8(line.bytes.clone()).unwrap())
+            })
+            .collect();
+        found.sort();
+        let mut expected: Vec<(String, String)> =
+            expected.iter().map(|(name, line)| ((*name).into(), (*line).into())).collect();
+        expected.sort();
+        assert_eq!(found, expected);
+        self.receiver.assert_whole();
+    }
+}
+
+#[test]
+fn new_files_and_directories_are_found_while_running() {
+    let scene = Scene::new(Home::new());
+    scene.home.write("-a/one.jsonl", "{\"n\":1}\n");
+    scene.wait_for(1);
+    scene.home.append("-a/one.jsonl", "{\"n\":2}\n");
+    scene.home.write("-a/one/subagents/agent-1.jsonl", "{\"n\":3}\n");
+    scene.home.write("-b/c/d/e/f/g/h/deep.jsonl", "{\"n\":4}\n");
+    scene.wait_for(4);
+    scene.home.append("-b/c/d/e/f/g/h/deep.jsonl", "{\"n\":5}\n");
+    scene.expect(&[
+        ("-a/one.jsonl", "{\"n\":1}"),
+        ("-a/one.jsonl", "{\"n\":2}"),
+        ("-a/one/subagents/agent-1.jsonl", "{\"n\":3}"),
+        ("-b/c/d/e/f/g/h/deep.jsonl", "{\"n\":4}"),
+        ("-b/c/d/e/f/g/h/deep.jsonl", "{\"n\":5}"),
+    ]);
+}
+
+/// The client may be installed after the agent.
+#[test]
+fn a_root_that_comes_later_is_found() {
+    let home = Home::new();
+    fs::remove_dir_all(home.path().join(".claude")).unwrap();
+    let scene = Scene::new(home);
+    scene.home.write("-a/one.jsonl", "{\"n\":1}\n");
+    scene.expect(&[("-a/one.jsonl", "{\"n\":1}")]);
+}
+
+#[test]
+fn without_a_watcher_files_are_found_too() {
+    let config = format!("{AT_ONCE}\n[source.claude-sessions]\nwatch = false");
+    let scene = Scene::with(Home::new(), &config);
+    scene.home.write("-a/one.jsonl", "{\"n\":1}\n");
+    scene.wait_for(1);
+    scene.home.append("-a/one.jsonl", "{\"n\":2}\n");
+    scene.home.write("-b/two.jsonl", "{\"n\":3}\n");
+    scene.expect(&[
+        ("-a/one.jsonl", "{\"n\":1}"),
+        ("-a/one.jsonl", "{\"n\":2}"),
+        ("-b/two.jsonl", "{\"n\":3}"),
+    ]);
+}
+
+#[test]
+fn other_roots_are_read_besides_the_usual_ones() {
+    let home = Home::new();
+    home.write("-a/usual.jsonl", "{\"n\":1}\n");
+    let [configured, moved, old] =
+        ["elsewhere", "moved/projects", ".config/claude/projects"].map(|name| {
+            let root = home.path().join(name);
+            fs::create_dir_all(&root).unwrap();
+            fs::write(root.join("a.jsonl"), "{\"n\":1}\n").unwrap();
+            root
+        });
+    let receiver = Receiver::start();
+    home.agent(&["run", "--once"])
+        .config("[source.claude-sessions]\nroots = [\"~/elsewhere\"]")
+        .env("CLAUDE_CONFIG_DIR", home.path().join("moved"))
+        .ships_to(&receiver.url())
+        .succeed();
+    let mut found: Vec<_> =
+        entries::lines(&receiver.entries()).into_iter().map(|line| line.path).collect();
+    let mut expected = vec![home.projects().join("-a/usual.jsonl")];
+    expected.extend([configured, moved, old].map(|root| root.join("a.jsonl")));
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_file_without_a_final_newline_waits_for_it() {
+    let home = Home::new();
+    home.write("-a/empty.jsonl", "");
+    home.write("-a/torn.jsonl", "{\"n\":1}\n{\"n\"");
+    home.write("-a/notes.json", "{\"no\":\"session\"}\n");
+    let scene = Scene::new(home);
+    scene.wait_for(1);
+    scene.home.append("-a/torn.jsonl", ":2}\n");
+    scene.home.append("-a/empty.jsonl", "{\"n\":3}\n");
+    scene.expect(&[
+        ("-a/empty.jsonl", "{\"n\":3}"),
+        ("-a/torn.jsonl", "{\"n\":1}"),
+        ("-a/torn.jsonl", "{\"n\":2}"),
+    ]);
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_no_regular_file_is_left_alone() {
+    use std::os::unix::{fs::symlink, net::UnixListener};
+
+    let home = Home::new();
+    home.write("-a/one.jsonl", "{\"n\":1}\n");
+    let folder = home.projects().join("-a");
+    let outside = home.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("out.jsonl"), "{\"outside\":1}\n").unwrap();
+    symlink(&outside, folder.join("linked-directory")).unwrap();
+    symlink(outside.join("out.jsonl"), folder.join("link.jsonl")).unwrap();
+    symlink("/nowhere", folder.join("dangling.jsonl")).unwrap();
+    symlink("/dev/zero", folder.join("zero.jsonl")).unwrap();
+    symlink(".", folder.join("loop.jsonl")).unwrap();
+    fs::create_dir(folder.join("directory.jsonl")).unwrap();
+    fs::write(folder.join("directory.jsonl/inside.jsonl"), "{\"n\":2}\n").unwrap();
+    let _socket = UnixListener::bind(folder.join("socket.jsonl")).unwrap();
+    #[cfg(target_os = "linux")]
+    make_fifo(&folder.join("fifo.jsonl"));
+
+    let scene = Scene::new(home);
+    scene.wait_for(2);
+    // The same again, while it runs.
+    symlink(outside.join("out.jsonl"), scene.home.projects().join("-a/later.jsonl")).unwrap();
+    #[cfg(target_os = "linux")]
+    make_fifo(&scene.home.projects().join("-a/later-fifo.jsonl"));
+    scene.home.append("-a/one.jsonl", "{\"n\":3}\n");
+    scene.expect(&[
+        ("-a/one.jsonl", "{\"n\":1}"),
+        ("-a/directory.jsonl/inside.jsonl", "{\"n\":2}"),
+        ("-a/one.jsonl", "{\"n\":3}"),
+    ]);
+}
+
+#[cfg(target_os = "linux")]
+fn make_fifo(path: &std::path::Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    mknodat(CWD, path, FileType::Fifo, Mode::from(0o600), 0).unwrap();
+}
+
+/// A home may lie on another disk.
+#[cfg(unix)]
+#[test]
+fn a_root_that_is_a_symlink_is_followed() {
+    let home = Home::new();
+    fs::remove_dir(home.projects()).unwrap();
+    let real = home.path().join("disk/projects");
+    fs::create_dir_all(&real).unwrap();
+    std::os::unix::fs::symlink(&real, home.projects()).unwrap();
+    home.write("-a/one.jsonl", "{\"n\":1}\n");
+    let scene = Scene::new(home);
+    scene.wait_for(1);
+    scene.home.append("-a/one.jsonl", "{\"n\":2}\n");
+    scene.home.write("-b/two.jsonl", "{\"n\":3}\n");
+    // The paths are those below the root as it was configured.
+    scene.expect(&[
+        ("-a/one.jsonl", "{\"n\":1}"),
+        ("-a/one.jsonl", "{\"n\":2}"),
+        ("-b/two.jsonl", "{\"n\":3}"),
+    ]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_unreadable_file_is_reported_and_read_later() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let home = Home::new();
+    let path = home.write("-a/locked.jsonl", "{\"n\":1}\n");
+    home.write("-a/open.jsonl", "{\"n\":2}\n");
+    let receiver = Receiver::start();
+    let agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url());
+    let Some(agent) = without_rights(&home, agent) else { return };
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+    let agent = agent.start_and_wait();
+    let mut scene = Scene { home, receiver, agent };
+    scene.wait_for(1);
+    scene.agent.wait_for_log("locked.jsonl");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    scene.expect(&[("-a/locked.jsonl", "{\"n\":1}"), ("-a/open.jsonl", "{\"n\":2}")]);
+}
+
+/// A user who takes away the right to read hides a session; the receiver must see that something is
+/// hidden.
+#[cfg(unix)]
+#[test]
+fn a_heartbeat_counts_what_cannot_be_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let home = Home::new();
+    let locked = home.write("-a/locked.jsonl", "{\"n\":1}\n");
+    let shut = home.write("-shut/one.jsonl", "{\"n\":2}\n");
+    let shut = shut.parent().unwrap();
+    let receiver = Receiver::start();
+    let agent = home.agent(&["run", "--once"]).ships_to(&receiver.url());
+    let Some(agent) = without_rights(&home, agent) else { return };
+    let forbid = |mode| {
+        for path in [&locked, shut] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    forbid(0o000);
+    agent.succeed();
+    forbid(0o700);
+    let entries = receiver.entries();
+    let heartbeats = entries::events(&entries, event::HEARTBEAT);
+    assert_eq!(heartbeats.last().unwrap().data["unreadable"], 2);
+}
+
+/// Root reads every file: somebody else is the user then, if that one can start the agent.
+#[cfg(unix)]
+fn without_rights(home: &Home, agent: AgentCommand) -> Option<AgentCommand> {
+    const NOBODY: u32 = 65_534;
+
+    if !rustix::process::geteuid().is_root() {
+        return Some(agent);
+    }
+    home.give_to(NOBODY);
+    let mut agent = agent.user(NOBODY);
+    if !agent.can_start() {
+        eprintln!("skipped: root reads every file, and nobody else can start the agent");
+        return None;
+    }
+    Some(agent)
+}
+
+#[test]
+fn a_renamed_file_goes_on_and_a_rewritten_one_begins_anew() {
+    let scene = Scene::new(Home::new());
+    let old = scene.home.write("-a/old.jsonl", "{\"n\":1}\n");
+    scene.home.write("-a/rewritten.jsonl", "{\"n\":2}\n{\"n\":3}\n");
+    scene.wait_for(3);
+    fs::rename(&old, scene.home.projects().join("-a/new.jsonl")).unwrap();
+    scene.home.append("-a/new.jsonl", "{\"n\":4}\n");
+    scene.home.write("-a/rewritten.jsonl", "{\"other\":1}\n");
+    scene.expect(&[
+        ("-a/old.jsonl", "{\"n\":1}"),
+        ("-a/rewritten.jsonl", "{\"n\":2}"),
+        ("-a/rewritten.jsonl", "{\"n\":3}"),
+        ("-a/new.jsonl", "{\"n\":4}"),
+        ("-a/rewritten.jsonl", "{\"other\":1}"),
+    ]);
+}
+
+/// The system gives every user a number of watches only; here it is three, or no watcher at all.
+#[cfg(unix)]
+#[test]
+fn with_too_few_watches_files_are_found_too() {
+    for limit in ["watches", "instances"] {
+        let home = Home::new();
+        for n in 0..8 {
+            home.write(&format!("-{n}/one.jsonl"), "{\"n\":1}\n");
+        }
+        let count = if limit == "watches" { 3 } else { 0 };
+        // The limit is that of a user namespace of its own.
+        let script =
+            format!("echo {count} > /proc/sys/user/max_inotify_{limit} && exec \"$0\" run \"$@\"");
+        let arguments = ["-Ur", "/bin/sh", "-c", &script, env!("CARGO_BIN_EXE_ai-agent")];
+        let receiver = Receiver::start();
+        let agent = AgentCommand::of("unshare".as_ref(), home.path(), &arguments);
+        let mut agent = agent.config(AT_ONCE).ships_to(&receiver.url()).start();
+        let began = within(PATIENCE, "the agent started or could not", || {
+            let began = agent.log().contains(" started ");
+            (began || !agent.runs()).then_some(began)
+        });
+        if !began {
+            eprintln!("skipped: no user namespace can be had: {}", agent.log());
+            return;
+        }
+        let mut scene = Scene { home, receiver, agent };
+        scene.wait_for(8);
+        scene.agent.wait_for_log("are found by sweeps");
+        for n in 0..8 {
+            scene.home.append(&format!("-{n}/one.jsonl"), "{\"n\":2}\n");
+            scene.home.write(&format!("-{n}/deep/two.jsonl"), "{\"n\":3}\n");
+        }
+        scene.wait_for(24);
+        scene.agent.stop();
+        scene.receiver.assert_whole();
+        assert_eq!(entries::lines(&scene.receiver.entries()).len(), 24);
+    }
+}
+
+/// Whoever writes a file anew empties it first, and the agent looks at any moment.
+#[test]
+fn a_file_written_anew_with_the_same_bytes_goes_on() {
+    let scene = Scene::new(Home::new());
+    let mut content: String = (0..2000).map(|n| format!("{{\"n\":{n}}}\n")).collect();
+    let path = scene.home.write("-a/one.jsonl", &content);
+    scene.wait_for(2000);
+    let mut slowest = Duration::ZERO;
+    for n in 2000..2030 {
+        let half = content.len() / 2;
+        content.push_str(&format!("{{\"n\":{n}}}\n"));
+        let begun = Instant::now();
+        let mut file = fs::File::create(&path).unwrap();
+        for piece in [&content[..half], &content[half..]] {
+            // Long enough to be seen as it is now.
+            std::thread::sleep(Duration::from_millis(5));
+            file.write_all(piece.as_bytes()).unwrap();
+        }
+        slowest = slowest.max(begun.elapsed());
+        scene.wait_for(n + 1);
+    }
+    if slowest > Duration::from_millis(200) {
+        eprintln!("skipped: this machine took {slowest:?} for a few writes");
+        return;
+    }
+    scene.agent.stop();
+    let entries = scene.receiver.entries();
+    assert_eq!(entries::lines(&entries).len(), 2030);
+    for name in [event::FILE_REWRITTEN, event::FILE_TRIMMED] {
+        assert!(entries::events(&entries, name).is_empty(), "{name}");
+    }
+}
+
+/// A shell's or a service's limit may be low: what is open then must leave enough for the outbox
+/// and the network.
+#[cfg(unix)]
+#[test]
+fn more_files_than_may_be_open_all_arrive() {
+    const FILES: usize = 300;
+    const LIMIT: usize = 64;
+
+    let home = Home::new();
+    let receiver = Receiver::start();
+    for n in 0..FILES {
+        home.write(&format!("-a/{n}.jsonl"), format!("{{\"n\":{n}}}\n"));
+    }
+    let script = format!("ulimit -n {LIMIT} && exec \"$0\" run \"$@\"");
+    let shell = ["-c", &script, env!("CARGO_BIN_EXE_ai-agent")];
+    let agent = AgentCommand::of("/bin/sh".as_ref(), home.path(), &shell);
+    let agent = agent.config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
+    let scene = Scene { home, receiver, agent };
+    scene.wait_for(FILES);
+    // All of them at once, so that each would like to stay open.
+    for n in 0..FILES {
+        scene.home.append(&format!("-a/{n}.jsonl"), format!("{{\"again\":{n}}}\n"));
+    }
+    let mut most = 0;
+    wait_for(&scene.receiver, "all lines arrived", |entries| {
+        most = most.max(open_sessions(scene.agent.pid()));
+        (entries::lines(entries).len() >= 2 * FILES).then_some(())
+    });
+    assert!(most <= LIMIT / 4, "{most} session files were open");
+    let log = scene.agent.log();
+    assert!(!log.contains("os error 24"), "{log}");
+    scene.agent.stop();
+    scene.receiver.assert_whole();
+    assert_eq!(entries::lines(&scene.receiver.entries()).len(), 2 * FILES);
+}
+
+/// How many session files a process has open, where the system tells it.
+#[cfg(unix)]
+fn open_sessions(pid: u32) -> usize {
+    let Ok(handles) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
+    let open = handles.filter_map(|handle| fs::read_link(handle.ok()?.path()).ok());
+    open.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl")).count()
+}

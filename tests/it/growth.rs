@@ -1,0 +1,122 @@
+//! Files that grow while nobody, somebody, or somebody new looks: pieces of any length, borders in
+//! the middle of lines and characters. The end is the same as reading the last state at once.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use crate::support::{
+    entries,
+    home::Home,
+    naive::{self, Expected, Rules},
+    random,
+    receiver::{Receiver, settle},
+    shared,
+};
+
+/// A file on its way: what it will be, and the lengths at which it rests.
+struct Growing {
+    name: String,
+    bytes: Vec<u8>,
+    rests: Vec<usize>,
+}
+
+/// The growing sessions of the corpus, each resting at its snapshots' ends and at `extra` random
+/// places besides.
+fn growing(random: &mut fastrand::Rng, extra: usize) -> Vec<Growing> {
+    let Some(shared) = shared() else { return Vec::new() };
+    let mut sessions: Vec<PathBuf> = fs::read_dir(shared.join("corpus"))
+        .unwrap()
+        .map(|tree| tree.unwrap().path().join("growth"))
+        .filter(|growth| growth.is_dir())
+        .flat_map(|growth| fs::read_dir(growth).unwrap().map(|session| session.unwrap().path()))
+        .collect();
+    sessions.sort();
+    assert!(!sessions.is_empty(), "the corpus has growing sessions");
+    sessions.iter().map(|session| grow(session, random, extra)).collect()
+}
+
+fn grow(session: &Path, random: &mut fastrand::Rng, extra: usize) -> Growing {
+    let mut snapshots: Vec<Vec<u8>> = crate::support::files_below(session)
+        .iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "jsonl"))
+        .map(|path| fs::read(path).unwrap())
+        .collect();
+    let mut rests: Vec<usize> = snapshots.iter().map(Vec::len).collect();
+    let bytes = snapshots.pop().unwrap();
+    rests.extend((0..extra).map(|_| random.usize(..bytes.len())));
+    // In the middle of a character, as often as there is one.
+    let middles: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] & 0xc0 == 0x80).collect();
+    rests.extend((0..extra / 3).filter_map(|_| random.choice(&middles).copied()));
+    // Just before a newline, and just after.
+    let newlines: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] == b'\n').collect();
+    rests
+        .extend((0..extra / 3).filter_map(|_| Some(random.choice(&newlines)? + random.usize(..2))));
+    rests.sort_unstable();
+    rests.dedup();
+    let name = session.file_name().unwrap().to_str().unwrap();
+    Growing { name: format!("-work/{name}.jsonl"), bytes, rests }
+}
+
+fn expected(home: &Home, sessions: &[Growing]) -> Vec<Expected> {
+    let read = |session: &Growing| {
+        naive::read(&home.projects().join(&session.name), &session.bytes, &Rules::default())
+    };
+    sessions.iter().flat_map(read).collect()
+}
+
+/// Lets every session grow to its rest number `step`.
+fn append(home: &Home, sessions: &[Growing], step: usize) -> bool {
+    let mut grew = false;
+    for Growing { name, bytes, rests } in sessions {
+        let start = if step == 0 { 0 } else { rests.get(step - 1).copied().unwrap_or(bytes.len()) };
+        if let Some(end) = rests.get(step) {
+            home.append(name, &bytes[start..*end]);
+            grew = true;
+        }
+    }
+    grew
+}
+
+#[test]
+fn an_agent_started_again_after_each_piece_ships_the_whole() {
+    let mut random = random();
+    let sessions = growing(&mut random, 9);
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let mut step = 0;
+    while append(&home, &sessions, step) {
+        home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+        step += 1;
+    }
+    if sessions.is_empty() {
+        return;
+    }
+    receiver.assert_whole();
+    naive::assert_same(&expected(&home, &sessions), &entries::lines(&receiver.entries()));
+}
+
+#[test]
+fn a_running_agent_ships_the_whole() {
+    let mut random = random();
+    let sessions = growing(&mut random, 150);
+    if sessions.is_empty() {
+        return;
+    }
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let config = "[shipping]\nflush_interval = \"0s\"";
+    let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
+    let mut step = 0;
+    while append(&home, &sessions, step) {
+        // So that pieces are found one by one, most of the time.
+        thread::sleep(Duration::from_millis(random.u64(..8)));
+        step += 1;
+    }
+    let expected = expected(&home, &sessions);
+    settle(&receiver, expected.len());
+    agent.stop();
+    receiver.assert_whole();
+    naive::assert_same(&expected, &entries::lines(&receiver.entries()));
+}

@@ -1,0 +1,428 @@
+//! The hooks of Claude Code, answered by the real binary: without a daemon, whatever lies around.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use ai_agent::{
+    compliance::{kept::Kept, spool::Spool},
+    platform::Timestamp,
+    protocol::{Digest, managed::Compliance},
+};
+use serde_json::{Value, json};
+
+const HOME: &str = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
+const STATE: &str =
+    if cfg!(windows) { "AppData/Local/ai-agent/state" } else { ".local/state/ai-agent" };
+const CALL: &str = r#"{"session_id":"s-1","transcript_path":"/h/.claude/projects/p/s-1.jsonl","cwd":"/w","hook_event_name":"SessionStart","source":"startup"}"#;
+
+/// A user with Claude Code, and a policy that a daemon has left.
+struct User {
+    home: tempfile::TempDir,
+    variables: Vec<(String, String)>,
+}
+
+impl User {
+    fn new() -> Self {
+        Self { home: tempfile::tempdir().unwrap(), variables: Vec::new() }
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.home.path().join(STATE)
+    }
+
+    fn policy(self, policy: Value) -> Self {
+        let compliance: Compliance = serde_json::from_value(policy).unwrap();
+        fs::create_dir_all(self.state_dir()).unwrap();
+        let kept = Kept { compliance, config_hash: Digest::ZERO, at: Timestamp(1) };
+        kept.write(&self.state_dir()).unwrap();
+        self
+    }
+
+    fn account(self, email: &str) -> Self {
+        let account = json!({ "numStartups": 1, "oauthAccount": { "emailAddress": email } });
+        fs::write(self.home.path().join(".claude.json"), account.to_string()).unwrap();
+        self
+    }
+
+    fn with(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.into(), value.into()));
+        self
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ai-agent"));
+        command.args(arguments).env_clear().env(HOME, self.home.path());
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn hook(&self, name: &str, input: &[u8]) -> Said {
+        let mut child = self.command(&["check", "--hook", name]).spawn().unwrap();
+        // The hook may have ended before it has read all.
+        drop(child.stdin.take().unwrap().write_all(input));
+        Said::of(&child.wait_with_output().unwrap())
+    }
+
+    fn start(&self) -> Said {
+        self.hook("SessionStart", format!("{CALL}\n").as_bytes())
+    }
+
+    fn prompt(&self) -> Said {
+        self.hook("UserPromptSubmit", format!("{CALL}\n").as_bytes())
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Said {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Said {
+    fn of(output: &Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout.clone()).unwrap(),
+            stderr: String::from_utf8(output.stderr.clone()).unwrap(),
+        }
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_default()
+    }
+
+    fn is_silent(&self) -> bool {
+        *self == Self { code: Some(0), stdout: String::new(), stderr: String::new() }
+    }
+}
+
+fn policy(action: &str) -> Value {
+    json!({
+        "permitted_email_domains": ["company.com"],
+        "banner": "This session is logged.",
+        "action": action,
+        "violation_message": "Personal accounts are not permitted on company devices.",
+    })
+}
+
+#[test]
+fn the_table_of_answers() {
+    let user = User::new().policy(policy("block")).account("me@company.com");
+    assert_eq!(user.start().json(), json!({ "systemMessage": "This session is logged." }));
+    assert!(user.prompt().is_silent());
+
+    let user = user.account("me@gmail.com");
+    for said in [user.start(), user.prompt()] {
+        assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""));
+        assert_eq!(
+            said.stderr,
+            "Personal accounts are not permitted on company devices.\nClaude Code is signed in as \
+             me@gmail.com; your organisation's policy permits addresses of company.com.\nSign in \
+             with a permitted account: `/login` in Claude Code.\n"
+        );
+    }
+
+    let user = user.policy(policy("warn"));
+    let (start, prompt) = (user.start(), user.prompt());
+    assert_eq!((start.code, prompt.code), (Some(0), Some(0)));
+    let seen = start.json()["systemMessage"].as_str().unwrap().to_owned();
+    assert!(seen.starts_with("This session is logged.\n\nPersonal accounts"), "{seen}");
+    let context = &prompt.json()["hookSpecificOutput"];
+    assert_eq!(context["hookEventName"], "UserPromptSubmit");
+    assert!(context["additionalContext"].as_str().unwrap().starts_with("Personal accounts"));
+}
+
+#[test]
+fn a_key_in_place_of_an_account_is_named_and_never_read_out() {
+    let required = json!({ "require_account": true, "action": "block" });
+    let user = User::new().policy(required).account("me@gmail.com");
+    assert!(user.prompt().is_silent());
+    let user = user.with("ANTHROPIC_API_KEY", "sk-ant-very-secret");
+    let said = user.prompt();
+    assert_eq!(said.code, Some(2));
+    assert!(said.stderr.contains("uses ANTHROPIC_API_KEY in place of an account"), "{said:?}");
+    let spool = Spool::of(&user.state_dir());
+    for name in spool.names().unwrap() {
+        let report = format!("{said:?}{:?}", spool.read(&name).unwrap());
+        assert!(!report.contains("very-secret"), "{report}");
+    }
+}
+
+#[test]
+fn what_a_hook_saw_waits_for_the_daemon() {
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    user.start();
+    user.prompt();
+    let spool = Spool::of(&user.state_dir());
+    let names = spool.names().unwrap();
+    let reports: Vec<_> = names.iter().map(|name| spool.read(name).unwrap().unwrap()).collect();
+    assert_eq!(reports.len(), 2);
+    assert_eq!([&*reports[0].hook, &*reports[1].hook], ["SessionStart", "UserPromptSubmit"]);
+    assert_eq!(reports[0].session_id.as_deref(), Some("s-1"));
+    assert_eq!(
+        reports[0].transcript_path.as_deref(),
+        Some(Path::new("/h/.claude/projects/p/s-1.jsonl"))
+    );
+    assert_eq!(reports[0].source.as_deref(), Some("startup"));
+    assert_eq!(reports[1].decision, "blocked");
+    assert_eq!(reports[1].violations[0].found, "me@gmail.com");
+    assert!(reports[1].latency_us > 0);
+}
+
+/// Whatever the client or somebody else writes: the answer stays the same, and comes soon.
+#[test]
+fn odd_input_changes_nothing() {
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    let expected = user.prompt();
+    assert_eq!(expected.code, Some(2));
+    let huge = vec![b'x'; 100 << 20];
+    let prompt = format!(r#"{{"session_id":"s-9","cwd":"/w","prompt":"{}"}}"#, "y".repeat(5 << 20));
+    let inputs: [&[u8]; 8] =
+        [b"", b"null", b"\xff\xfe\x00", b"{", b"[[[[", b"\n\n\n", &huge, prompt.as_bytes()];
+    for input in inputs {
+        let begun = Instant::now();
+        assert_eq!(user.hook("UserPromptSubmit", input), expected);
+        // Not a timing of ours: the client waits, and a hook that hangs lets the prompt through.
+        assert!(begun.elapsed() < Duration::from_secs(20));
+    }
+    let spool = Spool::of(&user.state_dir());
+    let last = spool.names().unwrap().pop().unwrap();
+    assert_eq!(spool.read(&last).unwrap().unwrap().session_id.as_deref(), Some("s-9"));
+}
+
+#[test]
+fn input_that_is_never_closed_is_not_waited_for() {
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    let mut child: Child = user.command(&["check", "--hook", "SessionStart"]).spawn().unwrap();
+    let kept_open = child.stdin.take();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "it hangs");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    drop(kept_open);
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(status.code(), Some(2));
+    assert!(said.starts_with("Personal accounts"), "{said}");
+}
+
+/// A prompt must never be blocked by what is not a violation.
+#[test]
+fn what_is_not_known_lets_everything_through() {
+    let blocking = || User::new().policy(policy("block"));
+    assert!(User::new().account("me@gmail.com").prompt().is_silent(), "no policy");
+    assert!(blocking().prompt().is_silent(), "no account");
+    let half = blocking();
+    fs::write(half.home.path().join(".claude.json"), r#"{"oauthAccount":{"emailAdd"#).unwrap();
+    assert!(half.prompt().is_silent(), "half an account");
+    let folder = blocking();
+    fs::create_dir(folder.home.path().join(".claude.json")).unwrap();
+    assert!(folder.prompt().is_silent(), "a folder");
+    let broken = blocking().account("me@gmail.com");
+    fs::write(broken.state_dir().join("policy.json"), r#"{"compliance":{"act"#).unwrap();
+    let said = broken.prompt();
+    assert_eq!((said.code, said.stdout.as_str()), (Some(0), ""));
+    assert!(said.stderr.contains("policy.json` makes no sense"), "{said:?}");
+    let unknown = blocking().account("me@gmail.com").hook("PreToolUse", b"");
+    assert_eq!((unknown.code, unknown.stdout.as_str()), (Some(0), ""));
+    assert_eq!(unknown.stderr.lines().count(), 1);
+}
+
+/// Wrong usage ends with 2 everywhere else, and 2 would block each prompt.
+#[test]
+fn a_hook_that_is_called_wrong_blocks_nobody() {
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    for arguments in [&["check", "--hook"][..], &["check", "--hook", "SessionStart", "--nonsense"]]
+    {
+        let output = user.command(arguments).output().unwrap();
+        assert_eq!(Said::of(&output).code, Some(1), "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_policy_is_found_though_the_session_has_other_variables_than_the_daemon() {
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    let user = user.with("XDG_STATE_HOME", "/nowhere").with("XDG_CONFIG_HOME", "relative");
+    assert_eq!(user.prompt().code, Some(2));
+    // Another configuration directory has an account of its own.
+    let other = tempfile::tempdir().unwrap();
+    let account = json!({ "oauthAccount": { "emailAddress": "me@company.com" } });
+    fs::write(other.path().join(".claude.json"), account.to_string()).unwrap();
+    let user = user.with("CLAUDE_CONFIG_DIR", &other.path().display().to_string());
+    assert!(user.prompt().is_silent());
+}
+
+#[cfg(unix)]
+#[test]
+fn without_a_home_directory_the_system_is_asked() {
+    let user = User::new();
+    let mut command = user.command(&["check", "--hook", "UserPromptSubmit"]);
+    let output = command.env_remove("HOME").stdin(Stdio::null()).output().unwrap();
+    assert_eq!(Said::of(&output).code, Some(0));
+}
+
+/// A spool that cannot be written costs the report, and nothing else.
+#[test]
+fn a_report_that_cannot_be_written_changes_no_answer() {
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    fs::write(user.state_dir().join("spool"), "no folder").unwrap();
+    assert_eq!(user.prompt().code, Some(2));
+}
+
+#[test]
+fn explain_says_in_plain_words_what_would_be_answered_and_why() {
+    let explain = |user: &User, hook| {
+        let output = user.command(&["check", "--hook", hook, "--explain"]).output().unwrap();
+        assert!(output.status.success());
+        Said::of(&output).stdout
+    };
+    let user = User::new();
+    assert!(explain(&user, "SessionStart").starts_with("No policy is known"));
+    let user = user.policy(policy("block")).account("me@gmail.com");
+    let said = explain(&user, "UserPromptSubmit");
+    assert!(said.contains("email_domain is me@gmail.com, permitted is company.com"), "{said}");
+    assert!(said.contains("the prompt is blocked"), "{said}");
+    let said = explain(&user, "SessionStart");
+    assert!(said.contains("a session cannot be stopped from starting"), "{said}");
+    assert_eq!(Spool::of(&user.state_dir()).names().unwrap(), [""; 0], "nothing is reported");
+}
+
+/// Whoever installs hooks has hooks of their own, and wants them kept.
+#[test]
+fn hooks_are_installed_beside_others_and_removed_without_a_trace() {
+    let user = User::new();
+    let run = |arguments: &[&str]| Said::of(&user.command(arguments).output().unwrap());
+    let settings = user.home.path().join(".claude/settings.json");
+    let status = run(&["hooks", "status"]);
+    assert_eq!(status.code, Some(1));
+    assert!(status.stderr.contains("does not call ai-agent for SessionStart and UserPromptSubmit"));
+
+    fs::create_dir(user.home.path().join(".claude")).unwrap();
+    let own = "{\n  \"hooks\": {\n    \"Stop\": [\n      { \"hooks\": [] }\n    ]\n  }\n}\n";
+    fs::write(&settings, own).unwrap();
+    assert_eq!(run(&["hooks", "install"]).code, Some(0));
+    let status = run(&["hooks", "status"]);
+    assert_eq!(status.code, Some(0), "{status:?}");
+    assert!(status.stdout.contains("UserPromptSubmit is called"), "{status:?}");
+    assert!(run(&["hooks", "install", "--user"]).stdout.contains("stays as it is"));
+
+    // What the client would run answers.
+    let text: Value = serde_json::from_slice(&fs::read(&settings).unwrap()).unwrap();
+    let command = text["hooks"]["SessionStart"][0]["hooks"][0]["command"].as_str().unwrap();
+    assert!(command.ends_with(" check --hook SessionStart"), "{command}");
+    assert_eq!(run(&["hooks", "uninstall"]).code, Some(0));
+    assert_eq!(fs::read_to_string(&settings).unwrap(), own);
+
+    fs::write(&settings, "{ broken").unwrap();
+    let refused = run(&["hooks", "install"]);
+    assert_eq!(refused.code, Some(1));
+    assert!(
+        refused.stderr.contains("settings.json` is left as it is: it is no JSON"),
+        "{refused:?}"
+    );
+    assert_eq!(fs::read_to_string(&settings).unwrap(), "{ broken");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_hook_that_is_named_and_not_called_is_said_so() {
+    let user = User::new();
+    let status = |text: &str| {
+        fs::create_dir_all(user.home.path().join(".claude")).unwrap();
+        fs::write(user.home.path().join(".claude/settings.json"), text).unwrap();
+        Said::of(&user.command(&["hooks", "status"]).output().unwrap()).stdout
+    };
+    let hook = |command: &str, more: &str| {
+        format!(
+            r#"{{{more}"hooks":{{"SessionStart":[{{"matcher":"startup","hooks":[{{"type":"command","command":"{command} check --hook SessionStart"}}]}}]}}}}"#
+        )
+    };
+    assert!(status(&hook("/nowhere/ai-agent", "")).contains("is no program here"));
+    let binary = user.home.path().join("ai-agent");
+    fs::copy(env!("CARGO_BIN_EXE_ai-agent"), &binary).unwrap();
+    assert!(status(&hook("$HOME/ai-agent", "")).contains("is called for `startup` only"));
+    let off = status(&hook("$HOME/ai-agent", r#""disableAllHooks":true,"#));
+    assert!(off.contains("says `disableAllHooks`"), "{off}");
+}
+
+/// What a hook does is little enough to be looked through: no thread, no child, no socket, and
+/// nothing written but its report and what it remembers of a long account file.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_hook_writes_its_report_and_nothing_else_and_starts_nothing() {
+    if Command::new("strace").arg("-V").output().is_err() {
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "this needs strace");
+        eprintln!("skipped: what a hook does is seen with strace");
+        return;
+    }
+    let user = User::new().policy(policy("block"));
+    let account = user.home.path().join(".claude.json");
+    let long = format!(
+        r#"{{"p":"{}","oauthAccount":{{"emailAddress":"me@gmail.com"}}}}"#,
+        "p".repeat(1 << 20)
+    );
+    fs::write(&account, long).unwrap();
+    let seen = tempfile::tempdir().unwrap();
+    let trace = seen.path().join("trace");
+    let calls = "trace=process,network,clone,clone3,open,openat,openat2,creat,rename,renameat,renameat2,\
+                 mkdir,mkdirat,link,linkat,symlink,symlinkat,unlink,unlinkat,truncate,chmod,fchmodat";
+    let hook = user.command(&["check", "--hook", "UserPromptSubmit"]);
+    let mut command = Command::new("strace");
+    command.args(["-f", "-y", "-s", "4096", "-e", calls, "-o"]).arg(&trace).arg(hook.get_program());
+    command.args(hook.get_args()).env_clear().env("HOME", user.home.path());
+    command.stdin(Stdio::null()).stderr(Stdio::null());
+    let state = user.state_dir();
+    let (spool, cache) = (state.join("spool"), state.join("account."));
+    let begun = Instant::now();
+    // What was changed a moment ago is not remembered.
+    while !fs::exists(state.join("account.json")).unwrap() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it never remembers the account");
+        assert_eq!(command.status().unwrap().code(), Some(2));
+    }
+
+    let trace = fs::read_to_string(&trace).unwrap();
+    let mut writes = 0;
+    for line in trace.lines() {
+        let call = line.split_once(' ').unwrap().1.trim_start();
+        let is_harmless =
+            ["execve(", "exit_group(", "+++ exited"].iter().any(|it| call.starts_with(it));
+        let reads =
+            call.starts_with("open") && call.contains("O_RDONLY") && !call.contains("O_CREAT");
+        if is_harmless || reads {
+            continue;
+        }
+        let is_its_own =
+            call.contains(spool.to_str().unwrap()) || call.contains(cache.to_str().unwrap());
+        let is_of_files =
+            ["open", "rename", "mkdir", "unlink", "link"].iter().any(|it| call.starts_with(it));
+        assert!(is_of_files && is_its_own, "{call}");
+        writes += 1;
+    }
+    assert!(writes >= 4, "a report and what is remembered:\n{trace}");
+}
+
+/// Whoever could leave a policy for somebody else could block their work.
+#[cfg(unix)]
+#[test]
+fn a_policy_that_somebody_else_left_is_not_taken() {
+    if !ai_agent::platform::is_root() {
+        eprintln!("skipped: only root can give files away");
+        return;
+    }
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    std::os::unix::fs::chown(user.state_dir().join("policy.json"), Some(1234), None).unwrap();
+    let said = user.prompt();
+    assert_eq!((said.code, said.stdout.as_str()), (Some(0), ""));
+    assert!(said.stderr.contains("belongs to another user"), "{said:?}");
+}

@@ -1,0 +1,88 @@
+//! What the agent says of itself, and where.
+
+use std::fs;
+
+use crate::support::{home::Home, receiver::Receiver};
+use serde_json::Value;
+
+fn log(home: &Home) -> String {
+    fs::read_to_string(home.path().join("state/logs/agent.log")).unwrap()
+}
+
+fn config(home: &Home, more: &str) -> String {
+    format!("[agent]\nstate_dir = '{}'\n{more}", home.path().join("state").display())
+}
+
+#[test]
+fn the_agent_that_runs_logs_to_its_file_what_it_logs_to_standard_error() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    home.write("p/s.jsonl", "{\"type\":\"user\",\"text\":\"do-not-log-me\"}\n");
+    let once = home.agent(&["run", "--once"]).config(&config(&home, ""));
+    let ended = once.ships_to(&receiver.url()).succeed();
+    let (file, stderr) = (log(&home), ended.stderr);
+    for text in [&file, &stderr] {
+        assert!(text.contains(" INFO ai_agent::cli::run: started "), "{text}");
+        assert!(text.contains("everything is delivered"), "{text}");
+        assert!(!text.contains("do-not-log-me"), "{text}");
+    }
+    assert!(!file.contains('\u{1b}'), "a file has no colours: {file}");
+
+    // Who does not hold the state directory does not write its log.
+    home.agent(&["config", "check", "--debug"]).config(&config(&home, "")).run();
+    assert_eq!(log(&home), file);
+}
+
+#[test]
+fn a_program_can_read_it() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let once = home.agent(&["run", "--once", "--debug"]);
+    let once = once.config(&config(&home, "log_format = \"json\"\n"));
+    once.ships_to(&receiver.url()).succeed();
+    let lines: Vec<Value> =
+        log(&home).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let started = lines.iter().find(|line| line["message"] == "started").unwrap();
+    assert_eq!(started["level"], "info");
+    assert!(started["fields"]["epoch"].is_string(), "{started}");
+}
+
+/// A file stands in for a disk that takes nothing.
+#[test]
+fn a_log_that_cannot_be_written_stops_nobody() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    home.write("p/s.jsonl", "{\"type\":\"user\"}\n");
+    fs::create_dir(home.path().join("state")).unwrap();
+    fs::write(home.path().join("state/logs"), "").unwrap();
+    let once = home.agent(&["run", "--once"]).config(&config(&home, ""));
+    let ended = once.ships_to(&receiver.url()).succeed();
+    assert_eq!(
+        ended.stderr.matches("the log file cannot be written").count(),
+        1,
+        "{}",
+        ended.stderr
+    );
+    assert!(receiver.entries().iter().any(|entry| entry.bytes == b"{\"type\":\"user\"}"));
+}
+
+/// The journal knows the time, and takes a number for how bad it is.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_journal_gets_priorities_and_no_times() {
+    use std::{os::linux::fs::MetadataExt as _, process::Command};
+
+    let home = Home::new();
+    let journal = fs::File::create(home.path().join("journal")).unwrap();
+    let stat = journal.metadata().unwrap();
+    let run = |stream: String| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ai-agent"));
+        command.args(["config", "check"]).env_clear().env("HOME", home.path());
+        // Unknown, which is worth a warning.
+        command.env("CLAUDE_SIEM_COLOUR", "red").env("JOURNAL_STREAM", stream);
+        command.stderr(journal.try_clone().unwrap()).status().unwrap();
+        fs::read_to_string(home.path().join("journal")).unwrap()
+    };
+    let to_journal = run(format!("{}:{}", stat.st_dev(), stat.st_ino()));
+    assert!(to_journal.starts_with("<4>ai_agent::"), "{to_journal}");
+    // Inherited from a service by a program with another standard error.
+    let to_file = run("1:2".to_owned())[to_journal.len()..].to_owned();
+    assert!(to_file.starts_with("20") && to_file.contains(" WARN ai_agent::"), "{to_file}");
+}

@@ -1,0 +1,301 @@
+//! The samples of `config/mdm`: an administrator copies them as they stand.
+#![cfg(unix)]
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use crate::support::home::Home;
+use ai_agent::{
+    compliance::kept::Kept,
+    platform::Timestamp,
+    protocol::{Digest, managed::Compliance},
+};
+use serde_json::{Value, json};
+
+const EVENTS: [&str; 2] = ["SessionStart", "UserPromptSubmit"];
+/// Where the samples for a whole machine lay the program.
+const PROGRAM: &str = "/usr/local/bin/ai-agent";
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("config/mdm").join(name)
+}
+
+fn sample(name: &str) -> String {
+    fs::read_to_string(path(name)).unwrap()
+}
+
+/// Runs a tool; `None` when it is not there.
+fn tool(name: &str, arguments: &[&str]) -> Option<Output> {
+    let output = Command::new(name).args(arguments).stdin(Stdio::null()).output();
+    if let Err(error) = &output {
+        eprintln!("skipped: {name} is needed: {error}");
+    }
+    output.ok()
+}
+
+/// What a sample says, read by Python's `module` (statements that make `value` of the file `f`).
+fn read_by_python(name: &str, module: &str, statement: &str) -> Option<Value> {
+    if !tool("python3", &["-c", &format!("import {module}")])?.status.success() {
+        eprintln!("skipped: Python's {module} is needed");
+        return None;
+    }
+    let code = format!(
+        "import json, sys, {module}\nwith open(sys.argv[1], 'rb') as f: {statement}\nprint(json.dumps(value))"
+    );
+    let output = tool("python3", &["-c", &code, path(name).to_str().unwrap()])?;
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    Some(serde_json::from_slice(&output.stdout).unwrap())
+}
+
+fn plist(name: &str) -> Option<Value> {
+    read_by_python(name, "plistlib", "value = plistlib.load(f)")
+}
+
+fn settings() -> Value {
+    serde_json::from_str(&sample("managed-settings.json")).unwrap()
+}
+
+/// The same hooks where the program is the machine's.
+fn hooks_of_the_machine() -> Value {
+    let text = sample("managed-settings.json");
+    let text = text.replace("$HOME/.local/bin/ai-agent", PROGRAM);
+    serde_json::from_str::<Value>(&text).unwrap()["hooks"].take()
+}
+
+mod the_machines_file {
+    use super::*;
+
+    #[test]
+    fn is_right_and_leaves_to_the_server_what_is_the_servers() {
+        let home = Home::new();
+        let machine = path("config.toml");
+        let machine = machine.to_str().unwrap();
+        home.agent(&["config", "check", machine]).succeed();
+        // A filter of the server's own runs though `pipeline` is locked.
+        let managed = json!({
+            "version": 1,
+            "filters": { "drop_meta": true },
+            "shipping": { "batch_size": 500 },
+            "compliance": { "permitted_email_domains": ["company.com"] },
+            "stages": { "filter": { "modes": { "type": "ignore-types", "types": ["mode"] } } },
+            "tests": [{ "name": "t", "lines": [
+                { "input": "{\"type\":\"mode\"}", "expect": "drop", "by": "modes" },
+                { "input": "{\"isMeta\":true}", "expect": "drop", "by": "meta" },
+            ] }],
+        });
+        let file = home.path().join("managed.json");
+        fs::write(&file, managed.to_string()).unwrap();
+        let passed = home.agent(&["test", machine, file.to_str().unwrap()]).succeed();
+        assert!(passed.text().ends_with("1 test passed\n"), "{}", passed.text());
+        assert!(!passed.stderr.contains("no effect"), "nothing is locked out: {}", passed.stderr);
+    }
+
+    #[test]
+    fn goes_with_what_the_page_lets_the_server_manage() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/deploy.md");
+        let page = fs::read_to_string(page).unwrap();
+        let managed = page.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
+        let home = Home::new();
+        let file = home.path().join("config.json");
+        fs::write(&file, managed).unwrap();
+        let (machine, file) = (path("config.toml"), file.to_str().unwrap().to_owned());
+        let checked = home.agent(&["config", "check", machine.to_str().unwrap(), &file]).succeed();
+        assert!(!checked.stderr.contains("no effect"), "{}", checked.stderr);
+    }
+
+    /// Whoever could set them could send everything elsewhere, or nothing at all.
+    #[test]
+    fn locks_what_says_what_is_read_and_where_it_goes() {
+        let table: toml::Table = sample("config.toml").parse().unwrap();
+        let locked: Vec<_> = table["locked"].as_array().unwrap().iter().collect();
+        for key in ["agent", "outbox", "pipeline", "source", "sink"] {
+            assert!(locked.iter().any(|it| it.as_str() == Some(key)), "{key}");
+        }
+    }
+}
+
+mod hooks {
+    use super::*;
+
+    /// With a matcher it would miss forks; without a timeout a hook that hangs would hold a session
+    /// for minutes.
+    #[test]
+    fn are_called_for_every_session_and_every_prompt() {
+        let settings = settings();
+        let hooks = settings["hooks"].as_object().unwrap();
+        assert_eq!(hooks.keys().collect::<Vec<_>>(), EVENTS);
+        for event in EVENTS {
+            let command = format!("\"$HOME/.local/bin/ai-agent\" check --hook {event}");
+            let call = json!({ "type": "command", "command": command, "timeout": 10 });
+            assert_eq!(hooks[event], json!([{ "hooks": [call] }]));
+        }
+    }
+
+    /// As the client runs them: by a shell, without this directory in PATH.
+    #[test]
+    fn block_a_prompt_as_the_client_calls_them() {
+        let home = tempfile::Builder::new().prefix("with a space").tempdir().unwrap();
+        let state = home.path().join(".local/state/ai-agent");
+        fs::create_dir_all(&state).unwrap();
+        fs::create_dir_all(home.path().join(".local/bin")).unwrap();
+        let link = home.path().join(".local/bin/ai-agent");
+        symlink(env!("CARGO_BIN_EXE_ai-agent"), link).unwrap();
+        let compliance: Compliance = serde_json::from_value(json!({
+            "permitted_email_domains": ["company.com"],
+            "action": "block",
+        }))
+        .unwrap();
+        let kept = Kept { compliance, config_hash: Digest::ZERO, at: Timestamp(1) };
+        kept.write(&state).unwrap();
+        let account = json!({ "oauthAccount": { "emailAddress": "me@gmail.com" } });
+        fs::write(home.path().join(".claude.json"), account.to_string()).unwrap();
+
+        for event in EVENTS {
+            let command = &settings()["hooks"][event][0]["hooks"][0]["command"];
+            let mut shell = Command::new("/bin/sh");
+            shell.args(["-c", command.as_str().unwrap()]).env_clear().env("HOME", home.path());
+            shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = shell.spawn().unwrap();
+            // It may have ended before it has read all.
+            drop(child.stdin.take().unwrap().write_all(b"{}\n"));
+            let output = child.wait_with_output().unwrap();
+            assert_eq!(output.status.code(), Some(2), "{event}: {output:?}");
+            assert!(String::from_utf8_lossy(&output.stderr).contains("gmail.com"));
+        }
+    }
+}
+
+mod macos {
+    use super::*;
+
+    #[test]
+    fn the_profile_holds_the_hooks_and_keeps_the_agent_on() {
+        let Some(profile) = plist("ai-agent.mobileconfig") else { return };
+        assert_eq!(profile["PayloadType"], "Configuration");
+        assert_eq!(profile["PayloadScope"], "System");
+        let payloads = profile["PayloadContent"].as_array().unwrap();
+        let payload = |kind: &str| payloads.iter().find(|it| it["PayloadType"] == kind).unwrap();
+        assert_eq!(payload("com.anthropic.claudecode")["hooks"], hooks_of_the_machine());
+        let label = &plist("ai-agent.plist").unwrap()["Label"];
+        let rule = &payload("com.apple.servicemanagement")["Rules"][0];
+        assert_eq!(rule, &json!({ "RuleType": "Label", "RuleValue": label }));
+        let mut ids: Vec<_> = payloads.iter().map(|it| it["PayloadUUID"].to_string()).collect();
+        ids.push(profile["PayloadUUID"].to_string());
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), payloads.len() + 1, "a profile with a UUID twice is refused");
+    }
+
+    #[test]
+    fn the_launch_agent_runs_the_program_and_brings_it_back() {
+        let Some(agent) = plist("ai-agent.plist") else { return };
+        assert_eq!(agent["Label"], "ai-agent");
+        assert_eq!(agent["RunAtLoad"], true);
+        assert_eq!(agent["KeepAlive"], true);
+        assert_eq!(agent["ProgramArguments"], json!([PROGRAM, "run"]));
+    }
+}
+
+mod linux {
+    use super::*;
+
+    #[test]
+    fn the_unit_is_one_that_systemd_takes() {
+        let unit = sample("ai-agent.service");
+        assert!(unit.contains(&format!("\nExecStart={PROGRAM} run\n")));
+        // The program must be there for the check.
+        let unit = unit.replace(PROGRAM, env!("CARGO_BIN_EXE_ai-agent"));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ai-agent.service");
+        fs::write(&file, unit).unwrap();
+        let mut verify = Command::new("systemd-analyze");
+        verify.args(["--user", "verify", "--man=no"]).arg(file);
+        let output = match verify.env("XDG_RUNTIME_DIR", folder.path()).output() {
+            Ok(output) => output,
+            Err(error) => return eprintln!("skipped: systemd-analyze is needed: {error}"),
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !said.contains("ai-agent.service"), "{said}");
+    }
+
+    #[test]
+    fn the_tasks_lay_every_file_where_it_is_looked_for_and_hide_the_secrets() {
+        let statement = "value = yaml.safe_load(f)";
+        let Some(tasks) = read_by_python("ansible.yml", "yaml", statement) else { return };
+        let tasks = tasks.as_array().unwrap();
+        let copies: Vec<_> = tasks.iter().map(|it| &it["ansible.builtin.copy"]).collect();
+        for (source, place, mode) in [
+            ("config.toml", "/etc/ai-agent/config.toml", "0644"),
+            ("ai-agent.service", "/etc/systemd/user/ai-agent.service", "0644"),
+            ("{{ ai_agent_program }}", PROGRAM, "0755"),
+        ] {
+            let copy = copies.iter().find(|it| it["dest"] == place).unwrap();
+            assert_eq!((&copy["src"], &copy["mode"]), (&json!(source), &json!(mode)), "{place}");
+            assert_eq!(copy["owner"], "root", "{place}");
+        }
+        let secrets = tasks.iter().find(|it| it["name"] == "The secrets").unwrap();
+        assert_eq!(secrets["no_log"], true);
+        assert_eq!(secrets["ansible.builtin.copy"]["mode"], "0640");
+        let table: toml::Table = sample("config.toml").parse().unwrap();
+        for item in secrets["loop"].as_array().unwrap() {
+            let name = item["name"].as_str().unwrap();
+            let key = format!("{}_file", name.replace('-', "_"));
+            let named = table["sink"]["siem"][&key].as_str().unwrap();
+            assert_eq!(named, format!("/etc/ai-agent/{name}"));
+        }
+    }
+}
+
+mod windows {
+    use super::*;
+
+    #[test]
+    fn the_script_is_one_that_powershell_takes() {
+        let code = "$errors = $null; [void][Management.Automation.Language.Parser]::ParseFile(\
+                    $env:SCRIPT, [ref]$null, [ref]$errors); $errors; exit $errors.Count";
+        let mut command = Command::new("pwsh");
+        command.args(["-NoProfile", "-Command", code]).env("SCRIPT", path("intune.ps1"));
+        match command.output() {
+            Ok(output) => assert!(output.status.success(), "{output:?}"),
+            Err(error) => eprintln!("skipped: pwsh is needed: {error}"),
+        }
+    }
+
+    /// What `install` registers for one user, it registers for all.
+    #[test]
+    fn the_task_comes_back_and_is_not_slow() {
+        let (script, task) =
+            (sample("intune.ps1"), include_str!("../../src/platform/service/cases/task.xml"));
+        for (there, here) in [
+            ("-RepetitionInterval (New-TimeSpan -Minutes 5)", "<Interval>PT5M</Interval>"),
+            ("-RestartCount 999", "<Count>999</Count>"),
+            ("-Priority 5", "<Priority>5</Priority>"),
+            ("-ExecutionTimeLimit ([TimeSpan]::Zero)", "<ExecutionTimeLimit>PT0S<"),
+            ("-RunLevel Limited", "<RunLevel>LeastPrivilege<"),
+            ("--headless `\"$exe`\" run", "--headless \""),
+        ] {
+            assert!(script.contains(there), "{there}");
+            assert!(task.contains(here), "{here}");
+        }
+    }
+
+    /// It puts the machine's directory in the place of Linux's.
+    #[test]
+    fn the_machines_file_is_right_there_too() {
+        let script = sample("intune.ps1");
+        assert!(script.contains("$config.Replace('/etc/ai-agent/', "));
+        let text = sample("config.toml");
+        let values = text.lines().filter(|line| !line.starts_with('#'));
+        let named = values.filter(|line| line.contains("\"/etc/ai-agent/")).count();
+        assert_eq!(named, 2);
+        let home = Home::new();
+        let file = home.path().join("config.toml");
+        fs::write(&file, text.replace("/etc/ai-agent/", "C:/ProgramData/ai-agent/")).unwrap();
+        home.agent(&["config", "check", file.to_str().unwrap()]).succeed();
+    }
+}

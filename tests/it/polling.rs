@@ -1,0 +1,278 @@
+//! What the server manages while the agent runs: asked for again and again, taken or refused whole,
+//! and told apart; and secrets that are replaced meanwhile.
+#![cfg(unix)]
+
+use std::fs;
+
+use crate::support::{
+    SECRET, TOKEN,
+    agent::Agent,
+    entries, eventually,
+    home::Home,
+    receiver::{Receiver, private, wait_for},
+    scripted::{Manages, Scripted},
+};
+use rustix::process::Signal;
+use serde_json::Value;
+
+const R7: &str = r#"{"version":1,"revision":"r7","filters":{"drop_meta":true}}"#;
+const R8: &str = r#"{"version":1,"revision":"r8"}"#;
+
+fn signed(config: &str) -> Manages {
+    Manages::Signed(config.to_owned(), SECRET)
+}
+
+fn facts(home: &Home) -> Value {
+    let path = home.path().join(".local/state/ai-agent/status.json");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    serde_json::from_str::<Value>(&text).unwrap_or_default()["config"].clone()
+}
+
+fn wait_for_revision(home: &Home, revision: &str) {
+    eventually(revision, || (facts(home)["applied"]["revision"] == revision).then_some(()));
+}
+
+/// Waits until it has asked once more, and done what there is to do about the answer: a second
+/// request says so.
+fn poll(agent: &Agent, receiver: &Scripted) {
+    for _ in 0..2 {
+        let asked = receiver.config_requests();
+        agent.signal(Signal::HUP);
+        eventually("a poll", || (receiver.config_requests() > asked).then_some(()));
+    }
+}
+
+/// An admin reads these.
+#[test]
+fn what_is_wrong_is_refused_whole_said_once_and_what_was_in_force_stays() {
+    let other = Manages::Signed(R8.to_owned(), "another-secret-of-another-fleet");
+    let unsigned = |text: &str| Manages::Unsigned(text.to_owned());
+    let table = [
+        (
+            signed(r#"{"version":1,"filters":{"drop_meta":"yes"}}"#),
+            "`filters.drop_meta` of the managed configuration is wrong: invalid type: string \"yes\", \
+             expected a boolean",
+        ),
+        (
+            signed(r#"{"version":1,"filters":{"drop_meta":false},"shipping":{"batch_size":0}}"#),
+            "`shipping.batch_size` of the managed configuration is 0, expected 1 to 10000",
+        ),
+        (signed(r#"{"version":2}"#), "the managed configuration has version 2, this agent reads 1"),
+        (
+            signed(r#"{"version":1,"stages":{"filter":{"x":{"type":"metta"}}}}"#),
+            "is `metta`, but there is no filter of type `metta`, did you mean `meta`?",
+        ),
+        (signed(r#"{"version":1,"stages":{"sink":{"x":{"type":"stdout"}}}}"#), "`stages.sink` in "),
+        (signed(r#"{"version":1,"stages":{"source":{"x":{}}}}"#), "`stages.source` in "),
+        (
+            signed(
+                r#"{"version":1,"tests":[{"name":"t1","lines":[{"input":"{}","expect":"drop"}]}]}"#,
+            ),
+            "the test `t1` of the managed configuration fails in line 1: expected drop, got keep",
+        ),
+        (other, "is not signed with the HMAC secret that this agent has"),
+        (Manages::Replayed, "is the secret another there, or is the answer an old one?"),
+        (
+            signed(&format!("{{\"version\":1,\"x\":\"{}\"}}", "x".repeat(10 << 20))),
+            "larger than 4 MiB",
+        ),
+        (unsigned("<html>please sign in</html>"), "does a captive portal or a proxy answer"),
+    ];
+    let home = Home::new();
+    home.write("-work/a.jsonl", "{\"isMeta\":true}\n{\"n\":1}\n");
+    let receiver = Scripted::start([]).manages(R7, SECRET);
+    let config = "managed.allow = [\"filter.*\"]\nshipping.flush_interval = \"0s\"";
+    let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
+    wait_for_revision(&home, "r7");
+    let applied = facts(&home)["applied"].clone();
+    for (answer, words) in &table {
+        receiver.manage(answer.clone());
+        poll(&agent, &receiver);
+        eventually(words, || {
+            facts(&home)["refused"]["reason"].as_str()?.contains(words).then_some(())
+        });
+        poll(&agent, &receiver);
+        let facts = facts(&home);
+        assert_eq!(facts["refused"]["from"], "server");
+        assert_eq!(facts["applied"], applied);
+    }
+    home.append("-work/a.jsonl", "{\"isMeta\":true}\n{\"n\":2}\n");
+    receiver.manage(signed(R8));
+    poll(&agent, &receiver);
+    wait_for_revision(&home, "r8");
+    assert_eq!(facts(&home)["refused"], Value::Null);
+    eventually("the new one is reported", || {
+        (entries::events(&receiver.entries(), "config_applied").len() == 2).then_some(())
+    });
+    let stored = receiver.entries();
+    let refused = entries::events(&stored, "config_refused");
+    assert_eq!(refused.len(), table.len());
+    for (event, (_, words)) in refused.iter().zip(&table) {
+        assert!(event.data["reason"].as_str().unwrap().contains(words));
+    }
+    let second = entries::events(&stored, "config_applied")[1];
+    assert_eq!(second.data["previous_revision"], "r7");
+    assert_eq!(second.data["previous_hash"], applied["hash"]);
+    let before = stored.iter().filter(|entry| entry.seq < second.seq).cloned().collect::<Vec<_>>();
+    let offsets: Vec<u64> = entries::lines(&before).iter().map(|line| line.offset).collect();
+    assert!(offsets.iter().all(|offset| [16, 40].contains(offset)), "{offsets:?}");
+    agent.stop();
+}
+
+/// For receivers that sign nothing: the machine's file has to say so.
+#[test]
+fn an_answer_that_nobody_signed_counts_where_none_needs_to_be() {
+    let home = Home::new();
+    let receiver = Scripted::start([]);
+    receiver.manage(Manages::Unsigned(R7.to_owned()));
+    let agent = home.agent(&["run"]).config("managed.require_signature = false");
+    let agent = agent.ships_to(&receiver.url()).start_and_wait();
+    wait_for_revision(&home, "r7");
+    assert_eq!(facts(&home)["signed_at"], Value::Null, "nobody has signed it");
+    receiver.manage(Manages::Unsigned("<html>please sign in</html>".to_owned()));
+    poll(&agent, &receiver);
+    eventually("it is refused", || facts(&home)["refused"]["reason"].as_str().map(drop));
+    agent.stop();
+    // What is kept counts too.
+    let agent = home.agent(&["run"]).config("managed.require_signature = false");
+    let agent = agent.ships_to(&receiver.url()).start_and_wait();
+    wait_for_revision(&home, "r7");
+    agent.stop();
+}
+
+#[test]
+fn what_is_wrong_in_a_file_is_refused_whole_and_said_once() {
+    let table = [
+        ("filter.meta = [", "agent.toml` of --config is no TOML: line 1, column 16"),
+        ("filter.meta.enabeld = true", "unknown key `filter.meta.enabeld` in the file `"),
+        ("agent.poll_interval = \"5s\"", "is 5s, must be at least 60s"),
+        ("sink.siem.ca_file = \"/nowhere/ca.pem\"", "`sink.siem.ca_file` in the file `"),
+        (
+            "[[test]]\nname = \"t\"\nlines = [{ input = \"{}\", expect = \"drop\" }]",
+            "the test `t` of the file",
+        ),
+    ];
+    let home = Home::new();
+    let receiver = Scripted::start([]);
+    let config = "shipping.flush_interval = \"0s\"\n";
+    let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
+    let file = home.path().join("agent.toml");
+    for (text, words) in table {
+        fs::write(&file, text).unwrap();
+        eventually(words, || {
+            facts(&home)["refused"]["reason"].as_str()?.contains(words).then_some(())
+        });
+    }
+    fs::write(&file, format!("{config}filter.meta.enabled = true")).unwrap();
+    eventually("the one that is right", || (facts(&home)["refused"].is_null()).then_some(()));
+    eventually("its event", || {
+        (!entries::events(&receiver.entries(), "config_applied").is_empty()).then_some(())
+    });
+    assert_eq!(entries::events(&receiver.entries(), "config_refused").len(), table.len());
+    agent.stop();
+}
+
+/// The first answer of the server is waited for: an admin does not wait for that.
+#[test]
+fn a_file_that_changes_while_the_agent_starts_is_seen() {
+    let home = Home::new();
+    // Takes connections, and never answers.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", nobody.local_addr().unwrap());
+    let agent = home.agent(&["run"]).config("filter.meta.enabled = true").ships_to(&url).start();
+    let state = home.path().join(".local/state/ai-agent");
+    eventually("it starts", || fs::metadata(state.join("agent.pid")).ok());
+    fs::write(home.path().join("agent.toml"), "filter.meta.enabeld = true").unwrap();
+    assert!(!agent.log().contains("started"), "it was too quick for this test");
+    eventually("it is seen", || {
+        facts(&home)["refused"]["reason"].as_str()?.contains("enabeld").then_some(())
+    });
+    agent.stop();
+}
+
+#[test]
+fn an_answer_that_says_nothing_new_still_says_that_the_server_is_there() {
+    let home = Home::new();
+    let receiver = Scripted::start([]).manages(R7, SECRET);
+    let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();
+    wait_for_revision(&home, "r7");
+    let first = facts(&home);
+    poll(&agent, &receiver);
+    let second = eventually("a signed answer", || {
+        let facts = facts(&home);
+        (facts["signed_at"] != first["signed_at"]).then_some(facts)
+    });
+    assert_eq!(second["applied"], first["applied"]);
+    // One that anybody may have given proves nothing.
+    for answer in [Manages::Nothing, Manages::Status(503)] {
+        receiver.manage(answer);
+        poll(&agent, &receiver);
+        let before = facts(&home)["signed_at"].clone();
+        poll(&agent, &receiver);
+        assert_eq!(facts(&home)["signed_at"], before);
+        assert_eq!(facts(&home)["applied"], first["applied"]);
+    }
+    agent.stop();
+}
+
+#[test]
+fn what_the_server_said_last_counts_at_once_when_it_is_away() {
+    let home = Home::new();
+    home.write("-work/a.jsonl", "{\"isMeta\":true}\n{\"n\":1}\n");
+    let receiver = Scripted::start([]).manages(R7, SECRET);
+    home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait().stop();
+    home.append("-work/a.jsonl", "{\"isMeta\":true}\n{\"n\":2}\n");
+    receiver.manage(Manages::Hangs);
+    let config = "shipping.flush_interval = \"0s\"";
+    let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
+    assert_eq!(facts(&home)["applied"]["revision"], "r7");
+    assert!(facts(&home)["signed_at"].is_string(), "when it was there last is known");
+    eventually("the second line", || {
+        entries::lines(&receiver.entries()).iter().any(|line| line.offset == 40).then_some(())
+    });
+    let lines = entries::lines(&receiver.entries());
+    assert_eq!(lines.iter().map(|line| line.offset).collect::<Vec<_>>(), [16, 40]);
+    agent.stop();
+}
+
+/// Nothing is restarted: the receiver knows both for a while, and the agent sees its files change.
+#[test]
+fn a_token_and_a_secret_are_replaced_without_a_restart() {
+    const NEW: [&str; 2] = ["token-of-tomorrow-77d1", "secret-of-tomorrow-5a09"];
+    let home = Home::new();
+    let mut receiver = Receiver::start();
+    let [token, secret] = ["token", "hmac"].map(|name| home.path().join(name));
+    private(&token, TOKEN);
+    private(&secret, SECRET);
+    let config = format!(
+        "shipping.flush_interval = \"0s\"\n[sink.siem]\nendpoint = \"{}\"\ntoken_file = {token:?}\n\
+         hmac_secret_file = {secret:?}\n",
+        receiver.url()
+    );
+    let mut agent = home.agent(&["run"]).config(&config).start_and_wait();
+    let arrived = |receiver: &Receiver, count: usize| {
+        wait_for(receiver, "the line", |entries| {
+            (entries::lines(entries).len() >= count).then_some(())
+        });
+    };
+    home.append("-work/a.jsonl", "{\"n\":1}\n");
+    arrived(&receiver, 1);
+    receiver.start_again_with(&[NEW[0], TOKEN], &[NEW[1], SECRET]);
+    home.append("-work/a.jsonl", "{\"n\":2}\n");
+    arrived(&receiver, 2);
+    private(&token, NEW[0]);
+    private(&secret, NEW[1]);
+    agent.wait_for_log("sink begins anew");
+    receiver.start_again_with(&[NEW[0]], &[NEW[1]]);
+    home.append("-work/a.jsonl", "{\"n\":3}\n");
+    arrived(&receiver, 3);
+    let ended = agent.stop();
+    assert_eq!(ended.stderr.matches(" started ").count(), 1, "{}", ended.stderr);
+    assert!(NEW.iter().all(|secret| !ended.stderr.contains(secret)), "a secret was printed");
+    for file in crate::support::files_below(&home.path().join(".local/state/ai-agent")) {
+        let text = String::from_utf8_lossy(&fs::read(&file).unwrap()).into_owned();
+        let secrets = [TOKEN, SECRET, NEW[0], NEW[1]];
+        assert!(secrets.iter().all(|secret| !text.contains(secret)), "in {}", file.display());
+    }
+    receiver.assert_whole();
+}

@@ -1,0 +1,42 @@
+//! The real Claude Code client, against a scripted model and without a network, while the agent
+//! runs on its home: what the client wrote arrives.
+#![cfg(target_os = "linux")]
+
+use crate::support::{
+    client::Client,
+    entries, files_below,
+    home::Home,
+    naive::{self, Rules},
+    receiver::{Receiver, settle},
+};
+
+const SCENARIOS: [&str; 2] = ["text", "subagent"];
+
+#[test]
+fn what_the_real_client_writes_arrives() {
+    let Some(client) = Client::find() else { return };
+    let work = tempfile::tempdir().unwrap();
+    let roots = SCENARIOS.map(|name| work.path().join(name).join("home/.claude/projects"));
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let config =
+        format!("[shipping]\nflush_interval = \"0s\"\n[source.claude-sessions]\nroots = {roots:?}");
+    let agent = home.agent(&["run"]).config(&config).ships_to(&receiver.url()).start_and_wait();
+    let scenarios = SCENARIOS.map(|name| client.scenario(name));
+    if !client.run(&scenarios, work.path(), None) {
+        return;
+    }
+
+    let rules = Rules::default();
+    let expected: Vec<_> = roots.iter().flat_map(|root| naive::read_tree(root, &rules)).collect();
+    assert!(expected.len() >= 15, "the client wrote {} records", expected.len());
+    let of_sub_agents = roots.iter().flat_map(|root| files_below(root));
+    assert!(
+        of_sub_agents
+            .into_iter()
+            .any(|path| path.components().any(|c| c.as_os_str() == "subagents"))
+    );
+    settle(&receiver, expected.len());
+    agent.stop();
+    naive::assert_same(&expected, &entries::lines(&receiver.entries()));
+    receiver.assert_whole();
+}

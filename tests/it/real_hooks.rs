@@ -1,0 +1,214 @@
+//! The hooks, called by the real Claude Code client: what it does with the answers.
+//!
+//! The client of these tests uses an API key, so the policy asks for an account. The daemon does not
+//! run, but in one of them: hooks answer without it.
+#![cfg(target_os = "linux")]
+
+use std::{fs, path::Path, process::Command, thread};
+
+use crate::support::{
+    SECRET,
+    client::Client,
+    entries, eventually,
+    home::Home,
+    scripted::{Manages, Scripted},
+};
+use ai_agent::{
+    compliance::kept::Kept,
+    platform::Timestamp,
+    protocol::{Digest, managed::Compliance},
+};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+const MESSAGE: &str = "Keys are not permitted on company devices.";
+const BANNER: &str = "This session is logged for compliance.";
+
+/// Writes a policy, and gives the step that puts it in force.
+fn policy(work: &Path, action: Option<&str>) -> Value {
+    let mut policy = json!({ "banner": BANNER, "violation_message": MESSAGE });
+    if let Some(action) = action {
+        policy["action"] = json!(action);
+        policy["require_account"] = json!(true);
+    }
+    let compliance: Compliance = serde_json::from_value(policy).unwrap();
+    let folder = work.join("policies").join(action.unwrap_or("none"));
+    fs::create_dir_all(&folder).unwrap();
+    Kept { compliance, config_hash: Digest::ZERO, at: Timestamp(1) }.write(&folder).unwrap();
+    let (from, to) = (folder.join("policy.json"), "@HOME@/.local/state/ai-agent");
+    json!({ "sh": format!("install -d -m 700 {to} && install -m 600 {} {to}/policy.json", from.display()) })
+}
+
+fn scenario(work: &Path, name: &str, steps: &[Value]) -> std::path::PathBuf {
+    let path = work.join(format!("{name}.json"));
+    let mock = json!({ "default": { "blocks": [{ "text": "Noted." }] } });
+    let scenario = json!({ "name": name, "about": name, "mock": mock, "steps": steps });
+    fs::write(&path, scenario.to_string()).unwrap();
+    path
+}
+
+/// What came of the steps in which the client ran.
+fn results(work: &Path, name: &str) -> Vec<Value> {
+    let text = fs::read_to_string(work.join(name).join("result.json")).unwrap();
+    let result: Value = serde_json::from_str(&text).unwrap();
+    result["steps"].as_array().unwrap().clone()
+}
+
+fn found(step: &Value) -> String {
+    step["found"].to_string()
+}
+
+fn has_screen() -> bool {
+    let is_there = Command::new("tmux").arg("-V").output().is_ok();
+    if !is_there {
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "a screen needs tmux");
+        eprintln!("skipped: a screen needs tmux");
+    }
+    is_there
+}
+
+#[test]
+fn what_the_hooks_answer_is_what_the_client_does() {
+    let Some(client) = Client::find() else { return };
+    let work = tempfile::tempdir().unwrap();
+    let (block, warn, none) = (
+        policy(work.path(), Some("block")),
+        policy(work.path(), Some("warn")),
+        policy(work.path(), None),
+    );
+    let ask = |word: &str| json!({ "p": format!("Prompt word {word}."), "find": [word, MESSAGE, "logged for compliance"] });
+    let resumed = |word: &str, how: &str| {
+        let mut step = ask(word);
+        step["resume"] = json!(true);
+        step[how] = json!(true);
+        step
+    };
+    let steps = [
+        block.clone(),
+        ask("PLUM"),
+        warn,
+        ask("FIG"),
+        none.clone(),
+        ask("KIWI"),
+        block.clone(),
+        resumed("PEAR", "resume"),
+        resumed("LIME", "fork"),
+    ];
+    let headless = scenario(work.path(), "answers", &steps);
+    let screen = |word: &str| {
+        json!({ "tui": [
+            ["wait", "❯", 30], ["sleep", 1.5], ["shot", "start"],
+            ["type", format!("Prompt word {word}")], ["key", "Enter"],
+            ["wait", "Noted|not permitted", 20], ["sleep", 1], ["shot", "asked"],
+            ["key", "C-c"], ["key", "C-c"], ["sleep", 1]
+        ], "find": [word] })
+    };
+    let has_screen = has_screen();
+    let steps = [none, screen("MANGO"), block, screen("QUINCE")];
+    let on_screen = scenario(work.path(), "screen", &steps);
+    let scenarios = if has_screen { vec![headless, on_screen] } else { vec![headless] };
+    let hook = Path::new(env!("CARGO_BIN_EXE_ai-agent"));
+    if !client.run(&scenarios, work.path(), Some(hook)) {
+        return;
+    }
+
+    let steps = results(work.path(), "answers");
+    let [blocked, warned, free, resumed, forked] = steps.as_slice() else { panic!("{steps:?}") };
+    for blocked in [blocked, resumed, forked] {
+        assert_eq!(blocked["requests"], json!([]), "nothing is asked: {blocked}");
+        assert!(blocked["result"].as_str().unwrap().contains(MESSAGE), "{blocked}");
+    }
+    assert!(found(warned).contains("FIG: messages"), "{warned}");
+    assert!(found(warned).contains(&format!("{MESSAGE}: messages")), "the model is told: {warned}");
+    assert!(found(free).contains("KIWI: messages"), "{free}");
+    assert!(!found(free).contains(MESSAGE), "{free}");
+    for step in &steps {
+        assert!(!found(step).contains("logged for compliance"), "the banner is for people: {step}");
+    }
+
+    if !has_screen {
+        return;
+    }
+    let shot = |step: u32, name: &str| {
+        let path = work.path().join(format!("screen/steps/{step:02}.{name}.txt"));
+        fs::read_to_string(path).unwrap()
+    };
+    assert!(shot(2, "start").contains(BANNER), "{}", shot(2, "start"));
+    assert!(shot(2, "asked").contains("Noted"), "{}", shot(2, "asked"));
+    // No banner there: a session that is blocked from its start says why instead.
+    assert!(shot(4, "start").contains(MESSAGE), "{}", shot(4, "start"));
+    assert!(shot(4, "asked").contains(MESSAGE), "{}", shot(4, "asked"));
+    let steps = results(work.path(), "screen");
+    assert!(found(&steps[0]).contains("MANGO: messages"), "{}", steps[0]);
+    assert!(!found(&steps[1]).contains("QUINCE"), "{}", steps[1]);
+}
+
+/// The whole way: receiver, daemon, hook, client, while one session is open.
+#[test]
+fn a_policy_that_the_server_changes_counts_from_the_next_prompt_on() {
+    let Some(client) = Client::find().filter(|_| has_screen()) else { return };
+    let managed = |revision: &str, action: &str, required: bool| {
+        let compliance = json!({
+            "action": action, "require_account": required, "violation_message": MESSAGE,
+        });
+        json!({ "version": 1, "revision": revision, "compliance": compliance }).to_string()
+    };
+    let receiver = Scripted::start([]).manages(&managed("1", "warn", false), SECRET);
+    let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
+    let users = work.path().join("changed/home");
+    let config = format!(
+        "[shipping]\nflush_interval = \"0s\"\n[source.claude-sessions]\nroots = [\"{}\"]",
+        users.join(".claude/projects").display()
+    );
+    let agent = home.agent(&["run"]).config(&config).ships_to(&receiver.url()).start_and_wait();
+    let state = home.path().join(".local/state/ai-agent");
+    eventually("a policy", || fs::exists(state.join("policy.json")).unwrap().then_some(()));
+
+    // The daemon has its state elsewhere, as `agent.state_dir` would have it.
+    let point = format!(
+        "install -d -m 700 @HOME@/.local/state/ai-agent && printf %s {} > @HOME@/.local/state/ai-agent/state-dir",
+        state.display()
+    );
+    let wait = format!(
+        "!touch ~/asked; until grep -q block {}/policy.json; do sleep 0.1; done; echo BY$((1+1))",
+        state.display()
+    );
+    let screen = json!({ "tui": [
+        ["wait", "❯", 30], ["sleep", 1.5],
+        ["type", "Prompt word OLIVE"], ["key", "Enter"], ["wait", "Noted", 20], ["sleep", 1],
+        ["type", wait], ["key", "Enter"], ["wait", "BY2", 60], ["sleep", 1],
+        ["type", "Prompt word GRAPE"], ["key", "Enter"], ["wait", "not permitted", 20],
+        ["sleep", 1], ["shot", "asked"],
+        ["key", "C-c"], ["key", "C-c"], ["sleep", 1]
+    ], "find": ["OLIVE", "GRAPE"] });
+    let scenario = scenario(work.path(), "changed", &[json!({ "sh": point }), screen]);
+    let hook = Path::new(env!("CARGO_BIN_EXE_ai-agent"));
+    let has_run = thread::scope(|scope| {
+        let run = scope.spawn(|| client.run(&[scenario], work.path(), Some(hook)));
+        let asked = users.join("asked");
+        let is_asked = || (fs::exists(&asked).unwrap() || run.is_finished()).then_some(());
+        crate::support::within(crate::support::client::LONGEST, "the session asks", is_asked);
+        receiver.manage(Manages::Signed(managed("2", "block", true), SECRET));
+        agent.signal(Signal::HUP);
+        run.join().unwrap()
+    });
+    if !has_run {
+        return;
+    }
+    let results = results(work.path(), "changed");
+    let [screen] = results.as_slice() else { panic!("{results:?}") };
+    assert!(found(screen).contains("OLIVE: messages"), "{screen}");
+    assert!(!found(screen).contains("GRAPE"), "{screen}");
+    let shot = fs::read_to_string(work.path().join("changed/steps/02.asked.txt")).unwrap();
+    assert!(shot.contains(MESSAGE), "{shot}");
+    eventually("what the hook saw and the session's records", || {
+        let stored = receiver.entries();
+        let blocked = |event: &&entries::Stored| event.data["decision"] == "blocked";
+        let blocked = entries::events(&stored, "hook_answered").into_iter().any(|it| blocked(&it));
+        let has_record = entries::lines(&stored)
+            .iter()
+            .any(|line| String::from_utf8_lossy(&line.bytes).contains("Prompt word OLIVE"));
+        (blocked && has_record).then_some(())
+    });
+    agent.stop();
+}

@@ -1,0 +1,381 @@
+//! Another configuration for an agent that runs: each record is judged by exactly one, whose hash
+//! stands in its batch; none is lost, none comes twice.
+#![cfg(unix)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use crate::support::{
+    agent::Agent,
+    entries::{self, Stored},
+    eventually, files_below,
+    home::Home,
+    random,
+    receiver::{Receiver, wait_for},
+};
+use ai_agent::{
+    config::{self, Inputs},
+    platform::{Environment, Paths},
+};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// What a configuration switches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Toggles {
+    modes_ignored: bool,
+    sidechain: bool,
+    meta: bool,
+    tool_call: bool,
+}
+
+/// What a line is, and so which filter may touch it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nature {
+    Plain,
+    Progress,
+    Mode,
+    Sidechain,
+    Meta,
+    Call,
+    /// The same line as one before, byte for byte.
+    Repeated,
+}
+
+impl Toggles {
+    fn all() -> impl Iterator<Item = Self> {
+        (0..16).map(|bits| Self {
+            modes_ignored: bits & 1 > 0,
+            sidechain: bits & 2 > 0,
+            meta: bits & 4 > 0,
+            tool_call: bits & 8 > 0,
+        })
+    }
+
+    fn types(self) -> Value {
+        if self.modes_ignored { json!(["mode"]) } else { json!(["progress"]) }
+    }
+
+    fn toml(self) -> String {
+        let Self { sidechain, meta, tool_call, .. } = self;
+        format!(
+            "shipping.flush_interval = \"200ms\"\nfilter.ignore-types.types = {}\n\
+             filter.sidechain.enabled = {sidechain}\nfilter.meta.enabled = {meta}\n\
+             filter.tool-call.enabled = {tool_call}\n",
+            self.types()
+        )
+    }
+
+    fn managed(self, n: usize) -> Value {
+        let Self { sidechain, meta, tool_call, .. } = self;
+        json!({
+            "version": 1, "revision": format!("r{n}"),
+            "filters": {
+                "ignore_types": self.types(), "drop_sidechain": sidechain, "drop_meta": meta,
+                "drop_tool_calls": tool_call,
+            },
+        })
+    }
+
+    fn drops(self, nature: Nature) -> bool {
+        match nature {
+            Nature::Plain | Nature::Call => false,
+            Nature::Progress => !self.modes_ignored,
+            Nature::Mode => self.modes_ignored,
+            Nature::Sidechain => self.sidechain,
+            Nature::Meta => self.meta,
+            Nature::Repeated => true,
+        }
+    }
+
+    /// The name of what decides under it, as the library has it.
+    fn hash(self, home: &Home) -> String {
+        let home_dir = home.path().to_str().unwrap();
+        let environment = Environment::from_iter([("HOME", home_dir)]);
+        let paths = Paths::from_environment(&environment).unwrap();
+        let file = home.path().join("predicted.toml");
+        fs::write(&file, self.toml()).unwrap();
+        let inputs = Inputs {
+            paths: &paths,
+            environment: &environment,
+            explicit: Some(&file),
+            managed: None,
+        };
+        config::load(&inputs).unwrap().settings.config_hash().to_string()
+    }
+}
+
+/// Writes session files as fast as a busy machine would, until told to end; gives each file's lines
+/// by their offsets.
+fn grow(home: &Home, file: usize, ended: &Arc<AtomicBool>) -> thread::JoinHandle<Lines> {
+    let path = home.write(&format!("-work-{file}/a.jsonl"), "");
+    let ended = Arc::clone(ended);
+    let mut random = fastrand::Rng::with_seed(random().u64(..));
+    thread::spawn(move || {
+        let (mut lines, mut offset, mut written) = (BTreeMap::new(), 0, Vec::<String>::new());
+        let mut n = 0;
+        loop {
+            let is_last = ended.load(Ordering::Relaxed);
+            let mut text = String::new();
+            for _ in 0..random.usize(1..12) {
+                n += 1;
+                let (nature, line) = line(&mut random, file, n, &written);
+                let nature = if is_last { Nature::Plain } else { nature };
+                let line = if is_last { plain(file, n) } else { line };
+                lines.insert(offset, nature);
+                offset += line.len() as u64 + 1;
+                text += &line;
+                text.push('\n');
+                if nature != Nature::Repeated {
+                    written.push(line);
+                }
+            }
+            crate::support::home::append_to(&path, text);
+            if is_last {
+                return Lines { path, lines };
+            }
+            thread::sleep(Duration::from_millis(random.u64(1..12)));
+        }
+    })
+}
+
+struct Lines {
+    path: PathBuf,
+    lines: BTreeMap<u64, Nature>,
+}
+
+fn plain(file: usize, n: usize) -> String {
+    format!(r#"{{"type":"user","uuid":"{file}-{n}"}}"#)
+}
+
+fn line(random: &mut fastrand::Rng, file: usize, n: usize, written: &[String]) -> (Nature, String) {
+    let uuid = format!(r#""uuid":"{file}-{n}""#);
+    match random.u32(..12) {
+        0 => (Nature::Progress, format!(r#"{{"type":"progress",{uuid}}}"#)),
+        1 => (Nature::Mode, format!(r#"{{"type":"mode",{uuid}}}"#)),
+        2 => (Nature::Sidechain, format!(r#"{{"isSidechain":true,{uuid}}}"#)),
+        3 => (Nature::Meta, format!(r#"{{"isMeta":true,{uuid}}}"#)),
+        4 | 5 => {
+            let content = r#"[{"type":"tool_use","id":"t"},{"type":"text","text":"x"}]"#;
+            (Nature::Call, format!(r#"{{"message":{{"content":{content}}},{uuid}}}"#))
+        }
+        6 if !written.is_empty() => {
+            (Nature::Repeated, written[random.usize(..written.len())].clone())
+        }
+        _ => (Nature::Plain, plain(file, n)),
+    }
+}
+
+/// Replaces a file whole.
+fn replace(path: &Path, text: &str) {
+    let beside = path.with_extension("new");
+    fs::write(&beside, text).unwrap();
+    fs::rename(beside, path).unwrap();
+}
+
+fn facts(home: &Home) -> Value {
+    let path = home.path().join(".local/state/ai-agent/status.json");
+    let text = fs::read_to_string(path).unwrap();
+    serde_json::from_str::<Value>(&text).unwrap()["config"].clone()
+}
+
+/// The hash of the configuration under which each stored number came, by the last number of each
+/// run of them.
+fn batches(receiver: &Receiver) -> Vec<(u64, u64, String)> {
+    let files = files_below(&receiver.data().join("machines"));
+    let lines =
+        files.iter().find(|path| path.extension().is_some_and(|it| it == "ndjson")).unwrap();
+    let stored = fs::read(lines).unwrap();
+    let mut batches = Vec::new();
+    for file in files.iter().filter(|file| *file != lines) {
+        let text = fs::read(file).unwrap();
+        let mut hash = String::new();
+        for note in String::from_utf8_lossy(&text).lines() {
+            let Ok(note) = serde_json::from_str::<Value>(note) else { continue };
+            let (Some(at), Some(bytes)) = (note["lines_at"].as_u64(), note["bytes"].as_u64())
+            else {
+                continue;
+            };
+            // It stands there when it is another.
+            if let Some(other) = note["who"]["config_hash"].as_str() {
+                other.clone_into(&mut hash);
+            }
+            let entries = entries::parse(&stored[at as usize..(at + bytes) as usize]);
+            if let (Some(first), Some(last)) = (entries.first(), entries.last()) {
+                batches.push((first.seq, last.seq, hash.clone()));
+            }
+        }
+    }
+    batches.sort();
+    batches
+}
+
+/// Two hundred times another configuration while files grow, right ones and wrong ones, by file and
+/// by the server.
+#[test]
+fn two_hundred_reloads_under_load() {
+    const RELOADS: usize = 200;
+
+    let home = Home::new();
+    let mut random = random();
+    let toggles: Vec<Toggles> = Toggles::all().collect();
+    let hashes: BTreeMap<String, Toggles> =
+        toggles.iter().map(|toggles| (toggles.hash(&home), *toggles)).collect();
+    assert_eq!(hashes.len(), 16);
+    let hash_of =
+        |toggles: Toggles| hashes.iter().find(|(_, known)| **known == toggles).unwrap().0.clone();
+    let receiver = Receiver::with_config(Some("{\"version\":1,\"revision\":\"r0\"}"));
+    let managed = receiver.data().join("config.json");
+    let file = home.path().join("agent.toml");
+    let mut by_file = toggles[0];
+    let mut by_server: Option<Toggles> = None;
+    let agent = home.agent(&["run"]).config(&by_file.toml()).ships_to(&receiver.url());
+    let agent = agent.start_and_wait();
+    let ended = Arc::new(AtomicBool::new(false));
+    let growing: Vec<_> = (0..4).map(|file| grow(&home, file, &ended)).collect();
+
+    let mut wrong = 0;
+    let mut revision = "r0".to_owned();
+    for n in 0..RELOADS {
+        // Meanwhile some lines are read under what is in force.
+        thread::sleep(Duration::from_millis(random.u64(..80)));
+        let next = toggles[random.usize(..16)];
+        match random.u32(..10) {
+            0..=3 => {
+                by_file = next;
+                replace(&file, &by_file.toml());
+            }
+            4..=6 => {
+                by_server = (random.u32(..4) > 0).then_some(next);
+                let config = by_server.map(|toggles| toggles.managed(n));
+                let config =
+                    config.unwrap_or_else(|| json!({ "version": 1, "revision": n.to_string() }));
+                revision = config["revision"].as_str().unwrap().to_owned();
+                replace(&managed, &config.to_string());
+            }
+            7 | 8 => {
+                wrong += 1;
+                let test = format!(
+                    "[[test]]\nname = \"w{n}\"\nlines = [{{ input = '{{}}', expect = \"drop\" }}]\n"
+                );
+                let text = match random.u32(..3) {
+                    0 => format!("w{n} = ["),
+                    1 => format!(
+                        "{}filter.w{n}.type = 5\npipeline.filters = [\"w{n}\"]",
+                        next.toml()
+                    ),
+                    _ => next.toml() + &test,
+                };
+                replace(&file, &text);
+                refused(&agent, &home, &format!("w{n}"));
+                replace(&file, &by_file.toml());
+                continue;
+            }
+            _ => {
+                wrong += 1;
+                let mut config = next.managed(n);
+                if random.bool() {
+                    config["stages"] = json!({ "filter": { format!("w{n}"): {} } });
+                } else {
+                    let line = json!({ "input": "{}", "expect": "drop" });
+                    config["tests"] = json!([{ "name": format!("w{n}"), "lines": [line] }]);
+                }
+                replace(&managed, &config.to_string());
+                refused(&agent, &home, &format!("w{n}"));
+                continue;
+            }
+        }
+        let expected = hash_of(by_server.unwrap_or(by_file));
+        agent.signal(Signal::HUP);
+        eventually("the configuration is in force", || {
+            let applied = facts(&home)["applied"].clone();
+            // The same toggles under another revision are another configuration.
+            let is_it = applied["hash"] == expected.as_str() && applied["revision"] == *revision;
+            is_it.then_some(())
+        });
+    }
+    ended.store(true, Ordering::Relaxed);
+    let written: Vec<Lines> = growing.into_iter().map(|thread| thread.join().unwrap()).collect();
+    wait_for(&receiver, "the last line of each file", |entries| {
+        let arrived = |lines: &Lines| {
+            let last = *lines.lines.last_key_value().unwrap().0;
+            entries.iter().any(|entry| entry.path == lines.path && entry.offset == last)
+        };
+        written.iter().all(arrived).then_some(())
+    });
+    agent.stop();
+    receiver.assert_whole();
+    let stored = receiver.entries();
+    let refusals = entries::events(&stored, "config_refused").len();
+    assert_eq!(refusals, wrong, "each that is wrong is reported once");
+    let batches = batches(&receiver);
+    let used: BTreeSet<&str> = batches.iter().map(|(_, _, hash)| hash.as_str()).collect();
+    assert!(used.len() > 8, "only {} configurations were ever in force", used.len());
+    judged_by_one(&written, &stored, &batches, &hashes);
+}
+
+/// Waits until a configuration is refused for a reason with `word` in it, or for its syntax.
+fn refused(agent: &Agent, home: &Home, word: &str) {
+    let before = facts(home)["refused"].clone();
+    agent.signal(Signal::HUP);
+    eventually("a refusal", || {
+        let refused = facts(home)["refused"].clone();
+        let reason = refused["reason"].as_str().unwrap_or_default();
+        let is_it = reason.contains(word) || reason.contains("is no TOML");
+        (refused != before && is_it).then_some(())
+    });
+}
+
+/// Holds every line that was written against what arrived: there is one configuration whose hash
+/// its batch has and which says just that.
+fn judged_by_one(
+    written: &[Lines],
+    stored: &[Stored],
+    batches: &[(u64, u64, String)],
+    hashes: &BTreeMap<String, Toggles>,
+) {
+    let batch_of = |seq: u64| {
+        let at = batches.partition_point(|(_, last, _)| *last < seq);
+        let (first, last, hash) = &batches[at];
+        assert!((*first..=*last).contains(&seq));
+        (at, hashes[hash])
+    };
+    let mut arrived: BTreeMap<(&Path, u64), &Stored> = BTreeMap::new();
+    for entry in stored.iter().filter(|entry| entry.event.is_none()) {
+        let twice = arrived.insert((&entry.path, entry.offset), entry);
+        assert!(twice.is_none(), "{}:{} came twice", entry.path.display(), entry.offset);
+    }
+    for Lines { path, lines } in written {
+        let mut before = 0;
+        let mut missing: Vec<(u64, Nature)> = Vec::new();
+        for (offset, nature) in lines {
+            let Some(entry) = arrived.remove(&(path.as_path(), *offset)) else {
+                missing.push((*offset, *nature));
+                continue;
+            };
+            let (batch, toggles) = batch_of(entry.seq);
+            assert!(!toggles.drops(*nature), "{nature:?} came under {toggles:?}");
+            let is_cut = !entry.cut.is_empty();
+            assert_eq!(is_cut, *nature == Nature::Call && toggles.tool_call, "under {toggles:?}");
+            // What did not come lies between two that did, and so do the configurations that may
+            // have dropped it.
+            for (offset, nature) in missing.drain(..) {
+                let could =
+                    batches[before..=batch].iter().any(|(_, _, hash)| hashes[hash].drops(nature));
+                assert!(could, "{nature:?} at {offset} of {} is lost", path.display());
+            }
+            before = batch;
+        }
+        assert!(missing.is_empty(), "the last line is one that is always kept");
+    }
+    assert!(arrived.is_empty(), "lines that nobody wrote");
+}

@@ -1,0 +1,250 @@
+//! Secrets: the ways to give them, and that nothing that the agent prints or stores shows one.
+#![cfg(unix)]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use crate::support::{
+    SECRET, TOKEN,
+    agent::{Agent, AgentCommand, Ended},
+    entries, eventually, files_below,
+    home::Home,
+    proxy::Proxy,
+    receiver::Receiver,
+    scripted::{Answer, Scripted},
+    tls::{self, Authority},
+};
+use ai_agent::{
+    config::{self, Inputs},
+    platform::{Environment, Os, Paths},
+};
+
+const USER: &str = "user-at-the-proxy";
+const PASSWORD: &str = "password-at-the-proxy-77d2";
+
+/// Writes a file of `mode`; its path.
+fn file(home: &Home, name: &str, text: &str, mode: u32) -> PathBuf {
+    let path = home.path().join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    path
+}
+
+/// An agent whose unit has its secrets as systemd credentials, of this mode.
+fn with_credentials(home: &Home, arguments: &[&str], endpoint: &str, mode: u32) -> AgentCommand {
+    let token = file(home, "credentials/ai-agent.siem.token", TOKEN, mode);
+    file(home, "credentials/ai-agent.siem.hmac-secret", SECRET, 0o400);
+    home.agent(arguments)
+        .env("CREDENTIALS_DIRECTORY", token.parent().unwrap())
+        .env("CLAUDE_SIEM_ENDPOINT", endpoint)
+}
+
+#[test]
+fn systemd_credentials_are_enough() {
+    let home = Home::new();
+    home.write("-p/a.jsonl", "{\"n\":1}\n");
+    let receiver = Receiver::start();
+    with_credentials(&home, &["run", "--once"], &receiver.url(), 0o400).succeed();
+    receiver.assert_whole();
+    assert_eq!(entries::lines(&receiver.entries()).len(), 1);
+    fs::remove_dir_all(home.path().join("credentials")).unwrap();
+    let error = with_credentials(&home, &["run", "--once"], &receiver.url(), 0o444).fail(2);
+    let expected = "error: `sink.siem.token_file` in the systemd credential `ai-agent.siem.token` \
+                    cannot be used: the secret file `";
+    assert!(error.starts_with(expected), "{error}");
+    assert!(error.contains("has mode 0444, so others can read or change it"), "{error}");
+}
+
+/// All that an agent says and leaves behind, and the files that the test itself put a secret in.
+struct Traces {
+    home: Home,
+    own: BTreeSet<PathBuf>,
+    said: Vec<(String, Vec<u8>)>,
+}
+
+impl Traces {
+    /// A file that may hold secrets: somebody wrote it that has them.
+    fn own(&mut self, name: &str, text: &str) -> PathBuf {
+        let path = file(&self.home, name, text, 0o600);
+        self.own.insert(path.clone());
+        path
+    }
+
+    /// An agent that says all that can be had of it.
+    fn agent(&mut self, arguments: &[&str], config: &str) -> AgentCommand {
+        self.own.insert(self.home.path().join("agent.toml"));
+        self.home.agent(arguments).config(config).env("RUST_LOG", "trace")
+    }
+
+    fn note(&mut self, what: &str, Ended { stdout, stderr, .. }: Ended) {
+        self.said.push((format!("standard output of {what}"), stdout));
+        self.said.push((format!("standard error of {what}"), stderr.into_bytes()));
+    }
+
+    /// Runs the agent until `is_enough` of what it logged, and looks at it from outside meanwhile.
+    fn run_until(&mut self, what: &str, agent: AgentCommand, is_enough: impl Fn(&str) -> bool) {
+        let mut agent = agent.start();
+        eventually(what, || (is_enough(&agent.log()) || !agent.runs()).then_some(()));
+        assert!(is_enough(&agent.log()), "{what}:\n{}", agent.log());
+        if let Some(arguments) = arguments(&agent) {
+            self.said.push((format!("the arguments of {what}"), arguments));
+        }
+        self.note(what, agent.stop());
+    }
+
+    /// Fails where any secret stands, in any form that it may have taken.
+    fn assert_clean(&self) {
+        let base64 = |text: &str| data_encoding::BASE64.encode(text.as_bytes());
+        let hex = |text: &str| data_encoding::HEXLOWER.encode(text.as_bytes());
+        let pair = base64(&format!("{USER}:{PASSWORD}"));
+        let mut forms = vec![pair];
+        for secret in [TOKEN, SECRET, PASSWORD] {
+            // Without its end base64 depends on nothing that follows.
+            let start = base64(secret);
+            forms.extend([secret.to_owned(), hex(secret), start[..start.len() - 4].to_owned()]);
+        }
+        let holds = |bytes: &[u8]| {
+            forms.iter().find(|form| memchr::memmem::find(bytes, form.as_bytes()).is_some())
+        };
+        let mut is_plain = false;
+        for path in files_below(self.home.path()) {
+            let bytes = fs::read(&path).unwrap();
+            let name = path.as_os_str().as_encoded_bytes();
+            assert_eq!(holds(name), None, "the name of a file");
+            if !self.own.contains(&path) {
+                assert_eq!(holds(&bytes), None, "{}", path.display());
+                is_plain |= memchr::memmem::find(&bytes, b"\"agent_started\"").is_some();
+            }
+        }
+        assert!(is_plain, "the outbox is not among these files, or not in plain text");
+        for (what, bytes) in &self.said {
+            assert_eq!(holds(bytes), None, "{what}:\n{}", String::from_utf8_lossy(bytes));
+        }
+    }
+}
+
+/// What everybody on the machine sees of a process.
+fn arguments(agent: &Agent) -> Option<Vec<u8>> {
+    let path = Path::new("/proc").join(agent.pid().to_string()).join("cmdline");
+    let read = fs::read(path).ok();
+    assert!(cfg!(not(target_os = "linux")) || read.as_ref().is_some_and(|it| !it.is_empty()));
+    read
+}
+
+/// Promise 9, over all that goes wrong with secrets at hand.
+#[test]
+fn nothing_that_is_printed_or_stored_shows_one() {
+    let home = Home::new();
+    home.write("-p/a.jsonl", "{\"n\":1}\n{\"n\":2}\n");
+    let mut traces = Traces { home, own: BTreeSet::new(), said: Vec::new() };
+    let token = traces.own("secrets/token", TOKEN);
+    let secret = traces.own("secrets/hmac-secret", SECRET);
+    let password = traces.own("secrets/proxy-password", PASSWORD);
+    // Frames lie in the outbox as this has them: in plain text.
+    let plain = "[sink.siem]\ncompression = \"none\"\n";
+    let files = format!("{plain}token_file = {token:?}\nhmac_secret_file = {secret:?}\n");
+    let inline = format!("{plain}token = \"{TOKEN}\"\nhmac_secret = \"{SECRET}\"\n");
+
+    // A receiver that knows neither token nor secret, and one day does; its own configuration is
+    // signed by somebody else.
+    let managed = "{\"version\":1}";
+    let script = [401, 403, 400, 500].map(|status| Answer::Status(status, &[], "no"));
+    let receiver = Scripted::start(script).manages(managed, "another secret");
+    let ways = [("files", &files, "delivery goes on"), ("the configuration", &inline, " started ")];
+    for (way, config, words) in ways {
+        let agent =
+            traces.agent(&["run", "--debug"], config).env("CLAUDE_SIEM_ENDPOINT", receiver.url());
+        let what = format!("the agent with secrets in {way}");
+        traces.run_until(&what, agent, |log| log.contains(words));
+    }
+    let agent = traces.agent(&["run", "--once"], plain).ships_to(&receiver.url());
+    traces.note("the agent with secrets in variables", agent.succeed());
+    traces.said.push(("what the receiver got".to_owned(), receiver.taken()));
+
+    // A certificate of an authority that nobody knows.
+    let certificate = Authority::new("Somebody").issue("127.0.0.1");
+    let stranger =
+        format!("https://127.0.0.1:{}", tls::before(receiver.port(), &certificate, None));
+    let agent = traces.agent(&["run"], &files).env("CLAUDE_SIEM_ENDPOINT", &stranger);
+    traces.run_until("the agent over TLS", agent, |log| {
+        log.contains("delivery is held") || log.contains("cannot be reached over TLS")
+    });
+    // A proxy that does not know the password.
+    let proxy = Proxy::start().wants(USER, "another password");
+    let proxied = format!(
+        "{files}proxy = {:?}\nproxy_user = \"{USER}\"\nproxy_password_file = {password:?}\n",
+        proxy.url()
+    );
+    let agent = traces.agent(&["run"], &proxied).env("CLAUDE_SIEM_ENDPOINT", receiver.url());
+    traces.run_until("the agent behind a proxy", agent, |log| log.contains("delivery is held"));
+    let by_variable = traces
+        .agent(&["run"], &files)
+        .env("CLAUDE_SIEM_ENDPOINT", receiver.url())
+        .env("http_proxy", proxy.url_of(USER, PASSWORD));
+    traces.run_until("the agent behind the environment's proxy", by_variable, |log| {
+        log.contains("delivery is held")
+    });
+
+    // Configurations that are wrong beside a secret, and every command that shows one.
+    let mut configs = vec![inline.clone(), format!("{inline}proxy_password = \"{PASSWORD}\"\n")];
+    for wrong in
+        ["tokn = 1", "hmac_secret_file = 1", "endpoint = \"nowhere\"", "= x", "timeout = 0x"]
+    {
+        configs.push(format!("{inline}proxy_password = \"{PASSWORD}\"\n{wrong}\n"));
+    }
+    configs.push(format!("[sink.siem]\ntoken = [\"{TOKEN}\"]\nhmac_secret = {SECRET}\n"));
+    configs.push(format!("[sink.siem]\ntokne = \"{TOKEN}\"\nproxy_pasword = \"{PASSWORD}\"\n"));
+    configs.push(format!("[sink.siem]\nendpoint = \"http://{USER}:{PASSWORD}@127.0.0.1\"\n"));
+    let commands: [&[&str]; 16] = [
+        &["config", "show", "--json"],
+        &["config", "show", "--origin"],
+        &["config", "explain", "sink.siem.token"],
+        &["config", "explain", "sink.siem.proxy_password"],
+        // Under these names nobody knows it for one.
+        &["config", "explain", "sink.siem.tokne"],
+        &["config", "explain", "sink.siem.proxy_pasword"],
+        &["config", "check"],
+        &["test"],
+        &["run", "--test"],
+        &["run", "--once"],
+        &["deadletter", "list"],
+        &["outbox", "forget-sink", "siem"],
+        &["check"],
+        &["check", "--strict"],
+        &["status", "--json"],
+        &["outbox", "status"],
+    ];
+    for config in &configs {
+        for command in commands {
+            let agent = traces.agent(command, config);
+            traces.note(&format!("{command:?} with a configuration"), agent.run());
+        }
+        traces.said.push(("what a program prints".to_owned(), debug(&traces.home, config)));
+    }
+    traces.assert_clean();
+}
+
+/// What a program with this library prints of a configuration.
+fn debug(home: &Home, text: &str) -> Vec<u8> {
+    let path = home.path().join("agent.toml");
+    fs::write(&path, text).unwrap();
+    let variables = [
+        ("HOME", home.path().to_str().unwrap()),
+        ("CLAUDE_SIEM_TOKEN", TOKEN),
+        ("CLAUDE_SIEM_HMAC_SECRET", SECRET),
+    ];
+    let environment = Environment::from_iter(variables);
+    let paths = Paths::on(Os::CURRENT, &environment).unwrap();
+    let inputs =
+        Inputs { paths: &paths, environment: &environment, explicit: Some(&path), managed: None };
+    let printed = match config::load(&inputs) {
+        Ok(loaded) => format!("{inputs:?} {loaded:#?} {:?}", loaded.settings),
+        Err(error) => format!("{inputs:?} {error} {error:#?}"),
+    };
+    printed.into_bytes()
+}

@@ -1,0 +1,155 @@
+//! Several sinks at once: each gets every entry once, none holds another up before the outbox is
+//! full, and what is left of one that is gone is kept until somebody says so.
+#![cfg(unix)]
+
+use std::{fs, io::Write as _, time::Duration};
+
+use crate::support::{
+    SECRET, TOKEN,
+    agent::AgentCommand,
+    entries,
+    home::Home,
+    random,
+    receiver::{Receiver, wait_for},
+};
+use ai_agent::protocol::names::event;
+use serde_json::{Value, json};
+
+const MB: usize = 1 << 20;
+
+/// The table of a sink that ships to `endpoint`.
+fn http_siem(name: &str, endpoint: &str) -> String {
+    format!(
+        "[sink.{name}]\ntype = \"http-siem\"\nendpoint = \"{endpoint}\"\ntoken = \"{TOKEN}\"\n\
+         hmac_secret = \"{SECRET}\"\n"
+    )
+}
+
+#[test]
+fn every_kind_at_once_gets_every_entry_once() {
+    let home = Home::new();
+    home.write("-p/a.jsonl", "{\"n\":1}\n{\"n\":2}\n{\"n\":3}\n");
+    let (one, other) = (Receiver::start(), Receiver::start());
+    let copy = home.path().join("copy.ndjson");
+    let config = format!(
+        "pipeline.sinks = [\"siem\", \"second\", \"copy\", \"stdout\"]\n{}compression = \"gzip\"\n\
+         [sink.copy]\ntype = \"file\"\npath = {copy:?}\n",
+        http_siem("second", &other.url())
+    );
+    let ended = home.agent(&["run", "--once"]).config(&config).ships_to(&one.url()).succeed();
+    let copied = fs::read(&copy).unwrap();
+    assert_eq!(ended.stdout, copied);
+    let copied = entries::parse(&copied);
+    assert_eq!(entries::lines(&copied).len(), 3);
+    let numbers: Vec<u64> = copied.iter().map(|entry| entry.seq).collect();
+    for receiver in [&one, &other] {
+        receiver.assert_whole();
+        let held: Vec<u64> = receiver.entries().iter().map(|entry| entry.seq).collect();
+        assert_eq!(held, numbers);
+    }
+}
+
+/// What only one of the sinks is missing fills the outbox; nobody says that this one is gone for
+/// good but an admin.
+#[test]
+fn one_that_is_down_holds_the_others_at_the_cap_until_it_is_forgotten() {
+    let home = Home::new();
+    let mut random = random();
+    let mut lines = Vec::new();
+    for number in 0..2000 {
+        let text: String = (0..16_000).map(|_| random.alphanumeric()).collect();
+        writeln!(lines, "{{\"type\":\"user\",\"n\":{number},\"text\":\"{text}\"}}").unwrap();
+    }
+    assert!(lines.len() > 30 * MB);
+    home.write("-p/a.jsonl", &lines);
+    let receiver = Receiver::start();
+    let common = "[shipping]\nflush_interval = \"0s\"\n[outbox]\nmax_bytes = \"32 MiB\"\n";
+    let both = format!(
+        "pipeline.sinks = [\"siem\", \"archive\"]\n{common}{}",
+        http_siem("archive", "http://127.0.0.1:9")
+    );
+    let agent = |arguments: &[&str], config: &str| -> AgentCommand {
+        home.agent(arguments).config(config).ships_to(&receiver.url())
+    };
+    let lines_there = || entries::lines(&receiver.entries()).len();
+
+    let mut running = agent(&["run"], &both).start();
+    running.wait_for_log("one sink is behind: what it has not taken fills half of the outbox");
+    running.wait_for_log("no room: reading waits");
+    assert!(running.log().contains("sink=\"archive\""), "{}", running.log());
+    // The other has all that was read, and no more is.
+    let read = wait_for(&receiver, "the event of a full outbox", |entries| {
+        let full = |entry: &entries::Stored| entry.event.as_deref() == Some(event::OUTBOX_FULL);
+        entries.iter().any(full).then(|| entries::lines(entries).len())
+    });
+    assert!((1..2000).contains(&read), "{read}");
+    running.stop();
+
+    let mut running = agent(&["run"], common).start();
+    running.wait_for_log("run `ai-agent outbox forget-sink archive`");
+    running.wait_for_log("no room: reading waits");
+    let log = running.stop().stderr;
+    let said = log.lines().find(|line| line.contains("forget-sink archive")).unwrap();
+    assert!(said.contains("ERROR") && said.contains("acknowledged=0"), "{said}");
+    assert_eq!(lines_there(), read);
+
+    let refused = |name: &str| agent(&["outbox", "forget-sink", name], common).fail(2);
+    let error = refused("siem");
+    assert!(error.starts_with("error: the sink `siem` is configured: take it out of"), "{error}");
+    let error = refused("archiv");
+    assert!(error.contains("is not configured any more: did you mean `archive`?"), "{error}");
+    let ended = agent(&["outbox", "forget-sink", "archive"], common).succeed();
+    let said = ended.text();
+    assert!(said.starts_with("sink `archive` is forgotten: it had taken the entries up to 0, and"));
+    let error = refused("archive");
+    assert!(error.contains("a sink `archive` that is not configured any more"), "{error}");
+
+    agent(&["run", "--once"], common).succeed();
+    receiver.assert_whole();
+    let entries = receiver.entries();
+    let arrived = entries::lines(&entries);
+    let expected: Vec<&[u8]> =
+        lines.split(|byte| *byte == b'\n').filter(|it| !it.is_empty()).collect();
+    assert_eq!(arrived.len(), expected.len());
+    assert!(arrived.iter().zip(expected).all(|(line, expected)| line.bytes == expected));
+    let removed = entries::events(&entries, event::SINK_REMOVED);
+    let told: Vec<&Value> = removed.iter().map(|event| &event.data["forgotten"]).collect();
+    assert!(told.len() >= 2 && told[0] == false && *told[told.len() - 1] == true, "{told:?}");
+    assert!(removed.iter().all(|event| event.data["sink"] == "archive"));
+
+    // Another one begins now: what lies behind is not its business, and no gap.
+    let later = Receiver::start();
+    let there = receiver.entries().len();
+    home.append("-p/a.jsonl", "{\"type\":\"user\",\"n\":2000}\n");
+    let with_later = format!(
+        "pipeline.sinks = [\"siem\", \"later\"]\n{common}{}start = \"now\"\n",
+        http_siem("later", &later.url())
+    );
+    agent(&["run", "--once"], &with_later).succeed();
+    let stats = later.stats();
+    let epoch = &stats["machines"][0]["epochs"][0];
+    assert_eq!(epoch["begins_at"]["seq"], there, "{stats:#}");
+    for list in ["gaps", "holes", "breaks"] {
+        assert_eq!(epoch[list], json!([]), "{list}: {stats:#}");
+    }
+    assert_eq!(entries::lines(&later.entries()).len(), 1);
+    receiver.assert_whole();
+}
+
+/// What counts is what travels: `--once` takes its time, and does not take that for a standstill.
+#[test]
+fn one_with_a_limit_keeps_to_it() {
+    let home = Home::new();
+    let mut random = random();
+    for number in 0..6 {
+        let text: String = (0..10_000).map(|_| random.alphanumeric()).collect();
+        home.append("-p/a.jsonl", format!("{{\"n\":{number},\"text\":\"{text}\"}}\n"));
+    }
+    let receiver = Receiver::start();
+    let config = "[shipping]\nbatch_size = 1\n[sink.siem]\nmax_bytes_per_second = \"10 KiB\"";
+    let ended = home.agent(&["run", "--once"]).config(config).ships_to(&receiver.url()).succeed();
+    receiver.assert_whole();
+    assert_eq!(entries::lines(&receiver.entries()).len(), 6);
+    // Six times some 7 KiB, but for the last.
+    assert!(ended.after > Duration::from_secs(2), "{:?}", ended.after);
+}

@@ -1,0 +1,318 @@
+//! The agent as a service of a plain user, against a real systemd user manager.
+//!
+//! Root runs the first test, which makes a user and a manager for it (by a script that lies beside
+//! the workspace) and runs the second one there.
+#![cfg(target_os = "linux")]
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use crate::support::{
+    SECRET, TOKEN,
+    agent::{AgentCommand, Ended},
+    eventually,
+    home::append_to,
+    receiver::{Receiver, wait_for},
+    shared,
+};
+use serde_json::Value;
+
+/// Set for the test that runs as the user.
+const INSIDE: &str = "AI_AGENT_TEST_AS_USER";
+
+#[test]
+fn a_plain_user_installs_and_upgrades_and_it_comes_back_when_killed() {
+    let Some(tool) = tool() else { return };
+    // One user for each clone, so that two of them do not meet.
+    let clone = fs::canonicalize(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let number = clone
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(7_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(*byte)));
+    let user = format!("agent-test-{number:08x}");
+    let mut command = Command::new(tool);
+    command.arg(std::env::current_exe().unwrap());
+    command.args(["--exact", "inside", "--nocapture", "--test-threads=1"]);
+    command.env("SVC_USER", &user).env(format!("PASS_{INSIDE}"), "1").current_dir("/");
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let said = [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
+    // Its home holds nothing that another run should find.
+    let removed = Command::new("userdel").args(["--remove", "--force", &user]).output();
+    assert!(output.status.success(), "{}\n{}", said[0], said[1]);
+    assert!(said[0].contains("1 passed"), "{}", said[0]);
+    eprintln!("{}", said[1]);
+    assert!(removed.unwrap().status.success());
+}
+
+/// What runs a command under a manager; none where something that it needs is missing.
+fn tool() -> Option<PathBuf> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can make a user with a systemd manager of its own");
+        return None;
+    }
+    let tool = shared()?.join("tools/with-systemd-user");
+    if !tool.is_file() {
+        eprintln!("skipped: there is no {}", tool.display());
+        return None;
+    }
+    let systemd = Command::new("systemctl").arg("--version").stdout(Stdio::null()).status();
+    if !systemd.is_ok_and(|status| status.success()) {
+        let on_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+        assert!(!on_ci, "a service needs systemd, and this is the place to have it");
+        eprintln!("skipped: a service needs systemd");
+        return None;
+    }
+    Some(tool)
+}
+
+/// The user, the program in two versions, and a receiver.
+struct World {
+    home: PathBuf,
+    folder: tempfile::TempDir,
+    receiver: Receiver,
+    lines: u32,
+}
+
+impl World {
+    fn new() -> Self {
+        let home = PathBuf::from(std::env::var_os("HOME").unwrap());
+        let world = Self {
+            home,
+            folder: tempfile::tempdir().unwrap(),
+            receiver: Receiver::start(),
+            lines: 0,
+        };
+        let program = fs::read(env!("CARGO_BIN_EXE_ai-agent")).unwrap();
+        for version in ["old", "new"] {
+            // What stands behind a program does not keep it from running.
+            let mut file = fs::File::create(world.program(version)).unwrap();
+            file.write_all(&program).unwrap();
+            file.write_all(version.as_bytes()).unwrap();
+            file.set_permissions(fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        fs::create_dir_all(world.home.join(".claude/projects/p")).unwrap();
+        world
+    }
+
+    fn program(&self, version: &str) -> PathBuf {
+        self.folder.path().join(version)
+    }
+
+    fn installed(&self) -> PathBuf {
+        self.home.join(".local/bin/ai-agent")
+    }
+
+    fn unit(&self) -> PathBuf {
+        self.home.join(".config/systemd/user/ai-agent.service")
+    }
+
+    fn environment(&self) -> PathBuf {
+        self.home.join(".config/ai-agent/environment")
+    }
+
+    fn state(&self) -> PathBuf {
+        self.home.join(".local/state/ai-agent")
+    }
+
+    fn agent(&self, program: &Path, arguments: &[&str]) -> AgentCommand {
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").unwrap();
+        AgentCommand::of(program, &self.home, arguments).env("XDG_RUNTIME_DIR", runtime)
+    }
+
+    fn run(&self, version: &str, arguments: &[&str]) -> Ended {
+        self.agent(&self.program(version), arguments).succeed()
+    }
+
+    /// The agent that says it is at work.
+    fn pid(&self) -> Option<u32> {
+        let status = fs::read(self.state().join("status.json")).ok()?;
+        let status: Value = serde_json::from_slice(&status).ok()?;
+        let pid = u32::try_from(status["pid"].as_u64()?).ok()?;
+        Path::new(&format!("/proc/{pid}")).try_exists().unwrap().then_some(pid)
+    }
+
+    /// Writes a record, and waits until the receiver has it.
+    fn ship(&mut self) {
+        self.write();
+        self.arrives();
+    }
+
+    fn write(&mut self) {
+        self.lines += 1;
+        let line = record(self.lines) + "\n";
+        append_to(&self.home.join(".claude/projects/p/s.jsonl"), line);
+    }
+
+    fn arrives(&self) {
+        let last = record(self.lines);
+        wait_for(&self.receiver, "the record", |entries| {
+            entries.iter().any(|entry| entry.bytes == last.as_bytes()).then_some(())
+        });
+    }
+}
+
+fn record(number: u32) -> String {
+    format!("{{\"type\":\"user\",\"uuid\":\"{number}\"}}")
+}
+
+fn systemctl(arguments: &[&str]) -> String {
+    let output = Command::new("systemctl").arg("--user").args(arguments).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Has something to do only where the test above has called it, as another user.
+#[test]
+fn inside() {
+    if std::env::var_os(INSIDE).is_none() {
+        eprintln!("skipped: another test runs this one as a user");
+        return;
+    }
+    let mut world = World::new();
+
+    // Without what it needs nothing is laid down.
+    let error = world.agent(&world.program("old"), &["install"]).fail(2);
+    assert!(error.contains("CLAUDE_SIEM_ENDPOINT"), "{error}");
+    assert!(!world.installed().try_exists().unwrap());
+
+    let shown = world.agent(&world.program("old"), &["install", "--dry-run"]);
+    let shown = shown.ships_to(&world.receiver.url()).succeed();
+    assert!(shown.text().contains("would write"), "{}", shown.text());
+    assert!(!world.unit().try_exists().unwrap() && !world.installed().try_exists().unwrap());
+
+    let installed = world.agent(&world.program("old"), &["install"]);
+    let installed = installed.ships_to(&world.receiver.url()).succeed();
+    eprintln!("{}", installed.text());
+    let first = world.pid().expect("install returns when it is ready");
+    assert!(installed.text().contains(&format!("runs (PID {first})")), "{}", installed.text());
+    assert_eq!(systemctl(&["is-active", "ai-agent"]), "active");
+    assert_eq!(systemctl(&["is-enabled", "ai-agent"]), "enabled");
+    assert_eq!(
+        systemctl(&["show", "--property=MainPID", "--value", "ai-agent"]),
+        first.to_string()
+    );
+    world.agent(&world.installed(), &["check"]).succeed();
+    world.ship();
+
+    // Secrets are in one file, which nobody else can read.
+    let mode = fs::metadata(world.environment()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let command_line = fs::read(format!("/proc/{first}/cmdline")).unwrap();
+    let unit = fs::read(world.unit()).unwrap();
+    for (name, text) in [("the list of processes", command_line), ("the unit", unit)] {
+        let text = String::from_utf8(text).unwrap();
+        assert!(!text.contains(TOKEN) && !text.contains(SECRET), "{name}");
+    }
+
+    // Killed, it comes back by itself.
+    Command::new("kill").args(["-9", &first.to_string()]).status().unwrap();
+    eventually("it comes back", || world.pid().filter(|pid| *pid != first));
+    world.ship();
+
+    watchdog(&mut world);
+    let second = world.pid().unwrap();
+
+    // A newer one takes its place, without being told the secrets again.
+    let upgraded = world.run("new", &["install"]);
+    eprintln!("{}", upgraded.text());
+    let third = world.pid().unwrap();
+    assert_ne!(third, second);
+    assert!(fs::read(world.installed()).unwrap().ends_with(b"new"));
+    world.ship();
+    let again = world.run("new", &["install"]);
+    assert!(again.text().contains("up to date"), "{}", again.text());
+    assert_eq!(world.pid(), Some(third), "what is up to date is left at work");
+
+    world.agent(&world.installed(), &["stop"]).succeed();
+    world.agent(&world.installed(), &["check"]).fail(1);
+    assert_eq!(systemctl(&["is-active", "ai-agent"]), "inactive");
+    world.write();
+    world.agent(&world.installed(), &["start"]).succeed();
+    world.arrives();
+    let before = world.pid().unwrap();
+    // Whatever stands in the files now, it runs on what it has.
+    let wrong = world.home.join(".config/ai-agent/config.toml");
+    fs::write(&wrong, "[filter.sidechain]\nenabeld = true").unwrap();
+    let error = world.agent(&world.installed(), &["restart"]).fail(2);
+    assert!(error.contains("filter.sidechain.enabeld"), "{error}");
+    assert_eq!(world.pid(), Some(before), "it was not stopped for one that would not begin");
+    fs::remove_file(&wrong).unwrap();
+    world.agent(&world.installed(), &["restart"]).succeed();
+    assert_ne!(world.pid(), Some(before));
+    world.ship();
+
+    // Half of it is gone; installing again mends it.
+    systemctl(&["stop", "ai-agent"]);
+    fs::remove_file(world.unit()).unwrap();
+    fs::write(world.installed(), "half").unwrap();
+    world.run("new", &["install"]);
+    assert!(world.pid().is_some());
+    world.ship();
+
+    let gone = world.agent(&world.installed(), &["uninstall"]).succeed();
+    eprintln!("{}", gone.text());
+    assert_eq!(world.pid(), None);
+    for path in [world.unit(), world.environment(), world.installed()] {
+        assert!(!path.try_exists().unwrap(), "{}", path.display());
+    }
+    assert_eq!(systemctl(&["show", "--property=LoadState", "--value", "ai-agent"]), "not-found");
+    assert!(world.state().join("outbox.redb").try_exists().unwrap(), "the state stays");
+    let error = world.agent(&world.program("new"), &["start"]).fail(1);
+    assert!(error.contains("ai-agent install"), "{error}");
+    // Once more there is nothing to do.
+    world.run("new", &["uninstall"]);
+
+    // The state goes on from where it was, and goes when that is asked for.
+    world.agent(&world.program("new"), &["install"]).ships_to(&world.receiver.url()).succeed();
+    world.ship();
+    world.receiver.assert_whole();
+    world.run("new", &["uninstall", "--purge"]);
+    assert!(!world.state().try_exists().unwrap());
+    assert!(world.home.join(".claude/projects/p/s.jsonl").try_exists().unwrap());
+}
+
+/// An agent that is there and makes no progress is killed by its manager, and the next one goes on
+/// where it was. The unit waits for minutes; here a file beside it shortens that.
+fn watchdog(world: &mut World) {
+    let folder = world.home.join(".config/systemd/user/ai-agent.service.d");
+    let results = world.home.join("results");
+    let short = format!(
+        "[Service]\nWatchdogSec=4s\nTimeoutAbortSec=2s\n\
+         ExecStopPost=/bin/sh -c 'echo $SERVICE_RESULT >>{}'\n",
+        results.display()
+    );
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("watchdog.conf"), short).unwrap();
+    systemctl(&["daemon-reload"]);
+    world.agent(&world.installed(), &["restart"]).succeed();
+    fs::remove_file(&results).unwrap();
+    let restarts = || {
+        let shown = systemctl(&["show", "--property=NRestarts", "--value", "ai-agent"]);
+        shown.parse::<u32>().unwrap()
+    };
+    let (stuck, before) = (world.pid().unwrap(), restarts());
+    // One that gets on is fed for longer than it would live without.
+    world.ship();
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!((world.pid(), restarts()), (Some(stuck), before));
+
+    Command::new("kill").args(["-STOP", &stuck.to_string()]).status().unwrap();
+    world.write();
+    eventually("it comes back", || world.pid().filter(|pid| *pid != stuck));
+    assert_eq!(fs::read_to_string(&results).unwrap(), "watchdog\n");
+    assert_eq!(restarts(), before + 1);
+    world.arrives();
+    world.receiver.assert_whole();
+
+    fs::remove_dir_all(&folder).unwrap();
+    systemctl(&["daemon-reload"]);
+    world.agent(&world.installed(), &["restart"]).succeed();
+    world.ship();
+}

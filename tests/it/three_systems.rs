@@ -1,0 +1,86 @@
+//! What each system has its own ways with: names, long paths, line endings, files that are moved and
+//! deleted while they are read, and one agent for each state directory.
+
+use std::{fs, path::PathBuf};
+
+use crate::support::{entries, eventually, home::Home, scripted::Scripted};
+
+/// A file below the projects, at a path of more than `bytes`.
+fn long_name(bytes: usize) -> String {
+    let mut name = "-work".to_owned();
+    while name.len() < bytes {
+        name += "/a directory with a long name of its own";
+    }
+    name + "/s.jsonl"
+}
+
+#[test]
+fn files_arrive_under_names_of_any_kind_with_line_endings_of_either_kind() {
+    let (home, receiver) = (Home::new(), Scripted::start([]));
+    let names = [
+        "C--Users-me-work/s.jsonl".to_owned(),
+        "-home-jürgen-größe/s.jsonl".to_owned(),
+        "-作業-日本語/会話 1.jsonl".to_owned(),
+        "with space & 'quotes'/s.jsonl".to_owned(),
+        "emoji 🦀/s.jsonl".to_owned(),
+        long_name(400),
+    ];
+    let mut expected: Vec<(PathBuf, Vec<u8>)> = Vec::new();
+    for (number, name) in names.iter().enumerate() {
+        let ending = if number % 2 == 0 { "\n" } else { "\r\n" };
+        let line = format!("{{\"type\":\"user\",\"n\":{number}}}");
+        expected.push((home.write(name, format!("{line}{ending}")), line.into_bytes()));
+    }
+    home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    let mut found: Vec<_> = entries::lines(&receiver.entries())
+        .into_iter()
+        .map(|line| (line.path, line.bytes))
+        .collect();
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
+}
+
+/// The client goes on to move and delete what we read: neither may hinder it, and nothing is lost.
+#[test]
+fn a_file_may_be_moved_and_deleted_while_it_is_read() {
+    let (home, receiver) = (Home::new(), Scripted::start([]));
+    let line = |number: usize| format!("{{\"type\":\"user\",\"n\":{number}}}\n");
+    let path = home.write("-work/s.jsonl", line(0));
+    let agent = home
+        .agent(&["run"])
+        .config("[shipping]\nflush_interval = \"0s\"")
+        .ships_to(&receiver.url())
+        .start_and_wait();
+    let arrived = |count: usize| {
+        let found = entries::lines(&receiver.entries()).len();
+        (found >= count).then_some(found)
+    };
+    eventually("the first record", || arrived(1));
+    home.append("-work/s.jsonl", line(1));
+    let moved = path.with_file_name("moved.jsonl");
+    fs::rename(&path, &moved).unwrap();
+    crate::support::home::append_to(&moved, line(2));
+    eventually("what was written before and after the move", || arrived(3));
+    if cfg!(windows) && std::env::var_os("WINEPREFIX").is_some() {
+        eprintln!("skipped: wine keeps files that are open where they are");
+        return;
+    }
+    fs::remove_file(&moved).unwrap();
+    assert!(!fs::exists(&moved).unwrap(), "it is gone at once, whoever reads it");
+    fs::remove_dir(moved.parent().unwrap()).unwrap();
+    let again = home.write("-work/s.jsonl", line(3));
+    assert_eq!(eventually("a new file of the old name", || arrived(4)), 4);
+    assert_eq!(entries::lines(&receiver.entries()).last().unwrap().path, again);
+    agent.stop();
+}
+
+#[test]
+fn a_second_agent_says_which_process_has_the_state_directory() {
+    let (home, receiver) = (Home::new(), Scripted::start([]));
+    let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();
+    let second = home.agent(&["run"]).ships_to(&receiver.url()).fail(1);
+    assert!(second.contains(&agent.pid().to_string()), "{second}");
+    agent.stop();
+    home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+}

@@ -1,0 +1,311 @@
+//! TLS and proxies, with real ones: what cannot be trusted gets nothing, and the agent says what
+//! would mend it.
+#![cfg(unix)]
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    thread,
+};
+
+use crate::support::{
+    agent::AgentCommand,
+    entries, eventually,
+    home::Home,
+    proxy::Proxy,
+    scripted::Scripted,
+    shipping::{Delivery, Post},
+    tls::{self, Authority},
+};
+
+const HELD: &str = "delivery is held";
+const PASSWORD: &str = "pr0xy-p4ssw0rd";
+
+/// Files that the sink's options name, and the lines that name them.
+struct Files(Vec<(&'static str, String)>);
+
+impl Files {
+    fn deliver(self, count: u64, port: u16) -> Delivery {
+        let post = Post::with(count);
+        let mut options = String::new();
+        for (option, text) in self.0 {
+            let path = post.file(option, &text);
+            options.push_str(&format!("{option} = \"{}\"\n", path.display()));
+        }
+        post.options(&options).deliver_to(&format!("https://127.0.0.1:{port}"))
+    }
+}
+
+#[track_caller]
+fn assert_arrived(receiver: &Scripted, count: u64) {
+    let numbers: Vec<u64> = receiver.entries().iter().map(|entry| entry.seq).collect();
+    assert_eq!(numbers, (1..=count).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_certificate_that_cannot_be_trusted_gets_nothing_and_the_log_says_what_to_do() {
+    let (company, other) = (Authority::new("Company"), Authority::new("Other"));
+    let rows = [
+        (
+            "unknown authority",
+            company.issue("127.0.0.1"),
+            None,
+            "name that one's certificate with `ca_file`",
+        ),
+        (
+            "another authority",
+            company.issue("127.0.0.1"),
+            Some(&other),
+            "name that one's certificate with `ca_file`",
+        ),
+        (
+            "expired",
+            company.issue_until("127.0.0.1", 2020),
+            Some(&company),
+            "the receiver's certificate has expired: renew it, or put this clock right",
+        ),
+        (
+            "another name",
+            company.issue("siem.example.com"),
+            Some(&company),
+            "the receiver's certificate is for another name: is `endpoint` right?",
+        ),
+        (
+            "an authority's",
+            company.issue_authority("127.0.0.1"),
+            Some(&company),
+            "give it one that the authority has issued (CA:FALSE)",
+        ),
+    ];
+    for (what, issued, trusted, words) in rows {
+        let receiver = Scripted::start([]);
+        let port = tls::before(receiver.port(), &issued, None);
+        let files = trusted.map(|authority| ("ca_file", authority.pem()));
+        let delivery = Files(files.into_iter().collect()).deliver(3, port);
+        delivery.wait_for_log(HELD);
+        let log = delivery.log();
+        assert!(log.contains(words), "{what}: {log}");
+        assert_eq!(receiver.requests(), 0, "{what}");
+        assert!(delivery.outbox.stored() > 0, "{what}");
+    }
+}
+
+#[test]
+fn an_authority_of_ones_own_is_trusted_besides_others() {
+    let (company, other) = (Authority::new("Company"), Authority::new("Other"));
+    let receiver = Scripted::start([]);
+    let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), None);
+    // A file may hold several, with text between them.
+    let bundle = format!("# others\n{}# ours\n{}", other.pem(), company.pem());
+    Files(vec![("ca_file", bundle)]).deliver(30, port).finish();
+    assert_arrived(&receiver, 30);
+}
+
+#[test]
+fn a_client_certificate_is_shown_where_one_is_wanted() {
+    let company = Authority::new("Company");
+    let receiver = Scripted::start([]);
+    let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), Some(&company));
+    let client = company.issue_to_client();
+    let files = Files(vec![
+        ("ca_file", company.pem()),
+        ("client_certificate_file", client.pem().to_owned()),
+        ("client_key_file", client.key_pem()),
+    ]);
+    files.deliver(30, port).finish();
+    assert_arrived(&receiver, 30);
+}
+
+#[test]
+fn a_client_certificate_that_is_missing_or_of_somebody_else_is_said() {
+    let (company, other) = (Authority::new("Company"), Authority::new("Other"));
+    let receiver = Scripted::start([]);
+    let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), Some(&company));
+    let delivery = Files(vec![("ca_file", company.pem())]).deliver(3, port);
+    delivery.wait_for_log(HELD);
+    delivery
+        .wait_for_log("the receiver wants a client certificate: give `client_certificate_file`");
+
+    let client = other.issue_to_client();
+    let files = Files(vec![
+        ("ca_file", company.pem()),
+        ("client_certificate_file", client.pem().to_owned()),
+        ("client_key_file", client.key_pem()),
+    ]);
+    let delivery = files.deliver(3, port);
+    delivery.wait_for_log(HELD);
+    delivery.wait_for_log(
+        "does not take this agent's client certificate: see `client_certificate_file`",
+    );
+    assert_eq!(receiver.requests(), 0);
+}
+
+#[test]
+fn tls_where_there_is_none_is_said() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut hello = [0; 16];
+            stream.read_exact(&mut hello).unwrap();
+            drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
+            drop(stream.read_to_end(&mut Vec::new()));
+        }
+    });
+    let delivery = Files(Vec::new()).deliver(3, port);
+    delivery.wait_for_log("that is no TLS: should `endpoint` begin with http://?");
+}
+
+/// The agent as a process, with a record to ship and the options of its sink.
+fn agent(home: &Home, arguments: &[&str], endpoint: &str, options: &str) -> AgentCommand {
+    let config = format!("[shipping]\nflush_interval = \"0s\"\n[sink.siem]\n{options}");
+    home.write("-work/one.jsonl", "{\"n\":1}\n");
+    home.agent(arguments).config(&config).ships_to(endpoint)
+}
+
+/// On a machine whose store of authorities is empty or not there.
+#[cfg(target_os = "linux")]
+fn without_authorities(agent: AgentCommand) -> AgentCommand {
+    agent.env("SSL_CERT_FILE", "/nowhere/at.all").env("SSL_CERT_DIR", "/nowhere")
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_machine_without_authorities_ships_over_http_and_to_its_own_authority() {
+    let company = Authority::new("Company");
+    let receiver = Scripted::start([]);
+    let home = Home::new();
+    without_authorities(agent(&home, &["run", "--once"], &receiver.url(), "")).succeed();
+    assert_eq!(entries::lines(&receiver.entries()).len(), 1);
+
+    let receiver = Scripted::start([]);
+    let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), None);
+    let home = Home::new();
+    let ca = home.path().join("ca.pem");
+    fs::write(&ca, company.pem()).unwrap();
+    let endpoint = format!("https://127.0.0.1:{port}");
+    let options = format!("ca_file = \"{}\"", ca.display());
+    without_authorities(agent(&home, &["run", "--once"], &endpoint, &options)).succeed();
+    assert_eq!(entries::lines(&receiver.entries()).len(), 1);
+
+    // What the system trusts is trusted without a word in the configuration.
+    let receiver = Scripted::start([]);
+    let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), None);
+    let another = Home::new();
+    let endpoint = format!("https://127.0.0.1:{port}");
+    agent(&another, &["run", "--once"], &endpoint, "").env("SSL_CERT_FILE", &ca).succeed();
+    assert_eq!(entries::lines(&receiver.entries()).len(), 1);
+
+    let error = without_authorities(agent(&another, &["run"], &endpoint, "")).fail(2);
+    for words in ["No CA certificates were loaded from the system", "with `ca_file`"] {
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_proxy_is_taken_from_the_environment_or_the_configuration() {
+    let company = Authority::new("Company");
+    for tls in [false, true] {
+        for configured in [false, true] {
+            for credentials in [false, true] {
+                let what = format!("tls {tls}, configured {configured}, credentials {credentials}");
+                let (home, receiver) = (Home::new(), Scripted::start([]));
+                let proxy = Proxy::start();
+                let proxy = if credentials { proxy.wants("me", PASSWORD) } else { proxy };
+                let mut options = String::new();
+                let port = if tls {
+                    let ca = home.path().join("ca.pem");
+                    fs::write(&ca, company.pem()).unwrap();
+                    options.push_str(&format!("ca_file = \"{}\"\n", ca.display()));
+                    tls::before(receiver.port(), &company.issue("127.0.0.1"), None)
+                } else {
+                    receiver.port()
+                };
+                if configured {
+                    options.push_str(&format!("proxy = \"{}\"\n", proxy.url()));
+                    if credentials {
+                        let file = private(&home, "proxy-password", PASSWORD);
+                        options.push_str("proxy_user = \"me\"\n");
+                        options.push_str(&format!("proxy_password_file = \"{file}\"\n"));
+                    }
+                }
+                let scheme = if tls { "https" } else { "http" };
+                let endpoint = format!("{scheme}://127.0.0.1:{port}");
+                let mut agent =
+                    agent(&home, &["run", "--once"], &endpoint, &options).env("RUST_LOG", "trace");
+                if !configured {
+                    let url = match credentials {
+                        true => proxy.url_of("me", PASSWORD),
+                        false => proxy.url(),
+                    };
+                    agent = agent.env(&format!("{}_PROXY", scheme.to_uppercase()), url);
+                }
+                let ended = agent.succeed();
+                assert!(!ended.stderr.contains(PASSWORD), "{what}: {}", ended.stderr);
+                let pair = data_encoding::BASE64.encode(format!("me:{PASSWORD}").as_bytes());
+                assert!(!ended.stderr.contains(&pair), "{what}: {}", ended.stderr);
+                assert_eq!(entries::lines(&receiver.entries()).len(), 1, "{what}");
+                let asked = if tls {
+                    format!("CONNECT 127.0.0.1:{port}")
+                } else {
+                    format!("POST http://127.0.0.1:{port}/ingest")
+                };
+                assert!(proxy.seen().contains(&asked), "{what}: {:?}", proxy.seen());
+            }
+        }
+    }
+}
+
+#[test]
+fn what_no_proxy_names_is_reached_without_one() {
+    let (home, receiver, proxy) = (Home::new(), Scripted::start([]), Proxy::start());
+    agent(&home, &["run", "--once"], &receiver.url(), "")
+        .env("HTTP_PROXY", proxy.url())
+        .env("NO_PROXY", "example.com,127.0.0.1")
+        .succeed();
+    assert_eq!(entries::lines(&receiver.entries()).len(), 1);
+    assert_eq!(proxy.seen(), [""; 0]);
+}
+
+#[test]
+fn a_proxy_that_wants_credentials_is_said_and_waited_for() {
+    let company = Authority::new("Company");
+    for tls in [false, true] {
+        let (home, receiver) = (Home::new(), Scripted::start([]));
+        let proxy = Proxy::start().wants("me", "another one");
+        let ca = home.path().join("ca.pem");
+        fs::write(&ca, company.pem()).unwrap();
+        let endpoint = if tls {
+            let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), None);
+            format!("https://127.0.0.1:{port}")
+        } else {
+            receiver.url()
+        };
+        let file = private(&home, "proxy-password", PASSWORD);
+        let options = format!(
+            "ca_file = \"{}\"\nproxy = \"{}\"\nproxy_user = \"me\"\nproxy_password_file = \"{file}\"",
+            ca.display(),
+            proxy.url(),
+        );
+        let mut agent = agent(&home, &["run"], &endpoint, &options).start();
+        agent.wait_for_log(HELD);
+        agent.wait_for_log("the proxy wants credentials, or others: give `proxy_user` and");
+        proxy.opens();
+        eventually("the record arrives", || {
+            (entries::lines(&receiver.entries()).len() == 1).then_some(())
+        });
+        assert!(!agent.stop().stderr.contains(PASSWORD));
+    }
+}
+
+/// Writes a file that only its owner can read; its path.
+fn private(home: &Home, name: &str, text: &str) -> String {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let path = home.path().join(name);
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
