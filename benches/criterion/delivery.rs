@@ -81,7 +81,7 @@ async fn drain(outbox: &Arc<Outbox>, address: SocketAddr, compression: &str) {
     let (_orders, watched) =
         watch::channel(Orders::new(Shipping::default(), 0).until(Ending::Drained));
     delivering.run(watched).await;
-    assert_eq!(outbox.stored(), 0, "not everything was delivered");
+    assert_eq!(outbox.stored_bytes(), 0, "not everything was delivered");
 }
 
 fn context() -> Context {

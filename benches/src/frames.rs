@@ -8,7 +8,7 @@ use ai_agent::{
     pipeline::{
         group::{Filling, Stages},
         judge::Judge,
-        outbox::{Group, Outbox, Seat, Start},
+        outbox::{Group, Outbox, SinkRegistration, Start},
     },
     platform::Timestamp,
     protocol::Digest,
@@ -54,6 +54,6 @@ pub fn beginning() -> Start {
 /// An empty outbox in a folder.
 #[must_use]
 pub fn outbox(folder: &Path) -> Outbox {
-    let seat = Seat { name: SINK.to_owned(), ..Seat::default() };
+    let seat = SinkRegistration { name: SINK.to_owned(), ..SinkRegistration::default() };
     Outbox::open(&folder.join("outbox.redb"), &[seat], || "bench".to_owned()).unwrap()
 }

@@ -141,7 +141,7 @@ impl Which {
 /// sent once more if they were deleted, and the receiver has no hole for them. One that is asked for
 /// by its number is refused.
 fn announced(store: &Store, which: &Which, all: Vec<DeadLetterId>) -> Result<Announced, Failure> {
-    let unnamed = store.outbox.unnamed().map_err(Failure::failed)?;
+    let unnamed = store.outbox.unreported_dead_letters().map_err(Failure::failed)?;
     let (left_out, letters): (Vec<_>, Vec<_>) =
         which.of(all)?.into_iter().partition(|id| unnamed.contains(id));
     match left_out.first() {
@@ -178,14 +178,14 @@ fn retry(
         let sent = store.wait(redeliver(&mut **sink, identity, &id, &letter, now))?;
         let line = match sent {
             Delivery::Acknowledged => {
-                store.outbox.dig_out(&id).map_err(Failure::failed)?;
+                store.outbox.remove_dead_letter(&id).map_err(Failure::failed)?;
                 format!("{}: delivered", id.seq)
             }
             Delivery::Refused { status, answer } => {
                 left += 1;
                 letter.attempts += 1;
                 (letter.status, letter.answer, letter.at) = (status, answer, now.to_string());
-                store.outbox.bury(&id, &letter).map_err(Failure::failed)?;
+                store.outbox.store_dead_letter(&id, &letter).map_err(Failure::failed)?;
                 format!("{}: refused again with {status}", id.seq)
             }
             Delivery::Retry { reason, .. }

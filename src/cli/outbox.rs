@@ -17,7 +17,7 @@ use super::{
 use crate::{
     config::did_you_mean,
     pipeline::{
-        outbox::{Removed, Waiting},
+        outbox::{OrphanedSink, OutboxStats},
         removed,
     },
     text::times,
@@ -106,8 +106,9 @@ pub(super) fn act(store: &Store, action: &Action, say: Say<'_>) -> Result<(), Fa
 }
 
 fn status(store: &Store, is_json: bool, say: Say<'_>) -> Result<(), Failure> {
-    let waiting = store.outbox.waiting().map_err(Failure::failed)?;
-    let Waiting { epoch, last_seq, entries, bytes, file_bytes, dead_letters, places } = &waiting;
+    let waiting = store.outbox.stats().map_err(Failure::failed)?;
+    let OutboxStats { epoch, last_seq, entries, bytes, file_bytes, dead_letters, places } =
+        &waiting;
     let now = store.context.clock.now();
     let tables = &store.loaded.settings.pipeline.sinks;
     let is_configured = |name: &str| tables.iter().any(|table| table.name == name);
@@ -179,17 +180,17 @@ fn forget(store: &Store, name: &str, say: Say<'_>) -> Result<(), Failure> {
              begin anew as its `start` says"
         )));
     }
-    let places = store.outbox.removed_sinks().map_err(Failure::failed)?;
+    let places = store.outbox.orphaned_sinks().map_err(Failure::failed)?;
     let Some(sink) = places.iter().find(|place| place.name == name) else {
         return Err(Failure::usage(unknown(name, &places)));
     };
-    let before = store.outbox.stored();
+    let before = store.outbox.stored_bytes();
     let gone = name.to_owned();
     store.report_with(removed::told(sink, true), move |outbox, group| {
         outbox.forget_sink(&gone, group)
     })?;
-    let freed = Size(before.saturating_sub(store.outbox.stored()));
-    let Removed { acknowledged, undelivered, .. } = sink;
+    let freed = Size(before.saturating_sub(store.outbox.stored_bytes()));
+    let OrphanedSink { acknowledged, undelivered, .. } = sink;
     say(&format!(
         "sink `{name}` is forgotten: it had taken the entries up to {acknowledged}, and \
          {undelivered} not; {freed} of the outbox are free"
@@ -208,7 +209,7 @@ fn forget(store: &Store, name: &str, say: Say<'_>) -> Result<(), Failure> {
 }
 
 /// Says which there are instead.
-fn unknown(name: &str, places: &[Removed]) -> String {
+fn unknown(name: &str, places: &[OrphanedSink]) -> String {
     let known: Vec<&str> = places.iter().map(|place| &*place.name).collect();
     let hint = match (did_you_mean(name, &known), known.as_slice()) {
         (Some(near), _) => format!("did you mean `{near}`?"),

@@ -33,7 +33,7 @@ use crate::{
         assembly,
         fault::{Fault, Unfinished},
         ingest::{Inbox, Report, Until},
-        outbox::{Found, Outbox},
+        outbox::{OpenOutcome, Outbox},
         reload::named_files,
         removed,
         runner::{Pipeline, new_epoch},
@@ -210,7 +210,7 @@ fn assemble(keeper: &Keeper<'_>, state_dir: &Path) -> Result<Pipeline, Failure> 
     let (identity, clock) = (context.identity.clone(), Arc::clone(&context.clock));
     let path = state_dir.join("outbox.redb");
     let opened = Outbox::open_or_recover(&path, &seats, new_epoch, clock.now());
-    let (outbox, found) = opened.map_err(|error| match error.is_lack_of_room() {
+    let (outbox, found) = opened.map_err(|error| match error.is_disk_full() {
         true => Failure::failed(format!(
             "{}: make room on its disk, or name another directory with `state_dir` under `[agent]`",
             crate::text::causes(&error)
@@ -224,11 +224,11 @@ fn assemble(keeper: &Keeper<'_>, state_dir: &Path) -> Result<Pipeline, Failure> 
 }
 
 /// Reports what was found where the outbox should be.
-fn tell(found: &Found, epoch: &str, inbox: &Inbox) {
+fn tell(found: &OpenOutcome, epoch: &str, inbox: &Inbox) {
     let (previous_epoch, reason) = match found {
-        Found::Whole => return,
-        Found::Nothing { previous_epoch: None } => (&None, "first"),
-        Found::Nothing { previous_epoch } => {
+        OpenOutcome::Intact => return,
+        OpenOutcome::Created { previous_epoch: None } => (&None, "first"),
+        OpenOutcome::Created { previous_epoch } => {
             warn!(
                 code = "outbox_missing",
                 previous_epoch,
@@ -237,7 +237,7 @@ fn tell(found: &Found, epoch: &str, inbox: &Inbox) {
             );
             (previous_epoch, "outbox_missing")
         }
-        Found::Damaged { moved_to, reason, previous_epoch, dead_letters } => {
+        OpenOutcome::Replaced { moved_to, reason, previous_epoch, dead_letters } => {
             let moved_to = moved_to.display().to_string();
             error!(
                 code = "outbox_quarantined",

@@ -57,7 +57,7 @@ impl Store {
         }
         let lock = StateLock::acquire(state_dir, Role::Command).map_err(Failure::failed)?;
         // Whatever is configured for this command, no sink of the agent's loses its place.
-        let opened = Outbox::open_if_begun(&path).map_err(Failure::failed)?;
+        let opened = Outbox::open_existing(&path).map_err(Failure::failed)?;
         let outbox = Arc::new(opened.ok_or(none)?);
         let context = surroundings.context(&loaded, Some(lock.dir()), true);
         Ok(Self { outbox, loaded: Arc::new(loaded), context, held: Held::Command(lock) })

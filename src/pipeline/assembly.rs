@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{group::Stages, judge::Judge, outbox::Seat};
+use super::{group::Stages, judge::Judge, outbox::SinkRegistration};
 use crate::{
     config::{ConfigError, HTTP_SIEM, Loaded, Pipeline, StageTable},
     siem::Connection,
@@ -123,12 +123,12 @@ pub fn sink(
 
 /// The places of `sinks` in the outbox.
 #[must_use]
-pub fn seats(loaded: &Loaded, sinks: &[Named<dyn Sink>]) -> Vec<Seat> {
+pub fn seats(loaded: &Loaded, sinks: &[Named<dyn Sink>]) -> Vec<SinkRegistration> {
     let tables = &loaded.settings.pipeline.sinks;
     let seat = |(name, sink): &Named<dyn Sink>| {
         let table = tables.iter().find(|table| table.name == *name);
         let start = table.map(|table| table.feed.start).unwrap_or_default();
-        Seat { name: name.clone(), destination: sink.destination(), start }
+        SinkRegistration { name: name.clone(), destination: sink.destination(), start }
     };
     sinks.iter().map(seat).collect()
 }

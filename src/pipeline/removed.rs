@@ -4,12 +4,12 @@ use serde_json::json;
 use siem_protocol::names::event;
 use tracing::{error, warn};
 
-use super::outbox::{Outbox, Removed};
+use super::outbox::{OrphanedSink, Outbox};
 use crate::{event::Event, text::causes};
 
 /// Says of each what it keeps in the outbox and how that ends: nobody else asks for it.
 pub fn tell(outbox: &Outbox, mut report: impl FnMut(Event)) {
-    let removed = match outbox.removed_sinks() {
+    let removed = match outbox.orphaned_sinks() {
         Ok(removed) => removed,
         Err(failure) => {
             warn!(
@@ -21,7 +21,7 @@ pub fn tell(outbox: &Outbox, mut report: impl FnMut(Event)) {
         }
     };
     for sink in removed {
-        let Removed { name, acknowledged, undelivered } = &sink;
+        let OrphanedSink { name, acknowledged, undelivered } = &sink;
         error!(
             code = "sink_not_configured",
             sink = name,
@@ -37,8 +37,8 @@ pub fn tell(outbox: &Outbox, mut report: impl FnMut(Event)) {
 
 /// The event about such a sink: whether it was forgotten, and with it what it has not taken.
 #[must_use]
-pub fn told(sink: &Removed, forgotten: bool) -> Event {
-    let Removed { name, acknowledged, undelivered } = sink;
+pub fn told(sink: &OrphanedSink, forgotten: bool) -> Event {
+    let OrphanedSink { name, acknowledged, undelivered } = sink;
     let data = json!({
         "sink": name, "acknowledged": acknowledged, "undelivered": undelivered,
         "forgotten": forgotten,
@@ -48,7 +48,7 @@ pub fn told(sink: &Removed, forgotten: bool) -> Event {
 
 /// What such a sink does to an outbox that is full.
 #[must_use]
-pub fn obstacle(Removed { name, undelivered, .. }: &Removed) -> String {
+pub fn obstacle(OrphanedSink { name, undelivered, .. }: &OrphanedSink) -> String {
     format!(
         "sink `{name}` is not configured any more and keeps {undelivered} entries in the outbox, \
          see `ai-agent outbox forget-sink {name}`"

@@ -303,7 +303,7 @@ impl Running {
                 _ => {}
             }
         }
-        for sink in self.outbox.removed_sinks().iter().flatten() {
+        for sink in self.outbox.orphaned_sinks().iter().flatten() {
             obstacles.push(removed::obstacle(sink));
         }
         for sink in &self.sinks.tasks {
@@ -355,7 +355,7 @@ impl Running {
         let Self { outbox, inbox, clock, config, sinks, .. } = self;
         sinks.abort().await;
         let put_in_order = move |outbox: &Outbox, events: &[Event]| {
-            outbox.settle()?;
+            outbox.persist_acks()?;
             outbox.back_up()?;
             outbox.shrink(clock.uptime())?;
             if events.is_empty() {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     chunk::GenerationId,
-    identity::{Borders, Ends, Fingerprint, Sameness, Sample, compare},
+    fingerprint::{Borders, EdgeSamples, FileMatch, Fingerprint, Sample, compare},
 };
 use crate::platform::file::{self, ReadAt, Stamp};
 
@@ -34,7 +34,7 @@ pub struct BadRow {
 /// The path of the file that `row` is about; `None` when it is no row.
 #[must_use]
 pub fn row_path(row: &[u8]) -> Option<PathBuf> {
-    Row::brief(row).ok().map(|brief| brief.path)
+    CheckpointRow::summary(row).ok().map(|summary| summary.path)
 }
 
 /// The row with which the generation of `row` began, nothing read yet: with it everything is read
@@ -47,7 +47,7 @@ pub fn beginning(row: &[u8]) -> Option<Vec<u8>> {
     let stamp = Stamp { id: begun.stamp.id, ..Stamp::default() };
     let fingerprint = Fingerprint { head: begun.first, ..Fingerprint::default() };
     let path = path(begun.path, begun.path_base64).ok()?;
-    Some(Row { stamp, fingerprint, ..Row::new(path, 0) }.encode())
+    Some(CheckpointRow { stamp, fingerprint, ..CheckpointRow::new(path, 0) }.encode())
 }
 
 /// Whether [`beginning`] has something to say of `row`.
@@ -56,14 +56,14 @@ pub fn has_beginning(row: &[u8]) -> bool {
     begun(row).is_some()
 }
 
-fn begun(row: &[u8]) -> Option<StoredBeginning> {
-    let begun: StoredBeginning = serde_json::from_slice(row).ok()?;
+fn begun(row: &[u8]) -> Option<StoredStart> {
+    let begun: StoredStart = serde_json::from_slice(row).ok()?;
     (begun.start == 0 && begun.first.len() > 0).then_some(begun)
 }
 
 /// How far a generation was read, and how to know it again.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Row {
+pub(super) struct CheckpointRow {
     /// Where the file lay.
     pub(super) path: PathBuf,
     /// Where the generation begins in the file.
@@ -81,14 +81,14 @@ pub(super) struct Row {
     /// The last lines.
     pub(super) borders: Borders,
     /// The large line that the offset lies in.
-    pub(super) long: Option<LongAt>,
+    pub(super) long: Option<LongLinePosition>,
     /// The start of an incomplete line that did not change for long, from the offset on.
     pub(super) kept: Option<Vec<u8>>,
 }
 
 /// How far a line was handed over in parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct LongAt {
+pub(super) struct LongLinePosition {
     /// Where the line begins.
     pub(super) start: u64,
     /// How many parts were handed over.
@@ -100,7 +100,7 @@ pub(super) struct LongAt {
 
 /// What of a row is held in memory for every file.
 #[derive(Debug)]
-pub(super) struct Brief {
+pub(super) struct CheckpointSummary {
     pub(super) path: PathBuf,
     pub(super) offset: u64,
     pub(super) stamp: Stamp,
@@ -110,7 +110,7 @@ pub(super) struct Brief {
 
 /// The row as it is stored. Members may come; none may change its meaning.
 #[derive(Deserialize, Serialize)]
-struct Stored {
+struct StoredRow {
     /// The path, when it is UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     path: Option<String>,
@@ -135,14 +135,14 @@ struct Stored {
     #[serde(default)]
     borders: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    long: Option<LongAt>,
+    long: Option<LongLinePosition>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     kept: Option<String>,
 }
 
-/// The members that a brief takes, so that the others are skipped quickly.
+/// The members that a summary takes, so that the others are skipped quickly.
 #[derive(Deserialize)]
-struct StoredBrief {
+struct StoredSummary {
     #[serde(default)]
     path: Option<String>,
     #[serde(default)]
@@ -158,7 +158,7 @@ struct StoredBrief {
 
 /// The members that say how a generation began.
 #[derive(Deserialize)]
-struct StoredBeginning {
+struct StoredStart {
     #[serde(default)]
     path: Option<String>,
     #[serde(default)]
@@ -171,7 +171,7 @@ struct StoredBeginning {
     first: Sample,
 }
 
-impl Row {
+impl CheckpointRow {
     /// Compares `file`, of `size` bytes, with what was read of it, and leaves both ends in `ends`.
     ///
     /// # Errors
@@ -180,8 +180,8 @@ impl Row {
         &self,
         file: &dyn ReadAt,
         size: u64,
-        ends: &mut Ends,
-    ) -> io::Result<Sameness> {
+        ends: &mut EdgeSamples,
+    ) -> io::Result<FileMatch> {
         let Self { offset, fingerprint, borders, long, .. } = self;
         compare(file, size, *offset, fingerprint, borders, long.as_ref(), ends)
     }
@@ -206,7 +206,7 @@ impl Row {
     pub(super) fn encode(&self) -> Vec<u8> {
         let path = self.path.to_str().map(str::to_owned);
         let path_base64 = path.is_none().then(|| BASE64.encode(&file::path_to_bytes(&self.path)));
-        let stored = Stored {
+        let stored = StoredRow {
             path,
             path_base64,
             start: self.start,
@@ -229,7 +229,7 @@ impl Row {
     /// # Errors
     /// When they are none: the file is then as good as unknown.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, RowError> {
-        let stored: Stored = serde_json::from_slice(bytes)?;
+        let stored: StoredRow = serde_json::from_slice(bytes)?;
         let borders = BASE64.decode(stored.borders.as_bytes())?;
         let mut borders = Borders::unpack(stored.base, &borders);
         // Borders that do not lead up to the current line are of no use.
@@ -255,10 +255,10 @@ impl Row {
     /// What is held in memory of the row that `bytes` are.
     ///
     /// # Errors
-    /// As [`Row::decode`].
-    pub(super) fn brief(bytes: &[u8]) -> Result<Brief, RowError> {
-        let stored: StoredBrief = serde_json::from_slice(bytes)?;
-        Ok(Brief {
+    /// As [`CheckpointRow::decode`].
+    pub(super) fn summary(bytes: &[u8]) -> Result<CheckpointSummary, RowError> {
+        let stored: StoredSummary = serde_json::from_slice(bytes)?;
+        Ok(CheckpointSummary {
             path: path(stored.path, stored.path_base64)?,
             offset: stored.offset,
             stamp: stored.stamp,
@@ -285,8 +285,8 @@ mod tests {
     use super::*;
     use crate::platform::file::FileId;
 
-    fn row(path: &Path) -> Row {
-        let mut row = Row::new(path.to_owned(), 0);
+    fn row(path: &Path) -> CheckpointRow {
+        let mut row = CheckpointRow::new(path.to_owned(), 0);
         for line in 0..100_u64 {
             row.borders.push(&line.to_le_bytes(), 1000 + line);
         }
@@ -296,7 +296,7 @@ mod tests {
         let sample = Sample::of(b"0123");
         row.fingerprint = Fingerprint { head: sample, tail: sample };
         row.first = Sample::of(b"first");
-        row.long = Some(LongAt { start: 104_950, parts: 3, head: sample });
+        row.long = Some(LongLinePosition { start: 104_950, parts: 3, head: sample });
         row
     }
 
@@ -304,22 +304,29 @@ mod tests {
     fn a_row_is_read_back_and_small() {
         let row = row(Path::new("/home/u/.claude/projects/-home-u-a/5f3c1a0e.jsonl"));
         let bytes = row.encode();
-        assert_eq!(Row::decode(&bytes).unwrap(), row);
+        assert_eq!(CheckpointRow::decode(&bytes).unwrap(), row);
         assert!(bytes.len() < 1024, "{}", bytes.len());
-        let brief = Row::brief(&bytes).unwrap();
-        assert_eq!((brief.offset, brief.stamp), (row.offset, row.stamp));
+        let summary = CheckpointRow::summary(&bytes).unwrap();
+        assert_eq!((summary.offset, summary.stamp), (row.offset, row.stamp));
     }
 
     #[test]
     fn a_row_says_how_its_generation_began_unless_another_lies_before_it() {
         let path = Path::new("/home/u/.claude/projects/-p/a.jsonl");
         let row = row(path);
-        let begun = Row::decode(&beginning(&row.encode()).unwrap()).unwrap();
+        let begun = CheckpointRow::decode(&beginning(&row.encode()).unwrap()).unwrap();
         let stamp = Stamp { id: row.stamp.id, ..Stamp::default() };
         let fingerprint = Fingerprint { head: row.first, ..Fingerprint::default() };
-        assert_eq!(begun, Row { stamp, fingerprint, ..Row::new(path.to_owned(), 0) });
-        assert_eq!(beginning(&Row::new(path.to_owned(), 0).encode()), None, "nothing was read");
-        assert_eq!(beginning(&Row { start: 7, ..row }.encode()), None);
+        assert_eq!(
+            begun,
+            CheckpointRow { stamp, fingerprint, ..CheckpointRow::new(path.to_owned(), 0) }
+        );
+        assert_eq!(
+            beginning(&CheckpointRow::new(path.to_owned(), 0).encode()),
+            None,
+            "nothing was read"
+        );
+        assert_eq!(beginning(&CheckpointRow { start: 7, ..row }.encode()), None);
         assert_eq!(beginning(b"12"), None);
     }
 
@@ -329,15 +336,16 @@ mod tests {
         use std::os::unix::ffi::OsStrExt as _;
         let path = Path::new(std::ffi::OsStr::from_bytes(b"/p/\xff\"o.jsonl"));
         let bytes = row(path).encode();
-        assert_eq!(Row::decode(&bytes).unwrap().path, path);
-        assert_eq!(Row::brief(&bytes).unwrap().path, path);
+        assert_eq!(CheckpointRow::decode(&bytes).unwrap().path, path);
+        assert_eq!(CheckpointRow::summary(&bytes).unwrap().path, path);
     }
 
     #[test]
     fn a_row_of_another_version_is_read_with_what_it_has() {
-        let row = Row::decode(br#"{"path":"/p/a.jsonl","offset":7,"later":[{}]}"#).unwrap();
+        let row =
+            CheckpointRow::decode(br#"{"path":"/p/a.jsonl","offset":7,"later":[{}]}"#).unwrap();
         assert_eq!((row.path, row.offset, row.start), (PathBuf::from("/p/a.jsonl"), 7, 0));
-        assert!(Row::decode(b"{}").is_err());
-        assert!(Row::decode(b"").is_err());
+        assert!(CheckpointRow::decode(b"{}").is_err());
+        assert!(CheckpointRow::decode(b"").is_err());
     }
 }

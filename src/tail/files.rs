@@ -9,13 +9,13 @@ use std::{
 
 use super::{
     chunk::{FileKey, GenerationId},
-    parts::LongLine,
+    long_line::LongLine,
 };
 use crate::platform::file::{FileId, Stamp};
 
 /// What is held in memory of every file, open or not.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct KnownFile {
     pub(super) path: Arc<Path>,
     pub(super) era: u32,
     pub(super) generation: GenerationId,
@@ -51,7 +51,7 @@ pub(super) struct Known {
 /// Which files come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// Files that grow, in turn.
+    /// FileTable that grow, in turn.
     Live,
     /// Whatever else is unread, oldest first.
     Backfill,
@@ -65,16 +65,16 @@ enum Queued {
 
 /// All known files, by key, path and id.
 #[derive(Debug, Default)]
-pub(super) struct Files {
+pub(super) struct FileTable {
     /// Each on its own: a table has room for half as many again, and none of it is a file's size.
-    by_key: HashMap<FileKey, Box<Known>>,
+    by_key: HashMap<FileKey, Box<KnownFile>>,
     by_path: HashMap<Arc<Path>, FileKey>,
     by_id: HashMap<FileId, FileKey>,
     live: VecDeque<FileKey>,
     backfill: BTreeSet<(i64, FileKey)>,
 }
 
-impl Known {
+impl KnownFile {
     /// A file of which nothing was read.
     pub(super) fn new(path: &Path, generation: GenerationId) -> Self {
         Self {
@@ -117,25 +117,25 @@ impl Known {
     }
 }
 
-impl Files {
-    pub(super) fn add(&mut self, key: FileKey, known: Known) {
+impl FileTable {
+    pub(super) fn add(&mut self, key: FileKey, known: KnownFile) {
         self.by_path.insert(Arc::clone(&known.path), key);
         self.add_gone(key, known);
     }
 
     /// Adds a file that lies at its path no more.
-    pub(super) fn add_gone(&mut self, key: FileKey, known: Known) {
+    pub(super) fn add_gone(&mut self, key: FileKey, known: KnownFile) {
         if let Some(id) = known.id {
             self.by_id.insert(id, key);
         }
         self.by_key.insert(key, Box::new(known));
     }
 
-    pub(super) fn get(&self, key: FileKey) -> Option<&Known> {
+    pub(super) fn get(&self, key: FileKey) -> Option<&KnownFile> {
         self.by_key.get(&key).map(Box::as_ref)
     }
 
-    pub(super) fn get_mut(&mut self, key: FileKey) -> Option<&mut Known> {
+    pub(super) fn get_mut(&mut self, key: FileKey) -> Option<&mut KnownFile> {
         self.by_key.get_mut(&key).map(Box::as_mut)
     }
 
@@ -147,7 +147,7 @@ impl Files {
         self.by_id.get(&id).copied()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (FileKey, &Known)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (FileKey, &KnownFile)> {
         self.by_key.iter().map(|(key, known)| (*key, known.as_ref()))
     }
 
@@ -187,7 +187,7 @@ impl Files {
         }
     }
 
-    pub(super) fn remove(&mut self, key: FileKey) -> Option<Known> {
+    pub(super) fn remove(&mut self, key: FileKey) -> Option<KnownFile> {
         self.dequeue(key);
         let known = self.by_key.remove(&key)?;
         self.leave_path(key, &known.path);
@@ -269,16 +269,16 @@ impl Files {
 mod tests {
     use super::*;
 
-    fn files(count: u64) -> Files {
-        let mut files = Files::default();
+    fn files(count: u64) -> FileTable {
+        let mut files = FileTable::default();
         for n in 0..count {
             let path = format!("/{n}");
-            files.add(FileKey(n), Known::new(Path::new(&path), GenerationId(n.to_string())));
+            files.add(FileKey(n), KnownFile::new(Path::new(&path), GenerationId(n.to_string())));
         }
         files
     }
 
-    fn order(mut files: Files) -> Vec<u64> {
+    fn order(mut files: FileTable) -> Vec<u64> {
         std::iter::from_fn(|| files.next(|_| true)).map(|(key, ..)| key.0).collect()
     }
 

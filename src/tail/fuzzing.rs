@@ -8,8 +8,8 @@ use std::io;
 
 use super::{
     chunk::Piece,
-    parts::LongLine,
-    reader::{Found, Position, Reader, Sizes},
+    long_line::LongLine,
+    reader::{ReadOutcome, ReadPosition, ReadSizes, Reader},
 };
 use crate::platform::file::ReadAt;
 
@@ -17,7 +17,7 @@ use crate::platform::file::ReadAt;
 #[derive(Debug)]
 pub struct Reading {
     reader: Reader,
-    position: Position,
+    position: ReadPosition,
     long: Option<LongLine>,
 }
 
@@ -25,9 +25,9 @@ impl Reading {
     /// Begins at the start of a file, with a buffer, a longest record and a part of so many bytes.
     #[must_use]
     pub fn new(buffer: usize, record: usize, part: usize) -> Self {
-        let reader = Reader::new(Sizes { buffer, record, part });
+        let reader = Reader::new(ReadSizes { buffer, record, part });
         // Nobody has asked where the file ends.
-        let position = Position { end: u64::MAX, ..Position::default() };
+        let position = ReadPosition { end: u64::MAX, ..ReadPosition::default() };
         Self { reader, position, long: None }
     }
 
@@ -43,16 +43,16 @@ impl Reading {
         loop {
             let offset = self.position.offset;
             match self.reader.read(file, &self.position)? {
-                Found::Nothing { scanned } => {
+                ReadOutcome::Nothing { scanned } => {
                     self.position.scanned = scanned;
                     return Ok(scanned);
                 }
-                Found::Lines(lines) => {
+                ReadOutcome::Lines(lines) => {
                     lines.pieces.iter().copied().for_each(&mut *show);
                     self.position.offset += lines.raw.len() as u64;
                     self.position.scanned = lines.end.unwrap_or(self.position.offset);
                 }
-                Found::Part(found) => {
+                ReadOutcome::Part(found) => {
                     let long = self.long.get_or_insert_with(|| LongLine::begin(offset));
                     let (part, whole) = long.add(found.bytes, found.is_last);
                     let (offset, size) = (long.at().start, found.raw.len() as u64);

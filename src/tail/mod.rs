@@ -5,7 +5,7 @@
 //! outbox. What is read is handed over in chunks that carry the checkpoint that covers them, so
 //! that neither can be stored without the other.
 //!
-//! `decide` is the state machine, as a pure function; `look` holds a file against its row and
+//! `decide` is the state machine, as a pure function; `inspect` holds a file against its row and
 //! reads on, `sweep` finds files that changed, moved or went, `gone` ends them.
 
 use std::{
@@ -21,18 +21,18 @@ use crate::platform::{
     file::{self, FileId},
 };
 
+mod backfill_hold;
 mod checkpoint;
 mod chunk;
-mod decide;
+mod decision;
+mod deleted;
 mod files;
+mod fingerprint;
 #[doc(hidden)]
 pub mod fuzzing;
-mod gone;
-mod handles;
-mod hold;
-mod identity;
-mod look;
-mod parts;
+mod inspect;
+mod long_line;
+mod open_files;
 mod reader;
 mod schedule;
 mod sweep;
@@ -40,24 +40,24 @@ mod sweep;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-mod trouble;
+mod unreadable;
 mod walk;
 mod watcher;
 
+use backfill_hold::HoldState;
+pub use backfill_hold::{BackfillHold, HoldQuery};
 pub use checkpoint::{BadRow, beginning, has_beginning, row_path};
-use checkpoint::{Brief, Row};
+use checkpoint::{CheckpointRow, CheckpointSummary};
 pub use chunk::{Chunk, FileKey, GenerationId, Intake, NewGeneration, Origin, Piece};
-use files::{Files, Known, Lane};
-use handles::Active;
-use hold::Holding;
-pub use hold::{AskHold, Hold};
-use identity::Ends;
-use look::age;
-use reader::{Reader, Sizes};
+use files::{FileTable, KnownFile, Lane};
+use fingerprint::EdgeSamples;
+use inspect::age;
+use open_files::OpenFile;
+use reader::{ReadSizes, Reader};
 use schedule::Schedule;
 use sweep::Sweep;
-use trouble::Troubles;
-pub use trouble::Unreadable;
+pub use unreadable::Unreadable;
+use unreadable::UnreadablePaths;
 pub use walk::Names;
 use walk::Root;
 use watcher::{Hints, Watcher};
@@ -127,15 +127,15 @@ pub enum Progress {
 /// How things stand.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
-    /// Files known.
+    /// FileTable known.
     pub files: usize,
-    /// Files with bytes that were not handed over, incomplete last lines among them.
+    /// FileTable with bytes that were not handed over, incomplete last lines among them.
     pub files_unread: usize,
-    /// Those bytes, as far as the last look at each file knows.
+    /// Those bytes, as far as the last inspect at each file knows.
     pub bytes_unread: u64,
-    /// Files that got shorter a moment ago: what is in them is read once they stay so.
+    /// FileTable that got shorter a moment ago: what is in them is read once they stay so.
     pub files_settling: usize,
-    /// Files held open.
+    /// FileTable held open.
     pub files_open: usize,
     /// Of these, files that lie nowhere any more and are still read.
     pub files_pinned: usize,
@@ -165,12 +165,12 @@ pub struct Tail {
     watcher: Option<Watcher>,
     /// The roots that the last sweep found.
     roots: Vec<Root>,
-    files: Files,
-    /// Files that are open, at most `options.open_files`.
-    active: BTreeMap<FileKey, Active>,
-    /// Files that are done with and lie nowhere any more, open until the group that says so is
+    files: FileTable,
+    /// FileTable that are open, at most `options.open_files`.
+    active: BTreeMap<FileKey, OpenFile>,
+    /// FileTable that are done with and lie nowhere any more, open until the group that says so is
     /// stored.
-    parting: Vec<(u64, Active)>,
+    retired: Vec<(u64, OpenFile)>,
     /// When it was looked last for files that went, while nothing may be read.
     tended: Duration,
     /// Rows that were handed over and are not known to be stored, each with its group.
@@ -179,11 +179,11 @@ pub struct Tail {
     group: u64,
     /// The sweep that goes on.
     sweep: Option<Sweep>,
-    troubles: Troubles,
+    unreadable: UnreadablePaths,
     /// What keeps files waiting that do not grow.
-    holding: Holding,
+    holding: HoldState,
     reader: Reader,
-    ends: Ends,
+    ends: EdgeSamples,
 }
 
 impl Tail {
@@ -198,7 +198,7 @@ impl Tail {
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> Self {
         let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX / 4).min(1 << 30);
-        let sizes = Sizes {
+        let sizes = ReadSizes {
             buffer: size(options.chunk_bytes),
             record: size(options.max_record_bytes),
             part: size(options.part_bytes),
@@ -210,25 +210,25 @@ impl Tail {
             hints: Arc::new(Hints::new(wake)),
             watcher: None,
             roots: Vec::new(),
-            files: Files::default(),
+            files: FileTable::default(),
             active: BTreeMap::new(),
-            parting: Vec::new(),
+            retired: Vec::new(),
             tended: Duration::ZERO,
             uncommitted: HashMap::new(),
             group: 0,
             sweep: None,
-            troubles: Troubles::default(),
-            holding: Holding::default(),
+            unreadable: UnreadablePaths::default(),
+            holding: HoldState::default(),
             reader: Reader::new(sizes),
-            ends: Ends::default(),
+            ends: EdgeSamples::default(),
             options,
         }
     }
 
     /// Asks `ask` now and then, when there are only files left that do not grow, whether those wait.
     #[must_use]
-    pub fn asking(mut self, ask: AskHold) -> Self {
-        self.holding = Holding::by(ask);
+    pub fn with_hold_query(mut self, ask: HoldQuery) -> Self {
+        self.holding = HoldState::by(ask);
         self
     }
 
@@ -241,8 +241,8 @@ impl Tail {
     /// Takes the place of `old`, which has other options, to be restored then: files keep their
     /// keys, and those that are deleted and open stay so.
     pub fn inherit(&mut self, old: Self) {
-        let Self { files, active, parting, .. } = old;
-        (self.files, self.active, self.parting) = (files, active, parting);
+        let Self { files, active, retired, .. } = old;
+        (self.files, self.active, self.retired) = (files, active, retired);
     }
 
     /// Follows the files below another root too.
@@ -271,7 +271,7 @@ impl Tail {
         self.schedule.restart();
         let now = self.schedule.now();
         for (generation, bytes) in rows {
-            let row = match Row::brief(&bytes) {
+            let row = match CheckpointRow::summary(&bytes) {
                 Ok(row) => row,
                 Err(source) => {
                     self.adopt(handles);
@@ -288,7 +288,7 @@ impl Tail {
             let old = before.at(&row.path).filter(|_| other.is_none());
             let era = old.and_then(|key| before.get(key)).map_or(0, |known| known.era);
             let key = old.unwrap_or_else(FileKey::fresh);
-            let mut known = Known::new(&row.path, generation);
+            let mut known = KnownFile::new(&row.path, generation);
             known.era = era;
             known.id = row.stamp.id;
             known.drained = row.is_drained.then_some(row.stamp);
@@ -316,7 +316,7 @@ impl Tail {
 
     /// Whether a known file is not the one that lies at its path, but the one of `row` is; when
     /// nobody can tell, the one of which less was read.
-    fn gives_way(&self, known: FileKey, row: &Brief) -> bool {
+    fn gives_way(&self, known: FileKey, row: &CheckpointSummary) -> bool {
         let Some(known) = self.files.get(known) else { return true };
         let here = file::look(&row.path).ok().and_then(|sight| sight.stamp.id);
         let is_here = |id: Option<FileId>| id.is_some() && id == here;
@@ -339,7 +339,7 @@ impl Tail {
             if !intake.has_room() {
                 return Progress::More;
             }
-            self.look_around(intake);
+            self.find_changes(intake);
             // Which files are the oldest the first sweep tells.
             let has_swept = self.schedule.has_swept;
             let next = match has_swept {
@@ -367,7 +367,7 @@ impl Tail {
                 self.begin_to_watch();
             }
             has_read = true;
-            if self.look(key, lane, intake) {
+            if self.inspect(key, lane, intake) {
                 self.files.enqueue(key, lane, modified);
             } else if lane == Lane::Backfill {
                 self.active.remove(&key);
@@ -392,7 +392,7 @@ impl Tail {
         let at_hand = self.group;
         self.uncommitted.retain(|_, (group, _)| *group >= at_hand);
         self.uncommitted.shrink_to(64);
-        self.forget_parted();
+        self.drop_stored();
     }
 
     /// How things stand.
@@ -405,7 +405,7 @@ impl Tail {
             files_settling: self.schedule.settling_count(),
             files_pinned,
             bytes_pinned,
-            unreadable: self.troubles.list(),
+            unreadable: self.unreadable.list(),
             is_watching: self.schedule.is_watching,
             sweeps: self.schedule.sweeps,
             sweep_cost: self.schedule.sweep_cost,
@@ -422,13 +422,18 @@ impl Tail {
     ///
     /// # Errors
     /// When there is one and it can't be had: the file must then be left alone, since without its
-    /// row any bytes look like its own.
-    fn row(&self, key: FileKey, known: &Known, intake: &dyn Intake) -> io::Result<Row> {
+    /// row any bytes inspect like its own.
+    fn row(
+        &self,
+        key: FileKey,
+        known: &KnownFile,
+        intake: &dyn Intake,
+    ) -> io::Result<CheckpointRow> {
         let path = || known.path.to_path_buf();
         let stored;
         let bytes = match self.uncommitted.get(&key) {
             Some((_, bytes)) => bytes,
-            None if !known.has_row => return Ok(Row::new(path(), 0)),
+            None if !known.has_row => return Ok(CheckpointRow::new(path(), 0)),
             None => match intake.checkpoint(&known.generation) {
                 Some(bytes) => {
                     stored = bytes;
@@ -437,7 +442,9 @@ impl Tail {
                 None => return Err(io::Error::other("the file's checkpoint can't be had")),
             },
         };
-        Row::decode(bytes).map(|row| Row { path: path(), ..row }).map_err(io::Error::other)
+        CheckpointRow::decode(bytes)
+            .map(|row| CheckpointRow { path: path(), ..row })
+            .map_err(io::Error::other)
     }
 }
 

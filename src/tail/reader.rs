@@ -13,7 +13,7 @@ use crate::platform::file::ReadAt;
 
 /// How large things may be.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sizes {
+pub(super) struct ReadSizes {
     /// The buffer, and so a chunk of lines that fit it.
     pub(super) buffer: usize,
     /// The longest line, without its ending, that is handed over whole.
@@ -24,7 +24,7 @@ pub(super) struct Sizes {
 
 /// Where to read on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Position {
+pub(super) struct ReadPosition {
     /// The first byte that was not handed over.
     pub(super) offset: u64,
     /// No newline lies between the offset and here.
@@ -37,7 +37,7 @@ pub(super) struct Position {
 
 /// What was found at a position.
 #[derive(Debug)]
-pub(super) enum Found<'b> {
+pub(super) enum ReadOutcome<'b> {
     /// Complete lines.
     Lines(Lines<'b>),
     /// The next part of a line that is longer than a record.
@@ -74,15 +74,15 @@ pub(super) struct Part<'b> {
 /// Reads lines through one buffer.
 #[derive(Debug)]
 pub(super) struct Reader {
-    sizes: Sizes,
+    sizes: ReadSizes,
     buffer: Vec<u8>,
 }
 
 impl Reader {
     /// A reader whose buffer is allocated when it is first used.
-    pub(super) fn new(sizes: Sizes) -> Self {
+    pub(super) fn new(sizes: ReadSizes) -> Self {
         let part = sizes.part.clamp(1, sizes.record.max(1));
-        let sizes = Sizes { buffer: sizes.buffer.max(1), part, ..sizes };
+        let sizes = ReadSizes { buffer: sizes.buffer.max(1), part, ..sizes };
         Self { sizes, buffer: Vec::new() }
     }
 
@@ -90,8 +90,12 @@ impl Reader {
     ///
     /// # Errors
     /// What reading the file says; nothing is lost by trying again.
-    pub(super) fn read(&mut self, file: &dyn ReadAt, position: &Position) -> io::Result<Found<'_>> {
-        let Sizes { buffer: step, record, part } = self.sizes;
+    pub(super) fn read(
+        &mut self,
+        file: &dyn ReadAt,
+        position: &ReadPosition,
+    ) -> io::Result<ReadOutcome<'_>> {
+        let ReadSizes { buffer: step, record, part } = self.sizes;
         let offset = position.offset;
         // With so many bytes and no newline, what follows is longer than a record (a part), even
         // when the last of them is the `\r` of the ending.
@@ -100,7 +104,7 @@ impl Reader {
         if position.scanned.saturating_sub(offset) > step as u64
             && let Some(scanned) = self.search(file, position.scanned, offset + limit as u64)?
         {
-            return Ok(Found::Nothing { scanned });
+            return Ok(ReadOutcome::Nothing { scanned });
         }
         let mut filled = 0;
         let (newline, at_end) = loop {
@@ -117,12 +121,12 @@ impl Reader {
                 break (newline, is_first && at_end);
             }
             if at_end {
-                return Ok(Found::Nothing { scanned: offset + filled as u64 });
+                return Ok(ReadOutcome::Nothing { scanned: offset + filled as u64 });
             }
         };
         let bytes = &self.buffer[..filled];
         if position.in_long_line || newline.is_none_or(|end| content(bytes, 0, end) > record) {
-            return Ok(Found::Part(next_part(bytes, part)));
+            return Ok(ReadOutcome::Part(next_part(bytes, part)));
         }
         // Beyond its first filling the buffer was filled for one line only.
         let bytes = match newline {
@@ -133,7 +137,7 @@ impl Reader {
         let rest = &bytes[size..];
         let is_drained = at_end && rest.len() < record + 2 && memchr(b'\n', rest).is_none();
         let end = is_drained.then(|| offset + filled as u64);
-        Ok(Found::Lines(Lines { pieces, raw: &bytes[..size], end }))
+        Ok(ReadOutcome::Lines(Lines { pieces, raw: &bytes[..size], end }))
     }
 
     /// Reads the `len` bytes at `offset`, fewer at the end of the file.
@@ -224,7 +228,7 @@ mod tests {
     use siem_protocol::Digest;
 
     use super::*;
-    use crate::tail::parts::LongLine;
+    use crate::tail::long_line::LongLine;
 
     /// A line as it came out: where it began, its bytes, its size, in how many parts.
     #[derive(Debug, PartialEq)]
@@ -238,7 +242,7 @@ mod tests {
     /// Reads on from a position to the end of what is there, as the tail does.
     #[derive(Default)]
     struct Follower {
-        position: Position,
+        position: ReadPosition,
         long: Option<LongLine>,
         partial: Vec<u8>,
         partial_size: u64,
@@ -248,15 +252,15 @@ mod tests {
     impl Follower {
         fn follow(&mut self, reader: &mut Reader, file: &[u8]) {
             loop {
-                let Sizes { record, part, buffer } = reader.sizes;
+                let ReadSizes { record, part, buffer } = reader.sizes;
                 self.position.end = file.len() as u64;
                 match reader.read(&file, &self.position).unwrap() {
-                    Found::Nothing { scanned } => {
+                    ReadOutcome::Nothing { scanned } => {
                         assert_eq!(scanned, file.len() as u64);
                         self.position.scanned = scanned;
                         return;
                     }
-                    Found::Lines(lines) => {
+                    ReadOutcome::Lines(lines) => {
                         let first = self.position.offset;
                         for piece in &lines.pieces {
                             let Piece::Line { offset, bytes, size, incomplete: false } = *piece
@@ -272,7 +276,7 @@ mod tests {
                         assert!(lines.raw.len() <= buffer.max(record + 2));
                         self.position.scanned = lines.end.unwrap_or(self.position.offset);
                     }
-                    Found::Part(found) => {
+                    ReadOutcome::Part(found) => {
                         assert!(!found.bytes.is_empty());
                         assert!(found.bytes.len() <= part + 1);
                         let start = self.position.offset;
@@ -314,7 +318,7 @@ mod tests {
         lines
     }
 
-    fn check(file: &[u8], cuts: &[usize], sizes: Sizes) {
+    fn check(file: &[u8], cuts: &[usize], sizes: ReadSizes) {
         let mut reader = Reader::new(sizes);
         let mut follower = Follower::default();
         for cut in cuts.iter().copied().chain([file.len()]) {
@@ -328,7 +332,7 @@ mod tests {
         }
     }
 
-    const SIZES: Sizes = Sizes { buffer: 16, record: 40, part: 10 };
+    const SIZES: ReadSizes = ReadSizes { buffer: 16, record: 40, part: 10 };
 
     #[test]
     fn lines_of_every_length_come_out_whole_or_in_parts() {
@@ -356,7 +360,7 @@ mod tests {
 
     #[test]
     fn the_buffer_shrinks_back() {
-        let mut reader = Reader::new(Sizes { buffer: 1 << 10, record: 1 << 20, part: 1 << 16 });
+        let mut reader = Reader::new(ReadSizes { buffer: 1 << 10, record: 1 << 20, part: 1 << 16 });
         let file = [&[b'x'; 1 << 19][..], b"\nshort\n"].concat();
         let mut follower = Follower::default();
         follower.follow(&mut reader, &file);
@@ -377,14 +381,14 @@ mod tests {
 
     #[test]
     fn the_search_for_a_newline_resumes_where_it_stopped() {
-        let mut reader = Reader::new(Sizes { buffer: 1 << 10, record: 1 << 20, part: 1 << 16 });
-        let mut position = Position::default();
+        let mut reader = Reader::new(ReadSizes { buffer: 1 << 10, record: 1 << 20, part: 1 << 16 });
+        let mut position = ReadPosition::default();
         let file = vec![b'x'; 1 << 19];
         let mut read = 0;
         for end in (0..file.len()).step_by(1 << 9) {
             let file = Counted(&file[..end], std::cell::Cell::default());
             position.end = end as u64;
-            let Found::Nothing { scanned } = reader.read(&file, &position).unwrap() else {
+            let ReadOutcome::Nothing { scanned } = reader.read(&file, &position).unwrap() else {
                 panic!("there is no newline");
             };
             position.scanned = scanned;
@@ -416,7 +420,7 @@ mod tests {
         ) {
             let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(file.len() + 1)).collect();
             cuts.sort_unstable();
-            check(&file, &cuts, Sizes { buffer, record, part: part.min(record) });
+            check(&file, &cuts, ReadSizes { buffer, record, part: part.min(record) });
         }
     }
 }

@@ -1,4 +1,4 @@
-//! When to look for changes: a full sweep rarely, single files often, as cheap as each is.
+//! When to inspect for changes: a full sweep rarely, single files often, as cheap as each is.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,7 +39,7 @@ const SETTLE: Duration = Duration::from_millis(250);
 /// The longest that it is given, however often it changes.
 const SETTLE_LONGEST: Duration = Duration::from_secs(5);
 
-/// A file with fewer bytes than before: since when, and when to look again.
+/// A file with fewer bytes than before: since when, and when to inspect again.
 #[derive(Debug)]
 struct Settling {
     since: Duration,
@@ -70,9 +70,9 @@ pub(super) struct Schedule {
     hot_due: Duration,
     quiet_due: Option<Duration>,
     young: Vec<Young>,
-    /// Files that changed recently, and until when they are looked at often.
+    /// FileTable that changed recently, and until when they are looked at often.
     hot: BTreeMap<FileKey, Duration>,
-    /// Files with an incomplete last line.
+    /// FileTable with an incomplete last line.
     tails: BTreeSet<FileKey>,
     settling: BTreeMap<FileKey, Settling>,
     /// Roots that are not there.
@@ -199,7 +199,7 @@ impl Schedule {
         }
     }
 
-    /// The hot files, when it is time to look at them.
+    /// The hot files, when it is time to inspect at them.
     pub(super) fn hot(&mut self) -> Option<Vec<FileKey>> {
         let now = self.now();
         if now < self.hot_due {
@@ -211,7 +211,7 @@ impl Schedule {
         Some(hot)
     }
 
-    /// A look at the hot files that began at `begun` is over.
+    /// A inspect at the hot files that began at `begun` is over.
     pub(super) fn end_hot(&mut self, begun: Duration) {
         let shortest = if self.is_watching { HOT_WATCHED } else { HOT_UNWATCHED };
         let now = self.now();

@@ -13,10 +13,10 @@ use siem_protocol::names::event;
 use super::{
     Tail,
     chunk::{Chunk, FileKey, Intake},
-    decide::{Decision, OldPath, Place, decide},
-    files::{Known, Lane},
+    decision::{Decision, FoundAt, OldPath, decide},
+    files::{KnownFile, Lane},
+    inspect::{age, origin},
     is_absent,
-    look::{age, origin},
     schedule::Schedule,
     walk::{self, Root, Walk},
     watcher::{Hinted, Watcher, may_be_directory},
@@ -43,9 +43,9 @@ pub(super) struct Sweep {
     found: u64,
     /// What could not be listed.
     failed: Vec<PathBuf>,
-    /// Known files that were found under another path, or another one of theirs.
+    /// KnownFile files that were found under another path, or another one of theirs.
     moved: Vec<(FileKey, PathBuf, Stamp)>,
-    /// Known files in whose place another lies.
+    /// KnownFile files in whose place another lies.
     replaced: Vec<(FileKey, Stamp)>,
     /// How long it took so far.
     cost: Duration,
@@ -53,21 +53,21 @@ pub(super) struct Sweep {
 
 /// Who saw a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Seen {
+enum FoundBy {
     /// A sweep: it sees all files, and so where a moved one lies.
-    BySweep,
-    /// A look at this file alone.
-    Alone,
+    Sweep,
+    /// A inspect at this file alone.
+    Check,
 }
 
 impl Tail {
     /// Does what is due: takes hints, looks at hot files, sweeps on.
-    pub(super) fn look_around(&mut self, intake: &mut dyn Intake) {
-        // Before the first sweep is over nobody knows what a hint is about.
+    pub(super) fn find_changes(&mut self, intake: &mut dyn Intake) {
+        // ReplacedFile the first sweep is over nobody knows what a hint is about.
         if self.schedule.has_swept
             && let Some(hinted) = self.hints.take()
         {
-            self.take_hints(hinted);
+            self.apply_hints(hinted);
         }
         for directory in self.schedule.young() {
             self.list(directory);
@@ -77,16 +77,16 @@ impl Tail {
         }
         if let Some(hot) = self.schedule.hot() {
             let begun = self.schedule.now();
-            self.look_at_hot(&hot);
+            self.check_hot_files(&hot);
             self.schedule.end_hot(begun);
-            self.keep_tails(intake);
+            self.save_partial_lines(intake);
         }
         if self.sweep.is_some() || self.schedule.is_sweep_due() {
             self.sweep_on(intake);
         }
     }
 
-    fn take_hints(&mut self, hinted: Hinted) {
+    fn apply_hints(&mut self, hinted: Hinted) {
         if hinted.is_blind {
             self.schedule.blind();
         }
@@ -98,12 +98,12 @@ impl Tail {
         }
         let roots = std::mem::take(&mut self.roots);
         for path in hinted.paths {
-            self.take_hint(&roots, &path);
+            self.apply_hint(&roots, &path);
         }
         self.roots = roots;
     }
 
-    fn take_hint(&mut self, roots: &[Root], hinted: &Path) {
+    fn apply_hint(&mut self, roots: &[Root], hinted: &Path) {
         let found = roots.iter().find_map(|root| Some((root, root.path_of(hinted)?)));
         let Some((root, path)) = found else { return };
         let is_file = self.options.names.are_of(&path);
@@ -128,7 +128,7 @@ impl Tail {
                 self.schedule.list_again(path);
             }
         } else if kind == Kind::File && is_file {
-            self.see_alone(&path, stamp);
+            self.check_path(&path, stamp);
         }
     }
 
@@ -138,27 +138,27 @@ impl Tail {
         while let Some(directory) = walk.next() {
             self.watch(directory);
             // What can't be listed is reported by the next sweep.
-            walk.list(|path, stamp| self.see_alone(&path, stamp), |_, _| {});
+            walk.list(|path, stamp| self.check_path(&path, stamp), |_, _| {});
         }
     }
 
-    fn see_alone(&mut self, path: &Path, stamp: Stamp) {
+    fn check_path(&mut self, path: &Path, stamp: Stamp) {
         match self.files.at(path) {
-            Some(key) => self.see(key, stamp, Seen::Alone),
+            Some(key) => self.see(key, stamp, FoundBy::Check),
             None => {
                 let is_known = stamp.id.and_then(|id| self.files.with_id(id));
                 if is_known.is_some() {
                     // Moved here, perhaps.
                     self.schedule.sweep_now();
                 } else {
-                    self.meet(path, stamp);
+                    self.add_new_file(path, stamp);
                 }
             }
         }
     }
 
     /// Looks at the files that changed recently, and for roots that were not there.
-    fn look_at_hot(&mut self, hot: &[FileKey]) {
+    fn check_hot_files(&mut self, hot: &[FileKey]) {
         for key in hot {
             let Some(known) = self.files.get_mut(*key).filter(|known| !known.is_gone) else {
                 self.schedule.forget(*key);
@@ -169,7 +169,7 @@ impl Tail {
                     if std::mem::take(&mut known.is_racy) {
                         known.drained = None;
                     }
-                    self.see(*key, sight.stamp, Seen::Alone);
+                    self.see(*key, sight.stamp, FoundBy::Check);
                 }
                 _ => {
                     self.schedule.sweep_soon();
@@ -202,7 +202,7 @@ impl Tail {
         if is_over {
             self.roots = sweep.roots;
             self.schedule.end_sweep(sweep.cost);
-            self.keep_tails(intake);
+            self.save_partial_lines(intake);
         } else {
             self.sweep = Some(sweep);
         }
@@ -216,7 +216,7 @@ impl Tail {
             if is_absent(&error) {
                 self.schedule.absent_roots.push(path.to_owned());
             } else {
-                self.troubles.note(path, &error, number);
+                self.unreadable.note(path, &error, number);
             }
             failed.push(path.to_owned());
         });
@@ -239,7 +239,7 @@ impl Tail {
                     let Some(known) = self.files.get_mut(key) else { return };
                     known.seen = *number;
                     if stamp.id.is_none() || stamp.id == known.id {
-                        self.see(key, stamp, Seen::BySweep);
+                        self.see(key, stamp, FoundBy::Sweep);
                         return;
                     }
                     replaced.push((key, stamp));
@@ -249,14 +249,14 @@ impl Tail {
                 }
                 None => match stamp.id.and_then(|id| self.files.with_id(id)) {
                     Some(key) => moved.push((key, path, stamp)),
-                    None => self.meet(&path, stamp),
+                    None => self.add_new_file(&path, stamp),
                 },
             }
         };
         let count = walk.list(visit, |path, error| unlisted.push((path.to_owned(), error)));
         for (path, error) in unlisted {
             if !is_absent(&error) {
-                self.troubles.note(&path, &error, *number);
+                self.unreadable.note(&path, &error, *number);
             }
             failed.push(path);
         }
@@ -267,7 +267,7 @@ impl Tail {
     fn end_sweep(&mut self, sweep: &mut Sweep, intake: &mut dyn Intake) {
         let number = sweep.number;
         for (key, stamp) in sweep.replaced.drain(..) {
-            self.see(key, stamp, Seen::BySweep);
+            self.see(key, stamp, FoundBy::Sweep);
         }
         let mut vacated = Vec::new();
         for (key, path, stamp) in sweep.moved.drain(..) {
@@ -285,24 +285,24 @@ impl Tail {
                     known.seen = 0;
                 }
             } else if self.files.at(&path).is_none() {
-                self.meet(&path, stamp);
+                self.add_new_file(&path, stamp);
             }
         }
         for (path, stamp) in vacated {
             if self.files.at(&path).is_none() {
-                self.meet(&path, stamp);
+                self.add_new_file(&path, stamp);
             }
         }
         // What was moved meanwhile may lie where the sweep had been before; the next one sees it.
         if !self.schedule.is_sweep_asked_now() {
-            self.lose_unseen(&sweep.roots, &sweep.failed, intake);
+            self.end_missing_files(&sweep.roots, &sweep.failed, intake);
         }
-        self.troubles.forget_before(number, |path| self.files.at(path).is_some());
+        self.unreadable.forget_before(number, |path| self.files.at(path).is_some());
     }
 
     /// Sweeps once more, with a watcher. Not with the first sweep: while all files are read for the
     /// first time the watcher would tell of each one that is opened, and that costs more than to
-    /// look at all of them again.
+    /// inspect at all of them again.
     pub(super) fn begin_to_watch(&mut self) {
         if self.may_watch() && !self.schedule.is_watching {
             self.schedule.sweep_now();
@@ -337,10 +337,10 @@ impl Tail {
         }
     }
 
-    /// Ends the files that the sweep did not see, although everything above them was listed.
-    fn lose_unseen(&mut self, roots: &[Root], failed: &[PathBuf], intake: &mut dyn Intake) {
+    /// EdgeSamples the files that the sweep did not see, although everything above them was listed.
+    fn end_missing_files(&mut self, roots: &[Root], failed: &[PathBuf], intake: &mut dyn Intake) {
         let sweep = self.schedule.sweeps;
-        let is_lost = |known: &Known| {
+        let is_lost = |known: &KnownFile| {
             known.seen != sweep
                 && !known.is_gone
                 && roots.iter().any(|root| known.path.starts_with(&root.configured))
@@ -350,16 +350,16 @@ impl Tail {
             self.files.iter().filter(|(_, known)| is_lost(known)).map(|(key, _)| key).collect();
         lost.sort_unstable();
         for key in lost {
-            self.lose(key, intake);
+            self.handle_deleted(key, intake);
         }
     }
 
     /// A known file was seen at its path.
-    fn see(&mut self, key: FileKey, stamp: Stamp, seen: Seen) {
+    fn see(&mut self, key: FileKey, stamp: Stamp, seen: FoundBy) {
         let now = self.schedule.now();
         let Some(known) = self.files.get_mut(key) else { return };
         // Once more, when its stamp would show a change.
-        if seen == Seen::BySweep && std::mem::take(&mut known.is_racy) {
+        if seen == FoundBy::Sweep && std::mem::take(&mut known.is_racy) {
             known.drained = None;
         }
         if known.drained.is_some_and(|drained| drained.agrees_with(&stamp)) {
@@ -367,7 +367,7 @@ impl Tail {
         }
         let is_other = stamp.id.is_some() && known.id.is_some() && stamp.id != known.id;
         if is_other && known.replaced_by != stamp.id {
-            if seen == Seen::Alone {
+            if seen == FoundBy::Check {
                 // Only a sweep knows whether the file that lay here lies elsewhere.
                 self.schedule.sweep_now();
                 return;
@@ -387,13 +387,13 @@ impl Tail {
         // After a start the files that grow are not kept waiting for the rest.
         let is_live = self.schedule.has_swept || age(&stamp, self.clock.now()) <= OLD;
         let path = Arc::clone(&known.path);
-        self.let_wait(key, &path, &stamp, is_live);
+        self.enqueue_file(key, &path, &stamp, is_live);
     }
 
     /// Lets a file wait to be read. A log and what it was renamed to are read in the order in which
     /// they were written: of two that changed in one tick of the clock, what was renamed more often
     /// is older.
-    fn let_wait(&mut self, key: FileKey, path: &Path, stamp: &Stamp, is_live: bool) {
+    fn enqueue_file(&mut self, key: FileKey, path: &Path, stamp: &Stamp, is_live: bool) {
         let (lane, modified) = match self.options.names.rotations(path) {
             Some(rotations) => (Lane::Backfill, stamp.modified.saturating_sub(rotations)),
             None if is_live => (Lane::Live, stamp.modified),
@@ -403,9 +403,9 @@ impl Tail {
     }
 
     /// A file was seen that is not known.
-    fn meet(&mut self, path: &Path, stamp: Stamp) {
+    fn add_new_file(&mut self, path: &Path, stamp: Stamp) {
         let key = FileKey::fresh();
-        let mut known = Known::new(path, (self.new_generation)());
+        let mut known = KnownFile::new(path, (self.new_generation)());
         known.id = stamp.id;
         known.size = stamp.size;
         known.seen = self.schedule.sweeps;
@@ -413,7 +413,7 @@ impl Tail {
         self.files.add(key, known);
         let is_old = age(&stamp, self.clock.now()) > OLD;
         let is_live = self.schedule.has_swept && !is_old;
-        self.let_wait(key, path, &stamp, is_live);
+        self.enqueue_file(key, path, &stamp, is_live);
     }
 
     /// A file id was found under another path: whether the file was moved there, if that can be
@@ -428,7 +428,7 @@ impl Tail {
         match self.try_follow_move(key, path, vacated, intake) {
             Ok(is_moved) => Some(is_moved),
             Err(error) => {
-                self.troubles.note(path, &error, self.schedule.sweeps);
+                self.unreadable.note(path, &error, self.schedule.sweeps);
                 None
             }
         }
@@ -462,7 +462,7 @@ impl Tail {
             let facts = json!({ "path": paths[1], "other_path": paths[0], "size": stamp.size });
             intake.report(Event::warning(event::FILE_LINKED, facts));
         }
-        if decide(Place::OtherPath(old_path), sameness) != Decision::Move {
+        if decide(FoundAt::OtherPath(old_path), sameness) != Decision::Move {
             return Ok(false);
         }
         let from = known.path.clone();

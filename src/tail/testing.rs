@@ -20,7 +20,7 @@ use crate::{
 
 /// A line or part as it came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Got {
+pub(crate) struct ReceivedPiece {
     pub(crate) path: PathBuf,
     pub(crate) generation: GenerationId,
     pub(crate) file: FileKey,
@@ -37,7 +37,7 @@ pub(crate) struct Got {
 #[derive(Clone, Debug, Default)]
 struct Group {
     rows: BTreeMap<GenerationId, Option<Vec<u8>>>,
-    got: Vec<Got>,
+    got: Vec<ReceivedPiece>,
     events: Vec<Event>,
     chunks: usize,
     left_out: u64,
@@ -47,7 +47,7 @@ struct Group {
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     pub(crate) rows: BTreeMap<GenerationId, Vec<u8>>,
-    pub(crate) got: Vec<Got>,
+    pub(crate) got: Vec<ReceivedPiece>,
     pub(crate) events: Vec<Event>,
     pub(crate) forgotten: Vec<FileKey>,
     /// Bytes of lines that a source left out.
@@ -134,7 +134,7 @@ impl Intake for Store {
                     continue;
                 }
             };
-            group.got.push(Got {
+            group.got.push(ReceivedPiece {
                 path: chunk.origin.path.clone(),
                 generation: generation.clone(),
                 file: chunk.origin.file,
@@ -172,14 +172,14 @@ impl Intake for Store {
 
 /// The system's clock, moved.
 #[derive(Debug, Default)]
-pub(crate) struct MovedClock {
+pub(crate) struct ShiftedClock {
     /// By how much the wall clock is ahead, in milliseconds.
     wall: AtomicI64,
     /// By how much more time has gone by.
     passed: AtomicU64,
 }
 
-impl MovedClock {
+impl ShiftedClock {
     /// A clock that can be moved.
     pub(crate) fn shared() -> Arc<Self> {
         Arc::new(Self::default())
@@ -198,7 +198,7 @@ impl MovedClock {
     }
 }
 
-impl Clock for MovedClock {
+impl Clock for ShiftedClock {
     fn now(&self) -> Timestamp {
         Timestamp(SystemClock.now().0.saturating_add_signed(self.wall.load(Ordering::Relaxed)))
     }
@@ -210,7 +210,7 @@ impl Clock for MovedClock {
 
 /// Whether a file that is open can be deleted and replaced, and is gone from its path at once. Windows
 /// does that since 2018, older wine does not: what is done about it can't be shown there.
-pub(crate) fn lets_go_of_open_files() -> bool {
+pub(crate) fn open_files_can_be_replaced() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
 
     let is_so = *KNOWN.get_or_init(|| {

@@ -54,7 +54,7 @@ impl Hints {
     }
 
     /// Says that hints were lost.
-    pub(super) fn lose(&self) {
+    pub(super) fn handle_deleted(&self) {
         self.change(|hinted| hinted.is_incomplete = true);
     }
 
@@ -94,7 +94,7 @@ impl Watcher {
             Told::Changed { path, is_metadata } => pass_on(&sender, path, is_metadata, &names),
             Told::Lost => {
                 debug!("lost hints");
-                sender.lose();
+                sender.handle_deleted();
             }
             Told::Failed(error) => {
                 report(&error);
@@ -137,7 +137,7 @@ fn pass_on(hints: &Hints, path: PathBuf, is_metadata: bool, names: &Names) {
     }
 }
 
-/// Whether a path that has none of the names is worth a look: most other files have an
+/// Whether a path that has none of the names is worth a inspect: most other files have an
 /// extension.
 pub(super) fn may_be_directory(path: &Path) -> bool {
     path.extension().is_none_or(OsStr::is_empty) || path.is_dir()
@@ -161,7 +161,7 @@ mod tests {
         hints.add("/b".into());
         assert_eq!(woken.load(Ordering::Relaxed), 1);
         assert_eq!(hints.take().unwrap().paths.len(), 2);
-        hints.lose();
+        hints.handle_deleted();
         assert_eq!(woken.load(Ordering::Relaxed), 2);
         assert!(hints.take().unwrap().is_incomplete);
     }

@@ -335,7 +335,7 @@ fn what_the_receiver_does_not_know_of_yet_is_not_deleted_and_not_sent() {
     let line = lines.split(|byte| *byte == b'\n').next().unwrap();
     let letter = DeadLetter::new(line, frame.head.config, 422, "no".into(), String::new());
     let id = DeadLetterId { sink: "siem".into(), epoch: outbox.epoch(), seq: 1 };
-    outbox.bury(&id, &letter).unwrap();
+    outbox.store_dead_letter(&id, &letter).unwrap();
     drop(outbox);
 
     for action in ["purge", "retry"] {

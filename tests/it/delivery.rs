@@ -28,7 +28,7 @@ fn assert_arrived(receiver: &Scripted, delivery: &Delivery, count: u64) {
     let numbers: Vec<u64> = receiver.entries().iter().map(|entry| entry.seq).collect();
     assert_eq!(numbers, (1..=count).collect::<Vec<_>>());
     assert_eq!(delivery.outbox.cursor("siem").unwrap().acknowledged.seq, count);
-    assert_eq!(delivery.outbox.stored(), 0);
+    assert_eq!(delivery.outbox.stored_bytes(), 0);
     assert!(letters(delivery).is_empty());
 }
 

@@ -87,7 +87,7 @@ fn a_certificate_that_cannot_be_trusted_gets_nothing_and_the_log_says_what_to_do
         let log = delivery.log();
         assert!(log.contains(words), "{what}: {log}");
         assert_eq!(receiver.requests(), 0, "{what}");
-        assert!(delivery.outbox.stored() > 0, "{what}");
+        assert!(delivery.outbox.stored_bytes() > 0, "{what}");
     }
 }
 

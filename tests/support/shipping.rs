@@ -20,7 +20,7 @@ use ai_agent::{
     pipeline::{
         delivery::{Delivering, Ending, Orders, Progress},
         group::Filling,
-        outbox::{Outbox, Seat},
+        outbox::{Outbox, SinkRegistration},
     },
     platform::{Clock, Environment, Os, Paths, Timestamp},
     protocol::{Digest, Identity},
@@ -59,7 +59,7 @@ impl Post {
     pub(crate) fn with(count: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("outbox.redb");
-        let seat = Seat { name: "siem".into(), ..Seat::default() };
+        let seat = SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
         let outbox = Outbox::open(&path, &[seat], || "epoch-1".into()).unwrap();
         let post = Self {
             outbox: Arc::new(outbox),

@@ -186,7 +186,7 @@ impl Desk {
         };
         seen.agent.phase = Phase::Running;
         let outbox = Arc::clone(view.outbox());
-        let looked = timeout(LOOKS, spawn_blocking(move || outbox.waiting()));
+        let looked = timeout(LOOKS, spawn_blocking(move || outbox.stats()));
         let (waiting, reading) = tokio::join!(looked, view.reading(LOOKS));
         match waiting {
             Ok(Ok(Ok(waiting))) => seen.take_outbox(waiting, &loaded, now),

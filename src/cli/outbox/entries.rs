@@ -90,7 +90,7 @@ fn first(store: &Store, from: Option<u64>) -> Result<u64, Failure> {
     if let Some(from) = from {
         return Ok(from);
     }
-    let waiting = store.outbox.waiting().map_err(Failure::failed)?;
+    let waiting = store.outbox.stats().map_err(Failure::failed)?;
     Ok(waiting.places.iter().map(|place| place.acknowledged + 1).min().unwrap_or_default())
 }
 
@@ -102,7 +102,7 @@ fn visit(
     mut show: impl FnMut(u64, &[u8]) -> Result<Next, Failure>,
 ) -> Result<(), Failure> {
     loop {
-        let frames = outbox.some_frames(seq).map_err(Failure::failed)?;
+        let frames = outbox.frame_chunk(seq).map_err(Failure::failed)?;
         if frames.is_empty() {
             return Ok(());
         }

@@ -29,7 +29,7 @@ pub(super) fn left(surroundings: &Surroundings, state_dir: &Path, loaded: Option
         return seen;
     }
     let looked = Store::open(surroundings, loaded).and_then(|store| {
-        let waiting = store.outbox.waiting().map_err(super::Failure::failed)?;
+        let waiting = store.outbox.stats().map_err(super::Failure::failed)?;
         seen.take_outbox(waiting, &store.loaded, SystemClock.now());
         Ok(())
     });

@@ -14,7 +14,7 @@ use crate::{
         delivery::Progress,
         facts::ConfigFacts,
         ingest,
-        outbox::{self, Waiting},
+        outbox::{self, OutboxStats},
     },
     platform::{Timestamp, memory, service},
 };
@@ -296,7 +296,7 @@ impl Seen {
     /// What waits, and for whom.
     pub(in crate::cli) fn take_outbox(
         &mut self,
-        waiting: Waiting,
+        waiting: OutboxStats,
         loaded: &Loaded,
         now: Timestamp,
     ) {
@@ -313,7 +313,7 @@ impl Seen {
             oldest_seconds: age(oldest),
             dead_letters: waiting.dead_letters,
         });
-        let sink = |place: outbox::Place| Sink {
+        let sink = |place: outbox::SinkStats| Sink {
             configured: tables.iter().any(|table| table.name == place.name),
             oldest_seconds: age(place.oldest),
             name: place.name,

@@ -93,7 +93,8 @@ impl Assembler<'_> {
         }
         let mut fit = fitting();
         let frames = self.outbox.frames(first, |head| fit.take(head, first))?;
-        let dead = self.outbox.dead_after(self.sink, &cursor.epoch, cursor.acknowledged.seq)?;
+        let dead =
+            self.outbox.dead_letters_after(self.sink, &cursor.epoch, cursor.acknowledged.seq)?;
         // All was read under one epoch, or is read again.
         if self.outbox.epoch() != cursor.epoch {
             return Ok(Pending::Waiting(Duration::ZERO));

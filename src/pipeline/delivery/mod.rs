@@ -20,7 +20,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::outbox::{DeadLetter, DeadLetterId, Head, Outbox, OutboxError, Purged, Renumbered};
+use super::outbox::{DeadLetter, DeadLetterId, Head, Outbox, OutboxError, Purged, RenumberOutcome};
 use crate::{
     config::Shipping,
     event::Event,
@@ -263,7 +263,7 @@ impl Delivering {
 
     /// Stores what was acknowledged; when that is to be tried again.
     async fn settle(&mut self) -> Option<Instant> {
-        let failure = self.blocking(|outbox, _| outbox.settle()).await.err()?;
+        let failure = self.blocking(|outbox, _| outbox.persist_acks()).await.err()?;
         Some(Instant::now() + self.store_failed(&failure))
     }
 
@@ -374,7 +374,9 @@ impl Delivering {
     async fn renumber(&mut self, batch: &Batch) -> Result<bool, OutboxError> {
         let (epoch, new, now) = (batch.header.epoch.clone(), (self.new_epoch)(), self.clock.now());
         let begun = self.blocking(move |outbox, _| outbox.renumber(&epoch, new, now)).await?;
-        if let Renumbered::Begun { previous, epoch, entries, ended: (last_seq, totals) } = &begun {
+        if let RenumberOutcome::Started { previous, epoch, entries, ended: (last_seq, totals) } =
+            &begun
+        {
             warn!(code = "epoch_conflict", previous, epoch, entries, "a new epoch began");
             let data = serde_json::json!({
                 "epoch": epoch, "previous_epoch": previous, "entries": entries,
@@ -382,7 +384,7 @@ impl Delivering {
             });
             (self.report)(Event::warning(siem_protocol::names::event::EPOCH_STARTED, data));
         }
-        Ok(!matches!(begun, Renumbered::TooSoon))
+        Ok(!matches!(begun, RenumberOutcome::TooSoon))
     }
 
     /// Keeps the batch's only entry as a dead letter, and reports it.
@@ -411,7 +413,9 @@ impl Delivering {
             said,
             "entry was refused for good and kept as a dead letter: see `ai-agent deadletter list`"
         );
-        let purged = self.blocking(move |outbox, _| outbox.bury_within(&id, &letter, most)).await?;
+        let purged = self
+            .blocking(move |outbox, _| outbox.store_dead_letter_within(&id, &letter, most))
+            .await?;
         let data = serde_json::json!({ "sink": self.name, "seq": seq, "status": status });
         (self.report)(Event::warning(siem_protocol::names::event::ENTRY_DEAD_LETTERED, data));
         self.tell_purged(&purged);

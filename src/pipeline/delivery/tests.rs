@@ -5,7 +5,7 @@ use siem_protocol::{Digest, Entry};
 use super::*;
 use crate::{
     frame::Codec,
-    pipeline::{group::Filling, outbox::Seat},
+    pipeline::{group::Filling, outbox::SinkRegistration},
     platform::Timestamp,
     stages::sink::{Answer, Delivery},
 };
@@ -74,9 +74,12 @@ impl Run {
 /// An outbox with groups of so many events.
 fn outbox_with(folder: &Path, groups: &[usize]) -> Arc<Outbox> {
     let path = folder.join("outbox.redb");
-    let outbox =
-        Outbox::open(&path, &[Seat { name: "siem".into(), ..Seat::default() }], || "e".into())
-            .unwrap();
+    let outbox = Outbox::open(
+        &path,
+        &[SinkRegistration { name: "siem".into(), ..SinkRegistration::default() }],
+        || "e".into(),
+    )
+    .unwrap();
     let sealing = Shipping { batch_size: 100, ..Shipping::default() };
     let mut filling = Filling::new(outbox.end(), Digest::ZERO, sealing, Codec::Zstd);
     for count in groups {
@@ -146,7 +149,7 @@ async fn run_until(
     let mut progress = delivering.progress.subscribe();
     let emptied = async {
         progress.wait_for(|progress| progress.acknowledged == all).await.unwrap();
-        while outbox.stored() > 0 {
+        while outbox.stored_bytes() > 0 {
             sleep(Duration::from_millis(10)).await;
         }
     };
@@ -202,7 +205,7 @@ async fn the_rest_of_a_backlog_does_not_wait_for_more() {
 #[tokio::test]
 async fn the_last_acknowledgement_is_stored_though_nothing_comes_after_it() {
     let run = run_until(Ending::Running, None, &[3], shipping(3), |_| Delivery::Acknowledged).await;
-    assert_eq!((run.delivered(), run.outbox.stored()), (3, 0));
+    assert_eq!((run.delivered(), run.outbox.stored_bytes()), (3, 0));
 }
 
 #[tokio::test]
@@ -210,7 +213,7 @@ async fn delivers_everything_in_order_and_empties_the_outbox() {
     let run = run(&[3, 1, 250], shipping(100), |_| Delivery::Acknowledged).await;
     assert_eq!(run.seen.concat(), (1..=254).collect::<Vec<_>>());
     assert!(run.seen.iter().all(|batch| batch.len() <= 100));
-    assert_eq!((run.delivered(), run.outbox.stored()), (254, 0));
+    assert_eq!((run.delivered(), run.outbox.stored_bytes()), (254, 0));
 }
 
 #[tokio::test]
@@ -255,7 +258,7 @@ async fn one_poisoned_entry_is_a_dead_letter_and_the_rest_flows() {
     .await;
     assert_eq!(run.delivered(), 200);
     assert!(run.seen.len() <= 2 * 8 + 4, "{}", run.seen.len());
-    let dead = run.outbox.dead_after("siem", "e", 0).unwrap();
+    let dead = run.outbox.dead_letters_after("siem", "e", 0).unwrap();
     assert_eq!(dead.iter().map(|dead| dead.seq).collect::<Vec<_>>(), [77]);
     assert_eq!(run.events.len(), 1);
     assert_eq!(run.events[0].data["seq"], 77);

@@ -320,7 +320,7 @@ impl Ingest {
                 "acknowledged offsets could not be copied"
             );
         }
-        if let Err(failure) = self.outbox.look_for_file() {
+        if let Err(failure) = self.outbox.check_file() {
             error!(
                 code = "outbox_moved",
                 cause = causes(&failure),
@@ -337,17 +337,17 @@ impl Ingest {
 
     /// Stops reading, or goes on, as outbox and disk have room, and reports it.
     fn look_for_room(&mut self) {
-        let (mut stored, free) = (self.outbox.stored(), self.outbox.free_space());
+        let (mut stored, free) = (self.outbox.stored_bytes(), self.outbox.free_space());
         // What is acknowledged may leave, and nothing may be written any more that it leaves with.
         if self.room.is_full() || self.room.fills(stored) {
-            if let Err(failure) = self.outbox.settle() {
+            if let Err(failure) = self.outbox.persist_acks() {
                 warn!(
                     code = "outbox_cleanup_failed",
                     cause = causes(&failure),
                     "acknowledged entries could not be deleted"
                 );
             }
-            stored = self.outbox.stored();
+            stored = self.outbox.stored_bytes();
         }
         if self.room.has_half_filled(stored) {
             removed::tell(&self.outbox, |event| self.inbox.report(event));
@@ -461,7 +461,7 @@ impl Ingest {
         }
         self.work.storing = Some(Storing {
             has_beat: mem::take(&mut self.work.is_beat_unstored),
-            number: self.outbox.groups() + 1,
+            number: self.outbox.group_count() + 1,
         });
         self.writer.begin(self.filling.draft(self.clock.now()), self.work.is_backfill);
         self.inbox.storing();
@@ -533,7 +533,7 @@ impl Ingest {
         // After an error of the disk the group may be in the store after all, which says so once
         // it is open again. A file that ended in it must not be read again then.
         if let Some(failed) = self.work.storing.take() {
-            if failed.number <= self.outbox.groups() {
+            if failed.number <= self.outbox.group_count() {
                 self.stored();
             } else {
                 self.inbox.take_back();
@@ -544,7 +544,7 @@ impl Ingest {
         }
         for (name, source) in &mut self.sources {
             let restored = self.outbox.checkpoints(name, |rows| source.restore(rows))?;
-            restored.map_err(|row| self.outbox.distrust(&row))?;
+            restored.map_err(|row| self.outbox.report_bad_checkpoint(&row))?;
         }
         self.filling.reset(self.outbox.end());
         Ok(())
@@ -572,7 +572,7 @@ impl Ingest {
             "epoch": self.outbox.epoch(),
             "totals": self.filling.totals(),
             "dead_lettered": self.outbox.dead_lettered(),
-            "outbox_bytes": self.outbox.stored(),
+            "outbox_bytes": self.outbox.stored_bytes(),
             "files": files,
             "unread_bytes": unread,
             "unreadable": unreadable,

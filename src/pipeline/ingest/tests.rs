@@ -11,7 +11,7 @@ use crate::{
     pipeline::{
         facts::Facts,
         judge::Judge,
-        outbox::{Seat, faults::Faulty},
+        outbox::{SinkRegistration, io_error_tests::FaultyFile},
     },
     platform::SystemClock,
     stages::{
@@ -121,9 +121,12 @@ impl Filter for Fragile {
 
 fn ingest(source: Files, folder: &Path) -> Ingest {
     let path = folder.join("outbox.redb");
-    let outbox =
-        Outbox::open(&path, &[Seat { name: "siem".into(), ..Seat::default() }], || "e".into())
-            .unwrap();
+    let outbox = Outbox::open(
+        &path,
+        &[SinkRegistration { name: "siem".into(), ..SinkRegistration::default() }],
+        || "e".into(),
+    )
+    .unwrap();
     ingest_into(outbox, source)
 }
 
@@ -210,7 +213,7 @@ fn a_group_that_is_not_stored_takes_back_what_was_read_meanwhile() {
     };
     let lines: Vec<&'static str> = (0..60).map(large).collect();
     for fails_at in 1..12 {
-        let (file, folder) = (Faulty::default(), tempfile::tempdir().unwrap());
+        let (file, folder) = (FaultyFile::default(), tempfile::tempdir().unwrap());
         let outbox = file.outbox(folder.path());
         let mut ingest = ingest_into(outbox, Files::new(&[("a", lines.as_slice())]));
         let outbox = Arc::clone(&ingest.outbox);

@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    CHECKPOINTS, CURSORS, META, Outbox, OutboxError, State, checkpoints::open_checkpoint,
-    from_json, read_cursors, sealed,
+    CHECKPOINTS, CURSORS, META, Outbox, OutboxError, State, checkpoints::open_checkpoint, checksum,
+    from_json, read_cursors,
 };
 use crate::{
     platform::private,
@@ -42,7 +42,7 @@ pub(super) struct Backup {
     path: PathBuf,
     /// `None`: nobody knows, all of it has to be written.
     changed: Option<BTreeSet<Key>>,
-    pending: Option<Pending>,
+    pending: Option<PreparedRows>,
     size: u64,
     compact_at: u64,
     /// Lines of generations that began since all rows were written beside the file.
@@ -52,14 +52,14 @@ pub(super) struct Backup {
 }
 
 /// Rows that lie beside the file until the entries before them are acknowledged.
-struct Pending {
+struct PreparedRows {
     seq: u64,
     is_all: bool,
 }
 
 /// What a backup holds.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Saved {
+pub(super) struct BackupContents {
     /// The epoch that it was made in.
     pub(super) epoch: String,
     /// The rows.
@@ -70,12 +70,12 @@ pub(super) struct Saved {
 }
 
 #[derive(Serialize, Deserialize)]
-struct First {
+struct BackupHeader {
     epoch: String,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Line {
+struct BackupLine {
     source: String,
     generation: GenerationId,
     /// In base64; `None` takes the row away.
@@ -119,7 +119,7 @@ impl Backup {
         let mut lines = Vec::new();
         for ((source, generation), row) in begun {
             let Some(row) = tail::beginning(row) else { continue };
-            lines.extend_from_slice(&line(&Line {
+            lines.extend_from_slice(&line(&BackupLine {
                 source: source.clone(),
                 generation: generation.clone(),
                 row: None,
@@ -135,7 +135,7 @@ impl Backup {
         }
         let written = private::options().append(true).open(&self.path).and_then(|mut file| {
             if file.metadata()?.len() == 0 {
-                file.write_all(&line(&First { epoch: epoch.to_owned() }))?;
+                file.write_all(&line(&BackupHeader { epoch: epoch.to_owned() }))?;
             }
             file.write_all(&lines)
         });
@@ -185,7 +185,7 @@ impl Backup {
     }
 
     /// Writes rows as they stand after entry `seq`, beside the file: all of them, or those that
-    /// have changed. They count once [`Backup::settle`] is called.
+    /// have changed. They count once [`Backup::persist_acks`] is called.
     pub(super) fn prepare<E: From<io::Error>>(
         &mut self,
         epoch: &str,
@@ -201,21 +201,21 @@ impl Backup {
         let file = private::options().truncate(true).open(self.beside_it()).map_err(ours)?;
         let mut file = BufWriter::new(file);
         if is_all {
-            file.write_all(&line(&First { epoch: epoch.to_owned() })).map_err(ours)?;
+            file.write_all(&line(&BackupHeader { epoch: epoch.to_owned() })).map_err(ours)?;
         }
         for row in rows {
             let (key, row) = row?;
             file.write_all(&row_line(key, row)).map_err(ours)?;
         }
         file.flush().map_err(ours)?;
-        self.pending = Some(Pending { seq, is_all });
+        self.pending = Some(PreparedRows { seq, is_all });
         self.changed = Some(BTreeSet::new());
         Ok(())
     }
 
     /// What was prepared is acknowledged: it is the copy from now on, or a part of it.
-    pub(super) fn settle(&mut self) -> io::Result<()> {
-        let Some(Pending { is_all, .. }) = self.pending.take() else { return Ok(()) };
+    pub(super) fn publish(&mut self) -> io::Result<()> {
+        let Some(PreparedRows { is_all, .. }) = self.pending.take() else { return Ok(()) };
         let changed = self.changed.take();
         let prepared = self.beside_it();
         if is_all {
@@ -241,19 +241,19 @@ impl Backup {
 
     /// Reads the file; `None` when there is none. A torn or wrong line is left out: its file is
     /// read again from an earlier offset.
-    pub(super) fn load(&self) -> io::Result<Option<Saved>> {
+    pub(super) fn load(&self) -> io::Result<Option<BackupContents>> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
         let mut lines = text.split(|byte| *byte == b'\n');
-        let first = lines.next().and_then(|line| serde_json::from_slice::<First>(line).ok());
-        let Some(First { epoch }) = first else { return Ok(None) };
-        let mut saved = Saved { epoch, ..Saved::default() };
+        let first = lines.next().and_then(|line| serde_json::from_slice::<BackupHeader>(line).ok());
+        let Some(BackupHeader { epoch }) = first else { return Ok(None) };
+        let mut saved = BackupContents { epoch, ..BackupContents::default() };
         let mut all_begun = BTreeMap::new();
         let lines = lines.filter_map(|line| serde_json::from_slice(line).ok());
-        for (place, Line { source, generation, row, begun, check }) in lines.enumerate() {
+        for (place, BackupLine { source, generation, row, begun, check }) in lines.enumerate() {
             let key = (source, generation);
             let (is_begun, text) = (begun.is_some(), begun.or(row));
             let Some(text) = text else {
@@ -298,7 +298,7 @@ impl Outbox {
         }
         self.read("copy the offsets of", |transaction| {
             // All of one moment: the offsets, and what is acknowledged.
-            let Some((state, _)) = sealed::state(&transaction.open_table(META)?)? else {
+            let Some((state, _)) = checksum::state(&transaction.open_table(META)?)? else {
                 return Ok(());
             };
             let Some(state) = from_json::<State>(&state) else { return Ok(()) };
@@ -307,7 +307,7 @@ impl Outbox {
             let slowest = slowest.fold(state.next_seq - 1, u64::min);
             match backup.pending() {
                 Some(seq) if seq > slowest => return Ok(()),
-                Some(_) => backup.settle().map_err(io::Error::other)?,
+                Some(_) => backup.publish().map_err(io::Error::other)?,
                 None => {}
             }
             if !backup.is_due() {
@@ -335,7 +335,7 @@ impl Outbox {
                 backup.prepare::<redb::Error>(epoch, seq, rows)?;
             }
             if seq <= slowest {
-                backup.settle().map_err(io::Error::other)?;
+                backup.publish().map_err(io::Error::other)?;
             }
             Ok(())
         })
@@ -348,7 +348,13 @@ impl Outbox {
 
 fn row_line((source, generation): Key, row: Option<Vec<u8>>) -> Vec<u8> {
     let check = row.as_deref().map(xxh3_64);
-    line(&Line { source, generation, row: row.map(|row| BASE64.encode(&row)), begun: None, check })
+    line(&BackupLine {
+        source,
+        generation,
+        row: row.map(|row| BASE64.encode(&row)),
+        begun: None,
+        check,
+    })
 }
 
 fn line<T: Serialize>(value: &T) -> Vec<u8> {
@@ -377,17 +383,17 @@ mod tests {
         let all = rows([("a", Some("1")), ("b", Some("2"))]);
         backup.prepare("e", 7, all.into_iter()).unwrap();
         assert_eq!((backup.load().unwrap(), backup.pending()), (None, Some(7)));
-        backup.settle().unwrap();
+        backup.publish().unwrap();
         assert!(!backup.is_due());
         backup.note([key("a"), key("b")].iter());
         assert!(backup.is_due() && !backup.wants_all());
         backup.prepare("e", 9, rows([("a", Some("3")), ("b", None)]).into_iter()).unwrap();
         assert_eq!(backup.load().unwrap().unwrap().rows.len(), 2);
-        backup.settle().unwrap();
-        let expected = Saved {
+        backup.publish().unwrap();
+        let expected = BackupContents {
             epoch: "e".into(),
             rows: [(key("a"), b"3".to_vec())].into(),
-            ..Saved::default()
+            ..BackupContents::default()
         };
         assert_eq!(backup.load().unwrap(), Some(expected));
 

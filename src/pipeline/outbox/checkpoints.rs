@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use redb::ReadableTable as _;
 
-use super::{CHECKPOINTS, DROPPING, Outbox, OutboxError, sealed, sealed::open_json};
+use super::{CHECKPOINTS, DROPPED_PARTS, Outbox, OutboxError, checksum, checksum::open_json};
 use crate::{
     pipeline::group::Dropping,
     tail::{BadRow, GenerationId},
@@ -35,7 +35,7 @@ impl Outbox {
     pub fn dropping(&self) -> Result<HashMap<GenerationId, Dropping>, OutboxError> {
         self.read("read", |transaction| {
             let mut dropping = HashMap::new();
-            for row in transaction.open_table(DROPPING)?.iter()? {
+            for row in transaction.open_table(DROPPED_PARTS)?.iter()? {
                 let (generation, row) = row?;
                 let generation = generation.value();
                 let row = open_json(generation, row.value(), "a line that is dropped")?;
@@ -77,7 +77,7 @@ impl Outbox {
     }
 
     /// Says that a row is damaged which only its source can read.
-    pub fn distrust(&self, row: &BadRow) -> OutboxError {
+    pub fn report_bad_checkpoint(&self, row: &BadRow) -> OutboxError {
         tracing::error!(
             code = "checkpoint_invalid",
             cause = crate::text::causes(row),
@@ -88,5 +88,5 @@ impl Outbox {
 }
 
 pub(super) fn open_checkpoint(key: (&str, &str), row: &[u8]) -> Result<Vec<u8>, redb::Error> {
-    sealed::open(key, row, "a checkpoint").map(<[u8]>::to_vec)
+    checksum::open(key, row, "a checkpoint").map(<[u8]>::to_vec)
 }

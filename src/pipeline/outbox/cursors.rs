@@ -14,15 +14,14 @@ use serde::{Deserialize, Serialize};
 use siem_protocol::ChainPoint;
 
 use super::{
-    CURSORS, Group, Outbox, OutboxError, State, VALUES, append_group,
-    sealed::{open_json, seal_json},
-    value,
+    BLOCKS, CURSORS, Group, Outbox, OutboxError, State, append_group, block,
+    checksum::{open_json, seal_json},
 };
 use crate::config::Start;
 
 /// A sink that is to have a place in the outbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seat {
+pub struct SinkRegistration {
     /// Its instance's name.
     pub name: String,
     /// Where it delivers to; `None` when that is not known, and nothing can have moved.
@@ -33,7 +32,7 @@ pub struct Seat {
 
 /// A sink that has a place in the outbox and is not configured: what it has not taken stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Removed {
+pub struct OrphanedSink {
     /// Its instance's name.
     pub name: String,
     /// The last number that it acknowledged.
@@ -70,20 +69,20 @@ fn is_zero(number: &u32) -> bool {
 }
 
 /// What sinks have acknowledged, as long as it is not stored.
-pub(super) type Unsettled = Mutex<Settled>;
+pub(super) type PendingAcks = Mutex<Acks>;
 
 /// The last acknowledgement of each sink.
-pub(super) type Settled = BTreeMap<String, Acknowledged>;
+pub(super) type Acks = BTreeMap<String, Ack>;
 
 /// A sink's acknowledgement.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Acknowledged {
+pub(super) struct Ack {
     pub(super) epoch: String,
     pub(super) point: ChainPoint,
     refusals: u32,
 }
 
-impl Acknowledged {
+impl Ack {
     /// Where a sink is then; nowhere else when this is of an epoch that has ended.
     fn moves(self, cursor: Cursor) -> Cursor {
         if self.epoch != cursor.epoch {
@@ -106,7 +105,7 @@ impl Outbox {
     /// [`OutboxError`] when the store cannot be read.
     pub fn cursor(&self, sink: &str) -> Result<Cursor, OutboxError> {
         // Taken first: what is stored meanwhile only says the same.
-        let ahead = self.unsettled().get(sink).cloned();
+        let ahead = self.pending_acks().get(sink).cloned();
         let cursor = self.read("read", |transaction| {
             let row = transaction.open_table(CURSORS)?.get(sink)?;
             row.map(|row| open_cursor(sink, row.value())).transpose()
@@ -122,17 +121,22 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
-    pub fn removed_sinks(&self) -> Result<Vec<Removed>, OutboxError> {
+    pub fn orphaned_sinks(&self) -> Result<Vec<OrphanedSink>, OutboxError> {
         let last_seq = self.state().next_seq - 1;
         let cursors =
             self.read("read", |transaction| read_cursors(&transaction.open_table(CURSORS)?))?;
-        let seats = self.seats().clone();
-        let is_seated = |name: &String| seats.iter().any(|seat| seat.name == *name);
+        let registrations = self.registrations().clone();
+        let is_seated =
+            |name: &String| registrations.iter().any(|register_sinks| register_sinks.name == *name);
         let removed = cursors.into_iter().filter(|(name, _)| !is_seated(name));
         Ok(removed
             .map(|(name, cursor)| {
                 let acknowledged = cursor.acknowledged.seq;
-                Removed { name, acknowledged, undelivered: last_seq.saturating_sub(acknowledged) }
+                OrphanedSink {
+                    name,
+                    acknowledged,
+                    undelivered: last_seq.saturating_sub(acknowledged),
+                }
             })
             .collect())
     }
@@ -144,13 +148,13 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`]: nothing has changed.
     pub fn forget_sink(&self, sink: &str, group: &Group) -> Result<(), OutboxError> {
-        self.unsettled().remove(sink);
+        self.pending_acks().remove(sink);
         self.write("take a sink's place away in", |transaction, state| {
             let mut cursors = transaction.open_table(CURSORS)?;
             cursors.remove(sink)?;
             let left = read_cursors(&cursors)?;
             if let Some(slowest) = left.iter().map(|(_, it)| it.acknowledged.seq).min() {
-                drop_values(transaction, state, slowest)?;
+                delete_blocks(transaction, state, slowest)?;
             }
             append_group(transaction, state, group)
         })
@@ -160,11 +164,11 @@ impl Outbox {
     /// since the last one that was taken. A point of an epoch that has ended changes nothing.
     ///
     /// Never waits for the disk. What every sink has acknowledged is deleted with whatever is
-    /// written next; [`Outbox::settle`] writes when nothing else does. Says whether the one before it
+    /// written next; [`Outbox::persist_acks`] writes when nothing else does. Says whether the one before it
     /// still waits for that.
     pub fn advance(&self, sink: &str, epoch: &str, point: ChainPoint, refusals: u32) -> bool {
-        let acknowledged = Acknowledged { epoch: epoch.to_owned(), point, refusals };
-        self.unsettled().insert(sink.to_owned(), acknowledged).is_some()
+        let acknowledged = Ack { epoch: epoch.to_owned(), point, refusals };
+        self.pending_acks().insert(sink.to_owned(), acknowledged).is_some()
     }
 
     /// Moves `sink`'s cursor, and stores that.
@@ -176,32 +180,32 @@ impl Outbox {
         point: ChainPoint,
     ) -> Result<(), OutboxError> {
         self.advance(sink, epoch, point, 0);
-        self.settle()
+        self.persist_acks()
     }
 
     /// Stores what was acknowledged, if that has not happened by the way.
     ///
     /// # Errors
     /// [`OutboxError`]: it still counts, and is stored with what is written next.
-    pub fn settle(&self) -> Result<(), OutboxError> {
-        if self.unsettled().is_empty() {
+    pub fn persist_acks(&self) -> Result<(), OutboxError> {
+        if self.pending_acks().is_empty() {
             return Ok(());
         }
         self.write("acknowledge entries of", |_, _| Ok(Ok(())))
     }
 
     /// Moves cursors to what was acknowledged, in a transaction that may be there for more.
-    pub(super) fn settle_within(
+    pub(super) fn persist_acks_within(
         &self,
         transaction: &WriteTransaction,
         state: &mut State,
-    ) -> Result<Settled, redb::Error> {
-        let settled = self.unsettled().clone();
-        if settled.is_empty() {
-            return Ok(settled);
+    ) -> Result<Acks, redb::Error> {
+        let acks = self.pending_acks().clone();
+        if acks.is_empty() {
+            return Ok(acks);
         }
         let mut cursors = transaction.open_table(CURSORS)?;
-        for (sink, acknowledged) in &settled {
+        for (sink, acknowledged) in &acks {
             let sink = sink.as_str();
             let known = cursors.get(sink)?.map(|row| open_cursor(sink, row.value()));
             if let Some(cursor) = known.transpose()? {
@@ -210,17 +214,17 @@ impl Outbox {
             }
         }
         let slowest = read_cursors(&cursors)?.iter().map(|(_, it)| it.acknowledged.seq).min();
-        drop_values(transaction, state, slowest.unwrap_or_default())?;
-        Ok(settled)
+        delete_blocks(transaction, state, slowest.unwrap_or_default())?;
+        Ok(acks)
     }
 
     /// What was acknowledged is stored, unless a sink has acknowledged more meanwhile.
-    pub(super) fn forget_settled(&self, settled: &Settled) {
-        self.unsettled().retain(|sink, acknowledged| settled.get(sink) != Some(acknowledged));
+    pub(super) fn clear_persisted_acks(&self, acks: &Acks) {
+        self.pending_acks().retain(|sink, acknowledged| acks.get(sink) != Some(acknowledged));
     }
 
-    pub(super) fn unsettled(&self) -> MutexGuard<'_, Settled> {
-        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn pending_acks(&self) -> MutexGuard<'_, Acks> {
+        self.pending_acks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -246,16 +250,16 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError`]; those that had places still have them.
-    pub fn seat(&self, sinks: &[Seat]) -> Result<(), OutboxError> {
+    pub fn register_sinks(&self, sinks: &[SinkRegistration]) -> Result<(), OutboxError> {
         self.write("change the sinks of", |transaction, state| {
-            place_cursors(transaction, state, sinks)?;
+            register_cursors(transaction, state, sinks)?;
             Ok(Ok(()))
         })?;
-        *self.seats() = sinks.to_vec();
+        *self.registrations() = sinks.to_vec();
         Ok(())
     }
 
-    pub(super) fn seats(&self) -> MutexGuard<'_, Vec<Seat>> {
+    pub(super) fn registrations(&self) -> MutexGuard<'_, Vec<SinkRegistration>> {
         self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -264,9 +268,9 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
     pub fn slowest_sink(&self) -> Result<Option<String>, OutboxError> {
-        let seats: Vec<Seat> = self.seats().clone();
-        let mut places = Vec::with_capacity(seats.len());
-        for Seat { name, .. } in &seats {
+        let registrations: Vec<SinkRegistration> = self.registrations().clone();
+        let mut places = Vec::with_capacity(registrations.len());
+        for SinkRegistration { name, .. } in &registrations {
             places.push((self.cursor(name)?.acknowledged.seq, name));
         }
         let fastest = places.iter().map(|(seq, _)| *seq).max();
@@ -277,17 +281,17 @@ impl Outbox {
 
 /// Gives every sink a cursor. Those of sinks that are no more stay, and hold what these have not
 /// taken: who has left one out by mistake loses nothing.
-pub(super) fn place_cursors(
+pub(super) fn register_cursors(
     transaction: &WriteTransaction,
     state: &mut State,
-    sinks: &[Seat],
+    sinks: &[SinkRegistration],
 ) -> Result<(), redb::Error> {
     if sinks.is_empty() {
         return Ok(());
     }
     let mut cursors = transaction.open_table(CURSORS)?;
     let oldest = begin(transaction, state)?;
-    for Seat { name, destination, start } in sinks {
+    for SinkRegistration { name, destination, start } in sinks {
         let known = cursors.get(name.as_str())?.map(|row| open_cursor(name, row.value()));
         let cursor = match known.transpose()? {
             Some(cursor) => moved(cursor, destination.as_ref()),
@@ -309,7 +313,7 @@ pub(super) fn place_cursors(
         cursors.insert(name.as_str(), seal_json(name.as_str(), &cursor).as_slice())?;
     }
     let slowest = read_cursors(&cursors)?.iter().map(|(_, it)| it.acknowledged.seq).min();
-    drop_values(transaction, state, slowest.unwrap_or_default())
+    delete_blocks(transaction, state, slowest.unwrap_or_default())
 }
 
 /// A sink that delivers elsewhere now says where it begins: the receiver there may know nothing.
@@ -324,9 +328,9 @@ fn moved(cursor: Cursor, destination: Option<&String>) -> Cursor {
 
 /// The point before the first entry that is still there.
 fn begin(transaction: &WriteTransaction, state: &State) -> Result<ChainPoint, redb::Error> {
-    let values = transaction.open_table(VALUES)?;
+    let values = transaction.open_table(BLOCKS)?;
     let first = values.first()?.and_then(|(_, value)| {
-        let head = value::decode(value.value())?.next()?.0;
+        let head = block::decode(value.value())?.next()?.0;
         Some(ChainPoint { seq: head.first_seq - 1, hash: head.before })
     });
     Ok(first.unwrap_or(end(state)))
@@ -338,12 +342,12 @@ fn end(state: &State) -> ChainPoint {
 }
 
 /// Deletes the values that end at or before `seq`.
-pub(super) fn drop_values(
+pub(super) fn delete_blocks(
     transaction: &WriteTransaction,
     state: &mut State,
     seq: u64,
 ) -> Result<(), redb::Error> {
-    let mut values = transaction.open_table(VALUES)?;
+    let mut values = transaction.open_table(BLOCKS)?;
     loop {
         // A value ends where the next one begins.
         let end = {

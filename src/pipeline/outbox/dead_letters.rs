@@ -7,8 +7,8 @@ use siem_protocol::{DeadLettered, Digest};
 
 use super::{
     CURSORS, Cursor, Group, Outbox, OutboxError, append_group,
+    checksum::{open_json, seal_json},
     cursors::{open_cursor, read_cursors},
-    sealed::{open_json, seal_json},
 };
 
 /// By sink, epoch and sequence number: a number alone comes again in the next epoch.
@@ -47,7 +47,7 @@ pub struct DeadLetter {
 
 /// What a sink refused for good.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Buried {
+pub struct DeadLetterTotals {
     /// How many entries.
     pub entries: u64,
     /// Bytes of their lines.
@@ -65,7 +65,7 @@ pub struct Purged {
     /// Bytes that they took.
     pub bytes: u64,
     /// All that ever had to go, these included: a report that was lost shows in the next.
-    pub total: Buried,
+    pub total: DeadLetterTotals,
 }
 
 impl DeadLetter {
@@ -88,17 +88,21 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError`]: nothing has changed; the entry will be sent again.
-    pub fn bury(&self, id: &DeadLetterId, letter: &DeadLetter) -> Result<(), OutboxError> {
-        self.bury_within(id, letter, u64::MAX).map(drop)
+    pub fn store_dead_letter(
+        &self,
+        id: &DeadLetterId,
+        letter: &DeadLetter,
+    ) -> Result<(), OutboxError> {
+        self.store_dead_letter_within(id, letter, u64::MAX).map(drop)
     }
 
-    /// Keeps a dead letter as [`Outbox::bury`] does, and in the same transaction deletes the oldest
+    /// Keeps a dead letter as [`Outbox::store_dead_letter`] does, and in the same transaction deletes the oldest
     /// ones as long as all of them take more than `most` bytes, or are more than 10,000. This one
     /// stays, and those that no header has named yet.
     ///
     /// # Errors
     /// [`OutboxError`]: nothing has changed; the entry will be sent again.
-    pub fn bury_within(
+    pub fn store_dead_letter_within(
         &self,
         id: &DeadLetterId,
         letter: &DeadLetter,
@@ -121,8 +125,8 @@ impl Outbox {
                     cursors.insert(sink, seal_json(sink, &cursor).as_slice())?;
                 }
             }
-            let named = named(&cursors)?;
-            purged = make_room(&mut letters, most, |other| other != id && named(other))?;
+            let is_reported = reported(&cursors)?;
+            purged = make_room(&mut letters, most, |other| other != id && is_reported(other))?;
             state.purged.entries += purged.letters.len() as u64;
             state.purged.bytes += purged.bytes;
             purged.total = state.purged;
@@ -135,7 +139,7 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError`]: nothing has changed.
-    pub fn dig_out(&self, id: &DeadLetterId) -> Result<(), OutboxError> {
+    pub fn remove_dead_letter(&self, id: &DeadLetterId) -> Result<(), OutboxError> {
         self.write("delete a dead letter of", |transaction, _| {
             transaction.open_table(DEAD_LETTERS)?.remove(key(id))?;
             Ok(Ok(()))
@@ -143,7 +147,7 @@ impl Outbox {
     }
 
     /// Deletes these dead letters for good and appends the group that tells of it, in one
-    /// transaction: none goes without a word. They must not be [unnamed](Self::unnamed), and there
+    /// transaction: none goes without a word. They must not be [unreported_dead_letters](Self::unreported_dead_letters), and there
     /// is nothing but events in the group.
     ///
     /// # Errors
@@ -163,19 +167,19 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
-    pub fn unnamed(&self) -> Result<Vec<DeadLetterId>, OutboxError> {
+    pub fn unreported_dead_letters(&self) -> Result<Vec<DeadLetterId>, OutboxError> {
         self.read("read", |transaction| {
-            let named = named(&transaction.open_table(CURSORS)?)?;
-            let mut unnamed = Vec::new();
+            let is_reported = reported(&transaction.open_table(CURSORS)?)?;
+            let mut unreported_dead_letters = Vec::new();
             for row in transaction.open_table(DEAD_LETTERS)?.iter()? {
                 let (key, _) = row?;
                 let (sink, epoch, seq) = key.value();
                 let id = DeadLetterId { sink: sink.to_owned(), epoch: epoch.to_owned(), seq };
-                if !named(&id) {
-                    unnamed.push(id);
+                if !is_reported(&id) {
+                    unreported_dead_letters.push(id);
                 }
             }
-            Ok(unnamed)
+            Ok(unreported_dead_letters)
         })
     }
 
@@ -228,7 +232,7 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
-    pub fn dead_after(
+    pub fn dead_letters_after(
         &self,
         sink: &str,
         epoch: &str,
@@ -254,7 +258,7 @@ pub(super) fn open_letter(key: (&str, &str, u64), row: &[u8]) -> Result<DeadLett
 
 /// Says of a dead letter whether a header that was taken has named it. Without it, its entry would
 /// be sent once more.
-pub(super) fn named<T: ReadableTable<&'static str, &'static [u8]>>(
+pub(super) fn reported<T: ReadableTable<&'static str, &'static [u8]>>(
     rows: &T,
 ) -> Result<impl Fn(&DeadLetterId) -> bool + use<T>, redb::Error> {
     let cursors = read_cursors(rows)?;
@@ -326,7 +330,7 @@ pub(super) fn take_back_unnamed(
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Seat, *};
+    use super::{super::SinkRegistration, *};
 
     fn id(seq: u64) -> DeadLetterId {
         DeadLetterId { sink: "siem".into(), epoch: "e".into(), seq }
@@ -344,24 +348,28 @@ mod tests {
     #[test]
     fn the_oldest_go_for_a_new_one_but_none_that_is_not_named() {
         let folder = tempfile::tempdir().unwrap();
-        let seat = Seat { name: "siem".into(), ..Seat::default() };
+        let register_sinks =
+            SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
         let path = folder.path().join("outbox.redb");
-        let outbox = Outbox::open(&path, &[seat], || "e".into()).unwrap();
+        let outbox = Outbox::open(&path, &[register_sinks], || "e".into()).unwrap();
         for (seq, minute) in [(1, 5), (2, 4), (3, 3), (4, 2)] {
-            outbox.bury(&id(seq), &letter(minute, 300)).unwrap();
+            outbox.store_dead_letter(&id(seq), &letter(minute, 300)).unwrap();
         }
         // No header has named any of them yet.
-        assert_eq!(outbox.bury_within(&id(5), &letter(6, 300), 1).unwrap(), Purged::default());
+        assert_eq!(
+            outbox.store_dead_letter_within(&id(5), &letter(6, 300), 1).unwrap(),
+            Purged::default()
+        );
         let named = siem_protocol::ChainPoint { seq: 3, hash: Digest::ZERO };
         outbox.acknowledge("siem", "e", named).unwrap();
         let size = seal_json(key(&id(1)), &letter(0, 300)).len() as u64;
-        let purged = outbox.bury_within(&id(6), &letter(7, 300), 4 * size).unwrap();
-        assert_eq!(outbox.unnamed().unwrap(), [id(4), id(5), id(6)]);
+        let purged = outbox.store_dead_letter_within(&id(6), &letter(7, 300), 4 * size).unwrap();
+        assert_eq!(outbox.unreported_dead_letters().unwrap(), [id(4), id(5), id(6)]);
         assert_eq!(purged.letters, [id(3), id(2)], "by the time when they were refused");
         assert_eq!((purged.bytes, purged.total.entries), (2 * size, 2));
         assert_eq!(left(&outbox), [1, 4, 5, 6]);
         // One that is larger than all the room there is stays, and takes the others' place.
-        let purged = outbox.bury_within(&id(7), &letter(8, 9000), 4 * size).unwrap();
+        let purged = outbox.store_dead_letter_within(&id(7), &letter(8, 9000), 4 * size).unwrap();
         assert_eq!((purged.letters, purged.total.entries), (vec![id(1)], 3));
         assert_eq!(left(&outbox), [4, 5, 6, 7]);
     }

@@ -58,7 +58,7 @@ pub enum OutboxError {
 impl OutboxError {
     /// Whether there is no room for what was to be written.
     #[must_use]
-    pub fn is_lack_of_room(&self) -> bool {
+    pub fn is_disk_full(&self) -> bool {
         let Self::Store { source, .. } = self else { return false };
         let redb::Error::Io(error) = &**source else { return false };
         matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)

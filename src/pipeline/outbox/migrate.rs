@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 
 use super::{
     super::accounting::Totals,
-    ACCOUNTS, CHECKPOINTS, CURSORS, DEAD_LETTERS, DROPPING, State, from_json,
-    sealed::{damaged, seal},
+    ACCOUNTS, CHECKPOINTS, CURSORS, DEAD_LETTERS, DROPPED_PARTS, State,
+    checksum::{damaged, seal},
+    from_json,
 };
 
 /// The last schema without checksums.
@@ -31,7 +32,7 @@ pub(super) fn from_1(row: &[u8]) -> Option<State> {
 
 /// Puts every row under a checksum, one after the other: there may be many.
 pub(super) fn seal_rows(transaction: &WriteTransaction) -> Result<(), redb::Error> {
-    for table in [DROPPING, CURSORS, ACCOUNTS] {
+    for table in [DROPPED_PARTS, CURSORS, ACCOUNTS] {
         seal_table(transaction, table)?;
     }
     let mut table = transaction.open_table(CHECKPOINTS)?;

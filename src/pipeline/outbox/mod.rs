@@ -4,31 +4,31 @@
 //! stored in one transaction, synced; nothing leaves before every sink has acknowledged it.
 //! Nothing outside this module knows redb.
 
-mod accounts;
 mod backup;
+mod block;
+mod byte_accounts;
 mod checkpoints;
+mod checksum;
 mod cursors;
+mod database;
 mod dead_letters;
-#[cfg(test)]
-pub(crate) mod disk;
 mod error;
-#[cfg(test)]
-pub(super) mod faults;
 #[doc(hidden)]
 pub mod fuzzing;
-mod handle;
+#[cfg(test)]
+pub(super) mod io_error_tests;
 mod migrate;
 #[cfg(test)]
-mod power;
+mod power_cuts;
 mod recover;
 mod renumber;
 mod salvage;
-mod sealed;
+#[cfg(test)]
+pub(crate) mod simulated_disk;
+mod stats;
 #[cfg(test)]
 mod tests;
-mod value;
 mod verify;
-mod waiting;
 
 use std::{
     collections::BTreeMap,
@@ -38,26 +38,26 @@ use std::{
     sync::{Mutex, RwLock, atomic::AtomicBool},
 };
 
-use accounts::{ACCOUNTS, add_shares};
 use backup::Backup;
+use byte_accounts::{ACCOUNTS, add_shares};
 use checkpoints::open_checkpoint;
-pub use cursors::{Cursor, Removed, Seat};
-use cursors::{Unsettled, place_cursors, read_cursors};
+use checksum::{seal, seal_json};
+pub use cursors::{Cursor, OrphanedSink, SinkRegistration};
+use cursors::{PendingAcks, read_cursors, register_cursors};
+pub(super) use database::builder;
+use database::{OpenReason, StoreFile};
 use dead_letters::DEAD_LETTERS;
-pub use dead_letters::{Buried, DeadLetter, DeadLetterId, Purged};
+pub use dead_letters::{DeadLetter, DeadLetterId, DeadLetterTotals, Purged};
 pub use error::OutboxError;
-pub(super) use handle::builder;
-use handle::{File, Opened};
-use recover::{Began, Beginning};
-pub use recover::{Found, Rescued};
+use recover::{CreationReport, InitialContents};
+pub use recover::{OpenOutcome, RescuedDeadLetters};
 use redb::{Database, StorageError, TableDefinition, WriteTransaction, backends::FileBackend};
-pub use renumber::Renumbered;
-use sealed::{seal, seal_json};
+pub use renumber::RenumberOutcome;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use siem_protocol::Digest;
+pub use stats::{OutboxStats, SinkStats};
 use tokio::sync::watch;
-pub use verify::{Verified, Wrong};
-pub use waiting::{Place, Waiting};
+pub use verify::{Verified, VerifyError};
 
 use super::{
     accounting::{Share, Totals},
@@ -74,11 +74,11 @@ use crate::{
 };
 
 /// Values by the first sequence number in them.
-const VALUES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("values");
+const BLOCKS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("values");
 /// Rows of generations, by source and generation.
 const CHECKPOINTS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("checkpoints");
 /// Lines in parts that are dropped, by generation.
-const DROPPING: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("dropping");
+const DROPPED_PARTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("dropping");
 /// How far each sink is.
 const CURSORS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cursors");
 /// What there is one of.
@@ -97,14 +97,14 @@ pub struct Outbox {
     database: RwLock<Option<Database>>,
     opener: Opener,
     path: PathBuf,
-    file: Mutex<File>,
-    sinks: Mutex<Vec<Seat>>,
+    file: Mutex<StoreFile>,
+    sinks: Mutex<Vec<SinkRegistration>>,
     /// Whether the store was there before.
     was_found: bool,
     state: Mutex<State>,
     backup: Mutex<Backup>,
     /// What sinks have acknowledged since something was written last.
-    unsettled: Unsettled,
+    pending_acks: PendingAcks,
     head: watch::Sender<Head>,
     /// Whether the store has turned out to be damaged.
     damage: watch::Sender<bool>,
@@ -131,10 +131,10 @@ struct State {
     totals: Totals,
     /// What each sink refused for good.
     #[serde(default)]
-    dead_lettered: BTreeMap<String, Buried>,
+    dead_lettered: BTreeMap<String, DeadLetterTotals>,
     /// Dead letters that had to go for others.
     #[serde(default)]
-    purged: Buried,
+    purged: DeadLetterTotals,
     /// When the epoch began in place of another; 0 for an outbox's first.
     #[serde(default)]
     renumbered_at: Timestamp,
@@ -143,7 +143,7 @@ struct State {
     groups: u64,
     /// How the outbox began, until that is among its entries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    began: Option<Began>,
+    began: Option<CreationReport>,
 }
 
 /// How far the outbox has come: what the sinks' tasks wait for.
@@ -194,14 +194,14 @@ impl Group {
 
 impl Outbox {
     /// Opens the outbox at `path`, or begins a new one with the epoch that `new_epoch` names.
-    /// New sinks begin as their seats say. Those that are not in `sinks` keep their place, see
+    /// New sinks begin as their registrations say. Those that are not in `sinks` keep their place, see
     /// [`Outbox::forget_sink`].
     ///
     /// # Errors
     /// [`OutboxError`]; the file is then untouched.
     pub fn open(
         path: &Path,
-        sinks: &[Seat],
+        sinks: &[SinkRegistration],
         new_epoch: impl FnOnce() -> String,
     ) -> Result<Self, OutboxError> {
         Self::open_with(path, file_opener(path), sinks, new_epoch)
@@ -213,39 +213,39 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError`]; the file is then untouched.
-    pub fn open_if_begun(path: &Path) -> Result<Option<Self>, OutboxError> {
+    pub fn open_existing(path: &Path) -> Result<Option<Self>, OutboxError> {
         let outbox = Self::closed(path, file_opener(path), &[], String::new());
-        let is_begun = outbox.reopen(&mut outbox.state(), Opened::First)?;
-        is_begun.then(|| outbox.take_over(is_begun, Beginning::default)).transpose()
+        let is_begun = outbox.reopen(&mut outbox.state(), OpenReason::Start)?;
+        is_begun.then(|| outbox.initialize(is_begun, InitialContents::default)).transpose()
     }
 
     /// The same on a store that `opener` opens; `path` only names it.
     pub(super) fn open_with(
         path: &Path,
         opener: Opener,
-        sinks: &[Seat],
+        sinks: &[SinkRegistration],
         new_epoch: impl FnOnce() -> String,
     ) -> Result<Self, OutboxError> {
-        Self::open_after(path, opener, sinks, new_epoch, Beginning::default)
+        Self::open_after(path, opener, sinks, new_epoch, InitialContents::default)
     }
 
     /// The same, where a new store begins as `beginning` says.
     fn open_after(
         path: &Path,
         opener: Opener,
-        sinks: &[Seat],
+        sinks: &[SinkRegistration],
         new_epoch: impl FnOnce() -> String,
-        beginning: impl FnOnce() -> Beginning,
+        beginning: impl FnOnce() -> InitialContents,
     ) -> Result<Self, OutboxError> {
         let outbox = Self::closed(path, opener, sinks, new_epoch());
-        let was_found = outbox.reopen(&mut outbox.state(), Opened::First)?;
-        outbox.take_over(was_found, beginning)
+        let was_found = outbox.reopen(&mut outbox.state(), OpenReason::Start)?;
+        outbox.initialize(was_found, beginning)
     }
 
-    fn take_over(
+    fn initialize(
         mut self,
         was_found: bool,
-        beginning: impl FnOnce() -> Beginning,
+        beginning: impl FnOnce() -> InitialContents,
     ) -> Result<Self, OutboxError> {
         self.was_found = was_found;
         self.write("open", |transaction, state| {
@@ -253,22 +253,22 @@ impl Outbox {
                 migrate::seal_rows(transaction)?;
             }
             // Opening a table makes it: readers may rely on all of them.
-            transaction.open_table(VALUES)?;
+            transaction.open_table(BLOCKS)?;
             transaction.open_table(CHECKPOINTS)?;
-            transaction.open_table(DROPPING)?;
+            transaction.open_table(DROPPED_PARTS)?;
             transaction.open_table(ACCOUNTS)?;
             transaction.open_table(DEAD_LETTERS)?;
-            place_cursors(transaction, state, &self.seats())?;
+            register_cursors(transaction, state, &self.registrations())?;
             if !was_found {
                 // With all else, or a kill in between would leave a store that knows of nothing.
-                beginning().take_place(transaction, state)?;
+                beginning().write(transaction, state)?;
             }
             Ok(Ok(()))
         })?;
         Ok(self)
     }
 
-    fn closed(path: &Path, opener: Opener, sinks: &[Seat], epoch: String) -> Self {
+    fn closed(path: &Path, opener: Opener, sinks: &[SinkRegistration], epoch: String) -> Self {
         let state = State {
             schema: SCHEMA,
             epoch,
@@ -278,7 +278,7 @@ impl Outbox {
             stored: 0,
             totals: Totals::default(),
             dead_lettered: BTreeMap::new(),
-            purged: Buried::default(),
+            purged: DeadLetterTotals::default(),
             renumbered_at: Timestamp::default(),
             groups: 0,
             began: None,
@@ -292,7 +292,7 @@ impl Outbox {
             was_found: false,
             state: Mutex::new(state),
             backup: Mutex::new(Backup::beside(path)),
-            unsettled: Unsettled::default(),
+            pending_acks: PendingAcks::default(),
             head: watch::Sender::default(),
             damage: watch::Sender::default(),
             is_closed: AtomicBool::new(false),
@@ -314,19 +314,19 @@ impl Outbox {
 
     /// How many groups were appended: whether one that failed is in the store after all.
     #[must_use]
-    pub fn groups(&self) -> u64 {
+    pub fn group_count(&self) -> u64 {
         self.state().groups
     }
 
     /// What each sink has refused for good since the epoch began.
     #[must_use]
-    pub fn dead_lettered(&self) -> BTreeMap<String, Buried> {
+    pub fn dead_lettered(&self) -> BTreeMap<String, DeadLetterTotals> {
         self.state().dead_lettered.clone()
     }
 
     /// Bytes that the entries take.
     #[must_use]
-    pub fn stored(&self) -> u64 {
+    pub fn stored_bytes(&self) -> u64 {
         self.state().stored
     }
 
@@ -365,7 +365,7 @@ impl Outbox {
                 }
             }
             if !group.dropping.is_empty() {
-                let mut dropping = transaction.open_table(DROPPING)?;
+                let mut dropping = transaction.open_table(DROPPED_PARTS)?;
                 for (generation, row) in &group.dropping {
                     let key = generation.0.as_str();
                     match row {
@@ -413,7 +413,7 @@ impl Outbox {
         mut visit: impl FnMut(FrameHead) -> ControlFlow<()>,
     ) -> Result<(), OutboxError> {
         self.values(seq, |value| {
-            let heads = value::heads(value)?.into_iter();
+            let heads = block::heads(value)?.into_iter();
             let mut heads = heads.filter(|head| head.last_seq() >= seq);
             Some(heads.try_for_each(&mut visit))
         })
@@ -429,7 +429,7 @@ impl Outbox {
         mut visit: impl FnMut(FrameHead, &[u8]) -> ControlFlow<()>,
     ) -> Result<(), OutboxError> {
         self.values(seq, |value| {
-            let mut frames = value::decode(value)?.filter(|(head, _)| head.last_seq() >= seq);
+            let mut frames = block::decode(value)?.filter(|(head, _)| head.last_seq() >= seq);
             Some(frames.try_for_each(|(head, body)| visit(head, body)))
         })
     }
@@ -442,7 +442,7 @@ impl Outbox {
         mut visit: impl FnMut(&[u8]) -> Option<ControlFlow<()>>,
     ) -> Result<(), OutboxError> {
         let whole = self.read("read", |transaction| {
-            let values = transaction.open_table(VALUES)?;
+            let values = transaction.open_table(BLOCKS)?;
             let holder = values.range(..=seq)?.next_back().transpose()?;
             let first = holder.map_or(seq, |(key, _)| key.value());
             for row in values.range(first..)? {
@@ -494,9 +494,9 @@ fn append(
     state: &mut State,
     frames: &[Frame],
 ) -> Result<(), redb::Error> {
-    let mut values = transaction.open_table(VALUES)?;
-    for run in value::runs(frames) {
-        let value = value::encode(run);
+    let mut values = transaction.open_table(BLOCKS)?;
+    for run in block::runs(frames) {
+        let value = block::encode(run);
         state.stored += value.len() as u64;
         values.insert(run[0].head.first_seq, value.as_slice())?;
     }

@@ -14,12 +14,12 @@ use redb::WriteTransaction;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CHECKPOINTS, CURSORS, Cursor, DEAD_LETTERS, Outbox, OutboxError, Seat, State,
-    backup::{Backup, Saved},
+    CHECKPOINTS, CURSORS, Cursor, DEAD_LETTERS, Outbox, OutboxError, SinkRegistration, State,
+    backup::{Backup, BackupContents},
+    checksum::{seal, seal_json},
     cursors::read_cursors,
     file_opener, from_json, json,
-    salvage::{Salvaged, salvage},
-    sealed::{seal, seal_json},
+    salvage::{SalvagedContents, salvage},
 };
 use crate::{
     platform::{Timestamp, private},
@@ -28,16 +28,16 @@ use crate::{
 
 /// What was found at the start.
 #[derive(Debug)]
-pub enum Found {
+pub enum OpenOutcome {
     /// The outbox, as it was left.
-    Whole,
+    Intact,
     /// None: the first, or the one that was there is gone.
-    Nothing {
+    Created {
         /// The epoch of the one that is gone, if its offsets were copied.
         previous_epoch: Option<String>,
     },
     /// A damaged one, which was moved aside.
-    Damaged {
+    Replaced {
         /// Where it lies now.
         moved_to: PathBuf,
         /// What is wrong with it.
@@ -45,13 +45,13 @@ pub enum Found {
         /// Its epoch, if that is known.
         previous_epoch: Option<String>,
         /// What became of its dead letters.
-        dead_letters: Rescued,
+        dead_letters: RescuedDeadLetters,
     },
 }
 
 /// What became of the dead letters of a store that was damaged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rescued {
+pub struct RescuedDeadLetters {
     /// How many are in the new store.
     pub kept: u64,
     /// How many could not be read; `None` when nobody can tell.
@@ -67,12 +67,12 @@ impl Outbox {
     /// schema, missing rights, a full disk.
     pub fn open_or_recover(
         path: &Path,
-        sinks: &[Seat],
+        sinks: &[SinkRegistration],
         new_epoch: impl Fn() -> String,
         now: Timestamp,
-    ) -> Result<(Self, Found), OutboxError> {
+    ) -> Result<(Self, OpenOutcome), OutboxError> {
         let open = |damage| {
-            let beginning = || Beginning::after(&Backup::beside(path), damage);
+            let beginning = || InitialContents::after(&Backup::beside(path), damage);
             Self::open_after(path, file_opener(path), sinks, &new_epoch, beginning)
         };
         let failed = |source: io::Error| OutboxError::Store {
@@ -80,7 +80,7 @@ impl Outbox {
             path: path.to_owned(),
             source: Box::new(source.into()),
         };
-        let note = Note::beside(path);
+        let note = QuarantineNote::beside(path);
         // Whoever moved it aside did not come to begin another.
         let noted = note.read();
         let outbox = match open(noted.clone()) {
@@ -88,7 +88,8 @@ impl Outbox {
             Err(damage) if damage.is_damage() => {
                 let reason = crate::text::causes(&damage);
                 let moved_to = free_name(path, now).map_err(failed)?;
-                let damage = Damage { moved_to, reason, dead_letters: Rescued::default() };
+                let damage =
+                    DamageReport { moved_to, reason, dead_letters: RescuedDeadLetters::default() };
                 let moved_to = damage.moved_to.clone();
                 // One that was never begun is not what was lost.
                 let damage = noted.unwrap_or(damage);
@@ -110,11 +111,13 @@ impl Outbox {
             }
         }
         let found = match outbox.state().began.clone() {
-            None => Found::Whole,
-            Some(Began { previous_epoch, damage: None }) => Found::Nothing { previous_epoch },
-            Some(Began { previous_epoch, damage: Some(damage) }) => {
-                let Damage { moved_to, reason, dead_letters } = damage;
-                Found::Damaged { moved_to, reason, previous_epoch, dead_letters }
+            None => OpenOutcome::Intact,
+            Some(CreationReport { previous_epoch, damage: None }) => {
+                OpenOutcome::Created { previous_epoch }
+            }
+            Some(CreationReport { previous_epoch, damage: Some(damage) }) => {
+                let DamageReport { moved_to, reason, dead_letters } = damage;
+                OpenOutcome::Replaced { moved_to, reason, previous_epoch, dead_letters }
             }
         };
         Ok((outbox, found))
@@ -123,38 +126,38 @@ impl Outbox {
 
 /// How an outbox began: kept in it until that is reported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Began {
+pub(super) struct CreationReport {
     previous_epoch: Option<String>,
-    damage: Option<Damage>,
+    damage: Option<DamageReport>,
 }
 
 /// What became of the store before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Damage {
+pub(super) struct DamageReport {
     moved_to: PathBuf,
     reason: String,
     #[serde(default)]
-    dead_letters: Rescued,
+    dead_letters: RescuedDeadLetters,
 }
 
 /// Lies beside the store from before a damaged one is moved aside until another has begun: in
 /// between nothing else would say why there is none.
-struct Note(PathBuf);
+struct QuarantineNote(PathBuf);
 
-impl Note {
+impl QuarantineNote {
     fn beside(path: &Path) -> Self {
         Self(path.with_extension("quarantine"))
     }
 
-    fn write(&self, damage: &Damage) -> io::Result<()> {
+    fn write(&self, damage: &DamageReport) -> io::Result<()> {
         let mut file = private::options().truncate(true).open(&self.0)?;
         file.write_all(&json(damage))?;
         file.sync_all()
     }
 
     /// What is noted, if it has come to that.
-    fn read(&self) -> Option<Damage> {
-        let damage: Damage = from_json(&fs::read(&self.0).ok()?)?;
+    fn read(&self) -> Option<DamageReport> {
+        let damage: DamageReport = from_json(&fs::read(&self.0).ok()?)?;
         fs::symlink_metadata(&damage.moved_to).is_ok().then_some(damage)
     }
 
@@ -170,15 +173,15 @@ impl Note {
 
 /// What a new store begins with.
 #[derive(Debug, Default)]
-pub(super) struct Beginning {
-    saved: Option<Saved>,
-    salvaged: Salvaged,
-    damage: Option<Damage>,
+pub(super) struct InitialContents {
+    saved: Option<BackupContents>,
+    salvaged: SalvagedContents,
+    damage: Option<DamageReport>,
 }
 
-impl Beginning {
+impl InitialContents {
     /// With the offsets that were acknowledged in the store before, and what can be read of it.
-    fn after(backup: &Backup, damage: Option<Damage>) -> Self {
+    fn after(backup: &Backup, damage: Option<DamageReport>) -> Self {
         let saved = backup.load().unwrap_or_else(|error| {
             tracing::warn!(code = "offsets_read_failed", %error, "acknowledged offsets could not be read");
             None
@@ -187,19 +190,21 @@ impl Beginning {
         Self { saved, salvaged, damage }
     }
 
-    pub(super) fn take_place(
+    pub(super) fn write(
         self,
         transaction: &WriteTransaction,
         state: &mut State,
     ) -> Result<(), redb::Error> {
         let Self { saved, salvaged, mut damage } = self;
-        let Saved { epoch, rows, begun } = saved.unwrap_or_default();
+        let BackupContents { epoch, rows, begun } = saved.unwrap_or_default();
         let previous_epoch = Some(epoch).filter(|epoch| !epoch.is_empty()).or(salvaged.epoch);
         if let Some(damage) = &mut damage {
-            damage.dead_letters =
-                Rescued { kept: salvaged.letters.len() as u64, lost: salvaged.lost_letters };
+            damage.dead_letters = RescuedDeadLetters {
+                kept: salvaged.letters.len() as u64,
+                lost: salvaged.lost_letters,
+            };
         }
-        state.began = Some(Began { previous_epoch: previous_epoch.clone(), damage });
+        state.began = Some(CreationReport { previous_epoch: previous_epoch.clone(), damage });
 
         let mut checkpoints = transaction.open_table(CHECKPOINTS)?;
         let (mut keys, mut paths) = (BTreeSet::new(), BTreeSet::new());

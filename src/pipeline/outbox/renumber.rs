@@ -10,8 +10,8 @@ use redb::{ReadableTable as _, WriteTransaction};
 use siem_protocol::{ChainPoint, Digest};
 
 use super::{
-    super::accounting::Totals, ACCOUNTS, CURSORS, Cursor, Outbox, OutboxError, State, VALUES,
-    cursors::read_cursors, dead_letters::take_back_unnamed, sealed::seal_json, value,
+    super::accounting::Totals, ACCOUNTS, BLOCKS, CURSORS, Cursor, Outbox, OutboxError, State,
+    block, checksum::seal_json, cursors::read_cursors, dead_letters::take_back_unnamed,
 };
 use crate::{
     frame::{Encoder, Frame},
@@ -24,9 +24,9 @@ const LEAST: Duration = Duration::from_secs(3600);
 
 /// What came of a new epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Renumbered {
+pub enum RenumberOutcome {
     /// It began.
-    Begun {
+    Started {
         /// The epoch before.
         previous: String,
         /// The new one.
@@ -38,7 +38,7 @@ pub enum Renumbered {
         ended: (u64, Box<Totals>),
     },
     /// Another sink was quicker.
-    Already,
+    AlreadyDone,
     /// The last one began less than an hour ago.
     TooSoon,
 }
@@ -58,8 +58,8 @@ impl Outbox {
         epoch: &str,
         new: String,
         now: Timestamp,
-    ) -> Result<Renumbered, OutboxError> {
-        let mut outcome = Renumbered::Already;
+    ) -> Result<RenumberOutcome, OutboxError> {
+        let mut outcome = RenumberOutcome::AlreadyDone;
         self.write("number anew the entries of", |transaction, state| {
             if state.epoch != epoch {
                 return Ok(Ok(()));
@@ -68,7 +68,7 @@ impl Outbox {
             // A clock that was set back says nothing about how long ago it was.
             let is_known = !is_first && now >= state.renumbered_at;
             if is_known && now.since(state.renumbered_at) < LEAST {
-                outcome = Renumbered::TooSoon;
+                outcome = RenumberOutcome::TooSoon;
                 return Ok(Ok(()));
             }
             let cursors = read_cursors(&transaction.open_table(CURSORS)?)?;
@@ -97,8 +97,12 @@ impl Outbox {
             }
             state.renumbered_at = now;
             let ended = (last_seq, Box::new(totals));
-            outcome =
-                Renumbered::Begun { previous, epoch: new, entries: state.next_seq - 1, ended };
+            outcome = RenumberOutcome::Started {
+                previous,
+                epoch: new,
+                entries: state.next_seq - 1,
+                ended,
+            };
             Ok(Ok(()))
         })?;
         self.backup().forget();
@@ -117,7 +121,7 @@ fn number_anew(
     let slowest = slowest.unwrap_or(state.next_seq - 1);
     let mut at = ChainPoint { seq: 0, hash: Digest::ZERO };
     let mut places = vec![at; cursors.len()];
-    let mut values = transaction.open_table(VALUES)?;
+    let mut values = transaction.open_table(BLOCKS)?;
     let keys: Vec<u64> =
         values.iter()?.map(|row| Ok(row?.0.value())).collect::<Result<_, redb::StorageError>>()?;
     state.stored = 0;
@@ -126,7 +130,7 @@ fn number_anew(
     for key in keys {
         let old: Vec<Frame> = {
             let Some(old) = values.remove(key)? else { continue };
-            let Some(frames) = value::decode(old.value()) else { return Ok(Err("a value")) };
+            let Some(frames) = block::decode(old.value()) else { return Ok(Err("a value")) };
             frames.map(|(head, body)| Frame { head, body: body.to_vec() }).collect()
         };
         let mut frames = Vec::with_capacity(old.len());
@@ -146,7 +150,7 @@ fn number_anew(
             frames.push(new);
         }
         if let Some(first) = frames.first() {
-            let value = value::encode(&frames);
+            let value = block::encode(&frames);
             state.stored += value.len() as u64;
             values.insert(first.head.first_seq, value.as_slice())?;
         }

@@ -21,10 +21,10 @@ use super::{
     CHECKPOINTS, CURSORS, DEAD_LETTERS, DeadLetter, DeadLetterId, META, State,
     backup::Key,
     checkpoints::open_checkpoint,
-    dead_letters::{named, open_letter},
+    checksum,
+    database::CACHE,
+    dead_letters::{open_letter, reported},
     from_json,
-    handle::CACHE,
-    sealed,
 };
 use crate::{
     platform::file::ReadAt as _,
@@ -38,7 +38,7 @@ const MOST_WRITTEN: usize = 64 << 20;
 
 /// What could be read.
 #[derive(Debug, Default)]
-pub(super) struct Salvaged {
+pub(super) struct SalvagedContents {
     /// The epoch.
     pub(super) epoch: Option<String>,
     /// The beginnings of generations.
@@ -51,8 +51,8 @@ pub(super) struct Salvaged {
 }
 
 /// Reads what can be read of the store at `path`.
-pub(super) fn salvage(path: &Path) -> Salvaged {
-    let mut salvaged = Salvaged::default();
+pub(super) fn salvage(path: &Path) -> SalvagedContents {
+    let mut salvaged = SalvagedContents::default();
     let is_open = attempt(|| {
         let database = open(path)?;
         // Each by itself: the pages of one may be whole and those of another not.
@@ -87,20 +87,26 @@ fn attempt<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Option<T> {
 
 fn open(path: &Path) -> Result<Database, redb::Error> {
     let file = File::open(path)?;
-    let written = Written { length: file.metadata()?.len(), ..Written::default() };
-    let overlay = Overlay { file, written: Mutex::new(written) };
+    let written = OverlayBlocks { length: file.metadata()?.len(), ..OverlayBlocks::default() };
+    let overlay = ReadOnlyOverlay { file, written: Mutex::new(written) };
     // Without the check of every page: some are wrong.
     Ok(Builder::new().set_cache_size(CACHE).create_with_backend(overlay)?)
 }
 
-fn epoch(transaction: &ReadTransaction, salvaged: &mut Salvaged) -> Result<(), redb::Error> {
-    if let Some((row, true)) = sealed::state(&transaction.open_table(META)?)? {
+fn epoch(
+    transaction: &ReadTransaction,
+    salvaged: &mut SalvagedContents,
+) -> Result<(), redb::Error> {
+    if let Some((row, true)) = checksum::state(&transaction.open_table(META)?)? {
         salvaged.epoch = from_json::<State>(&row).map(|state| state.epoch);
     }
     Ok(())
 }
 
-fn beginnings(transaction: &ReadTransaction, salvaged: &mut Salvaged) -> Result<(), redb::Error> {
+fn beginnings(
+    transaction: &ReadTransaction,
+    salvaged: &mut SalvagedContents,
+) -> Result<(), redb::Error> {
     let begun = Instant::now();
     for row in transaction.open_table(CHECKPOINTS)?.iter()? {
         let (key, row) = row?;
@@ -118,8 +124,11 @@ fn beginnings(transaction: &ReadTransaction, salvaged: &mut Salvaged) -> Result<
 }
 
 /// Says how many letters can't be read.
-fn letters(transaction: &ReadTransaction, salvaged: &mut Salvaged) -> Result<u64, redb::Error> {
-    let cursors = attempt(|| named(&transaction.open_table(CURSORS)?));
+fn letters(
+    transaction: &ReadTransaction,
+    salvaged: &mut SalvagedContents,
+) -> Result<u64, redb::Error> {
+    let is_reported = attempt(|| reported(&transaction.open_table(CURSORS)?));
     let (begun, mut lost) = (Instant::now(), 0);
     for row in transaction.open_table(DEAD_LETTERS)?.iter()? {
         let (key, row) = row?;
@@ -129,7 +138,7 @@ fn letters(transaction: &ReadTransaction, salvaged: &mut Salvaged) -> Result<u64
         };
         let (sink, epoch, seq) = key.value();
         let id = DeadLetterId { sink: sink.to_owned(), epoch: epoch.to_owned(), seq };
-        if cursors.as_ref().is_none_or(|named| named(&id)) {
+        if is_reported.as_ref().is_none_or(|is_reported| is_reported(&id)) {
             salvaged.letters.push((id, letter));
         }
         if begun.elapsed() > PATIENCE {
@@ -141,21 +150,21 @@ fn letters(transaction: &ReadTransaction, salvaged: &mut Salvaged) -> Result<u64
 
 /// A file that is only read: what is written stays in memory.
 #[derive(Debug)]
-struct Overlay {
+struct ReadOnlyOverlay {
     file: File,
-    written: Mutex<Written>,
+    written: Mutex<OverlayBlocks>,
 }
 
 #[derive(Debug, Default)]
-struct Written {
+struct OverlayBlocks {
     length: u64,
     blocks: BTreeMap<u64, Vec<u8>>,
 }
 
 const BLOCK: usize = 4096;
 
-impl Overlay {
-    fn written(&self) -> MutexGuard<'_, Written> {
+impl ReadOnlyOverlay {
+    fn written(&self) -> MutexGuard<'_, OverlayBlocks> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -183,7 +192,7 @@ fn blocks(
     })
 }
 
-impl StorageBackend for Overlay {
+impl StorageBackend for ReadOnlyOverlay {
     fn len(&self) -> io::Result<u64> {
         Ok(self.written().length)
     }

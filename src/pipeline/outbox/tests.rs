@@ -18,12 +18,15 @@ pub(super) struct Store {
     pub(super) folder: tempfile::TempDir,
 }
 
-pub(super) fn seats(sinks: &[&str]) -> Vec<Seat> {
-    sinks.iter().map(|sink| Seat { name: (*sink).to_owned(), ..Seat::default() }).collect()
+pub(super) fn registrations(sinks: &[&str]) -> Vec<SinkRegistration> {
+    sinks
+        .iter()
+        .map(|sink| SinkRegistration { name: (*sink).to_owned(), ..SinkRegistration::default() })
+        .collect()
 }
 
 pub(super) fn open(path: &Path, sinks: &[&str]) -> Result<Outbox, OutboxError> {
-    Outbox::open(path, &seats(sinks), || "epoch-1".into())
+    Outbox::open(path, &registrations(sinks), || "epoch-1".into())
 }
 
 pub(super) fn store() -> Store {
@@ -123,20 +126,20 @@ fn what_is_acknowledged_leaves_whole_values() {
     let store = store();
     let first = commit(&store.outbox, 3);
     let second = commit(&store.outbox, 3);
-    let full = store.outbox.stored();
+    let full = store.outbox.stored_bytes();
     // In the middle of the first value: it stays, and reading begins in it.
     let middle = ChainPoint { seq: 2, hash: Digest::of(b"middle") };
     store.outbox.acknowledge("siem", "epoch-1", middle).unwrap();
-    assert_eq!(store.outbox.stored(), full);
+    assert_eq!(store.outbox.stored_bytes(), full);
     assert_eq!(store.outbox.cursor("siem").unwrap().acknowledged, middle);
     assert_eq!(all(&store.outbox, 3).len(), 2);
 
     store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
     assert_eq!(all(&store.outbox, 1), second.frames);
-    assert!(store.outbox.stored() < full);
+    assert!(store.outbox.stored_bytes() < full);
     store.outbox.acknowledge("siem", "epoch-1", point(&second)).unwrap();
     assert_eq!(all(&store.outbox, 1), []);
-    assert_eq!(store.outbox.stored(), 0);
+    assert_eq!(store.outbox.stored_bytes(), 0);
     let store = store.reopen(&SINKS);
     assert_eq!(store.outbox.cursor("siem").unwrap().acknowledged, point(&second));
 }
@@ -160,9 +163,9 @@ fn large_groups_are_cut_into_values_that_fit() {
     }
     let group = filling.take(Timestamp(1));
     assert!(
-        value::runs(&group.frames).all(|run| value::encode(run).len() <= value::MAX_STORED + 4)
+        block::runs(&group.frames).all(|run| block::encode(run).len() <= block::MAX_STORED + 4)
     );
-    assert_eq!(value::runs(&group.frames).map(<[Frame]>::len).sum::<usize>(), 12);
+    assert_eq!(block::runs(&group.frames).map(<[Frame]>::len).sum::<usize>(), 12);
     store.outbox.commit(&group).unwrap();
     assert_eq!(all(&store.outbox, 1), group.frames);
     assert_eq!(all(&store.outbox, 11), group.frames[10..]);
@@ -192,25 +195,25 @@ fn an_urgent_event_moves_the_urgent_number() {
 fn dead_letters_are_named_until_they_are_passed() {
     let store = store();
     commit(&store.outbox, 5);
-    bury(&store.outbox, "epoch-1", 3);
-    bury(&store.outbox, "epoch-0", 4);
-    let dead = |seq| store.outbox.dead_after("siem", "epoch-1", seq).unwrap();
+    store_dead_letter(&store.outbox, "epoch-1", 3);
+    store_dead_letter(&store.outbox, "epoch-0", 4);
+    let dead = |seq| store.outbox.dead_letters_after("siem", "epoch-1", seq).unwrap();
     assert_eq!(dead(0), [siem_protocol::DeadLettered { seq: 3, line_sha256: Digest::of(b"x") }]);
     assert_eq!(dead(3), []);
-    assert_eq!(store.outbox.dead_after("archive", "epoch-1", 0).unwrap(), []);
+    assert_eq!(store.outbox.dead_letters_after("archive", "epoch-1", 0).unwrap(), []);
 }
 
 /// Keyed by its number alone, a dead letter was written over by that of the next epoch.
 #[test]
 fn dead_letters_of_two_epochs_stand_side_by_side() {
     let store = store();
-    let one = bury(&store.outbox, "epoch-1", 3);
-    let other = bury(&store.outbox, "epoch-2", 3);
+    let one = store_dead_letter(&store.outbox, "epoch-1", 3);
+    let other = store_dead_letter(&store.outbox, "epoch-2", 3);
     let ids = |outbox: &Outbox| {
         outbox.dead_letters().unwrap().into_iter().map(|(id, _)| id).collect::<Vec<_>>()
     };
     assert_eq!(ids(&store.outbox), [one.clone(), other.clone()]);
-    store.outbox.dig_out(&one).unwrap();
+    store.outbox.remove_dead_letter(&one).unwrap();
     assert_eq!(ids(&store.outbox), [other]);
     assert_eq!(store.outbox.dead_letters().unwrap()[0].1.line().unwrap(), b"x");
 }
@@ -228,7 +231,7 @@ fn a_store_of_a_newer_agent_is_refused_untouched() {
         let newer = br#"{"schema":4,"new":1}"#.as_slice();
         let mut meta = transaction.open_table(META).unwrap();
         meta.insert(STATE, newer).unwrap();
-        meta.insert(sealed::SEAL, sealed::seal_of_state(newer).as_slice()).unwrap();
+        meta.insert(checksum::SEAL, checksum::seal_of_state(newer).as_slice()).unwrap();
     }
     transaction.commit().unwrap();
     drop(database);
@@ -249,9 +252,10 @@ fn a_store_of_schema_1_is_taken_over() {
     std::fs::write(&path, zstd::decode_all(stored.as_slice()).unwrap()).unwrap();
     let epoch = "01a200de-5eaf-757e-8d6a-c8fe07c642ac";
     let opened =
-        Outbox::open_or_recover(&path, &seats(&SINKS), || "new".into(), Timestamp(1)).unwrap();
+        Outbox::open_or_recover(&path, &registrations(&SINKS), || "new".into(), Timestamp(1))
+            .unwrap();
     let (outbox, found) = opened;
-    assert!(matches!(found, Found::Whole), "{found:?}");
+    assert!(matches!(found, OpenOutcome::Intact), "{found:?}");
     assert_eq!(outbox.epoch(), epoch);
     assert_eq!(outbox.cursor("siem").unwrap().acknowledged.seq, 6);
     let frames = all(&outbox, 7);
@@ -280,10 +284,10 @@ fn a_store_of_schema_2_is_taken_over() {
     let stored = include_bytes!("../../../tests/stores/schema-2.redb.zst");
     std::fs::write(&path, zstd::decode_all(stored.as_slice()).unwrap()).unwrap();
     for _ in 0..2 {
-        let sinks = seats(&["archive", "siem"]);
+        let sinks = registrations(&["archive", "siem"]);
         let opened = Outbox::open_or_recover(&path, &sinks, || "new".into(), Timestamp(1));
         let (outbox, found) = opened.unwrap();
-        assert!(matches!(found, Found::Whole), "{found:?}");
+        assert!(matches!(found, OpenOutcome::Intact), "{found:?}");
         assert_eq!(outbox.epoch(), "01a200de-5eaf-757e-8d6a-c8fe07c642ad");
         assert_eq!(outbox.cursor("siem").unwrap().acknowledged.seq, 5);
         assert_eq!(outbox.cursor("archive").unwrap().acknowledged.seq, 10);
@@ -306,10 +310,10 @@ fn a_store_of_schema_2_is_taken_over() {
 fn refusals_in_a_row_are_counted_over_a_restart() {
     let store = store();
     let one = commit(&store.outbox, 5);
-    bury(&store.outbox, "epoch-1", 1);
-    bury(&store.outbox, "epoch-1", 2);
+    store_dead_letter(&store.outbox, "epoch-1", 1);
+    store_dead_letter(&store.outbox, "epoch-1", 2);
     // What is new about one is no other refusal.
-    bury(&store.outbox, "epoch-1", 2);
+    store_dead_letter(&store.outbox, "epoch-1", 2);
     let store = store.reopen(&SINKS);
     let refusals = || store.outbox.cursor("siem").unwrap().refusals;
     assert_eq!(refusals(), 2);
@@ -416,7 +420,7 @@ fn a_store_with_much_in_it_opens_whole() {
     let mebibytes = std::env::var("AI_AGENT_STORE_MIB").map_or(32, |size| size.parse().unwrap());
     let store = store();
     let mut random = fastrand::Rng::with_seed(1);
-    while store.outbox.stored() < mebibytes << 20 {
+    while store.outbox.stored_bytes() < mebibytes << 20 {
         let mut filling =
             Filling::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
         for _ in 0..4 {
@@ -442,10 +446,12 @@ fn garbage_is_an_error_and_stays() {
     assert_eq!(std::fs::read(&path).unwrap(), b"this is no store");
 }
 
-pub(super) fn bury(outbox: &Outbox, epoch: &str, seq: u64) -> DeadLetterId {
+pub(super) fn store_dead_letter(outbox: &Outbox, epoch: &str, seq: u64) -> DeadLetterId {
     let id = DeadLetterId { sink: "siem".into(), epoch: epoch.into(), seq };
     let at = "2026-11-21T20:00:00.000Z".to_owned();
-    outbox.bury(&id, &DeadLetter::new(b"x", Digest::ZERO, 422, "no".into(), at)).unwrap();
+    outbox
+        .store_dead_letter(&id, &DeadLetter::new(b"x", Digest::ZERO, 422, "no".into(), at))
+        .unwrap();
     id
 }
 
@@ -474,8 +480,8 @@ fn a_new_epoch_numbers_what_is_left_from_one() {
     let two = ChainPoint { seq: 2, hash: Digest::of(b"anything") };
     store.outbox.acknowledge("siem", "epoch-1", two).unwrap();
     // One that a header has named, one that none has.
-    bury(&store.outbox, "epoch-1", 1);
-    bury(&store.outbox, "epoch-1", 5);
+    store_dead_letter(&store.outbox, "epoch-1", 1);
+    store_dead_letter(&store.outbox, "epoch-1", 5);
     let (before, _) = entries(&all(&store.outbox, 1), Digest::ZERO);
 
     let now = Timestamp(10_000_000);
@@ -484,7 +490,7 @@ fn a_new_epoch_numbers_what_is_left_from_one() {
     let (previous, epoch) = ("epoch-1".to_owned(), "epoch-2".to_owned());
     // What no heartbeat of the old epoch has said yet.
     let ended = (7, Box::new(counted));
-    assert_eq!(begun, Renumbered::Begun { previous, epoch, entries: 5, ended });
+    assert_eq!(begun, RenumberOutcome::Started { previous, epoch, entries: 5, ended });
     let store = store.reopen(&["siem", "archive"]);
     let frames = all(&store.outbox, 1);
     let (after, chain) = entries(&frames, Digest::ZERO);
@@ -502,7 +508,7 @@ fn a_new_epoch_numbers_what_is_left_from_one() {
     let archive = store.outbox.cursor("archive").unwrap();
     assert_eq!(archive.acknowledged, ChainPoint { seq: 5, hash: chain });
     assert_eq!(archive.base, Some(archive.acknowledged));
-    assert_eq!(store.outbox.dead_after("siem", "epoch-2", 0).unwrap(), []);
+    assert_eq!(store.outbox.dead_letters_after("siem", "epoch-2", 0).unwrap(), []);
     let left = store.outbox.dead_letters().unwrap();
     assert_eq!(left.iter().map(|(id, _)| id.seq).collect::<Vec<_>>(), [1]);
 
@@ -510,24 +516,26 @@ fn a_new_epoch_numbers_what_is_left_from_one() {
     store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
     assert_eq!(store.outbox.cursor("siem").unwrap(), siem);
     let again = store.outbox.renumber("epoch-1", "epoch-3".into(), now).unwrap();
-    assert_eq!(again, Renumbered::Already);
+    assert_eq!(again, RenumberOutcome::AlreadyDone);
     let soon = Timestamp(now.0 + 3_599_999);
     let again = store.outbox.renumber("epoch-2", "epoch-3".into(), soon).unwrap();
-    assert_eq!(again, Renumbered::TooSoon);
+    assert_eq!(again, RenumberOutcome::TooSoon);
     let later = Timestamp(now.0 + 3_600_000);
     let again = store.outbox.renumber("epoch-2", "epoch-3".into(), later).unwrap();
-    assert!(matches!(again, Renumbered::Begun { entries: 5, .. }));
+    assert!(matches!(again, RenumberOutcome::Started { entries: 5, .. }));
 }
 
 /// redb refuses every write on a handle that has seen an error: a disk that was full for a moment
 /// would have stopped the agent until its next start.
 #[test]
 fn goes_on_after_an_error_of_the_disk() {
-    let disk = disk::Disk::new(1);
+    let disk = simulated_disk::SimulatedDisk::new(1);
     let backend = disk.clone();
     let opener = move || Ok((builder().create_with_backend(backend.clone())?, None));
     let outbox =
-        Outbox::open_with(Path::new("memory"), Box::new(opener), &seats(&SINKS), || "e".into());
+        Outbox::open_with(Path::new("memory"), Box::new(opener), &registrations(&SINKS), || {
+            "e".into()
+        });
     let outbox = outbox.unwrap();
     commit(&outbox, 2);
     disk.fail(u64::MAX);
@@ -552,9 +560,9 @@ fn an_acknowledgement_counts_at_once_and_is_stored_with_the_entries_that_come() 
     assert!(!store.outbox.advance("siem", "epoch-1", point(&first), 0));
     assert!(store.outbox.advance("siem", "epoch-1", point(&first), 0), "the first one waits");
     assert_eq!(store.outbox.cursor("siem").unwrap().acknowledged, point(&first));
-    assert!(store.outbox.stored() > 0, "nothing was written yet");
+    assert!(store.outbox.stored_bytes() > 0, "nothing was written yet");
     let second = commit(&store.outbox, 2);
-    assert!(store.outbox.unsettled().is_empty());
+    assert!(store.outbox.pending_acks().is_empty());
     let only: Vec<_> = store.outbox.frames(1, |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(only[0].head.first_seq, 4, "what every sink has is gone");
     assert!(!store.outbox.advance("siem", "epoch-1", point(&second), 0), "it went with entries");
@@ -562,6 +570,6 @@ fn an_acknowledgement_counts_at_once_and_is_stored_with_the_entries_that_come() 
     let cursor = store.outbox.cursor("siem").unwrap();
     assert_eq!(cursor.acknowledged, point(&first), "the batch is sent again");
     store.outbox.advance("siem", "epoch-1", point(&second), 0);
-    store.outbox.settle().unwrap();
-    assert_eq!(store.outbox.stored(), 0);
+    store.outbox.persist_acks().unwrap();
+    assert_eq!(store.outbox.stored_bytes(), 0);
 }

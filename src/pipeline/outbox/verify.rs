@@ -28,7 +28,7 @@ pub struct Verified {
 
 /// What is wrong with an outbox.
 #[derive(Debug, thiserror::Error)]
-pub enum Wrong {
+pub enum VerifyError {
     /// It can't be read.
     #[error(transparent)]
     Outbox(#[from] OutboxError),
@@ -69,7 +69,7 @@ pub enum Wrong {
     },
     /// Numbers began anew meanwhile.
     #[error("a new epoch began meanwhile: look once more")]
-    Renumbered,
+    RenumberOutcome,
 }
 
 impl Outbox {
@@ -78,7 +78,7 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read or a value in it is damaged.
-    pub fn some_frames(&self, seq: u64) -> Result<Vec<Frame>, OutboxError> {
+    pub fn frame_chunk(&self, seq: u64) -> Result<Vec<Frame>, OutboxError> {
         let mut bytes = 0;
         self.frames(seq, |head| {
             if bytes > 0 && bytes + head.stored > PIECE {
@@ -92,14 +92,15 @@ impl Outbox {
     /// Reads everything and holds it against its numbers and its chain.
     ///
     /// # Errors
-    /// [`Wrong`] says what was found first.
-    pub fn verify(&self) -> Result<Verified, Wrong> {
+    /// [`VerifyError`] says what was found first.
+    pub fn verify(&self) -> Result<Verified, VerifyError> {
         let (epoch, end) = (self.epoch(), self.end());
-        let renumbered = || if self.epoch() == epoch { None } else { Some(Wrong::Renumbered) };
+        let renumbered =
+            || if self.epoch() == epoch { None } else { Some(VerifyError::RenumberOutcome) };
         let mut verified = Verified::default();
         let mut at: Option<(u64, Digest)> = None;
         while at.is_none_or(|(next, _)| next < end.seq) {
-            let frames = self.some_frames(at.map_or(0, |(next, _)| next))?;
+            let frames = self.frame_chunk(at.map_or(0, |(next, _)| next))?;
             if frames.is_empty() {
                 break;
             }
@@ -107,7 +108,7 @@ impl Outbox {
                 let head = &frame.head;
                 let (next, chain) = at.unwrap_or((head.first_seq, head.before));
                 if head.first_seq != next {
-                    let missing = Wrong::Missing { expected: next, found: head.first_seq };
+                    let missing = VerifyError::Missing { expected: next, found: head.first_seq };
                     return Err(renumbered().unwrap_or(missing));
                 }
                 let raw = frame.decode()?;
@@ -115,7 +116,7 @@ impl Outbox {
                 let after = lines.fold(chain, |chain, line| chain.chain(Digest::of(line)));
                 let last = head.last_seq();
                 if head.before != chain || head.after != after {
-                    let wrong = Wrong::Chain { first: next, last };
+                    let wrong = VerifyError::Chain { first: next, last };
                     return Err(renumbered().unwrap_or(wrong));
                 }
                 if verified.entries == 0 {
@@ -128,11 +129,11 @@ impl Outbox {
         }
         verified.last_seq = at.map_or(end.seq - 1, |(next, _)| next - 1);
         if verified.last_seq + 1 < end.seq {
-            let wrong = Wrong::Short { expected: end.seq - 1, found: verified.last_seq };
+            let wrong = VerifyError::Short { expected: end.seq - 1, found: verified.last_seq };
             return Err(renumbered().unwrap_or(wrong));
         }
         if verified.last_seq + 1 == end.seq && at.is_some_and(|(_, chain)| chain != end.chain) {
-            let wrong = Wrong::Chain { first: verified.last_seq, last: verified.last_seq };
+            let wrong = VerifyError::Chain { first: verified.last_seq, last: verified.last_seq };
             return Err(renumbered().unwrap_or(wrong));
         }
         for id in self.dead_letter_ids()? {
@@ -140,7 +141,7 @@ impl Outbox {
             let is_right =
                 letter.line().is_some_and(|line| Digest::of(&line) == letter.line_sha256);
             if !is_right {
-                return Err(Wrong::DeadLetter { sink: id.sink, seq: id.seq });
+                return Err(VerifyError::DeadLetter { sink: id.sink, seq: id.seq });
             }
             verified.dead_letters += 1;
         }
@@ -176,7 +177,7 @@ mod tests {
         wrong.frames[0].head.before = Digest::ZERO;
         store.outbox.commit(&wrong).unwrap();
         let found = store.outbox.verify().unwrap_err();
-        assert!(matches!(found, Wrong::Chain { first: 4, last: 5 }), "{found}");
+        assert!(matches!(found, VerifyError::Chain { first: 4, last: 5 }), "{found}");
     }
 
     #[test]
@@ -195,11 +196,11 @@ mod tests {
         let store = store();
         let id = DeadLetterId { sink: "siem".into(), epoch: "e".into(), seq: 7 };
         let mut letter = DeadLetter::new(b"{}", Digest::ZERO, 422, String::new(), String::new());
-        store.outbox.bury(&id, &letter).unwrap();
+        store.outbox.store_dead_letter(&id, &letter).unwrap();
         assert_eq!(store.outbox.verify().unwrap().dead_letters, 1);
         letter.line_sha256 = Digest::ZERO;
-        store.outbox.bury(&id, &letter).unwrap();
+        store.outbox.store_dead_letter(&id, &letter).unwrap();
         let found = store.outbox.verify().unwrap_err();
-        assert!(matches!(found, Wrong::DeadLetter { seq: 7, .. }), "{found}");
+        assert!(matches!(found, VerifyError::DeadLetter { seq: 7, .. }), "{found}");
     }
 }

@@ -16,7 +16,7 @@ use super::{
         delivery::{Delivering, Ending, Orders, Pace, Progress},
         fault::{Fault, Faults},
         ingest::Inbox,
-        outbox::{Outbox, Seat},
+        outbox::{Outbox, SinkRegistration},
         removed,
     },
     new_epoch,
@@ -56,7 +56,7 @@ pub(super) struct Sight {
 /// The task of one sink.
 pub(super) struct Task {
     pub(super) name: String,
-    seat: Seat,
+    seat: SinkRegistration,
     orders: watch::Sender<Orders>,
     /// Closed before everything is delivered when the task died.
     pub(super) progress: watch::Receiver<Progress>,
@@ -127,7 +127,7 @@ impl Sinks {
                 mem::replace(known, orders) != orders
             });
         }
-        let had: Vec<Seat> =
+        let had: Vec<SinkRegistration> =
             self.tasks.iter().chain(&leave).map(|task| task.seat.clone()).collect();
         for task in leave {
             task.orders.send_modify(|orders| orders.ending = Ending::Left);
@@ -135,7 +135,7 @@ impl Sinks {
             drop(task.handle.await);
         }
         self.show();
-        let seats: Vec<Seat> =
+        let seats: Vec<SinkRegistration> =
             sinks.iter().map(|(name, sink)| self.seat(name, sink.as_deref())).collect();
         if seats.len() != had.len() || seats.iter().any(|seat| !had.contains(seat)) {
             self.take_seats(seats).await;
@@ -149,10 +149,10 @@ impl Sinks {
     }
 
     /// The place of a sink; without one, of the task of this name that stays.
-    fn seat(&self, name: &str, sink: Option<&dyn Sink>) -> Seat {
+    fn seat(&self, name: &str, sink: Option<&dyn Sink>) -> SinkRegistration {
         match (sink, self.tasks.iter().find(|task| task.name == name)) {
             (None, Some(task)) => task.seat.clone(),
-            (sink, _) => Seat {
+            (sink, _) => SinkRegistration {
                 name: name.to_owned(),
                 destination: sink.and_then(Sink::destination),
                 start: self.feeds.get(name).copied().unwrap_or_default().start,
@@ -160,10 +160,10 @@ impl Sinks {
         }
     }
 
-    async fn take_seats(&self, seats: Vec<Seat>) {
+    async fn take_seats(&self, seats: Vec<SinkRegistration>) {
         loop {
             let (outbox, seats) = (Arc::clone(&self.outbox), seats.clone());
-            match tokio::task::spawn_blocking(move || outbox.seat(&seats)).await {
+            match tokio::task::spawn_blocking(move || outbox.register_sinks(&seats)).await {
                 Ok(Err(failure)) => {
                     error!(
                         code = "sink_registration_failed",

@@ -3,7 +3,7 @@ use std::path::Path;
 use super::*;
 use crate::{
     config::{AgentSettings, Feed, LogFormat, OutboxSettings, StageOptions, StageTable},
-    pipeline::{judge::Judge, outbox::Seat},
+    pipeline::{judge::Judge, outbox::SinkRegistration},
     platform::SystemClock,
     stages::{
         sink::{Answer, Batch, Delivery},
@@ -57,7 +57,7 @@ fn refused() -> Option<Delivery> {
 }
 
 fn pipeline(folder: &Path, panics: bool, answer: Option<Delivery>) -> Pipeline {
-    let seat = Seat { name: "siem".into(), ..Seat::default() };
+    let seat = SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
     Pipeline {
         sources: vec![("files".into(), Box::new(Reader { panics }))],
         stages: Stages::new(Judge::new(Vec::new()), Vec::new()),
@@ -231,7 +231,7 @@ async fn a_flush_sends_what_would_have_waited_and_nothing_that_comes_later() {
     assert_eq!(in_time(view.flush(LONG)).await.unwrap(), 0);
     running.report(Event::info("test", serde_json::json!({})));
     in_time(running.outbox.watch().wait_for(|head| head.last_seq >= 3)).await.unwrap();
-    let waiting = view.outbox().waiting().unwrap();
+    let waiting = view.outbox().stats().unwrap();
     assert_eq!((waiting.entries, waiting.places[0].acknowledged), (1, 2));
     let (_, progress) = &view.sinks()[0];
     assert!(progress.acknowledged_at.is_some() && progress.trouble.is_none());

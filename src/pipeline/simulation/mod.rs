@@ -38,8 +38,8 @@ use super::{
     ingest::{Inbox, Ingest, Turn, Work, Writer},
     judge::Judge,
     outbox::{
-        Outbox, Seat, builder,
-        disk::{Disk, given},
+        Outbox, SinkRegistration, builder,
+        simulated_disk::{SimulatedDisk, env_number},
     },
     room::Room,
 };
@@ -171,7 +171,7 @@ struct World {
     time: Arc<Time>,
     folder: tempfile::TempDir,
     root: PathBuf,
-    disk: Disk,
+    disk: SimulatedDisk,
     script: Script,
     held: Arc<Mutex<Held>>,
     agent: Option<Agent>,
@@ -193,7 +193,7 @@ impl World {
         let rest = ROOT_LENGTH - folder.path().as_os_str().len();
         let root = folder.path().join("p".repeat(rest));
         std::fs::create_dir(&root).unwrap();
-        let disk = Disk::new(random.u64(..));
+        let disk = SimulatedDisk::new(random.u64(..));
         Self {
             fault,
             time: Arc::new(Time { wall: AtomicU64::new(2 * YEAR * 27), up: AtomicU64::new(0) }),
@@ -218,7 +218,7 @@ impl World {
         let end = self.agent.as_ref().map(|agent| agent.outbox.end().seq);
         let lines = self.script.lines.len();
         let step = format!("{what}; the store ends before {end:?}, {lines} lines");
-        if given("AI_AGENT_TRACE").is_some() {
+        if env_number("AI_AGENT_TRACE").is_some() {
             eprintln!("{step}");
         }
         self.trace.push(step);
@@ -307,7 +307,7 @@ impl World {
         let outbox = loop {
             let disk = self.disk.clone();
             let opener = move || Ok((builder().create_with_backend(disk.clone())?, None));
-            let seat = Seat { name: "siem".into(), ..Seat::default() };
+            let seat = SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
             let epoch = self.new_epoch();
             let path = self.folder.path().join("outbox.redb");
             match Outbox::open_with(&path, Box::new(opener), &[seat], || epoch()) {
@@ -459,7 +459,7 @@ impl World {
     fn restore(&mut self) -> Result<(), String> {
         let Some(copy) = self.copy.take() else { return Ok(()) };
         self.agent = None;
-        self.disk = Disk::of(copy, self.random.u64(..));
+        self.disk = SimulatedDisk::of(copy, self.random.u64(..));
         // What only the store of today held is gone with it; what a file has still is to be read.
         let held = self.held.lock().unwrap();
         let at_receiver: HashSet<Vec<u8>> =
@@ -516,12 +516,12 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn every_line_of_every_world_is_accounted_for() {
-    if !crate::tail::testing::lets_go_of_open_files() {
+    if !crate::tail::testing::open_files_can_be_replaced() {
         return;
     }
-    let asked = given("AI_AGENT_WORLDS");
+    let asked = env_number("AI_AGENT_WORLDS");
     let worlds = asked.unwrap_or(200);
-    let first = given("AI_AGENT_SEED");
+    let first = env_number("AI_AGENT_SEED");
     // The same ones each time, unless somebody goes looking.
     let mut seeds = asked.map_or_else(|| fastrand::Rng::with_seed(1), |_| fastrand::Rng::new());
     let mut tally: BTreeMap<&str, u64> = BTreeMap::new();
@@ -530,7 +530,7 @@ fn every_line_of_every_world_is_accounted_for() {
         let seed = first.unwrap_or_else(|| seeds.u64(..));
         let mut world = World::new(seed, Fault::None);
         if let Err(wrong) = run(&mut world) {
-            if given("AI_AGENT_TRACE").is_some() {
+            if env_number("AI_AGENT_TRACE").is_some() {
                 for line in world.held.lock().unwrap().epochs.values().flat_map(BTreeMap::values) {
                     eprintln!("{}", text(line));
                 }

@@ -27,7 +27,7 @@ use crate::{
     event::Event,
     platform::{Clock, Timestamp, file},
     stages::{BuildError, Context, Sessions},
-    tail::{AskHold, FileKey, Hold, Tail, TailOptions},
+    tail::{BackfillHold, FileKey, HoldQuery, Tail, TailOptions},
     units::Size,
 };
 
@@ -114,7 +114,7 @@ impl SourceOptions for Options {
         let mut tail = Tail::new(options, Arc::clone(&clock), new_id, waker);
         // Whoever reads once waits for all of it.
         if !context.once {
-            tail = tail.asking(saving_battery(context));
+            tail = tail.with_hold_query(saving_battery(context));
         }
         let sessions = context.sessions.clone();
         Ok(ClaudeSessions { tail, sessions, clock, learnt: 0, looked: None })
@@ -122,7 +122,7 @@ impl SourceOptions for Options {
 }
 
 /// Keeps old files waiting on battery, except those that Claude Code would delete before long.
-fn saving_battery(context: &Context) -> AskHold {
+fn saving_battery(context: &Context) -> HoldQuery {
     let power = Arc::clone(&context.power);
     let settings = Settings::new(&context.environment, &context.paths);
     let was_on_battery = AtomicBool::new(false);
@@ -133,7 +133,7 @@ fn saving_battery(context: &Context) -> AskHold {
             if has_changed {
                 info!("no longer on battery: old session files are read");
             }
-            return Hold::Off;
+            return BackfillHold::Off;
         }
         let age = settings.cleanup_period() / 2;
         if has_changed {
@@ -143,7 +143,7 @@ fn saving_battery(context: &Context) -> AskHold {
                 "on battery: session files that are old wait, but not those older than this"
             );
         }
-        Hold::YoungerThan(age)
+        BackfillHold::YoungerThan(age)
     })
 }
 
@@ -303,8 +303,8 @@ mod tests {
         let plug = Arc::new(Plug(AtomicBool::new(false)));
         context.power = Arc::clone(&plug) as Arc<dyn Power>;
         let hold = saving_battery(&context);
-        let days = |days: u64| Hold::YoungerThan(Duration::from_secs(days * 86_400));
-        assert_eq!(hold(), Hold::Off);
+        let days = |days: u64| BackfillHold::YoungerThan(Duration::from_secs(days * 86_400));
+        assert_eq!(hold(), BackfillHold::Off);
         plug.0.store(true, Ordering::Relaxed);
         assert_eq!(hold(), days(15), "the client's default is 30 days");
         std::fs::create_dir(home.path().join(".claude")).unwrap();
@@ -312,7 +312,7 @@ mod tests {
         std::fs::write(settings, "{\"cleanupPeriodDays\": 4}").unwrap();
         assert_eq!(hold(), days(2));
         plug.0.store(false, Ordering::Relaxed);
-        assert_eq!(hold(), Hold::Off);
+        assert_eq!(hold(), BackfillHold::Off);
     }
 
     #[test]

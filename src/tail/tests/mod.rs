@@ -1,16 +1,18 @@
 //! The tail over real directories: files that grow, move, shrink and go.
 
-mod cases;
-mod gone;
-mod growing;
-mod held;
-mod holding;
-mod long;
-mod moving;
-mod random;
+mod appended;
+mod backfill_hold;
+mod case_table;
+mod deleted;
+mod file_lifecycles;
+mod held_by_writer;
+
+mod long_lines;
+mod proptests;
+mod renamed;
 mod rewritten;
-mod table;
-mod watching;
+
+mod watcher;
 
 use std::{
     fs::{self, OpenOptions},
@@ -24,12 +26,12 @@ use siem_protocol::names::event;
 use tempfile::TempDir;
 
 use super::{testing::Store, *};
-use crate::tail::testing::MovedClock;
+use crate::tail::testing::ShiftedClock;
 
 /// A directory, a tail on it, and what the tail handed over.
 struct World {
     options: TailOptions,
-    clock: Arc<MovedClock>,
+    clock: Arc<ShiftedClock>,
     tail: Tail,
     store: Store,
     /// Dropped last: on Windows a directory stays as long as a watcher holds it.
@@ -46,7 +48,7 @@ impl World {
         let root = directory.path().join("root");
         fs::create_dir(&root).unwrap();
         let options = TailOptions { roots: vec![root], ..options };
-        let clock = MovedClock::shared();
+        let clock = ShiftedClock::shared();
         let tail = Tail::new(
             options.clone(),
             clock.clone(),

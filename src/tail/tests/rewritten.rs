@@ -1,4 +1,4 @@
-//! Files that hold other bytes than before.
+//! FileTable that hold other bytes than before.
 
 use super::*;
 
@@ -72,7 +72,7 @@ fn a_rewritten_file_begins_anew() {
 
 #[test]
 fn a_longer_copy_with_the_same_bytes_goes_on() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let mut world = World::new();
@@ -90,7 +90,7 @@ fn a_longer_copy_with_the_same_bytes_goes_on() {
 
 #[test]
 fn a_file_deleted_and_made_anew_is_rewritten_or_new() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let mut world = World::new();
@@ -127,7 +127,7 @@ impl World {
     }
 }
 
-/// Whoever writes a file anew empties it first. Seen empty, it was taken for another life of the
+/// Whoever writes a file anew empties it first. FoundBy empty, it was taken for another life of the
 /// file, and all its lines were shipped again.
 #[test]
 fn a_file_that_is_being_written_again_goes_on() {

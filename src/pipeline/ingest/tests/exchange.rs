@@ -101,7 +101,7 @@ fn a_file_that_was_held_is_read_again() {
 /// nothing would tell.
 #[test]
 fn waits_until_what_was_read_before_it_is_stored() {
-    let (file, folder) = (Faulty::default(), tempfile::tempdir().unwrap());
+    let (file, folder) = (FaultyFile::default(), tempfile::tempdir().unwrap());
     let mut ingest = ingest_into(file.outbox(folder.path()), Files::new(&[]));
     let outbox = Arc::clone(&ingest.outbox);
     ingest.begin();

@@ -1,14 +1,14 @@
 use super::{
     super::{
         META, STATE,
-        handle::builder,
-        tests::{SINKS, Store, bury, commit, group, point, seats, store},
+        database::builder,
+        tests::{SINKS, Store, commit, group, point, registrations, store, store_dead_letter},
     },
     *,
 };
 use redb::ReadableTable as _;
 
-use crate::{pipeline::outbox::sealed::SEAL, tail::GenerationId};
+use crate::{pipeline::outbox::checksum::SEAL, tail::GenerationId};
 
 /// A row of a file at `/p/a.jsonl`, told apart by where it lies.
 fn row(name: &str) -> Vec<u8> {
@@ -16,7 +16,7 @@ fn row(name: &str) -> Vec<u8> {
 }
 
 /// Damages a store, and says what a new one in its place has to say.
-fn recover(damage: impl FnOnce(&Path)) -> (Outbox, Found, tempfile::TempDir) {
+fn recover(damage: impl FnOnce(&Path)) -> (Outbox, OpenOutcome, tempfile::TempDir) {
     let Store { outbox, folder } = store();
     let key = ("claude-sessions".to_owned(), GenerationId("a".into()));
     let mut acknowledged = group(&outbox, 3);
@@ -34,7 +34,8 @@ fn recover(damage: impl FnOnce(&Path)) -> (Outbox, Found, tempfile::TempDir) {
     damage(&path);
     let new_epoch = || "epoch-2".to_owned();
     let now = Timestamp(7);
-    let (outbox, found) = Outbox::open_or_recover(&path, &seats(&SINKS), new_epoch, now).unwrap();
+    let (outbox, found) =
+        Outbox::open_or_recover(&path, &registrations(&SINKS), new_epoch, now).unwrap();
     (outbox, found, folder)
 }
 
@@ -45,7 +46,7 @@ fn stored_row(outbox: &Outbox) -> Option<Vec<u8>> {
 #[test]
 fn a_whole_store_is_taken_as_it_is() {
     let (outbox, found, _folder) = recover(|_| ());
-    assert!(matches!(found, Found::Whole), "{found:?}");
+    assert!(matches!(found, OpenOutcome::Intact), "{found:?}");
     assert_eq!((outbox.epoch(), stored_row(&outbox)), ("epoch-1".into(), Some(row("waiting"))));
 }
 
@@ -53,8 +54,8 @@ fn a_whole_store_is_taken_as_it_is() {
 /// opened as it was, and the agent went down with it at each start.
 #[test]
 fn a_damaged_store_is_moved_aside_and_files_go_on_where_they_were_acknowledged() {
-    type Damage = fn(&mut Vec<u8>);
-    let damages: [(&str, Damage); 4] = [
+    type DamageReport = fn(&mut Vec<u8>);
+    let damages: [(&str, DamageReport); 4] = [
         ("garbage", |bytes| *bytes = b"this is no store".to_vec()),
         ("truncated", |bytes| bytes.truncate(bytes.len() / 2)),
         ("overwritten head", |bytes| bytes[..512].fill(0x55)),
@@ -70,7 +71,7 @@ fn a_damaged_store_is_moved_aside_and_files_go_on_where_they_were_acknowledged()
             damage(&mut damaged);
             fs::write(path, &damaged).unwrap();
         });
-        let Found::Damaged { moved_to, previous_epoch, .. } = found else {
+        let OpenOutcome::Replaced { moved_to, previous_epoch, .. } = found else {
             panic!("{name}: {found:?}")
         };
         assert_eq!(previous_epoch.as_deref(), Some("epoch-1"), "{name}");
@@ -91,19 +92,19 @@ fn a_directory_in_the_stores_place_is_moved_aside() {
         fs::create_dir(path).unwrap();
         fs::write(path.join("precious"), "x").unwrap();
     });
-    let Found::Damaged { moved_to, .. } = found else { panic!("{found:?}") };
+    let OpenOutcome::Replaced { moved_to, .. } = found else { panic!("{found:?}") };
     assert_eq!(fs::read(moved_to.join("precious")).unwrap(), b"x");
     assert_eq!(stored_row(&outbox).as_deref(), Some(&*row("acknowledged")));
 }
 
 #[test]
 fn a_store_that_is_gone_or_empty_begins_anew_where_files_were_acknowledged() {
-    type Damage = fn(&Path);
-    let damages: [Damage; 2] =
+    type DamageReport = fn(&Path);
+    let damages: [DamageReport; 2] =
         [|path| fs::remove_file(path).unwrap(), |path| fs::write(path, "").unwrap()];
     for damage in damages {
         let (outbox, found, _folder) = recover(damage);
-        let Found::Nothing { previous_epoch } = found else { panic!("{found:?}") };
+        let OpenOutcome::Created { previous_epoch } = found else { panic!("{found:?}") };
         assert_eq!(previous_epoch.as_deref(), Some("epoch-1"));
         assert_eq!(stored_row(&outbox).as_deref(), Some(&*row("acknowledged")));
     }
@@ -114,8 +115,9 @@ fn the_first_store_has_nothing_before_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.redb");
     let new_epoch = || "epoch-1".to_owned();
-    let opened = Outbox::open_or_recover(&path, &seats(&SINKS), new_epoch, Timestamp(1)).unwrap();
-    assert!(matches!(opened.1, Found::Nothing { previous_epoch: None }));
+    let opened =
+        Outbox::open_or_recover(&path, &registrations(&SINKS), new_epoch, Timestamp(1)).unwrap();
+    assert!(matches!(opened.1, OpenOutcome::Created { previous_epoch: None }));
 }
 
 /// Offsets were copied only at moments when all was acknowledged: under a steady flow never.
@@ -153,7 +155,7 @@ fn how_a_store_began_is_said_until_it_is_among_its_entries() {
     let path = folder.path().join("outbox.redb");
     let again = || {
         let epoch = || "epoch-3".to_owned();
-        Outbox::open_or_recover(&path, &seats(&SINKS), epoch, Timestamp(9)).unwrap()
+        Outbox::open_or_recover(&path, &registrations(&SINKS), epoch, Timestamp(9)).unwrap()
     };
     let (outbox, still) = again();
     assert_eq!(format!("{still:?}"), format!("{found:?}"));
@@ -164,7 +166,7 @@ fn how_a_store_began_is_said_until_it_is_among_its_entries() {
     commit(&outbox, 1);
     drop(outbox);
     let (_outbox, whole) = again();
-    assert!(matches!(whole, Found::Whole), "{whole:?}");
+    assert!(matches!(whole, OpenOutcome::Intact), "{whole:?}");
 }
 
 fn key(name: &str) -> (String, GenerationId) {
@@ -186,16 +188,17 @@ fn damage_state(path: &Path) {
     });
 }
 
-fn recovered(path: &Path) -> (Outbox, Found) {
-    Outbox::open_or_recover(path, &seats(&SINKS), || "epoch-2".into(), Timestamp(7)).unwrap()
+fn recovered(path: &Path) -> (Outbox, OpenOutcome) {
+    Outbox::open_or_recover(path, &registrations(&SINKS), || "epoch-2".into(), Timestamp(7))
+        .unwrap()
 }
 
 /// A file that began within the last minute, or while the receiver was away, came again under
 /// another generation, and nobody could say that it had come before.
 #[test]
 fn a_generation_that_began_keeps_its_id_though_nothing_of_it_is_acknowledged() {
-    type Damage = fn(&Path);
-    let damages: [(&str, Damage); 3] = [
+    type DamageReport = fn(&Path);
+    let damages: [(&str, DamageReport); 3] = [
         ("garbage, noted beside the store", |path| fs::write(path, b"garbage").unwrap()),
         ("gone, noted beside the store", |path| fs::remove_file(path).unwrap()),
         ("read out of the damaged store", |path| {
@@ -242,7 +245,7 @@ fn what_began_is_noted_until_it_is_acknowledged() {
     store.outbox.back_up().unwrap();
     let second = begin("b");
     let names = || {
-        let Saved { rows, begun, .. } = store.outbox.backup().load().unwrap().unwrap();
+        let BackupContents { rows, begun, .. } = store.outbox.backup().load().unwrap().unwrap();
         let begun = begun.into_iter().map(|(key, _)| key.1.0).collect::<Vec<_>>();
         (rows.into_keys().map(|key| key.1.0).collect::<Vec<_>>(), begun)
     };
@@ -290,7 +293,7 @@ fn dead_letters_of_a_damaged_store_are_in_the_next_and_those_that_are_lost_are_c
     outbox.acknowledge("siem", "epoch-1", point(&one)).unwrap();
     commit(&outbox, 3);
     // The last has been named by no header: its entry is read again.
-    let ids = [1, 2, 3, 5].map(|seq| bury(&outbox, "epoch-1", seq));
+    let ids = [1, 2, 3, 5].map(|seq| store_dead_letter(&outbox, "epoch-1", seq));
     drop(outbox);
     let path = folder.path().join("outbox.redb");
     damage_state(&path);
@@ -299,8 +302,8 @@ fn dead_letters_of_a_damaged_store_are_in_the_next_and_those_that_are_lost_are_c
         letters.insert(("siem", "epoch-1", 2), b"12345678{}".as_slice()).unwrap();
     });
     let (outbox, found) = recovered(&path);
-    let Found::Damaged { moved_to, dead_letters, .. } = found else { panic!("{found:?}") };
-    assert_eq!(dead_letters, Rescued { kept: 2, lost: Some(1) });
+    let OpenOutcome::Replaced { moved_to, dead_letters, .. } = found else { panic!("{found:?}") };
+    assert_eq!(dead_letters, RescuedDeadLetters { kept: 2, lost: Some(1) });
     let left: Vec<_> = outbox.dead_letters().unwrap().into_iter().map(|(id, _)| id).collect();
     assert_eq!(left, [ids[0].clone(), ids[2].clone()]);
     let aside = fs::read(&moved_to).unwrap();
@@ -310,17 +313,17 @@ fn dead_letters_of_a_damaged_store_are_in_the_next_and_those_that_are_lost_are_c
     drop(outbox);
     fs::write(&path, b"garbage").unwrap();
     let (_, found) = recovered(&path);
-    let Found::Damaged { dead_letters, .. } = found else { panic!("{found:?}") };
-    assert_eq!(dead_letters, Rescued { kept: 0, lost: None });
+    let OpenOutcome::Replaced { dead_letters, .. } = found else { panic!("{found:?}") };
+    assert_eq!(dead_letters, RescuedDeadLetters { kept: 0, lost: None });
 }
 
 /// A row that had rotted was read as another, or was left out, and its file began anew. Each of
 /// these could be read, but for its checksum.
 #[test]
 fn a_row_that_rots_is_damage() {
-    type Damage = fn(&WriteTransaction);
+    type DamageReport = fn(&WriteTransaction);
     type Use = fn(&Outbox) -> Result<(), OutboxError>;
-    let damages: [(&str, Damage, Use); 6] = [
+    let damages: [(&str, DamageReport, Use); 6] = [
         (
             "a checkpoint",
             |transaction| {
@@ -348,7 +351,7 @@ fn a_row_that_rots_is_damage() {
                 let row = rows.get(key).unwrap().unwrap().value()[8..].to_vec();
                 rows.insert(key, seal(("siem", "epoch-1", 3), &row).as_slice()).unwrap();
             },
-            |outbox| outbox.dead_after("siem", "epoch-1", 0).map(drop),
+            |outbox| outbox.dead_letters_after("siem", "epoch-1", 0).map(drop),
         ),
         (
             "an account",
@@ -361,7 +364,7 @@ fn a_row_that_rots_is_damage() {
         (
             "a line that is dropped",
             |transaction| {
-                let mut rows = transaction.open_table(super::super::DROPPING).unwrap();
+                let mut rows = transaction.open_table(super::super::DROPPED_PARTS).unwrap();
                 let row = br#"{"offset":0,"stage":"dedupe","reason":"reused_uuid"}"#;
                 rows.insert("a", seal("b", row).as_slice()).unwrap();
             },
@@ -383,11 +386,11 @@ fn a_row_that_rots_is_damage() {
         let mut one = group(&outbox, 3);
         one.checkpoints.insert(key("a"), Some(row("a")));
         outbox.commit(&one).unwrap();
-        bury(&outbox, "epoch-1", 2);
+        store_dead_letter(&outbox, "epoch-1", 2);
         drop(outbox);
         let path = folder.path().join("outbox.redb");
         change(&path, damage);
-        let opened = Outbox::open(&path, &seats(&SINKS), || "e".into());
+        let opened = Outbox::open(&path, &registrations(&SINKS), || "e".into());
         let failure = match &opened {
             Ok(outbox) => look(outbox).unwrap_err(),
             Err(_) => opened.err().unwrap(),
@@ -411,7 +414,7 @@ fn a_schema_that_rots_is_damage_and_not_a_newer_agent() {
         let state = String::from_utf8(state).unwrap().replace("\"schema\":3", "\"schema\":7");
         meta.insert(STATE, state.as_bytes()).unwrap();
     });
-    assert!(matches!(recovered(&path).1, Found::Damaged { .. }));
+    assert!(matches!(recovered(&path).1, OpenOutcome::Replaced { .. }));
 }
 
 /// A kill between the two said that the outbox was missing.
@@ -419,12 +422,13 @@ fn a_schema_that_rots_is_damage_and_not_a_newer_agent() {
 fn a_store_that_was_moved_aside_before_a_kill_is_said_to_be_damaged() {
     let (outbox, found, folder) = recover(|path| {
         let moved_to = path.with_extension("redb.damaged-3");
-        let dead_letters = Rescued::default();
-        let damage = Damage { moved_to: moved_to.clone(), reason: "it rots".into(), dead_letters };
-        Note::beside(path).write(&damage).unwrap();
+        let dead_letters = RescuedDeadLetters::default();
+        let damage =
+            DamageReport { moved_to: moved_to.clone(), reason: "it rots".into(), dead_letters };
+        QuarantineNote::beside(path).write(&damage).unwrap();
         fs::rename(path, moved_to).unwrap();
     });
-    let Found::Damaged { moved_to, reason, .. } = found else { panic!("{found:?}") };
+    let OpenOutcome::Replaced { moved_to, reason, .. } = found else { panic!("{found:?}") };
     assert_eq!(
         (&*reason, moved_to.file_name().unwrap()),
         ("it rots", "outbox.redb.damaged-3".as_ref())
@@ -433,9 +437,9 @@ fn a_store_that_was_moved_aside_before_a_kill_is_said_to_be_damaged() {
     commit(&outbox, 1);
     drop(outbox);
     let path = folder.path().join("outbox.redb");
-    assert!(matches!(recovered(&path).1, Found::Whole));
+    assert!(matches!(recovered(&path).1, OpenOutcome::Intact));
     fs::remove_file(&path).unwrap();
-    assert!(matches!(recovered(&path).1, Found::Nothing { .. }), "the note was still there");
+    assert!(matches!(recovered(&path).1, OpenOutcome::Created { .. }), "the note was still there");
 }
 
 /// Everything that came after it was written to a file that nobody could ever open again.
@@ -453,9 +457,9 @@ fn a_store_whose_file_is_deleted_or_replaced_is_done_with() {
     for (word, change) in changes {
         let Store { outbox, folder } = store();
         commit(&outbox, 1);
-        outbox.look_for_file().unwrap();
+        outbox.check_file().unwrap();
         change(&folder.path().join("outbox.redb"));
-        let failure = outbox.look_for_file().unwrap_err();
+        let failure = outbox.check_file().unwrap_err();
         assert!(failure.is_damage() && failure.to_string().contains(word), "{failure}");
         assert!(*outbox.watch_damage().borrow(), "{word}");
     }
@@ -468,8 +472,10 @@ fn a_store_in_memory_is_never_missed() {
         Ok((builder().create_with_backend(memory)?, None))
     };
     let outbox =
-        Outbox::open_with(Path::new("memory"), Box::new(opener), &seats(&SINKS), || "e".into());
-    outbox.unwrap().look_for_file().unwrap();
+        Outbox::open_with(Path::new("memory"), Box::new(opener), &registrations(&SINKS), || {
+            "e".into()
+        });
+    outbox.unwrap().check_file().unwrap();
 }
 
 /// `deadletter` made an outbox of a file that a kill had left without one.
@@ -478,7 +484,7 @@ fn to_look_at_a_file_without_an_outbox_begins_none() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.redb");
     drop(builder().create(&path).unwrap());
-    assert!(Outbox::open_if_begun(&path).unwrap().is_none());
-    assert!(matches!(recovered(&path).1, Found::Nothing { .. }));
-    assert!(Outbox::open_if_begun(&path).unwrap().is_some());
+    assert!(Outbox::open_existing(&path).unwrap().is_none());
+    assert!(matches!(recovered(&path).1, OpenOutcome::Created { .. }));
+    assert!(Outbox::open_existing(&path).unwrap().is_some());
 }

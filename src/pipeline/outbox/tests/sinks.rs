@@ -25,8 +25,8 @@ fn a_sink_that_is_removed_holds_what_it_has_not_taken_until_it_is_forgotten() {
     let second = commit(&store.outbox, 3);
     store.outbox.acknowledge("siem", "epoch-1", point(&second)).unwrap();
     let store = store.reopen(&SINKS).reopen(&SINKS);
-    let archive = Removed { name: "archive".into(), acknowledged: 2, undelivered: 3 };
-    assert_eq!(store.outbox.removed_sinks().unwrap(), [archive]);
+    let archive = OrphanedSink { name: "archive".into(), acknowledged: 2, undelivered: 3 };
+    assert_eq!(store.outbox.orphaned_sinks().unwrap(), [archive]);
     assert_eq!(all(&store.outbox, 1), second.frames);
     // Back again it goes on where it was, as if nothing had been.
     let store = store.reopen(&["siem", "archive"]);
@@ -38,7 +38,7 @@ fn a_sink_that_is_removed_holds_what_it_has_not_taken_until_it_is_forgotten() {
     store.outbox.forget_sink("archive", &told).unwrap();
     assert_eq!(all(&store.outbox, 1), told.frames);
     let store = store.reopen(&SINKS);
-    assert_eq!(store.outbox.removed_sinks().unwrap(), []);
+    assert_eq!(store.outbox.orphaned_sinks().unwrap(), []);
     assert_eq!(all(&store.outbox, 1), told.frames);
 }
 
@@ -62,9 +62,16 @@ fn a_sink_that_is_added_later_begins_at_the_oldest_entry_or_now() {
     store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
     let Store { outbox, folder } = store;
     drop(outbox);
-    let seat = |name: &str, start| Seat { name: name.into(), start, ..Seat::default() };
-    let sinks =
-        [seat("siem", Start::Now), seat("archive", Start::Oldest), seat("live", Start::Now)];
+    let register_sinks = |name: &str, start| SinkRegistration {
+        name: name.into(),
+        start,
+        ..SinkRegistration::default()
+    };
+    let sinks = [
+        register_sinks("siem", Start::Now),
+        register_sinks("archive", Start::Oldest),
+        register_sinks("live", Start::Now),
+    ];
     let path = folder.path().join("outbox.redb");
     let outbox = Outbox::open(&path, &sinks, || "epoch-1".into()).unwrap();
     for (sink, begin) in [("archive", point(&first)), ("live", point(&second))] {
@@ -85,12 +92,12 @@ fn a_sink_that_moves_to_another_receiver_says_where_it_begins() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.redb");
     let open = |destination: &str| {
-        let seat = Seat {
+        let register_sinks = SinkRegistration {
             name: "siem".into(),
             destination: Some(destination.to_owned()),
-            ..Seat::default()
+            ..SinkRegistration::default()
         };
-        Outbox::open(&path, &[seat], || "epoch-1".into()).unwrap()
+        Outbox::open(&path, &[register_sinks], || "epoch-1".into()).unwrap()
     };
     let outbox = open("https://one");
     let group = commit(&outbox, 3);

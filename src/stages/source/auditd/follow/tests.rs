@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::tail::testing::{MovedClock, Store};
+use crate::tail::testing::{ShiftedClock, Store};
 
 /// How many logs that it has rotated auditd keeps here.
 const OLD_LOGS: usize = 4;
@@ -15,12 +15,12 @@ const OLD_LOGS: usize = 4;
 /// A log, a follower of it, and what was handed over.
 struct World {
     folder: TempDir,
-    clock: Arc<MovedClock>,
+    clock: Arc<ShiftedClock>,
     follower: Follower,
     store: Store,
 }
 
-fn follower(folder: &Path, clock: &Arc<MovedClock>, once: bool) -> Follower {
+fn follower(folder: &Path, clock: &Arc<ShiftedClock>, once: bool) -> Follower {
     let poll_interval = Duration::from_secs(300);
     let options = FollowOptions { path: folder.join("audit.log"), once, poll_interval };
     Follower::new(options, clock.clone(), Arc::new(|| ()))
@@ -28,7 +28,7 @@ fn follower(folder: &Path, clock: &Arc<MovedClock>, once: bool) -> Follower {
 
 impl World {
     fn new() -> Self {
-        let (folder, clock) = (tempfile::tempdir().unwrap(), MovedClock::shared());
+        let (folder, clock) = (tempfile::tempdir().unwrap(), ShiftedClock::shared());
         let follower = follower(folder.path(), &clock, false);
         let mut store = Store::default();
         store.room = 2;
@@ -85,7 +85,7 @@ impl World {
 
     /// The serials of the events, and how many lines each has.
     fn events(&self) -> Vec<(u64, usize)> {
-        let event = |got: &crate::tail::testing::Got| {
+        let event = |got: &crate::tail::testing::ReceivedPiece| {
             let lines: Vec<&[u8]> = got.bytes.split(|byte| *byte == b'\n').collect();
             (Facts::of(lines.iter().copied()).serial, lines.len())
         };

@@ -12,7 +12,7 @@ use std::{
 use redb::{Builder, DatabaseError, StorageBackend, StorageError};
 use siem_protocol::Digest;
 
-use super::{Group, Outbox, OutboxError, Seat};
+use super::{Group, Outbox, OutboxError, SinkRegistration};
 use crate::{
     config::Shipping, event::Event, frame::Codec, pipeline::group::Filling, platform::Timestamp,
 };
@@ -38,9 +38,9 @@ struct Inner {
 
 /// A file in memory whose calls fail as a test wants.
 #[derive(Clone, Debug, Default)]
-pub(in crate::pipeline) struct Faulty(Arc<Mutex<Inner>>);
+pub(in crate::pipeline) struct FaultyFile(Arc<Mutex<Inner>>);
 
-impl Faulty {
+impl FaultyFile {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap()
     }
@@ -71,8 +71,12 @@ impl Faulty {
             );
             Ok((Builder::new().create_with_backend(backend.clone())?, None))
         };
-        let seat = Seat { name: "siem".into(), ..Seat::default() };
-        Outbox::open_with(&folder.join("memory"), Box::new(opener), &[seat], || "e".into()).unwrap()
+        let register_sinks =
+            SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
+        Outbox::open_with(&folder.join("memory"), Box::new(opener), &[register_sinks], || {
+            "e".into()
+        })
+        .unwrap()
     }
 }
 
@@ -81,7 +85,7 @@ fn range(offset: u64, length: usize) -> std::ops::Range<usize> {
     start..start + length
 }
 
-impl StorageBackend for Faulty {
+impl StorageBackend for FaultyFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.inner().bytes.len() as u64)
     }
@@ -153,7 +157,7 @@ fn an_error_of_the_system_in_any_call_is_an_error_that_passes() {
         for errno in ERRORS {
             for is_open in [true, false] {
                 let what = format!("{call:?} fails with {errno}, open before: {is_open}");
-                let file = Faulty::default();
+                let file = FaultyFile::default();
                 let folder = tempfile::tempdir().unwrap();
                 let outbox = file.outbox(folder.path());
                 outbox.commit(&group(&outbox)).unwrap();

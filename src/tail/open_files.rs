@@ -1,4 +1,4 @@
-//! Files held open: never more than so many, and those that lie nowhere any more only within a
+//! FileTable held open: never more than so many, and those that lie nowhere any more only within a
 //! budget.
 //!
 //! A file that can be opened again is closed first. What a deleted file still holds can be had from
@@ -9,36 +9,36 @@ use std::{collections::BTreeMap, fs::File, io, mem, time::Duration};
 
 use super::{
     Tail,
-    checkpoint::Row,
+    checkpoint::CheckpointRow,
     chunk::{FileKey, GenerationId, Intake, Origin},
-    files::{Known, Lane},
+    files::{KnownFile, Lane},
+    inspect::{InspectOutcome, origin},
     is_absent,
-    look::{Looked, origin},
 };
 use crate::platform::file::{self, FileId, Stamp};
 
 /// A file that is open.
 #[derive(Debug)]
-pub(super) struct Active {
+pub(super) struct OpenFile {
     pub(super) file: File,
     pub(super) id: Option<FileId>,
     /// How it looked when it was opened, for the first read.
     pub(super) opened: Option<Stamp>,
-    pub(super) row: Row,
+    pub(super) row: CheckpointRow,
     pub(super) origin: Origin,
     pub(super) used: Duration,
     /// The generations that this one followed, each with the group that says so, while that is
     /// not stored.
     pub(super) previous: Vec<(u64, GenerationId)>,
     /// What may still be read of it, once it lies at its path no more.
-    pub(super) drain: Option<Drain>,
+    pub(super) drain: Option<DrainLimit>,
     /// What was left of the file that another took the place of.
-    pub(super) before: Option<Before>,
+    pub(super) before: Option<ReplacedFile>,
 }
 
 /// How long and how much may still be read of a file that lies at its path no more.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Drain {
+pub(super) struct DrainLimit {
     until: Duration,
     budget: u64,
 }
@@ -56,22 +56,28 @@ pub(super) enum Drained {
 
 /// The end of a file in whose place another lies.
 #[derive(Debug, Default)]
-pub(super) struct Before {
+pub(super) struct ReplacedFile {
     /// Its incomplete last line.
     pub(super) rest: Vec<u8>,
     /// How large it was.
     pub(super) size: u64,
 }
 
-/// Handles that outlive a failure of the store.
-pub(super) struct Handles {
-    by_generation: BTreeMap<GenerationId, Active>,
+/// DetachedFiles that outlive a failure of the store.
+pub(super) struct DetachedFiles {
+    by_generation: BTreeMap<GenerationId, OpenFile>,
     /// Of a stored generation, the one that followed and was not stored.
     followers: BTreeMap<GenerationId, GenerationId>,
 }
 
-impl Active {
-    fn new(file: File, id: Option<FileId>, row: Row, origin: Origin, used: Duration) -> Self {
+impl OpenFile {
+    fn new(
+        file: File,
+        id: Option<FileId>,
+        row: CheckpointRow,
+        origin: Origin,
+        used: Duration,
+    ) -> Self {
         let (opened, previous, drain, before) = (None, Vec::new(), None, None);
         Self { file, id, opened, row, origin, used, previous, drain, before }
     }
@@ -90,8 +96,8 @@ impl Active {
     }
 }
 
-impl Handles {
-    fn take(&mut self, generation: &GenerationId) -> Option<Active> {
+impl DetachedFiles {
+    fn take(&mut self, generation: &GenerationId) -> Option<OpenFile> {
         let own = self.by_generation.remove(generation);
         own.or_else(|| self.by_generation.remove(self.followers.get(generation)?))
     }
@@ -113,23 +119,23 @@ impl Tail {
         };
         let row = self.row(key, known, intake)?;
         let origin = origin(key, known);
-        let active = Active::new(file, stamp.id, row, origin, self.schedule.now());
-        self.active.insert(key, Active { opened: Some(stamp), ..active });
+        let active = OpenFile::new(file, stamp.id, row, origin, self.schedule.now());
+        self.active.insert(key, OpenFile { opened: Some(stamp), ..active });
         Ok(true)
     }
 
     /// How many files are open.
     pub(super) fn open_count(&self) -> usize {
-        self.active.len() + self.parting.len()
+        self.active.len() + self.retired.len()
     }
 
     /// Closes files that were quiet for a while.
     pub(super) fn close_quiet(&mut self) {
         let (now, quiet) = (self.schedule.now(), self.options.quiet_after);
-        let is_used = |active: &Active| now.saturating_sub(active.used) < quiet;
+        let is_used = |active: &OpenFile| now.saturating_sub(active.used) < quiet;
         self.active.retain(|_, active| is_used(active));
-        self.parting.retain(|(_, active)| is_used(active));
-        let open = self.active.values().chain(self.parting.iter().map(|(_, active)| active));
+        self.retired.retain(|(_, active)| is_used(active));
+        let open = self.active.values().chain(self.retired.iter().map(|(_, active)| active));
         self.schedule.set_quiet(open.map(|active| active.used + quiet).min());
     }
 
@@ -139,22 +145,22 @@ impl Tail {
     }
 
     /// Keeps a file open that lies nowhere any more until what was read of it is stored.
-    pub(super) fn part(&mut self, active: Active) {
-        self.parting.push((self.group, active));
+    pub(super) fn part(&mut self, active: OpenFile) {
+        self.retired.push((self.group, active));
         self.make_room(0);
     }
 
     /// Takes a file back that was kept open.
-    pub(super) fn take_parted(&mut self, generation: &GenerationId) -> Option<Active> {
+    pub(super) fn take_retired(&mut self, generation: &GenerationId) -> Option<OpenFile> {
         let index =
-            self.parting.iter().position(|(_, active)| active.origin.generation == *generation)?;
-        Some(self.parting.remove(index).1)
+            self.retired.iter().position(|(_, active)| active.origin.generation == *generation)?;
+        Some(self.retired.remove(index).1)
     }
 
     /// All groups before the one at hand are stored.
-    pub(super) fn forget_parted(&mut self) {
+    pub(super) fn drop_stored(&mut self) {
         let at_hand = self.group;
-        self.parting.retain(|(group, _)| *group >= at_hand);
+        self.retired.retain(|(group, _)| *group >= at_hand);
         for active in self.active.values_mut() {
             active.previous.retain(|(group, _)| *group >= at_hand);
         }
@@ -175,10 +181,10 @@ impl Tail {
             };
             if let Some(key) = oldest(false) {
                 self.active.remove(&key);
-            } else if !self.parting.is_empty() {
-                self.parting.remove(0);
+            } else if !self.retired.is_empty() {
+                self.retired.remove(0);
             } else if let Some(key) = oldest(true) {
-                // Its file is ended at the next look, with what was not read.
+                // Its file is ended at the next inspect, with what was not read.
                 self.active.remove(&key);
             } else {
                 return;
@@ -194,7 +200,7 @@ impl Tail {
         let budget = self.options.drain_bytes.saturating_sub(pinned);
         let until = self.schedule.now() + self.options.drain_time;
         if let Some(active) = self.active.get_mut(&key).filter(|active| active.drain.is_none()) {
-            active.drain = Some(Drain { until, budget });
+            active.drain = Some(DrainLimit { until, budget });
         }
     }
 
@@ -208,7 +214,7 @@ impl Tail {
             return;
         }
         self.tended = now;
-        let is_elsewhere = |active: &Active| match file::look(&active.origin.path) {
+        let is_elsewhere = |active: &OpenFile| match file::look(&active.origin.path) {
             Ok(sight) => sight.stamp.id != active.id,
             Err(error) => is_absent(&error),
         };
@@ -235,35 +241,36 @@ impl Tail {
     /// rewritten with before it went is read too.
     pub(super) fn drain(&mut self, key: FileKey, intake: &mut dyn Intake) -> Drained {
         let Some(active) = self.active.get(&key) else { return Drained::GivenUp };
-        let Some(Drain { until, budget }) = active.drain else { return Drained::GivenUp };
+        let Some(DrainLimit { until, budget }) = active.drain else { return Drained::GivenUp };
         let before = active.row.offset;
         if self.schedule.now() >= until || budget == 0 {
             return Drained::GivenUp;
         }
         match self.read_on(key, intake) {
-            Ok(Some(Looked::More)) => {}
-            Ok(Some(Looked::Drained)) => return Drained::ToTheEnd,
-            Ok(None) if self.begin_anew(key, intake).is_ok() => return Drained::InPart,
+            Ok(Some(InspectOutcome::More)) => {}
+            Ok(Some(InspectOutcome::Drained)) => return Drained::ToTheEnd,
+            Ok(None) if self.start_new_generation(key, intake).is_ok() => return Drained::InPart,
             Ok(None) | Err(_) => return Drained::GivenUp,
         }
         if let Some(active) = self.active.get_mut(&key) {
             let budget = budget.saturating_sub(active.row.offset.saturating_sub(before));
-            active.drain = Some(Drain { until, budget });
+            active.drain = Some(DrainLimit { until, budget });
         }
         Drained::InPart
     }
 
-    /// Files held open that lie nowhere any more, and the bytes held on disk for them.
+    /// FileTable held open that lie nowhere any more, and the bytes held on disk for them.
     pub(super) fn pinned(&self) -> (usize, u64) {
         let draining = self.active.values().filter(|active| active.drain.is_some());
         draining.fold((0, 0), |(files, bytes), active| (files + 1, bytes + active.pinned()))
     }
 
     /// Takes all handles, to be given back to the generations that are stored.
-    pub(super) fn take_handles(&mut self) -> Handles {
-        let parting = self.parting.drain(..).map(|(_, active)| active);
-        let mut handles = Handles { by_generation: BTreeMap::new(), followers: BTreeMap::new() };
-        for active in parting.chain(mem::take(&mut self.active).into_values()) {
+    pub(super) fn take_handles(&mut self) -> DetachedFiles {
+        let retired = self.retired.drain(..).map(|(_, active)| active);
+        let mut handles =
+            DetachedFiles { by_generation: BTreeMap::new(), followers: BTreeMap::new() };
+        for active in retired.chain(mem::take(&mut self.active).into_values()) {
             for (_, previous) in &active.previous {
                 handles.followers.insert(previous.clone(), active.origin.generation.clone());
             }
@@ -275,31 +282,32 @@ impl Tail {
     /// Gives a stored generation its handle back.
     pub(super) fn resume(
         &mut self,
-        handles: &mut Handles,
+        handles: &mut DetachedFiles,
         key: FileKey,
-        known: &Known,
+        known: &KnownFile,
         row: &[u8],
     ) {
-        let (Some(active), Ok(row)) = (handles.take(&known.generation), Row::decode(row)) else {
+        let (Some(active), Ok(row)) = (handles.take(&known.generation), CheckpointRow::decode(row))
+        else {
             return;
         };
-        let Active { file, id, .. } = active;
-        let active = Active::new(file, id, row, origin(key, known), self.schedule.now());
+        let OpenFile { file, id, .. } = active;
+        let active = OpenFile::new(file, id, row, origin(key, known), self.schedule.now());
         self.active.insert(key, active);
     }
 
     /// Goes on with files that were never stored: of one that is gone by now nothing else knows.
-    pub(super) fn adopt(&mut self, handles: Handles) {
-        for (_, Active { file, id, origin: last, .. }) in handles.by_generation {
+    pub(super) fn adopt(&mut self, handles: DetachedFiles) {
+        for (_, OpenFile { file, id, origin: last, .. }) in handles.by_generation {
             let is_there = file::look(&last.path).is_ok_and(|sight| sight.stamp.id == id);
             if is_there && self.files.at(&last.path).is_some() {
                 continue;
             }
             let key = FileKey::fresh();
-            let mut known = Known::new(&last.path, (self.new_generation)());
+            let mut known = KnownFile::new(&last.path, (self.new_generation)());
             (known.id, known.is_gone) = (id, !is_there);
-            let row = Row::new(last.path, 0);
-            let active = Active::new(file, id, row, origin(key, &known), self.schedule.now());
+            let row = CheckpointRow::new(last.path, 0);
+            let active = OpenFile::new(file, id, row, origin(key, &known), self.schedule.now());
             known.size = active.size();
             known.changed = self.schedule.now();
             self.active.insert(key, active);

@@ -9,7 +9,7 @@ use crate::platform::Timestamp;
 
 /// How much waits in an outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waiting {
+pub struct OutboxStats {
     /// The name of its count.
     pub epoch: String,
     /// The last entry's number.
@@ -23,12 +23,12 @@ pub struct Waiting {
     /// Entries that were refused for good, and are kept.
     pub dead_letters: u64,
     /// Every sink that has a place in it.
-    pub places: Vec<Place>,
+    pub places: Vec<SinkStats>,
 }
 
 /// A sink's place in an outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct SinkStats {
     /// The sink's name.
     pub name: String,
     /// Where it delivers to, as far as that is known.
@@ -37,7 +37,7 @@ pub struct Place {
     pub acknowledged: u64,
     /// How many entries it has not taken yet.
     pub entries: u64,
-    /// When the oldest of these was sealed.
+    /// When the oldest of these was checksum.
     pub oldest: Option<Timestamp>,
 }
 
@@ -46,7 +46,7 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
-    pub fn waiting(&self) -> Result<Waiting, OutboxError> {
+    pub fn stats(&self) -> Result<OutboxStats, OutboxError> {
         let (epoch, last_seq, bytes) = {
             let state = self.state();
             (state.epoch.clone(), state.next_seq - 1, state.stored)
@@ -64,14 +64,14 @@ impl Outbox {
             let entries = last_seq.saturating_sub(acknowledged);
             let oldest = if entries > 0 { self.sealed_at(acknowledged + 1)? } else { None };
             let destination = cursor.destination;
-            places.push(Place { name, destination, acknowledged, entries, oldest });
+            places.push(SinkStats { name, destination, acknowledged, entries, oldest });
         }
         let entries = places.iter().map(|place| place.entries).max().unwrap_or(last_seq);
         let file_bytes = fs::metadata(&self.path).map_or(0, |file| file.len());
-        Ok(Waiting { epoch, last_seq, entries, bytes, file_bytes, dead_letters, places })
+        Ok(OutboxStats { epoch, last_seq, entries, bytes, file_bytes, dead_letters, places })
     }
 
-    /// When the frame was sealed that holds `seq`, or the next one that is there.
+    /// When the frame was checksum that holds `seq`, or the next one that is there.
     fn sealed_at(&self, seq: u64) -> Result<Option<Timestamp>, OutboxError> {
         let mut sealed_at = None;
         self.heads(seq, |head| {
@@ -87,18 +87,18 @@ mod tests {
     use siem_protocol::ChainPoint;
 
     use super::{
-        super::tests::{commit, open, seats, store},
+        super::tests::{commit, open, registrations, store},
         *,
     };
 
     #[test]
     fn each_sink_has_its_own_depth_with_what_is_acknowledged_and_not_stored_yet() {
         let store = store();
-        store.outbox.seat(&seats(&["siem", "archive"])).unwrap();
+        store.outbox.register_sinks(&registrations(&["siem", "archive"])).unwrap();
         let group = commit(&store.outbox, 5);
         let point = ChainPoint { seq: 5, hash: group.frames[0].head.after };
         store.outbox.advance("siem", "epoch-1", point, 0);
-        let waiting = store.outbox.waiting().unwrap();
+        let waiting = store.outbox.stats().unwrap();
         assert_eq!((waiting.entries, waiting.last_seq, waiting.dead_letters), (5, 5, 0));
         assert!(waiting.bytes > 0 && waiting.file_bytes > waiting.bytes);
         let places: Vec<_> = waiting
@@ -114,7 +114,7 @@ mod tests {
     fn nothing_waits_in_a_new_one() {
         let folder = tempfile::tempdir().unwrap();
         let outbox = open(&folder.path().join("outbox.redb"), &["siem"]).unwrap();
-        let waiting = outbox.waiting().unwrap();
+        let waiting = outbox.stats().unwrap();
         assert_eq!((waiting.entries, waiting.last_seq, waiting.bytes), (0, 0, 0));
     }
 }

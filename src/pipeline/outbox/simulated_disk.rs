@@ -13,7 +13,7 @@ const SECTOR: usize = 512;
 
 /// A disk, shared by whoever holds a clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Disk(Arc<Mutex<Inner>>);
+pub(crate) struct SimulatedDisk(Arc<Mutex<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
@@ -56,7 +56,7 @@ pub(crate) struct Hits {
     pub(crate) errors: u64,
 }
 
-impl Disk {
+impl SimulatedDisk {
     /// An empty disk.
     pub(crate) fn new(seed: u64) -> Self {
         Self::of(Vec::new(), seed)
@@ -217,7 +217,7 @@ fn size(number: u64) -> usize {
     usize::try_from(number).unwrap()
 }
 
-impl redb::StorageBackend for Disk {
+impl redb::StorageBackend for SimulatedDisk {
     fn len(&self) -> io::Result<u64> {
         Ok(self.inner().live.len() as u64)
     }
@@ -260,7 +260,7 @@ impl redb::StorageBackend for Disk {
 }
 
 /// What the environment says of a run: how much of it, and with which seed.
-pub(crate) fn given(name: &str) -> Option<u64> {
+pub(crate) fn env_number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{name} is `{value}`: expected a number")))
 }

@@ -7,16 +7,16 @@ use siem_protocol::{entry::PathText, names::event};
 
 use super::{
     Lane, Tail,
-    checkpoint::Row,
+    checkpoint::CheckpointRow,
     chunk::{Chunk, FileKey, Intake, Origin, Piece},
-    decide::{Decision, Place, decide},
-    files::Known,
-    gone::{LastPiece, LastWords, last_words},
-    handles::{Active, Before, Drained},
-    identity::{BORDERS, Borders, Ends, SAMPLE, Sample},
+    decision::{Decision, FoundAt, decide},
+    deleted::{FinalPiece, GenerationEnd, end_generation},
+    files::KnownFile,
+    fingerprint::{BORDERS, Borders, EdgeSamples, SAMPLE, Sample},
     is_absent,
-    parts::LongLine,
-    reader::{Found, Lines, Part, Position},
+    long_line::LongLine,
+    open_files::{Drained, OpenFile, ReplacedFile},
+    reader::{Lines, Part, ReadOutcome, ReadPosition},
 };
 use crate::{
     event::Event,
@@ -31,9 +31,9 @@ const RACY: Duration = Duration::from_millis(50);
 /// How far ahead another clock may be.
 const AHEAD: Duration = Duration::from_secs(600);
 
-/// What a look at a file came to.
+/// What a inspect at a file came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Looked {
+pub(super) enum InspectOutcome {
     /// There may be more.
     More,
     /// All complete lines were handed over.
@@ -42,18 +42,18 @@ pub(super) enum Looked {
 
 impl Tail {
     /// Hands over the next chunk of a file; whether there may be more of it.
-    pub(super) fn look(&mut self, key: FileKey, lane: Lane, intake: &mut dyn Intake) -> bool {
+    pub(super) fn inspect(&mut self, key: FileKey, lane: Lane, intake: &mut dyn Intake) -> bool {
         let Some(known) = self.files.get(key) else { return false };
         let path = known.path.clone();
-        match self.try_look(key, intake) {
+        match self.try_inspect(key, intake) {
             Ok(looked) => {
-                self.troubles.clear(&path);
-                if looked == Looked::Drained && lane == Lane::Live {
+                self.unreadable.clear(&path);
+                if looked == InspectOutcome::Drained && lane == Lane::Live {
                     let changed = self.files.get(key).map(|known| known.changed);
                     let age = self.schedule.now().saturating_sub(changed.unwrap_or_default());
                     self.schedule.heat(key, age);
                 }
-                looked == Looked::More
+                looked == InspectOutcome::More
             }
             Err(error) => {
                 self.schedule.drop_settling(key);
@@ -65,17 +65,17 @@ impl Tail {
                 } else if file::is_out_of_files(&error) {
                     self.close_all();
                     self.schedule.sweep_soon();
-                    self.troubles.note(&path, &error, self.schedule.sweeps);
+                    self.unreadable.note(&path, &error, self.schedule.sweeps);
                 } else {
-                    self.troubles.note(&path, &error, self.schedule.sweeps);
+                    self.unreadable.note(&path, &error, self.schedule.sweeps);
                 }
                 false
             }
         }
     }
 
-    fn try_look(&mut self, key: FileKey, intake: &mut dyn Intake) -> io::Result<Looked> {
-        let Some(known) = self.files.get(key) else { return Ok(Looked::Drained) };
+    fn try_inspect(&mut self, key: FileKey, intake: &mut dyn Intake) -> io::Result<InspectOutcome> {
+        let Some(known) = self.files.get(key) else { return Ok(InspectOutcome::Drained) };
         if known.is_gone {
             return Ok(self.drain_gone(key, intake));
         }
@@ -88,28 +88,28 @@ impl Tail {
             self.begin_drain(key);
             let drained = self.drain(key, intake);
             if drained == Drained::InPart {
-                return Ok(Looked::More);
+                return Ok(InspectOutcome::More);
             }
             let rest = self.rest(key, drained);
             if !self.open_in_place(key, rest, intake)? {
-                return Ok(Looked::Drained);
+                return Ok(InspectOutcome::Drained);
             }
         }
         if !self.active.contains_key(&key) && !self.open(key, intake)? {
-            return Ok(Looked::Drained);
+            return Ok(InspectOutcome::Drained);
         }
         if let Some(looked) = self.read_on(key, intake)? {
             return Ok(looked);
         }
-        let Some(active) = self.active.get(&key) else { return Ok(Looked::Drained) };
+        let Some(active) = self.active.get(&key) else { return Ok(InspectOutcome::Drained) };
         let known_id = self.files.get(key).and_then(|known| known.id);
         if active.id != known_id && known_id.is_some() && active.id != replaced_by {
             // Another file lies here. Whether the one before lies elsewhere, a sweep must tell.
             self.active.remove(&key);
             self.schedule.sweep_now();
-            return Ok(Looked::Drained);
+            return Ok(InspectOutcome::Drained);
         }
-        self.begin_anew(key, intake)
+        self.start_new_generation(key, intake)
     }
 
     /// Opens the file that took the place of one that was read as far as may be; whether it is
@@ -121,13 +121,13 @@ impl Tail {
         intake: &dyn Intake,
     ) -> io::Result<bool> {
         let Some(old) = self.active.remove(&key) else { return Ok(true) };
-        let before = Before { rest, size: old.size() };
+        let before = ReplacedFile { rest, size: old.size() };
         let generation = old.origin.generation.clone();
         self.part(old);
         let opened = self.open(key, intake);
         if let (Ok(true), Some(active)) = (&opened, self.active.get_mut(&key)) {
             active.before = Some(before);
-        } else if let Some(old) = self.take_parted(&generation) {
+        } else if let Some(old) = self.take_retired(&generation) {
             // Nothing lies there by now: the one before is ended when a sweep says so.
             self.active.insert(key, old);
         }
@@ -140,13 +140,13 @@ impl Tail {
         &mut self,
         key: FileKey,
         intake: &mut dyn Intake,
-    ) -> io::Result<Option<Looked>> {
+    ) -> io::Result<Option<InspectOutcome>> {
         let (Some(active), Some(known)) = (self.active.get_mut(&key), self.files.get_mut(key))
         else {
-            return Ok(Some(Looked::Drained));
+            return Ok(Some(InspectOutcome::Drained));
         };
         active.used = self.schedule.now();
-        let Active { file, id, opened, row, origin, .. } = active;
+        let OpenFile { file, id, opened, row, origin, .. } = active;
         let id = *id;
         // Asked before reading, so that a change while reading shows as one later.
         let stamp = match opened.take() {
@@ -154,7 +154,7 @@ impl Tail {
             None => Stamp::of(file)?,
         };
         let sameness = row.compare(file, stamp.size, &mut self.ends)?;
-        if decide(Place::SamePath, sameness) != Decision::Continue {
+        if decide(FoundAt::SamePath, sameness) != Decision::Continue {
             return Ok(None);
         }
         if row.long.is_some() != known.long.is_some() {
@@ -168,20 +168,20 @@ impl Tail {
         }
         let scanned = if known.scanned > stamp.size { row.offset } else { known.scanned };
         let in_long_line = row.long.is_some();
-        let position = Position { offset: row.offset, scanned, in_long_line, end: stamp.size };
+        let position = ReadPosition { offset: row.offset, scanned, in_long_line, end: stamp.size };
         let mut pieces = Vec::new();
         let end = match self.reader.read(file, &position)? {
-            Found::Nothing { scanned } => {
+            ReadOutcome::Nothing { scanned } => {
                 known.scanned = scanned;
                 Some(scanned)
             }
-            Found::Lines(lines) => {
+            ReadOutcome::Lines(lines) => {
                 take_lines(row, &mut self.ends, &lines);
                 known.scanned = lines.end.unwrap_or(row.offset);
                 pieces = lines.pieces;
                 lines.end
             }
-            Found::Part(part) => {
+            ReadOutcome::Part(part) => {
                 let long = known.long.get_or_insert_with(|| Box::new(LongLine::begin(row.offset)));
                 pieces.push(take_part(row, &mut self.ends, long, &part));
                 if part.is_last {
@@ -224,7 +224,7 @@ impl Tail {
         }
         let Some(end) = end else {
             self.files.set_id(key, id);
-            return Ok(Some(Looked::More));
+            return Ok(Some(InspectOutcome::More));
         };
         let age = age(&stamp, self.clock.now());
         known.is_racy = age < RACY;
@@ -235,44 +235,44 @@ impl Tail {
             self.schedule.drop_tail(key);
         }
         self.files.set_id(key, id);
-        Ok(Some(Looked::Drained))
+        Ok(Some(InspectOutcome::Drained))
     }
 
     /// Begins a new generation in an open file that holds other bytes than its row says, unless
     /// those may be on their way.
-    pub(super) fn begin_anew(
+    pub(super) fn start_new_generation(
         &mut self,
         key: FileKey,
         intake: &mut dyn Intake,
-    ) -> io::Result<Looked> {
+    ) -> io::Result<InspectOutcome> {
         let (Some(active), Some(known)) = (self.active.get_mut(&key), self.files.get_mut(key))
         else {
-            return Ok(Looked::Drained);
+            return Ok(InspectOutcome::Drained);
         };
-        let Active { file, row, .. } = &*active;
+        let OpenFile { file, row, .. } = &*active;
         let stamp = Stamp::of(file)?;
         let sameness = row.compare(file, stamp.size, &mut self.ends)?;
-        let mut decision = decide(Place::SamePath, sameness);
+        let mut decision = decide(FoundAt::SamePath, sameness);
         if decision == Decision::Wait {
             let age = age(&stamp, self.clock.now());
             // Nobody writes a file anew that lies nowhere any more.
             if active.drain.is_none() && !self.schedule.has_settled(key, age) {
                 known.size = stamp.size;
-                return Ok(Looked::Drained);
+                return Ok(InspectOutcome::Drained);
             }
-            decision = decide(Place::SamePath, sameness.settled());
+            decision = decide(FoundAt::SamePath, sameness.settled());
         }
         let (name, new) = match decision {
             Decision::Continue | Decision::Move | Decision::Begin | Decision::Wait => {
-                return Ok(Looked::More);
+                return Ok(InspectOutcome::More);
             }
             Decision::Trim { at } => (event::FILE_TRIMMED, trimmed(row, at, file, &mut self.ends)?),
-            Decision::Rewrite => (event::FILE_REWRITTEN, Row::new(row.path.clone(), 0)),
+            Decision::Rewrite => (event::FILE_REWRITTEN, CheckpointRow::new(row.path.clone(), 0)),
         };
         let mut old_row = std::mem::replace(&mut active.row, new);
         let row = &mut active.row;
         row.stamp = Stamp { id: active.id, ..stamp };
-        let Before { rest, size: old_size } = active.before.take().unwrap_or_default();
+        let ReplacedFile { rest, size: old_size } = active.before.take().unwrap_or_default();
         let drained_size = known.drained.map_or(0, |drained| drained.size);
         let old_size = old_size.max(old_row.stamp.size).max(drained_size);
         let mut long = known.long.take();
@@ -299,9 +299,9 @@ impl Tail {
             "previous_size": old_size.max(old_row.offset),
             "size": stamp.size,
         });
-        let LastWords { piece, unread, events } =
-            last_words(&old, &mut old_row, long.as_deref_mut(), rest, old_size);
-        let pieces: Vec<_> = piece.iter().map(LastPiece::piece).collect();
+        let GenerationEnd { piece, unread, events } =
+            end_generation(&old, &mut old_row, long.as_deref_mut(), rest, old_size);
+        let pieces: Vec<_> = piece.iter().map(FinalPiece::piece).collect();
         if had_row || !pieces.is_empty() || !events.is_empty() {
             intake.take(Chunk { origin: &old, pieces: &pieces, checkpoint: None, unread, events });
         }
@@ -317,7 +317,7 @@ impl Tail {
         self.uncommitted.insert(key, (self.group, checkpoint));
         let id = active.id;
         self.files.set_id(key, id);
-        Ok(Looked::More)
+        Ok(InspectOutcome::More)
     }
 }
 
@@ -330,7 +330,7 @@ pub(super) fn age(stamp: &Stamp, now: Timestamp) -> Duration {
 }
 
 /// What is said of a file's lines.
-pub(super) fn origin(key: FileKey, known: &Known) -> Origin {
+pub(super) fn origin(key: FileKey, known: &KnownFile) -> Origin {
     Origin {
         file: key,
         era: known.era,
@@ -341,17 +341,22 @@ pub(super) fn origin(key: FileKey, known: &Known) -> Origin {
 }
 
 /// The row of the generation that begins at the border `at` of another's file.
-fn trimmed(row: &Row, at: u64, file: &dyn ReadAt, ends: &mut Ends) -> io::Result<Row> {
+fn trimmed(
+    row: &CheckpointRow,
+    at: u64,
+    file: &dyn ReadAt,
+    ends: &mut EdgeSamples,
+) -> io::Result<CheckpointRow> {
     let mut borders = row.borders.clone();
     borders.cut(at);
-    let mut new = Row { borders, ..Row::new(row.path.clone(), at) };
+    let mut new = CheckpointRow { borders, ..CheckpointRow::new(row.path.clone(), at) };
     ends.read(file, at)?;
     seal(&mut new, ends);
     Ok(new)
 }
 
 /// Samples both ends again after the row moved on.
-fn seal(row: &mut Row, ends: &Ends) {
+fn seal(row: &mut CheckpointRow, ends: &EdgeSamples) {
     row.fingerprint.head = Sample::of_head(&ends.head, row.borders.base());
     row.fingerprint.tail = Sample::of(&ends.tail);
     if row.first.len() < SAMPLE as u64 {
@@ -359,7 +364,7 @@ fn seal(row: &mut Row, ends: &Ends) {
     }
 }
 
-fn take_lines(row: &mut Row, ends: &mut Ends, lines: &Lines<'_>) {
+fn take_lines(row: &mut CheckpointRow, ends: &mut EdgeSamples, lines: &Lines<'_>) {
     let surplus = lines.pieces.len().saturating_sub(BORDERS);
     if surplus > 0 {
         // All older borders would be pushed out; only their place matters.
@@ -388,8 +393,8 @@ fn offset_of(piece: &Piece<'_>) -> u64 {
 }
 
 fn take_part<'b>(
-    row: &mut Row,
-    ends: &mut Ends,
+    row: &mut CheckpointRow,
+    ends: &mut EdgeSamples,
     long: &mut LongLine,
     part: &Part<'b>,
 ) -> Piece<'b> {

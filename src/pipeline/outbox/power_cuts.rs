@@ -1,8 +1,8 @@
 //! Power cuts: whatever the store was doing, what it holds afterwards is what it held before or
 //! after that, and together with the receivers it holds every line exactly once.
 //!
-//! A seeded run does one thing after the other (append with filters, deliver, bury, dig out, number
-//! anew, compact) on a [`Disk`] that loses its power, or fails, at any write or sync. After each
+//! A seeded run does one thing after the other (append with filters, deliver, store_dead_letter, dig out, number
+//! anew, compact) on a [`SimulatedDisk`] that loses its power, or fails, at any write or sync. After each
 //! cut the store is opened from what has survived (the power may go again meanwhile) and held
 //! against two others: one opened from what lay there before, and one on which the same thing was
 //! done in peace. Then every line of every file is looked for.
@@ -17,7 +17,7 @@ use siem_protocol::{ChainPoint, Entry, Kind, entry::PathText};
 
 use tally::Tally;
 
-use super::{cursors::Settled, disk::Disk, handle::builder, *};
+use super::{cursors::Acks, database::builder, simulated_disk::SimulatedDisk, *};
 use crate::{
     config::Shipping,
     frame::Codec,
@@ -51,14 +51,14 @@ enum Fault {
 
 /// One thing that is done with a store.
 #[derive(Clone, Debug)]
-enum Act {
+enum Operation {
     /// So many lines of these files; whether the last one ends with them.
     Append(Vec<(usize, u64)>, bool),
     /// Whether that is stored at once, or with what comes next.
     Deliver {
         sink: usize,
         entries: u64,
-        settle: bool,
+        persist_acks: bool,
     },
     Bury {
         sink: usize,
@@ -77,7 +77,7 @@ struct Receiver(BTreeMap<(String, u64), Vec<u8>>);
 
 /// All that can be seen of a store.
 #[derive(Debug, PartialEq, Eq)]
-struct Sight {
+struct Snapshot {
     state: State,
     lines: Vec<(u64, Vec<u8>)>,
     rows: BTreeMap<GenerationId, Vec<u8>>,
@@ -88,7 +88,7 @@ struct Sight {
 
 struct World {
     random: fastrand::Rng,
-    disk: Disk,
+    disk: SimulatedDisk,
     fault: Fault,
     receivers: [Receiver; 2],
     /// How many lines of each file were handed over before it ended.
@@ -119,11 +119,12 @@ fn generation(file: usize) -> GenerationId {
     GenerationId(format!("generation-{file}"))
 }
 
-fn open(disk: &Disk) -> Result<Outbox, OutboxError> {
+fn open(disk: &SimulatedDisk) -> Result<Outbox, OutboxError> {
     let backend = disk.clone();
     let opener = move || Ok((builder().create_with_backend(backend.clone())?, None));
-    let seats = SINKS.map(|name| Seat { name: name.into(), ..Seat::default() });
-    Outbox::open_with(Path::new("memory"), Box::new(opener), &seats, || "epoch-0".into())
+    let registrations =
+        SINKS.map(|name| SinkRegistration { name: name.into(), ..SinkRegistration::default() });
+    Outbox::open_with(Path::new("memory"), Box::new(opener), &registrations, || "epoch-0".into())
 }
 
 /// The next line of a file that is not handed over, by its row.
@@ -217,16 +218,16 @@ fn key_of(line: &[u8]) -> Key {
 /// Does one thing. Receivers take what is delivered before the store hears of it.
 fn act(
     outbox: &Outbox,
-    act: &Act,
+    act: &Operation,
     receivers: &mut [Receiver; 2],
     fault: Fault,
 ) -> Result<(), OutboxError> {
     match act {
-        Act::Append(files, ends) => append(outbox, files, *ends, fault),
-        Act::Deliver { sink, entries: most, settle } => {
+        Operation::Append(files, ends) => append(outbox, files, *ends, fault),
+        Operation::Deliver { sink, entries: most, persist_acks } => {
             let name = SINKS[*sink];
             let cursor = outbox.cursor(name)?;
-            let dead = outbox.dead_after(name, &cursor.epoch, cursor.acknowledged.seq)?;
+            let dead = outbox.dead_letters_after(name, &cursor.epoch, cursor.acknowledged.seq)?;
             let mut at = cursor.acknowledged;
             for (seq, line) in entries(outbox, at.seq, *most)? {
                 assert_eq!(seq, at.seq + 1);
@@ -236,19 +237,20 @@ fn act(
                 }
             }
             outbox.advance(name, &cursor.epoch, at, 0);
-            if *settle { outbox.settle() } else { Ok(()) }
+            if *persist_acks { outbox.persist_acks() } else { Ok(()) }
         }
-        Act::Bury { sink } => {
+        Operation::Bury { sink } => {
             let cursor = outbox.cursor(SINKS[*sink])?;
-            let dead = outbox.dead_after(SINKS[*sink], &cursor.epoch, cursor.acknowledged.seq)?;
+            let dead =
+                outbox.dead_letters_after(SINKS[*sink], &cursor.epoch, cursor.acknowledged.seq)?;
             let lines = entries(outbox, cursor.acknowledged.seq, u64::MAX)?;
             let alive = |(seq, _): &&(u64, Vec<u8>)| !dead.iter().any(|dead| dead.seq == *seq);
             let Some((seq, line)) = lines.iter().find(alive) else { return Ok(()) };
             let id = DeadLetterId { sink: SINKS[*sink].into(), epoch: cursor.epoch, seq: *seq };
             let letter = DeadLetter::new(line, Digest::ZERO, 422, "no".into(), "now".into());
-            outbox.bury(&id, &letter)
+            outbox.store_dead_letter(&id, &letter)
         }
-        Act::DigOut => {
+        Operation::DigOut => {
             let letters = outbox.dead_letters()?;
             let Some((id, letter)) = letters.first() else { return Ok(()) };
             // Delivered after all: only what a header has named can be.
@@ -258,13 +260,13 @@ fn act(
                 return Ok(());
             }
             receivers[sink].take(&id.epoch, id.seq, &letter.line().unwrap());
-            outbox.dig_out(id)
+            outbox.remove_dead_letter(id)
         }
-        Act::Renumber(epoch) => {
+        Operation::Renumber(epoch) => {
             let now = Timestamp(epoch * 4_000_000);
             outbox.renumber(&outbox.epoch(), format!("epoch-{epoch}"), now).map(drop)
         }
-        Act::Compact => outbox.compact(),
+        Operation::Compact => outbox.compact(),
     }
 }
 
@@ -276,7 +278,7 @@ impl Receiver {
     }
 }
 
-impl Sight {
+impl Snapshot {
     fn of(outbox: &Outbox) -> Result<Self, OutboxError> {
         let mut rows = BTreeMap::new();
         outbox.checkpoints(SOURCE, |all| rows.extend(all))?;
@@ -329,7 +331,7 @@ impl Sight {
 impl World {
     fn new(seed: u64, fault: Fault) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
-        let disk = Disk::new(random.u64(..));
+        let disk = SimulatedDisk::new(random.u64(..));
         if fault == Fault::LyingDisk {
             disk.lie();
         }
@@ -346,7 +348,7 @@ impl World {
         }
     }
 
-    fn next_act(&mut self) -> Act {
+    fn next_act(&mut self) -> Operation {
         let random = &mut self.random;
         match random.u32(..100) {
             0..50 => {
@@ -357,20 +359,20 @@ impl World {
                     .collect();
                 files.sort_unstable();
                 files.dedup_by_key(|(file, _)| *file);
-                Act::Append(files, random.u32(..8) == 0)
+                Operation::Append(files, random.u32(..8) == 0)
             }
-            50..80 => Act::Deliver {
+            50..80 => Operation::Deliver {
                 sink: random.usize(..2),
                 entries: random.u64(1..30),
-                settle: random.bool(),
+                persist_acks: random.bool(),
             },
-            80..88 => Act::Bury { sink: random.usize(..2) },
-            88..94 => Act::DigOut,
+            80..88 => Operation::Bury { sink: random.usize(..2) },
+            88..94 => Operation::DigOut,
             94..97 => {
                 self.epochs += 1;
-                Act::Renumber(self.epochs)
+                Operation::Renumber(self.epochs)
             }
-            _ => Act::Compact,
+            _ => Operation::Compact,
         }
     }
 
@@ -382,9 +384,9 @@ impl World {
             let next = self.next_act();
             *self.tally.acts.entry(name(&next)).or_default() += 1;
             let before = self.disk.bytes();
-            let unsettled = outbox.unsettled().clone();
+            let pending_acks = outbox.pending_acks().clone();
             self.ending = match &next {
-                Act::Append(files, true) => files.last().map(|(file, count)| {
+                Operation::Append(files, true) => files.last().map(|(file, count)| {
                     (*file, next_line(&outbox, *file).unwrap_or_default() + count)
                 }),
                 _ => None,
@@ -394,7 +396,7 @@ impl World {
             }
             let done = act(&outbox, &next, &mut self.receivers, self.fault);
             if done.is_ok() {
-                let was_settled = !unsettled.is_empty() && outbox.unsettled().is_empty();
+                let was_settled = !pending_acks.is_empty() && outbox.pending_acks().is_empty();
                 self.tally.settled_by_the_way += u64::from(was_settled);
                 self.ended.extend(self.ending.take());
                 self.disk.fail(0);
@@ -411,7 +413,7 @@ impl World {
                 self.disk.fail(0);
                 self.tally.errors += 1;
             }
-            let found = match Sight::of(&outbox) {
+            let found = match Snapshot::of(&outbox) {
                 Ok(found) => found,
                 // The power went again, in the look: it is looked at after the next cut.
                 Err(_) if self.disk.is_off() => {
@@ -419,14 +421,14 @@ impl World {
                     drop(outbox);
                     self.disk.reboot();
                     outbox = self.open()?;
-                    let found = Sight::of(&outbox).map_err(|error| causes(&error))?;
+                    let found = Snapshot::of(&outbox).map_err(|error| causes(&error))?;
                     self.disk.cut_after(self.random.u64(1..120));
                     found
                 }
                 Err(error) => return Err(causes(&error)),
             };
-            let known = if is_cut { Settled::default() } else { unsettled.clone() };
-            self.hold_against(&found, before, &next, [known, unsettled])?;
+            let known = if is_cut { Acks::default() } else { pending_acks.clone() };
+            self.hold_against(&found, before, &next, [known, pending_acks])?;
             self.account_for_all(&found)?;
         }
         let hits = self.disk.hits();
@@ -471,23 +473,23 @@ impl World {
     /// when it is as it was before, and what it has with the act.
     fn hold_against(
         &mut self,
-        found: &Sight,
+        found: &Snapshot,
         before: Vec<u8>,
-        next: &Act,
-        acknowledged: [Settled; 2],
+        next: &Operation,
+        acknowledged: [Acks; 2],
     ) -> Result<(), String> {
-        let [known, unsettled] = acknowledged;
-        let peaceful = open(&Disk::of(before, 0)).unwrap();
-        *peaceful.unsettled() = known;
-        let old = Sight::of(&peaceful).unwrap();
+        let [known, pending_acks] = acknowledged;
+        let peaceful = open(&SimulatedDisk::of(before, 0)).unwrap();
+        *peaceful.pending_acks() = known;
+        let old = Snapshot::of(&peaceful).unwrap();
         if *found == old {
             self.tally.found_before += 1;
             self.ending = None;
             return found.check();
         }
-        *peaceful.unsettled() = unsettled;
+        *peaceful.pending_acks() = pending_acks;
         act(&peaceful, next, &mut self.receivers.clone(), Fault::None).unwrap();
-        let new = Sight::of(&peaceful).unwrap();
+        let new = Snapshot::of(&peaceful).unwrap();
         if *found != new {
             return Err(format!("{next:?} was done in part:\n{found:?}\nbefore:\n{old:?}"));
         }
@@ -498,7 +500,7 @@ impl World {
 
     /// Every line that a row covers was dropped, or is at each receiver, in the store, or a dead
     /// letter; no other line is anywhere, and none is anywhere twice.
-    fn account_for_all(&self, found: &Sight) -> Result<(), String> {
+    fn account_for_all(&self, found: &Snapshot) -> Result<(), String> {
         let mut covered: BTreeMap<String, u64> = BTreeMap::new();
         for (generation, row) in &found.rows {
             covered
@@ -536,22 +538,22 @@ impl World {
     }
 }
 
-fn name(act: &Act) -> &'static str {
+fn name(act: &Operation) -> &'static str {
     match act {
-        Act::Append(..) => "append",
-        Act::Deliver { .. } => "deliver",
-        Act::Bury { .. } => "bury",
-        Act::DigOut => "dig out",
-        Act::Renumber(_) => "number anew",
-        Act::Compact => "compact",
+        Operation::Append(..) => "append",
+        Operation::Deliver { .. } => "deliver",
+        Operation::Bury { .. } => "store_dead_letter",
+        Operation::DigOut => "dig out",
+        Operation::Renumber(_) => "number anew",
+        Operation::Compact => "compact",
     }
 }
 
 #[test]
 fn no_power_cut_loses_or_repeats_an_entry() {
-    let asked = disk::given("AI_AGENT_POWER_CUTS");
+    let asked = simulated_disk::env_number("AI_AGENT_POWER_CUTS");
     let cuts = asked.unwrap_or(200);
-    let first = disk::given("AI_AGENT_SEED");
+    let first = simulated_disk::env_number("AI_AGENT_SEED");
     // The same ones each time, unless somebody goes looking.
     let mut seeds = asked.map_or_else(|| fastrand::Rng::with_seed(1), |_| fastrand::Rng::new());
     let mut tally = Tally::default();

@@ -1,16 +1,16 @@
-//! Files that go, and those that only seem to.
+//! FileTable that go, and those that only seem to.
 
 use super::*;
 
 #[test]
 fn a_deleted_file_is_read_from_its_open_handle() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
-    // Found changed while live, so that it stays open.
+    // ReadOutcome changed while live, so that it stays open.
     world.append("a.jsonl", "two\n");
     world.read();
     let key = world.store.got[0].file;
@@ -142,7 +142,7 @@ fn accounted(world: &World, name: &str) -> (u64, u64, u64) {
 
 #[test]
 fn a_deleted_file_is_read_within_its_bytes() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let mut world = few_bytes_at_once();
@@ -157,13 +157,13 @@ fn a_deleted_file_is_read_within_its_bytes() {
 
 #[test]
 fn deleted_files_share_their_bytes() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let mut world = few_bytes_at_once();
     world.store.room = 1;
     open_files(&mut world, &["a.jsonl", "b.jsonl"]);
-    // Found gone first, and most of it still unread.
+    // ReadOutcome gone first, and most of it still unread.
     delete_with_unread(&mut world, "a.jsonl", 800);
     assert_eq!(world.tail.read(&mut world.store), Progress::More);
     let survey = world.tail.survey();
@@ -184,7 +184,7 @@ fn deleted_files_share_their_bytes() {
 
 #[test]
 fn a_deleted_file_is_held_for_its_time() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let mut world = few_bytes_at_once();
@@ -226,7 +226,7 @@ fn deleted_files_keep_their_handles_before_others() {
 /// one that never was when the next one failed: all of it came again, under another generation.
 #[test]
 fn a_file_that_ended_in_a_stored_group_does_not_come_again_when_the_next_fails() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let mut world = World::new();
@@ -255,7 +255,7 @@ fn a_file_that_ended_in_a_stored_group_does_not_come_again_when_the_next_fails()
 /// The other way round: what ended in the group at hand is in no other.
 #[test]
 fn a_file_that_ended_in_a_group_that_failed_ends_again_though_the_one_before_is_stored() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let mut world = World::new();
@@ -280,7 +280,7 @@ fn a_file_that_ended_in_a_group_that_failed_ends_again_though_the_one_before_is_
 /// end.
 #[test]
 fn a_deleted_file_is_let_go_in_time_while_nothing_may_be_read() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let mut world = World::new();
@@ -309,7 +309,7 @@ fn a_deleted_file_is_let_go_in_time_while_nothing_may_be_read() {
 
 #[test]
 fn a_deleted_file_that_holds_more_than_it_may_is_let_go_at_once_while_nothing_may_be_read() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let options = TailOptions { watch: false, drain_bytes: 3, ..TailOptions::default() };

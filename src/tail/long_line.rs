@@ -6,8 +6,8 @@ use sha2::{Digest as _, Sha256};
 use siem_protocol::Digest;
 
 use super::{
-    checkpoint::LongAt,
-    identity::{SAMPLE, Sample},
+    checkpoint::LongLinePosition,
+    fingerprint::{SAMPLE, Sample},
     reader::Reader,
 };
 use crate::platform::file::ReadAt;
@@ -18,7 +18,7 @@ const STEP: usize = 256 << 10;
 /// A line of which parts were handed over.
 #[derive(Clone, Debug)]
 pub(super) struct LongLine {
-    at: LongAt,
+    at: LongLinePosition,
     length: u64,
     hash: Sha256,
 }
@@ -27,7 +27,7 @@ impl LongLine {
     /// A line that begins at `start`, before its first part.
     pub(super) fn begin(start: u64) -> Self {
         Self {
-            at: LongAt { start, parts: 0, head: Sample::default() },
+            at: LongLinePosition { start, parts: 0, head: Sample::default() },
             length: 0,
             hash: Sha256::new(),
         }
@@ -38,7 +38,7 @@ impl LongLine {
     /// # Errors
     /// What reading the file says, or that it is too short.
     pub(super) fn resume(
-        at: LongAt,
+        at: LongLinePosition,
         offset: u64,
         file: &dyn ReadAt,
         reader: &mut Reader,
@@ -73,7 +73,7 @@ impl LongLine {
     }
 
     /// Where the line begins and how many parts were added.
-    pub(super) fn at(&self) -> LongAt {
+    pub(super) fn at(&self) -> LongLinePosition {
         self.at
     }
 }
@@ -81,13 +81,13 @@ impl LongLine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tail::reader::Sizes;
+    use crate::tail::reader::ReadSizes;
 
     #[test]
     fn a_resumed_line_has_the_hash_of_the_whole() {
         let file = [b"abc\n".to_vec(), vec![b'x'; 3 * STEP + 7]].concat();
-        let mut reader = Reader::new(Sizes { buffer: 100, record: 50, part: 20 });
-        let at = LongAt { start: 4, parts: 2, head: Sample::default() };
+        let mut reader = Reader::new(ReadSizes { buffer: 100, record: 50, part: 20 });
+        let at = LongLinePosition { start: 4, parts: 2, head: Sample::default() };
         let offset = file.len() as u64 - 7;
         let mut line = LongLine::resume(at, offset, &&file[..], &mut reader).unwrap();
         let expected = (file.len() as u64 - 4, Digest::of(&file[4..]));

@@ -22,11 +22,11 @@ pub struct Unreadable {
 
 /// All that can't be read at present.
 #[derive(Debug, Default)]
-pub(super) struct Troubles {
+pub(super) struct UnreadablePaths {
     by_path: BTreeMap<PathBuf, (io::ErrorKind, String, u32)>,
 }
 
-impl Troubles {
+impl UnreadablePaths {
     /// Notes that `path` could not be read, in or after the given sweep.
     pub(super) fn note(&mut self, path: &Path, error: &io::Error, sweep: u32) {
         if let Some((kind, _, seen)) = self.by_path.get_mut(path)
@@ -48,7 +48,7 @@ impl Troubles {
         }
     }
 
-    /// Forgets what the given sweep did not meet, but for what `is_known` as a file: that is cleared
+    /// Forgets what the given sweep did not add_new_file, but for what `is_known` as a file: that is cleared
     /// when it is read.
     pub(super) fn forget_before(&mut self, sweep: u32, is_known: impl Fn(&Path) -> bool) {
         self.by_path.retain(|path, (.., seen)| *seen == sweep || is_known(path));

@@ -1,4 +1,4 @@
-//! Files that are renamed, moved, copied.
+//! FileTable that are renamed, moved, copied.
 
 use super::*;
 
@@ -117,7 +117,7 @@ fn a_new_file_with_the_id_of_a_deleted_one_is_read_from_its_beginning() {
     }
 }
 
-/// Without its row any bytes look like a file's own: what has its id, but other bytes, must not
+/// Without its row any bytes inspect like a file's own: what has its id, but other bytes, must not
 /// pass for it while the row can't be had.
 #[test]
 fn a_file_with_the_id_of_another_is_not_taken_for_it_while_the_store_fails_to_read() {

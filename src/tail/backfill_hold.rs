@@ -12,7 +12,7 @@ const ASK: Duration = Duration::from_secs(30);
 
 /// Whether files that do not grow are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hold {
+pub enum BackfillHold {
     /// They are.
     Off,
     /// Only those that have not changed for so long, and those that have just changed.
@@ -20,19 +20,19 @@ pub enum Hold {
 }
 
 /// Says whether they are; may take some milliseconds.
-pub type AskHold = Arc<dyn Fn() -> Hold + Send + Sync>;
+pub type HoldQuery = Arc<dyn Fn() -> BackfillHold + Send + Sync>;
 
 /// The last answer.
 #[derive(Default)]
-pub(super) struct Holding {
-    ask: Option<AskHold>,
-    answer: Option<Hold>,
+pub(super) struct HoldState {
+    ask: Option<HoldQuery>,
+    answer: Option<BackfillHold>,
     /// When it is asked again, by the time that the agent is up.
     due: Duration,
 }
 
-impl Holding {
-    pub(super) fn by(ask: AskHold) -> Self {
+impl HoldState {
+    pub(super) fn by(ask: HoldQuery) -> Self {
         Self { ask: Some(ask), ..Self::default() }
     }
 
@@ -43,7 +43,7 @@ impl Holding {
         now: Timestamp,
     ) -> impl Fn(i64) -> bool + use<> {
         let answer = match (&self.ask, self.answer) {
-            (None, _) => Hold::Off,
+            (None, _) => BackfillHold::Off,
             (Some(_), Some(answer)) if uptime < self.due => answer,
             (Some(ask), _) => {
                 self.due = uptime + ASK;
@@ -56,8 +56,8 @@ impl Holding {
             i64::try_from(nanos.saturating_sub(age.as_nanos())).unwrap_or(i64::MAX)
         };
         move |modified| match answer {
-            Hold::Off => true,
-            Hold::YoungerThan(age) => modified <= before(age) || modified > before(FRESH),
+            BackfillHold::Off => true,
+            BackfillHold::YoungerThan(age) => modified <= before(age) || modified > before(FRESH),
         }
     }
 
@@ -67,8 +67,8 @@ impl Holding {
     }
 }
 
-impl fmt::Debug for Holding {
+impl fmt::Debug for HoldState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Holding").field("answer", &self.answer).finish_non_exhaustive()
+        f.debug_struct("HoldState").field("answer", &self.answer).finish_non_exhaustive()
     }
 }

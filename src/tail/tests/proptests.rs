@@ -108,7 +108,7 @@ proptest! {
                 }
                 Step::Replace(file) => {
                     let path = world.path(names[file].last().unwrap());
-                    let may_be = testing::lets_go_of_open_files();
+                    let may_be = testing::open_files_can_be_replaced();
                     if may_be && path.try_exists().unwrap() {
                         // Moved and replaced at once it could not be known again.
                         world.read();

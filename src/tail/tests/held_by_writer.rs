@@ -1,4 +1,4 @@
-//! Files that the tail holds open while their writer renames, replaces and deletes them.
+//! FileTable that the tail holds open while their writer renames, replaces and deletes them.
 //!
 //! On Windows each of these fails for the writer when a reader does not share it, and so an agent
 //! could break the program that it reads from.
@@ -13,7 +13,7 @@ fn held() -> (World, fs::File) {
     world.write("a.jsonl", "one\n");
     world.read();
     let mut writer = OpenOptions::new().append(true).open(world.path("a.jsonl")).unwrap();
-    // Found changed while live, so that it stays open.
+    // ReadOutcome changed while live, so that it stays open.
     writer.write_all(b"two\n").unwrap();
     assert_eq!(world.next(), lines(["one", "two"]));
     assert_eq!(world.tail.survey().files_open, 1);

@@ -1,7 +1,7 @@
 //! The table: what can happen to a file, and what must come of it, whatever the watcher says.
 
 use super::{
-    table::{Life, Outcome, Step, check, life, life_from},
+    case_table::{Life, Outcome, Step, check, life, life_from},
     *,
 };
 
@@ -92,7 +92,7 @@ fn deleted_with_bytes_unread() {
 
 #[test]
 fn deleted_with_an_incomplete_last_line() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let open = [write(A, "one\n"), Read, append(A, "tw"), Read, Delete(A), Read];
@@ -237,7 +237,7 @@ fn replaced() {
 /// One identity under two live paths: nothing is known of which one will go on, so both are read.
 #[test]
 fn linked_twice() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let steps = [
@@ -270,7 +270,7 @@ fn linked_twice() {
 /// What was not read of the file before is had from its handle, and comes first.
 #[test]
 fn replaced_with_bytes_unread() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let open = [
@@ -310,7 +310,7 @@ fn replaced_with_bytes_unread() {
 /// What it was rewritten with before it went is had from the handle too.
 #[test]
 fn rewritten_and_then_gone() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let start = [write(A, "one\n"), Read, append(A, "two\nthr"), Read];
@@ -431,7 +431,7 @@ fn a_group_lost_at_any_place() {
 /// Deleted while the store fails: only the handle still has the bytes.
 #[test]
 fn deleted_before_the_store_failed() {
-    if !testing::lets_go_of_open_files() {
+    if !testing::open_files_can_be_replaced() {
         return;
     }
     let steps = [
@@ -489,7 +489,7 @@ fn deleted_before_the_store_failed() {
 #[cfg(unix)]
 #[test]
 fn no_regular_file() {
-    use super::table::Odd::{Directory, Fifo, Socket, Symlink};
+    use super::case_table::Odd::{Directory, Fifo, Socket, Symlink};
     for odd in [Fifo, Socket, Symlink, Directory] {
         let steps = [
             Step::Odd(A, odd),

@@ -8,7 +8,7 @@ use redb::{ReadableTable as _, Table, TableDefinition, WriteTransaction};
 use super::{
     super::accounting::Share,
     Group, Outbox, OutboxError,
-    sealed::{open_json, seal_json},
+    checksum::{open_json, seal_json},
 };
 use crate::tail::GenerationId;
 

@@ -14,8 +14,8 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::{
-    Head, META, Outbox, OutboxError, SCHEMA, STATE, State, cursors::Settled, from_json, json,
-    migrate, sealed,
+    Head, META, Outbox, OutboxError, SCHEMA, STATE, State, checksum, cursors::Acks, from_json,
+    json, migrate,
 };
 use crate::platform::file::{self, FileId};
 
@@ -23,14 +23,14 @@ pub(super) const CACHE: usize = 6 << 20;
 
 /// The file that the store lies in.
 #[derive(Debug, Default)]
-pub(super) struct File {
+pub(super) struct StoreFile {
     /// Which one is open; none for a store in memory.
     id: Option<FileId>,
     /// When it was made smaller last, by the time that the agent is up, and how large it was then.
     compacted: Option<(Duration, u64)>,
 }
 
-impl File {
+impl StoreFile {
     /// Whether a file of `size` bytes is to be made smaller whose entries take `stored`.
     ///
     /// Nobody reads or writes meanwhile: with entries in it only when that gains much, moves
@@ -61,9 +61,9 @@ pub(in crate::pipeline) fn builder() -> Builder {
 
 /// Whether the store was open before, in this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Opened {
-    First,
-    Again,
+pub(super) enum OpenReason {
+    Start,
+    AfterError,
 }
 
 impl Outbox {
@@ -73,13 +73,13 @@ impl Outbox {
         work: impl FnOnce(redb::ReadTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, OutboxError> {
         if self.database().is_none() {
-            self.reopen(&mut self.state(), Opened::Again)?;
+            self.reopen(&mut self.state(), OpenReason::AfterError)?;
         }
         let read = || match &*self.database() {
             Some(database) => database.begin_read().map_err(redb::Error::from).and_then(work),
             None => Err(redb::Error::DatabaseClosed),
         };
-        self.contained(read)?.map_err(|source| self.failed(action, source))
+        self.catch_damage(read)?.map_err(|source| self.failed(action, source))
     }
 
     /// Runs `work` in one synced transaction, after what sinks have acknowledged. Its inner error, as its outer one, changes nothing.
@@ -91,45 +91,45 @@ impl Outbox {
         // Held over the transaction: state and store change together.
         let mut current = self.state();
         if self.database().is_none() {
-            self.reopen(&mut current, Opened::Again)?;
+            self.reopen(&mut current, OpenReason::AfterError)?;
         }
         let mut state = current.clone();
-        let mut settled = Settled::default();
+        let mut acks = Acks::default();
         let commit = || {
             let database = self.database();
             let mut transaction =
                 database.as_ref().ok_or(redb::Error::DatabaseClosed)?.begin_write()?;
             transaction.set_durability(Durability::Immediate)?;
-            settled = self.settle_within(&transaction, &mut state)?;
+            acks = self.persist_acks_within(&transaction, &mut state)?;
             if let Err(error) = work(&transaction, &mut state)? {
                 return Ok(Err(error));
             }
             let row = json(&state);
             let mut meta = transaction.open_table(META)?;
-            meta.insert(sealed::SEAL, sealed::seal_of_state(&row).as_slice())?;
+            meta.insert(checksum::SEAL, checksum::seal_of_state(&row).as_slice())?;
             meta.insert(STATE, row.as_slice())?;
             drop(meta);
             transaction.commit()?;
             Ok(Ok(()))
         };
-        self.contained(commit)?.map_err(|source| self.failed(action, source))??;
+        self.catch_damage(commit)?.map_err(|source| self.failed(action, source))??;
         self.replace(&mut current, state);
-        self.forget_settled(&settled);
+        self.clear_persisted_acks(&acks);
         Ok(())
     }
 
     /// Runs `work` on the store. A panic in there is damage: pages are read as they lie on the
     /// disk, and what makes no sense in them is not always found in time.
-    fn contained<T>(&self, work: impl FnOnce() -> T) -> Result<T, OutboxError> {
+    fn catch_damage<T>(&self, work: impl FnOnce() -> T) -> Result<T, OutboxError> {
         let done = catch_unwind(AssertUnwindSafe(work));
         done.map_err(|_| {
-            self.let_go();
+            self.close_handle();
             self.damaged("a page of it")
         })
     }
 
     /// Drops the handle, unless somebody else is at it, who is done soon: then the next one does.
-    fn let_go(&self) {
+    fn close_handle(&self) {
         if let Ok(mut database) = self.database.try_write() {
             let database = database.take();
             drop(catch_unwind(AssertUnwindSafe(|| drop(database))));
@@ -143,7 +143,7 @@ impl Outbox {
     pub(super) fn reopen(
         &self,
         current: &mut State,
-        opened_before: Opened,
+        opened_before: OpenReason,
     ) -> Result<bool, OutboxError> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if self.is_closed.load(Ordering::Relaxed) {
@@ -156,7 +156,7 @@ impl Outbox {
             let (opened, id) = (self.opener)()?;
             self.file().id = id;
             let row = match opened.begin_read()?.open_table(META) {
-                Ok(meta) => sealed::state(&meta)?,
+                Ok(meta) => checksum::state(&meta)?,
                 // A store that was never written.
                 Err(redb::TableError::TableDoesNotExist(_)) => None,
                 Err(error) => return Err(error.into()),
@@ -166,7 +166,7 @@ impl Outbox {
         let opened: Result<_, redb::Error> = open();
         let (opened, row) = opened.map_err(|source| self.store("open", source))?;
         let was_found = row.is_some();
-        if !was_found && opened_before == Opened::Again {
+        if !was_found && opened_before == OpenReason::AfterError {
             // Emptied while it was closed. Going on would count on without what was in it.
             return Err(self.damaged("it is empty"));
         }
@@ -216,7 +216,7 @@ impl Outbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn file(&self) -> MutexGuard<'_, File> {
+    fn file(&self) -> MutexGuard<'_, StoreFile> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -225,7 +225,7 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError::Misplaced`].
-    pub fn look_for_file(&self) -> Result<(), OutboxError> {
+    pub fn check_file(&self) -> Result<(), OutboxError> {
         let Some(open) = self.file().id else { return Ok(()) };
         let what = match file::look(&self.path) {
             Ok(sight) if sight.stamp.id.is_none_or(|id| id == open) => return Ok(()),
@@ -235,30 +235,30 @@ impl Outbox {
             Err(_) => return Ok(()),
         };
         let error = OutboxError::Misplaced { path: self.path.clone(), what };
-        self.look_for_damage(&error);
+        self.flag_damage(&error);
         Err(error)
     }
 
     fn failed(&self, action: &'static str, source: redb::Error) -> OutboxError {
         // The next call opens it anew.
-        self.let_go();
+        self.close_handle();
         self.store(action, source)
     }
 
     pub(super) fn store(&self, action: &'static str, source: redb::Error) -> OutboxError {
         let error =
             OutboxError::Store { action, path: self.path.clone(), source: Box::new(source) };
-        self.look_for_damage(&error);
+        self.flag_damage(&error);
         error
     }
 
     pub(super) fn damaged(&self, what: &'static str) -> OutboxError {
         let error = OutboxError::Damaged { path: self.path.clone(), what };
-        self.look_for_damage(&error);
+        self.flag_damage(&error);
         error
     }
 
-    fn look_for_damage(&self, error: &OutboxError) {
+    fn flag_damage(&self, error: &OutboxError) {
         if error.is_damage() {
             self.damage.send_replace(true);
         }
@@ -285,7 +285,7 @@ impl Outbox {
     /// [`OutboxError`]: nothing is lost, and the next call tries again.
     pub fn shrink(&self, now: Duration) -> Result<(), OutboxError> {
         let size = || fs::metadata(&self.path).map_or(0, |file| file.len());
-        let (before, stored) = (size(), self.stored());
+        let (before, stored) = (size(), self.stored_bytes());
         if !self.file().is_oversized(before, stored, now) {
             return Ok(());
         }
@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn a_file_is_made_smaller_when_that_is_worth_the_wait_and_not_again_and_again() {
         let at = |minutes: u64| Duration::from_secs(60 * minutes);
-        let never = File::default();
+        let never = StoreFile::default();
         let table = [
             ("drained", 16, 0, true),
             ("drained and small", 15, 0, false),
@@ -339,7 +339,7 @@ mod tests {
         for (what, size, stored, expected) in table {
             assert_eq!(never.is_oversized(size * MB, stored * MB, at(0)), expected, "{what}");
         }
-        let once = File { id: None, compacted: Some((at(100), 40 * MB)) };
+        let once = StoreFile { id: None, compacted: Some((at(100), 40 * MB)) };
         assert!(!once.is_oversized(80 * MB, MB, at(159)), "within the hour");
         assert!(once.is_oversized(80 * MB, MB, at(160)));
         assert!(!once.is_oversized(79 * MB, MB, at(500)), "as large as it must be");

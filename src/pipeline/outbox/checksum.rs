@@ -45,10 +45,10 @@ fn checksum(key: impl Key, row: &[u8]) -> [u8; 8] {
 
 /// The row as it is stored.
 pub(super) fn seal(key: impl Key, row: &[u8]) -> Vec<u8> {
-    let mut sealed = Vec::with_capacity(8 + row.len());
-    sealed.extend_from_slice(&checksum(key, row));
-    sealed.extend_from_slice(row);
-    sealed
+    let mut stored = Vec::with_capacity(8 + row.len());
+    stored.extend_from_slice(&checksum(key, row));
+    stored.extend_from_slice(row);
+    stored
 }
 
 pub(super) fn seal_json<T: Serialize>(key: impl Key, row: &T) -> Vec<u8> {
@@ -58,10 +58,10 @@ pub(super) fn seal_json<T: Serialize>(key: impl Key, row: &T) -> Vec<u8> {
 /// The row that was stored, which is `what`.
 pub(super) fn open<'a>(
     key: impl Key,
-    sealed: &'a [u8],
+    stored: &'a [u8],
     what: &'static str,
 ) -> Result<&'a [u8], redb::Error> {
-    match sealed.split_first_chunk::<8>() {
+    match stored.split_first_chunk::<8>() {
         Some((sum, row)) if *sum == checksum(key, row) => Ok(row),
         _ => Err(damaged(what)),
     }
@@ -69,10 +69,10 @@ pub(super) fn open<'a>(
 
 pub(super) fn open_json<T: DeserializeOwned>(
     key: impl Key,
-    sealed: &[u8],
+    stored: &[u8],
     what: &'static str,
 ) -> Result<T, redb::Error> {
-    from_json(open(key, sealed, what)?).ok_or_else(|| damaged(what))
+    from_json(open(key, stored, what)?).ok_or_else(|| damaged(what))
 }
 
 /// The row of the state; whether it is under a checksum. Up to schema 2 it is not.
@@ -104,16 +104,16 @@ mod tests {
     #[test]
     fn a_row_that_rots_or_lies_under_another_key_is_found_out() {
         let key = ("siem", "epoch", 7);
-        let sealed = seal(key, b"{\"n\":1}");
-        assert_eq!(open(key, &sealed, "a row").unwrap(), b"{\"n\":1}");
+        let stored = seal(key, b"{\"n\":1}");
+        assert_eq!(open(key, &stored, "a row").unwrap(), b"{\"n\":1}");
         for other in [("siem", "epoch", 8), ("siem", "epoc", 7), ("archive", "epoch", 7)] {
-            assert!(open(other, &sealed, "a row").is_err(), "{other:?}");
+            assert!(open(other, &stored, "a row").is_err(), "{other:?}");
         }
-        for at in 0..sealed.len() {
-            let mut rotten = sealed.clone();
+        for at in 0..stored.len() {
+            let mut rotten = stored.clone();
             rotten[at] ^= 4;
             assert!(open(key, &rotten, "a row").is_err(), "{at}");
-            assert!(open(key, &sealed[..at], "a row").is_err(), "{at}");
+            assert!(open(key, &stored[..at], "a row").is_err(), "{at}");
         }
     }
 }

@@ -1,16 +1,16 @@
-//! Files that went: what is still to be had of them, and what is reported.
+//! FileTable that went: what is still to be had of them, and what is reported.
 
 use serde_json::json;
 use siem_protocol::{Digest, names::event};
 
 use super::{
     Tail,
-    checkpoint::Row,
+    checkpoint::CheckpointRow,
     chunk::{Chunk, FileKey, Intake, Origin, Piece},
     files::Lane,
-    handles::Drained,
-    look::{Looked, origin},
-    parts::LongLine,
+    inspect::{InspectOutcome, origin},
+    long_line::LongLine,
+    open_files::Drained,
 };
 use crate::{
     event::Event,
@@ -22,7 +22,7 @@ const KEPT_BYTES: u64 = 1 << 20;
 
 impl Tail {
     /// A sweep found the file gone.
-    pub(super) fn lose(&mut self, key: FileKey, intake: &mut dyn Intake) {
+    pub(super) fn handle_deleted(&mut self, key: FileKey, intake: &mut dyn Intake) {
         let Some(known) = self.files.get_mut(key) else { return };
         let path = known.path.clone();
         known.is_gone = true;
@@ -31,19 +31,19 @@ impl Tail {
             self.begin_drain(key);
             self.files.enqueue(key, Lane::Live, 0);
         } else {
-            self.bury(key, Vec::new(), intake);
+            self.end_deleted_file(key, Vec::new(), intake);
         }
     }
 
     /// Reads on in a deleted file whose handle is open, to its end.
-    pub(super) fn drain_gone(&mut self, key: FileKey, intake: &mut dyn Intake) -> Looked {
+    pub(super) fn drain_gone(&mut self, key: FileKey, intake: &mut dyn Intake) -> InspectOutcome {
         let drained = self.drain(key, intake);
         if drained == Drained::InPart {
-            return Looked::More;
+            return InspectOutcome::More;
         }
         let rest = self.rest(key, drained);
-        self.bury(key, rest, intake);
-        Looked::Drained
+        self.end_deleted_file(key, rest, intake);
+        InspectOutcome::Drained
     }
 
     /// The incomplete last line of an open file that was read up to there.
@@ -60,9 +60,9 @@ impl Tail {
         rest.map_or_else(|_| Vec::new(), <[u8]>::to_vec)
     }
 
-    /// Ends a file that is gone: hands over its incomplete last line, from the handle or as the
+    /// EdgeSamples a file that is gone: hands over its incomplete last line, from the handle or as the
     /// row keeps it, and reports what could not be read.
-    fn bury(&mut self, key: FileKey, rest: Vec<u8>, intake: &mut dyn Intake) {
+    fn end_deleted_file(&mut self, key: FileKey, rest: Vec<u8>, intake: &mut dyn Intake) {
         let Some(known) = self.files.get(key) else { return };
         // Without its row it can't be ended; the group is not stored, and all of this comes again.
         let Ok(mut row) = self.row(key, known, intake) else { return };
@@ -80,8 +80,9 @@ impl Tail {
         let Some(mut known) = self.files.remove(key) else { return };
 
         let long = known.long.as_deref_mut();
-        let LastWords { piece, unread, events } = last_words(&origin, &mut row, long, rest, size);
-        let pieces: Vec<_> = piece.iter().map(LastPiece::piece).collect();
+        let GenerationEnd { piece, unread, events } =
+            end_generation(&origin, &mut row, long, rest, size);
+        let pieces: Vec<_> = piece.iter().map(FinalPiece::piece).collect();
         if has_row || !pieces.is_empty() || !events.is_empty() {
             intake.take(Chunk {
                 origin: &origin,
@@ -98,7 +99,7 @@ impl Tail {
     }
 
     /// Copies incomplete last lines that did not change for long into their rows.
-    pub(super) fn keep_tails(&mut self, intake: &mut dyn Intake) {
+    pub(super) fn save_partial_lines(&mut self, intake: &mut dyn Intake) {
         let now = self.schedule.now();
         for key in self.schedule.tails() {
             let Some(known) = self.files.get(key) else { continue };
@@ -110,11 +111,11 @@ impl Tail {
             if !intake.has_room() {
                 return;
             }
-            self.keep_tail(key, intake);
+            self.save_partial_line(key, intake);
         }
     }
 
-    fn keep_tail(&mut self, key: FileKey, intake: &mut dyn Intake) {
+    fn save_partial_line(&mut self, key: FileKey, intake: &mut dyn Intake) {
         let Some(known) = self.files.get(key) else { return };
         let Ok(mut row) = self.row(key, known, intake) else { return };
         let (path, origin, offset) = (known.path.clone(), origin(key, known), row.offset);
@@ -147,9 +148,9 @@ impl Tail {
 }
 
 /// The end of a generation.
-pub(super) struct LastWords {
+pub(super) struct GenerationEnd {
     /// Its incomplete last line.
-    pub(super) piece: Option<LastPiece>,
+    pub(super) piece: Option<FinalPiece>,
     /// How many bytes were not read of it.
     pub(super) unread: u64,
     /// What is to be reported.
@@ -157,13 +158,13 @@ pub(super) struct LastWords {
 }
 
 /// An incomplete last line, or the last part of one.
-pub(super) struct LastPiece {
+pub(super) struct FinalPiece {
     offset: u64,
     bytes: Vec<u8>,
     part: Option<(u32, Option<(u64, Digest)>)>,
 }
 
-impl LastPiece {
+impl FinalPiece {
     pub(super) fn piece(&self) -> Piece<'_> {
         let Self { offset, ref bytes, part } = *self;
         let size = bytes.len() as u64;
@@ -179,13 +180,13 @@ impl LastPiece {
 /// What is left to be said of a generation whose file was `size` bytes large and holds them no
 /// more: of its incomplete last line, from a handle or as the row keeps it, and of what was never
 /// read.
-pub(super) fn last_words(
+pub(super) fn end_generation(
     origin: &Origin,
-    row: &mut Row,
+    row: &mut CheckpointRow,
     long: Option<&mut LongLine>,
     rest: Vec<u8>,
     size: u64,
-) -> LastWords {
+) -> GenerationEnd {
     let kept = row.kept.take();
     let rest = if rest.is_empty() { kept.unwrap_or_default() } else { rest };
     let part = match (row.long, long) {
@@ -194,7 +195,7 @@ pub(super) fn last_words(
     };
     let offset = row.long.map_or(row.offset, |at| at.start);
     // Without the hash of the parts before, which can't be had any more, the last is of no use.
-    let piece = (!rest.is_empty() && part.is_some() == row.long.is_some()).then_some(LastPiece {
+    let piece = (!rest.is_empty() && part.is_some() == row.long.is_some()).then_some(FinalPiece {
         offset,
         bytes: rest,
         part,
@@ -204,11 +205,11 @@ pub(super) fn last_words(
         row.long = None;
     }
     let events = abandoned(origin, row).into_iter().chain(unread(origin, row.offset, size));
-    LastWords { events: events.collect(), unread: size.saturating_sub(row.offset), piece }
+    GenerationEnd { events: events.collect(), unread: size.saturating_sub(row.offset), piece }
 }
 
 /// The event that a line sent in parts will never be completed, if there is one.
-fn abandoned(origin: &Origin, row: &Row) -> Option<Event> {
+fn abandoned(origin: &Origin, row: &CheckpointRow) -> Option<Event> {
     let long = row.long?;
     let facts = json!({
         "path": origin.path.to_string_lossy(),

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, io};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::checkpoint::LongAt;
+use super::checkpoint::LongLinePosition;
 use crate::platform::file::ReadAt;
 
 /// How many bytes a sample takes at most.
@@ -179,7 +179,7 @@ fn short_hash(bytes: &[u8]) -> u32 {
 
 /// How the bytes of a file compare with those that were read of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sameness {
+pub(super) enum FileMatch {
     /// The same up to the checkpoint.
     Whole,
     /// Fewer than were read, and none of them known to be others: it may have been cut, or it is
@@ -194,7 +194,7 @@ pub(super) enum Sameness {
     Other,
 }
 
-impl Sameness {
+impl FileMatch {
     /// What a file shows that nobody is writing: what is not there will not come.
     pub(super) fn settled(self) -> Self {
         match self {
@@ -207,14 +207,14 @@ impl Sameness {
 
 /// The bytes at both ends of what was read: read to be compared, kept to be sampled again.
 #[derive(Debug, Default)]
-pub(super) struct Ends {
+pub(super) struct EdgeSamples {
     /// The first bytes of the file, at most [`SAMPLE`], none of them after the checkpoint.
     pub(super) head: Vec<u8>,
     /// The last bytes before the checkpoint, at most [`SAMPLE`].
     pub(super) tail: Vec<u8>,
 }
 
-impl Ends {
+impl EdgeSamples {
     /// Reads both ends of what lies before `offset`; they are short when the file is.
     pub(super) fn read(&mut self, file: &dyn ReadAt, offset: u64) -> io::Result<()> {
         let len = usize::try_from(offset).map_or(SAMPLE, |offset| offset.min(SAMPLE));
@@ -267,40 +267,40 @@ pub(super) fn compare(
     offset: u64,
     fingerprint: &Fingerprint,
     borders: &Borders,
-    long: Option<&LongAt>,
-    ends: &mut Ends,
-) -> io::Result<Sameness> {
+    long: Option<&LongLinePosition>,
+    ends: &mut EdgeSamples,
+) -> io::Result<FileMatch> {
     ends.read(file, offset)?;
     if fingerprint.head.len() > offset {
         // A generation that is read again from its beginning: how it began is all that is known.
         let mut first = [0; SAMPLE];
         let filled = file.fill_at(&mut first[..usize::from(fingerprint.head.len)], 0)?;
         let is_same = fingerprint.head.begins(&first[..filled]);
-        return Ok(if is_same { Sameness::Whole } else { Sameness::Other });
+        return Ok(if is_same { FileMatch::Whole } else { FileMatch::Other });
     }
     let is_short = size < offset;
     let has_head = ends.head.len() as u64 >= fingerprint.head.len();
     if (has_head || !is_short) && !fingerprint.head.begins(&ends.head) {
-        return Ok(Sameness::Other);
+        return Ok(FileMatch::Other);
     }
     let is_whole = !is_short
         && ends.tail.len() as u64 == fingerprint.tail.len()
         && fingerprint.tail.begins(&ends.tail);
     let begins = |long| begins_there(file, long, borders);
     if is_whole && long.map_or(Ok(true), begins)? {
-        return Ok(Sameness::Whole);
+        return Ok(FileMatch::Whole);
     }
     Ok(match borders.common(file, size)? {
-        (up_to, false) if is_short => Sameness::Short { up_to },
-        (Some(border), _) if border < offset => Sameness::UpTo(border),
-        _ => Sameness::Other,
+        (up_to, false) if is_short => FileMatch::Short { up_to },
+        (Some(border), _) if border < offset => FileMatch::UpTo(border),
+        _ => FileMatch::Other,
     })
 }
 
 /// Whether a large line still begins where it did, with the same bytes. In the middle of one the
 /// last bytes may be all alike, and say nothing.
-fn begins_there(file: &dyn ReadAt, long: &LongAt, borders: &Borders) -> io::Result<bool> {
-    let LongAt { start, head, .. } = long;
+fn begins_there(file: &dyn ReadAt, long: &LongLinePosition, borders: &Borders) -> io::Result<bool> {
+    let LongLinePosition { start, head, .. } = long;
     let mut bytes = [0; SAMPLE];
     let len = usize::from(head.len);
     let filled = file.fill_at(&mut bytes[..len], *start)?;
@@ -331,7 +331,7 @@ mod tests {
     /// Remembers all complete lines of `content`.
     fn read(content: &[u8]) -> Read {
         let mut borders = Borders::default();
-        let mut ends = Ends::default();
+        let mut ends = EdgeSamples::default();
         for line in content.split_inclusive(|byte| *byte == b'\n') {
             borders.push(&line[line.len().saturating_sub(SAMPLE)..], line.len() as u64);
             ends.extend(line);
@@ -341,11 +341,12 @@ mod tests {
         Read { offset: content.len() as u64, fingerprint, borders }
     }
 
-    fn sameness(before: &[u8], after: &[u8]) -> Sameness {
+    fn sameness(before: &[u8], after: &[u8]) -> FileMatch {
         let Read { offset, fingerprint, borders } = read(before);
         let borders = Borders::unpack(borders.base(), &borders.pack());
         let size = after.len() as u64;
-        compare(&after, size, offset, &fingerprint, &borders, None, &mut Ends::default()).unwrap()
+        compare(&after, size, offset, &fingerprint, &borders, None, &mut EdgeSamples::default())
+            .unwrap()
     }
 
     fn lines(range: std::ops::Range<usize>) -> Vec<u8> {
@@ -356,59 +357,59 @@ mod tests {
 
     #[test]
     fn an_appended_file_is_the_same() {
-        assert_eq!(sameness(b"", b""), Sameness::Whole);
-        assert_eq!(sameness(b"", b"a\n"), Sameness::Whole);
-        assert_eq!(sameness(b"a\n", b"a\nb\n"), Sameness::Whole);
-        assert_eq!(sameness(&lines(0..500), &lines(0..501)), Sameness::Whole);
+        assert_eq!(sameness(b"", b""), FileMatch::Whole);
+        assert_eq!(sameness(b"", b"a\n"), FileMatch::Whole);
+        assert_eq!(sameness(b"a\n", b"a\nb\n"), FileMatch::Whole);
+        assert_eq!(sameness(&lines(0..500), &lines(0..501)), FileMatch::Whole);
     }
 
     #[test]
     fn a_trimmed_file_goes_on_at_the_cut() {
         let before = lines(0..500);
         let cut = lines(0..470);
-        let border = Sameness::UpTo(cut.len() as u64);
+        let border = FileMatch::UpTo(cut.len() as u64);
         assert_eq!(sameness(&before, &cut).settled(), border);
         let torn = [&cut, &b"other bytes than before"[..]].concat();
         assert_eq!(sameness(&before, &torn).settled(), border);
         assert_eq!(sameness(&before, &[cut, lines(900..990)].concat()), border);
-        assert_eq!(sameness(b"a\nb\n", b"a\nc\nd\n"), Sameness::UpTo(2));
+        assert_eq!(sameness(b"a\nb\n", b"a\nc\nd\n"), FileMatch::UpTo(2));
     }
 
     #[test]
     fn fewer_bytes_may_be_on_their_way_until_others_are_seen() {
-        let short = |up_to| Sameness::Short { up_to };
+        let short = |up_to| FileMatch::Short { up_to };
         assert_eq!(sameness(b"a\n", b""), short(None));
         assert_eq!(sameness(b"a\nb\n", b"a\n"), short(Some(2)));
         assert_eq!(sameness(b"a\nb\n", b"a\nx"), short(Some(2)), "no whole line");
-        assert_eq!(sameness(b"a\nb\ncc\n", b"a\nc\n"), Sameness::UpTo(2));
-        assert_eq!(sameness(b"a\nb\ncc\n", b"b\na\n"), Sameness::Other);
+        assert_eq!(sameness(b"a\nb\ncc\n", b"a\nc\n"), FileMatch::UpTo(2));
+        assert_eq!(sameness(b"a\nb\ncc\n", b"b\na\n"), FileMatch::Other);
         let before = lines(0..500);
         assert_eq!(sameness(&before, &before[..1000]), short(None), "before the end of the head");
         assert_eq!(sameness(&before, &lines(0..300)), short(None), "before all borders");
-        assert_eq!(sameness(&before, &lines(1..300)), Sameness::Other);
-        assert_eq!(short(None).settled(), Sameness::Other);
-        assert_eq!(short(Some(2)).settled(), Sameness::UpTo(2));
+        assert_eq!(sameness(&before, &lines(1..300)), FileMatch::Other);
+        assert_eq!(short(None).settled(), FileMatch::Other);
+        assert_eq!(short(Some(2)).settled(), FileMatch::UpTo(2));
     }
 
     #[test]
     fn other_bytes_are_seen() {
-        assert_eq!(sameness(b"a\n", b"b\n"), Sameness::Other);
+        assert_eq!(sameness(b"a\n", b"b\n"), FileMatch::Other);
         let before = lines(0..500);
-        assert_eq!(sameness(&before, &lines(1..501)), Sameness::Other);
+        assert_eq!(sameness(&before, &lines(1..501)), FileMatch::Other);
         let mut changed = before.clone();
         changed[17] = b'!';
-        assert_eq!(sameness(&before, &changed), Sameness::Other, "the head");
+        assert_eq!(sameness(&before, &changed), FileMatch::Other, "the head");
         let mut changed = before.clone();
         let last = changed.len() - 2;
         changed[last] = b'!';
-        assert_eq!(sameness(&before, &changed), Sameness::UpTo(lines(0..499).len() as u64));
+        assert_eq!(sameness(&before, &changed), FileMatch::UpTo(lines(0..499).len() as u64));
     }
 
     #[test]
     fn the_same_first_kilobyte_is_not_enough() {
         let before = lines(0..100);
         let after = [&before[..1024], &lines(200..300)].concat();
-        assert_eq!(sameness(&before, &after), Sameness::Other);
+        assert_eq!(sameness(&before, &after), FileMatch::Other);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! What becomes of a generation: decided from facts alone.
 
-use super::identity::Sameness;
+use super::fingerprint::FileMatch;
 
 /// Where the file was found that a generation is held against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum FoundAt {
     /// At the generation's own path.
     SamePath,
     /// At another path, under the generation's file id.
@@ -46,14 +46,16 @@ pub(super) enum Decision {
 ///
 /// The same path with the same bytes up to the checkpoint goes on whatever the ids say; the same
 /// id under another path does when the bytes are the same too and the old path let it go.
-pub(super) fn decide(place: Place, sameness: Sameness) -> Decision {
+pub(super) fn decide(place: FoundAt, sameness: FileMatch) -> Decision {
     match (place, sameness) {
-        (Place::SamePath, Sameness::Whole) => Decision::Continue,
-        (Place::SamePath, Sameness::Short { .. }) => Decision::Wait,
-        (Place::SamePath, Sameness::UpTo(at)) if at > 0 => Decision::Trim { at },
-        (Place::SamePath, _) => Decision::Rewrite,
-        (Place::OtherPath(OldPath::Gone | OldPath::OtherFile), Sameness::Whole) => Decision::Move,
-        (Place::OtherPath(_), _) => Decision::Begin,
+        (FoundAt::SamePath, FileMatch::Whole) => Decision::Continue,
+        (FoundAt::SamePath, FileMatch::Short { .. }) => Decision::Wait,
+        (FoundAt::SamePath, FileMatch::UpTo(at)) if at > 0 => Decision::Trim { at },
+        (FoundAt::SamePath, _) => Decision::Rewrite,
+        (FoundAt::OtherPath(OldPath::Gone | OldPath::OtherFile), FileMatch::Whole) => {
+            Decision::Move
+        }
+        (FoundAt::OtherPath(_), _) => Decision::Begin,
     }
 }
 
@@ -64,11 +66,11 @@ mod tests {
     #[test]
     fn decides_as_the_table_says() {
         use Decision::{Begin, Continue, Move, Rewrite, Trim, Wait};
-        use Sameness::{Other, Short, UpTo, Whole};
-        let at = Place::SamePath;
-        let moved = Place::OtherPath(OldPath::Gone);
-        let replaced = Place::OtherPath(OldPath::OtherFile);
-        let linked = Place::OtherPath(OldPath::SameFile);
+        use FileMatch::{Other, Short, UpTo, Whole};
+        let at = FoundAt::SamePath;
+        let moved = FoundAt::OtherPath(OldPath::Gone);
+        let replaced = FoundAt::OtherPath(OldPath::OtherFile);
+        let linked = FoundAt::OtherPath(OldPath::SameFile);
         let table = [
             (at, Whole, Continue),
             (at, Short { up_to: None }, Wait),

@@ -1,4 +1,4 @@
-//! Files that grow, and which of them come first.
+//! FileTable that grow, and which of them come first.
 
 use super::*;
 
