@@ -1,7 +1,10 @@
 //! What the agent itself reports.
 
 use serde_json::Value;
-use siem_protocol::names::{severity, source};
+use siem_protocol::{
+    AgentEvent,
+    names::{severity, source},
+};
 
 /// A fact about the agent or a file, on its way to the SIEM as an entry of kind `event`.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,5 +42,16 @@ impl Event {
     #[must_use]
     pub fn is_urgent(&self) -> bool {
         self.severity == severity::HIGH
+    }
+}
+
+impl From<AgentEvent> for Event {
+    fn from(event: AgentEvent) -> Self {
+        Self {
+            source: event.source(),
+            name: event.name(),
+            severity: event.severity(),
+            data: event.data(),
+        }
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     pipeline::{
-        accounting::Count,
+        accounting::{Count, Share},
         assembly,
         dry_run::{DryRun, Summary},
         group::{Fate, Seen},
@@ -50,7 +50,7 @@ pub(super) fn execute(explicit: Option<&Path>, json: bool) -> Result<(), Failure
     let ran = {
         let bar = Bar::new();
         dry_run.run(|entries, totals, survey| {
-            bar.show(totals.share().read().bytes, survey.bytes_unread, survey.files);
+            bar.show(Share::from(totals).read().bytes, survey.bytes_unread, survey.files);
             let mut seen = verdicts.lock().unwrap_or_else(PoisonError::into_inner);
             let lines = if json { &mem::take(&mut *seen) } else { entries };
             if lines.is_empty() { Ok(()) } else { bar.above(|| out.write_all(lines)) }
@@ -107,7 +107,7 @@ fn summary(found: &Summary) -> io::Result<()> {
         let size = Size(count.bytes).to_string();
         writeln!(err, "{what:<40} {:>9} lines  {size:>10}", count.lines)
     };
-    let all = totals.share();
+    let all = Share::from(totals);
     row("read", all.read())?;
     for (stage, reasons) in &totals.filtered {
         for (reason, count) in reasons {

@@ -221,7 +221,7 @@ impl Filling {
         for piece in chunk.pieces {
             self.piece(piece, &reader, stages, &mut share);
         }
-        self.totals.add(&share);
+        share.add_to(&mut self.totals);
         for event in stages.judge.take_events() {
             self.event(&event, now);
         }

@@ -10,18 +10,22 @@
 
 pub mod chain;
 pub mod entry;
+pub mod event;
 pub mod identity;
 pub mod json;
 pub mod managed;
 pub mod names;
 pub mod sign;
+pub mod totals;
 mod wire;
 
 pub use chain::Digest;
 pub use entry::{Content, Cut, Entry, EntryError, Kind, Masked};
+pub use event::AgentEvent;
 pub use identity::Identity;
 pub use managed::{ManagedConfig, ManagedError};
 pub use sign::{Signer, sign, sign_answer, verify, verify_answer};
+pub use totals::Totals;
 pub use wire::{BatchHeader, BatchId, Chain, ChainPoint, DeadLettered, Encoding, Problem, Receipt};
 
 /// The version of the protocol that this crate speaks: the `protocol` of a batch's header.

@@ -17,7 +17,7 @@ use crate::{
     },
     config::Loaded,
     pipeline::{
-        accounting::Count,
+        accounting::{Count, Share},
         assembly, candidate,
         dry_run::DryRun,
         group::{Fate, Seen},
@@ -90,7 +90,7 @@ fn compare(
     let clock = Arc::clone(&context.clock);
     let bar = Bar::new();
     let ran = DryRun { sources, stages, config, clock }.run(|_, totals, survey| {
-        bar.show(totals.share().read().bytes, survey.bytes_unread, survey.files);
+        bar.show(Share::from(totals).read().bytes, survey.bytes_unread, survey.files);
         // As the pipeline does once a group is stored.
         both.lock().unwrap_or_else(PoisonError::into_inner).0.commit();
         Ok(())

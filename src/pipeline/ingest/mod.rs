@@ -20,6 +20,7 @@ use tracing::{debug, error, info, warn};
 pub use writer::Writer;
 
 use super::{
+    accounting::Share,
     facts::Facts,
     group::{Filling, Stages},
     outbox::{Outbox, OutboxError},
@@ -596,7 +597,8 @@ impl Ingest {
     }
 
     fn progress(&self) -> Read {
-        let mut all = Read { read: self.filling.totals().share().read().bytes, ..Read::default() };
+        let mut all =
+            Read { read: Share::from(self.filling.totals()).read().bytes, ..Read::default() };
         for (_, source) in &self.sources {
             let survey = source.survey();
             all.unread += survey.bytes_unread;

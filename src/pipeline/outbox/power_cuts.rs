@@ -305,8 +305,8 @@ impl Snapshot {
         }
         let mut sum = Share::default();
         self.accounts.iter().for_each(|(_, share)| sum += *share);
-        if sum != totals.share() {
-            return Err(format!("the accounts say {sum:?}, the totals {:?}", totals.share()));
+        if sum != Share::from(totals) {
+            return Err(format!("the accounts say {sum:?}, the totals {:?}", Share::from(totals)));
         }
         for cursor in &self.cursors {
             let mut at = cursor.acknowledged;

@@ -62,7 +62,7 @@ impl World {
             return Err(format!("{:?} was never written", text(bytes)));
         }
         let totals = agent.outbox.end().totals;
-        let counted = totals.share().filtered.lines;
+        let counted = totals.all_filtered().lines;
         if !self.is_restored && !(filtered..=filtered + perhaps).contains(&counted) {
             return Err(format!(
                 "{filtered} to {} lines were filtered, the totals say {counted}",

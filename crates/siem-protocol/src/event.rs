@@ -1,0 +1,711 @@
+//! The events that the agent reports, with the members of their `data`.
+//!
+//! An event travels as an [entry](crate::Entry) of kind `event`. Its `event` and `data` are what an
+//! [`AgentEvent`] serializes to; its `source` and `severity` follow from them. The table in
+//! `docs/events.md` is made from the documentation of the variants.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+use crate::{
+    Digest,
+    names::{event, severity, source},
+    totals::Totals,
+};
+
+/// An event that the agent reports.
+///
+/// A receiver reads one with the `event` and `data` of an entry. An event that this version of the
+/// crate does not know is an error, and so is `data` that lacks a member.
+///
+/// ```
+/// use siem_protocol::event::AgentEvent;
+/// let event = AgentEvent::Canary { id: "7".into() };
+/// let json = r#"{"event":"canary","data":{"id":"7"}}"#;
+/// assert_eq!(serde_json::to_string(&event)?, json);
+/// assert_eq!(serde_json::from_str::<AgentEvent>(json)?, event);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(tag = "event", content = "data", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum AgentEvent {
+    /// The agent started.
+    AgentStarted {
+        /// Version of the agent.
+        version: String,
+        /// Epoch of the outbox that it uses.
+        epoch: String,
+    },
+    /// The agent stopped in an orderly way.
+    AgentStopped {},
+    /// Sent at each poll (every 5 minutes) and when the agent stops.
+    Heartbeat(Box<Heartbeat>),
+    /// Sequence numbers start at 1 again.
+    EpochStarted(Box<EpochStarted>),
+    /// Another configuration is in force.
+    ConfigApplied {
+        /// Hash of the configuration, as in the headers of batches.
+        hash: Digest,
+        /// Revision of its managed part; `null` without one.
+        revision: Option<String>,
+        /// Hash of the configuration before, unless this is the first since the start.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        previous_hash: Option<Digest>,
+        /// Revision of the managed part before, unless this is the first since the start.
+        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+        #[cfg_attr(feature = "schemars", schemars(with = "Option<String>"))]
+        previous_revision: Option<Option<String>>,
+    },
+    /// A configuration was refused; the one in force stays.
+    ConfigRefused {
+        /// Origin of the configuration.
+        from: ConfigOrigin,
+        /// Cause, with the key.
+        reason: String,
+    },
+    /// A layer tried to set a key that the machine's file locks.
+    ConfigLocked {
+        /// The keys.
+        attempts: Vec<LockedKey>,
+    },
+    /// An account does not meet the policy.
+    ComplianceViolation {
+        /// The rule: one of [`names::violation`](crate::names::violation).
+        violation: String,
+        /// Program that the account is signed in to.
+        program: String,
+        /// File that names the account.
+        file: String,
+        /// The account, if one is signed in.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        who: Option<AccountIdentity>,
+        /// What the account has.
+        found: String,
+        /// What the policy permits.
+        permitted: Vec<String>,
+        /// What the policy does about it.
+        action: ViolationAction,
+    },
+    /// An account meets the policy again.
+    ComplianceRestored {
+        /// The rule: one of [`names::violation`](crate::names::violation).
+        violation: String,
+        /// Program that the account is signed in to.
+        program: String,
+        /// File that names the account.
+        file: String,
+        /// The account, if one is signed in.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        who: Option<AccountIdentity>,
+        /// What the account had when the violation was reported.
+        found_before: String,
+    },
+    /// A hook warned the user or blocked a prompt.
+    HookAnswered(Box<HookReport>),
+    /// Sessions grow, but Claude Code calls no hook.
+    HooksSilent {
+        /// Time of the last call (RFC 3339), `null` if there was none.
+        last_call: Option<String>,
+        /// Time at which a session last grew (RFC 3339).
+        sessions_grew: String,
+        /// Whether the settings of Claude Code name the hooks.
+        named_in_settings: bool,
+        /// Whether the policy needs hooks.
+        wanted_by_policy: bool,
+    },
+    /// Reports of hooks were dropped, because too many were waiting.
+    HookReportsDropped {
+        /// Number of reports since the last event.
+        count: u64,
+        /// Number of reports ever.
+        total: u64,
+    },
+    /// A hook named a transcript, and no record of it was read in time.
+    SessionUnlogged {
+        /// The session.
+        session_id: Option<String>,
+        /// Path of the transcript.
+        transcript_path: String,
+        /// Time of the hook's call (RFC 3339).
+        since: String,
+        /// Time that the transcript had to appear.
+        within_seconds: u64,
+        /// Whether the user sent a prompt.
+        prompted: bool,
+        /// Cause.
+        reason: String,
+    },
+    /// A hook named a transcript in a directory that was not read before; it is read from now on.
+    RootLearnt {
+        /// The directory.
+        root: String,
+        /// The session.
+        session_id: Option<String>,
+    },
+    /// A file holds other bytes than those read before.
+    FileRewritten(Box<FileReplaced>),
+    /// The last lines of a file were cut off.
+    FileTrimmed(Box<FileReplaced>),
+    /// A file was deleted or rewritten before all of its bytes were read.
+    FileDeletedUnread {
+        /// Path of the file.
+        path: String,
+        /// Generation of the file.
+        generation: String,
+        /// Offset of the first byte that was not read.
+        from: u64,
+        /// Size of the file.
+        to: u64,
+        /// Number of bytes between the two.
+        bytes: u64,
+    },
+    /// Two paths lead to the same file: its lines arrive from both.
+    FileLinked {
+        /// The path found now.
+        path: String,
+        /// The path known before.
+        other_path: String,
+        /// Size of the file.
+        size: u64,
+    },
+    /// A line that was sent in parts will never be complete.
+    RecordAbandoned {
+        /// Path of the file.
+        path: String,
+        /// Generation of the file.
+        generation: String,
+        /// Offset of the line.
+        offset: u64,
+        /// Number of parts that were sent.
+        parts: u32,
+        /// Number of bytes in the parts.
+        bytes: u64,
+    },
+    /// Two records of a file have the same uuid, but other bytes.
+    UuidReused {
+        /// Path of the file.
+        path: String,
+        /// Generation of the file.
+        generation: String,
+        /// Offset of the second record.
+        offset: u64,
+        /// The uuid.
+        uuid: String,
+    },
+    /// A stage failed, either on a file, which is then held back, or as a whole.
+    StageFailed {
+        /// Path of the file.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path: Option<String>,
+        /// Generation of the file.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        generation: Option<String>,
+        /// Type of the stage.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stage: Option<String>,
+        /// Cause.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        problem: Option<String>,
+    },
+    /// A receiver refused an entry for good.
+    EntryDeadLettered {
+        /// The sink.
+        sink: String,
+        /// Number of the entry.
+        seq: u64,
+        /// HTTP status of the response.
+        status: u16,
+    },
+    /// Dead letters were deleted.
+    DeadLettersPurged {
+        /// Cause.
+        reason: PurgeReason,
+        /// Number of dead letters.
+        count: u64,
+        /// The dead letters: of those purged for space the first 100.
+        letters: Vec<DeadLetterName>,
+        /// Number of bytes in them, when they were purged for space.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bytes: Option<u64>,
+        /// All dead letters ever purged for space.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        total: Option<EntryCount>,
+    },
+    /// There is no space for more entries; reading waits.
+    OutboxFull {
+        /// What there is too little of.
+        lack: OutboxLack,
+        /// Number of bytes in the outbox.
+        outbox_bytes: u64,
+        /// Free space on the disk, `null` if unknown.
+        disk_free: Option<u64>,
+    },
+    /// There is space for entries again; reading continues.
+    OutboxRecovered {
+        /// Number of bytes in the outbox.
+        outbox_bytes: u64,
+        /// Free space on the disk, `null` if unknown.
+        disk_free: Option<u64>,
+    },
+    /// A damaged outbox was moved aside, and a new one was created.
+    OutboxQuarantined {
+        /// Damage that was found.
+        reason: String,
+        /// Path of the damaged outbox.
+        moved_to: String,
+        /// Number of dead letters recovered from it.
+        dead_letters_kept: u64,
+        /// Number of dead letters that could not be read.
+        dead_letters_lost: u64,
+    },
+    /// A sink with undelivered entries is no longer configured, or was removed by a command.
+    SinkRemoved {
+        /// The sink.
+        sink: String,
+        /// Last number that it acknowledged.
+        acknowledged: u64,
+        /// Number of entries that it has not acknowledged.
+        undelivered: u64,
+        /// Whether a command removed it.
+        forgotten: bool,
+    },
+    /// A test event of `ai-agent doctor --canary`.
+    Canary {
+        /// Random id of the test.
+        id: String,
+    },
+}
+
+/// State of the agent and totals of the epoch.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct Heartbeat {
+    /// Epoch that the totals belong to. If it is not the epoch of the batch, the entries were
+    /// renumbered after a conflict, and these totals do not describe the new epoch.
+    pub epoch: String,
+    /// What became of every byte, up to the number before the heartbeat's own.
+    pub totals: Totals,
+    /// Entries that were refused for good, by sink.
+    pub dead_lettered: BTreeMap<String, EntryCount>,
+    /// Number of bytes that wait for delivery.
+    pub outbox_bytes: u64,
+    /// Number of files known.
+    pub files: u64,
+    /// Number of bytes not read yet, incomplete last lines included.
+    pub unread_bytes: u64,
+    /// Number of files and directories that the agent has no permission to read.
+    pub unreadable: u64,
+    /// Configuration in force, and those tried and refused last.
+    pub config: ConfigSummary,
+}
+
+/// Start of an epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct EpochStarted {
+    /// The new epoch.
+    pub epoch: String,
+    /// The epoch before, `null` if there is none or it is not known.
+    pub previous_epoch: Option<String>,
+    /// Cause.
+    pub reason: EpochReason,
+    /// After a conflict: number of entries that the new epoch starts with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u64>,
+    /// After a conflict: last number of the epoch before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_last_seq: Option<u64>,
+    /// After a conflict: totals of the epoch before, up to its last number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_totals: Option<Totals>,
+}
+
+/// Cause of a new epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum EpochReason {
+    /// First start of the agent.
+    First,
+    /// The outbox was deleted.
+    OutboxMissing,
+    /// The outbox was damaged and moved aside.
+    Quarantine,
+    /// The receiver holds other entries under the same numbers.
+    Conflict,
+}
+
+/// Configuration in force, and those tried and refused last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct ConfigSummary {
+    /// The configuration in force.
+    pub applied: Option<AppliedConfig>,
+    /// The configuration that was tried last.
+    pub attempted: Option<AttemptedConfig>,
+    /// The configuration that was refused last, unless its origin gave a valid one since.
+    pub refused: Option<RefusedConfig>,
+    /// Time since the server last gave a signed response; an age, because the clock of the
+    /// receiver is another one.
+    pub signed_age_seconds: Option<u64>,
+}
+
+/// Configuration in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct AppliedConfig {
+    /// Hash of the configuration, as in the headers of batches.
+    pub hash: Digest,
+    /// Revision of its managed part; `null` without one.
+    pub revision: Option<String>,
+    /// Time from which it is in force (RFC 3339).
+    pub at: String,
+}
+
+/// Configuration that was tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct AttemptedConfig {
+    /// Origin of the configuration.
+    pub from: ConfigOrigin,
+    /// Revision of its managed part, if that could be read.
+    pub revision: Option<String>,
+    /// Time of the attempt (RFC 3339).
+    pub at: String,
+}
+
+/// Configuration that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct RefusedConfig {
+    /// Origin of the configuration.
+    pub from: ConfigOrigin,
+    /// Cause, with the key.
+    pub reason: String,
+    /// Time of the first refusal (RFC 3339).
+    pub at: String,
+}
+
+/// Origin of a configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ConfigOrigin {
+    /// Files of the machine, secrets in files included.
+    Files,
+    /// The server.
+    Server,
+}
+
+/// A key that a layer may not set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct LockedKey {
+    /// The key.
+    pub key: String,
+    /// The layer.
+    pub layer: String,
+}
+
+/// An account, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct AccountIdentity {
+    /// E-mail address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+    /// Id of its organisation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub organization: Option<String>,
+    /// Id of the account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
+}
+
+/// What a policy does about a violation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ViolationAction {
+    /// It is only reported.
+    None,
+    /// The user is warned.
+    Warn,
+    /// Prompts are blocked.
+    Block,
+}
+
+/// A call of a hook, and the response to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct HookReport {
+    /// Time of the call, in milliseconds since 1970-01-01 UTC.
+    pub at: u64,
+    /// Name of the hook's event in Claude Code.
+    pub hook: String,
+    /// `warned` or `blocked`.
+    pub decision: String,
+    /// Time that the response took, in microseconds.
+    pub latency_us: u64,
+    /// The session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<String>,
+    /// Path of the session's transcript.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transcript_path: Option<String>,
+    /// Working directory of the session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// How the session started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The account, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<AccountIdentity>,
+    /// Rules that the account breaks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub violations: Vec<RuleViolation>,
+    /// Rules that could not be checked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unknown: Vec<UncheckedRule>,
+    /// Hash of the configuration that the policy is part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_hash: Option<Digest>,
+}
+
+/// A rule that an account breaks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct RuleViolation {
+    /// The rule: one of [`names::violation`](crate::names::violation).
+    pub violation: String,
+    /// What the account has.
+    pub found: String,
+    /// What the policy permits.
+    pub permitted: Vec<String>,
+}
+
+/// A rule that could not be checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct UncheckedRule {
+    /// The rule: one of [`names::violation`](crate::names::violation).
+    pub rule: String,
+    /// Cause.
+    pub why: String,
+}
+
+/// A file that no longer holds the bytes read before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct FileReplaced {
+    /// Path of the file.
+    pub path: String,
+    /// The new generation.
+    pub generation: String,
+    /// The generation before.
+    pub previous_generation: String,
+    /// Offset from which the file is read now.
+    pub offset: u64,
+    /// Offset up to which the generation before was read.
+    pub previous_offset: u64,
+    /// Largest known size of the generation before.
+    pub previous_size: u64,
+    /// Size of the file now.
+    pub size: u64,
+}
+
+/// Cause of a deletion of dead letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum PurgeReason {
+    /// The oldest were deleted to make space for new ones.
+    Cap,
+    /// The command `ai-agent deadletter purge` deleted them.
+    Command,
+}
+
+/// The name of a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct DeadLetterName {
+    /// Sink whose receiver refused the entry.
+    pub sink: String,
+    /// Epoch of the entry.
+    pub epoch: String,
+    /// Number of the entry.
+    pub seq: u64,
+}
+
+/// Number of entries and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct EntryCount {
+    /// Number of entries.
+    pub entries: u64,
+    /// Number of bytes in their lines.
+    pub bytes: u64,
+}
+
+/// What an outbox has too little of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum OutboxLack {
+    /// The outbox reached its configured size.
+    Outbox,
+    /// The disk is nearly full.
+    Disk,
+}
+
+impl AgentEvent {
+    /// Returns the event's name: one of [`names::event`](event).
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::AgentStarted { .. } => event::AGENT_STARTED,
+            Self::AgentStopped {} => event::AGENT_STOPPED,
+            Self::Heartbeat(_) => event::HEARTBEAT,
+            Self::EpochStarted(_) => event::EPOCH_STARTED,
+            Self::ConfigApplied { .. } => event::CONFIG_APPLIED,
+            Self::ConfigRefused { .. } => event::CONFIG_REFUSED,
+            Self::ConfigLocked { .. } => event::CONFIG_LOCKED,
+            Self::ComplianceViolation { .. } => event::COMPLIANCE_VIOLATION,
+            Self::ComplianceRestored { .. } => event::COMPLIANCE_RESTORED,
+            Self::HookAnswered(_) => event::HOOK_ANSWERED,
+            Self::HooksSilent { .. } => event::HOOKS_SILENT,
+            Self::HookReportsDropped { .. } => event::HOOK_REPORTS_DROPPED,
+            Self::SessionUnlogged { .. } => event::SESSION_UNLOGGED,
+            Self::RootLearnt { .. } => event::ROOT_LEARNT,
+            Self::FileRewritten(_) => event::FILE_REWRITTEN,
+            Self::FileTrimmed(_) => event::FILE_TRIMMED,
+            Self::FileDeletedUnread { .. } => event::FILE_DELETED_UNREAD,
+            Self::FileLinked { .. } => event::FILE_LINKED,
+            Self::RecordAbandoned { .. } => event::RECORD_ABANDONED,
+            Self::UuidReused { .. } => event::UUID_REUSED,
+            Self::StageFailed { .. } => event::STAGE_FAILED,
+            Self::EntryDeadLettered { .. } => event::ENTRY_DEAD_LETTERED,
+            Self::DeadLettersPurged { .. } => event::DEAD_LETTERS_PURGED,
+            Self::OutboxFull { .. } => event::OUTBOX_FULL,
+            Self::OutboxRecovered { .. } => event::OUTBOX_RECOVERED,
+            Self::OutboxQuarantined { .. } => event::OUTBOX_QUARANTINED,
+            Self::SinkRemoved { .. } => event::SINK_REMOVED,
+            Self::Canary { .. } => event::CANARY,
+        }
+    }
+
+    /// Returns how much the event matters: one of [`names::severity`](severity).
+    #[must_use]
+    pub fn severity(&self) -> &'static str {
+        match self {
+            Self::AgentStarted { .. }
+            | Self::AgentStopped {}
+            | Self::Heartbeat(_)
+            | Self::ConfigApplied { .. }
+            | Self::ComplianceRestored { .. }
+            | Self::RootLearnt { .. }
+            | Self::OutboxRecovered { .. }
+            | Self::Canary { .. } => severity::INFO,
+            Self::EpochStarted(started) if started.reason != EpochReason::Conflict => {
+                severity::INFO
+            }
+            // Without a prompt the session may have nothing to write.
+            Self::SessionUnlogged { prompted: false, .. } => severity::INFO,
+            Self::ComplianceViolation { action, .. } if *action != ViolationAction::None => {
+                severity::HIGH
+            }
+            _ => severity::WARNING,
+        }
+    }
+
+    /// Returns the part of the agent that reports the event, unless a source does: one of
+    /// [`names::source`](source).
+    #[must_use]
+    pub fn source(&self) -> &'static str {
+        match self {
+            Self::ComplianceViolation { .. } | Self::ComplianceRestored { .. } => {
+                source::COMPLIANCE
+            }
+            Self::UuidReused { .. } => source::CLAUDE_SESSIONS,
+            _ => source::AGENT,
+        }
+    }
+
+    /// Returns the event's `data`: a JSON object.
+    #[must_use]
+    pub fn data(&self) -> Value {
+        let mut event = serde_json::to_value(self).expect("its maps have strings as keys");
+        event["data"].take()
+    }
+}
+
+/// Deserializes a member that is present, `null` included.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::names::violation;
+
+    #[test]
+    fn tag_equals_name_and_data_reads_back() {
+        let events = [
+            AgentEvent::AgentStopped {},
+            AgentEvent::Heartbeat(Box::default()),
+            AgentEvent::HookAnswered(Box::default()),
+            AgentEvent::ConfigApplied {
+                hash: Digest::ZERO,
+                revision: None,
+                previous_hash: Some(Digest::ZERO),
+                previous_revision: Some(None),
+            },
+            AgentEvent::OutboxFull { lack: OutboxLack::Disk, outbox_bytes: 1, disk_free: None },
+        ];
+        for event in events {
+            let json = serde_json::to_value(&event).unwrap();
+            assert_eq!(json["event"], event.name());
+            assert!(event.data().is_object(), "{json}");
+            assert_eq!(serde_json::from_value::<AgentEvent>(json).unwrap(), event);
+        }
+    }
+
+    #[test]
+    fn absent_members_differ_from_null() {
+        let first = AgentEvent::ConfigApplied {
+            hash: Digest::ZERO,
+            revision: None,
+            previous_hash: None,
+            previous_revision: None,
+        };
+        assert_eq!(first.data(), json!({ "hash": Digest::ZERO, "revision": null }));
+    }
+
+    #[test]
+    fn severity_of_a_violation_follows_its_action() {
+        for (action, severity) in [
+            (ViolationAction::None, severity::WARNING),
+            (ViolationAction::Warn, severity::HIGH),
+            (ViolationAction::Block, severity::HIGH),
+        ] {
+            let event = AgentEvent::ComplianceViolation {
+                violation: violation::NO_ACCOUNT.to_owned(),
+                program: source::CLAUDE_CODE.to_owned(),
+                file: "/h/.claude.json".to_owned(),
+                who: None,
+                found: String::new(),
+                permitted: Vec::new(),
+                action,
+            };
+            assert_eq!((event.severity(), event.source()), (severity, source::COMPLIANCE));
+        }
+    }
+}
