@@ -16,12 +16,15 @@
 //! }
 //! ```
 
+mod agent;
 pub mod audit;
 mod cli;
 pub mod compliance;
 pub mod config;
+mod control;
 pub mod event;
 pub mod frame;
+mod logging;
 pub mod pipeline;
 pub mod platform;
 pub mod siem;

@@ -34,7 +34,7 @@ pub(super) struct Arguments {
 /// What is to be done. Travels to the agent that runs.
 #[derive(Clone, Debug, Subcommand, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(super) enum Action {
+pub(crate) enum Action {
     /// Lists them: number, sink, reason and status, time, attempts, and the receiver's words.
     List {
         /// One JSON object a line.
@@ -61,7 +61,7 @@ pub(super) enum Action {
 /// Which dead letters.
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Which {
+pub(crate) struct Which {
     /// Their numbers, as `list` shows them.
     #[arg(value_name = "NUMBER", required_unless_present = "all")]
     numbers: Vec<u64>,
@@ -97,7 +97,7 @@ impl Arguments {
 }
 
 /// Does it on this store. One letter at a time: all of them may be many bytes.
-pub(super) fn act(store: &Store, action: &Action, say: Say<'_>) -> Result<(), Failure> {
+pub(crate) fn act(store: &Store, action: &Action, say: Say<'_>) -> Result<(), Failure> {
     let all = store.outbox.dead_letter_ids().map_err(Failure::failed)?;
     match action {
         Action::List { json } => list(store, &all, *json, say),

@@ -3,25 +3,19 @@
 mod audit;
 mod check;
 mod config;
-mod control;
-mod deadletter;
+pub(crate) mod deadletter;
 mod doctor;
 mod dry_run;
-mod export;
 mod flush;
 mod hooks;
 mod log_level;
-mod logging;
-mod managed;
-mod outbox;
-mod progress;
-mod restarts;
+pub(crate) mod outbox;
+mod output;
+mod progress_bar;
 mod run;
 mod service;
-mod setup;
 mod stages;
-mod status;
-mod store;
+pub(crate) mod status;
 mod test;
 
 use std::{
@@ -32,7 +26,14 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
-use crate::{platform::memory, text::causes};
+use self::{output as export, progress_bar as progress};
+use crate::{
+    agent::{config_sources as setup, managed_config as managed},
+    control::{self, store},
+    logging,
+    platform::memory,
+    text::causes,
+};
 
 /// Ships Claude Code session logs to a SIEM, without losing a byte.
 #[derive(Parser)]
@@ -92,7 +93,7 @@ enum Command {
 
 /// Why a command failed; decides the exit code.
 #[derive(Debug)]
-enum Failure {
+pub(crate) enum Failure {
     /// The configuration or the surroundings are wrong: nothing was tried.
     Usage(Box<dyn std::error::Error>),
     /// It was tried and failed.
@@ -100,22 +101,22 @@ enum Failure {
 }
 
 impl Failure {
-    fn usage(error: impl Into<Box<dyn std::error::Error>>) -> Self {
+    pub(crate) fn usage(error: impl Into<Box<dyn std::error::Error>>) -> Self {
         Self::Usage(error.into())
     }
 
-    fn failed(error: impl Into<Box<dyn std::error::Error>>) -> Self {
+    pub(crate) fn failed(error: impl Into<Box<dyn std::error::Error>>) -> Self {
         Self::Failed(error.into())
     }
 
     /// What it says.
-    fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         let (Self::Usage(error) | Self::Failed(error)) = self;
         causes(&**error)
     }
 
     /// The same, where a wrong configuration is what was looked for.
-    fn into_failed(self) -> Self {
+    pub(crate) fn into_failed(self) -> Self {
         let (Self::Usage(error) | Self::Failed(error)) = self;
         Self::Failed(error)
     }
@@ -189,7 +190,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Writes a line to standard output. A reader that is gone ends the command without fuss.
-fn print(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
+pub(crate) fn print(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
     match writeln!(io::stdout(), "{text}") {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
         _ => Ok(()),

@@ -34,7 +34,7 @@ pub(super) struct Arguments {
 /// What is to be done. Travels to the agent that runs.
 #[derive(Clone, Debug, Subcommand, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(super) enum Action {
+pub(crate) enum Action {
     /// How much waits, and for which sink.
     Status {
         /// One JSON object.
@@ -94,7 +94,7 @@ impl Arguments {
 }
 
 /// Does it on this store.
-pub(super) fn act(store: &Store, action: &Action, say: Say<'_>) -> Result<(), Failure> {
+pub(crate) fn act(store: &Store, action: &Action, say: Say<'_>) -> Result<(), Failure> {
     match action {
         Action::Status { json } => status(store, *json, say),
         Action::List { from, limit, json } => entries::list(store, *from, *limit, *json, say),

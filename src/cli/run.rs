@@ -1,13 +1,5 @@
 //! `ai-agent run`: reads and ships, until stopped.
 
-mod files;
-mod guard;
-mod keeper;
-mod live;
-mod polls;
-mod status;
-mod watchdog;
-
 use std::{mem, path::Path, sync::Arc, time::Duration};
 
 use clap::Args;
@@ -16,17 +8,20 @@ use siem_protocol::names::event;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
-use files::{Sights, Watched};
-use guard::Guard;
-use keeper::Keeper;
-
 use super::{
     Failure, control, dry_run, logging,
     progress::Bar,
-    restarts::Restarts,
     setup::{self, Surroundings},
 };
 use crate::{
+    agent::{
+        compliance_monitor::Guard,
+        config_manager::Keeper,
+        config_updates as live,
+        file_watch::{self as files, Sights, Watched},
+        restart_limit::Restarts,
+        watchdog,
+    },
     config::{self, Loaded},
     event::Event,
     pipeline::{

@@ -48,7 +48,7 @@ pub(super) fn config(state_dir: &Path) -> Value {
 
 /// Who is signed in, and what the policy says of it; `client_dirs` are those of the client that
 /// hooks have named.
-pub(in crate::cli) fn compliance(
+pub(crate) fn compliance(
     state_dir: &Path,
     paths: &Paths,
     environment: &Environment,

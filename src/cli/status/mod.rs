@@ -14,8 +14,8 @@ use std::{
 };
 
 use clap::Args;
-pub(super) use local::compliance;
-pub(super) use report::{Agent, Phase, Reading, Seen};
+pub(crate) use local::compliance;
+pub(crate) use report::{Agent, Phase, Reading, Seen};
 use report::{Level, Report, State};
 
 use self::render::{Colours, render};

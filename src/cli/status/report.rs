@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use siem_protocol::managed::Action;
 
-use super::super::log_level;
 use crate::{
     compliance::{Finding, account::Standing, policy::Unknown},
     config::Loaded,
+    logging as log_level,
     pipeline::{
         delivery::Progress,
         facts::ConfigFacts,
@@ -106,37 +106,37 @@ pub(super) enum Level {
 /// What the agent that runs says of itself.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(in crate::cli) struct Seen {
-    pub(in crate::cli) agent: Agent,
-    pub(in crate::cli) outbox: Option<Outbox>,
+pub(crate) struct Seen {
+    pub(crate) agent: Agent,
+    pub(crate) outbox: Option<Outbox>,
     /// Why the outbox can't be looked at.
-    pub(in crate::cli) outbox_error: Option<String>,
-    pub(in crate::cli) sinks: Vec<Sink>,
-    pub(in crate::cli) reading: Option<Reading>,
+    pub(crate) outbox_error: Option<String>,
+    pub(crate) sinks: Vec<Sink>,
+    pub(crate) reading: Option<Reading>,
     /// What became of configurations, as in heartbeats.
-    pub(in crate::cli) config: Value,
-    pub(in crate::cli) compliance: Option<Compliance>,
+    pub(crate) config: Value,
+    pub(crate) compliance: Option<Compliance>,
 }
 
 /// The agent's process.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(in crate::cli) struct Agent {
-    pub(in crate::cli) pid: u32,
-    pub(in crate::cli) version: String,
-    pub(in crate::cli) started_at: Option<String>,
-    pub(in crate::cli) uptime_seconds: Option<u64>,
-    pub(in crate::cli) memory_bytes: Option<u64>,
-    pub(in crate::cli) log_level: Option<String>,
-    pub(in crate::cli) phase: Phase,
+pub(crate) struct Agent {
+    pub(crate) pid: u32,
+    pub(crate) version: String,
+    pub(crate) started_at: Option<String>,
+    pub(crate) uptime_seconds: Option<u64>,
+    pub(crate) memory_bytes: Option<u64>,
+    pub(crate) log_level: Option<String>,
+    pub(crate) phase: Phase,
     /// How long an entry may wait for others, by the configuration.
-    pub(in crate::cli) flush_interval_seconds: u64,
+    pub(crate) flush_interval_seconds: u64,
 }
 
 /// What the agent is at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(in crate::cli) enum Phase {
+pub(crate) enum Phase {
     /// It begins, or begins again.
     #[default]
     Starting,
@@ -149,112 +149,112 @@ pub(in crate::cli) enum Phase {
 /// What waits for delivery.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(in crate::cli) struct Outbox {
-    pub(in crate::cli) epoch: String,
-    pub(in crate::cli) last_seq: u64,
-    pub(in crate::cli) entries: u64,
-    pub(in crate::cli) bytes: u64,
-    pub(in crate::cli) file_bytes: u64,
-    pub(in crate::cli) max_bytes: Option<u64>,
-    pub(in crate::cli) oldest_seconds: Option<u64>,
-    pub(in crate::cli) dead_letters: u64,
+pub(crate) struct Outbox {
+    pub(crate) epoch: String,
+    pub(crate) last_seq: u64,
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+    pub(crate) file_bytes: u64,
+    pub(crate) max_bytes: Option<u64>,
+    pub(crate) oldest_seconds: Option<u64>,
+    pub(crate) dead_letters: u64,
 }
 
 /// How a sink is doing.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(in crate::cli) struct Sink {
-    pub(in crate::cli) name: String,
-    pub(in crate::cli) destination: Option<String>,
+pub(crate) struct Sink {
+    pub(crate) name: String,
+    pub(crate) destination: Option<String>,
     /// Whether it is configured; one that is not keeps its place in the outbox.
-    pub(in crate::cli) configured: bool,
-    pub(in crate::cli) acknowledged: u64,
-    pub(in crate::cli) entries: u64,
-    pub(in crate::cli) oldest_seconds: Option<u64>,
-    pub(in crate::cli) delivered: u64,
-    pub(in crate::cli) last_acknowledgement: Option<String>,
-    pub(in crate::cli) last_acknowledgement_seconds: Option<u64>,
-    pub(in crate::cli) last_error: Option<LastError>,
+    pub(crate) configured: bool,
+    pub(crate) acknowledged: u64,
+    pub(crate) entries: u64,
+    pub(crate) oldest_seconds: Option<u64>,
+    pub(crate) delivered: u64,
+    pub(crate) last_acknowledgement: Option<String>,
+    pub(crate) last_acknowledgement_seconds: Option<u64>,
+    pub(crate) last_error: Option<LastError>,
     /// Why nothing is delivered at present.
-    pub(in crate::cli) trouble: Option<String>,
+    pub(crate) trouble: Option<String>,
     /// Whether waiting alone may not mend that.
-    pub(in crate::cli) held: bool,
-    pub(in crate::cli) retry_at: Option<String>,
-    pub(in crate::cli) retry_seconds: Option<u64>,
+    pub(crate) held: bool,
+    pub(crate) retry_at: Option<String>,
+    pub(crate) retry_seconds: Option<u64>,
     /// Whether it waits only until it may send more.
-    pub(in crate::cli) paced: bool,
+    pub(crate) paced: bool,
 }
 
 /// What went wrong last.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(in crate::cli) struct LastError {
-    pub(in crate::cli) reason: String,
-    pub(in crate::cli) at: String,
+pub(crate) struct LastError {
+    pub(crate) reason: String,
+    pub(crate) at: String,
 }
 
 /// How reading stands.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(in crate::cli) struct Reading {
+pub(crate) struct Reading {
     /// For how long reading has not answered; none where it does.
-    pub(in crate::cli) silent_seconds: Option<u64>,
-    pub(in crate::cli) files: u64,
-    pub(in crate::cli) files_unread: u64,
-    pub(in crate::cli) unread_bytes: u64,
+    pub(crate) silent_seconds: Option<u64>,
+    pub(crate) files: u64,
+    pub(crate) files_unread: u64,
+    pub(crate) unread_bytes: u64,
     /// Whether the system hints at changes; without that, sweeps alone find them.
-    pub(in crate::cli) watching: bool,
+    pub(crate) watching: bool,
     /// How many files and directories can't be read at present.
-    pub(in crate::cli) unreadable: u64,
+    pub(crate) unreadable: u64,
     /// Some of them.
-    pub(in crate::cli) problems: Vec<Unreadable>,
+    pub(crate) problems: Vec<Unreadable>,
     /// Files that a stage failed on.
-    pub(in crate::cli) held: u64,
+    pub(crate) held: u64,
     /// What there is no room in: `outbox` or `disk`.
-    pub(in crate::cli) lack: Option<String>,
+    pub(crate) lack: Option<String>,
     /// Why nothing can be stored, and for how long.
-    pub(in crate::cli) not_stored: Option<NotStored>,
+    pub(crate) not_stored: Option<NotStored>,
 }
 
 /// Why nothing can be stored.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(in crate::cli) struct NotStored {
-    pub(in crate::cli) reason: String,
-    pub(in crate::cli) seconds: u64,
+pub(crate) struct NotStored {
+    pub(crate) reason: String,
+    pub(crate) seconds: u64,
 }
 
 /// What can't be read.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(in crate::cli) struct Unreadable {
-    pub(in crate::cli) path: String,
-    pub(in crate::cli) error: String,
+pub(crate) struct Unreadable {
+    pub(crate) path: String,
+    pub(crate) error: String,
 }
 
 /// Who is signed in, and what the policy says of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(in crate::cli) struct Compliance {
+pub(crate) struct Compliance {
     /// Since when the policy is in force; none where none was ever known.
-    pub(in crate::cli) policy_since: Option<String>,
+    pub(crate) policy_since: Option<String>,
     /// Whether it restricts who may be signed in.
-    pub(in crate::cli) restricts: bool,
+    pub(crate) restricts: bool,
     /// What it does about a violation.
-    pub(in crate::cli) action: Option<Action>,
+    pub(crate) action: Option<Action>,
     /// Whether there is anything in it for hooks to say or to ask for.
-    pub(in crate::cli) needs_hooks: bool,
-    pub(in crate::cli) accounts: Vec<Account>,
+    pub(crate) needs_hooks: bool,
+    pub(crate) accounts: Vec<Account>,
     /// Why that is not known.
-    pub(in crate::cli) error: Option<String>,
+    pub(crate) error: Option<String>,
 }
 
 /// Who is signed in to one program.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(in crate::cli) struct Account {
-    pub(in crate::cli) program: String,
-    pub(in crate::cli) place: String,
-    pub(in crate::cli) standing: Standing,
-    pub(in crate::cli) violations: Vec<Finding>,
-    pub(in crate::cli) remarks: Vec<Finding>,
-    pub(in crate::cli) unknown: Vec<Unknown>,
+pub(crate) struct Account {
+    pub(crate) program: String,
+    pub(crate) place: String,
+    pub(crate) standing: Standing,
+    pub(crate) violations: Vec<Finding>,
+    pub(crate) remarks: Vec<Finding>,
+    pub(crate) unknown: Vec<Unknown>,
 }
 
 /// A hook that a settings file names.
@@ -268,7 +268,7 @@ pub(super) struct Hook {
 
 impl Agent {
     /// This process.
-    pub(in crate::cli) fn new(started_at: Timestamp, now: Timestamp) -> Self {
+    pub(crate) fn new(started_at: Timestamp, now: Timestamp) -> Self {
         Self {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -284,7 +284,7 @@ impl Agent {
 
 impl Seen {
     /// An agent that has not begun yet.
-    pub(in crate::cli) fn new(agent: Agent, loaded: &Loaded, facts: &ConfigFacts) -> Self {
+    pub(crate) fn new(agent: Agent, loaded: &Loaded, facts: &ConfigFacts) -> Self {
         let flush_interval_seconds = loaded.settings.shipping.flush_interval.as_secs();
         Self {
             agent: Agent { flush_interval_seconds, ..agent },
@@ -294,12 +294,7 @@ impl Seen {
     }
 
     /// What waits, and for whom.
-    pub(in crate::cli) fn take_outbox(
-        &mut self,
-        waiting: OutboxStats,
-        loaded: &Loaded,
-        now: Timestamp,
-    ) {
+    pub(crate) fn take_outbox(&mut self, waiting: OutboxStats, loaded: &Loaded, now: Timestamp) {
         let tables = &loaded.settings.pipeline.sinks;
         let age = |sealed: Option<Timestamp>| sealed.map(|at| now.since(at).as_secs());
         let oldest = waiting.places.iter().filter_map(|place| place.oldest).min();
@@ -326,7 +321,7 @@ impl Seen {
     }
 
     /// How the sinks are doing.
-    pub(in crate::cli) fn take_progress(&mut self, all: &[(String, Progress)], now: Timestamp) {
+    pub(crate) fn take_progress(&mut self, all: &[(String, Progress)], now: Timestamp) {
         for (name, progress) in all {
             let at = self.sinks.iter().position(|sink| sink.name == *name);
             let at = at.unwrap_or_else(|| {
@@ -353,7 +348,7 @@ impl Seen {
 
 impl Reading {
     /// How it stands.
-    pub(in crate::cli) fn new(reading: &ingest::Reading, now: Timestamp) -> Self {
+    pub(crate) fn new(reading: &ingest::Reading, now: Timestamp) -> Self {
         let mut all = Self { watching: true, held: reading.held as u64, ..Self::default() };
         for (_, survey) in &reading.sources {
             all.files += survey.files as u64;
@@ -380,7 +375,7 @@ impl Reading {
     }
 
     /// It does not answer.
-    pub(in crate::cli) fn silent(since: Option<Duration>) -> Self {
+    pub(crate) fn silent(since: Option<Duration>) -> Self {
         let silent_seconds = Some(since.unwrap_or_default().as_secs());
         Self { silent_seconds, ..Self::default() }
     }

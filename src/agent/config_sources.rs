@@ -8,8 +8,9 @@ use std::{
 
 use tracing::warn;
 
-use super::{Failure, managed};
+use super::managed_config as managed;
 use crate::{
+    cli::Failure,
     compliance::kept,
     config::{self, ConfigError, Inputs, Loaded, Managed},
     pipeline::assembly,
@@ -20,7 +21,7 @@ use crate::{
 
 /// Which files a command is about.
 #[derive(clap::Args)]
-pub(super) struct Files {
+pub(crate) struct Files {
     /// Files that are to be rolled out, as the machine's and those of its `config.d`, the lowest
     /// first; one that ends in `.json` is a managed configuration. By default what is in force.
     #[arg(value_name = "FILE")]
@@ -28,7 +29,7 @@ pub(super) struct Files {
 }
 
 /// Reads a managed configuration from a file, as the server would give it.
-pub(super) fn read_managed(path: &Path) -> Result<Managed, Failure> {
+pub(crate) fn read_managed(path: &Path) -> Result<Managed, Failure> {
     let wrong = |error: &dyn std::error::Error| {
         Failure::failed(format!("`{}`: {}", path.display(), causes(error)))
     };
@@ -37,7 +38,7 @@ pub(super) fn read_managed(path: &Path) -> Result<Managed, Failure> {
 }
 
 /// Whether an agent would begin with this configuration.
-pub(super) fn would_run(loaded: &Loaded, context: &Context) -> Result<(), Failure> {
+pub(crate) fn would_run(loaded: &Loaded, context: &Context) -> Result<(), Failure> {
     assembly::sinks(loaded, context).map_err(Failure::usage)?;
     assembly::stages(loaded, context).map_err(Failure::usage)?;
     check_switched_off(loaded, context)
@@ -45,7 +46,7 @@ pub(super) fn would_run(loaded: &Loaded, context: &Context) -> Result<(), Failur
 
 /// Whether nothing is wrong with the stages that are switched off: a mistake may be what keeps one
 /// off, and it keeps what the server manages from being taken.
-pub(super) fn check_switched_off(loaded: &Loaded, context: &Context) -> Result<(), Failure> {
+pub(crate) fn check_switched_off(loaded: &Loaded, context: &Context) -> Result<(), Failure> {
     match assembly::check_switched_off(loaded, context).into_iter().next() {
         None => Ok(()),
         Some(error) => Err(Failure::usage(error)),
@@ -53,14 +54,14 @@ pub(super) fn check_switched_off(loaded: &Loaded, context: &Context) -> Result<(
 }
 
 /// The surroundings of the process.
-pub(super) struct Surroundings {
+pub(crate) struct Surroundings {
     environment: Environment,
     paths: Paths,
 }
 
 impl Surroundings {
     /// Looks at the process's own environment.
-    pub(super) fn look() -> Result<Self, Failure> {
+    pub(crate) fn look() -> Result<Self, Failure> {
         let environment = Environment::from_process();
         let paths = Paths::from_environment(&environment).map_err(Failure::usage)?;
         // What the service was installed with counts in a shell too: it speaks of the same agent.
@@ -83,17 +84,17 @@ impl Surroundings {
     }
 
     /// The variables in force.
-    pub(super) fn environment(&self) -> &Environment {
+    pub(crate) fn environment(&self) -> &Environment {
         &self.environment
     }
 
     /// The state directory by the configuration; a wrong one says nothing about an agent that runs.
-    pub(super) fn state_dir(&self, explicit: Option<&Path>) -> PathBuf {
+    pub(crate) fn state_dir(&self, explicit: Option<&Path>) -> PathBuf {
         self.state_dir_of(self.load_managed(explicit, None).ok().as_ref())
     }
 
     /// The state directory by this configuration; without one, that of the agent that ran last.
-    pub(super) fn state_dir_of(&self, loaded: Option<&Loaded>) -> PathBuf {
+    pub(crate) fn state_dir_of(&self, loaded: Option<&Loaded>) -> PathBuf {
         if let Some(loaded) = loaded {
             return loaded.settings.agent.state_dir.clone();
         }
@@ -102,19 +103,19 @@ impl Surroundings {
     }
 
     /// Where everything lies.
-    pub(super) fn paths(&self) -> &Paths {
+    pub(crate) fn paths(&self) -> &Paths {
         &self.paths
     }
 
     /// Where the machine's file lies.
-    pub(super) fn machine_config(&self) -> PathBuf {
+    pub(crate) fn machine_config(&self) -> PathBuf {
         self.paths.machine_config.clone()
     }
 
     /// Reads files that are to be rolled out: TOML as the machine's files, with no other layer; JSON
     /// as what the server manages, over them or, without them, over this machine's own layers.
     /// Without any file, what is in force. Logs the warnings.
-    pub(super) fn load_files(
+    pub(crate) fn load_files(
         &self,
         Files { files }: &Files,
         explicit: Option<&Path>,
@@ -147,7 +148,7 @@ impl Surroundings {
     }
 
     /// Reads the configuration and logs its warnings.
-    pub(super) fn load(&self, explicit: Option<&Path>) -> Result<Loaded, Failure> {
+    pub(crate) fn load(&self, explicit: Option<&Path>) -> Result<Loaded, Failure> {
         let loaded = self.load_managed(explicit, None).map_err(Failure::usage)?;
         for warning in &loaded.warnings {
             warn!(code = "config_warning", "{warning}");
@@ -156,7 +157,7 @@ impl Surroundings {
     }
 
     /// Reads the configuration with what the server manages on top.
-    pub(super) fn load_managed(
+    pub(crate) fn load_managed(
         &self,
         explicit: Option<&Path>,
         managed: Option<&Managed>,
@@ -165,13 +166,13 @@ impl Surroundings {
     }
 
     /// Where the local layers are read from.
-    pub(super) fn inputs<'a>(&'a self, explicit: Option<&'a Path>) -> Inputs<'a> {
+    pub(crate) fn inputs<'a>(&'a self, explicit: Option<&'a Path>) -> Inputs<'a> {
         let (paths, environment) = (&self.paths, &self.environment);
         Inputs { paths, environment, explicit, managed: None }
     }
 
     /// What stages get. Without a state directory, a machine that has no id gets one for this run.
-    pub(super) fn context(&self, loaded: &Loaded, state_dir: Option<&Path>, once: bool) -> Context {
+    pub(crate) fn context(&self, loaded: &Loaded, state_dir: Option<&Path>, once: bool) -> Context {
         let identified = identify(state_dir);
         for warning in &identified.warnings {
             warn!(code = "identity_warning", "{warning}");

@@ -10,19 +10,22 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::{deadletter, log_level::Level, outbox, status::Seen};
+use crate::{
+    cli::{deadletter, outbox, status::Seen},
+    logging::Level,
+};
 
 /// The version of all this.
-pub(in crate::cli) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 /// The longest line that may be asked with.
-pub(super) const LONGEST_REQUEST: usize = 64 << 10;
+pub(crate) const LONGEST_REQUEST: usize = 64 << 10;
 /// The longest line of an answer that is read: one entry, however it is escaped.
-pub(super) const LONGEST_REPLY: u64 = 256 << 20;
+pub(crate) const LONGEST_REPLY: u64 = 256 << 20;
 
 /// What is asked.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(in crate::cli) enum Request {
+pub(crate) enum Request {
     /// How things stand.
     Status,
     /// To send what lies in the outbox, and to wait until it is acknowledged.
@@ -57,7 +60,7 @@ struct Call<'a> {
 /// A line of an answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(in crate::cli) enum Reply {
+pub(crate) enum Reply {
     /// A line for people, or an entry.
     Line(String),
     /// How things stand.
@@ -75,7 +78,7 @@ pub(in crate::cli) enum Reply {
 
 /// Why a request is not understood.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::cli) enum Misunderstood {
+pub(crate) enum Misunderstood {
     #[error("what was asked is no line of JSON that names its version")]
     NoJson(#[source] serde_json::Error),
     #[error(
@@ -94,7 +97,7 @@ pub(in crate::cli) enum Misunderstood {
 }
 
 /// The line that asks.
-pub(super) fn write(request: &Request) -> Vec<u8> {
+pub(crate) fn write(request: &Request) -> Vec<u8> {
     let call = Call { version: VERSION, ask: request };
     let mut line = serde_json::to_vec(&call).expect("requests can be written as JSON");
     line.push(b'\n');
@@ -102,7 +105,7 @@ pub(super) fn write(request: &Request) -> Vec<u8> {
 }
 
 /// What is asked with a line.
-pub(super) fn read(line: &[u8]) -> Result<Request, Misunderstood> {
+pub(crate) fn read(line: &[u8]) -> Result<Request, Misunderstood> {
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,
@@ -120,7 +123,7 @@ pub(super) fn read(line: &[u8]) -> Result<Request, Misunderstood> {
 }
 
 impl Reply {
-    pub(super) fn write(&self) -> Vec<u8> {
+    pub(crate) fn write(&self) -> Vec<u8> {
         let mut line = serde_json::to_vec(self).expect("replies can be written as JSON");
         line.push(b'\n');
         line

@@ -3,8 +3,9 @@
 //! Lines hold what the program says and never what a record holds: who logs sees to that. Here it is
 //! seen to that no line breaks out of its line, and that none drowns the others.
 
-mod line;
-mod repeats;
+mod level;
+mod log_line;
+mod suppress;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -20,11 +21,11 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
+pub(crate) use self::level::{Level, change};
 use self::{
-    line::{Line, Style},
-    repeats::{Admission, Repeats},
+    log_line::{Line, Style},
+    suppress::{Admission, Repeats},
 };
-use super::log_level::{self, Level};
 use crate::{
     config::LogFormat,
     platform::{Clock as _, Environment, LogFile, StateLock, SystemClock, journal},
@@ -35,18 +36,18 @@ static OUTPUT: OnceLock<Mutex<Output>> = OnceLock::new();
 
 /// Begins to log to standard error: what is worth knowing, or with `debug` everything of this
 /// program. `RUST_LOG` says it in more detail.
-pub(super) fn begin(debug: bool) {
+pub(crate) fn begin(debug: bool) {
     let level = if debug { Level::Debug } else { Level::Info };
     let filter = EnvFilter::try_from_default_env();
     let filter = filter.unwrap_or_else(|_| EnvFilter::new(level.filter()));
     let (filter, handle) = reload::Layer::new(filter);
-    log_level::keep(handle);
+    level::keep(handle);
     let output = OUTPUT.get_or_init(|| Mutex::new(Output::to_stderr(style())));
     tracing_subscriber::registry().with(filter).with(Lines(output)).init();
 }
 
 /// Logs to the file of the state directory that is held, too, until what is returned is dropped.
-pub(super) fn to_file(lock: &StateLock, format: LogFormat) -> ToFile<'_> {
+pub(crate) fn to_file(lock: &StateLock, format: LogFormat) -> ToFile<'_> {
     let style = match format {
         LogFormat::Text => Style::Plain,
         LogFormat::Json => Style::Json,
@@ -58,13 +59,13 @@ pub(super) fn to_file(lock: &StateLock, format: LogFormat) -> ToFile<'_> {
 }
 
 /// Where the log lies.
-pub(super) fn dir(state_dir: &Path) -> std::path::PathBuf {
+pub(crate) fn dir(state_dir: &Path) -> std::path::PathBuf {
     state_dir.join("logs")
 }
 
 /// As long as this lives, a file is logged to: never longer than the lock is held that makes it ours.
 #[must_use]
-pub(super) struct ToFile<'a> {
+pub(crate) struct ToFile<'a> {
     _lock: &'a StateLock,
 }
 

@@ -15,17 +15,18 @@ use tokio::{
 };
 
 use super::{
-    super::{
-        Failure, deadletter, log_level, outbox,
-        status::{self, Phase, Seen},
-        store::Store,
-    },
     Say,
+    store::Store,
     wire::{Reply, Request},
 };
 use crate::{
+    cli::{
+        Failure, deadletter, outbox,
+        status::{self, Phase, Seen},
+    },
     config::Loaded,
     event::Event,
+    logging as log_level,
     pipeline::{facts::Facts, runner::View},
     platform::Timestamp,
     stages::Context,
@@ -46,20 +47,20 @@ const BEGINS: Duration = Duration::from_secs(10);
 const LONGEST_FLUSH: Duration = Duration::from_secs(24 * 3600);
 
 /// Somebody who asked for a reload, and waits for what comes of it.
-pub(in crate::cli) type Asker = oneshot::Sender<Reloaded>;
+pub(crate) type Asker = oneshot::Sender<Reloaded>;
 
 /// What came of a reload.
 #[derive(Clone, Debug)]
-pub(in crate::cli) struct Reloaded {
+pub(crate) struct Reloaded {
     /// Of the files.
-    pub(in crate::cli) files: Became,
+    pub(crate) files: Became,
     /// Of what the server manages; none where it manages nothing.
-    pub(in crate::cli) server: Option<Became>,
+    pub(crate) server: Option<Became>,
 }
 
 /// What became of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::cli) enum Became {
+pub(crate) enum Became {
     /// It is in force, and another than before.
     InForce,
     /// It says nothing new.
@@ -81,7 +82,7 @@ enum Doing {
 }
 
 /// What the agent that runs can be asked, shared with those who ask.
-pub(in crate::cli) struct Desk {
+pub(crate) struct Desk {
     started_at: Timestamp,
     facts: Facts,
     in_force: Mutex<(Arc<Loaded>, Context)>,
@@ -92,7 +93,7 @@ pub(in crate::cli) struct Desk {
 
 impl Desk {
     /// A desk before there is a pipeline, and those who ask it for a reload.
-    pub(in crate::cli) fn new(
+    pub(crate) fn new(
         started_at: Timestamp,
         facts: Facts,
         loaded: Arc<Loaded>,
@@ -105,27 +106,27 @@ impl Desk {
     }
 
     /// This configuration is in force.
-    pub(in crate::cli) fn is_in_force(&self, loaded: &Arc<Loaded>, context: &Context) {
+    pub(crate) fn is_in_force(&self, loaded: &Arc<Loaded>, context: &Context) {
         *unpoisoned(&self.in_force) = (Arc::clone(loaded), context.clone());
     }
 
     /// This pipeline runs.
-    pub(in crate::cli) fn runs(&self, view: View) {
+    pub(crate) fn runs(&self, view: View) {
         self.doing.send_replace(Doing::Running(view));
     }
 
     /// The pipeline ends, and another follows.
-    pub(in crate::cli) fn begins_again(&self) {
+    pub(crate) fn begins_again(&self) {
         self.doing.send_replace(Doing::Starting);
     }
 
     /// The pipeline ends, and the agent with it.
-    pub(in crate::cli) fn stops(&self) {
+    pub(crate) fn stops(&self) {
         self.doing.send_replace(Doing::Stopping);
     }
 
     /// Answers one question.
-    pub(super) async fn answer(&self, request: Request, say: mpsc::Sender<Reply>) {
+    pub(crate) async fn answer(&self, request: Request, say: mpsc::Sender<Reply>) {
         let done = match request {
             Request::Status => {
                 let seen = Box::new(self.look().await);

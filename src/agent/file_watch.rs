@@ -5,24 +5,24 @@ use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 use crate::platform::file::{self, Stamp};
 
 /// How often files are looked at.
-pub(super) const LOOK: Duration = Duration::from_secs(2);
+pub(crate) const LOOK: Duration = Duration::from_secs(2);
 /// How soon again once one looks different: a file that is being written is left alone.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// How each file looks; none where nothing lies.
-pub(super) type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
+pub(crate) type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
 
 /// How the files look that decide about the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sights {
+pub(crate) struct Sights {
     /// Those of its layers.
-    pub(super) layers: Stamps,
+    pub(crate) layers: Stamps,
     /// Those that it names: secrets, certificates.
-    pub(super) named: Stamps,
+    pub(crate) named: Stamps,
 }
 
 /// Looks at files. Symlinks are followed: some tools replace a configuration by turning one.
-pub(super) fn look(paths: impl IntoIterator<Item = PathBuf>) -> Stamps {
+pub(crate) fn look(paths: impl IntoIterator<Item = PathBuf>) -> Stamps {
     let sight = |path: PathBuf| {
         // It is asked for all the time: only what is a symlink costs a walk along its path.
         let sight = match file::look(&path) {
@@ -38,7 +38,7 @@ pub(super) fn look(paths: impl IntoIterator<Item = PathBuf>) -> Stamps {
 
 /// Remembers how files looked.
 #[derive(Debug, Default)]
-pub(super) struct Watched {
+pub(crate) struct Watched {
     /// When the configuration was read last.
     read: Sights,
     /// At the last look, if that was another.
@@ -47,7 +47,7 @@ pub(super) struct Watched {
 
 /// What a look tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(crate) enum Look {
     /// All is as it was when it was read.
     Same,
     /// Something is changing.
@@ -58,13 +58,13 @@ pub(super) enum Look {
 
 impl Watched {
     /// The configuration is read while files look like this.
-    pub(super) fn read(&mut self, sights: Sights) {
+    pub(crate) fn read(&mut self, sights: Sights) {
         (self.read, self.seen) = (sights, None);
     }
 
     /// The configuration names these files by now. One that it did not name before was read as it
     /// is; what else has changed meanwhile is still to be seen.
-    pub(super) fn name(&mut self, named: Stamps) {
+    pub(crate) fn name(&mut self, named: Stamps) {
         let known = &self.read.named;
         let stamp = |(path, stamp)| {
             let stamp = known.get(&path).copied().unwrap_or(stamp);
@@ -74,7 +74,7 @@ impl Watched {
     }
 
     /// What has come of files that look like this now.
-    pub(super) fn look(&mut self, sights: Sights) -> Look {
+    pub(crate) fn look(&mut self, sights: Sights) -> Look {
         if sights == self.read {
             self.seen = None;
             return Look::Same;

@@ -6,13 +6,13 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use super::{
-    super::control::{Asker, Became, Reloaded},
-    files::{LOOK, LOOK_AGAIN, Look},
-    guard::Guard,
-    keeper::Keeper,
-    polls::Polls,
+    compliance_monitor::Guard,
+    config_manager::Keeper,
+    file_watch::{LOOK, LOOK_AGAIN, Look},
+    poll_schedule::Polls,
 };
 use crate::{
+    control::{Asker, Became, Reloaded},
     pipeline::{facts::From, runner::Running},
     platform::{Signal, Signals},
     siem::{FetchError, Fetched},
@@ -29,7 +29,7 @@ type Asking = Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send>>;
 /// once, and without that its first answer is waited for. How long until it is to be asked again.
 ///
 /// Who reads once asks first whatever is known: there is no later for it.
-pub(super) async fn begin(keeper: &mut Keeper<'_>, once: bool) -> Duration {
+pub(crate) async fn begin(keeper: &mut Keeper<'_>, once: bool) -> Duration {
     if !once && keeper.recall() {
         return Duration::ZERO;
     }
@@ -54,7 +54,7 @@ fn ask(keeper: &Keeper<'_>, patience: Duration) -> Option<Asking> {
 }
 
 /// Follows the configuration until the agent is asked to end.
-pub(super) async fn follow(
+pub(crate) async fn follow(
     running: &mut Running,
     keeper: &mut Keeper<'_>,
     guard: &mut Guard,

@@ -17,7 +17,7 @@ use crate::platform::service::Notify;
 /// Feeds it: where this runs the configuration is followed, `reading_gets_on` asks the thread that
 /// reads, and what it spawns shows that the thread of the sinks is not stuck. A server that is away
 /// and a disk that is full are no reasons: a new agent would find them as they are.
-pub(super) async fn feed(
+pub(crate) async fn feed(
     notify: &Notify,
     reading_gets_on: impl Fn(Duration) -> bool,
 ) -> Infallible {

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use tracing::Level;
 
-use super::line::Line;
+use super::log_line::Line;
 
 /// So often a minute the same is said.
 const MOST: u32 = 10;

@@ -10,7 +10,7 @@ const LEAST: Duration = Duration::from_secs(1);
 
 /// What came of asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     /// An answer, good or refused: asking sooner would bring the same.
     Answered,
     /// None, or one that is likely to pass by itself.
@@ -19,13 +19,13 @@ pub(super) enum Outcome {
 
 /// Counts failures.
 #[derive(Debug, Default)]
-pub(super) struct Polls {
+pub(crate) struct Polls {
     failures: u32,
 }
 
 impl Polls {
     /// How long to wait before the server is asked again. `jitter` is random, from 0 to 1.
-    pub(super) fn next(&mut self, outcome: Outcome, interval: Duration, jitter: f64) -> Duration {
+    pub(crate) fn next(&mut self, outcome: Outcome, interval: Duration, jitter: f64) -> Duration {
         let poll = interval.mul_f64(0.9 + 0.2 * jitter);
         if outcome == Outcome::Answered {
             self.failures = 0;

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use tracing::warn;
 
-use super::{Failure, setup::Surroundings};
+use super::config_sources::Surroundings;
 use crate::{
+    cli::Failure,
     config::{ConfigError, Loaded, Managed},
     pipeline::{
         assembly,
@@ -18,19 +19,19 @@ use crate::{
 };
 
 /// A configuration that nothing is wrong with.
-pub(super) struct Candidate {
-    pub(super) loaded: Box<Loaded>,
+pub(crate) struct Candidate {
+    pub(crate) loaded: Box<Loaded>,
     /// Its filters and enrichers.
-    pub(super) stages: Stages,
+    pub(crate) stages: Stages,
     /// Its managed layer, as it came.
-    pub(super) answer: Option<SignedAnswer>,
+    pub(crate) answer: Option<SignedAnswer>,
     /// The revision of that.
-    pub(super) revision: Option<String>,
+    pub(crate) revision: Option<String>,
 }
 
 /// Reads the configuration in force without asking the server: with what it said last. Logs the
 /// warnings.
-pub(super) fn last_in_force(
+pub(crate) fn last_in_force(
     surroundings: &Surroundings,
     explicit: Option<&Path>,
 ) -> Result<Loaded, Failure> {
@@ -71,13 +72,13 @@ fn last_accepted(
         .ok()
 }
 
-pub(super) const KEPT_IS_WRONG: &str = "managed configuration that was kept has no effect";
-pub(super) const KEPT_IS_FOREIGN: &str = "managed configuration that was kept has a wrong \
+pub(crate) const KEPT_IS_WRONG: &str = "managed configuration that was kept has no effect";
+pub(crate) const KEPT_IS_FOREIGN: &str = "managed configuration that was kept has a wrong \
      signature: it, or the HMAC secret, was changed on this machine";
 
 /// Puts an answer over the local layers, or leaves them alone without one; or says why that is
 /// refused whole.
-pub(super) fn accept(
+pub(crate) fn accept(
     surroundings: &Surroundings,
     explicit: Option<&Path>,
     answer: Option<SignedAnswer>,
@@ -101,7 +102,7 @@ pub(super) fn accept(
 }
 
 /// What the server said last, if that is kept; or why it can't be had.
-pub(super) fn kept(state_dir: &Path) -> Result<Option<SignedAnswer>, String> {
+pub(crate) fn kept(state_dir: &Path) -> Result<Option<SignedAnswer>, String> {
     SignedAnswer::kept(state_dir)
         .map_err(|error| format!("managed configuration that was kept cannot be read: {error}"))
 }

@@ -11,7 +11,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    desk::Desk,
+    service::Desk,
     wire::{self, LONGEST_REQUEST, Misunderstood, Reply, Request},
 };
 use crate::{
@@ -31,7 +31,7 @@ const GOES: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_secs(1);
 
 /// Takes those who ask as long as it is there.
-pub(in crate::cli) struct Serving {
+pub(crate) struct Serving {
     task: AbortHandle,
     _place: Place,
 }
@@ -44,7 +44,7 @@ impl Drop for Serving {
 
 /// Begins to take those who ask, for whoever holds the lock of `state_dir`. Without that the agent
 /// does all else.
-pub(in crate::cli) fn serve(state_dir: &Path, desk: &Arc<Desk>) -> Option<Serving> {
+pub(crate) fn serve(state_dir: &Path, desk: &Arc<Desk>) -> Option<Serving> {
     match control::bind(state_dir) {
         Ok((listener, place)) => {
             let task = tokio::spawn(take(listener, Arc::clone(desk))).abort_handle();

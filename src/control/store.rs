@@ -5,8 +5,9 @@ use std::{fs, io, sync::Arc, time::Duration};
 
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{Failure, setup::Surroundings};
 use crate::{
+    agent::config_sources::Surroundings,
+    cli::Failure,
     config::{Loaded, Shipping},
     event::Event,
     frame::Codec,
@@ -23,10 +24,10 @@ use crate::{
 const RESTS: Duration = Duration::from_secs(30);
 
 /// An outbox that a command works on.
-pub(super) struct Store {
-    pub(super) outbox: Arc<Outbox>,
-    pub(super) loaded: Arc<Loaded>,
-    pub(super) context: Context,
+pub(crate) struct Store {
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) context: Context,
     held: Held,
 }
 
@@ -40,7 +41,7 @@ enum Held {
 
 impl Store {
     /// Opens that of an agent that does not run.
-    pub(super) fn open(surroundings: &Surroundings, loaded: Loaded) -> Result<Self, Failure> {
+    pub(crate) fn open(surroundings: &Surroundings, loaded: Loaded) -> Result<Self, Failure> {
         let state_dir = &loaded.settings.agent.state_dir;
         let path = state_dir.join("outbox.redb");
         let none = Failure::failed(format!(
@@ -64,14 +65,14 @@ impl Store {
     }
 
     /// That of the agent that this process is.
-    pub(super) fn of_running(view: View, loaded: Arc<Loaded>, context: Context) -> Self {
+    pub(crate) fn of_running(view: View, loaded: Arc<Loaded>, context: Context) -> Self {
         let outbox = Arc::clone(view.outbox());
         Self { outbox, loaded, context, held: Held::Agent(view) }
     }
 
     /// Changes the outbox together with a group that has nothing but `event` in it: as `change` does
     /// with that group, while nothing else is on its way there.
-    pub(super) fn report_with(
+    pub(crate) fn report_with(
         &self,
         event: Event,
         change: impl FnOnce(&Outbox, &Group) -> Result<(), OutboxError> + Send + 'static,
@@ -103,7 +104,7 @@ impl Store {
     }
 
     /// Waits for something that is sent.
-    pub(super) fn wait<T>(&self, sent: impl Future<Output = T>) -> Result<T, Failure> {
+    pub(crate) fn wait<T>(&self, sent: impl Future<Output = T>) -> Result<T, Failure> {
         match &self.held {
             Held::Agent(_) => Ok(Handle::current().block_on(sent)),
             Held::Command(_) => {

@@ -7,7 +7,7 @@ use std::{
 
 use tracing::warn;
 
-use super::files::{self, Stamps};
+use super::file_watch::{self as files, Stamps};
 use crate::{
     compliance::{
         Account, account, desktop,
@@ -24,7 +24,7 @@ use crate::{
 const FILE: &str = "compliance.json";
 
 /// Watches over who is signed in.
-pub(super) struct Guard {
+pub(crate) struct Guard {
     state_dir: PathBuf,
     context: Context,
     reported: Reported,
@@ -40,7 +40,7 @@ pub(super) struct Guard {
 
 impl Guard {
     /// Goes on from what the agent before has reported.
-    pub(super) fn new(state_dir: &Path, context: &Context) -> Self {
+    pub(crate) fn new(state_dir: &Path, context: &Context) -> Self {
         let reported = std::fs::read(state_dir.join(FILE)).ok();
         let reported = reported.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Self {
@@ -55,7 +55,7 @@ impl Guard {
     }
 
     /// Leaves the policy for hooks, and looks who is signed in: what there is to report.
-    pub(super) fn look(&mut self, settings: &Settings) -> Vec<Event> {
+    pub(crate) fn look(&mut self, settings: &Settings) -> Vec<Event> {
         self.leave(settings);
         let stamps = files::look(self.places());
         let (now, uptime) = (self.context.clock.now(), self.context.clock.uptime());

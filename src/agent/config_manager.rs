@@ -13,17 +13,15 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::{
-    super::{
-        control::{Asker, Became, Desk},
-        managed::{self, Candidate},
-        setup::Surroundings,
-    },
-    files::{self, Sights, Stamps, Watched},
-    polls::Outcome,
-    status::Status,
+    config_sources::Surroundings,
+    file_watch::{self as files, Sights, Stamps, Watched},
+    managed_config::{self as managed, Candidate},
+    poll_schedule::Outcome,
+    status_file::Status,
 };
 use crate::{
     config::{self, ConfigError, Loaded},
+    control::{Asker, Became, Desk},
     event::Event,
     pipeline::{
         assembly,
@@ -37,15 +35,15 @@ use crate::{
 };
 
 /// The configuration in force, and all that is needed to try another.
-pub(super) struct Keeper<'a> {
+pub(crate) struct Keeper<'a> {
     surroundings: &'a Surroundings,
     explicit: Option<&'a Path>,
     /// Where the agent keeps its state, whatever a configuration says meanwhile.
     state_dir: &'a Path,
     /// What stages are built with.
-    pub(super) context: Context,
+    pub(crate) context: Context,
     /// The configuration in force.
-    pub(super) loaded: Arc<Loaded>,
+    pub(crate) loaded: Arc<Loaded>,
     /// What it was built from.
     plan: Plan,
     /// Its managed layer, as it came.
@@ -53,7 +51,7 @@ pub(super) struct Keeper<'a> {
     /// The server that manages this agent.
     manager: Option<Connection>,
     /// How the files looked that it was read from.
-    pub(super) watched: Watched,
+    pub(crate) watched: Watched,
     /// What was tried and named files, refused or not: a change of them is worth another try.
     named: BTreeSet<PathBuf>,
     /// Contents that were refused, each said once.
@@ -63,20 +61,20 @@ pub(super) struct Keeper<'a> {
     /// Whether the server did not answer the last time.
     is_away: bool,
     /// What was found out, for whoever asks.
-    pub(super) status: Status,
+    pub(crate) status: Status,
     /// What the agent can be asked.
-    pub(super) desk: Arc<Desk>,
+    pub(crate) desk: Arc<Desk>,
     /// Who asks for a reload.
-    pub(super) askers: mpsc::Receiver<Asker>,
+    pub(crate) askers: mpsc::Receiver<Asker>,
     /// What became of the configuration that was tried last.
-    pub(super) became: Became,
+    pub(crate) became: Became,
     /// What there is to report.
     events: Vec<Event>,
 }
 
 impl<'a> Keeper<'a> {
     /// Begins with the local layers alone.
-    pub(super) fn new(
+    pub(crate) fn new(
         surroundings: &'a Surroundings,
         explicit: Option<&'a Path>,
         state_dir: &'a Path,
@@ -116,12 +114,12 @@ impl<'a> Keeper<'a> {
     }
 
     /// Takes what there is to report.
-    pub(super) fn take_events(&mut self) -> Vec<Event> {
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
         mem::take(&mut self.events)
     }
 
     /// The server that manages this agent, and the `ETag` of what it said last.
-    pub(super) fn manager(&self) -> Option<(Connection, Option<String>)> {
+    pub(crate) fn manager(&self) -> Option<(Connection, Option<String>)> {
         let manager = self.manager.clone()?;
         // What another secret signed has to come again: at the next start it would prove nothing.
         let answer = self.answer.as_ref().filter(|answer| manager.vouches_for(answer));
@@ -130,18 +128,18 @@ impl<'a> Keeper<'a> {
     }
 
     /// How the files look that decide about the configuration.
-    pub(super) fn look(&self) -> Sights {
+    pub(crate) fn look(&self) -> Sights {
         let inputs = self.surroundings.inputs(self.explicit);
         Sights { layers: files::look(config::files(&inputs)), named: self.look_at_named() }
     }
 
     /// How the files look that it names.
-    pub(super) fn look_at_named(&self) -> Stamps {
+    pub(crate) fn look_at_named(&self) -> Stamps {
         files::look(self.named.iter().cloned())
     }
 
     /// Puts what the server said last over the local configuration; whether that is in force now.
-    pub(super) fn recall(&mut self) -> bool {
+    pub(crate) fn recall(&mut self) -> bool {
         let Some(manager) = &self.manager else { return false };
         let accepted = match managed::kept(self.state_dir) {
             Ok(None) => return false,
@@ -172,7 +170,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// Puts a configuration in force before anything runs.
-    pub(super) fn begin_with(&mut self, candidate: Candidate) {
+    pub(crate) fn begin_with(&mut self, candidate: Candidate) {
         let event = json!({
             "hash": candidate.loaded.settings.config_hash(), "revision": candidate.revision,
         });
@@ -185,7 +183,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// What is in force runs.
-    pub(super) fn is_applied(&mut self) {
+    pub(crate) fn is_applied(&mut self) {
         let (hash, revision) = (self.loaded.settings.config_hash(), self.context.revision.get());
         let now = self.context.clock.now();
         self.status.change(|facts| {
@@ -200,7 +198,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// What came from the server: when to ask again, and what is to be put in force, if anything.
-    pub(super) fn hear(
+    pub(crate) fn hear(
         &mut self,
         fetched: Result<Fetched, FetchError>,
     ) -> (Outcome, Option<Candidate>) {
@@ -262,7 +260,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// Reads all layers again, since files have changed or somebody asks for it.
-    pub(super) fn read_files(&mut self, is_asked: bool) -> Option<Candidate> {
+    pub(crate) fn read_files(&mut self, is_asked: bool) -> Option<Candidate> {
         self.is_asked = is_asked;
         self.became = Became::Unchanged;
         self.tried(From::Files, self.context.revision.get());
@@ -280,7 +278,7 @@ impl<'a> Keeper<'a> {
 
     /// Puts a candidate from `from` in the place of what runs: what has to be built anew for that,
     /// or nothing when it can't be, and all is as before.
-    pub(super) fn change(
+    pub(crate) fn change(
         &mut self,
         candidate: Candidate,
         from: From,

@@ -14,18 +14,18 @@ use crate::{
 const FILE: &str = "status.json";
 
 /// The file, written whole whenever something in it changes.
-pub(super) struct Status {
+pub(crate) struct Status {
     path: PathBuf,
-    pub(super) started_at: Timestamp,
+    pub(crate) started_at: Timestamp,
     /// What became of configurations.
-    pub(super) facts: Facts,
+    pub(crate) facts: Facts,
     /// Whether it could not be written the last time.
     is_stuck: bool,
 }
 
 impl Status {
     /// Begins with what the agent before had from the server, and nothing else of it.
-    pub(super) fn begin(state_dir: &std::path::Path, clock: &dyn Clock) -> Self {
+    pub(crate) fn begin(state_dir: &std::path::Path, clock: &dyn Clock) -> Self {
         let path = state_dir.join(FILE);
         let facts = Facts::default();
         facts.change(|facts| facts.signed_at = signed_at(&path));
@@ -33,7 +33,7 @@ impl Status {
     }
 
     /// Changes the facts, and the file with them.
-    pub(super) fn change(&mut self, change: impl FnOnce(&mut ConfigFacts)) {
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut ConfigFacts)) {
         if !self.facts.change(change) {
             return;
         }

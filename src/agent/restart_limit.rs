@@ -8,12 +8,12 @@ const LATELY: Duration = Duration::from_secs(3600);
 /// Counts how often everything began again. An agent runs for months: what happened last week says
 /// nothing about now.
 #[derive(Debug, Default)]
-pub(super) struct Restarts(Vec<Duration>);
+pub(crate) struct Restarts(Vec<Duration>);
 
 impl Restarts {
     /// Whether everything may begin again `now`, by the time that the agent is up: at most `most`
     /// times within an hour. If so, it counts.
-    pub(super) fn allow(&mut self, most: usize, now: Duration) -> bool {
+    pub(crate) fn allow(&mut self, most: usize, now: Duration) -> bool {
         self.0.retain(|at| now.saturating_sub(*at) < LATELY);
         let is_allowed = self.0.len() < most;
         if is_allowed {

@@ -8,13 +8,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    super::Failure,
-    wire::{self, LONGEST_REPLY, Reply, Request},
-};
-use crate::platform::{
-    Holder, StateLock,
-    control::{self, Stream},
+use super::wire::{self, LONGEST_REPLY, Reply, Request};
+use crate::{
+    cli::Failure,
+    platform::{
+        Holder, StateLock,
+        control::{self, Stream},
+    },
 };
 
 /// For how long an agent that holds its state directory may not listen yet.
@@ -22,7 +22,7 @@ const STARTS: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Who was found on a state directory.
-pub(in crate::cli) enum Reached {
+pub(crate) enum Reached {
     /// An agent that can be asked.
     Agent(Client),
     /// Nobody.
@@ -37,13 +37,13 @@ pub(in crate::cli) enum Reached {
 }
 
 /// A connection to the agent that runs, for one question.
-pub(in crate::cli) struct Client {
+pub(crate) struct Client {
     runtime: Runtime,
     stream: Box<dyn Stream>,
 }
 
 /// Looks for the agent that runs on `state_dir`.
-pub(in crate::cli) fn reach(state_dir: &Path) -> Result<Reached, Failure> {
+pub(crate) fn reach(state_dir: &Path) -> Result<Reached, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -74,7 +74,7 @@ pub(in crate::cli) fn reach(state_dir: &Path) -> Result<Reached, Failure> {
 
 impl Client {
     /// Asks, and hears every line of the answer. None may take longer than `patience`.
-    pub(in crate::cli) fn ask(
+    pub(crate) fn ask(
         self,
         request: &Request,
         patience: Duration,

@@ -4,30 +4,36 @@
 //! other end. The pipeline offers what is asked as functions and knows nothing of all this.
 
 mod client;
-mod desk;
 mod server;
-pub(super) mod wire;
+mod service;
+pub(crate) mod store;
+#[path = "protocol.rs"]
+pub(crate) mod wire;
 
 use std::{io, path::Path, time::Duration};
 
-pub(super) use client::{Reached, reach};
-pub(super) use desk::{Asker, Became, Desk, Reloaded};
-pub(super) use server::serve;
+pub(crate) use client::{Reached, reach};
+pub(crate) use server::serve;
+pub(crate) use service::{Asker, Became, Desk, Reloaded};
 use wire::{Reply, Request};
 
-use super::{Failure, setup::Surroundings, store::Store};
-use crate::platform::{Holder, Role};
+use crate::{
+    agent::config_sources::Surroundings,
+    cli::{self, Failure},
+    platform::{Holder, Role},
+};
+use store::Store;
 
 /// Takes a line of what there is to say. When nobody listens any more it fails with
 /// [`io::ErrorKind::BrokenPipe`], and there is no point in going on.
-pub(super) type Say<'a> = &'a mut dyn FnMut(&str) -> io::Result<()>;
+pub(crate) type Say<'a> = &'a mut dyn FnMut(&str) -> io::Result<()>;
 
 /// How long an agent may take over one line of its answer.
 const LINE: Duration = Duration::from_secs(300);
 
 /// Has the agent that runs do what `request` says, or does it as `local` says on the store of one
 /// that does not.
-pub(super) fn on_store(
+pub(crate) fn on_store(
     explicit: Option<&Path>,
     request: &Request,
     say: Say<'_>,
@@ -50,7 +56,7 @@ pub(super) fn on_store(
 }
 
 /// Nobody listens any more: that is the end, and no failure.
-pub(super) fn unless_gone(failure: Failure) -> Result<(), Failure> {
+pub(crate) fn unless_gone(failure: Failure) -> Result<(), Failure> {
     match &failure {
         Failure::Failed(error)
             if error
@@ -64,7 +70,7 @@ pub(super) fn unless_gone(failure: Failure) -> Result<(), Failure> {
 }
 
 /// Whoever holds the state directory does not answer.
-pub(super) fn silent(state_dir: &Path, holder: Holder, why: &str) -> Failure {
+pub(crate) fn silent(state_dir: &Path, holder: Holder, why: &str) -> Failure {
     let state_dir = state_dir.display();
     Failure::failed(match holder.role {
         Role::Command => format!(
@@ -79,7 +85,7 @@ pub(super) fn silent(state_dir: &Path, holder: Holder, why: &str) -> Failure {
 }
 
 /// Asks the agent that runs, which must be there; prints the lines that it answers.
-pub(super) fn ask(
+pub(crate) fn ask(
     explicit: Option<&Path>,
     request: &Request,
     patience: Duration,
@@ -87,7 +93,7 @@ pub(super) fn ask(
     let state_dir = Surroundings::look()?.state_dir(explicit);
     match reach(&state_dir)? {
         Reached::Agent(client) => client.ask(request, patience, &mut |reply| match reply {
-            Reply::Line(line) => super::print(format_args!("{line}")),
+            Reply::Line(line) => cli::print(format_args!("{line}")),
             _ => Ok(()),
         }),
         Reached::Nobody => Err(Failure::failed(format!(
