@@ -73,7 +73,7 @@ pub(crate) async fn follow(
         let mut asker = None;
         let (from, candidate) = tokio::select! {
             Some(asked) = keeper.askers.recv() => {
-                info!("the configuration is read again, as somebody asks for");
+                info!(code = "reload_by_command", "the configuration is read again, as somebody asks for");
                 asker = Some(asked);
                 (asking, poll) = (None, Some(Instant::now()));
                 keeper.watched.read(keeper.look());
@@ -82,7 +82,7 @@ pub(crate) async fn follow(
             signal = signals.next() => match signal {
                 Signal::End => return,
                 Signal::HangUp => {
-                    info!("the configuration is read again, as a hang-up asks for");
+                    info!(code = "reload_by_signal", "the configuration is read again, as a hang-up asks for");
                     (asking, poll) = (None, Some(Instant::now()));
                     keeper.watched.read(keeper.look());
                     (From::Files, keeper.read_files(true))
@@ -97,7 +97,7 @@ pub(crate) async fn follow(
                 if seen != Look::Changed {
                     continue;
                 }
-                info!("files of the configuration have changed");
+                info!(code = "config_files_changed", "files of the configuration have changed");
                 keeper.watched.read(keeper.look());
                 // A token that was mended may be what the server waits for.
                 (asking, poll) = (None, Some(Instant::now()));
@@ -132,7 +132,7 @@ pub(crate) async fn follow(
             found.into_iter().for_each(|event| running.report(event));
             let revision = keeper.context.revision.get();
             let hash = keeper.loaded.settings.config_hash().to_string();
-            info!(revision, hash, "the configuration is in force");
+            info!(code = "config_applied", revision, hash, "the configuration is in force");
         }
         waiting.extend(asker.map(|asker| (asker, keeper.became.clone())));
         if from == From::Server {

@@ -131,7 +131,7 @@ impl Arguments {
             let events = mem::take(&mut left).into_iter().chain(keeper.take_events());
             events.for_each(|event| pipeline.inbox.report(event));
             let (state, epoch) = (lock.dir().display(), pipeline.outbox.epoch());
-            info!(%state, epoch, version = env!("CARGO_PKG_VERSION"), "started");
+            info!(code = "agent_started", %state, epoch, version = env!("CARGO_PKG_VERSION"), "started");
             let ended = match self.once {
                 true => once(pipeline, &keeper, &mut guard, &mut signals).await,
                 false => {
@@ -313,7 +313,7 @@ async fn once(
     let failed = |failure| Err(Ended::Failed(failure));
     match done {
         Some(Ok(delivered)) => {
-            info!(delivered, "everything is delivered");
+            info!(code = "all_delivered", delivered, "everything is delivered");
             Ok(())
         }
         Some(Err(Unfinished::Fault(fault))) => Err(Ended::Fault(fault, left)),

@@ -235,7 +235,10 @@ impl Running {
             }
         };
         if timeout(DELIVERY_ENDS, drained).await.is_err() {
-            tracing::info!("not everything was delivered: the rest stays in the outbox");
+            tracing::info!(
+                code = "delivery_incomplete",
+                "not everything was delivered: the rest stays in the outbox"
+            );
         }
         self.finish().await
     }

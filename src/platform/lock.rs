@@ -107,7 +107,10 @@ fn take(file: &File, dir: &Path, works: Duration) -> Result<(), LockError> {
         if known.replace(holder) != Some(holder) {
             since = Instant::now();
             if holder.role == Role::Command {
-                tracing::info!("waits for a command of ai-agent{holder} that is at work here");
+                tracing::info!(
+                    code = "state_dir_busy",
+                    "waits for a command of ai-agent{holder} that is at work here"
+                );
             }
         }
         let dir = || dir.to_owned();

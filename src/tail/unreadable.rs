@@ -44,7 +44,7 @@ impl UnreadablePaths {
     /// Notes that `path` was read.
     pub(super) fn clear(&mut self, path: &Path) {
         if !self.by_path.is_empty() && self.by_path.remove(path).is_some() {
-            info!(?path, "could be read again");
+            info!(code = "file_readable", ?path, "could be read again");
         }
     }
 

@@ -19,7 +19,7 @@ use crate::support::{
     entries::{self, Stored},
     eventually,
     home::Home,
-    random,
+    lines_with_code, random,
     receiver::{Receiver, wait_for},
     scripted::{Answer, Scripted},
     within,
@@ -75,11 +75,11 @@ fn a_full_outbox_stops_reading_until_the_receiver_takes_something() {
     // Of these, 16 MiB are kept for events.
     let config = "[shipping]\nflush_interval = \"0s\"\n[outbox]\nmax_bytes = \"32 MiB\"";
     let mut agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start();
-    agent.wait_for_log("no room: reading waits, the files are the buffer lack=\"outbox\"");
+    agent.wait_for_line("outbox_full", "lack=\"outbox\"");
     // What is written meanwhile waits in its file.
     home.append("-work/a.jsonl", lines(&mut random, 5000, MB));
     is_open.store(true, Ordering::Relaxed);
-    agent.wait_for_log("there is room again: reading goes on");
+    agent.wait_for_code("outbox_recovered");
     let total = fs::read(&file).unwrap().iter().filter(|byte| **byte == b'\n').count();
     within(2 * crate::support::PATIENCE, "all of it", || {
         std::thread::sleep(Duration::from_millis(200));
@@ -107,9 +107,7 @@ fn once_does_not_wait_for_room_that_nobody_makes() {
     let receiver = Scripted::by_rule(|_| Answer::Status(503, &[("Retry-After", "1")], ""));
     let config = "[outbox]\nmax_bytes = \"32 MiB\"";
     let error = home.agent(&["run", "--once"]).config(config).ships_to(&receiver.url()).fail(1);
-    assert!(error.contains("reading does not get on"), "{error}");
-    assert!(error.contains("sink `siem` takes nothing: "), "{error}");
-    assert!(error.contains("503"), "{error}");
+    assert!(error.contains("`siem`") && error.contains("503"), "{error}");
 }
 
 /// A file system in memory with so many megabytes; gone when dropped. None where that is not
@@ -194,7 +192,7 @@ fn a_full_disk_stops_reading_until_there_is_room_again() {
         home.append("-work/a.jsonl", lines(&mut random, round * 1000, 3 * MB));
         eventually("reading waits", || {
             assert!(agent.runs(), "{}", agent.log());
-            (agent.log().matches("no room: reading waits").count() == round).then_some(())
+            (lines_with_code(&agent.log(), "outbox_full").len() == round).then_some(())
         });
         fs::remove_file(ballast).unwrap();
         arrived("what was written while the disk was full");
@@ -220,7 +218,7 @@ fn a_disk_that_is_full_at_the_start_is_said_and_has_lost_nothing_when_there_is_r
     fs::create_dir(disk.0.join("state")).unwrap();
     let ballast = disk.fill();
     let error = agent().fail(1);
-    assert!(error.contains("make some on its disk") || error.contains("make room on"), "{error}");
+    assert!(error.contains(disk.0.to_str().unwrap()), "{error}");
     fs::remove_file(&ballast).unwrap();
     // So much that the directory can be taken, and no outbox be begun.
     fs::write(disk.0.join("state/agent.lock"), b"").unwrap();
@@ -232,8 +230,7 @@ fn a_disk_that_is_full_at_the_start_is_said_and_has_lost_nothing_when_there_is_r
         .set_len(fs::metadata(&ballast).unwrap().len() - 16384)
         .unwrap();
     let error = agent().fail(1);
-    let words = "make room on its disk, or name another directory with `state_dir`";
-    assert!(error.contains(words) && error.contains("outbox.redb"), "{error}");
+    assert!(error.contains("`state_dir`") && error.contains("outbox.redb"), "{error}");
     fs::remove_file(ballast).unwrap();
     agent().succeed();
     assert_same(&file, &receiver.entries());
@@ -284,7 +281,7 @@ impl Squeezed {
             false => Answer::Status(503, &[("Retry-After", "1")], ""),
         });
         let mut agent = home.agent(&["run"]).config(&on(&disk)).ships_to(&receiver.url()).start();
-        agent.wait_for_log(" started ");
+        agent.wait_for_code("agent_started");
         let file = home.write("-work/a.jsonl", "");
         Some(Self { receiver, is_open, agent, file, disk, home, random: random() })
     }
@@ -310,7 +307,7 @@ impl Squeezed {
             self.agent.signal(Signal::CONT);
             eventually("the disk is found full", || {
                 let log = self.agent.log();
-                let full = log.matches("no room: reading waits").count() == round;
+                let full = lines_with_code(&log, "outbox_full").len() == round;
                 (full || log.contains(words)).then_some(())
             });
             fs::remove_file(ballast).unwrap();

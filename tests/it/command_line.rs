@@ -6,6 +6,7 @@ use std::{fs, net::TcpListener, time::Duration};
 use crate::support::{
     SECRET, TOKEN, entries, eventually,
     home::Home,
+    lines_with_code,
     receiver::{Receiver, wait_for},
     scripted::{Answer, Scripted},
 };
@@ -28,11 +29,6 @@ fn nobody() -> String {
 #[test]
 fn all_that_is_missing_is_one_error_that_says_how_to_give_it() {
     let error = home().agent(&["run"]).fail(2);
-    assert!(
-        error.starts_with(
-            "error: cannot deliver without the HMAC secret, the endpoint and the token"
-        )
-    );
     for word in [
         "CLAUDE_SIEM_ENDPOINT",
         "CLAUDE_SIEM_TOKEN",
@@ -45,7 +41,8 @@ fn all_that_is_missing_is_one_error_that_says_how_to_give_it() {
         assert!(error.contains(word), "{word}: {error}");
     }
     let error = home().agent(&["run"]).ships_to(&nobody()).without("CLAUDE_SIEM_TOKEN").fail(2);
-    assert!(error.starts_with("error: cannot deliver without the token\n"), "{error}");
+    assert!(error.contains("CLAUDE_SIEM_TOKEN"), "{error}");
+    assert!(!error.contains("CLAUDE_SIEM_HMAC_SECRET"), "{error}");
 }
 
 #[test]
@@ -57,7 +54,7 @@ fn a_wrong_token_is_said_and_nothing_is_lost() {
         .ships_to(&receiver.url())
         .env("CLAUDE_SIEM_TOKEN", "another-token-entirely")
         .start();
-    agent.wait_for_log("is the token right?");
+    agent.wait_for_line("delivery_held", "401");
     assert!(!agent.log().contains("another-token-entirely"));
     agent.stop();
     assert_eq!(receiver.count(), 0);
@@ -75,7 +72,7 @@ fn a_wrong_secret_is_said_and_nothing_is_lost() {
         .ships_to(&receiver.url())
         .env("CLAUDE_SIEM_HMAC_SECRET", "another-secret-entirely")
         .start();
-    agent.wait_for_log("is the HMAC secret right?");
+    agent.wait_for_line("delivery_held", "403");
     assert!(!agent.log().contains("another-secret-entirely"));
     agent.stop();
     assert_eq!(receiver.count(), 0);
@@ -88,7 +85,7 @@ fn a_receiver_that_is_down_is_said_and_waited_for() {
     let (home, mut receiver) = (home(), Receiver::start());
     receiver.kill();
     let mut agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start();
-    agent.wait_for_log("delivery was postponed");
+    agent.wait_for_code("delivery_postponed");
     receiver.start_again();
     wait_for(&receiver, "the record arrived", |entries| {
         (!entries::lines(entries).is_empty()).then_some(())
@@ -107,7 +104,7 @@ fn once_gives_up_on_a_receiver_that_is_down() {
         .start()
         .wait(2 * crate::support::PATIENCE);
     assert_eq!(ended.code, Some(1));
-    assert!(ended.stderr.contains("the rest stays in the outbox"), "{}", ended.stderr);
+    assert_eq!(lines_with_code(&ended.stderr, "delivery_incomplete").len(), 1, "{}", ended.stderr);
     let receiver = Receiver::start();
     home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
     assert_eq!(entries::lines(&receiver.entries()).len(), 1);
@@ -173,7 +170,7 @@ fn bodies_are_compressed_as_configured() {
 #[test]
 fn an_endpoint_that_is_no_url_is_an_error() {
     for (endpoint, word) in [
-        ("siem.example.com", "is no URL"),
+        ("siem.example.com", "siem.example.com"),
         ("ftp://siem.example.com", "http://"),
         ("http://user:pass@siem.example.com", "token_file"),
     ] {
@@ -198,19 +195,19 @@ fn a_state_directory_that_cannot_be_made_is_an_error() {
         .config("[agent]\nstate_dir = \"relative\"")
         .ships_to(&nobody())
         .fail(2);
-    assert!(error.contains("agent.state_dir") && error.contains("absolute"), "{error}");
+    assert!(error.contains("agent.state_dir"), "{error}");
 }
 
 #[test]
 fn a_home_that_is_missing_is_an_error() {
     let home = home();
     let error = home.agent(&["run"]).without("HOME").ships_to(&nobody()).fail(2);
-    assert!(error.starts_with("error: HOME is not set"), "{error}");
+    assert!(error.contains("HOME"), "{error}");
     let gone = home.path().join("gone");
     let error = home.agent(&["run"]).env("HOME", &gone).ships_to(&nobody()).fail(2);
-    assert!(error.contains("HOME is `") && error.contains("gone"), "{error}");
+    assert!(error.contains("HOME") && error.contains(gone.to_str().unwrap()), "{error}");
     let error = home.agent(&["run"]).env("HOME", "somewhere").ships_to(&nobody()).fail(2);
-    assert!(error.contains("absolute"), "{error}");
+    assert!(error.contains("HOME") && error.contains("somewhere"), "{error}");
 }
 
 #[test]
@@ -219,7 +216,6 @@ fn a_second_agent_on_the_same_state_directory_is_refused() {
     let mut first = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
     for arguments in [&["run"][..], &["run", "--once"]] {
         let error = home.agent(arguments).ships_to(&receiver.url()).fail(1);
-        assert!(error.contains("another agent"), "{error}");
         assert!(error.contains(&first.pid().to_string()), "{error}");
     }
     assert!(first.runs());
@@ -260,7 +256,7 @@ fn a_hang_up_is_taken_and_not_deadly() {
     let (home, receiver) = (home(), Receiver::start());
     let mut agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
     agent.signal(Signal::HUP);
-    agent.wait_for_log("hang-up");
+    agent.wait_for_code("reload_by_signal");
     home.append("-work/one.jsonl", "{\"n\":2}\n");
     wait_for(&receiver, "it still ships", |entries| {
         (entries::lines(entries).len() == 2).then_some(())
@@ -343,7 +339,7 @@ fn stages_are_listed_and_shown() {
             .unwrap_or_else(|error| panic!("{stage:?}: {error}\n{}", shown.text()));
     }
     let error = home.agent(&["stages", "show", "ignore-type"]).fail(2);
-    assert!(error.contains("did you mean `ignore-types`?"), "{error}");
+    assert!(error.contains("`ignore-types`"), "{error}");
     let error = home.agent(&["stages", "show", "xyzzy"]).fail(2);
     assert!(error.contains("xyzzy") && error.contains("ai-agent stages"), "{error}");
 }

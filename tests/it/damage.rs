@@ -65,7 +65,7 @@ fn reported(receiver: &Receiver, event: &str) -> usize {
 /// What happens to the store of an agent that is stopped.
 type Damage = fn(&Path, &Path);
 
-/// Each damage, what the log says of it, and the events that tell of it.
+/// Each damage, the code that the log has for it, and the events that report it.
 const DAMAGES: [(&str, Damage, &str, &[&str]); 7] = [
     (
         "truncated",
@@ -73,7 +73,7 @@ const DAMAGES: [(&str, Damage, &str, &[&str]); 7] = [
             let half = fs::metadata(store).unwrap().len() / 2;
             fs::File::options().write(true).open(store).unwrap().set_len(half).unwrap();
         },
-        "was damaged and moved aside",
+        "outbox_quarantined",
         &["outbox_quarantined", "epoch_started"],
     ),
     (
@@ -86,13 +86,13 @@ const DAMAGES: [(&str, Damage, &str, &[&str]); 7] = [
             }
             fs::write(store, bytes).unwrap();
         },
-        "was damaged and moved aside",
+        "outbox_quarantined",
         &["outbox_quarantined", "epoch_started"],
     ),
     (
         "garbage",
         |store, _| fs::write(store, b"this is no store").unwrap(),
-        "was damaged and moved aside",
+        "outbox_quarantined",
         &["outbox_quarantined", "epoch_started"],
     ),
     (
@@ -101,24 +101,24 @@ const DAMAGES: [(&str, Damage, &str, &[&str]); 7] = [
             fs::remove_file(store).unwrap();
             fs::create_dir(store).unwrap();
         },
-        "was damaged and moved aside",
+        "outbox_quarantined",
         &["outbox_quarantined", "epoch_started"],
     ),
-    ("gone", |store, _| fs::remove_file(store).unwrap(), " started ", &["epoch_started"]),
-    ("empty", |store, _| fs::write(store, b"").unwrap(), " started ", &["epoch_started"]),
+    ("gone", |store, _| fs::remove_file(store).unwrap(), "agent_started", &["epoch_started"]),
+    ("empty", |store, _| fs::write(store, b"").unwrap(), "agent_started", &["epoch_started"]),
     (
         "a copy from yesterday",
         |store, copy| {
             fs::copy(copy, store).unwrap();
         },
-        "a new epoch began",
+        "epoch_conflict",
         &["epoch_started"],
     ),
 ];
 
 #[test]
 fn every_line_arrives_whatever_became_of_the_store() {
-    for (name, damage, word, events) in DAMAGES {
+    for (name, damage, code, events) in DAMAGES {
         let home = Home::new();
         let receiver = Receiver::start();
         let agent = || home.agent(&["run"]).config(CONFIG).ships_to(&receiver.url());
@@ -136,7 +136,7 @@ fn every_line_arrives_whatever_became_of_the_store() {
         let damaged = fs::read(store(&home)).unwrap_or_default();
         let file = home.append("-p/a.jsonl", lines(2 * LINES, 3 * LINES));
         let mut agent = agent().start();
-        agent.wait_for_log(word);
+        agent.wait_for_code(code);
         within(PATIENCE, name, || {
             let found = records(&receiver.epochs());
             let last =
@@ -151,7 +151,7 @@ fn every_line_arrives_whatever_became_of_the_store() {
         }
         assert_eq!(receiver.epochs().len(), 2, "{name}");
         // Nothing is deleted that somebody may want to look into.
-        if word.contains("aside") && name != "a directory" {
+        if code == "outbox_quarantined" && name != "a directory" {
             let folder = store(&home).parent().unwrap().to_owned();
             let aside = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
             let aside = aside.filter(|path| path.to_string_lossy().contains(".damaged-"));
@@ -228,7 +228,7 @@ fn damaged_under(arguments: &[&str]) {
     let mut agent = home.agent(arguments).config(config).ships_to(&receiver.url()).start();
     let size = || fs::metadata(store(&home)).map_or(0, |file| file.len());
     eventually("a backlog", || (size() > 20_000_000).then_some(()));
-    agent.wait_for_log("delivery was postponed");
+    agent.wait_for_code("delivery_postponed");
     let mut file = fs::File::options().write(true).open(store(&home)).unwrap();
     let rest = usize::try_from(size()).unwrap() - 8192;
     file.seek(SeekFrom::Start(8192)).unwrap();
@@ -236,7 +236,7 @@ fn damaged_under(arguments: &[&str]) {
     // Before it looks at the files again: who reads once reads this too.
     let file = home.append("-p/a.jsonl", block(BLOCKS));
     receiver.start_again();
-    agent.wait_for_log("begins again without it");
+    agent.wait_for_code("outbox_damaged");
     eventually("every line", || {
         let mut found = records(&receiver.epochs());
         found.sort();

@@ -7,7 +7,7 @@ use std::{
 };
 
 #[cfg(unix)]
-use crate::support::{PATIENCE, agent::AgentCommand, within};
+use crate::support::{PATIENCE, agent::AgentCommand, lines_with_code, within};
 use crate::support::{
     agent::Agent,
     entries::{self, Line},
@@ -250,7 +250,7 @@ fn an_unreadable_file_is_reported_and_read_later() {
     let agent = agent.start_and_wait();
     let mut scene = Scene { home, receiver, agent };
     scene.wait_for(1);
-    scene.agent.wait_for_log("locked.jsonl");
+    scene.agent.wait_for_line("file_unreadable", "locked.jsonl");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     scene.expect(&[("-a/locked.jsonl", "{\"n\":1}"), ("-a/open.jsonl", "{\"n\":2}")]);
 }
@@ -335,7 +335,7 @@ fn with_too_few_watches_files_are_found_too() {
         let agent = AgentCommand::of("unshare".as_ref(), home.path(), &arguments);
         let mut agent = agent.config(AT_ONCE).ships_to(&receiver.url()).start();
         let began = within(PATIENCE, "the agent started or could not", || {
-            let began = agent.log().contains(" started ");
+            let began = !lines_with_code(&agent.log(), "agent_started").is_empty();
             (began || !agent.runs()).then_some(began)
         });
         if !began {
@@ -344,7 +344,8 @@ fn with_too_few_watches_files_are_found_too() {
         }
         let mut scene = Scene { home, receiver, agent };
         scene.wait_for(8);
-        scene.agent.wait_for_log("are found by sweeps");
+        let code = if limit == "watches" { "watch_limit_reached" } else { "watch_failed" };
+        scene.agent.wait_for_code(code);
         for n in 0..8 {
             scene.home.append(&format!("-{n}/one.jsonl"), "{\"n\":2}\n");
             scene.home.write(&format!("-{n}/deep/two.jsonl"), "{\"n\":3}\n");

@@ -9,6 +9,7 @@ use crate::support::{
     agent::Agent,
     entries, eventually,
     home::Home,
+    lines_with_code,
     receiver::{Receiver, private, wait_for},
     scripted::{Manages, Scripted},
 };
@@ -262,12 +263,12 @@ fn a_token_and_a_secret_are_replaced_without_a_restart() {
     arrived(&receiver, 2);
     private(&token, NEW[0]);
     private(&secret, NEW[1]);
-    agent.wait_for_log("sink begins anew");
+    agent.wait_for_code("sink_restarted");
     receiver.start_again_with(&[NEW[0]], &[NEW[1]]);
     home.append("-work/a.jsonl", "{\"n\":3}\n");
     arrived(&receiver, 3);
     let ended = agent.stop();
-    assert_eq!(ended.stderr.matches(" started ").count(), 1, "{}", ended.stderr);
+    assert_eq!(lines_with_code(&ended.stderr, "agent_started").len(), 1, "{}", ended.stderr);
     assert!(NEW.iter().all(|secret| !ended.stderr.contains(secret)), "a secret was printed");
     for file in crate::support::files_below(&home.path().join(".local/state/ai-agent")) {
         let text = String::from_utf8_lossy(&fs::read(&file).unwrap()).into_owned();

@@ -9,7 +9,7 @@ use crate::support::{
     agent::AgentCommand,
     entries,
     home::Home,
-    random,
+    lines_with_code, random,
     receiver::{Receiver, wait_for},
 };
 use ai_agent::protocol::names::event;
@@ -74,9 +74,8 @@ fn one_that_is_down_holds_the_others_at_the_cap_until_it_is_forgotten() {
     let lines_there = || entries::lines(&receiver.entries()).len();
 
     let mut running = agent(&["run"], &both).start();
-    running.wait_for_log("one sink is behind: what it has not taken fills half of the outbox");
-    running.wait_for_log("no room: reading waits");
-    assert!(running.log().contains("sink=\"archive\""), "{}", running.log());
+    running.wait_for_line("sink_behind", "sink=\"archive\"");
+    running.wait_for_code("outbox_full");
     // The other has all that was read, and no more is.
     let read = wait_for(&receiver, "the event of a full outbox", |entries| {
         let full = |entry: &entries::Stored| entry.event.as_deref() == Some(event::OUTBOX_FULL);
@@ -86,23 +85,20 @@ fn one_that_is_down_holds_the_others_at_the_cap_until_it_is_forgotten() {
     running.stop();
 
     let mut running = agent(&["run"], common).start();
-    running.wait_for_log("run `ai-agent outbox forget-sink archive`");
-    running.wait_for_log("no room: reading waits");
+    running.wait_for_line("sink_not_configured", "sink=\"archive\"");
+    running.wait_for_code("outbox_full");
     let log = running.stop().stderr;
-    let said = log.lines().find(|line| line.contains("forget-sink archive")).unwrap();
-    assert!(said.contains("ERROR") && said.contains("acknowledged=0"), "{said}");
+    let logged = lines_with_code(&log, "sink_not_configured")[0];
+    assert!(logged.contains("ERROR") && logged.contains("acknowledged=0"), "{logged}");
     assert_eq!(lines_there(), read);
 
     let refused = |name: &str| agent(&["outbox", "forget-sink", name], common).fail(2);
     let error = refused("siem");
-    assert!(error.starts_with("error: the sink `siem` is configured: take it out of"), "{error}");
+    assert!(error.contains("`siem`"), "{error}");
     let error = refused("archiv");
-    assert!(error.contains("is not configured any more: did you mean `archive`?"), "{error}");
-    let ended = agent(&["outbox", "forget-sink", "archive"], common).succeed();
-    let said = ended.text();
-    assert!(said.starts_with("sink `archive` is forgotten: it had taken the entries up to 0, and"));
-    let error = refused("archive");
-    assert!(error.contains("a sink `archive` that is not configured any more"), "{error}");
+    assert!(error.contains("`archive`"), "the name that was meant: {error}");
+    agent(&["outbox", "forget-sink", "archive"], common).succeed();
+    refused("archive");
 
     agent(&["run", "--once"], common).succeed();
     receiver.assert_whole();

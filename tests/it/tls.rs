@@ -19,7 +19,7 @@ use crate::support::{
     tls::{self, Authority},
 };
 
-const HELD: &str = "delivery is held";
+const HELD: &str = "delivery_held";
 const PASSWORD: &str = "pr0xy-p4ssw0rd";
 
 /// Files that the sink's options name, and the lines that name them.
@@ -47,45 +47,18 @@ fn assert_arrived(receiver: &Scripted, count: u64) {
 fn a_certificate_that_cannot_be_trusted_gets_nothing_and_the_log_says_what_to_do() {
     let (company, other) = (Authority::new("Company"), Authority::new("Other"));
     let rows = [
-        (
-            "unknown authority",
-            company.issue("127.0.0.1"),
-            None,
-            "name that one's certificate with `ca_file`",
-        ),
-        (
-            "another authority",
-            company.issue("127.0.0.1"),
-            Some(&other),
-            "name that one's certificate with `ca_file`",
-        ),
-        (
-            "expired",
-            company.issue_until("127.0.0.1", 2020),
-            Some(&company),
-            "the receiver's certificate has expired: renew it, or put this clock right",
-        ),
-        (
-            "another name",
-            company.issue("siem.example.com"),
-            Some(&company),
-            "the receiver's certificate is for another name: is `endpoint` right?",
-        ),
-        (
-            "an authority's",
-            company.issue_authority("127.0.0.1"),
-            Some(&company),
-            "give it one that the authority has issued (CA:FALSE)",
-        ),
+        ("unknown authority", company.issue("127.0.0.1"), None, "`ca_file`"),
+        ("another authority", company.issue("127.0.0.1"), Some(&other), "`ca_file`"),
+        ("expired", company.issue_until("127.0.0.1", 2020), Some(&company), "expired"),
+        ("another name", company.issue("siem.example.com"), Some(&company), "`endpoint`"),
+        ("an authority's", company.issue_authority("127.0.0.1"), Some(&company), "CA:FALSE"),
     ];
-    for (what, issued, trusted, words) in rows {
+    for (what, issued, trusted, token) in rows {
         let receiver = Scripted::start([]);
         let port = tls::before(receiver.port(), &issued, None);
         let files = trusted.map(|authority| ("ca_file", authority.pem()));
         let delivery = Files(files.into_iter().collect()).deliver(3, port);
-        delivery.wait_for_log(HELD);
-        let log = delivery.log();
-        assert!(log.contains(words), "{what}: {log}");
+        delivery.wait_for_line(HELD, token);
         assert_eq!(receiver.requests(), 0, "{what}");
         assert!(delivery.outbox.stored_bytes() > 0, "{what}");
     }
@@ -123,9 +96,7 @@ fn a_client_certificate_that_is_missing_or_of_somebody_else_is_said() {
     let receiver = Scripted::start([]);
     let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), Some(&company));
     let delivery = Files(vec![("ca_file", company.pem())]).deliver(3, port);
-    delivery.wait_for_log(HELD);
-    delivery
-        .wait_for_log("the receiver wants a client certificate: give `client_certificate_file`");
+    delivery.wait_for_line(HELD, "`client_certificate_file`");
 
     let client = other.issue_to_client();
     let files = Files(vec![
@@ -134,10 +105,7 @@ fn a_client_certificate_that_is_missing_or_of_somebody_else_is_said() {
         ("client_key_file", client.key_pem()),
     ]);
     let delivery = files.deliver(3, port);
-    delivery.wait_for_log(HELD);
-    delivery.wait_for_log(
-        "does not take this agent's client certificate: see `client_certificate_file`",
-    );
+    delivery.wait_for_line(HELD, "`client_certificate_file`");
     assert_eq!(receiver.requests(), 0);
 }
 
@@ -155,7 +123,7 @@ fn tls_where_there_is_none_is_said() {
         }
     });
     let delivery = Files(Vec::new()).deliver(3, port);
-    delivery.wait_for_log("that is no TLS: should `endpoint` begin with http://?");
+    delivery.wait_for_line(HELD, "`endpoint`");
 }
 
 /// The agent as a process, with a record to ship and the options of its sink.
@@ -199,9 +167,7 @@ fn a_machine_without_authorities_ships_over_http_and_to_its_own_authority() {
     assert_eq!(entries::lines(&receiver.entries()).len(), 1);
 
     let error = without_authorities(agent(&another, &["run"], &endpoint, "")).fail(2);
-    for words in ["No CA certificates were loaded from the system", "with `ca_file`"] {
-        assert!(error.contains(words), "{error}");
-    }
+    assert!(error.contains("`ca_file`"), "{error}");
 }
 
 #[test]
@@ -290,8 +256,7 @@ fn a_proxy_that_wants_credentials_is_said_and_waited_for() {
             proxy.url(),
         );
         let mut agent = agent(&home, &["run"], &endpoint, &options).start();
-        agent.wait_for_log(HELD);
-        agent.wait_for_log("the proxy wants credentials, or others: give `proxy_user` and");
+        agent.wait_for_line(HELD, "`proxy_user`");
         proxy.opens();
         eventually("the record arrives", || {
             (entries::lines(&receiver.entries()).len() == 1).then_some(())

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{PATIENCE, SECRET, TOKEN, within};
+use super::{PATIENCE, SECRET, TOKEN, lines_with_code, within};
 
 /// The variable that names the user's home directory.
 const HOME: &str = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
@@ -104,7 +104,7 @@ impl AgentCommand {
     #[track_caller]
     pub(crate) fn start_and_wait(self) -> Agent {
         let mut agent = self.start();
-        agent.wait_for_log(" started ");
+        agent.wait_for_code("agent_started");
         agent
     }
 
@@ -181,16 +181,31 @@ impl Agent {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits until it says `words`.
+    /// Waits until it has logged a line with this code.
     #[track_caller]
-    pub(crate) fn wait_for_log(&mut self, words: &str) {
-        let begun = Instant::now();
-        while !self.log().contains(words) {
-            let (runs, log) = (self.runs(), self.log());
-            assert!(runs || log.contains(words), "ended without {words:?}:\n{log}");
-            assert!(begun.elapsed() < PATIENCE, "never said {words:?}:\n{log}");
-            thread::sleep(Duration::from_millis(5));
-        }
+    pub(crate) fn wait_for_code(&mut self, code: &str) {
+        self.wait_for_line(code, "");
+    }
+
+    /// Waits until it has logged a line with this code that contains `token`: a field, a key, a path.
+    #[track_caller]
+    pub(crate) fn wait_for_line(&mut self, code: &str, token: &str) {
+        self.wait_until_logged(&format!("{code} {token}"), |log| {
+            lines_with_code(log, code).iter().any(|line| line.contains(token))
+        });
+    }
+
+    /// Waits until its log meets a condition.
+    #[track_caller]
+    pub(crate) fn wait_until_logged(&mut self, what: &str, condition: impl Fn(&str) -> bool) {
+        within(PATIENCE, what, || {
+            // In this order: what it logs last is not missed.
+            let runs = self.runs();
+            let log = self.log();
+            let is_met = condition(&log);
+            assert!(runs || is_met, "ended without {what}:\n{log}");
+            is_met.then_some(())
+        });
     }
 
     /// Sends a signal.

@@ -69,6 +69,12 @@ pub(crate) fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) ->
     within(PATIENCE, what, condition)
 }
 
+/// The lines of a log with this code.
+pub(crate) fn lines_with_code<'a>(log: &'a str, code: &str) -> Vec<&'a str> {
+    let field = format!("code=\"{code}\"");
+    log.lines().filter(|line| line.contains(&field)).collect()
+}
+
 /// The folder with material that is no part of the project: real session files, the real client.
 pub(crate) fn shared() -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");

@@ -29,7 +29,7 @@ use ai_agent::{
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{PATIENCE, SECRET, TOKEN, within};
+use super::{PATIENCE, SECRET, TOKEN, lines_with_code, within};
 
 /// 2026-11-21T20:00:00Z.
 pub(crate) const NOW: Timestamp = Timestamp(1_795_291_200_000);
@@ -208,13 +208,19 @@ impl Delivery {
         self.progress.borrow().clone()
     }
 
-    /// Waits until it has logged `words`.
+    /// Waits until it has logged a line with this code.
     #[track_caller]
-    pub(crate) fn wait_for_log(&self, words: &str) {
-        let what = format!("{words:?} in the log");
-        within(PATIENCE, &what, || {
-            assert!(!self.thread.is_finished(), "ended without {words:?}:\n{}", self.log());
-            self.log().contains(words).then_some(())
+    pub(crate) fn wait_for_code(&self, code: &str) {
+        self.wait_for_line(code, "");
+    }
+
+    /// Waits until it has logged a line with this code that contains `token`: a field, a key, a path.
+    #[track_caller]
+    pub(crate) fn wait_for_line(&self, code: &str, token: &str) {
+        within(PATIENCE, &format!("{code} {token}"), || {
+            let log = self.log();
+            assert!(!self.thread.is_finished(), "ended without {code} {token}:\n{log}");
+            lines_with_code(&log, code).iter().any(|line| line.contains(token)).then_some(())
         });
     }
 

@@ -324,7 +324,7 @@ impl Delivering {
                 let now = self.clock.now();
                 self.progress.send_modify(|progress| {
                     if progress.trouble.take().is_some() {
-                        info!(sink = self.name, "delivery goes on");
+                        info!(code = "delivery_resumed", sink = self.name, "delivery goes on");
                     }
                     (progress.is_held, progress.retry_at) = (false, None);
                     progress.acknowledged_at = Some(now);

@@ -378,7 +378,10 @@ impl Ingest {
                 self.event(Event::warning(event::OUTBOX_FULL, data));
             }
             Some(Change::Recovered) => {
-                info!(stored, free, "there is room again: reading goes on");
+                info!(
+                    code = "outbox_recovered",
+                    stored, free, "there is room again: reading goes on"
+                );
                 let data = json!({ "outbox_bytes": stored, "disk_free": free });
                 self.event(Event::info(event::OUTBOX_RECOVERED, data));
             }

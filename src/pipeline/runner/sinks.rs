@@ -142,7 +142,7 @@ impl Sinks {
         }
         for (name, sink) in sinks {
             if let Some(sink) = sink {
-                info!(sink = name, "sink begins anew");
+                info!(code = "sink_restarted", sink = name, "sink begins anew");
                 self.begin(name, sink);
             }
         }
