@@ -11,12 +11,12 @@ use super::file_watch::{self as files, Stamps};
 use crate::{
     compliance::{
         Account, account, desktop,
-        kept::{self, Kept},
+        policy_file::{self, Kept},
         scanner::Reported,
     },
     config::Settings,
     event::Event,
-    platform::private,
+    platform::secure_file,
     stages::Context,
 };
 
@@ -68,7 +68,7 @@ impl Guard {
         let events = self.reported.observe(&self.accounts, &settings.compliance, now);
         if self.reported != before {
             let bytes = serde_json::to_vec(&self.reported).expect("it can be written as JSON");
-            if let Err(error) = private::replace(&self.state_dir.join(FILE), &bytes) {
+            if let Err(error) = secure_file::replace(&self.state_dir.join(FILE), &bytes) {
                 warn!(code = "compliance_state_store_failed", %error, "what was reported of accounts cannot be kept: it may come again");
             }
         }
@@ -88,7 +88,7 @@ impl Guard {
         let kept = Kept { compliance, config_hash, at };
         let left = kept
             .write(&self.state_dir)
-            .and_then(|()| kept::point_to(&self.state_dir, &self.context.paths));
+            .and_then(|()| policy_file::point_to(&self.state_dir, &self.context.paths));
         match left {
             Ok(()) => self.kept = Some(kept),
             Err(error) => {

@@ -11,10 +11,10 @@ use tracing::warn;
 use super::managed_config as managed;
 use crate::{
     cli::Failure,
-    compliance::kept,
+    compliance::policy_file,
     config::{self, ConfigError, Inputs, Loaded, Managed},
     pipeline::assembly,
-    platform::{Environment, Paths, SystemClock, SystemPower, identify, is_root, private},
+    platform::{Environment, Paths, SystemClock, SystemPower, identify, is_root, secure_file},
     stages::Context,
     text::causes,
 };
@@ -65,7 +65,7 @@ impl Surroundings {
         let environment = Environment::from_process();
         let paths = Paths::from_environment(&environment).map_err(Failure::usage)?;
         // What the service was installed with counts in a shell too: it speaks of the same agent.
-        let (environment, paths) = match private::read(&paths.installed.environment) {
+        let (environment, paths) = match secure_file::read(&paths.installed.environment) {
             Ok(text) => {
                 let environment = environment.with_kept(&paths.installed.environment, &text);
                 let paths = Paths::from_environment(&environment).map_err(Failure::usage)?;
@@ -98,7 +98,7 @@ impl Surroundings {
         if let Some(loaded) = loaded {
             return loaded.settings.agent.state_dir.clone();
         }
-        let found = kept::find(&self.paths).ok().flatten();
+        let found = policy_file::find(&self.paths).ok().flatten();
         found.map_or_else(|| self.paths.default_state_dir.clone(), |found| found.state_dir)
     }
 

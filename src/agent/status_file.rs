@@ -7,7 +7,7 @@ use tracing::warn;
 
 use crate::{
     pipeline::facts::{ConfigFacts, Facts},
-    platform::{Clock, Timestamp, private},
+    platform::{Clock, Timestamp, secure_file},
 };
 
 /// Its name, in the state directory.
@@ -43,7 +43,7 @@ impl Status {
             "started_at": self.started_at.to_string(),
             "config": self.facts.now(),
         });
-        let written = private::replace_for_now(&self.path, format!("{status:#}\n").as_bytes());
+        let written = secure_file::replace_for_now(&self.path, format!("{status:#}\n").as_bytes());
         if let Err(error) = &written
             && !self.is_stuck
         {

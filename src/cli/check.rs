@@ -20,11 +20,11 @@ use super::{Failure, print, setup::Surroundings, status};
 use crate::{
     compliance::{
         Account, Standing, Verdict,
-        answer::{Answer, Decision, Hook},
         cache::look_into_cached,
         call::Call,
-        kept::{self, Found, KeptError},
+        hook_response::{Answer, Decision, Hook},
         policy,
+        policy_file::{self, Found, KeptError},
         spool::{Report, Spool},
     },
     platform::{Clock as _, Environment, Os, Paths, Role, StateLock, SystemClock, input},
@@ -108,7 +108,7 @@ struct Knowledge {
 impl Knowledge {
     /// Looks at the policy and at who is signed in; `None` when no policy was ever in force.
     fn gather(environment: &Environment, paths: &Paths) -> Result<Option<Self>, KeptError> {
-        let Some(found) = kept::find(paths)? else { return Ok(None) };
+        let Some(found) = policy_file::find(paths)? else { return Ok(None) };
         let account = Account::of_claude_code_with(&paths.home, environment, |path| {
             look_into_cached(path, &found.state_dir, SystemClock.now())
         });
@@ -196,7 +196,7 @@ fn home(environment: Environment) -> Option<(Environment, Paths)> {
 
 /// The check itself has failed: the policy says what is answered then.
 fn failed(paths: &Paths) -> ExitCode {
-    let policy = catch_unwind(AssertUnwindSafe(|| kept::find(paths)));
+    let policy = catch_unwind(AssertUnwindSafe(|| policy_file::find(paths)));
     let on_error = match policy {
         Ok(Ok(Some(found))) => found.kept.compliance.on_error,
         _ => None,

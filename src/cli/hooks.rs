@@ -10,11 +10,11 @@ use clap::{Args, Subcommand};
 use super::{Failure, print, setup::Surroundings};
 use crate::{
     compliance::{
-        answer::Hook,
         client_files::{Seen, Settings, read},
         client_settings::{self, Ours, Sight, program_of},
+        hook_response::Hook,
     },
-    platform::{Environment, Paths, private},
+    platform::{Environment, Paths, secure_file},
 };
 
 /// The hooks in Claude Code's settings: installs, removes, shows them.
@@ -124,11 +124,11 @@ fn edit(
     }
     if let Some(known) = known {
         let backup = backup_of(path);
-        private::replace(&backup, known.as_bytes())
+        secure_file::replace(&backup, known.as_bytes())
             .map_err(|error| failed("is left as it is, since no copy could be made", &error))?;
         print(format_args!("What was in it is in `{}`", backup.display()))?;
     }
-    private::replace_alike(path, edited.as_bytes())
+    secure_file::replace_alike(path, edited.as_bytes())
         .map_err(|error| failed("cannot be written", &error))?;
     print(format_args!("`{}` is changed: sessions that start from now on see it", path.display()))
 }
@@ -220,10 +220,10 @@ fn trouble(ours: &Ours, file: &Seen, all: &[Seen], home: &Path) -> Option<String
 fn is_program(program: &str, home: &Path) -> bool {
     let path = below_home(program, home).unwrap_or_else(|| PathBuf::from(program));
     if path.components().count() > 1 {
-        return private::is_executable(&path);
+        return secure_file::is_executable(&path);
     }
     let folders = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&folders).any(|folder| private::is_executable(&folder.join(&path)))
+    std::env::split_paths(&folders).any(|folder| secure_file::is_executable(&folder.join(&path)))
 }
 
 /// The path that a shell makes of one below the home directory.

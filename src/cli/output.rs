@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Failure, print};
-use crate::{platform::private, text::times};
+use crate::{platform::secure_file, text::times};
 
 /// Where lines go.
 pub(super) enum Lines {
@@ -27,7 +27,7 @@ impl Lines {
         if path == Path::new("-") {
             return Ok(Self::Printed);
         }
-        let opened = private::create_new(path);
+        let opened = secure_file::create_new(path);
         let file = opened.map_err(|error| wrong(path, &error))?;
         Ok(Self::File { path: path.to_owned(), file: BufWriter::new(file), count: 0 })
     }

@@ -14,7 +14,7 @@ use super::account::{Standing, look_into};
 use crate::platform::{
     Timestamp,
     file::{self, Stamp},
-    private,
+    secure_file,
 };
 
 /// The cache in the state directory.
@@ -67,7 +67,7 @@ fn is_settled(stamp: &Stamp, now: Timestamp) -> bool {
 
 fn read(cache: &Path) -> Option<Row> {
     let (file, _) = file::open_regular(cache).ok()??;
-    if !private::belongs_to_us(&file).ok()? {
+    if !secure_file::belongs_to_us(&file).ok()? {
         return None;
     }
     let mut bytes = Vec::new();

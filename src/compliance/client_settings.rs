@@ -10,7 +10,7 @@ use jsonc_parser::{
 };
 use serde_json::Value;
 
-use super::answer::Hook;
+use super::hook_response::Hook;
 
 /// How long the client waits for an answer, in seconds; then the prompt goes on. The hook needs
 /// milliseconds.

@@ -1,18 +1,18 @@
 //! Who is signed in, what the organisation's policy says of it, and what a hook answers.
 //!
-//! [`account`] reads what Claude Code and Claude Desktop keep, [`policy`] judges it, [`answer`] puts
+//! [`account`] reads what Claude Code and Claude Desktop keep, [`policy`] judges it, [`hook_response`] puts
 //! the judgement into words for the client's hooks. The two latter are pure. Nothing here needs
 //! the network, the outbox or the daemon: a hook process does all of it by itself, at each call.
 
 pub mod account;
-pub mod answer;
 pub mod cache;
 pub mod call;
 pub mod client_files;
 pub mod client_settings;
 pub mod desktop;
-pub mod kept;
+pub mod hook_response;
 pub mod policy;
+pub mod policy_file;
 pub mod scanner;
 pub mod spool;
 

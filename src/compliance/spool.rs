@@ -18,7 +18,7 @@ use super::{
     account::Who,
     policy::{Finding, Unknown},
 };
-use crate::platform::{Timestamp, private};
+use crate::platform::{Timestamp, secure_file};
 
 /// The spool in the state directory.
 const FOLDER: &str = "spool";
@@ -99,19 +99,19 @@ impl Spool {
         let waiting = match fs::read_dir(&self.folder) {
             Ok(entries) => entries.count(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                private::create_dir(&self.folder)?;
+                secure_file::create_dir(&self.folder)?;
                 0
             }
             Err(error) => return Err(error),
         };
         if waiting >= MOST || bytes.len() > LONGEST {
             let dropped = self.folder.join(DROPPED);
-            private::options().append(true).open(dropped)?.write_all(b".")?;
+            secure_file::options().append(true).open(dropped)?.write_all(b".")?;
             return Ok(Put::Dropped);
         }
         let name = Ulid::from_parts(report.at.0, random).to_string();
         let unnamed = self.folder.join(format!("{name}.new"));
-        let mut file = private::options().create_new(true).open(&unnamed)?;
+        let mut file = secure_file::options().create_new(true).open(&unnamed)?;
         let written = file
             .write_all(&bytes)
             .and_then(|()| fs::rename(&unnamed, self.folder.join(format!("{name}.{ENDING}"))));

@@ -13,10 +13,9 @@ use figment::{
 
 use super::{
     BUILT_IN_FILTERS, ConfigError, HTTP_SIEM, Inputs, KINDS, LockedOut, Managed, Origin, Place,
-    Test, credentials, did_you_mean,
+    Test, credentials, did_you_mean, inline_tests,
     locks::Locks,
     managed::{Allowed, MANAGED_KINDS},
-    toml_tests,
     toml_text::{self, Lines, Parsed},
 };
 use crate::platform::Environment;
@@ -139,7 +138,7 @@ fn put_together(
     }
     let mut tests = Vec::new();
     for layer in &mut layers {
-        tests.extend(toml_tests::take(layer)?);
+        tests.extend(inline_tests::take(layer)?);
     }
     forget_options_of_other_types(&mut layers);
     warnings.extend(locked_out.iter().map(ToString::to_string));

@@ -3,13 +3,14 @@
 
 mod credentials;
 mod error;
+mod inline_tests;
 mod layers;
 mod locks;
 mod managed;
 mod merged;
 mod options;
+mod origin;
 mod pipeline;
-mod place;
 mod provenance;
 mod schema;
 mod secret;
@@ -18,7 +19,6 @@ mod sink;
 mod template;
 #[cfg(test)]
 mod tests;
-mod toml_tests;
 mod toml_text;
 
 use std::{
@@ -27,11 +27,12 @@ use std::{
 };
 
 pub use error::{ConfigError, Incomplete, did_you_mean};
+pub use inline_tests::{Expected, Test, TestLine};
 pub use locks::LockedOut;
 pub use managed::Managed;
 pub use options::StageOptions;
+pub use origin::{Origin, Place};
 pub use pipeline::{ALWAYS_ON, BUILT_IN_FILTERS};
-pub use place::{Origin, Place};
 pub use provenance::{Explained, Shown};
 pub use schema::{StageSchema, schema};
 pub use secret::{MASK, Secret, SecretError, is_secret_key};
@@ -40,7 +41,6 @@ pub use settings::{
 };
 pub use sink::{Feed, SINK_OPTIONS, Start};
 pub use template::template;
-pub use toml_tests::{Expected, Test, TestLine};
 pub use toml_text::SyntaxError;
 
 use crate::platform::{Environment, Paths};

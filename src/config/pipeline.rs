@@ -6,7 +6,7 @@ use super::{
     ConfigError, Feed, Pipeline, StageOptions, StageTable, merged::Merged, secret,
     settings::PipelineTable,
 };
-use crate::platform::private;
+use crate::platform::secure_file;
 
 /// The filters that every pipeline has, in the order in which they run where the list omits them.
 pub const BUILT_IN_FILTERS: [&str; 6] =
@@ -187,12 +187,12 @@ pub(super) fn warn_of_weak_secrets(
                 let place = merged.place(&path, value);
                 let key = format!("{kind}.{name}.{option}");
                 if let Some(file) = place.origin.file()
-                    && private::is_readable_by_all(file)
+                    && secure_file::is_readable_by_all(file)
                 {
                     warnings.push(format!(
                         "`{key}` stands in {place}, which every user of this machine can read: \
                          mend it with {}",
-                        private::how_to_close(file)
+                        secure_file::how_to_close(file)
                     ));
                 }
                 if value

@@ -8,7 +8,7 @@ use std::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de::Visitor};
 
-use crate::platform::private::{self, PrivateError};
+use crate::platform::secure_file::{self, PrivateError};
 
 /// What takes the place of a secret wherever one is printed.
 pub const MASK: &str = "***";
@@ -40,7 +40,8 @@ impl Secret {
     /// # Errors
     /// [`SecretError`] when the file can't be read, is open to others, or is empty.
     pub fn from_file(path: &Path) -> Result<Self, SecretError> {
-        Self::new(&private::read(path)?).ok_or_else(|| SecretError::Empty { path: path.to_owned() })
+        Self::new(&secure_file::read(path)?)
+            .ok_or_else(|| SecretError::Empty { path: path.to_owned() })
     }
 
     /// The secret itself, for signing and for the `Authorization` header only.
@@ -195,7 +196,7 @@ mod tests {
     fn reads_a_private_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
-        let write = |text: &str| private::replace(&path, text.as_bytes()).unwrap();
+        let write = |text: &str| secure_file::replace(&path, text.as_bytes()).unwrap();
         write("t0k3n\n");
         assert_eq!(Secret::from_file(&path).unwrap().expose(), "t0k3n");
         write("\n");

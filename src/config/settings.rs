@@ -10,7 +10,7 @@ use siem_protocol::{
 };
 
 use super::{
-    ConfigError, Feed, StageOptions, managed::Allowed, merged::Merged, toml_tests::TestTable,
+    ConfigError, Feed, StageOptions, inline_tests::TestTable, managed::Allowed, merged::Merged,
 };
 use crate::{
     compliance::policy,

@@ -2,13 +2,13 @@
 
 mod credentials;
 mod errors;
+mod inline_tests;
 mod layer_order;
 mod locks;
 mod managed;
 mod options_of_stages;
 mod secrets;
 mod sinks;
-mod toml_tests;
 
 use std::fs;
 
@@ -18,7 +18,7 @@ use siem_protocol::{
 };
 
 use super::*;
-use crate::platform::{Installed, private};
+use crate::platform::{Installed, secure_file};
 
 /// A machine with a home directory, on which tests write configuration files.
 struct Machine {
@@ -56,7 +56,7 @@ impl Machine {
 
     /// Writes a file that only its owner can read.
     fn write(self, name: &str, text: impl AsRef<[u8]>) -> Self {
-        private::replace(&self.path(name), text.as_ref()).unwrap();
+        secure_file::replace(&self.path(name), text.as_ref()).unwrap();
         self
     }
 

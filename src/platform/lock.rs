@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::private;
+use super::secure_file;
 
 /// For how long somebody may hold the lock who only looks at it, or does not say who it is.
 const LOOKS: Duration = Duration::from_millis(50);
@@ -41,14 +41,14 @@ impl StateLock {
     fn acquire_within(dir: &Path, role: Role, works: Duration) -> Result<Self, LockError> {
         create(dir)?;
         let unusable = |source| LockError::unusable(dir, source);
-        let file = private::options().open(dir.join("agent.lock")).map_err(unusable)?;
+        let file = secure_file::options().open(dir.join("agent.lock")).map_err(unusable)?;
         take(&file, dir, works)?;
         let pid_file = dir.join("agent.pid");
         let text = match role {
             Role::Agent => format!("{}\n", std::process::id()),
             Role::Command => format!("{} {COMMAND}\n", std::process::id()),
         };
-        let written = private::options().truncate(true).open(pid_file).and_then(|mut file| {
+        let written = secure_file::options().truncate(true).open(pid_file).and_then(|mut file| {
             use io::Write as _;
             file.write_all(text.as_bytes())
         });
@@ -137,7 +137,7 @@ fn holder(dir: &Path) -> Holder {
 
 /// Creates `dir` and what is above it, for the owner only.
 fn create(dir: &Path) -> Result<(), LockError> {
-    private::create_dir(dir)
+    secure_file::create_dir(dir)
         .map_err(|source| LockError::NotCreated { dir: dir.to_owned(), source })?;
     warn_if_open_to_others(dir);
     Ok(())
@@ -145,7 +145,7 @@ fn create(dir: &Path) -> Result<(), LockError> {
 
 fn warn_if_open_to_others(dir: &Path) {
     // Not tightened: it may be a directory that serves others too, chosen by mistake.
-    if let Some(how) = private::openness(dir) {
+    if let Some(how) = secure_file::openness(dir) {
         tracing::warn!(code = "state_dir_open_to_others", dir = %dir.display(), how, "state directory is open to other users");
     }
 }

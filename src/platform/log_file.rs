@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::private;
+use super::secure_file;
 
 /// How large a file may be.
 const LARGEST: u64 = 10 << 20;
@@ -87,8 +87,8 @@ impl LogFile {
     }
 
     fn begin(&self) -> io::Result<Open> {
-        private::create_dir(&self.dir)?;
-        let file = private::options().append(true).open(self.path())?;
+        secure_file::create_dir(&self.dir)?;
+        let file = secure_file::options().append(true).open(self.path())?;
         let size = file.metadata()?.len();
         Ok(Open { file, size })
     }

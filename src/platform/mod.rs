@@ -14,8 +14,8 @@ pub mod memory;
 mod paths;
 mod power;
 pub mod priority;
-pub mod private;
 pub mod program;
+pub mod secure_file;
 #[cfg(windows)]
 mod security;
 pub mod service;

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 use serde::{Deserialize, Serialize};
 use siem_protocol::{managed::MAX_BYTES, verify_answer};
 
-use crate::{config::Secret, platform::private};
+use crate::{config::Secret, platform::secure_file};
 
 /// Where the answer in force is kept, in the state directory.
 const FILE: &str = "managed.json";
@@ -39,7 +39,7 @@ impl SignedAnswer {
     /// What the system says; the one before is still there.
     pub fn keep(&self, state_dir: &Path) -> io::Result<()> {
         let json = serde_json::to_vec(self).map_err(io::Error::other)?;
-        private::replace(&state_dir.join(FILE), &json)
+        secure_file::replace(&state_dir.join(FILE), &json)
     }
 
     /// The one that is kept in the state directory, if there is one. Its signature is not checked.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ai_agent::{
-    compliance::{kept::Kept, spool::Spool},
+    compliance::{policy_file::Kept, spool::Spool},
     platform::Timestamp,
     protocol::{Digest, managed::Compliance},
 };

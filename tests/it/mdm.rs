@@ -11,7 +11,7 @@ use std::{
 
 use crate::support::home::Home;
 use ai_agent::{
-    compliance::kept::Kept,
+    compliance::policy_file::Kept,
     platform::Timestamp,
     protocol::{Digest, managed::Compliance},
 };

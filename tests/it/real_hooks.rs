@@ -14,7 +14,7 @@ use crate::support::{
     scripted::{Manages, Scripted},
 };
 use ai_agent::{
-    compliance::kept::Kept,
+    compliance::policy_file::Kept,
     platform::Timestamp,
     protocol::{Digest, managed::Compliance},
 };

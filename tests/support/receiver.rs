@@ -207,7 +207,7 @@ fn try_spawn(data: &Path, listen: &str, keys: &[String]) -> Option<(Child, Strin
 
 /// Writes a file that only its owner can read, in place of the one before.
 pub(crate) fn private(path: &Path, text: &str) {
-    ai_agent::platform::private::replace(path, text.as_bytes()).unwrap();
+    ai_agent::platform::secure_file::replace(path, text.as_bytes()).unwrap();
 }
 
 /// The binary beside the agent's; built when it is not there.

@@ -98,7 +98,7 @@ impl Post {
     /// Writes a file that only its owner can read.
     pub(crate) fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.folder.path().join(name);
-        let options = ai_agent::platform::private::options();
+        let options = ai_agent::platform::secure_file::options();
         let mut file = options.clone().create(true).truncate(true).open(&path).unwrap();
         file.write_all(text.as_bytes()).unwrap();
         path

@@ -13,7 +13,7 @@ use super::tools::{RULES, RULES_FOLDER, Root, find, said, shown};
 use crate::{
     audit::KEY,
     cli::{Failure, print},
-    platform::{Environment, private, user_id},
+    platform::{Environment, secure_file, user_id},
 };
 
 /// The rules, with two words to be filled in.
@@ -221,7 +221,7 @@ fn words<'a>(words: &[&'a str]) -> Vec<&'a OsStr> {
 }
 
 fn write(path: &Path, rules: &str) -> Result<(), Failure> {
-    let written = private::options()
+    let written = secure_file::options()
         .create_new(true)
         .open(path)
         .and_then(|mut it| it.write_all(rules.as_bytes()));

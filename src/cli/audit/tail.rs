@@ -22,7 +22,7 @@ use crate::{
     cli::Failure,
     config::{self, Inputs},
     event::Event,
-    platform::{Clock as _, Environment, Paths, SystemClock, Timestamp, private},
+    platform::{Clock as _, Environment, Paths, SystemClock, Timestamp, secure_file},
     stages::source::{
         Chunk, GenerationId, Intake, Piece, Progress, Waker,
         auditd::{FollowOptions, Follower},
@@ -253,8 +253,8 @@ fn write(path: &Path, rows: &Rows) -> Result<(), Failure> {
     let rows: BTreeMap<_, _> =
         rows.iter().map(|(id, row)| (id, String::from_utf8_lossy(row))).collect();
     let bytes = serde_json::to_vec(&rows).expect("rows are JSON, and so is what they are in");
-    let folder = path.parent().map_or(Ok(()), private::create_dir);
-    folder.and_then(|()| private::replace(path, &bytes)).map_err(|error| {
+    let folder = path.parent().map_or(Ok(()), secure_file::create_dir);
+    folder.and_then(|()| secure_file::replace(path, &bytes)).map_err(|error| {
         Failure::failed(format!("cannot keep in `{}` where it stopped: {error}", path.display()))
     })
 }

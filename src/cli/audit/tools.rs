@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     cli::Failure,
-    platform::{Environment, is_root, private},
+    platform::{Environment, is_root, secure_file},
 };
 
 /// Where the rules lie that `augenrules` puts together.
@@ -25,7 +25,7 @@ pub(super) fn find(name: &str, environment: &Environment) -> Option<PathBuf> {
         .filter(|folder| folder.is_absolute())
         .chain(administrators)
         .map(|folder| folder.join(name))
-        .find(|program| private::is_executable(program))
+        .find(|program| secure_file::is_executable(program))
 }
 
 /// Runs programs as root.

@@ -16,7 +16,7 @@ use super::{
     Finding,
 };
 use crate::{
-    compliance::{answer::Hook, client_files::Settings},
+    compliance::{client_files::Settings, hook_response::Hook},
     units::Time,
 };
 

@@ -4,7 +4,7 @@ use std::{fs, io, path::Path};
 
 use super::{Finding, Patient};
 use crate::{
-    platform::{self, file, private, watch},
+    platform::{self, file, secure_file, watch},
     text::times,
     units::Size,
 };
@@ -45,7 +45,7 @@ fn state_directory(dir: &Path) -> Finding {
                 "`{shown}` is no directory: move it away, or name another with `state_dir` under [agent]"
             ),
         ),
-        Ok(_) if !private::is_our_own(dir) => Finding::wrong(
+        Ok(_) if !secure_file::is_our_own(dir) => Finding::wrong(
             ABOUT,
             format!("`{shown}` belongs to another user: each user's agent needs one of its own"),
         ),
@@ -68,7 +68,7 @@ fn state_directory(dir: &Path) -> Finding {
 /// Writes a file, and deletes it.
 fn tempfile_in(dir: &Path) -> io::Result<()> {
     let path = dir.join(format!("doctor.{}", std::process::id()));
-    private::replace(&path, b"written by ai-agent doctor\n")?;
+    secure_file::replace(&path, b"written by ai-agent doctor\n")?;
     fs::remove_file(path)
 }
 

@@ -8,7 +8,7 @@ use tracing::warn;
 use super::{AtHand, failed, step::Step, wait_until_ready};
 use crate::{
     cli::{Failure, print},
-    platform::{Environment, Installed, parse_kept, private, service::Service},
+    platform::{Environment, Installed, parse_kept, secure_file, service::Service},
     text::causes,
 };
 
@@ -122,7 +122,7 @@ fn files(at_hand: &AtHand) -> Result<Vec<Step>, Failure> {
         Failure::failed(format!("cannot find out where this program lies: {error}"))
     })?;
     steps.push(Step::Program { from: this, to: installed.program.clone() });
-    let kept = match private::read(&installed.environment) {
+    let kept = match secure_file::read(&installed.environment) {
         Ok(text) => parse_kept(&text),
         Err(error) if error.is_absent() => BTreeMap::new(),
         Err(error) => return Err(Failure::usage(error)),

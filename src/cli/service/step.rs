@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     cli::{Failure, print},
-    platform::{private, program, service::Call},
+    platform::{program, secure_file, service::Call},
     text::causes,
 };
 
@@ -43,10 +43,10 @@ impl Step {
         let holds = |path: &Path, bytes: &[u8]| fs::read(path).is_ok_and(|known| known == bytes);
         match self {
             Self::Program { from, to } => {
-                program::is_same(from, to).unwrap_or(false) && private::is_executable(to)
+                program::is_same(from, to).unwrap_or(false) && secure_file::is_executable(to)
             }
             Self::Variables { path, text, .. } => {
-                private::read(path).is_ok_and(|known| known == *text)
+                secure_file::read(path).is_ok_and(|known| known == *text)
             }
             Self::Definition { path, bytes } => holds(path, bytes),
             Self::Call(_) => false,
@@ -88,11 +88,11 @@ impl Step {
             Self::Program { from, to } => program::put(from, to)?,
             Self::Variables { path, text, .. } => {
                 make_folder(path)?;
-                private::replace(path, text.as_bytes())?;
+                secure_file::replace(path, text.as_bytes())?;
             }
             Self::Definition { path, bytes } => {
                 make_folder(path)?;
-                private::replace_alike(path, bytes)?;
+                secure_file::replace_alike(path, bytes)?;
             }
             Self::Call(call) => match call.run() {
                 Ok(_) => {}

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     compliance::{
-        Account as SignedIn, account, client_files::Settings, desktop, kept::Kept, policy,
+        Account as SignedIn, account, client_files::Settings, desktop, policy, policy_file::Kept,
     },
     config::Loaded,
     platform::{Clock as _, Environment, Paths, SystemClock},

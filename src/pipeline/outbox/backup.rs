@@ -27,7 +27,7 @@ use super::{
     from_json, read_cursors,
 };
 use crate::{
-    platform::private,
+    platform::secure_file,
     tail::{self, GenerationId},
 };
 
@@ -133,7 +133,7 @@ impl Backup {
         if self.pending.as_ref().is_some_and(|pending| pending.is_all) {
             self.begun.extend_from_slice(&lines);
         }
-        let written = private::options().append(true).open(&self.path).and_then(|mut file| {
+        let written = secure_file::options().append(true).open(&self.path).and_then(|mut file| {
             if file.metadata()?.len() == 0 {
                 file.write_all(&line(&BackupHeader { epoch: epoch.to_owned() }))?;
             }
@@ -198,7 +198,7 @@ impl Backup {
         self.forget();
         // Trouble with this file is no damage of the store, whatever its kind.
         let ours = |error: io::Error| E::from(io::Error::other(error));
-        let file = private::options().truncate(true).open(self.beside_it()).map_err(ours)?;
+        let file = secure_file::options().truncate(true).open(self.beside_it()).map_err(ours)?;
         let mut file = BufWriter::new(file);
         if is_all {
             file.write_all(&line(&BackupHeader { epoch: epoch.to_owned() })).map_err(ours)?;

@@ -68,7 +68,7 @@ use crate::{
     platform::{
         Timestamp,
         file::{self, FileId},
-        free_space, private,
+        free_space, secure_file,
     },
     tail::{self, GenerationId},
 };
@@ -482,7 +482,7 @@ fn file_opener(path: &Path) -> Opener {
     let file = path.to_owned();
     Box::new(move || {
         // Made here, where it is made for its owner only.
-        let opened = private::options().read(true).open(&file).map_err(StorageError::Io)?;
+        let opened = secure_file::options().read(true).open(&file).map_err(StorageError::Io)?;
         let id = file::Stamp::of(&opened).map_err(StorageError::Io)?.id;
         Ok((builder().create_with_backend(FileBackend::new(opened)?)?, id))
     })

@@ -22,7 +22,7 @@ use super::{
     salvage::{SalvagedContents, salvage},
 };
 use crate::{
-    platform::{Timestamp, private},
+    platform::{Timestamp, secure_file},
     tail,
 };
 
@@ -150,7 +150,7 @@ impl QuarantineNote {
     }
 
     fn write(&self, damage: &DamageReport) -> io::Result<()> {
-        let mut file = private::options().truncate(true).open(&self.0)?;
+        let mut file = secure_file::options().truncate(true).open(&self.0)?;
         file.write_all(&json(damage))?;
         file.sync_all()
     }

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{super::private, Stream, name_of};
+use super::{super::secure_file, Stream, name_of};
 
 /// The socket, in the state directory.
 const SOCKET: &str = "agent.sock";
@@ -63,7 +63,7 @@ fn bind_or_elsewhere(state_dir: &Path, elsewhere: &[PathBuf]) -> io::Result<(Lis
     // One byte longer than a path that is known to fit.
     let listener = bind_at(&far, &folder.join(format!("{name}n")))?;
     let place = Place(vec![far.clone(), pointer.clone()]);
-    private::replace(&pointer, far.as_os_str().as_bytes())?;
+    secure_file::replace(&pointer, far.as_os_str().as_bytes())?;
     Ok((listener, place))
 }
 
@@ -151,7 +151,7 @@ fn private_folder(places: &[PathBuf]) -> io::Result<PathBuf> {
         if folder.as_os_str().as_bytes().len() + 18 > LONGEST {
             continue;
         }
-        match private::create_dir(&folder).and_then(|()| fs::symlink_metadata(&folder)) {
+        match secure_file::create_dir(&folder).and_then(|()| fs::symlink_metadata(&folder)) {
             Ok(found) if found.is_dir() && found.uid() == me() && found.mode() & 0o077 == 0 => {
                 return Ok(folder);
             }
@@ -235,7 +235,7 @@ mod tests {
         // Nor one behind a symlink.
         fs::remove_dir(&folder).unwrap();
         let mine = dir.path().join("mine");
-        private::create_dir(&mine).unwrap();
+        secure_file::create_dir(&mine).unwrap();
         std::os::unix::fs::symlink(&mine, &folder).unwrap();
         assert!(bind_or_elsewhere(&state, &[shared.path().to_owned()]).is_err());
     }

@@ -6,7 +6,7 @@
 mod calls;
 mod definition;
 mod notify;
-mod standing;
+mod status;
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use std::{
 
 pub use definition::Scope;
 pub use notify::Notify;
-pub use standing::Standing;
+pub use status::Standing;
 
 use super::{Environment, Installed, Os};
 

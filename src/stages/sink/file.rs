@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::{Answer, Batch, Delivery, Sink, SinkOptions, SinkPlugin};
 use crate::{
-    platform::private,
+    platform::secure_file,
     stages::{BuildError, Context},
 };
 
@@ -77,7 +77,7 @@ impl Sink for FileSink {
 
 /// Appends whole lines: a line that a crash tore is cut off first.
 fn append(path: &Path, lines: &[u8]) -> io::Result<()> {
-    let mut file = private::options().read(true).open(path)?;
+    let mut file = secure_file::options().read(true).open(path)?;
     let end = whole_lines(&mut file)?;
     file.set_len(end)?;
     file.seek(SeekFrom::Start(end))?;

@@ -31,11 +31,11 @@ use super::{
 use crate::{
     compliance::{
         client_files::Settings,
-        kept::Kept,
+        policy_file::Kept,
         spool::{Report, Spool},
     },
     event::Event,
-    platform::{Clock, Environment, Paths, Timestamp, private},
+    platform::{Clock, Environment, Paths, Timestamp, secure_file},
     stages::{BuildError, Context, Sessions},
     tail::FileKey,
 };
@@ -392,7 +392,7 @@ fn root_of(transcript: &Path) -> Option<PathBuf> {
     let is_root = root.file_name().is_some_and(|name| name == "projects");
     let is_plain = is_session && is_root && transcript.is_absolute();
     let is_real = || above.canonicalize().is_ok_and(|real| real == above);
-    let is_ours = || private::is_our_own(above);
+    let is_ours = || secure_file::is_our_own(above);
     (is_plain && is_real() && is_ours()).then(|| root.to_owned())
 }
 

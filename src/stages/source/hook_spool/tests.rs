@@ -256,7 +256,7 @@ fn reports_that_hooks_left_out_are_counted() {
     let mut world = World::new();
     let drop_some = |world: &World, count: usize| {
         let folder = world.folder.path().join("spool");
-        private::create_dir(&folder).unwrap();
+        secure_file::create_dir(&folder).unwrap();
         fs::write(folder.join("dropped"), ".".repeat(count)).unwrap();
     };
     drop_some(&world, 3);

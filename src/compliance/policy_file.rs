@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use siem_protocol::{Digest, managed::Compliance};
 
-use crate::platform::{Paths, Timestamp, file, private};
+use crate::platform::{Paths, Timestamp, file, secure_file};
 
 /// The policy's file in the state directory.
 const FILE: &str = "policy.json";
@@ -74,7 +74,7 @@ impl Kept {
     /// # Errors
     /// What the system says; what was there is still there.
     pub fn write(&self, state_dir: &Path) -> io::Result<()> {
-        private::replace(&state_dir.join(FILE), &serde_json::to_vec(self)?)
+        secure_file::replace(&state_dir.join(FILE), &serde_json::to_vec(self)?)
     }
 
     /// The policy in `state_dir`; `None` when none is there.
@@ -90,7 +90,7 @@ impl Kept {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(KeptError::Read { path, source }),
         };
-        match private::belongs_to_us(&file) {
+        match secure_file::belongs_to_us(&file) {
             Ok(true) => {}
             Ok(false) => return Err(KeptError::Foreign { path }),
             Err(source) => return Err(KeptError::Read { path, source }),
@@ -115,9 +115,9 @@ pub fn point_to(state_dir: &Path, paths: &Paths) -> io::Result<()> {
         return Ok(());
     }
     if let Some(folder) = pointer.parent() {
-        private::create_dir(folder)?;
+        secure_file::create_dir(folder)?;
     }
-    private::replace(pointer, &bytes)
+    secure_file::replace(pointer, &bytes)
 }
 
 /// The policy that the daemon of this user has left; `None` when none was ever in force.
@@ -140,7 +140,7 @@ pub fn find(paths: &Paths) -> Result<Option<Found>, KeptError> {
 fn places(paths: &Paths) -> impl Iterator<Item = PathBuf> {
     let pointed = file::open_regular(&paths.pointer).ok().flatten().and_then(|(file, _)| {
         let mut bytes = Vec::new();
-        let is_ours = private::belongs_to_us(&file).unwrap_or(false);
+        let is_ours = secure_file::belongs_to_us(&file).unwrap_or(false);
         file.take(64 << 10).read_to_end(&mut bytes).ok()?;
         let path = PathBuf::from(file::path_from_bytes(bytes));
         (is_ours && path.is_absolute()).then_some(path)
