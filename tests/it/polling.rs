@@ -10,7 +10,7 @@ use crate::support::{
     entries, eventually,
     home::Home,
     lines_with_code,
-    receiver::{Receiver, secure_file, wait_for},
+    receiver::{Receiver, private, wait_for},
     scripted::{Manages, Scripted},
 };
 use rustix::process::Signal;
