@@ -557,7 +557,9 @@ mod docs {
                 assert_eq!(passed.matches("ok  ").count(), example.matches("[[test]]").count());
             }
         }
-        let machine = write(&home, "machine.toml", &blocks("docs/configuration.md", "toml")[0]);
+        let mut examples = blocks("docs/configuration.md", "toml").into_iter();
+        let locking = examples.find(|example| example.starts_with("locked = ")).unwrap();
+        let machine = write(&home, "machine.toml", &locking);
         let managed = write(&home, "managed.json", &blocks("docs/configuration.md", "json")[0]);
         printed(&home, &["config", "check", &machine, &managed]);
         assert!(printed(&home, &["test", &machine, &managed]).ends_with("1 test passed\n"));
