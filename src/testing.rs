@@ -11,13 +11,13 @@
 
 use crate::{
     event::Event,
-    pipeline::judge::{Judge, Outcome},
+    pipeline::filter_chain::{FilterChain, Outcome},
     stages::{BuildError, Record, StageOptions, filter},
     tail::Origin,
 };
 
 /// A filter under test, by its type.
-pub struct FilterTest(Judge);
+pub struct FilterTest(FilterChain);
 
 /// What became of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl FilterTest {
     /// [`BuildError`] when there is no such filter or an option is wrong.
     pub fn new(name: &str, options: &str) -> Result<Self, BuildError> {
         let filter = filter::build(name, &StageOptions::from_toml(options)?)?;
-        Ok(Self(Judge::new(vec![(name.to_owned(), filter)])))
+        Ok(Self(FilterChain::new(vec![(name.to_owned(), filter)])))
     }
 
     /// Runs a line through it.
@@ -56,7 +56,7 @@ impl FilterTest {
     }
 
     fn record(&mut self, record: &Record<'_>) -> Seen {
-        match self.0.judge(record) {
+        match self.0.check(record) {
             Outcome::Keep(None) => Seen::Kept,
             Outcome::Keep(Some(edited)) => {
                 Seen::Edited(String::from_utf8_lossy(&edited.line).into_owned())

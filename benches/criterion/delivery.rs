@@ -12,7 +12,7 @@ use ai_agent::{
     config::Shipping,
     frame::Codec,
     pipeline::{
-        delivery::{Delivering, Ending, Orders},
+        delivery::{SinkControl, SinkTask, StopMode},
         outbox::Outbox,
     },
     platform::{Environment, Paths, SystemClock, SystemPower},
@@ -66,20 +66,20 @@ async fn drain(outbox: &Arc<Outbox>, address: SocketAddr, compression: &str) {
     );
     let options = StageOptions::from_toml(&options).expect("it is TOML");
     let sink = sink::build("http-siem", &options, &context).expect("the options are right");
-    let delivering = Delivering {
+    let delivering = SinkTask {
         name: frames::SINK.to_owned(),
         sink,
         outbox: Arc::clone(outbox),
         identity: Arc::new(context.identity),
         clock: context.clock,
         jitter: Box::new(|| 0.0),
-        pace: None,
+        rate_limit: None,
         progress: watch::Sender::default(),
         report: Arc::new(|_| {}),
         new_epoch: Arc::new(String::new),
     };
     let (_orders, watched) =
-        watch::channel(Orders::new(Shipping::default(), 0).until(Ending::Drained));
+        watch::channel(SinkControl::new(Shipping::default(), 0).until(StopMode::WhenDrained));
     delivering.run(watched).await;
     assert_eq!(outbox.stored_bytes(), 0, "not everything was delivered");
 }

@@ -33,9 +33,9 @@ fn filters(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(session.len() as u64));
     for name in records::FILTERS {
         group.bench_function(name, |bencher| {
-            let judge = || records::judge(&[name]);
-            let run = |mut judge| records::judge_all(&mut judge, &origin, &pieces);
-            bencher.iter_batched(judge, run, criterion::BatchSize::LargeInput);
+            let filters = || records::filter_chain(&[name]);
+            let run = |mut filters| records::check_all(&mut filters, &origin, &pieces);
+            bencher.iter_batched(filters, run, criterion::BatchSize::LargeInput);
         });
     }
     group.finish();

@@ -6,9 +6,11 @@ use ai_agent::{
     config::Shipping,
     frame::Codec,
     pipeline::{
-        group::{Filling, Stages},
-        judge::Judge,
-        outbox::{Group, Outbox, SinkRegistration, Start},
+        filter_chain::FilterChain,
+        group::{Group, GroupStart},
+        group_builder::GroupBuilder,
+        outbox::{Outbox, SinkRegistration},
+        record_stages::RecordStages,
     },
     platform::Timestamp,
     protocol::Digest,
@@ -24,31 +26,31 @@ const ROW: [u8; 600] = [b'x'; 600];
 
 /// Encodes lines as groups, after `start` and without filters, and shows each.
 pub fn encode(
-    start: Start,
+    start: GroupStart,
     codec: Codec,
     origin: &Origin,
     pieces: &[Piece<'_>],
     mut show: impl FnMut(Group),
 ) {
-    let mut stages = Stages::new(Judge::new(Vec::new()), Vec::new());
-    let mut filling = Filling::new(start, Digest::ZERO, Shipping::default(), codec);
+    let mut stages = RecordStages::new(FilterChain::new(Vec::new()), Vec::new());
+    let mut builder = GroupBuilder::new(start, Digest::ZERO, Shipping::default(), codec);
     // As many at once as the tail reads.
     for pieces in pieces.chunks(64) {
         let chunk = Chunk { origin, pieces, checkpoint: Some(&ROW), unread: 0, events: Vec::new() };
-        filling.chunk(chunk, "claude-sessions", "claude-code", &mut stages, NOW);
-        if !filling.has_room() {
-            show(filling.take(NOW));
+        builder.chunk(chunk, "claude-sessions", "claude-code", &mut stages, NOW);
+        if !builder.has_room() {
+            show(builder.take(NOW));
         }
     }
-    if !filling.is_empty() {
-        show(filling.take(NOW));
+    if !builder.is_empty() {
+        show(builder.take(NOW));
     }
 }
 
 /// Where an outbox begins.
 #[must_use]
-pub fn beginning() -> Start {
-    Start { seq: 1, chain: Digest::ZERO, totals: Default::default() }
+pub fn beginning() -> GroupStart {
+    GroupStart { seq: 1, chain: Digest::ZERO, totals: Default::default() }
 }
 
 /// An empty outbox in a folder.

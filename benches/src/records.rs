@@ -1,7 +1,7 @@
 //! Records through filters: scan and verdict, nothing stored.
 
 use ai_agent::{
-    pipeline::judge::{Judge, Outcome},
+    pipeline::filter_chain::{FilterChain, Outcome},
     stages::{Record, StageOptions, filter},
     tail::{Origin, Piece},
 };
@@ -10,29 +10,29 @@ use ai_agent::{
 pub const FILTERS: [&str; 6] =
     ["compact", "dedupe", "ignore-types", "sidechain", "meta", "tool-call"];
 
-/// A judge with these filters, their options as they come.
+/// A filters with these filters, their options as they come.
 #[must_use]
-pub fn judge(filters: &[&str]) -> Judge {
+pub fn filter_chain(filters: &[&str]) -> FilterChain {
     let build = |name: &&str| {
         let sample = ai_agent::stages::all().into_iter().find(|stage| stage.name == *name);
         let options = StageOptions::from_toml(sample.map_or("", |stage| stage.sample)).unwrap();
         ((*name).to_owned(), filter::build(name, &options).unwrap())
     };
-    Judge::new(filters.iter().map(build).collect())
+    FilterChain::new(filters.iter().map(build).collect())
 }
 
 /// Judges each line, and stores them all; how many are kept.
-pub fn judge_all(judge: &mut Judge, origin: &Origin, pieces: &[Piece<'_>]) -> usize {
+pub fn check_all(filters: &mut FilterChain, origin: &Origin, pieces: &[Piece<'_>]) -> usize {
     let kept = pieces
         .iter()
         .filter(|piece| {
             let Piece::Line { offset, bytes, .. } = **piece else { return false };
             let record = Record::new(origin, offset, bytes);
-            matches!(judge.judge(&record), Outcome::Keep(_))
+            matches!(filters.check(&record), Outcome::Keep(_))
         })
         .count();
-    judge.take_events();
-    judge.commit();
+    filters.take_events();
+    filters.commit();
     kept
 }
 
@@ -47,10 +47,10 @@ mod tests {
         let session = session(2 << 20);
         let (origin, pieces) = (origin(), pieces(&session));
         for name in FILTERS.into_iter().skip(1) {
-            let mut judge = judge(&[name]);
+            let mut filters = filter_chain(&[name]);
             let touched = pieces.iter().any(|piece| {
                 let Piece::Line { offset, bytes, .. } = *piece else { return false };
-                judge.judge(&Record::new(&origin, offset, bytes)) != Outcome::Keep(None)
+                filters.check(&Record::new(&origin, offset, bytes)) != Outcome::Keep(None)
             });
             assert!(touched, "{name}");
         }

@@ -25,9 +25,9 @@ use crate::{
     event::Event,
     pipeline::{
         assembly,
-        candidate::Tests,
-        facts::{Applied, Attempted, From, Refused},
+        config_status::{Applied, Attempted, ChangeOrigin, Refused},
         reload::{Plan, Reload, named_files},
+        validate::TestScope,
     },
     siem::{Connection, FetchError, Fetched, SignedAnswer},
     stages::{Context, source::Waker},
@@ -55,7 +55,7 @@ pub(crate) struct Keeper<'a> {
     /// What was tried and named files, refused or not: a change of them is worth another try.
     named: BTreeSet<PathBuf>,
     /// Contents that were refused, each said once.
-    refused: BTreeSet<(From, Digest)>,
+    refused: BTreeSet<(ChangeOrigin, Digest)>,
     /// Whether a person asked for the last try, who wants to know what came of it.
     is_asked: bool,
     /// Whether the server did not answer the last time.
@@ -147,7 +147,7 @@ impl<'a> Keeper<'a> {
                 Err(managed::KEPT_IS_FOREIGN.to_owned())
             }
             Ok(Some(answer)) => self
-                .accept(Some(answer), Tests::Managed)
+                .accept(Some(answer), TestScope::Managed)
                 .map_err(|reason| format!("{}: {reason}", managed::KEPT_IS_WRONG)),
             Err(reason) => Err(reason),
         };
@@ -163,7 +163,7 @@ impl<'a> Keeper<'a> {
             Err(reason) => {
                 // Said to the server too: whoever changes what is kept brings the local
                 // configuration back.
-                self.refuse(From::Server, Digest::of(reason.as_bytes()), reason);
+                self.refuse(ChangeOrigin::Server, Digest::of(reason.as_bytes()), reason);
                 false
             }
         }
@@ -219,8 +219,8 @@ impl<'a> Keeper<'a> {
                 return (Outcome::Answered, None);
             }
             Err(failure) if failure.is_refusal() => {
-                self.tried(From::Server, None);
-                self.refuse(From::Server, failure.content(), causes(&failure));
+                self.tried(ChangeOrigin::Server, None);
+                self.refuse(ChangeOrigin::Server, failure.content(), causes(&failure));
                 return (Outcome::Answered, None);
             }
             Err(failure) => {
@@ -243,17 +243,17 @@ impl<'a> Keeper<'a> {
         if self.answer.as_ref().is_some_and(|known| known.body == answer.body) {
             self.keep(&answer);
             self.answer = Some(answer);
-            self.clear(From::Server);
+            self.clear(ChangeOrigin::Server);
             return (Outcome::Answered, None);
         }
         let content = Digest::of(answer.body.as_bytes());
-        let accepted = self.accept(Some(answer), Tests::Managed);
+        let accepted = self.accept(Some(answer), TestScope::Managed);
         let revision = accepted.as_ref().ok().and_then(|candidate| candidate.revision.clone());
-        self.tried(From::Server, revision);
+        self.tried(ChangeOrigin::Server, revision);
         match accepted {
             Ok(candidate) => (Outcome::Answered, Some(candidate)),
             Err(reason) => {
-                self.refuse(From::Server, content, reason);
+                self.refuse(ChangeOrigin::Server, content, reason);
                 (Outcome::Answered, None)
             }
         }
@@ -263,8 +263,8 @@ impl<'a> Keeper<'a> {
     pub(crate) fn read_files(&mut self, is_asked: bool) -> Option<Candidate> {
         self.is_asked = is_asked;
         self.became = Became::Unchanged;
-        self.tried(From::Files, self.context.revision.get());
-        let accepted = self.accept(self.answer.clone(), Tests::All);
+        self.tried(ChangeOrigin::Files, self.context.revision.get());
+        let accepted = self.accept(self.answer.clone(), TestScope::All);
         let accepted = accepted.and_then(|candidate| {
             self.named.extend(named_files(&candidate.loaded.settings, &self.context));
             match candidate.loaded.missing_for_delivery() {
@@ -272,7 +272,8 @@ impl<'a> Keeper<'a> {
                 None => Ok(candidate),
             }
         });
-        let refuse = |reason: String| self.refuse(From::Files, self.content(&reason), reason);
+        let refuse =
+            |reason: String| self.refuse(ChangeOrigin::Files, self.content(&reason), reason);
         accepted.map_err(refuse).ok()
     }
 
@@ -281,7 +282,7 @@ impl<'a> Keeper<'a> {
     pub(crate) fn change(
         &mut self,
         candidate: Candidate,
-        from: From,
+        from: ChangeOrigin,
         waker: &Waker,
     ) -> Option<Reload> {
         let mut context = self.context.clone();
@@ -310,7 +311,7 @@ impl<'a> Keeper<'a> {
             Err(error) => {
                 let reason = causes(&error);
                 let content = match (from, &answer) {
-                    (From::Server, Some(answer)) => Digest::of(answer.body.as_bytes()),
+                    (ChangeOrigin::Server, Some(answer)) => Digest::of(answer.body.as_bytes()),
                     _ => self.content(&reason),
                 };
                 self.refuse(from, content, reason);
@@ -325,7 +326,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// Puts an answer over the local layers, as they are now.
-    fn accept(&self, answer: Option<SignedAnswer>, tests: Tests) -> Result<Candidate, String> {
+    fn accept(&self, answer: Option<SignedAnswer>, tests: TestScope) -> Result<Candidate, String> {
         managed::accept(self.surroundings, self.explicit, answer, &self.context, tests)
     }
 
@@ -392,14 +393,14 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    fn tried(&mut self, from: From, revision: Option<String>) {
+    fn tried(&mut self, from: ChangeOrigin, revision: Option<String>) {
         let at = self.context.clock.now();
         let attempted = Some(Attempted { from, revision, at });
         self.status.change(|facts| facts.attempted = attempted);
     }
 
     /// Says why a configuration is refused: once for each content.
-    fn refuse(&mut self, from: From, content: Digest, reason: String) {
+    fn refuse(&mut self, from: ChangeOrigin, content: Digest, reason: String) {
         /// More are no accident; then they are said again.
         const MOST: usize = 1000;
 
@@ -414,8 +415,9 @@ impl<'a> Keeper<'a> {
                 reason,
                 "{}",
                 match from {
-                    From::Server => "managed configuration was refused, what was in force stays",
-                    From::Files => "configuration was refused, what was in force stays",
+                    ChangeOrigin::Server =>
+                        "managed configuration was refused, what was in force stays",
+                    ChangeOrigin::Files => "configuration was refused, what was in force stays",
                 }
             );
         }
@@ -429,7 +431,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// Something better came from where one was refused.
-    fn clear(&mut self, from: From) {
+    fn clear(&mut self, from: ChangeOrigin) {
         self.refused.retain(|(known, _)| *known != from);
         self.status.change(|facts| {
             facts.refused = facts.refused.take().filter(|refused| refused.from != from);

@@ -10,8 +10,8 @@ use crate::{
     config::{ConfigError, Loaded, Managed},
     pipeline::{
         assembly,
-        candidate::{self, Tests},
-        group::Stages,
+        record_stages::RecordStages,
+        validate::{self, TestScope},
     },
     siem::SignedAnswer,
     stages::Context,
@@ -22,7 +22,7 @@ use crate::{
 pub(crate) struct Candidate {
     pub(crate) loaded: Box<Loaded>,
     /// Its filters and enrichers.
-    pub(crate) stages: Stages,
+    pub(crate) stages: RecordStages,
     /// Its managed layer, as it came.
     pub(crate) answer: Option<SignedAnswer>,
     /// The revision of that.
@@ -66,7 +66,7 @@ fn last_accepted(
              HMAC secret"
         ),
     }
-    let candidate = accept(surroundings, explicit, Some(answer), &context, Tests::Managed);
+    let candidate = accept(surroundings, explicit, Some(answer), &context, TestScope::Managed);
     candidate
         .inspect_err(|reason| warn!(code = "managed_config_invalid", reason, "{KEPT_IS_WRONG}"))
         .ok()
@@ -83,7 +83,7 @@ pub(crate) fn accept(
     explicit: Option<&Path>,
     answer: Option<SignedAnswer>,
     context: &Context,
-    tests: Tests,
+    tests: TestScope,
 ) -> Result<Candidate, String> {
     let read = |answer: &SignedAnswer| {
         Managed::read(answer.body.as_bytes(), answer.etag.as_deref())
@@ -92,7 +92,7 @@ pub(crate) fn accept(
     let managed = answer.as_ref().map(read).transpose()?;
     let wrong = |error: ConfigError| causes(&error);
     let mut loaded = surroundings.load_managed(explicit, managed.as_ref()).map_err(wrong)?;
-    let stages = candidate::accept(&loaded, context, tests).map_err(|refusal| causes(&refusal))?;
+    let stages = validate::validate(&loaded, context, tests).map_err(|refusal| causes(&refusal))?;
     loaded.warnings.extend(managed.iter().flat_map(|managed| managed.warnings.clone()));
     let revision = managed.map(|managed| {
         // One without a name is in force all the same.

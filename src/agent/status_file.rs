@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use crate::{
-    pipeline::facts::{ConfigFacts, Facts},
+    pipeline::config_status::{ConfigStatus, SharedConfigStatus},
     platform::{Clock, Timestamp, secure_file},
 };
 
@@ -18,7 +18,7 @@ pub(crate) struct Status {
     path: PathBuf,
     pub(crate) started_at: Timestamp,
     /// What became of configurations.
-    pub(crate) facts: Facts,
+    pub(crate) facts: SharedConfigStatus,
     /// Whether it could not be written the last time.
     is_stuck: bool,
 }
@@ -27,13 +27,13 @@ impl Status {
     /// Begins with what the agent before had from the server, and nothing else of it.
     pub(crate) fn begin(state_dir: &std::path::Path, clock: &dyn Clock) -> Self {
         let path = state_dir.join(FILE);
-        let facts = Facts::default();
+        let facts = SharedConfigStatus::default();
         facts.change(|facts| facts.signed_at = signed_at(&path));
         Self { path, started_at: clock.now(), facts, is_stuck: false }
     }
 
     /// Changes the facts, and the file with them.
-    pub(crate) fn change(&mut self, change: impl FnOnce(&mut ConfigFacts)) {
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut ConfigStatus)) {
         if !self.facts.change(change) {
             return;
         }

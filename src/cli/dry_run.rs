@@ -19,7 +19,7 @@ use crate::{
         accounting::{Count, Share},
         assembly,
         dry_run::{DryRun, Summary},
-        group::{Fate, Seen},
+        record_stages::{Disposition, Observation},
     },
     units::Size,
 };
@@ -38,7 +38,7 @@ pub(super) fn execute(explicit: Option<&Path>, json: bool) -> Result<(), Failure
     let verdicts = Arc::new(Mutex::new(Vec::new()));
     if json {
         let verdicts = Arc::clone(&verdicts);
-        stages.witness = Some(Box::new(move |seen| {
+        stages.observer = Some(Box::new(move |seen| {
             let mut verdicts = verdicts.lock().unwrap_or_else(PoisonError::into_inner);
             verdicts.extend_from_slice(verdict(seen).to_string().as_bytes());
             verdicts.push(b'\n');
@@ -71,16 +71,16 @@ pub(super) fn execute(explicit: Option<&Path>, json: bool) -> Result<(), Failure
     }
 }
 
-fn verdict(seen: &Seen<'_, '_>) -> Value {
+fn verdict(seen: &Observation<'_, '_>) -> Value {
     let record = seen.record;
-    let (verdict, stage, reason) = match seen.fate {
-        Fate::Blank => ("blank", None, None),
-        Fate::Shipped(None) => ("keep", None, None),
-        Fate::Shipped(Some(edited)) => ("edit", Some(&*edited.by), None),
-        Fate::Dropped(stage, reason) => ("drop", Some(stage), Some(reason)),
+    let (verdict, stage, reason) = match seen.disposition {
+        Disposition::Blank => ("blank", None, None),
+        Disposition::Shipped(None) => ("keep", None, None),
+        Disposition::Shipped(Some(edited)) => ("edit", Some(&*edited.by), None),
+        Disposition::Dropped(stage, reason) => ("drop", Some(stage), Some(reason)),
     };
-    let edited = match seen.fate {
-        Fate::Shipped(edited) => edited,
+    let edited = match seen.disposition {
+        Disposition::Shipped(edited) => edited,
         _ => None,
     };
     let cut: u64 = edited.iter().flat_map(|edited| &edited.cut).map(|cut| cut.bytes).sum();

@@ -17,8 +17,8 @@ use super::{
 use crate::{
     config::did_you_mean,
     pipeline::{
+        orphaned_sinks,
         outbox::{OrphanedSink, OutboxStats},
-        removed,
     },
     text::times,
     units::Size,
@@ -186,7 +186,7 @@ fn forget(store: &Store, name: &str, say: Say<'_>) -> Result<(), Failure> {
     };
     let before = store.outbox.stored_bytes();
     let gone = name.to_owned();
-    store.report_with(removed::told(sink, true), move |outbox, group| {
+    store.report_with(orphaned_sinks::removal_event(sink, true), move |outbox, group| {
         outbox.forget_sink(&gone, group)
     })?;
     let freed = Size(before.saturating_sub(store.outbox.stored_bytes()));

@@ -26,11 +26,11 @@ use crate::{
     event::Event,
     pipeline::{
         assembly,
-        fault::{Fault, Unfinished},
+        fault::{CatchUpError, Fault},
         ingest::{Inbox, Report, Until},
+        orphaned_sinks,
         outbox::{OpenOutcome, Outbox},
         reload::named_files,
-        removed,
         runner::{Pipeline, new_epoch},
     },
     platform::{Role, Signals, StateLock, service::Notify},
@@ -149,8 +149,8 @@ impl Arguments {
             };
             let most = match (self.once, &fault) {
                 (false, _) => MOST_RESTARTS,
-                (true, Fault::Damage) => 1,
-                (true, Fault::Death(_)) => 0,
+                (true, Fault::OutboxDamaged) => 1,
+                (true, Fault::Panicked(_)) => 0,
             };
             if !restarts.allow(most, keeper.context.clock.uptime()) {
                 return Err(given_up(&fault, most, lock.dir()));
@@ -158,13 +158,13 @@ impl Arguments {
             match &fault {
                 // Opened once more, it is moved aside, and everything begins again on another: what
                 // filters remember of lines that were only in there must not drop them now.
-                Fault::Damage => {
+                Fault::OutboxDamaged => {
                     error!(
                         code = "outbox_damaged",
                         "the outbox is damaged: everything stopped, and begins again without it"
                     );
                 }
-                Fault::Death(_) => {
+                Fault::Panicked(_) => {
                     error!(code = "pipeline_restarting", %fault, "everything stopped, and begins again")
                 }
             }
@@ -183,8 +183,8 @@ enum Ended {
 fn given_up(fault: &Fault, restarts: usize, state_dir: &Path) -> Failure {
     let state_dir = state_dir.display();
     let advice = match fault {
-        Fault::Damage => format!("is the disk of `{state_dir}` failing?"),
-        Fault::Death(_) => "what is not acknowledged is kept".to_owned(),
+        Fault::OutboxDamaged => format!("is the disk of `{state_dir}` failing?"),
+        Fault::Panicked(_) => "what is not acknowledged is kept".to_owned(),
     };
     Failure::failed(match restarts {
         0 => format!("{fault}: {advice}"),
@@ -213,9 +213,9 @@ fn assemble(keeper: &Keeper<'_>, state_dir: &Path) -> Result<Pipeline, Failure> 
         false => Failure::failed(error),
     })?;
     tell(&found, &outbox.epoch(), &inbox);
-    removed::tell(&outbox, |event| inbox.report(event));
-    let facts = keeper.status.facts.clone();
-    Ok(Pipeline { sources, stages, sinks, outbox, inbox, facts, identity, clock })
+    orphaned_sinks::report(&outbox, |event| inbox.report(event));
+    let config_status = keeper.status.facts.clone();
+    Ok(Pipeline { sources, stages, sinks, outbox, inbox, config_status, identity, clock })
 }
 
 /// Reports what was found where the outbox should be.
@@ -316,7 +316,7 @@ async fn once(
             info!(code = "all_delivered", delivered, "everything is delivered");
             Ok(())
         }
-        Some(Err(Unfinished::Fault(fault))) => Err(Ended::Fault(fault, left)),
+        Some(Err(CatchUpError::Fault(fault))) => Err(Ended::Fault(fault, left)),
         Some(Err(unfinished)) => failed(Failure::failed(unfinished)),
         None => failed(Failure::failed("interrupted: what was read stays in the outbox")),
     }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::pipeline::{
     assembly,
-    trial::{self, Mismatch},
+    config_test::{self, Mismatch},
 };
 
 /// Runs the `[[test]]` tables of the configuration.
@@ -26,8 +26,8 @@ impl Arguments {
         let mut failed = 0;
         for test in &loaded.tests {
             // Each with filters that have seen nothing yet.
-            let mut judge = assembly::judge(&loaded).map_err(Failure::usage)?;
-            let mismatches = trial::run(test, &mut judge);
+            let mut filters = assembly::filters(&loaded).map_err(Failure::usage)?;
+            let mismatches = config_test::run(test, &mut filters);
             let verdict = if mismatches.is_empty() { "ok    " } else { "FAILED" };
             print(format_args!("{verdict}  {}", test.name))?;
             if !mismatches.is_empty() {

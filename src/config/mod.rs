@@ -39,7 +39,7 @@ pub use secret::{MASK, Secret, SecretError, is_secret_key};
 pub use settings::{
     AgentSettings, LogFormat, OutboxSettings, Pipeline, Settings, Shipping, StageTable,
 };
-pub use sink::{Feed, SINK_OPTIONS, Start};
+pub use sink::{SINK_OPTIONS, SinkSettings, Start};
 pub use template::template;
 pub use toml_text::SyntaxError;
 

@@ -3,7 +3,7 @@
 use figment::value::{Dict, Value};
 
 use super::{
-    ConfigError, Feed, Pipeline, StageOptions, StageTable, merged::Merged, secret,
+    ConfigError, Pipeline, SinkSettings, StageOptions, StageTable, merged::Merged, secret,
     settings::PipelineTable,
 };
 use crate::platform::secure_file;
@@ -108,12 +108,12 @@ impl Kind<'_> {
             self.check_built_in(name, &stage, enabled)?;
         }
         let mut table = table.clone();
-        let feed = match self.kind {
-            "sink" => Feed::take(name, &mut table, self.merged)?,
-            _ => Feed::default(),
+        let sink_settings = match self.kind {
+            "sink" => SinkSettings::take(name, &mut table, self.merged)?,
+            _ => SinkSettings::default(),
         };
         let options = StageOptions::tagged(table);
-        Ok(StageTable { name: name.to_owned(), stage, enabled, feed, options })
+        Ok(StageTable { name: name.to_owned(), stage, enabled, sink_settings, options })
     }
 
     fn check_built_in(&self, name: &str, stage: &str, enabled: bool) -> Result<(), ConfigError> {

@@ -10,7 +10,8 @@ use siem_protocol::{
 };
 
 use super::{
-    ConfigError, Feed, StageOptions, inline_tests::TestTable, managed::Allowed, merged::Merged,
+    ConfigError, SinkSettings, StageOptions, inline_tests::TestTable, managed::Allowed,
+    merged::Merged,
 };
 use crate::{
     compliance::policy,
@@ -118,7 +119,7 @@ pub struct StageTable {
     /// Whether it runs.
     pub enabled: bool,
     /// How it is fed, if it is a sink.
-    pub feed: Feed,
+    pub sink_settings: SinkSettings,
     /// What its table says besides.
     pub options: StageOptions,
 }

@@ -19,7 +19,7 @@ max_bytes_per_second = "1 MiB"
 
 /// How a sink is fed, whatever its type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Feed {
+pub struct SinkSettings {
     /// Where it begins when it is new to the outbox.
     pub start: Start,
     /// How many bytes it may send in a second, on average; `None` for any number.
@@ -51,7 +51,7 @@ struct FeedTable {
 /// The names of these options.
 pub(super) const KEYS: [&str; 2] = ["start", "max_bytes_per_second"];
 
-impl Feed {
+impl SinkSettings {
     /// Takes what is said of it out of the table of the sink `name`.
     pub(super) fn take(
         name: &str,

@@ -27,7 +27,7 @@ use crate::{
     config::Loaded,
     event::Event,
     logging as log_level,
-    pipeline::{facts::Facts, runner::View},
+    pipeline::{config_status::SharedConfigStatus, runner::PipelineHandle},
     platform::Timestamp,
     stages::Context,
     text::{causes, times},
@@ -76,7 +76,7 @@ enum Doing {
     /// A pipeline begins, or begins again.
     Starting,
     /// This one runs.
-    Running(View),
+    Running(PipelineHandle),
     /// The last one ends.
     Stopping,
 }
@@ -84,7 +84,7 @@ enum Doing {
 /// What the agent that runs can be asked, shared with those who ask.
 pub(crate) struct Desk {
     started_at: Timestamp,
-    facts: Facts,
+    facts: SharedConfigStatus,
     in_force: Mutex<(Arc<Loaded>, Context)>,
     /// What there is to ask.
     doing: watch::Sender<Doing>,
@@ -95,7 +95,7 @@ impl Desk {
     /// A desk before there is a pipeline, and those who ask it for a reload.
     pub(crate) fn new(
         started_at: Timestamp,
-        facts: Facts,
+        facts: SharedConfigStatus,
         loaded: Arc<Loaded>,
         context: Context,
     ) -> (Arc<Self>, mpsc::Receiver<Asker>) {
@@ -111,7 +111,7 @@ impl Desk {
     }
 
     /// This pipeline runs.
-    pub(crate) fn runs(&self, view: View) {
+    pub(crate) fn runs(&self, view: PipelineHandle) {
         self.doing.send_replace(Doing::Running(view));
     }
 
@@ -304,7 +304,7 @@ impl Desk {
     }
 
     /// The pipeline that runs; what the agent is at when none does.
-    fn view(&self) -> Result<View, Phase> {
+    fn view(&self) -> Result<PipelineHandle, Phase> {
         match &*self.doing.borrow() {
             Doing::Starting => Err(Phase::Starting),
             Doing::Running(view) => Ok(view.clone()),
@@ -313,7 +313,7 @@ impl Desk {
     }
 
     /// The pipeline that runs, or will in a moment.
-    async fn ready(&self, patience: Duration) -> Result<View, Reply> {
+    async fn ready(&self, patience: Duration) -> Result<PipelineHandle, Reply> {
         let mut doing = self.doing.subscribe();
         let has_begun = doing.wait_for(|doing| !matches!(doing, Doing::Starting));
         // What it is at now decides, also when it took too long.

@@ -12,9 +12,10 @@ use crate::{
     event::Event,
     frame::Codec,
     pipeline::{
-        group::Filling,
-        outbox::{Group, Outbox, OutboxError},
-        runner::View,
+        group::Group,
+        group_builder::GroupBuilder,
+        outbox::{Outbox, OutboxError},
+        runner::PipelineHandle,
     },
     platform::{Role, StateLock},
     stages::Context,
@@ -36,7 +37,7 @@ enum Held {
     /// By this command: no agent runs as long as this is there.
     Command(#[expect(dead_code, reason = "it is held")] StateLock),
     /// By the agent that this process is.
-    Agent(View),
+    Agent(PipelineHandle),
 }
 
 impl Store {
@@ -65,7 +66,7 @@ impl Store {
     }
 
     /// That of the agent that this process is.
-    pub(crate) fn of_running(view: View, loaded: Arc<Loaded>, context: Context) -> Self {
+    pub(crate) fn of_running(view: PipelineHandle, loaded: Arc<Loaded>, context: Context) -> Self {
         let outbox = Arc::clone(view.outbox());
         Self { outbox, loaded, context, held: Held::Agent(view) }
     }
@@ -79,9 +80,10 @@ impl Store {
     ) -> Result<(), Failure> {
         let (config, now) = (self.loaded.settings.config_hash(), self.context.clock.now());
         let job = move |outbox: &Outbox| {
-            let mut filling = Filling::new(outbox.end(), config, Shipping::default(), Codec::Zstd);
-            filling.event(&event, now);
-            change(outbox, &filling.take(now))
+            let mut builder =
+                GroupBuilder::new(outbox.end(), config, Shipping::default(), Codec::Zstd);
+            builder.event(&event, now);
+            change(outbox, &builder.take(now))
         };
         let changed = match &self.held {
             Held::Command(_) => job(&self.outbox),

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{group::Stages, judge::Judge, outbox::SinkRegistration};
+use super::{filter_chain::FilterChain, outbox::SinkRegistration, record_stages::RecordStages};
 use crate::{
     config::{ConfigError, HTTP_SIEM, Loaded, Pipeline, StageTable},
     siem::Connection,
@@ -45,9 +45,9 @@ const RESERVED: [&str; 23] = [
 ///
 /// # Errors
 /// [`ConfigError`] for the first stage that can't be built.
-pub fn stages(loaded: &Loaded, context: &Context) -> Result<Stages, ConfigError> {
+pub fn stages(loaded: &Loaded, context: &Context) -> Result<RecordStages, ConfigError> {
     let pipeline = &loaded.settings.pipeline;
-    let judge = judge(loaded)?;
+    let filters = filters(loaded)?;
     if let Some(table) = pipeline.enrichers.iter().find(|table| RESERVED.contains(&&*table.name)) {
         let problem = "names a member that every entry has: give the enricher another name";
         return Err(loaded.wrong(&format!("enricher.{}", table.name), problem));
@@ -55,18 +55,18 @@ pub fn stages(loaded: &Loaded, context: &Context) -> Result<Stages, ConfigError>
     let enrichers = build(loaded, Kind::Enricher, &pipeline.enrichers, |table| {
         enricher::build(&table.stage, &table.options, context)
     })?;
-    Ok(Stages::new(judge, enrichers))
+    Ok(RecordStages::new(filters, enrichers))
 }
 
 /// Builds the filters alone.
 ///
 /// # Errors
 /// [`ConfigError`] for the first that can't be built.
-pub fn judge(loaded: &Loaded) -> Result<Judge, ConfigError> {
+pub fn filters(loaded: &Loaded) -> Result<FilterChain, ConfigError> {
     let filters = build(loaded, Kind::Filter, &loaded.settings.pipeline.filters, |table| {
         filter::build(&table.stage, &table.options)
     })?;
-    Ok(Judge::new(filters))
+    Ok(FilterChain::new(filters))
 }
 
 /// Builds the sources.
@@ -127,7 +127,7 @@ pub fn seats(loaded: &Loaded, sinks: &[Named<dyn Sink>]) -> Vec<SinkRegistration
     let tables = &loaded.settings.pipeline.sinks;
     let seat = |(name, sink): &Named<dyn Sink>| {
         let table = tables.iter().find(|table| table.name == *name);
-        let start = table.map(|table| table.feed.start).unwrap_or_default();
+        let start = table.map(|table| table.sink_settings.start).unwrap_or_default();
         SinkRegistration { name: name.clone(), destination: sink.destination(), start }
     };
     sinks.iter().map(seat).collect()

@@ -6,9 +6,7 @@ use std::{io, sync::Arc};
 use siem_protocol::Digest;
 
 use super::{
-    accounting::Totals,
-    group::{Filling, Stages},
-    outbox::Start,
+    accounting::Totals, group::GroupStart, group_builder::GroupBuilder, record_stages::RecordStages,
 };
 use crate::{
     config::Shipping,
@@ -27,7 +25,7 @@ pub struct DryRun {
     /// What reads, under the instances' names.
     pub sources: Vec<Named<dyn Source>>,
     /// What decides and enriches.
-    pub stages: Stages,
+    pub stages: RecordStages,
     /// Hash of the configuration.
     pub config: Digest,
     /// The time.
@@ -44,32 +42,32 @@ impl DryRun {
         mut self,
         mut step: impl FnMut(&[u8], &Totals, &Survey) -> io::Result<()>,
     ) -> io::Result<Summary> {
-        let start = Start { seq: 1, chain: Digest::ZERO, totals: Totals::default() };
-        let mut filling = Filling::new(start, self.config, Shipping::default(), Codec::Plain);
+        let start = GroupStart { seq: 1, chain: Digest::ZERO, totals: Totals::default() };
+        let mut builder = GroupBuilder::new(start, self.config, Shipping::default(), Codec::Plain);
         for (name, source) in &mut self.sources {
             source.restore(&mut std::iter::empty()).map_err(io::Error::other)?;
             let label = source.label();
             loop {
                 let progress = source.read(&mut DryIntake {
-                    filling: &mut filling,
+                    builder: &mut builder,
                     stages: &mut self.stages,
                     instance: name,
                     label,
                     now: self.clock.now(),
                 });
-                let frames = filling.take(self.clock.now()).frames;
+                let frames = builder.take(self.clock.now()).frames;
                 let entries: Vec<u8> = frames.into_iter().flat_map(|frame| frame.body).collect();
                 source.sealed();
                 source.committed();
-                self.stages.judge.commit();
-                step(&entries, filling.totals(), &source.survey())?;
+                self.stages.filters.commit();
+                step(&entries, builder.totals(), &source.survey())?;
                 if let Progress::Idle { .. } = progress {
                     break;
                 }
             }
         }
         let unread = self.sources.iter().map(|(_, source)| source.survey().bytes_unread).sum();
-        Ok(Summary { totals: filling.totals().clone(), unfinished_bytes: unread })
+        Ok(Summary { totals: builder.totals().clone(), unfinished_bytes: unread })
     }
 }
 
@@ -84,8 +82,8 @@ pub struct Summary {
 
 /// Takes chunks and stores none.
 struct DryIntake<'a> {
-    filling: &'a mut Filling,
-    stages: &'a mut Stages,
+    builder: &'a mut GroupBuilder,
+    stages: &'a mut RecordStages,
     instance: &'a str,
     label: &'static str,
     now: Timestamp,
@@ -93,17 +91,17 @@ struct DryIntake<'a> {
 
 impl Intake for DryIntake<'_> {
     fn take(&mut self, chunk: Chunk<'_>) {
-        self.filling.chunk(chunk, self.instance, self.label, self.stages, self.now);
+        self.builder.chunk(chunk, self.instance, self.label, self.stages, self.now);
     }
 
     fn report(&mut self, _event: Event) {}
 
     fn forget(&mut self, file: FileKey) {
-        self.stages.judge.forget(file);
+        self.stages.filters.forget(file);
     }
 
     fn has_room(&self) -> bool {
-        self.filling.has_room()
+        self.builder.has_room()
     }
 
     fn checkpoint(&self, _generation: &GenerationId) -> Option<Vec<u8>> {

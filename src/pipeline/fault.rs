@@ -7,15 +7,15 @@ use tokio::sync::watch;
 pub enum Fault {
     /// The store turned out to be damaged.
     #[error("the outbox is damaged")]
-    Damage,
+    OutboxDamaged,
     /// A part of it panicked and is gone. Without content: a panic's message may quote a record.
     #[error("{0} failed and is gone, the log says where")]
-    Death(String),
+    Panicked(String),
 }
 
 /// Why not everything was read and delivered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unfinished {
+pub enum CatchUpError {
     /// The pipeline can't go on.
     #[error(transparent)]
     Fault(#[from] Fault),

@@ -2,19 +2,21 @@
 
 pub mod accounting;
 pub mod assembly;
-pub mod candidate;
+pub mod backpressure;
+pub mod config_status;
+pub mod config_test;
 pub mod delivery;
 pub mod dry_run;
-pub mod facts;
 pub mod fault;
+pub mod filter_chain;
 pub mod group;
+pub mod group_builder;
 pub mod ingest;
-pub mod judge;
+pub mod orphaned_sinks;
 pub mod outbox;
+pub mod record_stages;
 pub mod reload;
-pub mod removed;
-pub mod room;
 pub mod runner;
 #[cfg(test)]
 mod simulation;
-pub mod trial;
+pub mod validate;

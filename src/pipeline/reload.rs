@@ -8,7 +8,7 @@ use std::{
 
 use siem_protocol::Digest;
 
-use super::{assembly, group::Stages, ingest::Exchange};
+use super::{assembly, ingest::Reconfiguration, record_stages::RecordStages};
 use crate::{
     config::{ConfigError, Loaded, Settings, StageTable},
     event::Event,
@@ -32,7 +32,7 @@ pub struct Reload {
     /// The settings.
     pub settings: Settings,
     /// What is for the thread that reads.
-    pub exchange: Exchange,
+    pub exchange: Reconfiguration,
     /// All sinks in their order; without one, that of this name stays.
     pub sinks: Vec<(String, Option<Box<dyn Sink>>)>,
 }
@@ -59,7 +59,7 @@ impl Plan {
         &self,
         next: &Self,
         loaded: &Loaded,
-        stages: Stages,
+        stages: RecordStages,
         context: &Context,
         waker: &Waker,
         events: Vec<Event>,
@@ -95,7 +95,7 @@ impl Plan {
             };
             sinks.push((table.name.clone(), sink));
         }
-        let exchange = Exchange {
+        let exchange = Reconfiguration {
             stages,
             same_filters,
             sources,

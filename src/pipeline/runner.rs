@@ -1,33 +1,34 @@
 //! Runs a pipeline: the ingest thread, a task for each sink, and their end.
 
-mod sinks;
+mod handle;
+mod sink_tasks;
 #[cfg(test)]
 mod tests;
-mod view;
 
 use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
 
+pub use handle::{FlushError, IngestUnresponsive, PipelineHandle};
 use siem_protocol::{Digest, Identity};
-use sinks::Sinks;
+use sink_tasks::SinkTasks;
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
-pub use view::{NotReading, Unflushed, View};
 
 use super::{
-    delivery::{Ending, Orders, Progress},
-    facts::Facts,
-    fault::{Fault, Faults, Unfinished},
-    group::{Filling, Stages},
-    ingest::{Inbox, Ingest, Read, Report, Until, Work, Writer},
+    backpressure::Backpressure,
+    config_status::SharedConfigStatus,
+    delivery::{SinkControl, SinkProgress, StopMode},
+    fault::{CatchUpError, Fault, Faults},
+    group_builder::GroupBuilder,
+    ingest::{Inbox, Ingest, IngestState, Read, Report, Until, Writer},
+    orphaned_sinks,
     outbox::{Outbox, OutboxError},
+    record_stages::RecordStages,
     reload::Reload,
-    removed,
-    room::Room,
 };
 use crate::{
-    config::{Feed, Settings, Shipping},
+    config::{Settings, Shipping, SinkSettings},
     event::Event,
     frame::Codec,
     platform::Clock,
@@ -51,7 +52,7 @@ pub struct Pipeline {
     /// What reads, under the instances' names.
     pub sources: Vec<Named<dyn Source>>,
     /// What decides and enriches.
-    pub stages: Stages,
+    pub stages: RecordStages,
     /// What delivers, under the instances' names.
     pub sinks: Vec<Named<dyn Sink>>,
     /// What lies between.
@@ -59,7 +60,7 @@ pub struct Pipeline {
     /// Wakes and stops reading; the sources were given its waker.
     pub inbox: Arc<Inbox>,
     /// What became of configurations.
-    pub facts: Facts,
+    pub config_status: SharedConfigStatus,
     /// Who the agent is.
     pub identity: Identity,
     /// The time.
@@ -76,7 +77,7 @@ pub struct Running {
     reading: watch::Receiver<bool>,
     /// How far reading is.
     read: watch::Receiver<Read>,
-    sinks: Sinks,
+    sinks: SinkTasks,
     faults: Faults,
 }
 
@@ -86,43 +87,43 @@ impl Pipeline {
     pub fn start(self, settings: &Settings, until: Until, mut report: Report) -> Running {
         let outbox = Arc::new(self.outbox);
         let faults = Faults::new();
-        faults.when(outbox.watch_damage(), Fault::Damage);
+        faults.when(outbox.watch_damage(), Fault::OutboxDamaged);
         // Frames are stored as the first sink likes them; the others encode anew.
         let codec = self.sinks.first().map_or(Codec::Zstd, |(_, sink)| sink.codec());
         let shipping = settings.shipping;
         let config = settings.config_hash();
-        let filling = Filling::new(outbox.end(), config, shipping, codec);
+        let builder = GroupBuilder::new(outbox.end(), config, shipping, codec);
         let clock = self.clock;
-        let mut sinks = Sinks {
+        let mut sinks = SinkTasks {
             tasks: Vec::new(),
             orders: orders(settings),
-            feeds: feeds(settings),
+            sink_settings: sink_settings(settings),
             outbox: Arc::clone(&outbox),
             inbox: Arc::clone(&self.inbox),
             identity: Arc::new(self.identity),
             clock: Arc::clone(&clock),
             faults: faults.clone(),
-            shown: sinks::Shown::default(),
+            shown: sink_tasks::SinkHandles::default(),
         };
         self.sinks.into_iter().for_each(|(name, sink)| sinks.begin(name, sink));
         let (reads, read) = watch::channel(Read::default());
         let ingest = Ingest {
             sources: self.sources,
             stages: self.stages,
-            filling,
+            builder,
             writer: Writer::new(Arc::clone(&outbox), codec),
             outbox: Arc::clone(&outbox),
-            room: Room::new(settings.outbox.max_bytes),
+            backpressure: Backpressure::new(settings.outbox.max_bytes),
             inbox: Arc::clone(&self.inbox),
             clock: Arc::clone(&clock),
             heartbeat: settings.agent.poll_interval,
-            facts: self.facts,
+            config_status: self.config_status,
             jitter: Box::new(fastrand::f64),
             report: Box::new(move |read| {
                 reads.send_replace(read);
                 report(read);
             }),
-            work: Work::default(),
+            state: IngestState::default(),
         };
         let (ended, reading) = watch::channel(false);
         let spawned = thread::Builder::new().name("ingest".into()).spawn(move || {
@@ -137,13 +138,13 @@ impl Pipeline {
     }
 }
 
-fn orders(settings: &Settings) -> Orders {
-    Orders::new(settings.shipping, settings.outbox.max_dead_letter_bytes)
+fn orders(settings: &Settings) -> SinkControl {
+    SinkControl::new(settings.shipping, settings.outbox.max_dead_letter_bytes)
 }
 
 /// How each sink is fed.
-fn feeds(settings: &Settings) -> BTreeMap<String, Feed> {
-    settings.pipeline.sinks.iter().map(|table| (table.name.clone(), table.feed)).collect()
+fn sink_settings(settings: &Settings) -> BTreeMap<String, SinkSettings> {
+    settings.pipeline.sinks.iter().map(|table| (table.name.clone(), table.sink_settings)).collect()
 }
 
 /// The name of a new epoch: unique, and in the order of time.
@@ -153,7 +154,7 @@ pub fn new_epoch() -> String {
 }
 
 fn reading_died() -> Fault {
-    Fault::Death("reading".to_owned())
+    Fault::Panicked("reading".to_owned())
 }
 
 impl Running {
@@ -170,8 +171,8 @@ impl Running {
 
     /// What can be asked of it, by anybody and at any time.
     #[must_use]
-    pub fn view(&self) -> View {
-        View::new(&self.outbox, &self.inbox, &self.sinks.shown)
+    pub fn view(&self) -> PipelineHandle {
+        PipelineHandle::new(&self.outbox, &self.inbox, &self.sinks.shown)
     }
 
     /// What wakes reading, for sources that are to take the place of others.
@@ -187,7 +188,7 @@ impl Running {
         self.config = exchange.config;
         // Gone without an answer when reading has ended, which is a fault or the end.
         self.inbox.exchange(exchange).await.ok();
-        self.sinks.replace(sinks, orders(&settings), feeds(&settings)).await;
+        self.sinks.replace(sinks, orders(&settings), sink_settings(&settings)).await;
     }
 
     /// Waits for what the pipeline can't go on with, which may never come.
@@ -199,8 +200,8 @@ impl Running {
     /// nothing gets on for `patience`. To be stopped afterwards in any case.
     ///
     /// # Errors
-    /// [`Unfinished`] says what keeps it.
-    pub async fn catch_up(&mut self, patience: Duration) -> Result<u64, Unfinished> {
+    /// [`CatchUpError`] says what keeps it.
+    pub async fn catch_up(&mut self, patience: Duration) -> Result<u64, CatchUpError> {
         let fault = self.faults.first();
         let work = async {
             self.read_out(patience).await?;
@@ -223,12 +224,12 @@ impl Running {
                 "reading did not end in time: what was not stored is read again"
             );
         }
-        self.sinks.end(Ending::Drained);
+        self.sinks.end(StopMode::WhenDrained);
         let end = Instant::now() + DELIVERY_ENDS;
         let drained = async {
             for sink in &mut self.sinks.tasks {
                 // One that may not send any more in time is not waited for.
-                let is_done = |progress: &Progress| {
+                let is_done = |progress: &SinkProgress| {
                     progress.drained || progress.paced_until.is_some_and(|until| until > end)
                 };
                 drop(sink.progress.wait_for(is_done).await);
@@ -251,7 +252,7 @@ impl Running {
 
     /// Waits until reading has ended by itself. A full outbox makes it wait for the sinks: as long
     /// as one of them gets on, so will reading.
-    async fn read_out(&mut self, patience: Duration) -> Result<(), Unfinished> {
+    async fn read_out(&mut self, patience: Duration) -> Result<(), CatchUpError> {
         let (mut place, mut since) = (self.place(), Instant::now());
         loop {
             let ended = self.reading.wait_for(|has_ended| *has_ended);
@@ -264,7 +265,7 @@ impl Running {
             if now != place || self.is_paced() {
                 (place, since) = (now, Instant::now());
             } else if since.elapsed() >= patience {
-                return Err(Unfinished::Reading(self.obstacles().await.join("; ")));
+                return Err(CatchUpError::Reading(self.obstacles().await.join("; ")));
             }
         }
     }
@@ -284,7 +285,7 @@ impl Running {
     /// Stops reading and says what keeps it, as far as that is known.
     async fn obstacles(&mut self) -> Vec<String> {
         let mut obstacles = Vec::new();
-        if let Some(free) = self.outbox.free_space().filter(|free| Room::is_low(*free)) {
+        if let Some(free) = self.outbox.free_space().filter(|free| Backpressure::is_low(*free)) {
             obstacles
                 .push(format!("the disk of the outbox has {free} bytes free, which is too few"));
         }
@@ -295,8 +296,8 @@ impl Running {
                 (Arc::clone(&self.outbox), Arc::clone(&self.clock), self.config);
             let attempt = tokio::task::spawn_blocking(move || {
                 let shipping = Shipping::default();
-                let mut filling = Filling::new(outbox.end(), config, shipping, Codec::Zstd);
-                outbox.commit(&filling.take(clock.now()))
+                let mut builder = GroupBuilder::new(outbox.end(), config, shipping, Codec::Zstd);
+                outbox.commit(&builder.take(clock.now()))
             });
             match timeout(READING_ENDS, attempt).await {
                 // A new epoch that begins in between is no obstacle.
@@ -307,7 +308,7 @@ impl Running {
             }
         }
         for sink in self.outbox.orphaned_sinks().iter().flatten() {
-            obstacles.push(removed::obstacle(sink));
+            obstacles.push(orphaned_sinks::obstacle(sink));
         }
         for sink in &self.sinks.tasks {
             if let Some(trouble) = &sink.progress.borrow().trouble {
@@ -321,10 +322,10 @@ impl Running {
     }
 
     /// Delivers everything that was read.
-    async fn drain(&mut self, patience: Duration) -> Result<u64, Unfinished> {
-        self.sinks.end(Ending::Drained);
+    async fn drain(&mut self, patience: Duration) -> Result<u64, CatchUpError> {
+        self.sinks.end(StopMode::WhenDrained);
         let mut delivered = 0;
-        for sinks::Task { name, progress: sink, .. } in &mut self.sinks.tasks {
+        for sink_tasks::RunningSink { name, progress: sink, .. } in &mut self.sinks.tasks {
             loop {
                 let seen = sink.borrow_and_update().clone();
                 if seen.drained {
@@ -338,13 +339,13 @@ impl Running {
                 match moved {
                     Ok(true) => {}
                     // Nobody is there any more who would ever say that it is done.
-                    Ok(false) => return Err(Fault::Death(format!("sink `{name}`")).into()),
+                    Ok(false) => return Err(Fault::Panicked(format!("sink `{name}`")).into()),
                     // It waits for what is sure to come.
                     Err(_) if sink.borrow().paced_until.is_some() => {}
                     Err(_) => {
                         let trouble = sink.borrow().trouble.clone();
                         let trouble = trouble.unwrap_or_else(|| "it takes too long".into());
-                        return Err(Unfinished::Delivery { sink: name.clone(), trouble });
+                        return Err(CatchUpError::Delivery { sink: name.clone(), trouble });
                     }
                 }
             }
@@ -365,10 +366,10 @@ impl Running {
                 return Ok(());
             }
             let shipping = Shipping::default();
-            let mut filling = Filling::new(outbox.end(), config, shipping, Codec::Zstd);
+            let mut builder = GroupBuilder::new(outbox.end(), config, shipping, Codec::Zstd);
             let now = clock.now();
-            events.iter().for_each(|event| filling.event(event, now));
-            outbox.commit(&filling.take(now))
+            events.iter().for_each(|event| builder.event(event, now));
+            outbox.commit(&builder.take(now))
         };
         let finished = tokio::task::spawn_blocking(move || {
             let events = inbox.take_left();

@@ -18,8 +18,8 @@ use ai_agent::{
     event::Event,
     frame::Codec,
     pipeline::{
-        delivery::{Delivering, Ending, Orders, Progress},
-        group::Filling,
+        delivery::{SinkControl, SinkProgress, SinkTask, StopMode},
+        group_builder::GroupBuilder,
         outbox::{Outbox, SinkRegistration},
     },
     platform::{Clock, Environment, Os, Paths, Timestamp},
@@ -88,10 +88,10 @@ impl Post {
     /// Stores events in one transaction.
     pub(crate) fn store(&self, events: impl IntoIterator<Item = Event>) {
         let start = self.outbox.end();
-        let mut filling = Filling::new(start, Digest::ZERO, self.shipping, Codec::Zstd);
-        events.into_iter().for_each(|event| filling.event(&event, NOW));
-        if !filling.is_empty() {
-            self.outbox.commit(&filling.take(NOW)).unwrap();
+        let mut builder = GroupBuilder::new(start, Digest::ZERO, self.shipping, Codec::Zstd);
+        events.into_iter().for_each(|event| builder.event(&event, NOW));
+        if !builder.is_empty() {
+            self.outbox.commit(&builder.take(NOW)).unwrap();
         }
     }
 
@@ -114,16 +114,16 @@ impl Post {
         let options = StageOptions::from_toml(&table).unwrap();
         let sink = sink::build("http-siem", &options, &self.context()).unwrap();
         let (orders, watched) =
-            watch::channel(Orders::new(self.shipping, self.max_dead_letter_bytes));
+            watch::channel(SinkControl::new(self.shipping, self.max_dead_letter_bytes));
         let progress = watch::Sender::default();
         let (log, events) = (Log::default(), Arc::new(Mutex::new(Vec::new())));
         let reported = Arc::clone(&events);
-        let delivering = Delivering {
+        let delivering = SinkTask {
             name: "siem".into(),
             sink,
             outbox: Arc::clone(&self.outbox),
             identity: Arc::new(identity()),
-            pace: None,
+            rate_limit: None,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             jitter: Box::new(|| 0.0),
             progress: progress.clone(),
@@ -177,8 +177,8 @@ fn identity() -> Identity {
 /// A delivery at work.
 pub(crate) struct Delivery {
     post: Post,
-    orders: watch::Sender<Orders>,
-    progress: watch::Sender<Progress>,
+    orders: watch::Sender<SinkControl>,
+    progress: watch::Sender<SinkProgress>,
     log: Log,
     events: Arc<Mutex<Vec<Event>>>,
     thread: JoinHandle<()>,
@@ -204,7 +204,7 @@ impl Delivery {
     }
 
     /// How it is doing.
-    pub(crate) fn progress(&self) -> Progress {
+    pub(crate) fn progress(&self) -> SinkProgress {
         self.progress.borrow().clone()
     }
 
@@ -227,7 +227,7 @@ impl Delivery {
     /// Waits until everything is delivered, and ends; gives what it logged.
     #[track_caller]
     pub(crate) fn finish(&self) -> String {
-        self.orders.send_modify(|orders| orders.ending = Ending::Drained);
+        self.orders.send_modify(|orders| orders.stop = StopMode::WhenDrained);
         let begun = Instant::now();
         while !self.thread.is_finished() {
             assert!(begun.elapsed() < PATIENCE, "not everything is delivered:\n{}", self.log());

@@ -31,8 +31,8 @@ fn filter(rounds: usize) {
     let session = session::session(SESSION);
     let (origin, pieces) = (session::origin(), session::pieces(&session));
     for _ in 0..rounds {
-        let mut judge = records::judge(&records::FILTERS);
-        black_box(records::judge_all(&mut judge, &origin, &pieces));
+        let mut filters = records::filter_chain(&records::FILTERS);
+        black_box(records::check_all(&mut filters, &origin, &pieces));
     }
 }
 

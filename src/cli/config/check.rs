@@ -12,7 +12,7 @@ use crate::{
         setup::{Files, Surroundings},
     },
     config::did_you_mean,
-    pipeline::{assembly, candidate},
+    pipeline::{assembly, validate},
 };
 
 #[derive(Args)]
@@ -43,7 +43,8 @@ impl Arguments {
                 "`locked` names `{lock}`, which is no key of this configuration{hint}"
             );
         }
-        candidate::accept(&loaded, &context, candidate::Tests::Managed).map_err(Failure::failed)?;
+        validate::validate(&loaded, &context, validate::TestScope::Managed)
+            .map_err(Failure::failed)?;
         print(format_args!("the configuration is right"))
     }
 }

@@ -18,10 +18,11 @@ use crate::{
     config::Loaded,
     pipeline::{
         accounting::{Count, Share},
-        assembly, candidate,
+        assembly,
         dry_run::DryRun,
-        group::{Fate, Seen},
-        judge::{Edited, Judge, Outcome},
+        filter_chain::{Edited, FilterChain, Outcome},
+        record_stages::{Disposition, Observation},
+        validate,
     },
     units::Size,
 };
@@ -43,7 +44,7 @@ impl Arguments {
         let in_force = managed::last_in_force(&surroundings, explicit)?;
         let context = surroundings.context(&in_force, None, true);
         let candidate = self.candidate(&surroundings, explicit)?;
-        let accepted = candidate::accept(&candidate, &context, candidate::Tests::Managed)
+        let accepted = validate::validate(&candidate, &context, validate::TestScope::Managed)
             .map_err(Failure::failed)?;
         if candidate.settings.pipeline.sources != in_force.settings.pipeline.sources {
             tracing::warn!(
@@ -51,7 +52,7 @@ impl Arguments {
                 "the candidate has other sources: those in force are read"
             );
         }
-        let found = compare(&surroundings, &in_force, accepted.judge)?;
+        let found = compare(&surroundings, &in_force, accepted.filters)?;
         if self.json { found.as_json() } else { found.as_text() }
     }
 
@@ -74,16 +75,16 @@ impl Arguments {
 fn compare(
     surroundings: &Surroundings,
     in_force: &Loaded,
-    candidate: Judge,
+    candidate: FilterChain,
 ) -> Result<Comparison, Failure> {
     let context = surroundings.context(in_force, None, true);
     let nobody: Arc<dyn Fn() + Send + Sync> = Arc::new(|| ());
     let sources = assembly::sources(in_force, &context, &nobody).map_err(Failure::usage)?;
     let mut stages = assembly::stages(in_force, &context).map_err(Failure::usage)?;
     let both = Arc::new(Mutex::new((candidate, Comparison::default())));
-    let witness = Arc::clone(&both);
-    stages.witness = Some(Box::new(move |seen| {
-        let (candidate, comparison) = &mut *witness.lock().unwrap_or_else(PoisonError::into_inner);
+    let observer = Arc::clone(&both);
+    stages.observer = Some(Box::new(move |seen| {
+        let (candidate, comparison) = &mut *observer.lock().unwrap_or_else(PoisonError::into_inner);
         comparison.add(seen, candidate);
     }));
     let config = in_force.settings.config_hash();
@@ -120,26 +121,26 @@ struct Comparison {
 }
 
 impl Comparison {
-    fn add(&mut self, seen: &Seen<'_, '_>, candidate: &mut Judge) {
-        if matches!(seen.fate, Fate::Blank) {
+    fn add(&mut self, seen: &Observation<'_, '_>, candidate: &mut FilterChain) {
+        if matches!(seen.disposition, Disposition::Blank) {
             return;
         }
         let record = seen.record;
         let count = Count::line(record.line().len() as u64);
         let kind = record.kind().map_or_else(|| "none".to_owned(), |kind| kind.into_owned());
         let cause = |by: &str, reason: &str| (by.to_owned(), reason.to_owned(), kind.clone());
-        let would = candidate.judge(record);
+        let would = candidate.check(record);
         self.read += count;
-        match (&seen.fate, &would) {
-            (Fate::Shipped(_), Outcome::Drop { stage, reason }) => {
+        match (&seen.disposition, &would) {
+            (Disposition::Shipped(_), Outcome::Drop { stage, reason }) => {
                 *self.more.entry(cause(candidate.name(*stage), reason)).or_default() += count;
             }
-            (Fate::Dropped(by, reason), Outcome::Keep(_)) => {
+            (Disposition::Dropped(by, reason), Outcome::Keep(_)) => {
                 *self.less.entry(cause(by, reason)).or_default() += count;
             }
             _ => {}
         }
-        if let Fate::Shipped(edited) = seen.fate {
+        if let Disposition::Shipped(edited) = seen.disposition {
             self.shipped += count;
             self.add_edits(edited, 0);
         }

@@ -11,8 +11,8 @@ use crate::{
     config::Loaded,
     logging as log_level,
     pipeline::{
-        delivery::Progress,
-        facts::ConfigFacts,
+        config_status::ConfigStatus,
+        delivery::SinkProgress,
         ingest,
         outbox::{self, OutboxStats},
     },
@@ -284,7 +284,7 @@ impl Agent {
 
 impl Seen {
     /// An agent that has not begun yet.
-    pub(crate) fn new(agent: Agent, loaded: &Loaded, facts: &ConfigFacts) -> Self {
+    pub(crate) fn new(agent: Agent, loaded: &Loaded, facts: &ConfigStatus) -> Self {
         let flush_interval_seconds = loaded.settings.shipping.flush_interval.as_secs();
         Self {
             agent: Agent { flush_interval_seconds, ..agent },
@@ -321,7 +321,7 @@ impl Seen {
     }
 
     /// How the sinks are doing.
-    pub(crate) fn take_progress(&mut self, all: &[(String, Progress)], now: Timestamp) {
+    pub(crate) fn take_progress(&mut self, all: &[(String, SinkProgress)], now: Timestamp) {
         for (name, progress) in all {
             let at = self.sinks.iter().position(|sink| sink.name == *name);
             let at = at.unwrap_or_else(|| {
@@ -330,7 +330,7 @@ impl Seen {
                 self.sinks.len() - 1
             });
             let sink = &mut self.sinks[at];
-            let Progress { acknowledged_at, retry_at, last_error, .. } = progress;
+            let SinkProgress { acknowledged_at, retry_at, last_error, .. } = progress;
             sink.delivered = progress.delivered;
             sink.last_acknowledgement = acknowledged_at.map(|at| at.to_string());
             sink.last_acknowledgement_seconds = acknowledged_at.map(|at| now.since(at).as_secs());
@@ -348,7 +348,7 @@ impl Seen {
 
 impl Reading {
     /// How it stands.
-    pub(crate) fn new(reading: &ingest::Reading, now: Timestamp) -> Self {
+    pub(crate) fn new(reading: &ingest::IngestStatus, now: Timestamp) -> Self {
         let mut all = Self { watching: true, held: reading.held as u64, ..Self::default() };
         for (_, survey) in &reading.sources {
             all.files += survey.files as u64;

@@ -2,19 +2,22 @@
 
 use super::*;
 
-fn feed(text: &str) -> Result<Feed, String> {
+fn sink_settings(text: &str) -> Result<SinkSettings, String> {
     let machine = user(&format!("[sink.siem]\n{text}"));
     let loaded = machine.load().map_err(|error| machine.plain(&error.to_string()))?;
-    Ok(stage(&loaded.settings.pipeline.sinks, "siem").feed)
+    Ok(stage(&loaded.settings.pipeline.sinks, "siem").sink_settings)
 }
 
 #[test]
 fn begin_with_the_oldest_entry_and_are_not_held_back_unless_told_so() {
-    assert_eq!(feed(""), Ok(Feed { start: Start::Oldest, max_bytes_per_second: None }));
-    let told = Feed { start: Start::Now, max_bytes_per_second: Some(1 << 20) };
-    assert_eq!(feed("start = \"now\"\nmax_bytes_per_second = \"1 MiB\""), Ok(told));
+    assert_eq!(
+        sink_settings(""),
+        Ok(SinkSettings { start: Start::Oldest, max_bytes_per_second: None })
+    );
+    let told = SinkSettings { start: Start::Now, max_bytes_per_second: Some(1 << 20) };
+    assert_eq!(sink_settings("start = \"now\"\nmax_bytes_per_second = \"1 MiB\""), Ok(told));
     let of_any_type = "type = \"stdout\"\nstart = \"now\"\nmax_bytes_per_second = 1048576";
-    assert_eq!(feed(of_any_type), Ok(told));
+    assert_eq!(sink_settings(of_any_type), Ok(told));
 }
 
 #[test]
@@ -37,7 +40,7 @@ fn say_what_is_wrong_with_it() {
         ),
     ] {
         let expected = expected.replace("FILE", "the user's file `DIR/home/config.toml:2`");
-        assert_eq!(feed(text).unwrap_err(), expected, "{text}");
+        assert_eq!(sink_settings(text).unwrap_err(), expected, "{text}");
     }
 }
 

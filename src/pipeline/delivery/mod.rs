@@ -1,18 +1,18 @@
 //! Delivers what lies in the outbox: one task and one batch in flight for each sink.
 
-mod assemble;
-mod pace;
-mod policy;
+mod batch_assembler;
+mod rate_limit;
 mod redeliver;
+mod retry_policy;
 #[cfg(test)]
 mod tests;
 
 use std::{mem, sync::Arc, time::Duration};
 
-pub use assemble::{AssembleError, Assembler, Pending};
-pub use pace::Pace;
-pub use policy::{Next, Policy};
+pub use batch_assembler::{AssembleError, Assembler, NextBatch};
+pub use rate_limit::RateLimit;
 pub use redeliver::redeliver;
+pub use retry_policy::{NextAction, RetryPolicy};
 use siem_protocol::{ChainPoint, Identity};
 use tokio::{
     sync::watch,
@@ -39,21 +39,21 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 /// How a sink's task ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Ending {
+pub enum StopMode {
     /// Not yet.
     #[default]
-    Running,
+    Never,
     /// When everything that lies in the outbox is delivered. Nothing waits to fill a batch.
-    Drained,
+    WhenDrained,
     /// At once, even in mid-batch: another goes on from the cursor.
-    Left,
+    HandOver,
 }
 
 /// What a sink's task is told, and may be told anew while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Orders {
+pub struct SinkControl {
     /// How it ends.
-    pub ending: Ending,
+    pub stop: StopMode,
     /// How large batches are, and when they are sent: from the next batch on.
     pub shipping: Shipping,
     /// How many bytes of dead letters are kept.
@@ -62,24 +62,24 @@ pub struct Orders {
     pub flush: Head,
 }
 
-impl Orders {
+impl SinkControl {
     /// To run for good.
     #[must_use]
     pub fn new(shipping: Shipping, max_dead_letter_bytes: u64) -> Self {
         let flush = Head::default();
-        Self { ending: Ending::Running, shipping, max_dead_letter_bytes, flush }
+        Self { stop: StopMode::Never, shipping, max_dead_letter_bytes, flush }
     }
 
-    /// The same, to end as `ending` says.
+    /// The same, to end as `stop` says.
     #[must_use]
-    pub fn until(self, ending: Ending) -> Self {
-        Self { ending, ..self }
+    pub fn until(self, stop: StopMode) -> Self {
+        Self { stop, ..self }
     }
 }
 
 /// How a sink is doing, for `run --once` and the status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
+pub struct SinkProgress {
     /// The last acknowledged number.
     pub acknowledged: u64,
     /// Entries acknowledged since the start.
@@ -103,7 +103,7 @@ pub struct Progress {
 }
 
 /// Delivers to one sink.
-pub struct Delivering {
+pub struct SinkTask {
     /// The sink's name.
     pub name: String,
     /// The sink.
@@ -113,13 +113,13 @@ pub struct Delivering {
     /// Who sends.
     pub identity: Arc<Identity>,
     /// How fast it may send; `None` as fast as it can.
-    pub pace: Option<Pace>,
+    pub rate_limit: Option<RateLimit>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Random numbers from 0 to 1, to spread retries.
     pub jitter: Box<dyn FnMut() -> f64 + Send>,
     /// Says how it is doing.
-    pub progress: watch::Sender<Progress>,
+    pub progress: watch::Sender<SinkProgress>,
     /// Takes events: dead letters, new epochs.
     pub report: Arc<dyn Fn(Event) + Send + Sync>,
     /// Makes the name of a new epoch.
@@ -141,13 +141,13 @@ enum After {
     Wait(Duration),
 }
 
-impl Delivering {
-    /// Delivers until told to end. Dropping the future in mid-batch is safe: the batch is sent
+impl SinkTask {
+    /// Delivers until told to end. DroppedPart the future in mid-batch is safe: the batch is sent
     /// again, and the receiver knows what it has.
-    pub async fn run(mut self, mut orders: watch::Receiver<Orders>) {
+    pub async fn run(mut self, mut orders: watch::Receiver<SinkControl>) {
         let begun = Instant::now();
         let mut head = self.outbox.watch();
-        let mut policy = Policy::default();
+        let mut policy = RetryPolicy::default();
         let mut is_resumed = false;
         // How far the outbox was when all of it was delivered.
         let mut reached = None;
@@ -158,19 +158,19 @@ impl Delivering {
         loop {
             let end = *head.borrow_and_update();
             let now = *orders.borrow_and_update();
-            if now.ending == Ending::Left {
+            if now.stop == StopMode::HandOver {
                 if settle_at.is_some() {
                     self.settle().await;
                 }
                 self.progress.send_modify(|progress| progress.left = true);
                 return;
             }
-            let draining = now.ending == Ending::Drained;
+            let draining = now.stop == StopMode::WhenDrained;
             let flush = draining || mem::take(&mut is_lull);
             let is_counted_on = now.flush.renumbered_at == end.renumbered_at;
             let flush_to = if is_counted_on { now.flush.last_seq } else { 0 };
             let pending = if reached == Some((end.renumbered_at, end.last_seq)) {
-                Ok(Pending::Nothing)
+                Ok(NextBatch::Nothing)
             } else {
                 let pending = self.pending(policy.clone(), now.shipping, flush, flush_to).await;
                 pending.map(|(pending, refusals)| {
@@ -181,7 +181,7 @@ impl Delivering {
                 })
             };
             let mut is_waiting_for_lull = false;
-            let owed = self.pace.map_or(Duration::ZERO, |pace| pace.wait(begun.elapsed()));
+            let owed = self.rate_limit.map_or(Duration::ZERO, |pace| pace.wait(begun.elapsed()));
             let (wait, watched) = match pending {
                 Err(failure) => {
                     let cause = causes(&failure);
@@ -194,7 +194,7 @@ impl Delivering {
                     self.trouble(cause, STORE_RETRY, false);
                     (STORE_RETRY, false)
                 }
-                Ok(Pending::Nothing) => {
+                Ok(NextBatch::Nothing) => {
                     if draining {
                         settle_at = self.settle().await;
                     }
@@ -207,23 +207,23 @@ impl Delivering {
                     }
                     (Duration::MAX, true)
                 }
-                Ok(Pending::Waiting(rest)) if in_backlog => {
+                Ok(NextBatch::Waiting(rest)) if in_backlog => {
                     is_waiting_for_lull = true;
                     (rest.min(LULL), true)
                 }
-                Ok(Pending::Waiting(rest)) => (rest, true),
-                Ok(Pending::Ready { .. }) if !owed.is_zero() => {
+                Ok(NextBatch::Waiting(rest)) => (rest, true),
+                Ok(NextBatch::Ready { .. }) if !owed.is_zero() => {
                     self.paced_until(Some(Instant::now() + owed));
                     (owed, false)
                 }
-                Ok(Pending::Ready { mut batch, end, is_full }) => {
+                Ok(NextBatch::Ready { mut batch, end, is_full }) => {
                     self.paced_until(None);
                     batch.patience = policy.patience();
                     in_backlog = is_full;
                     let renumbered_at = head.borrow().renumbered_at;
                     let since = begun.elapsed();
                     let after = self.deliver(&batch, end, &mut policy, &orders).await;
-                    if let Some(pace) = &mut self.pace {
+                    if let Some(pace) = &mut self.rate_limit {
                         pace.sent(self.sink.sent(&batch), since);
                     }
                     match after {
@@ -271,11 +271,11 @@ impl Delivering {
     /// there is goes at once with `flush`, or where entries up to `flush_to` are among it.
     fn pending(
         &self,
-        policy: Policy,
+        policy: RetryPolicy,
         shipping: Shipping,
         flush: bool,
         flush_to: u64,
-    ) -> impl Future<Output = Result<(Pending, u32), AssembleError>> + Send + 'static {
+    ) -> impl Future<Output = Result<(NextBatch, u32), AssembleError>> + Send + 'static {
         let (codec, now) = (self.sink.codec(), self.clock.now());
         let identity = Arc::clone(&self.identity);
         self.blocking(move |outbox, sink| {
@@ -292,8 +292,8 @@ impl Delivering {
         &mut self,
         batch: &Batch,
         end: ChainPoint,
-        policy: &mut Policy,
-        orders: &watch::Receiver<Orders>,
+        policy: &mut RetryPolicy,
+        orders: &watch::Receiver<SinkControl>,
     ) -> After {
         let id = batch.header.id().to_string();
         let lines = batch.header.count;
@@ -304,7 +304,7 @@ impl Delivering {
             () = is_left(orders.clone()) => return After::Left,
         };
         let mut next = policy.next(delivery, end.seq, lines, (self.jitter)());
-        if next == Next::Renumber {
+        if next == NextAction::Renumber {
             match self.renumber(batch).await {
                 Ok(true) => return After::Again,
                 Ok(false) => {
@@ -316,7 +316,7 @@ impl Delivering {
             }
         }
         match next {
-            Next::Advance => {
+            NextAction::Advance => {
                 let epoch = batch.header.epoch.clone();
                 let refusals = policy.refusals();
                 let is_first = !self.outbox.advance(&self.name, &epoch, end, refusals);
@@ -333,8 +333,8 @@ impl Delivering {
                 });
                 After::Advanced { is_first }
             }
-            Next::Again | Next::Renumber => After::Again,
-            Next::Wait { delay, alarm, reason } => {
+            NextAction::Again | NextAction::Renumber => After::Again,
+            NextAction::Wait { delay, alarm, reason } => {
                 // A wait is random to the nanosecond; nobody wants to read that.
                 let delay =
                     Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
@@ -360,7 +360,7 @@ impl Delivering {
                 self.trouble(reason, delay, alarm);
                 After::Wait(delay)
             }
-            Next::Bury { status, answer } => {
+            NextAction::Bury { status, answer } => {
                 let most = orders.borrow().max_dead_letter_bytes;
                 match self.bury(batch, status, answer, most).await {
                     Ok(()) => After::Again,
@@ -459,7 +459,7 @@ impl Delivering {
     }
 
     fn paced_until(&self, until: Option<Instant>) {
-        if self.pace.is_some() {
+        if self.rate_limit.is_some() {
             self.progress.send_modify(|progress| progress.paced_until = until);
         }
     }
@@ -504,8 +504,8 @@ impl Delivering {
 }
 
 /// Waits until a task is told to leave the rest to another.
-async fn is_left(mut orders: watch::Receiver<Orders>) {
-    if orders.wait_for(|orders| orders.ending == Ending::Left).await.is_err() {
+async fn is_left(mut orders: watch::Receiver<SinkControl>) {
+    if orders.wait_for(|orders| orders.stop == StopMode::HandOver).await.is_err() {
         std::future::pending().await
     }
 }

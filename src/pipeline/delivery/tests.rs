@@ -5,7 +5,7 @@ use siem_protocol::{Digest, Entry};
 use super::*;
 use crate::{
     frame::Codec,
-    pipeline::{group::Filling, outbox::SinkRegistration},
+    pipeline::{group_builder::GroupBuilder, outbox::SinkRegistration},
     platform::Timestamp,
     stages::sink::{Answer, Delivery},
 };
@@ -81,12 +81,12 @@ fn outbox_with(folder: &Path, groups: &[usize]) -> Arc<Outbox> {
     )
     .unwrap();
     let sealing = Shipping { batch_size: 100, ..Shipping::default() };
-    let mut filling = Filling::new(outbox.end(), Digest::ZERO, sealing, Codec::Zstd);
+    let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, sealing, Codec::Zstd);
     for count in groups {
         for n in 0..*count {
-            filling.event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
+            builder.event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
         }
-        outbox.commit(&filling.take(Timestamp(1))).unwrap();
+        outbox.commit(&builder.take(Timestamp(1))).unwrap();
     }
     Arc::new(outbox)
 }
@@ -95,7 +95,7 @@ fn delivering(
     outbox: &Arc<Outbox>,
     sink: Box<dyn Sink>,
     report: Arc<dyn Fn(Event) + Send + Sync>,
-) -> Delivering {
+) -> SinkTask {
     let identity = Identity {
         machine_id: "m".into(),
         hostname: "h".into(),
@@ -104,12 +104,12 @@ fn delivering(
         arch: "x86_64".into(),
         agent_version: "0".into(),
     };
-    Delivering {
+    SinkTask {
         name: "siem".into(),
         sink,
         outbox: Arc::clone(outbox),
         identity: Arc::new(identity),
-        pace: None,
+        rate_limit: None,
         clock: Arc::new(Still),
         jitter: Box::new(|| 0.0),
         progress: watch::Sender::default(),
@@ -124,13 +124,13 @@ async fn run(
     shipping: Shipping,
     answer: impl FnMut(&[u64]) -> Delivery + Send + 'static,
 ) -> Run {
-    run_until(Ending::Drained, None, groups, shipping, answer).await
+    run_until(StopMode::WhenDrained, None, groups, shipping, answer).await
 }
 
-/// The same, no faster than `pace`, and ends as `ending` says, or when nothing is left in the outbox.
+/// The same, no faster than `pace`, and ends as `stop` says, or when nothing is left in the outbox.
 async fn run_until(
-    ending: Ending,
-    pace: Option<Pace>,
+    stop: StopMode,
+    rate_limit: Option<RateLimit>,
     groups: &[usize],
     shipping: Shipping,
     answer: impl FnMut(&[u64]) -> Delivery + Send + 'static,
@@ -143,8 +143,8 @@ async fn run_until(
     let sink = Scripted { script: Box::new(answer), seen: Arc::clone(&seen) };
     let report = Arc::new(move |event| reported.lock().unwrap().push(event));
     let mut delivering = delivering(&outbox, Box::new(sink), report);
-    delivering.pace = pace;
-    let (sender, watched) = watch::channel(Orders::new(shipping, u64::MAX).until(ending));
+    delivering.rate_limit = rate_limit;
+    let (sender, watched) = watch::channel(SinkControl::new(shipping, u64::MAX).until(stop));
     let all = outbox.end().seq - 1;
     let mut progress = delivering.progress.subscribe();
     let emptied = async {
@@ -156,7 +156,7 @@ async fn run_until(
     let delivered = async {
         tokio::select! {
             () = delivering.run(watched) => {}
-            () = emptied, if ending == Ending::Running => {}
+            () = emptied, if stop == StopMode::Never => {}
         }
     };
     let run = tokio::time::timeout(Duration::from_secs(60), delivered);
@@ -177,8 +177,8 @@ async fn no_more_is_sent_in_a_second_than_may_be() {
     let begun = Instant::now();
     let sent = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&sent);
-    let pace = Some(Pace::new(4 << 10));
-    let run = run_until(Ending::Drained, pace, &[100; 6], shipping(100), move |seqs| {
+    let pace = Some(RateLimit::new(4 << 10));
+    let run = run_until(StopMode::WhenDrained, pace, &[100; 6], shipping(100), move |seqs| {
         noted.lock().unwrap().push((begun.elapsed(), seqs.len() as f64));
         Delivery::Acknowledged
     });
@@ -197,14 +197,14 @@ async fn no_more_is_sent_in_a_second_than_may_be() {
 async fn the_rest_of_a_backlog_does_not_wait_for_more() {
     let shipping = Shipping { flush_interval: Duration::from_secs(3600), ..shipping(100) };
     let run =
-        run_until(Ending::Running, None, &[100, 30], shipping, |_| Delivery::Acknowledged).await;
+        run_until(StopMode::Never, None, &[100, 30], shipping, |_| Delivery::Acknowledged).await;
     assert_eq!(run.seen.concat(), (1..=130).collect::<Vec<_>>());
 }
 
 /// What is acknowledged waits for entries to be stored with, and none may ever come.
 #[tokio::test]
 async fn the_last_acknowledgement_is_stored_though_nothing_comes_after_it() {
-    let run = run_until(Ending::Running, None, &[3], shipping(3), |_| Delivery::Acknowledged).await;
+    let run = run_until(StopMode::Never, None, &[3], shipping(3), |_| Delivery::Acknowledged).await;
     assert_eq!((run.delivered(), run.outbox.stored_bytes()), (3, 0));
 }
 
@@ -321,10 +321,10 @@ async fn a_task_that_is_told_to_leave_does_so_in_mid_batch_and_the_batch_stays()
     let delivering = delivering(&outbox, Box::new(Hangs(asked)), Arc::new(|_| ()));
     let progress = delivering.progress.subscribe();
     let now = Shipping { flush_interval: Duration::ZERO, ..Shipping::default() };
-    let (orders, told) = watch::channel(Orders::new(now, u64::MAX));
+    let (orders, told) = watch::channel(SinkControl::new(now, u64::MAX));
     let task = tokio::spawn(delivering.run(told));
     is_asked.wait_for(|is_asked| *is_asked).await.unwrap();
-    orders.send_modify(|orders| orders.ending = Ending::Left);
+    orders.send_modify(|orders| orders.stop = StopMode::HandOver);
     task.await.unwrap();
     assert!(progress.borrow().left);
     assert_eq!(outbox.cursor("siem").unwrap().acknowledged.seq, 0);

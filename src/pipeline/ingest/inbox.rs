@@ -11,10 +11,10 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Reading, exchange::Exchange};
+use super::{IngestStatus, reconfigure::Reconfiguration};
 use crate::{event::Event, pipeline::outbox::Outbox, stages::source::Waker};
 
-/// Work on the outbox for which the thread comes to rest.
+/// IngestState on the outbox for which the thread comes to rest.
 pub(super) type Job = Box<dyn FnOnce(&Outbox) + Send>;
 
 /// What wakes the ingest thread, and what it is told.
@@ -38,9 +38,9 @@ struct Mail {
     /// How many files the sweep that came the furthest has seen.
     seen: u64,
     /// What is to take the place of parts of the thread's.
-    exchange: Option<Box<Exchange>>,
+    exchange: Option<Box<Reconfiguration>>,
     /// Who wants to know how reading stands.
-    asking: Vec<oneshot::Sender<Reading>>,
+    asking: Vec<oneshot::Sender<IngestStatus>>,
     /// What is to be done while nothing is on its way to the store.
     jobs: Vec<Job>,
     /// When the thread began its last turn.
@@ -67,7 +67,7 @@ impl Inbox {
 
     /// Lets `exchange` take the place of what the thread works with, at its next border between two
     /// groups, and says when it has. One at a time: another that is not taken yet never will be.
-    pub fn exchange(&self, mut exchange: Exchange) -> oneshot::Receiver<()> {
+    pub fn exchange(&self, mut exchange: Reconfiguration) -> oneshot::Receiver<()> {
         let (taken, is_taken) = oneshot::channel();
         exchange.taken = Some(taken);
         let mut mail = self.mail();
@@ -84,12 +84,12 @@ impl Inbox {
     }
 
     /// Takes the exchange.
-    pub(super) fn take_exchange(&self) -> Option<Box<Exchange>> {
+    pub(super) fn take_exchange(&self) -> Option<Box<Reconfiguration>> {
         self.mail().exchange.take()
     }
 
     /// Asks how reading stands: answered between two turns, and while the thread waits.
-    pub fn ask(&self) -> oneshot::Receiver<Reading> {
+    pub fn ask(&self) -> oneshot::Receiver<IngestStatus> {
         let (answer, answered) = oneshot::channel();
         let mut mail = self.mail();
         if !mail.stop {
@@ -126,7 +126,7 @@ impl Inbox {
     }
 
     /// Notes that a turn begins, and takes who wants to know how reading stands.
-    pub(super) fn turn(&self) -> Vec<oneshot::Sender<Reading>> {
+    pub(super) fn turn(&self) -> Vec<oneshot::Sender<IngestStatus>> {
         let mut mail = self.mail();
         mail.turned = Some(Instant::now());
         mem::take(&mut mail.asking)

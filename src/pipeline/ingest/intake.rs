@@ -9,10 +9,7 @@ use std::{
 use tracing::warn;
 
 use super::{
-    super::{
-        group::{Filling, Stages},
-        outbox::Outbox,
-    },
+    super::{group_builder::GroupBuilder, outbox::Outbox, record_stages::RecordStages},
     Inbox,
 };
 use crate::{
@@ -24,8 +21,8 @@ use crate::{
 
 /// Takes a source's chunks into the group.
 pub(super) struct GroupIntake<'a> {
-    pub(super) filling: &'a mut Filling,
-    pub(super) stages: &'a mut Stages,
+    pub(super) builder: &'a mut GroupBuilder,
+    pub(super) stages: &'a mut RecordStages,
     pub(super) outbox: &'a Outbox,
     pub(super) inbox: &'a Inbox,
     pub(super) instance: &'a str,
@@ -47,7 +44,7 @@ impl Intake for GroupIntake<'_> {
             return;
         }
         let fill = AssertUnwindSafe(|| {
-            self.filling.chunk(chunk, self.instance, self.label, self.stages, self.now);
+            self.builder.chunk(chunk, self.instance, self.label, self.stages, self.now);
         });
         if catch_unwind(fill).is_err() {
             *self.failed = Some(origin.clone());
@@ -55,17 +52,17 @@ impl Intake for GroupIntake<'_> {
     }
 
     fn report(&mut self, event: Event) {
-        self.filling.event(&event.from_source(self.label), self.now);
+        self.builder.event(&event.from_source(self.label), self.now);
     }
 
     fn forget(&mut self, file: FileKey) {
-        self.stages.judge.forget(file);
+        self.stages.filters.forget(file);
     }
 
     fn has_room(&self) -> bool {
         self.failed.is_none()
             && !self.is_spoilt.get()
-            && self.filling.has_room()
+            && self.builder.has_room()
             && !self.inbox.is_stopped()
     }
 

@@ -1,31 +1,32 @@
 //! Reads sources into the outbox, one group after the other: while one is stored, the next is read.
 
-mod asked;
-mod exchange;
 mod inbox;
 mod intake;
+mod reconfigure;
+mod status;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use std::{cell::Cell, collections::HashSet, mem, sync::Arc, time::Duration};
 
-pub use asked::Reading;
-pub use exchange::Exchange;
 pub use inbox::Inbox;
 use intake::GroupIntake;
+pub use reconfigure::Reconfiguration;
 use serde_json::json;
 use siem_protocol::names::event;
+pub use status::IngestStatus;
 use tracing::{debug, error, info, warn};
 pub use writer::Writer;
 
 use super::{
     accounting::Share,
-    facts::Facts,
-    group::{Filling, Stages},
+    backpressure::{Backpressure, Change, Shortage},
+    config_status::SharedConfigStatus,
+    group_builder::GroupBuilder,
+    orphaned_sinks,
     outbox::{Outbox, OutboxError},
-    removed,
-    room::{Change, Lack, Room},
+    record_stages::RecordStages,
 };
 use crate::{
     event::Event,
@@ -80,15 +81,15 @@ pub struct Ingest {
     /// Sources, under their instances' names.
     pub sources: Vec<Named<dyn Source>>,
     /// Filters and enrichers.
-    pub stages: Stages,
+    pub stages: RecordStages,
     /// The group at hand.
-    pub filling: Filling,
+    pub builder: GroupBuilder,
     /// Where groups go.
     pub outbox: Arc<Outbox>,
     /// Who brings them there.
     pub writer: Writer,
     /// Whether there is room to read on.
-    pub room: Room,
+    pub backpressure: Backpressure,
     /// What wakes and stops it.
     pub inbox: Arc<Inbox>,
     /// The time.
@@ -96,18 +97,18 @@ pub struct Ingest {
     /// How often a heartbeat is sent, spread by ±10 % so that a fleet does not beat as one.
     pub heartbeat: Duration,
     /// What became of configurations, for heartbeats.
-    pub facts: Facts,
+    pub config_status: SharedConfigStatus,
     /// Random numbers from 0 to 1.
     pub jitter: Box<dyn FnMut() -> f64 + Send>,
     /// Told now and then how far catching up is.
     pub report: Report,
     /// What it knows of its own work. Begins as [`Default`] has it.
-    pub work: Work,
+    pub state: IngestState,
 }
 
 /// What the ingest thread knows of its own work.
 #[derive(Debug, Default)]
-pub struct Work {
+pub struct IngestState {
     /// The group that is being stored.
     storing: Option<Storing>,
     /// Groups that are stored, or being stored, of which filters do not know yet.
@@ -146,7 +147,7 @@ struct Storing {
 
 /// What came of one turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum StepOutcome {
     /// How far reading is. What was read is stored, or being stored while there is more.
     Read(Progress),
     /// All is stored, and nothing was read: there is no room.
@@ -166,7 +167,7 @@ impl Ingest {
     pub fn run(mut self, until: Until) {
         self.begin();
         loop {
-            let is_over = match self.work.is_backfill {
+            let is_over = match self.state.is_backfill {
                 true => self.backfill(until),
                 false => self.turns(until),
             };
@@ -183,23 +184,23 @@ impl Ingest {
             return is_over;
         }
         // Without another thread this one does it.
-        self.work.is_backfill = false;
+        self.state.is_backfill = false;
         false
     }
 
     /// Takes turns until they are to be taken otherwise; whether reading is over.
     fn turns(&mut self, until: Until) -> bool {
-        let is_backfill = self.work.is_backfill;
+        let is_backfill = self.state.is_backfill;
         loop {
-            let turn = self.turn();
+            let turn = self.step();
             // Whoever waits for the end of it is not kept waiting.
-            let is_more = turn == Turn::Read(Progress::More) && until == Until::Stopped;
-            self.work.is_backfill = is_more && self.work.only_backfill;
-            if let Turn::NotStored { pause } = turn {
+            let is_more = turn == StepOutcome::Read(Progress::More) && until == Until::Stopped;
+            self.state.is_backfill = is_more && self.state.only_backfill;
+            if let StepOutcome::NotStored { pause } = turn {
                 self.pause(pause);
             }
-            let is_idle = matches!(turn, Turn::Read(Progress::Idle { .. }));
-            if until == Until::CaughtUp && !matches!(turn, Turn::NotStored { .. }) {
+            let is_idle = matches!(turn, StepOutcome::Read(Progress::Idle { .. }));
+            if until == Until::CaughtUp && !matches!(turn, StepOutcome::NotStored { .. }) {
                 self.tell(is_idle);
             }
             let is_caught_up = until == Until::CaughtUp && is_idle && !self.is_settling();
@@ -208,14 +209,14 @@ impl Ingest {
                 return true;
             }
             match turn {
-                Turn::Full => self.pause(FULL_RETRY),
-                Turn::Held | Turn::NotStored { .. } => {}
-                Turn::Read(Progress::More) => {
-                    self.work.give_back = Some(self.clock.uptime() + GIVE_BACK);
+                StepOutcome::Full => self.pause(FULL_RETRY),
+                StepOutcome::Held | StepOutcome::NotStored { .. } => {}
+                StepOutcome::Read(Progress::More) => {
+                    self.state.give_back = Some(self.clock.uptime() + GIVE_BACK);
                 }
-                Turn::Read(Progress::Idle { next }) => self.wait(next),
+                StepOutcome::Read(Progress::Idle { next }) => self.wait(next),
             }
-            if self.work.is_backfill != is_backfill {
+            if self.state.is_backfill != is_backfill {
                 return false;
             }
         }
@@ -229,11 +230,11 @@ impl Ingest {
     /// Waits for something to do.
     fn wait(&mut self, next: Duration) {
         let now = self.clock.uptime();
-        if self.work.give_back.is_some_and(|due| now >= due) {
-            self.work.give_back = None;
+        if self.state.give_back.is_some_and(|due| now >= due) {
+            self.state.give_back = None;
             memory::give_back();
         }
-        let due = self.work.give_back.into_iter().chain([self.work.beat]).min();
+        let due = self.state.give_back.into_iter().chain([self.state.beat]).min();
         let rest = due.map_or(next, |due| due.saturating_sub(now));
         self.inbox.wait(next.min(LONGEST_SLEEP).min(rest));
     }
@@ -241,58 +242,58 @@ impl Ingest {
     /// Begins where the store says.
     pub(super) fn begin(&mut self) {
         let started = json!({ "version": env!("CARGO_PKG_VERSION"), "epoch": self.outbox.epoch() });
-        self.work.is_lost = true;
+        self.state.is_lost = true;
         self.inbox.keep(Event::info(event::AGENT_STARTED, started));
         let now = self.clock.uptime();
-        self.work.beat = now + self.next_beat();
-        self.work.tidy = now + TIDY_UP;
+        self.state.beat = now + self.next_beat();
+        self.state.tidy = now + TIDY_UP;
     }
 
     /// Fills one group and hands it over to be stored.
-    pub(super) fn turn(&mut self) -> Turn {
+    pub(super) fn step(&mut self) -> StepOutcome {
         self.inbox.begins(self.clock.uptime());
         self.answer();
         let ready = self.restore().and_then(|()| self.follow()).and_then(|()| self.run_errands());
         if let Err(pause) = ready {
-            return Turn::NotStored { pause };
+            return StepOutcome::NotStored { pause };
         }
         for event in self.inbox.take_events() {
             self.event(event);
         }
         // Not by the wall clock, which may jump: a heartbeat must not wait for a year.
         let now = self.clock.uptime();
-        if now >= self.work.beat {
-            self.work.beat = now + self.next_beat();
+        if now >= self.state.beat {
+            self.state.beat = now + self.next_beat();
             self.heartbeat();
         }
-        if now >= self.work.tidy {
-            self.work.tidy = now + TIDY_UP;
+        if now >= self.state.tidy {
+            self.state.tidy = now + TIDY_UP;
             self.tidy_up();
         }
         self.look_for_room();
-        let turn = if self.room.is_full() {
+        let turn = if self.backpressure.is_full() {
             self.sources.iter_mut().for_each(|(_, source)| source.tend());
-            Turn::Full
+            StepOutcome::Full
         } else if let Some(progress) = self.read() {
-            Turn::Read(progress)
+            StepOutcome::Read(progress)
         } else {
             // A file without its checkpoint would be read from its beginning, as if it were new.
-            self.work.failed = None;
+            self.state.failed = None;
             self.roll_back();
-            return Turn::NotStored { pause: COMMIT_RETRY };
+            return StepOutcome::NotStored { pause: COMMIT_RETRY };
         };
-        if let Some(failed) = self.work.failed.take() {
+        if let Some(failed) = self.state.failed.take() {
             self.hold(&failed);
-            return Turn::Held;
+            return StepOutcome::Held;
         }
         // With more to read the group is stored meanwhile.
         let stored = match turn {
-            Turn::Read(Progress::More) => self.hand_over(),
+            StepOutcome::Read(Progress::More) => self.hand_over(),
             _ => self.commit(),
         };
         match stored {
             Ok(()) => turn,
-            Err(pause) => Turn::NotStored { pause },
+            Err(pause) => StepOutcome::NotStored { pause },
         }
     }
 
@@ -340,7 +341,7 @@ impl Ingest {
     fn look_for_room(&mut self) {
         let (mut stored, free) = (self.outbox.stored_bytes(), self.outbox.free_space());
         // What is acknowledged may leave, and nothing may be written any more that it leaves with.
-        if self.room.is_full() || self.room.fills(stored) {
+        if self.backpressure.is_full() || self.backpressure.fills(stored) {
             if let Err(failure) = self.outbox.persist_acks() {
                 warn!(
                     code = "outbox_cleanup_failed",
@@ -350,8 +351,8 @@ impl Ingest {
             }
             stored = self.outbox.stored_bytes();
         }
-        if self.room.has_half_filled(stored) {
-            removed::tell(&self.outbox, |event| self.inbox.report(event));
+        if self.backpressure.has_half_filled(stored) {
+            orphaned_sinks::report(&self.outbox, |event| self.inbox.report(event));
             if let Ok(Some(sink)) = self.outbox.slowest_sink() {
                 warn!(
                     code = "sink_behind",
@@ -361,14 +362,14 @@ impl Ingest {
                 );
             }
         }
-        match self.room.look(stored, free) {
+        match self.backpressure.look(stored, free) {
             Some(Change::Filled(filled)) => {
                 let lack = filled.as_str();
                 let mend = match filled {
-                    Lack::Outbox => {
+                    Shortage::Outbox => {
                         "it goes on as the receiver takes what is in the outbox; is it reached?"
                     }
-                    Lack::Disk => "make room on the disk that the state directory is on",
+                    Shortage::Disk => "make room on the disk that the state directory is on",
                 };
                 warn!(
                     code = "outbox_full",
@@ -394,24 +395,24 @@ impl Ingest {
     fn read(&mut self) -> Option<Progress> {
         let mut all = Progress::Idle { next: LONGEST_SLEEP };
         let is_spoilt = Cell::new(false);
-        self.work.only_backfill = true;
+        self.state.only_backfill = true;
         for (name, source) in &mut self.sources {
             let label = source.label();
             let mut intake = GroupIntake {
-                filling: &mut self.filling,
+                builder: &mut self.builder,
                 stages: &mut self.stages,
                 outbox: &self.outbox,
                 inbox: &self.inbox,
                 instance: name,
                 label,
                 now: self.clock.now(),
-                held: &self.work.held,
-                failed: &mut self.work.failed,
+                held: &self.state.held,
+                failed: &mut self.state.failed,
                 is_spoilt: &is_spoilt,
             };
             let progress = source.read(&mut intake);
             if progress == Progress::More {
-                self.work.only_backfill &= source.is_backfill();
+                self.state.only_backfill &= source.is_backfill();
             }
             all = match (all, progress) {
                 (Progress::Idle { next: one }, Progress::Idle { next: other }) => {
@@ -429,18 +430,18 @@ impl Ingest {
         let (path, generation) = (failed.path.to_string_lossy(), &failed.generation.0);
         error!(code = "stage_failed", %path, generation, "a stage failed: the file is held until a reload or the next start");
         let data = json!({ "path": path, "generation": generation });
-        self.work.held.insert(failed.file);
+        self.state.held.insert(failed.file);
         self.roll_back();
         self.event(Event::warning(event::STAGE_FAILED, data));
     }
 
     /// Takes back what filters remember of the group; the next turn begins with what is stored.
     fn roll_back(&mut self) {
-        self.stages.judge.rollback();
-        self.work.untold = 0;
-        self.work.is_lost = true;
-        if mem::take(&mut self.work.is_beat_unstored) {
-            self.work.beat = Duration::ZERO;
+        self.stages.filters.rollback();
+        self.state.untold = 0;
+        self.state.is_lost = true;
+        if mem::take(&mut self.state.is_beat_unstored) {
+            self.state.beat = Duration::ZERO;
         }
     }
 
@@ -449,9 +450,9 @@ impl Ingest {
     fn commit(&mut self) -> Result<(), Duration> {
         self.hand_over()?;
         self.settle()?;
-        self.work.not_stored = None;
-        if mem::take(&mut self.work.untold) > 0 {
-            self.stages.judge.commit();
+        self.state.not_stored = None;
+        if mem::take(&mut self.state.untold) > 0 {
+            self.stages.filters.commit();
         }
         Ok(())
     }
@@ -460,18 +461,18 @@ impl Ingest {
     /// remember since they last did is of the group that is read meanwhile, too.
     fn hand_over(&mut self) -> Result<(), Duration> {
         self.settle()?;
-        if self.filling.is_empty() {
+        if self.builder.is_empty() {
             return Ok(());
         }
-        self.work.storing = Some(Storing {
-            has_beat: mem::take(&mut self.work.is_beat_unstored),
+        self.state.storing = Some(Storing {
+            has_beat: mem::take(&mut self.state.is_beat_unstored),
             number: self.outbox.group_count() + 1,
         });
-        self.writer.begin(self.filling.draft(self.clock.now()), self.work.is_backfill);
+        self.writer.begin(self.builder.draft(self.clock.now()), self.state.is_backfill);
         self.inbox.storing();
         self.sources.iter_mut().for_each(|(_, source)| source.sealed());
-        self.work.untold += 1;
-        if self.work.untold >= GROUPS { self.commit() } else { Ok(()) }
+        self.state.untold += 1;
+        if self.state.untold >= GROUPS { self.commit() } else { Ok(()) }
     }
 
     /// Waits for the group that is being stored.
@@ -479,7 +480,7 @@ impl Ingest {
         let Some(stored) = self.writer.finish() else { return Ok(()) };
         match stored {
             Ok(()) => {
-                self.work.storing = None;
+                self.state.storing = None;
                 self.stored();
                 Ok(())
             }
@@ -501,8 +502,8 @@ impl Ingest {
 
     /// Notes why nothing can be stored.
     fn fails(&mut self, cause: String) {
-        let since = self.work.not_stored.take().map_or_else(|| self.clock.now(), |(_, at)| at);
-        self.work.not_stored = Some((cause, since));
+        let since = self.state.not_stored.take().map_or_else(|| self.clock.now(), |(_, at)| at);
+        self.state.not_stored = Some((cause, since));
     }
 
     /// The group that was handed over is in the store.
@@ -514,7 +515,7 @@ impl Ingest {
     /// Begins again from what is stored, if that is not what is at hand, with the events that are
     /// not stored yet.
     fn restore(&mut self) -> Result<(), Duration> {
-        if !self.work.is_lost {
+        if !self.state.is_lost {
             return Ok(());
         }
         // What is on its way may still be stored, and is where all begins again then.
@@ -526,9 +527,9 @@ impl Ingest {
             return Err(COMMIT_RETRY);
         }
         for event in self.inbox.unstored() {
-            self.filling.event(&event, self.clock.now());
+            self.builder.event(&event, self.clock.now());
         }
-        self.work.is_lost = false;
+        self.state.is_lost = false;
         Ok(())
     }
 
@@ -536,13 +537,13 @@ impl Ingest {
         self.stages.restore(self.outbox.dropping()?);
         // After an error of the disk the group may be in the store after all, which says so once
         // it is open again. A file that ended in it must not be read again then.
-        if let Some(failed) = self.work.storing.take() {
+        if let Some(failed) = self.state.storing.take() {
             if failed.number <= self.outbox.group_count() {
                 self.stored();
             } else {
                 self.inbox.take_back();
                 if failed.has_beat {
-                    self.work.beat = Duration::ZERO;
+                    self.state.beat = Duration::ZERO;
                 }
             }
         }
@@ -550,12 +551,12 @@ impl Ingest {
             let restored = self.outbox.checkpoints(name, |rows| source.restore(rows))?;
             restored.map_err(|row| self.outbox.report_bad_checkpoint(&row))?;
         }
-        self.filling.reset(self.outbox.end());
+        self.builder.reset(self.outbox.end());
         Ok(())
     }
 
     fn event(&mut self, event: Event) {
-        self.filling.event(&event, self.clock.now());
+        self.builder.event(&event, self.clock.now());
         self.inbox.keep(event);
     }
 
@@ -574,26 +575,26 @@ impl Ingest {
         }
         let data = json!({
             "epoch": self.outbox.epoch(),
-            "totals": self.filling.totals(),
+            "totals": self.builder.totals(),
             "dead_lettered": self.outbox.dead_lettered(),
             "outbox_bytes": self.outbox.stored_bytes(),
             "files": files,
             "unread_bytes": unread,
             "unreadable": unreadable,
-            "config": self.facts.for_heartbeat(self.clock.now()),
+            "config": self.config_status.for_heartbeat(self.clock.now()),
         });
         // It counts the entries before it: one of a group that is not stored is not kept for the
         // next, where it would stand before others.
         let heartbeat = Event::info(event::HEARTBEAT, data);
-        self.filling.event(&heartbeat, self.clock.now());
-        self.work.is_beat_unstored = true;
+        self.builder.event(&heartbeat, self.clock.now());
+        self.state.is_beat_unstored = true;
     }
 
     /// Says how far reading is, now and then: it asks every file.
     fn tell(&mut self, is_done: bool) {
         let now = self.clock.uptime();
-        if is_done || now >= self.work.tell {
-            self.work.tell = now + TELL;
+        if is_done || now >= self.state.tell {
+            self.state.tell = now + TELL;
             let read = self.progress();
             (self.report)(read);
         }
@@ -601,7 +602,7 @@ impl Ingest {
 
     fn progress(&self) -> Read {
         let mut all =
-            Read { read: Share::from(self.filling.totals()).read().bytes, ..Read::default() };
+            Read { read: Share::from(self.builder.totals()).read().bytes, ..Read::default() };
         for (_, source) in &self.sources {
             let survey = source.survey();
             all.unread += survey.bytes_unread;

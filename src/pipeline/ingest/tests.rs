@@ -1,4 +1,4 @@
-mod exchange;
+mod reconfigure;
 
 use std::path::Path;
 
@@ -9,8 +9,8 @@ use crate::{
     config::Shipping,
     frame::Codec,
     pipeline::{
-        facts::Facts,
-        judge::Judge,
+        config_status::SharedConfigStatus,
+        filter_chain::FilterChain,
         outbox::{SinkRegistration, io_error_tests::FaultyFile},
     },
     platform::SystemClock,
@@ -132,23 +132,24 @@ fn ingest(source: Files, folder: &Path) -> Ingest {
 
 fn ingest_into(outbox: Outbox, source: Files) -> Ingest {
     let dedupe = filter::build("dedupe", &StageOptions::from_toml("").unwrap()).unwrap();
-    let judge = Judge::new(vec![("fragile".into(), Box::new(Fragile)), ("dedupe".into(), dedupe)]);
+    let filters =
+        FilterChain::new(vec![("fragile".into(), Box::new(Fragile)), ("dedupe".into(), dedupe)]);
     let shipping = Shipping::default();
     let outbox = Arc::new(outbox);
     Ingest {
         sources: vec![("files".into(), Box::new(source))],
-        stages: Stages::new(judge, Vec::new()),
-        filling: Filling::new(outbox.end(), Digest::ZERO, shipping, Codec::Plain),
+        stages: RecordStages::new(filters, Vec::new()),
+        builder: GroupBuilder::new(outbox.end(), Digest::ZERO, shipping, Codec::Plain),
         writer: Writer::new(Arc::clone(&outbox), Codec::Plain),
         outbox,
-        room: Room::new(1 << 30),
+        backpressure: Backpressure::new(1 << 30),
         inbox: Arc::default(),
         clock: Arc::new(SystemClock),
         heartbeat: Duration::from_secs(300),
-        facts: Facts::default(),
+        config_status: SharedConfigStatus::default(),
         jitter: Box::new(|| 0.5),
         report: Box::new(|_| ()),
-        work: Work::default(),
+        state: IngestState::default(),
     }
 }
 
@@ -225,13 +226,13 @@ fn a_group_that_is_not_stored_takes_back_what_was_read_meanwhile() {
                 ingest.inbox.report(Event::info("test", json!({ "turn": turns })));
                 file.fail_syncs(true);
             }
-            match ingest.turn() {
-                Turn::NotStored { .. } => {
+            match ingest.step() {
+                StepOutcome::NotStored { .. } => {
                     failures += 1;
                     file.fail_syncs(false);
                 }
-                Turn::Read(Progress::Idle { .. }) => break,
-                turn => assert_eq!(turn, Turn::Read(Progress::More)),
+                StepOutcome::Read(Progress::Idle { .. }) => break,
+                turn => assert_eq!(turn, StepOutcome::Read(Progress::More)),
             }
         }
         assert!(failures > 0 && turns >= fails_at, "{failures} failures in {turns} turns");
@@ -255,11 +256,11 @@ fn events_that_could_not_be_stored_are_left_for_the_next() {
     };
     ingest.begin();
     inbox.report(Event::info("one", json!({})));
-    assert!(matches!(ingest.turn(), Turn::Read(_)));
+    assert!(matches!(ingest.step(), StepOutcome::Read(_)));
     assert_eq!(left(&inbox), [""; 0], "what is stored is left over");
     inbox.report(Event::info("two", json!({})));
     ingest.outbox.close();
-    assert!(matches!(ingest.turn(), Turn::NotStored { .. }));
+    assert!(matches!(ingest.step(), StepOutcome::NotStored { .. }));
     inbox.report(Event::info("three", json!({})));
     ingest.end();
     assert_eq!(left(&inbox), ["two", "three"]);
@@ -272,14 +273,14 @@ fn a_store_that_is_deleted_under_the_agent_is_noticed_when_it_tidies_up() {
     let folder = tempfile::tempdir().unwrap();
     let mut ingest = ingest(Files::new(&[("a", ["a1"].as_slice())]), folder.path());
     ingest.begin();
-    ingest.turn();
-    ingest.work.tidy = Duration::ZERO;
-    ingest.turn();
+    ingest.step();
+    ingest.state.tidy = Duration::ZERO;
+    ingest.step();
     let damage = ingest.outbox.watch_damage();
     assert!(!*damage.borrow(), "it lies where it was");
     std::fs::remove_file(folder.path().join("outbox.redb")).unwrap();
-    ingest.work.tidy = Duration::ZERO;
-    ingest.turn();
+    ingest.state.tidy = Duration::ZERO;
+    ingest.step();
     assert!(*damage.borrow());
 }
 
@@ -293,15 +294,15 @@ fn what_is_appended_while_reading_rests_makes_nothing_stale() {
     ingest.begin();
     ingest.inbox.report(Event::info("one", json!({})));
     let done = inbox.at_rest(|outbox| {
-        let mut filling =
-            Filling::new(outbox.end(), Digest::ZERO, Shipping::default(), Codec::Zstd);
-        filling.event(&Event::info("theirs", json!({})), Timestamp(1));
-        outbox.commit(&filling.take(Timestamp(1))).unwrap();
+        let mut builder =
+            GroupBuilder::new(outbox.end(), Digest::ZERO, Shipping::default(), Codec::Zstd);
+        builder.event(&Event::info("theirs", json!({})), Timestamp(1));
+        outbox.commit(&builder.take(Timestamp(1))).unwrap();
     });
-    assert!(matches!(ingest.turn(), Turn::Read(_)));
+    assert!(matches!(ingest.step(), StepOutcome::Read(_)));
     assert!(done.blocking_recv().is_ok());
     inbox.report(Event::info("two", json!({})));
-    assert!(matches!(ingest.turn(), Turn::Read(_)));
+    assert!(matches!(ingest.step(), StepOutcome::Read(_)));
     let outbox = Arc::clone(&ingest.outbox);
     ingest.end();
     let (records, events) = stored(&outbox);

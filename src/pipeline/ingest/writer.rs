@@ -8,7 +8,10 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use super::super::outbox::{Group, Outbox, OutboxError};
+use super::super::{
+    group::Group,
+    outbox::{Outbox, OutboxError},
+};
 use crate::{
     frame::{Codec, Encoder},
     platform::priority::in_background,

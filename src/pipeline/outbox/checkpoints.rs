@@ -6,7 +6,7 @@ use redb::ReadableTable as _;
 
 use super::{CHECKPOINTS, DROPPED_PARTS, Outbox, OutboxError, checksum, checksum::open_json};
 use crate::{
-    pipeline::group::Dropping,
+    pipeline::group::DroppedPart,
     tail::{BadRow, GenerationId},
 };
 
@@ -32,7 +32,7 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
-    pub fn dropping(&self) -> Result<HashMap<GenerationId, Dropping>, OutboxError> {
+    pub fn dropping(&self) -> Result<HashMap<GenerationId, DroppedPart>, OutboxError> {
         self.read("read", |transaction| {
             let mut dropping = HashMap::new();
             for row in transaction.open_table(DROPPED_PARTS)?.iter()? {

@@ -14,7 +14,8 @@ use siem_protocol::Digest;
 
 use super::{Group, Outbox, OutboxError, SinkRegistration};
 use crate::{
-    config::Shipping, event::Event, frame::Codec, pipeline::group::Filling, platform::Timestamp,
+    config::Shipping, event::Event, frame::Codec, pipeline::group_builder::GroupBuilder,
+    platform::Timestamp,
 };
 
 /// A call to the system.
@@ -113,12 +114,12 @@ impl StorageBackend for FaultyFile {
 /// A group of events, so large that the file has to grow.
 fn group(outbox: &Outbox) -> Group {
     let shipping = Shipping::default();
-    let mut filling = Filling::new(outbox.end(), Digest::ZERO, shipping, Codec::Plain);
+    let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping, Codec::Plain);
     for n in 0..20 {
         let data = serde_json::json!({ "n": n, "large": "x".repeat(50_000) });
-        filling.event(&Event::info("test", data), Timestamp(1));
+        builder.event(&Event::info("test", data), Timestamp(1));
     }
-    filling.take(Timestamp(1))
+    builder.take(Timestamp(1))
 }
 
 /// Uses the store in every way; what failed.

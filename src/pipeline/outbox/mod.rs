@@ -60,17 +60,17 @@ use tokio::sync::watch;
 pub use verify::{Verified, VerifyError};
 
 use super::{
-    accounting::{Share, Totals},
-    group::Dropping,
+    accounting::Totals,
+    group::{Group, GroupStart},
 };
 use crate::{
-    frame::{Encoder, Frame, FrameHead},
+    frame::{Frame, FrameHead},
     platform::{
         Timestamp,
         file::{self, FileId},
         free_space, secure_file,
     },
-    tail::{self, GenerationId},
+    tail,
 };
 
 /// Values by the first sequence number in them.
@@ -155,41 +155,6 @@ pub struct Head {
     pub urgent_seq: u64,
     /// When the numbers began anew; 0 if they never did.
     pub renumbered_at: Timestamp,
-}
-
-/// Where the next group begins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Start {
-    /// The number of its first entry.
-    pub seq: u64,
-    /// The chain before it.
-    pub chain: Digest,
-    /// The totals before it.
-    pub totals: Totals,
-}
-
-/// Entries with the checkpoints that cover them: stored together or not at all.
-#[derive(Debug)]
-pub struct Group {
-    /// Where it begins: the outbox's end when it was begun.
-    pub start: Start,
-    /// The entries, in order and without gaps.
-    pub frames: Vec<Frame>,
-    /// New rows of generations by source; `None` removes a row.
-    pub checkpoints: BTreeMap<(String, GenerationId), Option<Vec<u8>>>,
-    /// Lines in parts that are dropped, by generation; `None` where none is any more.
-    pub dropping: BTreeMap<GenerationId, Option<Dropping>>,
-    /// What became of the bytes that were read, by generation.
-    pub shares: BTreeMap<GenerationId, Share>,
-    /// The totals after it.
-    pub totals: Totals,
-}
-
-impl Group {
-    /// Encodes its frames as `encoder` does.
-    pub fn encode(&mut self, encoder: &mut Encoder) {
-        self.frames.iter_mut().for_each(|frame| encoder.encode(frame));
-    }
 }
 
 impl Outbox {
@@ -307,9 +272,9 @@ impl Outbox {
 
     /// Where the next group begins.
     #[must_use]
-    pub fn end(&self) -> Start {
+    pub fn end(&self) -> GroupStart {
         let state = self.state();
-        Start { seq: state.next_seq, chain: state.chain, totals: state.totals.clone() }
+        GroupStart { seq: state.next_seq, chain: state.chain, totals: state.totals.clone() }
     }
 
     /// How many groups were appended: whether one that failed is in the store after all.

@@ -22,14 +22,14 @@ use crate::{
     config::Shipping,
     frame::Codec,
     pipeline::{
-        group::{Filling, Stages},
-        judge::Judge,
+        accounting::Share, filter_chain::FilterChain, group_builder::GroupBuilder,
+        record_stages::RecordStages,
     },
     stages::{
         Record,
         filter::{Filter, Verdict},
     },
-    tail::{Chunk, FileKey, Origin, Piece},
+    tail::{Chunk, FileKey, GenerationId, Origin, Piece},
     text::causes,
 };
 
@@ -140,9 +140,11 @@ fn append(
     fault: Fault,
 ) -> Result<(), OutboxError> {
     let shipping = Shipping { batch_size: 7, ..Shipping::default() };
-    let mut filling = Filling::new(outbox.end(), Digest::ZERO, shipping, Codec::Zstd);
-    let mut stages =
-        Stages::new(Judge::new(vec![("fifth".into(), Box::new(DropsEveryFifth))]), Vec::new());
+    let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping, Codec::Zstd);
+    let mut stages = RecordStages::new(
+        FilterChain::new(vec![("fifth".into(), Box::new(DropsEveryFifth))]),
+        Vec::new(),
+    );
     for (at, (file, count)) in files.iter().enumerate() {
         let path = PathBuf::from(format!("/f/{file}"));
         let origin = Origin {
@@ -174,9 +176,9 @@ fn append(
         let checkpoint = (!is_end).then_some(row.as_bytes());
         let chunk =
             Chunk { origin: &origin, pieces: &pieces, checkpoint, unread: 0, events: Vec::new() };
-        filling.chunk(chunk, SOURCE, "claude-sessions", &mut stages, Timestamp(1));
+        builder.chunk(chunk, SOURCE, "claude-sessions", &mut stages, Timestamp(1));
     }
-    let mut group = filling.take(Timestamp(1));
+    let mut group = builder.take(Timestamp(1));
     if fault == Fault::CheckpointFirst {
         let first = Group {
             start: group.start.clone(),

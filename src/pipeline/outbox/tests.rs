@@ -6,9 +6,16 @@ use redb::ReadableDatabase as _;
 use siem_protocol::ChainPoint;
 
 use super::*;
-use crate::pipeline::accounting::Count;
 use crate::{
-    config::Shipping, event::Event, frame::Codec, pipeline::group::Filling, platform::Timestamp,
+    config::Shipping,
+    event::Event,
+    frame::Codec,
+    pipeline::{
+        accounting::{Count, Share},
+        group_builder::GroupBuilder,
+    },
+    platform::Timestamp,
+    tail::GenerationId,
 };
 
 pub(super) const SINKS: [&str; 1] = ["siem"];
@@ -50,11 +57,11 @@ fn shipping(batch_size: usize) -> Shipping {
 
 /// A group of `count` events that begins where `outbox` ends.
 pub(super) fn group(outbox: &Outbox, count: usize) -> Group {
-    let mut filling = Filling::new(outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
+    let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
     for n in 0..count {
-        filling.event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
+        builder.event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
     }
-    filling.take(Timestamp(1))
+    builder.take(Timestamp(1))
 }
 
 pub(super) fn commit(outbox: &Outbox, count: usize) -> Group {
@@ -156,12 +163,13 @@ fn the_store_is_for_its_owner_only() {
 #[test]
 fn large_groups_are_cut_into_values_that_fit() {
     let store = store();
-    let mut filling = Filling::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
+    let mut builder =
+        GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
     let large = "x".repeat(300_000);
     for _ in 0..12 {
-        filling.event(&Event::info("test", serde_json::json!({ "large": large })), Timestamp(1));
+        builder.event(&Event::info("test", serde_json::json!({ "large": large })), Timestamp(1));
     }
-    let group = filling.take(Timestamp(1));
+    let group = builder.take(Timestamp(1));
     assert!(
         block::runs(&group.frames).all(|run| block::encode(run).len() <= block::MAX_STORED + 4)
     );
@@ -176,10 +184,11 @@ fn an_urgent_event_moves_the_urgent_number() {
     let store = store();
     commit(&store.outbox, 1);
     assert_eq!(store.outbox.watch().borrow().urgent_seq, 0);
-    let mut filling = Filling::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
+    let mut builder =
+        GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
     let event = Event { severity: "high", ..Event::info("test", serde_json::json!({})) };
-    filling.event(&event, Timestamp(1));
-    store.outbox.commit(&filling.take(Timestamp(1))).unwrap();
+    builder.event(&event, Timestamp(1));
+    store.outbox.commit(&builder.take(Timestamp(1))).unwrap();
     assert_eq!(
         *store.outbox.watch().borrow(),
         Head { last_seq: 2, urgent_seq: 2, renumbered_at: Timestamp(0) }
@@ -336,11 +345,11 @@ fn the_file_is_smaller_though_something_is_always_under_way() {
     let mut points = Vec::new();
     let mut fill = || {
         for _ in 0..50 {
-            let mut filling =
-                Filling::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
+            let mut builder =
+                GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
             let large = "x".repeat(1 << 20);
-            filling.event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
-            let one = filling.take(Timestamp(1));
+            builder.event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
+            let one = builder.take(Timestamp(1));
             store.outbox.commit(&one).unwrap();
             points.push(point(&one));
         }
@@ -396,11 +405,11 @@ fn the_file_is_small_again_after_a_backlog_has_drained() {
     let size = || std::fs::metadata(&path).unwrap().len();
     let mut last = group(&store.outbox, 1);
     for _ in 0..40 {
-        let mut filling =
-            Filling::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
+        let mut builder =
+            GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
         let large = "x".repeat(1 << 20);
-        filling.event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
-        last = filling.take(Timestamp(1));
+        builder.event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
+        last = builder.take(Timestamp(1));
         store.outbox.commit(&last).unwrap();
     }
     let full = size();
@@ -421,13 +430,13 @@ fn a_store_with_much_in_it_opens_whole() {
     let store = store();
     let mut random = fastrand::Rng::with_seed(1);
     while store.outbox.stored_bytes() < mebibytes << 20 {
-        let mut filling =
-            Filling::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
+        let mut builder =
+            GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
         for _ in 0..4 {
             let large: String = (0..240_000).map(|_| random.alphanumeric()).collect();
-            filling.event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
+            builder.event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
         }
-        store.outbox.commit(&filling.take(Timestamp(1))).unwrap();
+        store.outbox.commit(&builder.take(Timestamp(1))).unwrap();
     }
     let end = store.outbox.end();
     let begun = std::time::Instant::now();

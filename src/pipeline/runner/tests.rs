@@ -2,8 +2,8 @@ use std::path::Path;
 
 use super::*;
 use crate::{
-    config::{AgentSettings, Feed, LogFormat, OutboxSettings, StageOptions, StageTable},
-    pipeline::{judge::Judge, outbox::SinkRegistration},
+    config::{AgentSettings, LogFormat, OutboxSettings, SinkSettings, StageOptions, StageTable},
+    pipeline::{filter_chain::FilterChain, outbox::SinkRegistration},
     platform::SystemClock,
     stages::{
         sink::{Answer, Batch, Delivery},
@@ -60,11 +60,11 @@ fn pipeline(folder: &Path, panics: bool, answer: Option<Delivery>) -> Pipeline {
     let seat = SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
     Pipeline {
         sources: vec![("files".into(), Box::new(Reader { panics }))],
-        stages: Stages::new(Judge::new(Vec::new()), Vec::new()),
+        stages: RecordStages::new(FilterChain::new(Vec::new()), Vec::new()),
         sinks: vec![("siem".into(), Box::new(Taker(answer)))],
         outbox: Outbox::open(&folder.join("outbox.redb"), &[seat], new_epoch).unwrap(),
         inbox: Arc::default(),
-        facts: Facts::default(),
+        config_status: SharedConfigStatus::default(),
         identity: crate::testing::context().identity,
         clock: Arc::new(SystemClock),
     }
@@ -91,7 +91,7 @@ fn start(pipeline: Pipeline, max_bytes: u64, until: Until) -> Running {
 }
 
 fn died(part: &str) -> Fault {
-    Fault::Death(part.to_owned())
+    Fault::Panicked(part.to_owned())
 }
 
 async fn in_time<T>(work: impl Future<Output = T>) -> T {
@@ -118,7 +118,7 @@ async fn a_full_outbox_that_no_sink_empties_is_not_waited_for() {
         .await
         .unwrap();
     let unfinished = in_time(running.catch_up(Duration::from_millis(20))).await.unwrap_err();
-    assert!(matches!(unfinished, Unfinished::Reading(_)), "{unfinished:?}");
+    assert!(matches!(unfinished, CatchUpError::Reading(_)), "{unfinished:?}");
     let message = unfinished.to_string();
     assert!(message.contains("sink `siem` takes nothing: nobody is there"), "{message}");
     running.stop().await;
@@ -169,12 +169,15 @@ async fn a_sink_that_dies_is_noticed() {
 
 /// Settings under which the sink sends batches of one entry, and so many bytes a second.
 fn paced(max_bytes_per_second: u64) -> Settings {
-    let feed = Feed { max_bytes_per_second: Some(max_bytes_per_second), ..Feed::default() };
+    let sink_settings = SinkSettings {
+        max_bytes_per_second: Some(max_bytes_per_second),
+        ..SinkSettings::default()
+    };
     let table = StageTable {
         name: "siem".into(),
         stage: "taker".into(),
         enabled: true,
-        feed,
+        sink_settings,
         options: StageOptions::from_toml("").unwrap(),
     };
     let mut settings = settings(1 << 30);

@@ -9,10 +9,10 @@
 //!
 //! `AI_AGENT_WORLDS` says how many worlds, `AI_AGENT_SEED` repeats one.
 
-mod conserved;
+mod determinism;
+mod invariants;
 mod receiver;
-mod repeated;
-mod script;
+mod session_files;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -26,22 +26,23 @@ use std::{
 };
 
 use receiver::{Held, MOODS, Mood, records};
-use script::{MAX_LINE, Nature, Script};
 use serde_json::Value;
+use session_files::{MAX_LINE, Nature, Script};
 use siem_protocol::{Digest, Entry, Identity};
 use tokio::{runtime::Runtime, sync::watch};
 
 use super::{
-    delivery::{Delivering, Orders, Progress as Delivered},
-    facts::Facts,
-    group::{Filling, Stages},
-    ingest::{Inbox, Ingest, Turn, Work, Writer},
-    judge::Judge,
+    backpressure::Backpressure,
+    config_status::SharedConfigStatus,
+    delivery::{SinkControl, SinkProgress, SinkTask},
+    filter_chain::FilterChain,
+    group_builder::GroupBuilder,
+    ingest::{Inbox, Ingest, IngestState, StepOutcome, Writer},
     outbox::{
         Outbox, SinkRegistration, builder,
         simulated_disk::{SimulatedDisk, env_number},
     },
-    room::Room,
+    record_stages::RecordStages,
 };
 use crate::{
     config::Shipping,
@@ -162,7 +163,7 @@ struct Agent {
     ingest: Ingest,
     outbox: Arc<Outbox>,
     runtime: Runtime,
-    _orders: watch::Sender<Orders>,
+    _orders: watch::Sender<SinkControl>,
 }
 
 struct World {
@@ -345,7 +346,7 @@ impl World {
         let reported = Arc::clone(&inbox);
         let mut jitter = fastrand::Rng::with_seed(self.random.u64(..));
         let sink = receiver::Line { held: Arc::clone(&self.held), fault: self.fault, calls: 0 };
-        let delivering = Delivering {
+        let delivering = SinkTask {
             name: "siem".into(),
             sink: Box::new(sink),
             outbox: Arc::clone(&outbox),
@@ -357,14 +358,14 @@ impl World {
                 arch: "x86_64".into(),
                 agent_version: "0".into(),
             }),
-            pace: None,
+            rate_limit: None,
             clock: Arc::clone(&self.time) as Arc<dyn Clock>,
             jitter: Box::new(move || jitter.f64()),
-            progress: watch::Sender::<Delivered>::default(),
+            progress: watch::Sender::<SinkProgress>::default(),
             report: Arc::new(move |event| reported.report(event)),
             new_epoch: self.new_epoch(),
         };
-        let (orders, watched) = watch::channel(Orders::new(shipping, u64::MAX));
+        let (orders, watched) = watch::channel(SinkControl::new(shipping, u64::MAX));
         runtime.spawn(delivering.run(watched));
         let options = TailOptions {
             roots: vec![self.root.clone()],
@@ -378,23 +379,23 @@ impl World {
         };
         let clock = Arc::clone(&self.time) as Arc<dyn Clock>;
         let tail = Tail::new(options, Arc::clone(&clock), self.new_generation(), Arc::new(|| ()));
-        let mut filling = Filling::new(outbox.end(), config, shipping, CODEC);
+        let mut builder = GroupBuilder::new(outbox.end(), config, shipping, CODEC);
         // So small that there is often more to read while a group is stored.
-        filling.full = 1500;
+        builder.full = 1500;
         let mut ingest = Ingest {
             sources: vec![("sessions".into(), Box::new(Sessions(tail)))],
-            stages: Stages::new(Judge::new(filters), Vec::new()),
-            filling,
+            stages: RecordStages::new(FilterChain::new(filters), Vec::new()),
+            builder,
             writer: Writer::here(Arc::clone(&outbox), CODEC),
             outbox: Arc::clone(&outbox),
-            room: Room::new(1 << 30),
+            backpressure: Backpressure::new(1 << 30),
             inbox,
             clock,
             heartbeat: POLL,
-            facts: Facts::default(),
+            config_status: SharedConfigStatus::default(),
             jitter: Box::new(|| 0.5),
             report: Box::new(|_| ()),
-            work: Work::default(),
+            state: IngestState::default(),
         };
         ingest.begin();
         self.agent = Some(Agent { ingest, outbox, runtime, _orders: orders });
@@ -420,11 +421,11 @@ impl World {
         self.time.pass(Duration::from_millis(self.random.u64(1..20_000)));
         for _ in 0..self.random.usize(1..4) {
             let Some(agent) = &mut self.agent else { return };
-            match agent.ingest.turn() {
-                Turn::NotStored { .. } => self.count("group not stored"),
-                Turn::Read(Progress::Idle { .. }) => return,
-                Turn::Read(Progress::More) => self.count("read on while storing"),
-                Turn::Full | Turn::Held => {}
+            match agent.ingest.step() {
+                StepOutcome::NotStored { .. } => self.count("group not stored"),
+                StepOutcome::Read(Progress::Idle { .. }) => return,
+                StepOutcome::Read(Progress::More) => self.count("read on while storing"),
+                StepOutcome::Full | StepOutcome::Held => {}
             }
         }
     }
@@ -443,9 +444,9 @@ impl World {
             let mut turns = 0;
             loop {
                 let Some(agent) = &mut self.agent else { return };
-                match agent.ingest.turn() {
-                    Turn::Read(Progress::Idle { .. }) => break,
-                    Turn::NotStored { .. } if self.disk.is_off() => return,
+                match agent.ingest.step() {
+                    StepOutcome::Read(Progress::Idle { .. }) => break,
+                    StepOutcome::NotStored { .. } if self.disk.is_off() => return,
                     _ => turns += 1,
                 }
                 assert!(turns < 10_000, "reading does not come to an end");
@@ -483,13 +484,13 @@ impl World {
         let mut quiet = 0;
         for _ in 0..200 {
             let Some(agent) = &mut self.agent else { break };
-            let turn = agent.ingest.turn();
+            let turn = agent.ingest.step();
             self.deliver(Duration::from_secs(600));
             let Some(agent) = &mut self.agent else { break };
             let end = agent.outbox.end().seq;
             let done = agent.outbox.cursor("siem").map_err(|error| causes(&error))?;
             let is_done = done.acknowledged.seq + 1 == end;
-            quiet = if is_done && matches!(turn, Turn::Read(Progress::Idle { .. })) {
+            quiet = if is_done && matches!(turn, StepOutcome::Read(Progress::Idle { .. })) {
                 quiet + 1
             } else {
                 0

@@ -12,11 +12,11 @@ impl Filter for Nothing {
 }
 
 /// The filters of [`ingest_into`], the first another: what `same` names stays as it was.
-fn exchange(first: Box<dyn Filter>, same: &[&str]) -> Exchange {
+fn exchange(first: Box<dyn Filter>, same: &[&str]) -> Reconfiguration {
     let dedupe = filter::build("dedupe", &StageOptions::from_toml("").unwrap()).unwrap();
-    let judge = Judge::new(vec![("fragile".into(), first), ("dedupe".into(), dedupe)]);
-    Exchange {
-        stages: Stages::new(judge, Vec::new()),
+    let filters = FilterChain::new(vec![("fragile".into(), first), ("dedupe".into(), dedupe)]);
+    Reconfiguration {
+        stages: RecordStages::new(filters, Vec::new()),
         same_filters: same.iter().map(|name| (*name).to_owned()).collect(),
         sources: vec![("files".into(), None)],
         shipping: Shipping::default(),
@@ -44,9 +44,9 @@ fn what_was_read_before_is_stored_under_the_one_before() {
     let mut ingest = ingest(Files::new(&files), folder.path());
     let outbox = Arc::clone(&ingest.outbox);
     ingest.begin();
-    ingest.turn();
+    ingest.step();
     let mut taken = ingest.inbox.exchange(exchange(Box::new(Nothing), &["dedupe"]));
-    ingest.turn();
+    ingest.step();
     assert_eq!(taken.try_recv(), Ok(()));
     ingest.end();
     // The start and two records; then the one that says so, the last heartbeat and the end.
@@ -66,10 +66,10 @@ fn a_filter_that_is_configured_as_before_keeps_what_it_remembers() {
         let outbox = Arc::clone(&ingest.outbox);
         ingest.begin();
         // As if it had been read before.
-        ingest.stages.judge.judge(&Record::new(&origin, 0, LINE.as_bytes()));
-        ingest.stages.judge.commit();
+        ingest.stages.filters.check(&Record::new(&origin, 0, LINE.as_bytes()));
+        ingest.stages.filters.commit();
         ingest.inbox.exchange(exchange(Box::new(Fragile), same));
-        ingest.turn();
+        ingest.step();
         ingest.end();
         assert_eq!(stored(&outbox).0.len(), shipped, "{same:?}");
     }
@@ -82,8 +82,8 @@ fn a_file_that_was_held_is_read_again() {
     let mut ingest = ingest(Files::new(&files), folder.path());
     let outbox = Arc::clone(&ingest.outbox);
     ingest.begin();
-    assert_eq!(ingest.turn(), Turn::Held);
-    ingest.turn();
+    assert_eq!(ingest.step(), StepOutcome::Held);
+    ingest.step();
     assert_eq!(stored(&outbox).0, ["a1"]);
     struct Sturdy;
     impl Filter for Sturdy {
@@ -92,12 +92,12 @@ fn a_file_that_was_held_is_read_again() {
         }
     }
     ingest.inbox.exchange(exchange(Box::new(Sturdy), &["dedupe"]));
-    ingest.turn();
+    ingest.step();
     ingest.end();
     assert_eq!(stored(&outbox).0, ["a1", "b1", "boom", "b3"]);
 }
 
-/// One that is taken although what was read before it could not be stored would judge that too, and
+/// One that is taken although what was read before it could not be stored would filters that too, and
 /// nothing would tell.
 #[test]
 fn waits_until_what_was_read_before_it_is_stored() {
@@ -105,14 +105,14 @@ fn waits_until_what_was_read_before_it_is_stored() {
     let mut ingest = ingest_into(file.outbox(folder.path()), Files::new(&[]));
     let outbox = Arc::clone(&ingest.outbox);
     ingest.begin();
-    ingest.turn();
+    ingest.step();
     ingest.event(Event::info("before", json!({})));
     let mut taken = ingest.inbox.exchange(exchange(Box::new(Nothing), &["dedupe"]));
     file.fail_syncs(true);
-    assert!(matches!(ingest.turn(), Turn::NotStored { .. }));
+    assert!(matches!(ingest.step(), StepOutcome::NotStored { .. }));
     assert!(taken.try_recv().is_err());
     file.fail_syncs(false);
-    ingest.turn();
+    ingest.step();
     assert_eq!(taken.try_recv(), Ok(()));
     ingest.end();
     assert_eq!(borders(&outbox).len(), 2);

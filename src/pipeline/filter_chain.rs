@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The filters in their order, under their instances' names.
-pub struct Judge(Vec<Named<dyn Filter>>);
+pub struct FilterChain(Vec<Named<dyn Filter>>);
 
 /// What the filters made of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub struct Edited {
     pub by: String,
 }
 
-impl Judge {
+impl FilterChain {
     /// Filters in the order that they run.
     #[must_use]
     pub fn new(filters: Vec<Named<dyn Filter>>) -> Self {
@@ -67,7 +67,7 @@ impl Judge {
     }
 
     /// Asks one filter after the other.
-    pub fn judge(&mut self, record: &Record<'_>) -> Outcome {
+    pub fn check(&mut self, record: &Record<'_>) -> Outcome {
         let mut edited: Option<Edited> = None;
         for (stage, (name, filter)) in self.0.iter_mut().enumerate() {
             let verdict = match &edited {
@@ -159,9 +159,9 @@ mod tests {
     use super::*;
     use crate::stages::{StageOptions, filter};
 
-    fn judge(names: &[&str]) -> Judge {
+    fn chain(names: &[&str]) -> FilterChain {
         let options = StageOptions::from_toml("").unwrap();
-        Judge::new(
+        FilterChain::new(
             names
                 .iter()
                 .map(|name| ((*name).to_owned(), filter::build(name, &options).unwrap()))
@@ -171,12 +171,12 @@ mod tests {
 
     #[test]
     fn the_first_drop_decides() {
-        let mut judge = judge(&["meta", "sidechain"]);
+        let mut chain = chain(&["meta", "sidechain"]);
         let both = Record::from_line(br#"{"isSidechain":true,"isMeta":true}"#);
-        assert_eq!(judge.judge(&both), Outcome::Drop { stage: 0, reason: "meta" });
+        assert_eq!(chain.check(&both), Outcome::Drop { stage: 0, reason: "meta" });
         let one = Record::from_line(br#"{"isSidechain":true}"#);
-        assert_eq!(judge.judge(&one), Outcome::Drop { stage: 1, reason: "sidechain" });
-        assert_eq!(judge.judge(&Record::from_line(b"{}")), Outcome::Keep(None));
+        assert_eq!(chain.check(&one), Outcome::Drop { stage: 1, reason: "sidechain" });
+        assert_eq!(chain.check(&Record::from_line(b"{}")), Outcome::Keep(None));
     }
 
     #[test]
@@ -188,10 +188,10 @@ mod tests {
                 Verdict::Edit(vec![Change { range: 0..length, with: b"{}".to_vec() }], "blanked")
             }
         }
-        let mut judge = judge(&["meta"]);
-        judge.0.insert(0, ("blank".into(), Box::new(Blank)));
+        let mut chain = chain(&["meta"]);
+        chain.0.insert(0, ("blank".into(), Box::new(Blank)));
         let record = Record::from_line(br#"{"isMeta":true}"#);
-        let Outcome::Keep(Some(edited)) = judge.judge(&record) else { panic!() };
+        let Outcome::Keep(Some(edited)) = chain.check(&record) else { panic!() };
         assert_eq!(edited.line, b"{}");
         assert_eq!(edited.cut, [Cut { by: "blank".into(), bytes: 15 }]);
     }
@@ -205,7 +205,7 @@ mod tests {
         let call = format!(r#"{{"type":"tool_use","k":"{key}"}},"#);
         let line = content(&call, &format!("{key}, {key}"));
         for (names, count) in [(["mask", "tool-call"], 3), (["tool-call", "mask"], 2)] {
-            let outcome = judge(&names).judge(&Record::from_line(line.as_bytes()));
+            let outcome = chain(&names).check(&Record::from_line(line.as_bytes()));
             let Outcome::Keep(Some(edited)) = outcome else { panic!() };
             let mark = "[masked:aws-access-key]";
             let expected = content("", &format!("{mark}, {mark}"));

@@ -5,7 +5,7 @@ use std::{any::Any, collections::BTreeSet, mem, time::Duration};
 use siem_protocol::Digest;
 use tokio::sync::oneshot;
 
-use super::{Ingest, Stages};
+use super::{Ingest, RecordStages};
 use crate::{
     config::Shipping,
     event::Event,
@@ -13,9 +13,9 @@ use crate::{
 };
 
 /// What takes the place of parts of an [`Ingest`]'s.
-pub struct Exchange {
+pub struct Reconfiguration {
     /// Filters and enrichers.
-    pub stages: Stages,
+    pub stages: RecordStages,
     /// The filters that are configured as before: the old ones stay, with what they remember.
     pub same_filters: BTreeSet<String>,
     /// All sources in their order; without one, that of this name stays.
@@ -43,20 +43,20 @@ impl Ingest {
         }
         self.commit()?;
         let Some(exchange) = self.inbox.take_exchange() else { return Ok(()) };
-        let Exchange { mut stages, sources, heartbeat, .. } = *exchange;
+        let Reconfiguration { mut stages, sources, heartbeat, .. } = *exchange;
         mem::swap(&mut self.stages, &mut stages);
         self.stages.inherit(stages, &exchange.same_filters);
         let are_others = self.replace_sources(sources);
-        self.filling.follow(exchange.config, exchange.shipping);
-        self.room.resize(exchange.max_bytes);
+        self.builder.follow(exchange.config, exchange.shipping);
+        self.backpressure.resize(exchange.max_bytes);
         if heartbeat != self.heartbeat {
             self.heartbeat = heartbeat;
             let beat = self.clock.uptime() + self.next_beat();
-            self.work.beat = self.work.beat.min(beat);
+            self.state.beat = self.state.beat.min(beat);
         }
         // A file that was held was passed over: it is read again from what is stored of it.
-        let was_held = !mem::take(&mut self.work.held).is_empty();
-        self.work.is_lost |= are_others || was_held;
+        let was_held = !mem::take(&mut self.state.held).is_empty();
+        self.state.is_lost |= are_others || was_held;
         exchange.events.into_iter().for_each(|event| self.inbox.report(event));
         if let Some(taken) = exchange.taken {
             // Whoever no longer waits is at its end.

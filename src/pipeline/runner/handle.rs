@@ -12,33 +12,33 @@ use tokio::{
 
 use super::{
     super::{
-        delivery::Progress,
-        ingest::{Inbox, Reading},
+        delivery::SinkProgress,
+        ingest::{Inbox, IngestStatus},
         outbox::{Outbox, OutboxError},
     },
-    sinks::{Shown, Sight},
+    sink_tasks::{SinkHandle, SinkHandles},
 };
 use crate::{event::Event, text::times};
 
 /// What can be asked of a pipeline that runs. Costs nothing while nobody asks.
 #[derive(Clone)]
-pub struct View {
+pub struct PipelineHandle {
     outbox: Arc<Outbox>,
     inbox: Arc<Inbox>,
-    sinks: Shown,
+    sinks: SinkHandles,
 }
 
 /// Reading did not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("reading does not answer")]
-pub struct NotReading {
+pub struct IngestUnresponsive {
     /// How long ago it last began anything.
     pub silent: Option<Duration>,
 }
 
 /// Why not everything was delivered that was in the outbox.
 #[derive(Debug, thiserror::Error)]
-pub enum Unflushed {
+pub enum FlushError {
     /// A sink has not taken it in time.
     #[error(
         "sink `{sink}` has not acknowledged all of it, {}{}",
@@ -61,8 +61,8 @@ pub enum Unflushed {
     Ended,
 }
 
-impl View {
-    pub(super) fn new(outbox: &Arc<Outbox>, inbox: &Arc<Inbox>, sinks: &Shown) -> Self {
+impl PipelineHandle {
+    pub(super) fn new(outbox: &Arc<Outbox>, inbox: &Arc<Inbox>, sinks: &SinkHandles) -> Self {
         Self { outbox: Arc::clone(outbox), inbox: Arc::clone(inbox), sinks: Arc::clone(sinks) }
     }
 
@@ -74,22 +74,22 @@ impl View {
 
     /// How each sink is doing.
     #[must_use]
-    pub fn sinks(&self) -> Vec<(String, Progress)> {
-        let progress = |Sight { name, progress, .. }: &Sight| {
+    pub fn sinks(&self) -> Vec<(String, SinkProgress)> {
+        let progress = |SinkHandle { name, progress, .. }: &SinkHandle| {
             let progress = progress.borrow().clone();
             (name.clone(), progress)
         };
-        self.sights().iter().map(progress).collect()
+        self.handles().iter().map(progress).collect()
     }
 
     /// How reading stands; it is asked for that, and answers between two groups.
     ///
     /// # Errors
-    /// [`NotReading`] when it does not answer for `patience`.
-    pub async fn reading(&self, patience: Duration) -> Result<Reading, NotReading> {
+    /// [`IngestUnresponsive`] when it does not answer for `patience`.
+    pub async fn reading(&self, patience: Duration) -> Result<IngestStatus, IngestUnresponsive> {
         match timeout(patience, self.inbox.ask()).await {
             Ok(Ok(reading)) => Ok(reading),
-            Ok(Err(_)) | Err(_) => Err(NotReading { silent: self.inbox.since_turn() }),
+            Ok(Err(_)) | Err(_) => Err(IngestUnresponsive { silent: self.inbox.since_turn() }),
         }
     }
 
@@ -110,19 +110,19 @@ impl View {
     /// acknowledged it; how many entries that were.
     ///
     /// # Errors
-    /// [`Unflushed`] when that has not happened within `patience`.
-    pub async fn flush(&self, patience: Duration) -> Result<u64, Unflushed> {
+    /// [`FlushError`] when that has not happened within `patience`.
+    pub async fn flush(&self, patience: Duration) -> Result<u64, FlushError> {
         let end = Instant::now() + patience;
         let head = *self.outbox.watch().borrow();
         let mut most = 0;
-        let sights = self.sights();
-        for sight in &sights {
-            most = most.max(self.left(&sight.name, head.last_seq).await?);
+        let handles = self.handles();
+        for handle in &handles {
+            most = most.max(self.left(&handle.name, head.last_seq).await?);
         }
-        for sight in &sights {
-            sight.orders.send_modify(|orders| orders.flush = head);
+        for handle in &handles {
+            handle.orders.send_modify(|orders| orders.flush = head);
         }
-        for Sight { name, mut progress, .. } in sights {
+        for SinkHandle { name, mut progress, .. } in handles {
             loop {
                 // Seen before the cursor is asked for: what comes after that is told.
                 progress.mark_unchanged();
@@ -133,12 +133,12 @@ impl View {
                 }
                 match timeout_at(end, progress.changed()).await {
                     Ok(Ok(())) => {}
-                    Ok(Err(_)) => return Err(Unflushed::Ended),
+                    Ok(Err(_)) => return Err(FlushError::Ended),
                     Err(_) => {
                         let paced = now.paced_until.is_some();
                         let paced = paced.then(|| "it may send no more at present".to_owned());
                         let trouble = now.trouble.or(paced);
-                        return Err(Unflushed::Late { sink: name, left, trouble });
+                        return Err(FlushError::Late { sink: name, left, trouble });
                     }
                 }
             }
@@ -147,17 +147,17 @@ impl View {
     }
 
     /// How many entries up to `last` a sink has not taken.
-    async fn left(&self, sink: &str, last: u64) -> Result<u64, Unflushed> {
+    async fn left(&self, sink: &str, last: u64) -> Result<u64, FlushError> {
         let (outbox, sink) = (Arc::clone(&self.outbox), sink.to_owned());
         let cursor = tokio::task::spawn_blocking(move || {
             // When numbers began anew, all that is left counts.
             let last = last.min(outbox.end().seq - 1);
             outbox.cursor(&sink).map(|cursor| last.saturating_sub(cursor.acknowledged.seq))
         });
-        Ok(cursor.await.map_err(|_| Unflushed::Ended)??)
+        Ok(cursor.await.map_err(|_| FlushError::Ended)??)
     }
 
-    fn sights(&self) -> Vec<Sight> {
+    fn handles(&self) -> Vec<SinkHandle> {
         self.sinks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -14,7 +14,7 @@ use crate::{
 
 /// What there is to send.
 #[derive(Debug)]
-pub enum Pending {
+pub enum NextBatch {
     /// Nothing.
     Nothing,
     /// A batch that is not full, and whose oldest entry may wait so much longer.
@@ -66,14 +66,14 @@ impl Assembler<'_> {
         border: Option<u64>,
         flush: bool,
         now: Timestamp,
-    ) -> Result<Pending, AssembleError> {
+    ) -> Result<NextBatch, AssembleError> {
         let first = cursor.acknowledged.seq + 1;
         let head = *self.outbox.watch().borrow();
         if self.outbox.epoch() != cursor.epoch {
-            return Ok(Pending::Waiting(Duration::ZERO));
+            return Ok(NextBatch::Waiting(Duration::ZERO));
         }
         if head.last_seq < first {
-            return Ok(Pending::Nothing);
+            return Ok(NextBatch::Nothing);
         }
         let fitting = || Fitting { shipping: self.shipping, border, ..Fitting::default() };
         // Looked at before anything is copied: mostly there is something, and it waits.
@@ -82,14 +82,14 @@ impl Assembler<'_> {
             oldest.get_or_insert(head.sealed_at);
             fit.take(&head, first)
         })?;
-        let Some(oldest) = oldest else { return Ok(Pending::Nothing) };
+        let Some(oldest) = oldest else { return Ok(NextBatch::Nothing) };
         // A clock that was set back must not hold entries until it catches up.
         let waited = if oldest > now { Duration::MAX } else { now.since(oldest) };
         let urgent = head.urgent_seq >= first;
         if !(flush || urgent || fit.full || border.is_some())
             && waited < self.shipping.flush_interval
         {
-            return Ok(Pending::Waiting(self.shipping.flush_interval - waited));
+            return Ok(NextBatch::Waiting(self.shipping.flush_interval - waited));
         }
         let mut fit = fitting();
         let frames = self.outbox.frames(first, |head| fit.take(head, first))?;
@@ -97,10 +97,10 @@ impl Assembler<'_> {
             self.outbox.dead_letters_after(self.sink, &cursor.epoch, cursor.acknowledged.seq)?;
         // All was read under one epoch, or is read again.
         if self.outbox.epoch() != cursor.epoch {
-            return Ok(Pending::Waiting(Duration::ZERO));
+            return Ok(NextBatch::Waiting(Duration::ZERO));
         }
         let (batch, end) = self.batch(cursor, frames, border, &dead, now)?;
-        Ok(Pending::Ready { batch: Box::new(batch), end, is_full: fit.full })
+        Ok(NextBatch::Ready { batch: Box::new(batch), end, is_full: fit.full })
     }
 
     fn batch(

@@ -13,11 +13,11 @@ use crate::platform::Timestamp;
 
 /// What became of configurations, shared between who changes them and who reports.
 #[derive(Clone, Debug, Default)]
-pub struct Facts(Arc<Mutex<ConfigFacts>>);
+pub struct SharedConfigStatus(Arc<Mutex<ConfigStatus>>);
 
 /// What became of configurations.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct ConfigFacts {
+pub struct ConfigStatus {
     /// The one in force.
     pub applied: Option<Applied>,
     /// The one that was tried last.
@@ -44,7 +44,7 @@ pub struct Applied {
 /// Where a change of the configuration comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum From {
+pub enum ChangeOrigin {
     /// Files of this machine, or secrets in files.
     Files,
     /// The server.
@@ -55,7 +55,7 @@ pub enum From {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Attempted {
     /// Where it comes from.
-    pub from: From,
+    pub from: ChangeOrigin,
     /// The revision of its managed layer, as far as that could be read.
     pub revision: Option<String>,
     /// When.
@@ -67,7 +67,7 @@ pub struct Attempted {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Refused {
     /// Where it comes from.
-    pub from: From,
+    pub from: ChangeOrigin,
     /// Why, with the key.
     pub reason: String,
     /// When that was first said.
@@ -86,15 +86,15 @@ fn text<S: serde::Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S
     }
 }
 
-impl Facts {
+impl SharedConfigStatus {
     /// The facts as they are.
     #[must_use]
-    pub fn now(&self) -> ConfigFacts {
+    pub fn now(&self) -> ConfigStatus {
         self.facts().clone()
     }
 
     /// Changes them; whether they are others now.
-    pub fn change(&self, change: impl FnOnce(&mut ConfigFacts)) -> bool {
+    pub fn change(&self, change: impl FnOnce(&mut ConfigStatus)) -> bool {
         let mut facts = self.facts();
         let before = facts.clone();
         change(&mut facts);
@@ -105,7 +105,7 @@ impl Facts {
     /// another clock.
     #[must_use]
     pub fn for_heartbeat(&self, now: Timestamp) -> Value {
-        let ConfigFacts { applied, attempted, refused, signed_at } = self.now();
+        let ConfigStatus { applied, attempted, refused, signed_at } = self.now();
         json!({
             "applied": applied,
             "attempted": attempted,
@@ -114,7 +114,7 @@ impl Facts {
         })
     }
 
-    fn facts(&self) -> MutexGuard<'_, ConfigFacts> {
+    fn facts(&self) -> MutexGuard<'_, ConfigStatus> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

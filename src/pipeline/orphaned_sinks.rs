@@ -8,7 +8,7 @@ use super::outbox::{OrphanedSink, Outbox};
 use crate::{event::Event, text::causes};
 
 /// Says of each what it keeps in the outbox and how that ends: nobody else asks for it.
-pub fn tell(outbox: &Outbox, mut report: impl FnMut(Event)) {
+pub fn report(outbox: &Outbox, mut emit: impl FnMut(Event)) {
     let removed = match outbox.orphaned_sinks() {
         Ok(removed) => removed,
         Err(failure) => {
@@ -31,13 +31,13 @@ pub fn tell(outbox: &Outbox, mut report: impl FnMut(Event)) {
              taken stays until the outbox is full; configure it again, or run \
              `ai-agent outbox forget-sink {name}`"
         );
-        report(told(&sink, false));
+        emit(removal_event(&sink, false));
     }
 }
 
 /// The event about such a sink: whether it was forgotten, and with it what it has not taken.
 #[must_use]
-pub fn told(sink: &OrphanedSink, forgotten: bool) -> Event {
+pub fn removal_event(sink: &OrphanedSink, forgotten: bool) -> Event {
     let OrphanedSink { name, acknowledged, undelivered } = sink;
     let data = json!({
         "sink": name, "acknowledged": acknowledged, "undelivered": undelivered,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{super::room::Lack, Ingest};
+use super::{super::backpressure::Shortage, Ingest};
 use crate::{
     platform::Timestamp,
     stages::{
@@ -13,13 +13,13 @@ use crate::{
 
 /// How reading stands, for the status.
 #[derive(Clone, Debug, Default)]
-pub struct Reading {
+pub struct IngestStatus {
     /// What each source has before it, under its instance's name.
     pub sources: Vec<(String, Survey)>,
     /// Files that a stage failed on: left alone until a reload or the next start.
     pub held: usize,
     /// What there is no room in: reading waits.
-    pub lack: Option<Lack>,
+    pub lack: Option<Shortage>,
     /// Why nothing can be stored at present, and since when.
     pub not_stored: Option<(String, Timestamp)>,
 }
@@ -40,11 +40,11 @@ impl Ingest {
             return;
         }
         let survey = |(name, source): &Named<dyn Source>| (name.clone(), source.survey());
-        let reading = Reading {
+        let reading = IngestStatus {
             sources: self.sources.iter().map(survey).collect(),
-            held: self.work.held.len(),
-            lack: self.room.lack(),
-            not_stored: self.work.not_stored.clone(),
+            held: self.state.held.len(),
+            lack: self.backpressure.lack(),
+            not_stored: self.state.not_stored.clone(),
         };
         for answer in asking {
             // Whoever no longer waits does not want to know.
@@ -62,7 +62,7 @@ impl Ingest {
             job(&self.outbox);
         }
         // The group at hand is empty, and begins behind what they have appended.
-        self.filling.reset(self.outbox.end());
+        self.builder.reset(self.outbox.end());
         Ok(())
     }
 }

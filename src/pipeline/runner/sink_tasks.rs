@@ -13,70 +13,75 @@ use tracing::{error, info};
 
 use super::{
     super::{
-        delivery::{Delivering, Ending, Orders, Pace, Progress},
+        delivery::{RateLimit, SinkControl, SinkProgress, SinkTask, StopMode},
         fault::{Fault, Faults},
         ingest::Inbox,
+        orphaned_sinks,
         outbox::{Outbox, SinkRegistration},
-        removed,
     },
     new_epoch,
 };
-use crate::{config::Feed, event::Event, platform::Clock, stages::sink::Sink, text::causes};
+use crate::{
+    config::SinkSettings, event::Event, platform::Clock, stages::sink::Sink, text::causes,
+};
 
 /// How long a store is left alone that can't be written.
 const STORE_RETRY: Duration = Duration::from_secs(5);
 
 /// The tasks, and what new ones are begun with.
-pub(super) struct Sinks {
-    pub(super) tasks: Vec<Task>,
+pub(super) struct SinkTasks {
+    pub(super) tasks: Vec<RunningSink>,
     /// What a new task is told.
-    pub(super) orders: Orders,
+    pub(super) orders: SinkControl,
     /// How each sink is fed.
-    pub(super) feeds: BTreeMap<String, Feed>,
+    pub(super) sink_settings: BTreeMap<String, SinkSettings>,
     pub(super) outbox: Arc<Outbox>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) identity: Arc<Identity>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) faults: Faults,
     /// The tasks, for whoever asks.
-    pub(super) shown: Shown,
+    pub(super) shown: SinkHandles,
 }
 
 /// The tasks that there are at present, for whoever asks.
-pub(super) type Shown = Arc<Mutex<Vec<Sight>>>;
+pub(super) type SinkHandles = Arc<Mutex<Vec<SinkHandle>>>;
 
 /// A task as others see it.
 #[derive(Clone)]
-pub(super) struct Sight {
+pub(super) struct SinkHandle {
     pub(super) name: String,
-    pub(super) orders: watch::Sender<Orders>,
-    pub(super) progress: watch::Receiver<Progress>,
+    pub(super) orders: watch::Sender<SinkControl>,
+    pub(super) progress: watch::Receiver<SinkProgress>,
 }
 
 /// The task of one sink.
-pub(super) struct Task {
+pub(super) struct RunningSink {
     pub(super) name: String,
     seat: SinkRegistration,
-    orders: watch::Sender<Orders>,
+    orders: watch::Sender<SinkControl>,
     /// Closed before everything is delivered when the task died.
-    pub(super) progress: watch::Receiver<Progress>,
+    pub(super) progress: watch::Receiver<SinkProgress>,
     handle: JoinHandle<()>,
 }
 
-impl Sinks {
+impl SinkTasks {
     /// Begins to deliver to a sink that has a place in the outbox.
     pub(super) fn begin(&mut self, name: String, sink: Box<dyn Sink>) {
-        let (progress, watched) = watch::channel(Progress::default());
+        let (progress, watched) = watch::channel(SinkProgress::default());
         let (orders, told) = watch::channel(self.orders);
         let seat = self.seat(&name, Some(&*sink));
         let inbox = Arc::clone(&self.inbox);
-        let limit = self.feeds.get(&name).and_then(|feed| feed.max_bytes_per_second);
-        let delivering = Delivering {
+        let limit = self
+            .sink_settings
+            .get(&name)
+            .and_then(|sink_settings| sink_settings.max_bytes_per_second);
+        let delivering = SinkTask {
             name: name.clone(),
             sink,
             outbox: Arc::clone(&self.outbox),
             identity: Arc::clone(&self.identity),
-            pace: limit.map(Pace::new),
+            rate_limit: limit.map(RateLimit::new),
             clock: Arc::clone(&self.clock),
             jitter: Box::new(fastrand::f64),
             progress,
@@ -84,27 +89,27 @@ impl Sinks {
             new_epoch: Arc::new(new_epoch),
         };
         let handle = tokio::spawn(delivering.run(told));
-        let death = Fault::Death(format!("sink `{name}`"));
-        let is_done = |progress: &Progress| progress.drained || progress.left;
+        let death = Fault::Panicked(format!("sink `{name}`"));
+        let is_done = |progress: &SinkProgress| progress.drained || progress.left;
         self.faults.unless(watched.clone(), is_done, death);
-        self.tasks.push(Task { name, seat, orders, progress: watched, handle });
+        self.tasks.push(RunningSink { name, seat, orders, progress: watched, handle });
         self.show();
     }
 
     fn show(&self) {
-        let sight = |Task { name, orders, progress, .. }: &Task| Sight {
+        let to_handle = |RunningSink { name, orders, progress, .. }: &RunningSink| SinkHandle {
             name: name.clone(),
             orders: orders.clone(),
             progress: progress.clone(),
         };
-        let sights = self.tasks.iter().map(sight).collect();
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = sights;
+        let handles = self.tasks.iter().map(to_handle).collect();
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = handles;
     }
 
     /// Tells every task how to end.
-    pub(super) fn end(&self, ending: Ending) {
+    pub(super) fn end(&self, stop: StopMode) {
         for task in &self.tasks {
-            task.orders.send_modify(|orders| orders.ending = ending);
+            task.orders.send_modify(|orders| orders.stop = stop);
         }
     }
 
@@ -113,24 +118,25 @@ impl Sinks {
     pub(super) async fn replace(
         &mut self,
         sinks: Vec<(String, Option<Box<dyn Sink>>)>,
-        orders: Orders,
-        feeds: BTreeMap<String, Feed>,
+        orders: SinkControl,
+        sink_settings: BTreeMap<String, SinkSettings>,
     ) {
-        (self.orders, self.feeds) = (orders, feeds);
-        let stays =
-            |task: &Task| sinks.iter().any(|(name, sink)| *name == task.name && sink.is_none());
+        (self.orders, self.sink_settings) = (orders, sink_settings);
+        let stays = |task: &RunningSink| {
+            sinks.iter().any(|(name, sink)| *name == task.name && sink.is_none())
+        };
         let (stay, leave): (Vec<_>, Vec<_>) = self.tasks.drain(..).partition(stays);
         self.tasks = stay;
         for task in &self.tasks {
             task.orders.send_if_modified(|known| {
-                let orders = Orders { flush: known.flush, ..orders };
+                let orders = SinkControl { flush: known.flush, ..orders };
                 mem::replace(known, orders) != orders
             });
         }
         let had: Vec<SinkRegistration> =
             self.tasks.iter().chain(&leave).map(|task| task.seat.clone()).collect();
         for task in leave {
-            task.orders.send_modify(|orders| orders.ending = Ending::Left);
+            task.orders.send_modify(|orders| orders.stop = StopMode::HandOver);
             // What it does with the store comes to its end before another goes on.
             drop(task.handle.await);
         }
@@ -155,7 +161,7 @@ impl Sinks {
             (sink, _) => SinkRegistration {
                 name: name.to_owned(),
                 destination: sink.and_then(Sink::destination),
-                start: self.feeds.get(name).copied().unwrap_or_default().start,
+                start: self.sink_settings.get(name).copied().unwrap_or_default().start,
             },
         }
     }
@@ -176,7 +182,7 @@ impl Sinks {
             }
         }
         let (outbox, inbox) = (Arc::clone(&self.outbox), Arc::clone(&self.inbox));
-        let tell = move || removed::tell(&outbox, |event| inbox.report(event));
+        let tell = move || orphaned_sinks::report(&outbox, |event| inbox.report(event));
         drop(tokio::task::spawn_blocking(tell).await);
     }
 

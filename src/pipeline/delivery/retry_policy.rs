@@ -27,7 +27,7 @@ const ANY_BATCH: u64 = 10_000;
 
 /// The memory of one sink's deliveries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
+pub struct RetryPolicy {
     /// Failures since the last success.
     failures: u32,
     /// Entries refused for good since the last one that was taken.
@@ -51,10 +51,10 @@ struct Limit {
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextAction {
     /// Move the cursor past the batch.
     Advance,
-    /// Send again, at once: [`Policy::border`] has moved.
+    /// Send again, at once: [`RetryPolicy::border`] has moved.
     Again,
     /// Send again after a wait.
     Wait {
@@ -66,7 +66,7 @@ pub enum Next {
         reason: String,
     },
     /// Number what is not acknowledged anew, under a new epoch; if that may not be, hold
-    /// ([`Policy::hold`]).
+    /// ([`RetryPolicy::hold`]).
     Renumber,
     /// The batch's only entry is refused for good: keep it as a dead letter and go on.
     Bury {
@@ -77,7 +77,7 @@ pub enum Next {
     },
 }
 
-impl Policy {
+impl RetryPolicy {
     /// The last number that the batch after `acknowledged` may cover; `None` is no border.
     ///
     /// After a refusal the batch is halved until the entry that is refused stands alone.
@@ -99,7 +99,13 @@ impl Policy {
 
     /// Says what to do after `delivery` of a batch that ended with `last_seq` and held `lines`
     /// entries. `jitter` is a random number from 0 to 1.
-    pub fn next(&mut self, delivery: Delivery, last_seq: u64, lines: u64, jitter: f64) -> Next {
+    pub fn next(
+        &mut self,
+        delivery: Delivery,
+        last_seq: u64,
+        lines: u64,
+        jitter: f64,
+    ) -> NextAction {
         match delivery {
             Delivery::Acknowledged => {
                 self.patience = None;
@@ -111,7 +117,7 @@ impl Policy {
                     self.limit = self.limit.and_then(Limit::grown);
                 }
                 self.suspect = self.suspect.filter(|suspect| *suspect > last_seq);
-                Next::Advance
+                NextAction::Advance
             }
             Delivery::Retry { after, reason } => self.wait(after, false, reason, jitter),
             Delivery::Slow { waited, reason } => {
@@ -139,7 +145,7 @@ impl Policy {
                      directory restored from a copy?"
                 );
                 self.suspect = None;
-                Next::Renumber
+                NextAction::Renumber
             }
             Delivery::Refused { status, answer } if lines > 1 => {
                 tracing::debug!(status, lines, answer, "batch was refused and is halved");
@@ -149,7 +155,7 @@ impl Policy {
                 } else {
                     self.suspect = Some(last_seq);
                 }
-                Next::Again
+                NextAction::Again
             }
             Delivery::Refused { status, answer } => {
                 if lines == 0 || self.refusals >= REFUSALS {
@@ -163,7 +169,7 @@ impl Policy {
                     return self.wait(None, true, reason, jitter);
                 }
                 self.refusals += 1;
-                Next::Bury { status, answer }
+                NextAction::Bury { status, answer }
             }
         }
     }
@@ -180,14 +186,20 @@ impl Policy {
     }
 
     /// Holds for a `reason` that is the agent's own.
-    pub fn hold(&mut self, reason: String, jitter: f64) -> Next {
+    pub fn hold(&mut self, reason: String, jitter: f64) -> NextAction {
         self.wait(None, true, reason, jitter)
     }
 
-    fn wait(&mut self, after: Option<Duration>, alarm: bool, reason: String, jitter: f64) -> Next {
+    fn wait(
+        &mut self,
+        after: Option<Duration>,
+        alarm: bool,
+        reason: String,
+        jitter: f64,
+    ) -> NextAction {
         let delay = after.unwrap_or_else(|| backoff(self.failures, jitter));
         self.failures = self.failures.saturating_add(1);
-        Next::Wait { delay, alarm, reason }
+        NextAction::Wait { delay, alarm, reason }
     }
 }
 
@@ -234,8 +246,8 @@ mod tests {
         Delivery::Slow { waited: Duration::from_secs(seconds), reason: "slow".into() }
     }
 
-    fn delay(next: Next) -> Duration {
-        let Next::Wait { delay, .. } = next else { panic!("{next:?}") };
+    fn delay(next: NextAction) -> Duration {
+        let NextAction::Wait { delay, .. } = next else { panic!("{next:?}") };
         delay
     }
 
@@ -246,21 +258,21 @@ mod tests {
     /// The page on delivery, row by row, for a sink with nothing behind it.
     #[test]
     fn each_outcome_has_its_answer() {
-        let wait = |seconds: f64, alarm, reason: &str| Next::Wait {
+        let wait = |seconds: f64, alarm, reason: &str| NextAction::Wait {
             delay: Duration::from_secs_f64(seconds),
             alarm,
             reason: reason.to_owned(),
         };
         let refused = |status| Delivery::Refused { status, answer: "no".into() };
-        let bury = |status| Next::Bury { status, answer: "no".into() };
+        let bury = |status| NextAction::Bury { status, answer: "no".into() };
         let hold_for =
             Delivery::Hold { after: Some(Duration::from_secs(9)), reason: "portal".into() };
         let all = "the receiver refuses every entry with 422: that is a fault of its own, and no \
                    more are given up; those that were, `ai-agent deadletter retry --all` sends again \
                    once it is mended";
         let rows = [
-            ("taken", Delivery::Acknowledged, 5, Next::Advance),
-            ("only dead letters, taken", Delivery::Acknowledged, 0, Next::Advance),
+            ("taken", Delivery::Acknowledged, 5, NextAction::Advance),
+            ("only dead letters, taken", Delivery::Acknowledged, 0, NextAction::Advance),
             ("no answer, or 5xx", retry(None), 5, wait(0.5, false, "down")),
             ("no answer in time", slow(), 5, wait(0.5, false, "slow")),
             (
@@ -278,60 +290,60 @@ mod tests {
             ("a wait is asked for", retry(Some(7)), 5, wait(7.0, false, "down")),
             ("401, 403, 404, …", hold(), 5, wait(0.5, true, "401")),
             ("the same with a wait", hold_for, 5, wait(9.0, true, "portal")),
-            ("422 for many", refused(422), 5, Next::Again),
-            ("413 for many", refused(413), 5, Next::Again),
+            ("422 for many", refused(422), 5, NextAction::Again),
+            ("413 for many", refused(413), 5, NextAction::Again),
             ("422 for one", refused(422), 1, bury(422)),
             ("413 for one", refused(413), 1, bury(413)),
             ("422 for only dead letters", refused(422), 0, wait(0.5, true, all)),
-            ("409", Delivery::Conflict { expected: Some(3) }, 5, Next::Renumber),
+            ("409", Delivery::Conflict { expected: Some(3) }, 5, NextAction::Renumber),
         ];
         for (what, delivery, lines, expected) in rows {
-            assert_eq!(Policy::default().next(delivery, 10, lines, 1.0), expected, "{what}");
+            assert_eq!(RetryPolicy::default().next(delivery, 10, lines, 1.0), expected, "{what}");
         }
     }
 
     #[test]
     fn waits_double_up_to_a_cap_and_begin_anew_after_a_success() {
-        let mut policy = Policy::default();
+        let mut policy = RetryPolicy::default();
         let waits: Vec<u64> = (0..12)
             .map(|_| delay(policy.next(retry(None), 1, 1, 1.0)).as_millis() as u64)
             .collect();
         assert_eq!(waits[..4], [500, 1000, 2000, 4000]);
         assert_eq!(waits[11], 300_000);
-        assert_eq!(policy.next(Delivery::Acknowledged, 1, 1, 1.0), Next::Advance);
+        assert_eq!(policy.next(Delivery::Acknowledged, 1, 1, 1.0), NextAction::Advance);
         assert_eq!(delay(policy.next(retry(None), 1, 1, 1.0)).as_millis(), 500);
         assert_eq!(delay(policy.next(retry(None), 1, 1, 0.0)).as_millis(), 0);
     }
 
     #[test]
     fn never_overflows_however_long_the_server_is_down() {
-        let mut policy = Policy { failures: u32::MAX, ..Policy::default() };
+        let mut policy = RetryPolicy { failures: u32::MAX, ..RetryPolicy::default() };
         assert_eq!(delay(policy.next(retry(None), 1, 1, 1.0)), CAP);
     }
 
     #[test]
     fn the_receivers_own_wait_goes_first() {
-        let next = Policy::default().next(retry(Some(7)), 1, 1, 0.5);
+        let next = RetryPolicy::default().next(retry(Some(7)), 1, 1, 0.5);
         assert_eq!(delay(next), Duration::from_secs(7));
     }
 
     #[test]
     fn only_a_hold_is_an_alarm() {
-        let mut policy = Policy::default();
-        let alarm = |next| matches!(next, Next::Wait { alarm: true, .. });
+        let mut policy = RetryPolicy::default();
+        let alarm = |next| matches!(next, NextAction::Wait { alarm: true, .. });
         assert!(!alarm(policy.next(retry(None), 1, 1, 0.5)));
         let hold = Delivery::Hold { after: None, reason: "401".into() };
         assert!(alarm(policy.next(hold, 1, 1, 0.5)));
         assert!(alarm(policy.hold("too soon".into(), 0.5)));
         assert_eq!(
             policy.next(Delivery::Conflict { expected: Some(3) }, 1, 1, 0.5),
-            Next::Renumber
+            NextAction::Renumber
         );
     }
 
     /// Plays a receiver that refuses one entry among many; returns how many requests that took.
     fn isolate(count: u64, poisoned: u64) -> (u64, Vec<u64>) {
-        let mut policy = Policy::default();
+        let mut policy = RetryPolicy::default();
         let (mut acknowledged, mut requests, mut buried) = (0, 0, Vec::new());
         while acknowledged < count {
             let last = policy.border(acknowledged).unwrap_or(count);
@@ -341,10 +353,10 @@ mod tests {
             requests += 1;
             let delivery = if bad { refused() } else { Delivery::Acknowledged };
             match policy.next(delivery, last, lines, 0.5) {
-                Next::Advance => acknowledged = last,
-                Next::Again => {}
-                Next::Bury { .. } => buried.push(last),
-                Next::Wait { .. } | Next::Renumber => panic!(),
+                NextAction::Advance => acknowledged = last,
+                NextAction::Again => {}
+                NextAction::Bury { .. } => buried.push(last),
+                NextAction::Wait { .. } | NextAction::Renumber => panic!(),
             }
         }
         (requests, buried)
@@ -367,7 +379,7 @@ mod tests {
 
     /// Sends so many entries to a receiver that takes `limit` at a time; how many requests.
     fn squeeze(count: u64, limit: u64) -> u64 {
-        let mut policy = Policy::default();
+        let mut policy = RetryPolicy::default();
         let (mut acknowledged, mut requests) = (0, 0);
         while acknowledged < count {
             let last = policy.border(acknowledged).unwrap_or(count).min(count);
@@ -376,8 +388,8 @@ mod tests {
             let too_large = Delivery::Refused { status: 413, answer: "too large".into() };
             let delivery = if lines > limit { too_large } else { Delivery::Acknowledged };
             match policy.next(delivery, last, lines, 0.5) {
-                Next::Advance => acknowledged = last,
-                Next::Again => {}
+                NextAction::Advance => acknowledged = last,
+                NextAction::Again => {}
                 next => panic!("{next:?}"),
             }
         }
@@ -399,14 +411,14 @@ mod tests {
     fn what_takes_too_long_is_halved_and_grows_again_slowly() {
         const FITTING: u64 = 70;
         let (mut policy, mut acknowledged, mut slow_ones, mut largest) =
-            (Policy::default(), 0, 0, 0);
+            (RetryPolicy::default(), 0, 0, 0);
         while acknowledged < 20_000 {
             let last = policy.border(acknowledged).unwrap_or(acknowledged + 1000);
             let lines = last - acknowledged;
             let delivery = if lines > FITTING { slow() } else { Delivery::Acknowledged };
             match policy.next(delivery, last, lines, 0.5) {
-                Next::Advance => (acknowledged, largest) = (last, largest.max(lines)),
-                Next::Wait { alarm: false, .. } => slow_ones += 1,
+                NextAction::Advance => (acknowledged, largest) = (last, largest.max(lines)),
+                NextAction::Wait { alarm: false, .. } => slow_ones += 1,
                 next => panic!("{next:?}"),
             }
         }
@@ -426,7 +438,7 @@ mod tests {
     /// One entry that took longer than `timeout` was sent again for ever, in the same time.
     #[test]
     fn one_entry_that_takes_too_long_is_given_more_time_until_it_arrives() {
-        let of = |policy: &Policy| policy.patience().map(|patience| patience.as_secs());
+        let of = |policy: &RetryPolicy| policy.patience().map(|patience| patience.as_secs());
         // What the sink allows by itself, and what the attempts after the first are given.
         let rows: [(u64, &[u64]); 4] = [
             (60, &[120, 240, 480, 900, 900, 900]),
@@ -435,13 +447,16 @@ mod tests {
             (3600, &[3600, 3600]),
         ];
         for (timeout, given) in rows {
-            let mut policy = Policy::default();
+            let mut policy = RetryPolicy::default();
             let mut waited = timeout;
             for expected in given {
                 let next = policy.next(slow_after(waited), 8, 1, 0.5);
                 // A person is told once time alone does not mend it; nothing is ever given up.
                 let alarmed = *expected == waited;
-                assert!(matches!(next, Next::Wait { alarm, .. } if alarm == alarmed), "{next:?}");
+                assert!(
+                    matches!(next, NextAction::Wait { alarm, .. } if alarm == alarmed),
+                    "{next:?}"
+                );
                 assert_eq!(of(&policy), Some(*expected), "{timeout}");
                 assert_eq!(policy.border(7), Some(8), "it travels alone");
                 waited = timeout.max(*expected);
@@ -449,11 +464,11 @@ mod tests {
             // Another fault between does not take the time away, a success does.
             policy.next(retry(None), 8, 1, 0.5);
             assert_eq!(of(&policy), Some(waited));
-            assert_eq!(policy.next(Delivery::Acknowledged, 8, 1, 0.5), Next::Advance);
+            assert_eq!(policy.next(Delivery::Acknowledged, 8, 1, 0.5), NextAction::Advance);
             assert_eq!(of(&policy), None);
             assert_eq!(policy.refusals(), 0);
         }
-        let mut policy = Policy::default();
+        let mut policy = RetryPolicy::default();
         policy.next(slow(), 8, 2, 0.5);
         assert_eq!(of(&policy), None, "there is something to halve");
     }
@@ -461,7 +476,8 @@ mod tests {
     #[test]
     fn an_hour_of_one_fault_is_few_requests() {
         for delivery in [hold, || retry(None)] {
-            let (mut policy, mut waited, mut requests) = (Policy::default(), Duration::ZERO, 0);
+            let (mut policy, mut waited, mut requests) =
+                (RetryPolicy::default(), Duration::ZERO, 0);
             while waited < Duration::from_secs(3600) {
                 waited += delay(policy.next(delivery(), 1, 1, 0.5));
                 requests += 1;
@@ -472,39 +488,39 @@ mod tests {
 
     #[test]
     fn the_eleventh_refusal_in_a_row_is_held_as_a_fault_of_the_server() {
-        let mut policy = Policy::default();
+        let mut policy = RetryPolicy::default();
         for seq in 1..=10 {
-            assert!(matches!(policy.next(refused(), seq, 1, 0.5), Next::Bury { .. }));
+            assert!(matches!(policy.next(refused(), seq, 1, 0.5), NextAction::Bury { .. }));
         }
-        assert!(matches!(policy.next(refused(), 11, 1, 0.5), Next::Wait { alarm: true, .. }));
+        assert!(matches!(policy.next(refused(), 11, 1, 0.5), NextAction::Wait { alarm: true, .. }));
         policy.next(Delivery::Acknowledged, 11, 1, 0.5);
-        assert!(matches!(policy.next(refused(), 12, 1, 0.5), Next::Bury { .. }));
+        assert!(matches!(policy.next(refused(), 12, 1, 0.5), NextAction::Bury { .. }));
     }
 
     /// A receiver that refused everything got ten more after each restart.
     #[test]
     fn refusals_before_a_restart_count() {
-        let mut before = Policy::default();
+        let mut before = RetryPolicy::default();
         for seq in 1..=7 {
             before.next(refused(), seq, 1, 0.5);
         }
-        let mut policy = Policy::default();
+        let mut policy = RetryPolicy::default();
         policy.resume(before.refusals());
         for seq in 8..=10 {
-            assert!(matches!(policy.next(refused(), seq, 1, 0.5), Next::Bury { .. }));
+            assert!(matches!(policy.next(refused(), seq, 1, 0.5), NextAction::Bury { .. }));
         }
-        assert!(matches!(policy.next(refused(), 11, 1, 0.5), Next::Wait { alarm: true, .. }));
+        assert!(matches!(policy.next(refused(), 11, 1, 0.5), NextAction::Wait { alarm: true, .. }));
     }
 
     /// A receiver refused every entry and took the batches that only named them: all entries
     /// became dead letters, one after the other.
     #[test]
     fn a_batch_of_nothing_but_dead_letters_is_no_success() {
-        let mut policy = Policy::default();
+        let mut policy = RetryPolicy::default();
         for seq in 1..=10 {
-            assert!(matches!(policy.next(refused(), seq, 1, 0.5), Next::Bury { .. }));
-            assert_eq!(policy.next(Delivery::Acknowledged, seq, 0, 0.5), Next::Advance);
+            assert!(matches!(policy.next(refused(), seq, 1, 0.5), NextAction::Bury { .. }));
+            assert_eq!(policy.next(Delivery::Acknowledged, seq, 0, 0.5), NextAction::Advance);
         }
-        assert!(matches!(policy.next(refused(), 11, 1, 0.5), Next::Wait { alarm: true, .. }));
+        assert!(matches!(policy.next(refused(), 11, 1, 0.5), NextAction::Wait { alarm: true, .. }));
     }
 }

@@ -1,6 +1,6 @@
 //! Whether a configuration may take the place of the one in force.
 
-use super::{assembly, group::Stages, trial};
+use super::{assembly, config_test, record_stages::RecordStages};
 use crate::{
     config::{ConfigError, Loaded, Origin},
     stages::Context,
@@ -8,7 +8,7 @@ use crate::{
 
 /// Why a managed configuration is refused whole.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum ValidationError {
     /// Something in it is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -30,7 +30,7 @@ pub enum Refusal {
 
 /// Which tests of a configuration decide about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tests {
+pub enum TestScope {
     /// Those of its managed layer: a server's change answers for itself.
     Managed,
     /// Those of every layer.
@@ -41,26 +41,30 @@ pub enum Tests {
 /// tests.
 ///
 /// # Errors
-/// [`Refusal`]: what is in force stays.
-pub fn accept(loaded: &Loaded, context: &Context, tests: Tests) -> Result<Stages, Refusal> {
+/// [`ValidationError`]: what is in force stays.
+pub fn validate(
+    loaded: &Loaded,
+    context: &Context,
+    tests: TestScope,
+) -> Result<RecordStages, ValidationError> {
     let stages = assembly::stages(loaded, context)?;
     if let Some(error) = assembly::check_switched_off(loaded, context).into_iter().next() {
         return Err(error.into());
     }
     let counts = |origin: &Origin| match tests {
-        Tests::Managed => matches!(origin, Origin::Managed(_)),
-        Tests::All => true,
+        TestScope::Managed => matches!(origin, Origin::Managed(_)),
+        TestScope::All => true,
     };
     for test in loaded.tests.iter().filter(|test| counts(&test.place.origin)) {
-        let mismatch = trial::run(test, &mut assembly::judge(loaded)?).into_iter().next();
-        if let Some(trial::Mismatch { line, expected, found }) = mismatch {
+        let mismatch = config_test::run(test, &mut assembly::filters(loaded)?).into_iter().next();
+        if let Some(config_test::Mismatch { line, expected, found }) = mismatch {
             let origin = match &test.place.origin {
                 Origin::Managed(_) => "the managed configuration".to_owned(),
                 _ => test.place.to_string(),
             };
             let test = test.name.clone();
             let (expected, found) = (expected.in_short().to_string(), found.in_short().to_string());
-            return Err(Refusal::Test { test, origin, line, expected, found });
+            return Err(ValidationError::Test { test, origin, line, expected, found });
         }
     }
     Ok(stages)

@@ -8,7 +8,7 @@ use std::{
 
 use siem_protocol::entry::PathText;
 
-use super::judge::{Judge, Outcome};
+use super::filter_chain::{FilterChain, Outcome};
 use crate::{
     config::{Expected, Test, TestLine},
     stages::Record,
@@ -40,7 +40,7 @@ pub struct Mismatch {
 
 /// Runs a test's lines through filters that have seen no others, and gives those that became
 /// something else than it says.
-pub fn run(test: &Test, judge: &mut Judge) -> Vec<Mismatch> {
+pub fn run(test: &Test, filters: &mut FilterChain) -> Vec<Mismatch> {
     let path = test.path.as_deref().unwrap_or(Path::new(NOWHERE));
     let origin = Origin {
         file: FileKey(0),
@@ -54,9 +54,9 @@ pub fn run(test: &Test, judge: &mut Judge) -> Vec<Mismatch> {
     for (index, line) in test.lines.iter().enumerate() {
         let record = Record::new(&origin, offset, line.input.as_bytes());
         offset += line.input.len() as u64 + 1;
-        let outcome = panic::catch_unwind(AssertUnwindSafe(|| judge.judge(&record)));
+        let outcome = panic::catch_unwind(AssertUnwindSafe(|| filters.check(&record)));
         let found = match outcome {
-            Ok(outcome) => Verdict::of(outcome, judge),
+            Ok(outcome) => Verdict::of(outcome, filters),
             Err(_) => Verdict { verdict: "panic in a filter", ..Verdict::default() },
         };
         let expected = Verdict::expected(line);
@@ -73,7 +73,7 @@ impl Verdict {
         Self { verdict: expect.as_str(), by, reason, output }
     }
 
-    fn of(outcome: Outcome, judge: &Judge) -> Self {
+    fn of(outcome: Outcome, filters: &FilterChain) -> Self {
         match outcome {
             Outcome::Keep(None) => Self { verdict: Expected::Keep.as_str(), ..Self::default() },
             Outcome::Keep(Some(edited)) => Self {
@@ -84,7 +84,7 @@ impl Verdict {
             },
             Outcome::Drop { stage, reason } => Self {
                 verdict: Expected::Drop.as_str(),
-                by: Some(judge.name(stage).to_owned()),
+                by: Some(filters.name(stage).to_owned()),
                 reason: Some(reason.to_owned()),
                 output: None,
             },
@@ -146,7 +146,7 @@ mod tests {
         let filters = ["dedupe", "meta", "tool-call"];
         let filters = filters.map(|name| (name.to_owned(), filter::build(name, &options).unwrap()));
         let test = Test { name: "t".into(), path: None, lines, place: Layer::Defaults.into() };
-        let found = run(&test, &mut Judge::new(filters.into()));
+        let found = run(&test, &mut FilterChain::new(filters.into()));
         let text = |it: Mismatch| (it.line, it.expected.to_string(), it.found.to_string());
         found.into_iter().map(text).collect()
     }

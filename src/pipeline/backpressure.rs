@@ -7,22 +7,22 @@ const FREE: u64 = 64 << 20;
 
 /// Says when reading stops and when it goes on, with a gap between the two.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Room {
+pub struct Backpressure {
     max_bytes: u64,
-    full: Option<Lack>,
+    full: Option<Shortage>,
     is_half: bool,
 }
 
 /// What there is too little of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lack {
+pub enum Shortage {
     /// The outbox holds as much as it may.
     Outbox,
     /// The disk is nearly full.
     Disk,
 }
 
-impl Lack {
+impl Shortage {
     /// The word for it in an event.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -37,13 +37,13 @@ impl Lack {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Reading stops.
-    Filled(Lack),
+    Filled(Shortage),
     /// Reading goes on.
     Recovered,
 }
 
-impl Room {
-    /// Room for an outbox that may hold `max_bytes`.
+impl Backpressure {
+    /// Backpressure for an outbox that may hold `max_bytes`.
     #[must_use]
     pub fn new(max_bytes: u64) -> Self {
         Self { max_bytes, full: None, is_half: false }
@@ -63,9 +63,9 @@ impl Room {
             Some(_) => (cap / 8 * 7, FREE / 4 * 5),
         };
         let lack = if free.is_some_and(|free| free < least) {
-            Some(Lack::Disk)
+            Some(Shortage::Disk)
         } else if stored >= cap {
-            Some(Lack::Outbox)
+            Some(Shortage::Outbox)
         } else {
             None
         };
@@ -102,7 +102,7 @@ impl Room {
 
     /// What there is too little of, if reading waits.
     #[must_use]
-    pub fn lack(&self) -> Option<Lack> {
+    pub fn lack(&self) -> Option<Shortage> {
         self.full
     }
 
@@ -121,10 +121,10 @@ mod tests {
 
     #[test]
     fn a_full_outbox_stops_reading_until_an_eighth_is_free() {
-        let mut room = Room::new(96 * MB);
+        let mut room = Backpressure::new(96 * MB);
         assert_eq!(room.look(79 * MB, None), None);
         assert!(!room.is_full());
-        assert_eq!(room.look(80 * MB, None), Some(Change::Filled(Lack::Outbox)));
+        assert_eq!(room.look(80 * MB, None), Some(Change::Filled(Shortage::Outbox)));
         assert_eq!(room.look(95 * MB, None), None);
         assert_eq!(room.look(75 * MB, None), None);
         assert!(room.is_full());
@@ -134,16 +134,16 @@ mod tests {
 
     #[test]
     fn a_full_disk_stops_reading_until_there_is_more_than_a_little() {
-        let mut room = Room::new(1 << 30);
+        let mut room = Backpressure::new(1 << 30);
         assert_eq!(room.look(0, Some(64 * MB)), None);
-        assert_eq!(room.look(0, Some(63 * MB)), Some(Change::Filled(Lack::Disk)));
+        assert_eq!(room.look(0, Some(63 * MB)), Some(Change::Filled(Shortage::Disk)));
         assert_eq!(room.look(0, Some(70 * MB)), None);
         assert_eq!(room.look(0, Some(80 * MB)), Some(Change::Recovered));
     }
 
     #[test]
     fn half_an_outbox_is_said_once_until_it_is_less() {
-        let mut room = Room::new(100 * MB);
+        let mut room = Backpressure::new(100 * MB);
         let said = [10, 51, 60, 50, 40, 51].map(|stored| room.has_half_filled(stored * MB));
         assert_eq!(said, [false, true, false, false, false, true]);
     }

@@ -11,13 +11,13 @@ const CREDIT: Duration = Duration::from_secs(1);
 ///
 /// Times are those since any moment before; they never go back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct RateLimit {
     bytes_per_second: u64,
     /// When all that was sent is paid for.
     paid_at: Duration,
 }
 
-impl Pace {
+impl RateLimit {
     /// So many bytes a second; at least one.
     #[must_use]
     pub fn new(bytes_per_second: u64) -> Self {
@@ -45,7 +45,7 @@ mod tests {
     #[test]
     fn the_next_batch_waits_until_the_last_one_is_paid_for() {
         let at = Duration::from_millis;
-        let mut pace = Pace::new(1000);
+        let mut pace = RateLimit::new(1000);
         // When in ms, how much is sent then, and how long what comes at once after it waits.
         for (now, bytes, wait) in [
             (0, 500, 500),
@@ -74,7 +74,7 @@ mod tests {
         for _ in 0..200 {
             let rate = random.u64(1024..1 << 24);
             let largest = random.u64(1..4 << 20);
-            let (mut pace, mut now, mut sent) = (Pace::new(rate), Duration::ZERO, Vec::new());
+            let (mut pace, mut now, mut sent) = (RateLimit::new(rate), Duration::ZERO, Vec::new());
             for _ in 0..100 {
                 let bytes = random.u64(1..=largest);
                 pace.sent(bytes, now);
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn nothing_overflows() {
-        let mut pace = Pace::new(1);
+        let mut pace = RateLimit::new(1);
         pace.sent(u64::MAX, Duration::MAX);
         pace.sent(u64::MAX, Duration::ZERO);
         assert_eq!(pace.wait(Duration::MAX), Duration::ZERO);
