@@ -7,8 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use serde_json::{Value, json};
-use siem_protocol::{Digest, names::event};
+use siem_protocol::{AgentEvent, Digest, event::LockedKey, names::event};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
@@ -25,7 +24,7 @@ use crate::{
     event::Event,
     pipeline::{
         assembly,
-        config_status::{Applied, Attempted, ChangeOrigin, Refused},
+        config_status::{Applied, Attempted, ConfigOrigin, Refused},
         reload::{Plan, Reload, named_files},
         validate::TestScope,
     },
@@ -55,7 +54,7 @@ pub(crate) struct Keeper<'a> {
     /// What was tried and named files, refused or not: a change of them is worth another try.
     named: BTreeSet<PathBuf>,
     /// Contents that were refused, each said once.
-    refused: BTreeSet<(ChangeOrigin, Digest)>,
+    refused: BTreeSet<(ConfigOrigin, Digest)>,
     /// Whether a person asked for the last try, who wants to know what came of it.
     is_asked: bool,
     /// Whether the server did not answer the last time.
@@ -163,7 +162,7 @@ impl<'a> Keeper<'a> {
             Err(reason) => {
                 // Said to the server too: whoever changes what is kept brings the local
                 // configuration back.
-                self.refuse(ChangeOrigin::Server, Digest::of(reason.as_bytes()), reason);
+                self.refuse(ConfigOrigin::Server, Digest::of(reason.as_bytes()), reason);
                 false
             }
         }
@@ -171,12 +170,15 @@ impl<'a> Keeper<'a> {
 
     /// Puts a configuration in force before anything runs.
     pub(crate) fn begin_with(&mut self, candidate: Candidate) {
-        let event = json!({
-            "hash": candidate.loaded.settings.config_hash(), "revision": candidate.revision,
-        });
+        let applied = AgentEvent::ConfigApplied {
+            hash: candidate.loaded.settings.config_hash(),
+            revision: candidate.revision.clone(),
+            previous_hash: None,
+            previous_revision: None,
+        };
         let plan = Plan::of(&candidate.loaded, &self.context);
         self.events.retain(|event| event.name != event::CONFIG_LOCKED);
-        self.events.push(Event::info(event::CONFIG_APPLIED, event));
+        self.events.push(applied.into());
         self.events.extend(locked(&candidate.loaded));
         let Candidate { loaded, answer, revision, .. } = candidate;
         self.take(*loaded, answer, revision, plan);
@@ -219,8 +221,8 @@ impl<'a> Keeper<'a> {
                 return (Outcome::Answered, None);
             }
             Err(failure) if failure.is_refusal() => {
-                self.tried(ChangeOrigin::Server, None);
-                self.refuse(ChangeOrigin::Server, failure.content(), causes(&failure));
+                self.tried(ConfigOrigin::Server, None);
+                self.refuse(ConfigOrigin::Server, failure.content(), causes(&failure));
                 return (Outcome::Answered, None);
             }
             Err(failure) => {
@@ -243,17 +245,17 @@ impl<'a> Keeper<'a> {
         if self.answer.as_ref().is_some_and(|known| known.body == answer.body) {
             self.keep(&answer);
             self.answer = Some(answer);
-            self.clear(ChangeOrigin::Server);
+            self.clear(ConfigOrigin::Server);
             return (Outcome::Answered, None);
         }
         let content = Digest::of(answer.body.as_bytes());
         let accepted = self.accept(Some(answer), TestScope::Managed);
         let revision = accepted.as_ref().ok().and_then(|candidate| candidate.revision.clone());
-        self.tried(ChangeOrigin::Server, revision);
+        self.tried(ConfigOrigin::Server, revision);
         match accepted {
             Ok(candidate) => (Outcome::Answered, Some(candidate)),
             Err(reason) => {
-                self.refuse(ChangeOrigin::Server, content, reason);
+                self.refuse(ConfigOrigin::Server, content, reason);
                 (Outcome::Answered, None)
             }
         }
@@ -263,7 +265,7 @@ impl<'a> Keeper<'a> {
     pub(crate) fn read_files(&mut self, is_asked: bool) -> Option<Candidate> {
         self.is_asked = is_asked;
         self.became = Became::Unchanged;
-        self.tried(ChangeOrigin::Files, self.context.revision.get());
+        self.tried(ConfigOrigin::Files, self.context.revision.get());
         let accepted = self.accept(self.answer.clone(), TestScope::All);
         let accepted = accepted.and_then(|candidate| {
             self.named.extend(named_files(&candidate.loaded.settings, &self.context));
@@ -273,7 +275,7 @@ impl<'a> Keeper<'a> {
             }
         });
         let refuse =
-            |reason: String| self.refuse(ChangeOrigin::Files, self.content(&reason), reason);
+            |reason: String| self.refuse(ConfigOrigin::Files, self.content(&reason), reason);
         accepted.map_err(refuse).ok()
     }
 
@@ -282,7 +284,7 @@ impl<'a> Keeper<'a> {
     pub(crate) fn change(
         &mut self,
         candidate: Candidate,
-        from: ChangeOrigin,
+        from: ConfigOrigin,
         waker: &Waker,
     ) -> Option<Reload> {
         let mut context = self.context.clone();
@@ -293,13 +295,13 @@ impl<'a> Keeper<'a> {
         let mut events = Vec::new();
         if plan != self.plan || revision != before {
             self.became = Became::InForce;
-            let data = json!({
-                "hash": loaded.settings.config_hash(),
-                "revision": revision,
-                "previous_hash": self.loaded.settings.config_hash(),
-                "previous_revision": before,
-            });
-            events.push(Event::info(event::CONFIG_APPLIED, data));
+            let applied = AgentEvent::ConfigApplied {
+                hash: loaded.settings.config_hash(),
+                revision: revision.clone(),
+                previous_hash: Some(self.loaded.settings.config_hash()),
+                previous_revision: Some(before),
+            };
+            events.push(applied.into());
         }
         events.extend(locked(&loaded).filter(|event| !is_known(event, &self.loaded)));
         let built = self
@@ -311,7 +313,7 @@ impl<'a> Keeper<'a> {
             Err(error) => {
                 let reason = causes(&error);
                 let content = match (from, &answer) {
-                    (ChangeOrigin::Server, Some(answer)) => Digest::of(answer.body.as_bytes()),
+                    (ConfigOrigin::Server, Some(answer)) => Digest::of(answer.body.as_bytes()),
                     _ => self.content(&reason),
                 };
                 self.refuse(from, content, reason);
@@ -393,14 +395,14 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    fn tried(&mut self, from: ChangeOrigin, revision: Option<String>) {
+    fn tried(&mut self, from: ConfigOrigin, revision: Option<String>) {
         let at = self.context.clock.now();
         let attempted = Some(Attempted { from, revision, at });
         self.status.change(|facts| facts.attempted = attempted);
     }
 
     /// Says why a configuration is refused: once for each content.
-    fn refuse(&mut self, from: ChangeOrigin, content: Digest, reason: String) {
+    fn refuse(&mut self, from: ConfigOrigin, content: Digest, reason: String) {
         /// More are no accident; then they are said again.
         const MOST: usize = 1000;
 
@@ -415,23 +417,22 @@ impl<'a> Keeper<'a> {
                 reason,
                 "{}",
                 match from {
-                    ChangeOrigin::Server =>
+                    ConfigOrigin::Server =>
                         "managed configuration was refused, what was in force stays",
-                    ChangeOrigin::Files => "configuration was refused, what was in force stays",
+                    ConfigOrigin::Files => "configuration was refused, what was in force stays",
                 }
             );
         }
         if !is_new {
             return;
         }
-        self.events
-            .push(Event::warning(event::CONFIG_REFUSED, json!({ "from": from, "reason": reason })));
+        self.events.push(AgentEvent::ConfigRefused { from, reason: reason.clone() }.into());
         let at = self.context.clock.now();
         self.status.change(|facts| facts.refused = Some(Refused { from, reason, at }));
     }
 
     /// Something better came from where one was refused.
-    fn clear(&mut self, from: ChangeOrigin) {
+    fn clear(&mut self, from: ConfigOrigin) {
         self.refused.retain(|(known, _)| *known != from);
         self.status.change(|facts| {
             facts.refused = facts.refused.take().filter(|refused| refused.from != from);
@@ -441,13 +442,15 @@ impl<'a> Keeper<'a> {
 
 /// What was set in vain, to report.
 fn locked(loaded: &Loaded) -> impl Iterator<Item = Event> + use<> {
-    let attempts: Vec<Value> = loaded
+    let attempts: Vec<_> = loaded
         .locked_out
         .iter()
-        .map(|attempt| json!({ "key": attempt.key, "layer": attempt.place.origin.layer() }))
+        .map(|attempt| LockedKey {
+            key: attempt.key.clone(),
+            layer: attempt.place.origin.layer().to_owned(),
+        })
         .collect();
-    let event = Event::warning(event::CONFIG_LOCKED, json!({ "attempts": attempts }));
-    (!attempts.is_empty()).then_some(event).into_iter()
+    (!attempts.is_empty()).then(|| AgentEvent::ConfigLocked { attempts }.into()).into_iter()
 }
 
 fn is_known(event: &Event, loaded: &Loaded) -> bool {

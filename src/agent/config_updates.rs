@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     control::{Asker, Became, Reloaded},
-    pipeline::{config_status::ChangeOrigin, runner::Running},
+    pipeline::{config_status::ConfigOrigin, runner::Running},
     platform::{Signal, Signals},
     siem::{FetchError, Fetched},
 };
@@ -77,7 +77,7 @@ pub(crate) async fn follow(
                 asker = Some(asked);
                 (asking, poll) = (None, Some(Instant::now()));
                 keeper.watched.read(keeper.look());
-                (ChangeOrigin::Files, keeper.read_files(true))
+                (ConfigOrigin::Files, keeper.read_files(true))
             }
             signal = signals.next() => match signal {
                 Signal::End => return,
@@ -85,7 +85,7 @@ pub(crate) async fn follow(
                     info!(code = "reload_by_signal", "the configuration is read again, as a hang-up asks for");
                     (asking, poll) = (None, Some(Instant::now()));
                     keeper.watched.read(keeper.look());
-                    (ChangeOrigin::Files, keeper.read_files(true))
+                    (ConfigOrigin::Files, keeper.read_files(true))
                 }
             },
             () = sleep_until(look) => {
@@ -101,7 +101,7 @@ pub(crate) async fn follow(
                 keeper.watched.read(keeper.look());
                 // A token that was mended may be what the server waits for.
                 (asking, poll) = (None, Some(Instant::now()));
-                (ChangeOrigin::Files, keeper.read_files(false))
+                (ConfigOrigin::Files, keeper.read_files(false))
             }
             () = at(poll), if asking.is_none() => {
                 asking = ask(keeper, ANSWER);
@@ -116,7 +116,7 @@ pub(crate) async fn follow(
                 let (outcome, candidate) = keeper.hear(fetched);
                 let interval = keeper.loaded.settings.agent.poll_interval;
                 poll = Instant::now().checked_add(polls.next(outcome, interval, fastrand::f64()));
-                (ChangeOrigin::Server, candidate)
+                (ConfigOrigin::Server, candidate)
             }
         };
         let reload = candidate.and_then(|candidate| keeper.change(candidate, from, &waker));
@@ -135,7 +135,7 @@ pub(crate) async fn follow(
             info!(code = "config_applied", revision, hash, "the configuration is in force");
         }
         waiting.extend(asker.map(|asker| (asker, keeper.became.clone())));
-        if from == ChangeOrigin::Server {
+        if from == ConfigOrigin::Server {
             tell(&mut waiting, Some(&keeper.became));
         }
     }

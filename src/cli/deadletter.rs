@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use siem_protocol::names::event;
+use siem_protocol::{AgentEvent, event::PurgeReason};
 
 use super::{
     Failure,
@@ -14,7 +14,6 @@ use super::{
     store::Store,
 };
 use crate::{
-    event::Event,
     pipeline::{
         assembly,
         delivery::redeliver,
@@ -218,9 +217,14 @@ fn purge(
         return if left_out > 0 { Ok(()) } else { say("there are none").map_err(Failure::failed) };
     }
     let count = letters.len();
-    let data = json!({ "reason": "command", "count": count, "letters": letters });
-    let event = Event::warning(event::DEAD_LETTERS_PURGED, data);
-    store.report_with(event, move |outbox, group| outbox.purge(&letters, group))?;
+    let purged = AgentEvent::DeadLettersPurged {
+        reason: PurgeReason::Command,
+        count: count as u64,
+        letters: letters.clone(),
+        bytes: None,
+        total: None,
+    };
+    store.report_with(purged.into(), move |outbox, group| outbox.purge(&letters, group))?;
     say(&format!("{count} deleted")).map_err(Failure::failed)
 }
 

@@ -3,8 +3,10 @@
 use std::{mem, path::Path, sync::Arc, time::Duration};
 
 use clap::Args;
-use serde_json::json;
-use siem_protocol::names::event;
+use siem_protocol::{
+    AgentEvent,
+    event::{EpochReason, EpochStarted},
+};
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
@@ -222,7 +224,7 @@ fn assemble(keeper: &Keeper<'_>, state_dir: &Path) -> Result<Pipeline, Failure> 
 fn tell(found: &OpenOutcome, epoch: &str, inbox: &Inbox) {
     let (previous_epoch, reason) = match found {
         OpenOutcome::Intact => return,
-        OpenOutcome::Created { previous_epoch: None } => (&None, "first"),
+        OpenOutcome::Created { previous_epoch: None } => (&None, EpochReason::First),
         OpenOutcome::Created { previous_epoch } => {
             warn!(
                 code = "outbox_missing",
@@ -230,7 +232,7 @@ fn tell(found: &OpenOutcome, epoch: &str, inbox: &Inbox) {
                 "the outbox that was here is gone: a new one begins, and files are read again from \
                  where the receiver had acknowledged them"
             );
-            (previous_epoch, "outbox_missing")
+            (previous_epoch, EpochReason::OutboxMissing)
         }
         OpenOutcome::Replaced { moved_to, reason, previous_epoch, dead_letters } => {
             let moved_to = moved_to.display().to_string();
@@ -244,16 +246,25 @@ fn tell(found: &OpenOutcome, epoch: &str, inbox: &Inbox) {
                  where the receiver had acknowledged them; what was moved aside may be deleted \
                  when nobody wants to look into it"
             );
-            let data = json!({
-                "reason": reason, "moved_to": moved_to,
-                "dead_letters_kept": dead_letters.kept, "dead_letters_lost": dead_letters.lost,
-            });
-            inbox.report(Event::warning(event::OUTBOX_QUARANTINED, data));
-            (previous_epoch, "quarantine")
+            let quarantined = AgentEvent::OutboxQuarantined {
+                reason: reason.clone(),
+                moved_to,
+                dead_letters_kept: dead_letters.kept,
+                dead_letters_lost: dead_letters.lost,
+            };
+            inbox.report(quarantined.into());
+            (previous_epoch, EpochReason::Quarantine)
         }
     };
-    let data = json!({ "epoch": epoch, "previous_epoch": previous_epoch, "reason": reason });
-    inbox.report(Event::info(event::EPOCH_STARTED, data));
+    let started = EpochStarted {
+        epoch: epoch.to_owned(),
+        previous_epoch: previous_epoch.clone(),
+        reason,
+        entries: None,
+        previous_last_seq: None,
+        previous_totals: None,
+    };
+    inbox.report(AgentEvent::EpochStarted(Box::new(started)).into());
 }
 
 /// Reads and delivers until a signal comes.

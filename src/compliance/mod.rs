@@ -10,6 +10,7 @@ pub mod call;
 pub mod client_files;
 pub mod client_settings;
 pub mod desktop;
+mod event_data;
 pub mod hook_response;
 pub mod policy;
 pub mod policy_file;

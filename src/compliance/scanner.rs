@@ -7,10 +7,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use siem_protocol::{
+    AgentEvent,
+    event::{AccountIdentity, ViolationAction},
     managed::{Action, Compliance},
-    names::{event, severity, source, violation},
+    names::violation,
 };
 
 use super::{
@@ -107,40 +108,45 @@ fn violation_of(
     is_acted_on: bool,
 ) -> Event {
     let action = match policy.action {
-        _ if !is_acted_on => "none",
-        Some(Action::Block) => "block",
-        Some(Action::Warn) | None => "warn",
+        _ if !is_acted_on => ViolationAction::None,
+        Some(Action::Block) => ViolationAction::Block,
+        Some(Action::Warn) | None => ViolationAction::Warn,
     };
-    let mut data = facts(account, &finding.rule);
-    data["found"] = json!(finding.found);
-    data["permitted"] = json!(finding.permitted);
-    data["action"] = json!(action);
-    let level = if is_acted_on { severity::HIGH } else { severity::WARNING };
-    report(event::COMPLIANCE_VIOLATION, level, data)
+    let violation = AgentEvent::ComplianceViolation {
+        violation: finding.rule.clone(),
+        program: account.source.to_owned(),
+        file: account.place.to_string_lossy().into_owned(),
+        who: identity(account),
+        found: finding.found.clone(),
+        permitted: finding.permitted.clone(),
+        action,
+    };
+    violation.into()
 }
 
 fn restored(account: &Account, rule: &str, said: &Said) -> Event {
-    let mut data = facts(account, rule);
-    data["found_before"] = json!(said.found);
-    report(event::COMPLIANCE_RESTORED, severity::INFO, data)
+    let restored = AgentEvent::ComplianceRestored {
+        violation: rule.to_owned(),
+        program: account.source.to_owned(),
+        file: account.place.to_string_lossy().into_owned(),
+        who: identity(account),
+        found_before: said.found.clone(),
+    };
+    restored.into()
 }
 
-fn report(name: &'static str, severity: &'static str, data: Value) -> Event {
-    Event { source: source::COMPLIANCE, name, severity, data }
-}
-
-fn facts(account: &Account, rule: &str) -> Value {
-    let mut data = json!({
-        "violation": rule, "program": account.source, "file": account.place.to_string_lossy(),
-    });
-    if let Standing::SignedIn(who) = &account.standing {
-        data["who"] = json!(who);
+fn identity(account: &Account) -> Option<AccountIdentity> {
+    match &account.standing {
+        Standing::SignedIn(who) => Some(who.into()),
+        _ => None,
     }
-    data
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+    use siem_protocol::names::source;
+
     use super::*;
     use crate::compliance::account::Who;
 

@@ -6,8 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::json;
-use siem_protocol::names::event;
+use siem_protocol::AgentEvent;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
@@ -25,7 +24,6 @@ use crate::{
         status::{self, Phase, Seen},
     },
     config::Loaded,
-    event::Event,
     logging as log_level,
     pipeline::{config_status::SharedConfigStatus, runner::PipelineHandle},
     platform::Timestamp,
@@ -226,7 +224,7 @@ impl Desk {
         let begun = Instant::now();
         let view = self.ready(patience).await?;
         let id = uuid::Uuid::new_v4().to_string();
-        view.report(Event::info(event::CANARY, json!({ "id": id })));
+        view.report(AgentEvent::Canary { id: id.clone() }.into());
         // The first is done before the event is taken up, the second once it is stored.
         let stored = timeout(patience, async {
             view.at_rest(|_| ()).await?;

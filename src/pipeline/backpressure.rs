@@ -33,6 +33,15 @@ impl Shortage {
     }
 }
 
+impl From<Shortage> for siem_protocol::event::Shortage {
+    fn from(shortage: Shortage) -> Self {
+        match shortage {
+            Shortage::Outbox => Self::Outbox,
+            Shortage::Disk => Self::Disk,
+        }
+    }
+}
+
 /// What changed since the last look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {

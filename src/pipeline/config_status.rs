@@ -6,8 +6,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
-use serde_json::{Value, json};
-use siem_protocol::Digest;
+pub use siem_protocol::event::ConfigOrigin;
+use siem_protocol::{
+    Digest,
+    event::{AppliedConfig, AttemptedConfig, ConfigSummary, RefusedConfig},
+};
 
 use crate::platform::Timestamp;
 
@@ -41,21 +44,11 @@ pub struct Applied {
     pub at: Timestamp,
 }
 
-/// Where a change of the configuration comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ChangeOrigin {
-    /// Files of this machine, or secrets in files.
-    Files,
-    /// The server.
-    Server,
-}
-
 /// A configuration that was tried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Attempted {
     /// Where it comes from.
-    pub from: ChangeOrigin,
+    pub from: ConfigOrigin,
     /// The revision of its managed layer, as far as that could be read.
     pub revision: Option<String>,
     /// When.
@@ -67,7 +60,7 @@ pub struct Attempted {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Refused {
     /// Where it comes from.
-    pub from: ChangeOrigin,
+    pub from: ConfigOrigin,
     /// Why, with the key.
     pub reason: String,
     /// When that was first said.
@@ -104,14 +97,26 @@ impl SharedConfigStatus {
     /// The facts as a heartbeat tells them: with an age in place of a time, since the receiver has
     /// another clock.
     #[must_use]
-    pub fn for_heartbeat(&self, now: Timestamp) -> Value {
+    pub fn for_heartbeat(&self, now: Timestamp) -> ConfigSummary {
         let ConfigStatus { applied, attempted, refused, signed_at } = self.now();
-        json!({
-            "applied": applied,
-            "attempted": attempted,
-            "refused": refused,
-            "signed_age_seconds": signed_at.map(|at| now.since(at).as_secs()),
-        })
+        ConfigSummary {
+            applied: applied.map(|Applied { hash, revision, at }| AppliedConfig {
+                hash,
+                revision,
+                at: at.to_string(),
+            }),
+            attempted: attempted.map(|Attempted { from, revision, at }| AttemptedConfig {
+                from,
+                revision,
+                at: at.to_string(),
+            }),
+            refused: refused.map(|Refused { from, reason, at }| RefusedConfig {
+                from,
+                reason,
+                at: at.to_string(),
+            }),
+            signed_age_seconds: signed_at.map(|at| now.since(at).as_secs()),
+        }
     }
 
     fn facts(&self) -> MutexGuard<'_, ConfigStatus> {

@@ -1,7 +1,6 @@
 //! Sinks that are no longer configured and still have a place in the outbox.
 
-use serde_json::json;
-use siem_protocol::names::event;
+use siem_protocol::AgentEvent;
 use tracing::{error, warn};
 
 use super::outbox::{OrphanedSink, Outbox};
@@ -39,11 +38,8 @@ pub fn report(outbox: &Outbox, mut emit: impl FnMut(Event)) {
 #[must_use]
 pub fn removal_event(sink: &OrphanedSink, forgotten: bool) -> Event {
     let OrphanedSink { name, acknowledged, undelivered } = sink;
-    let data = json!({
-        "sink": name, "acknowledged": acknowledged, "undelivered": undelivered,
-        "forgotten": forgotten,
-    });
-    Event::warning(event::SINK_REMOVED, data)
+    let (acknowledged, undelivered) = (*acknowledged, *undelivered);
+    AgentEvent::SinkRemoved { sink: name.clone(), acknowledged, undelivered, forgotten }.into()
 }
 
 /// What such a sink does to an outbox that is full.

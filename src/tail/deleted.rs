@@ -1,7 +1,6 @@
 //! FileTable that went: what is still to be had of them, and what is reported.
 
-use serde_json::json;
-use siem_protocol::{Digest, names::event};
+use siem_protocol::{AgentEvent, Digest};
 
 use super::{
     Tail,
@@ -211,24 +210,24 @@ pub(super) fn end_generation(
 /// The event that a line sent in parts will never be completed, if there is one.
 fn abandoned(origin: &Origin, row: &CheckpointRow) -> Option<Event> {
     let long = row.long?;
-    let facts = json!({
-        "path": origin.path.to_string_lossy(),
-        "generation": origin.generation.0,
-        "offset": long.start,
-        "parts": long.parts,
-        "bytes": row.offset - long.start,
-    });
-    Some(Event::warning(event::RECORD_ABANDONED, facts))
+    let abandoned = AgentEvent::RecordAbandoned {
+        path: origin.path.to_string_lossy().into_owned(),
+        generation: origin.generation.0.clone(),
+        offset: long.start,
+        parts: long.parts,
+        bytes: row.offset - long.start,
+    };
+    Some(abandoned.into())
 }
 
 /// The event that bytes of a file that holds them no more were never read, if there are any.
 fn unread(origin: &Origin, from: u64, to: u64) -> Option<Event> {
-    let facts = json!({
-        "path": origin.path.to_string_lossy(),
-        "generation": origin.generation.0,
-        "from": from,
-        "to": to,
-        "bytes": to.saturating_sub(from),
-    });
-    (to > from).then(|| Event::warning(event::FILE_DELETED_UNREAD, facts))
+    let unread = || AgentEvent::FileDeletedUnread {
+        path: origin.path.to_string_lossy().into_owned(),
+        generation: origin.generation.0.clone(),
+        from,
+        to,
+        bytes: to - from,
+    };
+    (to > from).then(|| unread().into())
 }

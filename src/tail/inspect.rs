@@ -2,8 +2,7 @@
 
 use std::{io, time::Duration};
 
-use serde_json::json;
-use siem_protocol::{entry::PathText, names::event};
+use siem_protocol::{AgentEvent, entry::PathText, event::FileReplaced};
 
 use super::{
     Lane, Tail,
@@ -18,12 +17,9 @@ use super::{
     open_files::{Drained, OpenFile, ReplacedFile},
     reader::{Lines, Part, ReadOutcome, ReadPosition},
 };
-use crate::{
-    event::Event,
-    platform::{
-        Timestamp,
-        file::{self, ReadAt, Stamp},
-    },
+use crate::platform::{
+    Timestamp,
+    file::{self, ReadAt, Stamp},
 };
 
 /// Within this time a file may change twice without its stamp showing it.
@@ -262,12 +258,12 @@ impl Tail {
             }
             decision = decide(FoundAt::SamePath, sameness.settled());
         }
-        let (name, new) = match decision {
+        let (is_trimmed, new) = match decision {
             Decision::Continue | Decision::Move | Decision::Begin | Decision::Wait => {
                 return Ok(InspectOutcome::More);
             }
-            Decision::Trim { at } => (event::FILE_TRIMMED, trimmed(row, at, file, &mut self.ends)?),
-            Decision::Rewrite => (event::FILE_REWRITTEN, CheckpointRow::new(row.path.clone(), 0)),
+            Decision::Trim { at } => (true, trimmed(row, at, file, &mut self.ends)?),
+            Decision::Rewrite => (false, CheckpointRow::new(row.path.clone(), 0)),
         };
         let mut old_row = std::mem::replace(&mut active.row, new);
         let row = &mut active.row;
@@ -276,7 +272,7 @@ impl Tail {
         let drained_size = known.drained.map_or(0, |drained| drained.size);
         let old_size = old_size.max(old_row.stamp.size).max(drained_size);
         let mut long = known.long.take();
-        if name == event::FILE_REWRITTEN {
+        if !is_trimmed {
             known.era += 1;
         }
         known.generation = (self.new_generation)();
@@ -290,15 +286,20 @@ impl Tail {
         known.has_kept = false;
         let old = std::mem::replace(&mut active.origin, origin(key, known));
 
-        let facts = json!({
-            "path": old.path.to_string_lossy(),
-            "generation": known.generation.0,
-            "previous_generation": old.generation.0,
-            "offset": row.offset,
-            "previous_offset": old_row.offset,
-            "previous_size": old_size.max(old_row.offset),
-            "size": stamp.size,
+        let replaced = Box::new(FileReplaced {
+            path: old.path.to_string_lossy().into_owned(),
+            generation: known.generation.0.clone(),
+            previous_generation: old.generation.0.clone(),
+            offset: row.offset,
+            previous_offset: old_row.offset,
+            previous_size: old_size.max(old_row.offset),
+            size: stamp.size,
         });
+        let replaced = if is_trimmed {
+            AgentEvent::FileTrimmed(replaced)
+        } else {
+            AgentEvent::FileRewritten(replaced)
+        };
         let GenerationEnd { piece, unread, events } =
             end_generation(&old, &mut old_row, long.as_deref_mut(), rest, old_size);
         let pieces: Vec<_> = piece.iter().map(FinalPiece::piece).collect();
@@ -312,7 +313,7 @@ impl Tail {
             pieces: &[],
             checkpoint: Some(&checkpoint),
             unread: 0,
-            events: vec![Event::warning(name, facts)],
+            events: vec![replaced.into()],
         });
         self.uncommitted.insert(key, (self.group, checkpoint));
         let id = active.id;

@@ -7,8 +7,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
-use siem_protocol::names::event;
+use siem_protocol::AgentEvent;
 
 use super::{
     Tail,
@@ -21,10 +20,7 @@ use super::{
     walk::{self, Root, Walk},
     watcher::{Hinted, Watcher, may_be_directory},
 };
-use crate::{
-    event::Event,
-    platform::file::{self, Kind, Sight, Stamp},
-};
+use crate::platform::file::{self, Kind, Sight, Stamp};
 
 /// A new file last changed longer ago is old, and waits for those that grow.
 const OLD: Duration = Duration::from_secs(600);
@@ -458,9 +454,12 @@ impl Tail {
         let mut row = self.row(key, known, intake)?;
         let sameness = row.compare(&file, stamp.size, &mut self.ends)?;
         if old_path == OldPath::SameFile {
-            let paths = [&*known.path, path].map(Path::to_string_lossy);
-            let facts = json!({ "path": paths[1], "other_path": paths[0], "size": stamp.size });
-            intake.report(Event::warning(event::FILE_LINKED, facts));
+            let linked = AgentEvent::FileLinked {
+                path: path.to_string_lossy().into_owned(),
+                other_path: known.path.to_string_lossy().into_owned(),
+                size: stamp.size,
+            };
+            intake.report(linked.into());
         }
         if decide(FoundAt::OtherPath(old_path), sameness) != Decision::Move {
             return Ok(false);

@@ -227,18 +227,18 @@ pub enum AgentEvent {
         /// Number of dead letters.
         count: u64,
         /// The dead letters: of those purged for space the first 100.
-        letters: Vec<DeadLetterName>,
+        letters: Vec<DeadLetterId>,
         /// Number of bytes in them, when they were purged for space.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bytes: Option<u64>,
         /// All dead letters ever purged for space.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        total: Option<EntryCount>,
+        total: Option<DeadLetterTotals>,
     },
     /// There is no space for more entries; reading waits.
     OutboxFull {
         /// What there is too little of.
-        lack: OutboxLack,
+        lack: Shortage,
         /// Number of bytes in the outbox.
         outbox_bytes: u64,
         /// Free space on the disk, `null` if unknown.
@@ -259,8 +259,8 @@ pub enum AgentEvent {
         moved_to: String,
         /// Number of dead letters recovered from it.
         dead_letters_kept: u64,
-        /// Number of dead letters that could not be read.
-        dead_letters_lost: u64,
+        /// Number of dead letters that could not be read, `null` if unknown.
+        dead_letters_lost: Option<u64>,
     },
     /// A sink with undelivered entries is no longer configured, or was removed by a command.
     SinkRemoved {
@@ -290,7 +290,7 @@ pub struct Heartbeat {
     /// What became of every byte, up to the number before the heartbeat's own.
     pub totals: Totals,
     /// Entries that were refused for good, by sink.
-    pub dead_lettered: BTreeMap<String, EntryCount>,
+    pub dead_lettered: BTreeMap<String, DeadLetterTotals>,
     /// Number of bytes that wait for delivery.
     pub outbox_bytes: u64,
     /// Number of files known.
@@ -530,11 +530,11 @@ pub enum PurgeReason {
     Command,
 }
 
-/// The name of a dead letter.
+/// Identifies a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct DeadLetterName {
-    /// Sink whose receiver refused the entry.
+pub struct DeadLetterId {
+    /// Sink that refused the entry.
     pub sink: String,
     /// Epoch of the entry.
     pub epoch: String,
@@ -542,10 +542,10 @@ pub struct DeadLetterName {
     pub seq: u64,
 }
 
-/// Number of entries and their bytes.
+/// Number of entries that a sink refused for good, and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct EntryCount {
+pub struct DeadLetterTotals {
     /// Number of entries.
     pub entries: u64,
     /// Number of bytes in their lines.
@@ -556,7 +556,7 @@ pub struct EntryCount {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
-pub enum OutboxLack {
+pub enum Shortage {
     /// The outbox reached its configured size.
     Outbox,
     /// The disk is nearly full.
@@ -668,7 +668,7 @@ mod tests {
                 previous_hash: Some(Digest::ZERO),
                 previous_revision: Some(None),
             },
-            AgentEvent::OutboxFull { lack: OutboxLack::Disk, outbox_bytes: 1, disk_free: None },
+            AgentEvent::OutboxFull { lack: Shortage::Disk, outbox_bytes: 1, disk_free: None },
         ];
         for event in events {
             let json = serde_json::to_value(&event).unwrap();

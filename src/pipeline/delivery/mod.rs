@@ -13,7 +13,10 @@ pub use batch_assembler::{AssembleError, Assembler, NextBatch};
 pub use rate_limit::RateLimit;
 pub use redeliver::redeliver;
 pub use retry_policy::{NextAction, RetryPolicy};
-use siem_protocol::{ChainPoint, Identity};
+use siem_protocol::{
+    AgentEvent, ChainPoint, Identity,
+    event::{EpochReason, EpochStarted, PurgeReason},
+};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
@@ -378,11 +381,15 @@ impl SinkTask {
             &begun
         {
             warn!(code = "epoch_conflict", previous, epoch, entries, "a new epoch began");
-            let data = serde_json::json!({
-                "epoch": epoch, "previous_epoch": previous, "entries": entries,
-                "reason": "conflict", "previous_last_seq": last_seq, "previous_totals": totals,
-            });
-            (self.report)(Event::warning(siem_protocol::names::event::EPOCH_STARTED, data));
+            let started = EpochStarted {
+                epoch: epoch.clone(),
+                previous_epoch: Some(previous.clone()),
+                reason: EpochReason::Conflict,
+                entries: Some(*entries),
+                previous_last_seq: Some(*last_seq),
+                previous_totals: Some((**totals).clone()),
+            };
+            (self.report)(AgentEvent::EpochStarted(Box::new(started)).into());
         }
         Ok(!matches!(begun, RenumberOutcome::TooSoon))
     }
@@ -416,8 +423,8 @@ impl SinkTask {
         let purged = self
             .blocking(move |outbox, _| outbox.store_dead_letter_within(&id, &letter, most))
             .await?;
-        let data = serde_json::json!({ "sink": self.name, "seq": seq, "status": status });
-        (self.report)(Event::warning(siem_protocol::names::event::ENTRY_DEAD_LETTERED, data));
+        let refused = AgentEvent::EntryDeadLettered { sink: self.name.clone(), seq, status };
+        (self.report)(refused.into());
         self.tell_purged(&purged);
         Ok(())
     }
@@ -438,12 +445,14 @@ impl SinkTask {
             "the oldest dead letters were deleted: there is room for no more of them, see \
                     `max_dead_letter_bytes` and `deadletter export`"
         );
-        let named: Vec<_> = purged.letters.iter().take(NAMED).collect();
-        let data = serde_json::json!({
-            "reason": "cap", "count": count, "bytes": bytes, "letters": named,
-            "total": purged.total,
-        });
-        (self.report)(Event::warning(siem_protocol::names::event::DEAD_LETTERS_PURGED, data));
+        let purged = AgentEvent::DeadLettersPurged {
+            reason: PurgeReason::Cap,
+            count: count as u64,
+            letters: purged.letters.iter().take(NAMED).cloned().collect(),
+            bytes: Some(bytes),
+            total: Some(purged.total),
+        };
+        (self.report)(purged.into());
     }
 
     fn store_failed(&self, failure: &dyn std::error::Error) -> Duration {

@@ -13,8 +13,7 @@ use std::{cell::Cell, collections::HashSet, mem, sync::Arc, time::Duration};
 pub use inbox::Inbox;
 use intake::GroupIntake;
 pub use reconfigure::Reconfiguration;
-use serde_json::json;
-use siem_protocol::names::event;
+use siem_protocol::{AgentEvent, event::Heartbeat};
 pub use status::IngestStatus;
 use tracing::{debug, error, info, warn};
 pub use writer::Writer;
@@ -241,9 +240,10 @@ impl Ingest {
 
     /// Begins where the store says.
     pub(super) fn begin(&mut self) {
-        let started = json!({ "version": env!("CARGO_PKG_VERSION"), "epoch": self.outbox.epoch() });
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let started = AgentEvent::AgentStarted { version, epoch: self.outbox.epoch() };
         self.state.is_lost = true;
-        self.inbox.keep(Event::info(event::AGENT_STARTED, started));
+        self.inbox.keep(started.into());
         let now = self.clock.uptime();
         self.state.beat = now + self.next_beat();
         self.state.tidy = now + TIDY_UP;
@@ -306,7 +306,7 @@ impl Ingest {
             self.event(event);
         }
         self.heartbeat();
-        self.event(Event::info(event::AGENT_STOPPED, json!({})));
+        self.event(AgentEvent::AgentStopped {}.into());
         if self.commit().is_err() {
             debug!("the end could not be stored: what was read will be read again");
         }
@@ -375,16 +375,21 @@ impl Ingest {
                     code = "outbox_full",
                     lack, stored, free, mend, "no room: reading waits, the files are the buffer"
                 );
-                let data = json!({ "lack": lack, "outbox_bytes": stored, "disk_free": free });
-                self.event(Event::warning(event::OUTBOX_FULL, data));
+                let full = AgentEvent::OutboxFull {
+                    lack: filled.into(),
+                    outbox_bytes: stored,
+                    disk_free: free,
+                };
+                self.event(full.into());
             }
             Some(Change::Recovered) => {
                 info!(
                     code = "outbox_recovered",
                     stored, free, "there is room again: reading goes on"
                 );
-                let data = json!({ "outbox_bytes": stored, "disk_free": free });
-                self.event(Event::info(event::OUTBOX_RECOVERED, data));
+                let recovered =
+                    AgentEvent::OutboxRecovered { outbox_bytes: stored, disk_free: free };
+                self.event(recovered.into());
             }
             None => {}
         }
@@ -429,10 +434,15 @@ impl Ingest {
     fn hold(&mut self, failed: &Origin) {
         let (path, generation) = (failed.path.to_string_lossy(), &failed.generation.0);
         error!(code = "stage_failed", %path, generation, "a stage failed: the file is held until a reload or the next start");
-        let data = json!({ "path": path, "generation": generation });
+        let failure = AgentEvent::StageFailed {
+            path: Some(path.into_owned()),
+            generation: Some(generation.clone()),
+            stage: None,
+            problem: None,
+        };
         self.state.held.insert(failed.file);
         self.roll_back();
-        self.event(Event::warning(event::STAGE_FAILED, data));
+        self.event(failure.into());
     }
 
     /// Takes back what filters remember of the group; the next turn begins with what is stored.
@@ -573,20 +583,20 @@ impl Ingest {
             unread += survey.bytes_unread;
             unreadable += survey.unreadable.len();
         }
-        let data = json!({
-            "epoch": self.outbox.epoch(),
-            "totals": self.builder.totals(),
-            "dead_lettered": self.outbox.dead_lettered(),
-            "outbox_bytes": self.outbox.stored_bytes(),
-            "files": files,
-            "unread_bytes": unread,
-            "unreadable": unreadable,
-            "config": self.config_status.for_heartbeat(self.clock.now()),
-        });
+        let heartbeat = Heartbeat {
+            epoch: self.outbox.epoch(),
+            totals: self.builder.totals().clone(),
+            dead_lettered: self.outbox.dead_lettered(),
+            outbox_bytes: self.outbox.stored_bytes(),
+            files: files as u64,
+            unread_bytes: unread,
+            unreadable: unreadable as u64,
+            config: self.config_status.for_heartbeat(self.clock.now()),
+        };
         // It counts the entries before it: one of a group that is not stored is not kept for the
         // next, where it would stand before others.
-        let heartbeat = Event::info(event::HEARTBEAT, data);
-        self.builder.event(&heartbeat, self.clock.now());
+        let heartbeat = AgentEvent::Heartbeat(Box::new(heartbeat));
+        self.builder.event(&heartbeat.into(), self.clock.now());
         self.state.is_beat_unstored = true;
     }
 

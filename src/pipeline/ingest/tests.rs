@@ -2,6 +2,7 @@ mod reconfigure;
 
 use std::path::Path;
 
+use serde_json::json;
 use siem_protocol::{Digest, Entry, entry::PathText};
 
 use super::*;

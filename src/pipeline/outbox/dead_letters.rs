@@ -3,6 +3,7 @@
 use data_encoding::BASE64;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
+pub use siem_protocol::event::{DeadLetterId, DeadLetterTotals};
 use siem_protocol::{DeadLettered, Digest};
 
 use super::{
@@ -14,17 +15,6 @@ use super::{
 /// By sink, epoch and sequence number: a number alone comes again in the next epoch.
 pub(super) const DEAD_LETTERS: TableDefinition<'_, (&str, &str, u64), &[u8]> =
     TableDefinition::new("dead_letters");
-
-/// Which dead letter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct DeadLetterId {
-    /// The sink that refused it.
-    pub sink: String,
-    /// The epoch that numbered it.
-    pub epoch: String,
-    /// Its number.
-    pub seq: u64,
-}
 
 /// An entry that a sink refused for good, kept with the reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,15 +33,6 @@ pub struct DeadLetter {
     pub at: String,
     /// How often it was refused while it stood alone.
     pub attempts: u32,
-}
-
-/// What a sink refused for good.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeadLetterTotals {
-    /// How many entries.
-    pub entries: u64,
-    /// Bytes of their lines.
-    pub bytes: u64,
 }
 
 /// How many dead letters are kept, whatever their size.

@@ -12,8 +12,7 @@ use std::{
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::json;
-use siem_protocol::names::{event, source};
+use siem_protocol::AgentEvent;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
 use super::{Filter, FilterOptions, FilterPlugin, Record, Verdict};
@@ -195,20 +194,20 @@ impl Dedupe {
 
 fn reused(record: &Record<'_>, uuid: &str) -> Event {
     let origin = record.origin();
-    let data = json!({
-        "path": origin.path.to_string_lossy(),
-        "generation": origin.generation.0,
-        "offset": record.offset(),
-        "uuid": uuid,
-    });
-    Event::warning(event::UUID_REUSED, data).from_source(source::CLAUDE_SESSIONS)
+    let reused = AgentEvent::UuidReused {
+        path: origin.path.to_string_lossy().into_owned(),
+        generation: origin.generation.0.clone(),
+        offset: record.offset(),
+        uuid: uuid.to_owned(),
+    };
+    reused.into()
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use siem_protocol::entry::PathText;
+    use siem_protocol::{entry::PathText, names::event};
 
     use super::*;
     use crate::tail::{GenerationId, Origin};

@@ -8,8 +8,7 @@ use std::{any::Any, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::json;
-use siem_protocol::names::{event, source};
+use siem_protocol::{AgentEvent, names::source};
 use tracing::error;
 
 use super::{
@@ -17,7 +16,6 @@ use super::{
 };
 use crate::{
     audit::{self, wanted::Wanted},
-    event::Event,
     stages::{BuildError, Context},
 };
 
@@ -140,8 +138,13 @@ impl Source for Auditd {
             let trouble = self.follower.trouble();
             if let Some(trouble) = trouble.as_ref().filter(|it| self.told.as_ref() != Some(it)) {
                 error!(code = "audit_log_unreadable", "{trouble}");
-                let data = json!({ "stage": "auditd", "problem": trouble.to_string() });
-                intake.report(Event::warning(event::STAGE_FAILED, data));
+                let failure = AgentEvent::StageFailed {
+                    path: None,
+                    generation: None,
+                    stage: Some("auditd".to_owned()),
+                    problem: Some(trouble.to_string()),
+                };
+                intake.report(failure.into());
             }
             self.told = trouble;
         }

@@ -17,11 +17,7 @@ use std::{
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
-use siem_protocol::{
-    entry::PathText,
-    names::{event, source},
-};
+use siem_protocol::{AgentEvent, entry::PathText, names::source};
 use tracing::{info, warn};
 
 use super::{
@@ -264,15 +260,18 @@ impl HookSpool {
             self.row.called = at;
         }
         if report.decision != "allowed" {
-            events.push(Event::warning(event::HOOK_ANSWERED, json!(report)));
+            events.push(AgentEvent::HookAnswered(Box::new(report.into())).into());
         }
         let Some(transcript) = &report.transcript_path else { return };
         if let Some(root) = root_of(transcript)
             && self.sessions.learn(&root)
         {
             info!(root = %root.display(), "a hook named a directory of sessions: it is read from now on");
-            let data = json!({ "root": root.to_string_lossy(), "session_id": report.session_id });
-            events.push(Event::info(event::ROOT_LEARNT, data));
+            let learnt = AgentEvent::RootLearnt {
+                root: root.to_string_lossy().into_owned(),
+                session_id: report.session_id.clone(),
+            };
+            events.push(learnt.into());
             self.row.roots.push(root);
         }
         self.wait_for(transcript, at, report);
@@ -300,8 +299,7 @@ impl HookSpool {
         // Somebody has deleted the count: it begins anew.
         let before = if total < self.row.dropped { 0 } else { self.row.dropped };
         if total > before {
-            let data = json!({ "count": total - before, "total": total });
-            events.push(Event::warning(event::HOOK_REPORTS_DROPPED, data));
+            events.push(AgentEvent::HookReportsDropped { count: total - before, total }.into());
         }
         self.row.dropped = total;
     }
@@ -329,17 +327,16 @@ impl HookSpool {
             if lies_there && is_read {
                 return false;
             }
-            let data = json!({
-                "session_id": waiting.session_id,
-                "transcript_path": waiting.transcript.to_string_lossy(),
-                "since": waiting.since.to_string(), "within_seconds": within.as_secs(),
-                "prompted": waiting.is_prompted,
-                "reason": if lies_there { "it lies below no directory of sessions" } else { why },
-            });
-            let event = Event::warning(event::SESSION_UNLOGGED, data);
-            // Without a prompt there may be nothing to write.
-            let severity = if waiting.is_prompted { event.severity } else { "info" };
-            events.push(Event { severity, ..event });
+            let reason = if lies_there { "it lies below no directory of sessions" } else { why };
+            let unlogged = AgentEvent::SessionUnlogged {
+                session_id: waiting.session_id.clone(),
+                transcript_path: waiting.transcript.to_string_lossy().into_owned(),
+                since: waiting.since.to_string(),
+                within_seconds: within.as_secs(),
+                prompted: waiting.is_prompted,
+                reason: reason.to_owned(),
+            };
+            events.push(unlogged.into());
             false
         });
     }
@@ -365,11 +362,13 @@ impl HookSpool {
         let grown = self.sessions.grown().filter(|grown| now.since(*grown) < SILENT);
         let Some(grown) = grown.filter(|_| now.since(since) >= SILENT) else { return };
         let last = (self.row.called > Timestamp::default()).then(|| self.row.called.to_string());
-        let data = json!({
-            "last_call": last, "sessions_grew": grown.to_string(),
-            "named_in_settings": by_settings, "wanted_by_policy": by_policy,
-        });
-        events.push(Event::warning(event::HOOKS_SILENT, data));
+        let silent = AgentEvent::HooksSilent {
+            last_call: last,
+            sessions_grew: grown.to_string(),
+            named_in_settings: by_settings,
+            wanted_by_policy: by_policy,
+        };
+        events.push(silent.into());
         self.row.silent_since = Some(now);
     }
 }
