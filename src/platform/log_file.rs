@@ -165,11 +165,9 @@ mod tests {
         assert_eq!(read(&logs, "agent.log").unwrap(), "d\n");
     }
 
+    #[test_requires::requires(not_wine)]
     #[test]
     fn one_that_somebody_deleted_begins_anew() {
-        if crate::platform::is_wine("keeps files that are open where they are") {
-            return;
-        }
         let dir = tempfile::tempdir().unwrap();
         let mut log = small(dir.path());
         log.write(b"a\n", Duration::ZERO).unwrap();

@@ -22,16 +22,6 @@ pub mod service;
 mod signals;
 pub mod watch;
 
-/// Whether this is wine, which is no Windows in everything; says what is not tried there.
-#[cfg(test)]
-pub(crate) fn is_wine(lacks: &str) -> bool {
-    let is_wine = cfg!(windows) && std::env::var_os("WINEPREFIX").is_some();
-    if is_wine {
-        eprintln!("skipped: wine {lacks}");
-    }
-    is_wine
-}
-
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use disk::free_space;
 pub use environment::{Environment, parse_kept};

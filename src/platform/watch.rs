@@ -194,11 +194,9 @@ mod tests {
         panic!("it failed");
     }
 
+    #[test_requires::requires(not_wine)]
     #[test]
     fn tells_what_is_made_written_moved_and_deleted() {
-        if crate::platform::is_wine("says nothing of files in a directory that was renamed") {
-            return;
-        }
         let directory = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(directory.path()).unwrap();
         let (watcher, told) = watch(&root);

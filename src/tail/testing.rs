@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
@@ -15,7 +15,7 @@ use siem_protocol::Digest;
 use super::{Chunk, FileKey, GenerationId, Intake, Piece};
 use crate::{
     event::Event,
-    platform::{Clock, SystemClock, Timestamp, file},
+    platform::{Clock, SystemClock, Timestamp},
 };
 
 /// A line or part as it came in.
@@ -206,28 +206,4 @@ impl Clock for ShiftedClock {
     fn uptime(&self) -> Duration {
         SystemClock.uptime() + Duration::from_millis(self.passed.load(Ordering::Relaxed))
     }
-}
-
-/// Whether a file that is open can be deleted and replaced, and is gone from its path at once. Windows
-/// does that since 2018, older wine does not: what is done about it can't be shown there.
-pub(crate) fn open_files_can_be_replaced() -> bool {
-    static KNOWN: OnceLock<bool> = OnceLock::new();
-
-    let is_so = *KNOWN.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let (one, other) = (dir.path().join("one"), dir.path().join("other"));
-        std::fs::write(&one, "1").unwrap();
-        std::fs::write(&other, "2").unwrap();
-        let open = file::open_regular(&one).unwrap();
-        let is_replaced = std::fs::rename(&other, &one).is_ok();
-        let again = file::open_regular(&one).unwrap();
-        std::fs::remove_file(&one).unwrap();
-        let is_gone = file::look(&one).is_err();
-        drop((open, again));
-        is_replaced && is_gone
-    });
-    if !is_so {
-        eprintln!("skipped: this system keeps files that are open where they are");
-    }
-    is_so
 }

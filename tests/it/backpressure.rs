@@ -26,6 +26,7 @@ use crate::support::{
 };
 use ai_agent::protocol::names::event;
 use rustix::process::Signal;
+use test_requires::requires;
 
 const MB: usize = 1 << 20;
 
@@ -110,25 +111,16 @@ fn once_does_not_wait_for_room_that_nobody_makes() {
     assert!(error.contains("`siem`") && error.contains("503"), "{error}");
 }
 
-/// A file system in memory with so many megabytes; gone when dropped. None where that is not
-/// allowed.
+/// A file system in memory, unmounted when dropped.
 struct Disk(PathBuf);
 
 impl Disk {
-    fn new(folder: &Path, megabytes: u32) -> Option<Self> {
+    fn new(folder: &Path, megabytes: u32) -> Self {
         let path = folder.join("disk");
         fs::create_dir(&path).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m,mode=700"), "none"])
-            .arg(&path)
-            .output();
-        match mounted {
-            Ok(output) if output.status.success() => Some(Self(path)),
-            _ => {
-                eprintln!("skipped: a file system of one's own can be mounted by root only");
-                None
-            }
-        }
+        let options = format!("size={megabytes}m,mode=700");
+        mount(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(&path));
+        Self(path)
     }
 
     /// Takes all that is free, until there is no room for another byte.
@@ -148,8 +140,7 @@ impl Disk {
     /// Mounts it again, read-only or not.
     #[track_caller]
     fn remount(&self, how: &str) {
-        let output = Command::new("mount").args(["-o", how]).arg(&self.0).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        mount(Command::new("mount").args(["-o", how]).arg(&self.0));
     }
 }
 
@@ -173,10 +164,11 @@ fn on(disk: &Disk) -> String {
     format!("[agent]\nstate_dir = \"{}\"\n[shipping]\nflush_interval = \"0s\"", state.display())
 }
 
+#[requires(mount)]
 #[test]
 fn a_full_disk_stops_reading_until_there_is_room_again() {
     let (home, receiver) = (Home::new(), Receiver::start());
-    let Some(disk) = Disk::new(home.path(), 160) else { return };
+    let disk = Disk::new(home.path(), 160);
     let mut random = random();
     let file = home.write("-work/a.jsonl", lines(&mut random, 0, MB));
     let mut agent = home.agent(&["run"]).config(&on(&disk)).ships_to(&receiver.url()).start();
@@ -209,10 +201,11 @@ fn a_full_disk_stops_reading_until_there_is_room_again() {
     assert_eq!(entries::lines(waited).len(), 0, "{waited:?}");
 }
 
+#[requires(mount)]
 #[test]
 fn a_disk_that_is_full_at_the_start_is_said_and_has_lost_nothing_when_there_is_room() {
     let (home, receiver) = (Home::new(), Receiver::start());
-    let Some(disk) = Disk::new(home.path(), 160) else { return };
+    let disk = Disk::new(home.path(), 160);
     let file = home.write("-work/a.jsonl", lines(&mut random(), 0, MB));
     let agent = || home.agent(&["run", "--once"]).config(&on(&disk)).ships_to(&receiver.url());
     fs::create_dir(disk.0.join("state")).unwrap();
@@ -237,10 +230,11 @@ fn a_disk_that_is_full_at_the_start_is_said_and_has_lost_nothing_when_there_is_r
     receiver.assert_whole();
 }
 
+#[requires(mount)]
 #[test]
 fn a_disk_that_only_reads_is_said_and_has_lost_nothing_when_it_writes_again() {
     let (home, receiver) = (Home::new(), Receiver::start());
-    let Some(disk) = Disk::new(home.path(), 160) else { return };
+    let disk = Disk::new(home.path(), 160);
     let mut random = random();
     let file = home.write("-work/a.jsonl", lines(&mut random, 0, MB));
     let agent =
@@ -270,10 +264,9 @@ struct Squeezed {
 }
 
 impl Squeezed {
-    /// None where a disk of one's own can't be had.
-    fn new() -> Option<Self> {
+    fn new() -> Self {
         let home = Home::new();
-        let disk = Disk::new(home.path(), 256)?;
+        let disk = Disk::new(home.path(), 256);
         let is_open = Arc::new(AtomicBool::new(false));
         let opened = Arc::clone(&is_open);
         let receiver = Scripted::by_rule(move |_| match opened.load(Ordering::Relaxed) {
@@ -283,7 +276,7 @@ impl Squeezed {
         let mut agent = home.agent(&["run"]).config(&on(&disk)).ships_to(&receiver.url()).start();
         agent.wait_for_code("agent_started");
         let file = home.write("-work/a.jsonl", "");
-        Some(Self { receiver, is_open, agent, file, disk, home, random: random() })
+        Self { receiver, is_open, agent, file, disk, home, random: random() }
     }
 
     /// Fills the disk in the middle of its work, until it says `words`. The agent stands still
@@ -332,9 +325,10 @@ impl Squeezed {
 
 /// A neighbour fills the disk in the middle of a transaction, faster than any look at what is free
 /// can tell. redb's handle is of no use after that, and has to be opened anew.
+#[requires(mount)]
 #[test]
 fn a_transaction_that_finds_the_disk_full_is_made_again() {
-    let Some(mut squeezed) = Squeezed::new() else { return };
+    let mut squeezed = Squeezed::new();
     squeezed.until_it_says("No space left on device");
     squeezed.all_arrives();
 }
@@ -342,9 +336,10 @@ fn a_transaction_that_finds_the_disk_full_is_made_again() {
 /// The system mounts a disk read-only when it finds it damaged. A disk that is written to can't be
 /// mounted so by hand: a read-only view is laid over it, which the agent meets when it opens its
 /// store anew.
+#[requires(mount)]
 #[test]
 fn a_disk_that_only_reads_while_the_agent_runs_is_waited_for() {
-    let Some(mut squeezed) = Squeezed::new() else { return };
+    let mut squeezed = Squeezed::new();
     let writable = Disk(squeezed.disk.0.with_file_name("writable"));
     fs::create_dir(&writable.0).unwrap();
     bind(&squeezed.disk.0, &writable.0);
@@ -360,6 +355,11 @@ fn a_disk_that_only_reads_while_the_agent_runs_is_waited_for() {
 
 #[track_caller]
 fn bind(from: &Path, to: &Path) {
-    let output = Command::new("mount").arg("--bind").args([from, to]).output().unwrap();
+    mount(Command::new("mount").arg("--bind").args([from, to]));
+}
+
+#[track_caller]
+fn mount(command: &mut Command) {
+    let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

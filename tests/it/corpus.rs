@@ -13,10 +13,11 @@ use crate::support::{
     shared,
 };
 use siem_protocol::Kind;
+use test_requires::requires;
 
-/// A home with every session tree of the corpus; none without a corpus.
-fn home() -> Option<Home> {
-    let corpus = shared()?.join("corpus");
+/// A home with every session tree of the corpus.
+fn home() -> Home {
+    let corpus = shared().join("corpus");
     let home = Home::new();
     for tree in fs::read_dir(corpus).unwrap() {
         let tree = tree.unwrap();
@@ -25,13 +26,13 @@ fn home() -> Option<Home> {
             copy_tree(&projects, &home.projects().join(tree.file_name()));
         }
     }
-    Some(home)
+    home
 }
 
 /// Ships the corpus under `config`, and fails unless what arrives is what `rules` let through.
 #[track_caller]
 fn arrives(config: &str, rules: &Rules) -> Vec<entries::Stored> {
-    let Some(home) = home() else { return Vec::new() };
+    let home = home();
     let receiver = Receiver::start();
     home.agent(&["run", "--once"]).config(config).ships_to(&receiver.url()).succeed();
     receiver.assert_whole();
@@ -64,6 +65,7 @@ fn assert_accounted(home: &Home, entries: &[entries::Stored], shipped: usize) {
     assert_eq!(read + rest.iter().sum::<u64>(), sizes.sum::<u64>(), "{data:#}");
 }
 
+#[requires(shared)]
 #[test]
 fn every_record_of_the_corpus_arrives_once() {
     let entries = arrives("", &Rules::default());
@@ -78,12 +80,14 @@ fn every_record_of_the_corpus_arrives_once() {
     }
 }
 
+#[requires(shared)]
 #[test]
 fn without_ignored_types_all_types_arrive() {
     let rules = Rules { ignore_types: Vec::new(), ..Rules::default() };
     arrives("[filter.ignore-types]\nenabled = false", &rules);
 }
 
+#[requires(shared)]
 #[test]
 fn other_ignored_types_stay_behind() {
     let ignore_types = vec!["assistant".into(), "attachment".into(), "Progress".into()];
@@ -91,12 +95,14 @@ fn other_ignored_types_stay_behind() {
     arrives("[filter.ignore-types]\ntypes = [\"assistant\", \"attachment\", \"Progress\"]", &rules);
 }
 
+#[requires(shared)]
 #[test]
 fn records_of_sub_agents_stay_behind() {
     let rules = Rules { sidechain: true, ..Rules::default() };
     arrives("[filter.sidechain]\nenabled = true", &rules);
 }
 
+#[requires(shared)]
 #[test]
 fn meta_records_stay_behind() {
     let rules = Rules { meta: true, ..Rules::default() };
@@ -104,6 +110,7 @@ fn meta_records_stay_behind() {
 }
 
 /// The client writes each block of a message as a record of its own, so that here whole records go.
+#[requires(shared)]
 #[test]
 fn calls_of_tools_stay_behind() {
     arrives("[filter.tool-call]\nenabled = true", &Rules { tool_call: true, ..Rules::default() });
@@ -111,11 +118,12 @@ fn calls_of_tools_stay_behind() {
 
 /// The same records as other versions might write them: with text before, behind, or between the
 /// calls.
+#[requires(shared)]
 #[test]
 fn calls_of_tools_are_cut_out_and_nothing_else() {
     const CALL: &str = r#""content":[{"type":"tool_use""#;
     const TEXT: &str = r#"{"type":"text","text":"tool_use, \"]},{"}"#;
-    let Some(from) = home() else { return };
+    let from = home();
     let (home, receiver) = (Home::new(), Receiver::start());
     let mut count = 0;
     for path in files_below(&from.projects()) {
@@ -140,6 +148,7 @@ fn calls_of_tools_are_cut_out_and_nothing_else() {
     naive::assert_same(&expected, &entries::lines(&receiver.entries()));
 }
 
+#[requires(shared)]
 #[test]
 fn all_filters_together() {
     let rules = Rules { sidechain: true, meta: true, tool_call: true, ..Rules::default() };
@@ -152,9 +161,10 @@ fn all_filters_together() {
 
 /// What `--test --json` says of each line is what becomes of it: the verdicts of the dry run add
 /// up to the entries of the real run.
+#[requires(shared)]
 #[test]
 fn a_dry_run_says_what_a_run_does() {
-    let Some(home) = home() else { return };
+    let home = home();
     let config = "[filter.tool-call]\nenabled = true\n[filter.meta]\nenabled = true";
     let shown = home.agent(&["run", "--test", "--json"]).config(config).succeed();
     let mut verdicts: Vec<(String, u64)> = Vec::new();

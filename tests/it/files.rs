@@ -7,7 +7,7 @@ use std::{
 };
 
 #[cfg(unix)]
-use crate::support::{PATIENCE, agent::AgentCommand, lines_with_code, within};
+use crate::support::agent::AgentCommand;
 use crate::support::{
     agent::Agent,
     entries::{self, Line},
@@ -15,6 +15,8 @@ use crate::support::{
     receiver::{Receiver, wait_for},
 };
 use siem_protocol::names::event;
+#[cfg(unix)]
+use test_requires::requires;
 
 const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";
 
@@ -236,8 +238,9 @@ fn a_root_that_is_a_symlink_is_followed() {
 }
 
 #[cfg(unix)]
+#[requires(unprivileged)]
 #[test]
-fn an_unreadable_file_is_reported_and_read_later() {
+fn unreadable_file_is_reported_and_read_later() {
     use std::os::unix::fs::PermissionsExt as _;
 
     let home = Home::new();
@@ -245,7 +248,7 @@ fn an_unreadable_file_is_reported_and_read_later() {
     home.write("-a/open.jsonl", "{\"n\":2}\n");
     let receiver = Receiver::start();
     let agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url());
-    let Some(agent) = without_rights(&home, agent) else { return };
+    let agent = without_rights(&home, agent);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     let agent = agent.start_and_wait();
     let mut scene = Scene { home, receiver, agent };
@@ -258,8 +261,9 @@ fn an_unreadable_file_is_reported_and_read_later() {
 /// A user who takes away the right to read hides a session; the receiver must see that something is
 /// hidden.
 #[cfg(unix)]
+#[requires(unprivileged)]
 #[test]
-fn a_heartbeat_counts_what_cannot_be_read() {
+fn heartbeat_counts_unreadable_files_and_directories() {
     use std::os::unix::fs::PermissionsExt as _;
 
     let home = Home::new();
@@ -268,7 +272,7 @@ fn a_heartbeat_counts_what_cannot_be_read() {
     let shut = shut.parent().unwrap();
     let receiver = Receiver::start();
     let agent = home.agent(&["run", "--once"]).ships_to(&receiver.url());
-    let Some(agent) = without_rights(&home, agent) else { return };
+    let agent = without_rights(&home, agent);
     let forbid = |mode| {
         for path in [&locked, shut] {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
@@ -282,21 +286,16 @@ fn a_heartbeat_counts_what_cannot_be_read() {
     assert_eq!(heartbeats.last().unwrap().data["unreadable"], 2);
 }
 
-/// Root reads every file: somebody else is the user then, if that one can start the agent.
+/// Runs the agent as a user who cannot read every file, unlike root.
 #[cfg(unix)]
-fn without_rights(home: &Home, agent: AgentCommand) -> Option<AgentCommand> {
+fn without_rights(home: &Home, agent: AgentCommand) -> AgentCommand {
     const NOBODY: u32 = 65_534;
 
     if !rustix::process::geteuid().is_root() {
-        return Some(agent);
+        return agent;
     }
     home.give_to(NOBODY);
-    let mut agent = agent.user(NOBODY);
-    if !agent.can_start() {
-        eprintln!("skipped: root reads every file, and nobody else can start the agent");
-        return None;
-    }
-    Some(agent)
+    agent.user(NOBODY)
 }
 
 #[test]
@@ -319,8 +318,9 @@ fn a_renamed_file_goes_on_and_a_rewritten_one_begins_anew() {
 
 /// The system gives every user a number of watches only; here it is three, or no watcher at all.
 #[cfg(unix)]
+#[requires(user_namespaces)]
 #[test]
-fn with_too_few_watches_files_are_found_too() {
+fn files_are_found_without_enough_watches() {
     for limit in ["watches", "instances"] {
         let home = Home::new();
         for n in 0..8 {
@@ -333,15 +333,7 @@ fn with_too_few_watches_files_are_found_too() {
         let arguments = ["-Ur", "/bin/sh", "-c", &script, env!("CARGO_BIN_EXE_ai-agent")];
         let receiver = Receiver::start();
         let agent = AgentCommand::of("unshare".as_ref(), home.path(), &arguments);
-        let mut agent = agent.config(AT_ONCE).ships_to(&receiver.url()).start();
-        let began = within(PATIENCE, "the agent started or could not", || {
-            let began = !lines_with_code(&agent.log(), "agent_started").is_empty();
-            (began || !agent.runs()).then_some(began)
-        });
-        if !began {
-            eprintln!("skipped: no user namespace can be had: {}", agent.log());
-            return;
-        }
+        let agent = agent.config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
         let mut scene = Scene { home, receiver, agent };
         scene.wait_for(8);
         let code = if limit == "watches" { "watch_limit_reached" } else { "watch_failed" };

@@ -16,6 +16,7 @@ use crate::support::{
     receiver::{Receiver, settle},
     shared,
 };
+use test_requires::requires;
 
 /// A file on its way: what it will be, and the lengths at which it rests.
 struct Growing {
@@ -27,8 +28,7 @@ struct Growing {
 /// The growing sessions of the corpus, each resting at its snapshots' ends and at `extra` random
 /// places besides.
 fn growing(random: &mut fastrand::Rng, extra: usize) -> Vec<Growing> {
-    let Some(shared) = shared() else { return Vec::new() };
-    let mut sessions: Vec<PathBuf> = fs::read_dir(shared.join("corpus"))
+    let mut sessions: Vec<PathBuf> = fs::read_dir(shared().join("corpus"))
         .unwrap()
         .map(|tree| tree.unwrap().path().join("growth"))
         .filter(|growth| growth.is_dir())
@@ -81,6 +81,7 @@ fn append(home: &Home, sessions: &[Growing], step: usize) -> bool {
     grew
 }
 
+#[requires(shared)]
 #[test]
 fn an_agent_started_again_after_each_piece_ships_the_whole() {
     let mut random = random();
@@ -91,20 +92,15 @@ fn an_agent_started_again_after_each_piece_ships_the_whole() {
         home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
         step += 1;
     }
-    if sessions.is_empty() {
-        return;
-    }
     receiver.assert_whole();
     naive::assert_same(&expected(&home, &sessions), &entries::lines(&receiver.entries()));
 }
 
+#[requires(shared)]
 #[test]
 fn a_running_agent_ships_the_whole() {
     let mut random = random();
     let sessions = growing(&mut random, 150);
-    if sessions.is_empty() {
-        return;
-    }
     let (home, receiver) = (Home::new(), Receiver::start());
     let config = "[shipping]\nflush_interval = \"0s\"";
     let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();

@@ -14,6 +14,8 @@ use ai_agent::{
     protocol::{Digest, managed::Compliance},
 };
 use serde_json::{Value, json};
+#[cfg(unix)]
+use test_requires::requires;
 
 const HOME: &str = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
 const STATE: &str =
@@ -359,13 +361,9 @@ fn a_hook_that_is_named_and_not_called_is_said_so() {
 /// What a hook does is little enough to be looked through: no thread, no child, no socket, and
 /// nothing written but its report and what it remembers of a long account file.
 #[cfg(target_os = "linux")]
+#[requires(strace)]
 #[test]
-fn a_hook_writes_its_report_and_nothing_else_and_starts_nothing() {
-    if Command::new("strace").arg("-V").output().is_err() {
-        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "this needs strace");
-        eprintln!("skipped: what a hook does is seen with strace");
-        return;
-    }
+fn hook_writes_only_its_report_and_starts_no_process() {
     let user = User::new().policy(policy("block"));
     let account = user.home.path().join(".claude.json");
     let long = format!(
@@ -414,12 +412,9 @@ fn a_hook_writes_its_report_and_nothing_else_and_starts_nothing() {
 
 /// Whoever could leave a policy for somebody else could block their work.
 #[cfg(unix)]
+#[requires(root)]
 #[test]
-fn a_policy_that_somebody_else_left_is_not_taken() {
-    if !ai_agent::platform::is_root() {
-        eprintln!("skipped: only root can give files away");
-        return;
-    }
+fn policy_file_of_another_user_is_ignored() {
     let user = User::new().policy(policy("block")).account("me@gmail.com");
     std::os::unix::fs::chown(user.state_dir().join("policy.json"), Some(1234), None).unwrap();
     let said = user.prompt();

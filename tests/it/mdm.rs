@@ -6,7 +6,7 @@ use std::{
     io::Write as _,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
 use crate::support::home::Home;
@@ -16,6 +16,7 @@ use ai_agent::{
     protocol::{Digest, managed::Compliance},
 };
 use serde_json::{Value, json};
+use test_requires::requires;
 
 const EVENTS: [&str; 2] = ["SessionStart", "UserPromptSubmit"];
 /// Where the samples for a whole machine lay the program.
@@ -29,30 +30,17 @@ fn sample(name: &str) -> String {
     fs::read_to_string(path(name)).unwrap()
 }
 
-/// Runs a tool; `None` when it is not there.
-fn tool(name: &str, arguments: &[&str]) -> Option<Output> {
-    let output = Command::new(name).args(arguments).stdin(Stdio::null()).output();
-    if let Err(error) = &output {
-        eprintln!("skipped: {name} is needed: {error}");
-    }
-    output.ok()
-}
-
-/// What a sample says, read by Python's `module` (statements that make `value` of the file `f`).
-fn read_by_python(name: &str, module: &str, statement: &str) -> Option<Value> {
-    if !tool("python3", &["-c", &format!("import {module}")])?.status.success() {
-        eprintln!("skipped: Python's {module} is needed");
-        return None;
-    }
+/// A sample as Python's `module` reads it, by a statement that makes `value` of the file `f`.
+fn read_by_python(name: &str, module: &str, statement: &str) -> Value {
     let code = format!(
         "import json, sys, {module}\nwith open(sys.argv[1], 'rb') as f: {statement}\nprint(json.dumps(value))"
     );
-    let output = tool("python3", &["-c", &code, path(name).to_str().unwrap()])?;
+    let output = Command::new("python3").args(["-c", &code]).arg(path(name)).output().unwrap();
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
-    Some(serde_json::from_slice(&output.stdout).unwrap())
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
-fn plist(name: &str) -> Option<Value> {
+fn plist(name: &str) -> Value {
     read_by_python(name, "plistlib", "value = plistlib.load(f)")
 }
 
@@ -173,15 +161,16 @@ mod hooks {
 mod macos {
     use super::*;
 
+    #[requires(python3)]
     #[test]
-    fn the_profile_holds_the_hooks_and_keeps_the_agent_on() {
-        let Some(profile) = plist("ai-agent.mobileconfig") else { return };
+    fn profile_has_the_hooks_and_keeps_the_agent_enabled() {
+        let profile = plist("ai-agent.mobileconfig");
         assert_eq!(profile["PayloadType"], "Configuration");
         assert_eq!(profile["PayloadScope"], "System");
         let payloads = profile["PayloadContent"].as_array().unwrap();
         let payload = |kind: &str| payloads.iter().find(|it| it["PayloadType"] == kind).unwrap();
         assert_eq!(payload("com.anthropic.claudecode")["hooks"], hooks_of_the_machine());
-        let label = &plist("ai-agent.plist").unwrap()["Label"];
+        let label = &plist("ai-agent.plist")["Label"];
         let rule = &payload("com.apple.servicemanagement")["Rules"][0];
         assert_eq!(rule, &json!({ "RuleType": "Label", "RuleValue": label }));
         let mut ids: Vec<_> = payloads.iter().map(|it| it["PayloadUUID"].to_string()).collect();
@@ -191,9 +180,10 @@ mod macos {
         assert_eq!(ids.len(), payloads.len() + 1, "a profile with a UUID twice is refused");
     }
 
+    #[requires(python3)]
     #[test]
-    fn the_launch_agent_runs_the_program_and_brings_it_back() {
-        let Some(agent) = plist("ai-agent.plist") else { return };
+    fn launch_agent_starts_and_restarts_the_program() {
+        let agent = plist("ai-agent.plist");
         assert_eq!(agent["Label"], "ai-agent");
         assert_eq!(agent["RunAtLoad"], true);
         assert_eq!(agent["KeepAlive"], true);
@@ -204,8 +194,9 @@ mod macos {
 mod linux {
     use super::*;
 
+    #[requires(systemd_analyze)]
     #[test]
-    fn the_unit_is_one_that_systemd_takes() {
+    fn unit_passes_systemd_analyze() {
         let unit = sample("ai-agent.service");
         assert!(unit.contains(&format!("\nExecStart={PROGRAM} run\n")));
         // The program must be there for the check.
@@ -215,18 +206,15 @@ mod linux {
         fs::write(&file, unit).unwrap();
         let mut verify = Command::new("systemd-analyze");
         verify.args(["--user", "verify", "--man=no"]).arg(file);
-        let output = match verify.env("XDG_RUNTIME_DIR", folder.path()).output() {
-            Ok(output) => output,
-            Err(error) => return eprintln!("skipped: systemd-analyze is needed: {error}"),
-        };
+        let output = verify.env("XDG_RUNTIME_DIR", folder.path()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && !said.contains("ai-agent.service"), "{said}");
     }
 
+    #[requires(python3, pyyaml)]
     #[test]
-    fn the_tasks_lay_every_file_where_it_is_looked_for_and_hide_the_secrets() {
-        let statement = "value = yaml.safe_load(f)";
-        let Some(tasks) = read_by_python("ansible.yml", "yaml", statement) else { return };
+    fn ansible_tasks_install_every_file_and_hide_the_secrets() {
+        let tasks = read_by_python("ansible.yml", "yaml", "value = yaml.safe_load(f)");
         let tasks = tasks.as_array().unwrap();
         let copies: Vec<_> = tasks.iter().map(|it| &it["ansible.builtin.copy"]).collect();
         for (source, place, mode) in [
@@ -254,16 +242,15 @@ mod linux {
 mod windows {
     use super::*;
 
+    #[requires(pwsh)]
     #[test]
-    fn the_script_is_one_that_powershell_takes() {
+    fn script_parses_as_powershell() {
         let code = "$errors = $null; [void][Management.Automation.Language.Parser]::ParseFile(\
                     $env:SCRIPT, [ref]$null, [ref]$errors); $errors; exit $errors.Count";
         let mut command = Command::new("pwsh");
         command.args(["-NoProfile", "-Command", code]).env("SCRIPT", path("intune.ps1"));
-        match command.output() {
-            Ok(output) => assert!(output.status.success(), "{output:?}"),
-            Err(error) => eprintln!("skipped: pwsh is needed: {error}"),
-        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
     }
 
     /// What `install` registers for one user, it registers for all.

@@ -9,12 +9,14 @@ use crate::support::{
     naive::{self, Rules},
     receiver::{Receiver, settle},
 };
+use test_requires::requires;
 
 const SCENARIOS: [&str; 2] = ["text", "subagent"];
 
+#[requires(client)]
 #[test]
-fn what_the_real_client_writes_arrives() {
-    let Some(client) = Client::find() else { return };
+fn real_client_records_all_arrive() {
+    let client = Client::new();
     let work = tempfile::tempdir().unwrap();
     let roots = SCENARIOS.map(|name| work.path().join(name).join("home/.claude/projects"));
     let (home, receiver) = (Home::new(), Receiver::start());
@@ -22,9 +24,7 @@ fn what_the_real_client_writes_arrives() {
         format!("[shipping]\nflush_interval = \"0s\"\n[source.claude-sessions]\nroots = {roots:?}");
     let agent = home.agent(&["run"]).config(&config).ships_to(&receiver.url()).start_and_wait();
     let scenarios = SCENARIOS.map(|name| client.scenario(name));
-    if !client.run(&scenarios, work.path(), None) {
-        return;
-    }
+    client.run(&scenarios, work.path(), None);
 
     let rules = Rules::default();
     let expected: Vec<_> = roots.iter().flat_map(|root| naive::read_tree(root, &rules)).collect();

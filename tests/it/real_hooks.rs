@@ -4,7 +4,7 @@
 //! run, but in one of them: hooks answer without it.
 #![cfg(target_os = "linux")]
 
-use std::{fs, path::Path, process::Command, thread};
+use std::{fs, path::Path, thread};
 
 use crate::support::{
     SECRET,
@@ -20,6 +20,7 @@ use ai_agent::{
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use test_requires::requires;
 
 const MESSAGE: &str = "Keys are not permitted on company devices.";
 const BANNER: &str = "This session is logged for compliance.";
@@ -58,18 +59,10 @@ fn found(step: &Value) -> String {
     step["found"].to_string()
 }
 
-fn has_screen() -> bool {
-    let is_there = Command::new("tmux").arg("-V").output().is_ok();
-    if !is_there {
-        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "a screen needs tmux");
-        eprintln!("skipped: a screen needs tmux");
-    }
-    is_there
-}
-
+#[requires(client, tmux)]
 #[test]
-fn what_the_hooks_answer_is_what_the_client_does() {
-    let Some(client) = Client::find() else { return };
+fn client_follows_the_hook_responses() {
+    let client = Client::new();
     let work = tempfile::tempdir().unwrap();
     let (block, warn, none) = (
         policy(work.path(), Some("block")),
@@ -103,14 +96,11 @@ fn what_the_hooks_answer_is_what_the_client_does() {
             ["key", "C-c"], ["key", "C-c"], ["sleep", 1]
         ], "find": [word] })
     };
-    let has_screen = has_screen();
     let steps = [none, screen("MANGO"), block, screen("QUINCE")];
     let on_screen = scenario(work.path(), "screen", &steps);
-    let scenarios = if has_screen { vec![headless, on_screen] } else { vec![headless] };
+    let scenarios = [headless, on_screen];
     let hook = Path::new(env!("CARGO_BIN_EXE_ai-agent"));
-    if !client.run(&scenarios, work.path(), Some(hook)) {
-        return;
-    }
+    client.run(&scenarios, work.path(), Some(hook));
 
     let steps = results(work.path(), "answers");
     let [blocked, warned, free, resumed, forked] = steps.as_slice() else { panic!("{steps:?}") };
@@ -126,9 +116,6 @@ fn what_the_hooks_answer_is_what_the_client_does() {
         assert!(!found(step).contains("logged for compliance"), "the banner is for people: {step}");
     }
 
-    if !has_screen {
-        return;
-    }
     let shot = |step: u32, name: &str| {
         let path = work.path().join(format!("screen/steps/{step:02}.{name}.txt"));
         fs::read_to_string(path).unwrap()
@@ -144,9 +131,10 @@ fn what_the_hooks_answer_is_what_the_client_does() {
 }
 
 /// The whole way: receiver, daemon, hook, client, while one session is open.
+#[requires(client, tmux)]
 #[test]
-fn a_policy_that_the_server_changes_counts_from_the_next_prompt_on() {
-    let Some(client) = Client::find().filter(|_| has_screen()) else { return };
+fn policy_changed_by_the_server_applies_to_the_next_prompt() {
+    let client = Client::new();
     let managed = |revision: &str, action: &str, required: bool| {
         let compliance = json!({
             "action": action, "require_account": required, "violation_message": MESSAGE,
@@ -183,18 +171,15 @@ fn a_policy_that_the_server_changes_counts_from_the_next_prompt_on() {
     ], "find": ["OLIVE", "GRAPE"] });
     let scenario = scenario(work.path(), "changed", &[json!({ "sh": point }), screen]);
     let hook = Path::new(env!("CARGO_BIN_EXE_ai-agent"));
-    let has_run = thread::scope(|scope| {
+    thread::scope(|scope| {
         let run = scope.spawn(|| client.run(&[scenario], work.path(), Some(hook)));
         let asked = users.join("asked");
         let is_asked = || (fs::exists(&asked).unwrap() || run.is_finished()).then_some(());
         crate::support::within(crate::support::client::LONGEST, "the session asks", is_asked);
         receiver.manage(Manages::Signed(managed("2", "block", true), SECRET));
         agent.signal(Signal::HUP);
-        run.join().unwrap()
+        run.join().unwrap();
     });
-    if !has_run {
-        return;
-    }
     let results = results(work.path(), "changed");
     let [screen] = results.as_slice() else { panic!("{results:?}") };
     assert!(found(screen).contains("OLIVE: messages"), "{screen}");

@@ -23,13 +23,15 @@ use crate::support::{
     shared,
 };
 use serde_json::Value;
+use test_requires::requires;
 
 /// Set for the test that runs as the user.
 const INSIDE: &str = "AI_AGENT_TEST_AS_USER";
 
+#[requires(systemd_user)]
 #[test]
-fn a_plain_user_installs_and_upgrades_and_it_comes_back_when_killed() {
-    let Some(tool) = tool() else { return };
+fn service_of_a_user_installs_upgrades_and_restarts() {
+    let tool = shared().join("tools/with-systemd-user");
     // One user for each clone, so that two of them do not meet.
     let clone = fs::canonicalize(env!("CARGO_MANIFEST_DIR")).unwrap();
     let number = clone
@@ -40,7 +42,7 @@ fn a_plain_user_installs_and_upgrades_and_it_comes_back_when_killed() {
     let user = format!("agent-test-{number:08x}");
     let mut command = Command::new(tool);
     command.arg(std::env::current_exe().unwrap());
-    command.args(["--exact", "inside", "--nocapture", "--test-threads=1"]);
+    command.args(["--exact", "systemd::as_a_user", "--ignored", "--nocapture"]);
     command.env("SVC_USER", &user).env(format!("PASS_{INSIDE}"), "1").current_dir("/");
     let output = command.stdin(Stdio::null()).output().unwrap();
     let said = [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
@@ -50,27 +52,6 @@ fn a_plain_user_installs_and_upgrades_and_it_comes_back_when_killed() {
     assert!(said[0].contains("1 passed"), "{}", said[0]);
     eprintln!("{}", said[1]);
     assert!(removed.unwrap().status.success());
-}
-
-/// What runs a command under a manager; none where something that it needs is missing.
-fn tool() -> Option<PathBuf> {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can make a user with a systemd manager of its own");
-        return None;
-    }
-    let tool = shared()?.join("tools/with-systemd-user");
-    if !tool.is_file() {
-        eprintln!("skipped: there is no {}", tool.display());
-        return None;
-    }
-    let systemd = Command::new("systemctl").arg("--version").stdout(Stdio::null()).status();
-    if !systemd.is_ok_and(|status| status.success()) {
-        let on_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-        assert!(!on_ci, "a service needs systemd, and this is the place to have it");
-        eprintln!("skipped: a service needs systemd");
-        return None;
-    }
-    Some(tool)
 }
 
 /// The user, the program in two versions, and a receiver.
@@ -168,30 +149,28 @@ fn systemctl(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// Has something to do only where the test above has called it, as another user.
+/// The body of the test above, which runs it as another user.
+#[ignore = "run by service_of_a_user_installs_upgrades_and_restarts"]
 #[test]
-fn inside() {
-    if std::env::var_os(INSIDE).is_none() {
-        eprintln!("skipped: another test runs this one as a user");
-        return;
-    }
+fn as_a_user() {
+    assert!(std::env::var_os(INSIDE).is_some(), "this would install the agent for this user");
     let mut world = World::new();
 
-    // Without what it needs nothing is laid down.
+    // Nothing is installed while settings are missing.
     let error = world.agent(&world.program("old"), &["install"]).fail(2);
     assert!(error.contains("CLAUDE_SIEM_ENDPOINT"), "{error}");
     assert!(!world.installed().try_exists().unwrap());
 
     let shown = world.agent(&world.program("old"), &["install", "--dry-run"]);
     let shown = shown.ships_to(&world.receiver.url()).succeed();
-    assert!(shown.text().contains("would write"), "{}", shown.text());
+    assert!(shown.text().contains(world.unit().to_str().unwrap()), "{}", shown.text());
     assert!(!world.unit().try_exists().unwrap() && !world.installed().try_exists().unwrap());
 
     let installed = world.agent(&world.program("old"), &["install"]);
     let installed = installed.ships_to(&world.receiver.url()).succeed();
     eprintln!("{}", installed.text());
     let first = world.pid().expect("install returns when it is ready");
-    assert!(installed.text().contains(&format!("runs (PID {first})")), "{}", installed.text());
+    assert!(installed.text().contains(&first.to_string()), "{}", installed.text());
     assert_eq!(systemctl(&["is-active", "ai-agent"]), "active");
     assert_eq!(systemctl(&["is-enabled", "ai-agent"]), "enabled");
     assert_eq!(
@@ -226,9 +205,8 @@ fn inside() {
     assert_ne!(third, second);
     assert!(fs::read(world.installed()).unwrap().ends_with(b"new"));
     world.ship();
-    let again = world.run("new", &["install"]);
-    assert!(again.text().contains("up to date"), "{}", again.text());
-    assert_eq!(world.pid(), Some(third), "what is up to date is left at work");
+    world.run("new", &["install"]);
+    assert_eq!(world.pid(), Some(third), "an installation that is up to date keeps running");
 
     world.agent(&world.installed(), &["stop"]).succeed();
     world.agent(&world.installed(), &["check"]).fail(1);

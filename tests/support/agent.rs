@@ -79,17 +79,6 @@ impl AgentCommand {
         self
     }
 
-    /// Whether it can be started at all by the user that it runs as.
-    pub(crate) fn can_start(&mut self) -> bool {
-        let tried = self.command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let started = tried.is_ok();
-        if let Ok(mut child) = tried {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-        started
-    }
-
     /// Starts it.
     #[track_caller]
     pub(crate) fn start(mut self) -> Agent {

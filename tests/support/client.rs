@@ -4,10 +4,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use super::{files_below, shared};
+use super::{shared, within};
 
 /// How long the client may take, its download included.
 pub(crate) const LONGEST: Duration = Duration::from_secs(400);
@@ -16,19 +16,9 @@ pub(crate) const LONGEST: Duration = Duration::from_secs(400);
 pub(crate) struct Client(PathBuf);
 
 impl Client {
-    /// The client; none where something that it needs is missing.
-    pub(crate) fn find() -> Option<Self> {
-        let script = shared()?.join("realclient/run.sh");
-        for tool in ["npm", "python3"] {
-            let found = Command::new(tool).arg("--version").stdout(Stdio::null()).status();
-            if !found.is_ok_and(|status| status.success()) {
-                let on_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-                assert!(!on_ci, "the real client needs {tool}, and this is the place to have it");
-                eprintln!("skipped: the real client needs {tool}");
-                return None;
-            }
-        }
-        Some(Self(script))
+    /// The client, for tests that say `#[requires(client)]`.
+    pub(crate) fn new() -> Self {
+        Self(shared().join("realclient/run.sh"))
     }
 
     /// One of its own scenarios.
@@ -36,9 +26,9 @@ impl Client {
         self.0.parent().unwrap().join(format!("scenarios/{name}.json"))
     }
 
-    /// Runs scenarios, with a hook if one is given; false where the client could not be fetched,
-    /// and was not there from another time.
-    pub(crate) fn run(&self, scenarios: &[PathBuf], work: &Path, hook: Option<&Path>) -> bool {
+    /// Runs scenarios, with a hook if one is given.
+    #[track_caller]
+    pub(crate) fn run(&self, scenarios: &[PathBuf], work: &Path, hook: Option<&Path>) {
         let log = work.join("client.log");
         let mut command = Command::new(&self.0);
         if let Some(hook) = hook {
@@ -53,25 +43,8 @@ impl Client {
             .stderr(fs::File::options().append(true).open(&log).unwrap())
             .spawn()
             .unwrap();
-        let begun = Instant::now();
-        let status = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break status;
-            }
-            if begun.elapsed() > LONGEST {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                panic!("the client took too long:\n{}", fs::read_to_string(&log).unwrap());
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        };
-        let is_client = |path: &PathBuf| path.file_name().is_some_and(|name| name == "claude");
-        if !status.success() && !files_below(&cache()).iter().any(is_client) {
-            eprintln!("skipped: the real client could not be fetched from the npm registry");
-            return false;
-        }
+        let status = within(LONGEST, "the end of the client", || child.try_wait().unwrap());
         assert!(status.success(), "{}", fs::read_to_string(&log).unwrap());
-        true
     }
 }
 

@@ -75,16 +75,13 @@ pub(crate) fn lines_with_code<'a>(log: &'a str, code: &str) -> Vec<&'a str> {
     log.lines().filter(|line| line.contains(&field)).collect()
 }
 
-/// The folder with material that is no part of the project: real session files, the real client.
-pub(crate) fn shared() -> Option<PathBuf> {
+/// The folder with material that is not part of the project: real session files, the real client.
+/// Tests that use it say `#[requires(shared)]`.
+pub(crate) fn shared() -> PathBuf {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
     let given = std::env::var_os("AI_AGENT_SHARED").map(PathBuf::from);
     let folder = given.unwrap_or(beside);
-    let found = fs::canonicalize(&folder).ok().filter(|folder| folder.join("corpus").is_dir());
-    if found.is_none() {
-        eprintln!("skipped: there is no corpus in {}", folder.display());
-    }
-    found
+    fs::canonicalize(&folder).unwrap_or_else(|error| panic!("{error}: {}", folder.display()))
 }
 
 /// Random numbers: from `AI_AGENT_SEED`, or new ones. The seed is printed, and shown when the

@@ -34,6 +34,8 @@ pub(crate) fn check(cross: &Path) -> Result<String, Failure> {
     let mut receiver = cross("build-windows");
     sh::succeed(receiver.args(["--package", "siem-server", "--bin", "demo-server"]))?;
     let mut build = cross("test-windows");
+    // Tests that wine fails are ignored.
+    build.env("AI_AGENT_WINE", "1");
     build.args(["--package", "ai-agent", "--lib", "--test", "it", "--no-run"]);
     let output = build.stdin(std::process::Stdio::null()).output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -1,6 +1,8 @@
 //! `cargo xtask test`: every check, with one command.
 
 use std::{
+    env, fs,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
@@ -177,15 +179,11 @@ fn tests(full: bool) -> Outcome {
     if full {
         command.envs(FULL);
     }
-    let shared = shared::find();
-    if let Ok(shared) = &shared {
-        command.env(shared::VARIABLE, shared);
-    }
     let mut remarks = Vec::new();
     if !nextest {
         remarks.push("by cargo test: cargo-nextest is not installed".to_owned());
     }
-    if let Err(why) = shared {
+    if let Err(why) = shared::find() {
         remarks.push(format!("without real sessions: {why}"));
     }
     match run(&mut command) {
@@ -229,13 +227,13 @@ fn real_client() -> Outcome {
     if !cfg!(target_os = "linux") {
         return Outcome::Skipped("the client is run on Linux only".to_owned());
     }
-    match shared::find() {
+    let client = match shared::find() {
         Err(why) => return Outcome::Skipped(why),
         Ok(shared) if !shared.join("realclient/run.sh").is_file() => {
             return Outcome::Skipped(format!("no realclient in `{}`", shared.display()));
         }
-        Ok(_) => {}
-    }
+        Ok(shared) => shared.join("realclient"),
+    };
     let needed = ["npm", "python3", "tmux", "strace"];
     let lacking = || needed.into_iter().filter(|name| !sh::has_program(name)).collect::<Vec<_>>();
     let before = lacking();
@@ -243,12 +241,45 @@ fn real_client() -> Outcome {
         println!("installed {}", before.join(", "));
     }
     match lacking().as_slice() {
-        [] if !registry_answers() => Outcome::Skipped(
-            "the npm registry does not answer, the client is needed from it".into(),
-        ),
-        [] => Outcome::Ok(Some("what it needs is there, the tests run below".to_owned())),
+        [] => {
+            let (cache, is_cached) = client_cache();
+            if !is_cached && !registry_answers() {
+                return Outcome::Skipped("the npm registry, which has the client, is away".into());
+            }
+            let there = if is_cached { Ok(()) } else { download_client(&client, &cache) };
+            match there {
+                Ok(()) => Outcome::Ok(Some("the client is there, its tests run below".to_owned())),
+                Err(error) => Outcome::Failed(error.to_string()),
+            }
+        }
         lacking => missing(&format!("{} not installed", lacking.join(" and "))),
     }
+}
+
+/// The directory that the tests of the client keep it in, and whether it is there.
+fn client_cache() -> (PathBuf, bool) {
+    let cache = env::var_os("RC_CACHE").map(PathBuf::from).unwrap_or_else(|| {
+        let home = env::var_os("HOME").map_or_else(env::temp_dir, PathBuf::from);
+        home.join(".cache/ai-agent-realclient")
+    });
+    let files = sh::files_below(&cache).unwrap_or_default();
+    (cache, files.iter().any(|path| path.ends_with("claude")))
+}
+
+/// Runs the client once, which downloads it into `cache`.
+fn download_client(client: &Path, cache: &Path) -> Result<(), Failure> {
+    let work = sh::target_directory()?.join("realclient");
+    let mut run = Command::new(client.join("run.sh"));
+    run.arg(client.join("scenarios/text.json")).env("RC_CACHE", cache).env("RC_WORK", &work);
+    sh::succeed(run.stdout(Stdio::null()).stderr(Stdio::null()))?;
+    fs::remove_dir_all(work)?;
+    probe_again()
+}
+
+/// Lets `test-requires` probe the machine again, since something was installed.
+fn probe_again() -> Result<(), Failure> {
+    let probe = sh::workspace().join("crates/test-requires/build.rs");
+    Ok(fs::write(&probe, fs::read(&probe)?)?)
 }
 
 /// Sees to what the test of the service needs, against a real systemd. It runs with all others.

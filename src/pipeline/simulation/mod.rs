@@ -515,11 +515,9 @@ fn text(bytes: &[u8]) -> String {
     text.chars().take(400).collect()
 }
 
+#[test_requires::requires(not_wine)]
 #[test]
 fn every_line_of_every_world_is_accounted_for() {
-    if !crate::tail::testing::open_files_can_be_replaced() {
-        return;
-    }
     let asked = env_number("AI_AGENT_WORLDS");
     let worlds = asked.unwrap_or(200);
     let first = env_number("AI_AGENT_SEED");

@@ -220,7 +220,6 @@ mod tests {
         super::{belongs_to_us, create_dir, is_our_own, is_readable_by_all, read, replace},
         *,
     };
-    use crate::platform::is_wine;
 
     const ALL: &str = "S-1-1-0";
     const USERS: &str = "S-1-5-32-545";
@@ -261,11 +260,9 @@ mod tests {
         assert!(refused.contains("Everyone (S-1-1-0) read and change it"), "{refused}");
     }
 
+    #[test_requires::requires(not_wine)]
     #[test]
     fn a_secret_that_the_users_can_read_is_refused() {
-        if is_wine("keeps no rules but those of the owner and of everybody") {
-            return;
-        }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         file(&path, &format!("(A;;FR;;;{USERS})"));
@@ -302,10 +299,17 @@ mod tests {
             assert_eq!(openness(dir).unwrap(), None);
             assert!(is_our_own(dir));
         }
-        if !is_wine("lets no file inherit the rules of its directory") {
-            fs::write(below.join("key"), "k").unwrap();
-            assert_eq!(read(&below.join("key")).unwrap(), "k");
-        }
+    }
+
+    /// Wine lets no file inherit the rules of its directory.
+    #[test_requires::requires(not_wine)]
+    #[test]
+    fn file_inherits_the_rules_of_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("a");
+        create_dir(&below).unwrap();
+        fs::write(below.join("key"), "k").unwrap();
+        assert_eq!(read(&below.join("key")).unwrap(), "k");
     }
 
     #[test]

@@ -2,11 +2,9 @@
 
 use super::*;
 
+#[test_requires::requires(not_wine)]
 #[test]
 fn a_deleted_file_is_read_from_its_open_handle() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
@@ -140,11 +138,9 @@ fn accounted(world: &World, name: &str) -> (u64, u64, u64) {
     (read, number("from"), number("to"))
 }
 
+#[test_requires::requires(not_wine)]
 #[test]
 fn a_deleted_file_is_read_within_its_bytes() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let mut world = few_bytes_at_once();
     open_files(&mut world, &["a.jsonl"]);
     delete_with_unread(&mut world, "a.jsonl", 4000);
@@ -155,11 +151,9 @@ fn a_deleted_file_is_read_within_its_bytes() {
     assert_eq!((world.store.rows.len(), world.tail.survey().files_pinned), (0, 0));
 }
 
+#[test_requires::requires(not_wine)]
 #[test]
 fn deleted_files_share_their_bytes() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let mut world = few_bytes_at_once();
     world.store.room = 1;
     open_files(&mut world, &["a.jsonl", "b.jsonl"]);
@@ -182,11 +176,9 @@ fn deleted_files_share_their_bytes() {
     assert_eq!(world.tail.survey().bytes_pinned, 0);
 }
 
+#[test_requires::requires(not_wine)]
 #[test]
 fn a_deleted_file_is_held_for_its_time() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let mut world = few_bytes_at_once();
     world.store.room = 1;
     open_files(&mut world, &["a.jsonl"]);
@@ -224,11 +216,9 @@ fn deleted_files_keep_their_handles_before_others() {
 
 /// While a group is stored the next is read. A file that ended in one that was stored was taken for
 /// one that never was when the next one failed: all of it came again, under another generation.
+#[test_requires::requires(not_wine)]
 #[test]
 fn a_file_that_ended_in_a_stored_group_does_not_come_again_when_the_next_fails() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
@@ -253,11 +243,9 @@ fn a_file_that_ended_in_a_stored_group_does_not_come_again_when_the_next_fails()
 }
 
 /// The other way round: what ended in the group at hand is in no other.
+#[test_requires::requires(not_wine)]
 #[test]
 fn a_file_that_ended_in_a_group_that_failed_ends_again_though_the_one_before_is_stored() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
@@ -278,11 +266,9 @@ fn a_file_that_ended_in_a_group_that_failed_ends_again_though_the_one_before_is_
 
 /// While the outbox was full nobody looked: what deleted files held stayed on the disk, without
 /// end.
+#[test_requires::requires(not_wine)]
 #[test]
 fn a_deleted_file_is_let_go_in_time_while_nothing_may_be_read() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.write("b.jsonl", "one\n");
@@ -307,11 +293,9 @@ fn a_deleted_file_is_let_go_in_time_while_nothing_may_be_read() {
     assert_eq!(world.take(), lines_and([], [event::FILE_DELETED_UNREAD]));
 }
 
+#[test_requires::requires(not_wine)]
 #[test]
 fn a_deleted_file_that_holds_more_than_it_may_is_let_go_at_once_while_nothing_may_be_read() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let options = TailOptions { watch: false, drain_bytes: 3, ..TailOptions::default() };
     let mut world = World::with(options);
     world.write("a.jsonl", "one\n");

@@ -90,11 +90,9 @@ fn deleted_with_bytes_unread() {
     check("no handle is open", &closed, &expected);
 }
 
+#[test_requires::requires(not_wine)]
 #[test]
 fn deleted_with_an_incomplete_last_line() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let open = [write(A, "one\n"), Read, append(A, "tw"), Read, Delete(A), Read];
     check("from the open handle", &open, &plain(&[life(A, 6, &["one", "tw…"])]));
     let kept = [write(A, "one\ntw"), Read, TEN_MINUTES, Read, Restart, Delete(A), Read];
@@ -235,11 +233,9 @@ fn replaced() {
 }
 
 /// One identity under two live paths: nothing is known of which one will go on, so both are read.
+#[test_requires::requires(not_wine)]
 #[test]
 fn linked_twice() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let steps = [
         write(A, "one\n"),
         Read,
@@ -268,11 +264,9 @@ fn linked_twice() {
 }
 
 /// What was not read of the file before is had from its handle, and comes first.
+#[test_requires::requires(not_wine)]
 #[test]
 fn replaced_with_bytes_unread() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let open = [
         write(A, "one\n"),
         Read,
@@ -308,11 +302,9 @@ fn replaced_with_bytes_unread() {
 }
 
 /// What it was rewritten with before it went is had from the handle too.
+#[test_requires::requires(not_wine)]
 #[test]
 fn rewritten_and_then_gone() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let start = [write(A, "one\n"), Read, append(A, "two\nthr"), Read];
     let first = life(A, 8, &["one", "two"]);
     let events = [event::FILE_DELETED_UNREAD, event::FILE_REWRITTEN];
@@ -429,11 +421,9 @@ fn a_group_lost_at_any_place() {
 }
 
 /// Deleted while the store fails: only the handle still has the bytes.
+#[test_requires::requires(not_wine)]
 #[test]
 fn deleted_before_the_store_failed() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let steps = [
         write(A, "one\n"),
         Read,

@@ -143,11 +143,9 @@ fn a_large_line_that_will_never_be_completed_is_abandoned() {
 }
 
 /// From its handle a deleted line is read to where it ends, and that is its end.
+#[test_requires::requires(not_wine)]
 #[test]
 fn a_large_line_deleted_with_an_open_handle_ends_where_it_ends() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let mut world = small_records();
     world.write("a.jsonl", "short\n");
     world.read();

@@ -70,11 +70,9 @@ fn a_rewritten_file_begins_anew() {
     }
 }
 
+#[test_requires::requires(not_wine)]
 #[test]
 fn a_longer_copy_with_the_same_bytes_goes_on() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let mut world = World::new();
     world.write("a.jsonl", "one\ntwo\n");
     world.read();
@@ -88,11 +86,9 @@ fn a_longer_copy_with_the_same_bytes_goes_on() {
     assert_eq!(world.next(), lines([]));
 }
 
+#[test_requires::requires(not_wine)]
 #[test]
 fn a_file_deleted_and_made_anew_is_rewritten_or_new() {
-    if !testing::open_files_can_be_replaced() {
-        return;
-    }
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
