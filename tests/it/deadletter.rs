@@ -6,9 +6,10 @@ use std::{
     net::{TcpListener, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use crate::support::{
@@ -27,6 +28,16 @@ struct Gate {
     port: u16,
     refuses: Arc<AtomicBool>,
     requests: Arc<AtomicUsize>,
+    in_flight: Arc<InFlight>,
+}
+
+/// Counts requests that are answered at the same time.
+#[derive(Default)]
+struct InFlight {
+    now: AtomicUsize,
+    most: AtomicUsize,
+    /// How long each request is held before it is passed on, in milliseconds.
+    delay_ms: AtomicU64,
 }
 
 impl Gate {
@@ -35,12 +46,21 @@ impl Gate {
         let port = listener.local_addr().unwrap().port();
         let behind = receiver.url().trim_start_matches("http://").to_owned();
         let (refuses, requests) = (Arc::new(AtomicBool::new(true)), Arc::default());
-        let gate = Self { port, refuses: Arc::clone(&refuses), requests: Arc::clone(&requests) };
+        let in_flight = Arc::<InFlight>::default();
+        let gate = Self {
+            port,
+            refuses: Arc::clone(&refuses),
+            requests: Arc::clone(&requests),
+            in_flight: Arc::clone(&in_flight),
+        };
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let (behind, refuses) = (behind.clone(), Arc::clone(&refuses));
                 let requests = Arc::clone(&requests);
-                thread::spawn(move || pass(stream.unwrap(), &behind, &refuses, &requests));
+                let in_flight = Arc::clone(&in_flight);
+                thread::spawn(move || {
+                    pass(stream.unwrap(), &behind, &refuses, &requests, &in_flight);
+                });
             }
         });
         gate
@@ -52,7 +72,13 @@ impl Gate {
 }
 
 /// Passes one request on, or refuses it. Each has a connection of its own.
-fn pass(client: TcpStream, behind: &str, refuses: &AtomicBool, requests: &AtomicUsize) {
+fn pass(
+    client: TcpStream,
+    behind: &str,
+    refuses: &AtomicBool,
+    requests: &AtomicUsize,
+    in_flight: &InFlight,
+) {
     let mut reader = BufReader::new(client.try_clone().unwrap());
     let (mut head, mut length) = (String::new(), 0);
     loop {
@@ -70,9 +96,16 @@ fn pass(client: TcpStream, behind: &str, refuses: &AtomicBool, requests: &Atomic
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
-    let mut client = client;
-    let poisoned = String::from_utf8_lossy(&body).contains(POISON);
     requests.fetch_add(1, Ordering::Relaxed);
+    let now = in_flight.now.fetch_add(1, Ordering::SeqCst) + 1;
+    in_flight.most.fetch_max(now, Ordering::SeqCst);
+    thread::sleep(Duration::from_millis(in_flight.delay_ms.load(Ordering::SeqCst)));
+    answer(client, behind, &head, &body, refuses);
+    in_flight.now.fetch_sub(1, Ordering::SeqCst);
+}
+
+fn answer(mut client: TcpStream, behind: &str, head: &str, body: &[u8], refuses: &AtomicBool) {
+    let poisoned = String::from_utf8_lossy(body).contains(POISON);
     if poisoned && refuses.load(Ordering::Relaxed) {
         let problem = r#"{"type":"about:blank","title":"no","status":422,"detail":"bad taste"}"#;
         let answer = format!(
@@ -85,7 +118,7 @@ fn pass(client: TcpStream, behind: &str, refuses: &AtomicBool, requests: &Atomic
     let mut server = TcpStream::connect(behind).unwrap();
     server.write_all(head.as_bytes()).unwrap();
     server.write_all(b"Connection: close\r\n\r\n").unwrap();
-    server.write_all(&body).unwrap();
+    server.write_all(body).unwrap();
     let mut answer = Vec::new();
     server.read_to_end(&mut answer).unwrap();
     client.write_all(&answer).unwrap();
@@ -284,6 +317,40 @@ fn the_dead_letters_of_a_running_agent_are_had_through_it() {
     assert!(lines_with_code(&log, "commit_failed").is_empty(), "{log}");
     running.stop();
     agent(&["deadletter", "list"]).succeed();
+}
+
+/// The running agent built a second set of sinks for a retry: the receiver got two requests at a
+/// time, and the retry ignored the sink's `max_bytes_per_second`.
+#[test]
+fn retry_in_a_running_agent_is_sent_by_the_sinks_own_task() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let gate = Gate::before(&receiver);
+    home.write("-work/a.jsonl", format!("{{\"text\":\"{POISON}\"}}\n"));
+    let config = "[sink.siem]\ncompression = \"none\"\n[shipping]\nflush_interval = \"0s\"";
+    let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&gate.url());
+    let running = agent(&["run"]).start_and_wait();
+    eventually("the entry is refused", || {
+        let listed = agent(&["deadletter", "list", "--json"]).succeed();
+        (!listed.text().is_empty()).then_some(())
+    });
+    home.append("-work/a.jsonl", "{\"n\":2}\n");
+    wait_for(&receiver, "the dead letter is announced", |entries| {
+        (entries::lines(entries).len() == 1).then_some(())
+    });
+    gate.refuses.store(false, Ordering::Relaxed);
+    gate.in_flight.delay_ms.store(500, Ordering::SeqCst);
+    let before = gate.requests.load(Ordering::Relaxed);
+    home.append("-work/a.jsonl", "{\"n\":3}\n");
+    eventually("a batch is in flight", || {
+        (gate.requests.load(Ordering::Relaxed) > before).then_some(())
+    });
+    agent(&["deadletter", "retry", "--all"]).succeed();
+    assert_eq!(gate.in_flight.most.load(Ordering::SeqCst), 1);
+    wait_for(&receiver, "both arrive", |entries| {
+        (entries::lines(entries).len() == 3).then_some(())
+    });
+    running.stop();
+    receiver.assert_whole();
 }
 
 /// To look at dead letters with another configuration than the agent's took every sink's place
