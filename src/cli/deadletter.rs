@@ -16,10 +16,11 @@ use super::{
 use crate::{
     pipeline::{
         assembly,
-        delivery::redeliver,
+        delivery::{RetryOutcome, retry_dead_letter},
         outbox::{DeadLetter, DeadLetterId},
+        runner::RetryError,
     },
-    stages::sink::{Delivery, gist},
+    stages::{Context, sink::gist},
     text::times,
 };
 
@@ -161,41 +162,46 @@ fn retry(
     if let Some(missing) = store.loaded.missing_for_delivery() {
         return Err(Failure::usage(missing));
     }
-    let mut sinks = assembly::sinks(&store.loaded, &store.context).map_err(Failure::usage)?;
     tell_left_out(left_out, say)?;
+    let mut sinks = match store.running() {
+        Some(_) => Vec::new(),
+        None => assembly::sinks(&store.loaded, &store.context).map_err(Failure::usage)?,
+    };
     let mut left = left_out;
     for id in letters {
-        // Somebody else may have sent or deleted it meanwhile.
-        let Some(mut letter) = letter(store, &id)? else { continue };
-        let Some((_, sink)) = sinks.iter_mut().find(|(name, _)| *name == id.sink) else {
-            left += 1;
-            let line = format!("{}: sink `{}` is not configured any more", id.seq, id.sink);
-            say(&line).map_err(Failure::failed)?;
-            continue;
+        let seq = id.seq;
+        let outcome = match store.running() {
+            Some(view) => store.wait(view.retry_dead_letter(id))?,
+            None => match sinks.iter_mut().find(|(name, _)| *name == id.sink) {
+                None => Err(RetryError::NoSink(id.sink)),
+                Some((_, sink)) => {
+                    let Context { identity, clock, .. } = &store.context;
+                    let retried =
+                        retry_dead_letter(&mut **sink, &store.outbox, identity, &**clock, id);
+                    store.wait(retried)?.map_err(RetryError::Outbox)
+                }
+            },
         };
-        let (identity, now) = (&store.context.identity, store.context.clock.now());
-        let sent = store.wait(redeliver(&mut **sink, identity, &id, &letter, now))?;
-        let line = match sent {
-            Delivery::Acknowledged => {
-                store.outbox.remove_dead_letter(&id).map_err(Failure::failed)?;
-                format!("{}: delivered", id.seq)
-            }
-            Delivery::Refused { status, answer } => {
+        let line = match outcome {
+            // Sent or deleted meanwhile.
+            Ok(RetryOutcome::Missing) => continue,
+            Ok(RetryOutcome::Delivered) => format!("{seq}: delivered"),
+            Ok(RetryOutcome::Refused { status }) => {
                 left += 1;
-                letter.attempts += 1;
-                (letter.status, letter.answer, letter.at) = (status, answer, now.to_string());
-                store.outbox.store_dead_letter(&id, &letter).map_err(Failure::failed)?;
-                format!("{}: refused again with {status}", id.seq)
+                format!("{seq}: refused again with {status}")
             }
-            Delivery::Retry { reason, .. }
-            | Delivery::Slow { reason, .. }
-            | Delivery::Hold { reason, .. } => {
+            Ok(RetryOutcome::NotDelivered { reason }) => {
                 left += 1;
-                format!("{}: not delivered: {reason}", id.seq)
+                format!("{seq}: not delivered: {reason}")
             }
-            Delivery::Conflict { .. } => {
+            Ok(RetryOutcome::Conflict) => {
                 left += 1;
-                format!("{}: the receiver holds another entry there", id.seq)
+                format!("{seq}: the receiver holds another entry there")
+            }
+            Err(RetryError::Outbox(error)) => return Err(Failure::failed(error)),
+            Err(error) => {
+                left += 1;
+                format!("{seq}: not sent: {error}")
             }
         };
         say(&line).map_err(Failure::failed)?;

@@ -105,6 +105,14 @@ impl Store {
         changed.map_err(Failure::failed)
     }
 
+    /// The running pipeline, in the agent's own process.
+    pub(crate) fn running(&self) -> Option<&PipelineHandle> {
+        match &self.held {
+            Held::Agent(view) => Some(view),
+            Held::Command(_) => None,
+        }
+    }
+
     /// Waits for something that is sent.
     pub(crate) fn wait<T>(&self, sent: impl Future<Output = T>) -> Result<T, Failure> {
         match &self.held {

@@ -1,8 +1,8 @@
 //! Delivers what lies in the outbox: one task and one batch in flight for each sink.
 
 mod batch_assembler;
+mod dead_letter_retry;
 mod rate_limit;
-mod redeliver;
 mod retry_policy;
 #[cfg(test)]
 mod tests;
@@ -10,15 +10,15 @@ mod tests;
 use std::{mem, sync::Arc, time::Duration};
 
 pub use batch_assembler::{AssembleError, Assembler, NextBatch};
+pub use dead_letter_retry::{DeadLetterRetry, RetryOutcome, retry_dead_letter};
 pub use rate_limit::RateLimit;
-pub use redeliver::redeliver;
 pub use retry_policy::{NextAction, RetryPolicy};
 use siem_protocol::{
     AgentEvent, ChainPoint, Identity,
     event::{EpochReason, EpochStarted, PurgeReason},
 };
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     time::{Instant, sleep, sleep_until},
 };
 use tracing::{debug, error, info, warn};
@@ -145,9 +145,21 @@ enum After {
 }
 
 impl SinkTask {
-    /// Delivers until told to end. DroppedPart the future in mid-batch is safe: the batch is sent
+    /// Delivers until told to end. Dropping the future in mid-batch is safe: the batch is sent
     /// again, and the receiver knows what it has.
-    pub async fn run(mut self, mut orders: watch::Receiver<SinkControl>) {
+    pub async fn run(self, orders: watch::Receiver<SinkControl>) {
+        let (_, retries) = mpsc::channel(1);
+        self.run_with_retries(orders, retries).await;
+    }
+
+    /// Delivers as [`run`](Self::run) does, and sends dead letters again as ordered by `retries`: one
+    /// at a time, never while a batch is in flight, and within the rate limit.
+    pub async fn run_with_retries(
+        mut self,
+        mut orders: watch::Receiver<SinkControl>,
+        mut retries: mpsc::Receiver<DeadLetterRetry>,
+    ) {
+        let mut retry: Option<DeadLetterRetry> = None;
         let begun = Instant::now();
         let mut head = self.outbox.watch();
         let mut policy = RetryPolicy::default();
@@ -169,6 +181,18 @@ impl SinkTask {
                 return;
             }
             let draining = now.stop == StopMode::WhenDrained;
+            if draining {
+                // The time that is left belongs to the entries in the outbox.
+                retries.close();
+                retry = None;
+            } else if retry.is_none() {
+                retry = retries.try_recv().ok();
+            }
+            if self.owed(begun).is_zero()
+                && let Some(retry) = retry.take()
+            {
+                self.retry(retry, begun, &orders).await;
+            }
             let flush = draining || mem::take(&mut is_lull);
             let is_counted_on = now.flush.renumbered_at == end.renumbered_at;
             let flush_to = if is_counted_on { now.flush.last_seq } else { 0 };
@@ -184,7 +208,7 @@ impl SinkTask {
                 })
             };
             let mut is_waiting_for_lull = false;
-            let owed = self.rate_limit.map_or(Duration::ZERO, |pace| pace.wait(begun.elapsed()));
+            let owed = self.owed(begun);
             let (wait, watched) = match pending {
                 Err(failure) => {
                     let cause = causes(&failure);
@@ -250,6 +274,7 @@ impl SinkTask {
             tokio::pin!(rest);
             loop {
                 let due = settle_at.unwrap_or_else(Instant::now);
+                let retry_due = Instant::now() + self.owed(begun);
                 tokio::select! {
                     () = &mut rest => is_lull = is_waiting_for_lull,
                     changed = head.changed(), if watched => if changed.is_err() { return },
@@ -258,10 +283,46 @@ impl SinkTask {
                         settle_at = self.settle().await;
                         continue;
                     }
+                    Some(order) = retries.recv(), if retry.is_none() => {
+                        retry = Some(order);
+                        continue;
+                    }
+                    () = sleep_until(retry_due), if retry.is_some() => {
+                        if let Some(retry) = retry.take() {
+                            self.retry(retry, begun, &orders).await;
+                        }
+                        continue;
+                    }
                 }
                 break;
             }
         }
+    }
+
+    /// Time until the rate limit admits another request.
+    fn owed(&self, begun: Instant) -> Duration {
+        self.rate_limit.map_or(Duration::ZERO, |pace| pace.wait(begun.elapsed()))
+    }
+
+    /// Sends one dead letter again, unless another task takes over meanwhile.
+    async fn retry(
+        &mut self,
+        DeadLetterRetry { id, outcome }: DeadLetterRetry,
+        begun: Instant,
+        orders: &watch::Receiver<SinkControl>,
+    ) {
+        let since = begun.elapsed();
+        let Self { sink, outbox, identity, clock, .. } = self;
+        let attempt = tokio::select! {
+            biased;
+            attempt = dead_letter_retry::attempt(&mut **sink, outbox, identity, &**clock, id) => attempt,
+            () = is_left(orders.clone()) => return,
+        };
+        if let Some(pace) = &mut self.rate_limit {
+            pace.sent(attempt.sent_bytes, since);
+        }
+        // The command that ordered it may have ended.
+        outcome.send(attempt.outcome).ok();
     }
 
     /// Stores what was acknowledged; when that is to be tried again.

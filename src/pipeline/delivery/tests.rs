@@ -193,6 +193,49 @@ async fn no_more_is_sent_in_a_second_than_may_be() {
 }
 
 /// The end of a backlog stayed behind for as long as a new entry may wait.
+/// Acknowledges everything, and notes when it was called. Each delivery counts as 1000 bytes.
+struct Noting(Arc<Mutex<Vec<Duration>>>, Instant);
+
+impl Sink for Noting {
+    fn deliver<'a>(&'a mut self, _: &'a Batch) -> Answer<'a> {
+        self.0.lock().unwrap().push(self.1.elapsed());
+        Box::pin(async { Delivery::Acknowledged })
+    }
+
+    fn sent(&self, _: &Batch) -> u64 {
+        1000
+    }
+}
+
+/// A retry was sent by a second sink, which knew nothing of the limit.
+#[tokio::test(start_paused = true)]
+async fn retry_waits_for_the_rate_limit_of_the_sink() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox_with(folder.path(), &[1]);
+    let id = DeadLetterId { sink: "siem".into(), epoch: "before".into(), seq: 7 };
+    let letter = DeadLetter::new(b"{}", Digest::ZERO, 422, "no".into(), String::new());
+    outbox.store_dead_letter(&id, &letter).unwrap();
+    let called = Arc::new(Mutex::new(Vec::new()));
+    let sink = Noting(Arc::clone(&called), Instant::now());
+    let mut task = delivering(&outbox, Box::new(sink), Arc::new(|_| {}));
+    task.rate_limit = Some(RateLimit::new(100));
+    let mut progress = task.progress.subscribe();
+    let shipping = Shipping { flush_interval: Duration::ZERO, ..Shipping::default() };
+    let (_orders, told) = watch::channel(SinkControl::new(shipping, u64::MAX));
+    let (retries, ordered) = mpsc::channel(1);
+    let task = tokio::spawn(task.run_with_retries(told, ordered));
+    progress.wait_for(|progress| progress.acknowledged == 1).await.unwrap();
+
+    let (outcome, received) = tokio::sync::oneshot::channel();
+    retries.send(DeadLetterRetry { id: id.clone(), outcome }).await.unwrap();
+    assert_eq!(received.await.unwrap().unwrap(), RetryOutcome::Delivered);
+    assert!(outbox.dead_letter(&id).unwrap().is_none());
+    let called = called.lock().unwrap().clone();
+    assert_eq!(called.len(), 2);
+    assert!(called[1] - called[0] >= Duration::from_secs(10), "{called:?}");
+    task.abort();
+}
+
 #[tokio::test]
 async fn the_rest_of_a_backlog_does_not_wait_for_more() {
     let shipping = Shipping { flush_interval: Duration::from_secs(3600), ..shipping(100) };

@@ -12,9 +12,9 @@ use tokio::{
 
 use super::{
     super::{
-        delivery::SinkProgress,
+        delivery::{DeadLetterRetry, RetryOutcome, SinkProgress},
         ingest::{Inbox, IngestStatus},
-        outbox::{Outbox, OutboxError},
+        outbox::{DeadLetterId, Outbox, OutboxError},
     },
     sink_tasks::{SinkHandle, SinkHandles},
 };
@@ -58,6 +58,20 @@ pub enum FlushError {
     Outbox(#[from] OutboxError),
     /// The sink, or all of it, has ended meanwhile.
     #[error("delivery has ended meanwhile: the rest stays in the outbox")]
+    Ended,
+}
+
+/// Why a dead letter was not sent again.
+#[derive(Debug, thiserror::Error)]
+pub enum RetryError {
+    /// No task runs for the sink.
+    #[error("sink `{0}` is not configured")]
+    NoSink(String),
+    /// The outcome cannot be stored.
+    #[error(transparent)]
+    Outbox(#[from] OutboxError),
+    /// The sink's task ended first.
+    #[error("the sink was stopped or replaced before the entry was sent")]
     Ended,
 }
 
@@ -144,6 +158,20 @@ impl PipelineHandle {
             }
         }
         Ok(most)
+    }
+
+    /// Has the sink's own task send a dead letter again, and waits for the outcome.
+    ///
+    /// # Errors
+    /// [`RetryError`]: the dead letter is still stored.
+    pub async fn retry_dead_letter(&self, id: DeadLetterId) -> Result<RetryOutcome, RetryError> {
+        let task = self.handles().into_iter().find(|handle| handle.name == id.sink);
+        let Some(SinkHandle { retries, .. }) = task else {
+            return Err(RetryError::NoSink(id.sink));
+        };
+        let (outcome, received) = oneshot::channel();
+        retries.send(DeadLetterRetry { id, outcome }).await.map_err(|_| RetryError::Ended)?;
+        Ok(received.await.map_err(|_| RetryError::Ended)??)
     }
 
     /// How many entries up to `last` a sink has not taken.

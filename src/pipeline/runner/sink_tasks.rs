@@ -8,12 +8,16 @@ use std::{
 };
 
 use siem_protocol::Identity;
-use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::sleep,
+};
 use tracing::{error, info};
 
 use super::{
     super::{
-        delivery::{RateLimit, SinkControl, SinkProgress, SinkTask, StopMode},
+        delivery::{DeadLetterRetry, RateLimit, SinkControl, SinkProgress, SinkTask, StopMode},
         fault::{Fault, Faults},
         ingest::Inbox,
         orphaned_sinks,
@@ -52,6 +56,7 @@ pub(super) type SinkHandles = Arc<Mutex<Vec<SinkHandle>>>;
 pub(super) struct SinkHandle {
     pub(super) name: String,
     pub(super) orders: watch::Sender<SinkControl>,
+    pub(super) retries: mpsc::Sender<DeadLetterRetry>,
     pub(super) progress: watch::Receiver<SinkProgress>,
 }
 
@@ -60,6 +65,7 @@ pub(super) struct RunningSink {
     pub(super) name: String,
     seat: SinkRegistration,
     orders: watch::Sender<SinkControl>,
+    retries: mpsc::Sender<DeadLetterRetry>,
     /// Closed before everything is delivered when the task died.
     pub(super) progress: watch::Receiver<SinkProgress>,
     handle: JoinHandle<()>,
@@ -70,6 +76,7 @@ impl SinkTasks {
     pub(super) fn begin(&mut self, name: String, sink: Box<dyn Sink>) {
         let (progress, watched) = watch::channel(SinkProgress::default());
         let (orders, told) = watch::channel(self.orders);
+        let (retries, ordered) = mpsc::channel(1);
         let seat = self.seat(&name, Some(&*sink));
         let inbox = Arc::clone(&self.inbox);
         let limit = self
@@ -88,20 +95,22 @@ impl SinkTasks {
             report: Arc::new(move |event: Event| inbox.report(event)),
             new_epoch: Arc::new(new_epoch),
         };
-        let handle = tokio::spawn(delivering.run(told));
+        let handle = tokio::spawn(delivering.run_with_retries(told, ordered));
         let death = Fault::Panicked(format!("sink `{name}`"));
         let is_done = |progress: &SinkProgress| progress.drained || progress.left;
         self.faults.unless(watched.clone(), is_done, death);
-        self.tasks.push(RunningSink { name, seat, orders, progress: watched, handle });
+        self.tasks.push(RunningSink { name, seat, orders, retries, progress: watched, handle });
         self.show();
     }
 
     fn show(&self) {
-        let to_handle = |RunningSink { name, orders, progress, .. }: &RunningSink| SinkHandle {
-            name: name.clone(),
-            orders: orders.clone(),
-            progress: progress.clone(),
-        };
+        let to_handle =
+            |RunningSink { name, orders, retries, progress, .. }: &RunningSink| SinkHandle {
+                name: name.clone(),
+                orders: orders.clone(),
+                retries: retries.clone(),
+                progress: progress.clone(),
+            };
         let handles = self.tasks.iter().map(to_handle).collect();
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = handles;
     }

@@ -1,0 +1,141 @@
+//! Sends a dead letter again, through the sink that refused it.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use siem_protocol::{BatchHeader, Identity};
+use tokio::{sync::oneshot, task::spawn_blocking};
+
+use super::super::outbox::{DeadLetter, DeadLetterId, Outbox, OutboxError};
+use crate::{
+    frame::FrameBuilder,
+    platform::{Clock, Timestamp},
+    stages::sink::{Batch, Delivery, Sink},
+};
+
+/// An order to a sink's task to send one dead letter again.
+///
+/// The task sends it between two batches and within the sink's rate limit. When the task ends first,
+/// `outcome` is dropped.
+#[derive(Debug)]
+pub struct DeadLetterRetry {
+    /// The dead letter; its sink is the task's.
+    pub id: DeadLetterId,
+    /// Receives the outcome.
+    pub outcome: oneshot::Sender<Result<RetryOutcome, OutboxError>>,
+}
+
+/// Outcome of sending one dead letter again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RetryOutcome {
+    /// The receiver acknowledged the entry, and the dead letter was deleted.
+    Delivered,
+    /// The receiver refused the entry again; the dead letter now holds the new answer.
+    Refused {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The entry was not delivered, and the dead letter is unchanged.
+    NotDelivered {
+        /// The sink's reason.
+        reason: String,
+    },
+    /// The receiver holds another entry under this number.
+    Conflict,
+    /// The dead letter was delivered or deleted before its turn came.
+    Missing,
+}
+
+/// Outcome of a retry, and the number of bytes that were sent.
+pub(super) struct Attempt {
+    pub(super) outcome: Result<RetryOutcome, OutboxError>,
+    pub(super) sent_bytes: u64,
+}
+
+/// Sends the dead letter `id` to its `sink` in a batch of its own, and stores the outcome.
+///
+/// # Errors
+/// [`OutboxError`]: the outcome is not stored, so the dead letter may be sent once more.
+pub async fn retry_dead_letter(
+    sink: &mut dyn Sink,
+    outbox: &Arc<Outbox>,
+    identity: &Identity,
+    clock: &dyn Clock,
+    id: DeadLetterId,
+) -> Result<RetryOutcome, OutboxError> {
+    attempt(sink, outbox, identity, clock, id).await.outcome
+}
+
+pub(super) async fn attempt(
+    sink: &mut dyn Sink,
+    outbox: &Arc<Outbox>,
+    identity: &Identity,
+    clock: &dyn Clock,
+    id: DeadLetterId,
+) -> Attempt {
+    let unsent = |outcome| Attempt { outcome, sent_bytes: 0 };
+    let wanted = id.clone();
+    let mut letter = match on_store(outbox, move |outbox| outbox.dead_letter(&wanted)).await {
+        Ok(Some(letter)) => letter,
+        Ok(None) => return unsent(Ok(RetryOutcome::Missing)),
+        Err(error) => return unsent(Err(error)),
+    };
+    let now = clock.now();
+    let Some(batch) = batch(identity, &id, &letter, now) else {
+        let reason = "its line cannot be read back".to_owned();
+        return unsent(Ok(RetryOutcome::NotDelivered { reason }));
+    };
+    let delivery = sink.deliver(&batch).await;
+    let sent_bytes = sink.sent(&batch);
+    let outcome = match delivery {
+        Delivery::Acknowledged => on_store(outbox, move |outbox| outbox.remove_dead_letter(&id))
+            .await
+            .map(|()| RetryOutcome::Delivered),
+        Delivery::Refused { status, answer } => {
+            letter.attempts = letter.attempts.saturating_add(1);
+            (letter.status, letter.answer, letter.at) = (status, answer, now.to_string());
+            on_store(outbox, move |outbox| outbox.store_dead_letter(&id, &letter))
+                .await
+                .map(|()| RetryOutcome::Refused { status })
+        }
+        Delivery::Retry { reason, .. }
+        | Delivery::Slow { reason, .. }
+        | Delivery::Hold { reason, .. } => Ok(RetryOutcome::NotDelivered { reason }),
+        Delivery::Conflict { .. } => Ok(RetryOutcome::Conflict),
+    };
+    Attempt { outcome, sent_bytes }
+}
+
+/// A batch of one entry, which fills the hole that the dead letter left; `None` when the stored line
+/// cannot be decoded.
+fn batch(
+    identity: &Identity,
+    id: &DeadLetterId,
+    letter: &DeadLetter,
+    now: Timestamp,
+) -> Option<Batch> {
+    let line = letter.line()?;
+    let header = BatchHeader {
+        count: 1,
+        redelivery: true,
+        seqs: vec![id.seq],
+        ..BatchHeader::new(identity, id.epoch.clone(), letter.config, now.to_string())
+    };
+    let mut builder = FrameBuilder::default();
+    let chain = builder.push(letter.line_sha256, false, |raw| raw.extend_from_slice(&line));
+    let frame = builder.seal(id.seq + 1, chain, letter.config, now);
+    Some(Batch { header, frames: frame.into_iter().collect(), patience: None })
+}
+
+/// Runs `work` away from the network's threads.
+async fn on_store<T: Send + 'static>(
+    outbox: &Arc<Outbox>,
+    work: impl FnOnce(&Outbox) -> Result<T, OutboxError> + Send + 'static,
+) -> Result<T, OutboxError> {
+    let outbox = Arc::clone(outbox);
+    match spawn_blocking(move || work(&outbox)).await {
+        Ok(done) => done,
+        Err(failure) => std::panic::resume_unwind(failure.into_panic()),
+    }
+}
