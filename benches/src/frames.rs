@@ -37,13 +37,13 @@ pub fn encode(
     // As many at once as the tail reads.
     for pieces in pieces.chunks(64) {
         let chunk = Chunk { origin, pieces, checkpoint: Some(&ROW), unread: 0, events: Vec::new() };
-        builder.chunk(chunk, "claude-sessions", "claude-code", &mut stages, NOW);
+        builder.add_chunk(chunk, "claude-sessions", "claude-code", &mut stages, NOW);
         if !builder.has_room() {
-            show(builder.take(NOW));
+            show(builder.finish(NOW));
         }
     }
     if !builder.is_empty() {
-        show(builder.take(NOW));
+        show(builder.finish(NOW));
     }
 }
 

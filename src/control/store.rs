@@ -82,8 +82,8 @@ impl Store {
         let job = move |outbox: &Outbox| {
             let mut builder =
                 GroupBuilder::new(outbox.end(), config, Shipping::default(), Codec::Zstd);
-            builder.event(&event, now);
-            change(outbox, &builder.take(now))
+            builder.add_event(&event, now);
+            change(outbox, &builder.finish(now))
         };
         let changed = match &self.held {
             Held::Command(_) => job(&self.outbox),

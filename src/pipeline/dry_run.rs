@@ -55,7 +55,7 @@ impl DryRun {
                     label,
                     now: self.clock.now(),
                 });
-                let frames = builder.take(self.clock.now()).frames;
+                let frames = builder.finish(self.clock.now()).frames;
                 let entries: Vec<u8> = frames.into_iter().flat_map(|frame| frame.body).collect();
                 source.sealed();
                 source.committed();
@@ -91,7 +91,7 @@ struct DryIntake<'a> {
 
 impl Intake for DryIntake<'_> {
     fn take(&mut self, chunk: Chunk<'_>) {
-        self.builder.chunk(chunk, self.instance, self.label, self.stages, self.now);
+        self.builder.add_chunk(chunk, self.instance, self.label, self.stages, self.now);
     }
 
     fn report(&mut self, _event: Event) {}

@@ -11,49 +11,49 @@ use crate::{
     tail::GenerationId,
 };
 
-/// Where the next group begins.
+/// Position in the outbox at which a group starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupStart {
-    /// The number of its first entry.
+    /// Sequence number of the group's first entry.
     pub seq: u64,
-    /// The chain before it.
+    /// Hash chain before that entry.
     pub chain: Digest,
-    /// The totals before it.
+    /// Totals before that entry.
     pub totals: Totals,
 }
 
-/// Entries with the checkpoints that cover them: stored together or not at all.
+/// Entries with the checkpoints that cover them, stored in one transaction.
 #[derive(Debug)]
 pub struct Group {
-    /// Where it begins: the outbox's end when it was begun.
+    /// End of the outbox when the group was started.
     pub start: GroupStart,
-    /// The entries, in order and without gaps.
+    /// Entries, in order and without gaps.
     pub frames: Vec<Frame>,
-    /// New rows of generations by source; `None` removes a row.
+    /// New checkpoint rows by source and generation; `None` removes a row.
     pub checkpoints: BTreeMap<(String, GenerationId), Option<Vec<u8>>>,
-    /// Lines in parts that are dropped, by generation; `None` where none is any more.
-    pub dropping: BTreeMap<GenerationId, Option<DroppedPart>>,
-    /// What became of the bytes that were read, by generation.
+    /// Changes to the long lines that filters have dropped, by generation; `None` removes a row.
+    pub dropped_parts: BTreeMap<GenerationId, Option<DroppedPart>>,
+    /// Accounting of the bytes that were read, by generation.
     pub shares: BTreeMap<GenerationId, Share>,
-    /// The totals after it.
+    /// Totals after the group.
     pub totals: Totals,
 }
 
 impl Group {
-    /// Encodes its frames as `encoder` does.
+    /// Encodes the frames with `encoder`.
     pub fn encode(&mut self, encoder: &mut Encoder) {
         self.frames.iter_mut().for_each(|frame| encoder.encode(frame));
     }
 }
 
-/// A line in parts that is dropped: its first part decided. Stored until its last part came, since
-/// that may be long after a restart.
+/// A dropped line that arrives in parts. The filters decide on the first part; the decision is
+/// stored until the last part has been read, which may be long after a restart.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DroppedPart {
-    /// Where the line begins.
+    /// Offset in the file at which the line starts.
     pub offset: u64,
-    /// The filter that dropped it.
+    /// Instance name of the filter that dropped the line.
     pub stage: String,
-    /// The filter's word for why.
+    /// Reason that the filter gave.
     pub reason: String,
 }

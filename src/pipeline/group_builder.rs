@@ -1,4 +1,4 @@
-//! The group that is being filled: entries, encoded and chained, and the checkpoints over them.
+//! Builds groups: encodes and chains entries, and collects the checkpoints that cover them.
 
 use std::{collections::BTreeMap, mem};
 
@@ -11,7 +11,7 @@ use super::{
     accounting::{Count, Lost, Parts, Share, Totals},
     filter_chain::{Edited, Outcome},
     group::{DroppedPart, Group, GroupStart},
-    record_stages::{Disposition, Observation, RecordStages},
+    record_stages::RecordStages,
 };
 use crate::{
     audit::facts::Facts,
@@ -23,12 +23,13 @@ use crate::{
     tail::{Chunk, GenerationId, Origin, Piece},
 };
 
-/// A group is full when it holds this much before compression. With the last chunk that makes two
-/// values of four frames each when nothing is compressed, and otherwise about one.
+/// Uncompressed bytes at which a group is full when frames are stored uncompressed. Together with
+/// the last chunk that makes two outbox blocks of four frames each.
 const FULL: usize = 7 * frame::MAX_RAW;
+/// The same for compressed frames, which make about one block.
 const FULL_COMPRESSED: usize = 11 * frame::MAX_RAW;
 
-/// Fills one group after the other; buffers are used again.
+/// Builds one group after the other and reuses its buffers.
 pub struct GroupBuilder {
     start: GroupStart,
     next_seq: u64,
@@ -36,24 +37,25 @@ pub struct GroupBuilder {
     totals: Totals,
     config: Digest,
     batch_size: u64,
-    /// The most that a frame holds before compression, unless one entry is larger.
+    /// Maximum size of a frame before compression, unless a single entry is larger.
     frame_bytes: usize,
-    builder: FrameBuilder,
+    frame: FrameBuilder,
     encoder: Encoder,
     frames: Vec<Frame>,
-    /// Bytes of the frames.
+    /// Bytes in `frames`.
     raw: usize,
-    /// With how many bytes before compression the group is full.
+    /// Bytes before compression at which the group is full.
     pub(super) full: usize,
     checkpoints: BTreeMap<(String, GenerationId), Option<Vec<u8>>>,
-    dropping: BTreeMap<GenerationId, Option<DroppedPart>>,
+    dropped_parts: BTreeMap<GenerationId, Option<DroppedPart>>,
     shares: BTreeMap<GenerationId, Share>,
-    /// What enrichers added to the record at hand.
+    /// Members that enrichers added to the current record.
     enriched: String,
 }
 
 impl GroupBuilder {
-    /// Begins at `start`, with frames that fit into batches as `shipping` wants them.
+    /// Creates a builder whose first group starts at `start`. Frames fit into batches as `shipping`
+    /// limits them.
     #[must_use]
     pub fn new(start: GroupStart, config: Digest, shipping: Shipping, codec: Codec) -> Self {
         Self {
@@ -64,52 +66,52 @@ impl GroupBuilder {
             start,
             config,
             batch_size: shipping.batch_size as u64,
-            builder: FrameBuilder::default(),
+            frame: FrameBuilder::default(),
             encoder: Encoder::new(codec),
             frames: Vec::new(),
             raw: 0,
             full: if codec == Codec::Plain { FULL } else { FULL_COMPRESSED },
             checkpoints: BTreeMap::new(),
-            dropping: BTreeMap::new(),
+            dropped_parts: BTreeMap::new(),
             shares: BTreeMap::new(),
             enriched: String::new(),
         }
     }
 
-    /// Goes on under another configuration. What is in the group counts as judged by it: to be
-    /// called between two groups.
-    pub fn follow(&mut self, config: Digest, shipping: Shipping) {
+    /// Switches to another configuration. Call between two groups: entries already in the group
+    /// would be labelled with the new configuration.
+    pub fn reconfigure(&mut self, config: Digest, shipping: Shipping) {
         self.config = config;
         self.batch_size = shipping.batch_size as u64;
         self.frame_bytes = frame_bytes(shipping);
     }
 
-    /// Whether there is anything to store.
+    /// Returns whether there is nothing to store.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.next_seq == self.start.seq && self.checkpoints.is_empty()
     }
 
-    /// Whether another chunk fits.
+    /// Returns whether the group accepts another chunk.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.raw + self.builder.raw() < self.full
+        self.raw + self.frame.raw() < self.full
     }
 
-    /// The totals up to here: those of all numbers below the next.
+    /// Totals of all sequence numbers below the next one.
     #[must_use]
     pub fn totals(&self) -> &Totals {
         &self.totals
     }
 
-    /// The chain up to here.
+    /// Hash chain after the last entry.
     #[must_use]
     pub fn chain(&self) -> Digest {
         self.chain
     }
 
     /// Adds an event.
-    pub fn event(&mut self, event: &Event, now: Timestamp) {
+    pub fn add_event(&mut self, event: &Event, now: Timestamp) {
         let (at, data) = (now.to_string(), event.data.to_string());
         let line = EventLine {
             source: event.source,
@@ -122,8 +124,8 @@ impl GroupBuilder {
         self.push(event.is_urgent(), now, |seq, raw| line.write(seq, raw));
     }
 
-    /// Adds the records of a chunk that the filters keep, and its checkpoint.
-    pub fn chunk(
+    /// Adds the records of a chunk that the filters keep, and the chunk's checkpoint.
+    pub fn add_chunk(
         &mut self,
         chunk: Chunk<'_>,
         instance: &str,
@@ -132,25 +134,26 @@ impl GroupBuilder {
         now: Timestamp,
     ) {
         for event in chunk.events {
-            self.event(&event.from_source(source), now);
+            self.add_event(&event.from_source(source), now);
         }
         let read_at = now.to_string();
-        let reader = Reader { origin: chunk.origin, instance, source, read_at: &read_at, now };
+        let context =
+            ChunkContext { origin: chunk.origin, instance, source, read_at: &read_at, now };
         let mut share = Share::default();
         if chunk.unread > 0 {
             share.deleted_unread = Lost { files: 1, bytes: chunk.unread };
         }
         for piece in chunk.pieces {
-            self.piece(piece, &reader, stages, &mut share);
+            self.add_piece(piece, &context, stages, &mut share);
         }
         share.add_to(&mut self.totals);
         for event in stages.filters.take_events() {
-            self.event(&event, now);
+            self.add_event(&event, now);
         }
-        // A generation that ends takes along what is known of a line in it.
         let generation = chunk.origin.generation.clone();
-        if chunk.checkpoint.is_none() && stages.dropping.remove(&generation).is_some() {
-            self.dropping.insert(generation.clone(), None);
+        if chunk.checkpoint.is_none() {
+            // A generation that ends will never complete a line.
+            self.set_dropped_part(stages, &generation, None);
         }
         if share != Share::default() {
             *self.shares.entry(generation.clone()).or_default() += share;
@@ -159,129 +162,75 @@ impl GroupBuilder {
         self.checkpoints.insert(key, chunk.checkpoint.map(<[u8]>::to_vec));
     }
 
-    fn piece(
+    fn add_piece(
         &mut self,
         piece: &Piece<'_>,
-        reader: &Reader<'_>,
+        chunk: &ChunkContext<'_>,
         stages: &mut RecordStages,
         share: &mut Share,
     ) {
         match *piece {
             Piece::Line { offset, bytes, size, .. } if is_blank(bytes) => {
                 share.blank += Count::line(size);
-                if let Some(observer) = &mut stages.observer {
-                    let record = Record::new(reader.origin, offset, bytes);
-                    observer(&Observation { record: &record, disposition: Disposition::Blank });
-                }
+                stages.observe_blank(|| Record::new(chunk.origin, offset, bytes));
             }
             Piece::Line { offset, bytes, size, incomplete } => {
-                let record = Record::new(reader.origin, offset, bytes);
-                let outcome = stages.filters.check(&record);
-                stages.notify_observer(&record, &outcome);
-                match outcome {
+                let record = Record::new(chunk.origin, offset, bytes);
+                match stages.check(&record) {
                     Outcome::Drop { stage, reason } => {
-                        share.filtered += Count::line(size);
-                        self.totals.drop(stages.filters.name(stage), reason, Count::line(size));
+                        let stage = stages.filters.name(stage);
+                        self.count_filtered(share, stage, reason, Count::line(size));
                     }
                     Outcome::Keep(edited) => {
-                        let kept = Kept { incomplete, length: bytes.len() as u64, size };
-                        let content = match &edited {
-                            None => record.content(),
-                            Some(edited) => Content::of(&edited.line),
-                        };
-                        self.record(&record, reader, stages, share, kept, edited.as_ref(), content);
+                        let edited = edited.as_ref();
+                        let content =
+                            edited.map_or_else(|| record.content(), |it| Content::of(&it.line));
+                        let length = bytes.len() as u64;
+                        let kept = KeptRecord { record: &record, edited, length, size, incomplete };
+                        self.add_record(&kept, content, chunk, stages, share);
                     }
                 }
             }
             Piece::Event { offset, lines, size } => {
-                let record = Record::new(reader.origin, offset, lines);
-                let outcome = stages.filters.check(&record);
-                stages.notify_observer(&record, &outcome);
-                let count = memchr::memchr_iter(b'\n', lines).count() as u64;
-                match outcome {
+                let record = Record::new(chunk.origin, offset, lines);
+                let endings = memchr::memchr_iter(b'\n', lines).count() as u64;
+                match stages.check(&record) {
                     Outcome::Drop { stage, reason } => {
-                        let count = Count { lines: count + 1, bytes: size };
-                        share.filtered += count;
-                        self.totals.drop(stages.filters.name(stage), reason, count);
+                        let count = Count { lines: endings + 1, bytes: size };
+                        self.count_filtered(share, stages.filters.name(stage), reason, count);
                     }
                     Outcome::Keep(edited) => {
-                        let length = lines.len() as u64 - count;
-                        let kept = Kept { incomplete: false, length, size };
-                        let lines = edited.as_ref().map_or(lines, |edited| &edited.line);
+                        let edited = edited.as_ref();
+                        let length = lines.len() as u64 - endings;
+                        let lines = edited.map_or(lines, |edited| &edited.line);
                         let audit = Facts::of(lines.split(|byte| *byte == b'\n')).to_json();
                         let content = Content::Lines { lines, audit: &audit };
-                        self.record(&record, reader, stages, share, kept, edited.as_ref(), content);
+                        let kept =
+                            KeptRecord { record: &record, edited, length, size, incomplete: false };
+                        self.add_record(&kept, content, chunk, stages, share);
                     }
                 }
             }
             Piece::LeftOut { lines, size, reason } => {
-                let count = Count { lines, bytes: size };
-                share.filtered += count;
-                self.totals.drop(reader.instance, reason, count);
+                self.count_filtered(share, chunk.instance, reason, Count { lines, bytes: size });
             }
             Piece::Part { offset, part, bytes, size, whole, incomplete } => {
-                let generation = &reader.origin.generation;
-                let record = Record::first_part(reader.origin, offset, bytes);
-                let lines = u64::from(whole.is_some());
-                // The first part decides for all.
-                if part == 1 {
-                    let outcome = stages.filters.check(&record);
-                    stages.notify_observer(&record, &outcome);
-                    let dropping = match outcome {
-                        Outcome::Keep(_) => None,
-                        Outcome::Drop { stage, reason } => {
-                            let stage = stages.filters.name(stage).to_owned();
-                            Some(DroppedPart { offset, stage, reason: reason.to_owned() })
-                        }
-                    };
-                    self.decide(stages, generation, dropping);
-                }
-                if let Some(dropping) = stages.dropping.get(generation)
-                    && dropping.offset == offset
-                {
-                    let count = Count { lines, bytes: size };
-                    share.filtered += count;
-                    self.totals.drop(&dropping.stage, &dropping.reason, count);
-                    if whole.is_some() {
-                        self.decide(stages, generation, None);
-                    }
-                    return;
-                }
-                let length = bytes.len() as u64;
-                share.parts += Parts { parts: 1, lines, bytes: length };
-                share.endings += size - length;
-                self.enrich(&record, &mut stages.enrichers);
-                let enriched = mem::take(&mut self.enriched);
-                let line = PartLine {
-                    source: reader.source,
-                    path: &reader.origin.path_text,
-                    generation: &reader.origin.generation.0,
-                    offset,
-                    part,
-                    read_at: reader.read_at,
-                    enriched: &enriched,
-                    whole,
-                    incomplete,
-                    bytes,
-                };
-                self.push(false, reader.now, |seq, raw| line.write(seq, raw));
-                self.enriched = enriched;
+                let part = LinePart { offset, part, bytes, size, whole, incomplete };
+                self.add_part(&part, chunk, stages, share);
             }
         }
     }
 
     /// Adds a record that the filters keep.
-    #[expect(clippy::too_many_arguments, reason = "all that is known of a record comes together")]
-    fn record(
+    fn add_record(
         &mut self,
-        record: &Record<'_>,
-        reader: &Reader<'_>,
+        kept: &KeptRecord<'_, '_>,
+        content: Content<'_>,
+        chunk: &ChunkContext<'_>,
         stages: &mut RecordStages,
         share: &mut Share,
-        Kept { incomplete, length, size }: Kept,
-        edited: Option<&Edited>,
-        content: Content<'_>,
     ) {
+        let KeptRecord { record, edited, length, size, incomplete } = *kept;
         share.shipped += Count::line(length);
         share.endings += size - length;
         self.enrich(record, &mut stages.enrichers);
@@ -292,12 +241,12 @@ impl GroupBuilder {
         }
         let enriched = mem::take(&mut self.enriched);
         let line = RecordLine {
-            source: reader.source,
-            path: &reader.origin.path_text,
-            generation: &reader.origin.generation.0,
+            source: chunk.source,
+            path: &chunk.origin.path_text,
+            generation: &chunk.origin.generation.0,
             offset: record.offset(),
             length,
-            read_at: reader.read_at,
+            read_at: chunk.read_at,
             enriched: &enriched,
             cut,
             masked,
@@ -305,27 +254,85 @@ impl GroupBuilder {
             incomplete,
             content,
         };
-        self.push(false, reader.now, |seq, raw| line.write(seq, raw));
+        self.push(false, chunk.now, |seq, raw| line.write(seq, raw));
         self.enriched = enriched;
     }
 
-    /// Remembers, with the group, whether the line in parts of a generation is dropped.
-    fn decide(
+    /// Adds a part of a long line, unless the filters drop the line.
+    fn add_part(
+        &mut self,
+        piece: &LinePart<'_>,
+        chunk: &ChunkContext<'_>,
+        stages: &mut RecordStages,
+        share: &mut Share,
+    ) {
+        let LinePart { offset, part, bytes, size, whole, incomplete } = *piece;
+        let record = Record::first_part(chunk.origin, offset, bytes);
+        if part == 1 {
+            self.check_first_part(&record, stages);
+        }
+        let lines = u64::from(whole.is_some());
+        let generation = &chunk.origin.generation;
+        if let Some(dropped) = stages.dropped_part(generation, offset) {
+            let count = Count { lines, bytes: size };
+            self.count_filtered(share, &dropped.stage, &dropped.reason, count);
+            if whole.is_some() {
+                self.set_dropped_part(stages, generation, None);
+            }
+            return;
+        }
+        let length = bytes.len() as u64;
+        share.parts += Parts { parts: 1, lines, bytes: length };
+        share.endings += size - length;
+        self.enrich(&record, &mut stages.enrichers);
+        let enriched = mem::take(&mut self.enriched);
+        let line = PartLine {
+            source: chunk.source,
+            path: &chunk.origin.path_text,
+            generation: &generation.0,
+            offset,
+            part,
+            read_at: chunk.read_at,
+            enriched: &enriched,
+            whole,
+            incomplete,
+            bytes,
+        };
+        self.push(false, chunk.now, |seq, raw| line.write(seq, raw));
+        self.enriched = enriched;
+    }
+
+    /// Runs the filters on the first part of a long line: the decision holds for all its parts.
+    fn check_first_part(&mut self, record: &Record<'_>, stages: &mut RecordStages) {
+        let dropped = match stages.check(record) {
+            Outcome::Keep(_) => None,
+            Outcome::Drop { stage, reason } => {
+                let stage = stages.filters.name(stage).to_owned();
+                Some(DroppedPart { offset: record.offset(), stage, reason: reason.to_owned() })
+            }
+        };
+        self.set_dropped_part(stages, &record.origin().generation, dropped);
+    }
+
+    /// Sets or clears the dropped line of a generation, in memory and with the group.
+    fn set_dropped_part(
         &mut self,
         stages: &mut RecordStages,
         generation: &GenerationId,
-        dropping: Option<DroppedPart>,
+        dropped: Option<DroppedPart>,
     ) {
-        let known = match dropping.clone() {
-            Some(dropping) => stages.dropping.insert(generation.clone(), dropping),
-            None => stages.dropping.remove(generation),
-        };
-        if known != dropping {
-            self.dropping.insert(generation.clone(), dropping);
+        if stages.set_dropped_part(generation, dropped.clone()) {
+            self.dropped_parts.insert(generation.clone(), dropped);
         }
     }
 
-    /// Collects what enrichers add, as members of the entry.
+    /// Counts lines that `stage` dropped.
+    fn count_filtered(&mut self, share: &mut Share, stage: &str, reason: &str, count: Count) {
+        share.filtered += count;
+        self.totals.drop(stage, reason, count);
+    }
+
+    /// Collects the members that enrichers add to `record`.
     fn enrich(&mut self, record: &Record<'_>, enrichers: &mut [Named<dyn Enricher>]) {
         self.enriched.clear();
         for (name, enricher) in enrichers {
@@ -340,42 +347,42 @@ impl GroupBuilder {
 
     fn push(&mut self, urgent: bool, now: Timestamp, write: impl FnOnce(u64, &mut Vec<u8>)) {
         let seq = self.next_seq;
-        self.chain = self.builder.push(self.chain, urgent, |raw| write(seq, raw));
+        self.chain = self.frame.push(self.chain, urgent, |raw| write(seq, raw));
         self.next_seq += 1;
-        // An entry that the frame has no room for begins the next one.
-        if self.builder.raw() > self.frame_bytes
-            && let Some(next) = self.builder.split_last()
+        // An entry that does not fit into the current frame starts the next one.
+        if self.frame.raw() > self.frame_bytes
+            && let Some(next) = self.frame.split_last()
         {
             let after = self.chain;
             (self.next_seq, self.chain) = (seq, next.before());
-            self.seal(now);
+            self.seal_frame(now);
             (self.next_seq, self.chain) = (seq + 1, after);
-            self.builder = next;
+            self.frame = next;
         }
-        // A frame ends when it is as large as frames are, or when a batch of it is full.
-        if self.builder.raw() >= self.frame_bytes || self.builder.count() >= self.batch_size {
-            self.seal(now);
+        if self.frame.raw() >= self.frame_bytes || self.frame.count() >= self.batch_size {
+            self.seal_frame(now);
         }
     }
 
-    fn seal(&mut self, now: Timestamp) {
-        let sealed = self.builder.seal(self.next_seq, self.chain, self.config, now);
+    fn seal_frame(&mut self, now: Timestamp) {
+        let sealed = self.frame.seal(self.next_seq, self.chain, self.config, now);
         if let Some(frame) = sealed {
             self.raw += frame.body.len();
             self.frames.push(frame);
         }
     }
 
-    /// Takes the group, its frames as they are to be stored; the next one begins where it ends.
-    pub fn take(&mut self, now: Timestamp) -> Group {
-        let mut group = self.draft(now);
+    /// Returns the group with encoded frames. The next group starts where this one ends.
+    pub fn finish(&mut self, now: Timestamp) -> Group {
+        let mut group = self.finish_unencoded(now);
         group.encode(&mut self.encoder);
         group
     }
 
-    /// The same, its frames not compressed yet.
-    pub fn draft(&mut self, now: Timestamp) -> Group {
-        self.seal(now);
+    /// Returns the group with frames that [`Group::encode`] has yet to encode. The next group
+    /// starts where this one ends.
+    pub fn finish_unencoded(&mut self, now: Timestamp) -> Group {
+        self.seal_frame(now);
         self.raw = 0;
         let next =
             GroupStart { seq: self.next_seq, chain: self.chain, totals: self.totals.clone() };
@@ -383,19 +390,19 @@ impl GroupBuilder {
             start: mem::replace(&mut self.start, next),
             frames: mem::take(&mut self.frames),
             checkpoints: mem::take(&mut self.checkpoints),
-            dropping: mem::take(&mut self.dropping),
+            dropped_parts: mem::take(&mut self.dropped_parts),
             shares: mem::take(&mut self.shares),
             totals: self.totals.clone(),
         }
     }
 
-    /// Drops the group and begins again at `start`.
-    pub fn reset(&mut self, start: GroupStart) {
-        self.builder.clear();
+    /// Discards the group and starts another one at `start`.
+    pub fn restart_at(&mut self, start: GroupStart) {
+        self.frame.clear();
         self.frames.clear();
         self.raw = 0;
         self.checkpoints.clear();
-        self.dropping.clear();
+        self.dropped_parts.clear();
         self.shares.clear();
         self.next_seq = start.seq;
         self.chain = start.chain;
@@ -404,33 +411,46 @@ impl GroupBuilder {
     }
 }
 
-/// The most that a frame holds, so that it fits into batches as `shipping` wants them.
+/// Maximum size of a frame that fits into batches as `shipping` limits them.
 fn frame_bytes(shipping: Shipping) -> usize {
     let room = usize::try_from(shipping.room()).unwrap_or(frame::MAX_RAW);
     frame::MAX_RAW.min(room)
 }
 
-/// What the records of a chunk have in common.
-struct Reader<'a> {
+/// What all records of a chunk have in common.
+struct ChunkContext<'a> {
     origin: &'a Origin,
-    /// The source's name.
+    /// Instance name of the source.
     instance: &'a str,
+    /// `source` member of the entries.
     source: &'static str,
     read_at: &'a str,
     now: Timestamp,
 }
 
-/// What a record takes of its file.
-struct Kept {
-    /// Whether it is a line that never got its newline.
-    incomplete: bool,
-    /// How many bytes it has, without endings.
+/// A record that the filters keep.
+struct KeptRecord<'a, 'l> {
+    record: &'a Record<'l>,
+    edited: Option<&'a Edited>,
+    /// Length of the record as it was read, without line endings.
     length: u64,
-    /// How many bytes of the file, endings and all.
+    /// Bytes that the record occupies in the file, line endings included.
     size: u64,
+    /// Whether the line never got its newline.
+    incomplete: bool,
 }
 
-/// Whether there is nothing in a line: no byte but spaces, tabs and carriage returns.
+/// The fields of [`Piece::Part`].
+struct LinePart<'a> {
+    offset: u64,
+    part: u32,
+    bytes: &'a [u8],
+    size: u64,
+    whole: Option<(u64, Digest)>,
+    incomplete: bool,
+}
+
+/// Returns whether a line has no bytes but spaces, tabs and carriage returns.
 fn is_blank(line: &[u8]) -> bool {
     line.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r'))
 }

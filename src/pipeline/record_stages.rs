@@ -11,67 +11,102 @@ use crate::{
     tail::GenerationId,
 };
 
-/// What decides about records and adds to them: the pure part of a pipeline.
+/// The part of a pipeline that decides about records and adds to them, without I/O.
 pub struct RecordStages {
     /// The filters.
     pub filters: FilterChain,
-    /// The enrichers, under their instances' names.
+    /// The enrichers, under their instance names.
     pub enrichers: Vec<Named<dyn Enricher>>,
-    /// Told what became of each line, for a dry run.
+    /// Called with the outcome for each line; used by dry runs.
     pub observer: Option<Observer>,
-    /// Lines in parts whose first part a filter dropped: where they begin, who and why.
-    pub(super) dropping: HashMap<GenerationId, DroppedPart>,
+    /// Dropped lines of which not all parts have been read.
+    dropped_parts: HashMap<GenerationId, DroppedPart>,
 }
 
-/// Is told what became of a line.
+/// A callback that receives the outcome for each line.
 pub type Observer = Box<dyn FnMut(&Observation<'_, '_>) + Send>;
 
-/// A line, or the first part of a large one, and what became of it.
+/// A line, or the first part of a long line, and its outcome.
 pub struct Observation<'a, 'l> {
     /// The line.
     pub record: &'a Record<'l>,
-    /// What became of it.
+    /// Its outcome.
     pub disposition: Disposition<'a>,
 }
 
-/// What became of a line.
+/// Outcome for a line.
 pub enum Disposition<'a> {
-    /// Nothing is in it.
+    /// The line is empty.
     Blank,
-    /// It is shipped; after an edit as this.
+    /// The line is shipped, possibly with edits.
     Shipped(Option<&'a Edited>),
-    /// This filter dropped it, with this reason.
+    /// The named filter dropped the line, for the given reason.
     Dropped(&'a str, &'static str),
 }
 
 impl RecordStages {
-    /// Filters and enrichers in the order that they run.
+    /// Combines filters and enrichers in the order in which they run.
     #[must_use]
     pub fn new(filters: FilterChain, enrichers: Vec<Named<dyn Enricher>>) -> Self {
-        Self { filters, enrichers, observer: None, dropping: HashMap::new() }
+        Self { filters, enrichers, observer: None, dropped_parts: HashMap::new() }
     }
 
-    /// Takes the place of `old`: of its filters these stay, and lines of which it has judged the
-    /// first part stay judged.
+    /// Takes over from `old` the filters named in `filters` with their memory, the observer, and
+    /// the decisions about lines of which not all parts have been read.
     pub fn inherit(&mut self, old: Self, filters: &BTreeSet<String>) {
         self.filters.inherit(old.filters, filters);
         self.observer = old.observer;
-        self.dropping = old.dropping;
+        self.dropped_parts = old.dropped_parts;
     }
 
-    /// Takes the lines in parts that are being dropped, as they are stored.
-    pub fn restore(&mut self, dropping: HashMap<GenerationId, DroppedPart>) {
-        self.dropping = dropping;
+    /// Replaces the decisions about partly read lines with the stored ones.
+    pub fn restore(&mut self, dropped_parts: HashMap<GenerationId, DroppedPart>) {
+        self.dropped_parts = dropped_parts;
     }
 
-    pub(super) fn notify_observer(&mut self, record: &Record<'_>, outcome: &Outcome) {
-        let Some(observer) = &mut self.observer else { return };
-        let disposition = match outcome {
-            Outcome::Drop { stage, reason } => {
-                Disposition::Dropped(self.filters.name(*stage), reason)
+    /// Runs the filters on `record` and reports the outcome to the observer.
+    pub(super) fn check(&mut self, record: &Record<'_>) -> Outcome {
+        let outcome = self.filters.check(record);
+        if let Some(observer) = &mut self.observer {
+            let disposition = match &outcome {
+                Outcome::Drop { stage, reason } => {
+                    Disposition::Dropped(self.filters.name(*stage), reason)
+                }
+                Outcome::Keep(edited) => Disposition::Shipped(edited.as_ref()),
+            };
+            observer(&Observation { record, disposition });
+        }
+        outcome
+    }
+
+    /// Reports a blank line to the observer.
+    pub(super) fn observe_blank<'l>(&mut self, record: impl FnOnce() -> Record<'l>) {
+        if let Some(observer) = &mut self.observer {
+            observer(&Observation { record: &record(), disposition: Disposition::Blank });
+        }
+    }
+
+    /// Returns the dropped line of `generation` that starts at `offset`.
+    pub(super) fn dropped_part(
+        &self,
+        generation: &GenerationId,
+        offset: u64,
+    ) -> Option<&DroppedPart> {
+        self.dropped_parts.get(generation).filter(|dropped| dropped.offset == offset)
+    }
+
+    /// Sets or clears the dropped line of `generation`. Returns whether that changed anything.
+    pub(super) fn set_dropped_part(
+        &mut self,
+        generation: &GenerationId,
+        dropped: Option<DroppedPart>,
+    ) -> bool {
+        match dropped {
+            Some(dropped) => {
+                let before = self.dropped_parts.insert(generation.clone(), dropped.clone());
+                before.as_ref() != Some(&dropped)
             }
-            Outcome::Keep(edited) => Disposition::Shipped(edited.as_ref()),
-        };
-        observer(&Observation { record, disposition });
+            None => self.dropped_parts.remove(generation).is_some(),
+        }
     }
 }

@@ -297,7 +297,7 @@ impl Running {
             let attempt = tokio::task::spawn_blocking(move || {
                 let shipping = Shipping::default();
                 let mut builder = GroupBuilder::new(outbox.end(), config, shipping, Codec::Zstd);
-                outbox.commit(&builder.take(clock.now()))
+                outbox.commit(&builder.finish(clock.now()))
             });
             match timeout(READING_ENDS, attempt).await {
                 // A new epoch that begins in between is no obstacle.
@@ -368,8 +368,8 @@ impl Running {
             let shipping = Shipping::default();
             let mut builder = GroupBuilder::new(outbox.end(), config, shipping, Codec::Zstd);
             let now = clock.now();
-            events.iter().for_each(|event| builder.event(event, now));
-            outbox.commit(&builder.take(now))
+            events.iter().for_each(|event| builder.add_event(event, now));
+            outbox.commit(&builder.finish(now))
         };
         let finished = tokio::task::spawn_blocking(move || {
             let events = inbox.take_left();

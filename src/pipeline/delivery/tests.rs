@@ -84,9 +84,9 @@ fn outbox_with(folder: &Path, groups: &[usize]) -> Arc<Outbox> {
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, sealing, Codec::Zstd);
     for count in groups {
         for n in 0..*count {
-            builder.event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
+            builder.add_event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
         }
-        outbox.commit(&builder.take(Timestamp(1))).unwrap();
+        outbox.commit(&builder.finish(Timestamp(1))).unwrap();
     }
     Arc::new(outbox)
 }

@@ -44,7 +44,7 @@ impl Intake for GroupIntake<'_> {
             return;
         }
         let fill = AssertUnwindSafe(|| {
-            self.builder.chunk(chunk, self.instance, self.label, self.stages, self.now);
+            self.builder.add_chunk(chunk, self.instance, self.label, self.stages, self.now);
         });
         if catch_unwind(fill).is_err() {
             *self.failed = Some(origin.clone());
@@ -52,7 +52,7 @@ impl Intake for GroupIntake<'_> {
     }
 
     fn report(&mut self, event: Event) {
-        self.builder.event(&event.from_source(self.label), self.now);
+        self.builder.add_event(&event.from_source(self.label), self.now);
     }
 
     fn forget(&mut self, file: FileKey) {

@@ -478,7 +478,7 @@ impl Ingest {
             has_beat: mem::take(&mut self.state.is_beat_unstored),
             number: self.outbox.group_count() + 1,
         });
-        self.writer.begin(self.builder.draft(self.clock.now()), self.state.is_backfill);
+        self.writer.begin(self.builder.finish_unencoded(self.clock.now()), self.state.is_backfill);
         self.inbox.storing();
         self.sources.iter_mut().for_each(|(_, source)| source.sealed());
         self.state.untold += 1;
@@ -537,14 +537,14 @@ impl Ingest {
             return Err(COMMIT_RETRY);
         }
         for event in self.inbox.unstored() {
-            self.builder.event(&event, self.clock.now());
+            self.builder.add_event(&event, self.clock.now());
         }
         self.state.is_lost = false;
         Ok(())
     }
 
     fn try_restore(&mut self) -> Result<(), OutboxError> {
-        self.stages.restore(self.outbox.dropping()?);
+        self.stages.restore(self.outbox.dropped_parts()?);
         // After an error of the disk the group may be in the store after all, which says so once
         // it is open again. A file that ended in it must not be read again then.
         if let Some(failed) = self.state.storing.take() {
@@ -561,12 +561,12 @@ impl Ingest {
             let restored = self.outbox.checkpoints(name, |rows| source.restore(rows))?;
             restored.map_err(|row| self.outbox.report_bad_checkpoint(&row))?;
         }
-        self.builder.reset(self.outbox.end());
+        self.builder.restart_at(self.outbox.end());
         Ok(())
     }
 
     fn event(&mut self, event: Event) {
-        self.builder.event(&event, self.clock.now());
+        self.builder.add_event(&event, self.clock.now());
         self.inbox.keep(event);
     }
 
@@ -596,7 +596,7 @@ impl Ingest {
         // It counts the entries before it: one of a group that is not stored is not kept for the
         // next, where it would stand before others.
         let heartbeat = AgentEvent::Heartbeat(Box::new(heartbeat));
-        self.builder.event(&heartbeat.into(), self.clock.now());
+        self.builder.add_event(&heartbeat.into(), self.clock.now());
         self.state.is_beat_unstored = true;
     }
 

@@ -47,7 +47,7 @@ impl Ingest {
         mem::swap(&mut self.stages, &mut stages);
         self.stages.inherit(stages, &exchange.same_filters);
         let are_others = self.replace_sources(sources);
-        self.builder.follow(exchange.config, exchange.shipping);
+        self.builder.reconfigure(exchange.config, exchange.shipping);
         self.backpressure.resize(exchange.max_bytes);
         if heartbeat != self.heartbeat {
             self.heartbeat = heartbeat;

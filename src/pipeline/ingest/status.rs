@@ -62,7 +62,7 @@ impl Ingest {
             job(&self.outbox);
         }
         // The group at hand is empty, and begins behind what they have appended.
-        self.builder.reset(self.outbox.end());
+        self.builder.restart_at(self.outbox.end());
         Ok(())
     }
 }

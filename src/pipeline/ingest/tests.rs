@@ -297,8 +297,8 @@ fn what_is_appended_while_reading_rests_makes_nothing_stale() {
     let done = inbox.at_rest(|outbox| {
         let mut builder =
             GroupBuilder::new(outbox.end(), Digest::ZERO, Shipping::default(), Codec::Zstd);
-        builder.event(&Event::info("theirs", json!({})), Timestamp(1));
-        outbox.commit(&builder.take(Timestamp(1))).unwrap();
+        builder.add_event(&Event::info("theirs", json!({})), Timestamp(1));
+        outbox.commit(&builder.finish(Timestamp(1))).unwrap();
     });
     assert!(matches!(ingest.step(), StepOutcome::Read(_)));
     assert!(done.blocking_recv().is_ok());

@@ -32,16 +32,16 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
-    pub fn dropping(&self) -> Result<HashMap<GenerationId, DroppedPart>, OutboxError> {
+    pub fn dropped_parts(&self) -> Result<HashMap<GenerationId, DroppedPart>, OutboxError> {
         self.read("read", |transaction| {
-            let mut dropping = HashMap::new();
+            let mut dropped = HashMap::new();
             for row in transaction.open_table(DROPPED_PARTS)?.iter()? {
                 let (generation, row) = row?;
                 let generation = generation.value();
                 let row = open_json(generation, row.value(), "a line that is dropped")?;
-                dropping.insert(GenerationId(generation.to_owned()), row);
+                dropped.insert(GenerationId(generation.to_owned()), row);
             }
-            Ok(dropping)
+            Ok(dropped)
         })
     }
 

@@ -117,9 +117,9 @@ fn group(outbox: &Outbox) -> Group {
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping, Codec::Plain);
     for n in 0..20 {
         let data = serde_json::json!({ "n": n, "large": "x".repeat(50_000) });
-        builder.event(&Event::info("test", data), Timestamp(1));
+        builder.add_event(&Event::info("test", data), Timestamp(1));
     }
-    builder.take(Timestamp(1))
+    builder.finish(Timestamp(1))
 }
 
 /// Uses the store in every way; what failed.

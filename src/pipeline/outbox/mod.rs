@@ -329,9 +329,9 @@ impl Outbox {
                     begun.push((key, row));
                 }
             }
-            if !group.dropping.is_empty() {
+            if !group.dropped_parts.is_empty() {
                 let mut dropping = transaction.open_table(DROPPED_PARTS)?;
-                for (generation, row) in &group.dropping {
+                for (generation, row) in &group.dropped_parts {
                     let key = generation.0.as_str();
                     match row {
                         Some(row) => dropping.insert(key, seal_json(key, row).as_slice())?,

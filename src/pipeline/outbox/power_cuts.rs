@@ -176,15 +176,15 @@ fn append(
         let checkpoint = (!is_end).then_some(row.as_bytes());
         let chunk =
             Chunk { origin: &origin, pieces: &pieces, checkpoint, unread: 0, events: Vec::new() };
-        builder.chunk(chunk, SOURCE, "claude-sessions", &mut stages, Timestamp(1));
+        builder.add_chunk(chunk, SOURCE, "claude-sessions", &mut stages, Timestamp(1));
     }
-    let mut group = builder.take(Timestamp(1));
+    let mut group = builder.finish(Timestamp(1));
     if fault == Fault::CheckpointFirst {
         let first = Group {
             start: group.start.clone(),
             frames: Vec::new(),
             checkpoints: mem::take(&mut group.checkpoints),
-            dropping: BTreeMap::new(),
+            dropped_parts: BTreeMap::new(),
             shares: BTreeMap::new(),
             totals: group.start.totals.clone(),
         };

@@ -59,9 +59,9 @@ fn shipping(batch_size: usize) -> Shipping {
 pub(super) fn group(outbox: &Outbox, count: usize) -> Group {
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
     for n in 0..count {
-        builder.event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
+        builder.add_event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
     }
-    builder.take(Timestamp(1))
+    builder.finish(Timestamp(1))
 }
 
 pub(super) fn commit(outbox: &Outbox, count: usize) -> Group {
@@ -167,9 +167,10 @@ fn large_groups_are_cut_into_values_that_fit() {
         GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
     let large = "x".repeat(300_000);
     for _ in 0..12 {
-        builder.event(&Event::info("test", serde_json::json!({ "large": large })), Timestamp(1));
+        builder
+            .add_event(&Event::info("test", serde_json::json!({ "large": large })), Timestamp(1));
     }
-    let group = builder.take(Timestamp(1));
+    let group = builder.finish(Timestamp(1));
     assert!(
         block::runs(&group.frames).all(|run| block::encode(run).len() <= block::MAX_STORED + 4)
     );
@@ -187,8 +188,8 @@ fn an_urgent_event_moves_the_urgent_number() {
     let mut builder =
         GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
     let event = Event { severity: "high", ..Event::info("test", serde_json::json!({})) };
-    builder.event(&event, Timestamp(1));
-    store.outbox.commit(&builder.take(Timestamp(1))).unwrap();
+    builder.add_event(&event, Timestamp(1));
+    store.outbox.commit(&builder.finish(Timestamp(1))).unwrap();
     assert_eq!(
         *store.outbox.watch().borrow(),
         Head { last_seq: 2, urgent_seq: 2, renumbered_at: Timestamp(0) }
@@ -307,7 +308,7 @@ fn a_store_of_schema_2_is_taken_over() {
         assert_eq!(dead, [2, 4, 9]);
         let mut rows = 0;
         outbox.checkpoints("claude-sessions", |all| rows = all.count()).unwrap();
-        assert_eq!((rows, outbox.dropping().unwrap().len()), (11, 1));
+        assert_eq!((rows, outbox.dropped_parts().unwrap().len()), (11, 1));
         let mut sum = Share::default();
         outbox.accounts().unwrap().iter().for_each(|(_, share)| sum += *share);
         assert_eq!(sum, Share::from(&outbox.end().totals));
@@ -348,8 +349,9 @@ fn the_file_is_smaller_though_something_is_always_under_way() {
             let mut builder =
                 GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
             let large = "x".repeat(1 << 20);
-            builder.event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
-            let one = builder.take(Timestamp(1));
+            builder
+                .add_event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
+            let one = builder.finish(Timestamp(1));
             store.outbox.commit(&one).unwrap();
             points.push(point(&one));
         }
@@ -408,8 +410,8 @@ fn the_file_is_small_again_after_a_backlog_has_drained() {
         let mut builder =
             GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
         let large = "x".repeat(1 << 20);
-        builder.event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
-        last = builder.take(Timestamp(1));
+        builder.add_event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
+        last = builder.finish(Timestamp(1));
         store.outbox.commit(&last).unwrap();
     }
     let full = size();
@@ -434,9 +436,10 @@ fn a_store_with_much_in_it_opens_whole() {
             GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
         for _ in 0..4 {
             let large: String = (0..240_000).map(|_| random.alphanumeric()).collect();
-            builder.event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
+            builder
+                .add_event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
         }
-        store.outbox.commit(&builder.take(Timestamp(1))).unwrap();
+        store.outbox.commit(&builder.finish(Timestamp(1))).unwrap();
     }
     let end = store.outbox.end();
     let begun = std::time::Instant::now();

@@ -368,7 +368,7 @@ fn a_row_that_rots_is_damage() {
                 let row = br#"{"offset":0,"stage":"dedupe","reason":"reused_uuid"}"#;
                 rows.insert("a", seal("b", row).as_slice()).unwrap();
             },
-            |outbox| outbox.dropping().map(drop),
+            |outbox| outbox.dropped_parts().map(drop),
         ),
         (
             "its state",
