@@ -5,7 +5,7 @@
 
 use ai_agent::{
     frame::{Codec, Encoder, Frame, FrameBuilder},
-    pipeline::outbox::fuzzing::{decode_value, encode_value},
+    pipeline::outbox::fuzzing::{decode_block, encode_block},
     platform::Timestamp,
     protocol::{ChainPoint, Digest},
 };
@@ -21,11 +21,11 @@ pub fn run(data: &[u8]) {
 }
 
 fn stored(value: &[u8]) {
-    let Some(frames) = decode_value(value) else { return };
+    let Some(frames) = decode_block(value) else { return };
     for frame in &frames {
         take_apart(frame);
     }
-    assert_eq!(decode_value(&encode_value(&frames)).unwrap(), frames);
+    assert_eq!(decode_block(&encode_block(&frames)).unwrap(), frames);
 }
 
 /// Whatever can be asked of a frame; all of it fits together where the frame can be decoded.
@@ -71,17 +71,17 @@ fn damaged(how: u8, place: [u8; 2], bits: u8, lines: &[u8]) {
         assert!(frame.decode().is_ok());
         take_apart(frame);
     }
-    let mut value = encode_value(&frames);
-    assert_eq!(decode_value(&value).unwrap(), frames);
+    let mut value = encode_block(&frames);
+    assert_eq!(decode_block(&value).unwrap(), frames);
     let at = usize::from(u16::from_be_bytes(place)) % value.len();
     if how & 4 == 0 {
-        assert!(decode_value(&value[..at]).is_none(), "a value cut short");
+        assert!(decode_block(&value[..at]).is_none(), "a value cut short");
     }
     value[at] ^= bits;
     if bits != 0 {
         // The highest bit of the first four bytes says that there is a checksum. Without it the
         // value is read as one of the schema before, and its first bytes are no heads.
-        assert!(decode_value(&value).is_none(), "bits {bits:#x} at {at}");
+        assert!(decode_block(&value).is_none(), "bits {bits:#x} at {at}");
     }
 }
 

@@ -107,7 +107,7 @@ pub(crate) fn act(store: &Store, action: &Action, say: Say<'_>) -> Result<(), Fa
 
 fn status(store: &Store, is_json: bool, say: Say<'_>) -> Result<(), Failure> {
     let waiting = store.outbox.stats().map_err(Failure::failed)?;
-    let OutboxStats { epoch, last_seq, entries, bytes, file_bytes, dead_letters, places } =
+    let OutboxStats { epoch, last_seq, entries, bytes, file_bytes, dead_letters, sinks } =
         &waiting;
     let now = store.context.clock.now();
     let tables = &store.loaded.settings.pipeline.sinks;
@@ -115,7 +115,7 @@ fn status(store: &Store, is_json: bool, say: Say<'_>) -> Result<(), Failure> {
     let max_bytes = store.loaded.settings.outbox.max_bytes;
     let mut lines = Vec::new();
     if is_json {
-        let sinks: Vec<_> = places
+        let sinks: Vec<_> = sinks
             .iter()
             .map(|place| {
                 json!({
@@ -142,7 +142,7 @@ fn status(store: &Store, is_json: bool, say: Say<'_>) -> Result<(), Failure> {
             Size(*file_bytes)
         ));
         lines.push(format!("dead letters  {dead_letters}"));
-        for place in places {
+        for place in sinks {
             let gone = if is_configured(&place.name) { "" } else { ", not configured any more" };
             lines.push(format!(
                 "sink          {}: acknowledged up to {}, {} wait{gone}",

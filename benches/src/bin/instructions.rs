@@ -42,8 +42,8 @@ fn frame(rounds: usize) {
     let (origin, pieces) = (session::origin(), session::pieces(&session));
     for _ in 0..rounds {
         frames::encode(frames::beginning(), Codec::Plain, &origin, &pieces, |group| {
-            let value = fuzzing::encode_value(&group.frames);
-            for frame in fuzzing::decode_value(&value).unwrap() {
+            let value = fuzzing::encode_block(&group.frames);
+            for frame in fuzzing::decode_block(&value).unwrap() {
                 black_box(frame.decode().unwrap());
             }
         });

@@ -91,7 +91,7 @@ fn first(store: &Store, from: Option<u64>) -> Result<u64, Failure> {
         return Ok(from);
     }
     let waiting = store.outbox.stats().map_err(Failure::failed)?;
-    Ok(waiting.places.iter().map(|place| place.acknowledged + 1).min().unwrap_or_default())
+    Ok(waiting.sinks.iter().map(|place| place.acknowledged + 1).min().unwrap_or_default())
 }
 
 /// Shows the entries from `seq` on. The store is not held meanwhile, whoever looks may take long:

@@ -297,7 +297,7 @@ impl Seen {
     pub(crate) fn take_outbox(&mut self, waiting: OutboxStats, loaded: &Loaded, now: Timestamp) {
         let tables = &loaded.settings.pipeline.sinks;
         let age = |sealed: Option<Timestamp>| sealed.map(|at| now.since(at).as_secs());
-        let oldest = waiting.places.iter().filter_map(|place| place.oldest).min();
+        let oldest = waiting.sinks.iter().filter_map(|place| place.oldest).min();
         self.outbox = Some(Outbox {
             epoch: waiting.epoch,
             last_seq: waiting.last_seq,
@@ -317,7 +317,7 @@ impl Seen {
             entries: place.entries,
             ..Sink::default()
         };
-        self.sinks = waiting.places.into_iter().map(sink).collect();
+        self.sinks = waiting.sinks.into_iter().map(sink).collect();
     }
 
     /// How the sinks are doing.

@@ -1,27 +1,25 @@
-//! Where the bytes of each file went, in the transaction that moves its checkpoint.
+//! Accounts of the bytes of each file, updated in the transaction that moves its checkpoint.
 //!
-//! A row for each generation that is there, and one for all that are gone: together they are the
-//! totals of the epoch.
+//! There is one row for each generation with a checkpoint, and one for all generations that have
+//! ended. Their sum equals the totals of the epoch.
 
-use redb::{ReadableTable as _, Table, TableDefinition, WriteTransaction};
+use redb::{ReadableTable as _, Table, WriteTransaction};
 
 use super::{
-    super::accounting::Share,
-    Group, Outbox, OutboxError,
-    checksum::{open_json, seal_json},
+    super::{accounting::Share, group::Group},
+    Outbox, OutboxError,
+    checksum::{protect_json, verify_json},
+    tables::ACCOUNTS,
 };
 use crate::tail::GenerationId;
 
-/// Shares by generation.
-pub(super) const ACCOUNTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("accounts");
+/// Name of a row in errors.
+const ACCOUNT: &str = "a byte account";
 
-/// What a row of it is.
-const ACCOUNT: &str = "an account";
+/// Key of the row for all generations that have ended.
+const ENDED: &str = "";
 
-/// The row of all generations that are gone.
-const GONE: &str = "";
-
-/// Adds the group's shares, and folds those of generations that end with it.
+/// Adds the group's shares, and moves those of generations that end with it to the common row.
 pub(super) fn add_shares(transaction: &WriteTransaction, group: &Group) -> Result<(), redb::Error> {
     let ended: Vec<&GenerationId> = group
         .checkpoints
@@ -38,25 +36,25 @@ pub(super) fn add_shares(transaction: &WriteTransaction, group: &Group) -> Resul
     }
     for generation in ended {
         let key = generation.0.as_str();
-        let share = accounts.remove(key)?.map(|row| open_json(key, row.value(), ACCOUNT));
+        let share = accounts.remove(key)?.map(|row| verify_json(key, row.value(), ACCOUNT));
         if let Some(share) = share {
-            add(&mut accounts, GONE, &share?)?;
+            add(&mut accounts, ENDED, &share?)?;
         }
     }
     Ok(())
 }
 
 fn add(accounts: &mut Table<'_, &str, &[u8]>, key: &str, share: &Share) -> Result<(), redb::Error> {
-    let known = accounts.get(key)?.map(|row| open_json::<Share>(key, row.value(), ACCOUNT));
+    let known = accounts.get(key)?.map(|row| verify_json::<Share>(key, row.value(), ACCOUNT));
     let mut sum = known.transpose()?.unwrap_or_default();
     sum += *share;
-    accounts.insert(key, seal_json(key, &sum).as_slice())?;
+    accounts.insert(key, protect_json(key, &sum).as_slice())?;
     Ok(())
 }
 
 impl Outbox {
-    /// Where the bytes went: of each generation that is there, and under `None` of all that are
-    /// gone.
+    /// Returns the account of each generation with a checkpoint, and under `None` the account of
+    /// all generations that have ended.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read or a row in it is damaged.
@@ -66,8 +64,8 @@ impl Outbox {
             for row in transaction.open_table(ACCOUNTS)?.iter()? {
                 let (key, row) = row?;
                 let key = key.value();
-                let share = open_json(key, row.value(), ACCOUNT)?;
-                all.push(((key != GONE).then(|| GenerationId(key.to_owned())), share));
+                let share = verify_json(key, row.value(), ACCOUNT)?;
+                all.push(((key != ENDED).then(|| GenerationId(key.to_owned())), share));
             }
             Ok(all)
         })

@@ -1,17 +1,21 @@
-//! The rows of generations, as their sources read them.
+//! Checkpoint rows, as their sources read them.
 
 use std::collections::HashMap;
 
 use redb::ReadableTable as _;
 
-use super::{CHECKPOINTS, DROPPED_PARTS, Outbox, OutboxError, checksum, checksum::open_json};
+use super::{
+    Outbox, OutboxError,
+    checksum::{self, verify_json},
+    tables::{CHECKPOINTS, DROPPED_PARTS},
+};
 use crate::{
     pipeline::group::DroppedPart,
     tail::{BadRow, GenerationId},
 };
 
 impl Outbox {
-    /// The row of a generation.
+    /// Returns the checkpoint row of a generation.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
@@ -28,7 +32,7 @@ impl Outbox {
         })
     }
 
-    /// The lines in parts that are dropped, by generation.
+    /// Returns the lines in parts that filters have dropped, by generation.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
@@ -38,22 +42,22 @@ impl Outbox {
             for row in transaction.open_table(DROPPED_PARTS)?.iter()? {
                 let (generation, row) = row?;
                 let generation = generation.value();
-                let row = open_json(generation, row.value(), "a line that is dropped")?;
+                let row = verify_json(generation, row.value(), "a dropped part")?;
                 dropped.insert(GenerationId(generation.to_owned()), row);
             }
             Ok(dropped)
         })
     }
 
-    /// Shows all rows of `source`, and gives back what `take` makes of them.
+    /// Passes all rows of `source` to `use_rows` and returns its result.
     ///
     /// # Errors
-    /// [`OutboxError`] when the store cannot be read or a row in it is damaged: then not all were
-    /// shown.
+    /// [`OutboxError`] when the store cannot be read or a row in it is damaged. The iterator has
+    /// then ended early.
     pub fn checkpoints<T>(
         &self,
         source: &str,
-        take: impl FnOnce(&mut dyn Iterator<Item = (GenerationId, Vec<u8>)>) -> T,
+        use_rows: impl FnOnce(&mut dyn Iterator<Item = (GenerationId, Vec<u8>)>) -> T,
     ) -> Result<T, OutboxError> {
         let mut failure = None;
         self.read("read", |transaction| {
@@ -61,8 +65,8 @@ impl Outbox {
             let mut rows = checkpoints.range((source, "")..)?.map_while(|row| {
                 let opened = row.map_err(redb::Error::from).and_then(|(key, row)| {
                     let key = key.value();
-                    let is_asked_for = key.0 == source;
-                    let row = is_asked_for.then(|| open_checkpoint(key, row.value()));
+                    let is_of_source = key.0 == source;
+                    let row = is_of_source.then(|| open_checkpoint(key, row.value()));
                     Ok(row.transpose()?.map(|row| (GenerationId(key.1.to_owned()), row)))
                 });
                 opened.unwrap_or_else(|error| {
@@ -70,23 +74,23 @@ impl Outbox {
                     None
                 })
             });
-            let taken = take(&mut rows);
+            let result = use_rows(&mut rows);
             drop(rows);
-            failure.map_or(Ok(taken), Err)
+            failure.map_or(Ok(result), Err)
         })
     }
 
-    /// Says that a row is damaged which only its source can read.
+    /// Reports a row that its source rejected: the store is damaged.
     pub fn report_bad_checkpoint(&self, row: &BadRow) -> OutboxError {
         tracing::error!(
             code = "checkpoint_invalid",
             cause = crate::text::causes(row),
-            "a checkpoint makes no sense"
+            "invalid checkpoint row in the outbox"
         );
-        self.damaged("a checkpoint")
+        self.damaged("a checkpoint is invalid")
     }
 }
 
 pub(super) fn open_checkpoint(key: (&str, &str), row: &[u8]) -> Result<Vec<u8>, redb::Error> {
-    checksum::open(key, row, "a checkpoint").map(<[u8]>::to_vec)
+    checksum::verify(key, row, "a checkpoint").map(<[u8]>::to_vec)
 }

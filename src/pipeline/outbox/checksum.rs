@@ -1,100 +1,104 @@
-//! Rows under a checksum of their own.
+//! Checksums of single rows.
 //!
-//! redb holds a page against its own checksum only when it opens the file: a row that rots later
-//! would be taken for something else, or be left out. Eight bytes, little endian, then the row. The
-//! checksum covers the key too, so that a row can't stand in for another.
+//! redb verifies the checksums of its pages only when it opens the file. Without a checksum per
+//! row, a row that changes on the disk later would be misread or skipped. A stored row is eight
+//! bytes of checksum, little endian, followed by the row. The checksum covers the key too, so that
+//! a row stored under another key is detected.
 //!
-//! The state's lies in a row of its own: an older agent must be able to read that the schema is
-//! newer than what it knows, and to refuse the store.
+//! The checksum of the state row is stored in a row of its own: an older agent must be able to
+//! read the schema version of a newer store in order to refuse it.
 
 use redb::ReadableTable;
 use serde::{Serialize, de::DeserializeOwned};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::{STATE, from_json, json};
+use super::{
+    rows::{from_json, to_json},
+    tables::{STATE, STATE_CHECKSUM},
+};
 
-/// The row of the state's checksum.
-pub(super) const SEAL: &str = "seal";
-
-/// What a row is stored under.
-pub(super) trait Key {
+/// Key of a row, hashed into the seed of the row's checksum.
+pub(super) trait RowKey {
     fn seed(&self) -> u64;
 }
 
-impl Key for &str {
+impl RowKey for &str {
     fn seed(&self) -> u64 {
         xxh3_64(self.as_bytes())
     }
 }
 
-impl Key for (&str, &str) {
+impl RowKey for (&str, &str) {
     fn seed(&self) -> u64 {
         xxh3_64_with_seed(self.1.as_bytes(), self.0.seed())
     }
 }
 
-impl Key for (&str, &str, u64) {
+impl RowKey for (&str, &str, u64) {
     fn seed(&self) -> u64 {
         xxh3_64_with_seed(&self.2.to_le_bytes(), (self.0, self.1).seed())
     }
 }
 
-fn checksum(key: impl Key, row: &[u8]) -> [u8; 8] {
+fn checksum(key: impl RowKey, row: &[u8]) -> [u8; 8] {
     xxh3_64_with_seed(row, key.seed()).to_le_bytes()
 }
 
-/// The row as it is stored.
-pub(super) fn seal(key: impl Key, row: &[u8]) -> Vec<u8> {
+/// Returns `row` with its checksum in front, as it is stored.
+pub(super) fn protect(key: impl RowKey, row: &[u8]) -> Vec<u8> {
     let mut stored = Vec::with_capacity(8 + row.len());
     stored.extend_from_slice(&checksum(key, row));
     stored.extend_from_slice(row);
     stored
 }
 
-pub(super) fn seal_json<T: Serialize>(key: impl Key, row: &T) -> Vec<u8> {
-    seal(key, &json(row))
+/// Serializes `row` and protects it.
+pub(super) fn protect_json<T: Serialize>(key: impl RowKey, row: &T) -> Vec<u8> {
+    protect(key, &to_json(row))
 }
 
-/// The row that was stored, which is `what`.
-pub(super) fn open<'a>(
-    key: impl Key,
+/// Returns the row behind a verified checksum; `kind` names it in the error.
+pub(super) fn verify<'a>(
+    key: impl RowKey,
     stored: &'a [u8],
-    what: &'static str,
+    kind: &'static str,
 ) -> Result<&'a [u8], redb::Error> {
     match stored.split_first_chunk::<8>() {
         Some((sum, row)) if *sum == checksum(key, row) => Ok(row),
-        _ => Err(damaged(what)),
+        _ => Err(corrupted(kind)),
     }
 }
 
-pub(super) fn open_json<T: DeserializeOwned>(
-    key: impl Key,
+/// Verifies a row and deserializes it.
+pub(super) fn verify_json<T: DeserializeOwned>(
+    key: impl RowKey,
     stored: &[u8],
-    what: &'static str,
+    kind: &'static str,
 ) -> Result<T, redb::Error> {
-    from_json(open(key, stored, what)?).ok_or_else(|| damaged(what))
+    from_json(verify(key, stored, kind)?).ok_or_else(|| corrupted(kind))
 }
 
-/// The row of the state; whether it is under a checksum. Up to schema 2 it is not.
-pub(super) fn state(
+/// Returns the state row, and whether it has a checksum. Up to schema 2 it has none.
+pub(super) fn read_state(
     meta: &impl ReadableTable<&'static str, &'static [u8]>,
 ) -> Result<Option<(Vec<u8>, bool)>, redb::Error> {
     let Some(row) = meta.get(STATE)? else { return Ok(None) };
     let row = row.value().to_vec();
-    match meta.get(SEAL)? {
+    match meta.get(STATE_CHECKSUM)? {
         None => Ok(Some((row, false))),
-        Some(seal) if *seal.value() == checksum(STATE, &row) => Ok(Some((row, true))),
-        Some(_) => Err(damaged("its state")),
+        Some(stored) if *stored.value() == state_checksum(&row) => Ok(Some((row, true))),
+        Some(_) => Err(corrupted("the state row")),
     }
 }
 
-/// The checksum of the state's row.
-pub(super) fn seal_of_state(row: &[u8]) -> [u8; 8] {
+/// Checksum of the state row.
+pub(super) fn state_checksum(row: &[u8]) -> [u8; 8] {
     checksum(STATE, row)
 }
 
-pub(super) fn damaged(what: &'static str) -> redb::Error {
-    redb::Error::Corrupted(format!("{what} is not what was written"))
+/// Error for a row that is not the one that was written.
+pub(super) fn corrupted(kind: &'static str) -> redb::Error {
+    redb::Error::Corrupted(format!("checksum mismatch or invalid content in {kind}"))
 }
 
 #[cfg(test)]
@@ -102,18 +106,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_that_rots_or_lies_under_another_key_is_found_out() {
+    fn changed_row_or_key_is_detected() {
         let key = ("siem", "epoch", 7);
-        let stored = seal(key, b"{\"n\":1}");
-        assert_eq!(open(key, &stored, "a row").unwrap(), b"{\"n\":1}");
+        let stored = protect(key, b"{\"n\":1}");
+        assert_eq!(verify(key, &stored, "a row").unwrap(), b"{\"n\":1}");
         for other in [("siem", "epoch", 8), ("siem", "epoc", 7), ("archive", "epoch", 7)] {
-            assert!(open(other, &stored, "a row").is_err(), "{other:?}");
+            assert!(verify(other, &stored, "a row").is_err(), "{other:?}");
         }
         for at in 0..stored.len() {
-            let mut rotten = stored.clone();
-            rotten[at] ^= 4;
-            assert!(open(key, &rotten, "a row").is_err(), "{at}");
-            assert!(open(key, &stored[..at], "a row").is_err(), "{at}");
+            let mut changed = stored.clone();
+            changed[at] ^= 4;
+            assert!(verify(key, &changed, "a row").is_err(), "{at}");
+            assert!(verify(key, &stored[..at], "a row").is_err(), "{at}");
         }
     }
 }

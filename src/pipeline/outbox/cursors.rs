@@ -1,123 +1,53 @@
-//! Where each sink is in the outbox, and what may leave it.
+//! Delivery progress of the sinks.
 //!
-//! What a sink acknowledges counts at once, and is stored with whatever is written next: with the
-//! entries that come while others are on their way, which costs no sync of its own. A crash before
-//! that sends a batch again, which the receiver knows.
+//! An acknowledgement takes effect in memory at once, and is stored with the next write: usually
+//! with entries that arrive meanwhile, so that it costs no sync of its own. A crash before that
+//! repeats a batch, which the receiver recognises.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{MutexGuard, PoisonError};
 
-use redb::{ReadableTable, WriteTransaction};
-use serde::{Deserialize, Serialize};
 use siem_protocol::ChainPoint;
 
 use super::{
-    BLOCKS, CURSORS, Group, Outbox, OutboxError, State, append_group, block,
-    checksum::{open_json, seal_json},
+    super::group::Group,
+    Outbox, OutboxError, SinkRegistration,
+    append::append_group,
+    cursor_rows::{self, Ack, Acks, delete_blocks, open_cursor, read_cursors, slowest},
+    rows::Cursor,
+    tables::CURSORS,
 };
-use crate::config::Start;
 
-/// A sink that is to have a place in the outbox.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SinkRegistration {
-    /// Its instance's name.
-    pub name: String,
-    /// Where it delivers to; `None` when that is not known, and nothing can have moved.
-    pub destination: Option<String>,
-    /// Where it begins if it has no place yet.
-    pub start: Start,
-}
-
-/// A sink that has a place in the outbox and is not configured: what it has not taken stays.
+/// Sink that has a cursor but is not registered. Entries that it has not acknowledged are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrphanedSink {
-    /// Its instance's name.
+    /// Instance name of the sink.
     pub name: String,
-    /// The last number that it acknowledged.
+    /// Last sequence number that it acknowledged.
     pub acknowledged: u64,
-    /// How many entries it has not taken.
+    /// Number of entries that it has not acknowledged.
     pub undelivered: u64,
 }
 
-/// How far a sink is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cursor {
-    /// The epoch that counts.
-    pub epoch: String,
-    /// The last acknowledged number and the chain there.
-    pub acknowledged: ChainPoint,
-    /// Where a sink began that was added later; until its first acknowledgement.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub base: Option<ChainPoint>,
-    /// The epoch before this one; until its first acknowledgement.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub previous_epoch: Option<String>,
-    /// Where it delivers to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub destination: Option<String>,
-    /// Entries refused for good since the last one that was taken: a receiver that refuses
-    /// everything must not get ten more of them after each restart.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub refusals: u32,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
-fn is_zero(number: &u32) -> bool {
-    *number == 0
-}
-
-/// What sinks have acknowledged, as long as it is not stored.
-pub(super) type PendingAcks = Mutex<Acks>;
-
-/// The last acknowledgement of each sink.
-pub(super) type Acks = BTreeMap<String, Ack>;
-
-/// A sink's acknowledgement.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ack {
-    pub(super) epoch: String,
-    pub(super) point: ChainPoint,
-    refusals: u32,
-}
-
-impl Ack {
-    /// Where a sink is then; nowhere else when this is of an epoch that has ended.
-    fn moves(self, cursor: Cursor) -> Cursor {
-        if self.epoch != cursor.epoch {
-            return cursor;
-        }
-        Cursor {
-            acknowledged: self.point,
-            base: None,
-            previous_epoch: None,
-            refusals: self.refusals,
-            ..cursor
-        }
-    }
-}
-
 impl Outbox {
-    /// How far `sink` is.
+    /// Returns the progress of `sink`.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
     pub fn cursor(&self, sink: &str) -> Result<Cursor, OutboxError> {
-        // Taken first: what is stored meanwhile only says the same.
-        let ahead = self.pending_acks().get(sink).cloned();
+        // Before the row is read: an acknowledgement stored in between is only applied twice.
+        let pending = self.pending_acks().get(sink).cloned();
         let cursor = self.read("read", |transaction| {
             let row = transaction.open_table(CURSORS)?.get(sink)?;
             row.map(|row| open_cursor(sink, row.value())).transpose()
         })?;
-        let cursor = cursor.ok_or_else(|| self.damaged("a cursor is gone"))?;
-        Ok(match ahead {
-            Some(ahead) => ahead.moves(cursor),
+        let cursor = cursor.ok_or_else(|| self.damaged("a cursor is missing"))?;
+        Ok(match pending {
+            Some(ack) => ack.apply_to(cursor),
             None => cursor,
         })
     }
 
-    /// The sinks that have a place and are not among those that it was given to last.
+    /// Returns the sinks that have a cursor and are not registered.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
@@ -126,52 +56,48 @@ impl Outbox {
         let cursors =
             self.read("read", |transaction| read_cursors(&transaction.open_table(CURSORS)?))?;
         let registrations = self.registrations().clone();
-        let is_seated =
-            |name: &String| registrations.iter().any(|register_sinks| register_sinks.name == *name);
-        let removed = cursors.into_iter().filter(|(name, _)| !is_seated(name));
-        Ok(removed
+        let is_registered =
+            |name: &String| registrations.iter().any(|registration| registration.name == *name);
+        let orphaned = cursors.into_iter().filter(|(name, _)| !is_registered(name));
+        Ok(orphaned
             .map(|(name, cursor)| {
                 let acknowledged = cursor.acknowledged.seq;
-                OrphanedSink {
-                    name,
-                    acknowledged,
-                    undelivered: last_seq.saturating_sub(acknowledged),
-                }
+                let undelivered = last_seq.saturating_sub(acknowledged);
+                OrphanedSink { name, acknowledged, undelivered }
             })
             .collect())
     }
 
-    /// Takes a sink's place away and appends the group that tells of it, in one transaction. What
-    /// only this sink had not taken is deleted; without any other sink everything stays, for the
-    /// next that comes. There is nothing but events in the group.
+    /// Deletes a sink's cursor and appends the group that reports it, in one transaction. Entries
+    /// that only this sink had not acknowledged are deleted; if it was the last sink, all entries
+    /// are kept for the next one. The group holds only events.
     ///
     /// # Errors
     /// [`OutboxError`]: nothing has changed.
     pub fn forget_sink(&self, sink: &str, group: &Group) -> Result<(), OutboxError> {
         self.pending_acks().remove(sink);
-        self.write("take a sink's place away in", |transaction, state| {
+        self.write("remove a sink from", |transaction, state| {
             let mut cursors = transaction.open_table(CURSORS)?;
             cursors.remove(sink)?;
-            let left = read_cursors(&cursors)?;
-            if let Some(slowest) = left.iter().map(|(_, it)| it.acknowledged.seq).min() {
+            if let Some(slowest) = slowest(&read_cursors(&cursors)?) {
                 delete_blocks(transaction, state, slowest)?;
             }
             append_group(transaction, state, group)
         })
     }
 
-    /// Moves `sink`'s cursor to `point` of `epoch`, where so many entries were refused for good
-    /// since the last one that was taken. A point of an epoch that has ended changes nothing.
+    /// Moves `sink`'s cursor to `point` of `epoch`. `refusals` is the number of permanent refusals
+    /// since the last delivered entry. A point of an epoch that has ended changes nothing.
     ///
-    /// Never waits for the disk. What every sink has acknowledged is deleted with whatever is
-    /// written next; [`Outbox::persist_acks`] writes when nothing else does. Says whether the one before it
-    /// still waits for that.
+    /// Never waits for the disk: the cursor is stored, and entries that every sink has acknowledged
+    /// are deleted, with the next write or by [`Outbox::persist_acks`]. Returns whether an earlier
+    /// acknowledgement of the sink was still waiting for that.
     pub fn advance(&self, sink: &str, epoch: &str, point: ChainPoint, refusals: u32) -> bool {
-        let acknowledged = Ack { epoch: epoch.to_owned(), point, refusals };
-        self.pending_acks().insert(sink.to_owned(), acknowledged).is_some()
+        let ack = Ack { epoch: epoch.to_owned(), point, refusals };
+        self.pending_acks().insert(sink.to_owned(), ack).is_some()
     }
 
-    /// Moves `sink`'s cursor, and stores that.
+    /// Moves `sink`'s cursor and stores it.
     #[cfg(test)]
     pub(crate) fn acknowledge(
         &self,
@@ -183,76 +109,34 @@ impl Outbox {
         self.persist_acks()
     }
 
-    /// Stores what was acknowledged, if that has not happened by the way.
+    /// Stores acknowledgements that no other write has stored yet.
     ///
     /// # Errors
-    /// [`OutboxError`]: it still counts, and is stored with what is written next.
+    /// [`OutboxError`]: they stay in effect and are stored with the next write.
     pub fn persist_acks(&self) -> Result<(), OutboxError> {
         if self.pending_acks().is_empty() {
             return Ok(());
         }
-        self.write("acknowledge entries of", |_, _| Ok(Ok(())))
+        self.write("store acknowledgements in", |_, _| Ok(Ok(())))
     }
 
-    /// Moves cursors to what was acknowledged, in a transaction that may be there for more.
-    pub(super) fn persist_acks_within(
-        &self,
-        transaction: &WriteTransaction,
-        state: &mut State,
-    ) -> Result<Acks, redb::Error> {
-        let acks = self.pending_acks().clone();
-        if acks.is_empty() {
-            return Ok(acks);
-        }
-        let mut cursors = transaction.open_table(CURSORS)?;
-        for (sink, acknowledged) in &acks {
-            let sink = sink.as_str();
-            let known = cursors.get(sink)?.map(|row| open_cursor(sink, row.value()));
-            if let Some(cursor) = known.transpose()? {
-                let cursor = acknowledged.clone().moves(cursor);
-                cursors.insert(sink, seal_json(sink, &cursor).as_slice())?;
-            }
-        }
-        let slowest = read_cursors(&cursors)?.iter().map(|(_, it)| it.acknowledged.seq).min();
-        delete_blocks(transaction, state, slowest.unwrap_or_default())?;
-        Ok(acks)
-    }
-
-    /// What was acknowledged is stored, unless a sink has acknowledged more meanwhile.
-    pub(super) fn clear_persisted_acks(&self, acks: &Acks) {
-        self.pending_acks().retain(|sink, acknowledged| acks.get(sink) != Some(acknowledged));
+    /// Removes stored acknowledgements from the pending ones; newer ones stay.
+    pub(super) fn clear_persisted_acks(&self, persisted: &Acks) {
+        self.pending_acks().retain(|sink, ack| persisted.get(sink) != Some(ack));
     }
 
     pub(super) fn pending_acks(&self) -> MutexGuard<'_, Acks> {
         self.pending_acks.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// All cursors, by sink.
-pub(super) fn read_cursors(
-    rows: &impl ReadableTable<&'static str, &'static [u8]>,
-) -> Result<Vec<(String, Cursor)>, redb::Error> {
-    let mut cursors = Vec::new();
-    for row in rows.iter()? {
-        let (sink, row) = row?;
-        let cursor = open_cursor(sink.value(), row.value())?;
-        cursors.push((sink.value().to_owned(), cursor));
-    }
-    Ok(cursors)
-}
-
-pub(super) fn open_cursor(sink: &str, row: &[u8]) -> Result<Cursor, redb::Error> {
-    open_json(sink, row, "a cursor")
-}
-
-impl Outbox {
-    /// Gives places to these sinks, as opening does. Others keep theirs until they are forgotten.
+    /// Registers the sinks that entries are kept for, as [`Outbox::open`] does. Cursors of other
+    /// sinks stay until [`Outbox::forget_sink`].
     ///
     /// # Errors
-    /// [`OutboxError`]; those that had places still have them.
+    /// [`OutboxError`]; the sinks registered before stay registered.
     pub fn register_sinks(&self, sinks: &[SinkRegistration]) -> Result<(), OutboxError> {
-        self.write("change the sinks of", |transaction, state| {
-            register_cursors(transaction, state, sinks)?;
+        self.write("register sinks in", |transaction, state| {
+            cursor_rows::register(transaction, state, sinks)?;
             Ok(Ok(()))
         })?;
         *self.registrations() = sinks.to_vec();
@@ -260,107 +144,22 @@ impl Outbox {
     }
 
     pub(super) fn registrations(&self) -> MutexGuard<'_, Vec<SinkRegistration>> {
-        self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
+        self.registrations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The sink that is behind the others, if they are not all at the same place.
+    /// Returns the registered sink that is behind the others; `None` when all are at the same
+    /// position.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
     pub fn slowest_sink(&self) -> Result<Option<String>, OutboxError> {
         let registrations: Vec<SinkRegistration> = self.registrations().clone();
-        let mut places = Vec::with_capacity(registrations.len());
+        let mut positions = Vec::with_capacity(registrations.len());
         for SinkRegistration { name, .. } in &registrations {
-            places.push((self.cursor(name)?.acknowledged.seq, name));
+            positions.push((self.cursor(name)?.acknowledged.seq, name));
         }
-        let fastest = places.iter().map(|(seq, _)| *seq).max();
-        let slowest = places.into_iter().min().filter(|(seq, _)| Some(*seq) < fastest);
+        let fastest = positions.iter().map(|(seq, _)| *seq).max();
+        let slowest = positions.into_iter().min().filter(|(seq, _)| Some(*seq) < fastest);
         Ok(slowest.map(|(_, name)| name.clone()))
-    }
-}
-
-/// Gives every sink a cursor. Those of sinks that are no more stay, and hold what these have not
-/// taken: who has left one out by mistake loses nothing.
-pub(super) fn register_cursors(
-    transaction: &WriteTransaction,
-    state: &mut State,
-    sinks: &[SinkRegistration],
-) -> Result<(), redb::Error> {
-    if sinks.is_empty() {
-        return Ok(());
-    }
-    let mut cursors = transaction.open_table(CURSORS)?;
-    let oldest = begin(transaction, state)?;
-    for SinkRegistration { name, destination, start } in sinks {
-        let known = cursors.get(name.as_str())?.map(|row| open_cursor(name, row.value()));
-        let cursor = match known.transpose()? {
-            Some(cursor) => moved(cursor, destination.as_ref()),
-            None => {
-                let begin = match start {
-                    Start::Oldest => oldest,
-                    Start::Now => end(state),
-                };
-                Cursor {
-                    epoch: state.epoch.clone(),
-                    acknowledged: begin,
-                    base: (begin.seq > 0).then_some(begin),
-                    previous_epoch: None,
-                    destination: destination.clone(),
-                    refusals: 0,
-                }
-            }
-        };
-        cursors.insert(name.as_str(), seal_json(name.as_str(), &cursor).as_slice())?;
-    }
-    let slowest = read_cursors(&cursors)?.iter().map(|(_, it)| it.acknowledged.seq).min();
-    delete_blocks(transaction, state, slowest.unwrap_or_default())
-}
-
-/// A sink that delivers elsewhere now says where it begins: the receiver there may know nothing.
-fn moved(cursor: Cursor, destination: Option<&String>) -> Cursor {
-    let known = cursor.destination.as_ref();
-    let is_moved = known.zip(destination).is_some_and(|(from, to)| from != to);
-    let point = cursor.acknowledged;
-    let base = if is_moved && point.seq > 0 { Some(point) } else { cursor.base };
-    let destination = destination.or(known).cloned();
-    Cursor { base, destination, ..cursor }
-}
-
-/// The point before the first entry that is still there.
-fn begin(transaction: &WriteTransaction, state: &State) -> Result<ChainPoint, redb::Error> {
-    let values = transaction.open_table(BLOCKS)?;
-    let first = values.first()?.and_then(|(_, value)| {
-        let head = block::decode(value.value())?.next()?.0;
-        Some(ChainPoint { seq: head.first_seq - 1, hash: head.before })
-    });
-    Ok(first.unwrap_or(end(state)))
-}
-
-/// The point after the last entry.
-fn end(state: &State) -> ChainPoint {
-    ChainPoint { seq: state.next_seq - 1, hash: state.chain }
-}
-
-/// Deletes the values that end at or before `seq`.
-pub(super) fn delete_blocks(
-    transaction: &WriteTransaction,
-    state: &mut State,
-    seq: u64,
-) -> Result<(), redb::Error> {
-    let mut values = transaction.open_table(BLOCKS)?;
-    loop {
-        // A value ends where the next one begins.
-        let end = {
-            let mut two = values.iter()?;
-            let Some(first) = two.next().transpose()? else { return Ok(()) };
-            let next = two.next().transpose()?.map_or(state.next_seq, |(key, _)| key.value());
-            if next > seq.saturating_add(1) {
-                return Ok(());
-            }
-            first.0.value()
-        };
-        if let Some(value) = values.remove(end)? {
-            state.stored = state.stored.saturating_sub(value.value().len() as u64);
-        }
     }
 }

@@ -1,74 +1,45 @@
-//! Entries that a sink refused for good: kept with the reason until somebody decides.
+//! Entries that a sink refused permanently, kept with the reason until an administrator retries or
+//! purges them.
+//!
+//! The next batch header reports the sequence number of a dead letter, so that the receiver does not
+//! see a gap. Until that batch is acknowledged the dead letter is *unreported* and must be kept:
+//! without it, its entry would be sent again.
 
-use data_encoding::BASE64;
-use redb::{ReadableTable, TableDefinition, WriteTransaction};
-use serde::{Deserialize, Serialize};
-pub use siem_protocol::event::{DeadLetterId, DeadLetterTotals};
-use siem_protocol::{DeadLettered, Digest};
-
-use super::{
-    CURSORS, Cursor, Group, Outbox, OutboxError, append_group,
-    checksum::{open_json, seal_json},
-    cursors::{open_cursor, read_cursors},
+use redb::{ReadableTable, WriteTransaction};
+use siem_protocol::{
+    DeadLettered,
+    event::{DeadLetterId, DeadLetterTotals},
 };
 
-/// By sink, epoch and sequence number: a number alone comes again in the next epoch.
-pub(super) const DEAD_LETTERS: TableDefinition<'_, (&str, &str, u64), &[u8]> =
-    TableDefinition::new("dead_letters");
+use super::{
+    super::group::Group,
+    Cursor, DeadLetter, Outbox, OutboxError,
+    append::append_group,
+    checksum::{protect_json, verify_json},
+    cursor_rows::{open_cursor, read_cursors},
+    tables::{CURSORS, DEAD_LETTERS},
+};
 
-/// An entry that a sink refused for good, kept with the reason.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeadLetter {
-    /// SHA-256 of its line.
-    pub line_sha256: Digest,
-    /// Its line, in base64.
-    pub line: String,
-    /// The configuration under which it was made.
-    pub config: Digest,
-    /// The HTTP status that refused it.
-    pub status: u16,
-    /// The receiver's words, at most 4 KiB.
-    pub answer: String,
-    /// When it was refused last, RFC 3339.
-    pub at: String,
-    /// How often it was refused while it stood alone.
-    pub attempts: u32,
-}
+/// Largest number of dead letters that are kept, whatever their size.
+const MAX_ENTRIES: u64 = 10_000;
 
-/// How many dead letters are kept, whatever their size.
-const MOST_ENTRIES: u64 = 10_000;
-
-/// Dead letters that had to go, since there is room for so many only.
+/// Dead letters that were deleted to make room for another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Purged {
-    /// Which, the oldest first.
+    /// Deleted dead letters, the oldest first.
     pub letters: Vec<DeadLetterId>,
-    /// Bytes that they took.
+    /// Bytes that they occupied.
     pub bytes: u64,
-    /// All that ever had to go, these included: a report that was lost shows in the next.
+    /// Totals since the store was created, including these: a report that was lost shows as a
+    /// difference in the next one.
     pub total: DeadLetterTotals,
 }
 
-impl DeadLetter {
-    /// A letter about `line`, refused for the first time.
-    #[must_use]
-    pub fn new(line: &[u8], config: Digest, status: u16, answer: String, at: String) -> Self {
-        let (line_sha256, line) = (Digest::of(line), BASE64.encode(line));
-        Self { line_sha256, line, config, status, answer, at, attempts: 1 }
-    }
-
-    /// The entry's line; `None` when it can't be read back.
-    #[must_use]
-    pub fn line(&self) -> Option<Vec<u8>> {
-        BASE64.decode(self.line.as_bytes()).ok()
-    }
-}
-
 impl Outbox {
-    /// Keeps a dead letter, or what is new about one. Its number is named in the next header.
+    /// Stores a dead letter, or replaces it. The next batch header reports its sequence number.
     ///
     /// # Errors
-    /// [`OutboxError`]: nothing has changed; the entry will be sent again.
+    /// [`OutboxError`]: nothing has changed; the entry is sent again.
     pub fn store_dead_letter(
         &self,
         id: &DeadLetterId,
@@ -77,37 +48,38 @@ impl Outbox {
         self.store_dead_letter_within(id, letter, u64::MAX).map(drop)
     }
 
-    /// Keeps a dead letter as [`Outbox::store_dead_letter`] does, and in the same transaction deletes the oldest
-    /// ones as long as all of them take more than `most` bytes, or are more than 10,000. This one
-    /// stays, and those that no header has named yet.
+    /// Stores a dead letter as [`Outbox::store_dead_letter`] does. The same transaction deletes the
+    /// oldest ones while all of them occupy more than `max_bytes`, or are more than 10,000. This
+    /// one is kept, and so are unreported ones.
     ///
     /// # Errors
-    /// [`OutboxError`]: nothing has changed; the entry will be sent again.
+    /// [`OutboxError`]: nothing has changed; the entry is sent again.
     pub fn store_dead_letter_within(
         &self,
         id: &DeadLetterId,
         letter: &DeadLetter,
-        most: u64,
+        max_bytes: u64,
     ) -> Result<Purged, OutboxError> {
         let mut purged = Purged::default();
-        self.write("keep a dead letter in", |transaction, state| {
+        self.write("store a dead letter in", |transaction, state| {
             let mut letters = transaction.open_table(DEAD_LETTERS)?;
-            let row = seal_json(key(id), letter);
+            let row = protect_json(key(id), letter);
             let is_new = letters.insert(key(id), row.as_slice())?.is_none();
             let mut cursors = transaction.open_table(CURSORS)?;
             if is_new && id.epoch == state.epoch {
-                let buried = state.dead_lettered.entry(id.sink.clone()).or_default();
-                buried.entries += 1;
-                buried.bytes += letter.line().map_or(0, |line| line.len() as u64);
+                let totals = state.dead_lettered.entry(id.sink.clone()).or_default();
+                totals.entries += 1;
+                totals.bytes += letter.line().map_or(0, |line| line.len() as u64);
                 let sink = id.sink.as_str();
                 let known = cursors.get(sink)?.map(|row| open_cursor(sink, row.value()));
                 if let Some(mut cursor) = known.transpose()? {
                     cursor.refusals = cursor.refusals.saturating_add(1);
-                    cursors.insert(sink, seal_json(sink, &cursor).as_slice())?;
+                    cursors.insert(sink, protect_json(sink, &cursor).as_slice())?;
                 }
             }
             let is_reported = reported(&cursors)?;
-            purged = make_room(&mut letters, most, |other| other != id && is_reported(other))?;
+            purged =
+                purge_oldest(&mut letters, max_bytes, |other| other != id && is_reported(other))?;
             state.purged.entries += purged.letters.len() as u64;
             state.purged.bytes += purged.bytes;
             purged.total = state.purged;
@@ -116,25 +88,24 @@ impl Outbox {
         Ok(purged)
     }
 
-    /// Deletes a dead letter: it was delivered after all, or nobody wants it.
+    /// Deletes a dead letter after it was delivered or given up.
     ///
     /// # Errors
     /// [`OutboxError`]: nothing has changed.
     pub fn remove_dead_letter(&self, id: &DeadLetterId) -> Result<(), OutboxError> {
-        self.write("delete a dead letter of", |transaction, _| {
+        self.write("delete a dead letter from", |transaction, _| {
             transaction.open_table(DEAD_LETTERS)?.remove(key(id))?;
             Ok(Ok(()))
         })
     }
 
-    /// Deletes these dead letters for good and appends the group that tells of it, in one
-    /// transaction: none goes without a word. They must not be [unreported_dead_letters](Self::unreported_dead_letters), and there
-    /// is nothing but events in the group.
+    /// Deletes dead letters and appends the group that reports it, in one transaction. None of them
+    /// may be [unreported](Self::unreported_dead_letters), and the group holds only events.
     ///
     /// # Errors
     /// [`OutboxError`]: nothing has changed.
     pub fn purge(&self, ids: &[DeadLetterId], group: &Group) -> Result<(), OutboxError> {
-        self.write("delete dead letters of", |transaction, state| {
+        self.write("delete dead letters from", |transaction, state| {
             let mut letters = transaction.open_table(DEAD_LETTERS)?;
             for id in ids {
                 letters.remove(key(id))?;
@@ -143,28 +114,27 @@ impl Outbox {
         })
     }
 
-    /// The dead letters that no header has named yet. The receiver knows no hole for them, and
-    /// without them their entries would be sent once more.
+    /// Returns the dead letters that no acknowledged batch header has reported. The receiver does
+    /// not know their gaps, and without them their entries would be sent again.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
     pub fn unreported_dead_letters(&self) -> Result<Vec<DeadLetterId>, OutboxError> {
         self.read("read", |transaction| {
             let is_reported = reported(&transaction.open_table(CURSORS)?)?;
-            let mut unreported_dead_letters = Vec::new();
+            let mut unreported = Vec::new();
             for row in transaction.open_table(DEAD_LETTERS)?.iter()? {
                 let (key, _) = row?;
-                let (sink, epoch, seq) = key.value();
-                let id = DeadLetterId { sink: sink.to_owned(), epoch: epoch.to_owned(), seq };
+                let id = to_id(key.value());
                 if !is_reported(&id) {
-                    unreported_dead_letters.push(id);
+                    unreported.push(id);
                 }
             }
-            Ok(unreported_dead_letters)
+            Ok(unreported)
         })
     }
 
-    /// All dead letters, by sink, epoch and number.
+    /// Returns all dead letters, ordered by sink, epoch and sequence number.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read or a letter in it is damaged.
@@ -174,15 +144,13 @@ impl Outbox {
             for row in transaction.open_table(DEAD_LETTERS)?.iter()? {
                 let (key, row) = row?;
                 let letter = open_letter(key.value(), row.value())?;
-                let (sink, epoch, seq) = key.value();
-                let id = DeadLetterId { sink: sink.to_owned(), epoch: epoch.to_owned(), seq };
-                all.push((id, letter));
+                all.push((to_id(key.value()), letter));
             }
             Ok(all)
         })
     }
 
-    /// Which dead letters there are, by sink, epoch and number.
+    /// Returns the keys of all dead letters, in order.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
@@ -191,14 +159,13 @@ impl Outbox {
             let mut all = Vec::new();
             for row in transaction.open_table(DEAD_LETTERS)?.iter()? {
                 let (key, _) = row?;
-                let (sink, epoch, seq) = key.value();
-                all.push(DeadLetterId { sink: sink.to_owned(), epoch: epoch.to_owned(), seq });
+                all.push(to_id(key.value()));
             }
             Ok(all)
         })
     }
 
-    /// One dead letter; `None` when it is there no more.
+    /// Returns one dead letter; `None` when it does not exist.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read or the letter is damaged.
@@ -209,7 +176,7 @@ impl Outbox {
         })
     }
 
-    /// The entries after `seq` of `epoch` that `sink` refused for good, in order.
+    /// Returns the entries after `seq` of `epoch` that `sink` refused permanently, in order.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
@@ -234,11 +201,10 @@ impl Outbox {
 }
 
 pub(super) fn open_letter(key: (&str, &str, u64), row: &[u8]) -> Result<DeadLetter, redb::Error> {
-    open_json(key, row, "a dead letter")
+    verify_json(key, row, "a dead letter")
 }
 
-/// Says of a dead letter whether a header that was taken has named it. Without it, its entry would
-/// be sent once more.
+/// Returns a predicate that tells whether an acknowledged batch header has reported a dead letter.
 pub(super) fn reported<T: ReadableTable<&'static str, &'static [u8]>>(
     rows: &T,
 ) -> Result<impl Fn(&DeadLetterId) -> bool + use<T>, redb::Error> {
@@ -250,11 +216,11 @@ pub(super) fn reported<T: ReadableTable<&'static str, &'static [u8]>>(
     })
 }
 
-/// Deletes the oldest letters that `may_go` until there is room.
-fn make_room(
+/// Deletes the oldest letters for which `may_delete` is true until the limits are met.
+fn purge_oldest(
     letters: &mut Letters<'_>,
-    most: u64,
-    may_go: impl Fn(&DeadLetterId) -> bool,
+    max_bytes: u64,
+    may_delete: impl Fn(&DeadLetterId) -> bool,
 ) -> Result<Purged, redb::Error> {
     let (mut entries, mut bytes) = (0, 0);
     for row in letters.iter()? {
@@ -262,24 +228,14 @@ fn make_room(
         bytes += row?.1.value().len() as u64;
     }
     let mut purged = Purged::default();
-    if entries <= MOST_ENTRIES && bytes <= most {
+    if entries <= MAX_ENTRIES && bytes <= max_bytes {
         return Ok(purged);
     }
-    let mut oldest = Vec::new();
-    for row in letters.iter()? {
-        let (id, row) = row?;
-        let (sink, epoch, seq) = id.value();
-        let id = DeadLetterId { sink: sink.to_owned(), epoch: epoch.to_owned(), seq };
-        oldest.push((open_letter(key(&id), row.value())?.at, id, row.value().len() as u64));
-    }
-    oldest.sort_by(|(at, id, _), (other_at, other, _)| {
-        (at, &id.epoch, id.seq).cmp(&(other_at, &other.epoch, other.seq))
-    });
-    for (_, id, size) in oldest {
-        if entries <= MOST_ENTRIES && bytes <= most {
+    for (id, size) in oldest_first(letters)? {
+        if entries <= MAX_ENTRIES && bytes <= max_bytes {
             break;
         }
-        if may_go(&id) {
+        if may_delete(&id) {
             letters.remove(key(&id))?;
             (entries, bytes) = (entries - 1, bytes - size);
             purged.bytes += size;
@@ -289,28 +245,48 @@ fn make_room(
     Ok(purged)
 }
 
+/// Returns the keys and sizes of all letters, ordered by the time of the last refusal.
+fn oldest_first(letters: &Letters<'_>) -> Result<Vec<(DeadLetterId, u64)>, redb::Error> {
+    let mut oldest = Vec::new();
+    for row in letters.iter()? {
+        let (id, row) = row?;
+        let id = to_id(id.value());
+        oldest.push((open_letter(key(&id), row.value())?.at, id, row.value().len() as u64));
+    }
+    oldest.sort_by(|(at, id, _), (other_at, other, _)| {
+        (at, &id.epoch, id.seq).cmp(&(other_at, &other.epoch, other.seq))
+    });
+    Ok(oldest.into_iter().map(|(_, id, size)| (id, size)).collect())
+}
+
 type Letters<'a> = redb::Table<'a, (&'static str, &'static str, u64), &'static [u8]>;
 
 fn key(id: &DeadLetterId) -> (&str, &str, u64) {
     (&id.sink, &id.epoch, id.seq)
 }
 
-/// Takes back the dead letters of `epoch` that no header has named yet: they are entries again.
-pub(super) fn take_back_unnamed(
+pub(super) fn to_id((sink, epoch, seq): (&str, &str, u64)) -> DeadLetterId {
+    DeadLetterId { sink: sink.to_owned(), epoch: epoch.to_owned(), seq }
+}
+
+/// Deletes the unreported dead letters of `epoch`: they become ordinary entries again.
+pub(super) fn revert_unreported(
     transaction: &WriteTransaction,
     epoch: &str,
     cursors: &[(String, Cursor)],
 ) -> Result<(), redb::Error> {
     transaction.open_table(DEAD_LETTERS)?.retain(|(sink, of_epoch, seq), _| {
-        let named =
+        let is_reported =
             |(name, cursor): &(String, Cursor)| name != sink || seq <= cursor.acknowledged.seq;
-        of_epoch != epoch || cursors.iter().all(named)
+        of_epoch != epoch || cursors.iter().all(is_reported)
     })?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use siem_protocol::Digest;
+
     use super::{super::SinkRegistration, *};
 
     fn id(seq: u64) -> DeadLetterId {
@@ -322,36 +298,33 @@ mod tests {
         DeadLetter::new(&vec![b'x'; size], Digest::ZERO, 422, "no".into(), at)
     }
 
-    fn left(outbox: &Outbox) -> Vec<u64> {
+    fn remaining(outbox: &Outbox) -> Vec<u64> {
         outbox.dead_letters().unwrap().into_iter().map(|(id, _)| id.seq).collect()
     }
 
     #[test]
-    fn the_oldest_go_for_a_new_one_but_none_that_is_not_named() {
+    fn purge_deletes_the_oldest_but_no_unreported_letter() {
         let folder = tempfile::tempdir().unwrap();
-        let register_sinks =
-            SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
+        let registration = SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
         let path = folder.path().join("outbox.redb");
-        let outbox = Outbox::open(&path, &[register_sinks], || "e".into()).unwrap();
+        let outbox = Outbox::open(&path, &[registration], || "e".into()).unwrap();
         for (seq, minute) in [(1, 5), (2, 4), (3, 3), (4, 2)] {
             outbox.store_dead_letter(&id(seq), &letter(minute, 300)).unwrap();
         }
-        // No header has named any of them yet.
-        assert_eq!(
-            outbox.store_dead_letter_within(&id(5), &letter(6, 300), 1).unwrap(),
-            Purged::default()
-        );
-        let named = siem_protocol::ChainPoint { seq: 3, hash: Digest::ZERO };
-        outbox.acknowledge("siem", "e", named).unwrap();
-        let size = seal_json(key(&id(1)), &letter(0, 300)).len() as u64;
+        // No header has reported any of them yet.
+        let purged = outbox.store_dead_letter_within(&id(5), &letter(6, 300), 1).unwrap();
+        assert_eq!(purged, Purged::default());
+        let third = siem_protocol::ChainPoint { seq: 3, hash: Digest::ZERO };
+        outbox.acknowledge("siem", "e", third).unwrap();
+        let size = protect_json(key(&id(1)), &letter(0, 300)).len() as u64;
         let purged = outbox.store_dead_letter_within(&id(6), &letter(7, 300), 4 * size).unwrap();
         assert_eq!(outbox.unreported_dead_letters().unwrap(), [id(4), id(5), id(6)]);
-        assert_eq!(purged.letters, [id(3), id(2)], "by the time when they were refused");
+        assert_eq!(purged.letters, [id(3), id(2)], "ordered by the time of the refusal");
         assert_eq!((purged.bytes, purged.total.entries), (2 * size, 2));
-        assert_eq!(left(&outbox), [1, 4, 5, 6]);
-        // One that is larger than all the room there is stays, and takes the others' place.
+        assert_eq!(remaining(&outbox), [1, 4, 5, 6]);
+        // A letter that exceeds the limit by itself is kept, and others are deleted for it.
         let purged = outbox.store_dead_letter_within(&id(7), &letter(8, 9000), 4 * size).unwrap();
         assert_eq!((purged.letters, purged.total.entries), (vec![id(1)], 3));
-        assert_eq!(left(&outbox), [4, 5, 6, 7]);
+        assert_eq!(remaining(&outbox), [4, 5, 6, 7]);
     }
 }

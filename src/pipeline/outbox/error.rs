@@ -1,66 +1,86 @@
-//! Why the outbox cannot do its work.
+//! Errors of the outbox.
 
-use std::{io::ErrorKind, path::PathBuf};
+use std::{io, path::PathBuf};
 
-use super::SCHEMA;
+use super::tables::SCHEMA;
 
-/// Why the outbox cannot do its work.
+/// Why an operation on the outbox failed.
 #[derive(Debug, thiserror::Error)]
 pub enum OutboxError {
     /// The store could not be opened, read or written.
     #[error("cannot {action} the outbox `{}`", path.display())]
     Store {
-        /// What was tried.
+        /// What was attempted.
         action: &'static str,
-        /// The file.
+        /// The store's file.
         path: PathBuf,
-        /// Why not.
+        /// Error of the database.
         #[source]
         source: Box<redb::Error>,
     },
-    /// A newer agent wrote the store.
+    /// The store was written by a newer agent.
     #[error(
-        "the outbox `{}` was written by a newer agent (schema {found}, this one knows {SCHEMA}): \
-         run that agent again, or give this one another state directory", path.display()
+        "the outbox `{}` has schema {found}, and this agent supports up to {SCHEMA}: run the newer \
+         agent again, or use another state directory", path.display()
     )]
     Newer {
-        /// The file.
+        /// The store's file.
         path: PathBuf,
-        /// Its schema.
+        /// Schema version of the store.
         found: u32,
     },
-    /// The store holds what it cannot have written.
+    /// The store holds data that cannot have been written by the agent.
     #[error("the outbox `{}` is damaged: {what}", path.display())]
     Damaged {
-        /// The file.
+        /// The store's file.
         path: PathBuf,
-        /// What cannot be read.
+        /// Description of the damage.
         what: &'static str,
     },
-    /// The store's file is not where it was.
-    #[error("the file of the outbox `{}` is not the one that is open any more: {what}", path.display())]
+    /// The open file is no longer at the store's path.
+    #[error("the file of the outbox `{}` {what} while it was open", path.display())]
     Misplaced {
-        /// Where it should be.
+        /// The path of the store.
         path: PathBuf,
-        /// What became of it.
+        /// What happened to the file.
         what: &'static str,
     },
-    /// The group does not begin where the outbox ends.
-    #[error("a group begins at {found}, the outbox ends before {expected}")]
+    /// The group does not start where the outbox ends.
+    #[error("cannot append a group that starts at {found}: the next sequence number is {expected}")]
     Stale {
-        /// Where the group begins.
+        /// First sequence number of the group.
         found: u64,
-        /// Where it should.
+        /// Next sequence number of the outbox.
         expected: u64,
     },
 }
 
 impl OutboxError {
-    /// Whether there is no room for what was to be written.
+    /// Whether the disk or the quota is full.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         let Self::Store { source, .. } = self else { return false };
         let redb::Error::Io(error) = &**source else { return false };
-        matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+
+    /// Whether the store is damaged, as opposed to temporarily inaccessible.
+    pub(in crate::pipeline) fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } | Self::Misplaced { .. } => true,
+            Self::Store { source, path, .. } => match &**source {
+                redb::Error::Corrupted(_) => true,
+                redb::Error::Io(error) => match error.kind() {
+                    io::ErrorKind::InvalidData
+                    | io::ErrorKind::IsADirectory
+                    | io::ErrorKind::UnexpectedEof => true,
+                    // Error of Windows for a directory that is opened as a file.
+                    io::ErrorKind::PermissionDenied => path.is_dir(),
+                    _ => false,
+                },
+                _ => false,
+            },
+            Self::Newer { .. } | Self::Stale { .. } => false,
+        }
     }
 }

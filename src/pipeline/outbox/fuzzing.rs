@@ -1,17 +1,19 @@
-//! Stored values, for fuzzing: hidden, and public for the same reason as `tail::fuzzing`.
+//! Access to the block encoding for fuzz targets and benches.
+//!
+//! Hidden and public for the reason given in `tail::fuzzing`.
 
 use super::block;
 use crate::frame::Frame;
 
-/// The value that holds these frames.
+/// Encodes frames as one block of the store.
 #[must_use]
-pub fn encode_value(frames: &[Frame]) -> Vec<u8> {
+pub fn encode_block(frames: &[Frame]) -> Vec<u8> {
     block::encode(frames)
 }
 
-/// The frames of a stored value; none when it is damaged.
+/// Decodes the frames of a block; `None` when the block is damaged.
 #[must_use]
-pub fn decode_value(value: &[u8]) -> Option<Vec<Frame>> {
-    let frames = block::decode(value)?;
+pub fn decode_block(block: &[u8]) -> Option<Vec<Frame>> {
+    let frames = block::decode(block)?;
     Some(frames.map(|(head, body)| Frame { head, body: body.to_vec() }).collect())
 }

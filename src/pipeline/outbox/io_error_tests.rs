@@ -1,5 +1,5 @@
-//! Errors of the system in each call that the store makes, with its handle open and while it is
-//! opened anew: nothing is lost, nothing is taken for damage, and everything goes on afterwards.
+//! I/O errors in each kind of system call of the store, while its handle is open and while it is
+//! reopened: nothing is lost, nothing is reported as damage, and the next call works.
 
 use std::{
     collections::BTreeMap,
@@ -12,13 +12,13 @@ use std::{
 use redb::{Builder, DatabaseError, StorageBackend, StorageError};
 use siem_protocol::Digest;
 
-use super::{Group, Outbox, OutboxError, SinkRegistration};
+use super::{super::group::Group, Outbox, OutboxError, SinkRegistration};
 use crate::{
     config::Shipping, event::Event, frame::Codec, pipeline::group_builder::GroupBuilder,
     platform::Timestamp,
 };
 
-/// A call to the system.
+/// Kind of a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Call {
     Open,
@@ -31,13 +31,13 @@ enum Call {
 #[derive(Debug, Default)]
 struct Inner {
     bytes: Vec<u8>,
-    /// Which call fails, and how.
+    /// Call that fails, and its error number.
     fails: Option<(Call, i32)>,
-    /// How often each did.
+    /// Number of failures per call.
     hits: BTreeMap<Call, u64>,
 }
 
-/// A file in memory whose calls fail as a test wants.
+/// File in memory whose calls fail on demand.
 #[derive(Clone, Debug, Default)]
 pub(in crate::pipeline) struct FaultyFile(Arc<Mutex<Inner>>);
 
@@ -57,7 +57,7 @@ impl FaultyFile {
         }
     }
 
-    /// Lets the next syncs fail, or no more.
+    /// Makes syncs fail, or succeed again.
     pub(in crate::pipeline) fn fail_syncs(&self, fails: bool) {
         self.inner().fails = fails.then_some((Call::Sync, 5));
     }
@@ -72,12 +72,9 @@ impl FaultyFile {
             );
             Ok((Builder::new().create_with_backend(backend.clone())?, None))
         };
-        let register_sinks =
-            SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
-        Outbox::open_with(&folder.join("memory"), Box::new(opener), &[register_sinks], || {
-            "e".into()
-        })
-        .unwrap()
+        let registration = SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
+        Outbox::open_with(&folder.join("memory"), Box::new(opener), &[registration], || "e".into())
+            .unwrap()
     }
 }
 
@@ -111,7 +108,7 @@ impl StorageBackend for FaultyFile {
     }
 }
 
-/// A group of events, so large that the file has to grow.
+/// Returns a group of events so large that the file has to grow.
 fn group(outbox: &Outbox) -> Group {
     let shipping = Shipping::default();
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping, Codec::Plain);
@@ -122,8 +119,8 @@ fn group(outbox: &Outbox) -> Group {
     builder.finish(Timestamp(1))
 }
 
-/// Uses the store in every way; what failed.
-fn use_it(outbox: &Outbox) -> Vec<OutboxError> {
+/// Runs every kind of operation; returns the failures.
+fn exercise(outbox: &Outbox) -> Vec<OutboxError> {
     let all = |_: &_| ControlFlow::Continue(());
     let failures = [
         outbox.commit(&group(outbox)).err(),
@@ -149,7 +146,7 @@ fn assert_whole(outbox: &Outbox, what: &str) {
 }
 
 #[test]
-fn an_error_of_the_system_in_any_call_is_an_error_that_passes() {
+fn io_error_in_any_call_is_temporary() {
     const CALLS: [Call; 5] = [Call::Open, Call::Read, Call::Write, Call::Sync, Call::Resize];
     // I/O error, no space left, read-only file system.
     const ERRORS: [i32; 3] = [5, 28, 30];
@@ -163,22 +160,22 @@ fn an_error_of_the_system_in_any_call_is_an_error_that_passes() {
                 let outbox = file.outbox(folder.path());
                 outbox.commit(&group(&outbox)).unwrap();
                 if !is_open {
-                    // An error closes it.
+                    // An error closes the handle.
                     file.inner().fails = Some((Call::Sync, errno));
                     outbox.commit(&group(&outbox)).unwrap_err();
                     assert!(outbox.end().seq > 20, "{what}");
                 }
                 file.inner().fails = Some((call, errno));
-                for failure in use_it(&outbox) {
-                    let words = crate::text::causes(&failure);
+                for failure in exercise(&outbox) {
+                    let message = crate::text::causes(&failure);
                     assert!(
-                        words.contains("the outbox `") && words.contains("memory`"),
-                        "{what}: {words}"
+                        message.contains("the outbox `") && message.contains("memory`"),
+                        "{what}: {message}"
                     );
                 }
-                assert!(!*outbox.watch_damage().borrow(), "{what}: taken for damage");
+                assert!(!*outbox.watch_damage().borrow(), "{what}: reported as damage");
                 file.inner().fails = None;
-                let left = use_it(&outbox);
+                let left = exercise(&outbox);
                 assert!(left.is_empty(), "{what}: {left:?}");
                 assert_whole(&outbox, &what);
                 for (call, count) in &file.inner().hits {

@@ -1,9 +1,9 @@
-//! Stores that older agents wrote. They are taken over when they are opened; an agent that is
-//! older than the store refuses it.
+//! Migration of stores that older agents wrote. They are migrated when they are opened; an older
+//! agent refuses a migrated store.
 //!
-//! | schema | what is other |
+//! | schema | difference to the current one |
 //! | --- | --- |
-//! | 1 | totals count bytes of lines with their endings; no accounts of generations |
+//! | 1 | totals count bytes of lines with their endings; no byte accounts |
 //! | 1, 2 | rows have no checksums of their own |
 
 use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
@@ -12,17 +12,17 @@ use serde_json::{Value, json};
 
 use super::{
     super::accounting::Totals,
-    ACCOUNTS, CHECKPOINTS, CURSORS, DEAD_LETTERS, DROPPED_PARTS, State,
-    checksum::{damaged, seal},
-    from_json,
+    checksum::{corrupted, protect},
+    rows::{State, from_json},
+    tables::{ACCOUNTS, CHECKPOINTS, CURSORS, DEAD_LETTERS, DROPPED_PARTS},
 };
 
-/// The last schema without checksums.
-pub(super) const UNSEALED: u32 = 2;
+/// Last schema version without row checksums.
+pub(super) const LAST_WITHOUT_CHECKSUMS: u32 = 2;
 
-/// The state of a store of schema 1. What it counted can't be split as it is counted now: its
-/// entries are uncounted, and the totals begin behind them.
-pub(super) fn from_1(row: &[u8]) -> Option<State> {
+/// Converts the state of a store of schema 1. Its totals cannot be converted: its entries become
+/// uncounted, and the totals start behind them.
+pub(super) fn state_from_1(row: &[u8]) -> Option<State> {
     let mut state: Value = serde_json::from_slice(row).ok()?;
     let next_seq = state.get("next_seq")?.as_u64()?;
     let totals = Totals::after(next_seq.checked_sub(1)?);
@@ -30,10 +30,10 @@ pub(super) fn from_1(row: &[u8]) -> Option<State> {
     serde_json::from_value(state).ok()
 }
 
-/// Puts every row under a checksum, one after the other: there may be many.
-pub(super) fn seal_rows(transaction: &WriteTransaction) -> Result<(), redb::Error> {
+/// Adds a checksum to every row, one row at a time, since there may be many.
+pub(super) fn protect_rows(transaction: &WriteTransaction) -> Result<(), redb::Error> {
     for table in [DROPPED_PARTS, CURSORS, ACCOUNTS] {
-        seal_table(transaction, table)?;
+        protect_table(transaction, table)?;
     }
     let mut table = transaction.open_table(CHECKPOINTS)?;
     let keys = table.iter()?.map(|row| {
@@ -43,7 +43,7 @@ pub(super) fn seal_rows(transaction: &WriteTransaction) -> Result<(), redb::Erro
     });
     for (source, generation) in keys.collect::<Result<Vec<_>, redb::StorageError>>()? {
         let key = (source.as_str(), generation.as_str());
-        let row = table.get(key)?.map(|row| whole(row.value()).map(|row| seal(key, row)));
+        let row = table.get(key)?.map(|row| valid(row.value()).map(|row| protect(key, row)));
         if let Some(row) = row {
             table.insert(key, row?.as_slice())?;
         }
@@ -56,7 +56,7 @@ pub(super) fn seal_rows(transaction: &WriteTransaction) -> Result<(), redb::Erro
     });
     for (sink, epoch, seq) in keys.collect::<Result<Vec<_>, redb::StorageError>>()? {
         let key = (sink.as_str(), epoch.as_str(), seq);
-        let row = table.get(key)?.map(|row| whole(row.value()).map(|row| seal(key, row)));
+        let row = table.get(key)?.map(|row| valid(row.value()).map(|row| protect(key, row)));
         if let Some(row) = row {
             table.insert(key, row?.as_slice())?;
         }
@@ -64,14 +64,14 @@ pub(super) fn seal_rows(transaction: &WriteTransaction) -> Result<(), redb::Erro
     Ok(())
 }
 
-fn seal_table(
+fn protect_table(
     transaction: &WriteTransaction,
     table: TableDefinition<'_, &str, &[u8]>,
 ) -> Result<(), redb::Error> {
     let mut table = transaction.open_table(table)?;
     let keys = table.iter()?.map(|row| Ok(row?.0.value().to_owned()));
     for key in keys.collect::<Result<Vec<_>, redb::StorageError>>()? {
-        let row = table.get(&*key)?.map(|row| whole(row.value()).map(|row| seal(&*key, row)));
+        let row = table.get(&*key)?.map(|row| valid(row.value()).map(|row| protect(&*key, row)));
         if let Some(row) = row {
             table.insert(&*key, row?.as_slice())?;
         }
@@ -79,7 +79,7 @@ fn seal_table(
     Ok(())
 }
 
-/// A row of an older schema, which was JSON when it was written.
-fn whole(row: &[u8]) -> Result<&[u8], redb::Error> {
-    from_json::<IgnoredAny>(row).map(|_| row).ok_or_else(|| damaged("a row"))
+/// Returns a row of an older schema if it is valid JSON, which is all that can be verified.
+fn valid(row: &[u8]) -> Result<&[u8], redb::Error> {
+    from_json::<IgnoredAny>(row).map(|_| row).ok_or_else(|| corrupted("a row"))
 }

@@ -1,30 +1,41 @@
-//! Power cuts: whatever the store was doing, what it holds afterwards is what it held before or
-//! after that, and together with the receivers it holds every line exactly once.
+//! Power cuts at any write or sync: afterwards the store is as before or as after the interrupted
+//! operation, and together with the receivers it holds every line exactly once.
 //!
-//! A seeded run does one thing after the other (append with filters, deliver, store_dead_letter, dig out, number
-//! anew, compact) on a [`SimulatedDisk`] that loses its power, or fails, at any write or sync. After each
-//! cut the store is opened from what has survived (the power may go again meanwhile) and held
-//! against two others: one opened from what lay there before, and one on which the same thing was
-//! done in peace. Then every line of every file is looked for.
+//! A seeded run performs operations (append with filters, deliver, store and remove dead letters,
+//! renumber, compact) on a [`SimulatedDisk`] that loses power or returns errors. After each cut the
+//! store is opened from the content that survived (during which the power may be cut again) and
+//! compared with two others: one opened from the content before the operation, and one on which the
+//! operation completed. Then every line of every file is accounted for.
 //!
-//! `AI_AGENT_POWER_CUTS` says how many, `AI_AGENT_SEED` repeats a run.
+//! `AI_AGENT_POWER_CUTS` sets the number of cuts, `AI_AGENT_SEED` repeats a run.
 
 mod tally;
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
-use siem_protocol::{ChainPoint, Entry, Kind, entry::PathText};
-
+use siem_protocol::{ChainPoint, Digest, Entry, Kind, entry::PathText};
 use tally::Tally;
 
-use super::{cursors::Acks, database::builder, simulated_disk::SimulatedDisk, *};
+use super::{
+    cursor_rows::Acks,
+    rows::State,
+    simulated_disk::{self, SimulatedDisk},
+    store_file::builder,
+    *,
+};
 use crate::{
     config::Shipping,
     frame::Codec,
     pipeline::{
-        accounting::Share, filter_chain::FilterChain, group_builder::GroupBuilder,
+        accounting::Share, filter_chain::FilterChain, group::Group, group_builder::GroupBuilder,
         record_stages::RecordStages,
     },
+    platform::Timestamp,
     stages::{
         Record,
         filter::{Filter, Verdict},
@@ -35,9 +46,9 @@ use crate::{
 
 const SINKS: [&str; 2] = ["archive", "siem"];
 const SOURCE: &str = "files";
-const CUTS_IN_A_RUN: u64 = 20;
+const CUTS_PER_RUN: u64 = 20;
 
-/// What is wrong with the store, on purpose: the check must find out.
+/// Deliberate defect that the check must detect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,
@@ -45,37 +56,37 @@ enum Fault {
     CheckpointFirst,
     /// The cursor moves before the receiver has the entries.
     AcknowledgedEarly,
-    /// The disk says that it has synced, and has not.
+    /// The disk reports syncs that it did not do.
     LyingDisk,
 }
 
-/// One thing that is done with a store.
+/// Operation on a store.
 #[derive(Clone, Debug)]
 enum Operation {
-    /// So many lines of these files; whether the last one ends with them.
+    /// Appends so many lines of each file; the flag tells whether the last file ends.
     Append(Vec<(usize, u64)>, bool),
-    /// Whether that is stored at once, or with what comes next.
+    /// Delivers entries; `persist_acks` tells whether the acknowledgement is stored at once.
     Deliver {
         sink: usize,
         entries: u64,
         persist_acks: bool,
     },
-    Bury {
+    StoreLetter {
         sink: usize,
     },
-    DigOut,
+    RemoveLetter,
     Renumber(u64),
     Compact,
 }
 
-/// A line, wherever it stands: its generation and its offset.
+/// Identity of a line: its generation and offset.
 type Key = (String, u64);
 
-/// A receiver: what it holds by epoch and number.
+/// Receiver: lines by epoch and sequence number.
 #[derive(Clone, Default)]
 struct Receiver(BTreeMap<(String, u64), Vec<u8>>);
 
-/// All that can be seen of a store.
+/// Observable content of a store.
 #[derive(Debug, PartialEq, Eq)]
 struct Snapshot {
     state: State,
@@ -86,14 +97,14 @@ struct Snapshot {
     accounts: Vec<(Option<GenerationId>, Share)>,
 }
 
-struct World {
+struct PowerCutRun {
     random: fastrand::Rng,
     disk: SimulatedDisk,
     fault: Fault,
     receivers: [Receiver; 2],
-    /// How many lines of each file were handed over before it ended.
+    /// Number of lines of each file that has ended.
     ended: BTreeMap<usize, u64>,
-    /// The file that ends with the act at hand.
+    /// File that ends with the current operation.
     ending: Option<(usize, u64)>,
     epochs: u64,
     was_open: bool,
@@ -112,7 +123,7 @@ fn is_dropped(number: u64) -> bool {
     number % 5 == 4
 }
 
-/// Bytes of a line, ending and all.
+/// Size of a line in bytes, including its ending.
 const LINE: u64 = 64;
 
 fn generation(file: usize) -> GenerationId {
@@ -127,7 +138,7 @@ fn open(disk: &SimulatedDisk) -> Result<Outbox, OutboxError> {
     Outbox::open_with(Path::new("memory"), Box::new(opener), &registrations, || "epoch-0".into())
 }
 
-/// The next line of a file that is not handed over, by its row.
+/// Returns the number of a file's next line according to its row.
 fn next_line(outbox: &Outbox, file: usize) -> Result<u64, OutboxError> {
     let row = outbox.checkpoint(SOURCE, &generation(file))?;
     Ok(row.map_or(0, |row| std::str::from_utf8(&row).unwrap().parse().unwrap()))
@@ -141,10 +152,8 @@ fn append(
 ) -> Result<(), OutboxError> {
     let shipping = Shipping { batch_size: 7, ..Shipping::default() };
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping, Codec::Zstd);
-    let mut stages = RecordStages::new(
-        FilterChain::new(vec![("fifth".into(), Box::new(DropsEveryFifth))]),
-        Vec::new(),
-    );
+    let mut stages =
+        RecordStages::new(FilterChain::new(vec![("fifth".into(), Box::new(DropsEveryFifth))]), Vec::new());
     for (at, (file, count)) in files.iter().enumerate() {
         let path = PathBuf::from(format!("/f/{file}"));
         let origin = Origin {
@@ -193,7 +202,7 @@ fn append(
     outbox.commit(&group)
 }
 
-/// Entries after `seq`, at most so many: number and line.
+/// Returns at most `most` entries after `seq`: sequence number and line.
 fn entries(outbox: &Outbox, seq: u64, most: u64) -> Result<Vec<(u64, Vec<u8>)>, OutboxError> {
     let mut all = Vec::new();
     for frame in outbox.frames(seq + 1, |_| ControlFlow::Continue(()))? {
@@ -217,14 +226,14 @@ fn key_of(line: &[u8]) -> Key {
     (entry.generation.unwrap().into_owned(), entry.offset.unwrap())
 }
 
-/// Does one thing. Receivers take what is delivered before the store hears of it.
-fn act(
+/// Performs an operation. Receivers hold delivered lines before the store is told.
+fn perform(
     outbox: &Outbox,
-    act: &Operation,
+    operation: &Operation,
     receivers: &mut [Receiver; 2],
     fault: Fault,
 ) -> Result<(), OutboxError> {
-    match act {
+    match operation {
         Operation::Append(files, ends) => append(outbox, files, *ends, fault),
         Operation::Deliver { sink, entries: most, persist_acks } => {
             let name = SINKS[*sink];
@@ -235,13 +244,13 @@ fn act(
                 assert_eq!(seq, at.seq + 1);
                 at = ChainPoint { seq, hash: at.hash.chain(Digest::of(&line)) };
                 if fault != Fault::AcknowledgedEarly && !dead.iter().any(|dead| dead.seq == seq) {
-                    receivers[*sink].take(&cursor.epoch, seq, &line);
+                    receivers[*sink].receive(&cursor.epoch, seq, &line);
                 }
             }
             outbox.advance(name, &cursor.epoch, at, 0);
             if *persist_acks { outbox.persist_acks() } else { Ok(()) }
         }
-        Operation::Bury { sink } => {
+        Operation::StoreLetter { sink } => {
             let cursor = outbox.cursor(SINKS[*sink])?;
             let dead =
                 outbox.dead_letters_after(SINKS[*sink], &cursor.epoch, cursor.acknowledged.seq)?;
@@ -252,16 +261,16 @@ fn act(
             let letter = DeadLetter::new(line, Digest::ZERO, 422, "no".into(), "now".into());
             outbox.store_dead_letter(&id, &letter)
         }
-        Operation::DigOut => {
+        Operation::RemoveLetter => {
             let letters = outbox.dead_letters()?;
             let Some((id, letter)) = letters.first() else { return Ok(()) };
-            // Delivered after all: only what a header has named can be.
+            // Only a reported dead letter can be delivered by a retry.
             let sink = SINKS.iter().position(|name| *name == id.sink).unwrap();
             let cursor = outbox.cursor(&id.sink)?;
             if id.epoch == cursor.epoch && id.seq > cursor.acknowledged.seq {
                 return Ok(());
             }
-            receivers[sink].take(&id.epoch, id.seq, &letter.line().unwrap());
+            receivers[sink].receive(&id.epoch, id.seq, &letter.line().unwrap());
             outbox.remove_dead_letter(id)
         }
         Operation::Renumber(epoch) => {
@@ -273,10 +282,10 @@ fn act(
 }
 
 impl Receiver {
-    fn take(&mut self, epoch: &str, seq: u64, line: &[u8]) {
+    fn receive(&mut self, epoch: &str, seq: u64, line: &[u8]) {
         let known = self.0.insert((epoch.to_owned(), seq), line.to_vec());
         let same = known.is_none_or(|known| known == line);
-        assert!(same, "{epoch} {seq} comes again with other bytes");
+        assert!(same, "{epoch} {seq} was sent again with other bytes");
     }
 }
 
@@ -286,7 +295,7 @@ impl Snapshot {
         outbox.checkpoints(SOURCE, |all| rows.extend(all))?;
         let cursors: Vec<_> =
             SINKS.iter().map(|sink| outbox.cursor(sink)).collect::<Result<_, _>>()?;
-        // Which values are still there is not promised; what no sink has acknowledged is.
+        // Only unacknowledged entries are guaranteed, not which blocks remain.
         let slowest = cursors.iter().map(|cursor| cursor.acknowledged.seq).min().unwrap();
         let state = State { stored: 0, ..outbox.state().clone() };
         Ok(Self {
@@ -299,7 +308,7 @@ impl Snapshot {
         })
     }
 
-    /// What can be wrong with a store by itself.
+    /// Checks the invariants of a single store.
     fn check(&self) -> Result<(), String> {
         let State { next_seq, chain, totals, .. } = &self.state;
         if totals.entries() != next_seq - 1 {
@@ -330,7 +339,7 @@ impl Snapshot {
     }
 }
 
-impl World {
+impl PowerCutRun {
     fn new(seed: u64, fault: Fault) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let disk = SimulatedDisk::new(random.u64(..));
@@ -350,7 +359,7 @@ impl World {
         }
     }
 
-    fn next_act(&mut self) -> Operation {
+    fn next_operation(&mut self) -> Operation {
         let random = &mut self.random;
         match random.u32(..100) {
             0..50 => {
@@ -368,8 +377,8 @@ impl World {
                 entries: random.u64(1..30),
                 persist_acks: random.bool(),
             },
-            80..88 => Operation::Bury { sink: random.usize(..2) },
-            88..94 => Operation::DigOut,
+            80..88 => Operation::StoreLetter { sink: random.usize(..2) },
+            88..94 => Operation::RemoveLetter,
             94..97 => {
                 self.epochs += 1;
                 Operation::Renumber(self.epochs)
@@ -378,13 +387,13 @@ impl World {
         }
     }
 
-    /// Goes on until the power went so many times.
+    /// Performs operations until `cuts` power cuts have happened.
     fn run(&mut self, cuts: u64) -> Result<(), String> {
         let mut outbox = self.open()?;
         self.disk.cut_after(self.random.u64(1..120));
         while self.tally.cuts < cuts {
-            let next = self.next_act();
-            *self.tally.acts.entry(name(&next)).or_default() += 1;
+            let next = self.next_operation();
+            *self.tally.operations.entry(name(&next)).or_default() += 1;
             let before = self.disk.bytes();
             let pending_acks = outbox.pending_acks().clone();
             self.ending = match &next {
@@ -396,10 +405,10 @@ impl World {
             if self.random.u32(..20) == 0 {
                 self.disk.fail(self.random.u64(1..4));
             }
-            let done = act(&outbox, &next, &mut self.receivers, self.fault);
+            let done = perform(&outbox, &next, &mut self.receivers, self.fault);
             if done.is_ok() {
-                let was_settled = !pending_acks.is_empty() && outbox.pending_acks().is_empty();
-                self.tally.settled_by_the_way += u64::from(was_settled);
+                let were_stored = !pending_acks.is_empty() && outbox.pending_acks().is_empty();
+                self.tally.acks_stored_with_commit += u64::from(were_stored);
                 self.ended.extend(self.ending.take());
                 self.disk.fail(0);
                 continue;
@@ -417,7 +426,7 @@ impl World {
             }
             let found = match Snapshot::of(&outbox) {
                 Ok(found) => found,
-                // The power went again, in the look: it is looked at after the next cut.
+                // The power was cut again during the inspection, which is repeated after a restart.
                 Err(_) if self.disk.is_off() => {
                     is_cut = true;
                     drop(outbox);
@@ -430,19 +439,19 @@ impl World {
                 Err(error) => return Err(causes(&error)),
             };
             let known = if is_cut { Acks::default() } else { pending_acks.clone() };
-            self.hold_against(&found, before, &next, [known, pending_acks])?;
+            self.compare(&found, before, &next, [known, pending_acks])?;
             self.account_for_all(&found)?;
         }
-        let hits = self.disk.hits();
-        self.tally.cut_in_write = hits.cut_in_write;
-        self.tally.cut_in_sync = hits.cut_in_sync;
-        self.tally.cut_in_resize = hits.cut_in_resize;
-        self.tally.torn = hits.torn;
-        self.tally.reordered = hits.reordered;
+        let counts = self.disk.counts();
+        self.tally.cut_in_write = counts.cut_in_write;
+        self.tally.cut_in_sync = counts.cut_in_sync;
+        self.tally.cut_in_resize = counts.cut_in_resize;
+        self.tally.torn = counts.torn;
+        self.tally.reordered = counts.reordered;
         Ok(())
     }
 
-    /// Opens the store; the power may go meanwhile, several times.
+    /// Opens the store; the power may be cut several times meanwhile.
     fn open(&mut self) -> Result<Outbox, String> {
         loop {
             if self.random.u32(..3) == 0 {
@@ -457,8 +466,8 @@ impl World {
                     self.tally.cut_while_opening += 1;
                     self.disk.reboot();
                 }
-                // The power went while the file was made: nothing is in it, and what begins is
-                // moved aside for a new one.
+                // The power was cut while the file was created: it is empty, and a new one
+                // replaces it.
                 Err(error) if !self.was_open && error.is_damage() => {
                     self.tally.unborn += 1;
                     self.disk.clear();
@@ -470,10 +479,10 @@ impl World {
         }
     }
 
-    /// The store is as it was before the act or as it is after it: nothing between.
-    /// `acknowledged` is what was not stored before the act: what the store found still knows of it
-    /// when it is as it was before, and what it has with the act.
-    fn hold_against(
+    /// Checks that the store is either as before or as after the operation. `acknowledged` holds the
+    /// acknowledgements that were pending before it: those that the found store still knows if it is
+    /// as before, and those that are stored with the operation.
+    fn compare(
         &mut self,
         found: &Snapshot,
         before: Vec<u8>,
@@ -481,27 +490,27 @@ impl World {
         acknowledged: [Acks; 2],
     ) -> Result<(), String> {
         let [known, pending_acks] = acknowledged;
-        let peaceful = open(&SimulatedDisk::of(before, 0)).unwrap();
-        *peaceful.pending_acks() = known;
-        let old = Snapshot::of(&peaceful).unwrap();
+        let undisturbed = open(&SimulatedDisk::of(before, 0)).unwrap();
+        *undisturbed.pending_acks() = known;
+        let old = Snapshot::of(&undisturbed).unwrap();
         if *found == old {
             self.tally.found_before += 1;
             self.ending = None;
             return found.check();
         }
-        *peaceful.pending_acks() = pending_acks;
-        act(&peaceful, next, &mut self.receivers.clone(), Fault::None).unwrap();
-        let new = Snapshot::of(&peaceful).unwrap();
+        *undisturbed.pending_acks() = pending_acks;
+        perform(&undisturbed, next, &mut self.receivers.clone(), Fault::None).unwrap();
+        let new = Snapshot::of(&undisturbed).unwrap();
         if *found != new {
-            return Err(format!("{next:?} was done in part:\n{found:?}\nbefore:\n{old:?}"));
+            return Err(format!("{next:?} was performed partly:\n{found:?}\nbefore:\n{old:?}"));
         }
         self.tally.found_after += 1;
         self.ended.extend(self.ending.take());
         found.check()
     }
 
-    /// Every line that a row covers was dropped, or is at each receiver, in the store, or a dead
-    /// letter; no other line is anywhere, and none is anywhere twice.
+    /// Checks that every line covered by a row was dropped, or is at each receiver, in the store or a
+    /// dead letter, that no other line is anywhere, and that no line is in one place twice.
     fn account_for_all(&self, found: &Snapshot) -> Result<(), String> {
         let mut covered: BTreeMap<String, u64> = BTreeMap::new();
         for (generation, row) in &found.rows {
@@ -533,20 +542,20 @@ impl World {
                 return Err(format!("{lost:?} is lost for {}", SINKS[sink]));
             }
             if let Some(early) = all.difference(&expected).next() {
-                return Err(format!("{early:?} is there, and no row covers it"));
+                return Err(format!("{early:?} exists, and no row covers it"));
             }
         }
         Ok(())
     }
 }
 
-fn name(act: &Operation) -> &'static str {
-    match act {
+fn name(operation: &Operation) -> &'static str {
+    match operation {
         Operation::Append(..) => "append",
         Operation::Deliver { .. } => "deliver",
-        Operation::Bury { .. } => "store_dead_letter",
-        Operation::DigOut => "dig out",
-        Operation::Renumber(_) => "number anew",
+        Operation::StoreLetter { .. } => "store_dead_letter",
+        Operation::RemoveLetter => "remove dead letter",
+        Operation::Renumber(_) => "renumber",
         Operation::Compact => "compact",
     }
 }
@@ -556,33 +565,33 @@ fn no_power_cut_loses_or_repeats_an_entry() {
     let asked = simulated_disk::env_number("AI_AGENT_POWER_CUTS");
     let cuts = asked.unwrap_or(200);
     let first = simulated_disk::env_number("AI_AGENT_SEED");
-    // The same ones each time, unless somebody goes looking.
+    // The same seeds every time, unless a number of cuts was given.
     let mut seeds = asked.map_or_else(|| fastrand::Rng::with_seed(1), |_| fastrand::Rng::new());
     let mut tally = Tally::default();
     while tally.cuts < cuts {
         let seed = first.unwrap_or_else(|| seeds.u64(..));
-        let mut world = World::new(seed, Fault::None);
-        if let Err(wrong) = world.run(CUTS_IN_A_RUN.min(cuts - tally.cuts)) {
-            panic!("AI_AGENT_SEED={seed} repeats this, after {} cuts: {wrong}", world.tally.cuts);
+        let mut run = PowerCutRun::new(seed, Fault::None);
+        if let Err(wrong) = run.run(CUTS_PER_RUN.min(cuts - tally.cuts)) {
+            panic!("AI_AGENT_SEED={seed} repeats this, after {} cuts: {wrong}", run.tally.cuts);
         }
-        tally.add(&world.tally);
+        tally.add(&run.tally);
     }
-    eprintln!("{} power cuts: 0 entries lost, 0 twice", tally.cuts);
+    eprintln!("{} power cuts: 0 entries lost, 0 repeated", tally.cuts);
     for (kind, count) in tally.kinds() {
         eprintln!("{count:>9}  {kind}");
-        // The rare ones are asked for in a long run only.
-        let is_rare = ["cut in a resize", "cut while the file was made"].contains(&kind);
+        // Rare kinds are required in a long run only.
+        let is_rare = ["cut in a resize", "cut while the file was created"].contains(&kind);
         assert!(count > 0 || (is_rare && cuts < 5000), "`{kind}` never happened");
     }
-    assert_eq!(tally.acts.len(), 6);
+    assert_eq!(tally.operations.len(), 6);
 }
 
-/// A check that finds nothing proves nothing.
+/// The check must detect each deliberate defect.
 #[test]
-fn the_check_finds_what_is_wrong_on_purpose() {
+fn check_detects_deliberate_defects() {
     for fault in [Fault::CheckpointFirst, Fault::AcknowledgedEarly, Fault::LyingDisk] {
-        let found = (1..40).find_map(|seed| World::new(seed, fault).run(CUTS_IN_A_RUN).err());
-        let found = found.unwrap_or_else(|| panic!("{fault:?} is not found"));
+        let found = (1..40).find_map(|seed| PowerCutRun::new(seed, fault).run(CUTS_PER_RUN).err());
+        let found = found.unwrap_or_else(|| panic!("{fault:?} was not detected"));
         eprintln!("{fault:?}: {}", found.lines().next().unwrap_or_default());
     }
 }

@@ -1,4 +1,4 @@
-//! How an outbox begins: as it was, anew, or in place of one that is damaged.
+//! Creation of a store, and replacement of a damaged one.
 
 #[cfg(test)]
 mod tests;
@@ -11,60 +11,54 @@ use std::{
 };
 
 use redb::WriteTransaction;
-use serde::{Deserialize, Serialize};
 
 use super::{
-    CHECKPOINTS, CURSORS, Cursor, DEAD_LETTERS, Outbox, OutboxError, SinkRegistration, State,
-    backup::{Backup, BackupContents},
-    checksum::{seal, seal_json},
-    cursors::read_cursors,
-    file_opener, from_json, json,
+    Cursor, Outbox, OutboxError, RescuedDeadLetters, SinkRegistration,
+    backup_file::{BackupContents, BackupFile},
+    checksum::{protect, protect_json},
+    cursor_rows::read_cursors,
+    rows::{CreationReport, DamageReport, State, from_json, to_json},
     salvage::{SalvagedContents, salvage},
+    store_file::file_opener,
+    tables::{CHECKPOINTS, CURSORS, DEAD_LETTERS},
 };
 use crate::{
     platform::{Timestamp, secure_file},
     tail,
+    text::causes,
 };
 
-/// What was found at the start.
+/// Condition in which [`Outbox::open_or_recover`] found the store.
 #[derive(Debug)]
 pub enum OpenOutcome {
-    /// The outbox, as it was left.
+    /// The store was intact.
     Intact,
-    /// None: the first, or the one that was there is gone.
+    /// There was no store, and one was created.
     Created {
-        /// The epoch of the one that is gone, if its offsets were copied.
+        /// Epoch of a store that was deleted, if there is a backup of its checkpoints.
         previous_epoch: Option<String>,
     },
-    /// A damaged one, which was moved aside.
+    /// The store was damaged; it was moved aside and a new one was created.
     Replaced {
-        /// Where it lies now.
+        /// New path of the damaged store.
         moved_to: PathBuf,
-        /// What is wrong with it.
+        /// Description of the damage.
         reason: String,
-        /// Its epoch, if that is known.
+        /// Epoch of the damaged store, if known.
         previous_epoch: Option<String>,
-        /// What became of its dead letters.
+        /// Dead letters that were copied and lost.
         dead_letters: RescuedDeadLetters,
     },
 }
 
-/// What became of the dead letters of a store that was damaged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RescuedDeadLetters {
-    /// How many are in the new store.
-    pub kept: u64,
-    /// How many could not be read; `None` when nobody can tell.
-    pub lost: Option<u64>,
-}
-
 impl Outbox {
-    /// Opens the outbox at `path` as [`Outbox::open`] does. A damaged one is moved aside, never
-    /// deleted, and a new one begins; files are then read again from their acknowledged offsets.
+    /// Opens the outbox at `path` as [`Outbox::open`] does. A damaged store is moved aside, never
+    /// deleted, and replaced by a new one; files are then read again from their acknowledged
+    /// offsets.
     ///
     /// # Errors
-    /// [`OutboxError`] when the store cannot be used for another reason than damage: a newer
-    /// schema, missing rights, a full disk.
+    /// [`OutboxError`] when the store cannot be used for a reason other than damage: a newer
+    /// schema, missing permissions, a full disk.
     pub fn open_or_recover(
         path: &Path,
         sinks: &[SinkRegistration],
@@ -72,76 +66,79 @@ impl Outbox {
         now: Timestamp,
     ) -> Result<(Self, OpenOutcome), OutboxError> {
         let open = |damage| {
-            let beginning = || InitialContents::after(&Backup::beside(path), damage);
-            Self::open_after(path, file_opener(path), sinks, &new_epoch, beginning)
-        };
-        let failed = |source: io::Error| OutboxError::Store {
-            action: "move aside",
-            path: path.to_owned(),
-            source: Box::new(source.into()),
+            Self::open_or_fill(path, file_opener(path), sinks, &new_epoch, |transaction, state| {
+                let contents = InitialContents::load(&BackupFile::beside(path), damage);
+                contents.write(transaction, state)
+            })
         };
         let note = QuarantineNote::beside(path);
-        // Whoever moved it aside did not come to begin another.
+        // Present if the process ended after it moved a store aside and before it created another.
         let noted = note.read();
         let outbox = match open(noted.clone()) {
             Ok(outbox) => outbox,
             Err(damage) if damage.is_damage() => {
-                let reason = crate::text::causes(&damage);
-                let moved_to = free_name(path, now).map_err(failed)?;
-                let damage =
-                    DamageReport { moved_to, reason, dead_letters: RescuedDeadLetters::default() };
-                let moved_to = damage.moved_to.clone();
-                // One that was never begun is not what was lost.
-                let damage = noted.unwrap_or(damage);
-                note.write(&damage).and_then(|()| fs::rename(path, moved_to)).map_err(failed)?;
-                open(Some(damage))?
+                let report = move_aside(path, &note, noted, &damage, now).map_err(|source| {
+                    OutboxError::Store {
+                        action: "move aside",
+                        path: path.to_owned(),
+                        source: Box::new(source.into()),
+                    }
+                })?;
+                open(Some(report))?
             }
             Err(error) => return Err(error),
         };
         note.remove();
-        if !outbox.was_found {
-            // From now on the copy is this store's: it may be the next to be lost.
+        if !outbox.existed {
+            // The backup must belong to this store from now on, in case it is lost in turn.
             if let Err(failure) = outbox.back_up() {
-                let cause = crate::text::causes(&failure);
                 tracing::warn!(
                     code = "offsets_backup_failed",
-                    cause,
-                    "acknowledged offsets could not be copied"
+                    cause = causes(&failure),
+                    "cannot back up the acknowledged checkpoints"
                 );
             }
         }
-        let found = match outbox.state().began.clone() {
-            None => OpenOutcome::Intact,
-            Some(CreationReport { previous_epoch, damage: None }) => {
-                OpenOutcome::Created { previous_epoch }
-            }
-            Some(CreationReport { previous_epoch, damage: Some(damage) }) => {
-                let DamageReport { moved_to, reason, dead_letters } = damage;
-                OpenOutcome::Replaced { moved_to, reason, previous_epoch, dead_letters }
-            }
-        };
-        Ok((outbox, found))
+        let outcome = OpenOutcome::of(outbox.state().creation.clone());
+        Ok((outbox, outcome))
     }
 }
 
-/// How an outbox began: kept in it until that is reported.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct CreationReport {
-    previous_epoch: Option<String>,
-    damage: Option<DamageReport>,
+impl OpenOutcome {
+    fn of(creation: Option<CreationReport>) -> Self {
+        match creation {
+            None => Self::Intact,
+            Some(CreationReport { previous_epoch, damage: None }) => {
+                Self::Created { previous_epoch }
+            }
+            Some(CreationReport { previous_epoch, damage: Some(damage) }) => {
+                let DamageReport { moved_to, reason, dead_letters } = damage;
+                Self::Replaced { moved_to, reason, previous_epoch, dead_letters }
+            }
+        }
+    }
 }
 
-/// What became of the store before.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct DamageReport {
-    moved_to: PathBuf,
-    reason: String,
-    #[serde(default)]
-    dead_letters: RescuedDeadLetters,
+/// Moves a damaged store aside after noting where to.
+fn move_aside(
+    path: &Path,
+    note: &QuarantineNote,
+    noted: Option<DamageReport>,
+    damage: &OutboxError,
+    now: Timestamp,
+) -> io::Result<DamageReport> {
+    let moved_to = free_name(path, now)?;
+    let dead_letters = RescuedDeadLetters::default();
+    let report = DamageReport { moved_to: moved_to.clone(), reason: causes(damage), dead_letters };
+    // The store of an unfinished recovery holds nothing: what was lost is in the one noted before.
+    let report = noted.unwrap_or(report);
+    note.write(&report)?;
+    fs::rename(path, moved_to)?;
+    Ok(report)
 }
 
-/// Lies beside the store from before a damaged one is moved aside until another has begun: in
-/// between nothing else would say why there is none.
+/// File beside the store that exists from before a damaged store is moved aside until another has
+/// been created. If the process ends in between, only this file tells why there is no store.
 struct QuarantineNote(PathBuf);
 
 impl QuarantineNote {
@@ -149,86 +146,67 @@ impl QuarantineNote {
         Self(path.with_extension("quarantine"))
     }
 
-    fn write(&self, damage: &DamageReport) -> io::Result<()> {
+    fn write(&self, report: &DamageReport) -> io::Result<()> {
         let mut file = secure_file::options().truncate(true).open(&self.0)?;
-        file.write_all(&json(damage))?;
+        file.write_all(&to_json(report))?;
         file.sync_all()
     }
 
-    /// What is noted, if it has come to that.
+    /// Reads the note, if the store was indeed moved aside.
     fn read(&self) -> Option<DamageReport> {
-        let damage: DamageReport = from_json(&fs::read(&self.0).ok()?)?;
-        fs::symlink_metadata(&damage.moved_to).is_ok().then_some(damage)
+        let report: DamageReport = from_json(&fs::read(&self.0).ok()?)?;
+        fs::symlink_metadata(&report.moved_to).is_ok().then_some(report)
     }
 
     fn remove(&self) {
         match fs::remove_file(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(code = "damage_note_delete_failed", %error, "the note on a damaged outbox could not be removed");
+                tracing::warn!(
+                    code = "damage_note_delete_failed",
+                    path = ?self.0,
+                    %error,
+                    "cannot delete the note about a damaged outbox"
+                );
             }
             _ => {}
         }
     }
 }
 
-/// What a new store begins with.
+/// Contents of a new store, taken from the backup and from the damaged store before it.
 #[derive(Debug, Default)]
-pub(super) struct InitialContents {
-    saved: Option<BackupContents>,
+struct InitialContents {
+    backup: Option<BackupContents>,
     salvaged: SalvagedContents,
     damage: Option<DamageReport>,
 }
 
 impl InitialContents {
-    /// With the offsets that were acknowledged in the store before, and what can be read of it.
-    fn after(backup: &Backup, damage: Option<DamageReport>) -> Self {
-        let saved = backup.load().unwrap_or_else(|error| {
-            tracing::warn!(code = "offsets_read_failed", %error, "acknowledged offsets could not be read");
+    fn load(backup: &BackupFile, damage: Option<DamageReport>) -> Self {
+        let backup = backup.load().unwrap_or_else(|error| {
+            tracing::warn!(code = "offsets_read_failed", %error, "cannot read checkpoints.bak");
             None
         });
         let salvaged = damage.as_ref().map(|damage| salvage(&damage.moved_to)).unwrap_or_default();
-        Self { saved, salvaged, damage }
+        Self { backup, salvaged, damage }
     }
 
-    pub(super) fn write(
-        self,
-        transaction: &WriteTransaction,
-        state: &mut State,
-    ) -> Result<(), redb::Error> {
-        let Self { saved, salvaged, mut damage } = self;
-        let BackupContents { epoch, rows, begun } = saved.unwrap_or_default();
+    fn write(self, transaction: &WriteTransaction, state: &mut State) -> Result<(), redb::Error> {
+        let Self { backup, salvaged, mut damage } = self;
+        let BackupContents { epoch, rows, started } = backup.unwrap_or_default();
         let previous_epoch = Some(epoch).filter(|epoch| !epoch.is_empty()).or(salvaged.epoch);
         if let Some(damage) = &mut damage {
-            damage.dead_letters = RescuedDeadLetters {
-                kept: salvaged.letters.len() as u64,
-                lost: salvaged.lost_letters,
-            };
+            let (kept, lost) = (salvaged.letters.len() as u64, salvaged.lost_letters);
+            damage.dead_letters = RescuedDeadLetters { kept, lost };
         }
-        state.began = Some(CreationReport { previous_epoch: previous_epoch.clone(), damage });
+        state.creation = Some(CreationReport { previous_epoch: previous_epoch.clone(), damage });
 
-        let mut checkpoints = transaction.open_table(CHECKPOINTS)?;
-        let (mut keys, mut paths) = (BTreeSet::new(), BTreeSet::new());
-        // What is acknowledged comes first, then what began. A generation has one row and so has a
-        // file, and one that reads again what is acknowledged, or skips what is not, must not take
-        // the place of one that does neither.
-        for (key, row) in rows.into_iter().chain(begun).chain(salvaged.begun) {
-            let Some(path) = tail::row_path(&row) else {
-                tracing::warn!(
-                    code = "checkpoint_discarded",
-                    "left out a checkpoint that makes no sense: its file begins anew"
-                );
-                continue;
-            };
-            if !keys.contains(&key) && paths.insert((key.0.clone(), path)) {
-                let at = (key.0.as_str(), key.1.0.as_str());
-                checkpoints.insert(at, seal(at, &row).as_slice())?;
-                keys.insert(key);
-            }
-        }
+        let rows = rows.into_iter().chain(started).chain(salvaged.started);
+        write_checkpoints(transaction, rows)?;
         let mut letters = transaction.open_table(DEAD_LETTERS)?;
         for (id, letter) in &salvaged.letters {
             let key = (id.sink.as_str(), id.epoch.as_str(), id.seq);
-            letters.insert(key, seal_json(key, letter).as_slice())?;
+            letters.insert(key, protect_json(key, letter).as_slice())?;
         }
         if previous_epoch.is_none() {
             return Ok(());
@@ -236,35 +214,41 @@ impl InitialContents {
         let mut cursors = transaction.open_table(CURSORS)?;
         for (name, cursor) in read_cursors(&cursors)? {
             let cursor = Cursor { previous_epoch: previous_epoch.clone(), ..cursor };
-            cursors.insert(name.as_str(), seal_json(name.as_str(), &cursor).as_slice())?;
+            cursors.insert(name.as_str(), protect_json(name.as_str(), &cursor).as_slice())?;
         }
         Ok(())
     }
 }
 
-impl OutboxError {
-    /// Whether the store holds what it should not, rather than being out of reach.
-    pub(in crate::pipeline) fn is_damage(&self) -> bool {
-        match self {
-            Self::Damaged { .. } | Self::Misplaced { .. } => true,
-            Self::Store { source, path, .. } => match &**source {
-                redb::Error::Corrupted(_) => true,
-                redb::Error::Io(error) => match error.kind() {
-                    io::ErrorKind::InvalidData
-                    | io::ErrorKind::IsADirectory
-                    | io::ErrorKind::UnexpectedEof => true,
-                    // What Windows says of a directory that is opened as a file.
-                    io::ErrorKind::PermissionDenied => path.is_dir(),
-                    _ => false,
-                },
-                _ => false,
-            },
-            Self::Newer { .. } | Self::Stale { .. } => false,
+/// Writes checkpoint rows in order of precedence: acknowledged rows first, then rows of generations
+/// that had started.
+///
+/// Each generation and each file gets one row. Otherwise a row that repeats acknowledged entries, or
+/// skips unacknowledged ones, could replace a row that does neither.
+fn write_checkpoints(
+    transaction: &WriteTransaction,
+    rows: impl Iterator<Item = ((String, tail::GenerationId), Vec<u8>)>,
+) -> Result<(), redb::Error> {
+    let mut checkpoints = transaction.open_table(CHECKPOINTS)?;
+    let (mut keys, mut paths) = (BTreeSet::new(), BTreeSet::new());
+    for (key, row) in rows {
+        let Some(path) = tail::row_path(&row) else {
+            tracing::warn!(
+                code = "checkpoint_discarded",
+                "discarded an invalid checkpoint row: its file is read from the beginning"
+            );
+            continue;
+        };
+        if !keys.contains(&key) && paths.insert((key.0.clone(), path)) {
+            let at = (key.0.as_str(), key.1.0.as_str());
+            checkpoints.insert(at, protect(at, &row).as_slice())?;
+            keys.insert(key);
         }
     }
+    Ok(())
 }
 
-/// A name that is free for what lies at `path`.
+/// Returns an unused name for the file at `path`.
 fn free_name(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
     let mut number = now.0;
     loop {

@@ -1,7 +1,7 @@
-//! What can still be read of a store that is damaged.
+//! Reading what is left of a damaged store.
 //!
-//! The file stays as it is, for whoever wants to look into it: what redb would write, while it
-//! opens it, is kept in memory. Nothing is taken whose checksum is wrong.
+//! The file stays unchanged, so that it can be examined later: what redb writes while it opens the
+//! file is kept in memory. Rows with a wrong checksum are not used.
 
 use std::{
     collections::BTreeMap,
@@ -18,57 +18,59 @@ use redb::{
 };
 
 use super::{
-    CHECKPOINTS, CURSORS, DEAD_LETTERS, DeadLetter, DeadLetterId, META, State,
-    backup::Key,
+    DeadLetter, DeadLetterId,
+    backup_file::GenerationKey,
     checkpoints::open_checkpoint,
     checksum,
-    database::CACHE,
-    dead_letters::{open_letter, reported},
-    from_json,
+    dead_letters::{open_letter, reported, to_id},
+    rows::{State, from_json},
+    store_file::CACHE,
+    tables::{CHECKPOINTS, CURSORS, DEAD_LETTERS, META},
 };
 use crate::{
     platform::file::ReadAt as _,
     tail::{self, GenerationId},
 };
 
-/// How long is searched: pages that are no tree any more may lead in circles.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// How much may be written in memory.
-const MOST_WRITTEN: usize = 64 << 20;
+/// Longest time spent on a table: damaged pages may lead in circles.
+const MAX_TIME: Duration = Duration::from_secs(20);
+/// Largest number of bytes that are kept in memory in place of writing them.
+const MAX_WRITTEN: usize = 64 << 20;
 
-/// What could be read.
+/// Contents that could be read.
 #[derive(Debug, Default)]
 pub(super) struct SalvagedContents {
-    /// The epoch.
+    /// Epoch of the store.
     pub(super) epoch: Option<String>,
-    /// The beginnings of generations.
-    pub(super) begun: BTreeMap<Key, Vec<u8>>,
-    /// Dead letters that a header has named, as far as that is known: the entries of others are
+    /// Rows with which generations started.
+    pub(super) started: BTreeMap<GenerationKey, Vec<u8>>,
+    /// Dead letters that were reported to the receiver, as far as known; the entries of others are
     /// read again.
     pub(super) letters: Vec<(DeadLetterId, DeadLetter)>,
-    /// How many dead letters can't be read; `None` when nobody can tell.
+    /// Number of dead letters that cannot be read; `None` when unknown.
     pub(super) lost_letters: Option<u64>,
 }
 
-/// Reads what can be read of the store at `path`.
+/// Reads the intact rows of the store at `path`.
 pub(super) fn salvage(path: &Path) -> SalvagedContents {
     let mut salvaged = SalvagedContents::default();
     let is_open = attempt(|| {
         let database = open(path)?;
-        // Each by itself: the pages of one may be whole and those of another not.
-        attempt(|| epoch(&database.begin_read()?, &mut salvaged));
-        attempt(|| beginnings(&database.begin_read()?, &mut salvaged));
-        if let Some(lost) = attempt(|| letters(&database.begin_read()?, &mut salvaged)) {
+        // One attempt per table: the pages of one may be intact and those of another damaged.
+        attempt(|| read_epoch(&database.begin_read()?, &mut salvaged));
+        attempt(|| read_started(&database.begin_read()?, &mut salvaged));
+        if let Some(lost) = attempt(|| read_letters(&database.begin_read()?, &mut salvaged)) {
             salvaged.lost_letters = Some(lost);
         }
-        // To close it would write.
+        // Closing the database would write to it.
         std::mem::forget(database);
         Ok(())
     });
     if is_open.is_none() {
         tracing::warn!(
             code = "outbox_salvage_failed",
-            "nothing could be read of the outbox that was moved aside"
+            ?path,
+            "cannot read the damaged outbox that was moved aside"
         );
     }
     salvaged
@@ -78,7 +80,7 @@ fn attempt<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(done)) => Some(done),
         Ok(Err(error)) => {
-            tracing::debug!(%error, "a part of the outbox could not be read");
+            tracing::debug!(%error, "cannot read a part of the damaged outbox");
             None
         }
         Err(_) => None,
@@ -89,66 +91,65 @@ fn open(path: &Path) -> Result<Database, redb::Error> {
     let file = File::open(path)?;
     let written = OverlayBlocks { length: file.metadata()?.len(), ..OverlayBlocks::default() };
     let overlay = ReadOnlyOverlay { file, written: Mutex::new(written) };
-    // Without the check of every page: some are wrong.
+    // Without the integrity check, which fails because some pages are damaged.
     Ok(Builder::new().set_cache_size(CACHE).create_with_backend(overlay)?)
 }
 
-fn epoch(
+fn read_epoch(
     transaction: &ReadTransaction,
     salvaged: &mut SalvagedContents,
 ) -> Result<(), redb::Error> {
-    if let Some((row, true)) = checksum::state(&transaction.open_table(META)?)? {
+    if let Some((row, true)) = checksum::read_state(&transaction.open_table(META)?)? {
         salvaged.epoch = from_json::<State>(&row).map(|state| state.epoch);
     }
     Ok(())
 }
 
-fn beginnings(
+fn read_started(
     transaction: &ReadTransaction,
     salvaged: &mut SalvagedContents,
 ) -> Result<(), redb::Error> {
-    let begun = Instant::now();
+    let started_at = Instant::now();
     for row in transaction.open_table(CHECKPOINTS)?.iter()? {
         let (key, row) = row?;
         let (source, generation) = key.value();
         let row = open_checkpoint(key.value(), row.value());
         if let Some(row) = row.ok().and_then(|row| tail::beginning(&row)) {
             let key = (source.to_owned(), GenerationId(generation.to_owned()));
-            salvaged.begun.insert(key, row);
+            salvaged.started.insert(key, row);
         }
-        if begun.elapsed() > PATIENCE {
+        if started_at.elapsed() > MAX_TIME {
             break;
         }
     }
     Ok(())
 }
 
-/// Says how many letters can't be read.
-fn letters(
+/// Reads dead letters; returns the number of those that cannot be read.
+fn read_letters(
     transaction: &ReadTransaction,
     salvaged: &mut SalvagedContents,
 ) -> Result<u64, redb::Error> {
     let is_reported = attempt(|| reported(&transaction.open_table(CURSORS)?));
-    let (begun, mut lost) = (Instant::now(), 0);
+    let (started_at, mut lost) = (Instant::now(), 0);
     for row in transaction.open_table(DEAD_LETTERS)?.iter()? {
         let (key, row) = row?;
         let Ok(letter) = open_letter(key.value(), row.value()) else {
             lost += 1;
             continue;
         };
-        let (sink, epoch, seq) = key.value();
-        let id = DeadLetterId { sink: sink.to_owned(), epoch: epoch.to_owned(), seq };
+        let id = to_id(key.value());
         if is_reported.as_ref().is_none_or(|is_reported| is_reported(&id)) {
             salvaged.letters.push((id, letter));
         }
-        if begun.elapsed() > PATIENCE {
-            return Err(redb::Error::Corrupted("it takes too long".to_owned()));
+        if started_at.elapsed() > MAX_TIME {
+            return Err(redb::Error::Corrupted("reading dead letters took too long".to_owned()));
         }
     }
     Ok(lost)
 }
 
-/// A file that is only read: what is written stays in memory.
+/// Backend that reads a file and keeps writes in memory.
 #[derive(Debug)]
 struct ReadOnlyOverlay {
     file: File,
@@ -161,6 +162,7 @@ struct OverlayBlocks {
     blocks: BTreeMap<u64, Vec<u8>>,
 }
 
+/// Size of the units that writes are kept in.
 const BLOCK: usize = 4096;
 
 impl ReadOnlyOverlay {
@@ -168,7 +170,7 @@ impl ReadOnlyOverlay {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A block as it lies in the file, zeroes behind its end.
+    /// Reads a block from the file; zeroes behind its end.
     fn block(&self, number: u64) -> io::Result<Vec<u8>> {
         let mut block = vec![0; BLOCK];
         self.file.fill_at(&mut block, number * BLOCK as u64)?;
@@ -176,7 +178,8 @@ impl ReadOnlyOverlay {
     }
 }
 
-/// The blocks that so many bytes at `offset` lie in: number, place in the block, place in them.
+/// Splits `length` bytes at `offset` into blocks: block number, offset in the block, and range in
+/// the bytes.
 fn blocks(
     offset: u64,
     length: usize,
@@ -231,7 +234,7 @@ impl StorageBackend for ReadOnlyOverlay {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut written = self.written();
         for (number, within, range) in blocks(offset, data.len()) {
-            if (written.blocks.len() + 1) * BLOCK > MOST_WRITTEN {
+            if (written.blocks.len() + 1) * BLOCK > MAX_WRITTEN {
                 return Err(io::ErrorKind::StorageFull.into());
             }
             let block = match written.blocks.remove(&number) {

@@ -1,36 +1,36 @@
-//! A disk for tests, in memory: it can lose its power, and it can fail.
+//! Disk in memory for tests that can lose power or return errors.
 //!
-//! What was written and not synced when the power goes may be there, in part, in any order, or not
-//! at all: each sector by itself.
+//! Unsynced writes may survive a power cut completely, partly, in any order, or not at all, each
+//! sector independently.
 
 use std::{
     io,
     sync::{Arc, Mutex, MutexGuard},
 };
 
-/// What a disk writes as a whole.
+/// Size of the unit that a disk writes atomically.
 const SECTOR: usize = 512;
 
-/// A disk, shared by whoever holds a clone.
+/// Disk that is shared by its clones.
 #[derive(Clone, Debug)]
 pub(crate) struct SimulatedDisk(Arc<Mutex<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
     live: Vec<u8>,
-    /// What is safe.
+    /// Content as of the last sync.
     durable: Vec<u8>,
-    /// What came after it.
+    /// Changes since the last sync.
     pending: Vec<Change>,
     random: fastrand::Rng,
-    /// How many changes and syncs until the power goes.
+    /// Number of changes and syncs until the power cut.
     power: Option<u64>,
     is_off: bool,
-    /// How many changes and syncs fail from now on.
+    /// Number of calls that will fail.
     errors: u64,
-    /// Whether a sync does nothing: what some disks do, and what tests must find out.
+    /// Whether syncs do nothing, as on some real disks; tests must detect it.
     lies: bool,
-    hits: Hits,
+    counts: DiskCounts,
 }
 
 #[derive(Clone, Debug)]
@@ -39,30 +39,30 @@ enum Change {
     Resize(usize),
 }
 
-/// What has happened to a disk.
+/// Number of events on a disk.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Hits {
-    /// The power went in a write.
+pub(crate) struct DiskCounts {
+    /// Power cuts during a write.
     pub(crate) cut_in_write: u64,
-    /// The power went in a sync.
+    /// Power cuts during a sync.
     pub(crate) cut_in_sync: u64,
-    /// The power went while the file changed its length.
+    /// Power cuts during a change of the file length.
     pub(crate) cut_in_resize: u64,
-    /// A write was there in part after a cut.
+    /// Writes that survived a cut partly.
     pub(crate) torn: u64,
-    /// A write was not there after a cut, and a later one was.
+    /// Writes that did not survive a cut although a later one did.
     pub(crate) reordered: u64,
-    /// A call failed, with the power on.
+    /// Calls that failed with the power on.
     pub(crate) errors: u64,
 }
 
 impl SimulatedDisk {
-    /// An empty disk.
+    /// Creates an empty disk.
     pub(crate) fn new(seed: u64) -> Self {
         Self::of(Vec::new(), seed)
     }
 
-    /// A disk that holds `bytes`.
+    /// Creates a disk with content `bytes`.
     pub(crate) fn of(bytes: Vec<u8>, seed: u64) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             live: bytes.clone(),
@@ -73,11 +73,11 @@ impl SimulatedDisk {
             is_off: false,
             errors: 0,
             lies: false,
-            hits: Hits::default(),
+            counts: DiskCounts::default(),
         })))
     }
 
-    /// The power goes within `changes` changes or syncs.
+    /// Cuts the power within `changes` changes or syncs.
     pub(crate) fn cut_after(&self, changes: u64) {
         self.inner().power = Some(changes);
     }
@@ -87,7 +87,7 @@ impl SimulatedDisk {
         self.inner().is_off
     }
 
-    /// The power goes now, if it is on, and comes back: what has survived is what there is.
+    /// Cuts the power unless it is off, and restores it with the content that survived.
     pub(crate) fn reboot(&self) {
         let mut inner = self.inner();
         if !inner.is_off {
@@ -97,30 +97,30 @@ impl SimulatedDisk {
         (inner.is_off, inner.power, inner.errors) = (false, None, 0);
     }
 
-    /// An empty disk in its place.
+    /// Deletes the content.
     pub(crate) fn clear(&self) {
         let mut inner = self.inner();
         (inner.live, inner.durable, inner.pending) = (Vec::new(), Vec::new(), Vec::new());
     }
 
-    /// The next `calls` reads, changes or syncs fail, and then no more.
+    /// Makes the next `calls` reads, changes or syncs fail.
     pub(crate) fn fail(&self, calls: u64) {
         self.inner().errors = calls;
     }
 
-    /// Lets syncs do nothing from now on.
+    /// Makes syncs do nothing from now on.
     pub(crate) fn lie(&self) {
         self.inner().lies = true;
     }
 
-    /// All that can be read.
+    /// Returns the current content.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.inner().live.clone()
     }
 
-    /// What has happened to it.
-    pub(crate) fn hits(&self) -> Hits {
-        self.inner().hits
+    /// Returns the number of events so far.
+    pub(crate) fn counts(&self) -> DiskCounts {
+        self.inner().counts
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -130,11 +130,11 @@ impl SimulatedDisk {
     fn change(&self, change: Change) -> io::Result<()> {
         let mut inner = self.inner();
         let is_write = matches!(change, Change::Write { .. });
-        // Even the change that is under way may come through.
+        // The current change may survive too.
         inner.pending.push(change.clone());
         if inner.step()? {
-            let hits = &mut inner.hits;
-            *(if is_write { &mut hits.cut_in_write } else { &mut hits.cut_in_resize }) += 1;
+            let counts = &mut inner.counts;
+            *(if is_write { &mut counts.cut_in_write } else { &mut counts.cut_in_resize }) += 1;
             return Err(inner.lose_power());
         }
         apply(&mut inner.live, &change, |_| true);
@@ -143,14 +143,14 @@ impl SimulatedDisk {
 }
 
 impl Inner {
-    /// Counts a call; whether the power goes in it.
+    /// Counts a call; returns whether the power is cut during it.
     fn step(&mut self) -> io::Result<bool> {
         if self.is_off {
             return Err(io::Error::other("the power is off"));
         }
         if self.errors > 0 {
             self.errors -= 1;
-            self.hits.errors += 1;
+            self.counts.errors += 1;
             return Err(io::Error::from_raw_os_error(5));
         }
         let Some(left) = &mut self.power else { return Ok(false) };
@@ -161,7 +161,7 @@ impl Inner {
     fn lose_power(&mut self) -> io::Error {
         let mut pending: Vec<_> =
             std::mem::take(&mut self.pending).into_iter().enumerate().collect();
-        // At times nothing of it has reached the disk, at times all of it.
+        // Sometimes nothing has reached the disk, sometimes everything.
         let share = [0.0, 0.1, 0.5, 0.9, 1.0][self.random.usize(..5)];
         let is_all = share >= 1.0;
         if !is_all {
@@ -182,17 +182,17 @@ impl Inner {
                 is_torn |= !survives;
                 survives
             });
-            self.hits.torn += u64::from(is_torn);
+            self.counts.torn += u64::from(is_torn);
             kept.push(number);
         }
         let last = kept.iter().max();
-        self.hits.reordered += u64::from(lost.iter().min() < last && !lost.is_empty());
+        self.counts.reordered += u64::from(lost.iter().min() < last && !lost.is_empty());
         self.is_off = true;
-        io::Error::other("the power went")
+        io::Error::other("the power was cut")
     }
 }
 
-/// Makes a change, as far as the sectors that it touches survive.
+/// Applies a change to the sectors that survive.
 fn apply(bytes: &mut Vec<u8>, change: &Change, mut survives: impl FnMut(usize) -> bool) {
     match change {
         Change::Resize(length) => bytes.resize(*length, 0),
@@ -229,7 +229,7 @@ impl redb::StorageBackend for SimulatedDisk {
         }
         if inner.errors > 0 {
             inner.errors -= 1;
-            inner.hits.errors += 1;
+            inner.counts.errors += 1;
             return Err(io::Error::from_raw_os_error(5));
         }
         let found = inner.live.get(size(offset)..size(offset) + out.len());
@@ -244,7 +244,7 @@ impl redb::StorageBackend for SimulatedDisk {
     fn sync_data(&self) -> io::Result<()> {
         let mut inner = self.inner();
         if inner.step()? {
-            inner.hits.cut_in_sync += 1;
+            inner.counts.cut_in_sync += 1;
             return Err(inner.lose_power());
         }
         if !inner.lies {
@@ -259,7 +259,7 @@ impl redb::StorageBackend for SimulatedDisk {
     }
 }
 
-/// What the environment says of a run: how much of it, and with which seed.
+/// Reads a number from an environment variable, such as a seed or a number of runs.
 pub(crate) fn env_number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{name} is `{value}`: expected a number")))

@@ -1,48 +1,52 @@
-//! How much waits in the outbox, and for whom.
+//! Size of the outbox, and backlog of each sink.
 
 use std::{fs, ops::ControlFlow};
 
 use redb::ReadableTableMetadata as _;
 
-use super::{CURSORS, Outbox, OutboxError, cursors::read_cursors, dead_letters::DEAD_LETTERS};
+use super::{
+    Outbox, OutboxError,
+    cursor_rows::read_cursors,
+    tables::{CURSORS, DEAD_LETTERS},
+};
 use crate::platform::Timestamp;
 
-/// How much waits in an outbox.
+/// Size and backlog of an outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutboxStats {
-    /// The name of its count.
+    /// Current epoch.
     pub epoch: String,
-    /// The last entry's number.
+    /// Sequence number of the last entry.
     pub last_seq: u64,
-    /// How many entries a sink has not taken yet.
+    /// Number of entries that some sink has not acknowledged.
     pub entries: u64,
-    /// Bytes that entries take.
+    /// Total size of the stored blocks, in bytes.
     pub bytes: u64,
-    /// Bytes of its file.
+    /// Size of the store's file, in bytes.
     pub file_bytes: u64,
-    /// Entries that were refused for good, and are kept.
+    /// Number of dead letters.
     pub dead_letters: u64,
-    /// Every sink that has a place in it.
-    pub places: Vec<SinkStats>,
+    /// Backlog of every sink with a cursor.
+    pub sinks: Vec<SinkStats>,
 }
 
-/// A sink's place in an outbox.
+/// Backlog of a sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkStats {
-    /// The sink's name.
+    /// Instance name of the sink.
     pub name: String,
-    /// Where it delivers to, as far as that is known.
+    /// Destination of the sink, if known.
     pub destination: Option<String>,
-    /// The last number that it acknowledged.
+    /// Last sequence number that it acknowledged.
     pub acknowledged: u64,
-    /// How many entries it has not taken yet.
+    /// Number of entries that it has not acknowledged.
     pub entries: u64,
-    /// When the oldest of these was checksum.
+    /// Time at which the oldest of these was sealed in a frame.
     pub oldest: Option<Timestamp>,
 }
 
 impl Outbox {
-    /// How much waits in it.
+    /// Returns the size of the outbox and the backlog of each sink.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
@@ -56,22 +60,22 @@ impl Outbox {
             let names: Vec<String> = cursors.into_iter().map(|(name, _)| name).collect();
             Ok((names, transaction.open_table(DEAD_LETTERS)?.len()?))
         })?;
-        let mut places = Vec::with_capacity(names.len());
+        let mut sinks = Vec::with_capacity(names.len());
         for name in names {
-            // With what is acknowledged and not stored yet.
+            // Includes acknowledgements that are not stored yet.
             let cursor = self.cursor(&name)?;
             let acknowledged = cursor.acknowledged.seq;
             let entries = last_seq.saturating_sub(acknowledged);
             let oldest = if entries > 0 { self.sealed_at(acknowledged + 1)? } else { None };
             let destination = cursor.destination;
-            places.push(SinkStats { name, destination, acknowledged, entries, oldest });
+            sinks.push(SinkStats { name, destination, acknowledged, entries, oldest });
         }
-        let entries = places.iter().map(|place| place.entries).max().unwrap_or(last_seq);
+        let entries = sinks.iter().map(|sink| sink.entries).max().unwrap_or(last_seq);
         let file_bytes = fs::metadata(&self.path).map_or(0, |file| file.len());
-        Ok(OutboxStats { epoch, last_seq, entries, bytes, file_bytes, dead_letters, places })
+        Ok(OutboxStats { epoch, last_seq, entries, bytes, file_bytes, dead_letters, sinks })
     }
 
-    /// When the frame was checksum that holds `seq`, or the next one that is there.
+    /// Returns the time at which the frame with `seq`, or the next stored one, was sealed.
     fn sealed_at(&self, seq: u64) -> Result<Option<Timestamp>, OutboxError> {
         let mut sealed_at = None;
         self.heads(seq, |head| {
@@ -92,29 +96,29 @@ mod tests {
     };
 
     #[test]
-    fn each_sink_has_its_own_depth_with_what_is_acknowledged_and_not_stored_yet() {
+    fn stats_include_acknowledgements_that_are_not_stored() {
         let store = store();
         store.outbox.register_sinks(&registrations(&["siem", "archive"])).unwrap();
         let group = commit(&store.outbox, 5);
         let point = ChainPoint { seq: 5, hash: group.frames[0].head.after };
         store.outbox.advance("siem", "epoch-1", point, 0);
-        let waiting = store.outbox.stats().unwrap();
-        assert_eq!((waiting.entries, waiting.last_seq, waiting.dead_letters), (5, 5, 0));
-        assert!(waiting.bytes > 0 && waiting.file_bytes > waiting.bytes);
-        let places: Vec<_> = waiting
-            .places
+        let stats = store.outbox.stats().unwrap();
+        assert_eq!((stats.entries, stats.last_seq, stats.dead_letters), (5, 5, 0));
+        assert!(stats.bytes > 0 && stats.file_bytes > stats.bytes);
+        let sinks: Vec<_> = stats
+            .sinks
             .iter()
-            .map(|place| (&*place.name, place.acknowledged, place.entries, place.oldest))
+            .map(|sink| (&*sink.name, sink.acknowledged, sink.entries, sink.oldest))
             .collect();
-        let sealed = Some(Timestamp(1));
-        assert_eq!(places, [("archive", 0, 5, sealed), ("siem", 5, 0, None)]);
+        let sealed_at = Some(Timestamp(1));
+        assert_eq!(sinks, [("archive", 0, 5, sealed_at), ("siem", 5, 0, None)]);
     }
 
     #[test]
-    fn nothing_waits_in_a_new_one() {
+    fn stats_of_a_new_outbox_are_zero() {
         let folder = tempfile::tempdir().unwrap();
         let outbox = open(&folder.path().join("outbox.redb"), &["siem"]).unwrap();
-        let waiting = outbox.stats().unwrap();
-        assert_eq!((waiting.entries, waiting.last_seq, waiting.bytes), (0, 0, 0));
+        let stats = outbox.stats().unwrap();
+        assert_eq!((stats.entries, stats.last_seq, stats.bytes), (0, 0, 0));
     }
 }

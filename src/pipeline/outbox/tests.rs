@@ -1,17 +1,26 @@
+//! The outbox: appending, acknowledging, migrating, renumbering and compacting.
+
+mod format_document;
 mod sinks;
 
-use std::{ops::ControlFlow, time::Duration};
+use std::{ops::ControlFlow, path::Path, time::Duration};
 
-use redb::ReadableDatabase as _;
-use siem_protocol::ChainPoint;
+use redb::{Database, ReadableDatabase as _};
+use siem_protocol::{ChainPoint, Digest};
 
-use super::*;
+use super::{
+    block, checksum,
+    store_file::builder,
+    tables::{CURSORS, META, STATE, STATE_CHECKSUM},
+    *,
+};
 use crate::{
     config::Shipping,
     event::Event,
-    frame::Codec,
+    frame::{Codec, Frame},
     pipeline::{
-        accounting::{Count, Share},
+        accounting::{Count, Share, Totals},
+        group::Group,
         group_builder::GroupBuilder,
     },
     platform::Timestamp,
@@ -55,7 +64,7 @@ fn shipping(batch_size: usize) -> Shipping {
     Shipping { batch_size, ..Shipping::default() }
 }
 
-/// A group of `count` events that begins where `outbox` ends.
+/// Returns a group of `count` events that starts at the end of `outbox`.
 pub(super) fn group(outbox: &Outbox, count: usize) -> Group {
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
     for n in 0..count {
@@ -80,7 +89,7 @@ pub(super) fn point(group: &Group) -> ChainPoint {
 }
 
 #[test]
-fn numbers_begin_at_one_and_go_on_over_a_restart() {
+fn sequence_numbers_continue_after_a_restart() {
     let store = store();
     assert_eq!(store.outbox.end().seq, 1);
     let first = commit(&store.outbox, 3);
@@ -97,7 +106,7 @@ fn numbers_begin_at_one_and_go_on_over_a_restart() {
 }
 
 #[test]
-fn a_group_that_does_not_begin_at_the_end_is_refused() {
+fn stale_group_is_refused() {
     let store = store();
     let stale = group(&store.outbox, 1);
     commit(&store.outbox, 2);
@@ -129,12 +138,12 @@ fn checkpoints_are_stored_with_the_entries_they_cover() {
 }
 
 #[test]
-fn what_is_acknowledged_leaves_whole_values() {
+fn acknowledged_entries_are_deleted_in_whole_blocks() {
     let store = store();
     let first = commit(&store.outbox, 3);
     let second = commit(&store.outbox, 3);
     let full = store.outbox.stored_bytes();
-    // In the middle of the first value: it stays, and reading begins in it.
+    // In the middle of the first block: the block stays, and reading starts within it.
     let middle = ChainPoint { seq: 2, hash: Digest::of(b"middle") };
     store.outbox.acknowledge("siem", "epoch-1", middle).unwrap();
     assert_eq!(store.outbox.stored_bytes(), full);
@@ -153,7 +162,7 @@ fn what_is_acknowledged_leaves_whole_values() {
 
 #[cfg(unix)]
 #[test]
-fn the_store_is_for_its_owner_only() {
+fn store_file_is_readable_by_its_owner_only() {
     use std::os::unix::fs::PermissionsExt as _;
     let store = store();
     let metadata = std::fs::metadata(store.folder.path().join("outbox.redb")).unwrap();
@@ -161,10 +170,9 @@ fn the_store_is_for_its_owner_only() {
 }
 
 #[test]
-fn large_groups_are_cut_into_values_that_fit() {
+fn large_groups_are_split_into_blocks_of_limited_size() {
     let store = store();
-    let mut builder =
-        GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
+    let mut builder = GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
     let large = "x".repeat(300_000);
     for _ in 0..12 {
         builder
@@ -172,7 +180,8 @@ fn large_groups_are_cut_into_values_that_fit() {
     }
     let group = builder.finish(Timestamp(1));
     assert!(
-        block::runs(&group.frames).all(|run| block::encode(run).len() <= block::MAX_STORED + 4)
+        block::runs(&group.frames)
+            .all(|run| block::encode(run).len() <= block::MAX_BLOCK_BYTES + 4)
     );
     assert_eq!(block::runs(&group.frames).map(<[Frame]>::len).sum::<usize>(), 12);
     store.outbox.commit(&group).unwrap();
@@ -181,12 +190,11 @@ fn large_groups_are_cut_into_values_that_fit() {
 }
 
 #[test]
-fn an_urgent_event_moves_the_urgent_number() {
+fn urgent_event_moves_the_urgent_sequence_number() {
     let store = store();
     commit(&store.outbox, 1);
     assert_eq!(store.outbox.watch().borrow().urgent_seq, 0);
-    let mut builder =
-        GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
+    let mut builder = GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
     let event = Event { severity: "high", ..Event::info("test", serde_json::json!({})) };
     builder.add_event(&event, Timestamp(1));
     store.outbox.commit(&builder.finish(Timestamp(1))).unwrap();
@@ -202,23 +210,23 @@ fn an_urgent_event_moves_the_urgent_number() {
 }
 
 #[test]
-fn dead_letters_are_named_until_they_are_passed() {
+fn dead_letters_after_a_cursor_are_listed() {
     let store = store();
     commit(&store.outbox, 5);
-    store_dead_letter(&store.outbox, "epoch-1", 3);
-    store_dead_letter(&store.outbox, "epoch-0", 4);
+    store_letter(&store.outbox, "epoch-1", 3);
+    store_letter(&store.outbox, "epoch-0", 4);
     let dead = |seq| store.outbox.dead_letters_after("siem", "epoch-1", seq).unwrap();
     assert_eq!(dead(0), [siem_protocol::DeadLettered { seq: 3, line_sha256: Digest::of(b"x") }]);
     assert_eq!(dead(3), []);
     assert_eq!(store.outbox.dead_letters_after("archive", "epoch-1", 0).unwrap(), []);
 }
 
-/// Keyed by its number alone, a dead letter was written over by that of the next epoch.
+/// Regression: the key had no epoch, and a dead letter was overwritten by one of the next epoch.
 #[test]
-fn dead_letters_of_two_epochs_stand_side_by_side() {
+fn dead_letters_of_two_epochs_coexist() {
     let store = store();
-    let one = store_dead_letter(&store.outbox, "epoch-1", 3);
-    let other = store_dead_letter(&store.outbox, "epoch-2", 3);
+    let one = store_letter(&store.outbox, "epoch-1", 3);
+    let other = store_letter(&store.outbox, "epoch-2", 3);
     let ids = |outbox: &Outbox| {
         outbox.dead_letters().unwrap().into_iter().map(|(id, _)| id).collect::<Vec<_>>()
     };
@@ -229,7 +237,7 @@ fn dead_letters_of_two_epochs_stand_side_by_side() {
 }
 
 #[test]
-fn a_store_of_a_newer_agent_is_refused_untouched() {
+fn newer_schema_is_refused_and_left_unchanged() {
     let store = store();
     commit(&store.outbox, 2);
     let Store { outbox, folder } = store;
@@ -241,7 +249,7 @@ fn a_store_of_a_newer_agent_is_refused_untouched() {
         let newer = br#"{"schema":4,"new":1}"#.as_slice();
         let mut meta = transaction.open_table(META).unwrap();
         meta.insert(STATE, newer).unwrap();
-        meta.insert(checksum::SEAL, checksum::seal_of_state(newer).as_slice()).unwrap();
+        meta.insert(STATE_CHECKSUM, checksum::state_checksum(newer).as_slice()).unwrap();
     }
     transaction.commit().unwrap();
     drop(database);
@@ -252,10 +260,10 @@ fn a_store_of_a_newer_agent_is_refused_untouched() {
     assert!(cursors.get("siem").unwrap().is_some());
 }
 
-/// The store of an agent that could not deliver any more, with one dead letter: nothing of it may
-/// be lost when a newer agent takes it over.
+/// The file is the store of an agent whose receiver was unreachable, with one dead letter. A newer
+/// agent must migrate it without loss.
 #[test]
-fn a_store_of_schema_1_is_taken_over() {
+fn schema_1_store_is_migrated() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.redb");
     let stored = include_bytes!("../../../tests/stores/schema-1.redb.zst");
@@ -278,7 +286,7 @@ fn a_store_of_schema_1_is_taken_over() {
     let mut files = 0;
     outbox.checkpoints("claude-sessions", |rows| files = rows.count()).unwrap();
     assert_eq!(files, 8);
-    // Its totals counted otherwise: they begin anew behind what it holds.
+    // The totals of schema 1 cannot be converted: they start again behind its entries.
     assert_eq!(end.totals, Totals { uncounted: 143, ..Totals::default() });
     commit(&outbox, 2);
     drop(outbox);
@@ -286,9 +294,9 @@ fn a_store_of_schema_1_is_taken_over() {
     assert_eq!((outbox.end().seq, outbox.end().totals.entries()), (146, 145));
 }
 
-/// As it was before rows had checksums: each is under one from then on.
+/// Rows of schema 2 have no checksums; opening the store adds them.
 #[test]
-fn a_store_of_schema_2_is_taken_over() {
+fn schema_2_store_is_migrated() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.redb");
     let stored = include_bytes!("../../../tests/stores/schema-2.redb.zst");
@@ -315,20 +323,20 @@ fn a_store_of_schema_2_is_taken_over() {
     }
 }
 
-/// A receiver that refuses everything got ten more dead letters after each restart.
+/// Regression: a receiver that refuses everything caused ten more dead letters after each restart.
 #[test]
-fn refusals_in_a_row_are_counted_over_a_restart() {
+fn consecutive_refusals_are_counted_across_restarts() {
     let store = store();
     let one = commit(&store.outbox, 5);
-    store_dead_letter(&store.outbox, "epoch-1", 1);
-    store_dead_letter(&store.outbox, "epoch-1", 2);
-    // What is new about one is no other refusal.
-    store_dead_letter(&store.outbox, "epoch-1", 2);
+    store_letter(&store.outbox, "epoch-1", 1);
+    store_letter(&store.outbox, "epoch-1", 2);
+    // Replacing a dead letter does not count as another refusal.
+    store_letter(&store.outbox, "epoch-1", 2);
     let store = store.reopen(&SINKS);
     let refusals = || store.outbox.cursor("siem").unwrap().refusals;
     assert_eq!(refusals(), 2);
     store.outbox.advance("siem", "epoch-1", point(&one), 2);
-    assert_eq!(refusals(), 2, "a batch that only named them shows nothing");
+    assert_eq!(refusals(), 2, "a batch that only reports dead letters is not a delivery");
     let now = Timestamp(10_000_000);
     store.outbox.renumber("epoch-1", "epoch-2".into(), now).unwrap();
     assert_eq!(refusals(), 2);
@@ -337,9 +345,9 @@ fn refusals_in_a_row_are_counted_over_a_restart() {
     assert_eq!(refusals(), 0);
 }
 
-/// Under a steady flow the file stayed as large as it had ever been.
+/// Regression: under a steady load the file kept its largest size.
 #[test]
-fn the_file_is_smaller_though_something_is_always_under_way() {
+fn file_is_compacted_under_a_steady_load() {
     let store = store();
     let path = store.folder.path().join("outbox.redb");
     let size = || std::fs::metadata(&path).unwrap().len();
@@ -366,13 +374,13 @@ fn the_file_is_smaller_though_something_is_always_under_way() {
     fill();
     let again = size();
     store.outbox.shrink(Duration::from_secs(3599)).unwrap();
-    assert_eq!(size(), again, "nobody may wait for it all the time");
+    assert_eq!(size(), again, "the interval has not passed");
     store.outbox.shrink(Duration::from_secs(3600)).unwrap();
     assert!(size() < again / 2, "{}", size());
 }
 
 #[test]
-fn the_accounts_of_files_add_up_to_the_totals_and_those_of_gone_files_are_folded() {
+fn byte_accounts_add_up_to_the_totals() {
     let store = store();
     let key = |name: &str| ("claude-sessions".to_owned(), GenerationId(name.to_owned()));
     let share = |bytes| Share { shipped: Count::line(bytes), endings: 1, ..Share::default() };
@@ -399,9 +407,10 @@ fn the_accounts_of_files_add_up_to_the_totals_and_those_of_gone_files_are_folded
     assert_eq!(sum, Share::from(&store.outbox.end().totals));
 }
 
-/// The disk stayed full after a weekend without a receiver, though everything was delivered.
+/// Regression: after an outage of the receiver the disk stayed full, although everything was
+/// delivered.
 #[test]
-fn the_file_is_small_again_after_a_backlog_has_drained() {
+fn file_is_compacted_after_a_backlog_has_drained() {
     let store = store();
     let path = store.folder.path().join("outbox.redb");
     let size = || std::fs::metadata(&path).unwrap().len();
@@ -424,10 +433,9 @@ fn the_file_is_small_again_after_a_backlog_has_drained() {
     assert_eq!(all(&store.outbox, 41).iter().map(|frame| frame.head.count).sum::<u64>(), 3);
 }
 
-/// A store that holds much, up to its cap of 1 GiB in a full run, is checked page by page as it is
-/// opened. How long that takes is printed, for whoever wants to know.
+/// Opening a store verifies every page. `AI_AGENT_STORE_MIB` sets the size; the duration is printed.
 #[test]
-fn a_store_with_much_in_it_opens_whole() {
+fn large_store_opens_intact() {
     let mebibytes = std::env::var("AI_AGENT_STORE_MIB").map_or(32, |size| size.parse().unwrap());
     let store = store();
     let mut random = fastrand::Rng::with_seed(1);
@@ -442,14 +450,14 @@ fn a_store_with_much_in_it_opens_whole() {
         store.outbox.commit(&builder.finish(Timestamp(1))).unwrap();
     }
     let end = store.outbox.end();
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     let store = store.reopen(&SINKS);
-    eprintln!("opened in {:?}", begun.elapsed());
+    eprintln!("opened in {:?}", started.elapsed());
     assert_eq!(store.outbox.end(), end);
 }
 
 #[test]
-fn garbage_is_an_error_and_stays() {
+fn garbage_file_is_an_error_and_left_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.redb");
     std::fs::write(&path, b"this is no store").unwrap();
@@ -458,7 +466,7 @@ fn garbage_is_an_error_and_stays() {
     assert_eq!(std::fs::read(&path).unwrap(), b"this is no store");
 }
 
-pub(super) fn store_dead_letter(outbox: &Outbox, epoch: &str, seq: u64) -> DeadLetterId {
+pub(super) fn store_letter(outbox: &Outbox, epoch: &str, seq: u64) -> DeadLetterId {
     let id = DeadLetterId { sink: "siem".into(), epoch: epoch.into(), seq };
     let at = "2026-11-21T20:00:00.000Z".to_owned();
     outbox
@@ -467,7 +475,8 @@ pub(super) fn store_dead_letter(outbox: &Outbox, epoch: &str, seq: u64) -> DeadL
     id
 }
 
-/// The lines of all entries, without their numbers, and the chain over them with their numbers.
+/// Returns the lines of all entries without their sequence numbers, and the chain over the lines
+/// with them.
 fn entries(frames: &[Frame], before: Digest) -> (Vec<String>, Digest) {
     let mut chain = before;
     let mut lines = Vec::new();
@@ -484,25 +493,25 @@ fn entries(frames: &[Frame], before: Digest) -> (Vec<String>, Digest) {
 }
 
 #[test]
-fn a_new_epoch_numbers_what_is_left_from_one() {
+fn new_epoch_renumbers_remaining_entries_from_one() {
     let store = store().reopen(&["siem", "archive"]);
     let first = commit(&store.outbox, 3);
     let second = commit(&store.outbox, 4);
     store.outbox.acknowledge("archive", "epoch-1", point(&second)).unwrap();
     let two = ChainPoint { seq: 2, hash: Digest::of(b"anything") };
     store.outbox.acknowledge("siem", "epoch-1", two).unwrap();
-    // One that a header has named, one that none has.
-    store_dead_letter(&store.outbox, "epoch-1", 1);
-    store_dead_letter(&store.outbox, "epoch-1", 5);
+    // The first is reported, the second is not.
+    store_letter(&store.outbox, "epoch-1", 1);
+    store_letter(&store.outbox, "epoch-1", 5);
     let (before, _) = entries(&all(&store.outbox, 1), Digest::ZERO);
 
     let now = Timestamp(10_000_000);
     let counted = store.outbox.state().totals.clone();
-    let begun = store.outbox.renumber("epoch-1", "epoch-2".into(), now).unwrap();
+    let outcome = store.outbox.renumber("epoch-1", "epoch-2".into(), now).unwrap();
     let (previous, epoch) = ("epoch-1".to_owned(), "epoch-2".to_owned());
-    // What no heartbeat of the old epoch has said yet.
+    // Totals that no heartbeat of the old epoch has reported yet.
     let ended = (7, Box::new(counted));
-    assert_eq!(begun, RenumberOutcome::Started { previous, epoch, entries: 5, ended });
+    assert_eq!(outcome, RenumberOutcome::Started { previous, epoch, entries: 5, ended });
     let store = store.reopen(&["siem", "archive"]);
     let frames = all(&store.outbox, 1);
     let (after, chain) = entries(&frames, Digest::ZERO);
@@ -516,7 +525,7 @@ fn a_new_epoch_numbers_what_is_left_from_one() {
     let siem = store.outbox.cursor("siem").unwrap();
     assert_eq!((siem.acknowledged.seq, siem.base), (0, None));
     assert_eq!(siem.previous_epoch.as_deref(), Some("epoch-1"));
-    // The other sink has all of them: it goes on behind them, and says where it begins.
+    // The other sink has acknowledged all entries: it continues behind them, with a base.
     let archive = store.outbox.cursor("archive").unwrap();
     assert_eq!(archive.acknowledged, ChainPoint { seq: 5, hash: chain });
     assert_eq!(archive.base, Some(archive.acknowledged));
@@ -524,7 +533,7 @@ fn a_new_epoch_numbers_what_is_left_from_one() {
     let left = store.outbox.dead_letters().unwrap();
     assert_eq!(left.iter().map(|(id, _)| id.seq).collect::<Vec<_>>(), [1]);
 
-    // What comes late from the epoch before moves nothing.
+    // A late acknowledgement from the old epoch changes nothing.
     store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
     assert_eq!(store.outbox.cursor("siem").unwrap(), siem);
     let again = store.outbox.renumber("epoch-1", "epoch-3".into(), now).unwrap();
@@ -537,10 +546,10 @@ fn a_new_epoch_numbers_what_is_left_from_one() {
     assert!(matches!(again, RenumberOutcome::Started { entries: 5, .. }));
 }
 
-/// redb refuses every write on a handle that has seen an error: a disk that was full for a moment
-/// would have stopped the agent until its next start.
+/// Regression: redb refuses every write on a handle that has failed once, so a disk that was full
+/// for a moment stopped the agent until its next start.
 #[test]
-fn goes_on_after_an_error_of_the_disk() {
+fn commits_continue_after_a_disk_error() {
     let disk = simulated_disk::SimulatedDisk::new(1);
     let backend = disk.clone();
     let opener = move || Ok((builder().create_with_backend(backend.clone())?, None));
@@ -555,7 +564,7 @@ fn goes_on_after_an_error_of_the_disk() {
     assert!(outbox.commit(&lost).is_err());
     assert!(outbox.commit(&lost).is_err());
     disk.fail(0);
-    // What is in the store now, it says by itself.
+    // The reopened store shows whether the failed group is in it.
     assert!(outbox.cursor("siem").is_ok());
     let end = outbox.end().seq;
     commit(&outbox, 1);
@@ -564,23 +573,29 @@ fn goes_on_after_an_error_of_the_disk() {
     assert_eq!(frames.iter().map(|frame| frame.head.count).sum::<u64>(), end);
 }
 
-/// A sync for each acknowledgement is what made a live record cost twice.
+/// Regression: each acknowledgement was synced by itself, which doubled the cost of a live record.
 #[test]
-fn an_acknowledgement_counts_at_once_and_is_stored_with_the_entries_that_come() {
+fn acknowledgement_is_stored_with_the_next_commit() {
     let store = store();
     let first = commit(&store.outbox, 3);
     assert!(!store.outbox.advance("siem", "epoch-1", point(&first), 0));
-    assert!(store.outbox.advance("siem", "epoch-1", point(&first), 0), "the first one waits");
+    assert!(
+        store.outbox.advance("siem", "epoch-1", point(&first), 0),
+        "an earlier acknowledgement is pending"
+    );
     assert_eq!(store.outbox.cursor("siem").unwrap().acknowledged, point(&first));
-    assert!(store.outbox.stored_bytes() > 0, "nothing was written yet");
+    assert!(store.outbox.stored_bytes() > 0, "nothing is written yet");
     let second = commit(&store.outbox, 2);
     assert!(store.outbox.pending_acks().is_empty());
     let only: Vec<_> = store.outbox.frames(1, |_| ControlFlow::Continue(())).unwrap();
-    assert_eq!(only[0].head.first_seq, 4, "what every sink has is gone");
-    assert!(!store.outbox.advance("siem", "epoch-1", point(&second), 0), "it went with entries");
+    assert_eq!(only[0].head.first_seq, 4, "acknowledged entries are deleted");
+    assert!(
+        !store.outbox.advance("siem", "epoch-1", point(&second), 0),
+        "the commit stored the earlier one"
+    );
     let store = store.reopen(&SINKS);
     let cursor = store.outbox.cursor("siem").unwrap();
-    assert_eq!(cursor.acknowledged, point(&first), "the batch is sent again");
+    assert_eq!(cursor.acknowledged, point(&first), "the second acknowledgement was not stored");
     store.outbox.advance("siem", "epoch-1", point(&second), 0);
     store.outbox.persist_acks().unwrap();
     assert_eq!(store.outbox.stored_bytes(), 0);

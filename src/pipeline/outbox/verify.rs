@@ -1,152 +1,163 @@
-//! Holds what lies in the outbox against the numbers and the chain that it was stored with.
-
-use std::ops::ControlFlow;
+//! Verification of sequence numbers, checksums and the hash chain.
 
 use siem_protocol::Digest;
 
 use super::{Outbox, OutboxError};
-use crate::frame::Frame;
+use crate::frame::{Frame, FrameError};
 
-/// So much of the store is read at once. Nothing is held between two reads: whoever takes long over
-/// one holds nobody up.
-const PIECE: usize = 1 << 20;
-
-/// What was found to be right.
+/// Result of a successful verification.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
-    /// The first entry's number; 0 without any.
+    /// Sequence number of the first entry; 0 without entries.
     pub first_seq: u64,
-    /// The last entry's number.
+    /// Sequence number of the last entry.
     pub last_seq: u64,
-    /// How many entries.
+    /// Number of entries.
     pub entries: u64,
-    /// Their bytes, before compression.
+    /// Size of the entries before compression, in bytes.
     pub bytes: u64,
-    /// How many dead letters.
+    /// Number of dead letters.
     pub dead_letters: u64,
 }
 
-/// What is wrong with an outbox.
+/// Why the verification failed.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// It can't be read.
+    /// The store cannot be read.
     #[error(transparent)]
     Outbox(#[from] OutboxError),
-    /// A frame can't be decoded.
+    /// A frame cannot be decoded.
     #[error(transparent)]
-    Frame(#[from] crate::frame::FrameError),
-    /// Numbers are missing.
+    Frame(#[from] FrameError),
+    /// Entries are missing between two others.
     #[error("entries {expected} to {before} are missing", before = found - 1)]
     Missing {
-        /// The first that is.
+        /// First missing sequence number.
         expected: u64,
-        /// The next that is there.
+        /// Next sequence number that exists.
         found: u64,
     },
-    /// It ends too early.
-    #[error("the last entry is {found}, and should be {expected}")]
+    /// Entries are missing at the end.
+    #[error("the last entry is {found}, expected {expected}")]
     Short {
-        /// The last that should be there.
+        /// Sequence number of the last entry according to the state row.
         expected: u64,
-        /// The last that is.
+        /// Sequence number of the last entry that exists.
         found: u64,
     },
-    /// Bytes are others than those that were chained.
-    #[error("the entries {first} to {last} are not those that were stored: their chain is another")]
+    /// The hash chain over the entries differs from the stored one.
+    #[error("entries {first} to {last} were changed: their hash chain does not match")]
     Chain {
-        /// The first entry of the frame.
+        /// First entry of the frame.
         first: u64,
-        /// Its last.
+        /// Last entry of the frame.
         last: u64,
     },
-    /// A dead letter is not the line that was refused.
-    #[error("dead letter {seq} of sink `{sink}` is not the line that was refused")]
+    /// The line of a dead letter does not match its hash.
+    #[error("dead letter {seq} of sink `{sink}` was changed: its hash does not match")]
     DeadLetter {
-        /// The sink that refused it.
+        /// Sink that refused the entry.
         sink: String,
-        /// Its number.
+        /// Sequence number of the entry.
         seq: u64,
     },
-    /// Numbers began anew meanwhile.
-    #[error("a new epoch began meanwhile: look once more")]
-    RenumberOutcome,
+    /// A new epoch started during the verification.
+    #[error("a new epoch started during the verification: try again")]
+    Renumbered,
+}
+
+/// Position of the verification.
+struct Progress {
+    next_seq: u64,
+    chain: Digest,
 }
 
 impl Outbox {
-    /// Reads some frames in order, beginning with the one that holds `seq`: at least one where there
-    /// is one, and not many bytes at once.
+    /// Verifies sequence numbers, checksums and the hash chain of every entry, and the hashes of
+    /// dead letters.
     ///
     /// # Errors
-    /// [`OutboxError`] when the store cannot be read or a value in it is damaged.
-    pub fn frame_chunk(&self, seq: u64) -> Result<Vec<Frame>, OutboxError> {
-        let mut bytes = 0;
-        self.frames(seq, |head| {
-            if bytes > 0 && bytes + head.stored > PIECE {
-                return ControlFlow::Break(());
-            }
-            bytes += head.stored;
-            ControlFlow::Continue(())
-        })
+    /// [`VerifyError`] describes the first problem that was found.
+    pub fn verify(&self) -> Result<Verified, VerifyError> {
+        let epoch = self.epoch();
+        self.verify_entries().and_then(|verified| self.verify_dead_letters(verified)).map_err(
+            |error| match error {
+                VerifyError::Missing { .. }
+                | VerifyError::Short { .. }
+                | VerifyError::Chain { .. }
+                    if self.epoch() != epoch =>
+                {
+                    VerifyError::Renumbered
+                }
+                error => error,
+            },
+        )
     }
 
-    /// Reads everything and holds it against its numbers and its chain.
-    ///
-    /// # Errors
-    /// [`VerifyError`] says what was found first.
-    pub fn verify(&self) -> Result<Verified, VerifyError> {
-        let (epoch, end) = (self.epoch(), self.end());
-        let renumbered =
-            || if self.epoch() == epoch { None } else { Some(VerifyError::RenumberOutcome) };
+    fn verify_entries(&self) -> Result<Verified, VerifyError> {
+        let end = self.end();
         let mut verified = Verified::default();
-        let mut at: Option<(u64, Digest)> = None;
-        while at.is_none_or(|(next, _)| next < end.seq) {
-            let frames = self.frame_chunk(at.map_or(0, |(next, _)| next))?;
+        let mut progress: Option<Progress> = None;
+        while progress.as_ref().is_none_or(|progress| progress.next_seq < end.seq) {
+            let from = progress.as_ref().map_or(0, |progress| progress.next_seq);
+            let frames = self.frame_chunk(from)?;
             if frames.is_empty() {
                 break;
             }
             for frame in frames {
-                let head = &frame.head;
-                let (next, chain) = at.unwrap_or((head.first_seq, head.before));
-                if head.first_seq != next {
-                    let missing = VerifyError::Missing { expected: next, found: head.first_seq };
-                    return Err(renumbered().unwrap_or(missing));
-                }
-                let raw = frame.decode()?;
-                let lines = raw.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-                let after = lines.fold(chain, |chain, line| chain.chain(Digest::of(line)));
-                let last = head.last_seq();
-                if head.before != chain || head.after != after {
-                    let wrong = VerifyError::Chain { first: next, last };
-                    return Err(renumbered().unwrap_or(wrong));
-                }
-                if verified.entries == 0 {
-                    verified.first_seq = next;
-                }
-                verified.entries += head.count;
-                verified.bytes += raw.len() as u64;
-                at = Some((last + 1, after));
+                progress = Some(verify_frame(&frame, progress, &mut verified)?);
             }
         }
-        verified.last_seq = at.map_or(end.seq - 1, |(next, _)| next - 1);
+        verified.last_seq = progress.as_ref().map_or(end.seq - 1, |progress| progress.next_seq - 1);
         if verified.last_seq + 1 < end.seq {
-            let wrong = VerifyError::Short { expected: end.seq - 1, found: verified.last_seq };
-            return Err(renumbered().unwrap_or(wrong));
+            return Err(VerifyError::Short { expected: end.seq - 1, found: verified.last_seq });
         }
-        if verified.last_seq + 1 == end.seq && at.is_some_and(|(_, chain)| chain != end.chain) {
-            let wrong = VerifyError::Chain { first: verified.last_seq, last: verified.last_seq };
-            return Err(renumbered().unwrap_or(wrong));
+        let is_at_end = verified.last_seq + 1 == end.seq;
+        if is_at_end && progress.is_some_and(|progress| progress.chain != end.chain) {
+            return Err(VerifyError::Chain { first: verified.last_seq, last: verified.last_seq });
         }
+        Ok(verified)
+    }
+
+    fn verify_dead_letters(&self, mut verified: Verified) -> Result<Verified, VerifyError> {
         for id in self.dead_letter_ids()? {
             let Some(letter) = self.dead_letter(&id)? else { continue };
-            let is_right =
+            let is_unchanged =
                 letter.line().is_some_and(|line| Digest::of(&line) == letter.line_sha256);
-            if !is_right {
+            if !is_unchanged {
                 return Err(VerifyError::DeadLetter { sink: id.sink, seq: id.seq });
             }
             verified.dead_letters += 1;
         }
         Ok(verified)
     }
+}
+
+/// Verifies that a frame continues the numbers and the chain, and counts its entries.
+fn verify_frame(
+    frame: &Frame,
+    progress: Option<Progress>,
+    verified: &mut Verified,
+) -> Result<Progress, VerifyError> {
+    let head = &frame.head;
+    let Progress { next_seq, chain } =
+        progress.unwrap_or(Progress { next_seq: head.first_seq, chain: head.before });
+    if head.first_seq != next_seq {
+        return Err(VerifyError::Missing { expected: next_seq, found: head.first_seq });
+    }
+    let raw = frame.decode()?;
+    let lines = raw.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let after = lines.fold(chain, |chain, line| chain.chain(Digest::of(line)));
+    let last = head.last_seq();
+    if head.before != chain || head.after != after {
+        return Err(VerifyError::Chain { first: next_seq, last });
+    }
+    if verified.entries == 0 {
+        verified.first_seq = next_seq;
+    }
+    verified.entries += head.count;
+    verified.bytes += raw.len() as u64;
+    Ok(Progress { next_seq: last + 1, chain: after })
 }
 
 #[cfg(test)]
@@ -160,7 +171,7 @@ mod tests {
     };
 
     #[test]
-    fn what_was_stored_is_found_whole() {
+    fn intact_outbox_is_verified() {
         let store = store();
         assert_eq!(store.outbox.verify().unwrap(), Verified::default());
         commit(&store.outbox, 700);
@@ -170,29 +181,29 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_are_others_than_those_that_were_chained_are_found() {
+    fn changed_entries_are_detected() {
         let store = store();
         commit(&store.outbox, 3);
         let mut wrong = group(&store.outbox, 2);
         wrong.frames[0].head.before = Digest::ZERO;
         store.outbox.commit(&wrong).unwrap();
-        let found = store.outbox.verify().unwrap_err();
-        assert!(matches!(found, VerifyError::Chain { first: 4, last: 5 }), "{found}");
+        let error = store.outbox.verify().unwrap_err();
+        assert!(matches!(error, VerifyError::Chain { first: 4, last: 5 }), "{error}");
     }
 
     #[test]
-    fn entries_that_are_missing_are_found() {
+    fn missing_entries_are_detected() {
         let store = store();
         commit(&store.outbox, 3);
         let mut wrong = group(&store.outbox, 2);
         wrong.frames[0].head.first_seq += 4;
         store.outbox.commit(&wrong).unwrap();
-        let found = store.outbox.verify().unwrap_err();
-        assert_eq!(found.to_string(), "entries 4 to 7 are missing");
+        let error = store.outbox.verify().unwrap_err();
+        assert!(matches!(error, VerifyError::Missing { expected: 4, found: 8 }), "{error}");
     }
 
     #[test]
-    fn a_dead_letter_that_is_another_is_found() {
+    fn changed_dead_letter_is_detected() {
         let store = store();
         let id = DeadLetterId { sink: "siem".into(), epoch: "e".into(), seq: 7 };
         let mut letter = DeadLetter::new(b"{}", Digest::ZERO, 422, String::new(), String::new());
@@ -200,7 +211,7 @@ mod tests {
         assert_eq!(store.outbox.verify().unwrap().dead_letters, 1);
         letter.line_sha256 = Digest::ZERO;
         store.outbox.store_dead_letter(&id, &letter).unwrap();
-        let found = store.outbox.verify().unwrap_err();
-        assert!(matches!(found, VerifyError::DeadLetter { seq: 7, .. }), "{found}");
+        let error = store.outbox.verify().unwrap_err();
+        assert!(matches!(error, VerifyError::DeadLetter { seq: 7, .. }), "{error}");
     }
 }

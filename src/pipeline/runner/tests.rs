@@ -235,7 +235,7 @@ async fn a_flush_sends_what_would_have_waited_and_nothing_that_comes_later() {
     running.report(Event::info("test", serde_json::json!({})));
     in_time(running.outbox.watch().wait_for(|head| head.last_seq >= 3)).await.unwrap();
     let waiting = view.outbox().stats().unwrap();
-    assert_eq!((waiting.entries, waiting.places[0].acknowledged), (1, 2));
+    assert_eq!((waiting.entries, waiting.sinks[0].acknowledged), (1, 2));
     let (_, progress) = &view.sinks()[0];
     assert!(progress.acknowledged_at.is_some() && progress.trouble.is_none());
     running.stop().await;

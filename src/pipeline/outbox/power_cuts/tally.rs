@@ -1,19 +1,19 @@
-//! What came in a run of power cuts, counted.
+//! Counters of a run of power cuts.
 
 use std::collections::BTreeMap;
 
-/// How often each kind of thing happened.
+/// Number of events of each kind.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    pub(super) acts: BTreeMap<&'static str, u64>,
+    pub(super) operations: BTreeMap<&'static str, u64>,
     pub(super) cuts: u64,
     pub(super) cut_while_opening: u64,
-    /// Cut while the file was made, with nothing in it yet.
+    /// Cuts while the file was created, with nothing in it yet.
     pub(super) unborn: u64,
     pub(super) found_before: u64,
     pub(super) found_after: u64,
-    /// Acknowledgements were stored with something else.
-    pub(super) settled_by_the_way: u64,
+    /// Acknowledgements that were stored with another operation.
+    pub(super) acks_stored_with_commit: u64,
     pub(super) errors: u64,
     pub(super) cut_in_write: u64,
     pub(super) cut_in_sync: u64,
@@ -24,15 +24,15 @@ pub(super) struct Tally {
 
 impl Tally {
     pub(super) fn add(&mut self, other: &Self) {
-        for (act, count) in &other.acts {
-            *self.acts.entry(act).or_default() += count;
+        for (operation, count) in &other.operations {
+            *self.operations.entry(operation).or_default() += count;
         }
         self.cuts += other.cuts;
         self.cut_while_opening += other.cut_while_opening;
         self.unborn += other.unborn;
         self.found_before += other.found_before;
         self.found_after += other.found_after;
-        self.settled_by_the_way += other.settled_by_the_way;
+        self.acks_stored_with_commit += other.acks_stored_with_commit;
         self.errors += other.errors;
         self.cut_in_write += other.cut_in_write;
         self.cut_in_sync += other.cut_in_sync;
@@ -41,15 +41,16 @@ impl Tally {
         self.reordered += other.reordered;
     }
 
-    /// Each kind of thing, and how often it happened.
+    /// Returns the number of events by kind.
     pub(super) fn kinds(&self) -> Vec<(&'static str, u64)> {
-        let mut kinds: Vec<_> = self.acts.iter().map(|(act, count)| (*act, *count)).collect();
+        let mut kinds: Vec<_> =
+            self.operations.iter().map(|(operation, count)| (*operation, *count)).collect();
         kinds.extend([
             ("cut while opening", self.cut_while_opening),
-            ("cut while the file was made", self.unborn),
+            ("cut while the file was created", self.unborn),
             ("found as before", self.found_before),
             ("found as after", self.found_after),
-            ("acknowledged by the way", self.settled_by_the_way),
+            ("acknowledgement stored with an operation", self.acks_stored_with_commit),
             ("I/O error, power on", self.errors),
             ("cut in a write", self.cut_in_write),
             ("cut in a sync", self.cut_in_sync),

@@ -1,21 +1,32 @@
+//! Intact, missing and damaged stores at start.
+
+use std::{fs, path::Path};
+
+use redb::{ReadableTable as _, WriteTransaction};
+
 use super::{
     super::{
-        META, STATE,
-        database::builder,
-        tests::{SINKS, Store, commit, group, point, registrations, store, store_dead_letter},
+        backup_file::BackupContents,
+        checksum::protect,
+        rows::DamageReport,
+        salvage::salvage,
+        store_file::builder,
+        tables::{
+            ACCOUNTS, CHECKPOINTS, CURSORS, DEAD_LETTERS, DROPPED_PARTS, META, STATE,
+            STATE_CHECKSUM,
+        },
+        tests::{SINKS, Store, commit, group, point, registrations, store, store_letter},
     },
     *,
 };
-use redb::ReadableTable as _;
+use crate::tail::GenerationId;
 
-use crate::{pipeline::outbox::checksum::SEAL, tail::GenerationId};
-
-/// A row of a file at `/p/a.jsonl`, told apart by where it lies.
+/// Returns a checkpoint row of a file; the name is part of its path.
 fn row(name: &str) -> Vec<u8> {
     format!(r#"{{"path":"/p/{name}.jsonl","offset":7,"first":{{"len":7,"hash":1}}}}"#).into_bytes()
 }
 
-/// Damages a store, and says what a new one in its place has to say.
+/// Damages a store with an acknowledged and an unacknowledged checkpoint, and opens it again.
 fn recover(damage: impl FnOnce(&Path)) -> (Outbox, OpenOutcome, tempfile::TempDir) {
     let Store { outbox, folder } = store();
     let key = ("claude-sessions".to_owned(), GenerationId("a".into()));
@@ -44,16 +55,16 @@ fn stored_row(outbox: &Outbox) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn a_whole_store_is_taken_as_it_is() {
+fn intact_store_is_opened_unchanged() {
     let (outbox, found, _folder) = recover(|_| ());
     assert!(matches!(found, OpenOutcome::Intact), "{found:?}");
     assert_eq!((outbox.epoch(), stored_row(&outbox)), ("epoch-1".into(), Some(row("waiting"))));
 }
 
-/// A damaged store was deleted by hand, and every file was read from its beginning; or it was
-/// opened as it was, and the agent went down with it at each start.
+/// Regression: a damaged store had to be deleted by hand, after which every file was read from the
+/// beginning; or it was opened, and the agent crashed at each start.
 #[test]
-fn a_damaged_store_is_moved_aside_and_files_go_on_where_they_were_acknowledged() {
+fn damaged_store_is_replaced_with_acknowledged_checkpoints() {
     type DamageReport = fn(&mut Vec<u8>);
     let damages: [(&str, DamageReport); 4] = [
         ("garbage", |bytes| *bytes = b"this is no store".to_vec()),
@@ -86,7 +97,7 @@ fn a_damaged_store_is_moved_aside_and_files_go_on_where_they_were_acknowledged()
 }
 
 #[test]
-fn a_directory_in_the_stores_place_is_moved_aside() {
+fn directory_at_the_store_path_is_moved_aside() {
     let (outbox, found, _folder) = recover(|path| {
         fs::remove_file(path).unwrap();
         fs::create_dir(path).unwrap();
@@ -98,7 +109,7 @@ fn a_directory_in_the_stores_place_is_moved_aside() {
 }
 
 #[test]
-fn a_store_that_is_gone_or_empty_begins_anew_where_files_were_acknowledged() {
+fn missing_store_is_created_with_acknowledged_checkpoints() {
     type DamageReport = fn(&Path);
     let damages: [DamageReport; 2] =
         [|path| fs::remove_file(path).unwrap(), |path| fs::write(path, "").unwrap()];
@@ -111,7 +122,7 @@ fn a_store_that_is_gone_or_empty_begins_anew_where_files_were_acknowledged() {
 }
 
 #[test]
-fn the_first_store_has_nothing_before_it() {
+fn first_store_has_no_previous_epoch() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.redb");
     let new_epoch = || "epoch-1".to_owned();
@@ -120,9 +131,10 @@ fn the_first_store_has_nothing_before_it() {
     assert!(matches!(opened.1, OpenOutcome::Created { previous_epoch: None }));
 }
 
-/// Offsets were copied only at moments when all was acknowledged: under a steady flow never.
+/// Regression: checkpoints were backed up only when every entry was acknowledged, which never
+/// happened under a steady load.
 #[test]
-fn offsets_are_copied_though_there_is_always_something_under_way() {
+fn checkpoints_are_backed_up_under_a_steady_load() {
     let store = store();
     let key = ("claude-sessions".to_owned(), GenerationId("a".into()));
     let commit = |row: &str| {
@@ -146,10 +158,10 @@ fn offsets_are_copied_though_there_is_always_something_under_way() {
     assert_eq!(saved().as_deref(), Some(b"three".as_slice()));
 }
 
-/// A kill after the new store was made, and before its first group, left a store that nobody had
-/// heard of.
+/// Regression: after a kill between the creation of a store and its first group, the replacement was
+/// never reported.
 #[test]
-fn how_a_store_began_is_said_until_it_is_among_its_entries() {
+fn replacement_is_reported_until_an_entry_is_stored() {
     let (outbox, found, folder) = recover(|path| fs::write(path, b"garbage").unwrap());
     drop(outbox);
     let path = folder.path().join("outbox.redb");
@@ -173,7 +185,7 @@ fn key(name: &str) -> (String, GenerationId) {
     ("claude-sessions".to_owned(), GenerationId(name.to_owned()))
 }
 
-/// Changes a store that is closed.
+/// Modifies a closed store.
 fn change(path: &Path, change: impl FnOnce(&WriteTransaction)) {
     let database = builder().open(path).unwrap();
     let transaction = database.begin_write().unwrap();
@@ -181,7 +193,7 @@ fn change(path: &Path, change: impl FnOnce(&WriteTransaction)) {
     transaction.commit().unwrap();
 }
 
-/// Damages the state alone: what else is in the store can be read.
+/// Damages the state row only; all other rows stay readable.
 fn damage_state(path: &Path) {
     change(path, |transaction| {
         transaction.open_table(META).unwrap().insert(STATE, b"{}".as_slice()).unwrap();
@@ -193,14 +205,14 @@ fn recovered(path: &Path) -> (Outbox, OpenOutcome) {
         .unwrap()
 }
 
-/// A file that began within the last minute, or while the receiver was away, came again under
-/// another generation, and nobody could say that it had come before.
+/// Regression: a file that was created within the last minute, or while the receiver was
+/// unreachable, was sent again under another generation and could not be recognised.
 #[test]
-fn a_generation_that_began_keeps_its_id_though_nothing_of_it_is_acknowledged() {
+fn started_generation_keeps_its_id_after_damage() {
     type DamageReport = fn(&Path);
     let damages: [(&str, DamageReport); 3] = [
         ("garbage, noted beside the store", |path| fs::write(path, b"garbage").unwrap()),
-        ("gone, noted beside the store", |path| fs::remove_file(path).unwrap()),
+        ("missing, noted beside the store", |path| fs::remove_file(path).unwrap()),
         ("read out of the damaged store", |path| {
             damage_state(path);
             fs::remove_file(path.with_file_name("checkpoints.bak")).unwrap();
@@ -210,7 +222,7 @@ fn a_generation_that_began_keeps_its_id_though_nothing_of_it_is_acknowledged() {
         let Store { outbox, folder } = store();
         let mut one = group(&outbox, 3);
         one.checkpoints.insert(key("a"), Some(row("a")));
-        // It goes on where another ended: what lies before may not be acknowledged.
+        // This one continues where another ended, whose entries may not be acknowledged.
         let trimmed =
             String::from_utf8(row("trimmed")).unwrap().replace("{\"path", "{\"start\":5,\"path");
         one.checkpoints.insert(key("trimmed"), Some(trimmed.into_bytes()));
@@ -231,23 +243,23 @@ fn a_generation_that_began_keeps_its_id_though_nothing_of_it_is_acknowledged() {
     }
 }
 
-/// What began is noted at once, also while all rows lie beside the file and wait for a sink.
+/// Started generations are recorded at once, also while prepared rows wait for a sink.
 #[test]
-fn what_began_is_noted_until_it_is_acknowledged() {
+fn started_generation_is_recorded_until_acknowledged() {
     let store = store();
-    let begin = |name: &str| {
+    let start = |name: &str| {
         let mut one = group(&store.outbox, 1);
         one.checkpoints.insert(key(name), Some(row(name)));
         store.outbox.commit(&one).unwrap();
         one
     };
-    let first = begin("a");
+    let first = start("a");
     store.outbox.back_up().unwrap();
-    let second = begin("b");
+    let second = start("b");
     let names = || {
-        let BackupContents { rows, begun, .. } = store.outbox.backup().load().unwrap().unwrap();
-        let begun = begun.into_iter().map(|(key, _)| key.1.0).collect::<Vec<_>>();
-        (rows.into_keys().map(|key| key.1.0).collect::<Vec<_>>(), begun)
+        let BackupContents { rows, started, .. } = store.outbox.backup().load().unwrap().unwrap();
+        let started = started.into_iter().map(|(key, _)| key.1.0).collect::<Vec<_>>();
+        (rows.into_keys().map(|key| key.1.0).collect::<Vec<_>>(), started)
     };
     assert_eq!(names(), (vec![], vec!["b".into(), "a".into()]));
     store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
@@ -262,10 +274,10 @@ fn what_began_is_noted_until_it_is_acknowledged() {
     assert_eq!(names(), (vec!["b".into()], vec![]));
 }
 
-/// A file whose lines up to 7 are acknowledged is not skipped, nor read from its beginning, because
-/// another generation of it has begun.
+/// A file with acknowledged lines is neither skipped nor read from the beginning because another
+/// generation of it has started.
 #[test]
-fn an_acknowledged_row_counts_more_than_a_generation_that_began_in_its_file() {
+fn acknowledged_row_takes_precedence_over_a_started_one() {
     let Store { outbox, folder } = store();
     let mut one = group(&outbox, 1);
     one.checkpoints.insert(key("z"), Some(row("a")));
@@ -285,15 +297,15 @@ fn an_acknowledged_row_counts_more_than_a_generation_that_began_in_its_file() {
     assert_eq!(rows, [(GenerationId("z".into()), row("a"))]);
 }
 
-/// They went down with the store, without a word.
+/// Regression: dead letters were lost with a damaged store, unreported.
 #[test]
-fn dead_letters_of_a_damaged_store_are_in_the_next_and_those_that_are_lost_are_counted() {
+fn dead_letters_are_rescued_from_a_damaged_store() {
     let Store { outbox, folder } = store();
     let one = commit(&outbox, 3);
     outbox.acknowledge("siem", "epoch-1", point(&one)).unwrap();
     commit(&outbox, 3);
-    // The last has been named by no header: its entry is read again.
-    let ids = [1, 2, 3, 5].map(|seq| store_dead_letter(&outbox, "epoch-1", seq));
+    // The last one is unreported: its entry is read again.
+    let ids = [1, 2, 3, 5].map(|seq| store_letter(&outbox, "epoch-1", seq));
     drop(outbox);
     let path = folder.path().join("outbox.redb");
     damage_state(&path);
@@ -309,7 +321,7 @@ fn dead_letters_of_a_damaged_store_are_in_the_next_and_those_that_are_lost_are_c
     let aside = fs::read(&moved_to).unwrap();
     assert_eq!(salvage(&moved_to).letters.len(), 2);
     assert!(fs::read(&moved_to).unwrap() == aside, "what was moved aside was changed");
-    // Garbage holds nobody knows what.
+    // In a file of garbage the number of lost dead letters is unknown.
     drop(outbox);
     fs::write(&path, b"garbage").unwrap();
     let (_, found) = recovered(&path);
@@ -317,10 +329,10 @@ fn dead_letters_of_a_damaged_store_are_in_the_next_and_those_that_are_lost_are_c
     assert_eq!(dead_letters, RescuedDeadLetters { kept: 0, lost: None });
 }
 
-/// A row that had rotted was read as another, or was left out, and its file began anew. Each of
-/// these could be read, but for its checksum.
+/// Regression: a changed row was misread or skipped. Each of these rows is readable except for its
+/// checksum.
 #[test]
-fn a_row_that_rots_is_damage() {
+fn changed_row_is_damage() {
     type DamageReport = fn(&WriteTransaction);
     type Use = fn(&Outbox) -> Result<(), OutboxError>;
     let damages: [(&str, DamageReport, Use); 6] = [
@@ -329,8 +341,8 @@ fn a_row_that_rots_is_damage() {
             |transaction| {
                 let key = ("claude-sessions", "a");
                 let mut rows = transaction.open_table(CHECKPOINTS).unwrap();
-                let rotten = seal(("claude-sessions", "b"), &row("a"));
-                rows.insert(key, rotten.as_slice()).unwrap();
+                let changed = protect(("claude-sessions", "b"), &row("a"));
+                rows.insert(key, changed.as_slice()).unwrap();
             },
             |outbox| outbox.checkpoints("claude-sessions", |rows| rows.for_each(drop)),
         ),
@@ -339,7 +351,7 @@ fn a_row_that_rots_is_damage() {
             |transaction| {
                 let mut rows = transaction.open_table(CURSORS).unwrap();
                 let row = rows.get("siem").unwrap().unwrap().value()[8..].to_vec();
-                rows.insert("siem", seal("archive", &row).as_slice()).unwrap();
+                rows.insert("siem", protect("archive", &row).as_slice()).unwrap();
             },
             |outbox| outbox.cursor("siem").map(drop),
         ),
@@ -349,29 +361,29 @@ fn a_row_that_rots_is_damage() {
                 let key = ("siem", "epoch-1", 2);
                 let mut rows = transaction.open_table(DEAD_LETTERS).unwrap();
                 let row = rows.get(key).unwrap().unwrap().value()[8..].to_vec();
-                rows.insert(key, seal(("siem", "epoch-1", 3), &row).as_slice()).unwrap();
+                rows.insert(key, protect(("siem", "epoch-1", 3), &row).as_slice()).unwrap();
             },
             |outbox| outbox.dead_letters_after("siem", "epoch-1", 0).map(drop),
         ),
         (
-            "an account",
+            "a byte account",
             |transaction| {
-                let mut rows = transaction.open_table(super::super::ACCOUNTS).unwrap();
-                rows.insert("a", seal("b", b"{}").as_slice()).unwrap();
+                let mut rows = transaction.open_table(ACCOUNTS).unwrap();
+                rows.insert("a", protect("b", b"{}").as_slice()).unwrap();
             },
             |outbox| outbox.accounts().map(drop),
         ),
         (
-            "a line that is dropped",
+            "a dropped part",
             |transaction| {
-                let mut rows = transaction.open_table(super::super::DROPPED_PARTS).unwrap();
+                let mut rows = transaction.open_table(DROPPED_PARTS).unwrap();
                 let row = br#"{"offset":0,"stage":"dedupe","reason":"reused_uuid"}"#;
-                rows.insert("a", seal("b", row).as_slice()).unwrap();
+                rows.insert("a", protect("b", row).as_slice()).unwrap();
             },
             |outbox| outbox.dropped_parts().map(drop),
         ),
         (
-            "its state",
+            "the state row",
             |transaction| {
                 let mut meta = transaction.open_table(META).unwrap();
                 let state = meta.get(STATE).unwrap().unwrap().value().to_vec();
@@ -381,35 +393,35 @@ fn a_row_that_rots_is_damage() {
             |_| Ok(()),
         ),
     ];
-    for (name, damage, look) in damages {
+    for (name, damage, use_row) in damages {
         let Store { outbox, folder } = store();
         let mut one = group(&outbox, 3);
         one.checkpoints.insert(key("a"), Some(row("a")));
         outbox.commit(&one).unwrap();
-        store_dead_letter(&outbox, "epoch-1", 2);
+        store_letter(&outbox, "epoch-1", 2);
         drop(outbox);
         let path = folder.path().join("outbox.redb");
         change(&path, damage);
         let opened = Outbox::open(&path, &registrations(&SINKS), || "e".into());
         let failure = match &opened {
-            Ok(outbox) => look(outbox).unwrap_err(),
+            Ok(outbox) => use_row(outbox).unwrap_err(),
             Err(_) => opened.err().unwrap(),
         };
         assert!(failure.is_damage(), "{name}: {failure:?}");
-        let words = crate::text::causes(&failure);
-        assert!(words.contains(name), "{name}: {words}");
+        let message = causes(&failure);
+        assert!(message.contains(name), "{name}: {message}");
     }
 }
 
-/// A bit that flipped in the number of the schema kept the agent from ever starting again.
+/// Regression: a flipped bit in the schema version prevented every further start.
 #[test]
-fn a_schema_that_rots_is_damage_and_not_a_newer_agent() {
+fn changed_schema_version_is_damage() {
     let Store { outbox, folder } = store();
     drop(outbox);
     let path = folder.path().join("outbox.redb");
     change(&path, |transaction| {
         let mut meta = transaction.open_table(META).unwrap();
-        assert!(meta.get(SEAL).unwrap().is_some());
+        assert!(meta.get(STATE_CHECKSUM).unwrap().is_some());
         let state = meta.get(STATE).unwrap().unwrap().value().to_vec();
         let state = String::from_utf8(state).unwrap().replace("\"schema\":3", "\"schema\":7");
         meta.insert(STATE, state.as_bytes()).unwrap();
@@ -417,21 +429,22 @@ fn a_schema_that_rots_is_damage_and_not_a_newer_agent() {
     assert!(matches!(recovered(&path).1, OpenOutcome::Replaced { .. }));
 }
 
-/// A kill between the two said that the outbox was missing.
+/// Regression: after a kill between moving a store aside and creating another, the store was reported
+/// as missing.
 #[test]
-fn a_store_that_was_moved_aside_before_a_kill_is_said_to_be_damaged() {
+fn store_moved_aside_before_a_kill_is_reported() {
     let (outbox, found, folder) = recover(|path| {
         let moved_to = path.with_extension("redb.damaged-3");
         let dead_letters = RescuedDeadLetters::default();
         let damage =
-            DamageReport { moved_to: moved_to.clone(), reason: "it rots".into(), dead_letters };
+            DamageReport { moved_to: moved_to.clone(), reason: "it is torn".into(), dead_letters };
         QuarantineNote::beside(path).write(&damage).unwrap();
         fs::rename(path, moved_to).unwrap();
     });
     let OpenOutcome::Replaced { moved_to, reason, .. } = found else { panic!("{found:?}") };
     assert_eq!(
         (&*reason, moved_to.file_name().unwrap()),
-        ("it rots", "outbox.redb.damaged-3".as_ref())
+        ("it is torn", "outbox.redb.damaged-3".as_ref())
     );
     assert_eq!(stored_row(&outbox).as_deref(), Some(&*row("acknowledged")));
     commit(&outbox, 1);
@@ -439,17 +452,17 @@ fn a_store_that_was_moved_aside_before_a_kill_is_said_to_be_damaged() {
     let path = folder.path().join("outbox.redb");
     assert!(matches!(recovered(&path).1, OpenOutcome::Intact));
     fs::remove_file(&path).unwrap();
-    assert!(matches!(recovered(&path).1, OpenOutcome::Created { .. }), "the note was still there");
+    assert!(matches!(recovered(&path).1, OpenOutcome::Created { .. }), "the note was not deleted");
 }
 
-/// Everything that came after it was written to a file that nobody could ever open again.
+/// Regression: later entries were written to a file that no process could open again.
 #[cfg(unix)]
 #[test]
-fn a_store_whose_file_is_deleted_or_replaced_is_done_with() {
+fn deleted_or_replaced_file_is_damage() {
     type Change = fn(&Path);
     let changes: [(&str, Change); 2] = [
-        ("it was deleted or moved", |path| fs::remove_file(path).unwrap()),
-        ("another lies in its place", |path| {
+        ("was deleted or moved", |path| fs::remove_file(path).unwrap()),
+        ("was replaced by another", |path| {
             fs::copy(path, path.with_extension("copy")).unwrap();
             fs::rename(path.with_extension("copy"), path).unwrap();
         }),
@@ -466,7 +479,7 @@ fn a_store_whose_file_is_deleted_or_replaced_is_done_with() {
 }
 
 #[test]
-fn a_store_in_memory_is_never_missed() {
+fn store_in_memory_has_no_file_to_check() {
     let opener = || {
         let memory = redb::backends::InMemoryBackend::new();
         Ok((builder().create_with_backend(memory)?, None))
@@ -478,9 +491,9 @@ fn a_store_in_memory_is_never_missed() {
     outbox.unwrap().check_file().unwrap();
 }
 
-/// `deadletter` made an outbox of a file that a kill had left without one.
+/// Regression: `deadletter` initialised an empty store file that a kill had left behind.
 #[test]
-fn to_look_at_a_file_without_an_outbox_begins_none() {
+fn open_existing_does_not_initialise_an_empty_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.redb");
     drop(builder().create(&path).unwrap());

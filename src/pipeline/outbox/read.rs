@@ -1,0 +1,102 @@
+//! Reading frames back.
+
+use std::ops::ControlFlow;
+
+use super::{Outbox, OutboxError, block, tables::BLOCKS};
+use crate::frame::{Frame, FrameHead};
+
+/// Size of the bodies that [`Outbox::frame_chunk`] reads at once. No transaction stays open between
+/// two chunks, so a slow consumer blocks nothing.
+const CHUNK_BYTES: usize = 1 << 20;
+
+impl Outbox {
+    /// Reads frames in order, starting with the one that holds `seq`, until `want` breaks.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read or a block in it is damaged.
+    pub fn frames(
+        &self,
+        seq: u64,
+        mut want: impl FnMut(&FrameHead) -> ControlFlow<()>,
+    ) -> Result<Vec<Frame>, OutboxError> {
+        let mut frames = Vec::new();
+        self.visit(seq, |head, body| {
+            want(&head)?;
+            frames.push(Frame { head, body: body.to_vec() });
+            ControlFlow::Continue(())
+        })?;
+        Ok(frames)
+    }
+
+    /// Reads about 1 MiB of frames in order, starting with the one that holds `seq`; at least one
+    /// frame if there is one.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read or a block in it is damaged.
+    pub fn frame_chunk(&self, seq: u64) -> Result<Vec<Frame>, OutboxError> {
+        let mut bytes = 0;
+        self.frames(seq, |head| {
+            if bytes > 0 && bytes + head.stored > CHUNK_BYTES {
+                return ControlFlow::Break(());
+            }
+            bytes += head.stored;
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// Passes the heads of frames to `visit` in order, starting with the frame that holds `seq`,
+    /// until it breaks. Block checksums are not verified: a caller that relies on a head reads the
+    /// frame as well.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read or a head in it is damaged.
+    pub fn heads(
+        &self,
+        seq: u64,
+        mut visit: impl FnMut(FrameHead) -> ControlFlow<()>,
+    ) -> Result<(), OutboxError> {
+        self.visit_blocks(seq, |block| {
+            let heads = block::heads(block)?.into_iter();
+            let mut heads = heads.filter(|head| head.last_seq() >= seq);
+            Some(heads.try_for_each(&mut visit))
+        })
+    }
+
+    /// Passes frames to `visit` in order, starting with the one that holds `seq`, until it breaks.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read or a block in it is damaged.
+    pub fn visit(
+        &self,
+        seq: u64,
+        mut visit: impl FnMut(FrameHead, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), OutboxError> {
+        self.visit_blocks(seq, |block| {
+            let mut frames = block::decode(block)?.filter(|(head, _)| head.last_seq() >= seq);
+            Some(frames.try_for_each(|(head, body)| visit(head, body)))
+        })
+    }
+
+    /// Passes blocks to `visit` in order, starting with the one that may hold `seq`, until it
+    /// breaks or returns `None` for a damaged block.
+    fn visit_blocks(
+        &self,
+        seq: u64,
+        mut visit: impl FnMut(&[u8]) -> Option<ControlFlow<()>>,
+    ) -> Result<(), OutboxError> {
+        let is_intact = self.read("read", |transaction| {
+            let blocks = transaction.open_table(BLOCKS)?;
+            let holder = blocks.range(..=seq)?.next_back().transpose()?;
+            let first = holder.map_or(seq, |(key, _)| key.value());
+            for row in blocks.range(first..)? {
+                match visit(row?.1.value()) {
+                    Some(ControlFlow::Continue(())) => {}
+                    Some(ControlFlow::Break(())) => return Ok(true),
+                    None => return Ok(false),
+                }
+            }
+            Ok(true)
+        })?;
+        if is_intact { Ok(()) } else { Err(self.damaged("a block cannot be decoded")) }
+    }
+}

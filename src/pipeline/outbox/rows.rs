@@ -1,0 +1,160 @@
+//! Rows that are stored as JSON, and the types that outlive a restart with them.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use data_encoding::BASE64;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use siem_protocol::{ChainPoint, Digest, event::DeadLetterTotals};
+
+use super::{super::accounting::Totals, tables::SCHEMA};
+use crate::platform::Timestamp;
+
+/// State of the whole outbox as of the last commit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct State {
+    pub(super) schema: u32,
+    pub(super) epoch: String,
+    /// Sequence number of the next entry.
+    pub(super) next_seq: u64,
+    /// Chain value after the last entry.
+    pub(super) chain: Digest,
+    /// Sequence number of the last entry that must be sent without delay.
+    pub(super) urgent_seq: u64,
+    /// Total size of all blocks, in bytes.
+    pub(super) stored: u64,
+    pub(super) totals: Totals,
+    /// Entries that each sink refused permanently in this epoch.
+    #[serde(default)]
+    pub(super) dead_lettered: BTreeMap<String, DeadLetterTotals>,
+    /// Dead letters that were deleted to make room for newer ones.
+    #[serde(default)]
+    pub(super) purged: DeadLetterTotals,
+    /// Time at which this epoch replaced another; 0 for the first epoch of a store.
+    #[serde(default)]
+    pub(super) renumbered_at: Timestamp,
+    /// Number of groups appended since the store was created.
+    #[serde(default)]
+    pub(super) groups: u64,
+    /// How the store was created; removed once an entry that reports it is stored.
+    #[serde(default, rename = "began", skip_serializing_if = "Option::is_none")]
+    pub(super) creation: Option<CreationReport>,
+}
+
+impl State {
+    /// State of an empty store.
+    pub(super) fn new(epoch: String) -> Self {
+        Self {
+            schema: SCHEMA,
+            epoch,
+            next_seq: 1,
+            chain: Digest::ZERO,
+            urgent_seq: 0,
+            stored: 0,
+            totals: Totals::default(),
+            dead_lettered: BTreeMap::new(),
+            purged: DeadLetterTotals::default(),
+            renumbered_at: Timestamp::default(),
+            groups: 0,
+            creation: None,
+        }
+    }
+
+    /// Point after the last entry.
+    pub(super) fn end(&self) -> ChainPoint {
+        ChainPoint { seq: self.next_seq - 1, hash: self.chain }
+    }
+}
+
+/// Circumstances under which a store was created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CreationReport {
+    pub(super) previous_epoch: Option<String>,
+    pub(super) damage: Option<DamageReport>,
+}
+
+/// What happened to the damaged store that this one replaces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DamageReport {
+    pub(super) moved_to: PathBuf,
+    pub(super) reason: String,
+    #[serde(default)]
+    pub(super) dead_letters: RescuedDeadLetters,
+}
+
+/// Number of dead letters that were copied out of a damaged store, and of those that were lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RescuedDeadLetters {
+    /// Dead letters that are in the new store.
+    pub kept: u64,
+    /// Dead letters that could not be read; `None` when their number is unknown.
+    pub lost: Option<u64>,
+}
+
+/// Delivery progress of a sink.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Epoch that the sequence number belongs to.
+    pub epoch: String,
+    /// Last acknowledged sequence number and the chain value there.
+    pub acknowledged: ChainPoint,
+    /// Point at which a sink that was added later starts; cleared by its first acknowledgement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<ChainPoint>,
+    /// Epoch before this one; cleared by the first acknowledgement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_epoch: Option<String>,
+    /// Destination of the sink, as [`SinkRegistration::destination`](super::SinkRegistration).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<String>,
+    /// Consecutive permanent refusals since the last delivered entry. Stored because the limit on
+    /// refusals must hold across restarts.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refusals: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Entry that a sink refused permanently, kept with the reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// SHA-256 of the entry's line.
+    pub line_sha256: Digest,
+    /// The entry's line, in base64.
+    pub line: String,
+    /// Hash of the configuration under which the entry was created.
+    pub config: Digest,
+    /// HTTP status of the refusal.
+    pub status: u16,
+    /// Response of the receiver, at most 4 KiB.
+    pub answer: String,
+    /// Time of the last refusal, RFC 3339.
+    pub at: String,
+    /// Number of refusals of the entry in a batch of its own.
+    pub attempts: u32,
+}
+
+impl DeadLetter {
+    /// Dead letter for `line` after its first refusal.
+    #[must_use]
+    pub fn new(line: &[u8], config: Digest, status: u16, answer: String, at: String) -> Self {
+        let (line_sha256, line) = (Digest::of(line), BASE64.encode(line));
+        Self { line_sha256, line, config, status, answer, at, attempts: 1 }
+    }
+
+    /// The entry's line; `None` when it is not valid base64.
+    #[must_use]
+    pub fn line(&self) -> Option<Vec<u8>> {
+        BASE64.decode(self.line.as_bytes()).ok()
+    }
+}
+
+pub(super) fn to_json<T: Serialize>(row: &T) -> Vec<u8> {
+    serde_json::to_vec(row).expect("rows can be written as JSON")
+}
+
+pub(super) fn from_json<T: DeserializeOwned>(row: &[u8]) -> Option<T> {
+    serde_json::from_slice(row).ok()
+}
