@@ -107,8 +107,7 @@ pub(crate) fn act(store: &Store, action: &Action, say: Say<'_>) -> Result<(), Fa
 
 fn status(store: &Store, is_json: bool, say: Say<'_>) -> Result<(), Failure> {
     let waiting = store.outbox.stats().map_err(Failure::failed)?;
-    let OutboxStats { epoch, last_seq, entries, bytes, file_bytes, dead_letters, sinks } =
-        &waiting;
+    let OutboxStats { epoch, last_seq, entries, bytes, file_bytes, dead_letters, sinks } = &waiting;
     let now = store.context.clock.now();
     let tables = &store.loaded.settings.pipeline.sinks;
     let is_configured = |name: &str| tables.iter().any(|table| table.name == name);

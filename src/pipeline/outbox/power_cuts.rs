@@ -152,8 +152,10 @@ fn append(
 ) -> Result<(), OutboxError> {
     let shipping = Shipping { batch_size: 7, ..Shipping::default() };
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping, Codec::Zstd);
-    let mut stages =
-        RecordStages::new(FilterChain::new(vec![("fifth".into(), Box::new(DropsEveryFifth))]), Vec::new());
+    let mut stages = RecordStages::new(
+        FilterChain::new(vec![("fifth".into(), Box::new(DropsEveryFifth))]),
+        Vec::new(),
+    );
     for (at, (file, count)) in files.iter().enumerate() {
         let path = PathBuf::from(format!("/f/{file}"));
         let origin = Origin {

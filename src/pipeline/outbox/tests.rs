@@ -172,7 +172,8 @@ fn store_file_is_readable_by_its_owner_only() {
 #[test]
 fn large_groups_are_split_into_blocks_of_limited_size() {
     let store = store();
-    let mut builder = GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
+    let mut builder =
+        GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
     let large = "x".repeat(300_000);
     for _ in 0..12 {
         builder
@@ -194,7 +195,8 @@ fn urgent_event_moves_the_urgent_sequence_number() {
     let store = store();
     commit(&store.outbox, 1);
     assert_eq!(store.outbox.watch().borrow().urgent_seq, 0);
-    let mut builder = GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
+    let mut builder =
+        GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
     let event = Event { severity: "high", ..Event::info("test", serde_json::json!({})) };
     builder.add_event(&event, Timestamp(1));
     store.outbox.commit(&builder.finish(Timestamp(1))).unwrap();
