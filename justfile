@@ -3,66 +3,66 @@
 _list:
     @just --list --unsorted
 
-# Runs the agent and a receiver on your sessions, or on samples
+# Run the agent and a receiver on your sessions, or on samples
 demo *options:
     cargo xtask demo {{options}}
 
-# Runs every check, as CI does
+# Run all checks, as CI does
 test *options:
     cargo xtask test {{options}}
 
-# Measures the agent beside syslog-ng: `just bench --full` takes half an hour
+# Compare the agent with syslog-ng: `just bench --full` takes half an hour
 bench *options:
     cargo xtask bench {{options}}
 
-# Runs the tests whose names contain a word
+# Run the tests whose names contain a word
 only word:
     cargo nextest run --workspace {{word}}
 
-# Formats the code
+# Format the code
 fmt:
     cargo fmt --all
 
-# Finds what the lints complain about
+# Run the lints
 lint:
     cargo clippy --workspace --all-targets -- -D warnings
 
-# Opens the documentation
+# Open the documentation
 doc:
     cargo doc --no-deps --workspace --open
 
-# Lists the stages, or shows one: `just stages show meta`
+# List the stages, or show one: `just stages show meta`
 stages *arguments:
     cargo run --quiet --package ai-agent -- stages {{arguments}}
 
-# Shows what would be shipped from this machine, and changes nothing
+# Show what would be shipped from this machine; changes nothing
 dry-run *options:
     cargo run --quiet --package ai-agent -- run --test {{options}}
 
-# Runs a receiver: `just receiver --listen 127.0.0.1:8080`, secrets in the environment
+# Run a receiver: `just receiver --listen 127.0.0.1:8080`, secrets in the environment
 receiver *options:
     cargo run --quiet --package siem-server --bin demo-server -- {{options}}
 
-# Lets the kernel log every call of docker: docs/audit.md
+# Install the audit rules that log every call of docker: docs/audit.md
 audit-install *options:
     cargo run --quiet --package ai-agent -- audit install {{options}}
 
-# Shows who ended containers, and follows
+# Show and follow who stopped containers
 audit-tail *options:
     cargo run --quiet --package ai-agent -- audit tail {{options}}
 
-# Takes the audit rules away again
+# Remove the audit rules
 audit-uninstall *options:
     cargo run --quiet --package ai-agent -- audit uninstall {{options}}
 
-# Checks what is depended on
+# Check the dependencies
 deny:
     cargo deny --workspace check --hide-inclusion-graph bans licenses sources
 
-# Builds programs and packages to give away, below target/dist
+# Build programs and packages in target/dist
 dist *options:
     cargo xtask dist {{options}}
 
-# Builds what is rolled out, for this machine
+# Build the programs to roll out, for this machine
 release:
     cargo build --release --package ai-agent --package siem-server
