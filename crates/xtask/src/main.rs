@@ -7,6 +7,7 @@ mod cross;
 mod demo;
 mod dist;
 mod instructions;
+mod public_api;
 mod sh;
 mod shared;
 mod soak;
@@ -34,6 +35,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Counts instructions, and compares them with what is stored.
     Instructions(instructions::Arguments),
+    /// Compare the public items of library crates with their committed listings
+    PublicApi(public_api::Arguments),
     /// Builds what is given away: programs, packages, manuals, checksums.
     Dist(dist::Arguments),
     /// Kills, cuts the power and simulates, for as long as one likes.
@@ -44,11 +47,15 @@ enum Command {
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
+    if let Some(code) = public_api::rustdoc_wrapper() {
+        return code;
+    }
     let done = match Arguments::parse().command {
         Command::Demo(demo) => demo.run(),
         Command::Test(test) => test.run(),
         Command::Bench(bench) => bench.run(),
         Command::Instructions(instructions) => instructions.run(),
+        Command::PublicApi(public_api) => public_api.run(),
         Command::Dist(dist) => dist.run(),
         Command::Soak(soak) => soak.run(),
     };

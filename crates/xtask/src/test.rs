@@ -12,6 +12,7 @@ use clap::Args;
 use crate::{
     Failure, cross,
     instructions::{self, NotCounted},
+    public_api::{self, Compared},
     sh, shared,
 };
 
@@ -76,6 +77,7 @@ impl Arguments {
                 Box::new(|| run(&mut sh::cargo(["test", "--doc", "--workspace"]))),
             ),
             ("docs", Box::new(docs)),
+            ("public items", Box::new(public_items)),
             ("instruction counts", Box::new(instruction_counts)),
         ];
         if full {
@@ -195,6 +197,15 @@ fn tests(full: bool) -> Outcome {
 fn docs() -> Outcome {
     let mut command = sh::cargo(["doc", "--no-deps", "--workspace"]);
     run(command.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Compares the public items of the libraries with their listings.
+fn public_items() -> Outcome {
+    match public_api::check() {
+        Ok(Compared::Equal(counts)) => Outcome::Ok(Some(counts)),
+        Ok(Compared::OtherFormat(reason)) => missing(&reason),
+        Err(error) => Outcome::Failed(error.to_string()),
+    }
 }
 
 /// Whether the hot paths take as many instructions as they did.
