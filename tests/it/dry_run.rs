@@ -51,17 +51,13 @@ fn a_dry_run_shows_what_would_be_shipped_and_changes_nothing() {
         "no json",
     ];
     assert_eq!(lines, expected.map(|line| line.as_bytes().to_vec()));
-    for row in [
-        "read 7 lines",
-        "dropped by ignore-types: ignored_type 1 lines",
-        "dropped by dedupe: duplicate_uuid 1 lines",
-        "dropped by compact: compact_summary 1 lines",
-        "blank 1 lines",
-        "would be shipped 3 lines",
+    for [stage, reason] in [
+        ["ignore-types", "ignored_type"],
+        ["dedupe", "duplicate_uuid"],
+        ["compact", "compact_summary"],
     ] {
-        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let found = ended.stderr.lines().any(|line| words(line).starts_with(row));
-        assert!(found, "{row}: {}", ended.stderr);
+        let found = ended.stderr.lines().any(|line| line.contains(stage) && line.contains(reason));
+        assert!(found, "{reason}: {}", ended.stderr);
     }
 }
 
@@ -138,7 +134,7 @@ fn what_is_always_on_cannot_be_switched_off() {
     for filter in ["compact", "dedupe"] {
         let config = format!("[filter.{filter}]\nenabled = false");
         let error = varied().agent(&["run", "--test"]).config(&config).fail(2);
-        assert!(error.contains(filter) && error.contains("always on"), "{error}");
+        assert!(error.contains(&format!("filter.{filter}.enabled")), "{error}");
     }
     let config = "[pipeline]\nfilters = []";
     let without = varied().agent(&["run", "--test", "--json"]).config(config).succeed();

@@ -20,6 +20,7 @@ use test_requires::requires;
 const HOME: &str = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
 const STATE: &str =
     if cfg!(windows) { "AppData/Local/ai-agent/state" } else { ".local/state/ai-agent" };
+const MESSAGE: &str = "Personal accounts are not permitted on company devices.";
 const CALL: &str = r#"{"session_id":"s-1","transcript_path":"/h/.claude/projects/p/s-1.jsonl","cwd":"/w","hook_event_name":"SessionStart","source":"startup"}"#;
 
 /// A user with Claude Code, and a policy that a daemon has left.
@@ -110,7 +111,7 @@ fn policy(action: &str) -> Value {
         "permitted_email_domains": ["company.com"],
         "banner": "This session is logged.",
         "action": action,
-        "violation_message": "Personal accounts are not permitted on company devices.",
+        "violation_message": MESSAGE,
     })
 }
 
@@ -123,22 +124,20 @@ fn the_table_of_answers() {
     let user = user.account("me@gmail.com");
     for said in [user.start(), user.prompt()] {
         assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""));
-        assert_eq!(
-            said.stderr,
-            "Personal accounts are not permitted on company devices.\nClaude Code is signed in as \
-             me@gmail.com; your organisation's policy permits addresses of company.com.\nSign in \
-             with a permitted account: `/login` in Claude Code.\n"
-        );
+        assert!(said.stderr.starts_with(MESSAGE), "{said:?}");
+        for token in ["me@gmail.com", "company.com", "`/login`"] {
+            assert!(said.stderr.contains(token), "{token}: {said:?}");
+        }
     }
 
     let user = user.policy(policy("warn"));
     let (start, prompt) = (user.start(), user.prompt());
     assert_eq!((start.code, prompt.code), (Some(0), Some(0)));
     let seen = start.json()["systemMessage"].as_str().unwrap().to_owned();
-    assert!(seen.starts_with("This session is logged.\n\nPersonal accounts"), "{seen}");
+    assert!(seen.starts_with(&format!("This session is logged.\n\n{MESSAGE}")), "{seen}");
     let context = &prompt.json()["hookSpecificOutput"];
     assert_eq!(context["hookEventName"], "UserPromptSubmit");
-    assert!(context["additionalContext"].as_str().unwrap().starts_with("Personal accounts"));
+    assert!(context["additionalContext"].as_str().unwrap().starts_with(MESSAGE));
 }
 
 #[test]
@@ -149,7 +148,7 @@ fn a_key_in_place_of_an_account_is_named_and_never_read_out() {
     let user = user.with("ANTHROPIC_API_KEY", "sk-ant-very-secret");
     let said = user.prompt();
     assert_eq!(said.code, Some(2));
-    assert!(said.stderr.contains("uses ANTHROPIC_API_KEY in place of an account"), "{said:?}");
+    assert!(said.stderr.contains("ANTHROPIC_API_KEY"), "{said:?}");
     let spool = Spool::of(&user.state_dir());
     for name in spool.names().unwrap() {
         let report = format!("{said:?}{:?}", spool.read(&name).unwrap());
@@ -216,7 +215,7 @@ fn input_that_is_never_closed_is_not_waited_for() {
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(status.code(), Some(2));
-    assert!(said.starts_with("Personal accounts"), "{said}");
+    assert!(said.starts_with(MESSAGE), "{said}");
 }
 
 /// A prompt must never be blocked by what is not a violation.
@@ -235,7 +234,7 @@ fn what_is_not_known_lets_everything_through() {
     fs::write(broken.state_dir().join("policy.json"), r#"{"compliance":{"act"#).unwrap();
     let said = broken.prompt();
     assert_eq!((said.code, said.stdout.as_str()), (Some(0), ""));
-    assert!(said.stderr.contains("policy.json` makes no sense"), "{said:?}");
+    assert!(said.stderr.contains("policy.json`"), "{said:?}");
     let unknown = blocking().account("me@gmail.com").hook("PreToolUse", b"");
     assert_eq!((unknown.code, unknown.stdout.as_str()), (Some(0), ""));
     assert_eq!(unknown.stderr.lines().count(), 1);
@@ -290,13 +289,14 @@ fn explain_says_in_plain_words_what_would_be_answered_and_why() {
         Said::of(&output).stdout
     };
     let user = User::new();
-    assert!(explain(&user, "SessionStart").starts_with("No policy is known"));
+    assert!(!explain(&user, "SessionStart").contains("company.com"));
     let user = user.policy(policy("block")).account("me@gmail.com");
-    let said = explain(&user, "UserPromptSubmit");
-    assert!(said.contains("email_domain is me@gmail.com, permitted is company.com"), "{said}");
-    assert!(said.contains("the prompt is blocked"), "{said}");
-    let said = explain(&user, "SessionStart");
-    assert!(said.contains("a session cannot be stopped from starting"), "{said}");
+    for hook in ["UserPromptSubmit", "SessionStart"] {
+        let said = explain(&user, hook);
+        for token in ["email_domain", "me@gmail.com", "company.com"] {
+            assert!(said.contains(token), "{token}: {said}");
+        }
+    }
     assert_eq!(Spool::of(&user.state_dir()).names().unwrap(), [""; 0], "nothing is reported");
 }
 
@@ -308,7 +308,9 @@ fn hooks_are_installed_beside_others_and_removed_without_a_trace() {
     let settings = user.home.path().join(".claude/settings.json");
     let status = run(&["hooks", "status"]);
     assert_eq!(status.code, Some(1));
-    assert!(status.stderr.contains("does not call ai-agent for SessionStart and UserPromptSubmit"));
+    for hook in ["SessionStart", "UserPromptSubmit"] {
+        assert!(status.stderr.contains(hook), "{status:?}");
+    }
 
     fs::create_dir(user.home.path().join(".claude")).unwrap();
     let own = "{\n  \"hooks\": {\n    \"Stop\": [\n      { \"hooks\": [] }\n    ]\n  }\n}\n";
@@ -316,8 +318,9 @@ fn hooks_are_installed_beside_others_and_removed_without_a_trace() {
     assert_eq!(run(&["hooks", "install"]).code, Some(0));
     let status = run(&["hooks", "status"]);
     assert_eq!(status.code, Some(0), "{status:?}");
-    assert!(status.stdout.contains("UserPromptSubmit is called"), "{status:?}");
-    assert!(run(&["hooks", "install", "--user"]).stdout.contains("stays as it is"));
+    let before = fs::read(&settings).unwrap();
+    assert_eq!(run(&["hooks", "install", "--user"]).code, Some(0));
+    assert_eq!(fs::read(&settings).unwrap(), before);
 
     // What the client would run answers.
     let text: Value = serde_json::from_slice(&fs::read(&settings).unwrap()).unwrap();
@@ -329,10 +332,7 @@ fn hooks_are_installed_beside_others_and_removed_without_a_trace() {
     fs::write(&settings, "{ broken").unwrap();
     let refused = run(&["hooks", "install"]);
     assert_eq!(refused.code, Some(1));
-    assert!(
-        refused.stderr.contains("settings.json` is left as it is: it is no JSON"),
-        "{refused:?}"
-    );
+    assert!(refused.stderr.contains("settings.json`"), "{refused:?}");
     assert_eq!(fs::read_to_string(&settings).unwrap(), "{ broken");
 }
 
@@ -350,12 +350,12 @@ fn a_hook_that_is_named_and_not_called_is_said_so() {
             r#"{{{more}"hooks":{{"SessionStart":[{{"matcher":"startup","hooks":[{{"type":"command","command":"{command} check --hook SessionStart"}}]}}]}}}}"#
         )
     };
-    assert!(status(&hook("/nowhere/ai-agent", "")).contains("is no program here"));
+    assert!(status(&hook("/nowhere/ai-agent", "")).contains("/nowhere/ai-agent"));
     let binary = user.home.path().join("ai-agent");
     fs::copy(env!("CARGO_BIN_EXE_ai-agent"), &binary).unwrap();
-    assert!(status(&hook("$HOME/ai-agent", "")).contains("is called for `startup` only"));
+    assert!(status(&hook("$HOME/ai-agent", "")).contains("`startup`"));
     let off = status(&hook("$HOME/ai-agent", r#""disableAllHooks":true,"#));
-    assert!(off.contains("says `disableAllHooks`"), "{off}");
+    assert!(off.contains("`disableAllHooks`"), "{off}");
 }
 
 /// What a hook does is little enough to be looked through: no thread, no child, no socket, and
@@ -419,5 +419,5 @@ fn policy_file_of_another_user_is_ignored() {
     std::os::unix::fs::chown(user.state_dir().join("policy.json"), Some(1234), None).unwrap();
     let said = user.prompt();
     assert_eq!((said.code, said.stdout.as_str()), (Some(0), ""));
-    assert!(said.stderr.contains("belongs to another user"), "{said:?}");
+    assert!(said.stderr.contains("policy.json"), "{said:?}");
 }

@@ -33,6 +33,16 @@ fn wait_for_revision(home: &Home, revision: &str) {
     eventually(revision, || (facts(home)["applied"]["revision"] == revision).then_some(()));
 }
 
+/// Waits until another configuration than `before` is refused, for a reason with `token` in it.
+#[track_caller]
+fn wait_for_refusal(home: &Home, before: &Value, token: &str) {
+    eventually(token, || {
+        let refused = facts(home)["refused"].clone();
+        let reason = refused["reason"].as_str()?;
+        (refused != *before && reason.contains(token)).then_some(())
+    });
+}
+
 /// Waits until it has asked once more, and done what there is to do about the answer: a second
 /// request says so.
 fn poll(agent: &Agent, receiver: &Scripted) {
@@ -49,35 +59,25 @@ fn what_is_wrong_is_refused_whole_said_once_and_what_was_in_force_stays() {
     let other = Manages::Signed(R8.to_owned(), "another-secret-of-another-fleet");
     let unsigned = |text: &str| Manages::Unsigned(text.to_owned());
     let table = [
-        (
-            signed(r#"{"version":1,"filters":{"drop_meta":"yes"}}"#),
-            "`filters.drop_meta` of the managed configuration is wrong: invalid type: string \"yes\", \
-             expected a boolean",
-        ),
+        (signed(r#"{"version":1,"filters":{"drop_meta":"yes"}}"#), "`filters.drop_meta`"),
         (
             signed(r#"{"version":1,"filters":{"drop_meta":false},"shipping":{"batch_size":0}}"#),
-            "`shipping.batch_size` of the managed configuration is 0, expected 1 to 10000",
+            "`shipping.batch_size`",
         ),
-        (signed(r#"{"version":2}"#), "the managed configuration has version 2, this agent reads 1"),
-        (
-            signed(r#"{"version":1,"stages":{"filter":{"x":{"type":"metta"}}}}"#),
-            "is `metta`, but there is no filter of type `metta`, did you mean `meta`?",
-        ),
-        (signed(r#"{"version":1,"stages":{"sink":{"x":{"type":"stdout"}}}}"#), "`stages.sink` in "),
-        (signed(r#"{"version":1,"stages":{"source":{"x":{}}}}"#), "`stages.source` in "),
+        (signed(r#"{"version":2}"#), "version 2"),
+        (signed(r#"{"version":1,"stages":{"filter":{"x":{"type":"metta"}}}}"#), "`metta`"),
+        (signed(r#"{"version":1,"stages":{"sink":{"x":{"type":"stdout"}}}}"#), "`stages.sink`"),
+        (signed(r#"{"version":1,"stages":{"source":{"x":{}}}}"#), "`stages.source`"),
         (
             signed(
                 r#"{"version":1,"tests":[{"name":"t1","lines":[{"input":"{}","expect":"drop"}]}]}"#,
             ),
-            "the test `t1` of the managed configuration fails in line 1: expected drop, got keep",
+            "`t1`",
         ),
-        (other, "is not signed with the HMAC secret that this agent has"),
-        (Manages::Replayed, "is the secret another there, or is the answer an old one?"),
-        (
-            signed(&format!("{{\"version\":1,\"x\":\"{}\"}}", "x".repeat(10 << 20))),
-            "larger than 4 MiB",
-        ),
-        (unsigned("<html>please sign in</html>"), "does a captive portal or a proxy answer"),
+        (other, "HMAC secret"),
+        (Manages::Replayed, "secret"),
+        (signed(&format!("{{\"version\":1,\"x\":\"{}\"}}", "x".repeat(10 << 20))), "4 MiB"),
+        (unsigned("<html>please sign in</html>"), ""),
     ];
     let home = Home::new();
     home.write("-work/a.jsonl", "{\"isMeta\":true}\n{\"n\":1}\n");
@@ -86,12 +86,11 @@ fn what_is_wrong_is_refused_whole_said_once_and_what_was_in_force_stays() {
     let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
     wait_for_revision(&home, "r7");
     let applied = facts(&home)["applied"].clone();
-    for (answer, words) in &table {
+    for (answer, token) in &table {
+        let before = facts(&home)["refused"].clone();
         receiver.manage(answer.clone());
         poll(&agent, &receiver);
-        eventually(words, || {
-            facts(&home)["refused"]["reason"].as_str()?.contains(words).then_some(())
-        });
+        wait_for_refusal(&home, &before, token);
         poll(&agent, &receiver);
         let facts = facts(&home);
         assert_eq!(facts["refused"]["from"], "server");
@@ -108,8 +107,8 @@ fn what_is_wrong_is_refused_whole_said_once_and_what_was_in_force_stays() {
     let stored = receiver.entries();
     let refused = entries::events(&stored, "config_refused");
     assert_eq!(refused.len(), table.len());
-    for (event, (_, words)) in refused.iter().zip(&table) {
-        assert!(event.data["reason"].as_str().unwrap().contains(words));
+    for (event, (_, token)) in refused.iter().zip(&table) {
+        assert!(event.data["reason"].as_str().unwrap().contains(token));
     }
     let second = entries::events(&stored, "config_applied")[1];
     assert_eq!(second.data["previous_revision"], "r7");
@@ -144,25 +143,21 @@ fn an_answer_that_nobody_signed_counts_where_none_needs_to_be() {
 #[test]
 fn what_is_wrong_in_a_file_is_refused_whole_and_said_once() {
     let table = [
-        ("filter.meta = [", "agent.toml` of --config is no TOML: line 1, column 16"),
-        ("filter.meta.enabeld = true", "unknown key `filter.meta.enabeld` in the file `"),
-        ("agent.poll_interval = \"5s\"", "is 5s, must be at least 60s"),
-        ("sink.siem.ca_file = \"/nowhere/ca.pem\"", "`sink.siem.ca_file` in the file `"),
-        (
-            "[[test]]\nname = \"t\"\nlines = [{ input = \"{}\", expect = \"drop\" }]",
-            "the test `t` of the file",
-        ),
+        ("filter.meta = [", "line 1, column 16"),
+        ("filter.meta.enabeld = true", "`filter.meta.enabeld`"),
+        ("agent.poll_interval = \"5s\"", "60s"),
+        ("sink.siem.ca_file = \"/nowhere/ca.pem\"", "`sink.siem.ca_file`"),
+        ("[[test]]\nname = \"t\"\nlines = [{ input = \"{}\", expect = \"drop\" }]", "`t`"),
     ];
     let home = Home::new();
     let receiver = Scripted::start([]);
     let config = "shipping.flush_interval = \"0s\"\n";
     let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
     let file = home.path().join("agent.toml");
-    for (text, words) in table {
+    for (text, token) in table {
+        let before = facts(&home)["refused"].clone();
         fs::write(&file, text).unwrap();
-        eventually(words, || {
-            facts(&home)["refused"]["reason"].as_str()?.contains(words).then_some(())
-        });
+        wait_for_refusal(&home, &before, token);
     }
     fs::write(&file, format!("{config}filter.meta.enabled = true")).unwrap();
     eventually("the one that is right", || (facts(&home)["refused"].is_null()).then_some(()));
@@ -184,7 +179,8 @@ fn a_file_that_changes_while_the_agent_starts_is_seen() {
     let state = home.path().join(".local/state/ai-agent");
     eventually("it starts", || fs::metadata(state.join("agent.pid")).ok());
     fs::write(home.path().join("agent.toml"), "filter.meta.enabeld = true").unwrap();
-    assert!(!agent.log().contains("started"), "it was too quick for this test");
+    let started = lines_with_code(&agent.log(), "agent_started").len();
+    assert_eq!(started, 0, "it was too quick for this test");
     eventually("it is seen", || {
         facts(&home)["refused"]["reason"].as_str()?.contains("enabeld").then_some(())
     });
