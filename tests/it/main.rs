@@ -27,6 +27,7 @@ mod fuzz_corpora;
 mod growth;
 mod hooks;
 mod large_lines;
+mod log_codes;
 mod logs;
 mod managed;
 mod mdm;
