@@ -30,11 +30,11 @@ pub mod platform;
 pub mod siem;
 pub mod stages;
 pub mod tail;
-pub mod testing;
+#[cfg(test)]
+mod testing;
 mod text;
 pub mod units;
 
+pub use ai_agent_stage;
 pub use cli::{command_line, main};
 pub use siem_protocol as protocol;
-/// What a stage is written with, so that a crate with stages needs no dependency but this one.
-pub use {inventory, schemars, serde};

@@ -36,7 +36,7 @@ pub fn encode(
     let mut builder = GroupBuilder::new(start, Digest::ZERO, Shipping::default(), codec);
     // As many at once as the tail reads.
     for pieces in pieces.chunks(64) {
-        let chunk = Chunk { origin, pieces, checkpoint: Some(&ROW), unread: 0, events: Vec::new() };
+        let chunk = Chunk::new(origin, pieces, Some(&ROW));
         builder.add_chunk(chunk, "claude-sessions", "claude-code", &mut stages, NOW);
         if !builder.has_room() {
             show(builder.finish(NOW));

@@ -3,10 +3,7 @@
 
 use std::fmt::Write as _;
 
-use ai_agent::{
-    protocol::entry::PathText,
-    tail::{FileKey, GenerationId, Origin, Piece},
-};
+use ai_agent::tail::{FileKey, GenerationId, Origin, Piece};
 
 const WORDS: [&str; 16] = [
     "the",
@@ -99,13 +96,7 @@ pub fn pieces(session: &[u8]) -> Vec<Piece<'_>> {
 pub fn origin() -> Origin {
     let path =
         "/home/dev/.claude/projects/-home-dev-shop/6f1f7c1e-0000-4000-8000-000000000001.jsonl";
-    Origin {
-        file: FileKey(1),
-        era: 0,
-        path: path.into(),
-        path_text: PathText::new(path.as_ref()),
-        generation: GenerationId("5e".repeat(16)),
-    }
+    Origin::new(FileKey(1), path, GenerationId("5e".repeat(16)))
 }
 
 /// Xorshift: numbers that are the same everywhere.

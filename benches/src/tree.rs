@@ -11,7 +11,7 @@ use std::{
 use ai_agent::{
     event::Event,
     platform::{Clock, Timestamp},
-    tail::{Chunk, FileKey, GenerationId, Intake, Progress, Tail, TailOptions},
+    tail::{Chunk, FileKey, GenerationId, Intake, Progress, Tail, TailOptions, fresh_generation},
 };
 
 /// The time in these benches: it stands still, so that nothing becomes due meanwhile.
@@ -50,9 +50,13 @@ impl Intake for Taken {
 
     fn forget(&mut self, _file: FileKey) {}
 
+    fn store_row(&mut self, _name: &str, _row: &[u8], _events: Vec<Event>) {}
+
     fn has_room(&self) -> bool {
         true
     }
+
+    fn saw(&self, _files: u64) {}
 
     fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
         self.rows.get(generation).cloned()
@@ -76,7 +80,7 @@ pub fn write(root: &Path, files: usize) {
 pub fn tail(root: &Path) -> Tail {
     let options =
         TailOptions { roots: vec![root.to_owned()], watch: false, ..TailOptions::default() };
-    Tail::new(options, Arc::new(Still), Box::new(GenerationId::fresh), Arc::new(|| {}))
+    Tail::new(options, Arc::new(Still), Box::new(fresh_generation), Arc::new(|| {}))
 }
 
 /// Reads everything there is.

@@ -98,7 +98,7 @@ impl Out {
                 assert!(line.bytes.len() > record, "a record came in parts");
                 self.lines.push(line);
             }
-            Piece::Event { .. } | Piece::LeftOut { .. } => panic!("a file has lines"),
+            Piece::Lines { .. } | Piece::Skipped { .. } => panic!("a file has lines"),
         }
     }
 }

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use super::{Failure, print};
 use crate::{
     config::{SINK_OPTIONS, did_you_mean},
-    stages::{self, Descriptor, Kind},
+    stages::{self, Descriptor, StageKind},
 };
 
 /// Lists the stages, or shows one.
@@ -61,7 +61,7 @@ fn show(name: &str) -> Result<(), Failure> {
         let sample = stage.sample.trim();
         let sample = if sample.is_empty() { "# no options" } else { sample };
         print(format_args!("{}", sample.replace("## ", "# ")))?;
-        if stage.kind == Kind::Sink {
+        if stage.kind == StageKind::Sink {
             print(format_args!("\n# as for every sink"))?;
             print(format_args!("{}", SINK_OPTIONS.trim().replace("## ", "# ")))?;
         }

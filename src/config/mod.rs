@@ -30,7 +30,7 @@ pub use error::{ConfigError, Incomplete, did_you_mean};
 pub use inline_tests::{Expected, Test, TestLine};
 pub use locks::LockedOut;
 pub use managed::Managed;
-pub use options::StageOptions;
+pub use options::OptionTable;
 pub use origin::{Origin, Place};
 pub use pipeline::{ALWAYS_ON, BUILT_IN_FILTERS};
 pub use provenance::{Explained, Shown};
@@ -42,6 +42,8 @@ pub use settings::{
 pub use sink::{SINK_OPTIONS, SinkSettings, Start};
 pub use template::template;
 pub use toml_text::SyntaxError;
+
+use ai_agent_stage::OptionError;
 
 use crate::platform::{Environment, Paths};
 use error::Missing;
@@ -157,11 +159,13 @@ impl Loaded {
 }
 
 impl Loaded {
-    /// Makes an error that names layer, file and key out of one that [`StageOptions::parse`] gave
-    /// for the options of `stage`, which is of `kind` (`filter`, `sink`, …).
+    /// Creates the error that names layer, file and key of a wrong option of `stage`, which is of
+    /// `kind` (`filter`, `sink`, …).
     #[must_use]
-    pub fn explain(&self, stage: &StageTable, kind: &str, error: figment::Error) -> ConfigError {
-        self.merged.explain(&[kind, &stage.name], error)
+    pub fn explain(&self, stage: &StageTable, kind: &str, error: &OptionError) -> ConfigError {
+        let mut found: figment::Error = error.to_serde();
+        found.path = error.path().to_vec();
+        self.merged.explain(&[kind, &stage.name], found)
     }
 
     /// An error about the value at a dotted key, such as `filter.mine.type`; `problem` is a

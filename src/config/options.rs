@@ -1,46 +1,35 @@
-//! The options of one stage, before the stage has read them.
+//! Table of one stage in a configuration; its values know where they come from.
 
 use std::{fmt, path::PathBuf};
 
+use ai_agent_stage::StageOptions;
 use figment::value::{Dict, Value};
-use serde::de::DeserializeOwned;
+use serde::Deserialize as _;
 
-use super::{secret, toml_text};
+use super::secret;
+#[cfg(test)]
+use super::toml_text;
 
-/// What a stage's table says besides `type` and `enabled`. `Debug` prints no values.
+/// Table of a stage without `type`, `enabled` and what the pipeline reads itself. `Debug` prints no
+/// values.
 #[derive(Clone, PartialEq)]
-pub struct StageOptions(pub(super) Value);
+pub struct OptionTable(pub(super) Value);
 
-impl StageOptions {
-    /// Reads the options as `T`.
-    ///
-    /// # Errors
-    /// The first option that is unknown, missing or wrong. It names the key below the table only:
-    /// [`Loaded::explain`](super::Loaded::explain) makes of it what a person needs.
-    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Box<figment::Error>> {
-        T::deserialize(&self.0).map_err(Box::new)
+impl OptionTable {
+    /// Returns the options in the form in which the stage deserializes them.
+    #[must_use]
+    pub fn to_options(&self) -> StageOptions {
+        StageOptions::deserialize(&self.0).expect("a table of a configuration has values only")
     }
 
-    /// Reads options as they stand below a stage's table, for tests.
-    ///
-    /// # Errors
-    /// `text` is no TOML.
-    ///
-    /// ```
-    /// use ai_agent::config::StageOptions;
-    /// use std::collections::BTreeMap;
-    /// let options = StageOptions::from_toml(r#"types = ["progress"]"#)?;
-    /// let options: BTreeMap<String, Vec<String>> = options.parse()?;
-    /// assert_eq!(options["types"], ["progress"]);
-    /// # Ok::<(), Box<figment::Error>>(())
-    /// ```
-    pub fn from_toml(text: &str) -> Result<Self, Box<figment::Error>> {
-        let parsed = toml_text::parse(text)
-            .map_err(|wrong| Box::new(figment::Error::from(wrong.to_string())))?;
-        Ok(Self::from_table(parsed.values))
+    /// Parses a table, for tests.
+    #[cfg(test)]
+    pub(crate) fn from_toml(text: &str) -> Self {
+        Self::from_table(toml_text::parse(text).unwrap().values)
     }
 
     /// The options in a stage's table.
+    #[cfg(test)]
     pub(super) fn from_table(table: Dict) -> Self {
         Self::tagged(Value::from(table))
     }
@@ -96,7 +85,7 @@ pub(super) fn masked(value: &Value) -> Value {
     }
 }
 
-impl fmt::Debug for StageOptions {
+impl fmt::Debug for OptionTable {
     /// Prints keys only: under a misspelt key a secret is not known for one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.as_dict().into_iter().flat_map(Dict::keys)).finish()
@@ -105,38 +94,18 @@ impl fmt::Debug for StageOptions {
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
     use super::*;
 
     #[test]
-    fn leaves_type_and_enabled_to_the_pipeline() {
-        #[derive(Debug, Deserialize, PartialEq)]
-        #[serde(deny_unknown_fields)]
-        struct Options {
-            size: u64,
-        }
-        let options = StageOptions::from_toml("type = \"x\"\nenabled = true\nsize = 3").unwrap();
-        assert_eq!(options.parse::<Options>().unwrap(), Options { size: 3 });
-    }
-
-    #[test]
-    fn masks_secrets_at_any_depth() {
+    fn masked_hides_secrets_at_any_depth() {
         let text = "token = \"s3cr3t\"\nlist = [{ password = \"s3cr3t\" }]\nurl = \"u\"";
-        let options = StageOptions::from_toml(text).unwrap();
-        let masked = serde_json::to_string(&options.masked()).unwrap();
+        let masked = serde_json::to_string(&OptionTable::from_toml(text).masked()).unwrap();
         assert_eq!(masked, r#"{"list":[{"password":"***"}],"token":"***","url":"u"}"#);
     }
 
     #[test]
-    fn prints_no_values() {
-        let options = StageOptions::from_toml("tokn = \"s3cr3t\"\nurl = \"u\"").unwrap();
+    fn debug_prints_no_values() {
+        let options = OptionTable::from_toml("tokn = \"s3cr3t\"\nurl = \"u\"");
         assert_eq!(format!("{options:?}"), r#"{"tokn", "url"}"#);
-    }
-
-    #[test]
-    fn says_where_the_text_is_no_toml() {
-        let error = StageOptions::from_toml("a = 1\nb = ").unwrap_err().to_string();
-        assert!(error.starts_with("line 2, column 5: "), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use figment::value::{Dict, Value};
 
 use super::{
-    ConfigError, Pipeline, SinkSettings, StageOptions, StageTable, merged::Merged, secret,
+    ConfigError, OptionTable, Pipeline, SinkSettings, StageTable, merged::Merged, secret,
     settings::PipelineTable,
 };
 use crate::platform::secure_file;
@@ -112,7 +112,7 @@ impl Kind<'_> {
             "sink" => SinkSettings::take(name, &mut table, self.merged)?,
             _ => SinkSettings::default(),
         };
-        let options = StageOptions::tagged(table);
+        let options = OptionTable::tagged(table);
         Ok(StageTable { name: name.to_owned(), stage, enabled, sink_settings, options })
     }
 

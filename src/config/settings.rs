@@ -10,7 +10,7 @@ use siem_protocol::{
 };
 
 use super::{
-    ConfigError, SinkSettings, StageOptions, inline_tests::TestTable, managed::Allowed,
+    ConfigError, OptionTable, SinkSettings, inline_tests::TestTable, managed::Allowed,
     merged::Merged,
 };
 use crate::{
@@ -121,7 +121,7 @@ pub struct StageTable {
     /// How it is fed, if it is a sink.
     pub sink_settings: SinkSettings,
     /// What its table says besides.
-    pub options: StageOptions,
+    pub options: OptionTable,
 }
 
 impl Settings {

@@ -8,7 +8,7 @@ use crate::{
     config::{ConfigError, HTTP_SIEM, Loaded, Pipeline, StageTable},
     siem::Connection,
     stages::{
-        BuildError, Context, Kind, Named, enricher, filter,
+        BuildError, Context, Named, StageKind, enricher, filter,
         sink::{self, Sink},
         source::{self, Source, Waker},
     },
@@ -52,8 +52,8 @@ pub fn stages(loaded: &Loaded, context: &Context) -> Result<RecordStages, Config
         let problem = "names a member that every entry has: give the enricher another name";
         return Err(loaded.wrong(&format!("enricher.{}", table.name), problem));
     }
-    let enrichers = build(loaded, Kind::Enricher, &pipeline.enrichers, |table| {
-        enricher::build(&table.stage, &table.options, context)
+    let enrichers = build(loaded, StageKind::Enricher, &pipeline.enrichers, |table| {
+        enricher::build(&table.stage, &table.options.to_options(), context)
     })?;
     Ok(RecordStages::new(filters, enrichers))
 }
@@ -63,8 +63,8 @@ pub fn stages(loaded: &Loaded, context: &Context) -> Result<RecordStages, Config
 /// # Errors
 /// [`ConfigError`] for the first that can't be built.
 pub fn filters(loaded: &Loaded) -> Result<FilterChain, ConfigError> {
-    let filters = build(loaded, Kind::Filter, &loaded.settings.pipeline.filters, |table| {
-        filter::build(&table.stage, &table.options)
+    let filters = build(loaded, StageKind::Filter, &loaded.settings.pipeline.filters, |table| {
+        filter::build(&table.stage, &table.options.to_options())
     })?;
     Ok(FilterChain::new(filters))
 }
@@ -94,8 +94,8 @@ pub fn source(
     context: &Context,
     waker: &Waker,
 ) -> Result<Box<dyn Source>, ConfigError> {
-    source::build(&table.stage, &table.options, context, waker.clone())
-        .map_err(|error| explain(loaded, Kind::Source, table, error))
+    source::build(&table.stage, &table.options.to_options(), context, waker.clone())
+        .map_err(|error| explain(loaded, StageKind::Source, table, error))
 }
 
 /// Builds the sinks.
@@ -117,8 +117,8 @@ pub fn sink(
     table: &StageTable,
     context: &Context,
 ) -> Result<Box<dyn Sink>, ConfigError> {
-    sink::build(&table.stage, &table.options, context)
-        .map_err(|error| explain(loaded, Kind::Sink, table, error))
+    sink::build(&table.stage, &table.options.to_options(), context)
+        .map_err(|error| explain(loaded, StageKind::Sink, table, error))
 }
 
 /// The places of `sinks` in the outbox.
@@ -139,7 +139,10 @@ pub fn seats(loaded: &Loaded, sinks: &[Named<dyn Sink>]) -> Vec<SinkRegistration
 /// [`ConfigError`] for the first that is wrong.
 pub fn check_sinks(loaded: &Loaded) -> Result<(), ConfigError> {
     let sinks = &loaded.settings.pipeline.sinks;
-    build(loaded, Kind::Sink, sinks, |table| sink::check(&table.stage, &table.options)).map(drop)
+    build(loaded, StageKind::Sink, sinks, |table| {
+        sink::check(&table.stage, &table.options.to_options())
+    })
+    .map(drop)
 }
 
 /// Checks all stages, those too that are switched off, and gives everything that is wrong. Sinks are
@@ -163,18 +166,18 @@ pub fn check_switched_off(loaded: &Loaded, context: &Context) -> Vec<ConfigError
 fn check_all(loaded: &Loaded, context: &Context, pipeline: &Pipeline) -> Vec<ConfigError> {
     let nobody: Waker = Arc::new(|| ());
     let Pipeline { sources, filters, enrichers, sinks } = pipeline;
-    let one = |kind: Kind, table: &StageTable| {
-        let (stage, options) = (&*table.stage, &table.options);
+    let one = |kind: StageKind, table: &StageTable| {
+        let (stage, options) = (&*table.stage, &table.options.to_options());
         match kind {
-            Kind::Source => source::build(stage, options, context, nobody.clone()).map(drop),
-            Kind::Filter => filter::build(stage, options).map(drop),
-            Kind::Enricher => enricher::build(stage, options, context).map(drop),
-            Kind::Sink => sink::check(stage, options),
+            StageKind::Source => source::build(stage, options, context, nobody.clone()).map(drop),
+            StageKind::Filter => filter::build(stage, options).map(drop),
+            StageKind::Enricher => enricher::build(stage, options, context).map(drop),
+            StageKind::Sink => sink::check(stage, options),
         }
         .map_err(|error| explain(loaded, kind, table, error))
     };
     let tables = [sources, filters, enrichers, sinks];
-    let all = Kind::ALL.into_iter().zip(tables);
+    let all = StageKind::ALL.into_iter().zip(tables);
     all.flat_map(|(kind, tables)| tables.iter().filter_map(move |table| one(kind, table).err()))
         .collect()
 }
@@ -186,8 +189,8 @@ fn check_all(loaded: &Loaded, context: &Context, pipeline: &Pipeline) -> Vec<Con
 pub fn manager(loaded: &Loaded, context: &Context) -> Result<Option<Connection>, ConfigError> {
     let sinks = &loaded.settings.pipeline.sinks;
     let Some(table) = sinks.iter().find(|table| table.stage == HTTP_SIEM) else { return Ok(None) };
-    let connection = sink::connect(&table.options, context);
-    let connection = connection.map_err(|error| explain(loaded, Kind::Sink, table, error))?;
+    let connection = sink::connect(&table.options.to_options(), context);
+    let connection = connection.map_err(|error| explain(loaded, StageKind::Sink, table, error))?;
     Ok(Some(match loaded.settings.require_signature {
         true => connection,
         false => connection.without_signatures(),
@@ -196,7 +199,7 @@ pub fn manager(loaded: &Loaded, context: &Context) -> Result<Option<Connection>,
 
 fn build<S>(
     loaded: &Loaded,
-    kind: Kind,
+    kind: StageKind,
     tables: &[StageTable],
     build: impl Fn(&StageTable) -> Result<S, BuildError>,
 ) -> Result<Vec<(String, S)>, ConfigError> {
@@ -209,13 +212,13 @@ fn build<S>(
         .collect()
 }
 
-fn explain(loaded: &Loaded, kind: Kind, table: &StageTable, error: BuildError) -> ConfigError {
+fn explain(loaded: &Loaded, kind: StageKind, table: &StageTable, error: BuildError) -> ConfigError {
     match error {
-        BuildError::Options(error) => loaded.explain(table, kind.as_str(), *error),
+        BuildError::Options(error) => loaded.explain(table, kind.as_str(), &error),
         BuildError::Invalid { option, problem } => {
             loaded.wrong(&format!("{kind}.{}.{option}", table.name), problem)
         }
-        BuildError::Unknown { .. } | BuildError::Ambiguous { .. } => {
+        error => {
             if table.stage == table.name {
                 // Without a `type` the name is the type: the list is where it stands.
                 let problem = format!("names `{}`, but {error}", table.name);

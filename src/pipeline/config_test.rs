@@ -6,8 +6,6 @@ use std::{
     path::Path,
 };
 
-use siem_protocol::entry::PathText;
-
 use super::filter_chain::{FilterChain, Outcome};
 use crate::{
     config::{Expected, Test, TestLine},
@@ -42,13 +40,7 @@ pub struct Mismatch {
 /// something else than it says.
 pub fn run(test: &Test, filters: &mut FilterChain) -> Vec<Mismatch> {
     let path = test.path.as_deref().unwrap_or(Path::new(NOWHERE));
-    let origin = Origin {
-        file: FileKey(0),
-        era: 0,
-        path: path.to_owned(),
-        path_text: PathText::new(path),
-        generation: GenerationId("00".repeat(16)),
-    };
+    let origin = Origin::new(FileKey(0), path, GenerationId("00".repeat(16)));
     let mut mismatches = Vec::new();
     let mut offset = 0;
     for (index, line) in test.lines.iter().enumerate() {

@@ -94,6 +94,10 @@ impl Intake for DryIntake<'_> {
         self.builder.add_chunk(chunk, self.instance, self.label, self.stages, self.now);
     }
 
+    fn store_row(&mut self, name: &str, row: &[u8], events: Vec<Event>) {
+        self.builder.store_row(self.instance, self.label, name, row, events, self.now);
+    }
+
     fn report(&mut self, _event: Event) {}
 
     fn forget(&mut self, file: FileKey) {
@@ -103,6 +107,8 @@ impl Intake for DryIntake<'_> {
     fn has_room(&self) -> bool {
         self.builder.has_room()
     }
+
+    fn saw(&self, _files: u64) {}
 
     fn checkpoint(&self, _generation: &GenerationId) -> Option<Vec<u8>> {
         None

@@ -14,7 +14,6 @@ use super::{
     record_stages::RecordStages,
 };
 use crate::{
-    audit::facts::Facts,
     config::Shipping,
     event::Event,
     frame::{self, Codec, Encoder, Frame, FrameBuilder},
@@ -124,6 +123,23 @@ impl GroupBuilder {
         self.push(event.is_urgent(), now, |seq, raw| line.write(seq, raw));
     }
 
+    /// Adds a row that belongs to no file, and the events that changed it.
+    pub fn store_row(
+        &mut self,
+        instance: &str,
+        source: &'static str,
+        name: &str,
+        row: &[u8],
+        events: Vec<Event>,
+        now: Timestamp,
+    ) {
+        for event in events {
+            self.add_event(&event.from_source(source), now);
+        }
+        let key = (instance.to_owned(), GenerationId(name.to_owned()));
+        self.checkpoints.insert(key, Some(row.to_vec()));
+    }
+
     /// Adds the records of a chunk that the filters keep, and the chunk's checkpoint.
     pub fn add_chunk(
         &mut self,
@@ -191,7 +207,7 @@ impl GroupBuilder {
                     }
                 }
             }
-            Piece::Event { offset, lines, size } => {
+            Piece::Lines { offset, lines, size, facts } => {
                 let record = Record::new(chunk.origin, offset, lines);
                 let endings = memchr::memchr_iter(b'\n', lines).count() as u64;
                 match stages.check(&record) {
@@ -203,15 +219,15 @@ impl GroupBuilder {
                         let edited = edited.as_ref();
                         let length = lines.len() as u64 - endings;
                         let lines = edited.map_or(lines, |edited| &edited.line);
-                        let audit = Facts::of(lines.split(|byte| *byte == b'\n')).to_json();
-                        let content = Content::Lines { lines, audit: &audit };
+                        let facts = facts(lines);
+                        let content = Content::Lines { lines, audit: &facts };
                         let kept =
                             KeptRecord { record: &record, edited, length, size, incomplete: false };
                         self.add_record(&kept, content, chunk, stages, share);
                     }
                 }
             }
-            Piece::LeftOut { lines, size, reason } => {
+            Piece::Skipped { lines, size, reason } => {
                 self.count_filtered(share, chunk.instance, reason, Count { lines, bytes: size });
             }
             Piece::Part { offset, part, bytes, size, whole, incomplete } => {

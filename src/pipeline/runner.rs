@@ -34,7 +34,7 @@ use crate::{
     platform::Clock,
     stages::{
         Named,
-        sink::Sink,
+        sink::{self, Sink},
         source::{Source, Waker},
     },
     text::causes,
@@ -89,7 +89,7 @@ impl Pipeline {
         let faults = Faults::new();
         faults.when(outbox.watch_damage(), Fault::OutboxDamaged);
         // Frames are stored as the first sink likes them; the others encode anew.
-        let codec = self.sinks.first().map_or(Codec::Zstd, |(_, sink)| sink.codec());
+        let codec = self.sinks.first().map_or(Codec::Zstd, |(_, sink)| sink::codec(&**sink));
         let shipping = settings.shipping;
         let config = settings.config_hash();
         let builder = GroupBuilder::new(outbox.end(), config, shipping, codec);

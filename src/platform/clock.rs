@@ -1,73 +1,16 @@
-//! Time, from outside.
+//! The system's clock.
 
-use std::{
-    fmt,
-    sync::OnceLock,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
-
-/// A moment by the wall clock, in milliseconds since 1970-01-01 UTC. It may go back.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-pub struct Timestamp(pub u64);
-
-impl Timestamp {
-    /// How long ago `earlier` was; zero when it lies ahead.
-    #[must_use]
-    pub fn since(self, earlier: Self) -> Duration {
-        Duration::from_millis(self.0.saturating_sub(earlier.0))
-    }
-}
-
-impl From<SystemTime> for Timestamp {
-    fn from(time: SystemTime) -> Self {
-        let elapsed = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
-    }
-}
-
-impl fmt::Display for Timestamp {
-    /// RFC 3339 in UTC with milliseconds: `2026-11-21T20:00:00.000Z`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The last moment of the year 9999, the last that the format can say.
-        let millis = self.0.min(253_402_300_799_999);
-        humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(millis)).fmt(f)
-    }
-}
-
-/// Tells the time: the system's, or one that a test moves.
-pub trait Clock: Send + Sync {
-    /// Now, by the wall clock.
-    fn now(&self) -> Timestamp;
-
-    /// How long the agent is up, or has been since any moment before: it never goes back.
-    fn uptime(&self) -> Duration {
-        static START: OnceLock<Instant> = OnceLock::new();
-        START.get_or_init(Instant::now).elapsed()
-    }
-}
+pub use ai_agent_stage::{Clock, Timestamp};
 
 /// The system's clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "this is where the clock comes from")]
+    #[expect(clippy::disallowed_methods, reason = "every other time comes from a `Clock`")]
     fn now(&self) -> Timestamp {
         SystemTime::now().into()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prints_rfc_3339() {
-        assert_eq!(Timestamp(1_795_291_200_120).to_string(), "2026-11-21T20:00:00.120Z");
-        assert!(Timestamp(u64::MAX).to_string().starts_with("9999-12-31"));
     }
 }

@@ -5,10 +5,7 @@ use std::{io, path::PathBuf};
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    chunk::GenerationId,
-    fingerprint::{Borders, EdgeSamples, FileMatch, Fingerprint, Sample, compare},
-};
+use super::fingerprint::{Borders, EdgeSamples, FileMatch, Fingerprint, Sample, compare};
 use crate::platform::file::{self, ReadAt, Stamp};
 
 /// Why bytes are no row.
@@ -20,15 +17,6 @@ pub(super) enum RowError {
     Base64(#[from] data_encoding::DecodeError),
     #[error("the row has no path")]
     NoPath,
-}
-
-/// A row that a tail can't have handed over.
-#[derive(Debug, thiserror::Error)]
-#[error("the checkpoint of generation {generation} cannot be understood")]
-pub struct BadRow {
-    pub(super) generation: GenerationId,
-    #[source]
-    pub(super) source: RowError,
 }
 
 /// The path of the file that `row` is about; `None` when it is no row.

@@ -83,13 +83,7 @@ impl Tail {
             end_generation(&origin, &mut row, long, rest, size);
         let pieces: Vec<_> = piece.iter().map(FinalPiece::piece).collect();
         if has_row || !pieces.is_empty() || !events.is_empty() {
-            intake.take(Chunk {
-                origin: &origin,
-                pieces: &pieces,
-                checkpoint: None,
-                unread,
-                events,
-            });
+            intake.take(Chunk::new(&origin, &pieces, None).with_unread(unread).with_events(events));
             if let Some(active) = active {
                 self.part(active);
             }
@@ -130,13 +124,7 @@ impl Tail {
         row.stamp = Stamp { id: known.id, ..drained.unwrap_or(row.stamp) };
         row.is_drained = true;
         let checkpoint = row.encode();
-        intake.take(Chunk {
-            origin: &origin,
-            pieces: &[],
-            checkpoint: Some(&checkpoint),
-            unread: 0,
-            events: Vec::new(),
-        });
+        intake.take(Chunk::new(&origin, &[], Some(&checkpoint)));
         self.uncommitted.insert(key, (self.group, checkpoint));
         // An open file would go on with the row without it.
         self.active.remove(&key);

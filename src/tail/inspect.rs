@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use siem_protocol::{AgentEvent, entry::PathText, event::FileReplaced};
+use siem_protocol::{AgentEvent, event::FileReplaced};
 
 use super::{
     Lane, Tail,
@@ -206,13 +206,7 @@ impl Tail {
         }
         if !pieces.is_empty() || is_other_id {
             let checkpoint = row.encode();
-            intake.take(Chunk {
-                origin,
-                pieces: &pieces,
-                checkpoint: Some(&checkpoint),
-                unread: 0,
-                events: Vec::new(),
-            });
+            intake.take(Chunk::new(origin, &pieces, Some(&checkpoint)));
             self.uncommitted.insert(key, (self.group, checkpoint));
         }
         if known.replaced_by == id {
@@ -304,17 +298,12 @@ impl Tail {
             end_generation(&old, &mut old_row, long.as_deref_mut(), rest, old_size);
         let pieces: Vec<_> = piece.iter().map(FinalPiece::piece).collect();
         if had_row || !pieces.is_empty() || !events.is_empty() {
-            intake.take(Chunk { origin: &old, pieces: &pieces, checkpoint: None, unread, events });
+            intake.take(Chunk::new(&old, &pieces, None).with_unread(unread).with_events(events));
         }
         active.previous.push((self.group, old.generation));
         let checkpoint = row.encode();
-        intake.take(Chunk {
-            origin: &active.origin,
-            pieces: &[],
-            checkpoint: Some(&checkpoint),
-            unread: 0,
-            events: vec![replaced.into()],
-        });
+        let events = vec![replaced.into()];
+        intake.take(Chunk::new(&active.origin, &[], Some(&checkpoint)).with_events(events));
         self.uncommitted.insert(key, (self.group, checkpoint));
         let id = active.id;
         self.files.set_id(key, id);
@@ -332,13 +321,9 @@ pub(super) fn age(stamp: &Stamp, now: Timestamp) -> Duration {
 
 /// What is said of a file's lines.
 pub(super) fn origin(key: FileKey, known: &KnownFile) -> Origin {
-    Origin {
-        file: key,
-        era: known.era,
-        path: known.path.to_path_buf(),
-        path_text: PathText::new(&known.path),
-        generation: known.generation.clone(),
-    }
+    let mut origin = Origin::new(key, known.path.to_path_buf(), known.generation.clone());
+    origin.era = known.era;
+    origin
 }
 
 /// The row of the generation that begins at the border `at` of another's file.
@@ -386,10 +371,10 @@ fn take_lines(row: &mut CheckpointRow, ends: &mut EdgeSamples, lines: &Lines<'_>
 
 fn offset_of(piece: &Piece<'_>) -> u64 {
     match piece {
-        Piece::Line { offset, .. } | Piece::Part { offset, .. } | Piece::Event { offset, .. } => {
+        Piece::Line { offset, .. } | Piece::Part { offset, .. } | Piece::Lines { offset, .. } => {
             *offset
         }
-        Piece::LeftOut { .. } => 0,
+        Piece::Skipped { .. } => 0,
     }
 }
 

@@ -46,9 +46,12 @@ mod watcher;
 
 use backfill_hold::HoldState;
 pub use backfill_hold::{BackfillHold, HoldQuery};
-pub use checkpoint::{BadRow, beginning, has_beginning, row_path};
 use checkpoint::{CheckpointRow, CheckpointSummary};
-pub use chunk::{Chunk, FileKey, GenerationId, Intake, NewGeneration, Origin, Piece};
+pub use checkpoint::{beginning, has_beginning, row_path};
+pub use chunk::{
+    BadRow, Chunk, FileKey, GenerationId, Intake, NewGeneration, Origin, Piece, Progress, Survey,
+    Unreadable, fresh_generation,
+};
 use files::{FileTable, KnownFile, Lane};
 use fingerprint::EdgeSamples;
 use inspect::age;
@@ -56,7 +59,6 @@ use open_files::OpenFile;
 use reader::{ReadSizes, Reader};
 use schedule::Schedule;
 use sweep::Sweep;
-pub use unreadable::Unreadable;
 use unreadable::UnreadablePaths;
 pub use walk::Names;
 use walk::Root;
@@ -109,46 +111,6 @@ impl Default for TailOptions {
             watch: true,
         }
     }
-}
-
-/// How far [`Tail::read`] came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// More may be unread: the intake has no room, or what was read must not wait for a sweep that
-    /// goes on. Store the group and call again.
-    More,
-    /// Everything that at least one complete sweep found has been read.
-    Idle {
-        /// How long until it wants to be called again, if nothing wakes it before.
-        next: Duration,
-    },
-}
-
-/// How things stand.
-#[derive(Clone, Debug, Default)]
-pub struct Survey {
-    /// FileTable known.
-    pub files: usize,
-    /// FileTable with bytes that were not handed over, incomplete last lines among them.
-    pub files_unread: usize,
-    /// Those bytes, as far as the last inspect at each file knows.
-    pub bytes_unread: u64,
-    /// FileTable that got shorter a moment ago: what is in them is read once they stay so.
-    pub files_settling: usize,
-    /// FileTable held open.
-    pub files_open: usize,
-    /// Of these, files that lie nowhere any more and are still read.
-    pub files_pinned: usize,
-    /// Bytes that take room on disk for them.
-    pub bytes_pinned: u64,
-    /// What can't be read at present.
-    pub unreadable: Vec<Unreadable>,
-    /// Whether the system hints at every change, or sweeps alone find them.
-    pub is_watching: bool,
-    /// Sweeps since the start.
-    pub sweeps: u32,
-    /// How long the last sweep took.
-    pub sweep_cost: Duration,
 }
 
 /// Follows the files below its roots.
@@ -275,7 +237,7 @@ impl Tail {
                 Ok(row) => row,
                 Err(source) => {
                     self.adopt(handles);
-                    return Err(BadRow { generation, source });
+                    return Err(BadRow::new(generation, source));
                 }
             };
             // Of two generations of one path one is gone, and was not read to its end.
@@ -399,18 +361,16 @@ impl Tail {
     #[must_use]
     pub fn survey(&self) -> Survey {
         let (files_pinned, bytes_pinned) = self.pinned();
-        let mut survey = Survey {
-            files: self.files.len(),
-            files_open: self.open_count(),
-            files_settling: self.schedule.settling_count(),
-            files_pinned,
-            bytes_pinned,
-            unreadable: self.unreadable.list(),
-            is_watching: self.schedule.is_watching,
-            sweeps: self.schedule.sweeps,
-            sweep_cost: self.schedule.sweep_cost,
-            ..Survey::default()
-        };
+        let mut survey = Survey::default();
+        survey.files = self.files.len();
+        survey.files_open = self.open_count();
+        survey.files_settling = self.schedule.settling_count();
+        survey.files_pinned = files_pinned;
+        survey.bytes_pinned = bytes_pinned;
+        survey.unreadable = self.unreadable.list();
+        survey.is_watching = self.schedule.is_watching;
+        survey.sweeps = self.schedule.sweeps;
+        survey.sweep_cost = self.schedule.sweep_cost;
         for (_, known) in self.files.iter() {
             survey.files_unread += usize::from(known.outstanding() > 0);
             survey.bytes_unread += known.outstanding();

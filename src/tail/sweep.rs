@@ -475,13 +475,7 @@ impl Tail {
         if known.has_row {
             row.path = path.to_owned();
             let checkpoint = row.encode();
-            intake.take(Chunk {
-                origin: &origin(key, known),
-                pieces: &[],
-                checkpoint: Some(&checkpoint),
-                unread: 0,
-                events: Vec::new(),
-            });
+            intake.take(Chunk::new(&origin(key, known), &[], Some(&checkpoint)));
             self.uncommitted.insert(key, (self.group, checkpoint));
         }
         self.files.enqueue(key, Lane::Live, 0);

@@ -128,8 +128,10 @@ impl Intake for Store {
                 Piece::Part { offset, part, bytes, size, whole, incomplete } => {
                     (offset, bytes, size, incomplete, Some(part), whole)
                 }
-                Piece::Event { offset, lines, size } => (offset, lines, size, false, None, None),
-                Piece::LeftOut { size, .. } => {
+                Piece::Lines { offset, lines, size, .. } => {
+                    (offset, lines, size, false, None, None)
+                }
+                Piece::Skipped { size, .. } => {
                     group.left_out += size;
                     continue;
                 }
@@ -147,6 +149,10 @@ impl Intake for Store {
                 incomplete,
             });
         }
+    }
+
+    fn store_row(&mut self, _name: &str, _row: &[u8], events: Vec<Event>) {
+        self.group.events.extend(events);
     }
 
     fn report(&mut self, event: Event) {

@@ -8,17 +8,10 @@ use std::{
 
 use tracing::{info, warn};
 
+use super::chunk::Unreadable;
+
 /// How many are kept; more are counted by the log alone.
 const MAX_KEPT: usize = 1000;
-
-/// A file or directory that can't be read at present.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unreadable {
-    /// Where it lies.
-    pub path: PathBuf,
-    /// What the system says.
-    pub error: String,
-}
 
 /// All that can't be read at present.
 #[derive(Debug, Default)]
@@ -57,7 +50,7 @@ impl UnreadablePaths {
     /// All of them, by path.
     pub(super) fn list(&self) -> Vec<Unreadable> {
         let unreadable = |(path, (_, error, _)): (&PathBuf, &(io::ErrorKind, String, u32))| {
-            Unreadable { path: path.clone(), error: error.clone() }
+            Unreadable::new(path, error.as_str())
         };
         self.by_path.iter().map(unreadable).collect()
     }

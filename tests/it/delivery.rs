@@ -346,10 +346,9 @@ fn a_violation_takes_along_what_lies_before_it_at_once() {
     // Nothing else would send anything today.
     post.shipping = Shipping { flush_interval: Duration::from_secs(86_400), ..post.shipping };
     let delivery = post.deliver_to(&receiver.url());
-    let violation = Event {
-        severity: severity::HIGH,
-        ..Event::warning(event::COMPLIANCE_VIOLATION, json!({ "violation": "no_account" }))
-    };
+    let violation =
+        Event::warning(event::COMPLIANCE_VIOLATION, json!({ "violation": "no_account" }))
+            .with_severity(severity::HIGH);
     delivery.store([violation, Event::info("test", json!({ "n": "in the same frame" }))]);
     eventually("the violation arrives", || {
         let entries = receiver.entries();

@@ -7,9 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ai_agent::{
-    stages::{self, Kind},
-    testing::{FilterTest, Seen},
+use ai_agent::stages;
+use ai_agent_stage::{
+    StageKind,
+    testing::{FilterTest, Filtered},
 };
 
 /// One directory with a case.
@@ -65,9 +66,9 @@ impl Case {
         let mut stay = Vec::new();
         for line in self.lines("input.jsonl") {
             match filter.bytes(&line) {
-                Seen::Kept => stay.push(line),
-                Seen::Edited(text) => stay.push(text.into_bytes()),
-                Seen::Dropped(_) => {}
+                Filtered::Kept => stay.push(line),
+                Filtered::Edited(text) => stay.push(text.into_bytes()),
+                Filtered::Dropped(_) => {}
             }
         }
         stay
@@ -120,7 +121,7 @@ fn lines_that_come_again_after_a_rollback_are_judged_as_before() {
 #[test]
 fn every_filter_has_cases() {
     let cases = cases();
-    for stage in stages::all().iter().filter(|stage| stage.kind == Kind::Filter) {
+    for stage in stages::all().iter().filter(|stage| stage.kind == StageKind::Filter) {
         let count = cases.iter().filter(|case| case.filter == stage.name).count();
         assert!(count >= 2, "{stage:?} has {count} cases in tests/cases/{}", stage.name);
     }

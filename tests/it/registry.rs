@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
 use ai_agent::{
     platform::{Environment, Os, Paths, SystemClock, SystemPower},
     protocol::Identity,
-    stages::{self, BuildError, Context, Descriptor, Kind, Sessions, StageOptions},
+    stages::{self, BuildError, Context, Descriptor, Sessions, StageKind, StageOptions},
 };
 
 fn context() -> Context {
@@ -39,10 +39,12 @@ fn build(stage: &Descriptor, options: &str) -> Result<(), BuildError> {
     let options = StageOptions::from_toml(options)?;
     let (name, context) = (stage.name, &context());
     match stage.kind {
-        Kind::Source => stages::source::build(name, &options, context, Arc::new(|| ())).map(|_| ()),
-        Kind::Filter => stages::filter::build(name, &options).map(|_| ()),
-        Kind::Enricher => stages::enricher::build(name, &options, context).map(|_| ()),
-        Kind::Sink => stages::sink::build(name, &options, context).map(|_| ()),
+        StageKind::Source => {
+            stages::source::build(name, &options, context, Arc::new(|| ())).map(|_| ())
+        }
+        StageKind::Filter => stages::filter::build(name, &options).map(|_| ()),
+        StageKind::Enricher => stages::enricher::build(name, &options, context).map(|_| ()),
+        StageKind::Sink => stages::sink::build(name, &options, context).map(|_| ()),
     }
 }
 
@@ -63,22 +65,22 @@ fn names_are_unique_and_in_kebab_case() {
         assert!(stage.name.split('-').all(right), "{stage:?}");
     }
     let expected = [
-        (Kind::Source, "auditd"),
-        (Kind::Source, "claude-sessions"),
-        (Kind::Filter, "compact"),
-        (Kind::Filter, "dedupe"),
-        (Kind::Filter, "ignore-types"),
-        (Kind::Filter, "sidechain"),
-        (Kind::Filter, "meta"),
-        (Kind::Filter, "tool-call"),
-        (Kind::Filter, "path"),
-        (Kind::Filter, "expression"),
-        (Kind::Filter, "mask"),
-        (Kind::Enricher, "host"),
-        (Kind::Enricher, "labels"),
-        (Kind::Sink, "http-siem"),
-        (Kind::Sink, "stdout"),
-        (Kind::Sink, "file"),
+        (StageKind::Source, "auditd"),
+        (StageKind::Source, "claude-sessions"),
+        (StageKind::Filter, "compact"),
+        (StageKind::Filter, "dedupe"),
+        (StageKind::Filter, "ignore-types"),
+        (StageKind::Filter, "sidechain"),
+        (StageKind::Filter, "meta"),
+        (StageKind::Filter, "tool-call"),
+        (StageKind::Filter, "path"),
+        (StageKind::Filter, "expression"),
+        (StageKind::Filter, "mask"),
+        (StageKind::Enricher, "host"),
+        (StageKind::Enricher, "labels"),
+        (StageKind::Sink, "http-siem"),
+        (StageKind::Sink, "stdout"),
+        (StageKind::Sink, "file"),
     ];
     for stage in expected {
         assert!(names.contains(&stage), "{stage:?} is missing");
@@ -154,7 +156,7 @@ fn an_unknown_option_is_refused_by_its_name() {
 #[test]
 fn an_unknown_stage_is_refused_with_those_that_there_are() {
     let all = stages::all();
-    for kind in Kind::ALL {
+    for kind in StageKind::ALL {
         let mut stage = *all.iter().find(|stage| stage.kind == kind).unwrap();
         let known = stage.name;
         stage.name = "xyzzy";

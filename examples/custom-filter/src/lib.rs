@@ -1,22 +1,19 @@
-//! Drops the records of projects that are nobody's business.
+//! Drops the records of private projects.
 //!
-//! Claude Code keeps a project's sessions in one directory, named after the project's own with `-`
-//! for everything but letters and digits: `/home/dev/diary` is `-home-dev-diary`. This filter drops
-//! what lies in such a directory, at any depth, before it reaches the outbox.
+//! Claude Code keeps the sessions of a project in one directory, named after the project's directory
+//! with `-` in place of everything but letters and digits: `/home/dev/diary` becomes
+//! `-home-dev-diary`. This filter drops all records below such a directory before they reach the
+//! outbox.
 //!
-//! The file is the whole stage: options, registration, behaviour, tests. `main.rs` makes an agent
-//! that has it.
+//! This file is the whole stage: options, registration, behaviour, tests. `examples/custom-agent` is
+//! the binary that contains it.
 
 use std::collections::BTreeSet;
 
-use ai_agent::{
-    inventory,
+use ai_agent_stage::{
+    BuildError, Filter, FilterOptions, FilterPlugin, Record, Verdict, inventory,
     schemars::{self, JsonSchema},
     serde::{self, Deserialize},
-    stages::{
-        BuildError,
-        filter::{Filter, FilterOptions, FilterPlugin, Record, Verdict},
-    },
 };
 
 inventory::submit! {
@@ -30,7 +27,7 @@ projects = ["-home-dev-diary"]
     )
 }
 
-/// Drops a record when its file lies in a directory that is listed.
+/// Drops a record if its file is below a listed directory.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(crate = "serde", deny_unknown_fields)]
 #[schemars(crate = "schemars")]
@@ -45,7 +42,7 @@ impl FilterOptions for SkipProject {
     fn build(self) -> Result<Self, BuildError> {
         if let Some(path) = self.projects.iter().find(|name| name.contains(['/', '\\'])) {
             let problem = format!("holds `{path}`, expected the name of a directory, not a path");
-            return Err(BuildError::Invalid { option: "projects", problem });
+            return Err(BuildError::invalid("projects", problem));
         }
         Ok(self)
     }
@@ -64,30 +61,30 @@ impl Filter for SkipProject {
 
 #[cfg(test)]
 mod tests {
-    use ai_agent::testing::{FilterTest, Seen};
+    use ai_agent_stage::testing::{FilterTest, Filtered};
 
-    // The harness reads its lines from a session in the project `-work`.
-    fn check(options: &str) -> Seen {
+    // The lines of the harness come from a session of the project `-work`.
+    fn check(options: &str) -> Filtered {
         FilterTest::new("skip-project", options).unwrap().line(r#"{"type":"user"}"#)
     }
 
     #[test]
-    fn drops_a_record_of_a_listed_project() {
-        assert_eq!(check(r#"projects = ["-work"]"#), Seen::Dropped("skipped_project"));
+    fn listed_project_is_dropped() {
+        assert_eq!(check(r#"projects = ["-work"]"#), Filtered::Dropped("skipped_project"));
     }
 
     #[test]
-    fn keeps_a_record_of_another_project() {
-        assert_eq!(check(r#"projects = ["-work-too", "-Work"]"#), Seen::Kept);
+    fn other_project_is_kept() {
+        assert_eq!(check(r#"projects = ["-work-too", "-Work"]"#), Filtered::Kept);
     }
 
     #[test]
-    fn the_name_of_the_file_itself_is_no_project() {
-        assert_eq!(check(r#"projects = ["session.jsonl"]"#), Seen::Kept);
+    fn file_name_is_not_a_project() {
+        assert_eq!(check(r#"projects = ["session.jsonl"]"#), Filtered::Kept);
     }
 
     #[test]
-    fn refuses_a_path() {
+    fn path_is_refused() {
         let refused = FilterTest::new("skip-project", r#"projects = ["/home/dev/diary"]"#);
         let message = refused.err().unwrap().to_string();
         assert_eq!(

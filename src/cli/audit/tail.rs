@@ -194,7 +194,7 @@ impl<'a> Screen<'a> {
 impl Intake for Screen<'_> {
     fn take(&mut self, chunk: Chunk<'_>) {
         for piece in chunk.pieces {
-            if let Piece::Event { lines, .. } = piece
+            if let Piece::Lines { lines, .. } = piece
                 && self.failed.is_none()
             {
                 self.failed = self.show(lines).err();
@@ -208,6 +208,8 @@ impl Intake for Screen<'_> {
         };
     }
 
+    fn store_row(&mut self, _name: &str, _row: &[u8], _events: Vec<Event>) {}
+
     fn report(&mut self, _event: Event) {}
 
     fn forget(&mut self, _file: FileKey) {}
@@ -215,6 +217,8 @@ impl Intake for Screen<'_> {
     fn has_room(&self) -> bool {
         self.failed.is_none()
     }
+
+    fn saw(&self, _files: u64) {}
 
     fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
         self.rows.get(generation).cloned()

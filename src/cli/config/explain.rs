@@ -9,7 +9,7 @@ use super::{inline, refuse_wrong, schema};
 use crate::{
     cli::{Failure, managed, print, setup::Surroundings},
     config::{Loaded, did_you_mean},
-    stages::Kind,
+    stages::StageKind,
 };
 
 #[derive(Args)]
@@ -72,14 +72,14 @@ pub(super) fn known(loaded: &Loaded, schema: &Value) -> Vec<(String, Option<Stri
     let mut known = Vec::new();
     let properties = |schema: &Value| schema["properties"].as_object().cloned().unwrap_or_default();
     for (table, options) in properties(schema) {
-        if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == table) {
+        if let Some(kind) = StageKind::ALL.into_iter().find(|kind| kind.as_str() == table) {
             known.push((table, about(&options)));
             let pipeline = [&loaded.settings.pipeline, &loaded.switched_off];
             let stages = pipeline.into_iter().flat_map(|pipeline| match kind {
-                Kind::Source => &pipeline.sources,
-                Kind::Filter => &pipeline.filters,
-                Kind::Enricher => &pipeline.enrichers,
-                Kind::Sink => &pipeline.sinks,
+                StageKind::Source => &pipeline.sources,
+                StageKind::Filter => &pipeline.filters,
+                StageKind::Enricher => &pipeline.enrichers,
+                StageKind::Sink => &pipeline.sinks,
             });
             for stage in stages {
                 let options = &schema["$defs"][format!("{kind}.{}", stage.stage)];

@@ -24,8 +24,8 @@ fn explained(text: &str) -> String {
     let machine = user(&format!("pipeline.filters = [\"mine\"]\n[filter.mine]\n{text}"));
     let loaded = machine.load().unwrap();
     let stage = stage(&loaded.settings.pipeline.filters, "mine");
-    let error = stage.options.parse::<Options>().unwrap_err();
-    machine.plain(&loaded.explain(stage, "filter", *error).to_string())
+    let error = stage.options.to_options().parse::<Options>().unwrap_err();
+    machine.plain(&loaded.explain(stage, "filter", &error).to_string())
 }
 
 #[test]
@@ -63,9 +63,9 @@ fn are_those_of_the_layer_that_wrote_them() {
         .user("[filter.ignore-types]\ntypes = []");
     let loaded = machine.load().unwrap();
     let stage = stage(&loaded.settings.pipeline.filters, "ignore-types");
-    let error = stage.options.parse::<Options>().unwrap_err();
+    let error = stage.options.to_options().parse::<Options>().unwrap_err();
     assert_eq!(
-        machine.plain(&loaded.explain(stage, "filter", *error).to_string()),
+        machine.plain(&loaded.explain(stage, "filter", &error).to_string()),
         "unknown key `filter.ignore-types.typs` in the machine's file `DIR/etc/config.toml:2`: \
              did you mean `types`?"
     );

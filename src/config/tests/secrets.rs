@@ -39,9 +39,9 @@ struct Sink {
 fn are_in_no_error_about_an_option_of_another_type() {
     #[derive(Debug, serde::Deserialize)]
     enum Choice {}
-    type Read = fn(&StageOptions) -> Box<figment::Error>;
-    fn read<T: serde::de::DeserializeOwned>(options: &StageOptions) -> Box<figment::Error> {
-        options.parse::<std::collections::BTreeMap<String, T>>().err().unwrap()
+    type Read = fn(&OptionTable) -> OptionError;
+    fn read<T: serde::de::DeserializeOwned>(options: &OptionTable) -> OptionError {
+        options.to_options().parse::<std::collections::BTreeMap<String, T>>().err().unwrap()
     }
     let reads: [(&str, Read); 4] = [
         ("is a text, expected a whole number, 0 or more", read::<u64>),
@@ -53,7 +53,7 @@ fn are_in_no_error_about_an_option_of_another_type() {
     let loaded = user(&text).load().unwrap();
     let stage = stage(&loaded.settings.pipeline.filters, "mine");
     for (expected, read) in reads {
-        let error = loaded.explain(stage, "filter", *read(&stage.options));
+        let error = loaded.explain(stage, "filter", &read(&stage.options));
         let text = error.to_string();
         assert!(
             text.starts_with("`filter.mine.api_key` in ") && text.ends_with(expected),
@@ -76,10 +76,10 @@ fn all_output(machine: &Machine) -> String {
                 write!(output, "{error} {error:?}").unwrap();
             }
             for sink in &loaded.settings.pipeline.sinks {
-                match sink.options.parse::<Sink>() {
+                match sink.options.to_options().parse::<Sink>() {
                     Ok(options) => write!(output, "{options:?}").unwrap(),
                     Err(error) => {
-                        let error = loaded.explain(sink, "sink", *error);
+                        let error = loaded.explain(sink, "sink", &error);
                         write!(output, "{error} {error:?}").unwrap();
                     }
                 }

@@ -9,7 +9,7 @@ use crate::{
     config::Shipping,
     frame::{Codec, Encoder, Frame, FrameError, FrameHead},
     platform::Timestamp,
-    stages::sink::Batch,
+    stages::sink::{Batch, BatchError, StoredFrames},
 };
 
 /// What there is to send.
@@ -36,6 +36,9 @@ pub enum AssembleError {
     /// The outbox cannot be read.
     #[error(transparent)]
     Outbox(#[from] OutboxError),
+    /// The entries of a batch cannot be read back.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
     /// A frame in it is damaged.
     #[error(transparent)]
     Frame(#[from] FrameError),
@@ -147,7 +150,7 @@ impl Assembler<'_> {
             previous_epoch: cursor.previous_epoch.clone(),
             ..BatchHeader::new(self.identity, cursor.epoch.clone(), config, sent_at)
         };
-        Ok((Batch { header, frames: whole, patience: None }, end))
+        Ok((Batch::new(header, StoredFrames(whole)), end))
     }
 
     /// The last entry to take of a frame that is too large for a batch, or crosses the border.

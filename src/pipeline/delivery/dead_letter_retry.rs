@@ -10,7 +10,7 @@ use super::super::outbox::{DeadLetter, DeadLetterId, Outbox, OutboxError};
 use crate::{
     frame::FrameBuilder,
     platform::{Clock, Timestamp},
-    stages::sink::{Batch, Delivery, Sink},
+    stages::sink::{Batch, Delivery, Sink, StoredFrames},
 };
 
 /// An order to a sink's task to send one dead letter again.
@@ -125,7 +125,7 @@ fn batch(
     let mut builder = FrameBuilder::default();
     let chain = builder.push(letter.line_sha256, false, |raw| raw.extend_from_slice(&line));
     let frame = builder.seal(id.seq + 1, chain, letter.config, now);
-    Some(Batch { header, frames: frame.into_iter().collect(), patience: None })
+    Some(Batch::new(header, StoredFrames(frame.into_iter().collect())))
 }
 
 /// Runs `work` away from the network's threads.

@@ -28,7 +28,7 @@ use crate::{
     config::Shipping,
     event::Event,
     platform::{Clock, Timestamp},
-    stages::sink::{Batch, Sink, gist},
+    stages::sink::{self, Batch, Sink, gist},
     text::causes,
 };
 
@@ -245,7 +245,7 @@ impl SinkTask {
                 }
                 Ok(NextBatch::Ready { mut batch, end, is_full }) => {
                     self.paced_until(None);
-                    batch.patience = policy.patience();
+                    batch.set_patience(policy.patience());
                     in_backlog = is_full;
                     let renumbered_at = head.borrow().renumbered_at;
                     let since = begun.elapsed();
@@ -340,7 +340,7 @@ impl SinkTask {
         flush: bool,
         flush_to: u64,
     ) -> impl Future<Output = Result<(NextBatch, u32), AssembleError>> + Send + 'static {
-        let (codec, now) = (self.sink.codec(), self.clock.now());
+        let (codec, now) = (sink::codec(&*self.sink), self.clock.now());
         let identity = Arc::clone(&self.identity);
         self.blocking(move |outbox, sink| {
             let assembler = Assembler { outbox, sink, codec, identity: &identity, shipping };
@@ -359,8 +359,8 @@ impl SinkTask {
         policy: &mut RetryPolicy,
         orders: &watch::Receiver<SinkControl>,
     ) -> After {
-        let id = batch.header.id().to_string();
-        let lines = batch.header.count;
+        let id = batch.header().id().to_string();
+        let lines = batch.header().count;
         // A request may take a minute; what is done with the store afterwards is never cut short.
         let delivery = tokio::select! {
             biased;
@@ -381,7 +381,7 @@ impl SinkTask {
         }
         match next {
             NextAction::Advance => {
-                let epoch = batch.header.epoch.clone();
+                let epoch = batch.header().epoch.clone();
                 let refusals = policy.refusals();
                 let is_first = !self.outbox.advance(&self.name, &epoch, end, refusals);
                 debug!(sink = self.name, batch = id, lines, "delivered");
@@ -436,7 +436,8 @@ impl SinkTask {
 
     /// Begins a new epoch in place of the batch's; false when the last one is too young.
     async fn renumber(&mut self, batch: &Batch) -> Result<bool, OutboxError> {
-        let (epoch, new, now) = (batch.header.epoch.clone(), (self.new_epoch)(), self.clock.now());
+        let (epoch, new, now) =
+            (batch.header().epoch.clone(), (self.new_epoch)(), self.clock.now());
         let begun = self.blocking(move |outbox, _| outbox.renumber(&epoch, new, now)).await?;
         if let RenumberOutcome::Started { previous, epoch, entries, ended: (last_seq, totals) } =
             &begun
@@ -465,13 +466,13 @@ impl SinkTask {
     ) -> Result<(), AssembleError> {
         let lines = batch.lines()?;
         let line = lines.strip_suffix(b"\n").unwrap_or(&lines);
-        let dead: Vec<u64> = batch.header.dead_lettered.iter().map(|letter| letter.seq).collect();
-        let covered = batch.header.first_seq.unwrap_or_default()..=batch.last_seq();
+        let dead: Vec<u64> = batch.header().dead_lettered.iter().map(|letter| letter.seq).collect();
+        let covered = batch.header().first_seq.unwrap_or_default()..=batch.last_seq();
         let Some(seq) = covered.into_iter().find(|seq| !dead.contains(seq)) else { return Ok(()) };
-        let (sink, epoch) = (self.name.clone(), batch.header.epoch.clone());
+        let (sink, epoch) = (self.name.clone(), batch.header().epoch.clone());
         let at = self.clock.now().to_string();
         let said = gist(answer.as_bytes());
-        let letter = DeadLetter::new(line, batch.header.config_hash, status, answer, at);
+        let letter = DeadLetter::new(line, batch.header().config_hash, status, answer, at);
         let id = DeadLetterId { sink, epoch, seq };
         error!(
             code = "entry_refused",

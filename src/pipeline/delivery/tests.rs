@@ -7,7 +7,7 @@ use crate::{
     frame::Codec,
     pipeline::{group_builder::GroupBuilder, outbox::SinkRegistration},
     platform::Timestamp,
-    stages::sink::{Answer, Delivery},
+    stages::sink::{Delivery, DeliveryFuture},
 };
 
 /// The answer to a batch of these numbers.
@@ -20,9 +20,9 @@ struct Scripted {
 }
 
 impl Sink for Scripted {
-    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> Answer<'a> {
+    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async move {
-            let header = &batch.header;
+            let header = batch.header();
             let lines = batch.lines().unwrap();
             let lines: Vec<&[u8]> = lines
                 .strip_suffix(b"\n")
@@ -197,7 +197,7 @@ async fn no_more_is_sent_in_a_second_than_may_be() {
 struct Noting(Arc<Mutex<Vec<Duration>>>, Instant);
 
 impl Sink for Noting {
-    fn deliver<'a>(&'a mut self, _: &'a Batch) -> Answer<'a> {
+    fn deliver<'a>(&'a mut self, _: &'a Batch) -> DeliveryFuture<'a> {
         self.0.lock().unwrap().push(self.1.elapsed());
         Box::pin(async { Delivery::Acknowledged })
     }
@@ -353,7 +353,7 @@ async fn a_frame_from_before_the_bytes_were_lowered_is_cut() {
 async fn a_task_that_is_told_to_leave_does_so_in_mid_batch_and_the_batch_stays() {
     struct Hangs(watch::Sender<bool>);
     impl Sink for Hangs {
-        fn deliver<'a>(&'a mut self, _batch: &'a Batch) -> Answer<'a> {
+        fn deliver<'a>(&'a mut self, _batch: &'a Batch) -> DeliveryFuture<'a> {
             self.0.send_replace(true);
             Box::pin(std::future::pending())
         }

@@ -51,6 +51,13 @@ impl Intake for GroupIntake<'_> {
         }
     }
 
+    fn store_row(&mut self, name: &str, row: &[u8], events: Vec<Event>) {
+        if self.failed.is_some() || self.is_spoilt.get() {
+            return;
+        }
+        self.builder.store_row(self.instance, self.label, name, row, events, self.now);
+    }
+
     fn report(&mut self, event: Event) {
         self.builder.add_event(&event.from_source(self.label), self.now);
     }

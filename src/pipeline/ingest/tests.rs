@@ -3,7 +3,7 @@ mod reconfigure;
 use std::path::Path;
 
 use serde_json::json;
-use siem_protocol::{Digest, Entry, entry::PathText};
+use siem_protocol::{Digest, Entry};
 
 use super::*;
 use crate::{
@@ -38,13 +38,7 @@ impl Files {
     fn new(files: &[(&str, &[&'static str])]) -> Self {
         let origin = |name: &str| {
             let path = Path::new("/p").join(name);
-            Origin {
-                file: FileKey::fresh(),
-                era: 0,
-                path_text: PathText::new(&path),
-                path,
-                generation: GenerationId(name.to_owned()),
-            }
+            Origin::new(FileKey::fresh(), path, GenerationId(name.to_owned()))
         };
         let files: Vec<_> =
             files.iter().map(|(name, lines)| (origin(name), lines.to_vec())).collect();
@@ -92,7 +86,9 @@ impl Source for Files {
                 let row = read.to_string();
                 let (checkpoint, events) = (Some(row.as_bytes()), Vec::new());
                 let unread = 0;
-                intake.take(Chunk { origin, pieces: &pieces, checkpoint, unread, events });
+                intake.take(
+                    Chunk::new(origin, &pieces, checkpoint).with_unread(unread).with_events(events),
+                );
             }
         }
         Progress::Idle { next: Duration::from_secs(1) }

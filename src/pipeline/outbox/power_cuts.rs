@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use siem_protocol::{ChainPoint, Digest, Entry, Kind, entry::PathText};
+use siem_protocol::{ChainPoint, Digest, Entry, Kind};
 use tally::Tally;
 
 use super::{
@@ -158,13 +158,7 @@ fn append(
     );
     for (at, (file, count)) in files.iter().enumerate() {
         let path = PathBuf::from(format!("/f/{file}"));
-        let origin = Origin {
-            file: FileKey(*file as u64),
-            era: 0,
-            path_text: PathText::new(&path),
-            path,
-            generation: generation(*file),
-        };
+        let origin = Origin::new(FileKey(*file as u64), path, generation(*file));
         let from = next_line(outbox, *file)?;
         let line = |number| {
             let mut line = format!("{{\"file\":{file},\"number\":{number},\"x\":\"");
@@ -185,8 +179,7 @@ fn append(
         let row = (from + count).to_string();
         let is_end = ends && at + 1 == files.len();
         let checkpoint = (!is_end).then_some(row.as_bytes());
-        let chunk =
-            Chunk { origin: &origin, pieces: &pieces, checkpoint, unread: 0, events: Vec::new() };
+        let chunk = Chunk::new(&origin, &pieces, checkpoint);
         builder.add_chunk(chunk, SOURCE, "claude-sessions", &mut stages, Timestamp(1));
     }
     let mut group = builder.finish(Timestamp(1));

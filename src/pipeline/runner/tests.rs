@@ -2,11 +2,11 @@ use std::path::Path;
 
 use super::*;
 use crate::{
-    config::{AgentSettings, LogFormat, OutboxSettings, SinkSettings, StageOptions, StageTable},
+    config::{AgentSettings, LogFormat, OptionTable, OutboxSettings, SinkSettings, StageTable},
     pipeline::{filter_chain::FilterChain, outbox::SinkRegistration},
     platform::SystemClock,
     stages::{
-        sink::{Answer, Batch, Delivery},
+        sink::{Batch, Delivery, DeliveryFuture},
         source::{BadRow, GenerationId, Intake, Progress as Unread, Survey},
     },
 };
@@ -47,7 +47,7 @@ impl Source for Reader {
 struct Taker(Option<Delivery>);
 
 impl Sink for Taker {
-    fn deliver<'a>(&'a mut self, _batch: &'a Batch) -> Answer<'a> {
+    fn deliver<'a>(&'a mut self, _batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async { self.0.clone().expect("the sink fails") })
     }
 }
@@ -178,7 +178,7 @@ fn paced(max_bytes_per_second: u64) -> Settings {
         stage: "taker".into(),
         enabled: true,
         sink_settings,
-        options: StageOptions::from_toml("").unwrap(),
+        options: OptionTable::from_toml(""),
     };
     let mut settings = settings(1 << 30);
     settings.pipeline.sinks.push(table);

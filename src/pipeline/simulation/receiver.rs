@@ -9,7 +9,7 @@ use std::{
 use siem_protocol::{Digest, Entry, Kind};
 
 use super::Fault;
-use crate::stages::sink::{Answer, Batch, Delivery, Sink};
+use crate::stages::sink::{Batch, Delivery, DeliveryFuture, Sink};
 
 /// What a receiver does with a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ pub(super) struct Line {
 }
 
 impl Sink for Line {
-    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> Answer<'a> {
+    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async move {
             self.calls += 1;
             let mood = self.held.lock().unwrap().mood;
@@ -99,7 +99,7 @@ impl Sink for Line {
 
 impl Held {
     fn take(&mut self, batch: &Batch) -> Delivery {
-        let header = &batch.header;
+        let header = batch.header();
         let text = batch.lines().unwrap();
         let mut lines = BTreeMap::new();
         for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
@@ -126,7 +126,7 @@ impl Held {
 
 /// What wire.md says of a batch.
 fn check(batch: &Batch, lines: &BTreeMap<u64, Vec<u8>>) -> Result<(), String> {
-    let header = &batch.header;
+    let header = batch.header();
     let (first, last) = (header.first_seq.unwrap(), header.last_seq.unwrap());
     let chain = header.chain.unwrap();
     if header.count != lines.len() as u64 {

@@ -1,5 +1,6 @@
 //! Says which machine and which user a record comes from.
 
+use ai_agent_stage::{BuildError, Context};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{
@@ -8,7 +9,6 @@ use serde_json::{
 };
 
 use super::{Enricher, EnricherOptions, EnricherPlugin, Record};
-use crate::stages::{BuildError, Context};
 
 inventory::submit! {
     EnricherPlugin::new::<Options>(
@@ -30,7 +30,7 @@ impl EnricherOptions for Options {
     type Enricher = Host;
 
     fn build(self, context: &Context) -> Result<Host, BuildError> {
-        let who = &context.identity;
+        let who = context.identity();
         let object = json!({
             "machine_id": who.machine_id,
             "hostname": who.hostname,

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use ai_agent_stage::{BuildError, Context};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::{Enricher, EnricherOptions, EnricherPlugin, Record};
-use crate::stages::{BuildError, Context};
 
 inventory::submit! {
     EnricherPlugin::new::<Options>(

@@ -207,7 +207,7 @@ fn reused(record: &Record<'_>, uuid: &str) -> Event {
 mod tests {
     use std::path::Path;
 
-    use siem_protocol::{entry::PathText, names::event};
+    use siem_protocol::names::event;
 
     use super::*;
     use crate::tail::{GenerationId, Origin};
@@ -222,13 +222,9 @@ mod tests {
 
     fn origin(file: u64, era: u32) -> Origin {
         let path = Path::new("/p/a.jsonl");
-        Origin {
-            file: FileKey(file),
-            era,
-            path: path.to_owned(),
-            path_text: PathText::new(path),
-            generation: GenerationId("g".into()),
-        }
+        let mut origin = Origin::new(FileKey(file), path, GenerationId("g".into()));
+        origin.era = era;
+        origin
     }
 
     fn check(filter: &mut Dedupe, file: u64, era: u32, line: &str) -> Verdict {

@@ -9,14 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ai_agent_stage::{BuildError, Context};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Answer, Batch, Delivery, Sink, SinkOptions, SinkPlugin};
-use crate::{
-    platform::secure_file,
-    stages::{BuildError, Context},
-};
+use super::{Batch, Delivery, DeliveryFuture, Sink, SinkOptions, SinkPlugin};
+use crate::platform::secure_file;
 
 inventory::submit! {
     SinkPlugin::new::<Options>(
@@ -55,7 +53,7 @@ struct FileSink {
 }
 
 impl Sink for FileSink {
-    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> Answer<'a> {
+    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async move {
             let lines = match batch.lines() {
                 Ok(lines) => lines,

@@ -6,21 +6,23 @@
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
+use ai_agent_stage::{BuildError, Context};
 use reqwest::{Certificate, Client, ClientBuilder, Proxy, Url, redirect};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::Encoding;
 
 use super::{
-    Answer, Batch, Delivery, Sink, SinkOptions, SinkPlugin,
+    Batch, Delivery, DeliveryFuture, Sink, SinkOptions, SinkPlugin,
     answer::{Acknowledgement, Owed, judge},
+    stored_frames::request_body,
 };
 use crate::{
     config::Secret,
     frame::{Codec, Encoder},
     platform::Clock,
     siem::Connection,
-    stages::{BuildError, Context, StageOptions},
+    stages::{AgentContext, StageOptions},
     text::causes,
     units::{Size, Time},
 };
@@ -151,31 +153,31 @@ impl SinkOptions for Options {
 
     fn build(self, context: &Context) -> Result<HttpSiem, BuildError> {
         Ok(HttpSiem {
-            connection: self.connect(context)?,
+            connection: self.connect(AgentContext::of(context)?)?,
             encoding: self.compression.into(),
             encoder: Encoder::new(Codec::Zstd),
             acknowledgement: self.acknowledgement,
             timeout: self.timeout.0,
-            clock: Arc::clone(&context.clock),
+            clock: Arc::clone(context.clock()),
             sent: 0,
         })
     }
 }
 
 impl Sink for HttpSiem {
-    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> Answer<'a> {
+    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async move {
             self.sent = 0;
-            let body = match batch.body(self.encoding, &mut self.encoder) {
+            let body = match request_body(batch, self.encoding, &mut self.encoder) {
                 Ok(body) => body,
                 Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };
             self.sent = body.len();
-            let within = self.timeout.max(batch.patience.unwrap_or_default());
-            let id = batch.header.id();
+            let within = self.timeout.max(batch.patience().unwrap_or_default());
+            let id = batch.header().id();
             let reply = self.connection.post(&id, self.encoding, body, within).await;
-            let owed = if batch.header.redelivery {
-                Owed::Each(&batch.header.seqs)
+            let owed = if batch.header().redelivery {
+                Owed::Each(&batch.header().seqs)
             } else {
                 Owed::UpTo(batch.last_seq())
             };
@@ -193,18 +195,15 @@ impl Sink for HttpSiem {
         self.sent as u64
     }
 
-    fn codec(&self) -> Codec {
-        match self.encoding {
-            Encoding::Zstd => Codec::Zstd,
-            Encoding::Gzip | Encoding::Identity => Codec::Plain,
-        }
+    fn encoding(&self) -> Encoding {
+        self.encoding
     }
 }
 
 impl HttpSiem {
     /// What no answer came to, and what a person can do where that goes on.
     fn too_slow(&self, batch: &Batch) -> String {
-        let what = match batch.header.count {
+        let what = match batch.header().count {
             1 => "one entry".to_owned(),
             count => format!("{count} entries"),
         };
@@ -212,7 +211,7 @@ impl HttpSiem {
         format!(
             " to {what} of {}, {} as sent; if the way to the receiver is that slow, raise \
              `timeout` ({})",
-            size(batch.raw()),
+            size(batch.raw_bytes()),
             size(self.sent),
             Time(self.timeout)
         )
@@ -223,12 +222,15 @@ impl HttpSiem {
 ///
 /// # Errors
 /// [`BuildError`] when an option is wrong.
-pub(crate) fn connect(options: &StageOptions, context: &Context) -> Result<Connection, BuildError> {
+pub(crate) fn connect(
+    options: &StageOptions,
+    context: &AgentContext,
+) -> Result<Connection, BuildError> {
     options.parse::<Options>()?.connect(context)
 }
 
 impl Options {
-    fn connect(&self, context: &Context) -> Result<Connection, BuildError> {
+    fn connect(&self, context: &AgentContext) -> Result<Connection, BuildError> {
         let base = url(self.endpoint.as_deref().unwrap_or_default())?;
         let token = secret(
             ["token", "token_file"],
@@ -248,7 +250,7 @@ impl Options {
         Ok(Connection::new(client, base, token, hmac_secret, identity, revision))
     }
 
-    fn client(&self, context: &Context) -> Result<Client, BuildError> {
+    fn client(&self, context: &AgentContext) -> Result<Client, BuildError> {
         let authorities = self.authorities(context)?;
         let builder = self.builder(context)?;
         // Reading all that the system trusts takes longer than the rest of a start, and some systems
@@ -271,7 +273,7 @@ impl Options {
     }
 
     /// Whether the receiver, or a proxy before it, may have to show a certificate.
-    fn may_speak_tls(&self, context: &Context) -> bool {
+    fn may_speak_tls(&self, context: &AgentContext) -> bool {
         let is_plain = |url: &str| url.starts_with("http:");
         // Without a scheme, a proxy of the environment speaks HTTP.
         let is_tls = |name| {
@@ -285,7 +287,7 @@ impl Options {
     }
 
     /// A client, but for whom it trusts.
-    fn builder(&self, context: &Context) -> Result<ClientBuilder, BuildError> {
+    fn builder(&self, context: &AgentContext) -> Result<ClientBuilder, BuildError> {
         let mut builder = Client::builder()
             .user_agent(format!("ai-agent/{}", context.identity.agent_version))
             .redirect(redirect::Policy::none())
@@ -300,7 +302,7 @@ impl Options {
     }
 
     /// The authorities to trust besides the system's.
-    fn authorities(&self, context: &Context) -> Result<Vec<Certificate>, BuildError> {
+    fn authorities(&self, context: &AgentContext) -> Result<Vec<Certificate>, BuildError> {
         let Some(path) = &self.ca_file else { return Ok(Vec::new()) };
         let invalid = |error: &dyn std::fmt::Display| invalid_file("ca_file", path, error);
         let pem = fs::read(context.paths.expand(path)).map_err(|error| invalid(&error))?;
@@ -313,7 +315,7 @@ impl Options {
 }
 
 impl Options {
-    fn proxy(&self, context: &Context) -> Result<Option<Proxy>, BuildError> {
+    fn proxy(&self, context: &AgentContext) -> Result<Option<Proxy>, BuildError> {
         let wrong = |problem: &str| {
             let problem = problem.to_owned();
             BuildError::Invalid { option: "proxy", problem }
@@ -350,7 +352,7 @@ impl Options {
 
     fn client_certificate(
         &self,
-        context: &Context,
+        context: &AgentContext,
     ) -> Result<Option<reqwest::Identity>, BuildError> {
         let (certificate, key) = match (&self.client_certificate_file, &self.client_key_file) {
             (None, None) => return Ok(None),
@@ -395,7 +397,7 @@ fn secret(
     [option, file_option]: [&'static str; 2],
     given: Option<&Secret>,
     file: Option<&PathBuf>,
-    context: &Context,
+    context: &AgentContext,
 ) -> Result<Secret, BuildError> {
     match (given, file) {
         (Some(secret), _) => Ok(secret.clone()),
@@ -441,7 +443,7 @@ mod tests {
             let text = format!("endpoint = \"{endpoint}\"\n{proxy}");
             let options = StageOptions::from_toml(&text).unwrap().parse::<Options>().unwrap();
             let environment = variable.iter().copied().collect();
-            options.may_speak_tls(&Context { environment, ..crate::testing::context() })
+            options.may_speak_tls(&AgentContext { environment, ..crate::testing::context() })
         };
         let (plain, tls) = ("http://siem.test", "https://siem.test");
         assert!(!given(plain, "", &[("http_proxy", "proxy:3128")]));

@@ -2,11 +2,11 @@
 
 use std::io::{self, Write as _};
 
+use ai_agent_stage::{BuildError, Context};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Answer, Batch, Delivery, Sink, SinkOptions, SinkPlugin};
-use crate::stages::{BuildError, Context};
+use super::{Batch, Delivery, DeliveryFuture, Sink, SinkOptions, SinkPlugin};
 
 inventory::submit! {
     SinkPlugin::new::<Stdout>(
@@ -30,7 +30,7 @@ impl SinkOptions for Stdout {
 }
 
 impl Sink for Stdout {
-    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> Answer<'a> {
+    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async move {
             let lines = match batch.lines() {
                 Ok(lines) => lines,

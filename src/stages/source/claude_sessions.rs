@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use ai_agent_stage::{BuildError, Context};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::names::source;
@@ -26,8 +27,8 @@ use crate::{
     compliance::client_files::Settings,
     event::Event,
     platform::{Clock, Timestamp, file},
-    stages::{BuildError, Context, Sessions},
-    tail::{BackfillHold, FileKey, HoldQuery, Tail, TailOptions},
+    stages::{AgentContext, Sessions},
+    tail::{BackfillHold, FileKey, HoldQuery, Tail, TailOptions, fresh_generation},
     units::Size,
 };
 
@@ -91,6 +92,7 @@ impl SourceOptions for Options {
     type Source = ClaudeSessions;
 
     fn build(self, context: &Context, waker: Waker) -> Result<ClaudeSessions, BuildError> {
+        let context = AgentContext::of(context)?;
         if !(LEAST..=MOST).contains(&self.max_record_bytes) {
             let problem = format!("is {}, expected {LEAST} to {MOST}", self.max_record_bytes);
             return Err(BuildError::Invalid { option: "max_record_bytes", problem });
@@ -110,7 +112,7 @@ impl SourceOptions for Options {
             open_files: open_files(file::open_limit()),
             ..TailOptions::default()
         };
-        let (clock, new_id) = (context.clock.clone(), Box::new(GenerationId::fresh));
+        let (clock, new_id) = (context.clock.clone(), Box::new(fresh_generation));
         let mut tail = Tail::new(options, Arc::clone(&clock), new_id, waker);
         // Whoever reads once waits for all of it.
         if !context.once {
@@ -122,7 +124,7 @@ impl SourceOptions for Options {
 }
 
 /// Keeps old files waiting on battery, except those that Claude Code would delete before long.
-fn saving_battery(context: &Context) -> HoldQuery {
+fn saving_battery(context: &AgentContext) -> HoldQuery {
     let power = Arc::clone(&context.power);
     let settings = Settings::new(&context.environment, &context.paths);
     let was_on_battery = AtomicBool::new(false);
@@ -158,7 +160,7 @@ fn open_files(limit: Option<u64>) -> usize {
 
 /// Where Claude Code writes: <https://code.claude.com/docs/en/env-vars>. The last is where some
 /// versions wrote; watching it costs nothing.
-fn default_roots(context: &Context) -> Vec<PathBuf> {
+fn default_roots(context: &AgentContext) -> Vec<PathBuf> {
     let home = &context.paths.home;
     let mut roots = vec![home.join(".claude/projects"), home.join(".config/claude/projects")];
     if let Some(moved) = context.environment.get("CLAUDE_CONFIG_DIR") {
@@ -260,6 +262,10 @@ impl Intake for Telling<'_> {
 
     fn report(&mut self, event: Event) {
         self.intake.report(event);
+    }
+
+    fn store_row(&mut self, name: &str, row: &[u8], events: Vec<Event>) {
+        self.intake.store_row(name, row, events);
     }
 
     fn forget(&mut self, file: FileKey) {

@@ -16,7 +16,7 @@ fn world(answer: BackfillHold) -> (World, Answer) {
     let mut world = World::new();
     let answer = Arc::new(Mutex::new(answer));
     let asked = Arc::clone(&answer);
-    let new_id = Box::new(GenerationId::fresh);
+    let new_id = Box::new(fresh_generation);
     let tail = Tail::new(world.options.clone(), world.clock.clone(), new_id, Arc::new(|| {}));
     world.tail = tail.with_hold_query(Arc::new(move || *asked.lock().unwrap()));
     (world, answer)

@@ -49,12 +49,8 @@ impl World {
         fs::create_dir(&root).unwrap();
         let options = TailOptions { roots: vec![root], ..options };
         let clock = ShiftedClock::shared();
-        let tail = Tail::new(
-            options.clone(),
-            clock.clone(),
-            Box::new(GenerationId::fresh),
-            Arc::new(|| {}),
-        );
+        let tail =
+            Tail::new(options.clone(), clock.clone(), Box::new(fresh_generation), Arc::new(|| {}));
         Self { directory, options, clock, tail, store: Store::default() }
     }
 
@@ -102,7 +98,7 @@ impl World {
         self.store.roll_back();
         let clock = self.clock.clone();
         self.tail =
-            Tail::new(self.options.clone(), clock, Box::new(GenerationId::fresh), Arc::new(|| {}));
+            Tail::new(self.options.clone(), clock, Box::new(fresh_generation), Arc::new(|| {}));
         self.tail.restore(&mut self.store.stored_rows()).unwrap();
     }
 

@@ -31,7 +31,7 @@ fn the_watcher_wakes_the_reader() {
     let mut world = World::with(TailOptions::default());
     let wake = Arc::new(move || sender.send(()).unwrap_or_default());
     world.tail =
-        Tail::new(world.options.clone(), world.clock.clone(), Box::new(GenerationId::fresh), wake);
+        Tail::new(world.options.clone(), world.clock.clone(), Box::new(fresh_generation), wake);
     world.write("a.jsonl", "one\n");
     world.read();
     if !world.tail.survey().is_watching {

@@ -15,7 +15,6 @@ use std::{
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use siem_protocol::entry::PathText;
 
 use crate::{
     audit::{
@@ -26,7 +25,7 @@ use crate::{
     event::Event,
     platform::Clock,
     stages::source::{BadRow, Chunk, GenerationId, Intake, Origin, Piece, Progress, Waker},
-    tail::{FileKey, Names, Tail, TailOptions, row_path},
+    tail::{FileKey, Names, Tail, TailOptions, fresh_generation, row_path},
 };
 
 /// The member of a row that has the lines of events that have not ended.
@@ -128,7 +127,7 @@ impl Follower {
             watch: !once,
             ..TailOptions::default()
         };
-        let tail = Tail::new(tail, Arc::clone(&clock), Box::new(GenerationId::fresh), waker);
+        let tail = Tail::new(tail, Arc::clone(&clock), Box::new(fresh_generation), waker);
         let log = Log { clock, groups: Groups::default(), files: BTreeMap::new() };
         Self { tail, log, path, once }
     }
@@ -151,8 +150,7 @@ impl Follower {
                     groups.adopt(place, &line, &parsed, clock.uptime());
                 }
             }
-            let (file, path_text) = (FileKey::fresh(), PathText::new(&path));
-            let origin = Origin { file, era: 0, path, path_text, generation: generation.clone() };
+            let origin = Origin::new(FileKey::fresh(), path, generation.clone());
             files.insert(generation.clone(), File { origin, row: row.clone() });
         }
         self.tail.restore(&mut rows.into_iter().map(|(generation, (row, _))| (generation, row)))
@@ -224,13 +222,18 @@ impl MadeOf {
     fn pieces(&self) -> Vec<Piece<'_>> {
         let events = self.events.iter().map(|MadeEvent { offset, lines, size }| {
             let (offset, size) = (*offset, *size);
-            Piece::Event { offset, lines, size }
+            Piece::Lines { offset, lines, size, facts: render_facts }
         });
         let left_out = self.left_out.iter();
         let left_out =
-            left_out.map(|(&reason, &(lines, size))| Piece::LeftOut { lines, size, reason });
+            left_out.map(|(&reason, &(lines, size))| Piece::Skipped { lines, size, reason });
         events.chain(left_out).collect()
     }
+}
+
+/// Renders the facts of an event, from its lines as the filters left them.
+fn render_facts(lines: &[u8]) -> String {
+    Facts::of(lines.split(|byte| *byte == b'\n')).to_json()
 }
 
 /// The tail's chunk, without its pieces.
@@ -268,7 +271,7 @@ impl Intake for Grouping<'_> {
                         size,
                     );
                 }
-                Piece::Event { .. } | Piece::LeftOut { .. } => {}
+                Piece::Lines { .. } | Piece::Skipped { .. } => {}
             }
         }
         if chunk.checkpoint.is_none() {
@@ -284,6 +287,10 @@ impl Intake for Grouping<'_> {
 
     fn report(&mut self, event: Event) {
         self.intake.report(event);
+    }
+
+    fn store_row(&mut self, name: &str, row: &[u8], events: Vec<Event>) {
+        self.intake.store_row(name, row, events);
     }
 
     fn forget(&mut self, file: FileKey) {
@@ -345,7 +352,9 @@ impl Grouping<'_> {
             let row = with_unfinished(row, &generation, &self.log.groups);
             let pieces = made.get(&generation).map(MadeOf::pieces).unwrap_or_default();
             let checkpoint = (!is_gone).then_some(row.as_slice());
-            self.intake.take(Chunk { origin, pieces: &pieces, checkpoint, unread, events });
+            self.intake.take(
+                Chunk::new(origin, &pieces, checkpoint).with_unread(unread).with_events(events),
+            );
             if is_gone {
                 self.log.files.remove(&generation);
             }

@@ -4,8 +4,9 @@
 //! operator; this source ships those that end a container of ours. What each one was is told by
 //! [`crate::audit`].
 
-use std::{any::Any, path::PathBuf};
+use std::{any::Any, path::PathBuf, sync::Arc};
 
+use ai_agent_stage::{BuildError, Context};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::{AgentEvent, names::source};
@@ -14,10 +15,7 @@ use tracing::error;
 use super::{
     BadRow, GenerationId, Intake, Progress, Source, SourceOptions, SourcePlugin, Survey, Waker,
 };
-use crate::{
-    audit::{self, wanted::Wanted},
-    stages::{BuildError, Context},
-};
+use crate::audit::{self, wanted::Wanted};
 
 mod follow;
 
@@ -96,7 +94,7 @@ impl SourceOptions for Options {
     type Source = Auditd;
 
     fn build(self, context: &Context, waker: Waker) -> Result<Auditd, BuildError> {
-        let path = context.paths.expand(&self.path);
+        let path = context.expand(&self.path);
         if !path.has_root() || path.file_name().is_none() {
             let problem = format!("is `{}`, expected an absolute path", self.path.display());
             return Err(BuildError::Invalid { option: "path", problem });
@@ -106,9 +104,9 @@ impl SourceOptions for Options {
             let problem = error.to_string();
             BuildError::Invalid { option: "names", problem }
         })?;
-        let (once, poll_interval) = (context.once, context.poll_interval);
+        let (once, poll_interval) = (context.is_once(), context.poll_interval());
         let options = FollowOptions { path, once, poll_interval };
-        let follower = Follower::new(options, context.clock.clone(), waker);
+        let follower = Follower::new(options, Arc::clone(context.clock()), waker);
         Ok(Auditd { follower, wanted, told: None })
     }
 }

@@ -15,14 +15,14 @@ use std::{
     time::Duration,
 };
 
+use ai_agent_stage::{BuildError, Context};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use siem_protocol::{AgentEvent, entry::PathText, names::source};
+use siem_protocol::{AgentEvent, names::source};
 use tracing::{info, warn};
 
 use super::{
-    BadRow, Chunk, GenerationId, Intake, Origin, Progress, Source, SourceOptions, SourcePlugin,
-    Survey, Waker,
+    BadRow, GenerationId, Intake, Progress, Source, SourceOptions, SourcePlugin, Survey, Waker,
 };
 use crate::{
     compliance::{
@@ -32,8 +32,7 @@ use crate::{
     },
     event::Event,
     platform::{Clock, Environment, Paths, Timestamp, secure_file},
-    stages::{BuildError, Context, Sessions},
-    tail::FileKey,
+    stages::{AgentContext, Sessions},
 };
 
 inventory::submit! {
@@ -44,7 +43,7 @@ inventory::submit! {
     )
 }
 
-/// The row of this source: there is one.
+/// Name of the only row of this source.
 const ROW: &str = "hook-spool";
 /// How often the spool is looked into.
 const LOOK: Duration = Duration::from_secs(5);
@@ -105,7 +104,6 @@ struct HookSpool {
     state_dir: Option<PathBuf>,
     clock: Arc<dyn Clock>,
     sessions: Sessions,
-    origin: Origin,
     /// What was handed over last.
     row: Row,
     /// Reports in groups that are being filled, and being stored.
@@ -123,19 +121,11 @@ impl SourceOptions for Options {
     type Source = HookSpool;
 
     fn build(self, context: &Context, _: Waker) -> Result<HookSpool, BuildError> {
-        let path = context.state_dir.clone().unwrap_or_default().join("spool");
-        let origin = Origin {
-            file: FileKey::fresh(),
-            era: 0,
-            path_text: PathText::new(&path),
-            path,
-            generation: GenerationId(ROW.to_owned()),
-        };
+        let context = AgentContext::of(context)?;
         Ok(HookSpool {
             state_dir: context.state_dir.clone(),
             clock: Arc::clone(&context.clock),
             sessions: context.sessions.clone(),
-            origin,
             row: Row::default(),
             filling: Vec::new(),
             storing: Vec::new(),
@@ -186,8 +176,7 @@ impl Source for HookSpool {
         self.look_for_silence(&state_dir, &mut events);
         if self.row != before {
             let row = serde_json::to_vec(&self.row).expect("a row can be written as JSON");
-            let (origin, checkpoint) = (&self.origin, Some(row.as_slice()));
-            intake.take(Chunk { origin, pieces: &[], checkpoint, unread: 0, events });
+            intake.store_row(ROW, &row, events);
         }
         if is_more {
             return Progress::More;

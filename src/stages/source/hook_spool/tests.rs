@@ -1,5 +1,8 @@
 use super::*;
-use crate::{platform::Clock, tail::Intake};
+use crate::{
+    platform::Clock,
+    tail::{Chunk, FileKey, Intake},
+};
 
 #[derive(Default)]
 struct Taken {
@@ -8,9 +11,14 @@ struct Taken {
 }
 
 impl Intake for Taken {
-    fn take(&mut self, chunk: Chunk<'_>) {
-        self.events.extend(chunk.events);
-        self.row = chunk.checkpoint.map(<[u8]>::to_vec);
+    fn take(&mut self, _: Chunk<'_>) {
+        panic!("the spool has no file");
+    }
+
+    fn store_row(&mut self, name: &str, row: &[u8], events: Vec<Event>) {
+        assert_eq!(name, ROW);
+        self.events.extend(events);
+        self.row = Some(row.to_vec());
     }
 
     fn report(&mut self, event: Event) {
@@ -22,6 +30,8 @@ impl Intake for Taken {
     fn has_room(&self) -> bool {
         true
     }
+
+    fn saw(&self, _: u64) {}
 
     fn checkpoint(&self, _: &GenerationId) -> Option<Vec<u8>> {
         None
@@ -108,13 +118,13 @@ impl World {
 }
 
 fn source(state_dir: &Path, clock: &Arc<Hand>, sessions: &Sessions) -> HookSpool {
-    let context = Context {
+    let context = AgentContext {
         clock: Arc::clone(clock) as Arc<dyn Clock>,
         state_dir: Some(state_dir.to_owned()),
         sessions: sessions.clone(),
         ..crate::testing::context()
     };
-    Options {}.build(&context, Arc::new(|| ())).unwrap()
+    Options {}.build(&context.for_stages(), Arc::new(|| ())).unwrap()
 }
 
 const ANSWERED: (&str, &str) = ("hook_answered", "warning");

@@ -1,7 +1,8 @@
-//! The agent, with this crate's filter in it.
+//! The agent with an additional filter.
 
 use std::process::ExitCode;
 
+// Without this line the linker leaves the filter out.
 use custom_filter as _;
 
 fn main() -> ExitCode {

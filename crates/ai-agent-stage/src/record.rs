@@ -1,25 +1,19 @@
-//! A line on its way through the filters.
+//! A record: one line as it was read, with its top-level fields.
 
-use std::{
-    borrow::Cow,
-    cell::OnceCell,
-    path::Path,
-    sync::{Arc, OnceLock},
-};
+use std::{borrow::Cow, cell::OnceCell, path::Path, sync::OnceLock};
 
 use siem_protocol::{
     Content, Digest,
-    entry::PathText,
     json::{self, Shape},
 };
 
-use crate::tail::{FileKey, GenerationId, Origin};
+use crate::{FileKey, GenerationId, Origin};
 
-/// One line as it was read, its bytes untouched, with its top-level fields at hand.
+/// One line as it was read, bytes untouched, with access to its top-level fields.
 ///
-/// The fields are scanned once, when the first is asked for, by borrowing. Keys and strings are
-/// compared unescaped; of a member given twice the last counts; a field of another JSON type is
-/// absent. A line that is no JSON object has no fields.
+/// The fields are scanned once, on first access, by borrowing. Keys and strings are compared
+/// unescaped. If a member occurs twice, the last one counts. A field of another JSON type is absent.
+/// A line that is not a JSON object has no fields.
 pub struct Record<'a> {
     origin: &'a Origin,
     offset: u64,
@@ -28,7 +22,7 @@ pub struct Record<'a> {
     fields: OnceCell<Fields<'a>>,
 }
 
-/// The top-level fields that filters ask for: each value as it stands in the line.
+/// The top-level fields that filters use: each value as written in the line.
 #[derive(Clone, Copy, Default)]
 struct Fields<'a> {
     text: Option<&'a str>,
@@ -45,77 +39,76 @@ struct Fields<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// A line of `origin` that begins at `offset`, without its ending.
+    /// Creates the record of a line of `origin` at `offset`, without its ending.
     #[must_use]
+    #[inline]
     pub fn new(origin: &'a Origin, offset: u64, line: &'a [u8]) -> Self {
         Self { origin, offset, line, partial: false, fields: OnceCell::new() }
     }
 
-    /// A line of no file in particular, for the tests of a stage.
+    /// Creates a record for the tests of a stage, from a made-up session of the project `-work`.
     ///
     /// ```
-    /// use ai_agent::stages::Record;
+    /// use ai_agent_stage::Record;
     /// let record = Record::from_line(br#"{"type":"user","isMeta":true}"#);
     /// assert_eq!(record.kind().as_deref(), Some("user"));
     /// assert!(record.is_meta());
     /// ```
     #[must_use]
     pub fn from_line(line: &'a [u8]) -> Self {
-        static NOWHERE: OnceLock<Arc<Origin>> = OnceLock::new();
+        static NOWHERE: OnceLock<Origin> = OnceLock::new();
         let origin = NOWHERE.get_or_init(|| {
             let path = Path::new("/home/user/.claude/projects/-work/session.jsonl");
-            Arc::new(Origin {
-                file: FileKey(0),
-                era: 0,
-                path: path.to_owned(),
-                path_text: PathText::new(path),
-                generation: GenerationId("00".repeat(16)),
-            })
+            Origin::new(FileKey(0), path, GenerationId("00".repeat(16)))
         });
         Self::new(origin, 0, line)
     }
 
-    /// The first part of a line of `origin` that is too large to be held. It has the fields that
-    /// end within the part.
+    /// Creates the record of the first part of a line that is too large to be held in memory. It has
+    /// the fields that end within that part.
     #[must_use]
     pub fn first_part(origin: &'a Origin, offset: u64, part: &'a [u8]) -> Self {
         Self { partial: true, ..Self::new(origin, offset, part) }
     }
 
-    /// Whether this is only the first part of the line.
+    /// Returns true if this is only the first part of the line.
     #[must_use]
     pub fn is_partial(&self) -> bool {
         self.partial
     }
 
-    /// The bytes, without the line's ending.
+    /// Bytes of the line, without its ending.
     #[must_use]
+    #[inline]
     pub fn line(&self) -> &'a [u8] {
         self.line
     }
 
-    /// The file that the line comes from.
+    /// File that the line comes from.
     #[must_use]
+    #[inline]
     pub fn origin(&self) -> &'a Origin {
         self.origin
     }
 
-    /// Where the line begins in its file.
+    /// Offset of the line in its file.
     #[must_use]
+    #[inline]
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// The same line with other bytes, after an edit.
+    /// Creates the record of the same line after an edit.
     #[must_use]
-    pub(crate) fn edited<'b>(&self, line: &'b [u8]) -> Record<'b>
+    #[inline]
+    pub fn edited<'b>(&self, line: &'b [u8]) -> Record<'b>
     where
         'a: 'b,
     {
         Record::new(self.origin, self.offset, line)
     }
 
-    /// Whether the line is a JSON object.
+    /// Returns true if the line is a JSON object.
     #[must_use]
     pub fn is_object(&self) -> bool {
         self.fields().shape.is_some_and(|shape| shape.object)
@@ -139,43 +132,43 @@ impl<'a> Record<'a> {
         self.fields().session_id.and_then(json::string)
     }
 
-    /// The field `timestamp`, as text.
+    /// The field `timestamp`, as written.
     #[must_use]
     pub fn timestamp(&self) -> Option<Cow<'a, str>> {
         self.fields().timestamp.and_then(json::string)
     }
 
-    /// The field `cwd`: the directory that the client worked in.
+    /// The field `cwd`: the working directory of the client.
     #[must_use]
     pub fn cwd(&self) -> Option<Cow<'a, str>> {
         self.fields().cwd.and_then(json::string)
     }
 
-    /// Whether `isSidechain` is the literal `true`: the record of a sub-agent.
+    /// Returns true if `isSidechain` is the literal `true`: the record of a sub-agent.
     #[must_use]
     pub fn is_sidechain(&self) -> bool {
         self.fields().is_sidechain == Some("true")
     }
 
-    /// Whether `isMeta` is the literal `true`.
+    /// Returns true if `isMeta` is the literal `true`.
     #[must_use]
     pub fn is_meta(&self) -> bool {
         self.fields().is_meta == Some("true")
     }
 
-    /// Whether `isCompactSummary` is the literal `true`.
+    /// Returns true if `isCompactSummary` is the literal `true`.
     #[must_use]
     pub fn is_compact_summary(&self) -> bool {
         self.fields().is_compact_summary == Some("true")
     }
 
-    /// The value of `message` as it stands in the line, of whatever type.
+    /// The value of `message` as written in the line, of any JSON type.
     #[must_use]
     pub fn message(&self) -> Option<&'a str> {
         self.fields().message
     }
 
-    /// How the line travels.
+    /// The line in the form in which an entry contains it.
     #[must_use]
     pub fn content(&self) -> Content<'a> {
         let fields = self.fields();
@@ -208,7 +201,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The members that end before the part does. Whether the whole is JSON can't be known.
+    /// Scans the members that end within the part. It is unknown whether the whole line is JSON.
     fn scan_part(part: &'a [u8]) -> Self {
         let Some(chunk) = part.utf8_chunks().next() else { return Self::default() };
         Self::members(chunk.valid()).0
@@ -254,20 +247,20 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_a_member_given_twice_counts() {
+    fn last_of_two_equal_members_counts() {
         assert_eq!(kind(r#"{"type":"progress","type":"user"}"#).as_deref(), Some("user"));
         assert_eq!(kind(r#"{"type":"progress","type":5}"#), None);
         assert_eq!(kind(r#"{"type":5,"ty\u0070e":"user"}"#).as_deref(), Some("user"));
     }
 
     #[test]
-    fn strings_are_compared_unescaped() {
+    fn strings_are_unescaped() {
         assert_eq!(kind(r#"{"type":"pro\u0067ress"}"#).as_deref(), Some("progress"));
         assert_eq!(kind(r#"{"type":"\ud800"}"#), None);
     }
 
     #[test]
-    fn only_the_literal_true_is_true() {
+    fn only_literal_true_is_true() {
         for (value, expected) in
             [("true", true), ("false", false), ("\"true\"", false), ("1", false), ("null", false)]
         {
@@ -282,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_no_object_has_no_fields() {
+    fn line_that_is_not_an_object_has_no_fields() {
         let lines: [&[u8]; 6] = [
             br#"{"type":"progress""#,
             br#"[{"type":"progress"}]"#,
@@ -299,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn white_space_around_an_object_does_not_hide_its_fields() {
+    fn white_space_around_object_is_ignored() {
         assert_eq!(kind(" {\"type\" : \"progress\" } \r").as_deref(), Some("progress"));
         let record = Record::from_line(b" {}");
         assert_eq!(record.content(), Content::Text(" {}"));

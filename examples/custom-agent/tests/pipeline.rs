@@ -1,5 +1,5 @@
-//! The binary with the filter in a pipeline, as an admin would roll it out.
-#![expect(clippy::unwrap_used, reason = "a test that can't be set up may panic")]
+//! The binary with the filter in a pipeline, as an administrator would roll it out.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up may panic")]
 
 use std::{
     fs,
@@ -10,13 +10,13 @@ use std::{
 const KEPT: &str = r#"{"type":"user","uuid":"0b8f3f0e-0001-4000-8000-000000000001"}"#;
 const SKIPPED: &str = r#"{"type":"user","uuid":"0b8f3f0e-0002-4000-8000-000000000002"}"#;
 
-/// A home with a session in two projects, one of them with a sub-agent's.
+/// A home directory with sessions of two projects; one project has a session of a sub-agent.
 struct Home(PathBuf);
 
 impl Home {
     fn new(name: &str) -> Self {
         let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        // What an earlier run left.
+        // Left by an earlier run.
         drop(fs::remove_dir_all(&home));
         let home = Self(home);
         home.write(".claude/projects/-home-dev-shop/a.jsonl", &format!("{KEPT}\n"));
@@ -37,7 +37,7 @@ impl Home {
         self.0.join("out.ndjson")
     }
 
-    /// Runs the binary with nothing of this machine's configuration.
+    /// Runs the binary without the configuration of this machine.
     fn run(&self, arguments: &[&str]) -> Output {
         let config = self.write(
             "config.toml",
@@ -59,7 +59,7 @@ impl Home {
                 out = self.out().display(),
             ),
         );
-        let mut command = Command::new(env!("CARGO_BIN_EXE_custom-filter"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_custom-agent"));
         command.args(arguments).arg("--config").arg(config).current_dir(&self.0);
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
@@ -79,7 +79,7 @@ fn stdout(output: &Output) -> String {
 }
 
 #[test]
-fn a_dry_run_names_the_filter_that_decided() {
+fn dry_run_names_the_filter_that_dropped() {
     let lines = stdout(&Home::new("dry-run").run(&["run", "--test", "--json"]));
     let dropped = |line: &&str| {
         line.contains(r#""stage":"diary""#) && line.contains(r#""reason":"skipped_project""#)
@@ -89,7 +89,7 @@ fn a_dry_run_names_the_filter_that_decided() {
 }
 
 #[test]
-fn what_the_filter_keeps_arrives() {
+fn run_delivers_only_kept_records() {
     let home = Home::new("once");
     stdout(&home.run(&["run", "--once"]));
     let arrived = fs::read_to_string(home.out()).unwrap();
@@ -98,14 +98,14 @@ fn what_the_filter_keeps_arrives() {
 }
 
 #[test]
-fn the_binary_lists_the_filter() {
+fn stages_lists_the_filter() {
     let home = Home::new("list");
     let lines = stdout(&home.run(&["stages"]));
     assert!(lines.contains("skip-project"), "{lines}");
 }
 
 #[test]
-fn the_schema_and_the_explanations_know_the_filter() {
+fn schema_and_explain_know_the_filter() {
     let home = Home::new("schema");
     let schema = stdout(&home.run(&["config", "schema"]));
     assert!(schema.contains("\"filter.skip-project\""), "{schema}");
@@ -113,9 +113,9 @@ fn the_schema_and_the_explanations_know_the_filter() {
     assert!(explained.contains("projects = [\"-home-dev-diary\"]"), "{explained}");
 }
 
-/// The filter looks at the path, which the test gives.
+/// The filter uses the path, which the test sets.
 #[test]
-fn a_test_in_toml_tries_the_filter() {
+fn test_in_toml_runs_the_filter() {
     let home = Home::new("test-in-toml");
     let file = home.write(
         "roll-out.toml",

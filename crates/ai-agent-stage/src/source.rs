@@ -1,0 +1,129 @@
+//! Sources read records from the machine.
+
+use std::{any::Any, path::PathBuf, sync::Arc};
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+
+use crate::{
+    BadRow, BuildError, Context, Descriptor, GenerationId, Intake, Progress, StageKind,
+    StageOptions, Survey, registry,
+};
+
+/// Reads records and hands them over in chunks, each with the checkpoint that covers it.
+///
+/// A source runs on a blocking thread and may do I/O there, never for long at a time. It has no
+/// store of its own: the pipeline stores chunks and checkpoints, one group in one transaction. The
+/// source advances only in memory, and starts again from the stored rows when
+/// [`restore`](Self::restore) is called.
+///
+/// Building a source has no side effects: it reads nothing and changes no shared state, since
+/// sources are also built to check a configuration.
+pub trait Source: Any + Send {
+    /// Value of `source` in the entries of this source.
+    fn label(&self) -> &'static str;
+
+    /// Directories that the source reads, as configured. By default none are known.
+    fn roots(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    /// Takes over what `old` knows about files beyond the stored rows. Called when the options of a
+    /// running source change; [`restore`](Self::restore) follows. By default nothing is taken over.
+    fn inherit(&mut self, _old: Box<dyn Any>) {}
+
+    /// Starts from the stored rows: at start, and after a group could not be stored. Whatever was
+    /// handed over since and not stored must be handed over again.
+    ///
+    /// # Errors
+    /// [`BadRow`] if the store contains a row that this source cannot have written.
+    fn restore(
+        &mut self,
+        rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>,
+    ) -> Result<(), BadRow>;
+
+    /// Hands over chunks until the intake has no room or everything has been read.
+    fn read(&mut self, intake: &mut dyn Intake) -> Progress;
+
+    /// Releases resources that must not be held any longer, such as deleted files. Called
+    /// periodically in place of [`read`](Self::read) while the outbox is full.
+    fn tend(&mut self) {}
+
+    /// Returns true if the next input is a backlog that no person is waiting for, so that it can be
+    /// read with low priority. By default false.
+    fn is_backfill(&self) -> bool {
+        false
+    }
+
+    /// Called when the group with all chunks so far is on its way to the store. Chunks handed over
+    /// from now on belong to the next group.
+    fn sealed(&mut self) {}
+
+    /// Called when all chunks handed over before the last call of [`sealed`](Self::sealed) are
+    /// stored.
+    fn committed(&mut self);
+
+    /// Returns statistics about the input.
+    fn survey(&self) -> Survey;
+}
+
+/// Wakes the pipeline when a source has new input before its next scheduled read.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
+/// Options of a source: its table, deserialized and checked by serde, and turned into a source.
+pub trait SourceOptions: DeserializeOwned + JsonSchema {
+    /// The source that these options build.
+    type Source: Source + 'static;
+
+    /// Builds the source. Reading starts with the first call of [`Source::read`].
+    ///
+    /// # Errors
+    /// [`BuildError::Invalid`] if the options cannot work together.
+    fn build(self, context: &Context, waker: Waker) -> Result<Self::Source, BuildError>;
+}
+
+type Build = fn(&StageOptions, &Context, Waker) -> Result<Box<dyn Source>, BuildError>;
+
+/// Registry entry of a source.
+pub struct SourcePlugin {
+    pub(crate) descriptor: Descriptor,
+    build: Build,
+}
+
+inventory::collect!(SourcePlugin);
+
+impl SourcePlugin {
+    /// Creates the entry of a source of type `name`. See [`Descriptor`] for the arguments.
+    #[must_use]
+    pub const fn new<O: SourceOptions>(
+        name: &'static str,
+        summary: &'static str,
+        sample: &'static str,
+    ) -> Self {
+        let descriptor = Descriptor::new::<O>(StageKind::Source, name, summary, sample);
+        Self { descriptor, build: build_from::<O> }
+    }
+}
+
+fn build_from<O: SourceOptions>(
+    options: &StageOptions,
+    context: &Context,
+    waker: Waker,
+) -> Result<Box<dyn Source>, BuildError> {
+    Ok(Box::new(options.parse::<O>()?.build(context, waker)?))
+}
+
+/// Builds a source of type `name`.
+///
+/// # Errors
+/// [`BuildError`] if no such source is registered or an option is wrong.
+pub fn build_source(
+    name: &str,
+    options: &StageOptions,
+    context: &Context,
+    waker: Waker,
+) -> Result<Box<dyn Source>, BuildError> {
+    let plugins = inventory::iter::<SourcePlugin>.into_iter();
+    let plugin = registry::find(StageKind::Source, name, plugins, |plugin| &plugin.descriptor)?;
+    (plugin.build)(options, context, waker)
+}

@@ -1,0 +1,394 @@
+//! Harnesses for the tests of stages: no runtime, no file, no network.
+//!
+//! A harness builds the stage from its type and its options in TOML, as the agent does. Each one
+//! also has `with_context`, for stages that use more of the agent than [`context`] offers.
+
+use std::{
+    collections::BTreeMap,
+    mem,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Poll, Waker},
+    time::Duration,
+};
+
+use siem_protocol::{BatchHeader, Digest, Identity};
+
+use crate::{
+    BadRow, Batch, BatchBody, BatchError, BuildError, Change, Chunk, Clock, Context, Delivery,
+    Enricher, Event, FileKey, Filter, GenerationId, Intake, Origin, Piece, Progress, Record, Sink,
+    Source, StageOptions, Timestamp, Verdict, build_enricher, build_filter, build_sink,
+    build_source,
+};
+
+/// Returns a context with a made-up identity and a [`TestClock`].
+#[must_use]
+pub fn context() -> Context {
+    let unknown = || "unknown".to_owned();
+    let identity = Identity {
+        machine_id: unknown(),
+        hostname: unknown(),
+        user: unknown(),
+        os: unknown(),
+        arch: unknown(),
+        agent_version: unknown(),
+    };
+    let home = if cfg!(windows) { r"C:\Users\you" } else { "/home/you" };
+    Context::new(identity, home, Arc::new(TestClock::default()))
+}
+
+/// A clock that only the test moves. Clones share their time.
+#[derive(Clone, Debug)]
+pub struct TestClock(Arc<AtomicU64>);
+
+impl Default for TestClock {
+    /// Starts on 2026-11-21 at 20:00 UTC.
+    fn default() -> Self {
+        Self(Arc::new(AtomicU64::new(1_795_291_200_000)))
+    }
+}
+
+impl TestClock {
+    /// Moves the clock forward.
+    pub fn advance(&self, by: Duration) {
+        let millis = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        self.0.fetch_add(millis, Ordering::Relaxed);
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.load(Ordering::Relaxed))
+    }
+
+    fn uptime(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// A filter under test.
+pub struct FilterTest(Box<dyn Filter>);
+
+/// Result of a filter for one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Filtered {
+    /// The line is kept unchanged.
+    Kept,
+    /// The line is dropped, for this reason.
+    Dropped(&'static str),
+    /// The line is kept with this text.
+    Edited(String),
+}
+
+impl FilterTest {
+    /// Builds the filter of type `name`.
+    ///
+    /// # Errors
+    /// [`BuildError`] if no such filter is registered or an option is wrong.
+    pub fn new(name: &str, options: &str) -> Result<Self, BuildError> {
+        Ok(Self(build_filter(name, &StageOptions::from_toml(options)?)?))
+    }
+
+    /// Filters a line.
+    pub fn line(&mut self, line: &str) -> Filtered {
+        self.bytes(line.as_bytes())
+    }
+
+    /// Filters a line that may be invalid UTF-8.
+    pub fn bytes(&mut self, line: &[u8]) -> Filtered {
+        self.record(&Record::from_line(line))
+    }
+
+    /// Filters a line of `origin`: for filters that remember files.
+    pub fn line_of(&mut self, origin: &Origin, line: &str) -> Filtered {
+        self.record(&Record::new(origin, 0, line.as_bytes()))
+    }
+
+    /// Filters a record.
+    ///
+    /// # Panics
+    /// If the filter returns ranges that do not fit the line. The agent logs an error and keeps the
+    /// line unchanged.
+    pub fn record(&mut self, record: &Record<'_>) -> Filtered {
+        let line = match self.0.check(record) {
+            Verdict::Keep => return Filtered::Kept,
+            Verdict::Mask(matches) if matches.is_empty() => return Filtered::Kept,
+            Verdict::Drop(reason) => return Filtered::Dropped(reason),
+            Verdict::Edit(changes, _) => Change::apply_all(record.line(), &changes),
+            Verdict::Mask(matches) => {
+                Change::apply_all(record.line(), matches.iter().map(|found| &found.change))
+            }
+        };
+        let line = line.expect("the ranges of a verdict are in order and fit the line");
+        Filtered::Edited(String::from_utf8_lossy(&line).into_owned())
+    }
+
+    /// Tells the filter that the lines so far are stored.
+    pub fn commit(&mut self) {
+        self.0.commit();
+    }
+
+    /// Tells the filter that the lines since the last commit were not stored.
+    pub fn rollback(&mut self) {
+        self.0.rollback();
+    }
+
+    /// Tells the filter that a file was deleted.
+    pub fn forget(&mut self, file: FileKey) {
+        self.0.forget(file);
+    }
+
+    /// Returns the events of the filter since the last call.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        self.0.take_events()
+    }
+}
+
+/// An enricher under test.
+pub struct EnricherTest(Box<dyn Enricher>);
+
+impl EnricherTest {
+    /// Builds the enricher of type `name`.
+    ///
+    /// # Errors
+    /// [`BuildError`] if no such enricher is registered or an option is wrong.
+    pub fn new(name: &str, options: &str) -> Result<Self, BuildError> {
+        Self::with_context(name, options, &context())
+    }
+
+    /// Builds the enricher of type `name` with a context of the test.
+    ///
+    /// # Errors
+    /// [`BuildError`] if no such enricher is registered or an option is wrong.
+    pub fn with_context(name: &str, options: &str, context: &Context) -> Result<Self, BuildError> {
+        Ok(Self(build_enricher(name, &StageOptions::from_toml(options)?, context)?))
+    }
+
+    /// Returns the JSON object that the enricher adds to the entry of a line.
+    pub fn line(&mut self, line: &str) -> Option<String> {
+        let record = Record::from_line(line.as_bytes());
+        self.0.enrich(&record).map(|object| object.get().to_owned())
+    }
+}
+
+/// A source under test. It keeps what the source hands over, in place of an outbox.
+pub struct SourceTest {
+    source: Box<dyn Source>,
+    stored: BTreeMap<String, Vec<u8>>,
+    /// Rows of the group that is not stored yet; `None` deletes a row.
+    group: BTreeMap<String, Option<Vec<u8>>>,
+}
+
+/// Input that a source handed over in one call of [`SourceTest::read`].
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Input {
+    /// Records: lines, parts of lines, and records of several lines.
+    pub records: Vec<String>,
+    /// Reasons of skipped lines, and how many lines each.
+    pub skipped: Vec<(&'static str, u64)>,
+    /// Events.
+    pub events: Vec<Event>,
+}
+
+impl SourceTest {
+    /// Builds the source of type `name`, with nothing stored.
+    ///
+    /// # Errors
+    /// [`BuildError`] if no such source is registered or an option is wrong.
+    pub fn new(name: &str, options: &str) -> Result<Self, BuildError> {
+        Self::with_context(name, options, &context())
+    }
+
+    /// Builds the source of type `name` with a context of the test.
+    ///
+    /// # Errors
+    /// [`BuildError`] if no such source is registered or an option is wrong.
+    pub fn with_context(name: &str, options: &str, context: &Context) -> Result<Self, BuildError> {
+        let options = StageOptions::from_toml(options)?;
+        let source = build_source(name, &options, context, Arc::new(|| ()))?;
+        Ok(Self { source, stored: BTreeMap::new(), group: BTreeMap::new() })
+    }
+
+    /// The source itself.
+    pub fn source(&mut self) -> &mut dyn Source {
+        &mut *self.source
+    }
+
+    /// Lets the source read once.
+    pub fn read(&mut self) -> (Input, Progress) {
+        let mut intake =
+            TestIntake { input: Input::default(), stored: &self.stored, group: &mut self.group };
+        let progress = self.source.read(&mut intake);
+        (intake.input, progress)
+    }
+
+    /// Stores what was read so far.
+    pub fn commit(&mut self) {
+        self.source.sealed();
+        for (name, row) in mem::take(&mut self.group) {
+            match row {
+                Some(row) => self.stored.insert(name, row),
+                None => self.stored.remove(&name),
+            };
+        }
+        self.source.committed();
+    }
+
+    /// Restores the source from what is stored, as after a restart or a group that could not be
+    /// stored.
+    ///
+    /// # Errors
+    /// [`BadRow`] if the source does not understand its own rows.
+    pub fn restore(&mut self) -> Result<(), BadRow> {
+        self.group.clear();
+        let rows = self.stored.iter();
+        let mut rows = rows.map(|(name, row)| (GenerationId(name.clone()), row.clone()));
+        self.source.restore(&mut rows)
+    }
+}
+
+struct TestIntake<'a> {
+    input: Input,
+    stored: &'a BTreeMap<String, Vec<u8>>,
+    group: &'a mut BTreeMap<String, Option<Vec<u8>>>,
+}
+
+impl Intake for TestIntake<'_> {
+    fn take(&mut self, chunk: Chunk<'_>) {
+        self.input.events.extend(chunk.events);
+        for piece in chunk.pieces {
+            match piece {
+                Piece::Line { bytes, .. }
+                | Piece::Part { bytes, .. }
+                | Piece::Lines { lines: bytes, .. } => {
+                    self.input.records.push(String::from_utf8_lossy(bytes).into_owned());
+                }
+                Piece::Skipped { lines, reason, .. } => self.input.skipped.push((reason, *lines)),
+            }
+        }
+        let row = chunk.checkpoint.map(<[u8]>::to_vec);
+        self.group.insert(chunk.origin.generation.0.clone(), row);
+    }
+
+    fn store_row(&mut self, name: &str, row: &[u8], events: Vec<Event>) {
+        self.input.events.extend(events);
+        self.group.insert(name.to_owned(), Some(row.to_vec()));
+    }
+
+    fn report(&mut self, event: Event) {
+        self.input.events.push(event);
+    }
+
+    fn forget(&mut self, _file: FileKey) {}
+
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    fn saw(&self, _files: u64) {}
+
+    fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
+        match self.group.get(&generation.0) {
+            Some(row) => row.clone(),
+            None => self.stored.get(&generation.0).cloned(),
+        }
+    }
+}
+
+/// A sink under test. Deliveries run without a runtime: the harness polls the future by hand.
+pub struct SinkTest {
+    sink: Box<dyn Sink>,
+    next_seq: u64,
+}
+
+/// Number of polls without a result after which a delivery counts as waiting for ever.
+const MAX_POLLS: u32 = 10_000;
+
+impl SinkTest {
+    /// Builds the sink of type `name`.
+    ///
+    /// # Errors
+    /// [`BuildError`] if no such sink is registered or an option is wrong.
+    pub fn new(name: &str, options: &str) -> Result<Self, BuildError> {
+        Self::with_context(name, options, &context())
+    }
+
+    /// Builds the sink of type `name` with a context of the test.
+    ///
+    /// # Errors
+    /// [`BuildError`] if no such sink is registered or an option is wrong.
+    pub fn with_context(name: &str, options: &str, context: &Context) -> Result<Self, BuildError> {
+        let sink = build_sink(name, &StageOptions::from_toml(options)?, context)?;
+        Ok(Self { sink, next_seq: 1 })
+    }
+
+    /// The sink itself.
+    pub fn sink(&mut self) -> &mut dyn Sink {
+        &mut *self.sink
+    }
+
+    /// Delivers a batch with these entries. After [`Delivery::Acknowledged`] the next batch has the
+    /// following numbers.
+    ///
+    /// # Panics
+    /// If the future is never ready: it waits for a runtime, which this harness does not have.
+    pub fn deliver(&mut self, entries: &[&str]) -> Delivery {
+        let batch = self.batch(entries);
+        let mut delivery = pin!(self.sink.deliver(&batch));
+        let mut context = std::task::Context::from_waker(Waker::noop());
+        for _ in 0..MAX_POLLS {
+            if let Poll::Ready(result) = delivery.as_mut().poll(&mut context) {
+                if result == Delivery::Acknowledged {
+                    self.next_seq += entries.len() as u64;
+                }
+                return result;
+            }
+            std::thread::yield_now();
+        }
+        panic!("the delivery was not ready after {MAX_POLLS} polls: does it wait for a runtime?");
+    }
+
+    /// Starts to deliver a batch with these entries and cancels it after `polls` polls, as when the
+    /// agent stops.
+    pub fn cancel(&mut self, entries: &[&str], polls: u32) {
+        let batch = self.batch(entries);
+        let mut delivery = pin!(self.sink.deliver(&batch));
+        let mut context = std::task::Context::from_waker(Waker::noop());
+        for _ in 0..polls {
+            if delivery.as_mut().poll(&mut context).is_ready() {
+                return;
+            }
+        }
+    }
+
+    /// The batch that [`deliver`](Self::deliver) would deliver.
+    #[must_use]
+    pub fn batch(&self, entries: &[&str]) -> Batch {
+        let count = entries.len() as u64;
+        let identity = context().identity().clone();
+        let now = TestClock::default().now().to_string();
+        let mut header = BatchHeader::new(&identity, "test".to_owned(), Digest::ZERO, now);
+        header.count = count;
+        header.first_seq = Some(self.next_seq);
+        header.last_seq = Some(self.next_seq + count.saturating_sub(1));
+        let lines = entries.iter().flat_map(|entry| [entry.as_bytes(), b"\n"]).flatten().copied();
+        Batch::new(header, TestBody(lines.collect()))
+    }
+}
+
+#[derive(Debug)]
+struct TestBody(Vec<u8>);
+
+impl BatchBody for TestBody {
+    fn raw_bytes(&self) -> usize {
+        self.0.len()
+    }
+
+    fn lines(&self) -> Result<Vec<u8>, BatchError> {
+        Ok(self.0.clone())
+    }
+}
