@@ -7,6 +7,7 @@ mod cross;
 mod demo;
 mod dist;
 mod instructions;
+mod language;
 mod public_api;
 mod sh;
 mod shared;
@@ -35,6 +36,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Counts instructions, and compares them with what is stored.
     Instructions(instructions::Arguments),
+    /// Look for words that this workspace does not use, and say what to write instead
+    Language,
     /// Compare the public items of library crates with their committed listings
     PublicApi(public_api::Arguments),
     /// Builds what is given away: programs, packages, manuals, checksums.
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Test(test) => test.run(),
         Command::Bench(bench) => bench.run(),
         Command::Instructions(instructions) => instructions.run(),
+        Command::Language => language::run(),
         Command::PublicApi(public_api) => public_api.run(),
         Command::Dist(dist) => dist.run(),
         Command::Soak(soak) => soak.run(),

@@ -12,6 +12,7 @@ use clap::Args;
 use crate::{
     Failure, cross,
     instructions::{self, NotCounted},
+    language,
     public_api::{self, Compared},
     sh, shared,
 };
@@ -34,6 +35,9 @@ const FULL: [(&str, &str); 5] = [
     ("AI_AGENT_LINE_MIB", "1024"),
     ("AI_AGENT_STORE_MIB", "1024"),
 ];
+
+/// Whether a phrase of the language check fails the run.
+const LANGUAGE_IS_ENFORCED: bool = false;
 
 /// A check and how it ended.
 struct Step {
@@ -62,8 +66,9 @@ impl Arguments {
         let began = Instant::now();
         let full = self.full;
         // Those that end within seconds come first, and one of them may fail without ending all.
-        let quick: [(&'static str, Check); 5] = [
+        let quick: [(&'static str, Check); 6] = [
             ("format", Box::new(|| subcommand("fmt", &["--all", "--check"]))),
+            ("language", Box::new(language)),
             ("dependencies", Box::new(dependencies)),
             ("real client", Box::new(real_client)),
             ("service", Box::new(service)),
@@ -165,6 +170,19 @@ fn dependencies() -> Outcome {
         "licenses",
         "sources",
     ]))
+}
+
+/// Looks for words that this workspace does not use.
+fn language() -> Outcome {
+    match language::check() {
+        Ok(findings) if findings.is_empty() => Outcome::Ok(None),
+        Ok(findings) => {
+            println!("{}", findings.join("\n"));
+            let count = format!("{} phrases to replace", findings.len());
+            if LANGUAGE_IS_ENFORCED { Outcome::Failed(count) } else { Outcome::Ok(Some(count)) }
+        }
+        Err(error) => Outcome::Failed(error.to_string()),
+    }
 }
 
 fn lints() -> Outcome {
