@@ -2,7 +2,7 @@
 
 mod failure;
 mod revision;
-mod signed;
+mod signed_config;
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,7 +18,7 @@ use siem_protocol::{
     names::{content_type, header as siem, path},
     sign,
 };
-pub use signed::SignedAnswer;
+pub use signed_config::SignedConfig;
 
 use crate::{config::Secret, units::Time};
 
@@ -41,7 +41,7 @@ pub struct Connection {
 
 /// What came back for a request.
 #[derive(Clone, Debug)]
-pub enum Reply {
+pub enum RequestOutcome {
     /// No answer, or not a whole one.
     Failed {
         /// What happened, for people. No secret.
@@ -119,7 +119,7 @@ pub enum FetchError {
 
 /// What came of asking for the managed configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fetched {
+pub enum FetchedConfig {
     /// The receiver manages nothing here.
     Nothing,
     /// It is the one that is known already.
@@ -128,7 +128,7 @@ pub enum Fetched {
         is_signed: bool,
     },
     /// One whose signature is right; its content is still to be read.
-    Answer(SignedAnswer),
+    Answer(SignedConfig),
 }
 
 impl FetchError {
@@ -187,7 +187,7 @@ impl Connection {
         encoding: Encoding,
         body: Vec<u8>,
         within: Duration,
-    ) -> Reply {
+    ) -> RequestOutcome {
         let request = self
             .request(Method::POST, path::INGEST)
             .header(header::CONTENT_TYPE, content_type::NDJSON)
@@ -206,13 +206,13 @@ impl Connection {
 
     /// Whether the receiver's secret signed an answer.
     #[must_use]
-    pub fn has_signed(&self, answer: &SignedAnswer) -> bool {
+    pub fn has_signed(&self, answer: &SignedConfig) -> bool {
         answer.is_signed_with(&self.secret)
     }
 
     /// Whether an answer counts: one that the receiver's secret signed, unless none needs to be.
     #[must_use]
-    pub fn vouches_for(&self, answer: &SignedAnswer) -> bool {
+    pub fn accepts(&self, answer: &SignedConfig) -> bool {
         !self.requires_signature || self.has_signed(answer)
     }
 
@@ -224,7 +224,7 @@ impl Connection {
         &self,
         known: Option<&str>,
         timeout: Duration,
-    ) -> Result<Fetched, FetchError> {
+    ) -> Result<FetchedConfig, FetchError> {
         let nonce = data_encoding::HEXLOWER.encode(uuid::Uuid::new_v4().as_bytes());
         let mut request = self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce);
         if let Some(etag) = known {
@@ -232,32 +232,34 @@ impl Connection {
         }
         let url = || self.base.origin().ascii_serialization();
         match self.exchange(request, MAX_BYTES, timeout).await {
-            Reply::Failed { reason, .. } => Err(FetchError::Unreachable { reason }),
-            Reply::Answered { status: 404, .. } => Ok(Fetched::Nothing),
-            Reply::Answered { status: 304, headers, .. } => {
+            RequestOutcome::Failed { reason, .. } => Err(FetchError::Unreachable { reason }),
+            RequestOutcome::Answered { status: 404, .. } => Ok(FetchedConfig::Nothing),
+            RequestOutcome::Answered { status: 304, headers, .. } => {
                 let (body, etag) = (String::new(), None);
-                let answer = SignedAnswer { body, nonce, signature: signature(&headers), etag };
-                Ok(Fetched::Unchanged { is_signed: self.has_signed(&answer) })
+                let answer = SignedConfig { body, nonce, signature: signature(&headers), etag };
+                Ok(FetchedConfig::Unchanged { is_signed: self.has_signed(&answer) })
             }
-            Reply::Answered { status: 200, whole: false, .. } => Err(ManagedError::TooLarge.into()),
-            Reply::Answered { status: 200, body, headers, .. } => {
+            RequestOutcome::Answered { status: 200, whole: false, .. } => {
+                Err(ManagedError::TooLarge.into())
+            }
+            RequestOutcome::Answered { status: 200, body, headers, .. } => {
                 let (content, etag) = (Digest::of(&body), text(&headers, header::ETAG.as_str()));
-                let answer = SignedAnswer {
+                let answer = SignedConfig {
                     // What is no UTF-8 is no JSON either, and its signature does not fit any more.
                     body: String::from_utf8(body).unwrap_or_default(),
                     nonce,
                     signature: signature(&headers),
                     etag,
                 };
-                match self.vouches_for(&answer) {
-                    true => Ok(Fetched::Answer(answer)),
+                match self.accepts(&answer) {
+                    true => Ok(FetchedConfig::Answer(answer)),
                     false if answer.signature.is_empty() => {
                         Err(FetchError::Unsigned { url: url() })
                     }
                     false => Err(FetchError::Signature { url: url(), content }),
                 }
             }
-            Reply::Answered { status, .. } => Err(FetchError::Status { status }),
+            RequestOutcome::Answered { status, .. } => Err(FetchError::Status { status }),
         }
     }
 
@@ -270,15 +272,15 @@ impl Connection {
         let request = self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce);
         let begun = Instant::now();
         match self.exchange(request, MAX_BYTES, within).await {
-            Reply::Failed { reason, .. } => Err(reason),
-            Reply::Answered { status, headers, body, .. } => {
+            RequestOutcome::Failed { reason, .. } => Err(reason),
+            RequestOutcome::Answered { status, headers, body, .. } => {
                 let took = begun.elapsed();
                 let date = text(&headers, header::DATE.as_str());
                 let date = date.and_then(|date| httpdate::parse_http_date(&date).ok());
                 let signature = signature(&headers);
                 let is_there = !signature.is_empty();
                 let body = String::from_utf8(body).unwrap_or_default();
-                let answer = SignedAnswer { body, nonce, signature, etag: None };
+                let answer = SignedConfig { body, nonce, signature, etag: None };
                 let is_signed = is_there.then(|| self.has_signed(&answer));
                 Ok(Probe { status, date, is_signed, took })
             }
@@ -309,7 +311,12 @@ impl Connection {
     }
 
     /// Sends a request and reads at most `limit` bytes of the answer, all of it `within` a time.
-    async fn exchange(&self, request: RequestBuilder, limit: usize, within: Duration) -> Reply {
+    async fn exchange(
+        &self,
+        request: RequestBuilder,
+        limit: usize,
+        within: Duration,
+    ) -> RequestOutcome {
         let mut response = match request.timeout(within).send().await {
             Ok(response) => response,
             Err(error) => return self.failed(error, within),
@@ -321,23 +328,25 @@ impl Connection {
                 Ok(Some(piece)) if body.len() + piece.len() <= limit => {
                     body.extend_from_slice(&piece);
                 }
-                Ok(Some(_)) => return Reply::Answered { status, headers, body, whole: false },
-                Ok(None) => return Reply::Answered { status, headers, body, whole: true },
+                Ok(Some(_)) => {
+                    return RequestOutcome::Answered { status, headers, body, whole: false };
+                }
+                Ok(None) => return RequestOutcome::Answered { status, headers, body, whole: true },
                 Err(error) => return self.failed(error, within),
             }
         }
     }
 
     /// Says where the request went, by scheme, host and port: a path may be somebody's secret.
-    fn failed(&self, error: reqwest::Error, within: Duration) -> Reply {
+    fn failed(&self, error: reqwest::Error, within: Duration) -> RequestOutcome {
         let Failure { reason, alarm, timed_out } = error.into();
         let to = self.base.origin().ascii_serialization();
         let reason = format!("request to `{to}` failed: {reason}");
         if timed_out {
             let reason = format!("{reason}: no answer came within {}", Time(within));
-            return Reply::Failed { reason, alarm, waited: Some(within) };
+            return RequestOutcome::Failed { reason, alarm, waited: Some(within) };
         }
-        Reply::Failed { reason, alarm, waited: None }
+        RequestOutcome::Failed { reason, alarm, waited: None }
     }
 }
 

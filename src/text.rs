@@ -1,7 +1,7 @@
 //! Small help with words for people.
 
 /// So many of something.
-pub(crate) fn times(count: u64, one: &str, many: &str) -> String {
+pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
@@ -25,7 +25,7 @@ mod tests {
 
     #[test]
     fn one_is_not_many() {
-        assert_eq!(times(1, "entry", "entries"), "1 entry");
-        assert_eq!(times(0, "entry", "entries"), "0 entries");
+        assert_eq!(counted(1, "entry", "entries"), "1 entry");
+        assert_eq!(counted(0, "entry", "entries"), "0 entries");
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ai_agent::{
-    config::Shipping,
+    config::ShippingSettings,
     frame::Codec,
     pipeline::{
         delivery::{SinkControl, SinkTask, StopMode},
@@ -78,8 +78,9 @@ async fn drain(outbox: &Arc<Outbox>, address: SocketAddr, compression: &str) {
         report: Arc::new(|_| {}),
         new_epoch: Arc::new(String::new),
     };
-    let (_orders, watched) =
-        watch::channel(SinkControl::new(Shipping::default(), 0).until(StopMode::WhenDrained));
+    let (_orders, watched) = watch::channel(
+        SinkControl::new(ShippingSettings::default(), 0).until(StopMode::WhenDrained),
+    );
     delivering.run(watched).await;
     assert_eq!(outbox.stored_bytes(), 0, "not everything was delivered");
 }

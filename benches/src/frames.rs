@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ai_agent::{
-    config::Shipping,
+    config::ShippingSettings,
     frame::Codec,
     pipeline::{
         filter_chain::FilterChain,
@@ -33,7 +33,7 @@ pub fn encode(
     mut show: impl FnMut(Group),
 ) {
     let mut stages = RecordStages::new(FilterChain::new(Vec::new()), Vec::new());
-    let mut builder = GroupBuilder::new(start, Digest::ZERO, Shipping::default(), codec);
+    let mut builder = GroupBuilder::new(start, Digest::ZERO, ShippingSettings::default(), codec);
     // As many at once as the tail reads.
     for pieces in pieces.chunks(64) {
         let chunk = Chunk::new(origin, pieces, Some(&ROW));

@@ -6,9 +6,9 @@
 use std::{cell::LazyCell, error::Error, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use ai_agent::{
-    config::{self, ConfigError, Inputs, Loaded, Managed, Origin},
+    config::{self, ConfigError, ConfigInputs, LayerOrigin, LoadedConfig, ManagedSettings},
     pipeline::assembly,
-    platform::{Environment, Installed, Paths, SystemClock, SystemPower},
+    platform::{Environment, InstalledPaths, Paths, SystemClock, SystemPower},
     protocol::Identity,
     stages::Context,
 };
@@ -23,7 +23,7 @@ thread_local! {
 pub fn run(data: &[u8]) {
     let mut texts = split(data).into_iter();
     let files = [texts.next(), texts.next(), texts.next()];
-    let managed = texts.next().and_then(|text| Managed::read(text, None).ok());
+    let managed = texts.next().and_then(|text| ManagedSettings::read(text, None).ok());
     HOME.with(|home| {
         let paths = paths(home);
         let explicit = home.path().join("explicit.toml");
@@ -34,7 +34,7 @@ pub fn run(data: &[u8]) {
                 None => drop(fs::remove_file(path)),
             }
         }
-        let inputs = Inputs {
+        let inputs = ConfigInputs {
             paths: &paths,
             environment: &Environment::default(),
             explicit: files[2].map(|_| &*explicit),
@@ -72,12 +72,12 @@ fn paths(home: &TempDir) -> Paths {
         store_packages: None,
         client_settings: "/etc/claude-code".into(),
         pointer: "/home/u/.local/state/ai-agent/state-dir".into(),
-        installed: Installed::default(),
+        installed: InstalledPaths::default(),
     }
 }
 
 /// Builds what a dry run builds, and holds the settings against the ranges in the default file.
-pub(super) fn build(loaded: &Loaded, paths: &Paths) -> Result<(), ConfigError> {
+pub(super) fn build(loaded: &LoadedConfig, paths: &Paths) -> Result<(), ConfigError> {
     let day = Duration::from_secs(86_400);
     let config::Settings { agent, shipping, outbox, pipeline, .. } = &loaded.settings;
     assert!(agent.state_dir.is_absolute());
@@ -132,12 +132,12 @@ fn check(error: &ConfigError) {
             assert!(text.parse::<toml::Table>().is_err());
             assert!((1..=text.matches('\n').count() + 1).contains(&syntax.line));
         }
-        ConfigError::UnknownKey { key, place, .. } if place.origin.file().is_some() => {
-            assert!(keys(&place.origin).contains(key), "{said}");
-            assert!(place.line.is_some(), "{said}");
+        ConfigError::UnknownKey { key, location, .. } if location.origin.file().is_some() => {
+            assert!(keys(&location.origin).contains(key), "{said}");
+            assert!(location.line.is_some(), "{said}");
         }
-        ConfigError::Value { key, place, .. } if place.origin.file().is_some() => {
-            assert!(keys(&place.origin).contains(key), "{said}");
+        ConfigError::Value { key, location, .. } if location.origin.file().is_some() => {
+            assert!(keys(&location.origin).contains(key), "{said}");
         }
         ConfigError::UnknownKey { key, .. }
         | ConfigError::Value { key, .. }
@@ -149,12 +149,12 @@ fn check(error: &ConfigError) {
     }
 }
 
-fn file(origin: &Origin) -> PathBuf {
+fn file(origin: &LayerOrigin) -> PathBuf {
     origin.file().unwrap().to_owned()
 }
 
 /// Every key of a file, as an error writes it: `filter.mine.types[1]`.
-fn keys(origin: &Origin) -> Vec<String> {
+fn keys(origin: &LayerOrigin) -> Vec<String> {
     let text = fs::read_to_string(file(origin)).unwrap();
     let mut keys = Vec::new();
     let table = toml::Value::Table(text.parse().unwrap());

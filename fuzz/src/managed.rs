@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use ai_agent::{
-    config::{self, ConfigError, Inputs, Managed, Origin},
-    platform::{Environment, Installed, Paths},
+    config::{self, ConfigError, ConfigInputs, LayerOrigin, ManagedSettings},
+    platform::{Environment, InstalledPaths, Paths},
     protocol::{ManagedConfig, ManagedError, managed},
 };
 use serde_json::Value;
@@ -38,11 +38,12 @@ fn taken(parsed: &ManagedConfig, value: Option<&Value>) {
         store_packages: None,
         client_settings: "/etc/claude-code".into(),
         pointer: "/home/u/.local/state/ai-agent/state-dir".into(),
-        installed: Installed::default(),
+        installed: InstalledPaths::default(),
     };
     let environment = &Environment::default();
-    let managed = Managed::from(parsed.clone());
-    let inputs = Inputs { paths: &paths, environment, explicit: None, managed: Some(&managed) };
+    let managed = ManagedSettings::from(parsed.clone());
+    let inputs =
+        ConfigInputs { paths: &paths, environment, explicit: None, managed: Some(&managed) };
     let loaded = match config::load(&inputs) {
         Ok(loaded) => loaded,
         // What only the machine can judge: stages, tests and the policy.
@@ -67,13 +68,13 @@ fn taken(parsed: &ManagedConfig, value: Option<&Value>) {
 
 /// An error that names a key of the server's.
 fn judged(error: &ConfigError, parsed: &ManagedConfig) {
-    let (ConfigError::Value { key, place, .. } | ConfigError::UnknownKey { key, place, .. }) =
+    let (ConfigError::Value { key, location, .. } | ConfigError::UnknownKey { key, location, .. }) =
         error
     else {
         assert!(matches!(error, ConfigError::MissingKey { .. }), "{error}");
         return;
     };
-    assert!(matches!(place.origin, Origin::Managed(_)), "{error}");
+    assert!(matches!(location.origin, LayerOrigin::Managed(_)), "{error}");
     match key.split(['.', '[']).next() {
         Some("stages") => assert!(parsed.stages.is_some()),
         Some("tests" | "test") => assert!(parsed.tests.is_some()),

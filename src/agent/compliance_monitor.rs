@@ -11,8 +11,8 @@ use super::file_watch::{self as files, Stamps};
 use crate::{
     compliance::{
         Account, account, desktop,
-        policy_file::{self, Kept},
-        scanner::Reported,
+        policy_file::{self, StoredPolicy},
+        violation_tracker::ViolationTracker,
     },
     config::Settings,
     event::Event,
@@ -27,7 +27,7 @@ const FILE: &str = "compliance.json";
 pub(crate) struct Guard {
     state_dir: PathBuf,
     context: Context,
-    reported: Reported,
+    reported: ViolationTracker,
     /// Who is signed in, as found at the last look.
     accounts: Vec<Account>,
     /// How the files looked then.
@@ -35,7 +35,7 @@ pub(crate) struct Guard {
     /// When they are read again though they look the same, by the time that the agent is up.
     due: Duration,
     /// What hooks were left.
-    kept: Option<Kept>,
+    kept: Option<StoredPolicy>,
 }
 
 impl Guard {
@@ -85,7 +85,7 @@ impl Guard {
             return;
         }
         let (compliance, at) = (settings.compliance.clone(), self.context.clock.now());
-        let kept = Kept { compliance, config_hash, at };
+        let kept = StoredPolicy { compliance, config_hash, at };
         let left = kept
             .write(&self.state_dir)
             .and_then(|()| policy_file::point_to(&self.state_dir, &self.context.paths));
@@ -100,7 +100,7 @@ impl Guard {
     /// Who is signed in to each program.
     fn read(&self) -> Vec<Account> {
         let (home, environment) = (&self.context.paths.home, &self.context.environment);
-        let code = Account::of_claude_code_with(home, environment, account::look_into);
+        let code = Account::of_claude_code_with(home, environment, account::read_sign_in_state);
         let others = self.others();
         let others = others.iter().map(|file| Account::of_claude_code_in(file));
         let desktop = desktop::folders(&self.context.paths);

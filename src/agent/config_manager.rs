@@ -19,7 +19,7 @@ use super::{
     status_file::Status,
 };
 use crate::{
-    config::{self, ConfigError, Loaded},
+    config::{self, ConfigError, LoadedConfig},
     control::{Asker, Became, Desk},
     event::Event,
     pipeline::{
@@ -28,7 +28,7 @@ use crate::{
         reload::{Plan, Reload, named_files},
         validate::TestScope,
     },
-    siem::{Connection, FetchError, Fetched, SignedAnswer},
+    siem::{Connection, FetchError, FetchedConfig, SignedConfig},
     stages::{Context, source::Waker},
     text::causes,
 };
@@ -42,11 +42,11 @@ pub(crate) struct Keeper<'a> {
     /// What stages are built with.
     pub(crate) context: Context,
     /// The configuration in force.
-    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) loaded: Arc<LoadedConfig>,
     /// What it was built from.
     plan: Plan,
     /// Its managed layer, as it came.
-    answer: Option<SignedAnswer>,
+    answer: Option<SignedConfig>,
     /// The server that manages this agent.
     manager: Option<Connection>,
     /// How the files looked that it was read from.
@@ -77,7 +77,7 @@ impl<'a> Keeper<'a> {
         surroundings: &'a Surroundings,
         explicit: Option<&'a Path>,
         state_dir: &'a Path,
-        local: Loaded,
+        local: LoadedConfig,
         watched: Watched,
         context: Context,
     ) -> Result<Self, ConfigError> {
@@ -121,7 +121,7 @@ impl<'a> Keeper<'a> {
     pub(crate) fn manager(&self) -> Option<(Connection, Option<String>)> {
         let manager = self.manager.clone()?;
         // What another secret signed has to come again: at the next start it would prove nothing.
-        let answer = self.answer.as_ref().filter(|answer| manager.vouches_for(answer));
+        let answer = self.answer.as_ref().filter(|answer| manager.accepts(answer));
         let etag = answer.and_then(|answer| answer.etag.clone());
         Some((manager, etag))
     }
@@ -142,7 +142,7 @@ impl<'a> Keeper<'a> {
         let Some(manager) = &self.manager else { return false };
         let accepted = match managed::kept(self.state_dir) {
             Ok(None) => return false,
-            Ok(Some(answer)) if !manager.vouches_for(&answer) => {
+            Ok(Some(answer)) if !manager.accepts(&answer) => {
                 Err(managed::KEPT_IS_FOREIGN.to_owned())
             }
             Ok(Some(answer)) => self
@@ -202,13 +202,13 @@ impl<'a> Keeper<'a> {
     /// What came from the server: when to ask again, and what is to be put in force, if anything.
     pub(crate) fn hear(
         &mut self,
-        fetched: Result<Fetched, FetchError>,
+        fetched: Result<FetchedConfig, FetchError>,
     ) -> (Outcome, Option<Candidate>) {
         let now = self.context.clock.now();
         self.became = Became::Unchanged;
         let answer = match fetched {
-            Ok(Fetched::Answer(answer)) => answer,
-            Ok(Fetched::Unchanged { is_signed }) => {
+            Ok(FetchedConfig::Answer(answer)) => answer,
+            Ok(FetchedConfig::Unchanged { is_signed }) => {
                 if is_signed {
                     self.status.change(|facts| facts.signed_at = Some(now));
                 }
@@ -216,7 +216,7 @@ impl<'a> Keeper<'a> {
                 return (Outcome::Answered, None);
             }
             // What it said before is still its word: it retracts by an empty configuration.
-            Ok(Fetched::Nothing) => {
+            Ok(FetchedConfig::Nothing) => {
                 self.answered();
                 return (Outcome::Answered, None);
             }
@@ -328,14 +328,14 @@ impl<'a> Keeper<'a> {
     }
 
     /// Puts an answer over the local layers, as they are now.
-    fn accept(&self, answer: Option<SignedAnswer>, tests: TestScope) -> Result<Candidate, String> {
+    fn accept(&self, answer: Option<SignedConfig>, tests: TestScope) -> Result<Candidate, String> {
         managed::accept(self.surroundings, self.explicit, answer, &self.context, tests)
     }
 
     fn take(
         &mut self,
-        loaded: Loaded,
-        answer: Option<SignedAnswer>,
+        loaded: LoadedConfig,
+        answer: Option<SignedConfig>,
         revision: Option<String>,
         plan: Plan,
     ) {
@@ -353,17 +353,17 @@ impl<'a> Keeper<'a> {
     }
 
     /// Keeps an answer for when the server is away.
-    fn keep(&self, answer: &SignedAnswer) {
+    fn keep(&self, answer: &SignedConfig) {
         if managed::kept(self.state_dir).ok().flatten().as_ref() == Some(answer) {
             return;
         }
-        if let Err(error) = answer.keep(self.state_dir) {
+        if let Err(error) = answer.save(self.state_dir) {
             warn!(code = "managed_config_store_failed", %error, "managed configuration cannot be kept for when the server is away");
         }
     }
 
     /// Logs what a configuration warns of that the one before did not.
-    fn warn(&self, loaded: &Loaded) {
+    fn warn(&self, loaded: &LoadedConfig) {
         let known = &self.loaded.warnings;
         for warning in loaded.warnings.iter().filter(|warning| !known.contains(warning)) {
             warn!(code = "config_warning", "{warning}");
@@ -441,18 +441,18 @@ impl<'a> Keeper<'a> {
 }
 
 /// What was set in vain, to report.
-fn locked(loaded: &Loaded) -> impl Iterator<Item = Event> + use<> {
+fn locked(loaded: &LoadedConfig) -> impl Iterator<Item = Event> + use<> {
     let attempts: Vec<_> = loaded
-        .locked_out
+        .locked_overrides
         .iter()
         .map(|attempt| LockedKey {
             key: attempt.key.clone(),
-            layer: attempt.place.origin.layer().to_owned(),
+            layer: attempt.location.origin.layer().to_owned(),
         })
         .collect();
     (!attempts.is_empty()).then(|| AgentEvent::ConfigLocked { attempts }.into()).into_iter()
 }
 
-fn is_known(event: &Event, loaded: &Loaded) -> bool {
+fn is_known(event: &Event, loaded: &LoadedConfig) -> bool {
     locked(loaded).any(|known| known == *event)
 }

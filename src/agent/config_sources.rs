@@ -12,7 +12,7 @@ use super::managed_config as managed;
 use crate::{
     cli::Failure,
     compliance::policy_file,
-    config::{self, ConfigError, Inputs, Loaded, Managed},
+    config::{self, ConfigError, ConfigInputs, LoadedConfig, ManagedSettings},
     pipeline::assembly,
     platform::{Environment, Paths, SystemClock, SystemPower, identify, is_root, secure_file},
     stages::Context,
@@ -29,16 +29,16 @@ pub(crate) struct Files {
 }
 
 /// Reads a managed configuration from a file, as the server would give it.
-pub(crate) fn read_managed(path: &Path) -> Result<Managed, Failure> {
+pub(crate) fn read_managed(path: &Path) -> Result<ManagedSettings, Failure> {
     let wrong = |error: &dyn std::error::Error| {
         Failure::failed(format!("`{}`: {}", path.display(), causes(error)))
     };
     let body = fs::read(path).map_err(|error| wrong(&error))?;
-    Managed::read(&body, None).map_err(|error| wrong(&error))
+    ManagedSettings::read(&body, None).map_err(|error| wrong(&error))
 }
 
 /// Whether an agent would begin with this configuration.
-pub(crate) fn would_run(loaded: &Loaded, context: &Context) -> Result<(), Failure> {
+pub(crate) fn would_run(loaded: &LoadedConfig, context: &Context) -> Result<(), Failure> {
     assembly::sinks(loaded, context).map_err(Failure::usage)?;
     assembly::stages(loaded, context).map_err(Failure::usage)?;
     check_switched_off(loaded, context)
@@ -46,7 +46,7 @@ pub(crate) fn would_run(loaded: &Loaded, context: &Context) -> Result<(), Failur
 
 /// Whether nothing is wrong with the stages that are switched off: a mistake may be what keeps one
 /// off, and it keeps what the server manages from being taken.
-pub(crate) fn check_switched_off(loaded: &Loaded, context: &Context) -> Result<(), Failure> {
+pub(crate) fn check_switched_off(loaded: &LoadedConfig, context: &Context) -> Result<(), Failure> {
     match assembly::check_switched_off(loaded, context).into_iter().next() {
         None => Ok(()),
         Some(error) => Err(Failure::usage(error)),
@@ -67,7 +67,8 @@ impl Surroundings {
         // What the service was installed with counts in a shell too: it speaks of the same agent.
         let (environment, paths) = match secure_file::read(&paths.installed.environment) {
             Ok(text) => {
-                let environment = environment.with_kept(&paths.installed.environment, &text);
+                let environment =
+                    environment.with_service_variables(&paths.installed.environment, &text);
                 let paths = Paths::from_environment(&environment).map_err(Failure::usage)?;
                 (environment, paths)
             }
@@ -94,7 +95,7 @@ impl Surroundings {
     }
 
     /// The state directory by this configuration; without one, that of the agent that ran last.
-    pub(crate) fn state_dir_of(&self, loaded: Option<&Loaded>) -> PathBuf {
+    pub(crate) fn state_dir_of(&self, loaded: Option<&LoadedConfig>) -> PathBuf {
         if let Some(loaded) = loaded {
             return loaded.settings.agent.state_dir.clone();
         }
@@ -119,7 +120,7 @@ impl Surroundings {
         &self,
         Files { files }: &Files,
         explicit: Option<&Path>,
-    ) -> Result<Loaded, Failure> {
+    ) -> Result<LoadedConfig, Failure> {
         if files.is_empty() {
             return managed::last_in_force(self, explicit);
         }
@@ -148,7 +149,7 @@ impl Surroundings {
     }
 
     /// Reads the configuration and logs its warnings.
-    pub(crate) fn load(&self, explicit: Option<&Path>) -> Result<Loaded, Failure> {
+    pub(crate) fn load(&self, explicit: Option<&Path>) -> Result<LoadedConfig, Failure> {
         let loaded = self.load_managed(explicit, None).map_err(Failure::usage)?;
         for warning in &loaded.warnings {
             warn!(code = "config_warning", "{warning}");
@@ -160,19 +161,24 @@ impl Surroundings {
     pub(crate) fn load_managed(
         &self,
         explicit: Option<&Path>,
-        managed: Option<&Managed>,
-    ) -> Result<Loaded, ConfigError> {
-        config::load(&Inputs { managed, ..self.inputs(explicit) })
+        managed: Option<&ManagedSettings>,
+    ) -> Result<LoadedConfig, ConfigError> {
+        config::load(&ConfigInputs { managed, ..self.inputs(explicit) })
     }
 
     /// Where the local layers are read from.
-    pub(crate) fn inputs<'a>(&'a self, explicit: Option<&'a Path>) -> Inputs<'a> {
+    pub(crate) fn inputs<'a>(&'a self, explicit: Option<&'a Path>) -> ConfigInputs<'a> {
         let (paths, environment) = (&self.paths, &self.environment);
-        Inputs { paths, environment, explicit, managed: None }
+        ConfigInputs { paths, environment, explicit, managed: None }
     }
 
     /// What stages get. Without a state directory, a machine that has no id gets one for this run.
-    pub(crate) fn context(&self, loaded: &Loaded, state_dir: Option<&Path>, once: bool) -> Context {
+    pub(crate) fn context(
+        &self,
+        loaded: &LoadedConfig,
+        state_dir: Option<&Path>,
+        once: bool,
+    ) -> Context {
         let identified = identify(state_dir);
         for warning in &identified.warnings {
             warn!(code = "identity_warning", "{warning}");

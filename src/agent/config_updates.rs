@@ -15,7 +15,7 @@ use crate::{
     control::{Asker, Became, Reloaded},
     pipeline::{config_status::ConfigOrigin, runner::Running},
     platform::{Signal, Signals},
-    siem::{FetchError, Fetched},
+    siem::{FetchError, FetchedConfig},
 };
 
 /// How long the first answer of the server is waited for, before any line is judged.
@@ -23,7 +23,7 @@ const FIRST_ANSWER: Duration = Duration::from_secs(5);
 /// How long a later one may take.
 const ANSWER: Duration = Duration::from_secs(30);
 
-type Asking = Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send>>;
+type Asking = Pin<Box<dyn Future<Output = Result<FetchedConfig, FetchError>> + Send>>;
 
 /// Puts in force what the server manages, before any line is judged: what it said last counts at
 /// once, and without that its first answer is waited for. How long until it is to be asked again.
@@ -156,7 +156,7 @@ async fn at(when: Option<Instant>) {
     }
 }
 
-async fn answer(asking: &mut Option<Asking>) -> Result<Fetched, FetchError> {
+async fn answer(asking: &mut Option<Asking>) -> Result<FetchedConfig, FetchError> {
     match asking {
         Some(asking) => asking.await,
         None => pending().await,

@@ -25,9 +25,9 @@ pub(crate) struct Sights {
 pub(crate) fn look(paths: impl IntoIterator<Item = PathBuf>) -> Stamps {
     let sight = |path: PathBuf| {
         // It is asked for all the time: only what is a symlink costs a walk along its path.
-        let sight = match file::look(&path) {
-            Ok(sight) if sight.kind == file::Kind::Other => {
-                fs::canonicalize(&path).and_then(|path| file::look(&path))
+        let sight = match file::inspect(&path) {
+            Ok(sight) if sight.kind == file::FileKind::Other => {
+                fs::canonicalize(&path).and_then(|path| file::inspect(&path))
             }
             sight => sight,
         };

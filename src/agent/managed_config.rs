@@ -7,24 +7,24 @@ use tracing::warn;
 use super::config_sources::Surroundings;
 use crate::{
     cli::Failure,
-    config::{ConfigError, Loaded, Managed},
+    config::{ConfigError, LoadedConfig, ManagedSettings},
     pipeline::{
         assembly,
         record_stages::RecordStages,
         validate::{self, TestScope},
     },
-    siem::SignedAnswer,
+    siem::SignedConfig,
     stages::Context,
     text::causes,
 };
 
 /// A configuration that nothing is wrong with.
 pub(crate) struct Candidate {
-    pub(crate) loaded: Box<Loaded>,
+    pub(crate) loaded: Box<LoadedConfig>,
     /// Its filters and enrichers.
     pub(crate) stages: RecordStages,
     /// Its managed layer, as it came.
-    pub(crate) answer: Option<SignedAnswer>,
+    pub(crate) answer: Option<SignedConfig>,
     /// The revision of that.
     pub(crate) revision: Option<String>,
 }
@@ -34,7 +34,7 @@ pub(crate) struct Candidate {
 pub(crate) fn last_in_force(
     surroundings: &Surroundings,
     explicit: Option<&Path>,
-) -> Result<Loaded, Failure> {
+) -> Result<LoadedConfig, Failure> {
     let local = surroundings.load_managed(explicit, None).map_err(Failure::usage)?;
     let accepted = last_accepted(surroundings, explicit, &local);
     let loaded = accepted.map_or(local, |candidate| *candidate.loaded);
@@ -47,14 +47,14 @@ pub(crate) fn last_in_force(
 fn last_accepted(
     surroundings: &Surroundings,
     explicit: Option<&Path>,
-    local: &Loaded,
+    local: &LoadedConfig,
 ) -> Option<Candidate> {
     let kept = kept(&local.settings.agent.state_dir);
     let answer =
         kept.inspect_err(|reason| warn!(code = "managed_config_unreadable", "{reason}")).ok()??;
     let context = surroundings.context(local, None, true);
     match assembly::manager(local, &context) {
-        Ok(Some(manager)) if manager.vouches_for(&answer) => {}
+        Ok(Some(manager)) if manager.accepts(&answer) => {}
         Ok(Some(_)) => {
             warn!(code = "managed_config_foreign", "{KEPT_IS_FOREIGN}");
             return None;
@@ -81,12 +81,12 @@ pub(crate) const KEPT_IS_FOREIGN: &str = "managed configuration that was kept ha
 pub(crate) fn accept(
     surroundings: &Surroundings,
     explicit: Option<&Path>,
-    answer: Option<SignedAnswer>,
+    answer: Option<SignedConfig>,
     context: &Context,
     tests: TestScope,
 ) -> Result<Candidate, String> {
-    let read = |answer: &SignedAnswer| {
-        Managed::read(answer.body.as_bytes(), answer.etag.as_deref())
+    let read = |answer: &SignedConfig| {
+        ManagedSettings::read(answer.body.as_bytes(), answer.etag.as_deref())
             .map_err(|error| causes(&error))
     };
     let managed = answer.as_ref().map(read).transpose()?;
@@ -102,7 +102,7 @@ pub(crate) fn accept(
 }
 
 /// What the server said last, if that is kept; or why it can't be had.
-pub(crate) fn kept(state_dir: &Path) -> Result<Option<SignedAnswer>, String> {
-    SignedAnswer::kept(state_dir)
+pub(crate) fn kept(state_dir: &Path) -> Result<Option<SignedConfig>, String> {
+    SignedConfig::load(state_dir)
         .map_err(|error| format!("managed configuration that was kept cannot be read: {error}"))
 }

@@ -43,7 +43,8 @@ impl Status {
             "started_at": self.started_at.to_string(),
             "config": self.facts.now(),
         });
-        let written = secure_file::replace_for_now(&self.path, format!("{status:#}\n").as_bytes());
+        let written =
+            secure_file::replace_without_sync(&self.path, format!("{status:#}\n").as_bytes());
         if let Err(error) = &written
             && !self.is_stuck
         {

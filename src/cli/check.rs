@@ -19,15 +19,15 @@ use siem_protocol::managed::OnError;
 use super::{Failure, print, setup::Surroundings, status};
 use crate::{
     compliance::{
-        Account, Standing, Verdict,
-        cache::look_into_cached,
-        call::Call,
-        hook_response::{Answer, Decision, Hook},
+        Account, Evaluation, SignInState,
+        cache::read_sign_in_state_cached,
+        hook_input::HookInput,
+        hook_response::{Decision, Hook, HookResponse},
         policy,
-        policy_file::{self, Found, KeptError},
-        spool::{Report, Spool},
+        policy_file::{self, LocatedPolicy, PolicyFileError},
+        spool::{Spool, SpooledReport},
     },
-    platform::{Clock as _, Environment, Os, Paths, Role, StateLock, SystemClock, input},
+    platform::{Clock as _, Environment, LockRole, Os, Paths, StateLock, SystemClock, input},
     text::causes,
 };
 
@@ -84,8 +84,8 @@ pub(super) fn is_hook(arguments: impl IntoIterator<Item = OsString>) -> bool {
 
 fn is_running(explicit: Option<&Path>) -> Result<(), Failure> {
     let state_dir = Surroundings::look()?.state_dir(explicit);
-    match StateLock::is_held(&state_dir) {
-        Ok(Some(holder)) if holder.role == Role::Command => Err(Failure::failed(format!(
+    match StateLock::current_holder(&state_dir) {
+        Ok(Some(holder)) if holder.role == LockRole::Command => Err(Failure::failed(format!(
             "ai-agent is not running: a command of it{holder} is at work on `{}`",
             state_dir.display()
         ))),
@@ -100,35 +100,41 @@ fn is_running(explicit: Option<&Path>) -> Result<(), Failure> {
 
 /// What a hook knows when it answers.
 struct Knowledge {
-    found: Found,
+    found: LocatedPolicy,
     account: Account,
-    verdict: Verdict,
+    verdict: Evaluation,
 }
 
 impl Knowledge {
     /// Looks at the policy and at who is signed in; `None` when no policy was ever in force.
-    fn gather(environment: &Environment, paths: &Paths) -> Result<Option<Self>, KeptError> {
+    fn gather(environment: &Environment, paths: &Paths) -> Result<Option<Self>, PolicyFileError> {
         let Some(found) = policy_file::find(paths)? else { return Ok(None) };
         let account = Account::of_claude_code_with(&paths.home, environment, |path| {
-            look_into_cached(path, &found.state_dir, SystemClock.now())
+            read_sign_in_state_cached(path, &found.state_dir, SystemClock.now())
         });
-        let verdict = policy::judge(&account.standing, &found.kept.compliance);
+        let verdict = policy::evaluate(&account.standing, &found.policy.compliance);
         Ok(Some(Self { found, account, verdict }))
     }
 
-    fn answer(&self, hook: Hook) -> Answer {
-        Answer::new(hook, &self.verdict, &self.found.kept.compliance)
+    fn answer(&self, hook: Hook) -> HookResponse {
+        HookResponse::new(hook, &self.verdict, &self.found.policy.compliance)
     }
 
-    fn report(&self, hook: Hook, answer: &Answer, call: Call, latency: Duration) -> Report {
+    fn report(
+        &self,
+        hook: Hook,
+        answer: &HookResponse,
+        call: HookInput,
+        latency: Duration,
+    ) -> SpooledReport {
         let who = match &self.account.standing {
-            Standing::SignedIn(who) => Some(who.clone()),
+            SignInState::SignedIn(who) => Some(who.clone()),
             _ => None,
         };
         // What is permitted stands in the configuration, and may be long.
         let mut violations = self.verdict.violations.clone();
         violations.iter_mut().for_each(|finding| finding.permitted.clear());
-        Report {
+        SpooledReport {
             at: SystemClock.now(),
             hook: hook.name().to_owned(),
             decision: answer.decision.as_str().to_owned(),
@@ -140,7 +146,7 @@ impl Knowledge {
             who,
             violations,
             unknown: self.verdict.unknown.clone(),
-            config_hash: Some(self.found.kept.config_hash),
+            config_hash: Some(self.found.policy.config_hash),
         }
     }
 }
@@ -175,9 +181,9 @@ pub(super) fn answer_hook(name: &str) -> ExitCode {
     say(&answer);
     let latency = begun.elapsed();
     let reported = catch_unwind(AssertUnwindSafe(|| {
-        let call = Call::read(&input::first_line(MOST_INPUT, PATIENCE));
+        let call = HookInput::read(&input::first_line(MOST_INPUT, PATIENCE));
         let report = knowledge.report(hook, &answer, call, latency);
-        Spool::of(&knowledge.found.state_dir).put(&report, random())
+        Spool::of(&knowledge.found.state_dir).add(&report, random())
     }));
     // Who answers has done what it is there for; the daemon misses the report.
     drop(reported);
@@ -198,14 +204,14 @@ fn home(environment: Environment) -> Option<(Environment, Paths)> {
 fn failed(paths: &Paths) -> ExitCode {
     let policy = catch_unwind(AssertUnwindSafe(|| policy_file::find(paths)));
     let on_error = match policy {
-        Ok(Ok(Some(found))) => found.kept.compliance.on_error,
+        Ok(Ok(Some(found))) => found.policy.compliance.on_error,
         _ => None,
     };
     if on_error != Some(OnError::Block) {
         say_on_stderr("ai-agent could not check who is signed in, and lets the prompt through");
         return ExitCode::SUCCESS;
     }
-    let answer = Answer::blocked(
+    let answer = HookResponse::blocked(
         "Your organisation's policy asks who is signed in to Claude Code, and ai-agent could not find \
          out.\nRun `ai-agent check --hook UserPromptSubmit --explain` to see why, and show it to your \
          administrator."
@@ -215,7 +221,7 @@ fn failed(paths: &Paths) -> ExitCode {
     ExitCode::from(answer.exit_code())
 }
 
-fn say(answer: &Answer) {
+fn say(answer: &HookResponse) {
     let mut stdout = io::stdout().lock();
     // Nobody is there to be told when the client has gone.
     drop(stdout.write_all(answer.stdout.as_bytes()).and_then(|()| stdout.flush()));
@@ -265,11 +271,11 @@ impl Knowledge {
         print(format_args!(
             "Policy:  `{}`, in force since {}, configuration {}",
             found.state_dir.join("policy.json").display(),
-            found.kept.at,
-            found.kept.config_hash
+            found.policy.at,
+            found.policy.config_hash
         ))?;
         let who = match &account.standing {
-            Standing::SignedIn(who) => {
+            SignInState::SignedIn(who) => {
                 let known = |text: &Option<String>| text.clone().unwrap_or("unknown".to_owned());
                 format!(
                     "{}, organisation {}, by `{}`",
@@ -278,8 +284,8 @@ impl Knowledge {
                     account.place.display()
                 )
             }
-            Standing::Key(name) => format!("nobody: {name} is used in place of an account"),
-            Standing::Unknown(why) => format!("not known: {why}"),
+            SignInState::Key(name) => format!("nobody: {name} is used in place of an account"),
+            SignInState::Unknown(why) => format!("not known: {why}"),
         };
         print(format_args!("Account: {who}"))?;
         for finding in &verdict.violations {

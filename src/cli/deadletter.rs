@@ -21,7 +21,7 @@ use crate::{
         runner::RetryError,
     },
     stages::{Context, sink::gist},
-    text::times,
+    text::counted,
 };
 
 /// Entries that a receiver refused for good, whether the agent runs or not.
@@ -209,7 +209,7 @@ fn retry(
     if left == 0 {
         return Ok(());
     }
-    let left = times(left as u64, "dead letter is", "dead letters are");
+    let left = counted(left as u64, "dead letter is", "dead letters are");
     Err(Failure::failed(format!("{left} still here")))
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use clap::Args;
 
 use super::{Failure, managed, print, setup::Surroundings};
-use crate::{config::Loaded, pipeline::assembly, stages::Context, text::causes};
+use crate::{config::LoadedConfig, pipeline::assembly, stages::Context, text::causes};
 
 /// Goes through everything that can be wrong on this machine, and says of each: well, or what to do.
 #[derive(Args)]
@@ -52,7 +52,7 @@ impl Finding {
 
 /// What the checks look at.
 struct Patient {
-    loaded: Loaded,
+    loaded: LoadedConfig,
     context: Context,
 }
 

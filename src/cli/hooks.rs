@@ -10,8 +10,8 @@ use clap::{Args, Subcommand};
 use super::{Failure, print, setup::Surroundings};
 use crate::{
     compliance::{
-        client_files::{Seen, Settings, read},
-        client_settings::{self, Ours, Sight, program_of},
+        client_files::{ClientSettingsFile, ClientSettingsFiles, read},
+        client_settings::{self, AgentHook, HookSettings, program_of},
         hook_response::Hook,
     },
     platform::{Environment, Paths, secure_file},
@@ -48,7 +48,7 @@ impl Arguments {
     pub(super) fn execute(&self) -> Result<(), Failure> {
         let environment = Environment::from_process();
         let paths = Paths::from_environment(&environment).map_err(Failure::usage)?;
-        let settings = Settings::new(&environment, &paths);
+        let settings = ClientSettingsFiles::new(&environment, &paths);
         match &self.action {
             Action::Install(place) => {
                 let program = program(&paths)?;
@@ -68,10 +68,10 @@ pub(super) fn forget(
     is_preview: bool,
 ) -> Result<(), Failure> {
     let paths = surroundings.paths();
-    let settings = Settings::new(surroundings.environment(), paths);
-    let seen = settings.look();
-    let ours = seen.iter().filter(|seen| !seen.is_managed).flat_map(|seen| &seen.sight);
-    let mut programs = ours.flat_map(|sight| &sight.ours).map(|ours| program_of(&ours.command));
+    let settings = ClientSettingsFiles::new(surroundings.environment(), paths);
+    let seen = settings.read_all();
+    let ours = seen.iter().filter(|seen| !seen.is_managed).flat_map(|seen| &seen.hooks);
+    let mut programs = ours.flat_map(|hooks| &hooks.ours).map(|ours| program_of(&ours.command));
     let is_it = |named: &str| below_home(named, &paths.home).is_some_and(|path| path == program);
     if !programs.any(|named| is_it(named) || Path::new(named) == program) {
         return Ok(());
@@ -105,7 +105,7 @@ fn program(paths: &Paths) -> Result<String, Failure> {
 }
 
 fn edit(
-    settings: &Settings,
+    settings: &ClientSettingsFiles,
     place: &Place,
     edit: impl FnOnce(&str) -> Result<String, client_settings::SettingsError>,
 ) -> Result<(), Failure> {
@@ -128,27 +128,27 @@ fn edit(
             .map_err(|error| failed("is left as it is, since no copy could be made", &error))?;
         print(format_args!("What was in it is in `{}`", backup.display()))?;
     }
-    secure_file::replace_alike(path, edited.as_bytes())
+    secure_file::replace_preserving_mode(path, edited.as_bytes())
         .map_err(|error| failed("cannot be written", &error))?;
     print(format_args!("`{}` is changed: sessions that start from now on see it", path.display()))
 }
 
-fn tell(settings: &Settings, home: &Path) -> Result<(), Failure> {
-    let seen = settings.look();
+fn tell(settings: &ClientSettingsFiles, home: &Path) -> Result<(), Failure> {
+    let seen = settings.read_all();
     let mut called = Vec::new();
     for file in &seen {
         let place = if file.is_managed { "managed" } else { "user" };
-        let sight = match &file.sight {
-            Ok(sight) => sight,
+        let hooks = match &file.hooks {
+            Ok(hooks) => hooks,
             Err(why) => {
                 print(format_args!("{place:<8} `{}`: {why}", file.path.display()))?;
                 continue;
             }
         };
-        if sight.ours.is_empty() {
+        if hooks.ours.is_empty() {
             print(format_args!("{place:<8} `{}`: no hook of ai-agent", file.path.display()))?;
         }
-        for ours in &sight.ours {
+        for ours in &hooks.ours {
             let trouble = trouble(ours, file, &seen, home);
             let path = file.path.display();
             let name = ours.hook.name();
@@ -177,29 +177,35 @@ fn tell(settings: &Settings, home: &Path) -> Result<(), Failure> {
 pub(super) type Named = (PathBuf, Hook, Option<String>);
 
 /// The hooks that settings files name.
-pub(super) fn named(seen: &[Seen], home: &Path) -> Vec<Named> {
-    let of = |file: &Seen| -> Vec<Named> {
-        let ours = file.sight.iter().flat_map(|sight| &sight.ours);
-        let named = |ours: &Ours| (file.path.clone(), ours.hook, trouble(ours, file, seen, home));
+pub(super) fn named(seen: &[ClientSettingsFile], home: &Path) -> Vec<Named> {
+    let of = |file: &ClientSettingsFile| -> Vec<Named> {
+        let ours = file.hooks.iter().flat_map(|hooks| &hooks.ours);
+        let named =
+            |ours: &AgentHook| (file.path.clone(), ours.hook, trouble(ours, file, seen, home));
         ours.map(named).collect()
     };
     seen.iter().flat_map(of).collect()
 }
 
 /// Why a hook that is named is not called, if it is not.
-fn trouble(ours: &Ours, file: &Seen, all: &[Seen], home: &Path) -> Option<String> {
-    let by = |says: fn(&Sight) -> bool, managed: bool| {
+fn trouble(
+    ours: &AgentHook,
+    file: &ClientSettingsFile,
+    all: &[ClientSettingsFile],
+    home: &Path,
+) -> Option<String> {
+    let by = |says: fn(&HookSettings) -> bool, managed: bool| {
         let mut files = all.iter().filter(|seen| seen.is_managed == managed);
-        files.find(|seen| seen.sight.as_ref().is_ok_and(says)).map(|seen| seen.path.display())
+        files.find(|seen| seen.hooks.as_ref().is_ok_and(says)).map(|seen| seen.path.display())
     };
-    if let Some(path) = by(|sight| sight.disables_all, true) {
+    if let Some(path) = by(|hooks| hooks.disables_all, true) {
         return Some(format!("is not called: `{path}` says `disableAllHooks`"));
     }
     if !file.is_managed {
-        if let Some(path) = by(|sight| sight.managed_only, true) {
+        if let Some(path) = by(|hooks| hooks.managed_only, true) {
             return Some(format!("is not called: `{path}` says `allowManagedHooksOnly`"));
         }
-        if let Some(path) = by(|sight| sight.disables_all, false) {
+        if let Some(path) = by(|hooks| hooks.disables_all, false) {
             return Some(format!("is not called: `{path}` says `disableAllHooks`"));
         }
     }

@@ -20,7 +20,7 @@ use crate::{
         orphaned_sinks,
         outbox::{OrphanedSink, OutboxStats},
     },
-    text::times,
+    text::counted,
     units::Size,
 };
 
@@ -135,7 +135,7 @@ fn status(store: &Store, is_json: bool, say: Say<'_>) -> Result<(), Failure> {
         lines.push(format!("epoch         {epoch}, up to entry {last_seq}"));
         lines.push(format!(
             "waiting       {}; {} of at most {}, in a file of {}",
-            times(*entries, "entry", "entries"),
+            counted(*entries, "entry", "entries"),
             Size(*bytes),
             Size(max_bytes),
             Size(*file_bytes)
@@ -160,14 +160,14 @@ fn verify(store: &Store, say: Say<'_>) -> Result<(), Failure> {
         }
         count => format!(
             "the outbox is whole: {}, {} to {}, {} before compression",
-            times(count, "entry", "entries"),
+            counted(count, "entry", "entries"),
             verified.first_seq,
             verified.last_seq,
             Size(verified.bytes)
         ),
     };
     if verified.dead_letters > 0 {
-        line += &format!("; {}", times(verified.dead_letters, "dead letter", "dead letters"));
+        line += &format!("; {}", counted(verified.dead_letters, "dead letter", "dead letters"));
     }
     say(&line).map_err(Failure::failed)
 }
@@ -201,7 +201,7 @@ fn forget(store: &Store, name: &str, say: Say<'_>) -> Result<(), Failure> {
         count => say(&format!(
             "{} of it still here: `ai-agent deadletter export --all --sink {name}` shows them, \
              `purge` deletes them",
-            times(count as u64, "dead letter is", "dead letters are")
+            counted(count as u64, "dead letter is", "dead letters are")
         ))
         .map_err(Failure::failed),
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Failure, print};
-use crate::{platform::secure_file, text::times};
+use crate::{platform::secure_file, text::counted};
 
 /// Where lines go.
 pub(super) enum Lines {
@@ -56,7 +56,7 @@ impl Lines {
             drop(fs::remove_file(&path));
             return finished;
         }
-        let count = times(count, "entry is", "entries are");
+        let count = counted(count, "entry is", "entries are");
         print(format_args!("{count} in `{}`, which only you can read", path.display()))
     }
 }

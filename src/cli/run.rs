@@ -24,7 +24,7 @@ use crate::{
         restart_limit::Restarts,
         watchdog,
     },
-    config::{self, Loaded},
+    config::{self, LoadedConfig},
     event::Event,
     pipeline::{
         assembly,
@@ -35,7 +35,7 @@ use crate::{
         reload::named_files,
         runner::{Pipeline, new_epoch},
     },
-    platform::{Role, Signals, StateLock, service::Notify},
+    platform::{LockRole, Signals, StateLock, service::Notify},
 };
 
 /// How long `--once` waits for a receiver that does not take anything.
@@ -95,13 +95,13 @@ impl Arguments {
         &self,
         surroundings: &Surroundings,
         explicit: Option<&Path>,
-        loaded: Loaded,
+        loaded: LoadedConfig,
         mut watched: Watched,
         mut signals: Signals,
     ) -> Result<(), Failure> {
         // A command may be at work there, which is waited for.
         let state_dir = loaded.settings.agent.state_dir.clone();
-        let taken = spawn_blocking(move || StateLock::acquire(&state_dir, Role::Agent));
+        let taken = spawn_blocking(move || StateLock::acquire(&state_dir, LockRole::Agent));
         let lock = tokio::select! {
             taken = taken => taken.map_err(Failure::failed)?.map_err(Failure::failed)?,
             () = signals.ended() => return Ok(()),

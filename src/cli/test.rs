@@ -32,7 +32,7 @@ impl Arguments {
             print(format_args!("{verdict}  {}", test.name))?;
             if !mismatches.is_empty() {
                 failed += 1;
-                print(format_args!("        in {}", test.place))?;
+                print(format_args!("        in {}", test.location))?;
             }
             for mismatch in &mismatches {
                 let input = &test.lines[mismatch.line - 1].input;

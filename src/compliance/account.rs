@@ -1,4 +1,4 @@
-//! Who is signed in to Claude Code, as far as its files and the environment say.
+//! SignedInAccount is signed in to Claude Code, as far as its files and the environment say.
 //!
 //! The file is the client's own, undocumented, rewritten many times in a session and not always at
 //! once: whatever does not make sense in it is not known, and never a violation. Of the environment
@@ -41,7 +41,7 @@ const PROVIDERS: [&str; 5] = [
     "CLAUDE_CODE_USE_MANTLE",
 ];
 
-/// Who is signed in to one program.
+/// SignedInAccount is signed in to one program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
     /// The program: one of [`siem_protocol::names::source`].
@@ -49,15 +49,15 @@ pub struct Account {
     /// The file, or the folder, that says so.
     pub place: PathBuf,
     /// What it says.
-    pub standing: Standing,
+    pub standing: SignInState,
 }
 
 /// What is known of who is signed in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Standing {
+pub enum SignInState {
     /// An account.
-    SignedIn(Who),
+    SignedIn(SignedInAccount),
     /// A key or a cloud provider in place of an account: the variable that says so.
     Key(String),
     /// Nobody knows: why.
@@ -66,7 +66,7 @@ pub enum Standing {
 
 /// An account, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Who {
+pub struct SignedInAccount {
     /// Its e-mail address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
@@ -79,26 +79,26 @@ pub struct Who {
 }
 
 impl Account {
-    /// Who is signed in to Claude Code under `home`, for a process with `environment`, where `look`
+    /// SignedInAccount is signed in to Claude Code under `home`, for a process with `environment`, where `look`
     /// says what stands in a file.
     #[must_use]
     pub fn of_claude_code_with(
         home: &Path,
         environment: &Environment,
-        look: impl FnOnce(&Path) -> Standing,
+        look: impl FnOnce(&Path) -> SignInState,
     ) -> Self {
         let place = claude_code_file(home, environment);
         let standing = match in_place_of_an_account(environment) {
-            Some(name) => Standing::Key(name.to_owned()),
+            Some(name) => SignInState::Key(name.to_owned()),
             None => look(&place),
         };
         Self { source: source::CLAUDE_CODE, place, standing }
     }
 
-    /// Who is signed in to a Claude Code that keeps its account in the file at `place`.
+    /// SignedInAccount is signed in to a Claude Code that keeps its account in the file at `place`.
     #[must_use]
     pub fn of_claude_code_in(place: &Path) -> Self {
-        let standing = look_into(place);
+        let standing = read_sign_in_state(place);
         Self { source: source::CLAUDE_CODE, place: place.to_owned(), standing }
     }
 }
@@ -140,8 +140,9 @@ fn in_place_of_an_account(environment: &Environment) -> Option<&'static str> {
 
 /// What stands in Claude Code's file at `path`.
 #[must_use]
-pub fn look_into(path: &Path) -> Standing {
-    let unknown = |why: &dyn fmt::Display| Standing::Unknown(format!("`{}` {why}", path.display()));
+pub fn read_sign_in_state(path: &Path) -> SignInState {
+    let unknown =
+        |why: &dyn fmt::Display| SignInState::Unknown(format!("`{}` {why}", path.display()));
     // Those who keep their files elsewhere have a symlink here.
     match path.canonicalize().and_then(|path| file::open_regular(&path)) {
         Ok(Some((file, _))) => read(file).unwrap_or_else(|why| unknown(&why)),
@@ -152,7 +153,7 @@ pub fn look_into(path: &Path) -> Standing {
 }
 
 /// Finds the account in what the client wrote; reads no further.
-fn read(file: impl Read) -> Result<Standing, String> {
+fn read(file: impl Read) -> Result<SignInState, String> {
     const MARK: &[u8] = b"\xef\xbb\xbf";
 
     let mut file = BufReader::with_capacity(64 << 10, file.take(MOST));
@@ -165,7 +166,7 @@ fn read(file: impl Read) -> Result<Standing, String> {
     let whole = Search(&mut found).deserialize(&mut from).and_then(|()| from.end());
     // The rest of the file is not looked at, and says nothing about the account.
     if let Some(found) = found {
-        return who(&found).map(Standing::SignedIn);
+        return who(&found).map(SignInState::SignedIn);
     }
     match whole {
         Ok(()) => Err("names no account: nobody is signed in".to_owned()),
@@ -178,19 +179,19 @@ fn read(file: impl Read) -> Result<Standing, String> {
     }
 }
 
-/// Who an account is.
-fn who(account: &RawValue) -> Result<Who, String> {
+/// SignedInAccount an account is.
+fn who(account: &RawValue) -> Result<SignedInAccount, String> {
     let other = || format!("has something else than an account in `{ACCOUNT}`");
     let account = Some(account.get()).filter(|text| text.len() <= LARGEST).ok_or_else(other)?;
     match serde_json::from_str(account).map_err(|_| other())? {
         Value::Null => Err("says that nobody is signed in".to_owned()),
         account @ Value::Object(_) => {
-            let who = Who {
+            let who = SignedInAccount {
                 email: text(&account["emailAddress"]),
                 organization: text(&account["organizationUuid"]),
                 account: text(&account["accountUuid"]),
             };
-            let is_named = who != Who::default();
+            let is_named = who != SignedInAccount::default();
             is_named.then_some(who).ok_or_else(|| "names an account without a name".to_owned())
         }
         _ => Err(other()),
@@ -237,13 +238,13 @@ impl<'de> Visitor<'de> for Search<'_> {
 mod tests {
     use super::*;
 
-    fn standing(text: impl AsRef<[u8]>) -> Standing {
-        read(text.as_ref()).unwrap_or_else(Standing::Unknown)
+    fn standing(text: impl AsRef<[u8]>) -> SignInState {
+        read(text.as_ref()).unwrap_or_else(SignInState::Unknown)
     }
 
-    fn signed_in(email: Option<&str>, organization: Option<&str>) -> Standing {
+    fn signed_in(email: Option<&str>, organization: Option<&str>) -> SignInState {
         let own = |text: Option<&str>| text.map(str::to_owned);
-        Standing::SignedIn(Who {
+        SignInState::SignedIn(SignedInAccount {
             email: own(email),
             organization: own(organization),
             account: None,
@@ -307,10 +308,10 @@ mod tests {
         ];
         for (text, why) in table {
             let text = String::from_utf8_lossy(text);
-            assert_eq!(standing(text.as_bytes()), Standing::Unknown(why.into()), "{text}");
+            assert_eq!(standing(text.as_bytes()), SignInState::Unknown(why.into()), "{text}");
         }
         let long = format!(r#"{{"oauthAccount":{{"emailAddress":"{}"}}}}"#, "a".repeat(5000));
-        assert!(matches!(standing(long), Standing::Unknown(_)));
+        assert!(matches!(standing(long), SignInState::Unknown(_)));
     }
 
     /// A file of some megabytes is normal; one without end must not be read for ever.
@@ -331,14 +332,14 @@ mod tests {
         let (real, link) = (folder.path().join("real"), folder.path().join(".claude.json"));
         std::fs::write(&real, r#"{"oauthAccount":{"emailAddress":"a@b.c"}}"#).unwrap();
         std::os::unix::fs::symlink(&real, &link).unwrap();
-        assert_eq!(look_into(&link), signed_in(Some("a@b.c"), None));
+        assert_eq!(read_sign_in_state(&link), signed_in(Some("a@b.c"), None));
     }
 
     #[test]
     fn what_is_no_file_is_not_known() {
         let folder = tempfile::tempdir().unwrap();
-        let why = |path: &Path| match look_into(path) {
-            Standing::Unknown(why) => why,
+        let why = |path: &Path| match read_sign_in_state(path) {
+            SignInState::Unknown(why) => why,
             other => panic!("{other:?}"),
         };
         assert!(why(folder.path()).ends_with("` is no file"));
@@ -367,12 +368,12 @@ mod tests {
         for (variables, name) in table {
             let environment: Environment = variables.iter().copied().collect();
             let account = Account::of_claude_code_with(Path::new("/h"), &environment, |path| {
-                Standing::Unknown(path.display().to_string())
+                SignInState::Unknown(path.display().to_string())
             });
             assert!(!format!("{account:?}").contains("secret"));
             let expected = match name {
-                Some(name) => Standing::Key(name.to_owned()),
-                None => Standing::Unknown(Path::new("/h").join(FILE).display().to_string()),
+                Some(name) => SignInState::Key(name.to_owned()),
+                None => SignInState::Unknown(Path::new("/h").join(FILE).display().to_string()),
             };
             assert_eq!(account.standing, expected);
         }

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::account::{Standing, look_into};
+use super::account::{SignInState, read_sign_in_state};
 use crate::platform::{
     Timestamp,
     file::{self, Stamp},
@@ -28,15 +28,15 @@ const SETTLED: Duration = Duration::from_secs(2);
 struct Row {
     path: PathBuf,
     stamp: Stamp,
-    standing: Standing,
+    standing: SignInState,
 }
 
 /// What stands in the account's file at `path`, with a cache in `state_dir`.
 #[must_use]
-pub fn look_into_cached(path: &Path, state_dir: &Path, now: Timestamp) -> Standing {
+pub fn read_sign_in_state_cached(path: &Path, state_dir: &Path, now: Timestamp) -> SignInState {
     let cache = state_dir.join(FILE);
     let Some(stamp) = stamp(path).filter(|stamp| stamp.size >= LEAST) else {
-        return look_into(path);
+        return read_sign_in_state(path);
     };
     if let Some(row) = read(&cache)
         && row.stamp == stamp
@@ -44,7 +44,7 @@ pub fn look_into_cached(path: &Path, state_dir: &Path, now: Timestamp) -> Standi
     {
         return row.standing;
     }
-    let standing = look_into(path);
+    let standing = read_sign_in_state(path);
     // What changed meanwhile, or a moment ago, is looked at again.
     if is_settled(&stamp, now) && self::stamp(path) == Some(stamp) {
         let row = Row { path: path.to_owned(), stamp, standing: standing.clone() };
@@ -55,8 +55,8 @@ pub fn look_into_cached(path: &Path, state_dir: &Path, now: Timestamp) -> Standi
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {
-    let sight = file::look(&path.canonicalize().ok()?).ok()?;
-    (sight.kind == file::Kind::File).then_some(sight.stamp)
+    let sight = file::inspect(&path.canonicalize().ok()?).ok()?;
+    (sight.kind == file::FileKind::File).then_some(sight.stamp)
 }
 
 fn is_settled(stamp: &Stamp, now: Timestamp) -> bool {
@@ -67,7 +67,7 @@ fn is_settled(stamp: &Stamp, now: Timestamp) -> bool {
 
 fn read(cache: &Path) -> Option<Row> {
     let (file, _) = file::open_regular(cache).ok()??;
-    if !secure_file::belongs_to_us(&file).ok()? {
+    if !secure_file::has_trusted_owner(&file).ok()? {
         return None;
     }
     let mut bytes = Vec::new();
@@ -85,7 +85,7 @@ fn write(cache: &Path, row: &Row) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compliance::account::Who;
+    use crate::compliance::account::SignedInAccount;
 
     fn content(email: &str) -> String {
         let rest = " ".repeat(100_000);
@@ -95,9 +95,9 @@ mod tests {
     /// Long after any file was written.
     const LATER: Timestamp = Timestamp(1 << 42);
 
-    fn email(standing: Standing) -> Option<String> {
+    fn email(standing: SignInState) -> Option<String> {
         match standing {
-            Standing::SignedIn(Who { email, .. }) => email,
+            SignInState::SignedIn(SignedInAccount { email, .. }) => email,
             _ => None,
         }
     }
@@ -106,7 +106,7 @@ mod tests {
     fn a_large_file_is_read_again_when_it_has_changed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(".claude.json");
-        let look = || email(look_into_cached(&path, folder.path(), LATER));
+        let look = || email(read_sign_in_state_cached(&path, folder.path(), LATER));
         for round in ["a@b.c", "b@b.c"] {
             fs::write(&path, content(round)).unwrap();
             assert_eq!(look().as_deref(), Some(round));
@@ -130,7 +130,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(".claude.json");
         fs::write(&path, content("a@b.c")).unwrap();
-        drop(look_into_cached(&path, folder.path(), now));
+        drop(read_sign_in_state_cached(&path, folder.path(), now));
         assert!(read(&folder.path().join(FILE)).is_none());
     }
 
@@ -141,10 +141,14 @@ mod tests {
         fs::write(&one, content("a@b.c")).unwrap();
         fs::write(&other, content("b@b.c")).unwrap();
         let stamp = stamp(&one).unwrap();
-        let standing = Standing::SignedIn(Who { email: Some("x".into()), ..Who::default() });
+        let standing = SignInState::SignedIn(SignedInAccount {
+            email: Some("x".into()),
+            ..SignedInAccount::default()
+        });
         let cache = folder.path().join(FILE);
         write(&cache, &Row { path: one.clone(), stamp, standing }).unwrap();
-        let look = |path: &Path| email(look_into_cached(path, folder.path(), LATER)).unwrap();
+        let look =
+            |path: &Path| email(read_sign_in_state_cached(path, folder.path(), LATER)).unwrap();
         assert_eq!(look(&one), "x", "the cache is asked");
         assert_eq!(look(&other), "b@b.c");
         fs::write(&cache, "{").unwrap();

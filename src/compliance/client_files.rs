@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::client_settings::{self, Sight};
+use super::client_settings::{self, HookSettings};
 use crate::platform::{Environment, Paths};
 
 /// A longer file is none of the client's.
@@ -14,7 +14,7 @@ const MOST: u64 = 16 << 20;
 
 /// Where Claude Code's settings lie.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ClientSettingsFiles {
     /// The user's.
     pub user: PathBuf,
     /// The machine's.
@@ -25,16 +25,16 @@ pub struct Settings {
 
 /// A settings file that is there.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct ClientSettingsFile {
     /// The file.
     pub path: PathBuf,
     /// Whether it is the machine's.
     pub is_managed: bool,
     /// What it says, or why nobody knows.
-    pub sight: Result<Sight, String>,
+    pub hooks: Result<HookSettings, String>,
 }
 
-impl Settings {
+impl ClientSettingsFiles {
     /// Those of the user, and of the machine.
     #[must_use]
     pub fn new(environment: &Environment, paths: &Paths) -> Self {
@@ -51,14 +51,14 @@ impl Settings {
 
     /// All settings files that are there, the managed ones first.
     #[must_use]
-    pub fn look(&self) -> Vec<Seen> {
+    pub fn read_all(&self) -> Vec<ClientSettingsFile> {
         let more = fs::read_dir(&self.managed_more).into_iter().flatten().flatten();
         let mut more: Vec<PathBuf> = more.map(|entry| entry.path()).collect();
         more.retain(|path| path.extension().is_some_and(|ending| ending == "json"));
         more.sort();
         let managed = [self.managed.clone()].into_iter().chain(more).map(|path| (path, true));
         let all = managed.chain([(self.user.clone(), false)]);
-        all.filter_map(|(path, is_managed)| Seen::of(path, is_managed)).collect()
+        all.filter_map(|(path, is_managed)| ClientSettingsFile::of(path, is_managed)).collect()
     }
 
     /// After how long without a change the client deletes a session, at the earliest: a project's own
@@ -66,27 +66,29 @@ impl Settings {
     #[must_use]
     pub fn cleanup_period(&self) -> Duration {
         const DEFAULT: u64 = 30;
-        let seen = self.look();
-        let sights = seen.iter().filter_map(|seen| seen.sight.as_ref().ok());
-        let days = sights.filter_map(|sight| sight.cleanup_period_days).min().unwrap_or(DEFAULT);
+        let seen = self.read_all();
+        let hooks = seen.iter().filter_map(|seen| seen.hooks.as_ref().ok());
+        let days = hooks.filter_map(|hooks| hooks.cleanup_period_days).min().unwrap_or(DEFAULT);
         Duration::from_secs(days.clamp(1, 36_500) * 86_400)
     }
 
     /// Whether one of them names a hook of ours.
     #[must_use]
-    pub fn name_us(&self) -> bool {
-        self.look().iter().any(|seen| seen.sight.as_ref().is_ok_and(|sight| !sight.ours.is_empty()))
+    pub fn has_agent_hooks(&self) -> bool {
+        self.read_all()
+            .iter()
+            .any(|seen| seen.hooks.as_ref().is_ok_and(|hooks| !hooks.ours.is_empty()))
     }
 }
 
-impl Seen {
+impl ClientSettingsFile {
     fn of(path: PathBuf, is_managed: bool) -> Option<Self> {
-        let sight = match read(&path) {
+        let hooks = match read(&path) {
             Ok(None) => return None,
-            Ok(Some(text)) => client_settings::look(&text).map_err(|error| error.to_string()),
+            Ok(Some(text)) => client_settings::inspect(&text).map_err(|error| error.to_string()),
             Err(error) => Err(format!("it cannot be read: {error}")),
         };
-        Some(Self { path, is_managed, sight })
+        Some(Self { path, is_managed, hooks })
     }
 }
 

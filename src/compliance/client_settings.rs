@@ -20,9 +20,9 @@ const HOOKS: &str = "hooks";
 
 /// What a settings file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sight {
+pub struct HookSettings {
     /// The hooks of ours in it.
-    pub ours: Vec<Ours>,
+    pub ours: Vec<AgentHook>,
     /// Whether it switches hooks off: all in managed settings, else those below them.
     pub disables_all: bool,
     /// Whether only managed hooks run.
@@ -33,7 +33,7 @@ pub struct Sight {
 
 /// A hook of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ours {
+pub struct AgentHook {
     /// What for.
     pub hook: Hook,
     /// The command, as it stands there.
@@ -135,7 +135,7 @@ pub fn uninstall(text: &str) -> Result<String, SettingsError> {
 ///
 /// # Errors
 /// [`SettingsError::Json`].
-pub fn look(text: &str) -> Result<Sight, SettingsError> {
+pub fn inspect(text: &str) -> Result<HookSettings, SettingsError> {
     let settings = read(text)?;
     let mut ours = Vec::new();
     for hook in Hook::ALL {
@@ -146,7 +146,7 @@ pub fn look(text: &str) -> Result<Sight, SettingsError> {
                 let command = command_of(entry);
                 if is_our_command(&command, hook) {
                     let matcher = matcher.map(str::to_owned);
-                    ours.push(Ours { hook, command, matcher });
+                    ours.push(AgentHook { hook, command, matcher });
                 }
             }
         }
@@ -156,7 +156,7 @@ pub fn look(text: &str) -> Result<Sight, SettingsError> {
         settings.get("allowManagedHooksOnly").is_some_and(|it| *it != Value::Bool(false));
     let disables_all = settings["disableAllHooks"] == Value::Bool(true);
     let cleanup_period_days = settings["cleanupPeriodDays"].as_u64();
-    Ok(Sight { ours, disables_all, managed_only, cleanup_period_days })
+    Ok(HookSettings { ours, disables_all, managed_only, cleanup_period_days })
 }
 
 /// The program that a command of ours runs, as a shell reads it.
@@ -238,7 +238,7 @@ fn checked(
     is_meant: impl FnOnce(&[Hook]) -> bool,
 ) -> Result<String, SettingsError> {
     let after = read(&text).map_err(|_| SettingsError::Odd)?;
-    let ours: Vec<Hook> = look(&text)?.ours.iter().map(|ours| ours.hook).collect();
+    let ours: Vec<Hook> = inspect(&text)?.ours.iter().map(|ours| ours.hook).collect();
     let is_as_meant = is_meant(&ours) && without_ours(before.clone()) == without_ours(after);
     if is_as_meant { Ok(text) } else { Err(SettingsError::Odd) }
 }
@@ -295,11 +295,11 @@ mod tests {
     #[test]
     fn hooks_are_added_and_nothing_else_is_touched() {
         let with = install(OWN, PROGRAM).unwrap();
-        let sight = look(&with).unwrap();
-        let names: Vec<_> = sight.ours.iter().map(|ours| ours.hook.name()).collect();
+        let settings = inspect(&with).unwrap();
+        let names: Vec<_> = settings.ours.iter().map(|ours| ours.hook.name()).collect();
         assert_eq!(names, ["SessionStart", "UserPromptSubmit"]);
-        assert_eq!(sight.ours[0].command, "$HOME/.local/bin/ai-agent check --hook SessionStart");
-        assert_eq!(sight.ours[0].matcher, None, "a matcher would miss forks");
+        assert_eq!(settings.ours[0].command, "$HOME/.local/bin/ai-agent check --hook SessionStart");
+        assert_eq!(settings.ours[0].matcher, None, "a matcher would miss forks");
         for own in ["\"model\" : \"opus\"", "notes check", "1.50e3", "\"Stop\": []"] {
             assert!(with.contains(own), "{own}: {with}");
         }
@@ -313,11 +313,11 @@ mod tests {
     fn an_empty_file_gets_hooks_and_a_program_that_moved_is_followed() {
         for empty in ["", " \n", "{}", "{\n}\n"] {
             let with = install(empty, PROGRAM).unwrap();
-            assert_eq!(look(&with).unwrap().ours.len(), 2, "{empty:?}: {with}");
+            assert_eq!(inspect(&with).unwrap().ours.len(), 2, "{empty:?}: {with}");
             let moved = install(&with, "\"/opt/my tools/ai-agent\"").unwrap();
-            let sight = look(&moved).unwrap();
-            assert_eq!(sight.ours.len(), 2);
-            assert_eq!(program_of(&sight.ours[1].command), "/opt/my tools/ai-agent");
+            let settings = inspect(&moved).unwrap();
+            assert_eq!(settings.ours.len(), 2);
+            assert_eq!(program_of(&settings.ours[1].command), "/opt/my tools/ai-agent");
             let gone: Value = serde_json::from_str(&uninstall(&moved).unwrap()).unwrap();
             assert_eq!(gone, serde_json::json!({}));
         }
@@ -326,8 +326,8 @@ mod tests {
     #[test]
     fn a_group_that_is_shared_keeps_what_is_not_ours() {
         let shared = r#"{"hooks":{"SessionStart":[{"matcher":"startup","hooks":[{"type":"command","command":"a"},{"type":"command","command":"C:\\x\\ai-agent.exe check --hook SessionStart"}]}]}}"#;
-        let sight = look(shared).unwrap();
-        assert_eq!(sight.ours[0].matcher.as_deref(), Some("startup"));
+        let settings = inspect(shared).unwrap();
+        assert_eq!(settings.ours[0].matcher.as_deref(), Some("startup"));
         let without: Value = serde_json::from_str(&uninstall(shared).unwrap()).unwrap();
         let expected = serde_json::json!({"hooks":{"SessionStart":[
             {"matcher":"startup","hooks":[{"type":"command","command":"a"}]}]}});
@@ -337,9 +337,9 @@ mod tests {
     #[test]
     fn a_hook_with_arguments_of_its_own_is_known_too() {
         let text = r#"{"hooks":{"UserPromptSubmit":[{"hooks":[{"type":"command","command":"C:\\P F\\ai-agent.exe","args":["check","--hook","UserPromptSubmit"]}]}]}}"#;
-        let sight = look(text).unwrap();
-        assert_eq!(program_of(&sight.ours[0].command), r"C:\P F\ai-agent.exe");
-        let with = look(&install(text, PROGRAM).unwrap()).unwrap();
+        let settings = inspect(text).unwrap();
+        assert_eq!(program_of(&settings.ours[0].command), r"C:\P F\ai-agent.exe");
+        let with = inspect(&install(text, PROGRAM).unwrap()).unwrap();
         let commands: Vec<_> = with.ours.iter().map(|ours| ours.command.as_str()).collect();
         let own = r"C:\P F\ai-agent.exe check --hook UserPromptSubmit";
         assert_eq!(commands, ["$HOME/.local/bin/ai-agent check --hook SessionStart", own]);
@@ -365,14 +365,14 @@ mod tests {
 
     #[test]
     fn what_switches_hooks_off_is_seen() {
-        let sight = |text| look(text).unwrap();
-        assert!(sight(r#"{"disableAllHooks":true}"#).disables_all);
-        assert!(!sight(r#"{"disableAllHooks":"yes"}"#).disables_all);
-        assert!(sight(r#"{"allowManagedHooksOnly":true}"#).managed_only);
-        assert!(sight(r#"{"allowManagedHooksOnly":"odd"}"#).managed_only);
-        assert!(!sight(r#"{"allowManagedHooksOnly":false}"#).managed_only);
-        assert_eq!(sight("{}"), Sight::default());
+        let settings = |text| inspect(text).unwrap();
+        assert!(settings(r#"{"disableAllHooks":true}"#).disables_all);
+        assert!(!settings(r#"{"disableAllHooks":"yes"}"#).disables_all);
+        assert!(settings(r#"{"allowManagedHooksOnly":true}"#).managed_only);
+        assert!(settings(r#"{"allowManagedHooksOnly":"odd"}"#).managed_only);
+        assert!(!settings(r#"{"allowManagedHooksOnly":false}"#).managed_only);
+        assert_eq!(settings("{}"), HookSettings::default());
         let other = r#"{"hooks":{"SessionStart":[{"hooks":[{"command":"not-ai-agent check --hook SessionStart"}]}]}}"#;
-        assert_eq!(sight(other), Sight::default());
+        assert_eq!(settings(other), HookSettings::default());
     }
 }

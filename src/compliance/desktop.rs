@@ -1,4 +1,4 @@
-//! Who is signed in to Claude Desktop, as far as its folder says.
+//! SignedInAccount is signed in to Claude Desktop, as far as its folder says.
 //!
 //! It names the account by its id, and no e-mail address. The organisation is known by the paths of
 //! its sessions: `claude-code-sessions/<account>/<organisation>/`; in `local-agent-mode-sessions` the
@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 use siem_protocol::names::source;
 
-use super::account::{Account, Standing, Who, text};
+use super::account::{Account, SignInState, SignedInAccount, text};
 use crate::platform::{Paths, file};
 
 /// A longer file is none of its own.
@@ -39,7 +39,7 @@ pub fn folders(paths: &Paths) -> Vec<PathBuf> {
 }
 
 impl Account {
-    /// Who is signed in to the Claude Desktop that keeps its files in `folder`; `None` where none is
+    /// SignedInAccount is signed in to the Claude Desktop that keeps its files in `folder`; `None` where none is
     /// installed.
     #[must_use]
     pub fn of_claude_desktop(folder: &Path) -> Option<Self> {
@@ -47,14 +47,20 @@ impl Account {
         let standing = match read(&place) {
             Ok(Some(account)) => {
                 let organization = organization_of(folder, &account);
-                Standing::SignedIn(Who { email: None, organization, account: Some(account) })
+                SignInState::SignedIn(SignedInAccount {
+                    email: None,
+                    organization,
+                    account: Some(account),
+                })
             }
-            Ok(None) => Standing::Unknown(format!("`{}` names no account", place.display())),
+            Ok(None) => SignInState::Unknown(format!("`{}` names no account", place.display())),
             Err(why) if why.kind() == io::ErrorKind::NotFound => {
                 // A folder without its file is one that is left over.
                 return None;
             }
-            Err(why) => Standing::Unknown(format!("`{}` cannot be read: {why}", place.display())),
+            Err(why) => {
+                SignInState::Unknown(format!("`{}` cannot be read: {why}", place.display()))
+            }
         };
         Some(Self { source: source::CLAUDE_DESKTOP, place, standing })
     }
@@ -128,8 +134,8 @@ mod tests {
         folder
     }
 
-    fn signed_in(organization: Option<&str>) -> Standing {
-        Standing::SignedIn(Who {
+    fn signed_in(organization: Option<&str>) -> SignInState {
+        SignInState::SignedIn(SignedInAccount {
             email: None,
             organization: organization.map(str::to_owned),
             account: Some(ACCOUNT.into()),
@@ -202,7 +208,7 @@ mod tests {
         {
             let folder = folder(config, &[]);
             let account = Account::of_claude_desktop(folder.path()).unwrap();
-            assert!(matches!(account.standing, Standing::Unknown(_)), "{config}");
+            assert!(matches!(account.standing, SignInState::Unknown(_)), "{config}");
         }
         assert_eq!(Account::of_claude_desktop(Path::new("/nowhere")), None);
     }

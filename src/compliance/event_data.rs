@@ -3,34 +3,34 @@
 use siem_protocol::event::{AccountIdentity, HookReport, RuleViolation, UncheckedRule};
 
 use super::{
-    account::Who,
-    policy::{Finding, Unknown},
-    spool::Report,
+    account::SignedInAccount,
+    policy::{PolicyFinding, UndecidedRule},
+    spool::SpooledReport,
 };
 
-impl From<&Who> for AccountIdentity {
-    fn from(who: &Who) -> Self {
-        let Who { email, organization, account } = who.clone();
+impl From<&SignedInAccount> for AccountIdentity {
+    fn from(who: &SignedInAccount) -> Self {
+        let SignedInAccount { email, organization, account } = who.clone();
         Self { email, organization, account }
     }
 }
 
-impl From<&Finding> for RuleViolation {
-    fn from(finding: &Finding) -> Self {
-        let Finding { rule, found, permitted } = finding.clone();
+impl From<&PolicyFinding> for RuleViolation {
+    fn from(finding: &PolicyFinding) -> Self {
+        let PolicyFinding { rule, found, permitted } = finding.clone();
         Self { violation: rule, found, permitted }
     }
 }
 
-impl From<&Unknown> for UncheckedRule {
-    fn from(unknown: &Unknown) -> Self {
-        let Unknown { rule, why } = unknown.clone();
+impl From<&UndecidedRule> for UncheckedRule {
+    fn from(unknown: &UndecidedRule) -> Self {
+        let UndecidedRule { rule, why } = unknown.clone();
         Self { rule, why }
     }
 }
 
-impl From<&Report> for HookReport {
-    fn from(report: &Report) -> Self {
+impl From<&SpooledReport> for HookReport {
+    fn from(report: &SpooledReport) -> Self {
         let transcript_path = report.transcript_path.as_ref();
         Self {
             at: report.at.0,

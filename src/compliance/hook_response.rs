@@ -1,4 +1,4 @@
-//! What a hook of Claude Code answers: a pure function of the verdict and the policy.
+//! What a hook of Claude Code answers: a pure function of the evaluation and the policy.
 //!
 //! The client was observed: exit 2 blocks a prompt and shows stderr, at the start of a session it
 //! only shows it; every other exit code lets the prompt through; `systemMessage` is shown to the
@@ -13,7 +13,7 @@ use siem_protocol::{
     names::violation,
 };
 
-use super::policy::{Finding, Verdict};
+use super::policy::{Evaluation, PolicyFinding};
 
 /// The client writes a longer text to a file and shows its beginning: ours is cut before.
 const LONGEST: usize = 8000;
@@ -42,7 +42,7 @@ pub enum Decision {
 
 /// What the process says, and how it ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct HookResponse {
     /// What is decided.
     pub decision: Decision,
     /// What the client reads: JSON, or nothing.
@@ -83,12 +83,12 @@ impl Decision {
     }
 }
 
-impl Answer {
+impl HookResponse {
     /// What `hook` answers.
     #[must_use]
-    pub fn new(hook: Hook, verdict: &Verdict, policy: &Compliance) -> Self {
+    pub fn new(hook: Hook, evaluation: &Evaluation, policy: &Compliance) -> Self {
         let banner = policy.banner.as_deref().map(shown).filter(|banner| !banner.is_empty());
-        if !verdict.is_violation() {
+        if !evaluation.is_violation() {
             let output = match (hook, banner) {
                 (Hook::SessionStart, Some(banner)) => {
                     json!({ "systemMessage": cut(banner) }).to_string()
@@ -97,7 +97,7 @@ impl Answer {
             };
             return Self::said(Decision::Allowed, output);
         }
-        let message = message(verdict, policy);
+        let message = message(evaluation, policy);
         if policy.action == Some(Action::Block) {
             return Self::blocked(message);
         }
@@ -140,13 +140,13 @@ impl Answer {
 
 /// What is wrong, who says so, and what to do.
 #[must_use]
-pub fn message(verdict: &Verdict, policy: &Compliance) -> String {
+pub fn message(evaluation: &Evaluation, policy: &Compliance) -> String {
     let own = policy.violation_message.as_deref().map(shown).filter(|own| !own.is_empty());
     let own = own.unwrap_or_else(|| {
         "Your organisation does not permit the account that Claude Code uses.".to_owned()
     });
-    let found = verdict.violations.iter().map(|finding| Sentence(finding).to_string());
-    let has_key = verdict.violations.iter().any(|finding| finding.rule == violation::NO_ACCOUNT);
+    let found = evaluation.violations.iter().map(|finding| Sentence(finding).to_string());
+    let has_key = evaluation.violations.iter().any(|finding| finding.rule == violation::NO_ACCOUNT);
     let remedy = if has_key {
         "Unset that variable and sign in with a permitted account: `/login` in Claude Code."
     } else {
@@ -156,11 +156,11 @@ pub fn message(verdict: &Verdict, policy: &Compliance) -> String {
 }
 
 /// What was found and what is permitted, in one sentence.
-struct Sentence<'a>(&'a Finding);
+struct Sentence<'a>(&'a PolicyFinding);
 
 impl fmt::Display for Sentence<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Finding { rule, found, permitted } = self.0;
+        let PolicyFinding { rule, found, permitted } = self.0;
         let (found, permitted) = (shown(found), Permitted(permitted));
         match rule.as_str() {
             violation::EMAIL_DOMAIN => write!(
@@ -215,7 +215,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::compliance::account::{Standing, Who};
+    use crate::compliance::account::{SignInState, SignedInAccount};
 
     fn policy(action: Option<Action>) -> Compliance {
         Compliance {
@@ -227,13 +227,13 @@ mod tests {
         }
     }
 
-    fn verdict(email: &str, policy: &Compliance) -> Verdict {
-        let who = Who { email: Some(email.into()), ..Who::default() };
-        super::super::policy::judge(&Standing::SignedIn(who), policy)
+    fn evaluation(email: &str, policy: &Compliance) -> Evaluation {
+        let who = SignedInAccount { email: Some(email.into()), ..SignedInAccount::default() };
+        super::super::policy::evaluate(&SignInState::SignedIn(who), policy)
     }
 
-    fn answer(hook: Hook, email: &str, policy: &Compliance) -> (Answer, Value) {
-        let answer = Answer::new(hook, &verdict(email, policy), policy);
+    fn answer(hook: Hook, email: &str, policy: &Compliance) -> (HookResponse, Value) {
+        let answer = HookResponse::new(hook, &evaluation(email, policy), policy);
         let json = serde_json::from_str(&answer.stdout).unwrap_or_default();
         (answer, json)
     }
@@ -250,10 +250,10 @@ mod tests {
             assert_eq!(json, json!({ "systemMessage": "This session is logged." }));
             assert_eq!((start.exit_code(), start.stderr.as_str()), (0, ""));
             let (prompt, _) = answer(Hook::UserPromptSubmit, "me@company.com", &policy);
-            assert_eq!(prompt, Answer::nothing());
+            assert_eq!(prompt, HookResponse::nothing());
             let silent = Compliance { banner: Some(" ".into()), ..policy };
             let (start, _) = answer(Hook::SessionStart, "me@company.com", &silent);
-            assert_eq!(start, Answer::nothing());
+            assert_eq!(start, HookResponse::nothing());
         }
     }
 
@@ -291,17 +291,18 @@ mod tests {
             require_account: Some(true),
             ..Compliance::default()
         };
-        let who = Who { organization: Some("mine".into()), ..Who::default() };
-        let said = |standing| message(&super::super::policy::judge(&standing, &bare), &bare);
+        let who =
+            SignedInAccount { organization: Some("mine".into()), ..SignedInAccount::default() };
+        let said = |standing| message(&super::super::policy::evaluate(&standing, &bare), &bare);
         assert_eq!(
-            said(Standing::SignedIn(who)),
+            said(SignInState::SignedIn(who)),
             "Your organisation does not permit the account that Claude Code uses.\nClaude Code is \
              signed in for the organisation mine; your organisation's policy permits org-1, org-2, \
              org-3, org-4, org-5 and 3 more.\nSign in with a permitted account: `/login` in Claude \
              Code."
         );
         assert_eq!(
-            said(Standing::Key("ANTHROPIC_API_KEY".into())),
+            said(SignInState::Key("ANTHROPIC_API_KEY".into())),
             "Your organisation does not permit the account that Claude Code uses.\nClaude Code uses \
              ANTHROPIC_API_KEY in place of an account; your organisation's policy requires an \
              account.\nUnset that variable and sign in with a permitted account: `/login` in Claude \

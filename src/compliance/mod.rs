@@ -6,16 +6,16 @@
 
 pub mod account;
 pub mod cache;
-pub mod call;
 pub mod client_files;
 pub mod client_settings;
 pub mod desktop;
 mod event_data;
+pub mod hook_input;
 pub mod hook_response;
 pub mod policy;
 pub mod policy_file;
-pub mod scanner;
 pub mod spool;
+pub mod violation_tracker;
 
-pub use account::{Account, Standing};
-pub use policy::{Finding, Verdict};
+pub use account::{Account, SignInState};
+pub use policy::{Evaluation, PolicyFinding};

@@ -6,22 +6,22 @@
 use serde::{Deserialize, Serialize};
 use siem_protocol::{managed::Compliance, names::violation};
 
-use super::account::{Standing, Who};
+use super::account::{SignInState, SignedInAccount};
 
 /// What is to be said of an account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Evaluation {
     /// Rules that it breaks.
-    pub violations: Vec<Finding>,
+    pub violations: Vec<PolicyFinding>,
     /// What is reported and not acted on: a key in place of an account where none is required.
-    pub remarks: Vec<Finding>,
-    /// Rules that nobody can judge, and why.
-    pub unknown: Vec<Unknown>,
+    pub remarks: Vec<PolicyFinding>,
+    /// Rules that nobody can evaluate, and why.
+    pub unknown: Vec<UndecidedRule>,
 }
 
 /// A rule that an account breaks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Finding {
+pub struct PolicyFinding {
     /// The rule: one of [`siem_protocol::names::violation`].
     #[serde(rename = "violation")]
     pub rule: String,
@@ -33,14 +33,14 @@ pub struct Finding {
 
 /// A rule that cannot be judged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Unknown {
+pub struct UndecidedRule {
     /// The rule: one of [`siem_protocol::names::violation`].
     pub rule: String,
     /// Why not.
     pub why: String,
 }
 
-impl Verdict {
+impl Evaluation {
     /// Whether there is something to act on.
     #[must_use]
     pub fn is_violation(&self) -> bool {
@@ -50,28 +50,29 @@ impl Verdict {
 
 /// Judges an account.
 #[must_use]
-pub fn judge(standing: &Standing, policy: &Compliance) -> Verdict {
+pub fn evaluate(standing: &SignInState, policy: &Compliance) -> Evaluation {
     let domains = Rule::new(violation::EMAIL_DOMAIN, policy.permitted_email_domains.as_ref());
     let organizations = Rule::new(violation::ORG_ID, policy.permitted_org_ids.as_ref());
     let rules = [domains, organizations].into_iter().flatten();
-    let mut verdict = Verdict::default();
+    let mut evaluation = Evaluation::default();
     match standing {
-        Standing::SignedIn(who) => rules.for_each(|rule| rule.judge(who, &mut verdict)),
-        Standing::Unknown(why) => {
-            verdict.unknown.extend(rules.map(|rule| rule.unknown(why.clone())));
+        SignInState::SignedIn(who) => rules.for_each(|rule| rule.evaluate(who, &mut evaluation)),
+        SignInState::Unknown(why) => {
+            evaluation.unknown.extend(rules.map(|rule| rule.unknown(why.clone())));
         }
-        Standing::Key(name) => {
-            let finding = Finding {
+        SignInState::Key(name) => {
+            let finding = PolicyFinding {
                 rule: violation::NO_ACCOUNT.to_owned(),
                 found: name.clone(),
                 permitted: Vec::new(),
             };
             let is_required = policy.require_account == Some(true);
-            let findings = if is_required { &mut verdict.violations } else { &mut verdict.remarks };
+            let findings =
+                if is_required { &mut evaluation.violations } else { &mut evaluation.remarks };
             findings.push(finding);
         }
     }
-    verdict
+    evaluation
 }
 
 /// A rule that restricts something.
@@ -85,25 +86,25 @@ impl<'a> Rule<'a> {
         permitted.filter(|list| !list.is_empty()).map(|permitted| Self { name, permitted })
     }
 
-    fn judge(&self, who: &Who, verdict: &mut Verdict) {
+    fn evaluate(&self, who: &SignedInAccount, evaluation: &mut Evaluation) {
         let (found, is_met) = if self.name == violation::EMAIL_DOMAIN {
             let Some(email) = &who.email else {
-                return verdict.unknown.push(self.unknown("no e-mail address is known".into()));
+                return evaluation.unknown.push(self.unknown("no e-mail address is known".into()));
             };
             let Some(domain) = domain_of(email) else {
                 let why = format!("`{email}` is no e-mail address");
-                return verdict.unknown.push(self.unknown(why));
+                return evaluation.unknown.push(self.unknown(why));
             };
             (email, self.permitted.iter().any(|permitted| is_within(&domain, permitted)))
         } else {
             let Some(id) = &who.organization else {
-                return verdict.unknown.push(self.unknown("no organisation is known".into()));
+                return evaluation.unknown.push(self.unknown("no organisation is known".into()));
             };
             let is_same = |permitted: &String| permitted.trim().eq_ignore_ascii_case(id.trim());
             (id, self.permitted.iter().any(is_same))
         };
         if !is_met {
-            verdict.violations.push(Finding {
+            evaluation.violations.push(PolicyFinding {
                 rule: self.name.to_owned(),
                 found: found.clone(),
                 permitted: self.permitted.to_vec(),
@@ -111,8 +112,8 @@ impl<'a> Rule<'a> {
         }
     }
 
-    fn unknown(&self, why: String) -> Unknown {
-        Unknown { rule: self.name.to_owned(), why }
+    fn unknown(&self, why: String) -> UndecidedRule {
+        UndecidedRule { rule: self.name.to_owned(), why }
     }
 }
 
@@ -161,14 +162,14 @@ mod tests {
         Some(entries.iter().map(|entry| (*entry).to_owned()).collect())
     }
 
-    fn who(email: &str, organization: &str) -> Standing {
+    fn who(email: &str, organization: &str) -> SignInState {
         let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let (email, organization) = (given(email), given(organization));
-        Standing::SignedIn(Who { email, organization, account: None })
+        SignInState::SignedIn(SignedInAccount { email, organization, account: None })
     }
 
-    fn broken(standing: &Standing, policy: &Compliance) -> Vec<String> {
-        judge(standing, policy).violations.into_iter().map(|finding| finding.rule).collect()
+    fn broken(standing: &SignInState, policy: &Compliance) -> Vec<String> {
+        evaluate(standing, policy).violations.into_iter().map(|finding| finding.rule).collect()
     }
 
     #[test]
@@ -227,7 +228,7 @@ mod tests {
         // A personal account stays one, whatever organisation it has.
         assert_eq!(broken(&who("me@gmail.com", "o1"), &both), ["email_domain"]);
         for none in [policy(&[], &[]), Compliance::default()] {
-            assert_eq!(judge(&who("x@c.com", "o3"), &none), Verdict::default());
+            assert_eq!(evaluate(&who("x@c.com", "o3"), &none), Evaluation::default());
         }
         assert_eq!(broken(&who("x@c.com", "o1"), &policy(&[], &["o1"])), [""; 0]);
     }
@@ -239,10 +240,10 @@ mod tests {
             permitted_org_ids: list(&["o1"]),
             ..Compliance::default()
         };
-        let rules = |standing: &Standing| {
-            let verdict = judge(standing, &policy);
-            let unknown = verdict.unknown.into_iter().map(|unknown| unknown.rule);
-            (verdict.violations.len(), unknown.collect::<Vec<_>>())
+        let rules = |standing: &SignInState| {
+            let evaluation = evaluate(standing, &policy);
+            let unknown = evaluation.unknown.into_iter().map(|unknown| unknown.rule);
+            (evaluation.violations.len(), unknown.collect::<Vec<_>>())
         };
         assert_eq!(rules(&who("", "o1")), (0, vec!["email_domain".into()]));
         assert_eq!(rules(&who("x@a.com", "")), (0, vec!["org_id".into()]));
@@ -250,26 +251,28 @@ mod tests {
         for odd in ["nobody", "@a.com", "x@", "x@."] {
             assert_eq!(rules(&who(odd, "o1")), (0, vec!["email_domain".into()]), "{odd}");
         }
-        let nothing = Standing::Unknown("it is half written".into());
+        let nothing = SignInState::Unknown("it is half written".into());
         assert_eq!(rules(&nothing), (0, vec!["email_domain".into(), "org_id".into()]));
-        assert_eq!(judge(&nothing, &policy).unknown[0].why, "it is half written");
+        assert_eq!(evaluate(&nothing, &policy).unknown[0].why, "it is half written");
     }
 
     #[test]
     fn a_key_in_place_of_an_account_is_a_violation_where_an_account_is_required() {
-        let key = Standing::Key("ANTHROPIC_API_KEY".into());
+        let key = SignInState::Key("ANTHROPIC_API_KEY".into());
         let lists =
             Compliance { permitted_email_domains: list(&["a.com"]), ..Compliance::default() };
         for (required, violations, remarks) in
             [(None, 0, 1), (Some(false), 0, 1), (Some(true), 1, 0)]
         {
-            let verdict = judge(&key, &Compliance { require_account: required, ..lists.clone() });
-            let found = (verdict.violations.len(), verdict.remarks.len(), verdict.unknown.len());
+            let evaluation =
+                evaluate(&key, &Compliance { require_account: required, ..lists.clone() });
+            let found =
+                (evaluation.violations.len(), evaluation.remarks.len(), evaluation.unknown.len());
             assert_eq!(found, (violations, remarks, 0), "{required:?}");
         }
-        let verdict =
-            judge(&key, &Compliance { require_account: Some(true), ..Compliance::default() });
-        assert_eq!(verdict.violations[0].found, "ANTHROPIC_API_KEY");
+        let evaluation =
+            evaluate(&key, &Compliance { require_account: Some(true), ..Compliance::default() });
+        assert_eq!(evaluation.violations[0].found, "ANTHROPIC_API_KEY");
     }
 
     #[test]

@@ -21,7 +21,7 @@ const MOST: u64 = 8 << 20;
 
 /// The policy that was in force last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
+pub struct StoredPolicy {
     /// What it says.
     pub compliance: Compliance,
     /// The configuration that it is part of.
@@ -32,16 +32,16 @@ pub struct Kept {
 
 /// Where the daemon keeps its state, with the policy that lies there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct LocatedPolicy {
     /// The state directory.
     pub state_dir: PathBuf,
     /// The policy.
-    pub kept: Kept,
+    pub policy: StoredPolicy,
 }
 
 /// Why a policy is not taken.
 #[derive(Debug, thiserror::Error)]
-pub enum KeptError {
+pub enum PolicyFileError {
     /// It can't be read.
     #[error("the policy in `{}` cannot be read", path.display())]
     Read {
@@ -68,7 +68,7 @@ pub enum KeptError {
     },
 }
 
-impl Kept {
+impl StoredPolicy {
     /// Leaves the policy in `state_dir`.
     ///
     /// # Errors
@@ -80,27 +80,27 @@ impl Kept {
     /// The policy in `state_dir`; `None` when none is there.
     ///
     /// # Errors
-    /// [`KeptError`].
-    pub fn read(state_dir: &Path) -> Result<Option<Self>, KeptError> {
+    /// [`PolicyFileError`].
+    pub fn read(state_dir: &Path) -> Result<Option<Self>, PolicyFileError> {
         let path = state_dir.join(FILE);
         let opened = file::open_regular(&path)
             .and_then(|opened| opened.ok_or_else(|| io::Error::other("it is no file")));
         let file = match opened {
             Ok((file, _)) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(KeptError::Read { path, source }),
+            Err(source) => return Err(PolicyFileError::Read { path, source }),
         };
-        match secure_file::belongs_to_us(&file) {
+        match secure_file::has_trusted_owner(&file) {
             Ok(true) => {}
-            Ok(false) => return Err(KeptError::Foreign { path }),
-            Err(source) => return Err(KeptError::Read { path, source }),
+            Ok(false) => return Err(PolicyFileError::Foreign { path }),
+            Err(source) => return Err(PolicyFileError::Read { path, source }),
         }
         let mut bytes = Vec::new();
         if let Err(source) = file.take(MOST).read_to_end(&mut bytes) {
-            return Err(KeptError::Read { path, source });
+            return Err(PolicyFileError::Read { path, source });
         }
         let kept = serde_json::from_slice(&bytes);
-        kept.map(Some).map_err(|source| KeptError::Content { path, source })
+        kept.map(Some).map_err(|source| PolicyFileError::Content { path, source })
     }
 }
 
@@ -123,12 +123,12 @@ pub fn point_to(state_dir: &Path, paths: &Paths) -> io::Result<()> {
 /// The policy that the daemon of this user has left; `None` when none was ever in force.
 ///
 /// # Errors
-/// [`KeptError`] when there is one that can't be taken, and no other.
-pub fn find(paths: &Paths) -> Result<Option<Found>, KeptError> {
+/// [`PolicyFileError`] when there is one that can't be taken, and no other.
+pub fn find(paths: &Paths) -> Result<Option<LocatedPolicy>, PolicyFileError> {
     let mut failure = None;
     for state_dir in places(paths) {
-        match Kept::read(&state_dir) {
-            Ok(Some(kept)) => return Ok(Some(Found { state_dir, kept })),
+        match StoredPolicy::read(&state_dir) {
+            Ok(Some(policy)) => return Ok(Some(LocatedPolicy { state_dir, policy })),
             Ok(None) => {}
             Err(error) => failure = failure.or(Some(error)),
         }
@@ -140,7 +140,7 @@ pub fn find(paths: &Paths) -> Result<Option<Found>, KeptError> {
 fn places(paths: &Paths) -> impl Iterator<Item = PathBuf> {
     let pointed = file::open_regular(&paths.pointer).ok().flatten().and_then(|(file, _)| {
         let mut bytes = Vec::new();
-        let is_ours = secure_file::belongs_to_us(&file).unwrap_or(false);
+        let is_ours = secure_file::has_trusted_owner(&file).unwrap_or(false);
         file.take(64 << 10).read_to_end(&mut bytes).ok()?;
         let path = PathBuf::from(file::path_from_bytes(bytes));
         (is_ours && path.is_absolute()).then_some(path)
@@ -154,9 +154,9 @@ mod tests {
     use super::*;
     use crate::platform::{Environment, Os};
 
-    fn kept(banner: &str) -> Kept {
+    fn kept(banner: &str) -> StoredPolicy {
         let compliance = Compliance { banner: Some(banner.into()), ..Compliance::default() };
-        Kept { compliance, config_hash: Digest::ZERO, at: Timestamp(7) }
+        StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(7) }
     }
 
     fn paths(home: &Path, more: &[(&str, &Path)]) -> Paths {
@@ -175,11 +175,11 @@ mod tests {
         assert_eq!(find(&of_hook).unwrap(), None);
         point_to(elsewhere.path(), &paths(home.path(), &[])).unwrap();
         let found = find(&of_hook).unwrap().unwrap();
-        assert_eq!((found.kept, found.state_dir), (kept("moved"), elsewhere.path().to_owned()));
+        assert_eq!((found.policy, found.state_dir), (kept("moved"), elsewhere.path().to_owned()));
         // Moved back, with the pointer still there.
         kept("default").write(of_hook.pointer.parent().unwrap()).unwrap();
         fs::remove_file(elsewhere.path().join(FILE)).unwrap();
-        assert_eq!(find(&of_hook).unwrap().unwrap().kept, kept("default"));
+        assert_eq!(find(&of_hook).unwrap().unwrap().policy, kept("default"));
         point_to(elsewhere.path(), &of_hook).unwrap();
     }
 
@@ -192,14 +192,14 @@ mod tests {
         for odd in ["", "{", "[]", "\0", "{\"compliance\":{\"action\":\"shout\"}}"] {
             fs::write(elsewhere.path().join(FILE), odd).unwrap();
             let error = find(&paths).unwrap_err();
-            assert!(matches!(error, KeptError::Content { .. }), "{odd}");
+            assert!(matches!(error, PolicyFileError::Content { .. }), "{odd}");
         }
         kept("other").write(paths.pointer.parent().unwrap()).unwrap();
-        assert_eq!(find(&paths).unwrap().unwrap().kept, kept("other"));
+        assert_eq!(find(&paths).unwrap().unwrap().policy, kept("other"));
         fs::remove_file(elsewhere.path().join(FILE)).unwrap();
         fs::create_dir(elsewhere.path().join(FILE)).unwrap();
         fs::remove_file(paths.pointer.parent().unwrap().join(FILE)).unwrap();
-        assert!(matches!(find(&paths), Err(KeptError::Read { .. })));
+        assert!(matches!(find(&paths), Err(PolicyFileError::Read { .. })));
         fs::write(&paths.pointer, "relative/path").unwrap();
         assert_eq!(find(&paths).unwrap(), None);
     }

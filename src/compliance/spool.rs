@@ -15,8 +15,8 @@ use siem_protocol::Digest;
 use ulid::Ulid;
 
 use super::{
-    account::Who,
-    policy::{Finding, Unknown},
+    account::SignedInAccount,
+    policy::{PolicyFinding, UndecidedRule},
 };
 use crate::platform::{Timestamp, secure_file};
 
@@ -33,7 +33,7 @@ const ENDING: &str = "json";
 
 /// What a hook saw and answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
+pub struct SpooledReport {
     /// When it was called.
     pub at: Timestamp,
     /// What for: the client's name of the event.
@@ -54,15 +54,15 @@ pub struct Report {
     /// How it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Who is signed in, as far as that is known.
+    /// SignedInAccount is signed in, as far as that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub who: Option<Who>,
+    pub who: Option<SignedInAccount>,
     /// What is wrong.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub violations: Vec<Finding>,
+    pub violations: Vec<PolicyFinding>,
     /// What nobody knows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub unknown: Vec<Unknown>,
+    pub unknown: Vec<UndecidedRule>,
     /// The configuration that the policy is part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_hash: Option<Digest>,
@@ -70,7 +70,7 @@ pub struct Report {
 
 /// What became of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Put {
+pub enum SpoolOutcome {
     /// It waits for the daemon.
     Spooled,
     /// There was no room: it is counted.
@@ -94,7 +94,7 @@ impl Spool {
     ///
     /// # Errors
     /// What the system says.
-    pub fn put(&self, report: &Report, random: u128) -> io::Result<Put> {
+    pub fn add(&self, report: &SpooledReport, random: u128) -> io::Result<SpoolOutcome> {
         let bytes = serde_json::to_vec(report)?;
         let waiting = match fs::read_dir(&self.folder) {
             Ok(entries) => entries.count(),
@@ -107,7 +107,7 @@ impl Spool {
         if waiting >= MOST || bytes.len() > LONGEST {
             let dropped = self.folder.join(DROPPED);
             secure_file::options().append(true).open(dropped)?.write_all(b".")?;
-            return Ok(Put::Dropped);
+            return Ok(SpoolOutcome::Dropped);
         }
         let name = Ulid::from_parts(report.at.0, random).to_string();
         let unnamed = self.folder.join(format!("{name}.new"));
@@ -119,7 +119,7 @@ impl Spool {
             drop(fs::remove_file(&unnamed));
             return Err(error);
         }
-        Ok(Put::Spooled)
+        Ok(SpoolOutcome::Spooled)
     }
 
     /// The names of the reports that wait, the oldest first.
@@ -150,7 +150,7 @@ impl Spool {
     ///
     /// # Errors
     /// What the system says.
-    pub fn read(&self, name: &str) -> io::Result<Option<Report>> {
+    pub fn read(&self, name: &str) -> io::Result<Option<SpooledReport>> {
         use std::io::Read as _;
 
         let Some((file, _)) = crate::platform::file::open_regular(&self.path(name))? else {
@@ -187,8 +187,8 @@ impl Spool {
 mod tests {
     use super::*;
 
-    fn report(at: u64) -> Report {
-        Report { at: Timestamp(at), hook: "SessionStart".into(), ..Report::default() }
+    fn report(at: u64) -> SpooledReport {
+        SpooledReport { at: Timestamp(at), hook: "SessionStart".into(), ..SpooledReport::default() }
     }
 
     #[test]
@@ -197,7 +197,7 @@ mod tests {
         let spool = Spool::of(folder.path());
         assert_eq!(spool.names().unwrap(), [""; 0]);
         for (at, random) in [(3, 0), (1, u128::MAX), (2, 7), (1 << 40, 0)] {
-            assert_eq!(spool.put(&report(at), random).unwrap(), Put::Spooled);
+            assert_eq!(spool.add(&report(at), random).unwrap(), SpoolOutcome::Spooled);
         }
         fs::write(folder.path().join(FOLDER).join("01ARZ3NDEKTSV4RRFFQ69G5FAV.new"), "{").unwrap();
         fs::write(folder.path().join(FOLDER).join("notes.json"), "{}").unwrap();
@@ -215,8 +215,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let spool = Spool::of(folder.path());
         let all = MOST as u64 + 20;
-        let put = (0..all).map(|at| spool.put(&report(at), u128::from(at)).unwrap());
-        let dropped = put.filter(|put| *put == Put::Dropped).count() as u64;
+        let put = (0..all).map(|at| spool.add(&report(at), u128::from(at)).unwrap());
+        let dropped = put.filter(|put| *put == SpoolOutcome::Dropped).count() as u64;
         assert!((20..=22).contains(&dropped), "{dropped}");
         assert_eq!(spool.dropped(), dropped);
         let names = spool.names().unwrap();
@@ -228,9 +228,9 @@ mod tests {
     fn a_report_that_is_too_long_or_no_report_is_none() {
         let folder = tempfile::tempdir().unwrap();
         let spool = Spool::of(folder.path());
-        let long = Report { cwd: Some("x".repeat(LONGEST)), ..report(1) };
-        assert_eq!(spool.put(&long, 1).unwrap(), Put::Dropped);
-        spool.put(&report(1), 2).unwrap();
+        let long = SpooledReport { cwd: Some("x".repeat(LONGEST)), ..report(1) };
+        assert_eq!(spool.add(&long, 1).unwrap(), SpoolOutcome::Dropped);
+        spool.add(&report(1), 2).unwrap();
         let name = &spool.names().unwrap()[0];
         fs::write(spool.path(name), "[]").unwrap();
         assert_eq!(spool.read(name).unwrap(), None);

@@ -9,8 +9,8 @@ use std::{fs, io, path::Path};
 use figment::value::Dict;
 
 use super::{
-    Origin, did_you_mean,
-    layers::{Layer, insert},
+    LayerOrigin, did_you_mean,
+    layer::{Layer, insert},
 };
 use crate::platform::Environment;
 
@@ -65,7 +65,7 @@ pub(super) fn read(
             (Some((_, key)), Some(path)) => {
                 let mut values = Dict::new();
                 insert(&mut values, key, path.into());
-                layers.push(Layer::new(Origin::Credential(name), values));
+                layers.push(Layer::new(LayerOrigin::Credential(name), values));
             }
             _ => warnings.push(unknown(&name, &known)),
         }

@@ -7,7 +7,7 @@ use std::{
 
 use figment::error::{Actual, Kind};
 
-use super::{Origin, Place, SyntaxError, secret};
+use super::{LayerOrigin, Location, SyntaxError, secret};
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -17,7 +17,7 @@ pub enum ConfigError {
     #[error("cannot read {origin}")]
     Read {
         /// The file.
-        origin: Origin,
+        origin: LayerOrigin,
         /// Why not.
         #[source]
         source: io::Error,
@@ -26,17 +26,17 @@ pub enum ConfigError {
     #[error("{origin} is no TOML: {syntax}")]
     Syntax {
         /// The file.
-        origin: Origin,
+        origin: LayerOrigin,
         /// Where and why.
         syntax: SyntaxError,
     },
     /// A key that nothing reads.
-    #[error("unknown key `{key}` in {place}: {hint}")]
+    #[error("unknown key `{key}` in {location}: {hint}")]
     UnknownKey {
         /// The key.
         key: String,
         /// Where it stands.
-        place: Place,
+        location: Location,
         /// What would be right.
         hint: String,
     },
@@ -49,30 +49,30 @@ pub enum ConfigError {
         table: String,
     },
     /// A value that is wrong; `problem` says what would be right.
-    #[error("`{key}` in {place} {problem}")]
+    #[error("`{key}` in {location} {problem}")]
     Value {
         /// The key.
         key: String,
         /// Where the value stands.
-        place: Place,
+        location: Location,
         /// What is wrong, as a predicate.
         problem: String,
     },
     /// What a sink can't do without.
     #[error(transparent)]
-    Incomplete(Incomplete),
+    Incomplete(MissingSettings),
 }
 
 /// All that must be given before anything can be delivered, and every way to give it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct Incomplete {
-    pub(super) missing: Vec<Missing>,
+pub struct MissingSettings {
+    pub(super) missing: Vec<MissingSetting>,
     pub(super) files: Vec<PathBuf>,
 }
 
 /// One setting that a sink can't do without.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Missing {
+pub(super) struct MissingSetting {
     pub(super) sink: String,
     pub(super) what: &'static str,
     pub(super) variable: Option<&'static str>,
@@ -80,14 +80,14 @@ pub(super) struct Missing {
     pub(super) keys: &'static [&'static str],
 }
 
-impl fmt::Display for Incomplete {
+impl fmt::Display for MissingSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut what = self.missing.iter().map(|missing| missing.what).collect::<Vec<_>>();
         // Two sinks may lack the same.
         what.sort_unstable();
         what.dedup();
         write!(f, "cannot deliver without {}", in_words(&what, "and"))?;
-        for Missing { sink, what, variable, credential, keys } in &self.missing {
+        for MissingSetting { sink, what, variable, credential, keys } in &self.missing {
             write!(f, "\n  {what}: ")?;
             if let Some(variable) = variable {
                 write!(f, "set {variable}, or ")?;
@@ -129,21 +129,21 @@ pub(super) fn key_text(path: &[impl AsRef<str>]) -> String {
     text
 }
 
-/// Makes a [`ConfigError`] of what reading the value at `path`, which stands in `place`, led to. `found` is
+/// Makes a [`ConfigError`] of what reading the value at `path`, which stands in `location`, led to. `found` is
 /// that value, if it is a text: where the key's name is a secret's, it is taken out.
 pub(super) fn explain(
     path: &[String],
-    place: Place,
+    location: Location,
     found: Option<&str>,
     kind: Kind,
 ) -> ConfigError {
-    explain_of(path, place, found, kind, &[])
+    explain_of(path, location, found, kind, &[])
 }
 
 /// As [`explain`]; where a key is unknown, `besides` are right there too.
 pub(super) fn explain_of(
     path: &[String],
-    place: Place,
+    location: Location,
     found: Option<&str>,
     kind: Kind,
     besides: &[&str],
@@ -157,7 +157,7 @@ pub(super) fn explain_of(
     let problem = match kind {
         Kind::UnknownField(field, expected) => {
             let known = [expected, besides].concat();
-            return ConfigError::UnknownKey { key, place, hint: hint(&field, &known) };
+            return ConfigError::UnknownKey { key, location, hint: hint(&field, &known) };
         }
         Kind::MissingField(field) => {
             let table = key;
@@ -188,7 +188,7 @@ pub(super) fn explain_of(
             format!("is wrong: {text}")
         }
     };
-    ConfigError::Value { key, place, problem }
+    ConfigError::Value { key, location, problem }
 }
 
 fn hint(field: &str, expected: &[&str]) -> String {

@@ -6,11 +6,11 @@ use figment::value::Value;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{ConfigError, Origin, Place, error, layers::Layer};
+use super::{ConfigError, LayerOrigin, Location, error, layer::Layer};
 
-/// Lines that run through the filters in order, and what must become of each.
+/// LineIndex that run through the filters in order, and what must become of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Test {
+pub struct InlineTest {
     /// What it shows.
     pub name: String,
     /// The session file that the lines come from.
@@ -18,7 +18,7 @@ pub struct Test {
     /// The lines, in order.
     pub lines: Vec<TestLine>,
     /// Where it stands.
-    pub place: Place,
+    pub location: Location,
 }
 
 /// A `[[test]]` as a file has it.
@@ -40,7 +40,7 @@ pub struct TestLine {
     /// The line of the session file.
     pub input: String,
     /// What becomes of it.
-    pub expect: Expected,
+    pub expect: ExpectedOutcome,
     /// The filter that drops or edits it, by its table's name; any, where it is left out.
     pub by: Option<String>,
     /// The reason that the filter gives; any, where it is left out.
@@ -52,7 +52,7 @@ pub struct TestLine {
 /// What becomes of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Expected {
+pub enum ExpectedOutcome {
     /// It is shipped as it is.
     Keep,
     /// It is not shipped.
@@ -61,7 +61,7 @@ pub enum Expected {
     Edit,
 }
 
-impl Expected {
+impl ExpectedOutcome {
     /// The word for it, as a test writes it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -74,27 +74,27 @@ impl Expected {
 }
 
 /// Takes the tests out of a layer: those of all layers count, so they are not merged.
-pub(super) fn take(layer: &mut Layer) -> Result<Vec<Test>, ConfigError> {
+pub(super) fn extract(layer: &mut Layer) -> Result<Vec<InlineTest>, ConfigError> {
     let Some(tests) = layer.values.remove("test") else { return Ok(Vec::new()) };
     let Value::Array(_, tests) = tests else {
-        let (key, place) = ("test".to_owned(), layer.place(&["test".to_owned()]));
+        let (key, location) = ("test".to_owned(), layer.location(&["test".to_owned()]));
         let problem = "must be a list of tables, `[[test]]`".to_owned();
-        return Err(ConfigError::Value { key, place, problem });
+        return Err(ConfigError::Value { key, location, problem });
     };
     tests.iter().enumerate().map(|(index, test)| read(layer, index, test)).collect()
 }
 
-fn read(layer: &Layer, index: usize, test: &Value) -> Result<Test, ConfigError> {
+fn read(layer: &Layer, index: usize, test: &Value) -> Result<InlineTest, ConfigError> {
     // As the server's JSON calls it, so that its author finds it.
-    let list = if matches!(layer.origin, Origin::Managed(_)) { "tests" } else { "test" };
+    let list = if matches!(layer.origin, LayerOrigin::Managed(_)) { "tests" } else { "test" };
     let own = [list.to_owned(), index.to_string()];
     let TestTable { name, path, lines } = TestTable::deserialize(test).map_err(|error| {
         let path: Vec<String> = own.iter().cloned().chain(error.path).collect();
-        error::explain(&path, layer.place(&path), None, error.kind)
+        error::explain(&path, layer.location(&path), None, error.kind)
     })?;
     let wrong = |path: &[String], problem: &str| ConfigError::Value {
         key: error::key_text(path),
-        place: layer.place(path),
+        location: layer.location(path),
         problem: problem.to_owned(),
     };
     if lines.is_empty() {
@@ -106,15 +106,15 @@ fn read(layer: &Layer, index: usize, test: &Value) -> Result<Test, ConfigError> 
             own.iter().cloned().chain(below).collect::<Vec<_>>()
         };
         let TestLine { expect, by, reason, output, .. } = line;
-        if *expect == Expected::Keep && by.is_some() {
+        if *expect == ExpectedOutcome::Keep && by.is_some() {
             return Err(wrong(&path("by"), "is of no use here: no filter decides what is kept"));
         }
-        if *expect != Expected::Drop && reason.is_some() {
+        if *expect != ExpectedOutcome::Drop && reason.is_some() {
             return Err(wrong(&path("reason"), "is of no use here: only a drop has one"));
         }
-        if *expect != Expected::Edit && output.is_some() {
+        if *expect != ExpectedOutcome::Edit && output.is_some() {
             return Err(wrong(&path("output"), "is of no use here: only an edit has one"));
         }
     }
-    Ok(Test { name, path, lines, place: layer.place(&own) })
+    Ok(InlineTest { name, path, lines, location: layer.location(&own) })
 }

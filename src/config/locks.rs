@@ -2,7 +2,7 @@
 
 use figment::value::{Dict, Value};
 
-use super::{KINDS, Origin, Place, layers::Layer};
+use super::{KINDS, LayerOrigin, Location, layer::Layer};
 
 /// Tables that say who may change what: never the server's, and where there is a machine's file,
 /// only that file's.
@@ -10,17 +10,17 @@ const MACHINE_ONLY: [&str; 2] = ["managed", "update"];
 
 /// A key that a layer set in vain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LockedOut {
+pub struct LockedOverride {
     /// The key.
     pub key: String,
     /// Where it was set.
-    pub place: Place,
+    pub location: Location,
     why: &'static str,
 }
 
-impl std::fmt::Display for LockedOut {
+impl std::fmt::Display for LockedOverride {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "`{}` in {} has no effect: {}", self.key, self.place, self.why)
+        write!(f, "`{}` in {} has no effect: {}", self.key, self.location, self.why)
     }
 }
 
@@ -28,7 +28,7 @@ impl std::fmt::Display for LockedOut {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Locks {
     /// Those of the file, and then what follows from them.
-    locked: Vec<Pattern>,
+    locked: Vec<KeyPattern>,
     written: usize,
     has_machine: bool,
 }
@@ -36,31 +36,35 @@ pub(super) struct Locks {
 impl Locks {
     /// Reads them from the machine's layers. What is no list of texts is another's error.
     pub(super) fn read(layers: &[Layer]) -> Self {
-        let machine = || layers.iter().filter(|layer| matches!(layer.origin, Origin::Machine(_)));
+        let machine =
+            || layers.iter().filter(|layer| matches!(layer.origin, LayerOrigin::Machine(_)));
         let list = machine().filter_map(|layer| layer.values.get("locked")?.as_array()).next_back();
         let keys = list.into_iter().flatten().filter_map(Value::as_str);
-        let mut locked: Vec<Pattern> = keys.map(Pattern::new).collect();
+        let mut locked: Vec<KeyPattern> = keys.map(KeyPattern::new).collect();
         // With another type a stage has none of the options that are locked.
-        let types = locked.iter().filter_map(Pattern::type_of_its_stage).collect::<Vec<_>>();
+        let types = locked.iter().filter_map(KeyPattern::type_of_its_stage).collect::<Vec<_>>();
         let written = locked.len();
         locked.extend(types);
         Self { locked, written, has_machine: machine().next().is_some() }
     }
 
     /// Those that stand in the file.
-    pub(super) fn written(&self) -> impl Iterator<Item = &Pattern> {
+    pub(super) fn written(&self) -> impl Iterator<Item = &KeyPattern> {
         self.locked[..self.written].iter()
     }
 
     /// Why a layer may not set the value at `path`; `None` when it may.
-    pub(super) fn refusal(&self, origin: &Origin, path: &[String]) -> Option<&'static str> {
+    pub(super) fn refusal(&self, origin: &LayerOrigin, path: &[String]) -> Option<&'static str> {
         let is_managed = match origin {
             // Credentials are below the machine's file: where it says something, they count for nothing.
-            Origin::Defaults | Origin::Credential(_) | Origin::Machine(_) => return None,
-            Origin::Managed(_) => true,
-            Origin::User(_) | Origin::Explicit(_) | Origin::Environment(_) | Origin::Kept(..) => {
-                false
+            LayerOrigin::Defaults | LayerOrigin::Credential(_) | LayerOrigin::Machine(_) => {
+                return None;
             }
+            LayerOrigin::Managed(_) => true,
+            LayerOrigin::User(_)
+            | LayerOrigin::Explicit(_)
+            | LayerOrigin::Environment(_)
+            | LayerOrigin::ServiceVariable(..) => false,
         };
         let top = path.first()?;
         if path.len() == 1 && top == "locked" {
@@ -73,7 +77,7 @@ impl Locks {
     }
 
     /// Takes out of a layer what it may not set.
-    pub(super) fn enforce(&self, layer: &mut Layer) -> Vec<LockedOut> {
+    pub(super) fn enforce(&self, layer: &mut Layer) -> Vec<LockedOverride> {
         let mut out = Vec::new();
         let mut values = std::mem::take(&mut layer.values);
         self.strip(&mut values, &mut Vec::new(), layer, &mut out);
@@ -86,15 +90,15 @@ impl Locks {
         values: &mut Dict,
         path: &mut Vec<String>,
         layer: &Layer,
-        out: &mut Vec<LockedOut>,
+        out: &mut Vec<LockedOverride>,
     ) {
         values.retain(|key, value| {
             path.push(key.clone());
             let refusal = self.refusal(&layer.origin, path);
             match (refusal, value) {
                 (Some(why), _) => {
-                    let place = layer.place(path);
-                    out.push(LockedOut { key: super::error::key_text(path), place, why });
+                    let location = layer.location(path);
+                    out.push(LockedOverride { key: super::error::key_text(path), location, why });
                 }
                 (None, Value::Dict(_, below)) => self.strip(below, path, layer, out),
                 (None, _) => {}
@@ -107,15 +111,15 @@ impl Locks {
 
 /// A dotted key; `*` stands for any one part. It means the key and all that is below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Pattern(Vec<String>);
+pub(super) struct KeyPattern(Vec<String>);
 
-impl std::fmt::Display for Pattern {
+impl std::fmt::Display for KeyPattern {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0.join("."))
     }
 }
 
-impl Pattern {
+impl KeyPattern {
     pub(super) fn new(text: &str) -> Self {
         Self(text.split('.').map(|part| part.trim().to_owned()).collect())
     }

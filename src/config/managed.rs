@@ -5,9 +5,9 @@ use figment::value::{Dict, Value};
 use siem_protocol::{ManagedConfig, ManagedError};
 
 use super::{
-    ConfigError, Origin, did_you_mean,
+    ConfigError, LayerOrigin, did_you_mean,
     error::key_text,
-    layers::{Layer, insert},
+    layer::{Layer, insert},
 };
 
 /// The kinds of stages whose tables a server may set, where the machine allows it.
@@ -15,7 +15,7 @@ pub(super) const MANAGED_KINDS: [&str; 2] = ["filter", "enricher"];
 
 /// A managed configuration that could be read.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Managed {
+pub struct ManagedSettings {
     /// What it says.
     pub config: ManagedConfig,
     /// Names its content: its own revision, else the `ETag` that it came with.
@@ -24,15 +24,15 @@ pub struct Managed {
     pub warnings: Vec<String>,
 }
 
-impl Managed {
+impl ManagedSettings {
     /// Reads the body of an answer, which came with `etag`.
     ///
     /// # Errors
     /// [`ManagedError`]: the caller refuses the whole and keeps what is in force.
     ///
     /// ```
-    /// use ai_agent::config::Managed;
-    /// let managed = Managed::read(br#"{"version":1,"filtrs":{}}"#, Some("\"e1\""))?;
+    /// use ai_agent::config::ManagedSettings;
+    /// let managed = ManagedSettings::read(br#"{"version":1,"filtrs":{}}"#, Some("\"e1\""))?;
     /// assert_eq!(managed.revision.as_deref(), Some("\"e1\""));
     /// assert!(managed.warnings[0].ends_with("did you mean `filters`?"));
     /// # Ok::<(), ai_agent::protocol::ManagedError>(())
@@ -45,8 +45,8 @@ impl Managed {
     }
 
     /// Its values as a layer: all of it, or none.
-    pub(super) fn layer(&self, allowed: &Allowed) -> Result<Layer, ConfigError> {
-        let origin = Origin::Managed(self.revision.clone());
+    pub(super) fn layer(&self, allowed: &ManagedAllowlist) -> Result<Layer, ConfigError> {
+        let origin = LayerOrigin::Managed(self.revision.clone());
         let mut values = Dict::new();
         for (key, value) in self.pairs() {
             insert(&mut values, key, value);
@@ -83,18 +83,18 @@ impl Managed {
     fn add_stages(
         &self,
         stages: &serde_json::Value,
-        allowed: &Allowed,
+        allowed: &ManagedAllowlist,
         values: &mut Dict,
     ) -> Result<(), ConfigError> {
         let table = |value: &serde_json::Value, key: &str| match value.as_object() {
             Some(table) => Ok(table.clone()),
-            None => Err(self.wrong(key, "must be an object")),
+            None => Err(self.value_error(key, "must be an object")),
         };
         for (kind, named) in table(stages, "stages")? {
             let key = format!("stages.{kind}");
             if !MANAGED_KINDS.contains(&&*kind) {
                 let problem = "is not the server's to set: only tables of `filter` and `enricher`";
-                return Err(self.wrong(&key, problem));
+                return Err(self.value_error(&key, problem));
             }
             for (name, options) in table(&named, &key)? {
                 let key = format!("{key}.{name}");
@@ -104,7 +104,7 @@ impl Managed {
                         "is not allowed on this machine: its file would have to say \
                          `managed.allow = [\"{kind}.{name}\"]`"
                     );
-                    return Err(self.wrong(&key, problem));
+                    return Err(self.value_error(&key, problem));
                 }
                 let path = &mut vec!["stages".to_owned(), kind.clone(), name.clone()];
                 let mut options = self.value(&options, path)?;
@@ -133,7 +133,7 @@ impl Managed {
         use serde_json::Value as Json;
         Ok(match json {
             Json::Null => {
-                return Err(self.wrong(&key_text(path), "is null: leave it out instead"));
+                return Err(self.value_error(&key_text(path), "is null: leave it out instead"));
             }
             Json::Bool(boolean) => (*boolean).into(),
             Json::String(text) => text.clone().into(),
@@ -163,13 +163,13 @@ impl Managed {
         })
     }
 
-    fn wrong(&self, key: &str, problem: impl Into<String>) -> ConfigError {
-        let place = Origin::Managed(self.revision.clone()).into();
-        ConfigError::Value { key: key.to_owned(), place, problem: problem.into() }
+    fn value_error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+        let location = LayerOrigin::Managed(self.revision.clone()).into();
+        ConfigError::Value { key: key.to_owned(), location, problem: problem.into() }
     }
 }
 
-impl From<ManagedConfig> for Managed {
+impl From<ManagedConfig> for ManagedSettings {
     fn from(config: ManagedConfig) -> Self {
         let revision = config.revision.clone();
         Self { config, revision, warnings: Vec::new() }
@@ -194,9 +194,9 @@ fn insert_at(values: &mut Dict, path: &[String], value: Value) {
 
 /// Which tables of stages the server may set here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Allowed(Vec<String>);
+pub(super) struct ManagedAllowlist(Vec<String>);
 
-impl Allowed {
+impl ManagedAllowlist {
     /// Reads `managed.allow` of the highest layer that has it. What is no list of texts is another's
     /// error.
     pub(super) fn read(layers: &[Layer]) -> Self {

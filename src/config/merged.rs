@@ -7,8 +7,8 @@ use figment::{
 use serde::de::DeserializeOwned;
 
 use super::{
-    ConfigError, Origin, Place, error,
-    layers::{self, Layer},
+    ConfigError, LayerOrigin, Location, error,
+    layer::{self, Layer},
     sink,
 };
 
@@ -22,7 +22,7 @@ pub(super) struct Merged {
 
 impl Merged {
     pub(super) fn new(layers: Vec<Layer>) -> Self {
-        let figment = layers::merge(&layers);
+        let figment = layer::merge(&layers);
         // Merging fails only where a layer does, and none of these does.
         let root = figment.find_value("").unwrap_or_else(|_| Dict::new().into());
         Self { figment, root, layers }
@@ -30,7 +30,7 @@ impl Merged {
 
     /// Reads the whole as `T`.
     pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
-        T::deserialize(&self.root).map_err(|error| self.explain(&[], error))
+        T::deserialize(&self.root).map_err(|error| self.explain_error(&[], error))
     }
 
     /// The table of one stage, if there is one; it may be something else than a table.
@@ -52,26 +52,26 @@ impl Merged {
     }
 
     /// Where the value at `path` comes from.
-    pub(super) fn place(&self, path: &[String], value: &Value) -> Place {
+    pub(super) fn location(&self, path: &[String], value: &Value) -> Location {
         match self.layers.get(self.rank(value)) {
-            Some(layer) => layer.place(path),
-            None => Origin::Defaults.into(),
+            Some(layer) => layer.location(path),
+            None => LayerOrigin::Defaults.into(),
         }
     }
 
     /// An error about the value at a dotted key, or the nearest table above that is there.
-    pub(super) fn wrong(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+    pub(super) fn value_error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
         let path = key.split('.').map(str::to_owned).collect::<Vec<_>>();
-        let place = self.place(&path, self.nearest(&path));
-        ConfigError::Value { key: error::key_text(&path), place, problem: problem.into() }
+        let location = self.location(&path, self.nearest(&path));
+        ConfigError::Value { key: error::key_text(&path), location, problem: problem.into() }
     }
 
     /// Makes an error that names key and origin out of one about a value below `table`.
-    pub(super) fn explain(&self, table: &[&str], error: figment::Error) -> ConfigError {
+    pub(super) fn explain_error(&self, table: &[&str], error: figment::Error) -> ConfigError {
         let mut path = table.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
         path.extend(error.path);
         let value = self.nearest(&path);
-        let place = self.place(&path, value);
+        let location = self.location(&path, value);
         // What the pipeline reads in the table of a stage.
         let mut besides = Vec::new();
         if path.len() == 3 && !table.is_empty() {
@@ -80,7 +80,7 @@ impl Merged {
                 besides.extend(sink::KEYS);
             }
         }
-        error::explain_of(&path, place, value.as_str(), error.kind, &besides)
+        error::explain_of(&path, location, value.as_str(), error.kind, &besides)
     }
 
     /// The value at `path`, or the nearest above that is there.

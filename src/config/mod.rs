@@ -4,7 +4,7 @@
 mod credentials;
 mod error;
 mod inline_tests;
-mod layers;
+mod layer;
 mod locks;
 mod managed;
 mod merged;
@@ -12,6 +12,7 @@ mod options;
 mod origin;
 mod pipeline;
 mod provenance;
+mod read_layers;
 mod schema;
 mod secret;
 mod settings;
@@ -26,18 +27,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use error::{ConfigError, Incomplete, did_you_mean};
-pub use inline_tests::{Expected, Test, TestLine};
-pub use locks::LockedOut;
-pub use managed::Managed;
+pub use error::{ConfigError, MissingSettings, did_you_mean};
+pub use inline_tests::{ExpectedOutcome, InlineTest, TestLine};
+pub use locks::LockedOverride;
+pub use managed::ManagedSettings;
 pub use options::OptionTable;
-pub use origin::{Origin, Place};
+pub use origin::{LayerOrigin, Location};
 pub use pipeline::{ALWAYS_ON, BUILT_IN_FILTERS};
-pub use provenance::{Explained, Shown};
+pub use provenance::{ConfigValue, KeyExplanation};
 pub use schema::{StageSchema, schema};
 pub use secret::{MASK, Secret, SecretError, is_secret_key};
 pub use settings::{
-    AgentSettings, LogFormat, OutboxSettings, Pipeline, Settings, Shipping, StageTable,
+    AgentSettings, LogFormat, OutboxSettings, PipelineSettings, Settings, ShippingSettings,
+    StageTable,
 };
 pub use sink::{SINK_OPTIONS, SinkSettings, Start};
 pub use template::template;
@@ -46,18 +48,18 @@ pub use toml_text::SyntaxError;
 use ai_agent_stage::OptionError;
 
 use crate::platform::{Environment, Paths};
-use error::Missing;
-use layers::Read;
+use error::MissingSetting;
 use locks::Locks;
 use merged::Merged;
 use pipeline::KINDS;
+use read_layers::LayerSet;
 
 /// The type of the sink that delivers to a SIEM over HTTP.
 pub const HTTP_SIEM: &str = "http-siem";
 
 /// Where a configuration is read from.
 #[derive(Clone, Copy, Debug)]
-pub struct Inputs<'a> {
+pub struct ConfigInputs<'a> {
     /// Where the files lie.
     pub paths: &'a Paths,
     /// The environment variables.
@@ -65,21 +67,21 @@ pub struct Inputs<'a> {
     /// The file that the command line names; it must be there.
     pub explicit: Option<&'a Path>,
     /// What the server manages, already verified.
-    pub managed: Option<&'a Managed>,
+    pub managed: Option<&'a ManagedSettings>,
 }
 
 /// A configuration that is right.
-pub struct Loaded {
+pub struct LoadedConfig {
     /// What it says.
     pub settings: Settings,
     /// What the caller should log: one sentence each, without secrets.
     pub warnings: Vec<String>,
     /// The stages that `enabled = false` switched off.
-    pub switched_off: Pipeline,
+    pub disabled: PipelineSettings,
     /// What a layer set in vain, since it is the machine's alone to set. Stands in the warnings too.
-    pub locked_out: Vec<LockedOut>,
+    pub locked_overrides: Vec<LockedOverride>,
     /// The tests that the layers carry.
-    pub tests: Vec<Test>,
+    pub tests: Vec<InlineTest>,
     merged: Merged,
     locks: Locks,
     files: Vec<PathBuf>,
@@ -92,12 +94,12 @@ pub struct Loaded {
 ///
 /// # Errors
 /// The first thing that is wrong: the caller reports it, and an agent that runs keeps what it has.
-pub fn load(inputs: &Inputs<'_>) -> Result<Loaded, ConfigError> {
+pub fn load(inputs: &ConfigInputs<'_>) -> Result<LoadedConfig, ConfigError> {
     let mut warnings = Vec::new();
-    let read = layers::read(inputs, &mut warnings)?;
+    let read = read_layers::read(inputs, &mut warnings)?;
     let Paths { user_config, machine_config, .. } = inputs.paths;
     let files = error::files(inputs.explicit, user_config, machine_config);
-    let mut loaded = Loaded::new(read, inputs.paths, files, warnings)?;
+    let mut loaded = LoadedConfig::new(read, inputs.paths, files, warnings)?;
     loaded.has_credentials = credentials::are_given(inputs.environment);
     Ok(loaded)
 }
@@ -105,11 +107,11 @@ pub fn load(inputs: &Inputs<'_>) -> Result<Loaded, ConfigError> {
 /// The files that [`load`] reads, whether they are there or not; of the machine's `config.d` those
 /// that are.
 #[must_use]
-pub fn files(inputs: &Inputs<'_>) -> Vec<PathBuf> {
+pub fn files(inputs: &ConfigInputs<'_>) -> Vec<PathBuf> {
     let Paths { user_config, machine_config, machine_config_dir, .. } = inputs.paths;
     let mut files = vec![machine_config.clone(), user_config.clone()];
     // A directory that can't be listed is an error of loading.
-    files.extend(layers::files_of(machine_config_dir).unwrap_or_default());
+    files.extend(read_layers::files_of(machine_config_dir).unwrap_or_default());
     files.extend(inputs.explicit.map(Path::to_owned));
     files
 }
@@ -121,58 +123,63 @@ pub fn files(inputs: &Inputs<'_>) -> Vec<PathBuf> {
 /// The first thing that is wrong.
 pub fn load_files(
     files: &[PathBuf],
-    managed: Option<&Managed>,
+    managed: Option<&ManagedSettings>,
     paths: &Paths,
-) -> Result<Loaded, ConfigError> {
+) -> Result<LoadedConfig, ConfigError> {
     let mut warnings = Vec::new();
-    let read = layers::read_files(files, managed, &mut warnings)?;
-    Loaded::new(read, paths, files.to_owned(), warnings)
+    let read = read_layers::read_files(files, managed, &mut warnings)?;
+    LoadedConfig::new(read, paths, files.to_owned(), warnings)
 }
 
-impl Loaded {
+impl LoadedConfig {
     fn new(
-        read: Read,
+        read: LayerSet,
         paths: &Paths,
         files: Vec<PathBuf>,
         mut warnings: Vec<String>,
     ) -> Result<Self, ConfigError> {
-        let Read { layers, locks, locked_out, tests } = read;
+        let LayerSet { layers, locks, locked_overrides, tests } = read;
         let merged = Merged::new(layers);
         let tables: settings::Tables = merged.read()?;
-        let (pipeline, switched_off) = pipeline::resolve(&tables.pipeline, &merged, &mut warnings)?;
+        let (pipeline, disabled) = pipeline::resolve(&tables.pipeline, &merged, &mut warnings)?;
         pipeline::warn_of_weak_secrets(&pipeline, &merged, &mut warnings);
         let settings = tables.settings(pipeline, paths, &merged)?;
         let mut loaded = Self {
             settings,
             warnings,
-            switched_off,
-            locked_out,
+            disabled,
+            locked_overrides,
             tests,
             merged,
             locks,
             files,
             has_credentials: false,
         };
-        loaded.settle_secrets()?;
+        loaded.resolve_secret_sources()?;
         Ok(loaded)
     }
 }
 
-impl Loaded {
+impl LoadedConfig {
     /// Creates the error that names layer, file and key of a wrong option of `stage`, which is of
     /// `kind` (`filter`, `sink`, …).
     #[must_use]
-    pub fn explain(&self, stage: &StageTable, kind: &str, error: &OptionError) -> ConfigError {
+    pub fn explain_error(
+        &self,
+        stage: &StageTable,
+        kind: &str,
+        error: &OptionError,
+    ) -> ConfigError {
         let mut found: figment::Error = error.to_serde();
         found.path = error.path().to_vec();
-        self.merged.explain(&[kind, &stage.name], found)
+        self.merged.explain_error(&[kind, &stage.name], found)
     }
 
     /// An error about the value at a dotted key, such as `filter.mine.type`; `problem` is a
     /// predicate that says what would be right: `is …, expected …`.
     #[must_use]
-    pub fn wrong(&self, key: &str, problem: impl Into<String>) -> ConfigError {
-        self.merged.wrong(key, problem)
+    pub fn value_error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+        self.merged.value_error(key, problem)
     }
 
     /// All that the sinks of type `http-siem` can't do without and that is not given, as one error
@@ -197,12 +204,18 @@ impl Loaded {
                     let variable = (name == "siem").then_some(variable);
                     let credential = keys.iter().find_map(|key| credentials::name(name, key));
                     let credential = credential.filter(|_| self.has_credentials);
-                    missing.push(Missing { sink: name.clone(), what, variable, credential, keys });
+                    missing.push(MissingSetting {
+                        sink: name.clone(),
+                        what,
+                        variable,
+                        credential,
+                        keys,
+                    });
                 }
             }
         }
         let files = self.files.clone();
-        (!missing.is_empty()).then_some(ConfigError::Incomplete(Incomplete { missing, files }))
+        (!missing.is_empty()).then_some(ConfigError::Incomplete(MissingSettings { missing, files }))
     }
 
     fn http_siem_sinks(&self) -> impl Iterator<Item = &StageTable> {
@@ -210,7 +223,7 @@ impl Loaded {
     }
 
     /// Where a sink has a secret both as such and in a file, the higher layer's stays.
-    fn settle_secrets(&mut self) -> Result<(), ConfigError> {
+    fn resolve_secret_sources(&mut self) -> Result<(), ConfigError> {
         const PAIRS: [(&str, &str); 3] = [
             ("token", "token_file"),
             ("hmac_secret", "hmac_secret_file"),
@@ -220,11 +233,13 @@ impl Loaded {
         let sinks = self.settings.pipeline.sinks.iter_mut();
         for sink in sinks.filter(|sink| sink.stage == HTTP_SIEM) {
             for (plain, file) in PAIRS {
-                let place = |key| sink.options.get(key).map(|value| merged.rank(value));
-                let (Some(of_plain), Some(of_file)) = (place(plain), place(file)) else { continue };
+                let location = |key| sink.options.get(key).map(|value| merged.rank(value));
+                let (Some(of_plain), Some(of_file)) = (location(plain), location(file)) else {
+                    continue;
+                };
                 if of_plain == of_file {
                     let problem = format!("stands beside `{plain}`: give one of them");
-                    return Err(merged.wrong(&format!("sink.{}.{file}", sink.name), problem));
+                    return Err(merged.value_error(&format!("sink.{}.{file}", sink.name), problem));
                 }
                 sink.options.remove(if of_plain < of_file { plain } else { file });
             }
@@ -233,13 +248,13 @@ impl Loaded {
     }
 }
 
-impl fmt::Debug for Loaded {
+impl fmt::Debug for LoadedConfig {
     /// Leaves out the merged values, which hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Loaded")
+        f.debug_struct("LoadedConfig")
             .field("settings", &self.settings)
             .field("warnings", &self.warnings)
-            .field("switched_off", &self.switched_off)
+            .field("disabled", &self.disabled)
             .finish_non_exhaustive()
     }
 }

@@ -8,7 +8,7 @@ use std::{
 /// Where a value comes from. Reads on after `in`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Origin {
+pub enum LayerOrigin {
     /// The program itself.
     Defaults,
     /// A secret that systemd hands over, by its name.
@@ -22,12 +22,12 @@ pub enum Origin {
     /// An environment variable.
     Environment(&'static str),
     /// A variable that the service was installed with, and the file that keeps it.
-    Kept(&'static str, PathBuf),
+    ServiceVariable(&'static str, PathBuf),
     /// What the server manages, under this revision.
     Managed(Option<String>),
 }
 
-impl Origin {
+impl LayerOrigin {
     /// The file, if it is one.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
@@ -36,7 +36,7 @@ impl Origin {
             Self::Defaults
             | Self::Credential(_)
             | Self::Environment(_)
-            | Self::Kept(..)
+            | Self::ServiceVariable(..)
             | Self::Managed(_) => None,
         }
     }
@@ -50,7 +50,7 @@ impl Origin {
             Self::Machine(_) => "machine",
             Self::User(_) => "user",
             Self::Explicit(_) => "command-line",
-            Self::Environment(_) | Self::Kept(..) => "environment",
+            Self::Environment(_) | Self::ServiceVariable(..) => "environment",
             Self::Managed(_) => "managed",
         }
     }
@@ -67,7 +67,7 @@ impl Origin {
             Self::User(path) => write!(f, "the user's file `{}`", file(path)),
             Self::Explicit(path) => write!(f, "the file `{}` of --config", file(path)),
             Self::Environment(name) => write!(f, "the environment variable `{name}`"),
-            Self::Kept(name, path) => {
+            Self::ServiceVariable(name, path) => {
                 write!(f, "the variable `{name}` that `{}` keeps", path.display())
             }
             Self::Managed(None) => f.write_str("the server's managed configuration"),
@@ -78,7 +78,7 @@ impl Origin {
     }
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for LayerOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write(None, f)
     }
@@ -86,21 +86,21 @@ impl fmt::Display for Origin {
 
 /// An origin, and the line in it. Reads on after `in`: the user's file `config.toml:3`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Location {
     /// The layer.
-    pub origin: Origin,
+    pub origin: LayerOrigin,
     /// The line, from 1, where the origin is a file.
     pub line: Option<usize>,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.origin.write(self.line, f)
     }
 }
 
-impl From<Origin> for Place {
-    fn from(origin: Origin) -> Self {
+impl From<LayerOrigin> for Location {
+    fn from(origin: LayerOrigin) -> Self {
         Self { origin, line: None }
     }
 }

@@ -3,7 +3,7 @@
 use figment::value::{Dict, Value};
 
 use super::{
-    ConfigError, OptionTable, Pipeline, SinkSettings, StageTable, merged::Merged, secret,
+    ConfigError, OptionTable, PipelineSettings, SinkSettings, StageTable, merged::Merged, secret,
     settings::PipelineTable,
 };
 use crate::platform::secure_file;
@@ -24,9 +24,9 @@ pub(super) fn resolve(
     lists: &PipelineTable,
     merged: &Merged,
     warnings: &mut Vec<String>,
-) -> Result<(Pipeline, Pipeline), ConfigError> {
-    let mut on = Pipeline::default();
-    let mut off = Pipeline::default();
+) -> Result<(PipelineSettings, PipelineSettings), ConfigError> {
+    let mut on = PipelineSettings::default();
+    let mut off = PipelineSettings::default();
     let kinds = [
         ("source", &lists.sources, &mut on.sources, &mut off.sources),
         ("filter", &lists.filters, &mut on.filters, &mut off.filters),
@@ -43,7 +43,7 @@ pub(super) fn resolve(
         stages.check_unlisted(&names, warnings)?;
         if on.is_empty() && matches!(kind, "source" | "sink") {
             let problem = format!("names no {kind} that is enabled: one at least is needed");
-            return Err(merged.wrong(&format!("pipeline.{kind}s"), problem));
+            return Err(merged.value_error(&format!("pipeline.{kind}s"), problem));
         }
     }
     Ok((on, off))
@@ -62,14 +62,14 @@ impl Kind<'_> {
         for (at, name) in list.iter().enumerate() {
             let key = format!("pipeline.{kind}s.{at}");
             if !is_kebab_case(name) {
-                return Err(self.merged.wrong(&key, format!("is {}", not_kebab_case(name))));
+                return Err(self.merged.value_error(&key, format!("is {}", not_kebab_case(name))));
             }
             if list[..at].contains(name) {
                 let problem = format!(
                     "names `{name}` twice: a second one needs a name of its own, and `type = \
                      \"{name}\"` in its table"
                 );
-                return Err(self.merged.wrong(&format!("pipeline.{kind}s"), problem));
+                return Err(self.merged.value_error(&format!("pipeline.{kind}s"), problem));
             }
         }
         let built_in: &[&str] = if kind == "filter" { &BUILT_IN_FILTERS } else { &[] };
@@ -84,7 +84,7 @@ impl Kind<'_> {
         let table = self.merged.stage(self.kind, name).unwrap_or(&empty);
         let key = format!("{}.{name}", self.kind);
         let Some(dict) = table.as_dict() else {
-            return Err(self.merged.wrong(&key, format!("must be a table, `[{key}]`")));
+            return Err(self.merged.value_error(&key, format!("must be a table, `[{key}]`")));
         };
         let stage = match dict.get("type") {
             None => name.to_owned(),
@@ -92,7 +92,7 @@ impl Kind<'_> {
             Some(_) => {
                 let problem = "must be the type of a stage, as `\"ignore-types\"`: `ai-agent \
                                stages` lists them";
-                return Err(self.merged.wrong(&format!("{key}.type"), problem));
+                return Err(self.merged.value_error(&format!("{key}.type"), problem));
             }
         };
         let enabled = match dict.get("enabled") {
@@ -101,7 +101,7 @@ impl Kind<'_> {
             Some(_) => {
                 return Err(self
                     .merged
-                    .wrong(&format!("{key}.enabled"), "must be `true` or `false`"));
+                    .value_error(&format!("{key}.enabled"), "must be `true` or `false`"));
             }
         };
         if self.kind == "filter" {
@@ -122,11 +122,11 @@ impl Kind<'_> {
                 "is \"{stage}\", but `{name}` is built in and keeps its type: give another \
                  filter another name"
             );
-            return Err(self.merged.wrong(&format!("filter.{name}.type"), problem));
+            return Err(self.merged.value_error(&format!("filter.{name}.type"), problem));
         }
         if ALWAYS_ON.contains(&name) && !enabled {
             let problem = format!("is false, but `{name}` is always on: remove this line");
-            return Err(self.merged.wrong(&format!("filter.{name}.enabled"), problem));
+            return Err(self.merged.value_error(&format!("filter.{name}.enabled"), problem));
         }
         Ok(())
     }
@@ -142,16 +142,16 @@ impl Kind<'_> {
         for (name, table) in self.merged.tables(kind) {
             if !is_kebab_case(name) {
                 let problem = format!("has {}", not_kebab_case(name));
-                return Err(self.merged.wrong(&format!("{kind}.{name}"), problem));
+                return Err(self.merged.value_error(&format!("{kind}.{name}"), problem));
             }
             if names.iter().any(|listed| listed == name) {
                 continue;
             }
             let path = [kind.to_owned(), name.to_owned()];
-            let (rank, place) = self.highest_place(&path, table);
+            let (rank, location) = self.highest_location(&path, table);
             if rank > 0 {
                 warnings.push(format!(
-                    "the table `[{kind}.{name}]` in {place} has no effect: `pipeline.{kind}s` \
+                    "the table `[{kind}.{name}]` in {location} has no effect: `pipeline.{kind}s` \
                      does not name `{name}`"
                 ));
             }
@@ -159,20 +159,20 @@ impl Kind<'_> {
         Ok(())
     }
 
-    /// The place of what is highest in a table, and its layer counted from the lowest.
-    fn highest_place(&self, path: &[String], value: &Value) -> (usize, super::Place) {
+    /// The location of what is highest in a table, and its layer counted from the lowest.
+    fn highest_location(&self, path: &[String], value: &Value) -> (usize, super::Location) {
         fn highest(merged: &Merged, value: &Value) -> usize {
             let below = value.as_dict().into_iter().flat_map(Dict::values);
             below.map(|value| highest(merged, value)).fold(merged.rank(value), usize::max)
         }
         let rank = highest(self.merged, value);
-        (rank, self.merged.layers[rank].place(path))
+        (rank, self.merged.layers[rank].location(path))
     }
 }
 
 /// Secrets that stand in a file which every user of the machine can read, and short ones.
 pub(super) fn warn_of_weak_secrets(
-    pipeline: &Pipeline,
+    pipeline: &PipelineSettings,
     merged: &Merged,
     warnings: &mut Vec<String>,
 ) {
@@ -184,15 +184,15 @@ pub(super) fn warn_of_weak_secrets(
                     continue;
                 }
                 let path = [(*kind).to_owned(), name.clone(), option.clone()];
-                let place = merged.place(&path, value);
+                let location = merged.location(&path, value);
                 let key = format!("{kind}.{name}.{option}");
-                if let Some(file) = place.origin.file()
+                if let Some(file) = location.origin.file()
                     && secure_file::is_readable_by_all(file)
                 {
                     warnings.push(format!(
-                        "`{key}` stands in {place}, which every user of this machine can read: \
+                        "`{key}` stands in {location}, which every user of this machine can read: \
                          mend it with {}",
-                        secure_file::how_to_close(file)
+                        secure_file::restrict_command(file)
                     ));
                 }
                 if value
@@ -201,7 +201,7 @@ pub(super) fn warn_of_weak_secrets(
                     .is_some_and(|secret| secret.is_short())
                 {
                     warnings.push(format!(
-                        "`{key}` in {place} is shorter than 16 bytes, so it can be guessed"
+                        "`{key}` in {location} is shorter than 16 bytes, so it can be guessed"
                     ));
                 }
             }

@@ -3,26 +3,26 @@
 use figment::value::{Dict, Value};
 
 use super::{
-    KINDS, Loaded, Origin, Place, error::key_text, locks::Pattern, managed::Allowed, merged::step,
-    options::masked, secret,
+    KINDS, LayerOrigin, LoadedConfig, Location, error::key_text, locks::KeyPattern,
+    managed::ManagedAllowlist, merged::step, options::masked, secret,
 };
 
 /// A value in force, without secrets.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Shown {
+pub struct ConfigValue {
     /// Its key, part by part.
     pub path: Vec<String>,
     /// The value; `***` for a secret.
     pub value: Value,
     /// Where it comes from.
-    pub place: Place,
+    pub location: Location,
 }
 
 /// What there is to know about one key.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Explained {
+pub struct KeyExplanation {
     /// The values that layers give it, the one in force first.
-    pub values: Vec<Shown>,
+    pub values: Vec<ConfigValue>,
     /// Why the user may not change it; `None` when they may.
     pub user: Option<&'static str>,
     /// Why the server may not change it; `None` when it may.
@@ -55,11 +55,11 @@ const ORDER: [&str; 11] = [
     "sink",
 ];
 
-impl Loaded {
+impl LoadedConfig {
     /// Every value in force, table by table. Tables of stages that no list names are left out: they
     /// have no effect.
     #[must_use]
-    pub fn shown(&self) -> Vec<Shown> {
+    pub fn effective_values(&self) -> Vec<ConfigValue> {
         let mut shown = Vec::new();
         for table in ORDER {
             let Some(value) = step(&self.merged.root, table) else { continue };
@@ -68,7 +68,7 @@ impl Loaded {
         shown
     }
 
-    fn collect(&self, path: &mut Vec<String>, value: &Value, shown: &mut Vec<Shown>) {
+    fn collect(&self, path: &mut Vec<String>, value: &Value, shown: &mut Vec<ConfigValue>) {
         if let [kind, name] = path.as_slice()
             && KINDS.contains(&&**kind)
             && self.type_of_stage(kind, name).is_none()
@@ -76,8 +76,12 @@ impl Loaded {
             return;
         }
         let Value::Dict(_, dict) = value else {
-            let place = self.merged.place(path, value);
-            shown.push(Shown { path: path.clone(), value: without_secrets(path, value), place });
+            let location = self.merged.location(path, value);
+            shown.push(ConfigValue {
+                path: path.clone(),
+                value: without_secrets(path, value),
+                location,
+            });
             return;
         };
         // A table's own values stand before the tables in it, as TOML wants it.
@@ -93,7 +97,7 @@ impl Loaded {
     /// The type of a stage that a list names.
     #[must_use]
     pub fn type_of_stage(&self, kind: &str, name: &str) -> Option<&str> {
-        let lists = [&self.settings.pipeline, &self.switched_off].map(|it| match kind {
+        let lists = [&self.settings.pipeline, &self.disabled].map(|it| match kind {
             "source" => &it.sources,
             "filter" => &it.filters,
             "enricher" => &it.enrichers,
@@ -104,10 +108,10 @@ impl Loaded {
 
     /// What the machine's file locks although it is none of the keys in `known`, and none above one.
     #[must_use]
-    pub fn locks_of_nothing(&self, known: &[&str]) -> Vec<String> {
+    pub fn unmatched_locks(&self, known: &[&str]) -> Vec<String> {
         let paths: Vec<Vec<String>> =
             known.iter().map(|key| key.split('.').map(str::to_owned).collect()).collect();
-        let means_one = |lock: &&Pattern| {
+        let means_one = |lock: &&KeyPattern| {
             paths.iter().any(|path| (1..=path.len()).any(|length| lock.is(&path[..length])))
         };
         let idle = self.locks.written().filter(|lock| !means_one(lock));
@@ -116,17 +120,21 @@ impl Loaded {
 
     /// Says what there is to know about the value at `path`.
     #[must_use]
-    pub fn explain_key(&self, path: &[String]) -> Explained {
+    pub fn explain_key(&self, path: &[String]) -> KeyExplanation {
         let mut values = Vec::new();
         for layer in self.merged.layers.iter().rev() {
             let root = Value::from(layer.values.clone());
             let found = path.iter().try_fold(&root, |value, part| step(value, part));
             if let Some(value) = found.filter(|value| !is_empty_table(value)) {
                 let value = without_secrets(path, value);
-                values.push(Shown { path: path.to_owned(), value, place: layer.place(path) });
+                values.push(ConfigValue {
+                    path: path.to_owned(),
+                    value,
+                    location: layer.location(path),
+                });
             }
         }
-        let refused = |origin: &Origin| {
+        let refused = |origin: &LayerOrigin| {
             (1..=path.len()).find_map(|length| self.locks.refusal(origin, &path[..length]))
         };
         let may_server = {
@@ -134,18 +142,18 @@ impl Loaded {
             let mut always = SERVERS.iter();
             always.any(|own| key == *own || key.starts_with(&format!("{own}.")))
                 || matches!(path, [kind, name, ..]
-                    if Allowed::read(&self.merged.layers).allows(kind, name))
+                    if ManagedAllowlist::read(&self.merged.layers).allows(kind, name))
         };
         let of_server = (!may_server).then_some("`managed.allow` does not name it");
-        Explained {
+        KeyExplanation {
             values,
-            user: refused(&Origin::User("".into())),
-            server: refused(&Origin::Managed(None)).or(of_server),
+            user: refused(&LayerOrigin::User("".into())),
+            server: refused(&LayerOrigin::Managed(None)).or(of_server),
         }
     }
 }
 
-impl Shown {
+impl ConfigValue {
     /// `filter.ignore-types.types`.
     #[must_use]
     pub fn key(&self) -> String {

@@ -3,7 +3,7 @@
 use schemars::Schema;
 use serde_json::{Map, Value, json};
 
-use super::{KINDS, layers, settings::Tables, sink, toml_text};
+use super::{KINDS, layer, read_layers, settings::Tables, sink, toml_text};
 
 /// A stage's options.
 pub struct StageSchema {
@@ -31,7 +31,7 @@ pub fn schema(stages: &[StageSchema]) -> Value {
     };
     for (name, definition) in &mut definitions {
         // A test is whole in itself; a table is merged with those of other layers.
-        if !name.starts_with("Test") {
+        if !name.starts_with("InlineTest") {
             forget_required(definition);
         }
     }
@@ -139,8 +139,8 @@ fn named_tables(kind: &str, stages: &[&StageSchema]) -> Map<String, Value> {
 
 /// Tables of the built-in configuration that say their type: `siem` is an `http-siem`.
 fn types_of_defaults(kind: &str) -> Vec<(String, String)> {
-    let Ok(defaults) = toml_text::parse(layers::DEFAULTS) else { return Vec::new() };
-    let types = layers::tables(&defaults.values, kind).filter_map(|(name, table)| {
+    let Ok(defaults) = toml_text::parse(read_layers::DEFAULTS) else { return Vec::new() };
+    let types = layer::tables(&defaults.values, kind).filter_map(|(name, table)| {
         Some((name.to_owned(), table.get("type")?.as_str()?.to_owned()))
     });
     types.collect()

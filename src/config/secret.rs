@@ -8,9 +8,9 @@ use std::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de::Visitor};
 
-use crate::platform::secure_file::{self, PrivateError};
+use crate::platform::secure_file::{self, SecretFileError};
 
-/// What takes the place of a secret wherever one is printed.
+/// What takes the location of a secret wherever one is printed.
 pub const MASK: &str = "***";
 
 /// Secrets shorter than this are taken, with a warning.
@@ -121,7 +121,7 @@ impl JsonSchema for Secret {
 pub enum SecretError {
     /// It can't be read, or others can read it too.
     #[error(transparent)]
-    Private(#[from] PrivateError),
+    Private(#[from] SecretFileError),
     /// There is nothing in it.
     #[error("the secret file `{}` is empty", path.display())]
     Empty {

@@ -10,7 +10,7 @@ use siem_protocol::{
 };
 
 use super::{
-    ConfigError, OptionTable, SinkSettings, inline_tests::TestTable, managed::Allowed,
+    ConfigError, OptionTable, SinkSettings, inline_tests::TestTable, managed::ManagedAllowlist,
     merged::Merged,
 };
 use crate::{
@@ -25,11 +25,11 @@ pub struct Settings {
     /// The agent itself.
     pub agent: AgentSettings,
     /// When batches are sent.
-    pub shipping: Shipping,
+    pub shipping: ShippingSettings,
     /// How much waits on this machine.
     pub outbox: OutboxSettings,
     /// The way of a record.
-    pub pipeline: Pipeline,
+    pub pipeline: PipelineSettings,
     /// Who may be signed in; what is absent restricts nothing.
     pub compliance: Compliance,
     /// Whether only signed answers of the server count.
@@ -60,7 +60,7 @@ pub enum LogFormat {
 
 /// When batches are sent, and how large they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shipping {
+pub struct ShippingSettings {
     /// How many entries make a batch, 1 to 10,000.
     pub batch_size: usize,
     /// How many bytes make a batch, before compression, 64 KiB to 32 MiB; a larger entry travels
@@ -70,14 +70,14 @@ pub struct Shipping {
     pub flush_interval: Duration,
 }
 
-impl Default for Shipping {
+impl Default for ShippingSettings {
     /// What `config/default.toml` says.
     fn default() -> Self {
         Self { batch_size: 1000, max_batch_bytes: 4 << 20, flush_interval: Duration::from_secs(5) }
     }
 }
 
-impl Shipping {
+impl ShippingSettings {
     /// What is left for entries in a batch's bytes, beside its header line. Dead letters that the
     /// header names come on top.
     #[must_use]
@@ -98,7 +98,7 @@ pub struct OutboxSettings {
 
 /// The stages that run, each kind in the order in which a record meets them.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Pipeline {
+pub struct PipelineSettings {
     /// What reads.
     pub sources: Vec<StageTable>,
     /// What decides.
@@ -164,7 +164,7 @@ pub(super) struct Tables {
     #[serde(default)]
     compliance: ComplianceTable,
     pub(super) pipeline: PipelineTable,
-    /// Lines, and what must become of them.
+    /// LineIndex, and what must become of them.
     #[serde(default, rename = "test")]
     #[schemars(with = "Vec<TestTable>")]
     _tests: IgnoredAny,
@@ -243,13 +243,13 @@ struct ComplianceTable {
     permitted_email_domains: Option<Vec<String>>,
     /// Ids of organisations.
     permitted_org_ids: Option<Vec<String>>,
-    /// Shown when a session begins.
+    /// ConfigValue when a session begins.
     banner: Option<String>,
     /// What is done about a violation: "warn" or "block".
     action: Option<Action>,
-    /// Shown at a violation.
+    /// ConfigValue at a violation.
     violation_message: Option<String>,
-    /// Whether a key or cloud provider in place of an account is a violation.
+    /// Whether a key or cloud provider in location of an account is a violation.
     require_account: Option<bool>,
     /// What a hook answers when the check itself fails: "allow" or "block".
     on_error: Option<OnError>,
@@ -274,7 +274,7 @@ pub(super) struct PipelineTable {
 impl Tables {
     pub(super) fn settings(
         &self,
-        pipeline: Pipeline,
+        pipeline: PipelineSettings,
         paths: &Paths,
         merged: &Merged,
     ) -> Result<Settings, ConfigError> {
@@ -292,13 +292,13 @@ impl Tables {
 
 impl ManagedTable {
     fn check(&self, merged: &Merged) -> Result<(), ConfigError> {
-        let wrong = self.allow.iter().position(|text| !Allowed::is_pattern(text));
+        let wrong = self.allow.iter().position(|text| !ManagedAllowlist::is_pattern(text));
         let Some(index) = wrong else { return Ok(()) };
         let problem = format!(
             "is {:?}, must be tables of filters or enrichers, as `filter.*` or `enricher.labels`",
             self.allow[index]
         );
-        Err(merged.wrong(&format!("managed.allow.{index}"), problem))
+        Err(merged.value_error(&format!("managed.allow.{index}"), problem))
     }
 }
 
@@ -312,13 +312,13 @@ impl ComplianceTable {
                     "is {domain:?}, must be the part of an address after the `@`, as \
                      `company.com`, or `*.company.com` for its subdomains"
                 );
-                return Err(merged.wrong(&key, problem));
+                return Err(merged.value_error(&key, problem));
             }
         }
         for (index, id) in table.permitted_org_ids.iter().flatten().enumerate() {
             if id.trim().is_empty() {
                 let key = format!("compliance.permitted_org_ids.{index}");
-                return Err(merged.wrong(&key, "is empty, must be the id of an organisation"));
+                return Err(merged.value_error(&key, "is empty, must be the id of an organisation"));
             }
         }
         Ok(Compliance {
@@ -345,37 +345,37 @@ impl AgentTable {
         if !state_dir.is_absolute() {
             let dir = state_dir.display();
             let problem = format!("is `{dir}`, must be an absolute path or begin with `~/`");
-            return Err(merged.wrong("agent.state_dir", problem));
+            return Err(merged.value_error("agent.state_dir", problem));
         }
         let interval = self.poll_interval;
         if interval < Time::seconds(60) || interval > DAY {
             let bound = if interval > DAY { "most 86400s" } else { "least 60s" };
             let problem = format!("is {interval}, must be at {bound}");
-            return Err(merged.wrong("agent.poll_interval", problem));
+            return Err(merged.value_error("agent.poll_interval", problem));
         }
         Ok(AgentSettings { state_dir, poll_interval: interval.0, log_format: self.log_format })
     }
 }
 
 impl ShippingTable {
-    fn settings(&self, merged: &Merged) -> Result<Shipping, ConfigError> {
+    fn settings(&self, merged: &Merged) -> Result<ShippingSettings, ConfigError> {
         let size = self.batch_size;
         let batch_size = usize::try_from(size).ok().filter(|size| (1..=10_000).contains(size));
         let Some(batch_size) = batch_size else {
             let problem = format!("is {size}, must be from 1 to 10000");
-            return Err(merged.wrong("shipping.batch_size", problem));
+            return Err(merged.value_error("shipping.batch_size", problem));
         };
         let bytes = self.max_batch_bytes;
         if !(64 << 10..=32 << 20).contains(&bytes.0) {
             let problem = format!("is {bytes}, must be from 64 KiB to 32 MiB");
-            return Err(merged.wrong("shipping.max_batch_bytes", problem));
+            return Err(merged.value_error("shipping.max_batch_bytes", problem));
         }
         let interval = self.flush_interval;
         if interval > DAY {
             let problem = format!("is {interval}, must be at most 86400s");
-            return Err(merged.wrong("shipping.flush_interval", problem));
+            return Err(merged.value_error("shipping.flush_interval", problem));
         }
-        Ok(Shipping { batch_size, max_batch_bytes: bytes.0, flush_interval: interval.0 })
+        Ok(ShippingSettings { batch_size, max_batch_bytes: bytes.0, flush_interval: interval.0 })
     }
 }
 
@@ -384,12 +384,12 @@ impl OutboxTable {
         let bytes = self.max_bytes;
         if bytes < Size::mebibytes(32) {
             let problem = format!("is {bytes}, must be at least 32 MiB");
-            return Err(merged.wrong("outbox.max_bytes", problem));
+            return Err(merged.value_error("outbox.max_bytes", problem));
         }
         let dead = self.max_dead_letter_bytes;
         if dead < Size::mebibytes(1) {
             let problem = format!("is {dead}, must be at least 1 MiB");
-            return Err(merged.wrong("outbox.max_dead_letter_bytes", problem));
+            return Err(merged.value_error("outbox.max_dead_letter_bytes", problem));
         }
         Ok(OutboxSettings { max_bytes: bytes.0, max_dead_letter_bytes: dead.0 })
     }

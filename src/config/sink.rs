@@ -62,11 +62,11 @@ impl SinkSettings {
         let own: Dict =
             KEYS.into_iter().filter_map(|key| Some((key.to_owned(), dict.remove(key)?))).collect();
         let read = FeedTable::deserialize(&Value::Dict(*tag, own));
-        let read = read.map_err(|error| merged.explain(&["sink", name], error))?;
+        let read = read.map_err(|error| merged.explain_error(&["sink", name], error))?;
         let rate = read.max_bytes_per_second;
         if let Some(rate) = rate.filter(|rate| rate.0 < 1 << 10) {
             let problem = format!("is {rate}, must be at least 1 KiB; leave it out for no limit");
-            return Err(merged.wrong(&format!("sink.{name}.max_bytes_per_second"), problem));
+            return Err(merged.value_error(&format!("sink.{name}.max_bytes_per_second"), problem));
         }
         Ok(Self { start: read.start, max_bytes_per_second: rate.map(|rate| rate.0) })
     }

@@ -1,6 +1,6 @@
 //! A machine's file to begin with.
 
-use super::layers::DEFAULTS;
+use super::read_layers::DEFAULTS;
 
 const HEADER: &str = "\
 # The configuration of ai-agent on this machine.

@@ -18,7 +18,7 @@ use siem_protocol::{
 };
 
 use super::*;
-use crate::platform::{Installed, secure_file};
+use crate::platform::{InstalledPaths, secure_file};
 
 /// A machine with a home directory, on which tests write configuration files.
 struct Machine {
@@ -26,7 +26,7 @@ struct Machine {
     paths: Paths,
     variables: Vec<(&'static str, String)>,
     explicit: Option<PathBuf>,
-    managed: Option<Managed>,
+    managed: Option<ManagedSettings>,
 }
 
 impl Machine {
@@ -45,7 +45,7 @@ impl Machine {
             store_packages: None,
             client_settings: at("etc/claude-code"),
             pointer: at("home/state/state-dir"),
-            installed: Installed::default(),
+            installed: InstalledPaths::default(),
         };
         Self { dir, paths, variables: Vec::new(), explicit: None, managed: None }
     }
@@ -79,13 +79,13 @@ impl Machine {
         self
     }
 
-    fn managed(mut self, managed: impl Into<Managed>) -> Self {
+    fn managed(mut self, managed: impl Into<ManagedSettings>) -> Self {
         self.managed = Some(managed.into());
         self
     }
 
-    fn load(&self) -> Result<Loaded, ConfigError> {
-        load(&Inputs {
+    fn load(&self) -> Result<LoadedConfig, ConfigError> {
+        load(&ConfigInputs {
             paths: &self.paths,
             environment: &self.variables.iter().cloned().collect(),
             explicit: self.explicit.as_deref(),
@@ -145,7 +145,7 @@ mod defaults {
         assert_eq!(agent.poll_interval.as_secs(), 300);
         assert_eq!(shipping.batch_size, 1000);
         assert_eq!(shipping.max_batch_bytes, 4 << 20);
-        assert_eq!(*shipping, Shipping::default());
+        assert_eq!(*shipping, ShippingSettings::default());
         assert_eq!(shipping.flush_interval.as_secs(), 5);
         assert_eq!(outbox.max_bytes, 1 << 30);
         assert_eq!(outbox.max_dead_letter_bytes, 64 << 20);
@@ -154,7 +154,7 @@ mod defaults {
         assert_eq!(names(&pipeline.enrichers), ["host"]);
         assert_eq!(names(&pipeline.sinks), ["siem"]);
         assert_eq!(pipeline.sinks[0].stage, "http-siem");
-        let off = names(&loaded.switched_off.filters);
+        let off = names(&loaded.disabled.filters);
         assert_eq!(off, ["sidechain", "meta", "tool-call"]);
     }
 
@@ -167,7 +167,7 @@ mod defaults {
         for table in ["agent", "shipping", "outbox", "managed", "compliance", "pipeline"] {
             assert!(tables.contains_key(table));
             let start = format!("\n[{table}]\n");
-            let text = layers::DEFAULTS.split_once(&start).unwrap().1;
+            let text = read_layers::DEFAULTS.split_once(&start).unwrap().1;
             let text = text.split("\n[").next().unwrap();
             let name = tables[table]["$ref"].as_str().unwrap().rsplit('/').next().unwrap();
             let keys = schema["$defs"][name]["properties"].as_object().unwrap();
@@ -192,7 +192,7 @@ mod defaults {
             }
             _ => line.to_owned(),
         };
-        let text = layers::DEFAULTS.lines().map(uncommented).collect::<Vec<_>>().join("\n");
+        let text = read_layers::DEFAULTS.lines().map(uncommented).collect::<Vec<_>>().join("\n");
         // Each of these stands beside the file that it is better given in.
         let plain = ["token", "hmac_secret", "proxy_password"].map(|key| format!("{key} = \"…\""));
         let kept = text.lines().filter(|line| !plain.iter().any(|plain| plain == line));

@@ -7,16 +7,16 @@ use toml::de::{DeTable, DeValue};
 
 /// The values of a text, and where they stand.
 #[derive(Clone, Debug)]
-pub(super) struct Parsed {
+pub(super) struct ParsedToml {
     pub(super) values: Dict,
-    pub(super) lines: Lines,
+    pub(super) lines: LineIndex,
 }
 
 /// The line of each key and list item of a text.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Lines(BTreeMap<Vec<String>, usize>);
+pub(super) struct LineIndex(BTreeMap<Vec<String>, usize>);
 
-impl Lines {
+impl LineIndex {
     /// The line of the value at `path`, or of the nearest above it that stands there.
     pub(super) fn of(&self, path: &[String]) -> Option<usize> {
         (1..=path.len()).rev().find_map(|length| self.0.get(&path[..length]).copied())
@@ -24,19 +24,19 @@ impl Lines {
 }
 
 /// Reads TOML.
-pub(super) fn parse(text: &str) -> Result<Parsed, SyntaxError> {
+pub(super) fn parse(text: &str) -> Result<ParsedToml, SyntaxError> {
     let wrong = |error| SyntaxError::new(text, &error);
     let values = dict(text.parse().map_err(wrong)?);
     let spans = DeTable::parse(text).map_err(wrong)?;
     let mut starts = vec![0];
     starts.extend(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1));
-    let mut lines = Lines::default();
+    let mut lines = LineIndex::default();
     let mut path = Vec::new();
     lines.add_table(spans.get_ref(), &mut path, &starts);
-    Ok(Parsed { values, lines })
+    Ok(ParsedToml { values, lines })
 }
 
-impl Lines {
+impl LineIndex {
     fn add_table(&mut self, table: &DeTable<'_>, path: &mut Vec<String>, starts: &[usize]) {
         for (key, value) in table {
             path.push(key.get_ref().to_string());

@@ -12,7 +12,7 @@ use super::wire::{self, LONGEST_REPLY, Reply, Request};
 use crate::{
     cli::Failure,
     platform::{
-        Holder, StateLock,
+        LockHolder, StateLock,
         control::{self, Stream},
     },
 };
@@ -30,7 +30,7 @@ pub(crate) enum Reached {
     /// Somebody holds it and does not listen.
     Silent {
         /// Who.
-        holder: Holder,
+        holder: LockHolder,
         /// What the system says.
         why: String,
     },
@@ -55,7 +55,8 @@ pub(crate) fn reach(state_dir: &Path) -> Result<Reached, Failure> {
                 Ok(stream) => return Ok(Ok(stream)),
                 Err(failure) => failure,
             };
-            let Some(holder) = StateLock::is_held(state_dir).map_err(Failure::failed)? else {
+            let Some(holder) = StateLock::current_holder(state_dir).map_err(Failure::failed)?
+            else {
                 return Ok(Err(None));
             };
             if waited >= STARTS {

@@ -20,7 +20,7 @@ use wire::{Reply, Request};
 use crate::{
     agent::config_sources::Surroundings,
     cli::{self, Failure},
-    platform::{Holder, Role},
+    platform::{LockHolder, LockRole},
 };
 use store::Store;
 
@@ -70,14 +70,14 @@ pub(crate) fn unless_gone(failure: Failure) -> Result<(), Failure> {
 }
 
 /// Whoever holds the state directory does not answer.
-pub(crate) fn silent(state_dir: &Path, holder: Holder, why: &str) -> Failure {
+pub(crate) fn silent(state_dir: &Path, holder: LockHolder, why: &str) -> Failure {
     let state_dir = state_dir.display();
     Failure::failed(match holder.role {
-        Role::Command => format!(
+        LockRole::Command => format!(
             "another command of ai-agent{holder} is at work on `{state_dir}`: wait until it has \
              ended, and try again"
         ),
-        Role::Agent => format!(
+        LockRole::Agent => format!(
             "`{state_dir}` is held{holder}, and nobody answers there ({why}): an agent that hangs \
              must be ended, and started again"
         ),

@@ -15,7 +15,7 @@ use super::{
     wire::{self, LONGEST_REQUEST, Misunderstood, Reply, Request},
 };
 use crate::{
-    platform::control::{self, Listener, Place, Stream},
+    platform::control::{self, EndpointGuard, Listener, Stream},
     text::causes,
 };
 
@@ -33,7 +33,7 @@ const REST: Duration = Duration::from_secs(1);
 /// Takes those who ask as long as it is there.
 pub(crate) struct Serving {
     task: AbortHandle,
-    _place: Place,
+    _endpoint: EndpointGuard,
 }
 
 impl Drop for Serving {
@@ -46,9 +46,9 @@ impl Drop for Serving {
 /// does all else.
 pub(crate) fn serve(state_dir: &Path, desk: &Arc<Desk>) -> Option<Serving> {
     match control::bind(state_dir) {
-        Ok((listener, place)) => {
+        Ok((listener, endpoint)) => {
             let task = tokio::spawn(take(listener, Arc::clone(desk))).abort_handle();
-            Some(Serving { task, _place: place })
+            Some(Serving { task, _endpoint: endpoint })
         }
         Err(error) => {
             warn!(code = "control_unavailable",

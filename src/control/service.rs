@@ -23,12 +23,12 @@ use crate::{
         Failure, deadletter, outbox,
         status::{self, Phase, Seen},
     },
-    config::Loaded,
+    config::LoadedConfig,
     logging as log_level,
     pipeline::{config_status::SharedConfigStatus, runner::PipelineHandle},
     platform::Timestamp,
     stages::Context,
-    text::{causes, times},
+    text::{causes, counted},
 };
 
 /// How long the store and reading may take to say how they stand.
@@ -83,7 +83,7 @@ enum Doing {
 pub(crate) struct Desk {
     started_at: Timestamp,
     facts: SharedConfigStatus,
-    in_force: Mutex<(Arc<Loaded>, Context)>,
+    in_force: Mutex<(Arc<LoadedConfig>, Context)>,
     /// What there is to ask.
     doing: watch::Sender<Doing>,
     reloads: mpsc::Sender<Asker>,
@@ -94,7 +94,7 @@ impl Desk {
     pub(crate) fn new(
         started_at: Timestamp,
         facts: SharedConfigStatus,
-        loaded: Arc<Loaded>,
+        loaded: Arc<LoadedConfig>,
         context: Context,
     ) -> (Arc<Self>, mpsc::Receiver<Asker>) {
         let (reloads, asked) = mpsc::channel(4);
@@ -104,7 +104,7 @@ impl Desk {
     }
 
     /// This configuration is in force.
-    pub(crate) fn is_in_force(&self, loaded: &Arc<Loaded>, context: &Context) {
+    pub(crate) fn is_in_force(&self, loaded: &Arc<LoadedConfig>, context: &Context) {
         *unpoisoned(&self.in_force) = (Arc::clone(loaded), context.clone());
     }
 
@@ -213,7 +213,7 @@ impl Desk {
         let line = match flushed {
             0 => "nothing waited: everything is acknowledged".to_owned(),
             count => {
-                format!("{} delivered and acknowledged", times(count, "entry is", "entries are"))
+                format!("{} delivered and acknowledged", counted(count, "entry is", "entries are"))
             }
         };
         drop(say.send(Reply::Line(line)).await);

@@ -8,7 +8,7 @@ use tokio::{runtime::Handle, time::timeout};
 use crate::{
     agent::config_sources::Surroundings,
     cli::Failure,
-    config::{Loaded, Shipping},
+    config::{LoadedConfig, ShippingSettings},
     event::Event,
     frame::Codec,
     pipeline::{
@@ -17,7 +17,7 @@ use crate::{
         outbox::{Outbox, OutboxError},
         runner::PipelineHandle,
     },
-    platform::{Role, StateLock},
+    platform::{LockRole, StateLock},
     stages::Context,
 };
 
@@ -27,7 +27,7 @@ const RESTS: Duration = Duration::from_secs(30);
 /// An outbox that a command works on.
 pub(crate) struct Store {
     pub(crate) outbox: Arc<Outbox>,
-    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) loaded: Arc<LoadedConfig>,
     pub(crate) context: Context,
     held: Held,
 }
@@ -42,7 +42,7 @@ enum Held {
 
 impl Store {
     /// Opens that of an agent that does not run.
-    pub(crate) fn open(surroundings: &Surroundings, loaded: Loaded) -> Result<Self, Failure> {
+    pub(crate) fn open(surroundings: &Surroundings, loaded: LoadedConfig) -> Result<Self, Failure> {
         let state_dir = &loaded.settings.agent.state_dir;
         let path = state_dir.join("outbox.redb");
         let none = Failure::failed(format!(
@@ -57,7 +57,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(none),
             Err(error) => return Err(Failure::failed(error)),
         }
-        let lock = StateLock::acquire(state_dir, Role::Command).map_err(Failure::failed)?;
+        let lock = StateLock::acquire(state_dir, LockRole::Command).map_err(Failure::failed)?;
         // Whatever is configured for this command, no sink of the agent's loses its place.
         let opened = Outbox::open_existing(&path).map_err(Failure::failed)?;
         let outbox = Arc::new(opened.ok_or(none)?);
@@ -66,7 +66,11 @@ impl Store {
     }
 
     /// That of the agent that this process is.
-    pub(crate) fn of_running(view: PipelineHandle, loaded: Arc<Loaded>, context: Context) -> Self {
+    pub(crate) fn of_running(
+        view: PipelineHandle,
+        loaded: Arc<LoadedConfig>,
+        context: Context,
+    ) -> Self {
         let outbox = Arc::clone(view.outbox());
         Self { outbox, loaded, context, held: Held::Agent(view) }
     }
@@ -81,7 +85,7 @@ impl Store {
         let (config, now) = (self.loaded.settings.config_hash(), self.context.clock.now());
         let job = move |outbox: &Outbox| {
             let mut builder =
-                GroupBuilder::new(outbox.end(), config, Shipping::default(), Codec::Zstd);
+                GroupBuilder::new(outbox.end(), config, ShippingSettings::default(), Codec::Zstd);
             builder.add_event(&event, now);
             change(outbox, &builder.finish(now))
         };

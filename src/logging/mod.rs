@@ -83,7 +83,7 @@ fn style() -> Style {
     let environment = Environment::from_process();
     if journal::reads_stderr(&environment) {
         Style::Journal
-    } else if io::stderr().is_terminal() && environment.own("NO_COLOR").is_none() {
+    } else if io::stderr().is_terminal() && environment.process_value("NO_COLOR").is_none() {
         Style::Coloured
     } else {
         Style::Plain

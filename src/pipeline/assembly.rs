@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{filter_chain::FilterChain, outbox::SinkRegistration, record_stages::RecordStages};
 use crate::{
-    config::{ConfigError, HTTP_SIEM, Loaded, Pipeline, StageTable},
+    config::{ConfigError, HTTP_SIEM, LoadedConfig, PipelineSettings, StageTable},
     siem::Connection,
     stages::{
         BuildError, Context, Named, StageKind, enricher, filter,
@@ -45,12 +45,12 @@ const RESERVED: [&str; 23] = [
 ///
 /// # Errors
 /// [`ConfigError`] for the first stage that can't be built.
-pub fn stages(loaded: &Loaded, context: &Context) -> Result<RecordStages, ConfigError> {
+pub fn stages(loaded: &LoadedConfig, context: &Context) -> Result<RecordStages, ConfigError> {
     let pipeline = &loaded.settings.pipeline;
     let filters = filters(loaded)?;
     if let Some(table) = pipeline.enrichers.iter().find(|table| RESERVED.contains(&&*table.name)) {
         let problem = "names a member that every entry has: give the enricher another name";
-        return Err(loaded.wrong(&format!("enricher.{}", table.name), problem));
+        return Err(loaded.value_error(&format!("enricher.{}", table.name), problem));
     }
     let enrichers = build(loaded, StageKind::Enricher, &pipeline.enrichers, |table| {
         enricher::build(&table.stage, &table.options.to_options(), context)
@@ -62,7 +62,7 @@ pub fn stages(loaded: &Loaded, context: &Context) -> Result<RecordStages, Config
 ///
 /// # Errors
 /// [`ConfigError`] for the first that can't be built.
-pub fn filters(loaded: &Loaded) -> Result<FilterChain, ConfigError> {
+pub fn filters(loaded: &LoadedConfig) -> Result<FilterChain, ConfigError> {
     let filters = build(loaded, StageKind::Filter, &loaded.settings.pipeline.filters, |table| {
         filter::build(&table.stage, &table.options.to_options())
     })?;
@@ -74,7 +74,7 @@ pub fn filters(loaded: &Loaded) -> Result<FilterChain, ConfigError> {
 /// # Errors
 /// [`ConfigError`] for the first that can't be built.
 pub fn sources(
-    loaded: &Loaded,
+    loaded: &LoadedConfig,
     context: &Context,
     waker: &Waker,
 ) -> Result<Vec<Named<dyn Source>>, ConfigError> {
@@ -89,7 +89,7 @@ pub fn sources(
 /// # Errors
 /// [`ConfigError`] when it can't be built.
 pub fn source(
-    loaded: &Loaded,
+    loaded: &LoadedConfig,
     table: &StageTable,
     context: &Context,
     waker: &Waker,
@@ -102,7 +102,10 @@ pub fn source(
 ///
 /// # Errors
 /// [`ConfigError`] for the first that can't be built.
-pub fn sinks(loaded: &Loaded, context: &Context) -> Result<Vec<Named<dyn Sink>>, ConfigError> {
+pub fn sinks(
+    loaded: &LoadedConfig,
+    context: &Context,
+) -> Result<Vec<Named<dyn Sink>>, ConfigError> {
     let build =
         |table: &StageTable| sink(loaded, table, context).map(|sink| (table.name.clone(), sink));
     loaded.settings.pipeline.sinks.iter().map(build).collect()
@@ -113,7 +116,7 @@ pub fn sinks(loaded: &Loaded, context: &Context) -> Result<Vec<Named<dyn Sink>>,
 /// # Errors
 /// [`ConfigError`] when it can't be built.
 pub fn sink(
-    loaded: &Loaded,
+    loaded: &LoadedConfig,
     table: &StageTable,
     context: &Context,
 ) -> Result<Box<dyn Sink>, ConfigError> {
@@ -123,7 +126,7 @@ pub fn sink(
 
 /// The places of `sinks` in the outbox.
 #[must_use]
-pub fn seats(loaded: &Loaded, sinks: &[Named<dyn Sink>]) -> Vec<SinkRegistration> {
+pub fn seats(loaded: &LoadedConfig, sinks: &[Named<dyn Sink>]) -> Vec<SinkRegistration> {
     let tables = &loaded.settings.pipeline.sinks;
     let seat = |(name, sink): &Named<dyn Sink>| {
         let table = tables.iter().find(|table| table.name == *name);
@@ -137,7 +140,7 @@ pub fn seats(loaded: &Loaded, sinks: &[Named<dyn Sink>]) -> Vec<SinkRegistration
 ///
 /// # Errors
 /// [`ConfigError`] for the first that is wrong.
-pub fn check_sinks(loaded: &Loaded) -> Result<(), ConfigError> {
+pub fn check_sinks(loaded: &LoadedConfig) -> Result<(), ConfigError> {
     let sinks = &loaded.settings.pipeline.sinks;
     build(loaded, StageKind::Sink, sinks, |table| {
         sink::check(&table.stage, &table.options.to_options())
@@ -148,7 +151,7 @@ pub fn check_sinks(loaded: &Loaded) -> Result<(), ConfigError> {
 /// Checks all stages, those too that are switched off, and gives everything that is wrong. Sinks are
 /// not built: they need secrets.
 #[must_use]
-pub fn check(loaded: &Loaded, context: &Context) -> Vec<ConfigError> {
+pub fn check(loaded: &LoadedConfig, context: &Context) -> Vec<ConfigError> {
     let mut wrong = check_all(loaded, context, &loaded.settings.pipeline);
     if let (true, Err(error)) = (wrong.is_empty(), stages(loaded, context)) {
         wrong.push(error);
@@ -159,13 +162,17 @@ pub fn check(loaded: &Loaded, context: &Context) -> Vec<ConfigError> {
 
 /// Checks the stages that are switched off: once they are on, nothing may be wrong with them.
 #[must_use]
-pub fn check_switched_off(loaded: &Loaded, context: &Context) -> Vec<ConfigError> {
-    check_all(loaded, context, &loaded.switched_off)
+pub fn check_switched_off(loaded: &LoadedConfig, context: &Context) -> Vec<ConfigError> {
+    check_all(loaded, context, &loaded.disabled)
 }
 
-fn check_all(loaded: &Loaded, context: &Context, pipeline: &Pipeline) -> Vec<ConfigError> {
+fn check_all(
+    loaded: &LoadedConfig,
+    context: &Context,
+    pipeline: &PipelineSettings,
+) -> Vec<ConfigError> {
     let nobody: Waker = Arc::new(|| ());
-    let Pipeline { sources, filters, enrichers, sinks } = pipeline;
+    let PipelineSettings { sources, filters, enrichers, sinks } = pipeline;
     let one = |kind: StageKind, table: &StageTable| {
         let (stage, options) = (&*table.stage, &table.options.to_options());
         match kind {
@@ -186,7 +193,10 @@ fn check_all(loaded: &Loaded, context: &Context, pipeline: &Pipeline) -> Vec<Con
 ///
 /// # Errors
 /// [`ConfigError`] when that sink can't be built.
-pub fn manager(loaded: &Loaded, context: &Context) -> Result<Option<Connection>, ConfigError> {
+pub fn manager(
+    loaded: &LoadedConfig,
+    context: &Context,
+) -> Result<Option<Connection>, ConfigError> {
     let sinks = &loaded.settings.pipeline.sinks;
     let Some(table) = sinks.iter().find(|table| table.stage == HTTP_SIEM) else { return Ok(None) };
     let connection = sink::connect(&table.options.to_options(), context);
@@ -198,7 +208,7 @@ pub fn manager(loaded: &Loaded, context: &Context) -> Result<Option<Connection>,
 }
 
 fn build<S>(
-    loaded: &Loaded,
+    loaded: &LoadedConfig,
     kind: StageKind,
     tables: &[StageTable],
     build: impl Fn(&StageTable) -> Result<S, BuildError>,
@@ -212,20 +222,25 @@ fn build<S>(
         .collect()
 }
 
-fn explain(loaded: &Loaded, kind: StageKind, table: &StageTable, error: BuildError) -> ConfigError {
+fn explain(
+    loaded: &LoadedConfig,
+    kind: StageKind,
+    table: &StageTable,
+    error: BuildError,
+) -> ConfigError {
     match error {
-        BuildError::Options(error) => loaded.explain(table, kind.as_str(), &error),
+        BuildError::Options(error) => loaded.explain_error(table, kind.as_str(), &error),
         BuildError::Invalid { option, problem } => {
-            loaded.wrong(&format!("{kind}.{}.{option}", table.name), problem)
+            loaded.value_error(&format!("{kind}.{}.{option}", table.name), problem)
         }
         error => {
             if table.stage == table.name {
                 // Without a `type` the name is the type: the list is where it stands.
                 let problem = format!("names `{}`, but {error}", table.name);
-                return loaded.wrong(&format!("pipeline.{kind}s"), problem);
+                return loaded.value_error(&format!("pipeline.{kind}s"), problem);
             }
             let problem = format!("is `{}`, but {error}", table.stage);
-            loaded.wrong(&format!("{kind}.{}.type", table.name), problem)
+            loaded.value_error(&format!("{kind}.{}.type", table.name), problem)
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use super::filter_chain::{FilterChain, Outcome};
 use crate::{
-    config::{Expected, Test, TestLine},
+    config::{ExpectedOutcome, InlineTest, TestLine},
     stages::Record,
     tail::{FileKey, GenerationId, Origin},
 };
@@ -38,7 +38,7 @@ pub struct Mismatch {
 
 /// Runs a test's lines through filters that have seen no others, and gives those that became
 /// something else than it says.
-pub fn run(test: &Test, filters: &mut FilterChain) -> Vec<Mismatch> {
+pub fn run(test: &InlineTest, filters: &mut FilterChain) -> Vec<Mismatch> {
     let path = test.path.as_deref().unwrap_or(Path::new(NOWHERE));
     let origin = Origin::new(FileKey(0), path, GenerationId("00".repeat(16)));
     let mut mismatches = Vec::new();
@@ -67,15 +67,17 @@ impl Verdict {
 
     fn of(outcome: Outcome, filters: &FilterChain) -> Self {
         match outcome {
-            Outcome::Keep(None) => Self { verdict: Expected::Keep.as_str(), ..Self::default() },
+            Outcome::Keep(None) => {
+                Self { verdict: ExpectedOutcome::Keep.as_str(), ..Self::default() }
+            }
             Outcome::Keep(Some(edited)) => Self {
-                verdict: Expected::Edit.as_str(),
+                verdict: ExpectedOutcome::Edit.as_str(),
                 by: Some(edited.by),
                 reason: None,
                 output: Some(String::from_utf8_lossy(&edited.line).into_owned()),
             },
             Outcome::Drop { stage, reason } => Self {
-                verdict: Expected::Drop.as_str(),
+                verdict: ExpectedOutcome::Drop.as_str(),
                 by: Some(filters.name(stage).to_owned()),
                 reason: Some(reason.to_owned()),
                 output: None,
@@ -124,11 +126,11 @@ impl fmt::Display for Verdict {
 mod tests {
     use super::*;
     use crate::{
-        config::Origin as Layer,
+        config::LayerOrigin as Layer,
         stages::{StageOptions, filter},
     };
 
-    fn line(input: &str, expect: Expected) -> TestLine {
+    fn line(input: &str, expect: ExpectedOutcome) -> TestLine {
         let input = input.to_owned();
         TestLine { input, expect, by: None, reason: None, output: None }
     }
@@ -137,7 +139,8 @@ mod tests {
         let options = StageOptions::from_toml("").unwrap();
         let filters = ["dedupe", "meta", "tool-call"];
         let filters = filters.map(|name| (name.to_owned(), filter::build(name, &options).unwrap()));
-        let test = Test { name: "t".into(), path: None, lines, place: Layer::Defaults.into() };
+        let test =
+            InlineTest { name: "t".into(), path: None, lines, location: Layer::Defaults.into() };
         let found = run(&test, &mut FilterChain::new(filters.into()));
         let text = |it: Mismatch| (it.line, it.expected.to_string(), it.found.to_string());
         found.into_iter().map(text).collect()
@@ -148,7 +151,7 @@ mod tests {
     #[test]
     fn lines_run_in_order_and_the_filters_remember_them() {
         let again = r#"{"uuid":"u"}"#;
-        let lines = vec![line(again, Expected::Keep), line(again, Expected::Drop)];
+        let lines = vec![line(again, ExpectedOutcome::Keep), line(again, ExpectedOutcome::Drop)];
         assert_eq!(mismatches(lines), []);
     }
 
@@ -156,9 +159,12 @@ mod tests {
     fn what_a_test_leaves_out_may_be_anything() {
         let output = Some(r#"{"message":{"content":[{"type":"text"}]}}"#.to_owned());
         let lines = vec![
-            line(r#"{"isMeta":true}"#, Expected::Drop),
-            TestLine { by: Some("meta".into()), ..line(r#"{"isMeta":true}"#, Expected::Drop) },
-            TestLine { output, ..line(CALL, Expected::Edit) },
+            line(r#"{"isMeta":true}"#, ExpectedOutcome::Drop),
+            TestLine {
+                by: Some("meta".into()),
+                ..line(r#"{"isMeta":true}"#, ExpectedOutcome::Drop)
+            },
+            TestLine { output, ..line(CALL, ExpectedOutcome::Edit) },
         ];
         assert_eq!(mismatches(lines), []);
     }
@@ -167,10 +173,10 @@ mod tests {
     fn a_mismatch_says_what_was_expected_and_what_came() {
         let by = |by: &str, line| TestLine { by: Some(by.to_owned()), ..line };
         let lines = vec![
-            line("{}", Expected::Drop),
-            by("sidechain", line(r#"{"isMeta":true}"#, Expected::Drop)),
-            line(CALL, Expected::Keep),
-            TestLine { output: Some("{}".into()), ..line(CALL, Expected::Edit) },
+            line("{}", ExpectedOutcome::Drop),
+            by("sidechain", line(r#"{"isMeta":true}"#, ExpectedOutcome::Drop)),
+            line(CALL, ExpectedOutcome::Keep),
+            TestLine { output: Some("{}".into()), ..line(CALL, ExpectedOutcome::Edit) },
         ];
         let kept = r#"{"message":{"content":[{"type":"text"}]}}"#;
         let expected = [

@@ -9,7 +9,7 @@ use super::{
     accounting::Totals, group::GroupStart, group_builder::GroupBuilder, record_stages::RecordStages,
 };
 use crate::{
-    config::Shipping,
+    config::ShippingSettings,
     event::Event,
     frame::Codec,
     platform::{Clock, Timestamp},
@@ -43,7 +43,8 @@ impl DryRun {
         mut step: impl FnMut(&[u8], &Totals, &Survey) -> io::Result<()>,
     ) -> io::Result<Summary> {
         let start = GroupStart { seq: 1, chain: Digest::ZERO, totals: Totals::default() };
-        let mut builder = GroupBuilder::new(start, self.config, Shipping::default(), Codec::Plain);
+        let mut builder =
+            GroupBuilder::new(start, self.config, ShippingSettings::default(), Codec::Plain);
         for (name, source) in &mut self.sources {
             source.restore(&mut std::iter::empty()).map_err(io::Error::other)?;
             let label = source.label();

@@ -14,7 +14,7 @@ use super::{
     record_stages::RecordStages,
 };
 use crate::{
-    config::Shipping,
+    config::ShippingSettings,
     event::Event,
     frame::{self, Codec, Encoder, Frame, FrameBuilder},
     platform::Timestamp,
@@ -56,7 +56,12 @@ impl GroupBuilder {
     /// Creates a builder whose first group starts at `start`. Frames fit into batches as `shipping`
     /// limits them.
     #[must_use]
-    pub fn new(start: GroupStart, config: Digest, shipping: Shipping, codec: Codec) -> Self {
+    pub fn new(
+        start: GroupStart,
+        config: Digest,
+        shipping: ShippingSettings,
+        codec: Codec,
+    ) -> Self {
         Self {
             frame_bytes: frame_bytes(shipping),
             next_seq: start.seq,
@@ -79,7 +84,7 @@ impl GroupBuilder {
 
     /// Switches to another configuration. Call between two groups: entries already in the group
     /// would be labelled with the new configuration.
-    pub fn reconfigure(&mut self, config: Digest, shipping: Shipping) {
+    pub fn reconfigure(&mut self, config: Digest, shipping: ShippingSettings) {
         self.config = config;
         self.batch_size = shipping.batch_size as u64;
         self.frame_bytes = frame_bytes(shipping);
@@ -428,7 +433,7 @@ impl GroupBuilder {
 }
 
 /// Maximum size of a frame that fits into batches as `shipping` limits them.
-fn frame_bytes(shipping: Shipping) -> usize {
+fn frame_bytes(shipping: ShippingSettings) -> usize {
     let room = usize::try_from(shipping.room()).unwrap_or(frame::MAX_RAW);
     frame::MAX_RAW.min(room)
 }

@@ -10,7 +10,7 @@ use siem_protocol::Digest;
 
 use super::{assembly, ingest::Reconfiguration, record_stages::RecordStages};
 use crate::{
-    config::{ConfigError, Loaded, Settings, StageTable},
+    config::{ConfigError, LoadedConfig, Settings, StageTable},
     event::Event,
     stages::{
         Context,
@@ -41,7 +41,7 @@ impl Plan {
     /// What is built from a configuration now. To be taken before it is built: what changes in
     /// between is another the next time.
     #[must_use]
-    pub fn of(loaded: &Loaded, context: &Context) -> Self {
+    pub fn of(loaded: &LoadedConfig, context: &Context) -> Self {
         let content = |path: PathBuf| {
             let digest = fs::read(&path).ok().map(|bytes| Digest::of(&bytes));
             (path, digest)
@@ -58,7 +58,7 @@ impl Plan {
     pub fn to(
         &self,
         next: &Self,
-        loaded: &Loaded,
+        loaded: &LoadedConfig,
         stages: RecordStages,
         context: &Context,
         waker: &Waker,

@@ -28,7 +28,7 @@ use super::{
     reload::Reload,
 };
 use crate::{
-    config::{Settings, Shipping, SinkSettings},
+    config::{Settings, ShippingSettings, SinkSettings},
     event::Event,
     frame::Codec,
     platform::Clock,
@@ -295,7 +295,7 @@ impl Running {
             let (outbox, clock, config) =
                 (Arc::clone(&self.outbox), Arc::clone(&self.clock), self.config);
             let attempt = tokio::task::spawn_blocking(move || {
-                let shipping = Shipping::default();
+                let shipping = ShippingSettings::default();
                 let mut builder = GroupBuilder::new(outbox.end(), config, shipping, Codec::Zstd);
                 outbox.commit(&builder.finish(clock.now()))
             });
@@ -365,7 +365,7 @@ impl Running {
             if events.is_empty() {
                 return Ok(());
             }
-            let shipping = Shipping::default();
+            let shipping = ShippingSettings::default();
             let mut builder = GroupBuilder::new(outbox.end(), config, shipping, Codec::Zstd);
             let now = clock.now();
             events.iter().for_each(|event| builder.add_event(event, now));

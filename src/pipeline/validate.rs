@@ -2,7 +2,7 @@
 
 use super::{assembly, config_test, record_stages::RecordStages};
 use crate::{
-    config::{ConfigError, Loaded, Origin},
+    config::{ConfigError, LayerOrigin, LoadedConfig},
     stages::Context,
 };
 
@@ -43,7 +43,7 @@ pub enum TestScope {
 /// # Errors
 /// [`ValidationError`]: what is in force stays.
 pub fn validate(
-    loaded: &Loaded,
+    loaded: &LoadedConfig,
     context: &Context,
     tests: TestScope,
 ) -> Result<RecordStages, ValidationError> {
@@ -51,16 +51,16 @@ pub fn validate(
     if let Some(error) = assembly::check_switched_off(loaded, context).into_iter().next() {
         return Err(error.into());
     }
-    let counts = |origin: &Origin| match tests {
-        TestScope::Managed => matches!(origin, Origin::Managed(_)),
+    let counts = |origin: &LayerOrigin| match tests {
+        TestScope::Managed => matches!(origin, LayerOrigin::Managed(_)),
         TestScope::All => true,
     };
-    for test in loaded.tests.iter().filter(|test| counts(&test.place.origin)) {
+    for test in loaded.tests.iter().filter(|test| counts(&test.location.origin)) {
         let mismatch = config_test::run(test, &mut assembly::filters(loaded)?).into_iter().next();
         if let Some(config_test::Mismatch { line, expected, found }) = mismatch {
-            let origin = match &test.place.origin {
-                Origin::Managed(_) => "the managed configuration".to_owned(),
-                _ => test.place.to_string(),
+            let origin = match &test.location.origin {
+                LayerOrigin::Managed(_) => "the managed configuration".to_owned(),
+                _ => test.location.to_string(),
             };
             let test = test.name.clone();
             let (expected, found) = (expected.in_short().to_string(), found.in_short().to_string());

@@ -16,7 +16,7 @@ use super::Os;
 pub struct Environment {
     given: BTreeMap<OsString, OsString>,
     /// What the service was installed with, and the file that keeps it.
-    kept: Option<(PathBuf, BTreeMap<String, OsString>)>,
+    service: Option<(PathBuf, BTreeMap<String, OsString>)>,
 }
 
 impl Environment {
@@ -29,28 +29,28 @@ impl Environment {
     /// The same, where those that are not given have the values that `text` of `file` keeps, one
     /// `NAME=VALUE` in a line: the agent is the same whether a service manager starts it or a shell.
     #[must_use]
-    pub fn with_kept(mut self, file: &Path, text: &str) -> Self {
-        self.kept = Some((file.to_owned(), parse_kept(text)));
+    pub fn with_service_variables(mut self, file: &Path, text: &str) -> Self {
+        self.service = Some((file.to_owned(), parse_service_variables(text)));
         self
     }
 
     /// The file that gives the value of `name`, where the process itself was not given one.
     #[must_use]
-    pub fn kept_in(&self, name: &str) -> Option<&Path> {
-        let (file, kept) = self.kept.as_ref()?;
-        (self.own(name).is_none() && kept.contains_key(name)).then_some(file.as_path())
+    pub fn service_file_of(&self, name: &str) -> Option<&Path> {
+        let (file, service) = self.service.as_ref()?;
+        (self.process_value(name).is_none() && service.contains_key(name)).then_some(file.as_path())
     }
 
     /// The value of `name`. An empty value counts as not given.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&OsStr> {
-        let kept = || self.kept.as_ref()?.1.get(name).map(OsString::as_os_str);
-        self.own(name).or_else(kept)
+        let service = || self.service.as_ref()?.1.get(name).map(OsString::as_os_str);
+        self.process_value(name).or_else(service)
     }
 
     /// The value that the process itself was given.
     #[must_use]
-    pub fn own(&self, name: &str) -> Option<&OsStr> {
+    pub fn process_value(&self, name: &str) -> Option<&OsStr> {
         self.given.get(OsStr::new(name)).map(OsString::as_os_str).filter(|value| !value.is_empty())
     }
 
@@ -65,14 +65,15 @@ impl Environment {
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let given = self.given.iter().filter(|(_, value)| !value.is_empty());
         let given = given.filter_map(|(name, _)| name.to_str());
-        let kept = self.kept.iter().flat_map(|(_, kept)| kept.keys().map(String::as_str));
-        given.chain(kept).collect::<BTreeSet<_>>().into_iter()
+        let service =
+            self.service.iter().flat_map(|(_, service)| service.keys().map(String::as_str));
+        given.chain(service).collect::<BTreeSet<_>>().into_iter()
     }
 }
 
 /// The variables that a file keeps. A line that is none says nothing.
 #[must_use]
-pub fn parse_kept(text: &str) -> BTreeMap<String, OsString> {
+pub fn parse_service_variables(text: &str) -> BTreeMap<String, OsString> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let pairs = lines.filter_map(|line| line.split_once('='));
     pairs
@@ -84,7 +85,7 @@ pub fn parse_kept(text: &str) -> BTreeMap<String, OsString> {
 impl<K: Into<OsString>, V: Into<OsString>> FromIterator<(K, V)> for Environment {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(variables: I) -> Self {
         let given = variables.into_iter().map(|(name, value)| (name.into(), value.into()));
-        Self { given: given.collect(), kept: None }
+        Self { given: given.collect(), service: None }
     }
 }
 

@@ -36,7 +36,7 @@ pub struct Stamp {
 
 /// What kind of thing lies at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileKind {
     /// A regular file.
     File,
     /// A directory.
@@ -47,9 +47,9 @@ pub enum Kind {
 
 /// What lies at a path, and how it looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sight {
+pub struct FileInfo {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: FileKind,
     /// How it looks.
     pub stamp: Stamp,
 }
@@ -117,16 +117,16 @@ impl Stamp {
 ///
 /// # Errors
 /// What the system says.
-pub fn look(path: &Path) -> io::Result<Sight> {
-    system::look(path)
+pub fn inspect(path: &Path) -> io::Result<FileInfo> {
+    system::inspect(path)
 }
 
 /// Looks at what a directory lists; a symlink is not followed.
 ///
 /// # Errors
 /// What the system says; `NotFound` for what is deleted and only listed as long as it is open.
-pub fn look_at_entry(entry: &DirEntry) -> io::Result<Sight> {
-    system::look_at_entry(entry)
+pub fn inspect_entry(entry: &DirEntry) -> io::Result<FileInfo> {
+    system::inspect_entry(entry)
 }
 
 /// Opens a regular file to read it, and says how it looks; `None` when something else lies there
@@ -150,8 +150,8 @@ pub fn open_regular(path: &Path) -> io::Result<Option<(File, Stamp)>> {
         }
         Err(error) => return Err(error),
     };
-    let Sight { kind, stamp } = system::look_at_open(&file)?;
-    Ok((kind == Kind::File).then_some((file, stamp)))
+    let FileInfo { kind, stamp } = system::inspect_open(&file)?;
+    Ok((kind == FileKind::File).then_some((file, stamp)))
 }
 
 /// Whether an error says that too many files are open, here or in the whole system.
@@ -178,13 +178,13 @@ pub fn path_from_bytes(bytes: Vec<u8>) -> OsString {
     system::path_from_bytes(bytes)
 }
 
-fn kind(found: FileType) -> Kind {
+fn kind(found: FileType) -> FileKind {
     if found.is_file() {
-        Kind::File
+        FileKind::File
     } else if found.is_dir() {
-        Kind::Directory
+        FileKind::Directory
     } else {
-        Kind::Other
+        FileKind::Other
     }
 }
 
@@ -203,7 +203,7 @@ mod system {
 
     use rustix::{fs::OFlags, io::Errno};
 
-    use super::{FileId, Sight, Stamp, kind};
+    use super::{FileId, FileInfo, Stamp, kind};
 
     pub(super) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         file.read_at(bytes, offset)
@@ -213,20 +213,20 @@ mod system {
         Ok(stamp_of(&file.metadata()?))
     }
 
-    pub(super) fn look(path: &Path) -> io::Result<Sight> {
-        Ok(sight(&fs::symlink_metadata(path)?))
+    pub(super) fn inspect(path: &Path) -> io::Result<FileInfo> {
+        Ok(info(&fs::symlink_metadata(path)?))
     }
 
-    pub(super) fn look_at_entry(entry: &DirEntry) -> io::Result<Sight> {
-        Ok(sight(&entry.metadata()?))
+    pub(super) fn inspect_entry(entry: &DirEntry) -> io::Result<FileInfo> {
+        Ok(info(&entry.metadata()?))
     }
 
-    pub(super) fn look_at_open(file: &File) -> io::Result<Sight> {
-        Ok(sight(&file.metadata()?))
+    pub(super) fn inspect_open(file: &File) -> io::Result<FileInfo> {
+        Ok(info(&file.metadata()?))
     }
 
-    fn sight(metadata: &Metadata) -> Sight {
-        Sight { kind: kind(metadata.file_type()), stamp: stamp_of(metadata) }
+    fn info(metadata: &Metadata) -> FileInfo {
+        FileInfo { kind: kind(metadata.file_type()), stamp: stamp_of(metadata) }
     }
 
     fn stamp_of(metadata: &Metadata) -> Stamp {
@@ -280,7 +280,7 @@ mod system {
         path::Path,
     };
 
-    use super::{FileId, Sight, Stamp, kind};
+    use super::{FileId, FileInfo, Stamp, kind};
 
     /// `FILE_READ_ATTRIBUTES`: no way in which others open the file forbids this.
     const READ_ATTRIBUTES: u32 = 0x0080;
@@ -310,14 +310,14 @@ mod system {
         Ok(Stamp { size: information.file_size(), modified, changed: 0, id: Some(id) })
     }
 
-    pub(super) fn look(path: &Path) -> io::Result<Sight> {
+    pub(super) fn inspect(path: &Path) -> io::Result<FileInfo> {
         let mut options = OpenOptions::new();
         options.access_mode(READ_ATTRIBUTES).share_mode(SHARE_ALL);
-        look_at_open(&options.custom_flags(OPEN_REPARSE_POINT | BACKUP_SEMANTICS).open(path)?)
+        inspect_open(&options.custom_flags(OPEN_REPARSE_POINT | BACKUP_SEMANTICS).open(path)?)
     }
 
-    pub(super) fn look_at_open(file: &File) -> io::Result<Sight> {
-        Ok(Sight { kind: kind(file.metadata()?.file_type()), stamp: stamp(file)? })
+    pub(super) fn inspect_open(file: &File) -> io::Result<FileInfo> {
+        Ok(FileInfo { kind: kind(file.metadata()?.file_type()), stamp: stamp(file)? })
     }
 
     /// The file is asked itself: a listing tells no id, and of a file that its writer holds open
@@ -326,8 +326,8 @@ mod system {
     /// Whoever may list a directory may look at what lies in it. Refused is a look at a file that
     /// was deleted while someone holds it open: its name stays until the last handle is closed, and
     /// that may be ours.
-    pub(super) fn look_at_entry(entry: &DirEntry) -> io::Result<Sight> {
-        look(&entry.path()).map_err(|error| {
+    pub(super) fn inspect_entry(entry: &DirEntry) -> io::Result<FileInfo> {
+        inspect(&entry.path()).map_err(|error| {
             let is_deleted = error.kind() == io::ErrorKind::PermissionDenied
                 || error.raw_os_error() == Some(DELETE_PENDING);
             if is_deleted { io::ErrorKind::NotFound.into() } else { error }
@@ -417,14 +417,14 @@ mod tests {
         let (from, to) = (directory.path().join("a"), directory.path().join("b"));
         std::fs::write(&from, "x").unwrap();
         let (file, stamp) = open_regular(&from).unwrap().unwrap();
-        assert_eq!(look(&from).unwrap(), Sight { kind: Kind::File, stamp });
+        assert_eq!(inspect(&from).unwrap(), FileInfo { kind: FileKind::File, stamp });
         std::fs::rename(&from, &to).unwrap();
         std::fs::write(&from, "y").unwrap();
-        let ids = [&to, &from].map(|path| look(path).unwrap().stamp.id);
+        let ids = [&to, &from].map(|path| inspect(path).unwrap().stamp.id);
         assert_eq!(ids[0], stamp.id);
         assert_ne!(ids[1], stamp.id);
         assert_eq!(Stamp::of(&file).unwrap().id, stamp.id);
-        assert_eq!(look(directory.path()).unwrap().kind, Kind::Directory);
+        assert_eq!(inspect(directory.path()).unwrap().kind, FileKind::Directory);
     }
 
     /// A listing on Windows shows a file as it was when it was closed last: what its writer, who
@@ -438,7 +438,7 @@ mod tests {
         let mut writer = File::create(&path).unwrap();
         writer.write_all(b"one").unwrap();
         let entry = std::fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap();
-        assert_eq!(look_at_entry(&entry).unwrap(), look(&path).unwrap());
-        assert_eq!(look(&path).unwrap().stamp.size, 3);
+        assert_eq!(inspect_entry(&entry).unwrap(), inspect(&path).unwrap());
+        assert_eq!(inspect(&path).unwrap().stamp.size, 3);
     }
 }

@@ -12,7 +12,7 @@ use super::Os;
 
 /// Who this is, and what was odd about finding out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identified {
+pub struct DetectedIdentity {
     /// Who this is.
     pub identity: Identity,
     /// What the caller should log, one sentence each.
@@ -24,7 +24,7 @@ pub struct Identified {
 /// A machine without an id gets a random one, kept in `state_dir`. Without a state directory, as
 /// in a dry run, it lasts as long as the process.
 #[must_use]
-pub fn identify(state_dir: Option<&Path>) -> Identified {
+pub fn identify(state_dir: Option<&Path>) -> DetectedIdentity {
     let mut warnings = Vec::new();
     let machine_id = machine_id(system_id(), state_dir, &mut warnings);
     let mut or_unknown = |what: &str, found: whoami::Result<String>| match found {
@@ -42,7 +42,7 @@ pub fn identify(state_dir: Option<&Path>) -> Identified {
         arch: std::env::consts::ARCH.to_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    Identified { identity, warnings }
+    DetectedIdentity { identity, warnings }
 }
 
 /// Whether this process may do everything, which the agent does not need.
@@ -91,10 +91,10 @@ fn machine_id(
     }
     let Some(dir) = state_dir else {
         warnings.push("this machine has no id, so a random one is used for this run".to_owned());
-        return random();
+        return random_id();
     };
     let path = dir.join("machine-id");
-    match kept(&path) {
+    match load_or_create(&path) {
         Ok(id) => {
             let path = path.display();
             warnings.push(format!("this machine has no id, so a random one is kept in `{path}`"));
@@ -106,13 +106,13 @@ fn machine_id(
                  each run has another",
                 path.display()
             ));
-            random()
+            random_id()
         }
     }
 }
 
 /// The id in `path`, which is made if it is not there.
-fn kept(path: &Path) -> io::Result<String> {
+fn load_or_create(path: &Path) -> io::Result<String> {
     match fs::read_to_string(path) {
         Ok(text) => {
             if let Some(id) = meaningful(text) {
@@ -122,7 +122,7 @@ fn kept(path: &Path) -> io::Result<String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    let id = random();
+    let id = random_id();
     // Whole or not at all: half an id would be another machine's.
     let beside: PathBuf = path.with_extension("new");
     let mut file = fs::File::create(&beside)?;
@@ -132,7 +132,7 @@ fn kept(path: &Path) -> io::Result<String> {
     Ok(id)
 }
 
-fn random() -> String {
+fn random_id() -> String {
     uuid::Uuid::now_v7().simple().to_string()
 }
 

@@ -9,7 +9,7 @@ use super::Environment;
 pub fn reads_stderr(environment: &Environment) -> bool {
     let Ok(stat) = rustix::fs::fstat(std::io::stderr()) else { return false };
     // The variable is inherited by whatever a service starts, also with another standard error.
-    let stream = environment.own("JOURNAL_STREAM").and_then(|stream| stream.to_str());
+    let stream = environment.process_value("JOURNAL_STREAM").and_then(|stream| stream.to_str());
     stream == Some(&*format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 

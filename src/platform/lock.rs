@@ -11,9 +11,9 @@ use std::{
 use super::secure_file;
 
 /// For how long somebody may hold the lock who only looks at it, or does not say who it is.
-const LOOKS: Duration = Duration::from_millis(50);
+const PROBE_GRACE: Duration = Duration::from_millis(50);
 /// For how long a command that is at work on the store is waited for.
-const WORKS: Duration = Duration::from_secs(10);
+const COMMAND_WAIT: Duration = Duration::from_secs(10);
 /// How often the lock is tried.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -34,19 +34,23 @@ impl StateLock {
     /// [`LockError::Held`] when an agent has it: the caller talks to that one, or ends.
     /// [`LockError::Busy`] when a command has it for longer than 10 s. The other errors say that the
     /// directory can't be used.
-    pub fn acquire(dir: &Path, role: Role) -> Result<Self, LockError> {
-        Self::acquire_within(dir, role, WORKS)
+    pub fn acquire(dir: &Path, role: LockRole) -> Result<Self, LockError> {
+        Self::acquire_within(dir, role, COMMAND_WAIT)
     }
 
-    fn acquire_within(dir: &Path, role: Role, works: Duration) -> Result<Self, LockError> {
+    fn acquire_within(
+        dir: &Path,
+        role: LockRole,
+        command_wait: Duration,
+    ) -> Result<Self, LockError> {
         create(dir)?;
         let unusable = |source| LockError::unusable(dir, source);
         let file = secure_file::options().open(dir.join("agent.lock")).map_err(unusable)?;
-        take(&file, dir, works)?;
+        acquire_or_wait(&file, dir, command_wait)?;
         let pid_file = dir.join("agent.pid");
         let text = match role {
-            Role::Agent => format!("{}\n", std::process::id()),
-            Role::Command => format!("{} {COMMAND}\n", std::process::id()),
+            LockRole::Agent => format!("{}\n", std::process::id()),
+            LockRole::Command => format!("{} {COMMAND}\n", std::process::id()),
         };
         let written = secure_file::options().truncate(true).open(pid_file).and_then(|mut file| {
             use io::Write as _;
@@ -60,7 +64,7 @@ impl StateLock {
     ///
     /// # Errors
     /// [`LockError`] when that can't be found out.
-    pub fn is_held(dir: &Path) -> Result<Option<Holder>, LockError> {
+    pub fn current_holder(dir: &Path) -> Result<Option<LockHolder>, LockError> {
         let unusable = |source| LockError::unusable(dir, source);
         let file = match File::open(dir.join("agent.lock")) {
             Ok(file) => file,
@@ -70,7 +74,7 @@ impl StateLock {
         // Given back at once, with the file.
         match file.try_lock_shared() {
             Ok(()) => Ok(None),
-            Err(TryLockError::WouldBlock) => Ok(Some(holder(dir))),
+            Err(TryLockError::WouldBlock) => Ok(Some(recorded_holder(dir))),
             Err(TryLockError::Error(source)) => Err(unusable(source)),
         }
     }
@@ -93,7 +97,7 @@ impl Drop for StateLock {
 }
 
 /// Takes the lock, though somebody may be looking at it just now, or a command be at work.
-fn take(file: &File, dir: &Path, works: Duration) -> Result<(), LockError> {
+fn acquire_or_wait(file: &File, dir: &Path, command_wait: Duration) -> Result<(), LockError> {
     let begun = Instant::now();
     // Who has it may change meanwhile: a command ends, and an agent was quicker.
     let (mut known, mut since) = (None, begun);
@@ -103,10 +107,10 @@ fn take(file: &File, dir: &Path, works: Duration) -> Result<(), LockError> {
             Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(source)) => return Err(LockError::unusable(dir, source)),
         }
-        let holder = holder(dir);
+        let holder = recorded_holder(dir);
         if known.replace(holder) != Some(holder) {
             since = Instant::now();
-            if holder.role == Role::Command {
+            if holder.role == LockRole::Command {
                 tracing::info!(
                     code = "state_dir_busy",
                     "waits for a command of ai-agent{holder} that is at work here"
@@ -115,24 +119,24 @@ fn take(file: &File, dir: &Path, works: Duration) -> Result<(), LockError> {
         }
         let dir = || dir.to_owned();
         match holder.role {
-            Role::Agent if since.elapsed() >= LOOKS => {
+            LockRole::Agent if since.elapsed() >= PROBE_GRACE => {
                 return Err(LockError::Held { dir: dir(), holder });
             }
-            Role::Command if begun.elapsed() >= works => {
+            LockRole::Command if begun.elapsed() >= command_wait => {
                 return Err(LockError::Busy { dir: dir(), holder });
             }
-            Role::Agent | Role::Command => thread::sleep(PAUSE),
+            LockRole::Agent | LockRole::Command => thread::sleep(PAUSE),
         }
     }
 }
 
 /// Who says that they hold the state directory `dir`. They may be gone: only the lock tells.
-fn holder(dir: &Path) -> Holder {
+fn recorded_holder(dir: &Path) -> LockHolder {
     let text = fs::read_to_string(dir.join("agent.pid")).unwrap_or_default();
     let mut words = text.split_whitespace();
     let pid = words.next().and_then(|word| word.parse().ok());
     let is_command = words.next() == Some(COMMAND);
-    Holder { pid, role: if is_command { Role::Command } else { Role::Agent } }
+    LockHolder { pid, role: if is_command { LockRole::Command } else { LockRole::Agent } }
 }
 
 /// Creates `dir` and what is above it, for the owner only.
@@ -145,7 +149,7 @@ fn create(dir: &Path) -> Result<(), LockError> {
 
 fn warn_if_open_to_others(dir: &Path) {
     // Not tightened: it may be a directory that serves others too, chosen by mistake.
-    if let Some(how) = secure_file::openness(dir) {
+    if let Some(how) = secure_file::access_by_others(dir) {
         tracing::warn!(code = "state_dir_open_to_others", dir = %dir.display(), how, "state directory is open to other users");
     }
 }
@@ -163,7 +167,7 @@ pub enum LockError {
         /// The state directory.
         dir: PathBuf,
         /// Who has it, as far as it is known.
-        holder: Holder,
+        holder: LockHolder,
     },
     /// A command has it, and does not end.
     #[error(
@@ -175,7 +179,7 @@ pub enum LockError {
         /// The state directory.
         dir: PathBuf,
         /// Who has it, as far as it is known.
-        holder: Holder,
+        holder: LockHolder,
     },
     /// It is not there and can't be created.
     #[error(
@@ -248,23 +252,23 @@ const COMMAND: &str = "command";
 
 /// As what a process holds the state directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum LockRole {
     /// As the agent, for as long as it runs.
     Agent,
-    /// As a command that works on the store of an agent that does not run, and ends soon.
+    /// As a command that command_wait on the store of an agent that does not run, and ends soon.
     Command,
 }
 
 /// The process that holds a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Holder {
+pub struct LockHolder {
     /// Its number, if it said so.
     pub pid: Option<u32>,
     /// What it is there for; an agent if nothing is known.
-    pub role: Role,
+    pub role: LockRole,
 }
 
-impl std::fmt::Display for Holder {
+impl std::fmt::Display for LockHolder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.pid {
             Some(pid) => write!(f, " (PID {pid})"),
@@ -295,8 +299,8 @@ mod tests {
     fn the_second_holder_is_told_who_has_it() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("a/state");
-        let first = StateLock::acquire(&dir, Role::Agent).unwrap();
-        let error = StateLock::acquire(&dir, Role::Command).unwrap_err();
+        let first = StateLock::acquire(&dir, LockRole::Agent).unwrap();
+        let error = StateLock::acquire(&dir, LockRole::Command).unwrap_err();
         let expected = format!(
             "another agent (PID {}) runs on the state directory `{}`: stop that one first, or \
              give this one a directory of its own with `state_dir` under `[agent]`",
@@ -306,8 +310,8 @@ mod tests {
         assert_eq!(error.to_string(), expected);
 
         drop(first);
-        assert_eq!(StateLock::is_held(&dir).unwrap(), None);
-        let second = StateLock::acquire(&dir, Role::Agent).unwrap();
+        assert_eq!(StateLock::current_holder(&dir).unwrap(), None);
+        let second = StateLock::acquire(&dir, LockRole::Agent).unwrap();
         assert_eq!(second.dir(), dir);
     }
 
@@ -316,12 +320,12 @@ mod tests {
     #[test]
     fn an_agent_waits_for_a_command_that_is_at_work() {
         let dir = tempfile::tempdir().unwrap();
-        let command = StateLock::acquire(dir.path(), Role::Command).unwrap();
-        let held = StateLock::is_held(dir.path()).unwrap().unwrap();
-        assert_eq!(held, Holder { pid: Some(std::process::id()), role: Role::Command });
+        let command = StateLock::acquire(dir.path(), LockRole::Command).unwrap();
+        let held = StateLock::current_holder(dir.path()).unwrap().unwrap();
+        assert_eq!(held, LockHolder { pid: Some(std::process::id()), role: LockRole::Command });
         thread::scope(|scope| {
-            let agent = scope.spawn(|| StateLock::acquire(dir.path(), Role::Agent));
-            thread::sleep(3 * LOOKS);
+            let agent = scope.spawn(|| StateLock::acquire(dir.path(), LockRole::Agent));
+            thread::sleep(3 * PROBE_GRACE);
             drop(command);
             agent.join().unwrap().unwrap();
         });
@@ -330,8 +334,8 @@ mod tests {
     #[test]
     fn a_command_that_does_not_end_is_not_called_an_agent() {
         let dir = tempfile::tempdir().unwrap();
-        let _command = StateLock::acquire(dir.path(), Role::Command).unwrap();
-        let waited = StateLock::acquire_within(dir.path(), Role::Agent, LOOKS);
+        let _command = StateLock::acquire(dir.path(), LockRole::Command).unwrap();
+        let waited = StateLock::acquire_within(dir.path(), LockRole::Agent, PROBE_GRACE);
         let error = waited.unwrap_err();
         let expected = format!(
             "a command of ai-agent (PID {}) is at work on the state directory `{}`: wait until it \
@@ -347,9 +351,9 @@ mod tests {
     fn a_pid_file_alone_holds_nothing() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("agent.pid"), "1\n").unwrap();
-        let _lock = StateLock::acquire(dir.path(), Role::Agent).unwrap();
-        let held = StateLock::is_held(dir.path()).unwrap().unwrap();
-        assert_eq!(held, Holder { pid: Some(std::process::id()), role: Role::Agent });
+        let _lock = StateLock::acquire(dir.path(), LockRole::Agent).unwrap();
+        let held = StateLock::current_holder(dir.path()).unwrap().unwrap();
+        assert_eq!(held, LockHolder { pid: Some(std::process::id()), role: LockRole::Agent });
     }
 
     #[test]
@@ -357,7 +361,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        let error = StateLock::acquire(&file.join("state"), Role::Agent).unwrap_err();
+        let error = StateLock::acquire(&file.join("state"), LockRole::Agent).unwrap_err();
         assert!(matches!(error, LockError::NotCreated { .. }));
         assert_eq!(
             error.to_string(),
@@ -374,7 +378,7 @@ mod tests {
     fn says_so_when_nothing_can_be_written() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("agent.lock")).unwrap();
-        let error = StateLock::acquire(dir.path(), Role::Agent).unwrap_err();
+        let error = StateLock::acquire(dir.path(), LockRole::Agent).unwrap_err();
         assert!(matches!(error, LockError::NotWritable { .. }), "{error}");
         assert!(error.to_string().contains("chmod 700"), "{error}");
     }
@@ -386,7 +390,7 @@ mod tests {
 
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("state");
-        let _lock = StateLock::acquire(&dir, Role::Agent).unwrap();
+        let _lock = StateLock::acquire(&dir, LockRole::Agent).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&dir), 0o700);
         assert_eq!(mode(&dir.join("agent.lock")), 0o600);

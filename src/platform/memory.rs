@@ -17,7 +17,7 @@ pub fn share_one_heap() {
 /// Gives back to the system what is free.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "no safe call does it")]
-pub fn give_back() {
+pub fn release_free() {
     // SAFETY: touches only what is free, under the heap's own lock.
     unsafe {
         libc::malloc_trim(0);
@@ -30,7 +30,7 @@ pub fn share_one_heap() {}
 
 /// Gives back to the system what is free.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub fn give_back() {}
+pub fn release_free() {}
 
 /// Bytes of memory that this process has, as far as the system says so.
 #[cfg(target_os = "linux")]

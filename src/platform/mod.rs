@@ -24,10 +24,10 @@ pub mod watch;
 
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use disk::free_space;
-pub use environment::{Environment, parse_kept};
-pub use identity::{Identified, identify, is_root, user_id};
-pub use lock::{Holder, LockError, Role, StateLock};
+pub use environment::{Environment, parse_service_variables};
+pub use identity::{DetectedIdentity, identify, is_root, user_id};
+pub use lock::{LockError, LockHolder, LockRole, StateLock};
 pub use log_file::LogFile;
-pub use paths::{Installed, Os, Paths, PathsError};
+pub use paths::{InstalledPaths, Os, Paths, PathsError};
 pub use power::{Power, SystemPower};
 pub use signals::{Signal, Signals};

@@ -101,13 +101,13 @@ pub struct Paths {
     /// Says where the state directory is, at a place that depends on the home directory alone.
     pub pointer: PathBuf,
     /// What `install` lays down.
-    pub installed: Installed,
+    pub installed: InstalledPaths,
 }
 
 /// Where the parts of an agent lie that `install` made a service of the user. By the home directory
 /// alone where the service could know other variables than a shell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Installed {
+pub struct InstalledPaths {
     /// The program.
     pub program: PathBuf,
     /// What describes the service to the system.
@@ -115,7 +115,7 @@ pub struct Installed {
     /// The variables that it is given, for its owner only.
     pub environment: PathBuf,
     /// Where an administrator describes a service of all users.
-    pub of_the_machine: Vec<PathBuf>,
+    pub machine_definitions: Vec<PathBuf>,
 }
 
 impl Paths {
@@ -191,26 +191,26 @@ impl Paths {
         let at_home = |parts: &[&str]| os.below(home, parts);
         let support = ["Library", "Application Support", "ai-agent"];
         let installed = match os {
-            Os::Linux => Installed {
+            Os::Linux => InstalledPaths {
                 program: at_home(&[".local", "bin", "ai-agent"]),
                 definition: os.below(&config_home, &["systemd", "user", "ai-agent.service"]),
                 environment: at_home(&[".config", "ai-agent", "environment"]),
-                of_the_machine: ["/etc", "/usr/local/lib", "/usr/lib"]
+                machine_definitions: ["/etc", "/usr/local/lib", "/usr/lib"]
                     .map(|dir| os.below(OsStr::new(dir), &["systemd", "user", "ai-agent.service"]))
                     .into(),
             },
-            Os::Macos => Installed {
+            Os::Macos => InstalledPaths {
                 program: at_home(&[&support[..], &["bin", "ai-agent"]].concat()),
                 definition: at_home(&["Library", "LaunchAgents", "ai-agent.plist"]),
                 environment: at_home(&[&support[..], &["environment"]].concat()),
-                of_the_machine: vec!["/Library/LaunchAgents/ai-agent.plist".into()],
+                machine_definitions: vec!["/Library/LaunchAgents/ai-agent.plist".into()],
             },
             // A task of the machine has the same name, and only an administrator may change it.
-            Os::Windows => Installed {
+            Os::Windows => InstalledPaths {
                 program: os.below(&local, &["ai-agent", "ai-agent.exe"]),
                 definition: os.below(&local, &["ai-agent", "task.xml"]),
                 environment: at_home(&["AppData", "Local", "ai-agent", "environment"]),
-                of_the_machine: Vec::new(),
+                machine_definitions: Vec::new(),
             },
         };
         Ok(Self {

@@ -22,7 +22,7 @@ pub fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
 ///
 /// # Errors
 /// What the system says; what lay there still does.
-pub fn put(from: &Path, to: &Path) -> io::Result<()> {
+pub fn install(from: &Path, to: &Path) -> io::Result<()> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder)?;
     }
@@ -94,13 +94,13 @@ mod tests {
         let (from, to) = (dir.path().join("from"), dir.path().join("bin/ai-agent"));
         fs::write(&from, "new").unwrap();
         assert!(!is_same(&from, &to).unwrap());
-        put(&from, &to).unwrap();
+        install(&from, &to).unwrap();
         assert!(is_same(&from, &to).unwrap());
 
         fs::write(&to, "old").unwrap();
         fs::write(dir.path().join("bin/ai-agent.new"), "half").unwrap();
         assert!(!is_same(&from, &to).unwrap());
-        put(&from, &to).unwrap();
+        install(&from, &to).unwrap();
         assert_eq!(fs::read(&to).unwrap(), b"new");
         assert!(remove(&to).unwrap() && !remove(&to).unwrap());
         assert_eq!(fs::read_dir(dir.path().join("bin")).unwrap().count(), 0);
@@ -115,7 +115,7 @@ mod tests {
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         fs::write(&from, "new").unwrap();
         fs::set_permissions(&from, fs::Permissions::from_mode(0o600)).unwrap();
-        put(&from, &to).unwrap();
+        install(&from, &to).unwrap();
         assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o700, 0o700);
     }
 }

@@ -48,7 +48,7 @@ impl Descriptor {
     /// # Safety
     /// Nobody else frees it.
     #[expect(unsafe_code, reason = "it is freed")]
-    pub(super) unsafe fn take(descriptor: PSECURITY_DESCRIPTOR) -> Self {
+    pub(super) unsafe fn from_raw(descriptor: PSECURITY_DESCRIPTOR) -> Self {
         Self(descriptor)
     }
 

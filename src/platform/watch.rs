@@ -24,7 +24,7 @@ const ONE_BY_ONE: bool = cfg!(target_os = "linux");
 
 /// What the system says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum WatchEvent {
     /// Something at this path changed.
     Changed {
         /// The path, below a directory as it was given or with its symlinks resolved.
@@ -64,18 +64,20 @@ pub struct DirectoryWatcher {
 }
 
 impl DirectoryWatcher {
-    /// Watches nothing yet. `tell` is called from a thread of its own.
+    /// Watches nothing yet. `notify_change` is called from a thread of its own.
     ///
     /// # Errors
     /// [`WatchError`] when the system has no watcher.
-    pub fn new(mut tell: impl FnMut(Told) + Send + 'static) -> Result<Self, WatchError> {
+    pub fn new(
+        mut notify_change: impl FnMut(WatchEvent) + Send + 'static,
+    ) -> Result<Self, WatchError> {
         let handler = move |event: notify::Result<notify::Event>| match event {
-            Ok(event) => pass_on(event, &mut tell),
+            Ok(event) => pass_on(event, &mut notify_change),
             Err(error) => match failure(&error) {
-                WatchError::Limit => tell(Told::Failed(WatchError::Limit)),
+                WatchError::Limit => notify_change(WatchEvent::Failed(WatchError::Limit)),
                 WatchError::Other(error) => {
                     warn!(code = "watch_failed", error, "could not watch for a change");
-                    tell(Told::Lost);
+                    notify_change(WatchEvent::Lost);
                 }
             },
         };
@@ -96,7 +98,7 @@ impl DirectoryWatcher {
         self.roots.retain(|known, _| roots.contains(&known.as_path()));
         let mut result = Ok(());
         for root in roots {
-            let id = file::look(root).ok().and_then(|sight| sight.stamp.id);
+            let id = file::inspect(root).ok().and_then(|sight| sight.stamp.id);
             if self.roots.get(*root) == Some(&id) {
                 continue;
             }
@@ -132,9 +134,9 @@ impl DirectoryWatcher {
     }
 }
 
-fn pass_on(event: notify::Event, tell: &mut impl FnMut(Told)) {
+fn pass_on(event: notify::Event, notify_change: &mut impl FnMut(WatchEvent)) {
     if event.need_rescan() {
-        tell(Told::Lost);
+        notify_change(WatchEvent::Lost);
     }
     let is_metadata = match event.kind {
         // Our own looks among them.
@@ -143,7 +145,7 @@ fn pass_on(event: notify::Event, tell: &mut impl FnMut(Told)) {
         _ => false,
     };
     for path in event.paths {
-        tell(Told::Changed { path, is_metadata });
+        notify_change(WatchEvent::Changed { path, is_metadata });
     }
 }
 
@@ -175,18 +177,20 @@ mod tests {
 
     use super::*;
 
-    fn watch(root: &Path) -> (DirectoryWatcher, Receiver<Told>) {
+    fn watch(root: &Path) -> (DirectoryWatcher, Receiver<WatchEvent>) {
         let (sender, told) = mpsc::channel();
-        let tell = move |told| sender.send(told).unwrap_or_default();
-        let mut watcher = DirectoryWatcher::new(tell).unwrap();
+        let notify_change = move |told| sender.send(told).unwrap_or_default();
+        let mut watcher = DirectoryWatcher::new(notify_change).unwrap();
         watcher.watch_roots(&[root]).unwrap();
         watcher.watch(root).unwrap();
         (watcher, told)
     }
 
     #[track_caller]
-    fn wait_for(told: &Receiver<Told>, expected: &Path) {
-        while let Told::Changed { path, .. } = told.recv_timeout(Duration::from_secs(20)).unwrap() {
+    fn wait_for(told: &Receiver<WatchEvent>, expected: &Path) {
+        while let WatchEvent::Changed { path, .. } =
+            told.recv_timeout(Duration::from_secs(20)).unwrap()
+        {
             if path == expected {
                 return;
             }
@@ -216,7 +220,10 @@ mod tests {
         fs::remove_file(root.join("e/b")).unwrap();
         wait_for(&told, &root.join("e/b"));
         drop(watcher);
-        assert!(told.iter().all(|told| matches!(told, Told::Changed { .. })), "the thread ends");
+        assert!(
+            told.iter().all(|told| matches!(told, WatchEvent::Changed { .. })),
+            "the thread ends"
+        );
     }
 
     #[test]

@@ -280,7 +280,7 @@ impl Tail {
     /// nobody can tell, the one of which less was read.
     fn gives_way(&self, known: FileKey, row: &CheckpointSummary) -> bool {
         let Some(known) = self.files.get(known) else { return true };
-        let here = file::look(&row.path).ok().and_then(|sight| sight.stamp.id);
+        let here = file::inspect(&row.path).ok().and_then(|sight| sight.stamp.id);
         let is_here = |id: Option<FileId>| id.is_some() && id == here;
         (is_here(row.stamp.id), row.offset) > (is_here(known.id), known.offset)
     }

@@ -214,7 +214,7 @@ impl Tail {
             return;
         }
         self.tended = now;
-        let is_elsewhere = |active: &OpenFile| match file::look(&active.origin.path) {
+        let is_elsewhere = |active: &OpenFile| match file::inspect(&active.origin.path) {
             Ok(sight) => sight.stamp.id != active.id,
             Err(error) => is_absent(&error),
         };
@@ -299,7 +299,7 @@ impl Tail {
     /// Goes on with files that were never stored: of one that is gone by now nothing else knows.
     pub(super) fn adopt(&mut self, handles: DetachedFiles) {
         for (_, OpenFile { file, id, origin: last, .. }) in handles.by_generation {
-            let is_there = file::look(&last.path).is_ok_and(|sight| sight.stamp.id == id);
+            let is_there = file::inspect(&last.path).is_ok_and(|sight| sight.stamp.id == id);
             if is_there && self.files.at(&last.path).is_some() {
                 continue;
             }

@@ -20,7 +20,7 @@ use super::{
     walk::{self, Root, Walk},
     watcher::{Hinted, Watcher, may_be_directory},
 };
-use crate::platform::file::{self, Kind, Sight, Stamp};
+use crate::platform::file::{self, FileInfo, FileKind, Stamp};
 
 /// A new file last changed longer ago is old, and waits for those that grow.
 const OLD: Duration = Duration::from_secs(600);
@@ -103,7 +103,7 @@ impl Tail {
         let found = roots.iter().find_map(|root| Some((root, root.path_of(hinted)?)));
         let Some((root, path)) = found else { return };
         let is_file = self.options.names.are_of(&path);
-        let Sight { kind, stamp } = match file::look(&path) {
+        let FileInfo { kind, stamp } = match file::inspect(&path) {
             Ok(sight) => sight,
             Err(_) => {
                 // Gone or moved, alone or with what lay in it: a sweep tells.
@@ -116,14 +116,14 @@ impl Tail {
         if !walk::is_reached_without_symlinks(&root.configured, &path) {
             return;
         }
-        if kind == Kind::Directory {
+        if kind == FileKind::Directory {
             if path == root.configured {
                 self.schedule.sweep_soon();
             } else if self.options.names.are_at_any_depth() {
                 self.list(path.clone());
                 self.schedule.list_again(path);
             }
-        } else if kind == Kind::File && is_file {
+        } else if kind == FileKind::File && is_file {
             self.check_path(&path, stamp);
         }
     }
@@ -160,8 +160,8 @@ impl Tail {
                 self.schedule.forget(*key);
                 continue;
             };
-            match file::look(&known.path) {
-                Ok(sight) if sight.kind == Kind::File => {
+            match file::inspect(&known.path) {
+                Ok(sight) if sight.kind == FileKind::File => {
                     if std::mem::take(&mut known.is_racy) {
                         known.drained = None;
                     }
@@ -438,8 +438,8 @@ impl Tail {
         intake: &mut dyn Intake,
     ) -> io::Result<bool> {
         let Some(known) = self.files.get(key) else { return Ok(false) };
-        let (old_path, old_stamp) = match file::look(&known.path) {
-            Ok(Sight { kind: Kind::File, stamp }) => {
+        let (old_path, old_stamp) = match file::inspect(&known.path) {
+            Ok(FileInfo { kind: FileKind::File, stamp }) => {
                 let is_same = stamp.id == known.id;
                 (if is_same { OldPath::SameFile } else { OldPath::OtherFile }, Some(stamp))
             }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::platform::file::{self, Kind, Stamp};
+use crate::platform::file::{self, FileKind, Stamp};
 
 /// A directory to list, by the name that it was configured with and by its real one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,8 +110,10 @@ impl Walk {
                     }
                 }
                 Ok(kind) if kind.is_file() && self.names.are_of(Path::new(&entry.file_name())) => {
-                    match file::look_at_entry(&entry) {
-                        Ok(sight) if sight.kind == Kind::File => visit(entry.path(), sight.stamp),
+                    match file::inspect_entry(&entry) {
+                        Ok(sight) if sight.kind == FileKind::File => {
+                            visit(entry.path(), sight.stamp)
+                        }
                         Ok(_) => {}
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                         Err(error) => fail(&entry.path(), error),

@@ -13,7 +13,7 @@ use std::{
 use tracing::{debug, warn};
 
 use super::walk::{Names, Root};
-use crate::platform::watch::{DirectoryWatcher, Told, WatchError};
+use crate::platform::watch::{DirectoryWatcher, WatchError, WatchEvent};
 
 /// How many paths are kept; with more, everything is looked at.
 const MAX_PATHS: usize = 4096;
@@ -91,12 +91,14 @@ impl Watcher {
     pub(super) fn new(hints: &Arc<Hints>, names: &Names) -> Option<Self> {
         let (sender, names) = (Arc::clone(hints), names.clone());
         let tell = move |told| match told {
-            Told::Changed { path, is_metadata } => pass_on(&sender, path, is_metadata, &names),
-            Told::Lost => {
+            WatchEvent::Changed { path, is_metadata } => {
+                pass_on(&sender, path, is_metadata, &names)
+            }
+            WatchEvent::Lost => {
                 debug!("lost hints");
                 sender.handle_deleted();
             }
-            Told::Failed(error) => {
+            WatchEvent::Failed(error) => {
                 report(&error);
                 sender.fail();
             }

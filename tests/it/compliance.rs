@@ -109,7 +109,7 @@ fn the_policy_of_the_server_reaches_the_hooks_and_violations_reach_the_server() 
     });
     assert!(blocked >= 3, "{blocked}");
     eventually("the spool is empty", || (fs::read_dir(&spool).unwrap().count() == 0).then_some(()));
-    // Reported once for as long as it lasts, over restarts too.
+    // ViolationTracker once for as long as it lasts, over restarts too.
     let stored = receiver.entries();
     assert_eq!(entries::events(&stored, "compliance_violation").len(), 2);
     agent.stop();

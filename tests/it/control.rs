@@ -9,7 +9,7 @@ use crate::support::{
     home::Home,
     receiver::{Receiver, settle},
 };
-use ai_agent::platform::{Role, StateLock};
+use ai_agent::platform::{LockRole, StateLock};
 use serde_json::{Value, json};
 
 const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";
@@ -251,7 +251,7 @@ fn a_killed_agent_is_followed_by_one_that_can_be_asked() {
 fn a_command_waits_for_nobody_and_takes_nothing_from_another() {
     let (home, receiver) = (Home::new(), Receiver::start());
     delivered(&home, &receiver).stop();
-    let lock = StateLock::acquire(&state_dir(&home), Role::Agent).unwrap();
+    let lock = StateLock::acquire(&state_dir(&home), LockRole::Agent).unwrap();
     let commands: [&[&str]; 4] =
         [&["outbox", "verify"], &["deadletter", "list"], &["flush"], &["outbox", "status"]];
     for command in commands {
@@ -271,7 +271,7 @@ fn a_command_waits_for_nobody_and_takes_nothing_from_another() {
 fn a_command_at_work_is_no_agent_and_one_that_starts_waits_for_it() {
     let (home, receiver) = (Home::new(), Receiver::start());
     delivered(&home, &receiver).stop();
-    let lock = StateLock::acquire(&state_dir(&home), Role::Command).unwrap();
+    let lock = StateLock::acquire(&state_dir(&home), LockRole::Command).unwrap();
     let pid = format!("(PID {})", std::process::id());
     for command in [&["check"][..], &["check", "--strict"], &["outbox", "status"]] {
         let error = agent(&home, &receiver, AT_ONCE, command).fail(1);

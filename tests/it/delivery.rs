@@ -16,7 +16,7 @@ use crate::support::{
     shipping::{Delivery, Post},
 };
 use ai_agent::{
-    config::Shipping,
+    config::ShippingSettings,
     event::Event,
     pipeline::outbox::DeadLetter,
     protocol::names::{event, severity},
@@ -344,7 +344,8 @@ fn a_violation_takes_along_what_lies_before_it_at_once() {
     let receiver = Scripted::start([]);
     let mut post = Post::with(5);
     // Nothing else would send anything today.
-    post.shipping = Shipping { flush_interval: Duration::from_secs(86_400), ..post.shipping };
+    post.shipping =
+        ShippingSettings { flush_interval: Duration::from_secs(86_400), ..post.shipping };
     let delivery = post.deliver_to(&receiver.url());
     let violation =
         Event::warning(event::COMPLIANCE_VIOLATION, json!({ "violation": "no_account" }))

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ai_agent::{
-    compliance::{policy_file::Kept, spool::Spool},
+    compliance::{policy_file::StoredPolicy, spool::Spool},
     platform::Timestamp,
     protocol::{Digest, managed::Compliance},
 };
@@ -41,7 +41,7 @@ impl User {
     fn policy(self, policy: Value) -> Self {
         let compliance: Compliance = serde_json::from_value(policy).unwrap();
         fs::create_dir_all(self.state_dir()).unwrap();
-        let kept = Kept { compliance, config_hash: Digest::ZERO, at: Timestamp(1) };
+        let kept = StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(1) };
         kept.write(&self.state_dir()).unwrap();
         self
     }

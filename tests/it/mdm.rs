@@ -11,7 +11,7 @@ use std::{
 
 use crate::support::{home::Home, lines_with_code};
 use ai_agent::{
-    compliance::policy_file::Kept,
+    compliance::policy_file::StoredPolicy,
     platform::Timestamp,
     protocol::{Digest, managed::Compliance},
 };
@@ -138,7 +138,7 @@ mod hooks {
             "action": "block",
         }))
         .unwrap();
-        let kept = Kept { compliance, config_hash: Digest::ZERO, at: Timestamp(1) };
+        let kept = StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(1) };
         kept.write(&state).unwrap();
         let account = json!({ "oauthAccount": { "emailAddress": "me@gmail.com" } });
         fs::write(home.path().join(".claude.json"), account.to_string()).unwrap();

@@ -14,7 +14,7 @@ use crate::support::{
     scripted::{Manages, Scripted},
 };
 use ai_agent::{
-    compliance::policy_file::Kept,
+    compliance::policy_file::StoredPolicy,
     platform::Timestamp,
     protocol::{Digest, managed::Compliance},
 };
@@ -35,7 +35,9 @@ fn policy(work: &Path, action: Option<&str>) -> Value {
     let compliance: Compliance = serde_json::from_value(policy).unwrap();
     let folder = work.join("policies").join(action.unwrap_or("none"));
     fs::create_dir_all(&folder).unwrap();
-    Kept { compliance, config_hash: Digest::ZERO, at: Timestamp(1) }.write(&folder).unwrap();
+    StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(1) }
+        .write(&folder)
+        .unwrap();
     let (from, to) = (folder.join("policy.json"), "@HOME@/.local/state/ai-agent");
     json!({ "sh": format!("install -d -m 700 {to} && install -m 600 {} {to}/policy.json", from.display()) })
 }

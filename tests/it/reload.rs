@@ -23,7 +23,7 @@ use crate::support::{
     receiver::{Receiver, wait_for},
 };
 use ai_agent::{
-    config::{self, Inputs},
+    config::{self, ConfigInputs},
     platform::{Environment, Paths},
 };
 use rustix::process::Signal;
@@ -104,7 +104,7 @@ impl Toggles {
         let paths = Paths::from_environment(&environment).unwrap();
         let file = home.path().join("predicted.toml");
         fs::write(&file, self.toml()).unwrap();
-        let inputs = Inputs {
+        let inputs = ConfigInputs {
             paths: &paths,
             environment: &environment,
             explicit: Some(&file),

@@ -20,7 +20,7 @@ use crate::support::{
     tls::{self, Authority},
 };
 use ai_agent::{
-    config::{self, Inputs},
+    config::{self, ConfigInputs},
     platform::{Environment, Os, Paths},
 };
 
@@ -245,8 +245,12 @@ fn debug(home: &Home, text: &str) -> Vec<u8> {
     ];
     let environment = Environment::from_iter(variables);
     let paths = Paths::on(Os::CURRENT, &environment).unwrap();
-    let inputs =
-        Inputs { paths: &paths, environment: &environment, explicit: Some(&path), managed: None };
+    let inputs = ConfigInputs {
+        paths: &paths,
+        environment: &environment,
+        explicit: Some(&path),
+        managed: None,
+    };
     let printed = match config::load(&inputs) {
         Ok(loaded) => format!("{inputs:?} {loaded:#?} {:?}", loaded.settings),
         Err(error) => format!("{inputs:?} {error} {error:#?}"),

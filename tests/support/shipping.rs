@@ -14,7 +14,7 @@ use std::{
 };
 
 use ai_agent::{
-    config::Shipping,
+    config::ShippingSettings,
     event::Event,
     frame::Codec,
     pipeline::{
@@ -46,7 +46,7 @@ impl Clock for Hand {
 /// An outbox with what waits in it.
 pub(crate) struct Post {
     pub(crate) outbox: Arc<Outbox>,
-    pub(crate) shipping: Shipping,
+    pub(crate) shipping: ShippingSettings,
     pub(crate) max_dead_letter_bytes: u64,
     clock: Arc<Hand>,
     /// Lines of the sink's table.
@@ -64,7 +64,10 @@ impl Post {
         let post = Self {
             outbox: Arc::new(outbox),
             // The clock stands: nothing would ever have waited long enough.
-            shipping: Shipping { flush_interval: Duration::ZERO, ..Shipping::default() },
+            shipping: ShippingSettings {
+                flush_interval: Duration::ZERO,
+                ..ShippingSettings::default()
+            },
             max_dead_letter_bytes: u64::MAX,
             clock: Arc::new(Hand(AtomicU64::new(NOW.0))),
             options: String::new(),
@@ -76,7 +79,7 @@ impl Post {
 
     /// Batches of at most so many entries.
     pub(crate) fn in_batches_of(self, batch_size: usize) -> Self {
-        let shipping = Shipping { batch_size, ..self.shipping };
+        let shipping = ShippingSettings { batch_size, ..self.shipping };
         Self { shipping, ..self }
     }
 

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     audit,
     cli::{Failure, print},
-    config::{self, Inputs},
+    config::{self, ConfigInputs},
     platform::{Environment, Paths, is_root},
 };
 
@@ -93,7 +93,7 @@ fn rules(environment: &Environment) -> (String, bool) {
 /// Whether the agent reads the log, where that is known.
 fn is_read(environment: &Environment, explicit: Option<&Path>) -> Option<bool> {
     let paths = Paths::from_environment(environment).ok()?;
-    let inputs = Inputs { paths: &paths, environment, explicit, managed: None };
+    let inputs = ConfigInputs { paths: &paths, environment, explicit, managed: None };
     let loaded = config::load(&inputs).ok()?;
     Some(loaded.settings.pipeline.sources.iter().any(|source| source.stage == "auditd"))
 }

@@ -20,7 +20,7 @@ use clap::Args;
 use crate::{
     audit::{self, facts::Facts, wanted::Wanted},
     cli::Failure,
-    config::{self, Inputs},
+    config::{self, ConfigInputs},
     event::Event,
     platform::{Clock as _, Environment, Paths, SystemClock, Timestamp, secure_file},
     stages::source::{
@@ -229,7 +229,7 @@ impl Intake for Screen<'_> {
 fn state_dir(explicit: Option<&Path>) -> Result<PathBuf, Failure> {
     let environment = Environment::from_process();
     let paths = Paths::from_environment(&environment).map_err(Failure::usage)?;
-    let inputs = Inputs { paths: &paths, environment: &environment, explicit, managed: None };
+    let inputs = ConfigInputs { paths: &paths, environment: &environment, explicit, managed: None };
     let loaded = config::load(&inputs).map_err(Failure::usage)?;
     Ok(loaded.settings.agent.state_dir)
 }

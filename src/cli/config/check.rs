@@ -35,7 +35,7 @@ impl Arguments {
         }
         let known = explain::known(&loaded, &schema());
         let known: Vec<&str> = known.iter().map(|(key, _)| key.as_str()).collect();
-        for lock in loaded.locks_of_nothing(&known) {
+        for lock in loaded.unmatched_locks(&known) {
             let hint = did_you_mean(&lock, &known)
                 .map_or(String::new(), |near| format!(": did you mean `{near}`?"));
             warn!(

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{inline, refuse_wrong, schema};
 use crate::{
     cli::{Failure, managed, print, setup::Surroundings},
-    config::{Loaded, did_you_mean},
+    config::{LoadedConfig, did_you_mean},
     stages::StageKind,
 };
 
@@ -38,14 +38,15 @@ impl Arguments {
             None => print(format_args!("{} is not set", self.key))?,
             Some((in_force, overridden)) => {
                 print(format_args!("{} = {}", self.key, inline(&in_force.value)))?;
-                print(format_args!("  from {}", in_force.place))?;
+                print(format_args!("  from {}", in_force.location))?;
                 for other in overridden {
                     let value = inline(&other.value);
-                    print(format_args!("  overrides {value} from {}", other.place))?;
+                    print(format_args!("  overrides {value} from {}", other.location))?;
                 }
             }
         }
-        for attempt in loaded.locked_out.iter().filter(|attempt| is_about(&attempt.key, &self.key))
+        for attempt in
+            loaded.locked_overrides.iter().filter(|attempt| is_about(&attempt.key, &self.key))
         {
             print(format_args!("  {attempt}"))?;
         }
@@ -67,14 +68,14 @@ fn is_about(one: &str, other: &str) -> bool {
 }
 
 /// Every key that has a value or could have one, and what it means.
-pub(super) fn known(loaded: &Loaded, schema: &Value) -> Vec<(String, Option<String>)> {
+pub(super) fn known(loaded: &LoadedConfig, schema: &Value) -> Vec<(String, Option<String>)> {
     let about = |options: &Value| options["description"].as_str().map(str::to_owned);
     let mut known = Vec::new();
     let properties = |schema: &Value| schema["properties"].as_object().cloned().unwrap_or_default();
     for (table, options) in properties(schema) {
         if let Some(kind) = StageKind::ALL.into_iter().find(|kind| kind.as_str() == table) {
             known.push((table, about(&options)));
-            let pipeline = [&loaded.settings.pipeline, &loaded.switched_off];
+            let pipeline = [&loaded.settings.pipeline, &loaded.disabled];
             let stages = pipeline.into_iter().flat_map(|pipeline| match kind {
                 StageKind::Source => &pipeline.sources,
                 StageKind::Filter => &pipeline.filters,
@@ -97,7 +98,7 @@ pub(super) fn known(loaded: &Loaded, schema: &Value) -> Vec<(String, Option<Stri
         }
     }
     // Options of free names, such as labels.
-    for shown in loaded.shown() {
+    for shown in loaded.effective_values() {
         if !known.iter().any(|(key, _)| *key == shown.key()) {
             known.push((shown.key(), None));
         }

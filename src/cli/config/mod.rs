@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{Failure, print, setup::Surroundings};
 use crate::{
-    config::{self, Loaded, StageSchema},
+    config::{self, LoadedConfig, StageSchema},
     pipeline::assembly,
     stages,
 };
@@ -68,7 +68,7 @@ fn schema() -> Value {
 
 /// Refuses to show values of a configuration that is wrong: under a misspelt key a secret is not
 /// known for one.
-fn refuse_wrong(surroundings: &Surroundings, loaded: &Loaded) -> Result<(), Failure> {
+fn refuse_wrong(surroundings: &Surroundings, loaded: &LoadedConfig) -> Result<(), Failure> {
     let context = surroundings.context(loaded, None, true);
     let wrong = assembly::check(loaded, &context).into_iter().next();
     wrong.map_or(Ok(()), |error| Err(Failure::usage(error)))

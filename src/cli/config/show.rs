@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{inline, refuse_wrong};
 use crate::{
     cli::{Failure, managed, print, setup::Surroundings},
-    config::{Place, Shown},
+    config::{ConfigValue, Location},
 };
 
 #[derive(Args)]
@@ -26,15 +26,16 @@ impl Arguments {
         let surroundings = Surroundings::look()?;
         let loaded = managed::last_in_force(&surroundings, explicit)?;
         refuse_wrong(&surroundings, &loaded)?;
-        let shown = loaded.shown();
+        let shown = loaded.effective_values();
         match (self.json, self.origin) {
             (false, origin) => as_toml(&shown, origin),
             (true, false) => print(format_args!("{:#}", as_json(&shown))),
             (true, true) => shown.iter().try_for_each(|it| {
                 let mut line = json!({ "key": it.key(), "value": it.value });
-                if let (Value::Object(line), Value::Object(place)) = (&mut line, origin(&it.place))
+                if let (Value::Object(line), Value::Object(location)) =
+                    (&mut line, origin(&it.location))
                 {
-                    line.extend(place);
+                    line.extend(location);
                 }
                 print(format_args!("{line}"))
             }),
@@ -42,7 +43,7 @@ impl Arguments {
     }
 }
 
-fn as_toml(shown: &[Shown], with_origin: bool) -> Result<(), Failure> {
+fn as_toml(shown: &[ConfigValue], with_origin: bool) -> Result<(), Failure> {
     let mut table: &[String] = &[];
     let lines: Vec<String> = shown.iter().map(line).collect();
     let width = lines.iter().map(|line| line.chars().count()).filter(|width| *width <= 60).max();
@@ -55,14 +56,14 @@ fn as_toml(shown: &[Shown], with_origin: bool) -> Result<(), Failure> {
             table = own;
         }
         match with_origin {
-            true => print(format_args!("{line:<width$}  # {}", shown.place))?,
+            true => print(format_args!("{line:<width$}  # {}", shown.location))?,
             false => print(format_args!("{line}"))?,
         }
     }
     Ok(())
 }
 
-fn line(shown: &Shown) -> String {
+fn line(shown: &ConfigValue) -> String {
     let name = shown.path.last().map(|part| key(part)).unwrap_or_default();
     format!("{name} = {}", inline(&shown.value))
 }
@@ -76,31 +77,31 @@ fn key(part: &str) -> String {
     }
 }
 
-fn as_json(shown: &[Shown]) -> Value {
+fn as_json(shown: &[ConfigValue]) -> Value {
     let mut root = json!({});
     for it in shown {
-        let place = it.path.iter().fold(&mut root, |table, part| &mut table[part.as_str()]);
-        *place = json!(it.value);
+        let location = it.path.iter().fold(&mut root, |table, part| &mut table[part.as_str()]);
+        *location = json!(it.value);
     }
     root
 }
 
-fn origin(place: &Place) -> Value {
-    use crate::config::Origin;
+fn origin(location: &Location) -> Value {
+    use crate::config::LayerOrigin;
 
-    let mut origin = json!({ "layer": place.origin.layer() });
-    match &place.origin {
-        Origin::Credential(name) => origin["credential"] = json!(name),
-        Origin::Environment(variable) => origin["variable"] = json!(variable),
-        Origin::Kept(variable, file) => {
+    let mut origin = json!({ "layer": location.origin.layer() });
+    match &location.origin {
+        LayerOrigin::Credential(name) => origin["credential"] = json!(name),
+        LayerOrigin::Environment(variable) => origin["variable"] = json!(variable),
+        LayerOrigin::ServiceVariable(variable, file) => {
             origin["variable"] = json!(variable);
             origin["file"] = json!(file.to_string_lossy());
         }
-        Origin::Managed(revision) => origin["revision"] = json!(revision),
+        LayerOrigin::Managed(revision) => origin["revision"] = json!(revision),
         file => {
             if let Some(path) = file.file() {
                 origin["file"] = json!(path.to_string_lossy());
-                origin["line"] = json!(place.line);
+                origin["line"] = json!(location.line);
             }
         }
     }

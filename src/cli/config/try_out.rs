@@ -15,7 +15,7 @@ use crate::{
         progress::Bar,
         setup::{Surroundings, read_managed},
     },
-    config::Loaded,
+    config::LoadedConfig,
     pipeline::{
         accounting::{Count, Share},
         assembly,
@@ -60,7 +60,7 @@ impl Arguments {
         &self,
         surroundings: &Surroundings,
         explicit: Option<&Path>,
-    ) -> Result<Loaded, Failure> {
+    ) -> Result<LoadedConfig, Failure> {
         let candidate = if self.file.extension().is_some_and(|it| it == "json") {
             surroundings.load_managed(explicit, Some(&read_managed(&self.file)?))
         } else {
@@ -74,7 +74,7 @@ impl Arguments {
 /// Reads every session once, and asks both about each record.
 fn compare(
     surroundings: &Surroundings,
-    in_force: &Loaded,
+    in_force: &LoadedConfig,
     candidate: FilterChain,
 ) -> Result<Comparison, Failure> {
     let context = surroundings.context(in_force, None, true);

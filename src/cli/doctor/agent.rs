@@ -16,7 +16,7 @@ use super::{
     Finding,
 };
 use crate::{
-    compliance::{client_files::Settings, hook_response::Hook},
+    compliance::{client_files::ClientSettingsFiles, hook_response::Hook},
     units::Time,
 };
 
@@ -41,9 +41,12 @@ fn service(surroundings: &Surroundings) -> Finding {
     match service::standing(surroundings) {
         Ok(Some(standing)) if standing.is_active == Some(false) => Finding::wrong(
             ABOUT,
-            format!("{}: `ai-agent start` starts it, its log says why it ended", standing.words()),
+            format!(
+                "{}: `ai-agent start` starts it, its log says why it ended",
+                standing.summary()
+            ),
         ),
-        Ok(Some(standing)) => Finding::well(ABOUT, standing.words()),
+        Ok(Some(standing)) => Finding::well(ABOUT, standing.summary()),
         Ok(None) => Finding::note(ABOUT, "not installed: `ai-agent install` does that"),
         Err(error) => Finding::note(ABOUT, format!("nobody knows: {error}")),
     }
@@ -63,7 +66,7 @@ fn hooks(surroundings: &Surroundings) -> Finding {
     const ABOUT: &str = "hooks";
 
     let (paths, environment) = (surroundings.paths(), surroundings.environment());
-    let named = hooks::named(&Settings::new(environment, paths).look(), &paths.home);
+    let named = hooks::named(&ClientSettingsFiles::new(environment, paths).read_all(), &paths.home);
     let is_called = |hook: &Hook| named.iter().any(|(_, it, why)| it == hook && why.is_none());
     let missing: Vec<_> = Hook::ALL.into_iter().filter(|hook| !is_called(hook)).collect();
     if missing.is_empty() {

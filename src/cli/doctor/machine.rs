@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 use super::{Finding, Patient};
 use crate::{
     platform::{self, file, secure_file, watch},
-    text::times,
+    text::counted,
     units::Size,
 };
 
@@ -45,7 +45,7 @@ fn state_directory(dir: &Path) -> Finding {
                 "`{shown}` is no directory: move it away, or name another with `state_dir` under [agent]"
             ),
         ),
-        Ok(_) if !secure_file::is_our_own(dir) => Finding::wrong(
+        Ok(_) if !secure_file::is_trusted_dir(dir) => Finding::wrong(
             ABOUT,
             format!("`{shown}` belongs to another user: each user's agent needs one of its own"),
         ),
@@ -152,7 +152,7 @@ fn sessions(root: &Path, seen: &Seen) -> Option<Finding> {
         )),
         None if seen.is_there => Some(Finding::well(
             "sessions",
-            format!("{} below `{shown}`", times(seen.files, "file", "files")),
+            format!("{} below `{shown}`", counted(seen.files, "file", "files")),
         )),
         None => None,
     }

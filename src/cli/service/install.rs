@@ -8,7 +8,9 @@ use tracing::warn;
 use super::{AtHand, failed, step::Step, wait_until_ready};
 use crate::{
     cli::{Failure, print},
-    platform::{Environment, Installed, parse_kept, secure_file, service::Service},
+    platform::{
+        Environment, InstalledPaths, parse_service_variables, secure_file, service::Service,
+    },
     text::causes,
 };
 
@@ -33,14 +35,14 @@ impl Arguments {
     pub(crate) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         let at_hand = AtHand::look(explicit)?;
         let service = &at_hand.service;
-        if let Some(definition) = service.of_the_machine() {
+        if let Some(definition) = service.machine_definitions() {
             return Err(Failure::failed(format!(
                 "an administrator has made ai-agent a service of all users already, by `{}`: \
                  `ai-agent start` starts it",
                 definition.display()
             )));
         }
-        if self.linger && service.linger().is_none() {
+        if self.linger && service.enable_linger().is_none() {
             return Err(Failure::usage("`--linger` is for systemd, which this system has not"));
         }
         // What would keep it from its work keeps it from being installed, and nothing is changed.
@@ -54,7 +56,7 @@ impl Arguments {
                 ))
             })?;
         }
-        let standing = service.standing().map_err(failed)?;
+        let standing = service.status().map_err(failed)?;
         let before = at_hand.holder()?;
         at_hand.refuse_another(standing.is_active, before)?;
 
@@ -64,14 +66,17 @@ impl Arguments {
         if !is_new && is_well && before.is_some() {
             print(format_args!("ai-agent is installed, up to date, and runs"))?;
         } else {
-            let calls = service.register().into_iter().chain(service.launch()).map(Step::Call);
+            let calls =
+                service.register().into_iter().chain(service.launch()).map(Step::ManagerCommand);
             for step in files.into_iter().chain(calls) {
                 if self.dry_run { step.preview()? } else { step.execute()? }
             }
         }
         if self.dry_run {
             if self.linger {
-                service.linger().map_or(Ok(()), |call| Step::Call(call).preview())?;
+                service
+                    .enable_linger()
+                    .map_or(Ok(()), |call| Step::ManagerCommand(call).preview())?;
             }
             return Ok(());
         }
@@ -89,7 +94,7 @@ impl Arguments {
     /// Without it, a service of a user ends with the last session.
     fn see_to_lingering(&self, service: &Service) -> Result<(), Failure> {
         if self.linger {
-            let Some(call) = service.linger() else { return Ok(()) };
+            let Some(call) = service.enable_linger() else { return Ok(()) };
             return match call.run() {
                 Ok(_) => print(format_args!("it runs while you are not logged in, too")),
                 Err(error) => {
@@ -103,7 +108,7 @@ impl Arguments {
             };
         }
         let user = whoami::username().unwrap_or_default();
-        let lingers = service.lingers(&user).map(|ask| ask.run());
+        let lingers = service.query_linger(&user).map(|ask| ask.run());
         match lingers {
             None => Ok(()),
             Some(Ok(answer)) if answer.trim() == "yes" => Ok(()),
@@ -123,7 +128,7 @@ fn files(at_hand: &AtHand) -> Result<Vec<Step>, Failure> {
     })?;
     steps.push(Step::Program { from: this, to: installed.program.clone() });
     let kept = match secure_file::read(&installed.environment) {
-        Ok(text) => parse_kept(&text),
+        Ok(text) => parse_service_variables(&text),
         Err(error) if error.is_absent() => BTreeMap::new(),
         Err(error) => return Err(Failure::usage(error)),
     };
@@ -148,7 +153,7 @@ fn variables(
     let names =
         names.into_iter().filter(|name| name.starts_with(PREFIX) || KEPT.contains(&&**name));
     for name in names {
-        if let Some(value) = environment.own(&name) {
+        if let Some(value) = environment.process_value(&name) {
             kept.insert(name, value.to_owned());
         }
     }
@@ -180,7 +185,7 @@ fn text(variables: &BTreeMap<String, String>) -> String {
 }
 
 /// Says so where a shell does not find the program.
-fn tell_of_path(installed: &Installed) -> Result<(), Failure> {
+fn tell_of_path(installed: &InstalledPaths) -> Result<(), Failure> {
     let Some(folder) = installed.program.parent() else { return Ok(()) };
     let path = std::env::var_os("PATH").unwrap_or_default();
     if std::env::split_paths(&path).any(|known| known == folder) {
@@ -198,7 +203,7 @@ mod tests {
 
     fn kept(environment: &[(&str, &str)], file: &str) -> String {
         let environment = environment.iter().copied().collect();
-        text(&variables(&environment, parse_kept(file)).unwrap())
+        text(&variables(&environment, parse_service_variables(file)).unwrap())
     }
 
     /// Whoever upgrades from another shell must not lose the token.

@@ -23,8 +23,8 @@ use super::{
 };
 use crate::{
     platform::{
-        Holder, Role, StateLock,
-        service::{Call, CallError, Service, Standing},
+        LockHolder, LockRole, StateLock,
+        service::{ManagerCommand, ManagerCommandError, Service, ServiceStatus},
     },
     text::causes,
 };
@@ -46,7 +46,7 @@ impl Order {
     pub(super) fn execute(self, explicit: Option<&Path>) -> Result<(), Failure> {
         let at_hand = AtHand::look(explicit)?;
         let AtHand { service, state_dir, .. } = &at_hand;
-        let standing = service.standing().map_err(failed)?;
+        let standing = service.status().map_err(failed)?;
         if !standing.is_installed {
             return Err(Failure::failed(
                 "the service is not installed: `ai-agent install` makes it one",
@@ -98,15 +98,17 @@ struct AtHand {
 }
 
 /// How the service of this user stands; none where none is installed.
-pub(super) fn standing(surroundings: &Surroundings) -> Result<Option<Standing>, CallError> {
+pub(super) fn standing(
+    surroundings: &Surroundings,
+) -> Result<Option<ServiceStatus>, ManagerCommandError> {
     let installed = &surroundings.paths().installed;
     // The manager is asked only where there is something to ask it for.
-    let is_laid_down = [&installed.definition].into_iter().chain(&installed.of_the_machine);
+    let is_laid_down = [&installed.definition].into_iter().chain(&installed.machine_definitions);
     if !is_laid_down.into_iter().any(|path| path.try_exists().unwrap_or(false)) {
         return Ok(None);
     }
     let service = Service::of_this_user(installed, surroundings.environment());
-    Ok(Some(service.standing()?).filter(|standing| standing.is_installed))
+    Ok(Some(service.status()?).filter(|standing| standing.is_installed))
 }
 
 impl AtHand {
@@ -160,9 +162,9 @@ impl AtHand {
 }
 
 /// The agent that has a state directory; a command that is at work there is none.
-fn agent_on(state_dir: &Path) -> Result<Option<Holder>, Failure> {
-    let holder = StateLock::is_held(state_dir).map_err(Failure::failed)?;
-    Ok(holder.filter(|holder| holder.role == Role::Agent))
+fn agent_on(state_dir: &Path) -> Result<Option<LockHolder>, Failure> {
+    let holder = StateLock::current_holder(state_dir).map_err(Failure::failed)?;
+    Ok(holder.filter(|holder| holder.role == LockRole::Agent))
 }
 
 fn named(pid: Option<u32>) -> String {
@@ -173,11 +175,11 @@ fn failed(error: impl std::error::Error) -> Failure {
     Failure::failed(causes(&error))
 }
 
-fn call_all(calls: &[Call]) -> Result<(), Failure> {
+fn call_all(calls: &[ManagerCommand]) -> Result<(), Failure> {
     for call in calls {
         match call.run() {
             Ok(_) => {}
-            Err(error) if call.is_needed => return Err(failed(error)),
+            Err(error) if call.is_required => return Err(failed(error)),
             Err(error) => tracing::debug!(%error, "this is not needed"),
         }
     }

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     cli::{Failure, print},
-    platform::{Role, StateLock},
+    platform::{LockRole, StateLock},
 };
 
 /// What the agent keeps, by the beginning of the name.
@@ -37,7 +37,7 @@ pub(super) fn execute(state_dir: &Path, pointer: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     // Nobody begins to write there meanwhile.
-    let lock = StateLock::acquire(state_dir, Role::Command).map_err(Failure::failed)?;
+    let lock = StateLock::acquire(state_dir, LockRole::Command).map_err(Failure::failed)?;
     let (ours, others) = look(state_dir)?;
     let last = |path: &PathBuf| path.file_name().is_some_and(|name| name == "agent.lock");
     let (locks, ours): (Vec<_>, Vec<_>) = ours.into_iter().partition(last);
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn a_state_that_an_agent_has_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let _held = StateLock::acquire(dir.path(), Role::Agent).unwrap();
+        let _held = StateLock::acquire(dir.path(), LockRole::Agent).unwrap();
         fs::write(dir.path().join("outbox.redb"), "").unwrap();
         assert!(execute(dir.path(), &dir.path().join("state-dir")).is_err());
         assert!(dir.path().join("outbox.redb").try_exists().unwrap());

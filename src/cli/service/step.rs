@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     cli::{Failure, print},
-    platform::{program, secure_file, service::Call},
+    platform::{program, secure_file, service::ManagerCommand},
     text::causes,
 };
 
@@ -20,7 +20,7 @@ pub(super) enum Step {
     /// Writes what describes the service to the system.
     Definition { path: PathBuf, bytes: Vec<u8> },
     /// Tells the system.
-    Call(Call),
+    ManagerCommand(ManagerCommand),
     /// Removes a file.
     Remove(PathBuf),
     /// Removes the program.
@@ -49,7 +49,7 @@ impl Step {
                 secure_file::read(path).is_ok_and(|known| known == *text)
             }
             Self::Definition { path, bytes } => holds(path, bytes),
-            Self::Call(_) => false,
+            Self::ManagerCommand(_) => false,
             Self::Remove(path) | Self::RemoveProgram(path) => {
                 matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound)
             }
@@ -85,18 +85,18 @@ impl Step {
 
     fn run(&self) -> Result<Done, Box<dyn std::error::Error>> {
         match self {
-            Self::Program { from, to } => program::put(from, to)?,
+            Self::Program { from, to } => program::install(from, to)?,
             Self::Variables { path, text, .. } => {
                 make_folder(path)?;
                 secure_file::replace(path, text.as_bytes())?;
             }
             Self::Definition { path, bytes } => {
                 make_folder(path)?;
-                secure_file::replace_alike(path, bytes)?;
+                secure_file::replace_preserving_mode(path, bytes)?;
             }
-            Self::Call(call) => match call.run() {
+            Self::ManagerCommand(call) => match call.run() {
                 Ok(_) => {}
-                Err(error) if call.is_needed => return Err(error.into()),
+                Err(error) if call.is_required => return Err(error.into()),
                 Err(error) => {
                     tracing::debug!(%error, "this is not needed");
                     return Ok(Done::Same);
@@ -125,7 +125,7 @@ impl Step {
             Self::Definition { path, .. } => {
                 format!("{} `{}`", tense.of("write", "wrote"), path.display())
             }
-            Self::Call(call) => format!("{} `{call}`", tense.of("run", "ran")),
+            Self::ManagerCommand(call) => format!("{} `{call}`", tense.of("run", "ran")),
             Self::Remove(path) | Self::RemoveProgram(path) | Self::RemoveFolder(path) => {
                 format!("{} `{}`", tense.of("remove", "removed"), path.display())
             }

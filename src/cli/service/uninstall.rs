@@ -26,7 +26,7 @@ impl Arguments {
         let installed = service.installed();
         let parts = [&installed.definition, &installed.program, &installed.environment];
         let is_ours = parts.iter().any(|part| part.try_exists().unwrap_or(true));
-        if let Some(definition) = service.of_the_machine().filter(|_| !is_ours) {
+        if let Some(definition) = service.machine_definitions().filter(|_| !is_ours) {
             return Err(Failure::failed(format!(
                 "the service is the machine's, by `{}`: an administrator takes it away",
                 definition.display()
@@ -34,10 +34,10 @@ impl Arguments {
         }
         // Nothing is known to the manager where nothing was ever laid down.
         let stop = if is_ours { service.unregister() } else { Vec::new() };
-        let mut steps: Vec<Step> = stop.into_iter().map(Step::Call).collect();
+        let mut steps: Vec<Step> = stop.into_iter().map(Step::ManagerCommand).collect();
         steps.push(Step::Remove(installed.definition.clone()));
         if is_ours {
-            steps.extend(service.forget().into_iter().map(Step::Call));
+            steps.extend(service.clean_up().into_iter().map(Step::ManagerCommand));
         }
         steps.push(Step::Remove(installed.environment.clone()));
         let program = Step::RemoveProgram(installed.program.clone());

@@ -14,15 +14,20 @@ use super::{
 };
 use crate::{
     compliance::{
-        Account as SignedIn, account, client_files::Settings, desktop, policy, policy_file::Kept,
+        Account as SignedIn, account, client_files::ClientSettingsFiles, desktop, policy,
+        policy_file::StoredPolicy,
     },
-    config::Loaded,
+    config::LoadedConfig,
     platform::{Clock as _, Environment, Paths, SystemClock},
     text::causes,
 };
 
 /// What an agent that does not run has left.
-pub(super) fn left(surroundings: &Surroundings, state_dir: &Path, loaded: Option<Loaded>) -> Seen {
+pub(super) fn left(
+    surroundings: &Surroundings,
+    state_dir: &Path,
+    loaded: Option<LoadedConfig>,
+) -> Seen {
     let mut seen = Seen { config: config(state_dir), ..Seen::default() };
     let Some(loaded) = loaded else { return seen };
     if !state_dir.join("outbox.redb").is_file() {
@@ -54,18 +59,18 @@ pub(crate) fn compliance(
     environment: &Environment,
     client_dirs: &[PathBuf],
 ) -> Compliance {
-    let kept = match Kept::read(state_dir) {
+    let kept = match StoredPolicy::read(state_dir) {
         Ok(Some(kept)) => kept,
         Ok(None) => return Compliance::default(),
         Err(error) => return Compliance { error: Some(causes(&error)), ..Compliance::default() },
     };
-    let code = SignedIn::of_claude_code_with(&paths.home, environment, account::look_into);
+    let code = SignedIn::of_claude_code_with(&paths.home, environment, account::read_sign_in_state);
     let others = account::other_claude_code_files(&paths.home, environment, client_dirs);
     let others = others.iter().map(|file| SignedIn::of_claude_code_in(file));
     let desktop = desktop::folders(paths);
     let desktop = desktop.iter().filter_map(|folder| SignedIn::of_claude_desktop(folder));
     let judged = |SignedIn { source, place, standing }: SignedIn| {
-        let verdict = policy::judge(&standing, &kept.compliance);
+        let verdict = policy::evaluate(&standing, &kept.compliance);
         Account {
             program: source.to_owned(),
             place: place.display().to_string(),
@@ -91,7 +96,7 @@ pub(crate) fn compliance(
 /// The hooks that settings name.
 pub(super) fn hooks(surroundings: &Surroundings) -> Vec<Hook> {
     let (paths, environment) = (surroundings.paths(), surroundings.environment());
-    let named = hooks::named(&Settings::new(environment, paths).look(), &paths.home);
+    let named = hooks::named(&ClientSettingsFiles::new(environment, paths).read_all(), &paths.home);
     let shown = |(path, hook, trouble): hooks::Named| Hook {
         name: hook.name().to_owned(),
         path: path.display().to_string(),

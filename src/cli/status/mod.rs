@@ -28,7 +28,7 @@ use super::{
     print, service,
     setup::Surroundings,
 };
-use crate::platform::{Clock as _, Role, StateLock, SystemClock};
+use crate::platform::{Clock as _, LockRole, StateLock, SystemClock};
 
 /// How long the agent may take to say how it is doing.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -140,17 +140,18 @@ fn look(
             if let Err(failure) = asked {
                 report.state = State::Silent;
                 report.silence = Some(failure.words());
-                report.pid = StateLock::is_held(&state_dir).ok().flatten().and_then(|it| it.pid);
+                report.pid =
+                    StateLock::current_holder(&state_dir).ok().flatten().and_then(|it| it.pid);
                 report.seen.config = local::config(&state_dir);
             }
         }
         Reached::Silent { holder, why } => {
             match holder.role {
-                Role::Agent => {
+                LockRole::Agent => {
                     report.state = State::Silent;
                     report.silence = Some(format!("{why}: its log says what it is at"));
                 }
-                Role::Command => report.is_busy = true,
+                LockRole::Command => report.is_busy = true,
             }
             report.pid = holder.pid;
             report.seen.config = local::config(&state_dir);

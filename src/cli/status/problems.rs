@@ -7,7 +7,7 @@ use super::{
     report::{Level, Problem, Reading, Report, Sink, State},
     words::span,
 };
-use crate::text::times;
+use crate::text::counted;
 
 /// How long what should be on its way may stand still: a retry or two, a slow disk.
 const PATIENCE: u64 = 60;
@@ -30,7 +30,7 @@ pub(super) fn problems(report: &Report) -> Vec<Problem> {
         && letters > 0
     {
         problems.push(warning(
-            format!("{} refused for good", times(letters, "entry was", "entries were")),
+            format!("{} refused for good", counted(letters, "entry was", "entries were")),
             "`ai-agent deadletter list` says why; `retry` sends them again, `purge` deletes them",
         ));
     }
@@ -75,7 +75,7 @@ fn delivery(sink: &Sink, report: &Report) -> Option<Problem> {
         return Some(warning(
             format!(
                 "sink `{name}` is not configured any more, and keeps {} in the outbox",
-                times(sink.entries, "entry", "entries")
+                counted(sink.entries, "entry", "entries")
             ),
             &format!("configure it again, or `ai-agent outbox forget-sink {name}` gives them up"),
         ));
@@ -99,7 +99,7 @@ fn delivery(sink: &Sink, report: &Report) -> Option<Problem> {
         None if stalled => Some(failing(
             format!(
                 "delivery to sink `{name}` stands still: {}, the oldest for {}, and nothing says why",
-                times(sink.entries, "entry waits", "entries wait"),
+                counted(sink.entries, "entry waits", "entries wait"),
                 span(sink.oldest_seconds.unwrap_or_default())
             ),
             "its log says more with `ai-agent log-level debug`; a restart loses nothing",
@@ -150,7 +150,7 @@ fn read(reading: &Reading, problems: &mut Vec<Problem>) {
         problems.push(warning(
             format!(
                 "{} cannot be read, `{}` among them: {}",
-                times(reading.unreadable, "file or directory", "files or directories"),
+                counted(reading.unreadable, "file or directory", "files or directories"),
                 first.path,
                 first.error
             ),
@@ -161,7 +161,7 @@ fn read(reading: &Reading, problems: &mut Vec<Problem>) {
         problems.push(warning(
             format!(
                 "{} left alone, since a stage failed on it",
-                times(reading.held, "file is", "files are")
+                counted(reading.held, "file is", "files are")
             ),
             "its log names the stage; a reload or a restart tries them again",
         ));

@@ -7,9 +7,9 @@ use super::{
     words::span,
 };
 use crate::{
-    compliance::Standing,
+    compliance::SignInState,
     platform::{Timestamp, service},
-    text::times,
+    text::counted,
     units::Size,
 };
 
@@ -54,7 +54,7 @@ pub(super) fn render(report: &Report, now: Timestamp, colours: Colours) -> Strin
     page.head(report);
     page.problems(report);
     let Seen { agent, outbox, sinks, reading, config, compliance, .. } = &report.seen;
-    let service = report.service.as_ref().map(service::Standing::words);
+    let service = report.service.as_ref().map(service::ServiceStatus::summary);
     page.line("service", service.as_deref().unwrap_or("not installed"));
     page.line("state", &report.state_dir);
     if let Some(level) = &agent.log_level {
@@ -138,7 +138,7 @@ impl Page {
     fn outbox(&mut self, outbox: &Outbox) {
         let mut text = match outbox.entries {
             0 => "empty".to_owned(),
-            count => times(count, "entry waits", "entries wait"),
+            count => counted(count, "entry waits", "entries wait"),
         };
         if let Some(oldest) = outbox.oldest_seconds {
             text += &format!(", the oldest for {}", span(oldest));
@@ -148,7 +148,7 @@ impl Page {
             text += &format!(" of at most {}", Size(most));
         }
         if outbox.dead_letters > 0 {
-            text += &format!("; {}", times(outbox.dead_letters, "dead letter", "dead letters"));
+            text += &format!("; {}", counted(outbox.dead_letters, "dead letter", "dead letters"));
         }
         self.line("outbox", &text);
     }
@@ -160,7 +160,7 @@ impl Page {
             (0, last) => format!("everything acknowledged, up to {last}"),
             (count, last) => format!(
                 "{}, acknowledged up to {last}",
-                times(count, "entry waits", "entries wait")
+                counted(count, "entry waits", "entries wait")
             ),
         };
         if !sink.configured && state == State::Running {
@@ -190,7 +190,7 @@ impl Page {
         if reading.silent_seconds.is_some() {
             return self.line("reading", "does not answer");
         }
-        let mut text = times(reading.files, "file", "files");
+        let mut text = counted(reading.files, "file", "files");
         text += &match reading.files_unread {
             0 => ", all read".to_owned(),
             count => format!(", {} unread in {count} of them", Size(reading.unread_bytes)),
@@ -258,12 +258,12 @@ impl Page {
         for account in &compliance.accounts {
             let Account { program, standing, violations, unknown, .. } = account;
             let who = match standing {
-                Standing::SignedIn(who) => {
+                SignInState::SignedIn(who) => {
                     let name = who.email.as_ref().or(who.organization.as_ref());
                     name.or(who.account.as_ref()).cloned().unwrap_or("an account".to_owned())
                 }
-                Standing::Key(name) => format!("{name} in place of an account"),
-                Standing::Unknown(why) => format!("nobody known: {why}"),
+                SignInState::Key(name) => format!("{name} in place of an account"),
+                SignInState::Unknown(why) => format!("nobody known: {why}"),
             };
             let verdict = match (violations.len(), unknown.len()) {
                 (0, 0) => self.colours.good("complies"),
@@ -304,7 +304,7 @@ mod tests {
     use super::*;
     use crate::{
         cli::status::report::{Agent, LastError, Problem},
-        compliance::account::Who,
+        compliance::account::SignedInAccount,
     };
 
     fn report() -> Report {
@@ -336,11 +336,12 @@ mod tests {
             ..Sink::default()
         };
         let reading = Reading { files: 3, files_unread: 1, unread_bytes: 10, ..Reading::default() };
-        let who = Who { email: Some("a@example.com".into()), ..Who::default() };
+        let who =
+            SignedInAccount { email: Some("a@example.com".into()), ..SignedInAccount::default() };
         let account = Account {
             program: "claude-code".into(),
             place: "/home/a/.claude.json".into(),
-            standing: Standing::SignedIn(who),
+            standing: SignInState::SignedIn(who),
             violations: Vec::new(),
             remarks: Vec::new(),
             unknown: Vec::new(),

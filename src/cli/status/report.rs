@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use siem_protocol::managed::Action;
 
 use crate::{
-    compliance::{Finding, account::Standing, policy::Unknown},
-    config::Loaded,
+    compliance::{PolicyFinding, account::SignInState, policy::UndecidedRule},
+    config::LoadedConfig,
     logging as log_level,
     pipeline::{
         config_status::ConfigStatus,
@@ -42,7 +42,7 @@ pub(super) struct Report {
     pub(super) seen: Seen,
     pub(super) hooks: Vec<Hook>,
     /// The service of this user, where one is installed.
-    pub(super) service: Option<service::Standing>,
+    pub(super) service: Option<service::ServiceStatus>,
 }
 
 impl Report {
@@ -251,10 +251,10 @@ pub(crate) struct Compliance {
 pub(crate) struct Account {
     pub(crate) program: String,
     pub(crate) place: String,
-    pub(crate) standing: Standing,
-    pub(crate) violations: Vec<Finding>,
-    pub(crate) remarks: Vec<Finding>,
-    pub(crate) unknown: Vec<Unknown>,
+    pub(crate) standing: SignInState,
+    pub(crate) violations: Vec<PolicyFinding>,
+    pub(crate) remarks: Vec<PolicyFinding>,
+    pub(crate) unknown: Vec<UndecidedRule>,
 }
 
 /// A hook that a settings file names.
@@ -284,7 +284,7 @@ impl Agent {
 
 impl Seen {
     /// An agent that has not begun yet.
-    pub(crate) fn new(agent: Agent, loaded: &Loaded, facts: &ConfigStatus) -> Self {
+    pub(crate) fn new(agent: Agent, loaded: &LoadedConfig, facts: &ConfigStatus) -> Self {
         let flush_interval_seconds = loaded.settings.shipping.flush_interval.as_secs();
         Self {
             agent: Agent { flush_interval_seconds, ..agent },
@@ -294,7 +294,12 @@ impl Seen {
     }
 
     /// What waits, and for whom.
-    pub(crate) fn take_outbox(&mut self, waiting: OutboxStats, loaded: &Loaded, now: Timestamp) {
+    pub(crate) fn take_outbox(
+        &mut self,
+        waiting: OutboxStats,
+        loaded: &LoadedConfig,
+        now: Timestamp,
+    ) {
         let tables = &loaded.settings.pipeline.sinks;
         let age = |sealed: Option<Timestamp>| sealed.map(|at| now.since(at).as_secs());
         let oldest = waiting.sinks.iter().filter_map(|place| place.oldest).min();

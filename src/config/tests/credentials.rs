@@ -12,14 +12,14 @@ fn given(names: &[&str], text: &str) -> Machine {
     machine.variable("CREDENTIALS_DIRECTORY", &directory)
 }
 
-/// The option of `[sink.siem]` as it is in force, with its place.
+/// The option of `[sink.siem]` as it is in force, with its location.
 fn siem(machine: &Machine, option: &str) -> Option<(String, String)> {
     let loaded = machine.load().unwrap();
     let sink = stage(&loaded.settings.pipeline.sinks, "siem");
     let value = sink.options.get(option)?.as_str()?.to_owned();
     let path = ["sink", "siem", option].map(str::to_owned);
-    let place = &loaded.explain_key(&path).values[0].place;
-    Some((machine.plain(&value), machine.plain(&place.to_string())))
+    let location = &loaded.explain_key(&path).values[0].location;
+    Some((machine.plain(&value), machine.plain(&location.to_string())))
 }
 
 #[test]

@@ -181,8 +181,12 @@ fn a_variable_that_is_no_utf_8() {
     let machine = Machine::new();
     let value = OsString::from_vec(vec![0xff]);
     let environment = Environment::from_iter([("CLAUDE_SIEM_TOKEN", value)]);
-    let inputs =
-        Inputs { paths: &machine.paths, environment: &environment, explicit: None, managed: None };
+    let inputs = ConfigInputs {
+        paths: &machine.paths,
+        environment: &environment,
+        explicit: None,
+        managed: None,
+    };
     assert_eq!(
         load(&inputs).unwrap_err().to_string(),
         "`sink.siem.token` in the environment variable `CLAUDE_SIEM_TOKEN` is not valid UTF-8"

@@ -10,9 +10,10 @@ fn those_of_all_layers_count_and_know_their_place() {
     let machine = Machine::new()
         .machine(&format!("{GOOD}\n{GOOD}"))
         .user(&format!("\n{GOOD}"))
-        .managed(Managed::read(managed, None).unwrap());
+        .managed(ManagedSettings::read(managed, None).unwrap());
     let tests = machine.load().unwrap().tests;
-    let places: Vec<_> = tests.iter().map(|test| machine.plain(&test.place.to_string())).collect();
+    let places: Vec<_> =
+        tests.iter().map(|test| machine.plain(&test.location.to_string())).collect();
     assert_eq!(
         places,
         [

@@ -4,8 +4,8 @@ use super::*;
 
 const BY: &str = "has no effect: the machine's file locks it";
 
-fn managed(json: &str) -> Managed {
-    Managed::read(json.as_bytes(), None).unwrap()
+fn managed(json: &str) -> ManagedSettings {
+    ManagedSettings::read(json.as_bytes(), None).unwrap()
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn a_locked_key_is_the_machines() {
         Some("https://machine")
     );
     assert_eq!(names(&pipeline.filters), ["compact", "dedupe", "ignore-types"]);
-    assert_eq!(*shipping, Shipping::default());
+    assert_eq!(*shipping, ShippingSettings::default());
     assert_eq!(types(&loaded.settings), ["x"], "what is not locked is still the server's");
     let expected = [
         format!("`shipping` in the user's file `DIR/home/config.toml:3` {BY}"),
@@ -40,7 +40,8 @@ fn a_locked_key_is_the_machines() {
         format!("`shipping` in the server's managed configuration `r7` {BY}"),
     ];
     assert_eq!(machine.warnings(), expected);
-    let layers: Vec<_> = loaded.locked_out.iter().map(|it| it.place.origin.layer()).collect();
+    let layers: Vec<_> =
+        loaded.locked_overrides.iter().map(|it| it.location.origin.layer()).collect();
     assert_eq!(layers, ["user", "user", "command-line", "environment", "managed", "managed"]);
 }
 

@@ -7,8 +7,8 @@ use super::*;
 
 const ALLOWS: &str = "[managed]\nallow = [\"filter.*\", \"enricher.labels\"]";
 
-fn read(json: &Value) -> Managed {
-    Managed::read(json.to_string().as_bytes(), None).unwrap()
+fn read(json: &Value) -> ManagedSettings {
+    ManagedSettings::read(json.to_string().as_bytes(), None).unwrap()
 }
 
 fn over(machine: &str, json: &Value) -> Machine {
@@ -151,7 +151,7 @@ fn what_is_wrong_is_named() {
 #[test]
 fn what_is_too_large_is_not_read() {
     let body = format!("{{\"version\":1,\"x\":\"{}\"}}", "x".repeat(4 << 20));
-    let error = Managed::read(body.as_bytes(), None).unwrap_err().to_string();
+    let error = ManagedSettings::read(body.as_bytes(), None).unwrap_err().to_string();
     assert_eq!(error, "the managed configuration is larger than 4 MiB");
 }
 
@@ -179,7 +179,8 @@ fn an_unknown_member_is_a_warning_with_a_suggestion() {
 
 #[test]
 fn a_revision_is_its_own_or_the_etag() {
-    let revision = |body: &str| Managed::read(body.as_bytes(), Some("\"e\"")).unwrap().revision;
+    let revision =
+        |body: &str| ManagedSettings::read(body.as_bytes(), Some("\"e\"")).unwrap().revision;
     assert_eq!(revision(r#"{"version":1}"#).as_deref(), Some("\"e\""));
     assert_eq!(revision(r#"{"version":1,"revision":"r"}"#).as_deref(), Some("r"));
 }
@@ -257,7 +258,7 @@ proptest! {
         });
         let local = Machine::new().machine(if allowed { ALLOWS } else { "" });
         let before = local.settings();
-        let Ok(managed) = Managed::read(body.to_string().as_bytes(), None) else {
+        let Ok(managed) = ManagedSettings::read(body.to_string().as_bytes(), None) else {
             prop_assert!(!(1..=10_000).contains(&size));
             return Ok(());
         };

@@ -25,7 +25,7 @@ fn explained(text: &str) -> String {
     let loaded = machine.load().unwrap();
     let stage = stage(&loaded.settings.pipeline.filters, "mine");
     let error = stage.options.to_options().parse::<Options>().unwrap_err();
-    machine.plain(&loaded.explain(stage, "filter", &error).to_string())
+    machine.plain(&loaded.explain_error(stage, "filter", &error).to_string())
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn are_those_of_the_layer_that_wrote_them() {
     let stage = stage(&loaded.settings.pipeline.filters, "ignore-types");
     let error = stage.options.to_options().parse::<Options>().unwrap_err();
     assert_eq!(
-        machine.plain(&loaded.explain(stage, "filter", &error).to_string()),
+        machine.plain(&loaded.explain_error(stage, "filter", &error).to_string()),
         "unknown key `filter.ignore-types.typs` in the machine's file `DIR/etc/config.toml:2`: \
              did you mean `types`?"
     );
@@ -75,7 +75,7 @@ fn are_those_of_the_layer_that_wrote_them() {
 fn can_be_refused_by_others_too() {
     let machine = user("pipeline.filters = [\"mine\"]\n[filter.mine]\ntype = \"ignore-type\"");
     let loaded = machine.load().unwrap();
-    let error = loaded.wrong("filter.mine.type", "is \"ignore-type\", which no stage is");
+    let error = loaded.value_error("filter.mine.type", "is \"ignore-type\", which no stage is");
     assert_eq!(
         machine.plain(&error.to_string()),
         "`filter.mine.type` in the user's file `DIR/home/config.toml:3` is \"ignore-type\", \

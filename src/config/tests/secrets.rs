@@ -39,11 +39,11 @@ struct Sink {
 fn are_in_no_error_about_an_option_of_another_type() {
     #[derive(Debug, serde::Deserialize)]
     enum Choice {}
-    type Read = fn(&OptionTable) -> OptionError;
+    type Parse = fn(&OptionTable) -> OptionError;
     fn read<T: serde::de::DeserializeOwned>(options: &OptionTable) -> OptionError {
         options.to_options().parse::<std::collections::BTreeMap<String, T>>().err().unwrap()
     }
-    let reads: [(&str, Read); 4] = [
+    let reads: [(&str, Parse); 4] = [
         ("is a text, expected a whole number, 0 or more", read::<u64>),
         ("is a text, expected a list in brackets", read::<Vec<u8>>),
         ("is wrong: `***` is not a duration such as \"300s\"", read::<crate::units::Time>),
@@ -53,7 +53,7 @@ fn are_in_no_error_about_an_option_of_another_type() {
     let loaded = user(&text).load().unwrap();
     let stage = stage(&loaded.settings.pipeline.filters, "mine");
     for (expected, read) in reads {
-        let error = loaded.explain(stage, "filter", &read(&stage.options));
+        let error = loaded.explain_error(stage, "filter", &read(&stage.options));
         let text = error.to_string();
         assert!(
             text.starts_with("`filter.mine.api_key` in ") && text.ends_with(expected),
@@ -79,7 +79,7 @@ fn all_output(machine: &Machine) -> String {
                 match sink.options.to_options().parse::<Sink>() {
                     Ok(options) => write!(output, "{options:?}").unwrap(),
                     Err(error) => {
-                        let error = loaded.explain(sink, "sink", &error);
+                        let error = loaded.explain_error(sink, "sink", &error);
                         write!(output, "{error} {error:?}").unwrap();
                     }
                 }
@@ -102,11 +102,11 @@ proptest! {
         by_variable in any::<bool>(),
     ) {
         let mut machine = Machine::new();
-        if let Some(place) = places.first() {
-            machine = machine.machine(&PLACES[*place].replace('@', MARKER));
+        if let Some(location) = places.first() {
+            machine = machine.machine(&PLACES[*location].replace('@', MARKER));
         }
-        if let Some(place) = places.get(1) {
-            machine = machine.user(&PLACES[*place].replace('@', MARKER));
+        if let Some(location) = places.get(1) {
+            machine = machine.user(&PLACES[*location].replace('@', MARKER));
         }
         if by_variable {
             machine = machine
@@ -119,11 +119,11 @@ proptest! {
     }
 }
 
-/// Each place alone, so that none hides behind another's error.
+/// Each location alone, so that none hides behind another's error.
 #[test]
 fn are_in_no_output_of_one_layer() {
-    for place in PLACES {
-        let output = all_output(&user(&place.replace('@', MARKER)));
-        assert!(!output.contains(MARKER), "{place}: {output}");
+    for location in PLACES {
+        let output = all_output(&user(&location.replace('@', MARKER)));
+        assert!(!output.contains(MARKER), "{location}: {output}");
     }
 }

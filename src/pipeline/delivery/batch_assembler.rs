@@ -6,7 +6,7 @@ use siem_protocol::{BatchHeader, Chain, ChainPoint, DeadLettered, Digest, Identi
 
 use super::super::outbox::{Cursor, Outbox, OutboxError};
 use crate::{
-    config::Shipping,
+    config::ShippingSettings,
     frame::{Codec, Encoder, Frame, FrameError, FrameHead},
     platform::Timestamp,
     stages::sink::{Batch, BatchError, StoredFrames},
@@ -55,7 +55,7 @@ pub struct Assembler<'a> {
     /// Who sends.
     pub identity: &'a Identity,
     /// How large, and when.
-    pub shipping: Shipping,
+    pub shipping: ShippingSettings,
 }
 
 impl Assembler<'_> {
@@ -164,7 +164,7 @@ impl Assembler<'_> {
 /// fit by itself (the batch size was lowered) or the border lies in it.
 #[derive(Default)]
 struct Fitting {
-    shipping: Shipping,
+    shipping: ShippingSettings,
     border: Option<u64>,
     config: Option<Digest>,
     entries: u64,

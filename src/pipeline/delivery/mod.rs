@@ -25,7 +25,7 @@ use tracing::{debug, error, info, warn};
 
 use super::outbox::{DeadLetter, DeadLetterId, Head, Outbox, OutboxError, Purged, RenumberOutcome};
 use crate::{
-    config::Shipping,
+    config::ShippingSettings,
     event::Event,
     platform::{Clock, Timestamp},
     stages::sink::{self, Batch, Sink, gist},
@@ -58,7 +58,7 @@ pub struct SinkControl {
     /// How it ends.
     pub stop: StopMode,
     /// How large batches are, and when they are sent: from the next batch on.
-    pub shipping: Shipping,
+    pub shipping: ShippingSettings,
     /// How many bytes of dead letters are kept.
     pub max_dead_letter_bytes: u64,
     /// What lay in the outbox when somebody asked for it to be sent: it waits for nothing.
@@ -68,7 +68,7 @@ pub struct SinkControl {
 impl SinkControl {
     /// To run for good.
     #[must_use]
-    pub fn new(shipping: Shipping, max_dead_letter_bytes: u64) -> Self {
+    pub fn new(shipping: ShippingSettings, max_dead_letter_bytes: u64) -> Self {
         let flush = Head::default();
         Self { stop: StopMode::Never, shipping, max_dead_letter_bytes, flush }
     }
@@ -336,7 +336,7 @@ impl SinkTask {
     fn pending(
         &self,
         policy: RetryPolicy,
-        shipping: Shipping,
+        shipping: ShippingSettings,
         flush: bool,
         flush_to: u64,
     ) -> impl Future<Output = Result<(NextBatch, u32), AssembleError>> + Send + 'static {

@@ -80,7 +80,7 @@ fn outbox_with(folder: &Path, groups: &[usize]) -> Arc<Outbox> {
         || "e".into(),
     )
     .unwrap();
-    let sealing = Shipping { batch_size: 100, ..Shipping::default() };
+    let sealing = ShippingSettings { batch_size: 100, ..ShippingSettings::default() };
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, sealing, Codec::Zstd);
     for count in groups {
         for n in 0..*count {
@@ -121,7 +121,7 @@ fn delivering(
 /// Stores groups of so many events and delivers them all.
 async fn run(
     groups: &[usize],
-    shipping: Shipping,
+    shipping: ShippingSettings,
     answer: impl FnMut(&[u64]) -> Delivery + Send + 'static,
 ) -> Run {
     run_until(StopMode::WhenDrained, None, groups, shipping, answer).await
@@ -132,7 +132,7 @@ async fn run_until(
     stop: StopMode,
     rate_limit: Option<RateLimit>,
     groups: &[usize],
-    shipping: Shipping,
+    shipping: ShippingSettings,
     answer: impl FnMut(&[u64]) -> Delivery + Send + 'static,
 ) -> Run {
     let folder = tempfile::tempdir().unwrap();
@@ -167,8 +167,8 @@ async fn run_until(
     Run { seen, outbox, events, _folder: folder }
 }
 
-fn shipping(batch_size: usize) -> Shipping {
-    Shipping { batch_size, ..Shipping::default() }
+fn shipping(batch_size: usize) -> ShippingSettings {
+    ShippingSettings { batch_size, ..ShippingSettings::default() }
 }
 
 /// The clock is a made-up one that goes on when everybody waits.
@@ -220,7 +220,8 @@ async fn retry_waits_for_the_rate_limit_of_the_sink() {
     let mut task = delivering(&outbox, Box::new(sink), Arc::new(|_| {}));
     task.rate_limit = Some(RateLimit::new(100));
     let mut progress = task.progress.subscribe();
-    let shipping = Shipping { flush_interval: Duration::ZERO, ..Shipping::default() };
+    let shipping =
+        ShippingSettings { flush_interval: Duration::ZERO, ..ShippingSettings::default() };
     let (_orders, told) = watch::channel(SinkControl::new(shipping, u64::MAX));
     let (retries, ordered) = mpsc::channel(1);
     let task = tokio::spawn(task.run_with_retries(told, ordered));
@@ -238,7 +239,7 @@ async fn retry_waits_for_the_rate_limit_of_the_sink() {
 
 #[tokio::test]
 async fn the_rest_of_a_backlog_does_not_wait_for_more() {
-    let shipping = Shipping { flush_interval: Duration::from_secs(3600), ..shipping(100) };
+    let shipping = ShippingSettings { flush_interval: Duration::from_secs(3600), ..shipping(100) };
     let run =
         run_until(StopMode::Never, None, &[100, 30], shipping, |_| Delivery::Acknowledged).await;
     assert_eq!(run.seen.concat(), (1..=130).collect::<Vec<_>>());
@@ -268,7 +269,7 @@ async fn a_batch_size_below_a_frames_cuts_the_frame() {
 
 #[tokio::test]
 async fn a_batch_holds_no_more_bytes_than_it_may() {
-    let small = Shipping { max_batch_bytes: 20_000, ..shipping(1000) };
+    let small = ShippingSettings { max_batch_bytes: 20_000, ..shipping(1000) };
     let run = run(&[100, 100, 100], small, |_| Delivery::Acknowledged).await;
     assert_eq!(run.seen.iter().map(Vec::len).collect::<Vec<_>>(), [100, 100, 100]);
 }
@@ -342,7 +343,7 @@ async fn a_conflict_begins_a_new_epoch_and_nothing_is_lost() {
 #[tokio::test]
 async fn a_frame_from_before_the_bytes_were_lowered_is_cut() {
     // 100 events of about 120 bytes in one frame.
-    let small = Shipping { max_batch_bytes: 5000, ..shipping(1000) };
+    let small = ShippingSettings { max_batch_bytes: 5000, ..shipping(1000) };
     let run = run(&[100], small, |_| Delivery::Acknowledged).await;
     assert_eq!(run.seen.concat(), (1..=100).collect::<Vec<_>>());
     assert!(run.seen.iter().all(|batch| batch.len() <= 30), "{:?}", run.seen);
@@ -363,7 +364,7 @@ async fn a_task_that_is_told_to_leave_does_so_in_mid_batch_and_the_batch_stays()
     let (asked, mut is_asked) = watch::channel(false);
     let delivering = delivering(&outbox, Box::new(Hangs(asked)), Arc::new(|_| ()));
     let progress = delivering.progress.subscribe();
-    let now = Shipping { flush_interval: Duration::ZERO, ..Shipping::default() };
+    let now = ShippingSettings { flush_interval: Duration::ZERO, ..ShippingSettings::default() };
     let (orders, told) = watch::channel(SinkControl::new(now, u64::MAX));
     let task = tokio::spawn(delivering.run(told));
     is_asked.wait_for(|is_asked| *is_asked).await.unwrap();

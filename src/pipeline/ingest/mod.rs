@@ -231,7 +231,7 @@ impl Ingest {
         let now = self.clock.uptime();
         if self.state.give_back.is_some_and(|due| now >= due) {
             self.state.give_back = None;
-            memory::give_back();
+            memory::release_free();
         }
         let due = self.state.give_back.into_iter().chain([self.state.beat]).min();
         let rest = due.map_or(next, |due| due.saturating_sub(now));

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::{Ingest, RecordStages};
 use crate::{
-    config::Shipping,
+    config::ShippingSettings,
     event::Event,
     stages::{Named, source::Source},
 };
@@ -21,7 +21,7 @@ pub struct Reconfiguration {
     /// All sources in their order; without one, that of this name stays.
     pub sources: Vec<(String, Option<Box<dyn Source>>)>,
     /// How large frames are.
-    pub shipping: Shipping,
+    pub shipping: ShippingSettings,
     /// Names what decides about records.
     pub config: Digest,
     /// How much the outbox may hold.

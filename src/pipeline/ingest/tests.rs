@@ -7,7 +7,7 @@ use siem_protocol::{Digest, Entry};
 
 use super::*;
 use crate::{
-    config::Shipping,
+    config::ShippingSettings,
     frame::Codec,
     pipeline::{
         config_status::SharedConfigStatus,
@@ -131,7 +131,7 @@ fn ingest_into(outbox: Outbox, source: Files) -> Ingest {
     let dedupe = filter::build("dedupe", &StageOptions::from_toml("").unwrap()).unwrap();
     let filters =
         FilterChain::new(vec![("fragile".into(), Box::new(Fragile)), ("dedupe".into(), dedupe)]);
-    let shipping = Shipping::default();
+    let shipping = ShippingSettings::default();
     let outbox = Arc::new(outbox);
     Ingest {
         sources: vec![("files".into(), Box::new(source))],
@@ -292,7 +292,7 @@ fn what_is_appended_while_reading_rests_makes_nothing_stale() {
     ingest.inbox.report(Event::info("one", json!({})));
     let done = inbox.at_rest(|outbox| {
         let mut builder =
-            GroupBuilder::new(outbox.end(), Digest::ZERO, Shipping::default(), Codec::Zstd);
+            GroupBuilder::new(outbox.end(), Digest::ZERO, ShippingSettings::default(), Codec::Zstd);
         builder.add_event(&Event::info("theirs", json!({})), Timestamp(1));
         outbox.commit(&builder.finish(Timestamp(1))).unwrap();
     });

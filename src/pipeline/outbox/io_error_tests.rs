@@ -14,7 +14,7 @@ use siem_protocol::Digest;
 
 use super::{super::group::Group, Outbox, OutboxError, SinkRegistration};
 use crate::{
-    config::Shipping, event::Event, frame::Codec, pipeline::group_builder::GroupBuilder,
+    config::ShippingSettings, event::Event, frame::Codec, pipeline::group_builder::GroupBuilder,
     platform::Timestamp,
 };
 
@@ -110,7 +110,7 @@ impl StorageBackend for FaultyFile {
 
 /// Returns a group of events so large that the file has to grow.
 fn group(outbox: &Outbox) -> Group {
-    let shipping = Shipping::default();
+    let shipping = ShippingSettings::default();
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping, Codec::Plain);
     for n in 0..20 {
         let data = serde_json::json!({ "n": n, "large": "x".repeat(50_000) });

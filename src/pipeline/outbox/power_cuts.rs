@@ -29,7 +29,7 @@ use super::{
     *,
 };
 use crate::{
-    config::Shipping,
+    config::ShippingSettings,
     frame::Codec,
     pipeline::{
         accounting::Share, filter_chain::FilterChain, group::Group, group_builder::GroupBuilder,
@@ -150,7 +150,7 @@ fn append(
     ends: bool,
     fault: Fault,
 ) -> Result<(), OutboxError> {
-    let shipping = Shipping { batch_size: 7, ..Shipping::default() };
+    let shipping = ShippingSettings { batch_size: 7, ..ShippingSettings::default() };
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping, Codec::Zstd);
     let mut stages = RecordStages::new(
         FilterChain::new(vec![("fifth".into(), Box::new(DropsEveryFifth))]),

@@ -15,7 +15,7 @@ use super::{
     *,
 };
 use crate::{
-    config::Shipping,
+    config::ShippingSettings,
     event::Event,
     frame::{Codec, Frame},
     pipeline::{
@@ -60,8 +60,8 @@ impl Store {
     }
 }
 
-fn shipping(batch_size: usize) -> Shipping {
-    Shipping { batch_size, ..Shipping::default() }
+fn shipping(batch_size: usize) -> ShippingSettings {
+    ShippingSettings { batch_size, ..ShippingSettings::default() }
 }
 
 /// Returns a group of `count` events that starts at the end of `outbox`.

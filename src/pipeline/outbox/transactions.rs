@@ -187,7 +187,7 @@ impl Outbox {
     /// [`OutboxError::Misplaced`].
     pub fn check_file(&self) -> Result<(), OutboxError> {
         let Some(open) = self.file().id else { return Ok(()) };
-        let what = match file::look(&self.path) {
+        let what = match file::inspect(&self.path) {
             Ok(sight) if sight.stamp.id.is_none_or(|id| id == open) => return Ok(()),
             Ok(_) => "was replaced by another",
             Err(error) if error.kind() == io::ErrorKind::NotFound => "was deleted or moved",

@@ -18,7 +18,7 @@ use super::{
     },
     sink_tasks::{SinkHandle, SinkHandles},
 };
-use crate::{event::Event, text::times};
+use crate::{event::Event, text::counted};
 
 /// What can be asked of a pipeline that runs. Costs nothing while nobody asks.
 #[derive(Clone)]
@@ -42,7 +42,7 @@ pub enum FlushError {
     /// A sink has not taken it in time.
     #[error(
         "sink `{sink}` has not acknowledged all of it, {}{}",
-        times(*left, "entry waits", "entries wait"),
+        counted(*left, "entry waits", "entries wait"),
         trouble.as_ref().map(|trouble| format!(": {trouble}")).unwrap_or_default()
     )]
     Late {

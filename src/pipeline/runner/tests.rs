@@ -78,9 +78,12 @@ fn settings(max_bytes: u64) -> Settings {
             poll_interval: Duration::from_secs(300),
             log_format: LogFormat::Text,
         },
-        shipping: Shipping { flush_interval: Duration::ZERO, ..Shipping::default() },
+        shipping: ShippingSettings {
+            flush_interval: Duration::ZERO,
+            ..ShippingSettings::default()
+        },
         outbox: OutboxSettings { max_bytes, max_dead_letter_bytes: 1 << 20 },
-        pipeline: crate::config::Pipeline::default(),
+        pipeline: crate::config::PipelineSettings::default(),
         compliance: siem_protocol::managed::Compliance::default(),
         require_signature: true,
     }

@@ -45,7 +45,7 @@ use super::{
     record_stages::RecordStages,
 };
 use crate::{
-    config::Shipping,
+    config::ShippingSettings,
     event::Event,
     frame::Codec,
     platform::{Clock, Timestamp},
@@ -322,8 +322,11 @@ impl World {
             }
         };
         let batch_size = self.random.usize(3..120);
-        let shipping =
-            Shipping { batch_size, flush_interval: Duration::ZERO, ..Shipping::default() };
+        let shipping = ShippingSettings {
+            batch_size,
+            flush_interval: Duration::ZERO,
+            ..ShippingSettings::default()
+        };
         let mut filters: Vec<Named<dyn Filter>> = Vec::new();
         for (name, options) in
             [("dedupe", ""), ("ignore-types", "types = [\"progress\"]"), ("sidechain", "")]

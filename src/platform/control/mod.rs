@@ -10,9 +10,9 @@ mod windows;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 #[cfg(unix)]
-pub use unix::{Listener, Place, bind, connect};
+pub use unix::{EndpointGuard, Listener, bind, connect};
 #[cfg(windows)]
-pub use windows::{Listener, Place, bind, connect};
+pub use windows::{EndpointGuard, Listener, bind, connect};
 
 /// A connection between the agent and one who asks.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

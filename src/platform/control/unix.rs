@@ -25,9 +25,9 @@ const LONGEST: usize = 103;
 pub struct Listener(UnixListener);
 
 /// Where it lies; taken away when dropped.
-pub struct Place(Vec<PathBuf>);
+pub struct EndpointGuard(Vec<PathBuf>);
 
-impl Drop for Place {
+impl Drop for EndpointGuard {
     fn drop(&mut self) {
         for path in &self.0 {
             if let Err(error) = fs::remove_file(path) {
@@ -41,7 +41,7 @@ impl Drop for Place {
 ///
 /// # Errors
 /// What the system says: nobody can ask then, and all else goes on.
-pub fn bind(state_dir: &Path) -> io::Result<(Listener, Place)> {
+pub fn bind(state_dir: &Path) -> io::Result<(Listener, EndpointGuard)> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
     let runtime = runtime.map(PathBuf::from).filter(|dir| dir.is_absolute());
     let shared = [std::env::temp_dir(), PathBuf::from("/tmp")];
@@ -49,22 +49,25 @@ pub fn bind(state_dir: &Path) -> io::Result<(Listener, Place)> {
     bind_or_elsewhere(state_dir, &elsewhere)
 }
 
-fn bind_or_elsewhere(state_dir: &Path, elsewhere: &[PathBuf]) -> io::Result<(Listener, Place)> {
+fn bind_or_elsewhere(
+    state_dir: &Path,
+    elsewhere: &[PathBuf],
+) -> io::Result<(Listener, EndpointGuard)> {
     let pointer = state_dir.join(POINTER);
     let near = state_dir.join(SOCKET);
     if fits(&near) {
         remove(&pointer)?;
         let listener = bind_at(&near, &state_dir.join(UNFINISHED))?;
-        return Ok((listener, Place(vec![near])));
+        return Ok((listener, EndpointGuard(vec![near])));
     }
     let folder = private_folder(elsewhere)?;
     let name = name_of(state_dir);
     let far = folder.join(&name);
     // One byte longer than a path that is known to fit.
     let listener = bind_at(&far, &folder.join(format!("{name}n")))?;
-    let place = Place(vec![far.clone(), pointer.clone()]);
+    let guard = EndpointGuard(vec![far.clone(), pointer.clone()]);
     secure_file::replace(&pointer, far.as_os_str().as_bytes())?;
-    Ok((listener, place))
+    Ok((listener, guard))
 }
 
 /// Binds `unfinished`, and gives it its name once nobody else may connect to it: there is no moment
@@ -191,16 +194,16 @@ mod tests {
     #[tokio::test]
     async fn what_a_crash_left_is_replaced_and_nothing_is_left_at_the_end() {
         let dir = tempfile::tempdir().unwrap();
-        let (crashed, place) = bind_or_elsewhere(dir.path(), &[]).unwrap();
-        std::mem::forget(place);
+        let (crashed, guard) = bind_or_elsewhere(dir.path(), &[]).unwrap();
+        std::mem::forget(guard);
         drop(crashed);
         assert!(connect(dir.path()).await.is_err());
         fs::write(dir.path().join(UNFINISHED), "").unwrap();
-        let (mut listener, place) = bind_or_elsewhere(dir.path(), &[]).unwrap();
+        let (mut listener, guard) = bind_or_elsewhere(dir.path(), &[]).unwrap();
         let mode = fs::metadata(dir.path().join(SOCKET)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         talks(&mut listener, dir.path()).await;
-        drop((listener, place));
+        drop((listener, guard));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
@@ -212,11 +215,11 @@ mod tests {
         assert!(bind_or_elsewhere(&state, &[]).is_err());
         // One whose path is no shorter is passed over.
         let elsewhere = [state.clone(), runtime.path().to_owned()];
-        let (mut listener, place) = bind_or_elsewhere(&state, &elsewhere).unwrap();
+        let (mut listener, guard) = bind_or_elsewhere(&state, &elsewhere).unwrap();
         talks(&mut listener, &state).await;
         let folder = fs::read_dir(runtime.path()).unwrap().next().unwrap().unwrap().path();
         assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
-        drop((listener, place));
+        drop((listener, guard));
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
         assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
     }

@@ -21,19 +21,19 @@ pub struct Listener {
 }
 
 /// A pipe goes with its process.
-pub struct Place(());
+pub struct EndpointGuard(());
 
 /// Begins to listen, for whoever holds the lock of `state_dir`.
 ///
 /// # Errors
 /// What the system says: nobody can ask then, and all else goes on.
-pub fn bind(state_dir: &Path) -> io::Result<(Listener, Place)> {
+pub fn bind(state_dir: &Path) -> io::Result<(Listener, EndpointGuard)> {
     let name = pipe(state_dir);
     // This user may do everything, and nobody else anything.
     let security = Descriptor::new(&format!("D:P(A;;GA;;;{})", this_user()?))?;
     // Somebody else who has made one of this name would be asked in our place.
     let next = create(&security, &name, true)?;
-    Ok((Listener { name, security, next }, Place(())))
+    Ok((Listener { name, security, next }, EndpointGuard(())))
 }
 
 /// Goes to the agent that listens for `state_dir`.

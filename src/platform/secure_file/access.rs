@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use super::PrivateError;
+use super::SecretFileError;
 
 pub(super) const SYSTEM: &str = "S-1-5-18";
 pub(super) const ADMINISTRATORS: &str = "S-1-5-32-544";
@@ -63,64 +63,64 @@ impl Access {
     pub(super) fn is_readable_by_all(&self) -> bool {
         let Some(rules) = &self.rules else { return true };
         rules.iter().any(|rule| {
-            rule.gives(READ)
+            rule.grants(READ)
                 && [EVERYONE, AUTHENTICATED, INTERACTIVE, USERS].contains(&rule.who.as_str())
         })
     }
 
     /// Who may read or change a file of `me` and should not, in words; none when nobody may.
-    pub(super) fn strangers(&self, me: &str) -> Option<String> {
+    pub(super) fn unwanted_access(&self, me: &str) -> Option<String> {
         let Some(rules) = &self.rules else {
             return Some("has no access list, so anybody can read and change it".to_owned());
         };
-        let found = strangers(rules, me, |_| false);
+        let found = unwanted_access(rules, me, |_| false);
         (!found.is_empty()).then(|| words(&found))
     }
 
     /// Judges a secret, for the user `me`.
-    pub(super) fn judge(&self, path: &Path, me: &str) -> Result<(), PrivateError> {
+    pub(super) fn check_secret(&self, path: &Path, me: &str) -> Result<(), SecretFileError> {
         if !self.is_ours(me) {
-            return Err(PrivateError::Owner {
+            return Err(SecretFileError::Owner {
                 path: path.to_owned(),
                 owner: named(&self.owner),
-                rightful: "you or to the administrators",
-                mend: format!(
+                allowed_owner: "you or to the administrators",
+                remedy: format!(
                     "`icacls \"{}\" /setowner \"*{me}\"`, as an administrator",
                     path.display()
                 ),
             });
         }
         let is_of_system = is_trusted(&self.owner, SYSTEM);
-        let refused = |open: String, found: &[(&str, &str)]| PrivateError::Open {
+        let refused = |open: String, found: &[(&str, &str)]| SecretFileError::Open {
             path: path.to_owned(),
             open,
-            mend: mend(path, me, is_of_system, found),
+            remedy: remedy(path, me, is_of_system, found),
         };
         let Some(rules) = &self.rules else {
             let open = "has no access list, so anybody can read and change it (a drive with FAT \
                         has none for any file)";
             return Err(refused(open.to_owned(), &[]));
         };
-        let found = strangers(rules, me, |who| is_of_system && !is_anybody(who));
+        let found = unwanted_access(rules, me, |who| is_of_system && !is_anybody(who));
         if found.is_empty() { Ok(()) } else { Err(refused(words(&found), &found)) }
     }
 }
 
 impl Rule {
-    fn gives(&self, what: u32) -> bool {
+    fn grants(&self, what: u32) -> bool {
         self.allows && !self.is_inherited_only && self.what & what != 0
     }
 }
 
 /// Who may change what they should not, and who may read it though they may not even do that.
-fn strangers<'a>(
+fn unwanted_access<'a>(
     rules: &'a [Rule],
     me: &str,
     may_read: impl Fn(&str) -> bool,
 ) -> Vec<(&'a str, &'static str)> {
     let mut found = Vec::new();
     for rule in rules.iter().filter(|rule| !is_trusted(&rule.who, me) && rule.who != OWNER) {
-        let can = match (rule.gives(READ) && !may_read(&rule.who), rule.gives(CHANGE)) {
+        let can = match (rule.grants(READ) && !may_read(&rule.who), rule.grants(CHANGE)) {
             (false, false) => continue,
             (true, false) => "read",
             (false, true) => "change",
@@ -165,7 +165,7 @@ fn named(who: &str) -> String {
 }
 
 /// The command that makes a file private; by ids, since names differ by language.
-pub(super) fn mend(path: &Path, me: &str, is_of_system: bool, found: &[(&str, &str)]) -> String {
+pub(super) fn remedy(path: &Path, me: &str, is_of_system: bool, found: &[(&str, &str)]) -> String {
     let (who, right) = if is_of_system { (USERS, "R") } else { (me, "F") };
     let mut line = format!(
         "`icacls \"{}\" /inheritance:r /grant:r \"*{SYSTEM}:F\" \"*{ADMINISTRATORS}:F\" \
@@ -206,17 +206,17 @@ mod tests {
         Access { owner: owner.to_owned(), rules: Some(usual.into_iter().chain(more).collect()) }
     }
 
-    fn judge(access: &Access) -> Result<(), String> {
-        access.judge(Path::new(r"C:\s"), ME).map_err(|error| error.to_string())
+    fn check_secret(access: &Access) -> Result<(), String> {
+        access.check_secret(Path::new(r"C:\s"), ME).map_err(|error| error.to_string())
     }
 
     #[test]
     fn what_belongs_to_the_user_is_for_nobody_else() {
-        assert_eq!(judge(&access(ME, [])), Ok(()));
-        assert_eq!(judge(&access(ME, [rule(OTHER, RUNS), rule(OWNER, EVERYTHING)])), Ok(()));
+        assert_eq!(check_secret(&access(ME, [])), Ok(()));
+        assert_eq!(check_secret(&access(ME, [rule(OTHER, RUNS), rule(OWNER, EVERYTHING)])), Ok(()));
         for who in [OTHER, DOMAIN_USERS, USERS, AUTHENTICATED, EVERYONE, "S-1-5-19"] {
             for what in [READS, 0x1, 0x8000_0000, ALL, EVERYTHING] {
-                assert!(judge(&access(ME, [rule(who, what)])).is_err(), "{who} {what:x}");
+                assert!(check_secret(&access(ME, [rule(who, what)])).is_err(), "{who} {what:x}");
             }
         }
     }
@@ -225,11 +225,11 @@ mod tests {
     fn what_belongs_to_the_system_may_be_read_by_those_who_have_an_account() {
         for owner in [SYSTEM, ADMINISTRATORS, TRUSTED_INSTALLER] {
             for who in [OTHER, DOMAIN_USERS, USERS, AUTHENTICATED] {
-                assert_eq!(judge(&access(owner, [rule(who, READS)])), Ok(()), "{who}");
+                assert_eq!(check_secret(&access(owner, [rule(who, READS)])), Ok(()), "{who}");
             }
             let guests = ["S-1-5-21-1-2-3-501", "S-1-5-21-1-2-3-514"];
             for who in [EVERYONE, ANONYMOUS, GUESTS].into_iter().chain(guests) {
-                assert!(judge(&access(owner, [rule(who, READS)])).is_err(), "{who}");
+                assert!(check_secret(&access(owner, [rule(who, READS)])).is_err(), "{who}");
             }
         }
     }
@@ -238,19 +238,19 @@ mod tests {
     fn nobody_else_may_change_it() {
         for owner in [ME, ADMINISTRATORS] {
             for what in [0x2, 0x4, 0x1_0000, 0x4_0000, 0x8_0000, 0x4000_0000, ALL] {
-                assert!(judge(&access(owner, [rule(USERS, what)])).is_err(), "{what:x}");
+                assert!(check_secret(&access(owner, [rule(USERS, what)])).is_err(), "{what:x}");
             }
         }
-        assert!(judge(&access(OTHER, [])).is_err());
+        assert!(check_secret(&access(OTHER, [])).is_err());
     }
 
     #[test]
     fn what_has_no_list_is_open_to_all() {
         for owner in [ME, SYSTEM] {
             let access = Access { owner: owner.to_owned(), rules: None };
-            assert!(judge(&access).unwrap_err().contains("has no access list"));
+            assert!(check_secret(&access).unwrap_err().contains("has no access list"));
             assert!(access.is_readable_by_all());
-            assert!(access.strangers(ME).is_some());
+            assert!(access.unwanted_access(ME).is_some());
         }
     }
 
@@ -259,9 +259,9 @@ mod tests {
         let forbids = Rule { allows: false, ..rule(EVERYONE, READS) };
         let below = Rule { is_inherited_only: true, ..rule(EVERYONE, READS) };
         let access = access(ME, [forbids, below]);
-        assert_eq!(judge(&access), Ok(()));
+        assert_eq!(check_secret(&access), Ok(()));
         assert!(!access.is_readable_by_all());
-        assert_eq!(access.strangers(ME), None);
+        assert_eq!(access.unwanted_access(ME), None);
     }
 
     #[test]
@@ -275,26 +275,26 @@ mod tests {
         assert!(is_ours(ME) && is_ours(SYSTEM) && is_ours(ADMINISTRATORS));
         assert!(!is_ours(OTHER) && !is_ours(USERS));
         // A directory with a secret in it is for nobody else, whoever it belongs to.
-        let strangers = access(ADMINISTRATORS, [rule(USERS, READS)]).strangers(ME);
-        assert_eq!(strangers.as_deref(), Some("lets Users (S-1-5-32-545) read it"));
+        let unwanted_access = access(ADMINISTRATORS, [rule(USERS, READS)]).unwanted_access(ME);
+        assert_eq!(unwanted_access.as_deref(), Some("lets Users (S-1-5-32-545) read it"));
     }
 
     #[test]
     fn says_how_to_mend() {
         let rules = [rule(EVERYONE, EVERYTHING), rule(OTHER, 0x2), rule(OTHER, 0x2)];
         assert_eq!(
-            judge(&access(ME, rules)).unwrap_err(),
-            r#"the secret file `C:\s` lets Everyone (S-1-1-0) read and change it, S-1-5-21-1-2-3-1002 change it: mend it with `icacls "C:\s" /inheritance:r /grant:r "*S-1-5-18:F" "*S-1-5-32-544:F" "*S-1-5-21-1-2-3-1001:F" /remove "*S-1-1-0" "*S-1-5-21-1-2-3-1002"`"#
+            check_secret(&access(ME, rules)).unwrap_err(),
+            r#"the secret file `C:\s` lets Everyone (S-1-1-0) read and change it, S-1-5-21-1-2-3-1002 change it: remedy it with `icacls "C:\s" /inheritance:r /grant:r "*S-1-5-18:F" "*S-1-5-32-544:F" "*S-1-5-21-1-2-3-1001:F" /remove "*S-1-1-0" "*S-1-5-21-1-2-3-1002"`"#
         );
         // Those who may go on reading do.
         let rules = [rule(USERS, EVERYTHING)];
         assert_eq!(
-            judge(&access(ADMINISTRATORS, rules)).unwrap_err(),
-            r#"the secret file `C:\s` lets Users (S-1-5-32-545) change it: mend it with `icacls "C:\s" /inheritance:r /grant:r "*S-1-5-18:F" "*S-1-5-32-544:F" "*S-1-5-32-545:R"`, as an administrator"#
+            check_secret(&access(ADMINISTRATORS, rules)).unwrap_err(),
+            r#"the secret file `C:\s` lets Users (S-1-5-32-545) change it: remedy it with `icacls "C:\s" /inheritance:r /grant:r "*S-1-5-18:F" "*S-1-5-32-544:F" "*S-1-5-32-545:R"`, as an administrator"#
         );
         assert_eq!(
-            judge(&access(OTHER, [])).unwrap_err(),
-            r#"the secret file `C:\s` belongs to S-1-5-21-1-2-3-1002, who could change it: it must belong to you or to the administrators, mend it with `icacls "C:\s" /setowner "*S-1-5-21-1-2-3-1001"`, as an administrator"#
+            check_secret(&access(OTHER, [])).unwrap_err(),
+            r#"the secret file `C:\s` belongs to S-1-5-21-1-2-3-1002, who could change it: it must belong to you or to the administrators, remedy it with `icacls "C:\s" /setowner "*S-1-5-21-1-2-3-1001"`, as an administrator"#
         );
     }
 }

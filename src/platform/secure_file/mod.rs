@@ -28,19 +28,19 @@ const LONGEST: u64 = 64 << 10;
 /// same, as in `access`.
 ///
 /// # Errors
-/// [`PrivateError`]: the caller reports it and does without the secret.
-pub fn read(path: &Path) -> Result<String, PrivateError> {
-    let failed = |source| PrivateError::Read { path: path.to_owned(), source };
+/// [`SecretFileError`]: the caller reports it and does without the secret.
+pub fn read(path: &Path) -> Result<String, SecretFileError> {
+    let failed = |source| SecretFileError::Read { path: path.to_owned(), source };
     let file = system::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
-        return Err(PrivateError::NoFile { path: path.to_owned() });
+        return Err(SecretFileError::NoFile { path: path.to_owned() });
     }
     system::check(path, &file)?;
     let mut text = String::new();
     file.take(LONGEST + 1).read_to_string(&mut text).map_err(failed)?;
     if text.len() as u64 > LONGEST {
-        return Err(PrivateError::TooLong { path: path.to_owned() });
+        return Err(SecretFileError::TooLong { path: path.to_owned() });
     }
     Ok(text)
 }
@@ -73,22 +73,22 @@ pub fn create_dir(dir: &Path) -> io::Result<()> {
 
 /// How a directory is open to other users, if it is; none where that can't be known.
 #[must_use]
-pub fn openness(dir: &Path) -> Option<String> {
-    system::openness(dir).ok().flatten()
+pub fn access_by_others(dir: &Path) -> Option<String> {
+    system::access_by_others(dir).ok().flatten()
 }
 
 /// Whether a file belongs to root, to the administrators of Windows, or to the user.
 ///
 /// # Errors
 /// What the system says.
-pub fn belongs_to_us(file: &File) -> io::Result<bool> {
+pub fn has_trusted_owner(file: &File) -> io::Result<bool> {
     system::is_ours(file)
 }
 
 /// Whether a directory belongs to the user.
 #[must_use]
-pub fn is_our_own(dir: &Path) -> bool {
-    dir.is_dir() && system::is_our_own(dir).unwrap_or(false)
+pub fn is_trusted_dir(dir: &Path) -> bool {
+    dir.is_dir() && system::is_trusted_dir(dir).unwrap_or(false)
 }
 
 /// Writes a file for its owner only, in place of the one at `path`: whole or not at all, whenever
@@ -98,9 +98,9 @@ pub fn is_our_own(dir: &Path) -> bool {
 /// What the system says; what was there is still there.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = beside(path);
-    // It is closed: Windows gives no other name to a file that is kept from others.
-    write_anew(&beside, bytes)?.sync_all()?;
-    settle(&beside, path)
+    // It is closed: Windows grants no other name to a file that is kept from others.
+    write_new(&beside, bytes)?.sync_all()?;
+    commit_rename(&beside, path)
 }
 
 /// Writes a file for its owner only, in place of the one at `path`: whole for whoever reads it, but
@@ -108,13 +108,13 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// What the system says; what was there is still there.
-pub fn replace_for_now(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn replace_without_sync(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = beside(path);
-    write_anew(&beside, bytes)?;
+    write_new(&beside, bytes)?;
     std::fs::rename(beside, path)
 }
 
-fn write_anew(path: &Path, bytes: &[u8]) -> io::Result<File> {
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<File> {
     // One that a crash left may have another mode.
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -132,9 +132,9 @@ fn beside(path: &Path) -> PathBuf {
 }
 
 /// Gives a file its name.
-fn settle(beside: &Path, path: &Path) -> io::Result<()> {
+fn commit_rename(beside: &Path, path: &Path) -> io::Result<()> {
     std::fs::rename(beside, path)?;
-    system::settle(path.parent().unwrap_or(path))
+    system::sync_dir(path.parent().unwrap_or(path))
 }
 
 /// Writes a file that others may read as they could before, in place of the one at `path`, which
@@ -142,14 +142,15 @@ fn settle(beside: &Path, path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// What the system says; what was there is still there.
-pub fn replace_alike(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn replace_preserving_mode(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (path, permissions) = match path.canonicalize() {
         Ok(path) => (path.clone(), Some(std::fs::metadata(path)?.permissions())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => (path.to_owned(), None),
         Err(error) => return Err(error),
     };
     let beside = beside(&path);
-    let written = write_beside(&beside, bytes, permissions).and_then(|()| settle(&beside, &path));
+    let written =
+        write_beside(&beside, bytes, permissions).and_then(|()| commit_rename(&beside, &path));
     written.inspect_err(|_| drop(std::fs::remove_file(&beside)))
 }
 
@@ -175,8 +176,8 @@ pub fn is_readable_by_all(path: &Path) -> bool {
 
 /// The command that keeps all others from reading `path`.
 #[must_use]
-pub fn how_to_close(path: &Path) -> String {
-    system::how_to_close(path)
+pub fn restrict_command(path: &Path) -> String {
+    system::restrict_command(path)
 }
 
 /// Whether `path` is a file that can be run.
@@ -188,7 +189,7 @@ pub fn is_executable(path: &Path) -> bool {
 
 /// Why a file is not taken for a secret.
 #[derive(Debug, thiserror::Error)]
-pub enum PrivateError {
+pub enum SecretFileError {
     /// It can't be read.
     #[error("cannot read the secret file `{}`", path.display())]
     Read {
@@ -213,7 +214,7 @@ pub enum PrivateError {
     /// It belongs to someone else.
     #[error(
         "the secret file `{path}` belongs to {owner}, who could change it: it must belong to \
-         {rightful}, mend it with {mend}",
+         {allowed_owner}, remedy it with {remedy}",
         path = path.display()
     )]
     Owner {
@@ -222,23 +223,23 @@ pub enum PrivateError {
         /// Its owner, as the system calls them.
         owner: String,
         /// To whom it may belong.
-        rightful: &'static str,
+        allowed_owner: &'static str,
         /// The command that mends it.
-        mend: String,
+        remedy: String,
     },
     /// Others may read or change it.
-    #[error("the secret file `{path}` {open}: mend it with {mend}", path = path.display())]
+    #[error("the secret file `{path}` {open}: remedy it with {remedy}", path = path.display())]
     Open {
         /// The file.
         path: PathBuf,
         /// How it is open to others.
         open: String,
         /// The command that mends it.
-        mend: String,
+        remedy: String,
     },
 }
 
-impl PrivateError {
+impl SecretFileError {
     /// Whether nothing lies there.
     #[must_use]
     pub fn is_absent(&self) -> bool {

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use super::PrivateError;
+use super::SecretFileError;
 
 pub(super) fn for_owner_only(options: &mut OpenOptions) {
     options.mode(0o600);
@@ -28,33 +28,39 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Makes a new name in `dir` as safe as its bytes.
-pub(super) fn settle(dir: &Path) -> io::Result<()> {
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-pub(super) fn check(path: &Path, file: &File) -> Result<(), PrivateError> {
-    let metadata =
-        file.metadata().map_err(|source| PrivateError::Read { path: path.to_owned(), source })?;
-    judge(path, metadata.uid(), metadata.mode() & 0o7777, rustix::process::geteuid().as_raw())
+pub(super) fn check(path: &Path, file: &File) -> Result<(), SecretFileError> {
+    let metadata = file
+        .metadata()
+        .map_err(|source| SecretFileError::Read { path: path.to_owned(), source })?;
+    check_secret(
+        path,
+        metadata.uid(),
+        metadata.mode() & 0o7777,
+        rustix::process::geteuid().as_raw(),
+    )
 }
 
 /// Judges a file of `owner` with `mode`, for the user `me`.
-fn judge(path: &Path, owner: u32, mode: u32, me: u32) -> Result<(), PrivateError> {
+fn check_secret(path: &Path, owner: u32, mode: u32, me: u32) -> Result<(), SecretFileError> {
     let shown = path.display();
     if owner != 0 && owner != me {
-        return Err(PrivateError::Owner {
+        return Err(SecretFileError::Owner {
             path: path.to_owned(),
             owner: format!("user {owner}"),
-            rightful: "root or to you",
-            mend: format!("`chown \"$USER\" '{shown}'`"),
+            allowed_owner: "root or to you",
+            remedy: format!("`chown \"$USER\" '{shown}'`"),
         });
     }
     let group_may_read = if owner == 0 { 0o040 } else { 0 };
     if mode & 0o077 & !group_may_read != 0 {
-        return Err(PrivateError::Open {
+        return Err(SecretFileError::Open {
             path: path.to_owned(),
             open: format!("has mode {mode:04o}, so others can read or change it"),
-            mend: format!("`chmod 600 '{shown}'`"),
+            remedy: format!("`chmod 600 '{shown}'`"),
         });
     }
     Ok(())
@@ -64,7 +70,7 @@ pub(super) fn is_ours(file: &File) -> io::Result<bool> {
     file.metadata().map(|metadata| is_of_us(&metadata))
 }
 
-pub(super) fn is_our_own(dir: &Path) -> io::Result<bool> {
+pub(super) fn is_trusted_dir(dir: &Path) -> io::Result<bool> {
     std::fs::metadata(dir).map(|metadata| is_of_us(&metadata))
 }
 
@@ -72,7 +78,7 @@ fn is_of_us(metadata: &Metadata) -> bool {
     metadata.uid() == 0 || metadata.uid() == rustix::process::geteuid().as_raw()
 }
 
-pub(super) fn openness(dir: &Path) -> io::Result<Option<String>> {
+pub(super) fn access_by_others(dir: &Path) -> io::Result<Option<String>> {
     let mode = std::fs::metadata(dir)?.mode() & 0o7777;
     Ok((mode & 0o077 != 0).then(|| format!("has mode {mode:04o}")))
 }
@@ -85,7 +91,7 @@ pub(super) fn is_runnable(metadata: &Metadata) -> bool {
     metadata.mode() & 0o111 != 0
 }
 
-pub(super) fn how_to_close(_: &Path) -> String {
+pub(super) fn restrict_command(_: &Path) -> String {
     "`chmod o-r`".to_owned()
 }
 
@@ -104,35 +110,35 @@ mod tests {
 
     #[test]
     fn takes_private_files_of_root_and_oneself_only() {
-        let judge = |owner, mode| judge(Path::new("/s"), owner, mode, ME).is_ok();
+        let check_secret = |owner, mode| check_secret(Path::new("/s"), owner, mode, ME).is_ok();
         for mode in [0o600, 0o400, 0o700] {
-            assert!(judge(ME, mode), "{mode:o}");
+            assert!(check_secret(ME, mode), "{mode:o}");
         }
         for mode in [0o600, 0o640, 0o440] {
-            assert!(judge(ROOT, mode), "{mode:o}");
+            assert!(check_secret(ROOT, mode), "{mode:o}");
         }
         for mode in [0o640, 0o604, 0o644, 0o620, 0o602, 0o660, 0o666, 0o610] {
-            assert!(!judge(ME, mode), "{mode:o}");
+            assert!(!check_secret(ME, mode), "{mode:o}");
         }
         for mode in [0o644, 0o660, 0o604, 0o642] {
-            assert!(!judge(ROOT, mode), "{mode:o}");
+            assert!(!check_secret(ROOT, mode), "{mode:o}");
         }
-        assert!(!judge(OTHER, 0o600));
+        assert!(!check_secret(OTHER, 0o600));
     }
 
     #[test]
     fn says_how_to_mend() {
-        let error = judge(Path::new("/s"), ME, 0o644, ME).unwrap_err();
+        let error = check_secret(Path::new("/s"), ME, 0o644, ME).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the secret file `/s` has mode 0644, so others can read or change it: mend it with \
+            "the secret file `/s` has mode 0644, so others can read or change it: remedy it with \
              `chmod 600 '/s'`"
         );
-        let error = judge(Path::new("/s"), OTHER, 0o600, ME).unwrap_err();
+        let error = check_secret(Path::new("/s"), OTHER, 0o600, ME).unwrap_err();
         assert_eq!(
             error.to_string(),
             "the secret file `/s` belongs to user 1001, who could change it: it must belong to \
-             root or to you, mend it with `chown \"$USER\" '/s'`"
+             root or to you, remedy it with `chown \"$USER\" '/s'`"
         );
     }
 
@@ -146,15 +152,15 @@ mod tests {
         assert!(!is_readable_by_all(&path));
 
         fs::set_permissions(&path, fs::Permissions::from_mode(0o604)).unwrap();
-        assert!(matches!(read(&path), Err(PrivateError::Open { .. })));
+        assert!(matches!(read(&path), Err(SecretFileError::Open { .. })));
         assert!(is_readable_by_all(&path));
     }
 
     #[test]
     fn refuses_what_is_no_file() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(read(dir.path()), Err(PrivateError::NoFile { .. })));
-        assert!(matches!(read(&dir.path().join("none")), Err(PrivateError::Read { .. })));
+        assert!(matches!(read(dir.path()), Err(SecretFileError::NoFile { .. })));
+        assert!(matches!(read(&dir.path().join("none")), Err(SecretFileError::Read { .. })));
     }
 
     #[cfg(target_os = "linux")]
@@ -165,7 +171,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         mknodat(CWD, &fifo, FileType::Fifo, Mode::from(0o600), 0).unwrap();
-        assert!(matches!(read(&fifo), Err(PrivateError::NoFile { .. })));
+        assert!(matches!(read(&fifo), Err(SecretFileError::NoFile { .. })));
     }
 
     #[test]
@@ -174,6 +180,6 @@ mod tests {
         let path = dir.path().join("token");
         fs::write(&path, "x".repeat(70_000)).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        assert!(matches!(read(&path), Err(PrivateError::TooLong { .. })));
+        assert!(matches!(read(&path), Err(SecretFileError::TooLong { .. })));
     }
 }

@@ -22,7 +22,7 @@ use windows_sys::Win32::{
 };
 
 use super::{
-    PrivateError,
+    SecretFileError,
     access::{self, ADMINISTRATORS, Access, Rule, SYSTEM},
 };
 use crate::platform::security::{Descriptor, name_of, this_user};
@@ -48,7 +48,7 @@ pub(super) fn create_new(path: &Path) -> io::Result<File> {
         .access_mode(GENERIC_WRITE | READ_CONTROL | WRITE_DAC)
         .share_mode(0)
         .open(path)?;
-    match keep_from_others(&file, "") {
+    match restrict_to_user(&file, "") {
         Ok(()) => Ok(file),
         Err(error) => {
             drop(file);
@@ -69,7 +69,7 @@ pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
         Ok(()) => {
             // What is made in it has the same rules.
             let kept = open_for(dir, READ_CONTROL | WRITE_DAC)
-                .and_then(|dir| keep_from_others(&dir, "OICI"));
+                .and_then(|dir| restrict_to_user(&dir, "OICI"));
             kept.inspect_err(|_| drop(fs::remove_dir(dir)))
         }
         Err(_) if dir.is_dir() => Ok(()),
@@ -78,7 +78,7 @@ pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// Lets the user, the system and the administrators do everything, and nobody else anything.
-fn keep_from_others(file: &File, inherited: &str) -> io::Result<()> {
+fn restrict_to_user(file: &File, inherited: &str) -> io::Result<()> {
     let everything = |who: &str| format!("(A;{inherited};FA;;;{who})");
     let each = [&this_user()?, SYSTEM, ADMINISTRATORS].map(everything);
     match set(file, RULES, &format!("D:P{}", each.concat())) {
@@ -113,27 +113,27 @@ fn open_for(path: &Path, access: u32) -> io::Result<File> {
 }
 
 /// Windows syncs no directory.
-pub(super) fn settle(_: &Path) -> io::Result<()> {
+pub(super) fn sync_dir(_: &Path) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) fn check(path: &Path, file: &File) -> Result<(), PrivateError> {
+pub(super) fn check(path: &Path, file: &File) -> Result<(), SecretFileError> {
     let known = access(file).and_then(|access| Ok((access, this_user()?)));
     let (access, me) =
-        known.map_err(|source| PrivateError::Read { path: path.to_owned(), source })?;
-    access.judge(path, &me)
+        known.map_err(|source| SecretFileError::Read { path: path.to_owned(), source })?;
+    access.check_secret(path, &me)
 }
 
 pub(super) fn is_ours(file: &File) -> io::Result<bool> {
     Ok(access(file)?.is_ours(&this_user()?))
 }
 
-pub(super) fn is_our_own(dir: &Path) -> io::Result<bool> {
+pub(super) fn is_trusted_dir(dir: &Path) -> io::Result<bool> {
     is_ours(&open_for(dir, READ_CONTROL)?)
 }
 
-pub(super) fn openness(dir: &Path) -> io::Result<Option<String>> {
-    Ok(access(&open_for(dir, READ_CONTROL)?)?.strangers(&this_user()?))
+pub(super) fn access_by_others(dir: &Path) -> io::Result<Option<String>> {
+    Ok(access(&open_for(dir, READ_CONTROL)?)?.unwanted_access(&this_user()?))
 }
 
 pub(super) fn is_readable_by_all(path: &Path) -> io::Result<bool> {
@@ -145,9 +145,9 @@ pub(super) fn is_runnable(_: &Metadata) -> bool {
     true
 }
 
-pub(super) fn how_to_close(path: &Path) -> String {
+pub(super) fn restrict_command(path: &Path) -> String {
     let me = this_user().unwrap_or_else(|_| ADMINISTRATORS.to_owned());
-    access::mend(path, &me, false, &[])
+    access::remedy(path, &me, false, &[])
 }
 
 /// What the system knows of an open file.
@@ -172,7 +172,7 @@ fn access(file: &File) -> io::Result<Access> {
         if failure != ERROR_SUCCESS {
             return Err(io::Error::from_raw_os_error(failure.cast_signed()));
         }
-        let _descriptor = Descriptor::take(descriptor);
+        let _descriptor = Descriptor::from_raw(descriptor);
         let rules = if list.is_null() { None } else { Some(rules(list)?) };
         Ok(Access { owner: name_of(owner)?, rules })
     }
@@ -217,7 +217,7 @@ mod tests {
     use windows_sys::Win32::Storage::FileSystem::WRITE_OWNER;
 
     use super::{
-        super::{belongs_to_us, create_dir, is_our_own, is_readable_by_all, read, replace},
+        super::{create_dir, has_trusted_owner, is_readable_by_all, is_trusted_dir, read, replace},
         *,
     };
 
@@ -246,12 +246,12 @@ mod tests {
         file(&path, &format!("(A;;FA;;;{SYSTEM})(A;;FA;;;{ADMINISTRATORS})"));
         assert_eq!(refusal(&path), None);
         assert!(!is_readable_by_all(&path));
-        assert!(belongs_to_us(&File::open(&path).unwrap()).unwrap());
+        assert!(has_trusted_owner(&File::open(&path).unwrap()).unwrap());
 
         file(&path, &format!("(A;;FR;;;{ALL})"));
         let refused = refusal(&path).unwrap();
         assert!(
-            refused.contains("lets Everyone (S-1-1-0) read it: mend it with `icacls"),
+            refused.contains("lets Everyone (S-1-1-0) read it: remedy it with `icacls"),
             "{refused}"
         );
         assert!(is_readable_by_all(&path));
@@ -284,7 +284,7 @@ mod tests {
         let open = open_for(dir.path(), READ_CONTROL | WRITE_DAC).unwrap();
         let me = this_user().unwrap();
         set(&open, RULES, &format!("D:P(A;OICI;FA;;;{me})(A;OICI;FA;;;{ALL})")).unwrap();
-        assert!(openness(dir.path()).unwrap().is_some());
+        assert!(access_by_others(dir.path()).unwrap().is_some());
 
         // Beside what is open to all.
         let path = dir.path().join("token");
@@ -296,8 +296,8 @@ mod tests {
         create_dir(&below).unwrap();
         create_dir(&below).unwrap();
         for dir in [&below, &dir.path().join("a")] {
-            assert_eq!(openness(dir).unwrap(), None);
-            assert!(is_our_own(dir));
+            assert_eq!(access_by_others(dir).unwrap(), None);
+            assert!(is_trusted_dir(dir));
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the system is told of the service.
 
-use super::{Call, NAME, Os, Service};
+use super::{ManagerCommand, NAME, Os, Service};
 
 /// The unit's name.
 pub(super) const UNIT: &str = "ai-agent.service";
@@ -8,7 +8,7 @@ pub(super) const UNIT: &str = "ai-agent.service";
 impl Service {
     /// Asks whether services of a user can be had at all, before anything is changed.
     #[must_use]
-    pub fn probe(&self) -> Option<Call> {
+    pub fn probe(&self) -> Option<ManagerCommand> {
         match self.os {
             Os::Linux => Some(systemctl(&["show", "--property=Version"])),
             Os::Macos | Os::Windows => None,
@@ -17,7 +17,7 @@ impl Service {
 
     /// Makes the system read the definition, and start the service at each login from now on.
     #[must_use]
-    pub fn register(&self) -> Vec<Call> {
+    pub fn register(&self) -> Vec<ManagerCommand> {
         let definition = self.installed.definition.to_string_lossy();
         match self.os {
             // By its path, a unit is found also where the manager was told of other directories.
@@ -35,7 +35,7 @@ impl Service {
 
     /// Starts it once it is registered, in place of one that runs.
     #[must_use]
-    pub fn launch(&self) -> Vec<Call> {
+    pub fn launch(&self) -> Vec<ManagerCommand> {
         match self.os {
             Os::Linux | Os::Windows => self.restart(),
             Os::Macos => vec![launchctl(&["kickstart", &self.target()]).optional()],
@@ -44,7 +44,7 @@ impl Service {
 
     /// Starts it. With systemd it is ready afterwards.
     #[must_use]
-    pub fn start(&self) -> Vec<Call> {
+    pub fn start(&self) -> Vec<ManagerCommand> {
         let definition = self.installed.definition.to_string_lossy();
         match self.os {
             Os::Linux => vec![systemctl(&["start", UNIT])],
@@ -62,7 +62,7 @@ impl Service {
 
     /// Stops it, and what would bring it back.
     #[must_use]
-    pub fn stop(&self) -> Vec<Call> {
+    pub fn stop(&self) -> Vec<ManagerCommand> {
         match self.os {
             Os::Linux => vec![systemctl(&["stop", UNIT])],
             Os::Macos => vec![launchctl(&["bootout", &self.target()])],
@@ -75,7 +75,7 @@ impl Service {
 
     /// Stops it and starts it again.
     #[must_use]
-    pub fn restart(&self) -> Vec<Call> {
+    pub fn restart(&self) -> Vec<ManagerCommand> {
         match self.os {
             Os::Linux => vec![systemctl(&["restart", UNIT])],
             Os::Macos => vec![launchctl(&["kickstart", "-k", &self.target()])],
@@ -89,7 +89,7 @@ impl Service {
     /// Stops it and takes it out of what starts at login; to be called while its definition lies
     /// where it did.
     #[must_use]
-    pub fn unregister(&self) -> Vec<Call> {
+    pub fn unregister(&self) -> Vec<ManagerCommand> {
         let calls = match self.os {
             Os::Linux => vec![systemctl(&["disable", "--now", UNIT])],
             Os::Macos => vec![launchctl(&["bootout", &self.target()])],
@@ -98,12 +98,12 @@ impl Service {
             }
         };
         // It may have been taken away by hand, in part.
-        calls.into_iter().map(Call::optional).collect()
+        calls.into_iter().map(ManagerCommand::optional).collect()
     }
 
     /// What is left to say once the definition is gone.
     #[must_use]
-    pub fn forget(&self) -> Vec<Call> {
+    pub fn clean_up(&self) -> Vec<ManagerCommand> {
         match self.os {
             Os::Linux => vec![
                 systemctl(&["daemon-reload"]).optional(),
@@ -114,7 +114,7 @@ impl Service {
     }
 
     /// Asks how it stands.
-    pub(super) fn ask(&self) -> Call {
+    pub(super) fn query_status(&self) -> ManagerCommand {
         match self.os {
             Os::Linux => systemctl(&[
                 "show",
@@ -128,15 +128,15 @@ impl Service {
 
     /// Lets the user's services run without a login; `None` where they never do.
     #[must_use]
-    pub fn linger(&self) -> Option<Call> {
-        (self.os == Os::Linux).then(|| Call::new("loginctl", &["enable-linger"]))
+    pub fn enable_linger(&self) -> Option<ManagerCommand> {
+        (self.os == Os::Linux).then(|| ManagerCommand::new("loginctl", &["enable-linger"]))
     }
 
     /// Asks whether they do.
     #[must_use]
-    pub fn lingers(&self, user: &str) -> Option<Call> {
+    pub fn query_linger(&self, user: &str) -> Option<ManagerCommand> {
         let ask = ["show-user", user, "--property=Linger", "--value"];
-        (self.os == Os::Linux).then(|| Call::new("loginctl", &ask))
+        (self.os == Os::Linux).then(|| ManagerCommand::new("loginctl", &ask))
     }
 
     fn domain(&self) -> String {
@@ -148,16 +148,16 @@ impl Service {
     }
 }
 
-fn systemctl(arguments: &[&str]) -> Call {
-    Call::new("systemctl", &[&["--user"], arguments].concat())
+fn systemctl(arguments: &[&str]) -> ManagerCommand {
+    ManagerCommand::new("systemctl", &[&["--user"], arguments].concat())
 }
 
-fn launchctl(arguments: &[&str]) -> Call {
-    Call::new("launchctl", arguments)
+fn launchctl(arguments: &[&str]) -> ManagerCommand {
+    ManagerCommand::new("launchctl", arguments)
 }
 
-fn schtasks(arguments: &[&str]) -> Call {
-    Call::new("schtasks.exe", arguments)
+fn schtasks(arguments: &[&str]) -> ManagerCommand {
+    ManagerCommand::new("schtasks.exe", arguments)
 }
 
 #[cfg(test)]
@@ -180,15 +180,18 @@ mod tests {
             ("stop", service.stop()),
             ("restart", service.restart()),
             ("unregister", service.unregister()),
-            ("forget", service.forget()),
-            ("ask", vec![service.ask()]),
-            ("linger", service.linger().into_iter().chain(service.lingers("u")).collect()),
+            ("forget", service.clean_up()),
+            ("ask", vec![service.query_status()]),
+            (
+                "linger",
+                service.enable_linger().into_iter().chain(service.query_linger("u")).collect(),
+            ),
         ];
         let mut text = String::new();
         for (name, calls) in lists {
             text.push_str(&format!("{name}\n"));
             for call in calls {
-                let may_fail = if call.is_needed { "" } else { "    (may fail)" };
+                let may_fail = if call.is_required { "" } else { "    (may fail)" };
                 text.push_str(&format!("  {call}{may_fail}\n"));
             }
         }

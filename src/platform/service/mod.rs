@@ -17,9 +17,9 @@ use std::{
 
 pub use definition::Scope;
 pub use notify::Notify;
-pub use status::Standing;
+pub use status::ServiceStatus;
 
-use super::{Environment, Installed, Os};
+use super::{Environment, InstalledPaths, Os};
 
 /// What it is called, whatever the system.
 pub const NAME: &str = "ai-agent";
@@ -28,8 +28,8 @@ pub const NAME: &str = "ai-agent";
 #[derive(Clone, Debug)]
 pub struct Service {
     os: Os,
-    installed: Installed,
-    /// Who the user is, in the system's words: the number of a user on macOS, `DOMAIN\user` on
+    installed: InstalledPaths,
+    /// Who the user is, in the system's summary: the number of a user on macOS, `DOMAIN\user` on
     /// Windows.
     user: String,
 }
@@ -37,19 +37,19 @@ pub struct Service {
 impl Service {
     /// The service of `user` on `os`.
     #[must_use]
-    pub fn on(os: Os, installed: &Installed, user: &str) -> Self {
+    pub fn on(os: Os, installed: &InstalledPaths, user: &str) -> Self {
         Self { os, installed: installed.clone(), user: user.to_owned() }
     }
 
     /// The service of this user.
     #[must_use]
-    pub fn of_this_user(installed: &Installed, environment: &Environment) -> Self {
+    pub fn of_this_user(installed: &InstalledPaths, environment: &Environment) -> Self {
         Self::on(Os::CURRENT, installed, &this_user(environment))
     }
 
     /// Where its parts lie.
     #[must_use]
-    pub fn installed(&self) -> &Installed {
+    pub fn installed(&self) -> &InstalledPaths {
         &self.installed
     }
 
@@ -61,33 +61,33 @@ impl Service {
 
     /// The service of all users that an administrator has laid down, if there is one.
     #[must_use]
-    pub fn of_the_machine(&self) -> Option<&Path> {
-        let mut places = self.installed.of_the_machine.iter();
+    pub fn machine_definitions(&self) -> Option<&Path> {
+        let mut places = self.installed.machine_definitions.iter();
         places.find(|path| path.try_exists().unwrap_or(false)).map(|path| &**path)
     }
 }
 
 /// One call of a program of the system's.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
+pub struct ManagerCommand {
     /// The program.
     pub program: &'static str,
     /// What it is told.
     pub arguments: Vec<String>,
     /// Whether nothing goes on without it: the others only tidy up, mostly what is not there.
-    pub is_needed: bool,
+    pub is_required: bool,
     /// How often it is tried, where the system takes a moment for what came before.
     tries: u32,
 }
 
-impl Call {
+impl ManagerCommand {
     fn new(program: &'static str, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        Self { program, arguments, is_needed: true, tries: 1 }
+        Self { program, arguments, is_required: true, tries: 1 }
     }
 
     fn optional(self) -> Self {
-        Self { is_needed: false, ..self }
+        Self { is_required: false, ..self }
     }
 
     fn tried(self, tries: u32) -> Self {
@@ -97,8 +97,8 @@ impl Call {
     /// Runs it; what it prints.
     ///
     /// # Errors
-    /// [`CallError`]: what it is for has not happened.
-    pub fn run(&self) -> Result<String, CallError> {
+    /// [`ManagerCommandError`]: what it is for has not happened.
+    pub fn run(&self) -> Result<String, ManagerCommandError> {
         const PAUSE: Duration = Duration::from_secs(1);
 
         let mut tried = self.run_once();
@@ -112,26 +112,26 @@ impl Call {
         tried
     }
 
-    fn run_once(&self) -> Result<String, CallError> {
+    fn run_once(&self) -> Result<String, ManagerCommandError> {
         let mut command = Command::new(self.program);
         command.args(&self.arguments).stdin(Stdio::null());
         // Read by this program, not by a person: in one language, and without a pager.
         command.env("LC_ALL", "C.UTF-8").env("SYSTEMD_PAGER", "").env("SYSTEMD_COLORS", "0");
         let output = command
             .output()
-            .map_err(|source| CallError::NotStarted { program: self.program, source })?;
+            .map_err(|source| ManagerCommandError::NotStarted { program: self.program, source })?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let said = [&output.stderr, &output.stdout].map(|bytes| String::from_utf8_lossy(bytes));
         let said = said.iter().map(|text| text.trim()).find(|text| !text.is_empty());
         let said = said.unwrap_or("it says nothing").lines().collect::<Vec<_>>().join(" ");
-        Err(CallError::Failed { call: self.to_string(), said })
+        Err(ManagerCommandError::Failed { call: self.to_string(), said })
     }
 }
 
 /// As a person would type it.
-impl std::fmt::Display for Call {
+impl std::fmt::Display for ManagerCommand {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.program)?;
         for argument in &self.arguments {
@@ -144,7 +144,7 @@ impl std::fmt::Display for Call {
 
 /// Why the system was not told.
 #[derive(Debug, thiserror::Error)]
-pub enum CallError {
+pub enum ManagerCommandError {
     /// The program can't be run.
     #[error("`{program}` cannot be run, which takes care of services on this system")]
     NotStarted {

@@ -19,12 +19,12 @@ impl Notify {
     /// The manager that `environment` names.
     #[must_use]
     pub fn new(environment: &Environment) -> Self {
-        let number = |name: &str| environment.own(name)?.to_str()?.parse::<u64>().ok();
+        let number = |name: &str| environment.process_value(name)?.to_str()?.parse::<u64>().ok();
         // Meant for another process, if it is not meant for this one.
         let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let watchdog = number("WATCHDOG_USEC").filter(|micros| is_ours && *micros > 0);
         Self {
-            socket: environment.own("NOTIFY_SOCKET").map(ToOwned::to_owned),
+            socket: environment.process_value("NOTIFY_SOCKET").map(ToOwned::to_owned),
             watchdog: watchdog.map(Duration::from_micros),
         }
     }

@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
-use super::{CallError, Os, Service};
-use crate::text::times;
+use super::{ManagerCommandError, Os, Service};
+use crate::text::counted;
 
-/// How the service stands, in the platform's own words.
+/// How the service stands, in the platform's own summary.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Standing {
+pub struct ServiceStatus {
     /// Whether the manager knows it.
     pub is_installed: bool,
     /// Whether it starts at login: `enabled`, `disabled`; empty where the manager does not say.
@@ -22,21 +22,21 @@ pub struct Standing {
     pub restarts: Option<u32>,
 }
 
-impl Standing {
+impl ServiceStatus {
     /// How it stands, in a line.
     #[must_use]
-    pub fn words(&self) -> String {
-        let mut words = match self.active.as_str() {
+    pub fn summary(&self) -> String {
+        let mut summary = match self.active.as_str() {
             "" => "installed".to_owned(),
             active => active.to_owned(),
         };
         if !self.enabled.is_empty() {
-            words += &format!(", {}", self.enabled);
+            summary += &format!(", {}", self.enabled);
         }
         if let Some(restarts @ 1..) = self.restarts {
-            words += &format!(", started anew {}", times(restarts.into(), "time", "times"));
+            summary += &format!(", started anew {}", counted(restarts.into(), "time", "times"));
         }
-        words
+        summary
     }
 }
 
@@ -44,18 +44,20 @@ impl Service {
     /// Asks the manager how the service stands. Takes some milliseconds.
     ///
     /// # Errors
-    /// [`CallError`] when the manager does not answer at all.
-    pub fn standing(&self) -> Result<Standing, CallError> {
-        match (self.os, self.ask().run()) {
+    /// [`ManagerCommandError`] when the manager does not answer at all.
+    pub fn status(&self) -> Result<ServiceStatus, ManagerCommandError> {
+        match (self.os, self.query_status().run()) {
             (os, Ok(said)) => Ok(read(os, &said)),
             // They fail for what they don't know.
-            (Os::Macos | Os::Windows, Err(CallError::Failed { .. })) => Ok(Standing::default()),
+            (Os::Macos | Os::Windows, Err(ManagerCommandError::Failed { .. })) => {
+                Ok(ServiceStatus::default())
+            }
             (_, Err(error)) => Err(error),
         }
     }
 }
 
-fn read(os: Os, said: &str) -> Standing {
+fn read(os: Os, said: &str) -> ServiceStatus {
     match os {
         Os::Linux => read_systemd(said),
         Os::Macos => read_launchd(said),
@@ -63,14 +65,14 @@ fn read(os: Os, said: &str) -> Standing {
     }
 }
 
-fn read_systemd(said: &str) -> Standing {
+fn read_systemd(said: &str) -> ServiceStatus {
     let get = |name: &str| {
         let mut pairs = said.lines().filter_map(|line| line.split_once('='));
         pairs.find(|(key, _)| *key == name).map(|(_, value)| value).unwrap_or_default()
     };
     let number = |name| get(name).parse().ok();
     let active = get("ActiveState");
-    Standing {
+    ServiceStatus {
         is_installed: get("LoadState") != "not-found",
         enabled: get("UnitFileState").to_owned(),
         active: format!("{active} ({})", get("SubState")),
@@ -80,13 +82,13 @@ fn read_systemd(said: &str) -> Standing {
     }
 }
 
-fn read_launchd(said: &str) -> Standing {
+fn read_launchd(said: &str) -> ServiceStatus {
     let get = |name: &str| {
         let mut lines = said.lines().map(str::trim);
         lines.find_map(|line| line.strip_prefix(name)?.trim().strip_prefix('=')).map(str::trim)
     };
     let active = get("state").unwrap_or_default();
-    Standing {
+    ServiceStatus {
         is_installed: true,
         enabled: "loaded".to_owned(),
         active: active.to_owned(),
@@ -97,10 +99,10 @@ fn read_launchd(said: &str) -> Standing {
 }
 
 /// `"\ai-agent","11/23/2026 8:00:00 AM","Running"`, in the language of the system.
-fn read_scheduler(said: &str) -> Standing {
+fn read_scheduler(said: &str) -> ServiceStatus {
     let line = said.lines().map(str::trim).find(|line| line.starts_with('"')).unwrap_or_default();
     let active = line.rsplit("\",\"").next().unwrap_or_default().trim_matches('"');
-    Standing {
+    ServiceStatus {
         is_installed: !line.is_empty(),
         enabled: String::new(),
         active: active.to_owned(),
@@ -119,7 +121,7 @@ mod tests {
     fn systemd_says_how_it_stands() {
         let said = "MainPID=4711\nNRestarts=2\nLoadState=loaded\nActiveState=active\n\
                     SubState=running\nUnitFileState=enabled\n";
-        let expected = Standing {
+        let expected = ServiceStatus {
             is_installed: true,
             enabled: "enabled".to_owned(),
             active: "active (running)".to_owned(),
@@ -141,16 +143,16 @@ mod tests {
     fn launchd_says_how_it_stands() {
         let said = "gui/501/ai-agent = {\n\tactive count = 1\n\tpath = /Users/u/Library/\n\
                     \tstate = running\n\n\tprogram = /x\n\tpid = 815\n\texecs = 1\n}\n";
-        let standing = read(Os::Macos, said);
-        assert_eq!((standing.active.as_str(), standing.pid), ("running", Some(815)));
-        assert!(standing.is_installed && standing.is_active == Some(true));
+        let status = read(Os::Macos, said);
+        assert_eq!((status.active.as_str(), status.pid), ("running", Some(815)));
+        assert!(status.is_installed && status.is_active == Some(true));
     }
 
     #[test]
     fn the_scheduler_says_how_it_stands() {
-        let standing = read(Os::Windows, "\"\\ai-agent\",\"N/A\",\"Running\"\r\n");
-        assert!(standing.is_installed && standing.is_active == Some(true), "{standing:?}");
-        let standing = read(Os::Windows, "\"\\ai-agent\",\"N/A\",\"Bereit\"\r\n");
-        assert_eq!((standing.active.as_str(), standing.is_active), ("Bereit", None));
+        let status = read(Os::Windows, "\"\\ai-agent\",\"N/A\",\"Running\"\r\n");
+        assert!(status.is_installed && status.is_active == Some(true), "{status:?}");
+        let status = read(Os::Windows, "\"\\ai-agent\",\"N/A\",\"Bereit\"\r\n");
+        assert_eq!((status.active.as_str(), status.is_active), ("Bereit", None));
     }
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use siem_protocol::{Problem, Receipt};
 
 use super::Delivery;
-use crate::{platform::Timestamp, siem::Reply};
+use crate::{platform::Timestamp, siem::RequestOutcome};
 
 /// The longest that a receiver may put the agent off.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
@@ -38,20 +38,20 @@ pub(super) enum Owed<'a> {
 /// Says what `reply` means for a batch that owes this.
 #[must_use]
 pub(super) fn judge(
-    reply: &Reply,
+    reply: &RequestOutcome,
     acknowledgement: Acknowledgement,
     owed: Owed<'_>,
     now: Timestamp,
 ) -> Delivery {
     let (status, headers, body) = match reply {
-        Reply::Answered { status, headers, body, .. } => (status, headers, body),
-        Reply::Failed { reason, alarm: true, .. } => {
+        RequestOutcome::Answered { status, headers, body, .. } => (status, headers, body),
+        RequestOutcome::Failed { reason, alarm: true, .. } => {
             return Delivery::Hold { after: None, reason: reason.clone() };
         }
-        Reply::Failed { reason, waited: Some(waited), .. } => {
+        RequestOutcome::Failed { reason, waited: Some(waited), .. } => {
             return Delivery::Slow { waited: *waited, reason: reason.clone() };
         }
-        Reply::Failed { reason, .. } => {
+        RequestOutcome::Failed { reason, .. } => {
             return Delivery::Retry { after: None, reason: reason.clone() };
         }
     };
@@ -157,12 +157,12 @@ mod tests {
     /// 2026-11-21T20:00:00Z.
     const NOW: Timestamp = Timestamp(1_795_291_200_000);
 
-    fn answered(status: u16, body: &str, retry_after: Option<&str>) -> Reply {
+    fn answered(status: u16, body: &str, retry_after: Option<&str>) -> RequestOutcome {
         let mut headers = HeaderMap::new();
         if let Some(value) = retry_after {
             headers.insert("retry-after", value.parse().unwrap());
         }
-        Reply::Answered { status, headers, body: body.as_bytes().to_vec(), whole: true }
+        RequestOutcome::Answered { status, headers, body: body.as_bytes().to_vec(), whole: true }
     }
 
     fn delivery(status: u16, body: &str) -> Delivery {
@@ -273,7 +273,7 @@ mod tests {
     fn no_answer_is_retried() {
         let reason = "connection refused".to_owned();
         let judged = |alarm| {
-            let reply = Reply::Failed { reason: reason.clone(), alarm, waited: None };
+            let reply = RequestOutcome::Failed { reason: reason.clone(), alarm, waited: None };
             judge(&reply, Acknowledgement::Status, Owed::UpTo(1), NOW)
         };
         assert_eq!(judged(false), Delivery::Retry { after: None, reason: reason.clone() });

@@ -24,7 +24,7 @@ use super::{
     Waker,
 };
 use crate::{
-    compliance::client_files::Settings,
+    compliance::client_files::ClientSettingsFiles,
     event::Event,
     platform::{Clock, Timestamp, file},
     stages::{AgentContext, Sessions},
@@ -126,7 +126,7 @@ impl SourceOptions for Options {
 /// Keeps old files waiting on battery, except those that Claude Code would delete before long.
 fn saving_battery(context: &AgentContext) -> HoldQuery {
     let power = Arc::clone(&context.power);
-    let settings = Settings::new(&context.environment, &context.paths);
+    let settings = ClientSettingsFiles::new(&context.environment, &context.paths);
     let was_on_battery = AtomicBool::new(false);
     Arc::new(move || {
         let is_on_battery = power.is_on_battery();
@@ -243,7 +243,7 @@ impl Telling<'_> {
             return;
         }
         *self.looked = Some(now);
-        let modified = file::look(path).map(|sight| sight.stamp.modified.max(0).unsigned_abs());
+        let modified = file::inspect(path).map(|sight| sight.stamp.modified.max(0).unsigned_abs());
         let modified = Timestamp(modified.unwrap_or_default() / 1_000_000);
         if self.now.since(modified) < RECENT {
             self.sessions.grew(self.now);

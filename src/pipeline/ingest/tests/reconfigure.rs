@@ -19,7 +19,7 @@ fn exchange(first: Box<dyn Filter>, same: &[&str]) -> Reconfiguration {
         stages: RecordStages::new(filters, Vec::new()),
         same_filters: same.iter().map(|name| (*name).to_owned()).collect(),
         sources: vec![("files".into(), None)],
-        shipping: Shipping::default(),
+        shipping: ShippingSettings::default(),
         config: Digest::of(b"next"),
         max_bytes: 1 << 30,
         heartbeat: Duration::from_secs(300),

@@ -26,9 +26,9 @@ use super::{
 };
 use crate::{
     compliance::{
-        client_files::Settings,
-        policy_file::Kept,
-        spool::{Report, Spool},
+        client_files::ClientSettingsFiles,
+        policy_file::StoredPolicy,
+        spool::{Spool, SpooledReport},
     },
     event::Event,
     platform::{Clock, Environment, Paths, Timestamp, secure_file},
@@ -242,7 +242,7 @@ impl HookSpool {
         (events, new.len() > AT_ONCE)
     }
 
-    fn see(&mut self, report: &Report, events: &mut Vec<Event>) {
+    fn see(&mut self, report: &SpooledReport, events: &mut Vec<Event>) {
         // A time that lies ahead would keep it silent until then.
         let at = report.at.min(self.clock.now());
         if at.since(self.row.called) >= CALLED {
@@ -266,7 +266,7 @@ impl HookSpool {
         self.wait_for(transcript, at, report);
     }
 
-    fn wait_for(&mut self, transcript: &Path, since: Timestamp, report: &Report) {
+    fn wait_for(&mut self, transcript: &Path, since: Timestamp, report: &SpooledReport) {
         let is_prompted = report.hook == "UserPromptSubmit" && report.decision != "blocked";
         let known = self.row.waiting.iter_mut().find(|it| it.transcript == transcript);
         if let Some(known) = known {
@@ -298,7 +298,7 @@ impl HookSpool {
         if self.row.waiting.is_empty() {
             return;
         }
-        let kept = Kept::read(state_dir).ok().flatten();
+        let kept = StoredPolicy::read(state_dir).ok().flatten();
         let seconds = kept.and_then(|kept| kept.compliance.transcript_within_seconds);
         let within = seconds.map_or(TRANSCRIPT_WITHIN, Duration::from_secs);
         let (now, sessions) = (self.clock.now(), self.sessions.clone());
@@ -339,9 +339,10 @@ impl HookSpool {
             return;
         }
         self.settings_due = uptime + SETTINGS;
-        let kept = Kept::read(state_dir).ok().flatten();
+        let kept = StoredPolicy::read(state_dir).ok().flatten();
         let by_policy = kept.is_some_and(|kept| kept.compliance.action.is_some());
-        let by_settings = Settings::new(&self.environment, &self.paths).name_us();
+        let by_settings =
+            ClientSettingsFiles::new(&self.environment, &self.paths).has_agent_hooks();
         let is_called = now.since(self.row.called) < SILENT;
         if is_called || !(by_policy || by_settings) {
             self.row.silent_since = None;
@@ -380,7 +381,7 @@ fn root_of(transcript: &Path) -> Option<PathBuf> {
     let is_root = root.file_name().is_some_and(|name| name == "projects");
     let is_plain = is_session && is_root && transcript.is_absolute();
     let is_real = || above.canonicalize().is_ok_and(|real| real == above);
-    let is_ours = || secure_file::is_our_own(above);
+    let is_ours = || secure_file::is_trusted_dir(above);
     (is_plain && is_real() && is_ours()).then(|| root.to_owned())
 }
 

@@ -83,15 +83,15 @@ impl World {
 
     fn call_at(&mut self, at: Timestamp, hook: &str, decision: &str, transcript: &Path) {
         self.random += 1;
-        let report = Report {
+        let report = SpooledReport {
             at,
             hook: hook.into(),
             decision: decision.into(),
             session_id: Some("s".into()),
             transcript_path: Some(transcript.to_owned()),
-            ..Report::default()
+            ..SpooledReport::default()
         };
-        Spool::of(self.folder.path()).put(&report, self.random).unwrap();
+        Spool::of(self.folder.path()).add(&report, self.random).unwrap();
     }
 
     /// Reads a group, which is not stored yet.
@@ -215,7 +215,7 @@ fn hooks_that_nobody_calls_while_sessions_grow_are_said_once_a_day() {
     let action = Some(siem_protocol::managed::Action::Warn);
     let compliance = siem_protocol::managed::Compliance { action, ..Default::default() };
     let config_hash = siem_protocol::Digest::ZERO;
-    let kept = Kept { compliance, config_hash, at: Timestamp(1) };
+    let kept = StoredPolicy { compliance, config_hash, at: Timestamp(1) };
     kept.write(world.folder.path()).unwrap();
     pass(&world, 1, true);
     assert_eq!(world.store(), [], "they are given a day");
@@ -247,7 +247,7 @@ fn a_call_by_a_clock_that_is_ahead_counts_as_one_of_now() {
     let action = Some(siem_protocol::managed::Action::Warn);
     let compliance = siem_protocol::managed::Compliance { action, ..Default::default() };
     let config_hash = siem_protocol::Digest::ZERO;
-    let kept = Kept { compliance, config_hash, at: Timestamp(1) };
+    let kept = StoredPolicy { compliance, config_hash, at: Timestamp(1) };
     kept.write(world.folder.path()).unwrap();
     let transcript = world.folder.path().join("none.jsonl");
     let ahead = Timestamp(u64::from(u32::MAX) * 1000);

@@ -15,8 +15,8 @@ use siem_protocol::{
 };
 
 use super::{
-    account::{Account, Standing},
-    policy::{self, Finding, Verdict},
+    account::{Account, SignInState},
+    policy::{self, Evaluation, PolicyFinding},
 };
 use crate::{event::Event, platform::Timestamp};
 
@@ -25,19 +25,19 @@ const AGAIN: Duration = Duration::from_secs(24 * 3600);
 
 /// What was reported, kept over restarts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reported {
+pub struct ViolationTracker {
     /// By the program and the place that says who is signed in, and by the rule.
-    standing: BTreeMap<String, BTreeMap<String, Said>>,
+    standing: BTreeMap<String, BTreeMap<String, ReportedViolation>>,
 }
 
 /// A violation that was reported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Said {
+struct ReportedViolation {
     found: String,
     at: Timestamp,
 }
 
-impl Reported {
+impl ViolationTracker {
     /// Judges all accounts, and says what there is to report now.
     pub fn observe(
         &mut self,
@@ -47,8 +47,8 @@ impl Reported {
     ) -> Vec<Event> {
         let mut events = Vec::new();
         for account in accounts {
-            let verdict = policy::judge(&account.standing, policy);
-            self.observe_one(account, &verdict, policy, now, &mut events);
+            let evaluation = policy::evaluate(&account.standing, policy);
+            self.observe_one(account, &evaluation, policy, now, &mut events);
         }
         // A program that is gone is in no violation any more; nothing was found to restore.
         let is_there = |key: &String| accounts.iter().any(|account| key_of(account) == *key);
@@ -59,14 +59,14 @@ impl Reported {
     fn observe_one(
         &mut self,
         account: &Account,
-        verdict: &Verdict,
+        evaluation: &Evaluation,
         policy: &Compliance,
         now: Timestamp,
         events: &mut Vec<Event>,
     ) {
         let standing = self.standing.entry(key_of(account)).or_default();
-        let acted_on = verdict.violations.iter().map(|finding| (finding, true));
-        let noted = verdict.remarks.iter().map(|finding| (finding, false));
+        let acted_on = evaluation.violations.iter().map(|finding| (finding, true));
+        let noted = evaluation.remarks.iter().map(|finding| (finding, false));
         for (finding, is_acted_on) in acted_on.chain(noted) {
             let known = standing.get(&finding.rule);
             let is_new = known.is_none_or(|said| {
@@ -74,17 +74,17 @@ impl Reported {
                 said.found != finding.found || now < said.at || now.since(said.at) >= AGAIN
             });
             if is_new {
-                let said = Said { found: finding.found.clone(), at: now };
+                let said = ReportedViolation { found: finding.found.clone(), at: now };
                 standing.insert(finding.rule.clone(), said);
                 events.push(violation_of(account, finding, policy, is_acted_on));
             }
         }
         let lasts = |rule: &str| {
-            let mut found = verdict.violations.iter().chain(&verdict.remarks);
-            let is_unknown = verdict.unknown.iter().any(|unknown| unknown.rule == rule);
+            let mut found = evaluation.violations.iter().chain(&evaluation.remarks);
+            let is_unknown = evaluation.unknown.iter().any(|unknown| unknown.rule == rule);
             // Without an account nobody can say whether the key is still used.
-            let is_hidden =
-                rule == violation::NO_ACCOUNT && matches!(account.standing, Standing::Unknown(_));
+            let is_hidden = rule == violation::NO_ACCOUNT
+                && matches!(account.standing, SignInState::Unknown(_));
             is_unknown || is_hidden || found.any(|finding| finding.rule == rule)
         };
         standing.retain(|rule, said| {
@@ -103,7 +103,7 @@ fn key_of(account: &Account) -> String {
 
 fn violation_of(
     account: &Account,
-    finding: &Finding,
+    finding: &PolicyFinding,
     policy: &Compliance,
     is_acted_on: bool,
 ) -> Event {
@@ -124,7 +124,7 @@ fn violation_of(
     violation.into()
 }
 
-fn restored(account: &Account, rule: &str, said: &Said) -> Event {
+fn restored(account: &Account, rule: &str, said: &ReportedViolation) -> Event {
     let restored = AgentEvent::ComplianceRestored {
         violation: rule.to_owned(),
         program: account.source.to_owned(),
@@ -137,7 +137,7 @@ fn restored(account: &Account, rule: &str, said: &Said) -> Event {
 
 fn identity(account: &Account) -> Option<AccountIdentity> {
     match &account.standing {
-        Standing::SignedIn(who) => Some(who.into()),
+        SignInState::SignedIn(who) => Some(who.into()),
         _ => None,
     }
 }
@@ -148,16 +148,19 @@ mod tests {
     use siem_protocol::names::source;
 
     use super::*;
-    use crate::compliance::account::Who;
+    use crate::compliance::account::SignedInAccount;
 
     const DAY: u64 = 24 * 3600 * 1000;
 
-    fn account(standing: Standing) -> [Account; 1] {
+    fn account(standing: SignInState) -> [Account; 1] {
         [Account { source: source::CLAUDE_CODE, place: "/h/.claude.json".into(), standing }]
     }
 
     fn who(email: &str) -> [Account; 1] {
-        account(Standing::SignedIn(Who { email: Some(email.into()), ..Who::default() }))
+        account(SignInState::SignedIn(SignedInAccount {
+            email: Some(email.into()),
+            ..SignedInAccount::default()
+        }))
     }
 
     fn policy() -> Compliance {
@@ -172,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_violation_is_said_when_it_begins_changes_lasts_a_day_and_ends() {
-        let mut reported = Reported::default();
+        let mut reported = ViolationTracker::default();
         let mut at = |accounts: &[Account], now| {
             // What was said is kept over a restart.
             let kept = serde_json::to_string(&reported).unwrap();
@@ -196,7 +199,7 @@ mod tests {
         assert_eq!(names(&at(&who("other@gmail.com"), DAY + 3)), ["violation"]);
         // A clock that was set back.
         assert_eq!(names(&at(&who("other@gmail.com"), 5)), ["violation"]);
-        let unknown = account(Standing::Unknown("half-written".into()));
+        let unknown = account(SignInState::Unknown("half-written".into()));
         assert_eq!(names(&at(&unknown, 6)), [""; 0]);
         assert_eq!(names(&at(&who("other@gmail.com"), 7)), [""; 0], "it was never restored");
         let restored = at(&who("me@company.com"), 8);
@@ -207,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_policy_that_changes_is_judged_anew() {
-        let mut reported = Reported::default();
+        let mut reported = ViolationTracker::default();
         let now = Timestamp(1);
         assert_eq!(names(&reported.observe(&who("me@gmail.com"), &policy(), now)), ["violation"]);
         let open = Compliance::default();
@@ -217,10 +220,10 @@ mod tests {
 
     #[test]
     fn a_key_is_reported_and_only_acted_on_where_an_account_is_required() {
-        let key = account(Standing::Key("ANTHROPIC_API_KEY".into()));
+        let key = account(SignInState::Key("ANTHROPIC_API_KEY".into()));
         for (required, level, action) in [(false, "warning", "none"), (true, "high", "block")] {
             let policy = Compliance { require_account: Some(required), ..policy() };
-            let events = Reported::default().observe(&key, &policy, Timestamp(1));
+            let events = ViolationTracker::default().observe(&key, &policy, Timestamp(1));
             assert_eq!((names(&events), events[0].severity), (vec!["violation"], level));
             assert_eq!(events[0].data["violation"], "no_account");
             assert_eq!(events[0].data["action"], action);

@@ -13,7 +13,7 @@ const FILE: &str = "managed.json";
 /// A managed configuration as it came. It is kept with its nonce and its signature, so that a copy
 /// on disk proves as much as the answer did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SignedAnswer {
+pub struct SignedConfig {
     /// The body.
     pub body: String,
     /// What the request asked to be signed with it.
@@ -25,7 +25,7 @@ pub struct SignedAnswer {
     pub etag: Option<String>,
 }
 
-impl SignedAnswer {
+impl SignedConfig {
     /// Whether the holder of `secret` signed it.
     #[must_use]
     pub fn is_signed_with(&self, secret: &Secret) -> bool {
@@ -37,7 +37,7 @@ impl SignedAnswer {
     ///
     /// # Errors
     /// What the system says; the one before is still there.
-    pub fn keep(&self, state_dir: &Path) -> io::Result<()> {
+    pub fn save(&self, state_dir: &Path) -> io::Result<()> {
         let json = serde_json::to_vec(self).map_err(io::Error::other)?;
         secure_file::replace(&state_dir.join(FILE), &json)
     }
@@ -46,7 +46,7 @@ impl SignedAnswer {
     ///
     /// # Errors
     /// It can't be read, or it is none.
-    pub fn kept(state_dir: &Path) -> io::Result<Option<Self>> {
+    pub fn load(state_dir: &Path) -> io::Result<Option<Self>> {
         let path = state_dir.join(FILE);
         let size = match fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -66,19 +66,19 @@ mod tests {
 
     use super::*;
 
-    fn answer(body: &str) -> SignedAnswer {
+    fn answer(body: &str) -> SignedConfig {
         let nonce = "00ff".to_owned();
         let signature = sign_answer(b"secret", &nonce, body.as_bytes());
-        SignedAnswer { body: body.to_owned(), nonce, signature, etag: Some("\"e\"".to_owned()) }
+        SignedConfig { body: body.to_owned(), nonce, signature, etag: Some("\"e\"".to_owned()) }
     }
 
     #[test]
     fn is_kept_whole_and_still_proves_who_signed_it() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(SignedAnswer::kept(dir.path()).unwrap(), None);
-        answer("{}").keep(dir.path()).unwrap();
-        answer("{\"version\":1}").keep(dir.path()).unwrap();
-        let mut kept = SignedAnswer::kept(dir.path()).unwrap().unwrap();
+        assert_eq!(SignedConfig::load(dir.path()).unwrap(), None);
+        answer("{}").save(dir.path()).unwrap();
+        answer("{\"version\":1}").save(dir.path()).unwrap();
+        let mut kept = SignedConfig::load(dir.path()).unwrap().unwrap();
         assert_eq!(kept, answer("{\"version\":1}"));
         assert!(kept.is_signed_with(&Secret::new("secret").unwrap()));
         assert!(!kept.is_signed_with(&Secret::new("another").unwrap()));
@@ -93,7 +93,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
 
         let dir = tempfile::tempdir().unwrap();
-        answer("{}").keep(dir.path()).unwrap();
+        answer("{}").save(dir.path()).unwrap();
         let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
@@ -102,6 +102,6 @@ mod tests {
     fn a_copy_that_is_torn_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), "{\"body\":\"").unwrap();
-        SignedAnswer::kept(dir.path()).unwrap_err();
+        SignedConfig::load(dir.path()).unwrap_err();
     }
 }

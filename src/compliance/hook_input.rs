@@ -12,7 +12,7 @@ use super::account::text;
 /// A call of a hook, as far as it could be read. A prompt may be megabytes long and comes last:
 /// what stands before it is enough.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Call {
+pub struct HookInput {
     /// The session.
     pub session_id: Option<String>,
     /// Where the session's records will be; the file need not be there yet.
@@ -23,7 +23,7 @@ pub struct Call {
     pub source: Option<String>,
 }
 
-impl Call {
+impl HookInput {
     /// Reads what there is of a call; whatever makes no sense is left out.
     #[must_use]
     pub fn read(line: &[u8]) -> Self {
@@ -34,7 +34,7 @@ impl Call {
     }
 }
 
-struct Members<'a>(&'a mut Call);
+struct Members<'a>(&'a mut HookInput);
 
 impl<'de> DeserializeSeed<'de> for Members<'_> {
     type Value = ();
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     fn session(line: &[u8]) -> Option<String> {
-        Call::read(line).session_id
+        HookInput::read(line).session_id
     }
 
     #[test]
@@ -85,13 +85,13 @@ mod tests {
         let line =
             br#"{"session_id":"s","transcript_path":"/h/.claude/projects/p/s.jsonl","cwd":"/w",
             "hook_event_name":"SessionStart","source":"startup","model":"m"}"#;
-        let call = Call {
+        let call = HookInput {
             session_id: Some("s".into()),
             transcript_path: Some("/h/.claude/projects/p/s.jsonl".into()),
             cwd: Some("/w".into()),
             source: Some("startup".into()),
         };
-        assert_eq!(Call::read(line), call);
+        assert_eq!(HookInput::read(line), call);
     }
 
     #[test]
@@ -107,7 +107,7 @@ mod tests {
         let deep = [b"{\"a\":".as_slice(), &b"[".repeat(100_000)].concat();
         assert_eq!(session(&deep), None);
         let long = format!(r#"{{"session_id":"{}","cwd":"/w"}}"#, "s".repeat(10_000));
-        assert_eq!(Call::read(long.as_bytes()).cwd, Some("/w".into()));
+        assert_eq!(HookInput::read(long.as_bytes()).cwd, Some("/w".into()));
         assert_eq!(session(long.as_bytes()), None);
     }
 }

@@ -6,17 +6,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use figment::{
-    Figment, Metadata, Profile, Provider,
-    value::{Dict, Map, Value},
-};
+use figment::value::{Dict, Value};
 
 use super::{
-    BUILT_IN_FILTERS, ConfigError, HTTP_SIEM, Inputs, KINDS, LockedOut, Managed, Origin, Place,
-    Test, credentials, did_you_mean, inline_tests,
-    locks::Locks,
-    managed::{Allowed, MANAGED_KINDS},
-    toml_text::{self, Lines, Parsed},
+    ConfigInputs, HTTP_SIEM, credentials,
+    error::{ConfigError, did_you_mean},
+    inline_tests::{self, InlineTest},
+    layer::{Layer, insert, tables},
+    locks::{LockedOverride, Locks},
+    managed::{MANAGED_KINDS, ManagedAllowlist, ManagedSettings},
+    origin::LayerOrigin,
+    pipeline::{BUILT_IN_FILTERS, KINDS},
+    toml_text::{self, ParsedToml},
 };
 use crate::platform::Environment;
 
@@ -31,59 +32,32 @@ pub(super) const VARIABLES: [(&str, &str); 4] = [
     ("CLAUDE_SIEM_POLL_INTERVAL", "agent.poll_interval"),
 ];
 
-/// The values of one origin.
-pub(super) struct Layer {
-    pub(super) origin: Origin,
-    pub(super) values: Dict,
-    pub(super) lines: Lines,
-}
-
-impl Layer {
-    /// Values that stand on no line.
-    pub(super) fn new(origin: Origin, values: Dict) -> Self {
-        Self { origin, values, lines: Lines::default() }
-    }
-
-    /// Where the value at `path` stands in it.
-    pub(super) fn place(&self, path: &[String]) -> Place {
-        let line = self.origin.file().and_then(|_| self.lines.of(path));
-        Place { origin: self.origin.clone(), line }
-    }
-}
-
-impl Provider for Layer {
-    fn metadata(&self) -> Metadata {
-        Metadata::named(self.origin.to_string())
-    }
-
-    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
-        Ok(Profile::Default.collect(self.values.clone()))
-    }
-}
-
 /// The layers, and what came of putting them over each other.
-pub(super) struct Read {
+pub(super) struct LayerSet {
     /// Lowest first.
     pub(super) layers: Vec<Layer>,
     /// Who may change what.
     pub(super) locks: Locks,
     /// What was set in vain.
-    pub(super) locked_out: Vec<LockedOut>,
+    pub(super) locked_overrides: Vec<LockedOverride>,
     /// The tests of every layer.
-    pub(super) tests: Vec<Test>,
+    pub(super) tests: Vec<InlineTest>,
 }
 
 /// Reads every layer that is there, lowest first.
-pub(super) fn read(inputs: &Inputs, warnings: &mut Vec<String>) -> Result<Read, ConfigError> {
+pub(super) fn read(
+    inputs: &ConfigInputs,
+    warnings: &mut Vec<String>,
+) -> Result<LayerSet, ConfigError> {
     let paths = inputs.paths;
-    let mut layers = vec![from_text(Origin::Defaults, DEFAULTS)?];
-    layers.extend(optional(Origin::Machine(paths.machine_config.clone()))?);
+    let mut layers = vec![from_text(LayerOrigin::Defaults, DEFAULTS)?];
+    layers.extend(optional(LayerOrigin::Machine(paths.machine_config.clone()))?);
     for path in files_of(&paths.machine_config_dir)? {
-        layers.push(required(Origin::Machine(path))?);
+        layers.push(required(LayerOrigin::Machine(path))?);
     }
-    layers.extend(optional(Origin::User(paths.user_config.clone()))?);
+    layers.extend(optional(LayerOrigin::User(paths.user_config.clone()))?);
     if let Some(path) = inputs.explicit {
-        layers.push(required(Origin::Explicit(path.to_owned()))?);
+        layers.push(required(LayerOrigin::Explicit(path.to_owned()))?);
     }
     let sinks: BTreeSet<&str> = layers
         .iter()
@@ -93,37 +67,37 @@ pub(super) fn read(inputs: &Inputs, warnings: &mut Vec<String>) -> Result<Read, 
     let sinks: Vec<String> = sinks.map(str::to_owned).collect();
     // Above nothing but the defaults.
     layers.splice(1..1, credentials::read(inputs.environment, &sinks, warnings));
-    put_together(layers, from_environment(inputs.environment, warnings)?, inputs.managed, warnings)
+    merge_layers(layers, from_environment(inputs.environment, warnings)?, inputs.managed, warnings)
 }
 
 /// Reads files as a machine would that has nothing but these, lowest first.
 pub(super) fn read_files(
     files: &[PathBuf],
-    managed: Option<&Managed>,
+    managed: Option<&ManagedSettings>,
     warnings: &mut Vec<String>,
-) -> Result<Read, ConfigError> {
-    let mut layers = vec![from_text(Origin::Defaults, DEFAULTS)?];
+) -> Result<LayerSet, ConfigError> {
+    let mut layers = vec![from_text(LayerOrigin::Defaults, DEFAULTS)?];
     for path in files {
-        layers.push(required(Origin::Machine(path.clone()))?);
+        layers.push(required(LayerOrigin::Machine(path.clone()))?);
     }
-    put_together(layers, Vec::new(), managed, warnings)
+    merge_layers(layers, Vec::new(), managed, warnings)
 }
 
-fn put_together(
+fn merge_layers(
     mut layers: Vec<Layer>,
     environment: Vec<Layer>,
-    managed: Option<&Managed>,
+    managed: Option<&ManagedSettings>,
     warnings: &mut Vec<String>,
-) -> Result<Read, ConfigError> {
+) -> Result<LayerSet, ConfigError> {
     let locks = Locks::read(&layers);
-    let mut locked_out = Vec::new();
+    let mut locked_overrides = Vec::new();
     for layer in &mut layers {
-        locked_out.extend(locks.enforce(layer));
+        locked_overrides.extend(locks.enforce(layer));
     }
     let sends = type_in(&layers, "sink", "siem") == Some(HTTP_SIEM);
     for mut layer in environment {
         if sends || !layer.values.contains_key("sink") {
-            locked_out.extend(locks.enforce(&mut layer));
+            locked_overrides.extend(locks.enforce(&mut layer));
             layers.push(layer);
         } else {
             let origin = layer.origin;
@@ -131,18 +105,18 @@ fn put_together(
         }
     }
     if let Some(managed) = managed {
-        let mut layer = managed.layer(&Allowed::read(&layers))?;
-        locked_out.extend(locks.enforce(&mut layer));
+        let mut layer = managed.layer(&ManagedAllowlist::read(&layers))?;
+        locked_overrides.extend(locks.enforce(&mut layer));
         append_new_stages(&mut layer, &layers, &locks);
         layers.push(layer);
     }
     let mut tests = Vec::new();
     for layer in &mut layers {
-        tests.extend(inline_tests::take(layer)?);
+        tests.extend(inline_tests::extract(layer)?);
     }
-    forget_options_of_other_types(&mut layers);
-    warnings.extend(locked_out.iter().map(ToString::to_string));
-    Ok(Read { layers, locks, locked_out, tests })
+    remove_options_of_other_types(&mut layers);
+    warnings.extend(locked_overrides.iter().map(ToString::to_string));
+    Ok(LayerSet { layers, locks, locked_overrides, tests })
 }
 
 /// A stage that only the server has a table for stands in no list of this machine: it runs after
@@ -171,14 +145,10 @@ fn append_new_stages(managed: &mut Layer, below: &[Layer], locks: &Locks) {
     }
 }
 
-/// Merges layers: tables key by key, everything else by the highest.
-pub(super) fn merge(layers: &[Layer]) -> Figment {
-    layers.iter().fold(Figment::new(), |figment, layer| figment.merge(layer))
-}
-
 /// The files of a directory of files, in the order of their names; hidden ones are an editor's.
 pub(super) fn files_of(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let failed = |source| ConfigError::Read { origin: Origin::Machine(dir.to_owned()), source };
+    let failed =
+        |source| ConfigError::Read { origin: LayerOrigin::Machine(dir.to_owned()), source };
     let entries = match fs::read_dir(dir) {
         Err(error) if is_absent(&error) => return Ok(Vec::new()),
         entries => entries.map_err(failed)?,
@@ -199,23 +169,23 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-fn optional(origin: Origin) -> Result<Option<Layer>, ConfigError> {
+fn optional(origin: LayerOrigin) -> Result<Option<Layer>, ConfigError> {
     match required(origin) {
         Err(ConfigError::Read { source, .. }) if is_absent(&source) => Ok(None),
         layer => layer.map(Some),
     }
 }
 
-fn required(origin: Origin) -> Result<Layer, ConfigError> {
+fn required(origin: LayerOrigin) -> Result<Layer, ConfigError> {
     match fs::read_to_string(origin.file().unwrap_or(Path::new(""))) {
         Ok(text) => from_text(origin, &text),
         Err(source) => Err(ConfigError::Read { origin, source }),
     }
 }
 
-fn from_text(origin: Origin, text: &str) -> Result<Layer, ConfigError> {
+fn from_text(origin: LayerOrigin, text: &str) -> Result<Layer, ConfigError> {
     match toml_text::parse(text) {
-        Ok(Parsed { values, lines }) => Ok(Layer { origin, values, lines }),
+        Ok(ParsedToml { values, lines }) => Ok(Layer { origin, values, lines }),
         Err(syntax) => Err(ConfigError::Syntax { origin, syntax }),
     }
 }
@@ -237,13 +207,17 @@ fn from_environment(
     let mut layers = Vec::new();
     for (name, key) in VARIABLES {
         let Some(value) = environment.get(name) else { continue };
-        let origin = match environment.kept_in(name) {
-            Some(file) => Origin::Kept(name, file.to_owned()),
-            None => Origin::Environment(name),
+        let origin = match environment.service_file_of(name) {
+            Some(file) => LayerOrigin::ServiceVariable(name, file.to_owned()),
+            None => LayerOrigin::Environment(name),
         };
         let Some(value) = value.to_str() else {
             let problem = "is not valid UTF-8".to_owned();
-            return Err(ConfigError::Value { key: key.to_owned(), place: origin.into(), problem });
+            return Err(ConfigError::Value {
+                key: key.to_owned(),
+                location: origin.into(),
+                problem,
+            });
         };
         if !value.trim().is_empty() {
             let mut values = Dict::new();
@@ -254,25 +228,10 @@ fn from_environment(
     Ok(layers)
 }
 
-/// Inserts `value` under a dotted key.
-pub(super) fn insert(values: &mut Dict, key: &str, value: Value) {
-    match key.split_once('.') {
-        None => {
-            values.insert(key.to_owned(), value);
-        }
-        Some((table, rest)) => {
-            let table = values.entry(table.to_owned()).or_insert_with(|| Dict::new().into());
-            if let Value::Dict(_, table) = table {
-                insert(table, rest, value);
-            }
-        }
-    }
-}
-
 /// Where layers differ about a stage's type, the highest decides, and what others said for another
 /// type is forgotten: `[sink.siem] type = "stdout"` alone is right, though the defaults have
 /// options for the `http-siem` that it was.
-fn forget_options_of_other_types(layers: &mut [Layer]) {
+fn remove_options_of_other_types(layers: &mut [Layer]) {
     for kind in KINDS {
         let names = layers.iter().flat_map(|layer| tables(&layer.values, kind));
         let names: BTreeSet<String> = names.map(|(name, _)| name.to_owned()).collect();
@@ -289,14 +248,6 @@ fn forget_options_of_other_types(layers: &mut [Layer]) {
             }
         }
     }
-}
-
-pub(super) fn tables<'a>(
-    values: &'a Dict,
-    kind: &str,
-) -> impl Iterator<Item = (&'a str, &'a Dict)> {
-    let tables = values.get(kind).and_then(Value::as_dict).into_iter().flatten();
-    tables.filter_map(|(name, table)| Some((name.as_str(), table.as_dict()?)))
 }
 
 /// The type that the highest of `layers` that says so gives a stage.
