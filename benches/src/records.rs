@@ -1,7 +1,10 @@
 //! Records through filters: scan and verdict, nothing stored.
 
 use ai_agent::{
-    pipeline::filter_chain::{FilterChain, Outcome},
+    pipeline::{
+        filter_chain::{FilterChain, Outcome},
+        group_life_cycle::GroupChange,
+    },
     stages::{Record, StageOptions, filter},
     tail::{Origin, Piece},
 };
@@ -32,7 +35,7 @@ pub fn check_all(filters: &mut FilterChain, origin: &Origin, pieces: &[Piece<'_>
         })
         .count();
     filters.take_events();
-    filters.commit();
+    filters.on_group_change(GroupChange::Stored { all: true });
     kept
 }
 

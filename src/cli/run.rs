@@ -29,7 +29,7 @@ use crate::{
     pipeline::{
         assembly,
         fault::{CatchUpError, Fault},
-        ingest::{Inbox, Report, Until},
+        ingest::{Inbox, OnProgress, Until},
         orphaned_sinks,
         outbox::{OpenOutcome, Outbox},
         reload::named_files,
@@ -311,7 +311,7 @@ async fn once(
     // Before anything is read, or the end could come before these events.
     guard.look(&keeper.loaded.settings).into_iter().for_each(|event| pipeline.inbox.report(event));
     let bar = Bar::new();
-    let report: Report =
+    let report: OnProgress =
         Box::new(move |progress| bar.show(progress.read, progress.unread, progress.files));
     let mut running = pipeline.start(&keeper.loaded.settings, Until::CaughtUp, report);
     keeper.desk.runs(running.view());

@@ -227,8 +227,8 @@ impl Desk {
         view.report(AgentEvent::Canary { id: id.clone() }.into());
         // The first is done before the event is taken up, the second once it is stored.
         let stored = timeout(patience, async {
-            view.at_rest(|_| ()).await?;
-            view.at_rest(|_| ()).await
+            view.run_between_groups(|_| ()).await?;
+            view.run_between_groups(|_| ()).await
         });
         let late = || failed("it is not stored yet: see `ai-agent status`");
         stored.await.map_err(|_| late())?.map_err(|_| late())?;

@@ -92,7 +92,7 @@ impl Store {
         let changed = match &self.held {
             Held::Command(_) => job(&self.outbox),
             Held::Agent(view) => {
-                let done = Handle::current().block_on(timeout(RESTS, view.at_rest(job)));
+                let done = Handle::current().block_on(timeout(RESTS, view.run_between_groups(job)));
                 match done {
                     Ok(Ok(changed)) => changed,
                     Ok(Err(_)) => return Err(Failure::failed("the agent is at its end")),

@@ -64,23 +64,23 @@ impl Backpressure {
     }
 
     /// Looks again: the outbox holds `stored` bytes, the disk has `free` bytes, if that is known.
-    pub fn look(&mut self, stored: u64, free: Option<u64>) -> Option<Change> {
+    pub fn update(&mut self, stored: u64, free: Option<u64>) -> Option<Change> {
         let cap = self.cap();
         // Once full, reading goes on only when there is room for a good while.
         let (cap, least) = match self.full {
             None => (cap, FREE),
             Some(_) => (cap / 8 * 7, FREE / 4 * 5),
         };
-        let lack = if free.is_some_and(|free| free < least) {
+        let shortage = if free.is_some_and(|free| free < least) {
             Some(Shortage::Disk)
         } else if stored >= cap {
             Some(Shortage::Outbox)
         } else {
             None
         };
-        let before = std::mem::replace(&mut self.full, lack);
-        match (before, lack) {
-            (None, Some(lack)) => Some(Change::Filled(lack)),
+        let before = std::mem::replace(&mut self.full, shortage);
+        match (before, shortage) {
+            (None, Some(shortage)) => Some(Change::Filled(shortage)),
             (Some(_), None) => Some(Change::Recovered),
             _ => None,
         }
@@ -88,7 +88,7 @@ impl Backpressure {
 
     /// Whether an outbox that holds `stored` bytes is full.
     #[must_use]
-    pub fn fills(&self, stored: u64) -> bool {
+    pub fn would_fill(&self, stored: u64) -> bool {
         stored >= self.cap()
     }
 
@@ -104,14 +104,14 @@ impl Backpressure {
 
     /// Whether the outbox has come to hold more than half of what it may, since the last time that
     /// this was asked.
-    pub fn has_half_filled(&mut self, stored: u64) -> bool {
+    pub fn passed_half(&mut self, stored: u64) -> bool {
         let was_half = std::mem::replace(&mut self.is_half, stored > self.max_bytes / 2);
         self.is_half && !was_half
     }
 
     /// What there is too little of, if reading waits.
     #[must_use]
-    pub fn lack(&self) -> Option<Shortage> {
+    pub fn shortage(&self) -> Option<Shortage> {
         self.full
     }
 
@@ -131,29 +131,29 @@ mod tests {
     #[test]
     fn a_full_outbox_stops_reading_until_an_eighth_is_free() {
         let mut room = Backpressure::new(96 * MB);
-        assert_eq!(room.look(79 * MB, None), None);
+        assert_eq!(room.update(79 * MB, None), None);
         assert!(!room.is_full());
-        assert_eq!(room.look(80 * MB, None), Some(Change::Filled(Shortage::Outbox)));
-        assert_eq!(room.look(95 * MB, None), None);
-        assert_eq!(room.look(75 * MB, None), None);
+        assert_eq!(room.update(80 * MB, None), Some(Change::Filled(Shortage::Outbox)));
+        assert_eq!(room.update(95 * MB, None), None);
+        assert_eq!(room.update(75 * MB, None), None);
         assert!(room.is_full());
-        assert_eq!(room.look(69 * MB, None), Some(Change::Recovered));
-        assert_eq!(room.look(75 * MB, None), None);
+        assert_eq!(room.update(69 * MB, None), Some(Change::Recovered));
+        assert_eq!(room.update(75 * MB, None), None);
     }
 
     #[test]
     fn a_full_disk_stops_reading_until_there_is_more_than_a_little() {
         let mut room = Backpressure::new(1 << 30);
-        assert_eq!(room.look(0, Some(64 * MB)), None);
-        assert_eq!(room.look(0, Some(63 * MB)), Some(Change::Filled(Shortage::Disk)));
-        assert_eq!(room.look(0, Some(70 * MB)), None);
-        assert_eq!(room.look(0, Some(80 * MB)), Some(Change::Recovered));
+        assert_eq!(room.update(0, Some(64 * MB)), None);
+        assert_eq!(room.update(0, Some(63 * MB)), Some(Change::Filled(Shortage::Disk)));
+        assert_eq!(room.update(0, Some(70 * MB)), None);
+        assert_eq!(room.update(0, Some(80 * MB)), Some(Change::Recovered));
     }
 
     #[test]
     fn half_an_outbox_is_said_once_until_it_is_less() {
         let mut room = Backpressure::new(100 * MB);
-        let said = [10, 51, 60, 50, 40, 51].map(|stored| room.has_half_filled(stored * MB));
+        let said = [10, 51, 60, 50, 40, 51].map(|stored| room.passed_half(stored * MB));
         assert_eq!(said, [false, true, false, false, false, true]);
     }
 }

@@ -6,7 +6,8 @@ use std::{io, sync::Arc};
 use siem_protocol::Digest;
 
 use super::{
-    accounting::Totals, group::GroupStart, group_builder::GroupBuilder, record_stages::RecordStages,
+    accounting::Totals, group::GroupStart, group_builder::GroupBuilder,
+    group_life_cycle::GroupChange, record_stages::RecordStages,
 };
 use crate::{
     config::ShippingSettings,
@@ -58,9 +59,10 @@ impl DryRun {
                 });
                 let frames = builder.finish(self.clock.now()).frames;
                 let entries: Vec<u8> = frames.into_iter().flat_map(|frame| frame.body).collect();
-                source.sealed();
-                source.committed();
-                self.stages.filters.commit();
+                for change in [GroupChange::Storing, GroupChange::Stored { all: true }] {
+                    change.send_to_source(&mut **source);
+                    self.stages.filters.on_group_change(change);
+                }
                 step(&entries, builder.totals(), &source.survey())?;
                 if let Progress::Idle { .. } = progress {
                     break;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use siem_protocol::{Cut, entry::Masked};
 
+use super::group_life_cycle::GroupChange;
 use crate::{
     event::Event,
     stages::{
@@ -110,17 +111,17 @@ impl FilterChain {
         Outcome::Keep(edited)
     }
 
-    /// The group with the records judged so far is stored.
-    pub fn commit(&mut self) {
-        self.0.iter_mut().for_each(|(_, filter)| filter.commit());
+    /// Tells the filters what became of the records that they have checked. A filter learns that
+    /// records are stored once all of them are: what it remembers may be of any of them.
+    pub fn on_group_change(&mut self, change: GroupChange) {
+        match change {
+            GroupChange::Storing | GroupChange::Stored { all: false } => {}
+            GroupChange::Stored { all: true } => self.0.iter_mut().for_each(|(_, it)| it.commit()),
+            GroupChange::Lost => self.0.iter_mut().for_each(|(_, it)| it.rollback()),
+        }
     }
 
-    /// The group with the records judged so far was not stored.
-    pub fn rollback(&mut self) {
-        self.0.iter_mut().for_each(|(_, filter)| filter.rollback());
-    }
-
-    /// A file is gone.
+    /// Tells the filters that a file is gone.
     pub fn forget(&mut self, file: FileKey) {
         self.0.iter_mut().for_each(|(_, filter)| filter.forget(file));
     }

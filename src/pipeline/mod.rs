@@ -11,6 +11,7 @@ pub mod fault;
 pub mod filter_chain;
 pub mod group;
 pub mod group_builder;
+pub mod group_life_cycle;
 pub mod ingest;
 pub mod orphaned_sinks;
 pub mod outbox;

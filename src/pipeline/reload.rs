@@ -32,7 +32,7 @@ pub struct Reload {
     /// The settings.
     pub settings: Settings,
     /// What is for the thread that reads.
-    pub exchange: Reconfiguration,
+    pub reconfiguration: Reconfiguration,
     /// All sinks in their order; without one, that of this name stays.
     pub sinks: Vec<(String, Option<Box<dyn Sink>>)>,
 }
@@ -95,7 +95,7 @@ impl Plan {
             };
             sinks.push((table.name.clone(), sink));
         }
-        let exchange = Reconfiguration {
+        let reconfiguration = Reconfiguration {
             stages,
             same_filters,
             sources,
@@ -104,9 +104,9 @@ impl Plan {
             max_bytes: new.outbox.max_bytes,
             heartbeat: new.agent.poll_interval,
             events,
-            taken: None,
+            applied: None,
         };
-        Ok(Reload { settings: new.clone(), exchange, sinks })
+        Ok(Reload { settings: new.clone(), reconfiguration, sinks })
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     delivery::{SinkControl, SinkProgress, StopMode},
     fault::{CatchUpError, Fault, Faults},
     group_builder::GroupBuilder,
-    ingest::{Inbox, Ingest, IngestState, Read, Report, Until, Writer},
+    ingest::{Inbox, Ingest, IngestState, OnProgress, ReadProgress, Until, Writer},
     orphaned_sinks,
     outbox::{Outbox, OutboxError},
     record_stages::RecordStages,
@@ -76,7 +76,7 @@ pub struct Running {
     /// Whether reading has ended; closed before that when its thread died.
     reading: watch::Receiver<bool>,
     /// How far reading is.
-    read: watch::Receiver<Read>,
+    read: watch::Receiver<ReadProgress>,
     sinks: SinkTasks,
     faults: Faults,
 }
@@ -84,7 +84,7 @@ pub struct Running {
 impl Pipeline {
     /// Starts to read and to deliver. `report` is told now and then what there is to read.
     #[must_use]
-    pub fn start(self, settings: &Settings, until: Until, mut report: Report) -> Running {
+    pub fn start(self, settings: &Settings, until: Until, mut on_progress: OnProgress) -> Running {
         let outbox = Arc::new(self.outbox);
         let faults = Faults::new();
         faults.when(outbox.watch_damage(), Fault::OutboxDamaged);
@@ -106,7 +106,7 @@ impl Pipeline {
             shown: sink_tasks::SinkHandles::default(),
         };
         self.sinks.into_iter().for_each(|(name, sink)| sinks.begin(name, sink));
-        let (reads, read) = watch::channel(Read::default());
+        let (reads, read) = watch::channel(ReadProgress::default());
         let ingest = Ingest {
             sources: self.sources,
             stages: self.stages,
@@ -119,9 +119,9 @@ impl Pipeline {
             heartbeat: settings.agent.poll_interval,
             config_status: self.config_status,
             jitter: Box::new(fastrand::f64),
-            report: Box::new(move |read| {
+            on_progress: Box::new(move |read| {
                 reads.send_replace(read);
-                report(read);
+                on_progress(read);
             }),
             state: IngestState::default(),
         };
@@ -166,13 +166,13 @@ impl Running {
     /// Tells, for so long a time, whether reading gets on.
     pub fn pulse(&self) -> impl Fn(Duration) -> bool + Send + use<> {
         let (inbox, clock) = (Arc::clone(&self.inbox), Arc::clone(&self.clock));
-        move |limit| inbox.gets_on(clock.uptime(), limit)
+        move |limit| inbox.is_responsive(clock.uptime(), limit)
     }
 
     /// What can be asked of it, by anybody and at any time.
     #[must_use]
     pub fn view(&self) -> PipelineHandle {
-        PipelineHandle::new(&self.outbox, &self.inbox, &self.sinks.shown)
+        PipelineHandle::new(&self.outbox, &self.inbox, &self.clock, &self.sinks.shown)
     }
 
     /// What wakes reading, for sources that are to take the place of others.
@@ -184,10 +184,10 @@ impl Running {
     /// Goes on under another configuration: what is read from now on is judged by it, and what was
     /// judged before is stored. Waits for that as long as the store fails.
     pub async fn reload(&mut self, reload: Reload) {
-        let Reload { settings, exchange, sinks } = reload;
-        self.config = exchange.config;
+        let Reload { settings, reconfiguration, sinks } = reload;
+        self.config = reconfiguration.config;
         // Gone without an answer when reading has ended, which is a fault or the end.
-        self.inbox.exchange(exchange).await.ok();
+        self.inbox.reconfigure(reconfiguration).await.ok();
         self.sinks.replace(sinks, orders(&settings), sink_settings(&settings)).await;
     }
 
@@ -274,7 +274,7 @@ impl Running {
     fn place(&self) -> (u64, u64, Vec<u64>) {
         let sinks = self.sinks.tasks.iter();
         let acknowledged = sinks.map(|sink| sink.progress.borrow().acknowledged);
-        (self.inbox.seen(), self.read.borrow().read, acknowledged.collect())
+        (self.inbox.swept_files(), self.read.borrow().read, acknowledged.collect())
     }
 
     /// Whether a sink waits only until it may send more.
@@ -372,7 +372,7 @@ impl Running {
             outbox.commit(&builder.finish(now))
         };
         let finished = tokio::task::spawn_blocking(move || {
-            let events = inbox.take_left();
+            let events = inbox.take_unstored_events();
             let done = put_in_order(&outbox, &events);
             // A thread that is stuck must not come back to a file that the next agent has open.
             outbox.close();

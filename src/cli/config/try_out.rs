@@ -21,6 +21,7 @@ use crate::{
         assembly,
         dry_run::DryRun,
         filter_chain::{Edited, FilterChain, Outcome},
+        group_life_cycle::GroupChange,
         record_stages::{Disposition, Observation},
         validate,
     },
@@ -93,7 +94,8 @@ fn compare(
     let ran = DryRun { sources, stages, config, clock }.run(|_, totals, survey| {
         bar.show(Share::from(totals).read().bytes, survey.bytes_unread, survey.files);
         // As the pipeline does once a group is stored.
-        both.lock().unwrap_or_else(PoisonError::into_inner).0.commit();
+        let (filters, _) = &mut *both.lock().unwrap_or_else(PoisonError::into_inner);
+        filters.on_group_change(GroupChange::Stored { all: true });
         Ok(())
     });
     ran.map_err(Failure::failed)?;

@@ -371,10 +371,10 @@ impl Reading {
                 }
             }
         }
-        all.lack = reading.lack.map(|lack| lack.as_str().to_owned());
-        all.not_stored = reading.not_stored.as_ref().map(|(reason, since)| NotStored {
-            reason: reason.clone(),
-            seconds: now.since(*since).as_secs(),
+        all.lack = reading.shortage.map(|lack| lack.as_str().to_owned());
+        all.not_stored = reading.store_failure.as_ref().map(|failure| NotStored {
+            reason: failure.cause.clone(),
+            seconds: now.since(failure.since).as_secs(),
         });
         all
     }

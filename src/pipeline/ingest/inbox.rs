@@ -1,163 +1,158 @@
-//! What wakes the ingest thread.
+//! The inbox of the ingest thread: everything that other threads send to it.
 
 use std::{
     mem,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
 
-use super::{IngestStatus, reconfigure::Reconfiguration};
+use super::{super::group_life_cycle::GroupChange, IngestStatus, reconfigure::Reconfiguration};
 use crate::{event::Event, pipeline::outbox::Outbox, stages::source::Waker};
 
-/// IngestState on the outbox for which the thread comes to rest.
+/// Work on the outbox that runs while no group is being stored.
 pub(super) type Job = Box<dyn FnOnce(&Outbox) + Send>;
 
-/// What wakes the ingest thread, and what it is told.
+/// Wakes, stops and instructs the ingest thread. Events in it outlive the thread.
 #[derive(Default)]
 pub struct Inbox {
     mail: Mutex<Mail>,
     wake: Condvar,
+    /// Set once reading is to end. Outside of `mail`, since it is also read between two chunks.
     stopped: AtomicBool,
-    /// When the turn began that the thread is in, in milliseconds that the agent is up; zero while
-    /// it waits.
-    turn: AtomicU64,
 }
 
 #[derive(Default)]
 struct Mail {
-    events: Vec<Event>,
-    /// In the group at hand, and not stored yet.
-    unstored: Vec<Event>,
+    events: UnstoredEvents,
+    /// Largest number of files that a sweep has seen.
+    swept_files: u64,
+    reconfiguration: Option<Box<Reconfiguration>>,
+    status_requests: Vec<oneshot::Sender<IngestStatus>>,
+    jobs: Vec<Job>,
+    /// What the thread does; `None` before its first step.
+    activity: Option<Activity>,
+    woken: bool,
+}
+
+/// Events that are not stored, by the group that they are in.
+#[derive(Default)]
+struct UnstoredEvents {
+    /// In no group yet.
+    reported: Vec<Event>,
+    /// In the open group.
+    open: Vec<Event>,
     /// In the group that is being stored.
     storing: Vec<Event>,
-    /// How many files the sweep that came the furthest has seen.
-    seen: u64,
-    /// What is to take the place of parts of the thread's.
-    exchange: Option<Box<Reconfiguration>>,
-    /// Who wants to know how reading stands.
-    asking: Vec<oneshot::Sender<IngestStatus>>,
-    /// What is to be done while nothing is on its way to the store.
-    jobs: Vec<Job>,
-    /// When the thread began its last turn.
-    turned: Option<Instant>,
-    woken: bool,
-    stop: bool,
+}
+
+impl UnstoredEvents {
+    fn on_group_change(&mut self, change: GroupChange) {
+        match change {
+            GroupChange::Storing => self.storing = mem::take(&mut self.open),
+            GroupChange::Stored { .. } => self.storing.clear(),
+            GroupChange::Lost => {
+                self.storing.append(&mut self.open);
+                self.open = mem::take(&mut self.storing);
+            }
+        }
+    }
+}
+
+/// What the ingest thread does, and the uptime at which it started doing so.
+#[derive(Clone, Copy, Debug)]
+enum Activity {
+    Step(Duration),
+    Wait(Duration),
 }
 
 impl Inbox {
-    /// There may be something to read.
+    /// Wakes the thread: there may be something to read.
     pub fn wake(&self) {
-        self.mail().woken = true;
-        self.wake.notify_one();
+        self.deliver(|_| ());
     }
 
     /// Adds an event to the entries.
     pub fn report(&self, event: Event) {
-        let mut mail = self.mail();
-        mail.events.push(event);
-        mail.woken = true;
-        drop(mail);
-        self.wake.notify_one();
+        self.deliver(|mail| mail.events.reported.push(event));
     }
 
-    /// Lets `exchange` take the place of what the thread works with, at its next border between two
-    /// groups, and says when it has. One at a time: another that is not taken yet never will be.
-    pub fn exchange(&self, mut exchange: Reconfiguration) -> oneshot::Receiver<()> {
-        let (taken, is_taken) = oneshot::channel();
-        exchange.taken = Some(taken);
-        let mut mail = self.mail();
-        mail.exchange = Some(Box::new(exchange));
-        mail.woken = true;
-        drop(mail);
-        self.wake.notify_one();
-        is_taken
+    /// Replaces parts of the thread at the next border between two groups, and returns a receiver
+    /// that is notified afterwards. A reconfiguration that is still pending is replaced.
+    pub fn reconfigure(&self, mut reconfiguration: Reconfiguration) -> oneshot::Receiver<()> {
+        let (applied, is_applied) = oneshot::channel();
+        reconfiguration.applied = Some(applied);
+        self.deliver(|mail| mail.reconfiguration = Some(Box::new(reconfiguration)));
+        is_applied
     }
 
-    /// Whether there is an exchange to take.
-    pub(super) fn has_exchange(&self) -> bool {
-        self.mail().exchange.is_some()
+    pub(super) fn has_reconfiguration(&self) -> bool {
+        self.mail().reconfiguration.is_some()
     }
 
-    /// Takes the exchange.
-    pub(super) fn take_exchange(&self) -> Option<Box<Reconfiguration>> {
-        self.mail().exchange.take()
+    pub(super) fn take_reconfiguration(&self) -> Option<Box<Reconfiguration>> {
+        self.mail().reconfiguration.take()
     }
 
-    /// Asks how reading stands: answered between two turns, and while the thread waits.
-    pub fn ask(&self) -> oneshot::Receiver<IngestStatus> {
+    /// Requests the status of the thread, which answers between two steps and while it waits. The
+    /// receiver fails when reading has ended.
+    pub fn request_status(&self) -> oneshot::Receiver<IngestStatus> {
         let (answer, answered) = oneshot::channel();
-        let mut mail = self.mail();
-        if !mail.stop {
-            mail.asking.push(answer);
-        }
-        mail.woken = true;
-        drop(mail);
-        // Also whoever waits whatever comes.
-        self.wake.notify_one();
+        self.deliver(|mail| {
+            if !self.is_stopped() {
+                mail.status_requests.push(answer);
+            }
+        });
         answered
     }
 
-    /// Has `job` done by the thread while it has nothing on its way to the store: what is appended
-    /// meanwhile makes nothing stale. Not done at all when reading ends before.
-    pub fn at_rest<T: Send + 'static>(
+    pub(super) fn take_status_requests(&self) -> Vec<oneshot::Sender<IngestStatus>> {
+        mem::take(&mut self.mail().status_requests)
+    }
+
+    /// Runs `job` on the thread while no group is being stored, so that a group never starts before
+    /// entries that the job appends. The receiver fails when reading ends before that.
+    pub fn run_between_groups<T: Send + 'static>(
         &self,
         job: impl FnOnce(&Outbox) -> T + Send + 'static,
     ) -> oneshot::Receiver<T> {
         let (done, is_done) = oneshot::channel();
-        let mut mail = self.mail();
-        if !mail.stop {
-            // Whoever no longer waits does not want to know.
-            mail.jobs.push(Box::new(move |outbox| drop(done.send(job(outbox)))));
-        }
-        mail.woken = true;
-        drop(mail);
-        self.wake.notify_one();
+        self.deliver(|mail| {
+            if !self.is_stopped() {
+                // Fails when the client no longer waits.
+                mail.jobs.push(Box::new(move |outbox| drop(done.send(job(outbox)))));
+            }
+        });
         is_done
     }
 
-    /// How long ago the thread began its last turn; none before the first.
-    pub fn since_turn(&self) -> Option<Duration> {
-        self.mail().turned.map(|turned| turned.elapsed())
-    }
-
-    /// Notes that a turn begins, and takes who wants to know how reading stands.
-    pub(super) fn turn(&self) -> Vec<oneshot::Sender<IngestStatus>> {
-        let mut mail = self.mail();
-        mail.turned = Some(Instant::now());
-        mem::take(&mut mail.asking)
-    }
-
-    /// Whether there is a job to do.
     pub(super) fn has_jobs(&self) -> bool {
         !self.mail().jobs.is_empty()
     }
 
-    /// Takes the jobs.
     pub(super) fn take_jobs(&self) -> Vec<Job> {
         mem::take(&mut self.mail().jobs)
     }
 
-    /// What wakes it, for sources.
+    /// Returns a handle with which sources wake the thread.
     pub fn waker(self: &Arc<Self>) -> Waker {
-        let woken = Arc::clone(self);
-        Arc::new(move || woken.wake())
+        let inbox = Arc::clone(self);
+        Arc::new(move || inbox.wake())
     }
 
-    /// Ends reading: what is in the group is stored, and the thread returns.
+    /// Ends reading: the open group is stored and the thread returns.
     pub fn stop(&self) {
-        // Also seen in mid-group, where nobody reads mail.
+        // Before the lock is taken: whoever checks the flag under the lock sees it from then on.
         self.stopped.store(true, Ordering::Relaxed);
         let mut mail = self.mail();
-        mail.stop = true;
-        // Whoever waits for an answer that does not come any more is told so by this.
-        let unheard = (mem::take(&mut mail.asking), mem::take(&mut mail.jobs));
+        let unanswered = (mem::take(&mut mail.status_requests), mem::take(&mut mail.jobs));
         drop(mail);
-        drop(unheard);
+        // Tells the clients that no answer will come.
+        drop(unanswered);
         self.wake.notify_one();
     }
 
@@ -165,91 +160,88 @@ impl Inbox {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    /// The thread begins to do something.
-    pub(super) fn begins(&self, uptime: Duration) {
-        let millis = u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX);
-        self.turn.store(millis.max(1), Ordering::Relaxed);
+    /// Records that the thread starts a step at `uptime`.
+    pub(super) fn start_step(&self, uptime: Duration) {
+        self.mail().activity = Some(Activity::Step(uptime));
     }
 
-    /// Whether the thread waits for something to do, or began with what it does less than `limit`
-    /// ago.
-    pub fn gets_on(&self, uptime: Duration, limit: Duration) -> bool {
-        let turn = self.turn.load(Ordering::Relaxed);
-        turn == 0 || uptime.saturating_sub(Duration::from_millis(turn)) < limit
+    /// Returns whether the thread waits, or started its current step less than `limit` ago.
+    pub fn is_responsive(&self, uptime: Duration, limit: Duration) -> bool {
+        match self.mail().activity {
+            Some(Activity::Step(since)) => uptime.saturating_sub(since) < limit,
+            Some(Activity::Wait(_)) | None => true,
+        }
     }
 
-    /// Waits for something to do, at most for `longest`.
-    pub(super) fn wait(&self, longest: Duration) {
-        self.turn.store(0, Ordering::Relaxed);
-        let mail = self.mail();
-        let idle = |mail: &mut Mail| !mail.woken && !mail.stop;
-        let waited = self.wake.wait_timeout_while(mail, longest, idle);
-        let (mut mail, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        mail.woken = false;
+    /// Returns how long ago the thread started what it does; `None` before its first step.
+    pub fn since_activity(&self, uptime: Duration) -> Option<Duration> {
+        let (Activity::Step(since) | Activity::Wait(since)) = self.mail().activity?;
+        Some(uptime.saturating_sub(since))
     }
 
-    /// Waits for `longest` whatever comes, unless it is the end, or somebody asks: then it says so.
-    pub(super) fn pause(&self, longest: Duration) -> bool {
-        self.turn.store(0, Ordering::Relaxed);
-        let goes_on = |mail: &mut Mail| !mail.stop && mail.asking.is_empty();
-        let waited = self.wake.wait_timeout_while(self.mail(), longest, goes_on);
+    /// Waits until the thread is woken or stopped, at most for `longest`.
+    pub(super) fn wait(&self, longest: Duration, uptime: Duration) {
+        let mut mail = self.mail();
+        mail.activity = Some(Activity::Wait(uptime));
+        let is_idle = |mail: &mut Mail| !mail.woken && !self.is_stopped();
+        let waited = self.wake.wait_timeout_while(mail, longest, is_idle);
+        waited.unwrap_or_else(PoisonError::into_inner).0.woken = false;
+    }
+
+    /// Waits for `longest` even if the thread is woken. Returns `true` early if there are status
+    /// requests to answer, and `false` early if reading is to end.
+    pub(super) fn pause(&self, longest: Duration, uptime: Duration) -> bool {
+        let mut mail = self.mail();
+        mail.activity = Some(Activity::Wait(uptime));
+        let is_idle = |mail: &mut Mail| !self.is_stopped() && mail.status_requests.is_empty();
+        let waited = self.wake.wait_timeout_while(mail, longest, is_idle);
         let (mail, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        !mail.stop && !mail.asking.is_empty()
+        !self.is_stopped() && !mail.status_requests.is_empty()
     }
 
-    /// Keeps an event that is in the group at hand until that is stored.
-    pub(super) fn keep(&self, event: Event) {
-        self.mail().unstored.push(event);
+    /// Keeps an event of the open group until that is stored.
+    pub(super) fn keep_open(&self, event: Event) {
+        self.mail().events.open.push(event);
     }
 
-    /// What is kept is in the group that is being stored now.
-    pub(super) fn storing(&self) {
+    /// Returns the events of the open group.
+    pub(super) fn open_events(&self) -> Vec<Event> {
+        self.mail().events.open.clone()
+    }
+
+    pub(super) fn on_group_change(&self, change: GroupChange) {
+        self.mail().events.on_group_change(change);
+    }
+
+    /// Takes all events that are not stored. Call after the thread has ended.
+    pub fn take_unstored_events(&self) -> Vec<Event> {
+        let UnstoredEvents { reported, open, storing } = mem::take(&mut self.mail().events);
+        [storing, open, reported].concat()
+    }
+
+    /// Takes the events that are in no group yet.
+    pub fn take_reported_events(&self) -> Vec<Event> {
+        mem::take(&mut self.mail().events.reported)
+    }
+
+    /// Records that a sweep has seen `files` files.
+    pub(super) fn note_swept_files(&self, files: u64) {
         let mut mail = self.mail();
-        mail.storing = mem::take(&mut mail.unstored);
+        mail.swept_files = mail.swept_files.max(files);
     }
 
-    /// The group that was being stored is.
-    pub(super) fn stored(&self) {
-        self.mail().storing.clear();
+    /// Returns the largest number of files that a sweep has seen: the first sweep makes progress
+    /// although nothing is read.
+    pub fn swept_files(&self) -> u64 {
+        self.mail().swept_files
     }
 
-    /// The group that was being stored is not: what is in it is kept for another.
-    pub(super) fn take_back(&self) {
+    fn deliver(&self, change: impl FnOnce(&mut Mail)) {
         let mut mail = self.mail();
-        let mut all = mem::take(&mut mail.storing);
-        all.append(&mut mail.unstored);
-        mail.unstored = all;
-    }
-
-    /// What is kept.
-    pub(super) fn unstored(&self) -> Vec<Event> {
-        self.mail().unstored.clone()
-    }
-
-    /// Takes all events that are not stored, when nobody reads any more.
-    pub fn take_left(&self) -> Vec<Event> {
-        let mut mail = self.mail();
-        let mut left = mem::take(&mut mail.storing);
-        left.append(&mut mail.unstored);
-        left.append(&mut mail.events);
-        left
-    }
-
-    /// Says that a sweep has seen so many files.
-    pub(super) fn saw(&self, files: u64) {
-        let mut mail = self.mail();
-        mail.seen = mail.seen.max(files);
-    }
-
-    /// How many files the sweep that came the furthest has seen: the first may take long, and gets
-    /// on though nothing is read.
-    pub fn seen(&self) -> u64 {
-        self.mail().seen
-    }
-
-    /// Takes the events that were reported and not added yet.
-    pub fn take_events(&self) -> Vec<Event> {
-        mem::take(&mut self.mail().events)
+        change(&mut mail);
+        mail.woken = true;
+        drop(mail);
+        self.wake.notify_one();
     }
 
     fn mail(&self) -> MutexGuard<'_, Mail> {
@@ -261,16 +253,34 @@ impl Inbox {
 mod tests {
     use super::*;
 
-    /// Nobody would start an agent anew that hangs, or everybody one that has nothing to do.
+    /// A watchdog that took waiting for a hang would restart an idle agent; one that did not notice
+    /// a hang would never restart it.
     #[test]
-    fn a_turn_that_does_not_end_shows_and_waiting_is_none() {
+    fn hanging_step_is_unresponsive_and_waiting_is_not() {
         let inbox = Inbox::default();
         let (limit, later) = (Duration::from_secs(60), Duration::from_secs(3600));
-        assert!(inbox.gets_on(later, limit), "nothing was begun");
-        inbox.begins(Duration::ZERO);
-        assert!(inbox.gets_on(Duration::from_secs(59), limit));
-        assert!(!inbox.gets_on(Duration::from_secs(61), limit));
-        inbox.pause(Duration::ZERO);
-        assert!(inbox.gets_on(later, limit), "a disk that is full is no reason to die");
+        assert!(inbox.is_responsive(later, limit), "before the first step");
+        assert_eq!(inbox.since_activity(later), None);
+        inbox.start_step(Duration::ZERO);
+        assert!(inbox.is_responsive(Duration::from_secs(59), limit));
+        assert!(!inbox.is_responsive(Duration::from_secs(61), limit));
+        inbox.pause(Duration::ZERO, Duration::from_secs(61));
+        assert!(inbox.is_responsive(later, limit), "a pause for a full disk is not a hang");
+        assert_eq!(inbox.since_activity(Duration::from_secs(62)), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn lost_events_keep_their_order() {
+        let inbox = Inbox::default();
+        let event = |name| Event::info(name, serde_json::json!({}));
+        inbox.keep_open(event("one"));
+        inbox.on_group_change(GroupChange::Storing);
+        inbox.keep_open(event("two"));
+        inbox.on_group_change(GroupChange::Lost);
+        inbox.report(event("three"));
+        let names: Vec<_> = inbox.open_events().iter().map(|event| event.name).collect();
+        assert_eq!(names, ["one", "two"]);
+        let names: Vec<_> = inbox.take_unstored_events().iter().map(|event| event.name).collect();
+        assert_eq!(names, ["one", "two", "three"]);
     }
 }

@@ -1,7 +1,7 @@
-//! Takes a source's chunks into the group at hand.
+//! Adds the chunks of a source to the open group.
 
 use std::{
-    cell::Cell,
+    cell::OnceCell,
     collections::HashSet,
     panic::{AssertUnwindSafe, catch_unwind},
 };
@@ -19,7 +19,7 @@ use crate::{
     text::causes,
 };
 
-/// Takes a source's chunks into the group.
+/// Adds the chunks of one source to the open group.
 pub(super) struct GroupIntake<'a> {
     pub(super) builder: &'a mut GroupBuilder,
     pub(super) stages: &'a mut RecordStages,
@@ -29,25 +29,33 @@ pub(super) struct GroupIntake<'a> {
     pub(super) label: &'static str,
     pub(super) now: Timestamp,
     /// Files that are not read.
-    pub(super) held: &'a HashSet<FileKey>,
-    /// Takes the file that a stage failed on.
-    pub(super) failed: &'a mut Option<Origin>,
-    /// Set when a checkpoint can't be read: nothing that is read without it may be stored.
-    pub(super) is_spoilt: &'a Cell<bool>,
+    pub(super) held_files: &'a HashSet<FileKey>,
+    /// First failure that makes the open group unusable.
+    pub(super) failure: &'a OnceCell<IntakeFailure>,
+}
+
+/// A failure that makes the open group unusable. Everything added after it is discarded and comes
+/// again.
+#[derive(Debug)]
+pub(super) enum IntakeFailure {
+    /// A stage panicked on a record of this file.
+    Stage(Origin),
+    /// A checkpoint cannot be read. Without it a file would be read from the start, as if it were
+    /// new.
+    Checkpoint,
 }
 
 impl Intake for GroupIntake<'_> {
     fn take(&mut self, chunk: Chunk<'_>) {
         let origin = chunk.origin;
-        // After a failure the group is thrown away: what else comes into it comes again.
-        if self.failed.is_some() || self.is_spoilt.get() || self.held.contains(&origin.file) {
+        if self.failure.get().is_some() || self.held_files.contains(&origin.file) {
             return;
         }
-        let fill = AssertUnwindSafe(|| {
+        let add = AssertUnwindSafe(|| {
             self.builder.add_chunk(chunk, self.instance, self.label, self.stages, self.now);
         });
-        if catch_unwind(fill).is_err() {
-            *self.failed = Some(origin.clone());
+        if catch_unwind(add).is_err() {
+            self.fail(IntakeFailure::Stage(origin.clone()));
         }
     }
 
@@ -67,33 +75,32 @@ impl Intake for GroupIntake<'_> {
     }
 
     fn has_room(&self) -> bool {
-        self.failed.is_none()
-            && !self.is_spoilt.get()
-            && self.builder.has_room()
-            && !self.inbox.is_stopped()
+        self.failure.get().is_none() && self.builder.has_room() && !self.inbox.is_stopped()
     }
 
     fn saw(&self, files: u64) {
-        self.inbox.saw(files);
+        self.inbox.note_swept_files(files);
     }
 
     fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
         match self.outbox.checkpoint(self.instance, generation) {
-            Ok(Some(row)) => Some(row),
+            Ok(Some(row)) => return Some(row),
             Ok(None) => {
-                warn!(code = "checkpoint_missing", %generation, "a checkpoint is not there any more");
-                self.is_spoilt.set(true);
-                None
+                warn!(code = "checkpoint_missing", %generation, "a checkpoint is missing");
             }
             Err(failure) => {
-                warn!(
-                    code = "checkpoint_read_failed",
-                    cause = causes(&failure),
-                    "a checkpoint could not be read"
-                );
-                self.is_spoilt.set(true);
-                None
+                let cause = causes(&failure);
+                warn!(code = "checkpoint_read_failed", cause, "cannot read a checkpoint");
             }
         }
+        self.fail(IntakeFailure::Checkpoint);
+        None
+    }
+}
+
+impl GroupIntake<'_> {
+    /// Records the failure, unless another one came before.
+    fn fail(&self, failure: IntakeFailure) {
+        drop(self.failure.set(failure));
     }
 }

@@ -1,4 +1,4 @@
-//! Another configuration for the ingest thread, taken between two groups.
+//! Applies another configuration to the ingest thread, between two groups.
 
 use std::{any::Any, collections::BTreeSet, mem, time::Duration};
 
@@ -12,80 +12,80 @@ use crate::{
     stages::{Named, source::Source},
 };
 
-/// What takes the place of parts of an [`Ingest`]'s.
+/// The parts of an [`Ingest`] that another configuration replaces.
 pub struct Reconfiguration {
     /// Filters and enrichers.
     pub stages: RecordStages,
-    /// The filters that are configured as before: the old ones stay, with what they remember.
+    /// Names of the filters whose configuration is unchanged: the running ones stay, with their
+    /// memory.
     pub same_filters: BTreeSet<String>,
-    /// All sources in their order; without one, that of this name stays.
+    /// All sources in order. `None` keeps the running source of that name.
     pub sources: Vec<(String, Option<Box<dyn Source>>)>,
-    /// How large frames are.
+    /// Limits of batches, which decide how large frames are.
     pub shipping: ShippingSettings,
-    /// Names what decides about records.
+    /// Hash of the configuration, which is part of each batch.
     pub config: Digest,
-    /// How much the outbox may hold.
+    /// Maximum size of the outbox.
     pub max_bytes: u64,
-    /// How often a heartbeat is sent.
+    /// Interval of heartbeats.
     pub heartbeat: Duration,
-    /// What there is to report: the first entries under the new configuration.
+    /// Events to report as the first entries under the new configuration.
     pub events: Vec<Event>,
-    /// Told when it is done.
-    pub taken: Option<oneshot::Sender<()>>,
+    /// Notified once the reconfiguration is applied.
+    pub applied: Option<oneshot::Sender<()>>,
 }
 
 impl Ingest {
-    /// Goes on under another configuration, if there is one: once all that was judged by the one
-    /// before is stored, so that each record is judged by one, whose name stands in its batch.
-    pub(super) fn follow(&mut self) -> Result<(), Duration> {
-        if !self.inbox.has_exchange() {
+    /// Applies a pending reconfiguration. Everything that was read under the previous configuration
+    /// is stored before, so that each record is judged by the configuration that its batch names.
+    pub(super) fn apply_reconfiguration(&mut self) -> Result<(), Duration> {
+        if !self.inbox.has_reconfiguration() {
             return Ok(());
         }
         self.commit()?;
-        let Some(exchange) = self.inbox.take_exchange() else { return Ok(()) };
-        let Reconfiguration { mut stages, sources, heartbeat, .. } = *exchange;
+        let Some(reconfiguration) = self.inbox.take_reconfiguration() else { return Ok(()) };
+        let Reconfiguration { mut stages, sources, heartbeat, .. } = *reconfiguration;
         mem::swap(&mut self.stages, &mut stages);
-        self.stages.inherit(stages, &exchange.same_filters);
-        let are_others = self.replace_sources(sources);
-        self.builder.reconfigure(exchange.config, exchange.shipping);
-        self.backpressure.resize(exchange.max_bytes);
+        self.stages.inherit(stages, &reconfiguration.same_filters);
+        let has_new_source = self.replace_sources(sources);
+        self.builder.reconfigure(reconfiguration.config, reconfiguration.shipping);
+        self.backpressure.resize(reconfiguration.max_bytes);
         if heartbeat != self.heartbeat {
             self.heartbeat = heartbeat;
-            let beat = self.clock.uptime() + self.next_beat();
-            self.state.beat = self.state.beat.min(beat);
+            let due = self.clock.uptime() + self.heartbeat_interval();
+            self.state.heartbeat.schedule(self.state.heartbeat.due().min(due));
         }
-        // A file that was held was passed over: it is read again from what is stored of it.
-        let was_held = !mem::take(&mut self.state.held).is_empty();
-        self.state.is_lost |= are_others || was_held;
-        exchange.events.into_iter().for_each(|event| self.inbox.report(event));
-        if let Some(taken) = exchange.taken {
-            // Whoever no longer waits is at its end.
-            taken.send(()).ok();
+        // Held files were skipped: they are read again from their stored checkpoints.
+        let had_held_files = !mem::take(&mut self.state.held_files).is_empty();
+        if has_new_source || had_held_files {
+            self.state.groups.lose();
+        }
+        reconfiguration.events.into_iter().for_each(|event| self.inbox.report(event));
+        if let Some(applied) = reconfiguration.applied {
+            // Fails when the agent is shutting down and no longer waits.
+            applied.send(()).ok();
         }
         self.restore()
     }
 
-    /// Whether any is another.
+    /// Replaces the sources and returns whether any of them is new.
     fn replace_sources(&mut self, sources: Vec<(String, Option<Box<dyn Source>>)>) -> bool {
         let mut old: Vec<Named<dyn Source>> = mem::take(&mut self.sources);
-        let mut are_others = false;
+        let mut has_new = false;
         for (name, new) in sources {
             let at = old.iter().position(|(known, _)| *known == name);
             let before = at.map(|at| old.swap_remove(at).1);
+            has_new |= new.is_some();
             let source = match (new, before) {
                 (None, before) => before,
-                (Some(new), None) => {
-                    are_others = true;
-                    Some(new)
-                }
+                (Some(new), None) => Some(new),
                 (Some(mut new), Some(before)) => {
-                    are_others = true;
                     new.inherit(before as Box<dyn Any>);
                     Some(new)
                 }
             };
             self.sources.extend(source.map(|source| (name, source)));
         }
-        are_others
+        has_new
     }
 }

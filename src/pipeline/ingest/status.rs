@@ -1,68 +1,55 @@
-//! What others ask of the reading thread: how it stands, and to do something with the store.
+//! Answers status requests between two steps.
 
 use std::time::{Duration, Instant};
 
-use super::{super::backpressure::Shortage, Ingest};
-use crate::{
-    platform::Timestamp,
-    stages::{
-        Named,
-        source::{Source, Survey},
-    },
+use super::{super::backpressure::Shortage, Ingest, StoreFailure};
+use crate::stages::{
+    Named,
+    source::{Source, Survey},
 };
 
-/// How reading stands, for the status.
+/// Status of the ingest thread.
 #[derive(Clone, Debug, Default)]
 pub struct IngestStatus {
-    /// What each source has before it, under its instance's name.
+    /// What each source has left to read, under its instance name.
     pub sources: Vec<(String, Survey)>,
-    /// Files that a stage failed on: left alone until a reload or the next start.
+    /// Number of files that are not read because a stage failed on them.
     pub held: usize,
-    /// What there is no room in: reading waits.
-    pub lack: Option<Shortage>,
-    /// Why nothing can be stored at present, and since when.
-    pub not_stored: Option<(String, Timestamp)>,
+    /// Why reading waits, if it does.
+    pub shortage: Option<Shortage>,
+    /// Why nothing can be stored at present.
+    pub store_failure: Option<StoreFailure>,
 }
 
 impl Ingest {
-    /// Waits for `longest`, and answers meanwhile.
+    /// Waits for `longest` and answers status requests meanwhile.
     pub(super) fn pause(&mut self, longest: Duration) {
         let end = Instant::now() + longest;
-        while self.inbox.pause(end.saturating_duration_since(Instant::now())) {
-            self.answer();
+        loop {
+            let rest = end.saturating_duration_since(Instant::now());
+            if !self.inbox.pause(rest, self.clock.uptime()) {
+                return;
+            }
+            self.answer_status_requests();
         }
     }
 
-    /// Tells who asks how reading stands.
-    pub(super) fn answer(&self) {
-        let asking = self.inbox.turn();
-        if asking.is_empty() {
+    /// Answers all pending status requests.
+    pub(super) fn answer_status_requests(&self) {
+        let requests = self.inbox.take_status_requests();
+        if requests.is_empty() {
             return;
         }
         let survey = |(name, source): &Named<dyn Source>| (name.clone(), source.survey());
-        let reading = IngestStatus {
+        let status = IngestStatus {
             sources: self.sources.iter().map(survey).collect(),
-            held: self.state.held.len(),
-            lack: self.backpressure.lack(),
-            not_stored: self.state.not_stored.clone(),
+            held: self.state.held_files.len(),
+            shortage: self.backpressure.shortage(),
+            store_failure: self.state.store_failure.clone(),
         };
-        for answer in asking {
-            // Whoever no longer waits does not want to know.
-            answer.send(reading.clone()).ok();
+        for request in requests {
+            // Fails when the client no longer waits.
+            request.send(status.clone()).ok();
         }
-    }
-
-    /// Does what others have to do with the store, once nothing is on its way there.
-    pub(super) fn run_errands(&mut self) -> Result<(), Duration> {
-        if !self.inbox.has_jobs() {
-            return Ok(());
-        }
-        self.commit()?;
-        for job in self.inbox.take_jobs() {
-            job(&self.outbox);
-        }
-        // The group at hand is empty, and begins behind what they have appended.
-        self.builder.restart_at(self.outbox.end());
-        Ok(())
     }
 }

@@ -8,6 +8,7 @@ use siem_protocol::{Digest, Entry};
 use super::*;
 use crate::{
     config::ShippingSettings,
+    event::Event,
     frame::Codec,
     pipeline::{
         config_status::SharedConfigStatus,
@@ -145,7 +146,7 @@ fn ingest_into(outbox: Outbox, source: Files) -> Ingest {
         heartbeat: Duration::from_secs(300),
         config_status: SharedConfigStatus::default(),
         jitter: Box::new(|| 0.5),
-        report: Box::new(|_| ()),
+        on_progress: Box::new(|_| ()),
         state: IngestState::default(),
     }
 }
@@ -248,7 +249,7 @@ fn events_that_could_not_be_stored_are_left_for_the_next() {
     let mut ingest = ingest(Files::new(&[]), folder.path());
     let inbox = Arc::clone(&ingest.inbox);
     let left = |inbox: &Inbox| {
-        let names: Vec<_> = inbox.take_left().iter().map(|event| event.name).collect();
+        let names: Vec<_> = inbox.take_unstored_events().iter().map(|event| event.name).collect();
         names
     };
     ingest.begin();
@@ -271,12 +272,12 @@ fn a_store_that_is_deleted_under_the_agent_is_noticed_when_it_tidies_up() {
     let mut ingest = ingest(Files::new(&[("a", ["a1"].as_slice())]), folder.path());
     ingest.begin();
     ingest.step();
-    ingest.state.tidy = Duration::ZERO;
+    ingest.state.maintenance_due = Duration::ZERO;
     ingest.step();
     let damage = ingest.outbox.watch_damage();
     assert!(!*damage.borrow(), "it lies where it was");
     std::fs::remove_file(folder.path().join("outbox.redb")).unwrap();
-    ingest.state.tidy = Duration::ZERO;
+    ingest.state.maintenance_due = Duration::ZERO;
     ingest.step();
     assert!(*damage.borrow());
 }
@@ -290,7 +291,7 @@ fn what_is_appended_while_reading_rests_makes_nothing_stale() {
     let inbox = Arc::clone(&ingest.inbox);
     ingest.begin();
     ingest.inbox.report(Event::info("one", json!({})));
-    let done = inbox.at_rest(|outbox| {
+    let done = inbox.run_between_groups(|outbox| {
         let mut builder =
             GroupBuilder::new(outbox.end(), Digest::ZERO, ShippingSettings::default(), Codec::Zstd);
         builder.add_event(&Event::info("theirs", json!({})), Timestamp(1));
@@ -317,20 +318,20 @@ fn it_is_told_why_nothing_can_be_stored_while_that_is_so() {
     ingest.outbox.close();
     let thread = std::thread::spawn(move || ingest.run(Until::Stopped));
     loop {
-        let reading = inbox.ask().blocking_recv().unwrap();
+        let reading = inbox.request_status().blocking_recv().unwrap();
         assert_eq!(reading.sources[0].0, "files");
-        if let Some((reason, _)) = reading.not_stored {
+        if let Some(StoreFailure { cause: reason, .. }) = reading.store_failure {
             assert!(reason.contains("cannot open the outbox"), "{reason}");
             break;
         }
         std::thread::yield_now();
     }
-    let (asked, job) = (inbox.ask(), inbox.at_rest(|_| ()));
+    let (asked, job) = (inbox.request_status(), inbox.run_between_groups(|_| ()));
     inbox.stop();
     thread.join().unwrap();
     // Whoever comes too late is told so, and does not wait.
     drop(asked.blocking_recv());
     assert!(job.blocking_recv().is_err());
-    assert!(inbox.ask().blocking_recv().is_err());
-    assert!(inbox.at_rest(|_| ()).blocking_recv().is_err());
+    assert!(inbox.request_status().blocking_recv().is_err());
+    assert!(inbox.run_between_groups(|_| ()).blocking_recv().is_err());
 }

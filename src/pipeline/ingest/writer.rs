@@ -1,4 +1,4 @@
-//! Stores groups, one after the other, while the next one is read.
+//! Compresses and stores groups on a thread of its own, while the next group is read.
 
 use std::{
     sync::{
@@ -19,124 +19,132 @@ use crate::{
 
 type Stored = Result<(), OutboxError>;
 
-/// Compresses and stores a group at a time.
+/// Stores one group at a time.
 pub struct Writer {
-    way: Way,
-    /// Whether a group is on its way.
+    mode: Mode,
+    /// Whether a group has been started and not finished.
     is_busy: bool,
 }
 
-enum Way {
-    /// On this thread, for a world where one thing happens at a time: as late as the other may be.
+enum Mode {
+    /// Stores on the calling thread, in `finish`: for a simulation in which one thing happens at a
+    /// time.
     #[cfg(test)]
-    Here { job: Box<Job>, group: Option<Box<Group>> },
-    /// On a thread of its own.
-    Beside(Beside),
+    Inline {
+        storage: Box<GroupStorage>,
+        group: Option<Box<Group>>,
+    },
+    Threaded(WriterThread),
 }
 
-struct Beside {
-    /// The thread ends when this is gone.
+struct WriterThread {
+    /// Groups, with whether to store them in the background. Dropping this ends the thread.
     groups: Option<SyncSender<(Group, bool)>>,
     stored: Receiver<Stored>,
     thread: Option<JoinHandle<()>>,
 }
 
-struct Job {
+struct GroupStorage {
     outbox: Arc<Outbox>,
     encoder: Encoder,
 }
 
-impl Job {
+impl GroupStorage {
     fn store(&mut self, mut group: Group) -> Stored {
         group.encode(&mut self.encoder);
         self.outbox.commit(&group)
     }
-}
 
-impl Job {
-    /// Stores it, and gives way to everything else on the machine.
-    fn give_way(&mut self, group: Group) -> Stored {
+    /// Stores the group with low priority.
+    fn store_in_background(&mut self, group: Group) -> Stored {
         let mut group = Some(group);
         let stored = in_background("writer", || group.take().map(|group| self.store(group)));
         match stored.flatten() {
             Some(stored) => stored,
-            // Without another thread this one does it.
+            // No background thread could be started.
             None => group.map_or(Ok(()), |group| self.store(group)),
         }
     }
 }
 
 impl Writer {
-    /// Stores into `outbox`, with frames as `codec` has them, on a thread of its own.
+    /// Starts a thread that stores groups into `outbox` with frames encoded as `codec`.
     ///
     /// # Panics
-    /// When the system gives no thread.
+    /// If the system cannot start a thread.
     #[must_use]
     pub fn new(outbox: Arc<Outbox>, codec: Codec) -> Self {
-        let mut job = Job { outbox, encoder: Encoder::new(codec) };
+        let mut storage = GroupStorage { outbox, encoder: Encoder::new(codec) };
         let (groups, jobs) = sync_channel(1);
         let (done, stored) = sync_channel(1);
         let run = move || {
-            for (group, gives_way) in jobs {
-                let stored = if gives_way { job.give_way(group) } else { job.store(group) };
+            for (group, is_background) in jobs {
+                let stored = match is_background {
+                    true => storage.store_in_background(group),
+                    false => storage.store(group),
+                };
                 if done.send(stored).is_err() {
                     return;
                 }
             }
         };
         let spawned = thread::Builder::new().name("writer".into()).spawn(run);
-        let thread = Some(spawned.expect("the system gives a thread"));
-        Self { way: Way::Beside(Beside { groups: Some(groups), stored, thread }), is_busy: false }
+        let thread = Some(spawned.expect("the system can start a thread"));
+        let thread = WriterThread { groups: Some(groups), stored, thread };
+        Self { mode: Mode::Threaded(thread), is_busy: false }
     }
 
-    /// The same, on the thread that calls.
+    /// Creates a writer that stores on the calling thread.
     #[cfg(test)]
-    pub(crate) fn here(outbox: Arc<Outbox>, codec: Codec) -> Self {
-        let job = Box::new(Job { outbox, encoder: Encoder::new(codec) });
-        Self { way: Way::Here { job, group: None }, is_busy: false }
+    pub(crate) fn inline(outbox: Arc<Outbox>, codec: Codec) -> Self {
+        let storage = Box::new(GroupStorage { outbox, encoder: Encoder::new(codec) });
+        Self { mode: Mode::Inline { storage, group: None }, is_busy: false }
     }
 
-    /// Begins to store `group`, whose start is where the one before ends. One that `gives_way` does
-    /// so to everything else on the machine.
+    /// Starts to store `group`, which begins where the previous one ends, with low priority if
+    /// `is_background`.
     ///
     /// # Panics
-    /// When what came of the one before was not asked for, or the thread died of a panic.
-    pub(super) fn begin(&mut self, group: Group, gives_way: bool) {
+    /// If the previous group has not been finished, or the thread has panicked.
+    pub(super) fn start(&mut self, group: Group, is_background: bool) {
         assert!(!self.is_busy, "one group at a time");
         self.is_busy = true;
-        match &mut self.way {
+        match &mut self.mode {
             #[cfg(test)]
-            Way::Here { group: waiting, .. } => *waiting = Some(Box::new(group)),
-            Way::Beside(Beside { groups, .. }) => {
+            Mode::Inline { group: waiting, .. } => *waiting = Some(Box::new(group)),
+            Mode::Threaded(WriterThread { groups, .. }) => {
+                let groups = groups.as_ref();
                 let is_sent =
-                    groups.as_ref().is_some_and(|groups| groups.send((group, gives_way)).is_ok());
-                assert!(is_sent, "the writer lives");
+                    groups.is_some_and(|groups| groups.send((group, is_background)).is_ok());
+                assert!(is_sent, "the writer thread runs");
             }
         }
     }
 
-    /// Waits for the group on its way; `None` when there is none.
+    /// Waits until the started group is stored; `None` if there is none.
     ///
     /// # Panics
-    /// When the thread died of a panic: nothing can be stored any more.
+    /// If the thread has panicked: nothing can be stored any more.
     pub(super) fn finish(&mut self) -> Option<Stored> {
         if !std::mem::take(&mut self.is_busy) {
             return None;
         }
-        match &mut self.way {
+        match &mut self.mode {
             #[cfg(test)]
-            Way::Here { job, group } => group.take().map(|group| job.store(*group)),
-            Way::Beside(Beside { stored, .. }) => Some(stored.recv().expect("the writer lives")),
+            Mode::Inline { storage, group } => group.take().map(|group| storage.store(*group)),
+            Mode::Threaded(WriterThread { stored, .. }) => {
+                Some(stored.recv().expect("the writer thread runs"))
+            }
         }
     }
 }
 
-/// Nobody holds the store any more once the writer is gone.
-impl Drop for Beside {
+/// Waits for the thread, so that nothing holds the store once the writer is dropped.
+impl Drop for WriterThread {
     fn drop(&mut self) {
         self.groups = None;
         if let Some(thread) = self.thread.take() {
-            // Whoever waits for what it stores has seen its panic, if there was one.
+            // A panic of the thread has already shown in `start` or `finish`.
             drop(thread.join());
         }
     }

@@ -18,13 +18,14 @@ use super::{
     },
     sink_tasks::{SinkHandle, SinkHandles},
 };
-use crate::{event::Event, text::counted};
+use crate::{event::Event, platform::Clock, text::counted};
 
 /// What can be asked of a pipeline that runs. Costs nothing while nobody asks.
 #[derive(Clone)]
 pub struct PipelineHandle {
     outbox: Arc<Outbox>,
     inbox: Arc<Inbox>,
+    clock: Arc<dyn Clock>,
     sinks: SinkHandles,
 }
 
@@ -76,8 +77,18 @@ pub enum RetryError {
 }
 
 impl PipelineHandle {
-    pub(super) fn new(outbox: &Arc<Outbox>, inbox: &Arc<Inbox>, sinks: &SinkHandles) -> Self {
-        Self { outbox: Arc::clone(outbox), inbox: Arc::clone(inbox), sinks: Arc::clone(sinks) }
+    pub(super) fn new(
+        outbox: &Arc<Outbox>,
+        inbox: &Arc<Inbox>,
+        clock: &Arc<dyn Clock>,
+        sinks: &SinkHandles,
+    ) -> Self {
+        Self {
+            outbox: Arc::clone(outbox),
+            inbox: Arc::clone(inbox),
+            clock: Arc::clone(clock),
+            sinks: Arc::clone(sinks),
+        }
     }
 
     /// Where entries lie. It may be closed at any time, and then says so.
@@ -101,9 +112,11 @@ impl PipelineHandle {
     /// # Errors
     /// [`IngestUnresponsive`] when it does not answer for `patience`.
     pub async fn reading(&self, patience: Duration) -> Result<IngestStatus, IngestUnresponsive> {
-        match timeout(patience, self.inbox.ask()).await {
+        match timeout(patience, self.inbox.request_status()).await {
             Ok(Ok(reading)) => Ok(reading),
-            Ok(Err(_)) | Err(_) => Err(IngestUnresponsive { silent: self.inbox.since_turn() }),
+            Ok(Err(_)) | Err(_) => {
+                Err(IngestUnresponsive { silent: self.inbox.since_activity(self.clock.uptime()) })
+            }
         }
     }
 
@@ -112,12 +125,12 @@ impl PipelineHandle {
         self.inbox.report(event);
     }
 
-    /// Has `job` done while nothing is on its way to the store: see [`Inbox::at_rest`].
-    pub fn at_rest<T: Send + 'static>(
+    /// Has `job` done while nothing is on its way to the store: see [`Inbox::run_between_groups`].
+    pub fn run_between_groups<T: Send + 'static>(
         &self,
         job: impl FnOnce(&Outbox) -> T + Send + 'static,
     ) -> oneshot::Receiver<T> {
-        self.inbox.at_rest(job)
+        self.inbox.run_between_groups(job)
     }
 
     /// Sends what lies in the outbox now, whatever it waits for, and waits until every sink has

@@ -389,7 +389,7 @@ impl World {
             sources: vec![("sessions".into(), Box::new(Sessions(tail)))],
             stages: RecordStages::new(FilterChain::new(filters), Vec::new()),
             builder,
-            writer: Writer::here(Arc::clone(&outbox), CODEC),
+            writer: Writer::inline(Arc::clone(&outbox), CODEC),
             outbox: Arc::clone(&outbox),
             backpressure: Backpressure::new(1 << 30),
             inbox,
@@ -397,7 +397,7 @@ impl World {
             heartbeat: POLL,
             config_status: SharedConfigStatus::default(),
             jitter: Box::new(|| 0.5),
-            report: Box::new(|_| ()),
+            on_progress: Box::new(|_| ()),
             state: IngestState::default(),
         };
         ingest.begin();

@@ -1,6 +1,7 @@
 //! Another configuration between two groups.
 
 use super::*;
+use crate::pipeline::group_life_cycle::GroupChange;
 
 /// Drops every record, in place of a filter that failed.
 struct Nothing;
@@ -12,7 +13,7 @@ impl Filter for Nothing {
 }
 
 /// The filters of [`ingest_into`], the first another: what `same` names stays as it was.
-fn exchange(first: Box<dyn Filter>, same: &[&str]) -> Reconfiguration {
+fn reconfiguration(first: Box<dyn Filter>, same: &[&str]) -> Reconfiguration {
     let dedupe = filter::build("dedupe", &StageOptions::from_toml("").unwrap()).unwrap();
     let filters = FilterChain::new(vec![("fragile".into(), first), ("dedupe".into(), dedupe)]);
     Reconfiguration {
@@ -24,7 +25,7 @@ fn exchange(first: Box<dyn Filter>, same: &[&str]) -> Reconfiguration {
         max_bytes: 1 << 30,
         heartbeat: Duration::from_secs(300),
         events: vec![Event::info("applied", json!({}))],
-        taken: None,
+        applied: None,
     }
 }
 
@@ -45,7 +46,7 @@ fn what_was_read_before_is_stored_under_the_one_before() {
     let outbox = Arc::clone(&ingest.outbox);
     ingest.begin();
     ingest.step();
-    let mut taken = ingest.inbox.exchange(exchange(Box::new(Nothing), &["dedupe"]));
+    let mut taken = ingest.inbox.reconfigure(reconfiguration(Box::new(Nothing), &["dedupe"]));
     ingest.step();
     assert_eq!(taken.try_recv(), Ok(()));
     ingest.end();
@@ -67,8 +68,8 @@ fn a_filter_that_is_configured_as_before_keeps_what_it_remembers() {
         ingest.begin();
         // As if it had been read before.
         ingest.stages.filters.check(&Record::new(&origin, 0, LINE.as_bytes()));
-        ingest.stages.filters.commit();
-        ingest.inbox.exchange(exchange(Box::new(Fragile), same));
+        ingest.stages.filters.on_group_change(GroupChange::Stored { all: true });
+        ingest.inbox.reconfigure(reconfiguration(Box::new(Fragile), same));
         ingest.step();
         ingest.end();
         assert_eq!(stored(&outbox).0.len(), shipped, "{same:?}");
@@ -91,7 +92,7 @@ fn a_file_that_was_held_is_read_again() {
             Verdict::Keep
         }
     }
-    ingest.inbox.exchange(exchange(Box::new(Sturdy), &["dedupe"]));
+    ingest.inbox.reconfigure(reconfiguration(Box::new(Sturdy), &["dedupe"]));
     ingest.step();
     ingest.end();
     assert_eq!(stored(&outbox).0, ["a1", "b1", "boom", "b3"]);
@@ -106,8 +107,8 @@ fn waits_until_what_was_read_before_it_is_stored() {
     let outbox = Arc::clone(&ingest.outbox);
     ingest.begin();
     ingest.step();
-    ingest.event(Event::info("before", json!({})));
-    let mut taken = ingest.inbox.exchange(exchange(Box::new(Nothing), &["dedupe"]));
+    ingest.add_event(Event::info("before", json!({})));
+    let mut taken = ingest.inbox.reconfigure(reconfiguration(Box::new(Nothing), &["dedupe"]));
     file.fail_syncs(true);
     assert!(matches!(ingest.step(), StepOutcome::NotStored { .. }));
     assert!(taken.try_recv().is_err());

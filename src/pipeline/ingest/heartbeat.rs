@@ -1,0 +1,108 @@
+//! Heartbeats: when the next one is due, and what it reports.
+
+use std::time::Duration;
+
+use siem_protocol::{AgentEvent, event::Heartbeat};
+
+use super::{super::group_life_cycle::GroupChange, Ingest};
+
+/// Tells when a heartbeat is due. A heartbeat counts the entries before it, so that one in a lost
+/// group is not repeated, where it would stand before others: a new one is due at once.
+///
+/// Times are uptimes: the wall clock may jump, and a heartbeat must not wait for a year.
+#[derive(Debug, Default)]
+pub(super) struct HeartbeatTimer {
+    due: Duration,
+    /// Whether the open group has a heartbeat.
+    in_open: bool,
+    /// Whether the group that is being stored has one.
+    in_storing: bool,
+}
+
+impl HeartbeatTimer {
+    pub(super) fn due(&self) -> Duration {
+        self.due
+    }
+
+    /// Sets the time of the next heartbeat.
+    pub(super) fn schedule(&mut self, due: Duration) {
+        self.due = due;
+    }
+
+    pub(super) fn on_group_change(&mut self, change: GroupChange) {
+        match change {
+            GroupChange::Storing => (self.in_open, self.in_storing) = (false, self.in_open),
+            GroupChange::Stored { .. } => self.in_storing = false,
+            GroupChange::Lost => {
+                if self.in_open || self.in_storing {
+                    self.due = Duration::ZERO;
+                }
+                (self.in_open, self.in_storing) = (false, false);
+            }
+        }
+    }
+}
+
+impl Ingest {
+    /// Adds a heartbeat if one is due.
+    pub(super) fn add_due_heartbeat(&mut self) {
+        let now = self.clock.uptime();
+        if now >= self.state.heartbeat.due() {
+            let next = now + self.heartbeat_interval();
+            self.state.heartbeat.schedule(next);
+            self.add_heartbeat();
+        }
+    }
+
+    /// Returns the interval, spread by ±10 %.
+    pub(super) fn heartbeat_interval(&mut self) -> Duration {
+        self.heartbeat.mul_f64(0.9 + 0.2 * (self.jitter)().clamp(0.0, 1.0))
+    }
+
+    /// Adds a heartbeat with the totals of all sequence numbers below its own.
+    pub(super) fn add_heartbeat(&mut self) {
+        let (mut files, mut unread, mut unreadable) = (0, 0, 0);
+        for (_, source) in &self.sources {
+            let survey = source.survey();
+            files += survey.files;
+            unread += survey.bytes_unread;
+            unreadable += survey.unreadable.len();
+        }
+        let heartbeat = Heartbeat {
+            epoch: self.outbox.epoch(),
+            totals: self.builder.totals().clone(),
+            dead_lettered: self.outbox.dead_lettered(),
+            outbox_bytes: self.outbox.stored_bytes(),
+            files: files as u64,
+            unread_bytes: unread,
+            unreadable: unreadable as u64,
+            config: self.config_status.for_heartbeat(self.clock.now()),
+        };
+        let heartbeat = AgentEvent::Heartbeat(Box::new(heartbeat));
+        self.builder.add_event(&heartbeat.into(), self.clock.now());
+        self.state.heartbeat.in_open = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEXT: Duration = Duration::from_secs(300);
+
+    fn after(changes: &[GroupChange]) -> Duration {
+        let mut timer = HeartbeatTimer { due: NEXT, in_open: true, in_storing: false };
+        changes.iter().for_each(|change| timer.on_group_change(*change));
+        timer.due()
+    }
+
+    #[test]
+    fn heartbeat_in_a_lost_group_is_due_again_at_once() {
+        use GroupChange::{Lost, Storing};
+        let stored = GroupChange::Stored { all: true };
+        assert_eq!(after(&[Lost]), Duration::ZERO, "in the open group");
+        assert_eq!(after(&[Storing, Lost]), Duration::ZERO, "in the group being stored");
+        assert_eq!(after(&[Storing, stored, Lost]), NEXT, "stored before the failure");
+        assert_eq!(after(&[Storing, stored, Storing, Lost]), NEXT, "none in the later group");
+    }
+}
