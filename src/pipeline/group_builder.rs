@@ -21,6 +21,7 @@ use crate::{
     stages::{Named, Record, enricher::Enricher},
     tail::{Chunk, GenerationId, Origin, Piece},
 };
+use ai_agent_stage::FactsOf;
 
 /// Uncompressed bytes at which a group is full when frames are stored uncompressed. Together with
 /// the last chunk that makes two outbox blocks of four frames each.
@@ -214,23 +215,7 @@ impl GroupBuilder {
             }
             Piece::Lines { offset, lines, size, facts } => {
                 let record = Record::new(chunk.origin, offset, lines);
-                let endings = memchr::memchr_iter(b'\n', lines).count() as u64;
-                match stages.check(&record) {
-                    Outcome::Drop { stage, reason } => {
-                        let count = Count { lines: endings + 1, bytes: size };
-                        self.count_filtered(share, stages.filters.name(stage), reason, count);
-                    }
-                    Outcome::Keep(edited) => {
-                        let edited = edited.as_ref();
-                        let length = lines.len() as u64 - endings;
-                        let lines = edited.map_or(lines, |edited| &edited.line);
-                        let facts = facts(lines);
-                        let content = Content::Lines { lines, audit: &facts };
-                        let kept =
-                            KeptRecord { record: &record, edited, length, size, incomplete: false };
-                        self.add_record(&kept, content, chunk, stages, share);
-                    }
-                }
+                self.add_lines(&record, size, facts, chunk, stages, share);
             }
             Piece::Skipped { lines, size, reason } => {
                 self.count_filtered(share, chunk.instance, reason, Count { lines, bytes: size });
@@ -238,6 +223,34 @@ impl GroupBuilder {
             Piece::Part { offset, part, bytes, size, whole, incomplete } => {
                 let part = LinePart { offset, part, bytes, size, whole, incomplete };
                 self.add_part(&part, chunk, stages, share);
+            }
+        }
+    }
+
+    /// Adds a record of several lines, unless the filters drop it.
+    fn add_lines(
+        &mut self,
+        record: &Record<'_>,
+        size: u64,
+        facts: FactsOf,
+        chunk: &ChunkContext<'_>,
+        stages: &mut RecordStages,
+        share: &mut Share,
+    ) {
+        let endings = memchr::memchr_iter(b'\n', record.line()).count() as u64;
+        match stages.check(record) {
+            Outcome::Drop { stage, reason } => {
+                let count = Count { lines: endings + 1, bytes: size };
+                self.count_filtered(share, stages.filters.name(stage), reason, count);
+            }
+            Outcome::Keep(edited) => {
+                let edited = edited.as_ref();
+                let length = record.line().len() as u64 - endings;
+                let lines = edited.map_or(record.line(), |edited| &edited.line);
+                let facts = facts(lines);
+                let content = Content::Lines { lines, audit: &facts };
+                let kept = KeptRecord { record, edited, length, size, incomplete: false };
+                self.add_record(&kept, content, chunk, stages, share);
             }
         }
     }

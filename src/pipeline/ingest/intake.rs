@@ -60,10 +60,9 @@ impl Intake for GroupIntake<'_> {
     }
 
     fn store_row(&mut self, name: &str, row: &[u8], events: Vec<Event>) {
-        if self.failed.is_some() || self.is_spoilt.get() {
-            return;
+        if self.failure.get().is_none() {
+            self.builder.store_row(self.instance, self.label, name, row, events, self.now);
         }
-        self.builder.store_row(self.instance, self.label, name, row, events, self.now);
     }
 
     fn report(&mut self, event: Event) {
