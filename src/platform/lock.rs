@@ -279,6 +279,8 @@ impl std::fmt::Display for LockHolder {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     /// An admin was told to `chown` a directory that was theirs.
@@ -315,6 +317,20 @@ mod tests {
         assert_eq!(second.dir(), dir);
     }
 
+    /// Sends what is logged.
+    struct Lines(mpsc::Sender<Vec<u8>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            drop(self.0.send(bytes.to_vec()));
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     /// A `status` looked into the store at the moment in which the agent was started, which said
     /// that another agent runs, and ended.
     #[test]
@@ -323,9 +339,17 @@ mod tests {
         let command = StateLock::acquire(dir.path(), LockRole::Command).unwrap();
         let held = StateLock::current_holder(dir.path()).unwrap().unwrap();
         assert_eq!(held, LockHolder { pid: Some(std::process::id()), role: LockRole::Command });
+        let (logged, waits) = mpsc::channel();
         thread::scope(|scope| {
-            let agent = scope.spawn(|| StateLock::acquire(dir.path(), LockRole::Agent));
-            thread::sleep(3 * PROBE_GRACE);
+            let dir = dir.path();
+            let agent = scope.spawn(move || {
+                let subscriber =
+                    tracing_subscriber::fmt().with_writer(move || Lines(logged.clone())).finish();
+                tracing::subscriber::with_default(subscriber, || {
+                    StateLock::acquire(dir, LockRole::Agent)
+                })
+            });
+            waits.recv_timeout(Duration::from_secs(60)).expect("the agent waits");
             drop(command);
             agent.join().unwrap().unwrap();
         });

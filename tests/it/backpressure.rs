@@ -11,7 +11,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use crate::support::{
@@ -83,7 +82,6 @@ fn a_full_outbox_stops_reading_until_the_receiver_takes_something() {
     agent.wait_for_code("outbox_recovered");
     let total = fs::read(&file).unwrap().iter().filter(|byte| **byte == b'\n').count();
     within(2 * crate::support::PATIENCE, "all of it", || {
-        std::thread::sleep(Duration::from_millis(200));
         (entries::lines(&receiver.entries()).len() >= total).then_some(())
     });
     agent.stop();
@@ -315,7 +313,6 @@ impl Squeezed {
         let bytes = fs::read(&self.file).unwrap();
         let written = bytes.iter().filter(|byte| **byte == b'\n').count();
         within(2 * crate::support::PATIENCE, "all of it", || {
-            std::thread::sleep(Duration::from_millis(200));
             (entries::lines(&self.receiver.entries()).len() >= written).then_some(())
         });
         self.agent.stop();

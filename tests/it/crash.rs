@@ -18,7 +18,7 @@ use crate::support::{
     agent::Agent,
     entries::{self, Line},
     home::Home,
-    random,
+    random, random_moment,
     receiver::{Receiver, settle},
     tap::{Point, Tap},
 };
@@ -99,7 +99,7 @@ fn write(home: &Home, end: &AtomicBool, seed: u64, pause: Duration) -> BTreeMap<
         // In two writes, so that at times the agent meets half a line.
         let (first, second) = piece.split_at(random.usize(..piece.len()));
         home.append(&name, first);
-        thread::sleep(pause.mul_f64(random.f64()));
+        random_moment(&mut random, pause);
         let path = home.append(&name, second);
         files.entry(path).or_insert_with(Vec::new).extend_from_slice(&piece);
     }
@@ -129,9 +129,9 @@ fn kill(kills: usize, lying: bool) -> Result<BTreeMap<&'static str, usize>, Stri
     let mut agent = start();
     for kill in plan {
         let Some((moment, name)) = kill else {
-            thread::sleep(Duration::from_millis(random.u64(1..300)));
+            random_moment(&mut random, Duration::from_millis(300));
             receiver.kill();
-            thread::sleep(Duration::from_millis(random.u64(1..300)));
+            random_moment(&mut random, Duration::from_millis(300));
             receiver.start_again();
             *counts.entry("receiver, at random").or_default() += 1;
             continue;
@@ -143,7 +143,7 @@ fn kill(kills: usize, lying: bool) -> Result<BTreeMap<&'static str, usize>, Stri
         *counts.entry(if is_there { name } else { MISSED }).or_default() += 1;
         agent = start();
         if moment == Moment::Start {
-            thread::sleep(Duration::from_millis(random.u64(..60)));
+            random_moment(&mut random, Duration::from_millis(60));
             agent.kill();
             agent = start();
         }
@@ -164,11 +164,11 @@ fn wait_for(
     const WHILE: Duration = Duration::from_secs(10);
     match moment {
         Moment::Start => {}
-        Moment::Random => thread::sleep(Duration::from_millis(random.u64(1..700))),
+        Moment::Random => random_moment(random, Duration::from_millis(700)),
         Moment::End => {
-            thread::sleep(Duration::from_millis(random.u64(1..400)));
+            random_moment(random, Duration::from_millis(400));
             agent.signal(Signal::TERM);
-            thread::sleep(Duration::from_millis(random.u64(..15)));
+            random_moment(random, Duration::from_millis(15));
         }
         Moment::Commit => {
             let store = home.path().join(".local/state/ai-agent/outbox.redb");
@@ -253,7 +253,7 @@ fn nothing_is_lost_when_the_agent_is_ended_in_mid_work() {
     let writer = Writer::start(&home, random.u64(..), Duration::from_millis(20));
     for _ in 0..5 {
         let agent = start();
-        thread::sleep(Duration::from_millis(random.u64(1..500)));
+        random_moment(&mut random, Duration::from_millis(500));
         agent.stop();
     }
     let files = writer.finish();

@@ -12,6 +12,7 @@ use crate::support::{
     agent::Agent,
     entries::{self, Line},
     home::Home,
+    random, random_moment,
     receiver::{Receiver, wait_for},
 };
 use siem_protocol::names::event;
@@ -356,29 +357,28 @@ fn a_file_written_anew_with_the_same_bytes_goes_on() {
     let mut content: String = (0..2000).map(|n| format!("{{\"n\":{n}}}\n")).collect();
     let path = scene.home.write("-a/one.jsonl", &content);
     scene.wait_for(2000);
-    let mut slowest = Duration::ZERO;
+    let (mut random, mut slow) = (random(), 0);
     for n in 2000..2030 {
         let half = content.len() / 2;
         content.push_str(&format!("{{\"n\":{n}}}\n"));
         let begun = Instant::now();
         let mut file = fs::File::create(&path).unwrap();
         for piece in [&content[..half], &content[half..]] {
-            // Long enough to be seen as it is now.
-            std::thread::sleep(Duration::from_millis(5));
+            // The agent may see the file as it is now.
+            random_moment(&mut random, Duration::from_millis(10));
             file.write_all(piece.as_bytes()).unwrap();
         }
-        slowest = slowest.max(begun.elapsed());
+        // The agent waits 250 ms for the rest of the bytes.
+        slow += usize::from(begun.elapsed() > Duration::from_millis(200));
         scene.wait_for(n + 1);
-    }
-    if slowest > Duration::from_millis(200) {
-        eprintln!("skipped: this machine took {slowest:?} for a few writes");
-        return;
     }
     scene.agent.stop();
     let entries = scene.receiver.entries();
-    assert_eq!(entries::lines(&entries).len(), 2030);
-    for name in [event::FILE_REWRITTEN, event::FILE_TRIMMED] {
-        assert!(entries::events(&entries, name).is_empty(), "{name}");
+    let names = [event::FILE_REWRITTEN, event::FILE_TRIMMED];
+    let seen: usize = names.iter().map(|name| entries::events(&entries, name).len()).sum();
+    assert!(seen <= slow, "{seen} times seen as another file, {slow} writes were slow");
+    if seen == 0 {
+        assert_eq!(entries::lines(&entries).len(), 2030);
     }
 }
 

@@ -4,7 +4,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    thread,
     time::Duration,
 };
 
@@ -12,7 +11,7 @@ use crate::support::{
     entries,
     home::Home,
     naive::{self, Expected, Rules},
-    random,
+    random, random_moment,
     receiver::{Receiver, settle},
     shared,
 };
@@ -107,7 +106,7 @@ fn a_running_agent_ships_the_whole() {
     let mut step = 0;
     while append(&home, &sessions, step) {
         // So that pieces are found one by one, most of the time.
-        thread::sleep(Duration::from_millis(random.u64(..8)));
+        random_moment(&mut random, Duration::from_millis(8));
         step += 1;
     }
     let expected = expected(&home, &sessions);

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::support::within;
 use ai_agent::{
     compliance::{policy_file::StoredPolicy, spool::Spool},
     platform::Timestamp,
@@ -203,14 +204,8 @@ fn input_that_is_never_closed_is_not_waited_for() {
     let user = User::new().policy(policy("block")).account("me@gmail.com");
     let mut child: Child = user.command(&["check", "--hook", "SessionStart"]).spawn().unwrap();
     let kept_open = child.stdin.take();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        assert!(Instant::now() < deadline, "it hangs");
-        std::thread::sleep(Duration::from_millis(5));
-    };
+    let limit = Duration::from_secs(20);
+    let status = within(limit, "the end of the hook", || child.try_wait().unwrap());
     drop(kept_open);
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();

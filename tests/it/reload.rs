@@ -19,7 +19,7 @@ use crate::support::{
     entries::{self, Stored},
     eventually, files_below,
     home::Home,
-    random,
+    random, random_moment,
     receiver::{Receiver, wait_for},
 };
 use ai_agent::{
@@ -143,7 +143,7 @@ fn grow(home: &Home, file: usize, ended: &Arc<AtomicBool>) -> thread::JoinHandle
             if is_last {
                 return Lines { path, lines };
             }
-            thread::sleep(Duration::from_millis(random.u64(1..12)));
+            random_moment(&mut random, Duration::from_millis(12));
         }
     })
 }
@@ -247,7 +247,7 @@ fn two_hundred_reloads_under_load() {
     let mut revision = "r0".to_owned();
     for n in 0..RELOADS {
         // Meanwhile some lines are read under what is in force.
-        thread::sleep(Duration::from_millis(random.u64(..80)));
+        random_moment(&mut random, Duration::from_millis(80));
         let next = toggles[random.usize(..16)];
         match random.u32(..10) {
             0..=3 => {

@@ -240,13 +240,11 @@ impl Agent {
     #[track_caller]
     pub(crate) fn wait(mut self, limit: Duration) -> Ended {
         let begun = Instant::now();
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
-            }
+        let status = within(2 * limit, "the end of the agent", || {
+            let status = self.child.try_wait().unwrap();
             assert!(begun.elapsed() < limit, "ran longer than {limit:?}:\n{}", self.log());
-            thread::sleep(Duration::from_millis(5));
-        };
+            status
+        });
         let ended = Ended {
             code: status.code(),
             stdout: self.stdout.whole(),

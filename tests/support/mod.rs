@@ -46,7 +46,7 @@ pub(crate) fn nobody() -> SocketAddr {
 /// How long anything may take that must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Asks again and again until there is an answer; fails after `limit`.
+/// Polls a condition until it holds; fails after `limit`. Pauses grow with the time that it takes.
 #[track_caller]
 pub(crate) fn within<T>(
     limit: Duration,
@@ -58,12 +58,19 @@ pub(crate) fn within<T>(
         if let Some(found) = condition() {
             return found;
         }
-        assert!(begun.elapsed() < limit, "{what} did not happen within {limit:?}");
-        thread::sleep(Duration::from_millis(10));
+        let waited = begun.elapsed();
+        assert!(waited < limit, "{what} did not happen within {limit:?}");
+        thread::sleep((waited / 10).clamp(Duration::from_millis(5), Duration::from_millis(200)));
     }
 }
 
-/// Asks again and again until there is an answer.
+/// Lets a random time pass, up to `limit`: the moment of a fault or of a write is random. What a test
+/// expects is never waited for like this.
+pub(crate) fn random_moment(random: &mut fastrand::Rng, limit: Duration) {
+    thread::sleep(limit.mul_f64(random.f64()));
+}
+
+/// Polls a condition until it holds.
 #[track_caller]
 pub(crate) fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     within(PATIENCE, what, condition)

@@ -6,7 +6,6 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -273,10 +272,6 @@ pub(crate) fn wait_for<T>(
             entries = receiver.entries();
             known = entries.len() as u64;
         }
-        let answer = done(&entries);
-        if answer.is_none() {
-            thread::sleep(Duration::from_millis(20));
-        }
-        answer
+        done(&entries)
     })
 }

@@ -17,7 +17,7 @@ use serde_json::json as value;
 use siem_protocol::{BatchHeader, Digest, json};
 
 use super::{
-    PATIENCE, SECRET, TOKEN,
+    SECRET, TOKEN,
     entries::{self, Stored},
 };
 
@@ -260,8 +260,7 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
         let scripted = if is_batch { state.lock().unwrap().script.pop_front() } else { None };
         if matches!(scripted, Some(Answer::HangBeforeBody)) {
             state.lock().unwrap().requests += 1;
-            thread::sleep(PATIENCE);
-            return;
+            hang();
         }
         if read_body(&mut reader, &mut request).is_none() {
             return;
@@ -282,15 +281,11 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
                 }
                 Done::Close => return,
                 Done::Reset => return reset(&writer),
-                Done::Hang => {
-                    thread::sleep(PATIENCE);
-                    return;
-                }
+                Done::Hang => hang(),
             }
         } else if (&*request.method, &*request.path) == ("GET", "/config") {
             if matches!(state.lock().unwrap().config, Manages::Hangs) {
-                thread::sleep(PATIENCE);
-                return;
+                hang();
             }
             config(&request, &mut state.lock().unwrap())
         } else {
@@ -306,6 +301,13 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
         if writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(&body)).is_err() {
             return;
         }
+    }
+}
+
+/// Keeps the connection open and silent until the test ends.
+fn hang() -> ! {
+    loop {
+        thread::park();
     }
 }
 

@@ -232,10 +232,10 @@ impl Delivery {
     pub(crate) fn finish(&self) -> String {
         self.orders.send_modify(|orders| orders.stop = StopMode::WhenDrained);
         let begun = Instant::now();
-        while !self.thread.is_finished() {
+        within(2 * PATIENCE, "the end of the delivery", || {
             assert!(begun.elapsed() < PATIENCE, "not everything is delivered:\n{}", self.log());
-            thread::sleep(Duration::from_millis(5));
-        }
+            self.thread.is_finished().then_some(())
+        });
         assert!(self.progress().drained, "the delivery failed:\n{}", self.log());
         self.log()
     }
