@@ -95,7 +95,7 @@ impl Arguments {
     }
 }
 
-/// What is wrong with the configuration. To check the sources lets them name what they read.
+/// What is wrong with the configuration.
 fn configuration(patient: &Patient) -> Vec<Finding> {
     const ABOUT: &str = "configuration";
 

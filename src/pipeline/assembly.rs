@@ -1,7 +1,9 @@
 //! Builds the stages that a configuration names. What is wrong is an error that names layer and
 //! key; nothing is read, written or sent yet.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
+
+use siem_protocol::names;
 
 use super::{filter_chain::FilterChain, outbox::SinkRegistration, record_stages::RecordStages};
 use crate::{
@@ -82,6 +84,23 @@ pub fn sources(
         source(loaded, table, context, waker).map(|source| (table.name.clone(), source))
     };
     loaded.settings.pipeline.sources.iter().map(build).collect()
+}
+
+/// Returns the roots of the enabled sources that read sessions, without duplicates.
+///
+/// # Errors
+/// [`ConfigError`] for the first source that can't be built.
+pub fn session_roots(loaded: &Loaded, context: &Context) -> Result<Vec<PathBuf>, ConfigError> {
+    let unused: Waker = Arc::new(|| ());
+    let sources = sources(loaded, context, &unused)?;
+    let sources = sources.iter().filter(|(_, it)| it.label() == names::source::CLAUDE_SESSIONS);
+    let mut roots = Vec::new();
+    for root in sources.flat_map(|(_, source)| source.roots()) {
+        if !roots.contains(&root) {
+            roots.push(root);
+        }
+    }
+    Ok(roots)
 }
 
 /// Builds one source of a configuration.

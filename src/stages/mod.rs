@@ -16,7 +16,7 @@ pub use ai_agent_stage::{
 pub use context::AgentContext;
 /// Name that other modules use for [`AgentContext`].
 pub use context::AgentContext as Context;
-pub use sessions::Sessions;
+pub use sessions::{Sessions, SharedRoots};
 
 /// A stage under the name of its instance.
 pub type Named<S> = (String, Box<S>);

@@ -1,7 +1,7 @@
-//! What sources tell each other of sessions: a hook says that one runs, and its records say so too.
+//! Session state that sources share: a hook announces a session, its records confirm it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,102 +9,142 @@ use std::{
 
 use crate::platform::Timestamp;
 
-/// So many directories are learnt from hooks: whoever makes up others must not fill the memory.
-const MOST_ROOTS: usize = 32;
-/// So many transcripts are waited for.
-const MOST_AWAITED: usize = 1000;
+/// Maximum number of directories learned from hooks: made-up paths must not fill the memory.
+const MAX_LEARNED_ROOTS: usize = 32;
+/// Maximum number of transcripts that are expected at a time.
+const MAX_EXPECTED: usize = 1000;
 
-/// What is known of sessions, shared by the sources of a process.
+/// Session state shared by the sources of a process.
 #[derive(Clone, Debug, Default)]
-pub struct Sessions(Arc<Mutex<Known>>);
+pub struct Sessions(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
-struct Known {
-    /// Directories that are read anyway.
-    configured: Vec<PathBuf>,
-    roots: Vec<PathBuf>,
-    /// Names of transcripts that no byte was seen of.
-    awaited: BTreeSet<OsString>,
-    /// When records were read last that had just been written.
+struct State {
+    /// Roots of each running source that reads sessions, by registration.
+    configured: BTreeMap<u64, Vec<PathBuf>>,
+    next_registration: u64,
+    learned: Vec<PathBuf>,
+    /// File names of transcripts of which no byte has been read.
+    expected: BTreeSet<OsString>,
+    /// Time of the last read of records that had just been written.
     grown: Option<Timestamp>,
 }
 
+/// Roots of a running source. They are shared until this value is dropped.
+#[derive(Debug)]
+pub struct SharedRoots {
+    sessions: Sessions,
+    registration: u64,
+}
+
+impl Drop for SharedRoots {
+    fn drop(&mut self) {
+        self.sessions.state().configured.remove(&self.registration);
+    }
+}
+
 impl Sessions {
-    /// These directories are read anyway.
-    pub fn configure(&self, roots: &[PathBuf]) {
-        self.known().configured = roots.to_vec();
+    /// Shares the configured roots of a source that starts to read.
+    #[must_use = "the roots are shared until the result is dropped"]
+    pub fn share_roots(&self, roots: Vec<PathBuf>) -> SharedRoots {
+        let mut state = self.state();
+        let registration = state.next_registration;
+        state.next_registration += 1;
+        state.configured.insert(registration, roots);
+        SharedRoots { sessions: self.clone(), registration }
     }
 
-    /// The directories that are read anyway.
+    /// Configured roots of all running sources, without duplicates.
     #[must_use]
     pub fn configured(&self) -> Vec<PathBuf> {
-        self.known().configured.clone()
+        self.state().configured()
     }
 
-    /// A hook named a transcript below `root`; whether that is new.
+    /// Adds the root of a transcript that a hook named. Returns true if the root is new.
     pub fn learn(&self, root: &Path) -> bool {
-        let mut known = self.known();
-        let mut all = known.configured.iter().chain(&known.roots);
-        let is_new = !all.any(|it| it == root) && known.roots.len() < MOST_ROOTS;
+        let mut state = self.state();
+        let is_known = state.all_roots().any(|known| known == root);
+        let is_new = !is_known && state.learned.len() < MAX_LEARNED_ROOTS;
         if is_new {
-            known.roots.push(root.to_owned());
+            state.learned.push(root.to_owned());
         }
         is_new
     }
 
-    /// The directories that hooks named, in the order that they did.
+    /// Roots learned from hooks, in the order in which they were learned.
     #[must_use]
-    pub fn roots(&self) -> Vec<PathBuf> {
-        self.known().roots.clone()
+    pub fn learned(&self) -> Vec<PathBuf> {
+        self.state().learned.clone()
     }
 
-    /// The client's own directories, as far as directories of sessions lie in them.
+    /// Configuration directories of the client: the parents of all roots named `projects`.
     #[must_use]
     pub fn client_dirs(&self) -> Vec<PathBuf> {
-        let known = self.known();
-        let roots = known.configured.iter().chain(&known.roots);
-        let roots = roots.filter(|root| root.ends_with("projects"));
-        roots.filter_map(|root| root.parent()).map(Path::to_owned).collect()
+        let state = self.state();
+        let roots = state.all_roots().filter(|root| root.ends_with("projects"));
+        let mut dirs = Vec::new();
+        for dir in roots.filter_map(|root| root.parent()) {
+            if !dirs.iter().any(|known| known == dir) {
+                dirs.push(dir.to_owned());
+            }
+        }
+        dirs
     }
 
-    /// Waits for a transcript; whether there is room to.
+    /// Expects records of a transcript. Returns false if too many are expected already.
     pub fn expect(&self, transcript: &Path) -> bool {
-        let mut known = self.known();
-        let has_room = known.awaited.len() < MOST_AWAITED;
+        let mut state = self.state();
+        let has_room = state.expected.len() < MAX_EXPECTED;
         if let Some(name) = transcript.file_name().filter(|_| has_room) {
-            known.awaited.insert(name.to_owned());
+            state.expected.insert(name.to_owned());
         }
         has_room
     }
 
-    /// Records of a transcript were read. It may lie elsewhere by now: a session keeps its name.
+    /// Records that a transcript was read. Only its file name counts: a moved session keeps it.
     pub fn arrived(&self, transcript: &Path) {
-        let mut known = self.known();
-        if !known.awaited.is_empty()
+        let mut state = self.state();
+        if !state.expected.is_empty()
             && let Some(name) = transcript.file_name()
         {
-            known.awaited.remove(name);
+            state.expected.remove(name);
         }
     }
 
-    /// Whether a transcript is still waited for.
+    /// Returns true if no record of an expected transcript has been read yet.
     #[must_use]
     pub fn is_expected(&self, transcript: &Path) -> bool {
-        transcript.file_name().is_some_and(|name: &OsStr| self.known().awaited.contains(name))
+        transcript.file_name().is_some_and(|name: &OsStr| self.state().expected.contains(name))
     }
 
-    /// Records of a session were read at `now` that had just been written.
+    /// Records that records were read at `now` that had just been written.
     pub fn grew(&self, now: Timestamp) {
-        self.known().grown = Some(now);
+        self.state().grown = Some(now);
     }
 
-    /// When records were read last that had just been written; none in this run.
+    /// Time of the last read in this run of records that had just been written.
     #[must_use]
     pub fn grown(&self) -> Option<Timestamp> {
-        self.known().grown
+        self.state().grown
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn configured(&self) -> Vec<PathBuf> {
+        let mut roots = Vec::<PathBuf>::new();
+        for root in self.configured.values().flatten() {
+            if !roots.contains(root) {
+                roots.push(root.clone());
+            }
+        }
+        roots
+    }
+
+    fn all_roots(&self) -> impl Iterator<Item = &PathBuf> {
+        self.configured.values().flatten().chain(&self.learned)
     }
 }

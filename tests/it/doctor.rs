@@ -94,3 +94,33 @@ fn what_is_wrong_is_named_and_what_to_do() {
     let said = wrong(&home, &receiver.url(), &["doctor"]);
     assert!(is_failure(line(&said, "state")), "{said}");
 }
+
+/// Checking a configuration builds its disabled sources too; doctor reported their directories.
+#[test]
+fn doctor_ignores_roots_of_disabled_sources() {
+    let home = Home::new();
+    let dirs = ["used", "disabled"].map(|name| home.path().join(name).join("projects"));
+    for dir in &dirs {
+        fs::create_dir_all(dir.join("-work")).unwrap();
+        fs::write(dir.join("-work/s.jsonl"), "{}\n").unwrap();
+    }
+    let config = format!(
+        r#"
+        [pipeline]
+        sources = ["claude-sessions", "other"]
+        [source.claude-sessions]
+        roots = ['{}']
+        [source.other]
+        type = "claude-sessions"
+        enabled = false
+        roots = ['{}']
+        "#,
+        dirs[0].display(),
+        dirs[1].display()
+    );
+    let file = home.path().join("doctor.toml");
+    fs::write(&file, config).unwrap();
+    let said = home.agent(&["doctor", "--config", file.to_str().unwrap()]).run();
+    assert!(said.text().contains(dirs[0].to_str().unwrap()), "{}", said.text());
+    assert!(!said.text().contains(dirs[1].to_str().unwrap()), "{}", said.text());
+}

@@ -4,6 +4,7 @@ use std::{fs, io, path::Path};
 
 use super::{Finding, Patient};
 use crate::{
+    pipeline::assembly,
     platform::{self, file, secure_file, watch},
     text::counted,
     units::Size,
@@ -18,7 +19,8 @@ pub(super) fn look(patient: &Patient) -> Vec<Finding> {
     let mut findings = vec![state_directory(state_dir)];
     findings.push(space(platform::free_space(existing(state_dir)), settings.outbox.max_bytes));
     let mut directories = 0;
-    let roots = patient.context.sessions.configured();
+    // A source that cannot be built is reported with the configuration.
+    let roots = assembly::session_roots(&patient.loaded, &patient.context).unwrap_or_default();
     for root in &roots {
         let seen = Seen::of(root);
         directories += seen.directories;

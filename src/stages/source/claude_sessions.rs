@@ -1,7 +1,7 @@
 //! Reads the session files that Claude Code writes.
 //!
-//! Every `*.jsonl` below the roots, at any depth: sessions, and the files of their sub-agents. The
-//! lines are shipped as they stand there; following the files is the work of [`crate::tail`].
+//! Every `*.jsonl` below the roots, at any depth: sessions, and the files of their sub-agents. Lines
+//! are shipped unchanged. [`crate::tail`] follows the files.
 
 use std::{
     any::Any,
@@ -13,22 +13,20 @@ use std::{
     time::Duration,
 };
 
-use ai_agent_stage::{BuildError, Context};
+use ai_agent_stage::{
+    BadRow, BuildError, Chunk, Context, Event, FileKey, GenerationId, Intake, Progress, Source,
+    SourceOptions, SourcePlugin, Survey, Waker,
+};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::names::source;
 use tracing::info;
 
-use super::{
-    BadRow, Chunk, GenerationId, Intake, Progress, Source, SourceOptions, SourcePlugin, Survey,
-    Waker,
-};
 use crate::{
     compliance::client_files::ClientSettingsFiles,
-    event::Event,
     platform::{Clock, Timestamp, file},
-    stages::{AgentContext, Sessions},
-    tail::{BackfillHold, FileKey, HoldQuery, Tail, TailOptions, fresh_generation},
+    stages::{AgentContext, Sessions, SharedRoots},
+    tail::{BackfillHold, HoldQuery, Tail, TailOptions, fresh_generation},
     units::Size,
 };
 
@@ -37,29 +35,29 @@ inventory::submit! {
         "claude-sessions",
         "Reads Claude Code's session files.",
         r#"
-## Directories to read besides those where Claude Code writes, which are always read:
-## ~/.claude/projects, $CLAUDE_CONFIG_DIR/projects and ~/.config/claude/projects.
+## Additional directories. These are always read: ~/.claude/projects, $CLAUDE_CONFIG_DIR/projects
+## and ~/.config/claude/projects.
 roots = []
-## Whether to be told of changes by the system. Without, files are found by looking now and then.
+## Use the operating system's file notifications. If false, changes are found by periodic sweeps.
 watch = true
-## Longer lines travel in parts.
+## Longer lines are sent in parts.
 max_record_bytes = "8 MiB"
 "#,
     )
 }
 
-/// Where session files lie.
+/// Options of the source.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Options {
-    /// Directories to read besides those where Claude Code writes; `~` is the user's home.
+    /// Additional directories; `~` is the user's home directory.
     #[serde(default)]
     roots: Vec<PathBuf>,
-    /// Whether to be told of changes by the system. Without, files are found by looking now and
-    /// then.
+    /// Use the operating system's file notifications. If false, changes are found by periodic
+    /// sweeps.
     #[serde(default = "watch")]
     watch: bool,
-    /// Longer lines travel in parts.
+    /// Longer lines are sent in parts.
     #[serde(default = "max_record_bytes")]
     max_record_bytes: Size,
 }
@@ -72,20 +70,23 @@ fn max_record_bytes() -> Size {
     Size::mebibytes(8)
 }
 
-/// The least that `max_record_bytes` may be: a read buffer.
-const LEAST: Size = Size(256 << 10);
-/// The most: a record of this size still fits a request in base64.
-const MOST: Size = Size::mebibytes(32);
+/// Minimum of `max_record_bytes`: the size of a read buffer.
+const MIN_RECORD_BYTES: Size = Size(256 << 10);
+/// Maximum of `max_record_bytes`: a record of this size still fits into a request in base64.
+const MAX_RECORD_BYTES: Size = Size::mebibytes(32);
 
 /// Follows the files below the roots.
 struct ClaudeSessions {
     tail: Tail,
+    roots: Vec<PathBuf>,
     sessions: Sessions,
+    /// Set from the first restore on: a source that was only built must not change shared state.
+    shared_roots: Option<SharedRoots>,
     clock: Arc<dyn Clock>,
-    /// How many directories that hooks named are followed.
-    learnt: usize,
-    /// When a file was last looked at for whether it grows.
-    looked: Option<Timestamp>,
+    /// Number of learned roots that are followed.
+    learned: usize,
+    /// Time of the last check whether a file is growing.
+    growth_checked: Option<Timestamp>,
 }
 
 impl SourceOptions for Options {
@@ -93,19 +94,21 @@ impl SourceOptions for Options {
 
     fn build(self, context: &Context, waker: Waker) -> Result<ClaudeSessions, BuildError> {
         let context = AgentContext::of(context)?;
-        if !(LEAST..=MOST).contains(&self.max_record_bytes) {
-            let problem = format!("is {}, expected {LEAST} to {MOST}", self.max_record_bytes);
-            return Err(BuildError::Invalid { option: "max_record_bytes", problem });
+        if !(MIN_RECORD_BYTES..=MAX_RECORD_BYTES).contains(&self.max_record_bytes) {
+            let problem = format!(
+                "is {}, expected {MIN_RECORD_BYTES} to {MAX_RECORD_BYTES}",
+                self.max_record_bytes
+            );
+            return Err(BuildError::invalid("max_record_bytes", problem));
         }
         let mut roots = default_roots(context);
         roots.extend(self.roots.iter().map(|root| context.paths.expand(root)));
         if let Some(root) = roots.iter().find(|root| !root.is_absolute()) {
             let problem = format!("names `{}`, expected absolute directories", root.display());
-            return Err(BuildError::Invalid { option: "roots", problem });
+            return Err(BuildError::invalid("roots", problem));
         }
-        context.sessions.configure(&roots);
         let options = TailOptions {
-            roots,
+            roots: roots.clone(),
             max_record_bytes: self.max_record_bytes.0,
             poll_interval: context.poll_interval,
             watch: self.watch && !context.once,
@@ -114,17 +117,25 @@ impl SourceOptions for Options {
         };
         let (clock, new_id) = (context.clock.clone(), Box::new(fresh_generation));
         let mut tail = Tail::new(options, Arc::clone(&clock), new_id, waker);
-        // Whoever reads once waits for all of it.
+        // A run with `--once` reads everything, on battery too.
         if !context.once {
-            tail = tail.with_hold_query(saving_battery(context));
+            tail = tail.with_hold_query(battery_hold(context));
         }
         let sessions = context.sessions.clone();
-        Ok(ClaudeSessions { tail, sessions, clock, learnt: 0, looked: None })
+        Ok(ClaudeSessions {
+            tail,
+            roots,
+            sessions,
+            shared_roots: None,
+            clock,
+            learned: 0,
+            growth_checked: None,
+        })
     }
 }
 
-/// Keeps old files waiting on battery, except those that Claude Code would delete before long.
-fn saving_battery(context: &AgentContext) -> HoldQuery {
+/// Delays old files on battery, except those that Claude Code would delete soon.
+fn battery_hold(context: &AgentContext) -> HoldQuery {
     let power = Arc::clone(&context.power);
     let settings = ClientSettingsFiles::new(&context.environment, &context.paths);
     let was_on_battery = AtomicBool::new(false);
@@ -133,24 +144,21 @@ fn saving_battery(context: &AgentContext) -> HoldQuery {
         let has_changed = was_on_battery.swap(is_on_battery, Ordering::Relaxed) != is_on_battery;
         if !is_on_battery {
             if has_changed {
-                info!("no longer on battery: old session files are read");
+                info!("on mains power: reading old session files");
             }
             return BackfillHold::Off;
         }
         let age = settings.cleanup_period() / 2;
         if has_changed {
             let days = age.as_secs() / 86_400;
-            info!(
-                days,
-                "on battery: session files that are old wait, but not those older than this"
-            );
+            info!(days, "on battery: delaying old session files, except those older than this");
         }
         BackfillHold::YoungerThan(age)
     })
 }
 
-/// How many session files are held open at most: far fewer than the system lets the process have,
-/// since the outbox, the network and the watcher need some too.
+/// Returns the maximum number of open session files: far below the process limit, since the outbox,
+/// the network and the watcher need some too.
 fn open_files(limit: Option<u64>) -> usize {
     let most = TailOptions::default().open_files;
     limit
@@ -158,8 +166,9 @@ fn open_files(limit: Option<u64>) -> usize {
         .map_or(most, |limit| limit.clamp(1, most))
 }
 
-/// Where Claude Code writes: <https://code.claude.com/docs/en/env-vars>. The last is where some
-/// versions wrote; watching it costs nothing.
+/// Returns the directories that Claude Code writes to:
+/// <https://code.claude.com/docs/en/env-vars>. Some versions wrote to the last one; watching it
+/// costs nothing.
 fn default_roots(context: &AgentContext) -> Vec<PathBuf> {
     let home = &context.paths.home;
     let mut roots = vec![home.join(".claude/projects"), home.join(".config/claude/projects")];
@@ -177,7 +186,11 @@ impl Source for ClaudeSessions {
         source::CLAUDE_SESSIONS
     }
 
-    /// Files keep their keys, and so what filters remember of them.
+    fn roots(&self) -> Vec<PathBuf> {
+        self.roots.clone()
+    }
+
+    /// Files keep their keys, so that filters keep their memory about them.
     fn inherit(&mut self, old: Box<dyn Any>) {
         if let Ok(old) = old.downcast::<Self>() {
             self.tail.inherit(old.tail);
@@ -188,15 +201,22 @@ impl Source for ClaudeSessions {
         &mut self,
         rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>,
     ) -> Result<(), BadRow> {
+        if self.shared_roots.is_none() {
+            self.shared_roots = Some(self.sessions.share_roots(self.roots.clone()));
+        }
         self.tail.restore(rows)
     }
 
     fn read(&mut self, intake: &mut dyn Intake) -> Progress {
-        let roots = self.sessions.roots();
-        roots.iter().skip(self.learnt).for_each(|root| self.tail.follow(root.clone()));
-        self.learnt = roots.len();
-        let (sessions, now) = (&self.sessions, self.clock.now());
-        self.tail.read(&mut Telling { intake, sessions, now, looked: &mut self.looked })
+        let learned = self.sessions.learned();
+        learned.iter().skip(self.learned).for_each(|root| self.tail.follow(root.clone()));
+        self.learned = learned.len();
+        self.tail.read(&mut SessionIntake {
+            intake,
+            sessions: &self.sessions,
+            now: self.clock.now(),
+            growth_checked: &mut self.growth_checked,
+        })
     }
 
     fn tend(&mut self) {
@@ -220,29 +240,32 @@ impl Source for ClaudeSessions {
     }
 }
 
-/// Tells of transcripts as their records are handed over.
-struct Telling<'a> {
+/// Reports transcripts to [`Sessions`] as their records are handed over.
+struct SessionIntake<'a> {
     intake: &'a mut dyn Intake,
     sessions: &'a Sessions,
     now: Timestamp,
-    looked: &'a mut Option<Timestamp>,
+    growth_checked: &'a mut Option<Timestamp>,
 }
 
-impl Telling<'_> {
-    /// Says when what is read has just been written. One file in a minute tells it for all, and one
-    /// in a second is asked: there may be 50,000 old ones to catch up with.
-    fn tell_of_growth(&mut self, path: &Path) {
+impl SessionIntake<'_> {
+    /// Reports that a file has just been written to. At most one file per minute is reported and one
+    /// per second is checked: there may be a backlog of 50,000 old files.
+    fn report_growth(&mut self, path: &Path) {
         const RECENT: Duration = Duration::from_secs(600);
-        const PAUSE: Duration = Duration::from_secs(60);
-        const REST: Duration = Duration::from_secs(1);
+        const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+        const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
         let now = self.now;
-        let is_within =
-            |at: Option<Timestamp>, pause| at.is_some_and(|at| now >= at && now.since(at) < pause);
-        if is_within(self.sessions.grown(), PAUSE) || is_within(*self.looked, REST) {
+        let is_within = |at: Option<Timestamp>, interval| {
+            at.is_some_and(|at| now >= at && now.since(at) < interval)
+        };
+        if is_within(self.sessions.grown(), REPORT_INTERVAL)
+            || is_within(*self.growth_checked, CHECK_INTERVAL)
+        {
             return;
         }
-        *self.looked = Some(now);
+        *self.growth_checked = Some(now);
         let modified = file::inspect(path).map(|sight| sight.stamp.modified.max(0).unsigned_abs());
         let modified = Timestamp(modified.unwrap_or_default() / 1_000_000);
         if self.now.since(modified) < RECENT {
@@ -251,21 +274,21 @@ impl Telling<'_> {
     }
 }
 
-impl Intake for Telling<'_> {
+impl Intake for SessionIntake<'_> {
     fn take(&mut self, chunk: Chunk<'_>) {
         if !chunk.pieces.is_empty() {
             self.sessions.arrived(&chunk.origin.path);
-            self.tell_of_growth(&chunk.origin.path);
+            self.report_growth(&chunk.origin.path);
         }
         self.intake.take(chunk);
     }
 
-    fn report(&mut self, event: Event) {
-        self.intake.report(event);
-    }
-
     fn store_row(&mut self, name: &str, row: &[u8], events: Vec<Event>) {
         self.intake.store_row(name, row, events);
+    }
+
+    fn report(&mut self, event: Event) {
+        self.intake.report(event);
     }
 
     fn forget(&mut self, file: FileKey) {
@@ -288,9 +311,48 @@ impl Intake for Telling<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::platform::Power;
+    use crate::{platform::Power, stages::source};
 
-    /// A machine whose plug a test pulls.
+    fn build(context: &AgentContext, options: &str) -> Box<dyn Source> {
+        let options = ai_agent_stage::StageOptions::from_toml(options).unwrap();
+        source::build("claude-sessions", &options, context, Arc::new(|| ())).unwrap()
+    }
+
+    /// A configuration is checked by building its stages, disabled ones too: doctor showed the
+    /// directories of a disabled source, and the compliance check read account files beside them.
+    #[test]
+    fn building_a_source_changes_no_shared_state() {
+        let home = tempfile::tempdir().unwrap();
+        let mut context = crate::testing::context();
+        context.paths.home = home.path().to_owned();
+        let mut running = build(&context, "");
+        running.restore(&mut std::iter::empty()).unwrap();
+        let expected = context.sessions.configured();
+        assert!(expected.contains(&home.path().join(".claude/projects")), "{expected:?}");
+        let other = home.path().join("other/projects");
+        let _disabled = build(&context, &format!("roots = ['{}']", other.display()));
+        assert_eq!(context.sessions.configured(), expected);
+    }
+
+    #[test]
+    fn shared_roots_are_those_of_all_running_sources() {
+        let home = tempfile::tempdir().unwrap();
+        let mut context = crate::testing::context();
+        context.paths.home = home.path().to_owned();
+        let other = home.path().join("other/projects");
+        let mut first = build(&context, "");
+        let mut second = build(&context, &format!("roots = ['{}']", other.display()));
+        first.restore(&mut std::iter::empty()).unwrap();
+        second.restore(&mut std::iter::empty()).unwrap();
+        let usual = home.path().join(".claude/projects");
+        let configured = context.sessions.configured();
+        assert!(configured.contains(&usual) && configured.contains(&other), "{configured:?}");
+        assert_eq!(configured.iter().filter(|root| **root == usual).count(), 1);
+        drop(second);
+        assert!(!context.sessions.configured().contains(&other));
+    }
+
+    /// A power supply that the test switches.
     struct Plug(AtomicBool);
 
     impl Power for Plug {
@@ -299,16 +361,16 @@ mod tests {
         }
     }
 
-    /// What Claude Code deletes before the mains are back can't be read any more.
+    /// Files that Claude Code deletes while the machine is on battery would be lost.
     #[test]
-    fn on_battery_old_files_wait_for_half_of_the_clean_up_period_at_most() {
+    fn on_battery_old_files_wait_half_the_cleanup_period() {
         let home = tempfile::tempdir().unwrap();
         let mut context = crate::testing::context();
         context.paths.home = home.path().to_owned();
         context.paths.client_settings = home.path().join("etc");
         let plug = Arc::new(Plug(AtomicBool::new(false)));
         context.power = Arc::clone(&plug) as Arc<dyn Power>;
-        let hold = saving_battery(&context);
+        let hold = battery_hold(&context);
         let days = |days: u64| BackfillHold::YoungerThan(Duration::from_secs(days * 86_400));
         assert_eq!(hold(), BackfillHold::Off);
         plug.0.store(true, Ordering::Relaxed);
@@ -322,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn few_files_are_open_where_few_may_be() {
+    fn open_files_are_a_quarter_of_the_limit() {
         let table =
             [(None, 64), (Some(1024), 64), (Some(64), 16), (Some(3), 1), (Some(u64::MAX), 64)];
         for (limit, files) in table {

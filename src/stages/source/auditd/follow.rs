@@ -132,6 +132,11 @@ impl Follower {
         Self { tail, log, path, once }
     }
 
+    /// Directory of the log.
+    pub(crate) fn roots(&self) -> Vec<PathBuf> {
+        self.path.parent().map(Path::to_owned).into_iter().collect()
+    }
+
     /// Begins from stored rows.
     pub(crate) fn restore(
         &mut self,

@@ -116,6 +116,10 @@ impl Source for Auditd {
         source::AUDITD
     }
 
+    fn roots(&self) -> Vec<PathBuf> {
+        self.follower.roots()
+    }
+
     fn inherit(&mut self, old: Box<dyn Any>) {
         if let Ok(old) = old.downcast::<Self>() {
             self.follower.tail.inherit(old.follower.tail);

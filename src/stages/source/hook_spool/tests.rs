@@ -186,7 +186,7 @@ fn a_directory_of_sessions_is_learnt_where_it_is_the_users_own() {
         fs::create_dir(home.join(config)).unwrap();
     }
     std::os::unix::fs::symlink(home.join("linked-to"), home.join("link")).unwrap();
-    world.sessions.configure(&[home.join("usual/projects")]);
+    let _shared = world.sessions.share_roots(vec![home.join("usual/projects")]);
     fs::create_dir(home.join("usual")).unwrap();
     for config in ["work", "link", "nowhere", "usual"] {
         world.call("SessionStart", "allowed", &transcript(config));
@@ -194,9 +194,9 @@ fn a_directory_of_sessions_is_learnt_where_it_is_the_users_own() {
     world.call("SessionStart", "allowed", &home.join("work/other/p/s.jsonl"));
     world.call("SessionStart", "allowed", Path::new("work/projects/p/s.jsonl"));
     assert_eq!(world.store(), [("root_learnt", "info")]);
-    assert_eq!(world.sessions.roots(), [home.join("work/projects")]);
+    assert_eq!(world.sessions.learned(), [home.join("work/projects")]);
     world.restart();
-    assert_eq!(world.sessions.roots(), [home.join("work/projects")], "it is kept");
+    assert_eq!(world.sessions.learned(), [home.join("work/projects")], "it is kept");
 }
 
 #[test]
