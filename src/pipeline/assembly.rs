@@ -90,7 +90,10 @@ pub fn sources(
 ///
 /// # Errors
 /// [`ConfigError`] for the first source that can't be built.
-pub fn session_roots(loaded: &Loaded, context: &Context) -> Result<Vec<PathBuf>, ConfigError> {
+pub fn session_roots(
+    loaded: &LoadedConfig,
+    context: &Context,
+) -> Result<Vec<PathBuf>, ConfigError> {
     let unused: Waker = Arc::new(|| ());
     let sources = sources(loaded, context, &unused)?;
     let sources = sources.iter().filter(|(_, it)| it.label() == names::source::CLAUDE_SESSIONS);
