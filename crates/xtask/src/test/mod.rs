@@ -1,0 +1,348 @@
+//! `cargo xtask test`: all checks, with one command.
+
+mod prerequisites;
+
+use std::{
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+
+use crate::{
+    Failure, cross,
+    instructions::{self, NotCounted},
+    language,
+    public_api::{self, Compared},
+    sh, shared,
+};
+
+/// Run all checks, as CI does.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Also lint and test for the other systems, and run the randomised tests longer (2000 power
+    /// cuts, 1000 simulations, 100 kills, a line and an outbox of 1 GiB)
+    #[arg(long)]
+    full: bool,
+}
+
+/// Longer settings of the tests for a full run: power cuts, simulations, kills, size of a line and
+/// of an outbox.
+const FULL: [(&str, &str); 5] = [
+    ("AI_AGENT_POWER_CUTS", "2000"),
+    ("AI_AGENT_WORLDS", "1000"),
+    ("AI_AGENT_KILLS", "100"),
+    ("AI_AGENT_LINE_MIB", "1024"),
+    ("AI_AGENT_STORE_MIB", "1024"),
+];
+
+/// Time that each step may take in CI, in seconds: about one and a half times what it takes from a
+/// cold clone on two cores. A step without a limit runs only with `--full`.
+const LIMITS: [(&str, u64); 12] = [
+    ("format", 30),
+    ("language", 30),
+    ("dependencies", 60),
+    ("real client", 300),
+    ("service", 180),
+    ("real auditd", 180),
+    ("lints", 270),
+    ("tests", 860),
+    ("examples in docs", 60),
+    ("docs", 90),
+    ("public items", 60),
+    ("instruction counts", 660),
+];
+
+/// Time that all steps together may take in CI, in seconds.
+const TOTAL_LIMIT: u64 = 40 * 60;
+
+/// Whether a phrase of the language check fails the run.
+const LANGUAGE_IS_ENFORCED: bool = false;
+
+/// A check and its result.
+struct Step {
+    name: &'static str,
+    outcome: Outcome,
+    took: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Passed, with an optional remark.
+    Ok(Option<String>),
+    /// Not possible on this machine.
+    Skipped(String),
+    Failed(String),
+    /// An earlier step failed.
+    NotRun,
+}
+
+type Check = Box<dyn FnOnce() -> Outcome>;
+
+impl Arguments {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let started = Instant::now();
+        let full = self.full;
+        // Quick checks come first; all of them run even if one fails.
+        let quick: [(&'static str, Check); 6] = [
+            ("format", Box::new(|| subcommand("fmt", &["--all", "--check"]))),
+            ("language", Box::new(language)),
+            ("dependencies", Box::new(dependencies)),
+            ("real client", Box::new(prerequisites::real_client)),
+            ("service", Box::new(prerequisites::service)),
+            ("real auditd", Box::new(prerequisites::real_auditd)),
+        ];
+        let mut slow: Vec<(&'static str, Check)> = vec![
+            ("lints", Box::new(lints)),
+            ("tests", Box::new(move || tests(full))),
+            ("examples in docs", Box::new(doc_examples)),
+            ("docs", Box::new(docs)),
+            ("public items", Box::new(public_items)),
+            ("instruction counts", Box::new(instruction_counts)),
+        ];
+        if full {
+            slow.push(("other systems", Box::new(other_systems)));
+        }
+        let is_limited = shared::in_ci() && !full;
+        let mut steps = Vec::new();
+        for (name, check) in quick {
+            steps.push(run_step(name, check, is_limited));
+        }
+        for (name, check) in slow {
+            let stopped = steps
+                .iter()
+                .any(|step| matches!(step.outcome, Outcome::Failed(_)) && step.name != "format");
+            let check = if stopped { Box::new(|| Outcome::NotRun) as Check } else { check };
+            steps.push(run_step(name, check, is_limited));
+        }
+        println!("\n{}", table(&steps));
+        let mut failed = steps.iter().any(|step| matches!(step.outcome, Outcome::Failed(_)));
+        let took = started.elapsed();
+        if is_limited && took > Duration::from_secs(TOTAL_LIMIT) {
+            println!("FAILED: all steps together may take {TOTAL_LIMIT} s");
+            failed = true;
+        }
+        let result = if failed { "failed" } else { "passed" };
+        println!("{result}, {:.1} s in total", took.as_secs_f64());
+        Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+}
+
+fn run_step(name: &'static str, check: Check, is_limited: bool) -> Step {
+    println!("── {name}");
+    let started = Instant::now();
+    let outcome = check();
+    let took = started.elapsed();
+    let outcome = if is_limited { limited(name, outcome, took) } else { outcome };
+    let step = Step { name, outcome, took };
+    println!("── {}\n", row(&step));
+    step
+}
+
+/// Turns a success into a failure if the step took longer than its limit.
+fn limited(name: &str, outcome: Outcome, took: Duration) -> Outcome {
+    let limit = LIMITS.iter().find(|(step, _)| *step == name).map(|(_, seconds)| *seconds);
+    match (outcome, limit) {
+        (Outcome::Ok(_), Some(limit)) if took > Duration::from_secs(limit) => {
+            Outcome::Failed(format!(
+                "took {:.0} s, the limit is {limit} s (make it faster, or move a part to `--full`; \
+                 limits: crates/xtask/src/test/mod.rs)",
+                took.as_secs_f64()
+            ))
+        }
+        (outcome, _) => outcome,
+    }
+}
+
+/// Formats one line for each step.
+fn table(steps: &[Step]) -> String {
+    steps.iter().map(|step| row(step) + "\n").collect()
+}
+
+fn row(step: &Step) -> String {
+    let outcome = match &step.outcome {
+        Outcome::Ok(None) => "ok".to_owned(),
+        Outcome::Ok(Some(remark)) => format!("ok ({remark})"),
+        Outcome::Skipped(reason) => format!("skipped: {reason}"),
+        Outcome::Failed(reason) => format!("FAILED: {reason}"),
+        Outcome::NotRun => "not run: an earlier step failed".to_owned(),
+    };
+    format!("{:<18} {:>7.1} s  {outcome}", step.name, step.took.as_secs_f64())
+}
+
+fn run(command: &mut Command) -> Outcome {
+    match command.status() {
+        Ok(status) if status.success() => Outcome::Ok(None),
+        Ok(status) => Outcome::Failed(status.to_string()),
+        Err(error) => Outcome::Failed(error.to_string()),
+    }
+}
+
+/// Returns the outcome of a step whose tool is missing: a failure in CI, skipped elsewhere.
+fn missing(what: &str) -> Outcome {
+    missing_where(what, shared::in_ci())
+}
+
+fn missing_where(what: &str, in_ci: bool) -> Outcome {
+    if in_ci { Outcome::Failed(what.to_owned()) } else { Outcome::Skipped(what.to_owned()) }
+}
+
+/// Runs a subcommand of cargo that may not be installed.
+fn subcommand(name: &str, arguments: &[&str]) -> Outcome {
+    if !sh::has_subcommand(name) {
+        return missing(&format!("cargo {name} is not installed"));
+    }
+    run(sh::cargo([name]).args(arguments))
+}
+
+fn dependencies() -> Outcome {
+    if !sh::has_subcommand("deny") {
+        return Outcome::Skipped("cargo-deny is not installed".to_owned());
+    }
+    run(&mut sh::cargo([
+        "deny",
+        "--workspace",
+        "check",
+        "--hide-inclusion-graph",
+        "bans",
+        "licenses",
+        "sources",
+    ]))
+}
+
+/// Searches for words that this workspace does not use.
+fn language() -> Outcome {
+    match language::check() {
+        Ok(findings) if findings.is_empty() => Outcome::Ok(None),
+        Ok(findings) => {
+            println!("{}", findings.join("\n"));
+            let count = format!("{} phrases to replace", findings.len());
+            if LANGUAGE_IS_ENFORCED { Outcome::Failed(count) } else { Outcome::Ok(Some(count)) }
+        }
+        Err(error) => Outcome::Failed(error.to_string()),
+    }
+}
+
+fn lints() -> Outcome {
+    subcommand("clippy", &["--workspace", "--all-targets", "--", "-D", "warnings"])
+}
+
+fn tests(full: bool) -> Outcome {
+    let nextest = sh::has_subcommand("nextest");
+    let mut command = if nextest {
+        sh::cargo(["nextest", "run", "--workspace", "--no-fail-fast"])
+    } else {
+        sh::cargo(["test", "--workspace", "--lib", "--bins", "--tests"])
+    };
+    if full {
+        command.envs(FULL);
+    }
+    let shared = shared::find();
+    if let Ok(shared) = &shared {
+        command.env(shared::VARIABLE, shared);
+    }
+    let mut remarks = Vec::new();
+    if !nextest {
+        remarks.push("by cargo test: cargo-nextest is not installed".to_owned());
+    }
+    if let Err(reason) = shared {
+        remarks.push(format!("without real sessions: {reason}"));
+    }
+    match run(&mut command) {
+        Outcome::Ok(_) if !remarks.is_empty() => Outcome::Ok(Some(remarks.join("; "))),
+        outcome => outcome,
+    }
+}
+
+fn doc_examples() -> Outcome {
+    run(&mut sh::cargo(["test", "--doc", "--workspace"]))
+}
+
+fn docs() -> Outcome {
+    let mut command = sh::cargo(["doc", "--no-deps", "--workspace"]);
+    run(command.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Compares the public items of the libraries with their listings.
+fn public_items() -> Outcome {
+    match public_api::check() {
+        Ok(Compared::Equal(counts)) => Outcome::Ok(Some(counts)),
+        Ok(Compared::OtherFormat(reason)) => missing(&reason),
+        Err(error) => Outcome::Failed(error.to_string()),
+    }
+}
+
+/// Compares the number of instructions on the hot paths with the stored counts.
+fn instruction_counts() -> Outcome {
+    match instructions::check() {
+        Ok(summary) => Outcome::Ok(Some(summary)),
+        Err(NotCounted::Missing(what)) => missing(what),
+        Err(NotCounted::Elsewhere) => Outcome::Skipped(instructions::ELSEWHERE.to_owned()),
+        Err(NotCounted::Failed(error)) => Outcome::Failed(error.to_string()),
+    }
+}
+
+/// Runs the lints for Windows and macOS, and under wine the tests that run on Windows.
+fn other_systems() -> Outcome {
+    let cross = match shared::find() {
+        Ok(shared) => shared.join("tools/cross"),
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    if !cfg!(target_os = "linux") || !cross.is_file() {
+        return Outcome::Skipped(format!(
+            "`{}` is missing or not for this system",
+            cross.display()
+        ));
+    }
+    match cross::check(&cross) {
+        Ok(summary) => Outcome::Ok(Some(summary)),
+        Err(error) => Outcome::Failed(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_shows_the_outcome_of_each_step() {
+        let step = |name, outcome| Step { name, outcome, took: Duration::from_millis(1250) };
+        let steps = [
+            step("format", Outcome::Ok(None)),
+            step("dependencies", Outcome::Skipped("cargo-deny is not installed".into())),
+            step("tests", Outcome::Failed("exit status: 100".into())),
+            step("docs", Outcome::NotRun),
+        ];
+        let expected = "\
+format                 1.2 s  ok
+dependencies           1.2 s  skipped: cargo-deny is not installed
+tests                  1.2 s  FAILED: exit status: 100
+docs                   1.2 s  not run: an earlier step failed
+";
+        assert_eq!(table(&steps), expected);
+    }
+
+    #[test]
+    fn missing_tool_fails_in_ci_only() {
+        assert_eq!(missing_where("npm", true), Outcome::Failed("npm".into()));
+        assert_eq!(missing_where("npm", false), Outcome::Skipped("npm".into()));
+    }
+
+    #[test]
+    fn missing_command_fails_its_step() {
+        assert!(matches!(run(&mut Command::new("/nowhere/at-all")), Outcome::Failed(_)));
+    }
+
+    #[test]
+    fn step_over_its_limit_fails() {
+        let after = |seconds| limited("format", Outcome::Ok(None), Duration::from_secs(seconds));
+        assert_eq!(after(30), Outcome::Ok(None));
+        assert!(matches!(after(31), Outcome::Failed(reason) if reason.contains("limit is 30 s")));
+    }
+
+    #[test]
+    fn skipped_step_has_no_limit() {
+        let skipped = Outcome::Skipped("no tool".into());
+        assert_eq!(limited("format", skipped.clone(), Duration::from_secs(99)), skipped);
+    }
+}

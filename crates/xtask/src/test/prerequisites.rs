@@ -1,0 +1,136 @@
+//! Installs and probes what the tests of the real client, the service and auditd need.
+//!
+//! The tests themselves run in the step `tests`.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use super::{Outcome, missing};
+use crate::{Failure, sh, shared};
+
+/// Installs what the tests of the real client need.
+pub(super) fn real_client() -> Outcome {
+    if !cfg!(target_os = "linux") {
+        return Outcome::Skipped("the client runs on Linux only".to_owned());
+    }
+    let client = match shared::find() {
+        Err(reason) => return Outcome::Skipped(reason),
+        Ok(shared) if !shared.join("realclient/run.sh").is_file() => {
+            return Outcome::Skipped(format!("no realclient in `{}`", shared.display()));
+        }
+        Ok(shared) => shared.join("realclient"),
+    };
+    let needed = ["npm", "python3", "tmux", "strace"];
+    let lacking = || needed.into_iter().filter(|name| !sh::has_program(name)).collect::<Vec<_>>();
+    let before = lacking();
+    if !before.is_empty() && sh::apt_install(&before) {
+        println!("installed {}", before.join(", "));
+    }
+    match lacking().as_slice() {
+        [] => {
+            let (cache, is_cached) = client_cache();
+            if !is_cached && !registry_answers() {
+                return Outcome::Skipped(
+                    "the npm registry, which provides the client, is unavailable".into(),
+                );
+            }
+            let installed = if is_cached { Ok(()) } else { download_client(&client, &cache) };
+            match installed {
+                Ok(()) => {
+                    Outcome::Ok(Some("the client is installed, its tests run below".to_owned()))
+                }
+                Err(error) => Outcome::Failed(error.to_string()),
+            }
+        }
+        lacking => missing(&format!("{} not installed", lacking.join(" and "))),
+    }
+}
+
+/// Returns the directory in which the tests keep the client, and whether it is there.
+fn client_cache() -> (PathBuf, bool) {
+    let cache = env::var_os("RC_CACHE").map(PathBuf::from).unwrap_or_else(|| {
+        let home = env::var_os("HOME").map_or_else(env::temp_dir, PathBuf::from);
+        home.join(".cache/ai-agent-realclient")
+    });
+    let files = sh::files_below(&cache).unwrap_or_default();
+    (cache, files.iter().any(|path| path.ends_with("claude")))
+}
+
+/// Downloads the client into `cache`, by running it once.
+fn download_client(client: &Path, cache: &Path) -> Result<(), Failure> {
+    let work = sh::target_directory()?.join("realclient");
+    let mut run = Command::new(client.join("run.sh"));
+    run.arg(client.join("scenarios/text.json")).env("RC_CACHE", cache).env("RC_WORK", &work);
+    sh::succeed(run.stdout(Stdio::null()).stderr(Stdio::null()))?;
+    fs::remove_dir_all(work)?;
+    probe_again()
+}
+
+/// Makes `test-requires` probe the machine again, after something was installed.
+fn probe_again() -> Result<(), Failure> {
+    let probe = sh::workspace().join("crates/test-requires/build.rs");
+    Ok(fs::write(&probe, fs::read(&probe)?)?)
+}
+
+/// Installs what the test of the service needs: a real systemd.
+pub(super) fn service() -> Outcome {
+    if !cfg!(target_os = "linux") {
+        return Outcome::Skipped("systemd exists on Linux only".to_owned());
+    }
+    if !sh::is_root() {
+        return Outcome::Skipped("only root can create a user with its own systemd".to_owned());
+    }
+    match shared::find() {
+        Err(reason) => return Outcome::Skipped(reason),
+        Ok(shared) if !shared.join("tools/with-systemd-user").is_file() => {
+            let shared = shared.display();
+            return Outcome::Skipped(format!("no tools/with-systemd-user in `{shared}`"));
+        }
+        Ok(_) => {}
+    }
+    let needed = ["systemctl", "dbus-run-session", "setpriv"];
+    let lacking = || needed.into_iter().filter(|name| !sh::has_program(name)).collect::<Vec<_>>();
+    if !lacking().is_empty() {
+        sh::apt_install(&["systemd", "dbus", "dbus-user-session", "util-linux"]);
+    }
+    match lacking().as_slice() {
+        [] => Outcome::Ok(Some("systemd is installed, the test runs below".to_owned())),
+        lacking => missing(&format!("{} not installed", lacking.join(" and "))),
+    }
+}
+
+/// Probes whether the test of the real auditd can run.
+pub(super) fn real_auditd() -> Outcome {
+    if !cfg!(target_os = "linux") {
+        return Outcome::Skipped("the audit system exists on Linux only".to_owned());
+    }
+    let tool = match shared::find() {
+        Err(reason) => return Outcome::Skipped(reason),
+        Ok(shared) => shared.join("tools/with-auditd"),
+    };
+    if !tool.is_file() {
+        return missing(&format!("`{}` is missing", tool.display()));
+    }
+    if !sh::is_root() {
+        return Outcome::Skipped("the audit system needs root".to_owned());
+    }
+    // The tool installs auditd, and exits with 77 if the kernel has no audit system.
+    match Command::new(tool).arg("true").stdout(Stdio::null()).status().map(|it| it.code()) {
+        Ok(Some(0)) => Outcome::Ok(Some("auditd runs, the test runs below".to_owned())),
+        Ok(Some(77)) => Outcome::Skipped("this kernel has no audit system".to_owned()),
+        Ok(code) => missing(&format!("auditd does not run, with-auditd exited with {code:?}")),
+        Err(error) => Outcome::Failed(error.to_string()),
+    }
+}
+
+/// Reports whether the client can be downloaded.
+fn registry_answers() -> bool {
+    let mut npm = Command::new("npm");
+    npm.args(["view", "@anthropic-ai/claude-code", "version"]);
+    npm.args(["--fetch-retries=0", "--fetch-timeout=20000"]);
+    npm.stdout(Stdio::null()).stderr(Stdio::null());
+    npm.status().is_ok_and(|status| status.success())
+}
