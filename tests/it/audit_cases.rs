@@ -31,7 +31,7 @@ fn dry_run(log: &Path, more: &[&str], before: &str, options: &str) -> Ended {
 }
 
 #[test]
-fn what_is_shipped_is_as_each_case_expects() {
+fn auditd_cases_ship_what_they_expect() {
     let mut failures = Vec::new();
     for case in cases() {
         let options = fs::read_to_string(case.join("stage.toml")).unwrap();
@@ -66,7 +66,7 @@ fn what_is_shipped_is_as_each_case_expects() {
 }
 
 #[test]
-fn every_byte_of_a_log_is_accounted_for() {
+fn audit_log_bytes_are_all_accounted_for() {
     for case in cases() {
         let options = fs::read_to_string(case.join("stage.toml")).unwrap();
         let log = case.join("audit.log");
@@ -84,7 +84,7 @@ fn every_byte_of_a_log_is_accounted_for() {
 
 /// What a mask takes out of the lines is not in what they tell.
 #[test]
-fn a_mask_holds_for_the_fields_too() {
+fn mask_applies_to_parsed_audit_fields() {
     let log =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/auditd/interleaved/audit.log");
     let mask = "[filter.mask]\nown = { word = \"claude-hooks-1\" }\n";

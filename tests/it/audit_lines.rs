@@ -50,7 +50,7 @@ fn hold_against(line: &[u8]) -> Result<(), TestCaseError> {
 }
 
 #[test]
-fn what_auditd_wrote_is_read_alike() {
+fn recorded_audit_lines_parse_like_linux_audit_parser() {
     let log = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/auditd/real/audit.log");
     let bytes = fs::read(log).unwrap();
     let mut count = 0;
@@ -74,7 +74,7 @@ fn written(bytes: &[u8]) -> String {
 
 proptest! {
     #[test]
-    fn any_arguments_are_read_alike(
+    fn random_arguments_parse_like_linux_audit_parser(
         arguments in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..20), 1..8),
         plain in proptest::collection::vec("[!#-~]{0,12}", 1..5),
         seconds in 0..2_000_000_000_u64,
@@ -95,7 +95,7 @@ proptest! {
     }
 
     #[test]
-    fn any_call_is_read_alike(
+    fn random_calls_parse_like_linux_audit_parser(
         comm in proptest::collection::vec(any::<u8>(), 1..16),
         key in prop_oneof![Just("(null)".to_owned()), "[!#-~]{1,12}".prop_map(|it| format!("\"{it}\""))],
         pid in any::<u16>(),

@@ -62,7 +62,7 @@ fn between<'a>(entries: &'a [Stored], one: &str, other: &str) -> &'a [Stored] {
 }
 
 #[test]
-fn a_full_outbox_stops_reading_until_the_receiver_takes_something() {
+fn full_outbox_stops_reading_until_entries_are_acknowledged() {
     let home = Home::new();
     let mut random = random();
     let file = home.write("-work/a.jsonl", lines(&mut random, 0, 30 * MB));
@@ -100,7 +100,7 @@ fn a_full_outbox_stops_reading_until_the_receiver_takes_something() {
 
 /// It waited for ever for room that nobody would make.
 #[test]
-fn once_does_not_wait_for_room_that_nobody_makes() {
+fn once_exits_when_the_outbox_stays_full() {
     let home = Home::new();
     home.write("-work/a.jsonl", lines(&mut random(), 0, 30 * MB));
     let receiver = Scripted::by_rule(|_| Answer::Status(503, &[("Retry-After", "1")], ""));
@@ -164,7 +164,7 @@ fn on(disk: &Disk) -> String {
 
 #[requires(mount)]
 #[test]
-fn a_full_disk_stops_reading_until_there_is_room_again() {
+fn full_disk_stops_reading_until_space_is_freed() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let disk = Disk::new(home.path(), 160);
     let mut random = random();
@@ -201,7 +201,7 @@ fn a_full_disk_stops_reading_until_there_is_room_again() {
 
 #[requires(mount)]
 #[test]
-fn a_disk_that_is_full_at_the_start_is_said_and_has_lost_nothing_when_there_is_room() {
+fn disk_full_at_start_is_an_error_and_loses_nothing() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let disk = Disk::new(home.path(), 160);
     let file = home.write("-work/a.jsonl", lines(&mut random(), 0, MB));
@@ -230,7 +230,7 @@ fn a_disk_that_is_full_at_the_start_is_said_and_has_lost_nothing_when_there_is_r
 
 #[requires(mount)]
 #[test]
-fn a_disk_that_only_reads_is_said_and_has_lost_nothing_when_it_writes_again() {
+fn read_only_disk_at_start_is_an_error_and_loses_nothing() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let disk = Disk::new(home.path(), 160);
     let mut random = random();
@@ -324,7 +324,7 @@ impl Squeezed {
 /// can tell. redb's handle is of no use after that, and has to be opened anew.
 #[requires(mount)]
 #[test]
-fn a_transaction_that_finds_the_disk_full_is_made_again() {
+fn transaction_that_finds_the_disk_full_is_repeated() {
     let mut squeezed = Squeezed::new();
     squeezed.until_it_says("No space left on device");
     squeezed.all_arrives();
@@ -335,7 +335,7 @@ fn a_transaction_that_finds_the_disk_full_is_made_again() {
 /// store anew.
 #[requires(mount)]
 #[test]
-fn a_disk_that_only_reads_while_the_agent_runs_is_waited_for() {
+fn disk_read_only_while_running_is_waited_for() {
     let mut squeezed = Squeezed::new();
     let writable = Disk(squeezed.disk.0.with_file_name("writable"));
     fs::create_dir(&writable.0).unwrap();

@@ -27,7 +27,7 @@ fn nobody() -> String {
 }
 
 #[test]
-fn all_that_is_missing_is_one_error_that_says_how_to_give_it() {
+fn missing_settings_are_one_error_with_every_remedy() {
     let error = home().agent(&["run"]).fail(2);
     for word in [
         "CLAUDE_SIEM_ENDPOINT",
@@ -46,7 +46,7 @@ fn all_that_is_missing_is_one_error_that_says_how_to_give_it() {
 }
 
 #[test]
-fn a_wrong_token_is_said_and_nothing_is_lost() {
+fn wrong_token_holds_delivery_and_loses_nothing() {
     let (home, receiver) = (home(), Receiver::start());
     let mut agent = home
         .agent(&["run"])
@@ -64,7 +64,7 @@ fn a_wrong_token_is_said_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_wrong_secret_is_said_and_nothing_is_lost() {
+fn wrong_secret_holds_delivery_and_loses_nothing() {
     let (home, receiver) = (home(), Receiver::start());
     let mut agent = home
         .agent(&["run"])
@@ -81,7 +81,7 @@ fn a_wrong_secret_is_said_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_receiver_that_is_down_is_said_and_waited_for() {
+fn unreachable_receiver_is_logged_and_retried() {
     let (home, mut receiver) = (home(), Receiver::start());
     receiver.kill();
     let mut agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start();
@@ -96,7 +96,7 @@ fn a_receiver_that_is_down_is_said_and_waited_for() {
 }
 
 #[test]
-fn once_gives_up_on_a_receiver_that_is_down() {
+fn once_exits_1_when_the_receiver_is_unreachable() {
     let home = home();
     let ended = home
         .agent(&["run", "--once"])
@@ -112,7 +112,7 @@ fn once_gives_up_on_a_receiver_that_is_down() {
 }
 
 #[test]
-fn with_a_slow_receiver_the_agent_still_ends_in_time() {
+fn agent_stops_in_time_with_a_slow_receiver() {
     let (home, receiver) = (home(), Scripted::start([Answer::After(Duration::from_secs(20))]));
     let agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
     eventually("a batch is under way", || (receiver.requests() > 0).then_some(()));
@@ -120,7 +120,7 @@ fn with_a_slow_receiver_the_agent_still_ends_in_time() {
 }
 
 #[test]
-fn an_answer_that_is_lost_is_asked_for_again() {
+fn batch_without_a_usable_receipt_is_sent_again() {
     let script = [
         Answer::Close,
         Answer::Status(503, &[("Retry-After", "1")], ""),
@@ -139,7 +139,7 @@ fn an_answer_that_is_lost_is_asked_for_again() {
 }
 
 #[test]
-fn an_entry_that_is_refused_for_good_does_not_stop_the_others() {
+fn permanently_refused_entry_does_not_stop_others() {
     let refused = Answer::Status(422, &[], "{\"title\":\"no\"}");
     let home = Home::new();
     home.write("-work/a.jsonl", "{\"n\":1}\n{\"n\":2}\n{\"n\":3}\n");
@@ -168,7 +168,7 @@ fn bodies_are_compressed_as_configured() {
 }
 
 #[test]
-fn an_endpoint_that_is_no_url_is_an_error() {
+fn invalid_endpoint_is_an_error() {
     for (endpoint, word) in [
         ("siem.example.com", "siem.example.com"),
         ("ftp://siem.example.com", "http://"),
@@ -182,7 +182,7 @@ fn an_endpoint_that_is_no_url_is_an_error() {
 }
 
 #[test]
-fn a_state_directory_that_cannot_be_made_is_an_error() {
+fn state_directory_that_cannot_be_created_is_an_error() {
     let home = home();
     fs::write(home.path().join("in-the-way"), "").unwrap();
     for dir in ["~/in-the-way", "~/in-the-way/state"] {
@@ -199,7 +199,7 @@ fn a_state_directory_that_cannot_be_made_is_an_error() {
 }
 
 #[test]
-fn a_home_that_is_missing_is_an_error() {
+fn missing_home_directory_is_an_error() {
     let home = home();
     let error = home.agent(&["run"]).without("HOME").ships_to(&nobody()).fail(2);
     assert!(error.contains("HOME"), "{error}");
@@ -211,7 +211,7 @@ fn a_home_that_is_missing_is_an_error() {
 }
 
 #[test]
-fn a_second_agent_on_the_same_state_directory_is_refused() {
+fn second_agent_on_the_same_state_directory_is_refused() {
     let (home, receiver) = (home(), Receiver::start());
     let mut first = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
     for arguments in [&["run"][..], &["run", "--once"]] {
@@ -224,7 +224,7 @@ fn a_second_agent_on_the_same_state_directory_is_refused() {
 }
 
 #[test]
-fn signals_end_the_agent_in_order() {
+fn signals_stop_the_agent_cleanly() {
     for signal in [Signal::TERM, Signal::INT] {
         let (home, receiver) = (home(), Receiver::start());
         // Nothing would be sent for a day; an end in order sends it.
@@ -239,7 +239,7 @@ fn signals_end_the_agent_in_order() {
 }
 
 #[test]
-fn an_agent_with_nothing_to_reach_ends_in_time_too() {
+fn agent_without_a_receiver_stops_in_time() {
     let home = home();
     let agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&nobody()).start_and_wait();
     agent.stop();
@@ -252,7 +252,7 @@ fn an_agent_with_nothing_to_reach_ends_in_time_too() {
 }
 
 #[test]
-fn a_hang_up_is_taken_and_not_deadly() {
+fn sighup_reloads_and_does_not_stop_the_agent() {
     let (home, receiver) = (home(), Receiver::start());
     let mut agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
     agent.signal(Signal::HUP);
@@ -265,7 +265,7 @@ fn a_hang_up_is_taken_and_not_deadly() {
 }
 
 #[test]
-fn a_poll_interval_below_a_minute_is_refused() {
+fn poll_interval_below_a_minute_is_refused() {
     let home = home();
     for value in ["59s", "0s", "1"] {
         let agent = home.agent(&["run"]).ships_to(&nobody());
@@ -278,7 +278,7 @@ fn a_poll_interval_below_a_minute_is_refused() {
 }
 
 #[test]
-fn a_mistake_in_a_file_is_named_with_file_and_key() {
+fn config_mistake_is_reported_with_file_and_key() {
     let cases = [
         ("[filter.ignore-types]\ntype = [\"x\"]", "filter.ignore-types.type"),
         ("[filter.ignore-types]\ntipes = [\"x\"]", "types"),
@@ -301,7 +301,7 @@ fn a_mistake_in_a_file_is_named_with_file_and_key() {
 }
 
 #[test]
-fn a_secret_that_others_can_read_is_refused() {
+fn secret_file_readable_by_others_is_refused() {
     use std::os::unix::fs::PermissionsExt as _;
 
     let (home, receiver) = (home(), Receiver::start());
@@ -345,7 +345,7 @@ fn stages_are_listed_and_shown() {
 }
 
 #[test]
-fn debug_says_more_and_no_secret() {
+fn debug_logs_more_and_no_secret() {
     let (home, receiver) = (home(), Receiver::start());
     let plain = home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
     assert!(!plain.stderr.contains("DEBUG"), "{}", plain.stderr);
@@ -367,7 +367,7 @@ fn debug_says_more_and_no_secret() {
 }
 
 #[test]
-fn records_can_go_to_a_file_or_to_standard_output_alone() {
+fn records_can_go_to_only_a_file_and_standard_output() {
     let home = home();
     let out = home.path().join("out.ndjson");
     let config = format!(
@@ -391,7 +391,7 @@ const MANAGED: &str = r#"{"version":1,"revision":"r7",
     "shipping":{"batch_size":2,"flush_interval_seconds":0}}"#;
 
 #[test]
-fn what_the_server_manages_is_in_force_before_the_first_line_is_judged() {
+fn managed_config_applies_before_the_first_record_is_filtered() {
     let home = Home::new();
     home.write(
         "-work/a.jsonl",
@@ -409,7 +409,7 @@ fn what_the_server_manages_is_in_force_before_the_first_line_is_judged() {
 }
 
 #[test]
-fn batches_are_as_small_as_the_server_wants() {
+fn managed_batch_size_limits_batches() {
     let home = Home::new();
     home.write("-work/a.jsonl", "{\"n\":1}\n".repeat(10));
     let receiver = Scripted::start([]).manages(MANAGED, SECRET);
@@ -423,7 +423,7 @@ fn batches_are_as_small_as_the_server_wants() {
 }
 
 #[test]
-fn a_managed_configuration_that_is_wrong_is_refused_and_reported() {
+fn invalid_managed_config_is_refused_and_reported() {
     let wrong = [
         (MANAGED, "another-secret"),
         (r#"{"version":2}"#, SECRET),
@@ -450,7 +450,7 @@ fn a_managed_configuration_that_is_wrong_is_refused_and_reported() {
 }
 
 #[test]
-fn help_names_every_command() {
+fn help_lists_every_command() {
     let help = home().agent(&["--help"]).succeed();
     for word in ["run", "stages", "--config", "--debug"] {
         assert!(help.text().contains(word), "{word}");

@@ -64,7 +64,7 @@ fn wait_for_policy(home: &Home) {
 
 /// The policy that the server gives is what hooks answer, with the daemon and without it.
 #[test]
-fn the_policy_of_the_server_reaches_the_hooks_and_violations_reach_the_server() {
+fn policy_reaches_the_hooks_and_violations_reach_the_server() {
     let home = Home::new();
     sign_in(&home, "me@gmail.com");
     let receiver = Scripted::start([]).manages(&policy("block", "company.com"), SECRET);
@@ -120,7 +120,7 @@ fn the_policy_of_the_server_reaches_the_hooks_and_violations_reach_the_server() 
 
 /// A client with another configuration directory writes its sessions elsewhere.
 #[test]
-fn a_directory_that_a_hook_names_is_read_from_then_on() {
+fn directory_named_by_a_hook_is_read_from_then_on() {
     let home = Home::new();
     let receiver = Scripted::start([]).manages(&policy("warn", "company.com"), SECRET);
     let config = "[shipping]\nflush_interval = \"0s\"";
@@ -153,7 +153,7 @@ fn a_directory_that_a_hook_names_is_read_from_then_on() {
 /// Who signs in under another configuration directory is asked after as well, once a session of it
 /// is known.
 #[test]
-fn an_account_beside_a_directory_that_was_learnt_is_looked_at() {
+fn account_beside_a_learnt_directory_is_checked() {
     let home = Home::new();
     sign_in(&home, "me@company.com");
     let receiver = Scripted::start([]).manages(&policy("warn", "company.com"), SECRET);

@@ -42,7 +42,7 @@ mod show {
     use super::*;
 
     #[test]
-    fn what_it_prints_is_a_configuration_that_says_the_same() {
+    fn shown_config_loads_to_the_same_config() {
         let home = home(
             "[agent]\nstate_dir = \"~/there\"\n[filter.ignore-types]\ntypes = [\"a\", \"ü\"]\n\
              [pipeline]\nenrichers = [\"labels\"]\n[enricher.labels.labels]\n\"a b\" = \"c\"\n",
@@ -60,7 +60,7 @@ mod show {
     }
 
     #[test]
-    fn every_value_says_where_it_comes_from() {
+    fn shown_values_name_their_origin() {
         let home = home("[shipping]\nbatch_size = 7\n");
         let text = home
             .agent(&["config", "show", "--origin"])
@@ -123,7 +123,7 @@ mod explain {
     use super::*;
 
     #[test]
-    fn tells_the_value_what_it_overrides_and_who_may_change_it() {
+    fn explain_shows_value_origin_and_overridden_values() {
         let home = home("[shipping]\nbatch_size = 7\n");
         let explicit = write(&home, "explicit.toml", "shipping.batch_size = 8");
         let text =
@@ -140,14 +140,14 @@ mod explain {
     }
 
     #[test]
-    fn knows_keys_that_are_not_set() {
+    fn explain_of_an_unset_key_says_so() {
         let text = printed(&home(""), &["config", "explain", "sink.siem.endpoint"]);
         assert!(text.starts_with("sink.siem.endpoint "), "{text}");
         assert!(text.contains("`managed.allow`"), "the server may not change it: {text}");
     }
 
     #[test]
-    fn suggests_the_nearest_key() {
+    fn explain_of_an_unknown_key_suggests_the_nearest() {
         let text = error(&home(""), &["config", "explain", "shiping.batch_size"], 2);
         for key in ["`shiping.batch_size`", "`shipping.batch_size`"] {
             assert!(text.contains(key), "{key}: {text}");
@@ -159,7 +159,7 @@ mod check {
     use super::*;
 
     #[test]
-    fn all_that_is_wrong_with_stages_is_said_with_file_line_and_key() {
+    fn stage_errors_name_file_line_and_key() {
         let home = home("");
         let file = write(
             &home,
@@ -182,7 +182,7 @@ mod check {
 
     /// A file that is to be rolled out must not be right only because of this machine's others.
     #[test]
-    fn files_stand_alone_and_together() {
+    fn check_of_files_uses_only_these_files() {
         let home = home("shipping.batch_size = 0");
         let one = write(&home, "1.toml", "pipeline.filters = [\"mine\"]");
         let two = write(&home, "2.toml", "[filter.mine]\ntype = \"ignore-types\"");
@@ -195,7 +195,7 @@ mod check {
     }
 
     #[test]
-    fn a_file_that_is_no_toml_or_not_there() {
+    fn check_of_invalid_toml_or_a_missing_file_fails() {
         let home = home("");
         let torn = write(&home, "torn.toml", "[shipping]\nbatch_size = \n");
         let text = error(&home, &["config", "check", &torn], 1);
@@ -207,7 +207,7 @@ mod check {
 
     /// A lock with a slip of the pen locks nothing, and nobody would know.
     #[test]
-    fn a_lock_of_nothing_is_said() {
+    fn check_warns_of_a_lock_on_an_unknown_key() {
         let home = home("");
         let text =
             "locked = [\"sink.siem.endpont\", \"sink\", \"filter.*.enabled\", \"compliance\"]";
@@ -222,7 +222,7 @@ mod check {
 
     /// The filters that need no program may come from the server, and its tests run through them.
     #[test]
-    fn a_server_may_set_filters_of_its_own() {
+    fn managed_config_may_add_filters_with_tests() {
         let home = home("");
         let allows = write(&home, "machine.toml", "managed.allow = [\"filter.*\"]");
         let line = |input: &str, by: &str| json!({"input": input, "by": by, "expect": "drop"});
@@ -245,7 +245,7 @@ mod check {
     }
 
     #[test]
-    fn a_managed_configuration_is_checked_as_a_machine_would() {
+    fn managed_config_is_checked_as_on_a_machine() {
         let home = home("");
         let allows = write(&home, "machine.toml", "managed.allow = [\"filter.*\"]");
         let stages = |stages: Value| json!({ "version": 1, "stages": stages }).to_string();
@@ -310,7 +310,7 @@ mod schema {
     }
 
     #[test]
-    fn takes_the_defaults_and_every_sample() {
+    fn schema_accepts_the_defaults_and_every_sample() {
         let validator = validator();
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         assert_right(&validator, &fs::read_to_string(root.join("config/default.toml")).unwrap());
@@ -326,7 +326,7 @@ mod schema {
     }
 
     #[test]
-    fn tells_right_from_wrong() {
+    fn schema_rejects_what_the_agent_rejects() {
         let validator = validator();
         for text in [
             "",
@@ -367,7 +367,7 @@ mod init {
     use super::*;
 
     #[test]
-    fn what_it_writes_changes_nothing_and_is_right() {
+    fn init_writes_a_valid_config_that_changes_nothing() {
         let home = home("");
         let before = printed(&home, &["config", "show"]);
         let path = home.path().join("new.toml");
@@ -391,7 +391,7 @@ mod tests_in_toml {
         { input = '{\"type\":\"user\"}', expect = \"keep\" },\n]\n";
 
     #[test]
-    fn those_that_pass_are_named() {
+    fn passing_tests_are_listed() {
         let home = home(TESTS);
         let text = printed(&home, &["test"]);
         let first = text.lines().next().unwrap();
@@ -399,7 +399,7 @@ mod tests_in_toml {
     }
 
     #[test]
-    fn a_failure_shows_what_is_different() {
+    fn failing_test_shows_the_difference() {
         let home = home("");
         let call = r#"{"message":{"content":[{"type":"tool_use"},{"type":"text"}]}}"#;
         let text = format!(
@@ -427,7 +427,7 @@ mod tests_in_toml {
 
     /// Each begins with filters that have seen nothing: a uuid of another test is no repetition.
     #[test]
-    fn tests_do_not_see_each_other() {
+    fn tests_start_with_fresh_filters() {
         let test = "[[test]]\nname = \"a\"\nlines = [{ input = '{\"uuid\":\"u\"}', expect = \"keep\" }, \
                     { input = '{\"uuid\":\"u\"}', expect = \"drop\", by = \"dedupe\" }]\n";
         let home = home(&test.repeat(2));
@@ -458,7 +458,7 @@ mod candidate {
     }
 
     #[test]
-    fn shows_what_is_dropped_more_and_less_by_stage_and_type() {
+    fn try_shows_changed_drops_by_stage_and_type() {
         let home = sessions();
         let found = tried(
             &home,
@@ -486,7 +486,7 @@ mod candidate {
     }
 
     #[test]
-    fn takes_what_a_server_would_manage() {
+    fn try_accepts_a_managed_config() {
         let home = sessions();
         let managed = "{\"version\":1,\"filters\":{\"ignore_types\":[\"user\"]}}";
         let found = tried(&home, "managed.json", managed);
@@ -497,7 +497,7 @@ mod candidate {
     }
 
     #[test]
-    fn a_candidate_that_is_wrong_fails() {
+    fn try_of_an_invalid_candidate_fails() {
         let home = sessions();
         let file = write(&home, "candidate.toml", "filter.meta.enabld = true");
         assert!(error(&home, &["config", "try", &file], 1).contains("`enabled`"));
@@ -518,7 +518,7 @@ mod docs {
 
     /// Somebody copies them as they stand.
     #[test]
-    fn the_examples_are_right_and_their_tests_pass() {
+    fn examples_in_docs_are_valid_and_their_tests_pass() {
         let home = home("");
         for (page, count) in [("README.md", 1), ("docs/configuration.md", 6)] {
             let examples = blocks(page, "toml");

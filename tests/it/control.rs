@@ -41,7 +41,7 @@ fn delivered(home: &Home, receiver: &Receiver) -> Agent {
 }
 
 #[test]
-fn status_tells_what_waits_and_what_was_delivered_while_it_runs_and_after() {
+fn status_shows_queue_and_delivery_with_and_without_an_agent() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let running = delivered(&home, &receiver);
     let seen = eventually("everything is acknowledged", || {
@@ -86,7 +86,7 @@ fn status_tells_what_waits_and_what_was_delivered_while_it_runs_and_after() {
 
 /// A process that is there was taken for an agent that works, though nothing of it ever arrived.
 #[test]
-fn an_agent_whose_token_is_refused_fails_the_strict_check_and_says_why() {
+fn refused_token_fails_the_strict_check_with_the_reason() {
     let (home, receiver) = (Home::new(), Receiver::start());
     home.write("-work/one.jsonl", "{\"n\":1}\n");
     let run = agent(&home, &receiver, AT_ONCE, &["run"]);
@@ -110,7 +110,7 @@ fn an_agent_whose_token_is_refused_fails_the_strict_check_and_says_why() {
 }
 
 #[test]
-fn a_flush_delivers_what_would_have_waited_for_a_day() {
+fn flush_delivers_before_the_flush_interval() {
     let (home, mut receiver) = (Home::new(), Receiver::start());
     let running = agent(&home, &receiver, TOMORROW, &["run"]).start_and_wait();
     home.write("-work/one.jsonl", "{\"n\":1}\n");
@@ -141,7 +141,7 @@ fn a_flush_delivers_what_would_have_waited_for_a_day() {
 }
 
 #[test]
-fn a_reload_says_what_became_of_it() {
+fn reload_reports_applied_and_refused_configs() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let running = agent(&home, &receiver, AT_ONCE, &["run"]).start_and_wait();
     agent(&home, &receiver, AT_ONCE, &["reload"]).succeed();
@@ -164,7 +164,7 @@ fn a_reload_says_what_became_of_it() {
 }
 
 #[test]
-fn the_level_of_the_log_changes_while_it_runs() {
+fn log_level_changes_while_running() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let mut running = delivered(&home, &receiver);
     let level = |arguments: &[&str]| {
@@ -184,7 +184,7 @@ fn the_level_of_the_log_changes_while_it_runs() {
 
 /// The same words from an agent that runs and from the store of one that does not.
 #[test]
-fn the_outbox_can_be_looked_at_whether_an_agent_runs_or_not() {
+fn outbox_commands_agree_with_and_without_an_agent() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let mut running = Some(agent(&home, &receiver, TOMORROW, &["run"]).start_and_wait());
     home.write("-work/one.jsonl", "{\"n\":\"\u{e9}\"}\nno json\n");
@@ -233,7 +233,7 @@ fn the_outbox_can_be_looked_at_whether_an_agent_runs_or_not() {
 
 /// What is in the way of an agent that was killed must not be in that of the next.
 #[test]
-fn a_killed_agent_is_followed_by_one_that_can_be_asked() {
+fn agent_after_a_killed_one_answers_queries() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let first = delivered(&home, &receiver);
     let killed = first.pid();
@@ -248,7 +248,7 @@ fn a_killed_agent_is_followed_by_one_that_can_be_asked() {
 
 /// Whoever has the store open is the only one, whatever it does there.
 #[test]
-fn a_command_waits_for_nobody_and_takes_nothing_from_another() {
+fn command_fails_at_once_while_another_process_has_the_lock() {
     let (home, receiver) = (Home::new(), Receiver::start());
     delivered(&home, &receiver).stop();
     let lock = StateLock::acquire(&state_dir(&home), LockRole::Agent).unwrap();
@@ -268,7 +268,7 @@ fn a_command_waits_for_nobody_and_takes_nothing_from_another() {
 /// A command that looked into the store was taken for an agent: `check` said that one runs, and one
 /// that was started just then ended, saying the same.
 #[test]
-fn a_command_at_work_is_no_agent_and_one_that_starts_waits_for_it() {
+fn running_command_is_not_an_agent_and_delays_its_start() {
     let (home, receiver) = (Home::new(), Receiver::start());
     delivered(&home, &receiver).stop();
     let lock = StateLock::acquire(&state_dir(&home), LockRole::Command).unwrap();
@@ -285,7 +285,7 @@ fn a_command_at_work_is_no_agent_and_one_that_starts_waits_for_it() {
 }
 
 #[test]
-fn status_that_watches_goes_on_until_it_is_stopped() {
+fn status_watch_refreshes_until_stopped() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let running = delivered(&home, &receiver);
     let watching = agent(&home, &receiver, AT_ONCE, &["status", "--json", "--watch"]).start();
@@ -334,7 +334,7 @@ mod socket {
 
     /// For as long as it took to end, it was said to begin.
     #[test]
-    fn an_agent_that_ends_says_so() {
+    fn stopping_agent_reports_its_phase() {
         let home = Home::new();
         let receiver = Scripted::by_rule(|_| Answer::Hang);
         home.write("-work/one.jsonl", "{\"n\":1}\n");
@@ -360,7 +360,7 @@ mod socket {
 
     /// `install` and `start` return as soon as the agent is at work; what was asked then was refused.
     #[test]
-    fn who_asks_too_early_waits() {
+    fn early_query_waits_for_the_pipeline() {
         let (home, receiver) = (Home::new(), Scripted::start([]));
         // Its first answer is waited for before the pipeline begins.
         receiver.manage(Manages::Hangs);
@@ -376,7 +376,7 @@ mod socket {
     }
 
     #[test]
-    fn who_hangs_or_talks_nonsense_hurts_nobody() {
+    fn silent_and_malformed_clients_do_not_affect_others() {
         let (home, receiver) = (Home::new(), Receiver::start());
         let running = delivered(&home, &receiver);
         let socket = state_dir(&home).join("agent.sock");
@@ -398,7 +398,7 @@ mod socket {
 
     /// A socket's path has room for 108 bytes; a home directory may have more.
     #[test]
-    fn a_state_directory_with_a_long_path_can_be_asked_too() {
+    fn long_state_directory_path_still_has_a_control_socket() {
         let (home, receiver) = (Home::new(), Receiver::start());
         let state_dir = home.path().join("x".repeat(150));
         let config = format!("agent.state_dir = '{}'\n{AT_ONCE}", state_dir.display());

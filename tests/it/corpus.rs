@@ -82,14 +82,14 @@ fn every_record_of_the_corpus_arrives_once() {
 
 #[requires(shared)]
 #[test]
-fn without_ignored_types_all_types_arrive() {
+fn disabled_ignore_types_ships_all_types() {
     let rules = Rules { ignore_types: Vec::new(), ..Rules::default() };
     arrives("[filter.ignore-types]\nenabled = false", &rules);
 }
 
 #[requires(shared)]
 #[test]
-fn other_ignored_types_stay_behind() {
+fn configured_ignored_types_are_dropped() {
     let ignore_types = vec!["assistant".into(), "attachment".into(), "Progress".into()];
     let rules = Rules { ignore_types, ..Rules::default() };
     arrives("[filter.ignore-types]\ntypes = [\"assistant\", \"attachment\", \"Progress\"]", &rules);
@@ -97,14 +97,14 @@ fn other_ignored_types_stay_behind() {
 
 #[requires(shared)]
 #[test]
-fn records_of_sub_agents_stay_behind() {
+fn records_of_sub_agents_are_dropped() {
     let rules = Rules { sidechain: true, ..Rules::default() };
     arrives("[filter.sidechain]\nenabled = true", &rules);
 }
 
 #[requires(shared)]
 #[test]
-fn meta_records_stay_behind() {
+fn meta_records_are_dropped() {
     let rules = Rules { meta: true, ..Rules::default() };
     arrives("[filter.meta]\nenabled = true", &rules);
 }
@@ -112,7 +112,7 @@ fn meta_records_stay_behind() {
 /// The client writes each block of a message as a record of its own, so that here whole records go.
 #[requires(shared)]
 #[test]
-fn calls_of_tools_stay_behind() {
+fn tool_calls_are_dropped() {
     arrives("[filter.tool-call]\nenabled = true", &Rules { tool_call: true, ..Rules::default() });
 }
 
@@ -120,7 +120,7 @@ fn calls_of_tools_stay_behind() {
 /// calls.
 #[requires(shared)]
 #[test]
-fn calls_of_tools_are_cut_out_and_nothing_else() {
+fn only_tool_calls_are_cut_out() {
     const CALL: &str = r#""content":[{"type":"tool_use""#;
     const TEXT: &str = r#"{"type":"text","text":"tool_use, \"]},{"}"#;
     let from = home();
@@ -150,7 +150,7 @@ fn calls_of_tools_are_cut_out_and_nothing_else() {
 
 #[requires(shared)]
 #[test]
-fn all_filters_together() {
+fn all_filters_combined_ship_what_they_keep() {
     let rules = Rules { sidechain: true, meta: true, tool_call: true, ..Rules::default() };
     arrives(
         "[filter.sidechain]\nenabled = true\n[filter.meta]\nenabled = true\n\
@@ -163,7 +163,7 @@ fn all_filters_together() {
 /// up to the entries of the real run.
 #[requires(shared)]
 #[test]
-fn a_dry_run_says_what_a_run_does() {
+fn dry_run_verdicts_match_a_real_run() {
     let home = home();
     let config = "[filter.tool-call]\nenabled = true\n[filter.meta]\nenabled = true";
     let shown = home.agent(&["run", "--test", "--json"]).config(config).succeed();

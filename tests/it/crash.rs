@@ -187,7 +187,7 @@ fn wait_for(
 }
 
 #[test]
-fn nothing_is_lost_or_stored_twice_when_agent_and_receiver_are_killed() {
+fn kills_of_agent_and_receiver_lose_and_double_nothing() {
     let kills = std::env::var("AI_AGENT_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
     let counts = kill(kills, false).unwrap();
     eprintln!("{} kills: 0 lines lost, 0 twice", counts.values().sum::<usize>());
@@ -199,7 +199,7 @@ fn nothing_is_lost_or_stored_twice_when_agent_and_receiver_are_killed() {
 
 /// A check that finds nothing proves nothing.
 #[test]
-fn an_answer_to_what_was_not_stored_is_found_out() {
+fn false_receipts_are_detected_by_the_harness() {
     let found = kill(7, true).expect_err("lines are lost");
     assert!(found.contains("lost"), "{found}");
 }
@@ -245,7 +245,7 @@ fn all_arrives(
 
 /// Ends in order in the middle of work lose and double nothing either, and each is quick.
 #[test]
-fn nothing_is_lost_when_the_agent_is_ended_in_mid_work() {
+fn stops_in_the_middle_of_work_lose_nothing() {
     let mut random = random();
     let home = Arc::new(Home::new());
     let receiver = Receiver::start();

@@ -117,7 +117,7 @@ const DAMAGES: [(&str, Damage, &str, &[&str]); 7] = [
 ];
 
 #[test]
-fn every_line_arrives_whatever_became_of_the_store() {
+fn every_line_arrives_after_each_damage_to_the_store() {
     for (name, damage, code, events) in DAMAGES {
         let home = Home::new();
         let receiver = Receiver::start();
@@ -174,7 +174,7 @@ fn every_line_arrives_whatever_became_of_the_store() {
 /// What began within the last minute came again under another generation: nobody could say that it
 /// had come before.
 #[test]
-fn a_file_that_had_just_begun_comes_again_under_the_same_generation() {
+fn recently_created_file_keeps_its_generation_after_damage() {
     let home = Home::new();
     let receiver = Receiver::start();
     let agent = || home.agent(&["run"]).config(CONFIG).ships_to(&receiver.url());
@@ -199,13 +199,13 @@ fn a_file_that_had_just_begun_comes_again_under_the_same_generation() {
 /// What was damaged under a running agent was sent as it lay there, or stopped delivery until
 /// somebody restarted it.
 #[test]
-fn a_store_that_is_damaged_while_the_agent_runs_is_moved_aside_and_every_line_arrives() {
+fn store_damaged_while_running_is_replaced_and_loses_nothing() {
     damaged_under(&["run"]);
 }
 
 /// `--once` never noticed.
 #[test]
-fn a_store_that_is_damaged_while_once_runs_is_moved_aside_and_every_line_arrives() {
+fn store_damaged_during_once_is_replaced_and_loses_nothing() {
     damaged_under(&["run", "--once"]);
 }
 

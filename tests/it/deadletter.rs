@@ -129,7 +129,7 @@ fn numbers(receiver: &Receiver, what: &str) -> Value {
 }
 
 #[test]
-fn a_poisoned_entry_waits_as_a_dead_letter_and_fills_its_hole_when_it_is_sent_again() {
+fn poisoned_entry_is_a_dead_letter_and_retry_fills_its_hole() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let gate = Gate::before(&receiver);
     let lines = (0..200).map(|n| match n {
@@ -182,7 +182,7 @@ fn a_poisoned_entry_waits_as_a_dead_letter_and_fills_its_hole_when_it_is_sent_ag
 }
 
 #[test]
-fn what_is_purged_is_gone_and_the_siem_is_told() {
+fn purged_dead_letter_is_deleted_and_reported() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let gate = Gate::before(&receiver);
     home.write("-work/a.jsonl", format!("{{\"text\":\"{POISON}\"}}\n"));
@@ -200,7 +200,7 @@ fn what_is_purged_is_gone_and_the_siem_is_told() {
 
 /// Two letters, and each command on one of them: the other stays as it was.
 #[test]
-fn each_command_does_what_it_says_to_the_letters_that_are_named() {
+fn deadletter_commands_affect_only_the_named_letters() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let gate = Gate::before(&receiver);
     let line = |n: u32| format!("{{\"n\":{n},\"text\":\"{POISON}\"}}");
@@ -273,7 +273,7 @@ fn each_command_does_what_it_says_to_the_letters_that_are_named() {
 }
 
 #[test]
-fn the_dead_letters_of_a_running_agent_are_had_through_it() {
+fn deadletter_commands_work_through_a_running_agent() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let gate = Gate::before(&receiver);
     home.write("-work/a.jsonl", format!("{{\"text\":\"{POISON}\"}}\n{{\"text\":\"{POISON}\"}}\n"));
@@ -322,7 +322,7 @@ fn the_dead_letters_of_a_running_agent_are_had_through_it() {
 /// The running agent built a second set of sinks for a retry: the receiver got two requests at a
 /// time, and the retry ignored the sink's `max_bytes_per_second`.
 #[test]
-fn retry_in_a_running_agent_is_sent_by_the_sinks_own_task() {
+fn retry_in_a_running_agent_uses_the_sinks_own_task() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let gate = Gate::before(&receiver);
     home.write("-work/a.jsonl", format!("{{\"text\":\"{POISON}\"}}\n"));
@@ -356,7 +356,7 @@ fn retry_in_a_running_agent_is_sent_by_the_sinks_own_task() {
 /// To look at dead letters with another configuration than the agent's took every sink's place
 /// that is not in it: what such a sink had not delivered yet was gone.
 #[test]
-fn whatever_is_configured_for_the_command_no_sink_loses_its_place() {
+fn deadletter_command_with_another_config_keeps_every_sink() {
     let (home, receiver) = (Home::new(), Receiver::start());
     home.write("-work/a.jsonl", "{\"n\":1}\n");
     let archive = home.path().join("archive.ndjson");
@@ -384,7 +384,7 @@ fn whatever_is_configured_for_the_command_no_sink_loses_its_place() {
 /// A letter that no header had named yet was deleted, and the SIEM was told so: its entry was sent
 /// once more all the same, refused, and kept again.
 #[test]
-fn what_the_receiver_does_not_know_of_yet_is_not_deleted_and_not_sent() {
+fn unannounced_dead_letter_is_neither_deleted_nor_sent() {
     let (home, mut receiver) = (Home::new(), Receiver::start());
     receiver.kill();
     home.write("-work/a.jsonl", "{\"n\":1}\n");
@@ -422,7 +422,7 @@ fn what_the_receiver_does_not_know_of_yet_is_not_deleted_and_not_sent() {
 }
 
 #[test]
-fn without_an_outbox_there_is_a_word() {
+fn deadletter_without_an_outbox_is_an_error() {
     let home = Home::new();
     let error = home.agent(&["deadletter", "list"]).fail(1);
     assert!(error.contains(home.state_dir().to_str().unwrap()), "{error}");
@@ -431,7 +431,7 @@ fn without_an_outbox_there_is_a_word() {
 /// To look for dead letters made an empty store in place of one that was lost: the next start took
 /// it for its own, and sent everything once more.
 #[test]
-fn to_look_does_not_make_an_outbox() {
+fn deadletter_commands_never_create_an_outbox() {
     let (home, receiver) = (Home::new(), Receiver::start());
     home.write("-work/a.jsonl", "{\"n\":1}\n");
     let agent = |arguments: &[&str]| home.agent(arguments).ships_to(&receiver.url());

@@ -62,7 +62,7 @@ fn status(status: u16, times: usize, code: &'static str) -> Fault {
 }
 
 #[test]
-fn a_fault_that_is_mended_has_lost_nothing_and_given_up_nothing() {
+fn fixed_fault_has_lost_and_dead_lettered_nothing() {
     const PORTAL: &str = "<html><h1>Welcome to the hotel</h1></html>";
     const PROBLEM: &str =
         r#"{"type":"about:blank","title":"no","status":400,"detail":"the header is odd"}"#;
@@ -114,7 +114,7 @@ fn a_fault_that_is_mended_has_lost_nothing_and_given_up_nothing() {
 
 /// A slow uplink that needed more than `timeout` for one batch sent the same one for ever.
 #[test]
-fn a_way_that_is_too_slow_for_a_batch_gets_smaller_ones() {
+fn slow_link_gets_smaller_batches() {
     let receiver = Scripted::by_rule(|offered| match offered.lines.len() {
         0..=4 => Receipt,
         _ => HangBeforeBody,
@@ -130,7 +130,7 @@ fn a_way_that_is_too_slow_for_a_batch_gets_smaller_ones() {
 
 /// It was sent again for ever, in the same time: nothing behind it ever arrived.
 #[test]
-fn one_entry_slower_than_the_timeout_is_given_more_time_and_arrives() {
+fn entry_slower_than_the_timeout_gets_more_time() {
     let receiver = Scripted::by_rule(|offered| {
         if offered.holds("{\"n\":7}") { After(Duration::from_secs(1)) } else { Receipt }
     });
@@ -147,7 +147,7 @@ fn one_entry_slower_than_the_timeout_is_given_more_time_and_arrives() {
 }
 
 #[test]
-fn a_refused_connection_is_said_and_waited_for() {
+fn refused_connection_is_logged_and_retried() {
     let nobody = crate::support::nobody();
     let delivery = Post::with(30).deliver_to(&format!("http://{nobody}"));
     delivery.wait_for_line(POSTPONED, "onnection refused");
@@ -161,7 +161,7 @@ fn a_refused_connection_is_said_and_waited_for() {
 
 /// The cursor once went to the number in the answer: what lay between was never sent.
 #[test]
-fn a_receipt_for_more_than_was_sent_acknowledges_what_was_sent() {
+fn receipt_for_more_than_sent_acknowledges_only_what_was_sent() {
     let receiver = Scripted::start([TakeAndSay(1000), TakeAndSay(i64::MAX)]);
     let delivery = Post::with(30).in_batches_of(10).deliver_to(&receiver.url());
     delivery.finish();
@@ -170,7 +170,7 @@ fn a_receipt_for_more_than_was_sent_acknowledges_what_was_sent() {
 }
 
 #[test]
-fn one_poisoned_entry_among_hundreds_is_found_in_few_requests_and_the_rest_flows() {
+fn poisoned_entry_among_hundreds_is_isolated_in_few_requests() {
     for poisoned in [1, 2, 333, 499, 500] {
         let poison = format!("{{\"n\":{poisoned}}}");
         let receiver = Scripted::by_rule(move |batch| {
@@ -198,7 +198,7 @@ fn one_poisoned_entry_among_hundreds_is_found_in_few_requests_and_the_rest_flows
 }
 
 #[test]
-fn entries_that_are_poisoned_here_and_there_are_each_found() {
+fn scattered_poisoned_entries_are_each_isolated() {
     let receiver = Scripted::by_rule(|batch| {
         let poisoned = (0..40).any(|n| batch.holds(&format!("{{\"n\":{}}}", n * 13 + 5)));
         if poisoned { Status(422, &[], "") } else { Receipt }
@@ -213,7 +213,7 @@ fn entries_that_are_poisoned_here_and_there_are_each_found() {
 /// Dead letters have room of their own. The oldest go first, never one that no header has named:
 /// its entry would be sent again. Each that goes is reported.
 #[test]
-fn dead_letters_beyond_their_cap_go_oldest_first_and_are_reported() {
+fn dead_letters_over_the_cap_are_purged_oldest_first() {
     let receiver = Scripted::by_rule(|batch| {
         let poisoned = (0..40).any(|n| batch.holds(&format!("{{\"n\":{}}}", n * 12 + 5)));
         if poisoned { Status(422, &[], "") } else { Receipt }
@@ -252,7 +252,7 @@ fn dead_letters_beyond_their_cap_go_oldest_first_and_are_reported() {
 /// A receiver that refuses everything is broken itself. It takes batches that only name dead
 /// letters, which once counted as a success: everything was given up, entry by entry.
 #[test]
-fn after_ten_verdicts_without_a_success_nothing_more_is_given_up() {
+fn ten_refusals_without_a_success_hold_delivery() {
     const NO_SCHEMA: &str = r#"{"type":"about:blank","title":"no schema","status":422}"#;
     let receiver = Scripted::by_rule(|batch| {
         if batch.lines.is_empty() { Receipt } else { Status(422, &[], NO_SCHEMA) }
@@ -271,7 +271,7 @@ fn after_ten_verdicts_without_a_success_nothing_more_is_given_up() {
 }
 
 #[test]
-fn a_receiver_that_takes_one_entry_at_a_time_gets_them_so() {
+fn receiver_accepting_single_entries_gets_single_entries() {
     let receiver = Scripted::by_rule(|batch| match batch.lines {
         [_] => Receipt,
         _ => Status(413, &[], ""),
@@ -283,7 +283,7 @@ fn a_receiver_that_takes_one_entry_at_a_time_gets_them_so() {
 }
 
 #[test]
-fn an_entry_too_large_by_itself_is_a_dead_letter_and_the_rest_flows() {
+fn entry_refused_as_too_large_becomes_a_dead_letter() {
     let receiver = Scripted::by_rule(|batch| {
         if batch.holds("{\"n\":7}") { Status(413, &[], "too much") } else { Receipt }
     });
@@ -296,7 +296,7 @@ fn an_entry_too_large_by_itself_is_a_dead_letter_and_the_rest_flows() {
 }
 
 #[test]
-fn a_wait_that_the_receiver_asks_for_is_kept_within_reason() {
+fn retry_after_is_respected_up_to_an_hour() {
     let rows: [(&'static str, &str); 9] = [
         ("7", "delay=7s"),
         ("3600", "delay=3600s"),
@@ -328,7 +328,7 @@ fn a_wait_that_the_receiver_asks_for_is_kept_within_reason() {
 }
 
 #[test]
-fn a_wait_in_seconds_is_waited() {
+fn retry_after_in_seconds_is_respected() {
     let receiver = Scripted::start([Status(503, &[("Retry-After", "1")], "")]);
     let begun = std::time::Instant::now();
     let delivery = Post::with(3).deliver_to(&receiver.url());
@@ -340,7 +340,7 @@ fn a_wait_in_seconds_is_waited() {
 }
 
 #[test]
-fn a_violation_takes_along_what_lies_before_it_at_once() {
+fn violation_flushes_everything_before_it_at_once() {
     let receiver = Scripted::start([]);
     let mut post = Post::with(5);
     // Nothing else would send anything today.
@@ -366,7 +366,7 @@ fn a_violation_takes_along_what_lies_before_it_at_once() {
 }
 
 #[test]
-fn a_receiver_that_always_conflicts_gets_one_new_epoch_and_then_patience() {
+fn repeated_conflicts_start_one_epoch_and_then_hold() {
     let problem = r#"{"type":"about:blank","title":"conflict","status":409,"expected_seq":9}"#;
     let receiver = Scripted::start(vec![Status(409, &[], problem); 10]);
     let delivery = Post::with(30).deliver_to(&receiver.url());
@@ -384,7 +384,7 @@ fn a_receiver_that_always_conflicts_gets_one_new_epoch_and_then_patience() {
 /// A home that is put back to its copy of yesterday counts on from numbers that the receiver holds
 /// already, with other entries.
 #[test]
-fn a_store_that_was_restored_from_a_copy_goes_on_in_a_new_epoch_and_loses_nothing() {
+fn store_restored_from_a_copy_starts_an_epoch_and_loses_nothing() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let line = |day: &str| format!("{{\"type\":\"user\",\"day\":\"{day}\"}}\n");
     let once = || home.agent(&["run", "--once"]).ships_to(&receiver.url());
@@ -430,7 +430,7 @@ fn a_store_that_was_restored_from_a_copy_goes_on_in_a_new_epoch_and_loses_nothin
 /// Another receiver knows nothing of what the one before has: it is told where this begins, and
 /// misses nothing.
 #[test]
-fn a_receiver_that_the_agent_moves_to_is_told_where_it_begins() {
+fn new_receiver_learns_where_the_epoch_begins() {
     let home = Home::new();
     let (before, after) = (Receiver::start(), Receiver::start());
     home.append("-p/a.jsonl", "{\"n\":1}\n{\"n\":2}\n");

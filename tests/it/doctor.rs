@@ -27,7 +27,7 @@ fn is_failure(line: &str) -> bool {
 }
 
 #[test]
-fn a_machine_that_is_well() {
+fn doctor_on_a_healthy_machine_passes() {
     let (home, receiver) = (Home::new(), Scripted::start([]).manages(NOTHING, SECRET));
     home.write("-work/s.jsonl", "{\"type\":\"user\"}\n");
     let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();
@@ -59,7 +59,7 @@ fn a_machine_that_is_well() {
 }
 
 #[test]
-fn what_is_wrong_is_named_and_what_to_do() {
+fn doctor_failures_name_the_problem_and_the_remedy() {
     let wrong = |home: &Home, url: &str, arguments: &[&str]| {
         let ended = home.agent(arguments).ships_to(url).run();
         assert_eq!(ended.code, Some(1), "{}", ended.text());

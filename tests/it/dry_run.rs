@@ -38,7 +38,7 @@ fn varied() -> Home {
 }
 
 #[test]
-fn a_dry_run_shows_what_would_be_shipped_and_changes_nothing() {
+fn dry_run_shows_entries_and_changes_nothing() {
     let home = varied();
     let before = listing(&home);
     let ended = home.agent(&["run", "--test"]).succeed();
@@ -62,7 +62,7 @@ fn a_dry_run_shows_what_would_be_shipped_and_changes_nothing() {
 }
 
 #[test]
-fn a_dry_run_in_json_gives_a_verdict_for_each_line() {
+fn dry_run_as_json_has_a_verdict_for_each_line() {
     let home = varied();
     let before = listing(&home);
     let ended = home.agent(&["run", "--test", "--json"]).succeed();
@@ -95,7 +95,7 @@ fn a_dry_run_in_json_gives_a_verdict_for_each_line() {
 }
 
 #[test]
-fn a_dry_run_says_what_is_cut_out() {
+fn dry_run_shows_what_is_cut() {
     let home = varied();
     let config = "[filter.tool-call]\nenabled = true";
     let ended = home.agent(&["run", "--test", "--json"]).config(config).succeed();
@@ -109,7 +109,7 @@ fn a_dry_run_says_what_is_cut_out() {
 }
 
 #[test]
-fn a_dry_run_works_while_an_agent_runs() {
+fn dry_run_works_while_an_agent_runs() {
     let (home, receiver) = (varied(), Receiver::start());
     let agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
     wait_for(&receiver, "all arrived", |entries| {
@@ -123,14 +123,14 @@ fn a_dry_run_works_while_an_agent_runs() {
 }
 
 #[test]
-fn a_dry_run_refuses_a_wrong_option_of_a_sink_though_it_needs_none() {
+fn dry_run_refuses_an_invalid_sink_option() {
     let home = Home::new();
     let message = home.agent(&["run", "--test"]).config("[sink.siem]\nendpiont = \"x\"").fail(2);
     assert!(message.contains("endpiont") && message.contains("`endpoint`"), "{message}");
 }
 
 #[test]
-fn what_is_always_on_cannot_be_switched_off() {
+fn mandatory_filters_cannot_be_disabled() {
     for filter in ["compact", "dedupe"] {
         let config = format!("[filter.{filter}]\nenabled = false");
         let error = varied().agent(&["run", "--test"]).config(&config).fail(2);

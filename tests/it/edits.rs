@@ -7,7 +7,7 @@ use siem_protocol::Digest;
 
 /// Who looks for the key in the entry must find how often it was there, and which line it was.
 #[test]
-fn what_is_masked_is_said_with_the_hash_of_the_original() {
+fn masked_record_has_the_hash_of_the_original() {
     let home = Home::new();
     let line = r#"{"a":"AKIAIOSFODNN7EXAMPLE","b":["AKIAIOSFODNN7EXAMPLE"]}"#;
     home.write("-work/a.jsonl", format!("{line}\n"));

@@ -24,7 +24,7 @@ const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";
 /// It is given a moment, since whoever writes a file anew empties it first; who reads once waits for
 /// that, or the lines would be lost if the file went before the next time.
 #[test]
-fn who_reads_once_waits_for_a_file_that_got_shorter_just_now() {
+fn once_waits_for_a_file_that_was_just_truncated() {
     let home = Home::new();
     let receiver = Receiver::start();
     let once = || home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
@@ -107,7 +107,7 @@ fn new_files_and_directories_are_found_while_running() {
 
 /// The client may be installed after the agent.
 #[test]
-fn a_root_that_comes_later_is_found() {
+fn root_created_later_is_found() {
     let home = Home::new();
     fs::remove_dir_all(home.path().join(".claude")).unwrap();
     let scene = Scene::new(home);
@@ -116,7 +116,7 @@ fn a_root_that_comes_later_is_found() {
 }
 
 #[test]
-fn without_a_watcher_files_are_found_too() {
+fn files_are_found_without_a_watcher() {
     let config = format!("{AT_ONCE}\n[source.claude-sessions]\nwatch = false");
     let scene = Scene::with(Home::new(), &config);
     scene.home.write("-a/one.jsonl", "{\"n\":1}\n");
@@ -131,7 +131,7 @@ fn without_a_watcher_files_are_found_too() {
 }
 
 #[test]
-fn other_roots_are_read_besides_the_usual_ones() {
+fn configured_roots_are_read_besides_the_default_ones() {
     let home = Home::new();
     home.write("-a/usual.jsonl", "{\"n\":1}\n");
     let [configured, moved, old] =
@@ -157,7 +157,7 @@ fn other_roots_are_read_besides_the_usual_ones() {
 }
 
 #[test]
-fn a_file_without_a_final_newline_waits_for_it() {
+fn line_without_a_newline_waits_for_it() {
     let home = Home::new();
     home.write("-a/empty.jsonl", "");
     home.write("-a/torn.jsonl", "{\"n\":1}\n{\"n\"");
@@ -175,7 +175,7 @@ fn a_file_without_a_final_newline_waits_for_it() {
 
 #[cfg(unix)]
 #[test]
-fn what_is_no_regular_file_is_left_alone() {
+fn special_files_are_ignored() {
     use std::os::unix::{fs::symlink, net::UnixListener};
 
     let home = Home::new();
@@ -219,7 +219,7 @@ fn make_fifo(path: &std::path::Path) {
 /// A home may lie on another disk.
 #[cfg(unix)]
 #[test]
-fn a_root_that_is_a_symlink_is_followed() {
+fn symlinked_root_is_followed() {
     let home = Home::new();
     fs::remove_dir(home.projects()).unwrap();
     let real = home.path().join("disk/projects");
@@ -300,7 +300,7 @@ fn without_rights(home: &Home, agent: AgentCommand) -> AgentCommand {
 }
 
 #[test]
-fn a_renamed_file_goes_on_and_a_rewritten_one_begins_anew() {
+fn renamed_file_continues_and_rewritten_file_restarts() {
     let scene = Scene::new(Home::new());
     let old = scene.home.write("-a/old.jsonl", "{\"n\":1}\n");
     scene.home.write("-a/rewritten.jsonl", "{\"n\":2}\n{\"n\":3}\n");
@@ -352,7 +352,7 @@ fn files_are_found_without_enough_watches() {
 
 /// Whoever writes a file anew empties it first, and the agent looks at any moment.
 #[test]
-fn a_file_written_anew_with_the_same_bytes_goes_on() {
+fn file_rewritten_with_the_same_bytes_continues() {
     let scene = Scene::new(Home::new());
     let mut content: String = (0..2000).map(|n| format!("{{\"n\":{n}}}\n")).collect();
     let path = scene.home.write("-a/one.jsonl", &content);
@@ -386,7 +386,7 @@ fn a_file_written_anew_with_the_same_bytes_goes_on() {
 /// and the network.
 #[cfg(unix)]
 #[test]
-fn more_files_than_may_be_open_all_arrive() {
+fn more_files_than_the_open_file_limit_all_arrive() {
     const FILES: usize = 300;
     const LIMIT: usize = 64;
 

@@ -93,7 +93,7 @@ fn difference(expected: &[Vec<u8>], found: &[Vec<u8>]) -> String {
 }
 
 #[test]
-fn what_stays_is_as_each_case_expects() {
+fn filter_cases_keep_what_they_expect() {
     let mut failures = Vec::new();
     for case in cases() {
         let expected = case.lines("expected.jsonl");
@@ -108,7 +108,7 @@ fn what_stays_is_as_each_case_expects() {
 
 /// A group that could not be stored comes again: what a filter remembered of it must be forgotten.
 #[test]
-fn lines_that_come_again_after_a_rollback_are_judged_as_before() {
+fn rolled_back_lines_get_the_same_verdict_again() {
     for case in cases() {
         let mut filter = case.filter();
         let first = case.run(&mut filter);
@@ -128,7 +128,7 @@ fn every_filter_has_cases() {
 }
 
 #[test]
-fn a_difference_shows_where_it_begins() {
+fn difference_shows_where_it_begins() {
     let lines =
         |text: &str| text.split(' ').map(|line| line.as_bytes().to_vec()).collect::<Vec<_>>();
     assert_eq!(

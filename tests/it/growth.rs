@@ -82,7 +82,7 @@ fn append(home: &Home, sessions: &[Growing], step: usize) -> bool {
 
 #[requires(shared)]
 #[test]
-fn an_agent_started_again_after_each_piece_ships_the_whole() {
+fn agent_restarted_after_each_append_ships_everything() {
     let mut random = random();
     let sessions = growing(&mut random, 9);
     let (home, receiver) = (Home::new(), Receiver::start());
@@ -97,7 +97,7 @@ fn an_agent_started_again_after_each_piece_ships_the_whole() {
 
 #[requires(shared)]
 #[test]
-fn a_running_agent_ships_the_whole() {
+fn running_agent_ships_growing_files_whole() {
     let mut random = random();
     let sessions = growing(&mut random, 150);
     let (home, receiver) = (Home::new(), Receiver::start());

@@ -117,7 +117,7 @@ fn policy(action: &str) -> Value {
 }
 
 #[test]
-fn the_table_of_answers() {
+fn hook_responses_follow_account_and_policy() {
     let user = User::new().policy(policy("block")).account("me@company.com");
     assert_eq!(user.start().json(), json!({ "systemMessage": "This session is logged." }));
     assert!(user.prompt().is_silent());
@@ -142,7 +142,7 @@ fn the_table_of_answers() {
 }
 
 #[test]
-fn a_key_in_place_of_an_account_is_named_and_never_read_out() {
+fn api_key_in_place_of_an_account_is_named_but_never_shown() {
     let required = json!({ "require_account": true, "action": "block" });
     let user = User::new().policy(required).account("me@gmail.com");
     assert!(user.prompt().is_silent());
@@ -158,7 +158,7 @@ fn a_key_in_place_of_an_account_is_named_and_never_read_out() {
 }
 
 #[test]
-fn what_a_hook_saw_waits_for_the_daemon() {
+fn hook_reports_wait_in_the_spool() {
     let user = User::new().policy(policy("block")).account("me@gmail.com");
     user.start();
     user.prompt();
@@ -180,7 +180,7 @@ fn what_a_hook_saw_waits_for_the_daemon() {
 
 /// Whatever the client or somebody else writes: the answer stays the same, and comes soon.
 #[test]
-fn odd_input_changes_nothing() {
+fn malformed_input_does_not_change_the_response() {
     let user = User::new().policy(policy("block")).account("me@gmail.com");
     let expected = user.prompt();
     assert_eq!(expected.code, Some(2));
@@ -200,7 +200,7 @@ fn odd_input_changes_nothing() {
 }
 
 #[test]
-fn input_that_is_never_closed_is_not_waited_for() {
+fn open_input_does_not_delay_the_response() {
     let user = User::new().policy(policy("block")).account("me@gmail.com");
     let mut child: Child = user.command(&["check", "--hook", "SessionStart"]).spawn().unwrap();
     let kept_open = child.stdin.take();
@@ -215,7 +215,7 @@ fn input_that_is_never_closed_is_not_waited_for() {
 
 /// A prompt must never be blocked by what is not a violation.
 #[test]
-fn what_is_not_known_lets_everything_through() {
+fn unknown_policy_or_account_blocks_nothing() {
     let blocking = || User::new().policy(policy("block"));
     assert!(User::new().account("me@gmail.com").prompt().is_silent(), "no policy");
     assert!(blocking().prompt().is_silent(), "no account");
@@ -237,7 +237,7 @@ fn what_is_not_known_lets_everything_through() {
 
 /// Wrong usage ends with 2 everywhere else, and 2 would block each prompt.
 #[test]
-fn a_hook_that_is_called_wrong_blocks_nobody() {
+fn wrong_hook_usage_exits_1_and_does_not_block() {
     let user = User::new().policy(policy("block")).account("me@gmail.com");
     for arguments in [&["check", "--hook"][..], &["check", "--hook", "SessionStart", "--nonsense"]]
     {
@@ -247,7 +247,7 @@ fn a_hook_that_is_called_wrong_blocks_nobody() {
 }
 
 #[test]
-fn the_policy_is_found_though_the_session_has_other_variables_than_the_daemon() {
+fn policy_is_found_from_a_session_with_other_variables() {
     let user = User::new().policy(policy("block")).account("me@gmail.com");
     let user = user.with("XDG_STATE_HOME", "/nowhere").with("XDG_CONFIG_HOME", "relative");
     assert_eq!(user.prompt().code, Some(2));
@@ -261,7 +261,7 @@ fn the_policy_is_found_though_the_session_has_other_variables_than_the_daemon() 
 
 #[cfg(unix)]
 #[test]
-fn without_a_home_directory_the_system_is_asked() {
+fn hook_without_home_uses_the_system_user_database() {
     let user = User::new();
     let mut command = user.command(&["check", "--hook", "UserPromptSubmit"]);
     let output = command.env_remove("HOME").stdin(Stdio::null()).output().unwrap();
@@ -270,14 +270,14 @@ fn without_a_home_directory_the_system_is_asked() {
 
 /// A spool that cannot be written costs the report, and nothing else.
 #[test]
-fn a_report_that_cannot_be_written_changes_no_answer() {
+fn unwritable_report_does_not_change_the_response() {
     let user = User::new().policy(policy("block")).account("me@gmail.com");
     fs::write(user.state_dir().join("spool"), "no folder").unwrap();
     assert_eq!(user.prompt().code, Some(2));
 }
 
 #[test]
-fn explain_says_in_plain_words_what_would_be_answered_and_why() {
+fn explain_shows_the_response_and_its_reason() {
     let explain = |user: &User, hook| {
         let output = user.command(&["check", "--hook", hook, "--explain"]).output().unwrap();
         assert!(output.status.success());
@@ -297,7 +297,7 @@ fn explain_says_in_plain_words_what_would_be_answered_and_why() {
 
 /// Whoever installs hooks has hooks of their own, and wants them kept.
 #[test]
-fn hooks_are_installed_beside_others_and_removed_without_a_trace() {
+fn hooks_install_keeps_others_and_uninstall_leaves_no_trace() {
     let user = User::new();
     let run = |arguments: &[&str]| Said::of(&user.command(arguments).output().unwrap());
     let settings = user.home.path().join(".claude/settings.json");
@@ -333,7 +333,7 @@ fn hooks_are_installed_beside_others_and_removed_without_a_trace() {
 
 #[cfg(unix)]
 #[test]
-fn a_hook_that_is_named_and_not_called_is_said_so() {
+fn hooks_status_reports_hooks_that_are_never_called() {
     let user = User::new();
     let status = |text: &str| {
         fs::create_dir_all(user.home.path().join(".claude")).unwrap();

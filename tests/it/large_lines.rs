@@ -146,7 +146,7 @@ fn ship(home: &Home, agent: AgentCommand, config: &str, size: u64, limit: Durati
 const FOR_ITS_WORK: u64 = 64 * MIB;
 
 #[test]
-fn a_large_line_comes_out_whole_and_takes_no_memory() {
+fn large_line_arrives_whole_in_bounded_memory() {
     const LARGE: u64 = 96 * MIB;
 
     let peaks = [MIB, LARGE].map(|size| {
@@ -163,7 +163,7 @@ fn a_large_line_comes_out_whole_and_takes_no_memory() {
 /// The line alone is larger than the whole address space that the agent has; in a full run it is of
 /// 1 GiB.
 #[test]
-fn a_line_larger_than_the_memory_comes_out_whole() {
+fn line_larger_than_memory_arrives_whole() {
     let line = std::env::var("AI_AGENT_LINE_MIB").map_or(384, |size| size.parse().unwrap());
     let home = Home::new();
     let script = "ulimit -v 327680 && exec \"$0\" run \"$@\"";
@@ -181,7 +181,7 @@ fn a_line_larger_than_the_memory_comes_out_whole() {
 /// The parts of a line that will never be completed are closed by an event, and what came
 /// afterwards is shipped.
 #[test]
-fn a_large_line_cut_off_while_it_grows_is_abandoned() {
+fn large_line_truncated_while_read_is_abandoned() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let whole = "{\"n\":1}\n";
     let path = home.write("-a/large.jsonl", format!("{whole}{}", "x".repeat(1 << 20)));

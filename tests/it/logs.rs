@@ -14,7 +14,7 @@ fn config(home: &Home, more: &str) -> String {
 }
 
 #[test]
-fn the_agent_that_runs_logs_to_its_file_what_it_logs_to_standard_error() {
+fn running_agent_logs_to_its_file_and_standard_error() {
     let (home, receiver) = (Home::new(), Receiver::start());
     home.write("p/s.jsonl", "{\"type\":\"user\",\"text\":\"do-not-log-me\"}\n");
     let once = home.agent(&["run", "--once"]).config(&config(&home, ""));
@@ -34,7 +34,7 @@ fn the_agent_that_runs_logs_to_its_file_what_it_logs_to_standard_error() {
 }
 
 #[test]
-fn a_program_can_read_it() {
+fn json_log_has_level_and_fields() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let once = home.agent(&["run", "--once", "--debug"]);
     let once = once.config(&config(&home, "log_format = \"json\"\n"));
@@ -48,7 +48,7 @@ fn a_program_can_read_it() {
 
 /// A file stands in for a disk that takes nothing.
 #[test]
-fn a_log_that_cannot_be_written_stops_nobody() {
+fn unwritable_log_file_does_not_stop_the_agent() {
     let (home, receiver) = (Home::new(), Receiver::start());
     home.write("p/s.jsonl", "{\"type\":\"user\"}\n");
     fs::create_dir(home.path().join("state")).unwrap();
@@ -62,7 +62,7 @@ fn a_log_that_cannot_be_written_stops_nobody() {
 /// The journal knows the time, and takes a number for how bad it is.
 #[cfg(target_os = "linux")]
 #[test]
-fn the_journal_gets_priorities_and_no_times() {
+fn journal_lines_have_priorities_and_no_times() {
     use std::{os::linux::fs::MetadataExt as _, process::Command};
 
     let home = Home::new();

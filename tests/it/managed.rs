@@ -46,7 +46,7 @@ fn run(home: &Home, config: Option<&str>) -> (Vec<u64>, Vec<String>) {
 }
 
 #[test]
-fn the_last_one_is_in_force_when_the_server_has_none_to_give() {
+fn stored_managed_config_applies_when_the_server_has_none() {
     use std::os::unix::fs::PermissionsExt as _;
 
     let home = with_record();
@@ -59,7 +59,7 @@ fn the_last_one_is_in_force_when_the_server_has_none_to_give() {
 }
 
 #[test]
-fn one_that_is_refused_never_takes_its_place() {
+fn refused_managed_config_does_not_replace_the_stored_one() {
     let home = with_record();
     run(&home, Some(MANAGED));
     let before = fs::read(kept(&home)).unwrap();
@@ -79,7 +79,7 @@ fn one_that_is_refused_never_takes_its_place() {
 
 /// Or a user could bring back the local configuration, and nobody would know.
 #[test]
-fn one_that_somebody_changed_on_disk_is_not_taken_and_the_server_hears_of_it() {
+fn altered_stored_config_is_refused_and_reported() {
     let home = with_record();
     run(&home, Some(MANAGED));
     let text = fs::read_to_string(kept(&home)).unwrap();
@@ -91,7 +91,7 @@ fn one_that_somebody_changed_on_disk_is_not_taken_and_the_server_hears_of_it() {
 }
 
 #[test]
-fn a_server_retracts_with_an_empty_one() {
+fn empty_managed_config_retracts_the_stored_one() {
     let home = with_record();
     run(&home, Some(MANAGED));
     run(&home, Some("{\"version\":1}"));
@@ -100,7 +100,7 @@ fn a_server_retracts_with_an_empty_one() {
 }
 
 #[test]
-fn what_was_set_in_vain_is_reported() {
+fn settings_without_effect_are_reported() {
     let home = Home::new();
     let file = home.path().join(".config/ai-agent/config.toml");
     fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -114,7 +114,7 @@ fn what_was_set_in_vain_is_reported() {
 
 /// All of them while an agent runs, which holds the store.
 #[test]
-fn the_commands_show_it_while_an_agent_runs() {
+fn config_commands_show_the_managed_config_of_a_running_agent() {
     let home = with_record();
     let receiver = Receiver::with_config(Some(MANAGED));
     let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();

@@ -59,7 +59,7 @@ mod the_machines_file {
     use super::*;
 
     #[test]
-    fn is_right_and_leaves_to_the_server_what_is_the_servers() {
+    fn machine_file_is_valid_and_leaves_the_rest_to_the_server() {
         let home = Home::new();
         let machine = path("config.toml");
         let machine = machine.to_str().unwrap();
@@ -84,7 +84,7 @@ mod the_machines_file {
     }
 
     #[test]
-    fn goes_with_what_the_page_lets_the_server_manage() {
+    fn machine_file_fits_the_managed_config_of_the_docs() {
         let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/deploy.md");
         let page = fs::read_to_string(page).unwrap();
         let managed = page.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
@@ -98,7 +98,7 @@ mod the_machines_file {
 
     /// Whoever could set them could send everything elsewhere, or nothing at all.
     #[test]
-    fn locks_what_says_what_is_read_and_where_it_goes() {
+    fn machine_file_locks_sources_and_destinations() {
         let table: toml::Table = sample("config.toml").parse().unwrap();
         let locked: Vec<_> = table["locked"].as_array().unwrap().iter().collect();
         for key in ["agent", "outbox", "pipeline", "source", "sink"] {
@@ -113,7 +113,7 @@ mod hooks {
     /// With a matcher it would miss forks; without a timeout a hook that hangs would hold a session
     /// for minutes.
     #[test]
-    fn are_called_for_every_session_and_every_prompt() {
+    fn hooks_are_called_for_every_session_and_prompt() {
         let settings = settings();
         let hooks = settings["hooks"].as_object().unwrap();
         assert_eq!(hooks.keys().collect::<Vec<_>>(), EVENTS);
@@ -126,7 +126,7 @@ mod hooks {
 
     /// As the client runs them: by a shell, without this directory in PATH.
     #[test]
-    fn block_a_prompt_as_the_client_calls_them() {
+    fn hooks_called_by_a_shell_block_a_prompt() {
         let home = tempfile::Builder::new().prefix("with a space").tempdir().unwrap();
         let state = home.path().join(".local/state/ai-agent");
         fs::create_dir_all(&state).unwrap();
@@ -255,7 +255,7 @@ mod windows {
 
     /// What `install` registers for one user, it registers for all.
     #[test]
-    fn the_task_comes_back_and_is_not_slow() {
+    fn task_restarts_and_has_normal_priority() {
         let (script, task) =
             (sample("intune.ps1"), include_str!("../../src/platform/service/cases/task.xml"));
         for (there, here) in [
@@ -273,7 +273,7 @@ mod windows {
 
     /// It puts the machine's directory in the place of Linux's.
     #[test]
-    fn the_machines_file_is_right_there_too() {
+    fn machine_file_is_valid_with_windows_paths() {
         let script = sample("intune.ps1");
         assert!(script.contains("$config.Replace('/etc/ai-agent/', "));
         let text = sample("config.toml");

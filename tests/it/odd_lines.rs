@@ -46,7 +46,7 @@ fn stays(line: &str) {
 }
 
 #[test]
-fn of_a_member_given_twice_the_last_counts() {
+fn duplicate_member_counts_with_its_last_value() {
     assert_eq!(arrives(r#"{"type":"progress","type":"user"}"#), How::Record);
     assert_eq!(arrives(r#"{"type":"progress","type":null}"#), How::Record);
     stays(r#"{"type":"user","type":"progress"}"#);
@@ -64,7 +64,7 @@ fn keys_and_values_are_compared_unescaped() {
 }
 
 #[test]
-fn a_field_of_another_type_is_absent() {
+fn field_of_another_type_counts_as_absent() {
     let lines = [
         r#"{"type":5}"#,
         r#"{"type":["progress"]}"#,
@@ -88,7 +88,7 @@ fn white_space_around_a_record_is_kept() {
 }
 
 #[test]
-fn a_record_too_deep_travels_as_text() {
+fn deeply_nested_record_travels_as_raw_text() {
     let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
     assert_eq!(arrives(nested(200)), How::Raw);
     assert_eq!(arrives(nested(101)), How::Raw);
@@ -99,7 +99,7 @@ fn a_record_too_deep_travels_as_text() {
 }
 
 #[test]
-fn what_is_no_json_travels_as_text() {
+fn line_without_json_travels_as_raw_text() {
     let lines: [&[u8]; 9] = [
         b"\0",
         b"\0\0\0\0{\"type\":\"progress\"}",
@@ -117,7 +117,7 @@ fn what_is_no_json_travels_as_text() {
 }
 
 #[test]
-fn json_that_parsers_trip_over_travels_as_it_is() {
+fn unusual_json_travels_unchanged() {
     let lines = [
         r#"{"text":"\ud800"}"#,
         r#"{"text":"\ude00\ud83d"}"#,
@@ -138,7 +138,7 @@ fn json_that_parsers_trip_over_travels_as_it_is() {
 }
 
 #[test]
-fn what_is_no_utf8_travels_in_base64() {
+fn line_without_utf8_travels_as_base64() {
     let lines: [&[u8]; 4] = [
         b"\xff",
         b"{\"type\":\"progress\",\"text\":\"\xe4\"}",
@@ -151,7 +151,7 @@ fn what_is_no_utf8_travels_in_base64() {
 }
 
 #[test]
-fn line_endings_of_both_kinds_are_no_part_of_a_line() {
+fn line_endings_of_both_kinds_are_not_part_of_a_line() {
     let file = b"{\"n\":1}\r\n{\"n\":2}\n{\"n\":3}\r\r\n{\"n\":4}\r\n";
     let (lines, _) = ship(file, "");
     let found: Vec<(u64, &[u8], How)> =
@@ -176,7 +176,7 @@ fn blank_lines_are_counted_and_not_shipped() {
 }
 
 #[test]
-fn a_torn_line_waits_for_its_end() {
+fn incomplete_line_waits_for_its_end() {
     let (home, receiver) = (Home::new(), Scripted::start([]));
     home.write("-work/torn.jsonl", "{\"n\":1}\n{\"n\":\"ha");
     home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
@@ -193,7 +193,7 @@ fn a_torn_line_waits_for_its_end() {
 
 /// Longer than what is held in memory: it comes in parts, and is the same put together.
 #[test]
-fn a_very_long_line_arrives_in_parts() {
+fn very_long_line_arrives_in_parts() {
     let mut long = br#"{"type":"user","text":""#.to_vec();
     let mut random = crate::support::random();
     // Characters of every length, so that parts end inside some; and nothing that compresses well.
@@ -216,7 +216,7 @@ fn a_very_long_line_arrives_in_parts() {
 }
 
 #[test]
-fn a_very_long_line_is_filtered_by_its_first_part() {
+fn very_long_line_is_filtered_by_its_first_part() {
     let text = "x".repeat(9 << 20);
     let ignored = format!("{{\"type\":\"progress\",\"text\":\"{text}\"}}\n{{\"n\":1}}\n");
     let (lines, entries) = ship(ignored.as_bytes(), "");
@@ -236,7 +236,7 @@ fn a_very_long_line_is_filtered_by_its_first_part() {
 
 /// All of them in one file, and with every filter on.
 #[test]
-fn odd_lines_do_not_harm_their_neighbours() {
+fn odd_lines_do_not_affect_their_neighbours() {
     let odd: [&[u8]; 8] = [
         b"\xff\xfe",
         b"\0\0",
@@ -266,7 +266,7 @@ fn odd_lines_do_not_harm_their_neighbours() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_path_that_is_no_utf8_is_percent_encoded() {
+fn path_without_utf8_is_percent_encoded() {
     use std::os::unix::ffi::OsStrExt as _;
 
     let (home, receiver) = (Home::new(), Scripted::start([]));
@@ -287,7 +287,7 @@ fn a_path_that_is_no_utf8_is_percent_encoded() {
 /// The verdict on the first part was kept in memory only: after a restart the rest of a record that
 /// was filtered went out.
 #[test]
-fn a_large_line_that_is_dropped_stays_dropped_over_a_restart() {
+fn dropped_large_line_stays_dropped_after_a_restart() {
     let (home, receiver) = (Home::new(), Scripted::start([]));
     let start = format!("{{\"type\":\"progress\",\"x\":\"{}", "x".repeat(20 << 20));
     home.write("-work/a.jsonl", start);
@@ -300,7 +300,7 @@ fn a_large_line_that_is_dropped_stays_dropped_over_a_restart() {
 }
 
 #[test]
-fn a_large_entry_travels_alone() {
+fn large_entry_travels_in_a_batch_of_its_own() {
     let (home, receiver) = (Home::new(), Scripted::start([]));
     let small: String = (0..10).map(|n| format!("{{\"n\":{n}}}\n")).collect();
     let large = format!("{{\"x\":\"{}\"}}\n", "x".repeat(5 << 20));

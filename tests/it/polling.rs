@@ -55,7 +55,7 @@ fn poll(agent: &Agent, receiver: &Scripted) {
 
 /// An admin reads these.
 #[test]
-fn what_is_wrong_is_refused_whole_said_once_and_what_was_in_force_stays() {
+fn invalid_managed_config_is_refused_once_and_changes_nothing() {
     let other = Manages::Signed(R8.to_owned(), "another-secret-of-another-fleet");
     let unsigned = |text: &str| Manages::Unsigned(text.to_owned());
     let table = [
@@ -121,7 +121,7 @@ fn what_is_wrong_is_refused_whole_said_once_and_what_was_in_force_stays() {
 
 /// For receivers that sign nothing: the machine's file has to say so.
 #[test]
-fn an_answer_that_nobody_signed_counts_where_none_needs_to_be() {
+fn unsigned_config_applies_without_require_signature() {
     let home = Home::new();
     let receiver = Scripted::start([]);
     receiver.manage(Manages::Unsigned(R7.to_owned()));
@@ -141,7 +141,7 @@ fn an_answer_that_nobody_signed_counts_where_none_needs_to_be() {
 }
 
 #[test]
-fn what_is_wrong_in_a_file_is_refused_whole_and_said_once() {
+fn invalid_config_file_is_refused_once() {
     let table = [
         ("filter.meta = [", "line 1, column 16"),
         ("filter.meta.enabeld = true", "`filter.meta.enabeld`"),
@@ -170,7 +170,7 @@ fn what_is_wrong_in_a_file_is_refused_whole_and_said_once() {
 
 /// The first answer of the server is waited for: an admin does not wait for that.
 #[test]
-fn a_file_that_changes_while_the_agent_starts_is_seen() {
+fn config_file_changed_during_start_is_noticed() {
     let home = Home::new();
     // Takes connections, and never answers.
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -188,7 +188,7 @@ fn a_file_that_changes_while_the_agent_starts_is_seen() {
 }
 
 #[test]
-fn an_answer_that_says_nothing_new_still_says_that_the_server_is_there() {
+fn unchanged_managed_config_updates_the_time_of_contact() {
     let home = Home::new();
     let receiver = Scripted::start([]).manages(R7, SECRET);
     let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();
@@ -213,7 +213,7 @@ fn an_answer_that_says_nothing_new_still_says_that_the_server_is_there() {
 }
 
 #[test]
-fn what_the_server_said_last_counts_at_once_when_it_is_away() {
+fn stored_managed_config_applies_at_once_without_the_server() {
     let home = Home::new();
     home.write("-work/a.jsonl", "{\"isMeta\":true}\n{\"n\":1}\n");
     let receiver = Scripted::start([]).manages(R7, SECRET);
@@ -234,7 +234,7 @@ fn what_the_server_said_last_counts_at_once_when_it_is_away() {
 
 /// Nothing is restarted: the receiver knows both for a while, and the agent sees its files change.
 #[test]
-fn a_token_and_a_secret_are_replaced_without_a_restart() {
+fn token_and_secret_are_replaced_without_a_restart() {
     const NEW: [&str; 2] = ["token-of-tomorrow-77d1", "secret-of-tomorrow-5a09"];
     let home = Home::new();
     let mut receiver = Receiver::start();

@@ -18,7 +18,7 @@ fn functions(folder: &Path, found: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn every_test_that_the_page_names_is_there() {
+fn reliability_page_names_only_existing_tests() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut there = BTreeSet::new();
     for folder in ["src", "tests", "crates"] {

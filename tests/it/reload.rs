@@ -222,7 +222,7 @@ fn batches(receiver: &Receiver) -> Vec<(u64, u64, String)> {
 /// Two hundred times another configuration while files grow, right ones and wrong ones, by file and
 /// by the server.
 #[test]
-fn two_hundred_reloads_under_load() {
+fn reloads_under_load_lose_nothing_and_never_mix_configs() {
     const RELOADS: usize = 200;
 
     let home = Home::new();

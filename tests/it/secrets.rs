@@ -46,7 +46,7 @@ fn with_credentials(home: &Home, arguments: &[&str], endpoint: &str, mode: u32) 
 }
 
 #[test]
-fn systemd_credentials_are_enough() {
+fn systemd_credentials_replace_variables_and_files() {
     let home = Home::new();
     home.write("-p/a.jsonl", "{\"n\":1}\n");
     let receiver = Receiver::start();
@@ -142,7 +142,7 @@ fn arguments(agent: &Agent) -> Option<Vec<u8>> {
 
 /// Promise 9, over all that goes wrong with secrets at hand.
 #[test]
-fn nothing_that_is_printed_or_stored_shows_one() {
+fn no_output_and_no_stored_file_shows_a_secret() {
     let home = Home::new();
     home.write("-p/a.jsonl", "{\"n\":1}\n{\"n\":2}\n");
     let mut traces = Traces { home, own: BTreeSet::new(), said: Vec::new() };

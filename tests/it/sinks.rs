@@ -26,7 +26,7 @@ fn http_siem(name: &str, endpoint: &str) -> String {
 }
 
 #[test]
-fn every_kind_at_once_gets_every_entry_once() {
+fn all_kinds_of_sinks_get_every_entry_once() {
     let home = Home::new();
     home.write("-p/a.jsonl", "{\"n\":1}\n{\"n\":2}\n{\"n\":3}\n");
     let (one, other) = (Receiver::start(), Receiver::start());
@@ -52,7 +52,7 @@ fn every_kind_at_once_gets_every_entry_once() {
 /// What only one of the sinks is missing fills the outbox; nobody says that this one is gone for
 /// good but an admin.
 #[test]
-fn one_that_is_down_holds_the_others_at_the_cap_until_it_is_forgotten() {
+fn unreachable_sink_fills_the_outbox_until_it_is_removed() {
     let home = Home::new();
     let mut random = random();
     let mut lines = Vec::new();
@@ -134,7 +134,7 @@ fn one_that_is_down_holds_the_others_at_the_cap_until_it_is_forgotten() {
 
 /// What counts is what travels: `--once` takes its time, and does not take that for a standstill.
 #[test]
-fn one_with_a_limit_keeps_to_it() {
+fn rate_limit_of_a_sink_is_kept() {
     let home = Home::new();
     let mut random = random();
     for number in 0..6 {

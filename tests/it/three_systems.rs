@@ -16,7 +16,7 @@ fn long_name(bytes: usize) -> String {
 }
 
 #[test]
-fn files_arrive_under_names_of_any_kind_with_line_endings_of_either_kind() {
+fn unusual_file_names_and_line_endings_arrive() {
     let (home, receiver) = (Home::new(), Scripted::start([]));
     let names = [
         "C--Users-me-work/s.jsonl".to_owned(),
@@ -45,7 +45,7 @@ fn files_arrive_under_names_of_any_kind_with_line_endings_of_either_kind() {
 /// The client goes on to move and delete what we read: neither may hinder it, and nothing is lost.
 #[requires(not_wine)]
 #[test]
-fn a_file_may_be_moved_and_deleted_while_it_is_read() {
+fn file_moved_and_deleted_while_read_loses_nothing() {
     let (home, receiver) = (Home::new(), Scripted::start([]));
     let line = |number: usize| format!("{{\"type\":\"user\",\"n\":{number}}}\n");
     let path = home.write("-work/s.jsonl", line(0));
@@ -74,7 +74,7 @@ fn a_file_may_be_moved_and_deleted_while_it_is_read() {
 }
 
 #[test]
-fn a_second_agent_says_which_process_has_the_state_directory() {
+fn second_agent_names_the_process_with_the_state_directory() {
     let (home, receiver) = (Home::new(), Scripted::start([]));
     let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();
     let second = home.agent(&["run"]).ships_to(&receiver.url()).fail(1);

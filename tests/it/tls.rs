@@ -44,7 +44,7 @@ fn assert_arrived(receiver: &Scripted, count: u64) {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_trusted_gets_nothing_and_the_log_says_what_to_do() {
+fn untrusted_certificate_gets_no_data_and_names_the_remedy() {
     let (company, other) = (Authority::new("Company"), Authority::new("Other"));
     let rows = [
         ("unknown authority", company.issue("127.0.0.1"), None, "`ca_file`"),
@@ -65,7 +65,7 @@ fn a_certificate_that_cannot_be_trusted_gets_nothing_and_the_log_says_what_to_do
 }
 
 #[test]
-fn an_authority_of_ones_own_is_trusted_besides_others() {
+fn ca_file_is_trusted_besides_the_system_store() {
     let (company, other) = (Authority::new("Company"), Authority::new("Other"));
     let receiver = Scripted::start([]);
     let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), None);
@@ -76,7 +76,7 @@ fn an_authority_of_ones_own_is_trusted_besides_others() {
 }
 
 #[test]
-fn a_client_certificate_is_shown_where_one_is_wanted() {
+fn client_certificate_is_presented_on_request() {
     let company = Authority::new("Company");
     let receiver = Scripted::start([]);
     let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), Some(&company));
@@ -91,7 +91,7 @@ fn a_client_certificate_is_shown_where_one_is_wanted() {
 }
 
 #[test]
-fn a_client_certificate_that_is_missing_or_of_somebody_else_is_said() {
+fn missing_or_foreign_client_certificate_holds_delivery() {
     let (company, other) = (Authority::new("Company"), Authority::new("Other"));
     let receiver = Scripted::start([]);
     let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), Some(&company));
@@ -110,7 +110,7 @@ fn a_client_certificate_that_is_missing_or_of_somebody_else_is_said() {
 }
 
 #[test]
-fn tls_where_there_is_none_is_said() {
+fn tls_to_a_plain_http_port_holds_delivery() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -141,7 +141,7 @@ fn without_authorities(agent: AgentCommand) -> AgentCommand {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_machine_without_authorities_ships_over_http_and_to_its_own_authority() {
+fn machine_without_a_ca_store_ships_by_http_or_ca_file() {
     let company = Authority::new("Company");
     let receiver = Scripted::start([]);
     let home = Home::new();
@@ -171,7 +171,7 @@ fn a_machine_without_authorities_ships_over_http_and_to_its_own_authority() {
 }
 
 #[test]
-fn a_proxy_is_taken_from_the_environment_or_the_configuration() {
+fn proxy_comes_from_the_environment_or_the_config() {
     let company = Authority::new("Company");
     for tls in [false, true] {
         for configured in [false, true] {
@@ -225,7 +225,7 @@ fn a_proxy_is_taken_from_the_environment_or_the_configuration() {
 }
 
 #[test]
-fn what_no_proxy_names_is_reached_without_one() {
+fn no_proxy_bypasses_the_proxy() {
     let (home, receiver, proxy) = (Home::new(), Scripted::start([]), Proxy::start());
     agent(&home, &["run", "--once"], &receiver.url(), "")
         .env("HTTP_PROXY", proxy.url())
@@ -236,7 +236,7 @@ fn what_no_proxy_names_is_reached_without_one() {
 }
 
 #[test]
-fn a_proxy_that_wants_credentials_is_said_and_waited_for() {
+fn proxy_without_credentials_holds_delivery_until_it_opens() {
     let company = Authority::new("Company");
     for tls in [false, true] {
         let (home, receiver) = (Home::new(), Scripted::start([]));

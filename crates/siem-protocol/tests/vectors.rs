@@ -20,7 +20,7 @@ fn body() -> String {
 }
 
 #[test]
-fn signs_as_the_page_does() {
+fn request_signatures_match_the_spec() {
     let signature = "fca65c3e90751d9bb9209e441fa4cfb984531f9060206f57d634ad98212804e8";
     assert_eq!(sign(SECRET, body().as_bytes()), signature);
     assert!(verify(SECRET, body().as_bytes(), signature));
@@ -28,7 +28,7 @@ fn signs_as_the_page_does() {
 }
 
 #[test]
-fn signs_answers_as_the_page_does() {
+fn response_signatures_match_the_spec() {
     let body = br#"{"version":1,"filters":{"ignore_types":["progress"]}}"#;
     let nonce = "00112233445566778899aabbccddeeff";
     let signature = "7a398ff917bc5eb9c89ea9240580f87028883476a854b82b2251f7e3ecebabfd";
@@ -38,7 +38,7 @@ fn signs_answers_as_the_page_does() {
 }
 
 #[test]
-fn chains_as_the_page_does() {
+fn hash_chain_matches_the_spec() {
     let header: BatchHeader = serde_json::from_str(HEADER).unwrap();
     let lines = [
         Digest::of(EVENT.as_bytes()),
@@ -56,14 +56,14 @@ fn chains_as_the_page_does() {
 }
 
 #[test]
-fn writes_the_header_as_the_page_does() {
+fn batch_header_matches_the_spec() {
     let header: BatchHeader = serde_json::from_str(HEADER).unwrap();
     assert_eq!(serde_json::to_string(&header).unwrap(), HEADER);
     assert_eq!(header.id().to_string(), "01930000-0000-7000-8000-000000000001-1-4");
 }
 
 #[test]
-fn writes_the_lines_as_the_page_does() {
+fn entry_lines_match_the_spec() {
     let mut line = Vec::new();
     EventLine {
         source: "agent",

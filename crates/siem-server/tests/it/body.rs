@@ -145,7 +145,7 @@ fn check(batch: &Batch) -> Result<(), TestCaseError> {
 }
 
 #[test]
-fn whole_bodies_are_read_whatever_their_encoding() {
+fn whole_bodies_are_read_in_every_encoding() {
     for text in texts() {
         for encoding in ENCODINGS {
             let batch = read(&encoded(text.as_bytes(), encoding), encoding.as_str()).unwrap();
@@ -165,7 +165,7 @@ fn whole_bodies_are_read_whatever_their_encoding() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
-    fn no_damage_makes_it_panic(
+    fn damaged_bodies_never_panic(
         text in 0usize..5, encoding in 0usize..3, inside in any::<bool>(),
         damage in prop::collection::vec(damage(), 1..5)
     ) {

@@ -15,7 +15,7 @@ fn write(server: &Server, text: &str) {
 }
 
 #[tokio::test]
-async fn the_configuration_is_signed_over_the_nonce_as_the_vectors_say() {
+async fn config_signature_over_the_nonce_matches_the_vectors() {
     let server = Server::start().await;
     write(&server, BODY);
     let response = get(&server, "/config").header(header::NONCE, NONCE).send().await.unwrap();
@@ -33,7 +33,7 @@ async fn the_configuration_is_signed_over_the_nonce_as_the_vectors_say() {
 }
 
 #[tokio::test]
-async fn what_is_unchanged_is_304_signed_over_nothing() {
+async fn unchanged_config_is_304_signed_over_an_empty_body() {
     let server = Server::start().await;
     write(&server, BODY);
     let etag = get(&server, "/config").send().await.unwrap().headers()["etag"].clone();
@@ -51,7 +51,7 @@ async fn what_is_unchanged_is_304_signed_over_nothing() {
 }
 
 #[tokio::test]
-async fn without_a_file_it_is_404_and_with_one_that_agents_refuse_500() {
+async fn config_missing_is_404_and_invalid_is_500() {
     let server = Server::start().await;
     assert_eq!(problem(get(&server, "/config").send().await.unwrap()).await.status, 404);
     for wrong in ["", "{", r#"{"version":2}"#, r#"{"version":1,"shipping":{"batch_size":0}}"#] {
@@ -63,7 +63,7 @@ async fn without_a_file_it_is_404_and_with_one_that_agents_refuse_500() {
 
 /// With free text for a nonce, the signature over a 304 would be that of a batch.
 #[tokio::test]
-async fn a_nonce_that_is_none_is_400() {
+async fn invalid_nonce_is_400() {
     let server = Server::start().await;
     write(&server, BODY);
     for nonce in ["", "00", "x0112233445566778899aabbccddeeff", r#"{"kind":"batch"}"#] {
@@ -74,7 +74,7 @@ async fn a_nonce_that_is_none_is_400() {
 }
 
 #[tokio::test]
-async fn configuration_and_stats_want_the_token_and_health_does_not() {
+async fn config_and_stats_require_the_token_but_health_does_not() {
     let server = Server::start().await;
     write(&server, BODY);
     for path in ["/config", "/stats"] {
@@ -89,7 +89,7 @@ async fn configuration_and_stats_want_the_token_and_health_does_not() {
 }
 
 #[tokio::test]
-async fn every_route_is_there_with_its_method_only() {
+async fn every_route_accepts_only_its_method() {
     let server = Server::start().await;
     for (method, path) in siem_server::ROUTES {
         for (asked, request) in [

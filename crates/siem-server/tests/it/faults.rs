@@ -49,7 +49,7 @@ fn stored(data: &std::path::Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn two_batches_of_one_agent_at_once_store_each_line_once() {
+async fn concurrent_batches_of_one_agent_store_each_line_once() {
     let outbox = outbox(105);
     let server = Arc::new(Server::start().await);
     for first in (1..100).step_by(7) {
@@ -73,7 +73,7 @@ async fn two_batches_of_one_agent_at_once_store_each_line_once() {
 }
 
 #[tokio::test]
-async fn batches_out_of_order_late_and_replayed_make_the_same_store() {
+async fn reordered_late_and_replayed_batches_give_the_same_store() {
     let outbox = outbox(140);
     for seed in 1..6_u64 {
         let server = Server::start().await;
@@ -94,7 +94,7 @@ async fn batches_out_of_order_late_and_replayed_make_the_same_store() {
 }
 
 #[tokio::test]
-async fn a_cloned_agent_is_told_by_its_hostname_and_by_its_epochs() {
+async fn cloned_agent_is_detected_by_hostname_and_epochs() {
     let server = Server::start().await;
     let kinds = async || -> Vec<CloneKind> {
         server.stats().await.machines[0].clones.iter().map(|clone| clone.kind).collect()
@@ -266,7 +266,7 @@ async fn exchange(server: &Server, bytes: &[u8], end: bool) -> String {
 }
 
 #[tokio::test]
-async fn a_body_shorter_than_its_length_stores_nothing_and_does_not_wait_for_ever() {
+async fn body_shorter_than_its_length_times_out_and_stores_nothing() {
     let mut limits = Limits::default();
     (limits.body_timeout, limits.discard) = (Duration::from_millis(50), Duration::from_millis(50));
     let server = Server::with_limits(limits).await;
@@ -281,7 +281,7 @@ async fn a_body_shorter_than_its_length_stores_nothing_and_does_not_wait_for_eve
 }
 
 #[tokio::test]
-async fn a_body_longer_than_its_length_is_cut_there_and_the_rest_is_no_request() {
+async fn body_longer_than_its_length_is_cut_and_the_rest_ignored() {
     let server = Server::start().await;
     let length = format!("Content-Length: {}", VECTOR.len());
     let request = head(&length) + VECTOR + "{\"seq\":5,\"kind\":\"event\"}\n\r\n\r\n";
@@ -292,7 +292,7 @@ async fn a_body_longer_than_its_length_is_cut_there_and_the_rest_is_no_request()
 }
 
 #[tokio::test]
-async fn an_absurd_length_is_refused_before_anything_is_set_aside() {
+async fn absurd_content_length_is_refused_before_allocation() {
     let server = Server::start().await;
     let two = format!("Content-Length: {}\r\nContent-Length: 7", VECTOR.len());
     for length in [
@@ -316,7 +316,7 @@ async fn an_absurd_length_is_refused_before_anything_is_set_aside() {
 }
 
 #[tokio::test]
-async fn a_million_headers_are_431_and_hurt_nobody_else() {
+async fn million_headers_are_431_and_other_requests_succeed() {
     let server = Server::start().await;
     let request = "GET /stats HTTP/1.1\r\n".to_owned() + &"X-A: b\r\n".repeat(1_000_000) + "\r\n";
     let answer = exchange(&server, request.as_bytes(), false).await;
@@ -344,7 +344,7 @@ async fn dribble(server: &Server, start: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_sender_that_dribbles_headers_is_closed() {
+async fn client_sending_headers_slowly_is_disconnected() {
     let data = tempfile::tempdir().unwrap();
     let store = Arc::new(FileStore::open(data.path()).unwrap());
     let mut options = ServeOptions::default();
@@ -361,7 +361,7 @@ async fn a_sender_that_dribbles_headers_is_closed() {
 
 /// Without a token, and with one connection's memory, it could hold a place for ever.
 #[tokio::test]
-async fn a_client_that_never_reads_its_answers_is_closed() {
+async fn client_never_reading_responses_is_disconnected() {
     let data = tempfile::tempdir().unwrap();
     let store = Arc::new(FileStore::open(data.path()).unwrap());
     let mut options = ServeOptions::default();
@@ -375,7 +375,7 @@ async fn a_client_that_never_reads_its_answers_is_closed() {
 }
 
 #[tokio::test]
-async fn a_sender_that_dribbles_its_body_is_told_and_closed() {
+async fn client_sending_its_body_slowly_is_answered_and_closed() {
     let mut limits = Limits::default();
     (limits.body_timeout, limits.discard) = (Duration::from_millis(60), Duration::from_millis(60));
     let server = Server::with_limits(limits).await;
@@ -389,7 +389,7 @@ async fn a_sender_that_dribbles_its_body_is_told_and_closed() {
 }
 
 #[tokio::test]
-async fn gzip_and_zstd_that_swell_are_refused_and_their_memory_is_given_back() {
+async fn compression_bombs_are_refused_and_their_memory_freed() {
     let mut limits = Limits::default();
     limits.memory = 96 << 20;
     let server = Arc::new(Server::with_limits(limits).await);

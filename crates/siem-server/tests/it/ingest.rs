@@ -21,7 +21,7 @@ use tokio::{
 const ENCODINGS: [Encoding; 3] = [Encoding::Zstd, Encoding::Gzip, Encoding::Identity];
 
 #[tokio::test]
-async fn the_vectors_are_stored_byte_for_byte_whatever_the_encoding() {
+async fn vectors_are_stored_byte_for_byte_in_every_encoding() {
     let signature = "fca65c3e90751d9bb9209e441fa4cfb984531f9060206f57d634ad98212804e8";
     assert_eq!(sign(SECRET.as_bytes(), VECTOR.as_bytes()), signature);
     for encoding in ENCODINGS {
@@ -42,7 +42,7 @@ async fn the_vectors_are_stored_byte_for_byte_whatever_the_encoding() {
 }
 
 #[tokio::test]
-async fn several_frames_or_members_are_one_body() {
+async fn several_frames_or_gzip_members_form_one_body() {
     for encoding in [Encoding::Zstd, Encoding::Gzip] {
         let server = Server::start().await;
         let (head, tail) = VECTOR.as_bytes().split_at(500);
@@ -54,7 +54,7 @@ async fn several_frames_or_members_are_one_body() {
 }
 
 #[tokio::test]
-async fn a_wrong_or_missing_token_is_401() {
+async fn wrong_or_missing_token_is_401() {
     let server = Server::start().await;
     for value in
         [None, Some(""), Some("Bearer "), Some("Bearer x"), Some("Basic dTpw"), Some(TOKEN)]
@@ -76,7 +76,7 @@ async fn a_wrong_or_missing_token_is_401() {
 }
 
 #[tokio::test]
-async fn the_second_token_and_secret_are_accepted() {
+async fn second_token_and_secret_are_accepted() {
     let server = Server::start().await;
     let body = VECTOR.as_bytes().to_vec();
     let signature = sign(b"second secret", &body);
@@ -89,7 +89,7 @@ async fn the_second_token_and_secret_are_accepted() {
 }
 
 #[tokio::test]
-async fn a_wrong_or_missing_signature_is_403() {
+async fn wrong_or_missing_signature_is_403() {
     let server = Server::start().await;
     let body = encoded(VECTOR.as_bytes(), Encoding::Zstd);
     let right = sign(SECRET.as_bytes(), &body);
@@ -104,7 +104,7 @@ async fn a_wrong_or_missing_signature_is_403() {
 }
 
 #[tokio::test]
-async fn another_encoding_or_type_is_415() {
+async fn unsupported_encoding_or_content_type_is_415() {
     let server = Server::start().await;
     for encoding in ["br", "deflate", "zstd, gzip", ""] {
         let body = VECTOR.as_bytes().to_vec();
@@ -122,7 +122,7 @@ async fn another_encoding_or_type_is_415() {
 /// A body refused for its token was not read: the client, still writing, saw a broken pipe in place
 /// of the answer, and took a wrong token for a bad line.
 #[tokio::test]
-async fn a_client_that_writes_a_large_body_to_its_end_still_gets_the_answer() {
+async fn client_writing_a_whole_oversized_body_gets_the_response() {
     let server = Server::start().await;
     for (token, length, status) in [("wrong", 8 << 20, "401"), (TOKEN, 20 << 20, "413")] {
         let head = format!(
@@ -142,7 +142,7 @@ async fn a_client_that_writes_a_large_body_to_its_end_still_gets_the_answer() {
 }
 
 #[tokio::test]
-async fn too_large_is_413_before_it_is_read_while_read_and_once_decoded() {
+async fn oversized_body_is_413_by_length_while_read_and_decoded() {
     let mut limits = Limits::default();
     (limits.compressed, limits.decoded) = (1 << 10, 64 << 10);
     let server = Server::with_limits(limits).await;
@@ -182,7 +182,7 @@ async fn too_large_is_413_before_it_is_read_while_read_and_once_decoded() {
 }
 
 #[tokio::test]
-async fn what_is_malformed_is_400_with_a_word_on_what() {
+async fn malformed_batch_is_400_with_the_reason() {
     let server = Server::start().await;
     let signed = |body: &[u8], encoding: &'static str| {
         server.signed(body.to_vec(), encoding, &sign(SECRET.as_bytes(), body))
@@ -226,7 +226,7 @@ async fn what_is_malformed_is_400_with_a_word_on_what() {
 }
 
 #[tokio::test]
-async fn an_entry_that_is_no_json_is_422_and_none_of_its_batch_is_stored() {
+async fn entry_without_valid_json_is_422_and_stores_no_entry() {
     let server = Server::start().await;
     let text = BatchText::new(1, 3).line(2, r#"{"seq":2,"kind":"event","data":nul}"#).text();
     let response = server.request(&text, Encoding::Zstd).send().await.unwrap();
@@ -237,7 +237,7 @@ async fn an_entry_that_is_no_json_is_422_and_none_of_its_batch_is_stored() {
 }
 
 #[tokio::test]
-async fn another_chain_value_for_a_held_number_is_409_with_the_number_expected() {
+async fn chain_conflict_is_409_with_the_expected_number() {
     let server = Server::start().await;
     server.take(&BatchText::new(1, 5)).await;
     let restored = BatchText::new(4, 6).line(4, r#"{"seq":4,"kind":"event","other":1}"#).text();
@@ -249,7 +249,7 @@ async fn another_chain_value_for_a_held_number_is_409_with_the_number_expected()
 }
 
 #[tokio::test]
-async fn duplicates_gaps_holes_breaks_and_bases_are_told() {
+async fn stats_report_duplicates_gaps_holes_breaks_and_bases() {
     let server = Server::start().await;
     server.take(&BatchText::new(1, 4).dead(&[2])).await;
     let again = server.take(&BatchText::new(3, 6)).await;
@@ -296,7 +296,7 @@ impl Storage for Failing {
 }
 
 #[tokio::test]
-async fn a_storage_in_trouble_is_507_or_503_with_retry_after() {
+async fn failing_storage_is_507_or_503_with_retry_after() {
     let full = || StoreError::from_io(std::io::ErrorKind::StorageFull.into());
     let ill = || StoreError::from_io(std::io::ErrorKind::PermissionDenied.into());
     let busy = || StoreError::Busy { retry_after: Duration::from_secs(7) };
@@ -330,7 +330,7 @@ async fn stalled(server: &Server, length: usize) -> TcpStream {
 }
 
 #[tokio::test]
-async fn a_body_for_which_no_memory_is_free_is_503_with_retry_after() {
+async fn body_without_free_memory_is_503_with_retry_after() {
     let mut limits = Limits::default();
     limits.memory = 400 << 10;
     limits.patience = Duration::from_millis(20);
@@ -347,7 +347,7 @@ async fn a_body_for_which_no_memory_is_free_is_503_with_retry_after() {
 }
 
 #[tokio::test]
-async fn a_text_larger_than_it_seems_is_taken_all_the_same() {
+async fn highly_compressible_body_is_accepted() {
     let server = Server::start().await;
     let long = format!(r#"{{"seq":2,"kind":"event","pad":"{}"}}"#, " ".repeat(4 << 20));
     let after = chain(1).chain(Digest::of(long.as_bytes()));
@@ -358,7 +358,7 @@ async fn a_text_larger_than_it_seems_is_taken_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_body_that_takes_too_long_is_408() {
+async fn body_taking_too_long_is_408() {
     let mut limits = Limits::default();
     limits.body_timeout = Duration::from_millis(30);
     let server = Server::with_limits(limits).await;
@@ -369,7 +369,7 @@ async fn a_body_that_takes_too_long_is_408() {
 }
 
 #[tokio::test]
-async fn headers_that_never_end_close_the_connection() {
+async fn endless_headers_close_the_connection() {
     let data = tempfile::tempdir().unwrap();
     let store = Arc::new(siem_server::FileStore::open(data.path()).unwrap());
     let mut options = ServeOptions::default();
@@ -383,7 +383,7 @@ async fn headers_that_never_end_close_the_connection() {
 }
 
 #[tokio::test]
-async fn more_headers_than_anyone_needs_are_431() {
+async fn too_many_headers_are_431() {
     let server = Server::start().await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let many = "X-A: b\r\n".repeat(500);
@@ -402,7 +402,7 @@ async fn more_headers_than_anyone_needs_are_431() {
 }
 
 #[tokio::test]
-async fn many_agents_at_once_are_all_taken() {
+async fn many_concurrent_agents_are_all_stored() {
     let server = Arc::new(Server::start().await);
     let agents = (0..64).map(|agent| {
         let server = server.clone();

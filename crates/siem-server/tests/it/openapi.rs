@@ -143,7 +143,7 @@ fn problem(description: &str) -> Value {
 }
 
 #[test]
-fn the_document_says_what_the_handlers_types_say() {
+fn openapi_document_matches_the_types_of_the_handlers() {
     let document = document();
     if std::env::var_os("UPDATE_OPENAPI").is_some() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
@@ -155,7 +155,7 @@ fn the_document_says_what_the_handlers_types_say() {
 }
 
 #[test]
-fn the_document_has_every_route_and_no_other() {
+fn openapi_document_lists_exactly_the_routes() {
     let document: Value = serde_json::from_str(OPENAPI).unwrap();
     let mut described: Vec<_> = document["paths"]
         .as_object()
@@ -172,7 +172,7 @@ fn the_document_has_every_route_and_no_other() {
 }
 
 #[test]
-fn every_reference_leads_somewhere() {
+fn openapi_references_all_resolve() {
     fn check(value: &Value, document: &Value) {
         if let Some(reference) = value.get("$ref").and_then(Value::as_str) {
             let pointer = reference.strip_prefix('#').unwrap();

@@ -57,7 +57,7 @@ fn output(command: &mut Command) -> (Option<i32>, String) {
 }
 
 #[test]
-fn missing_and_empty_secrets_are_said() {
+fn missing_and_empty_secrets_are_reported() {
     let data = tempfile::tempdir().unwrap();
     let (code, text) = output(&mut command(data.path()));
     assert_eq!(code, Some(2));
@@ -80,7 +80,7 @@ fn missing_and_empty_secrets_are_said() {
 
 #[cfg(unix)]
 #[test]
-fn secrets_come_from_files_that_not_everyone_can_read() {
+fn secret_files_readable_by_others_are_refused() {
     use std::os::unix::fs::PermissionsExt as _;
     let data = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str, mode| {
@@ -100,7 +100,7 @@ fn secrets_come_from_files_that_not_everyone_can_read() {
 }
 
 #[test]
-fn a_second_server_on_the_same_data_is_refused() {
+fn second_server_on_the_same_data_is_refused() {
     let data = tempfile::tempdir().unwrap();
     let _first = Process::start(data.path());
     let (code, text) = output(command(data.path()).args(["--token", "t", "--hmac-secret", "s"]));
@@ -138,7 +138,7 @@ mod with_signals {
     }
 
     #[tokio::test]
-    async fn sigterm_ends_it_in_order_and_nothing_secret_is_logged() {
+    async fn sigterm_stops_cleanly_and_logs_no_secret() {
         let data = tempfile::tempdir().unwrap();
         let mut child = command(data.path());
         child
@@ -178,7 +178,7 @@ mod with_signals {
     /// was answered is there, once, in order; what was not is sent again; and what the agents claim of
     /// it is what is held.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_was_answered_survives_kills() {
+    async fn acknowledged_batches_survive_kills() {
         const AGENTS: u64 = 6;
         const KILLS: u64 = 5;
         let data = tempfile::tempdir().unwrap();
@@ -285,7 +285,7 @@ mod with_signals {
     /// one that could not be written once cost the answer.
     #[cfg(target_os = "linux")]
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn bombs_cost_no_more_memory_than_the_limits_say() {
+    async fn compression_bombs_stay_within_the_memory_limits() {
         use siem_protocol::Encoding;
         let data = tempfile::tempdir().unwrap();
         let mut process = Process::start(data.path());
