@@ -55,9 +55,15 @@ impl Sessions {
     }
 
     /// Configured roots of all running sources, without duplicates.
-    #[must_use]
-    pub fn configured(&self) -> Vec<PathBuf> {
-        self.state().configured()
+    #[cfg(test)]
+    pub(crate) fn configured(&self) -> Vec<PathBuf> {
+        let mut roots = Vec::<PathBuf>::new();
+        for root in self.state().configured.values().flatten() {
+            if !roots.contains(root) {
+                roots.push(root.clone());
+            }
+        }
+        roots
     }
 
     /// Adds the root of a transcript that a hook named. Returns true if the root is new.
@@ -134,16 +140,6 @@ impl Sessions {
 }
 
 impl State {
-    fn configured(&self) -> Vec<PathBuf> {
-        let mut roots = Vec::<PathBuf>::new();
-        for root in self.configured.values().flatten() {
-            if !roots.contains(root) {
-                roots.push(root.clone());
-            }
-        }
-        roots
-    }
-
     fn all_roots(&self) -> impl Iterator<Item = &PathBuf> {
         self.configured.values().flatten().chain(&self.learned)
     }
