@@ -1,7 +1,7 @@
-//! Secrets that systemd hands to a unit: files in `$CREDENTIALS_DIRECTORY`.
+//! Secrets passed by systemd: files in `$CREDENTIALS_DIRECTORY`.
 //!
-//! One is named after what it gives, `ai-agent.siem.token` for `[sink.siem]`, and counts as the file
-//! that `token_file` names: the same rules, the same errors. Whatever else says it is above it.
+//! A credential is named after the option that it sets: `ai-agent.siem.token` stands for
+//! `token_file` of `[sink.siem]`, with the same rules and errors. Every other layer overrides it.
 //! <https://systemd.io/CREDENTIALS/>
 
 use std::{fs, io, path::Path};
@@ -9,34 +9,36 @@ use std::{fs, io, path::Path};
 use figment::value::Dict;
 
 use super::{
-    LayerOrigin, did_you_mean,
+    error::did_you_mean,
     layer::{Layer, insert},
+    origin::LayerOrigin,
+    sink::HTTP_SIEM,
 };
 use crate::platform::Environment;
 
-/// The variable that names their directory.
+/// Variable that names the directory.
 const DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
-/// What the agent's begin with: a unit may have others.
+/// Prefix of the agent's credentials; a unit may have others.
 const PREFIX: &str = "ai-agent.";
-/// How they end, and the option that they set.
+/// Suffix of each credential, and the option that it sets.
 const SECRETS: [(&str, &str); 3] = [
     ("token", "token_file"),
     ("hmac-secret", "hmac_secret_file"),
     ("proxy-password", "proxy_password_file"),
 ];
 
-/// Whether this process was given a directory of them.
+/// Returns whether systemd passed a credential directory to this process.
 pub(super) fn are_given(environment: &Environment) -> bool {
     environment.get(DIRECTORY).is_some()
 }
 
-/// The name of the one that gives `option` of `[sink.SINK]` as a file.
+/// Returns the name of the credential that sets `option` of `[sink.SINK]`.
 pub(super) fn name(sink: &str, option: &str) -> Option<String> {
     let (ending, _) = SECRETS.iter().find(|(_, known)| *known == option)?;
     Some(format!("{PREFIX}{sink}.{ending}"))
 }
 
-/// One layer for each that is there for one of `sinks`, so that an error names it.
+/// Returns one layer for each credential of `sinks`, so that an error can name the credential.
 pub(super) fn read(
     environment: &Environment,
     sinks: &[String],
@@ -47,7 +49,7 @@ pub(super) fn read(
         Ok(names) => names,
         Err(error) => {
             warnings.push(format!(
-                "the systemd credentials in `{}` cannot be read: {error}",
+                "cannot read the systemd credentials in `{}`: {error}",
                 directory.display()
             ));
             return Vec::new();
@@ -73,7 +75,7 @@ pub(super) fn read(
     layers
 }
 
-/// The agent's own, in the order of their names.
+/// Returns the names of the agent's credentials, sorted.
 fn names_in(directory: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -85,7 +87,7 @@ fn names_in(directory: &Path) -> io::Result<Vec<String>> {
 }
 
 fn unknown(name: &str, known: &[(String, String)]) -> String {
-    // What all of them begin with makes none of them likely.
+    // The common prefix would make every name look similar.
     let own = |name: &'_ str| name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
     let names: Vec<String> = known.iter().map(|(name, _)| own(name)).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -94,9 +96,9 @@ fn unknown(name: &str, known: &[(String, String)]) -> String {
         None => {
             let [(one, _), (other, _), (third, _)] = SECRETS;
             format!(
-                "its name is `{PREFIX}SINK.{one}`, `.{other}` or `.{third}`, where SINK is a sink \
+                "the name must be `{PREFIX}SINK.{one}`, `.{other}` or `.{third}`, where SINK is a sink \
                  of type `{}`",
-                super::HTTP_SIEM
+                HTTP_SIEM
             )
         }
     };

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, where, and what would be right.
+//! Configuration errors: what is wrong, where, and what would be accepted.
 
 use std::{
     fmt, io,
@@ -7,70 +7,74 @@ use std::{
 
 use figment::error::{Actual, Kind};
 
-use super::{LayerOrigin, Location, SyntaxError, secret};
+use super::{
+    origin::{LayerOrigin, Location},
+    secret,
+    toml_text::SyntaxError,
+};
 
-/// Why a configuration is refused.
+/// Reason why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A file is there and can't be read, or is not there and must be.
+    /// A file cannot be read, or a required file does not exist.
     #[error("cannot read {origin}")]
     Read {
-        /// The file.
+        /// File that cannot be read.
         origin: LayerOrigin,
-        /// Why not.
+        /// Reason given by the system.
         #[source]
         source: io::Error,
     },
-    /// A file is no TOML.
-    #[error("{origin} is no TOML: {syntax}")]
+    /// A file is not valid TOML.
+    #[error("{origin} is not valid TOML: {syntax}")]
     Syntax {
-        /// The file.
+        /// File that cannot be parsed.
         origin: LayerOrigin,
-        /// Where and why.
+        /// Position and reason.
         syntax: SyntaxError,
     },
-    /// A key that nothing reads.
+    /// A key that no option reads.
     #[error("unknown key `{key}` in {location}: {hint}")]
     UnknownKey {
-        /// The key.
+        /// Dotted key.
         key: String,
-        /// Where it stands.
+        /// Layer and line of the key.
         location: Location,
-        /// What would be right.
+        /// Suggestion, or the keys that are accepted.
         hint: String,
     },
-    /// A key that must be there.
+    /// A required key is missing.
     #[error("`{key}` is missing: add it under `[{table}]`")]
     MissingKey {
-        /// The key.
+        /// Dotted key.
         key: String,
-        /// The table that it belongs in.
+        /// Table that the key belongs to.
         table: String,
     },
-    /// A value that is wrong; `problem` says what would be right.
+    /// An invalid value; `problem` says what would be accepted.
     #[error("`{key}` in {location} {problem}")]
     Value {
-        /// The key.
+        /// Dotted key.
         key: String,
-        /// Where the value stands.
+        /// Layer and line of the value.
         location: Location,
-        /// What is wrong, as a predicate.
+        /// Predicate that says what is wrong.
         problem: String,
     },
-    /// What a sink can't do without.
+    /// Required settings of a sink are missing.
     #[error(transparent)]
     Incomplete(MissingSettings),
 }
 
-/// All that must be given before anything can be delivered, and every way to give it.
+/// Settings that are required for delivery and missing, with every way to set each of them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct MissingSettings {
     pub(super) missing: Vec<MissingSetting>,
     pub(super) files: Vec<PathBuf>,
 }
 
-/// One setting that a sink can't do without.
+/// Setting that a sink requires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MissingSetting {
     pub(super) sink: String,
@@ -83,7 +87,7 @@ pub(super) struct MissingSetting {
 impl fmt::Display for MissingSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut what = self.missing.iter().map(|missing| missing.what).collect::<Vec<_>>();
-        // Two sinks may lack the same.
+        // Several sinks may lack the same setting.
         what.sort_unstable();
         what.dedup();
         write!(f, "cannot deliver without {}", in_words(&what, "and"))?;
@@ -96,14 +100,14 @@ impl fmt::Display for MissingSettings {
                 write!(f, "pass the systemd credential `{credential}`, or ")?;
             }
             let keys = keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>();
-            write!(f, "give {} under `[sink.{sink}]`", in_words(&keys, "or"))?;
+            write!(f, "set {} under `[sink.{sink}]`", in_words(&keys, "or"))?;
         }
         let files = self.files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
-        write!(f, "\nconfiguration file: {}", in_words(&files, "or"))
+        write!(f, "\nconfiguration files: {}", in_words(&files, "or"))
     }
 }
 
-/// `a, b and c`.
+/// Joins items as in `a, b and c`.
 fn in_words(items: &[impl AsRef<str>], conjunction: &str) -> String {
     let items = items.iter().map(AsRef::as_ref).collect::<Vec<_>>();
     match items.as_slice() {
@@ -113,7 +117,7 @@ fn in_words(items: &[impl AsRef<str>], conjunction: &str) -> String {
     }
 }
 
-/// A key as a person writes it: `filter.ignore-types.types[1]`.
+/// Formats a key for display: `filter.ignore-types.types[1]`.
 pub(super) fn key_text(path: &[impl AsRef<str>]) -> String {
     let mut text = String::new();
     for part in path.iter().map(AsRef::as_ref) {
@@ -129,8 +133,9 @@ pub(super) fn key_text(path: &[impl AsRef<str>]) -> String {
     text
 }
 
-/// Makes a [`ConfigError`] of what reading the value at `path`, which stands in `location`, led to. `found` is
-/// that value, if it is a text: where the key's name is a secret's, it is taken out.
+/// Converts an error of deserializing the value at `path` into a [`ConfigError`].
+///
+/// `found` is that value if it is a string: it is masked in the message if the key names a secret.
 pub(super) fn explain(
     path: &[String],
     location: Location,
@@ -140,7 +145,7 @@ pub(super) fn explain(
     explain_of(path, location, found, kind, &[])
 }
 
-/// As [`explain`]; where a key is unknown, `besides` are right there too.
+/// Same as [`explain`]; an unknown key may also be one of `besides`.
 pub(super) fn explain_of(
     path: &[String],
     location: Location,
@@ -164,7 +169,7 @@ pub(super) fn explain_of(
             return ConfigError::MissingKey { key: format!("{table}.{field}"), table };
         }
         Kind::UnknownVariant(_, expected) if is_secret => {
-            format!("is wrong, expected {}", one_of(expected))
+            format!("is invalid, expected {}", one_of(expected))
         }
         Kind::UnknownVariant(found, expected) => {
             let near = did_you_mean(&found, expected)
@@ -185,7 +190,7 @@ pub(super) fn explain_of(
                 }
                 _ => text,
             };
-            format!("is wrong: {text}")
+            format!("is invalid: {text}")
         }
     };
     ConfigError::Value { key, location, problem }
@@ -203,7 +208,7 @@ fn one_of(expected: &[&str]) -> String {
     in_words(&quoted, "or")
 }
 
-/// The one of `known` that is nearest to `found`, if it is near enough to be meant.
+/// Returns the entry of `known` nearest to `found`, if it is near enough to be meant.
 #[must_use]
 pub fn did_you_mean<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
     let distance = |name: &&str| strsim::damerau_levenshtein(found, name);
@@ -212,7 +217,7 @@ pub fn did_you_mean<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
     near.then_some(nearest)
 }
 
-/// The value itself, shortened.
+/// Describes a value by itself, shortened.
 fn describe(actual: &Actual) -> String {
     match actual {
         Actual::Bool(value) => format!("`{value}`"),
@@ -221,45 +226,45 @@ fn describe(actual: &Actual) -> String {
         Actual::Float(value) => format!("the number {value}"),
         Actual::Str(text) if text.chars().count() > 60 => {
             let start = text.chars().take(60).collect::<String>();
-            format!("the text {:?}", start + "…")
+            format!("the string {:?}", start + "…")
         }
-        Actual::Str(text) => format!("the text {text:?}"),
+        Actual::Str(text) => format!("the string {text:?}"),
         other => type_of(other).to_owned(),
     }
 }
 
-/// The type of a value, without the value.
+/// Describes a value by its type only.
 fn type_of(actual: &Actual) -> &'static str {
     match actual {
         Actual::Bool(_) => "a boolean",
         Actual::Unsigned(_) | Actual::Signed(_) | Actual::Float(_) => "a number",
-        Actual::Str(_) | Actual::Char(_) => "a text",
+        Actual::Str(_) | Actual::Char(_) => "a string",
         Actual::Seq => "a list",
         Actual::Map => "a table",
-        _ => "something else",
+        _ => "a value of another type",
     }
 }
 
-/// What serde expects, in the words of a configuration file.
+/// Translates what serde expects into the terms of a configuration file.
 fn in_plain_words(expected: &str) -> &str {
     match expected {
         "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more",
         "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
         "f32" | "f64" => "a number",
         "a boolean" => "`true` or `false`",
-        "a string" => "a text in quotes",
+        "a string" => "a string in quotes",
         "path string" => "a path in quotes",
         "a sequence" => "a list in brackets",
         "a map" => "a table",
         other if other.starts_with("struct ") => "a table",
-        // One of a few words.
-        other if other.starts_with("enum ") => "a text in quotes",
+        // The value of an enum is one of several strings.
+        other if other.starts_with("enum ") => "a string in quotes",
         other => other,
     }
 }
 
-/// The files that a person would write a setting in.
-pub(super) fn files(explicit: Option<&Path>, user: &Path, machine: &Path) -> Vec<PathBuf> {
+/// Returns the files in which a setting can be written.
+pub(super) fn config_files(explicit: Option<&Path>, user: &Path, machine: &Path) -> Vec<PathBuf> {
     explicit.into_iter().chain([user, machine]).map(Path::to_owned).collect()
 }
 
@@ -268,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn suggests_only_what_is_near() {
+    fn did_you_mean_suggests_only_near_names() {
         let known = ["batch_size", "flush_interval", "max_batch_bytes"];
         assert_eq!(did_you_mean("bach_size", &known), Some("batch_size"));
         assert_eq!(did_you_mean("flush-interval", &known), Some("flush_interval"));
@@ -277,13 +282,13 @@ mod tests {
     }
 
     #[test]
-    fn writes_keys_as_a_person_does() {
+    fn key_text_writes_list_items_with_brackets() {
         assert_eq!(key_text(&["filter", "x", "types", "1"]), "filter.x.types[1]");
         assert_eq!(key_text(&["a"]), "a");
     }
 
     #[test]
-    fn counts_in_words() {
+    fn in_words_joins_with_commas_and_a_conjunction() {
         assert_eq!(in_words(&["a"], "and"), "a");
         assert_eq!(in_words(&["a", "b", "c"], "and"), "a, b and c");
     }

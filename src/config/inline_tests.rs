@@ -1,4 +1,4 @@
-//! `[[test]]`: lines, and what must become of them. A configuration carries its tests with it.
+//! Tests inside a configuration (`[[test]]`): lines, and the expected outcome of each.
 
 use std::path::PathBuf;
 
@@ -6,63 +6,68 @@ use figment::value::Value;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{ConfigError, LayerOrigin, Location, error, layer::Layer};
+use super::{
+    error::{self, ConfigError},
+    layer::Layer,
+    origin::{LayerOrigin, Location},
+};
 
-/// LineIndex that run through the filters in order, and what must become of each.
+/// Test of a configuration: lines that pass through the filters in order, and the expected outcome
+/// of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InlineTest {
-    /// What it shows.
+    /// Name of the test.
     pub name: String,
-    /// The session file that the lines come from.
+    /// Path of the session file that the lines come from.
     pub path: Option<PathBuf>,
-    /// The lines, in order.
+    /// Lines, in order.
     pub lines: Vec<TestLine>,
-    /// Where it stands.
+    /// Layer and line of the test.
     pub location: Location,
 }
 
-/// A `[[test]]` as a file has it.
+/// `[[test]]` as written in a file.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TestTable {
-    /// What it shows.
+    /// What the test shows.
     name: String,
-    /// The session file that the lines come from; for filters that look at it.
+    /// Path of the session file that the lines come from, for filters that check it.
     path: Option<PathBuf>,
-    /// The lines, which run through the filters in order.
+    /// Lines that pass through the filters in order.
     lines: Vec<TestLine>,
 }
 
-/// A line, and what must become of it.
+/// Line, and its expected outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TestLine {
-    /// The line of the session file.
+    /// Line of the session file.
     pub input: String,
-    /// What becomes of it.
+    /// Expected outcome.
     pub expect: ExpectedOutcome,
-    /// The filter that drops or edits it, by its table's name; any, where it is left out.
+    /// Name of the filter that drops or edits the line; any filter if omitted.
     pub by: Option<String>,
-    /// The reason that the filter gives; any, where it is left out.
+    /// Reason given by the filter; any reason if omitted.
     pub reason: Option<String>,
-    /// The line after the edit; any, where it is left out.
+    /// Line after the edit; any content if omitted.
     pub output: Option<String>,
 }
 
-/// What becomes of a line.
+/// Expected outcome of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExpectedOutcome {
-    /// It is shipped as it is.
+    /// The line is shipped unchanged.
     Keep,
-    /// It is not shipped.
+    /// The line is not shipped.
     Drop,
-    /// It is shipped with other bytes.
+    /// The line is shipped with changed bytes.
     Edit,
 }
 
 impl ExpectedOutcome {
-    /// The word for it, as a test writes it.
+    /// Returns the name used in a configuration.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -73,7 +78,8 @@ impl ExpectedOutcome {
     }
 }
 
-/// Takes the tests out of a layer: those of all layers count, so they are not merged.
+/// Removes the tests from a layer and returns them. Tests are not merged: those of every layer
+/// count.
 pub(super) fn extract(layer: &mut Layer) -> Result<Vec<InlineTest>, ConfigError> {
     let Some(tests) = layer.values.remove("test") else { return Ok(Vec::new()) };
     let Value::Array(_, tests) = tests else {
@@ -85,7 +91,7 @@ pub(super) fn extract(layer: &mut Layer) -> Result<Vec<InlineTest>, ConfigError>
 }
 
 fn read(layer: &Layer, index: usize, test: &Value) -> Result<InlineTest, ConfigError> {
-    // As the server's JSON calls it, so that its author finds it.
+    // The author of a managed configuration knows the list by its name in JSON.
     let list = if matches!(layer.origin, LayerOrigin::Managed(_)) { "tests" } else { "test" };
     let own = [list.to_owned(), index.to_string()];
     let TestTable { name, path, lines } = TestTable::deserialize(test).map_err(|error| {
@@ -98,7 +104,7 @@ fn read(layer: &Layer, index: usize, test: &Value) -> Result<InlineTest, ConfigE
         problem: problem.to_owned(),
     };
     if lines.is_empty() {
-        return Err(wrong(&own, "has no `lines`: one at least is needed"));
+        return Err(wrong(&own, "has no `lines`: at least one is required"));
     }
     for (at, line) in lines.iter().enumerate() {
         let path = |option: &str| {
@@ -107,13 +113,16 @@ fn read(layer: &Layer, index: usize, test: &Value) -> Result<InlineTest, ConfigE
         };
         let TestLine { expect, by, reason, output, .. } = line;
         if *expect == ExpectedOutcome::Keep && by.is_some() {
-            return Err(wrong(&path("by"), "is of no use here: no filter decides what is kept"));
+            return Err(wrong(
+                &path("by"),
+                "has no effect here: a line that is kept has no deciding filter",
+            ));
         }
         if *expect != ExpectedOutcome::Drop && reason.is_some() {
-            return Err(wrong(&path("reason"), "is of no use here: only a drop has one"));
+            return Err(wrong(&path("reason"), "has no effect here: only `drop` has a reason"));
         }
         if *expect != ExpectedOutcome::Edit && output.is_some() {
-            return Err(wrong(&path("output"), "is of no use here: only an edit has one"));
+            return Err(wrong(&path("output"), "has no effect here: only `edit` has an output"));
         }
     }
     Ok(InlineTest { name, path, lines, location: layer.location(&own) })

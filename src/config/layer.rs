@@ -1,13 +1,16 @@
-//! One layer of the configuration: the values of one origin, and the line of each.
+//! Layer of the configuration: the values of one origin, and the line of each.
 
 use figment::{
     Figment, Metadata, Profile, Provider,
     value::{Dict, Map, Value},
 };
 
-use super::{LayerOrigin, Location, toml_text::LineIndex};
+use super::{
+    origin::{LayerOrigin, Location},
+    toml_text::LineIndex,
+};
 
-/// The values of one origin.
+/// Values of one origin.
 pub(super) struct Layer {
     pub(super) origin: LayerOrigin,
     pub(super) values: Dict,
@@ -15,12 +18,12 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// Values that stand on no line.
+    /// Creates a layer whose values have no line.
     pub(super) fn new(origin: LayerOrigin, values: Dict) -> Self {
         Self { origin, values, lines: LineIndex::default() }
     }
 
-    /// Where the value at `path` stands in it.
+    /// Returns the location of the value at `path`.
     pub(super) fn location(&self, path: &[String]) -> Location {
         let line = self.origin.file().and_then(|_| self.lines.of(path));
         Location { origin: self.origin.clone(), line }
@@ -37,7 +40,7 @@ impl Provider for Layer {
     }
 }
 
-/// Merges layers: tables key by key, everything else by the highest.
+/// Merges layers: tables key by key, other values are replaced by the last layer.
 pub(super) fn merge(layers: &[Layer]) -> Figment {
     layers.iter().fold(Figment::new(), |figment, layer| figment.merge(layer))
 }

@@ -1,19 +1,24 @@
-//! What only the machine's administrator decides: keys that layers above the machine's may not set.
+//! Locked keys: settings that only the machine's administrator may change.
 
 use figment::value::{Dict, Value};
 
-use super::{KINDS, LayerOrigin, Location, layer::Layer};
+use super::{
+    error::key_text,
+    layer::Layer,
+    origin::{LayerOrigin, Location},
+    pipeline::KINDS,
+};
 
-/// Tables that say who may change what: never the server's, and where there is a machine's file,
-/// only that file's.
+/// Tables that decide who may change what. The server can never set them; if there is a machine's
+/// file, only that file can.
 const MACHINE_ONLY: [&str; 2] = ["managed", "update"];
 
-/// A key that a layer set in vain.
+/// Value that was ignored because its key is locked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LockedOverride {
-    /// The key.
+    /// Dotted key.
     pub key: String,
-    /// Where it was set.
+    /// Layer and line of the value.
     pub location: Location,
     why: &'static str,
 }
@@ -24,39 +29,40 @@ impl std::fmt::Display for LockedOverride {
     }
 }
 
-/// What is locked on this machine.
+/// Locked keys of this machine.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Locks {
-    /// Those of the file, and then what follows from them.
+    /// Keys of the file, followed by keys derived from them.
     locked: Vec<KeyPattern>,
     written: usize,
     has_machine: bool,
 }
 
 impl Locks {
-    /// Reads them from the machine's layers. What is no list of texts is another's error.
+    /// Reads the locked keys from the machine's layers. A list of another type is reported
+    /// elsewhere.
     pub(super) fn read(layers: &[Layer]) -> Self {
         let machine =
             || layers.iter().filter(|layer| matches!(layer.origin, LayerOrigin::Machine(_)));
         let list = machine().filter_map(|layer| layer.values.get("locked")?.as_array()).next_back();
         let keys = list.into_iter().flatten().filter_map(Value::as_str);
         let mut locked: Vec<KeyPattern> = keys.map(KeyPattern::new).collect();
-        // With another type a stage has none of the options that are locked.
+        // Another type would remove the locked options from a stage, so the type is locked too.
         let types = locked.iter().filter_map(KeyPattern::type_of_its_stage).collect::<Vec<_>>();
         let written = locked.len();
         locked.extend(types);
         Self { locked, written, has_machine: machine().next().is_some() }
     }
 
-    /// Those that stand in the file.
+    /// Returns the keys as written in the file.
     pub(super) fn written(&self) -> impl Iterator<Item = &KeyPattern> {
         self.locked[..self.written].iter()
     }
 
-    /// Why a layer may not set the value at `path`; `None` when it may.
+    /// Returns why a layer must not set the value at `path`; `None` if it may.
     pub(super) fn refusal(&self, origin: &LayerOrigin, path: &[String]) -> Option<&'static str> {
         let is_managed = match origin {
-            // Credentials are below the machine's file: where it says something, they count for nothing.
+            // The machine's file overrides credentials anyway.
             LayerOrigin::Defaults | LayerOrigin::Credential(_) | LayerOrigin::Machine(_) => {
                 return None;
             }
@@ -73,10 +79,13 @@ impl Locks {
         if path.len() == 1 && MACHINE_ONLY.contains(&&**top) && (is_managed || self.has_machine) {
             return Some("only the machine's file can set it");
         }
-        self.locked.iter().any(|pattern| pattern.is(path)).then_some("the machine's file locks it")
+        self.locked
+            .iter()
+            .any(|pattern| pattern.is(path))
+            .then_some("the machine's file locks the key")
     }
 
-    /// Takes out of a layer what it may not set.
+    /// Removes values that a layer must not set, and returns them.
     pub(super) fn enforce(&self, layer: &mut Layer) -> Vec<LockedOverride> {
         let mut out = Vec::new();
         let mut values = std::mem::take(&mut layer.values);
@@ -98,7 +107,7 @@ impl Locks {
             match (refusal, value) {
                 (Some(why), _) => {
                     let location = layer.location(path);
-                    out.push(LockedOverride { key: super::error::key_text(path), location, why });
+                    out.push(LockedOverride { key: key_text(path), location, why });
                 }
                 (None, Value::Dict(_, below)) => self.strip(below, path, layer, out),
                 (None, _) => {}
@@ -109,7 +118,7 @@ impl Locks {
     }
 }
 
-/// A dotted key; `*` stands for any one part. It means the key and all that is below it.
+/// Dotted key that covers everything below it; `*` matches any single part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KeyPattern(Vec<String>);
 
@@ -124,17 +133,17 @@ impl KeyPattern {
         Self(text.split('.').map(|part| part.trim().to_owned()).collect())
     }
 
-    /// Whether it means exactly the value at `path`.
+    /// Returns whether the pattern matches exactly the value at `path`.
     pub(super) fn is(&self, path: &[String]) -> bool {
         let same = |(own, part): (&String, &String)| own == "*" || own == part;
         self.0.len() == path.len() && self.0.iter().zip(path).all(same)
     }
 
-    /// For a key below a stage's table, the key of the stage's type.
+    /// Returns the key of the stage's type, for a key below a stage's table.
     fn type_of_its_stage(&self) -> Option<Self> {
         let [kind, name, option, ..] = self.0.as_slice() else { return None };
         let is_kind = kind == "*" || KINDS.contains(&&**kind);
-        // That one is switched off outlives a change of its type.
+        // `enabled` keeps its effect when the type changes.
         (is_kind && option != "enabled")
             .then(|| Self(vec![kind.clone(), name.clone(), "type".to_owned()]))
     }

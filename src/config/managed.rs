@@ -1,34 +1,34 @@
-//! What the server manages, under the keys that files use. A pure function of its text and of what
-//! the machine's layers allow.
+//! Conversion of a managed configuration into a layer: a pure function of the server's JSON and of
+//! what the machine's layers allow.
 
 use figment::value::{Dict, Value};
 use siem_protocol::{ManagedConfig, ManagedError};
 
 use super::{
-    ConfigError, LayerOrigin, did_you_mean,
-    error::key_text,
+    error::{ConfigError, did_you_mean, key_text},
     layer::{Layer, insert},
+    origin::LayerOrigin,
 };
 
-/// The kinds of stages whose tables a server may set, where the machine allows it.
+/// Kinds of stages whose tables a server may set if the machine allows it.
 pub(super) const MANAGED_KINDS: [&str; 2] = ["filter", "enricher"];
 
-/// A managed configuration that could be read.
+/// Managed configuration that was parsed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ManagedSettings {
-    /// What it says.
+    /// Parsed content.
     pub config: ManagedConfig,
-    /// Names its content: its own revision, else the `ETag` that it came with.
+    /// Revision that identifies the content: its own, or the `ETag` of the response.
     pub revision: Option<String>,
-    /// What is in it that nothing reads: one sentence each.
+    /// Warnings about unknown members: one sentence each.
     pub warnings: Vec<String>,
 }
 
 impl ManagedSettings {
-    /// Reads the body of an answer, which came with `etag`.
+    /// Parses the body of a response that came with `etag`.
     ///
     /// # Errors
-    /// [`ManagedError`]: the caller refuses the whole and keeps what is in force.
+    /// [`ManagedError`]: the caller refuses the whole configuration and keeps the one in force.
     ///
     /// ```
     /// use ai_agent::config::ManagedSettings;
@@ -44,7 +44,7 @@ impl ManagedSettings {
         Ok(Self { config, revision, warnings: unknown_members(&value) })
     }
 
-    /// Its values as a layer: all of it, or none.
+    /// Converts the configuration into a layer, completely or not at all.
     pub(super) fn layer(&self, allowed: &ManagedAllowlist) -> Result<Layer, ConfigError> {
         let origin = LayerOrigin::Managed(self.revision.clone());
         let mut values = Dict::new();
@@ -61,7 +61,7 @@ impl ManagedSettings {
         Ok(Layer::new(origin, values))
     }
 
-    /// The members that every machine takes, and the keys of files that they set.
+    /// Returns the members that every machine accepts, with the keys that they set.
     fn pairs(&self) -> Vec<(&'static str, Value)> {
         let ManagedConfig { filters, shipping, compliance, .. } = self.config.clone();
         let (filters, shipping) = (filters.unwrap_or_default(), shipping.unwrap_or_default());
@@ -79,7 +79,8 @@ impl ManagedSettings {
         pairs.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
     }
 
-    /// `{"filter": {"NAME": {…}}, "enricher": {…}}`, each for what the machine allows.
+    /// Adds the tables of `{"filter": {"NAME": {…}}, "enricher": {…}}` if the machine allows each
+    /// of them.
     fn add_stages(
         &self,
         stages: &serde_json::Value,
@@ -93,7 +94,8 @@ impl ManagedSettings {
         for (kind, named) in table(stages, "stages")? {
             let key = format!("stages.{kind}");
             if !MANAGED_KINDS.contains(&&*kind) {
-                let problem = "is not the server's to set: only tables of `filter` and `enricher`";
+                let problem =
+                    "cannot be set by the server: only tables of `filter` and `enricher` can";
                 return Err(self.value_error(&key, problem));
             }
             for (name, options) in table(&named, &key)? {
@@ -101,14 +103,15 @@ impl ManagedSettings {
                 table(&options, &key)?;
                 if !allowed.allows(&kind, &name) {
                     let problem = format!(
-                        "is not allowed on this machine: its file would have to say \
-                         `managed.allow = [\"{kind}.{name}\"]`"
+                        "is not allowed on this machine: the machine's file must contain \
+                             `managed.allow = [\"{kind}.{name}\"]`"
                     );
                     return Err(self.value_error(&key, problem));
                 }
                 let path = &mut vec!["stages".to_owned(), kind.clone(), name.clone()];
                 let mut options = self.value(&options, path)?;
-                // What `filters` says of a built-in filter stays beside what its table says.
+                // Values that `filters` sets for a built-in filter are kept unless the table
+                // overrides them.
                 if let Some(table) = options.as_dict() {
                     for (option, value) in table.clone() {
                         let path = [kind.clone(), name.clone(), option];
@@ -124,7 +127,7 @@ impl ManagedSettings {
         Ok(())
     }
 
-    /// JSON as TOML would have it: TOML has no null.
+    /// Converts JSON into values as TOML has them; TOML has no null.
     fn value(
         &self,
         json: &serde_json::Value,
@@ -133,7 +136,7 @@ impl ManagedSettings {
         use serde_json::Value as Json;
         Ok(match json {
             Json::Null => {
-                return Err(self.value_error(&key_text(path), "is null: leave it out instead"));
+                return Err(self.value_error(&key_text(path), "is null: omit it instead"));
             }
             Json::Bool(boolean) => (*boolean).into(),
             Json::String(text) => text.clone().into(),
@@ -176,7 +179,7 @@ impl From<ManagedConfig> for ManagedSettings {
     }
 }
 
-/// As [`insert`], for names that may hold a dot.
+/// Same as [`insert`], for names that may contain a dot.
 fn insert_at(values: &mut Dict, path: &[String], value: Value) {
     match path {
         [] => {}
@@ -192,13 +195,13 @@ fn insert_at(values: &mut Dict, path: &[String], value: Value) {
     }
 }
 
-/// Which tables of stages the server may set here.
+/// Tables of stages that the server may set on this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ManagedAllowlist(Vec<String>);
 
 impl ManagedAllowlist {
-    /// Reads `managed.allow` of the highest layer that has it. What is no list of texts is another's
-    /// error.
+    /// Reads `managed.allow` of the last layer that sets it. A list of another type is reported
+    /// elsewhere.
     pub(super) fn read(layers: &[Layer]) -> Self {
         let list = layers.iter().rev().find_map(|layer| {
             layer.values.get("managed")?.as_dict()?.get("allow")?.as_array().map(<[Value]>::to_vec)
@@ -217,7 +220,7 @@ impl ManagedAllowlist {
         self.0.iter().any(is_it)
     }
 
-    /// Whether an item of `managed.allow` can mean anything.
+    /// Returns whether an item of `managed.allow` can match any table.
     pub(super) fn is_pattern(text: &str) -> bool {
         let named = |(kind, name): (&str, &str)| {
             MANAGED_KINDS.contains(&kind) && !name.is_empty() && !name.contains('.')
@@ -226,7 +229,8 @@ impl ManagedAllowlist {
     }
 }
 
-/// Members that this version does not know: a newer server's, or misspelt.
+/// Returns a warning for each member that this version does not know, for example one of a newer
+/// server.
 fn unknown_members(body: &serde_json::Value) -> Vec<String> {
     let schema = schemars::schema_for!(ManagedConfig).to_value();
     let names = |schema: &serde_json::Value| -> Vec<String> {
@@ -240,7 +244,7 @@ fn unknown_members(body: &serde_json::Value) -> Vec<String> {
             let hint = did_you_mean(member, &known)
                 .map_or(String::new(), |near| format!(": did you mean `{near}`?"));
             unknown.push(format!(
-                "`{table}{member}` in the managed configuration is unknown, it has no effect{hint}"
+                "`{table}{member}` in the managed configuration is unknown and has no effect{hint}"
             ));
         }
     };

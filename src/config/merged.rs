@@ -1,4 +1,4 @@
-//! All layers as one, each value still knowing where it comes from.
+//! Merged values of all layers; each value keeps its origin.
 
 use figment::{
     Figment,
@@ -7,51 +7,52 @@ use figment::{
 use serde::de::DeserializeOwned;
 
 use super::{
-    ConfigError, LayerOrigin, Location, error,
+    error::{self, ConfigError},
     layer::{self, Layer},
+    origin::{LayerOrigin, Location},
     sink,
 };
 
-/// All layers as one.
+/// Merged values of all layers.
 pub(super) struct Merged {
     figment: Figment,
     pub(super) root: Value,
-    /// Lowest first.
+    /// Layers in the order in which they override each other.
     pub(super) layers: Vec<Layer>,
 }
 
 impl Merged {
     pub(super) fn new(layers: Vec<Layer>) -> Self {
         let figment = layer::merge(&layers);
-        // Merging fails only where a layer does, and none of these does.
+        // Merging fails only if a layer fails to provide its values, which never happens here.
         let root = figment.find_value("").unwrap_or_else(|_| Dict::new().into());
         Self { figment, root, layers }
     }
 
-    /// Reads the whole as `T`.
+    /// Deserializes the merged values as `T`.
     pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
         T::deserialize(&self.root).map_err(|error| self.explain_error(&[], error))
     }
 
-    /// The table of one stage, if there is one; it may be something else than a table.
+    /// Returns the value under `KIND.NAME`, which may not be a table.
     pub(super) fn stage(&self, kind: &str, name: &str) -> Option<&Value> {
         self.tables(kind).find(|(other, _)| *other == name).map(|(_, table)| table)
     }
 
-    /// All tables of one kind of stage.
+    /// Returns all tables of one kind of stage.
     pub(super) fn tables(&self, kind: &str) -> impl Iterator<Item = (&str, &Value)> {
         let tables = self.root.as_dict().and_then(|root| root.get(kind)?.as_dict());
         tables.into_iter().flatten().map(|(name, table)| (name.as_str(), table))
     }
 
-    /// The layer that a value comes from, counted from the lowest.
+    /// Returns the index of the layer that a value comes from; a higher one overrides a lower one.
     pub(super) fn rank(&self, value: &Value) -> usize {
         let name = self.figment.get_metadata(value.tag()).map(|metadata| &*metadata.name);
         let is_it = |layer: &Layer| Some(&*layer.origin.to_string()) == name;
         self.layers.iter().position(is_it).unwrap_or(0)
     }
 
-    /// Where the value at `path` comes from.
+    /// Returns the location of the value at `path`.
     pub(super) fn location(&self, path: &[String], value: &Value) -> Location {
         match self.layers.get(self.rank(value)) {
             Some(layer) => layer.location(path),
@@ -59,20 +60,21 @@ impl Merged {
         }
     }
 
-    /// An error about the value at a dotted key, or the nearest table above that is there.
+    /// Creates an error about the value at a dotted key, or about the nearest table above it that
+    /// exists.
     pub(super) fn value_error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
         let path = key.split('.').map(str::to_owned).collect::<Vec<_>>();
         let location = self.location(&path, self.nearest(&path));
         ConfigError::Value { key: error::key_text(&path), location, problem: problem.into() }
     }
 
-    /// Makes an error that names key and origin out of one about a value below `table`.
+    /// Converts an error about a value below `table` into one that names key and origin.
     pub(super) fn explain_error(&self, table: &[&str], error: figment::Error) -> ConfigError {
         let mut path = table.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
         path.extend(error.path);
         let value = self.nearest(&path);
         let location = self.location(&path, value);
-        // What the pipeline reads in the table of a stage.
+        // Keys that the pipeline reads from the table of a stage.
         let mut besides = Vec::new();
         if path.len() == 3 && !table.is_empty() {
             besides.extend(["enabled", "type"]);
@@ -83,7 +85,7 @@ impl Merged {
         error::explain_of(&path, location, value.as_str(), error.kind, &besides)
     }
 
-    /// The value at `path`, or the nearest above that is there.
+    /// Returns the value at `path`, or the nearest existing value above it.
     pub(super) fn nearest(&self, path: &[String]) -> &Value {
         path.iter()
             .try_fold(&self.root, |value, part| step(value, part).ok_or(value))

@@ -1,4 +1,4 @@
-//! Table of one stage in a configuration; its values know where they come from.
+//! Table of one stage in a configuration; its values keep their origin.
 
 use std::{fmt, path::PathBuf};
 
@@ -28,13 +28,13 @@ impl OptionTable {
         Self::from_table(toml_text::parse(text).unwrap().values)
     }
 
-    /// The options in a stage's table.
+    /// Creates the options from a stage's table.
     #[cfg(test)]
     pub(super) fn from_table(table: Dict) -> Self {
         Self::tagged(Value::from(table))
     }
 
-    /// The options in a stage's table; `table` keeps its tags.
+    /// Creates the options from a stage's table; `table` keeps its origin tags.
     pub(super) fn tagged(mut table: Value) -> Self {
         if let Value::Dict(_, dict) = &mut table {
             dict.remove("type");
@@ -43,27 +43,27 @@ impl OptionTable {
         Self(table)
     }
 
-    /// The value of one option.
+    /// Returns the value of one option.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.0.as_dict()?.get(key)
     }
 
-    /// The files that options name, of those that end in `_file`.
+    /// Returns the paths of the options that end in `_file`.
     pub fn files(&self) -> Vec<PathBuf> {
         let options = self.0.as_dict().into_iter().flatten();
         let named = options.filter(|(key, _)| key.ends_with("_file"));
         named.filter_map(|(_, value)| value.as_str().map(PathBuf::from)).collect()
     }
 
-    /// Takes one option away.
+    /// Removes one option.
     pub(super) fn remove(&mut self, key: &str) {
         if let Value::Dict(_, dict) = &mut self.0 {
             dict.remove(key);
         }
     }
 
-    /// All options, with `***` for secrets.
+    /// Returns all options, with `***` for secrets.
     #[must_use]
     pub fn masked(&self) -> Value {
         masked(&self.0)
@@ -86,7 +86,7 @@ pub(super) fn masked(value: &Value) -> Value {
 }
 
 impl fmt::Debug for OptionTable {
-    /// Prints keys only: under a misspelt key a secret is not known for one.
+    /// Prints keys only: a secret under a misspelt key cannot be recognized.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.as_dict().into_iter().flat_map(Dict::keys)).finish()
     }

@@ -1,34 +1,34 @@
-//! Where a value comes from: its layer, and the line in its file.
+//! Origin of a value: its layer, and the line in its file.
 
 use std::{
     fmt,
     path::{Path, PathBuf},
 };
 
-/// Where a value comes from. Reads on after `in`.
+/// Layer that a value comes from. Its `Display` follows the word `in`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LayerOrigin {
-    /// The program itself.
+    /// Built-in defaults.
     Defaults,
-    /// A secret that systemd hands over, by its name.
+    /// Secret passed by systemd, with its name.
     Credential(String),
-    /// A file that an administrator put on the machine.
+    /// File placed on the machine by an administrator.
     Machine(PathBuf),
-    /// The user's own file.
+    /// File of the user.
     User(PathBuf),
-    /// The file that the command line names.
+    /// File given with `--config`.
     Explicit(PathBuf),
-    /// An environment variable.
+    /// Environment variable.
     Environment(&'static str),
-    /// A variable that the service was installed with, and the file that keeps it.
+    /// Variable that the service was installed with, and the file that stores it.
     ServiceVariable(&'static str, PathBuf),
-    /// What the server manages, under this revision.
+    /// Managed configuration of the server, with its revision.
     Managed(Option<String>),
 }
 
 impl LayerOrigin {
-    /// The file, if it is one.
+    /// Returns the path, if the origin is a file.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
         match self {
@@ -41,7 +41,7 @@ impl LayerOrigin {
         }
     }
 
-    /// The layer's word, for programs that read what the agent prints.
+    /// Returns the name of the layer used in machine-readable output.
     #[must_use]
     pub fn layer(&self) -> &'static str {
         match self {
@@ -65,10 +65,10 @@ impl LayerOrigin {
             Self::Credential(name) => write!(f, "the systemd credential `{name}`"),
             Self::Machine(path) => write!(f, "the machine's file `{}`", file(path)),
             Self::User(path) => write!(f, "the user's file `{}`", file(path)),
-            Self::Explicit(path) => write!(f, "the file `{}` of --config", file(path)),
+            Self::Explicit(path) => write!(f, "the file `{}` given with --config", file(path)),
             Self::Environment(name) => write!(f, "the environment variable `{name}`"),
             Self::ServiceVariable(name, path) => {
-                write!(f, "the variable `{name}` that `{}` keeps", path.display())
+                write!(f, "the variable `{name}` stored in `{}`", path.display())
             }
             Self::Managed(None) => f.write_str("the server's managed configuration"),
             Self::Managed(Some(revision)) => {
@@ -84,12 +84,13 @@ impl fmt::Display for LayerOrigin {
     }
 }
 
-/// An origin, and the line in it. Reads on after `in`: the user's file `config.toml:3`.
+/// Origin and line of a value. Its `Display` follows the word `in`: the user's file
+/// `config.toml:3`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
-    /// The layer.
+    /// Layer.
     pub origin: LayerOrigin,
-    /// The line, from 1, where the origin is a file.
+    /// Line, starting at 1, if the origin is a file.
     pub line: Option<usize>,
 }
 

@@ -1,25 +1,29 @@
-//! Which stages there are, and in which order.
+//! Stages of the pipeline and their order.
 
 use figment::value::{Dict, Value};
 
 use super::{
-    ConfigError, OptionTable, PipelineSettings, SinkSettings, StageTable, merged::Merged, secret,
-    settings::PipelineTable,
+    error::ConfigError,
+    merged::Merged,
+    options::OptionTable,
+    origin::Location,
+    secret,
+    settings::{PipelineSettings, PipelineTable, StageTable},
+    sink::SinkSettings,
 };
-use crate::platform::secure_file;
+use crate::{platform::secure_file, units::Size};
 
-/// The filters that every pipeline has, in the order in which they run where the list omits them.
+/// Filters of every pipeline, in the order in which they run if the list omits them.
 pub const BUILT_IN_FILTERS: [&str; 6] =
     ["compact", "dedupe", "ignore-types", "sidechain", "meta", "tool-call"];
 
-/// Those of them that no configuration switches off.
+/// Built-in filters that cannot be disabled.
 pub const ALWAYS_ON: [&str; 2] = ["compact", "dedupe"];
 
-/// The kinds of stages: the name of their tables, and of their list in `[pipeline]` without the
-/// plural's `s`.
+/// Kinds of stages: the names of their tables. The lists in `[pipeline]` have the plural.
 pub(super) const KINDS: [&str; 4] = ["source", "filter", "enricher", "sink"];
 
-/// The stages that run, and those that are switched off.
+/// Returns the enabled and the disabled stages.
 pub(super) fn resolve(
     lists: &PipelineTable,
     merged: &Merged,
@@ -42,21 +46,21 @@ pub(super) fn resolve(
         }
         stages.check_unlisted(&names, warnings)?;
         if on.is_empty() && matches!(kind, "source" | "sink") {
-            let problem = format!("names no {kind} that is enabled: one at least is needed");
+            let problem = format!("contains no enabled {kind}: at least one is required");
             return Err(merged.value_error(&format!("pipeline.{kind}s"), problem));
         }
     }
     Ok((on, off))
 }
 
-/// The stages of one kind.
+/// Stages of one kind.
 struct Kind<'a> {
     kind: &'static str,
     merged: &'a Merged,
 }
 
 impl Kind<'_> {
-    /// The names in the list, checked; filters with the built-in ones that it omits before them.
+    /// Returns the checked names in the list, with omitted built-in filters first.
     fn names(&self, list: &[String]) -> Result<Vec<String>, ConfigError> {
         let kind = self.kind;
         for (at, name) in list.iter().enumerate() {
@@ -66,7 +70,7 @@ impl Kind<'_> {
             }
             if list[..at].contains(name) {
                 let problem = format!(
-                    "names `{name}` twice: a second one needs a name of its own, and `type = \
+                    "contains `{name}` twice: give the second one another name, and set `type = \
                      \"{name}\"` in its table"
                 );
                 return Err(self.merged.value_error(&format!("pipeline.{kind}s"), problem));
@@ -78,7 +82,7 @@ impl Kind<'_> {
         Ok(omitted.chain(list.iter().cloned()).collect())
     }
 
-    /// The stage called `name`; without a table it is the stage of that type without options.
+    /// Returns the stage called `name`; without a table it is a stage of that type without options.
     fn table(&self, name: &str) -> Result<StageTable, ConfigError> {
         let empty = Value::from(Dict::new());
         let table = self.merged.stage(self.kind, name).unwrap_or(&empty);
@@ -90,8 +94,8 @@ impl Kind<'_> {
             None => name.to_owned(),
             Some(Value::String(_, stage)) if is_kebab_case(stage) => stage.clone(),
             Some(_) => {
-                let problem = "must be the type of a stage, as `\"ignore-types\"`: `ai-agent \
-                               stages` lists them";
+                let problem = "must be a stage type such as `\"ignore-types\"`: `ai-agent stages` \
+                               lists them";
                 return Err(self.merged.value_error(&format!("{key}.type"), problem));
             }
         };
@@ -109,11 +113,24 @@ impl Kind<'_> {
         }
         let mut table = table.clone();
         let sink_settings = match self.kind {
-            "sink" => SinkSettings::take(name, &mut table, self.merged)?,
+            "sink" => self.sink_settings(name, &mut table)?,
             _ => SinkSettings::default(),
         };
         let options = OptionTable::tagged(table);
         Ok(StageTable { name: name.to_owned(), stage, enabled, sink_settings, options })
+    }
+
+    fn sink_settings(&self, name: &str, table: &mut Value) -> Result<SinkSettings, ConfigError> {
+        let settings = SinkSettings::extract(table)
+            .map_err(|error| self.merged.explain_error(&["sink", name], error))?;
+        if let Some(rate) = settings.max_bytes_per_second.filter(|rate| *rate < 1 << 10) {
+            let rate = Size(rate);
+            let problem = format!("is {rate}, must be at least 1 KiB; omit it for no limit");
+            return Err(self
+                .merged
+                .value_error(&format!("sink.{name}.max_bytes_per_second"), problem));
+        }
+        Ok(settings)
     }
 
     fn check_built_in(&self, name: &str, stage: &str, enabled: bool) -> Result<(), ConfigError> {
@@ -131,8 +148,8 @@ impl Kind<'_> {
         Ok(())
     }
 
-    /// Tables that no list names do nothing: their author should know. Those of the built-in
-    /// defaults may be left out.
+    /// Warns about tables that no list contains, since they have no effect, except those of the
+    /// built-in defaults.
     fn check_unlisted(
         &self,
         names: &[String],
@@ -141,7 +158,7 @@ impl Kind<'_> {
         let kind = self.kind;
         for (name, table) in self.merged.tables(kind) {
             if !is_kebab_case(name) {
-                let problem = format!("has {}", not_kebab_case(name));
+                let problem = format!("is named {}", not_kebab_case(name));
                 return Err(self.merged.value_error(&format!("{kind}.{name}"), problem));
             }
             if names.iter().any(|listed| listed == name) {
@@ -152,15 +169,16 @@ impl Kind<'_> {
             if rank > 0 {
                 warnings.push(format!(
                     "the table `[{kind}.{name}]` in {location} has no effect: `pipeline.{kind}s` \
-                     does not name `{name}`"
+                     does not list `{name}`"
                 ));
             }
         }
         Ok(())
     }
 
-    /// The location of what is highest in a table, and its layer counted from the lowest.
-    fn highest_location(&self, path: &[String], value: &Value) -> (usize, super::Location) {
+    /// Returns the location and the layer index of the value in a table that comes from the last
+    /// layer.
+    fn highest_location(&self, path: &[String], value: &Value) -> (usize, Location) {
         fn highest(merged: &Merged, value: &Value) -> usize {
             let below = value.as_dict().into_iter().flat_map(Dict::values);
             below.map(|value| highest(merged, value)).fold(merged.rank(value), usize::max)
@@ -170,7 +188,7 @@ impl Kind<'_> {
     }
 }
 
-/// Secrets that stand in a file which every user of the machine can read, and short ones.
+/// Warns about secrets that are short, or set in a file that every user of the machine can read.
 pub(super) fn warn_of_weak_secrets(
     pipeline: &PipelineSettings,
     merged: &Merged,
@@ -190,8 +208,8 @@ pub(super) fn warn_of_weak_secrets(
                     && secure_file::is_readable_by_all(file)
                 {
                     warnings.push(format!(
-                        "`{key}` stands in {location}, which every user of this machine can read: \
-                         mend it with {}",
+                        "`{key}` is set in {location}, which every user of this machine can read: \
+                         fix it with {}",
                         secure_file::restrict_command(file)
                     ));
                 }
@@ -201,7 +219,7 @@ pub(super) fn warn_of_weak_secrets(
                     .is_some_and(|secret| secret.is_short())
                 {
                     warnings.push(format!(
-                        "`{key}` in {location} is shorter than 16 bytes, so it can be guessed"
+                        "`{key}` in {location} is shorter than 16 bytes and can be guessed: use a longer one"
                     ));
                 }
             }
@@ -209,7 +227,7 @@ pub(super) fn warn_of_weak_secrets(
     }
 }
 
-/// `ignore-types`, `a1`, `x`.
+/// Returns whether a name has the form `ignore-types`, `a1` or `x`.
 fn is_kebab_case(name: &str) -> bool {
     let word = |word: &str| {
         !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
@@ -218,5 +236,5 @@ fn is_kebab_case(name: &str) -> bool {
 }
 
 fn not_kebab_case(name: &str) -> String {
-    format!("{name:?} for a name, must be lower-case words with hyphens, as `my-stage`")
+    format!("{name:?}, must be lower-case words with hyphens, such as `my-stage`")
 }

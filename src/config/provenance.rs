@@ -1,35 +1,42 @@
-//! Where each value comes from, what it overrides, and who may change it.
+//! Provenance: where each value comes from, what it overrides, and who may change it.
 
 use figment::value::{Dict, Value};
 
 use super::{
-    KINDS, LayerOrigin, LoadedConfig, Location, error::key_text, locks::KeyPattern,
-    managed::ManagedAllowlist, merged::step, options::masked, secret,
+    error::key_text,
+    loaded::LoadedConfig,
+    locks::KeyPattern,
+    managed::ManagedAllowlist,
+    merged::step,
+    options::masked,
+    origin::{LayerOrigin, Location},
+    pipeline::KINDS,
+    secret,
 };
 
-/// A value in force, without secrets.
+/// Value of a key in one layer, without secrets.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConfigValue {
-    /// Its key, part by part.
+    /// Parts of the key.
     pub path: Vec<String>,
-    /// The value; `***` for a secret.
+    /// Value; `***` for a secret.
     pub value: Value,
-    /// Where it comes from.
+    /// Layer and line of the value.
     pub location: Location,
 }
 
-/// What there is to know about one key.
+/// Values of one key in all layers, and who may change it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyExplanation {
-    /// The values that layers give it, the one in force first.
+    /// Values that layers set, the one in force first.
     pub values: Vec<ConfigValue>,
-    /// Why the user may not change it; `None` when they may.
+    /// Reason why the user may not change the key; `None` if they may.
     pub user: Option<&'static str>,
-    /// Why the server may not change it; `None` when it may.
+    /// Reason why the server may not change the key; `None` if it may.
     pub server: Option<&'static str>,
 }
 
-/// Keys that the server may always set, with all that is below them.
+/// Keys that the server may always set, with everything below them.
 const SERVERS: [&str; 7] = [
     "filter.ignore-types.types",
     "filter.sidechain.enabled",
@@ -40,7 +47,7 @@ const SERVERS: [&str; 7] = [
     "compliance",
 ];
 
-/// Tables in the order in which a person reads them.
+/// Tables in the order in which they are shown.
 const ORDER: [&str; 11] = [
     "locked",
     "agent",
@@ -56,8 +63,8 @@ const ORDER: [&str; 11] = [
 ];
 
 impl LoadedConfig {
-    /// Every value in force, table by table. Tables of stages that no list names are left out: they
-    /// have no effect.
+    /// Returns every value in force, table by table. Tables of stages that no list contains are
+    /// omitted, since they have no effect.
     #[must_use]
     pub fn effective_values(&self) -> Vec<ConfigValue> {
         let mut shown = Vec::new();
@@ -84,7 +91,7 @@ impl LoadedConfig {
             });
             return;
         };
-        // A table's own values stand before the tables in it, as TOML wants it.
+        // TOML requires the values of a table before its subtables.
         let (below, own): (Vec<_>, Vec<_>) =
             dict.iter().partition(|(_, value)| matches!(value, Value::Dict(..)));
         for (key, value) in own.into_iter().chain(below) {
@@ -94,7 +101,7 @@ impl LoadedConfig {
         }
     }
 
-    /// The type of a stage that a list names.
+    /// Returns the type of a stage that a list contains.
     #[must_use]
     pub fn type_of_stage(&self, kind: &str, name: &str) -> Option<&str> {
         let lists = [&self.settings.pipeline, &self.disabled].map(|it| match kind {
@@ -106,7 +113,8 @@ impl LoadedConfig {
         lists.into_iter().flatten().find(|it| it.name == name).map(|it| &*it.stage)
     }
 
-    /// What the machine's file locks although it is none of the keys in `known`, and none above one.
+    /// Returns the locked keys of the machine's file that match none of the keys in `known` and no
+    /// table above one.
     #[must_use]
     pub fn unmatched_locks(&self, known: &[&str]) -> Vec<String> {
         let paths: Vec<Vec<String>> =
@@ -118,7 +126,7 @@ impl LoadedConfig {
         idle.map(ToString::to_string).collect()
     }
 
-    /// Says what there is to know about the value at `path`.
+    /// Returns the values of the key at `path` in all layers, and who may change it.
     #[must_use]
     pub fn explain_key(&self, path: &[String]) -> KeyExplanation {
         let mut values = Vec::new();
@@ -144,7 +152,7 @@ impl LoadedConfig {
                 || matches!(path, [kind, name, ..]
                     if ManagedAllowlist::read(&self.merged.layers).allows(kind, name))
         };
-        let of_server = (!may_server).then_some("`managed.allow` does not name it");
+        let of_server = (!may_server).then_some("`managed.allow` does not contain it");
         KeyExplanation {
             values,
             user: refused(&LayerOrigin::User("".into())),
@@ -154,7 +162,7 @@ impl LoadedConfig {
 }
 
 impl ConfigValue {
-    /// `filter.ignore-types.types`.
+    /// Returns the dotted key, such as `filter.ignore-types.types`.
     #[must_use]
     pub fn key(&self) -> String {
         key_text(&self.path)
@@ -165,7 +173,7 @@ fn is_empty_table(value: &Value) -> bool {
     value.as_dict().is_some_and(Dict::is_empty)
 }
 
-/// The value with `***` for what must not be printed.
+/// Replaces secrets by `***`.
 fn without_secrets(path: &[String], value: &Value) -> Value {
     if path.iter().any(|part| secret::is_secret_key(part)) {
         return secret::MASK.into();
@@ -173,7 +181,7 @@ fn without_secrets(path: &[String], value: &Value) -> Value {
     without_passwords(masked(value))
 }
 
-/// URLs without the user and password that they may hold.
+/// Removes user name and password from URLs.
 fn without_passwords(value: Value) -> Value {
     match value {
         Value::String(tag, text) => {

@@ -1,4 +1,4 @@
-//! Where values come from, lowest layer first.
+//! Reading of all layers, in the order in which they override each other.
 
 use std::{
     collections::BTreeSet,
@@ -9,22 +9,24 @@ use std::{
 use figment::value::{Dict, Value};
 
 use super::{
-    ConfigInputs, HTTP_SIEM, credentials,
+    credentials,
     error::{ConfigError, did_you_mean},
     inline_tests::{self, InlineTest},
+    inputs::ConfigInputs,
     layer::{Layer, insert, tables},
     locks::{LockedOverride, Locks},
     managed::{MANAGED_KINDS, ManagedAllowlist, ManagedSettings},
     origin::LayerOrigin,
     pipeline::{BUILT_IN_FILTERS, KINDS},
+    sink::HTTP_SIEM,
     toml_text::{self, ParsedToml},
 };
 use crate::platform::Environment;
 
-/// The configuration that the program carries.
+/// Built-in configuration.
 pub(super) const DEFAULTS: &str = include_str!("../../config/default.toml");
 
-/// The environment variables that set a value, and the key that they set.
+/// Environment variables that set a value, with their keys.
 pub(super) const VARIABLES: [(&str, &str); 4] = [
     ("CLAUDE_SIEM_ENDPOINT", "sink.siem.endpoint"),
     ("CLAUDE_SIEM_TOKEN", "sink.siem.token"),
@@ -32,19 +34,19 @@ pub(super) const VARIABLES: [(&str, &str); 4] = [
     ("CLAUDE_SIEM_POLL_INTERVAL", "agent.poll_interval"),
 ];
 
-/// The layers, and what came of putting them over each other.
+/// Layers after locked and unused values were removed.
 pub(super) struct LayerSet {
-    /// Lowest first.
+    /// Layers in the order in which they override each other.
     pub(super) layers: Vec<Layer>,
-    /// Who may change what.
+    /// Locked keys.
     pub(super) locks: Locks,
-    /// What was set in vain.
+    /// Values that were ignored because their key is locked.
     pub(super) locked_overrides: Vec<LockedOverride>,
-    /// The tests of every layer.
+    /// Tests of every layer.
     pub(super) tests: Vec<InlineTest>,
 }
 
-/// Reads every layer that is there, lowest first.
+/// Reads every layer that exists.
 pub(super) fn read(
     inputs: &ConfigInputs,
     warnings: &mut Vec<String>,
@@ -65,12 +67,12 @@ pub(super) fn read(
         .collect();
     let sinks = sinks.into_iter().filter(|name| type_in(&layers, "sink", name) == Some(HTTP_SIEM));
     let sinks: Vec<String> = sinks.map(str::to_owned).collect();
-    // Above nothing but the defaults.
+    // Credentials override the defaults only.
     layers.splice(1..1, credentials::read(inputs.environment, &sinks, warnings));
     merge_layers(layers, from_environment(inputs.environment, warnings)?, inputs.managed, warnings)
 }
 
-/// Reads files as a machine would that has nothing but these, lowest first.
+/// Reads `files` as the only files of a machine.
 pub(super) fn read_files(
     files: &[PathBuf],
     managed: Option<&ManagedSettings>,
@@ -101,7 +103,9 @@ fn merge_layers(
             layers.push(layer);
         } else {
             let origin = layer.origin;
-            warnings.push(format!("{origin} has no effect: the sink `siem` is no `{HTTP_SIEM}`"));
+            warnings.push(format!(
+                "{origin} has no effect: the sink `siem` is not of type `{HTTP_SIEM}`"
+            ));
         }
     }
     if let Some(managed) = managed {
@@ -119,8 +123,7 @@ fn merge_layers(
     Ok(LayerSet { layers, locks, locked_overrides, tests })
 }
 
-/// A stage that only the server has a table for stands in no list of this machine: it runs after
-/// those that do, in the order of the names.
+/// Appends stages that only the server defines to the lists of this machine, sorted by name.
 fn append_new_stages(managed: &mut Layer, below: &[Layer], locks: &Locks) {
     for kind in MANAGED_KINDS {
         let list = format!("{kind}s");
@@ -145,7 +148,8 @@ fn append_new_stages(managed: &mut Layer, below: &[Layer], locks: &Locks) {
     }
 }
 
-/// The files of a directory of files, in the order of their names; hidden ones are an editor's.
+/// Returns the TOML files of a directory, sorted by name. Hidden files are skipped: editors create
+/// them.
 pub(super) fn files_of(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     let failed =
         |source| ConfigError::Read { origin: LayerOrigin::Machine(dir.to_owned()), source };
@@ -190,7 +194,7 @@ fn from_text(origin: LayerOrigin, text: &str) -> Result<Layer, ConfigError> {
     }
 }
 
-/// One layer for each variable, so that an error names it.
+/// Returns one layer for each variable, so that an error can name the variable.
 fn from_environment(
     environment: &Environment,
     warnings: &mut Vec<String>,
@@ -228,9 +232,9 @@ fn from_environment(
     Ok(layers)
 }
 
-/// Where layers differ about a stage's type, the highest decides, and what others said for another
-/// type is forgotten: `[sink.siem] type = "stdout"` alone is right, though the defaults have
-/// options for the `http-siem` that it was.
+/// Removes the options of a stage that were written for another type than the last layer sets. This
+/// makes `[sink.siem] type = "stdout"` valid by itself, although the defaults have options of
+/// `http-siem` in this table.
 fn remove_options_of_other_types(layers: &mut [Layer]) {
     for kind in KINDS {
         let names = layers.iter().flat_map(|layer| tables(&layer.values, kind));
@@ -250,7 +254,7 @@ fn remove_options_of_other_types(layers: &mut [Layer]) {
     }
 }
 
-/// The type that the highest of `layers` that says so gives a stage.
+/// Returns the type that the last layer that sets one gives a stage.
 fn type_in<'a>(layers: &'a [Layer], kind: &str, name: &str) -> Option<&'a str> {
     layers.iter().rev().find_map(|layer| {
         let (_, table) = tables(&layer.values, kind).find(|(other, _)| *other == name)?;

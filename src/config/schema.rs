@@ -1,27 +1,27 @@
-//! JSON Schema of a configuration file: of any layer, so nothing is required in it.
+//! JSON Schema of a configuration file. It describes any layer, so nothing is required.
 
 use schemars::Schema;
 use serde_json::{Map, Value, json};
 
-use super::{KINDS, layer, read_layers, settings::Tables, sink, toml_text};
+use super::{layer, pipeline::KINDS, read_layers, settings::Tables, sink, toml_text};
 
-/// A stage's options.
+/// JSON Schema of one stage type.
 pub struct StageSchema {
-    /// `source`, `filter`, `enricher` or `sink`.
+    /// Kind of stage: `source`, `filter`, `enricher` or `sink`.
     pub kind: &'static str,
-    /// Its type.
+    /// Type.
     pub name: &'static str,
-    /// What it does.
+    /// Summary.
     pub summary: &'static str,
-    /// JSON Schema of its own options: what the table of every stage or sink may say comes on top.
+    /// JSON Schema of the type's own options; options common to all stages or sinks are added.
     pub options: Schema,
 }
 
-/// JSON Schema of a configuration file whose pipeline may have any of `stages`.
+/// Returns the JSON Schema of a configuration file whose pipeline may contain `stages`.
 ///
-/// The table of a stage is held against the options of its type: that of its `type`, of the built-in
-/// table of that name, or of its name. A table that says none may be completed by another layer, and
-/// may hold anything.
+/// The table of a stage is checked against the options of its `type`, or of the type of the
+/// built-in table with that name, or of the type called like the table. A table without any of
+/// these may be completed by another layer and may contain anything.
 #[must_use]
 pub fn schema(stages: &[StageSchema]) -> Value {
     let mut schema = schemars::schema_for!(Tables).to_value();
@@ -30,7 +30,7 @@ pub fn schema(stages: &[StageSchema]) -> Value {
         _ => Map::new(),
     };
     for (name, definition) in &mut definitions {
-        // A test is whole in itself; a table is merged with those of other layers.
+        // A test is complete in itself; tables are merged with those of other layers.
         if !name.starts_with("InlineTest") {
             forget_required(definition);
         }
@@ -65,7 +65,7 @@ fn forget_required(schema: &mut Value) {
     }
 }
 
-/// The table of a stage of one type.
+/// Returns the schema of the table of one stage type.
 fn table(stage: &StageSchema) -> Value {
     let own = format!("#/$defs/{}/$defs/", reference(stage.kind, stage.name));
     let mut schema = stage.options.clone().to_value();
@@ -75,8 +75,9 @@ fn table(stage: &StageSchema) -> Value {
         schema.remove("$schema");
         schema.insert("description".to_owned(), stage.summary.into());
         let properties = schema.entry("properties").or_insert_with(|| json!({}));
-        properties["type"] = json!({ "const": stage.name, "description": "What the stage is." });
-        properties["enabled"] = json!({ "type": "boolean", "description": "Whether it runs." });
+        properties["type"] = json!({ "const": stage.name, "description": "Type of the stage." });
+        properties["enabled"] =
+            json!({ "type": "boolean", "description": "Runs the stage if true." });
         if let ("sink", Value::Object(common)) = (stage.kind, sink::properties()) {
             for (option, about) in common {
                 properties[option] = about;
@@ -86,7 +87,7 @@ fn table(stage: &StageSchema) -> Value {
     schema
 }
 
-/// Lets references within a stage's own schema point to where it stands now.
+/// Adjusts references within a stage's own schema to its position in the whole schema.
 fn point_to(schema: &mut Value, own: &str) {
     match schema {
         Value::Object(members) => {
@@ -104,7 +105,7 @@ fn point_to(schema: &mut Value, own: &str) {
     }
 }
 
-/// A table of any name: its `type` decides.
+/// Returns the schema of a table with any name, which depends on its `type`.
 fn any_table(kind: &str, stages: &[&StageSchema]) -> Value {
     let names: Vec<&str> = stages.iter().map(|stage| stage.name).collect();
     let by_type = stages.iter().map(|stage| {
@@ -115,12 +116,12 @@ fn any_table(kind: &str, stages: &[&StageSchema]) -> Value {
     });
     json!({
         "type": "object",
-        "properties": { "type": { "enum": names, "description": "What the stage is." } },
+        "properties": { "type": { "enum": names, "description": "Type of the stage." } },
         "allOf": by_type.collect::<Vec<_>>(),
     })
 }
 
-/// Tables whose name says their type, where they do not say it themselves.
+/// Returns the schemas of tables whose name implies their type unless they set one.
 fn named_tables(kind: &str, stages: &[&StageSchema]) -> Map<String, Value> {
     let own = stages.iter().map(|stage| (stage.name.to_owned(), stage.name.to_owned()));
     let all = own.chain(types_of_defaults(kind));
@@ -137,7 +138,7 @@ fn named_tables(kind: &str, stages: &[&StageSchema]) -> Map<String, Value> {
         .collect()
 }
 
-/// Tables of the built-in configuration that say their type: `siem` is an `http-siem`.
+/// Returns the types that tables of the built-in configuration set: `siem` is an `http-siem`.
 fn types_of_defaults(kind: &str) -> Vec<(String, String)> {
     let Ok(defaults) = toml_text::parse(read_layers::DEFAULTS) else { return Vec::new() };
     let types = layer::tables(&defaults.values, kind).filter_map(|(name, table)| {

@@ -1,4 +1,4 @@
-//! What must never be printed.
+//! Secrets: values that are never printed.
 
 use std::{
     fmt,
@@ -10,13 +10,13 @@ use serde::{Deserialize, Deserializer, de::Visitor};
 
 use crate::platform::secure_file::{self, SecretFileError};
 
-/// What takes the location of a secret wherever one is printed.
+/// Text printed in place of a secret.
 pub const MASK: &str = "***";
 
-/// Secrets shorter than this are taken, with a warning.
+/// Secrets shorter than this number of bytes are accepted with a warning.
 const SHORT: usize = 16;
 
-/// A token or a key. Prints as `***`, and is never written anywhere.
+/// Token or key. Prints as `***` and is never written anywhere.
 ///
 /// ```
 /// use ai_agent::config::Secret;
@@ -28,29 +28,29 @@ const SHORT: usize = 16;
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes `text` without the white space around it; none when nothing is left.
+    /// Trims `text`; returns `None` if nothing is left.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
         let text = text.trim();
         (!text.is_empty()).then(|| Self(text.to_owned()))
     }
 
-    /// Reads a secret from a file that others cannot read.
+    /// Reads a secret from a file that other users cannot read.
     ///
     /// # Errors
-    /// [`SecretError`] when the file can't be read, is open to others, or is empty.
+    /// [`SecretError`] if the file cannot be read, is accessible to others, or is empty.
     pub fn from_file(path: &Path) -> Result<Self, SecretError> {
         Self::new(&secure_file::read(path)?)
             .ok_or_else(|| SecretError::Empty { path: path.to_owned() })
     }
 
-    /// The secret itself, for signing and for the `Authorization` header only.
+    /// Returns the plain text, for signatures and the `Authorization` header only.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether it can be guessed: under 16 bytes. It is taken, with a warning.
+    /// Returns whether the secret has less than 16 bytes and can be guessed.
     #[must_use]
     pub fn is_short(&self) -> bool {
         self.0.len() < SHORT
@@ -71,15 +71,15 @@ impl fmt::Display for Secret {
 
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// Serde's own answer to a value of another type would print the value.
+        /// Serde's default error for a value of another type would print the value.
         struct Text;
-        const NO_TEXT: &str = "a secret must be a text in quotes";
+        const NOT_A_STRING: &str = "a secret must be a string in quotes";
 
         impl Visitor<'_> for Text {
             type Value = Secret;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a secret, as a text in quotes")
+                f.write_str("a secret as a string in quotes")
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Secret, E> {
@@ -87,19 +87,19 @@ impl<'de> Deserialize<'de> for Secret {
             }
 
             fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<Secret, E> {
-                Err(E::custom(NO_TEXT))
+                Err(E::custom(NOT_A_STRING))
             }
 
             fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<Secret, E> {
-                Err(E::custom(NO_TEXT))
+                Err(E::custom(NOT_A_STRING))
             }
 
             fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<Secret, E> {
-                Err(E::custom(NO_TEXT))
+                Err(E::custom(NOT_A_STRING))
             }
 
             fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<Secret, E> {
-                Err(E::custom(NO_TEXT))
+                Err(E::custom(NOT_A_STRING))
             }
         }
         deserializer.deserialize_any(Text)
@@ -116,22 +116,22 @@ impl JsonSchema for Secret {
     }
 }
 
-/// Why a file gives no secret.
+/// Reason why no secret can be read from a file.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// It can't be read, or others can read it too.
+    /// The file cannot be read, or is accessible to others.
     #[error(transparent)]
     Private(#[from] SecretFileError),
-    /// There is nothing in it.
+    /// The file is empty.
     #[error("the secret file `{}` is empty", path.display())]
     Empty {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
 }
 
-/// Whether the value of `key` is a secret, by the name of the key. Where a secret stands in a
-/// file of its own (`token_file`), the file's name is none.
+/// Returns whether the name of `key` says that its value is a secret. Names of files with a secret
+/// (`token_file`) are not secret.
 #[must_use]
 pub fn is_secret_key(key: &str) -> bool {
     const ENDINGS: [&str; 12] = [
@@ -162,28 +162,28 @@ mod tests {
     }
 
     #[test]
-    fn takes_any_text_that_is_not_empty() {
+    fn secret_trims_text_and_refuses_blanks() {
         assert_eq!(parse(" x\n").unwrap().expose(), "x");
         assert!(parse(" \n").unwrap_err().contains("a secret must not be empty"));
     }
 
     #[test]
-    fn never_prints_what_it_refuses() {
+    fn errors_never_print_the_refused_value() {
         for error in [parse(271_828), parse(271_828_i64), parse(271_828.0), parse(true)] {
             let error = error.unwrap_err();
-            assert!(error.contains("must be a text in quotes"), "{error}");
+            assert!(error.contains("must be a string in quotes"), "{error}");
             assert!(!error.contains("271828") && !error.contains("true"), "{error}");
         }
     }
 
     #[test]
-    fn is_short_under_16_bytes() {
+    fn secret_under_16_bytes_is_short() {
         assert!(Secret::new("123456789012345").unwrap().is_short());
         assert!(!Secret::new("1234567890123456").unwrap().is_short());
     }
 
     #[test]
-    fn knows_the_names_of_secrets() {
+    fn is_secret_key_recognizes_names_of_secrets() {
         for key in ["token", "hmac_secret", "api-key", "Authorization", "tokens", "DB_PASSWORD"] {
             assert!(is_secret_key(key), "{key}");
         }
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_a_private_file() {
+    fn secret_is_read_from_a_private_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         let write = |text: &str| secure_file::replace(&path, text.as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! What a configuration says, typed and checked.
+//! Typed and validated settings.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -10,8 +10,8 @@ use siem_protocol::{
 };
 
 use super::{
-    ConfigError, OptionTable, SinkSettings, inline_tests::TestTable, managed::ManagedAllowlist,
-    merged::Merged,
+    error::ConfigError, inline_tests::TestTable, managed::ManagedAllowlist, merged::Merged,
+    options::OptionTable, sink::SinkSettings,
 };
 use crate::{
     compliance::policy,
@@ -19,67 +19,67 @@ use crate::{
     units::{Size, Time},
 };
 
-/// All that is configured. Everything is decided: defaults are filled in, ranges are checked.
+/// All settings, with defaults filled in and ranges checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// The agent itself.
+    /// Settings of the agent itself.
     pub agent: AgentSettings,
-    /// When batches are sent.
+    /// Size and interval of batches.
     pub shipping: ShippingSettings,
-    /// How much waits on this machine.
+    /// Limits of the outbox.
     pub outbox: OutboxSettings,
-    /// The way of a record.
+    /// Stages of the pipeline.
     pub pipeline: PipelineSettings,
-    /// Who may be signed in; what is absent restricts nothing.
+    /// Policy on accounts; an absent rule restricts nothing.
     pub compliance: Compliance,
-    /// Whether only signed answers of the server count.
+    /// Whether the server's answers must be signed.
     pub require_signature: bool,
 }
 
-/// The agent itself.
+/// Settings of the agent itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentSettings {
-    /// Where it keeps its state; absolute.
+    /// State directory; absolute.
     pub state_dir: PathBuf,
-    /// How often it asks the server and reports; 60 s to a day.
+    /// Interval between requests for the managed configuration; 60 s to a day.
     pub poll_interval: Duration,
-    /// How its log file is written.
+    /// Format of the log file.
     pub log_format: LogFormat,
 }
 
-/// How the log file is written, one line for each fact.
+/// Format of the log file, one line per event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// One JSON object in a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// When batches are sent, and how large they are.
+/// Size and interval of batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShippingSettings {
-    /// How many entries make a batch, 1 to 10,000.
+    /// Maximum number of entries in a batch, 1 to 10,000.
     pub batch_size: usize,
-    /// How many bytes make a batch, before compression, 64 KiB to 32 MiB; a larger entry travels
-    /// alone.
+    /// Maximum size of a batch in bytes before compression, 64 KiB to 32 MiB; a larger entry is
+    /// sent alone.
     pub max_batch_bytes: u64,
-    /// How long an entry may wait; zero sends at once, a day is the most.
+    /// Maximum time that an entry waits, at most a day; zero sends at once.
     pub flush_interval: Duration,
 }
 
 impl Default for ShippingSettings {
-    /// What `config/default.toml` says.
+    /// Returns the values of `config/default.toml`.
     fn default() -> Self {
         Self { batch_size: 1000, max_batch_bytes: 4 << 20, flush_interval: Duration::from_secs(5) }
     }
 }
 
 impl ShippingSettings {
-    /// What is left for entries in a batch's bytes, beside its header line. Dead letters that the
-    /// header names come on top.
+    /// Returns the bytes available for entries in a batch, beside its header line. Dead letters
+    /// that the header reports are not included.
     #[must_use]
     pub fn room(&self) -> u64 {
         const HEADER: u64 = 2 << 10;
@@ -87,46 +87,47 @@ impl ShippingSettings {
     }
 }
 
-/// How much waits on this machine.
+/// Limits of the outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutboxSettings {
-    /// The size in bytes at which reading stops; at least 32 MiB.
+    /// Size in bytes at which reading stops; at least 32 MiB.
     pub max_bytes: u64,
-    /// How many bytes of dead letters are kept besides; at least 1 MiB.
+    /// Maximum size of dead letters in bytes; at least 1 MiB.
     pub max_dead_letter_bytes: u64,
 }
 
-/// The stages that run, each kind in the order in which a record meets them.
+/// Stages that run, each kind in the order in which a record passes them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PipelineSettings {
-    /// What reads.
+    /// Sources.
     pub sources: Vec<StageTable>,
-    /// What decides.
+    /// Filters.
     pub filters: Vec<StageTable>,
-    /// What adds facts.
+    /// Enrichers.
     pub enrichers: Vec<StageTable>,
-    /// What delivers.
+    /// Sinks.
     pub sinks: Vec<StageTable>,
 }
 
-/// One stage as it is configured.
+/// Configuration of one stage.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageTable {
-    /// The name of this instance: what its table and the order list call it.
+    /// Name of the instance: that of its table and in the list.
     pub name: String,
-    /// Its type: what the registry calls it. The name, where the table does not say.
+    /// Type; the name if the table does not set one.
     pub stage: String,
-    /// Whether it runs.
+    /// Whether the stage runs.
     pub enabled: bool,
-    /// How it is fed, if it is a sink.
+    /// Options common to all sinks, if the stage is a sink.
     pub sink_settings: SinkSettings,
-    /// What its table says besides.
+    /// Options of the stage itself.
     pub options: OptionTable,
 }
 
 impl Settings {
-    /// Names what decides about records: names, types and options of the filters and enrichers
-    /// that run, in their order. The same whatever the order of keys, and whatever the secrets.
+    /// Returns a hash of everything that decides about records: names, types and options of the
+    /// enabled filters and enrichers, in their order. It does not depend on the order of keys or on
+    /// secrets.
     #[must_use]
     pub fn config_hash(&self) -> Digest {
         #[derive(Serialize)]
@@ -142,7 +143,7 @@ impl Settings {
                 r#type: &table.stage,
             });
             let json = serde_json::to_string(&stages.collect::<Vec<_>>());
-            format!("\"{tables}\":{}", json.expect("maps have texts as keys"))
+            format!("\"{tables}\":{}", json.expect("all keys are strings"))
         };
         let enrichers = stages("enrichers", &self.pipeline.enrichers);
         let filters = stages("filters", &self.pipeline.filters);
@@ -150,7 +151,7 @@ impl Settings {
     }
 }
 
-/// A configuration as files write it, all layers merged.
+/// Merged configuration as written in files.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Tables {
@@ -164,7 +165,7 @@ pub(super) struct Tables {
     #[serde(default)]
     compliance: ComplianceTable,
     pub(super) pipeline: PipelineTable,
-    /// LineIndex, and what must become of them.
+    /// Tests of the filters: lines, and the expected outcome of each.
     #[serde(default, rename = "test")]
     #[schemars(with = "Vec<TestTable>")]
     _tests: IgnoredAny,
@@ -186,88 +187,88 @@ pub(super) struct Tables {
     _sinks: StageTables,
 }
 
-/// Tables of stages are read from the merged values, which know where each comes from.
+/// Tables of stages are read from the merged values, which keep their origin.
 type StageTables = BTreeMap<String, IgnoredAny>;
-/// What the schema says of them; each stage has a schema of its own options.
+/// Type used for these tables in the schema; each stage has a schema of its own options.
 type AnyTables = BTreeMap<String, BTreeMap<String, serde_json::Value>>;
 
-/// The agent itself.
+/// Settings of the agent itself.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct AgentTable {
-    /// Where it keeps its state: an absolute path, or one that begins with `~/`.
+    /// State directory: an absolute path, or one that starts with `~/`.
     state_dir: Option<PathBuf>,
-    /// How often it asks the server and reports; 60 s to a day.
+    /// Interval between requests for the managed configuration; 60 s to a day.
     poll_interval: Time,
-    /// How the log file is written.
+    /// Format of the log file.
     log_format: LogFormat,
 }
 
-/// When batches are sent.
+/// Size and interval of batches.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ShippingTable {
-    /// How many entries make a batch, 1 to 10,000.
+    /// Maximum number of entries in a batch, 1 to 10,000.
     batch_size: u64,
-    /// How many bytes make a batch, before compression; 64 KiB to 32 MiB.
+    /// Maximum size of a batch before compression; 64 KiB to 32 MiB.
     max_batch_bytes: Size,
-    /// How long an entry may wait; zero sends at once, a day is the most.
+    /// Maximum time that an entry waits, at most a day; zero sends at once.
     flush_interval: Time,
 }
 
-/// How much waits on this machine.
+/// Limits of the outbox.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct OutboxTable {
-    /// The size at which reading stops; at least 32 MiB.
+    /// Size at which reading stops; at least 32 MiB.
     max_bytes: Size,
-    /// The size at which the oldest dead letters are deleted; at least 1 MiB.
+    /// Size at which the oldest dead letters are deleted; at least 1 MiB.
     max_dead_letter_bytes: Size,
 }
 
-/// What the server may change.
+/// Settings that the server may change.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ManagedTable {
     /// Tables of stages that the server may set: `filter.*`, `enricher.labels`.
     allow: Vec<String>,
-    /// Whether only signed answers of the server count.
+    /// Accept only signed answers of the server.
     require_signature: bool,
 }
 
-/// Who may be signed in, and what happens otherwise.
+/// Accounts that may be used, and the action on a violation.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ComplianceTable {
-    /// Domains of e-mail addresses; `*.company.com` covers subdomains.
+    /// Permitted domains of e-mail addresses; `*.company.com` matches subdomains.
     permitted_email_domains: Option<Vec<String>>,
-    /// Ids of organisations.
+    /// Permitted organisation ids.
     permitted_org_ids: Option<Vec<String>>,
-    /// ConfigValue when a session begins.
+    /// Message shown when a session starts.
     banner: Option<String>,
-    /// What is done about a violation: "warn" or "block".
+    /// Action on a violation: "warn" or "block".
     action: Option<Action>,
-    /// ConfigValue at a violation.
+    /// Message shown on a violation.
     violation_message: Option<String>,
-    /// Whether a key or cloud provider in location of an account is a violation.
+    /// Treat a key or cloud provider used instead of an account as a violation.
     require_account: Option<bool>,
-    /// What a hook answers when the check itself fails: "allow" or "block".
+    /// Response of a hook if the check itself fails: "allow" or "block".
     on_error: Option<OnError>,
-    /// How soon a session's transcript must appear.
+    /// Seconds within which the session file of a session must appear.
     transcript_within_seconds: Option<u64>,
 }
 
-/// The order of stages, by name.
+/// Order of the stages, by name.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PipelineTable {
-    /// What reads.
+    /// Sources.
     pub(super) sources: Vec<String>,
-    /// What decides.
+    /// Filters.
     pub(super) filters: Vec<String>,
-    /// What adds facts.
+    /// Enrichers.
     pub(super) enrichers: Vec<String>,
-    /// What delivers.
+    /// Sinks.
     pub(super) sinks: Vec<String>,
 }
 
@@ -295,7 +296,7 @@ impl ManagedTable {
         let wrong = self.allow.iter().position(|text| !ManagedAllowlist::is_pattern(text));
         let Some(index) = wrong else { return Ok(()) };
         let problem = format!(
-            "is {:?}, must be tables of filters or enrichers, as `filter.*` or `enricher.labels`",
+            "is {:?}, must be a table of a filter or enricher, such as `filter.*` or `enricher.labels`",
             self.allow[index]
         );
         Err(merged.value_error(&format!("managed.allow.{index}"), problem))
@@ -309,7 +310,7 @@ impl ComplianceTable {
             if !policy::is_domain(domain) {
                 let key = format!("compliance.permitted_email_domains.{index}");
                 let problem = format!(
-                    "is {domain:?}, must be the part of an address after the `@`, as \
+                    "is {domain:?}, must be the part of an address after the `@`, such as \
                      `company.com`, or `*.company.com` for its subdomains"
                 );
                 return Err(merged.value_error(&key, problem));
@@ -318,7 +319,7 @@ impl ComplianceTable {
         for (index, id) in table.permitted_org_ids.iter().flatten().enumerate() {
             if id.trim().is_empty() {
                 let key = format!("compliance.permitted_org_ids.{index}");
-                return Err(merged.value_error(&key, "is empty, must be the id of an organisation"));
+                return Err(merged.value_error(&key, "is empty, must be an organisation id"));
             }
         }
         Ok(Compliance {
@@ -344,7 +345,7 @@ impl AgentTable {
         };
         if !state_dir.is_absolute() {
             let dir = state_dir.display();
-            let problem = format!("is `{dir}`, must be an absolute path or begin with `~/`");
+            let problem = format!("is `{dir}`, must be an absolute path or start with `~/`");
             return Err(merged.value_error("agent.state_dir", problem));
         }
         let interval = self.poll_interval;

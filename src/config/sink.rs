@@ -1,81 +1,77 @@
-//! What the table of every sink may say, whatever its type.
+//! Options of every sink, whatever its type.
 
 use figment::value::{Dict, Value};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::Deserialize;
 
-use super::{ConfigError, merged::Merged};
 use crate::units::Size;
 
-/// These options as they stand in a table, each with a comment.
+/// Type of the sink that delivers to a receiver over HTTP.
+pub const HTTP_SIEM: &str = "http-siem";
+
+/// Sample of these options, with comments.
 pub const SINK_OPTIONS: &str = r#"
-## Where the sink begins that is new to the outbox: with the "oldest" entry that waits there, or
-## "now", with what comes from then on. One that the outbox knows goes on where it was.
+## Position at which a new sink starts: "oldest" (the oldest entry in the outbox) or "now" (entries
+## stored from then on). A sink that the outbox knows continues where it stopped.
 start = "oldest"
-## The most that is sent in a second, on average: a batch goes at once, and the next one waits.
-## At least 1 KiB. By default nothing is held back.
+## Maximum number of bytes sent per second, on average: a batch is sent at once, and the next one
+## waits. At least 1 KiB; unlimited if omitted.
 max_bytes_per_second = "1 MiB"
 "#;
 
-/// How a sink is fed, whatever its type.
+/// Settings of every sink, whatever its type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SinkSettings {
-    /// Where it begins when it is new to the outbox.
+    /// Start position of a sink that is new to the outbox.
     pub start: Start,
-    /// How many bytes it may send in a second, on average; `None` for any number.
+    /// Maximum number of bytes sent per second, on average; `None` for no limit.
     pub max_bytes_per_second: Option<u64>,
 }
 
-/// Where a sink begins that is new to the outbox.
+/// Start position of a sink that is new to the outbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Start {
-    /// With the oldest entry that waits there.
+    /// The oldest entry in the outbox.
     #[default]
     Oldest,
-    /// With what comes from then on.
+    /// Entries stored from then on.
     Now,
 }
 
-/// The options as they stand in a sink's table.
+/// Options as written in a sink's table.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct FeedTable {
-    /// Where the sink begins that is new to the outbox: with the "oldest" entry that waits there, or
-    /// "now", with what comes from then on.
+struct SinkTable {
+    /// Position at which a new sink starts: "oldest" (the oldest entry in the outbox) or "now"
+    /// (entries stored from then on).
     start: Start,
-    /// The most that is sent in a second, on average; at least 1 KiB.
+    /// Maximum number of bytes sent per second, on average; at least 1 KiB.
     max_bytes_per_second: Option<Size>,
 }
 
-/// The names of these options.
+/// Names of these options.
 pub(super) const KEYS: [&str; 2] = ["start", "max_bytes_per_second"];
 
 impl SinkSettings {
-    /// Takes what is said of it out of the table of the sink `name`.
-    pub(super) fn take(
-        name: &str,
-        table: &mut Value,
-        merged: &Merged,
-    ) -> Result<Self, ConfigError> {
+    /// Removes these options from a sink's table and returns them.
+    ///
+    /// # Errors
+    /// The first option that is wrong; its path starts at the table.
+    pub(super) fn extract(table: &mut Value) -> Result<Self, figment::Error> {
         let Value::Dict(tag, dict) = table else { return Ok(Self::default()) };
         let own: Dict =
             KEYS.into_iter().filter_map(|key| Some((key.to_owned(), dict.remove(key)?))).collect();
-        let read = FeedTable::deserialize(&Value::Dict(*tag, own));
-        let read = read.map_err(|error| merged.explain_error(&["sink", name], error))?;
-        let rate = read.max_bytes_per_second;
-        if let Some(rate) = rate.filter(|rate| rate.0 < 1 << 10) {
-            let problem = format!("is {rate}, must be at least 1 KiB; leave it out for no limit");
-            return Err(merged.value_error(&format!("sink.{name}.max_bytes_per_second"), problem));
-        }
-        Ok(Self { start: read.start, max_bytes_per_second: rate.map(|rate| rate.0) })
+        let SinkTable { start, max_bytes_per_second } =
+            SinkTable::deserialize(&Value::Dict(*tag, own))?;
+        Ok(Self { start, max_bytes_per_second: max_bytes_per_second.map(|rate| rate.0) })
     }
 }
 
-/// JSON Schema of these options, by their names.
+/// Returns the JSON Schema of these options, by name.
 pub(super) fn properties() -> serde_json::Value {
     let settings = SchemaSettings::draft2020_12().with(|it| it.inline_subschemas = true);
-    let mut schema = settings.into_generator().into_root_schema_for::<FeedTable>().to_value();
+    let mut schema = settings.into_generator().into_root_schema_for::<SinkTable>().to_value();
     schema["properties"].take()
 }
 
@@ -84,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_option_has_a_name_a_comment_and_a_description() {
+    fn every_option_is_in_sample_and_schema() {
         let sample: toml::Table = SINK_OPTIONS.parse().unwrap();
         let properties = properties();
         assert_eq!(properties.as_object().unwrap().len(), KEYS.len());

@@ -10,7 +10,7 @@ mod options_of_stages;
 mod secrets;
 mod sinks;
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use siem_protocol::{
     ManagedConfig,
@@ -18,7 +18,7 @@ use siem_protocol::{
 };
 
 use super::*;
-use crate::platform::{InstalledPaths, secure_file};
+use crate::platform::{Environment, InstalledPaths, Paths, secure_file};
 
 /// A machine with a home directory, on which tests write configuration files.
 struct Machine {
@@ -303,9 +303,9 @@ mod warnings {
             machine.warnings(),
             [
                 "the table `[filter.mine]` in the user's file `DIR/home/config.toml:1` has no \
-                 effect: `pipeline.filters` does not name `mine`",
+                 effect: `pipeline.filters` does not list `mine`",
                 "the table `[enricher.labels]` in the user's file `DIR/home/config.toml:3` has no \
-                 effect: `pipeline.enrichers` does not name `labels`"
+                 effect: `pipeline.enrichers` does not list `labels`"
             ]
         );
     }
@@ -320,8 +320,9 @@ mod warnings {
         let machine = Machine::new().variable("CLAUDE_SIEM_TOKEN", "fifteen-bytes-x");
         assert_eq!(
             machine.warnings(),
-            ["`sink.siem.token` in the environment variable `CLAUDE_SIEM_TOKEN` is shorter than \
-              16 bytes, so it can be guessed"]
+            [
+                "`sink.siem.token` in the environment variable `CLAUDE_SIEM_TOKEN` is shorter than 16 bytes and can be guessed: use a longer one"
+            ]
         );
     }
 
@@ -336,8 +337,9 @@ mod warnings {
         fs::set_permissions(machine.path("home/config.toml"), open).unwrap();
         assert_eq!(
             machine.warnings(),
-            ["`sink.siem.token` stands in the user's file `DIR/home/config.toml:2`, which every \
-              user of this machine can read: mend it with `chmod o-r`"]
+            [
+                "`sink.siem.token` is set in the user's file `DIR/home/config.toml:2`, which every user of this machine can read: fix it with `chmod o-r`"
+            ]
         );
     }
 }
@@ -353,12 +355,12 @@ mod delivery {
     #[test]
     fn one_error_names_all_that_is_missing() {
         let expected = "cannot deliver without the HMAC secret, the endpoint and the token\n  \
-            the endpoint: set CLAUDE_SIEM_ENDPOINT, or give `endpoint` under `[sink.siem]`\n  \
-            the token: set CLAUDE_SIEM_TOKEN, or give `token` or `token_file` under \
+            the endpoint: set CLAUDE_SIEM_ENDPOINT, or set `endpoint` under `[sink.siem]`\n  \
+            the token: set CLAUDE_SIEM_TOKEN, or set `token` or `token_file` under \
             `[sink.siem]`\n  \
-            the HMAC secret: set CLAUDE_SIEM_HMAC_SECRET, or give `hmac_secret` or \
+            the HMAC secret: set CLAUDE_SIEM_HMAC_SECRET, or set `hmac_secret` or \
             `hmac_secret_file` under `[sink.siem]`\n\
-            configuration file: DIR/home/config.toml or DIR/etc/config.toml";
+            configuration files: DIR/home/config.toml or DIR/etc/config.toml";
         assert_eq!(missing(&Machine::new()).unwrap(), expected);
     }
 
@@ -377,7 +379,7 @@ mod delivery {
         let machine =
             user("pipeline.sinks = [\"main\"]\n[sink.main]\ntype = \"http-siem\"\ntoken = \"x\"");
         let error = missing(&machine).unwrap();
-        assert!(error.contains("\n  the endpoint: give `endpoint` under `[sink.main]`\n"));
+        assert!(error.contains("\n  the endpoint: set `endpoint` under `[sink.main]`\n"));
         assert!(!error.contains("CLAUDE_SIEM"), "{error}");
     }
 
@@ -401,8 +403,7 @@ mod delivery {
         let both = user("[sink.siem]\ntoken_file = \"/t\"\ntoken = \"x\"").error();
         assert_eq!(
             both,
-            "`sink.siem.token_file` in the user's file `DIR/home/config.toml:2` stands beside \
-             `token`: give one of them"
+            "`sink.siem.token_file` in the user's file `DIR/home/config.toml:2` conflicts with `token` in the same layer: set only one of them"
         );
     }
 }

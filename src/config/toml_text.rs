@@ -1,29 +1,29 @@
-//! TOML as files have it: values, and the line of each.
+//! TOML text: its values, and the line of each.
 
 use std::collections::BTreeMap;
 
 use figment::value::{Dict, Value};
 use toml::de::{DeTable, DeValue};
 
-/// The values of a text, and where they stand.
+/// Values of a text, and their lines.
 #[derive(Clone, Debug)]
 pub(super) struct ParsedToml {
     pub(super) values: Dict,
     pub(super) lines: LineIndex,
 }
 
-/// The line of each key and list item of a text.
+/// Line of each key and list item of a text.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LineIndex(BTreeMap<Vec<String>, usize>);
 
 impl LineIndex {
-    /// The line of the value at `path`, or of the nearest above it that stands there.
+    /// Returns the line of the value at `path`, or of the nearest existing value above it.
     pub(super) fn of(&self, path: &[String]) -> Option<usize> {
         (1..=path.len()).rev().find_map(|length| self.0.get(&path[..length]).copied())
     }
 }
 
-/// Reads TOML.
+/// Parses TOML.
 pub(super) fn parse(text: &str) -> Result<ParsedToml, SyntaxError> {
     let wrong = |error| SyntaxError::new(text, &error);
     let values = dict(text.parse().map_err(wrong)?);
@@ -82,15 +82,15 @@ fn value(item: toml::Value) -> Value {
     }
 }
 
-/// Where and why a text is no TOML. It does not quote the text, which may hold a secret.
+/// Position and reason of a TOML error. It does not quote the text, which may contain a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}, column {column}: {problem}")]
 pub struct SyntaxError {
-    /// The line, from 1.
+    /// Line, starting at 1.
     pub line: usize,
-    /// The column in characters, from 1.
+    /// Column in characters, starting at 1.
     pub column: usize,
-    /// What is wrong there.
+    /// Reason.
     pub problem: String,
 }
 
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_the_line_of_each_key() {
+    fn parse_finds_the_line_of_each_key() {
         let text = "# first\na = 1\n[b]\nc = [\n  \"x\",\n  \"y\",\n]\n\n[d.e]\nf.g = { h = 1 }\n\
                     [[t]]\nn = 1\n[[t]]\nn = 2\n";
         for (path, expected) in [
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_stand_there_has_the_line_of_what_is_above_it() {
+    fn line_of_a_missing_key_is_that_of_its_table() {
         assert_eq!(line("\n[a]\nb = 1", "a.c"), Some(2));
         assert_eq!(line("\n[a]\nb = 1", "x"), None);
     }

@@ -63,7 +63,7 @@ fn that_mean_nothing_are_said() {
     assert_eq!(
         machine.warnings(),
         [
-            "the systemd credential `ai-agent.copy.token` has no effect: its name is \
+            "the systemd credential `ai-agent.copy.token` has no effect: the name must be \
              `ai-agent.SINK.token`, `.hmac-secret` or `.proxy-password`, where SINK is a sink of \
              type `http-siem`",
             "the systemd credential `ai-agent.siem.tokn` has no effect: did you mean \
@@ -73,7 +73,7 @@ fn that_mean_nothing_are_said() {
     let nowhere = Machine::new().variable("CREDENTIALS_DIRECTORY", "/no/such/directory");
     let warnings = nowhere.warnings();
     assert!(
-        warnings[0].starts_with("the systemd credentials in `/no/such/directory` cannot be read: "),
+        warnings[0].starts_with("cannot read the systemd credentials in `/no/such/directory`: "),
         "{warnings:?}"
     );
 }
@@ -87,7 +87,7 @@ fn are_among_the_ways_that_are_said_when_something_is_missing() {
     assert!(
         with.contains(
             "set CLAUDE_SIEM_HMAC_SECRET, or pass the systemd credential \
-             `ai-agent.siem.hmac-secret`, or give `hmac_secret`"
+             `ai-agent.siem.hmac-secret`, or set `hmac_secret`"
         ),
         "{with}"
     );

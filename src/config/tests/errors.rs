@@ -26,7 +26,7 @@ fn name_layer_key_and_what_would_be_right() {
         ),
         (
             "shipping.batch_size = \"many\"",
-            "`shipping.batch_size` in FILE is the text \"many\", expected a whole number, 0 or \
+            "`shipping.batch_size` in FILE is the string \"many\", expected a whole number, 0 or \
                  more",
         ),
         (
@@ -49,7 +49,7 @@ fn name_layer_key_and_what_would_be_right() {
         ),
         (
             "shipping.flush_interval = \"soon\"",
-            "`shipping.flush_interval` in FILE is wrong: `soon` is not a duration \
+            "`shipping.flush_interval` in FILE is invalid: `soon` is not a duration \
                  such as \"300s\"",
         ),
         (
@@ -74,7 +74,7 @@ fn name_layer_key_and_what_would_be_right() {
         ),
         (
             "agent.state_dir = \"here\"",
-            "`agent.state_dir` in FILE is `here`, must be an absolute path or begin with `~/`",
+            "`agent.state_dir` in FILE is `here`, must be an absolute path or start with `~/`",
         ),
         (
             "agent.state_dir = 1",
@@ -89,40 +89,35 @@ fn name_layer_key_and_what_would_be_right() {
         ),
         (
             "filter.meta.type = 1",
-            "`filter.meta.type` in FILE must be the type of a stage, as `\"ignore-types\"`: \
-                 `ai-agent stages` lists them",
+            "`filter.meta.type` in FILE must be a stage type such as `\"ignore-types\"`: `ai-agent stages` lists them",
         ),
         (
             "pipeline.sinks = \"siem\"",
-            "`pipeline.sinks` in FILE is the text \"siem\", expected a list in brackets",
+            "`pipeline.sinks` in FILE is the string \"siem\", expected a list in brackets",
         ),
         (
             "pipeline.sinks = [\"siem\", 1]",
-            "`pipeline.sinks[1]` in FILE is the number 1, expected a text in quotes",
+            "`pipeline.sinks[1]` in FILE is the number 1, expected a string in quotes",
         ),
         (
             "pipeline.sinks = []",
-            "`pipeline.sinks` in FILE names no sink that is enabled: one at least is needed",
+            "`pipeline.sinks` in FILE contains no enabled sink: at least one is required",
         ),
         (
             "pipeline.sources = []",
-            "`pipeline.sources` in FILE names no source that is enabled: one at least is \
-                 needed",
+            "`pipeline.sources` in FILE contains no enabled source: at least one is required",
         ),
         (
             "pipeline.filters = [\"meta\", \"x\", \"meta\"]",
-            "`pipeline.filters` in FILE names `meta` twice: a second one needs a name of its \
-                 own, and `type = \"meta\"` in its table",
+            "`pipeline.filters` in FILE contains `meta` twice: give the second one another name, and set `type = \"meta\"` in its table",
         ),
         (
             "pipeline.filters = [\"My_Filter\"]",
-            "`pipeline.filters[0]` in FILE is \"My_Filter\" for a name, must be lower-case \
-                 words with hyphens, as `my-stage`",
+            "`pipeline.filters[0]` in FILE is \"My_Filter\" , must be lower-case words with hyphens, such as `my-stage`",
         ),
         (
             "[filter.My_Filter]",
-            "`filter.My_Filter` in FILE has \"My_Filter\" for a name, must be lower-case \
-                 words with hyphens, as `my-stage`",
+            "`filter.My_Filter` in FILE has \"My_Filter\" , must be lower-case words with hyphens, such as `my-stage`",
         ),
     ];
     for (text, expected) in cases {
@@ -141,7 +136,7 @@ fn name_every_layer() {
     let error = says(Machine::new().write("etc/config.d/50-x.toml", wrong));
     assert_eq!(error, expected("the machine's file `DIR/etc/config.d/50-x.toml:1`"));
     let error = says(Machine::new().explicit(wrong));
-    assert_eq!(error, expected("the file `DIR/explicit.toml:1` of --config"));
+    assert_eq!(error, expected("the file `DIR/explicit.toml:1` given with --config"));
     let shipping = ManagedShipping { batch_size: Some(0), flush_interval_seconds: None };
     let managed = ManagedConfig { version: 1, shipping: Some(shipping), ..Default::default() };
     let error = says(Machine::new().managed(managed));
@@ -168,8 +163,7 @@ fn name_the_variable() {
     let error = Machine::new().variable("CLAUDE_SIEM_POLL_INTERVAL", "often").error();
     assert_eq!(
         error,
-        "`agent.poll_interval` in the environment variable `CLAUDE_SIEM_POLL_INTERVAL` is \
-             wrong: `often` is not a duration such as \"300s\""
+        "`agent.poll_interval` in the environment variable `CLAUDE_SIEM_POLL_INTERVAL` is invalid: `often` is not a duration such as \"300s\""
     );
 }
 
@@ -196,7 +190,7 @@ fn a_variable_that_is_no_utf_8() {
 #[test]
 fn say_where_a_file_is_no_toml() {
     let error = user("# ü\n[agent]\npoll_interval = = 3").error();
-    let start = format!("{FILE} is no TOML: line 3, column 17: ");
+    let start = format!("{FILE} is not valid TOML: line 3, column 17: ");
     assert!(error.starts_with(&start), "{error}");
 }
 
@@ -204,7 +198,7 @@ fn say_where_a_file_is_no_toml() {
 fn a_file_that_must_be_there() {
     let mut machine = Machine::new();
     machine.explicit = Some(machine.path("none.toml"));
-    assert_eq!(machine.error(), "cannot read the file `DIR/none.toml` of --config");
+    assert_eq!(machine.error(), "cannot read the file `DIR/none.toml` given with --config");
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn what_is_wrong_is_named() {
         ("\n[[test]]\nlines = []", "`test[0].name` is missing: add it under `[test[0]]`"),
         (
             "\n[[test]]\nname = \"a\"\nlines = []",
-            "`test[0]` in FILE:2` has no `lines`: one at least is needed",
+            "`test[0]` in FILE:2` has no `lines`: at least one is required",
         ),
         (
             "[[test]]\nname = \"a\"\nlines = [\n{ input = '', expct = \"keep\" }]",
@@ -40,15 +40,15 @@ fn what_is_wrong_is_named() {
         ),
         (
             "[[test]]\nname = \"a\"\nlines = [{ input = '', expect = \"keep\", by = \"x\" }]",
-            "`test[0].lines[0].by` in FILE:3` is of no use here: no filter decides what is kept",
+            "`test[0].lines[0].by` in FILE:3` has no effect here: a line that is kept has no deciding filter",
         ),
         (
             "[[test]]\nname = \"a\"\nlines = [{ input = '', expect = \"edit\", reason = \"x\" }]",
-            "`test[0].lines[0].reason` in FILE:3` is of no use here: only a drop has one",
+            "`test[0].lines[0].reason` in FILE:3` has no effect here: only `drop` has a reason",
         ),
         (
             "[[test]]\nname = \"a\"\nlines = [{ input = '', expect = \"drop\", output = \"x\" }]",
-            "`test[0].lines[0].output` in FILE:3` is of no use here: only an edit has one",
+            "`test[0].lines[0].output` in FILE:3` has no effect here: only `edit` has an output",
         ),
     ];
     for (text, expected) in cases {

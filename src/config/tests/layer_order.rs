@@ -120,8 +120,9 @@ fn another_type_forgets_the_options_of_the_first() {
     assert_eq!(format!("{:?}", sink.options), r#"{"pretty"}"#);
     assert_eq!(
         loaded.warnings,
-        ["the environment variable `CLAUDE_SIEM_TOKEN` has no effect: the sink `siem` is no \
-              `http-siem`"]
+        [
+            "the environment variable `CLAUDE_SIEM_TOKEN` has no effect: the sink `siem` is not of type `http-siem`"
+        ]
     );
 }
 

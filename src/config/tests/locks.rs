@@ -2,7 +2,7 @@
 
 use super::*;
 
-const BY: &str = "has no effect: the machine's file locks it";
+const BY: &str = "has no effect: the machine's file locks the key";
 
 fn managed(json: &str) -> ManagedSettings {
     ManagedSettings::read(json.as_bytes(), None).unwrap()
@@ -34,7 +34,7 @@ fn a_locked_key_is_the_machines() {
     let expected = [
         format!("`shipping` in the user's file `DIR/home/config.toml:3` {BY}"),
         format!("`sink.siem.endpoint` in the user's file `DIR/home/config.toml:2` {BY}"),
-        format!("`filter.meta.enabled` in the file `DIR/explicit.toml:2` of --config {BY}"),
+        format!("`filter.meta.enabled` in the file `DIR/explicit.toml:2` given with --config {BY}"),
         format!("`sink.siem.endpoint` in the environment variable `CLAUDE_SIEM_ENDPOINT` {BY}"),
         format!("`filter.sidechain.enabled` in the server's managed configuration `r7` {BY}"),
         format!("`shipping` in the server's managed configuration `r7` {BY}"),
@@ -87,8 +87,7 @@ fn what_the_server_may_set_is_the_machines_where_it_has_a_file() {
     let machine = user_allows.machine("");
     assert_eq!(
         machine.error(),
-        "`stages.enricher.labels` in the server's managed configuration is not allowed on this \
-         machine: its file would have to say `managed.allow = [\"enricher.labels\"]`"
+        "`stages.enricher.labels` in the server's managed configuration is not allowed on this machine: the machine's file must contain `managed.allow = [\"enricher.labels\"]`"
     );
     let machine = machine.managed(managed(r#"{"version":1}"#));
     assert_eq!(

@@ -87,7 +87,7 @@ fn a_list_that_is_locked_takes_no_new_stage() {
     assert_eq!(
         machine.warnings(),
         ["the table `[filter.new]` in the server's managed configuration has no effect: \
-          `pipeline.filters` does not name `new`"]
+          `pipeline.filters` does not list `new`"]
     );
 }
 
@@ -97,28 +97,25 @@ fn what_is_wrong_is_named() {
     let cases = [
         (
             json!({"stages": {"sink": {"mine": {"type": "stdout"}}}}),
-            "`stages.sink` in M is not the server's to set: only tables of `filter` and `enricher`",
+            "`stages.sink` in M cannot be set by the server: only tables of `filter` and `enricher` can",
         ),
         (
             json!({"stages": {"source": {}}}),
-            "`stages.source` in M is not the server's to set: only tables of `filter` and \
-             `enricher`",
+            "`stages.source` in M cannot be set by the server: only tables of `filter` and `enricher` can",
         ),
         (json!({"stages": ["x"]}), "`stages` in M must be an object"),
         (json!({"stages": {"filter": {"x": 1}}}), "`stages.filter.x` in M must be an object"),
         (
             json!({"stages": {"enricher": {"host": {}}}}),
-            "`stages.enricher.host` in M is not allowed on this machine: its file would have to \
-             say `managed.allow = [\"enricher.host\"]`",
+            "`stages.enricher.host` in M is not allowed on this machine: the machine's file must contain `managed.allow = [\"enricher.host\"]`",
         ),
         (
             json!({"stages": {"filter": {"x": {"types": [null]}}}}),
-            "`stages.filter.x.types[0]` in M is null: leave it out instead",
+            "`stages.filter.x.types[0]` in M is null: omit it instead",
         ),
         (
             json!({"stages": {"filter": {"Bad_Name": {}}}}),
-            "`pipeline.filters[6]` in M is \"Bad_Name\" for a name, must be lower-case words with \
-             hyphens, as `my-stage`",
+            "`pipeline.filters[6]` in M is \"Bad_Name\", must be lower-case words with hyphens, such as `my-stage`",
         ),
         (
             json!({"stages": {"filter": {"dedupe": {"enabled": false}}}}),
@@ -127,11 +124,11 @@ fn what_is_wrong_is_named() {
         (
             json!({"compliance": {"permitted_email_domains": ["a.com", "@b.com"]}}),
             "`compliance.permitted_email_domains[1]` in M is \"@b.com\", must be the part of an \
-             address after the `@`, as `company.com`, or `*.company.com` for its subdomains",
+             address after the `@`, such as `company.com`, or `*.company.com` for its subdomains",
         ),
         (
             json!({"compliance": {"permitted_org_ids": [" "]}}),
-            "`compliance.permitted_org_ids[0]` in M is empty, must be the id of an organisation",
+            "`compliance.permitted_org_ids[0]` in M is empty, must be an organisation id",
         ),
         (json!({"tests": {}}), "`test` in M must be a list of tables, `[[test]]`"),
         (
@@ -163,7 +160,7 @@ fn an_unknown_member_is_a_warning_with_a_suggestion() {
         "compliance": {"baner": "x"},
     }));
     let unknown = |member: &str, hint: &str| {
-        format!("`{member}` in the managed configuration is unknown, it has no effect{hint}")
+        format!("`{member}` in the managed configuration is unknown and has no effect{hint}")
     };
     assert_eq!(
         managed.warnings,

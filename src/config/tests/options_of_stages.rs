@@ -34,11 +34,11 @@ fn are_explained_with_layer_and_full_key() {
         ("typs = []", "unknown key `filter.mine.typs` in FILE: did you mean `types`?"),
         (
             "types = [\"a\", 1]",
-            "`filter.mine.types[1]` in FILE is the number 1, expected a text in quotes",
+            "`filter.mine.types[1]` in FILE is the number 1, expected a string in quotes",
         ),
         (
             "types = \"a\"",
-            "`filter.mine.types` in FILE is the text \"a\", expected a list in brackets",
+            "`filter.mine.types` in FILE is the string \"a\", expected a list in brackets",
         ),
         (
             "types = []\nmode = \"kep\"",

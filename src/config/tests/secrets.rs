@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use ai_agent_stage::OptionError;
+
 use super::*;
 
 const MARKER: &str = "S3CR3T-MARKER";
@@ -44,10 +46,10 @@ fn are_in_no_error_about_an_option_of_another_type() {
         options.to_options().parse::<std::collections::BTreeMap<String, T>>().err().unwrap()
     }
     let reads: [(&str, Parse); 4] = [
-        ("is a text, expected a whole number, 0 or more", read::<u64>),
-        ("is a text, expected a list in brackets", read::<Vec<u8>>),
-        ("is wrong: `***` is not a duration such as \"300s\"", read::<crate::units::Time>),
-        ("is wrong, expected ", read::<Choice>),
+        ("is a string, expected a whole number, 0 or more", read::<u64>),
+        ("is a string, expected a list in brackets", read::<Vec<u8>>),
+        ("is invalid: `***` is not a duration such as \"300s\"", read::<crate::units::Time>),
+        ("is invalid, expected ", read::<Choice>),
     ];
     let text = format!("pipeline.filters = [\"mine\"]\n[filter.mine]\napi_key = \"{MARKER}\"");
     let loaded = user(&text).load().unwrap();

@@ -27,16 +27,15 @@ fn say_what_is_wrong_with_it() {
             "start = \"no\"",
             "`sink.siem.start` in FILE is \"no\", expected `oldest` or `now`: did you mean `now`?",
         ),
-        ("start = 1", "`sink.siem.start` in FILE is the number 1, expected a text in quotes"),
+        ("start = 1", "`sink.siem.start` in FILE is the number 1, expected a string in quotes"),
         (
             "max_bytes_per_second = \"fast\"",
-            "`sink.siem.max_bytes_per_second` in FILE is wrong: `fast` is not a size such as \
+            "`sink.siem.max_bytes_per_second` in FILE is invalid: `fast` is not a size such as \
              \"4 MiB\"",
         ),
         (
             "max_bytes_per_second = 0",
-            "`sink.siem.max_bytes_per_second` in FILE is 0 B, must be at least 1 KiB; leave it \
-             out for no limit",
+            "`sink.siem.max_bytes_per_second` in FILE is 0 B, must be at least 1 KiB; omit it for no limit",
         ),
     ] {
         let expected = expected.replace("FILE", "the user's file `DIR/home/config.toml:2`");

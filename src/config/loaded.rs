@@ -1,0 +1,215 @@
+//! Loading of a configuration, and the values in force with their origins.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use ai_agent_stage::OptionError;
+
+use super::{
+    credentials,
+    error::{ConfigError, MissingSetting, MissingSettings, config_files},
+    inline_tests::InlineTest,
+    inputs::ConfigInputs,
+    locks::{LockedOverride, Locks},
+    managed::ManagedSettings,
+    merged::Merged,
+    pipeline,
+    read_layers::{self, LayerSet},
+    settings::{self, PipelineSettings, Settings, StageTable},
+    sink::HTTP_SIEM,
+};
+use crate::platform::Paths;
+
+/// Valid configuration with the origin of every value.
+pub struct LoadedConfig {
+    /// Typed settings.
+    pub settings: Settings,
+    /// Warnings to log: one sentence each, without secrets.
+    pub warnings: Vec<String>,
+    /// Stages with `enabled = false`.
+    pub disabled: PipelineSettings,
+    /// Values that were ignored because only the machine's file may set them. `warnings` contains
+    /// them too.
+    pub locked_overrides: Vec<LockedOverride>,
+    /// Tests of all layers.
+    pub tests: Vec<InlineTest>,
+    pub(super) merged: Merged,
+    pub(super) locks: Locks,
+    files: Vec<PathBuf>,
+    /// Whether systemd passed a credential directory.
+    has_credentials: bool,
+}
+
+/// Reads and merges all layers. Each overrides those before it: the built-in defaults, systemd
+/// credentials, the machine's file and its `config.d`, the user's file, the file given with
+/// `--config`, the environment, the server.
+///
+/// # Errors
+/// The first error found. The caller reports it; a running agent keeps its configuration.
+pub fn load(inputs: &ConfigInputs<'_>) -> Result<LoadedConfig, ConfigError> {
+    let mut warnings = Vec::new();
+    let read = read_layers::read(inputs, &mut warnings)?;
+    let Paths { user_config, machine_config, .. } = inputs.paths;
+    let files = config_files(inputs.explicit, user_config, machine_config);
+    let mut loaded = LoadedConfig::new(read, inputs.paths, files, warnings)?;
+    loaded.has_credentials = credentials::are_given(inputs.environment);
+    Ok(loaded)
+}
+
+/// Returns the files that [`load`] reads, including those that do not exist; of `config.d` only the
+/// files that exist.
+#[must_use]
+pub fn files(inputs: &ConfigInputs<'_>) -> Vec<PathBuf> {
+    let Paths { user_config, machine_config, machine_config_dir, .. } = inputs.paths;
+    let mut files = vec![machine_config.clone(), user_config.clone()];
+    // Loading reports a directory that cannot be listed.
+    files.extend(read_layers::files_of(machine_config_dir).unwrap_or_default());
+    files.extend(inputs.explicit.map(Path::to_owned));
+    files
+}
+
+/// Reads `files` as the only files of a machine, without environment and user file, to check a
+/// configuration before it is rolled out. Each file overrides those before it.
+///
+/// # Errors
+/// The first error found.
+pub fn load_files(
+    files: &[PathBuf],
+    managed: Option<&ManagedSettings>,
+    paths: &Paths,
+) -> Result<LoadedConfig, ConfigError> {
+    let mut warnings = Vec::new();
+    let read = read_layers::read_files(files, managed, &mut warnings)?;
+    LoadedConfig::new(read, paths, files.to_owned(), warnings)
+}
+
+impl LoadedConfig {
+    fn new(
+        read: LayerSet,
+        paths: &Paths,
+        files: Vec<PathBuf>,
+        mut warnings: Vec<String>,
+    ) -> Result<Self, ConfigError> {
+        let LayerSet { layers, locks, locked_overrides, tests } = read;
+        let merged = Merged::new(layers);
+        let tables: settings::Tables = merged.read()?;
+        let (pipeline, disabled) = pipeline::resolve(&tables.pipeline, &merged, &mut warnings)?;
+        pipeline::warn_of_weak_secrets(&pipeline, &merged, &mut warnings);
+        let settings = tables.settings(pipeline, paths, &merged)?;
+        let mut loaded = Self {
+            settings,
+            warnings,
+            disabled,
+            locked_overrides,
+            tests,
+            merged,
+            locks,
+            files,
+            has_credentials: false,
+        };
+        loaded.resolve_secret_sources()?;
+        Ok(loaded)
+    }
+}
+
+impl LoadedConfig {
+    /// Converts an option error of `stage` into one that names layer, file and key; `kind` is
+    /// `source`, `filter`, `enricher` or `sink`.
+    #[must_use]
+    pub fn explain_error(
+        &self,
+        stage: &StageTable,
+        kind: &str,
+        error: &OptionError,
+    ) -> ConfigError {
+        let mut found: figment::Error = error.to_serde();
+        found.path = error.path().to_vec();
+        self.merged.explain_error(&[kind, &stage.name], found)
+    }
+
+    /// Creates an error about the value at a dotted key, such as `filter.mine.type`. `problem` is a
+    /// predicate that says what would be accepted: `is …, expected …`.
+    #[must_use]
+    pub fn value_error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+        self.merged.value_error(key, problem)
+    }
+
+    /// Returns an error that lists every missing setting of the sinks of type `http-siem`, with
+    /// every way to set it.
+    #[must_use]
+    pub fn missing_for_delivery(&self) -> Option<ConfigError> {
+        const NEEDED: [(&str, &str, &[&str]); 3] = [
+            ("the endpoint", "CLAUDE_SIEM_ENDPOINT", &["endpoint"]),
+            ("the token", "CLAUDE_SIEM_TOKEN", &["token", "token_file"]),
+            ("the HMAC secret", "CLAUDE_SIEM_HMAC_SECRET", &["hmac_secret", "hmac_secret_file"]),
+        ];
+        let mut missing = Vec::new();
+        for StageTable { name, options, .. } in self.http_siem_sinks() {
+            let given = |key: &&str| match options.get(key).map(|value| value.as_str()) {
+                Some(Some(text)) => !text.trim().is_empty(),
+                Some(None) => true,
+                None => false,
+            };
+            for (what, variable, keys) in NEEDED {
+                if !keys.iter().any(given) {
+                    // The variables set the table of the sink with this name.
+                    let variable = (name == "siem").then_some(variable);
+                    let credential = keys.iter().find_map(|key| credentials::name(name, key));
+                    let credential = credential.filter(|_| self.has_credentials);
+                    missing.push(MissingSetting {
+                        sink: name.clone(),
+                        what,
+                        variable,
+                        credential,
+                        keys,
+                    });
+                }
+            }
+        }
+        let files = self.files.clone();
+        (!missing.is_empty()).then_some(ConfigError::Incomplete(MissingSettings { missing, files }))
+    }
+
+    fn http_siem_sinks(&self) -> impl Iterator<Item = &StageTable> {
+        self.settings.pipeline.sinks.iter().filter(|sink| sink.stage == HTTP_SIEM)
+    }
+
+    /// Keeps one source of each secret: the value or the file, whichever is set in the later layer.
+    fn resolve_secret_sources(&mut self) -> Result<(), ConfigError> {
+        const PAIRS: [(&str, &str); 3] = [
+            ("token", "token_file"),
+            ("hmac_secret", "hmac_secret_file"),
+            ("proxy_password", "proxy_password_file"),
+        ];
+        let merged = &self.merged;
+        let sinks = self.settings.pipeline.sinks.iter_mut();
+        for sink in sinks.filter(|sink| sink.stage == HTTP_SIEM) {
+            for (plain, file) in PAIRS {
+                let location = |key| sink.options.get(key).map(|value| merged.rank(value));
+                let (Some(of_plain), Some(of_file)) = (location(plain), location(file)) else {
+                    continue;
+                };
+                if of_plain == of_file {
+                    let problem =
+                        format!("conflicts with `{plain}` in the same layer: set only one of them");
+                    return Err(merged.value_error(&format!("sink.{}.{file}", sink.name), problem));
+                }
+                sink.options.remove(if of_plain < of_file { plain } else { file });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for LoadedConfig {
+    /// Omits the merged values, which contain secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadedConfig")
+            .field("settings", &self.settings)
+            .field("warnings", &self.warnings)
+            .field("disabled", &self.disabled)
+            .finish_non_exhaustive()
+    }
+}
