@@ -18,7 +18,7 @@ fn cases() -> Vec<PathBuf> {
     cases
 }
 
-/// Lets a dry run read a log.
+/// Reads a log in a dry run.
 fn dry_run(log: &Path, more: &[&str], before: &str, options: &str) -> Ended {
     let home = Home::new();
     let folder = home.path().join("audit");
@@ -82,7 +82,7 @@ fn audit_log_bytes_are_all_accounted_for() {
     }
 }
 
-/// What a mask takes out of the lines is not in what they tell.
+/// A mask of the raw lines must also apply to the fields parsed from them.
 #[test]
 fn mask_applies_to_parsed_audit_fields() {
     let log =

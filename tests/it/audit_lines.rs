@@ -1,4 +1,4 @@
-//! Our parser of audit lines, held against `linux-audit-parser` on what a kernel may write.
+//! Our parser of audit lines compared with `linux-audit-parser` on lines that a kernel may write.
 
 use std::{fs, path::Path};
 
@@ -6,10 +6,10 @@ use ai_agent::audit::line::Line;
 use linux_audit_parser::{Key, Number, Value, parse};
 use proptest::prelude::*;
 
-/// A field as either of them says it: its name, and its bytes as text.
+/// A field as both parsers report it: its name, and its bytes as text.
 type Field = (String, Option<Vec<u8>>);
 
-/// What the other parser finds; fields that it takes for numbers are given as they are written.
+/// Fields found by the other parser. Those that it parses as numbers are returned as written.
 fn theirs(line: &[u8]) -> (u64, u64, Vec<(Field, bool)>) {
     let whole = [line, b"\n"].concat();
     let message = parse(&whole, false).unwrap_or_else(|error| panic!("{error}"));
@@ -36,7 +36,7 @@ fn hold_against(line: &[u8]) -> Result<(), TestCaseError> {
     for ((key, value), ((their_key, their_value), is_number)) in fields.into_iter().zip(expected) {
         prop_assert_eq!(&String::from_utf8_lossy(key), &their_key);
         if is_number {
-            // Written with leading zeros, perhaps.
+            // The number may have leading zeros.
             let word = String::from_utf8_lossy(value.word()).into_owned();
             let plain = word.trim_start_matches('0');
             let theirs = String::from_utf8(their_value.unwrap()).unwrap();
@@ -61,8 +61,8 @@ fn recorded_audit_lines_parse_like_linux_audit_parser() {
     assert!(count > 50, "{count}");
 }
 
-/// A string as the kernel writes it: quoted, or in hex when it has a space, a quote or another byte
-/// than those of visible ASCII.
+/// A string as the kernel writes it: quoted, or in hex if it contains a space, a quote or a byte
+/// that is not visible ASCII.
 fn written(bytes: &[u8]) -> String {
     let is_plain = bytes.iter().all(|byte| matches!(byte, b'!' | b'#'..=b'~'));
     if is_plain {

@@ -1,5 +1,5 @@
-//! What happens when there is no room: reading waits, the files are the buffer, the agent lives on
-//! and goes on by itself, nothing is lost and nothing comes twice.
+//! Backpressure: with a full outbox or disk, reading waits and the files are the buffer. The agent
+//! resumes by itself, and nothing is lost or doubled.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -29,7 +29,7 @@ use test_requires::requires;
 
 const MB: usize = 1 << 20;
 
-/// Lines that hardly shrink, so many bytes of them, each with a number of its own.
+/// Incompressible lines of about `bytes` bytes in total, each with its own number.
 fn lines(random: &mut fastrand::Rng, first: usize, bytes: usize) -> Vec<u8> {
     let mut lines = Vec::with_capacity(bytes + 20_000);
     let mut number = first;
@@ -41,7 +41,7 @@ fn lines(random: &mut fastrand::Rng, first: usize, bytes: usize) -> Vec<u8> {
     lines
 }
 
-/// The file's lines are there, in order, each once.
+/// Fails unless the lines of the file arrived in order, each once.
 #[track_caller]
 fn assert_same(file: &Path, entries: &[Stored]) {
     let mut offset = 0;
@@ -55,7 +55,7 @@ fn assert_same(file: &Path, entries: &[Stored]) {
     assert!(arrived.next().is_none(), "a line is doubled");
 }
 
-/// The entries between two events of these names; the first of each.
+/// Returns the entries between the first events of these names.
 fn between<'a>(entries: &'a [Stored], one: &str, other: &str) -> &'a [Stored] {
     let place = |name: &str| entries.iter().position(|entry| entry.event.as_deref() == Some(name));
     &entries[place(one).unwrap()..place(other).unwrap()]
@@ -72,11 +72,11 @@ fn full_outbox_stops_reading_until_entries_are_acknowledged() {
         true => Answer::Receipt,
         false => Answer::Status(503, &[("Retry-After", "1")], ""),
     });
-    // Of these, 16 MiB are kept for events.
+    // 16 MiB of it are reserved for events.
     let config = "[shipping]\nflush_interval = \"0s\"\n[outbox]\nmax_bytes = \"32 MiB\"";
     let mut agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start();
     agent.wait_for_line("outbox_full", "lack=\"outbox\"");
-    // What is written meanwhile waits in its file.
+    // Lines written meanwhile wait in their file.
     home.append("-work/a.jsonl", lines(&mut random, 5000, MB));
     is_open.store(true, Ordering::Relaxed);
     agent.wait_for_code("outbox_recovered");
@@ -98,7 +98,7 @@ fn full_outbox_stops_reading_until_entries_are_acknowledged() {
     assert_eq!(receiver.doubled(), 0);
 }
 
-/// It waited for ever for room that nobody would make.
+/// The agent waited forever for space that only a delivery could free.
 #[test]
 fn once_exits_when_the_outbox_stays_full() {
     let home = Home::new();
@@ -121,13 +121,13 @@ impl Disk {
         Self(path)
     }
 
-    /// Takes all that is free, until there is no room for another byte.
+    /// Fills the file system to the last byte.
     fn fill(&self) -> PathBuf {
         let path = self.0.join("ballast");
         let mut file = File::options().create_new(true).append(true).open(&path).unwrap();
         let found = rustix::fs::statvfs(&self.0).unwrap();
         let (flags, free) = (rustix::fs::FallocateFlags::empty(), found.f_bavail * found.f_frsize);
-        // Less than that may be left by now.
+        // Less may be free by now.
         rustix::fs::fallocate(&file, flags, 0, free).ok();
         for piece in [MB, 4096, 1] {
             while file.write_all(&vec![0x55; piece]).is_ok() {}
@@ -135,7 +135,7 @@ impl Disk {
         path
     }
 
-    /// Mounts it again, read-only or not.
+    /// Mounts the file system again, read-only or writable.
     #[track_caller]
     fn remount(&self, how: &str) {
         mount(Command::new("mount").args(["-o", how]).arg(&self.0));
@@ -143,7 +143,7 @@ impl Disk {
 }
 
 impl Disk {
-    /// Takes away what was mounted last there; whether there was anything.
+    /// Unmounts the last mount on this path. Returns false if there was none.
     fn unmount(&self) -> bool {
         let done = Command::new("umount").arg("--lazy").arg(&self.0).output();
         done.is_ok_and(|output| output.status.success())
@@ -156,7 +156,7 @@ impl Drop for Disk {
     }
 }
 
-/// A configuration that keeps the state on that disk.
+/// A configuration with the state directory on that disk.
 fn on(disk: &Disk) -> String {
     let state = disk.0.join("state");
     format!("[agent]\nstate_dir = \"{}\"\n[shipping]\nflush_interval = \"0s\"", state.display())
@@ -211,7 +211,7 @@ fn disk_full_at_start_is_an_error_and_loses_nothing() {
     let error = agent().fail(1);
     assert!(error.contains(disk.0.to_str().unwrap()), "{error}");
     fs::remove_file(&ballast).unwrap();
-    // So much that the directory can be taken, and no outbox be begun.
+    // There is enough space for the directory, but not for an outbox.
     fs::write(disk.0.join("state/agent.lock"), b"").unwrap();
     let ballast = disk.fill();
     File::options()
@@ -249,8 +249,8 @@ fn read_only_disk_at_start_is_an_error_and_loses_nothing() {
     receiver.assert_whole();
 }
 
-/// An agent whose transactions meet a full disk: nothing leaves its outbox, so that each of them
-/// needs more room.
+/// An agent whose transactions hit a full disk: no entry leaves its outbox, so each transaction
+/// needs more space.
 struct Squeezed {
     receiver: Scripted,
     is_open: Arc<AtomicBool>,
@@ -277,9 +277,9 @@ impl Squeezed {
         Self { receiver, is_open, agent, file, disk, home, random: random() }
     }
 
-    /// Fills the disk in the middle of its work, until it says `words`. The agent stands still
-    /// meanwhile: otherwise it would look at what is free in time. Only when it stood just before
-    /// that look it is taken by surprise again.
+    /// Fills the disk in the middle of a transaction until the log contains `words`. The agent is
+    /// stopped meanwhile: otherwise it would notice the free space in time. If it was stopped just
+    /// before that check, the next round tries again.
     #[track_caller]
     fn until_it_says(&mut self, words: &str) {
         let mut round = 0;
@@ -287,7 +287,7 @@ impl Squeezed {
             round += 1;
             assert!(round < 6, "never said {words:?}:\n{}", self.agent.log());
             let more = lines(&mut self.random, round * 1000, 12 * MB);
-            // It may have taken what it needs of the disk before: that it writes is what counts.
+            // The agent may have allocated its space before: what counts is that it writes.
             let store = self.disk.0.join("state/outbox.redb");
             let written = || fs::metadata(&store).unwrap().modified().unwrap();
             let before = written();
@@ -306,7 +306,7 @@ impl Squeezed {
         assert!(self.agent.runs());
     }
 
-    /// Lets everything flow, and sees that everything does.
+    /// Accepts everything from now on, and waits until all lines have arrived.
     #[track_caller]
     fn all_arrives(self) {
         self.is_open.store(true, Ordering::Relaxed);
@@ -320,8 +320,8 @@ impl Squeezed {
     }
 }
 
-/// A neighbour fills the disk in the middle of a transaction, faster than any look at what is free
-/// can tell. redb's handle is of no use after that, and has to be opened anew.
+/// Another process fills the disk in the middle of a transaction, too quickly for any check of free
+/// space. redb's handle is unusable after that and has to be reopened.
 #[requires(mount)]
 #[test]
 fn transaction_that_finds_the_disk_full_is_repeated() {
@@ -330,9 +330,8 @@ fn transaction_that_finds_the_disk_full_is_repeated() {
     squeezed.all_arrives();
 }
 
-/// The system mounts a disk read-only when it finds it damaged. A disk that is written to can't be
-/// mounted so by hand: a read-only view is laid over it, which the agent meets when it opens its
-/// store anew.
+/// The kernel remounts a disk read-only after an error. A disk in use cannot be remounted by hand,
+/// so a read-only view is mounted over it, which the agent meets when it reopens its store.
 #[requires(mount)]
 #[test]
 fn disk_read_only_while_running_is_waited_for() {
@@ -344,7 +343,7 @@ fn disk_read_only_while_running_is_waited_for() {
     squeezed.disk.remount("remount,ro,bind");
     let view = Disk(std::mem::replace(&mut squeezed.disk.0, writable.0.clone()));
     squeezed.until_it_says("ead-only file system");
-    // Nothing is given up as long as it lasts.
+    // The agent keeps trying.
     assert!(squeezed.agent.runs(), "{}", squeezed.agent.log());
     assert!(view.unmount());
     squeezed.all_arrives();

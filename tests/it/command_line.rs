@@ -1,4 +1,4 @@
-//! The command line: what each thing that can be wrong leads to, and how the agent ends.
+//! The command line: the result of each mistake, and how the agent stops.
 #![cfg(unix)]
 
 use std::{fs, net::TcpListener, time::Duration};
@@ -14,14 +14,14 @@ use rustix::process::Signal;
 
 const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";
 
-/// A home with one record.
+/// A home directory with one record.
 fn home() -> Home {
     let home = Home::new();
     home.write("-work/one.jsonl", "{\"n\":1}\n");
     home
 }
 
-/// An endpoint where nobody listens.
+/// An endpoint where no process listens.
 fn nobody() -> String {
     format!("http://{}", crate::support::nobody())
 }
@@ -143,7 +143,7 @@ fn permanently_refused_entry_does_not_stop_others() {
     let refused = Answer::Status(422, &[], "{\"title\":\"no\"}");
     let home = Home::new();
     home.write("-work/a.jsonl", "{\"n\":1}\n{\"n\":2}\n{\"n\":3}\n");
-    // Of 4 or 5 entries the first stands alone after three halvings.
+    // After three halvings of 4 or 5 entries, the first is alone.
     let receiver = Scripted::start([refused.clone(), refused.clone(), refused.clone(), refused]);
     home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
     let headers = receiver.headers();
@@ -227,7 +227,7 @@ fn second_agent_on_the_same_state_directory_is_refused() {
 fn signals_stop_the_agent_cleanly() {
     for signal in [Signal::TERM, Signal::INT] {
         let (home, receiver) = (home(), Receiver::start());
-        // Nothing would be sent for a day; an end in order sends it.
+        // Nothing would be sent for a day, except by a clean stop.
         let config = "[shipping]\nflush_interval = \"86400s\"";
         let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
         agent.stop_by(signal);
@@ -243,7 +243,7 @@ fn agent_without_a_receiver_stops_in_time() {
     let home = home();
     let agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&nobody()).start_and_wait();
     agent.stop();
-    // Nor while it waits for the first answer: a port that takes connections and never answers.
+    // The agent also stops while it waits for a response: this port accepts and never answers.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("http://{}", listener.local_addr().unwrap());
     let agent = home.agent(&["run", "--debug"]).config(AT_ONCE).ships_to(&silent).start();
@@ -282,7 +282,7 @@ fn config_mistake_is_reported_with_file_and_key() {
     let cases = [
         ("[filter.ignore-types]\ntype = [\"x\"]", "filter.ignore-types.type"),
         ("[filter.ignore-types]\ntipes = [\"x\"]", "types"),
-        // What switches a stage on was misspelt, and it was said to nobody that it stayed off.
+        // A misspelt `enabled` was ignored, and the stage stayed off without a message.
         ("[filter.sidechain]\nenabeld = true", "filter.sidechain.enabeld"),
         ("[shiping]\nbatch_size = 1", "shipping"),
         ("[shipping]\nbatch_size = 0", "shipping.batch_size"),
@@ -358,7 +358,7 @@ fn debug_logs_more_and_no_secret() {
     };
     let log = run("");
     assert!(log.contains("DEBUG"), "{log}");
-    // Every library's log, too.
+    // Log lines of libraries are included.
     let log = run("trace");
     assert!(log.contains("TRACE"), "no traces");
     let hex = siem_protocol::sign(SECRET.as_bytes(), b"");

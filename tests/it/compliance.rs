@@ -1,5 +1,5 @@
-//! Who is signed in, told by the daemon, and hooks that it leaves the policy for and whose reports
-//! it ships.
+//! Accounts reported by the daemon, the policy that it leaves for hooks, and the reports of hooks
+//! that it ships.
 #![cfg(unix)]
 
 use std::{fs, io::Write as _, path::Path, process::Stdio};
@@ -27,12 +27,12 @@ fn policy(action: &str, domain: &str) -> String {
     .to_string()
 }
 
-/// The exit code of a hook, called as the client calls it.
+/// Calls a hook as the client does, and returns its exit code.
 fn hook(home: &Home, name: &str, session: &str) -> i32 {
     call_with(home, name, session, &home.projects())
 }
 
-/// The same, of a session whose records lie in `projects`.
+/// Like [`hook`], for a session with its records in `projects`.
 fn call_with(home: &Home, name: &str, session: &str, projects: &Path) -> i32 {
     let transcript = projects.join(format!("-work/{session}.jsonl"));
     let call = json!({ "session_id": session, "transcript_path": transcript, "cwd": "/work" });
@@ -62,13 +62,13 @@ fn wait_for_policy(home: &Home) {
     eventually("a policy", || fs::exists(&policy).unwrap().then_some(()));
 }
 
-/// The policy that the server gives is what hooks answer, with the daemon and without it.
+/// Hooks answer by the policy of the server, with and without the daemon.
 #[test]
 fn policy_reaches_the_hooks_and_violations_reach_the_server() {
     let home = Home::new();
     sign_in(&home, "me@gmail.com");
     let receiver = Scripted::start([]).manages(&policy("block", "company.com"), SECRET);
-    // What is urgent does not wait for an hour.
+    // Violations do not wait for the flush interval of an hour.
     let config = "[shipping]\nflush_interval = \"1h\"";
     let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
 
@@ -81,7 +81,7 @@ fn policy_reaches_the_hooks_and_violations_reach_the_server() {
     sign_in(&home, "me@company.com");
     assert_eq!(hook(&home, "UserPromptSubmit", "s-1"), 0, "asked anew at each call");
 
-    // Another policy, while sessions run: who was right is wrong now.
+    // The policy changes while sessions run: an account that was permitted is not permitted now.
     receiver.manage(Manages::Signed(policy("block", "other.com"), SECRET));
     agent.signal(Signal::HUP);
     let violation = wait_for_event(&receiver, "compliance_violation", 2);
@@ -91,7 +91,7 @@ fn policy_reaches_the_hooks_and_violations_reach_the_server() {
     assert_eq!(entries::events(&stored, "compliance_restored").len(), 1, "before that");
     agent.stop();
 
-    // The daemon is stopped: hooks still answer, and their reports wait.
+    // While the daemon is stopped, hooks still answer and their reports wait.
     assert_eq!(hook(&home, "UserPromptSubmit", "s-2"), 2);
     let spool = home.path().join(".local/state/ai-agent/spool");
     assert!(fs::read_dir(&spool).unwrap().count() > 0);
@@ -109,7 +109,7 @@ fn policy_reaches_the_hooks_and_violations_reach_the_server() {
     });
     assert!(blocked >= 3, "{blocked}");
     eventually("the spool is empty", || (fs::read_dir(&spool).unwrap().count() == 0).then_some(()));
-    // ViolationTracker once for as long as it lasts, over restarts too.
+    // A violation is reported once while it lasts, also across restarts.
     let stored = receiver.entries();
     assert_eq!(entries::events(&stored, "compliance_violation").len(), 2);
     agent.stop();
@@ -118,7 +118,7 @@ fn policy_reaches_the_hooks_and_violations_reach_the_server() {
     assert_eq!(answered.len(), blocked, "none is taken up twice");
 }
 
-/// A client with another configuration directory writes its sessions elsewhere.
+/// A client with another configuration directory writes its sessions there.
 #[test]
 fn directory_named_by_a_hook_is_read_from_then_on() {
     let home = Home::new();
@@ -143,15 +143,15 @@ fn directory_named_by_a_hook_is_read_from_then_on() {
     };
     eventually("its record", || line("9"));
     agent.stop();
-    // It is known at the next start, though no hook names it again.
+    // The next start knows the directory, though no hook names it again.
     crate::support::home::append_to(&transcript, "{\"type\":\"user\",\"n\":10}\n");
     let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
     eventually("its next record", || line("10"));
     agent.stop();
 }
 
-/// Who signs in under another configuration directory is asked after as well, once a session of it
-/// is known.
+/// The account of another configuration directory is also checked, once one of its sessions is
+/// known.
 #[test]
 fn account_beside_a_learnt_directory_is_checked() {
     let home = Home::new();

@@ -1,4 +1,4 @@
-//! `ai-agent config` and `ai-agent test`: what an administrator sees.
+//! `ai-agent config` and `ai-agent test`, as an administrator uses them.
 #![cfg(unix)]
 
 use std::{fs, path::Path};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 const USER: &str = ".config/ai-agent/config.toml";
 
-/// A home whose user's file is `text`.
+/// A home directory with `text` as the user's configuration file.
 fn home(text: &str) -> Home {
     let home = Home::new();
     write(&home, USER, text);
@@ -22,7 +22,7 @@ fn write(home: &Home, name: &str, text: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// What a command printed, with `HOME` for the directory that changes from run to run.
+/// Replaces the home directory, which differs from run to run, by `HOME`.
 fn plain(home: &Home, text: &str) -> String {
     text.replace(home.path().to_str().unwrap(), "HOME")
 }
@@ -87,8 +87,8 @@ mod show {
         );
     }
 
-    /// Whatever the key or the URL that somebody wrote it into. [`support`] looks for the secrets in
-    /// everything that an agent prints.
+    /// Secrets are hidden under any key and in any URL. [`support`] searches the output of every
+    /// agent for secrets.
     #[test]
     fn secrets_are_hidden() {
         let text = format!(
@@ -108,7 +108,7 @@ mod show {
         ] {
             assert!(printed(&home, arguments).contains("***"), "{arguments:?}");
         }
-        // Under a misspelt key it is not known for one.
+        // Under a misspelt key the value is not known to be a secret.
         for key in ["tokn", "sekret"] {
             let home = super::home(&format!("[sink.siem]\n{key} = \"{TOKEN}\""));
             for command in ["show", "check"] {
@@ -180,7 +180,7 @@ mod check {
         printed(&home, &["config", "check"]);
     }
 
-    /// A file that is to be rolled out must not be right only because of this machine's others.
+    /// A file for a rollout must not be valid only because of other files on this machine.
     #[test]
     fn check_of_files_uses_only_these_files() {
         let home = home("shipping.batch_size = 0");
@@ -205,7 +205,7 @@ mod check {
         assert!(text.contains("/no/such.toml"), "{text}");
     }
 
-    /// A lock with a slip of the pen locks nothing, and nobody would know.
+    /// A misspelt lock locks nothing, without any other sign.
     #[test]
     fn check_warns_of_a_lock_on_an_unknown_key() {
         let home = home("");
@@ -220,7 +220,7 @@ mod check {
         }
     }
 
-    /// The filters that need no program may come from the server, and its tests run through them.
+    /// Filters without side effects may come from the server, and its tests run through them.
     #[test]
     fn managed_config_may_add_filters_with_tests() {
         let home = home("");
@@ -425,7 +425,7 @@ mod tests_in_toml {
         assert_eq!(text.matches("expected ").count(), 2, "{text}");
     }
 
-    /// Each begins with filters that have seen nothing: a uuid of another test is no repetition.
+    /// Each test starts with fresh filters: a uuid of another test is not a duplicate.
     #[test]
     fn tests_start_with_fresh_filters() {
         let test = "[[test]]\nname = \"a\"\nlines = [{ input = '{\"uuid\":\"u\"}', expect = \"keep\" }, \
@@ -438,7 +438,7 @@ mod tests_in_toml {
 mod candidate {
     use super::*;
 
-    /// Two of each of four types; one of them is marked as meta.
+    /// Two records of each of four types, one type marked as meta.
     fn sessions() -> Home {
         let home = home("[filter.sidechain]\nenabled = true");
         for file in ["-work/a.jsonl", "-work/b.jsonl"] {
@@ -507,7 +507,7 @@ mod candidate {
 mod docs {
     use super::*;
 
-    /// The blocks of a language in a page.
+    /// Returns the code blocks of a language on a page.
     fn blocks(page: &str, language: &str) -> Vec<String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let text = fs::read_to_string(root.join(page)).unwrap();
@@ -516,7 +516,7 @@ mod docs {
         parts.map(|part| part.split("```").next().unwrap().to_owned()).collect()
     }
 
-    /// Somebody copies them as they stand.
+    /// Users copy the examples as they are.
     #[test]
     fn examples_in_docs_are_valid_and_their_tests_pass() {
         let home = home("");

@@ -1,5 +1,4 @@
-//! What the agent that runs is asked: how it is doing, to deliver now, to read its configuration
-//! again, to log more, and about what lies in its outbox.
+//! Commands that query and control a running agent: status, flush, reload, log level, outbox.
 
 use std::{fs, path::PathBuf};
 
@@ -19,7 +18,7 @@ fn state_dir(home: &Home) -> PathBuf {
     home.path().join("state")
 }
 
-/// The agent's command line, with a state directory that the test knows.
+/// The agent's command line with a known state directory.
 fn agent(home: &Home, receiver: &Receiver, config: &str, arguments: &[&str]) -> AgentCommand {
     let state_dir = state_dir(home);
     let config = format!("agent.state_dir = '{}'\n{config}", state_dir.display());
@@ -32,7 +31,7 @@ fn status(home: &Home, receiver: &Receiver, config: &str) -> Value {
         .unwrap_or_else(|error| panic!("{error}: {}", ended.stderr))
 }
 
-/// The agent at work on one record, which has arrived.
+/// Starts an agent and waits until its only record has arrived.
 fn delivered(home: &Home, receiver: &Receiver) -> Agent {
     home.write("-work/one.jsonl", "{\"n\":1}\n");
     let running = agent(home, receiver, AT_ONCE, &["run"]).start_and_wait();
@@ -84,7 +83,7 @@ fn status_shows_queue_and_delivery_with_and_without_an_agent() {
     agent(&home, &receiver, AT_ONCE, &["check", "--strict"]).fail(1);
 }
 
-/// A process that is there was taken for an agent that works, though nothing of it ever arrived.
+/// A running process was reported as working, though nothing ever arrived from it.
 #[test]
 fn refused_token_fails_the_strict_check_with_the_reason() {
     let (home, receiver) = (Home::new(), Receiver::start());
@@ -182,7 +181,7 @@ fn log_level_changes_while_running() {
     assert!(error.contains("loud"), "{error}");
 }
 
-/// The same words from an agent that runs and from the store of one that does not.
+/// The output is the same from a running agent and from the store of a stopped one.
 #[test]
 fn outbox_commands_agree_with_and_without_an_agent() {
     let (home, receiver) = (Home::new(), Receiver::start());
@@ -198,7 +197,7 @@ fn outbox_commands_agree_with_and_without_an_agent() {
     eventually("both lines wait", || {
         (list().iter().filter(|entry| entry["kind"] == "record").count() == 2).then_some(())
     });
-    // The same store without its agent: it was killed and delivers nothing more.
+    // The agent is killed before the second round, so the store is unchanged.
     for is_running in [true, false] {
         if !is_running {
             running.take().unwrap().kill();
@@ -216,14 +215,14 @@ fn outbox_commands_agree_with_and_without_an_agent() {
         let exported = entries::parse(&fs::read(&file).unwrap());
         assert_eq!(exported.len(), listed.len());
         assert_eq!(entries::lines(&exported)[1].bytes, b"no json");
-        // A file that is there is not written over.
+        // An existing file is not overwritten.
         ask(&["outbox", "export", "--to", file.to_str().unwrap()]).fail(1);
         ask(&["outbox", "verify"]).succeed();
         let status = ask(&["outbox", "status", "--json"]).succeed();
         let status: Value = serde_json::from_slice(&status.stdout).unwrap();
         assert_eq!(status["entries"], listed.len());
         assert_eq!(status["sinks"][0]["acknowledged"], 0);
-        // A list that was cut looked like all there was.
+        // A truncated list must not look complete.
         let limited = ask(&["outbox", "list", "--limit", "1"]).succeed();
         let limited: Vec<&str> = limited.text().lines().collect();
         assert!(limited.len() == 2 && limited[1].contains("--from 2"), "{limited:?}");
@@ -231,7 +230,7 @@ fn outbox_commands_agree_with_and_without_an_agent() {
     }
 }
 
-/// What is in the way of an agent that was killed must not be in that of the next.
+/// Leftovers of a killed agent must not block the next one.
 #[test]
 fn agent_after_a_killed_one_answers_queries() {
     let (home, receiver) = (Home::new(), Receiver::start());
@@ -246,7 +245,7 @@ fn agent_after_a_killed_one_answers_queries() {
     assert_ne!(second.pid(), killed);
 }
 
-/// Whoever has the store open is the only one, whatever it does there.
+/// The process with the lock is the only one that opens the store.
 #[test]
 fn command_fails_at_once_while_another_process_has_the_lock() {
     let (home, receiver) = (Home::new(), Receiver::start());
@@ -265,8 +264,8 @@ fn command_fails_at_once_while_another_process_has_the_lock() {
     agent(&home, &receiver, AT_ONCE, &["outbox", "verify"]).succeed();
 }
 
-/// A command that looked into the store was taken for an agent: `check` said that one runs, and one
-/// that was started just then ended, saying the same.
+/// A command that read the store was reported as a running agent by `check`, and an agent started
+/// at that moment exited.
 #[test]
 fn running_command_is_not_an_agent_and_delays_its_start() {
     let (home, receiver) = (Home::new(), Receiver::start());
@@ -332,7 +331,7 @@ mod socket {
         serde_json::from_str(&answer).unwrap()
     }
 
-    /// For as long as it took to end, it was said to begin.
+    /// An agent that was stopping reported the phase `starting`.
     #[test]
     fn stopping_agent_reports_its_phase() {
         let home = Home::new();
@@ -358,11 +357,11 @@ mod socket {
         assert_eq!(running.wait(crate::support::PATIENCE).code, Some(0));
     }
 
-    /// `install` and `start` return as soon as the agent is at work; what was asked then was refused.
+    /// `install` and `start` return as soon as the agent runs; queries at that moment were refused.
     #[test]
     fn early_query_waits_for_the_pipeline() {
         let (home, receiver) = (Home::new(), Scripted::start([]));
-        // Its first answer is waited for before the pipeline begins.
+        // The pipeline starts after the first response of the server, which never comes.
         receiver.manage(Manages::Hangs);
         let config = format!("agent.state_dir = '{}'", state_dir(&home).display());
         let asked =
@@ -386,7 +385,7 @@ mod socket {
         assert!(said("{\"version\":7,\"ask\":\"status\"}\n").contains('7'));
         assert!(said("{\"version\":1,\"ask\":\"dance\"}\n").contains("`dance`"));
         assert!(!said(&"x".repeat(70_000)).is_empty());
-        // More than are answered at once, all of them silent: they are let go of after a while.
+        // More clients than are served at once, all silent: they are disconnected after a while.
         let hanging: Vec<UnixStream> = (0..20).map(|_| connect(&home)).collect();
         assert_eq!(status(&home, &receiver, AT_ONCE)["state"], "running");
         for mut stream in hanging {
@@ -396,7 +395,7 @@ mod socket {
         assert!(!socket.try_exists().unwrap());
     }
 
-    /// A socket's path has room for 108 bytes; a home directory may have more.
+    /// A socket path is limited to 108 bytes; a home directory may be longer.
     #[test]
     fn long_state_directory_path_still_has_a_control_socket() {
         let (home, receiver) = (Home::new(), Receiver::start());
@@ -409,7 +408,7 @@ mod socket {
             agent.env("XDG_RUNTIME_DIR", runtime)
         };
         let running = agent(&["run"]).start_and_wait();
-        // Whoever asks need not know that directory.
+        // The client finds the socket without that directory.
         agent(&["status"]).without("XDG_RUNTIME_DIR").succeed();
         running.stop();
         assert!(!state_dir.join("agent.sock.at").try_exists().unwrap());

@@ -1,5 +1,5 @@
-//! Real session files through agent and receiver, held against a second, plain reading of the same
-//! files: every record that must arrive arrives, byte for byte, once, and no other.
+//! Real session files through agent and receiver, compared with an independent reading of the same
+//! files: exactly the expected records arrive, byte for byte, each once.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ use crate::support::{
 use siem_protocol::Kind;
 use test_requires::requires;
 
-/// A home with every session tree of the corpus.
+/// A home directory with every session tree of the corpus.
 fn home() -> Home {
     let corpus = shared().join("corpus");
     let home = Home::new();
@@ -29,7 +29,7 @@ fn home() -> Home {
     home
 }
 
-/// Ships the corpus under `config`, and fails unless what arrives is what `rules` let through.
+/// Ships the corpus under `config`, and fails unless exactly the records that pass `rules` arrive.
 #[track_caller]
 fn arrives(config: &str, rules: &Rules) -> Vec<entries::Stored> {
     let home = home();
@@ -109,14 +109,15 @@ fn meta_records_are_dropped() {
     arrives("[filter.meta]\nenabled = true", &rules);
 }
 
-/// The client writes each block of a message as a record of its own, so that here whole records go.
+/// The client writes each block of a message as a record of its own, so whole records are dropped
+/// here.
 #[requires(shared)]
 #[test]
 fn tool_calls_are_dropped() {
     arrives("[filter.tool-call]\nenabled = true", &Rules { tool_call: true, ..Rules::default() });
 }
 
-/// The same records as other versions might write them: with text before, behind, or between the
+/// The same records as other versions might write them: with text before, after or between the
 /// calls.
 #[requires(shared)]
 #[test]
@@ -159,8 +160,7 @@ fn all_filters_combined_ship_what_they_keep() {
     );
 }
 
-/// What `--test --json` says of each line is what becomes of it: the verdicts of the dry run add
-/// up to the entries of the real run.
+/// The verdicts of `--test --json` match the entries of a real run.
 #[requires(shared)]
 #[test]
 fn dry_run_verdicts_match_a_real_run() {

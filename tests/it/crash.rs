@@ -1,5 +1,5 @@
-//! Agent and receiver are killed under load, again and again, as a power cut would: nothing that
-//! stands in a file is lost, nothing is stored twice, the chain is whole.
+//! Agent and receiver are killed under load again and again, as by a power cut: nothing written to
+//! a file is lost, nothing is stored twice, and the chain is intact.
 #![cfg(unix)]
 
 use std::{
@@ -24,28 +24,28 @@ use crate::support::{
 };
 use rustix::process::Signal;
 
-/// How often the agent is killed; the receiver is killed a quarter as often.
+/// Number of kills of the agent. The receiver is killed a quarter as often.
 const KILLS: usize = 20;
 const FILES: usize = 4;
-/// Small batches and no waiting: much is under way at any moment.
+/// Small batches without delays, so that much is in progress at any moment.
 const CONFIG: &str = "[shipping]\nflush_interval = \"0s\"\nbatch_size = 40";
 
-/// When the agent is killed.
+/// Moment at which the agent is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Moment {
-    /// At any.
+    /// Any moment.
     Random,
-    /// Before it has opened its store, or while it does.
+    /// Before or while it opens its store.
     Start,
-    /// While it ends in order.
+    /// During a clean stop.
     End,
-    /// Just after its store has changed.
+    /// Just after a change of its store.
     Commit,
-    /// While a batch is at a point of its way.
+    /// With a batch at this point.
     Batch(Point),
 }
 
-/// How often a moment did not come in time, and the agent was killed all the same.
+/// Counts kills whose moment did not come in time.
 const MISSED: &str = "at another moment";
 
 const MOMENTS: [(Moment, &str); 7] = [
@@ -65,7 +65,7 @@ struct Writer {
 }
 
 impl Writer {
-    /// Writes with a pause between pieces: the longer the run, the longer.
+    /// Starts to write, with pauses that grow with the length of the run.
     fn start(home: &Arc<Home>, seed: u64, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (home, end) = (Arc::clone(home), Arc::clone(&stop));
@@ -73,7 +73,7 @@ impl Writer {
         Self { stop, thread }
     }
 
-    /// Stops, and gives what each file holds.
+    /// Stops, and returns the content of each file.
     fn finish(self) -> BTreeMap<PathBuf, Vec<u8>> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
@@ -96,7 +96,7 @@ fn write(home: &Home, end: &AtomicBool, seed: u64, pause: Duration) -> BTreeMap<
             );
             piece.extend_from_slice(record.as_bytes());
         }
-        // In two writes, so that at times the agent meets half a line.
+        // Two writes, so that the agent sometimes sees half a line.
         let (first, second) = piece.split_at(random.usize(..piece.len()));
         home.append(&name, first);
         random_moment(&mut random, pause);
@@ -106,7 +106,7 @@ fn write(home: &Home, end: &AtomicBool, seed: u64, pause: Duration) -> BTreeMap<
     files
 }
 
-/// Kills agent and receiver so often, and counts when.
+/// Kills agent and receiver this often, and counts the moments.
 fn kill(kills: usize, lying: bool) -> Result<BTreeMap<&'static str, usize>, String> {
     let mut random = random();
     let home = Arc::new(Home::new());
@@ -120,7 +120,7 @@ fn kill(kills: usize, lying: bool) -> Result<BTreeMap<&'static str, usize>, Stri
     let pause = Duration::from_millis(1) * u32::try_from(kills.max(KILLS)).unwrap();
     let writer = Writer::start(&home, random.u64(..), pause);
 
-    // Every moment as often as any other.
+    // Each moment is used equally often.
     let mut plan: Vec<Option<(Moment, &str)>> =
         MOMENTS.iter().copied().cycle().take(kills).map(Some).collect();
     plan.resize(kills + kills / 4, None);
@@ -153,7 +153,7 @@ fn kill(kills: usize, lying: bool) -> Result<BTreeMap<&'static str, usize>, Stri
     Ok(counts)
 }
 
-/// Waits until the moment is there. One that does not come within a while is given up.
+/// Waits for the moment. Returns false if it does not come within a while.
 fn wait_for(
     moment: Moment,
     agent: &Agent,
@@ -197,7 +197,7 @@ fn kills_of_agent_and_receiver_lose_and_double_nothing() {
     assert!(MOMENTS.iter().all(|(_, name)| counts.contains_key(name)), "some moment never came");
 }
 
-/// A check that finds nothing proves nothing.
+/// The harness must detect lost lines: a check that cannot fail proves nothing.
 #[test]
 fn false_receipts_are_detected_by_the_harness() {
     let found = kill(7, true).expect_err("lines are lost");
@@ -215,7 +215,7 @@ fn all_arrives(
     let written: usize = files.values().map(count).sum();
     assert!(written > 100, "{written} records were written");
     settle(receiver, written);
-    // A last run finds nothing more to send.
+    // A last run has nothing more to send.
     agent.stop();
     home.agent(&["run", "--once"]).config(CONFIG).ships_to(url).succeed();
 
@@ -243,7 +243,7 @@ fn all_arrives(
     Ok(())
 }
 
-/// Ends in order in the middle of work lose and double nothing either, and each is quick.
+/// Clean stops under load lose and double nothing either, and are quick.
 #[test]
 fn stops_in_the_middle_of_work_lose_nothing() {
     let mut random = random();

@@ -1,5 +1,5 @@
-//! The outbox is damaged, lost, or an old copy, at start and while the agent runs: it is moved
-//! aside, never deleted, that is reported, and every line reaches the receiver.
+//! The outbox is damaged, deleted or restored from a copy, at start and while the agent runs: it is
+//! moved aside and reported, and every line reaches the receiver.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use crate::support::{
 const CONFIG: &str = "[shipping]\nflush_interval = \"0s\"";
 const LINES: usize = 300;
 
-/// Lines `from..to` of a session file, each of its own.
+/// Distinct lines `from..to` of a session file.
 fn lines(from: usize, to: usize) -> String {
     let line =
         |n| format!("{{\"type\":\"user\",\"uuid\":\"u-{n}\",\"text\":\"{}\"}}\n", "x".repeat(n));
@@ -30,8 +30,8 @@ fn records(epochs: &[Vec<Stored>]) -> Vec<(String, u64, Vec<u8>)> {
     all.map(|entry| (entry.generation.clone(), entry.offset, entry.bytes.clone())).collect()
 }
 
-/// Fails unless every line of the file is at the receiver, byte for byte, at its offset in one
-/// generation, and no epoch has one twice.
+/// Fails unless every line of the file is at the receiver, byte for byte, at its offset, in one
+/// generation, and no epoch has a line twice.
 #[track_caller]
 fn assert_all_there(receiver: &Receiver, file: &Path) {
     let epochs = receiver.epochs();
@@ -62,7 +62,7 @@ fn reported(receiver: &Receiver, event: &str) -> usize {
     receiver.epochs().iter().flatten().filter(named).count()
 }
 
-/// What happens to the store of an agent that is stopped.
+/// Damages the store of a stopped agent; the second path is an older copy.
 type Damage = fn(&Path, &Path);
 
 /// Each damage, the code that the log has for it, and the events that report it.
@@ -80,7 +80,7 @@ const DAMAGES: [(&str, Damage, &str, &[&str]); 7] = [
         "zeroed in places",
         |store, _| {
             let mut bytes = fs::read(store).unwrap();
-            // The head says where the trees are; behind it lie their pages.
+            // The header points to the trees, whose pages follow.
             for page in bytes[4096..].chunks_mut(4096).step_by(2) {
                 page.fill(0);
             }
@@ -150,7 +150,7 @@ fn every_line_arrives_after_each_damage_to_the_store() {
             assert_eq!(reported(&receiver, event), 1 + begun, "{name}: {event}");
         }
         assert_eq!(receiver.epochs().len(), 2, "{name}");
-        // Nothing is deleted that somebody may want to look into.
+        // Damaged stores are kept for inspection.
         if code == "outbox_quarantined" && name != "a directory" {
             let folder = store(&home).parent().unwrap().to_owned();
             let aside = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -158,11 +158,12 @@ fn every_line_arrives_after_each_damage_to_the_store() {
             let aside: Vec<_> = aside.map(|path| fs::read(path).unwrap()).collect();
             assert_eq!(aside, [damaged], "{name}");
         }
-        // What was acknowledged is read again only where nobody knew that it was: in the copy's time.
+        // Acknowledged lines are read again only if the acknowledgement is unknown, as in the older
+        // copy.
         let twice = records(&receiver.epochs()).len() - 3 * LINES;
         let expected = if name == "a copy from yesterday" { LINES } else { 0 };
         assert_eq!(twice, expected, "{name}");
-        // The receiver says so itself, and nothing contradicts what the agent claims.
+        // The receiver reports the repetitions, and the agent's totals match.
         let stats = receiver.stats();
         let epochs = stats["machines"][0]["epochs"].as_array().unwrap();
         let repeated: u64 = epochs.iter().map(|epoch| epoch["repetitions"].as_u64().unwrap()).sum();
@@ -171,8 +172,8 @@ fn every_line_arrives_after_each_damage_to_the_store() {
     }
 }
 
-/// What began within the last minute came again under another generation: nobody could say that it
-/// had come before.
+/// Files created within the last minute got another generation, so their repetitions were not
+/// recognised.
 #[test]
 fn recently_created_file_keeps_its_generation_after_damage() {
     let home = Home::new();
@@ -196,14 +197,13 @@ fn recently_created_file_keeps_its_generation_after_damage() {
     assert_eq!(repeated, LINES as u64, "{stats:#}");
 }
 
-/// What was damaged under a running agent was sent as it lay there, or stopped delivery until
-/// somebody restarted it.
+/// Damage under a running agent was delivered as it was, or stopped delivery until a restart.
 #[test]
 fn store_damaged_while_running_is_replaced_and_loses_nothing() {
     damaged_under(&["run"]);
 }
 
-/// `--once` never noticed.
+/// `--once` did not notice the damage.
 #[test]
 fn store_damaged_during_once_is_replaced_and_loses_nothing() {
     damaged_under(&["run", "--once"]);
@@ -212,7 +212,7 @@ fn store_damaged_during_once_is_replaced_and_loses_nothing() {
 #[track_caller]
 fn damaged_under(arguments: &[&str]) {
     const BLOCKS: usize = 200;
-    // What does not fit into the store's cache, and does not get smaller: 20 MB of it.
+    // 20 MB that do not compress and exceed the cache of the store.
     let mut random = crate::support::random();
     let mut block = |n: usize| {
         let text: String = (0..100_000).map(|_| random.alphanumeric()).collect();
@@ -233,7 +233,7 @@ fn damaged_under(arguments: &[&str]) {
     let rest = usize::try_from(size()).unwrap() - 8192;
     file.seek(SeekFrom::Start(8192)).unwrap();
     file.write_all(&vec![0x55; rest]).unwrap();
-    // Before it looks at the files again: who reads once reads this too.
+    // Written before the files are read again, so that `--once` reads it too.
     let file = home.append("-p/a.jsonl", block(BLOCKS));
     receiver.start_again();
     agent.wait_for_code("outbox_damaged");

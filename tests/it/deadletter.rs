@@ -1,4 +1,5 @@
-//! An entry that a receiver refuses for good: it is kept, the rest flows, and it can be had again.
+//! Dead letters: an entry that a receiver refuses permanently is kept, the others are delivered,
+//! and it can be sent again.
 
 use std::{
     fs,
@@ -23,7 +24,7 @@ use serde_json::Value;
 
 const POISON: &str = "what this receiver will not take";
 
-/// Stands before a receiver and answers 422 to bodies with the poison in them.
+/// A proxy in front of a receiver that answers 422 to bodies with the poison.
 struct Gate {
     port: u16,
     refuses: Arc<AtomicBool>,
@@ -31,12 +32,12 @@ struct Gate {
     in_flight: Arc<InFlight>,
 }
 
-/// Counts requests that are answered at the same time.
+/// Counts concurrent requests.
 #[derive(Default)]
 struct InFlight {
     now: AtomicUsize,
     most: AtomicUsize,
-    /// How long each request is held before it is passed on, in milliseconds.
+    /// Delay of each request before it is forwarded, in milliseconds.
     delay_ms: AtomicU64,
 }
 
@@ -71,7 +72,7 @@ impl Gate {
     }
 }
 
-/// Passes one request on, or refuses it. Each has a connection of its own.
+/// Forwards or refuses one request. Each has its own connection.
 fn pass(
     client: TcpStream,
     behind: &str,
@@ -167,7 +168,7 @@ fn poisoned_entry_is_a_dead_letter_and_retry_fills_its_hole() {
     agent(&["deadletter", "export", "--all", "--to", file]).succeed();
     assert_eq!(fs::read(file).unwrap(), shown.stdout);
 
-    // Refused again, it stays, and the count goes up.
+    // Refused again, it is kept, and its count of attempts grows.
     agent(&["deadletter", "retry", &number]).fail(1);
     let listed = agent(&["deadletter", "list", "--json"]).succeed();
     let letter: Value = serde_json::from_slice(&listed.stdout).unwrap();
@@ -198,7 +199,7 @@ fn purged_dead_letter_is_deleted_and_reported() {
     assert_eq!(entries::events(&stored, "entry_dead_lettered").len(), 1);
 }
 
-/// Two letters, and each command on one of them: the other stays as it was.
+/// With two dead letters, each command changes only the named one.
 #[test]
 fn deadletter_commands_affect_only_the_named_letters() {
     let (home, receiver) = (Home::new(), Receiver::start());
@@ -229,7 +230,7 @@ fn deadletter_commands_affect_only_the_named_letters() {
     let number = |letter: &Value| letter["seq"].to_string();
     let (one, other) = (number(first), number(second));
 
-    // As the entry would travel, and only that one.
+    // Exactly the named entry, as it would be sent.
     let shown = agent(&["deadletter", "show", &other]).succeed().stdout;
     let entry = shown.strip_suffix(b"\n").unwrap();
     assert_eq!(entries::parse(&shown).len(), 1);
@@ -262,7 +263,7 @@ fn deadletter_commands_affect_only_the_named_letters() {
     agent(&["run", "--once"]).succeed();
     let stored = receiver.entries();
     assert_eq!(entries::lines(&stored).len(), 2);
-    // The SIEM knows which one will never come.
+    // The SIEM learns which number will never arrive.
     let purged = entries::events(&stored, "dead_letters_purged");
     let data = &purged[0].data;
     assert_eq!((&data["count"], &data["letters"][0]["seq"]), (&1.into(), &first["seq"]));
@@ -292,7 +293,7 @@ fn deadletter_commands_work_through_a_running_agent() {
     let number = |at: usize| letters[at]["seq"].to_string();
     let shown = agent(&["deadletter", "show", &number(0)]).succeed();
     assert!(shown.text().contains(POISON), "{}", shown.text());
-    // What the receiver has not been told of yet can't be sent or deleted yet.
+    // A letter can be sent or deleted once a batch header has announced it.
     eventually("they are announced, and refused again", || {
         agent(&["deadletter", "retry", "--all"]).fail(1);
         list().iter().all(|letter| letter["attempts"] != 1).then_some(())
@@ -308,7 +309,7 @@ fn deadletter_commands_work_through_a_running_agent() {
         told.then(|| entries.to_vec())
     });
     assert_eq!(entries::lines(&entries).len(), 1);
-    // What others put into the outbox must not make the reader stumble.
+    // Entries added by a command must not disturb reading.
     home.append("-work/a.jsonl", "{\"n\":3}\n");
     wait_for(&receiver, "reading goes on", |entries| {
         (entries::lines(entries).len() == 2).then_some(())
@@ -353,8 +354,8 @@ fn retry_in_a_running_agent_uses_the_sinks_own_task() {
     receiver.assert_whole();
 }
 
-/// To look at dead letters with another configuration than the agent's took every sink's place
-/// that is not in it: what such a sink had not delivered yet was gone.
+/// Reading dead letters with another configuration removed the registration of every sink that it
+/// lacks, and with it their undelivered entries.
 #[test]
 fn deadletter_command_with_another_config_keeps_every_sink() {
     let (home, receiver) = (Home::new(), Receiver::start());
@@ -367,7 +368,7 @@ fn deadletter_command_with_another_config_keeps_every_sink() {
             format!("{sinks}\npath = '{}'\n[shipping]\nflush_interval = \"0s\"", file.display());
         home.agent(arguments).config(&config).ships_to(&receiver.url())
     };
-    // The archive can't be written yet, the SIEM has it all.
+    // The archive cannot be written yet; the SIEM has everything.
     let mut running = agent(&["run"], &elsewhere).start();
     wait_for(&receiver, "the record arrives", |entries| {
         (!entries::lines(entries).is_empty()).then_some(())
@@ -381,8 +382,8 @@ fn deadletter_command_with_another_config_keeps_every_sink() {
     receiver.assert_whole();
 }
 
-/// A letter that no header had named yet was deleted, and the SIEM was told so: its entry was sent
-/// once more all the same, refused, and kept again.
+/// An unannounced letter was deleted and reported as purged, but its entry was sent again, refused,
+/// and kept again.
 #[test]
 fn unannounced_dead_letter_is_neither_deleted_nor_sent() {
     let (home, mut receiver) = (Home::new(), Receiver::start());
@@ -393,7 +394,7 @@ fn unannounced_dead_letter_is_neither_deleted_nor_sent() {
     let mut running = agent(&["run"]).start();
     running.wait_for_code("delivery_postponed");
     running.stop();
-    // As if the agent had ended just after the first entry was refused for good.
+    // As if the agent had been killed just after the first entry was refused.
     let path = home.state_dir().join("outbox.redb");
     let outbox = Outbox::open(&path, &[], String::new).unwrap();
     let frame = &outbox.frames(1, |_| std::ops::ControlFlow::Continue(())).unwrap()[0];
@@ -428,8 +429,8 @@ fn deadletter_without_an_outbox_is_an_error() {
     assert!(error.contains(home.state_dir().to_str().unwrap()), "{error}");
 }
 
-/// To look for dead letters made an empty store in place of one that was lost: the next start took
-/// it for its own, and sent everything once more.
+/// Listing dead letters created an empty store in place of a lost one. The next start used it, and
+/// sent everything again.
 #[test]
 fn deadletter_commands_never_create_an_outbox() {
     let (home, receiver) = (Home::new(), Receiver::start());
@@ -452,7 +453,7 @@ fn deadletter_commands_never_create_an_outbox() {
     fs::write(&store, b"").unwrap();
     look();
     assert_eq!(fs::metadata(&store).unwrap().len(), 0);
-    // What was acknowledged is known from the copy.
+    // The acknowledged offsets come from the copy.
     agent(&["run", "--once"]).succeed();
     let epochs = receiver.epochs();
     let lines: usize = epochs.iter().map(|entries| entries::lines(entries).len()).sum();

@@ -1,5 +1,5 @@
-//! What a receiver and the way to it can do wrong, over real connections: nothing is lost, nothing
-//! comes twice but as a repetition, and what the agent says names the reason.
+//! Faults of a receiver and of the connection to it: nothing is lost, only repetitions arrive
+//! twice, and the log names the reason.
 #![cfg(unix)]
 
 use std::{fs, time::Duration};
@@ -23,7 +23,7 @@ use ai_agent::{
 };
 use serde_json::json;
 
-/// Everything up to this number is at the receiver, once, and no entry was given up.
+/// Fails unless exactly the entries up to `count` arrived, and no entry became a dead letter.
 #[track_caller]
 fn assert_arrived(receiver: &Scripted, delivery: &Delivery, count: u64) {
     let numbers: Vec<u64> = receiver.entries().iter().map(|entry| entry.seq).collect();
@@ -41,14 +41,14 @@ fn letters(delivery: &Delivery) -> Vec<(u64, DeadLetter)> {
 const HELD: &str = "delivery_held";
 const POSTPONED: &str = "delivery_postponed";
 
-/// A fault that ends by itself, or when somebody mends it.
+/// A fault that ends by itself, or once it is fixed.
 struct Fault {
     answer: Answer,
-    /// How often, before all is well.
+    /// Number of failures before the receiver works.
     times: usize,
-    /// The code in the log: an alarm, or a failure that passes by itself.
+    /// Log code: an alarm, or a failure that passes by itself.
     code: &'static str,
-    /// What the reason in the log contains: a status, an option, the cause.
+    /// Part of the reason in the log: a status, an option, the cause.
     token: &'static str,
 }
 
@@ -102,7 +102,7 @@ fn fixed_fault_has_lost_and_dead_lettered_nothing() {
         let failures = lines_with_code(&log, code);
         assert!(failures.iter().any(|line| line.contains(token)), "{what}: {log}");
         assert_eq!(lines_with_code(&log, "delivery_resumed").len(), 1, "{what}: {log}");
-        // One batch, sent again each time, and not more often; after no answer in time less of it.
+        // One batch, sent again after each failure; after a timeout in smaller batches.
         let rest = if what.starts_with("Hang") { 30_usize.div_ceil(30 >> times) } else { 1 };
         assert_eq!(receiver.requests(), times + rest, "{what}: {log}");
         let doubled = if what.starts_with("Take") { times * 30 } else { 0 };
@@ -112,7 +112,7 @@ fn fixed_fault_has_lost_and_dead_lettered_nothing() {
     }
 }
 
-/// A slow uplink that needed more than `timeout` for one batch sent the same one for ever.
+/// A batch that needed more than `timeout` on a slow link was sent again forever.
 #[test]
 fn slow_link_gets_smaller_batches() {
     let receiver = Scripted::by_rule(|offered| match offered.lines.len() {
@@ -123,12 +123,12 @@ fn slow_link_gets_smaller_batches() {
     let log = delivery.finish();
     let failures = lines_with_code(&log, POSTPONED);
     assert!(failures[0].contains("300ms") && failures[0].contains("30 entries"), "{log}");
-    // 30, 15 and 7 took too long; ten of three did not.
+    // Batches of 30, 15 and 7 timed out; ten batches of 3 did not.
     assert_eq!(receiver.requests(), 13, "{log}");
     assert_arrived(&receiver, &delivery, 30);
 }
 
-/// It was sent again for ever, in the same time: nothing behind it ever arrived.
+/// The entry was sent again forever with the same timeout, and nothing after it ever arrived.
 #[test]
 fn entry_slower_than_the_timeout_gets_more_time() {
     let receiver = Scripted::by_rule(|offered| {
@@ -159,7 +159,7 @@ fn refused_connection_is_logged_and_retried() {
     assert_arrived(&receiver, &delivery, 30);
 }
 
-/// The cursor once went to the number in the answer: what lay between was never sent.
+/// The cursor moved to the number in the response, so entries in between were never sent.
 #[test]
 fn receipt_for_more_than_sent_acknowledges_only_what_was_sent() {
     let receiver = Scripted::start([TakeAndSay(1000), TakeAndSay(i64::MAX)]);
@@ -205,13 +205,13 @@ fn scattered_poisoned_entries_are_each_isolated() {
     });
     let delivery = Post::with(500).deliver_to(&receiver.url());
     delivery.finish();
-    // Thirty-nine of them, more than ten: others were taken between them.
+    // 39 refusals are more than ten, but other entries were accepted between them.
     assert_eq!(letters(&delivery).len(), 39);
     assert_eq!(receiver.entries().len(), 500 - 39);
 }
 
-/// Dead letters have room of their own. The oldest go first, never one that no header has named:
-/// its entry would be sent again. Each that goes is reported.
+/// Dead letters have a limit of their own. The oldest are purged first, except unannounced ones,
+/// whose entries would be sent again. Each purge is reported.
 #[test]
 fn dead_letters_over_the_cap_are_purged_oldest_first() {
     let receiver = Scripted::by_rule(|batch| {
@@ -243,14 +243,14 @@ fn dead_letters_over_the_cap_are_purged_oldest_first() {
     assert_eq!((&last["reason"], &last["total"]["entries"]), (&"cap".into(), &gone.len().into()));
     let buried = events.iter().filter(|event| event.name == event::ENTRY_DEAD_LETTERED).count();
     assert_eq!(buried, 40);
-    // Named in a header all the same, each once: no number is a gap.
+    // Each was still announced in a header once, so no number is a gap.
     let headers = receiver.headers();
     let named = headers.iter().flat_map(|header| &header.dead_lettered).map(|dead| dead.seq);
     assert_eq!(named.collect::<Vec<_>>(), refused);
 }
 
-/// A receiver that refuses everything is broken itself. It takes batches that only name dead
-/// letters, which once counted as a success: everything was given up, entry by entry.
+/// A receiver that refuses everything is at fault itself. It accepts batches that only announce
+/// dead letters, which once counted as a success: every entry became a dead letter.
 #[test]
 fn ten_refusals_without_a_success_hold_delivery() {
     const NO_SCHEMA: &str = r#"{"type":"about:blank","title":"no schema","status":422}"#;
@@ -304,7 +304,7 @@ fn retry_after_is_respected_up_to_an_hour() {
         ("99999999999999999999999999", "delay=3600s"),
         ("Sat, 21 Nov 2026 20:00:30 GMT", "delay=30s"),
         ("Fri, 31 Dec 9999 23:59:59 GMT", "delay=3600s"),
-        // What lies in the past, or cannot be read, is as if it were not there.
+        // A time in the past or an invalid value is ignored.
         ("Sat, 21 Nov 2026 19:00:00 GMT", "delay=0ns"),
         ("0", "delay=0ns"),
         ("in a while", "delay=0ns"),
@@ -319,7 +319,7 @@ fn retry_after_is_respected_up_to_an_hour() {
                 delivery.finish();
                 assert_arrived(&receiver, &delivery, 3);
             } else {
-                // What comes meanwhile does not shorten the wait.
+                // New entries do not shorten the delay.
                 delivery.store([Event::info("test", json!({}))]);
                 assert_eq!(receiver.requests(), 1, "{value}");
             }
@@ -343,7 +343,7 @@ fn retry_after_in_seconds_is_respected() {
 fn violation_flushes_everything_before_it_at_once() {
     let receiver = Scripted::start([]);
     let mut post = Post::with(5);
-    // Nothing else would send anything today.
+    // Nothing else would be sent today.
     post.shipping =
         ShippingSettings { flush_interval: Duration::from_secs(86_400), ..post.shipping };
     let delivery = post.deliver_to(&receiver.url());
@@ -357,7 +357,7 @@ fn violation_flushes_everything_before_it_at_once() {
     });
     let header = &receiver.headers()[0];
     assert_eq!((header.first_seq, receiver.requests()), (Some(1), 1));
-    // What comes after it waits as before.
+    // Later entries wait as before.
     eventually("the cursor moves", || (delivery.progress().acknowledged >= 6).then_some(()));
     delivery.store([Event::info("test", json!({ "n": "later" }))]);
     delivery.finish();
@@ -381,8 +381,8 @@ fn repeated_conflicts_start_one_epoch_and_then_hold() {
     assert_eq!(started, [event::EPOCH_STARTED]);
 }
 
-/// A home that is put back to its copy of yesterday counts on from numbers that the receiver holds
-/// already, with other entries.
+/// A home directory restored from yesterday's copy continues with numbers that the receiver already
+/// has, for other entries.
 #[test]
 fn store_restored_from_a_copy_starts_an_epoch_and_loses_nothing() {
     let (home, receiver) = (Home::new(), Receiver::start());
@@ -423,12 +423,12 @@ fn store_restored_from_a_copy_starts_an_epoch_and_loses_nothing() {
         }
     }
     days.sort();
-    // The second day comes again in the new epoch: the copy knew nothing of it.
+    // The second day arrives again in the new epoch, since the copy did not know it.
     assert_eq!(days, [line("first"), line("second"), line("second"), line("third")]);
 }
 
-/// Another receiver knows nothing of what the one before has: it is told where this begins, and
-/// misses nothing.
+/// A new receiver has no earlier entries: it learns where the epoch starts for it, and reports no
+/// gap.
 #[test]
 fn new_receiver_learns_where_the_epoch_begins() {
     let home = Home::new();

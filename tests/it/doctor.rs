@@ -1,4 +1,4 @@
-//! `ai-agent doctor`, on machines that are well and on those that are not.
+//! `ai-agent doctor` on healthy and on broken machines.
 #![cfg(unix)]
 
 use std::fs;
@@ -11,7 +11,7 @@ use crate::support::{
 
 const NOTHING: &str = "{\"version\":1}";
 
-/// The line about one thing.
+/// Returns the line of one check.
 #[track_caller]
 fn line<'a>(said: &'a str, about: &str) -> &'a str {
     let found = said.lines().find(|line| line.get(7..).is_some_and(|it| it.starts_with(about)));
@@ -66,12 +66,12 @@ fn doctor_failures_name_the_problem_and_the_remedy() {
         ended.text().to_owned()
     };
     let home = Home::new();
-    // The endpoint was said to be no URL, in a layer that nobody writes.
+    // A missing endpoint was reported as an invalid URL in a layer without a file.
     let said = home.agent(&["doctor"]).run();
     let missing = line(said.text(), "receiver");
     assert!(is_failure(missing), "{missing}");
     assert!(said.text().contains("CLAUDE_SIEM_ENDPOINT"), "{}", said.text());
-    // Nobody is there, and no agent runs.
+    // No receiver listens, and no agent runs.
     let said = wrong(&home, "http://127.0.0.1:9", &["doctor", "--canary"]);
     assert!(is_failure(line(&said, "receiver")), "{said}");
     assert!(line(&said, "receiver").contains("127.0.0.1:9"), "{said}");
@@ -80,14 +80,14 @@ fn doctor_failures_name_the_problem_and_the_remedy() {
     assert!(line(&said, "sessions").contains(".claude/projects"), "{said}");
     let said = wrong(&home, "http://nobody.invalid", &["doctor"]);
     assert!(line(&said, "name").contains("`endpoint`"), "{said}");
-    // A receiver that signs with another secret, and something in its place that signs nothing.
+    // A receiver with another secret, then a server that signs nothing.
     let receiver = Scripted::start([]).manages(NOTHING, "another-secret-0123456789");
     let said = wrong(&home, &receiver.url(), &["doctor"]);
     assert!(is_failure(line(&said, "HMAC secret")), "{said}");
     receiver.manage(Manages::Unsigned(NOTHING.to_owned()));
     let said = wrong(&home, &receiver.url(), &["doctor"]);
     assert!(is_failure(line(&said, "HMAC secret")), "{said}");
-    // The state directory is something else.
+    // The state directory is a file.
     let state = home.path().join(".local/state/ai-agent");
     fs::create_dir_all(state.parent().unwrap()).unwrap();
     fs::write(&state, "").unwrap();

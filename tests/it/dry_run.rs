@@ -1,4 +1,4 @@
-//! `run --test`: what would be shipped, without a server, without secrets, and nothing changed.
+//! `run --test`: shows what would be shipped, without a server and secrets, and changes nothing.
 #![cfg(unix)]
 
 use std::fs;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";
 
-/// Names, sizes and times of all that lies in a home.
+/// Returns name, size and time of every file in a home directory.
 fn listing(home: &Home) -> Vec<(std::path::PathBuf, u64, std::time::SystemTime)> {
     let stamp = |path: std::path::PathBuf| {
         let metadata = fs::metadata(&path).unwrap();
@@ -21,7 +21,7 @@ fn listing(home: &Home) -> Vec<(std::path::PathBuf, u64, std::time::SystemTime)>
     files_below(home.path()).into_iter().map(stamp).collect()
 }
 
-/// A home with something for each verdict.
+/// A home directory with a line for each verdict.
 fn varied() -> Home {
     let home = Home::new();
     home.write(
@@ -115,7 +115,7 @@ fn dry_run_works_while_an_agent_runs() {
     wait_for(&receiver, "all arrived", |entries| {
         (entries::lines(entries).len() == 3).then_some(())
     });
-    // From the start, whatever was shipped.
+    // A dry run reads from the start, also what was already shipped.
     let ended = home.agent(&["run", "--test"]).succeed();
     assert_eq!(entries::lines(&entries::parse(&ended.stdout)).len(), 3);
     agent.stop();

@@ -1,11 +1,11 @@
-//! What filters change in a record, as the SIEM and a dry run tell it.
+//! Changes of records by filters, as the SIEM and a dry run show them.
 #![cfg(unix)]
 
 use crate::support::{entries, home::Home};
 use serde_json::{Value, json};
 use siem_protocol::Digest;
 
-/// Who looks for the key in the entry must find how often it was there, and which line it was.
+/// An investigator who looks for a masked key must find how often it occurred, and in which line.
 #[test]
 fn masked_record_has_the_hash_of_the_original() {
     let home = Home::new();

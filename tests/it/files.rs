@@ -1,4 +1,4 @@
-//! What lies below the roots: files of every kind, before the agent comes and while it runs.
+//! Files below the roots: of every kind, before the agent starts and while it runs.
 
 use std::{
     fs,
@@ -21,8 +21,9 @@ use test_requires::requires;
 
 const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";
 
-/// It is given a moment, since whoever writes a file anew empties it first; who reads once waits for
-/// that, or the lines would be lost if the file went before the next time.
+/// A truncated file gets a moment, since a program that rewrites a file truncates it first.
+/// `--once` waits for that, or the lines would be lost if the file were deleted before the next
+/// run.
 #[test]
 fn once_waits_for_a_file_that_was_just_truncated() {
     let home = Home::new();
@@ -30,14 +31,14 @@ fn once_waits_for_a_file_that_was_just_truncated() {
     let once = || home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
     home.write("-p/a.jsonl", "{\"number\":\"one\"}\n{\"number\":\"two\"}\n");
     once();
-    // Too few bytes to know that they are others.
+    // The first bytes are the same, so the file is not recognised as another one.
     home.write("-p/a.jsonl", "{\"m\":1}\n");
     once();
     let lines = entries::lines(&receiver.entries());
     assert_eq!(lines.len(), 3, "{lines:?}");
 }
 
-/// An agent at work for a home, and where it ships to.
+/// A running agent with its home directory and its receiver.
 struct Scene {
     home: Home,
     receiver: Receiver,
@@ -55,7 +56,7 @@ impl Scene {
         Self { home, receiver, agent }
     }
 
-    /// Waits until so many lines arrived.
+    /// Waits until this number of lines has arrived.
     #[track_caller]
     fn wait_for(&self, count: usize) -> Vec<Line> {
         wait_for(&self.receiver, &format!("{count} lines arrived"), |entries| {
@@ -64,7 +65,7 @@ impl Scene {
         })
     }
 
-    /// Waits for these lines of these files, ends, and fails when others came.
+    /// Waits for these lines of these files, stops the agent, and fails if other lines arrived.
     #[track_caller]
     fn expect(self, expected: &[(&str, &str)]) {
         self.wait_for(expected.len());
@@ -197,7 +198,7 @@ fn special_files_are_ignored() {
 
     let scene = Scene::new(home);
     scene.wait_for(2);
-    // The same again, while it runs.
+    // The same again while the agent runs.
     symlink(outside.join("out.jsonl"), scene.home.projects().join("-a/later.jsonl")).unwrap();
     #[cfg(target_os = "linux")]
     make_fifo(&scene.home.projects().join("-a/later-fifo.jsonl"));
@@ -216,7 +217,7 @@ fn make_fifo(path: &std::path::Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::from(0o600), 0).unwrap();
 }
 
-/// A home may lie on another disk.
+/// A home directory may be a link to another disk.
 #[cfg(unix)]
 #[test]
 fn symlinked_root_is_followed() {
@@ -230,7 +231,7 @@ fn symlinked_root_is_followed() {
     scene.wait_for(1);
     scene.home.append("-a/one.jsonl", "{\"n\":2}\n");
     scene.home.write("-b/two.jsonl", "{\"n\":3}\n");
-    // The paths are those below the root as it was configured.
+    // Paths are reported below the root as configured.
     scene.expect(&[
         ("-a/one.jsonl", "{\"n\":1}"),
         ("-a/one.jsonl", "{\"n\":2}"),
@@ -259,7 +260,7 @@ fn unreadable_file_is_reported_and_read_later() {
     scene.expect(&[("-a/locked.jsonl", "{\"n\":1}"), ("-a/open.jsonl", "{\"n\":2}")]);
 }
 
-/// A user who takes away the right to read hides a session; the receiver must see that something is
+/// A user who removes the right to read hides a session. The receiver must see that something is
 /// hidden.
 #[cfg(unix)]
 #[requires(unprivileged)]
@@ -317,7 +318,7 @@ fn renamed_file_continues_and_rewritten_file_restarts() {
     ]);
 }
 
-/// The system gives every user a number of watches only; here it is three, or no watcher at all.
+/// The system limits watches per user. Here the limit is three watches, or no watcher at all.
 #[cfg(unix)]
 #[requires(user_namespaces)]
 #[test]
@@ -328,7 +329,7 @@ fn files_are_found_without_enough_watches() {
             home.write(&format!("-{n}/one.jsonl"), "{\"n\":1}\n");
         }
         let count = if limit == "watches" { 3 } else { 0 };
-        // The limit is that of a user namespace of its own.
+        // The limit applies to a user namespace of our own.
         let script =
             format!("echo {count} > /proc/sys/user/max_inotify_{limit} && exec \"$0\" run \"$@\"");
         let arguments = ["-Ur", "/bin/sh", "-c", &script, env!("CARGO_BIN_EXE_ai-agent")];
@@ -350,7 +351,7 @@ fn files_are_found_without_enough_watches() {
     }
 }
 
-/// Whoever writes a file anew empties it first, and the agent looks at any moment.
+/// A program that rewrites a file truncates it first, and the agent may read at any moment.
 #[test]
 fn file_rewritten_with_the_same_bytes_continues() {
     let scene = Scene::new(Home::new());
@@ -364,7 +365,7 @@ fn file_rewritten_with_the_same_bytes_continues() {
         let begun = Instant::now();
         let mut file = fs::File::create(&path).unwrap();
         for piece in [&content[..half], &content[half..]] {
-            // The agent may see the file as it is now.
+            // The agent may read the incomplete file now.
             random_moment(&mut random, Duration::from_millis(10));
             file.write_all(piece.as_bytes()).unwrap();
         }
@@ -382,8 +383,8 @@ fn file_rewritten_with_the_same_bytes_continues() {
     }
 }
 
-/// A shell's or a service's limit may be low: what is open then must leave enough for the outbox
-/// and the network.
+/// The limit of a shell or a service may be low: open session files must leave enough for the
+/// outbox and the network.
 #[cfg(unix)]
 #[test]
 fn more_files_than_the_open_file_limit_all_arrive() {
@@ -401,7 +402,7 @@ fn more_files_than_the_open_file_limit_all_arrive() {
     let agent = agent.config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
     let scene = Scene { home, receiver, agent };
     scene.wait_for(FILES);
-    // All of them at once, so that each would like to stay open.
+    // All files change at once, so that each should stay open.
     for n in 0..FILES {
         scene.home.append(&format!("-a/{n}.jsonl"), format!("{{\"again\":{n}}}\n"));
     }
@@ -418,7 +419,7 @@ fn more_files_than_the_open_file_limit_all_arrive() {
     assert_eq!(entries::lines(&scene.receiver.entries()).len(), 2 * FILES);
 }
 
-/// How many session files a process has open, where the system tells it.
+/// Number of session files that a process has open, on systems that tell.
 #[cfg(unix)]
 fn open_sessions(pid: u32) -> usize {
     let Ok(handles) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };

@@ -13,7 +13,7 @@ use ai_agent_stage::{
     testing::{FilterTest, Filtered},
 };
 
-/// One directory with a case.
+/// Directory of one case.
 struct Case {
     filter: String,
     path: PathBuf,
@@ -24,7 +24,7 @@ fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for filter in directories(&root) {
         let name = filter.file_name().unwrap().to_str().unwrap().to_owned();
-        // The source has its own: `audit_cases.rs`.
+        // The cases of the source are run by `audit_cases.rs`.
         if name == "auditd" {
             continue;
         }
@@ -61,7 +61,7 @@ impl Case {
         lines.map(|line| line[..line.len() - 1].to_vec()).collect()
     }
 
-    /// What stays of the input.
+    /// Returns the lines that pass the filter.
     fn run(&self, filter: &mut FilterTest) -> Vec<Vec<u8>> {
         let mut stay = Vec::new();
         for line in self.lines("input.jsonl") {
@@ -75,7 +75,7 @@ impl Case {
     }
 }
 
-/// Shows two lists of lines as a difference, the first line that is not the same with more.
+/// Formats two lists of lines as a difference, with details of the first line that differs.
 fn difference(expected: &[Vec<u8>], found: &[Vec<u8>]) -> String {
     let same = expected.iter().zip(found).take_while(|(one, other)| one == other).count();
     let show = |lines: &[Vec<u8>], sign: char| {
@@ -106,7 +106,7 @@ fn filter_cases_keep_what_they_expect() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// A group that could not be stored comes again: what a filter remembered of it must be forgotten.
+/// A group that could not be stored is read again: the filter must forget what it remembered of it.
 #[test]
 fn rolled_back_lines_get_the_same_verdict_again() {
     for case in cases() {

@@ -1,7 +1,7 @@
-//! The fuzz targets without the fuzzer: their corpora, and a few thousand changes of them.
+//! The fuzz targets without the fuzzer: their corpora, and a few thousand mutations of them.
 //!
-//! Every run makes the same changes, so that what passed once is not broken by chance;
-//! `AI_AGENT_SEED` asks for others. Searching is for `cargo fuzz`, see `fuzz/README.md`.
+//! Every run makes the same mutations, so that it never fails by chance; `AI_AGENT_SEED` selects
+//! others. `cargo fuzz` is for searching, see `fuzz/README.md`.
 
 use std::{
     fs,
@@ -13,11 +13,11 @@ use std::{
 #[allow(unreachable_pub, reason = "it is a crate of its own for the fuzzer")]
 mod bodies;
 
-/// How many changed inputs a target gets.
+/// Number of mutated inputs of a target.
 const CHANGES: usize = 3000;
-/// The same where each input means files, and all layers are read and built.
+/// Number for targets that write files and build all layers.
 const SLOW_CHANGES: usize = 500;
-/// What inputs are made longer by: words and numbers at which readers have gone wrong.
+/// Words and numbers that mutations insert, at which readers have failed before.
 const WORDS: [&[u8]; 32] = [
     b"\n",
     b"\r\n",
@@ -116,7 +116,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus")
 }
 
-/// The inputs of a target with their names, in the order of these.
+/// Returns the inputs of a target by name.
 fn corpus(name: &str) -> Vec<(String, Vec<u8>)> {
     let files = fs::read_dir(folder().join(name)).unwrap().map(|file| file.unwrap().path());
     let read = |path: PathBuf| (path.display().to_string(), fs::read(&path).unwrap());
@@ -144,7 +144,7 @@ fn replay(name: &str, changes: usize) {
     }
 }
 
-/// Runs a target, and says on which input it failed.
+/// Runs a target, and names the input on which it failed.
 fn run(target: bodies::Target, input: &[u8], what: &str) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| target(input))) {
         eprintln!("the input, {what}: {}", input.escape_ascii());

@@ -1,5 +1,5 @@
-//! Files that grow while nobody, somebody, or somebody new looks: pieces of any length, borders in
-//! the middle of lines and characters. The end is the same as reading the last state at once.
+//! Files that grow before, between and during runs of the agent, by pieces of any length, split in
+//! the middle of lines and characters. The result is the same as reading the final files at once.
 
 use std::{
     fs,
@@ -17,15 +17,15 @@ use crate::support::{
 };
 use test_requires::requires;
 
-/// A file on its way: what it will be, and the lengths at which it rests.
+/// A growing file: its final bytes, and the lengths at which it pauses.
 struct Growing {
     name: String,
     bytes: Vec<u8>,
     rests: Vec<usize>,
 }
 
-/// The growing sessions of the corpus, each resting at its snapshots' ends and at `extra` random
-/// places besides.
+/// Returns the growing sessions of the corpus, each pausing at the end of its snapshots and at
+/// `extra` random places.
 fn growing(random: &mut fastrand::Rng, extra: usize) -> Vec<Growing> {
     let mut sessions: Vec<PathBuf> = fs::read_dir(shared().join("corpus"))
         .unwrap()
@@ -47,10 +47,10 @@ fn grow(session: &Path, random: &mut fastrand::Rng, extra: usize) -> Growing {
     let mut rests: Vec<usize> = snapshots.iter().map(Vec::len).collect();
     let bytes = snapshots.pop().unwrap();
     rests.extend((0..extra).map(|_| random.usize(..bytes.len())));
-    // In the middle of a character, as often as there is one.
+    // Split in the middle of a character, where possible.
     let middles: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] & 0xc0 == 0x80).collect();
     rests.extend((0..extra / 3).filter_map(|_| random.choice(&middles).copied()));
-    // Just before a newline, and just after.
+    // Split just before and just after a newline.
     let newlines: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] == b'\n').collect();
     rests
         .extend((0..extra / 3).filter_map(|_| Some(random.choice(&newlines)? + random.usize(..2))));
@@ -67,7 +67,7 @@ fn expected(home: &Home, sessions: &[Growing]) -> Vec<Expected> {
     sessions.iter().flat_map(read).collect()
 }
 
-/// Lets every session grow to its rest number `step`.
+/// Extends every session to its pause number `step`.
 fn append(home: &Home, sessions: &[Growing], step: usize) -> bool {
     let mut grew = false;
     for Growing { name, bytes, rests } in sessions {
@@ -105,7 +105,7 @@ fn running_agent_ships_growing_files_whole() {
     let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
     let mut step = 0;
     while append(&home, &sessions, step) {
-        // So that pieces are found one by one, most of the time.
+        // Most pieces are found one by one.
         random_moment(&mut random, Duration::from_millis(8));
         step += 1;
     }

@@ -1,4 +1,5 @@
-//! The hooks of Claude Code, answered by the real binary: without a daemon, whatever lies around.
+//! The hooks of Claude Code, answered by the real binary without a daemon, whatever the files
+//! contain.
 
 use std::{
     fs,
@@ -24,7 +25,7 @@ const STATE: &str =
 const MESSAGE: &str = "Personal accounts are not permitted on company devices.";
 const CALL: &str = r#"{"session_id":"s-1","transcript_path":"/h/.claude/projects/p/s-1.jsonl","cwd":"/w","hook_event_name":"SessionStart","source":"startup"}"#;
 
-/// A user with Claude Code, and a policy that a daemon has left.
+/// A user with Claude Code, and a policy left by a daemon.
 struct User {
     home: tempfile::TempDir,
     variables: Vec<(String, String)>,
@@ -68,7 +69,7 @@ impl User {
 
     fn hook(&self, name: &str, input: &[u8]) -> Said {
         let mut child = self.command(&["check", "--hook", name]).spawn().unwrap();
-        // The hook may have ended before it has read all.
+        // The hook may exit before it has read everything.
         drop(child.stdin.take().unwrap().write_all(input));
         Said::of(&child.wait_with_output().unwrap())
     }
@@ -178,7 +179,7 @@ fn hook_reports_wait_in_the_spool() {
     assert!(reports[1].latency_us > 0);
 }
 
-/// Whatever the client or somebody else writes: the answer stays the same, and comes soon.
+/// Whatever the input contains, the response is the same and quick.
 #[test]
 fn malformed_input_does_not_change_the_response() {
     let user = User::new().policy(policy("block")).account("me@gmail.com");
@@ -191,7 +192,7 @@ fn malformed_input_does_not_change_the_response() {
     for input in inputs {
         let begun = Instant::now();
         assert_eq!(user.hook("UserPromptSubmit", input), expected);
-        // Not a timing of ours: the client waits, and a hook that hangs lets the prompt through.
+        // Not a performance limit: the client lets the prompt through if a hook hangs.
         assert!(begun.elapsed() < Duration::from_secs(20));
     }
     let spool = Spool::of(&user.state_dir());
@@ -213,7 +214,7 @@ fn open_input_does_not_delay_the_response() {
     assert!(said.starts_with(MESSAGE), "{said}");
 }
 
-/// A prompt must never be blocked by what is not a violation.
+/// Only a violation may block a prompt.
 #[test]
 fn unknown_policy_or_account_blocks_nothing() {
     let blocking = || User::new().policy(policy("block"));
@@ -235,7 +236,7 @@ fn unknown_policy_or_account_blocks_nothing() {
     assert_eq!(unknown.stderr.lines().count(), 1);
 }
 
-/// Wrong usage ends with 2 everywhere else, and 2 would block each prompt.
+/// Wrong usage exits with 2 elsewhere, but 2 from a hook would block each prompt.
 #[test]
 fn wrong_hook_usage_exits_1_and_does_not_block() {
     let user = User::new().policy(policy("block")).account("me@gmail.com");
@@ -251,7 +252,7 @@ fn policy_is_found_from_a_session_with_other_variables() {
     let user = User::new().policy(policy("block")).account("me@gmail.com");
     let user = user.with("XDG_STATE_HOME", "/nowhere").with("XDG_CONFIG_HOME", "relative");
     assert_eq!(user.prompt().code, Some(2));
-    // Another configuration directory has an account of its own.
+    // Another configuration directory has its own account.
     let other = tempfile::tempdir().unwrap();
     let account = json!({ "oauthAccount": { "emailAddress": "me@company.com" } });
     fs::write(other.path().join(".claude.json"), account.to_string()).unwrap();
@@ -268,7 +269,7 @@ fn hook_without_home_uses_the_system_user_database() {
     assert_eq!(Said::of(&output).code, Some(0));
 }
 
-/// A spool that cannot be written costs the report, and nothing else.
+/// Without a writable spool only the report is lost.
 #[test]
 fn unwritable_report_does_not_change_the_response() {
     let user = User::new().policy(policy("block")).account("me@gmail.com");
@@ -295,7 +296,7 @@ fn explain_shows_the_response_and_its_reason() {
     assert_eq!(Spool::of(&user.state_dir()).names().unwrap(), [""; 0], "nothing is reported");
 }
 
-/// Whoever installs hooks has hooks of their own, and wants them kept.
+/// Users have hooks of their own, which must be kept.
 #[test]
 fn hooks_install_keeps_others_and_uninstall_leaves_no_trace() {
     let user = User::new();
@@ -317,7 +318,7 @@ fn hooks_install_keeps_others_and_uninstall_leaves_no_trace() {
     assert_eq!(run(&["hooks", "install", "--user"]).code, Some(0));
     assert_eq!(fs::read(&settings).unwrap(), before);
 
-    // What the client would run answers.
+    // The command that the client would run answers.
     let text: Value = serde_json::from_slice(&fs::read(&settings).unwrap()).unwrap();
     let command = text["hooks"]["SessionStart"][0]["hooks"][0]["command"].as_str().unwrap();
     assert!(command.ends_with(" check --hook SessionStart"), "{command}");
@@ -353,8 +354,8 @@ fn hooks_status_reports_hooks_that_are_never_called() {
     assert!(off.contains("`disableAllHooks`"), "{off}");
 }
 
-/// What a hook does is little enough to be looked through: no thread, no child, no socket, and
-/// nothing written but its report and what it remembers of a long account file.
+/// A hook starts no thread and no child, opens no socket, and writes only its report and its cache
+/// of a long account file.
 #[cfg(target_os = "linux")]
 #[requires(strace)]
 #[test]
@@ -378,7 +379,7 @@ fn hook_writes_only_its_report_and_starts_no_process() {
     let state = user.state_dir();
     let (spool, cache) = (state.join("spool"), state.join("account."));
     let begun = Instant::now();
-    // What was changed a moment ago is not remembered.
+    // A file changed a moment ago is not cached.
     while !fs::exists(state.join("account.json")).unwrap() {
         assert!(begun.elapsed() < Duration::from_secs(60), "it never remembers the account");
         assert_eq!(command.status().unwrap().code(), Some(2));
@@ -405,7 +406,7 @@ fn hook_writes_only_its_report_and_starts_no_process() {
     assert!(writes >= 4, "a report and what is remembered:\n{trace}");
 }
 
-/// Whoever could leave a policy for somebody else could block their work.
+/// A user who could leave a policy for another user could block their work.
 #[cfg(unix)]
 #[requires(root)]
 #[test]

@@ -1,4 +1,4 @@
-//! Lines far larger than the agent's memory may be: they travel in parts, and come out whole.
+//! Lines far larger than the memory limit of the agent: they travel in parts and arrive whole.
 #![cfg(unix)]
 
 use std::{
@@ -23,18 +23,18 @@ const MIB: u64 = 1 << 20;
 const SMALL_RECORDS: &str =
     "[shipping]\nflush_interval = \"0s\"\n[source.claude-sessions]\nmax_record_bytes = \"256 KiB\"";
 
-/// What follows the large line, and so comes last.
+/// The line after the large one, which arrives last.
 const AFTER: &str = r#"{"type":"user","after":1}"#;
 
-/// A line as it was written: its length without the ending, and the hash of that.
+/// Length and hash of a line without its ending.
 #[derive(Debug, PartialEq)]
 struct Written {
     length: u64,
     sha256: Digest,
 }
 
-/// Writes a session with one record of about `size` bytes in it that no compression makes small,
-/// and a line after it. It is never held in memory.
+/// Writes a session with one incompressible record of about `size` bytes and a line after it,
+/// without holding it in memory.
 fn write_large(path: &Path, size: u64, seed: u64) -> Written {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut file = BufWriter::new(File::create(path).unwrap());
@@ -63,8 +63,8 @@ fn write_large(path: &Path, size: u64, seed: u64) -> Written {
     Written { length, sha256: Digest::from_bytes(hash.finalize().into()) }
 }
 
-/// The lines that a receiver stored, put together again without holding one: the hash is made of
-/// the bytes, and held against what the last part says.
+/// Returns the lines that a receiver stored, assembled without holding one: the hash of the bytes
+/// is compared with the last part.
 fn joined(receiver: &Receiver) -> Vec<Written> {
     let mut lines = Vec::new();
     let mut open: Option<(u64, u32, Sha256, u64)> = None;
@@ -100,14 +100,14 @@ fn joined(receiver: &Receiver) -> Vec<Written> {
     lines
 }
 
-/// Where a receiver stores lines.
+/// Path of the lines of a receiver.
 fn stored(receiver: &Receiver) -> Option<PathBuf> {
     let machines = receiver.data().join("machines");
     let files = machines.is_dir().then(|| crate::support::files_below(&machines))?;
     files.into_iter().find(|path| path.extension().is_some_and(|e| e == "ndjson"))
 }
 
-/// Whether the line after the large one has been stored.
+/// Reports whether the line after the large one is stored.
 fn has_arrived(receiver: &Receiver) -> Option<()> {
     let mut file = File::open(stored(receiver)?).unwrap();
     let length = file.metadata().unwrap().len();
@@ -118,7 +118,7 @@ fn has_arrived(receiver: &Receiver) -> Option<()> {
     (end.contains(AFTER) && end.ends_with('\n')).then_some(())
 }
 
-/// The most memory that a process ever took, where the system tells it.
+/// Peak memory of a process, on systems that tell.
 fn peak(agent: &Agent) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -126,7 +126,7 @@ fn peak(agent: &Agent) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Ships a session with a record of `size` bytes in it, from `home`; gives the peak of memory.
+/// Ships a session with a record of `size` bytes from `home`. Returns the peak memory.
 fn ship(home: &Home, agent: AgentCommand, config: &str, size: u64, limit: Duration) -> Option<u64> {
     let receiver = Receiver::start();
     let path = home.projects().join("-a/large.jsonl");
@@ -141,8 +141,8 @@ fn ship(home: &Home, agent: AgentCommand, config: &str, size: u64, limit: Durati
     peak
 }
 
-/// What the agent may take for a large line on top of what it takes for a small one: reading,
-/// encoding, the store's cache and a batch on its way.
+/// Additional memory for a large line, compared with a small one: reading, encoding, the cache of
+/// the store, and a batch.
 const FOR_ITS_WORK: u64 = 64 * MIB;
 
 #[test]
@@ -160,15 +160,14 @@ fn large_line_arrives_whole_in_bounded_memory() {
     );
 }
 
-/// The line alone is larger than the whole address space that the agent has; in a full run it is of
-/// 1 GiB.
+/// The line alone is larger than the address space of the agent; 1 GiB in a full run.
 #[test]
 fn line_larger_than_memory_arrives_whole() {
     let line = std::env::var("AI_AGENT_LINE_MIB").map_or(384, |size| size.parse().unwrap());
     let home = Home::new();
     let script = "ulimit -v 327680 && exec \"$0\" run \"$@\"";
     let shell = ["-c", script, env!("CARGO_BIN_EXE_ai-agent")];
-    // Each arena of the system's allocator reserves 64 MiB of addresses.
+    // Each arena of the allocator reserves 64 MiB of addresses.
     let agent =
         AgentCommand::of("/bin/sh".as_ref(), home.path(), &shell).env("MALLOC_ARENA_MAX", "2");
     let config = "[shipping]\nflush_interval = \"0s\"";
@@ -178,8 +177,8 @@ fn line_larger_than_memory_arrives_whole() {
     eprintln!("a line of {line} MiB took {} MiB of memory", peak / MIB);
 }
 
-/// The parts of a line that will never be completed are closed by an event, and what came
-/// afterwards is shipped.
+/// The parts of a line that can never be completed are closed by an event, and later lines are
+/// shipped.
 #[test]
 fn large_line_truncated_while_read_is_abandoned() {
     let (home, receiver) = (Home::new(), Receiver::start());

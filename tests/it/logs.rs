@@ -1,4 +1,4 @@
-//! What the agent says of itself, and where.
+//! The log of the agent and its destinations.
 
 use std::fs;
 
@@ -28,7 +28,7 @@ fn running_agent_logs_to_its_file_and_standard_error() {
     }
     assert!(!file.contains('\u{1b}'), "a file has no colours: {file}");
 
-    // Who does not hold the state directory does not write its log.
+    // A process without the lock of the state directory does not write its log.
     home.agent(&["config", "check", "--debug"]).config(&config(&home, "")).run();
     assert_eq!(log(&home), file);
 }
@@ -46,7 +46,7 @@ fn json_log_has_level_and_fields() {
     assert!(started["fields"]["epoch"].is_string(), "{started}");
 }
 
-/// A file stands in for a disk that takes nothing.
+/// A file in place of the directory stands in for an unwritable disk.
 #[test]
 fn unwritable_log_file_does_not_stop_the_agent() {
     let (home, receiver) = (Home::new(), Receiver::start());
@@ -59,7 +59,7 @@ fn unwritable_log_file_does_not_stop_the_agent() {
     assert!(receiver.entries().iter().any(|entry| entry.bytes == b"{\"type\":\"user\"}"));
 }
 
-/// The journal knows the time, and takes a number for how bad it is.
+/// The journal adds the time, and expects a number for the priority.
 #[cfg(target_os = "linux")]
 #[test]
 fn journal_lines_have_priorities_and_no_times() {
@@ -71,14 +71,14 @@ fn journal_lines_have_priorities_and_no_times() {
     let run = |stream: String| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ai-agent"));
         command.args(["config", "check"]).env_clear().env("HOME", home.path());
-        // Unknown, which is worth a warning.
+        // An unknown variable causes a warning.
         command.env("CLAUDE_SIEM_COLOUR", "red").env("JOURNAL_STREAM", stream);
         command.stderr(journal.try_clone().unwrap()).status().unwrap();
         fs::read_to_string(home.path().join("journal")).unwrap()
     };
     let to_journal = run(format!("{}:{}", stat.st_dev(), stat.st_ino()));
     assert!(to_journal.starts_with("<4>ai_agent::"), "{to_journal}");
-    // Inherited from a service by a program with another standard error.
+    // The variable may be inherited by a program with another standard error.
     let to_file = run("1:2".to_owned())[to_journal.len()..].to_owned();
     assert!(to_file.starts_with("20") && to_file.contains(" WARN ai_agent::"), "{to_file}");
 }

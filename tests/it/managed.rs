@@ -1,4 +1,5 @@
-//! What a server manages: kept for when it is away, shown while an agent runs, refused whole.
+//! Managed configuration: stored for when the server is unreachable, shown while an agent runs,
+//! refused as a whole.
 #![cfg(unix)]
 
 use std::{fs, path::PathBuf};
@@ -24,8 +25,8 @@ fn kept(home: &Home) -> PathBuf {
     home.path().join(".local/state/ai-agent/managed.json")
 }
 
-/// Runs once against a new receiver that manages `config`, and gives the offsets that arrived and
-/// the names of the events. Of the state only the configuration is left.
+/// Runs once against a new receiver that serves `config`. Returns the offsets that arrived and the
+/// names of the events. Of the state directory only the stored configuration is kept.
 fn run(home: &Home, config: Option<&str>) -> (Vec<u64>, Vec<String>) {
     let receiver = Scripted::start([]);
     let receiver = match config {
@@ -77,7 +78,7 @@ fn refused_managed_config_does_not_replace_the_stored_one() {
     }
 }
 
-/// Or a user could bring back the local configuration, and nobody would know.
+/// Otherwise a user could restore the local configuration unnoticed.
 #[test]
 fn altered_stored_config_is_refused_and_reported() {
     let home = with_record();
@@ -112,7 +113,7 @@ fn settings_without_effect_are_reported() {
     assert_eq!(locked[0].data["attempts"], json!([{"key": "locked", "layer": "user"}]));
 }
 
-/// All of them while an agent runs, which holds the store.
+/// All commands work while an agent has the store open.
 #[test]
 fn config_commands_show_the_managed_config_of_a_running_agent() {
     let home = with_record();

@@ -1,4 +1,4 @@
-//! The samples of `config/mdm`: an administrator copies them as they stand.
+//! The samples of `config/mdm`, which administrators copy as they are.
 #![cfg(unix)]
 
 use std::{
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use test_requires::requires;
 
 const EVENTS: [&str; 2] = ["SessionStart", "UserPromptSubmit"];
-/// Where the samples for a whole machine lay the program.
+/// Path of the program in the samples for a whole machine.
 const PROGRAM: &str = "/usr/local/bin/ai-agent";
 
 fn path(name: &str) -> PathBuf {
@@ -48,7 +48,7 @@ fn settings() -> Value {
     serde_json::from_str(&sample("managed-settings.json")).unwrap()
 }
 
-/// The same hooks where the program is the machine's.
+/// The hooks of the samples with the program of the machine.
 fn hooks_of_the_machine() -> Value {
     let text = sample("managed-settings.json");
     let text = text.replace("$HOME/.local/bin/ai-agent", PROGRAM);
@@ -64,7 +64,7 @@ mod the_machines_file {
         let machine = path("config.toml");
         let machine = machine.to_str().unwrap();
         home.agent(&["config", "check", machine]).succeed();
-        // A filter of the server's own runs though `pipeline` is locked.
+        // A filter of the server runs though `pipeline` is locked.
         let managed = json!({
             "version": 1,
             "filters": { "drop_meta": true },
@@ -96,7 +96,7 @@ mod the_machines_file {
         assert_eq!(lines_with_code(&checked.stderr, "config_warning"), [""; 0]);
     }
 
-    /// Whoever could set them could send everything elsewhere, or nothing at all.
+    /// A user who could set these keys could redirect or stop all delivery.
     #[test]
     fn machine_file_locks_sources_and_destinations() {
         let table: toml::Table = sample("config.toml").parse().unwrap();
@@ -110,8 +110,8 @@ mod the_machines_file {
 mod hooks {
     use super::*;
 
-    /// With a matcher it would miss forks; without a timeout a hook that hangs would hold a session
-    /// for minutes.
+    /// A matcher would miss forks, and without a timeout a hanging hook would block a session for
+    /// minutes.
     #[test]
     fn hooks_are_called_for_every_session_and_prompt() {
         let settings = settings();
@@ -124,7 +124,7 @@ mod hooks {
         }
     }
 
-    /// As the client runs them: by a shell, without this directory in PATH.
+    /// Run as by the client: in a shell, without this directory in PATH.
     #[test]
     fn hooks_called_by_a_shell_block_a_prompt() {
         let home = tempfile::Builder::new().prefix("with a space").tempdir().unwrap();
@@ -149,7 +149,7 @@ mod hooks {
             shell.args(["-c", command.as_str().unwrap()]).env_clear().env("HOME", home.path());
             shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
             let mut child = shell.spawn().unwrap();
-            // It may have ended before it has read all.
+            // The hook may exit before it has read everything.
             drop(child.stdin.take().unwrap().write_all(b"{}\n"));
             let output = child.wait_with_output().unwrap();
             assert_eq!(output.status.code(), Some(2), "{event}: {output:?}");
@@ -199,7 +199,7 @@ mod linux {
     fn unit_passes_systemd_analyze() {
         let unit = sample("ai-agent.service");
         assert!(unit.contains(&format!("\nExecStart={PROGRAM} run\n")));
-        // The program must be there for the check.
+        // `verify` requires the program to exist.
         let unit = unit.replace(PROGRAM, env!("CARGO_BIN_EXE_ai-agent"));
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ai-agent.service");
@@ -253,7 +253,7 @@ mod windows {
         assert!(output.status.success(), "{output:?}");
     }
 
-    /// What `install` registers for one user, it registers for all.
+    /// The script registers for all users what `install` registers for one.
     #[test]
     fn task_restarts_and_has_normal_priority() {
         let (script, task) =
@@ -271,7 +271,7 @@ mod windows {
         }
     }
 
-    /// It puts the machine's directory in the place of Linux's.
+    /// The script replaces the paths of Linux by those of Windows.
     #[test]
     fn machine_file_is_valid_with_windows_paths() {
         let script = sample("intune.ps1");

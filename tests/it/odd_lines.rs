@@ -1,5 +1,5 @@
-//! Lines that no client should write, and some did: each is filtered as the rules say, shipped with
-//! the bytes that stood in the file, and never breaks the body that carries it.
+//! Lines that no client should write, and some did: each is filtered by the rules, shipped with the
+//! bytes in the file, and never breaks the body that carries it.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use crate::support::{
 };
 use siem_protocol::{Digest, Kind};
 
-/// Ships a file with these bytes; gives its lines by offset, and all entries. The receiver checks
-/// every body line by line.
+/// Ships a file with these bytes. Returns its lines by offset, and all entries. The receiver checks
+/// every line.
 #[track_caller]
 fn ship(bytes: &[u8], config: &str) -> (BTreeMap<u64, Line>, Vec<Stored>) {
     let (home, receiver) = (Home::new(), Scripted::start([]));
@@ -26,7 +26,7 @@ fn ship(bytes: &[u8], config: &str) -> (BTreeMap<u64, Line>, Vec<Stored>) {
     (lines, entries)
 }
 
-/// Ships one line, which must arrive unchanged, and says how.
+/// Ships one line, which must arrive unchanged. Returns the member that carries it.
 #[track_caller]
 fn arrives(line: impl AsRef<[u8]>) -> How {
     let line = line.as_ref();
@@ -38,7 +38,7 @@ fn arrives(line: impl AsRef<[u8]>) -> How {
     lines[&0].how
 }
 
-/// Ships one line, which must stay behind.
+/// Ships one line, which must be dropped.
 #[track_caller]
 fn stays(line: &str) {
     let (lines, _) = ship(format!("{line}\n").as_bytes(), "");
@@ -75,7 +75,7 @@ fn field_of_another_type_counts_as_absent() {
     for line in lines {
         assert_eq!(arrives(line), How::Record);
     }
-    // Without a uuid nothing is a repetition.
+    // A record without a uuid is never a duplicate.
     assert_eq!(ship(b"{\"uuid\":5}\n{\"uuid\":5}\n", "").0.len(), 2);
 }
 
@@ -191,12 +191,12 @@ fn incomplete_line_waits_for_its_end() {
     assert_eq!((lines[1].offset, &*lines[1].bytes), (8, &b"{\"n\":\"half\"}"[..]));
 }
 
-/// Longer than what is held in memory: it comes in parts, and is the same put together.
+/// The line exceeds the buffer: it arrives in parts, which are the same when assembled.
 #[test]
 fn very_long_line_arrives_in_parts() {
     let mut long = br#"{"type":"user","text":""#.to_vec();
     let mut random = crate::support::random();
-    // Characters of every length, so that parts end inside some; and nothing that compresses well.
+    // Incompressible characters of every length, so that parts end inside some.
     while long.len() < 9 << 20 {
         let character = random.char('\u{80}'..='\u{1ffff}');
         long.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
@@ -234,7 +234,7 @@ fn very_long_line_is_filtered_by_its_first_part() {
     assert!(entries.iter().all(|entry| entry.kind == Kind::Event));
 }
 
-/// All of them in one file, and with every filter on.
+/// All odd lines in one file, with every filter enabled.
 #[test]
 fn odd_lines_do_not_affect_their_neighbours() {
     let odd: [&[u8]; 8] = [
@@ -284,8 +284,8 @@ fn path_without_utf8_is_percent_encoded() {
     assert!(!plain.expect("the other is there too").path_encoded);
 }
 
-/// The verdict on the first part was kept in memory only: after a restart the rest of a record that
-/// was filtered went out.
+/// The verdict on the first part was kept in memory only: after a restart the rest of a dropped
+/// record was shipped.
 #[test]
 fn dropped_large_line_stays_dropped_after_a_restart() {
     let (home, receiver) = (Home::new(), Scripted::start([]));

@@ -1,5 +1,5 @@
-//! What the server manages while the agent runs: asked for again and again, taken or refused whole,
-//! and told apart; and secrets that are replaced meanwhile.
+//! Managed configuration while the agent runs: polled, applied or refused as a whole, and reported;
+//! and replacement of secrets.
 #![cfg(unix)]
 
 use std::fs;
@@ -43,8 +43,8 @@ fn wait_for_refusal(home: &Home, before: &Value, token: &str) {
     });
 }
 
-/// Waits until it has asked once more, and done what there is to do about the answer: a second
-/// request says so.
+/// Waits until the agent has polled once more and handled the response, which a second request
+/// shows.
 fn poll(agent: &Agent, receiver: &Scripted) {
     for _ in 0..2 {
         let asked = receiver.config_requests();
@@ -53,7 +53,7 @@ fn poll(agent: &Agent, receiver: &Scripted) {
     }
 }
 
-/// An admin reads these.
+/// The reasons are shown to administrators.
 #[test]
 fn invalid_managed_config_is_refused_once_and_changes_nothing() {
     let other = Manages::Signed(R8.to_owned(), "another-secret-of-another-fleet");
@@ -119,7 +119,7 @@ fn invalid_managed_config_is_refused_once_and_changes_nothing() {
     agent.stop();
 }
 
-/// For receivers that sign nothing: the machine's file has to say so.
+/// The machine's file can allow receivers that sign nothing.
 #[test]
 fn unsigned_config_applies_without_require_signature() {
     let home = Home::new();
@@ -133,7 +133,7 @@ fn unsigned_config_applies_without_require_signature() {
     poll(&agent, &receiver);
     eventually("it is refused", || facts(&home)["refused"]["reason"].as_str().map(drop));
     agent.stop();
-    // What is kept counts too.
+    // The stored configuration applies too.
     let agent = home.agent(&["run"]).config("managed.require_signature = false");
     let agent = agent.ships_to(&receiver.url()).start_and_wait();
     wait_for_revision(&home, "r7");
@@ -168,11 +168,11 @@ fn invalid_config_file_is_refused_once() {
     agent.stop();
 }
 
-/// The first answer of the server is waited for: an admin does not wait for that.
+/// The agent waits for the first response of the server, but a file may change meanwhile.
 #[test]
 fn config_file_changed_during_start_is_noticed() {
     let home = Home::new();
-    // Takes connections, and never answers.
+    // Accepts connections and never answers.
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", nobody.local_addr().unwrap());
     let agent = home.agent(&["run"]).config("filter.meta.enabled = true").ships_to(&url).start();
@@ -200,7 +200,7 @@ fn unchanged_managed_config_updates_the_time_of_contact() {
         (facts["signed_at"] != first["signed_at"]).then_some(facts)
     });
     assert_eq!(second["applied"], first["applied"]);
-    // One that anybody may have given proves nothing.
+    // An unsigned response proves nothing.
     for answer in [Manages::Nothing, Manages::Status(503)] {
         receiver.manage(answer);
         poll(&agent, &receiver);
@@ -232,7 +232,8 @@ fn stored_managed_config_applies_at_once_without_the_server() {
     agent.stop();
 }
 
-/// Nothing is restarted: the receiver knows both for a while, and the agent sees its files change.
+/// No restart is needed: the receiver accepts both for a while, and the agent notices that its
+/// files change.
 #[test]
 fn token_and_secret_are_replaced_without_a_restart() {
     const NEW: [&str; 2] = ["token-of-tomorrow-77d1", "secret-of-tomorrow-5a09"];

@@ -1,7 +1,7 @@
 //! The audit commands and the source `auditd` with the kernel's audit system and a real auditd.
 //!
-//! The test runs itself once more below `with-auditd`, of the folder of shared tools: that switches
-//! auditing on, and off again.
+//! The test runs itself under `with-auditd` of the shared tools, which switches auditing on and
+//! off.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -25,11 +25,11 @@ use crate::support::{
 use serde_json::Value;
 use test_requires::requires;
 
-/// Says that auditing is on.
+/// Set while auditing is on.
 const INSIDE: &str = "AI_AGENT_AUDITD";
 const RULES: &str = "/etc/audit/rules.d/claude-hooks-docker.rules";
 const LOG: &str = "/var/log/audit/audit.log";
-/// The operator of the test, and somebody else.
+/// The operator of the test, and another user.
 const OPERATOR: u32 = 1000;
 const OTHER: u32 = 1001;
 
@@ -58,14 +58,15 @@ fn with_auditd() {
     world.uninstalls();
 }
 
-/// A stand-in for docker on the PATH, a home, and a word that only this run's containers have.
+/// A program named docker on the PATH, a home directory, and a word in the names of this run's
+/// containers.
 struct World {
     home: Home,
     programs: tempfile::TempDir,
     run: String,
 }
 
-/// Takes the rules away, however the test ends.
+/// Removes the rules, however the test ends.
 impl Drop for World {
     fn drop(&mut self) {
         drop(fs::remove_file(RULES));
@@ -79,7 +80,7 @@ impl World {
         let open =
             |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
         open(programs.path());
-        // What it is called by is a symlink, as of many packages.
+        // Many packages install the command as a symlink.
         fs::create_dir(programs.path().join("real")).unwrap();
         fs::copy("/bin/true", programs.path().join("real/docker")).unwrap();
         std::os::unix::fs::symlink("real/docker", programs.path().join("docker")).unwrap();
@@ -159,7 +160,7 @@ impl World {
         let mut expected: Vec<Vec<String>> = Vec::new();
         let mut called = |user: u32, arguments: &[&str]| {
             self.call(user, arguments);
-            // Nobody asked for these.
+            // These calls must not be shown.
             self.call(0, &["ps", "-a", "--filter", &name("other")]);
             self.call(OPERATOR, &["stop", &format!("web-{run}")]);
             let words = [&["docker"], arguments].concat();
@@ -180,7 +181,7 @@ impl World {
         let (quoted, hex) = ("x".repeat(100 << 10), "lang und länger ".repeat(6 << 10));
         called(0, &["pause", &name("long"), &quoted, &hex, "end"]);
 
-        // A script is the parent of what it calls, and both are told.
+        // A script is the parent of its command, and both are reported.
         let pid_file = self.programs.path().join("pid");
         let script = self.programs.path().join("cleanup");
         let ran = Command::new(script).arg(&pid_file).env("PATH", self.path()).status().unwrap();
@@ -192,7 +193,7 @@ impl World {
         assert_eq!((&event["ppid"], &event["parents"][0]["pid"]), (&parent.into(), &parent.into()));
         assert!(event["pid"].as_u64().unwrap() > 0 && event["pid"] != event["ppid"]);
 
-        // Many at once: their lines may stand between each other.
+        // Lines of concurrent calls may be interleaved.
         let many: Vec<String> = (0..40).map(|number| name(&format!("many-{number}"))).collect();
         let start = |container: &String| {
             let mut docker = Command::new("docker");
@@ -208,7 +209,7 @@ impl World {
         called.sort();
         assert_eq!(told, called);
 
-        // The log is rotated while the agent reads, and once more while it does not run.
+        // The log is rotated while the agent reads, and again while it is stopped.
         rotate();
         for number in 0..5 {
             self.call(0, &["stop", &name(&format!("rotated-{number}"))]);
@@ -227,7 +228,7 @@ impl World {
         }
         assert_eq!(shown.rest(&run), Vec::<Value>::new(), "nothing else is shown");
 
-        // Another look goes on where that one stopped; all of them are still to be had.
+        // A second `tail` continues where the first stopped; `--all` shows everything.
         drop(shown);
         self.call(0, &["stop", &name("later")]);
         let mut later = Shown { agent: self.audit(&["tail", "--json"]).start(), seen: 0 };
@@ -273,14 +274,14 @@ fn argv(event: &Value) -> Vec<String> {
     words.iter().map(|word| word.as_str().unwrap().to_owned()).collect()
 }
 
-/// What `audit tail` shows.
+/// Output of `audit tail`.
 struct Shown {
     agent: Agent,
     seen: usize,
 }
 
 impl Shown {
-    /// All events of this run so far.
+    /// Returns all events of this run so far.
     fn so_far(&mut self, run: &str) -> Vec<Value> {
         let bytes = self.agent.stdout();
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
@@ -289,7 +290,7 @@ impl Shown {
         events.map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// The next event of this run.
+    /// Waits for the next event of this run.
     #[track_caller]
     fn next(&mut self, run: &str) -> Value {
         let begun = Instant::now();
@@ -299,20 +300,20 @@ impl Shown {
         event
     }
 
-    /// What else was shown.
+    /// Returns the events after the last awaited one.
     fn rest(&mut self, run: &str) -> Vec<Value> {
         self.so_far(run).split_off(self.seen)
     }
 }
 
-/// Our rules, as the kernel has them.
+/// Our rules as listed by the kernel.
 fn listed() -> Vec<String> {
     let output = Command::new("auditctl").arg("-l").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     text.lines().filter(|line| line.contains("claude-hooks")).map(Into::into).collect()
 }
 
-/// Lets auditd rotate its log, as it does when that is full.
+/// Makes auditd rotate its log, as it does for a full one.
 fn rotate() {
     let before = fs::metadata(LOG).unwrap().ino();
     let output = Command::new("auditctl").arg("-s").output().unwrap();

@@ -1,5 +1,5 @@
-//! The real Claude Code client, against a scripted model and without a network, while the agent
-//! runs on its home: what the client wrote arrives.
+//! The real Claude Code client, with a scripted model and without a network, while the agent reads
+//! its home directory: every record arrives.
 #![cfg(target_os = "linux")]
 
 use crate::support::{

@@ -1,7 +1,7 @@
-//! The hooks, called by the real Claude Code client: what it does with the answers.
+//! The hooks, called by the real Claude Code client: its reaction to the responses.
 //!
-//! The client of these tests uses an API key, so the policy asks for an account. The daemon does not
-//! run, but in one of them: hooks answer without it.
+//! The client of these tests uses an API key, so the policy requires an account. The daemon runs in
+//! one test only, since hooks answer without it.
 #![cfg(target_os = "linux")]
 
 use std::{fs, path::Path, thread};
@@ -25,7 +25,7 @@ use test_requires::requires;
 const MESSAGE: &str = "Keys are not permitted on company devices.";
 const BANNER: &str = "This session is logged for compliance.";
 
-/// Writes a policy, and gives the step that puts it in force.
+/// Writes a policy, and returns the step that installs it.
 fn policy(work: &Path, action: Option<&str>) -> Value {
     let mut policy = json!({ "banner": BANNER, "violation_message": MESSAGE });
     if let Some(action) = action {
@@ -50,7 +50,7 @@ fn scenario(work: &Path, name: &str, steps: &[Value]) -> std::path::PathBuf {
     path
 }
 
-/// What came of the steps in which the client ran.
+/// Returns the results of the steps that ran the client.
 fn results(work: &Path, name: &str) -> Vec<Value> {
     let text = fs::read_to_string(work.join(name).join("result.json")).unwrap();
     let result: Value = serde_json::from_str(&text).unwrap();
@@ -124,7 +124,7 @@ fn client_follows_the_hook_responses() {
     };
     assert!(shot(2, "start").contains(BANNER), "{}", shot(2, "start"));
     assert!(shot(2, "asked").contains("Noted"), "{}", shot(2, "asked"));
-    // No banner there: a session that is blocked from its start says why instead.
+    // No banner: a session blocked from its start shows the reason instead.
     assert!(shot(4, "start").contains(MESSAGE), "{}", shot(4, "start"));
     assert!(shot(4, "asked").contains(MESSAGE), "{}", shot(4, "asked"));
     let steps = results(work.path(), "screen");
@@ -132,7 +132,7 @@ fn client_follows_the_hook_responses() {
     assert!(!found(&steps[1]).contains("QUINCE"), "{}", steps[1]);
 }
 
-/// The whole way: receiver, daemon, hook, client, while one session is open.
+/// Receiver, daemon, hook and client together, during one session.
 #[requires(client, tmux)]
 #[test]
 fn policy_changed_by_the_server_applies_to_the_next_prompt() {
@@ -154,7 +154,7 @@ fn policy_changed_by_the_server_applies_to_the_next_prompt() {
     let state = home.path().join(".local/state/ai-agent");
     eventually("a policy", || fs::exists(state.join("policy.json")).unwrap().then_some(()));
 
-    // The daemon has its state elsewhere, as `agent.state_dir` would have it.
+    // The state directory of the daemon is elsewhere, as with `agent.state_dir`.
     let point = format!(
         "install -d -m 700 @HOME@/.local/state/ai-agent && printf %s {} > @HOME@/.local/state/ai-agent/state-dir",
         state.display()

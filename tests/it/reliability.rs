@@ -1,4 +1,4 @@
-//! The page on reliability names tests: each of them is there.
+//! The tests named in `docs/reliability.md` exist.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

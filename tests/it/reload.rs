@@ -1,5 +1,5 @@
-//! Another configuration for an agent that runs: each record is judged by exactly one, whose hash
-//! stands in its batch; none is lost, none comes twice.
+//! Reloads of a running agent: each record is filtered by exactly one configuration, whose hash is
+//! in its batch, and none is lost or doubled.
 #![cfg(unix)]
 
 use std::{
@@ -29,7 +29,7 @@ use ai_agent::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// What a configuration switches.
+/// Settings that a reload changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Toggles {
     modes_ignored: bool,
@@ -38,7 +38,7 @@ struct Toggles {
     tool_call: bool,
 }
 
-/// What a line is, and so which filter may touch it.
+/// Kind of a line, which decides the filter that may drop it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Nature {
     Plain,
@@ -47,7 +47,7 @@ enum Nature {
     Sidechain,
     Meta,
     Call,
-    /// The same line as one before, byte for byte.
+    /// An earlier line again, byte for byte.
     Repeated,
 }
 
@@ -97,7 +97,7 @@ impl Toggles {
         }
     }
 
-    /// The name of what decides under it, as the library has it.
+    /// Hash of the configuration as the library computes it.
     fn hash(self, home: &Home) -> String {
         let home_dir = home.path().to_str().unwrap();
         let environment = Environment::from_iter([("HOME", home_dir)]);
@@ -114,8 +114,8 @@ impl Toggles {
     }
 }
 
-/// Writes session files as fast as a busy machine would, until told to end; gives each file's lines
-/// by their offsets.
+/// Writes session files as fast as a busy machine until `ended`. Returns the lines of each file by
+/// offset.
 fn grow(home: &Home, file: usize, ended: &Arc<AtomicBool>) -> thread::JoinHandle<Lines> {
     let path = home.write(&format!("-work-{file}/a.jsonl"), "");
     let ended = Arc::clone(ended);
@@ -188,8 +188,7 @@ fn facts(home: &Home) -> Value {
     serde_json::from_str::<Value>(&text).unwrap()["config"].clone()
 }
 
-/// The hash of the configuration under which each stored number came, by the last number of each
-/// run of them.
+/// Returns first and last sequence number and configuration hash of each stored batch.
 fn batches(receiver: &Receiver) -> Vec<(u64, u64, String)> {
     let files = files_below(&receiver.data().join("machines"));
     let lines =
@@ -205,7 +204,7 @@ fn batches(receiver: &Receiver) -> Vec<(u64, u64, String)> {
             else {
                 continue;
             };
-            // It stands there when it is another.
+            // The hash is noted when it changes.
             if let Some(other) = note["who"]["config_hash"].as_str() {
                 other.clone_into(&mut hash);
             }
@@ -219,8 +218,7 @@ fn batches(receiver: &Receiver) -> Vec<(u64, u64, String)> {
     batches
 }
 
-/// Two hundred times another configuration while files grow, right ones and wrong ones, by file and
-/// by the server.
+/// 200 changes of the configuration while files grow, valid and invalid, by file and by the server.
 #[test]
 fn reloads_under_load_lose_nothing_and_never_mix_configs() {
     const RELOADS: usize = 200;
@@ -246,7 +244,7 @@ fn reloads_under_load_lose_nothing_and_never_mix_configs() {
     let mut wrong = 0;
     let mut revision = "r0".to_owned();
     for n in 0..RELOADS {
-        // Meanwhile some lines are read under what is in force.
+        // Some lines are read under the current configuration.
         random_moment(&mut random, Duration::from_millis(80));
         let next = toggles[random.usize(..16)];
         match random.u32(..10) {
@@ -298,7 +296,7 @@ fn reloads_under_load_lose_nothing_and_never_mix_configs() {
         agent.signal(Signal::HUP);
         eventually("the configuration is in force", || {
             let applied = facts(&home)["applied"].clone();
-            // The same toggles under another revision are another configuration.
+            // The same settings with another revision are another configuration.
             let is_it = applied["hash"] == expected.as_str() && applied["revision"] == *revision;
             is_it.then_some(())
         });
@@ -335,8 +333,8 @@ fn refused(agent: &Agent, home: &Home, word: &str) {
     });
 }
 
-/// Holds every line that was written against what arrived: there is one configuration whose hash
-/// its batch has and which says just that.
+/// Checks every written line against the stored entries: the configuration whose hash is in its
+/// batch must explain it.
 fn judged_by_one(
     written: &[Lines],
     stored: &[Stored],
@@ -366,7 +364,7 @@ fn judged_by_one(
             assert!(!toggles.drops(*nature), "{nature:?} came under {toggles:?}");
             let is_cut = !entry.cut.is_empty();
             assert_eq!(is_cut, *nature == Nature::Call && toggles.tool_call, "under {toggles:?}");
-            // What did not come lies between two that did, and so do the configurations that may
+            // A dropped line is between two stored ones, and so are the configurations that may
             // have dropped it.
             for (offset, nature) in missing.drain(..) {
                 let could =

@@ -1,4 +1,4 @@
-//! Secrets: the ways to give them, and that nothing that the agent prints or stores shows one.
+//! Secrets: the ways to configure them, and that no output and no stored file shows one.
 #![cfg(unix)]
 
 use std::{
@@ -27,7 +27,7 @@ use ai_agent::{
 const USER: &str = "user-at-the-proxy";
 const PASSWORD: &str = "password-at-the-proxy-77d2";
 
-/// Writes a file of `mode`; its path.
+/// Writes a file with these permissions. Returns its path.
 fn file(home: &Home, name: &str, text: &str, mode: u32) -> PathBuf {
     let path = home.path().join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -36,7 +36,7 @@ fn file(home: &Home, name: &str, text: &str, mode: u32) -> PathBuf {
     path
 }
 
-/// An agent whose unit has its secrets as systemd credentials, of this mode.
+/// An agent with its secrets as systemd credentials with these permissions.
 fn with_credentials(home: &Home, arguments: &[&str], endpoint: &str, mode: u32) -> AgentCommand {
     let token = file(home, "credentials/ai-agent.siem.token", TOKEN, mode);
     file(home, "credentials/ai-agent.siem.hmac-secret", SECRET, 0o400);
@@ -64,7 +64,7 @@ fn has(log: &str, code: &str) -> bool {
     !lines_with_code(log, code).is_empty()
 }
 
-/// All that an agent says and leaves behind, and the files that the test itself put a secret in.
+/// All output and files of an agent, except the files in which the test itself put a secret.
 struct Traces {
     home: Home,
     own: BTreeSet<PathBuf>,
@@ -72,14 +72,14 @@ struct Traces {
 }
 
 impl Traces {
-    /// A file that may hold secrets: somebody wrote it that has them.
+    /// Writes a file that may contain secrets.
     fn own(&mut self, name: &str, text: &str) -> PathBuf {
         let path = file(&self.home, name, text, 0o600);
         self.own.insert(path.clone());
         path
     }
 
-    /// An agent that says all that can be had of it.
+    /// An agent with all log levels enabled.
     fn agent(&mut self, arguments: &[&str], config: &str) -> AgentCommand {
         self.own.insert(self.home.path().join("agent.toml"));
         self.home.agent(arguments).config(config).env("RUST_LOG", "trace")
@@ -90,7 +90,7 @@ impl Traces {
         self.said.push((format!("standard error of {what}"), stderr.into_bytes()));
     }
 
-    /// Runs the agent until `is_enough` of what it logged, and looks at it from outside meanwhile.
+    /// Runs the agent until its log satisfies `is_enough`, and reads its command line meanwhile.
     fn run_until(&mut self, what: &str, agent: AgentCommand, is_enough: impl Fn(&str) -> bool) {
         let mut agent = agent.start();
         eventually(what, || (is_enough(&agent.log()) || !agent.runs()).then_some(()));
@@ -101,14 +101,14 @@ impl Traces {
         self.note(what, agent.stop());
     }
 
-    /// Fails where any secret stands, in any form that it may have taken.
+    /// Fails if any secret occurs in any encoding.
     fn assert_clean(&self) {
         let base64 = |text: &str| data_encoding::BASE64.encode(text.as_bytes());
         let hex = |text: &str| data_encoding::HEXLOWER.encode(text.as_bytes());
         let pair = base64(&format!("{USER}:{PASSWORD}"));
         let mut forms = vec![pair];
         for secret in [TOKEN, SECRET, PASSWORD] {
-            // Without its end base64 depends on nothing that follows.
+            // Without its end, base64 does not depend on what follows.
             let start = base64(secret);
             forms.extend([secret.to_owned(), hex(secret), start[..start.len() - 4].to_owned()]);
         }
@@ -132,7 +132,7 @@ impl Traces {
     }
 }
 
-/// What everybody on the machine sees of a process.
+/// The command line, which every user of the machine can read.
 fn arguments(agent: &Agent) -> Option<Vec<u8>> {
     let path = Path::new("/proc").join(agent.pid().to_string()).join("cmdline");
     let read = fs::read(path).ok();
@@ -140,7 +140,7 @@ fn arguments(agent: &Agent) -> Option<Vec<u8>> {
     read
 }
 
-/// Promise 9, over all that goes wrong with secrets at hand.
+/// No secret is shown, whatever goes wrong with secrets configured.
 #[test]
 fn no_output_and_no_stored_file_shows_a_secret() {
     let home = Home::new();
@@ -149,13 +149,13 @@ fn no_output_and_no_stored_file_shows_a_secret() {
     let token = traces.own("secrets/token", TOKEN);
     let secret = traces.own("secrets/hmac-secret", SECRET);
     let password = traces.own("secrets/proxy-password", PASSWORD);
-    // Frames lie in the outbox as this has them: in plain text.
+    // Frames are stored in plain text.
     let plain = "[sink.siem]\ncompression = \"none\"\n";
     let files = format!("{plain}token_file = {token:?}\nhmac_secret_file = {secret:?}\n");
     let inline = format!("{plain}token = \"{TOKEN}\"\nhmac_secret = \"{SECRET}\"\n");
 
-    // A receiver that knows neither token nor secret, and one day does; its own configuration is
-    // signed by somebody else.
+    // A receiver that refuses token and secret at first, with a managed configuration signed by
+    // another secret.
     let managed = "{\"version\":1}";
     let script = [401, 403, 400, 500].map(|status| Answer::Status(status, &[], "no"));
     let receiver = Scripted::start(script).manages(managed, "another secret");
@@ -171,7 +171,7 @@ fn no_output_and_no_stored_file_shows_a_secret() {
     traces.note("the agent with secrets in variables", agent.succeed());
     traces.said.push(("what the receiver got".to_owned(), receiver.taken()));
 
-    // A certificate of an authority that nobody knows.
+    // A certificate of an unknown authority.
     let certificate = Authority::new("Somebody").issue("127.0.0.1");
     let stranger =
         format!("https://127.0.0.1:{}", tls::before(receiver.port(), &certificate, None));
@@ -179,7 +179,7 @@ fn no_output_and_no_stored_file_shows_a_secret() {
     traces.run_until("the agent over TLS", agent, |log| {
         has(log, "delivery_held") || has(log, "managed_config_fetch_failed")
     });
-    // A proxy that does not know the password.
+    // A proxy with another password.
     let proxy = Proxy::start().wants(USER, "another password");
     let proxied = format!(
         "{files}proxy = {:?}\nproxy_user = \"{USER}\"\nproxy_password_file = {password:?}\n",
@@ -195,7 +195,7 @@ fn no_output_and_no_stored_file_shows_a_secret() {
         has(log, "delivery_held")
     });
 
-    // Configurations that are wrong beside a secret, and every command that shows one.
+    // Invalid configurations that contain a secret, and every command that prints one.
     let mut configs = vec![inline.clone(), format!("{inline}proxy_password = \"{PASSWORD}\"\n")];
     for wrong in
         ["tokn = 1", "hmac_secret_file = 1", "endpoint = \"nowhere\"", "= x", "timeout = 0x"]
@@ -210,7 +210,7 @@ fn no_output_and_no_stored_file_shows_a_secret() {
         &["config", "show", "--origin"],
         &["config", "explain", "sink.siem.token"],
         &["config", "explain", "sink.siem.proxy_password"],
-        // Under these names nobody knows it for one.
+        // Under these names the values are not known to be secrets.
         &["config", "explain", "sink.siem.tokne"],
         &["config", "explain", "sink.siem.proxy_pasword"],
         &["config", "check"],
@@ -234,7 +234,7 @@ fn no_output_and_no_stored_file_shows_a_secret() {
     traces.assert_clean();
 }
 
-/// What a program with this library prints of a configuration.
+/// Debug output of the library for a configuration.
 fn debug(home: &Home, text: &str) -> Vec<u8> {
     let path = home.path().join("agent.toml");
     fs::write(&path, text).unwrap();

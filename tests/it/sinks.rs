@@ -1,5 +1,5 @@
-//! Several sinks at once: each gets every entry once, none holds another up before the outbox is
-//! full, and what is left of one that is gone is kept until somebody says so.
+//! Several sinks: each gets every entry once, none delays another before the outbox is full, and
+//! the entries of a removed sink are kept until it is forgotten.
 #![cfg(unix)]
 
 use std::{fs, io::Write as _, time::Duration};
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 const MB: usize = 1 << 20;
 
-/// The table of a sink that ships to `endpoint`.
+/// Table of a sink that ships to `endpoint`.
 fn http_siem(name: &str, endpoint: &str) -> String {
     format!(
         "[sink.{name}]\ntype = \"http-siem\"\nendpoint = \"{endpoint}\"\ntoken = \"{TOKEN}\"\n\
@@ -49,8 +49,7 @@ fn all_kinds_of_sinks_get_every_entry_once() {
     }
 }
 
-/// What only one of the sinks is missing fills the outbox; nobody says that this one is gone for
-/// good but an admin.
+/// Entries that only one sink lacks fill the outbox, until an administrator forgets that sink.
 #[test]
 fn unreachable_sink_fills_the_outbox_until_it_is_removed() {
     let home = Home::new();
@@ -76,7 +75,7 @@ fn unreachable_sink_fills_the_outbox_until_it_is_removed() {
     let mut running = agent(&["run"], &both).start();
     running.wait_for_line("sink_behind", "sink=\"archive\"");
     running.wait_for_code("outbox_full");
-    // The other has all that was read, and no more is.
+    // The other sink has everything that was read, and no more is read.
     let read = wait_for(&receiver, "the event of a full outbox", |entries| {
         let full = |entry: &entries::Stored| entry.event.as_deref() == Some(event::OUTBOX_FULL);
         entries.iter().any(full).then(|| entries::lines(entries).len())
@@ -113,7 +112,7 @@ fn unreachable_sink_fills_the_outbox_until_it_is_removed() {
     assert!(told.len() >= 2 && told[0] == false && *told[told.len() - 1] == true, "{told:?}");
     assert!(removed.iter().all(|event| event.data["sink"] == "archive"));
 
-    // Another one begins now: what lies behind is not its business, and no gap.
+    // A sink that starts now does not get earlier entries, and reports no gap.
     let later = Receiver::start();
     let there = receiver.entries().len();
     home.append("-p/a.jsonl", "{\"type\":\"user\",\"n\":2000}\n");
@@ -132,7 +131,7 @@ fn unreachable_sink_fills_the_outbox_until_it_is_removed() {
     receiver.assert_whole();
 }
 
-/// What counts is what travels: `--once` takes its time, and does not take that for a standstill.
+/// The limit applies to bytes on the wire. `--once` does not take a slow sink for a stalled one.
 #[test]
 fn rate_limit_of_a_sink_is_kept() {
     let home = Home::new();
@@ -146,6 +145,6 @@ fn rate_limit_of_a_sink_is_kept() {
     let ended = home.agent(&["run", "--once"]).config(config).ships_to(&receiver.url()).succeed();
     receiver.assert_whole();
     assert_eq!(entries::lines(&receiver.entries()).len(), 6);
-    // Six times some 7 KiB, but for the last.
+    // Six times about 7 KiB, except the last.
     assert!(ended.after > Duration::from_secs(2), "{:?}", ended.after);
 }

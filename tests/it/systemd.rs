@@ -1,7 +1,7 @@
 //! The agent as a service of a plain user, against a real systemd user manager.
 //!
-//! Root runs the first test, which makes a user and a manager for it (by a script that lies beside
-//! the workspace) and runs the second one there.
+//! The first test needs root. A script of the shared tools creates a user with a systemd manager
+//! and runs the second test there.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -30,7 +30,7 @@ const INSIDE: &str = "AI_AGENT_TEST_AS_USER";
 #[test]
 fn service_of_a_user_installs_upgrades_and_restarts() {
     let tool = shared().join("tools/with-systemd-user");
-    // One user for each clone, so that two of them do not meet.
+    // Each clone has its own user, so that two clones do not interfere.
     let clone = fs::canonicalize(env!("CARGO_MANIFEST_DIR")).unwrap();
     let number = clone
         .as_os_str()
@@ -44,7 +44,7 @@ fn service_of_a_user_installs_upgrades_and_restarts() {
     command.env("SVC_USER", &user).env(format!("PASS_{INSIDE}"), "1").current_dir("/");
     let output = command.stdin(Stdio::null()).output().unwrap();
     let said = [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
-    // Its home holds nothing that another run should find.
+    // The next run must not find anything of this one.
     let removed = Command::new("userdel").args(["--remove", "--force", &user]).output();
     assert!(output.status.success(), "{}\n{}", said[0], said[1]);
     assert!(said[0].contains("1 passed"), "{}", said[0]);
@@ -71,7 +71,7 @@ impl World {
         };
         let program = fs::read(env!("CARGO_BIN_EXE_ai-agent")).unwrap();
         for version in ["old", "new"] {
-            // What stands behind a program does not keep it from running.
+            // Bytes after the end of a program do not affect it.
             let mut file = fs::File::create(world.program(version)).unwrap();
             file.write_all(&program).unwrap();
             file.write_all(version.as_bytes()).unwrap();
@@ -110,7 +110,7 @@ impl World {
         self.agent(&self.program(version), arguments).succeed()
     }
 
-    /// The agent that says it is at work.
+    /// PID of the running agent, from its status file.
     fn pid(&self) -> Option<u32> {
         let status = fs::read(self.state().join("status.json")).ok()?;
         let status: Value = serde_json::from_slice(&status).ok()?;
@@ -178,7 +178,7 @@ fn as_a_user() {
     world.agent(&world.installed(), &["check"]).succeed();
     world.ship();
 
-    // Secrets are in one file, which nobody else can read.
+    // Secrets are in one file that only the user can read.
     let mode = fs::metadata(world.environment()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let command_line = fs::read(format!("/proc/{first}/cmdline")).unwrap();
@@ -188,7 +188,7 @@ fn as_a_user() {
         assert!(!text.contains(TOKEN) && !text.contains(SECRET), "{name}");
     }
 
-    // Killed, it comes back by itself.
+    // The service manager restarts a killed agent.
     Command::new("kill").args(["-9", &first.to_string()]).status().unwrap();
     eventually("it comes back", || world.pid().filter(|pid| *pid != first));
     world.ship();
@@ -196,7 +196,7 @@ fn as_a_user() {
     watchdog(&mut world);
     let second = world.pid().unwrap();
 
-    // A newer one takes its place, without being told the secrets again.
+    // An upgrade needs no secrets again.
     let upgraded = world.run("new", &["install"]);
     eprintln!("{}", upgraded.text());
     let third = world.pid().unwrap();
@@ -213,7 +213,7 @@ fn as_a_user() {
     world.agent(&world.installed(), &["start"]).succeed();
     world.arrives();
     let before = world.pid().unwrap();
-    // Whatever stands in the files now, it runs on what it has.
+    // The running agent keeps its configuration, though the file is invalid now.
     let wrong = world.home.join(".config/ai-agent/config.toml");
     fs::write(&wrong, "[filter.sidechain]\nenabeld = true").unwrap();
     let error = world.agent(&world.installed(), &["restart"]).fail(2);
@@ -224,7 +224,7 @@ fn as_a_user() {
     assert_ne!(world.pid(), Some(before));
     world.ship();
 
-    // Half of it is gone; installing again mends it.
+    // `install` repairs a damaged installation.
     systemctl(&["stop", "ai-agent"]);
     fs::remove_file(world.unit()).unwrap();
     fs::write(world.installed(), "half").unwrap();
@@ -242,10 +242,10 @@ fn as_a_user() {
     assert!(world.state().join("outbox.redb").try_exists().unwrap(), "the state stays");
     let error = world.agent(&world.program("new"), &["start"]).fail(1);
     assert!(error.contains("ai-agent install"), "{error}");
-    // Once more there is nothing to do.
+    // A second `uninstall` does nothing.
     world.run("new", &["uninstall"]);
 
-    // The state goes on from where it was, and goes when that is asked for.
+    // The state directory is used again, and removed by `--purge`.
     world.agent(&world.program("new"), &["install"]).ships_to(&world.receiver.url()).succeed();
     world.ship();
     world.receiver.assert_whole();
@@ -254,8 +254,8 @@ fn as_a_user() {
     assert!(world.home.join(".claude/projects/p/s.jsonl").try_exists().unwrap());
 }
 
-/// An agent that is there and makes no progress is killed by its manager, and the next one goes on
-/// where it was. The unit waits for minutes; here a file beside it shortens that.
+/// An agent without progress is killed by its manager, and the next one continues. The watchdog of
+/// the unit takes minutes; a drop-in shortens it here.
 fn watchdog(world: &mut World) {
     let folder = world.home.join(".config/systemd/user/ai-agent.service.d");
     let results = world.home.join("results");

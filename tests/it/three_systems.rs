@@ -1,12 +1,12 @@
-//! What each system has its own ways with: names, long paths, line endings, files that are moved and
-//! deleted while they are read, and one agent for each state directory.
+//! What differs between systems: names, long paths, line endings, files that are moved and deleted
+//! while they are read, and the lock of the state directory.
 
 use std::{fs, path::PathBuf};
 
 use crate::support::{entries, eventually, home::Home, scripted::Scripted};
 use test_requires::requires;
 
-/// A file below the projects, at a path of more than `bytes`.
+/// A file below the projects with a path longer than `bytes`.
 fn long_name(bytes: usize) -> String {
     let mut name = "-work".to_owned();
     while name.len() < bytes {
@@ -42,7 +42,8 @@ fn unusual_file_names_and_line_endings_arrive() {
     assert_eq!(found, expected);
 }
 
-/// The client goes on to move and delete what we read: neither may hinder it, and nothing is lost.
+/// The client moves and deletes files that the agent reads: neither may be blocked, and nothing is
+/// lost.
 #[requires(not_wine)]
 #[test]
 fn file_moved_and_deleted_while_read_loses_nothing() {

@@ -1,5 +1,4 @@
-//! TLS and proxies, with real ones: what cannot be trusted gets nothing, and the agent says what
-//! would mend it.
+//! TLS and proxies: an untrusted server gets no data, and the log names the remedy.
 #![cfg(unix)]
 
 use std::{
@@ -22,7 +21,7 @@ use crate::support::{
 const HELD: &str = "delivery_held";
 const PASSWORD: &str = "pr0xy-p4ssw0rd";
 
-/// Files that the sink's options name, and the lines that name them.
+/// Files for options of the sink.
 struct Files(Vec<(&'static str, String)>);
 
 impl Files {
@@ -69,7 +68,7 @@ fn ca_file_is_trusted_besides_the_system_store() {
     let (company, other) = (Authority::new("Company"), Authority::new("Other"));
     let receiver = Scripted::start([]);
     let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), None);
-    // A file may hold several, with text between them.
+    // A file may contain several certificates with text between them.
     let bundle = format!("# others\n{}# ours\n{}", other.pem(), company.pem());
     Files(vec![("ca_file", bundle)]).deliver(30, port).finish();
     assert_arrived(&receiver, 30);
@@ -126,14 +125,14 @@ fn tls_to_a_plain_http_port_holds_delivery() {
     delivery.wait_for_line(HELD, "`endpoint`");
 }
 
-/// The agent as a process, with a record to ship and the options of its sink.
+/// The agent with a record to ship and these options of its sink.
 fn agent(home: &Home, arguments: &[&str], endpoint: &str, options: &str) -> AgentCommand {
     let config = format!("[shipping]\nflush_interval = \"0s\"\n[sink.siem]\n{options}");
     home.write("-work/one.jsonl", "{\"n\":1}\n");
     home.agent(arguments).config(&config).ships_to(endpoint)
 }
 
-/// On a machine whose store of authorities is empty or not there.
+/// Simulates a machine without certificate authorities.
 #[cfg(target_os = "linux")]
 fn without_authorities(agent: AgentCommand) -> AgentCommand {
     agent.env("SSL_CERT_FILE", "/nowhere/at.all").env("SSL_CERT_DIR", "/nowhere")
@@ -158,7 +157,7 @@ fn machine_without_a_ca_store_ships_by_http_or_ca_file() {
     without_authorities(agent(&home, &["run", "--once"], &endpoint, &options)).succeed();
     assert_eq!(entries::lines(&receiver.entries()).len(), 1);
 
-    // What the system trusts is trusted without a word in the configuration.
+    // Authorities of the system are trusted without any configuration.
     let receiver = Scripted::start([]);
     let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), None);
     let another = Home::new();
@@ -265,7 +264,7 @@ fn proxy_without_credentials_holds_delivery_until_it_opens() {
     }
 }
 
-/// Writes a file that only its owner can read; its path.
+/// Writes a file that only its owner can read. Returns its path.
 fn private(home: &Home, name: &str, text: &str) -> String {
     use std::os::unix::fs::PermissionsExt as _;
 

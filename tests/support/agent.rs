@@ -1,4 +1,4 @@
-//! The agent as a process.
+//! The agent as a child process.
 
 use std::{
     ffi::OsStr,
@@ -13,10 +13,10 @@ use std::{
 
 use super::{PATIENCE, SECRET, TOKEN, lines_with_code, within};
 
-/// The variable that names the user's home directory.
+/// Variable that names the user's home directory.
 const HOME: &str = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
 
-/// The agent's command line. The process gets no variables but PATH, HOME and those given here.
+/// Command line of the agent. The process gets no variables except PATH, HOME and those set here.
 pub(crate) struct AgentCommand {
     command: Command,
     home: PathBuf,
@@ -27,7 +27,7 @@ impl AgentCommand {
         Self::of(Path::new(env!("CARGO_BIN_EXE_ai-agent")), home, arguments)
     }
 
-    /// Another binary with the same command line.
+    /// Uses another binary with the same command line.
     pub(crate) fn of(binary: &Path, home: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new(binary);
         command.env_clear().env(HOME, home).args(arguments);
@@ -51,27 +51,27 @@ impl AgentCommand {
         self
     }
 
-    /// Takes a variable away.
+    /// Removes a variable.
     pub(crate) fn without(mut self, name: &str) -> Self {
         self.command.env_remove(name);
         self
     }
 
-    /// Gives the receiver at `endpoint`, with the token and secret of the tests.
+    /// Sets the endpoint, with the token and the secret of the tests.
     pub(crate) fn ships_to(self, endpoint: &str) -> Self {
         self.env("CLAUDE_SIEM_ENDPOINT", endpoint)
             .env("CLAUDE_SIEM_TOKEN", TOKEN)
             .env("CLAUDE_SIEM_HMAC_SECRET", SECRET)
     }
 
-    /// Writes `text` to a file and gives it by `--config`.
+    /// Writes `text` to a file and passes it by `--config`.
     pub(crate) fn config(self, text: &str) -> Self {
         let path = self.home.join("agent.toml");
         fs::write(&path, text).unwrap();
         self.arg("--config").arg(path)
     }
 
-    /// Lets it run as another user; for root only.
+    /// Runs the agent as another user. Requires root.
     #[cfg(unix)]
     pub(crate) fn user(mut self, user: u32) -> Self {
         std::os::unix::process::CommandExt::uid(&mut self.command, user);
@@ -79,7 +79,7 @@ impl AgentCommand {
         self
     }
 
-    /// Starts it.
+    /// Starts the agent.
     #[track_caller]
     pub(crate) fn start(mut self) -> Agent {
         self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -89,7 +89,7 @@ impl AgentCommand {
         Agent { child, stdout, stderr, began: Instant::now() }
     }
 
-    /// Starts it and waits until it is at work.
+    /// Starts the agent and waits until its pipeline runs.
     #[track_caller]
     pub(crate) fn start_and_wait(self) -> Agent {
         let mut agent = self.start();
@@ -97,13 +97,13 @@ impl AgentCommand {
         agent
     }
 
-    /// Runs it to its end.
+    /// Runs the agent until it exits.
     #[track_caller]
     pub(crate) fn run(self) -> Ended {
         self.start().wait(2 * PATIENCE)
     }
 
-    /// Runs it to its end, which must be a good one.
+    /// Runs the agent until it exits, which must be with 0.
     #[track_caller]
     pub(crate) fn succeed(self) -> Ended {
         let ended = self.run();
@@ -111,7 +111,7 @@ impl AgentCommand {
         ended
     }
 
-    /// Runs it to its end, which must be a failure with `code`; gives what it said, the part from
+    /// Runs the agent until it exits, which must be with `code`. Returns its standard error from
     /// `error: ` on.
     #[track_caller]
     pub(crate) fn fail(self, code: i32) -> String {
@@ -124,8 +124,7 @@ impl AgentCommand {
     }
 }
 
-/// An agent that runs. Killed when dropped; then, and at its end, it must not have printed any
-/// secret.
+/// A running agent. Killed when dropped. It must not have printed any secret.
 pub(crate) struct Agent {
     child: Child,
     stdout: Collector,
@@ -133,18 +132,18 @@ pub(crate) struct Agent {
     began: Instant,
 }
 
-/// How an agent ended.
+/// The result of an agent that has exited.
 pub(crate) struct Ended {
-    /// Its exit code; none when a signal killed it.
+    /// Exit code; `None` if a signal killed the process.
     pub(crate) code: Option<i32>,
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: String,
-    /// How long it ran.
+    /// Time from start to exit.
     pub(crate) after: Duration,
 }
 
 impl Ended {
-    /// Standard output, as text.
+    /// Standard output as text.
     pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.stdout).unwrap()
     }
@@ -155,28 +154,28 @@ impl Agent {
         self.child.id()
     }
 
-    /// What it said so far.
+    /// Standard error so far.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&self.stderr.so_far()).into_owned()
     }
 
-    /// What it wrote to standard output so far.
+    /// Standard output so far.
     pub(crate) fn stdout(&self) -> Vec<u8> {
         self.stdout.so_far()
     }
 
-    /// Whether it still runs.
+    /// Reports whether the process is still running.
     pub(crate) fn runs(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits until it has logged a line with this code.
+    /// Waits for a log line with this code.
     #[track_caller]
     pub(crate) fn wait_for_code(&mut self, code: &str) {
         self.wait_for_line(code, "");
     }
 
-    /// Waits until it has logged a line with this code that contains `token`: a field, a key, a path.
+    /// Waits for a log line with this code that contains `token`: a field, a key, a path.
     #[track_caller]
     pub(crate) fn wait_for_line(&mut self, code: &str, token: &str) {
         self.wait_until_logged(&format!("{code} {token}"), |log| {
@@ -184,11 +183,11 @@ impl Agent {
         });
     }
 
-    /// Waits until its log meets a condition.
+    /// Waits until the log meets a condition.
     #[track_caller]
     pub(crate) fn wait_until_logged(&mut self, what: &str, condition: impl Fn(&str) -> bool) {
         within(PATIENCE, what, || {
-            // In this order: what it logs last is not missed.
+            // The order matters: a process that exits in between has logged everything.
             let runs = self.runs();
             let log = self.log();
             let is_met = condition(&log);
@@ -204,20 +203,21 @@ impl Agent {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    /// Asks it to end, and waits until it has, in order and in time.
+    /// Sends SIGTERM and waits for a clean and quick exit.
     #[cfg(unix)]
     #[track_caller]
     pub(crate) fn stop(self) -> Ended {
         self.stop_by(rustix::process::Signal::TERM)
     }
 
-    /// Kills it: nothing asks a process without a window to end. What it stored must be enough.
+    /// Kills the process, since no signal stops a process without a window. What it stored must be
+    /// enough.
     #[cfg(not(unix))]
     pub(crate) fn stop(self) {
         self.kill();
     }
 
-    /// As [`Agent::stop`], by another signal.
+    /// Like [`Agent::stop`], with another signal.
     #[cfg(unix)]
     #[track_caller]
     pub(crate) fn stop_by(self, signal: rustix::process::Signal) -> Ended {
@@ -230,13 +230,13 @@ impl Agent {
         ended
     }
 
-    /// Kills it as `kill -9` does.
+    /// Kills the process as `kill -9` does.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the process exits by itself.
     #[track_caller]
     pub(crate) fn wait(mut self, limit: Duration) -> Ended {
         let begun = Instant::now();
@@ -275,7 +275,7 @@ fn no_secret(stdout: &[u8], stderr: &str) {
     }
 }
 
-/// Reads what a process writes, so that its pipe never fills.
+/// Reads the output of a process, so that its pipe never fills.
 struct Collector {
     bytes: Arc<Mutex<Vec<u8>>>,
     thread: Option<JoinHandle<()>>,
@@ -309,7 +309,7 @@ impl Collector {
     }
 }
 
-/// Waits until a file is there.
+/// Waits until a file exists.
 #[track_caller]
 pub(crate) fn wait_for_file(path: &Path) {
     within(PATIENCE, &format!("{}", path.display()), || path.try_exists().unwrap().then_some(()));

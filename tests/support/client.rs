@@ -9,7 +9,7 @@ use std::{
 
 use super::{shared, within};
 
-/// How long the client may take, its download included.
+/// Time that the client may take, including its download.
 pub(crate) const LONGEST: Duration = Duration::from_secs(400);
 
 /// The script that runs the client.
@@ -21,7 +21,7 @@ impl Client {
         Self(shared().join("realclient/run.sh"))
     }
 
-    /// One of its own scenarios.
+    /// Path of one of the client's own scenarios.
     pub(crate) fn scenario(&self, name: &str) -> PathBuf {
         self.0.parent().unwrap().join(format!("scenarios/{name}.json"))
     }
@@ -48,7 +48,7 @@ impl Client {
     }
 }
 
-/// Where the client is kept from one run to the next.
+/// Directory that keeps the client between runs.
 fn cache() -> PathBuf {
     if let Some(given) = std::env::var_os("RC_CACHE") {
         return given.into();

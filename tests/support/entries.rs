@@ -1,11 +1,11 @@
-//! Entries as they were stored or written, and the lines of files that they stand for.
+//! Entries as a receiver stored them, and the lines of files that they carry.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde_json::Value;
 use siem_protocol::{Cut, Digest, Entry, Kind};
 
-/// An entry with all that a test asks for.
+/// An entry with the members that tests use.
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
     pub(crate) seq: u64,
@@ -26,21 +26,21 @@ pub(crate) struct Stored {
     pub(crate) incomplete: bool,
     pub(crate) event: Option<String>,
     pub(crate) data: Value,
-    /// All of it, enrichers' members too.
+    /// The whole entry, including the members of enrichers.
     pub(crate) whole: Value,
 }
 
-/// How an entry carries a line.
+/// The member that carries a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum How {
     Record,
     Raw,
     Base64,
-    /// It carries none.
+    /// None: the entry has no line.
     Nothing,
 }
 
-/// Reads NDJSON.
+/// Parses NDJSON.
 #[track_caller]
 pub(crate) fn parse(ndjson: &[u8]) -> Vec<Stored> {
     let lines = ndjson.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
@@ -78,7 +78,7 @@ fn parse_line(line: &[u8]) -> Stored {
         incomplete: entry.incomplete,
         event: entry.event.as_deref().map(str::to_owned),
         data: entry.data.map_or(Value::Null, |data| serde_json::from_str(data.get()).unwrap()),
-        // A record may hold what `Value` can't.
+        // A record may contain numbers that `Value` cannot represent.
         whole: serde_json::from_slice(line).unwrap_or_default(),
     }
 }
@@ -99,10 +99,10 @@ fn path(text: &str, _encoded: bool) -> PathBuf {
     text.into()
 }
 
-/// A line of a file, put together again where it came in parts.
+/// A line of a file, assembled from its parts.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
-    /// The number of its entry, or of its last part's.
+    /// Sequence number of its entry, or of its last part.
     pub(crate) seq: u64,
     pub(crate) path: PathBuf,
     pub(crate) generation: String,
@@ -112,11 +112,11 @@ pub(crate) struct Line {
     pub(crate) how: How,
     pub(crate) cut: Vec<Cut>,
     pub(crate) sha256: Option<Digest>,
-    /// How many parts it came in; 0 when it came whole.
+    /// Number of parts; 0 for a line in one entry.
     pub(crate) parts: u32,
 }
 
-/// The lines that `entries` carry, in order.
+/// Returns the lines that `entries` carry, in order.
 #[track_caller]
 pub(crate) fn lines(entries: &[Stored]) -> Vec<Line> {
     let mut open: BTreeMap<(String, u64), Vec<u8>> = BTreeMap::new();
@@ -162,7 +162,7 @@ pub(crate) fn lines(entries: &[Stored]) -> Vec<Line> {
     lines
 }
 
-/// The events of a name.
+/// Returns the events with this name.
 pub(crate) fn events<'a>(entries: &'a [Stored], name: &str) -> Vec<&'a Stored> {
     entries.iter().filter(|entry| entry.event.as_deref() == Some(name)).collect()
 }

@@ -1,4 +1,4 @@
-//! A user's home directory, for one test.
+//! A home directory for one test.
 
 use std::{
     fs::{self, File},
@@ -8,7 +8,7 @@ use std::{
 
 use super::agent::AgentCommand;
 
-/// A new home with `.claude/projects` in it; gone when dropped.
+/// A new home directory with `.claude/projects`, removed when dropped.
 pub(crate) struct Home(tempfile::TempDir);
 
 impl Home {
@@ -22,13 +22,13 @@ impl Home {
         self.0.path()
     }
 
-    /// Where the agent keeps its state.
+    /// State directory of the agent.
     pub(crate) fn state_dir(&self) -> PathBuf {
         let windows = "AppData/Local/ai-agent/state";
         self.path().join(if cfg!(windows) { windows } else { ".local/state/ai-agent" })
     }
 
-    /// Where Claude Code writes.
+    /// Directory that Claude Code writes to.
     pub(crate) fn projects(&self) -> PathBuf {
         self.path().join(".claude/projects")
     }
@@ -49,7 +49,7 @@ impl Home {
         path
     }
 
-    /// Makes it another user's, with all that is in it; for root only.
+    /// Changes the owner of the directory and everything in it. Requires root.
     #[cfg(unix)]
     pub(crate) fn give_to(&self, user: u32) {
         let give = |path: &Path| std::os::unix::fs::chown(path, Some(user), Some(user)).unwrap();
@@ -62,7 +62,7 @@ impl Home {
         }
     }
 
-    /// The agent, at work for this user.
+    /// The command line of an agent of this user.
     pub(crate) fn agent(&self, arguments: &[&str]) -> AgentCommand {
         AgentCommand::new(self.path(), arguments)
     }

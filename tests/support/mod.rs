@@ -1,5 +1,5 @@
-//! What the tests of the whole agent share: a home, the agent as a process, receivers, and a plain
-//! second reading of session files to hold the agent against.
+//! Fixtures of the integration tests: a home directory, the agent as a process, receivers, and an
+//! independent reader of session files.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a test ends there")]
 
@@ -24,29 +24,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The token and the secret of every test; nothing that the agent prints may hold them.
+/// Token and secret of every test. The agent must never print them.
 pub(crate) const TOKEN: &str = "token-of-the-fleet-4f7a1c";
 pub(crate) const SECRET: &str = "secret-of-the-fleet-b81e90";
 
-/// An address of this machine that no other test has: at one that all share, an agent whose receiver
-/// is killed met the receiver of another test, which the system had given the same port.
+/// Returns a loopback address that no other test uses. On a shared address, an agent whose receiver
+/// was killed once reached the receiver of another test, which had got the same port.
 pub(crate) fn own_address() -> Ipv4Addr {
-    // All of 127/8 is this machine, but on macOS.
+    // All of 127/8 is loopback, except on macOS.
     if cfg!(target_os = "macos") {
         return Ipv4Addr::LOCALHOST;
     }
     Ipv4Addr::new(127, fastrand::u8(1..), fastrand::u8(..), fastrand::u8(1..255))
 }
 
-/// An address and a port where nobody listens.
+/// Returns an address and a port where no process listens.
 pub(crate) fn nobody() -> SocketAddr {
     TcpListener::bind((own_address(), 0)).unwrap().local_addr().unwrap()
 }
 
-/// How long anything may take that must happen.
+/// Default time limit of a condition.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Polls a condition until it holds; fails after `limit`. Pauses grow with the time that it takes.
+/// Polls a condition until it holds, and fails after `limit`. Pauses grow with the time waited.
 #[track_caller]
 pub(crate) fn within<T>(
     limit: Duration,
@@ -64,26 +64,26 @@ pub(crate) fn within<T>(
     }
 }
 
-/// Lets a random time pass, up to `limit`: the moment of a fault or of a write is random. What a test
-/// expects is never waited for like this.
+/// Sleeps for a random time up to `limit`, so that a fault or a write comes at a random moment.
+/// Expected results are never waited for like this.
 pub(crate) fn random_moment(random: &mut fastrand::Rng, limit: Duration) {
     thread::sleep(limit.mul_f64(random.f64()));
 }
 
-/// Polls a condition until it holds.
+/// Polls a condition until it holds, and fails after [`PATIENCE`].
 #[track_caller]
 pub(crate) fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     within(PATIENCE, what, condition)
 }
 
-/// The lines of a log with this code.
+/// Returns the lines of a log with this code.
 pub(crate) fn lines_with_code<'a>(log: &'a str, code: &str) -> Vec<&'a str> {
     let field = format!("code=\"{code}\"");
     log.lines().filter(|line| line.contains(&field)).collect()
 }
 
-/// The folder with material that is not part of the project: real session files, the real client.
-/// Tests that use it say `#[requires(shared)]`.
+/// Returns the directory with material outside the project: real session files, the real client.
+/// Tests that use it have `#[requires(shared)]`.
 pub(crate) fn shared() -> PathBuf {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
     let given = std::env::var_os("AI_AGENT_SHARED").map(PathBuf::from);
@@ -91,8 +91,8 @@ pub(crate) fn shared() -> PathBuf {
     fs::canonicalize(&folder).unwrap_or_else(|error| panic!("{error}: {}", folder.display()))
 }
 
-/// Random numbers: from `AI_AGENT_SEED`, or new ones. The seed is printed, and shown when the
-/// test fails.
+/// Returns random numbers from the seed `AI_AGENT_SEED`, or from a new seed, which a failed test
+/// shows.
 pub(crate) fn random() -> fastrand::Rng {
     let given = std::env::var("AI_AGENT_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = given.unwrap_or_else(|| fastrand::u64(..));
@@ -114,7 +114,7 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// All files below a directory, at any depth, in order.
+/// Returns all files below a directory, at any depth, in order.
 pub(crate) fn files_below(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut directories = vec![directory.to_owned()];

@@ -1,5 +1,4 @@
-//! A second reading of session files: plain, slow, by the book, and with nothing of the agent's
-//! own code.
+//! An independent reader of session files: simple, slow, and without any code of the agent.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -15,7 +14,7 @@ use super::{
     files_below,
 };
 
-/// Which of the filters that a configuration can change do what.
+/// Settings of the filters that a configuration can change.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
     pub(crate) ignore_types: Vec<String>,
@@ -40,20 +39,20 @@ impl Default for Rules {
 pub(crate) struct Expected {
     pub(crate) path: PathBuf,
     pub(crate) offset: u64,
-    /// As it stands in the file, without its ending.
+    /// The line as in the file, without its ending.
     pub(crate) line: Vec<u8>,
-    /// What it must be equal to as JSON, when something was cut out of it.
+    /// The JSON after a cut; `None` without one.
     pub(crate) cut: Option<Value>,
 }
 
-/// Every line that must arrive of the `*.jsonl` below a directory.
+/// Returns every line that must arrive from the `*.jsonl` files below a directory.
 pub(crate) fn read_tree(root: &Path, rules: &Rules) -> Vec<Expected> {
     let files = files_below(root);
     let sessions = files.iter().filter(|path| path.extension().is_some_and(|e| e == "jsonl"));
     sessions.flat_map(|path| read(path, &fs::read(path).unwrap(), rules)).collect()
 }
 
-/// Every line that must arrive of a file with these bytes.
+/// Returns every line that must arrive from a file with these bytes.
 pub(crate) fn read(path: &Path, bytes: &[u8], rules: &Rules) -> Vec<Expected> {
     let mut expected = Vec::new();
     let mut seen = HashSet::new();
@@ -71,7 +70,7 @@ pub(crate) fn read(path: &Path, bytes: &[u8], rules: &Rules) -> Vec<Expected> {
     expected
 }
 
-/// Whether a line must arrive, and what it becomes when something is cut out of it.
+/// Returns `None` for a line that must not arrive, else the JSON that remains after a cut.
 fn judge(line: &[u8], rules: &Rules, seen: &mut HashSet<String>) -> Option<Option<Value>> {
     if line.iter().all(|byte| b" \t\r".contains(byte)) {
         return None;
@@ -107,8 +106,8 @@ fn judge(line: &[u8], rules: &Rules, seen: &mut HashSet<String>) -> Option<Optio
     Some(None)
 }
 
-/// Fails unless `lines` are what is expected: each once, byte for byte, each file's in order, and
-/// nothing else.
+/// Fails unless `lines` are exactly the expected ones: each once, byte for byte, and each file's in
+/// order.
 #[track_caller]
 pub(crate) fn assert_same(expected: &[Expected], lines: &[Line]) {
     let mut arrived: BTreeMap<(&Path, u64), &Line> = BTreeMap::new();
@@ -157,7 +156,7 @@ fn compare(expected: &Expected, line: &Line) {
     assert!(is_subsequence(&line.bytes, &expected.line), "bytes changed in {place}");
 }
 
-/// Whether `short` is `long` with bytes left out.
+/// Reports whether `short` is `long` with bytes removed.
 fn is_subsequence(short: &[u8], long: &[u8]) -> bool {
     let mut rest = long.iter();
     short.iter().all(|byte| rest.any(|other| other == byte))

@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-/// A proxy that notes what it is asked for.
+/// A proxy that records requests.
 pub(crate) struct Proxy {
     port: u16,
     seen: Arc<Mutex<Vec<String>>>,
@@ -29,14 +29,14 @@ impl Proxy {
         proxy
     }
 
-    /// Wants this user and password from now on.
+    /// Requires this user and password from now on.
     pub(crate) fn wants(self, user: &str, password: &str) -> Self {
         let pair = data_encoding::BASE64.encode(format!("{user}:{password}").as_bytes());
         *self.wanted.lock().unwrap() = Some(format!("Basic {pair}"));
         self
     }
 
-    /// Wants nothing any more.
+    /// Requires no credentials any more.
     pub(crate) fn opens(&self) {
         *self.wanted.lock().unwrap() = None;
     }
@@ -45,12 +45,12 @@ impl Proxy {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Its URL with a user and a password in it.
+    /// URL with a user and a password.
     pub(crate) fn url_of(&self, user: &str, password: &str) -> String {
         format!("http://{user}:{password}@127.0.0.1:{}", self.port)
     }
 
-    /// The first lines of the requests so far: method and target.
+    /// Method and target of each request so far.
     pub(crate) fn seen(&self) -> Vec<String> {
         self.seen.lock().unwrap().clone()
     }
@@ -97,7 +97,7 @@ fn serve(
         }
         server.write_all(b"\r\n")?;
         server.write_all(&body)?;
-        // The receivers of the tests keep a connection: its other half ends it.
+        // The receivers of the tests keep a connection open, so the other side ends it.
         server.shutdown(Shutdown::Write)?;
         io::copy(&mut server, &mut client)?;
     }

@@ -1,4 +1,4 @@
-//! The receiver as a process.
+//! The receiver as a child process.
 
 use std::{
     fs,
@@ -18,14 +18,14 @@ use super::{
     eventually, files_below, own_address,
 };
 
-/// `demo-server` on an address of its own, which stays its own while it is killed. Killed when dropped.
+/// `demo-server` on an address that it keeps while it is killed and restarted. Killed when dropped.
 pub(crate) struct Receiver {
     data: tempfile::TempDir,
     address: String,
     child: Child,
-    /// Files with the tokens and the secrets that it accepts, in place of those of all tests.
+    /// Options that name files with tokens and secrets, in place of the default ones.
     keys: Vec<String>,
-    /// One of those tokens.
+    /// A token that the receiver accepts.
     token: String,
 }
 
@@ -35,7 +35,7 @@ impl Receiver {
         Self::with_config(None)
     }
 
-    /// A receiver that manages agents with this configuration.
+    /// Starts a receiver that serves this managed configuration.
     #[track_caller]
     pub(crate) fn with_config(config: Option<&str>) -> Self {
         let data = tempfile::tempdir().unwrap();
@@ -46,7 +46,7 @@ impl Receiver {
         Self { data, address, child, keys: Vec::new(), token: TOKEN.to_owned() }
     }
 
-    /// Starts it again with these tokens and these secrets in place of those of all tests; the first
+    /// Restarts the receiver with these tokens and secrets in place of the default ones. The first
     /// secret signs.
     #[track_caller]
     pub(crate) fn start_again_with(&mut self, tokens: &[&str], secrets: &[&str]) {
@@ -61,18 +61,18 @@ impl Receiver {
         self.start_again();
     }
 
-    /// What agents are given as the endpoint.
+    /// Endpoint for agents.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Kills it as `kill -9` does.
+    /// Kills the process as `kill -9` does.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Starts it again where it was, with what it had.
+    /// Restarts the receiver on its address, with its data.
     #[track_caller]
     pub(crate) fn start_again(&mut self) {
         let (child, address) = eventually("the port is free again", || {
@@ -82,8 +82,8 @@ impl Receiver {
         self.child = child;
     }
 
-    /// Every entry that it stored, in the order of their numbers. There is one machine and one
-    /// epoch.
+    /// Returns all stored entries in order of their sequence numbers. There must be at most one
+    /// machine and one epoch.
     #[track_caller]
     pub(crate) fn entries(&self) -> Vec<Stored> {
         self.settle();
@@ -99,19 +99,19 @@ impl Receiver {
         entries
     }
 
-    /// Waits, where it runs, until what it has answered is in the epochs' files: it tells what it
-    /// holds behind that.
+    /// Waits until the running receiver has written its journal to the files of the epochs: it
+    /// answers `/stats` only after that.
     fn settle(&self) {
         drop(get(&self.address, "/stats", &self.token));
     }
 
-    /// What it stored of each epoch, in the order in which they began.
+    /// Returns the stored entries of each epoch, in the order in which the epochs began.
     #[track_caller]
     pub(crate) fn epochs(&self) -> Vec<Vec<Stored>> {
         self.settle();
         let mut files = files_below(&self.data.path().join("machines"));
         files.retain(|path| path.extension().is_some_and(|extension| extension == "ndjson"));
-        // Their names are in the order of time.
+        // The names of the files sort by time.
         files.sort_by(|one, other| one.file_name().cmp(&other.file_name()));
         let read = |path: &PathBuf| {
             let bytes = fs::read(path).unwrap();
@@ -121,20 +121,21 @@ impl Receiver {
         files.iter().map(read).collect()
     }
 
-    /// How many lines it stored so far.
+    /// Number of stored entries.
     pub(crate) fn count(&self) -> u64 {
         let epochs = self.stats()["machines"][0]["epochs"].as_array().cloned().unwrap_or_default();
         epochs.iter().filter_map(|epoch| epoch["entries"].as_u64()).sum()
     }
 
-    /// What it says about what it holds.
+    /// Response to `/stats`.
     #[track_caller]
     pub(crate) fn stats(&self) -> Value {
         let body = get(&self.address, "/stats", &self.token).expect("the receiver answers");
         serde_json::from_str(&body).unwrap()
     }
 
-    /// Fails unless every number from 1 on is there, once, and the chain is whole.
+    /// Fails unless the sequence numbers start at 1 without gaps or repetitions, and the hash chain
+    /// is intact.
     #[track_caller]
     pub(crate) fn assert_whole(&self) {
         let stats = self.stats();
@@ -151,7 +152,7 @@ impl Receiver {
             stats["unexplained"], 0,
             "what the agent claims is not what is there: {stats:#}"
         );
-        // Where an agent can only be killed, its last words may be missing.
+        // An agent that can only be killed may not have sent its last heartbeat.
         if cfg!(unix) || !epochs[0]["claims"].is_null() {
             assert_eq!(epochs[0]["claims"]["difference"], "none", "{stats:#}");
         }
@@ -178,7 +179,7 @@ fn spawn(data: &Path, listen: &str) -> (Child, String) {
     try_spawn(data, listen, &[]).expect("demo-server starts")
 }
 
-/// Starts it; none when it ends before it listens.
+/// Starts the process. Returns `None` if it exits before it listens.
 fn try_spawn(data: &Path, listen: &str, keys: &[String]) -> Option<(Child, String)> {
     let mut child = Command::new(binary())
         .args(["--listen", listen, "--data"])
@@ -204,12 +205,12 @@ fn try_spawn(data: &Path, listen: &str, keys: &[String]) -> Option<(Child, Strin
     }
 }
 
-/// Writes a file that only its owner can read, in place of the one before.
+/// Replaces a file, readable for its owner only.
 pub(crate) fn private(path: &Path, text: &str) {
     ai_agent::platform::secure_file::replace(path, text.as_bytes()).unwrap();
 }
 
-/// The binary beside the agent's; built when it is not there.
+/// Path of the binary beside the agent's, which is built if it is missing.
 fn binary() -> PathBuf {
     let agent = Path::new(env!("CARGO_BIN_EXE_ai-agent"));
     let profile = agent.parent().unwrap();
@@ -227,7 +228,7 @@ fn binary() -> PathBuf {
     binary
 }
 
-/// The body of the answer to a GET; none when there is no answer, or no good one.
+/// Returns the body of a successful response to a GET.
 fn get(address: &str, path: &str, token: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
@@ -242,8 +243,8 @@ fn get(address: &str, path: &str, token: &str) -> Option<String> {
     head.starts_with("HTTP/1.1 200 ").then(|| body.to_owned())
 }
 
-/// Waits until it holds so many lines, or until nothing more comes: what is missing is for the
-/// caller to find.
+/// Waits until the receiver has stored `lines` lines, or until no more arrive: the caller finds
+/// what is missing.
 #[track_caller]
 pub(crate) fn settle(receiver: &Receiver, lines: usize) {
     const QUIET: Duration = Duration::from_secs(15);
@@ -257,7 +258,7 @@ pub(crate) fn settle(receiver: &Receiver, lines: usize) {
     });
 }
 
-/// Waits until it has `done` with all that comes, judged by the entries it holds.
+/// Waits until the stored entries meet a condition.
 #[track_caller]
 pub(crate) fn wait_for<T>(
     receiver: &Receiver,

@@ -1,5 +1,5 @@
-//! A receiver by hand: it answers as a script says, and checks every request against the protocol
-//! page, with nothing of the real receiver's code.
+//! A receiver that answers by a script and checks every request against the protocol, without any
+//! code of the real receiver.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -21,67 +21,67 @@ use super::{
     entries::{self, Stored},
 };
 
-/// What it does with a batch.
+/// Reaction to a batch.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
-    /// Takes it, and says so.
+    /// Stores the batch and sends a receipt.
     Receipt,
-    /// Answers with this status, these headers and this body, and takes nothing.
+    /// Sends this status with these headers and this body, and stores nothing.
     Status(u16, &'static [(&'static str, &'static str)], &'static str),
-    /// Closes the connection without a word.
+    /// Closes the connection without a response.
     Close,
-    /// Takes it, and closes the connection without a word.
+    /// Stores the batch and closes the connection without a response.
     TakeAndClose,
-    /// Takes it, and resets the connection.
+    /// Stores the batch and resets the connection.
     TakeAndReset,
-    /// Takes it, and closes the connection in the middle of the receipt.
+    /// Stores the batch and closes the connection in the middle of the receipt.
     TakeAndSayHalf,
-    /// Takes it, and says so of numbers up to so many above the last, or below.
+    /// Stores the batch and acknowledges a number this far above or below its last one.
     TakeAndSay(i64),
-    /// Waits so long before it takes it.
+    /// Stores the batch after this delay.
     After(Duration),
-    /// Says nothing, and does not read the body.
+    /// Sends no response and does not read the body.
     HangBeforeBody,
-    /// Says nothing, and takes nothing.
+    /// Sends no response and stores nothing.
     Hang,
 }
 
-/// A batch that keeps to the protocol, for a receiver that answers by what is in it.
+/// A valid batch, for a rule that depends on its content.
 pub(crate) struct Offered<'a> {
     pub(crate) header: &'a BatchHeader,
-    /// Its lines, each with its newline, by their numbers.
+    /// Sequence number and line, with its newline, of each entry.
     pub(crate) lines: &'a [(u64, Vec<u8>)],
 }
 
 impl Offered<'_> {
-    /// Whether any line holds `text`.
+    /// Reports whether any line contains `text`.
     pub(crate) fn holds(&self, text: &str) -> bool {
         let holds = |line: &[u8]| String::from_utf8_lossy(line).contains(text);
         self.lines.iter().any(|(_, line)| holds(line))
     }
 }
 
-/// What it answers when the managed configuration is asked for.
+/// Response to a request for the managed configuration.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Manages {
-    /// That it has none.
+    /// 404.
     #[default]
     Nothing,
-    /// This, signed with this secret; that nothing has changed to who has it already.
+    /// This configuration, signed with this secret; 304 to a client that has it.
     Signed(String, &'static str),
-    /// This, without a signature.
+    /// This configuration without a signature.
     Unsigned(String),
-    /// What it answered when it was asked first, signature and all.
+    /// The first response again, including its signature.
     Replayed,
-    /// This status and nothing else.
+    /// This status without a body.
     Status(u16),
-    /// Nothing at all.
+    /// No response.
     Hangs,
 }
 
 type Rule = Box<dyn FnMut(&Offered<'_>) -> Answer + Send>;
 
-/// The receiver. Ends when dropped; a request that broke the protocol fails the test then.
+/// The receiver. It stops when dropped, and the test fails if a request violated the protocol.
 pub(crate) struct Scripted {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -91,14 +91,14 @@ pub(crate) struct Scripted {
 #[derive(Default)]
 struct State {
     script: VecDeque<Answer>,
-    /// What answers once the script is played.
+    /// Rule that applies after the script.
     rule: Option<Rule>,
-    /// What each entry looked like when it came first, taken or not.
+    /// Digest of each entry when it was first sent, stored or not.
     offered: BTreeMap<(String, u64), Digest>,
-    /// How many lines came that it had already.
+    /// Number of lines that were sent again after they had been stored.
     doubled: usize,
     config: Manages,
-    /// The first managed configuration that it gave, with its signature.
+    /// The first managed configuration that was served, with its signature.
     first_config: Option<(Vec<u8>, String)>,
     taken: Vec<u8>,
     headers: Vec<BatchHeader>,
@@ -112,19 +112,19 @@ struct State {
 }
 
 impl Scripted {
-    /// A receiver that answers as `script` says, and with receipts after that.
+    /// Starts a receiver that answers by `script`, and with receipts after that.
     pub(crate) fn start(script: impl IntoIterator<Item = Answer>) -> Self {
         Self::on(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), script)
     }
 
-    /// A receiver that answers by what is in a batch.
+    /// Starts a receiver that answers by the content of a batch.
     pub(crate) fn by_rule(rule: impl FnMut(&Offered<'_>) -> Answer + Send + 'static) -> Self {
         let receiver = Self::start([]);
         receiver.state().rule = Some(Box::new(rule));
         receiver
     }
 
-    /// The same as [`Scripted::start`] where nobody listens.
+    /// Like [`Scripted::start`], on a free address.
     pub(crate) fn on(address: SocketAddr, script: impl IntoIterator<Item = Answer>) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
@@ -144,78 +144,77 @@ impl Scripted {
         Self { address, state, ended }
     }
 
-    /// Serves this as the managed configuration, signed with `secret`.
+    /// Serves this managed configuration, signed with `secret`.
     pub(crate) fn manages(self, config: &str, secret: &'static str) -> Self {
         self.manage(Manages::Signed(config.to_owned(), secret));
         self
     }
 
-    /// Answers like this from now on when the managed configuration is asked for.
+    /// Changes the response to requests for the managed configuration.
     pub(crate) fn manage(&self, config: Manages) {
         self.state().config = config;
     }
 
-    /// What agents are given as the endpoint.
+    /// Endpoint for agents.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Its port on this machine.
+    /// Port on this machine.
     pub(crate) fn port(&self) -> u16 {
         self.address.port()
     }
 
-    /// From now on it takes everything.
+    /// Accepts every batch from now on.
     pub(crate) fn is_mended(&self) {
         let mut state = self.state();
         state.script.clear();
         state.rule = None;
     }
 
-    /// How many lines it took that it had already.
+    /// Number of lines that were sent again after they had been stored.
     pub(crate) fn doubled(&self) -> usize {
         self.state().doubled
     }
 
-    /// The entries of the batches that it took, in the order in which they came.
+    /// Returns the stored entries in the order of their arrival.
     #[track_caller]
     pub(crate) fn entries(&self) -> Vec<Stored> {
         let taken = self.state().taken.clone();
         entries::parse(&taken)
     }
 
-    /// The bodies' lines of the batches that it took.
+    /// Returns the stored lines.
     pub(crate) fn taken(&self) -> Vec<u8> {
         self.state().taken.clone()
     }
 
-    /// The header lines of the batches that it took.
+    /// Returns the headers of the stored batches.
     pub(crate) fn headers(&self) -> Vec<BatchHeader> {
         self.state().headers.clone()
     }
 
-    /// The encodings of the batches that it took.
+    /// Returns the encodings of the stored batches.
     pub(crate) fn encodings(&self) -> Vec<String> {
         self.state().encodings.clone()
     }
 
-    /// How many batches came, taken or not.
+    /// Number of batches that arrived, stored or not.
     pub(crate) fn requests(&self) -> usize {
         self.state().requests
     }
 
-    /// How often the managed configuration was asked for.
+    /// Number of requests for the managed configuration.
     pub(crate) fn config_requests(&self) -> usize {
         self.state().config_requests
     }
 
-    /// Which managed configuration each request said to be in force, in the order in which they
-    /// came.
+    /// Returns the managed configuration that each request declared, in order.
     pub(crate) fn config_versions(&self) -> Vec<String> {
         self.state().config_versions.clone()
     }
 
-    /// What was wrong with requests so far.
+    /// Returns the violations of the protocol so far.
     pub(crate) fn wrong(&self) -> Vec<String> {
         self.state().wrong.clone()
     }
@@ -237,7 +236,7 @@ impl Drop for Scripted {
     }
 }
 
-/// A request as it came.
+/// A request as received.
 struct Request {
     method: String,
     path: String,
@@ -371,7 +370,7 @@ fn config(request: &Request, state: &mut State) -> (u16, String, Vec<u8>) {
 
 type Reply = (u16, &'static [(&'static str, &'static str)], String);
 
-/// What is done about a batch.
+/// Outcome of a batch for its connection.
 enum Done {
     Reply(Reply),
     Half(String),
@@ -380,7 +379,7 @@ enum Done {
     Hang,
 }
 
-/// Checks a batch and answers.
+/// Checks a batch and chooses the response.
 fn ingest(request: &Request, scripted: Option<Answer>, state: &Mutex<State>) -> Done {
     let mut held = state.lock().unwrap();
     held.requests += 1;
@@ -432,18 +431,18 @@ fn ingest(request: &Request, scripted: Option<Answer>, state: &Mutex<State>) -> 
     }
 }
 
-/// A batch that keeps to the protocol.
+/// A valid batch.
 struct Batch {
     header: BatchHeader,
     encoding: String,
-    /// Its lines, each with its newline, and their numbers.
+    /// Sequence number and line, with its newline, of each entry.
     lines: Vec<(u64, Vec<u8>)>,
-    /// h(n) of the numbers that it covers, from the first on.
+    /// Hash chain value after each number that the batch covers.
     chain: Vec<Digest>,
 }
 
 impl State {
-    /// Notes what each entry looks like: whenever it comes again, it must look the same.
+    /// Records the digest of each entry: it must be the same whenever the entry is sent again.
     fn offer(&mut self, batch: &Batch) {
         for (seq, line) in &batch.lines {
             let key = (batch.header.epoch.clone(), *seq);
@@ -454,7 +453,7 @@ impl State {
         }
     }
 
-    /// Keeps the lines that are new.
+    /// Stores the lines that are new.
     fn take(&mut self, batch: Batch) {
         for (seq, line) in &batch.lines {
             if *seq > self.last_seq {
@@ -472,7 +471,7 @@ impl State {
     }
 }
 
-/// Holds a request against the protocol, line by line.
+/// Checks a request against the protocol.
 fn check(request: &Request, state: &State) -> Result<Batch, String> {
     let ensure = |right: bool, what: String| if right { Ok(()) } else { Err(what) };
     let expect = |name: &str, value: &str| {
@@ -509,7 +508,7 @@ fn check(request: &Request, state: &State) -> Result<Batch, String> {
     expect("x-siem-arch", &header.arch)?;
     let machine = percent_encoding::percent_decode_str(request.header("x-siem-machine-id"));
     ensure(machine.decode_utf8_lossy() == header.machine_id, "machine id".into())?;
-    // An answer that was lost may have been a receipt.
+    // The agent may not have received an earlier receipt.
     let known = first <= state.last_seq + 1 && last >= first;
     ensure(known, format!("{first} to {last} came after {}", state.last_seq))?;
 
@@ -540,7 +539,7 @@ fn check(request: &Request, state: &State) -> Result<Batch, String> {
     Ok(Batch { header, encoding, lines: numbered, chain: hashes })
 }
 
-/// Holds a line against the whole grammar of JSON, and against a second parser; gives its `seq`.
+/// Checks a line against the grammar of JSON and with a second parser. Returns its `seq`.
 fn object(line: &[u8]) -> Result<Option<u64>, String> {
     #[derive(serde::Deserialize)]
     struct Numbered {

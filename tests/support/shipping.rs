@@ -1,5 +1,5 @@
-//! Delivery in this process: the real outbox and the real sink, with a clock that stands and no
-//! waits between tries but those that a receiver asks for.
+//! Delivery in this process: the real outbox and the real sink, with a stopped clock and no delays
+//! except those that a receiver requests.
 
 use std::{
     io::{self, Write},
@@ -34,7 +34,7 @@ use super::{PATIENCE, SECRET, TOKEN, lines_with_code, within};
 /// 2026-11-21T20:00:00Z.
 pub(crate) const NOW: Timestamp = Timestamp(1_795_291_200_000);
 
-/// A clock that a test moves.
+/// A clock that a test sets.
 pub(crate) struct Hand(AtomicU64);
 
 impl Clock for Hand {
@@ -43,19 +43,19 @@ impl Clock for Hand {
     }
 }
 
-/// An outbox with what waits in it.
+/// An outbox with queued entries.
 pub(crate) struct Post {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) shipping: ShippingSettings,
     pub(crate) max_dead_letter_bytes: u64,
     clock: Arc<Hand>,
-    /// Lines of the sink's table.
+    /// Lines for the table of the sink.
     options: String,
     folder: tempfile::TempDir,
 }
 
 impl Post {
-    /// With so many entries in it, each of them an event `{"n": its number}`.
+    /// Creates an outbox with `count` events `{"n": number}`.
     pub(crate) fn with(count: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("outbox.redb");
@@ -63,7 +63,7 @@ impl Post {
         let outbox = Outbox::open(&path, &[seat], || "epoch-1".into()).unwrap();
         let post = Self {
             outbox: Arc::new(outbox),
-            // The clock stands: nothing would ever have waited long enough.
+            // With a stopped clock no entry would ever be old enough.
             shipping: ShippingSettings {
                 flush_interval: Duration::ZERO,
                 ..ShippingSettings::default()
@@ -77,13 +77,13 @@ impl Post {
         post
     }
 
-    /// Batches of at most so many entries.
+    /// Limits batches to this number of entries.
     pub(crate) fn in_batches_of(self, batch_size: usize) -> Self {
         let shipping = ShippingSettings { batch_size, ..self.shipping };
         Self { shipping, ..self }
     }
 
-    /// With these lines in the sink's table.
+    /// Adds these lines to the table of the sink.
     pub(crate) fn options(self, options: &str) -> Self {
         Self { options: options.to_owned(), ..self }
     }
@@ -107,7 +107,7 @@ impl Post {
         path
     }
 
-    /// Delivers to `endpoint` from now on.
+    /// Starts delivery to `endpoint`.
     #[track_caller]
     pub(crate) fn deliver_to(self, endpoint: &str) -> Delivery {
         let table = format!(
@@ -177,7 +177,7 @@ fn identity() -> Identity {
     }
 }
 
-/// A delivery at work.
+/// A running delivery.
 pub(crate) struct Delivery {
     post: Post,
     orders: watch::Sender<SinkControl>,
@@ -196,28 +196,28 @@ impl Deref for Delivery {
 }
 
 impl Delivery {
-    /// What it logged so far.
+    /// Log so far.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&self.log.0.lock().unwrap()).into_owned()
     }
 
-    /// What it reported so far.
+    /// Reported events so far.
     pub(crate) fn events(&self) -> Vec<Event> {
         self.events.lock().unwrap().clone()
     }
 
-    /// How it is doing.
+    /// Current progress.
     pub(crate) fn progress(&self) -> SinkProgress {
         self.progress.borrow().clone()
     }
 
-    /// Waits until it has logged a line with this code.
+    /// Waits for a log line with this code.
     #[track_caller]
     pub(crate) fn wait_for_code(&self, code: &str) {
         self.wait_for_line(code, "");
     }
 
-    /// Waits until it has logged a line with this code that contains `token`: a field, a key, a path.
+    /// Waits for a log line with this code that contains `token`: a field, a key, a path.
     #[track_caller]
     pub(crate) fn wait_for_line(&self, code: &str, token: &str) {
         within(PATIENCE, &format!("{code} {token}"), || {
@@ -227,7 +227,7 @@ impl Delivery {
         });
     }
 
-    /// Waits until everything is delivered, and ends; gives what it logged.
+    /// Waits until everything is delivered, and stops. Returns the log.
     #[track_caller]
     pub(crate) fn finish(&self) -> String {
         self.orders.send_modify(|orders| orders.stop = StopMode::WhenDrained);
@@ -241,7 +241,7 @@ impl Delivery {
     }
 }
 
-/// What is logged, so far.
+/// Buffer of the log.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 

@@ -1,4 +1,4 @@
-//! A line between agent and receiver that can be held at a point of a request.
+//! A connection between agent and receiver that can be interrupted at a point of a request.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -10,18 +10,18 @@ use std::{
     thread,
 };
 
-/// Where a batch is on its way.
+/// Progress of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Point {
-    /// It has left the agent, and the receiver has not seen it.
+    /// The agent has sent it, and the receiver has not got it.
     Sent,
-    /// The receiver has stored it, and the agent does not know.
+    /// The receiver has stored it, and the agent has no response.
     Stored,
-    /// The agent has the answer, and may be about to store that.
+    /// The agent has the response, and may be about to store it.
     Answered,
 }
 
-/// A line to a receiver.
+/// A relay to a receiver.
 pub(crate) struct Tap {
     address: String,
     control: Arc<Control>,
@@ -29,20 +29,20 @@ pub(crate) struct Tap {
 
 #[derive(Default)]
 struct Control {
-    /// Who is told when a batch comes to a point. It goes no further then.
+    /// The point at which the next batch stops, and where to report it.
     armed: Mutex<Option<(Point, SyncSender<()>)>>,
-    /// Of so many batches, one is answered here and goes nowhere.
+    /// One batch of this many is acknowledged here and never forwarded.
     swallowed: Mutex<Option<u64>>,
 }
 
-/// A request or an answer, as it came.
+/// A request or a response.
 struct Message {
     head: Vec<u8>,
     body: Vec<u8>,
 }
 
 impl Tap {
-    /// A line to the receiver at `to`.
+    /// Starts a relay to the receiver at `to`.
     pub(crate) fn to(to: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -57,24 +57,24 @@ impl Tap {
         Self { address, control }
     }
 
-    /// What the agent is given as the endpoint.
+    /// Endpoint for the agent.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Holds the next batch at `point`, and says when it is there.
+    /// Stops the next batch at `point`, and reports when it is there.
     pub(crate) fn hold(&self, point: Point) -> Receiver<()> {
         let (told, at_point) = mpsc::sync_channel(1);
         *self.control.armed() = Some((point, told));
         at_point
     }
 
-    /// Lets all pass again.
+    /// Forwards everything again.
     pub(crate) fn release(&self) {
         *self.control.armed() = None;
     }
 
-    /// Answers one batch of `every` itself, and throws it away: a receiver that lies.
+    /// Acknowledges one batch of `every` without forwarding it, like a receiver that lies.
     pub(crate) fn swallow(&self, every: u64) {
         *self.control.swallowed.lock().unwrap() = Some(every);
     }
@@ -85,7 +85,7 @@ impl Control {
         self.armed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the batch ends here.
+    /// Reports whether the batch stops at this point.
     fn is_held(&self, point: Point) -> bool {
         let mut armed = self.armed();
         if armed.as_ref().is_none_or(|(at, _)| *at != point) {
@@ -96,7 +96,7 @@ impl Control {
     }
 }
 
-/// Carries requests and answers until one end closes, or one is held for ever.
+/// Forwards requests and responses until one side closes, or a batch is stopped.
 fn carry(agent: TcpStream, to: &str, control: &Control) -> Option<()> {
     let mut number = 0;
     let mut from_agent = BufReader::new(agent.try_clone().ok()?);
@@ -131,7 +131,7 @@ fn carry(agent: TcpStream, to: &str, control: &Control) -> Option<()> {
     }
 }
 
-/// A good answer to a batch that nobody has stored.
+/// A receipt for a batch that was never stored.
 fn lie(request: &Message) -> String {
     let head = String::from_utf8_lossy(&request.head).to_lowercase();
     let id = head.lines().find_map(|line| line.strip_prefix("x-siem-batch-id: ")).unwrap();

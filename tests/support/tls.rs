@@ -1,4 +1,4 @@
-//! TLS before a receiver, with certificates made for the test.
+//! TLS in front of a receiver, with certificates made for the test.
 
 use std::{net::TcpListener, sync::Arc, thread};
 
@@ -16,7 +16,7 @@ use tokio_rustls::{
     },
 };
 
-/// An authority of a company's own.
+/// A private certificate authority.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key.
@@ -34,17 +34,17 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    /// Its certificate, as a PEM file has it.
+    /// Certificate in PEM format.
     pub(crate) fn pem(&self) -> String {
         self.0.pem()
     }
 
-    /// A certificate for a host of this name.
+    /// Issues a certificate for a host.
     pub(crate) fn issue(&self, host: &str) -> Issued {
         self.issue_until(host, 2100)
     }
 
-    /// The same, good until this year begins.
+    /// Issues a certificate that expires at the start of this year.
     pub(crate) fn issue_until(&self, host: &str, year: i32) -> Issued {
         let mut params = CertificateParams::new([host.to_owned()]).unwrap();
         params.not_before = date_time_ymd(2001, 1, 1);
@@ -52,14 +52,14 @@ impl Authority {
         self.sign(params)
     }
 
-    /// The same, but of an authority: nobody may show such a one for a host.
+    /// Issues a certificate of an authority, which is not valid for a host.
     pub(crate) fn issue_authority(&self, host: &str) -> Issued {
         let mut params = CertificateParams::new([host.to_owned()]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         self.sign(params)
     }
 
-    /// A certificate that an agent can show.
+    /// Issues a client certificate.
     pub(crate) fn issue_to_client(&self) -> Issued {
         let mut params = CertificateParams::new(["laptop".to_owned()]).unwrap();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -83,8 +83,8 @@ impl Issued {
     }
 }
 
-/// Speaks TLS before what listens on `port`, from now on; gives its own port. With `clients` it
-/// wants a certificate of theirs.
+/// Terminates TLS for the service on `port`, and returns its own port. With `clients`, requires a
+/// client certificate of that authority.
 pub(crate) fn before(port: u16, issued: &Issued, clients: Option<&Authority>) -> u16 {
     let builder = match clients {
         None => ServerConfig::builder().with_no_client_auth(),
@@ -118,10 +118,10 @@ async fn pass(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, port: u16) {
     match acceptor.accept(stream).into_fallible().await {
         Ok(mut client) => {
             let server = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
-            // Either side may go away whenever it wants.
+            // Either side may disconnect at any time.
             drop(copy_bidirectional(&mut client, &mut server.unwrap()).await);
         }
-        // What the client still sends is read, or the end would overtake the alert.
+        // The rest of the request is read, since closing would overtake the alert.
         Err((_, mut stream)) => drop(stream.read_to_end(&mut Vec::new()).await),
     }
 }

@@ -66,7 +66,7 @@ impl Server {
         Self { address, data, client, end: Some(end), task }
     }
 
-    /// Ends the receiver in order and gives its data.
+    /// Stops the receiver and returns its data directory.
     pub(crate) async fn end(mut self) -> tempfile::TempDir {
         drop(self.end.take());
         self.task.await.unwrap();
@@ -84,7 +84,7 @@ impl Server {
         self.signed(body, encoding.as_str(), &signature)
     }
 
-    /// A request with the body as it is and any signature.
+    /// A request with this body and any signature.
     pub(crate) fn signed(
         &self,
         body: Vec<u8>,
@@ -113,7 +113,7 @@ impl Server {
     }
 }
 
-/// The problem that a response carries, and its status.
+/// Returns the problem in a response, and its status.
 pub(crate) async fn problem(response: reqwest::Response) -> Problem {
     let status = response.status().as_u16();
     let kind = response.headers().get("content-type").cloned();
@@ -136,7 +136,7 @@ pub(crate) fn encoded(text: &[u8], encoding: Encoding) -> Vec<u8> {
     }
 }
 
-/// The files with an ending below a directory.
+/// Returns the files with an extension below a directory.
 pub(crate) fn files(root: &Path, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(root).unwrap() {
@@ -151,7 +151,7 @@ pub(crate) fn files(root: &Path, ending: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Waits until `condition` holds; half a minute is too long.
+/// Polls a condition until it holds, and fails after 30 s.
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while !condition().await {

@@ -1,5 +1,4 @@
-//! Bodies that were damaged on their way, or made to do damage: the receiver takes them apart
-//! without a panic, and what it takes for a batch is one.
+//! Damaged and malicious bodies: reading them never panics, and a batch that is accepted is valid.
 
 use crate::common::{BatchText, Outbox, VECTOR, encoded};
 use proptest::{prelude::*, sample::Index};
@@ -15,7 +14,7 @@ fn read(body: &[u8], encoding: &str) -> Result<Batch, u16> {
     read_body(headers, body, &limits)
 }
 
-/// Batches with everything that a batch may have.
+/// Batches with all members that a batch may have.
 fn texts() -> Vec<String> {
     let mut outbox = Outbox::new("e-1");
     outbox.record("g", 0, 40).part("h", 0, 1).event().heartbeat().taken_over().heartbeat();
@@ -34,11 +33,11 @@ enum Damage {
     Flip(Index, u8),
     Cut(Index, usize),
     Insert(Index, Vec<u8>),
-    /// A piece of it once more.
+    /// Repeats a piece of the body.
     Double(Index, Index, usize),
-    /// Another value for some member.
+    /// Changes the value of a member.
     Value(Index, Vec<u8>),
-    /// A line left out, with another one in its place if there is one.
+    /// Removes a line, or replaces it by another one.
     Line(Index, Option<Index>),
 }
 
@@ -121,7 +120,7 @@ fn apply(bytes: &mut Vec<u8>, damage: &Damage) {
     }
 }
 
-/// What was taken for a batch keeps a batch's rules, and a ledger can work with it.
+/// An accepted batch is valid, and a ledger can process it.
 fn check(batch: &Batch) -> Result<(), TestCaseError> {
     prop_assert_eq!(batch.lines().len() as u64, batch.header.count);
     for line in batch.lines() {

@@ -61,7 +61,7 @@ async fn config_missing_is_404_and_invalid_is_500() {
     }
 }
 
-/// With free text for a nonce, the signature over a 304 would be that of a batch.
+/// With an arbitrary nonce, the signature of a 304 could be that of a batch.
 #[tokio::test]
 async fn invalid_nonce_is_400() {
     let server = Server::start().await;

@@ -1,4 +1,4 @@
-//! What agents, networks and disks do to a receiver that they should not.
+//! Faults of agents, networks and disks.
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,7 +39,7 @@ fn claims(stats: &Stats) -> &Comparison {
     epoch(stats).claims.as_ref().unwrap()
 }
 
-/// The lines stored, by number.
+/// Returns the stored lines by number.
 fn stored(data: &std::path::Path) -> Vec<String> {
     let text = std::fs::read_to_string(&files(data, "ndjson")[0]).unwrap();
     let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
@@ -53,7 +53,7 @@ async fn concurrent_batches_of_one_agent_store_each_line_once() {
     let outbox = outbox(105);
     let server = Arc::new(Server::start().await);
     for first in (1..100).step_by(7) {
-        // A sender that gave up waiting sends again while the first try is still under way.
+        // An agent that timed out sends again while the first request is still in progress.
         let tries = [(first, first + 6), (first, first + 3), (first, first + 6)];
         let tasks = tries.map(|(first, last)| {
             let (server, text) = (server.clone(), outbox.batch(first, last));
@@ -142,7 +142,7 @@ impl Drop for Disk {
 #[tokio::test]
 async fn full_disk_is_507_stores_whole_batches_and_recovers() {
     let disk = Disk::mount("3m");
-    // Two files in its way, so that there is space again twice.
+    // Two files fill the disk, so that space can be freed twice.
     let ballast = [1, 2].map(|number| disk.0.path().join(format!("ballast-{number}")));
     for path in &ballast {
         std::fs::write(path, vec![b'x'; 600 << 10]).unwrap();
@@ -161,7 +161,7 @@ async fn full_disk_is_507_stores_whole_batches_and_recovers() {
     let server = Server::over(data, store, Limits::default(), ServeOptions::default()).await;
     let mut next = 1;
     for round in 0..3 {
-        // Lengths that differ, so that the disk is full here and there.
+        // Different lengths fill the disk at different places.
         let full = loop {
             let text = outbox.batch(next, next + 9 + round).text();
             let response = server.request(&text, Encoding::Zstd).send().await.unwrap();
@@ -181,14 +181,14 @@ async fn full_disk_is_507_stores_whole_batches_and_recovers() {
     }
     assert!(next > 300, "{next}");
     let before = server.stats().await;
-    // A kill at this point leaves a journal that was full several times.
+    // A kill now leaves a journal that was full several times.
     let killed = tempfile::tempdir().unwrap();
     copy(&path, killed.path());
     drop(FileStore::open(killed.path()).unwrap());
     let count = usize::try_from(next - 1).unwrap();
     assert_eq!(stored(killed.path()), outbox.lines()[..count]);
     drop(server.end().await);
-    // What was answered is there after a start, once; for that, too, there must be space.
+    // Acknowledged entries are there once after a restart, which needs space too.
     let space = std::process::Command::new("mount")
         .args(["-o", "remount,size=8m"])
         .arg(disk.0.path())
@@ -224,7 +224,7 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
     }
 }
 
-/// The store is closed once the last connection is gone.
+/// The store is closed after the last connection.
 #[cfg(target_os = "linux")]
 async fn eventually_open(path: &std::path::Path) -> Arc<FileStore> {
     let mut opened = None;
@@ -244,14 +244,14 @@ fn head(length: &str) -> String {
     )
 }
 
-/// Sends `bytes`, ends sending if asked to, and reads until the receiver closes.
+/// Sends `bytes`, closes the sending side if requested, and reads until the receiver closes.
 async fn exchange(server: &Server, bytes: &[u8], end: bool) -> String {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let (mut reader, mut writer) = stream.split();
     let mut answer = Vec::new();
     let talk = async {
         let sending = async {
-            // The receiver may close before all is sent.
+            // The receiver may close before everything is sent.
             drop(writer.write_all(bytes).await);
             if end {
                 drop(writer.shutdown().await);
@@ -272,7 +272,7 @@ async fn body_shorter_than_its_length_times_out_and_stores_nothing() {
     let server = Server::with_limits(limits).await;
     let length = format!("Content-Length: {}", VECTOR.len() + 1);
     let request = head(&length) + VECTOR;
-    // The sender is gone, and the sender is silent.
+    // Once the client closes, once it stays silent.
     for end in [true, false] {
         let answer = exchange(&server, request.as_bytes(), end).await;
         assert!(!answer.contains(" 200 "), "{answer}");
@@ -307,7 +307,7 @@ async fn absurd_content_length_is_refused_before_allocation() {
     ] {
         let answer = exchange(&server, (head(length) + VECTOR).as_bytes(), true).await;
         let status = answer.get(9..12).unwrap_or_default();
-        // What no length can be, hyper answers with 431.
+        // hyper answers 431 to an invalid length.
         assert!(["400", "413", "431"].contains(&status), "{length}: {answer}");
     }
     assert_eq!(server.stats().await, Stats::default());
@@ -324,7 +324,7 @@ async fn million_headers_are_431_and_other_requests_succeed() {
     assert_eq!(server.stats().await, Stats::default());
 }
 
-/// Sends `start`, and then a byte now and then until the receiver has closed.
+/// Sends `start`, then a byte now and then until the receiver closes.
 async fn dribble(server: &Server, start: &str) -> String {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(start.as_bytes()).await.unwrap();
@@ -337,7 +337,7 @@ async fn dribble(server: &Server, start: &str) -> String {
         match next {
             Ok(Ok(0) | Err(_)) => return String::from_utf8_lossy(&answer).into_owned(),
             Ok(Ok(length)) => answer.extend_from_slice(&bytes[..length]),
-            // What it says to the byte shows at the next read.
+            // The response to a byte shows at the next read.
             Err(_) => drop(stream.write_all(b"x").await),
         }
     }
@@ -354,12 +354,12 @@ async fn client_sending_headers_slowly_is_disconnected() {
         let answer = dribble(&server, start).await;
         assert!(!answer.contains(" 200 "), "{answer}");
     }
-    // Nor may a connection be kept open in silence once it was answered.
+    // An idle connection is closed too after its response.
     let answer = exchange(&server, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", false).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
-/// Without a token, and with one connection's memory, it could hold a place for ever.
+/// Without a token, a client could keep the memory of a connection forever.
 #[tokio::test]
 async fn client_never_reading_responses_is_disconnected() {
     let data = tempfile::tempdir().unwrap();
@@ -380,7 +380,7 @@ async fn client_sending_its_body_slowly_is_answered_and_closed() {
     (limits.body_timeout, limits.discard) = (Duration::from_millis(60), Duration::from_millis(60));
     let server = Server::with_limits(limits).await;
     for length in ["Content-Length: 100000", "Transfer-Encoding: chunked"] {
-        // Of a chunk that announces more, every byte is a part.
+        // Every byte is part of a chunk that announces more.
         let start = head(length) + if length.starts_with('T') { "fffff\r\n" } else { "" };
         let answer = dribble(&server, &start).await;
         assert!(answer.starts_with("HTTP/1.1 408"), "{length}: {answer}");
@@ -394,7 +394,7 @@ async fn compression_bombs_are_refused_and_their_memory_freed() {
     limits.memory = 96 << 20;
     let server = Arc::new(Server::with_limits(limits).await);
     for (encoding, times) in [(Encoding::Zstd, 40), (Encoding::Gzip, 40)] {
-        // Frames and members one after another: more than 300 MiB, from a few hundred kilobytes.
+        // Consecutive frames and members: more than 300 MiB from a few hundred kilobytes.
         let bomb = encoded(&vec![b' '; 8 << 20], encoding).repeat(times);
         assert!(bomb.len() < 2 << 20, "{}", bomb.len());
         let signature = sign(SECRET.as_bytes(), &bomb);

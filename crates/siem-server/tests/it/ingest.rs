@@ -119,8 +119,8 @@ async fn unsupported_encoding_or_content_type_is_415() {
     assert_eq!(problem(response).await.status, 415);
 }
 
-/// A body refused for its token was not read: the client, still writing, saw a broken pipe in place
-/// of the answer, and took a wrong token for a bad line.
+/// A body refused for its token was not read: the client, still writing, got a broken pipe in place
+/// of the response, and took a wrong token for a network error.
 #[tokio::test]
 async fn client_writing_a_whole_oversized_body_gets_the_response() {
     let server = Server::start().await;
@@ -150,7 +150,7 @@ async fn oversized_body_is_413_by_length_while_read_and_decoded() {
         let signature = sign(SECRET.as_bytes(), &body);
         server.signed(body, encoding, &signature)
     };
-    // Its announced length is enough.
+    // The announced length is enough to refuse it.
     let head = format!(
         "POST /ingest HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Encoding: zstd\r\n\
          X-Siem-Signature: {}\r\nContent-Length: 1025\r\n\r\n",
@@ -168,12 +168,12 @@ async fn oversized_body_is_413_by_length_while_read_and_decoded() {
     stream.write_all(format!("800\r\n{}\r\n", "x".repeat(0x800)).as_bytes()).await.unwrap();
     stream.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 413");
-    // Identity may have as much as a decoded body, and no more.
+    // An unencoded body may be as long as a decoded one.
     let response = signed(vec![b'x'; (64 << 10) + 1], "identity").send().await.unwrap();
     assert_eq!(problem(response).await.status, 413);
     let response = signed(vec![b'x'; 64 << 10], "identity").send().await.unwrap();
     assert_eq!(problem(response).await.status, 400);
-    // Bombs.
+    // Compression bombs.
     for (encoding, name) in [(Encoding::Zstd, "zstd"), (Encoding::Gzip, "gzip")] {
         let bomb = encoded(&vec![b' '; (64 << 10) + 1], encoding);
         let response = signed(bomb, name).send().await.unwrap();
@@ -282,7 +282,7 @@ async fn stats_report_duplicates_gaps_holes_breaks_and_bases() {
     assert_eq!(epoch.previous_epoch.as_deref(), Some("e-1"));
 }
 
-/// A storage that answers with one error.
+/// A storage that always fails with one error.
 struct Failing(fn() -> StoreError);
 
 impl Storage for Failing {
@@ -313,7 +313,7 @@ async fn failing_storage_is_507_or_503_with_retry_after() {
     }
 }
 
-/// The start of a request whose body never comes.
+/// Sends the start of a request without its body.
 async fn stalled(server: &Server, length: usize) -> TcpStream {
     let head = format!(
         "POST /ingest HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\
@@ -322,7 +322,7 @@ async fn stalled(server: &Server, length: usize) -> TcpStream {
     );
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(head.as_bytes()).await.unwrap();
-    // The go-ahead comes once the body is asked for, with its memory set aside.
+    // `100 Continue` is sent once memory for the body is reserved.
     let mut go_ahead = [0; 25];
     stream.read_exact(&mut go_ahead).await.unwrap();
     assert!(go_ahead.starts_with(b"HTTP/1.1 100 Continue"));
@@ -393,7 +393,7 @@ async fn too_many_headers_are_431() {
     assert_eq!(&answer, b"HTTP/1.1 431");
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let head = format!("GET /stats HTTP/1.1\r\nX-A: {}", "b".repeat(1 << 20));
-    // The server may close while this is being written.
+    // The server may close while this is written.
     drop(stream.write_all(head.as_bytes()).await);
     let mut answer = Vec::new();
     drop(stream.read_to_end(&mut answer).await);

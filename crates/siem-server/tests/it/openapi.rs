@@ -1,4 +1,4 @@
-//! `openapi.json` says what the handlers take and answer.
+//! `openapi.json` matches the types of the handlers.
 //!
 //! After a change of types or routes: `UPDATE_OPENAPI=1 cargo test -p siem-server --test it openapi`.
 

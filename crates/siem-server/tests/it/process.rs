@@ -20,7 +20,7 @@ fn command(data: &Path) -> Command {
     command
 }
 
-/// A process that is killed when the test is over.
+/// A process that is killed at the end of the test.
 struct Process {
     child: Child,
     #[cfg_attr(not(unix), expect(dead_code, reason = "only tests with signals send to it"))]
@@ -108,7 +108,7 @@ fn second_server_on_the_same_data_is_refused() {
     assert!(text.contains("is in use by another receiver"), "{text}");
 }
 
-/// What begins or ends with a signal.
+/// Tests with signals.
 #[cfg(unix)]
 mod with_signals {
     use std::{
@@ -174,9 +174,9 @@ mod with_signals {
         }
     }
 
-    /// Several agents send as fast as they are answered, the server is killed, again and again. What
-    /// was answered is there, once, in order; what was not is sent again; and what the agents claim of
-    /// it is what is held.
+    /// Several agents send as fast as they get responses while the server is killed again and
+    /// again. Acknowledged entries are stored once and in order, others are sent again, and the
+    /// totals of the agents match.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn acknowledged_batches_survive_kills() {
         const AGENTS: u64 = 6;
@@ -186,7 +186,7 @@ mod with_signals {
         let next: Vec<_> = (0..AGENTS).map(|_| Arc::new(AtomicU64::new(1))).collect();
         for round in 0..KILLS {
             let mut process = Process::start(data.path());
-            // A log that nobody reads would fill its pipe.
+            // A log that no process reads would fill its pipe.
             drop(process.child.stderr.take());
             let target =
                 next.iter().map(|next| next.load(Ordering::SeqCst)).sum::<u64>() + 200 + 77 * round;
@@ -208,7 +208,7 @@ mod with_signals {
             }
             drop(process);
         }
-        // A last start repairs what the last kill left.
+        // A last start recovers from the last kill.
         let mut process = Process::start(data.path());
         let client = reqwest::Client::new();
         for (agent, next) in (0..AGENTS).zip(&next) {
@@ -242,7 +242,7 @@ mod with_signals {
         }
     }
 
-    /// More than all kills leave time for.
+    /// Longer than all kills take.
     fn outbox() -> Outbox {
         let mut outbox = Outbox::new("epoch-1");
         for entry in 0..30_000 {
@@ -261,7 +261,7 @@ mod with_signals {
         batch.with(|header| header.machine_id = format!("machine-{agent}"))
     }
 
-    /// Sends batches until the server is gone.
+    /// Sends batches until the server stops.
     async fn send(process: Arc<Process>, outbox: Arc<Outbox>, agent: u64, next: Arc<AtomicU64>) {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
         loop {
@@ -280,9 +280,9 @@ mod with_signals {
         }
     }
 
-    /// Bodies that swell to a gigabyte each, many at once: they are refused, and what the process ever
-    /// had in memory stays what its limits say. Nobody reads the log: each refusal is a line in it, and
-    /// one that could not be written once cost the answer.
+    /// Concurrent bodies that decode to a gigabyte each are refused, and the peak memory of the
+    /// process stays below its limits. The log is not read: each refusal writes a line, and a line
+    /// that could not be written once cost the response.
     #[cfg(target_os = "linux")]
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn compression_bombs_stay_within_the_memory_limits() {
