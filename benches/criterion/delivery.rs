@@ -1,5 +1,5 @@
-//! The delivery loop: out of the outbox, signed, to a receiver in this process, and acknowledged.
-#![allow(missing_docs, reason = "the macros make functions without")]
+//! The delivery loop: from the outbox, signed, to a receiver in this process, and acknowledged.
+#![allow(missing_docs, reason = "the macros generate functions without docs")]
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -23,7 +23,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use tokio::{runtime::Runtime, sync::watch};
 use workloads::{frames, session};
 
-/// What lies in the outbox each time.
+/// Size of the session in the outbox.
 const SESSION: usize = 8 << 20;
 
 fn deliver(criterion: &mut Criterion) {
@@ -109,13 +109,13 @@ fn context() -> Context {
     }
 }
 
-/// Takes every body and answers 200, as fast as that can be done.
+/// Starts a receiver that reads every body and answers 200.
 fn receiver() -> io::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            // A connection that breaks is the agent's to notice.
+            // The agent handles broken connections.
             thread::spawn(move || answer(stream).unwrap_or_default());
         }
     });

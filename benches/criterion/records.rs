@@ -1,5 +1,5 @@
 //! The scanner, each filter, and the encoding of frames, per byte of a session.
-#![allow(missing_docs, reason = "the macros make functions without")]
+#![allow(missing_docs, reason = "the macros generate functions without docs")]
 
 use std::hint::black_box;
 
@@ -25,7 +25,7 @@ fn scan(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Each with the scan that it needs.
+/// Each filter, with the scan that it needs.
 fn filters(criterion: &mut Criterion) {
     let session = session::session(SESSION);
     let (origin, pieces) = (session::origin(), session::pieces(&session));

@@ -1,5 +1,5 @@
-//! The outbox: a transaction with a group in it, synced.
-#![allow(missing_docs, reason = "the macros make functions without")]
+//! The outbox: a synced transaction with one group.
+#![allow(missing_docs, reason = "the macros generate functions without docs")]
 
 use ai_agent::frame::Codec;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -11,7 +11,7 @@ fn commit(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("outbox commit");
     group.sample_size(20);
     for (name, size) in [("4 KiB", 4 << 10), ("64 KiB", 64 << 10), ("1 MiB", 1 << 20)] {
-        // A group is full before 1 MiB: of the largest, what one takes.
+        // A group is full before 1 MiB, so the largest size makes two.
         let count = pieces
             .iter()
             .scan(0, |bytes, piece| {

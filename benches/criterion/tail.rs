@@ -1,5 +1,5 @@
-//! A sweep of 10,000 files in which nothing has changed.
-#![allow(missing_docs, reason = "the macros make functions without")]
+//! A sweep of 10,000 unchanged files.
+#![allow(missing_docs, reason = "the macros generate functions without docs")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use workloads::tree;

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How long after a restart, with every file of the data known, a new record is at the receiver.
+"""Time from a restart, with every file of the data known, until a new record is at the receiver.
 
   restart.py --runner DIR/run.py --data DIR/many --sink PATH --bin PATH --out DIR --state DIR [--port N] [--runs N]
 
-Catches up once; then, `runs` times: ends the agent (SIGTERM), appends a record to one file, starts the
-agent, and waits for the record. Prints one JSON line: seconds from the start of the process to the
-arrival, for each run, and what of the data was lost or repeated.
+Catches up once; then, `runs` times: stops the agent (SIGTERM), appends a record to one file, starts the
+agent, and waits for the record. Prints one JSON line: the seconds from the start of the process to the
+arrival for each run, and the lost and repeated records.
 """
 import argparse, importlib.util, json, os, signal, time
 
@@ -20,7 +20,7 @@ def main():
     spec = importlib.util.spec_from_file_location("run", a.runner)
     run = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(run)
-    # What the runner's Peer and Sink read of its own command line.
+    # Arguments that the runner's Peer and Sink read.
     a.bins, a.flush_ms, a.pin, a.sink_pin, a.verify = {"ai-agent": os.path.abspath(a.bin)}, 0, "", "", False
     a.out, a.state = os.path.abspath(a.out), os.path.abspath(a.state)
     os.makedirs(a.out, exist_ok=True)

@@ -1,4 +1,4 @@
-//! Records into frames, and frames into the store.
+//! Encoding records into frames and storing them.
 
 use std::path::Path;
 
@@ -17,14 +17,14 @@ use ai_agent::{
     tail::{Chunk, Origin, Piece},
 };
 
-/// The name of the sink that has a place in the store.
+/// Name of the sink that is registered in the outbox.
 pub const SINK: &str = "siem";
 
 const NOW: Timestamp = Timestamp(1_795_291_200_000);
-/// About as large as a real one.
+/// A checkpoint row of typical size.
 const ROW: [u8; 600] = [b'x'; 600];
 
-/// Encodes lines as groups, after `start` and without filters, and shows each.
+/// Encodes lines into groups, from `start` and without filters, and passes each group to `show`.
 pub fn encode(
     start: GroupStart,
     codec: Codec,
@@ -34,7 +34,7 @@ pub fn encode(
 ) {
     let mut stages = RecordStages::new(FilterChain::new(Vec::new()), Vec::new());
     let mut builder = GroupBuilder::new(start, Digest::ZERO, ShippingSettings::default(), codec);
-    // As many at once as the tail reads.
+    // As many pieces per chunk as the tail reads.
     for pieces in pieces.chunks(64) {
         let chunk = Chunk::new(origin, pieces, Some(&ROW));
         builder.add_chunk(chunk, "claude-sessions", "claude-code", &mut stages, NOW);
@@ -47,15 +47,15 @@ pub fn encode(
     }
 }
 
-/// Where an outbox begins.
+/// Returns the start of an empty outbox.
 #[must_use]
 pub fn beginning() -> GroupStart {
     GroupStart { seq: 1, chain: Digest::ZERO, totals: Default::default() }
 }
 
-/// An empty outbox in a folder.
+/// Opens an empty outbox in a folder.
 #[must_use]
 pub fn outbox(folder: &Path) -> Outbox {
-    let seat = SinkRegistration { name: SINK.to_owned(), ..SinkRegistration::default() };
-    Outbox::open(&folder.join("outbox.redb"), &[seat], || "bench".to_owned()).unwrap()
+    let sink = SinkRegistration { name: SINK.to_owned(), ..SinkRegistration::default() };
+    Outbox::open(&folder.join("outbox.redb"), &[sink], || "bench".to_owned()).unwrap()
 }

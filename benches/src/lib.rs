@@ -1,7 +1,6 @@
-//! Work for benches: the same bytes each time, by way of what the agent does with them.
+//! Workloads of the benches: deterministic input, processed with the code of the agent.
 //!
-//! The criterion benches time it, the binary `instructions` runs it for callgrind to count. Both go
-//! through the public interface, so that what is measured is what runs.
+//! The criterion benches time the workloads; the binary `instructions` runs them for callgrind.
 #![allow(clippy::unwrap_used, reason = "a bench that fails ends there")]
 
 pub mod frames;

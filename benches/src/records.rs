@@ -1,4 +1,4 @@
-//! Records through filters: scan and verdict, nothing stored.
+//! Filtering records: scan and verdict, without storing.
 
 use ai_agent::{
     pipeline::{
@@ -9,11 +9,11 @@ use ai_agent::{
     tail::{Origin, Piece},
 };
 
-/// The filters that are always there, in their order.
+/// The built-in filters, in their order.
 pub const FILTERS: [&str; 6] =
     ["compact", "dedupe", "ignore-types", "sidechain", "meta", "tool-call"];
 
-/// A filters with these filters, their options as they come.
+/// Builds a chain of these filters, with the options of their samples.
 #[must_use]
 pub fn filter_chain(filters: &[&str]) -> FilterChain {
     let build = |name: &&str| {
@@ -24,7 +24,7 @@ pub fn filter_chain(filters: &[&str]) -> FilterChain {
     FilterChain::new(filters.iter().map(build).collect())
 }
 
-/// Judges each line, and stores them all; how many are kept.
+/// Filters each line, reports all as stored, and returns the number of kept lines.
 pub fn check_all(filters: &mut FilterChain, origin: &Origin, pieces: &[Piece<'_>]) -> usize {
     let kept = pieces
         .iter()
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
     use crate::session::{origin, pieces, session};
 
-    /// A bench of filters that find nothing to do would measure nothing.
+    /// Filters that match no line would make the bench meaningless.
     #[test]
     fn each_filter_but_compact_finds_something() {
         let session = session(2 << 20);

@@ -1,5 +1,5 @@
-//! A session file made up: the kinds of records, their sizes and their order are those of real
-//! ones, the words are not.
+//! A synthetic session file: the kinds, sizes and order of its records are realistic, the words are
+//! not.
 
 use std::fmt::Write as _;
 
@@ -24,7 +24,7 @@ const WORDS: [&str; 16] = [
     "\\\"quoted\\\"",
 ];
 
-/// Whole lines, `bytes` or a little more: the same at each call.
+/// Returns complete lines of at least `bytes` bytes in total, the same at each call.
 #[must_use]
 pub fn session(bytes: usize) -> Vec<u8> {
     let mut random = Random(0x2545_F491_4F6C_DD1D);
@@ -36,12 +36,12 @@ pub fn session(bytes: usize) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// One line: of a hundred, 23 `progress`, 6 snapshots, 10 of sub-agents, one that is there twice.
+/// Appends one line: of a hundred, 23 are `progress`, 6 snapshots, 10 of sub-agents, and one is a duplicate.
 fn record(text: &mut String, number: u64, random: &mut Random) {
     let kind = random.below(100);
-    // A record that was written twice has the number of the one before it.
+    // A duplicate has the number of the previous record.
     let uuid = if kind == 99 { number.saturating_sub(1) } else { number };
-    // Most are small, some are large: 200 bytes to 13 KB, half of them under 1.6 KB.
+    // 200 bytes to 13 KB, half of them under 1.6 KB.
     let size = 200 << (random.below(4) + random.below(4));
     let side = random.below(10) == 0;
     let head = format!(
@@ -76,7 +76,7 @@ fn record(text: &mut String, number: u64, random: &mut Random) {
     writeln!(text, "{head}{body}{tail}").expect("a string takes every write");
 }
 
-/// Its lines as the tail hands them over.
+/// Splits a session into pieces, as the tail does.
 #[must_use]
 pub fn pieces(session: &[u8]) -> Vec<Piece<'_>> {
     let mut offset = 0;
@@ -91,7 +91,7 @@ pub fn pieces(session: &[u8]) -> Vec<Piece<'_>> {
         .collect()
 }
 
-/// The file that they come from.
+/// Returns the origin of the pieces.
 #[must_use]
 pub fn origin() -> Origin {
     let path =
@@ -99,7 +99,7 @@ pub fn origin() -> Origin {
     Origin::new(FileKey(1), path, GenerationId("5e".repeat(16)))
 }
 
-/// Xorshift: numbers that are the same everywhere.
+/// Xorshift: the same numbers on every system.
 struct Random(u64);
 
 impl Random {

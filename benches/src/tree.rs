@@ -1,4 +1,4 @@
-//! A tree of small session files, and the tail over it.
+//! A tree of small session files, and a tail that follows it.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use ai_agent::{
     tail::{Chunk, FileKey, GenerationId, Intake, Progress, Tail, TailOptions, fresh_generation},
 };
 
-/// The time in these benches: it stands still, so that nothing becomes due meanwhile.
+/// The fixed time of these benches, so that nothing becomes due.
 const NOW: Timestamp = Timestamp(1_795_291_200_000);
 
 struct Still;
@@ -29,11 +29,11 @@ impl Clock for Still {
     }
 }
 
-/// Takes everything, and keeps the checkpoints.
+/// An intake that counts lines and keeps the checkpoints.
 #[derive(Default)]
 pub struct Taken {
     rows: BTreeMap<GenerationId, Vec<u8>>,
-    /// How many lines came.
+    /// Number of lines.
     pub lines: usize,
 }
 
@@ -63,7 +63,7 @@ impl Intake for Taken {
     }
 }
 
-/// Writes `files` files of two lines, a hundred in a directory, unchanged for a day.
+/// Writes `files` files of two lines, a hundred per directory, last modified a day ago.
 pub fn write(root: &Path, files: usize) {
     let yesterday = UNIX_EPOCH + Duration::from_millis(NOW.0) - Duration::from_secs(86_400);
     for number in 0..files {
@@ -75,7 +75,7 @@ pub fn write(root: &Path, files: usize) {
     }
 }
 
-/// Follows the files below `root`, without a watcher.
+/// Creates a tail for the files below `root`, without a watcher.
 #[must_use]
 pub fn tail(root: &Path) -> Tail {
     let options =
@@ -83,14 +83,14 @@ pub fn tail(root: &Path) -> Tail {
     Tail::new(options, Arc::new(Still), Box::new(fresh_generation), Arc::new(|| {}))
 }
 
-/// Reads everything there is.
+/// Reads all lines.
 pub fn read(tail: &mut Tail, taken: &mut Taken) {
     while tail.read(taken) == Progress::More {}
     tail.sealed();
     tail.committed();
 }
 
-/// Begins again from what was stored, and sweeps over everything.
+/// Restarts from the stored rows, and sweeps over all files.
 pub fn sweep_again(tail: &mut Tail, taken: &mut Taken) {
     let rows = &mut taken.rows.clone().into_iter();
     tail.restore(rows).expect("the rows are its own");

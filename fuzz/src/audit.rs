@@ -1,12 +1,12 @@
-//! The audit log: any bytes, as lines that come in any order.
+//! Lines of the audit log: any bytes, in any order.
 //!
-//! Lines are taken apart, grouped into events and told, and the calls in them are judged.
+//! Lines are parsed and grouped into events, facts are derived from the events, and calls are matched.
 
 use std::time::Duration;
 
 use ai_agent::audit::{facts::Facts, group::Groups, line::Line, wanted::Wanted};
 
-/// Fails when a line gets lost, or facts can't be told.
+/// Fails if a line is lost, or if facts are not JSON.
 pub fn run(data: &[u8]) {
     let mut groups = Groups::default();
     let mut ended = Vec::new();
@@ -34,5 +34,5 @@ pub fn run(data: &[u8]) {
         assert!(json.is_object());
     }
     places.sort_unstable();
-    assert_eq!(places, expected, "each line comes out once");
+    assert_eq!(places, expected, "each line is returned once");
 }

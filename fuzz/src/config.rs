@@ -1,7 +1,7 @@
-//! What a person may write into configuration files.
+//! Configuration files with any content.
 //!
-//! Up to four texts, each from the one before by a line `%%`: the machine's file, the user's file,
-//! the file of the command line, and what the server manages, as JSON.
+//! Up to four texts, separated by lines `%%`: the machine's file, the user's file, the file of the
+//! command line, and the managed configuration as JSON.
 
 use std::{cell::LazyCell, error::Error, fs, path::PathBuf, sync::Arc, time::Duration};
 
@@ -15,11 +15,11 @@ use ai_agent::{
 use tempfile::TempDir;
 
 thread_local! {
-    /// Where the files lie, one directory for each thread.
+    /// Directory of the files, one for each thread.
     static HOME: LazyCell<TempDir> = LazyCell::new(|| tempfile::tempdir().unwrap());
 }
 
-/// Fails when an error does not name what is wrong, or settings are out of their ranges.
+/// Fails if an error does not name the wrong key, or if settings are out of range.
 pub fn run(data: &[u8]) {
     let mut texts = split(data).into_iter();
     let files = [texts.next(), texts.next(), texts.next()];
@@ -46,7 +46,7 @@ pub fn run(data: &[u8]) {
     });
 }
 
-/// The texts between lines `%%`.
+/// Splits at lines `%%`.
 fn split(data: &[u8]) -> Vec<&[u8]> {
     const BORDER: &[u8] = b"\n%%\n";
     let (mut texts, mut start) = (Vec::new(), 0);
@@ -76,7 +76,7 @@ fn paths(home: &TempDir) -> Paths {
     }
 }
 
-/// Builds what a dry run builds, and holds the settings against the ranges in the default file.
+/// Builds the stages of a dry run, and checks the settings against the ranges in the default file.
 pub(super) fn build(loaded: &LoadedConfig, paths: &Paths) -> Result<(), ConfigError> {
     let day = Duration::from_secs(86_400);
     let config::Settings { agent, shipping, outbox, pipeline, .. } = &loaded.settings;
@@ -119,7 +119,7 @@ pub(super) fn build(loaded: &LoadedConfig, paths: &Paths) -> Result<(), ConfigEr
     assembly::check_sinks(loaded)
 }
 
-/// An error names the key that is wrong, as its file has it.
+/// Checks that an error names the wrong key as it is written in its file.
 fn check(error: &ConfigError) {
     let said = error.to_string();
     match error {
@@ -144,8 +144,8 @@ fn check(error: &ConfigError) {
         | ConfigError::MissingKey { key, .. } => {
             assert!(!key.is_empty() && said.contains(key.as_str()));
         }
-        ConfigError::Incomplete(_) => panic!("a dry run needs nothing: {said}"),
-        _ => panic!("an error that this target does not know: {said}"),
+        ConfigError::Incomplete(_) => panic!("a dry run needs no sink options: {said}"),
+        _ => panic!("unknown kind of error: {said}"),
     }
 }
 
@@ -153,7 +153,7 @@ fn file(origin: &LayerOrigin) -> PathBuf {
     origin.file().unwrap().to_owned()
 }
 
-/// Every key of a file, as an error writes it: `filter.mine.types[1]`.
+/// Returns every key of a file in the notation of errors: `filter.mine.types[1]`.
 fn keys(origin: &LayerOrigin) -> Vec<String> {
     let text = fs::read_to_string(file(origin)).unwrap();
     let mut keys = Vec::new();

@@ -1,7 +1,8 @@
-//! What lies in the outbox: values of frames, whole or damaged.
+//! Values in the outbox: frames, intact or damaged.
 //!
-//! The first byte says what the rest is. 0: a stored value. Else: two bytes for a place and one for
-//! bits, and the lines of entries, which are made into a value that is then damaged at that place.
+//! If the first byte is 0, the rest is a stored value. Otherwise two bytes are a position, one is a
+//! bit mask, and the rest are lines of entries, which are encoded into a value that is then damaged at
+//! that position.
 
 use ai_agent::{
     frame::{Codec, Encoder, Frame, FrameBuilder},
@@ -10,8 +11,7 @@ use ai_agent::{
     protocol::{ChainPoint, Digest},
 };
 
-/// Fails when a damaged value is taken for a whole one, or a whole one does not hold what its
-/// heads say.
+/// Fails if a damaged value is accepted, or if the content of an intact one differs from its headers.
 pub fn run(data: &[u8]) {
     match data {
         [0, value @ ..] => stored(value),
@@ -23,13 +23,13 @@ pub fn run(data: &[u8]) {
 fn stored(value: &[u8]) {
     let Some(frames) = decode_block(value) else { return };
     for frame in &frames {
-        take_apart(frame);
+        check_frame(frame);
     }
     assert_eq!(decode_block(&encode_block(&frames)).unwrap(), frames);
 }
 
-/// Whatever can be asked of a frame; all of it fits together where the frame can be decoded.
-fn take_apart(frame: &Frame) {
+/// Calls every function of a frame; the results must agree if the frame can be decoded.
+fn check_frame(frame: &Frame) {
     let (first, last) = (frame.head.first_seq, frame.head.last_seq());
     let mut encoder = Encoder::new(Codec::Plain);
     let at = ChainPoint { seq: 0, hash: Digest::ZERO };
@@ -57,10 +57,16 @@ fn take_apart(frame: &Frame) {
 
     let mut points = Vec::new();
     let passed = first.saturating_sub(1);
-    if let Ok(anew) = frame.renumbered(passed, at, &mut encoder, |point| points.push(point)) {
-        assert_eq!((anew.head.count, points.len() as u64), (frame.head.count, frame.head.count));
-        assert_eq!((anew.head.before, anew.head.after), (at.hash, points.last().unwrap().hash));
-        anew.decode().unwrap();
+    if let Ok(renumbered) = frame.renumbered(passed, at, &mut encoder, |point| points.push(point)) {
+        assert_eq!(
+            (renumbered.head.count, points.len() as u64),
+            (frame.head.count, frame.head.count)
+        );
+        assert_eq!(
+            (renumbered.head.before, renumbered.head.after),
+            (at.hash, points.last().unwrap().hash)
+        );
+        renumbered.decode().unwrap();
     }
 }
 
@@ -69,7 +75,7 @@ fn damaged(how: u8, place: [u8; 2], bits: u8, lines: &[u8]) {
     let frames = build(codec, lines);
     for frame in &frames {
         assert!(frame.decode().is_ok());
-        take_apart(frame);
+        check_frame(frame);
     }
     let mut value = encode_block(&frames);
     assert_eq!(decode_block(&value).unwrap(), frames);
@@ -79,13 +85,13 @@ fn damaged(how: u8, place: [u8; 2], bits: u8, lines: &[u8]) {
     }
     value[at] ^= bits;
     if bits != 0 {
-        // The highest bit of the first four bytes says that there is a checksum. Without it the
-        // value is read as one of the schema before, and its first bytes are no heads.
+        // The highest bit of the first four bytes marks a checksum. Without it the value is read
+        // as one of the previous schema, and its first bytes are not valid headers.
         assert!(decode_block(&value).is_none(), "bits {bits:#x} at {at}");
     }
 }
 
-/// Frames of up to three lines.
+/// Builds frames of up to three lines.
 fn build(codec: Codec, lines: &[u8]) -> Vec<Frame> {
     let mut encoder = Encoder::new(codec);
     let mut builder = FrameBuilder::default();

@@ -1,7 +1,7 @@
-//! What a sender may post to the receiver.
+//! Requests to the receiver with any body.
 //!
-//! The low two bits of the first byte are the encoding that the header names. With bit 2 the rest is
-//! the text, and is encoded here: else no change of the text would survive the checksums. With bit 3
+//! The low two bits of the first byte select the encoding in the header. With bit 2 the rest is plain
+//! text and is encoded here, because mutations of encoded text would fail its checksums. With bit 3
 //! the rest up to the first newline is the value of the header `X-Siem-Machine-Id`.
 
 use std::io::Write as _;
@@ -14,10 +14,10 @@ use siem_server::{
 };
 
 const ENCODINGS: [&str; 4] = ["identity", "zstd", "gzip", "br"];
-/// What the receiver may answer to a body.
+/// Statuses with which the receiver may refuse a body.
 const REFUSALS: [u16; 4] = [400, 413, 415, 422];
 
-/// Fails when the receiver takes for a batch what is none, or another text than was sent.
+/// Fails if the receiver accepts an invalid batch, or reads another text than was sent.
 pub fn run(data: &[u8]) {
     let Some((&how, mut body)) = data.split_first() else { return };
     let mut machine = None;
@@ -73,13 +73,13 @@ fn encode(encoding: &str, text: &[u8]) -> Vec<u8> {
     }
 }
 
-/// What the protocol says of every batch.
+/// Checks the rules of the protocol for every batch.
 fn check(text: &[u8], read: &Result<Batch, u16>) {
     let Ok(batch) = read else { return };
     let header = &batch.header;
     let mut lines = text.split(|byte| *byte == b'\n');
     let head = lines.next().unwrap_or_default();
-    assert!(head.trim_ascii_start().starts_with(b"{"), "the header line is no object");
+    assert!(head.trim_ascii_start().starts_with(b"{"), "the header line is not an object");
     let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
     assert_eq!(header.count, lines.len() as u64);
     assert_eq!(batch.lines().len(), lines.len());
@@ -88,7 +88,7 @@ fn check(text: &[u8], read: &Result<Batch, u16>) {
         assert_eq!(line.digest, Digest::of(text));
         let entry: serde_json::Map<String, serde_json::Value> = match serde_json::from_slice(text) {
             Ok(entry) => entry,
-            // Grammatical, and more than serde_json's values hold.
+            // Valid JSON that serde_json's values cannot represent.
             Err(_) => continue,
         };
         assert_eq!(entry["seq"], line.seq);

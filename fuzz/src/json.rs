@@ -1,9 +1,9 @@
-//! The grammar check of the protocol, held against serde_json, and the way of a line through an
-//! entry.
+//! The grammar check of the protocol, compared with serde_json, and the round trip of a line through
+//! an entry.
 //!
-//! What serde_json passes over unread (`IgnoredAny`, `RawValue`) is what ours accepts, and the
-//! reverse. Its `Value` and `String` accept less: they refuse lone surrogate escapes, numbers
-//! beyond `f64`, and nesting deeper than 128. Where they accept, they must have read the same.
+//! Our check accepts exactly what serde_json skips without reading (`IgnoredAny`, `RawValue`). Its
+//! `Value` and `String` accept less: they refuse lone surrogate escapes, numbers beyond `f64`, and
+//! nesting deeper than 128. What they accept must be read equally.
 
 use ai_agent::{
     protocol::{
@@ -16,11 +16,11 @@ use ai_agent::{
 use serde::de::IgnoredAny;
 use serde_json::{Value, value::RawValue};
 
-/// Fails when ours and serde_json differ, or when a line is not the same behind an entry.
+/// Fails if our check and serde_json differ, or if a line changes in the round trip.
 pub fn run(line: &[u8]) {
     let Ok(text) = std::str::from_utf8(line) else {
         assert_eq!(Content::of(line), Content::Bytes(line));
-        return travels(line);
+        return check_round_trip(line);
     };
     let shape = json::check(text);
     assert_eq!(shape.is_some(), serde_json::from_str::<IgnoredAny>(text).is_ok(), "grammar");
@@ -34,13 +34,13 @@ pub fn run(line: &[u8]) {
         assert_eq!(json::string(bare).map(String::from), string);
     }
     if let Ok(value) = serde_json::from_str(text) {
-        shows_the_same(text, &value);
-        finds_the_same(line, &value);
+        check_members(text, &value);
+        check_record(line, &value);
     }
-    travels(line);
+    check_round_trip(line);
 }
 
-/// How deep a JSON text nests.
+/// Returns the nesting depth of a JSON text.
 fn depth(text: &str) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
     let (mut quoted, mut escaped) = (false, false);
@@ -58,8 +58,8 @@ fn depth(text: &str) -> usize {
     deepest
 }
 
-/// The members or elements of the outermost value are those that serde_json reads.
-fn shows_the_same(text: &str, value: &Value) {
+/// Checks that the members or elements of the outermost value are those that serde_json reads.
+fn check_members(text: &str, value: &Value) {
     let read = |text| serde_json::from_str::<Value>(text).unwrap();
     let mut members = serde_json::Map::new();
     let mut elements = Vec::new();
@@ -76,8 +76,8 @@ fn shows_the_same(text: &str, value: &Value) {
     }
 }
 
-/// The fields that filters ask for are those that serde_json reads.
-fn finds_the_same(line: &[u8], value: &Value) {
+/// Checks that the fields for filters are those that serde_json reads.
+fn check_record(line: &[u8], value: &Value) {
     let record = Record::from_line(line);
     assert_eq!(record.is_object(), value.is_object());
     let text = |name: &str| value.get(name).and_then(Value::as_str);
@@ -93,8 +93,8 @@ fn finds_the_same(line: &[u8], value: &Value) {
     assert_eq!(message.as_ref(), value.get("message"));
 }
 
-/// A line written into an entry and read out of it has the same bytes, and the entry is one line.
-fn travels(line: &[u8]) {
+/// Checks that a line written to an entry is read back with the same bytes, and that the entry is one line.
+fn check_round_trip(line: &[u8]) {
     if line.contains(&b'\n') {
         return;
     }

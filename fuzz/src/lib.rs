@@ -1,8 +1,8 @@
-//! What each fuzz target does with its input: one function a file, without the fuzzer.
+//! Functions of the fuzz targets: one per file, independent of the fuzzer.
 //!
-//! Two callers share them. The targets in `fuzz_targets` run them under cargo-fuzz, which needs
+//! They have two callers. The targets in `fuzz_targets` run them under cargo-fuzz, which needs
 //! nightly; `tests/it/fuzz_corpora.rs` of the agent includes this file by its path and replays the
-//! corpora on stable. So nothing here depends on the fuzzer, and only public items are used.
+//! corpora on stable.
 #![allow(clippy::unwrap_used, reason = "a target that fails ends there")]
 
 pub mod audit;
@@ -15,10 +15,10 @@ pub mod reader;
 pub mod retry_after;
 pub mod tool_call;
 
-/// A target: takes any bytes, and panics when a promise does not hold.
+/// A target: accepts any bytes, and panics if a check fails.
 pub type Target = fn(&[u8]);
 
-/// All targets, by the names of their corpora.
+/// All targets, with the names of their corpora.
 pub const TARGETS: [(&str, Target); 9] = [
     ("audit", audit::run),
     ("config", config::run),

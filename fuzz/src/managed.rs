@@ -1,4 +1,4 @@
-//! What a server may give as the managed configuration.
+//! Managed configurations with any content.
 
 use std::path::PathBuf;
 
@@ -9,16 +9,16 @@ use ai_agent::{
 };
 use serde_json::Value;
 
-/// Fails when a wrong configuration is taken, its error names no key, or a right one is refused.
+/// Fails if an invalid configuration is accepted, an error names no key, or a valid one is refused.
 pub fn run(body: &[u8]) {
     let value = serde_json::from_slice::<Value>(body).ok();
     match ManagedConfig::parse(body) {
-        Ok(parsed) => taken(&parsed, value.as_ref()),
+        Ok(parsed) => accepted(&parsed, value.as_ref()),
         Err(error) => refused(&error, value.as_ref()),
     }
 }
 
-fn taken(parsed: &ManagedConfig, value: Option<&Value>) {
+fn accepted(parsed: &ManagedConfig, value: Option<&Value>) {
     if let Some(value) = value {
         assert!(value.is_object());
         assert_eq!(value["version"], managed::VERSION);
@@ -26,7 +26,7 @@ fn taken(parsed: &ManagedConfig, value: Option<&Value>) {
             assert!(value[section].is_object() || value[section].is_null(), "{section}");
         }
     }
-    // Nothing lies there: only the defaults are below.
+    // No files exist there, so the only lower layer are the defaults.
     let at = |name: &str| PathBuf::from("/nonexistent/ai-agent-fuzz").join(name);
     let paths = Paths {
         home: at("home"),
@@ -46,8 +46,8 @@ fn taken(parsed: &ManagedConfig, value: Option<&Value>) {
         ConfigInputs { paths: &paths, environment, explicit: None, managed: Some(&managed) };
     let loaded = match config::load(&inputs) {
         Ok(loaded) => loaded,
-        // What only the machine can judge: stages, tests and the policy.
-        Err(error) => return judged(&error, parsed),
+        // Stages, tests and the policy are validated only when a configuration is loaded.
+        Err(error) => return check_load_error(&error, parsed),
     };
     super::config::build(&loaded, &paths).unwrap();
     let shipping = parsed.shipping.clone().unwrap_or_default();
@@ -66,8 +66,8 @@ fn taken(parsed: &ManagedConfig, value: Option<&Value>) {
     }
 }
 
-/// An error that names a key of the server's.
-fn judged(error: &ConfigError, parsed: &ManagedConfig) {
+/// Checks that an error names a key of the managed configuration.
+fn check_load_error(error: &ConfigError, parsed: &ManagedConfig) {
     let (ConfigError::Value { key, location, .. } | ConfigError::UnknownKey { key, location, .. }) =
         error
     else {
@@ -95,7 +95,7 @@ fn refused(error: &ManagedError, value: Option<&Value>) {
             assert!(value.is_none_or(|value| value.get(top).is_some()), "{said}");
         }
         ManagedError::Json(source) => {
-            // Only where no member is at hand that could be named by its path.
+            // Only if there is no member whose path could be named.
             let is_object = value.is_some_and(Value::is_object);
             assert!(!is_object || source.to_string().contains('`'), "{said}: {source}");
         }

@@ -1,8 +1,8 @@
 //! The tail's reader: any bytes, in any pieces, with buffers of any size.
 //!
-//! Five bytes say how to read: the buffer, the longest record and a part, each less one; manners
-//! (see [`File`]); and how many of the bytes that follow are cuts, at which the file grows. The rest
-//! is the file.
+//! The first five bytes control the reading: sizes of the buffer, of the longest record and of a part,
+//! each minus one; the behaviour of the file (see [`File`]); and how many of the following bytes are
+//! cuts, the sizes at which the growing file is read. The rest is the content of the file.
 
 use std::{cell::Cell, io};
 
@@ -12,12 +12,12 @@ use ai_agent::{
     tail::{Piece, fuzzing::Reading},
 };
 
-/// A file that a system gives as it likes.
+/// A file with short and interrupted reads.
 struct File<'a> {
     bytes: &'a [u8],
-    /// At most so many bytes at once; 0 for as many as asked for.
+    /// Maximum number of bytes of a read; 0 for no limit.
     at_once: usize,
-    /// Whether every other call is interrupted.
+    /// Interrupts every other call.
     interrupts: bool,
     calls: Cell<u32>,
 }
@@ -36,7 +36,7 @@ impl ReadAt for File<'_> {
     }
 }
 
-/// A line as it came out.
+/// A line returned by the reader.
 #[derive(Debug, PartialEq, Eq)]
 struct Line {
     offset: u64,
@@ -44,17 +44,17 @@ struct Line {
     size: u64,
 }
 
-/// What came out so far.
+/// Output of the reader so far.
 #[derive(Debug, Default)]
 struct Out {
     lines: Vec<Line>,
-    /// The line of which parts came, and how many.
+    /// The incomplete line, and the number of its parts.
     open: Option<(Line, u32)>,
 }
 
-/// Fails when the lines that come out are not those that stand there, or come out too late.
+/// Fails if the reader returns other lines than the file has, or returns them too late.
 pub fn run(data: &[u8]) {
-    let Some((&[buffer, record, part, manners, cuts], rest)) = data.split_first_chunk() else {
+    let Some((&[buffer, record, part, behaviour, cuts], rest)) = data.split_first_chunk() else {
         return;
     };
     let (cuts, bytes) = rest.split_at(usize::from(cuts % 16).min(rest.len()));
@@ -65,15 +65,15 @@ pub fn run(data: &[u8]) {
     let mut reading = Reading::new(buffer, record, part);
     let mut out = Out::default();
     for (turn, cut) in cuts.into_iter().enumerate() {
-        let at_once = usize::from(manners & 7);
-        let (interrupts, calls) = (manners & 8 != 0, Cell::default());
+        let at_once = usize::from(behaviour & 7);
+        let (interrupts, calls) = (behaviour & 8 != 0, Cell::default());
         let file = File { bytes: &bytes[..cut], at_once, interrupts, calls };
-        if manners & 16 != 0 && turn % 2 == 1 {
+        if behaviour & 16 != 0 && turn % 2 == 1 {
             reading.restart(&file).unwrap();
         }
         let scanned = reading.read_on(&file, &mut |piece| out.take(&piece, record)).unwrap();
-        assert_eq!(scanned, cut as u64, "up to where it looked");
-        assert_eq!(out.lines, plainly(file.bytes), "after {cut} bytes");
+        assert_eq!(scanned, cut as u64, "offset up to which the reader has scanned");
+        assert_eq!(out.lines, naive_lines(file.bytes), "after {cut} bytes");
     }
 }
 
@@ -103,8 +103,8 @@ impl Out {
     }
 }
 
-/// The complete lines of a file, found in the plainest way.
-fn plainly(file: &[u8]) -> Vec<Line> {
+/// Returns the complete lines of a file, found naively.
+fn naive_lines(file: &[u8]) -> Vec<Line> {
     let mut offset = 0;
     let mut lines = Vec::new();
     for line in file.split_inclusive(|byte| *byte == b'\n') {

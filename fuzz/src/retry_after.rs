@@ -1,4 +1,4 @@
-//! What a receiver may put into `Retry-After`.
+//! The header `Retry-After` with any value.
 //!
 //! Four bytes are the time, in seconds since 1970; the rest is the value.
 
@@ -8,7 +8,7 @@ use ai_agent::{platform::Timestamp, stages::sink::retry_after};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Fails when the wait is none, longer than an hour, or another than the value says.
+/// Fails if the wait is zero, longer than an hour, or differs from the value.
 pub fn run(data: &[u8]) {
     let Some((seconds, value)) = data.split_first_chunk() else { return };
     let now = Timestamp(u64::from(u32::from_be_bytes(*seconds)) * 1000);
@@ -17,15 +17,15 @@ pub fn run(data: &[u8]) {
     assert!(wait.is_none_or(|wait| !wait.is_zero() && wait <= HOUR), "{wait:?}");
     let value = value.trim();
     let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-    let asked = match httpdate::parse_http_date(value) {
+    let requested = match httpdate::parse_http_date(value) {
         _ if digits => {
-            // By hand: as many digits as one likes.
+            // Any number of digits.
             let add = |sum: u64, digit| sum.saturating_mul(10).saturating_add(u64::from(digit));
             value.bytes().map(|byte| byte - b'0').fold(0, add)
         }
         Ok(date) => Timestamp::from(date).since(now).as_secs(),
         Err(_) => 0,
     };
-    let asked = Duration::from_secs(asked).min(HOUR);
-    assert_eq!(wait, (!asked.is_zero()).then_some(asked), "of {value:?}");
+    let requested = Duration::from_secs(requested).min(HOUR);
+    assert_eq!(wait, (!requested.is_zero()).then_some(requested), "of {value:?}");
 }

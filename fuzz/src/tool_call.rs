@@ -1,4 +1,4 @@
-//! The filter `tool-call`: what it leaves of a line equals the line without its calls.
+//! The filter `tool-call`: its result equals the line without its tool calls.
 
 use ai_agent::{
     protocol::json,
@@ -9,14 +9,14 @@ use ai_agent::{
 };
 use serde_json::Value;
 
-/// Fails when an edit is none, or does another thing than cutting the calls out.
+/// Fails if an edit changes nothing, or changes anything but tool calls.
 pub fn run(line: &[u8]) {
     let verdict = check(line);
     assert!(is_verdict_on_a_part(line, "", &Verdict::Keep));
     assert!(is_verdict_on_a_part(line, r#"on_oversize = "drop""#, &Verdict::Drop("oversized")));
     let Some(text) = std::str::from_utf8(line).ok().filter(|text| json::check(text).is_some())
     else {
-        assert_eq!(verdict, Verdict::Keep, "the line is no JSON");
+        assert_eq!(verdict, Verdict::Keep, "the line is not JSON");
         return;
     };
     if let Verdict::Edit(changes, reason) = &verdict {
@@ -44,7 +44,7 @@ fn is_verdict_on_a_part(line: &[u8], options: &str, verdict: &Verdict) -> bool {
     filter::build("tool-call", &options).unwrap().check(&part) == *verdict
 }
 
-/// The text without the ranges that are cut out of it.
+/// Returns the text without the ranges that are cut.
 fn without(text: &str, changes: &[Change]) -> String {
     let (mut rest, mut at) = (String::new(), 0);
     for change in changes {
@@ -55,7 +55,7 @@ fn without(text: &str, changes: &[Change]) -> String {
     rest + &text[at..]
 }
 
-/// Does the same by the book, and compares.
+/// Compares the verdict with a naive implementation.
 fn compare(text: &str, verdict: &Verdict, mut value: Value) {
     let mut none = Vec::new();
     let content = value.get_mut("message").and_then(|message| message.get_mut("content"));

@@ -1,7 +1,7 @@
-//! `instructions WORKLOAD ROUNDS`: fixed work on one thread, for callgrind to count.
+//! `instructions WORKLOAD ROUNDS`: fixed work on one thread, counted by callgrind.
 //!
-//! What a round costs is the difference between runs of more and fewer rounds: neither starting
-//! the program nor making up its input counts.
+//! The cost of a round is the difference between runs with more and fewer rounds, so that starting the
+//! program and generating its input do not count.
 #![allow(clippy::unwrap_used, reason = "a workload that fails ends there")]
 
 use std::{env, hint::black_box};
@@ -36,7 +36,7 @@ fn filter(rounds: usize) {
     }
 }
 
-/// Encodes it into frames without compression, chained, makes values of them and reads these back.
+/// Encodes it into chained frames without compression, encodes these into values and reads them back.
 fn frame(rounds: usize) {
     let session = session::session(SESSION);
     let (origin, pieces) = (session::origin(), session::pieces(&session));
@@ -50,7 +50,7 @@ fn frame(rounds: usize) {
     }
 }
 
-/// Restores the rows of 500 files and sweeps over them, unchanged.
+/// Restores the rows of 500 unchanged files and sweeps over them.
 fn sweep(rounds: usize) {
     let folder = tempfile::Builder::new().prefix("sweep-").tempdir().unwrap();
     tree::write(folder.path(), FILES);

@@ -1,4 +1,4 @@
-//! Writes man pages and shell completions below a directory: `manual DIRECTORY`.
+//! Writes man pages and shell completions to a directory: `manual DIRECTORY`.
 
 use std::{env, fs, io, path::Path, process::ExitCode};
 
@@ -7,13 +7,13 @@ use clap_complete::Shell;
 
 fn main() -> ExitCode {
     let Some(directory) = env::args_os().nth(1) else {
-        eprintln!("error: say where to write to: `manual DIRECTORY`");
+        eprintln!("error: missing argument: `manual DIRECTORY`");
         return ExitCode::from(2);
     };
     match write(Path::new(&directory)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: `{}` cannot be written: {error}", Path::new(&directory).display());
+            eprintln!("error: cannot write to `{}`: {error}", Path::new(&directory).display());
             ExitCode::FAILURE
         }
     }
@@ -33,12 +33,12 @@ fn write(directory: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test ends there")]
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
     use super::*;
 
     #[test]
-    fn every_command_has_a_page_and_every_shell_its_completions() {
+    fn pages_and_completions_are_written_for_every_command() {
         let directory = env::temp_dir().join(format!("ai-agent-manual-{}", std::process::id()));
         write(&directory).unwrap();
         let page = fs::read_to_string(directory.join("man/ai-agent-run.1")).unwrap();

@@ -162,9 +162,9 @@ fn collected(said: &str) -> Option<u64> {
 
 fn store(counts: &Counts) -> Result<String, Failure> {
     let mut text = "\
-# Instructions of one round of each workload in benches/src/bin/instructions.rs, as callgrind counts
-# them on x86-64 Linux, without the hashing itself. `cargo xtask test` fails when one differs by more than 5 %, and
-# `cargo xtask instructions --store` writes this anew: with the change that is the reason.
+# Instructions of one round of each workload in benches/src/bin/instructions.rs, counted by callgrind
+# on x86-64 Linux, without the hashing itself. `cargo xtask test` fails if one differs by more than 5 %;
+# `cargo xtask instructions --store` rewrites this file, in the commit with the reason.
 "
     .to_owned();
     writeln!(text, "rustc = \"{}\"\n\n[counts]", rustc()?)?;
