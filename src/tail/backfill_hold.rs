@@ -1,74 +1,75 @@
-//! What keeps files waiting that do not grow: somebody outside says so, and is asked now and then.
+//! Holding back files that do not grow, for example on battery power.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use crate::platform::Timestamp;
 
-/// What was changed within so long is of somebody who is at work, though it is found for the first
-/// time: it does not wait.
-const FRESH: Duration = Duration::from_secs(600);
-/// How long an answer counts.
-const ASK: Duration = Duration::from_secs(30);
+/// Files that changed within this time are not held back, even if they are new: they belong to
+/// current work.
+const RECENT: Duration = Duration::from_secs(600);
+/// Interval between two queries.
+const QUERY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Whether files that do not grow are read.
+/// Which files that do not grow are held back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackfillHold {
-    /// They are.
+    /// None.
     Off,
-    /// Only those that have not changed for so long, and those that have just changed.
+    /// Files younger than this, except recently changed ones.
     YoungerThan(Duration),
 }
 
-/// Says whether they are; may take some milliseconds.
+/// Returns the current hold; may take some milliseconds.
 pub type HoldQuery = Arc<dyn Fn() -> BackfillHold + Send + Sync>;
 
-/// The last answer.
+/// The last result of the query.
 #[derive(Default)]
 pub(super) struct HoldState {
-    ask: Option<HoldQuery>,
-    answer: Option<BackfillHold>,
-    /// When it is asked again, by the time that the agent is up.
+    query: Option<HoldQuery>,
+    hold: Option<BackfillHold>,
+    /// Uptime of the next query.
     due: Duration,
 }
 
 impl HoldState {
-    pub(super) fn by(ask: HoldQuery) -> Self {
-        Self { ask: Some(ask), ..Self::default() }
+    pub(super) fn new(query: HoldQuery) -> Self {
+        Self { query: Some(query), ..Self::default() }
     }
 
-    /// Which times of change files may have that are read, in nanoseconds since 1970.
-    pub(super) fn may_be_read(
+    /// Returns a predicate on modification times, in nanoseconds since 1970, of files that may be
+    /// read.
+    pub(super) fn readable_times(
         &mut self,
         uptime: Duration,
         now: Timestamp,
     ) -> impl Fn(i64) -> bool + use<> {
-        let answer = match (&self.ask, self.answer) {
+        let hold = match (&self.query, self.hold) {
             (None, _) => BackfillHold::Off,
-            (Some(_), Some(answer)) if uptime < self.due => answer,
-            (Some(ask), _) => {
-                self.due = uptime + ASK;
-                ask()
+            (Some(_), Some(hold)) if uptime < self.due => hold,
+            (Some(query), _) => {
+                self.due = uptime + QUERY_INTERVAL;
+                query()
             }
         };
-        self.answer = Some(answer);
+        self.hold = Some(hold);
         let nanos = u128::from(now.0) * 1_000_000;
         let before = move |age: Duration| {
             i64::try_from(nanos.saturating_sub(age.as_nanos())).unwrap_or(i64::MAX)
         };
-        move |modified| match answer {
+        move |modified| match hold {
             BackfillHold::Off => true,
-            BackfillHold::YoungerThan(age) => modified <= before(age) || modified > before(FRESH),
+            BackfillHold::YoungerThan(age) => modified <= before(age) || modified > before(RECENT),
         }
     }
 
-    /// How long until it is asked again.
-    pub(super) fn rest(&self, uptime: Duration) -> Duration {
+    /// Time until the next query.
+    pub(super) fn until_query(&self, uptime: Duration) -> Duration {
         self.due.saturating_sub(uptime).max(Duration::from_millis(1))
     }
 }
 
 impl fmt::Debug for HoldState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HoldState").field("answer", &self.answer).finish_non_exhaustive()
+        f.debug_struct("HoldState").field("hold", &self.hold).finish_non_exhaustive()
     }
 }

@@ -1,108 +1,100 @@
-//! The row of a generation: what the outbox keeps about a file, beside its lines.
+//! The checkpoint row of a generation, as it is stored in the outbox.
 
 use std::{io, path::PathBuf};
 
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
-use super::fingerprint::{Borders, EdgeSamples, FileMatch, Fingerprint, Sample, compare};
+use super::fingerprint::{
+    Borders, EdgeSamples, FileMatch, Fingerprint, LongLinePosition, Sample, compare,
+};
 use crate::platform::file::{self, ReadAt, Stamp};
 
-/// Why bytes are no row.
+/// Why a row cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RowError {
-    #[error("the row is no JSON object of a row")]
+    #[error("invalid JSON in a checkpoint row")]
     Json(#[from] serde_json::Error),
-    #[error("the row's path is no base64")]
+    #[error("invalid base64 in a checkpoint row")]
     Base64(#[from] data_encoding::DecodeError),
-    #[error("the row has no path")]
+    #[error("a checkpoint row has no path")]
     NoPath,
 }
 
-/// The path of the file that `row` is about; `None` when it is no row.
+/// Returns the path in a checkpoint row; `None` if the row is invalid.
 #[must_use]
 pub fn row_path(row: &[u8]) -> Option<PathBuf> {
     CheckpointRow::summary(row).ok().map(|summary| summary.path)
 }
 
-/// The row with which the generation of `row` began, nothing read yet: with it everything is read
-/// again under the same id, if the file begins as it did. `None` for one that goes on in a file
-/// where another ended, since what lies before belongs to that one, for one of which nothing was
-/// read, since any file would be taken for it, and for what is no row.
+/// Returns the row with which the generation of `row` started, before anything was read. With it a
+/// file is read again under the same generation id if it starts with the same bytes.
+///
+/// `None` for a generation that continues a file where another ended, because the bytes before belong
+/// to that one; for a generation from which nothing was read, because any file would match; and for
+/// an invalid row.
 #[must_use]
-pub fn beginning(row: &[u8]) -> Option<Vec<u8>> {
-    let begun = begun(row)?;
-    let stamp = Stamp { id: begun.stamp.id, ..Stamp::default() };
-    let fingerprint = Fingerprint { head: begun.first, ..Fingerprint::default() };
-    let path = path(begun.path, begun.path_base64).ok()?;
+pub fn starting_row(row: &[u8]) -> Option<Vec<u8>> {
+    let start = stored_start(row)?;
+    let stamp = Stamp { id: start.stamp.id, ..Stamp::default() };
+    let fingerprint = Fingerprint { head: start.first, ..Fingerprint::default() };
+    let path = path(start.path, start.path_base64).ok()?;
     Some(CheckpointRow { stamp, fingerprint, ..CheckpointRow::new(path, 0) }.encode())
 }
 
-/// Whether [`beginning`] has something to say of `row`.
+/// Whether [`starting_row`] returns a row for `row`.
 #[must_use]
-pub fn has_beginning(row: &[u8]) -> bool {
-    begun(row).is_some()
+pub fn has_starting_row(row: &[u8]) -> bool {
+    stored_start(row).is_some()
 }
 
-fn begun(row: &[u8]) -> Option<StoredStart> {
-    let begun: StoredStart = serde_json::from_slice(row).ok()?;
-    (begun.start == 0 && begun.first.len() > 0).then_some(begun)
+fn stored_start(row: &[u8]) -> Option<StoredStart> {
+    let stored: StoredStart = serde_json::from_slice(row).ok()?;
+    (stored.start == 0 && stored.first.len() > 0).then_some(stored)
 }
 
-/// How far a generation was read, and how to know it again.
+/// How far a generation was read, and how its file is recognised.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct CheckpointRow {
-    /// Where the file lay.
+    /// Path of the file.
     pub(super) path: PathBuf,
-    /// Where the generation begins in the file.
+    /// Offset at which the generation starts.
     pub(super) start: u64,
-    /// Up to where its bytes are in the outbox.
+    /// End of the bytes that are in the outbox.
     pub(super) offset: u64,
-    /// How the file looked when it was last read.
+    /// Stamp of the file when it was last read.
     pub(super) stamp: Stamp,
-    /// Whether it was read to its end then: with the same stamp nothing is unread.
+    /// Whether it was read to its end then, so that nothing is unread while the stamp is the same.
     pub(super) is_drained: bool,
-    /// What its bytes are known by.
+    /// Samples by which its bytes are recognised.
     pub(super) fingerprint: Fingerprint,
-    /// The first bytes that were read, whatever the borders vouch for.
+    /// Sample of the first bytes, regardless of the boundaries.
     pub(super) first: Sample,
-    /// The last lines.
+    /// Boundaries of the last lines.
     pub(super) borders: Borders,
-    /// The large line that the offset lies in.
+    /// Long line that contains the offset.
     pub(super) long: Option<LongLinePosition>,
-    /// The start of an incomplete line that did not change for long, from the offset on.
-    pub(super) kept: Option<Vec<u8>>,
+    /// Bytes after the offset: an incomplete last line that has not changed for a while.
+    pub(super) saved_line: Option<Vec<u8>>,
 }
 
-/// How far a line was handed over in parts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct LongLinePosition {
-    /// Where the line begins.
-    pub(super) start: u64,
-    /// How many parts were handed over.
-    pub(super) parts: u32,
-    /// Its first bytes, in the first part.
-    #[serde(default)]
-    pub(super) head: Sample,
-}
-
-/// What of a row is held in memory for every file.
+/// Members of a row that are kept in memory for every file.
 #[derive(Debug)]
 pub(super) struct CheckpointSummary {
     pub(super) path: PathBuf,
     pub(super) offset: u64,
     pub(super) stamp: Stamp,
     pub(super) is_drained: bool,
-    pub(super) has_kept: bool,
+    pub(super) has_saved_line: bool,
 }
 
-/// The row as it is stored. Members may come; none may change its meaning.
+/// Stored form of a row. Members may be added, but must not change their meaning.
 #[derive(Deserialize, Serialize)]
 struct StoredRow {
-    /// The path, when it is UTF-8.
+    /// The path, if it is valid UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     path: Option<String>,
-    /// The path in base64, when it is not.
+    /// The path in base64 otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     path_base64: Option<String>,
     #[serde(default)]
@@ -128,7 +120,7 @@ struct StoredRow {
     kept: Option<String>,
 }
 
-/// The members that a summary takes, so that the others are skipped quickly.
+/// Members of a summary; the others are skipped without being decoded.
 #[derive(Deserialize)]
 struct StoredSummary {
     #[serde(default)]
@@ -144,7 +136,7 @@ struct StoredSummary {
     kept: Option<serde::de::IgnoredAny>,
 }
 
-/// The members that say how a generation began.
+/// Members that describe how a generation started.
 #[derive(Deserialize)]
 struct StoredStart {
     #[serde(default)]
@@ -160,21 +152,22 @@ struct StoredStart {
 }
 
 impl CheckpointRow {
-    /// Compares `file`, of `size` bytes, with what was read of it, and leaves both ends in `ends`.
+    /// Compares `file`, which has `size` bytes, with the bytes that were read from it, and leaves its
+    /// first and last bytes in `edges`.
     ///
     /// # Errors
-    /// What reading the file says.
+    /// Errors of reading the file.
     pub(super) fn compare(
         &self,
         file: &dyn ReadAt,
         size: u64,
-        ends: &mut EdgeSamples,
+        edges: &mut EdgeSamples,
     ) -> io::Result<FileMatch> {
         let Self { offset, fingerprint, borders, long, .. } = self;
-        compare(file, size, *offset, fingerprint, borders, long.as_ref(), ends)
+        compare(file, size, *offset, fingerprint, borders, long.as_ref(), edges)
     }
 
-    /// The row of a generation that begins at `start`, with nothing read yet.
+    /// Creates the row of a generation that starts at `start`, before anything is read.
     pub(super) fn new(path: PathBuf, start: u64) -> Self {
         Self {
             path,
@@ -186,11 +179,11 @@ impl CheckpointRow {
             first: Sample::default(),
             borders: Borders::starting_at(start),
             long: None,
-            kept: None,
+            saved_line: None,
         }
     }
 
-    /// The row as bytes.
+    /// Serializes the row.
     pub(super) fn encode(&self) -> Vec<u8> {
         let path = self.path.to_str().map(str::to_owned);
         let path_base64 = path.is_none().then(|| BASE64.encode(&file::path_to_bytes(&self.path)));
@@ -207,25 +200,25 @@ impl CheckpointRow {
             base: self.borders.base(),
             borders: BASE64.encode(&self.borders.pack()),
             long: self.long,
-            kept: self.kept.as_deref().map(|kept| BASE64.encode(kept)),
+            kept: self.saved_line.as_deref().map(|line| BASE64.encode(line)),
         };
         serde_json::to_vec(&stored).expect("a row has only strings as keys")
     }
 
-    /// The row that `bytes` are.
+    /// Deserializes a row.
     ///
     /// # Errors
-    /// When they are none: the file is then as good as unknown.
+    /// [`RowError`] if the row is invalid.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, RowError> {
         let stored: StoredRow = serde_json::from_slice(bytes)?;
         let borders = BASE64.decode(stored.borders.as_bytes())?;
         let mut borders = Borders::unpack(stored.base, &borders);
-        // Borders that do not lead up to the current line are of no use.
+        // Boundaries that do not end at the current line cannot be used.
         let line_start = stored.long.map_or(stored.offset, |long| long.start);
         if borders.end() != line_start {
             borders.restart(line_start);
         }
-        let kept = stored.kept.map(|kept| BASE64.decode(kept.as_bytes())).transpose()?;
+        let saved_line = stored.kept.map(|line| BASE64.decode(line.as_bytes())).transpose()?;
         Ok(Self {
             path: path(stored.path, stored.path_base64)?,
             start: stored.start,
@@ -236,11 +229,11 @@ impl CheckpointRow {
             first: stored.first,
             borders,
             long: stored.long,
-            kept,
+            saved_line,
         })
     }
 
-    /// What is held in memory of the row that `bytes` are.
+    /// Deserializes the summary of a row.
     ///
     /// # Errors
     /// As [`CheckpointRow::decode`].
@@ -251,7 +244,7 @@ impl CheckpointRow {
             offset: stored.offset,
             stamp: stored.stamp,
             is_drained: stored.drained,
-            has_kept: stored.kept.is_some(),
+            has_saved_line: stored.kept.is_some(),
         })
     }
 }
@@ -289,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_read_back_and_small() {
+    fn row_is_decoded_unchanged_and_small() {
         let row = row(Path::new("/home/u/.claude/projects/-home-u-a/5f3c1a0e.jsonl"));
         let bytes = row.encode();
         assert_eq!(CheckpointRow::decode(&bytes).unwrap(), row);
@@ -299,28 +292,28 @@ mod tests {
     }
 
     #[test]
-    fn a_row_says_how_its_generation_began_unless_another_lies_before_it() {
+    fn starting_row_exists_unless_another_generation_precedes() {
         let path = Path::new("/home/u/.claude/projects/-p/a.jsonl");
         let row = row(path);
-        let begun = CheckpointRow::decode(&beginning(&row.encode()).unwrap()).unwrap();
+        let start = CheckpointRow::decode(&starting_row(&row.encode()).unwrap()).unwrap();
         let stamp = Stamp { id: row.stamp.id, ..Stamp::default() };
         let fingerprint = Fingerprint { head: row.first, ..Fingerprint::default() };
         assert_eq!(
-            begun,
+            start,
             CheckpointRow { stamp, fingerprint, ..CheckpointRow::new(path.to_owned(), 0) }
         );
         assert_eq!(
-            beginning(&CheckpointRow::new(path.to_owned(), 0).encode()),
+            starting_row(&CheckpointRow::new(path.to_owned(), 0).encode()),
             None,
             "nothing was read"
         );
-        assert_eq!(beginning(&CheckpointRow { start: 7, ..row }.encode()), None);
-        assert_eq!(beginning(b"12"), None);
+        assert_eq!(starting_row(&CheckpointRow { start: 7, ..row }.encode()), None);
+        assert_eq!(starting_row(b"12"), None);
     }
 
     #[cfg(unix)]
     #[test]
-    fn a_path_that_is_no_text_is_read_back() {
+    fn path_that_is_not_utf8_is_decoded_unchanged() {
         use std::os::unix::ffi::OsStrExt as _;
         let path = Path::new(std::ffi::OsStr::from_bytes(b"/p/\xff\"o.jsonl"));
         let bytes = row(path).encode();
@@ -329,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_of_another_version_is_read_with_what_it_has() {
+    fn row_of_another_version_is_decoded() {
         let row =
             CheckpointRow::decode(br#"{"path":"/p/a.jsonl","offset":7,"later":[{}]}"#).unwrap();
         assert_eq!((row.path, row.offset, row.start), (PathBuf::from("/p/a.jsonl"), 7, 0));

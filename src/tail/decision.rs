@@ -1,53 +1,53 @@
-//! What becomes of a generation: decided from facts alone.
+//! Decides whether a generation continues in a file that was found. A pure function.
 
 use super::fingerprint::FileMatch;
 
-/// Where the file was found that a generation is held against.
+/// Path under which a file was found that may belong to a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FoundAt {
-    /// At the generation's own path.
+    /// The generation's own path.
     SamePath,
-    /// At another path, under the generation's file id.
+    /// Another path, with the generation's file id.
     OtherPath(OldPath),
 }
 
-/// What lies at the generation's own path, when its file id was found elsewhere.
+/// What is at the generation's own path if its file id was found elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OldPath {
-    /// Nothing any more.
+    /// Nothing.
     Gone,
     /// Another file.
     OtherFile,
-    /// Still the file: a hard link.
+    /// The same file: the other path is a hard link.
     SameFile,
 }
 
-/// What becomes of a generation, or of the file held against it.
+/// Decision about a generation and the file that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// The generation goes on, where it is.
+    /// The generation continues at its path.
     Continue,
-    /// The generation goes on, under the other path.
+    /// The generation continues at the other path.
     Move,
-    /// A new generation begins at a border; what lies before it is in the outbox.
+    /// A new generation starts at a line boundary; everything before it is in the outbox.
     Trim {
-        /// The border.
+        /// Offset of the boundary.
         at: u64,
     },
-    /// Nothing yet: the writer may be at work.
+    /// Undecided: the file may still be being written.
     Wait,
-    /// A new generation begins at 0, in place of this one.
+    /// A new generation starts at 0 and replaces this one.
     Rewrite,
-    /// The file is not this generation's: a file of its own, from 0.
-    Begin,
+    /// The file does not belong to the generation: it is read as a new file.
+    NewFile,
 }
 
-/// Decides what becomes of a generation whose file seems to lie at `place`.
+/// Decides about a generation and a file that was found at `found_at`.
 ///
-/// The same path with the same bytes up to the checkpoint goes on whatever the ids say; the same
-/// id under another path does when the bytes are the same too and the old path let it go.
-pub(super) fn decide(place: FoundAt, sameness: FileMatch) -> Decision {
-    match (place, sameness) {
+/// With the same bytes up to the checkpoint, a generation continues at its own path regardless of
+/// file ids, and at another path with the same file id if the old path no longer has the file.
+pub(super) fn decide(found_at: FoundAt, file_match: FileMatch) -> Decision {
+    match (found_at, file_match) {
         (FoundAt::SamePath, FileMatch::Whole) => Decision::Continue,
         (FoundAt::SamePath, FileMatch::Short { .. }) => Decision::Wait,
         (FoundAt::SamePath, FileMatch::UpTo(at)) if at > 0 => Decision::Trim { at },
@@ -55,7 +55,7 @@ pub(super) fn decide(place: FoundAt, sameness: FileMatch) -> Decision {
         (FoundAt::OtherPath(OldPath::Gone | OldPath::OtherFile), FileMatch::Whole) => {
             Decision::Move
         }
-        (FoundAt::OtherPath(_), _) => Decision::Begin,
+        (FoundAt::OtherPath(_), _) => Decision::NewFile,
     }
 }
 
@@ -64,8 +64,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn decides_as_the_table_says() {
-        use Decision::{Begin, Continue, Move, Rewrite, Trim, Wait};
+    fn decision_follows_the_table() {
+        use Decision::{Continue, Move, NewFile, Rewrite, Trim, Wait};
         use FileMatch::{Other, Short, UpTo, Whole};
         let at = FoundAt::SamePath;
         let moved = FoundAt::OtherPath(OldPath::Gone);
@@ -79,18 +79,18 @@ mod tests {
             (at, UpTo(0), Rewrite),
             (at, Other, Rewrite),
             (moved, Whole, Move),
-            (moved, Short { up_to: Some(10) }, Begin),
-            (moved, UpTo(10), Begin),
-            (moved, Other, Begin),
+            (moved, Short { up_to: Some(10) }, NewFile),
+            (moved, UpTo(10), NewFile),
+            (moved, Other, NewFile),
             (replaced, Whole, Move),
-            (replaced, UpTo(10), Begin),
-            (replaced, Other, Begin),
-            (linked, Whole, Begin),
-            (linked, UpTo(10), Begin),
-            (linked, Other, Begin),
+            (replaced, UpTo(10), NewFile),
+            (replaced, Other, NewFile),
+            (linked, Whole, NewFile),
+            (linked, UpTo(10), NewFile),
+            (linked, Other, NewFile),
         ];
-        for (place, sameness, decision) in table {
-            assert_eq!(decide(place, sameness), decision, "{place:?} {sameness:?}");
+        for (found_at, file_match, decision) in table {
+            assert_eq!(decide(found_at, file_match), decision, "{found_at:?} {file_match:?}");
         }
     }
 }

@@ -1,75 +1,69 @@
-//! FileTable that went: what is still to be had of them, and what is reported.
-
-use siem_protocol::{AgentEvent, Digest};
+//! Files that were deleted, and copies of incomplete last lines in case a file is deleted.
 
 use super::{
     Tail,
-    checkpoint::CheckpointRow,
-    chunk::{Chunk, FileKey, Intake, Origin, Piece},
+    chunk::{Chunk, FileKey, Intake},
     files::Lane,
-    inspect::{InspectOutcome, origin},
-    long_line::LongLine,
-    open_files::Drained,
+    generation_end::{FinalPiece, GenerationEnd, end_generation},
+    open_files::{DrainOutcome, ReadProgress},
 };
-use crate::{
-    event::Event,
-    platform::file::{self, Stamp},
-};
+use crate::platform::file::{self, Stamp};
 
-/// How much of an incomplete last line is copied into the row.
-const KEPT_BYTES: u64 = 1 << 20;
+/// Largest number of bytes of an incomplete last line that are copied into the row.
+const MAX_SAVED_BYTES: u64 = 1 << 20;
 
 impl Tail {
-    /// A sweep found the file gone.
+    /// Handles a file that a sweep did not find: reads the rest through its handle, or ends it.
     pub(super) fn handle_deleted(&mut self, key: FileKey, intake: &mut dyn Intake) {
         let Some(known) = self.files.get_mut(key) else { return };
         let path = known.path.clone();
-        known.is_gone = true;
+        known.is_deleted = true;
         self.files.leave_path(key, &path);
-        if self.active.contains_key(&key) {
-            self.begin_drain(key);
+        if self.open.contains_key(&key) {
+            self.start_drain(key);
             self.files.enqueue(key, Lane::Live, 0);
         } else {
             self.end_deleted_file(key, Vec::new(), intake);
         }
     }
 
-    /// Reads on in a deleted file whose handle is open, to its end.
-    pub(super) fn drain_gone(&mut self, key: FileKey, intake: &mut dyn Intake) -> InspectOutcome {
-        let drained = self.drain(key, intake);
-        if drained == Drained::InPart {
-            return InspectOutcome::More;
+    /// Reads the next chunk of a deleted file through its handle, and ends the file after the last.
+    pub(super) fn read_deleted(&mut self, key: FileKey, intake: &mut dyn Intake) -> ReadProgress {
+        let outcome = self.drain(key, intake);
+        if outcome == DrainOutcome::More {
+            return ReadProgress::More;
         }
-        let rest = self.rest(key, drained);
-        self.end_deleted_file(key, rest, intake);
-        InspectOutcome::Drained
+        let partial_line = self.read_partial_line(key, outcome);
+        self.end_deleted_file(key, partial_line, intake);
+        ReadProgress::Drained
     }
 
-    /// The incomplete last line of an open file that was read up to there.
-    pub(super) fn rest(&mut self, key: FileKey, drained: Drained) -> Vec<u8> {
-        let (Some(active), Some(known)) = (self.active.get(&key), self.files.get(key)) else {
+    /// Reads the incomplete last line of an open file whose complete lines were handed over.
+    pub(super) fn read_partial_line(&mut self, key: FileKey, outcome: DrainOutcome) -> Vec<u8> {
+        let (Some(open), Some(known)) = (self.open.get(&key), self.files.get(key)) else {
             return Vec::new();
         };
-        if drained != Drained::ToTheEnd {
+        if outcome != DrainOutcome::Complete {
             return Vec::new();
         }
-        let len = known.scanned.min(active.size()).saturating_sub(known.offset);
+        let len = known.scanned.min(open.size()).saturating_sub(known.offset);
         let len = usize::try_from(len).unwrap_or_default();
-        let rest = self.reader.copy(&active.file, known.offset, len);
-        rest.map_or_else(|_| Vec::new(), <[u8]>::to_vec)
+        let line = self.reader.copy(&open.file, known.offset, len);
+        line.map_or_else(|_| Vec::new(), <[u8]>::to_vec)
     }
 
-    /// EdgeSamples a file that is gone: hands over its incomplete last line, from the handle or as the
-    /// row keeps it, and reports what could not be read.
-    fn end_deleted_file(&mut self, key: FileKey, rest: Vec<u8>, intake: &mut dyn Intake) {
+    /// Ends a deleted file: hands over its incomplete last line, from the handle or from the row,
+    /// and reports what could not be read.
+    fn end_deleted_file(&mut self, key: FileKey, partial_line: Vec<u8>, intake: &mut dyn Intake) {
         let Some(known) = self.files.get(key) else { return };
-        // Without its row it can't be ended; the group is not stored, and all of this comes again.
+        // Without its row the file cannot be ended. The group is then not stored, and the file is
+        // handled again.
         let Ok(mut row) = self.row(key, known, intake) else { return };
-        let origin = origin(key, known);
-        let active = self.active.remove(&key);
-        let size = match &active {
-            Some(active) => active.size().max(active.row.stamp.size),
-            // Of the file that took its place nothing is known.
+        let origin = known.origin(key);
+        let open = self.open.remove(&key);
+        let size = match &open {
+            Some(open) => open.size().max(open.row.stamp.size),
+            // The known size is that of the file that replaced it.
             None if known.replaced_by.is_some() => row.stamp.size,
             None => known.size,
         };
@@ -80,25 +74,25 @@ impl Tail {
 
         let long = known.long.as_deref_mut();
         let GenerationEnd { piece, unread, events } =
-            end_generation(&origin, &mut row, long, rest, size);
+            end_generation(&origin, &mut row, long, partial_line, size);
         let pieces: Vec<_> = piece.iter().map(FinalPiece::piece).collect();
         if has_row || !pieces.is_empty() || !events.is_empty() {
             intake.take(Chunk::new(&origin, &pieces, None).with_unread(unread).with_events(events));
-            if let Some(active) = active {
-                self.part(active);
+            if let Some(open) = open {
+                self.retire(open);
             }
         }
         intake.forget(key);
     }
 
-    /// Copies incomplete last lines that did not change for long into their rows.
+    /// Copies incomplete last lines that have not changed for a while into their rows.
     pub(super) fn save_partial_lines(&mut self, intake: &mut dyn Intake) {
         let now = self.schedule.now();
-        for key in self.schedule.tails() {
+        for key in self.schedule.partial_lines() {
             let Some(known) = self.files.get(key) else { continue };
             let is_due = now.saturating_sub(known.changed) >= self.options.keep_after;
-            let is_still = known.drained.is_some() && known.unread() > 0;
-            if !is_due || known.has_kept || known.long.is_some() || !is_still {
+            let is_unchanged = known.drained.is_some() && known.unread() > 0;
+            if !is_due || known.has_saved_line || known.long.is_some() || !is_unchanged {
                 continue;
             }
             if !intake.has_room() {
@@ -111,111 +105,25 @@ impl Tail {
     fn save_partial_line(&mut self, key: FileKey, intake: &mut dyn Intake) {
         let Some(known) = self.files.get(key) else { return };
         let Ok(mut row) = self.row(key, known, intake) else { return };
-        let (path, origin, offset) = (known.path.clone(), origin(key, known), row.offset);
-        let len = usize::try_from(known.unread().min(KEPT_BYTES)).unwrap_or_default();
+        let (path, origin, offset) = (known.path.clone(), known.origin(key), row.offset);
+        let len = usize::try_from(known.unread().min(MAX_SAVED_BYTES)).unwrap_or_default();
         let Ok(Some((file, stamp))) = file::open_regular(&path) else { return };
         let drained = known.drained;
         let is_unchanged = drained.is_some_and(|drained| drained.agrees_with(&stamp));
-        let Ok(kept) = self.reader.copy(&file, offset, len) else { return };
-        if !is_unchanged || row.long.is_some() || kept.len() < len {
+        let Ok(line) = self.reader.copy(&file, offset, len) else { return };
+        if !is_unchanged || row.long.is_some() || line.len() < len {
             return;
         }
-        row.kept = Some(kept.to_vec());
+        row.saved_line = Some(line.to_vec());
         row.stamp = Stamp { id: known.id, ..drained.unwrap_or(row.stamp) };
         row.is_drained = true;
         let checkpoint = row.encode();
         intake.take(Chunk::new(&origin, &[], Some(&checkpoint)));
         self.uncommitted.insert(key, (self.group, checkpoint));
-        // An open file would go on with the row without it.
-        self.active.remove(&key);
+        // An open file has its own copy of the row, without the saved line.
+        self.open.remove(&key);
         if let Some(known) = self.files.get_mut(key) {
-            (known.has_row, known.has_kept) = (true, true);
+            (known.has_row, known.has_saved_line) = (true, true);
         }
     }
-}
-
-/// The end of a generation.
-pub(super) struct GenerationEnd {
-    /// Its incomplete last line.
-    pub(super) piece: Option<FinalPiece>,
-    /// How many bytes were not read of it.
-    pub(super) unread: u64,
-    /// What is to be reported.
-    pub(super) events: Vec<Event>,
-}
-
-/// An incomplete last line, or the last part of one.
-pub(super) struct FinalPiece {
-    offset: u64,
-    bytes: Vec<u8>,
-    part: Option<(u32, Option<(u64, Digest)>)>,
-}
-
-impl FinalPiece {
-    pub(super) fn piece(&self) -> Piece<'_> {
-        let Self { offset, ref bytes, part } = *self;
-        let size = bytes.len() as u64;
-        match part {
-            None => Piece::Line { offset, bytes, size, incomplete: true },
-            Some((part, whole)) => {
-                Piece::Part { offset, part, bytes, size, whole, incomplete: true }
-            }
-        }
-    }
-}
-
-/// What is left to be said of a generation whose file was `size` bytes large and holds them no
-/// more: of its incomplete last line, from a handle or as the row keeps it, and of what was never
-/// read.
-pub(super) fn end_generation(
-    origin: &Origin,
-    row: &mut CheckpointRow,
-    long: Option<&mut LongLine>,
-    rest: Vec<u8>,
-    size: u64,
-) -> GenerationEnd {
-    let kept = row.kept.take();
-    let rest = if rest.is_empty() { kept.unwrap_or_default() } else { rest };
-    let part = match (row.long, long) {
-        (Some(_), Some(long)) if !rest.is_empty() => Some(long.add(&rest, true)),
-        _ => None,
-    };
-    let offset = row.long.map_or(row.offset, |at| at.start);
-    // Without the hash of the parts before, which can't be had any more, the last is of no use.
-    let piece = (!rest.is_empty() && part.is_some() == row.long.is_some()).then_some(FinalPiece {
-        offset,
-        bytes: rest,
-        part,
-    });
-    if let Some(piece) = &piece {
-        row.offset += piece.bytes.len() as u64;
-        row.long = None;
-    }
-    let events = abandoned(origin, row).into_iter().chain(unread(origin, row.offset, size));
-    GenerationEnd { events: events.collect(), unread: size.saturating_sub(row.offset), piece }
-}
-
-/// The event that a line sent in parts will never be completed, if there is one.
-fn abandoned(origin: &Origin, row: &CheckpointRow) -> Option<Event> {
-    let long = row.long?;
-    let abandoned = AgentEvent::RecordAbandoned {
-        path: origin.path.to_string_lossy().into_owned(),
-        generation: origin.generation.0.clone(),
-        offset: long.start,
-        parts: long.parts,
-        bytes: row.offset - long.start,
-    };
-    Some(abandoned.into())
-}
-
-/// The event that bytes of a file that holds them no more were never read, if there are any.
-fn unread(origin: &Origin, from: u64, to: u64) -> Option<Event> {
-    let unread = || AgentEvent::FileDeletedUnread {
-        path: origin.path.to_string_lossy().into_owned(),
-        generation: origin.generation.0.clone(),
-        from,
-        to,
-        bytes: to - from,
-    };
-    (to > from).then(|| unread().into())
 }

@@ -1,4 +1,4 @@
-//! The files that are known, and which of them wait to be read.
+//! Known files, and the queues of those that have to be read.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -8,52 +8,55 @@ use std::{
 };
 
 use super::{
-    chunk::{FileKey, GenerationId},
+    chunk::{FileKey, GenerationId, Origin},
     long_line::LongLine,
 };
-use crate::platform::file::{FileId, Stamp};
+use crate::platform::{
+    Timestamp,
+    file::{FileId, Stamp},
+};
 
-/// What is held in memory of every file, open or not.
+/// State of a file that is kept in memory whether it is open or not.
 #[derive(Debug)]
 pub(super) struct KnownFile {
     pub(super) path: Arc<Path>,
     pub(super) era: u32,
     pub(super) generation: GenerationId,
-    /// The id under which its bytes were last read.
+    /// File id when its bytes were last read.
     pub(super) id: Option<FileId>,
-    /// How it looked when it was read to its end; `None` while there may be more.
+    /// Stamp at the time it was read to its end; `None` while there may be more.
     pub(super) drained: Option<Stamp>,
-    /// Its size when it was last seen.
+    /// Size at the last check.
     pub(super) size: u64,
-    /// Up to where it was handed over.
+    /// End of the bytes that were handed over.
     pub(super) offset: u64,
-    /// No newline lies between the offset and here.
+    /// End of the bytes that were searched for a newline without finding one.
     pub(super) scanned: u64,
-    /// The large line that the offset lies in.
+    /// Long line that contains the offset.
     pub(super) long: Option<Box<LongLine>>,
-    /// The last sweep that saw it.
-    pub(super) seen: u32,
-    /// When it was last found changed.
+    /// Number of the last sweep that found it.
+    pub(super) last_sweep: u32,
+    /// Time at which a change was last found.
     pub(super) changed: Duration,
-    /// Another file was found at its path by a sweep, and no other path for this one.
+    /// Id of another file that a sweep found at its path, if this one was found nowhere.
     pub(super) replaced_by: Option<FileId>,
-    /// Whether the outbox holds, or will hold, a row of its generation.
+    /// Whether the outbox has, or will have, a row of its generation.
     pub(super) has_row: bool,
-    /// Whether the row holds the start of its incomplete last line.
-    pub(super) has_kept: bool,
-    /// It was changed so shortly before it was read that its stamp could miss a change.
+    /// Whether the row contains the start of its incomplete last line.
+    pub(super) has_saved_line: bool,
+    /// Whether it changed so shortly before it was read that its stamp could miss a change.
     pub(super) is_racy: bool,
-    /// Whether it was found gone, and is read from its open handle.
-    pub(super) is_gone: bool,
+    /// Whether it was found deleted and is read through its open handle.
+    pub(super) is_deleted: bool,
     queued: Option<Queued>,
 }
 
-/// Which files come first.
+/// Priority of a file in the queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// FileTable that grow, in turn.
+    /// Files that grow, in turn.
     Live,
-    /// Whatever else is unread, oldest first.
+    /// Other unread files, oldest first.
     Backfill,
 }
 
@@ -63,10 +66,10 @@ enum Queued {
     Backfill { modified: i64 },
 }
 
-/// All known files, by key, path and id.
+/// All known files by key, path and id.
 #[derive(Debug, Default)]
 pub(super) struct FileTable {
-    /// Each on its own: a table has room for half as many again, and none of it is a file's size.
+    /// Boxed, because a hash map allocates more slots than it has entries.
     by_key: HashMap<FileKey, Box<KnownFile>>,
     by_path: HashMap<Arc<Path>, FileKey>,
     by_id: HashMap<FileId, FileKey>,
@@ -75,7 +78,7 @@ pub(super) struct FileTable {
 }
 
 impl KnownFile {
-    /// A file of which nothing was read.
+    /// Creates a file from which nothing was read.
     pub(super) fn new(path: &Path, generation: GenerationId) -> Self {
         Self {
             path: path.into(),
@@ -87,44 +90,63 @@ impl KnownFile {
             offset: 0,
             scanned: 0,
             long: None,
-            seen: 0,
+            last_sweep: 0,
             changed: Duration::ZERO,
             replaced_by: None,
             has_row: false,
-            has_kept: false,
+            has_saved_line: false,
             is_racy: false,
-            is_gone: false,
+            is_deleted: false,
             queued: None,
         }
     }
 
-    /// The time of change under which it waits among files that do not grow.
-    pub(super) fn waits_since(&self) -> Option<i64> {
+    /// Modification time by which it is queued in [`Lane::Backfill`].
+    pub(super) fn backfill_time(&self) -> Option<i64> {
         match self.queued {
             Some(Queued::Backfill { modified }) => Some(modified),
             Some(Queued::Live) | None => None,
         }
     }
 
-    /// Bytes that were not handed over.
+    /// Origin of the file's lines.
+    pub(super) fn origin(&self, key: FileKey) -> Origin {
+        let mut origin = Origin::new(key, self.path.to_path_buf(), self.generation.clone());
+        origin.era = self.era;
+        origin
+    }
+
+    /// Number of bytes that were not handed over.
     pub(super) fn unread(&self) -> u64 {
         self.size.saturating_sub(self.offset)
     }
 
-    /// The same, as far as is known: one that got shorter holds other bytes.
+    /// Number of bytes that were not handed over, as far as known: a file that became shorter
+    /// contains other bytes.
     pub(super) fn outstanding(&self) -> u64 {
         self.size.checked_sub(self.offset).unwrap_or(self.size)
     }
 }
 
+/// Time since a file's bytes were changed. A modification time slightly in the future comes from
+/// another clock and counts as now; one far in the future was set before the clock was set back.
+pub(super) fn age(stamp: &Stamp, now: Timestamp) -> Duration {
+    /// Largest difference between two clocks.
+    const MAX_SKEW: Duration = Duration::from_secs(600);
+
+    let modified = Timestamp(u64::try_from(stamp.modified / 1_000_000).unwrap_or_default());
+    let ahead = modified.since(now);
+    if ahead < MAX_SKEW { now.since(modified) } else { ahead }
+}
+
 impl FileTable {
     pub(super) fn add(&mut self, key: FileKey, known: KnownFile) {
         self.by_path.insert(Arc::clone(&known.path), key);
-        self.add_gone(key, known);
+        self.add_deleted(key, known);
     }
 
-    /// Adds a file that lies at its path no more.
-    pub(super) fn add_gone(&mut self, key: FileKey, known: KnownFile) {
+    /// Adds a file that is no longer at its path.
+    pub(super) fn add_deleted(&mut self, key: FileKey, known: KnownFile) {
         if let Some(id) = known.id {
             self.by_id.insert(id, key);
         }
@@ -155,7 +177,7 @@ impl FileTable {
         self.by_key.len()
     }
 
-    /// Says under which id the file's bytes are read from now on.
+    /// Sets the id of the file from which bytes are read from now on.
     pub(super) fn set_id(&mut self, key: FileKey, id: Option<FileId>) {
         let Some(known) = self.by_key.get_mut(&key) else { return };
         if known.id == id {
@@ -171,7 +193,7 @@ impl FileTable {
         }
     }
 
-    /// Says that the file lies at another path.
+    /// Sets a new path.
     pub(super) fn set_path(&mut self, key: FileKey, path: &Path) {
         let Some(known) = self.by_key.get_mut(&key) else { return };
         let old = std::mem::replace(&mut known.path, path.into());
@@ -180,7 +202,7 @@ impl FileTable {
         self.by_path.insert(path, key);
     }
 
-    /// Says that the file no longer lies at `path`.
+    /// Records that the file is no longer at `path`.
     pub(super) fn leave_path(&mut self, key: FileKey, path: &Path) {
         if self.by_path.get(path) == Some(&key) {
             self.by_path.remove(path);
@@ -199,7 +221,7 @@ impl FileTable {
         Some(*known)
     }
 
-    /// Lets the file wait to be read; from backfill it may be raised to live.
+    /// Queues the file; a file in the backfill lane may be raised to the live lane.
     pub(super) fn enqueue(&mut self, key: FileKey, lane: Lane, modified: i64) {
         let Some(known) = self.by_key.get_mut(&key) else { return };
         match (known.queued, lane) {
@@ -221,13 +243,13 @@ impl FileTable {
         });
     }
 
-    /// Whether nothing waits but files that do not grow.
+    /// Whether only files in the backfill lane are queued.
     pub(super) fn is_backfill(&self) -> bool {
         self.live.is_empty() && !self.backfill.is_empty()
     }
 
-    /// The next file to read, with the lane that it waited in and its age there; of those that do
-    /// not grow only one whose time of change `may_be_read`.
+    /// Removes the next file from the queues; returns it with its lane and modification time. A file
+    /// in the backfill lane is returned only if `may_be_read` accepts its modification time.
     pub(super) fn next(
         &mut self,
         may_be_read: impl Fn(i64) -> bool,
@@ -235,7 +257,7 @@ impl FileTable {
         let (key, lane, modified) = match self.live.pop_front() {
             Some(key) => (key, Lane::Live, 0),
             None => {
-                // Those in the middle wait longest, whatever keeps them.
+                // A hold covers a range of times: if it covers both ends, it covers the rest.
                 let ends = [self.backfill.first(), self.backfill.last()];
                 let next = ends.into_iter().flatten().find(|(modified, _)| may_be_read(*modified));
                 let (modified, key) = *next?;
@@ -249,7 +271,7 @@ impl FileTable {
         Some((key, lane, modified))
     }
 
-    /// The next file to read of those that grow.
+    /// Removes the next file of the live lane.
     pub(super) fn next_live(&mut self) -> Option<(FileKey, Lane, i64)> {
         if self.live.is_empty() { None } else { self.next(|_| true) }
     }
@@ -283,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn live_files_come_first_then_the_oldest() {
+    fn live_files_precede_the_oldest_backfill() {
         let mut files = files(5);
         files.enqueue(FileKey(0), Lane::Backfill, 30);
         files.enqueue(FileKey(1), Lane::Backfill, 10);
@@ -295,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_file_is_found_no_more() {
+    fn removed_file_is_not_found() {
         let mut files = files(2);
         let id = FileId { volume: 1, file: 1 };
         files.set_id(FileKey(0), Some(id));

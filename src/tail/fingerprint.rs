@@ -1,17 +1,16 @@
-//! A file is known by its bytes: samples of them, and the borders of the last lines.
+//! Recognising a file by its bytes: hashes of samples, and the boundaries of the last lines.
 
 use std::{collections::VecDeque, io};
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::checkpoint::LongLinePosition;
 use crate::platform::file::ReadAt;
 
-/// How many bytes a sample takes at most.
+/// Largest size of a sample in bytes.
 pub(super) const SAMPLE: usize = 4096;
 
-/// How many lines' borders are remembered.
+/// Number of line boundaries that are stored.
 pub(super) const BORDERS: usize = 64;
 
 /// Length and hash of a run of bytes.
@@ -28,56 +27,56 @@ impl Sample {
         Self::of(&bytes[..bytes.len().min(limit).min(SAMPLE)])
     }
 
-    /// Samples all of `bytes`, of which there are at most [`SAMPLE`].
+    /// Samples all of `bytes`, at most [`SAMPLE`].
     pub(super) fn of(bytes: &[u8]) -> Self {
         let len = u16::try_from(bytes.len()).expect("a sample is small");
         Self { len, hash: if len == 0 { 0 } else { xxh3_64(bytes) } }
     }
 
-    /// Whether the first bytes of `bytes` are those sampled.
-    fn begins(self, bytes: &[u8]) -> bool {
+    /// Whether `bytes` starts with the sampled bytes.
+    fn is_prefix_of(self, bytes: &[u8]) -> bool {
         bytes.get(..usize::from(self.len)).is_some_and(|bytes| Self::of(bytes) == self)
     }
 
-    /// How many bytes were sampled.
+    /// Number of sampled bytes.
     pub(super) fn len(self) -> u64 {
         u64::from(self.len)
     }
 }
 
-/// Where a line ends, and a short hash of its last bytes.
+/// End of a line, and a short hash of its last bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Border {
     end: u64,
     hash: u32,
 }
 
-/// The last lines that were read: where each ends, so that a file whose last lines were cut off
-/// goes on at the cut.
+/// Boundaries of the last lines that were read. They show where a file whose last lines were cut
+/// off continues.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Borders {
-    /// Where the oldest remembered line begins.
+    /// Start of the oldest stored line.
     base: u64,
     lines: VecDeque<Border>,
 }
 
 impl Borders {
-    /// Remembers nothing before `base`.
+    /// Boundaries without lines, starting at `base`.
     pub(super) fn starting_at(base: u64) -> Self {
         Self { base, lines: VecDeque::new() }
     }
 
-    /// Where the oldest remembered line begins.
+    /// Start of the oldest stored line.
     pub(super) fn base(&self) -> u64 {
         self.base
     }
 
-    /// Where the newest remembered line ends.
+    /// End of the newest stored line.
     pub(super) fn end(&self) -> u64 {
         self.lines.back().map_or(self.base, |border| border.end)
     }
 
-    /// Remembers the next line by its last bytes (at most [`SAMPLE`]) and its size, ending and all.
+    /// Adds the next line: its last bytes (at most [`SAMPLE`]), and its size including the ending.
     pub(super) fn push(&mut self, last_bytes: &[u8], size: u64) {
         let end = self.end() + size;
         self.lines.push_back(Border { end, hash: short_hash(last_bytes) });
@@ -88,19 +87,19 @@ impl Borders {
         }
     }
 
-    /// Forgets everything, and begins again at `base`.
+    /// Removes all lines and starts again at `base`.
     pub(super) fn restart(&mut self, base: u64) {
         self.lines.clear();
         self.base = base;
     }
 
-    /// Keeps the borders up to `end`.
+    /// Removes the lines after `end`.
     pub(super) fn cut(&mut self, end: u64) {
         self.lines.retain(|border| border.end <= end);
     }
 
-    /// The last border up to which `file` still holds the lines remembered, and whether other
-    /// bytes than remembered were seen behind it.
+    /// Returns the last boundary up to which `file` still holds the stored lines, and whether the
+    /// bytes behind it are known to differ.
     fn common(&self, file: &dyn ReadAt, size: u64) -> io::Result<(Option<u64>, bool)> {
         let mut common = None;
         let mut start = self.base;
@@ -120,7 +119,7 @@ impl Borders {
         Ok((common, false))
     }
 
-    /// Whether the newest line remembered still stands there.
+    /// Whether the newest stored line is still in `file`.
     fn has_last(&self, file: &dyn ReadAt) -> io::Result<bool> {
         let Some(last) = self.lines.back() else { return Ok(true) };
         let start = self.lines.iter().rev().nth(1).map_or(self.base, |border| border.end);
@@ -130,7 +129,7 @@ impl Borders {
         Ok(short_hash(&bytes[..filled]) == last.hash)
     }
 
-    /// Packs them: for each line its size as a varint and four bytes of hash.
+    /// Serializes the lines: the size of each as a varint, and four bytes of hash.
     pub(super) fn pack(&self) -> Vec<u8> {
         let mut packed = Vec::with_capacity(self.lines.len() * 7);
         let mut start = self.base;
@@ -147,7 +146,7 @@ impl Borders {
         packed
     }
 
-    /// Unpacks what [`Borders::pack`] made; what makes no sense ends it.
+    /// Deserializes the output of [`Borders::pack`] up to the first invalid line.
     pub(super) fn unpack(base: u64, mut packed: &[u8]) -> Self {
         let mut borders = Self::starting_at(base);
         while let Some((size, rest)) = varint(packed)
@@ -177,26 +176,26 @@ fn short_hash(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
-/// How the bytes of a file compare with those that were read of it.
+/// Result of comparing a file with the bytes that were read from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FileMatch {
-    /// The same up to the checkpoint.
+    /// The bytes are the same up to the checkpoint.
     Whole,
-    /// Fewer than were read, and none of them known to be others: it may have been cut, or it is
-    /// being written again.
+    /// The file is shorter than the checkpoint, and no byte is known to differ: it was truncated, or
+    /// is being written again.
     Short {
-        /// The last border that is still there.
+        /// Last boundary that still matches.
         up_to: Option<u64>,
     },
-    /// The same up to a border before the checkpoint, then others.
+    /// The bytes are the same up to a boundary before the checkpoint, and then differ.
     UpTo(u64),
-    /// Others.
+    /// The bytes differ.
     Other,
 }
 
 impl FileMatch {
-    /// What a file shows that nobody is writing: what is not there will not come.
-    pub(super) fn settled(self) -> Self {
+    /// Returns the result for a file that is no longer being written: missing bytes will not follow.
+    pub(super) fn when_final(self) -> Self {
         match self {
             Self::Short { up_to: Some(border) } => Self::UpTo(border),
             Self::Short { up_to: None } => Self::Other,
@@ -205,17 +204,17 @@ impl FileMatch {
     }
 }
 
-/// The bytes at both ends of what was read: read to be compared, kept to be sampled again.
+/// First and last bytes before the checkpoint, from which samples are taken.
 #[derive(Debug, Default)]
 pub(super) struct EdgeSamples {
-    /// The first bytes of the file, at most [`SAMPLE`], none of them after the checkpoint.
+    /// First bytes of the file, at most [`SAMPLE`], none of them after the checkpoint.
     pub(super) head: Vec<u8>,
-    /// The last bytes before the checkpoint, at most [`SAMPLE`].
+    /// Last bytes before the checkpoint, at most [`SAMPLE`].
     pub(super) tail: Vec<u8>,
 }
 
 impl EdgeSamples {
-    /// Reads both ends of what lies before `offset`; they are short when the file is.
+    /// Reads the first and last bytes before `offset`; fewer if the file is shorter.
     pub(super) fn read(&mut self, file: &dyn ReadAt, offset: u64) -> io::Result<()> {
         let len = usize::try_from(offset).map_or(SAMPLE, |offset| offset.min(SAMPLE));
         self.head.resize(len, 0);
@@ -232,7 +231,7 @@ impl EdgeSamples {
         Ok(())
     }
 
-    /// Takes in what was read next.
+    /// Updates the samples with the bytes that were read next.
     pub(super) fn extend(&mut self, next: &[u8]) {
         let missing = SAMPLE - self.head.len();
         self.head.extend_from_slice(&next[..next.len().min(missing)]);
@@ -247,20 +246,33 @@ impl EdgeSamples {
     }
 }
 
-/// What is remembered of a file's bytes, beside the borders.
+/// Samples of a file's bytes that are stored with its boundaries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Fingerprint {
-    /// The first bytes, none of them after the oldest border: the borders vouch for the rest. Of a
-    /// generation that is to be read again from its beginning, all that were sampled.
+    /// First bytes of the file, none of them after the oldest boundary: later bytes are covered by
+    /// the boundaries. For a generation that is read again from the beginning, all sampled bytes.
     pub(super) head: Sample,
-    /// The last bytes before the checkpoint.
+    /// Last bytes before the checkpoint.
     pub(super) tail: Sample,
 }
 
-/// Compares `file` with what was read of it up to `offset`, and leaves both ends in `ends`.
+/// Position within a line that is handed over in parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LongLinePosition {
+    /// Offset of the line.
+    pub(super) start: u64,
+    /// Number of parts that were handed over.
+    pub(super) parts: u32,
+    /// First bytes of the line, within the first part.
+    #[serde(default)]
+    pub(super) head: Sample,
+}
+
+/// Compares `file` with the bytes that were read from it up to `offset`, and leaves its first and
+/// last bytes in `edges`.
 ///
 /// # Errors
-/// What reading the file says.
+/// Errors of reading the file.
 pub(super) fn compare(
     file: &dyn ReadAt,
     size: u64,
@@ -268,26 +280,26 @@ pub(super) fn compare(
     fingerprint: &Fingerprint,
     borders: &Borders,
     long: Option<&LongLinePosition>,
-    ends: &mut EdgeSamples,
+    edges: &mut EdgeSamples,
 ) -> io::Result<FileMatch> {
-    ends.read(file, offset)?;
+    edges.read(file, offset)?;
     if fingerprint.head.len() > offset {
-        // A generation that is read again from its beginning: how it began is all that is known.
+        // A generation that is read again from the beginning: only its first bytes are known.
         let mut first = [0; SAMPLE];
         let filled = file.fill_at(&mut first[..usize::from(fingerprint.head.len)], 0)?;
-        let is_same = fingerprint.head.begins(&first[..filled]);
+        let is_same = fingerprint.head.is_prefix_of(&first[..filled]);
         return Ok(if is_same { FileMatch::Whole } else { FileMatch::Other });
     }
     let is_short = size < offset;
-    let has_head = ends.head.len() as u64 >= fingerprint.head.len();
-    if (has_head || !is_short) && !fingerprint.head.begins(&ends.head) {
+    let has_head = edges.head.len() as u64 >= fingerprint.head.len();
+    if (has_head || !is_short) && !fingerprint.head.is_prefix_of(&edges.head) {
         return Ok(FileMatch::Other);
     }
     let is_whole = !is_short
-        && ends.tail.len() as u64 == fingerprint.tail.len()
-        && fingerprint.tail.begins(&ends.tail);
-    let begins = |long| begins_there(file, long, borders);
-    if is_whole && long.map_or(Ok(true), begins)? {
+        && edges.tail.len() as u64 == fingerprint.tail.len()
+        && fingerprint.tail.is_prefix_of(&edges.tail);
+    let long_line_matches = |long| is_same_long_line(file, long, borders);
+    if is_whole && long.map_or(Ok(true), long_line_matches)? {
         return Ok(FileMatch::Whole);
     }
     Ok(match borders.common(file, size)? {
@@ -297,14 +309,18 @@ pub(super) fn compare(
     })
 }
 
-/// Whether a large line still begins where it did, with the same bytes. In the middle of one the
-/// last bytes may be all alike, and say nothing.
-fn begins_there(file: &dyn ReadAt, long: &LongLinePosition, borders: &Borders) -> io::Result<bool> {
+/// Whether a long line still starts at its offset with the same bytes. Within such a line the last
+/// bytes before the checkpoint may be uniform and prove nothing.
+fn is_same_long_line(
+    file: &dyn ReadAt,
+    long: &LongLinePosition,
+    borders: &Borders,
+) -> io::Result<bool> {
     let LongLinePosition { start, head, .. } = long;
     let mut bytes = [0; SAMPLE];
     let len = usize::from(head.len);
     let filled = file.fill_at(&mut bytes[..len], *start)?;
-    Ok(head.begins(&bytes[..filled]) && borders.has_last(file)?)
+    Ok(head.is_prefix_of(&bytes[..filled]) && borders.has_last(file)?)
 }
 
 #[cfg(test)]
@@ -315,7 +331,7 @@ mod tests {
         fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
             let start = usize::try_from(offset).unwrap().min(self.len());
             let rest = &self[start..];
-            // A few bytes at a time, as a system may.
+            // Short reads, as an operating system may return.
             let count = rest.len().min(bytes.len()).min(1000);
             bytes[..count].copy_from_slice(&rest[..count]);
             Ok(count)
@@ -328,20 +344,20 @@ mod tests {
         borders: Borders,
     }
 
-    /// Remembers all complete lines of `content`.
+    /// Reads all complete lines of `content`.
     fn read(content: &[u8]) -> Read {
         let mut borders = Borders::default();
-        let mut ends = EdgeSamples::default();
+        let mut edges = EdgeSamples::default();
         for line in content.split_inclusive(|byte| *byte == b'\n') {
             borders.push(&line[line.len().saturating_sub(SAMPLE)..], line.len() as u64);
-            ends.extend(line);
+            edges.extend(line);
         }
-        let head = Sample::of_head(&ends.head, borders.base());
-        let fingerprint = Fingerprint { head, tail: Sample::of(&ends.tail) };
+        let head = Sample::of_head(&edges.head, borders.base());
+        let fingerprint = Fingerprint { head, tail: Sample::of(&edges.tail) };
         Read { offset: content.len() as u64, fingerprint, borders }
     }
 
-    fn sameness(before: &[u8], after: &[u8]) -> FileMatch {
+    fn file_match(before: &[u8], after: &[u8]) -> FileMatch {
         let Read { offset, fingerprint, borders } = read(before);
         let borders = Borders::unpack(borders.base(), &borders.pack());
         let size = after.len() as u64;
@@ -356,64 +372,64 @@ mod tests {
     }
 
     #[test]
-    fn an_appended_file_is_the_same() {
-        assert_eq!(sameness(b"", b""), FileMatch::Whole);
-        assert_eq!(sameness(b"", b"a\n"), FileMatch::Whole);
-        assert_eq!(sameness(b"a\n", b"a\nb\n"), FileMatch::Whole);
-        assert_eq!(sameness(&lines(0..500), &lines(0..501)), FileMatch::Whole);
+    fn appended_file_matches_whole() {
+        assert_eq!(file_match(b"", b""), FileMatch::Whole);
+        assert_eq!(file_match(b"", b"a\n"), FileMatch::Whole);
+        assert_eq!(file_match(b"a\n", b"a\nb\n"), FileMatch::Whole);
+        assert_eq!(file_match(&lines(0..500), &lines(0..501)), FileMatch::Whole);
     }
 
     #[test]
-    fn a_trimmed_file_goes_on_at_the_cut() {
+    fn trimmed_file_matches_up_to_the_cut() {
         let before = lines(0..500);
         let cut = lines(0..470);
         let border = FileMatch::UpTo(cut.len() as u64);
-        assert_eq!(sameness(&before, &cut).settled(), border);
+        assert_eq!(file_match(&before, &cut).when_final(), border);
         let torn = [&cut, &b"other bytes than before"[..]].concat();
-        assert_eq!(sameness(&before, &torn).settled(), border);
-        assert_eq!(sameness(&before, &[cut, lines(900..990)].concat()), border);
-        assert_eq!(sameness(b"a\nb\n", b"a\nc\nd\n"), FileMatch::UpTo(2));
+        assert_eq!(file_match(&before, &torn).when_final(), border);
+        assert_eq!(file_match(&before, &[cut, lines(900..990)].concat()), border);
+        assert_eq!(file_match(b"a\nb\n", b"a\nc\nd\n"), FileMatch::UpTo(2));
     }
 
     #[test]
-    fn fewer_bytes_may_be_on_their_way_until_others_are_seen() {
+    fn shorter_file_is_undecided_until_bytes_differ() {
         let short = |up_to| FileMatch::Short { up_to };
-        assert_eq!(sameness(b"a\n", b""), short(None));
-        assert_eq!(sameness(b"a\nb\n", b"a\n"), short(Some(2)));
-        assert_eq!(sameness(b"a\nb\n", b"a\nx"), short(Some(2)), "no whole line");
-        assert_eq!(sameness(b"a\nb\ncc\n", b"a\nc\n"), FileMatch::UpTo(2));
-        assert_eq!(sameness(b"a\nb\ncc\n", b"b\na\n"), FileMatch::Other);
+        assert_eq!(file_match(b"a\n", b""), short(None));
+        assert_eq!(file_match(b"a\nb\n", b"a\n"), short(Some(2)));
+        assert_eq!(file_match(b"a\nb\n", b"a\nx"), short(Some(2)), "no complete line");
+        assert_eq!(file_match(b"a\nb\ncc\n", b"a\nc\n"), FileMatch::UpTo(2));
+        assert_eq!(file_match(b"a\nb\ncc\n", b"b\na\n"), FileMatch::Other);
         let before = lines(0..500);
-        assert_eq!(sameness(&before, &before[..1000]), short(None), "before the end of the head");
-        assert_eq!(sameness(&before, &lines(0..300)), short(None), "before all borders");
-        assert_eq!(sameness(&before, &lines(1..300)), FileMatch::Other);
-        assert_eq!(short(None).settled(), FileMatch::Other);
-        assert_eq!(short(Some(2)).settled(), FileMatch::UpTo(2));
+        assert_eq!(file_match(&before, &before[..1000]), short(None), "before the end of the head");
+        assert_eq!(file_match(&before, &lines(0..300)), short(None), "before all boundaries");
+        assert_eq!(file_match(&before, &lines(1..300)), FileMatch::Other);
+        assert_eq!(short(None).when_final(), FileMatch::Other);
+        assert_eq!(short(Some(2)).when_final(), FileMatch::UpTo(2));
     }
 
     #[test]
-    fn other_bytes_are_seen() {
-        assert_eq!(sameness(b"a\n", b"b\n"), FileMatch::Other);
+    fn different_bytes_are_detected() {
+        assert_eq!(file_match(b"a\n", b"b\n"), FileMatch::Other);
         let before = lines(0..500);
-        assert_eq!(sameness(&before, &lines(1..501)), FileMatch::Other);
+        assert_eq!(file_match(&before, &lines(1..501)), FileMatch::Other);
         let mut changed = before.clone();
         changed[17] = b'!';
-        assert_eq!(sameness(&before, &changed), FileMatch::Other, "the head");
+        assert_eq!(file_match(&before, &changed), FileMatch::Other, "the head");
         let mut changed = before.clone();
         let last = changed.len() - 2;
         changed[last] = b'!';
-        assert_eq!(sameness(&before, &changed), FileMatch::UpTo(lines(0..499).len() as u64));
+        assert_eq!(file_match(&before, &changed), FileMatch::UpTo(lines(0..499).len() as u64));
     }
 
     #[test]
-    fn the_same_first_kilobyte_is_not_enough() {
+    fn equal_first_kilobyte_is_not_enough() {
         let before = lines(0..100);
         let after = [&before[..1024], &lines(200..300)].concat();
-        assert_eq!(sameness(&before, &after), FileMatch::Other);
+        assert_eq!(file_match(&before, &after), FileMatch::Other);
     }
 
     #[test]
-    fn packed_borders_that_make_no_sense_end_the_list() {
+    fn unpack_stops_at_invalid_boundaries() {
         assert_eq!(Borders::unpack(5, &[0x80; 30]).end(), 5);
         assert_eq!(Borders::unpack(5, &[2, 0, 0, 0, 0, 9, 1]).end(), 7);
     }

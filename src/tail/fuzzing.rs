@@ -1,8 +1,7 @@
-//! The reader, driven as the tail drives it, for fuzzing.
+//! The line reader, driven as the tail drives it, for fuzz targets.
 //!
-//! Hidden, and public all the same: the bodies of the fuzz targets are built by cargo-fuzz on
-//! nightly and by a test on stable, and both see only what is public. The tail itself needs files
-//! and a clock, which are slow; what takes bytes apart needs neither.
+//! Hidden but public: the fuzz targets are built by cargo-fuzz and by a test, and both can use only
+//! public items. The tail itself needs files and a clock, which are slow; the reader needs neither.
 
 use std::io;
 
@@ -13,7 +12,7 @@ use super::{
 };
 use crate::platform::file::ReadAt;
 
-/// Reads one file that grows.
+/// Reads a single growing file.
 #[derive(Debug)]
 pub struct Reading {
     reader: Reader,
@@ -22,23 +21,23 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Begins at the start of a file, with a buffer, a longest record and a part of so many bytes.
+    /// Starts at the beginning of a file; the arguments are sizes in bytes.
     #[must_use]
     pub fn new(buffer: usize, record: usize, part: usize) -> Self {
         let reader = Reader::new(ReadSizes { buffer, record, part });
-        // Nobody has asked where the file ends.
+        // Unlimited: no stamp of the file was taken.
         let position = ReadPosition { end: u64::MAX, ..ReadPosition::default() };
         Self { reader, position, long: None }
     }
 
-    /// Shows what is new in `file`, and says up to where it looked.
+    /// Passes the new lines and parts of `file` to `visit`; returns the end of the searched bytes.
     ///
     /// # Errors
-    /// What reading the file says.
+    /// Errors of reading the file.
     pub fn read_on(
         &mut self,
         file: &dyn ReadAt,
-        show: &mut dyn FnMut(Piece<'_>),
+        visit: &mut dyn FnMut(Piece<'_>),
     ) -> io::Result<u64> {
         loop {
             let offset = self.position.offset;
@@ -48,16 +47,16 @@ impl Reading {
                     return Ok(scanned);
                 }
                 ReadOutcome::Lines(lines) => {
-                    lines.pieces.iter().copied().for_each(&mut *show);
+                    lines.pieces.iter().copied().for_each(&mut *visit);
                     self.position.offset += lines.raw.len() as u64;
                     self.position.scanned = lines.end.unwrap_or(self.position.offset);
                 }
                 ReadOutcome::Part(found) => {
-                    let long = self.long.get_or_insert_with(|| LongLine::begin(offset));
+                    let long = self.long.get_or_insert_with(|| LongLine::new(offset));
                     let (part, whole) = long.add(found.bytes, found.is_last);
-                    let (offset, size) = (long.at().start, found.raw.len() as u64);
+                    let (offset, size) = (long.position().start, found.raw.len() as u64);
                     let bytes = found.bytes;
-                    show(Piece::Part { offset, part, bytes, size, whole, incomplete: false });
+                    visit(Piece::Part { offset, part, bytes, size, whole, incomplete: false });
                     self.position.offset += size;
                     self.position.scanned = self.position.offset;
                     self.position.in_long_line = !found.is_last;
@@ -67,14 +66,14 @@ impl Reading {
         }
     }
 
-    /// Goes on with what a checkpoint keeps, as after a restart.
+    /// Continues with the state that a checkpoint stores, as after a restart.
     ///
     /// # Errors
-    /// What reading the file says.
+    /// Errors of reading the file.
     pub fn restart(&mut self, file: &dyn ReadAt) -> io::Result<()> {
         self.position.scanned = self.position.offset;
         if let Some(long) = self.long.take() {
-            let (at, offset) = (long.at(), self.position.offset);
+            let (at, offset) = (long.position(), self.position.offset);
             self.long = Some(LongLine::resume(at, offset, file, &mut self.reader)?);
         }
         Ok(())

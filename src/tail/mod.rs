@@ -1,12 +1,13 @@
-//! Follows files that others write: which have unread bytes, and whole lines out of them.
+//! Follows files that other programs write, and splits them into lines.
 //!
-//! A sweep is the truth, a watcher only a hint. A file is known by its bytes, not by its name: one
-//! life of a file is a *generation*, and its checkpoint says up to where its lines are in the
-//! outbox. What is read is handed over in chunks that carry the checkpoint that covers them, so
-//! that neither can be stored without the other.
+//! Sweeps find every change; a watcher only speeds that up. A file is recognised by its bytes, not by
+//! its name: the bytes between two rewrites are a *generation*, and its checkpoint tells up to where
+//! its lines are in the outbox. Lines are handed over in chunks together with the checkpoint that
+//! covers them, so that neither can be stored without the other.
 //!
-//! `decide` is the state machine, as a pure function; `inspect` holds a file against its row and
-//! reads on, `sweep` finds files that changed, moved or went, `gone` ends them.
+//! `sweep` finds files that were changed, moved or deleted, `inspect` compares a file with its row and
+//! reads its next chunk, `decision` is the state machine as a pure function, and `deleted` ends
+//! files that were deleted.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -30,10 +31,12 @@ mod files;
 mod fingerprint;
 #[doc(hidden)]
 pub mod fuzzing;
+mod generation_end;
 mod inspect;
 mod long_line;
 mod open_files;
 mod reader;
+mod row_update;
 mod schedule;
 mod sweep;
 #[cfg(test)]
@@ -47,15 +50,14 @@ mod watcher;
 use backfill_hold::HoldState;
 pub use backfill_hold::{BackfillHold, HoldQuery};
 use checkpoint::{CheckpointRow, CheckpointSummary};
-pub use checkpoint::{beginning, has_beginning, row_path};
+pub use checkpoint::{has_starting_row, row_path, starting_row};
 pub use chunk::{
     BadRow, Chunk, FileKey, GenerationId, Intake, NewGeneration, Origin, Piece, Progress, Survey,
     Unreadable, fresh_generation,
 };
-use files::{FileTable, KnownFile, Lane};
+use files::{FileTable, KnownFile, Lane, age};
 use fingerprint::EdgeSamples;
-use inspect::age;
-use open_files::OpenFile;
+use open_files::{DetachedFiles, OpenFile};
 use reader::{ReadSizes, Reader};
 use schedule::Schedule;
 use sweep::Sweep;
@@ -64,33 +66,33 @@ pub use walk::Names;
 use walk::Root;
 use watcher::{Hints, Watcher};
 
-/// What to follow, and how.
+/// Options of a tail.
 #[derive(Clone, Debug)]
 pub struct TailOptions {
     /// Directories whose files are followed, at any depth.
     pub roots: Vec<PathBuf>,
-    /// Which files are followed there.
+    /// Names of the files that are followed.
     pub names: Names,
-    /// The longest line, in bytes without its ending, that is handed over whole.
+    /// Longest line, in bytes without its ending, that is handed over whole.
     pub max_record_bytes: u64,
-    /// How many bytes a part of a longer line has.
+    /// Size of a part of a longer line, in bytes.
     pub part_bytes: u64,
-    /// How many bytes are read at once, and so how many a chunk of lines has at most, unless it
-    /// is one longer line.
+    /// Number of bytes that are read at once, and largest size of a chunk unless it is a single
+    /// longer line.
     pub chunk_bytes: u64,
-    /// How many files are held open at most.
+    /// Largest number of open files.
     pub open_files: usize,
-    /// For how many unread bytes deleted files are held open, all together.
+    /// Largest number of unread bytes for which deleted files are kept open, in total.
     pub drain_bytes: u64,
-    /// How long each of them is.
+    /// Longest time for which a deleted file is kept open.
     pub drain_time: Duration,
-    /// How long a file may be quiet before it is closed.
+    /// Time without a read after which a file is closed.
     pub quiet_after: Duration,
-    /// How long an incomplete last line must not have changed to be copied into the row.
+    /// Time without a change after which an incomplete last line is copied into the row.
     pub keep_after: Duration,
-    /// The longest time between two full sweeps.
+    /// Longest time between two full sweeps.
     pub poll_interval: Duration,
-    /// Whether to ask the system for hints about changes.
+    /// Whether to use the change notifications of the operating system.
     pub watch: bool,
 }
 
@@ -115,9 +117,9 @@ impl Default for TailOptions {
 
 /// Follows the files below its roots.
 ///
-/// Synchronous and for one thread: a source calls [`Tail::read`] with the group that the pipeline
-/// is filling, stores the group, and says so with [`Tail::committed`]; when the group can't be
-/// stored, [`Tail::restore`] takes everything back.
+/// Synchronous and single-threaded: a source calls [`Tail::read`] with the group that the pipeline is
+/// building, and [`Tail::committed`] once the group is stored. If the group cannot be stored,
+/// [`Tail::restore`] starts again from the stored rows.
 pub struct Tail {
     options: TailOptions,
     clock: Arc<dyn Clock>,
@@ -125,33 +127,32 @@ pub struct Tail {
     schedule: Schedule,
     hints: Arc<Hints>,
     watcher: Option<Watcher>,
-    /// The roots that the last sweep found.
+    /// Roots that the last sweep found.
     roots: Vec<Root>,
     files: FileTable,
-    /// FileTable that are open, at most `options.open_files`.
-    active: BTreeMap<FileKey, OpenFile>,
-    /// FileTable that are done with and lie nowhere any more, open until the group that says so is
-    /// stored.
+    /// Open files, at most `options.open_files` with the retired ones.
+    open: BTreeMap<FileKey, OpenFile>,
+    /// Ended files, each open until the group with its end is stored.
     retired: Vec<(u64, OpenFile)>,
-    /// When it was looked last for files that went, while nothing may be read.
-    tended: Duration,
-    /// Rows that were handed over and are not known to be stored, each with its group.
+    /// Time of the last [`Tail::tend`].
+    last_tended: Duration,
+    /// Rows that were handed over and may not be stored yet, each with the number of its group.
     uncommitted: HashMap<FileKey, (u64, Vec<u8>)>,
-    /// The number of the group at hand.
+    /// Number of the current group.
     group: u64,
-    /// The sweep that goes on.
+    /// Sweep in progress.
     sweep: Option<Sweep>,
     unreadable: UnreadablePaths,
-    /// What keeps files waiting that do not grow.
-    holding: HoldState,
+    /// Hold on files that do not grow.
+    hold: HoldState,
     reader: Reader,
-    ends: EdgeSamples,
+    edges: EdgeSamples,
 }
 
 impl Tail {
-    /// Follows the files below `options.roots`, with no memory of them.
+    /// Creates a tail of the files below `options.roots` that knows none of them.
     ///
-    /// `wake` is called, from another thread, when a hint came in while nobody reads.
+    /// `wake` is called from another thread when a change was reported.
     #[must_use]
     pub fn new(
         options: TailOptions,
@@ -173,128 +174,137 @@ impl Tail {
             watcher: None,
             roots: Vec::new(),
             files: FileTable::default(),
-            active: BTreeMap::new(),
+            open: BTreeMap::new(),
             retired: Vec::new(),
-            tended: Duration::ZERO,
+            last_tended: Duration::ZERO,
             uncommitted: HashMap::new(),
             group: 0,
             sweep: None,
             unreadable: UnreadablePaths::default(),
-            holding: HoldState::default(),
+            hold: HoldState::default(),
             reader: Reader::new(sizes),
-            ends: EdgeSamples::default(),
+            edges: EdgeSamples::default(),
             options,
         }
     }
 
-    /// Asks `ask` now and then, when there are only files left that do not grow, whether those wait.
+    /// Calls `query` periodically to learn which files that do not grow are held back.
     #[must_use]
-    pub fn with_hold_query(mut self, ask: HoldQuery) -> Self {
-        self.holding = HoldState::by(ask);
+    pub fn with_hold_query(mut self, query: HoldQuery) -> Self {
+        self.hold = HoldState::new(query);
         self
     }
 
-    /// Whether what comes next is nothing but files that do not grow.
+    /// Whether only files that do not grow are queued.
     #[must_use]
     pub fn is_backfill(&self) -> bool {
         self.schedule.has_swept && self.files.is_backfill()
     }
 
-    /// Takes the place of `old`, which has other options, to be restored then: files keep their
-    /// keys, and those that are deleted and open stay so.
+    /// Takes over the files of `old`, which has other options; [`Tail::restore`] must follow. Files
+    /// keep their keys, and deleted files stay open.
     pub fn inherit(&mut self, old: Self) {
-        let Self { files, active, retired, .. } = old;
-        (self.files, self.active, self.retired) = (files, active, retired);
+        let Self { files, open, retired, .. } = old;
+        (self.files, self.open, self.retired) = (files, open, retired);
     }
 
-    /// Follows the files below another root too.
+    /// Adds a root.
     pub fn follow(&mut self, root: PathBuf) {
         if !self.options.roots.contains(&root) {
             self.options.roots.push(root);
-            self.schedule.sweep_now();
+            self.schedule.request_sweep_now();
         }
     }
 
-    /// Forgets everything in memory and begins again from the stored rows: at the start, and after
-    /// a group that could not be stored.
+    /// Starts again from the stored rows: at start, and after a group could not be stored.
     ///
-    /// A file keeps its key over this, as long as it keeps its path.
+    /// A file keeps its key as long as it keeps its path.
     ///
     /// # Errors
-    /// [`BadRow`]: a file that is known must not begin anew because its row is not understood.
+    /// [`BadRow`] for an invalid row: its file must not be read from the beginning as if it were new.
     pub fn restore(
         &mut self,
         rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>,
     ) -> Result<(), BadRow> {
         let before = std::mem::take(&mut self.files);
-        let mut handles = self.take_handles();
+        let mut handles = self.detach_handles();
         self.uncommitted.clear();
         self.sweep = None;
         self.schedule.restart();
-        let now = self.schedule.now();
         for (generation, bytes) in rows {
             let row = match CheckpointRow::summary(&bytes) {
                 Ok(row) => row,
                 Err(source) => {
-                    self.adopt(handles);
+                    self.keep_unstored(handles);
                     return Err(BadRow::new(generation, source));
                 }
             };
-            // Of two generations of one path one is gone, and was not read to its end.
-            let other = self.files.at(&row.path);
-            let is_gone = other.is_some_and(|other| !self.gives_way(other, &row));
-            if let Some(other) = other.filter(|_| !is_gone) {
-                self.files.leave_path(other, &row.path);
-                self.end_soon(other);
-            }
-            let old = before.at(&row.path).filter(|_| other.is_none());
-            let era = old.and_then(|key| before.get(key)).map_or(0, |known| known.era);
-            let key = old.unwrap_or_else(FileKey::fresh);
-            let mut known = KnownFile::new(&row.path, generation);
-            known.era = era;
-            known.id = row.stamp.id;
-            known.drained = row.is_drained.then_some(row.stamp);
-            known.size = row.stamp.size;
-            known.offset = row.offset;
-            known.scanned = if row.is_drained { row.stamp.size } else { row.offset };
-            known.has_row = true;
-            known.has_kept = row.has_kept;
-            known.changed = now;
-            self.schedule.heat(key, age(&row.stamp, self.clock.now()));
-            if known.unread() > 0 {
-                self.schedule.watch_tail(key);
-            }
-            self.resume(&mut handles, key, &known, &bytes);
-            if is_gone {
-                self.files.add_gone(key, known);
-                self.end_soon(key);
-            } else {
-                self.files.add(key, known);
-            }
+            self.restore_row(&before, &mut handles, generation, row, &bytes);
         }
-        self.adopt(handles);
+        self.keep_unstored(handles);
         Ok(())
     }
 
-    /// Whether a known file is not the one that lies at its path, but the one of `row` is; when
-    /// nobody can tell, the one of which less was read.
-    fn gives_way(&self, known: FileKey, row: &CheckpointSummary) -> bool {
+    fn restore_row(
+        &mut self,
+        before: &FileTable,
+        handles: &mut DetachedFiles,
+        generation: GenerationId,
+        row: CheckpointSummary,
+        bytes: &[u8],
+    ) {
+        // If two generations have one path, one of the files was deleted before its end was read.
+        let other = self.files.at(&row.path);
+        let is_deleted = other.is_some_and(|other| !self.is_superseded_by(other, &row));
+        if let Some(other) = other.filter(|_| !is_deleted) {
+            self.files.leave_path(other, &row.path);
+            self.drain_and_end(other);
+        }
+        let old = before.at(&row.path).filter(|_| other.is_none());
+        let era = old.and_then(|key| before.get(key)).map_or(0, |known| known.era);
+        let key = old.unwrap_or_else(FileKey::fresh);
+        let mut known = KnownFile::new(&row.path, generation);
+        known.era = era;
+        known.id = row.stamp.id;
+        known.drained = row.is_drained.then_some(row.stamp);
+        known.size = row.stamp.size;
+        known.offset = row.offset;
+        known.scanned = if row.is_drained { row.stamp.size } else { row.offset };
+        known.has_row = true;
+        known.has_saved_line = row.has_saved_line;
+        known.changed = self.schedule.now();
+        self.schedule.mark_hot(key, age(&row.stamp, self.clock.now()));
+        if known.unread() > 0 {
+            self.schedule.add_partial_line(key);
+        }
+        self.attach_handle(handles, key, &known, bytes);
+        if is_deleted {
+            self.files.add_deleted(key, known);
+            self.drain_and_end(key);
+        } else {
+            self.files.add(key, known);
+        }
+    }
+
+    /// Whether the file at the path of `row` belongs to `row` and not to a known file with the same
+    /// path; if that is unknown, whether more was read of `row`.
+    fn is_superseded_by(&self, known: FileKey, row: &CheckpointSummary) -> bool {
         let Some(known) = self.files.get(known) else { return true };
-        let here = file::inspect(&row.path).ok().and_then(|sight| sight.stamp.id);
+        let here = file::inspect(&row.path).ok().and_then(|info| info.stamp.id);
         let is_here = |id: Option<FileId>| id.is_some() && id == here;
         (is_here(row.stamp.id), row.offset) > (is_here(known.id), known.offset)
     }
 
-    /// Reads a file to its end that lies at its path no more, as far as it is open.
-    fn end_soon(&mut self, key: FileKey) {
+    /// Drains and ends a file that is no longer at its path.
+    fn drain_and_end(&mut self, key: FileKey) {
         if let Some(known) = self.files.get_mut(key) {
-            known.is_gone = true;
-            self.begin_drain(key);
+            known.is_deleted = true;
+            self.start_drain(key);
             self.files.enqueue(key, Lane::Live, 0);
         }
     }
 
-    /// Hands chunks to `intake` until it has no room or nothing is unread.
+    /// Hands over chunks until `intake` has no room or nothing is unread.
     pub fn read(&mut self, intake: &mut dyn Intake) -> Progress {
         let mut has_read = false;
         loop {
@@ -302,13 +312,13 @@ impl Tail {
                 return Progress::More;
             }
             self.find_changes(intake);
-            // Which files are the oldest the first sweep tells.
+            // The oldest files are known after the first sweep.
             let has_swept = self.schedule.has_swept;
             let next = match has_swept {
                 true if self.files.is_backfill() => {
                     let (uptime, now) = (self.schedule.now(), self.clock.now());
-                    let holding = &mut self.holding;
-                    self.files.next(holding.may_be_read(uptime, now))
+                    let hold = &mut self.hold;
+                    self.files.next(hold.readable_times(uptime, now))
                 }
                 true => self.files.next(|_| true),
                 false => self.files.next_live(),
@@ -318,46 +328,47 @@ impl Tail {
                     return Progress::More;
                 }
                 if self.sweep.is_none() {
-                    self.begin_to_watch();
+                    self.start_watching();
                 }
-                if self.sweep.is_some() || self.schedule.is_sweep_urgent() {
+                if self.sweep.is_some() || self.schedule.needs_sweep_to_be_idle() {
                     continue;
                 }
                 break;
             };
-            if self.schedule.is_late_to_watch() {
-                self.begin_to_watch();
+            if self.schedule.must_start_watching() {
+                self.start_watching();
             }
             has_read = true;
             if self.inspect(key, lane, intake) {
                 self.files.enqueue(key, lane, modified);
             } else if lane == Lane::Backfill {
-                self.active.remove(&key);
+                self.open.remove(&key);
             }
         }
         self.close_quiet();
         let next = self.schedule.until_next();
         match self.files.is_backfill() {
-            true => Progress::Idle { next: next.min(self.holding.rest(self.schedule.now())) },
+            true => Progress::Idle { next: next.min(self.hold.until_query(self.schedule.now())) },
             false => Progress::Idle { next },
         }
     }
 
-    /// The group with all chunks so far is on its way to the store: what comes is in another.
+    /// Records that the group with all chunks so far is being stored: further chunks belong to the
+    /// next one.
     pub fn sealed(&mut self) {
         self.group += 1;
     }
 
-    /// What was handed over before [`sealed`](Self::sealed) was called last is stored. A file that
-    /// ended in there must not be taken for one that was never stored when the next group fails.
+    /// Records that everything handed over before the last call of [`sealed`](Self::sealed) is
+    /// stored. Files that ended in it must not be read again if the next group fails.
     pub fn committed(&mut self) {
-        let at_hand = self.group;
-        self.uncommitted.retain(|_, (group, _)| *group >= at_hand);
+        let current = self.group;
+        self.uncommitted.retain(|_, (group, _)| *group >= current);
         self.uncommitted.shrink_to(64);
-        self.drop_stored();
+        self.release_stored();
     }
 
-    /// How things stand.
+    /// Returns statistics.
     #[must_use]
     pub fn survey(&self) -> Survey {
         let (files_pinned, bytes_pinned) = self.pinned();
@@ -378,11 +389,11 @@ impl Tail {
         survey
     }
 
-    /// The row of a file's generation as it was last handed over.
+    /// Returns the row of a file's generation as it was last handed over.
     ///
     /// # Errors
-    /// When there is one and it can't be had: the file must then be left alone, since without its
-    /// row any bytes inspect like its own.
+    /// If there is a row and it cannot be read. The file must then be left alone: without its row, any
+    /// bytes would match it.
     fn row(
         &self,
         key: FileKey,
@@ -399,7 +410,7 @@ impl Tail {
                     stored = bytes;
                     &stored
                 }
-                None => return Err(io::Error::other("the file's checkpoint can't be had")),
+                None => return Err(io::Error::other("cannot read the checkpoint of the file")),
             },
         };
         CheckpointRow::decode(bytes)
@@ -408,7 +419,7 @@ impl Tail {
     }
 }
 
-/// Whether an error says that nothing lies at a path.
+/// Whether an error means that nothing is at a path.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

@@ -1,9 +1,8 @@
-//! FileTable held open: never more than so many, and those that lie nowhere any more only within a
-//! budget.
+//! Open files: a limited number, and within limits those that were deleted.
 //!
-//! A file that can be opened again is closed first. What a deleted file still holds can be had from
-//! its handle alone, so that one stays until what was read of it is stored: when the store fails, it
-//! is read again.
+//! Files that can be opened again are closed first. The unread bytes of a deleted file can be had only
+//! from its handle, so the handle is kept until everything read from it is stored: if the store fails,
+//! the file is read again.
 
 use std::{collections::BTreeMap, fs::File, io, mem, time::Duration};
 
@@ -12,62 +11,70 @@ use super::{
     checkpoint::CheckpointRow,
     chunk::{FileKey, GenerationId, Intake, Origin},
     files::{KnownFile, Lane},
-    inspect::{InspectOutcome, origin},
     is_absent,
 };
 use crate::platform::file::{self, FileId, Stamp};
 
-/// A file that is open.
+/// An open file.
 #[derive(Debug)]
 pub(super) struct OpenFile {
     pub(super) file: File,
     pub(super) id: Option<FileId>,
-    /// How it looked when it was opened, for the first read.
+    /// Stamp at the time it was opened, for the first read.
     pub(super) opened: Option<Stamp>,
     pub(super) row: CheckpointRow,
     pub(super) origin: Origin,
     pub(super) used: Duration,
-    /// The generations that this one followed, each with the group that says so, while that is
-    /// not stored.
+    /// Generations that this one replaced, each with the number of the group that reports it, until
+    /// that group is stored.
     pub(super) previous: Vec<(u64, GenerationId)>,
-    /// What may still be read of it, once it lies at its path no more.
+    /// Limit on further reading, once the file is no longer at its path.
     pub(super) drain: Option<DrainLimit>,
-    /// What was left of the file that another took the place of.
-    pub(super) before: Option<ReplacedFile>,
+    /// End of the file that was at this path before.
+    pub(super) replaced: Option<ReplacedFile>,
 }
 
-/// How long and how much may still be read of a file that lies at its path no more.
+/// How long and how many bytes may still be read from a file that is no longer at its path.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DrainLimit {
     until: Duration,
-    budget: u64,
+    bytes: u64,
 }
 
-/// How far a file was read that lies at its path no more.
+/// Result of reading a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Drained {
+pub(super) enum ReadProgress {
     /// There may be more.
-    InPart,
+    More,
     /// All complete lines were handed over.
-    ToTheEnd,
-    /// No more can be had, or may be.
-    GivenUp,
+    Drained,
 }
 
-/// The end of a file in whose place another lies.
+/// Result of reading a chunk of a file that is no longer at its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DrainOutcome {
+    /// There may be more.
+    More,
+    /// All complete lines were handed over.
+    Complete,
+    /// The limit is reached, or the file cannot be read.
+    Stopped,
+}
+
+/// End of a file that was replaced by another.
 #[derive(Debug, Default)]
 pub(super) struct ReplacedFile {
-    /// Its incomplete last line.
-    pub(super) rest: Vec<u8>,
-    /// How large it was.
+    /// Incomplete last line.
+    pub(super) partial_line: Vec<u8>,
+    /// Size of the file.
     pub(super) size: u64,
 }
 
-/// DetachedFiles that outlive a failure of the store.
+/// Handles that are kept while the tail is restored from the stored rows.
 pub(super) struct DetachedFiles {
     by_generation: BTreeMap<GenerationId, OpenFile>,
-    /// Of a stored generation, the one that followed and was not stored.
-    followers: BTreeMap<GenerationId, GenerationId>,
+    /// For a stored generation, the one that replaced it and was not stored.
+    successors: BTreeMap<GenerationId, GenerationId>,
 }
 
 impl OpenFile {
@@ -78,16 +85,16 @@ impl OpenFile {
         origin: Origin,
         used: Duration,
     ) -> Self {
-        let (opened, previous, drain, before) = (None, Vec::new(), None, None);
-        Self { file, id, opened, row, origin, used, previous, drain, before }
+        let (opened, previous, drain, replaced) = (None, Vec::new(), None, None);
+        Self { file, id, opened, row, origin, used, previous, drain, replaced }
     }
 
-    /// How large the file is now.
+    /// Current size of the file.
     pub(super) fn size(&self) -> u64 {
         self.file.metadata().map_or(0, |metadata| metadata.len())
     }
 
-    /// How many bytes are held on disk for this handle alone.
+    /// Number of bytes that occupy disk space only because of this handle.
     fn pinned(&self) -> u64 {
         match self.drain {
             Some(_) => self.size().saturating_sub(self.row.offset),
@@ -97,225 +104,223 @@ impl OpenFile {
 }
 
 impl DetachedFiles {
-    fn take(&mut self, generation: &GenerationId) -> Option<OpenFile> {
+    fn remove(&mut self, generation: &GenerationId) -> Option<OpenFile> {
         let own = self.by_generation.remove(generation);
-        own.or_else(|| self.by_generation.remove(self.followers.get(generation)?))
+        own.or_else(|| self.by_generation.remove(self.successors.get(generation)?))
     }
 }
 
 impl Tail {
-    /// Opens a file and loads its row; whether it still is one.
-    pub(super) fn open(&mut self, key: FileKey, intake: &dyn Intake) -> io::Result<bool> {
-        self.make_room_for_a_file();
+    /// Opens a file and loads its row; returns false if it is not a regular file.
+    pub(super) fn open_file(&mut self, key: FileKey, intake: &dyn Intake) -> io::Result<bool> {
+        self.close_until_room_for(1);
         let Some(known) = self.files.get_mut(key) else { return Ok(false) };
         if !known.has_row {
-            // Nobody has heard of the one before, and files are not read in the order of the sweep.
+            // Its id was never handed over. With a new one, ids are in the order of reading.
             known.generation = (self.new_generation)();
         }
         let Some(known) = self.files.get(key) else { return Ok(false) };
         let Some((file, stamp)) = file::open_regular(&known.path)? else {
-            self.schedule.sweep_soon();
+            self.schedule.request_sweep_soon();
             return Ok(false);
         };
         let row = self.row(key, known, intake)?;
-        let origin = origin(key, known);
-        let active = OpenFile::new(file, stamp.id, row, origin, self.schedule.now());
-        self.active.insert(key, OpenFile { opened: Some(stamp), ..active });
+        let open = OpenFile::new(file, stamp.id, row, known.origin(key), self.schedule.now());
+        self.open.insert(key, OpenFile { opened: Some(stamp), ..open });
         Ok(true)
     }
 
-    /// How many files are open.
+    /// Number of open files.
     pub(super) fn open_count(&self) -> usize {
-        self.active.len() + self.retired.len()
+        self.open.len() + self.retired.len()
     }
 
-    /// Closes files that were quiet for a while.
+    /// Closes files that have not been used for a while.
     pub(super) fn close_quiet(&mut self) {
         let (now, quiet) = (self.schedule.now(), self.options.quiet_after);
-        let is_used = |active: &OpenFile| now.saturating_sub(active.used) < quiet;
-        self.active.retain(|_, active| is_used(active));
-        self.retired.retain(|(_, active)| is_used(active));
-        let open = self.active.values().chain(self.retired.iter().map(|(_, active)| active));
-        self.schedule.set_quiet(open.map(|active| active.used + quiet).min());
+        let is_used = |open: &OpenFile| now.saturating_sub(open.used) < quiet;
+        self.open.retain(|_, open| is_used(open));
+        self.retired.retain(|(_, open)| is_used(open));
+        let open = self.open.values().chain(self.retired.iter().map(|(_, open)| open));
+        self.schedule.set_close_due(open.map(|open| open.used + quiet).min());
     }
 
-    /// Closes what can be had again, since the system has no more handles.
-    pub(super) fn close_all(&mut self) {
-        self.active.retain(|_, active| active.drain.is_some());
+    /// Closes all files that can be opened again, because the system has no more handles.
+    pub(super) fn close_reopenable(&mut self) {
+        self.open.retain(|_, open| open.drain.is_some());
     }
 
-    /// Keeps a file open that lies nowhere any more until what was read of it is stored.
-    pub(super) fn part(&mut self, active: OpenFile) {
-        self.retired.push((self.group, active));
-        self.make_room(0);
+    /// Keeps a file open that is no longer at its path until everything read from it is stored.
+    pub(super) fn retire(&mut self, open: OpenFile) {
+        self.retired.push((self.group, open));
+        self.close_until_room_for(0);
     }
 
-    /// Takes a file back that was kept open.
+    /// Returns a retired file to use.
     pub(super) fn take_retired(&mut self, generation: &GenerationId) -> Option<OpenFile> {
         let index =
-            self.retired.iter().position(|(_, active)| active.origin.generation == *generation)?;
+            self.retired.iter().position(|(_, open)| open.origin.generation == *generation)?;
         Some(self.retired.remove(index).1)
     }
 
-    /// All groups before the one at hand are stored.
-    pub(super) fn drop_stored(&mut self) {
-        let at_hand = self.group;
-        self.retired.retain(|(group, _)| *group >= at_hand);
-        for active in self.active.values_mut() {
-            active.previous.retain(|(group, _)| *group >= at_hand);
+    /// Releases what was kept for groups before the current one, which are stored.
+    pub(super) fn release_stored(&mut self) {
+        let current = self.group;
+        self.retired.retain(|(group, _)| *group >= current);
+        for open in self.open.values_mut() {
+            open.previous.retain(|(group, _)| *group >= current);
         }
     }
 
-    fn make_room_for_a_file(&mut self) {
-        self.make_room(1);
-    }
-
-    /// Closes files until so many more may be opened: the one used the longest ago, among those
-    /// that can be opened again if there is any.
-    fn make_room(&mut self, more: usize) {
+    /// Closes files until `more` can be opened: the least recently used one first, those that can be
+    /// opened again before others.
+    fn close_until_room_for(&mut self, more: usize) {
         while self.open_count() + more > self.options.open_files.max(1) {
             let oldest = |is_draining: bool| {
-                let active = self.active.iter();
-                let active = active.filter(|(_, active)| active.drain.is_some() == is_draining);
-                active.min_by_key(|(_, active)| active.used).map(|(key, _)| *key)
+                let open = self.open.iter();
+                let open = open.filter(|(_, open)| open.drain.is_some() == is_draining);
+                open.min_by_key(|(_, open)| open.used).map(|(key, _)| *key)
             };
             if let Some(key) = oldest(false) {
-                self.active.remove(&key);
+                self.open.remove(&key);
             } else if !self.retired.is_empty() {
                 self.retired.remove(0);
             } else if let Some(key) = oldest(true) {
-                // Its file is ended at the next inspect, with what was not read.
-                self.active.remove(&key);
+                // The next inspection ends the file and reports what was not read.
+                self.open.remove(&key);
             } else {
                 return;
             }
         }
     }
 
-    /// Says what may still be read of an open file that lies at its path no more. All such files
-    /// together hold at most so many bytes on disk.
-    pub(super) fn begin_drain(&mut self, key: FileKey) {
-        let others = self.active.iter().filter(|(other, _)| **other != key);
-        let pinned: u64 = others.map(|(_, active)| active.pinned()).sum();
-        let budget = self.options.drain_bytes.saturating_sub(pinned);
+    /// Sets the limit on further reading from an open file that is no longer at its path. All such
+    /// files share a limit on the disk space that they occupy.
+    pub(super) fn start_drain(&mut self, key: FileKey) {
+        let others = self.open.iter().filter(|(other, _)| **other != key);
+        let pinned: u64 = others.map(|(_, open)| open.pinned()).sum();
+        let bytes = self.options.drain_bytes.saturating_sub(pinned);
         let until = self.schedule.now() + self.options.drain_time;
-        if let Some(active) = self.active.get_mut(&key).filter(|active| active.drain.is_none()) {
-            active.drain = Some(DrainLimit { until, budget });
+        if let Some(open) = self.open.get_mut(&key).filter(|open| open.drain.is_none()) {
+            open.drain = Some(DrainLimit { until, bytes });
         }
     }
 
-    /// While nothing may be read: lets go of files that lie at their paths no more when their time is
-    /// over or they hold more on disk than they may. The next sweep reports what was not read.
+    /// Closes deleted files whose limit is reached, while the outbox is full and nothing may be
+    /// read. The next sweep reports what was not read.
     pub(crate) fn tend(&mut self) {
-        const REST: Duration = Duration::from_secs(5);
+        const INTERVAL: Duration = Duration::from_secs(5);
 
         let now = self.schedule.now();
-        if now.saturating_sub(self.tended) < REST {
+        if now.saturating_sub(self.last_tended) < INTERVAL {
             return;
         }
-        self.tended = now;
-        let is_elsewhere = |active: &OpenFile| match file::inspect(&active.origin.path) {
-            Ok(sight) => sight.stamp.id != active.id,
+        self.last_tended = now;
+        let is_elsewhere = |open: &OpenFile| match file::inspect(&open.origin.path) {
+            Ok(info) => info.stamp.id != open.id,
             Err(error) => is_absent(&error),
         };
-        let open = self.active.iter().filter(|(_, active)| active.drain.is_none());
-        let gone: Vec<_> =
-            open.filter(|(_, active)| is_elsewhere(active)).map(|(key, _)| *key).collect();
-        for key in gone {
-            self.begin_drain(key);
+        let open = self.open.iter().filter(|(_, open)| open.drain.is_none());
+        let deleted: Vec<_> =
+            open.filter(|(_, open)| is_elsewhere(open)).map(|(key, _)| *key).collect();
+        for key in deleted {
+            self.start_drain(key);
         }
         let files = &mut self.files;
-        self.active.retain(|key, active| {
-            let drain = active.drain;
-            let is_kept =
-                drain.is_none_or(|drain| now < drain.until && active.pinned() <= drain.budget);
+        self.open.retain(|key, open| {
+            let is_within = |limit: DrainLimit| now < limit.until && open.pinned() <= limit.bytes;
+            let is_kept = open.drain.is_none_or(is_within);
             if !is_kept && let Some(known) = files.get_mut(*key) {
-                // Nothing else will ever tell how much was in it.
-                known.size = known.size.max(active.size());
+                // The size cannot be determined without the handle.
+                known.size = known.size.max(open.size());
             }
             is_kept
         });
     }
 
-    /// Reads on in a file that lies at its path no more, as far as it may. Whatever it was
-    /// rewritten with before it went is read too.
-    pub(super) fn drain(&mut self, key: FileKey, intake: &mut dyn Intake) -> Drained {
-        let Some(active) = self.active.get(&key) else { return Drained::GivenUp };
-        let Some(DrainLimit { until, budget }) = active.drain else { return Drained::GivenUp };
-        let before = active.row.offset;
-        if self.schedule.now() >= until || budget == 0 {
-            return Drained::GivenUp;
+    /// Reads the next chunk of a file that is no longer at its path, within its limit. If the file
+    /// was rewritten before it was deleted, the new content is read too.
+    pub(super) fn drain(&mut self, key: FileKey, intake: &mut dyn Intake) -> DrainOutcome {
+        let Some(open) = self.open.get(&key) else { return DrainOutcome::Stopped };
+        let Some(DrainLimit { until, bytes }) = open.drain else { return DrainOutcome::Stopped };
+        let before = open.row.offset;
+        if self.schedule.now() >= until || bytes == 0 {
+            return DrainOutcome::Stopped;
         }
-        match self.read_on(key, intake) {
-            Ok(Some(InspectOutcome::More)) => {}
-            Ok(Some(InspectOutcome::Drained)) => return Drained::ToTheEnd,
-            Ok(None) if self.start_new_generation(key, intake).is_ok() => return Drained::InPart,
-            Ok(None) | Err(_) => return Drained::GivenUp,
-        }
-        if let Some(active) = self.active.get_mut(&key) {
-            let budget = budget.saturating_sub(active.row.offset.saturating_sub(before));
-            active.drain = Some(DrainLimit { until, budget });
-        }
-        Drained::InPart
-    }
-
-    /// FileTable held open that lie nowhere any more, and the bytes held on disk for them.
-    pub(super) fn pinned(&self) -> (usize, u64) {
-        let draining = self.active.values().filter(|active| active.drain.is_some());
-        draining.fold((0, 0), |(files, bytes), active| (files + 1, bytes + active.pinned()))
-    }
-
-    /// Takes all handles, to be given back to the generations that are stored.
-    pub(super) fn take_handles(&mut self) -> DetachedFiles {
-        let retired = self.retired.drain(..).map(|(_, active)| active);
-        let mut handles =
-            DetachedFiles { by_generation: BTreeMap::new(), followers: BTreeMap::new() };
-        for active in retired.chain(mem::take(&mut self.active).into_values()) {
-            for (_, previous) in &active.previous {
-                handles.followers.insert(previous.clone(), active.origin.generation.clone());
+        match self.read_next_chunk(key, intake) {
+            Ok(Some(ReadProgress::More)) => {}
+            Ok(Some(ReadProgress::Drained)) => return DrainOutcome::Complete,
+            Ok(None) if self.start_new_generation(key, intake).is_ok() => {
+                return DrainOutcome::More;
             }
-            handles.by_generation.insert(active.origin.generation.clone(), active);
+            Ok(None) | Err(_) => return DrainOutcome::Stopped,
         }
-        handles
+        if let Some(open) = self.open.get_mut(&key) {
+            let bytes = bytes.saturating_sub(open.row.offset.saturating_sub(before));
+            open.drain = Some(DrainLimit { until, bytes });
+        }
+        DrainOutcome::More
     }
 
-    /// Gives a stored generation its handle back.
-    pub(super) fn resume(
+    /// Number of open files that are no longer at their path, and the disk space that they occupy.
+    pub(super) fn pinned(&self) -> (usize, u64) {
+        let draining = self.open.values().filter(|open| open.drain.is_some());
+        draining.fold((0, 0), |(files, bytes), open| (files + 1, bytes + open.pinned()))
+    }
+
+    /// Detaches all handles, to be attached again to the generations that are stored.
+    pub(super) fn detach_handles(&mut self) -> DetachedFiles {
+        let retired = self.retired.drain(..).map(|(_, open)| open);
+        let mut detached =
+            DetachedFiles { by_generation: BTreeMap::new(), successors: BTreeMap::new() };
+        for open in retired.chain(mem::take(&mut self.open).into_values()) {
+            for (_, previous) in &open.previous {
+                detached.successors.insert(previous.clone(), open.origin.generation.clone());
+            }
+            detached.by_generation.insert(open.origin.generation.clone(), open);
+        }
+        detached
+    }
+
+    /// Attaches the handle of a stored generation.
+    pub(super) fn attach_handle(
         &mut self,
-        handles: &mut DetachedFiles,
+        detached: &mut DetachedFiles,
         key: FileKey,
         known: &KnownFile,
         row: &[u8],
     ) {
-        let (Some(active), Ok(row)) = (handles.take(&known.generation), CheckpointRow::decode(row))
+        let (Some(open), Ok(row)) =
+            (detached.remove(&known.generation), CheckpointRow::decode(row))
         else {
             return;
         };
-        let OpenFile { file, id, .. } = active;
-        let active = OpenFile::new(file, id, row, origin(key, known), self.schedule.now());
-        self.active.insert(key, active);
+        let OpenFile { file, id, .. } = open;
+        let open = OpenFile::new(file, id, row, known.origin(key), self.schedule.now());
+        self.open.insert(key, open);
     }
 
-    /// Goes on with files that were never stored: of one that is gone by now nothing else knows.
-    pub(super) fn adopt(&mut self, handles: DetachedFiles) {
-        for (_, OpenFile { file, id, origin: last, .. }) in handles.by_generation {
-            let is_there = file::inspect(&last.path).is_ok_and(|sight| sight.stamp.id == id);
-            if is_there && self.files.at(&last.path).is_some() {
+    /// Keeps the remaining handles, of files that were never stored: a deleted one is known only by
+    /// its handle.
+    pub(super) fn keep_unstored(&mut self, detached: DetachedFiles) {
+        for (_, OpenFile { file, id, origin, .. }) in detached.by_generation {
+            let is_there = file::inspect(&origin.path).is_ok_and(|info| info.stamp.id == id);
+            if is_there && self.files.at(&origin.path).is_some() {
                 continue;
             }
             let key = FileKey::fresh();
-            let mut known = KnownFile::new(&last.path, (self.new_generation)());
-            (known.id, known.is_gone) = (id, !is_there);
-            let row = CheckpointRow::new(last.path, 0);
-            let active = OpenFile::new(file, id, row, origin(key, &known), self.schedule.now());
-            known.size = active.size();
+            let mut known = KnownFile::new(&origin.path, (self.new_generation)());
+            (known.id, known.is_deleted) = (id, !is_there);
+            let row = CheckpointRow::new(origin.path, 0);
+            let open = OpenFile::new(file, id, row, known.origin(key), self.schedule.now());
+            known.size = open.size();
             known.changed = self.schedule.now();
-            self.active.insert(key, active);
+            self.open.insert(key, open);
             if is_there {
                 self.files.add(key, known);
             } else {
-                self.files.add_gone(key, known);
-                self.begin_drain(key);
+                self.files.add_deleted(key, known);
+                self.start_drain(key);
             }
             self.files.enqueue(key, Lane::Live, 0);
         }

@@ -1,8 +1,8 @@
-//! Whole lines out of a bounded buffer.
+//! Splits files into lines through a bounded buffer.
 //!
 //! One buffer serves all files. It grows for a line that does not fit, up to the largest record,
-//! and shrinks back; a line beyond that is handed over in parts. Nothing is copied: what is handed
-//! over lies in the buffer.
+//! and shrinks again; a longer line is handed over in parts. Nothing is copied: lines borrow from the
+//! buffer.
 
 use std::io;
 
@@ -11,67 +11,67 @@ use memchr::{memchr, memchr_iter};
 use super::chunk::Piece;
 use crate::platform::file::ReadAt;
 
-/// How large things may be.
+/// Sizes in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReadSizes {
-    /// The buffer, and so a chunk of lines that fit it.
+    /// Size of the buffer, and of a chunk of lines that fit in it.
     pub(super) buffer: usize,
-    /// The longest line, without its ending, that is handed over whole.
+    /// Longest line, without its ending, that is handed over whole.
     pub(super) record: usize,
-    /// A part of a longer line.
+    /// Size of a part of a longer line.
     pub(super) part: usize,
 }
 
-/// Where to read on.
+/// Position at which reading continues.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ReadPosition {
-    /// The first byte that was not handed over.
+    /// First byte that was not handed over.
     pub(super) offset: u64,
-    /// No newline lies between the offset and here.
+    /// End of the bytes that were searched for a newline without finding one.
     pub(super) scanned: u64,
-    /// Whether the offset lies in a line of which parts were handed over.
+    /// Whether the offset is within a line of which parts were handed over.
     pub(super) in_long_line: bool,
-    /// Where the file ended a moment ago. What follows by now is a change that comes later.
+    /// Size of the file when its stamp was taken. Bytes after it belong to a later change.
     pub(super) end: u64,
 }
 
-/// What was found at a position.
+/// Result of reading at a position.
 #[derive(Debug)]
 pub(super) enum ReadOutcome<'b> {
     /// Complete lines.
-    Lines(Lines<'b>),
+    Lines(CompleteLines<'b>),
     /// The next part of a line that is longer than a record.
-    Part(Part<'b>),
+    Part(LinePart<'b>),
     /// No newline up to the end of the file.
     Nothing {
-        /// The end.
+        /// End of the file.
         scanned: u64,
     },
 }
 
-/// Complete lines, one after the other.
+/// Consecutive complete lines.
 #[derive(Debug)]
-pub(super) struct Lines<'b> {
-    /// The lines; at least one.
+pub(super) struct CompleteLines<'b> {
+    /// The lines, at least one.
     pub(super) pieces: Vec<Piece<'b>>,
-    /// Their bytes, endings and all.
+    /// Their bytes, including the endings.
     pub(super) raw: &'b [u8],
-    /// The end of the file, when nothing complete is left before it.
+    /// End of the file, if no complete line follows.
     pub(super) end: Option<u64>,
 }
 
 /// A part of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Part<'b> {
-    /// Its bytes, without the line's ending.
+pub(super) struct LinePart<'b> {
+    /// Bytes of the part, without the line's ending.
     pub(super) bytes: &'b [u8],
-    /// Its bytes, ending and all.
+    /// Bytes of the part, including the ending.
     pub(super) raw: &'b [u8],
-    /// Whether the line ends here.
+    /// Whether this is the last part of the line.
     pub(super) is_last: bool,
 }
 
-/// Reads lines through one buffer.
+/// Reads lines through a buffer.
 #[derive(Debug)]
 pub(super) struct Reader {
     sizes: ReadSizes,
@@ -79,17 +79,17 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// A reader whose buffer is allocated when it is first used.
+    /// Creates a reader; its buffer is allocated on first use.
     pub(super) fn new(sizes: ReadSizes) -> Self {
         let part = sizes.part.clamp(1, sizes.record.max(1));
         let sizes = ReadSizes { buffer: sizes.buffer.max(1), part, ..sizes };
         Self { sizes, buffer: Vec::new() }
     }
 
-    /// Finds the lines at `position` that fit the buffer, or one line or part that does not.
+    /// Reads the lines at `position` that fit in the buffer, or one longer line or part.
     ///
     /// # Errors
-    /// What reading the file says; nothing is lost by trying again.
+    /// Errors of reading the file; the call can be repeated.
     pub(super) fn read(
         &mut self,
         file: &dyn ReadAt,
@@ -97,8 +97,8 @@ impl Reader {
     ) -> io::Result<ReadOutcome<'_>> {
         let ReadSizes { buffer: step, record, part } = self.sizes;
         let offset = position.offset;
-        // With so many bytes and no newline, what follows is longer than a record (a part), even
-        // when the last of them is the `\r` of the ending.
+        // If so many bytes contain no newline, the line is longer than a record (or a part), even if
+        // the last byte is the `\r` of the ending.
         let limit = if position.in_long_line { part + 2 } else { record + 2 };
         self.fit(step);
         if position.scanned.saturating_sub(offset) > step as u64
@@ -125,25 +125,25 @@ impl Reader {
             }
         };
         let bytes = &self.buffer[..filled];
-        if position.in_long_line || newline.is_none_or(|end| content(bytes, 0, end) > record) {
+        if position.in_long_line || newline.is_none_or(|end| content_len(bytes, 0, end) > record) {
             return Ok(ReadOutcome::Part(next_part(bytes, part)));
         }
-        // Beyond its first filling the buffer was filled for one line only.
+        // After the first read the buffer was extended for a single line.
         let bytes = match newline {
             Some(end) if filled > step => &bytes[..=end],
             _ => bytes,
         };
-        let (pieces, size) = lines(bytes, offset, record);
+        let (pieces, size) = split_lines(bytes, offset, record);
         let rest = &bytes[size..];
         let is_drained = at_end && rest.len() < record + 2 && memchr(b'\n', rest).is_none();
         let end = is_drained.then(|| offset + filled as u64);
-        Ok(ReadOutcome::Lines(Lines { pieces, raw: &bytes[..size], end }))
+        Ok(ReadOutcome::Lines(CompleteLines { pieces, raw: &bytes[..size], end }))
     }
 
-    /// Reads the `len` bytes at `offset`, fewer at the end of the file.
+    /// Reads `len` bytes at `offset`; fewer at the end of the file.
     ///
     /// # Errors
-    /// What reading the file says.
+    /// Errors of reading the file.
     pub(super) fn copy(&mut self, file: &dyn ReadAt, offset: u64, len: usize) -> io::Result<&[u8]> {
         self.fit(self.sizes.buffer);
         self.buffer.resize(len.max(self.buffer.len()), 0);
@@ -151,13 +151,13 @@ impl Reader {
         Ok(&self.buffer[..filled])
     }
 
-    /// How many bytes the buffer takes.
+    /// Allocated size of the buffer.
     #[cfg(test)]
     pub(super) fn footprint(&self) -> usize {
         self.buffer.capacity()
     }
 
-    /// Brings the buffer back to `step` bytes.
+    /// Shrinks the buffer to `step` bytes.
     fn fit(&mut self, step: usize) {
         if self.buffer.len() > step {
             self.buffer.truncate(step);
@@ -165,8 +165,8 @@ impl Reader {
         }
     }
 
-    /// Looks for a newline from `from` on without keeping what lies before it: the end of the file
-    /// when that comes before both a newline and `limit`.
+    /// Searches for a newline from `from` without keeping the bytes before it. Returns the end of
+    /// the file if it comes before a newline and before `limit`.
     fn search(&mut self, file: &dyn ReadAt, mut from: u64, limit: u64) -> io::Result<Option<u64>> {
         self.buffer.resize(self.sizes.buffer, 0);
         while from < limit {
@@ -183,18 +183,18 @@ impl Reader {
     }
 }
 
-/// The length of the line in `bytes` from `start` to the newline at `end`, without its ending.
-fn content(bytes: &[u8], start: usize, end: usize) -> usize {
+/// Length of the line in `bytes` from `start` to the newline at `end`, without its ending.
+fn content_len(bytes: &[u8], start: usize, end: usize) -> usize {
     let has_return = end > start && bytes[end - 1] == b'\r';
     end - start - usize::from(has_return)
 }
 
-/// The complete lines of `bytes`, up to one longer than a record, and how many bytes they take.
-fn lines(bytes: &[u8], offset: u64, record: usize) -> (Vec<Piece<'_>>, usize) {
+/// Returns the complete lines of `bytes` up to one that is longer than a record, and their size.
+fn split_lines(bytes: &[u8], offset: u64, record: usize) -> (Vec<Piece<'_>>, usize) {
     let mut pieces = Vec::with_capacity(bytes.len() / 1024 + 1);
     let mut start = 0;
     for end in memchr_iter(b'\n', bytes) {
-        let len = content(bytes, start, end);
+        let len = content_len(bytes, start, end);
         if len > record {
             break;
         }
@@ -209,16 +209,16 @@ fn lines(bytes: &[u8], offset: u64, record: usize) -> (Vec<Piece<'_>>, usize) {
     (pieces, start)
 }
 
-/// The next part of the line that `bytes` begin in: two bytes beyond it are looked at, so that an
-/// ending is never cut in two and the last part is never empty.
-fn next_part(bytes: &[u8], part: usize) -> Part<'_> {
+/// Returns the next part of the line at the start of `bytes`. Two more bytes are examined, so that a
+/// line ending is never split and the last part is never empty.
+fn next_part(bytes: &[u8], part: usize) -> LinePart<'_> {
     let window = &bytes[..bytes.len().min(part + 2)];
     match memchr(b'\n', window) {
         Some(end) => {
-            let len = content(window, 0, end);
-            Part { bytes: &bytes[..len], raw: &bytes[..=end], is_last: true }
+            let len = content_len(window, 0, end);
+            LinePart { bytes: &bytes[..len], raw: &bytes[..=end], is_last: true }
         }
-        None => Part { bytes: &bytes[..part], raw: &bytes[..part], is_last: false },
+        None => LinePart { bytes: &bytes[..part], raw: &bytes[..part], is_last: false },
     }
 }
 
@@ -230,23 +230,23 @@ mod tests {
     use super::*;
     use crate::tail::long_line::LongLine;
 
-    /// A line as it came out: where it began, its bytes, its size, in how many parts.
+    /// Line as it was read: offset, bytes, size and number of parts.
     #[derive(Debug, PartialEq)]
-    struct Out {
+    struct ReadLine {
         offset: u64,
         bytes: Vec<u8>,
         size: u64,
         parts: usize,
     }
 
-    /// Reads on from a position to the end of what is there, as the tail does.
+    /// Reads from a position to the current end of a file, as the tail does.
     #[derive(Default)]
     struct Follower {
         position: ReadPosition,
         long: Option<LongLine>,
         partial: Vec<u8>,
         partial_size: u64,
-        out: Vec<Out>,
+        out: Vec<ReadLine>,
     }
 
     impl Follower {
@@ -269,7 +269,12 @@ mod tests {
                             };
                             assert_eq!(offset, self.position.offset);
                             assert!(bytes.len() <= record);
-                            self.out.push(Out { offset, bytes: bytes.to_vec(), size, parts: 0 });
+                            self.out.push(ReadLine {
+                                offset,
+                                bytes: bytes.to_vec(),
+                                size,
+                                parts: 0,
+                            });
                             self.position.offset += size;
                         }
                         assert_eq!(first + lines.raw.len() as u64, self.position.offset);
@@ -280,9 +285,9 @@ mod tests {
                         assert!(!found.bytes.is_empty());
                         assert!(found.bytes.len() <= part + 1);
                         let start = self.position.offset;
-                        let long = self.long.get_or_insert_with(|| LongLine::begin(start));
+                        let long = self.long.get_or_insert_with(|| LongLine::new(start));
                         let (_, whole) = long.add(found.bytes, found.is_last);
-                        let (line, parts) = (long.at().start, long.at().parts as usize);
+                        let (line, parts) = (long.position().start, long.position().parts as usize);
                         self.partial.extend_from_slice(found.bytes);
                         self.partial_size += found.raw.len() as u64;
                         self.position.offset += found.raw.len() as u64;
@@ -293,7 +298,7 @@ mod tests {
                             let expected = (bytes.len() as u64, Digest::of(&bytes));
                             assert_eq!(whole, Some(expected));
                             let size = std::mem::take(&mut self.partial_size);
-                            self.out.push(Out { offset: line, bytes, size, parts });
+                            self.out.push(ReadLine { offset: line, bytes, size, parts });
                             self.long = None;
                         } else {
                             assert_eq!(found.raw, found.bytes);
@@ -304,8 +309,8 @@ mod tests {
         }
     }
 
-    /// The complete lines of `file`, found in the plainest way.
-    fn plainly(file: &[u8]) -> Vec<(u64, Vec<u8>, u64)> {
+    /// Returns the complete lines of `file` by a simple algorithm.
+    fn expected_lines(file: &[u8]) -> Vec<(u64, Vec<u8>, u64)> {
         let mut offset = 0;
         let mut lines = Vec::new();
         for line in file.split_inclusive(|byte| *byte == b'\n') {
@@ -326,7 +331,7 @@ mod tests {
         }
         let out: Vec<_> =
             follower.out.iter().map(|out| (out.offset, out.bytes.clone(), out.size)).collect();
-        assert_eq!(out, plainly(file));
+        assert_eq!(out, expected_lines(file));
         for line in &follower.out {
             assert_eq!(line.parts > 0, line.bytes.len() > sizes.record, "{line:?}");
         }
@@ -335,7 +340,7 @@ mod tests {
     const SIZES: ReadSizes = ReadSizes { buffer: 16, record: 40, part: 10 };
 
     #[test]
-    fn lines_of_every_length_come_out_whole_or_in_parts() {
+    fn lines_of_any_length_are_read_whole_or_in_parts() {
         for ending in ["\n", "\r\n"] {
             for len in 0..100 {
                 let line = format!("a\n{}{ending}\r\r\nb\n", "x".repeat(len));
@@ -347,11 +352,11 @@ mod tests {
     }
 
     #[test]
-    fn a_line_as_long_as_a_record_is_no_long_line() {
+    fn line_of_the_record_size_is_read_whole() {
         let file = [&[b'x'; 40][..], b"\r\n", &[b'y'; 41], b"\r\n"].concat();
         let mut reader = Reader::new(SIZES);
         let mut follower = Follower::default();
-        // Up to before the newline it could still become too long.
+        // Before its newline, the line could still become too long.
         follower.follow(&mut reader, &file[..41]);
         assert_eq!((follower.out.len(), follower.long.is_none()), (0, true));
         follower.follow(&mut reader, &file);
@@ -359,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn the_buffer_shrinks_back() {
+    fn buffer_shrinks_after_a_long_line() {
         let mut reader = Reader::new(ReadSizes { buffer: 1 << 10, record: 1 << 20, part: 1 << 16 });
         let file = [&[b'x'; 1 << 19][..], b"\nshort\n"].concat();
         let mut follower = Follower::default();
@@ -368,7 +373,7 @@ mod tests {
         assert!(reader.footprint() <= 2 << 10, "{}", reader.footprint());
     }
 
-    /// Counts what is read.
+    /// Counts the bytes that are read.
     struct Counted<'a>(&'a [u8], std::cell::Cell<u64>);
 
     impl ReadAt for Counted<'_> {
@@ -380,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn the_search_for_a_newline_resumes_where_it_stopped() {
+    fn newline_search_resumes_where_it_stopped() {
         let mut reader = Reader::new(ReadSizes { buffer: 1 << 10, record: 1 << 20, part: 1 << 16 });
         let mut position = ReadPosition::default();
         let file = vec![b'x'; 1 << 19];
@@ -411,7 +416,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_in_any_pieces_come_out_as_their_lines(
+        fn any_bytes_in_any_pieces_are_read_as_lines(
             file in bytes(),
             cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..12),
             buffer in 1..300_usize,

@@ -1,4 +1,5 @@
-//! When to inspect for changes: a full sweep rarely, single files often, as cheap as each is.
+//! Schedule of checks for changes: rare full sweeps and frequent checks of single files, limited by
+//! their cost.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,51 +11,52 @@ use std::{
 use super::chunk::FileKey;
 use crate::platform::Clock;
 
-/// How long after its last change a file is looked at often.
+/// Time after its last change during which a file is checked often.
 const HOT: Duration = Duration::from_secs(600);
-/// How often hot files are looked at with a watcher, and without.
+/// Interval between checks of hot files with a watcher, and without.
 const HOT_WATCHED: Duration = Duration::from_secs(5);
 const HOT_UNWATCHED: Duration = Duration::from_secs(1);
-/// How many files are looked at often: after catching up all of them may have changed recently.
+/// Largest number of hot files: after a backlog all files may have changed recently.
 const HOT_FILES: usize = 256;
-/// So many times its cost passes between two looks at them, at most this long.
-const HOT_REST: u32 = 1000;
-const HOT_LONGEST: Duration = Duration::from_secs(30);
-/// The shortest time between two sweeps with a watcher, and without.
+/// Time between two checks of hot files as a multiple of its duration, and the longest such time.
+const HOT_COST_FACTOR: u32 = 1000;
+const HOT_MAX_INTERVAL: Duration = Duration::from_secs(30);
+/// Shortest time between two sweeps with a watcher, and without.
 const SWEEP_WATCHED: Duration = Duration::from_secs(30);
 const SWEEP_UNWATCHED: Duration = Duration::from_secs(1);
-/// So many times its cost passes between two sweeps, and two that hints ask for.
-const SWEEP_REST: u32 = 2000;
-const HINTED_REST: u32 = 20;
-/// However much there is to read for the first time, new files are heard of after so long.
-const WATCH_LATEST: Duration = Duration::from_secs(10);
-/// How long until a failed watcher is tried again.
-const WATCH_AGAIN: Duration = Duration::from_secs(600);
-/// When a new directory is listed again: a file may have come before its watch was set.
-const YOUNG: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(500)];
+/// Time between two sweeps as a multiple of their duration, for regular sweeps and for those that
+/// hints request.
+const SWEEP_COST_FACTOR: u32 = 2000;
+const HINTED_COST_FACTOR: u32 = 20;
+/// Time after the first sweep at which watching starts even if a backlog is still being read.
+const WATCH_MAX_DELAY: Duration = Duration::from_secs(10);
+/// Time after which a failed watcher is started again.
+const WATCH_RETRY: Duration = Duration::from_secs(600);
+/// Delays after which a new directory is listed again: a file may have been created before the watch.
+const RELIST_DELAYS: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(500)];
 
-/// How long a file with fewer bytes than before must not have changed until it is believed.
-/// Whoever writes a file anew empties it first: with the same bytes it goes on.
-const SETTLE: Duration = Duration::from_millis(250);
-/// The longest that it is given, however often it changes.
-const SETTLE_LONGEST: Duration = Duration::from_secs(5);
+/// Time without a change after which a shorter file counts as truncated. A program that rewrites a
+/// file empties it first, and may then write the same bytes again.
+const SETTLE_TIME: Duration = Duration::from_millis(250);
+/// Time after which a shorter file counts as truncated even if it keeps changing.
+const SETTLE_MAX_TIME: Duration = Duration::from_secs(5);
 
-/// A file with fewer bytes than before: since when, and when to inspect again.
+/// A file that became shorter: since when, and the time of the next check.
 #[derive(Debug)]
-struct Settling {
+struct SettlingFile {
     since: Duration,
     due: Duration,
 }
 
-/// A directory that has just come, when to list it, and how often that was done.
+/// A new directory, the time to list it again, and how often it was listed.
 #[derive(Debug)]
-struct Young {
+struct NewDirectory {
     path: PathBuf,
     due: Duration,
-    again: usize,
+    listed: usize,
 }
 
-/// What is due when. All times count from the start and never go back.
+/// Times at which checks are due. All times count from the start and never go back.
 pub(super) struct Schedule {
     clock: Arc<dyn Clock>,
     start: Duration,
@@ -66,25 +68,25 @@ pub(super) struct Schedule {
     pub(super) has_swept: bool,
     pub(super) sweep_cost: Duration,
     sweep_end: Duration,
-    sweep_asked: Option<Asked>,
+    sweep_request: Option<SweepRequest>,
     hot_due: Duration,
-    quiet_due: Option<Duration>,
-    young: Vec<Young>,
-    /// FileTable that changed recently, and until when they are looked at often.
+    close_due: Option<Duration>,
+    new_directories: Vec<NewDirectory>,
+    /// Files that changed recently, and until when they are checked often.
     hot: BTreeMap<FileKey, Duration>,
-    /// FileTable with an incomplete last line.
-    tails: BTreeSet<FileKey>,
-    settling: BTreeMap<FileKey, Settling>,
-    /// Roots that are not there.
+    /// Files with an incomplete last line.
+    partial_lines: BTreeSet<FileKey>,
+    settling: BTreeMap<FileKey, SettlingFile>,
+    /// Roots that do not exist.
     pub(super) absent_roots: Vec<PathBuf>,
 }
 
-/// How much a sweep is wanted before its time.
+/// Urgency of a sweep before its regular time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Asked {
-    /// When it does not cost much.
+enum SweepRequest {
+    /// As soon as its cost allows.
     Soon,
-    /// A file can't be judged without it.
+    /// Immediately, because a decision about a file requires it.
     Now,
 }
 
@@ -100,89 +102,89 @@ impl Schedule {
             has_swept: false,
             sweep_cost: Duration::ZERO,
             sweep_end: Duration::ZERO,
-            sweep_asked: None,
+            sweep_request: None,
             hot_due: Duration::ZERO,
-            quiet_due: None,
-            young: Vec::new(),
+            close_due: None,
+            new_directories: Vec::new(),
             hot: BTreeMap::new(),
-            tails: BTreeSet::new(),
+            partial_lines: BTreeSet::new(),
             settling: BTreeMap::new(),
             absent_roots: Vec::new(),
         }
     }
 
-    /// Forgets the files, and lets a sweep be due.
+    /// Forgets all files and makes a sweep due.
     pub(super) fn restart(&mut self) {
         self.has_swept = false;
-        self.young.clear();
+        self.new_directories.clear();
         self.hot.clear();
-        self.tails.clear();
+        self.partial_lines.clear();
         self.settling.clear();
     }
 
-    /// The time since the start.
+    /// Time since the start.
     pub(super) fn now(&self) -> Duration {
         self.clock.uptime().saturating_sub(self.start)
     }
 
     fn sweep_due(&self) -> Duration {
-        if !self.has_swept || self.sweep_asked == Some(Asked::Now) {
+        if !self.has_swept || self.sweep_request == Some(SweepRequest::Now) {
             return Duration::ZERO;
         }
         let shortest = if self.is_watching { SWEEP_WATCHED } else { SWEEP_UNWATCHED };
-        let rest = match self.sweep_asked {
-            Some(_) => self.sweep_cost * HINTED_REST,
-            None => shortest.max(self.sweep_cost * SWEEP_REST),
+        let rest = match self.sweep_request {
+            Some(_) => self.sweep_cost * HINTED_COST_FACTOR,
+            None => shortest.max(self.sweep_cost * SWEEP_COST_FACTOR),
         };
         self.sweep_end + rest.min(self.poll_interval)
     }
 
-    /// Whether the first sweep was so long ago that a watcher must not wait any more.
-    pub(super) fn is_late_to_watch(&self) -> bool {
-        !self.is_watching && self.has_swept && self.now() >= self.sweep_end + WATCH_LATEST
+    /// Whether watching must start, because the first sweep ended long ago.
+    pub(super) fn must_start_watching(&self) -> bool {
+        !self.is_watching && self.has_swept && self.now() >= self.sweep_end + WATCH_MAX_DELAY
     }
 
     pub(super) fn is_sweep_due(&self) -> bool {
         self.now() >= self.sweep_due()
     }
 
-    /// Whether there is no saying that all is read before a sweep.
-    pub(super) fn is_sweep_urgent(&self) -> bool {
-        !self.has_swept || self.sweep_asked == Some(Asked::Now)
+    /// Whether a sweep is needed before the tail may report that everything was read.
+    pub(super) fn needs_sweep_to_be_idle(&self) -> bool {
+        !self.has_swept || self.sweep_request == Some(SweepRequest::Now)
     }
 
-    /// Whether a file can't be judged before another sweep.
-    pub(super) fn is_sweep_asked_now(&self) -> bool {
-        self.sweep_asked == Some(Asked::Now)
+    /// Whether a decision about a file waits for another sweep.
+    pub(super) fn is_sweep_required(&self) -> bool {
+        self.sweep_request == Some(SweepRequest::Now)
     }
 
-    /// Asks for a sweep before its time, when it does not cost much.
-    pub(super) fn sweep_soon(&mut self) {
-        self.sweep_asked = self.sweep_asked.max(Some(Asked::Soon));
+    /// Requests a sweep as soon as its cost allows.
+    pub(super) fn request_sweep_soon(&mut self) {
+        self.sweep_request = self.sweep_request.max(Some(SweepRequest::Soon));
     }
 
-    /// Asks for a sweep at once: a file can't be judged without it.
-    pub(super) fn sweep_now(&mut self) {
-        self.sweep_asked = Some(Asked::Now);
+    /// Requests a sweep immediately, because a decision about a file requires it.
+    pub(super) fn request_sweep_now(&mut self) {
+        self.sweep_request = Some(SweepRequest::Now);
     }
 
-    /// A sweep begins: its number.
-    pub(super) fn begin_sweep(&mut self) -> u32 {
-        self.sweep_asked = None;
+    /// Starts a sweep and returns its number.
+    pub(super) fn start_sweep(&mut self) -> u32 {
+        self.sweep_request = None;
         self.sweeps += 1;
         self.sweeps
     }
 
-    /// The sweep is over, and took so long.
+    /// Records the end and the duration of a sweep.
     pub(super) fn end_sweep(&mut self, cost: Duration) {
         self.sweep_end = self.now();
         self.sweep_cost = cost;
         self.has_swept = true;
     }
 
-    /// Looks often at the file, which changed so long ago, until that is long ago. Of too many
-    /// such files those that changed last are looked at.
-    pub(super) fn heat(&mut self, key: FileKey, age: Duration) {
+    /// Checks the file often if `age`, the time since its last change, is short. If there are too
+    /// many such files, the most recently changed ones are kept.
+    pub(super) fn mark_hot(&mut self, key: FileKey, age: Duration) {
         let until = self.now() + HOT.saturating_sub(age);
         if age >= HOT {
             return;
@@ -199,75 +201,76 @@ impl Schedule {
         }
     }
 
-    /// The hot files, when it is time to inspect at them.
-    pub(super) fn hot(&mut self) -> Option<Vec<FileKey>> {
+    /// Returns the hot files if their check is due.
+    pub(super) fn due_hot_files(&mut self) -> Option<Vec<FileKey>> {
         let now = self.now();
         if now < self.hot_due {
             return None;
         }
         let hot = self.hot.keys().copied().collect();
-        // Once more each, and then they are looked at by sweeps alone.
+        // Files whose time has passed are checked this once more, and then only by sweeps.
         self.hot.retain(|_, until| now <= *until);
         Some(hot)
     }
 
-    /// A inspect at the hot files that began at `begun` is over.
-    pub(super) fn end_hot(&mut self, begun: Duration) {
+    /// Records the end of a check of the hot files that began at `started`.
+    pub(super) fn end_hot_check(&mut self, started: Duration) {
         let shortest = if self.is_watching { HOT_WATCHED } else { HOT_UNWATCHED };
         let now = self.now();
-        let cost = now.saturating_sub(begun);
-        self.hot_due = now + shortest.max((cost * HOT_REST).min(HOT_LONGEST));
+        let cost = now.saturating_sub(started);
+        self.hot_due = now + shortest.max((cost * HOT_COST_FACTOR).min(HOT_MAX_INTERVAL));
     }
 
-    /// Forgets the file.
+    /// Forgets a file.
     pub(super) fn forget(&mut self, key: FileKey) {
         self.hot.remove(&key);
-        self.tails.remove(&key);
+        self.partial_lines.remove(&key);
         self.settling.remove(&key);
     }
 
-    /// Remembers that the file has an incomplete last line.
-    pub(super) fn watch_tail(&mut self, key: FileKey) {
-        self.tails.insert(key);
+    /// Records that the file has an incomplete last line.
+    pub(super) fn add_partial_line(&mut self, key: FileKey) {
+        self.partial_lines.insert(key);
     }
 
-    /// The file has no incomplete last line any more.
-    pub(super) fn drop_tail(&mut self, key: FileKey) {
-        self.tails.remove(&key);
+    /// Records that the file has no incomplete last line.
+    pub(super) fn remove_partial_line(&mut self, key: FileKey) {
+        self.partial_lines.remove(&key);
     }
 
-    /// The files with an incomplete last line.
-    pub(super) fn tails(&self) -> Vec<FileKey> {
-        self.tails.iter().copied().collect()
+    /// Returns the files with an incomplete last line.
+    pub(super) fn partial_lines(&self) -> Vec<FileKey> {
+        self.partial_lines.iter().copied().collect()
     }
 
-    /// Whether a file with fewer bytes than before, last changed so long ago, stays so; if not, it
-    /// is looked at again. By a clock that runs a little behind nothing seems to be long ago, and
-    /// the longest time tells.
+    /// Whether a shorter file counts as truncated, given the time since its last change; if not, it
+    /// is checked again. The longest time applies if the file system's clock is ahead and no change
+    /// seems to be long ago.
     pub(super) fn has_settled(&mut self, key: FileKey, age: Duration) -> bool {
         let now = self.now();
-        let settling = self.settling.entry(key).or_insert(Settling { since: now, due: now });
-        let has_settled = age >= SETTLE || now.saturating_sub(settling.since) >= SETTLE_LONGEST;
+        let settling = self.settling.entry(key).or_insert(SettlingFile { since: now, due: now });
+        let has_settled =
+            age >= SETTLE_TIME || now.saturating_sub(settling.since) >= SETTLE_MAX_TIME;
         if has_settled {
             self.settling.remove(&key);
         } else {
-            settling.due = now + (SETTLE - age);
+            settling.due = now + (SETTLE_TIME - age);
         }
         has_settled
     }
 
-    /// The file has all its bytes again.
-    pub(super) fn drop_settling(&mut self, key: FileKey) {
+    /// Records that the file has all its bytes again.
+    pub(super) fn clear_settling(&mut self, key: FileKey) {
         self.settling.remove(&key);
     }
 
-    /// How many files have fewer bytes than before, and may be given others yet.
+    /// Number of shorter files that do not count as truncated yet.
     pub(super) fn settling_count(&self) -> usize {
         self.settling.len()
     }
 
-    /// The files with fewer bytes than before that are to be looked at again now.
-    pub(super) fn settling(&mut self) -> Vec<FileKey> {
+    /// Returns the shorter files whose check is due.
+    pub(super) fn due_settling_files(&mut self) -> Vec<FileKey> {
         if self.settling.is_empty() {
             return Vec::new();
         }
@@ -276,63 +279,63 @@ impl Schedule {
         for (key, settling) in &mut self.settling {
             if settling.due <= now {
                 due.push(*key);
-                settling.due = now + SETTLE;
+                settling.due = now + SETTLE_TIME;
             }
         }
         due
     }
 
-    /// Lists a new directory again after a little while.
+    /// Schedules a new directory to be listed again.
     pub(super) fn list_again(&mut self, path: PathBuf) {
-        if self.young.iter().all(|young| young.path != path) {
-            let due = self.now() + YOUNG[0];
-            self.young.push(Young { path, due, again: 1 });
+        if self.new_directories.iter().all(|directory| directory.path != path) {
+            let due = self.now() + RELIST_DELAYS[0];
+            self.new_directories.push(NewDirectory { path, due, listed: 1 });
         }
     }
 
-    /// The new directories that are to be listed again now.
-    pub(super) fn young(&mut self) -> Vec<PathBuf> {
-        if self.young.is_empty() {
+    /// Returns the new directories whose listing is due.
+    pub(super) fn due_directories(&mut self) -> Vec<PathBuf> {
+        if self.new_directories.is_empty() {
             return Vec::new();
         }
         let now = self.now();
         let mut due = Vec::new();
-        self.young.retain_mut(|young| {
-            if young.due > now {
+        self.new_directories.retain_mut(|directory| {
+            if directory.due > now {
                 return true;
             }
-            due.push(young.path.clone());
-            let next = YOUNG.get(young.again);
-            young.again += 1;
-            young.due = now + next.copied().unwrap_or_default();
+            due.push(directory.path.clone());
+            let next = RELIST_DELAYS.get(directory.listed);
+            directory.listed += 1;
+            directory.due = now + next.copied().unwrap_or_default();
             next.is_some()
         });
         due
     }
 
-    /// Says when the next open file becomes quiet.
-    pub(super) fn set_quiet(&mut self, due: Option<Duration>) {
-        self.quiet_due = due;
+    /// Sets the time at which the next open file may be closed.
+    pub(super) fn set_close_due(&mut self, due: Option<Duration>) {
+        self.close_due = due;
     }
 
-    /// A watcher that failed is tried again after a while.
-    pub(super) fn blind(&mut self) {
+    /// Records that watching has failed; it is tried again later.
+    pub(super) fn watching_failed(&mut self) {
         self.is_watching = false;
-        self.watch_again = self.now() + WATCH_AGAIN;
+        self.watch_again = self.now() + WATCH_RETRY;
     }
 
-    /// How long until something is due.
+    /// Time until the next check is due.
     pub(super) fn until_next(&self) -> Duration {
         let mut next = self.sweep_due();
         if !self.hot.is_empty() || !self.absent_roots.is_empty() {
             next = next.min(self.hot_due);
         }
-        if let Some(due) = self.quiet_due {
+        if let Some(due) = self.close_due {
             next = next.min(due);
         }
-        let young = self.young.iter().map(|young| young.due);
+        let directories = self.new_directories.iter().map(|directory| directory.due);
         let settling = self.settling.values().map(|settling| settling.due);
-        next = young.chain(settling).fold(next, Duration::min);
+        next = directories.chain(settling).fold(next, Duration::min);
         next.saturating_sub(self.now()).max(Duration::from_millis(1))
     }
 }

@@ -1,4 +1,4 @@
-//! Finds what changed: by full sweeps, by hints, and by looks at files that changed recently.
+//! Finds changes: by full sweeps, by hints, and by checks of files that changed recently.
 
 use std::{
     fs, io,
@@ -13,8 +13,7 @@ use super::{
     Tail,
     chunk::{Chunk, FileKey, Intake},
     decision::{Decision, FoundAt, OldPath, decide},
-    files::{KnownFile, Lane},
-    inspect::{age, origin},
+    files::{KnownFile, Lane, age},
     is_absent,
     schedule::Schedule,
     walk::{self, Root, Walk},
@@ -22,72 +21,72 @@ use super::{
 };
 use crate::platform::file::{self, FileInfo, FileKind, Stamp};
 
-/// A new file last changed longer ago is old, and waits for those that grow.
+/// Age from which a new file is queued behind files that grow.
 const OLD: Duration = Duration::from_secs(600);
 
-/// How many entries are listed at a time, and as how many a directory counts itself.
+/// Number of entries per slice of a sweep, and cost of a directory in entries.
 const SLICE: usize = 512;
-const DIRECTORY: usize = 4;
+const DIRECTORY_COST: usize = 4;
 
-/// A sweep on its way: between two of its slices files are read that cannot wait for its end.
+/// A sweep in progress. Files that cannot wait for its end are read between two slices.
 #[derive(Debug)]
 pub(super) struct Sweep {
     number: u32,
     roots: Vec<Root>,
     walk: Walk,
-    /// How many files were found so far.
+    /// Number of files found so far.
     found: u64,
-    /// What could not be listed.
+    /// Paths that could not be listed.
     failed: Vec<PathBuf>,
-    /// KnownFile files that were found under another path, or another one of theirs.
+    /// Known files that were found at a path that is not theirs.
     moved: Vec<(FileKey, PathBuf, Stamp)>,
-    /// KnownFile files in whose place another lies.
+    /// Known files with another file at their path.
     replaced: Vec<(FileKey, Stamp)>,
-    /// How long it took so far.
+    /// Duration so far.
     cost: Duration,
 }
 
-/// Who saw a file.
+/// Kind of check that found a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FoundBy {
-    /// A sweep: it sees all files, and so where a moved one lies.
+    /// A sweep, which finds all files and so the new paths of moved ones.
     Sweep,
-    /// A inspect at this file alone.
+    /// A check of this file alone.
     Check,
 }
 
 impl Tail {
-    /// Does what is due: takes hints, looks at hot files, sweeps on.
+    /// Does what is due: applies hints, checks hot files, continues the sweep.
     pub(super) fn find_changes(&mut self, intake: &mut dyn Intake) {
-        // ReplacedFile the first sweep is over nobody knows what a hint is about.
+        // Hints can be interpreted only after the first sweep.
         if self.schedule.has_swept
-            && let Some(hinted) = self.hints.take()
+            && let Some(hinted) = self.hints.drain()
         {
             self.apply_hints(hinted);
         }
-        for directory in self.schedule.young() {
+        for directory in self.schedule.due_directories() {
             self.list(directory);
         }
-        for key in self.schedule.settling() {
+        for key in self.schedule.due_settling_files() {
             self.files.enqueue(key, Lane::Live, 0);
         }
-        if let Some(hot) = self.schedule.hot() {
-            let begun = self.schedule.now();
+        if let Some(hot) = self.schedule.due_hot_files() {
+            let started = self.schedule.now();
             self.check_hot_files(&hot);
-            self.schedule.end_hot(begun);
+            self.schedule.end_hot_check(started);
             self.save_partial_lines(intake);
         }
         if self.sweep.is_some() || self.schedule.is_sweep_due() {
-            self.sweep_on(intake);
+            self.continue_sweep(intake);
         }
     }
 
     fn apply_hints(&mut self, hinted: Hinted) {
-        if hinted.is_blind {
-            self.schedule.blind();
+        if hinted.has_failed {
+            self.schedule.watching_failed();
         }
         if hinted.is_incomplete {
-            self.schedule.sweep_soon();
+            self.schedule.request_sweep_soon();
         }
         if hinted.paths.is_empty() || !self.schedule.has_swept {
             return;
@@ -100,15 +99,15 @@ impl Tail {
     }
 
     fn apply_hint(&mut self, roots: &[Root], hinted: &Path) {
-        let found = roots.iter().find_map(|root| Some((root, root.path_of(hinted)?)));
+        let found = roots.iter().find_map(|root| Some((root, root.configured_path(hinted)?)));
         let Some((root, path)) = found else { return };
-        let is_file = self.options.names.are_of(&path);
+        let is_file = self.options.names.matches(&path);
         let FileInfo { kind, stamp } = match file::inspect(&path) {
-            Ok(sight) => sight,
+            Ok(info) => info,
             Err(_) => {
-                // Gone or moved, alone or with what lay in it: a sweep tells.
+                // Deleted or moved, a file or a directory: a sweep finds out.
                 if self.files.at(&path).is_some() || may_be_directory(&path) {
-                    self.schedule.sweep_soon();
+                    self.schedule.request_sweep_soon();
                 }
                 return;
             }
@@ -118,8 +117,8 @@ impl Tail {
         }
         if kind == FileKind::Directory {
             if path == root.configured {
-                self.schedule.sweep_soon();
-            } else if self.options.names.are_at_any_depth() {
+                self.schedule.request_sweep_soon();
+            } else if self.options.names.is_recursive() {
                 self.list(path.clone());
                 self.schedule.list_again(path);
             }
@@ -128,24 +127,24 @@ impl Tail {
         }
     }
 
-    /// Looks at all files below a directory.
+    /// Checks all files below a directory.
     fn list(&mut self, directory: PathBuf) {
         let mut walk = Walk::new(vec![directory], &self.options.names);
         while let Some(directory) = walk.next() {
             self.watch(directory);
-            // What can't be listed is reported by the next sweep.
+            // The next sweep reports what cannot be listed.
             walk.list(|path, stamp| self.check_path(&path, stamp), |_, _| {});
         }
     }
 
     fn check_path(&mut self, path: &Path, stamp: Stamp) {
         match self.files.at(path) {
-            Some(key) => self.see(key, stamp, FoundBy::Check),
+            Some(key) => self.check_known(key, stamp, FoundBy::Check),
             None => {
                 let is_known = stamp.id.and_then(|id| self.files.with_id(id));
                 if is_known.is_some() {
-                    // Moved here, perhaps.
-                    self.schedule.sweep_now();
+                    // It may have been moved here.
+                    self.schedule.request_sweep_now();
                 } else {
                     self.add_new_file(path, stamp);
                 }
@@ -153,48 +152,48 @@ impl Tail {
         }
     }
 
-    /// Looks at the files that changed recently, and for roots that were not there.
+    /// Checks the files that changed recently, and whether missing roots exist by now.
     fn check_hot_files(&mut self, hot: &[FileKey]) {
         for key in hot {
-            let Some(known) = self.files.get_mut(*key).filter(|known| !known.is_gone) else {
+            let Some(known) = self.files.get_mut(*key).filter(|known| !known.is_deleted) else {
                 self.schedule.forget(*key);
                 continue;
             };
             match file::inspect(&known.path) {
-                Ok(sight) if sight.kind == FileKind::File => {
+                Ok(info) if info.kind == FileKind::File => {
                     if std::mem::take(&mut known.is_racy) {
                         known.drained = None;
                     }
-                    self.see(*key, sight.stamp, FoundBy::Check);
+                    self.check_known(*key, info.stamp, FoundBy::Check);
                 }
                 _ => {
-                    self.schedule.sweep_soon();
+                    self.schedule.request_sweep_soon();
                     self.schedule.forget(*key);
                 }
             }
         }
-        let is_there = |root: &PathBuf| fs::metadata(root).is_ok();
-        if self.schedule.absent_roots.iter().any(is_there) {
-            self.schedule.sweep_now();
+        let exists = |root: &PathBuf| fs::metadata(root).is_ok();
+        if self.schedule.absent_roots.iter().any(exists) {
+            self.schedule.request_sweep_now();
         }
     }
 
-    /// Sweeps on for a little while.
-    fn sweep_on(&mut self, intake: &mut dyn Intake) {
-        let begun = self.schedule.now();
-        let mut sweep = self.sweep.take().unwrap_or_else(|| self.begin_sweep());
+    /// Continues the sweep by one slice, or starts one.
+    fn continue_sweep(&mut self, intake: &mut dyn Intake) {
+        let started = self.schedule.now();
+        let mut sweep = self.sweep.take().unwrap_or_else(|| self.start_sweep());
         let mut left = SLICE;
         while left > 0
             && let Some(directory) = sweep.walk.next()
         {
             self.watch(directory);
-            left = left.saturating_sub(DIRECTORY + self.sweep_directory(&mut sweep, intake));
+            left = left.saturating_sub(DIRECTORY_COST + self.sweep_directory(&mut sweep, intake));
         }
         let is_over = sweep.walk.next().is_none();
         if is_over {
             self.end_sweep(&mut sweep, intake);
         }
-        sweep.cost += self.schedule.now().saturating_sub(begun);
+        sweep.cost += self.schedule.now().saturating_sub(started);
         if is_over {
             self.roots = sweep.roots;
             self.schedule.end_sweep(sweep.cost);
@@ -204,15 +203,15 @@ impl Tail {
         }
     }
 
-    fn begin_sweep(&mut self) -> Sweep {
-        let number = self.schedule.begin_sweep();
+    fn start_sweep(&mut self) -> Sweep {
+        let number = self.schedule.start_sweep();
         let mut failed = Vec::new();
         self.schedule.absent_roots.clear();
         let roots = walk::resolve(&self.options.roots, |path, error| {
             if is_absent(&error) {
                 self.schedule.absent_roots.push(path.to_owned());
             } else {
-                self.unreadable.note(path, &error, number);
+                self.unreadable.add(path, &error, number);
             }
             failed.push(path.to_owned());
         });
@@ -223,7 +222,7 @@ impl Tail {
         Sweep { number, roots, walk, found: 0, failed, moved, replaced, cost }
     }
 
-    /// Looks at all files in the next directory, and says how many entries it has.
+    /// Checks all files in the next directory; returns its number of entries.
     fn sweep_directory(&mut self, sweep: &mut Sweep, intake: &mut dyn Intake) -> usize {
         let Sweep { number, walk, found, failed, moved, replaced, .. } = sweep;
         let mut unlisted = Vec::new();
@@ -233,9 +232,9 @@ impl Tail {
             match self.files.at(&path) {
                 Some(key) => {
                     let Some(known) = self.files.get_mut(key) else { return };
-                    known.seen = *number;
+                    known.last_sweep = *number;
                     if stamp.id.is_none() || stamp.id == known.id {
-                        self.see(key, stamp, FoundBy::Sweep);
+                        self.check_known(key, stamp, FoundBy::Sweep);
                         return;
                     }
                     replaced.push((key, stamp));
@@ -252,33 +251,33 @@ impl Tail {
         let count = walk.list(visit, |path, error| unlisted.push((path.to_owned(), error)));
         for (path, error) in unlisted {
             if !is_absent(&error) {
-                self.unreadable.note(&path, &error, *number);
+                self.unreadable.add(&path, &error, *number);
             }
             failed.push(path);
         }
         count
     }
 
-    /// All was listed: judges what only that could tell.
+    /// Completes a sweep: decides about files that were moved, replaced or deleted.
     fn end_sweep(&mut self, sweep: &mut Sweep, intake: &mut dyn Intake) {
         let number = sweep.number;
         for (key, stamp) in sweep.replaced.drain(..) {
-            self.see(key, stamp, FoundBy::Sweep);
+            self.check_known(key, stamp, FoundBy::Sweep);
         }
         let mut vacated = Vec::new();
         for (key, path, stamp) in sweep.moved.drain(..) {
             let occupant = self.files.at(&path).filter(|occupant| *occupant != key);
             let Some(is_moved) = self.follow_move(key, &path, &mut vacated, intake) else {
-                // Neither gone nor new, as long as nobody knows.
+                // Undecided: the file counts as neither deleted nor new.
                 if let Some(known) = self.files.get_mut(key) {
-                    known.seen = number;
+                    known.last_sweep = number;
                 }
                 continue;
             };
             if is_moved {
-                // What lay there before is gone, unless it is found elsewhere.
+                // The file that was there is deleted, unless it is found elsewhere.
                 if let Some(known) = occupant.and_then(|occupant| self.files.get_mut(occupant)) {
-                    known.seen = 0;
+                    known.last_sweep = 0;
                 }
             } else if self.files.at(&path).is_none() {
                 self.add_new_file(&path, stamp);
@@ -289,19 +288,20 @@ impl Tail {
                 self.add_new_file(&path, stamp);
             }
         }
-        // What was moved meanwhile may lie where the sweep had been before; the next one sees it.
-        if !self.schedule.is_sweep_asked_now() {
+        // A file that was moved meanwhile may be where the sweep had already been. The next sweep
+        // finds it.
+        if !self.schedule.is_sweep_required() {
             self.end_missing_files(&sweep.roots, &sweep.failed, intake);
         }
-        self.unreadable.forget_before(number, |path| self.files.at(path).is_some());
+        self.unreadable.remove_before(number, |path| self.files.at(path).is_some());
     }
 
-    /// Sweeps once more, with a watcher. Not with the first sweep: while all files are read for the
-    /// first time the watcher would tell of each one that is opened, and that costs more than to
-    /// inspect at all of them again.
-    pub(super) fn begin_to_watch(&mut self) {
+    /// Requests a sweep that starts watching. The first sweep does not: while all files are read for
+    /// the first time, a watcher would report each one that is opened, which costs more than a
+    /// second sweep.
+    pub(super) fn start_watching(&mut self) {
         if self.may_watch() && !self.schedule.is_watching {
-            self.schedule.sweep_now();
+            self.schedule.request_sweep_now();
         }
     }
 
@@ -319,43 +319,43 @@ impl Tail {
         }
         match self.watcher.as_mut().map(|watcher| watcher.watch_roots(roots)) {
             Some(true) => self.schedule.is_watching = true,
-            Some(false) | None => self.schedule.blind(),
+            Some(false) | None => self.schedule.watching_failed(),
         }
     }
 
-    /// Watches a directory that is listed next.
+    /// Watches a directory before it is listed.
     fn watch(&mut self, directory: &Path) {
         if self.schedule.is_watching
             && let Some(watcher) = &self.watcher
             && !watcher.watch(directory)
         {
-            self.schedule.blind();
+            self.schedule.watching_failed();
         }
     }
 
-    /// EdgeSamples the files that the sweep did not see, although everything above them was listed.
+    /// Ends the files that the sweep did not find although everything above them was listed.
     fn end_missing_files(&mut self, roots: &[Root], failed: &[PathBuf], intake: &mut dyn Intake) {
         let sweep = self.schedule.sweeps;
-        let is_lost = |known: &KnownFile| {
-            known.seen != sweep
-                && !known.is_gone
+        let is_missing = |known: &KnownFile| {
+            known.last_sweep != sweep
+                && !known.is_deleted
                 && roots.iter().any(|root| known.path.starts_with(&root.configured))
                 && !failed.iter().any(|failed| known.path.starts_with(failed))
         };
-        let mut lost: Vec<_> =
-            self.files.iter().filter(|(_, known)| is_lost(known)).map(|(key, _)| key).collect();
-        lost.sort_unstable();
-        for key in lost {
+        let mut missing: Vec<_> =
+            self.files.iter().filter(|(_, known)| is_missing(known)).map(|(key, _)| key).collect();
+        missing.sort_unstable();
+        for key in missing {
             self.handle_deleted(key, intake);
         }
     }
 
-    /// A known file was seen at its path.
-    fn see(&mut self, key: FileKey, stamp: Stamp, seen: FoundBy) {
+    /// Updates a known file that was found at its path, and queues it if it may have changed.
+    fn check_known(&mut self, key: FileKey, stamp: Stamp, found_by: FoundBy) {
         let now = self.schedule.now();
         let Some(known) = self.files.get_mut(key) else { return };
-        // Once more, when its stamp would show a change.
-        if seen == FoundBy::Sweep && std::mem::take(&mut known.is_racy) {
+        // Read again now that its stamp would show a change.
+        if found_by == FoundBy::Sweep && std::mem::take(&mut known.is_racy) {
             known.drained = None;
         }
         if known.drained.is_some_and(|drained| drained.agrees_with(&stamp)) {
@@ -363,32 +363,31 @@ impl Tail {
         }
         let is_other = stamp.id.is_some() && known.id.is_some() && stamp.id != known.id;
         if is_other && known.replaced_by != stamp.id {
-            if seen == FoundBy::Check {
-                // Only a sweep knows whether the file that lay here lies elsewhere.
-                self.schedule.sweep_now();
+            if found_by == FoundBy::Check {
+                // Only a sweep can tell whether the old file was moved.
+                self.schedule.request_sweep_now();
                 return;
             }
             known.replaced_by = stamp.id;
         } else if !is_other {
             known.replaced_by = None;
         }
-        // One that waits its turn among old files does not grow because it is seen again.
-        if !is_other && known.size == stamp.size && known.waits_since() == Some(stamp.modified) {
+        // A queued backfill file that is found again unchanged is not live.
+        if !is_other && known.size == stamp.size && known.backfill_time() == Some(stamp.modified) {
             return;
         }
         if known.size != stamp.size || known.drained.is_some() {
             known.changed = now;
         }
         known.size = stamp.size;
-        // After a start the files that grow are not kept waiting for the rest.
+        // After a start, files that grow do not wait for the others.
         let is_live = self.schedule.has_swept || age(&stamp, self.clock.now()) <= OLD;
         let path = Arc::clone(&known.path);
         self.enqueue_file(key, &path, &stamp, is_live);
     }
 
-    /// Lets a file wait to be read. A log and what it was renamed to are read in the order in which
-    /// they were written: of two that changed in one tick of the clock, what was renamed more often
-    /// is older.
+    /// Queues a file. A log and its rotated files are read in the order in which they were written:
+    /// of two with the same modification time, the one that was rotated more often is older.
     fn enqueue_file(&mut self, key: FileKey, path: &Path, stamp: &Stamp, is_live: bool) {
         let (lane, modified) = match self.options.names.rotations(path) {
             Some(rotations) => (Lane::Backfill, stamp.modified.saturating_sub(rotations)),
@@ -398,13 +397,13 @@ impl Tail {
         self.files.enqueue(key, lane, modified);
     }
 
-    /// A file was seen that is not known.
+    /// Adds a file that is not known yet.
     fn add_new_file(&mut self, path: &Path, stamp: Stamp) {
         let key = FileKey::fresh();
         let mut known = KnownFile::new(path, (self.new_generation)());
         known.id = stamp.id;
         known.size = stamp.size;
-        known.seen = self.schedule.sweeps;
+        known.last_sweep = self.schedule.sweeps;
         known.changed = self.schedule.now();
         self.files.add(key, known);
         let is_old = age(&stamp, self.clock.now()) > OLD;
@@ -412,8 +411,8 @@ impl Tail {
         self.enqueue_file(key, path, &stamp, is_live);
     }
 
-    /// A file id was found under another path: whether the file was moved there, if that can be
-    /// told. What lies at its old path by now comes to `vacated`.
+    /// Handles a file id that was found at another path: returns whether the file was moved there, or
+    /// `None` if that is unknown. A file at its old path is added to `vacated`.
     fn follow_move(
         &mut self,
         key: FileKey,
@@ -424,7 +423,7 @@ impl Tail {
         match self.try_follow_move(key, path, vacated, intake) {
             Ok(is_moved) => Some(is_moved),
             Err(error) => {
-                self.unreadable.note(path, &error, self.schedule.sweeps);
+                self.unreadable.add(path, &error, self.schedule.sweeps);
                 None
             }
         }
@@ -452,7 +451,7 @@ impl Tail {
             return Ok(false);
         }
         let mut row = self.row(key, known, intake)?;
-        let sameness = row.compare(&file, stamp.size, &mut self.ends)?;
+        let file_match = row.compare(&file, stamp.size, &mut self.edges)?;
         if old_path == OldPath::SameFile {
             let linked = AgentEvent::FileLinked {
                 path: path.to_string_lossy().into_owned(),
@@ -461,21 +460,21 @@ impl Tail {
             };
             intake.report(linked.into());
         }
-        if decide(FoundAt::OtherPath(old_path), sameness) != Decision::Move {
+        if decide(FoundAt::OtherPath(old_path), file_match) != Decision::Move {
             return Ok(false);
         }
         let from = known.path.clone();
-        self.active.remove(&key);
+        self.open.remove(&key);
         self.files.set_path(key, path);
         let sweep = self.schedule.sweeps;
         let Some(known) = self.files.get_mut(key) else { return Ok(false) };
-        (known.seen, known.is_gone, known.replaced_by) = (sweep, false, None);
+        (known.last_sweep, known.is_deleted, known.replaced_by) = (sweep, false, None);
         known.drained = None;
         known.size = stamp.size;
         if known.has_row {
             row.path = path.to_owned();
             let checkpoint = row.encode();
-            intake.take(Chunk::new(&origin(key, known), &[], Some(&checkpoint)));
+            intake.take(Chunk::new(&known.origin(key), &[], Some(&checkpoint)));
             self.uncommitted.insert(key, (self.group, checkpoint));
         }
         self.files.enqueue(key, Lane::Live, 0);

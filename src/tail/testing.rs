@@ -1,4 +1,4 @@
-//! An intake for tests: keeps lines, events and rows as an outbox does, by groups.
+//! Intake for tests: stores lines, events and rows in groups, as an outbox does.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use crate::{
     platform::{Clock, SystemClock, Timestamp},
 };
 
-/// A line or part as it came in.
+/// Line or part that was handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ReceivedPiece {
     pub(crate) path: PathBuf,
@@ -33,56 +33,56 @@ pub(crate) struct ReceivedPiece {
     pub(crate) incomplete: bool,
 }
 
-/// What a group holds until it is stored.
+/// Content of a group that is not stored yet.
 #[derive(Clone, Debug, Default)]
-struct Group {
+struct PendingGroup {
     rows: BTreeMap<GenerationId, Option<Vec<u8>>>,
     got: Vec<ReceivedPiece>,
     events: Vec<Event>,
     chunks: usize,
-    left_out: u64,
+    skipped_bytes: u64,
 }
 
-/// An outbox in memory: what was committed, and the group that is being filled.
+/// Outbox in memory: committed content, and the current group.
 #[derive(Clone, Debug)]
-pub(crate) struct Store {
+pub(crate) struct MemoryStore {
     pub(crate) rows: BTreeMap<GenerationId, Vec<u8>>,
     pub(crate) got: Vec<ReceivedPiece>,
     pub(crate) events: Vec<Event>,
     pub(crate) forgotten: Vec<FileKey>,
-    /// Bytes of lines that a source left out.
-    pub(crate) left_out: u64,
-    /// How many chunks a group takes.
+    /// Bytes of lines that a source skipped.
+    pub(crate) skipped_bytes: u64,
+    /// Number of chunks per group.
     pub(crate) room: usize,
-    /// Whether no row can be had. Nothing is stored then.
+    /// Whether reading a row fails. Nothing is stored then.
     pub(crate) fails_reads: bool,
-    /// How many files the sweep that came the furthest has seen.
-    pub(crate) seen: std::cell::Cell<u64>,
-    group: Group,
+    /// Largest number of files that a sweep has reported.
+    pub(crate) swept_files: std::cell::Cell<u64>,
+    group: PendingGroup,
 }
 
-impl Default for Store {
+impl Default for MemoryStore {
     fn default() -> Self {
         Self {
             rows: BTreeMap::new(),
             got: Vec::new(),
             events: Vec::new(),
             forgotten: Vec::new(),
-            left_out: 0,
+            skipped_bytes: 0,
             room: 8,
             fails_reads: false,
-            seen: std::cell::Cell::new(0),
-            group: Group::default(),
+            swept_files: std::cell::Cell::new(0),
+            group: PendingGroup::default(),
         }
     }
 }
 
-impl Store {
+impl MemoryStore {
     /// Stores the group.
     pub(crate) fn commit(&mut self) {
         let group = std::mem::take(&mut self.group);
         self.got.extend(group.got);
-        self.left_out += group.left_out;
+        self.skipped_bytes += group.skipped_bytes;
         self.events.extend(group.events);
         for (generation, row) in group.rows {
             match row {
@@ -92,28 +92,28 @@ impl Store {
         }
     }
 
-    /// Loses the group.
+    /// Discards the group.
     pub(crate) fn roll_back(&mut self) {
-        self.group = Group::default();
+        self.group = PendingGroup::default();
     }
 
-    /// The rows as they are restored from.
+    /// Stored rows, as passed to a restore.
     pub(crate) fn stored_rows(&self) -> impl Iterator<Item = (GenerationId, Vec<u8>)> + use<> {
         self.rows.clone().into_iter()
     }
 
-    /// The names of the events that were stored.
+    /// Names of the stored events.
     pub(crate) fn event_names(&self) -> Vec<&'static str> {
         self.events.iter().map(|event| event.name).collect()
     }
 
-    /// The stored lines as text.
+    /// Stored lines as text.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.got.iter().map(|got| String::from_utf8_lossy(&got.bytes).into_owned()).collect()
     }
 }
 
-impl Intake for Store {
+impl Intake for MemoryStore {
     fn take(&mut self, chunk: Chunk<'_>) {
         let group = &mut self.group;
         group.chunks += 1;
@@ -132,7 +132,7 @@ impl Intake for Store {
                     (offset, lines, size, false, None, None)
                 }
                 Piece::Skipped { size, .. } => {
-                    group.left_out += size;
+                    group.skipped_bytes += size;
                     continue;
                 }
             };
@@ -168,7 +168,7 @@ impl Intake for Store {
     }
 
     fn saw(&self, files: u64) {
-        self.seen.set(self.seen.get().max(files));
+        self.swept_files.set(self.swept_files.get().max(files));
     }
 
     fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
@@ -176,29 +176,29 @@ impl Intake for Store {
     }
 }
 
-/// The system's clock, moved.
+/// The system's clock with an adjustable offset.
 #[derive(Debug, Default)]
 pub(crate) struct ShiftedClock {
-    /// By how much the wall clock is ahead, in milliseconds.
+    /// Offset of the wall clock in milliseconds.
     wall: AtomicI64,
-    /// By how much more time has gone by.
+    /// Additional uptime in milliseconds.
     passed: AtomicU64,
 }
 
 impl ShiftedClock {
-    /// A clock that can be moved.
+    /// Creates a clock without an offset.
     pub(crate) fn shared() -> Arc<Self> {
         Arc::new(Self::default())
     }
 
-    /// Moves it on.
+    /// Advances wall clock and uptime.
     pub(crate) fn advance(&self, by: Duration) {
         let millis = u64::try_from(by.as_millis()).unwrap();
         self.wall.fetch_add(millis.cast_signed(), Ordering::Relaxed);
         self.passed.fetch_add(millis, Ordering::Relaxed);
     }
 
-    /// Lets it jump by so many seconds, forward or back.
+    /// Moves the wall clock by a number of seconds, forward or back.
     pub(crate) fn jump(&self, seconds: i64) {
         self.wall.fetch_add(seconds * 1000, Ordering::Relaxed);
     }

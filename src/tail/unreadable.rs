@@ -1,4 +1,4 @@
-//! What can't be read at present: reported once, kept until it can.
+//! Paths that cannot be read at present: logged once, and listed until they can be read.
 
 use std::{
     collections::BTreeMap,
@@ -10,48 +10,56 @@ use tracing::{info, warn};
 
 use super::chunk::Unreadable;
 
-/// How many are kept; more are counted by the log alone.
-const MAX_KEPT: usize = 1000;
+/// Largest number of paths that are listed; further ones are only logged.
+const MAX_PATHS: usize = 1000;
 
-/// All that can't be read at present.
+/// All paths that cannot be read at present.
 #[derive(Debug, Default)]
 pub(super) struct UnreadablePaths {
-    by_path: BTreeMap<PathBuf, (io::ErrorKind, String, u32)>,
+    by_path: BTreeMap<PathBuf, Failure>,
+}
+
+#[derive(Debug)]
+struct Failure {
+    kind: io::ErrorKind,
+    error: String,
+    /// Number of the last sweep that met it.
+    sweep: u32,
 }
 
 impl UnreadablePaths {
-    /// Notes that `path` could not be read, in or after the given sweep.
-    pub(super) fn note(&mut self, path: &Path, error: &io::Error, sweep: u32) {
-        if let Some((kind, _, seen)) = self.by_path.get_mut(path)
-            && *kind == error.kind()
+    /// Records that `path` could not be read during or after the given sweep.
+    pub(super) fn add(&mut self, path: &Path, error: &io::Error, sweep: u32) {
+        if let Some(failure) = self.by_path.get_mut(path)
+            && failure.kind == error.kind()
         {
-            *seen = sweep;
+            failure.sweep = sweep;
             return;
         }
-        warn!(code = "file_unreadable", ?path, %error, "could not read, it is tried again");
-        if self.by_path.len() < MAX_KEPT {
-            self.by_path.insert(path.to_owned(), (error.kind(), error.to_string(), sweep));
+        warn!(code = "file_unreadable", ?path, %error, "cannot read, will retry");
+        if self.by_path.len() < MAX_PATHS {
+            let failure = Failure { kind: error.kind(), error: error.to_string(), sweep };
+            self.by_path.insert(path.to_owned(), failure);
         }
     }
 
-    /// Notes that `path` was read.
-    pub(super) fn clear(&mut self, path: &Path) {
+    /// Records that `path` was read.
+    pub(super) fn remove(&mut self, path: &Path) {
         if !self.by_path.is_empty() && self.by_path.remove(path).is_some() {
-            info!(code = "file_readable", ?path, "could be read again");
+            info!(code = "file_readable", ?path, "readable again");
         }
     }
 
-    /// Forgets what the given sweep did not add_new_file, but for what `is_known` as a file: that is cleared
-    /// when it is read.
-    pub(super) fn forget_before(&mut self, sweep: u32, is_known: impl Fn(&Path) -> bool) {
-        self.by_path.retain(|path, (.., seen)| *seen == sweep || is_known(path));
+    /// Removes paths that the given sweep did not meet, except known files: those are removed when
+    /// they are read.
+    pub(super) fn remove_before(&mut self, sweep: u32, is_known: impl Fn(&Path) -> bool) {
+        self.by_path.retain(|path, failure| failure.sweep == sweep || is_known(path));
     }
 
-    /// All of them, by path.
+    /// Returns all paths in order.
     pub(super) fn list(&self) -> Vec<Unreadable> {
-        let unreadable = |(path, (_, error, _)): (&PathBuf, &(io::ErrorKind, String, u32))| {
-            Unreadable::new(path, error.as_str())
-        };
+        let unreadable =
+            |(path, failure): (&PathBuf, &Failure)| Unreadable::new(path, failure.error.as_str());
         self.by_path.iter().map(unreadable).collect()
     }
 }

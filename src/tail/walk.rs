@@ -8,18 +8,18 @@ use std::{
 
 use crate::platform::file::{self, FileKind, Stamp};
 
-/// A directory to list, by the name that it was configured with and by its real one.
+/// Root directory, under its configured path and its canonical one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Root {
-    /// As configured: what paths begin with.
+    /// Configured path, the prefix of all paths below it.
     pub(super) configured: PathBuf,
-    /// Without symlinks: what a watcher says.
+    /// Path without symlinks, as reported by a watcher.
     pub(super) canonical: PathBuf,
 }
 
 impl Root {
-    /// The path as configured, of one that a watcher named.
-    pub(super) fn path_of(&self, hinted: &Path) -> Option<PathBuf> {
+    /// Translates a path from a watcher to one below the configured path.
+    pub(super) fn configured_path(&self, hinted: &Path) -> Option<PathBuf> {
         let below = hinted.strip_prefix(&self.canonical);
         let below = below.or_else(|_| hinted.strip_prefix(&self.configured)).ok()?;
         // Joining an empty path would add a separator.
@@ -28,7 +28,7 @@ impl Root {
     }
 }
 
-/// The roots that are there, without those that lie in another or are the same directory.
+/// Returns the existing roots, without those that are within another or the same directory.
 pub(super) fn resolve(configured: &[PathBuf], mut fail: impl FnMut(&Path, io::Error)) -> Vec<Root> {
     let mut roots: Vec<Root> = Vec::new();
     for path in configured {
@@ -49,17 +49,17 @@ pub(super) fn resolve(configured: &[PathBuf], mut fail: impl FnMut(&Path, io::Er
     roots
 }
 
-/// Which files are followed, by their names.
+/// Names of the files that are followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Names {
-    /// Those that end so.
+    /// Files with this suffix, at any depth.
     EndingIn(String),
-    /// A log, and what it is renamed to: `audit.log`, `audit.log.1`, `audit.log.2` … They lie in
-    /// the roots themselves.
+    /// A log and its rotated files: `audit.log`, `audit.log.1`, `audit.log.2` … They are directly in
+    /// the roots.
     Log(OsString),
 }
 
-/// The directories that are still to be listed.
+/// Directories that have not been listed yet.
 #[derive(Debug)]
 pub(super) struct Walk {
     directories: Vec<PathBuf>,
@@ -67,19 +67,18 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    /// A walk through all below `directories`.
+    /// Creates a walk through all directories below `directories`.
     pub(super) fn new(directories: Vec<PathBuf>, names: &Names) -> Self {
         Self { directories, names: names.clone() }
     }
 
-    /// The directory that is listed next.
+    /// Returns the directory that is listed next.
     pub(super) fn next(&self) -> Option<&Path> {
         self.directories.last().map(PathBuf::as_path)
     }
 
-    /// Lists the next directory: calls `visit` for each regular file in it whose name is one of
-    /// those, and `fail` for what can't be listed. Symlinks are not followed. Says how many
-    /// entries it had.
+    /// Lists the next directory: calls `visit` for each regular file with a followed name, and `fail`
+    /// for each error. Does not follow symlinks. Returns the number of entries.
     pub(super) fn list(
         &mut self,
         mut visit: impl FnMut(PathBuf, Stamp),
@@ -105,15 +104,13 @@ impl Walk {
             count += 1;
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => {
-                    if self.names.are_at_any_depth() {
+                    if self.names.is_recursive() {
                         self.directories.push(entry.path());
                     }
                 }
-                Ok(kind) if kind.is_file() && self.names.are_of(Path::new(&entry.file_name())) => {
+                Ok(kind) if kind.is_file() && self.names.matches(Path::new(&entry.file_name())) => {
                     match file::inspect_entry(&entry) {
-                        Ok(sight) if sight.kind == FileKind::File => {
-                            visit(entry.path(), sight.stamp)
-                        }
+                        Ok(info) if info.kind == FileKind::File => visit(entry.path(), info.stamp),
                         Ok(_) => {}
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                         Err(error) => fail(&entry.path(), error),
@@ -129,21 +126,20 @@ impl Walk {
 }
 
 impl Names {
-    /// Whether such files may lie in directories below the roots.
-    pub(super) fn are_at_any_depth(&self) -> bool {
+    /// Whether files in directories below the roots are followed.
+    pub(super) fn is_recursive(&self) -> bool {
         matches!(self, Self::EndingIn(_))
     }
 
-    /// How often a log was renamed, where files are to be read in the order in which they were
-    /// written.
+    /// Returns how often a log was rotated; `None` if files are not read in the order of rotations.
     pub(super) fn rotations(&self, path: &Path) -> Option<i64> {
         let Self::Log(_) = self else { return None };
         let number = path.extension().and_then(OsStr::to_str).and_then(|it| it.parse().ok());
         Some(number.unwrap_or(0))
     }
 
-    /// Whether a file's name is one of these.
-    pub(super) fn are_of(&self, path: &Path) -> bool {
+    /// Whether a file with this path is followed.
+    pub(super) fn matches(&self, path: &Path) -> bool {
         let Some(name) = path.file_name().map(OsStr::as_encoded_bytes) else { return false };
         match self {
             Self::EndingIn(suffix) => name.ends_with(suffix.as_bytes()),
@@ -158,7 +154,7 @@ impl Names {
     }
 }
 
-/// Whether nothing but directories lies between `root` and `path`.
+/// Whether every component between `root` and `path` is a directory and not a symlink.
 pub(super) fn is_reached_without_symlinks(root: &Path, path: &Path) -> bool {
     path.ancestors()
         .skip(1)
@@ -187,9 +183,9 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_known_by_its_name_before_and_after_a_rotation() {
+    fn log_names_match_before_and_after_rotation() {
         let names = Names::Log("audit.log".into());
-        let is_log = |name: &str| names.are_of(&Path::new("/var/log/audit").join(name));
+        let is_log = |name: &str| names.matches(&Path::new("/var/log/audit").join(name));
         assert!(["audit.log", "audit.log.1", "audit.log.27"].iter().all(|name| is_log(name)));
         let others = ["audit.logs", "audit.log.", "audit.log.gz", "audit.log.1.gz", "my-audit.log"];
         assert!(!others.iter().any(|name| is_log(name)));
@@ -198,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_files_at_any_depth_and_follows_no_symlink() {
+    fn walk_lists_any_depth_and_follows_no_symlink() {
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("outside.jsonl"), "").unwrap();
         let root = tempfile::tempdir().unwrap();

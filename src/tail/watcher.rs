@@ -1,4 +1,4 @@
-//! Hints from the system about what changed. They may come late, twice, or not at all.
+//! Change notifications of the operating system, used as hints: they may be late, repeated or lost.
 
 use std::{
     collections::HashSet,
@@ -15,21 +15,21 @@ use tracing::{debug, warn};
 use super::walk::{Names, Root};
 use crate::platform::watch::{DirectoryWatcher, WatchError, WatchEvent};
 
-/// How many paths are kept; with more, everything is looked at.
+/// Largest number of paths that are kept; beyond it everything is swept.
 const MAX_PATHS: usize = 4096;
 
-/// What was hinted at since it was last asked.
+/// Hints since they were last drained.
 #[derive(Debug, Default)]
 pub(super) struct Hinted {
     /// Paths that may have changed.
     pub(super) paths: HashSet<PathBuf>,
     /// Whether hints were lost.
     pub(super) is_incomplete: bool,
-    /// Whether not everything is watched.
-    pub(super) is_blind: bool,
+    /// Whether some directories are not watched.
+    pub(super) has_failed: bool,
 }
 
-/// Where hints are put, from any thread.
+/// Collects hints from any thread.
 pub(super) struct Hints {
     hinted: Mutex<Hinted>,
     any: AtomicBool,
@@ -37,12 +37,12 @@ pub(super) struct Hints {
 }
 
 impl Hints {
-    /// No hints; `wake` is called when the first one comes.
+    /// Creates an empty collection; `wake` is called for the first hint.
     pub(super) fn new(wake: Arc<dyn Fn() + Send + Sync>) -> Self {
         Self { hinted: Mutex::default(), any: AtomicBool::new(false), wake }
     }
 
-    /// Hints at `path`.
+    /// Adds a path that may have changed.
     pub(super) fn add(&self, path: PathBuf) {
         self.change(|hinted| {
             if hinted.paths.len() < MAX_PATHS {
@@ -53,21 +53,21 @@ impl Hints {
         });
     }
 
-    /// Says that hints were lost.
-    pub(super) fn handle_deleted(&self) {
+    /// Records that hints were lost.
+    pub(super) fn add_loss(&self) {
         self.change(|hinted| hinted.is_incomplete = true);
     }
 
-    /// Says that not everything is watched any more.
-    pub(super) fn fail(&self) {
+    /// Records that some directories are no longer watched.
+    pub(super) fn add_failure(&self) {
         self.change(|hinted| {
             hinted.is_incomplete = true;
-            hinted.is_blind = true;
+            hinted.has_failed = true;
         });
     }
 
-    /// Takes the hints, if there are any.
-    pub(super) fn take(&self) -> Option<Hinted> {
+    /// Returns the hints and removes them, if there are any.
+    pub(super) fn drain(&self) -> Option<Hinted> {
         if !self.any.swap(false, Ordering::AcqRel) {
             return None;
         }
@@ -83,37 +83,37 @@ impl Hints {
     }
 }
 
-/// The system's watcher on the roots.
+/// Watcher of the operating system on the roots.
 pub(super) struct Watcher(DirectoryWatcher);
 
 impl Watcher {
-    /// A watcher that watches nothing yet; `None` when the system has none.
+    /// Creates a watcher without directories; `None` if the system supports none.
     pub(super) fn new(hints: &Arc<Hints>, names: &Names) -> Option<Self> {
         let (sender, names) = (Arc::clone(hints), names.clone());
-        let tell = move |told| match told {
+        let notify = move |event| match event {
             WatchEvent::Changed { path, is_metadata } => {
-                pass_on(&sender, path, is_metadata, &names)
+                add_relevant(&sender, path, is_metadata, &names)
             }
             WatchEvent::Lost => {
-                debug!("lost hints");
-                sender.handle_deleted();
+                debug!("file change notifications were lost");
+                sender.add_loss();
             }
             WatchEvent::Failed(error) => {
                 report(&error);
-                sender.fail();
+                sender.add_failure();
             }
         };
-        DirectoryWatcher::new(tell).map(Self).map_err(|error| report(&error)).ok()
+        DirectoryWatcher::new(notify).map(Self).map_err(|error| report(&error)).ok()
     }
 
-    /// Watches what lies below `roots`, as far as that can be done at once; says whether it can.
-    /// Whoever calls it sweeps afterwards.
+    /// Watches the directories below `roots` as far as the system does so recursively; returns
+    /// whether that succeeded. The caller must sweep afterwards.
     pub(super) fn watch_roots(&mut self, roots: &[Root]) -> bool {
         let roots: Vec<_> = roots.iter().map(|root| root.canonical.as_path()).collect();
         self.0.watch_roots(&roots).map_err(|error| report(&error)).is_ok()
     }
 
-    /// Watches what lies in `directory`, which is listed afterwards; says whether it can.
+    /// Watches `directory`; returns whether that succeeded. The caller must list it afterwards.
     pub(super) fn watch(&self, directory: &Path) -> bool {
         self.0.watch(directory).map_err(|error| report(&error)).is_ok()
     }
@@ -123,24 +123,22 @@ fn report(error: &WatchError) {
     match error {
         WatchError::Limit => warn!(code = "watch_limit_reached",
             %error,
-            "could not watch every directory, changes are found by sweeps; raise \
-             fs.inotify.max_user_watches to mend it"
+            "cannot watch every directory, so sweeps find changes: raise fs.inotify.max_user_watches"
         ),
         WatchError::Other(_) => {
-            warn!(code = "watch_failed", %error, "could not watch for changes, they are found by sweeps");
+            warn!(code = "watch_failed", %error, "cannot watch for changes, so sweeps find them");
         }
     }
 }
 
-/// Passes on what may concern a file or directory below a root.
-fn pass_on(hints: &Hints, path: PathBuf, is_metadata: bool, names: &Names) {
-    if names.are_of(&path) || (!is_metadata && may_be_directory(&path)) {
+/// Adds a hint if the path may be a followed file or a directory.
+fn add_relevant(hints: &Hints, path: PathBuf, is_metadata: bool, names: &Names) {
+    if names.matches(&path) || (!is_metadata && may_be_directory(&path)) {
         hints.add(path);
     }
 }
 
-/// Whether a path that has none of the names is worth a inspect: most other files have an
-/// extension.
+/// Whether a path with another name may be a directory: most other files have an extension.
 pub(super) fn may_be_directory(path: &Path) -> bool {
     path.extension().is_none_or(OsStr::is_empty) || path.is_dir()
 }
@@ -152,29 +150,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wakes_once_until_the_hints_are_taken() {
+    fn hints_wake_once_until_they_are_drained() {
         let woken = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&woken);
         let hints = Hints::new(Arc::new(move || {
             counter.fetch_add(1, Ordering::Relaxed);
         }));
-        assert!(hints.take().is_none());
+        assert!(hints.drain().is_none());
         hints.add("/a".into());
         hints.add("/b".into());
         assert_eq!(woken.load(Ordering::Relaxed), 1);
-        assert_eq!(hints.take().unwrap().paths.len(), 2);
-        hints.handle_deleted();
+        assert_eq!(hints.drain().unwrap().paths.len(), 2);
+        hints.add_loss();
         assert_eq!(woken.load(Ordering::Relaxed), 2);
-        assert!(hints.take().unwrap().is_incomplete);
+        assert!(hints.drain().unwrap().is_incomplete);
     }
 
     #[test]
-    fn more_hints_than_are_kept_make_it_look_at_everything() {
+    fn too_many_hints_are_marked_incomplete() {
         let hints = Hints::new(Arc::new(|| {}));
         for n in 0..=MAX_PATHS {
             hints.add(n.to_string().into());
         }
-        let hinted = hints.take().unwrap();
+        let hinted = hints.drain().unwrap();
         assert_eq!((hinted.paths.len(), hinted.is_incomplete), (MAX_PATHS, true));
     }
 }

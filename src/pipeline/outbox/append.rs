@@ -57,7 +57,7 @@ fn store_checkpoints<'a>(
         };
         let before = checkpoints.insert(at, protect(at, row).as_slice())?;
         let before = before.and_then(|row| open_checkpoint(at, row.value()).ok());
-        if !before.is_some_and(|row| tail::has_beginning(&row)) {
+        if !before.is_some_and(|row| tail::has_starting_row(&row)) {
             started.push((key, row));
         }
     }

@@ -113,7 +113,7 @@ impl BackupFile {
     pub(super) fn record_started(&mut self, epoch: &str, started: &[(&GenerationKey, &Vec<u8>)]) {
         let mut lines = Vec::new();
         for ((source, generation), row) in started {
-            let Some(row) = tail::beginning(row) else { continue };
+            let Some(row) = tail::starting_row(row) else { continue };
             lines.extend_from_slice(&line(&BackupLine {
                 source: source.clone(),
                 generation: generation.clone(),

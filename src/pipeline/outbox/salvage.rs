@@ -114,7 +114,7 @@ fn read_started(
         let (key, row) = row?;
         let (source, generation) = key.value();
         let row = open_checkpoint(key.value(), row.value());
-        if let Some(row) = row.ok().and_then(|row| tail::beginning(&row)) {
+        if let Some(row) = row.ok().and_then(|row| tail::starting_row(&row)) {
             let key = (source.to_owned(), GenerationId(generation.to_owned()));
             salvaged.started.insert(key, row);
         }

@@ -188,7 +188,7 @@ impl Outbox {
     pub fn check_file(&self) -> Result<(), OutboxError> {
         let Some(open) = self.file().id else { return Ok(()) };
         let what = match file::inspect(&self.path) {
-            Ok(sight) if sight.stamp.id.is_none_or(|id| id == open) => return Ok(()),
+            Ok(info) if info.stamp.id.is_none_or(|id| id == open) => return Ok(()),
             Ok(_) => "was replaced by another",
             Err(error) if error.kind() == io::ErrorKind::NotFound => "was deleted or moved",
             // Unknown: the file may well be there.

@@ -1,9 +1,9 @@
-//! FileTable that grow, and which of them come first.
+//! Files that grow, and the order in which they are read.
 
 use super::*;
 
 #[test]
-fn reads_whole_lines_and_leaves_an_incomplete_one() {
+fn complete_lines_are_read_and_an_incomplete_one_waits() {
     let mut world = World::new();
     world.write("a.jsonl", "one\r\n\ntwo\nthr");
     assert_eq!(world.next(), lines(["one", "", "two"]));
@@ -13,7 +13,7 @@ fn reads_whole_lines_and_leaves_an_incomplete_one() {
 }
 
 #[test]
-fn finds_files_at_any_depth_and_those_that_come_later() {
+fn files_at_any_depth_and_later_files_are_found() {
     let mut world = World::new();
     world.write("p/s/subagents/workflows/w/agent.jsonl", "deep\n");
     world.write("p/notes.md", "no\n");
@@ -29,7 +29,7 @@ fn finds_files_at_any_depth_and_those_that_come_later() {
 }
 
 #[test]
-fn a_restart_goes_on_where_the_rows_say() {
+fn restart_continues_at_the_stored_rows() {
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.write("b.jsonl", "eins\nzw");
@@ -47,7 +47,7 @@ fn a_restart_goes_on_where_the_rows_say() {
 }
 
 #[test]
-fn a_group_that_was_not_stored_is_read_again() {
+fn group_that_was_not_stored_is_read_again() {
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
@@ -59,11 +59,11 @@ fn a_group_that_was_not_stored_is_read_again() {
     world.tail.restore(&mut world.store.stored_rows()).unwrap();
     world.read();
     assert_eq!(world.store.lines(), ["one", "two"]);
-    assert_eq!(world.store.got[1].file, key, "filters remember the file by its key");
+    assert_eq!(world.store.got[1].file, key, "the key is kept, since filters use it");
 }
 
 #[test]
-fn a_touched_file_is_not_read_again() {
+fn touched_file_is_not_read_again() {
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
@@ -78,7 +78,7 @@ fn a_touched_file_is_not_read_again() {
 
 #[cfg(unix)]
 #[test]
-fn an_unreadable_file_is_kept_in_mind_and_read_when_it_can_be() {
+fn unreadable_file_is_listed_until_it_can_be_read() {
     use std::os::unix::fs::PermissionsExt as _;
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
@@ -94,7 +94,7 @@ fn an_unreadable_file_is_kept_in_mind_and_read_when_it_can_be() {
 }
 
 #[test]
-fn a_live_file_is_read_between_the_chunks_of_a_backlog() {
+fn live_file_is_read_between_chunks_of_a_backlog() {
     let options = TailOptions { chunk_bytes: 64, watch: false, ..TailOptions::default() };
     let mut world = World::with(options);
     world.write("live.jsonl", "old\n");
@@ -123,14 +123,14 @@ fn a_live_file_is_read_between_the_chunks_of_a_backlog() {
 }
 
 #[test]
-fn few_files_are_open_and_none_when_quiet() {
+fn open_files_are_limited_and_closed_when_quiet() {
     let options = TailOptions { open_files: 3, watch: false, ..TailOptions::default() };
     let mut world = World::with(options);
     world.read();
     for n in 0..10 {
         world.write(&format!("{n}.jsonl"), "one\n");
     }
-    world.tail.schedule.sweep_now();
+    world.tail.schedule.request_sweep_now();
     world.read_on();
     assert!(world.tail.survey().files_open <= 3);
     world.pass(Duration::from_secs(11));
@@ -138,17 +138,17 @@ fn few_files_are_open_and_none_when_quiet() {
     assert_eq!((world.tail.survey().files_open, world.store.got.len()), (0, 10));
 }
 
-/// `--once` took a first sweep of many files, in which nothing is read, for one that does not end.
+/// Regression: `--once` treated a long first sweep, during which nothing is read, as stalled.
 #[test]
-fn a_sweep_says_how_far_it_is() {
+fn sweep_reports_its_progress() {
     let mut world = World::new();
     for n in 0..20 {
         world.write(&format!("-p/{n}.jsonl"), "one\n");
     }
     world.store.room = 0;
     world.tail.read(&mut world.store);
-    assert_eq!(world.store.seen.get(), 0, "nothing may be read");
+    assert_eq!(world.store.swept_files.get(), 0, "nothing may be read");
     world.store.room = 1;
     world.tail.read(&mut world.store);
-    assert_eq!(world.store.seen.get(), 20);
+    assert_eq!(world.store.swept_files.get(), 20);
 }

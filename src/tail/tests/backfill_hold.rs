@@ -1,4 +1,4 @@
-//! FileTable that wait while somebody outside says so.
+//! Files that are held back.
 
 use std::{
     sync::Mutex,
@@ -7,19 +7,19 @@ use std::{
 
 use super::*;
 
-/// What is answered, for a test to change.
-type Answer = Arc<Mutex<BackfillHold>>;
+/// Result of the query, which a test can change.
+type CurrentHold = Arc<Mutex<BackfillHold>>;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-fn world(answer: BackfillHold) -> (World, Answer) {
+fn world(hold: BackfillHold) -> (World, CurrentHold) {
     let mut world = World::new();
-    let answer = Arc::new(Mutex::new(answer));
-    let asked = Arc::clone(&answer);
+    let hold = Arc::new(Mutex::new(hold));
+    let shared = Arc::clone(&hold);
     let new_id = Box::new(fresh_generation);
     let tail = Tail::new(world.options.clone(), world.clock.clone(), new_id, Arc::new(|| {}));
-    world.tail = tail.with_hold_query(Arc::new(move || *asked.lock().unwrap()));
-    (world, answer)
+    world.tail = tail.with_hold_query(Arc::new(move || *shared.lock().unwrap()));
+    (world, hold)
 }
 
 fn write_old(world: &World, name: &str, age: Duration) {
@@ -30,11 +30,10 @@ fn write_old(world: &World, name: &str, age: Duration) {
     file.set_modified(modified).unwrap();
 }
 
-/// On battery what is old waits, and what is written is shipped; so is what would be deleted before
-/// long.
+/// On battery power, backfill is held, except files that the client will soon delete.
 #[test]
-fn what_is_young_waits_and_what_is_old_or_grows_does_not() {
-    let (mut world, answer) = world(BackfillHold::YoungerThan(15 * DAY));
+fn young_backfill_is_held_but_old_and_live_files_are_not() {
+    let (mut world, hold) = world(BackfillHold::YoungerThan(15 * DAY));
     write_old(&world, "a.jsonl", 20 * DAY);
     write_old(&world, "b.jsonl", 10 * DAY);
     write_old(&world, "c.jsonl", 2 * DAY);
@@ -44,23 +43,23 @@ fn what_is_young_waits_and_what_is_old_or_grows_does_not() {
     world.append("live.jsonl", "more\n");
     assert_eq!(world.next(), lines(["more"]));
     assert_eq!(world.tail.survey().files_unread, 2);
-    // One that waits and grows is read whole.
+    // A held file that grows is read completely.
     world.append("c.jsonl", "again\n");
     assert_eq!(world.next(), lines(["c.jsonl", "again"]));
-    *answer.lock().unwrap() = BackfillHold::Off;
+    *hold.lock().unwrap() = BackfillHold::Off;
     assert_eq!(world.next(), lines(["b.jsonl"]));
 }
 
-/// Nothing wakes it when the mains are back.
+/// Nothing wakes the tail when mains power returns.
 #[test]
-fn it_is_asked_again_before_long() {
-    let (mut world, answer) = world(BackfillHold::YoungerThan(15 * DAY));
+fn hold_query_is_repeated() {
+    let (mut world, hold) = world(BackfillHold::YoungerThan(15 * DAY));
     write_old(&world, "b.jsonl", 10 * DAY);
     world.pass(Duration::from_secs(400));
     world.read_on();
-    let Progress::Idle { next } = world.tail.read(&mut world.store) else { panic!("it waits") };
+    let Progress::Idle { next } = world.tail.read(&mut world.store) else { panic!("not idle") };
     assert!(next <= Duration::from_secs(30), "{next:?}");
-    *answer.lock().unwrap() = BackfillHold::Off;
+    *hold.lock().unwrap() = BackfillHold::Off;
     world.pass(Duration::from_secs(30));
     world.read_on();
     assert_eq!(world.take(), lines(["b.jsonl"]));

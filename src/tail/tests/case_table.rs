@@ -1,25 +1,25 @@
-//! One case of the table: steps on a real directory, and what must have come of them.
+//! Test cases of steps on a real directory with an expected outcome.
 //!
-//! Each case runs with every kind of watcher, and must come to the same.
+//! Each case runs with every kind of watcher and must have the same outcome.
 
 use std::collections::BTreeSet;
 
 use super::*;
 
-/// What the system says of changes.
+/// Behaviour of the watcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watching {
-    /// It is not asked.
+    /// No watcher.
     Off,
-    /// Every change is hinted at, at once; sweeps are rare.
+    /// Every change causes a hint at once; sweeps are rare.
     On,
-    /// The system's own watcher, whenever it wakes.
+    /// The watcher of the operating system.
     Real,
-    /// It seems to watch, and says nothing.
+    /// A watcher that reports nothing.
     Dropped,
-    /// Hints come after the next reading.
+    /// Hints that arrive after the next read.
     Late,
-    /// The limit of watches is reached while it runs.
+    /// A watcher that reaches the limit of watches.
     Limited,
 }
 
@@ -28,80 +28,80 @@ impl Watching {
         [Self::Off, Self::On, Self::Real, Self::Dropped, Self::Late, Self::Limited];
 }
 
-/// What happens to the files below the root, or to the tail.
+/// Operation on files below the root, or on the tail.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    /// Writes a file from its beginning, in place.
+    /// Overwrites a file in place.
     Write(&'static str, Vec<u8>),
     Append(&'static str, Vec<u8>),
-    /// Puts another file in its place.
+    /// Replaces a file by another.
     Replace(&'static str, Vec<u8>),
-    /// Cuts it to a length, in place.
+    /// Truncates a file in place.
     Cut(&'static str, u64),
     Rename(&'static str, &'static str),
     Copy(&'static str, &'static str),
     Link(&'static str, &'static str),
     Delete(&'static str),
-    /// Changes the time of its last change alone, to so many seconds after 1970.
+    /// Sets the modification time, in seconds since 1970.
     Touch(&'static str, u64),
-    /// Puts what is no regular file there.
+    /// Creates something other than a regular file.
     #[cfg(unix)]
-    Odd(&'static str, Odd),
-    /// Lets the tail find out what changed, and stores what it hands over.
+    Special(&'static str, SpecialFile),
+    /// Lets the tail find changes, and stores what it hands over.
     Read,
-    /// The same, and the store fails.
+    /// Lets the tail find changes, and makes the store fail.
     FailCommit,
-    /// The agent ends and starts again.
+    /// Restarts the agent.
     Restart,
-    /// Time passes.
+    /// Advances the time.
     Pass(Duration),
-    /// The wall clock jumps, by so many seconds.
+    /// Moves the wall clock by a number of seconds.
     Jump(i64),
 }
 
-/// What is no regular file.
+/// Kind of a file that is not regular.
 #[cfg(unix)]
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Odd {
+pub(super) enum SpecialFile {
     Fifo,
     Socket,
-    /// To a file outside of the root.
+    /// A symlink to a file outside the root.
     Symlink,
     Directory,
 }
 
-/// One generation, as it must have come.
+/// A generation as it was handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Life {
-    /// The paths that it had, one after the other.
+pub(super) struct Generation {
+    /// Its paths in order.
     pub(super) paths: Vec<String>,
-    /// Where its first line begins.
+    /// Offset of its first line.
     pub(super) from: u64,
-    /// How many bytes its lines take, endings and all.
+    /// Size of its lines, including the endings.
     pub(super) bytes: u64,
     pub(super) lines: Vec<String>,
 }
 
-/// A life of a file from its beginning.
-pub(super) fn life(path: &str, bytes: u64, lines: &[&str]) -> Life {
-    life_from(path, 0, bytes, lines)
+/// A generation that starts at the beginning of its file.
+pub(super) fn generation(path: &str, bytes: u64, lines: &[&str]) -> Generation {
+    generation_from(path, 0, bytes, lines)
 }
 
-/// A life of a file whose first line begins at `from`.
-pub(super) fn life_from(path: &str, from: u64, bytes: u64, lines: &[&str]) -> Life {
+/// A generation whose first line starts at `from`.
+pub(super) fn generation_from(path: &str, from: u64, bytes: u64, lines: &[&str]) -> Generation {
     let paths = path.split(" > ").map(str::to_owned).collect();
     let lines = lines.iter().map(|line| (*line).to_owned()).collect();
-    Life { paths, from, bytes, lines }
+    Generation { paths, from, bytes, lines }
 }
 
-/// What must have come of a case.
+/// Outcome of a case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Outcome {
-    /// All lives of which lines came, by their paths and then in their order.
-    pub(super) lives: Vec<Life>,
-    /// The names of the events, in their order.
+    /// Generations with lines, ordered by path and then by time.
+    pub(super) generations: Vec<Generation>,
+    /// Names of the events in order.
     pub(super) events: Vec<&'static str>,
-    /// How many bytes the events say were deleted unread.
+    /// Number of bytes that were deleted unread according to the events.
     pub(super) unread: u64,
 }
 
@@ -117,24 +117,24 @@ pub(super) fn check(name: &str, steps: &[Step], expected: &Outcome) {
         assert_eq!(&outcome, expected, "{name}, {watching:?}");
         scene.step(&Step::Restart);
         scene.step(&Step::Read);
-        assert_eq!(scene.outcome(), outcome, "{name}, {watching:?}: more came after a restart");
+        assert_eq!(scene.outcome(), outcome, "{name}, {watching:?}: more was read after a restart");
     }
 }
 
-/// A world with a watcher of a kind.
+/// A world with a kind of watcher.
 struct Scene {
     world: World,
     watching: Watching,
-    /// Hints that are to come.
+    /// Hints that will arrive later.
     hints: Vec<PathBuf>,
-    #[cfg_attr(not(unix), allow(dead_code, reason = "there are none"))]
+    #[cfg_attr(not(unix), allow(dead_code, reason = "sockets exist on Unix only"))]
     sockets: Vec<Box<dyn Send>>,
 }
 
 impl Scene {
     fn new(watching: Watching) -> Self {
         let watch = watching == Watching::Real;
-        // A reading lets minutes pass, which would be too long for a file that is gone.
+        // Each read advances the time by minutes, more than the limit for deleted files.
         let drain_time = Duration::from_secs(3600);
         let world = World::with(TailOptions { watch, drain_time, ..TailOptions::default() });
         Self { world, watching, hints: Vec::new(), sockets: Vec::new() }
@@ -184,10 +184,10 @@ impl Scene {
                 self.hint(&[name]);
             }
             #[cfg(unix)]
-            Step::Odd(name, odd) => self.make_odd(name, odd),
+            Step::Special(name, special) => self.create_special(name, special),
             Step::Read => self.read(),
             Step::FailCommit => {
-                self.bring_about_a_look();
+                self.advance_to_next_check();
                 let _any = self.world.tail.read(&mut self.world.store);
                 self.world.lose_group();
             }
@@ -197,7 +197,7 @@ impl Scene {
         }
     }
 
-    /// Writes a file in place, so that its stamp shows it: the system's clock may be coarse.
+    /// Overwrites a file so that its stamp changes even if the system's clock is coarse.
     fn write(&mut self, name: &str, bytes: &[u8]) {
         let path = self.world.path(name);
         let before = fs::metadata(&path).and_then(|metadata| metadata.modified()).ok();
@@ -210,23 +210,23 @@ impl Scene {
     }
 
     #[cfg(unix)]
-    fn make_odd(&mut self, name: &str, odd: Odd) {
+    fn create_special(&mut self, name: &str, special: SpecialFile) {
         let path = self.world.path(name);
-        match odd {
-            Odd::Fifo => {
+        match special {
+            SpecialFile::Fifo => {
                 let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
                 assert!(made.success());
             }
-            Odd::Socket => {
+            SpecialFile::Socket => {
                 let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
                 self.sockets.push(Box::new(socket));
             }
-            Odd::Symlink => {
+            SpecialFile::Symlink => {
                 let outside = self.world.directory.path().join("outside");
                 fs::write(&outside, "outside\n").unwrap();
                 std::os::unix::fs::symlink(outside, &path).unwrap();
             }
-            Odd::Directory => fs::create_dir(&path).unwrap(),
+            SpecialFile::Directory => fs::create_dir(&path).unwrap(),
         }
         self.hint(&[name]);
     }
@@ -241,15 +241,15 @@ impl Scene {
     }
 
     fn read(&mut self) {
-        self.bring_about_a_look();
+        self.advance_to_next_check();
         self.world.read_on();
         for path in std::mem::take(&mut self.hints) {
             self.world.tail.hints.add(path);
         }
     }
 
-    /// Lets so much time pass that whatever finds changes has done so.
-    fn bring_about_a_look(&mut self) {
+    /// Advances the time until changes are found.
+    fn advance_to_next_check(&mut self) {
         let has_swept = self.world.tail.schedule.has_swept;
         match self.watching {
             Watching::Off | Watching::Real => self.world.pass(Duration::from_secs(400)),
@@ -263,56 +263,60 @@ impl Scene {
             }
             Watching::Limited => {
                 self.world.tail.schedule.is_watching = has_swept;
-                self.world.tail.hints.fail();
+                self.world.tail.hints.add_failure();
                 self.world.pass(Duration::from_secs(400));
             }
         }
     }
 
-    /// What came, with the whole of it in place: no line twice, and no gap between two.
+    /// Returns the outcome; checks that lines have no gaps and are not repeated.
     fn outcome(&self) -> Outcome {
         let (store, root) = (&self.world.store, self.world.path(""));
-        let mut lives: Vec<(GenerationId, Life)> = Vec::new();
+        let mut generations: Vec<(GenerationId, Generation)> = Vec::new();
         for got in &store.got {
             let path = got.path.strip_prefix(&root).unwrap().to_str().unwrap();
             let path = path.replace(std::path::MAIN_SEPARATOR, "/");
-            let found = lives.iter().position(|(generation, _)| *generation == got.generation);
+            let found =
+                generations.iter().position(|(generation, _)| *generation == got.generation);
             let index = found.unwrap_or_else(|| {
-                let life = life_from(&path, got.offset, 0, &[]);
-                lives.push((got.generation.clone(), life));
-                lives.len() - 1
+                let generation = generation_from(&path, got.offset, 0, &[]);
+                generations.push((got.generation.clone(), generation));
+                generations.len() - 1
             });
-            let life = &mut lives[index].1;
-            if life.paths.last() != Some(&path) {
-                life.paths.push(path);
+            let generation = &mut generations[index].1;
+            if generation.paths.last() != Some(&path) {
+                generation.paths.push(path);
             }
             let text = String::from_utf8_lossy(&got.bytes).into_owned();
-            match (got.part, life.lines.last_mut()) {
+            match (got.part, generation.lines.last_mut()) {
                 (Some(2..), Some(line)) => line.push_str(&text),
                 _ => {
-                    assert_eq!(life.from + life.bytes, got.offset, "no gap, and nothing twice");
-                    life.lines.push(if got.incomplete { format!("{text}…") } else { text });
+                    assert_eq!(generation.from + generation.bytes, got.offset, "gap or repetition");
+                    generation.lines.push(if got.incomplete { format!("{text}…") } else { text });
                 }
             }
-            life.bytes += got.size;
+            generation.bytes += got.size;
         }
-        let mut lives: Vec<Life> = lives.into_iter().map(|(_, life)| life).collect();
-        lives.sort_by(|one, other| one.paths.cmp(&other.paths));
+        let mut generations: Vec<Generation> =
+            generations.into_iter().map(|(_, generation)| generation).collect();
+        generations.sort_by(|one, other| one.paths.cmp(&other.paths));
         let unread = |event: &crate::event::Event| {
             let number = |name: &str| event.data[name].as_u64().unwrap_or_default();
             number("to") - number("from")
         };
         let unread = store.events.iter().map(unread).sum();
-        Outcome { lives, events: store.event_names(), unread }
+        Outcome { generations, events: store.event_names(), unread }
     }
 }
 
 #[test]
-fn a_case_that_did_not_come_out_is_found() {
+fn wrong_expectation_is_detected() {
     let steps = [Step::Write("a.jsonl", b"one\n".to_vec()), Step::Read];
     let mut wrong = BTreeSet::new();
-    for lives in [vec![], vec![life("a.jsonl", 4, &["two"])], vec![life("a.jsonl", 5, &["one"])]] {
-        let expected = Outcome { lives, ..Outcome::default() };
+    for generations in
+        [vec![], vec![generation("a.jsonl", 4, &["two"])], vec![generation("a.jsonl", 5, &["one"])]]
+    {
+        let expected = Outcome { generations, ..Outcome::default() };
         let run = || check("wrong", &steps, &expected);
         wrong.insert(std::panic::catch_unwind(run).is_err());
     }

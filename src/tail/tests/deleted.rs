@@ -1,14 +1,14 @@
-//! FileTable that go, and those that only seem to.
+//! Deleted files, and files that only seem to be deleted.
 
 use super::*;
 
 #[test_requires::requires(not_wine)]
 #[test]
-fn a_deleted_file_is_read_from_its_open_handle() {
+fn deleted_file_is_read_through_its_open_handle() {
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
-    // ReadOutcome changed while live, so that it stays open.
+    // Changed while live, so that it stays open.
     world.append("a.jsonl", "two\n");
     world.read();
     let key = world.store.got[0].file;
@@ -16,7 +16,7 @@ fn a_deleted_file_is_read_from_its_open_handle() {
     world.append("a.jsonl", "three\nfour");
     fs::remove_file(world.path("a.jsonl")).unwrap();
     world.pass(Duration::from_secs(400));
-    world.tail.schedule.sweep_now();
+    world.tail.schedule.request_sweep_now();
     world.read_on();
     let last = world.store.got.last().unwrap().clone();
     assert_eq!(world.take(), lines(["three", "four"]));
@@ -26,7 +26,7 @@ fn a_deleted_file_is_read_from_its_open_handle() {
 }
 
 #[test]
-fn a_file_deleted_unread_is_reported() {
+fn file_deleted_unread_is_reported() {
     let mut world = World::new();
     world.write("a.jsonl", "one\ntwo");
     world.write("b.jsonl", "drained\n");
@@ -43,7 +43,7 @@ fn a_file_deleted_unread_is_reported() {
 }
 
 #[test]
-fn an_incomplete_line_is_kept_and_shipped_when_the_file_is_deleted() {
+fn saved_line_is_handed_over_when_the_file_is_deleted() {
     for content in ["one\ntwo", "two"] {
         let mut world = World::new();
         world.write("a.jsonl", content);
@@ -63,7 +63,7 @@ fn an_incomplete_line_is_kept_and_shipped_when_the_file_is_deleted() {
 }
 
 #[test]
-fn an_absent_root_is_not_the_deletion_of_its_files() {
+fn missing_root_does_not_delete_its_files() {
     let mut world = World::new();
     world.write("p/a.jsonl", "one\n");
     world.read();
@@ -81,7 +81,7 @@ fn an_absent_root_is_not_the_deletion_of_its_files() {
 
 #[cfg(unix)]
 #[test]
-fn a_directory_that_cannot_be_listed_is_not_the_deletion_of_its_files() {
+fn unlistable_directory_does_not_delete_its_files() {
     use std::os::unix::fs::PermissionsExt as _;
     let mut world = World::new();
     world.write("p/q/a.jsonl", "one\n");
@@ -103,7 +103,7 @@ fn a_directory_that_cannot_be_listed_is_not_the_deletion_of_its_files() {
     assert!(world.tail.survey().unreadable.is_empty());
 }
 
-/// Writes files and lets them be open.
+/// Writes files and makes the tail keep them open.
 fn open_files(world: &mut World, names: &[&str]) {
     for content in ["one\n", "two\n"] {
         names.iter().for_each(|name| world.append(name, content));
@@ -115,10 +115,10 @@ fn open_files(world: &mut World, names: &[&str]) {
 fn delete_with_unread(world: &mut World, name: &str, unread: usize) {
     world.append(name, "unread.\n".repeat(unread / 8));
     fs::remove_file(world.path(name)).unwrap();
-    world.tail.schedule.sweep_now();
+    world.tail.schedule.request_sweep_now();
 }
 
-fn few_bytes_at_once() -> World {
+fn world_with_small_chunks() -> World {
     World::with(TailOptions {
         chunk_bytes: 64,
         drain_bytes: 1000,
@@ -127,7 +127,7 @@ fn few_bytes_at_once() -> World {
     })
 }
 
-/// What came of one file, and what the event says was not read of it.
+/// Returns the number of bytes read from a file, and the unread range according to the event.
 fn accounted(world: &World, name: &str) -> (u64, u64, u64) {
     let path = world.path(name);
     let read = world.store.got.iter().filter(|got| got.path == path).map(|got| got.size).sum();
@@ -140,8 +140,8 @@ fn accounted(world: &World, name: &str) -> (u64, u64, u64) {
 
 #[test_requires::requires(not_wine)]
 #[test]
-fn a_deleted_file_is_read_within_its_bytes() {
-    let mut world = few_bytes_at_once();
+fn deleted_file_is_read_within_its_byte_limit() {
+    let mut world = world_with_small_chunks();
     open_files(&mut world, &["a.jsonl"]);
     delete_with_unread(&mut world, "a.jsonl", 4000);
     world.read_on();
@@ -153,11 +153,11 @@ fn a_deleted_file_is_read_within_its_bytes() {
 
 #[test_requires::requires(not_wine)]
 #[test]
-fn deleted_files_share_their_bytes() {
-    let mut world = few_bytes_at_once();
+fn deleted_files_share_the_byte_limit() {
+    let mut world = world_with_small_chunks();
     world.store.room = 1;
     open_files(&mut world, &["a.jsonl", "b.jsonl"]);
-    // ReadOutcome gone first, and most of it still unread.
+    // Found deleted first, with most of it unread.
     delete_with_unread(&mut world, "a.jsonl", 800);
     assert_eq!(world.tail.read(&mut world.store), Progress::More);
     let survey = world.tail.survey();
@@ -169,7 +169,7 @@ fn deleted_files_share_their_bytes() {
     delete_with_unread(&mut world, "b.jsonl", 800);
     world.read_on();
     let (read, from, _) = accounted(&world, "a.jsonl");
-    assert_eq!((read, from), (808, 0), "all of it");
+    assert_eq!((read, from), (808, 0), "read completely");
     let (read, from, to) = accounted(&world, "b.jsonl");
     assert_eq!((read, to), (from, 808));
     assert!(read < 400, "{read}");
@@ -178,8 +178,8 @@ fn deleted_files_share_their_bytes() {
 
 #[test_requires::requires(not_wine)]
 #[test]
-fn a_deleted_file_is_held_for_its_time() {
-    let mut world = few_bytes_at_once();
+fn deleted_file_is_kept_open_within_its_time_limit() {
+    let mut world = world_with_small_chunks();
     world.store.room = 1;
     open_files(&mut world, &["a.jsonl"]);
     delete_with_unread(&mut world, "a.jsonl", 800);
@@ -187,7 +187,7 @@ fn a_deleted_file_is_held_for_its_time() {
     world.store.commit();
     world.tail.sealed();
     world.tail.committed();
-    // As while the outbox is full.
+    // As if the outbox were full meanwhile.
     world.pass(Duration::from_secs(61));
     world.read_on();
     let (read, from, to) = accounted(&world, "a.jsonl");
@@ -196,16 +196,17 @@ fn a_deleted_file_is_held_for_its_time() {
     assert_eq!(world.tail.survey().files_open, 0);
 }
 
-/// Each of them is had from its handle alone: a file that still lies at its path makes room.
+/// A deleted file is readable only through its handle, so files that can be opened again are closed
+/// first.
 #[test]
-fn deleted_files_keep_their_handles_before_others() {
+fn deleted_files_keep_their_handles_over_others() {
     let options = TailOptions { open_files: 2, watch: false, ..TailOptions::default() };
     let mut world = World::with(options);
     let others = ["b.jsonl", "c.jsonl", "d.jsonl"];
     others.iter().for_each(|name| world.write(name, "other\n"));
     world.read();
     open_files(&mut world, &["a.jsonl"]);
-    // All of them grew before it was found gone.
+    // All of them grew before the deletion was found.
     others.iter().for_each(|name| world.append(name, "other\n"));
     delete_with_unread(&mut world, "a.jsonl", 80);
     world.read_on();
@@ -214,11 +215,11 @@ fn deleted_files_keep_their_handles_before_others() {
     assert!(world.tail.survey().files_open <= 2);
 }
 
-/// While a group is stored the next is read. A file that ended in one that was stored was taken for
-/// one that never was when the next one failed: all of it came again, under another generation.
+/// Regression: a file that ended in a stored group counted as never stored when the next group failed,
+/// and was read again under another generation.
 #[test_requires::requires(not_wine)]
 #[test]
-fn a_file_that_ended_in_a_stored_group_does_not_come_again_when_the_next_fails() {
+fn file_ended_in_a_stored_group_is_not_read_again() {
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
@@ -227,14 +228,14 @@ fn a_file_that_ended_in_a_stored_group_does_not_come_again_when_the_next_fails()
     world.append("a.jsonl", "rest");
     fs::remove_file(world.path("a.jsonl")).unwrap();
     world.pass(Duration::from_secs(400));
-    world.tail.schedule.sweep_now();
+    world.tail.schedule.request_sweep_now();
     world.tail.read(&mut world.store);
-    assert_eq!(world.tail.survey().files, 0, "it has ended");
+    assert_eq!(world.tail.survey().files, 0, "the file has ended");
     world.store.commit();
     world.tail.sealed();
-    // Its group is stored with another at hand.
+    // Its group is stored while the next one is current.
     world.write("b.jsonl", "three\n");
-    world.tail.schedule.sweep_now();
+    world.tail.schedule.request_sweep_now();
     world.tail.read(&mut world.store);
     world.tail.committed();
     world.lose_group();
@@ -242,10 +243,10 @@ fn a_file_that_ended_in_a_stored_group_does_not_come_again_when_the_next_fails()
     assert_eq!(world.take(), lines(["one", "two", "rest", "three"]));
 }
 
-/// The other way round: what ended in the group at hand is in no other.
+/// The opposite case: the file ended in the group that failed, and the one before was stored.
 #[test_requires::requires(not_wine)]
 #[test]
-fn a_file_that_ended_in_a_group_that_failed_ends_again_though_the_one_before_is_stored() {
+fn file_ended_in_a_failed_group_ends_again() {
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
@@ -257,18 +258,18 @@ fn a_file_that_ended_in_a_group_that_failed_ends_again_though_the_one_before_is_
     fs::remove_file(world.path("a.jsonl")).unwrap();
     world.pass(Duration::from_secs(400));
     world.tail.read(&mut world.store);
-    assert_eq!(world.tail.survey().files, 0, "it has ended");
+    assert_eq!(world.tail.survey().files, 0, "the file has ended");
     world.tail.committed();
     world.lose_group();
     world.read();
     assert_eq!(world.take(), lines(["one", "two", "rest"]));
 }
 
-/// While the outbox was full nobody looked: what deleted files held stayed on the disk, without
-/// end.
+/// Regression: while the outbox was full, deleted files were kept open without limit and occupied the
+/// disk.
 #[test_requires::requires(not_wine)]
 #[test]
-fn a_deleted_file_is_let_go_in_time_while_nothing_may_be_read() {
+fn tend_closes_a_deleted_file_after_its_time_limit() {
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.write("b.jsonl", "one\n");
@@ -284,7 +285,7 @@ fn a_deleted_file_is_let_go_in_time_while_nothing_may_be_read() {
     for seconds in [10, 30] {
         world.pass(Duration::from_secs(seconds));
         world.tail.tend();
-        assert_eq!(world.tail.survey().files_open, 2, "its time is not over");
+        assert_eq!(world.tail.survey().files_open, 2, "its time limit is not reached");
     }
     world.pass(Duration::from_secs(40));
     world.tail.tend();
@@ -295,7 +296,7 @@ fn a_deleted_file_is_let_go_in_time_while_nothing_may_be_read() {
 
 #[test_requires::requires(not_wine)]
 #[test]
-fn a_deleted_file_that_holds_more_than_it_may_is_let_go_at_once_while_nothing_may_be_read() {
+fn tend_closes_a_deleted_file_over_its_byte_limit() {
     let options = TailOptions { watch: false, drain_bytes: 3, ..TailOptions::default() };
     let mut world = World::with(options);
     world.write("a.jsonl", "one\n");

@@ -1,17 +1,17 @@
-//! FileTable that the tail holds open while their writer renames, replaces and deletes them.
+//! Files that the tail keeps open while their writer renames, replaces and deletes them.
 //!
-//! On Windows each of these fails for the writer when a reader does not share it, and so an agent
-//! could break the program that it reads from.
+//! On Windows each of these operations fails unless the reader has opened the file with sharing, so
+//! the agent could break the program whose files it reads.
 
 use super::*;
 
-/// Lets `a.jsonl` be open, in the tail and in its writer.
-fn held() -> (World, fs::File) {
+/// Returns a world in which the tail and a writer have `a.jsonl` open.
+fn world_with_held_file() -> (World, fs::File) {
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
     let mut writer = OpenOptions::new().append(true).open(world.path("a.jsonl")).unwrap();
-    // ReadOutcome changed while live, so that it stays open.
+    // Changed while live, so that it stays open.
     writer.write_all(b"two\n").unwrap();
     assert_eq!(world.next(), lines(["one", "two"]));
     assert_eq!(world.tail.survey().files_open, 1);
@@ -19,18 +19,18 @@ fn held() -> (World, fs::File) {
 }
 
 #[test]
-fn what_its_writer_holds_open_is_seen_to_grow() {
-    let (mut world, mut writer) = held();
+fn appended_lines_of_a_held_file_are_read() {
+    let (mut world, mut writer) = world_with_held_file();
     writer.write_all(b"three\n").unwrap();
     assert_eq!(world.next(), lines(["three"]));
-    world.tail.active.clear();
+    world.tail.open.clear();
     writer.write_all(b"four\n").unwrap();
     assert_eq!(world.next(), lines(["four"]));
 }
 
 #[test]
-fn it_is_renamed() {
-    let (mut world, mut writer) = held();
+fn held_file_can_be_renamed() {
+    let (mut world, mut writer) = world_with_held_file();
     writer.write_all(b"three\n").unwrap();
     fs::rename(world.path("a.jsonl"), world.path("b.jsonl")).unwrap();
     writer.write_all(b"four\n").unwrap();
@@ -39,8 +39,8 @@ fn it_is_renamed() {
 }
 
 #[test]
-fn it_is_moved_away_and_written_anew() {
-    let (mut world, mut writer) = held();
+fn held_file_can_be_moved_and_recreated() {
+    let (mut world, mut writer) = world_with_held_file();
     writer.write_all(b"three\n").unwrap();
     fs::rename(world.path("a.jsonl"), world.path("a.old")).unwrap();
     world.write("a.jsonl", "new\n");
@@ -51,8 +51,8 @@ fn it_is_moved_away_and_written_anew() {
 
 #[test_requires::requires(not_wine)]
 #[test]
-fn another_is_renamed_over_it() {
-    let (mut world, mut writer) = held();
+fn held_file_can_be_replaced_by_a_rename() {
+    let (mut world, mut writer) = world_with_held_file();
     writer.write_all(b"three\n").unwrap();
     world.write("beside", "new\n");
     fs::rename(world.path("beside"), world.path("a.jsonl")).unwrap();
@@ -62,8 +62,8 @@ fn another_is_renamed_over_it() {
 }
 
 #[test]
-fn it_is_deleted_and_comes_again() {
-    let (mut world, mut writer) = held();
+fn held_file_can_be_deleted_and_recreated() {
+    let (mut world, mut writer) = world_with_held_file();
     writer.write_all(b"three\n").unwrap();
     fs::remove_file(world.path("a.jsonl")).unwrap();
     writer.write_all(b"four\n").unwrap();

@@ -1,11 +1,11 @@
-//! Lines too large to be held.
+//! Lines that are too long to be held in memory.
 
 use sha2::{Digest as _, Sha256};
 
 use super::*;
 
 #[test]
-fn long_lines_go_in_parts_over_restarts() {
+fn long_line_is_handed_over_in_parts_across_restarts() {
     let options = TailOptions {
         max_record_bytes: 100,
         part_bytes: 30,
@@ -39,7 +39,7 @@ fn long_lines_go_in_parts_over_restarts() {
 }
 
 #[test]
-fn a_long_line_cut_short_is_abandoned() {
+fn truncated_long_line_is_abandoned() {
     let options = TailOptions {
         max_record_bytes: 100,
         part_bytes: 30,
@@ -51,7 +51,7 @@ fn a_long_line_cut_short_is_abandoned() {
     world.read();
     world.take();
     world.write("a.jsonl", "short\nnew\n");
-    // The parts are of no use, and what followed them was too short for one more.
+    // The parts are useless, and the bytes after them were too few for another part.
     let expected = [event::RECORD_ABANDONED, event::FILE_DELETED_UNREAD, event::FILE_TRIMMED];
     assert_eq!(world.next(), lines_and(["new"], expected));
     world.append("a.jsonl", "y".repeat(200));
@@ -64,7 +64,7 @@ fn a_long_line_cut_short_is_abandoned() {
     assert_eq!(events, [event::RECORD_ABANDONED, event::FILE_DELETED_UNREAD]);
 }
 
-fn small_records() -> World {
+fn world_with_small_records() -> World {
     World::with(TailOptions {
         max_record_bytes: 100,
         part_bytes: 30,
@@ -73,10 +73,10 @@ fn small_records() -> World {
     })
 }
 
-/// However the file ends in the middle of a large line: its parts are closed, what was not read is
-/// said, and what came afterwards is read.
+/// If a file ends within a long line, the parts are abandoned, unread bytes are reported, and later
+/// content is read.
 #[test]
-fn a_large_line_that_will_never_be_completed_is_abandoned() {
+fn long_line_that_is_never_completed_is_abandoned() {
     const HALF: &str = "short\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\
                         xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
     type Change = fn(&World);
@@ -102,7 +102,7 @@ fn a_large_line_that_will_never_be_completed_is_abandoned() {
         (
             "cut within",
             |world| world.write("a.jsonl", &HALF[..100]),
-            // What is left of it is too short for a part.
+            // The rest is too short for a part.
             &[],
             &[event::RECORD_ABANDONED, event::FILE_DELETED_UNREAD, event::FILE_TRIMMED],
         ),
@@ -114,14 +114,14 @@ fn a_large_line_that_will_never_be_completed_is_abandoned() {
         ),
     ];
     for (name, change, expected, events) in cases {
-        let mut world = small_records();
+        let mut world = world_with_small_records();
         world.write("a.jsonl", HALF);
         world.read();
         let parts = world.store.got.iter().filter(|got| got.part.is_some()).count();
         let offset = world.store.got.last().map(|got| got.offset).unwrap();
         assert!(parts >= 4 && offset == 6, "{parts} {offset}");
         world.take();
-        // Without a handle: with one, a deleted line would end with what is there.
+        // Closes the handle: through it, a deleted line would be read to its end.
         world.restart();
         change(&world);
         world.read();
@@ -142,11 +142,11 @@ fn a_large_line_that_will_never_be_completed_is_abandoned() {
     }
 }
 
-/// From its handle a deleted line is read to where it ends, and that is its end.
+/// Through its handle, a deleted line is read up to the end of the file.
 #[test_requires::requires(not_wine)]
 #[test]
-fn a_large_line_deleted_with_an_open_handle_ends_where_it_ends() {
-    let mut world = small_records();
+fn deleted_long_line_is_read_through_its_open_handle() {
+    let mut world = world_with_small_records();
     world.write("a.jsonl", "short\n");
     world.read();
     world.append("a.jsonl", "x".repeat(150));
@@ -161,9 +161,9 @@ fn a_large_line_deleted_with_an_open_handle_ends_where_it_ends() {
     assert!(world.store.events.is_empty(), "{:?}", world.store.events);
 }
 
-/// A line that grows and grows without a newline, and is read all the while.
+/// A line that keeps growing without a newline while it is read.
 #[test]
-fn a_hundred_megabytes_without_a_newline() {
+fn hundred_megabytes_without_a_newline_are_read() {
     const MEBIBYTES: usize = 100;
 
     let mut world = World::with(TailOptions {
@@ -202,10 +202,10 @@ fn a_hundred_megabytes_without_a_newline() {
     assert!(world.store.events.is_empty());
 }
 
-/// In the middle of a large line the bytes before the checkpoint may be all alike. A line of the
-/// same stuff that was written in its place was taken for its rest: one line made of two.
+/// Regression: within a long line the bytes before the checkpoint may be uniform. A similar line in its
+/// place was taken for its rest, and two lines became one.
 #[test]
-fn a_large_line_in_the_place_of_another_is_another() {
+fn similar_long_line_in_its_place_is_another_line() {
     let parts = |new: &str| {
         let mut world = World::with(TailOptions {
             max_record_bytes: 10_000,
@@ -225,11 +225,11 @@ fn a_large_line_in_the_place_of_another_is_another() {
     };
     let other = format!("{{\"n\":2,\"x\":\"{}\"}}", "x".repeat(50_000));
     let events = [event::RECORD_ABANDONED, event::FILE_DELETED_UNREAD, event::FILE_TRIMMED];
-    // Where it began, and where the line before it began.
+    // At the offset of the line, and at that of the line before it.
     for before in ["one\ntwo\n", "one\n"] {
         assert_eq!(parts(&format!("{before}{other}\n")), (other.clone(), events.to_vec()));
     }
-    // The same line, grown: it goes on.
+    // The same line, grown: it continues.
     let (grown, events) =
         parts(&format!("one\ntwo\n{{\"n\":1,\"x\":\"{}\"}}\n", "x".repeat(60_000)));
     assert!(grown.starts_with('x') && grown.ends_with("x\"}"), "{}", grown.len());

@@ -1,4 +1,4 @@
-//! The tail over real directories: files that grow, move, shrink and go.
+//! The tail on real directories: files that grow, move, shrink and are deleted.
 
 mod appended;
 mod backfill_hold;
@@ -25,15 +25,15 @@ use std::{
 use siem_protocol::names::event;
 use tempfile::TempDir;
 
-use super::{testing::Store, *};
+use super::{testing::MemoryStore, *};
 use crate::tail::testing::ShiftedClock;
 
-/// A directory, a tail on it, and what the tail handed over.
+/// A directory, a tail on it, and everything that the tail handed over.
 struct World {
     options: TailOptions,
     clock: Arc<ShiftedClock>,
     tail: Tail,
-    store: Store,
+    store: MemoryStore,
     /// Dropped last: on Windows a directory stays as long as a watcher holds it.
     directory: TempDir,
 }
@@ -51,7 +51,7 @@ impl World {
         let clock = ShiftedClock::shared();
         let tail =
             Tail::new(options.clone(), clock.clone(), Box::new(fresh_generation), Arc::new(|| {}));
-        Self { directory, options, clock, tail, store: Store::default() }
+        Self { directory, options, clock, tail, store: MemoryStore::default() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -70,7 +70,7 @@ impl World {
         file.write_all(bytes.as_ref()).unwrap();
     }
 
-    /// Lets enough time pass for a sweep, and reads everything, a few chunks to a group.
+    /// Advances the clock until a sweep is due, and reads everything, a few chunks per group.
     fn read(&mut self) {
         self.pass(Duration::from_secs(400));
         self.read_on();
@@ -86,14 +86,14 @@ impl World {
             self.store.commit();
             self.tail.sealed();
             self.tail.committed();
-            assert!(begun.elapsed() < Duration::from_secs(60), "it does not end");
+            assert!(begun.elapsed() < Duration::from_secs(60), "reading does not end");
         }
         self.store.commit();
         self.tail.sealed();
         self.tail.committed();
     }
 
-    /// Starts again from what was stored.
+    /// Restarts the agent with the stored rows.
     fn restart(&mut self) {
         self.store.roll_back();
         let clock = self.clock.clone();
@@ -102,13 +102,13 @@ impl World {
         self.tail.restore(&mut self.store.stored_rows()).unwrap();
     }
 
-    /// The store fails: the group is lost, and everything begins again from the rows.
+    /// Makes the store fail: the group is discarded, and the tail is restored from the rows.
     fn lose_group(&mut self) {
         self.store.roll_back();
         self.tail.restore(&mut self.store.stored_rows()).unwrap();
     }
 
-    /// What was read since it was last asked, as text, and the events.
+    /// Returns the lines and events since the last call.
     fn take(&mut self) -> (Vec<String>, Vec<&'static str>) {
         let taken = (self.store.lines(), self.store.event_names());
         self.store.got.clear();
@@ -116,7 +116,7 @@ impl World {
         taken
     }
 
-    /// Reads, and says what came.
+    /// Reads, and returns the new lines and events.
     fn next(&mut self) -> (Vec<String>, Vec<&'static str>) {
         self.read();
         self.take()

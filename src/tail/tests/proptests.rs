@@ -1,16 +1,16 @@
-//! Whatever happens to files, every complete line comes once.
+//! Random operations on files: every complete line is read exactly once.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// What happens in a random world.
+/// Random operation.
 #[derive(Clone, Debug)]
 enum Step {
     Append(usize, Vec<u8>),
     Move(usize),
     Read,
-    /// Reads some, and loses the group.
+    /// Reads once, and discards the group.
     LoseGroup,
     Restart,
     Replace(usize),
@@ -35,8 +35,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The complete lines of `content` with their offsets, found in the plainest way.
-fn plainly(content: &[u8]) -> Vec<(u64, Vec<u8>)> {
+/// Returns the complete lines of `content` with their offsets, by a simple algorithm.
+fn expected_lines(content: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let mut offset = 0;
     let mut lines = Vec::new();
     for line in content.split_inclusive(|byte| *byte == b'\n') {
@@ -48,8 +48,9 @@ fn plainly(content: &[u8]) -> Vec<(u64, Vec<u8>)> {
     lines
 }
 
-/// The lines of one file as they came, parts put together; without one whose last part is to come.
-fn came(store: &Store, paths: &[PathBuf]) -> Vec<(u64, Vec<u8>)> {
+/// Returns the lines of a file as they were read, with parts joined, and without a line whose last
+/// part is missing.
+fn read_lines(store: &MemoryStore, paths: &[PathBuf]) -> Vec<(u64, Vec<u8>)> {
     let mut lines: Vec<(u64, Vec<u8>)> = Vec::new();
     let mut is_open = false;
     for got in store.got.iter().filter(|got| paths.contains(&got.path)) {
@@ -76,7 +77,7 @@ fn came(store: &Store, paths: &[PathBuf]) -> Vec<(u64, Vec<u8>)> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
     #[test]
-    fn every_complete_line_comes_once_whatever_happens(
+    fn every_complete_line_is_read_once(
         steps in proptest::collection::vec(step(), 1..60),
         chunk_bytes in 1..200_u64,
         max_record_bytes in 1..100_u64,
@@ -109,7 +110,7 @@ proptest! {
                 Step::Replace(file) => {
                     let path = world.path(names[file].last().unwrap());
                     if path.try_exists().unwrap() {
-                        // Moved and replaced at once it could not be known again.
+                        // If it were moved and replaced at once, it could not be recognised.
                         world.read();
                         world.write("copy", &content[file]);
                         fs::rename(world.path("copy"), path).unwrap();
@@ -130,21 +131,21 @@ proptest! {
         prop_assert!(world.store.events.is_empty(), "{:?}", world.store.events);
         for (file, content) in content.iter().enumerate() {
             let paths: Vec<_> = names[file].iter().map(|name| world.path(name)).collect();
-            prop_assert_eq!(came(&world.store, &paths), plainly(content));
+            prop_assert_eq!(read_lines(&world.store, &paths), expected_lines(content));
         }
     }
 }
 
-/// What happens between two pieces that are appended.
+/// Operation between two appends.
 #[derive(Clone, Copy, Debug)]
 enum Between {
     Nothing,
     Read,
-    /// Some groups are stored, then the store fails.
+    /// Stores some groups, then makes the store fail.
     ReadSomeAndFail(usize),
     FailAndRestart,
     Restart,
-    /// So long that an incomplete line is kept.
+    /// Waits until an incomplete line is saved.
     Wait,
 }
 
@@ -159,7 +160,7 @@ fn between() -> impl Strategy<Value = Between> {
     ]
 }
 
-/// Bytes of every kind, and many endings.
+/// Bytes of every kind, with many line endings.
 fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         4 => Just(b"\n".to_vec()),
@@ -177,7 +178,7 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
     #[test]
-    fn any_bytes_in_any_pieces_come_once_over_restarts_and_failures(
+    fn any_bytes_are_read_once_across_restarts_and_failures(
         content in any_bytes(),
         cuts in proptest::collection::vec((any::<prop::sample::Index>(), between()), 0..12),
         chunk_bytes in 1..200_u64,
@@ -227,7 +228,7 @@ proptest! {
         world.append("a.jsonl", &content[written..]);
         world.read();
         prop_assert!(world.store.events.is_empty(), "{:?}", world.store.events);
-        prop_assert_eq!(came(&world.store, &[world.path("a.jsonl")]), plainly(&content));
+        prop_assert_eq!(read_lines(&world.store, &[world.path("a.jsonl")]), expected_lines(&content));
         let parts_and_lines: u64 = world.store.got.iter().map(|got| got.size).sum();
         let unread = world.tail.survey().bytes_unread;
         prop_assert_eq!(parts_and_lines + unread, content.len() as u64);

@@ -1,9 +1,9 @@
-//! FileTable that are renamed, moved, copied.
+//! Files that are renamed, moved and copied.
 
 use super::*;
 
 #[test]
-fn a_renamed_file_goes_on() {
+fn renamed_file_continues() {
     let mut world = World::new();
     world.write("p/a.jsonl", "one\ntw");
     world.read();
@@ -22,7 +22,7 @@ fn a_renamed_file_goes_on() {
 }
 
 #[test]
-fn a_rename_while_the_agent_was_stopped_goes_on() {
+fn file_renamed_while_stopped_continues() {
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
@@ -37,7 +37,7 @@ fn a_rename_while_the_agent_was_stopped_goes_on() {
 }
 
 #[test]
-fn files_renamed_over_others_go_on() {
+fn files_renamed_over_others_continue() {
     for restart in [false, true] {
         let mut world = World::new();
         for name in ["a", "b", "c"] {
@@ -49,12 +49,12 @@ fn files_renamed_over_others_go_on() {
             world.restart();
         }
         let path = |name| world.path(name);
-        // b goes, a becomes b and c becomes a.
+        // b is overwritten: a becomes b, and c becomes a.
         fs::rename(path("a.jsonl"), path("b.jsonl")).unwrap();
         fs::rename(path("c.jsonl"), path("a.jsonl")).unwrap();
         assert_eq!(world.next(), lines([]));
         assert_eq!(world.store.rows.len(), 2);
-        // Both change places.
+        // Both swap their paths.
         let path = |name| world.path(name);
         fs::rename(path("a.jsonl"), path("x")).unwrap();
         fs::rename(path("b.jsonl"), path("a.jsonl")).unwrap();
@@ -71,7 +71,7 @@ fn files_renamed_over_others_go_on() {
 }
 
 #[test]
-fn a_copy_is_a_file_of_its_own() {
+fn copy_is_a_new_file() {
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
@@ -82,12 +82,12 @@ fn a_copy_is_a_file_of_its_own() {
     assert_eq!(world.store.rows.len(), 3);
 }
 
-/// Many file systems give the id of a deleted file to the next one: the offset of the one was
-/// applied to the other, and its first lines were never read.
+/// Regression: many file systems reuse the id of a deleted file. The offset of the old file was applied
+/// to the new one, and its first lines were never read.
 #[cfg(unix)]
 #[test_requires::requires(reused_ids)]
 #[test]
-fn a_new_file_with_the_id_of_a_deleted_one_is_read_from_its_beginning() {
+fn new_file_with_a_reused_id_is_read_from_the_beginning() {
     use std::os::unix::fs::MetadataExt as _;
     for is_found_gone in [false, true] {
         let mut world = World::new();
@@ -115,16 +115,16 @@ fn a_new_file_with_the_id_of_a_deleted_one_is_read_from_its_beginning() {
     }
 }
 
-/// Without its row any bytes inspect like a file's own: what has its id, but other bytes, must not
-/// pass for it while the row can't be had.
+/// Without its row, any bytes would match a file. Another file with its id must not be taken for it
+/// while the row cannot be read.
 #[test]
-fn a_file_with_the_id_of_another_is_not_taken_for_it_while_the_store_fails_to_read() {
+fn file_with_a_reused_id_does_not_match_without_its_row() {
     let mut world = World::new();
     world.write("a.jsonl", "one\ntwo\nthree\n");
     world.read();
     world.restart();
     world.read();
-    // As when a new file is given the number of one that was deleted.
+    // As if a new file had received the id of a deleted one.
     fs::rename(world.path("a.jsonl"), world.path("b.jsonl")).unwrap();
     world.write("b.jsonl", "new\n");
     world.take();
@@ -139,10 +139,11 @@ fn a_file_with_the_id_of_another_is_not_taken_for_it_while_the_store_fails_to_re
     assert_eq!(world.next(), lines([]));
 }
 
-/// A file was rewritten while it was open, deleted, and another made under its name: both had a row
-/// when the power went. The first row by its id went on, and what was read came again.
+/// Regression: a file was rewritten while open, deleted, and recreated under its name, so that two
+/// rows had its path at a power cut. The row with the lower id was continued, and lines were read
+/// again.
 #[test]
-fn of_two_rows_of_one_path_that_of_the_file_there_goes_on_and_the_other_ends() {
+fn row_of_the_current_file_continues_and_the_other_ends() {
     for (of_gone, of_there) in [("a", "b"), ("b", "a")] {
         let mut world = World::new();
         world.write("s.jsonl", "one\ntwo");
@@ -163,6 +164,6 @@ fn of_two_rows_of_one_path_that_of_the_file_there_goes_on_and_the_other_ends() {
         let generation = world.store.got[0].generation.clone();
         assert_eq!(world.take(), lines_and(["four"], [event::FILE_DELETED_UNREAD]));
         assert_eq!(generation, id(of_there));
-        assert_eq!(world.store.rows.len(), 1, "the other has no row any more");
+        assert_eq!(world.store.rows.len(), 1, "the row of the other is deleted");
     }
 }

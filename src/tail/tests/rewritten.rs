@@ -1,9 +1,9 @@
-//! FileTable that hold other bytes than before.
+//! Files whose bytes have changed.
 
 use super::*;
 
 #[test]
-fn a_trimmed_file_goes_on_at_the_cut() {
+fn trimmed_file_continues_at_the_cut() {
     for restart in [false, true] {
         let mut world = World::new();
         world.write("a.jsonl", "one\ntwo\nthree\n");
@@ -29,8 +29,8 @@ fn a_trimmed_file_goes_on_at_the_cut() {
 }
 
 #[test]
-fn a_rewritten_file_begins_anew() {
-    // The same length, longer, shorter than a line, another inode, truncated to zero.
+fn rewritten_file_starts_a_new_generation() {
+    // Same length, longer, shorter than a line, another inode, truncated to zero.
     for (replace, content, expected) in [
         (false, "ONE\ntwo\n", vec!["ONE", "two"]),
         (false, "ONE\ntwo\nthree\n", vec!["ONE", "two", "three"]),
@@ -72,7 +72,7 @@ fn a_rewritten_file_begins_anew() {
 
 #[test_requires::requires(not_wine)]
 #[test]
-fn a_longer_copy_with_the_same_bytes_goes_on() {
+fn longer_copy_with_the_same_bytes_continues() {
     let mut world = World::new();
     world.write("a.jsonl", "one\ntwo\n");
     world.read();
@@ -80,7 +80,7 @@ fn a_longer_copy_with_the_same_bytes_goes_on() {
     world.write("new", "one\ntwo\nthree\n");
     fs::rename(world.path("new"), world.path("a.jsonl")).unwrap();
     assert_eq!(world.next(), lines(["three"]));
-    // As after a restored backup or a new disk: other ids, the same bytes.
+    // As after restoring a backup: another id, the same bytes.
     world.write("new", "one\ntwo\nthree\n");
     fs::rename(world.path("new"), world.path("a.jsonl")).unwrap();
     assert_eq!(world.next(), lines([]));
@@ -88,7 +88,7 @@ fn a_longer_copy_with_the_same_bytes_goes_on() {
 
 #[test_requires::requires(not_wine)]
 #[test]
-fn a_file_deleted_and_made_anew_is_rewritten_or_new() {
+fn recreated_file_is_rewritten_or_new() {
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
@@ -103,7 +103,7 @@ fn a_file_deleted_and_made_anew_is_rewritten_or_new() {
 }
 
 impl World {
-    /// Empties a file and writes `bytes`, as of now by the world's clock, and hints at it.
+    /// Overwrites a file with `bytes`, sets its modification time to the world's time, and adds a hint.
     fn write_now(&self, name: &str, bytes: &str) {
         self.write(name, bytes);
         self.touch(name, self.clock.now().0);
@@ -115,18 +115,18 @@ impl World {
         file.set_modified(std::time::UNIX_EPOCH + Duration::from_millis(millis)).unwrap();
     }
 
-    /// What comes of the hints alone, at this moment.
-    fn glance(&mut self) -> (Vec<String>, Vec<&'static str>) {
+    /// Applies the hints without advancing the clock, and returns the new lines and events.
+    fn apply_hints(&mut self) -> (Vec<String>, Vec<&'static str>) {
         self.tail.schedule.is_watching = true;
         self.read_on();
         self.take()
     }
 }
 
-/// Whoever writes a file anew empties it first. FoundBy empty, it was taken for another life of the
-/// file, and all its lines were shipped again.
+/// Regression: a program that rewrites a file empties it first. The empty file counted as rewritten,
+/// and all its lines were sent again.
 #[test]
-fn a_file_that_is_being_written_again_goes_on() {
+fn file_rewritten_with_the_same_bytes_continues() {
     let mut world = World::new();
     world.write("a.jsonl", "one\ntwo\nthree\n");
     world.write("b.jsonl", "b\n");
@@ -134,20 +134,20 @@ fn a_file_that_is_being_written_again_goes_on() {
     world.take();
     for step in ["", "one\n", "one\ntw", "one\ntwo\nth"] {
         world.write_now("a.jsonl", step);
-        assert_eq!(world.glance(), lines([]), "{step:?}");
+        assert_eq!(world.apply_hints(), lines([]), "{step:?}");
         world.pass(Duration::from_millis(200));
-        assert_eq!(world.glance(), lines([]), "{step:?}");
-        // Others do not wait for it.
+        assert_eq!(world.apply_hints(), lines([]), "{step:?}");
+        // Other files do not wait for it.
         world.append("b.jsonl", "more\n");
         world.tail.hints.add(world.path("b.jsonl"));
-        assert_eq!(world.glance(), lines(["more"]));
+        assert_eq!(world.apply_hints(), lines(["more"]));
     }
     world.write_now("a.jsonl", "one\ntwo\nthree\nfour\n");
-    assert_eq!(world.glance(), lines(["four"]));
+    assert_eq!(world.apply_hints(), lines(["four"]));
 }
 
 #[test]
-fn a_file_that_stays_empty_or_short_is_believed_after_a_moment() {
+fn file_that_stays_shorter_counts_as_truncated() {
     for (content, name) in [("", event::FILE_REWRITTEN), ("one\n", event::FILE_TRIMMED)] {
         let mut world = World::new();
         world.write("a.jsonl", "one\ntwo\n");
@@ -157,41 +157,41 @@ fn a_file_that_stays_empty_or_short_is_believed_after_a_moment() {
         world.tail.schedule.is_watching = true;
         let Progress::Idle { next } = world.tail.read(&mut world.store) else { panic!("no room") };
         assert!(next <= Duration::from_millis(250), "{next:?}");
-        assert_eq!(world.glance(), lines([]));
-        // Who reads once must wait for it, and nobody may say that all of it is read.
+        assert_eq!(world.apply_hints(), lines([]));
+        // `--once` must wait for it, and its bytes count as unread.
         let survey = world.tail.survey();
         assert_eq!((survey.files_settling, survey.bytes_unread), (1, content.len() as u64));
-        // Nothing hints at it any more.
+        // No further hint is needed.
         world.pass(Duration::from_millis(251));
-        assert_eq!(world.glance(), lines_and([], [name]));
+        assert_eq!(world.apply_hints(), lines_and([], [name]));
         world.append("a.jsonl", "new\n");
         assert_eq!(world.next(), lines(["new"]));
     }
 }
 
 #[test]
-fn other_bytes_are_believed_at_once() {
+fn different_bytes_count_as_rewritten_at_once() {
     let mut world = World::new();
     world.write("a.jsonl", "one\ntwo\nthree\n");
     world.read();
     world.take();
     world.write_now("a.jsonl", "new\n");
-    assert_eq!(world.glance(), lines_and(["new"], [event::FILE_REWRITTEN]));
+    assert_eq!(world.apply_hints(), lines_and(["new"], [event::FILE_REWRITTEN]));
 }
 
 #[test]
-fn a_writer_that_never_stops_is_not_waited_for_for_ever() {
+fn wait_for_a_busy_writer_is_limited() {
     let mut world = World::new();
     world.write("a.jsonl", "one\ntwo\nthree\nfour\nfive\nsix\nseven\n");
     world.read();
     world.take();
-    let mut came = world.glance();
+    let mut came = world.apply_hints();
     for _ in 0..30 {
         world.write_now("a.jsonl", "one\ntw");
-        // By a clock that runs a little behind, nothing was ever long ago.
+        // With a clock that is behind the file system's, every change seems recent.
         world.touch("a.jsonl", world.clock.now().0 + 300_000);
         world.pass(Duration::from_millis(200));
-        came = world.glance();
+        came = world.apply_hints();
         if came != lines([]) {
             break;
         }
@@ -199,16 +199,16 @@ fn a_writer_that_never_stops_is_not_waited_for_for_ever() {
     assert_eq!(came, lines_and([], [event::FILE_TRIMMED]));
 }
 
-/// What a damaged store had begun is read again under its old id. A file that was rewritten meanwhile
-/// went on under it, too: other bytes at the same offsets of the same generation.
+/// Regression: after a damaged store, generations are read again under their old ids. A file that was
+/// rewritten meanwhile kept its id too, with other bytes at the same offsets.
 #[test]
-fn a_generation_that_is_read_again_goes_on_only_in_the_file_that_it_began_in() {
-    for (is_other, seen) in [(false, &[][..]), (true, &[event::FILE_REWRITTEN])] {
+fn starting_row_matches_only_its_own_file() {
+    for (is_other, expected) in [(false, &[][..]), (true, &[event::FILE_REWRITTEN])] {
         let mut world = World::new();
         world.write("a.jsonl", "one\ntwo\n");
         world.read();
         let (generation, row) = world.store.rows.pop_first().unwrap();
-        world.store.rows.insert(generation.clone(), beginning(&row).unwrap());
+        world.store.rows.insert(generation.clone(), starting_row(&row).unwrap());
         world.take();
         let now = if is_other { "other\ntwo\n" } else { "one\ntwo\nthree\n" };
         world.write("a.jsonl", now);
@@ -216,9 +216,9 @@ fn a_generation_that_is_read_again_goes_on_only_in_the_file_that_it_began_in() {
         world.read();
         assert_eq!(world.store.got[0].generation == generation, !is_other);
         let (came, events) = world.take();
-        assert_eq!((came.join("\n") + "\n", events), (now.to_owned(), seen.to_vec()));
+        assert_eq!((came.join("\n") + "\n", events), (now.to_owned(), expected.to_vec()));
         world.append("a.jsonl", "four\n");
         world.restart();
-        assert_eq!(world.next(), lines(["four"]), "it is known from then on");
+        assert_eq!(world.next(), lines(["four"]), "the file is known afterwards");
     }
 }

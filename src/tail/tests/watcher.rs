@@ -1,9 +1,9 @@
-//! Hints from the system.
+//! Change notifications of the operating system.
 
 use super::*;
 
 #[test]
-fn hints_find_changes_without_a_sweep_and_lies_do_no_harm() {
+fn hints_find_changes_and_wrong_hints_are_harmless() {
     let mut world = World::new();
     world.write("a.jsonl", "one\n");
     world.read();
@@ -26,7 +26,7 @@ fn hints_find_changes_without_a_sweep_and_lies_do_no_harm() {
 }
 
 #[test]
-fn the_watcher_wakes_the_reader() {
+fn watcher_wakes_the_reader() {
     let (sender, woken) = std::sync::mpsc::channel();
     let mut world = World::with(TailOptions::default());
     let wake = Arc::new(move || sender.send(()).unwrap_or_default());
@@ -51,7 +51,7 @@ fn the_watcher_wakes_the_reader() {
         world.store.commit();
         world.tail.sealed();
         world.tail.committed();
-        assert!(!left.is_zero(), "the watcher was silent");
+        assert!(!left.is_zero(), "the watcher did not wake the reader");
         let _woken_or_due = woken.recv_timeout(next);
     }
     let (mut came, events) = world.take();
@@ -60,10 +60,10 @@ fn the_watcher_wakes_the_reader() {
     assert_eq!(world.tail.survey().sweeps, sweeps);
 }
 
-/// After the clock went back, what was changed before lies ahead. Such files were looked at, and
-/// read, every few seconds for ever.
+/// Regression: after the clock was set back, files with future modification times were checked and read
+/// every few seconds without end.
 #[test]
-fn a_file_from_the_future_becomes_quiet() {
+fn file_with_a_future_time_becomes_quiet() {
     for ahead in [Duration::from_secs(300), Duration::from_secs(365 * 24 * 3600)] {
         let mut world = World::new();
         world.write("a.jsonl", "one\n");
@@ -84,17 +84,16 @@ fn a_file_from_the_future_becomes_quiet() {
     }
 }
 
-/// The idle cost of a collector grew with the number of its files: it asked for each of them again
-/// and again.
+/// Regression: the idle cost grew with the number of files, because each was checked repeatedly.
 #[test]
-fn quiet_files_want_nothing_between_sweeps() {
+fn quiet_files_are_not_checked_between_sweeps() {
     let mut world = World::new();
     for n in 0..300 {
         world.write(&format!("p{}/{n}.jsonl", n % 7), format!("line {n}\n"));
     }
     world.read();
     world.tail.schedule.is_watching = true;
-    // Until they are no longer young.
+    // Until they are no longer hot.
     world.pass(Duration::from_secs(1200));
     world.read_on();
     assert_eq!(world.take().0.len(), 300);
@@ -107,10 +106,10 @@ fn quiet_files_want_nothing_between_sweeps() {
     assert_eq!(world.tail.survey().files_open, 0);
 }
 
-/// After catching up with 10,000 files, which all looked as if somebody wrote to them, each was
-/// asked for every five seconds: 1 % of a core, for ten minutes.
+/// Regression: after a backlog of 10,000 files, which all seemed to be live, each was checked every
+/// five seconds: 1 % of a core for ten minutes.
 #[test]
-fn of_many_files_that_changed_recently_few_are_looked_at_often() {
+fn number_of_hot_files_is_limited() {
     let mut world = World::new();
     for n in 0..1000 {
         world.write(&format!("p/{n}.jsonl"), format!("line {n}\n"));
@@ -118,13 +117,13 @@ fn of_many_files_that_changed_recently_few_are_looked_at_often() {
     world.read();
     assert_eq!(world.take().0.len(), 1000);
     world.pass(Duration::from_secs(60));
-    let hot = world.tail.schedule.hot().unwrap();
+    let hot = world.tail.schedule.due_hot_files().unwrap();
     assert!((1..600).contains(&hot.len()), "{}", hot.len());
 }
 
-/// With 50,000 known files a new record waited until all of them had been looked at.
+/// Regression: with 50,000 known files, a new record waited until all of them were checked.
 #[test]
-fn after_a_restart_a_new_line_does_not_wait_for_the_sweep() {
+fn new_line_after_a_restart_does_not_wait_for_the_sweep() {
     let mut world = World::new();
     for n in 0..1000 {
         world.write(&format!("p{n}/a.jsonl"), "one\n");

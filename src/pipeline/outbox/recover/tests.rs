@@ -233,7 +233,7 @@ fn started_generation_keeps_its_id_after_damage() {
         let (outbox, _) = recovered(&path);
         let found = |name| outbox.checkpoint("claude-sessions", &GenerationId(name)).unwrap();
         assert!(found("a".into()).is_some(), "{name}");
-        assert_eq!(found("a".into()), tail::beginning(&row("a")), "{name}");
+        assert_eq!(found("a".into()), tail::starting_row(&row("a")), "{name}");
         assert_eq!(found("trimmed".into()), None, "{name}");
         assert_eq!(
             outbox.cursor("siem").unwrap().previous_epoch.is_some(),

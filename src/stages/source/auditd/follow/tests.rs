@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::tail::testing::{ShiftedClock, Store};
+use crate::tail::testing::{MemoryStore, ShiftedClock};
 
 /// How many logs that it has rotated auditd keeps here.
 const OLD_LOGS: usize = 4;
@@ -17,7 +17,7 @@ struct World {
     folder: TempDir,
     clock: Arc<ShiftedClock>,
     follower: Follower,
-    store: Store,
+    store: MemoryStore,
 }
 
 fn follower(folder: &Path, clock: &Arc<ShiftedClock>, once: bool) -> Follower {
@@ -30,7 +30,7 @@ impl World {
     fn new() -> Self {
         let (folder, clock) = (tempfile::tempdir().unwrap(), ShiftedClock::shared());
         let follower = follower(folder.path(), &clock, false);
-        let mut store = Store::default();
+        let mut store = MemoryStore::default();
         store.room = 2;
         Self { folder, clock, follower, store }
     }
@@ -93,7 +93,7 @@ impl World {
     }
 
     fn bytes_read(&self) -> u64 {
-        self.store.got.iter().map(|got| got.size).sum::<u64>() + self.store.left_out
+        self.store.got.iter().map(|got| got.size).sum::<u64>() + self.store.skipped_bytes
     }
 }
 
@@ -122,7 +122,7 @@ fn an_event_is_one_entry_at_its_first_line() {
     assert_eq!(got.offset, 24 + event(1).len() as u64);
     assert_eq!(got.bytes, event(2).trim_end().as_bytes());
     assert_eq!((got.size, &got.path), (event(2).len() as u64, &world.path("audit.log")));
-    assert_eq!(world.store.left_out, got.offset);
+    assert_eq!(world.store.skipped_bytes, got.offset);
 }
 
 /// The checkpoint has moved past the event's first lines when the agent stops.

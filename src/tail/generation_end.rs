@@ -1,0 +1,93 @@
+//! The end of a generation: its incomplete last line, and events about what was not read.
+
+use siem_protocol::{AgentEvent, Digest};
+
+use super::{
+    checkpoint::CheckpointRow,
+    chunk::{Origin, Piece},
+    long_line::LongLine,
+};
+use crate::event::Event;
+
+/// What is handed over when a generation ends.
+pub(super) struct GenerationEnd {
+    /// Incomplete last line.
+    pub(super) piece: Option<FinalPiece>,
+    /// Number of bytes that were not read.
+    pub(super) unread: u64,
+    pub(super) events: Vec<Event>,
+}
+
+/// Incomplete last line, or its last part.
+pub(super) struct FinalPiece {
+    offset: u64,
+    bytes: Vec<u8>,
+    part: Option<(u32, Option<(u64, Digest)>)>,
+}
+
+impl FinalPiece {
+    pub(super) fn piece(&self) -> Piece<'_> {
+        let Self { offset, ref bytes, part } = *self;
+        let size = bytes.len() as u64;
+        match part {
+            None => Piece::Line { offset, bytes, size, incomplete: true },
+            Some((part, whole)) => {
+                Piece::Part { offset, part, bytes, size, whole, incomplete: true }
+            }
+        }
+    }
+}
+
+/// Ends a generation whose file had `size` bytes. `partial_line` is its incomplete last line as read
+/// from a handle; if it is empty, the copy in the row is used.
+pub(super) fn end_generation(
+    origin: &Origin,
+    row: &mut CheckpointRow,
+    long: Option<&mut LongLine>,
+    partial_line: Vec<u8>,
+    size: u64,
+) -> GenerationEnd {
+    let saved = row.saved_line.take();
+    let bytes = if partial_line.is_empty() { saved.unwrap_or_default() } else { partial_line };
+    let part = match (row.long, long) {
+        (Some(_), Some(long)) if !bytes.is_empty() => Some(long.add(&bytes, true)),
+        _ => None,
+    };
+    let offset = row.long.map_or(row.offset, |long| long.start);
+    // The last part of a long line is useless without the hash of the parts before it, which cannot
+    // be computed any more.
+    let is_usable = !bytes.is_empty() && part.is_some() == row.long.is_some();
+    let piece = is_usable.then_some(FinalPiece { offset, bytes, part });
+    if let Some(piece) = &piece {
+        row.offset += piece.bytes.len() as u64;
+        row.long = None;
+    }
+    let abandoned = record_abandoned(origin, row);
+    let events = abandoned.into_iter().chain(deleted_unread(origin, row.offset, size));
+    GenerationEnd { events: events.collect(), unread: size.saturating_sub(row.offset), piece }
+}
+
+/// Event about a line whose parts were sent and that will never be completed.
+fn record_abandoned(origin: &Origin, row: &CheckpointRow) -> Option<Event> {
+    let long = row.long?;
+    let abandoned = AgentEvent::RecordAbandoned {
+        path: origin.path.to_string_lossy().into_owned(),
+        generation: origin.generation.0.clone(),
+        offset: long.start,
+        parts: long.parts,
+        bytes: row.offset - long.start,
+    };
+    Some(abandoned.into())
+}
+
+/// Event about bytes that were never read, if there are any.
+fn deleted_unread(origin: &Origin, from: u64, to: u64) -> Option<Event> {
+    let unread = || AgentEvent::FileDeletedUnread {
+        path: origin.path.to_string_lossy().into_owned(),
+        generation: origin.generation.0.clone(),
+        from,
+        to,
+        bytes: to - from,
+    };
+    (to > from).then(|| unread().into())
+}
