@@ -1,4 +1,4 @@
-//! The way to a receiver: requests with the agent's identity, signed.
+//! Connection to a receiver: signed requests with the agent's identity.
 
 mod failure;
 mod revision;
@@ -22,10 +22,11 @@ pub use signed_config::SignedConfig;
 
 use crate::{config::Secret, units::Time};
 
-/// How much of an answer is read: receipts and problems are short, a captive portal is not.
+/// Maximum number of bytes read of a response: receipts and problem documents are short, a captive
+/// portal is not.
 const ANSWER_LIMIT: usize = 64 << 10;
 
-/// A receiver and the way to it.
+/// Receiver and the connection to it.
 #[derive(Clone)]
 pub struct Connection {
     client: Client,
@@ -35,110 +36,110 @@ pub struct Connection {
     identity: Identity,
     /// Value of `X-Siem-Config-Version`.
     revision: Revision,
-    /// Whether only signed answers count.
+    /// Whether only signed responses are accepted.
     requires_signature: bool,
 }
 
-/// What came back for a request.
+/// Outcome of a request.
 #[derive(Clone, Debug)]
 pub enum RequestOutcome {
-    /// No answer, or not a whole one.
+    /// No response, or an incomplete one.
     Failed {
-        /// What happened, for people. No secret.
+        /// Reason, for people. Contains no secret.
         reason: String,
-        /// Whether a person should know: waiting alone will not mend it.
+        /// Whether a person must act: waiting alone will not help.
         alarm: bool,
-        /// How long an answer was waited for, where none came in time on a connection that stood.
+        /// Time waited for a response, if the connection stood and none came in time.
         waited: Option<Duration>,
     },
-    /// An answer.
+    /// A response.
     Answered {
-        /// Its status.
+        /// HTTP status.
         status: u16,
-        /// Its headers.
+        /// Headers.
         headers: HeaderMap,
-        /// Its body, as far as it was read.
+        /// Body, as far as it was read.
         body: Vec<u8>,
-        /// Whether that is all of the body.
+        /// Whether the body is complete.
         whole: bool,
     },
 }
 
-/// What a receiver shows of itself.
+/// Observed properties of a receiver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// The status of its answer.
+    /// HTTP status of its response.
     pub status: u16,
-    /// Its clock, to the second.
+    /// Clock of the receiver, to the second.
     pub date: Option<SystemTime>,
-    /// Whether the answer is signed with the secret that is configured here; none without a signature.
+    /// Whether the response is signed with the configured secret; `None` without a signature.
     pub is_signed: Option<bool>,
-    /// How long the answer took.
+    /// Duration of the request.
     pub took: Duration,
 }
 
-/// Why there is no managed configuration.
+/// Reason why no managed configuration could be fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// The receiver could not be asked.
+    /// The receiver could not be reached.
     #[error("cannot fetch the managed configuration: {reason}")]
     Unreachable {
-        /// What happened.
+        /// Reason.
         reason: String,
     },
-    /// The receiver answered with an error.
-    #[error("the receiver answered {status} when asked for the managed configuration")]
+    /// The receiver responded with an error.
+    #[error("cannot fetch the managed configuration: the receiver responded with status {status}")]
     Status {
-        /// The HTTP status.
+        /// HTTP status.
         status: u16,
     },
-    /// The answer carries no signature.
+    /// The response has no signature.
     #[error(
-        "the answer from `{url}` carries no signature, so it is not the receiver's: does a captive \
-         portal or a proxy answer in its place?"
+        "the response from `{url}` has no signature, so it is not the receiver's: check for a \
+         captive portal or a proxy in between"
     )]
     Unsigned {
-        /// What was asked.
+        /// URL of the request.
         url: String,
     },
-    /// The answer is not signed with the secret that is configured here, or not for this request.
+    /// The response is not signed with the configured secret, or not for this request.
     #[error(
-        "the managed configuration from `{url}` is not signed with the HMAC secret that this agent \
-         has, over this request: is the secret another there, or is the answer an old one?"
+        "the managed configuration from `{url}` is not signed with this agent's HMAC secret for \
+         this request: check that the receiver has the same secret and sent no cached response"
     )]
     Signature {
-        /// What was asked.
+        /// URL of the request.
         url: String,
-        /// The hash of what came.
+        /// Hash of the response.
         content: Digest,
     },
-    /// What came can't be a managed configuration.
+    /// The content is not a managed configuration.
     #[error(transparent)]
     Content(#[from] ManagedError),
 }
 
-/// What came of asking for the managed configuration.
+/// Result of fetching the managed configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FetchedConfig {
     /// The receiver manages nothing here.
     Nothing,
-    /// It is the one that is known already.
+    /// The configuration is the one that is already known.
     Unchanged {
-        /// Whether the receiver's secret signed that.
+        /// Whether the response is signed with the receiver's secret.
         is_signed: bool,
     },
-    /// One whose signature is right; its content is still to be read.
+    /// A configuration with a valid signature; its content is not parsed yet.
     Answer(SignedConfig),
 }
 
 impl FetchError {
-    /// Whether an answer came and was refused, rather than none.
+    /// Returns whether a response came and was refused.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Unsigned { .. } | Self::Signature { .. } | Self::Content(_))
     }
 
-    /// Whether it is likely to pass by itself.
+    /// Returns whether the error is likely temporary.
     #[must_use]
     pub fn is_passing(&self) -> bool {
         match self {
@@ -148,8 +149,8 @@ impl FetchError {
         }
     }
 
-    /// Names what was refused, so that it is said once: its content, or, of what proves to come from
-    /// nobody, why.
+    /// Returns a hash that identifies what was refused, so that it is logged once: that of the
+    /// content, or of the message if the response is not proven to come from the receiver.
     #[must_use]
     pub fn content(&self) -> Digest {
         match self {
@@ -160,8 +161,8 @@ impl FetchError {
 }
 
 impl Connection {
-    /// A way to the receiver at `base`, over `client`, under the managed configuration that
-    /// `revision` names.
+    /// Creates a connection to the receiver at `base` over `client`; `revision` is the managed
+    /// configuration in force.
     #[must_use]
     pub fn new(
         client: Client,
@@ -174,13 +175,13 @@ impl Connection {
         Self { client, base, token, secret, identity, revision, requires_signature: true }
     }
 
-    /// The receiver's base URL.
+    /// Returns the receiver's base URL.
     #[must_use]
     pub fn base(&self) -> &str {
         self.base.as_str()
     }
 
-    /// Sends a batch's body, and waits for the answer no longer than `within`.
+    /// Sends the body of a batch and waits for the response, at most `within`.
     pub async fn post(
         &self,
         id: &BatchId,
@@ -198,28 +199,29 @@ impl Connection {
         self.exchange(request, ANSWER_LIMIT, within).await
     }
 
-    /// The same, which takes answers that nobody signed.
+    /// Accepts responses without signature.
     #[must_use]
     pub fn without_signatures(self) -> Self {
         Self { requires_signature: false, ..self }
     }
 
-    /// Whether the receiver's secret signed an answer.
+    /// Returns whether a response is signed with the receiver's secret.
     #[must_use]
     pub fn has_signed(&self, answer: &SignedConfig) -> bool {
         answer.is_signed_with(&self.secret)
     }
 
-    /// Whether an answer counts: one that the receiver's secret signed, unless none needs to be.
+    /// Returns whether a response is accepted: if it is signed with the receiver's secret, or if no
+    /// signature is required.
     #[must_use]
     pub fn accepts(&self, answer: &SignedConfig) -> bool {
         !self.requires_signature || self.has_signed(answer)
     }
 
-    /// Fetches the managed configuration, unless it is the one that has this `ETag`.
+    /// Fetches the managed configuration, unless its `ETag` is `known`.
     ///
     /// # Errors
-    /// [`FetchError`]: the caller keeps what is in force.
+    /// [`FetchError`]: the caller keeps the configuration in force.
     pub async fn managed_config(
         &self,
         known: Option<&str>,
@@ -245,7 +247,8 @@ impl Connection {
             RequestOutcome::Answered { status: 200, body, headers, .. } => {
                 let (content, etag) = (Digest::of(&body), text(&headers, header::ETAG.as_str()));
                 let answer = SignedConfig {
-                    // What is no UTF-8 is no JSON either, and its signature does not fit any more.
+                    // A body that is not UTF-8 is not JSON either, and its signature no longer
+                    // matches.
                     body: String::from_utf8(body).unwrap_or_default(),
                     nonce,
                     signature: signature(&headers),
@@ -263,10 +266,10 @@ impl Connection {
         }
     }
 
-    /// Asks for the managed configuration only to see how that goes.
+    /// Requests the managed configuration to test the connection.
     ///
     /// # Errors
-    /// Why no answer came, in words.
+    /// Reason why no response came.
     pub async fn probe(&self, within: Duration) -> Result<Probe, String> {
         let nonce = data_encoding::HEXLOWER.encode(uuid::Uuid::new_v4().as_bytes());
         let request = self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce);
@@ -287,10 +290,10 @@ impl Connection {
         }
     }
 
-    /// Where requests go, if not through a proxy.
+    /// Returns host and port of the receiver.
     #[must_use]
     pub fn host_and_port(&self) -> Option<(String, u16)> {
-        // An address of version 6 stands in brackets.
+        // IPv6 addresses are enclosed in brackets.
         let host = self.base.host_str()?.trim_matches(['[', ']']).to_owned();
         Some((host, self.base.port_or_known_default()?))
     }
@@ -310,7 +313,7 @@ impl Connection {
         request
     }
 
-    /// Sends a request and reads at most `limit` bytes of the answer, all of it `within` a time.
+    /// Sends a request and reads at most `limit` bytes of the response, all of it `within` a time.
     async fn exchange(
         &self,
         request: RequestBuilder,
@@ -337,13 +340,13 @@ impl Connection {
         }
     }
 
-    /// Says where the request went, by scheme, host and port: a path may be somebody's secret.
+    /// Adds scheme, host and port to the reason; the path may contain a secret.
     fn failed(&self, error: reqwest::Error, within: Duration) -> RequestOutcome {
         let Failure { reason, alarm, timed_out } = error.into();
         let to = self.base.origin().ascii_serialization();
         let reason = format!("request to `{to}` failed: {reason}");
         if timed_out {
-            let reason = format!("{reason}: no answer came within {}", Time(within));
+            let reason = format!("{reason}: no response within {}", Time(within));
             return RequestOutcome::Failed { reason, alarm, waited: Some(within) };
         }
         RequestOutcome::Failed { reason, alarm, waited: None }

@@ -1,11 +1,11 @@
-//! Small help with words for people.
+//! Formatting of text for people.
 
-/// So many of something.
+/// Formats a count with the singular or plural of a noun.
 pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
-/// An error and its causes in one line.
+/// Formats an error and its causes on one line.
 pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_is_not_many() {
+    fn counted_uses_the_singular_for_one() {
         assert_eq!(counted(1, "entry", "entries"), "1 entry");
         assert_eq!(counted(0, "entry", "entries"), "0 entries");
     }

@@ -1,16 +1,16 @@
-//! Durations and sizes as a configuration writes them, with their unit.
+//! Durations and sizes as written in a configuration, with their unit.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A length of time, written as `"300s"`, `"5m"` or `"500ms"`; a bare number counts seconds.
+/// Duration, written as `"300s"`, `"5m"` or `"500ms"`; a number without unit is in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(pub Duration);
 
 impl Time {
-    /// `seconds` seconds.
+    /// Creates a duration from seconds.
     #[must_use]
     pub const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
@@ -36,12 +36,13 @@ impl fmt::Display for Time {
     }
 }
 
-/// A number of bytes, written as `"4 MiB"`, `"256 KiB"` or `"10 MB"`; a bare number counts bytes.
+/// Size in bytes, written as `"4 MiB"`, `"256 KiB"` or `"10 MB"`; a number without unit is in
+/// bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
 impl Size {
-    /// `count` mebibytes.
+    /// Creates a size from mebibytes.
     #[must_use]
     pub const fn mebibytes(count: u64) -> Self {
         Self(count << 20)
@@ -63,7 +64,7 @@ impl fmt::Display for Size {
     }
 }
 
-/// A text that is no duration or no size.
+/// String that is not a duration or size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not {example}")]
 pub struct WrongUnit {
@@ -71,7 +72,7 @@ pub struct WrongUnit {
     example: &'static str,
 }
 
-/// Both units are read from a text or a bare number, and written as a text.
+/// Both types are read from a string or a number, and written as a string.
 macro_rules! as_text_or_number {
     ($unit:ident, $example:literal, $from_number:expr) => {
         impl Serialize for $unit {
@@ -100,7 +101,7 @@ macro_rules! as_text_or_number {
 
                     fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<$unit, E> {
                         let number = u64::try_from(number)
-                            .map_err(|_| E::custom("a negative number has no meaning here"))?;
+                            .map_err(|_| E::custom("must not be negative"))?;
                         self.visit_u64(number)
                     }
                 }
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_durations_with_and_without_a_unit() {
+    fn durations_are_read_with_and_without_a_unit() {
         assert_eq!("300s".parse(), Ok(Time::seconds(300)));
         assert_eq!("5m".parse(), Ok(Time::seconds(300)));
         assert_eq!(" 300 ".parse(), Ok(Time::seconds(300)));
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_sizes_with_and_without_a_unit() {
+    fn sizes_are_read_with_and_without_a_unit() {
         assert_eq!("4 MiB".parse(), Ok(Size::mebibytes(4)));
         assert_eq!("1024".parse(), Ok(Size(1024)));
         assert_eq!("10 MB".parse(), Ok(Size(10_000_000)));
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn prints_what_it_reads() {
+    fn printed_value_is_read_back() {
         assert_eq!(Size::mebibytes(8).to_string().parse(), Ok(Size::mebibytes(8)));
         assert_eq!(Time::seconds(90).to_string().parse(), Ok(Time::seconds(90)));
     }

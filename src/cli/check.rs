@@ -112,7 +112,7 @@ impl Knowledge {
         let account = Account::of_claude_code_with(&paths.home, environment, |path| {
             read_sign_in_state_cached(path, &found.state_dir, SystemClock.now())
         });
-        let verdict = policy::evaluate(&account.standing, &found.policy.compliance);
+        let verdict = policy::evaluate(&account.state, &found.policy.compliance);
         Ok(Some(Self { found, account, verdict }))
     }
 
@@ -127,7 +127,7 @@ impl Knowledge {
         call: HookInput,
         latency: Duration,
     ) -> SpooledReport {
-        let who = match &self.account.standing {
+        let who = match &self.account.state {
             SignInState::SignedIn(who) => Some(who.clone()),
             _ => None,
         };
@@ -274,14 +274,14 @@ impl Knowledge {
             found.policy.at,
             found.policy.config_hash
         ))?;
-        let who = match &account.standing {
+        let who = match &account.state {
             SignInState::SignedIn(who) => {
                 let known = |text: &Option<String>| text.clone().unwrap_or("unknown".to_owned());
                 format!(
                     "{}, organisation {}, by `{}`",
                     known(&who.email),
                     known(&who.organization),
-                    account.place.display()
+                    account.path.display()
                 )
             }
             SignInState::Key(name) => format!("nobody: {name} is used in place of an account"),

@@ -1,8 +1,8 @@
-//! SignedInAccount is signed in to Claude Code, as far as its files and the environment say.
+//! Account that Claude Code uses, according to its files and the environment.
 //!
-//! The file is the client's own, undocumented, rewritten many times in a session and not always at
-//! once: whatever does not make sense in it is not known, and never a violation. Of the environment
-//! only names are read out, never a value.
+//! The file is undocumented, and the client rewrites it many times in a session, not always
+//! atomically: content that cannot be understood means that the account is unknown, never a
+//! violation. Only the names of environment variables are reported, never their values.
 
 use std::{
     fmt, io,
@@ -19,20 +19,21 @@ use siem_protocol::names::source;
 
 use crate::platform::{Environment, file};
 
-/// How far a file is searched for its account.
+/// Maximum number of bytes that are searched for the account.
 const MOST: u64 = 32 << 20;
-/// The longest name, id or path; a longer one is none.
+/// Maximum length of a name, id or path; a longer one is ignored.
 const LONGEST: usize = 4096;
-/// What is larger is no account.
+/// Maximum length of an account object.
 const LARGEST: usize = 256 << 10;
-/// The file that it lies in.
+/// File that contains the account.
 const FILE: &str = ".claude.json";
-/// The member that names the account.
+/// Member that contains the account.
 const ACCOUNT: &str = "oauthAccount";
 
-/// Keys that the client uses in place of an account.
+/// Keys that the client uses instead of an account.
 const KEYS: [&str; 3] = ["ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"];
-/// Cloud providers that it uses in place of an account, when they are switched on. They go first.
+/// Cloud providers that the client uses instead of an account if they are enabled. They take
+/// precedence.
 const PROVIDERS: [&str; 5] = [
     "CLAUDE_CODE_USE_BEDROCK",
     "CLAUDE_CODE_USE_VERTEX",
@@ -41,70 +42,70 @@ const PROVIDERS: [&str; 5] = [
     "CLAUDE_CODE_USE_MANTLE",
 ];
 
-/// SignedInAccount is signed in to one program.
+/// Account that one program uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// The program: one of [`siem_protocol::names::source`].
+    /// Program: one of [`siem_protocol::names::source`].
     pub source: &'static str,
-    /// The file, or the folder, that says so.
-    pub place: PathBuf,
-    /// What it says.
-    pub standing: SignInState,
+    /// File that contains the account.
+    pub path: PathBuf,
+    /// State of the sign-in.
+    pub state: SignInState,
 }
 
-/// What is known of who is signed in.
+/// State of a program's sign-in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SignInState {
-    /// An account.
+    /// Signed in with an account.
     SignedIn(SignedInAccount),
-    /// A key or a cloud provider in place of an account: the variable that says so.
+    /// A key or a cloud provider is used instead of an account; contains the name of the variable.
     Key(String),
-    /// Nobody knows: why.
+    /// Unknown, with the reason.
     Unknown(String),
 }
 
-/// An account, as far as it is known.
+/// Account, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedInAccount {
-    /// Its e-mail address.
+    /// E-mail address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
-    /// Its organisation's id.
+    /// Organisation id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub organization: Option<String>,
-    /// Its own id.
+    /// Account id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
 }
 
 impl Account {
-    /// SignedInAccount is signed in to Claude Code under `home`, for a process with `environment`, where `look`
-    /// says what stands in a file.
+    /// Returns the account of Claude Code under `home`, for a process with `environment`; `read`
+    /// reads the state from a file.
     #[must_use]
     pub fn of_claude_code_with(
         home: &Path,
         environment: &Environment,
-        look: impl FnOnce(&Path) -> SignInState,
+        read: impl FnOnce(&Path) -> SignInState,
     ) -> Self {
-        let place = claude_code_file(home, environment);
-        let standing = match in_place_of_an_account(environment) {
+        let path = claude_code_file(home, environment);
+        let state = match replacement_of_account(environment) {
             Some(name) => SignInState::Key(name.to_owned()),
-            None => look(&place),
+            None => read(&path),
         };
-        Self { source: source::CLAUDE_CODE, place, standing }
+        Self { source: source::CLAUDE_CODE, path, state }
     }
 
-    /// SignedInAccount is signed in to a Claude Code that keeps its account in the file at `place`.
+    /// Returns the account of a Claude Code that stores it in the file at `path`.
     #[must_use]
-    pub fn of_claude_code_in(place: &Path) -> Self {
-        let standing = read_sign_in_state(place);
-        Self { source: source::CLAUDE_CODE, place: place.to_owned(), standing }
+    pub fn of_claude_code_in(path: &Path) -> Self {
+        let state = read_sign_in_state(path);
+        Self { source: source::CLAUDE_CODE, path: path.to_owned(), state }
     }
 }
 
-/// The files in which Claude Code keeps an account besides [`claude_code_file`], for sessions that
-/// run with one of `client_dirs` as their `CLAUDE_CONFIG_DIR`.
+/// Returns the account files other than [`claude_code_file`], for sessions with one of
+/// `client_dirs` as `CLAUDE_CONFIG_DIR`.
 #[must_use]
 pub fn other_claude_code_files(
     home: &Path,
@@ -112,7 +113,7 @@ pub fn other_claude_code_files(
     client_dirs: &[PathBuf],
 ) -> Vec<PathBuf> {
     let own = claude_code_file(home, environment);
-    // What lies in the home directory has its account beside it.
+    // The default directory `~/.claude` has its account file beside it.
     let beside = |dir| if dir == home.join(".claude") { home.to_owned() } else { dir };
     let files = client_dirs.iter().map(|dir| beside(dir.clone()).join(FILE));
     let mut files: Vec<_> = files.filter(|file| *file != own).collect();
@@ -121,15 +122,15 @@ pub fn other_claude_code_files(
     files
 }
 
-/// Where Claude Code keeps its account.
+/// Returns the path of Claude Code's account file.
 #[must_use]
 pub fn claude_code_file(home: &Path, environment: &Environment) -> PathBuf {
     let folder = environment.get("CLAUDE_CONFIG_DIR").map_or(home, Path::new);
     folder.join(FILE)
 }
 
-/// The variable that names a key or a provider, which the client prefers to any account.
-fn in_place_of_an_account(environment: &Environment) -> Option<&'static str> {
+/// Returns the variable that sets a key or a provider, which the client prefers to any account.
+fn replacement_of_account(environment: &Environment) -> Option<&'static str> {
     let is_on = |name: &&str| {
         let value = environment.get(name).map(|value| value.to_string_lossy().to_lowercase());
         value.is_some_and(|value| !["0", "false", "no", "off"].contains(&value.trim()))
@@ -138,53 +139,55 @@ fn in_place_of_an_account(environment: &Environment) -> Option<&'static str> {
     provider.or_else(|| KEYS.into_iter().find(|name| environment.get(name).is_some()))
 }
 
-/// What stands in Claude Code's file at `path`.
+/// Reads the state of the sign-in from Claude Code's file at `path`.
 #[must_use]
 pub fn read_sign_in_state(path: &Path) -> SignInState {
     let unknown =
         |why: &dyn fmt::Display| SignInState::Unknown(format!("`{}` {why}", path.display()));
-    // Those who keep their files elsewhere have a symlink here.
+    // Users who store their files elsewhere have a symlink here.
     match path.canonicalize().and_then(|path| file::open_regular(&path)) {
         Ok(Some((file, _))) => read(file).unwrap_or_else(|why| unknown(&why)),
-        Ok(None) => unknown(&"is no file"),
+        Ok(None) => unknown(&"is not a regular file"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => unknown(&"does not exist"),
         Err(error) => unknown(&format_args!("cannot be opened: {error}")),
     }
 }
 
-/// Finds the account in what the client wrote; reads no further.
+/// Reads up to the end of the account.
 fn read(file: impl Read) -> Result<SignInState, String> {
     const MARK: &[u8] = b"\xef\xbb\xbf";
 
     let mut file = BufReader::with_capacity(64 << 10, file.take(MOST));
-    // What the system has against it shows again below.
+    // An I/O error shows again below.
     if file.fill_buf().is_ok_and(|bytes| bytes.starts_with(MARK)) {
         file.consume(MARK.len());
     }
     let mut found = None;
     let mut from = serde_json::Deserializer::from_reader(&mut file);
     let whole = Search(&mut found).deserialize(&mut from).and_then(|()| from.end());
-    // The rest of the file is not looked at, and says nothing about the account.
+    // The rest of the file does not matter.
     if let Some(found) = found {
         return who(&found).map(SignInState::SignedIn);
     }
     match whole {
-        Ok(()) => Err("names no account: nobody is signed in".to_owned()),
+        Ok(()) => Err("contains no account: not signed in".to_owned()),
         Err(_) if file.get_ref().limit() == 0 => {
             Err(format!("has no account in its first {} MiB", MOST >> 20))
         }
         Err(error) if error.is_io() => Err(format!("cannot be read: {error}")),
-        Err(error) if error.is_eof() => Err("ends before its account does".to_owned()),
-        Err(_) => Err("is no JSON object".to_owned()),
+        Err(error) if error.is_eof() => {
+            Err("is truncated before the end of its account".to_owned())
+        }
+        Err(_) => Err("is not a JSON object".to_owned()),
     }
 }
 
-/// SignedInAccount an account is.
+/// Parses an account object.
 fn who(account: &RawValue) -> Result<SignedInAccount, String> {
-    let other = || format!("has something else than an account in `{ACCOUNT}`");
+    let other = || format!("has an unexpected value in `{ACCOUNT}`");
     let account = Some(account.get()).filter(|text| text.len() <= LARGEST).ok_or_else(other)?;
     match serde_json::from_str(account).map_err(|_| other())? {
-        Value::Null => Err("says that nobody is signed in".to_owned()),
+        Value::Null => Err("has a null account: not signed in".to_owned()),
         account @ Value::Object(_) => {
             let who = SignedInAccount {
                 email: text(&account["emailAddress"]),
@@ -192,19 +195,21 @@ fn who(account: &RawValue) -> Result<SignedInAccount, String> {
                 account: text(&account["accountUuid"]),
             };
             let is_named = who != SignedInAccount::default();
-            is_named.then_some(who).ok_or_else(|| "names an account without a name".to_owned())
+            is_named
+                .then_some(who)
+                .ok_or_else(|| "has an account without address and ids".to_owned())
         }
         _ => Err(other()),
     }
 }
 
-/// A string of a sensible length that is not blank; anything else is taken for absent.
+/// Returns a string that is not blank and not too long; other values count as absent.
 pub(super) fn text(value: &Value) -> Option<String> {
     let text = value.as_str().map(str::trim).filter(|text| !text.is_empty());
     text.filter(|text| text.len() <= LONGEST).map(str::to_owned)
 }
 
-/// Goes through the members of an object until that of the account is found.
+/// Visits the members of an object until the account is found.
 struct Search<'a>(&'a mut Option<Box<RawValue>>);
 
 impl<'de> DeserializeSeed<'de> for Search<'_> {
@@ -238,7 +243,7 @@ impl<'de> Visitor<'de> for Search<'_> {
 mod tests {
     use super::*;
 
-    fn standing(text: impl AsRef<[u8]>) -> SignInState {
+    fn state(text: impl AsRef<[u8]>) -> SignInState {
         read(text.as_ref()).unwrap_or_else(SignInState::Unknown)
     }
 
@@ -252,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_is_found_wherever_it_stands() {
+    fn account_is_found_at_any_position_in_the_file() {
         let table = [
             (
                 r#"{"oauthAccount":{"emailAddress":"a@b.c","organizationUuid":"o"}}"#,
@@ -273,50 +278,47 @@ mod tests {
             ),
         ];
         for (text, email, organization) in table {
-            assert_eq!(standing(text), signed_in(email, organization), "{text}");
+            assert_eq!(state(text), signed_in(email, organization), "{text}");
         }
     }
 
     #[test]
-    fn what_makes_no_sense_is_not_known_and_says_why() {
+    fn unusable_file_gives_unknown_state_with_a_reason() {
         let table: [(&[u8], &str); 16] = [
-            (b"", "ends before its account does"),
-            (b"   ", "ends before its account does"),
-            (b"{", "ends before its account does"),
-            (br#"{"oauthAccount":{"emailAddress":"a@b.c""#, "ends before its account does"),
-            (br#"{"numStartups":12,"his"#, "ends before its account does"),
-            (b"{}", "names no account: nobody is signed in"),
-            (br#"{"numStartups":12}"#, "names no account: nobody is signed in"),
-            (br#"{"oauthAccount":null}"#, "says that nobody is signed in"),
-            (br#"{"oauthAccount":{}}"#, "names an account without a name"),
+            (b"", "is truncated before the end of its account"),
+            (b"   ", "is truncated before the end of its account"),
+            (b"{", "is truncated before the end of its account"),
+            (
+                br#"{"oauthAccount":{"emailAddress":"a@b.c""#,
+                "is truncated before the end of its account",
+            ),
+            (br#"{"numStartups":12,"his"#, "is truncated before the end of its account"),
+            (b"{}", "contains no account: not signed in"),
+            (br#"{"numStartups":12}"#, "contains no account: not signed in"),
+            (br#"{"oauthAccount":null}"#, "has a null account: not signed in"),
+            (br#"{"oauthAccount":{}}"#, "has an account without address and ids"),
             (
                 br#"{"oauthAccount":{"emailAddress":"","accountUuid":null}}"#,
-                "names an account without a name",
+                "has an account without address and ids",
             ),
-            (
-                br#"{"oauthAccount":"a@b.c"}"#,
-                "has something else than an account in `oauthAccount`",
-            ),
-            (
-                br#"{"oauthAccount":["a@b.c",{}]}"#,
-                "has something else than an account in `oauthAccount`",
-            ),
-            (br#"["oauthAccount"]"#, "is no JSON object"),
-            (b"null", "is no JSON object"),
-            (b"<html>", "is no JSON object"),
-            (b"\0\0\0\0", "is no JSON object"),
+            (br#"{"oauthAccount":"a@b.c"}"#, "has an unexpected value in `oauthAccount`"),
+            (br#"{"oauthAccount":["a@b.c",{}]}"#, "has an unexpected value in `oauthAccount`"),
+            (br#"["oauthAccount"]"#, "is not a JSON object"),
+            (b"null", "is not a JSON object"),
+            (b"<html>", "is not a JSON object"),
+            (b"\0\0\0\0", "is not a JSON object"),
         ];
         for (text, why) in table {
             let text = String::from_utf8_lossy(text);
-            assert_eq!(standing(text.as_bytes()), SignInState::Unknown(why.into()), "{text}");
+            assert_eq!(state(text.as_bytes()), SignInState::Unknown(why.into()), "{text}");
         }
         let long = format!(r#"{{"oauthAccount":{{"emailAddress":"{}"}}}}"#, "a".repeat(5000));
-        assert!(matches!(standing(long), SignInState::Unknown(_)));
+        assert!(matches!(state(long), SignInState::Unknown(_)));
     }
 
-    /// A file of some megabytes is normal; one without end must not be read for ever.
+    /// A file of some megabytes is normal; one without end must not be read forever.
     #[test]
-    fn a_file_without_end_is_left_at_32_mib() {
+    fn endless_file_is_read_up_to_32_mib() {
         let head: &[u8] = br#"{"history":""#;
         let endless = head.chain(io::repeat(b'x'));
         let why = read(endless).unwrap_err();
@@ -327,7 +329,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_symlink_is_followed() {
+    fn symlink_is_followed() {
         let folder = tempfile::tempdir().unwrap();
         let (real, link) = (folder.path().join("real"), folder.path().join(".claude.json"));
         std::fs::write(&real, r#"{"oauthAccount":{"emailAddress":"a@b.c"}}"#).unwrap();
@@ -336,18 +338,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_not_known() {
+    fn directory_or_missing_file_gives_unknown_state() {
         let folder = tempfile::tempdir().unwrap();
         let why = |path: &Path| match read_sign_in_state(path) {
             SignInState::Unknown(why) => why,
             other => panic!("{other:?}"),
         };
-        assert!(why(folder.path()).ends_with("` is no file"));
+        assert!(why(folder.path()).ends_with("` is not a regular file"));
         assert!(why(&folder.path().join("none")).ends_with("` does not exist"));
     }
 
     #[test]
-    fn a_key_or_a_provider_goes_before_the_account_and_only_its_name_is_read_out() {
+    fn key_or_provider_overrides_account_and_hides_its_value() {
         type Variables = [(&'static str, &'static str)];
         let table: [(&Variables, Option<&str>); 8] = [
             (&[], None),
@@ -375,12 +377,12 @@ mod tests {
                 Some(name) => SignInState::Key(name.to_owned()),
                 None => SignInState::Unknown(Path::new("/h").join(FILE).display().to_string()),
             };
-            assert_eq!(account.standing, expected);
+            assert_eq!(account.state, expected);
         }
     }
 
     #[test]
-    fn each_directory_of_the_client_has_an_account_of_its_own() {
+    fn each_client_directory_has_its_own_account_file() {
         let home = Path::new("/h");
         let dirs = ["/w", "/h/.claude", "/c", "/w"].map(PathBuf::from);
         let others = |environment: &Environment| other_claude_code_files(home, environment, &dirs);

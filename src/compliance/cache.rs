@@ -1,5 +1,5 @@
-//! What was found in the account's file, as long as the file is the same: it may be megabytes long,
-//! and a hook is called for each prompt.
+//! Cache of the account found in a large file. The file may be megabytes long, and a hook is called
+//! for each prompt.
 
 use std::{
     fs, io,
@@ -17,11 +17,11 @@ use crate::platform::{
     secure_file,
 };
 
-/// The cache in the state directory.
+/// Cache file in the state directory.
 const FILE: &str = "account.json";
-/// A file that is smaller is quicker read than asked for.
+/// A smaller file is read faster than the cache.
 const LEAST: u64 = 64 << 10;
-/// A file that was changed so recently may be changed again without looking any different.
+/// A file that was changed this recently may change again without a visible difference.
 const SETTLED: Duration = Duration::from_secs(2);
 
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +31,7 @@ struct Row {
     standing: SignInState,
 }
 
-/// What stands in the account's file at `path`, with a cache in `state_dir`.
+/// Same as [`read_sign_in_state`], with a cache in `state_dir`.
 #[must_use]
 pub fn read_sign_in_state_cached(path: &Path, state_dir: &Path, now: Timestamp) -> SignInState {
     let cache = state_dir.join(FILE);
@@ -45,10 +45,10 @@ pub fn read_sign_in_state_cached(path: &Path, state_dir: &Path, now: Timestamp) 
         return row.standing;
     }
     let standing = read_sign_in_state(path);
-    // What changed meanwhile, or a moment ago, is looked at again.
+    // A file that changed meanwhile, or a moment ago, is read again next time.
     if is_settled(&stamp, now) && self::stamp(path) == Some(stamp) {
         let row = Row { path: path.to_owned(), stamp, standing: standing.clone() };
-        // Without a cache it only takes longer.
+        // A missing cache costs time only.
         drop(write(&cache, &row));
     }
     standing
@@ -61,7 +61,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
 
 fn is_settled(stamp: &Stamp, now: Timestamp) -> bool {
     let changed = Duration::from_nanos(stamp.modified.max(stamp.changed).max(0).unsigned_abs());
-    // A time that lies ahead says nothing.
+    // A time in the future proves nothing.
     Duration::from_millis(now.0).checked_sub(changed).is_some_and(|ago| ago > SETTLED)
 }
 
@@ -75,7 +75,7 @@ fn read(cache: &Path) -> Option<Row> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// Several hooks may be at it: each writes a file of its own, and the last one stays.
+/// Several hooks may write at once: each has its own temporary file, and the last rename wins.
 fn write(cache: &Path, row: &Row) -> io::Result<()> {
     let beside = cache.with_extension(format!("{}.new", std::process::id()));
     fs::write(&beside, serde_json::to_vec(row)?)?;
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_file_is_read_again_when_it_has_changed() {
+    fn large_file_is_read_again_after_a_change() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(".claude.json");
         let look = || email(read_sign_in_state_cached(&path, folder.path(), LATER));
@@ -116,9 +116,9 @@ mod tests {
         assert_eq!(look(), None);
     }
 
-    /// Whoever signs out and in within a moment leaves a file of the same size and time.
+    /// Signing out and in within a moment leaves a file of the same size and time.
     #[test]
-    fn a_file_that_has_just_changed_is_not_kept() {
+    fn file_changed_just_now_is_not_cached() {
         let at = |seconds: i64| Stamp { modified: seconds * 1_000_000_000, ..Stamp::default() };
         let now = Timestamp(1_000_000);
         for (seconds, settled) in [(900, true), (997, true), (999, false), (1000, false)] {
@@ -126,7 +126,7 @@ mod tests {
         }
         assert!(!is_settled(&at(5000), now), "a clock that was set back");
         assert!(!is_settled(&Stamp { changed: 999_000_000_000, ..at(900) }, now));
-        // The next look at a file that has not settled reads it again.
+        // A file that has not settled is read again.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(".claude.json");
         fs::write(&path, content("a@b.c")).unwrap();
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_makes_no_sense_or_is_of_another_file_is_not_believed() {
+    fn unreadable_cache_or_cache_of_another_file_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let (one, other) = (folder.path().join("one"), folder.path().join("other"));
         fs::write(&one, content("a@b.c")).unwrap();
@@ -149,7 +149,7 @@ mod tests {
         write(&cache, &Row { path: one.clone(), stamp, standing }).unwrap();
         let look =
             |path: &Path| email(read_sign_in_state_cached(path, folder.path(), LATER)).unwrap();
-        assert_eq!(look(&one), "x", "the cache is asked");
+        assert_eq!(look(&one), "x", "the cache is used");
         assert_eq!(look(&other), "b@b.c");
         fs::write(&cache, "{").unwrap();
         assert_eq!(look(&one), "a@b.c");

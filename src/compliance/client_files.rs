@@ -1,4 +1,4 @@
-//! Where Claude Code's settings lie, and what they say of hooks.
+//! Settings files of Claude Code, and the hooks in them.
 
 use std::{
     fs, io,
@@ -9,33 +9,33 @@ use std::{
 use super::client_settings::{self, HookSettings};
 use crate::platform::{Environment, Paths};
 
-/// A longer file is none of the client's.
+/// Maximum size of a settings file.
 const MOST: u64 = 16 << 20;
 
-/// Where Claude Code's settings lie.
+/// Paths of Claude Code's settings files.
 #[derive(Clone, Debug)]
 pub struct ClientSettingsFiles {
-    /// The user's.
+    /// Settings of the user.
     pub user: PathBuf,
-    /// The machine's.
+    /// Managed settings of the machine.
     pub managed: PathBuf,
-    /// More of the machine's, over that file.
+    /// Directory with more managed settings, which override that file.
     managed_more: PathBuf,
 }
 
-/// A settings file that is there.
+/// Settings file that exists.
 #[derive(Clone, Debug)]
 pub struct ClientSettingsFile {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Whether it is the machine's.
+    /// Whether the settings are managed.
     pub is_managed: bool,
-    /// What it says, or why nobody knows.
+    /// Parsed settings, or the reason why they cannot be read.
     pub hooks: Result<HookSettings, String>,
 }
 
 impl ClientSettingsFiles {
-    /// Those of the user, and of the machine.
+    /// Returns the paths for the user and the machine.
     #[must_use]
     pub fn new(environment: &Environment, paths: &Paths) -> Self {
         let folder = match environment.get("CLAUDE_CONFIG_DIR") {
@@ -49,7 +49,7 @@ impl ClientSettingsFiles {
         }
     }
 
-    /// All settings files that are there, the managed ones first.
+    /// Reads all settings files that exist, the managed ones first.
     #[must_use]
     pub fn read_all(&self) -> Vec<ClientSettingsFile> {
         let more = fs::read_dir(&self.managed_more).into_iter().flatten().flatten();
@@ -61,8 +61,8 @@ impl ClientSettingsFiles {
         all.filter_map(|(path, is_managed)| ClientSettingsFile::of(path, is_managed)).collect()
     }
 
-    /// After how long without a change the client deletes a session, at the earliest: a project's own
-    /// settings may say less. <https://code.claude.com/docs/en/settings>
+    /// Returns the shortest time after which the client deletes an unchanged session; a project's
+    /// own settings may set a shorter one. <https://code.claude.com/docs/en/settings>
     #[must_use]
     pub fn cleanup_period(&self) -> Duration {
         const DEFAULT: u64 = 30;
@@ -72,7 +72,7 @@ impl ClientSettingsFiles {
         Duration::from_secs(days.clamp(1, 36_500) * 86_400)
     }
 
-    /// Whether one of them names a hook of ours.
+    /// Returns whether any settings file contains a hook of this program.
     #[must_use]
     pub fn has_agent_hooks(&self) -> bool {
         self.read_all()
@@ -86,20 +86,20 @@ impl ClientSettingsFile {
         let hooks = match read(&path) {
             Ok(None) => return None,
             Ok(Some(text)) => client_settings::inspect(&text).map_err(|error| error.to_string()),
-            Err(error) => Err(format!("it cannot be read: {error}")),
+            Err(error) => Err(format!("cannot read the file: {error}")),
         };
         Some(Self { path, is_managed, hooks })
     }
 }
 
-/// What stands in a settings file; `None` where there is none.
+/// Reads a settings file; `None` if it does not exist.
 ///
 /// # Errors
-/// What the system says, or that it can be no settings file.
+/// The file cannot be read, is not a regular file, or is too large.
 pub fn read(path: &Path) -> io::Result<Option<String>> {
     match fs::metadata(path) {
-        Ok(file) if !file.is_file() => Err(io::Error::other("it is no file")),
-        Ok(file) if file.len() > MOST => Err(io::Error::other("it is too long for settings")),
+        Ok(file) if !file.is_file() => Err(io::Error::other("not a regular file")),
+        Ok(file) if file.len() > MOST => Err(io::Error::other("too large for a settings file")),
         Ok(_) => fs::read_to_string(path).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -1,7 +1,8 @@
-//! The hooks in Claude Code's settings: a pure function from the text of a file to another one.
+//! Editing of the hooks in Claude Code's settings: a pure function from the text of a file to the
+//! new text.
 //!
-//! The file is the user's, or the administrator's: everything that is not ours stays as it is, byte
-//! for byte. What is edited is held against what was meant before it is given back.
+//! The file belongs to the user or the administrator: everything else stays unchanged, byte for
+//! byte. The result is checked against the intended change before it is returned.
 
 use jsonc_parser::{
     ParseOptions,
@@ -12,55 +13,56 @@ use serde_json::Value;
 
 use super::hook_response::Hook;
 
-/// How long the client waits for an answer, in seconds; then the prompt goes on. The hook needs
+/// Seconds that the client waits for a response before the prompt continues. The hook needs
 /// milliseconds.
 const TIMEOUT: u32 = 10;
-/// What all settings of the hooks stand in.
+/// Member that contains all hooks.
 const HOOKS: &str = "hooks";
 
-/// What a settings file says.
+/// Settings that concern hooks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HookSettings {
-    /// The hooks of ours in it.
+    /// Hooks that call this program.
     pub ours: Vec<AgentHook>,
-    /// Whether it switches hooks off: all in managed settings, else those below them.
+    /// Whether the file disables hooks: all hooks in managed settings, otherwise those of lower
+    /// settings.
     pub disables_all: bool,
     /// Whether only managed hooks run.
     pub managed_only: bool,
-    /// After how many days without a change the client deletes a session.
+    /// Number of days without a change after which the client deletes a session.
     pub cleanup_period_days: Option<u64>,
 }
 
-/// A hook of ours.
+/// Hook that calls this program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentHook {
-    /// What for.
+    /// Event of the hook.
     pub hook: Hook,
-    /// The command, as it stands there.
+    /// Command as written in the file.
     pub command: String,
-    /// What it is restricted to: starts of sessions that it does not match are not seen.
+    /// Matcher; sessions that start in another way do not call the hook.
     pub matcher: Option<String>,
 }
 
-/// Why a settings file is not edited.
+/// Reason why a settings file is not edited.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// It is no JSON, and the client itself reads nothing of it.
-    #[error("it is no JSON ({0}): mend it first, the client ignores it as it is")]
+    /// The file is not valid JSON, and the client ignores all of it.
+    #[error("not valid JSON ({0}): fix the file first, Claude Code ignores it")]
     Json(serde_json::Error),
-    /// A member has another type than the client expects.
-    #[error("`{0}` in it is no {1}: mend it first")]
+    /// A member has an unexpected type.
+    #[error("`{0}` is not {1}: fix the file first")]
     Type(String, &'static str),
-    /// It has a member twice, or something else that cannot be edited without harm.
-    #[error("it cannot be edited without changing more than the hooks: is a member in it twice?")]
+    /// The file has a duplicate member, or other content that cannot be edited safely.
+    #[error("cannot edit only the hooks: check the file for duplicate members")]
     Odd,
 }
 
-/// The text of a settings file with our hooks in it: `program` is what the client runs, as a shell
-/// reads it. The same text where they are in it.
+/// Returns the text of a settings file with the hooks of this program, or the same text if it
+/// contains them. `program` is the command to run, quoted for a shell.
 ///
 /// # Errors
-/// [`SettingsError`]: nothing is to be written.
+/// [`SettingsError`]: the file must not be written.
 pub fn install(text: &str, program: &str) -> Result<String, SettingsError> {
     let before = read(text)?;
     let root = parse(text)?;
@@ -72,7 +74,8 @@ pub fn install(text: &str, program: &str) -> Result<String, SettingsError> {
         let mut known = entries(&groups).into_iter().filter(|entry| is_ours(entry, hook));
         match known.next() {
             Some(entry) => {
-                // With arguments of its own no shell reads it: whoever wrote that knows where it lies.
+                // A command with separate arguments is run without a shell: its author knows the
+                // path of the program.
                 if arguments_of(&entry).is_empty()
                     && text_of(&entry, "command").as_deref() != Some(&*command)
                     && let Some(place) = entry.get("command")
@@ -90,10 +93,11 @@ pub fn install(text: &str, program: &str) -> Result<String, SettingsError> {
     checked(&before, root.to_string(), |ours| Hook::ALL.iter().all(|hook| ours.contains(hook)))
 }
 
-/// The text of a settings file without our hooks. The same text where none is in it.
+/// Returns the text of a settings file without the hooks of this program, or the same text if it
+/// contains none.
 ///
 /// # Errors
-/// [`SettingsError`]: nothing is to be written.
+/// [`SettingsError`]: the file must not be written.
 pub fn uninstall(text: &str) -> Result<String, SettingsError> {
     let before = read(text)?;
     let root = parse(text)?;
@@ -110,7 +114,7 @@ pub fn uninstall(text: &str) -> Result<String, SettingsError> {
             has_removed |= !ours.is_empty();
             match (ours.is_empty(), is_all) {
                 (true, _) => {}
-                // A group of ours alone is ours too.
+                // A group that contains only hooks of this program is removed too.
                 (false, true) => group.remove(),
                 (false, false) => ours.into_iter().for_each(CstObject::remove),
             }
@@ -131,7 +135,7 @@ pub fn uninstall(text: &str) -> Result<String, SettingsError> {
     checked(&before, root.to_string(), <[Hook]>::is_empty)
 }
 
-/// What a settings file says of hooks.
+/// Parses the settings that concern hooks.
 ///
 /// # Errors
 /// [`SettingsError::Json`].
@@ -151,7 +155,7 @@ pub fn inspect(text: &str) -> Result<HookSettings, SettingsError> {
             }
         }
     }
-    // An invalid value counts as true there, as the client has it.
+    // The client treats an invalid value as true.
     let managed_only =
         settings.get("allowManagedHooksOnly").is_some_and(|it| *it != Value::Bool(false));
     let disables_all = settings["disableAllHooks"] == Value::Bool(true);
@@ -159,7 +163,7 @@ pub fn inspect(text: &str) -> Result<HookSettings, SettingsError> {
     Ok(HookSettings { ours, disables_all, managed_only, cleanup_period_days })
 }
 
-/// The program that a command of ours runs, as a shell reads it.
+/// Returns the program that the command of a hook runs, without quotes.
 #[must_use]
 pub fn program_of(command: &str) -> &str {
     let program = command.split(" check --hook").next().unwrap_or(command).trim();
@@ -174,7 +178,7 @@ fn read(text: &str) -> Result<Value, SettingsError> {
     if value.is_object() {
         Ok(value)
     } else {
-        Err(SettingsError::Type("the whole".into(), "object"))
+        Err(SettingsError::Type("the top level".into(), "an object"))
     }
 }
 
@@ -183,16 +187,16 @@ fn parse(text: &str) -> Result<CstRootNode, SettingsError> {
 }
 
 fn object(settings: &CstObject, name: &str) -> Result<CstObject, SettingsError> {
-    let wrong = || SettingsError::Type(name.to_owned(), "object");
+    let wrong = || SettingsError::Type(name.to_owned(), "an object");
     settings.object_value_or_create(name).ok_or_else(wrong)
 }
 
 fn array(hooks: &CstObject, hook: Hook) -> Result<CstArray, SettingsError> {
-    let wrong = || SettingsError::Type(format!("{HOOKS}.{}", hook.name()), "list");
+    let wrong = || SettingsError::Type(format!("{HOOKS}.{}", hook.name()), "a list");
     hooks.array_value_or_create(hook.name()).ok_or_else(wrong)
 }
 
-/// The hooks in all groups.
+/// Returns the hooks in all groups.
 fn entries(groups: &CstArray) -> Vec<CstObject> {
     let groups = groups.elements();
     let lists = groups.iter().filter_map(|group| group.as_object()?.array_value(HOOKS));
@@ -209,21 +213,21 @@ fn is_ours(entry: &CstObject, hook: Hook) -> bool {
     is_our_command(&words.join(" "), hook)
 }
 
-/// Arguments that stand apart from the command, which is then run without a shell.
+/// Returns the arguments in a separate list; with one, the command is run without a shell.
 fn arguments_of(entry: &CstObject) -> Vec<String> {
     let arguments = entry.array_value("args").map(|list| list.elements()).unwrap_or_default();
     let texts = arguments.iter().filter_map(|it| it.as_string_lit()?.decoded_value().ok());
     texts.collect()
 }
 
-/// The command of a hook with its arguments, wherever they stand.
+/// Returns the command of a hook followed by its separate arguments.
 fn command_of(entry: &Value) -> String {
     let arguments = entry["args"].as_array().into_iter().flatten();
     let words = [&entry["command"]].into_iter().chain(arguments).filter_map(Value::as_str);
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Whether a command runs this program for `hook`, wherever that lies.
+/// Returns whether a command runs this program for `hook`, at any path.
 fn is_our_command(command: &str, hook: Hook) -> bool {
     let Some((program, rest)) = command.split_once(" check --hook") else { return false };
     let name = program.trim().trim_matches('"').rsplit(['/', '\\']).next().unwrap_or_default();
@@ -231,7 +235,7 @@ fn is_our_command(command: &str, hook: Hook) -> bool {
     ["ai-agent", "ai-agent.exe"].contains(&name) && event == Some(hook.name())
 }
 
-/// Gives the text back when what is in it of ours is as it was meant, and all else as it was.
+/// Returns the text if the hooks of this program are as intended and everything else is unchanged.
 fn checked(
     before: &Value,
     text: String,
@@ -243,7 +247,7 @@ fn checked(
     if is_as_meant { Ok(text) } else { Err(SettingsError::Odd) }
 }
 
-/// The settings without hooks of ours, and without what is empty then.
+/// Removes the hooks of this program, and groups that are empty afterwards.
 fn without_ours(mut settings: Value) -> Value {
     let Some(hooks) = settings.get_mut(HOOKS).and_then(Value::as_object_mut) else {
         return settings;
@@ -279,7 +283,7 @@ mod tests {
 
     const PROGRAM: &str = "$HOME/.local/bin/ai-agent";
 
-    /// What a user has who has hooks, an order and a formatting of their own.
+    /// Settings of a user with other hooks and an unusual order and formatting.
     const OWN: &str = r#"{
     "model" : "opus",
     "hooks": {
@@ -293,7 +297,7 @@ mod tests {
 "#;
 
     #[test]
-    fn hooks_are_added_and_nothing_else_is_touched() {
+    fn install_adds_hooks_and_changes_nothing_else() {
         let with = install(OWN, PROGRAM).unwrap();
         let settings = inspect(&with).unwrap();
         let names: Vec<_> = settings.ours.iter().map(|ours| ours.hook.name()).collect();
@@ -310,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_gets_hooks_and_a_program_that_moved_is_followed() {
+    fn install_fills_empty_files_and_updates_a_moved_program() {
         for empty in ["", " \n", "{}", "{\n}\n"] {
             let with = install(empty, PROGRAM).unwrap();
             assert_eq!(inspect(&with).unwrap().ours.len(), 2, "{empty:?}: {with}");
@@ -324,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_is_shared_keeps_what_is_not_ours() {
+    fn uninstall_keeps_other_hooks_of_a_shared_group() {
         let shared = r#"{"hooks":{"SessionStart":[{"matcher":"startup","hooks":[{"type":"command","command":"a"},{"type":"command","command":"C:\\x\\ai-agent.exe check --hook SessionStart"}]}]}}"#;
         let settings = inspect(shared).unwrap();
         assert_eq!(settings.ours[0].matcher.as_deref(), Some("startup"));
@@ -335,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_with_arguments_of_its_own_is_known_too() {
+    fn hook_with_separate_arguments_is_recognized() {
         let text = r#"{"hooks":{"UserPromptSubmit":[{"hooks":[{"type":"command","command":"C:\\P F\\ai-agent.exe","args":["check","--hook","UserPromptSubmit"]}]}]}}"#;
         let settings = inspect(text).unwrap();
         assert_eq!(program_of(&settings.ours[0].command), r"C:\P F\ai-agent.exe");
@@ -348,15 +352,15 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_edited_without_harm_is_refused() {
+    fn files_that_cannot_be_edited_safely_are_refused() {
         for (text, words) in [
-            ("{", "no JSON"),
-            ("{\"a\":1,}", "no JSON"),
-            ("// note\n{}", "no JSON"),
-            ("[]", "`the whole` in it is no object"),
-            (r#"{"hooks":[]}"#, "`hooks` in it is no object"),
-            (r#"{"hooks":{"SessionStart":{}}}"#, "`hooks.SessionStart` in it is no list"),
-            (r#"{"hooks":{"Stop":[1]},"hooks":{}}"#, "cannot be edited"),
+            ("{", "not valid JSON"),
+            ("{\"a\":1,}", "not valid JSON"),
+            ("// note\n{}", "not valid JSON"),
+            ("[]", "`the top level` is not an object"),
+            (r#"{"hooks":[]}"#, "`hooks` is not an object"),
+            (r#"{"hooks":{"SessionStart":{}}}"#, "`hooks.SessionStart` is not a list"),
+            (r#"{"hooks":{"Stop":[1]},"hooks":{}}"#, "cannot edit only"),
         ] {
             let said = install(text, PROGRAM).unwrap_err().to_string();
             assert!(said.contains(words), "{text}: {said}");
@@ -364,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn what_switches_hooks_off_is_seen() {
+    fn settings_that_disable_hooks_are_found() {
         let settings = |text| inspect(text).unwrap();
         assert!(settings(r#"{"disableAllHooks":true}"#).disables_all);
         assert!(!settings(r#"{"disableAllHooks":"yes"}"#).disables_all);

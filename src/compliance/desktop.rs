@@ -1,8 +1,9 @@
-//! SignedInAccount is signed in to Claude Desktop, as far as its folder says.
+//! Account that Claude Desktop uses, according to its directory.
 //!
-//! It names the account by its id, and no e-mail address. The organisation is known by the paths of
-//! its sessions: `claude-code-sessions/<account>/<organisation>/`; in `local-agent-mode-sessions` the
-//! two have been seen in either order, so the account's id says which is which.
+//! The configuration contains the account id but no e-mail address. The organisation is derived
+//! from the paths of the account's sessions: `claude-code-sessions/<account>/<organisation>/`. In
+//! `local-agent-mode-sessions` the two ids occur in either order, so the account id tells which is
+//! which.
 
 use std::{
     fs, io,
@@ -17,16 +18,17 @@ use siem_protocol::names::source;
 use super::account::{Account, SignInState, SignedInAccount, text};
 use crate::platform::{Paths, file};
 
-/// A longer file is none of its own.
+/// Maximum size of the configuration file.
 const MOST: u64 = 4 << 20;
-/// So many folders are looked at: one for each account, and in it one for each organisation.
+/// Maximum number of directories that are read in each directory.
 const MOST_FOLDERS: usize = 1000;
-/// The file that names the account.
+/// File that contains the account id.
 pub const FILE: &str = "config.json";
-/// How the package of one that came from the Store is named, before the name of who signed it.
+/// Prefix of the package name of a Claude Desktop from the Microsoft Store; the publisher's id
+/// follows.
 const PACKAGE: &str = "Claude_";
 
-/// The folders in which a Claude Desktop may keep its files.
+/// Returns the directories in which a Claude Desktop may store its files.
 #[must_use]
 pub fn folders(paths: &Paths) -> Vec<PathBuf> {
     let mut folders = vec![paths.claude_desktop.clone()];
@@ -39,12 +41,12 @@ pub fn folders(paths: &Paths) -> Vec<PathBuf> {
 }
 
 impl Account {
-    /// SignedInAccount is signed in to the Claude Desktop that keeps its files in `folder`; `None` where none is
-    /// installed.
+    /// Returns the account of the Claude Desktop that stores its files in `folder`; `None` if it is
+    /// not installed.
     #[must_use]
     pub fn of_claude_desktop(folder: &Path) -> Option<Self> {
-        let place = folder.join(FILE);
-        let standing = match read(&place) {
+        let path = folder.join(FILE);
+        let state = match read(&path) {
             Ok(Some(account)) => {
                 let organization = organization_of(folder, &account);
                 SignInState::SignedIn(SignedInAccount {
@@ -53,22 +55,20 @@ impl Account {
                     account: Some(account),
                 })
             }
-            Ok(None) => SignInState::Unknown(format!("`{}` names no account", place.display())),
+            Ok(None) => SignInState::Unknown(format!("`{}` contains no account", path.display())),
             Err(why) if why.kind() == io::ErrorKind::NotFound => {
-                // A folder without its file is one that is left over.
+                // A directory without the file was left behind by an uninstall.
                 return None;
             }
-            Err(why) => {
-                SignInState::Unknown(format!("`{}` cannot be read: {why}", place.display()))
-            }
+            Err(why) => SignInState::Unknown(format!("cannot read `{}`: {why}", path.display())),
         };
-        Some(Self { source: source::CLAUDE_DESKTOP, place, standing })
+        Some(Self { source: source::CLAUDE_DESKTOP, path, state })
     }
 }
 
 fn read(path: &Path) -> io::Result<Option<String>> {
     let Some((file, _)) = file::open_regular(path)? else {
-        return Err(io::Error::other("it is no file"));
+        return Err(io::Error::other("not a regular file"));
     };
     let mut bytes = Vec::new();
     file.take(MOST).read_to_end(&mut bytes)?;
@@ -76,7 +76,7 @@ fn read(path: &Path) -> io::Result<Option<String>> {
     Ok(text(&known["lastKnownAccountUuid"]))
 }
 
-/// The organisation that `account` had a session for last.
+/// Returns the organisation of the latest session of `account`.
 fn organization_of(folder: &Path, account: &str) -> Option<String> {
     let of_code = folder.join("claude-code-sessions").join(account);
     let mut found = inside(&of_code);
@@ -96,7 +96,7 @@ fn organization_of(folder: &Path, account: &str) -> Option<String> {
     name(last).map(str::to_owned)
 }
 
-/// The folders in `folder`, with the time that each was changed.
+/// Returns the subdirectories of `folder`, with their modification times.
 fn inside(folder: &Path) -> Vec<(SystemTime, PathBuf)> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let folders = entries.flatten().filter_map(|entry| {
@@ -110,7 +110,7 @@ fn name(path: &Path) -> Option<&str> {
     path.file_name()?.to_str()
 }
 
-/// Whether it is a UUID, as accounts and organisations are named.
+/// Returns whether a name is a UUID, as the ids of accounts and organisations are.
 fn is_id(name: &str) -> bool {
     uuid::Uuid::try_parse(name).is_ok()
 }
@@ -143,13 +143,13 @@ mod tests {
     }
 
     #[test]
-    fn the_organisation_is_that_of_the_accounts_sessions_in_either_order() {
+    fn organisation_is_found_in_session_paths_in_either_order() {
         let config = format!(r#"{{"lastKnownAccountUuid":"{ACCOUNT}","oauth:tokenCache":"x"}}"#);
         let (code, cowork) = ("claude-code-sessions", "local-agent-mode-sessions");
         let table: [(&[&[&str]], Option<&str>); 6] = [
             (&[], None),
             (&[&[code, ACCOUNT, ORG]], Some(ORG)),
-            // Somebody else was signed in before.
+            // Another user was signed in before.
             (&[&[code, OTHER, OLD_ORG], &[code, ACCOUNT, ORG]], Some(ORG)),
             (&[&[code, OTHER, OLD_ORG]], None),
             (&[&[cowork, ACCOUNT, ORG]], Some(ORG)),
@@ -158,31 +158,28 @@ mod tests {
         for (sessions, organization) in table {
             let folder = folder(&config, sessions);
             let account = Account::of_claude_desktop(folder.path()).unwrap();
-            assert_eq!(account.standing, signed_in(organization), "{sessions:?}");
+            assert_eq!(account.state, signed_in(organization), "{sessions:?}");
             assert_eq!(account.source, "claude-desktop");
         }
         let odd = folder(&config, &[&[code, ACCOUNT, "no-id"]]);
-        assert_eq!(Account::of_claude_desktop(odd.path()).unwrap().standing, signed_in(None));
+        assert_eq!(Account::of_claude_desktop(odd.path()).unwrap().state, signed_in(None));
     }
 
-    /// Where a directory can be opened to set its time.
+    /// Only Unix can open a directory to set its time.
     #[cfg(unix)]
     #[test]
-    fn the_organisation_of_the_last_session_counts() {
+    fn organisation_of_the_latest_session_is_used() {
         let config = format!(r#"{{"lastKnownAccountUuid":"{ACCOUNT}"}}"#);
         let sessions = |organization| ["claude-code-sessions", ACCOUNT, organization];
         let folder = folder(&config, &[&sessions(ORG), &sessions(OLD_ORG)]);
         let old = folder.path().join(sessions(OLD_ORG).iter().collect::<PathBuf>());
         let past = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1);
         fs::File::open(old).unwrap().set_modified(past).unwrap();
-        assert_eq!(
-            Account::of_claude_desktop(folder.path()).unwrap().standing,
-            signed_in(Some(ORG))
-        );
+        assert_eq!(Account::of_claude_desktop(folder.path()).unwrap().state, signed_in(Some(ORG)));
     }
 
     #[test]
-    fn one_from_the_store_keeps_its_files_in_its_package() {
+    fn store_app_has_its_files_in_its_package() {
         let home = tempfile::tempdir().unwrap();
         let local = home.path().join("AppData").join("Local");
         let variables =
@@ -202,13 +199,13 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_not_known() {
+    fn unusable_configuration_gives_unknown_state() {
         for config in
             ["", "{", "[]", "{}", r#"{"lastKnownAccountUuid":7}"#, r#"{"lastKnownAccountUuid":""}"#]
         {
             let folder = folder(config, &[]);
             let account = Account::of_claude_desktop(folder.path()).unwrap();
-            assert!(matches!(account.standing, SignInState::Unknown(_)), "{config}");
+            assert!(matches!(account.state, SignInState::Unknown(_)), "{config}");
         }
         assert_eq!(Account::of_claude_desktop(Path::new("/nowhere")), None);
     }

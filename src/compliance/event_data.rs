@@ -1,4 +1,4 @@
-//! Conversions of the compliance types to the data of events.
+//! Conversions of compliance types into event data.
 
 use siem_protocol::event::{AccountIdentity, HookReport, RuleViolation, UncheckedRule};
 

@@ -1,4 +1,4 @@
-//! What Claude Code tells a hook on its standard input.
+//! Input that Claude Code writes to a hook's standard input.
 
 use std::{fmt, path::PathBuf};
 
@@ -9,26 +9,26 @@ use serde::{
 
 use super::account::text;
 
-/// A call of a hook, as far as it could be read. A prompt may be megabytes long and comes last:
-/// what stands before it is enough.
+/// Input of a hook, as far as it could be parsed. The prompt may be megabytes long and comes last,
+/// so the part before it is enough.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HookInput {
-    /// The session.
+    /// Session id.
     pub session_id: Option<String>,
-    /// Where the session's records will be; the file need not be there yet.
+    /// Path of the session file, which may not exist yet.
     pub transcript_path: Option<PathBuf>,
-    /// The folder that the session works in.
+    /// Working directory of the session.
     pub cwd: Option<String>,
-    /// How a session began: `startup`, `resume`, `clear`, `compact`, `fork`.
+    /// How the session started: `startup`, `resume`, `clear`, `compact`, `fork`.
     pub source: Option<String>,
 }
 
 impl HookInput {
-    /// Reads what there is of a call; whatever makes no sense is left out.
+    /// Parses as much of the input as possible; invalid members are omitted.
     #[must_use]
     pub fn read(line: &[u8]) -> Self {
         let mut call = Self::default();
-        // Where it ends, or makes no sense any more, does not matter.
+        // The position at which the input ends or becomes invalid does not matter.
         drop(Members(&mut call).deserialize(&mut serde_json::Deserializer::from_slice(line)));
         call
     }
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_of_the_client() {
+    fn read_parses_the_input_of_a_session_start() {
         let line =
             br#"{"session_id":"s","transcript_path":"/h/.claude/projects/p/s.jsonl","cwd":"/w",
             "hook_event_name":"SessionStart","source":"startup","model":"m"}"#;
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_is_cut_or_makes_no_sense_is_read_as_far_as_it_goes() {
+    fn read_keeps_members_before_truncated_or_invalid_input() {
         let cut = br#"{"session_id":"s","cwd":"/w","prompt":"aaaaaaaaaaaaaaa"#;
         assert_eq!(session(cut), Some("s".into()));
         assert_eq!(session(b"{\"session_id\":\"s\",\"cwd\":\"\xff\xfe\"}"), Some("s".into()));

@@ -1,9 +1,9 @@
-//! What a hook of Claude Code answers: a pure function of the evaluation and the policy.
+//! Response to a hook of Claude Code: a pure function of the evaluation and the policy.
 //!
-//! The client was observed: exit 2 blocks a prompt and shows stderr, at the start of a session it
-//! only shows it; every other exit code lets the prompt through; `systemMessage` is shown to the
-//! user, `additionalContext` reaches the model. `"continue": false` is never said: it keeps the
-//! prompt for later.
+//! Observed behaviour of the client: exit code 2 blocks a prompt and shows stderr, while at the
+//! start of a session it only shows it. Every other exit code lets the prompt through.
+//! `systemMessage` is shown to the user, `additionalContext` is passed to the model. `"continue":
+//! false` is never used, because it keeps the prompt for later.
 
 use std::fmt;
 
@@ -15,47 +15,48 @@ use siem_protocol::{
 
 use super::policy::{Evaluation, PolicyFinding};
 
-/// The client writes a longer text to a file and shows its beginning: ours is cut before.
+/// Maximum number of characters. The client writes a longer text to a file and shows only its
+/// start.
 const LONGEST: usize = 8000;
-/// So many permitted domains or organisations are named.
+/// Maximum number of permitted domains or organisations in a message.
 const NAMED: usize = 5;
 
-/// When the client calls.
+/// Event of the client that calls a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// A session begins, or goes on.
+    /// A session starts or is resumed.
     SessionStart,
     /// The user has sent a prompt.
     UserPromptSubmit,
 }
 
-/// What is decided.
+/// Decision about a session or a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Nothing stands against it.
+    /// No objection.
     Allowed,
-    /// The user is told, and may go on.
+    /// The user is warned and may continue.
     Warned,
-    /// No prompt goes through.
+    /// Prompts are blocked.
     Blocked,
 }
 
-/// What the process says, and how it ends.
+/// Output and exit code of a hook process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookResponse {
-    /// What is decided.
+    /// Decision.
     pub decision: Decision,
-    /// What the client reads: JSON, or nothing.
+    /// JSON that the client reads, or nothing.
     pub stdout: String,
-    /// What the user reads when something is blocked.
+    /// Message that the user sees if a prompt is blocked.
     pub stderr: String,
 }
 
 impl Hook {
-    /// Both.
+    /// All hooks.
     pub const ALL: [Self; 2] = [Self::SessionStart, Self::UserPromptSubmit];
 
-    /// The client's name for it.
+    /// Returns the client's name of the event.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -64,7 +65,7 @@ impl Hook {
         }
     }
 
-    /// The one of this name.
+    /// Returns the hook with the client's name `name`.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|hook| hook.name() == name)
@@ -72,7 +73,7 @@ impl Hook {
 }
 
 impl Decision {
-    /// Its name in a report.
+    /// Returns the name used in reports.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -84,7 +85,7 @@ impl Decision {
 }
 
 impl HookResponse {
-    /// What `hook` answers.
+    /// Returns the response to `hook`.
     #[must_use]
     pub fn new(hook: Hook, evaluation: &Evaluation, policy: &Compliance) -> Self {
         let banner = policy.banner.as_deref().map(shown).filter(|banner| !banner.is_empty());
@@ -115,13 +116,13 @@ impl HookResponse {
         Self::said(Decision::Warned, output.to_string())
     }
 
-    /// Lets it through without a word.
+    /// Returns a response that lets the prompt through without output.
     #[must_use]
     pub fn nothing() -> Self {
         Self::said(Decision::Allowed, String::new())
     }
 
-    /// Blocks with a message of whole sentences.
+    /// Returns a response that blocks with a message of full sentences.
     #[must_use]
     pub fn blocked(message: String) -> Self {
         Self { decision: Decision::Blocked, stdout: String::new(), stderr: cut(message) }
@@ -131,14 +132,15 @@ impl HookResponse {
         Self { decision, stdout, stderr: String::new() }
     }
 
-    /// How the process ends: the client takes 2 for a block, 0 for an answer, all else for a fault.
+    /// Returns the exit code: the client takes 2 as a block, 0 as a response, and others as an
+    /// error.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         if self.decision == Decision::Blocked { 2 } else { 0 }
     }
 }
 
-/// What is wrong, who says so, and what to do.
+/// Returns the message to the user: what is wrong, which policy says so, and what to do.
 #[must_use]
 pub fn message(evaluation: &Evaluation, policy: &Compliance) -> String {
     let own = policy.violation_message.as_deref().map(shown).filter(|own| !own.is_empty());
@@ -155,7 +157,7 @@ pub fn message(evaluation: &Evaluation, policy: &Compliance) -> String {
     [own].into_iter().chain(found).chain([remedy.to_owned()]).collect::<Vec<_>>().join("\n")
 }
 
-/// What was found and what is permitted, in one sentence.
+/// Sentence that states what was found and what is permitted.
 struct Sentence<'a>(&'a PolicyFinding);
 
 impl fmt::Display for Sentence<'_> {
@@ -175,14 +177,14 @@ impl fmt::Display for Sentence<'_> {
             ),
             _ => write!(
                 f,
-                "Claude Code uses {found} in place of an account; your organisation's policy requires \
+                "Claude Code uses {found} instead of an account; your organisation's policy requires \
                  an account."
             ),
         }
     }
 }
 
-/// The first of what is permitted.
+/// First entries of the permitted values.
 struct Permitted<'a>(&'a [String]);
 
 impl fmt::Display for Permitted<'_> {
@@ -196,7 +198,7 @@ impl fmt::Display for Permitted<'_> {
     }
 }
 
-/// Text from a file or a server as a terminal may show it: without control characters.
+/// Removes control characters from text of a file or a server, so that a terminal can show it.
 fn shown(text: &str) -> String {
     let is_shown = |symbol: &char| !symbol.is_control() || *symbol == '\n';
     text.trim().chars().filter(is_shown).collect()
@@ -243,7 +245,7 @@ mod tests {
         *.company.com.\nSign in with a permitted account: `/login` in Claude Code.";
 
     #[test]
-    fn who_is_compliant_sees_the_banner_once_and_nothing_else() {
+    fn compliant_user_sees_only_the_banner() {
         for action in [None, Some(Action::Warn), Some(Action::Block)] {
             let policy = policy(action);
             let (start, json) = answer(Hook::SessionStart, "me@company.com", &policy);
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_warning_is_seen_by_the_user_and_the_model() {
+    fn warning_is_shown_to_user_and_model() {
         for action in [None, Some(Action::Warn)] {
             let policy = policy(action);
             let (start, json) = answer(Hook::SessionStart, "me@gmail.com", &policy);
@@ -275,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_is_exit_2_with_the_message_on_stderr_and_no_output() {
+    fn block_exits_2_with_the_message_on_stderr() {
         let policy = policy(Some(Action::Block));
         for hook in Hook::ALL {
             let (answer, _) = answer(hook, "me@gmail.com", &policy);
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn every_message_says_what_is_wrong_who_says_so_and_what_to_do() {
+    fn message_states_finding_policy_and_remedy() {
         let bare = Compliance {
             permitted_org_ids: Some((1..9).map(|n| format!("org-{n}")).collect()),
             require_account: Some(true),
@@ -304,15 +306,15 @@ mod tests {
         assert_eq!(
             said(SignInState::Key("ANTHROPIC_API_KEY".into())),
             "Your organisation does not permit the account that Claude Code uses.\nClaude Code uses \
-             ANTHROPIC_API_KEY in place of an account; your organisation's policy requires an \
+             ANTHROPIC_API_KEY instead of an account; your organisation's policy requires an \
              account.\nUnset that variable and sign in with a permitted account: `/login` in Claude \
              Code."
         );
     }
 
-    /// What stands in a user's file reaches a terminal.
+    /// Text of a user's file is shown in a terminal.
     #[test]
-    fn nothing_that_a_terminal_obeys_gets_through_and_nothing_too_long_for_the_client() {
+    fn response_has_no_control_characters_and_a_limited_length() {
         let mut policy = policy(Some(Action::Block));
         let (said, _) = answer(Hook::UserPromptSubmit, "\u{1b}[2Jme\u{7}@gmail.com\r", &policy);
         assert!(said.stderr.contains("as [2Jme@gmail.com;"), "{}", said.stderr);

@@ -1,8 +1,10 @@
-//! Who is signed in, what the organisation's policy says of it, and what a hook answers.
+//! Compliance: the account that is signed in, the organisation's policy on accounts, and responses
+//! to hooks.
 //!
-//! [`account`] reads what Claude Code and Claude Desktop keep, [`policy`] judges it, [`hook_response`] puts
-//! the judgement into words for the client's hooks. The two latter are pure. Nothing here needs
-//! the network, the outbox or the daemon: a hook process does all of it by itself, at each call.
+//! [`account`] reads the files of Claude Code and Claude Desktop, [`policy`] evaluates the account,
+//! [`hook_response`] turns the result into a response to the client's hooks. The latter two are
+//! pure functions. Nothing here needs the network, the outbox or the daemon: a hook process does
+//! all of it by itself, on each call.
 
 pub mod account;
 pub mod cache;

@@ -1,54 +1,55 @@
-//! What the organisation's policy says of an account: a pure function.
+//! Evaluation of an account by the organisation's policy: a pure function.
 //!
-//! An empty or absent list restricts nothing; each other list must be met. What is not known breaks
-//! no rule.
+//! An empty or absent list restricts nothing; every other list must be satisfied. Unknown facts
+//! violate no rule.
 
 use serde::{Deserialize, Serialize};
 use siem_protocol::{managed::Compliance, names::violation};
 
 use super::account::{SignInState, SignedInAccount};
 
-/// What is to be said of an account.
+/// Result of evaluating an account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Evaluation {
-    /// Rules that it breaks.
+    /// Rules that the account violates.
     pub violations: Vec<PolicyFinding>,
-    /// What is reported and not acted on: a key in place of an account where none is required.
+    /// Findings that are reported without an action: a key instead of an account where no account
+    /// is required.
     pub remarks: Vec<PolicyFinding>,
-    /// Rules that nobody can evaluate, and why.
+    /// Rules that cannot be evaluated, with the reason.
     pub unknown: Vec<UndecidedRule>,
 }
 
-/// A rule that an account breaks.
+/// Rule that an account violates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyFinding {
-    /// The rule: one of [`siem_protocol::names::violation`].
+    /// Rule: one of [`siem_protocol::names::violation`].
     #[serde(rename = "violation")]
     pub rule: String,
-    /// What the account has.
+    /// Value that was found.
     pub found: String,
-    /// What is permitted in its place.
+    /// Permitted values.
     pub permitted: Vec<String>,
 }
 
-/// A rule that cannot be judged.
+/// Rule that cannot be evaluated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UndecidedRule {
-    /// The rule: one of [`siem_protocol::names::violation`].
+    /// Rule: one of [`siem_protocol::names::violation`].
     pub rule: String,
-    /// Why not.
+    /// Reason.
     pub why: String,
 }
 
 impl Evaluation {
-    /// Whether there is something to act on.
+    /// Returns whether any rule is violated.
     #[must_use]
     pub fn is_violation(&self) -> bool {
         !self.violations.is_empty()
     }
 }
 
-/// Judges an account.
+/// Evaluates an account.
 #[must_use]
 pub fn evaluate(standing: &SignInState, policy: &Compliance) -> Evaluation {
     let domains = Rule::new(violation::EMAIL_DOMAIN, policy.permitted_email_domains.as_ref());
@@ -75,7 +76,7 @@ pub fn evaluate(standing: &SignInState, policy: &Compliance) -> Evaluation {
     evaluation
 }
 
-/// A rule that restricts something.
+/// Rule with at least one permitted value.
 struct Rule<'a> {
     name: &'static str,
     permitted: &'a [String],
@@ -89,16 +90,18 @@ impl<'a> Rule<'a> {
     fn evaluate(&self, who: &SignedInAccount, evaluation: &mut Evaluation) {
         let (found, is_met) = if self.name == violation::EMAIL_DOMAIN {
             let Some(email) = &who.email else {
-                return evaluation.unknown.push(self.unknown("no e-mail address is known".into()));
+                return evaluation
+                    .unknown
+                    .push(self.unknown("the e-mail address is unknown".into()));
             };
             let Some(domain) = domain_of(email) else {
-                let why = format!("`{email}` is no e-mail address");
+                let why = format!("`{email}` is not an e-mail address");
                 return evaluation.unknown.push(self.unknown(why));
             };
             (email, self.permitted.iter().any(|permitted| is_within(&domain, permitted)))
         } else {
             let Some(id) = &who.organization else {
-                return evaluation.unknown.push(self.unknown("no organisation is known".into()));
+                return evaluation.unknown.push(self.unknown("the organisation is unknown".into()));
             };
             let is_same = |permitted: &String| permitted.trim().eq_ignore_ascii_case(id.trim());
             (id, self.permitted.iter().any(is_same))
@@ -117,15 +120,15 @@ impl<'a> Rule<'a> {
     }
 }
 
-/// The domain of an address, as domains are compared. What stands before the last `@` is the
-/// mailbox, which may have an `@` of its own in quotes.
+/// Returns the normalized domain of an address. The mailbox before the last `@` may contain an `@`
+/// in quotes.
 fn domain_of(email: &str) -> Option<String> {
     let (mailbox, domain) = email.trim().rsplit_once('@')?;
     let domain = comparable(domain);
     (!mailbox.is_empty() && !domain.is_empty()).then_some(domain)
 }
 
-/// Whether `permitted` covers a domain: itself, or with `*.` what lies below it.
+/// Returns whether `permitted` matches a domain: the domain itself, or its subdomains with `*.`.
 fn is_within(domain: &str, permitted: &str) -> bool {
     let permitted = permitted.trim();
     let permitted = permitted.strip_prefix('@').unwrap_or(permitted);
@@ -139,14 +142,14 @@ fn is_within(domain: &str, permitted: &str) -> bool {
     }
 }
 
-/// A domain in one spelling: small letters, ASCII, without the root's dot.
+/// Normalizes a domain: lower case, ASCII, without trailing dot.
 fn comparable(domain: &str) -> String {
     let domain = domain.trim().trim_end_matches('.');
-    // One that is no domain at all is compared as it stands.
+    // An invalid domain is compared as it is.
     idna::domain_to_ascii(domain).unwrap_or_else(|_| domain.to_lowercase())
 }
 
-/// Whether something can ever match an entry of `permitted_email_domains`.
+/// Returns whether an entry of `permitted_email_domains` can match any domain.
 #[must_use]
 pub fn is_domain(permitted: &str) -> bool {
     let name = permitted.trim();
@@ -173,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn domains() {
+    fn domain_rule_compares_normalized_domains() {
         let table = [
             ("a@company.com", "company.com", true),
             ("a@Company.COM", "company.com", true),
@@ -201,7 +204,7 @@ mod tests {
             ("a@xn--bcher-kva.example", "BÜCHER.example", true),
             ("a@post.bücher.example", "*.xn--bcher-kva.example", true),
             ("a@bucher.example", "bücher.example", false),
-            // A letter that only looks the same.
+            // A letter of another script that looks the same.
             ("a@соmpany.com", "company.com", false),
             ("a@exa mple", "company.com", false),
         ];
@@ -214,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn each_list_that_is_not_empty_must_be_met() {
+    fn every_list_must_be_satisfied() {
         let policy = |domains: &[&str], organizations: &[&str]| Compliance {
             permitted_email_domains: list(domains),
             permitted_org_ids: list(organizations),
@@ -225,7 +228,7 @@ mod tests {
         assert_eq!(broken(&who("x@c.com", "o1"), &both), ["email_domain"]);
         assert_eq!(broken(&who("x@a.com", "o3"), &both), ["org_id"]);
         assert_eq!(broken(&who("x@c.com", "o3"), &both), ["email_domain", "org_id"]);
-        // A personal account stays one, whatever organisation it has.
+        // A personal account has an organisation too.
         assert_eq!(broken(&who("me@gmail.com", "o1"), &both), ["email_domain"]);
         for none in [policy(&[], &[]), Compliance::default()] {
             assert_eq!(evaluate(&who("x@c.com", "o3"), &none), Evaluation::default());
@@ -234,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_breaks_no_rule() {
+    fn unknown_facts_violate_no_rule() {
         let policy = Compliance {
             permitted_email_domains: list(&["a.com"]),
             permitted_org_ids: list(&["o1"]),
@@ -257,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_in_place_of_an_account_is_a_violation_where_an_account_is_required() {
+    fn key_instead_of_account_violates_only_if_account_required() {
         let key = SignInState::Key("ANTHROPIC_API_KEY".into());
         let lists =
             Compliance { permitted_email_domains: list(&["a.com"]), ..Compliance::default() };
@@ -276,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_nothing_can_match_is_known() {
+    fn is_domain_refuses_entries_that_match_nothing() {
         for right in ["company.com", "*.company.com", "bücher.example", "localhost"] {
             assert!(is_domain(right), "{right}");
         }

@@ -1,7 +1,8 @@
-//! What the daemon leaves for hooks: the policy in force, and where it lies.
+//! Policy file that the daemon writes for hooks, and the pointer to its directory.
 //!
-//! A hook inherits the environment of a session, not that of the daemon, so the two may not agree on
-//! where the state directory is: a file at the default place, which no variable moves, says so.
+//! A hook inherits the environment of a session, not that of the daemon, so the two may disagree on
+//! the state directory. A pointer file at the default path, which no variable changes, contains the
+//! directory.
 
 use std::{
     fs, io,
@@ -14,77 +15,80 @@ use siem_protocol::{Digest, managed::Compliance};
 
 use crate::platform::{Paths, Timestamp, file, secure_file};
 
-/// The policy's file in the state directory.
+/// File in the state directory.
 const FILE: &str = "policy.json";
-/// A longer file is none of the daemon's.
+/// Maximum size of the file.
 const MOST: u64 = 8 << 20;
 
-/// The policy that was in force last.
+/// Policy that was in force last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredPolicy {
-    /// What it says.
+    /// Content of the policy.
     pub compliance: Compliance,
-    /// The configuration that it is part of.
+    /// Hash of the configuration that contains the policy.
     pub config_hash: Digest,
-    /// When it came into force.
+    /// Time at which the policy came into force.
     pub at: Timestamp,
 }
 
-/// Where the daemon keeps its state, with the policy that lies there.
+/// State directory of the daemon, with the policy in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocatedPolicy {
-    /// The state directory.
+    /// State directory.
     pub state_dir: PathBuf,
-    /// The policy.
+    /// Policy.
     pub policy: StoredPolicy,
 }
 
-/// Why a policy is not taken.
+/// Reason why a policy file is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyFileError {
-    /// It can't be read.
-    #[error("the policy in `{}` cannot be read", path.display())]
+    /// The file cannot be read.
+    #[error("cannot read the policy file `{}`", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why not.
+        /// Reason given by the system.
         #[source]
         source: io::Error,
     },
-    /// It belongs to somebody else, who could have written anything.
-    #[error("the policy in `{}` belongs to another user", path.display())]
+    /// The file belongs to another user, who could have written anything.
+    #[error("the policy file `{}` belongs to another user: delete it", path.display())]
     Foreign {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// It makes no sense.
-    #[error("the policy in `{}` makes no sense: the agent writes it anew when it starts", path.display())]
+    /// The file is not a valid policy.
+    #[error(
+        "the policy file `{}` is invalid: restart the agent, which writes it again",
+        path.display()
+    )]
     Content {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why not.
+        /// Parse error.
         #[source]
         source: serde_json::Error,
     },
 }
 
 impl StoredPolicy {
-    /// Leaves the policy in `state_dir`.
+    /// Writes the policy to `state_dir`.
     ///
     /// # Errors
-    /// What the system says; what was there is still there.
+    /// The error of the system; the previous file is unchanged.
     pub fn write(&self, state_dir: &Path) -> io::Result<()> {
         secure_file::replace(&state_dir.join(FILE), &serde_json::to_vec(self)?)
     }
 
-    /// The policy in `state_dir`; `None` when none is there.
+    /// Reads the policy in `state_dir`; `None` if there is none.
     ///
     /// # Errors
     /// [`PolicyFileError`].
     pub fn read(state_dir: &Path) -> Result<Option<Self>, PolicyFileError> {
         let path = state_dir.join(FILE);
         let opened = file::open_regular(&path)
-            .and_then(|opened| opened.ok_or_else(|| io::Error::other("it is no file")));
+            .and_then(|opened| opened.ok_or_else(|| io::Error::other("not a regular file")));
         let file = match opened {
             Ok((file, _)) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -104,10 +108,10 @@ impl StoredPolicy {
     }
 }
 
-/// Says where the state directory is, for hooks.
+/// Writes the pointer to the state directory, for hooks.
 ///
 /// # Errors
-/// What the system says.
+/// The error of the system.
 pub fn point_to(state_dir: &Path, paths: &Paths) -> io::Result<()> {
     let pointer = &paths.pointer;
     let bytes = file::path_to_bytes(state_dir);
@@ -120,13 +124,13 @@ pub fn point_to(state_dir: &Path, paths: &Paths) -> io::Result<()> {
     secure_file::replace(pointer, &bytes)
 }
 
-/// The policy that the daemon of this user has left; `None` when none was ever in force.
+/// Reads the policy that the daemon of this user has written; `None` if none was ever in force.
 ///
 /// # Errors
-/// [`PolicyFileError`] when there is one that can't be taken, and no other.
+/// [`PolicyFileError`] if there is an unusable file and no other one.
 pub fn find(paths: &Paths) -> Result<Option<LocatedPolicy>, PolicyFileError> {
     let mut failure = None;
-    for state_dir in places(paths) {
+    for state_dir in candidate_dirs(paths) {
         match StoredPolicy::read(&state_dir) {
             Ok(Some(policy)) => return Ok(Some(LocatedPolicy { state_dir, policy })),
             Ok(None) => {}
@@ -136,8 +140,8 @@ pub fn find(paths: &Paths) -> Result<Option<LocatedPolicy>, PolicyFileError> {
     failure.map_or(Ok(None), Err)
 }
 
-/// Where a state directory may be, the likeliest first.
-fn places(paths: &Paths) -> impl Iterator<Item = PathBuf> {
+/// Returns the possible state directories, the likeliest first.
+fn candidate_dirs(paths: &Paths) -> impl Iterator<Item = PathBuf> {
     let pointed = file::open_regular(&paths.pointer).ok().flatten().and_then(|(file, _)| {
         let mut bytes = Vec::new();
         let is_ours = secure_file::has_trusted_owner(&file).unwrap_or(false);
@@ -166,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_finds_the_policy_wherever_the_state_directory_was_moved() {
+    fn find_follows_the_pointer_to_a_moved_state_directory() {
         let home = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
         let of_hook = paths(home.path(), &[("XDG_STATE_HOME", Path::new("/nowhere"))]);
@@ -176,7 +180,7 @@ mod tests {
         point_to(elsewhere.path(), &paths(home.path(), &[])).unwrap();
         let found = find(&of_hook).unwrap().unwrap();
         assert_eq!((found.policy, found.state_dir), (kept("moved"), elsewhere.path().to_owned()));
-        // Moved back, with the pointer still there.
+        // Moved back, while the pointer still exists.
         kept("default").write(of_hook.pointer.parent().unwrap()).unwrap();
         fs::remove_file(elsewhere.path().join(FILE)).unwrap();
         assert_eq!(find(&of_hook).unwrap().unwrap().policy, kept("default"));
@@ -184,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_makes_no_sense_is_an_error_unless_there_is_another() {
+    fn invalid_policy_is_an_error_unless_another_is_found() {
         let home = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
         let paths = paths(home.path(), &[]);

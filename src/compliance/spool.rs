@@ -1,8 +1,8 @@
-//! What hooks saw, on its way to the daemon: one small file for each call.
+//! Spool of hook reports for the daemon: one small file per call.
 //!
-//! A hook has no time for more: it writes a file and renames it, without a sync. The daemon takes the
-//! files up when it runs, so their number is bounded; the oldest stay, and those that had to be left
-//! out are counted.
+//! A hook has little time: it writes and renames a file, without a sync. The daemon reads the files
+//! when it runs, so their number is limited; the oldest are kept, and reports that were dropped are
+//! counted.
 
 use std::{
     fs, io,
@@ -20,80 +20,80 @@ use super::{
 };
 use crate::platform::{Timestamp, secure_file};
 
-/// The spool in the state directory.
+/// Spool directory in the state directory.
 const FOLDER: &str = "spool";
-/// So many reports wait for the daemon.
+/// Maximum number of waiting reports.
 const MOST: usize = 1000;
-/// A report is no longer than this: all of them take 16 MiB at most.
+/// Maximum size of a report in bytes: all of them take 16 MiB at most.
 pub const LONGEST: usize = 16 << 10;
-/// One byte for each report that was left out.
+/// File with one byte for each dropped report.
 const DROPPED: &str = "dropped";
-/// How reports end, and what is not one yet.
+/// Extension of reports; a report that is being written has another one.
 const ENDING: &str = "json";
 
-/// What a hook saw and answered.
+/// Report of one hook call.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpooledReport {
-    /// When it was called.
+    /// Time of the call.
     pub at: Timestamp,
-    /// What for: the client's name of the event.
+    /// Client's name of the event.
     pub hook: String,
-    /// What was decided: `allowed`, `warned` or `blocked`.
+    /// Decision: `allowed`, `warned` or `blocked`.
     pub decision: String,
-    /// How long that took, in microseconds.
+    /// Duration of the call in microseconds.
     pub latency_us: u64,
-    /// The session.
+    /// Session id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<String>,
-    /// Where its records will be.
+    /// Path of the session file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transcript_path: Option<PathBuf>,
-    /// The folder that it works in.
+    /// Working directory of the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// How it began.
+    /// How the session started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// SignedInAccount is signed in, as far as that is known.
+    /// Account, as far as it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub who: Option<SignedInAccount>,
-    /// What is wrong.
+    /// Violated rules.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub violations: Vec<PolicyFinding>,
-    /// What nobody knows.
+    /// Rules that could not be evaluated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<UndecidedRule>,
-    /// The configuration that the policy is part of.
+    /// Hash of the configuration that contains the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_hash: Option<Digest>,
 }
 
-/// What became of a report.
+/// Result of adding a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpoolOutcome {
-    /// It waits for the daemon.
+    /// The report waits for the daemon.
     Spooled,
-    /// There was no room: it is counted.
+    /// The spool is full; the report is counted as dropped.
     Dropped,
 }
 
-/// A folder of reports.
+/// Directory of reports.
 #[derive(Clone, Debug)]
 pub struct Spool {
     folder: PathBuf,
 }
 
 impl Spool {
-    /// The one in `state_dir`.
+    /// Returns the spool in `state_dir`.
     #[must_use]
     pub fn of(state_dir: &Path) -> Self {
         Self { folder: state_dir.join(FOLDER) }
     }
 
-    /// Adds a report, whole or not at all.
+    /// Adds a report atomically.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub fn add(&self, report: &SpooledReport, random: u128) -> io::Result<SpoolOutcome> {
         let bytes = serde_json::to_vec(report)?;
         let waiting = match fs::read_dir(&self.folder) {
@@ -122,10 +122,10 @@ impl Spool {
         Ok(SpoolOutcome::Spooled)
     }
 
-    /// The names of the reports that wait, the oldest first.
+    /// Returns the names of the waiting reports, the oldest first.
     ///
     /// # Errors
-    /// What the system says; a spool that nobody has used yet is empty.
+    /// The error of the system; a spool that does not exist yet is empty.
     pub fn names(&self) -> io::Result<Vec<String>> {
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
@@ -146,10 +146,10 @@ impl Spool {
         Ok(names)
     }
 
-    /// A report that waits; `None` when what lies there is none.
+    /// Reads a waiting report; `None` if the file is not a valid one.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub fn read(&self, name: &str) -> io::Result<Option<SpooledReport>> {
         use std::io::Read as _;
 
@@ -161,10 +161,10 @@ impl Spool {
         Ok(serde_json::from_slice(&bytes).ok())
     }
 
-    /// Deletes a report that was taken up.
+    /// Deletes a report that was processed.
     ///
     /// # Errors
-    /// What the system says; one that is gone is none.
+    /// The error of the system; a report that does not exist is not an error.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         match fs::remove_file(self.path(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -172,7 +172,7 @@ impl Spool {
         }
     }
 
-    /// How many reports were ever left out.
+    /// Returns the number of reports dropped so far.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         fs::metadata(self.folder.join(DROPPED)).map_or(0, |file| file.len())
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_are_taken_up_in_the_order_of_time() {
+    fn reports_are_listed_in_order_of_time() {
         let folder = tempfile::tempdir().unwrap();
         let spool = Spool::of(folder.path());
         assert_eq!(spool.names().unwrap(), [""; 0]);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spool_that_nobody_empties_keeps_the_oldest_and_counts_the_rest() {
+    fn full_spool_keeps_the_oldest_and_counts_the_rest() {
         let folder = tempfile::tempdir().unwrap();
         let spool = Spool::of(folder.path());
         let all = MOST as u64 + 20;
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_that_is_too_long_or_no_report_is_none() {
+    fn oversized_report_is_dropped_and_invalid_file_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let spool = Spool::of(folder.path());
         let long = SpooledReport { cwd: Some("x".repeat(LONGEST)), ..report(1) };

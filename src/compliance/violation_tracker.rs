@@ -1,8 +1,8 @@
-//! What there is to report of who is signed in: once when it begins, once a day while it lasts, and
-//! when it ends.
+//! Tracks which violations were reported: each is reported once when it starts, once a day while it
+//! lasts, and when it ends.
 //!
-//! A pure function of what was found before and what is found now. What is not known changes
-//! nothing: the client's file is half-written many times a day.
+//! A pure function of the previous and the current state. Unknown facts change nothing, since the
+//! client's file is incomplete many times a day.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -20,17 +20,17 @@ use super::{
 };
 use crate::{event::Event, platform::Timestamp};
 
-/// How often a violation that lasts is reported.
+/// Interval at which a lasting violation is reported again.
 const AGAIN: Duration = Duration::from_secs(24 * 3600);
 
-/// What was reported, kept over restarts.
+/// Violations that were reported; stored across restarts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ViolationTracker {
-    /// By the program and the place that says who is signed in, and by the rule.
+    /// Violations by program and file, and by rule.
     standing: BTreeMap<String, BTreeMap<String, ReportedViolation>>,
 }
 
-/// A violation that was reported.
+/// Violation that was reported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct ReportedViolation {
     found: String,
@@ -38,7 +38,7 @@ struct ReportedViolation {
 }
 
 impl ViolationTracker {
-    /// Judges all accounts, and says what there is to report now.
+    /// Evaluates all accounts and returns the events to report now.
     pub fn observe(
         &mut self,
         accounts: &[Account],
@@ -47,10 +47,10 @@ impl ViolationTracker {
     ) -> Vec<Event> {
         let mut events = Vec::new();
         for account in accounts {
-            let evaluation = policy::evaluate(&account.standing, policy);
+            let evaluation = policy::evaluate(&account.state, policy);
             self.observe_one(account, &evaluation, policy, now, &mut events);
         }
-        // A program that is gone is in no violation any more; nothing was found to restore.
+        // A program that was removed is in violation no longer, and nothing was found to restore.
         let is_there = |key: &String| accounts.iter().any(|account| key_of(account) == *key);
         self.standing.retain(|key, rules| is_there(key) && !rules.is_empty());
         events
@@ -70,7 +70,7 @@ impl ViolationTracker {
         for (finding, is_acted_on) in acted_on.chain(noted) {
             let known = standing.get(&finding.rule);
             let is_new = known.is_none_or(|said| {
-                // A clock that was set back must not make it silent for years.
+                // A clock that was set back must not suppress reports for years.
                 said.found != finding.found || now < said.at || now.since(said.at) >= AGAIN
             });
             if is_new {
@@ -82,9 +82,9 @@ impl ViolationTracker {
         let lasts = |rule: &str| {
             let mut found = evaluation.violations.iter().chain(&evaluation.remarks);
             let is_unknown = evaluation.unknown.iter().any(|unknown| unknown.rule == rule);
-            // Without an account nobody can say whether the key is still used.
-            let is_hidden = rule == violation::NO_ACCOUNT
-                && matches!(account.standing, SignInState::Unknown(_));
+            // With an unknown account it cannot be decided whether the key is still used.
+            let is_hidden =
+                rule == violation::NO_ACCOUNT && matches!(account.state, SignInState::Unknown(_));
             is_unknown || is_hidden || found.any(|finding| finding.rule == rule)
         };
         standing.retain(|rule, said| {
@@ -98,7 +98,7 @@ impl ViolationTracker {
 }
 
 fn key_of(account: &Account) -> String {
-    format!("{} {}", account.source, account.place.display())
+    format!("{} {}", account.source, account.path.display())
 }
 
 fn violation_of(
@@ -115,7 +115,7 @@ fn violation_of(
     let violation = AgentEvent::ComplianceViolation {
         violation: finding.rule.clone(),
         program: account.source.to_owned(),
-        file: account.place.to_string_lossy().into_owned(),
+        file: account.path.to_string_lossy().into_owned(),
         who: identity(account),
         found: finding.found.clone(),
         permitted: finding.permitted.clone(),
@@ -128,7 +128,7 @@ fn restored(account: &Account, rule: &str, said: &ReportedViolation) -> Event {
     let restored = AgentEvent::ComplianceRestored {
         violation: rule.to_owned(),
         program: account.source.to_owned(),
-        file: account.place.to_string_lossy().into_owned(),
+        file: account.path.to_string_lossy().into_owned(),
         who: identity(account),
         found_before: said.found.clone(),
     };
@@ -136,7 +136,7 @@ fn restored(account: &Account, rule: &str, said: &ReportedViolation) -> Event {
 }
 
 fn identity(account: &Account) -> Option<AccountIdentity> {
-    match &account.standing {
+    match &account.state {
         SignInState::SignedIn(who) => Some(who.into()),
         _ => None,
     }
@@ -153,7 +153,7 @@ mod tests {
     const DAY: u64 = 24 * 3600 * 1000;
 
     fn account(standing: SignInState) -> [Account; 1] {
-        [Account { source: source::CLAUDE_CODE, place: "/h/.claude.json".into(), standing }]
+        [Account { source: source::CLAUDE_CODE, path: "/h/.claude.json".into(), state: standing }]
     }
 
     fn who(email: &str) -> [Account; 1] {
@@ -174,10 +174,10 @@ mod tests {
     }
 
     #[test]
-    fn a_violation_is_said_when_it_begins_changes_lasts_a_day_and_ends() {
+    fn violation_is_reported_on_start_change_each_day_and_end() {
         let mut reported = ViolationTracker::default();
         let mut at = |accounts: &[Account], now| {
-            // What was said is kept over a restart.
+            // The state is stored across a restart.
             let kept = serde_json::to_string(&reported).unwrap();
             reported = serde_json::from_str(&kept).unwrap();
             reported.observe(accounts, &policy(), Timestamp(now))
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_changes_is_judged_anew() {
+    fn changed_policy_is_evaluated_again() {
         let mut reported = ViolationTracker::default();
         let now = Timestamp(1);
         assert_eq!(names(&reported.observe(&who("me@gmail.com"), &policy(), now)), ["violation"]);
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_reported_and_only_acted_on_where_an_account_is_required() {
+    fn key_is_reported_and_acted_on_only_if_account_required() {
         let key = account(SignInState::Key("ANTHROPIC_API_KEY".into()));
         for (required, level, action) in [(false, "warning", "none"), (true, "high", "block")] {
             let policy = Compliance { require_account: Some(required), ..policy() };

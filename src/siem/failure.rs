@@ -1,4 +1,4 @@
-//! Why a request got no answer, in words that say how to mend it.
+//! Reasons of failed requests, with a remedy.
 
 use std::{error::Error, io};
 
@@ -6,14 +6,14 @@ use rustls::{AlertDescription, CertificateError, Error as Tls};
 
 use crate::text::causes;
 
-/// Why a request got no answer.
+/// Reason why a request got no response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
-    /// What happened, and what to do about it where a person must. No secret.
+    /// Reason and, if a person must act, the remedy. Contains no secret.
     pub(super) reason: String,
-    /// Whether a person should know: waiting alone will not mend it.
+    /// Whether a person must act: waiting alone will not help.
     pub(super) alarm: bool,
-    /// Whether no answer came in time, on a connection that stood.
+    /// Whether no response came in time on a connection that stood.
     pub(super) timed_out: bool,
 }
 
@@ -22,7 +22,7 @@ impl From<reqwest::Error> for Failure {
         let timed_out = error.is_timeout() && !error.is_connect();
         let error = error.without_url();
         let reason = causes(&error);
-        // That a request was sent is no news; what became of it is.
+        // The prefix says nothing new.
         let reason = reason.strip_prefix("error sending request: ").unwrap_or(&reason).to_owned();
         match remedy(&error) {
             Some(remedy) => {
@@ -33,17 +33,17 @@ impl From<reqwest::Error> for Failure {
     }
 }
 
-/// What a person can do about it; `None` when waiting may be enough.
+/// Returns what a person can do; `None` if waiting may be enough.
 fn remedy(error: &(dyn Error + 'static)) -> Option<&'static str> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(remedy) = tls(error).and_then(of_tls) {
             return Some(remedy);
         }
-        // The library's own type for it is not public.
+        // The library's type for this error is not public.
         if error.to_string().ends_with("proxy authorization required") {
             return Some(
-                "the proxy wants credentials, or others: give `proxy_user` and \
+                "the proxy requires (other) credentials: set `proxy_user` and \
                  `proxy_password_file`, or put them into the proxy's URL in the environment",
             );
         }
@@ -52,8 +52,7 @@ fn remedy(error: &(dyn Error + 'static)) -> Option<&'static str> {
     None
 }
 
-/// The TLS error that `error` is, or holds: an I/O error shows the cause of what it holds, not
-/// what it holds.
+/// Returns the TLS error in `error`. `source` of an I/O error skips the error that it contains.
 fn tls<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Tls> {
     if let Some(tls) = error.downcast_ref() {
         return Some(tls);
@@ -67,39 +66,39 @@ fn of_tls(error: &Tls) -> Option<&'static str> {
 
     match error {
         Tls::InvalidCertificate(Certificate::UnknownIssuer) => Some(
-            "nobody that this system trusts vouches for the receiver's certificate: if it is of \
-             the company's own authority, name that one's certificate with `ca_file`",
+            "the receiver's certificate is signed by an unknown authority: if it is the company's \
+             own, set `ca_file` to the certificate of that authority",
         ),
-        Tls::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. }) => {
-            Some("the receiver's certificate has expired: renew it, or put this clock right")
-        }
+        Tls::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. }) => Some(
+            "the receiver's certificate has expired: renew it, or check the clock of this machine",
+        ),
         Tls::InvalidCertificate(
             Certificate::NotValidYet | Certificate::NotValidYetContext { .. },
-        ) => Some("the receiver's certificate is not valid yet: is this clock right?"),
+        ) => Some("the receiver's certificate is not valid yet: check the clock of this machine"),
         Tls::InvalidCertificate(
             Certificate::NotValidForName | Certificate::NotValidForNameContext { .. },
-        ) => Some("the receiver's certificate is for another name: is `endpoint` right?"),
+        ) => Some("the receiver's certificate is for another name: check `endpoint`"),
         Tls::InvalidCertificate(Certificate::Revoked) => {
-            Some("the receiver's certificate was revoked: it needs a new one")
+            Some("the receiver's certificate was revoked: replace it")
         }
-        // Nobody may do so, whoever vouches for it. The library's own type for it is not public.
+        // No trust setting allows this. The library's type for this error is not public.
         Tls::InvalidCertificate(Certificate::Other(other))
             if format!("{other:?}").contains("CaUsedAsEndEntity") =>
         {
             Some(
-                "the receiver shows the certificate of an authority, as `openssl req -x509` makes \
-                 it, in place of one of its own: give it one that the authority has issued (CA:FALSE), \
-                 and name the authority's with `ca_file`",
+                "the receiver uses a CA certificate, as `openssl req -x509` creates it, as its own: give \
+                 it a certificate issued by that authority (CA:FALSE), and set `ca_file` to the \
+                 authority's certificate",
             )
         }
         Tls::InvalidCertificate(_) => Some(
-            "the receiver's certificate cannot be trusted: it needs another one, from an authority \
-             that this system or `ca_file` knows",
+            "the receiver's certificate is not trusted: use one from an authority that this system or \
+             `ca_file` trusts",
         ),
         Tls::AlertReceived(
             AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure,
         ) => Some(
-            "the receiver wants a client certificate: give `client_certificate_file` and \
+            "the receiver requires a client certificate: set `client_certificate_file` and \
              `client_key_file`",
         ),
         Tls::AlertReceived(
@@ -112,10 +111,10 @@ fn of_tls(error: &Tls) -> Option<&'static str> {
             | AlertDescription::AccessDenied
             | AlertDescription::DecryptError,
         ) => Some(
-            "the receiver does not take this agent's client certificate: see \
+            "the receiver refused this agent's client certificate: check \
              `client_certificate_file`",
         ),
-        Tls::InvalidMessage(_) => Some("that is no TLS: should `endpoint` begin with http://?"),
+        Tls::InvalidMessage(_) => Some("the response is not TLS: does `endpoint` need http://?"),
         _ => None,
     }
 }

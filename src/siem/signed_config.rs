@@ -1,4 +1,4 @@
-//! An answer of the server, with what proves that it is the server's.
+//! Managed configuration with its signature.
 
 use std::{fs, io, path::Path};
 
@@ -7,45 +7,45 @@ use siem_protocol::{managed::MAX_BYTES, verify_answer};
 
 use crate::{config::Secret, platform::secure_file};
 
-/// Where the answer in force is kept, in the state directory.
+/// File in the state directory.
 const FILE: &str = "managed.json";
 
-/// A managed configuration as it came. It is kept with its nonce and its signature, so that a copy
-/// on disk proves as much as the answer did.
+/// Managed configuration as received. It is stored with its nonce and signature, so that the copy
+/// on disk proves as much as the response did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedConfig {
-    /// The body.
+    /// Body of the response.
     pub body: String,
-    /// What the request asked to be signed with it.
+    /// Nonce of the request.
     pub nonce: String,
-    /// The signature over both.
+    /// Signature of nonce and body.
     pub signature: String,
-    /// The `ETag` that it came with.
+    /// `ETag` of the response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
 }
 
 impl SignedConfig {
-    /// Whether the holder of `secret` signed it.
+    /// Returns whether the signature was made with `secret`.
     #[must_use]
     pub fn is_signed_with(&self, secret: &Secret) -> bool {
         let Self { body, nonce, signature, .. } = self;
         verify_answer(secret.expose().as_bytes(), nonce, body.as_bytes(), signature)
     }
 
-    /// Keeps it in the state directory, in place of the one before: whole or not at all.
+    /// Replaces the copy in the state directory atomically.
     ///
     /// # Errors
-    /// What the system says; the one before is still there.
+    /// The error of the system; the previous copy is unchanged.
     pub fn save(&self, state_dir: &Path) -> io::Result<()> {
         let json = serde_json::to_vec(self).map_err(io::Error::other)?;
         secure_file::replace(&state_dir.join(FILE), &json)
     }
 
-    /// The one that is kept in the state directory, if there is one. Its signature is not checked.
+    /// Returns the copy in the state directory, if there is one. Its signature is not checked.
     ///
     /// # Errors
-    /// It can't be read, or it is none.
+    /// The file cannot be read or parsed.
     pub fn load(state_dir: &Path) -> io::Result<Option<Self>> {
         let path = state_dir.join(FILE);
         let size = match fs::metadata(&path) {
@@ -54,7 +54,7 @@ impl SignedConfig {
         };
         // Each byte of the body may have been escaped.
         if size > 7 * MAX_BYTES as u64 {
-            return Err(io::Error::other("it is too large to be one that was kept"));
+            return Err(io::Error::other("the file is too large for a managed configuration"));
         }
         serde_json::from_slice(&fs::read(path)?).map(Some).map_err(io::Error::other)
     }
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn is_kept_whole_and_still_proves_who_signed_it() {
+    fn saved_configuration_loads_with_a_valid_signature() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(SignedConfig::load(dir.path()).unwrap(), None);
         answer("{}").save(dir.path()).unwrap();
@@ -84,12 +84,12 @@ mod tests {
         assert!(!kept.is_signed_with(&Secret::new("another").unwrap()));
         kept.body.push(' ');
         assert!(!kept.is_signed_with(&Secret::new("secret").unwrap()));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no other file is left");
     }
 
     #[cfg(unix)]
     #[test]
-    fn is_for_its_owner_only() {
+    fn saved_configuration_is_readable_by_its_owner_only() {
         use std::os::unix::fs::PermissionsExt as _;
 
         let dir = tempfile::tempdir().unwrap();
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_is_torn_is_an_error() {
+    fn truncated_copy_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), "{\"body\":\"").unwrap();
         SignedConfig::load(dir.path()).unwrap_err();

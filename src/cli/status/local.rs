@@ -69,7 +69,7 @@ pub(crate) fn compliance(
     let others = others.iter().map(|file| SignedIn::of_claude_code_in(file));
     let desktop = desktop::folders(paths);
     let desktop = desktop.iter().filter_map(|folder| SignedIn::of_claude_desktop(folder));
-    let judged = |SignedIn { source, place, standing }: SignedIn| {
+    let judged = |SignedIn { source, path: place, state: standing }: SignedIn| {
         let verdict = policy::evaluate(&standing, &kept.compliance);
         Account {
             program: source.to_owned(),
