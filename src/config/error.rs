@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use ai_agent_stage::did_you_mean;
 use figment::error::{Actual, Kind};
 
 use super::{
@@ -208,15 +209,6 @@ fn one_of(expected: &[&str]) -> String {
     in_words(&quoted, "or")
 }
 
-/// Returns the entry of `known` nearest to `found`, if it is near enough to be meant.
-#[must_use]
-pub fn did_you_mean<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
-    let distance = |name: &&str| strsim::damerau_levenshtein(found, name);
-    let nearest = known.iter().copied().min_by_key(distance)?;
-    let near = distance(&nearest) <= (found.chars().count() / 3).max(1);
-    near.then_some(nearest)
-}
-
 /// Describes a value by itself, shortened.
 fn describe(actual: &Actual) -> String {
     match actual {
@@ -271,15 +263,6 @@ pub(super) fn config_files(explicit: Option<&Path>, user: &Path, machine: &Path)
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn did_you_mean_suggests_only_near_names() {
-        let known = ["batch_size", "flush_interval", "max_batch_bytes"];
-        assert_eq!(did_you_mean("bach_size", &known), Some("batch_size"));
-        assert_eq!(did_you_mean("flush-interval", &known), Some("flush_interval"));
-        assert_eq!(did_you_mean("colour", &known), None);
-        assert_eq!(did_you_mean("x", &[]), None);
-    }
 
     #[test]
     fn key_text_writes_list_items_with_brackets() {

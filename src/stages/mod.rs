@@ -3,6 +3,9 @@
 //! The stage API is the crate `ai-agent-stage`. A stage is one file; it registers itself with
 //! `inventory::submit!`, so that adding one needs no second edit, here or in another crate.
 
+// Stages of other crates: without these lines the linker leaves them out.
+use ai_agent_cel as _;
+
 mod context;
 pub mod enricher;
 pub mod filter;

@@ -80,7 +80,7 @@ pub use input::{
 };
 pub use options::{OptionError, StageOptions};
 pub use record::Record;
-pub use registry::{BuildError, Descriptor, StageKind, registered};
+pub use registry::{BuildError, Descriptor, StageKind, did_you_mean, registered};
 pub use siem_protocol as protocol;
 pub use sink::{
     Batch, BatchBody, BatchError, Delivery, DeliveryFuture, Sink, SinkOptions, SinkPlugin,

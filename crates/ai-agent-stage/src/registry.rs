@@ -169,11 +169,32 @@ impl BuildError {
 fn suggestion(kind: &StageKind, name: &str) -> String {
     let known = registered().into_iter().filter(|stage| stage.kind == *kind);
     let known: Vec<_> = known.map(|stage| stage.name).collect();
-    let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(name, known));
-    let is_near =
-        |known: &str| strsim::damerau_levenshtein(name, known) <= (name.chars().count() / 3).max(1);
-    match nearest.filter(|nearest| is_near(nearest)) {
+    match did_you_mean(name, &known) {
         Some(near) => format!(", did you mean `{near}`?"),
         None => format!(", there are {}", known.join(", ")),
+    }
+}
+
+/// Returns the element of `known` that is most similar to `found`, if it is similar enough to be
+/// meant.
+#[must_use]
+pub fn did_you_mean<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
+    let distance = |name: &&str| strsim::damerau_levenshtein(found, name);
+    let nearest = known.iter().copied().min_by_key(distance)?;
+    let near = distance(&nearest) <= (found.chars().count() / 3).max(1);
+    near.then_some(nearest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn did_you_mean_suggests_only_similar_names() {
+        let known = ["batch_size", "flush_interval", "max_batch_bytes"];
+        assert_eq!(did_you_mean("bach_size", &known), Some("batch_size"));
+        assert_eq!(did_you_mean("flush-interval", &known), Some("flush_interval"));
+        assert_eq!(did_you_mean("colour", &known), None);
+        assert_eq!(did_you_mean("x", &[]), None);
     }
 }

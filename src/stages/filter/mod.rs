@@ -2,7 +2,6 @@
 
 mod compact;
 mod dedupe;
-mod expression;
 mod ignore_types;
 mod mask;
 mod meta;

@@ -2,12 +2,16 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::stages::filter::from_toml;
+use ai_agent_stage::StageOptions;
+
+fn from_toml<O: FilterOptions>(text: &str) -> Result<O::Filter, BuildError> {
+    StageOptions::from_toml(text)?.parse::<O>()?.build()
+}
 
 const DROPPED: Verdict = Verdict::Drop("drop_when");
 const ERROR: Verdict = Verdict::Drop("expression_error");
 
-/// A filter that drops when `expression` is true, and when it can't be told.
+/// Returns a filter that drops records if `expression` matches or cannot be evaluated.
 fn filter(expression: &str) -> Expression {
     let options = json!({ "drop_when": expression, "on_error": "drop" });
     from_toml::<Options>(&toml::to_string(&options).unwrap()).unwrap()
@@ -22,7 +26,7 @@ fn refused(expression: &str) -> String {
 }
 
 #[test]
-fn a_record_of_which_the_expression_is_true_is_dropped() {
+fn matching_record_is_dropped() {
     let expression = r#"record.type == "user" && record.cwd.startsWith("/secret")"#;
     assert_eq!(check(expression, r#"{"type":"user","cwd":"/secret/a"}"#), DROPPED);
     assert_eq!(check(expression, r#"{"type":"\u0075ser","cwd":"\/secret"}"#), DROPPED);
@@ -31,7 +35,7 @@ fn a_record_of_which_the_expression_is_true_is_dropped() {
 }
 
 #[test]
-fn what_the_language_offers_works() {
+fn supported_language_features_work() {
     let line = r#"{"n":7,"big":18446744073709551615,"half":0.5,"no":null,"yes":true,"twice":1,
         "cwd":"/home/ä","list":["a","b"],"message":{"content":[{"type":"text","text":"x 42"},
         {"type":"image"}]},"twice":2}"#;
@@ -56,18 +60,18 @@ fn what_the_language_offers_works() {
 }
 
 #[test]
-fn what_is_not_to_be_kept_is_dropped() {
+fn record_that_fails_keep_when_is_dropped() {
     let options = "keep_when = 'record.n > 1'\ndrop_when = 'record.n > 2'";
     let mut filter = from_toml::<Options>(options).unwrap();
     let mut check = |line: &str| filter.check(&Record::from_line(line.as_bytes()));
     assert_eq!(check(r#"{"n":1}"#), Verdict::Drop("keep_when"));
     assert_eq!(check(r#"{"n":2}"#), Verdict::Keep);
     assert_eq!(check(r#"{"n":3}"#), DROPPED);
-    assert_eq!(check("{}"), Verdict::Keep, "neither can be told");
+    assert_eq!(check("{}"), Verdict::Keep, "neither can be evaluated");
 }
 
 #[test]
-fn what_cannot_be_told_is_kept_unless_the_option_says_otherwise() {
+fn failed_evaluation_is_handled_by_on_error() {
     for (expression, line) in [
         ("record.cwd == 'a'", "{}"),
         ("record.cwd.startsWith('a')", r#"{"cwd":5}"#),
@@ -94,7 +98,7 @@ fn what_cannot_be_told_is_kept_unless_the_option_says_otherwise() {
 }
 
 #[test]
-fn what_the_expression_does_not_name_does_not_matter() {
+fn unnamed_members_are_not_read() {
     let deep = "[".repeat(500) + &"]".repeat(500);
     for odd in [r#""\ud800""#, "1e999", &deep] {
         let line = format!(r#"{{"odd":{odd},"n":1}}"#);
@@ -105,7 +109,7 @@ fn what_the_expression_does_not_name_does_not_matter() {
 }
 
 #[test]
-fn a_line_that_is_no_object_passes() {
+fn line_that_is_not_an_object_is_kept() {
     for line in ["", "x", "[1]", "5", r#"{"n":1"#, r#"{"n":1}}"#] {
         assert_eq!(check("true", line), Verdict::Keep, "{line}");
         assert_eq!(check("record.n == 1", line), Verdict::Keep, "{line}");
@@ -113,16 +117,16 @@ fn a_line_that_is_no_object_passes() {
 }
 
 #[test]
-fn a_record_too_large_to_look_at_is_kept_or_dropped_as_the_option_says() {
+fn oversized_record_is_handled_by_on_oversize() {
     let part = Record::first_part(Record::from_line(b"").origin(), 0, br#"{"n":1,"#);
     assert_eq!(filter("record.n == 1").check(&part), Verdict::Keep);
     let mut drops = from_toml::<Options>("on_oversize = 'drop'").unwrap();
     assert_eq!(drops.check(&part), Verdict::Drop("oversized"));
 }
 
-/// Otherwise a short expression over one long list keeps a machine busy for hours.
+/// A short expression over one long list kept a machine busy for hours.
 #[test]
-fn loops_take_no_more_turns_than_there_are() {
+fn loop_iterations_are_limited() {
     let line = |length: usize| json!({ "a": vec![1; length] }).to_string();
     let once = "record.a.all(x, x == 1)";
     let twice = "record.a.all(x, record.a.all(y, x == y))";
@@ -139,14 +143,14 @@ fn loops_take_no_more_turns_than_there_are() {
 }
 
 #[test]
-fn a_record_of_too_many_values_is_not_read() {
+fn record_with_too_many_values_is_not_read() {
     let line = json!({ "a": vec![1; 100_001], "n": 1 }).to_string();
     assert_eq!(check("record.a[0] == 1", &line), ERROR);
     assert_eq!(check("record.n == 1", &line), DROPPED);
 }
 
 #[test]
-fn a_mistake_is_said_with_its_place_and_what_would_be_right() {
+fn mistake_is_reported_with_position_and_fix() {
     let cases = [
         ("", "line 1, column 1: it ends too early"),
         ("record.type = 'x'", "line 1, column 13: expected `==`"),
@@ -193,9 +197,9 @@ fn a_mistake_is_said_with_its_place_and_what_would_be_right() {
     assert!(error.starts_with("`keep_when` is wrong in line 1, column 1: there is no `a`"));
 }
 
-/// A stack that overflows ends the agent, and nothing can be caught.
+/// A stack overflow aborts the process; it cannot be caught.
 #[test]
-fn what_takes_stack_is_bounded() {
+fn recursion_is_limited() {
     for (part, end) in [
         ("(", ""),
         ("[", ""),
@@ -219,7 +223,7 @@ fn what_takes_stack_is_bounded() {
         refused(&(start.to_owned() + &part.repeat(8100 / part.len())));
         let program = Program::compile(&(start.to_owned() + &part.repeat(99)));
         if let Ok(program) = program {
-            assert_eq!(program.is_true_of(&Record::from_line(b"{}")), None);
+            assert_eq!(program.matches(&Record::from_line(b"{}")), None);
         }
     }
     let nested = |depth: usize| {
@@ -232,7 +236,7 @@ fn what_takes_stack_is_bounded() {
     assert!(refused(&" ".repeat(9000)).starts_with("is 9000 bytes long"));
 }
 
-/// Parts of expressions, joined at random.
+/// Generates parts of expressions, joined at random.
 fn parts() -> impl Strategy<Value = String> {
     let parts = [
         "record",
@@ -299,7 +303,7 @@ fn parts() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn no_expression_fails_in_another_way_than_it_should(
+    fn random_expressions_fail_only_with_short_errors(
         left in parts(), right in parts(), operator in prop::sample::select(vec![" == ", " && ", " + ", " < ", " in ", "", " ? true : "])
     ) {
         for text in [format!("{left}{operator}{right}"), format!("record.a{operator}{right}")] {
@@ -312,7 +316,7 @@ proptest! {
                     "{}", r#"{"a":[1,"x",{"a":-9223372036854775808}],"n":18446744073709551615}"#,
                     r#"{"a":{"x":1.5,"":[]},"n":-0.0}"#, r#"{"a":"äx","n":null}"#,
                 ] {
-                    program.is_true_of(&Record::from_line(line.as_bytes()));
+                    program.matches(&Record::from_line(line.as_bytes()));
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! JSON as values of the expression language.
+//! Converts JSON to CEL values.
 
 use std::{borrow::Cow, collections::HashMap, fmt};
 
@@ -8,13 +8,13 @@ use cel::common::{
 };
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-/// The most values that are read of a record: each takes far more memory than its text.
+/// Maximum number of values read from a record: each needs far more memory than its text.
 const MAX_VALUES: usize = 100_000;
 
 type Any = Box<dyn Val>;
 
-/// Reads the members of an object; `None` when there are too many values in them, or one that has
-/// no counterpart: a lone surrogate, a number beyond all bounds, more than 127 levels.
+/// Reads the members of an object. Returns `None` if they contain too many values, or one without a
+/// CEL equivalent: a lone surrogate, a number out of range, more than 127 levels.
 pub(super) fn object(members: HashMap<Cow<'_, str>, &str>) -> Option<Any> {
     let mut left = MAX_VALUES;
     let mut object = HashMap::with_capacity(members.len());
@@ -26,7 +26,7 @@ pub(super) fn object(members: HashMap<Cow<'_, str>, &str>) -> Option<Any> {
     Some(Box::new(CelMap::from(object)))
 }
 
-/// Counts the values that may still be read.
+/// Number of values that can still be read.
 struct Seed<'a>(&'a mut usize);
 
 impl<'de> DeserializeSeed<'de> for Seed<'_> {
@@ -57,7 +57,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
         Ok(Box::new(CelInt::from(value)))
     }
 
-    /// A whole number is an `int`, as it would be in an expression, as long as it fits into one.
+    /// A whole number becomes an `int` if it fits, as a literal in an expression does.
     fn visit_u64<E: Error>(self, value: u64) -> Result<Any, E> {
         Ok(match i64::try_from(value) {
             Ok(value) => Box::new(CelInt::from(value)),

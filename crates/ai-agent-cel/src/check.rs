@@ -1,5 +1,5 @@
-//! What an expression may be: checked once, so that its mistakes show before a record comes, and
-//! its cost is bounded.
+//! Checks an expression once, when it is compiled: mistakes are reported before the first record, and
+//! the cost of an evaluation is bounded.
 
 use std::collections::BTreeSet;
 
@@ -11,54 +11,56 @@ use cel::{
 };
 use regex_automata::meta::Regex;
 
-use crate::{config::did_you_mean, stages::filter::pattern};
+use ai_agent_stage::did_you_mean;
 
-/// The record's variable.
+use crate::pattern;
+
+/// Variable that holds the record.
 pub(super) const RECORD: &str = "record";
-/// The session file's.
+/// Variable that holds the path of the session file.
 pub(super) const PATH: &str = "path";
-/// A function that no expression can name: whether a loop may take another turn.
-pub(super) const TURN: &str = "@turn";
-/// And one that searches for a pattern by its number.
+/// Function that no expression can name: returns true while iterations are left.
+pub(super) const ITERATE: &str = "@iterate";
+/// Function that no expression can name: searches for a compiled pattern by its index.
 pub(super) const MATCHES: &str = "@matches";
 
-/// What may be called. Each takes time that grows with its arguments only.
+/// Functions that can be called. The time of each grows only with its arguments.
 const FUNCTIONS: [&str; 8] =
     ["size", "contains", "startsWith", "endsWith", "matches", "string", "int", "double"];
-/// What the language makes loops of.
+/// Macros that expand to loops.
 const LOOPS: [&str; 4] = ["all", "exists", "exists_one", "filter"];
 
-/// How deep an expression may be nested: evaluating it takes stack for each level.
+/// Maximum nesting: an evaluation needs stack for each level.
 const MAX_DEPTH: usize = 100;
 const TOO_DEEP: &str = "the expression is nested too deep";
-/// How many `+` there may be: each may make a text twice as long as the record.
+/// Maximum number of `+`: each can double the length of a text.
 const MAX_ADDITIONS: usize = 16;
 
-/// What was learned about an expression.
+/// Result of the check.
 #[derive(Default)]
 pub(super) struct Checked {
-    /// The record's members that it names; `None` when it may look at any.
+    /// Members of the record that the expression names; `None` if it can access any.
     pub(super) members: Option<BTreeSet<String>>,
-    /// Whether it names the session file.
+    /// True if the expression names the session file.
     pub(super) names_path: bool,
-    /// What it searches for.
+    /// Patterns of `matches`, by index.
     pub(super) patterns: Vec<Regex>,
 }
 
-/// Says what is wrong with the syntax.
+/// Describes the first syntax error.
 pub(super) fn syntax(errors: &ParseErrors) -> String {
-    let Some(error) = errors.errors.first() else { return "is no expression".to_owned() };
-    let message = plain(&error.msg);
+    let Some(error) = errors.errors.first() else { return "is not an expression".to_owned() };
+    let message = shorten(&error.msg);
     match error.pos {
         (line, column) if line > 0 => {
             wrong_at((line.unsigned_abs(), column.unsigned_abs()), &message)
         }
-        _ => format!("is no expression: {message}"),
+        _ => format!("is not an expression: {message}"),
     }
 }
 
-/// The parser's message for people.
-fn plain(message: &str) -> String {
+/// Shortens a message of the parser.
+fn shorten(message: &str) -> String {
     let message = message.strip_prefix("Syntax error: ").unwrap_or(message);
     if message.contains("'<EOF>'") {
         "it ends too early".to_owned()
@@ -69,7 +71,7 @@ fn plain(message: &str) -> String {
     } else if message.contains("Context") {
         "it is not complete".to_owned()
     } else {
-        // The list of all that would be right is long, and no help; nor is what is inside an error.
+        // The list of expected tokens is long and does not help; nor do internal errors.
         let end = [" expecting {", ": Invalid"].iter().filter_map(|end| message.find(end)).min();
         message[..end.unwrap_or(message.len())].replace('\n', " ")
     }
@@ -79,7 +81,7 @@ fn wrong_at((line, column): (usize, usize), problem: &str) -> String {
     format!("is wrong in line {line}, column {column}: {problem}")
 }
 
-/// Checks an expression, and puts a count of turns into its loops.
+/// Checks an expression and makes its loops count their iterations.
 pub(super) fn check(
     expression: &mut IdedExpr,
     places: &SourceInfo,
@@ -92,14 +94,14 @@ pub(super) fn check(
     };
     match checker.expression(expression, 0) {
         Ok(()) => Ok(checker.checked),
-        Err(Wrong { id, problem }) => Err(match places.offset_for(id) {
+        Err(Mistake { id, problem }) => Err(match places.offset_for(id) {
             Some((start, _)) => wrong_at(place(source, start as usize), &problem),
             None => format!("is wrong: {problem}"),
         }),
     }
 }
 
-/// Line and column of a byte, from 1; columns are characters.
+/// Returns line and column of a byte offset, from 1; columns count characters.
 fn place(source: &str, at: usize) -> (usize, usize) {
     let mut place = (1, 1);
     for (_, character) in source.char_indices().take_while(|(index, _)| *index < at) {
@@ -108,23 +110,23 @@ fn place(source: &str, at: usize) -> (usize, usize) {
     place
 }
 
-/// A mistake, and the part of the expression where it is.
-struct Wrong {
+/// A mistake, and the id of the part of the expression that contains it.
+struct Mistake {
     id: u64,
     problem: String,
 }
 
 struct Checker {
     checked: Checked,
-    /// Those of the loops that are open.
+    /// Variables of the enclosing loops.
     variables: Vec<String>,
     additions: usize,
 }
 
 impl Checker {
-    fn expression(&mut self, part: &mut IdedExpr, depth: usize) -> Result<(), Wrong> {
+    fn expression(&mut self, part: &mut IdedExpr, depth: usize) -> Result<(), Mistake> {
         let id = part.id;
-        let wrong = |problem: &str| Err(Wrong { id, problem: problem.to_owned() });
+        let wrong = |problem: &str| Err(Mistake { id, problem: problem.to_owned() });
         if depth > MAX_DEPTH {
             return wrong(TOO_DEEP);
         }
@@ -132,7 +134,7 @@ impl Checker {
             Expr::Literal(_) => Ok(()),
             Expr::Ident(name) => {
                 let problem = self.name(name);
-                problem.map_or(Ok(()), |problem| Err(Wrong { id, problem }))
+                problem.map_or(Ok(()), |problem| Err(Mistake { id, problem }))
             }
             Expr::Select(select) => {
                 if matches!(&select.operand.expr, Expr::Ident(name) if name == RECORD) {
@@ -161,7 +163,7 @@ impl Checker {
         }
     }
 
-    /// Takes note of a name; says what is wrong with it.
+    /// Notes the use of a variable, or returns what is wrong with it.
     fn name(&mut self, name: &str) -> Option<String> {
         match name {
             RECORD => self.checked.members = None,
@@ -178,8 +180,8 @@ impl Checker {
         None
     }
 
-    fn call(&mut self, call: &mut CallExpr, id: u64, depth: usize) -> Result<(), Wrong> {
-        let wrong = |problem: String| Err(Wrong { id, problem });
+    fn call(&mut self, call: &mut CallExpr, id: u64, depth: usize) -> Result<(), Mistake> {
+        let wrong = |problem: String| Err(Mistake { id, problem });
         let name = call.func_name.clone();
         let is_word = name.starts_with(|first: char| first.is_alphabetic() || first == '_')
             && name.chars().all(|one| one.is_alphanumeric() || one == '_')
@@ -187,7 +189,7 @@ impl Checker {
         if is_word && !FUNCTIONS.contains(&&*name) {
             let known: Vec<_> = FUNCTIONS.iter().chain(&LOOPS).chain(&["has"]).copied().collect();
             return wrong(match did_you_mean(&name, &known) {
-                // Its name is right, so the rest is not.
+                // The name is known, so the arguments are wrong.
                 Some(near) if near == name => format!("`{name}` takes other arguments"),
                 Some(near) => format!("there is no function `{name}`, did you mean `{near}`?"),
                 None => format!("there is no function `{name}`, there are {}", known.join(", ")),
@@ -208,18 +210,18 @@ impl Checker {
         Ok(())
     }
 
-    /// Compiles the pattern of a `matches`, so that it is a mistake now and no cost later.
-    fn pattern(&mut self, call: &mut CallExpr, id: u64) -> Result<(), Wrong> {
+    /// Compiles the pattern of a `matches`: a mistake is reported now, and evaluations are cheaper.
+    fn pattern(&mut self, call: &mut CallExpr, id: u64) -> Result<(), Mistake> {
         let count = call.args.len() + usize::from(call.target.is_some());
         let (Some(part), 2) = (call.args.last_mut(), count) else {
             let problem = "expected `text.matches('pattern')`".to_owned();
-            return Err(Wrong { id, problem });
+            return Err(Mistake { id, problem });
         };
-        let wrong = |problem| Err(Wrong { id: part.id, problem });
+        let wrong = |problem| Err(Mistake { id: part.id, problem });
         let Expr::Literal(LiteralValue::String(text)) = &part.expr else {
             return wrong("expected the pattern of `matches` in quotes".to_owned());
         };
-        match pattern::compile(&[text.inner()]) {
+        match pattern::compile(text.inner()) {
             Ok(regex) => {
                 let index = self.checked.patterns.len() as i64;
                 part.expr = Expr::Literal(LiteralValue::Int(index.into()));
@@ -227,7 +229,7 @@ impl Checker {
                 self.checked.patterns.push(regex);
                 Ok(())
             }
-            Err((_, problem)) => wrong(format!("the pattern is wrong: {problem}")),
+            Err(problem) => wrong(format!("the pattern is wrong: {problem}")),
         }
     }
 
@@ -236,31 +238,32 @@ impl Checker {
         it: &mut ComprehensionExpr,
         id: u64,
         depth: usize,
-    ) -> Result<(), Wrong> {
+    ) -> Result<(), Mistake> {
         self.expression(&mut it.iter_range, depth + 1)?;
         if [RECORD, PATH].contains(&&*it.iter_var) {
             let problem = format!("a loop has a variable `{}`, which has a meaning", it.iter_var);
-            return Err(Wrong { id, problem });
+            return Err(Mistake { id, problem });
         }
         let before = self.variables.len();
         self.variables.extend([it.iter_var.clone(), it.accu_var.clone()]);
         self.expression(&mut it.loop_step, depth + 1)?;
         self.variables.truncate(before);
-        // The loop itself has its own form, which the interpreter knows: what is asked in each
-        // turn is where a turn is counted.
+        // The interpreter recognizes loops by their form, so the iterations are counted in the
+        // condition that is evaluated in each one.
         if let Expr::Call(step) = &mut it.loop_step.expr {
-            let asked = match step.func_name.as_str() {
+            let target = match step.func_name.as_str() {
                 operators::LOGICAL_AND | operators::LOGICAL_OR => step.args.get_mut(1),
                 operators::CONDITIONAL => step.args.first_mut(),
                 _ => None,
             };
-            if let Some(asked) = asked {
+            if let Some(target) = target {
                 let call = |name: &str, args| {
                     Expr::Call(CallExpr { func_name: name.to_owned(), target: None, args })
                 };
-                let turn = IdedExpr { id, expr: call(TURN, Vec::new()) };
-                let question = std::mem::take(asked);
-                *asked = IdedExpr { id, expr: call(operators::LOGICAL_AND, vec![turn, question]) };
+                let iterate = IdedExpr { id, expr: call(ITERATE, Vec::new()) };
+                let condition = std::mem::take(target);
+                *target =
+                    IdedExpr { id, expr: call(operators::LOGICAL_AND, vec![iterate, condition]) };
             }
         }
         Ok(())

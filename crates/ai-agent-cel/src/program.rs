@@ -1,8 +1,7 @@
-//! Expressions of the Common Expression Language, compiled once and evaluated on records.
+//! CEL expressions, compiled once and evaluated on records.
 //!
-//! The one place that knows the crate `cel`. What an expression may cost is bounded here: its
-//! length and depth, the functions that it may call, the values that a record is read into, and
-//! the turns that its loops take.
+//! The cost of an expression is bounded: its length and nesting, the functions that it can call, the
+//! number of values read from a record, and the iterations of its loops.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -24,40 +23,40 @@ use cel::{
 use siem_protocol::json;
 
 use super::{check, value};
-use crate::stages::Record;
+use ai_agent_stage::Record;
 
-/// The longest expression, in bytes.
+/// Maximum length of an expression in bytes.
 const MAX_LENGTH: usize = 8 << 10;
 
-/// Enough for the longest.
+/// Stack of the parser; enough for an expression of the maximum length.
 const PARSER_STACK: usize = 64 << 20;
 
-/// How deep parentheses, calls and lists may be nested as they are parsed.
+/// Maximum nesting of parentheses, calls and lists for the parser.
 const MAX_PARSE_DEPTH: u16 = 48;
 
-/// Turns that all loops together may take for one record.
-const MAX_TURNS: u64 = 100_000;
+/// Maximum number of iterations of all loops together for one record.
+const MAX_ITERATIONS: u64 = 100_000;
 
-/// Each turn may look at the whole record: this many bytes are looked at, at most.
-const MAX_LOOKED_AT: u64 = 16 << 30;
+/// Each iteration can scan the whole record; this limits the bytes scanned for one record.
+const MAX_SCANNED_BYTES: u64 = 16 << 30;
 
-/// An expression that is true or false of a record.
+/// A compiled expression.
 pub(super) struct Program {
     expression: Expression,
-    /// The members of the record that it names; `None` when it may look at any.
+    /// Members of the record that the expression names; `None` if it can access any.
     members: Option<BTreeSet<String>>,
     names_path: bool,
-    /// Functions; a record's variables are in a scope of its own.
+    /// Functions. Each record gets an inner scope for its variables.
     functions: Context<'static, 'static>,
-    /// Turns that are left to the loops.
-    turns: Arc<AtomicU64>,
+    /// Iterations that the loops have left.
+    iterations: Arc<AtomicU64>,
 }
 
 impl Program {
-    /// Compiles `source`, or says what is wrong with it, and where.
+    /// Compiles `source`, or returns what is wrong with it and where.
     pub(super) fn compile(source: &str) -> Result<Self, String> {
         if source.len() > MAX_LENGTH {
-            return Err(format!("is {} bytes long, at most {MAX_LENGTH} are read", source.len()));
+            return Err(format!("is {} bytes long, the maximum is {MAX_LENGTH}", source.len()));
         }
         let (expression, checked) = on_a_large_stack(|| {
             let parser = Parser::default().max_recursion_depth(MAX_PARSE_DEPTH);
@@ -67,36 +66,37 @@ impl Program {
             Ok((expression, checked))
         })?;
 
-        let turns = Arc::new(AtomicU64::new(0));
+        let iterations = Arc::new(AtomicU64::new(0));
         let mut functions = Context::default();
-        let left = Arc::clone(&turns);
-        let turn =
-            move || left.fetch_update(Relaxed, Relaxed, |turns| turns.checked_sub(1)).is_ok();
+        let left = Arc::clone(&iterations);
+        let iterate =
+            move || left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
         let patterns = checked.patterns;
         let matches = move |This(text): This<Arc<String>>, index: i64| {
             let pattern = usize::try_from(index).ok().and_then(|index| patterns.get(index));
             pattern.is_some_and(|pattern| pattern.is_match(text.as_str()))
         };
         functions
-            .add_function(check::TURN, turn)
+            .add_function(check::ITERATE, iterate)
             .and_then(|()| functions.add_function(check::MATCHES, matches))
-            .expect("no function of the language has such a name");
+            .expect("CEL has no functions with these names");
         let members = checked.members;
-        Ok(Self { expression, members, names_path: checked.names_path, functions, turns })
+        Ok(Self { expression, members, names_path: checked.names_path, functions, iterations })
     }
 
-    /// Evaluates it on `record`, a JSON object; `None` when that fails or is no truth value.
-    pub(super) fn is_true_of(&self, record: &Record<'_>) -> Option<bool> {
+    /// Evaluates the expression on `record`, a JSON object. Returns `None` if that fails or the result
+    /// is not a boolean.
+    pub(super) fn matches(&self, record: &Record<'_>) -> Option<bool> {
         let object = self.read(record)?;
         let path: Option<Box<dyn Val>> = self.names_path.then(|| {
             let path = record.origin().path.to_string_lossy().into_owned();
             Box::new(CelString::from(path)) as _
         });
-        // One turn is always left over: without it all were taken, and the result is none.
+        // At least one iteration must be left: if none is, the limit was reached.
         let length = record.line().len() as u64;
-        self.turns.store(MAX_TURNS.min(MAX_LOOKED_AT / length.max(1)) + 1, Relaxed);
-        // A panic would hold the file until the next start; a record that can't be judged is what
-        // `on_error` is for. Nothing is changed that could be left half done.
+        self.iterations.store(MAX_ITERATIONS.min(MAX_SCANNED_BYTES / length.max(1)) + 1, Relaxed);
+        // A panic would block the file until the next start, so it is treated like any other failed
+        // evaluation. No state is left half changed.
         let result = panic::catch_unwind(AssertUnwindSafe(|| {
             let mut scope = self.functions.new_inner_scope();
             scope.add_variable_as_val(check::RECORD, object);
@@ -106,12 +106,12 @@ impl Program {
             Value::resolve(&self.expression, &scope)
         }));
         match result {
-            Ok(Ok(Value::Bool(result))) if self.turns.load(Relaxed) > 0 => Some(result),
+            Ok(Ok(Value::Bool(result))) if self.iterations.load(Relaxed) > 0 => Some(result),
             _ => None,
         }
     }
 
-    /// Reads what the expression names of a record.
+    /// Reads the members that the expression names.
     fn read(&self, record: &Record<'_>) -> Option<Box<dyn Val>> {
         let text = str::from_utf8(record.line()).ok()?;
         let mut texts = HashMap::new();
@@ -125,15 +125,15 @@ impl Program {
     }
 }
 
-/// Runs the parser, which takes stack for each operator of a chain; only once the expression is
-/// checked it is known to be shallow. It is generated code besides, made for expressions that are
-/// well meant: a panic is one more thing that is wrong with this one.
+/// Runs the parser on a thread with a large stack: it recurses for each operator of a chain, and only
+/// the check afterwards limits the nesting. The parser is generated code that can panic on malformed
+/// input; a panic is reported as a wrong expression.
 fn on_a_large_stack<T: Send>(
     compile: impl FnOnce() -> Result<T, String> + Send,
 ) -> Result<T, String> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().stack_size(PARSER_STACK).spawn_scoped(scope, compile);
-        let thread = thread.map_err(|error| format!("can't be read: {error}"))?;
-        thread.join().unwrap_or_else(|_| Err("can't be read: make it simpler".to_owned()))
+        let thread = thread.map_err(|error| format!("cannot be parsed: {error}"))?;
+        thread.join().unwrap_or_else(|_| Err("cannot be parsed: make it simpler".to_owned()))
     })
 }

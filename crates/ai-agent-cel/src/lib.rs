@@ -1,56 +1,56 @@
-//! Drops records by an expression over their content: a filter of one's own without a program.
+//! The filter `expression`: drops records by an expression over their content.
 //!
-//! The language is CEL, the Common Expression Language. `record` is the record, `path` its session
-//! file. An expression that cannot be evaluated, as when it names a member that is not there,
-//! decides nothing unless `on_error` says otherwise.
+//! The language is [CEL](https://cel.dev), the Common Expression Language. `record` is the record,
+//! `path` its session file. If an expression cannot be evaluated, for example because a member is
+//! missing, `on_error` decides.
 
 mod check;
+mod pattern;
 mod program;
 mod value;
 
+use ai_agent_stage::{BuildError, Fallback, Filter, FilterOptions, FilterPlugin, Record, Verdict};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::program::Program;
-use super::{Fallback, Filter, FilterOptions, FilterPlugin, Record, Verdict};
-use crate::stages::BuildError;
 
 inventory::submit! {
     FilterPlugin::new::<Options>(
         "expression",
-        "Drops records of which an expression (CEL) is true, or another is not.",
+        "Drops records that match one CEL expression or fail another.",
         r#"
-## Records of which this is true are dropped. `record` is the record, `path` its session file. A
-## member that may be missing is asked for first: `has(record.cwd) && record.cwd == "/secret"`.
+## Drop records that match this expression. `record` is the record, `path` its session file. Test
+## members that may be missing: `has(record.cwd) && record.cwd == "/secret"`.
 drop_when = 'record.type == "user" && record.cwd.startsWith("/secret")'
-## Records of which this is false are dropped.
+## Drop records that do not match this expression.
 keep_when = 'record.type in ["user", "assistant"]'
-## What becomes of a record of which neither can be told, since a member is missing or of another
-## type: "keep" or "drop".
+## Action if an expression cannot be evaluated, because a member is missing or has another type:
+## "keep" or "drop".
 on_error = "keep"
-## What becomes of a record that is too large to be looked at whole: "keep" or "drop".
+## Action for a record that is too large to be held in memory: "keep" or "drop".
 on_oversize = "keep"
 "#,
     )
 }
 
-/// Drops records of which an expression is true, or another is not.
+/// Options of the filter.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Options {
-    /// Records of which this is true are dropped. `record` is the record, `path` its session file.
+    /// Drop records that match this expression. `record` is the record, `path` its session file.
     drop_when: Option<String>,
-    /// Records of which this is false are dropped.
+    /// Drop records that do not match this expression.
     keep_when: Option<String>,
-    /// What becomes of a record of which an expression can't be told: "keep" or "drop".
+    /// Action if an expression cannot be evaluated: "keep" or "drop".
     #[serde(default)]
     on_error: Fallback,
-    /// What becomes of a record that is too large to be looked at whole: "keep" or "drop".
+    /// Action for a record that is too large to be held in memory: "keep" or "drop".
     #[serde(default)]
     on_oversize: Fallback,
 }
 
-/// Decides by expressions.
+/// The filter.
 struct Expression {
     drop_when: Option<Program>,
     keep_when: Option<Program>,
@@ -64,7 +64,7 @@ impl FilterOptions for Options {
     fn build(self) -> Result<Expression, BuildError> {
         let compile = |option, source: Option<String>| {
             let program = source.map(|source| Program::compile(&source)).transpose();
-            program.map_err(|problem| BuildError::Invalid { option, problem })
+            program.map_err(|problem| BuildError::invalid(option, problem))
         };
         Ok(Expression {
             drop_when: compile("drop_when", self.drop_when)?,
@@ -83,12 +83,12 @@ impl Filter for Expression {
         if !record.is_object() {
             return Verdict::Keep;
         }
-        let questions =
+        let programs =
             [(&self.drop_when, true, "drop_when"), (&self.keep_when, false, "keep_when")];
-        for (program, dropped, reason) in questions {
+        for (program, dropped, reason) in programs {
             let Some(program) = program else { continue };
-            match program.is_true_of(record) {
-                Some(answer) if answer == dropped => return Verdict::Drop(reason),
+            match program.matches(record) {
+                Some(result) if result == dropped => return Verdict::Drop(reason),
                 None if self.on_error == Fallback::Drop => {
                     return Verdict::Drop("expression_error");
                 }
