@@ -9,37 +9,39 @@ use std::{
 use clap::Parser;
 use siem_server::{EmptySecret, Keys, Secret};
 
-/// Takes session records from ai-agent and keeps them in files. To try things out, and for small
-/// fleets behind a proxy that speaks TLS.
+/// Receive session records from ai-agent and store them in files.
+///
+/// For tests, and for small fleets behind a proxy that terminates TLS.
 #[derive(Parser)]
 #[command(name = "demo-server", version)]
 pub(crate) struct Args {
-    /// The fleet's token; given twice, both are accepted. Visible to other users of this machine:
-    /// prefer the file or the environment.
+    /// Token of the fleet; may be given twice to accept two. Visible to other users of this machine:
+    /// prefer the file or the environment
     #[arg(long, env = "CLAUDE_SIEM_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Vec<String>,
-    /// A file with the token, and in a second line one more that is accepted. Goes before --token.
+    /// File with the token, and optionally a second one in another line; overrides --token
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// The fleet's HMAC secret; given twice, both are accepted, and answers are signed with the
-    /// first. Visible to other users of this machine: prefer the file or the environment.
+    /// HMAC secret of the fleet; may be given twice to accept two, responses are signed with the
+    /// first. Visible to other users of this machine: prefer the file or the environment
     #[arg(long, env = "CLAUDE_SIEM_HMAC_SECRET", hide_env_values = true, value_name = "SECRET")]
     hmac_secret: Vec<String>,
-    /// A file with the HMAC secret, and in a second line one more. Goes before --hmac-secret.
+    /// File with the HMAC secret, and optionally a second one in another line; overrides
+    /// --hmac-secret
     #[arg(long, value_name = "FILE")]
     hmac_secret_file: Option<PathBuf>,
-    /// Where to listen; port 0 takes a free one.
+    /// Address to listen on; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
-    /// Where to keep what is received.
+    /// Directory for the received records
     #[arg(long, value_name = "DIR", default_value = "siem-data")]
     pub(crate) data: PathBuf,
-    /// The managed configuration to serve; by default `config.json` in the data directory.
+    /// Managed configuration to serve [default: `config.json` in the data directory]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-/// What is wrong with a token or secret.
+/// Error in the options for a token or secret.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SecretError {
     #[error("no {what}: give it in {variable}, by {flag}-file FILE, or by {flag} VALUE")]
@@ -50,7 +52,7 @@ pub(crate) enum SecretError {
         #[source]
         source: EmptySecret,
     },
-    #[error("more than two of the {what} are given")]
+    #[error("more than two values of the {what} are given")]
     TooMany { what: &'static str },
     #[error("cannot read the {what} from `{path}`")]
     File {
@@ -63,19 +65,20 @@ pub(crate) enum SecretError {
     Open { what: &'static str, path: PathBuf },
 }
 
-/// A kind of secret, for messages.
-struct What {
+/// A kind of secret, with its option and variable.
+struct SecretKind {
     what: &'static str,
     variable: &'static str,
     flag: &'static str,
 }
 
-const TOKEN: What = What { what: "token", variable: "CLAUDE_SIEM_TOKEN", flag: "--token" };
-const SECRET: What =
-    What { what: "HMAC secret", variable: "CLAUDE_SIEM_HMAC_SECRET", flag: "--hmac-secret" };
+const TOKEN: SecretKind =
+    SecretKind { what: "token", variable: "CLAUDE_SIEM_TOKEN", flag: "--token" };
+const SECRET: SecretKind =
+    SecretKind { what: "HMAC secret", variable: "CLAUDE_SIEM_HMAC_SECRET", flag: "--hmac-secret" };
 
 impl Args {
-    /// The tokens and secrets to accept.
+    /// Reads the tokens and secrets to accept.
     pub(crate) fn keys(&self) -> Result<Keys, SecretError> {
         let (token, second_token) = TOKEN.pair(self.token_file.as_deref(), &self.token)?;
         let (secret, second_secret) =
@@ -90,13 +93,13 @@ impl Args {
         Ok(keys)
     }
 
-    /// The file with the managed configuration.
+    /// Returns the path of the managed configuration.
     pub(crate) fn config_file(&self) -> PathBuf {
         self.config.clone().unwrap_or_else(|| self.data.join("config.json"))
     }
 }
 
-impl What {
+impl SecretKind {
     fn pair(
         &self,
         file: Option<&Path>,
@@ -105,7 +108,7 @@ impl What {
         let what = self.what;
         let values = match file {
             Some(path) => self.lines(path)?,
-            // As the agent does: a newline at the end is an accident.
+            // As in the agent: a trailing newline is accidental.
             None => values.iter().map(|value| value.trim().to_owned()).collect(),
         };
         let mut secrets = values.into_iter().map(|value| {
@@ -125,7 +128,7 @@ impl What {
                 tracing::warn!(
                     code = "secret_short",
                     least = Secret::SHORT,
-                    "the {what} has fewer bytes than advised"
+                    "the {what} is shorter than recommended"
                 );
             }
         }
@@ -165,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_one_or_two_and_says_what_is_wrong_with_others() {
+    fn one_or_two_values_are_accepted() {
         assert_eq!(pair(&["a"]).unwrap(), (Secret::new("a").unwrap(), None));
         assert!(pair(&["a", "b"]).unwrap().1.is_some());
         assert!(matches!(pair(&["a", "b", "c"]), Err(SecretError::TooMany { .. })));
@@ -177,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_line_is_consistent() {
         use clap::CommandFactory as _;
         Args::command().debug_assert();
     }

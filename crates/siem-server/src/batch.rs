@@ -1,49 +1,50 @@
-//! A decoded batch: split into lines, checked against its header, hashed.
+//! A decoded batch: split into lines, checked against its header, and hashed.
 
-mod look;
+mod entry_scan;
 mod origin;
 
 use std::{collections::BTreeSet, ops::Range, time::SystemTime};
 
-use look::look;
-pub use look::{Claim, Counts};
+use entry_scan::scan_entry;
+pub use entry_scan::{Claim, Counts};
 use origin::Generations;
 pub use origin::Origin;
 use siem_protocol::{BatchHeader, Digest, Kind, PROTOCOL};
 
 use crate::memory::Reserved;
 
-/// The highest sequence number: what every JSON reader holds exactly.
+/// Highest sequence number: the largest integer that every JSON reader represents exactly.
 pub const MAX_SEQ: u64 = (1 << 53) - 1;
-/// How many entries a batch may cover, lines and dead-lettered numbers together.
+/// Number of entries that a batch may cover, lines and dead-lettered numbers together.
 pub const MAX_ENTRIES: u64 = 200_000;
-/// How long the values of the identity may be, in bytes.
+/// Maximum length of the identity's values, in bytes.
 const MAX_NAME: usize = 256;
 
-/// One entry's line in a batch.
+/// Line of one entry in a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Its number.
+    /// Sequence number.
     pub seq: u64,
-    /// Where it stands in the batch's text, without its newline.
+    /// Position in the text of the batch, without the newline.
     pub range: Range<usize>,
-    /// Its hash.
+    /// Hash of the line.
     pub digest: Digest,
-    /// What it is; `None` for a kind that the protocol does not know.
+    /// Kind of the entry; `None` for a kind that the protocol does not define.
     pub kind: Option<Kind>,
-    /// How many bytes of a file it stands for: a record's `length`, a part's decoded bytes.
+    /// Number of bytes of a file that the entry stands for: the `length` of a record, or the
+    /// decoded bytes of a part.
     pub bytes: u64,
-    /// Which line of which file it is, or is a part of; `None` for an event.
+    /// The line of a file that the entry holds, in whole or in part; `None` for an event.
     pub origin: Option<Origin>,
 }
 
-/// A batch that keeps the protocol's rules in itself. Whether it fits what is held already is for
-/// the [`Ledger`](crate::ledger::Ledger) to say.
+/// A batch that conforms to the protocol. The [`Ledger`](crate::ledger::Ledger) decides whether it
+/// fits the entries that are already stored.
 #[derive(Debug)]
 pub struct Batch {
     /// The header line.
     pub header: BatchHeader,
-    /// When it was received.
+    /// Time of receipt.
     pub received_at: SystemTime,
     text: Vec<u8>,
     lines: Vec<Line>,
@@ -53,52 +54,52 @@ pub struct Batch {
     reserved: Reserved,
 }
 
-/// Why a text is no batch. Lines are counted from 1, the header line included.
+/// Reason why a text is not a batch. Lines are counted from 1, the header line included.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
-    /// The first line is no header.
-    #[error("line 1 is no batch header")]
+    /// The first line is not a header.
+    #[error("line 1 is not a batch header")]
     Header(#[source] serde_json::Error),
-    /// The protocol's version is another.
-    #[error("protocol {0} is not known, this receiver speaks {PROTOCOL}")]
+    /// The protocol version is not supported.
+    #[error("protocol version {0} is not supported, this receiver supports {PROTOCOL}")]
     Protocol(u64),
-    /// A member of the header is missing, out of range, or contradicts another.
+    /// A member of the header is missing, out of range, or contradicts another one.
     #[error("`{member}` of the batch header {why}")]
     Member {
         /// The member.
         member: &'static str,
-        /// What is wrong with it.
+        /// The problem with it.
         why: &'static str,
     },
-    /// There are more entries than a batch may cover.
+    /// The batch covers too many entries.
     #[error("the batch covers more than {MAX_ENTRIES} entries")]
     TooMany,
-    /// The number of lines is not `count`.
+    /// The number of lines differs from `count`.
     #[error("the batch has {found} entries, its header says {count}")]
     Count {
-        /// What the header says.
+        /// The number in the header.
         count: u64,
-        /// How many there are.
+        /// The number of lines.
         found: u64,
     },
-    /// A line has no number.
-    #[error("line {line} is no JSON object with a `seq`")]
+    /// A line has no sequence number.
+    #[error("line {line} is not a JSON object with a `seq`")]
     NoEntry {
         /// The line.
         line: usize,
     },
-    /// A line has another number than its place asks for.
+    /// A line has an unexpected sequence number.
     #[error("line {line} has seq {found}, expected {expected}")]
     Order {
         /// The line.
         line: usize,
         /// Its number.
         found: u64,
-        /// The number that follows from the header and the lines before.
+        /// The number that follows from the header and the previous lines.
         expected: u64,
     },
-    /// A line has a number and is no JSON object with one `seq` and a `kind`.
-    #[error("line {line}, entry {seq}, is no JSON object with one `seq` and a `kind`")]
+    /// A line has a number, but is not a JSON object with one `seq` and a `kind`.
+    #[error("line {line}, entry {seq}, is not a JSON object with one `seq` and a `kind`")]
     Entry {
         /// The line.
         line: usize,
@@ -108,10 +109,10 @@ pub enum BatchError {
 }
 
 impl Batch {
-    /// Reads a decoded body and hashes each line once.
+    /// Parses a decoded body and hashes each line once.
     ///
     /// # Errors
-    /// [`BatchError`]: nothing of it is to be stored.
+    /// [`BatchError`]: no part of the batch may be stored.
     pub fn parse(text: Vec<u8>, received_at: SystemTime) -> Result<Self, BatchError> {
         let end = memchr::memchr(b'\n', &text).unwrap_or(text.len());
         let header = header(&text[..end])?;
@@ -123,42 +124,42 @@ impl Batch {
         Ok(Self { header, received_at, text, lines, claims, generations, chain, reserved })
     }
 
-    /// Ties the memory that was set aside for the batch to its life.
-    pub(crate) fn holding(mut self, reserved: Reserved) -> Self {
+    /// Keeps the reserved memory for as long as the batch exists.
+    pub(crate) fn with_memory(mut self, reserved: Reserved) -> Self {
         self.reserved = reserved;
         self
     }
 
-    /// The entries' lines, in the order sent.
+    /// Lines of the entries, in the order sent.
     #[must_use]
     pub fn lines(&self) -> &[Line] {
         &self.lines
     }
 
-    /// What heartbeats of the batch claim, in the order of their lines.
+    /// Totals claimed by heartbeats of the batch, in the order of their lines.
     #[must_use]
     pub fn claims(&self) -> &[Claim] {
         &self.claims
     }
 
-    /// The generations that lines of the batch belong to; an [`Origin`] names one by its place.
+    /// Generations of the files in the batch; an [`Origin`] refers to one by its index.
     #[must_use]
     pub fn generations(&self) -> &[String] {
         self.generations.names()
     }
 
-    /// Whether a line of the batch belongs to `generation`.
+    /// Reports whether a line of the batch belongs to `generation`.
     pub(crate) fn has_generation(&self, generation: &str) -> bool {
         self.generations.has(generation)
     }
 
-    /// The bytes of `line`, without its newline, as they were received.
+    /// Bytes of `line` as received, without the newline.
     #[must_use]
     pub fn bytes(&self, line: &Line) -> &[u8] {
         &self.text[line.range.clone()]
     }
 
-    /// The numbers that a batch proper covers; `None` for a redelivery.
+    /// Range of numbers that a regular batch covers; `None` for a redelivery.
     #[must_use]
     pub fn covers(&self) -> Option<(u64, u64)> {
         if self.header.redelivery {
@@ -167,11 +168,11 @@ impl Batch {
         self.header.first_seq.zip(self.header.last_seq)
     }
 
-    /// `h(n)` for the numbers from `first` to `last` of a batch proper, as its header and lines
-    /// make it.
+    /// Returns `h(n)` for the numbers from `first` to `last` of a regular batch, computed from its
+    /// header and lines.
     ///
     /// # Panics
-    /// When the batch does not cover them.
+    /// If the batch does not cover these numbers.
     #[must_use]
     pub fn chain(&self, first: u64, last: u64) -> &[Digest] {
         let start = self.header.first_seq.unwrap_or_default();
@@ -179,12 +180,12 @@ impl Batch {
         &self.chain[at(first)..=at(last)]
     }
 
-    /// The decoded text, header line and all.
+    /// The decoded text, with the header line.
     pub(crate) fn text(&self) -> &[u8] {
         &self.text
     }
 
-    /// How many bytes of memory the batch takes, about.
+    /// Approximate memory size of the batch in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.text.len()
@@ -200,7 +201,7 @@ fn member(member: &'static str, why: &'static str) -> BatchError {
 }
 
 fn header(line: &[u8]) -> Result<BatchHeader, BatchError> {
-    // The version first: another version's header may have other members.
+    // The version comes first: the header of another version may have other members.
     #[derive(serde::Deserialize)]
     struct Version {
         protocol: u64,
@@ -242,7 +243,7 @@ fn check_names(header: &BatchHeader) -> Result<(), BatchError> {
     Ok(())
 }
 
-/// Checks a batch proper and gives how many numbers it covers.
+/// Checks a regular batch and returns how many numbers it covers.
 fn check_range(header: &BatchHeader) -> Result<u64, BatchError> {
     let first = header.first_seq.ok_or_else(|| member("first_seq", "is missing"))?;
     let last = header.last_seq.ok_or_else(|| member("last_seq", "is missing"))?;
@@ -250,10 +251,10 @@ fn check_range(header: &BatchHeader) -> Result<u64, BatchError> {
         return Err(member("chain", "is missing"));
     }
     if !header.seqs.is_empty() {
-        return Err(member("seqs", "stands in a batch that is no redelivery"));
+        return Err(member("seqs", "is present, but the batch is not a redelivery"));
     }
     if first == 0 || last < first || last > MAX_SEQ {
-        return Err(member("last_seq", "and `first_seq` name no range of numbers"));
+        return Err(member("last_seq", "and `first_seq` are not a range of numbers"));
     }
     if last - first >= MAX_ENTRIES {
         return Err(BatchError::TooMany);
@@ -266,12 +267,12 @@ fn check_range(header: &BatchHeader) -> Result<u64, BatchError> {
         least = dead.seq + 1;
     }
     if header.base.is_some_and(|base| base.seq >= first) {
-        return Err(member("base", "does not lie before `first_seq`"));
+        return Err(member("base", "is not before `first_seq`"));
     }
     Ok(last - first + 1)
 }
 
-/// Checks a redelivery and gives how many numbers it names.
+/// Checks a redelivery and returns how many numbers it names.
 fn check_seqs(header: &BatchHeader) -> Result<u64, BatchError> {
     let odd = [
         ("first_seq", header.first_seq.is_some()),
@@ -281,7 +282,7 @@ fn check_seqs(header: &BatchHeader) -> Result<u64, BatchError> {
         ("base", header.base.is_some()),
     ];
     if let Some((name, _)) = odd.into_iter().find(|(_, there)| *there) {
-        return Err(member(name, "stands in a redelivery"));
+        return Err(member(name, "is present in a redelivery"));
     }
     let count = header.seqs.len() as u64;
     if count > MAX_ENTRIES {
@@ -311,8 +312,8 @@ fn lines(
     while at < text.len() {
         let end = memchr::memchr(b'\n', &text[at..]).map_or(text.len(), |length| at + length);
         let number = lines.len() + 2;
-        let look = look(&text[at..end]).ok_or(BatchError::NoEntry { line: number })?;
-        let seq = look.seq;
+        let entry = scan_entry(&text[at..end]).ok_or(BatchError::NoEntry { line: number })?;
+        let seq = entry.seq;
         let Some(expected) = numbers.next() else {
             let found = lines.len() as u64 + count_lines(&text[at..]);
             return Err(BatchError::Count { count: header.count, found });
@@ -320,17 +321,17 @@ fn lines(
         if seq != expected {
             return Err(BatchError::Order { line: number, found: seq, expected });
         }
-        if !look.whole {
+        if !entry.is_valid {
             return Err(BatchError::Entry { line: number, seq });
         }
-        claims.extend(look.claim(&header.epoch));
+        claims.extend(entry.claim(&header.epoch));
         lines.push(Line {
             seq,
             range: at..end,
             digest: Digest::of(&text[at..end]),
-            kind: look.kind,
-            bytes: look.bytes(),
-            origin: look.origin().and_then(|origin| generations.origin(origin)),
+            kind: entry.kind,
+            bytes: entry.bytes(),
+            origin: entry.origin().and_then(|origin| generations.origin(origin)),
         });
         at = end + 1;
     }
@@ -346,7 +347,7 @@ fn count_lines(text: &[u8]) -> u64 {
     (newlines + usize::from(text.last().is_some_and(|byte| *byte != b'\n'))) as u64
 }
 
-/// The numbers that a batch's lines must have, in order.
+/// Sequence numbers that the lines of a batch must have, in order.
 struct Numbers<'a> {
     seqs: std::slice::Iter<'a, u64>,
     next: u64,
@@ -381,15 +382,15 @@ impl Iterator for Numbers<'_> {
     }
 }
 
-/// The number of an entry's line, if it is one: a JSON object with one `seq` and a `kind`.
+/// Returns the number of a valid entry line: a JSON object with one `seq` and a `kind`.
 pub(crate) fn seq_of(line: &[u8]) -> Option<u64> {
-    look(line).filter(|look| look.whole).map(|look| look.seq)
+    scan_entry(line).filter(|entry| entry.is_valid).map(|entry| entry.seq)
 }
 
-/// Generation, offset and part of an entry's line; see [`Origin`].
+/// Returns generation, offset and part of an entry's line; see [`Origin`].
 pub(crate) fn origin_of(line: &[u8]) -> Option<(String, u64, u32)> {
-    let look = look(line)?;
-    let (generation, offset, part) = look.origin()?;
+    let entry = scan_entry(line)?;
+    let (generation, offset, part) = entry.origin()?;
     Some((siem_protocol::json::string(generation)?.into_owned(), offset, part))
 }
 
@@ -427,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn computes_the_chain_of_the_vectors() {
+    fn chain_equals_the_test_vectors() {
         let batch = parse(VECTOR).unwrap();
         assert_eq!(batch.covers(), Some((1, 4)));
         assert_eq!(batch.lines().iter().map(|line| line.seq).collect::<Vec<_>>(), [1, 2, 4]);
@@ -445,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_each_line_as_it_is_with_or_without_a_last_newline() {
+    fn lines_are_unchanged_with_or_without_last_newline() {
         for text in [VECTOR, VECTOR.trim_end()] {
             let batch = parse(text).unwrap();
             let lines: Vec<_> = batch
@@ -458,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn names_the_line_without_a_number() {
+    fn line_without_number_is_named() {
         let lines = [
             "",
             "{}",
@@ -477,10 +478,9 @@ mod tests {
         }
     }
 
-    /// JSON says the same with other white space and in another order, and other agents write it
-    /// so.
+    /// JSON allows other white space and another order of members, and other agents may use them.
     #[test]
-    fn reads_an_entry_however_it_is_written() {
+    fn entry_may_have_any_json_layout() {
         let lines = [
             r#"{"seq": 2, "kind": "event"}"#,
             r#"{"kind":"event","seq":2}"#,
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn names_the_entry_that_is_no_json() {
+    fn entry_that_is_not_json_is_named() {
         let wrong = [
             r#"{"seq":2,"kind":"event","data":}"#,
             r#"{"seq":2,"kind":"event"}{}"#,
@@ -511,14 +511,14 @@ mod tests {
     }
 
     #[test]
-    fn names_the_line_with_the_wrong_number() {
+    fn line_with_wrong_number_is_named() {
         let text = BatchText::new(5, 8).line(6, r#"{"seq":7,"kind":"event"}"#).text();
         let refused = parse(&text).unwrap_err();
         assert!(matches!(refused, BatchError::Order { line: 3, found: 7, expected: 6 }));
     }
 
     #[test]
-    fn refuses_other_counts_of_lines() {
+    fn other_counts_of_lines_are_rejected() {
         let text = BatchText::new(1, 3).text();
         let fewer: String = text.lines().take(3).flat_map(|line| [line, "\n"]).collect();
         assert!(matches!(parse(&fewer), Err(BatchError::Count { count: 3, found: 2 })));
@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_headers_that_contradict_themselves() {
+    fn contradictory_headers_are_rejected() {
         type Edit = fn(&mut BatchHeader);
         let edits: [(&str, Edit); 17] = [
             ("first_seq", |header| header.first_seq = None),
@@ -568,21 +568,21 @@ mod tests {
     }
 
     #[test]
-    fn refuses_another_protocol_whatever_else_its_header_says() {
+    fn other_protocol_versions_are_rejected() {
         let text = "{\"kind\":\"packet\",\"protocol\":2}\n";
         assert!(matches!(parse(text), Err(BatchError::Protocol(2))));
         assert!(matches!(parse(""), Err(BatchError::Header(_))));
     }
 
     #[test]
-    fn refuses_a_range_that_would_not_fit_in_memory() {
+    fn huge_range_is_rejected() {
         let mut batch = BatchText::new(1, 1);
         batch.header.last_seq = Some(MAX_SEQ);
         assert!(matches!(parse(&batch.text()), Err(BatchError::TooMany)));
     }
 
     #[test]
-    fn takes_a_batch_of_dead_letters_only() {
+    fn batch_of_dead_letters_only_is_accepted() {
         let mut batch = BatchText::new(3, 2);
         batch.header.first_seq = Some(3);
         batch.header.last_seq = Some(3);

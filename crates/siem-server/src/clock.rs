@@ -1,14 +1,14 @@
-//! Where time comes from.
+//! Source of the current time.
 
 use std::time::SystemTime;
 
-/// Tells the time; tests have one that they move.
+/// Source of the current time; tests replace it.
 pub trait Clock: Send + Sync + 'static {
-    /// The time now.
+    /// Returns the current time.
     fn now(&self) -> SystemTime;
 }
 
-/// The clock of the system.
+/// The system clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
@@ -19,7 +19,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// The time as it stands in files and answers: RFC 3339, milliseconds, UTC.
+/// Formats a time as in files and responses: RFC 3339, milliseconds, UTC.
 pub(crate) fn text(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }

@@ -1,39 +1,39 @@
-//! Decoding of a body, bounded.
+//! Decompression of bodies, with a size limit.
 
 use std::io::{self, Read};
 
 use siem_protocol::Encoding;
 
-/// The largest window of a zstd frame that is accepted, as a power of two: 64 MiB, as much as a
-/// decoded body may have.
+/// Largest accepted window of a zstd frame, as a power of two: 64 MiB, the largest decoded body.
 const ZSTD_WINDOW_LOG: u32 = 26;
 
-/// Why a body was not decoded.
+/// Reason why a body was not decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// It has more bytes than it may.
+    /// The decoded body is larger than allowed.
     #[error("the decoded body has more than {limit} bytes")]
     TooLarge {
-        /// How many it may have.
+        /// Number of bytes allowed.
         limit: usize,
     },
-    /// It is not what its encoding says, or ends in the middle of it.
-    #[error("the body is no {encoding}")]
+    /// The body is not valid in its encoding, or is truncated.
+    #[error("the body is not valid {encoding}")]
     Malformed {
-        /// What it should be.
+        /// The expected encoding.
         encoding: &'static str,
-        /// What the decoder says.
+        /// Error of the decoder.
         #[source]
         source: io::Error,
     },
 }
 
-/// Decodes `body` to at most `limit` bytes. What would be more is never held: decoding stops.
+/// Decodes `body` to at most `limit` bytes. Decoding stops at the limit, so that a larger body
+/// never takes more memory.
 ///
-/// Several zstd frames or gzip members one after another are one text.
+/// Several zstd frames or gzip members in sequence decode to one text.
 ///
 /// # Errors
-/// [`DecodeError`]; nothing of the text is given then.
+/// [`DecodeError`]; no part of the text is returned.
 pub fn decode(body: &[u8], encoding: Encoding, limit: usize) -> Result<Vec<u8>, DecodeError> {
     let malformed = |source| DecodeError::Malformed { encoding: encoding.as_str(), source };
     let likely = body.len().saturating_mul(6);
@@ -57,7 +57,7 @@ fn read(
     likely: usize,
     limit: usize,
 ) -> Result<io::Result<Vec<u8>>, DecodeError> {
-    // One byte more than allowed shows that there is more.
+    // One byte over the limit shows that the body is too large.
     let most = limit.saturating_add(1);
     let mut text = vec![0; likely.clamp(4096, most.max(4096)).min(most)];
     let mut length = 0;
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn joins_frames_and_members() {
+    fn frames_and_members_are_joined() {
         let frames = [zstd(b"one "), zstd(b"two "), zstd(b"three")].concat();
         assert_eq!(decode(&frames, Encoding::Zstd, 100).unwrap(), b"one two three");
         let members = [gzip(b"one "), gzip(b"two")].concat();
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn holds_the_bound_to_the_byte() {
+    fn limit_is_exact() {
         let text = vec![b'x'; 10_000];
         let encoded = [
             (Encoding::Zstd, zstd(&text)),
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_stops_at_the_bound() {
+    fn bomb_stops_at_the_limit() {
         let bomb = zstd(&vec![0; 200 << 20]);
         assert!(bomb.len() < 64 << 10);
         assert!(matches!(
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_cut_short_is_malformed() {
+    fn truncated_frame_is_malformed() {
         for (encoding, body) in
             [(Encoding::Zstd, zstd(&[7; 5000])), (Encoding::Gzip, gzip(&[7; 5000]))]
         {

@@ -1,12 +1,12 @@
-//! A receiver for `ai-agent`: takes signed batches of session records, checks their order and
-//! chain, and keeps each record once, byte for byte.
+//! A receiver for `ai-agent`: accepts signed batches of session records, verifies their order and
+//! their hash chain, and stores each record once, byte for byte.
 //!
-//! [`Receiver`] makes an axum router to mount in a server of your own; behind it stands a
-//! [`Storage`], for which [`FileStore`] is the one that comes along. [`serve()`] serves a router
-//! with limits on what a connection may cost. The `demo-server` binary is these three.
+//! [`Receiver`] builds an axum router to mount in another server. It stores batches in a
+//! [`Storage`]; [`FileStore`] is the implementation in this crate. [`serve()`] serves a router with
+//! limits on the cost of a connection. The `demo-server` binary combines the three.
 //!
-//! What a batch must look like in itself is in [`batch`], what is done with it given what is held
-//! already in [`ledger`]: policy without I/O, for other storages to use.
+//! [`batch`] checks a batch on its own, and [`ledger`] decides what a batch changes about the
+//! entries already stored. Both are policy without I/O, which other storages can use.
 
 pub mod batch;
 mod clock;
@@ -16,11 +16,11 @@ pub mod ledger;
 mod memory;
 mod secrets;
 mod serve;
-mod stall;
 pub mod stats;
 pub mod store;
 #[cfg(test)]
 mod testing;
+mod write_timeout;
 
 pub use clock::{Clock, SystemClock};
 pub use http::{Limits, OPENAPI, ROUTES, Receiver, not_found, read_body};

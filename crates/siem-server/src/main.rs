@@ -1,4 +1,4 @@
-//! A receiver to try things out with: `demo-server --token … --hmac-secret …`.
+//! A receiver for tests and small fleets: `demo-server --token … --hmac-secret …`.
 
 mod args;
 
@@ -10,7 +10,7 @@ use siem_server::{FileStore, Keys, OpenError, Receiver, ServeOptions, not_found,
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
-/// Why the server does not run.
+/// Reason why the server does not start.
 #[derive(Debug, thiserror::Error)]
 enum StartError {
     #[error(transparent)]
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        // Where the log cannot be written, saying so on the same stream would panic.
+        // An error about an unwritable log, printed to the same stream, would panic.
         .log_internal_errors(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
@@ -51,7 +51,7 @@ fn fail(error: &dyn Error, code: u8) -> ExitCode {
     let mut text = format!("error: {error}");
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(&format!("\n  because: {error}"));
+        text.push_str(&format!("\n  caused by: {error}"));
         cause = error.source();
     }
     eprintln!("{text}");
@@ -66,17 +66,17 @@ async fn run(args: &Args, keys: Keys) -> Result<(), StartError> {
     let failed = |source| StartError::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
-    let ending = ending().map_err(StartError::Start)?;
+    let shutdown = shutdown_signal().map_err(StartError::Start)?;
     writeln!(std::io::stdout(), "listening on http://{bound}").map_err(StartError::Start)?;
     let router = receiver.router().fallback(not_found);
-    serve(listener, router, ServeOptions::default(), ending).await;
-    tracing::info!("ended in order");
+    serve(listener, router, ServeOptions::default(), shutdown).await;
+    tracing::info!("stopped");
     Ok(())
 }
 
-/// Done when the process is asked to end.
+/// Returns a future that completes when the process receives SIGINT or SIGTERM.
 #[cfg(unix)]
-fn ending() -> std::io::Result<impl Future<Output = ()>> {
+fn shutdown_signal() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -88,9 +88,9 @@ fn ending() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Done when the process is asked to end.
+/// Returns a future that completes when the process receives Ctrl-C.
 #[cfg(not(unix))]
-fn ending() -> std::io::Result<impl Future<Output = ()>> {
+fn shutdown_signal() -> std::io::Result<impl Future<Output = ()>> {
     Ok(async {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;

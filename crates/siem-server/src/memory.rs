@@ -1,18 +1,18 @@
-//! Memory for bodies, set aside before it is used.
+//! Memory budgets for bodies and batches, reserved before the memory is used.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Semaphores count in these, since a permit's weight is 32 bits wide.
+/// Unit of a reservation in bytes: the weight of a semaphore permit has only 32 bits.
 const UNIT: usize = 1024;
 
-/// Memory that was set aside; given back when dropped.
+/// Reserved memory, released on drop.
 #[derive(Debug, Default)]
 pub(crate) struct Reserved(Option<OwnedSemaphorePermit>);
 
 impl Reserved {
-    /// Gives back all but `bytes`.
+    /// Releases all but `bytes`.
     pub(crate) fn shrink_to(&mut self, bytes: usize) {
         if let Some(permit) = &mut self.0 {
             let surplus = permit.num_permits().saturating_sub(units(bytes));
@@ -21,7 +21,7 @@ impl Reserved {
     }
 }
 
-/// A budget that all requests share. Who asks for more than is free waits, in order.
+/// Memory budget that all requests share. Requests for more than is free wait in order.
 #[derive(Clone, Debug)]
 pub(crate) struct Budget {
     semaphore: Arc<Semaphore>,
@@ -30,14 +30,14 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// A budget of `bytes`, for which a request waits no longer than `patience`.
+    /// Creates a budget of `bytes`, for which a request waits at most `patience`.
     pub(crate) fn new(bytes: usize, patience: Duration) -> Self {
         let total = units(bytes).min(Semaphore::MAX_PERMITS);
         Self { semaphore: Arc::new(Semaphore::new(total)), total, patience }
     }
 
-    /// Sets `bytes` aside; `None` when they were not free in time. More than the whole budget
-    /// counts as the whole: such a request then runs alone.
+    /// Reserves `bytes`; returns `None` if they do not become free in time. A request for more than
+    /// the whole budget reserves the whole budget, and so runs alone.
     pub(crate) async fn reserve(&self, bytes: usize) -> Option<Reserved> {
         let units = u32::try_from(units(bytes).min(self.total)).ok()?;
         let permit = self.semaphore.clone().acquire_many_owned(units);
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn gives_back_what_is_dropped_or_not_needed() {
+    async fn dropped_and_unneeded_memory_is_released() {
         let budget = Budget::new(10 * UNIT, Duration::from_millis(1));
         let mut first = budget.reserve(8 * UNIT).await.unwrap();
         assert!(budget.reserve(3 * UNIT).await.is_none());
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn more_than_all_is_all() {
+    async fn request_over_the_budget_takes_all_of_it() {
         let budget = Budget::new(2 * UNIT, Duration::from_millis(1));
         let all = budget.reserve(100 * UNIT).await.unwrap();
         assert_eq!(budget.free(), 0);

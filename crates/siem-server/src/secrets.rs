@@ -1,33 +1,33 @@
-//! The token and the secret that the fleet shares.
+//! Token and HMAC secret shared by the fleet.
 
 use std::fmt;
 
 use siem_protocol::{Digest, sign_answer, verify};
 use subtle::ConstantTimeEq as _;
 
-/// A token or a secret. Its `Debug` shows nothing of it.
+/// A token or a secret. Its `Debug` output hides the value.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Vec<u8>);
 
-/// A secret of no length protects nothing.
+/// Error for an empty token or secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a token or secret is empty")]
 pub struct EmptySecret;
 
 impl Secret {
-    /// Under so many bytes a secret is worth a warning.
+    /// Length in bytes below which a secret is reported as short.
     pub const SHORT: usize = 16;
 
     /// Wraps `bytes`.
     ///
     /// # Errors
-    /// [`EmptySecret`] when there are none.
+    /// [`EmptySecret`] if `bytes` is empty.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self, EmptySecret> {
         let bytes = bytes.into();
         if bytes.is_empty() { Err(EmptySecret) } else { Ok(Self(bytes)) }
     }
 
-    /// Whether it has fewer than [`Secret::SHORT`] bytes.
+    /// Reports whether the secret is shorter than [`Secret::SHORT`] bytes.
     #[must_use]
     pub fn is_short(&self) -> bool {
         self.0.len() < Self::SHORT
@@ -40,11 +40,12 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The tokens and secrets that a receiver accepts: the current ones and, while the fleet moves
-/// from one to the other, one more of each.
+/// Tokens and secrets that a receiver accepts: the current ones and, during a rotation, a second
+/// one of each.
 ///
-/// Answers are signed with the current secret. To rotate: add the new secret as the second, roll
-/// it out, make it the first, and drop the old one when every agent has moved.
+/// Responses are signed with the current secret. To rotate: add the new secret as the second one,
+/// roll it out to the agents, make it the first one, and remove the old one when all agents use the
+/// new one.
 #[derive(Clone, Debug)]
 pub struct Keys {
     tokens: [Option<Secret>; 2],
@@ -59,23 +60,24 @@ impl Keys {
         Self { tokens: [Some(token), None], secret, second_secret: None }
     }
 
-    /// Accepts a second token too.
+    /// Also accepts a second token.
     #[must_use]
     pub fn with_second_token(mut self, token: Secret) -> Self {
         self.tokens[1] = Some(token);
         self
     }
 
-    /// Accepts bodies signed with a second secret too.
+    /// Also accepts bodies signed with a second secret.
     #[must_use]
     pub fn with_second_secret(mut self, secret: Secret) -> Self {
         self.second_secret = Some(secret);
         self
     }
 
-    /// Whether `presented` is a token; the time taken does not tell how much of it is right.
+    /// Reports whether `presented` is an accepted token, in a time that does not depend on its
+    /// content.
     pub(crate) fn know_token(&self, presented: &[u8]) -> bool {
-        // Digests are compared, so that neither content nor length shows in the time taken.
+        // Comparing digests hides both content and length from timing.
         let presented = Digest::of(presented);
         let known = self.tokens.iter().flatten().fold(0, |known, token| {
             known | presented.as_bytes().ct_eq(Digest::of(&token.0).as_bytes()).unwrap_u8()
@@ -83,13 +85,13 @@ impl Keys {
         known == 1
     }
 
-    /// Whether `signature` is that of `body` under one of the secrets.
+    /// Reports whether `signature` is valid for `body` under one of the secrets.
     pub(crate) fn verify(&self, body: &[u8], signature: &str) -> bool {
         verify(&self.secret.0, body, signature)
             || self.second_secret.as_ref().is_some_and(|second| verify(&second.0, body, signature))
     }
 
-    /// Signs the answer `body` to `nonce`.
+    /// Signs the response `body` to the request with `nonce`.
     pub(crate) fn sign_answer(&self, nonce: &str, body: &[u8]) -> String {
         sign_answer(&self.secret.0, nonce, body)
     }
@@ -106,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn shows_no_secret() {
+    fn debug_output_hides_the_secret() {
         let keys = Keys::new(secret("tok-abc"), secret("sec-def")).with_second_token(secret("ghi"));
         let shown = format!("{keys:?}");
         for word in ["abc", "def", "ghi"] {
@@ -115,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_two_tokens_and_no_third() {
+    fn two_tokens_are_accepted() {
         let keys = Keys::new(secret("a"), secret("s"));
         assert!(keys.know_token(b"a"));
         assert!(!keys.know_token(b"b"));
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_two_secrets_and_signs_with_the_first() {
+    fn two_secrets_are_accepted_first_one_signs() {
         let keys = Keys::new(secret("t"), secret("one")).with_second_secret(secret("two"));
         assert!(keys.verify(b"body", &sign(b"one", b"body")));
         assert!(keys.verify(b"body", &sign(b"two", b"body")));
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_an_empty_secret() {
+    fn empty_secret_is_rejected() {
         assert_eq!(Secret::new(""), Err(EmptySecret));
     }
 }

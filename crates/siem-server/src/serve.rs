@@ -1,4 +1,4 @@
-//! Serving a router over plain HTTP/1, with limits on what a connection may cost.
+//! HTTP/1 server for a router, with limits on the cost of a connection.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -15,21 +15,21 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::stall::WriteTimeout;
+use crate::write_timeout::WriteTimeout;
 
-/// What connections may cost.
+/// Limits on connections.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ServeOptions {
-    /// How many connections are open at a time; more wait in the system's queue.
+    /// Number of open connections; more wait in the listen queue of the system.
     pub connections: usize,
-    /// How long a request's headers may take, and how long a connection may stay silent.
+    /// Time that the headers of a request may take, and that a connection may be idle.
     pub header_timeout: Duration,
-    /// How long an answer may wait for its reader without a byte being taken.
+    /// Time that a response may wait for the client to read any byte of it.
     pub write_timeout: Duration,
-    /// How many bytes a request's headers may have.
+    /// Size of a request's headers in bytes.
     pub header_bytes: usize,
-    /// How long requests that are under way may take once the server is to end.
+    /// Time that running requests may take to finish after the shutdown started.
     pub grace: Duration,
 }
 
@@ -45,7 +45,7 @@ impl Default for ServeOptions {
     }
 }
 
-/// Serves `router` until `shutdown` is done, then lets requests that are under way finish.
+/// Serves `router` until `shutdown` completes, then lets running requests finish.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -71,8 +71,8 @@ pub async fn serve(
                 });
             }
             Err(error) => {
-                // Out of file descriptors, most likely: some connection will end.
-                warn!(code = "accept_failed", %error, "could not accept a connection");
+                // Most likely the process has no file descriptors left: some connection will end.
+                warn!(code = "accept_failed", %error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

@@ -1,4 +1,4 @@
-//! What `GET /stats` tells.
+//! Response of `GET /stats`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,10 +6,10 @@ use siem_protocol::{ChainPoint, Identity};
 
 use crate::ledger::{Break, Comparison, Range};
 
-/// What a receiver holds.
+/// Entries that a receiver holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Stats {
-    /// How many epochs differ from what their agent claims in a way that nothing explains. Should
+    /// Number of epochs whose entries differ from the agent's claims without an explanation. Should
     /// be 0.
     #[serde(default)]
     pub unexplained: u64,
@@ -17,87 +17,87 @@ pub struct Stats {
     pub machines: Vec<MachineStats>,
 }
 
-/// What is held of one machine.
+/// Entries of one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MachineStats {
-    /// The machine as its last batch describes it.
+    /// The machine as described by its last batch.
     pub identity: Identity,
-    /// When its last batch came, RFC 3339.
+    /// Time of its last batch, RFC 3339.
     pub last_seen: String,
-    /// How many entries are held, of all epochs.
+    /// Number of entries in all epochs.
     pub entries: u64,
-    /// How many bytes their lines have, newlines included.
+    /// Size of their lines in bytes, newlines included.
     pub bytes: u64,
-    /// Signs that a store was copied.
+    /// Signs that an outbox was copied.
     pub clones: Vec<CloneReport>,
     /// The epochs, ordered by id.
     pub epochs: Vec<EpochStats>,
 }
 
-/// What is held of one epoch.
+/// Entries of one epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EpochStats {
-    /// Its id.
+    /// Id of the epoch.
     pub epoch: String,
-    /// The epoch that it says came before it.
+    /// The epoch before, according to the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_epoch: Option<String>,
-    /// The user as its last batch has it.
+    /// The user, according to the last batch.
     pub user: String,
-    /// When its first batch came, RFC 3339.
+    /// Time of the first batch, RFC 3339.
     pub first_seen: String,
-    /// When its last batch came, RFC 3339.
+    /// Time of the last batch, RFC 3339.
     pub last_seen: String,
-    /// How many entries are held.
+    /// Number of entries.
     pub entries: u64,
-    /// How many bytes their lines have, newlines included.
+    /// Size of their lines in bytes, newlines included.
     pub bytes: u64,
     /// The number after the highest one covered.
     pub next_seq: u64,
-    /// For a sink that was added later: the number that it begins behind, and the chain's value
+    /// For a sink that was added later: the number before its first one, and the value of the chain
     /// there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub begins_at: Option<ChainPoint>,
-    /// How many entries came that were held already.
+    /// Number of entries that arrived again.
     pub duplicates: u64,
-    /// How many entries are held that another epoch of the machine has too: the same part of the
-    /// same line of the same generation, read and sent again. The notes name them.
+    /// Number of entries that another epoch of the machine also has: the same part of the same line
+    /// of the same generation, read and sent again. The notes list them.
     #[serde(default)]
     pub repetitions: u64,
-    /// How many batches were refused with status 409.
+    /// Number of batches rejected with status 409.
     pub conflicts: u64,
-    /// Numbers that never came.
+    /// Numbers that never arrived.
     pub gaps: Vec<Range>,
-    /// Numbers that were dead-lettered and not delivered again.
+    /// Numbers that were dead-lettered and not redelivered.
     pub holes: Vec<Range>,
-    /// Where the chain does not fit.
+    /// Breaks of the chain.
     pub breaks: Vec<Break>,
-    /// What the agent claimed last, held against what is held; absent before its first claim.
+    /// The agent's last claim, compared with the entries; absent before its first claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claims: Option<Comparison>,
 }
 
-/// A sign that a store was copied: two agents go on from one.
+/// A sign that an outbox was copied, so that two agents continue it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CloneReport {
-    /// What was seen.
+    /// Kind of the sign.
     pub kind: CloneKind,
-    /// The epoch in which it was seen.
+    /// The epoch in which it was found.
     pub epoch: String,
-    /// The other side: a hostname, or an epoch.
+    /// The other side: a hostname or an epoch.
     pub other: String,
-    /// When it was seen last, RFC 3339.
+    /// Time of its last occurrence, RFC 3339.
     pub last_seen: String,
-    /// How often it was seen.
+    /// Number of occurrences.
     pub times: u64,
 }
 
-/// What is taken for a sign that a store was copied.
+/// Kinds of signs that an outbox was copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CloneKind {
-    /// One epoch comes from two hostnames.
+    /// Batches of one epoch name two hostnames.
     TwoHostnames,
-    /// An epoch of a machine and user goes on after another one of theirs had begun.
+    /// An epoch of a machine and user continues after another one of theirs started.
     AlternatingEpochs,
 }

@@ -1,8 +1,8 @@
-//! What the tests of several files share. The tests in `tests/` include this file by its path.
+//! Fixtures for the tests of several files. The tests in `tests/` include this file by its path.
 
 use siem_protocol::{BatchHeader, Chain, Digest, Identity};
 
-/// The body of the protocol's test vectors.
+/// Body of the protocol's test vectors.
 pub(crate) const VECTOR: &str = concat!(
     r##"{"kind":"batch","protocol":1,"epoch":"01930000-0000-7000-8000-000000000001","machine_id":"m-1","hostname":"laptop","user":"u","os":"linux","arch":"x86_64","agent_version":"0.1.0","first_seq":1,"last_seq":4,"count":3,"dead_lettered":[{"seq":3,"line_sha256":"a61b7a1f563d82b56475c1a4db0dd3b93ce4970c8bb0a30bd935d120699951da"}],"chain":{"before":"0000000000000000000000000000000000000000000000000000000000000000","after":"49cecf4e3424ff49958627bb425e5837223b43ce484ab06c9f2e09828a8bf4b2"},"config_hash":"0000000000000000000000000000000000000000000000000000000000000000","sent_at":"2026-11-21T20:00:02.000Z"}"##,
     "\n",
@@ -14,7 +14,7 @@ pub(crate) const VECTOR: &str = concat!(
     "\n",
 );
 
-/// The line that every test's entry `seq` has.
+/// Line of the entry `seq` in every test.
 pub(crate) fn line(seq: u64) -> String {
     format!(
         r#"{{"seq":{seq},"kind":"event","source":"agent","event":"heartbeat","data":{{"n":{}}}}}"#,
@@ -22,7 +22,7 @@ pub(crate) fn line(seq: u64) -> String {
     )
 }
 
-/// `h(seq)` over [`line`].
+/// Returns `h(seq)` over [`line`].
 pub(crate) fn chain(seq: u64) -> Digest {
     (1..=seq).fold(Digest::ZERO, |value, seq| value.chain(Digest::of(line(seq).as_bytes())))
 }
@@ -38,7 +38,7 @@ pub(crate) fn identity() -> Identity {
     }
 }
 
-/// A batch to be written, with a correct chain unless a test says otherwise.
+/// A batch to write, with a correct chain unless a test changes it.
 pub(crate) struct BatchText {
     pub(crate) header: BatchHeader,
     lines: Vec<(u64, String)>,
@@ -55,7 +55,7 @@ impl BatchText {
         Self { header, lines: (first..=last).map(|seq| (seq, line(seq))).collect() }
     }
 
-    /// Puts another line in the place of `seq`.
+    /// Replaces the line of `seq`.
     pub(crate) fn line(mut self, seq: u64, text: &str) -> Self {
         for (number, line) in &mut self.lines {
             if *number == seq {
@@ -65,7 +65,7 @@ impl BatchText {
         self
     }
 
-    /// Names `seqs` as dead-lettered instead of sending their lines.
+    /// Declares `seqs` dead-lettered, in place of sending their lines.
     pub(crate) fn dead(mut self, seqs: &[u64]) -> Self {
         let (dead, lines): (Vec<_>, _) =
             self.lines.into_iter().partition(|(seq, _)| seqs.contains(seq));
@@ -110,7 +110,7 @@ impl BatchText {
     }
 }
 
-/// An agent's outbox: entries of every kind, chained, and heartbeats whose totals are right.
+/// Outbox of an agent: entries of every kind, chained, and heartbeats with correct totals.
 #[derive(Clone)]
 pub(crate) struct Outbox {
     epoch: String,
@@ -135,7 +135,7 @@ impl Outbox {
         }
     }
 
-    /// The highest number.
+    /// Highest number.
     pub(crate) fn last(&self) -> u64 {
         self.lines.len() as u64
     }
@@ -155,7 +155,7 @@ impl Outbox {
         ))
     }
 
-    /// The entries' lines.
+    /// Lines of the entries.
     pub(crate) fn lines(&self) -> &[String] {
         &self.lines
     }
@@ -173,8 +173,9 @@ impl Outbox {
         self.push(r#""kind":"event","source":"agent","event":"canary","data":{}"#)
     }
 
-    /// An entry that was taken over from an older epoch: a heartbeat of that, with its totals.
-    pub(crate) fn taken_over(&mut self) -> &mut Self {
+    /// An entry that was carried over from an older epoch: a heartbeat of that epoch, with its
+    /// totals.
+    pub(crate) fn carried_over(&mut self) -> &mut Self {
         self.uncounted += 1;
         self.push(
             r#""kind":"event","source":"agent","event":"heartbeat","data":{"epoch":"older","totals":{"events":900}}"#,

@@ -1,4 +1,4 @@
-//! Batches as agents send them: chained, signed, with every header, ready to be written out.
+//! Batches as agents send them: chained, signed, with all headers.
 
 use std::path::Path;
 
@@ -9,13 +9,13 @@ use siem_protocol::{
     sign,
 };
 
-/// Records to send, one after another and again from the start.
+/// Records to send, cyclically.
 pub(crate) struct Records {
     lines: Vec<Vec<u8>>,
 }
 
 impl Records {
-    /// The lines of all session files below `directory`, up to `bytes`.
+    /// Reads the lines of all session files below `directory`, up to `bytes`.
     pub(crate) fn read(directory: &Path, bytes: usize) -> std::io::Result<Self> {
         let (mut lines, mut length) = (Vec::new(), 0);
         let mut waiting = vec![directory.to_owned()];
@@ -35,7 +35,7 @@ impl Records {
         Ok(Self { lines })
     }
 
-    /// Session lines of no meaning, of 0.4 to 8 KB, that compress about as real ones do.
+    /// Generates session lines of 0.4 to 8 KB that compress about as well as real ones.
     pub(crate) fn made(count: usize) -> Self {
         const WORDS: [&str; 16] = [
             r#"\"type\":\"text\",\"text\":"#,
@@ -77,7 +77,7 @@ impl Records {
     }
 }
 
-/// Numbers that are the same at each run.
+/// Random numbers with a fixed seed.
 struct Random(u64);
 
 impl Random {
@@ -92,11 +92,11 @@ impl Random {
 /// A request, from its first line to the last byte of its body.
 pub(crate) struct Request {
     pub(crate) bytes: Vec<u8>,
-    /// How many bytes its lines have, decoded.
+    /// Size of its lines in bytes, decoded.
     pub(crate) lines: usize,
 }
 
-/// An agent that goes on with its epoch.
+/// An agent with its position in the epoch.
 pub(crate) struct Agent<'a> {
     records: &'a Records,
     identity: Identity,
@@ -110,7 +110,7 @@ pub(crate) struct Agent<'a> {
 }
 
 impl<'a> Agent<'a> {
-    /// Agent `number` begins somewhere in the records.
+    /// Creates agent `number`, which starts somewhere in the records.
     pub(crate) fn new(records: &'a Records, number: usize, encoding: Encoding) -> Self {
         let identity = Identity {
             machine_id: format!("machine-{number:08}"),
@@ -134,7 +134,7 @@ impl<'a> Agent<'a> {
         }
     }
 
-    /// The next batch: as many entries and bytes as an agent puts into one, at most.
+    /// The next batch: at most as many entries and bytes as an agent puts into one.
     pub(crate) fn batch(&mut self, keys: (&str, &str), entries: u64, bytes: usize) -> Request {
         let (first, before, mut lines) = (self.seq + 1, self.value, Vec::new());
         let generation = format!("{:032x}", self.records.lines.len());
@@ -170,14 +170,14 @@ impl<'a> Agent<'a> {
         self.request(keys, &header, &lines)
     }
 
-    /// Header line and lines are compressed apart, as agents do.
+    /// Header line and lines are compressed separately, as agents do.
     fn request(&self, (token, secret): (&str, &str), head: &BatchHeader, lines: &[u8]) -> Request {
         let mut first = serde_json::to_vec(head).expect("a header can be written as JSON");
         first.push(b'\n');
         let body = match self.encoding {
             Encoding::Identity => [&first, lines].concat(),
             _ => {
-                // A frame of an agent has at most 256 KiB.
+                // Frames of an agent have at most 256 KiB.
                 let pieces = std::iter::once(first.as_slice()).chain(lines.chunks(256 << 10));
                 let pieces = pieces.map(|piece| zstd::bulk::compress(piece, 1));
                 pieces.flat_map(|piece| piece.expect("memory can be compressed")).collect()

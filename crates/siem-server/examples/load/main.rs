@@ -1,5 +1,5 @@
-//! What a `demo-server` bears: starts one, sends it what a fleet would send, and prints a line of
-//! JSON with what came of it.
+//! Load test of a `demo-server`: starts one, sends the traffic of a fleet, and prints the results
+//! as a line of JSON.
 //!
 //! ```text
 //! cargo build --release -p siem-server --bin demo-server --example load
@@ -29,33 +29,33 @@ use tokio::{
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// What an agent puts into one batch at most.
+/// Maximum number of bytes that an agent puts into one batch.
 const BATCH: (u64, usize) = (1000, 4 << 20);
 
-/// Starts a demo-server, sends to it, and prints a line of figures as JSON.
+/// Start a demo-server, send to it, and print the figures as JSON
 #[derive(Parser)]
 struct Args {
-    /// What is sent.
+    /// Kind of traffic
     mode: Mode,
-    /// The program to start; by default the one built beside this one.
+    /// Program to start [default: the one built beside this one]
     #[arg(long, value_name = "FILE")]
     server: Option<PathBuf>,
-    /// The one core that it may use; taskset must be there. Any, when not given.
+    /// Core that the server may use; needs taskset [default: any]
     #[arg(long, value_name = "NUMBER")]
     core: Option<usize>,
-    /// Session files whose lines are sent; made up when not given.
+    /// Directory with session files whose lines are sent [default: generated lines]
     #[arg(long, value_name = "DIR")]
     records: Option<PathBuf>,
-    /// Where the server keeps what it gets. Must not exist, and is removed.
+    /// Data directory of the server; must not exist, and is removed
     #[arg(long, value_name = "DIR", default_value = "target/load")]
     data: PathBuf,
-    /// How many agents; by default 8, of a fleet 2000.
+    /// Number of agents [default: 8, for a fleet 2000]
     #[arg(long)]
     agents: Option<usize>,
-    /// How many MB of lines, for large batches.
+    /// Megabytes of lines, for large batches
     #[arg(long, default_value_t = 1000)]
     megabytes: usize,
-    /// How long a fleet sends.
+    /// Seconds for which a fleet sends
     #[arg(long, default_value_t = 45)]
     seconds: u64,
 }
@@ -67,9 +67,9 @@ enum Mode {
     Fleet,
 }
 
-/// What one agent saw.
+/// Measurements of one agent.
 #[derive(Default)]
-struct Seen {
+struct AgentTimes {
     lines: usize,
     sent: usize,
     times: Vec<Duration>,
@@ -88,7 +88,7 @@ async fn main() -> Outcome<()> {
     let fleet = args.mode == Mode::Fleet;
     let agents = args.agents.unwrap_or(if fleet { 2000 } else { 8 });
     let encoding = if args.mode == Mode::Identity { Encoding::Identity } else { Encoding::Zstd };
-    // All is made before the clock runs, so that the sender costs little.
+    // All batches are built before the measurement, so that the sender costs little.
     let requests: Vec<_> = (0..agents)
         .map(|number| {
             let mut agent = Agent::new(&records, number, encoding);
@@ -113,7 +113,7 @@ async fn main() -> Outcome<()> {
         let address = server.address.clone();
         tokio::spawn(async move { agent(&address, requests, pace).await })
     });
-    let mut all = Seen::default();
+    let mut all = AgentTimes::default();
     let mut first = Vec::new();
     for task in tasks.collect::<Vec<_>>() {
         let seen = task.await??;
@@ -147,13 +147,13 @@ async fn main() -> Outcome<()> {
     Ok(())
 }
 
-/// Sends, each batch once the one before is answered; at its pace, when it has one.
+/// Sends each batch after the response to the previous one, at the given rate if there is one.
 async fn agent(
     address: &str,
     requests: Vec<Request>,
     pace: Option<(tokio::time::Instant, Duration)>,
-) -> Outcome<Seen> {
-    let mut seen = Seen::default();
+) -> Outcome<AgentTimes> {
+    let mut seen = AgentTimes::default();
     let mut stream = None;
     for (number, request) in (0_u32..).zip(requests) {
         if let Some((begin, pause)) = pace {
@@ -165,7 +165,7 @@ async fn agent(
             None => stream.insert(TcpStream::connect(address).await?),
         };
         stream.write_all(&request.bytes).await?;
-        answered(stream).await?;
+        read_receipt(stream).await?;
         seen.times.push(sent.elapsed());
         seen.lines += request.lines;
         seen.sent += request.bytes.len();
@@ -173,8 +173,8 @@ async fn agent(
     Ok(seen)
 }
 
-/// Reads an answer, which must be a receipt.
-async fn answered(stream: &mut TcpStream) -> Outcome<()> {
+/// Reads a response, which must be a receipt.
+async fn read_receipt(stream: &mut TcpStream) -> Outcome<()> {
     let mut answer = Vec::with_capacity(1024);
     loop {
         if stream.read_buf(&mut answer).await? == 0 {
@@ -197,7 +197,7 @@ fn round(figure: f64) -> f64 {
     (figure * 100.0).round() / 100.0
 }
 
-/// Milliseconds that so many in a thousand took at most.
+/// Returns a percentile in milliseconds; `thousandths` of the times are below it.
 fn at(times: &mut [Duration], thousandths: usize) -> f64 {
     times.sort();
     let place = (times.len() * thousandths).div_ceil(1000).max(1) - 1;

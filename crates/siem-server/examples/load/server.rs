@@ -1,4 +1,4 @@
-//! The server that is measured: a process of its own.
+//! The measured server, as a separate process.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -15,11 +15,11 @@ pub(crate) const SECRET: &str = "fedcba9876543210";
 pub(crate) struct Server {
     pub(crate) address: String,
     child: Child,
-    /// Counts the syncs that the log names.
+    /// Number of syncs in the log.
     log: Option<thread::JoinHandle<u64>>,
 }
 
-/// What it used.
+/// Resources that the server used.
 pub(crate) struct Used {
     pub(crate) cpu_seconds: f64,
     pub(crate) peak_rss_megabytes: f64,
@@ -76,13 +76,13 @@ impl Server {
         Ok(server)
     }
 
-    /// Ends it, and tells what it used until then.
+    /// Stops the server and returns the resources that it used.
     pub(crate) fn end(mut self) -> Outcome<Used> {
         let process = PathBuf::from(format!("/proc/{}", self.child.id()));
         let stat = std::fs::read_to_string(process.join("stat"))?;
         let after_name = stat.rsplit(')').next().unwrap_or_default();
         let field = |at| after_name.split_whitespace().nth(at)?.parse::<f64>().ok();
-        // User and system time, in hundredths wherever there is such a file.
+        // User and system time, in hundredths of a second, on systems with such a file.
         let ticks: f64 = [11, 12].into_iter().filter_map(field).sum();
         let status = std::fs::read_to_string(process.join("status"))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

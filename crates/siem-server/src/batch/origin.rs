@@ -1,31 +1,32 @@
-//! Which line of which file an entry is.
+//! Position of an entry's line in its file.
 
 use std::collections::HashMap;
 
 use siem_protocol::json;
 
-/// Which line of which file an entry is, or is a part of.
+/// Position of an entry's line in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// The file's generation: its place in [`Batch::generations`](super::Batch::generations).
+    /// Generation of the file: an index into [`Batch::generations`](super::Batch::generations).
     pub generation: u32,
-    /// Where the line begins in the file.
+    /// Offset of the line in the file.
     pub offset: u64,
-    /// Which part of the line it is, from 1; 0 for a line in one entry.
+    /// Number of the part, from 1; 0 for a line in one entry.
     pub part: u32,
 }
 
-/// The generations of a batch: few, and most lines have that of the line before.
+/// Generations of the files in a batch. There are few, and most lines have the same one as the line
+/// before.
 #[derive(Debug, Default)]
 pub(super) struct Generations {
     names: Vec<String>,
     places: HashMap<String, u32>,
-    /// The last one, as its line has it.
+    /// The last generation, as written in its line.
     last: Option<(String, u32)>,
 }
 
 impl Generations {
-    /// Takes up a line's generation, offset and part; the generation is a JSON string.
+    /// Stores the generation, a JSON string, and returns the origin.
     pub(super) fn origin(&mut self, (raw, offset, part): (&str, u64, u32)) -> Option<Origin> {
         let generation = match &self.last {
             Some((last, place)) if last == raw => *place,
@@ -57,7 +58,7 @@ impl Generations {
         self.places.contains_key(name)
     }
 
-    /// How many bytes of memory they take, about.
+    /// Approximate memory size in bytes.
     pub(super) fn size(&self) -> usize {
         let names: usize = self.names.iter().map(String::len).sum();
         2 * names + self.names.len() * 64

@@ -54,8 +54,8 @@ fn ascii(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).expect("hexadecimal digits and quotes make a header value")
 }
 
-/// The request's nonce. Nothing but 16 bytes in hex is ever signed: with any other text in its
-/// place, an answer's signature might be that of a batch.
+/// Returns the nonce of the request. Only 16 bytes in hex are ever signed: with any other text, the
+/// signature of a response could be valid for a batch.
 fn nonce(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
     let Some(value) = headers.get(header::NONCE) else { return Ok(None) };
     let nonce = value.to_str().map_err(|_| Rejection::Nonce)?;
@@ -63,7 +63,7 @@ fn nonce(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
     if right { Ok(Some(nonce)) } else { Err(Rejection::Nonce) }
 }
 
-/// Reads the file and checks that agents will take it.
+/// Reads the file and checks that agents will accept it.
 fn read(path: &Path) -> Result<Vec<u8>, Rejection> {
     let body = std::fs::read(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => Rejection::NoConfig,
@@ -73,7 +73,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Rejection> {
     Ok(body)
 }
 
-/// Whether a value of `If-None-Match` names `etag`; compared weakly, as RFC 9110 has it.
+/// Reports whether a value of `If-None-Match` names `etag`, by the weak comparison of RFC 9110.
 fn matches(value: &HeaderValue, etag: &str) -> bool {
     let value = value.to_str().unwrap_or_default();
     value
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn compares_tags_as_a_list_and_weakly() {
+    fn etags_are_compared_as_a_list_and_weakly() {
         let etag = "\"abc\"";
         for known in ["\"abc\"", "W/\"abc\"", "\"x\", \"abc\"", "*"] {
             assert!(matches(&HeaderValue::from_static(known), etag), "{known}");

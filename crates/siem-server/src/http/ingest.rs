@@ -28,29 +28,30 @@ use crate::{
     memory::Reserved,
 };
 
-/// What a batch's text most likely needs at most, as a multiple of its compressed size.
+/// Likely upper bound of a text's size, as a multiple of its compressed size.
 const LIKELY_RATIO: usize = 16;
-/// Memory that is set aside for a text at least.
+/// Minimum memory to reserve for a text.
 const LEAST_TEXT: usize = 64 << 10;
 
 pub(super) async fn ingest(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, mut body) = request.into_parts();
-    match take(&shared, &parts, &mut body).await {
+    match receive_batch(&shared, &parts, &mut body).await {
         Ok(receipt) => json(&receipt),
         Err(rejection) => {
-            // While the answer goes out: who reads it at once need not send the rest.
+            // The body is read while the response is sent: a client that reads the response at once
+            // need not send the rest.
             tokio::spawn(discard(body, shared.limits));
             rejection.into_response()
         }
     }
 }
 
-/// Reads a body as `POST /ingest` does, all but its signature: encoding, header line, entries,
-/// chain, and that the request's headers do not contradict them. Pure, and bounded by `limits`: for
-/// fuzzing, and to look at what a sender made.
+/// Parses a body as `POST /ingest` does, except for the signature: encoding, header line, entries,
+/// chain, and whether the headers of the request contradict them. Pure, and bounded by `limits`;
+/// meant for fuzzing and for the analysis of a sender's output.
 ///
 /// # Errors
-/// The status that the receiver answers with.
+/// The status of the response.
 pub fn read_body<'a>(
     headers: impl IntoIterator<Item = (&'a str, &'a [u8])>,
     body: &[u8],
@@ -78,7 +79,7 @@ fn try_read_body(headers: &HeaderMap, body: &[u8], limits: &Limits) -> Result<Ba
     Ok(batch)
 }
 
-/// How many bytes a body may have as it is sent.
+/// Maximum size of a body as sent.
 fn limit(encoding: Encoding, limits: &Limits) -> usize {
     match encoding {
         Encoding::Identity => limits.decoded,
@@ -86,8 +87,8 @@ fn limit(encoding: Encoding, limits: &Limits) -> usize {
     }
 }
 
-/// Reads the rest of a refused body. A client that is still writing when the connection is closed
-/// sees a broken pipe, and not the answer.
+/// Reads the rest of a refused body. A client that still sends when the connection is closed gets a
+/// broken pipe in place of the response.
 async fn discard(mut body: Body, limits: Limits) {
     let reading = async {
         let mut length = 0;
@@ -98,7 +99,7 @@ async fn discard(mut body: Body, limits: Limits) {
             }
         }
     };
-    // Who is slower than this may see what it likes.
+    // The connection is closed for a client that takes longer.
     drop(tokio::time::timeout(limits.discard, reading).await);
 }
 
@@ -106,7 +107,11 @@ async fn next(body: &mut Body) -> Option<Result<Frame<Bytes>, axum::Error>> {
     poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
 }
 
-async fn take(shared: &Arc<Shared>, parts: &Parts, body: &mut Body) -> Result<Receipt, Rejection> {
+async fn receive_batch(
+    shared: &Arc<Shared>,
+    parts: &Parts,
+    body: &mut Body,
+) -> Result<Receipt, Rejection> {
     let headers = &parts.headers;
     shared.authorize(headers)?;
     check_content_type(headers)?;
@@ -115,7 +120,8 @@ async fn take(shared: &Arc<Shared>, parts: &Parts, body: &mut Body) -> Result<Re
     let limit = limit(encoding, &shared.limits);
     let (body, memory) = receive(shared, headers, body, limit).await?;
     let received_at = shared.clock.now();
-    let batch = read(shared, Sent { body, memory, encoding, signature, received_at }).await?;
+    let batch =
+        read(shared, ReceivedBody { body, memory, encoding, signature, received_at }).await?;
     check_headers(headers, &batch.header)?;
     let id = batch.header.id();
     let receipt = shared.storage.store(batch).await?;
@@ -123,8 +129,8 @@ async fn take(shared: &Arc<Shared>, parts: &Parts, body: &mut Body) -> Result<Re
     Ok(receipt)
 }
 
-/// A body as it was sent.
-struct Sent {
+/// A body as sent.
+struct ReceivedBody {
     body: Vec<u8>,
     memory: Reserved,
     encoding: Encoding,
@@ -133,7 +139,7 @@ struct Sent {
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    // A value that is no text contradicts whatever is expected of it.
+    // A value that is not text contradicts any expected value.
     headers.get(name).map(|value| std::str::from_utf8(value.as_bytes()).unwrap_or("\0"))
 }
 
@@ -162,7 +168,7 @@ fn check_headers(headers: &HeaderMap, batch: &BatchHeader) -> Result<(), Rejecti
     }
 }
 
-/// Reads the body, once the memory for it is set aside.
+/// Reads the body after reserving memory for it.
 async fn receive(
     shared: &Shared,
     headers: &HeaderMap,
@@ -173,7 +179,7 @@ async fn receive(
     if length.is_some_and(|length: usize| length > limit) {
         return Err(Rejection::BodyTooLarge { limit });
     }
-    // A body of unknown length may be as long as allowed.
+    // A body of unknown length may have the maximum length.
     let expected = length.unwrap_or(limit);
     let mut memory = shared.bodies.reserve(expected).await.ok_or(Rejection::Overloaded)?;
     let reading = collect(body, length.unwrap_or_default(), limit);
@@ -195,41 +201,48 @@ async fn collect(body: &mut Body, length: usize, limit: usize) -> Result<Vec<u8>
     Ok(bytes)
 }
 
-/// Verifies, decodes and checks, away from the threads that serve requests.
-async fn read(shared: &Arc<Shared>, sent: Sent) -> Result<Batch, Rejection> {
+/// Verifies, decodes and parses a body outside the threads that serve requests.
+async fn read(shared: &Arc<Shared>, sent: ReceivedBody) -> Result<Batch, Rejection> {
     if sent.encoding == Encoding::Identity {
-        return work(shared, sent, Step::Parse).await?.into_batch();
+        return run_step_blocking(shared, sent, DecodeStep::Parse).await?.into_batch();
     }
     let most = shared.limits.decoded;
     let likely = sent.body.len().saturating_mul(LIKELY_RATIO).max(LEAST_TEXT).min(most);
     let memory = shared.texts.reserve(likely).await.ok_or(Rejection::Overloaded)?;
-    match work(shared, sent, Step::Decode { memory, limit: likely, verified: false }).await? {
-        Worked::Batch(batch) => Ok(*batch),
-        Worked::Larger(sent) => {
-            // Nothing is held of the first try here, so waiting for more cannot lock up.
+    match run_step_blocking(
+        shared,
+        sent,
+        DecodeStep::Decode { memory, limit: likely, verified: false },
+    )
+    .await?
+    {
+        StepOutput::Batch(batch) => Ok(*batch),
+        StepOutput::Larger(sent) => {
+            // The memory of the first attempt is released at this point, so that waiting for more
+            // cannot deadlock.
             let memory = shared.texts.reserve(most).await.ok_or(Rejection::Overloaded)?;
-            let step = Step::Decode { memory, limit: most, verified: true };
-            work(shared, sent, step).await?.into_batch()
+            let step = DecodeStep::Decode { memory, limit: most, verified: true };
+            run_step_blocking(shared, sent, step).await?.into_batch()
         }
     }
 }
 
-/// What is to be done with a body.
-enum Step {
-    /// It is the text.
+/// Next step for a body.
+enum DecodeStep {
+    /// The body is not compressed.
     Parse,
-    /// The text is to be decoded, to at most `limit` bytes, for which there is memory.
+    /// The body is decoded to at most `limit` bytes, for which memory is reserved.
     Decode { memory: Reserved, limit: usize, verified: bool },
 }
 
-/// What came of it.
-enum Worked {
+/// Result of a step.
+enum StepOutput {
     Batch(Box<Batch>),
-    /// The text is larger than the memory set aside.
-    Larger(Sent),
+    /// The text is larger than the reserved memory.
+    Larger(ReceivedBody),
 }
 
-impl Worked {
+impl StepOutput {
     fn into_batch(self) -> Result<Batch, Rejection> {
         match self {
             Self::Batch(batch) => Ok(*batch),
@@ -238,29 +251,39 @@ impl Worked {
     }
 }
 
-async fn work(shared: &Arc<Shared>, sent: Sent, step: Step) -> Result<Worked, Rejection> {
+async fn run_step_blocking(
+    shared: &Arc<Shared>,
+    sent: ReceivedBody,
+    step: DecodeStep,
+) -> Result<StepOutput, Rejection> {
     let _core = shared.cores.acquire().await.map_err(|_| Rejection::Overloaded)?;
     let shared = shared.clone();
-    let working = tokio::task::spawn_blocking(move || work_now(&shared, sent, step));
+    let working = tokio::task::spawn_blocking(move || run_step(&shared, sent, step));
     working.await.map_err(|_| Rejection::Panicked)?
 }
 
-fn work_now(shared: &Shared, sent: Sent, step: Step) -> Result<Worked, Rejection> {
-    let verified = matches!(step, Step::Decode { verified: true, .. });
+fn run_step(
+    shared: &Shared,
+    sent: ReceivedBody,
+    step: DecodeStep,
+) -> Result<StepOutput, Rejection> {
+    let verified = matches!(step, DecodeStep::Decode { verified: true, .. });
     if !verified && !shared.keys.verify(&sent.body, &sent.signature) {
         return Err(Rejection::Signature);
     }
     let (text, mut memory) = match step {
-        Step::Parse => (sent.body, sent.memory),
-        Step::Decode { memory, limit, .. } => match decode(&sent.body, sent.encoding, limit) {
-            Ok(text) => (text, memory),
-            Err(DecodeError::TooLarge { .. }) if limit < shared.limits.decoded => {
-                return Ok(Worked::Larger(sent));
+        DecodeStep::Parse => (sent.body, sent.memory),
+        DecodeStep::Decode { memory, limit, .. } => {
+            match decode(&sent.body, sent.encoding, limit) {
+                Ok(text) => (text, memory),
+                Err(DecodeError::TooLarge { .. }) if limit < shared.limits.decoded => {
+                    return Ok(StepOutput::Larger(sent));
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
-        },
+        }
     };
     let batch = Batch::parse(text, sent.received_at)?;
     memory.shrink_to(batch.size());
-    Ok(Worked::Batch(Box::new(batch.holding(memory))))
+    Ok(StepOutput::Batch(Box::new(batch.with_memory(memory))))
 }

@@ -1,4 +1,4 @@
-//! The receiver's HTTP side: an axum router over a [`Storage`].
+//! HTTP interface of the receiver: an axum router with a [`Storage`] behind it.
 
 mod config;
 mod ingest;
@@ -26,7 +26,7 @@ use crate::{
     store::Storage,
 };
 
-/// The paths that the router answers, with their methods; all below the endpoint.
+/// Methods and paths of the router, below the endpoint.
 pub const ROUTES: [(&str, &str); 5] = [
     ("post", path::INGEST),
     ("get", path::CONFIG),
@@ -35,22 +35,22 @@ pub const ROUTES: [(&str, &str); 5] = [
     ("get", "/openapi.json"),
 ];
 
-/// What a receiver takes at most.
+/// Limits of a receiver.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Bytes of a compressed body.
+    /// Size of a compressed body, in bytes.
     pub compressed: usize,
-    /// Bytes of a body once decoded, or of one that is not compressed.
+    /// Size of a decoded body, or of an uncompressed one, in bytes.
     pub decoded: usize,
-    /// Bytes of memory for bodies and batches, of all requests together.
+    /// Memory for bodies and batches of all requests together, in bytes.
     pub memory: usize,
-    /// How long a request waits for memory before it is sent away with status 503.
+    /// Time that a request waits for memory before it is rejected with status 503.
     pub patience: Duration,
-    /// How long a body may take to arrive.
+    /// Time that a body may take to arrive.
     pub body_timeout: Duration,
-    /// How long the rest of a refused body is read, so that its sender sees the answer. Then the
-    /// connection is closed.
+    /// Time for which the rest of a refused body is read, so that its sender sees the response.
+    /// After that the connection is closed.
     pub discard: Duration,
 }
 
@@ -67,7 +67,7 @@ impl Default for Limits {
     }
 }
 
-/// A receiver to be mounted in a server.
+/// A receiver that can be mounted in a server.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -96,36 +96,36 @@ impl fmt::Debug for Receiver {
 }
 
 impl Receiver {
-    /// A receiver that keeps what it takes in `storage`.
+    /// Creates a receiver that stores batches in `storage`.
     #[must_use]
     pub fn new(keys: Keys, storage: Arc<dyn Storage>) -> Self {
         let (clock, limits) = (Arc::new(SystemClock), Limits::default());
         Self { keys, storage, config_file: None, clock, limits }
     }
 
-    /// Serves the managed configuration from `path`, read again at each request. While there is no
-    /// such file, agents are told that there is no configuration.
+    /// Serves the managed configuration from `path`, which is read for each request. If the file
+    /// does not exist, agents get the response that there is no configuration.
     #[must_use]
     pub fn with_config_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.config_file = Some(path.into());
         self
     }
 
-    /// Takes the time from `clock`.
+    /// Replaces the clock.
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// Takes at most what `limits` says.
+    /// Replaces the limits.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// The router: [`ROUTES`], to be nested where the agents' endpoint is.
+    /// Builds the router with [`ROUTES`], to be nested at the endpoint of the agents.
     pub fn router(self) -> Router {
         let limits = self.limits;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -149,18 +149,18 @@ impl Receiver {
     }
 }
 
-/// What all requests share.
+/// State shared by all requests.
 struct Shared {
     keys: Keys,
     storage: Arc<dyn Storage>,
     config_file: Option<PathBuf>,
     clock: Arc<dyn Clock>,
     limits: Limits,
-    /// Memory for bodies as they travel.
+    /// Memory for bodies as sent.
     bodies: Budget,
     /// Memory for decoded batches, until they are stored.
     texts: Budget,
-    /// How many batches are decoded at a time.
+    /// Number of batches that are decoded at the same time.
     cores: Semaphore,
 }
 
@@ -177,7 +177,7 @@ impl Shared {
     }
 }
 
-/// Answers what no route answers, for a server that has nothing else on it.
+/// Response to unknown paths, for a server without other routes.
 pub async fn not_found() -> Response {
     Rejection::Route.into_response()
 }

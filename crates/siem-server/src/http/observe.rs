@@ -12,7 +12,7 @@ use siem_protocol::names::content_type;
 
 use super::{Shared, problem::Rejection};
 
-/// The description of the API, as it is served.
+/// OpenAPI document, as served.
 pub const OPENAPI: &str = include_str!("../../openapi.json");
 
 pub(super) async fn stats(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
@@ -33,7 +33,7 @@ pub(super) async fn openapi() -> Response {
     ([(CONTENT_TYPE, content_type::JSON)], OPENAPI).into_response()
 }
 
-/// An answer in JSON.
+/// Builds a JSON response.
 pub(super) fn json<T: Serialize>(value: &T) -> Response {
     let body = serde_json::to_vec(value).expect("names and numbers can be written as JSON");
     ([(CONTENT_TYPE, content_type::JSON)], body).into_response()

@@ -1,4 +1,4 @@
-//! Refusals, as RFC 9457 problem details.
+//! Rejections as RFC 9457 problem details.
 
 use std::{error::Error as _, time::Duration};
 
@@ -14,10 +14,10 @@ use tracing::{error, info};
 
 use crate::{batch::BatchError, decode::DecodeError, store::StoreError};
 
-/// Why a request is refused.
+/// Reason why a request is rejected.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Rejection {
-    #[error("there is nothing at this path")]
+    #[error("no such path")]
     Route,
     #[error("the bearer token is missing or wrong")]
     Token,
@@ -29,7 +29,7 @@ pub(super) enum Rejection {
     ContentType,
     #[error("the body has more than {limit} bytes")]
     BodyTooLarge { limit: usize },
-    #[error("the body could not be read")]
+    #[error("cannot read the body")]
     Body(#[source] axum::Error),
     #[error("the body took too long to arrive")]
     Slow,
@@ -41,22 +41,22 @@ pub(super) enum Rejection {
     Contradiction(&'static str),
     #[error("the nonce is not 32 hexadecimal digits")]
     Nonce,
-    #[error("no memory was free in time")]
+    #[error("no memory became available in time")]
     Overloaded,
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("there is no managed configuration")]
     NoConfig,
-    #[error("the managed configuration could not be read")]
+    #[error("cannot read the managed configuration")]
     ConfigFile(#[source] std::io::Error),
-    #[error("the managed configuration is refused")]
+    #[error("the managed configuration is invalid")]
     Config(#[source] ManagedError),
-    #[error("the request could not be worked on")]
+    #[error("the request could not be processed")]
     Panicked,
 }
 
 impl Rejection {
-    /// Status, the last part of the problem's type, and title.
+    /// Returns the status, the last part of the problem's type, and the title.
     fn kind(&self) -> (StatusCode, &'static str, &'static str) {
         use StatusCode as S;
         match self {
@@ -95,7 +95,7 @@ impl Rejection {
         }
     }
 
-    /// The status of the answer.
+    /// Status of the response.
     pub(super) fn status(&self) -> u16 {
         self.kind().0.as_u16()
     }
@@ -126,7 +126,7 @@ impl Rejection {
         }
     }
 
-    /// The error, with its cause where that is about the sender's own text.
+    /// Returns the message, with its cause if that concerns the sender's own text.
     fn detail(&self) -> String {
         let cause = match self {
             Self::Batch(error) => error.source(),
@@ -137,12 +137,12 @@ impl Rejection {
         cause.map_or_else(|| self.to_string(), |cause| format!("{self}: {cause}"))
     }
 
-    /// Leaves word of the refusal. Causes may quote what was sent, so only the receiver's own are
-    /// shown.
+    /// Logs the rejection. Causes may quote the request, so only those of the receiver itself are
+    /// logged.
     fn log(&self) {
         let status = self.kind().0.as_u16();
         if status < 500 {
-            info!(status, reason = %self, "refused a request");
+            info!(status, reason = %self, "rejected a request");
             return;
         }
         let cause = match self {
@@ -151,7 +151,7 @@ impl Rejection {
             Self::Config(error) => Some(error.to_string()),
             _ => None,
         };
-        error!(code = "request_failed", status, reason = %self, cause, "could not serve a request");
+        error!(code = "request_failed", status, reason = %self, cause, "cannot serve a request");
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a batch changes about an epoch.
+//! Changes of an epoch by a batch.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,14 +6,15 @@ use siem_protocol::{ChainPoint, DeadLettered, Digest};
 
 use super::{Range, TallyChange};
 
-/// What a batch changes. Stored beside the entries, so that the ledger can be made again.
+/// Changes of an epoch by a batch. They are stored beside the entries, so that the ledger can be
+/// rebuilt.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Change {
-    /// How many lines are stored.
+    /// Number of lines that are stored.
     #[serde(skip_serializing_if = "is_zero")]
     pub accepted: u64,
-    /// How many lines were there already.
+    /// Number of lines that were already stored.
     #[serde(skip_serializing_if = "is_zero")]
     pub duplicates: u64,
     /// Numbers covered from now on.
@@ -25,25 +26,26 @@ pub struct Change {
     /// Numbers whose holes are filled.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub filled: Vec<u64>,
-    /// Numbers jumped over when the batch came.
+    /// Numbers skipped when the batch arrived.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap: Option<Range>,
-    /// Where the chain does not fit.
+    /// Breaks of the chain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub breaks: Vec<Break>,
-    /// The chain's values that the batch builds upon, where none or another is covered.
+    /// Values of the chain that the batch builds upon, for numbers that are not covered or have
+    /// another value.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub claims: Vec<ChainPoint>,
-    /// Numbers whose claimed values proved right.
+    /// Numbers whose claimed values were confirmed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub settled: Vec<u64>,
-    /// Where an epoch begins that was not known before.
+    /// Start of an epoch that was unknown before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub begins_at: Option<ChainPoint>,
-    /// Numbers whose lines were found missing from a damaged store.
+    /// Numbers whose lines are missing from a damaged store.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<Range>,
-    /// What it adds to the counts that are compared with claims; there when `accepted` is not 0.
+    /// Changes of the counts that are compared with claims; present if `accepted` is not 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tally: Option<TallyChange>,
 }
@@ -53,52 +55,53 @@ pub(crate) fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-/// A place where the chain does not fit.
+/// A break of the chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Break {
-    /// The number that it was noticed at.
+    /// Number at which it was found.
     pub seq: u64,
-    /// What does not fit.
+    /// Kind of the break.
     pub kind: BreakKind,
-    /// The value that was expected there.
+    /// Expected value.
     pub expected: Digest,
-    /// The value that came.
+    /// Value in the batch.
     pub found: Digest,
 }
 
-/// What about a chain does not fit.
+/// Kinds of breaks of the chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BreakKind {
-    /// A batch builds upon another value than is held of the number before it.
+    /// The batch builds upon another value than the one stored for the number before it.
     Before,
-    /// A batch's lines give another value than its header says.
+    /// The lines of the batch result in another value than its header names.
     After,
-    /// A late batch gives another value than the numbers behind it were built upon.
+    /// A late batch results in another value than the one that the numbers after it were built
+    /// upon.
     Join,
 }
 
-/// What to do with a batch.
+/// Result of [`Ledger::plan`](super::Ledger::plan).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// What it changes.
+    /// Changes by the batch.
     pub change: Change,
-    /// Which of its lines to store, by index.
+    /// Indexes of the lines to store.
     pub store: Vec<usize>,
-    /// For a redelivery: the numbers that are held then.
+    /// For a redelivery: the numbers that are stored afterwards.
     pub accepted_seqs: Option<Vec<u64>>,
 }
 
-/// Why a batch is not stored.
+/// Reason why a batch is not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal<E> {
-    /// A number that is covered comes with another chain value.
+    /// A number that is covered has another chain value in the batch.
     #[error("a number that is held came with another chain value")]
     Conflict {
-        /// The number expected next.
+        /// The next number expected.
         expected_seq: u64,
     },
-    /// The chain's values could not be read.
+    /// The values of the chain could not be read.
     #[error("the chain's values could not be read")]
     Values(#[source] E),
 }

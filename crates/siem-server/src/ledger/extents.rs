@@ -1,49 +1,49 @@
-//! A set of numbers as ranges, each with the place of its values.
+//! A set of numbers as ranges, each with the position of its values.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Numbers from `first` to `last`, both included.
+/// Numbers from `first` to `last`, inclusive.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 pub struct Range {
-    /// The lowest.
+    /// Lowest number.
     pub first: u64,
-    /// The highest.
+    /// Highest number.
     pub last: u64,
 }
 
 impl Range {
-    /// How many numbers there are.
+    /// Number of numbers in the range.
     #[must_use]
     pub fn count(self) -> u64 {
         self.last - self.first + 1
     }
 }
 
-/// A range whose values stand one after another.
+/// A range whose values are stored consecutively.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// The numbers.
     pub range: Range,
-    /// Where the value of the first one stands; the others follow.
+    /// Position of the first number's value.
     pub at: u64,
 }
 
-/// A set of numbers, each with the place where its value stands. Costs memory by range, not by
-/// number.
+/// A set of numbers, each with the position of its value. Memory grows with the number of ranges,
+/// not of numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extents {
-    /// Last number and place, by first number. They do not overlap.
+    /// Last number and position, by first number. Ranges do not overlap.
     runs: BTreeMap<u64, (u64, u64)>,
     count: u64,
 }
 
 impl Extents {
-    /// Adds a range whose values begin at `at`. None of its numbers may be there.
+    /// Adds a range whose values start at `at`. None of its numbers may be in the set.
     pub fn insert(&mut self, range: Range, at: u64) {
         debug_assert_eq!(self.missing(range), [range], "numbers are added once");
         self.count += range.count();
@@ -63,7 +63,7 @@ impl Extents {
         self.runs.insert(first, (last, start));
     }
 
-    /// Takes the numbers of a range out, those of them that are there.
+    /// Removes the numbers of a range that are in the set.
     pub fn remove(&mut self, range: Range) {
         for extent in self.overlaps(range) {
             let Some((&first, &(last, at))) = self.runs.range(..=extent.range.first).next_back()
@@ -82,14 +82,14 @@ impl Extents {
         }
     }
 
-    /// Where the value of `seq` stands; `None` when the number is not there.
+    /// Position of the value of `seq`; `None` if the number is not in the set.
     #[must_use]
     pub fn at(&self, seq: u64) -> Option<u64> {
         let (&first, &(last, at)) = self.runs.range(..=seq).next_back()?;
         (seq <= last).then(|| at + (seq - first))
     }
 
-    /// The parts of `range` that are there, in order.
+    /// Parts of `range` that are in the set, in order.
     #[must_use]
     pub fn overlaps(&self, range: Range) -> Vec<Extent> {
         let start =
@@ -105,7 +105,7 @@ impl Extents {
             .collect()
     }
 
-    /// The parts of `range` that are not there, in order.
+    /// Parts of `range` that are not in the set, in order.
     #[must_use]
     pub fn missing(&self, range: Range) -> Vec<Range> {
         let mut missing = Vec::new();
@@ -122,13 +122,13 @@ impl Extents {
         missing
     }
 
-    /// How many numbers there are.
+    /// Number of numbers in the set.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The numbers as few ranges as possible, wherever their values stand.
+    /// The numbers as the smallest number of ranges, regardless of their positions.
     #[must_use]
     pub fn ranges(&self) -> Vec<Range> {
         let mut ranges: Vec<Range> = Vec::new();
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn in_order_it_stays_one_run() {
+    fn ordered_ranges_form_one_run() {
         let mut extents = Extents::default();
         for block in 0..1000 {
             extents.insert(range(block * 100 + 1, block * 100 + 100), block * 100);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_whose_values_are_apart_stay_apart_and_show_as_one() {
+    fn neighbours_with_separate_values_stay_separate() {
         let mut extents = Extents::default();
         extents.insert(range(1, 5), 0);
         extents.insert(range(9, 12), 5);
@@ -176,9 +176,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against a plain map from number to place.
+        /// Compares the set with a plain map from number to position.
         #[test]
-        fn agrees_with_a_plain_map(
+        fn extents_equal_a_plain_map(
             steps in prop::collection::vec((any::<bool>(), 1u64..60, 0u64..12), 0..40),
             ask in (1u64..70, 0u64..20)
         ) {

@@ -1,8 +1,8 @@
-//! What is held of one epoch, and what a batch changes about it. Policy only: no file, no clock.
+//! Entries held of one epoch, and the changes by a batch. Policy only: no files, no clock.
 //!
-//! A store asks [`Ledger::plan`] what a batch changes, makes that durable, and then hands the
-//! same [`Change`] to [`Ledger::apply`]. Applying the stored changes again, in order, gives the
-//! same ledger: that is how a store comes back after a restart.
+//! A store calls [`Ledger::plan`] for a batch, makes the resulting [`Change`] durable, and then
+//! passes it to [`Ledger::apply`]. Applying the stored changes in order rebuilds the same ledger
+//! after a restart.
 
 mod change;
 mod extents;
@@ -20,18 +20,18 @@ pub use tally::{Claimed, Comparison, Difference, Figure, TallyChange};
 
 use crate::batch::{Batch, Line};
 
-/// Reads back the chain's values `h(n)` of the numbers that a store covers.
+/// Reads the chain's values `h(n)` of the numbers that a store covers.
 ///
-/// Each change adds one value for every number of its `new` ranges, in order; a value's place is
-/// how many were added before it.
+/// Each change adds one value for every number of its `new` ranges, in order; the position of a
+/// value is the number of values added before it.
 pub trait ChainValues {
-    /// Why values could not be read.
+    /// Reason why values could not be read.
     type Error;
 
-    /// The `count` values from place `at` on.
+    /// Reads `count` values from position `at`.
     ///
     /// # Errors
-    /// When they could not be read; the batch is then not judged.
+    /// If the values could not be read; the batch is then not planned.
     fn read(&mut self, at: u64, count: u64) -> Result<Vec<Digest>, Self::Error>;
 }
 
@@ -45,18 +45,18 @@ impl ChainValues for &[Digest] {
     }
 }
 
-/// What is held of one epoch.
+/// Entries held of one epoch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ledger {
-    /// Numbers that are held or are holes.
+    /// Numbers that are held or dead-lettered.
     covered: Extents,
     /// Dead-lettered numbers and the hashes of their lines.
     holes: BTreeMap<u64, Digest>,
-    /// `h(n)` as the batch that begins at n + 1 has it, where no equal value is covered.
+    /// `h(n)` according to the batch that starts at n + 1, where no equal value is covered.
     claims: BTreeMap<u64, Digest>,
     breaks: Vec<Break>,
     begins_at: Option<ChainPoint>,
-    /// The highest number that was ever covered.
+    /// Highest number ever covered.
     highest: u64,
     values: u64,
     accepted: u64,
@@ -65,11 +65,11 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Judges `batch` against what is held.
+    /// Plans the changes by `batch`.
     ///
     /// # Errors
-    /// [`Refusal::Conflict`] when a number that is held comes with another chain value;
-    /// [`Refusal::Values`] when `values` could not be read.
+    /// [`Refusal::Conflict`] if a number that is held has another chain value in the batch;
+    /// [`Refusal::Values`] if `values` could not be read.
     pub fn plan<V: ChainValues>(
         &self,
         batch: &Batch,
@@ -108,7 +108,7 @@ impl Ledger {
         let dead = batch.header.dead_lettered.iter();
         change.holes = dead.filter(|dead| is_new(dead.seq)).cloned().collect();
         let mut store = Vec::new();
-        let mut counting = self.tally.counting(self.next_seq() - 1, batch.claims());
+        let mut start = self.tally.start(self.next_seq() - 1, batch.claims());
         for (index, line) in batch.lines().iter().enumerate() {
             if self.holes.contains_key(&line.seq) {
                 change.filled.push(line.seq);
@@ -117,14 +117,14 @@ impl Ledger {
                 continue;
             }
             store.push(index);
-            counting.line(line);
+            start.line(line);
         }
         change.accepted = store.len() as u64;
-        change.tally = (!store.is_empty()).then(|| counting.done());
+        change.tally = (!store.is_empty()).then(|| start.finish());
         Ok(Plan { change, store, accepted_seqs: None })
     }
 
-    /// Compares the chain before the batch with what is known of that number.
+    /// Compares the chain before the batch with the known value of that number.
     fn check_before<V: ChainValues>(
         &self,
         batch: &Batch,
@@ -149,8 +149,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Compares the batch's values with what later numbers, here already, were built upon, and its
-    /// last value with its header.
+    /// Compares the values of the batch with those that later numbers were built upon, and its last
+    /// value with its header.
     fn check_after(&self, batch: &Batch, range: Range, change: &mut Change) {
         for new in &change.new {
             let Some(&claimed) = self.claims.get(&new.last) else { continue };
@@ -169,7 +169,7 @@ impl Ledger {
         }
     }
 
-    /// `h(seq - 1)` as the batch that brought `seq`, or would bring it, has it.
+    /// Returns `h(seq - 1)` according to the batch that brought `seq`, or would bring it.
     fn value_before<V: ChainValues>(
         &self,
         seq: u64,
@@ -181,7 +181,7 @@ impl Ledger {
         self.value(seq - 1, values)
     }
 
-    /// `h(seq)` as it is covered.
+    /// Returns the covered value `h(seq)`.
     fn value<V: ChainValues>(&self, seq: u64, values: &mut V) -> Result<Option<Digest>, V::Error> {
         if let Some(at) = self.covered.at(seq) {
             return Ok(values.read(at, 1)?.first().copied());
@@ -198,13 +198,13 @@ impl Ledger {
         let mut change = Change::default();
         let mut store = Vec::new();
         let mut accepted_seqs = Vec::new();
-        // All that a redelivery brings lies below what is held: none of it claims anything.
-        let mut counting = self.tally.counting(self.next_seq() - 1, &[]);
+        // All entries of a redelivery are below the last one held, so none of them is a claim.
+        let mut start = self.tally.start(self.next_seq() - 1, &[]);
         for (index, line) in batch.lines().iter().enumerate() {
             if self.holes.get(&line.seq) == Some(&line.digest) {
                 change.filled.push(line.seq);
                 store.push(index);
-                counting.line(line);
+                start.line(line);
             } else if self.holds(line, values)? {
                 change.duplicates += 1;
             } else {
@@ -213,11 +213,11 @@ impl Ledger {
             accepted_seqs.push(line.seq);
         }
         change.accepted = store.len() as u64;
-        change.tally = (!store.is_empty()).then(|| counting.done());
+        change.tally = (!store.is_empty()).then(|| start.finish());
         Ok(Plan { change, store, accepted_seqs: Some(accepted_seqs) })
     }
 
-    /// Whether this very line is held.
+    /// Reports whether exactly this line is held.
     fn holds<V: ChainValues>(&self, line: &Line, values: &mut V) -> Result<bool, V::Error> {
         if self.covered.at(line.seq).is_none() || self.holes.contains_key(&line.seq) {
             return Ok(false);
@@ -227,8 +227,8 @@ impl Ledger {
         Ok(before.map(|before| before.chain(line.digest)) == value)
     }
 
-    /// Takes a change in. Its `new` numbers' values stand from [`Ledger::values`] on, as it was
-    /// before the call.
+    /// Applies a change. The values of its `new` numbers start at the position [`Ledger::values`]
+    /// as it was before the call.
     pub fn apply(&mut self, change: &Change) {
         if self.begins_at.is_none() {
             self.begins_at = change.begins_at;
@@ -260,16 +260,16 @@ impl Ledger {
     fn tally(&mut self, change: &Change) {
         match &change.tally {
             Some(tally) => self.tally.apply(tally, self.begins_at.is_some()),
-            // Written before entries were counted.
-            None if change.accepted > 0 => self.tally.begin_anew(),
+            // The change was written by a version that did not count entries.
+            None if change.accepted > 0 => self.tally.reset(),
             None => {}
         }
         if !change.lost.is_empty() {
-            self.tally.begin_anew();
+            self.tally.reset();
         }
     }
 
-    /// What the agent claimed last, held against what is held; `None` before its first claim.
+    /// The agent's last claim, compared with the entries held; `None` before its first claim.
     #[must_use]
     pub fn comparison(&self) -> Option<Comparison> {
         self.tally.compare(|from, below| {
@@ -282,42 +282,42 @@ impl Ledger {
         })
     }
 
-    /// Whether a change may make for another comparison.
-    pub(crate) fn compared_anew(change: &Change) -> bool {
-        change.tally.as_ref().is_some_and(Tally::compared_anew)
+    /// Reports whether a change can affect the comparison.
+    pub(crate) fn affects_comparison(change: &Change) -> bool {
+        change.tally.as_ref().is_some_and(Tally::affects_comparison)
     }
 
-    /// Whether nothing was ever stored of the epoch.
+    /// Reports whether no entry of the epoch was ever stored.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         self.values == 0 && self.begins_at.is_none()
     }
 
-    /// The number after the highest one that was ever covered.
+    /// The number after the highest one ever covered.
     #[must_use]
     pub fn next_seq(&self) -> u64 {
         self.begins_at.map_or(0, |base| base.seq).max(self.highest) + 1
     }
 
-    /// How many values of the chain were added so far.
+    /// Number of chain values added so far.
     #[must_use]
     pub fn values(&self) -> u64 {
         self.values
     }
 
-    /// The place of `h(seq)` among the values; `None` when the number is not covered.
+    /// Position of `h(seq)` among the values; `None` if the number is not covered.
     #[must_use]
     pub fn place(&self, seq: u64) -> Option<u64> {
         self.covered.at(seq)
     }
 
-    /// The numbers that are covered: held or dead-lettered.
+    /// Numbers that are covered: held or dead-lettered.
     #[must_use]
     pub fn covered(&self) -> Vec<Range> {
         self.covered.ranges()
     }
 
-    /// The numbers below the highest one that never came.
+    /// Numbers below the highest one that never arrived.
     #[must_use]
     pub fn gaps(&self) -> Vec<Range> {
         let first = self.begins_at.map_or(0, |base| base.seq) + 1;
@@ -325,39 +325,40 @@ impl Ledger {
         if last < first { Vec::new() } else { self.covered.missing(Range { first, last }) }
     }
 
-    /// Dead-lettered numbers that were not delivered again.
+    /// Dead-lettered numbers that were not redelivered.
     pub fn holes(&self) -> impl Iterator<Item = DeadLettered> + '_ {
         self.holes.iter().map(|(&seq, &line_sha256)| DeadLettered { seq, line_sha256 })
     }
 
-    /// Where the chain did not fit, in the order noticed.
+    /// Breaks of the chain, in the order found.
     #[must_use]
     pub fn breaks(&self) -> &[Break] {
         &self.breaks
     }
 
-    /// Where a sink that was added later begins.
+    /// Start of a sink that was added later.
     #[must_use]
     pub fn begins_at(&self) -> Option<ChainPoint> {
         self.begins_at
     }
 
-    /// How many lines are held.
+    /// Number of lines held.
     #[must_use]
     pub fn held(&self) -> u64 {
         self.covered.count() - self.holes.len() as u64
     }
 
-    /// How many lines came that were held already.
+    /// Number of lines that arrived again.
     #[must_use]
     pub fn duplicates(&self) -> u64 {
         self.duplicates
     }
 
-    /// `h(seq - 1)` that a rebuild of the chain's values begins with; see [`ChainValues`].
+    /// Returns `h(seq - 1)`, with which a rebuild of the chain's values starts; see
+    /// [`ChainValues`].
     ///
     /// # Errors
-    /// When `values` could not be read.
+    /// If `values` could not be read.
     pub(crate) fn start_of<V: ChainValues>(
         &self,
         new: Range,

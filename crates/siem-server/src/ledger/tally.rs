@@ -1,8 +1,8 @@
-//! What is held of an epoch, counted so that it can be compared with what the agent claims.
+//! Counts of the entries of an epoch, for the comparison with the agent's claims.
 //!
-//! A heartbeat's totals cover exactly the numbers below its own. So the entries held are counted
-//! in two parts, below the last claim and from it on, and a late entry goes to the part that its
-//! number belongs to.
+//! The totals of a heartbeat cover exactly the numbers below its own. The entries are therefore
+//! counted in two parts, those below the last claim and those from it on; a late entry is added to
+//! the part that its number belongs to.
 
 use std::slice;
 
@@ -11,37 +11,37 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{Claim, Counts, Line};
 
-/// The counts of an epoch, and the claims that they are held against.
+/// Counts of an epoch, and the claims that they are compared with.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Tally {
-    /// The claim that comparing begins with, where nothing is known of what lies below it.
+    /// The claim with which the comparison starts, if the entries below it are unknown.
     baseline: Option<Claim>,
     /// The last claim.
     claim: Option<Claim>,
-    /// What is held from the baseline to the last claim.
+    /// Entries from the baseline to the last claim.
     below: Counts,
-    /// What is held from the last claim on.
+    /// Entries from the last claim on.
     above: Counts,
-    /// Set when the counts are not those of all entries held: the next claim is a baseline.
-    anew: bool,
+    /// Set if the counts do not include all entries held: the next claim becomes the baseline.
+    is_incomplete: bool,
 }
 
-/// What a batch adds to the counts.
+/// Changes of the counts by a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TallyChange {
-    /// New entries below the claim that was the last one before the batch.
+    /// New entries below the last claim before the batch.
     #[serde(skip_serializing_if = "Counts::is_zero")]
     pub below: Counts,
-    /// New entries from that claim on, and below those of the batch itself.
+    /// New entries from that claim on, and below the claims of the batch itself.
     #[serde(skip_serializing_if = "Counts::is_zero")]
     pub above: Counts,
-    /// The batch's own claims: the first one, which may be a baseline, and the last one.
+    /// Claims of the batch: the first one, which may become the baseline, and the last one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub claims: Vec<Claimed>,
 }
 
-/// A claim, and the entries of its batch that come from it on, up to the next claim.
+/// A claim, and the entries of its batch from the claim to the next one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claimed {
     /// The claim.
@@ -51,46 +51,46 @@ pub struct Claimed {
 }
 
 /// Counts the lines of a batch that are stored.
-pub(super) struct Counting<'a> {
+pub(super) struct TallyBuilder<'a> {
     tally: &'a Tally,
     highest: u64,
     claims: slice::Iter<'a, Claim>,
     change: TallyChange,
 }
 
-/// What an agent claimed last of an epoch, and what is held of that.
+/// Last claim of an agent about an epoch, compared with the entries held.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Comparison {
-    /// Numbers from here on are compared. More than 1 when the epoch took over entries of an older
-    /// one or began at a base, and when the receiver's own counts began anew: the first claim then
-    /// is what the later ones are measured from.
+    /// First number that is compared. It is above 1 if the epoch carried over entries of an older
+    /// one, if it started at a base, or if the receiver had to reset its own counts: the first
+    /// claim is then the baseline for later ones.
     pub from: u64,
-    /// The number of the heartbeat that claims: numbers below it are compared.
+    /// Number of the heartbeat with the claim: numbers below it are compared.
     pub below: u64,
-    /// What the agent numbered between the two.
+    /// Entries between the two, according to the agent.
     pub claimed: Counts,
-    /// What is held between the two.
+    /// Entries held between the two.
     pub held: Counts,
-    /// How many numbers between the two never came, or were dead-lettered.
+    /// Number of entries between the two that never arrived or were dead-lettered.
     pub missing: u64,
-    /// What is held from the heartbeat's number on, not yet compared with anything.
+    /// Entries held from the heartbeat's number on, which no claim covers yet.
     pub not_compared: Counts,
-    /// How claim and holdings differ.
+    /// Kind of the difference.
     pub difference: Difference,
-    /// When that is unexplained: the figures that cannot be right.
+    /// The figures that cannot be right, if the difference is unexplained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wrong: Vec<Figure>,
 }
 
-/// How what is held differs from what was claimed.
+/// Kinds of differences between entries and claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Difference {
-    /// Not at all: every figure is equal.
+    /// All figures are equal.
     None,
-    /// By exactly as many entries as there are numbers missing.
+    /// The difference is the number of missing entries.
     Missing,
-    /// In a way that no missing number accounts for.
+    /// Missing numbers do not explain the difference.
     Unexplained,
 }
 
@@ -98,32 +98,33 @@ pub enum Difference {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Figure {
-    /// All entries, of whatever kind.
+    /// All entries, of any kind.
     Entries,
     /// Records.
     Records,
-    /// Their bytes.
+    /// Bytes of the records.
     RecordBytes,
     /// Parts.
     Parts,
-    /// Their bytes.
+    /// Bytes of the parts.
     PartBytes,
     /// Events.
     Events,
 }
 
 impl Tally {
-    /// Begins to count the lines of a batch. `highest` is the highest number covered before it.
-    pub(super) fn counting<'a>(&'a self, highest: u64, claims: &'a [Claim]) -> Counting<'a> {
-        Counting { tally: self, highest, claims: claims.iter(), change: TallyChange::default() }
+    /// Starts to count the lines of a batch. `highest` is the highest number covered before it.
+    pub(super) fn start<'a>(&'a self, highest: u64, claims: &'a [Claim]) -> TallyBuilder<'a> {
+        TallyBuilder { tally: self, highest, claims: claims.iter(), change: TallyChange::default() }
     }
 
-    /// Takes a change in. `based` says that the epoch began at a base.
+    /// Applies a change. `based` says whether the epoch started at a base.
     pub(super) fn apply(&mut self, change: &TallyChange, based: bool) {
         self.below.add(&change.below);
         self.above.add(&change.above);
         for Claimed { claim, behind } in &change.claims {
-            let begins = self.claim.is_none() && (self.anew || based || claim.uncounted > 0);
+            let begins =
+                self.claim.is_none() && (self.is_incomplete || based || claim.uncounted > 0);
             let above = std::mem::take(&mut self.above);
             if begins {
                 (self.baseline, self.below) = (Some(*claim), Counts::default());
@@ -135,22 +136,22 @@ impl Tally {
         }
     }
 
-    /// Forgets all counts: entries were lost, or came uncounted.
-    pub(super) fn begin_anew(&mut self) {
-        *self = Self { anew: true, ..Self::default() };
+    /// Resets the counts, after entries were lost or arrived uncounted.
+    pub(super) fn reset(&mut self) {
+        *self = Self { is_incomplete: true, ..Self::default() };
     }
 
     fn from(&self) -> u64 {
         self.baseline.map_or(1, |baseline| baseline.seq)
     }
 
-    /// Whether what a change adds may make for another comparison.
-    pub(super) fn compared_anew(change: &TallyChange) -> bool {
+    /// Reports whether a change can affect the comparison.
+    pub(super) fn affects_comparison(change: &TallyChange) -> bool {
         !change.claims.is_empty() || !change.below.is_zero()
     }
 
-    /// Compares. `missing` tells how many numbers from one up to, and without, another are not
-    /// held. `None` before the first claim.
+    /// Compares the entries with the last claim. `missing` returns how many numbers from one up to,
+    /// and excluding, another are not held. Returns `None` before the first claim.
     pub(super) fn compare(&self, missing: impl FnOnce(u64, u64) -> u64) -> Option<Comparison> {
         let claim = self.claim?;
         let from = self.from();
@@ -175,14 +176,15 @@ impl Tally {
     }
 }
 
-impl Counting<'_> {
-    /// Counts a line that is stored. Of a batch proper they come in order.
+impl TallyBuilder<'_> {
+    /// Counts a line that is stored. The lines of a regular batch come in order.
     pub(super) fn line(&mut self, line: &Line) {
-        // The claims of lines that were held before are passed over.
+        // Claims of lines that were already stored are skipped.
         while self.claims.as_slice().first().is_some_and(|claim| claim.seq < line.seq) {
             self.claims.next();
         }
-        // A claim below what is held would have to be compared with a part of what is below it.
+        // A claim below the highest number covered would have to be compared with only some of the
+        // entries below it.
         let own = self.claims.as_slice().first().filter(|claim| claim.seq == line.seq);
         if let Some(claim) = own.filter(|claim| claim.seq > self.highest) {
             self.claim(*claim);
@@ -198,7 +200,7 @@ impl Counting<'_> {
         counts.count(line.kind, line.bytes);
     }
 
-    /// Keeps the first claim and the last one: those between say nothing that the last does not.
+    /// Keeps the first claim and the last one: those between add no information.
     fn claim(&mut self, claim: Claim) {
         if let [first, last] = self.change.claims.as_mut_slice() {
             first.behind.add(&last.behind);
@@ -207,12 +209,12 @@ impl Counting<'_> {
         self.change.claims.push(Claimed { claim, behind: Counts::default() });
     }
 
-    pub(super) fn done(self) -> TallyChange {
+    pub(super) fn finish(self) -> TallyChange {
         self.change
     }
 }
 
-/// The figures that cannot be right when `missing` numbers are not held.
+/// Returns the figures that cannot be right if `missing` numbers are not held.
 fn wrong(claimed: &Counts, base: &Counts, held: &Counts, missing: u64) -> Vec<Figure> {
     let surplus = |of: fn(&Counts) -> u64| {
         i128::from(of(claimed)) - i128::from(of(base)) - i128::from(of(held))
@@ -222,8 +224,8 @@ fn wrong(claimed: &Counts, base: &Counts, held: &Counts, missing: u64) -> Vec<Fi
     if entries != i128::from(missing) {
         wrong.push(Figure::Entries);
     }
-    // What is missing may be of any kind; nothing may be held that was not claimed, and where no
-    // entry of a kind is missing its bytes are all there.
+    // The missing entries can be of any kind. No figure may exceed the claim, and if no entry of a
+    // kind is missing, all of its bytes must be there.
     let mut check = |figure, surplus: i128, may_miss: bool| {
         if surplus < 0 || (surplus > 0 && !may_miss) {
             wrong.push(figure);

@@ -6,7 +6,7 @@ use siem_protocol::Chain;
 use super::*;
 use crate::testing::{BatchText, chain, line};
 
-/// A ledger with its values, and what it stored.
+/// A ledger with its values and stored changes.
 #[derive(Default)]
 pub(super) struct Store {
     pub(super) ledger: Ledger,
@@ -40,7 +40,7 @@ fn range(first: u64, last: u64) -> Range {
 }
 
 #[test]
-fn a_resend_is_a_duplicate_whatever_its_borders() {
+fn resend_with_any_borders_is_a_duplicate() {
     let mut store = Store::default();
     store.take_ok(&BatchText::new(1, 5));
     let again = store.take_ok(&BatchText::new(1, 5));
@@ -52,7 +52,7 @@ fn a_resend_is_a_duplicate_whatever_its_borders() {
 }
 
 #[test]
-fn a_jump_is_a_gap_that_a_late_batch_fills() {
+fn late_batch_fills_a_gap() {
     let mut store = Store::default();
     store.take_ok(&BatchText::new(1, 3));
     let jump = store.take_ok(&BatchText::new(7, 9));
@@ -66,7 +66,7 @@ fn a_jump_is_a_gap_that_a_late_batch_fills() {
 }
 
 #[test]
-fn an_epoch_that_does_not_begin_at_one_has_a_gap() {
+fn epoch_that_starts_above_one_has_a_gap() {
     let mut store = Store::default();
     let change = store.take_ok(&BatchText::new(3, 4));
     assert_eq!(change.gap, Some(range(1, 2)));
@@ -74,7 +74,7 @@ fn an_epoch_that_does_not_begin_at_one_has_a_gap() {
 }
 
 #[test]
-fn a_base_is_taken_once() {
+fn base_is_used_once() {
     let base = |seq| Some(ChainPoint { seq, hash: chain(seq) });
     let mut store = Store::default();
     let first = BatchText::new(11, 12).with(|header| header.base = base(10));
@@ -88,7 +88,7 @@ fn a_base_is_taken_once() {
 }
 
 #[test]
-fn a_base_that_its_batch_does_not_build_upon_is_a_break() {
+fn base_that_differs_from_its_batch_is_a_break() {
     let base = ChainPoint { seq: 10, hash: Digest::of(b"other") };
     let mut store = Store::default();
     store.take_ok(&BatchText::new(11, 12).with(|header| header.base = Some(base)));
@@ -96,7 +96,7 @@ fn a_base_that_its_batch_does_not_build_upon_is_a_break() {
 }
 
 #[test]
-fn another_chain_value_of_a_held_number_is_a_conflict() {
+fn other_chain_value_of_a_held_number_is_a_conflict() {
     let mut store = Store::default();
     store.take_ok(&BatchText::new(1, 5));
     let other = BatchText::new(5, 6).line(5, r#"{"seq":5,"kind":"event","other":1}"#);
@@ -106,7 +106,7 @@ fn another_chain_value_of_a_held_number_is_a_conflict() {
 }
 
 #[test]
-fn a_chain_that_does_not_fit_is_stored_as_a_break() {
+fn chain_mismatch_is_stored_as_a_break() {
     let other = Digest::of(b"other");
     let mut store = Store::default();
     store.take_ok(&BatchText::new(1, 5));
@@ -121,7 +121,7 @@ fn a_chain_that_does_not_fit_is_stored_as_a_break() {
 }
 
 #[test]
-fn a_late_batch_that_does_not_lead_to_what_is_behind_it_is_a_break() {
+fn late_batch_that_does_not_join_is_a_break() {
     let mut store = Store::default();
     store.take_ok(&BatchText::new(1, 3));
     store.take_ok(&BatchText::new(6, 8));
@@ -136,7 +136,7 @@ fn a_late_batch_that_does_not_lead_to_what_is_behind_it_is_a_break() {
 }
 
 #[test]
-fn dead_letters_are_holes_that_a_redelivery_fills() {
+fn redelivery_fills_holes_of_dead_letters() {
     let mut store = Store::default();
     store.take_ok(&BatchText::new(1, 6).dead(&[2, 5]));
     assert_eq!(store.ledger.holes().map(|hole| hole.seq).collect::<Vec<_>>(), [2, 5]);
@@ -150,7 +150,7 @@ fn dead_letters_are_holes_that_a_redelivery_fills() {
 }
 
 #[test]
-fn a_redelivery_with_another_hash_is_not_accepted() {
+fn redelivery_with_other_hash_is_rejected() {
     let mut store = Store::default();
     store.take_ok(&BatchText::new(1, 3).dead(&[2]));
     let other = BatchText::redelivery(&[2, 3]);
@@ -162,7 +162,7 @@ fn a_redelivery_with_another_hash_is_not_accepted() {
 }
 
 #[test]
-fn a_line_that_comes_in_a_batch_fills_its_hole() {
+fn line_in_a_batch_fills_its_hole() {
     let mut store = Store::default();
     store.take_ok(&BatchText::new(1, 3).dead(&[2]));
     let change = store.take_ok(&BatchText::new(1, 4));
@@ -173,7 +173,7 @@ fn a_line_that_comes_in_a_batch_fills_its_hole() {
 }
 
 #[test]
-fn the_stored_changes_make_the_same_ledger() {
+fn stored_changes_rebuild_the_ledger() {
     let mut store = Store::default();
     let other = Digest::of(b"other");
     let batches = [
@@ -207,10 +207,10 @@ fn lost_numbers_are_a_gap_that_can_be_filled() {
 }
 
 proptest! {
-    /// Whatever borders, order and repetitions batches come with, each line is stored once, and
-    /// what is missing is said.
+    /// For any borders, order and repetition of batches, each line is stored once, and missing
+    /// lines are reported.
     #[test]
-    fn stores_each_number_once(
+    fn each_number_is_stored_once(
         batches in prop::collection::vec((1u64..40, 0u64..10, prop::collection::vec(1u64..50, 0..3), any::<bool>()), 1..25)
     ) {
         let mut store = Store::default();

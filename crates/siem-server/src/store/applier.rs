@@ -1,5 +1,5 @@
-//! The thread that brings what the journal holds to the epochs' files. Who waits for an answer
-//! waits for the journal alone, and not for thousands of files.
+//! Thread that copies entries from the journal to the files of their epochs. Responses wait only
+//! for the journal, not for thousands of files.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -21,12 +21,13 @@ use super::{
 };
 use crate::{ledger::ChainValues, stats::Stats};
 
-/// How many bytes may wait. The journal has them, so that only memory is at stake.
+/// Maximum number of bytes in the queue. The journal holds them too, so that the limit only
+/// protects memory.
 const WAITING_BYTES: u64 = 64 << 20;
-/// How many frames may wait, however small.
+/// Maximum number of frames in the queue.
 const WAITING_FRAMES: usize = 16 << 10;
 
-/// Writes to the epochs' files, in the order of the journal.
+/// Writes to the files of the epochs, in the order of the journal.
 #[derive(Debug)]
 pub(super) struct Applier {
     shared: Arc<Shared>,
@@ -36,47 +37,47 @@ pub(super) struct Applier {
 #[derive(Debug)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// The queue has changed.
+    /// Notified when the queue changes.
     changed: Condvar,
     files: Mutex<EpochFiles>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    work: VecDeque<Work>,
+    work: VecDeque<QueueItem>,
     bytes: u64,
-    /// How many frames wait, by epoch.
+    /// Number of queued frames, by epoch.
     frames: HashMap<Stem, usize>,
-    /// Why the first frame could not be written. Set until somebody wants it tried again.
+    /// Reason why the first frame could not be written. Set until a retry is requested.
     failed: Option<io::Error>,
-    /// Nothing will be added.
+    /// The queue is complete.
     ends: bool,
-    /// Nothing will be done.
+    /// The thread has ended.
     ended: bool,
 }
 
 #[derive(Debug)]
-enum Work {
-    /// To be written; it waits until that is done.
+enum QueueItem {
+    /// A frame to write; it stays in the queue until that is done.
     Frame(Box<Frame>),
-    /// The journal of the frames before is complete.
+    /// The journal of the previous frames is complete.
     Sealed(PathBuf),
-    /// An answer that is to be given behind the frames before.
+    /// Statistics to send after the previous frames are written.
     Tell(Box<Stats>, oneshot::Sender<Stats>),
 }
 
 impl Applier {
-    /// Starts the thread; complete journals go to `checkpointer`.
+    /// Starts the thread; complete journals are passed to `checkpointer`.
     pub(super) fn start(files: EpochFiles, checkpointer: Checkpointer) -> io::Result<Self> {
         let (queue, changed) = (Mutex::default(), Condvar::new());
         let shared = Arc::new(Shared { queue, changed, files: Mutex::new(files) });
         let below = shared.clone();
-        let run = move || work(&below, checkpointer);
+        let run = move || run_applier(&below, checkpointer);
         let thread = thread::Builder::new().name("applier".into()).spawn(run)?;
         Ok(Self { shared, thread })
     }
 
-    /// Adds a frame that the journal has. Waits while too much waits.
+    /// Queues a frame that is in the journal. Blocks while the queue is full.
     pub(super) fn add(&self, frame: Frame) {
         let (stem, bytes) = (Stem::of(&frame.place), frame.length());
         let full =
@@ -84,46 +85,46 @@ impl Applier {
         let mut queue = self.shared.wait(|queue| full(queue) && queue.failed.is_none());
         queue.bytes += bytes;
         *queue.frames.entry(stem).or_default() += 1;
-        self.push(queue, Work::Frame(Box::new(frame)));
+        self.push(queue, QueueItem::Frame(Box::new(frame)));
     }
 
-    /// Adds that the journal at `path` is complete.
+    /// Queues that the journal at `path` is complete.
     pub(super) fn sealed(&self, path: PathBuf) {
-        self.push(self.shared.queue(), Work::Sealed(path));
+        self.push(self.shared.queue(), QueueItem::Sealed(path));
     }
 
-    /// Gives an answer once all that was added is in the files, or a frame can't be written.
-    pub(super) fn tell(&self, stats: Stats, answer: oneshot::Sender<Stats>) {
+    /// Sends statistics once all queued frames are in the files, or one cannot be written.
+    pub(super) fn send_stats(&self, stats: Stats, answer: oneshot::Sender<Stats>) {
         let queue = self.shared.queue();
         match queue.failed.is_some() || queue.ended {
             true => drop(answer.send(stats)),
-            false => self.push(queue, Work::Tell(Box::new(stats), answer)),
+            false => self.push(queue, QueueItem::Tell(Box::new(stats), answer)),
         }
     }
 
-    fn push(&self, mut queue: MutexGuard<'_, Queue>, work: Work) {
+    fn push(&self, mut queue: MutexGuard<'_, Queue>, work: QueueItem) {
         queue.work.push_back(work);
         drop(queue);
         self.shared.changed.notify_all();
     }
 
-    /// Where a frame could not be written, tries again and waits for what comes of it.
-    pub(super) fn mend(&self) -> io::Result<()> {
-        // In a statement of its own, so that the queue is free again.
+    /// After a failed write, retries it and waits for the result.
+    pub(super) fn retry_failed(&self) -> io::Result<()> {
+        // A statement of its own, so that the queue is unlocked again.
         let failed = self.shared.queue().failed.is_some();
-        if failed { self.settle() } else { Ok(()) }
+        if failed { self.flush() } else { Ok(()) }
     }
 
-    /// Waits until all that was added is in the files.
-    pub(super) fn settle(&self) -> io::Result<()> {
+    /// Waits until all queued frames are in the files.
+    pub(super) fn flush(&self) -> io::Result<()> {
         self.shared.queue().failed = None;
         self.shared.changed.notify_all();
-        // A frame counts until it is written, not until its turn has come.
+        // A frame counts until it is written, not until its turn comes.
         let queue = self.shared.wait(|queue| !queue.frames.is_empty() && queue.failed.is_none());
         queue.check(queue.frames.is_empty())
     }
 
-    /// The files, once all that was added of `stems` is in them.
+    /// Returns the files once all queued frames of `stems` are in them.
     pub(super) fn files<'a>(
         &self,
         stems: impl IntoIterator<Item = &'a Stem>,
@@ -136,14 +137,14 @@ impl Applier {
         Ok(self.shared.files())
     }
 
-    /// Waits until all is done that can be done.
+    /// Waits until the thread has done all it can.
     pub(super) fn finish(self) -> PathBuf {
         self.shared.queue().ends = true;
         self.shared.changed.notify_all();
         self.thread.join().unwrap_or_else(|_| {
             error!(
                 code = "applier_panicked",
-                "the thread that writes epochs' files panicked, the journal has it all"
+                "thread that writes the files of epochs panicked; all entries are in the journal"
             );
             PathBuf::new()
         })
@@ -151,7 +152,7 @@ impl Applier {
 }
 
 impl Queue {
-    /// What is to be said to who waited.
+    /// Result for a caller that waited.
     fn check(&self, done: bool) -> io::Result<()> {
         match &self.failed {
             _ if done => Ok(()),
@@ -160,11 +161,11 @@ impl Queue {
         }
     }
 
-    /// Lets nobody wait for an answer any longer.
-    fn answer_all(&mut self) {
+    /// Sends all statistics that are waiting.
+    fn send_waiting_stats(&mut self) {
         for work in std::mem::take(&mut self.work) {
             match work {
-                Work::Tell(stats, answer) => drop(answer.send(*stats)),
+                QueueItem::Tell(stats, answer) => drop(answer.send(*stats)),
                 work => self.work.push_back(work),
             }
         }
@@ -180,14 +181,14 @@ impl Shared {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits while `condition` holds and the thread is there.
+    /// Waits while `condition` holds and the thread runs.
     fn wait(&self, condition: impl Fn(&Queue) -> bool) -> MutexGuard<'_, Queue> {
         let waiting = |queue: &mut Queue| condition(queue) && !queue.ended;
         self.changed.wait_while(self.queue(), waiting).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next thing to do; `None` when there will be none.
-    fn next(&self) -> Option<Work> {
+    /// Returns the next work; `None` if there will be none.
+    fn next(&self) -> Option<QueueItem> {
         let idle = |queue: &Queue| queue.work.is_empty() || queue.failed.is_some();
         let mut queue = self.wait(|queue| idle(queue) && !queue.ends);
         if idle(&queue) { None } else { queue.work.pop_front() }
@@ -207,10 +208,10 @@ impl Shared {
                 Some(stem)
             }
             Err(error) => {
-                error!(code = "epoch_files_write_failed", %error, "could not write an epoch's files; the journal has it all");
+                error!(code = "epoch_files_write_failed", %error, "cannot write the files of an epoch; all entries are in the journal");
                 queue.failed = Some(error);
-                queue.answer_all();
-                queue.work.push_front(Work::Frame(frame));
+                queue.send_waiting_stats();
+                queue.work.push_front(QueueItem::Frame(frame));
                 None
             }
         };
@@ -220,37 +221,37 @@ impl Shared {
     }
 }
 
-/// Lets nobody wait for a thread that is gone, whatever ended it.
+/// Notifies all waiting callers when the thread ends, for whatever reason.
 struct Ended<'a>(&'a Shared);
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
         let mut queue = self.0.queue();
         queue.ended = true;
-        queue.answer_all();
+        queue.send_waiting_stats();
         drop(queue);
         self.0.changed.notify_all();
     }
 }
 
-fn work(shared: &Shared, checkpointer: Checkpointer) -> PathBuf {
+fn run_applier(shared: &Shared, checkpointer: Checkpointer) -> PathBuf {
     let ended = Ended(shared);
-    // Epochs written to since the journal began.
+    // Epochs written to since the journal was started.
     let mut dirty = BTreeSet::new();
     while let Some(work) = shared.next() {
         match work {
-            Work::Frame(frame) => dirty.extend(shared.apply(frame)),
-            Work::Sealed(path) => {
+            QueueItem::Frame(frame) => dirty.extend(shared.apply(frame)),
+            QueueItem::Sealed(path) => {
                 checkpointer.add(Sealed { path, dirty: std::mem::take(&mut dirty) });
             }
-            Work::Tell(stats, answer) => drop(answer.send(*stats)),
+            QueueItem::Tell(stats, answer) => drop(answer.send(*stats)),
         }
     }
     drop(ended);
     checkpointer.finish()
 }
 
-/// Reads an epoch's values of the chain, once they are in their file.
+/// Reads the chain's values of an epoch once they are in their file.
 #[derive(Debug)]
 pub(super) struct Values<'a> {
     pub(super) applier: &'a Applier,

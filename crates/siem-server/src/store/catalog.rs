@@ -1,4 +1,4 @@
-//! Everything that is known about what is held: an epoch's ledger, who sent it, signs of clones.
+//! Catalog of the stored epochs: ledger, sender and signs of clones of each.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -6,10 +6,10 @@ use siem_protocol::{BatchHeader, Digest, Receipt};
 
 use super::{
     epoch::Stem,
-    frame::Place,
+    frame::FilePositions,
     names,
-    note::{Note, Who},
-    repeats::{Other, Repeated},
+    note::{Note, Sender},
+    repeats::{OtherEpoch, RepeatedLines},
 };
 use crate::{
     batch::Batch,
@@ -18,29 +18,29 @@ use crate::{
     stats::{CloneKind, CloneReport, EpochStats, MachineStats, Stats},
 };
 
-/// An epoch's id, by its machine's.
+/// Id of a machine and of an epoch.
 pub(super) type Key = (String, String);
 
-/// What is known of an epoch.
+/// State of an epoch.
 #[derive(Debug)]
 struct Epoch {
     ledger: Ledger,
-    who: Who,
+    who: Sender,
     first_seen: String,
     last_seen: String,
-    /// When its last new numbers came.
+    /// Time of its last new numbers.
     grew_at: String,
     lines_end: u64,
     notes_end: u64,
     conflicts: u64,
     repetitions: u64,
-    /// Set once it was said that claims and holdings differ unexplained.
+    /// Set after an unexplained difference between claims and entries was logged.
     warned: bool,
-    /// The last one of the chain's values, once it came since the start.
+    /// Last value of the chain, if one arrived since the start.
     last: Option<Digest>,
 }
 
-/// The epochs that a machine's user has had.
+/// Epochs of a machine's user.
 #[derive(Debug, Default)]
 struct Lineage {
     current: String,
@@ -53,33 +53,33 @@ pub(super) struct Catalog {
     epochs: BTreeMap<Key, Epoch>,
     /// By machine and user.
     lineages: HashMap<(String, String), Lineage>,
-    /// By epoch, whatever the machine: the hostname of its last batch.
+    /// Hostname of the last batch of each epoch, regardless of the machine.
     hostnames: HashMap<String, String>,
     /// By machine.
     clones: BTreeMap<String, Vec<CloneReport>>,
 }
 
-/// A batch that was judged, and what is to be written of it.
+/// A batch with its planned changes.
 #[derive(Debug)]
-pub(super) struct Judged {
-    /// The note to write.
+pub(super) struct PlannedBatch {
+    /// Note to write.
     pub(super) note: Note,
-    /// Where its parts go.
-    pub(super) place: Place,
-    /// Which lines to store.
+    /// Positions of its parts.
+    pub(super) place: FilePositions,
+    /// Indexes of the lines to store.
     pub(super) store: Vec<usize>,
-    /// The answer, once all is durable.
+    /// Response, once all is durable.
     pub(super) receipt: Receipt,
 }
 
-/// The chain's values, the last of which is known and need not be read.
-struct Known<'a, V> {
-    /// Its place and itself.
+/// Values of the chain, with the last one cached.
+struct CachedLast<'a, V> {
+    /// Position and value.
     last: Option<(u64, Digest)>,
     values: &'a mut V,
 }
 
-impl<V: ChainValues> ChainValues for Known<'_, V> {
+impl<V: ChainValues> ChainValues for CachedLast<'_, V> {
     type Error = V::Error;
 
     fn read(&mut self, at: u64, count: u64) -> Result<Vec<Digest>, V::Error> {
@@ -90,55 +90,55 @@ impl<V: ChainValues> ChainValues for Known<'_, V> {
     }
 }
 
-/// The key of a batch's epoch.
+/// Key of the epoch of a batch.
 pub(super) fn key(header: &BatchHeader) -> Key {
     (header.machine_id.clone(), header.epoch.clone())
 }
 
-/// The files of an epoch.
+/// Files of an epoch.
 pub(super) fn stem((machine, epoch): &Key) -> Stem {
     Stem { machine: names::safe(machine), epoch: names::safe(epoch) }
 }
 
 impl Catalog {
-    /// Judges a batch; nothing changes yet.
-    pub(super) fn judge<V: ChainValues>(
+    /// Plans a batch, without changing the catalog.
+    pub(super) fn plan<V: ChainValues>(
         &self,
         batch: &Batch,
         values: &mut V,
-    ) -> Result<Judged, Refusal<V::Error>> {
+    ) -> Result<PlannedBatch, Refusal<V::Error>> {
         let key = key(&batch.header);
         let unknown = Ledger::default();
         let ledger = self.epochs.get(&key).map_or(&unknown, |epoch| &epoch.ledger);
         let last = self.epochs.get(&key).and_then(|epoch| epoch.last);
         let last = last.map(|value| (ledger.values() - 1, value));
-        let plan = ledger.plan(batch, &mut Known { last, values })?;
+        let plan = ledger.plan(batch, &mut CachedLast { last, values })?;
         let receipt = Receipt {
             last_seq: batch.covers().map(|(_, last)| last),
             accepted: plan.change.accepted,
             duplicates: plan.change.duplicates,
             accepted_seqs: plan.accepted_seqs,
         };
-        let (place, lines_at) = self.place(&key);
+        let (place, lines_at) = self.positions(&key);
         let lengths = plan.store.iter().map(|index| batch.lines()[*index].range.len() as u64 + 1);
         let at = clock::text(batch.received_at);
         let note = Note {
             lines_at,
             bytes: lengths.sum(),
-            who: self.news_of(&batch.header, &key),
+            who: self.changed_sender(&batch.header, &key),
             clones: self.clones_seen(&batch.header, &at),
             at,
             repeated: Vec::new(),
             conflicts: 0,
             change: plan.change,
         };
-        Ok(Judged { note, place, store: plan.store, receipt })
+        Ok(PlannedBatch { note, place, store: plan.store, receipt })
     }
 
-    /// What is to be written of a batch that was refused with a conflict. Who sent it is not taken
-    /// for the epoch's sender, but compared with that.
-    pub(super) fn conflict(&self, batch: &Batch) -> (Note, Place) {
-        let (place, lines_at) = self.place(&key(&batch.header));
+    /// Returns the note about a batch that was refused with a conflict. Its sender does not replace
+    /// the epoch's, but is compared with it.
+    pub(super) fn conflict(&self, batch: &Batch) -> (Note, FilePositions) {
+        let (place, lines_at) = self.positions(&key(&batch.header));
         let at = clock::text(batch.received_at);
         let note = Note {
             lines_at,
@@ -153,11 +153,11 @@ impl Catalog {
         (note, place)
     }
 
-    fn place(&self, key: &Key) -> (Place, u64) {
+    fn positions(&self, key: &Key) -> (FilePositions, u64) {
         let Stem { machine, epoch } = stem(key);
         let known = self.epochs.get(key);
         let lines_at = known.map_or(0, |epoch| epoch.lines_end);
-        let place = Place {
+        let place = FilePositions {
             machine,
             epoch,
             lines_at,
@@ -167,11 +167,11 @@ impl Catalog {
         (place, lines_at)
     }
 
-    /// Who sent the batch, when that is not known already.
-    fn news_of(&self, header: &BatchHeader, key: &Key) -> Option<Who> {
+    /// Returns the sender of a batch, if it is new.
+    fn changed_sender(&self, header: &BatchHeader, key: &Key) -> Option<Sender> {
         let known = self.epochs.get(key).map(|epoch| &epoch.who);
         let earlier = known.and_then(|who| who.previous_epoch.clone());
-        let who = Who {
+        let who = Sender {
             epoch: header.epoch.clone(),
             previous_epoch: header.previous_epoch.clone().or(earlier),
             identity: header.identity(),
@@ -192,23 +192,23 @@ impl Catalog {
         let other_host = self.hostnames.get(&header.epoch).filter(|last| **last != header.hostname);
         reports.extend(other_host.map(|last| report(CloneKind::TwoHostnames, last)));
         let lineage = self.lineages.get(&(header.machine_id.clone(), header.user.clone()));
-        // A dead letter may be sent again in its own epoch long after that has ended.
+        // A dead letter may be redelivered in its own epoch long after that has ended.
         let back =
             lineage.filter(|lineage| !header.redelivery && lineage.past.contains(&header.epoch));
         reports.extend(back.map(|lineage| report(CloneKind::AlternatingEpochs, &lineage.current)));
         reports
     }
 
-    /// Keeps the chain's last value of an epoch, as it was just recorded: the next batch of it most
-    /// likely goes on from there.
+    /// Caches the last value of an epoch's chain after it was recorded: the next batch most likely
+    /// continues there.
     pub(super) fn remember(&mut self, key: &Key, last: Digest) {
         if let Some(epoch) = self.epochs.get_mut(key) {
             epoch.last = Some(last);
         }
     }
 
-    /// Takes in what a note says: of a batch that was just made durable, or at a start. A note of
-    /// an epoch not known yet says who sent it, else it is passed over.
+    /// Records a note, either of a batch that was just made durable or at a start. A note of an
+    /// unknown epoch is ignored unless it names the sender.
     pub(super) fn record(&mut self, key: &Key, note: &Note, note_length: u64) {
         if let Some(who) = &note.who {
             self.hostnames.insert(who.epoch.clone(), who.identity.hostname.clone());
@@ -236,7 +236,7 @@ impl Catalog {
         epoch.lines_end = note.lines_at + note.bytes;
         epoch.notes_end += note_length;
         epoch.conflicts += note.conflicts;
-        epoch.repetitions += note.repeated.iter().map(Repeated::count).sum::<u64>();
+        epoch.repetitions += note.repeated.iter().map(RepeatedLines::count).sum::<u64>();
         if !note.change.new.is_empty() {
             epoch.grew_at.clone_from(&note.at);
             let user = (key.0.clone(), epoch.who.identity.user.clone());
@@ -257,13 +257,13 @@ impl Catalog {
         }
     }
 
-    /// The other epochs of an epoch's machine.
-    pub(super) fn others(&self, key: &Key) -> Vec<Other> {
+    /// Returns the other epochs of an epoch's machine.
+    pub(super) fn others(&self, key: &Key) -> Vec<OtherEpoch> {
         let machine = self.epochs.range((key.0.clone(), String::new())..);
         let machine = machine.take_while(|((machine, _), _)| *machine == key.0);
         let others = machine.filter(|(other, _)| *other != key);
         others
-            .map(|(other, epoch)| Other {
+            .map(|(other, epoch)| OtherEpoch {
                 epoch: other.1.clone(),
                 stem: stem(other),
                 lines_end: epoch.lines_end,
@@ -271,10 +271,11 @@ impl Catalog {
             .collect()
     }
 
-    /// What is to be said, once, of an epoch whose holdings differ from its claims unexplained.
+    /// Returns the comparison to log, once, when the entries of an epoch differ from its claims
+    /// without an explanation.
     pub(super) fn newly_unexplained(&mut self, key: &Key, note: &Note) -> Option<Comparison> {
         let epoch = self.epochs.get_mut(key)?;
-        if epoch.warned || !Ledger::compared_anew(&note.change) {
+        if epoch.warned || !Ledger::affects_comparison(&note.change) {
             return None;
         }
         let found = epoch.ledger.comparison()?;
@@ -282,7 +283,8 @@ impl Catalog {
         epoch.warned.then_some(found)
     }
 
-    /// After a start, when epochs were taken in one after another: which of them came last.
+    /// After a start, which reads the epochs one after the other, determines which of them came
+    /// last.
     pub(super) fn order_lineages(&mut self) {
         let mut by_time: Vec<_> = self.epochs.iter().collect();
         by_time.sort_by(|(_, a), (_, b)| a.grew_at.cmp(&b.grew_at));
@@ -293,17 +295,17 @@ impl Catalog {
         }
     }
 
-    /// The ledger of an epoch.
+    /// Ledger of an epoch.
     pub(super) fn ledger(&self, key: &Key) -> Option<&Ledger> {
         self.epochs.get(key).map(|epoch| &epoch.ledger)
     }
 
-    /// Where the lines and notes of an epoch end.
+    /// End positions of an epoch's lines and notes.
     pub(super) fn ends(&self, key: &Key) -> (u64, u64) {
         self.epochs.get(key).map_or((0, 0), |epoch| (epoch.lines_end, epoch.notes_end))
     }
 
-    /// What is held.
+    /// Statistics about all entries held.
     pub(super) fn stats(&self) -> Stats {
         let mut machines: BTreeMap<&str, MachineStats> = BTreeMap::new();
         for ((machine, id), epoch) in &self.epochs {
@@ -380,13 +382,13 @@ mod tests {
     use super::*;
     use crate::testing::BatchText;
 
-    fn take(catalog: &mut Catalog, text: &BatchText) -> Note {
+    fn record_batch(catalog: &mut Catalog, text: &BatchText) -> Note {
         let batch = Batch::parse(text.text().into_bytes(), UNIX_EPOCH).unwrap();
-        // No test here sends a number twice, so no value is asked for but the one before.
+        // No test here sends a number twice, so that only the previous value is read.
         let values = vec![Digest::ZERO; 1000];
-        let judged = catalog.judge(&batch, &mut values.as_slice()).unwrap();
-        catalog.record(&key(&batch.header), &judged.note, judged.note.line().len() as u64);
-        judged.note
+        let planned = catalog.plan(&batch, &mut values.as_slice()).unwrap();
+        catalog.record(&key(&batch.header), &planned.note, planned.note.line().len() as u64);
+        planned.note
     }
 
     fn of(epoch: &str, first: u64) -> BatchText {
@@ -399,53 +401,56 @@ mod tests {
     }
 
     #[test]
-    fn a_new_epoch_is_no_clone_and_going_back_is() {
+    fn return_to_an_old_epoch_is_a_clone() {
         let mut catalog = Catalog::default();
-        take(&mut catalog, &of("a", 1));
-        take(&mut catalog, &of("b", 1));
+        record_batch(&mut catalog, &of("a", 1));
+        record_batch(&mut catalog, &of("b", 1));
         assert_eq!(clones(&catalog), []);
-        take(&mut catalog, &of("a", 2));
-        take(&mut catalog, &of("b", 2));
+        record_batch(&mut catalog, &of("a", 2));
+        record_batch(&mut catalog, &of("b", 2));
         let kind = CloneKind::AlternatingEpochs;
         let expected = [(kind, "a".into(), "b".into(), 1), (kind, "b".into(), "a".into(), 1)];
         assert_eq!(clones(&catalog), expected);
     }
 
     #[test]
-    fn dead_letters_of_an_earlier_epoch_are_no_clone() {
+    fn dead_letters_of_an_old_epoch_are_not_a_clone() {
         let mut catalog = Catalog::default();
-        take(
+        record_batch(
             &mut catalog,
             &BatchText::new(1, 2).dead(&[2]).with(|header| header.epoch = "a".into()),
         );
-        take(&mut catalog, &of("b", 1));
-        take(&mut catalog, &BatchText::redelivery(&[2]).with(|header| header.epoch = "a".into()));
-        take(&mut catalog, &of("b", 2));
+        record_batch(&mut catalog, &of("b", 1));
+        record_batch(
+            &mut catalog,
+            &BatchText::redelivery(&[2]).with(|header| header.epoch = "a".into()),
+        );
+        record_batch(&mut catalog, &of("b", 2));
         assert_eq!(clones(&catalog), []);
     }
 
     #[test]
     fn one_epoch_from_two_hostnames_is_a_clone() {
         let mut catalog = Catalog::default();
-        take(&mut catalog, &of("a", 1));
-        take(&mut catalog, &of("a", 2).with(|header| header.hostname = "copy".into()));
+        record_batch(&mut catalog, &of("a", 1));
+        record_batch(&mut catalog, &of("a", 2).with(|header| header.hostname = "copy".into()));
         let expected = [(CloneKind::TwoHostnames, "a".into(), "laptop".into(), 1)];
         assert_eq!(clones(&catalog), expected);
     }
 
     #[test]
-    fn two_users_of_a_machine_have_an_epoch_each() {
+    fn two_users_of_a_machine_are_not_a_clone() {
         let mut catalog = Catalog::default();
         for seq in 1..4 {
-            take(&mut catalog, &of("a", seq));
-            take(&mut catalog, &of("b", seq).with(|header| header.user = "v".into()));
+            record_batch(&mut catalog, &of("a", seq));
+            record_batch(&mut catalog, &of("b", seq).with(|header| header.user = "v".into()));
         }
         assert_eq!(clones(&catalog), []);
     }
 
     /// Each read of a value waits for files.
     #[test]
-    fn a_batch_that_goes_on_where_the_last_one_ended_reads_no_value() {
+    fn batch_that_continues_the_last_one_reads_no_value() {
         struct None;
         impl ChainValues for None {
             type Error = u64;
@@ -460,26 +465,26 @@ mod tests {
         };
         let first = batch(1, 3);
         let key = key(&first.header);
-        let note = catalog.judge(&first, &mut None).unwrap().note;
+        let note = catalog.plan(&first, &mut None).unwrap().note;
         catalog.record(&key, &note, 1);
-        assert!(matches!(catalog.judge(&batch(4, 5), &mut None), Err(Refusal::Values(2))));
+        assert!(matches!(catalog.plan(&batch(4, 5), &mut None), Err(Refusal::Values(2))));
         catalog.remember(&key, first.chain(3, 3)[0]);
-        let judged = catalog.judge(&batch(4, 5), &mut None).unwrap();
-        assert!(judged.note.change.breaks.is_empty() && judged.note.change.claims.is_empty());
-        // Held numbers are compared as they are stored.
-        assert!(matches!(catalog.judge(&batch(2, 5), &mut None), Err(Refusal::Values(1))));
-        catalog.record(&key, &judged.note, 1);
-        assert!(matches!(catalog.judge(&batch(6, 6), &mut None), Err(Refusal::Values(4))));
+        let planned = catalog.plan(&batch(4, 5), &mut None).unwrap();
+        assert!(planned.note.change.breaks.is_empty() && planned.note.change.claims.is_empty());
+        // Held numbers are compared with the stored values.
+        assert!(matches!(catalog.plan(&batch(2, 5), &mut None), Err(Refusal::Values(1))));
+        catalog.record(&key, &planned.note, 1);
+        assert!(matches!(catalog.plan(&batch(6, 6), &mut None), Err(Refusal::Values(4))));
     }
 
     #[test]
-    fn says_who_sends_only_when_that_is_new() {
+    fn note_names_the_sender_only_if_it_changed() {
         let mut catalog = Catalog::default();
         let first = of("b", 1).with(|header| header.previous_epoch = Some("a".into()));
-        assert!(take(&mut catalog, &first).who.is_some());
-        assert_eq!(take(&mut catalog, &of("b", 2)).who, None);
+        assert!(record_batch(&mut catalog, &first).who.is_some());
+        assert_eq!(record_batch(&mut catalog, &of("b", 2)).who, None);
         let newer = of("b", 3).with(|header| header.agent_version = "0.2.0".into());
-        assert!(take(&mut catalog, &newer).who.is_some());
+        assert!(record_batch(&mut catalog, &newer).who.is_some());
         let epoch = catalog.stats().machines.remove(0).epochs.remove(0);
         assert_eq!(epoch.previous_epoch.as_deref(), Some("a"));
     }

@@ -1,4 +1,4 @@
-//! The thread that syncs epochs' files, so that journals can go.
+//! Thread that syncs the files of epochs, so that journals can be deleted.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -16,14 +16,14 @@ use super::{
     journal, sync_directory,
 };
 
-/// A journal that is complete, and the epochs that it holds something of.
+/// A complete journal, and the epochs with frames in it.
 #[derive(Debug)]
 pub(super) struct Sealed {
     pub(super) path: PathBuf,
     pub(super) dirty: BTreeSet<Stem>,
 }
 
-/// Takes sealed journals away, in order, once their content is synced elsewhere.
+/// Deletes sealed journals, in order, once their content is synced elsewhere.
 #[derive(Debug)]
 pub(super) struct Checkpointer {
     sealed: mpsc::Sender<Sealed>,
@@ -32,49 +32,50 @@ pub(super) struct Checkpointer {
 }
 
 impl Checkpointer {
-    /// Starts the thread for the epochs' files below `root`.
+    /// Starts the thread for the files below `root`.
     pub(super) fn start(root: PathBuf) -> io::Result<Self> {
         let (sealed, waiting) = mpsc::channel();
         let below = root.clone();
-        let run = move || work(&below, &waiting);
+        let run = move || run_checkpointer(&below, &waiting);
         let thread = thread::Builder::new().name("checkpoint".into()).spawn(run)?;
         Ok(Self { sealed, thread, root })
     }
 
-    /// Hands a sealed journal over.
+    /// Queues a sealed journal.
     pub(super) fn add(&self, sealed: Sealed) {
         if self.sealed.send(sealed).is_err() {
             error!(
                 code = "checkpoint_thread_ended",
-                "the checkpoint thread is gone, journals stay until the next start"
+                "checkpoint thread has ended, journals stay until the next start"
             );
         }
     }
 
-    /// Waits until all that was handed over is done.
+    /// Waits until all queued journals are processed.
     pub(super) fn finish(self) -> PathBuf {
         drop(self.sealed);
         if self.thread.join().is_err() {
             error!(
                 code = "checkpoint_thread_panicked",
-                "the checkpoint thread panicked, journals stay until the next start"
+                "checkpoint thread panicked, journals stay until the next start"
             );
         }
         self.root
     }
 }
 
-fn work(root: &Path, waiting: &mpsc::Receiver<Sealed>) {
+fn run_checkpointer(root: &Path, waiting: &mpsc::Receiver<Sealed>) {
     let mut queue = VecDeque::new();
-    // After an error the files' unsynced content may be gone from memory: it is written again.
+    // After an error the unsynced content of the files may be lost from memory: it is written
+    // again.
     let mut again = false;
     while let Ok(sealed) = waiting.recv() {
         queue.push_back(sealed);
-        // A journal only goes after all before it have gone: what a restart finds is then always
-        // the whole end of the story.
+        // A journal is deleted only after all before it: a restart then always finds the complete
+        // end of the history.
         while let Some(sealed) = queue.front() {
             if let Err(error) = checkpoint(root, sealed, again) {
-                error!(code = "epoch_files_sync_failed", %error, journals = queue.len(), "could not sync epochs' files, journals stay");
+                error!(code = "epoch_files_sync_failed", %error, journals = queue.len(), "cannot sync the files of epochs, journals stay");
                 break;
             }
             queue.pop_front();
@@ -93,7 +94,7 @@ fn checkpoint(root: &Path, sealed: &Sealed, again: bool) -> io::Result<()> {
     sealed.path.parent().map_or(Ok(()), sync_directory)
 }
 
-/// Makes epochs' files durable.
+/// Makes the files of epochs durable.
 pub(super) fn sync(root: &Path, stems: &BTreeSet<Stem>) -> io::Result<()> {
     let mut directories = BTreeSet::new();
     for stem in stems {

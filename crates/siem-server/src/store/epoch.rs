@@ -1,4 +1,4 @@
-//! The files of an epoch: lines, notes, and the chain's values.
+//! Files of an epoch: lines, notes, and the values of the chain.
 
 use std::{
     collections::HashMap,
@@ -9,38 +9,38 @@ use std::{
 
 use siem_protocol::Digest;
 
-use super::frame::{Frame, Place};
+use super::frame::{FilePositions, Frame};
 use crate::ledger::ChainValues;
 
-/// How many epochs' files are held open.
+/// Number of epochs whose files stay open.
 const OPEN: usize = 64;
 
-/// An epoch's files, by the machine's directory and their common name.
+/// Directory and common name of the files of an epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Stem {
-    /// The machine's directory.
+    /// Directory of the machine.
     pub(super) machine: String,
-    /// The files' common name.
+    /// Common name of the files.
     pub(super) epoch: String,
 }
 
 impl Stem {
-    /// Where `place` is.
-    pub(super) fn of(place: &Place) -> Self {
+    /// Files to which `place` refers.
+    pub(super) fn of(place: &FilePositions) -> Self {
         Self { machine: place.machine.clone(), epoch: place.epoch.clone() }
     }
 
-    /// The machine's directory.
+    /// Path of the machine's directory.
     pub(super) fn directory(&self, root: &Path) -> PathBuf {
         root.join(&self.machine)
     }
 
-    /// The entries' lines, as they were received: what an analyst reads.
+    /// Lines of the entries as received, for analysts.
     pub(super) fn lines(&self, root: &Path) -> PathBuf {
         self.path(root, "ndjson")
     }
 
-    /// What each batch changed.
+    /// Changes by each batch.
     pub(super) fn notes(&self, root: &Path) -> PathBuf {
         self.path(root, "notes")
     }
@@ -50,12 +50,12 @@ impl Stem {
         self.path(root, "chain")
     }
 
-    /// Where its lines began in the files that they are from; see [`starts`](super::starts).
+    /// Positions of the lines in their original files; see [`starts`](super::starts).
     pub(super) fn starts(&self, root: &Path) -> PathBuf {
         self.path(root, "starts")
     }
 
-    /// All of its files that cannot be made again from others, and the chain.
+    /// The files that cannot be rebuilt from others, and the chain.
     pub(super) fn all(&self, root: &Path) -> [PathBuf; 3] {
         [self.lines(root), self.notes(root), self.values(root)]
     }
@@ -65,7 +65,7 @@ impl Stem {
     }
 }
 
-/// Opens a file to read and write, and makes it where there is none.
+/// Opens a file for reading and writing, and creates it if missing.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create(true).truncate(false).open(path)
 }
@@ -79,7 +79,7 @@ struct Handles {
     used: u64,
 }
 
-/// The epochs' files, some of them held open.
+/// Files of epochs, some of them open.
 #[derive(Debug)]
 pub(super) struct EpochFiles {
     root: PathBuf,
@@ -88,12 +88,12 @@ pub(super) struct EpochFiles {
 }
 
 impl EpochFiles {
-    /// The files below `root`.
+    /// Creates the set of files below `root`.
     pub(super) fn new(root: PathBuf) -> Self {
         Self { root, open: HashMap::new(), clock: 0 }
     }
 
-    /// Writes what a frame holds to its place; not synced. Doing it again changes nothing.
+    /// Writes the content of a frame to its positions, without sync. Repeating it changes nothing.
     pub(super) fn apply(&mut self, frame: &Frame) -> io::Result<()> {
         let handles = self.handles(&Stem::of(&frame.place))?;
         let mut lines = &handles.lines;
@@ -106,22 +106,22 @@ impl EpochFiles {
         handles.values.write_all(&frame.values)?;
         handles.notes.seek(SeekFrom::Start(frame.place.notes_at))?;
         handles.notes.write_all(&frame.note)?;
-        // Behind all else, and not at a place of its own: it is derived, and says itself of which
-        // lines it is.
+        // Appended at the end rather than at a fixed position: it is derived data, and names the
+        // lines that it covers.
         let Some(starts) = frame.starts()? else { return Ok(()) };
         let end = handles.starts.seek(SeekFrom::End(0))?;
         handles.starts.write_all(&starts).inspect_err(|_| {
-            // What is left of it would only have to be made again.
+            // A partial group would have to be rebuilt.
             drop(handles.starts.set_len(end));
         })
     }
 
-    /// Closes an epoch's files, since another file takes the place of one of them.
+    /// Closes the files of an epoch, because one of them was replaced.
     pub(super) fn forget(&mut self, stem: &Stem) {
         self.open.remove(stem);
     }
 
-    /// The chain's values of an epoch.
+    /// Chain values of an epoch.
     pub(super) fn values<'a>(&'a mut self, stem: &'a Stem) -> Values<'a> {
         Values { files: self, stem }
     }
@@ -152,7 +152,7 @@ impl EpochFiles {
     }
 }
 
-/// Reads an epoch's values of the chain from their file.
+/// Reads the chain's values of an epoch from their file.
 #[derive(Debug)]
 pub(super) struct Values<'a> {
     files: &'a mut EpochFiles,

@@ -1,4 +1,4 @@
-//! The store in files.
+//! Store in files.
 
 use std::{
     fs::{File, TryLockError},
@@ -24,15 +24,16 @@ use super::{
 };
 use crate::{batch::Batch, stats::Stats};
 
-/// How a [`FileStore`] works.
+/// Options of a [`FileStore`].
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct FileStoreOptions {
-    /// A journal of more bytes is closed and, once its content is synced elsewhere, deleted.
+    /// Size in bytes from which a journal is closed and, once its content is synced elsewhere,
+    /// deleted.
     pub journal_bytes: u64,
-    /// How many batches may wait for the writer.
+    /// Number of batches that may wait for the writer.
     pub queue: usize,
-    /// Stands for the free space of a disk.
+    /// Simulates the free space of a disk.
     #[cfg(test)]
     pub(crate) space: Option<&'static std::sync::atomic::AtomicU64>,
 }
@@ -48,27 +49,27 @@ impl Default for FileStoreOptions {
     }
 }
 
-/// Why a store was not opened.
+/// Reason why a store was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it open.
     #[error("`{path}` is in use by another receiver")]
     InUse {
-        /// The store's directory.
+        /// Directory of the store.
         path: PathBuf,
     },
-    /// The directory can't be made or read, or recovery failed.
+    /// The directory cannot be created or read, or recovery failed.
     #[error("cannot open the store in `{path}`")]
     Io {
-        /// The store's directory.
+        /// Directory of the store.
         path: PathBuf,
-        /// What went wrong.
+        /// Cause.
         #[source]
         source: io::Error,
     },
 }
 
-/// Keeps batches in a directory.
+/// Stores batches in a directory.
 ///
 /// ```text
 /// DIR/lock                              held while the store is open
@@ -78,13 +79,14 @@ pub enum OpenError {
 /// DIR/machines/MACHINE/EPOCH.chain      h(n) of the numbers covered, 32 bytes each
 /// DIR/machines/MACHINE/EPOCH.starts     where the lines began in the files that they are from
 /// ```
-/// MACHINE and EPOCH are the ids, where those are safe as file names, else a shortened form with a
-/// hash. Late and redelivered lines stand behind the others: sort by `seq` where order matters. A
-/// note's `repeated` names the numbers whose lines another epoch of the machine has too.
+/// MACHINE and EPOCH are the ids where these are safe as file names, otherwise a shortened form
+/// with a hash. Late and redelivered lines come after the others: sort by `seq` where the order
+/// matters. `repeated` in a note lists the numbers whose lines another epoch of the machine also
+/// has.
 ///
-/// A batch is answered once its journal is synced; all that wait share one sync. What a crash
-/// leaves of unanswered batches is taken back or completed when the store is opened. The other files
-/// follow soon after the answer.
+/// A batch is acknowledged once its journal is synced; all waiting batches share one sync. When the
+/// store is opened, unacknowledged batches of a crashed process are completed or rolled back. The
+/// other files follow soon after the response.
 #[derive(Debug)]
 pub struct FileStore {
     jobs: Option<mpsc::Sender<Job>>,
@@ -93,10 +95,10 @@ pub struct FileStore {
 }
 
 impl FileStore {
-    /// Opens the store in `directory`, makes it where there is none, and repairs what a crash left.
+    /// Opens the store in `directory`, creates it if missing, and repairs the effects of a crash.
     ///
     /// # Errors
-    /// [`OpenError::InUse`] when another process has it open; [`OpenError::Io`] otherwise.
+    /// [`OpenError::InUse`] if another process has it open; [`OpenError::Io`] otherwise.
     pub fn open(directory: &Path) -> Result<Self, OpenError> {
         Self::open_with(directory, FileStoreOptions::default())
     }
@@ -142,7 +144,7 @@ fn start(
     Ok((sender, thread))
 }
 
-/// Recovers what is there and makes the writer, not yet running.
+/// Recovers the store and creates the writer, which does not run yet.
 pub(super) fn prepare(
     directory: &Path,
     options: FileStoreOptions,
@@ -175,28 +177,28 @@ pub(super) fn prepare(
 impl Storage for FileStore {
     fn store(&self, batch: Batch) -> Answer<'_, Receipt> {
         Box::pin(async move {
-            let (answer, answered) = oneshot::channel();
+            let (answer, response) = oneshot::channel();
             self.send(Job::Store(Box::new(batch), answer))?;
-            answered.await.map_err(|_| StoreError::Closed)?
+            response.await.map_err(|_| StoreError::Closed)?
         })
     }
 
     fn stats(&self) -> Answer<'_, Stats> {
         Box::pin(async move {
-            let (answer, answered) = oneshot::channel();
+            let (answer, response) = oneshot::channel();
             self.send(Job::Stats(answer))?;
-            answered.await.map_err(|_| StoreError::Closed)
+            response.await.map_err(|_| StoreError::Closed)
         })
     }
 }
 
 impl Drop for FileStore {
-    /// Waits until what was taken is written and synced.
+    /// Waits until all accepted batches are written and synced.
     fn drop(&mut self) {
         self.jobs = None;
         let writer = self.writer.lock().ok().and_then(|mut writer| writer.take());
         if let Some(Err(_)) = writer.map(thread::JoinHandle::join) {
-            tracing::error!(code = "store_writer_panicked", "the store's writer panicked");
+            tracing::error!(code = "store_writer_panicked", "writer of the store panicked");
         }
     }
 }

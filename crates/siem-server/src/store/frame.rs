@@ -1,10 +1,10 @@
-//! One batch in the journal: what is written where in its epoch's files.
+//! One batch in the journal, with the positions of its parts in the files of its epoch.
 //!
 //! ```text
 //! magic 8 | place u32 | note u32 | values u64 | lines u64 | check 32 | place | note | values | lines
 //! ```
-//! Lengths are little-endian. `check` is SHA-256 over all before it, then place, note, values, and
-//! the digest of each line: the lines were hashed when they came, and are not hashed again.
+//! Lengths are little-endian. `check` is SHA-256 over everything before it, then place, note,
+//! values, and the digest of each line: the lines were hashed on arrival, and are not hashed again.
 
 use std::io::{self, Read, Write};
 
@@ -16,35 +16,35 @@ use crate::batch::{Batch, origin_of};
 
 const MAGIC: &[u8; 8] = b"siemjrn1";
 const FIXED: usize = 8 + 4 + 4 + 8 + 8;
-/// More than any frame has: a longer one is damage.
+/// No frame is larger: a longer one is damaged.
 const LARGEST: u64 = 1 << 30;
 
-/// Where a frame's parts go: the epoch's files, by their common name, and a position in each.
+/// Files of the epoch, by their common name, and a position in each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Place {
-    /// The machine's directory.
+pub(super) struct FilePositions {
+    /// Directory of the machine.
     pub(super) machine: String,
-    /// The epoch's files, without their endings.
+    /// Common name of the files, without extension.
     pub(super) epoch: String,
-    /// Where the lines go.
+    /// Position of the lines.
     pub(super) lines_at: u64,
-    /// Where the note goes.
+    /// Position of the note.
     pub(super) notes_at: u64,
-    /// Where the chain's values go.
+    /// Position of the chain's values.
     pub(super) values_at: u64,
 }
 
 /// Lines to store, each with a newline.
 #[derive(Debug)]
 pub(super) enum Lines {
-    /// Some of a batch's.
+    /// Some lines of a batch.
     Of(Box<Batch>, Vec<usize>),
-    /// As they stand in a journal.
+    /// Lines read from a journal.
     Read(Vec<u8>),
 }
 
 impl Lines {
-    /// How many bytes they are.
+    /// Size in bytes.
     pub(super) fn length(&self) -> u64 {
         match self {
             Self::Of(batch, store) => {
@@ -54,7 +54,7 @@ impl Lines {
         }
     }
 
-    /// Writes them; lines that stand together in the batch go out together.
+    /// Writes the lines; those that are adjacent in the batch are written at once.
     pub(super) fn write(&self, to: &mut impl Write) -> io::Result<()> {
         let (batch, store) = match self {
             Self::Of(batch, store) => (batch, store),
@@ -94,16 +94,16 @@ fn write_run(to: &mut impl Write, run: &[u8]) -> io::Result<()> {
     to.write_all(b"\n")
 }
 
-/// One batch, as it is written to the journal and then to its epoch's files.
+/// One batch, as written to the journal and then to the files of its epoch.
 #[derive(Debug)]
 pub(super) struct Frame {
-    /// Where it goes.
-    pub(super) place: Place,
-    /// The line for the epoch's notes, with its newline.
+    /// Positions in the files.
+    pub(super) place: FilePositions,
+    /// Line for the notes, with its newline.
     pub(super) note: Vec<u8>,
-    /// The chain's values, 32 bytes each.
+    /// Values of the chain, 32 bytes each.
     pub(super) values: Vec<u8>,
-    /// The lines.
+    /// Lines of the entries.
     pub(super) lines: Lines,
 }
 
@@ -127,12 +127,13 @@ impl Frame {
         self.lines.write(to)
     }
 
-    /// How many bytes it has, about.
+    /// Approximate size in bytes.
     pub(super) fn length(&self) -> u64 {
         self.lines.length() + (self.note.len() + self.values.len()) as u64
     }
 
-    /// Where its lines began, as a group for the epoch's starts; `None` when it stores no line.
+    /// Positions of its lines in their original files, as a group for the epoch's starts; `None` if
+    /// it stores no line.
     pub(super) fn starts(&self) -> io::Result<Option<Vec<u8>>> {
         let bytes = self.lines.length();
         if bytes == 0 {
@@ -163,7 +164,7 @@ impl Frame {
         Digest::of(&parts.concat())
     }
 
-    /// Reads the next frame; `None` at the end, or where what follows is no whole frame.
+    /// Reads the next frame; `None` at the end, or if no complete frame follows.
     pub(super) fn read(from: &mut impl Read) -> io::Result<Option<Self>> {
         let mut fixed = [0; FIXED + 32];
         if !fill(from, &mut fixed)? || fixed[..8] != *MAGIC {
@@ -180,7 +181,7 @@ impl Frame {
         }
         let mut parts = Vec::with_capacity(4);
         for length in lengths {
-            // Grows as bytes come, so that a damaged length costs nothing.
+            // The buffer grows with the bytes read, so that a damaged length costs no memory.
             let mut part = Vec::new();
             if from.by_ref().take(length).read_to_end(&mut part)? as u64 != length {
                 return Ok(None);
@@ -213,7 +214,7 @@ mod tests {
     fn frame(store: Vec<usize>) -> Frame {
         let text = BatchText::new(1, 6).text();
         let batch = Batch::parse(text.trim_end().as_bytes().to_vec(), UNIX_EPOCH).unwrap();
-        let place = Place {
+        let place = FilePositions {
             machine: "m".into(),
             epoch: "e".into(),
             lines_at: 1,
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_it_wrote() {
+    fn written_frame_reads_back() {
         for store in [vec![], vec![0], vec![5], vec![0, 1, 2, 3, 4, 5], vec![0, 2, 3, 5]] {
             let frame = frame(store.clone());
             let bytes = written(&frame);
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_no_frame_that_is_cut_or_changed() {
+    fn cut_or_changed_frame_is_rejected() {
         let bytes = written(&frame(vec![0, 3, 4]));
         for length in 0..bytes.len() {
             assert!(Frame::read(&mut &bytes[..length]).unwrap().is_none(), "{length}");

@@ -1,8 +1,9 @@
-//! The journal: every batch is written here and synced before it is answered.
+//! The journal: each batch is written to it and synced before the response.
 //!
-//! Journals are numbered files. Only the last is written to; one that is sealed goes, in order,
-//! once all it holds is synced in the epochs' files. While small groups come, zeros stand behind
-//! the last frame: to sync bytes of a file whose length stays is quick, while a new length has to
+//! Journals are numbered files. Only the last one is written to; a sealed one is deleted, in order,
+//! once its content is synced in the files of the epochs. While groups are small, zeros follow the
+//! last frame: syncing bytes within a file of constant length is fast, while a new length has to
+//! wait for other pending writes of the file system.
 //! wait for all else that the file system is about to write.
 
 use std::{
@@ -18,12 +19,12 @@ use super::{frame::Frame, sync_directory};
 
 const BUFFER: usize = 256 << 10;
 const ENDING: &str = "journal";
-/// How many zeros are written at a time.
+/// Number of zeros per write.
 const ZEROS: &[u8] = &[0; 64 << 10];
-/// Groups of more bytes do without zeros: they would be written twice, and each of their syncs
-/// takes its time anyway.
+/// Larger groups get no zeros: their bytes would be written twice, and their syncs take long in any
+/// case.
 const LARGE_GROUP: u64 = 1 << 20;
-/// How many zeros are written ahead at most.
+/// Maximum number of zeros ahead.
 const AHEAD: u64 = 16 << 20;
 
 /// The journal that is written to.
@@ -33,20 +34,20 @@ pub(super) struct Journal {
     number: u64,
     file: File,
     length: u64,
-    /// How many bytes the file has, zeros included.
+    /// Size of the file in bytes, zeros included.
     end: u64,
-    /// How many groups were written.
+    /// Number of groups written.
     groups: u64,
     next: Option<thread::JoinHandle<io::Result<Self>>>,
-    /// Set when what a failed write left behind could not be taken back.
+    /// Set if the remains of a failed write could not be removed.
     broken: bool,
-    /// Stands for the free space of a disk.
+    /// Simulates the free space of a disk.
     #[cfg(test)]
     pub(super) space: Option<&'static std::sync::atomic::AtomicU64>,
 }
 
 impl Journal {
-    /// Begins journal `number`.
+    /// Creates journal `number`.
     pub(super) fn create(directory: &Path, number: u64) -> io::Result<Self> {
         let file = File::create_new(path(directory, number))?;
         sync_directory(directory)?;
@@ -64,18 +65,18 @@ impl Journal {
         })
     }
 
-    /// How many bytes it has.
+    /// Size in bytes.
     pub(super) fn length(&self) -> u64 {
         self.length
     }
 
-    /// Whether it must be sealed before anything else is written.
+    /// Reports whether the journal must be sealed before the next write.
     pub(super) fn is_broken(&self) -> bool {
         self.broken
     }
 
-    /// Writes the frames and syncs once. After an error none of them counts as written: a restart
-    /// may find them all the same, which is then as if their answers had been lost.
+    /// Writes the frames and syncs once. After an error none of them counts as written. A restart
+    /// may find them nevertheless, as if their responses had been lost.
     pub(super) fn append<'a>(&mut self, frames: impl Iterator<Item = &'a Frame>) -> io::Result<()> {
         match self.try_append(frames) {
             Ok(length) => {
@@ -88,7 +89,7 @@ impl Journal {
                     .file
                     .set_len(self.length)
                     .and_then(|()| self.file.seek(SeekFrom::Start(self.length)));
-                // After a failed sync nobody knows what is on the disk: go on in another file.
+                // After a failed sync the content of the disk is unknown: continue in another file.
                 self.broken |= taken_back.is_err() || self.file.sync_data().is_err();
                 self.end = self.length;
                 Err(error)
@@ -109,7 +110,7 @@ impl Journal {
             if length - self.length < LARGE_GROUP {
                 let ahead = length.clamp(ZEROS.len() as u64, AHEAD);
                 if self.zeros(ahead).is_err() {
-                    // There may be space for the frames all the same.
+                    // There may still be space for the frames.
                     self.file.set_len(length)?;
                     self.end = length;
                 }
@@ -129,7 +130,7 @@ impl Journal {
         Ok(length)
     }
 
-    /// Writes zeros to the end of the file.
+    /// Appends zeros to the file.
     fn zeros(&mut self, count: u64) -> io::Result<()> {
         self.file.seek(SeekFrom::Start(self.end))?;
         for _ in 0..count.div_ceil(ZEROS.len() as u64) {
@@ -139,8 +140,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Makes the next journal, elsewhere, while this one is written to. It is likely to become
-    /// `bytes` long.
+    /// Creates the next journal while this one is written to. It will probably become `bytes` long.
     pub(super) fn prepare_next(&mut self, bytes: u64) {
         if self.next.is_some() {
             return;
@@ -156,23 +156,23 @@ impl Journal {
             }
             Ok(next)
         };
-        // Without it the next one is made when it is needed.
+        // On failure the next journal is created when it is needed.
         self.next = thread::Builder::new().name("journal".into()).spawn(make).ok();
     }
 
-    /// Takes off what was written ahead.
+    /// Truncates the zeros.
     pub(super) fn trim(&self) -> io::Result<()> {
         self.file.set_len(self.length)
     }
 
-    /// Begins the next journal and gives the path of this one.
+    /// Starts the next journal and returns the path of this one.
     pub(super) fn seal(&mut self) -> io::Result<PathBuf> {
         let prepared = self.next.take().and_then(|next| next.join().ok()?.ok());
         let next = match prepared {
             Some(next) => next,
             None => {
                 let number = self.number + 1;
-                // What is there of it holds no frame.
+                // The existing file holds no frame.
                 match fs::remove_file(path(&self.directory, number)) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                     _ => Self::create(&self.directory, number)?,
@@ -186,7 +186,7 @@ impl Journal {
     }
 }
 
-/// The journals in `directory`, in order.
+/// Journals in `directory`, in order.
 pub(super) fn list(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut journals = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -200,8 +200,8 @@ pub(super) fn list(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(journals)
 }
 
-/// Shows each frame of a journal and tells how many bytes behind them are neither a frame nor zeros
-/// written ahead.
+/// Passes each frame of a journal to a function, and returns how many bytes after them are neither
+/// a frame nor zeros.
 pub(super) fn replay(
     path: &Path,
     mut show: impl FnMut(Frame) -> io::Result<()>,
@@ -238,10 +238,10 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
-    use crate::store::frame::{Lines, Place};
+    use crate::store::frame::{FilePositions, Lines};
 
     fn frame(number: u64) -> Frame {
-        let place = Place {
+        let place = FilePositions {
             machine: "m".into(),
             epoch: "e".into(),
             lines_at: number,
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_does_not_fit_leaves_nothing_behind() {
+    fn group_that_does_not_fit_leaves_no_trace() {
         let root = tempfile::tempdir().unwrap();
         let mut journal = Journal::create(root.path(), 1).unwrap();
         journal.append([frame(1), frame(2)].iter()).unwrap();

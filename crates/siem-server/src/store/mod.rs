@@ -1,4 +1,4 @@
-//! Where batches are kept: the trait, and the store in files that comes with it.
+//! Storage of batches: the trait, and the store in files.
 
 mod applier;
 mod catalog;
@@ -21,47 +21,47 @@ use siem_protocol::Receipt;
 
 use crate::{batch::Batch, stats::Stats};
 
-/// What a storage will answer.
+/// Future of a storage's result.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// Keeps batches. Implement it to put the receiver in front of a store of your own; a
-/// [`Ledger`](crate::ledger::Ledger) for each machine and epoch then says what to store.
+/// Stores batches. Implement it to use the receiver with another store; a
+/// [`Ledger`](crate::ledger::Ledger) for each machine and epoch decides what to store.
 pub trait Storage: Send + Sync + 'static {
     /// Stores a batch: all of its new lines or none, each once, their bytes unchanged.
     ///
-    /// `Ok` only after they are on stable storage. The future may be dropped at any time: what was
-    /// begun may be finished or not, since the sender sends again what was not answered.
+    /// Returns `Ok` only after they are on stable storage. The future may be dropped at any time:
+    /// the work may then be completed or not, since the sender sends again if it gets no response.
     ///
     /// # Errors
-    /// [`StoreError`]: nothing of the batch was stored, as far as the sender can know.
+    /// [`StoreError`]: to the sender's knowledge, no part of the batch was stored.
     fn store(&self, batch: Batch) -> Answer<'_, Receipt>;
 
-    /// What is held.
+    /// Returns statistics about the entries held.
     ///
     /// # Errors
-    /// [`StoreError`] when it can't be told now.
+    /// [`StoreError`] if they are not available.
     fn stats(&self) -> Answer<'_, Stats>;
 }
 
-/// Why a batch was not stored.
+/// Reason why a batch was not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// A number that is held came with another chain value.
+    /// A number that is held has another chain value in the batch.
     #[error("a number that is held came with another chain value, expected seq {expected_seq}")]
     Conflict {
-        /// The number expected next.
+        /// The next number expected.
         expected_seq: u64,
     },
-    /// There is no space.
-    #[error("there is no space to store the batch")]
+    /// The disk is full.
+    #[error("no space left to store the batch")]
     Full(#[source] io::Error),
-    /// More batches wait than may.
+    /// Too many batches are waiting.
     #[error("too many batches are waiting")]
     Busy {
-        /// When to come again.
+        /// Time after which to try again.
         retry_after: Duration,
     },
-    /// The store can't write or read at present.
+    /// The store cannot write or read at present.
     #[error("the store is not available")]
     Unavailable(#[source] io::Error),
     /// The store was closed.
@@ -70,7 +70,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Tells a full disk from other troubles.
+    /// Tells a full disk from other errors.
     #[must_use]
     pub fn from_io(error: io::Error) -> Self {
         match error.kind() {
@@ -80,7 +80,7 @@ impl StoreError {
     }
 }
 
-/// An error for each of several who wait.
+/// Copies an error, for several callers.
 fn copy(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(code) => io::Error::from_raw_os_error(code),
@@ -88,7 +88,8 @@ fn copy(error: &io::Error) -> io::Error {
     }
 }
 
-/// Makes a directory, and those above it, for its owner only: it holds what developers wrote.
+/// Creates a directory and its parents with access for the owner only: it holds session records of
+/// developers.
 fn create_private(directory: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
@@ -97,7 +98,8 @@ fn create_private(directory: &Path) -> io::Result<()> {
     builder.create(directory)
 }
 
-/// Makes a directory's entries durable. Windows has no such thing: there the file system sees to it.
+/// Makes the entries of a directory durable. Windows has no such call: its file systems do it on
+/// their own.
 fn sync_directory(path: &Path) -> io::Result<()> {
     if cfg!(windows) {
         return Ok(());

@@ -1,14 +1,14 @@
-//! File names made of what comes over the network.
+//! File names made from ids received over the network.
 
 use siem_protocol::Digest;
 
-/// How long a name may be that is taken as it is.
+/// Maximum length of an id that is used unchanged.
 const PLAIN: usize = 80;
-/// How much of any other name is kept for the reader.
+/// Number of characters of any other id that are kept for the reader.
 const KEPT: usize = 40;
 
-/// A file name for `id`: the id itself where that is safe on every system, else what can be kept
-/// of it and a hash. Different ids get different names, on file systems without case too.
+/// Returns a file name for `id`: the id itself if it is safe on every system, otherwise its
+/// beginning and a hash. Different ids get different names, also on case-insensitive file systems.
 pub(super) fn safe(id: &str) -> String {
     if is_plain(id) {
         return id.to_owned();
@@ -19,13 +19,14 @@ pub(super) fn safe(id: &str) -> String {
         .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c.to_ascii_lowercase() } else { '_' })
         .collect();
     let hash = Digest::of(id.as_bytes()).to_string();
-    // No plain name has a tilde.
+    // No unchanged id contains a tilde.
     format!("{kept}~{}", &hash[..32])
 }
 
 fn is_plain(id: &str) -> bool {
     let characters = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    // Windows keeps names such as `con` and `com1` for devices; all are shorter than five.
+    // Windows reserves names such as `con` and `com1` for devices; all are shorter than five
+    // characters.
     (5..=PLAIN).contains(&id.len()) && id.bytes().all(characters)
 }
 
@@ -36,14 +37,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keeps_the_ids_that_agents_have() {
+    fn ids_of_agents_are_kept() {
         for id in ["01930000-0000-7000-8000-000000000001", "9d6e0bb1c5f64c2ea0e3f1d2b3a49586"] {
             assert_eq!(safe(id), id);
         }
     }
 
     #[test]
-    fn takes_no_path_and_no_device() {
+    fn paths_and_device_names_are_replaced() {
         let ids = [
             "../../etc/passwd",
             "/etc",

@@ -1,44 +1,43 @@
-//! The line that each batch leaves in its epoch's notes.
+//! Line that each batch adds to the notes of its epoch.
 
 use serde::{Deserialize, Serialize};
 use siem_protocol::{Digest, Identity};
 
-use super::repeats::Repeated;
+use super::repeats::RepeatedLines;
 use crate::{
     ledger::{Change, is_zero},
     stats::CloneReport,
 };
 
-/// What a batch left behind besides its lines. The notes of an epoch, read in order, make its
-/// ledger again.
+/// Record of a batch besides its lines. Reading the notes of an epoch in order rebuilds its ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Note {
-    /// When the batch came, RFC 3339.
+    /// Time of receipt, RFC 3339.
     pub(super) at: String,
-    /// Where its lines begin in the epoch's lines.
+    /// Position of its lines in the lines of the epoch.
     pub(super) lines_at: u64,
-    /// How many bytes they have.
+    /// Size of its lines in bytes.
     pub(super) bytes: u64,
-    /// Who sent it; absent when nothing of it is new.
+    /// Sender; absent if unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) who: Option<Who>,
-    /// Signs that the store was copied.
+    pub(super) who: Option<Sender>,
+    /// Signs that the outbox was copied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) clones: Vec<CloneReport>,
-    /// Lines that are held of another epoch of the machine too: what came twice.
+    /// Lines that another epoch of the machine also has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) repeated: Vec<Repeated>,
-    /// 1 for a batch that was refused because a number that is held came with another chain value.
+    pub(super) repeated: Vec<RepeatedLines>,
+    /// 1 for a batch that was refused because a number that is held has another chain value in it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) conflicts: u64,
-    /// What it changes.
+    /// Changes of the ledger.
     pub(super) change: Change,
 }
 
-/// Who sends, and under which configuration.
+/// Sender and configuration of a batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Who {
-    /// The epoch's id.
+pub(super) struct Sender {
+    /// Id of the epoch.
     pub(super) epoch: String,
     /// The epoch before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,7 +49,7 @@ pub(super) struct Who {
 }
 
 impl Note {
-    /// The note as a line.
+    /// Formats the note as a line.
     pub(super) fn line(&self) -> Vec<u8> {
         let mut line = serde_json::to_vec(self).expect("names and numbers can be written as JSON");
         line.push(b'\n');

@@ -1,5 +1,5 @@
-//! What happens when a store is opened: journals are brought to the epochs' files once more, torn
-//! ends are cut, and the catalog is made from the notes.
+//! Recovery when a store is opened: copies the journals to the files of the epochs again, cuts off
+//! torn ends, and builds the catalog from the notes.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -24,13 +24,13 @@ use crate::{
     ledger::{ChainValues as _, Change, Range},
 };
 
-/// What was found.
+/// Result of the recovery.
 pub(super) struct Recovered {
     pub(super) catalog: Catalog,
     pub(super) next_journal: u64,
 }
 
-/// Brings the store below `journals` and `machines` in order. All of it is synced then, and no
+/// Repairs the store below `journals` and `machines`. Afterwards all files are synced, and no
 /// journal is left.
 pub(super) fn recover(journals: &Path, machines: &Path) -> io::Result<Recovered> {
     let found = journal::list(journals)?;
@@ -55,14 +55,14 @@ pub(super) fn recover(journals: &Path, machines: &Path) -> io::Result<Recovered>
     Ok(Recovered { catalog, next_journal })
 }
 
-/// What was missing of an epoch before the journals' first frame of it.
+/// Damage of an epoch before the journals' first frame of it.
 struct Damage {
     lines: bool,
     values: bool,
 }
 
-/// Writes what journals hold to its place, and cuts off what stands behind it. Tells of each epoch
-/// what was missing before.
+/// Writes the frames of the journals to their positions, and cuts off the bytes after them. Returns
+/// the earlier damage of each epoch.
 fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<Stem, Damage>> {
     let mut files = EpochFiles::new(machines.to_owned());
     let mut damaged = BTreeMap::new();
@@ -87,10 +87,10 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
             batches += 1;
             Ok(())
         })?;
-        info!(journal = %path.display(), batches, torn, "brought a journal to the epochs' files");
+        info!(journal = %path.display(), batches, torn, "copied a journal to the files of epochs");
         if batches > 0 {
             for path in cut.drain(..) {
-                put_aside(path)?;
+                rename_damaged(path)?;
             }
         }
         if torn > 0 {
@@ -103,21 +103,21 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
             File::options().write(true).open(path)?.set_len(*end)?;
         }
         if damaged.get(stem).is_some_and(|damage| damage.values) {
-            // Values may be missing in the middle: all are made again.
+            // Values may be missing in the middle: all are rebuilt.
             File::options().write(true).open(stem.values(machines))?.set_len(0)?;
         }
     }
     Ok(damaged)
 }
 
-fn put_aside(journal: &Path) -> io::Result<()> {
+fn rename_damaged(journal: &Path) -> io::Result<()> {
     let aside = journal.with_extension("damaged");
-    error!(code = "journal_damaged", journal = %journal.display(), aside = %aside.display(), "found a damaged journal, put it aside");
+    error!(code = "journal_damaged", journal = %journal.display(), aside = %aside.display(), "found a damaged journal and renamed it");
     fs::copy(journal, aside).map(drop)
 }
 
-/// Before the first frame of an epoch: what the frame builds upon should be there. Where it is not,
-/// blank lines take the place of lost ones, so that positions stay as they are noted.
+/// Before the first frame of an epoch: checks that the bytes before it exist. Blank lines replace
+/// lost ones, so that the noted positions remain valid.
 fn prepare(machines: &Path, stem: &Stem, frame: &Frame) -> io::Result<Damage> {
     fs::create_dir_all(stem.directory(machines))?;
     let values = open(&stem.values(machines))?.metadata()?.len();
@@ -129,7 +129,7 @@ fn prepare(machines: &Path, stem: &Stem, frame: &Frame) -> io::Result<Damage> {
         let length = file.metadata()?.len();
         if length < at {
             damage.lines = true;
-            error!(code = "lines_missing", file = %path.display(), bytes = at - length, "found lines missing before those of the journal");
+            error!(code = "lines_missing", file = %path.display(), bytes = at - length, "lines before those of the journal are missing");
             let whole = whole_lines(&file, length)?;
             file.seek(SeekFrom::Start(whole))?;
             let mut writer = BufWriter::new(&file);
@@ -140,7 +140,7 @@ fn prepare(machines: &Path, stem: &Stem, frame: &Frame) -> io::Result<Damage> {
     Ok(damage)
 }
 
-/// Where the last newline within `length` bytes ends.
+/// Returns the position after the last newline within `length` bytes.
 fn whole_lines(mut file: &File, length: u64) -> io::Result<u64> {
     const STEP: u64 = 64 << 10;
     let mut end = length;
@@ -180,20 +180,20 @@ fn stems(machines: &Path) -> io::Result<BTreeSet<Stem>> {
     Ok(stems)
 }
 
-/// Takes an epoch into the catalog; `true` when one of its files was changed. `damaged` says that
-/// the replay found something missing.
+/// Adds an epoch to the catalog; returns `true` if one of its files was changed. `damaged` says
+/// that the replay found missing bytes.
 fn load(machines: &Path, stem: &Stem, damaged: bool, catalog: &mut Catalog) -> io::Result<bool> {
     let path = stem.notes(machines);
     let (notes, whole) = read_notes(&path)?;
     let Some(key) = notes.iter().find_map(|(note, _)| {
         note.who.as_ref().map(|who| (who.identity.machine_id.clone(), who.epoch.clone()))
     }) else {
-        // Nothing of it was ever answered.
+        // No batch of it was ever acknowledged.
         return Ok(false);
     };
     let mut changed = open(&path)?.metadata()?.len() != whole;
     if changed {
-        warn!(code = "torn_line_removed", file = %path.display(), "cut a torn line off");
+        warn!(code = "torn_line_removed", file = %path.display(), "removed a torn line");
         open(&path)?.set_len(whole)?;
     }
     for (note, length) in &notes {
@@ -202,7 +202,7 @@ fn load(machines: &Path, stem: &Stem, damaged: bool, catalog: &mut Catalog) -> i
     changed |= repair_values(machines, stem, &key, &notes, catalog)?;
     let repaired = repair_lines(machines, stem, &key, damaged, catalog)?;
     if repaired || damaged {
-        // It may name lines that are gone; it is made again when it is needed.
+        // It may name lost lines; it is rebuilt when needed.
         match fs::remove_file(stem.starts(machines)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -211,7 +211,7 @@ fn load(machines: &Path, stem: &Stem, damaged: bool, catalog: &mut Catalog) -> i
     Ok(changed || repaired)
 }
 
-/// The notes, each with its length, and where the last whole one ends.
+/// Returns the notes, each with its length, and the end of the last complete one.
 fn read_notes(path: &Path) -> io::Result<(Vec<(Note, u64)>, u64)> {
     let mut reader = BufReader::new(open(path)?);
     let mut notes = Vec::new();
@@ -235,7 +235,7 @@ fn read_notes(path: &Path) -> io::Result<(Vec<(Note, u64)>, u64)> {
     }
 }
 
-/// Compares the lines' file with what was noted of it.
+/// Compares the file of lines with the notes.
 fn repair_lines(
     machines: &Path,
     stem: &Stem,
@@ -249,7 +249,7 @@ fn repair_lines(
     let (end, notes_end) = catalog.ends(key);
     if length > end {
         let aside = path.with_extension("surplus");
-        error!(code = "lines_without_note", file = %path.display(), aside = %aside.display(), "found lines without a note, put them aside");
+        error!(code = "lines_without_note", file = %path.display(), aside = %aside.display(), "found lines without a note and moved them to another file");
         let mut surplus = File::options().append(true).create(true).open(aside)?;
         (&file).seek(SeekFrom::Start(end))?;
         io::copy(&mut &file, &mut surplus)?;
@@ -266,7 +266,7 @@ fn repair_lines(
         return Ok(false);
     }
     file.set_len(whole)?;
-    error!(code = "lines_lost", file = %path.display(), ranges = ?lost, "found lines missing, their numbers are a gap now");
+    error!(code = "lines_lost", file = %path.display(), ranges = ?lost, "lines are missing; their numbers are reported as a gap");
     let claims = claims_behind(machines, stem, key, &lost, catalog)?;
     let change = Change { lost, claims, ..Change::default() };
     let at = humantime::format_rfc3339_millis(fs::metadata(&path)?.modified()?).to_string();
@@ -288,7 +288,7 @@ fn repair_lines(
     Ok(true)
 }
 
-/// The held numbers whose lines are not in the file.
+/// Returns the held numbers whose lines are not in the file.
 fn lost(mut file: &File, key: &Key, catalog: &Catalog) -> io::Result<Vec<Range>> {
     file.seek(SeekFrom::Start(0))?;
     let mut present = BTreeSet::new();
@@ -315,7 +315,7 @@ fn lost(mut file: &File, key: &Key, catalog: &Catalog) -> io::Result<Vec<Range>>
     Ok(lost)
 }
 
-/// The chain's values that numbers behind lost ones build upon.
+/// Returns the chain values that the numbers after lost ones build upon.
 fn claims_behind(
     machines: &Path,
     stem: &Stem,
@@ -335,7 +335,7 @@ fn claims_behind(
     Ok(claims)
 }
 
-/// Makes the file of the chain's values again when it is not as long as it must be.
+/// Rebuilds the file of the chain's values if its length is wrong.
 fn repair_values(
     machines: &Path,
     stem: &Stem,
@@ -352,7 +352,7 @@ fn repair_values(
         code = "chain_rebuilt",
         machine = key.0,
         epoch = key.1,
-        "the chain's values are made again from lines and notes"
+        "rebuilt the chain's values from lines and notes"
     );
     file.set_len(0)?;
     let mut again = crate::ledger::Ledger::default();
@@ -376,7 +376,7 @@ fn repair_values(
     Ok(true)
 }
 
-/// The digests of a note's lines and holes. A line that is missing has none.
+/// Returns the digests of a note's lines and holes, without those of missing lines.
 fn digests(mut lines: &File, note: &Note) -> io::Result<BTreeMap<u64, Digest>> {
     lines.seek(SeekFrom::Start(note.lines_at))?;
     let mut text = Vec::new();

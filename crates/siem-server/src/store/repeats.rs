@@ -1,8 +1,9 @@
-//! Lines that came before in another epoch of their machine.
+//! Detection of lines that arrived before in another epoch of their machine.
 //!
-//! After a damaged or restored outbox an agent begins a new epoch and reads files again from where
-//! it knows them to be acknowledged. What comes twice is stored, since it belongs to the new epoch's
-//! chain, and its numbers are noted. Nothing is read for a machine that has one epoch.
+//! After an outbox was damaged or restored, an agent starts a new epoch and reads files again from
+//! the last position known to be acknowledged. Lines that arrive again are stored, since they
+//! belong to the new epoch's chain, and their numbers are noted. For a machine with one epoch
+//! nothing is read.
 
 use std::{
     collections::HashMap,
@@ -23,24 +24,24 @@ use crate::{
     ledger::Range,
 };
 
-/// How much memory the directories of other epochs may take, about.
+/// Approximate memory limit for the directories of other epochs.
 const MEMORY: usize = 64 << 20;
-/// How many blocks are held decoded while a batch is looked at.
+/// Number of decoded blocks kept while a batch is checked.
 const DECODED: usize = 64;
-/// How many lines make a group when starts are made again.
+/// Number of lines per group when the starts are rebuilt.
 const GROUP_LINES: usize = 4096;
 
-/// Numbers whose lines are held of another epoch too.
+/// Numbers whose lines another epoch also has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Repeated {
+pub(super) struct RepeatedLines {
     /// The other epoch.
     pub(super) of: String,
     /// The numbers, in the epoch of the note.
     pub(super) seqs: Vec<Range>,
 }
 
-impl Repeated {
-    /// How many numbers there are.
+impl RepeatedLines {
+    /// Number of numbers.
     pub(super) fn count(&self) -> u64 {
         self.seqs.iter().map(|range| range.count()).sum()
     }
@@ -48,14 +49,14 @@ impl Repeated {
 
 /// Another epoch of a batch's machine.
 #[derive(Debug)]
-pub(super) struct Other {
+pub(super) struct OtherEpoch {
     pub(super) epoch: String,
     pub(super) stem: Stem,
-    /// Where its lines end.
+    /// End position of its lines.
     pub(super) lines_end: u64,
 }
 
-/// What is known of epochs that were asked for.
+/// Cache of the directories of epochs.
 #[derive(Debug)]
 pub(super) struct Repeats {
     root: PathBuf,
@@ -64,14 +65,14 @@ pub(super) struct Repeats {
     memory: usize,
 }
 
-/// Where in an epoch's starts the generations stand.
+/// Positions of the generations in an epoch's starts.
 #[derive(Debug)]
 struct Directory {
     file: File,
     generations: HashMap<String, Vec<Block>>,
-    /// How far the file was read.
+    /// Position up to which the file was read.
     read: u64,
-    /// How far the epoch's lines are known.
+    /// Position up to which the epoch's lines are known.
     lines_end: u64,
     size: usize,
     used: u64,
@@ -87,19 +88,19 @@ struct Block {
 }
 
 impl Repeats {
-    /// For the epochs' files below `root`.
+    /// Creates the cache for the files below `root`.
     pub(super) fn new(root: PathBuf) -> Self {
         Self { root, directories: HashMap::new(), clock: 0, memory: MEMORY }
     }
 
-    /// Which of the lines that are to be stored are held of `others`.
+    /// Returns which of the lines to store `others` also have.
     pub(super) fn find(
         &mut self,
         files: &mut EpochFiles,
         batch: &Batch,
         store: &[usize],
-        others: &[Other],
-    ) -> io::Result<Vec<Repeated>> {
+        others: &[OtherEpoch],
+    ) -> io::Result<Vec<RepeatedLines>> {
         let mut open: Vec<&Line> = store.iter().map(|index| &batch.lines()[*index]).collect();
         open.retain(|line| line.origin.is_some());
         let mut found = Vec::new();
@@ -127,31 +128,35 @@ impl Repeats {
                 return Err(error);
             }
             if !seqs.is_empty() {
-                found.push(Repeated { of: other.epoch.clone(), seqs });
+                found.push(RepeatedLines { of: other.epoch.clone(), seqs });
             }
         }
         Ok(found)
     }
 
-    /// The directory of an epoch, read as far as its lines go.
-    fn directory(&mut self, files: &mut EpochFiles, other: &Other) -> io::Result<&mut Directory> {
+    /// Returns the directory of an epoch, read up to the end of its lines.
+    fn directory(
+        &mut self,
+        files: &mut EpochFiles,
+        other: &OtherEpoch,
+    ) -> io::Result<&mut Directory> {
         self.clock += 1;
-        self.make_room(&other.stem);
+        self.evict(&other.stem);
         let path = other.stem.starts(&self.root);
         let mut directory = match self.directories.remove(&other.stem) {
             Some(known) => known,
             None => Directory::new(open(&path)?),
         };
         if directory.lines_end != other.lines_end {
-            directory.go_on()?;
+            directory.read_appended()?;
         }
         if directory.lines_end != other.lines_end {
-            warn!(code = "line_starts_rebuilt", file = %path.display(), "where lines began is made again from the lines");
+            warn!(code = "line_starts_rebuilt", file = %path.display(), "rebuilt the positions of an epoch's lines");
             drop(directory);
             files.forget(&other.stem);
-            make_again(&other.stem.lines(&self.root), &path, other.lines_end)?;
+            rebuild(&other.stem.lines(&self.root), &path, other.lines_end)?;
             directory = Directory::new(File::open(&path)?);
-            directory.go_on()?;
+            directory.read_appended()?;
             if directory.lines_end != other.lines_end {
                 return Err(io::Error::other("the lines' file is shorter than its notes say"));
             }
@@ -160,8 +165,8 @@ impl Repeats {
         Ok(self.directories.entry(other.stem.clone()).or_insert(directory))
     }
 
-    /// Forgets directories that were not used for longest, until the others fit.
-    fn make_room(&mut self, keep: &Stem) {
+    /// Evicts the least recently used directories until the others fit.
+    fn evict(&mut self, keep: &Stem) {
         while self.directories.values().map(|it| it.size).sum::<usize>() > self.memory {
             let others = self.directories.iter().filter(|(stem, _)| *stem != keep);
             let Some((stem, _)) = others.min_by_key(|(_, it)| it.used) else { return };
@@ -183,8 +188,8 @@ impl Directory {
         Self { file, generations: HashMap::new(), read: 0, lines_end: 0, size: 0, used: 0 }
     }
 
-    /// Takes in what was appended since, up to the first group that does not follow.
-    fn go_on(&mut self) -> io::Result<()> {
+    /// Reads the groups appended since, up to the first one that does not follow.
+    fn read_appended(&mut self) -> io::Result<()> {
         self.file.seek(SeekFrom::Start(self.read))?;
         let mut reader = BufReader::with_capacity(64 << 10, &self.file);
         while let Some(group) = Group::read(&mut reader)? {
@@ -192,7 +197,7 @@ impl Directory {
                 break;
             }
             if group.lines_at < self.lines_end {
-                // Written once more: what was said of these lines is said anew.
+                // These lines were written again: this group replaces the earlier ones.
                 for blocks in self.generations.values_mut() {
                     blocks.retain(|block| block.lines_at < group.lines_at);
                 }
@@ -226,10 +231,10 @@ impl Directory {
     }
 }
 
-/// Looks for the lines of one batch.
+/// Search for the lines of one batch.
 struct Search<'a> {
     directory: &'a mut Directory,
-    /// Blocks that were read, each in order.
+    /// Decoded blocks, each sorted.
     decoded: HashMap<u64, Vec<(u64, u32)>>,
 }
 
@@ -267,8 +272,8 @@ fn read(mut file: &File, block: &Block) -> io::Result<Vec<(u64, u32)>> {
     Ok(starts)
 }
 
-/// Writes the starts of the first `end` bytes of `lines` anew.
-fn make_again(lines: &Path, path: &Path, end: u64) -> io::Result<()> {
+/// Rebuilds the starts of the first `end` bytes of `lines`.
+fn rebuild(lines: &Path, path: &Path, end: u64) -> io::Result<()> {
     let aside = path.with_extension("starts-new");
     let mut reader = BufReader::with_capacity(256 << 10, File::open(lines)?.take(end));
     let mut writer = BufWriter::new(File::create(&aside)?);

@@ -1,15 +1,15 @@
-//! Where the lines began that an epoch holds: generation, offset and part of each, exactly, in two
-//! to four bytes for most. Derived from the epoch's lines, and made again from them when it does
-//! not cover them to the byte.
+//! Original positions of an epoch's lines: generation, offset and part of each, exactly, in two to
+//! four bytes for most. The file is derived from the epoch's lines, and rebuilt from them if it
+//! does not cover them exactly.
 //!
 //! ```text
 //! group:  magic 4 | length u32 | check 8 | body
 //! body:   lines_at | lines_bytes | block …
 //! block:  length of name | name of the generation | count | length | (offset - last one, part) …
 //! ```
-//! Numbers in a body are varints. Each batch that stores lines appends a group that says which
-//! bytes of the lines' file it is of. A group of bytes that an earlier one was of takes its place,
-//! and that of all behind it: so is a journal replayed.
+//! Numbers in a body are varints. Each batch that stores lines appends a group with the range of
+//! the file of lines that it covers. A group for a range that an earlier group covered replaces
+//! that one and all after it, as happens in the replay of a journal.
 
 use std::{
     collections::BTreeMap,
@@ -20,10 +20,10 @@ use siem_protocol::Digest;
 
 const MAGIC: &[u8; 4] = b"str1";
 const FIXED: usize = 16;
-/// More than any group has: a longer one is damage.
+/// No group is larger: a longer one is damaged.
 const LARGEST: u32 = 1 << 28;
 
-/// A group to be written.
+/// A group to write.
 #[derive(Debug, Default)]
 pub(super) struct GroupWriter<'a> {
     blocks: BTreeMap<&'a str, Block>,
@@ -37,7 +37,7 @@ struct Block {
 }
 
 impl<'a> GroupWriter<'a> {
-    /// Adds where a line began.
+    /// Adds the position of a line.
     pub(super) fn add(&mut self, generation: &'a str, offset: u64, part: u32) {
         let block = self.blocks.entry(generation).or_default();
         put(&mut block.bytes, zigzag(offset.wrapping_sub(block.last)));
@@ -45,7 +45,7 @@ impl<'a> GroupWriter<'a> {
         (block.count, block.last) = (block.count + 1, offset);
     }
 
-    /// The group's bytes. It is of the lines from `lines_at` on, `lines_bytes` of them.
+    /// Encodes the group for the lines from `lines_at` to `lines_at + lines_bytes`.
     pub(super) fn finish(self, lines_at: u64, lines_bytes: u64) -> io::Result<Vec<u8>> {
         let mut group = vec![0; FIXED];
         put(&mut group, lines_at);
@@ -66,30 +66,30 @@ impl<'a> GroupWriter<'a> {
     }
 }
 
-/// A group as it is read.
+/// A decoded group.
 #[derive(Debug)]
 pub(super) struct Group {
-    /// Where the lines begin that it is of.
+    /// Position of the lines that it covers.
     pub(super) lines_at: u64,
-    /// How many bytes they have.
+    /// Their size in bytes.
     pub(super) lines_bytes: u64,
-    /// Its length in the file.
+    /// Its own length in the file.
     pub(super) length: u64,
     body: Vec<u8>,
     blocks: usize,
 }
 
-/// The starts of one generation within a group.
+/// Positions of one generation's lines within a group.
 #[derive(Debug)]
 pub(super) struct Starts<'a> {
     pub(super) generation: &'a str,
-    /// Where the starts stand, counted from the group's first byte.
+    /// Position of the encoded data, from the group's first byte.
     pub(super) at: u64,
     pub(super) bytes: &'a [u8],
 }
 
 impl Group {
-    /// Reads the next group; `None` at the end, or where what follows is no whole group.
+    /// Reads the next group; `None` at the end, or if no complete group follows.
     pub(super) fn read(from: &mut impl Read) -> io::Result<Option<Self>> {
         let mut fixed = Vec::new();
         from.by_ref().take(FIXED as u64).read_to_end(&mut fixed)?;
@@ -113,7 +113,7 @@ impl Group {
         Ok(Some(Self { lines_at, lines_bytes, length, body, blocks }))
     }
 
-    /// The generations that it has starts of.
+    /// Decodes the group by generation.
     pub(super) fn starts(&self) -> impl Iterator<Item = Starts<'_>> {
         let mut rest = &self.body[self.blocks..];
         std::iter::from_fn(move || {
@@ -126,7 +126,7 @@ impl Group {
     }
 }
 
-/// Offset and part of each start in a block.
+/// Decodes offset and part of each line in a block.
 pub(super) fn decode(mut bytes: &[u8]) -> impl Iterator<Item = (u64, u32)> {
     let mut offset = 0u64;
     std::iter::from_fn(move || {
@@ -164,7 +164,7 @@ fn get(from: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// A run of bytes with its length before it.
+/// Takes a byte string with its length in front.
 fn take<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = usize::try_from(get(from)?).ok()?;
     let (bytes, rest) = from.split_at_checked(length)?;
@@ -172,7 +172,7 @@ fn take<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(bytes)
 }
 
-/// A difference, taken modulo 2^64, as a number that is small when the difference is.
+/// Encodes a difference modulo 2^64 such that small differences become small numbers.
 fn zigzag(difference: u64) -> u64 {
     let sign = difference.cast_signed() >> 63;
     (difference << 1) ^ sign.cast_unsigned()
@@ -199,7 +199,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reads_what_it_wrote_and_nothing_that_is_cut_or_changed(
+        fn group_reads_back_unless_cut_or_changed(
             mut starts in prop::collection::vec(("[ab]", any::<u64>(), any::<u32>()), 0..20),
             place in (any::<u64>(), any::<u64>()),
             at in any::<prop::sample::Index>()
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_one_after_another_cost_few_bytes() {
+    fn consecutive_lines_cost_few_bytes() {
         let mut writer = GroupWriter::default();
         for line in 0..1000 {
             writer.add("9c41", line * 700, 0);

@@ -1,5 +1,5 @@
-//! The thread that judges and makes durable. It takes all batches that wait, writes them to the
-//! journal, syncs once, answers them all, and hands them on to be brought to the epochs' files.
+//! Thread that plans batches and makes them durable. It takes all waiting batches, writes them to
+//! the journal, syncs once, responds to all, and passes them on to the applier.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -25,23 +25,23 @@ use super::{
 };
 use crate::{batch::Batch, ledger::Refusal, stats::Stats};
 
-/// How much is written under one sync.
+/// Maximum size of a group that shares one sync.
 const GROUP_BYTES: usize = 32 << 20;
 const GROUP_BATCHES: usize = 1024;
-/// How long after a sync the next one begins at the earliest. While many send, a sync is shared by
-/// more of them; who sends alone now and then waits for nothing.
+/// Minimum time between two syncs. With many senders more of them share a sync; a single sender
+/// does not wait.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// What the writer is asked.
+/// Request to the writer.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// To store a batch.
+    /// Store a batch.
     Store(Box<Batch>, oneshot::Sender<Result<Receipt, StoreError>>),
-    /// To tell what is held.
+    /// Return statistics.
     Stats(oneshot::Sender<Stats>),
 }
 
-/// What the thread owns.
+/// State of the thread.
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) jobs: mpsc::Receiver<Job>,
@@ -49,23 +49,23 @@ pub(super) struct Writer {
     pub(super) repeats: Repeats,
     pub(super) journal: Journal,
     pub(super) applier: Applier,
-    /// A journal of more bytes is sealed.
+    /// Size in bytes from which a journal is sealed.
     pub(super) journal_bytes: u64,
-    /// Batches put off, since one of their epoch was in the group before.
-    pub(super) deferred: VecDeque<Waiting>,
-    /// When the journal was synced last.
+    /// Batches that were deferred, because one of their epoch was in the previous group.
+    pub(super) deferred: VecDeque<PendingBatch>,
+    /// Time of the last sync of the journal.
     pub(super) synced: Option<Instant>,
 }
 
-/// A batch and who waits for its answer.
+/// A batch and the channel for its response.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct PendingBatch {
     batch: Box<Batch>,
     answer: oneshot::Sender<Result<Receipt, StoreError>>,
 }
 
-/// A batch that was judged and becomes durable with its group.
-struct Staged {
+/// A planned batch that becomes durable with its group.
+struct StagedBatch {
     frame: Frame,
     key: Key,
     note: Note,
@@ -74,23 +74,23 @@ struct Staged {
 }
 
 impl Writer {
-    /// Works until there is nobody left to ask.
+    /// Runs until all senders are closed.
     pub(super) fn run(mut self) -> PathBuf {
-        while let Some(group) = self.gather() {
-            self.turn(group);
+        while let Some(group) = self.collect_group() {
+            self.process(group);
         }
-        if self.applier.settle().is_ok() {
+        if self.applier.flush().is_ok() {
             self.seal();
         }
         if let Err(error) = self.journal.trim() {
-            warn!(code = "journal_truncate_failed", %error, "could not take off what was written ahead in the journal");
+            warn!(code = "journal_truncate_failed", %error, "cannot truncate the zeros of the journal");
         }
         self.applier.finish()
     }
 
-    /// Waits for a batch and takes all that wait by then; `None` when all senders are gone.
-    fn gather(&mut self) -> Option<Vec<Waiting>> {
-        let mut group: Vec<Waiting> = self.deferred.drain(..).collect();
+    /// Waits for a batch and takes all that are waiting then; `None` if all senders are closed.
+    fn collect_group(&mut self) -> Option<Vec<PendingBatch>> {
+        let mut group: Vec<PendingBatch> = self.deferred.drain(..).collect();
         let mut bytes = 0;
         loop {
             let full = bytes >= GROUP_BYTES || group.len() >= GROUP_BATCHES;
@@ -106,9 +106,9 @@ impl Writer {
             match next {
                 Some(Job::Store(batch, answer)) => {
                     bytes += batch.size();
-                    group.push(Waiting { batch, answer });
+                    group.push(PendingBatch { batch, answer });
                 }
-                Some(Job::Stats(answer)) => self.applier.tell(self.catalog.stats(), answer),
+                Some(Job::Stats(answer)) => self.applier.send_stats(self.catalog.stats(), answer),
                 None => return Some(group),
             }
         }
@@ -121,9 +121,9 @@ impl Writer {
         }
     }
 
-    fn turn(&mut self, group: Vec<Waiting>) {
-        if let Err(error) = self.prepare() {
-            warn!(code = "store_write_failed", %error, batches = group.len(), "refused batches, the store cannot write");
+    fn process(&mut self, group: Vec<PendingBatch>) {
+        if let Err(error) = self.finish_earlier_work() {
+            warn!(code = "store_write_failed", %error, batches = group.len(), "rejected batches: the store cannot write");
             for waiting in group {
                 reply(waiting.answer, Err(StoreError::from_io(copy(&error))));
             }
@@ -131,21 +131,20 @@ impl Writer {
         }
         let mut staged = Vec::with_capacity(group.len());
         let mut touched = HashSet::new();
-        // Which of the staged batches are a machine's.
+        // Indexes of the staged batches, by machine.
         let mut machines: HashMap<String, Vec<usize>> = HashMap::new();
         for waiting in group {
             let key = catalog::key(&waiting.batch.header);
-            // What a batch changes must be known before the next of its epoch is judged, and what it
-            // brings of a generation before another epoch's batch is searched for that.
+            // The changes by a batch must be known before the next one of its epoch is planned, and
+            // its lines of a generation before another epoch's batch is searched for them.
             let mut others = machines.get(&key.0).into_iter().flatten().map(|at| &staged[*at]);
-            if touched.contains(&key) || others.any(|one| shares_a_generation(one, &waiting.batch))
-            {
-                // Those of its epoch behind it are put off too, so that they stay in order.
+            if touched.contains(&key) || others.any(|one| shares_generation(one, &waiting.batch)) {
+                // Later batches of its epoch are deferred too, so that they stay in order.
                 touched.insert(key);
                 self.deferred.push_back(waiting);
                 continue;
             }
-            if let Some(one) = self.judge(waiting, key.clone()) {
+            if let Some(one) = self.stage(waiting, key.clone()) {
                 machines.entry(key.0.clone()).or_default().push(staged.len());
                 touched.insert(key);
                 staged.push(one);
@@ -156,78 +155,78 @@ impl Writer {
         }
     }
 
-    /// Brings what an earlier turn left undone to its end.
-    fn prepare(&mut self) -> io::Result<()> {
-        self.applier.mend()?;
+    /// Completes work that an earlier group left unfinished.
+    fn finish_earlier_work(&mut self) -> io::Result<()> {
+        self.applier.retry_failed()?;
         if self.journal.is_broken() {
             self.applier.sealed(self.journal.seal()?);
         }
         Ok(())
     }
 
-    fn judge(&mut self, waiting: Waiting, key: Key) -> Option<Staged> {
-        let Waiting { batch, answer } = waiting;
+    fn stage(&mut self, waiting: PendingBatch, key: Key) -> Option<StagedBatch> {
+        let PendingBatch { batch, answer } = waiting;
         let stem = catalog::stem(&key);
         if batch.header.redelivery && self.catalog.ledger(&key).is_none() {
-            // Nothing can be a hole of an epoch that is not known: no file is made for it.
+            // An unknown epoch cannot have a hole: no file is created for it.
             let accepted_seqs = Some(Vec::new());
             reply(answer, Ok(Receipt { accepted_seqs, ..Receipt::default() }));
             return None;
         }
         let mut values = Values { applier: &self.applier, stem: &stem };
-        let mut judged = match self.catalog.judge(&batch, &mut values) {
-            Ok(judged) => judged,
+        let mut planned = match self.catalog.plan(&batch, &mut values) {
+            Ok(planned) => planned,
             Err(Refusal::Conflict { expected_seq }) => {
                 warn!(
                     code = "batch_conflict",
                     machine = key.0,
                     epoch = key.1,
                     expected_seq,
-                    "refused a conflicting batch"
+                    "rejected a conflicting batch"
                 );
-                // That it was refused is written down like all else, so that it is counted.
+                // The refusal is written as a note, so that it is counted.
                 let (note, place) = self.catalog.conflict(&batch);
                 let lines = Lines::Of(batch, Vec::new());
                 let frame = Frame { place, note: note.line(), values: Vec::new(), lines };
                 let outcome = Err(StoreError::Conflict { expected_seq });
-                return Some(Staged { frame, key, note, outcome, answer });
+                return Some(StagedBatch { frame, key, note, outcome, answer });
             }
             Err(Refusal::Values(error)) => {
-                error!(code = "chain_read_failed", machine = key.0, epoch = key.1, %error, "could not read the chain");
+                error!(code = "chain_read_failed", machine = key.0, epoch = key.1, %error, "cannot read the chain");
                 reply(answer, Err(StoreError::from_io(error)));
                 return None;
             }
         };
         let others = self.catalog.others(&key);
         if !others.is_empty() {
-            // Without the answer the lines are safe all the same, and an agent that waits for it
-            // helps nobody.
+            // Without the result of the search the lines are still safe, and a waiting agent gains
+            // nothing from an error.
             let stems = others.iter().map(|other| &other.stem);
             let found = self.applier.files(stems).and_then(|mut files| {
-                self.repeats.find(&mut files, &batch, &judged.store, &others)
+                self.repeats.find(&mut files, &batch, &planned.store, &others)
             });
             match found {
-                Ok(repeated) => judged.note.repeated = repeated,
+                Ok(repeated) => planned.note.repeated = repeated,
                 Err(error) => {
-                    error!(code = "repeats_read_failed", machine = key.0, epoch = key.1, %error, "could not tell whether lines came before in another epoch, stored them unmarked");
+                    error!(code = "repeats_read_failed", machine = key.0, epoch = key.1, %error, "cannot search other epochs for repeated lines, stored the batch unmarked");
                 }
             }
         }
-        let new = &judged.note.change.new;
+        let new = &planned.note.change.new;
         let values = new.iter().flat_map(|new| batch.chain(new.first, new.last));
         let values = values.flat_map(|value| *value.as_bytes()).collect();
         let frame = Frame {
-            place: judged.place,
-            note: judged.note.line(),
+            place: planned.place,
+            note: planned.note.line(),
             values,
-            lines: Lines::Of(batch, judged.store),
+            lines: Lines::Of(batch, planned.store),
         };
-        Some(Staged { frame, key, note: judged.note, outcome: Ok(judged.receipt), answer })
+        Some(StagedBatch { frame, key, note: planned.note, outcome: Ok(planned.receipt), answer })
     }
 
-    fn commit(&mut self, staged: Vec<Staged>) {
+    fn commit(&mut self, staged: Vec<StagedBatch>) {
         if let Err(error) = self.journal.append(staged.iter().map(|staged| &staged.frame)) {
-            error!(code = "journal_write_failed", %error, batches = staged.len(), "could not write the journal");
+            error!(code = "journal_write_failed", %error, batches = staged.len(), "cannot write the journal");
             for staged in staged {
                 reply(staged.answer, Err(StoreError::from_io(copy(&error))));
             }
@@ -244,8 +243,7 @@ impl Writer {
                 let (machine, epoch) = &staged.key;
                 let (claimed, held) = (found.claimed, found.held);
                 warn!(code = "totals_mismatch", machine, epoch, below = found.below, ?claimed, ?held, missing = found.missing,
-                    wrong = ?found.wrong, "what is held differs from what the agent claims, and no \
-                    missing number explains it");
+                    wrong = ?found.wrong, "entries differ from the agent's totals, and no missing number explains it");
             }
             reply(staged.answer, staged.outcome);
             self.applier.add(staged.frame);
@@ -261,19 +259,19 @@ impl Writer {
         match self.journal.seal() {
             Ok(path) => self.applier.sealed(path),
             Err(error) => {
-                warn!(code = "journal_rotate_failed", %error, "could not begin another journal, this one goes on")
+                warn!(code = "journal_rotate_failed", %error, "cannot start another journal, continuing with this one")
             }
         }
     }
 }
 
-/// Whether both batches, of one machine, have lines of the same file.
-fn shares_a_generation(one: &Staged, batch: &Batch) -> bool {
+/// Reports whether both batches, of one machine, have lines of the same generation.
+fn shares_generation(one: &StagedBatch, batch: &Batch) -> bool {
     let Lines::Of(other, _) = &one.frame.lines else { return false };
     other.generations().iter().any(|generation| batch.has_generation(generation))
 }
 
-fn log_findings(staged: &Staged) {
+fn log_findings(staged: &StagedBatch) {
     let (machine, epoch) = (&staged.key.0, &staged.key.1);
     let change = &staged.note.change;
     if let Some(gap) = change.gap {
@@ -291,14 +289,20 @@ fn log_findings(staged: &Staged) {
     }
     for repeated in &staged.note.repeated {
         let lines = repeated.count();
-        info!(machine, epoch, of = repeated.of, lines, "lines came that another epoch has too");
+        info!(
+            machine,
+            epoch,
+            of = repeated.of,
+            lines,
+            "received lines that another epoch also has"
+        );
     }
     for clone in &staged.note.clones {
         warn!(code = "clone_found", machine, epoch, kind = ?clone.kind, other = clone.other, "found a clone");
     }
 }
 
-/// Nobody may wait any more: then the answer goes nowhere, and the sender will send again.
+/// The receiver of the response may be gone: the sender then sends again.
 fn reply(
     answer: oneshot::Sender<Result<Receipt, StoreError>>,
     result: Result<Receipt, StoreError>,

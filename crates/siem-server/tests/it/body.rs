@@ -17,7 +17,7 @@ fn read(body: &[u8], encoding: &str) -> Result<Batch, u16> {
 /// Batches with all members that a batch may have.
 fn texts() -> Vec<String> {
     let mut outbox = Outbox::new("e-1");
-    outbox.record("g", 0, 40).part("h", 0, 1).event().heartbeat().taken_over().heartbeat();
+    outbox.record("g", 0, 40).part("h", 0, 1).event().heartbeat().carried_over().heartbeat();
     let base = ChainPoint { seq: 1, hash: Digest::ZERO };
     vec![
         VECTOR.to_owned(),

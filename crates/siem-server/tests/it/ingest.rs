@@ -192,11 +192,11 @@ async fn malformed_batch_is_400_with_the_reason() {
     let count = BatchText::new(1, 3).with(|header| header.count = 4).text();
     let jump = BatchText::new(1, 3).line(3, &line(4)).text();
     let cases = [
-        (signed(cut, "zstd"), "the body is no zstd"),
-        (signed(b"no gzip", "gzip"), "the body is no gzip"),
-        (signed(b"", "identity"), "line 1 is no batch header"),
-        (signed(line(1).as_bytes(), "identity"), "line 1 is no batch header"),
-        (signed(odd.as_bytes(), "identity"), "line 3 is no JSON object with a `seq`"),
+        (signed(cut, "zstd"), "the body is not valid zstd"),
+        (signed(b"no gzip", "gzip"), "the body is not valid gzip"),
+        (signed(b"", "identity"), "line 1 is not a batch header"),
+        (signed(line(1).as_bytes(), "identity"), "line 1 is not a batch header"),
+        (signed(odd.as_bytes(), "identity"), "line 3 is not a JSON object with a `seq`"),
         (signed(count.as_bytes(), "identity"), "`count` of the batch header"),
         (signed(jump.as_bytes(), "identity"), "line 4 has seq 4, expected 3"),
         (

@@ -168,7 +168,7 @@ mod with_signals {
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         assert_eq!(process.child.wait().unwrap().code(), Some(0));
         let log = reading.join().unwrap();
-        assert!(log.contains("ended in order"), "{log}");
+        assert!(log.contains("stopped"), "{log}");
         for secret in [TOKEN, SECRET, "wrong token", "very private", &signature] {
             assert!(!log.contains(secret), "{secret}: {log}");
         }

@@ -11,7 +11,8 @@ fn compared(store: &Store) -> Comparison {
     store.ledger.comparison().unwrap()
 }
 
-/// Two records, a part, an event and a heartbeat, `times` over: the heartbeats are 5, 10, …
+/// Two records, a part, an event and a heartbeat, repeated `times` times: the heartbeats are 5, 10,
+/// …
 fn outbox(times: u64) -> Outbox {
     let mut outbox = Outbox::new("e-1");
     for turn in 0..times {
@@ -22,7 +23,7 @@ fn outbox(times: u64) -> Outbox {
 }
 
 #[test]
-fn what_was_claimed_and_is_held_differs_in_nothing() {
+fn correct_claims_show_no_difference() {
     let outbox = outbox(3);
     let mut store = Store::default();
     store.take_ok(&outbox.batch(1, 4));
@@ -39,7 +40,7 @@ fn what_was_claimed_and_is_held_differs_in_nothing() {
 }
 
 #[test]
-fn a_figure_that_is_wrong_is_named_when_nothing_is_missing() {
+fn wrong_figure_is_named_when_nothing_is_missing() {
     let mut outbox = Outbox::new("e-1");
     outbox.record("g", 0, 40).event().heartbeat_of(41).heartbeat();
     let mut store = Store::default();
@@ -47,13 +48,13 @@ fn a_figure_that_is_wrong_is_named_when_nothing_is_missing() {
     let found = compared(&store);
     assert_eq!(found.difference, Difference::Unexplained);
     assert_eq!(found.wrong, [Figure::RecordBytes]);
-    // Totals are cumulative: a claim that is right again settles it.
+    // Totals are cumulative: a later correct claim resolves the difference.
     store.take_ok(&outbox.batch(4, 4));
     assert_eq!(compared(&store).difference, Difference::None);
 }
 
 #[test]
-fn gaps_and_dead_letters_explain_their_own_number_of_entries_until_they_are_filled() {
+fn gaps_explain_exactly_their_number_of_entries() {
     let outbox = outbox(3);
     let mut store = Store::default();
     store.take_ok(&outbox.batch(1, 3).dead(&[2]));
@@ -67,9 +68,9 @@ fn gaps_and_dead_letters_explain_their_own_number_of_entries_until_they_are_fill
     assert_eq!((compared(&store).missing, compared(&store).difference), (0, Difference::None));
 }
 
-/// A hole accounts for an entry, not for bytes of entries that are all there.
+/// A hole accounts for one entry, not for bytes of entries that are all there.
 #[test]
-fn a_missing_event_does_not_explain_bytes() {
+fn missing_event_does_not_explain_bytes() {
     let mut outbox = Outbox::new("e-1");
     outbox.record("g", 0, 40).event().heartbeat_of(41);
     let mut store = Store::default();
@@ -79,7 +80,7 @@ fn a_missing_event_does_not_explain_bytes() {
 }
 
 #[test]
-fn a_claim_that_comes_late_is_not_taken() {
+fn late_claim_is_ignored() {
     let outbox = outbox(3);
     let mut store = Store::default();
     store.take_ok(&outbox.batch(7, 9));
@@ -90,9 +91,9 @@ fn a_claim_that_comes_late_is_not_taken() {
 }
 
 #[test]
-fn where_an_epoch_takes_over_an_older_ones_entries_the_first_claim_is_what_it_is_measured_from() {
+fn first_claim_is_baseline_after_carried_over_entries() {
     let mut outbox = Outbox::new("e-1");
-    outbox.taken_over().taken_over().record("g", 0, 10).heartbeat().record("g", 11, 7);
+    outbox.carried_over().carried_over().record("g", 0, 10).heartbeat().record("g", 11, 7);
     outbox.heartbeat().event().heartbeat();
     let mut store = Store::default();
     store.take_ok(&outbox.batch(1, 4));
@@ -106,7 +107,7 @@ fn where_an_epoch_takes_over_an_older_ones_entries_the_first_claim_is_what_it_is
 }
 
 #[test]
-fn where_an_epoch_begins_at_a_base_the_first_claim_is_what_it_is_measured_from() {
+fn first_claim_is_baseline_after_a_base() {
     let outbox = outbox(3);
     let mut store = Store::default();
     let base = ChainPoint { seq: 2, hash: outbox.batch(3, 3).header.chain.unwrap().before };
@@ -121,7 +122,7 @@ fn where_an_epoch_begins_at_a_base_the_first_claim_is_what_it_is_measured_from()
 }
 
 #[test]
-fn counts_begin_anew_where_entries_are_lost_or_were_stored_uncounted() {
+fn counts_reset_after_lost_or_uncounted_entries() {
     let outbox = outbox(4);
     for lose in [true, false] {
         let mut store = Store::default();
@@ -165,10 +166,10 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever comes in whatever order: a claim of an honest agent is never unexplained, the
-    /// counts are those of the entries stored, and the stored changes make them again.
+    /// For any steps in any order: a claim of an honest agent is never unexplained, the counts are
+    /// those of the stored entries, and the stored changes rebuild the counts.
     #[test]
-    fn an_honest_agent_is_never_contradicted(steps in prop::collection::vec(step(), 0..25)) {
+    fn honest_agent_is_never_contradicted(steps in prop::collection::vec(step(), 0..25)) {
         let outbox = outbox(8);
         let mut store = Store::default();
         let mut changes = Vec::new();

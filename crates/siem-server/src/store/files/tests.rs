@@ -12,7 +12,7 @@ use crate::{
     testing::{BatchText, Outbox, line},
 };
 
-/// The one epoch of [`BatchText`], as its files are named.
+/// Name of the files of the only epoch of [`BatchText`].
 const LINES: &str = "machines/m-1~";
 
 pub(in crate::store) fn batch(text: &BatchText) -> Batch {
@@ -32,7 +32,7 @@ pub(in crate::store) async fn stats(store: &FileStore) -> Stats {
     store.stats().await.unwrap()
 }
 
-/// Every file below `root`, with its bytes.
+/// All files below `root` with their bytes.
 pub(in crate::store) fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(root).unwrap() {
@@ -46,7 +46,7 @@ pub(in crate::store) fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files
 }
 
-/// The same, without the zeros that stand behind a journal's frames.
+/// All files, without the zeros after the frames of a journal.
 fn written(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = files(root);
     for (_, bytes) in
@@ -57,12 +57,12 @@ fn written(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files
 }
 
-/// A directory in memory, where the system has that: these tests sync thousands of times.
+/// A directory in memory, if the system has one: these tests sync thousands of times.
 pub(in crate::store) fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-/// Puts a snapshot of a store's files into a new directory.
+/// Copies a snapshot of a store's files into a new directory.
 pub(in crate::store) fn copy(from: &Path, files: &BTreeMap<PathBuf, Vec<u8>>) -> tempfile::TempDir {
     let to = directory();
     for (path, bytes) in files {
@@ -91,7 +91,7 @@ fn lines(seqs: impl IntoIterator<Item = u64>) -> String {
 }
 
 #[test]
-fn stores_lines_as_they_are_and_once() {
+fn lines_are_stored_unchanged_and_once() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     let receipt = take(&store, &BatchText::new(1, 5)).unwrap();
@@ -104,7 +104,7 @@ fn stores_lines_as_they_are_and_once() {
 }
 
 #[test]
-fn a_conflict_is_told_and_counted_and_stores_nothing() {
+fn conflict_is_counted_and_stores_nothing() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &BatchText::new(1, 5)).unwrap();
@@ -118,7 +118,7 @@ fn a_conflict_is_told_and_counted_and_stores_nothing() {
     assert_eq!(found.machines[0].epochs[0].conflicts, 2);
     assert_eq!(found.machines[0].clones[0].kind, CloneKind::TwoHostnames);
     assert_eq!(found.machines[0].identity.hostname, "laptop");
-    // A kill, and a restart in order: both leave the count.
+    // Both a kill and an orderly restart keep the count.
     let killed = copy(root.path(), &files(root.path()));
     drop(store);
     for root in [&root, &killed] {
@@ -129,16 +129,16 @@ fn a_conflict_is_told_and_counted_and_stores_nothing() {
     }
 }
 
-/// All of them wait when the writer comes, so that they would share a group.
+/// All of them wait when the writer starts, so that they would share a group.
 #[test]
-fn batches_of_an_epoch_at_once_are_judged_one_after_the_other() {
+fn concurrent_batches_of_an_epoch_are_planned_in_turn() {
     let root = directory();
     let (jobs, writer) = prepare(root.path(), FileStoreOptions::default()).unwrap();
     let texts = [BatchText::new(1, 50), BatchText::new(1, 50), BatchText::new(20, 60)];
     let answers = texts.map(|text| {
-        let (answer, answered) = oneshot::channel();
+        let (answer, response) = oneshot::channel();
         jobs.try_send(Job::Store(Box::new(batch(&text)), answer)).unwrap();
-        answered
+        response
     });
     drop(jobs);
     writer.run();
@@ -151,7 +151,7 @@ fn batches_of_an_epoch_at_once_are_judged_one_after_the_other() {
 }
 
 #[test]
-fn comes_back_as_it_was() {
+fn reopened_store_is_unchanged() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &BatchText::new(1, 6).dead(&[3, 4])).unwrap();
@@ -171,10 +171,10 @@ fn comes_back_as_it_was() {
     assert_eq!((receipt.accepted, receipt.duplicates), (2, 10));
 }
 
-/// Counts lie in the notes, beside the numbers that they are of: neither a restart nor the replay
-/// of a journal may lose or double them.
+/// Counts are stored in the notes, beside the numbers that they describe: neither a restart nor the
+/// replay of a journal may lose or double them.
 #[test]
-fn what_was_counted_for_claims_is_neither_lost_nor_doubled_by_restart_or_kill() {
+fn counts_survive_restart_and_kill() {
     let mut outbox = Outbox::new("e-1");
     outbox.record("g", 0, 40).part("h", 0, 1).event().heartbeat();
     outbox.record("g", 41, 50).record("g", 92, 60).heartbeat_of(151).event();
@@ -182,7 +182,7 @@ fn what_was_counted_for_claims_is_neither_lost_nor_doubled_by_restart_or_kill() 
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &outbox.batch(1, 4)).unwrap();
     assert_eq!(stats(&store).unexplained, 0);
-    // The store is still open: what is copied is what a kill leaves.
+    // The store is still open: the copy equals the state after a kill.
     let killed = copy(root.path(), &files(root.path()));
     let store = FileStore::open(killed.path()).unwrap();
     take(&store, &outbox.batch(3, 5)).unwrap();
@@ -200,7 +200,7 @@ fn what_was_counted_for_claims_is_neither_lost_nor_doubled_by_restart_or_kill() 
 }
 
 #[test]
-fn journals_go_once_their_content_is_synced() {
+fn synced_journals_are_deleted() {
     let root = directory();
     let options = FileStoreOptions { journal_bytes: 1000, ..FileStoreOptions::default() };
     let store = FileStore::open_with(root.path(), options).unwrap();
@@ -215,7 +215,7 @@ fn journals_go_once_their_content_is_synced() {
 }
 
 #[test]
-fn a_second_store_in_the_same_directory_is_refused() {
+fn second_store_in_a_directory_is_refused() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     assert!(matches!(FileStore::open(root.path()), Err(OpenError::InUse { .. })));
@@ -224,13 +224,14 @@ fn a_second_store_in_the_same_directory_is_refused() {
 }
 
 #[test]
-fn without_space_nothing_is_stored_half_and_all_goes_on_once_there_is_some() {
+fn full_disk_stores_no_partial_batch_and_recovers() {
     let space: &AtomicU64 = Box::leak(Box::new(AtomicU64::new(2500)));
     let root = directory();
     let options = FileStoreOptions { space: Some(space), ..FileStoreOptions::default() };
     let store = FileStore::open_with(root.path(), options).unwrap();
     take(&store, &BatchText::new(1, 5)).unwrap();
-    // Answers are sent before the epochs' files are written; a question behind them is not.
+    // Responses are sent before the files of the epochs are written; a request for statistics is
+    // answered after that.
     let before = (stats(&store), written(root.path()));
     let refused = take(&store, &BatchText::new(3, 40));
     assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
@@ -242,10 +243,10 @@ fn without_space_nothing_is_stored_half_and_all_goes_on_once_there_is_some() {
     assert_eq!(stored(root.path()), lines(1..=40));
 }
 
-/// An answer was given, so nothing may be lost of it; and while it can't be brought to its place
-/// nothing more is taken.
+/// Acknowledged entries must not be lost; and while they cannot be copied to their file, no more
+/// batches are accepted.
 #[test]
-fn while_an_epochs_file_cannot_be_written_batches_are_refused_and_then_all_goes_on() {
+fn unwritable_epoch_file_rejects_batches_until_fixed() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &BatchText::new(1, 2)).unwrap();
@@ -268,10 +269,9 @@ fn while_an_epochs_file_cannot_be_written_batches_are_refused_and_then_all_goes_
     assert_eq!(stats(&store).machines[0].entries, 5);
 }
 
-/// A kill may tear the end of the last journal written to, behind which the next one may be made
-/// already.
+/// A kill may tear the end of the last journal written to, while the next one may already exist.
 #[test]
-fn only_a_journal_that_others_were_written_after_is_damaged_when_it_is_torn() {
+fn torn_journal_is_damage_unless_it_is_the_last() {
     for zeros_only in [true, false] {
         let root = directory();
         let store = FileStore::open(root.path()).unwrap();
@@ -296,10 +296,10 @@ fn only_a_journal_that_others_were_written_after_is_damaged_when_it_is_torn() {
     }
 }
 
-/// What a kill leaves: the journal is there, and the epochs' files are in any state since the last
-/// checkpoint. Here each file is cut at each byte of what the last two batches wrote.
+/// State after a kill: the journal is complete, and the files of the epochs are in any state since
+/// the last checkpoint. Here each file is cut at each byte that the last two batches wrote.
 #[test]
-fn nothing_answered_is_lost_whatever_the_files_were_left_like() {
+fn acknowledged_batches_survive_any_cut_of_the_files() {
     let root = directory();
     let mut outbox = Outbox::new("e-1");
     outbox.record("g", 0, 4).heartbeat().event().part("h", 0, 1).heartbeat();
@@ -311,7 +311,8 @@ fn nothing_answered_is_lost_whatever_the_files_were_left_like() {
     let checkpointed = files(root.path());
     take(&store, &outbox.batch(4, 5)).unwrap();
     take(&store, &outbox.batch(3, 7)).unwrap();
-    // Answers are sent before the epochs' files are written; a question behind them is not.
+    // Responses are sent before the files of the epochs are written; a request for statistics is
+    // answered after that.
     let expected = stats(&store);
     take(&store, &BatchText::new(1, 1).with(|header| header.epoch = "other".into())).unwrap();
     let written = files(root.path());
@@ -347,10 +348,10 @@ fn nothing_answered_is_lost_whatever_the_files_were_left_like() {
     assert!(tried > 300, "{tried}");
 }
 
-/// What a kill in the middle of writing the journal leaves: the last batch was not answered, and
-/// counts whole or not at all.
+/// State after a kill during a write of the journal: the last batch was not acknowledged, and
+/// counts completely or not at all.
 #[test]
-fn a_torn_end_of_the_journal_is_taken_back() {
+fn torn_end_of_the_journal_is_rolled_back() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     let checkpointed = files(root.path());
@@ -375,10 +376,10 @@ fn a_torn_end_of_the_journal_is_taken_back() {
     }
 }
 
-/// No crash does this, a careless copy may: the lines' file is shorter than it was at the last
-/// checkpoint. What is left is kept, and what is gone is a gap, not a secret.
+/// Not the effect of a crash, but of a careless copy: the file of lines is shorter than at the last
+/// checkpoint. The rest is kept, and the missing lines are reported as a gap.
 #[test]
-fn a_lines_file_cut_by_others_is_repaired_to_whole_lines_and_a_gap() {
+fn cut_lines_file_is_repaired_to_lines_and_a_gap() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &BatchText::new(1, 6).dead(&[2])).unwrap();
@@ -394,7 +395,7 @@ fn a_lines_file_cut_by_others_is_repaired_to_whole_lines_and_a_gap() {
         assert_eq!(stats(&store).machines[0].entries, kept, "{length}");
         assert!(!stats(&store).machines[0].epochs[0].gaps.is_empty(), "{length}");
         drop(store);
-        // What was repaired stays repaired, and the numbers can come again.
+        // Repaired files stay repaired, and the numbers can arrive again.
         let store = FileStore::open(copy.path()).unwrap();
         let receipt = take(&store, &BatchText::new(1, 7).dead(&[2])).unwrap();
         assert_eq!((receipt.accepted, receipt.duplicates), (6 - kept, kept), "{length}");
@@ -407,7 +408,7 @@ fn a_lines_file_cut_by_others_is_repaired_to_whole_lines_and_a_gap() {
 }
 
 #[test]
-fn the_chains_values_are_made_again_from_lines_and_notes() {
+fn chain_values_are_rebuilt_from_lines_and_notes() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &BatchText::new(4, 9).dead(&[5, 7])).unwrap();
@@ -425,9 +426,9 @@ fn the_chains_values_are_made_again_from_lines_and_notes() {
     }
 }
 
-/// A frame of the journal builds upon lines that are gone.
+/// A frame of the journal builds upon lost lines.
 #[test]
-fn lines_missing_before_those_of_the_journal_are_a_gap() {
+fn lines_missing_before_the_journal_are_a_gap() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &BatchText::new(1, 4)).unwrap();

@@ -16,7 +16,7 @@ use crate::{
     testing::Outbox,
 };
 
-/// How many repetitions each epoch of the first machine has.
+/// Number of repetitions in each epoch of the first machine.
 fn repetitions(store: &FileStore) -> BTreeMap<String, u64> {
     let epochs = stats(store).machines.remove(0).epochs;
     epochs.into_iter().map(|epoch| (epoch.epoch, epoch.repetitions)).collect()
@@ -34,8 +34,8 @@ fn with_ending(root: &Path, epoch: &str, ending: &str) -> PathBuf {
     found.unwrap()
 }
 
-/// An epoch with lines at 0, 41 and 142 of a file, one that was filtered between them, and a line in
-/// two parts.
+/// An epoch with lines at 0, 41 and 142 of a file, a filtered line between them, and a line in two
+/// parts.
 fn older() -> Outbox {
     let mut outbox = Outbox::new("epoch-a");
     outbox.record("g", 0, 40).record("g", 41, 50).record("g", 142, 9).event();
@@ -44,15 +44,15 @@ fn older() -> Outbox {
 }
 
 #[test]
-fn what_another_epoch_has_is_noted_and_stored_as_it_came() {
+fn repeated_lines_are_noted_and_stored() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &older().batch(1, 6)).unwrap();
     let mut newer = Outbox::new("epoch-b");
-    // Inside of a line, at a filtered one, behind the last one, of another file, other parts.
+    // Within a line, at a filtered one, after the last one, of another file, other parts.
     newer.event().record("g", 20, 3).record("g", 92, 49).record("g", 152, 1).record("x", 0, 40);
     newer.record("h", 7, 12).part("h", 7, 3).part("g", 0, 1);
-    // And what was there: numbers 9 to 11, 13.
+    // And lines that were there: numbers 9 to 11, 13.
     newer.record("g", 41, 50).record("g", 142, 9).part("h", 7, 2).event().record("g", 0, 40);
     take(&store, &newer.batch(1, 13)).unwrap();
     let other_machine = older().batch(1, 6).with(|header| header.machine_id = "m-2".into());
@@ -71,9 +71,9 @@ fn what_another_epoch_has_is_noted_and_stored_as_it_came() {
     assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 4)]));
 }
 
-/// Starts are derived: whatever became of their file, the answer is the same.
+/// Starts are derived data: for any damage of their file, the result is the same.
 #[test]
-fn starts_that_are_missing_cut_or_damaged_are_made_again() {
+fn missing_cut_or_damaged_starts_are_rebuilt() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &older().batch(1, 3)).unwrap();
@@ -100,13 +100,13 @@ fn starts_that_are_missing_cut_or_damaged_are_made_again() {
         left.extend(bytes.map(|bytes| (path.clone(), bytes.to_vec())));
         let root = copy(root.path(), &left);
         let store = FileStore::open(root.path()).unwrap();
-        // A duplicate, so that the epoch's files are open when one of them is replaced.
+        // A duplicate, so that the files of the epoch are open when one of them is replaced.
         take(&store, &older().batch(6, 6)).unwrap();
         let mut newer = Outbox::new("epoch-b");
         newer.record("g", 142, 9).record("g", 20, 3).part("h", 7, 1);
         take(&store, &newer.batch(1, 3)).unwrap();
         assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 2)]), "{bytes:?}");
-        // Made again or not, the epoch goes on in it.
+        // Rebuilt or not, the epoch continues in the file.
         let mut older = older();
         older.record("g", 500, 1);
         take(&store, &older.batch(7, 7)).unwrap();
@@ -121,16 +121,16 @@ fn starts_that_are_missing_cut_or_damaged_are_made_again() {
     }
 }
 
-/// What a file of starts tells.
+/// Content of a file of starts.
 fn known(path: &Path) -> Directory {
     let mut directory = Directory::new(File::open(path).unwrap());
-    directory.go_on().unwrap();
+    directory.read_appended().unwrap();
     directory
 }
 
-/// Lines were cut off by a repair, and others came in their place.
+/// Lines were cut off by a repair, and others replaced them.
 #[test]
-fn what_is_written_once_more_takes_the_place_of_all_behind_it() {
+fn rewritten_group_replaces_all_after_it() {
     let root = directory();
     let path = root.path().join("starts");
     let mut bytes = Vec::new();
@@ -147,9 +147,9 @@ fn what_is_written_once_more_takes_the_place_of_all_behind_it() {
     assert_eq!((known.lines_end, firsts), (180, vec![0, 60]));
 }
 
-/// Two users of a machine: each epoch grows, and what the other knows of it grows along.
+/// Two users of a machine: each epoch grows, and so does the other's knowledge of it.
 #[test]
-fn an_epoch_that_goes_on_is_read_on_and_not_made_again() {
+fn growing_epoch_is_read_on_and_not_rebuilt() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     let (mut first, mut second) = (Outbox::new("epoch-a"), Outbox::new("epoch-b"));
@@ -166,7 +166,7 @@ fn an_epoch_that_goes_on_is_read_on_and_not_made_again() {
 }
 
 #[test]
-fn a_machine_with_one_epoch_pays_nothing_for_it() {
+fn machine_with_one_epoch_reads_nothing() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &older().batch(1, 3)).unwrap();
@@ -181,10 +181,10 @@ fn a_machine_with_one_epoch_pays_nothing_for_it() {
     assert!(group.lines_at > 0 && group.length == appended.len() as u64);
 }
 
-/// A kill leaves a journal whose lines are in the files already. They are written once more, and
-/// count once.
+/// A kill leaves a journal whose lines are already in the files. They are written again, and count
+/// once.
 #[test]
-fn a_journal_that_is_replayed_counts_nothing_twice() {
+fn replayed_journal_counts_nothing_twice() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &older().batch(1, 4)).unwrap();
@@ -199,9 +199,10 @@ fn a_journal_that_is_replayed_counts_nothing_twice() {
     assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 3)]));
 }
 
-/// Lines that a careless copy lost are held no more, so what brings them again repeats nothing.
+/// Lines that a careless copy lost are no longer held, so that sending them again is not a
+/// repetition.
 #[test]
-fn lines_that_were_lost_are_not_repeated() {
+fn lost_lines_are_not_repetitions() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &older().batch(1, 6)).unwrap();
@@ -216,9 +217,9 @@ fn lines_that_were_lost_are_not_repeated() {
     assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 1)]));
 }
 
-/// A journal builds upon lines that are gone, so that positions behind them are as they were.
+/// A journal builds upon lost lines, so that the positions after them stay the same.
 #[test]
-fn lines_lost_before_those_of_a_journal_are_not_repeated() {
+fn lines_lost_before_a_journal_are_not_repetitions() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &older().batch(1, 3)).unwrap();
@@ -239,24 +240,24 @@ fn lines_lost_before_those_of_a_journal_are_not_repeated() {
     assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 2)]));
 }
 
-/// Both of them wait when the writer comes, so that they would share a group.
+/// Both of them wait when the writer starts, so that they would share a group.
 #[test]
-fn two_epochs_that_bring_the_same_line_at_once_are_told_apart() {
+fn same_line_in_two_epochs_at_once_is_noted_once() {
     let root = directory();
     let (jobs, writer) = prepare(root.path(), FileStoreOptions::default()).unwrap();
     let mut newer = Outbox::new("epoch-b");
     newer.record("g", 41, 50).event();
     let answers = [older().batch(1, 6), newer.batch(1, 1), newer.batch(2, 2)].map(|text| {
-        let (answer, answered) = oneshot::channel();
+        let (answer, response) = oneshot::channel();
         jobs.try_send(Job::Store(Box::new(batch(&text)), answer)).unwrap();
-        answered
+        response
     });
     drop(jobs);
     writer.run();
     for answer in answers {
         answer.blocking_recv().unwrap().unwrap();
     }
-    // The first of them was put off, and the one behind it did not overtake it.
+    // The first of them was deferred, and the one after it did not overtake it.
     let notes = fs::read_to_string(with_ending(root.path(), "epoch-b", "notes")).unwrap();
     assert!(!notes.contains(r#""gap""#), "{notes}");
     let store = FileStore::open(root.path()).unwrap();
@@ -264,7 +265,7 @@ fn two_epochs_that_bring_the_same_line_at_once_are_told_apart() {
 }
 
 #[test]
-fn directories_that_were_not_used_for_longest_make_room() {
+fn least_recently_used_directories_are_evicted() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     for epoch in ["epoch-a", "epoch-b", "epoch-c"] {
@@ -277,7 +278,7 @@ fn directories_that_were_not_used_for_longest_make_room() {
     let mut repeats = Repeats { memory: 200, ..Repeats::new(machines.clone()) };
     let mut files = EpochFiles::new(machines);
     let lines = |epoch| with_ending(root.path(), epoch, "ndjson");
-    let others = ["epoch-a", "epoch-b", "epoch-c"].map(|epoch| Other {
+    let others = ["epoch-a", "epoch-b", "epoch-c"].map(|epoch| OtherEpoch {
         epoch: epoch.to_owned(),
         stem: Stem {
             machine: lines(epoch).parent().unwrap().file_name().unwrap().to_str().unwrap().into(),
@@ -300,9 +301,9 @@ const EPOCHS: [&str; 3] = ["epoch-a", "epoch-b", "epoch-c"];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
-    /// Against plain sets, with restarts and with starts that are taken away.
+    /// Compares with plain sets, with restarts and deleted starts.
     #[test]
-    fn agrees_with_plain_sets(
+    fn repeats_equal_plain_sets(
         steps in prop::collection::vec(
             (0usize..3, prop::collection::vec(("[gh]", 0u64..12, 0u32..3), 1..6), 0u8..12),
             1..20

@@ -1,4 +1,4 @@
-//! What a line tells of itself, found in one pass over it.
+//! Fields of an entry's line that the receiver needs, found in one pass over the line.
 
 use std::borrow::Cow;
 
@@ -8,39 +8,39 @@ use siem_protocol::{Kind, json, names::event};
 
 use super::MAX_SEQ;
 
-/// How long a generation's name may be, as JSON, to be looked for in other epochs.
+/// Maximum length of a generation's name, as JSON, for the search in other epochs.
 const MAX_GENERATION: usize = 256;
 
-/// How many entries of each kind, and how many bytes of the machine's files they stand for.
+/// Number of entries of each kind, and of the bytes of files that they stand for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Counts {
-    /// Entries that are a record.
+    /// Number of records.
     pub records: u64,
-    /// The sum of their `length`.
+    /// Sum of their `length`.
     pub record_bytes: u64,
-    /// Entries that are a part of a large line.
+    /// Number of parts of large lines.
     pub parts: u64,
-    /// The sum of the bytes in these parts, as they were in the file.
+    /// Sum of their bytes, as they were in the file.
     pub part_bytes: u64,
-    /// Entries that are an event.
+    /// Number of events.
     pub events: u64,
 }
 
 impl Counts {
-    /// Whether there is nothing.
+    /// Reports whether all counts are 0.
     #[must_use]
     pub fn is_zero(&self) -> bool {
         *self == Self::default()
     }
 
-    /// How many entries there are.
+    /// Number of entries of all kinds.
     #[must_use]
     pub fn entries(&self) -> u64 {
         self.records.saturating_add(self.parts).saturating_add(self.events)
     }
 
-    /// Counts one entry. One of a kind that the protocol does not know counts nowhere.
+    /// Counts one entry. An entry of an unknown kind is not counted.
     pub fn count(&mut self, kind: Option<Kind>, bytes: u64) {
         let (entries, sum) = match kind {
             Some(Kind::Record) => (&mut self.records, Some(&mut self.record_bytes)),
@@ -54,7 +54,7 @@ impl Counts {
         }
     }
 
-    /// Adds what `other` has.
+    /// Adds the counts of `other`.
     pub fn add(&mut self, other: &Self) {
         self.records = self.records.saturating_add(other.records);
         self.record_bytes = self.record_bytes.saturating_add(other.record_bytes);
@@ -64,25 +64,25 @@ impl Counts {
     }
 }
 
-/// What an agent says, in a heartbeat, that it has numbered below the heartbeat's own number.
+/// Totals that an agent claims in a heartbeat for the numbers below the heartbeat's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
-    /// The heartbeat's number.
+    /// Number of the heartbeat.
     pub seq: u64,
-    /// What lies below it.
+    /// Counts of the entries below it.
     pub counts: Counts,
-    /// How many entries were taken over from an older epoch. They come first, and `counts` leaves
-    /// them out.
+    /// Number of entries that were carried over from an older epoch. They come first, and `counts`
+    /// excludes them.
     #[serde(default)]
     pub uncounted: u64,
 }
 
-/// What a line that has a `seq` looks like.
+/// Fields of a line that has a `seq`.
 #[derive(Debug, Default)]
-pub(super) struct Look<'a> {
+pub(super) struct EntryScan<'a> {
     pub(super) seq: u64,
-    /// Whether all of it is as an entry must be.
-    pub(super) whole: bool,
+    /// Whether the line is a valid entry.
+    pub(super) is_valid: bool,
     pub(super) kind: Option<Kind>,
     length: u64,
     raw_base64: Option<&'a str>,
@@ -93,14 +93,14 @@ pub(super) struct Look<'a> {
     data: Option<&'a str>,
 }
 
-/// Looks at a line, even at one that goes wrong behind its number. Of a member given twice the
-/// last one counts.
-pub(super) fn look(line: &[u8]) -> Option<Look<'_>> {
+/// Scans a line, also one that is malformed after its number. If a member occurs twice, the last
+/// one counts.
+pub(super) fn scan_entry(line: &[u8]) -> Option<EntryScan<'_>> {
     let (text, readable) = match std::str::from_utf8(line) {
         Ok(text) => (text, true),
         Err(_) => (line.utf8_chunks().next()?.valid(), false),
     };
-    let mut look = Look::default();
+    let mut entry = EntryScan::default();
     let (mut seq, mut seqs, mut has_kind) = (None, 0, false);
     let shape = json::members(text, |member| {
         let key = match member.key.contains('\\') {
@@ -116,27 +116,27 @@ pub(super) fn look(line: &[u8]) -> Option<Look<'_>> {
             "kind" => {
                 let name = json::string(value).unwrap_or_default();
                 has_kind = !name.is_empty();
-                look.kind = kind(&name);
+                entry.kind = kind(&name);
             }
-            "length" => look.length = number(value).unwrap_or_default(),
-            "raw_base64" => look.raw_base64 = Some(value),
-            "generation" => look.generation = Some(value),
-            "offset" => look.offset = number(value),
-            "part" => look.part = number(value).unwrap_or_default(),
+            "length" => entry.length = number(value).unwrap_or_default(),
+            "raw_base64" => entry.raw_base64 = Some(value),
+            "generation" => entry.generation = Some(value),
+            "offset" => entry.offset = number(value),
+            "part" => entry.part = number(value).unwrap_or_default(),
             "event" => {
-                look.heartbeat = json::string(value).is_some_and(|it| it == event::HEARTBEAT)
+                entry.heartbeat = json::string(value).is_some_and(|it| it == event::HEARTBEAT)
             }
-            "data" => look.data = Some(value),
+            "data" => entry.data = Some(value),
             _ => {}
         }
     });
-    look.whole = readable && seqs == 1 && has_kind && shape.is_some_and(|shape| shape.object);
-    look.seq = seq?;
-    Some(look)
+    entry.is_valid = readable && seqs == 1 && has_kind && shape.is_some_and(|shape| shape.object);
+    entry.seq = seq?;
+    Some(entry)
 }
 
-impl Look<'_> {
-    /// How many bytes of a file the entry stands for.
+impl EntryScan<'_> {
+    /// Number of bytes of a file that the entry stands for.
     pub(super) fn bytes(&self) -> u64 {
         match self.kind {
             Some(Kind::Record) => self.length,
@@ -145,21 +145,21 @@ impl Look<'_> {
         }
     }
 
-    /// Where in which generation of a file, as JSON, the entry's line began, and which part of it it is: 0
-    /// for a whole line.
+    /// Generation of the file (as JSON), offset of the line, and number of the part: 0 for a whole
+    /// line.
     pub(super) fn origin(&self) -> Option<(&str, u64, u32)> {
         let part = match self.kind? {
             Kind::Record => 0,
             Kind::RecordPart => u32::try_from(self.part).ok()?,
             Kind::Event => return None,
         };
-        // Nobody needs a longer name, and names are held in memory.
+        // Longer names are not needed, and names are kept in memory.
         let generation = self.generation.filter(|name| name.len() <= MAX_GENERATION)?;
         Some((generation, self.offset?, part))
     }
 
-    /// What the line claims, if it is a heartbeat of `epoch` in the shape that is known. One that
-    /// was taken over from an older epoch says so by its own `epoch`.
+    /// Returns the claim of a heartbeat of `epoch` in the known format. A heartbeat that was
+    /// carried over from an older epoch names that epoch.
     pub(super) fn claim(&self, epoch: &str) -> Option<Claim> {
         if !self.heartbeat || self.kind != Some(Kind::Event) {
             return None;
@@ -177,7 +177,7 @@ impl Look<'_> {
     }
 }
 
-/// The part of a heartbeat's `data` that is compared.
+/// Members of a heartbeat's `data` that are compared.
 #[derive(Deserialize)]
 struct Heartbeat<'a> {
     #[serde(borrow)]
@@ -218,14 +218,14 @@ fn kind(name: &str) -> Option<Kind> {
     }
 }
 
-/// How many bytes a JSON string of padded base64 stands for; nothing is decoded.
+/// Number of bytes encoded by a JSON string of padded base64, without decoding it.
 fn decoded_length(value: &str) -> u64 {
     let Some(text) = json::string(value) else { return 0 };
     let padding = text.bytes().rev().take(2).take_while(|byte| *byte == b'=').count();
     (text.len() / 4 * 3).saturating_sub(padding) as u64
 }
 
-/// A number as JSON writes it: digits only.
+/// Parses a number in JSON notation: digits only.
 fn number(value: &str) -> Option<u64> {
     let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
     value.parse().ok().filter(|seq| digits && *seq <= MAX_SEQ)
@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_the_bytes_of_a_part_without_decoding_it() {
+    fn bytes_of_a_part_are_counted_without_decoding() {
         let path = PathText::new(std::path::Path::new("/p"));
         for length in 0..50 {
             let bytes = vec![0xff; length];
@@ -259,9 +259,9 @@ mod tests {
                 bytes: &bytes,
             };
             part.write(9, &mut line);
-            let look = look(&line).unwrap();
-            assert_eq!((look.kind, look.bytes()), (Some(Kind::RecordPart), length as u64));
-            assert_eq!(look.origin(), Some(("\"g\"", 7, 3)));
+            let entry = scan_entry(&line).unwrap();
+            assert_eq!((entry.kind, entry.bytes()), (Some(Kind::RecordPart), length as u64));
+            assert_eq!(entry.origin(), Some(("\"g\"", 7, 3)));
         }
         assert_eq!(decoded_length(r#""\/\/8=""#), 2);
         assert!(matches!(Content::of(b"\xff"), Content::Bytes(_)));
@@ -271,11 +271,11 @@ mod tests {
         let line = format!(
             r#"{{"seq":5,"kind":"event","source":"agent","event":"heartbeat","data":{data}}}"#
         );
-        look(line.as_bytes()).unwrap().claim("e")
+        scan_entry(line.as_bytes()).unwrap().claim("e")
     }
 
     #[test]
-    fn reads_the_figures_of_a_heartbeat_and_ignores_all_else_in_it() {
+    fn claim_ignores_other_members_of_a_heartbeat() {
         let data = r#"{"lag":{"x":[1]},"epoch":"e","totals":{"shipped":{"lines":3,"bytes":99},
             "parts":{"parts":2,"lines":1,"bytes":50},"events":4,"uncounted":6,"blank":{"lines":1,"bytes":2},
             "filtered":{"meta":{"is_meta":{"lines":1,"bytes":2}}}},"dead_lettered":{"siem":{"entries":1}}}"#;
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_of_another_shape_or_epoch_claims_nothing() {
+    fn heartbeat_of_other_shape_or_epoch_has_no_claim() {
         for data in [
             "{}",
             "null",
@@ -302,6 +302,6 @@ mod tests {
             assert_eq!(claim(data), None, "{data}");
         }
         let other = r#"{"seq":5,"kind":"event","event":"canary","data":{"epoch":"e","totals":{}}}"#;
-        assert_eq!(look(other.as_bytes()).unwrap().claim("e"), None);
+        assert_eq!(scan_entry(other.as_bytes()).unwrap().claim("e"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! A connection whose reader does not stand still for ever.
+//! Write timeout for connections whose client does not read.
 
 use std::{
     io,
@@ -13,18 +13,19 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-/// A connection on which a write fails once nothing was taken of it for a time. hyper bounds how
-/// long it waits for a request, and not how long for somebody who does not read the answer.
+/// A connection on which a write fails if the client reads nothing for some time. hyper limits how
+/// long it waits for a request, but not how long it waits for a client that does not read the
+/// response.
 #[derive(Debug)]
 pub(crate) struct WriteTimeout {
     stream: TcpStream,
     patience: Duration,
-    /// Runs while a write waits.
+    /// Running while a write is pending.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl WriteTimeout {
-    /// Writes to `stream` wait no longer than `patience`.
+    /// Limits writes to `stream` to `patience`.
     pub(crate) fn new(stream: TcpStream, patience: Duration) -> Self {
         Self { stream, patience, stalled: None }
     }
