@@ -22,8 +22,8 @@ fn home() -> Home {
 }
 
 /// An endpoint where no process listens.
-fn nobody() -> String {
-    format!("http://{}", crate::support::nobody())
+fn unused_address() -> String {
+    format!("http://{}", crate::support::unused_address())
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn missing_settings_are_one_error_with_every_remedy() {
     ] {
         assert!(error.contains(word), "{word}: {error}");
     }
-    let error = home().agent(&["run"]).ships_to(&nobody()).without("CLAUDE_SIEM_TOKEN").fail(2);
+    let error = home().agent(&["run"]).ships_to(&unused_address()).without("CLAUDE_SIEM_TOKEN").fail(2);
     assert!(error.contains("CLAUDE_SIEM_TOKEN"), "{error}");
     assert!(!error.contains("CLAUDE_SIEM_HMAC_SECRET"), "{error}");
 }
@@ -100,7 +100,7 @@ fn once_exits_1_when_the_receiver_is_unreachable() {
     let home = home();
     let ended = home
         .agent(&["run", "--once"])
-        .ships_to(&nobody())
+        .ships_to(&unused_address())
         .start()
         .wait(2 * crate::support::PATIENCE);
     assert_eq!(ended.code, Some(1));
@@ -187,13 +187,13 @@ fn state_directory_that_cannot_be_created_is_an_error() {
     fs::write(home.path().join("in-the-way"), "").unwrap();
     for dir in ["~/in-the-way", "~/in-the-way/state"] {
         let config = format!("[agent]\nstate_dir = \"{dir}\"");
-        let error = home.agent(&["run"]).config(&config).ships_to(&nobody()).fail(1);
+        let error = home.agent(&["run"]).config(&config).ships_to(&unused_address()).fail(1);
         assert!(error.contains("in-the-way") && error.contains("state_dir"), "{error}");
     }
     let error = home
         .agent(&["run"])
         .config("[agent]\nstate_dir = \"relative\"")
-        .ships_to(&nobody())
+        .ships_to(&unused_address())
         .fail(2);
     assert!(error.contains("agent.state_dir"), "{error}");
 }
@@ -201,12 +201,12 @@ fn state_directory_that_cannot_be_created_is_an_error() {
 #[test]
 fn missing_home_directory_is_an_error() {
     let home = home();
-    let error = home.agent(&["run"]).without("HOME").ships_to(&nobody()).fail(2);
+    let error = home.agent(&["run"]).without("HOME").ships_to(&unused_address()).fail(2);
     assert!(error.contains("HOME"), "{error}");
     let gone = home.path().join("gone");
-    let error = home.agent(&["run"]).env("HOME", &gone).ships_to(&nobody()).fail(2);
+    let error = home.agent(&["run"]).env("HOME", &gone).ships_to(&unused_address()).fail(2);
     assert!(error.contains("HOME") && error.contains(gone.to_str().unwrap()), "{error}");
-    let error = home.agent(&["run"]).env("HOME", "somewhere").ships_to(&nobody()).fail(2);
+    let error = home.agent(&["run"]).env("HOME", "somewhere").ships_to(&unused_address()).fail(2);
     assert!(error.contains("HOME") && error.contains("somewhere"), "{error}");
 }
 
@@ -241,7 +241,7 @@ fn signals_stop_the_agent_cleanly() {
 #[test]
 fn agent_without_a_receiver_stops_in_time() {
     let home = home();
-    let agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&nobody()).start_and_wait();
+    let agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&unused_address()).start_and_wait();
     agent.stop();
     // The agent also stops while it waits for a response: this port accepts and never answers.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -268,7 +268,7 @@ fn sighup_reloads_and_does_not_stop_the_agent() {
 fn poll_interval_below_a_minute_is_refused() {
     let home = home();
     for value in ["59s", "0s", "1"] {
-        let agent = home.agent(&["run"]).ships_to(&nobody());
+        let agent = home.agent(&["run"]).ships_to(&unused_address());
         let error = agent.env("CLAUDE_SIEM_POLL_INTERVAL", value).fail(2);
         assert!(error.contains("CLAUDE_SIEM_POLL_INTERVAL"), "{error}");
     }
@@ -291,7 +291,7 @@ fn config_mistake_is_reported_with_file_and_key() {
     ];
     for (config, word) in cases {
         for arguments in [&["run"][..], &["run", "--test"]] {
-            let error = home().agent(arguments).ships_to(&nobody()).config(config).fail(2);
+            let error = home().agent(arguments).ships_to(&unused_address()).config(config).fail(2);
             assert!(error.contains(word), "{config}: {error}");
             assert!(error.contains("agent.toml"), "{config}: {error}");
         }

@@ -148,12 +148,12 @@ fn entry_slower_than_the_timeout_gets_more_time() {
 
 #[test]
 fn refused_connection_is_logged_and_retried() {
-    let nobody = crate::support::nobody();
-    let delivery = Post::with(30).deliver_to(&format!("http://{nobody}"));
+    let unused_address = crate::support::unused_address();
+    let delivery = Post::with(30).deliver_to(&format!("http://{unused_address}"));
     delivery.wait_for_line(POSTPONED, "onnection refused");
-    delivery.wait_for_line(POSTPONED, &format!("`http://{nobody}`"));
+    delivery.wait_for_line(POSTPONED, &format!("`http://{unused_address}`"));
     assert!(delivery.progress().trouble.unwrap().contains("onnection refused"));
-    let receiver = Scripted::on(nobody, []);
+    let receiver = Scripted::on(unused_address, []);
     delivery.finish();
     assert_eq!(delivery.progress().trouble, None);
     assert_arrived(&receiver, &delivery, 30);

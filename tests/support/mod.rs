@@ -39,7 +39,7 @@ pub(crate) fn own_address() -> Ipv4Addr {
 }
 
 /// Returns an address and a port where no process listens.
-pub(crate) fn nobody() -> SocketAddr {
+pub(crate) fn unused_address() -> SocketAddr {
     TcpListener::bind((own_address(), 0)).unwrap().local_addr().unwrap()
 }
 
