@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::support::{agent::Ended, entries, home::Home};
+use crate::support::{agent::Finished, entries, home::Home};
 use serde_json::{Value, json};
 
 fn cases() -> Vec<PathBuf> {
@@ -19,7 +19,7 @@ fn cases() -> Vec<PathBuf> {
 }
 
 /// Reads a log in a dry run.
-fn dry_run(log: &Path, more: &[&str], before: &str, options: &str) -> Ended {
+fn dry_run(log: &Path, more: &[&str], before: &str, options: &str) -> Finished {
     let home = Home::new();
     let folder = home.path().join("audit");
     fs::create_dir(&folder).unwrap();

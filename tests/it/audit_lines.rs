@@ -27,7 +27,7 @@ fn theirs(line: &[u8]) -> (u64, u64, Vec<(Field, bool)>) {
     (id.timestamp, id.sequence.into(), message.body.into_iter().map(field).collect())
 }
 
-fn hold_against(line: &[u8]) -> Result<(), TestCaseError> {
+fn compare(line: &[u8]) -> Result<(), TestCaseError> {
     let (millis, serial, expected) = theirs(line);
     let ours = Line::parse(line).unwrap();
     prop_assert_eq!((ours.id.millis, ours.id.serial), (millis, serial));
@@ -55,7 +55,7 @@ fn recorded_audit_lines_parse_like_linux_audit_parser() {
     let bytes = fs::read(log).unwrap();
     let mut count = 0;
     for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        hold_against(line).unwrap();
+        compare(line).unwrap();
         count += 1;
     }
     assert!(count > 50, "{count}");
@@ -91,7 +91,7 @@ proptest! {
                 line += &format!(" a{index}={}", written(argument));
             }
         }
-        hold_against(line.as_bytes())?;
+        compare(line.as_bytes())?;
     }
 
     #[test]
@@ -110,6 +110,6 @@ proptest! {
         if is_enriched {
             line += &format!("\u{1d}ARCH=x86_64 SYSCALL=execve AUID=\"unset\" UID=\"{name}\"");
         }
-        hold_against(line.as_bytes())?;
+        compare(line.as_bytes())?;
     }
 }

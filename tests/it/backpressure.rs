@@ -15,12 +15,12 @@ use std::{
 
 use crate::support::{
     agent::Agent,
-    entries::{self, Stored},
+    entries::{self, StoredEntry},
     eventually,
     home::Home,
     lines_with_code, random,
     receiver::{Receiver, wait_for},
-    scripted::{Answer, Scripted},
+    scripted_receiver::{Answer, ScriptedReceiver},
     within,
 };
 use ai_agent::protocol::names::event;
@@ -43,7 +43,7 @@ fn lines(random: &mut fastrand::Rng, first: usize, bytes: usize) -> Vec<u8> {
 
 /// Fails unless the lines of the file arrived in order, each once.
 #[track_caller]
-fn assert_same(file: &Path, entries: &[Stored]) {
+fn assert_same(file: &Path, entries: &[StoredEntry]) {
     let mut offset = 0;
     let mut arrived = entries::lines(entries).into_iter().filter(|line| line.path == file);
     for line in fs::read(file).unwrap().split_inclusive(|byte| *byte == b'\n') {
@@ -56,7 +56,7 @@ fn assert_same(file: &Path, entries: &[Stored]) {
 }
 
 /// Returns the entries between the first events of these names.
-fn between<'a>(entries: &'a [Stored], one: &str, other: &str) -> &'a [Stored] {
+fn between<'a>(entries: &'a [StoredEntry], one: &str, other: &str) -> &'a [StoredEntry] {
     let place = |name: &str| entries.iter().position(|entry| entry.event.as_deref() == Some(name));
     &entries[place(one).unwrap()..place(other).unwrap()]
 }
@@ -68,7 +68,7 @@ fn full_outbox_stops_reading_until_entries_are_acknowledged() {
     let file = home.write("-work/a.jsonl", lines(&mut random, 0, 30 * MB));
     let is_open = Arc::new(AtomicBool::new(false));
     let opened = Arc::clone(&is_open);
-    let receiver = Scripted::by_rule(move |_| match opened.load(Ordering::Relaxed) {
+    let receiver = ScriptedReceiver::by_rule(move |_| match opened.load(Ordering::Relaxed) {
         true => Answer::Receipt,
         false => Answer::Status(503, &[("Retry-After", "1")], ""),
     });
@@ -103,7 +103,7 @@ fn full_outbox_stops_reading_until_entries_are_acknowledged() {
 fn once_exits_when_the_outbox_stays_full() {
     let home = Home::new();
     home.write("-work/a.jsonl", lines(&mut random(), 0, 30 * MB));
-    let receiver = Scripted::by_rule(|_| Answer::Status(503, &[("Retry-After", "1")], ""));
+    let receiver = ScriptedReceiver::by_rule(|_| Answer::Status(503, &[("Retry-After", "1")], ""));
     let config = "[outbox]\nmax_bytes = \"32 MiB\"";
     let error = home.agent(&["run", "--once"]).config(config).ships_to(&receiver.url()).fail(1);
     assert!(error.contains("`siem`") && error.contains("503"), "{error}");
@@ -191,7 +191,7 @@ fn full_disk_stops_reading_until_space_is_freed() {
     agent.stop();
     let entries = receiver.entries();
     assert_same(&file, &entries);
-    receiver.assert_whole();
+    receiver.assert_complete();
     let full = entries::events(&entries, event::OUTBOX_FULL);
     assert_eq!((full.len(), &full[0].data["lack"]), (2, &"disk".into()));
     assert_eq!(entries::events(&entries, event::OUTBOX_RECOVERED).len(), 2);
@@ -225,7 +225,7 @@ fn disk_full_at_start_is_an_error_and_loses_nothing() {
     fs::remove_file(ballast).unwrap();
     agent().succeed();
     assert_same(&file, &receiver.entries());
-    receiver.assert_whole();
+    receiver.assert_complete();
 }
 
 #[requires(mount)]
@@ -246,13 +246,13 @@ fn read_only_disk_at_start_is_an_error_and_loses_nothing() {
     disk.remount("remount,rw");
     agent(&["run", "--once"]).succeed();
     assert_same(&file, &receiver.entries());
-    receiver.assert_whole();
+    receiver.assert_complete();
 }
 
 /// An agent whose transactions hit a full disk: no entry leaves its outbox, so each transaction
 /// needs more space.
 struct Squeezed {
-    receiver: Scripted,
+    receiver: ScriptedReceiver,
     is_open: Arc<AtomicBool>,
     agent: Agent,
     file: PathBuf,
@@ -267,7 +267,7 @@ impl Squeezed {
         let disk = Disk::new(home.path(), 256);
         let is_open = Arc::new(AtomicBool::new(false));
         let opened = Arc::clone(&is_open);
-        let receiver = Scripted::by_rule(move |_| match opened.load(Ordering::Relaxed) {
+        let receiver = ScriptedReceiver::by_rule(move |_| match opened.load(Ordering::Relaxed) {
             true => Answer::Receipt,
             false => Answer::Status(503, &[("Retry-After", "1")], ""),
         });

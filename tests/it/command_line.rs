@@ -8,7 +8,7 @@ use crate::support::{
     home::Home,
     lines_with_code,
     receiver::{Receiver, wait_for},
-    scripted::{Answer, Scripted},
+    scripted_receiver::{Answer, ScriptedReceiver},
 };
 use rustix::process::Signal;
 
@@ -40,7 +40,8 @@ fn missing_settings_are_one_error_with_every_remedy() {
     ] {
         assert!(error.contains(word), "{word}: {error}");
     }
-    let error = home().agent(&["run"]).ships_to(&unused_address()).without("CLAUDE_SIEM_TOKEN").fail(2);
+    let error =
+        home().agent(&["run"]).ships_to(&unused_address()).without("CLAUDE_SIEM_TOKEN").fail(2);
     assert!(error.contains("CLAUDE_SIEM_TOKEN"), "{error}");
     assert!(!error.contains("CLAUDE_SIEM_HMAC_SECRET"), "{error}");
 }
@@ -60,7 +61,7 @@ fn wrong_token_holds_delivery_and_loses_nothing() {
     assert_eq!(receiver.count(), 0);
     home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
     assert_eq!(entries::lines(&receiver.entries()).len(), 1);
-    receiver.assert_whole();
+    receiver.assert_complete();
 }
 
 #[test]
@@ -86,13 +87,13 @@ fn unreachable_receiver_is_logged_and_retried() {
     receiver.kill();
     let mut agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start();
     agent.wait_for_code("delivery_postponed");
-    receiver.start_again();
+    receiver.restart();
     wait_for(&receiver, "the record arrived", |entries| {
         (!entries::lines(entries).is_empty()).then_some(())
     });
     assert!(agent.runs());
     agent.stop();
-    receiver.assert_whole();
+    receiver.assert_complete();
 }
 
 #[test]
@@ -108,12 +109,13 @@ fn once_exits_1_when_the_receiver_is_unreachable() {
     let receiver = Receiver::start();
     home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
     assert_eq!(entries::lines(&receiver.entries()).len(), 1);
-    receiver.assert_whole();
+    receiver.assert_complete();
 }
 
 #[test]
 fn agent_stops_in_time_with_a_slow_receiver() {
-    let (home, receiver) = (home(), Scripted::start([Answer::After(Duration::from_secs(20))]));
+    let (home, receiver) =
+        (home(), ScriptedReceiver::start([Answer::After(Duration::from_secs(20))]));
     let agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
     eventually("a batch is under way", || (receiver.requests() > 0).then_some(()));
     agent.stop();
@@ -124,10 +126,10 @@ fn batch_without_a_usable_receipt_is_sent_again() {
     let script = [
         Answer::Close,
         Answer::Status(503, &[("Retry-After", "1")], ""),
-        Answer::TakeAndClose,
+        Answer::StoreAndClose,
         Answer::Status(200, &[], "<html>please sign in</html>"),
     ];
-    let (home, receiver) = (home(), Scripted::start(script));
+    let (home, receiver) = (home(), ScriptedReceiver::start(script));
     let agent = home.agent(&["run"]).config(AT_ONCE).ships_to(&receiver.url()).start_and_wait();
     home.append("-work/one.jsonl", "{\"n\":2}\n");
     eventually("both records arrived", || {
@@ -144,7 +146,8 @@ fn permanently_refused_entry_does_not_stop_others() {
     let home = Home::new();
     home.write("-work/a.jsonl", "{\"n\":1}\n{\"n\":2}\n{\"n\":3}\n");
     // After three halvings of 4 or 5 entries, the first is alone.
-    let receiver = Scripted::start([refused.clone(), refused.clone(), refused.clone(), refused]);
+    let receiver =
+        ScriptedReceiver::start([refused.clone(), refused.clone(), refused.clone(), refused]);
     home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
     let headers = receiver.headers();
     let dead: Vec<u64> =
@@ -159,7 +162,7 @@ fn permanently_refused_entry_does_not_stop_others() {
 #[test]
 fn bodies_are_compressed_as_configured() {
     for (option, encoding) in [("zstd", "zstd"), ("gzip", "gzip"), ("none", "identity")] {
-        let (home, receiver) = (home(), Scripted::start([]));
+        let (home, receiver) = (home(), ScriptedReceiver::start([]));
         let config = format!("[sink.siem]\ncompression = \"{option}\"");
         home.agent(&["run", "--once"]).config(&config).ships_to(&receiver.url()).succeed();
         assert_eq!(entries::lines(&receiver.entries()).len(), 1);
@@ -405,20 +408,20 @@ fn managed_config_applies_before_the_first_record_is_filtered() {
     assert_eq!(lines, [b"{\"type\":\"progress\"}".to_vec(), b"{\"n\":5}".to_vec()]);
     let applied = entries::events(&entries, "config_applied");
     assert_eq!(applied[0].data["revision"], "r7");
-    receiver.assert_whole();
+    receiver.assert_complete();
 }
 
 #[test]
 fn managed_batch_size_limits_batches() {
     let home = Home::new();
     home.write("-work/a.jsonl", "{\"n\":1}\n".repeat(10));
-    let receiver = Scripted::start([]).manages(MANAGED, SECRET);
+    let receiver = ScriptedReceiver::start([]).manages(MANAGED, SECRET);
     home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
     let counts: Vec<u64> = receiver.headers().iter().map(|header| header.count).collect();
     assert!(counts.len() >= 6 && counts.iter().all(|count| *count <= 2), "{counts:?}");
     assert_eq!(receiver.config_requests(), 1);
     let versions = receiver.config_versions();
-    assert_eq!(versions[0], "0", "nothing is in force when the configuration is asked for");
+    assert_eq!(versions[0], "0", "no configuration is in force at the first request");
     assert!(versions[1..].iter().all(|version| version == "r7"), "{versions:?}");
 }
 
@@ -437,7 +440,7 @@ fn invalid_managed_config_is_refused_and_reported() {
             "-work/a.jsonl",
             "{\"type\":\"user\"}\n{\"type\":\"progress\"}\n{\"isMeta\":true}\n",
         );
-        let receiver = Scripted::start([]).manages(config, secret);
+        let receiver = ScriptedReceiver::start([]).manages(config, secret);
         home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
         let entries = receiver.entries();
         let lines: Vec<_> = entries::lines(&entries).iter().map(|line| line.offset).collect();

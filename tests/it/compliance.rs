@@ -6,10 +6,10 @@ use std::{fs, io::Write as _, path::Path, process::Stdio};
 
 use crate::support::{
     SECRET,
-    entries::{self, Stored},
+    entries::{self, StoredEntry},
     eventually,
     home::Home,
-    scripted::{Manages, Scripted},
+    scripted_receiver::{ConfigResponse, ScriptedReceiver},
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ fn call_with(home: &Home, name: &str, session: &str, projects: &Path) -> i32 {
     child.wait().unwrap().code().unwrap()
 }
 
-fn wait_for_event(receiver: &Scripted, name: &str, count: usize) -> Stored {
+fn wait_for_event(receiver: &ScriptedReceiver, name: &str, count: usize) -> StoredEntry {
     eventually(name, || {
         let stored = receiver.entries();
         let found = entries::events(&stored, name);
@@ -67,7 +67,7 @@ fn wait_for_policy(home: &Home) {
 fn policy_reaches_the_hooks_and_violations_reach_the_server() {
     let home = Home::new();
     sign_in(&home, "me@gmail.com");
-    let receiver = Scripted::start([]).manages(&policy("block", "company.com"), SECRET);
+    let receiver = ScriptedReceiver::start([]).manages(&policy("block", "company.com"), SECRET);
     // Violations do not wait for the flush interval of an hour.
     let config = "[shipping]\nflush_interval = \"1h\"";
     let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
@@ -79,10 +79,10 @@ fn policy_reaches_the_hooks_and_violations_reach_the_server() {
     assert_eq!(hook(&home, "UserPromptSubmit", "s-1"), 2);
 
     sign_in(&home, "me@company.com");
-    assert_eq!(hook(&home, "UserPromptSubmit", "s-1"), 0, "asked anew at each call");
+    assert_eq!(hook(&home, "UserPromptSubmit", "s-1"), 0, "checked at each call");
 
     // The policy changes while sessions run: an account that was permitted is not permitted now.
-    receiver.manage(Manages::Signed(policy("block", "other.com"), SECRET));
+    receiver.manage(ConfigResponse::Signed(policy("block", "other.com"), SECRET));
     agent.signal(Signal::HUP);
     let violation = wait_for_event(&receiver, "compliance_violation", 2);
     assert_eq!(violation.data["found"], "me@company.com");
@@ -122,7 +122,7 @@ fn policy_reaches_the_hooks_and_violations_reach_the_server() {
 #[test]
 fn directory_named_by_a_hook_is_read_from_then_on() {
     let home = Home::new();
-    let receiver = Scripted::start([]).manages(&policy("warn", "company.com"), SECRET);
+    let receiver = ScriptedReceiver::start([]).manages(&policy("warn", "company.com"), SECRET);
     let config = "[shipping]\nflush_interval = \"0s\"";
     let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
     wait_for_policy(&home);
@@ -156,7 +156,7 @@ fn directory_named_by_a_hook_is_read_from_then_on() {
 fn account_beside_a_learnt_directory_is_checked() {
     let home = Home::new();
     sign_in(&home, "me@company.com");
-    let receiver = Scripted::start([]).manages(&policy("warn", "company.com"), SECRET);
+    let receiver = ScriptedReceiver::start([]).manages(&policy("warn", "company.com"), SECRET);
     let config = "[shipping]\nflush_interval = \"0s\"";
     let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
     wait_for_policy(&home);

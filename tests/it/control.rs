@@ -131,11 +131,11 @@ fn flush_delivers_before_the_flush_interval() {
     });
     let error = agent(&home, &receiver, TOMORROW, &["flush", "--within", "1s"]).fail(1);
     assert!(error.contains("`siem`"), "{error}");
-    receiver.start_again();
+    receiver.restart();
     agent(&home, &receiver, TOMORROW, &["flush"]).succeed();
     assert_eq!(entries::lines(&receiver.entries()).len(), 2);
     running.stop();
-    receiver.assert_whole();
+    receiver.assert_complete();
     agent(&home, &receiver, TOMORROW, &["flush"]).fail(1);
 }
 
@@ -238,7 +238,7 @@ fn agent_after_a_killed_one_answers_queries() {
     let killed = first.pid();
     first.kill();
     let seen = status(&home, &receiver, AT_ONCE);
-    assert_eq!(seen["state"], "stopped", "a PID file alone is nobody: {seen:#}");
+    assert_eq!(seen["state"], "stopped", "a PID file alone is not an agent: {seen:#}");
     let second = agent(&home, &receiver, AT_ONCE, &["run"]).start_and_wait();
     let seen = status(&home, &receiver, AT_ONCE);
     assert_eq!((&seen["state"], &seen["pid"]), (&json!("running"), &json!(second.pid())));
@@ -316,7 +316,7 @@ mod socket {
     use crate::support::{
         lines_with_code,
         receiver::wait_for,
-        scripted::{Answer, Manages, Scripted},
+        scripted_receiver::{Answer, ConfigResponse, ScriptedReceiver},
     };
 
     fn connect(home: &Home) -> UnixStream {
@@ -335,7 +335,7 @@ mod socket {
     #[test]
     fn stopping_agent_reports_its_phase() {
         let home = Home::new();
-        let receiver = Scripted::by_rule(|_| Answer::Hang);
+        let receiver = ScriptedReceiver::by_rule(|_| Answer::Hang);
         home.write("-work/one.jsonl", "{\"n\":1}\n");
         let config = format!("agent.state_dir = '{}'\n{AT_ONCE}", state_dir(&home).display());
         let run = home.agent(&["run"]).config(&config).ships_to(&receiver.url());
@@ -360,9 +360,9 @@ mod socket {
     /// `install` and `start` return as soon as the agent runs; queries at that moment were refused.
     #[test]
     fn early_query_waits_for_the_pipeline() {
-        let (home, receiver) = (Home::new(), Scripted::start([]));
+        let (home, receiver) = (Home::new(), ScriptedReceiver::start([]));
         // The pipeline starts after the first response of the server, which never comes.
-        receiver.manage(Manages::Hangs);
+        receiver.manage(ConfigResponse::Hangs);
         let config = format!("agent.state_dir = '{}'", state_dir(&home).display());
         let asked =
             |arguments: &[&str]| home.agent(arguments).config(&config).ships_to(&receiver.url());

@@ -5,11 +5,11 @@ use std::fs;
 
 use crate::support::{
     copy_tree,
-    entries::{self, How},
+    entries::{self, Carrier},
     files_below,
     home::Home,
-    naive::{self, Rules},
     receiver::Receiver,
+    reference_reader::{self, Rules},
     shared,
 };
 use siem_protocol::Kind;
@@ -31,22 +31,22 @@ fn home() -> Home {
 
 /// Ships the corpus under `config`, and fails unless exactly the records that pass `rules` arrive.
 #[track_caller]
-fn arrives(config: &str, rules: &Rules) -> Vec<entries::Stored> {
+fn arrives(config: &str, rules: &Rules) -> Vec<entries::StoredEntry> {
     let home = home();
     let receiver = Receiver::start();
     home.agent(&["run", "--once"]).config(config).ships_to(&receiver.url()).succeed();
-    receiver.assert_whole();
+    receiver.assert_complete();
     let entries = receiver.entries();
-    let expected = naive::read_tree(&home.projects(), rules);
+    let expected = reference_reader::read_tree(&home.projects(), rules);
     assert!(expected.len() > 1000, "the corpus has records");
-    naive::assert_same(&expected, &entries::lines(&entries));
+    reference_reader::assert_same(&expected, &entries::lines(&entries));
     assert_accounted(&home, &entries, expected.len());
     entries
 }
 
 /// Fails unless the last heartbeat accounts for every byte of every file.
 #[track_caller]
-fn assert_accounted(home: &Home, entries: &[entries::Stored], shipped: usize) {
+fn assert_accounted(home: &Home, entries: &[entries::StoredEntry], shipped: usize) {
     let heartbeats = entries::events(entries, "heartbeat");
     let data = &heartbeats.last().expect("an agent that ends sends a heartbeat").data;
     let totals = &data["totals"];
@@ -71,8 +71,8 @@ fn every_record_of_the_corpus_arrives_once() {
     let entries = arrives("", &Rules::default());
     for entry in entries.iter().filter(|entry| entry.kind == Kind::Record) {
         let is_json = serde_json::from_slice::<serde_json::Value>(&entry.bytes).is_ok();
-        let how = if is_json { How::Record } else { How::Raw };
-        assert_eq!(entry.how, how, "{} at {}", entry.path.display(), entry.offset);
+        let how = if is_json { Carrier::Record } else { Carrier::Raw };
+        assert_eq!(entry.carrier, how, "{} at {}", entry.path.display(), entry.offset);
         assert_eq!(entry.source, "claude-sessions");
         for member in ["machine_id", "hostname", "user", "os"] {
             assert!(entry.whole["host"][member].is_string(), "{member}");
@@ -143,10 +143,10 @@ fn only_tool_calls_are_cut_out() {
     let config = "[filter.tool-call]\nenabled = true";
     home.agent(&["run", "--once"]).config(config).ships_to(&receiver.url()).succeed();
     let rules = Rules { tool_call: true, ..Rules::default() };
-    let expected = naive::read_tree(&home.projects(), &rules);
+    let expected = reference_reader::read_tree(&home.projects(), &rules);
     let cut = expected.iter().filter(|expected| expected.cut.is_some()).count();
     assert!(cut > 1000, "{cut} of {count} records are cut");
-    naive::assert_same(&expected, &entries::lines(&receiver.entries()));
+    reference_reader::assert_same(&expected, &entries::lines(&receiver.entries()));
 }
 
 #[requires(shared)]
@@ -176,7 +176,7 @@ fn dry_run_verdicts_match_a_real_run() {
         }
     }
     let rules = Rules { tool_call: true, meta: true, ..Rules::default() };
-    let mut expected: Vec<(String, u64)> = naive::read_tree(&home.projects(), &rules)
+    let mut expected: Vec<(String, u64)> = reference_reader::read_tree(&home.projects(), &rules)
         .into_iter()
         .map(|expected| (expected.path.to_str().unwrap().to_owned(), expected.offset))
         .collect();

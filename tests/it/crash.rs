@@ -20,7 +20,7 @@ use crate::support::{
     home::Home,
     random, random_moment,
     receiver::{Receiver, settle},
-    tap::{Point, Tap},
+    relay::{Point, Relay},
 };
 use rustix::process::Signal;
 
@@ -54,7 +54,7 @@ const MOMENTS: [(Moment, &str); 7] = [
     (Moment::End, "while it ends"),
     (Moment::Commit, "as its store changes"),
     (Moment::Batch(Point::Sent), "with a batch sent"),
-    (Moment::Batch(Point::Stored), "with a batch stored, unanswered"),
+    (Moment::Batch(Point::StoredEntry), "with a batch stored, unanswered"),
     (Moment::Batch(Point::Answered), "with a batch answered"),
 ];
 
@@ -111,7 +111,7 @@ fn kill(kills: usize, lying: bool) -> Result<BTreeMap<&'static str, usize>, Stri
     let mut random = random();
     let home = Arc::new(Home::new());
     let mut receiver = Receiver::start();
-    let tap = Tap::to(&receiver.url());
+    let tap = Relay::to(&receiver.url());
     if lying {
         tap.swallow(3);
     }
@@ -132,7 +132,7 @@ fn kill(kills: usize, lying: bool) -> Result<BTreeMap<&'static str, usize>, Stri
             random_moment(&mut random, Duration::from_millis(300));
             receiver.kill();
             random_moment(&mut random, Duration::from_millis(300));
-            receiver.start_again();
+            receiver.restart();
             *counts.entry("receiver, at random").or_default() += 1;
             continue;
         };
@@ -157,7 +157,7 @@ fn kill(kills: usize, lying: bool) -> Result<BTreeMap<&'static str, usize>, Stri
 fn wait_for(
     moment: Moment,
     agent: &Agent,
-    tap: &Tap,
+    tap: &Relay,
     home: &Home,
     random: &mut fastrand::Rng,
 ) -> bool {
@@ -239,7 +239,7 @@ fn all_arrives(
         }
     }
     assert!(arrived.is_empty(), "lines of files that were never written");
-    receiver.assert_whole();
+    receiver.assert_complete();
     Ok(())
 }
 

@@ -179,7 +179,7 @@ fn poisoned_entry_is_a_dead_letter_and_retry_fills_its_hole() {
     assert_eq!(entries::lines(&receiver.entries()).len(), 200);
     assert_eq!(numbers(&receiver, "holes").as_array().unwrap().len(), 0);
     assert!(agent(&["deadletter", "list", "--json"]).succeed().stdout.is_empty());
-    receiver.assert_whole();
+    receiver.assert_complete();
 }
 
 #[test]
@@ -304,7 +304,7 @@ fn deadletter_commands_work_through_a_running_agent() {
     });
     agent(&["deadletter", "purge", &number(1)]).succeed();
     assert!(list().is_empty());
-    let entries = wait_for(&receiver, "the SIEM is told", |entries| {
+    let entries = wait_for(&receiver, "the SIEM gets the event", |entries| {
         let told = !entries::events(entries, "dead_letters_purged").is_empty();
         told.then(|| entries.to_vec())
     });
@@ -351,7 +351,7 @@ fn retry_in_a_running_agent_uses_the_sinks_own_task() {
         (entries::lines(entries).len() == 3).then_some(())
     });
     running.stop();
-    receiver.assert_whole();
+    receiver.assert_complete();
 }
 
 /// Reading dead letters with another configuration removed the registration of every sink that it
@@ -379,7 +379,7 @@ fn deadletter_command_with_another_config_keeps_every_sink() {
     agent(&["run", "--once"], &archive).succeed();
     let archived = fs::read(&archive).unwrap();
     assert_eq!(entries::lines(&entries::parse(&archived)).len(), 1);
-    receiver.assert_whole();
+    receiver.assert_complete();
 }
 
 /// An unannounced letter was deleted and reported as purged, but its entry was sent again, refused,
@@ -412,14 +412,14 @@ fn unannounced_dead_letter_is_neither_deleted_nor_sent() {
     agent(&["deadletter", "retry", "--all"]).fail(1);
     assert!(!agent(&["deadletter", "list", "--json"]).succeed().stdout.is_empty());
 
-    receiver.start_again();
+    receiver.restart();
     let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&receiver.url());
     agent(&["run", "--once"]).succeed();
     assert_eq!(numbers(&receiver, "holes").as_array().unwrap().len(), 1);
     agent(&["deadletter", "retry", "1"]).succeed();
     assert_eq!(numbers(&receiver, "holes").as_array().unwrap().len(), 0);
     assert!(entries::events(&receiver.entries(), "dead_letters_purged").is_empty());
-    receiver.assert_whole();
+    receiver.assert_complete();
 }
 
 #[test]

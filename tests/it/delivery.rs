@@ -7,13 +7,13 @@ use std::{fs, time::Duration};
 use crate::support::{
     entries, eventually,
     home::Home,
+    in_process_delivery::{Delivery, DeliverySetup},
     lines_with_code,
     receiver::Receiver,
-    scripted::{
+    scripted_receiver::{
         Answer::{self, *},
-        Scripted,
+        ScriptedReceiver,
     },
-    shipping::{Delivery, Post},
 };
 use ai_agent::{
     config::ShippingSettings,
@@ -25,7 +25,7 @@ use serde_json::json;
 
 /// Fails unless exactly the entries up to `count` arrived, and no entry became a dead letter.
 #[track_caller]
-fn assert_arrived(receiver: &Scripted, delivery: &Delivery, count: u64) {
+fn assert_arrived(receiver: &ScriptedReceiver, delivery: &Delivery, count: u64) {
     let numbers: Vec<u64> = receiver.entries().iter().map(|entry| entry.seq).collect();
     assert_eq!(numbers, (1..=count).collect::<Vec<_>>());
     assert_eq!(delivery.outbox.cursor("siem").unwrap().acknowledged.seq, count);
@@ -72,10 +72,10 @@ fn fixed_fault_has_lost_and_dead_lettered_nothing() {
         fault(Close, 2, POSTPONED, "connection closed before message completed"),
         fault(HangBeforeBody, 2, POSTPONED, "300ms"),
         fault(Hang, 2, POSTPONED, "300ms"),
-        fault(TakeAndClose, 2, POSTPONED, "connection closed before message completed"),
-        fault(TakeAndReset, 2, POSTPONED, "onnection reset"),
-        fault(TakeAndSayHalf, 2, POSTPONED, "end of file before message length reached"),
-        fault(TakeAndSay(-1), 2, HELD, "200"),
+        fault(StoreAndClose, 2, POSTPONED, "connection closed before message completed"),
+        fault(StoreAndReset, 2, POSTPONED, "onnection reset"),
+        fault(StoreAndTruncateReceipt, 2, POSTPONED, "end of file before message length reached"),
+        fault(StoreAndAcknowledge(-1), 2, HELD, "200"),
         fault(Status(200, html, PORTAL), 5, HELD, "200"),
         status(204, 5, HELD),
         fault(Status(301, moved, ""), 5, HELD, "301"),
@@ -96,8 +96,9 @@ fn fixed_fault_has_lost_and_dead_lettered_nothing() {
     ];
     for Fault { answer, times, code, token } in rows {
         let what = format!("{answer:?}");
-        let receiver = Scripted::start(vec![answer; times]);
-        let delivery = Post::with(30).options("timeout = \"300ms\"").deliver_to(&receiver.url());
+        let receiver = ScriptedReceiver::start(vec![answer; times]);
+        let delivery =
+            DeliverySetup::with(30).options("timeout = \"300ms\"").deliver_to(&receiver.url());
         let log = delivery.finish();
         let failures = lines_with_code(&log, code);
         assert!(failures.iter().any(|line| line.contains(token)), "{what}: {log}");
@@ -115,11 +116,12 @@ fn fixed_fault_has_lost_and_dead_lettered_nothing() {
 /// A batch that needed more than `timeout` on a slow link was sent again forever.
 #[test]
 fn slow_link_gets_smaller_batches() {
-    let receiver = Scripted::by_rule(|offered| match offered.lines.len() {
+    let receiver = ScriptedReceiver::by_rule(|offered| match offered.lines.len() {
         0..=4 => Receipt,
         _ => HangBeforeBody,
     });
-    let delivery = Post::with(30).options("timeout = \"300ms\"").deliver_to(&receiver.url());
+    let delivery =
+        DeliverySetup::with(30).options("timeout = \"300ms\"").deliver_to(&receiver.url());
     let log = delivery.finish();
     let failures = lines_with_code(&log, POSTPONED);
     assert!(failures[0].contains("300ms") && failures[0].contains("30 entries"), "{log}");
@@ -131,10 +133,11 @@ fn slow_link_gets_smaller_batches() {
 /// The entry was sent again forever with the same timeout, and nothing after it ever arrived.
 #[test]
 fn entry_slower_than_the_timeout_gets_more_time() {
-    let receiver = Scripted::by_rule(|offered| {
+    let receiver = ScriptedReceiver::by_rule(|offered| {
         if offered.holds("{\"n\":7}") { After(Duration::from_secs(1)) } else { Receipt }
     });
-    let delivery = Post::with(30).options("timeout = \"200ms\"").deliver_to(&receiver.url());
+    let delivery =
+        DeliverySetup::with(30).options("timeout = \"200ms\"").deliver_to(&receiver.url());
     let log = delivery.finish();
     let failures = lines_with_code(&log, POSTPONED);
     for [waited, next] in [["200ms", "400ms"], ["400ms", "800ms"]] {
@@ -149,11 +152,11 @@ fn entry_slower_than_the_timeout_gets_more_time() {
 #[test]
 fn refused_connection_is_logged_and_retried() {
     let unused_address = crate::support::unused_address();
-    let delivery = Post::with(30).deliver_to(&format!("http://{unused_address}"));
+    let delivery = DeliverySetup::with(30).deliver_to(&format!("http://{unused_address}"));
     delivery.wait_for_line(POSTPONED, "onnection refused");
     delivery.wait_for_line(POSTPONED, &format!("`http://{unused_address}`"));
     assert!(delivery.progress().trouble.unwrap().contains("onnection refused"));
-    let receiver = Scripted::on(unused_address, []);
+    let receiver = ScriptedReceiver::on(unused_address, []);
     delivery.finish();
     assert_eq!(delivery.progress().trouble, None);
     assert_arrived(&receiver, &delivery, 30);
@@ -162,8 +165,9 @@ fn refused_connection_is_logged_and_retried() {
 /// The cursor moved to the number in the response, so entries in between were never sent.
 #[test]
 fn receipt_for_more_than_sent_acknowledges_only_what_was_sent() {
-    let receiver = Scripted::start([TakeAndSay(1000), TakeAndSay(i64::MAX)]);
-    let delivery = Post::with(30).in_batches_of(10).deliver_to(&receiver.url());
+    let receiver =
+        ScriptedReceiver::start([StoreAndAcknowledge(1000), StoreAndAcknowledge(i64::MAX)]);
+    let delivery = DeliverySetup::with(30).in_batches_of(10).deliver_to(&receiver.url());
     delivery.finish();
     assert_eq!(receiver.requests(), 3);
     assert_arrived(&receiver, &delivery, 30);
@@ -173,10 +177,10 @@ fn receipt_for_more_than_sent_acknowledges_only_what_was_sent() {
 fn poisoned_entry_among_hundreds_is_isolated_in_few_requests() {
     for poisoned in [1, 2, 333, 499, 500] {
         let poison = format!("{{\"n\":{poisoned}}}");
-        let receiver = Scripted::by_rule(move |batch| {
+        let receiver = ScriptedReceiver::by_rule(move |batch| {
             if batch.holds(&poison) { Status(422, &[], "bad taste") } else { Receipt }
         });
-        let delivery = Post::with(500).deliver_to(&receiver.url());
+        let delivery = DeliverySetup::with(500).deliver_to(&receiver.url());
         let log = delivery.finish();
         assert!(receiver.requests() <= 2 * 9 + 4, "{poisoned}: {}", receiver.requests());
         assert_eq!(lines_with_code(&log, "entry_refused").len(), 1, "{log}");
@@ -199,11 +203,11 @@ fn poisoned_entry_among_hundreds_is_isolated_in_few_requests() {
 
 #[test]
 fn scattered_poisoned_entries_are_each_isolated() {
-    let receiver = Scripted::by_rule(|batch| {
+    let receiver = ScriptedReceiver::by_rule(|batch| {
         let poisoned = (0..40).any(|n| batch.holds(&format!("{{\"n\":{}}}", n * 13 + 5)));
         if poisoned { Status(422, &[], "") } else { Receipt }
     });
-    let delivery = Post::with(500).deliver_to(&receiver.url());
+    let delivery = DeliverySetup::with(500).deliver_to(&receiver.url());
     delivery.finish();
     // 39 refusals are more than ten, but other entries were accepted between them.
     assert_eq!(letters(&delivery).len(), 39);
@@ -214,11 +218,11 @@ fn scattered_poisoned_entries_are_each_isolated() {
 /// whose entries would be sent again. Each purge is reported.
 #[test]
 fn dead_letters_over_the_cap_are_purged_oldest_first() {
-    let receiver = Scripted::by_rule(|batch| {
+    let receiver = ScriptedReceiver::by_rule(|batch| {
         let poisoned = (0..40).any(|n| batch.holds(&format!("{{\"n\":{}}}", n * 12 + 5)));
         if poisoned { Status(422, &[], "") } else { Receipt }
     });
-    let mut post = Post::with(480);
+    let mut post = DeliverySetup::with(480);
     post.max_dead_letter_bytes = 4096;
     let delivery = post.deliver_to(&receiver.url());
     let log = delivery.finish();
@@ -254,16 +258,16 @@ fn dead_letters_over_the_cap_are_purged_oldest_first() {
 #[test]
 fn ten_refusals_without_a_success_hold_delivery() {
     const NO_SCHEMA: &str = r#"{"type":"about:blank","title":"no schema","status":422}"#;
-    let receiver = Scripted::by_rule(|batch| {
+    let receiver = ScriptedReceiver::by_rule(|batch| {
         if batch.lines.is_empty() { Receipt } else { Status(422, &[], NO_SCHEMA) }
     });
-    let delivery = Post::with(300).deliver_to(&receiver.url());
+    let delivery = DeliverySetup::with(300).deliver_to(&receiver.url());
     for token in ["422", "no schema", "`ai-agent deadletter retry --all`"] {
         delivery.wait_for_line(HELD, token);
     }
     let dead: Vec<u64> = letters(&delivery).iter().map(|(seq, _)| *seq).collect();
     assert_eq!(dead, (1..=10).collect::<Vec<_>>());
-    receiver.is_mended();
+    receiver.accept_everything();
     delivery.finish();
     let numbers: Vec<u64> = receiver.entries().iter().map(|entry| entry.seq).collect();
     assert_eq!(numbers, (11..=300).collect::<Vec<_>>());
@@ -272,11 +276,11 @@ fn ten_refusals_without_a_success_hold_delivery() {
 
 #[test]
 fn receiver_accepting_single_entries_gets_single_entries() {
-    let receiver = Scripted::by_rule(|batch| match batch.lines {
+    let receiver = ScriptedReceiver::by_rule(|batch| match batch.lines {
         [_] => Receipt,
         _ => Status(413, &[], ""),
     });
-    let delivery = Post::with(100).deliver_to(&receiver.url());
+    let delivery = DeliverySetup::with(100).deliver_to(&receiver.url());
     delivery.finish();
     assert!(receiver.requests() <= 7 + 2 * 100, "{}", receiver.requests());
     assert_arrived(&receiver, &delivery, 100);
@@ -284,10 +288,10 @@ fn receiver_accepting_single_entries_gets_single_entries() {
 
 #[test]
 fn entry_refused_as_too_large_becomes_a_dead_letter() {
-    let receiver = Scripted::by_rule(|batch| {
+    let receiver = ScriptedReceiver::by_rule(|batch| {
         if batch.holds("{\"n\":7}") { Status(413, &[], "too much") } else { Receipt }
     });
-    let delivery = Post::with(300).deliver_to(&receiver.url());
+    let delivery = DeliverySetup::with(300).deliver_to(&receiver.url());
     delivery.finish();
     let letters = letters(&delivery);
     assert_eq!((letters.len(), letters[0].0, letters[0].1.status), (1, 7, 413));
@@ -312,8 +316,8 @@ fn retry_after_is_respected_up_to_an_hour() {
     for (value, expected) in rows {
         let headers: &'static [_] = Vec::leak(vec![("Retry-After", value)]);
         for status in [429, 503] {
-            let receiver = Scripted::start([Status(status, headers, "")]);
-            let delivery = Post::with(3).deliver_to(&receiver.url());
+            let receiver = ScriptedReceiver::start([Status(status, headers, "")]);
+            let delivery = DeliverySetup::with(3).deliver_to(&receiver.url());
             delivery.wait_for_line(POSTPONED, expected);
             if expected == "delay=0ns" {
                 delivery.finish();
@@ -329,9 +333,9 @@ fn retry_after_is_respected_up_to_an_hour() {
 
 #[test]
 fn retry_after_in_seconds_is_respected() {
-    let receiver = Scripted::start([Status(503, &[("Retry-After", "1")], "")]);
+    let receiver = ScriptedReceiver::start([Status(503, &[("Retry-After", "1")], "")]);
     let begun = std::time::Instant::now();
-    let delivery = Post::with(3).deliver_to(&receiver.url());
+    let delivery = DeliverySetup::with(3).deliver_to(&receiver.url());
     delivery.wait_for_line(POSTPONED, "delay=1s");
     eventually("the batch comes again", || (receiver.requests() == 2).then_some(()));
     assert!(begun.elapsed() >= Duration::from_secs(1));
@@ -341,8 +345,8 @@ fn retry_after_in_seconds_is_respected() {
 
 #[test]
 fn violation_flushes_everything_before_it_at_once() {
-    let receiver = Scripted::start([]);
-    let mut post = Post::with(5);
+    let receiver = ScriptedReceiver::start([]);
+    let mut post = DeliverySetup::with(5);
     // Nothing else would be sent today.
     post.shipping =
         ShippingSettings { flush_interval: Duration::from_secs(86_400), ..post.shipping };
@@ -368,8 +372,8 @@ fn violation_flushes_everything_before_it_at_once() {
 #[test]
 fn repeated_conflicts_start_one_epoch_and_then_hold() {
     let problem = r#"{"type":"about:blank","title":"conflict","status":409,"expected_seq":9}"#;
-    let receiver = Scripted::start(vec![Status(409, &[], problem); 10]);
-    let delivery = Post::with(30).deliver_to(&receiver.url());
+    let receiver = ScriptedReceiver::start(vec![Status(409, &[], problem); 10]);
+    let delivery = DeliverySetup::with(30).deliver_to(&receiver.url());
     let log = delivery.finish();
     assert_eq!(lines_with_code(&log, "epoch_conflict").len(), 1, "{log}");
     assert!(!lines_with_code(&log, "receiver_conflict").is_empty(), "{log}");

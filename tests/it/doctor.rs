@@ -6,7 +6,7 @@ use std::fs;
 use crate::support::{
     SECRET, entries, eventually,
     home::Home,
-    scripted::{Manages, Scripted},
+    scripted_receiver::{ConfigResponse, ScriptedReceiver},
 };
 
 const NOTHING: &str = "{\"version\":1}";
@@ -28,7 +28,7 @@ fn is_failure(line: &str) -> bool {
 
 #[test]
 fn doctor_on_a_healthy_machine_passes() {
-    let (home, receiver) = (Home::new(), Scripted::start([]).manages(NOTHING, SECRET));
+    let (home, receiver) = (Home::new(), ScriptedReceiver::start([]).manages(NOTHING, SECRET));
     home.write("-work/s.jsonl", "{\"type\":\"user\"}\n");
     let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();
     eventually("it delivers", || (!receiver.entries().is_empty()).then_some(()));
@@ -78,13 +78,13 @@ fn doctor_failures_name_the_problem_and_the_remedy() {
     assert!(line(&said, "agent").contains("`ai-agent start`"), "{said}");
     assert!(is_failure(line(&said, "canary")), "{said}");
     assert!(line(&said, "sessions").contains(".claude/projects"), "{said}");
-    let said = wrong(&home, "http://nobody.invalid", &["doctor"]);
+    let said = wrong(&home, "http://unknown.invalid", &["doctor"]);
     assert!(line(&said, "name").contains("`endpoint`"), "{said}");
     // A receiver with another secret, then a server that signs nothing.
-    let receiver = Scripted::start([]).manages(NOTHING, "another-secret-0123456789");
+    let receiver = ScriptedReceiver::start([]).manages(NOTHING, "another-secret-0123456789");
     let said = wrong(&home, &receiver.url(), &["doctor"]);
     assert!(is_failure(line(&said, "HMAC secret")), "{said}");
-    receiver.manage(Manages::Unsigned(NOTHING.to_owned()));
+    receiver.manage(ConfigResponse::Unsigned(NOTHING.to_owned()));
     let said = wrong(&home, &receiver.url(), &["doctor"]);
     assert!(is_failure(line(&said, "HMAC secret")), "{said}");
     // The state directory is a file.

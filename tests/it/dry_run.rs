@@ -119,7 +119,7 @@ fn dry_run_works_while_an_agent_runs() {
     let ended = home.agent(&["run", "--test"]).succeed();
     assert_eq!(entries::lines(&entries::parse(&ended.stdout)).len(), 3);
     agent.stop();
-    receiver.assert_whole();
+    receiver.assert_complete();
 }
 
 #[test]

@@ -83,7 +83,7 @@ impl Scene {
             expected.iter().map(|(name, line)| ((*name).into(), (*line).into())).collect();
         expected.sort();
         assert_eq!(found, expected);
-        self.receiver.assert_whole();
+        self.receiver.assert_complete();
     }
 }
 
@@ -291,13 +291,13 @@ fn heartbeat_counts_unreadable_files_and_directories() {
 /// Runs the agent as a user who cannot read every file, unlike root.
 #[cfg(unix)]
 fn without_rights(home: &Home, agent: AgentCommand) -> AgentCommand {
-    const NOBODY: u32 = 65_534;
+    const UNPRIVILEGED: u32 = 65_534;
 
     if !rustix::process::geteuid().is_root() {
         return agent;
     }
-    home.give_to(NOBODY);
-    agent.user(NOBODY)
+    home.give_to(UNPRIVILEGED);
+    agent.user(UNPRIVILEGED)
 }
 
 #[test]
@@ -346,7 +346,7 @@ fn files_are_found_without_enough_watches() {
         }
         scene.wait_for(24);
         scene.agent.stop();
-        scene.receiver.assert_whole();
+        scene.receiver.assert_complete();
         assert_eq!(entries::lines(&scene.receiver.entries()).len(), 24);
     }
 }
@@ -415,7 +415,7 @@ fn more_files_than_the_open_file_limit_all_arrive() {
     let log = scene.agent.log();
     assert!(!log.contains("os error 24"), "{log}");
     scene.agent.stop();
-    scene.receiver.assert_whole();
+    scene.receiver.assert_complete();
     assert_eq!(entries::lines(&scene.receiver.entries()).len(), 2 * FILES);
 }
 

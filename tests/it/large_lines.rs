@@ -10,7 +10,7 @@ use std::{
 
 use crate::support::{
     agent::{Agent, AgentCommand},
-    entries::{self, Stored},
+    entries::{self, StoredEntry},
     home::Home,
     receiver::{Receiver, wait_for},
     within,
@@ -186,8 +186,9 @@ fn large_line_truncated_while_read_is_abandoned() {
     let path = home.write("-a/large.jsonl", format!("{whole}{}", "x".repeat(1 << 20)));
     let agent = home.agent(&["run"]).config(SMALL_RECORDS).ships_to(&receiver.url());
     let agent = agent.start_and_wait();
-    let parts =
-        |entries: &[Stored]| entries.iter().filter(|entry| entry.kind == Kind::RecordPart).count();
+    let parts = |entries: &[StoredEntry]| {
+        entries.iter().filter(|entry| entry.kind == Kind::RecordPart).count()
+    };
     wait_for(&receiver, "parts arrived", |entries| (parts(entries) >= 3).then_some(()));
     let file = File::options().append(true).open(&path).unwrap();
     file.set_len(whole.len() as u64).unwrap();
@@ -205,5 +206,5 @@ fn large_line_truncated_while_read_is_abandoned() {
     assert_eq!(entries::events(&entries, event::FILE_TRIMMED).len(), 1);
     let lines = entries.iter().filter(|entry| entry.kind == Kind::Record);
     assert!(lines.map(|line| &line.bytes[..]).eq([&b"{\"n\":1}"[..], b"{\"n\":2}"]));
-    receiver.assert_whole();
+    receiver.assert_complete();
 }

@@ -4,17 +4,17 @@
 use std::collections::BTreeMap;
 
 use crate::support::{
-    entries::{self, How, Line, Stored},
+    entries::{self, Carrier, Line, StoredEntry},
     home::Home,
-    scripted::Scripted,
+    scripted_receiver::ScriptedReceiver,
 };
 use siem_protocol::{Digest, Kind};
 
 /// Ships a file with these bytes. Returns its lines by offset, and all entries. The receiver checks
 /// every line.
 #[track_caller]
-fn ship(bytes: &[u8], config: &str) -> (BTreeMap<u64, Line>, Vec<Stored>) {
-    let (home, receiver) = (Home::new(), Scripted::start([]));
+fn ship(bytes: &[u8], config: &str) -> (BTreeMap<u64, Line>, Vec<StoredEntry>) {
+    let (home, receiver) = (Home::new(), ScriptedReceiver::start([]));
     let path = home.write("-work/odd.jsonl", bytes);
     home.agent(&["run", "--once"]).config(config).ships_to(&receiver.url()).succeed();
     let entries = receiver.entries();
@@ -28,14 +28,14 @@ fn ship(bytes: &[u8], config: &str) -> (BTreeMap<u64, Line>, Vec<Stored>) {
 
 /// Ships one line, which must arrive unchanged. Returns the member that carries it.
 #[track_caller]
-fn arrives(line: impl AsRef<[u8]>) -> How {
+fn arrives(line: impl AsRef<[u8]>) -> Carrier {
     let line = line.as_ref();
     let (lines, _) = ship(&[line, b"\n"].concat(), "");
     let show = String::from_utf8_lossy(line);
     assert_eq!(lines.len(), 1, "{show}");
     assert!(lines[&0].bytes == line, "{show}");
     assert_eq!(lines[&0].length, line.len() as u64, "{show}");
-    lines[&0].how
+    lines[&0].carrier
 }
 
 /// Ships one line, which must be dropped.
@@ -47,8 +47,8 @@ fn stays(line: &str) {
 
 #[test]
 fn duplicate_member_counts_with_its_last_value() {
-    assert_eq!(arrives(r#"{"type":"progress","type":"user"}"#), How::Record);
-    assert_eq!(arrives(r#"{"type":"progress","type":null}"#), How::Record);
+    assert_eq!(arrives(r#"{"type":"progress","type":"user"}"#), Carrier::Record);
+    assert_eq!(arrives(r#"{"type":"progress","type":null}"#), Carrier::Record);
     stays(r#"{"type":"user","type":"progress"}"#);
     stays(r#"{"isCompactSummary":false,"isCompactSummary":true}"#);
 }
@@ -58,7 +58,7 @@ fn keys_and_values_are_compared_unescaped() {
     stays(r#"{"type":"pro\u0067ress"}"#);
     stays(r#"{"t\u0079pe":"progress"}"#);
     stays(r#"{"\u0069sCompactSummary":true}"#);
-    assert_eq!(arrives(r#"{"type":"pro\u0067res"}"#), How::Record);
+    assert_eq!(arrives(r#"{"type":"pro\u0067res"}"#), Carrier::Record);
     let twice = "{\"uuid\":\"a\\u0062c\"}\n{\"uuid\":\"abc\"}\n";
     assert_eq!(ship(twice.as_bytes(), "").0.len(), 1);
 }
@@ -73,7 +73,7 @@ fn field_of_another_type_counts_as_absent() {
         r#"{"uuid":{}}"#,
     ];
     for line in lines {
-        assert_eq!(arrives(line), How::Record);
+        assert_eq!(arrives(line), Carrier::Record);
     }
     // A record without a uuid is never a duplicate.
     assert_eq!(ship(b"{\"uuid\":5}\n{\"uuid\":5}\n", "").0.len(), 2);
@@ -81,21 +81,21 @@ fn field_of_another_type_counts_as_absent() {
 
 #[test]
 fn white_space_around_a_record_is_kept() {
-    assert_eq!(arrives("  {\"type\":\"user\"}"), How::Raw);
-    assert_eq!(arrives("{\"type\":\"user\"}\t "), How::Raw);
-    assert_eq!(arrives("{ \"type\" :\t\"user\" }"), How::Record);
+    assert_eq!(arrives("  {\"type\":\"user\"}"), Carrier::Raw);
+    assert_eq!(arrives("{\"type\":\"user\"}\t "), Carrier::Raw);
+    assert_eq!(arrives("{ \"type\" :\t\"user\" }"), Carrier::Record);
     stays(" {\"type\":\"progress\"} ");
 }
 
 #[test]
 fn deeply_nested_record_travels_as_raw_text() {
     let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-    assert_eq!(arrives(nested(200)), How::Raw);
-    assert_eq!(arrives(nested(101)), How::Raw);
-    assert_eq!(arrives(nested(100)), How::Record);
+    assert_eq!(arrives(nested(200)), Carrier::Raw);
+    assert_eq!(arrives(nested(101)), Carrier::Raw);
+    assert_eq!(arrives(nested(100)), Carrier::Record);
     let object = format!(r#"{{"type":"progress","deep":{}}}"#, nested(200));
     stays(&object);
-    assert_eq!(arrives(nested(100_000)), How::Raw);
+    assert_eq!(arrives(nested(100_000)), Carrier::Raw);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn line_without_json_travels_as_raw_text() {
         br#"{"type":"user"},"#,
     ];
     for line in lines {
-        assert_eq!(arrives(line), How::Raw, "{}", String::from_utf8_lossy(line));
+        assert_eq!(arrives(line), Carrier::Raw, "{}", String::from_utf8_lossy(line));
     }
 }
 
@@ -133,7 +133,7 @@ fn unusual_json_travels_unchanged() {
         "{}",
     ];
     for line in lines {
-        assert_eq!(arrives(line), How::Record, "{line}");
+        assert_eq!(arrives(line), Carrier::Record, "{line}");
     }
 }
 
@@ -146,7 +146,7 @@ fn line_without_utf8_travels_as_base64() {
         b"{\"text\":\"\xf0\x9f\x98\"}",
     ];
     for line in lines {
-        assert_eq!(arrives(line), How::Base64);
+        assert_eq!(arrives(line), Carrier::Base64);
     }
 }
 
@@ -154,13 +154,13 @@ fn line_without_utf8_travels_as_base64() {
 fn line_endings_of_both_kinds_are_not_part_of_a_line() {
     let file = b"{\"n\":1}\r\n{\"n\":2}\n{\"n\":3}\r\r\n{\"n\":4}\r\n";
     let (lines, _) = ship(file, "");
-    let found: Vec<(u64, &[u8], How)> =
-        lines.values().map(|line| (line.offset, &*line.bytes, line.how)).collect();
-    let expected: [(u64, &[u8], How); 4] = [
-        (0, b"{\"n\":1}", How::Record),
-        (9, b"{\"n\":2}", How::Record),
-        (17, b"{\"n\":3}\r", How::Raw),
-        (27, b"{\"n\":4}", How::Record),
+    let found: Vec<(u64, &[u8], Carrier)> =
+        lines.values().map(|line| (line.offset, &*line.bytes, line.carrier)).collect();
+    let expected: [(u64, &[u8], Carrier); 4] = [
+        (0, b"{\"n\":1}", Carrier::Record),
+        (9, b"{\"n\":2}", Carrier::Record),
+        (17, b"{\"n\":3}\r", Carrier::Raw),
+        (27, b"{\"n\":4}", Carrier::Record),
     ];
     assert_eq!(found, expected);
 }
@@ -177,7 +177,7 @@ fn blank_lines_are_counted_and_not_shipped() {
 
 #[test]
 fn incomplete_line_waits_for_its_end() {
-    let (home, receiver) = (Home::new(), Scripted::start([]));
+    let (home, receiver) = (Home::new(), ScriptedReceiver::start([]));
     home.write("-work/torn.jsonl", "{\"n\":1}\n{\"n\":\"ha");
     home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
     assert_eq!(entries::lines(&receiver.entries()).len(), 1);
@@ -210,7 +210,7 @@ fn very_long_line_arrives_in_parts() {
     assert!(line.parts > 1, "it came whole");
     assert_eq!(line.length, long.len() as u64);
     let parts: Vec<_> = entries.iter().filter(|entry| entry.kind == Kind::RecordPart).collect();
-    assert!(parts.iter().all(|part| part.offset == 8 && part.how == How::Base64));
+    assert!(parts.iter().all(|part| part.offset == 8 && part.carrier == Carrier::Base64));
     assert_eq!(parts.last().unwrap().sha256, Some(Digest::of(&long)));
     assert_eq!(lines[&(10 + long.len() as u64)].bytes, b"{\"n\":2}");
 }
@@ -269,7 +269,7 @@ fn odd_lines_do_not_affect_their_neighbours() {
 fn path_without_utf8_is_percent_encoded() {
     use std::os::unix::ffi::OsStrExt as _;
 
-    let (home, receiver) = (Home::new(), Scripted::start([]));
+    let (home, receiver) = (Home::new(), ScriptedReceiver::start([]));
     let folder = home.projects().join(std::ffi::OsStr::from_bytes(b"-b\xfcro-100%"));
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join("a.jsonl");
@@ -288,7 +288,7 @@ fn path_without_utf8_is_percent_encoded() {
 /// record was shipped.
 #[test]
 fn dropped_large_line_stays_dropped_after_a_restart() {
-    let (home, receiver) = (Home::new(), Scripted::start([]));
+    let (home, receiver) = (Home::new(), ScriptedReceiver::start([]));
     let start = format!("{{\"type\":\"progress\",\"x\":\"{}", "x".repeat(20 << 20));
     home.write("-work/a.jsonl", start);
     home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
@@ -301,7 +301,7 @@ fn dropped_large_line_stays_dropped_after_a_restart() {
 
 #[test]
 fn large_entry_travels_in_a_batch_of_its_own() {
-    let (home, receiver) = (Home::new(), Scripted::start([]));
+    let (home, receiver) = (Home::new(), ScriptedReceiver::start([]));
     let small: String = (0..10).map(|n| format!("{{\"n\":{n}}}\n")).collect();
     let large = format!("{{\"x\":\"{}\"}}\n", "x".repeat(5 << 20));
     home.write("-work/a.jsonl", small.clone() + &large + &small);

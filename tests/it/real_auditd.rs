@@ -265,7 +265,7 @@ impl World {
             assert_eq!(entry.length, Some(length as u64));
             assert!(entry.path.starts_with("/var/log/audit"), "{:?}", entry.path);
         }
-        receiver.assert_whole();
+        receiver.assert_complete();
     }
 }
 

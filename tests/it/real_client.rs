@@ -3,11 +3,11 @@
 #![cfg(target_os = "linux")]
 
 use crate::support::{
-    client::Client,
+    claude_client::Client,
     entries, files_below,
     home::Home,
-    naive::{self, Rules},
     receiver::{Receiver, settle},
+    reference_reader::{self, Rules},
 };
 use test_requires::requires;
 
@@ -27,7 +27,8 @@ fn real_client_records_all_arrive() {
     client.run(&scenarios, work.path(), None);
 
     let rules = Rules::default();
-    let expected: Vec<_> = roots.iter().flat_map(|root| naive::read_tree(root, &rules)).collect();
+    let expected: Vec<_> =
+        roots.iter().flat_map(|root| reference_reader::read_tree(root, &rules)).collect();
     assert!(expected.len() >= 15, "the client wrote {} records", expected.len());
     let of_sub_agents = roots.iter().flat_map(|root| files_below(root));
     assert!(
@@ -37,6 +38,6 @@ fn real_client_records_all_arrive() {
     );
     settle(&receiver, expected.len());
     agent.stop();
-    naive::assert_same(&expected, &entries::lines(&receiver.entries()));
-    receiver.assert_whole();
+    reference_reader::assert_same(&expected, &entries::lines(&receiver.entries()));
+    receiver.assert_complete();
 }

@@ -8,10 +8,10 @@ use std::{fs, path::Path, thread};
 
 use crate::support::{
     SECRET,
-    client::Client,
+    claude_client::Client,
     entries, eventually,
     home::Home,
-    scripted::{Manages, Scripted},
+    scripted_receiver::{ConfigResponse, ScriptedReceiver},
 };
 use ai_agent::{
     compliance::policy_file::StoredPolicy,
@@ -107,11 +107,11 @@ fn client_follows_the_hook_responses() {
     let steps = results(work.path(), "answers");
     let [blocked, warned, free, resumed, forked] = steps.as_slice() else { panic!("{steps:?}") };
     for blocked in [blocked, resumed, forked] {
-        assert_eq!(blocked["requests"], json!([]), "nothing is asked: {blocked}");
+        assert_eq!(blocked["requests"], json!([]), "no request to the model: {blocked}");
         assert!(blocked["result"].as_str().unwrap().contains(MESSAGE), "{blocked}");
     }
     assert!(found(warned).contains("FIG: messages"), "{warned}");
-    assert!(found(warned).contains(&format!("{MESSAGE}: messages")), "the model is told: {warned}");
+    assert!(found(warned).contains(&format!("{MESSAGE}: messages")), "the model sees it: {warned}");
     assert!(found(free).contains("KIWI: messages"), "{free}");
     assert!(!found(free).contains(MESSAGE), "{free}");
     for step in &steps {
@@ -143,7 +143,7 @@ fn policy_changed_by_the_server_applies_to_the_next_prompt() {
         });
         json!({ "version": 1, "revision": revision, "compliance": compliance }).to_string()
     };
-    let receiver = Scripted::start([]).manages(&managed("1", "warn", false), SECRET);
+    let receiver = ScriptedReceiver::start([]).manages(&managed("1", "warn", false), SECRET);
     let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
     let users = work.path().join("changed/home");
     let config = format!(
@@ -176,9 +176,13 @@ fn policy_changed_by_the_server_applies_to_the_next_prompt() {
     thread::scope(|scope| {
         let run = scope.spawn(|| client.run(&[scenario], work.path(), Some(hook)));
         let asked = users.join("asked");
-        let is_asked = || (fs::exists(&asked).unwrap() || run.is_finished()).then_some(());
-        crate::support::within(crate::support::client::LONGEST, "the session asks", is_asked);
-        receiver.manage(Manages::Signed(managed("2", "block", true), SECRET));
+        let has_marker = || (fs::exists(&asked).unwrap() || run.is_finished()).then_some(());
+        crate::support::within(
+            crate::support::claude_client::LONGEST,
+            "the session asks",
+            has_marker,
+        );
+        receiver.manage(ConfigResponse::Signed(managed("2", "block", true), SECRET));
         agent.signal(Signal::HUP);
         run.join().unwrap();
     });
@@ -190,7 +194,7 @@ fn policy_changed_by_the_server_applies_to_the_next_prompt() {
     assert!(shot.contains(MESSAGE), "{shot}");
     eventually("what the hook saw and the session's records", || {
         let stored = receiver.entries();
-        let blocked = |event: &&entries::Stored| event.data["decision"] == "blocked";
+        let blocked = |event: &&entries::StoredEntry| event.data["decision"] == "blocked";
         let blocked = entries::events(&stored, "hook_answered").into_iter().any(|it| blocked(&it));
         let has_record = entries::lines(&stored)
             .iter()

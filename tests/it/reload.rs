@@ -16,7 +16,7 @@ use std::{
 
 use crate::support::{
     agent::Agent,
-    entries::{self, Stored},
+    entries::{self, StoredEntry},
     eventually, files_below,
     home::Home,
     random, random_moment,
@@ -311,7 +311,7 @@ fn reloads_under_load_lose_nothing_and_never_mix_configs() {
         written.iter().all(arrived).then_some(())
     });
     agent.stop();
-    receiver.assert_whole();
+    receiver.assert_complete();
     let stored = receiver.entries();
     let refusals = entries::events(&stored, "config_refused").len();
     assert_eq!(refusals, wrong, "each that is wrong is reported once");
@@ -337,7 +337,7 @@ fn refused(agent: &Agent, home: &Home, word: &str) {
 /// batch must explain it.
 fn judged_by_one(
     written: &[Lines],
-    stored: &[Stored],
+    stored: &[StoredEntry],
     batches: &[(u64, u64, String)],
     hashes: &BTreeMap<String, Toggles>,
 ) {
@@ -347,7 +347,7 @@ fn judged_by_one(
         assert!((*first..=*last).contains(&seq));
         (at, hashes[hash])
     };
-    let mut arrived: BTreeMap<(&Path, u64), &Stored> = BTreeMap::new();
+    let mut arrived: BTreeMap<(&Path, u64), &StoredEntry> = BTreeMap::new();
     for entry in stored.iter().filter(|entry| entry.event.is_none()) {
         let twice = arrived.insert((&entry.path, entry.offset), entry);
         assert!(twice.is_none(), "{}:{} came twice", entry.path.display(), entry.offset);
@@ -375,5 +375,5 @@ fn judged_by_one(
         }
         assert!(missing.is_empty(), "the last line is one that is always kept");
     }
-    assert!(arrived.is_empty(), "lines that nobody wrote");
+    assert!(arrived.is_empty(), "lines that were never written");
 }

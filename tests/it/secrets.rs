@@ -10,13 +10,13 @@ use std::{
 
 use crate::support::{
     SECRET, TOKEN,
-    agent::{Agent, AgentCommand, Ended},
+    agent::{Agent, AgentCommand, Finished},
     entries, eventually, files_below,
     home::Home,
     lines_with_code,
     proxy::Proxy,
     receiver::Receiver,
-    scripted::{Answer, Scripted},
+    scripted_receiver::{Answer, ScriptedReceiver},
     tls::{self, Authority},
 };
 use ai_agent::{
@@ -51,7 +51,7 @@ fn systemd_credentials_replace_variables_and_files() {
     home.write("-p/a.jsonl", "{\"n\":1}\n");
     let receiver = Receiver::start();
     with_credentials(&home, &["run", "--once"], &receiver.url(), 0o400).succeed();
-    receiver.assert_whole();
+    receiver.assert_complete();
     assert_eq!(entries::lines(&receiver.entries()).len(), 1);
     fs::remove_dir_all(home.path().join("credentials")).unwrap();
     let error = with_credentials(&home, &["run", "--once"], &receiver.url(), 0o444).fail(2);
@@ -85,7 +85,7 @@ impl Traces {
         self.home.agent(arguments).config(config).env("RUST_LOG", "trace")
     }
 
-    fn note(&mut self, what: &str, Ended { stdout, stderr, .. }: Ended) {
+    fn note(&mut self, what: &str, Finished { stdout, stderr, .. }: Finished) {
         self.said.push((format!("standard output of {what}"), stdout));
         self.said.push((format!("standard error of {what}"), stderr.into_bytes()));
     }
@@ -158,7 +158,7 @@ fn no_output_and_no_stored_file_shows_a_secret() {
     // another secret.
     let managed = "{\"version\":1}";
     let script = [401, 403, 400, 500].map(|status| Answer::Status(status, &[], "no"));
-    let receiver = Scripted::start(script).manages(managed, "another secret");
+    let receiver = ScriptedReceiver::start(script).manages(managed, "another secret");
     let ways =
         [("files", &files, "delivery_resumed"), ("the configuration", &inline, "agent_started")];
     for (way, config, code) in ways {
@@ -172,7 +172,7 @@ fn no_output_and_no_stored_file_shows_a_secret() {
     traces.said.push(("what the receiver got".to_owned(), receiver.taken()));
 
     // A certificate of an unknown authority.
-    let certificate = Authority::new("Somebody").issue("127.0.0.1");
+    let certificate = Authority::new("Unknown").issue("127.0.0.1");
     let stranger =
         format!("https://127.0.0.1:{}", tls::before(receiver.port(), &certificate, None));
     let agent = traces.agent(&["run"], &files).env("CLAUDE_SIEM_ENDPOINT", &stranger);

@@ -43,7 +43,7 @@ fn all_kinds_of_sinks_get_every_entry_once() {
     assert_eq!(entries::lines(&copied).len(), 3);
     let numbers: Vec<u64> = copied.iter().map(|entry| entry.seq).collect();
     for receiver in [&one, &other] {
-        receiver.assert_whole();
+        receiver.assert_complete();
         let held: Vec<u64> = receiver.entries().iter().map(|entry| entry.seq).collect();
         assert_eq!(held, numbers);
     }
@@ -77,7 +77,8 @@ fn unreachable_sink_fills_the_outbox_until_it_is_removed() {
     running.wait_for_code("outbox_full");
     // The other sink has everything that was read, and no more is read.
     let read = wait_for(&receiver, "the event of a full outbox", |entries| {
-        let full = |entry: &entries::Stored| entry.event.as_deref() == Some(event::OUTBOX_FULL);
+        let full =
+            |entry: &entries::StoredEntry| entry.event.as_deref() == Some(event::OUTBOX_FULL);
         entries.iter().any(full).then(|| entries::lines(entries).len())
     });
     assert!((1..2000).contains(&read), "{read}");
@@ -100,7 +101,7 @@ fn unreachable_sink_fills_the_outbox_until_it_is_removed() {
     refused("archive");
 
     agent(&["run", "--once"], common).succeed();
-    receiver.assert_whole();
+    receiver.assert_complete();
     let entries = receiver.entries();
     let arrived = entries::lines(&entries);
     let expected: Vec<&[u8]> =
@@ -128,7 +129,7 @@ fn unreachable_sink_fills_the_outbox_until_it_is_removed() {
         assert_eq!(epoch[list], json!([]), "{list}: {stats:#}");
     }
     assert_eq!(entries::lines(&later.entries()).len(), 1);
-    receiver.assert_whole();
+    receiver.assert_complete();
 }
 
 /// The limit applies to bytes on the wire. `--once` does not take a slow sink for a stalled one.
@@ -143,7 +144,7 @@ fn rate_limit_of_a_sink_is_kept() {
     let receiver = Receiver::start();
     let config = "[shipping]\nbatch_size = 1\n[sink.siem]\nmax_bytes_per_second = \"10 KiB\"";
     let ended = home.agent(&["run", "--once"]).config(config).ships_to(&receiver.url()).succeed();
-    receiver.assert_whole();
+    receiver.assert_complete();
     assert_eq!(entries::lines(&receiver.entries()).len(), 6);
     // Six times about 7 KiB, except the last.
     assert!(ended.after > Duration::from_secs(2), "{:?}", ended.after);

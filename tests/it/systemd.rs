@@ -14,7 +14,7 @@ use std::{
 
 use crate::support::{
     SECRET, TOKEN,
-    agent::{AgentCommand, Ended},
+    agent::{AgentCommand, Finished},
     eventually,
     home::append_to,
     receiver::{Receiver, wait_for},
@@ -106,7 +106,7 @@ impl World {
         AgentCommand::of(program, &self.home, arguments).env("XDG_RUNTIME_DIR", runtime)
     }
 
-    fn run(&self, version: &str, arguments: &[&str]) -> Ended {
+    fn run(&self, version: &str, arguments: &[&str]) -> Finished {
         self.agent(&self.program(version), arguments).succeed()
     }
 
@@ -248,7 +248,7 @@ fn as_a_user() {
     // The state directory is used again, and removed by `--purge`.
     world.agent(&world.program("new"), &["install"]).ships_to(&world.receiver.url()).succeed();
     world.ship();
-    world.receiver.assert_whole();
+    world.receiver.assert_complete();
     world.run("new", &["uninstall", "--purge"]);
     assert!(!world.state().try_exists().unwrap());
     assert!(world.home.join(".claude/projects/p/s.jsonl").try_exists().unwrap());
@@ -290,7 +290,7 @@ fn watchdog(world: &mut World) {
     assert_eq!(fs::read_to_string(&results).unwrap(), "watchdog\n");
     assert_eq!(restarts(), before + 1);
     world.arrives();
-    world.receiver.assert_whole();
+    world.receiver.assert_complete();
 
     fs::remove_dir_all(&folder).unwrap();
     systemctl(&["daemon-reload"]);

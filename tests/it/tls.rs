@@ -12,9 +12,9 @@ use crate::support::{
     agent::AgentCommand,
     entries, eventually,
     home::Home,
+    in_process_delivery::{Delivery, DeliverySetup},
     proxy::Proxy,
-    scripted::Scripted,
-    shipping::{Delivery, Post},
+    scripted_receiver::ScriptedReceiver,
     tls::{self, Authority},
 };
 
@@ -26,7 +26,7 @@ struct Files(Vec<(&'static str, String)>);
 
 impl Files {
     fn deliver(self, count: u64, port: u16) -> Delivery {
-        let post = Post::with(count);
+        let post = DeliverySetup::with(count);
         let mut options = String::new();
         for (option, text) in self.0 {
             let path = post.file(option, &text);
@@ -37,7 +37,7 @@ impl Files {
 }
 
 #[track_caller]
-fn assert_arrived(receiver: &Scripted, count: u64) {
+fn assert_arrived(receiver: &ScriptedReceiver, count: u64) {
     let numbers: Vec<u64> = receiver.entries().iter().map(|entry| entry.seq).collect();
     assert_eq!(numbers, (1..=count).collect::<Vec<_>>());
 }
@@ -53,7 +53,7 @@ fn untrusted_certificate_gets_no_data_and_names_the_remedy() {
         ("an authority's", company.issue_authority("127.0.0.1"), Some(&company), "CA:FALSE"),
     ];
     for (what, issued, trusted, token) in rows {
-        let receiver = Scripted::start([]);
+        let receiver = ScriptedReceiver::start([]);
         let port = tls::before(receiver.port(), &issued, None);
         let files = trusted.map(|authority| ("ca_file", authority.pem()));
         let delivery = Files(files.into_iter().collect()).deliver(3, port);
@@ -66,7 +66,7 @@ fn untrusted_certificate_gets_no_data_and_names_the_remedy() {
 #[test]
 fn ca_file_is_trusted_besides_the_system_store() {
     let (company, other) = (Authority::new("Company"), Authority::new("Other"));
-    let receiver = Scripted::start([]);
+    let receiver = ScriptedReceiver::start([]);
     let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), None);
     // A file may contain several certificates with text between them.
     let bundle = format!("# others\n{}# ours\n{}", other.pem(), company.pem());
@@ -77,7 +77,7 @@ fn ca_file_is_trusted_besides_the_system_store() {
 #[test]
 fn client_certificate_is_presented_on_request() {
     let company = Authority::new("Company");
-    let receiver = Scripted::start([]);
+    let receiver = ScriptedReceiver::start([]);
     let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), Some(&company));
     let client = company.issue_to_client();
     let files = Files(vec![
@@ -92,7 +92,7 @@ fn client_certificate_is_presented_on_request() {
 #[test]
 fn missing_or_foreign_client_certificate_holds_delivery() {
     let (company, other) = (Authority::new("Company"), Authority::new("Other"));
-    let receiver = Scripted::start([]);
+    let receiver = ScriptedReceiver::start([]);
     let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), Some(&company));
     let delivery = Files(vec![("ca_file", company.pem())]).deliver(3, port);
     delivery.wait_for_line(HELD, "`client_certificate_file`");
@@ -142,12 +142,12 @@ fn without_authorities(agent: AgentCommand) -> AgentCommand {
 #[test]
 fn machine_without_a_ca_store_ships_by_http_or_ca_file() {
     let company = Authority::new("Company");
-    let receiver = Scripted::start([]);
+    let receiver = ScriptedReceiver::start([]);
     let home = Home::new();
     without_authorities(agent(&home, &["run", "--once"], &receiver.url(), "")).succeed();
     assert_eq!(entries::lines(&receiver.entries()).len(), 1);
 
-    let receiver = Scripted::start([]);
+    let receiver = ScriptedReceiver::start([]);
     let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), None);
     let home = Home::new();
     let ca = home.path().join("ca.pem");
@@ -158,7 +158,7 @@ fn machine_without_a_ca_store_ships_by_http_or_ca_file() {
     assert_eq!(entries::lines(&receiver.entries()).len(), 1);
 
     // Authorities of the system are trusted without any configuration.
-    let receiver = Scripted::start([]);
+    let receiver = ScriptedReceiver::start([]);
     let port = tls::before(receiver.port(), &company.issue("127.0.0.1"), None);
     let another = Home::new();
     let endpoint = format!("https://127.0.0.1:{port}");
@@ -176,7 +176,7 @@ fn proxy_comes_from_the_environment_or_the_config() {
         for configured in [false, true] {
             for credentials in [false, true] {
                 let what = format!("tls {tls}, configured {configured}, credentials {credentials}");
-                let (home, receiver) = (Home::new(), Scripted::start([]));
+                let (home, receiver) = (Home::new(), ScriptedReceiver::start([]));
                 let proxy = Proxy::start();
                 let proxy = if credentials { proxy.wants("me", PASSWORD) } else { proxy };
                 let mut options = String::new();
@@ -225,7 +225,7 @@ fn proxy_comes_from_the_environment_or_the_config() {
 
 #[test]
 fn no_proxy_bypasses_the_proxy() {
-    let (home, receiver, proxy) = (Home::new(), Scripted::start([]), Proxy::start());
+    let (home, receiver, proxy) = (Home::new(), ScriptedReceiver::start([]), Proxy::start());
     agent(&home, &["run", "--once"], &receiver.url(), "")
         .env("HTTP_PROXY", proxy.url())
         .env("NO_PROXY", "example.com,127.0.0.1")
@@ -238,7 +238,7 @@ fn no_proxy_bypasses_the_proxy() {
 fn proxy_without_credentials_holds_delivery_until_it_opens() {
     let company = Authority::new("Company");
     for tls in [false, true] {
-        let (home, receiver) = (Home::new(), Scripted::start([]));
+        let (home, receiver) = (Home::new(), ScriptedReceiver::start([]));
         let proxy = Proxy::start().wants("me", "another one");
         let ca = home.path().join("ca.pem");
         fs::write(&ca, company.pem()).unwrap();

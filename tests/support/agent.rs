@@ -99,13 +99,13 @@ impl AgentCommand {
 
     /// Runs the agent until it exits.
     #[track_caller]
-    pub(crate) fn run(self) -> Ended {
+    pub(crate) fn run(self) -> Finished {
         self.start().wait(2 * PATIENCE)
     }
 
     /// Runs the agent until it exits, which must be with 0.
     #[track_caller]
-    pub(crate) fn succeed(self) -> Ended {
+    pub(crate) fn succeed(self) -> Finished {
         let ended = self.run();
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         ended
@@ -133,7 +133,7 @@ pub(crate) struct Agent {
 }
 
 /// The result of an agent that has exited.
-pub(crate) struct Ended {
+pub(crate) struct Finished {
     /// Exit code; `None` if a signal killed the process.
     pub(crate) code: Option<i32>,
     pub(crate) stdout: Vec<u8>,
@@ -142,7 +142,7 @@ pub(crate) struct Ended {
     pub(crate) after: Duration,
 }
 
-impl Ended {
+impl Finished {
     /// Standard output as text.
     pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.stdout).unwrap()
@@ -206,7 +206,7 @@ impl Agent {
     /// Sends SIGTERM and waits for a clean and quick exit.
     #[cfg(unix)]
     #[track_caller]
-    pub(crate) fn stop(self) -> Ended {
+    pub(crate) fn stop(self) -> Finished {
         self.stop_by(rustix::process::Signal::TERM)
     }
 
@@ -220,7 +220,7 @@ impl Agent {
     /// Like [`Agent::stop`], with another signal.
     #[cfg(unix)]
     #[track_caller]
-    pub(crate) fn stop_by(self, signal: rustix::process::Signal) -> Ended {
+    pub(crate) fn stop_by(self, signal: rustix::process::Signal) -> Finished {
         let asked = Instant::now();
         self.signal(signal);
         let ended = self.wait(PATIENCE);
@@ -238,14 +238,14 @@ impl Agent {
 
     /// Waits until the process exits by itself.
     #[track_caller]
-    pub(crate) fn wait(mut self, limit: Duration) -> Ended {
+    pub(crate) fn wait(mut self, limit: Duration) -> Finished {
         let begun = Instant::now();
         let status = within(2 * limit, "the end of the agent", || {
             let status = self.child.try_wait().unwrap();
             assert!(begun.elapsed() < limit, "ran longer than {limit:?}:\n{}", self.log());
             status
         });
-        let ended = Ended {
+        let ended = Finished {
             code: status.code(),
             stdout: self.stdout.whole(),
             stderr: String::from_utf8_lossy(&self.stderr.whole()).into_owned(),

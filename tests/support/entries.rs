@@ -7,7 +7,7 @@ use siem_protocol::{Cut, Digest, Entry, Kind};
 
 /// An entry with the members that tests use.
 #[derive(Clone, Debug)]
-pub(crate) struct Stored {
+pub(crate) struct StoredEntry {
     pub(crate) seq: u64,
     pub(crate) kind: Kind,
     pub(crate) source: String,
@@ -17,7 +17,7 @@ pub(crate) struct Stored {
     pub(crate) generation: String,
     pub(crate) offset: u64,
     pub(crate) length: Option<u64>,
-    pub(crate) how: How,
+    pub(crate) carrier: Carrier,
     pub(crate) bytes: Vec<u8>,
     pub(crate) cut: Vec<Cut>,
     pub(crate) sha256: Option<Digest>,
@@ -32,34 +32,34 @@ pub(crate) struct Stored {
 
 /// The member that carries a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum How {
+pub(crate) enum Carrier {
     Record,
     Raw,
     Base64,
     /// None: the entry has no line.
-    Nothing,
+    Absent,
 }
 
 /// Parses NDJSON.
 #[track_caller]
-pub(crate) fn parse(ndjson: &[u8]) -> Vec<Stored> {
+pub(crate) fn parse(ndjson: &[u8]) -> Vec<StoredEntry> {
     let lines = ndjson.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.map(parse_line).collect()
 }
 
 #[track_caller]
-fn parse_line(line: &[u8]) -> Stored {
+fn parse_line(line: &[u8]) -> StoredEntry {
     let entry = Entry::parse(line)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(line)));
-    let how = match (&entry.record, &entry.raw, &entry.raw_base64) {
-        (Some(_), None, None) => How::Record,
-        (None, Some(_), None) => How::Raw,
-        (None, None, Some(_)) => How::Base64,
-        (None, None, None) => How::Nothing,
+    let carrier = match (&entry.record, &entry.raw, &entry.raw_base64) {
+        (Some(_), None, None) => Carrier::Record,
+        (None, Some(_), None) => Carrier::Raw,
+        (None, None, Some(_)) => Carrier::Base64,
+        (None, None, None) => Carrier::Absent,
         _ => panic!("a line is carried twice: {}", String::from_utf8_lossy(line)),
     };
     let path_text = entry.path.as_deref().unwrap_or_default().to_owned();
-    Stored {
+    StoredEntry {
         seq: entry.seq,
         kind: entry.kind,
         source: entry.source.clone().into_owned(),
@@ -69,7 +69,7 @@ fn parse_line(line: &[u8]) -> Stored {
         generation: entry.generation.as_deref().unwrap_or_default().to_owned(),
         offset: entry.offset.unwrap_or_default(),
         length: entry.length,
-        how,
+        carrier,
         bytes: entry.content().unwrap().unwrap_or_default().into_owned(),
         cut: entry.cut.clone(),
         sha256: entry.sha256,
@@ -109,7 +109,7 @@ pub(crate) struct Line {
     pub(crate) offset: u64,
     pub(crate) length: u64,
     pub(crate) bytes: Vec<u8>,
-    pub(crate) how: How,
+    pub(crate) carrier: Carrier,
     pub(crate) cut: Vec<Cut>,
     pub(crate) sha256: Option<Digest>,
     /// Number of parts; 0 for a line in one entry.
@@ -118,7 +118,7 @@ pub(crate) struct Line {
 
 /// Returns the lines that `entries` carry, in order.
 #[track_caller]
-pub(crate) fn lines(entries: &[Stored]) -> Vec<Line> {
+pub(crate) fn lines(entries: &[StoredEntry]) -> Vec<Line> {
     let mut open: BTreeMap<(String, u64), Vec<u8>> = BTreeMap::new();
     let mut expected: BTreeMap<(String, u64), u32> = BTreeMap::new();
     let mut lines = Vec::new();
@@ -127,13 +127,13 @@ pub(crate) fn lines(entries: &[Stored]) -> Vec<Line> {
         let (bytes, parts) = match entry.kind {
             Kind::Event => continue,
             Kind::Record => {
-                assert_ne!(entry.how, How::Nothing, "a record without a line: {entry:?}");
+                assert_ne!(entry.carrier, Carrier::Absent, "a record without a line: {entry:?}");
                 (entry.bytes.clone(), 0)
             }
             Kind::RecordPart => {
                 let number = expected.entry(key.clone()).or_insert(1);
                 assert_eq!(entry.part, Some(*number), "parts of {key:?} are out of order");
-                assert_eq!(entry.how, How::Base64);
+                assert_eq!(entry.carrier, Carrier::Base64);
                 *number += 1;
                 let bytes = open.entry(key.clone()).or_default();
                 bytes.extend_from_slice(&entry.bytes);
@@ -152,7 +152,7 @@ pub(crate) fn lines(entries: &[Stored]) -> Vec<Line> {
             offset: entry.offset,
             length: entry.length.unwrap(),
             bytes,
-            how: entry.how,
+            carrier: entry.carrier,
             cut: entry.cut.clone(),
             sha256: if parts == 0 { entry.sha256 } else { None },
             parts,
@@ -163,6 +163,6 @@ pub(crate) fn lines(entries: &[Stored]) -> Vec<Line> {
 }
 
 /// Returns the events with this name.
-pub(crate) fn events<'a>(entries: &'a [Stored], name: &str) -> Vec<&'a Stored> {
+pub(crate) fn events<'a>(entries: &'a [StoredEntry], name: &str) -> Vec<&'a StoredEntry> {
     entries.iter().filter(|entry| entry.event.as_deref() == Some(name)).collect()
 }

@@ -4,15 +4,15 @@
 #![allow(clippy::unwrap_used, reason = "a test ends there")]
 
 pub(crate) mod agent;
-pub(crate) mod client;
+pub(crate) mod claude_client;
 pub(crate) mod entries;
 pub(crate) mod home;
-pub(crate) mod naive;
+pub(crate) mod in_process_delivery;
 pub(crate) mod proxy;
 pub(crate) mod receiver;
-pub(crate) mod scripted;
-pub(crate) mod shipping;
-pub(crate) mod tap;
+pub(crate) mod reference_reader;
+pub(crate) mod relay;
+pub(crate) mod scripted_receiver;
 #[cfg(unix)]
 pub(crate) mod tls;
 

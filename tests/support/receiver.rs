@@ -14,7 +14,7 @@ use siem_protocol::Kind;
 
 use super::{
     SECRET, TOKEN,
-    entries::{self, Stored},
+    entries::{self, StoredEntry},
     eventually, files_below, own_address,
 };
 
@@ -49,7 +49,7 @@ impl Receiver {
     /// Restarts the receiver with these tokens and secrets in place of the default ones. The first
     /// secret signs.
     #[track_caller]
-    pub(crate) fn start_again_with(&mut self, tokens: &[&str], secrets: &[&str]) {
+    pub(crate) fn restart_with(&mut self, tokens: &[&str], secrets: &[&str]) {
         self.keys.clear();
         tokens[0].clone_into(&mut self.token);
         for (name, keys) in [("token", tokens), ("hmac-secret", secrets)] {
@@ -58,7 +58,7 @@ impl Receiver {
             self.keys.extend([format!("--{name}-file"), path.to_str().unwrap().to_owned()]);
         }
         self.kill();
-        self.start_again();
+        self.restart();
     }
 
     /// Endpoint for agents.
@@ -74,7 +74,7 @@ impl Receiver {
 
     /// Restarts the receiver on its address, with its data.
     #[track_caller]
-    pub(crate) fn start_again(&mut self) {
+    pub(crate) fn restart(&mut self) {
         let (child, address) = eventually("the port is free again", || {
             try_spawn(self.data.path(), &self.address, &self.keys)
         });
@@ -85,7 +85,7 @@ impl Receiver {
     /// Returns all stored entries in order of their sequence numbers. There must be at most one
     /// machine and one epoch.
     #[track_caller]
-    pub(crate) fn entries(&self) -> Vec<Stored> {
+    pub(crate) fn entries(&self) -> Vec<StoredEntry> {
         self.settle();
         let files = files_below(&self.data.path().join("machines"));
         let ndjson: Vec<_> =
@@ -107,7 +107,7 @@ impl Receiver {
 
     /// Returns the stored entries of each epoch, in the order in which the epochs began.
     #[track_caller]
-    pub(crate) fn epochs(&self) -> Vec<Vec<Stored>> {
+    pub(crate) fn epochs(&self) -> Vec<Vec<StoredEntry>> {
         self.settle();
         let mut files = files_below(&self.data.path().join("machines"));
         files.retain(|path| path.extension().is_some_and(|extension| extension == "ndjson"));
@@ -137,7 +137,7 @@ impl Receiver {
     /// Fails unless the sequence numbers start at 1 without gaps or repetitions, and the hash chain
     /// is intact.
     #[track_caller]
-    pub(crate) fn assert_whole(&self) {
+    pub(crate) fn assert_complete(&self) {
         let stats = self.stats();
         let machines = stats["machines"].as_array().unwrap();
         assert_eq!(machines.len(), 1, "{stats:#}");
@@ -263,7 +263,7 @@ pub(crate) fn settle(receiver: &Receiver, lines: usize) {
 pub(crate) fn wait_for<T>(
     receiver: &Receiver,
     what: &str,
-    mut done: impl FnMut(&[Stored]) -> Option<T>,
+    mut done: impl FnMut(&[StoredEntry]) -> Option<T>,
 ) -> T {
     let mut known = 0;
     let mut entries = Vec::new();

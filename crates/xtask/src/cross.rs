@@ -13,11 +13,11 @@ const PIPELINES: [&str; 8] = [
     "control::",
     "deadletter::",
     "files::",
-    "fixtures::",
+    "filter_cases::",
     "hooks::",
     "odd_lines::",
     "registry::",
-    "three_systems::",
+    "cross_platform::",
 ];
 /// What the agent is built for.
 pub(crate) const TARGET: &str = "x86_64-pc-windows-gnu";

@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf};
 
-use crate::support::{entries, eventually, home::Home, scripted::Scripted};
+use crate::support::{entries, eventually, home::Home, scripted_receiver::ScriptedReceiver};
 use test_requires::requires;
 
 /// A file below the projects with a path longer than `bytes`.
@@ -17,7 +17,7 @@ fn long_name(bytes: usize) -> String {
 
 #[test]
 fn unusual_file_names_and_line_endings_arrive() {
-    let (home, receiver) = (Home::new(), Scripted::start([]));
+    let (home, receiver) = (Home::new(), ScriptedReceiver::start([]));
     let names = [
         "C--Users-me-work/s.jsonl".to_owned(),
         "-home-jürgen-größe/s.jsonl".to_owned(),
@@ -47,7 +47,7 @@ fn unusual_file_names_and_line_endings_arrive() {
 #[requires(not_wine)]
 #[test]
 fn file_moved_and_deleted_while_read_loses_nothing() {
-    let (home, receiver) = (Home::new(), Scripted::start([]));
+    let (home, receiver) = (Home::new(), ScriptedReceiver::start([]));
     let line = |number: usize| format!("{{\"type\":\"user\",\"n\":{number}}}\n");
     let path = home.write("-work/s.jsonl", line(0));
     let agent = home
@@ -66,7 +66,7 @@ fn file_moved_and_deleted_while_read_loses_nothing() {
     crate::support::home::append_to(&moved, line(2));
     eventually("what was written before and after the move", || arrived(3));
     fs::remove_file(&moved).unwrap();
-    assert!(!fs::exists(&moved).unwrap(), "it is gone at once, whoever reads it");
+    assert!(!fs::exists(&moved).unwrap(), "it is deleted at once, though it is being read");
     fs::remove_dir(moved.parent().unwrap()).unwrap();
     let again = home.write("-work/s.jsonl", line(3));
     assert_eq!(eventually("a new file of the old name", || arrived(4)), 4);
@@ -76,7 +76,7 @@ fn file_moved_and_deleted_while_read_loses_nothing() {
 
 #[test]
 fn second_agent_names_the_process_with_the_state_directory() {
-    let (home, receiver) = (Home::new(), Scripted::start([]));
+    let (home, receiver) = (Home::new(), ScriptedReceiver::start([]));
     let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();
     let second = home.agent(&["run"]).ships_to(&receiver.url()).fail(1);
     assert!(second.contains(&agent.pid().to_string()), "{second}");

@@ -10,9 +10,9 @@ use std::{
 use crate::support::{
     entries,
     home::Home,
-    naive::{self, Expected, Rules},
     random, random_moment,
     receiver::{Receiver, settle},
+    reference_reader::{self, Expected, Rules},
     shared,
 };
 use test_requires::requires;
@@ -62,7 +62,11 @@ fn grow(session: &Path, random: &mut fastrand::Rng, extra: usize) -> Growing {
 
 fn expected(home: &Home, sessions: &[Growing]) -> Vec<Expected> {
     let read = |session: &Growing| {
-        naive::read(&home.projects().join(&session.name), &session.bytes, &Rules::default())
+        reference_reader::read(
+            &home.projects().join(&session.name),
+            &session.bytes,
+            &Rules::default(),
+        )
     };
     sessions.iter().flat_map(read).collect()
 }
@@ -91,8 +95,11 @@ fn agent_restarted_after_each_append_ships_everything() {
         home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
         step += 1;
     }
-    receiver.assert_whole();
-    naive::assert_same(&expected(&home, &sessions), &entries::lines(&receiver.entries()));
+    receiver.assert_complete();
+    reference_reader::assert_same(
+        &expected(&home, &sessions),
+        &entries::lines(&receiver.entries()),
+    );
 }
 
 #[requires(shared)]
@@ -112,6 +119,6 @@ fn running_agent_ships_growing_files_whole() {
     let expected = expected(&home, &sessions);
     settle(&receiver, expected.len());
     agent.stop();
-    receiver.assert_whole();
-    naive::assert_same(&expected, &entries::lines(&receiver.entries()));
+    receiver.assert_complete();
+    reference_reader::assert_same(&expected, &entries::lines(&receiver.entries()));
 }

@@ -11,7 +11,7 @@ use crate::support::{
     home::Home,
     lines_with_code,
     receiver::{Receiver, private, wait_for},
-    scripted::{Manages, Scripted},
+    scripted_receiver::{ConfigResponse, ScriptedReceiver},
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -19,8 +19,8 @@ use serde_json::Value;
 const R7: &str = r#"{"version":1,"revision":"r7","filters":{"drop_meta":true}}"#;
 const R8: &str = r#"{"version":1,"revision":"r8"}"#;
 
-fn signed(config: &str) -> Manages {
-    Manages::Signed(config.to_owned(), SECRET)
+fn signed(config: &str) -> ConfigResponse {
+    ConfigResponse::Signed(config.to_owned(), SECRET)
 }
 
 fn facts(home: &Home) -> Value {
@@ -45,7 +45,7 @@ fn wait_for_refusal(home: &Home, before: &Value, token: &str) {
 
 /// Waits until the agent has polled once more and handled the response, which a second request
 /// shows.
-fn poll(agent: &Agent, receiver: &Scripted) {
+fn poll(agent: &Agent, receiver: &ScriptedReceiver) {
     for _ in 0..2 {
         let asked = receiver.config_requests();
         agent.signal(Signal::HUP);
@@ -56,8 +56,8 @@ fn poll(agent: &Agent, receiver: &Scripted) {
 /// The reasons are shown to administrators.
 #[test]
 fn invalid_managed_config_is_refused_once_and_changes_nothing() {
-    let other = Manages::Signed(R8.to_owned(), "another-secret-of-another-fleet");
-    let unsigned = |text: &str| Manages::Unsigned(text.to_owned());
+    let other = ConfigResponse::Signed(R8.to_owned(), "another-secret-of-another-fleet");
+    let unsigned = |text: &str| ConfigResponse::Unsigned(text.to_owned());
     let table = [
         (signed(r#"{"version":1,"filters":{"drop_meta":"yes"}}"#), "`filters.drop_meta`"),
         (
@@ -75,13 +75,13 @@ fn invalid_managed_config_is_refused_once_and_changes_nothing() {
             "`t1`",
         ),
         (other, "HMAC secret"),
-        (Manages::Replayed, "secret"),
+        (ConfigResponse::Replayed, "secret"),
         (signed(&format!("{{\"version\":1,\"x\":\"{}\"}}", "x".repeat(10 << 20))), "4 MiB"),
         (unsigned("<html>please sign in</html>"), ""),
     ];
     let home = Home::new();
     home.write("-work/a.jsonl", "{\"isMeta\":true}\n{\"n\":1}\n");
-    let receiver = Scripted::start([]).manages(R7, SECRET);
+    let receiver = ScriptedReceiver::start([]).manages(R7, SECRET);
     let config = "managed.allow = [\"filter.*\"]\nshipping.flush_interval = \"0s\"";
     let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
     wait_for_revision(&home, "r7");
@@ -123,13 +123,13 @@ fn invalid_managed_config_is_refused_once_and_changes_nothing() {
 #[test]
 fn unsigned_config_applies_without_require_signature() {
     let home = Home::new();
-    let receiver = Scripted::start([]);
-    receiver.manage(Manages::Unsigned(R7.to_owned()));
+    let receiver = ScriptedReceiver::start([]);
+    receiver.manage(ConfigResponse::Unsigned(R7.to_owned()));
     let agent = home.agent(&["run"]).config("managed.require_signature = false");
     let agent = agent.ships_to(&receiver.url()).start_and_wait();
     wait_for_revision(&home, "r7");
-    assert_eq!(facts(&home)["signed_at"], Value::Null, "nobody has signed it");
-    receiver.manage(Manages::Unsigned("<html>please sign in</html>".to_owned()));
+    assert_eq!(facts(&home)["signed_at"], Value::Null, "it has no signature");
+    receiver.manage(ConfigResponse::Unsigned("<html>please sign in</html>".to_owned()));
     poll(&agent, &receiver);
     eventually("it is refused", || facts(&home)["refused"]["reason"].as_str().map(drop));
     agent.stop();
@@ -150,7 +150,7 @@ fn invalid_config_file_is_refused_once() {
         ("[[test]]\nname = \"t\"\nlines = [{ input = \"{}\", expect = \"drop\" }]", "`t`"),
     ];
     let home = Home::new();
-    let receiver = Scripted::start([]);
+    let receiver = ScriptedReceiver::start([]);
     let config = "shipping.flush_interval = \"0s\"\n";
     let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
     let file = home.path().join("agent.toml");
@@ -173,8 +173,8 @@ fn invalid_config_file_is_refused_once() {
 fn config_file_changed_during_start_is_noticed() {
     let home = Home::new();
     // Accepts connections and never answers.
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", nobody.local_addr().unwrap());
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
     let agent = home.agent(&["run"]).config("filter.meta.enabled = true").ships_to(&url).start();
     let state = home.path().join(".local/state/ai-agent");
     eventually("it starts", || fs::metadata(state.join("agent.pid")).ok());
@@ -190,7 +190,7 @@ fn config_file_changed_during_start_is_noticed() {
 #[test]
 fn unchanged_managed_config_updates_the_time_of_contact() {
     let home = Home::new();
-    let receiver = Scripted::start([]).manages(R7, SECRET);
+    let receiver = ScriptedReceiver::start([]).manages(R7, SECRET);
     let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();
     wait_for_revision(&home, "r7");
     let first = facts(&home);
@@ -201,7 +201,7 @@ fn unchanged_managed_config_updates_the_time_of_contact() {
     });
     assert_eq!(second["applied"], first["applied"]);
     // An unsigned response proves nothing.
-    for answer in [Manages::Nothing, Manages::Status(503)] {
+    for answer in [ConfigResponse::Nothing, ConfigResponse::Status(503)] {
         receiver.manage(answer);
         poll(&agent, &receiver);
         let before = facts(&home)["signed_at"].clone();
@@ -216,10 +216,10 @@ fn unchanged_managed_config_updates_the_time_of_contact() {
 fn stored_managed_config_applies_at_once_without_the_server() {
     let home = Home::new();
     home.write("-work/a.jsonl", "{\"isMeta\":true}\n{\"n\":1}\n");
-    let receiver = Scripted::start([]).manages(R7, SECRET);
+    let receiver = ScriptedReceiver::start([]).manages(R7, SECRET);
     home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait().stop();
     home.append("-work/a.jsonl", "{\"isMeta\":true}\n{\"n\":2}\n");
-    receiver.manage(Manages::Hangs);
+    receiver.manage(ConfigResponse::Hangs);
     let config = "shipping.flush_interval = \"0s\"";
     let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
     assert_eq!(facts(&home)["applied"]["revision"], "r7");
@@ -255,13 +255,13 @@ fn token_and_secret_are_replaced_without_a_restart() {
     };
     home.append("-work/a.jsonl", "{\"n\":1}\n");
     arrived(&receiver, 1);
-    receiver.start_again_with(&[NEW[0], TOKEN], &[NEW[1], SECRET]);
+    receiver.restart_with(&[NEW[0], TOKEN], &[NEW[1], SECRET]);
     home.append("-work/a.jsonl", "{\"n\":2}\n");
     arrived(&receiver, 2);
     private(&token, NEW[0]);
     private(&secret, NEW[1]);
     agent.wait_for_code("sink_restarted");
-    receiver.start_again_with(&[NEW[0]], &[NEW[1]]);
+    receiver.restart_with(&[NEW[0]], &[NEW[1]]);
     home.append("-work/a.jsonl", "{\"n\":3}\n");
     arrived(&receiver, 3);
     let ended = agent.stop();
@@ -272,5 +272,5 @@ fn token_and_secret_are_replaced_without_a_restart() {
         let secrets = [TOKEN, SECRET, NEW[0], NEW[1]];
         assert!(secrets.iter().all(|secret| !text.contains(secret)), "in {}", file.display());
     }
-    receiver.assert_whole();
+    receiver.assert_complete();
 }

@@ -35,26 +35,26 @@ use super::{PATIENCE, SECRET, TOKEN, lines_with_code, within};
 pub(crate) const NOW: Timestamp = Timestamp(1_795_291_200_000);
 
 /// A clock that a test sets.
-pub(crate) struct Hand(AtomicU64);
+pub(crate) struct ManualClock(AtomicU64);
 
-impl Clock for Hand {
+impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
         Timestamp(self.0.load(Ordering::Relaxed))
     }
 }
 
 /// An outbox with queued entries.
-pub(crate) struct Post {
+pub(crate) struct DeliverySetup {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) shipping: ShippingSettings,
     pub(crate) max_dead_letter_bytes: u64,
-    clock: Arc<Hand>,
+    clock: Arc<ManualClock>,
     /// Lines for the table of the sink.
     options: String,
     folder: tempfile::TempDir,
 }
 
-impl Post {
+impl DeliverySetup {
     /// Creates an outbox with `count` events `{"n": number}`.
     pub(crate) fn with(count: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -69,7 +69,7 @@ impl Post {
                 ..ShippingSettings::default()
             },
             max_dead_letter_bytes: u64::MAX,
-            clock: Arc::new(Hand(AtomicU64::new(NOW.0))),
+            clock: Arc::new(ManualClock(AtomicU64::new(NOW.0))),
             options: String::new(),
             folder,
         };
@@ -179,7 +179,7 @@ fn identity() -> Identity {
 
 /// A running delivery.
 pub(crate) struct Delivery {
-    post: Post,
+    post: DeliverySetup,
     orders: watch::Sender<SinkControl>,
     progress: watch::Sender<SinkProgress>,
     log: Log,
@@ -188,9 +188,9 @@ pub(crate) struct Delivery {
 }
 
 impl Deref for Delivery {
-    type Target = Post;
+    type Target = DeliverySetup;
 
-    fn deref(&self) -> &Post {
+    fn deref(&self) -> &DeliverySetup {
         &self.post
     }
 }

@@ -16,13 +16,13 @@ pub(crate) enum Point {
     /// The agent has sent it, and the receiver has not got it.
     Sent,
     /// The receiver has stored it, and the agent has no response.
-    Stored,
+    StoredEntry,
     /// The agent has the response, and may be about to store it.
     Answered,
 }
 
 /// A relay to a receiver.
-pub(crate) struct Tap {
+pub(crate) struct Relay {
     address: String,
     control: Arc<Control>,
 }
@@ -41,7 +41,7 @@ struct Message {
     body: Vec<u8>,
 }
 
-impl Tap {
+impl Relay {
     /// Starts a relay to the receiver at `to`.
     pub(crate) fn to(to: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -121,7 +121,7 @@ fn carry(agent: TcpStream, to: &str, control: &Control) -> Option<()> {
         receiver.get_mut().write_all(&request.head).ok()?;
         receiver.get_mut().write_all(&request.body).ok()?;
         let answer = Message::read(receiver)?;
-        if is_batch && control.is_held(Point::Stored) {
+        if is_batch && control.is_held(Point::StoredEntry) {
             return None;
         }
         agent.write_all(&[answer.head, answer.body].concat()).ok()?;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use siem_protocol::{Cut, Digest};
 
 use super::{
-    entries::{How, Line},
+    entries::{Carrier, Line},
     files_below,
 };
 
@@ -152,7 +152,7 @@ fn compare(expected: &Expected, line: &Line) {
     assert_eq!(line.sha256, Some(Digest::of(&expected.line)), "sha256 of {place}");
     let bytes = (expected.line.len() - line.bytes.len()) as u64;
     assert_eq!(line.cut, [Cut { by: "tool-call".into(), bytes }], "cut of {place}");
-    assert_eq!(line.how, How::Record, "{place}");
+    assert_eq!(line.carrier, Carrier::Record, "{place}");
     assert!(is_subsequence(&line.bytes, &expected.line), "bytes changed in {place}");
 }
 

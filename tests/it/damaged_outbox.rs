@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::support::{
-    PATIENCE, entries::Stored, eventually, home::Home, receiver::Receiver, within,
+    PATIENCE, entries::StoredEntry, eventually, home::Home, receiver::Receiver, within,
 };
 
 const CONFIG: &str = "[shipping]\nflush_interval = \"0s\"";
@@ -25,7 +25,7 @@ fn store(home: &Home) -> PathBuf {
     home.path().join(".local/state/ai-agent/outbox.redb")
 }
 
-fn records(epochs: &[Vec<Stored>]) -> Vec<(String, u64, Vec<u8>)> {
+fn records(epochs: &[Vec<StoredEntry>]) -> Vec<(String, u64, Vec<u8>)> {
     let all = epochs.iter().flatten().filter(|entry| entry.event.is_none());
     all.map(|entry| (entry.generation.clone(), entry.offset, entry.bytes.clone())).collect()
 }
@@ -58,7 +58,7 @@ fn assert_all_there(receiver: &Receiver, file: &Path) {
 }
 
 fn reported(receiver: &Receiver, event: &str) -> usize {
-    let named = |entry: &&Stored| entry.event.as_deref() == Some(event);
+    let named = |entry: &&StoredEntry| entry.event.as_deref() == Some(event);
     receiver.epochs().iter().flatten().filter(named).count()
 }
 
@@ -235,7 +235,7 @@ fn damaged_under(arguments: &[&str]) {
     file.write_all(&vec![0x55; rest]).unwrap();
     // Written before the files are read again, so that `--once` reads it too.
     let file = home.append("-p/a.jsonl", block(BLOCKS));
-    receiver.start_again();
+    receiver.restart();
     agent.wait_for_code("outbox_damaged");
     eventually("every line", || {
         let mut found = records(&receiver.epochs());

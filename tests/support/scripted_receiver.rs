@@ -18,7 +18,7 @@ use siem_protocol::{BatchHeader, Digest, json};
 
 use super::{
     SECRET, TOKEN,
-    entries::{self, Stored},
+    entries::{self, StoredEntry},
 };
 
 /// Reaction to a batch.
@@ -31,13 +31,13 @@ pub(crate) enum Answer {
     /// Closes the connection without a response.
     Close,
     /// Stores the batch and closes the connection without a response.
-    TakeAndClose,
+    StoreAndClose,
     /// Stores the batch and resets the connection.
-    TakeAndReset,
+    StoreAndReset,
     /// Stores the batch and closes the connection in the middle of the receipt.
-    TakeAndSayHalf,
+    StoreAndTruncateReceipt,
     /// Stores the batch and acknowledges a number this far above or below its last one.
-    TakeAndSay(i64),
+    StoreAndAcknowledge(i64),
     /// Stores the batch after this delay.
     After(Duration),
     /// Sends no response and does not read the body.
@@ -47,13 +47,13 @@ pub(crate) enum Answer {
 }
 
 /// A valid batch, for a rule that depends on its content.
-pub(crate) struct Offered<'a> {
+pub(crate) struct OfferedBatch<'a> {
     pub(crate) header: &'a BatchHeader,
     /// Sequence number and line, with its newline, of each entry.
     pub(crate) lines: &'a [(u64, Vec<u8>)],
 }
 
-impl Offered<'_> {
+impl OfferedBatch<'_> {
     /// Reports whether any line contains `text`.
     pub(crate) fn holds(&self, text: &str) -> bool {
         let holds = |line: &[u8]| String::from_utf8_lossy(line).contains(text);
@@ -63,7 +63,7 @@ impl Offered<'_> {
 
 /// Response to a request for the managed configuration.
 #[derive(Clone, Debug, Default)]
-pub(crate) enum Manages {
+pub(crate) enum ConfigResponse {
     /// 404.
     #[default]
     Nothing,
@@ -79,10 +79,10 @@ pub(crate) enum Manages {
     Hangs,
 }
 
-type Rule = Box<dyn FnMut(&Offered<'_>) -> Answer + Send>;
+type Rule = Box<dyn FnMut(&OfferedBatch<'_>) -> Answer + Send>;
 
 /// The receiver. It stops when dropped, and the test fails if a request violated the protocol.
-pub(crate) struct Scripted {
+pub(crate) struct ScriptedReceiver {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
     ended: Arc<AtomicBool>,
@@ -97,7 +97,7 @@ struct State {
     offered: BTreeMap<(String, u64), Digest>,
     /// Number of lines that were sent again after they had been stored.
     doubled: usize,
-    config: Manages,
+    config: ConfigResponse,
     /// The first managed configuration that was served, with its signature.
     first_config: Option<(Vec<u8>, String)>,
     taken: Vec<u8>,
@@ -111,20 +111,20 @@ struct State {
     wrong: Vec<String>,
 }
 
-impl Scripted {
+impl ScriptedReceiver {
     /// Starts a receiver that answers by `script`, and with receipts after that.
     pub(crate) fn start(script: impl IntoIterator<Item = Answer>) -> Self {
         Self::on(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), script)
     }
 
     /// Starts a receiver that answers by the content of a batch.
-    pub(crate) fn by_rule(rule: impl FnMut(&Offered<'_>) -> Answer + Send + 'static) -> Self {
+    pub(crate) fn by_rule(rule: impl FnMut(&OfferedBatch<'_>) -> Answer + Send + 'static) -> Self {
         let receiver = Self::start([]);
         receiver.state().rule = Some(Box::new(rule));
         receiver
     }
 
-    /// Like [`Scripted::start`], on a free address.
+    /// Like [`ScriptedReceiver::start`], on a free address.
     pub(crate) fn on(address: SocketAddr, script: impl IntoIterator<Item = Answer>) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
@@ -146,12 +146,12 @@ impl Scripted {
 
     /// Serves this managed configuration, signed with `secret`.
     pub(crate) fn manages(self, config: &str, secret: &'static str) -> Self {
-        self.manage(Manages::Signed(config.to_owned(), secret));
+        self.manage(ConfigResponse::Signed(config.to_owned(), secret));
         self
     }
 
     /// Changes the response to requests for the managed configuration.
-    pub(crate) fn manage(&self, config: Manages) {
+    pub(crate) fn manage(&self, config: ConfigResponse) {
         self.state().config = config;
     }
 
@@ -166,7 +166,7 @@ impl Scripted {
     }
 
     /// Accepts every batch from now on.
-    pub(crate) fn is_mended(&self) {
+    pub(crate) fn accept_everything(&self) {
         let mut state = self.state();
         state.script.clear();
         state.rule = None;
@@ -179,7 +179,7 @@ impl Scripted {
 
     /// Returns the stored entries in the order of their arrival.
     #[track_caller]
-    pub(crate) fn entries(&self) -> Vec<Stored> {
+    pub(crate) fn entries(&self) -> Vec<StoredEntry> {
         let taken = self.state().taken.clone();
         entries::parse(&taken)
     }
@@ -224,7 +224,7 @@ impl Scripted {
     }
 }
 
-impl Drop for Scripted {
+impl Drop for ScriptedReceiver {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
         // Wakes the thread that accepts.
@@ -283,7 +283,7 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
                 Done::Hang => hang(),
             }
         } else if (&*request.method, &*request.path) == ("GET", "/config") {
-            if matches!(state.lock().unwrap().config, Manages::Hangs) {
+            if matches!(state.lock().unwrap().config, ConfigResponse::Hangs) {
                 hang();
             }
             config(&request, &mut state.lock().unwrap())
@@ -349,14 +349,14 @@ fn config(request: &Request, state: &mut State) -> (u16, String, Vec<u8>) {
         state.wrong.push(format!("asked for the configuration with nonce {nonce:?}"));
     }
     let (body, secret) = match state.config.clone() {
-        Manages::Nothing | Manages::Hangs => return (404, String::new(), Vec::new()),
-        Manages::Status(status) => return (status, String::new(), Vec::new()),
-        Manages::Unsigned(body) => return (200, String::new(), body.into_bytes()),
-        Manages::Replayed => {
+        ConfigResponse::Nothing | ConfigResponse::Hangs => return (404, String::new(), Vec::new()),
+        ConfigResponse::Status(status) => return (status, String::new(), Vec::new()),
+        ConfigResponse::Unsigned(body) => return (200, String::new(), body.into_bytes()),
+        ConfigResponse::Replayed => {
             let (body, signature) = state.first_config.clone().unwrap();
             return (200, format!("X-Siem-Signature: {signature}\r\n"), body);
         }
-        Manages::Signed(body, secret) => (body.into_bytes(), secret),
+        ConfigResponse::Signed(body, secret) => (body.into_bytes(), secret),
     };
     let etag = format!("\"{}\"", Digest::of(&body));
     let is_known = request.header("if-none-match") == etag;
@@ -391,7 +391,7 @@ fn ingest(request: &Request, scripted: Option<Answer>, state: &Mutex<State>) -> 
         }
     };
     held.offer(&batch);
-    let offered = Offered { header: &batch.header, lines: &batch.lines };
+    let offered = OfferedBatch { header: &batch.header, lines: &batch.lines };
     let answer = scripted.unwrap_or_else(|| match &mut held.rule {
         Some(rule) => rule(&offered),
         None => Answer::Receipt,
@@ -406,19 +406,19 @@ fn ingest(request: &Request, scripted: Option<Answer>, state: &Mutex<State>) -> 
             held.take(batch);
             Done::Reply((200, &[], receipt(last_seq)))
         }
-        Answer::TakeAndSay(more) => {
+        Answer::StoreAndAcknowledge(more) => {
             held.take(batch);
             Done::Reply((200, &[], receipt(last_seq.saturating_add_signed(more))))
         }
-        Answer::TakeAndClose => {
+        Answer::StoreAndClose => {
             held.take(batch);
             Done::Close
         }
-        Answer::TakeAndReset => {
+        Answer::StoreAndReset => {
             held.take(batch);
             Done::Reset
         }
-        Answer::TakeAndSayHalf => {
+        Answer::StoreAndTruncateReceipt => {
             held.take(batch);
             Done::Half(receipt(last_seq))
         }

@@ -9,7 +9,7 @@ use crate::support::{
     home::Home,
     lines_with_code,
     receiver::{Receiver, wait_for},
-    scripted::Scripted,
+    scripted_receiver::ScriptedReceiver,
 };
 use serde_json::{Value, json};
 
@@ -28,7 +28,7 @@ fn kept(home: &Home) -> PathBuf {
 /// Runs once against a new receiver that serves `config`. Returns the offsets that arrived and the
 /// names of the events. Of the state directory only the stored configuration is kept.
 fn run(home: &Home, config: Option<&str>) -> (Vec<u64>, Vec<String>) {
-    let receiver = Scripted::start([]);
+    let receiver = ScriptedReceiver::start([]);
     let receiver = match config {
         Some(config) => receiver.manages(config, SECRET),
         None => receiver,
@@ -106,7 +106,7 @@ fn settings_without_effect_are_reported() {
     let file = home.path().join(".config/ai-agent/config.toml");
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     fs::write(file, "locked = [\"shipping\"]").unwrap();
-    let receiver = Scripted::start([]);
+    let receiver = ScriptedReceiver::start([]);
     home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
     let entries = receiver.entries();
     let locked = entries::events(&entries, "config_locked");
