@@ -14,19 +14,19 @@ use tokio::time::sleep;
 
 use crate::platform::service::Notify;
 
-/// Feeds it: where this runs the configuration is followed, `reading_gets_on` asks the thread that
+/// Feeds it: where this runs the configuration is followed, `reading_makes_progress` asks the thread that
 /// reads, and what it spawns shows that the thread of the sinks is not stuck. A server that is away
 /// and a disk that is full are no reasons: a new agent would find them as they are.
 pub(crate) async fn feed(
     notify: &Notify,
-    reading_gets_on: impl Fn(Duration) -> bool,
+    reading_makes_progress: impl Fn(Duration) -> bool,
 ) -> Infallible {
     let Some(pause) = notify.watchdog() else { return pending().await };
     let network = Network::default();
     loop {
         sleep(pause).await;
-        let network_gets_on = network.gets_on();
-        notify.feed(|limit| network_gets_on && reading_gets_on(limit));
+        let network_makes_progress = network.gets_on();
+        notify.feed(|limit| network_makes_progress && reading_makes_progress(limit));
     }
 }
 

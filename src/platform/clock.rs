@@ -1,10 +1,10 @@
-//! The system's clock.
+//! Clock of the system.
 
 use std::time::SystemTime;
 
 pub use ai_agent_stage::{Clock, Timestamp};
 
-/// The system's clock.
+/// Clock of the system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 

@@ -1,4 +1,4 @@
-//! The environment, as a value.
+//! Environment variables as a value.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,59 +9,60 @@ use std::{
 
 use super::Os;
 
-/// Environment variables: the process's own, or those that a test makes up.
+/// Environment variables: those of the process, or those set by a test.
 ///
 /// `Debug` prints names only, because values may be secrets.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Environment {
     given: BTreeMap<OsString, OsString>,
-    /// What the service was installed with, and the file that keeps it.
+    /// Variables that the service was installed with, and the file that stores them.
     service: Option<(PathBuf, BTreeMap<String, OsString>)>,
 }
 
 impl Environment {
-    /// The variables of this process, as they are now.
+    /// Returns the variables of this process.
     #[must_use]
     pub fn from_process() -> Self {
         std::env::vars_os().collect()
     }
 
-    /// The same, where those that are not given have the values that `text` of `file` keeps, one
-    /// `NAME=VALUE` in a line: the agent is the same whether a service manager starts it or a shell.
+    /// Adds the variables in `text` of `file`, one `NAME=VALUE` per line. Variables of the process
+    /// take precedence. This makes commands in a shell see the same variables as the service.
     #[must_use]
     pub fn with_service_variables(mut self, file: &Path, text: &str) -> Self {
         self.service = Some((file.to_owned(), parse_service_variables(text)));
         self
     }
 
-    /// The file that gives the value of `name`, where the process itself was not given one.
+    /// Returns the file that sets `name`, if the process itself has no such variable.
     #[must_use]
     pub fn service_file_of(&self, name: &str) -> Option<&Path> {
         let (file, service) = self.service.as_ref()?;
         (self.process_value(name).is_none() && service.contains_key(name)).then_some(file.as_path())
     }
 
-    /// The value of `name`. An empty value counts as not given.
+    /// Returns the value of `name`; an empty value counts as unset.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&OsStr> {
         let service = || self.service.as_ref()?.1.get(name).map(OsString::as_os_str);
         self.process_value(name).or_else(service)
     }
 
-    /// The value that the process itself was given.
+    /// Returns the value that the process itself was started with.
     #[must_use]
     pub fn process_value(&self, name: &str) -> Option<&OsStr> {
         self.given.get(OsStr::new(name)).map(OsString::as_os_str).filter(|value| !value.is_empty())
     }
 
-    /// The same with a home directory.
+    /// Sets the home directory.
     #[must_use]
     pub fn with_home(mut self, home: &Path) -> Self {
         self.given.insert(Os::CURRENT.home_variable().into(), home.into());
         self
     }
 
-    /// The names of all variables that are given, in order. Names that are no UTF-8 are left out.
+    /// Returns the names of all variables that are set, sorted. Names that are not UTF-8 are
+    /// omitted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let given = self.given.iter().filter(|(_, value)| !value.is_empty());
         let given = given.filter_map(|(name, _)| name.to_str());
@@ -71,7 +72,7 @@ impl Environment {
     }
 }
 
-/// The variables that a file keeps. A line that is none says nothing.
+/// Parses stored variables; other lines are ignored.
 #[must_use]
 pub fn parse_service_variables(text: &str) -> BTreeMap<String, OsString> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -100,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_value_counts_as_not_given() {
+    fn empty_value_counts_as_unset() {
         let environment = Environment::from_iter([("A", ""), ("B", "b")]);
         assert_eq!(environment.get("A"), None);
         assert_eq!(environment.get("B"), Some(OsStr::new("b")));
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn prints_no_value() {
+    fn debug_prints_no_value() {
         let environment = Environment::from_iter([("CLAUDE_SIEM_TOKEN", "s3cr3t")]);
         assert_eq!(format!("{environment:?}"), r#"{"CLAUDE_SIEM_TOKEN"}"#);
     }

@@ -1,4 +1,4 @@
-//! Files as the system knows them: ids, stamps, opening without a trap, reading at a place.
+//! Files: ids, stamps, opening without blocking, and reading at an offset.
 
 use std::{
     ffi::OsString,
@@ -9,73 +9,73 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// What the file system calls a file: stays over renames, may be used again after a deletion.
+/// Id of a file within the file system. It survives renames, and may be reused after a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FileId {
-    /// The volume.
+    /// Id of the volume.
     pub volume: u64,
-    /// The file in the volume.
+    /// Id of the file in the volume.
     pub file: u64,
 }
 
-/// How a file looked from outside: as long as it is the same, so are the bytes.
+/// Metadata of a file: as long as it is unchanged, the bytes are too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
-    /// Bytes in the file.
+    /// Size in bytes.
     pub size: u64,
-    /// When its bytes were changed, in nanoseconds since 1970.
+    /// Modification time, in nanoseconds since 1970.
     #[serde(default)]
     pub modified: i64,
-    /// When anything about it was changed; 0 where the system does not say.
+    /// Time of the last change of data or metadata; 0 where the system has none.
     #[serde(default)]
     pub changed: i64,
-    /// Its id; none in rows of versions that did not always ask for it.
+    /// Id; `None` in rows of versions that did not always store it.
     #[serde(default)]
     pub id: Option<FileId>,
 }
 
-/// What kind of thing lies at a path.
+/// Kind of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
-    /// A regular file.
+    /// Regular file.
     File,
-    /// A directory.
+    /// Directory.
     Directory,
-    /// A symlink, a FIFO, a device.
+    /// Symlink, FIFO, device or socket.
     Other,
 }
 
-/// What lies at a path, and how it looks.
+/// Kind and stamp of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileInfo {
-    /// Its kind.
+    /// Kind.
     pub kind: FileKind,
-    /// How it looks.
+    /// Stamp.
     pub stamp: Stamp,
 }
 
-/// Bytes that can be read at any place, without moving a position.
+/// Reads bytes at any offset without moving a position.
 pub trait ReadAt {
-    /// Reads at `offset` into `bytes`, and says how many; 0 at the end.
+    /// Reads at `offset` into `bytes`, and returns the number of bytes; 0 at the end.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Reads at `offset` until `bytes` is full or the file ends, and says how many.
+    /// Reads at `offset` until `bytes` is full or the file ends, and returns the number of bytes.
     ///
     /// # Errors
-    /// What the system says; an interrupted call is repeated.
+    /// The error of the system; an interrupted call is repeated.
     fn fill_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         self.fill_to(bytes, offset, u64::MAX)
     }
 
-    /// The same for a file that ended at `end` a moment ago: whether it goes on by now is not asked
-    /// once just that was read. A read that ends elsewhere is asked on, since not every file system
-    /// gives all that there is at once.
+    /// Same as [`fill_at`](Self::fill_at) for a file whose size was `end` a moment ago: no further
+    /// read is made to detect the end there. A read that ends elsewhere is continued, since some
+    /// file systems return fewer bytes than there are.
     ///
     /// # Errors
-    /// What the system says; an interrupted call is repeated.
+    /// The error of the system; an interrupted call is repeated.
     fn fill_to(&self, bytes: &mut [u8], offset: u64, end: u64) -> io::Result<usize> {
         let mut filled = 0;
         while filled < bytes.len() && offset + filled as u64 != end {
@@ -97,15 +97,15 @@ impl ReadAt for File {
 }
 
 impl Stamp {
-    /// The stamp of an open file.
+    /// Returns the stamp of an open file.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub fn of(file: &File) -> io::Result<Self> {
         system::stamp(file)
     }
 
-    /// Whether both show the same; an id that is not told agrees with any.
+    /// Returns whether both stamps are equal; a missing id equals any id.
     #[must_use]
     pub fn agrees_with(&self, other: &Self) -> bool {
         let id = self.id.and(other.id);
@@ -113,30 +113,30 @@ impl Stamp {
     }
 }
 
-/// Looks at what lies at `path`; a symlink there is not followed.
+/// Returns kind and stamp of the entry at `path`; a symlink is not followed.
 ///
 /// # Errors
-/// What the system says.
+/// The error of the system.
 pub fn inspect(path: &Path) -> io::Result<FileInfo> {
     system::inspect(path)
 }
 
-/// Looks at what a directory lists; a symlink is not followed.
+/// Returns kind and stamp of a directory entry; a symlink is not followed.
 ///
 /// # Errors
-/// What the system says; `NotFound` for what is deleted and only listed as long as it is open.
+/// The error of the system; `NotFound` for a deleted file that is listed only because it is open.
 pub fn inspect_entry(entry: &DirEntry) -> io::Result<FileInfo> {
     system::inspect_entry(entry)
 }
 
-/// Opens a regular file to read it, and says how it looks; `None` when something else lies there
-/// by now.
+/// Opens a regular file for reading, and returns it with its stamp; `None` if the path is something
+/// else.
 ///
-/// Never waits for a FIFO's writer, and does not follow a symlink as the last component. Others may
-/// go on to write, rename, replace and delete the file.
+/// Never blocks on a FIFO, and does not follow a symlink as the last component. Other processes may
+/// still write, rename, replace and delete the file.
 ///
 /// # Errors
-/// What the system says to opening the file or asking for its metadata.
+/// The error of the system when opening the file or reading its metadata.
 pub fn open_regular(path: &Path) -> io::Result<Option<(File, Stamp)>> {
     let mut options = OpenOptions::new();
     options.read(true);
@@ -144,7 +144,7 @@ pub fn open_regular(path: &Path) -> io::Result<Option<(File, Stamp)>> {
     let file = match options.open(path) {
         Ok(file) => file,
         Err(error) if system::is_symlink_or_socket(&error) => return Ok(None),
-        // Windows opens no directory that way.
+        // Windows cannot open a directory this way.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied && path.is_dir() => {
             return Ok(None);
         }
@@ -154,25 +154,26 @@ pub fn open_regular(path: &Path) -> io::Result<Option<(File, Stamp)>> {
     Ok((kind == FileKind::File).then_some((file, stamp)))
 }
 
-/// Whether an error says that too many files are open, here or in the whole system.
+/// Returns whether an error means that too many files are open, in this process or the whole
+/// system.
 #[must_use]
 pub fn is_out_of_files(error: &io::Error) -> bool {
     system::is_out_of_files(error)
 }
 
-/// How many files this process may hold open at once; none where the system sets no limit.
+/// Returns the maximum number of open files of this process; `None` if the system sets no limit.
 #[must_use]
 pub fn open_limit() -> Option<u64> {
     system::open_limit()
 }
 
-/// A path as bytes, to be kept: any path survives.
+/// Converts a path into bytes that can be stored; works for any path.
 #[must_use]
 pub fn path_to_bytes(path: &Path) -> Vec<u8> {
     system::path_to_bytes(path)
 }
 
-/// The path that [`path_to_bytes`] kept.
+/// Converts the result of [`path_to_bytes`] back.
 #[must_use]
 pub fn path_from_bytes(bytes: Vec<u8>) -> OsString {
     system::path_from_bytes(bytes)
@@ -282,13 +283,14 @@ mod system {
 
     use super::{FileId, FileInfo, Stamp, kind};
 
-    /// `FILE_READ_ATTRIBUTES`: no way in which others open the file forbids this.
+    /// `FILE_READ_ATTRIBUTES`: allowed whatever sharing mode other processes use.
     const READ_ATTRIBUTES: u32 = 0x0080;
-    /// `FILE_SHARE_READ`, `FILE_SHARE_WRITE` and `FILE_SHARE_DELETE`, which renaming asks for too.
+    /// `FILE_SHARE_READ`, `FILE_SHARE_WRITE` and `FILE_SHARE_DELETE`; the last one is required for
+    /// renames too.
     const SHARE_ALL: u32 = 0x0001 | 0x0002 | 0x0004;
-    /// `FILE_FLAG_OPEN_REPARSE_POINT`: opens a link itself.
+    /// `FILE_FLAG_OPEN_REPARSE_POINT`: opens the link itself.
     const OPEN_REPARSE_POINT: u32 = 0x0020_0000;
-    /// `FILE_FLAG_BACKUP_SEMANTICS`: opens a directory too.
+    /// `FILE_FLAG_BACKUP_SEMANTICS`: opens directories too.
     const BACKUP_SEMANTICS: u32 = 0x0200_0000;
     /// `ERROR_DELETE_PENDING`.
     const DELETE_PENDING: i32 = 303;
@@ -301,7 +303,7 @@ mod system {
 
     pub(super) fn stamp(file: &File) -> io::Result<Stamp> {
         let information = winapi_util::file::information(file)?;
-        // 100 ns since 1601; only compared and set against 1970.
+        // In units of 100 ns since 1601.
         let since_1601 = information.last_write_time().unwrap_or_default();
         let since_1970 = i128::from(since_1601) - 116_444_736_000_000_000;
         let modified = i64::try_from(since_1970 * 100).unwrap_or_default();
@@ -320,12 +322,11 @@ mod system {
         Ok(FileInfo { kind: kind(file.metadata()?.file_type()), stamp: stamp(file)? })
     }
 
-    /// The file is asked itself: a listing tells no id, and of a file that its writer holds open
-    /// the size of when it was closed last.
+    /// Opens the file itself: a directory listing contains no id, and shows a stale size while a
+    /// writer holds the file open.
     ///
-    /// Whoever may list a directory may look at what lies in it. Refused is a look at a file that
-    /// was deleted while someone holds it open: its name stays until the last handle is closed, and
-    /// that may be ours.
+    /// Permission is denied only for a file that was deleted while open: its name remains until the
+    /// last handle is closed, which may be ours.
     pub(super) fn inspect_entry(entry: &DirEntry) -> io::Result<FileInfo> {
         inspect(&entry.path()).map_err(|error| {
             let is_deleted = error.kind() == io::ErrorKind::PermissionDenied
@@ -367,7 +368,7 @@ mod tests {
 
     use super::*;
 
-    /// Gives three bytes at a time, and counts the calls.
+    /// Returns three bytes per call, and counts the calls.
     struct Slow(&'static [u8], Cell<usize>);
 
     impl ReadAt for Slow {
@@ -381,9 +382,9 @@ mod tests {
         }
     }
 
-    /// One call less for each file, and nothing is left out when the file ends elsewhere by now.
+    /// Saves one call per file, and reads on if the file ends elsewhere.
     #[test]
-    fn what_ends_where_it_was_said_to_is_not_asked_for_more() {
+    fn fill_to_makes_no_extra_read_at_the_known_end() {
         for (end, filled, calls) in [(6, 6, 2), (7, 9, 4), (0, 0, 0), (20, 9, 4), (u64::MAX, 9, 4)]
         {
             let file = Slow(b"123456789", Cell::default());
@@ -395,7 +396,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_fifo_and_a_symlink_are_no_regular_files_and_do_not_block() {
+    fn open_regular_refuses_fifo_and_symlink_without_blocking() {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo.jsonl");
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -412,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_stays_over_a_rename() {
+    fn file_id_survives_a_rename() {
         let directory = tempfile::tempdir().unwrap();
         let (from, to) = (directory.path().join("a"), directory.path().join("b"));
         std::fs::write(&from, "x").unwrap();
@@ -427,10 +428,10 @@ mod tests {
         assert_eq!(inspect(directory.path()).unwrap().kind, FileKind::Directory);
     }
 
-    /// A listing on Windows shows a file as it was when it was closed last: what its writer, who
-    /// holds it open, wrote since was not found.
+    /// A listing on Windows shows the size at the last close: bytes written since by a process that
+    /// holds the file open were not found.
     #[test]
-    fn an_entry_shows_what_is_written_to_an_open_file() {
+    fn inspect_entry_sees_bytes_written_to_an_open_file() {
         use std::io::Write as _;
 
         let directory = tempfile::tempdir().unwrap();

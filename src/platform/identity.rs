@@ -1,4 +1,4 @@
-//! Which machine and user this is.
+//! Identity of the machine and the user.
 
 use std::{
     fs,
@@ -10,19 +10,19 @@ use siem_protocol::Identity;
 
 use super::Os;
 
-/// Who this is, and what was odd about finding out.
+/// Identity, and warnings about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DetectedIdentity {
-    /// Who this is.
+    /// Identity.
     pub identity: Identity,
-    /// What the caller should log, one sentence each.
+    /// Warnings to log: one sentence each.
     pub warnings: Vec<String>,
 }
 
-/// Finds out which machine and user this is.
+/// Determines machine and user.
 ///
-/// A machine without an id gets a random one, kept in `state_dir`. Without a state directory, as
-/// in a dry run, it lasts as long as the process.
+/// A machine without an id gets a random one, stored in `state_dir`. Without a state directory, as
+/// in a dry run, the id lasts as long as the process.
 #[must_use]
 pub fn identify(state_dir: Option<&Path>) -> DetectedIdentity {
     let mut warnings = Vec::new();
@@ -30,14 +30,14 @@ pub fn identify(state_dir: Option<&Path>) -> DetectedIdentity {
     let mut or_unknown = |what: &str, found: whoami::Result<String>| match found {
         Ok(name) if !name.is_empty() => name,
         _ => {
-            warnings.push(format!("the {what} cannot be found out, so it is called `unknown`"));
+            warnings.push(format!("the {what} is unknown, using `unknown`"));
             "unknown".to_owned()
         }
     };
     let identity = Identity {
         machine_id,
-        hostname: or_unknown("name of this machine", whoami::hostname()),
-        user: or_unknown("name of the user", whoami::username()),
+        hostname: or_unknown("host name", whoami::hostname()),
+        user: or_unknown("user name", whoami::username()),
         os: Os::CURRENT.name().to_owned(),
         arch: std::env::consts::ARCH.to_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -45,13 +45,13 @@ pub fn identify(state_dir: Option<&Path>) -> DetectedIdentity {
     DetectedIdentity { identity, warnings }
 }
 
-/// Whether this process may do everything, which the agent does not need.
+/// Returns whether the process runs as root, which the agent does not need.
 #[must_use]
 pub fn is_root() -> bool {
     user_id() == Some(0)
 }
 
-/// The number of the user whose rights the process has, where users have numbers.
+/// Returns the effective user id, where users have numeric ids.
 #[must_use]
 pub fn user_id() -> Option<u32> {
     #[cfg(unix)]
@@ -60,9 +60,9 @@ pub fn user_id() -> Option<u32> {
     return None;
 }
 
-/// The id that the system gives the machine.
+/// Returns the machine id of the system.
 ///
-/// On Linux `/etc/machine-id` comes first: it is what systemd keeps up to date.
+/// On Linux `/etc/machine-id` comes first, since systemd maintains it.
 /// <https://www.freedesktop.org/software/systemd/man/latest/machine-id.html>
 fn system_id() -> Option<String> {
     let from_file = if Os::CURRENT == Os::Linux {
@@ -73,8 +73,8 @@ fn system_id() -> Option<String> {
     from_file.or_else(|| machine_uid::get().ok().and_then(meaningful))
 }
 
-/// The id without white space; none when it names no machine, as in a container or an image that
-/// has not booted yet.
+/// Trims an id; returns `None` if it identifies no machine, as in a container or an image that has
+/// not booted yet.
 fn meaningful(id: String) -> Option<String> {
     let id = id.trim();
     let says_something = id != "uninitialized" && id.chars().any(|c| !matches!(c, '0' | '-'));
@@ -90,20 +90,20 @@ fn machine_id(
         return id;
     }
     let Some(dir) = state_dir else {
-        warnings.push("this machine has no id, so a random one is used for this run".to_owned());
+        warnings.push("this machine has no id, using a random one for this run".to_owned());
         return random_id();
     };
     let path = dir.join("machine-id");
     match load_or_create(&path) {
         Ok(id) => {
             let path = path.display();
-            warnings.push(format!("this machine has no id, so a random one is kept in `{path}`"));
+            warnings.push(format!("this machine has no id, using a random one stored in `{path}`"));
             id
         }
         Err(error) => {
             warnings.push(format!(
-                "this machine has no id, and a random one cannot be kept in `{}` ({error}), so \
-                 each run has another",
+                "this machine has no id, and a random one cannot be stored in `{}`: {error} (each run \
+                 uses another one)",
                 path.display()
             ));
             random_id()
@@ -111,7 +111,7 @@ fn machine_id(
     }
 }
 
-/// The id in `path`, which is made if it is not there.
+/// Reads the id in the file at `path`, or creates it.
 fn load_or_create(path: &Path) -> io::Result<String> {
     match fs::read_to_string(path) {
         Ok(text) => {
@@ -123,7 +123,7 @@ fn load_or_create(path: &Path) -> io::Result<String> {
         Err(error) => return Err(error),
     }
     let id = random_id();
-    // Whole or not at all: half an id would be another machine's.
+    // Written atomically: a truncated id would be that of another machine.
     let beside: PathBuf = path.with_extension("new");
     let mut file = fs::File::create(&beside)?;
     file.write_all(format!("{id}\n").as_bytes())?;
@@ -148,13 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn the_systems_id_comes_first() {
+    fn system_id_comes_first() {
         let (id, warnings) = id_of(Some("4f2a\n"), None);
         assert_eq!((id.as_str(), warnings.len()), ("4f2a", 0));
     }
 
     #[test]
-    fn an_id_that_names_no_machine_is_none() {
+    fn id_that_identifies_no_machine_is_ignored() {
         for id in ["", " \n", "uninitialized\n", "00000000000000000000000000000000", "0000-00"] {
             assert_eq!(meaningful(id.to_owned()), None, "{id:?}");
         }
@@ -162,14 +162,14 @@ mod tests {
 
     /// Containers have an empty `/etc/machine-id`: all of them would be one machine to the SIEM.
     #[test]
-    fn a_random_id_is_kept_in_the_state_directory() {
+    fn random_id_is_stored_in_the_state_directory() {
         let dir = tempfile::tempdir().unwrap();
         let (first, warnings) = id_of(Some("\n"), Some(dir.path()));
         assert_eq!(first.len(), 32);
         assert_eq!(
             warnings,
             [format!(
-                "this machine has no id, so a random one is kept in `{}`",
+                "this machine has no id, using a random one stored in `{}`",
                 dir.path().join("machine-id").display()
             )]
         );
@@ -182,18 +182,18 @@ mod tests {
     }
 
     #[test]
-    fn without_a_state_directory_it_lasts_for_the_run() {
+    fn random_id_without_state_directory_lasts_for_the_run() {
         let (first, warnings) = id_of(None, None);
-        assert_eq!(warnings, ["this machine has no id, so a random one is used for this run"]);
+        assert_eq!(warnings, ["this machine has no id, using a random one for this run"]);
         assert_ne!(id_of(None, None).0, first);
 
         let dir = tempfile::tempdir().unwrap();
         let (_, warnings) = id_of(None, Some(&dir.path().join("none")));
-        assert!(warnings[0].contains("cannot be kept"), "{warnings:?}");
+        assert!(warnings[0].contains("cannot be stored"), "{warnings:?}");
     }
 
     #[test]
-    fn identifies_this_machine() {
+    fn identify_returns_a_complete_identity() {
         let dir = tempfile::tempdir().unwrap();
         let identity = identify(Some(dir.path())).identity;
         assert!(!identity.machine_id.is_empty() && !identity.hostname.is_empty());

@@ -1,9 +1,9 @@
-//! Standard input, read for so long and so far only: whoever calls may never close it.
+//! Standard input with limits on size and time: the caller may never close it.
 
 use std::time::Duration;
 
-/// The first line of standard input without its end, or as much of it as came within `most` bytes
-/// and `patience`.
+/// Reads the first line of standard input without its end, or the part of it that arrived within
+/// `most` bytes and `patience`.
 #[must_use]
 pub fn first_line(most: usize, patience: Duration) -> Vec<u8> {
     let mut line = system::read(most, patience);
@@ -14,7 +14,7 @@ pub fn first_line(most: usize, patience: Duration) -> Vec<u8> {
     line
 }
 
-/// Waits for the descriptor itself: no thread for a process that lives for milliseconds.
+/// Polls the descriptor, since a process that lives for milliseconds should not start a thread.
 #[cfg(unix)]
 mod system {
     use std::{
@@ -56,7 +56,7 @@ mod system {
     }
 }
 
-/// A pipe cannot be waited for there: a thread reads, and is left behind when it takes too long.
+/// A pipe cannot be polled on Windows: a thread reads, and is abandoned if it takes too long.
 #[cfg(not(unix))]
 mod system {
     use std::{

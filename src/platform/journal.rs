@@ -1,19 +1,21 @@
-//! Whether what is written to standard error goes to the journal of systemd.
+//! Detection of the systemd journal on standard error.
 
 use super::Environment;
 
-/// Whether it does: the journal keeps the time itself, and takes `<4>` at the beginning of a line
-/// for how bad it is. <https://www.freedesktop.org/software/systemd/man/latest/sd-daemon.html>
+/// Returns whether standard error is connected to the journal, which adds timestamps itself and
+/// reads the priority from a prefix such as `<4>`.
+/// <https://www.freedesktop.org/software/systemd/man/latest/sd-daemon.html>
 #[must_use]
 #[cfg(target_os = "linux")]
 pub fn reads_stderr(environment: &Environment) -> bool {
     let Ok(stat) = rustix::fs::fstat(std::io::stderr()) else { return false };
-    // The variable is inherited by whatever a service starts, also with another standard error.
+    // Child processes of a service inherit the variable even if their standard error goes
+    // elsewhere.
     let stream = environment.process_value("JOURNAL_STREAM").and_then(|stream| stream.to_str());
     stream == Some(&*format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// There is none.
+/// There is no journal on this system.
 #[must_use]
 #[cfg(not(target_os = "linux"))]
 pub fn reads_stderr(_: &Environment) -> bool {

@@ -1,4 +1,4 @@
-//! The state directory, and the lock that gives it to one agent.
+//! State directory, and the lock that reserves it for one process.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -10,15 +10,15 @@ use std::{
 
 use super::secure_file;
 
-/// For how long somebody may hold the lock who only looks at it, or does not say who it is.
+/// Maximum time that a process may hold the lock to check it, or before it records its PID.
 const PROBE_GRACE: Duration = Duration::from_millis(50);
-/// For how long a command that is at work on the store is waited for.
+/// Maximum time to wait for a command that uses the store.
 const COMMAND_WAIT: Duration = Duration::from_secs(10);
-/// How often the lock is tried.
+/// Interval between attempts to lock.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Held by the process that has the store of a state directory open; given back when dropped, and
-/// by the system when the process dies, however it dies.
+/// Lock on a state directory, held by the process that has the store open. Released when dropped,
+/// and by the system when the process dies.
 #[derive(Debug)]
 pub struct StateLock {
     dir: PathBuf,
@@ -27,13 +27,13 @@ pub struct StateLock {
 }
 
 impl StateLock {
-    /// Creates the state directory if it is not there, for its owner only, and takes it for `role`.
-    /// A command that has it is waited for: it ends soon, or else that is said.
+    /// Creates the state directory if necessary, for its owner only, and locks it for `role`. Waits
+    /// for a command that holds the lock.
     ///
     /// # Errors
-    /// [`LockError::Held`] when an agent has it: the caller talks to that one, or ends.
-    /// [`LockError::Busy`] when a command has it for longer than 10 s. The other errors say that the
-    /// directory can't be used.
+    /// [`LockError::Held`] if an agent holds the lock: the caller connects to that agent, or ends.
+    /// [`LockError::Busy`] if a command holds it for more than 10 s. The other errors mean that the
+    /// directory cannot be used.
     pub fn acquire(dir: &Path, role: LockRole) -> Result<Self, LockError> {
         Self::acquire_within(dir, role, COMMAND_WAIT)
     }
@@ -60,10 +60,10 @@ impl StateLock {
         Ok(Self { dir: dir.to_owned(), _file: file })
     }
 
-    /// Who holds the state directory `dir`, if somebody does.
+    /// Returns the process that holds the lock of `dir`, if there is one.
     ///
     /// # Errors
-    /// [`LockError`] when that can't be found out.
+    /// [`LockError`] if the lock cannot be checked.
     pub fn current_holder(dir: &Path) -> Result<Option<LockHolder>, LockError> {
         let unusable = |source| LockError::unusable(dir, source);
         let file = match File::open(dir.join("agent.lock")) {
@@ -71,7 +71,7 @@ impl StateLock {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(unusable(error)),
         };
-        // Given back at once, with the file.
+        // The lock is released at once, when the file is closed.
         match file.try_lock_shared() {
             Ok(()) => Ok(None),
             Err(TryLockError::WouldBlock) => Ok(Some(recorded_holder(dir))),
@@ -79,7 +79,7 @@ impl StateLock {
         }
     }
 
-    /// The state directory.
+    /// Returns the state directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -88,18 +88,18 @@ impl StateLock {
 
 impl Drop for StateLock {
     fn drop(&mut self) {
-        // For information only: the lock decides. Removed while it is still held, so that the file
-        // of the next holder is not.
+        // The PID file is informational; the lock decides. It is removed while the lock is held, so
+        // that the file of the next holder is never removed.
         if let Err(error) = fs::remove_file(self.dir.join("agent.pid")) {
-            tracing::debug!(%error, "PID file left behind");
+            tracing::debug!(%error, "could not remove the PID file");
         }
     }
 }
 
-/// Takes the lock, though somebody may be looking at it just now, or a command be at work.
+/// Locks the file, waiting for processes that only check the lock, and for commands.
 fn acquire_or_wait(file: &File, dir: &Path, command_wait: Duration) -> Result<(), LockError> {
     let begun = Instant::now();
-    // Who has it may change meanwhile: a command ends, and an agent was quicker.
+    // The holder may change meanwhile, for example when a command ends and an agent starts.
     let (mut known, mut since) = (None, begun);
     loop {
         match file.try_lock() {
@@ -113,7 +113,7 @@ fn acquire_or_wait(file: &File, dir: &Path, command_wait: Duration) -> Result<()
             if holder.role == LockRole::Command {
                 tracing::info!(
                     code = "state_dir_busy",
-                    "waits for a command of ai-agent{holder} that is at work here"
+                    "waiting for a command of ai-agent{holder} that uses the state directory"
                 );
             }
         }
@@ -130,7 +130,7 @@ fn acquire_or_wait(file: &File, dir: &Path, command_wait: Duration) -> Result<()
     }
 }
 
-/// Who says that they hold the state directory `dir`. They may be gone: only the lock tells.
+/// Returns the recorded holder of `dir`, which may have ended.
 fn recorded_holder(dir: &Path) -> LockHolder {
     let text = fs::read_to_string(dir.join("agent.pid")).unwrap_or_default();
     let mut words = text.split_whitespace();
@@ -139,7 +139,7 @@ fn recorded_holder(dir: &Path) -> LockHolder {
     LockHolder { pid, role: if is_command { LockRole::Command } else { LockRole::Agent } }
 }
 
-/// Creates `dir` and what is above it, for the owner only.
+/// Creates `dir` and its parents, for the owner only.
 fn create(dir: &Path) -> Result<(), LockError> {
     secure_file::create_dir(dir)
         .map_err(|source| LockError::NotCreated { dir: dir.to_owned(), source })?;
@@ -148,95 +148,95 @@ fn create(dir: &Path) -> Result<(), LockError> {
 }
 
 fn warn_if_open_to_others(dir: &Path) {
-    // Not tightened: it may be a directory that serves others too, chosen by mistake.
+    // The mode is not changed: the directory may have been chosen by mistake.
     if let Some(how) = secure_file::access_by_others(dir) {
         tracing::warn!(code = "state_dir_open_to_others", dir = %dir.display(), how, "state directory is open to other users");
     }
 }
 
-/// Why a state directory can't be had.
+/// Reason why a state directory cannot be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another agent has it.
+    /// Another agent holds the lock.
     #[error(
-        "another agent{holder} runs on the state directory `{}`: stop that one first, or give this \
-         one a directory of its own with `state_dir` under `[agent]`",
+        "another agent{holder} uses the state directory `{}`: stop it first, or set another directory \
+         with `state_dir` under `[agent]`",
         dir.display()
     )]
     Held {
-        /// The state directory.
+        /// State directory.
         dir: PathBuf,
-        /// Who has it, as far as it is known.
+        /// Process that holds the lock, as far as it is known.
         holder: LockHolder,
     },
-    /// A command has it, and does not end.
+    /// A command holds the lock for too long.
     #[error(
-        "a command of ai-agent{holder} is at work on the state directory `{}`: wait until it has \
-         ended, or end it, and try again",
+        "a command of ai-agent{holder} uses the state directory `{}`: wait until it has finished, or \
+         stop it, and try again",
         dir.display()
     )]
     Busy {
-        /// The state directory.
+        /// State directory.
         dir: PathBuf,
-        /// Who has it, as far as it is known.
+        /// Process that holds the lock, as far as it is known.
         holder: LockHolder,
     },
-    /// It is not there and can't be created.
+    /// The directory cannot be created.
     #[error(
-        "cannot create the state directory `{}`: create it as a directory of your own, or name \
-         another with `state_dir` under `[agent]`",
+        "cannot create the state directory `{}`: create it manually, or set another directory with \
+         `state_dir` under `[agent]`",
         dir.display()
     )]
     NotCreated {
-        /// The state directory.
+        /// State directory.
         dir: PathBuf,
-        /// Why not.
+        /// Reason given by the system.
         #[source]
         source: io::Error,
     },
-    /// There is no room in it.
+    /// The disk is full.
     #[error(
-        "cannot write in the state directory `{}`, there is no room: make some on its disk, or \
-         name another with `state_dir` under `[agent]`",
+        "cannot write to the state directory `{}`, no space left: free some on its disk, or set \
+         another directory with `state_dir` under `[agent]`",
         dir.display()
     )]
     Full {
-        /// The state directory.
+        /// State directory.
         dir: PathBuf,
-        /// What the system says.
+        /// Reason given by the system.
         #[source]
         source: io::Error,
     },
-    /// It lies on a file system that only reads.
+    /// The file system is read-only.
     #[error(
-        "cannot write in the state directory `{}`, its file system only reads: make that writable \
-         again, or name another directory with `state_dir` under `[agent]`",
+        "cannot write to the state directory `{}`, read-only file system: remount it read-write, or \
+         set another directory with `state_dir` under `[agent]`",
         dir.display()
     )]
     ReadOnly {
-        /// The state directory.
+        /// State directory.
         dir: PathBuf,
-        /// What the system says.
+        /// Reason given by the system.
         #[source]
         source: io::Error,
     },
-    /// Nothing can be written in it.
+    /// The directory is not writable.
     #[error(
-        "cannot write in the state directory `{dir}`: make it yours with `chown -R \"$USER\" \
+        "cannot write to the state directory `{dir}`: run `chown -R \"$USER\" \
          '{dir}'` and `chmod 700 '{dir}'`, or name another with `state_dir` under `[agent]`",
         dir = dir.display()
     )]
     NotWritable {
-        /// The state directory.
+        /// State directory.
         dir: PathBuf,
-        /// Why not.
+        /// Reason given by the system.
         #[source]
         source: io::Error,
     },
 }
 
 impl LockError {
-    /// What to do about a directory in which nothing can be written.
+    /// Classifies an error about a directory that cannot be written.
     fn unusable(dir: &Path, source: io::Error) -> Self {
         let dir = dir.to_owned();
         match source.kind() {
@@ -247,24 +247,24 @@ impl LockError {
     }
 }
 
-/// What stands behind the PID of a command.
+/// Word after the PID of a command.
 const COMMAND: &str = "command";
 
-/// As what a process holds the state directory.
+/// Role in which a process holds the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockRole {
-    /// As the agent, for as long as it runs.
+    /// The agent, as long as it runs.
     Agent,
-    /// As a command that command_wait on the store of an agent that does not run, and ends soon.
+    /// A command that uses the store while no agent runs, and ends soon.
     Command,
 }
 
-/// The process that holds a lock.
+/// Process that holds a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockHolder {
-    /// Its number, if it said so.
+    /// PID, if it was recorded.
     pub pid: Option<u32>,
-    /// What it is there for; an agent if nothing is known.
+    /// Role; an agent if unknown.
     pub role: LockRole,
 }
 
@@ -283,29 +283,29 @@ mod tests {
 
     use super::*;
 
-    /// An admin was told to `chown` a directory that was theirs.
+    /// An administrator was told to `chown` a directory that was theirs.
     #[test]
-    fn a_disk_that_is_full_or_only_reads_is_not_a_matter_of_rights() {
+    fn full_or_read_only_disk_is_not_reported_as_permissions() {
         let words =
             |kind: io::ErrorKind| LockError::unusable(Path::new("/s"), kind.into()).to_string();
         for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
             let words = words(kind);
-            assert!(words.contains("no room") && !words.contains("chown"), "{words}");
+            assert!(words.contains("no space left") && !words.contains("chown"), "{words}");
         }
         let read_only = words(io::ErrorKind::ReadOnlyFilesystem);
-        assert!(read_only.contains("only reads") && !read_only.contains("chown"), "{read_only}");
+        assert!(read_only.contains("read-only") && !read_only.contains("chown"), "{read_only}");
         assert!(words(io::ErrorKind::PermissionDenied).contains("chown"));
     }
 
     #[test]
-    fn the_second_holder_is_told_who_has_it() {
+    fn second_holder_is_refused_with_the_pid_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("a/state");
         let first = StateLock::acquire(&dir, LockRole::Agent).unwrap();
         let error = StateLock::acquire(&dir, LockRole::Command).unwrap_err();
         let expected = format!(
-            "another agent (PID {}) runs on the state directory `{}`: stop that one first, or \
-             give this one a directory of its own with `state_dir` under `[agent]`",
+            "another agent (PID {}) uses the state directory `{}`: stop it first, or set another \
+             directory with `state_dir` under `[agent]`",
             std::process::id(),
             dir.display()
         );
@@ -331,10 +331,10 @@ mod tests {
         }
     }
 
-    /// A `status` looked into the store at the moment in which the agent was started, which said
-    /// that another agent runs, and ended.
+    /// A `status` command checked the store just when the agent was started, which reported another
+    /// agent and ended.
     #[test]
-    fn an_agent_waits_for_a_command_that_is_at_work() {
+    fn agent_waits_for_a_command_that_holds_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let command = StateLock::acquire(dir.path(), LockRole::Command).unwrap();
         let held = StateLock::current_holder(dir.path()).unwrap().unwrap();
@@ -356,23 +356,23 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_does_not_end_is_not_called_an_agent() {
+    fn command_that_holds_the_lock_is_not_called_an_agent() {
         let dir = tempfile::tempdir().unwrap();
         let _command = StateLock::acquire(dir.path(), LockRole::Command).unwrap();
         let waited = StateLock::acquire_within(dir.path(), LockRole::Agent, PROBE_GRACE);
         let error = waited.unwrap_err();
         let expected = format!(
-            "a command of ai-agent (PID {}) is at work on the state directory `{}`: wait until it \
-             has ended, or end it, and try again",
+            "a command of ai-agent (PID {}) uses the state directory `{}`: wait until it has finished, \
+             or stop it, and try again",
             std::process::id(),
             dir.path().display()
         );
         assert_eq!(error.to_string(), expected);
     }
 
-    /// A process that died leaves its PID file; the next one must not be refused for it.
+    /// A process that died leaves its PID file, which must not block the next one.
     #[test]
-    fn a_pid_file_alone_holds_nothing() {
+    fn stale_pid_file_does_not_block() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("agent.pid"), "1\n").unwrap();
         let _lock = StateLock::acquire(dir.path(), LockRole::Agent).unwrap();
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn says_so_when_the_directory_cannot_be_created() {
+    fn directory_that_cannot_be_created_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
@@ -390,16 +390,16 @@ mod tests {
         assert_eq!(
             error.to_string(),
             format!(
-                "cannot create the state directory `{}`: create it as a directory of your own, or \
-                 name another with `state_dir` under `[agent]`",
+                "cannot create the state directory `{}`: create it manually, or set another directory \
+                 with `state_dir` under `[agent]`",
                 file.join("state").display()
             )
         );
     }
 
-    /// A directory stands in for missing permission, which root would not notice.
+    /// A directory stands in for a missing permission, which root would not notice.
     #[test]
-    fn says_so_when_nothing_can_be_written() {
+    fn directory_that_is_not_writable_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("agent.lock")).unwrap();
         let error = StateLock::acquire(dir.path(), LockRole::Agent).unwrap_err();
@@ -409,7 +409,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn everything_is_for_the_owner_only() {
+    fn state_files_are_accessible_to_the_owner_only() {
         use std::os::unix::fs::PermissionsExt as _;
 
         let dir = tempfile::tempdir().unwrap();

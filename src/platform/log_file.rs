@@ -1,7 +1,7 @@
-//! The log file of the agent: never larger than so much, and nobody waits for it.
+//! Log file of the agent, limited in size and never blocking.
 //!
-//! One process writes it, the one that holds the state directory. A line that can't be written is
-//! lost, since the log must not stop what it tells of.
+//! Only the process that holds the lock of the state directory writes it. A line that cannot be
+//! written is dropped, since logging must not stop the agent.
 
 use std::{
     fs::{self, File},
@@ -12,22 +12,22 @@ use std::{
 
 use super::secure_file;
 
-/// How large a file may be.
+/// Maximum size of a file.
 const LARGEST: u64 = 10 << 20;
-/// How many there are with the one that is written.
+/// Number of files, including the one being written.
 const FILES: u32 = 3;
-/// How long it is left alone after it could not be written.
+/// Time without further attempts after a failed write.
 const PAUSE: Duration = Duration::from_secs(10);
-/// How often it is looked whether the file still lies in its place.
+/// Interval of the checks whether the file still exists at its path.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// `agent.log` in a directory, and those before it: `agent.log.1`, `agent.log.2`.
+/// `agent.log` in a directory, and the rotated files `agent.log.1` and `agent.log.2`.
 #[derive(Debug)]
 pub struct LogFile {
     dir: PathBuf,
     largest: u64,
     open: Option<Open>,
-    /// When it is tried again, or looked at, by the time that the agent is up.
+    /// Uptime at which to try again, or to check the path.
     due: Duration,
 }
 
@@ -38,23 +38,23 @@ struct Open {
 }
 
 impl LogFile {
-    /// The log file in `dir`, which is made with the first line.
+    /// Creates a log file in `dir`, on the first line.
     #[must_use]
     pub fn new(dir: &Path) -> Self {
         Self { dir: dir.to_owned(), largest: LARGEST, open: None, due: Duration::ZERO }
     }
 
-    /// Where it lies.
+    /// Returns the path of the file.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.dir.join("agent.log")
     }
 
-    /// Adds a line, with its end.
+    /// Appends a line, including its end.
     ///
     /// # Errors
-    /// What the system says, once each time that it begins to; until it is tried again lines are
-    /// dropped without a word.
+    /// The error of the system for the first failed write; later lines are dropped silently until
+    /// the next attempt.
     pub fn write(&mut self, line: &[u8], uptime: Duration) -> io::Result<()> {
         if uptime >= self.due {
             self.due = uptime + LOOK;
@@ -77,7 +77,7 @@ impl LogFile {
                 Ok(())
             }
             Err(error) => {
-                // What follows must not stand behind half a line.
+                // The next line must not follow an incomplete one.
                 drop(open.file.set_len(open.size));
                 self.open = None;
                 self.due = uptime + PAUSE;
@@ -93,8 +93,7 @@ impl LogFile {
         Ok(Open { file, size })
     }
 
-    /// Gives each file the name of the one before it; the oldest goes. Whenever the process dies,
-    /// each of them is whole.
+    /// Rotates the files and deletes the oldest. Each file is complete whenever the process dies.
     fn rotate(&self) -> io::Result<()> {
         let name = |number: u32| match number {
             0 => self.path(),
@@ -122,9 +121,9 @@ mod tests {
         fs::read_to_string(dir.join(name)).ok()
     }
 
-    /// Every line is in one of three files, whole, or was in one that went; no file is too large.
+    /// Every line is complete in one of three files, or was in a deleted one.
     #[test]
-    fn it_is_rotated_and_no_line_is_torn() {
+    fn rotation_tears_no_line_and_limits_the_size() {
         let dir = tempfile::tempdir().unwrap();
         let logs = dir.path().join("logs");
         let mut log = small(&logs);
@@ -142,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_process_goes_on_where_the_last_one_ended() {
+    fn next_process_appends_to_the_file() {
         let dir = tempfile::tempdir().unwrap();
         small(dir.path()).write(&[b'a'; 60], Duration::ZERO).unwrap();
         small(dir.path()).write(&[b'b'; 60], Duration::ZERO).unwrap();
@@ -150,9 +149,9 @@ mod tests {
         assert_eq!(read(dir.path(), "agent.log").unwrap(), "b".repeat(60));
     }
 
-    /// A directory that is none stands in for a disk that is full: it is said once, and tried again.
+    /// A directory in place of the file stands in for a full disk.
     #[test]
-    fn what_cannot_be_written_is_tried_again_and_stops_nobody() {
+    fn failed_write_is_reported_once_and_tried_again() {
         let dir = tempfile::tempdir().unwrap();
         let logs = dir.path().join("logs");
         fs::write(&logs, "").unwrap();
@@ -167,7 +166,7 @@ mod tests {
 
     #[test_requires::requires(not_wine)]
     #[test]
-    fn one_that_somebody_deleted_begins_anew() {
+    fn deleted_file_is_created_again() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = small(dir.path());
         log.write(b"a\n", Duration::ZERO).unwrap();
@@ -178,7 +177,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn only_its_owner_can_read_it() {
+    fn file_is_readable_by_its_owner_only() {
         use std::os::unix::fs::PermissionsExt as _;
 
         let dir = tempfile::tempdir().unwrap();

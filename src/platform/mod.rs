@@ -1,4 +1,4 @@
-//! What differs between systems, and what comes from outside: every `cfg(target_os)` lives here.
+//! Differences between operating systems: every `cfg(target_os)` is in this module.
 
 mod clock;
 pub mod control;

@@ -1,4 +1,4 @@
-//! Where things lie on Linux, macOS and Windows.
+//! Paths of the agent's files on Linux, macOS and Windows.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -8,10 +8,10 @@ use std::{
 
 use super::Environment;
 
-/// The systems that the agent is at home on.
+/// Supported operating systems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Os {
-    /// Linux, and what is close to it.
+    /// Linux, and systems similar to it.
     Linux,
     /// macOS.
     Macos,
@@ -20,7 +20,7 @@ pub enum Os {
 }
 
 impl Os {
-    /// The system that this program was built for.
+    /// System that this program was built for.
     pub const CURRENT: Self = if cfg!(target_os = "macos") {
         Self::Macos
     } else if cfg!(windows) {
@@ -29,7 +29,7 @@ impl Os {
         Self::Linux
     };
 
-    /// Its name on the wire.
+    /// Returns the name used in the protocol.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -39,7 +39,7 @@ impl Os {
         }
     }
 
-    /// The variable that names the user's home directory.
+    /// Returns the variable that contains the user's home directory.
     pub(super) const fn home_variable(self) -> &'static str {
         match self {
             Self::Linux | Self::Macos => "HOME",
@@ -47,7 +47,7 @@ impl Os {
         }
     }
 
-    /// The folder of Claude Code's managed settings.
+    /// Returns the directory of Claude Code's managed settings.
     const fn client_settings(self) -> &'static str {
         match self {
             Self::Linux => "/etc/claude-code",
@@ -56,7 +56,7 @@ impl Os {
         }
     }
 
-    /// Whether `path` is absolute on this system, whatever system the program runs on.
+    /// Returns whether `path` is absolute on this system, whatever system the program runs on.
     fn is_absolute(self, path: &OsStr) -> bool {
         let bytes = path.as_encoded_bytes();
         match self {
@@ -67,7 +67,7 @@ impl Os {
         }
     }
 
-    /// `base` and `parts` below it, with this system's separator.
+    /// Joins `base` and `parts` with this system's separator.
     fn below(self, base: &OsStr, parts: &[&str]) -> PathBuf {
         let separator = if self == Self::Windows { "\\" } else { "/" };
         let mut path = OsString::from(base);
@@ -79,51 +79,51 @@ impl Os {
     }
 }
 
-/// Where this user's and this machine's files lie.
+/// Paths of this user's and this machine's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
-    /// The user's home directory.
+    /// Home directory of the user.
     pub home: PathBuf,
-    /// The machine's configuration, set by an administrator.
+    /// Configuration of the machine, written by an administrator.
     pub machine_config: PathBuf,
-    /// More files of the machine's configuration, read in the order of their names.
+    /// Directory with more files of the machine's configuration, read in the order of their names.
     pub machine_config_dir: PathBuf,
-    /// The user's configuration.
+    /// Configuration of the user.
     pub user_config: PathBuf,
-    /// The state directory, where the configuration names no other.
+    /// Default state directory.
     pub default_state_dir: PathBuf,
-    /// Where Claude Desktop keeps its files, where it is installed.
+    /// Directory of Claude Desktop.
     pub claude_desktop: PathBuf,
-    /// Where apps of the system's store keep theirs, each in a folder with its name.
+    /// Directory of the packages of store apps, each in a directory with its name.
     pub store_packages: Option<PathBuf>,
-    /// Where an administrator keeps settings of Claude Code.
+    /// Directory of Claude Code's managed settings.
     pub client_settings: PathBuf,
-    /// Says where the state directory is, at a place that depends on the home directory alone.
+    /// Pointer to the state directory; its path depends on the home directory only.
     pub pointer: PathBuf,
-    /// What `install` lays down.
+    /// Files of an installed service.
     pub installed: InstalledPaths,
 }
 
-/// Where the parts of an agent lie that `install` made a service of the user. By the home directory
-/// alone where the service could know other variables than a shell.
+/// Paths of the files that `install` creates for a service of the user. They depend on the home
+/// directory only where the service may have other variables than a shell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InstalledPaths {
-    /// The program.
+    /// Program.
     pub program: PathBuf,
-    /// What describes the service to the system.
+    /// Service definition.
     pub definition: PathBuf,
-    /// The variables that it is given, for its owner only.
+    /// Environment variables of the service, readable by the owner only.
     pub environment: PathBuf,
-    /// Where an administrator describes a service of all users.
+    /// Possible definitions of a service for all users, created by an administrator.
     pub machine_definitions: Vec<PathBuf>,
 }
 
 impl Paths {
-    /// The paths of this system, for a home directory that is there.
+    /// Returns the paths on this system, if the home directory exists.
     ///
     /// # Errors
-    /// [`PathsError`] when the home directory is not named, or is none: nothing can be read then,
-    /// and the caller reports it and ends.
+    /// [`PathsError`] if the home directory is not set or not a directory: nothing can be read
+    /// then, and the caller ends.
     pub fn from_environment(environment: &Environment) -> Result<Self, PathsError> {
         let paths = Self::on(Os::CURRENT, environment)?;
         let variable = Os::CURRENT.home_variable();
@@ -134,17 +134,17 @@ impl Paths {
         }
     }
 
-    /// The paths that `os` has in `environment`; looks at no file.
+    /// Returns the paths on `os` with `environment`; accesses no file.
     ///
     /// # Errors
-    /// [`PathsError`] when the home directory is not named, or not by an absolute path.
+    /// [`PathsError`] if the home directory is not set, or not an absolute path.
     pub fn on(os: Os, environment: &Environment) -> Result<Self, PathsError> {
         let variable = os.home_variable();
         let home = environment.get(variable).ok_or(PathsError::NoHome { variable })?;
         if !os.is_absolute(home) {
             return Err(PathsError::RelativeHome { variable, home: home.into() });
         }
-        // The XDG base directory specification says to ignore a relative path.
+        // The XDG base directory specification requires relative paths to be ignored:
         // https://specifications.freedesktop.org/basedir-spec/latest/
         let given = |name| environment.get(name).filter(|path| os.is_absolute(path));
         let or_below_home = |name, parts: &[&str]| match given(name) {
@@ -227,7 +227,7 @@ impl Paths {
         })
     }
 
-    /// `path` with a leading `~` replaced by the home directory.
+    /// Replaces a leading `~` with the home directory.
     #[must_use]
     pub fn expand(&self, path: &Path) -> PathBuf {
         match path.strip_prefix("~") {
@@ -238,43 +238,43 @@ impl Paths {
     }
 }
 
-/// Why there are no paths.
+/// Reason why the paths are unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum PathsError {
-    /// No variable names the home directory.
+    /// No variable contains the home directory.
     #[error(
-        "{variable} is not set: it must name the home directory of the user whose sessions are \
+        "{variable} is not set: set it to the home directory of the user whose sessions are \
          read, as in `{variable}={}`",
         if *variable == "HOME" { "/home/you" } else { r"C:\Users\you" }
     )]
     NoHome {
-        /// The variable.
+        /// Name of the variable.
         variable: &'static str,
     },
-    /// The home directory is named by a relative path.
-    #[error("{variable} is `{}`, which is no absolute path", home.display())]
+    /// The home directory is a relative path.
+    #[error("{variable} is `{}`, which is not an absolute path", home.display())]
     RelativeHome {
-        /// The variable.
+        /// Name of the variable.
         variable: &'static str,
-        /// What it says.
+        /// Value of the variable.
         home: PathBuf,
     },
-    /// The home directory is something else.
-    #[error("{variable} is `{}`, which is no directory", home.display())]
+    /// The home directory is not a directory.
+    #[error("{variable} is `{}`, which is not a directory", home.display())]
     HomeIsNoDirectory {
-        /// The variable.
+        /// Name of the variable.
         variable: &'static str,
-        /// What it says.
+        /// Value of the variable.
         home: PathBuf,
     },
-    /// The home directory can't be looked at.
-    #[error("{variable} is `{}`, a directory that cannot be opened", home.display())]
+    /// The home directory cannot be accessed.
+    #[error("{variable} is `{}`, which cannot be accessed", home.display())]
     Home {
-        /// The variable.
+        /// Name of the variable.
         variable: &'static str,
-        /// What it says.
+        /// Value of the variable.
         home: PathBuf,
-        /// Why not.
+        /// Reason given by the system.
         #[source]
         source: io::Error,
     },
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn on_linux() {
+    fn paths_on_linux() {
         let expected = [
             "/home/u",
             "/etc/ai-agent/config.toml",
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn on_linux_with_xdg_directories() {
+    fn paths_on_linux_with_xdg_directories() {
         let variables =
             [("HOME", "/home/u"), ("XDG_CONFIG_HOME", "/c"), ("XDG_STATE_HOME", "relative")];
         let paths = paths(Os::Linux, &variables);
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn on_macos() {
+    fn paths_on_macos() {
         let expected = [
             "/Users/u",
             "/Library/Application Support/ai-agent/config.toml",
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn on_windows() {
+    fn paths_on_windows() {
         let variables = [
             ("USERPROFILE", r"C:\Users\u"),
             ("ProgramData", r"D:\ProgramData"),
@@ -354,19 +354,19 @@ mod tests {
     }
 
     #[test]
-    fn says_how_to_give_a_home() {
-        let expected = "HOME is not set: it must name the home directory of the user whose \
+    fn missing_or_relative_home_is_an_error() {
+        let expected = "HOME is not set: set it to the home directory of the user whose \
                         sessions are read, as in `HOME=/home/you`";
         assert_eq!(refusal(Os::Linux, &[]), expected);
         assert_eq!(refusal(Os::Linux, &[("HOME", "")]), expected);
         assert!(refusal(Os::Windows, &[("HOME", "/u")]).starts_with("USERPROFILE is not set: "));
         let relative = refusal(Os::Linux, &[("HOME", "u")]);
-        assert_eq!(relative, "HOME is `u`, which is no absolute path");
+        assert_eq!(relative, "HOME is `u`, which is not an absolute path");
     }
 
     #[cfg(unix)]
     #[test]
-    fn refuses_a_home_that_is_no_directory() {
+    fn home_that_is_not_a_directory_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("f");
         fs::write(&file, "").unwrap();
@@ -376,14 +376,14 @@ mod tests {
         let error = Paths::from_environment(&home(&file)).unwrap_err();
         assert_eq!(
             error.to_string(),
-            format!("HOME is `{}`, which is no directory", file.display())
+            format!("HOME is `{}`, which is not a directory", file.display())
         );
         let error = Paths::from_environment(&home(&dir.path().join("none"))).unwrap_err();
         assert!(matches!(error, PathsError::Home { .. }), "{error}");
     }
 
     #[test]
-    fn expands_a_tilde() {
+    fn expand_replaces_a_leading_tilde() {
         let paths = paths(Os::Linux, &[("HOME", "/home/u")]);
         assert_eq!(paths.expand(Path::new("~/x")), Path::new("/home/u/x"));
         assert_eq!(paths.expand(Path::new("~")), Path::new("/home/u"));

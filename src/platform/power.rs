@@ -1,12 +1,12 @@
-//! Whether the machine runs on its battery.
+//! Detection of battery power.
 
-/// Says whether the machine runs on its battery: the system's word, or a test's.
+/// Source of the power state: the system, or a test.
 pub trait Power: Send + Sync {
-    /// Whether it does. False where that can't be known. May take some milliseconds.
+    /// Returns whether the machine runs on battery; false if unknown. May take some milliseconds.
     fn is_on_battery(&self) -> bool;
 }
 
-/// What the system says.
+/// Power state of the system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemPower;
 
@@ -31,13 +31,13 @@ mod system {
             let read =
                 |name: &str| fs::read_to_string(supply.path().join(name)).unwrap_or_default();
             let is = |name: &str, value: &str| read(name).trim() == value;
-            // The battery of a mouse, for example.
+            // Batteries of peripherals, such as a mouse.
             if is("scope", "Device") {
                 continue;
             }
             match read("type").trim() {
                 "Battery" | "UPS" => discharges |= is("status", "Discharging"),
-                // Mains, USB, Wireless: one that gives power is enough.
+                // Mains, USB, wireless: one source that supplies power is enough.
                 _ if is("online", "1") => return false,
                 _ => {}
             }
@@ -50,11 +50,12 @@ mod system {
 mod system {
     use std::process::{Command, Stdio};
 
-    /// `Now drawing from 'Battery Power'`: the first line of what it prints.
+    /// The first line of the output contains `Now drawing from 'Battery Power'`.
     pub(super) fn is_on_battery() -> bool {
         let mut pmset = Command::new("/usr/bin/pmset");
-        let said = pmset.args(["-g", "batt"]).stdin(Stdio::null()).output();
-        said.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).contains("'Battery Power'"))
+        let output = pmset.args(["-g", "batt"]).stdin(Stdio::null()).output();
+        output
+            .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("'Battery Power'"))
     }
 }
 
@@ -62,12 +63,12 @@ mod system {
 mod system {
     use windows_sys::Win32::System::Power::{GetSystemPowerStatus, SYSTEM_POWER_STATUS};
 
-    #[expect(unsafe_code, reason = "no safe call tells")]
+    #[expect(unsafe_code, reason = "there is no safe wrapper")]
     pub(super) fn is_on_battery() -> bool {
         let mut status = SYSTEM_POWER_STATUS::default();
-        // SAFETY: it fills the structure that it is given, and nothing else.
-        let is_told = unsafe { GetSystemPowerStatus(&raw mut status) } != 0;
-        is_told && status.ACLineStatus == 0
+        // SAFETY: the call fills the given structure only.
+        let is_known = unsafe { GetSystemPowerStatus(&raw mut status) } != 0;
+        is_known && status.ACLineStatus == 0
     }
 }
 
@@ -85,7 +86,7 @@ mod tests {
 
     use super::system::is_on_battery_by;
 
-    /// Supplies by their names, each with its files.
+    /// Power supplies by name, each with its files.
     fn is_on_battery(supplies: &[(&str, &[(&str, &str)])]) -> bool {
         let dir = tempfile::tempdir().unwrap();
         for (name, files) in supplies {
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_battery_that_discharges_counts_unless_the_mains_are_there() {
+    fn discharging_battery_counts_only_without_mains() {
         let discharges: &[_] = &[("type", "Battery"), ("status", "Discharging")];
         let charges: &[_] = &[("type", "Battery"), ("status", "Charging")];
         let off: &[_] = &[("type", "Mains"), ("online", "0")];

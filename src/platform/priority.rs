@@ -1,15 +1,15 @@
-//! Work that gives way to everything else on the machine.
+//! Work at low priority.
 //!
-//! A thread that has lowered its priority may not raise it again without rights, on Linux. So the
-//! work is done by a thread that ends with it.
+//! On Linux a thread that has lowered its priority may not raise it again without privileges, so
+//! the work runs on a thread that ends with it.
 
 use std::{panic::resume_unwind, thread};
 
-/// Does `work` on a thread of its own with a low priority for processor and disk, and waits for it;
-/// `None`, and nothing is done, when the system gives no thread.
+/// Runs `work` on a new thread with low processor and disk priority, and waits for it; returns
+/// `None` without running it if the system cannot start a thread.
 ///
 /// # Panics
-/// As `work` does.
+/// If `work` panics.
 pub fn in_background<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Option<T> {
     thread::scope(|scope| {
         let begin = || {
@@ -25,39 +25,39 @@ pub fn in_background<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Op
     })
 }
 
-/// Lowers the priority of this thread, as far as the system lets it.
+/// Lowers the priority of this thread, as far as the system permits.
 #[cfg(target_os = "linux")]
 fn lower() {
-    /// A tenth of what a thread gets that competes with it. Not the least: a group that is half read
-    /// must not wait for minutes on a machine that is busy, since what is new comes after it.
+    /// About a tenth of the time of a competing thread. Not the lowest: a group that is half read
+    /// must not take minutes on a busy machine, since new records wait for it.
     const NICE: i32 = 10;
 
-    // On Linux it is the thread's, and the priority of its I/O follows:
+    // On Linux this affects the thread only, and its I/O priority follows:
     // https://man7.org/linux/man-pages/man2/setpriority.2.html, ioprio_set.2.html
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-        tracing::debug!(%error, "the priority stays as it is");
+        tracing::debug!(%error, "could not lower the priority");
     }
 }
 
-/// Lowers the priority of this thread, as far as the system lets it.
+/// Lowers the priority of this thread, as far as the system permits.
 #[cfg(target_os = "macos")]
-#[expect(unsafe_code, reason = "no safe call lowers that of a thread")]
+#[expect(unsafe_code, reason = "there is no safe wrapper")]
 fn lower() {
-    // SAFETY: takes numbers only, and says something of the calling thread alone.
+    // SAFETY: takes numbers only, and affects the calling thread only.
     unsafe {
         libc::setpriority(libc::PRIO_DARWIN_THREAD, 0, libc::PRIO_DARWIN_BG);
     }
 }
 
-/// Lowers the priority of this thread, as far as the system lets it.
+/// Lowers the priority of this thread, as far as the system permits.
 #[cfg(windows)]
-#[expect(unsafe_code, reason = "no safe call lowers that of a thread")]
+#[expect(unsafe_code, reason = "there is no safe wrapper")]
 fn lower() {
     use windows_sys::Win32::System::Threading::{
         GetCurrentThread, SetThreadPriority, THREAD_MODE_BACKGROUND_BEGIN,
     };
 
-    // SAFETY: the handle is a constant that means the calling thread.
+    // SAFETY: the handle is a constant for the calling thread.
     unsafe {
         SetThreadPriority(GetCurrentThread(), THREAD_MODE_BACKGROUND_BEGIN);
     }
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_work_gives_way_and_whoever_waits_for_it_does_not() {
+    fn background_work_has_low_priority_and_caller_has_not() {
         let before = getpriority_process(None).unwrap();
         let within = in_background("background", || getpriority_process(None).unwrap()).unwrap();
         assert!(within > before, "{within} {before}");
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_the_work_is_one_of_the_caller() {
+    fn panic_of_the_work_is_passed_to_the_caller() {
         let caught = std::panic::catch_unwind(|| in_background("background", || panic!("oh")));
         assert_eq!(*caught.unwrap_err().downcast::<&str>().unwrap(), "oh");
     }

@@ -1,4 +1,4 @@
-//! Puts a program in its place.
+//! Installation of a program file.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -6,10 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Whether the same bytes lie at both paths.
+/// Returns whether the files at both paths have the same content.
 ///
 /// # Errors
-/// What the system says of `one`; what can't be read at `other` is another.
+/// The error of the system about `one`; a file `other` that cannot be read counts as different.
 pub fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
     let Ok(known) = fs::metadata(other) else { return Ok(false) };
     if fs::metadata(one)?.len() != known.len() {
@@ -18,23 +18,23 @@ pub fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
     Ok(fs::read(one)? == fs::read(other)?)
 }
 
-/// Copies the program at `from` to `to`, whole or not at all, though one that lies there runs.
+/// Copies the program at `from` to `to` atomically, even if the old program is running.
 ///
 /// # Errors
-/// What the system says; what lay there still does.
+/// The error of the system; the old file is unchanged.
 pub fn install(from: &Path, to: &Path) -> io::Result<()> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder)?;
     }
     let beside = beside(to, ".new");
-    let written = write(from, &beside).and_then(|()| settle(&beside, to));
+    let written = write(from, &beside).and_then(|()| commit_rename(&beside, to));
     written.inspect_err(|_| drop(fs::remove_file(&beside)))
 }
 
-/// Removes the program at `path`, and what an upgrade left beside it; whether there was one.
+/// Removes the program at `path` and leftovers of an upgrade, and returns whether it existed.
 ///
 /// # Errors
-/// What the system says; Windows keeps a program that runs.
+/// The error of the system; Windows does not delete a running program.
 pub fn remove(path: &Path) -> io::Result<bool> {
     for left in [".new", ".old"] {
         drop(fs::remove_file(beside(path, left)));
@@ -53,7 +53,7 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 }
 
 fn write(from: &Path, to: &Path) -> io::Result<()> {
-    // One that was left by a crash may be anything.
+    // A leftover of a crash may have any content.
     match fs::remove_file(to) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -67,9 +67,9 @@ fn write(from: &Path, to: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-fn settle(beside_it: &Path, to: &Path) -> io::Result<()> {
+fn commit_rename(beside_it: &Path, to: &Path) -> io::Result<()> {
     if let Err(error) = fs::rename(beside_it, to) {
-        // Windows keeps the name of a program that runs, but lets it have another one.
+        // Windows does not replace a running program, but lets it be renamed.
         if !cfg!(windows) {
             return Err(error);
         }
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_takes_the_place_of_another_and_of_half_a_one() {
+    fn install_replaces_complete_and_partial_programs() {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("from"), dir.path().join("bin/ai-agent"));
         fs::write(&from, "new").unwrap();
@@ -108,7 +108,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn it_can_be_run_whatever_the_mode_of_the_original() {
+    fn installed_program_is_executable_whatever_its_source() {
         use std::os::unix::fs::PermissionsExt as _;
 
         let dir = tempfile::tempdir().unwrap();

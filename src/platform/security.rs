@@ -1,4 +1,4 @@
-//! Users and rules of access, as Windows writes them.
+//! Users and security descriptors of Windows.
 
 use std::{ffi::c_void, io, ptr};
 
@@ -14,24 +14,24 @@ use windows_sys::Win32::{
     System::Threading::{GetCurrentProcess, OpenProcessToken},
 };
 
-/// Says who may do what.
+/// Security descriptor.
 pub(super) struct Descriptor(PSECURITY_DESCRIPTOR);
 
-// SAFETY: a block of memory that nobody changes.
-#[expect(unsafe_code, reason = "the system's own type says nothing of threads")]
+// SAFETY: a block of memory that does not change.
+#[expect(unsafe_code, reason = "the raw pointer is not `Send`")]
 unsafe impl Send for Descriptor {}
 
 impl Descriptor {
-    /// What `rules` say, in the system's own language for them:
+    /// Parses `rules` in the security descriptor definition language:
     /// <https://learn.microsoft.com/windows/win32/secauthz/security-descriptor-string-format>.
     ///
     /// # Errors
-    /// What the system says.
-    #[expect(unsafe_code, reason = "a call of the system")]
+    /// The error of the system.
+    #[expect(unsafe_code, reason = "a system call")]
     pub(super) fn new(rules: &str) -> io::Result<Self> {
         let rules: Vec<u16> = rules.encode_utf16().chain([0]).collect();
         let mut descriptor: PSECURITY_DESCRIPTOR = ptr::null_mut();
-        // SAFETY: the text ends with a zero, and the descriptor is freed when this is dropped.
+        // SAFETY: the text ends with a zero, and the descriptor is freed on drop.
         let made = unsafe {
             ConvertStringSecurityDescriptorToSecurityDescriptorW(
                 rules.as_ptr(),
@@ -43,40 +43,40 @@ impl Descriptor {
         if made == 0 { Err(io::Error::last_os_error()) } else { Ok(Self(descriptor)) }
     }
 
-    /// Takes what the system made.
+    /// Takes ownership of a descriptor allocated by the system.
     ///
     /// # Safety
-    /// Nobody else frees it.
-    #[expect(unsafe_code, reason = "it is freed")]
+    /// No other code may free it.
+    #[expect(unsafe_code, reason = "the descriptor is freed on drop")]
     pub(super) unsafe fn from_raw(descriptor: PSECURITY_DESCRIPTOR) -> Self {
         Self(descriptor)
     }
 
-    /// For a call of the system: good as long as this is.
+    /// Returns the pointer for a system call; valid as long as `self`.
     pub(super) fn as_ptr(&self) -> PSECURITY_DESCRIPTOR {
         self.0
     }
 }
 
 impl Drop for Descriptor {
-    #[expect(unsafe_code, reason = "a call of the system")]
+    #[expect(unsafe_code, reason = "a system call")]
     fn drop(&mut self) {
-        // SAFETY: the system made it, and nobody else has it.
+        // SAFETY: the system allocated it, and it is freed once.
         unsafe { LocalFree(self.0) };
     }
 }
 
-/// The name of the user that this process runs as, as rules write it.
+/// Returns the SID of the user that this process runs as.
 ///
 /// # Errors
-/// What the system says.
-#[expect(unsafe_code, reason = "calls of the system")]
+/// The error of the system.
+#[expect(unsafe_code, reason = "system calls")]
 pub(super) fn this_user() -> io::Result<String> {
-    // Aligned for what is written there; no user's id is longer.
+    // Aligned for the data written to it; no SID of a user is longer.
     let mut buffer = [0_u64; 64];
     let mut token: HANDLE = ptr::null_mut();
-    // SAFETY: the buffer is as long as it is said to be, what is read from it was written by the
-    // call before, and what the system made is given back.
+    // SAFETY: the size of the buffer is correct, only data written by the call is read, and the
+    // handle is closed.
     unsafe {
         if OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, &raw mut token) == 0 {
             return Err(io::Error::last_os_error());
@@ -94,17 +94,17 @@ pub(super) fn this_user() -> io::Result<String> {
     }
 }
 
-/// The name of a user or a group, as rules write it: `S-1-5-18`.
+/// Formats the SID of a user or group: `S-1-5-18`.
 ///
 /// # Errors
-/// What the system says.
+/// The error of the system.
 ///
 /// # Safety
-/// `id` is one, whole.
-#[expect(unsafe_code, reason = "calls of the system")]
+/// `id` must be a valid SID.
+#[expect(unsafe_code, reason = "system calls")]
 pub(super) unsafe fn name_of(id: PSID) -> io::Result<String> {
     let mut text: *mut u16 = ptr::null_mut();
-    // SAFETY: the caller says so; the text ends with a zero, and is given back.
+    // SAFETY: the caller guarantees a valid SID; the text ends with a zero and is freed.
     unsafe {
         if ConvertSidToStringSidW(id, &raw mut text) == 0 {
             return Err(io::Error::last_os_error());

@@ -1,17 +1,17 @@
-//! How a system asks a process to end.
+//! Signals that stop or reload the agent.
 
 use std::io;
 
-/// What the system, or a person by it, asks of the agent.
+/// Request of the system or of a person to the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// To end: SIGTERM, Ctrl-C, its window closed, or the system's end.
+    /// Stop: SIGTERM, Ctrl-C, a closed console window, or system shutdown.
     End,
-    /// To look at its configuration: SIGHUP, where there is such a thing.
+    /// Check the configuration: SIGHUP, on systems that have it.
     HangUp,
 }
 
-/// Listens to the signals that end the agent, and takes those that must not.
+/// Receiver of signals.
 pub struct Signals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
@@ -19,7 +19,7 @@ pub struct Signals {
     interrupt: tokio::signal::unix::Signal,
     #[cfg(unix)]
     hangup: tokio::signal::unix::Signal,
-    /// Whether a hang-up came while only an end was waited for.
+    /// Whether SIGHUP was received while waiting for a stop only.
     was_hung_up: bool,
     #[cfg(windows)]
     interrupt: tokio::signal::windows::CtrlC,
@@ -31,10 +31,10 @@ pub struct Signals {
 
 #[cfg(unix)]
 impl Signals {
-    /// Begins to listen.
+    /// Starts to listen.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// The error of the system.
     pub fn listen() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
 
@@ -58,10 +58,10 @@ impl Signals {
 
 #[cfg(windows)]
 impl Signals {
-    /// Begins to listen.
+    /// Starts to listen.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// The error of the system.
     pub fn listen() -> io::Result<Self> {
         use tokio::signal::windows::{ctrl_c, ctrl_close, ctrl_shutdown};
 
@@ -81,12 +81,12 @@ impl Signals {
 }
 
 impl Signals {
-    /// Waits for a signal, or gives the hang-up that came while only an end was waited for.
+    /// Waits for a signal, or returns the SIGHUP received during [`ended`](Self::ended).
     pub async fn next(&mut self) -> Signal {
         if std::mem::take(&mut self.was_hung_up) { Signal::HangUp } else { self.received().await }
     }
 
-    /// Waits until the agent is asked to end.
+    /// Waits until the agent is asked to stop.
     pub async fn ended(&mut self) {
         while self.received().await != Signal::End {
             self.was_hung_up = true;

@@ -1,8 +1,8 @@
-//! Tells what changes below directories, as far as the system does.
+//! Notifications of changes below directories, as far as the system provides them.
 //!
-//! Where the system watches all below a directory at once, each root is watched. inotify watches
-//! one directory at a time: there each is, as it is listed, since looking for them a second time
-//! costs more than all else about them.
+//! Where the system can watch a directory recursively, each root is watched. inotify watches single
+//! directories: each is added when it is listed, since finding them in a second walk would cost
+//! more than everything else.
 
 use std::{
     collections::HashMap,
@@ -19,40 +19,41 @@ use tracing::warn;
 
 use super::file::{self, FileId};
 
-/// Whether each directory is watched by itself.
+/// Whether each directory is watched separately.
 const ONE_BY_ONE: bool = cfg!(target_os = "linux");
 
-/// What the system says.
+/// Notification of the watcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WatchEvent {
-    /// Something at this path changed.
+    /// A path changed.
     Changed {
-        /// The path, below a directory as it was given or with its symlinks resolved.
+        /// Path below a root, as given or with resolved symlinks.
         path: PathBuf,
-        /// Whether its bytes are as they were.
+        /// Whether only metadata changed.
         is_metadata: bool,
     },
-    /// What changed was not told.
+    /// Notifications were lost.
     Lost,
-    /// From now on not everything is told: somebody has to watch anew.
+    /// Notifications are incomplete from now on: a new watcher is required.
     Failed(WatchError),
 }
 
-/// Why a directory can't be watched.
+/// Reason why a directory cannot be watched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
-    /// So many are watched that no more may be.
-    #[error("the limit of watched directories is reached")]
+    /// The system's limit is reached.
+    #[error("limit of watched directories reached")]
     Limit,
-    /// What else the system says.
+    /// Another error of the system.
     #[error("{0}")]
     Other(String),
 }
 
-/// How many directories all programs of this user may watch together, where the system has a limit.
+/// Returns how many directories all programs of this user may watch together, if the system has a
+/// limit.
 #[must_use]
 pub fn limit() -> Option<u64> {
-    // Elsewhere there is no such file.
+    // The file exists on Linux only.
     let text = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_watches").ok()?;
     text.trim().parse().ok()
 }
@@ -64,15 +65,15 @@ pub struct DirectoryWatcher {
 }
 
 impl DirectoryWatcher {
-    /// Watches nothing yet. `notify_change` is called from a thread of its own.
+    /// Creates a watcher without directories. `notify_change` is called from another thread.
     ///
     /// # Errors
-    /// [`WatchError`] when the system has no watcher.
+    /// [`WatchError`] if the system has no watcher.
     pub fn new(
         mut notify_change: impl FnMut(WatchEvent) + Send + 'static,
     ) -> Result<Self, WatchError> {
         let handler = move |event: notify::Result<notify::Event>| match event {
-            Ok(event) => pass_on(event, &mut notify_change),
+            Ok(event) => forward(event, &mut notify_change),
             Err(error) => match failure(&error) {
                 WatchError::Limit => notify_change(WatchEvent::Failed(WatchError::Limit)),
                 WatchError::Other(error) => {
@@ -86,11 +87,11 @@ impl DirectoryWatcher {
         Ok(Self { inner: Mutex::new(inner), roots: HashMap::new() })
     }
 
-    /// Watches all below `roots`, where the system can do so, and nothing else any more; those
-    /// again that are no longer the same directory.
+    /// Watches `roots` recursively where the system can, and stops watching others. A root that was
+    /// replaced by another directory is watched again.
     ///
     /// # Errors
-    /// [`WatchError`]: what changes in one of them is not told.
+    /// [`WatchError`]: changes in one of the roots are not reported.
     pub fn watch_roots(&mut self, roots: &[&Path]) -> Result<(), WatchError> {
         if ONE_BY_ONE {
             return Ok(());
@@ -112,18 +113,19 @@ impl DirectoryWatcher {
         result
     }
 
-    /// Watches what lies in `directory` itself, unless its root is enough; again does no harm. To
-    /// be called before it is listed: what comes later is told.
+    /// Watches a single directory where roots are not watched recursively; repeated calls do no
+    /// harm. Must be called before the directory is listed, so that later changes are reported.
     ///
     /// # Errors
-    /// [`WatchError`]: what changes there is not told. A directory that can't be listed is none.
+    /// [`WatchError`]: changes in the directory are not reported. A directory that cannot be listed
+    /// is not an error.
     pub fn watch(&self, directory: &Path) -> Result<(), WatchError> {
         if !ONE_BY_ONE {
             return Ok(());
         }
         match self.add(directory, RecursiveMode::NonRecursive) {
             Ok(()) => Ok(()),
-            // It is gone, or not for us to read: then it can't be listed either.
+            // Such a directory cannot be listed either.
             Err(error) if is_out_of_reach(&error) => Ok(()),
             Err(error) => Err(failure(&error)),
         }
@@ -134,12 +136,12 @@ impl DirectoryWatcher {
     }
 }
 
-fn pass_on(event: notify::Event, notify_change: &mut impl FnMut(WatchEvent)) {
+fn forward(event: notify::Event, notify_change: &mut impl FnMut(WatchEvent)) {
     if event.need_rescan() {
         notify_change(WatchEvent::Lost);
     }
     let is_metadata = match event.kind {
-        // Our own looks among them.
+        // Reads, including our own.
         EventKind::Access(_) => return,
         EventKind::Modify(ModifyKind::Metadata(_)) => true,
         _ => false,
@@ -178,56 +180,56 @@ mod tests {
     use super::*;
 
     fn watch(root: &Path) -> (DirectoryWatcher, Receiver<WatchEvent>) {
-        let (sender, told) = mpsc::channel();
-        let notify_change = move |told| sender.send(told).unwrap_or_default();
+        let (sender, events) = mpsc::channel();
+        let notify_change = move |events| sender.send(events).unwrap_or_default();
         let mut watcher = DirectoryWatcher::new(notify_change).unwrap();
         watcher.watch_roots(&[root]).unwrap();
         watcher.watch(root).unwrap();
-        (watcher, told)
+        (watcher, events)
     }
 
     #[track_caller]
-    fn wait_for(told: &Receiver<WatchEvent>, expected: &Path) {
+    fn wait_for(events: &Receiver<WatchEvent>, expected: &Path) {
         while let WatchEvent::Changed { path, .. } =
-            told.recv_timeout(Duration::from_secs(20)).unwrap()
+            events.recv_timeout(Duration::from_secs(20)).unwrap()
         {
             if path == expected {
                 return;
             }
         }
-        panic!("it failed");
+        panic!("the watcher failed");
     }
 
     #[test_requires::requires(not_wine)]
     #[test]
-    fn tells_what_is_made_written_moved_and_deleted() {
+    fn watcher_reports_create_write_rename_and_delete() {
         let directory = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(directory.path()).unwrap();
-        let (watcher, told) = watch(&root);
+        let (watcher, events) = watch(&root);
         fs::write(root.join("a"), "one").unwrap();
-        wait_for(&told, &root.join("a"));
+        wait_for(&events, &root.join("a"));
         fs::create_dir(root.join("d")).unwrap();
-        wait_for(&told, &root.join("d"));
+        wait_for(&events, &root.join("d"));
         watcher.watch(&root.join("d")).unwrap();
         fs::rename(root.join("a"), root.join("d/b")).unwrap();
-        wait_for(&told, &root.join("d/b"));
-        // Under its new name as soon as that is watched.
+        wait_for(&events, &root.join("d/b"));
+        // Under its new name once that is watched.
         fs::rename(root.join("d"), root.join("e")).unwrap();
-        wait_for(&told, &root.join("e"));
+        wait_for(&events, &root.join("e"));
         watcher.watch(&root.join("e")).unwrap();
         fs::write(root.join("e/b"), "two").unwrap();
-        wait_for(&told, &root.join("e/b"));
+        wait_for(&events, &root.join("e/b"));
         fs::remove_file(root.join("e/b")).unwrap();
-        wait_for(&told, &root.join("e/b"));
+        wait_for(&events, &root.join("e/b"));
         drop(watcher);
         assert!(
-            told.iter().all(|told| matches!(told, WatchEvent::Changed { .. })),
+            events.iter().all(|events| matches!(events, WatchEvent::Changed { .. })),
             "the thread ends"
         );
     }
 
     #[test]
-    fn a_directory_that_is_gone_is_no_failure_of_the_watcher() {
+    fn missing_directory_is_not_a_watch_error() {
         let directory = tempfile::tempdir().unwrap();
         let (watcher, _told) = watch(directory.path());
         assert_eq!(watcher.watch(&directory.path().join("absent")), Ok(()));

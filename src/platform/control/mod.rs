@@ -1,7 +1,7 @@
-//! The way to the agent that runs, for its user only: a Unix socket, or a named pipe.
+//! Local connection to a running agent, for its user only: a Unix socket or a named pipe.
 //!
-//! Only the one that holds the lock of a state directory may bind there: what it finds in place was
-//! left by a process that is gone.
+//! Only the process that holds the lock of a state directory may bind there: a socket that exists
+//! was left by a process that has ended.
 
 #[cfg(unix)]
 mod unix;
@@ -14,12 +14,12 @@ pub use unix::{EndpointGuard, Listener, bind, connect};
 #[cfg(windows)]
 pub use windows::{EndpointGuard, Listener, bind, connect};
 
-/// A connection between the agent and one who asks.
+/// Connection between the agent and a client.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// Names a state directory in a place that others share.
+/// Returns a name for a state directory that is unique in a shared directory.
 fn name_of(state_dir: &std::path::Path) -> String {
     let hash = xxhash_rust::xxh3::xxh3_64(state_dir.as_os_str().as_encoded_bytes());
     format!("{hash:016x}")

@@ -1,5 +1,5 @@
-//! A socket in the state directory, 0600; where its path is too long for one, in a private directory
-//! elsewhere, and a file in the state directory says where.
+//! Unix socket in the state directory, with mode 0600. If its path is too long for a socket, it is
+//! in a private directory elsewhere, and a pointer file in the state directory contains the path.
 
 use std::{
     fs, io,
@@ -11,36 +11,36 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::{super::secure_file, Stream, name_of};
 
-/// The socket, in the state directory.
+/// Socket in the state directory.
 const SOCKET: &str = "agent.sock";
-/// The same until it is nobody's but its owner's.
+/// Temporary name until the socket is accessible to its owner only.
 const UNFINISHED: &str = "agent.new";
-/// Says where the socket is that has no room here.
+/// Pointer to a socket in another directory.
 const POINTER: &str = "agent.sock.at";
-/// How long a socket's path may be: macOS has room for 104 bytes with the zero at the end, Linux for
-/// 108. <https://man7.org/linux/man-pages/man7/unix.7.html>
+/// Maximum length of a socket's path: macOS allows 104 bytes including the final zero, Linux 108.
+/// <https://man7.org/linux/man-pages/man7/unix.7.html>
 const LONGEST: usize = 103;
 
-/// Takes those who want to ask.
+/// Accepts connections of clients.
 pub struct Listener(UnixListener);
 
-/// Where it lies; taken away when dropped.
+/// Files of the socket, removed on drop.
 pub struct EndpointGuard(Vec<PathBuf>);
 
 impl Drop for EndpointGuard {
     fn drop(&mut self) {
         for path in &self.0 {
             if let Err(error) = fs::remove_file(path) {
-                tracing::debug!(%error, path = %path.display(), "left behind");
+                tracing::debug!(%error, path = %path.display(), "could not remove the socket");
             }
         }
     }
 }
 
-/// Begins to listen, for whoever holds the lock of `state_dir`.
+/// Starts to listen; the caller must hold the lock of `state_dir`.
 ///
 /// # Errors
-/// What the system says: nobody can ask then, and all else goes on.
+/// The error of the system: no client can connect, and the agent continues.
 pub fn bind(state_dir: &Path) -> io::Result<(Listener, EndpointGuard)> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
     let runtime = runtime.map(PathBuf::from).filter(|dir| dir.is_absolute());
@@ -70,8 +70,8 @@ fn bind_or_elsewhere(
     Ok((listener, guard))
 }
 
-/// Binds `unfinished`, and gives it its name once nobody else may connect to it: there is no moment
-/// at which somebody could. A socket that a crash left is replaced.
+/// Binds `unfinished` and renames it once only the owner may connect, so that other users can never
+/// connect. A socket left by a crash is replaced.
 fn bind_at(path: &Path, unfinished: &Path) -> io::Result<Listener> {
     remove(unfinished)?;
     let listener = UnixListener::bind(unfinished)?;
@@ -80,10 +80,10 @@ fn bind_at(path: &Path, unfinished: &Path) -> io::Result<Listener> {
     Ok(Listener(listener))
 }
 
-/// Goes to the agent that listens for `state_dir`.
+/// Connects to the agent that listens for `state_dir`.
 ///
 /// # Errors
-/// What the system says: nobody listens there, or it is not this user's.
+/// The error of the system: no agent listens, or the socket belongs to another user.
 pub async fn connect(state_dir: &Path) -> io::Result<Box<dyn Stream>> {
     let near = state_dir.join(SOCKET);
     let path = if fits(&near) {
@@ -97,35 +97,35 @@ pub async fn connect(state_dir: &Path) -> io::Result<Box<dyn Stream>> {
     if server != me && me != 0 {
         return Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
-            format!("what listens there belongs to user {server}"),
+            format!("the control socket belongs to user {server}"),
         ));
     }
     Ok(Box::new(stream))
 }
 
 impl Listener {
-    /// Waits for the next who wants to ask. Other users are turned away.
+    /// Waits for the next client. Other users are refused.
     ///
     /// # Errors
-    /// What the system says: the next call may have better luck.
+    /// The error of the system; the next call may succeed.
     pub async fn accept(&mut self) -> io::Result<Box<dyn Stream>> {
         loop {
             let (stream, _) = self.0.accept().await?;
             let user = stream.peer_cred()?.uid();
-            if is_welcome(user, me()) {
+            if may_connect(user, me()) {
                 return Ok(Box::new(stream));
             }
             tracing::warn!(
                 code = "control_user_refused",
                 user,
-                "another user wanted to ask the agent, and was turned away"
+                "refused a control connection of another user"
             );
         }
     }
 }
 
-/// Whether `user` may ask an agent of `me`: root can read all of it anyway.
-fn is_welcome(user: u32, me: u32) -> bool {
+/// Returns whether `user` may connect to an agent of `me`; root can read all of its data anyway.
+fn may_connect(user: u32, me: u32) -> bool {
     user == me || user == 0
 }
 
@@ -144,13 +144,14 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A directory of this user's alone with a short path, in the first of `places` that has one.
-fn private_folder(places: &[PathBuf]) -> io::Result<PathBuf> {
+/// Creates a directory with a short path, accessible to this user only, in the first of `parents`
+/// where this is possible.
+fn private_folder(parents: &[PathBuf]) -> io::Result<PathBuf> {
     let folder = format!("ai-agent-{}", me());
-    let mut why = io::Error::other("there is no place for it");
-    for place in places {
-        let folder = place.join(&folder);
-        // The socket's name, a letter more while it is not finished, and the separator.
+    let mut why = io::Error::other("no directory has a path that is short enough for a socket");
+    for parent in parents {
+        let folder = parent.join(&folder);
+        // Name of the socket, one more letter while it is temporary, and the separator.
         if folder.as_os_str().as_bytes().len() + 18 > LONGEST {
             continue;
         }
@@ -161,7 +162,7 @@ fn private_folder(places: &[PathBuf]) -> io::Result<PathBuf> {
             Ok(_) => {
                 why = io::Error::new(
                     io::ErrorKind::PermissionDenied,
-                    format!("`{}` is not this user's alone", folder.display()),
+                    format!("`{}` is accessible to other users", folder.display()),
                 );
             }
             Err(error) => why = error,
@@ -190,9 +191,9 @@ mod tests {
         assert_eq!(tokio::join!(ask, answer).0, b'@');
     }
 
-    /// A socket that a crash left was in the way of every agent that came after it.
+    /// A socket left by a crash blocked every later agent.
     #[tokio::test]
-    async fn what_a_crash_left_is_replaced_and_nothing_is_left_at_the_end() {
+    async fn socket_left_by_a_crash_is_replaced_and_removed_at_end() {
         let dir = tempfile::tempdir().unwrap();
         let (crashed, guard) = bind_or_elsewhere(dir.path(), &[]).unwrap();
         std::mem::forget(guard);
@@ -208,12 +209,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_state_directory_with_a_long_path_has_its_socket_elsewhere() {
+    async fn long_state_path_puts_the_socket_elsewhere() {
         let (dir, runtime) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let state = dir.path().join("x".repeat(200));
         fs::create_dir(&state).unwrap();
         assert!(bind_or_elsewhere(&state, &[]).is_err());
-        // One whose path is no shorter is passed over.
+        // A directory with an equally long path is skipped.
         let elsewhere = [state.clone(), runtime.path().to_owned()];
         let (mut listener, guard) = bind_or_elsewhere(&state, &elsewhere).unwrap();
         talks(&mut listener, &state).await;
@@ -224,9 +225,9 @@ mod tests {
         assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
     }
 
-    /// Somebody else may have made it before, to see who comes.
+    /// Another user may have created it before, to intercept connections.
     #[tokio::test]
-    async fn a_folder_that_others_can_get_at_is_not_taken() {
+    async fn directory_accessible_to_others_is_not_used() {
         let (dir, shared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let state = dir.path().join("x".repeat(200));
         fs::create_dir(&state).unwrap();
@@ -234,8 +235,8 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
         let error = bind_or_elsewhere(&state, &[shared.path().to_owned()]).err().unwrap();
-        assert!(error.to_string().contains("is not this user's alone"), "{error}");
-        // Nor one behind a symlink.
+        assert!(error.to_string().contains("is accessible to other users"), "{error}");
+        // Nor a directory behind a symlink.
         fs::remove_dir(&folder).unwrap();
         let mine = dir.path().join("mine");
         secure_file::create_dir(&mine).unwrap();
@@ -244,8 +245,8 @@ mod tests {
     }
 
     #[test]
-    fn nobody_but_the_user_and_root_may_ask() {
-        assert!(is_welcome(1000, 1000) && is_welcome(0, 1000) && is_welcome(0, 0));
-        assert!(!is_welcome(1001, 1000) && !is_welcome(1000, 0));
+    fn only_the_user_and_root_may_connect() {
+        assert!(may_connect(1000, 1000) && may_connect(0, 1000) && may_connect(0, 0));
+        assert!(!may_connect(1001, 1000) && !may_connect(1000, 0));
     }
 }

@@ -1,4 +1,4 @@
-//! A named pipe that nobody but its user may open.
+//! Named pipe that only its user may open.
 
 use std::{ffi::c_void, io, mem, path::Path, time::Duration};
 
@@ -8,38 +8,38 @@ use windows_sys::Win32::{Foundation::ERROR_PIPE_BUSY, Security::SECURITY_ATTRIBU
 use super::{Stream, name_of};
 use crate::platform::security::{Descriptor, this_user};
 
-/// How often, and how long between, a pipe is tried again that is being made anew just now.
+/// Number of attempts, and the pause between them, while the pipe is being created again.
 const TRIES: u32 = 20;
 const TRY: Duration = Duration::from_millis(50);
 
-/// Takes those who want to ask.
+/// Accepts connections of clients.
 pub struct Listener {
     name: String,
     security: Descriptor,
-    /// Waits for the next.
+    /// Waits for the next client.
     next: NamedPipeServer,
 }
 
-/// A pipe goes with its process.
+/// The system removes a pipe with its process.
 pub struct EndpointGuard(());
 
-/// Begins to listen, for whoever holds the lock of `state_dir`.
+/// Starts to listen; the caller must hold the lock of `state_dir`.
 ///
 /// # Errors
-/// What the system says: nobody can ask then, and all else goes on.
+/// The error of the system: no client can connect, and the agent continues.
 pub fn bind(state_dir: &Path) -> io::Result<(Listener, EndpointGuard)> {
     let name = pipe(state_dir);
-    // This user may do everything, and nobody else anything.
+    // Full access for this user, none for others.
     let security = Descriptor::new(&format!("D:P(A;;GA;;;{})", this_user()?))?;
-    // Somebody else who has made one of this name would be asked in our place.
+    // A pipe of this name created by another user would receive our clients.
     let next = create(&security, &name, true)?;
     Ok((Listener { name, security, next }, EndpointGuard(())))
 }
 
-/// Goes to the agent that listens for `state_dir`.
+/// Connects to the agent that listens for `state_dir`.
 ///
 /// # Errors
-/// What the system says: nobody listens there.
+/// The error of the system: no agent listens.
 pub async fn connect(state_dir: &Path) -> io::Result<Box<dyn Stream>> {
     let name = pipe(state_dir);
     let mut tries = 0;
@@ -58,13 +58,13 @@ pub async fn connect(state_dir: &Path) -> io::Result<Box<dyn Stream>> {
 }
 
 impl Listener {
-    /// Waits for the next who wants to ask. The system turns other users away.
+    /// Waits for the next client. The system refuses other users.
     ///
     /// # Errors
-    /// What the system says: the next call may have better luck.
+    /// The error of the system; the next call may succeed.
     pub async fn accept(&mut self) -> io::Result<Box<dyn Stream>> {
         let connected = self.next.connect().await;
-        // One that failed is good for nothing any more.
+        // A pipe whose connection failed cannot be used again.
         let next = create(&self.security, &self.name, false)?;
         let stream = mem::replace(&mut self.next, next);
         connected?;
@@ -86,7 +86,7 @@ fn create(security: &Descriptor, name: &str, first: bool) -> io::Result<NamedPip
     let attributes: *mut SECURITY_ATTRIBUTES = &raw mut attributes;
     let mut options = ServerOptions::new();
     options.first_pipe_instance(first).reject_remote_clients(true);
-    // SAFETY: the attributes are whole, and outlive the call.
+    // SAFETY: the attributes are valid and outlive the call.
     unsafe { options.create_with_security_attributes_raw(name, attributes.cast::<c_void>()) }
 }
 
@@ -96,7 +96,7 @@ mod tests {
 
     use super::*;
 
-    /// Wine lets everybody open the same pipe twice.
+    /// Wine lets every process open the same pipe twice.
     #[test_requires::requires(not_wine)]
     #[tokio::test]
     async fn a_second_listener_is_refused() {
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_user_may_ask_again_and_again_and_there_is_one_that_answers() {
+    async fn user_connects_several_times() {
         let dir = tempfile::tempdir().unwrap();
         let (mut listener, _place) = bind(dir.path()).unwrap();
         for _ in 0..3 {
@@ -120,7 +120,7 @@ mod tests {
                 let asked = stream.read_u8().await.unwrap();
                 stream.write_u8(asked + 1).await.unwrap();
                 stream.flush().await.unwrap();
-                // Kept until the other has read it.
+                // Kept open until the client has read it.
                 drop(stream.read_u8().await);
             };
             assert_eq!(tokio::join!(ask, answer).0, b'@');

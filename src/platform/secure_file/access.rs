@@ -1,8 +1,7 @@
-//! Who may read and change a file of Windows: judged by its list of access rules, which is fetched
-//! elsewhere.
+//! Access rules of a file on Windows; they are read from the system elsewhere.
 //!
-//! The rule is that of Unix, where a secret has mode 0600, or 0640 of root: what belongs to the
-//! user is for the user alone, and what belongs to the system may be read by a group too.
+//! The rule equals that on Unix, where a secret has mode 0600, or 0640 if it belongs to root: a
+//! file of the user is for the user only, and a file of the system may be readable by a group too.
 
 use std::path::Path;
 
@@ -17,49 +16,49 @@ const AUTHENTICATED: &str = "S-1-5-11";
 const INTERACTIVE: &str = "S-1-5-4";
 const ANONYMOUS: &str = "S-1-5-7";
 const GUESTS: &str = "S-1-5-32-546";
-/// Who owns the file, whoever that is.
+/// The owner of a file, whoever it is.
 const OWNER: &str = "S-1-3-4";
 
-/// The user and the group of guests, of a machine or of a domain, end so.
+/// Last part of the ids of the guest user and the guest group, of a machine or a domain.
 const OF_GUESTS: [&str; 2] = ["-501", "-514"];
 
 const ALL: u32 = 0x1000_0000;
 /// `FILE_READ_DATA`, `GENERIC_READ`, `GENERIC_ALL`.
 const READ: u32 = 0x1 | 0x8000_0000 | ALL;
 /// `FILE_WRITE_DATA`, `FILE_APPEND_DATA`, `DELETE`, `WRITE_DAC`, `WRITE_OWNER`, `GENERIC_WRITE`,
-/// `GENERIC_ALL`: other bytes, another file in its place, or another list.
+/// `GENERIC_ALL`: rights to change the content, replace the file, or change its access list.
 const CHANGE: u32 = 0x2 | 0x4 | 0x1_0000 | 0x4_0000 | 0x8_0000 | 0x4000_0000 | ALL;
 
-/// What the system knows of a file.
+/// Owner and access list of a file.
 #[derive(Clone, Debug)]
 pub(super) struct Access {
-    /// The id of its owner, as in `S-1-5-18`.
+    /// Id of the owner, as in `S-1-5-18`.
     pub(super) owner: String,
-    /// None where there is no list, and everybody may do everything.
+    /// Access list; without one every user has full access.
     pub(super) rules: Option<Vec<Rule>>,
 }
 
-/// One entry of a list.
+/// Entry of an access list.
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
-    /// The id of a user or a group.
+    /// Id of a user or group.
     pub(super) who: String,
-    /// What they may do, or may not, bit by bit.
+    /// Access mask.
     pub(super) what: u32,
-    /// Whether it allows that. What forbids is left out of account: to be refused for too little
-    /// is easily mended.
+    /// Whether the entry allows access. Entries that deny access are ignored: refusing a file
+    /// unnecessarily is easy to fix.
     pub(super) allows: bool,
-    /// Whether it is for what lies below a directory only.
+    /// Whether the entry applies only to the content of a directory.
     pub(super) is_inherited_only: bool,
 }
 
 impl Access {
-    /// Whether the file belongs to the user `me` or to the system.
+    /// Returns whether the file belongs to the user `me` or to the system.
     pub(super) fn is_ours(&self, me: &str) -> bool {
         is_trusted(&self.owner, me)
     }
 
-    /// Whether every user of the machine may read it.
+    /// Returns whether every user of the machine may read the file.
     pub(super) fn is_readable_by_all(&self) -> bool {
         let Some(rules) = &self.rules else { return true };
         rules.iter().any(|rule| {
@@ -68,16 +67,17 @@ impl Access {
         })
     }
 
-    /// Who may read or change a file of `me` and should not, in words; none when nobody may.
+    /// Describes who may read or change a file of `me` and should not; `None` if the file is
+    /// private.
     pub(super) fn unwanted_access(&self, me: &str) -> Option<String> {
         let Some(rules) = &self.rules else {
-            return Some("has no access list, so anybody can read and change it".to_owned());
+            return Some("has no access list, so every user can read and change it".to_owned());
         };
         let found = unwanted_access(rules, me, |_| false);
         (!found.is_empty()).then(|| words(&found))
     }
 
-    /// Judges a secret, for the user `me`.
+    /// Checks a file with a secret, for the user `me`.
     pub(super) fn check_secret(&self, path: &Path, me: &str) -> Result<(), SecretFileError> {
         if !self.is_ours(me) {
             return Err(SecretFileError::Owner {
@@ -97,7 +97,7 @@ impl Access {
             remedy: remedy(path, me, is_of_system, found),
         };
         let Some(rules) = &self.rules else {
-            let open = "has no access list, so anybody can read and change it (a drive with FAT \
+            let open = "has no access list, so every user can read and change it (a drive with FAT \
                         has none for any file)";
             return Err(refused(open.to_owned(), &[]));
         };
@@ -112,7 +112,8 @@ impl Rule {
     }
 }
 
-/// Who may change what they should not, and who may read it though they may not even do that.
+/// Returns ids with too many rights: those that may change the file, and those that may read it
+/// unless `may_read` permits that.
 fn unwanted_access<'a>(
     rules: &'a [Rule],
     me: &str,
@@ -138,19 +139,19 @@ fn words(found: &[(&str, &str)]) -> String {
     format!("lets {}", each.join(", "))
 }
 
-/// Who may do everything as it is, or decides on it.
+/// Returns whether an id has full control of the machine anyway, or is the user.
 fn is_trusted(who: &str, me: &str) -> bool {
     who == me || [SYSTEM, ADMINISTRATORS, TRUSTED_INSTALLER].contains(&who)
 }
 
-/// Whether this takes in those whom nobody has given an account.
+/// Returns whether an id includes users without an account.
 fn is_anybody(who: &str) -> bool {
     let is_guest =
         || who.starts_with("S-1-5-21-") && OF_GUESTS.iter().any(|end| who.ends_with(end));
     [EVERYONE, ANONYMOUS, GUESTS].contains(&who) || is_guest()
 }
 
-/// An id with the name that people know it by, if it is the same on all machines.
+/// Formats an id, with its name if the name is the same on all machines.
 fn named(who: &str) -> String {
     let name = match who {
         EVERYONE => "Everyone",
@@ -164,7 +165,7 @@ fn named(who: &str) -> String {
     format!("{name} ({who})")
 }
 
-/// The command that makes a file private; by ids, since names differ by language.
+/// Returns the command that makes a file private. It uses ids, since names depend on the language.
 pub(super) fn remedy(path: &Path, me: &str, is_of_system: bool, found: &[(&str, &str)]) -> String {
     let (who, right) = if is_of_system { (USERS, "R") } else { (me, "F") };
     let mut line = format!(
@@ -200,7 +201,7 @@ mod tests {
         Rule { who: who.to_owned(), what, allows: true, is_inherited_only: false }
     }
 
-    /// As in a user's profile, and `more`.
+    /// Access list as in a user's profile, and `more`.
     fn access(owner: &str, more: impl IntoIterator<Item = Rule>) -> Access {
         let usual = [SYSTEM, ADMINISTRATORS, ME].map(|who| rule(who, EVERYTHING));
         Access { owner: owner.to_owned(), rules: Some(usual.into_iter().chain(more).collect()) }
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_the_user_is_for_nobody_else() {
+    fn file_of_the_user_is_for_the_user_only() {
         assert_eq!(check_secret(&access(ME, [])), Ok(()));
         assert_eq!(check_secret(&access(ME, [rule(OTHER, RUNS), rule(OWNER, EVERYTHING)])), Ok(()));
         for who in [OTHER, DOMAIN_USERS, USERS, AUTHENTICATED, EVERYONE, "S-1-5-19"] {
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_the_system_may_be_read_by_those_who_have_an_account() {
+    fn file_of_the_system_is_readable_by_users_with_an_account() {
         for owner in [SYSTEM, ADMINISTRATORS, TRUSTED_INSTALLER] {
             for who in [OTHER, DOMAIN_USERS, USERS, AUTHENTICATED] {
                 assert_eq!(check_secret(&access(owner, [rule(who, READS)])), Ok(()), "{who}");
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_may_change_it() {
+    fn other_users_may_not_change_a_secret() {
         for owner in [ME, ADMINISTRATORS] {
             for what in [0x2, 0x4, 0x1_0000, 0x4_0000, 0x8_0000, 0x4000_0000, ALL] {
                 assert!(check_secret(&access(owner, [rule(USERS, what)])).is_err(), "{what:x}");
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_list_is_open_to_all() {
+    fn file_without_access_list_is_open_to_all() {
         for owner in [ME, SYSTEM] {
             let access = Access { owner: owner.to_owned(), rules: None };
             assert!(check_secret(&access).unwrap_err().contains("has no access list"));
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_forbids_or_is_for_what_lies_below_lets_nobody_in() {
+    fn deny_and_inherit_only_entries_grant_nothing() {
         let forbids = Rule { allows: false, ..rule(EVERYONE, READS) };
         let below = Rule { is_inherited_only: true, ..rule(EVERYONE, READS) };
         let access = access(ME, [forbids, below]);
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_all_users_may_read_and_whether_it_is_ours() {
+    fn readable_by_all_and_ownership_are_detected() {
         for who in [EVERYONE, USERS, AUTHENTICATED, INTERACTIVE] {
             assert!(access(ADMINISTRATORS, [rule(who, READS)]).is_readable_by_all(), "{who}");
         }
@@ -274,27 +275,27 @@ mod tests {
         let is_ours = |owner| access(owner, []).is_ours(ME);
         assert!(is_ours(ME) && is_ours(SYSTEM) && is_ours(ADMINISTRATORS));
         assert!(!is_ours(OTHER) && !is_ours(USERS));
-        // A directory with a secret in it is for nobody else, whoever it belongs to.
+        // A directory with a secret must be private, whoever owns it.
         let unwanted_access = access(ADMINISTRATORS, [rule(USERS, READS)]).unwanted_access(ME);
         assert_eq!(unwanted_access.as_deref(), Some("lets Users (S-1-5-32-545) read it"));
     }
 
     #[test]
-    fn says_how_to_mend() {
+    fn error_contains_the_command_that_fixes_it() {
         let rules = [rule(EVERYONE, EVERYTHING), rule(OTHER, 0x2), rule(OTHER, 0x2)];
         assert_eq!(
             check_secret(&access(ME, rules)).unwrap_err(),
-            r#"the secret file `C:\s` lets Everyone (S-1-1-0) read and change it, S-1-5-21-1-2-3-1002 change it: remedy it with `icacls "C:\s" /inheritance:r /grant:r "*S-1-5-18:F" "*S-1-5-32-544:F" "*S-1-5-21-1-2-3-1001:F" /remove "*S-1-1-0" "*S-1-5-21-1-2-3-1002"`"#
+            r#"the secret file `C:\s` lets Everyone (S-1-1-0) read and change it, S-1-5-21-1-2-3-1002 change it: fix it with `icacls "C:\s" /inheritance:r /grant:r "*S-1-5-18:F" "*S-1-5-32-544:F" "*S-1-5-21-1-2-3-1001:F" /remove "*S-1-1-0" "*S-1-5-21-1-2-3-1002"`"#
         );
-        // Those who may go on reading do.
+        // Users who may continue to read the file keep that right.
         let rules = [rule(USERS, EVERYTHING)];
         assert_eq!(
             check_secret(&access(ADMINISTRATORS, rules)).unwrap_err(),
-            r#"the secret file `C:\s` lets Users (S-1-5-32-545) change it: remedy it with `icacls "C:\s" /inheritance:r /grant:r "*S-1-5-18:F" "*S-1-5-32-544:F" "*S-1-5-32-545:R"`, as an administrator"#
+            r#"the secret file `C:\s` lets Users (S-1-5-32-545) change it: fix it with `icacls "C:\s" /inheritance:r /grant:r "*S-1-5-18:F" "*S-1-5-32-544:F" "*S-1-5-32-545:R"`, as an administrator"#
         );
         assert_eq!(
             check_secret(&access(OTHER, [])).unwrap_err(),
-            r#"the secret file `C:\s` belongs to S-1-5-21-1-2-3-1002, who could change it: it must belong to you or to the administrators, remedy it with `icacls "C:\s" /setowner "*S-1-5-21-1-2-3-1001"`, as an administrator"#
+            r#"the secret file `C:\s` belongs to S-1-5-21-1-2-3-1002, who could change it: it must belong to you or to the administrators, fix it with `icacls "C:\s" /setowner "*S-1-5-21-1-2-3-1001"`, as an administrator"#
         );
     }
 }

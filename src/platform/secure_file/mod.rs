@@ -1,4 +1,4 @@
-//! Files that nobody else may read.
+//! Files that other users cannot read.
 
 #[cfg(any(windows, test))]
 mod access;
@@ -18,17 +18,17 @@ use unix as system;
 #[cfg(windows)]
 use windows as system;
 
-/// The longest secret file that is read; a longer one is no secret but a mistake.
+/// Maximum size of a secret file; a longer one is a mistake.
 const LONGEST: u64 = 64 << 10;
 
-/// Reads a file that holds a secret.
+/// Reads a file that contains a secret.
 ///
-/// It must be a regular file that belongs to root or to the user, and that no other user may read:
-/// mode 0600, or 0640 of root, for a group that the user is in. On Windows its access list says the
-/// same, as in `access`.
+/// It must be a regular file of root or the user that no other user may read: mode 0600, or 0640 if
+/// it belongs to root, for a group of the user. On Windows the access list must state the same, see
+/// `access`.
 ///
 /// # Errors
-/// [`SecretFileError`]: the caller reports it and does without the secret.
+/// [`SecretFileError`]: the caller reports it and continues without the secret.
 pub fn read(path: &Path) -> Result<String, SecretFileError> {
     let failed = |source| SecretFileError::Read { path: path.to_owned(), source };
     let file = system::open(path).map_err(failed)?;
@@ -45,8 +45,8 @@ pub fn read(path: &Path) -> Result<String, SecretFileError> {
     Ok(text)
 }
 
-/// Opens for writing; a file that is made is for its owner only. On Windows it is for those that its
-/// directory is for: see [`create_dir`].
+/// Returns options to write a file; a new file is accessible to its owner only. On Windows it
+/// inherits the access rules of its directory: see [`create_dir`].
 #[must_use]
 pub fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
@@ -55,59 +55,59 @@ pub fn options() -> OpenOptions {
     options
 }
 
-/// Creates a file that is not there yet, for its owner only, wherever it lies.
+/// Creates a new file, accessible to its owner only, in any directory.
 ///
 /// # Errors
-/// What the system says.
+/// The error of the system.
 pub fn create_new(path: &Path) -> io::Result<File> {
     system::create_new(path)
 }
 
-/// Creates `dir` and what is above it, for the owner only.
+/// Creates `dir` and its parents, accessible to the owner only.
 ///
 /// # Errors
-/// What the system says; a directory that is there is none.
+/// The error of the system; an existing directory is not an error.
 pub fn create_dir(dir: &Path) -> io::Result<()> {
     system::create_dir(dir)
 }
 
-/// How a directory is open to other users, if it is; none where that can't be known.
+/// Describes the access that other users have to a directory; `None` if there is none, or if it is
+/// unknown.
 #[must_use]
 pub fn access_by_others(dir: &Path) -> Option<String> {
     system::access_by_others(dir).ok().flatten()
 }
 
-/// Whether a file belongs to root, to the administrators of Windows, or to the user.
+/// Returns whether a file belongs to root, to the administrators of Windows, or to the user.
 ///
 /// # Errors
-/// What the system says.
+/// The error of the system.
 pub fn has_trusted_owner(file: &File) -> io::Result<bool> {
     system::is_ours(file)
 }
 
-/// Whether a directory belongs to the user.
+/// Returns whether a directory belongs to root, to the administrators of Windows, or to the user.
 #[must_use]
 pub fn is_trusted_dir(dir: &Path) -> bool {
     dir.is_dir() && system::is_trusted_dir(dir).unwrap_or(false)
 }
 
-/// Writes a file for its owner only, in place of the one at `path`: whole or not at all, whenever
-/// the power goes.
+/// Replaces the file at `path` atomically, even in a power cut; it is accessible to its owner only.
 ///
 /// # Errors
-/// What the system says; what was there is still there.
+/// The error of the system; the previous file is unchanged.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = beside(path);
-    // It is closed: Windows grants no other name to a file that is kept from others.
+    // The file is closed first: Windows does not rename a file that is opened without sharing.
     write_new(&beside, bytes)?.sync_all()?;
     commit_rename(&beside, path)
 }
 
-/// Writes a file for its owner only, in place of the one at `path`: whole for whoever reads it, but
-/// a power cut may take it. That costs no sync, and suits what a start writes anew.
+/// Replaces the file at `path` atomically for readers; a power cut may lose it. That needs no sync,
+/// and suits files that are written again at each start.
 ///
 /// # Errors
-/// What the system says; what was there is still there.
+/// The error of the system; the previous file is unchanged.
 pub fn replace_without_sync(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = beside(path);
     write_new(&beside, bytes)?;
@@ -115,7 +115,7 @@ pub fn replace_without_sync(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<File> {
-    // One that a crash left may have another mode.
+    // A leftover of a crash may have another mode.
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -131,17 +131,17 @@ fn beside(path: &Path) -> PathBuf {
     PathBuf::from(beside)
 }
 
-/// Gives a file its name.
+/// Renames a file and syncs its directory.
 fn commit_rename(beside: &Path, path: &Path) -> io::Result<()> {
     std::fs::rename(beside, path)?;
     system::sync_dir(path.parent().unwrap_or(path))
 }
 
-/// Writes a file that others may read as they could before, in place of the one at `path`, which
-/// may be a symlink to it: whole or not at all.
+/// Replaces the file at `path`, or the target of a symlink there, atomically and with the same
+/// permissions.
 ///
 /// # Errors
-/// What the system says; what was there is still there.
+/// The error of the system; the previous file is unchanged.
 pub fn replace_preserving_mode(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (path, permissions) = match path.canonicalize() {
         Ok(path) => (path.clone(), Some(std::fs::metadata(path)?.permissions())),
@@ -159,7 +159,7 @@ fn write_beside(
     bytes: &[u8],
     permissions: Option<std::fs::Permissions>,
 ) -> io::Result<()> {
-    // As others make theirs, where there was none.
+    // A new file gets the default permissions.
     let mut file = File::create(beside)?;
     if let Some(permissions) = permissions {
         file.set_permissions(permissions)?;
@@ -168,79 +168,79 @@ fn write_beside(
     file.sync_all()
 }
 
-/// Whether every user of the machine may read `path`; false where that can't be known.
+/// Returns whether every user of the machine may read `path`; false if unknown.
 #[must_use]
 pub fn is_readable_by_all(path: &Path) -> bool {
     system::is_readable_by_all(path).unwrap_or(false)
 }
 
-/// The command that keeps all others from reading `path`.
+/// Returns the command that removes read access for other users.
 #[must_use]
 pub fn restrict_command(path: &Path) -> String {
     system::restrict_command(path)
 }
 
-/// Whether `path` is a file that can be run.
+/// Returns whether `path` is an executable file.
 #[must_use]
 pub fn is_executable(path: &Path) -> bool {
     std::fs::metadata(path)
         .is_ok_and(|metadata| metadata.is_file() && system::is_runnable(&metadata))
 }
 
-/// Why a file is not taken for a secret.
+/// Reason why a file is not accepted as a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFileError {
-    /// It can't be read.
+    /// The file cannot be read.
     #[error("cannot read the secret file `{}`", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why not.
+        /// Reason given by the system.
         #[source]
         source: io::Error,
     },
-    /// It is a directory, a FIFO or a device.
-    #[error("the secret file `{}` is no regular file", path.display())]
+    /// The path is a directory, a FIFO or a device.
+    #[error("the secret file `{}` is not a regular file", path.display())]
     NoFile {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// It is too long for a secret.
+    /// The file is too long for a secret.
     #[error("the secret file `{}` is longer than 64 KiB", path.display())]
     TooLong {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// It belongs to someone else.
+    /// The file belongs to another user.
     #[error(
         "the secret file `{path}` belongs to {owner}, who could change it: it must belong to \
-         {allowed_owner}, remedy it with {remedy}",
+         {allowed_owner}, fix it with {remedy}",
         path = path.display()
     )]
     Owner {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its owner, as the system calls them.
+        /// Owner of the file, as the system names it.
         owner: String,
-        /// To whom it may belong.
+        /// Permitted owners.
         allowed_owner: &'static str,
-        /// The command that mends it.
+        /// Command that fixes the owner.
         remedy: String,
     },
-    /// Others may read or change it.
-    #[error("the secret file `{path}` {open}: remedy it with {remedy}", path = path.display())]
+    /// Other users may read or change the file.
+    #[error("the secret file `{path}` {open}: fix it with {remedy}", path = path.display())]
     Open {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// How it is open to others.
+        /// Access of other users.
         open: String,
-        /// The command that mends it.
+        /// Command that fixes the access.
         remedy: String,
     },
 }
 
 impl SecretFileError {
-    /// Whether nothing lies there.
+    /// Returns whether the file does not exist.
     #[must_use]
     pub fn is_absent(&self) -> bool {
         let Self::Read { source, .. } = self else { return false };

@@ -1,4 +1,4 @@
-//! Files of Unix: their owner and their mode.
+//! Owner and mode of files on Unix.
 
 use std::{
     fs::{DirBuilder, File, Metadata, OpenOptions},
@@ -21,13 +21,13 @@ pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-/// Opens without waiting for a writer, should the file be a FIFO.
+/// Opens a file without blocking if it is a FIFO.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     OpenOptions::new().read(true).custom_flags(nonblocking).open(path)
 }
 
-/// Makes a new name in `dir` as safe as its bytes.
+/// Syncs a directory after a rename.
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
@@ -44,7 +44,7 @@ pub(super) fn check(path: &Path, file: &File) -> Result<(), SecretFileError> {
     )
 }
 
-/// Judges a file of `owner` with `mode`, for the user `me`.
+/// Checks owner and mode of a file, for the user `me`.
 fn check_secret(path: &Path, owner: u32, mode: u32, me: u32) -> Result<(), SecretFileError> {
     let shown = path.display();
     if owner != 0 && owner != me {
@@ -109,7 +109,7 @@ mod tests {
     const OTHER: u32 = 1001;
 
     #[test]
-    fn takes_private_files_of_root_and_oneself_only() {
+    fn secret_must_be_private_to_root_or_the_user() {
         let check_secret = |owner, mode| check_secret(Path::new("/s"), owner, mode, ME).is_ok();
         for mode in [0o600, 0o400, 0o700] {
             assert!(check_secret(ME, mode), "{mode:o}");
@@ -127,23 +127,23 @@ mod tests {
     }
 
     #[test]
-    fn says_how_to_mend() {
+    fn error_contains_the_command_that_fixes_it() {
         let error = check_secret(Path::new("/s"), ME, 0o644, ME).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the secret file `/s` has mode 0644, so others can read or change it: remedy it with \
+            "the secret file `/s` has mode 0644, so others can read or change it: fix it with \
              `chmod 600 '/s'`"
         );
         let error = check_secret(Path::new("/s"), OTHER, 0o600, ME).unwrap_err();
         assert_eq!(
             error.to_string(),
             "the secret file `/s` belongs to user 1001, who could change it: it must belong to \
-             root or to you, remedy it with `chown \"$USER\" '/s'`"
+             root or to you, fix it with `chown \"$USER\" '/s'`"
         );
     }
 
     #[test]
-    fn reads_a_private_file() {
+    fn private_file_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         fs::write(&path, "s3cr3t\n").unwrap();
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_file() {
+    fn directory_and_missing_file_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(read(dir.path()), Err(SecretFileError::NoFile { .. })));
         assert!(matches!(read(&dir.path().join("none")), Err(SecretFileError::Read { .. })));
@@ -165,7 +165,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn does_not_wait_for_the_writer_of_a_fifo() {
+    fn fifo_is_refused_without_blocking() {
         use rustix::fs::{CWD, FileType, Mode, mknodat};
 
         let dir = tempfile::tempdir().unwrap();
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_file_too_long_for_a_secret() {
+    fn oversized_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         fs::write(&path, "x".repeat(70_000)).unwrap();

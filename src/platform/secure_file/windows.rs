@@ -1,4 +1,4 @@
-//! Files of Windows: their owner and their list of access rules.
+//! Owner and access list of files on Windows.
 
 use std::{
     ffi::c_void,
@@ -27,21 +27,21 @@ use super::{
 };
 use crate::platform::security::{Descriptor, name_of, this_user};
 
-/// `ACCESS_ALLOWED_ACE_TYPE` and `ACCESS_ALLOWED_CALLBACK_ACE_TYPE`: what the condition of the latter
-/// says is left out of account.
+/// `ACCESS_ALLOWED_ACE_TYPE` and `ACCESS_ALLOWED_CALLBACK_ACE_TYPE`; the condition of the latter is
+/// ignored.
 const ALLOWS: [u8; 2] = [0, 9];
 /// `ACCESS_DENIED_ACE_TYPE` and `ACCESS_DENIED_CALLBACK_ACE_TYPE`.
 const FORBIDS: [u8; 2] = [1, 10];
 
-/// The list of rules, and that it is all there is: none of the directory above.
+/// The access list, without inherited entries.
 const RULES: OBJECT_SECURITY_INFORMATION =
     DACL_SECURITY_INFORMATION | PROTECTED_DACL_SECURITY_INFORMATION;
 
-/// Files have the rules of their directory.
+/// New files inherit the rules of their directory.
 pub(super) fn for_owner_only(_: &mut OpenOptions) {}
 
 pub(super) fn create_new(path: &Path) -> io::Result<File> {
-    // Nobody else can open it before it has its rules.
+    // No other process can open the file before its rules are set.
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -67,7 +67,7 @@ pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
     }
     match fs::create_dir(dir) {
         Ok(()) => {
-            // What is made in it has the same rules.
+            // The content inherits the same rules.
             let kept = open_for(dir, READ_CONTROL | WRITE_DAC)
                 .and_then(|dir| restrict_to_user(&dir, "OICI"));
             kept.inspect_err(|_| drop(fs::remove_dir(dir)))
@@ -77,12 +77,12 @@ pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Lets the user, the system and the administrators do everything, and nobody else anything.
+/// Grants full control to the user, the system and the administrators only.
 fn restrict_to_user(file: &File, inherited: &str) -> io::Result<()> {
     let everything = |who: &str| format!("(A;{inherited};FA;;;{who})");
     let each = [&this_user()?, SYSTEM, ADMINISTRATORS].map(everything);
     match set(file, RULES, &format!("D:P{}", each.concat())) {
-        // A drive with FAT has no rules for anything.
+        // A drive with FAT has no access rules.
         Err(error) if is_without_rules(&error) => Ok(()),
         set => set,
     }
@@ -93,11 +93,11 @@ fn is_without_rules(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| without.contains(&code))
 }
 
-/// Sets parts of what the system knows of a file that nothing lies below.
-#[expect(unsafe_code, reason = "a call of the system")]
+/// Sets parts of the security descriptor of a file or an empty directory.
+#[expect(unsafe_code, reason = "a system call")]
 fn set(file: &File, parts: OBJECT_SECURITY_INFORMATION, rules: &str) -> io::Result<()> {
     let rules = Descriptor::new(rules)?;
-    // Not `SetSecurityInfo`, which adds what is inherited under wine.
+    // `SetSecurityInfo` would add inherited entries under wine.
     // SAFETY: the file is open, and the rules outlive the call.
     let set = unsafe { SetKernelObjectSecurity(file.as_raw_handle(), parts, rules.as_ptr()) };
     if set == 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -107,12 +107,12 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).open(path)
 }
 
-/// Opens a file or a directory for no more than `access`.
+/// Opens a file or a directory with no more rights than `access`.
 fn open_for(path: &Path, access: u32) -> io::Result<File> {
     OpenOptions::new().access_mode(access).custom_flags(FILE_FLAG_BACKUP_SEMANTICS).open(path)
 }
 
-/// Windows syncs no directory.
+/// Directories cannot be synced on Windows.
 pub(super) fn sync_dir(_: &Path) -> io::Result<()> {
     Ok(())
 }
@@ -140,7 +140,7 @@ pub(super) fn is_readable_by_all(path: &Path) -> io::Result<bool> {
     Ok(access(&open_for(path, READ_CONTROL)?)?.is_readable_by_all())
 }
 
-/// Windows knows by the name.
+/// Windows decides by the extension.
 pub(super) fn is_runnable(_: &Metadata) -> bool {
     true
 }
@@ -150,14 +150,14 @@ pub(super) fn restrict_command(path: &Path) -> String {
     access::remedy(path, &me, false, &[])
 }
 
-/// What the system knows of an open file.
-#[expect(unsafe_code, reason = "calls of the system")]
+/// Reads owner and access list of an open file.
+#[expect(unsafe_code, reason = "system calls")]
 fn access(file: &File) -> io::Result<Access> {
     let mut owner: PSID = ptr::null_mut();
     let mut list: *mut ACL = ptr::null_mut();
     let mut descriptor: PSECURITY_DESCRIPTOR = ptr::null_mut();
-    // SAFETY: the file is open; owner and list are parts of the descriptor, which outlives them
-    // and is freed once.
+    // SAFETY: the file is open; owner and list point into the descriptor, which outlives them and
+    // is freed once.
     unsafe {
         let failure = GetSecurityInfo(
             file.as_raw_handle(),
@@ -179,14 +179,14 @@ fn access(file: &File) -> io::Result<Access> {
 }
 
 /// # Safety
-/// `list` is one, whole.
-#[expect(unsafe_code, reason = "calls of the system")]
+/// `list` must be a valid access list.
+#[expect(unsafe_code, reason = "system calls")]
 unsafe fn rules(list: *const ACL) -> io::Result<Vec<Rule>> {
-    // SAFETY: the caller says so.
+    // SAFETY: guaranteed by the caller.
     let count = u32::from(unsafe { (*list).AceCount });
     let rule = |at| {
         let mut entry: *mut c_void = ptr::null_mut();
-        // SAFETY: the entries of these kinds begin alike, and the id is their last part.
+        // SAFETY: entries of these types have the same layout, and the id is their last part.
         unsafe {
             if GetAce(list, at, &raw mut entry) == 0 {
                 return Err(io::Error::last_os_error());
@@ -197,8 +197,8 @@ unsafe fn rules(list: *const ACL) -> io::Result<Vec<Rule>> {
             if !allows && !FORBIDS.contains(&header.AceType) {
                 let kind = header.AceType;
                 return Err(io::Error::other(format!(
-                    "its access list has a rule of kind {kind}, which is not known: give it a \
-                     plain one with `icacls`"
+                    "its access list has an entry of unknown type {kind}: replace it with a plain one \
+                     with `icacls`"
                 )));
             }
             Ok(Rule {
@@ -224,7 +224,8 @@ mod tests {
     const ALL: &str = "S-1-1-0";
     const USERS: &str = "S-1-5-32-545";
 
-    /// A file of this user with these rules; one that an administrator makes may be the system's.
+    /// Creates a file of this user with these rules; a file created by an administrator may belong
+    /// to the system.
     fn file(path: &Path, rules: &str) {
         fs::write(path, "s3cr3t\n").unwrap();
         let file = open_for(path, READ_CONTROL | WRITE_DAC | WRITE_OWNER).unwrap();
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_taken_from_its_user_and_the_system_alone() {
+    fn secret_of_user_or_system_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         file(&path, "");
@@ -251,7 +252,7 @@ mod tests {
         file(&path, &format!("(A;;FR;;;{ALL})"));
         let refused = refusal(&path).unwrap();
         assert!(
-            refused.contains("lets Everyone (S-1-1-0) read it: remedy it with `icacls"),
+            refused.contains("lets Everyone (S-1-1-0) read it: fix it with `icacls"),
             "{refused}"
         );
         assert!(is_readable_by_all(&path));
@@ -262,7 +263,7 @@ mod tests {
 
     #[test_requires::requires(not_wine)]
     #[test]
-    fn a_secret_that_the_users_can_read_is_refused() {
+    fn secret_readable_by_users_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         file(&path, &format!("(A;;FR;;;{USERS})"));
@@ -271,7 +272,7 @@ mod tests {
         assert!(is_readable_by_all(&path));
         file(&path, &format!("(D;;FR;;;{USERS})"));
         assert_eq!(refusal(&path), None);
-        // No list at all.
+        // No access list at all.
         let open = open_for(&path, READ_CONTROL | WRITE_DAC).unwrap();
         set(&open, RULES, "D:NO_ACCESS_CONTROL").unwrap();
         let refused = refusal(&path).unwrap();
@@ -279,14 +280,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_for_the_user_is_for_nobody_else() {
+    fn created_files_and_directories_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let open = open_for(dir.path(), READ_CONTROL | WRITE_DAC).unwrap();
         let me = this_user().unwrap();
         set(&open, RULES, &format!("D:P(A;OICI;FA;;;{me})(A;OICI;FA;;;{ALL})")).unwrap();
         assert!(access_by_others(dir.path()).unwrap().is_some());
 
-        // Beside what is open to all.
+        // In a directory that is open to all.
         let path = dir.path().join("token");
         for text in ["one", "two"] {
             replace(&path, text.as_bytes()).unwrap();
@@ -301,7 +302,7 @@ mod tests {
         }
     }
 
-    /// Wine lets no file inherit the rules of its directory.
+    /// Under wine files do not inherit the rules of their directory.
     #[test_requires::requires(not_wine)]
     #[test]
     fn file_inherits_the_rules_of_its_directory() {
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_there_is_not_made_anew() {
+    fn create_new_refuses_an_existing_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         file(&path, "");

@@ -1,12 +1,13 @@
-//! What the system is told of the service.
+//! Commands that control the service through the system's service manager.
 
 use super::{ManagerCommand, NAME, Os, Service};
 
-/// The unit's name.
+/// Name of the unit.
 pub(super) const UNIT: &str = "ai-agent.service";
 
 impl Service {
-    /// Asks whether services of a user can be had at all, before anything is changed.
+    /// Returns the command that checks, before anything is changed, whether the user can have
+    /// services.
     #[must_use]
     pub fn probe(&self) -> Option<ManagerCommand> {
         match self.os {
@@ -15,25 +16,25 @@ impl Service {
         }
     }
 
-    /// Makes the system read the definition, and start the service at each login from now on.
+    /// Returns the commands that load the definition and start the service at each login.
     #[must_use]
     pub fn register(&self) -> Vec<ManagerCommand> {
         let definition = self.installed.definition.to_string_lossy();
         match self.os {
-            // By its path, a unit is found also where the manager was told of other directories.
+            // A unit given by its path is found even if the manager uses other directories.
             Os::Linux => vec![systemctl(&["daemon-reload"]), systemctl(&["enable", &definition])],
-            // What is loaded does not follow its file.
+            // A loaded service does not follow changes of its file.
             Os::Macos => vec![
                 launchctl(&["bootout", &self.target()]).optional(),
                 launchctl(&["enable", &self.target()]),
-                // It takes a moment until one that was loaded is gone.
+                // A loaded service takes a moment to disappear.
                 launchctl(&["bootstrap", &self.domain(), &definition]).tried(10),
             ],
             Os::Windows => vec![schtasks(&["/Create", "/F", "/TN", NAME, "/XML", &definition])],
         }
     }
 
-    /// Starts it once it is registered, in place of one that runs.
+    /// Returns the commands that start the registered service, replacing a running one.
     #[must_use]
     pub fn launch(&self) -> Vec<ManagerCommand> {
         match self.os {
@@ -42,13 +43,13 @@ impl Service {
         }
     }
 
-    /// Starts it. With systemd it is ready afterwards.
+    /// Returns the commands that start the service. With systemd it is ready afterwards.
     #[must_use]
     pub fn start(&self) -> Vec<ManagerCommand> {
         let definition = self.installed.definition.to_string_lossy();
         match self.os {
             Os::Linux => vec![systemctl(&["start", UNIT])],
-            // One that was stopped is not loaded; what is loaded runs by itself, mostly.
+            // A stopped service is not loaded; a loaded one usually runs by itself.
             Os::Macos => vec![
                 launchctl(&["bootstrap", &self.domain(), &definition]).optional(),
                 launchctl(&["kickstart", &self.target()]).optional(),
@@ -60,7 +61,7 @@ impl Service {
         }
     }
 
-    /// Stops it, and what would bring it back.
+    /// Returns the commands that stop the service and prevent a restart.
     #[must_use]
     pub fn stop(&self) -> Vec<ManagerCommand> {
         match self.os {
@@ -73,7 +74,7 @@ impl Service {
         }
     }
 
-    /// Stops it and starts it again.
+    /// Returns the commands that restart the service.
     #[must_use]
     pub fn restart(&self) -> Vec<ManagerCommand> {
         match self.os {
@@ -86,8 +87,8 @@ impl Service {
         }
     }
 
-    /// Stops it and takes it out of what starts at login; to be called while its definition lies
-    /// where it did.
+    /// Returns the commands that stop the service and remove it from those started at login. They
+    /// must run before the definition is deleted.
     #[must_use]
     pub fn unregister(&self) -> Vec<ManagerCommand> {
         let calls = match self.os {
@@ -97,11 +98,11 @@ impl Service {
                 vec![schtasks(&["/End", "/TN", NAME]), schtasks(&["/Delete", "/F", "/TN", NAME])]
             }
         };
-        // It may have been taken away by hand, in part.
+        // Parts may have been removed manually.
         calls.into_iter().map(ManagerCommand::optional).collect()
     }
 
-    /// What is left to say once the definition is gone.
+    /// Returns the commands that clean up after the definition was deleted.
     #[must_use]
     pub fn clean_up(&self) -> Vec<ManagerCommand> {
         match self.os {
@@ -113,7 +114,7 @@ impl Service {
         }
     }
 
-    /// Asks how it stands.
+    /// Returns the command that queries the status.
     pub(super) fn query_status(&self) -> ManagerCommand {
         match self.os {
             Os::Linux => systemctl(&[
@@ -126,13 +127,14 @@ impl Service {
         }
     }
 
-    /// Lets the user's services run without a login; `None` where they never do.
+    /// Returns the command that lets the user's services run without a login; `None` if the system
+    /// cannot do that.
     #[must_use]
     pub fn enable_linger(&self) -> Option<ManagerCommand> {
         (self.os == Os::Linux).then(|| ManagerCommand::new("loginctl", &["enable-linger"]))
     }
 
-    /// Asks whether they do.
+    /// Returns the command that queries whether services run without a login.
     #[must_use]
     pub fn query_linger(&self, user: &str) -> Option<ManagerCommand> {
         let ask = ["show-user", user, "--property=Linger", "--value"];
@@ -167,7 +169,7 @@ mod tests {
         *,
     };
 
-    /// What each system is told, one call in a line.
+    /// Formats all commands, one per line.
     fn all(os: Os, home: &str, user: &str) -> String {
         let variables = [("HOME", home), ("USERPROFILE", home)];
         let paths = Paths::on(os, &Environment::from_iter(variables)).unwrap();
@@ -180,10 +182,10 @@ mod tests {
             ("stop", service.stop()),
             ("restart", service.restart()),
             ("unregister", service.unregister()),
-            ("forget", service.clean_up()),
-            ("ask", vec![service.query_status()]),
+            ("clean_up", service.clean_up()),
+            ("query_status", vec![service.query_status()]),
             (
-                "linger",
+                "enable_linger",
                 service.enable_linger().into_iter().chain(service.query_linger("u")).collect(),
             ),
         ];
@@ -199,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn each_system_is_told_in_its_own_words() {
+    fn commands_of_each_system() {
         for (os, home, user, expected) in [
             (Os::Linux, "/home/u", "", include_str!("cases/linux.txt")),
             (Os::Macos, "/Users/u", "501", include_str!("cases/macos.txt")),

@@ -1,18 +1,18 @@
-//! What describes the service to the system.
+//! Definition of the service: a systemd unit, a property list, or a scheduled task.
 
 use super::{Os, Service};
 
-/// Who the service is for.
+/// Users that the service is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// The user who installs it.
     User,
-    /// Each user of a machine: what an administrator lays down.
+    /// Every user of the machine; installed by an administrator.
     Machine,
 }
 
 impl Service {
-    /// The definition of the service that runs `program`: a unit, a property list, a task.
+    /// Returns the definition of the service that runs `program`.
     #[must_use]
     pub fn definition(&self, program: &str, scope: Scope) -> String {
         match self.os {
@@ -22,10 +22,10 @@ impl Service {
         }
     }
 
-    /// The definition as it lies in its file.
+    /// Returns the definition as written to its file.
     ///
     /// # Errors
-    /// `NotText` when the program lies where no definition can name it.
+    /// `NotText` if no definition can contain the path of the program.
     pub fn definition_file(&self) -> Result<Vec<u8>, NotText> {
         let path = &self.installed.program;
         let program = path.to_str().filter(|text| !text.contains(char::is_control));
@@ -33,7 +33,7 @@ impl Service {
         let text = self.definition(program, Scope::User);
         Ok(match self.os {
             Os::Linux | Os::Macos => text.into_bytes(),
-            // What the scheduler reads, with the mark that says so.
+            // The task scheduler requires UTF-16 with a byte order mark.
             Os::Windows => {
                 let text = format!("\u{feff}{}", text.replace('\n', "\r\n"));
                 text.encode_utf16().flat_map(u16::to_le_bytes).collect()
@@ -42,31 +42,29 @@ impl Service {
     }
 }
 
-/// A path that no definition can name.
+/// Path that no definition can contain.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the program would lie at `{}`, which is no plain text: a service needs a home directory with a \
-     name in UTF-8",
+    "the program would be installed at `{}`, which is not plain text: a service needs a home \
+     directory whose path is valid UTF-8",
     path.display()
 )]
 pub struct NotText {
-    /// The path.
+    /// Path of the program.
     pub path: std::path::PathBuf,
 }
 
-/// <https://www.freedesktop.org/software/systemd/man/latest/systemd.exec.html>: of what locks a
-/// service in, that which needs no namespace of a user's, since many systems give none.
+/// Uses only those hardening options that need no user namespace, since many systems do not permit
+/// one: <https://www.freedesktop.org/software/systemd/man/latest/systemd.exec.html>.
 fn unit(program: &str, scope: Scope) -> String {
     let program = unit_word(program);
     let (head, condition) = match scope {
-        Scope::User => {
-            ("# Written by `ai-agent install`; `ai-agent uninstall` takes it away.\n", "")
-        }
+        Scope::User => ("# Written by `ai-agent install`, removed by `ai-agent uninstall`.\n", ""),
         Scope::Machine => (
             "# /etc/systemd/user/ai-agent.service: one agent for each user who logs in, with that \
              user's rights.\n# `systemctl --global enable ai-agent.service` makes it start at the \
-             next login of everybody.\n",
-            "# Root and the users of services have a user manager too at times, and nothing to \
+             next login of every user.\n",
+            "# Root and service users may have a user manager too, but no sessions to \
              ship.\nConditionUser=!@system\n",
         ),
     };
@@ -80,16 +78,16 @@ Description=Ships Claude Code session logs to the SIEM
 Type=notify
 ExecStart={program} run
 ExecReload=/bin/kill -HUP $MAINPID
-# Also after a clean end: one that somebody kills comes back.
+# Restarts after a clean exit too, for example if a user kills the process.
 Restart=always
 RestartSec=2s
-# A large outbox that a power cut left is checked first.
+# After a power cut a large outbox is checked first.
 TimeoutStartSec=5min
-# It ends by itself within 5 s.
+# The agent stops within 5 s.
 TimeoutStopSec=15s
-# It says that it gets on, not only that it is there.
+# The agent feeds the watchdog only while it makes progress.
 WatchdogSec=5min
-# A core file would hold the secrets, and what was read.
+# A core file would contain secrets and session content.
 LimitCORE=0
 UMask=0077
 NoNewPrivileges=yes
@@ -97,7 +95,7 @@ LockPersonality=yes
 RestrictRealtime=yes
 SystemCallFilter=@system-service
 SystemCallErrorNumber=EPERM
-# Several times what it takes with any backlog.
+# Several times the memory that any backlog needs.
 MemoryMax=512M
 
 [Install]
@@ -106,7 +104,7 @@ WantedBy=default.target
     )
 }
 
-/// A word of `ExecStart=`: quoted, without what systemd would replace in it.
+/// Quotes an argument of `ExecStart=`, and escapes what systemd would expand.
 fn unit_word(text: &str) -> String {
     let escaped =
         text.replace('\\', r"\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
@@ -114,7 +112,7 @@ fn unit_word(text: &str) -> String {
     if text.bytes().all(is_plain) { escaped } else { format!("\"{escaped}\"") }
 }
 
-/// `man launchd.plist`. The same for one user and for all, but for the program.
+/// See `man launchd.plist`. Definitions for one user and for all users differ in the program only.
 fn property_list(program: &str) -> String {
     let program = xml(program);
     format!(
@@ -133,12 +131,12 @@ fn property_list(program: &str) -> String {
 	</array>
 	<key>RunAtLoad</key>
 	<true/>
-	<!-- One that somebody kills comes back. -->
+	<!-- Restarts the agent if a user kills it. -->
 	<key>KeepAlive</key>
 	<true/>
 	<key>ThrottleInterval</key>
 	<integer>5</integer>
-	<!-- What may wait it does at a low priority by itself; what is new must not. -->
+	<!-- The agent lowers the priority of background work itself; new records need the standard one. -->
 	<key>ProcessType</key>
 	<string>Standard</string>
 	<key>Umask</key>
@@ -149,10 +147,10 @@ fn property_list(program: &str) -> String {
     )
 }
 
-/// <https://learn.microsoft.com/en-us/windows/win32/taskschd/task-scheduler-schema>. The trigger
-/// comes again every five minutes and finds the task running, mostly: restarting on failure is for
-/// a task that could not be started, not for one that somebody ended. `conhost` keeps the window of
-/// the console away.
+/// See <https://learn.microsoft.com/en-us/windows/win32/taskschd/task-scheduler-schema>. The
+/// trigger fires every five minutes and usually finds the task running: restarting on failure
+/// covers a task that could not be started, not one that was ended. `conhost` hides the console
+/// window.
 fn task(program: &str, user: &str) -> String {
     let (program, user) = (xml(program), xml(user));
     format!(
@@ -202,7 +200,7 @@ fn task(program: &str, user: &str) -> String {
     )
 }
 
-/// A text as XML has it.
+/// Escapes a text for XML.
 fn xml(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
@@ -237,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn each_system_gets_its_own() {
+    fn definition_file_of_each_system() {
         for (os, home, expected) in [
             (Os::Linux, "/home/u", include_str!("cases/ai-agent.service")),
             (Os::Macos, "/Users/u", include_str!("cases/ai-agent.plist")),
@@ -247,9 +245,9 @@ mod tests {
         }
     }
 
-    /// An administrator copies these as they stand: what `install` writes must be no other service.
+    /// Administrators copy the samples: they must define the same service as `install`.
     #[test]
-    fn the_samples_for_a_machine_are_the_same_service() {
+    fn mdm_samples_define_the_same_service() {
         const PROGRAM: &str = "/usr/local/bin/ai-agent";
         for (os, sample) in [
             (Os::Linux, include_str!("../../../config/mdm/ai-agent.service")),
@@ -264,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_home_with_odd_letters_is_written_as_each_system_reads_it() {
+    fn special_characters_in_home_are_escaped() {
         let unit = written(Os::Linux, "/home/a b\"%h$x");
         let expected = "\nExecStart=\"/home/a b\\\"%%h$$x/.local/bin/ai-agent\" run\n";
         assert!(unit.contains(expected), "{unit}");
@@ -276,8 +274,8 @@ mod tests {
     }
 
     #[test]
-    fn a_home_that_is_no_text_is_refused() {
+    fn home_that_is_not_text_is_refused() {
         let error = service(Os::Linux, "/home/a\nb").definition_file().unwrap_err();
-        assert!(error.to_string().contains("no plain text"), "{error}");
+        assert!(error.to_string().contains("not plain text"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
-//! The agent as a service of one user: a systemd user unit, a LaunchAgent, a scheduled task.
+//! The agent as a service of one user: a systemd user unit, a LaunchAgent, or a scheduled task.
 //!
-//! What describes it (`definition`) and what the system is told of it (`calls`) are values, made for
-//! any system on any system; running the calls is all that is left.
+//! The definition (`definition`) and the commands (`calls`) are values that can be created for any
+//! system on any system; only running the commands depends on the system.
 
 mod calls;
 mod definition;
@@ -21,7 +21,7 @@ pub use status::ServiceStatus;
 
 use super::{Environment, InstalledPaths, Os};
 
-/// What it is called, whatever the system.
+/// Name of the service on every system.
 pub const NAME: &str = "ai-agent";
 
 /// The agent as a service of one user.
@@ -29,54 +29,53 @@ pub const NAME: &str = "ai-agent";
 pub struct Service {
     os: Os,
     installed: InstalledPaths,
-    /// Who the user is, in the system's summary: the number of a user on macOS, `DOMAIN\user` on
-    /// Windows.
+    /// User as the system names it: the numeric id on macOS, `DOMAIN\user` on Windows.
     user: String,
 }
 
 impl Service {
-    /// The service of `user` on `os`.
+    /// Creates the service of `user` on `os`.
     #[must_use]
     pub fn on(os: Os, installed: &InstalledPaths, user: &str) -> Self {
         Self { os, installed: installed.clone(), user: user.to_owned() }
     }
 
-    /// The service of this user.
+    /// Creates the service of this user.
     #[must_use]
     pub fn of_this_user(installed: &InstalledPaths, environment: &Environment) -> Self {
         Self::on(Os::CURRENT, installed, &this_user(environment))
     }
 
-    /// Where its parts lie.
+    /// Returns the paths of the installed files.
     #[must_use]
     pub fn installed(&self) -> &InstalledPaths {
         &self.installed
     }
 
-    /// Whether stopping it lasts beyond the next login.
+    /// Returns whether a stopped service stays stopped at the next login.
     #[must_use]
     pub fn stays_stopped(&self) -> bool {
         self.os == Os::Windows
     }
 
-    /// The service of all users that an administrator has laid down, if there is one.
+    /// Returns the definition of a service for all users, if an administrator installed one.
     #[must_use]
     pub fn machine_definitions(&self) -> Option<&Path> {
-        let mut places = self.installed.machine_definitions.iter();
-        places.find(|path| path.try_exists().unwrap_or(false)).map(|path| &**path)
+        let mut paths = self.installed.machine_definitions.iter();
+        paths.find(|path| path.try_exists().unwrap_or(false)).map(|path| &**path)
     }
 }
 
-/// One call of a program of the system's.
+/// Command that runs a program of the system's service manager.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManagerCommand {
-    /// The program.
+    /// Name of the program.
     pub program: &'static str,
-    /// What it is told.
+    /// Arguments.
     pub arguments: Vec<String>,
-    /// Whether nothing goes on without it: the others only tidy up, mostly what is not there.
+    /// Whether a failure is an error; other commands only clean up.
     pub is_required: bool,
-    /// How often it is tried, where the system takes a moment for what came before.
+    /// Number of attempts, if the system needs a moment after the previous command.
     tries: u32,
 }
 
@@ -94,10 +93,10 @@ impl ManagerCommand {
         Self { tries, ..self }
     }
 
-    /// Runs it; what it prints.
+    /// Runs the command and returns its output.
     ///
     /// # Errors
-    /// [`ManagerCommandError`]: what it is for has not happened.
+    /// [`ManagerCommandError`]: the command had no effect.
     pub fn run(&self) -> Result<String, ManagerCommandError> {
         const PAUSE: Duration = Duration::from_secs(1);
 
@@ -115,7 +114,7 @@ impl ManagerCommand {
     fn run_once(&self) -> Result<String, ManagerCommandError> {
         let mut command = Command::new(self.program);
         command.args(&self.arguments).stdin(Stdio::null());
-        // Read by this program, not by a person: in one language, and without a pager.
+        // The output is parsed by this program: in one language, and without a pager.
         command.env("LC_ALL", "C.UTF-8").env("SYSTEMD_PAGER", "").env("SYSTEMD_COLORS", "0");
         let output = command
             .output()
@@ -125,12 +124,12 @@ impl ManagerCommand {
         }
         let said = [&output.stderr, &output.stdout].map(|bytes| String::from_utf8_lossy(bytes));
         let said = said.iter().map(|text| text.trim()).find(|text| !text.is_empty());
-        let said = said.unwrap_or("it says nothing").lines().collect::<Vec<_>>().join(" ");
+        let said = said.unwrap_or("no output").lines().collect::<Vec<_>>().join(" ");
         Err(ManagerCommandError::Failed { call: self.to_string(), said })
     }
 }
 
-/// As a person would type it.
+/// Formats the command as typed in a shell.
 impl std::fmt::Display for ManagerCommand {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.program)?;
@@ -142,24 +141,24 @@ impl std::fmt::Display for ManagerCommand {
     }
 }
 
-/// Why the system was not told.
+/// Reason why a command of the service manager failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerCommandError {
-    /// The program can't be run.
-    #[error("`{program}` cannot be run, which takes care of services on this system")]
+    /// The program cannot be run.
+    #[error("cannot run `{program}`, the service manager of this system")]
     NotStarted {
-        /// The program.
+        /// Name of the program.
         program: &'static str,
-        /// Why not.
+        /// Reason given by the system.
         #[source]
         source: io::Error,
     },
-    /// It ran, and failed.
+    /// The command failed.
     #[error("`{call}` failed: {said}")]
     Failed {
-        /// The whole call.
+        /// Command.
         call: String,
-        /// What it printed.
+        /// Output of the command.
         said: String,
     },
 }

@@ -1,26 +1,27 @@
-//! What a service tells its manager: that it is ready, that it gets on, that it ends.
+//! Notifications of a service to systemd: ready, making progress, stopping.
 //!
-//! <https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html>: a datagram to the
-//! socket that a variable names. Only systemd asks for it.
+//! A datagram is sent to the socket in an environment variable, see
+//! <https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html>. Other service managers
+//! have no such notifications.
 
 use std::{ffi::OsString, time::Duration};
 
 use super::super::Environment;
 
-/// The way to the manager; one that says nothing where nobody listens.
+/// Connection to the service manager; does nothing if there is none.
 #[derive(Debug, Default)]
 pub struct Notify {
     socket: Option<OsString>,
-    /// How long the manager waits for a sign of life.
+    /// Watchdog timeout of the service manager.
     watchdog: Option<Duration>,
 }
 
 impl Notify {
-    /// The manager that `environment` names.
+    /// Creates a connection to the manager that `environment` names.
     #[must_use]
     pub fn new(environment: &Environment) -> Self {
         let number = |name: &str| environment.process_value(name)?.to_str()?.parse::<u64>().ok();
-        // Meant for another process, if it is not meant for this one.
+        // The variables may be meant for the parent process.
         let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let watchdog = number("WATCHDOG_USEC").filter(|micros| is_ours && *micros > 0);
         Self {
@@ -29,31 +30,32 @@ impl Notify {
         }
     }
 
-    /// The agent is at work.
+    /// Reports that the agent is ready.
     pub fn ready(&self) {
         self.send("READY=1");
     }
 
-    /// The agent ends.
+    /// Reports that the agent is stopping.
     pub fn stopping(&self) {
         self.send("STOPPING=1");
     }
 
-    /// How often the manager's watchdog wants to be fed, if it has one.
+    /// Returns the interval at which to call [`feed`](Self::feed), if the manager has a watchdog.
     #[must_use]
     pub fn watchdog(&self) -> Option<Duration> {
         self.watchdog.map(|limit| limit / 4)
     }
 
-    /// Feeds the watchdog, if `gets_on` says that the agent gets on within so long a time.
-    pub fn feed(&self, gets_on: impl FnOnce(Duration) -> bool) {
+    /// Feeds the watchdog if `makes_progress` confirms that the agent made progress within the
+    /// given time.
+    pub fn feed(&self, makes_progress: impl FnOnce(Duration) -> bool) {
         let Some(limit) = self.watchdog else { return };
-        if gets_on(limit / 2) {
+        if makes_progress(limit / 2) {
             self.send("WATCHDOG=1");
         } else {
             tracing::error!(
                 code = "agent_stalled",
-                "the agent does not get on: the service manager will start it anew"
+                "agent is stalled: the service manager will restart it"
             );
         }
     }
@@ -61,7 +63,7 @@ impl Notify {
     fn send(&self, state: &str) {
         let Some(socket) = &self.socket else { return };
         if let Err(error) = send(socket, state) {
-            tracing::debug!(%error, state, "the service manager could not be told");
+            tracing::debug!(%error, state, "could not notify the service manager");
         }
     }
 }
@@ -92,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    /// A manager, and what it was told.
+    /// Service manager that records notifications.
     struct Manager(UnixDatagram, tempfile::TempDir);
 
     impl Manager {
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_manager_hears_of_the_beginning_and_the_end() {
+    fn ready_and_stopping_are_reported() {
         let manager = Manager::new();
         let notify = manager.notify(&[]);
         notify.ready();
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_without_a_file_is_reached_too() {
+    fn abstract_socket_is_reached() {
         use std::os::{linux::net::SocketAddrExt as _, unix::net::SocketAddr};
 
         let name = format!("ai-agent-test-{}", std::process::id());
@@ -144,9 +146,9 @@ mod tests {
         assert_eq!(&bytes[..length], b"READY=1");
     }
 
-    /// A thread that is stuck behind a timer that runs would never be started anew.
+    /// A stuck thread beside a running timer would never be restarted.
     #[test]
-    fn the_watchdog_is_fed_by_progress_and_not_by_the_time() {
+    fn watchdog_is_fed_on_progress_only() {
         let manager = Manager::new();
         let notify = manager.notify(&[("WATCHDOG_USEC", "40000000")]);
         assert_eq!(notify.watchdog(), Some(Duration::from_secs(10)));
@@ -157,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watchdog_of_another_process_is_none() {
+    fn watchdog_of_another_process_is_ignored() {
         let manager = Manager::new();
         let notify = manager.notify(&[("WATCHDOG_USEC", "40000000"), ("WATCHDOG_PID", "1")]);
         assert!(notify.watchdog().is_none());

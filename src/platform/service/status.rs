@@ -1,29 +1,30 @@
-//! How the service stands, as its manager says.
+//! Status of the service, as reported by its manager.
 
 use serde::Serialize;
 
 use super::{ManagerCommandError, Os, Service};
 use crate::text::counted;
 
-/// How the service stands, in the platform's own summary.
+/// Status of the service, in the terms of the platform.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ServiceStatus {
-    /// Whether the manager knows it.
+    /// Whether the manager knows the service.
     pub is_installed: bool,
-    /// Whether it starts at login: `enabled`, `disabled`; empty where the manager does not say.
+    /// Whether the service starts at login: `enabled`, `disabled`; empty if unknown.
     pub enabled: String,
-    /// What it is doing: `active (running)`, `Ready`; empty when it is not known.
+    /// State: `active (running)`, `Ready`; empty if unknown.
     pub active: String,
-    /// Whether it runs; `None` where the manager's word for that is another in each language.
+    /// Whether the service runs; `None` if the manager reports it in the language of the system
+    /// only.
     pub is_active: Option<bool>,
-    /// Its process, where the manager says.
+    /// PID, if the manager reports it.
     pub pid: Option<u32>,
-    /// How often it was started anew after it had died, where the manager counts that.
+    /// Number of restarts after a failure, if the manager counts them.
     pub restarts: Option<u32>,
 }
 
 impl ServiceStatus {
-    /// How it stands, in a line.
+    /// Formats the status on one line.
     #[must_use]
     pub fn summary(&self) -> String {
         let mut summary = match self.active.as_str() {
@@ -34,21 +35,21 @@ impl ServiceStatus {
             summary += &format!(", {}", self.enabled);
         }
         if let Some(restarts @ 1..) = self.restarts {
-            summary += &format!(", started anew {}", counted(restarts.into(), "time", "times"));
+            summary += &format!(", restarted {}", counted(restarts.into(), "time", "times"));
         }
         summary
     }
 }
 
 impl Service {
-    /// Asks the manager how the service stands. Takes some milliseconds.
+    /// Queries the status from the manager, which takes some milliseconds.
     ///
     /// # Errors
-    /// [`ManagerCommandError`] when the manager does not answer at all.
+    /// [`ManagerCommandError`] if the manager does not answer.
     pub fn status(&self) -> Result<ServiceStatus, ManagerCommandError> {
         match (self.os, self.query_status().run()) {
             (os, Ok(said)) => Ok(read(os, &said)),
-            // They fail for what they don't know.
+            // These managers fail for an unknown service.
             (Os::Macos | Os::Windows, Err(ManagerCommandError::Failed { .. })) => {
                 Ok(ServiceStatus::default())
             }
@@ -98,7 +99,7 @@ fn read_launchd(said: &str) -> ServiceStatus {
     }
 }
 
-/// `"\ai-agent","11/23/2026 8:00:00 AM","Running"`, in the language of the system.
+/// Parses `"\ai-agent","11/23/2026 8:00:00 AM","Running"`, in the language of the system.
 fn read_scheduler(said: &str) -> ServiceStatus {
     let line = said.lines().map(str::trim).find(|line| line.starts_with('"')).unwrap_or_default();
     let active = line.rsplit("\",\"").next().unwrap_or_default().trim_matches('"');
@@ -106,7 +107,7 @@ fn read_scheduler(said: &str) -> ServiceStatus {
         is_installed: !line.is_empty(),
         enabled: String::new(),
         active: active.to_owned(),
-        // The lock of the state directory knows.
+        // The lock of the state directory gives the exact answer.
         is_active: (active == "Running").then_some(true),
         pid: None,
         restarts: None,
@@ -118,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn systemd_says_how_it_stands() {
+    fn systemd_status_is_parsed() {
         let said = "MainPID=4711\nNRestarts=2\nLoadState=loaded\nActiveState=active\n\
                     SubState=running\nUnitFileState=enabled\n";
         let expected = ServiceStatus {
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn launchd_says_how_it_stands() {
+    fn launchd_status_is_parsed() {
         let said = "gui/501/ai-agent = {\n\tactive count = 1\n\tpath = /Users/u/Library/\n\
                     \tstate = running\n\n\tprogram = /x\n\tpid = 815\n\texecs = 1\n}\n";
         let status = read(Os::Macos, said);
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scheduler_says_how_it_stands() {
+    fn task_scheduler_status_is_parsed() {
         let status = read(Os::Windows, "\"\\ai-agent\",\"N/A\",\"Running\"\r\n");
         assert!(status.is_installed && status.is_active == Some(true), "{status:?}");
         let status = read(Os::Windows, "\"\\ai-agent\",\"N/A\",\"Bereit\"\r\n");
