@@ -230,7 +230,7 @@ impl Running {
             for sink in &mut self.sinks.tasks {
                 // One that may not send any more in time is not waited for.
                 let is_done = |progress: &SinkProgress| {
-                    progress.drained || progress.paced_until.is_some_and(|until| until > end)
+                    progress.drained || progress.rate_limited_until.is_some_and(|until| until > end)
                 };
                 drop(sink.progress.wait_for(is_done).await);
             }
@@ -279,7 +279,7 @@ impl Running {
 
     /// Whether a sink waits only until it may send more.
     fn is_paced(&self) -> bool {
-        self.sinks.tasks.iter().any(|sink| sink.progress.borrow().paced_until.is_some())
+        self.sinks.tasks.iter().any(|sink| sink.progress.borrow().rate_limited_until.is_some())
     }
 
     /// Stops reading and says what keeps it, as far as that is known.
@@ -311,7 +311,7 @@ impl Running {
             obstacles.push(orphaned_sinks::obstacle(sink));
         }
         for sink in &self.sinks.tasks {
-            if let Some(trouble) = &sink.progress.borrow().trouble {
+            if let Some(trouble) = &sink.progress.borrow().problem {
                 obstacles.push(format!("sink `{}` takes nothing: {trouble}", sink.name));
             }
         }
@@ -341,9 +341,9 @@ impl Running {
                     // Nobody is there any more who would ever say that it is done.
                     Ok(false) => return Err(Fault::Panicked(format!("sink `{name}`")).into()),
                     // It waits for what is sure to come.
-                    Err(_) if sink.borrow().paced_until.is_some() => {}
+                    Err(_) if sink.borrow().rate_limited_until.is_some() => {}
                     Err(_) => {
-                        let trouble = sink.borrow().trouble.clone();
+                        let trouble = sink.borrow().problem.clone();
                         let trouble = trouble.unwrap_or_else(|| "it takes too long".into());
                         return Err(CatchUpError::Delivery { sink: name.clone(), trouble });
                     }

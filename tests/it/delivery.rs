@@ -155,10 +155,10 @@ fn refused_connection_is_logged_and_retried() {
     let delivery = DeliverySetup::with(30).deliver_to(&format!("http://{unused_address}"));
     delivery.wait_for_line(POSTPONED, "onnection refused");
     delivery.wait_for_line(POSTPONED, &format!("`http://{unused_address}`"));
-    assert!(delivery.progress().trouble.unwrap().contains("onnection refused"));
+    assert!(delivery.progress().problem.unwrap().contains("onnection refused"));
     let receiver = ScriptedReceiver::on(unused_address, []);
     delivery.finish();
-    assert_eq!(delivery.progress().trouble, None);
+    assert_eq!(delivery.progress().problem, None);
     assert_arrived(&receiver, &delivery, 30);
 }
 

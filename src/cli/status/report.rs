@@ -342,11 +342,11 @@ impl Seen {
             sink.last_error = last_error
                 .as_ref()
                 .map(|(reason, at)| LastError { reason: reason.clone(), at: at.to_string() });
-            sink.trouble.clone_from(&progress.trouble);
+            sink.trouble.clone_from(&progress.problem);
             sink.held = progress.is_held;
             sink.retry_at = retry_at.map(|at| at.to_string());
             sink.retry_seconds = retry_at.map(|at| at.since(now).as_secs());
-            sink.paced = progress.paced_until.is_some();
+            sink.paced = progress.rate_limited_until.is_some();
         }
     }
 }

@@ -4,7 +4,10 @@ use std::{ops::ControlFlow, time::Duration};
 
 use siem_protocol::{BatchHeader, Chain, ChainPoint, DeadLettered, Digest, Identity};
 
-use super::super::outbox::{Cursor, Outbox, OutboxError};
+use super::{
+    super::outbox::{Cursor, Outbox, OutboxError},
+    schedule::{SendRule, Waiting},
+};
 use crate::{
     config::ShippingSettings,
     frame::{Codec, Encoder, Frame, FrameError, FrameHead},
@@ -67,7 +70,7 @@ impl Assembler<'_> {
         &self,
         cursor: &Cursor,
         border: Option<u64>,
-        flush: bool,
+        rule: &SendRule,
         now: Timestamp,
     ) -> Result<NextBatch, AssembleError> {
         let first = cursor.acknowledged.seq + 1;
@@ -86,13 +89,17 @@ impl Assembler<'_> {
             fit.take(&head, first)
         })?;
         let Some(oldest) = oldest else { return Ok(NextBatch::Nothing) };
-        // A clock that was set back must not hold entries until it catches up.
-        let waited = if oldest > now { Duration::MAX } else { now.since(oldest) };
-        let urgent = head.urgent_seq >= first;
-        if !(flush || urgent || fit.full || border.is_some())
-            && waited < self.shipping.flush_interval
-        {
-            return Ok(NextBatch::Waiting(self.shipping.flush_interval - waited));
+        let waiting = Waiting {
+            first_seq: first,
+            // A clock that was set back must not keep entries until it catches up.
+            age: if oldest > now { Duration::MAX } else { now.since(oldest) },
+            is_full: fit.full,
+            is_urgent: head.urgent_seq >= first,
+            is_reduced: border.is_some(),
+        };
+        let wait = rule.wait(&waiting);
+        if !wait.is_zero() {
+            return Ok(NextBatch::Waiting(wait));
         }
         let mut fit = fitting();
         let frames = self.outbox.frames(first, |head| fit.take(head, first))?;

@@ -69,7 +69,7 @@ pub enum NextAction {
     /// ([`RetryPolicy::hold`]).
     Renumber,
     /// The batch's only entry is refused for good: keep it as a dead letter and go on.
-    Bury {
+    DeadLetter {
         /// The HTTP status.
         status: u16,
         /// The receiver's words.
@@ -169,7 +169,7 @@ impl RetryPolicy {
                     return self.wait(None, true, reason, jitter);
                 }
                 self.refusals += 1;
-                NextAction::Bury { status, answer }
+                NextAction::DeadLetter { status, answer }
             }
         }
     }
@@ -264,7 +264,7 @@ mod tests {
             reason: reason.to_owned(),
         };
         let refused = |status| Delivery::Refused { status, answer: "no".into() };
-        let bury = |status| NextAction::Bury { status, answer: "no".into() };
+        let dead_letter = |status| NextAction::DeadLetter { status, answer: "no".into() };
         let hold_for =
             Delivery::Hold { after: Some(Duration::from_secs(9)), reason: "portal".into() };
         let all = "the receiver refuses every entry with 422: that is a fault of its own, and no \
@@ -292,8 +292,8 @@ mod tests {
             ("the same with a wait", hold_for, 5, wait(9.0, true, "portal")),
             ("422 for many", refused(422), 5, NextAction::Again),
             ("413 for many", refused(413), 5, NextAction::Again),
-            ("422 for one", refused(422), 1, bury(422)),
-            ("413 for one", refused(413), 1, bury(413)),
+            ("422 for one", refused(422), 1, dead_letter(422)),
+            ("413 for one", refused(413), 1, dead_letter(413)),
             ("422 for only dead letters", refused(422), 0, wait(0.5, true, all)),
             ("409", Delivery::Conflict { expected: Some(3) }, 5, NextAction::Renumber),
         ];
@@ -355,7 +355,7 @@ mod tests {
             match policy.next(delivery, last, lines, 0.5) {
                 NextAction::Advance => acknowledged = last,
                 NextAction::Again => {}
-                NextAction::Bury { .. } => buried.push(last),
+                NextAction::DeadLetter { .. } => buried.push(last),
                 NextAction::Wait { .. } | NextAction::Renumber => panic!(),
             }
         }
@@ -490,11 +490,11 @@ mod tests {
     fn the_eleventh_refusal_in_a_row_is_held_as_a_fault_of_the_server() {
         let mut policy = RetryPolicy::default();
         for seq in 1..=10 {
-            assert!(matches!(policy.next(refused(), seq, 1, 0.5), NextAction::Bury { .. }));
+            assert!(matches!(policy.next(refused(), seq, 1, 0.5), NextAction::DeadLetter { .. }));
         }
         assert!(matches!(policy.next(refused(), 11, 1, 0.5), NextAction::Wait { alarm: true, .. }));
         policy.next(Delivery::Acknowledged, 11, 1, 0.5);
-        assert!(matches!(policy.next(refused(), 12, 1, 0.5), NextAction::Bury { .. }));
+        assert!(matches!(policy.next(refused(), 12, 1, 0.5), NextAction::DeadLetter { .. }));
     }
 
     /// A receiver that refused everything got ten more after each restart.
@@ -507,7 +507,7 @@ mod tests {
         let mut policy = RetryPolicy::default();
         policy.resume(before.refusals());
         for seq in 8..=10 {
-            assert!(matches!(policy.next(refused(), seq, 1, 0.5), NextAction::Bury { .. }));
+            assert!(matches!(policy.next(refused(), seq, 1, 0.5), NextAction::DeadLetter { .. }));
         }
         assert!(matches!(policy.next(refused(), 11, 1, 0.5), NextAction::Wait { alarm: true, .. }));
     }
@@ -518,7 +518,7 @@ mod tests {
     fn a_batch_of_nothing_but_dead_letters_is_no_success() {
         let mut policy = RetryPolicy::default();
         for seq in 1..=10 {
-            assert!(matches!(policy.next(refused(), seq, 1, 0.5), NextAction::Bury { .. }));
+            assert!(matches!(policy.next(refused(), seq, 1, 0.5), NextAction::DeadLetter { .. }));
             assert_eq!(policy.next(Delivery::Acknowledged, seq, 0, 0.5), NextAction::Advance);
         }
         assert!(matches!(policy.next(refused(), 11, 1, 0.5), NextAction::Wait { alarm: true, .. }));

@@ -2,12 +2,17 @@ use std::{path::Path, sync::Mutex};
 
 use siem_protocol::{Digest, Entry};
 
+use tokio::time::sleep;
+
 use super::*;
 use crate::{
     frame::Codec,
-    pipeline::{group_builder::GroupBuilder, outbox::SinkRegistration},
+    pipeline::{
+        group_builder::GroupBuilder,
+        outbox::{DeadLetter, DeadLetterId, SinkRegistration},
+    },
     platform::Timestamp,
-    stages::sink::{Delivery, DeliveryFuture},
+    stages::sink::{Batch, Delivery, DeliveryFuture},
 };
 
 /// The answer to a batch of these numbers.
@@ -370,6 +375,6 @@ async fn a_task_that_is_told_to_leave_does_so_in_mid_batch_and_the_batch_stays()
     is_asked.wait_for(|is_asked| *is_asked).await.unwrap();
     orders.send_modify(|orders| orders.stop = StopMode::HandOver);
     task.await.unwrap();
-    assert!(progress.borrow().left);
+    assert!(progress.borrow().handed_over);
     assert_eq!(outbox.cursor("siem").unwrap().acknowledged.seq, 0);
 }

@@ -220,6 +220,7 @@ fn a_group_that_is_not_stored_takes_back_what_was_read_meanwhile() {
         let (mut turns, mut failures) = (0, 0);
         loop {
             turns += 1;
+            assert!(turns < 1000, "reading ends");
             if turns == fails_at {
                 ingest.inbox.report(Event::info("test", json!({ "turn": turns })));
                 file.fail_syncs(true);

@@ -162,9 +162,9 @@ impl PipelineHandle {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => return Err(FlushError::Ended),
                     Err(_) => {
-                        let paced = now.paced_until.is_some();
+                        let paced = now.rate_limited_until.is_some();
                         let paced = paced.then(|| "it may send no more at present".to_owned());
-                        let trouble = now.trouble.or(paced);
+                        let trouble = now.problem.or(paced);
                         return Err(FlushError::Late { sink: name, left, trouble });
                     }
                 }

@@ -97,7 +97,7 @@ impl SinkTasks {
         };
         let handle = tokio::spawn(delivering.run_with_retries(told, ordered));
         let death = Fault::Panicked(format!("sink `{name}`"));
-        let is_done = |progress: &SinkProgress| progress.drained || progress.left;
+        let is_done = |progress: &SinkProgress| progress.drained || progress.handed_over;
         self.faults.unless(watched.clone(), is_done, death);
         self.tasks.push(RunningSink { name, seat, orders, retries, progress: watched, handle });
         self.show();

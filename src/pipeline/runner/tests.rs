@@ -117,7 +117,7 @@ async fn a_full_outbox_that_no_sink_empties_is_not_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = pipeline(folder.path(), false, refused());
     let mut running = start(pipeline, 0, Until::CaughtUp);
-    in_time(running.sinks.tasks[0].progress.wait_for(|progress| progress.trouble.is_some()))
+    in_time(running.sinks.tasks[0].progress.wait_for(|progress| progress.problem.is_some()))
         .await
         .unwrap();
     let unfinished = in_time(running.catch_up(Duration::from_millis(20))).await.unwrap_err();
@@ -209,9 +209,11 @@ async fn the_end_does_not_wait_for_a_limit() {
         .await
         .unwrap();
     running.report(Event::info("test", serde_json::json!({})));
-    in_time(running.sinks.tasks[0].progress.wait_for(|progress| progress.paced_until.is_some()))
-        .await
-        .unwrap();
+    in_time(
+        running.sinks.tasks[0].progress.wait_for(|progress| progress.rate_limited_until.is_some()),
+    )
+    .await
+    .unwrap();
     let begun = Instant::now();
     running.stop().await;
     assert!(begun.elapsed() < DELIVERY_ENDS);
@@ -240,7 +242,7 @@ async fn a_flush_sends_what_would_have_waited_and_nothing_that_comes_later() {
     let waiting = view.outbox().stats().unwrap();
     assert_eq!((waiting.entries, waiting.sinks[0].acknowledged), (1, 2));
     let (_, progress) = &view.sinks()[0];
-    assert!(progress.acknowledged_at.is_some() && progress.trouble.is_none());
+    assert!(progress.acknowledged_at.is_some() && progress.problem.is_none());
     running.stop().await;
 }
 

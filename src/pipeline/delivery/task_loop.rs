@@ -1,0 +1,247 @@
+//! The loop of a sink's task: reads the outbox, sends, waits.
+
+use std::{sync::Arc, time::Duration};
+
+use siem_protocol::ChainPoint;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    super::outbox::Head,
+    AssembleError, Assembler, DeadLetterRetry, NextBatch, RetryPolicy, SinkControl, SinkTask,
+    StopMode,
+    batch_sender::{AfterBatch, hand_over_requested},
+    dead_letter_retry,
+    schedule::{Pause, Position, Schedule, SendRule},
+};
+use crate::stages::sink::{self, Batch};
+
+/// A sink's task with everything that its loop keeps between two rounds.
+pub(super) struct TaskLoop {
+    task: SinkTask,
+    control: watch::Receiver<SinkControl>,
+    head: watch::Receiver<Head>,
+    retries: mpsc::Receiver<DeadLetterRetry>,
+    /// A dead letter that waits for the rate limit to be sent again.
+    pending_retry: Option<DeadLetterRetry>,
+    policy: RetryPolicy,
+    /// Whether the policy knows how many refusals there were before the start.
+    is_resumed: bool,
+    schedule: Schedule,
+    started: Instant,
+}
+
+/// What follows after one round.
+enum Round {
+    /// Another round at once.
+    Next,
+    /// Another round after a pause.
+    Pause(Pause),
+    /// The task is over.
+    End,
+}
+
+impl TaskLoop {
+    pub(super) fn new(
+        task: SinkTask,
+        control: watch::Receiver<SinkControl>,
+        retries: mpsc::Receiver<DeadLetterRetry>,
+    ) -> Self {
+        Self {
+            head: task.outbox.watch(),
+            schedule: Schedule::new(task.rate_limit),
+            task,
+            control,
+            retries,
+            pending_retry: None,
+            policy: RetryPolicy::default(),
+            is_resumed: false,
+            started: Instant::now(),
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        loop {
+            match self.round().await {
+                Round::Next => {}
+                Round::Pause(pause) => {
+                    if !self.pause(pause).await {
+                        return;
+                    }
+                }
+                Round::End => return,
+            }
+        }
+    }
+
+    async fn round(&mut self) -> Round {
+        let end = *self.head.borrow_and_update();
+        let control = *self.control.borrow_and_update();
+        if control.stop == StopMode::HandOver {
+            if self.schedule.persist_at().is_some() {
+                self.persist_acks().await;
+            }
+            self.task.progress.send_modify(|progress| progress.handed_over = true);
+            return Round::End;
+        }
+        self.take_retries(control.stop).await;
+        let next = match self.schedule.next_rule(&end, &control) {
+            None => Ok(NextBatch::Nothing),
+            Some(rule) => self.next_batch(&control, rule).await,
+        };
+        match next {
+            Err(failure) => Round::Pause(Pause::fixed(self.task.read_failed(&failure))),
+            Ok(NextBatch::Nothing) => self.all_delivered(control.stop).await,
+            Ok(NextBatch::Waiting(rest)) => Round::Pause(self.schedule.pause_for_more(rest)),
+            Ok(NextBatch::Ready { batch, end, is_full }) => {
+                let wait = self.schedule.rate_limit_wait(self.elapsed());
+                self.show_rate_limit(wait);
+                if !wait.is_zero() {
+                    return Round::Pause(Pause::fixed(wait));
+                }
+                self.send(*batch, end, is_full).await
+            }
+        }
+    }
+
+    /// Assembles the next batch on a blocking thread.
+    async fn next_batch(
+        &mut self,
+        control: &SinkControl,
+        rule: SendRule,
+    ) -> Result<NextBatch, AssembleError> {
+        let (codec, now) = (sink::codec(&*self.task.sink), self.task.clock.now());
+        let (policy, shipping) = (self.policy.clone(), control.shipping);
+        let identity = Arc::clone(&self.task.identity);
+        let next = self.task.on_outbox(move |outbox, sink| {
+            let assembler = Assembler { outbox, sink, codec, identity: &identity, shipping };
+            let cursor = outbox.cursor(sink)?;
+            let border = policy.border(cursor.acknowledged.seq);
+            let next = assembler.next(&cursor, border, &rule, now)?;
+            Ok::<_, AssembleError>((next, cursor.refusals))
+        });
+        let (next, refusals) = next.await?;
+        if !std::mem::replace(&mut self.is_resumed, true) {
+            self.policy.resume(refusals);
+        }
+        Ok(next)
+    }
+
+    async fn send(&mut self, mut batch: Batch, end: ChainPoint, is_full: bool) -> Round {
+        batch.set_patience(self.policy.patience());
+        self.schedule.sending(is_full);
+        let position = Position::in_numbering_of(&self.head.borrow(), end.seq);
+        let started = self.elapsed();
+        let after = self.task.send(&batch, end, &mut self.policy, &self.control).await;
+        self.schedule.sent(self.task.sink.sent(&batch), started);
+        match after {
+            AfterBatch::Wait(delay) => Round::Pause(Pause::fixed(delay)),
+            AfterBatch::Again | AfterBatch::HandedOver => Round::Next,
+            AfterBatch::Acknowledged { is_first } => {
+                let now = self.elapsed();
+                self.schedule.acknowledged(position, is_first, now);
+                if self.schedule.must_persist(now) {
+                    self.persist_acks().await;
+                }
+                Round::Next
+            }
+        }
+    }
+
+    /// Everything is delivered: waits for more, or ends if that is what the task waited for.
+    async fn all_delivered(&mut self, stop: StopMode) -> Round {
+        if stop == StopMode::WhenDrained {
+            self.persist_acks().await;
+            if self.schedule.persist_at().is_some() {
+                return Round::Pause(Pause::until_entries());
+            }
+        }
+        self.task.clear_problem();
+        if stop == StopMode::WhenDrained {
+            self.task.progress.send_modify(|progress| progress.drained = true);
+            return Round::End;
+        }
+        Round::Pause(Pause::until_entries())
+    }
+
+    /// Stores the acknowledgements, or schedules another attempt.
+    async fn persist_acks(&mut self) {
+        let failure = self.task.on_outbox(|outbox, _| outbox.persist_acks()).await.err();
+        let retry_at = failure.map(|failure| self.elapsed() + self.task.write_failed(&failure));
+        self.schedule.persisted(retry_at);
+    }
+
+    /// Pauses. Returns `false` if the task is over, since nothing can control it any more.
+    async fn pause(&mut self, pause: Pause) -> bool {
+        let elapsed = sleep(pause.length);
+        tokio::pin!(elapsed);
+        loop {
+            let persist_at = self.started + self.schedule.persist_at().unwrap_or_default();
+            let retry_at = Instant::now() + self.schedule.rate_limit_wait(self.elapsed());
+            tokio::select! {
+                () = &mut elapsed => {
+                    self.schedule.pause_elapsed(&pause);
+                    return true;
+                }
+                changed = self.head.changed(), if pause.until_entries => return changed.is_ok(),
+                changed = self.control.changed() => return changed.is_ok(),
+                () = sleep_until(persist_at), if self.schedule.persist_at().is_some() => {
+                    self.persist_acks().await;
+                    // A task that is to end once everything is stored looks at that again.
+                    if pause.until_entries && self.control.borrow().stop != StopMode::Never {
+                        return true;
+                    }
+                }
+                Some(retry) = self.retries.recv(), if self.pending_retry.is_none() => {
+                    self.pending_retry = Some(retry);
+                }
+                () = sleep_until(retry_at), if self.pending_retry.is_some() => {
+                    self.send_pending_retry().await;
+                }
+            }
+        }
+    }
+
+    /// Sends a dead letter again if one is ordered and the rate limit allows it. A task that is
+    /// about to end drops the order: its remaining time belongs to the entries in the outbox.
+    async fn take_retries(&mut self, stop: StopMode) {
+        if stop == StopMode::WhenDrained {
+            self.retries.close();
+            self.pending_retry = None;
+        } else if self.pending_retry.is_none() {
+            self.pending_retry = self.retries.try_recv().ok();
+        }
+        if self.schedule.rate_limit_wait(self.elapsed()).is_zero() {
+            self.send_pending_retry().await;
+        }
+    }
+
+    /// Sends the pending dead letter again, unless another task takes over meanwhile.
+    async fn send_pending_retry(&mut self) {
+        let Some(DeadLetterRetry { id, outcome }) = self.pending_retry.take() else { return };
+        let started = self.elapsed();
+        let SinkTask { sink, outbox, identity, clock, .. } = &mut self.task;
+        let attempt = tokio::select! {
+            biased;
+            attempt = dead_letter_retry::attempt(&mut **sink, outbox, identity, &**clock, id) => attempt,
+            () = hand_over_requested(self.control.clone()) => return,
+        };
+        self.schedule.sent(attempt.sent_bytes, started);
+        // Fails when the command that ordered it has ended.
+        outcome.send(attempt.outcome).ok();
+    }
+
+    /// Shows until when the rate limit keeps the next batch.
+    fn show_rate_limit(&self, wait: Duration) {
+        if self.schedule.has_rate_limit() {
+            let until = (!wait.is_zero()).then(|| Instant::now() + wait);
+            self.task.progress.send_modify(|progress| progress.rate_limited_until = until);
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
