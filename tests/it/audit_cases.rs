@@ -40,7 +40,7 @@ fn auditd_cases_ship_what_they_expect() {
         let is_entry = |line: &&[u8]| line.starts_with(b"{");
         let lines = ended.stdout.split(|byte| *byte == b'\n').filter(is_entry);
         let shipped = entries::parse(&lines.collect::<Vec<_>>().join(&b'\n'));
-        let said = &ended.stderr;
+        let report = &ended.stderr;
         let bytes = fs::read(&log).unwrap();
         let mut found = String::new();
         for entry in &shipped {
@@ -50,7 +50,7 @@ fn auditd_cases_ship_what_they_expect() {
                 assert!(is_there, "a line is not as it stood: {}", line.escape_ascii());
             }
             let at = usize::try_from(entry.offset).unwrap();
-            assert!(bytes[at..].starts_with(lines[0]), "{}: {said}", case.display());
+            assert!(bytes[at..].starts_with(lines[0]), "{}: {report}", case.display());
             let of = json!({
                 "offset": entry.offset, "length": entry.length, "lines": lines.len(),
                 "audit": entry.whole["audit"],

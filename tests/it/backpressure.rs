@@ -285,7 +285,7 @@ impl Squeezed {
         let mut round = 0;
         while !self.agent.log().contains(words) {
             round += 1;
-            assert!(round < 6, "never said {words:?}:\n{}", self.agent.log());
+            assert!(round < 6, "never report {words:?}:\n{}", self.agent.log());
             let more = lines(&mut self.random, round * 1000, 12 * MB);
             // The agent may have allocated its space before: what counts is that it writes.
             let store = self.disk.0.join("state/outbox.redb");

@@ -212,11 +212,11 @@ mod check {
         let text =
             "locked = [\"sink.siem.endpont\", \"sink\", \"filter.*.enabled\", \"compliance\"]";
         let file = write(&home, "machine.toml", text);
-        let said = home.agent(&["config", "check", &file]).succeed().stderr;
-        let warnings = lines_with_code(&said, "locked_key_unknown");
-        let [warning] = &warnings[..] else { panic!("{said}") };
+        let messages = home.agent(&["config", "check", &file]).succeed().stderr;
+        let warnings = lines_with_code(&messages, "locked_key_unknown");
+        let [warning] = &warnings[..] else { panic!("{messages}") };
         for key in ["`sink.siem.endpont`", "`sink.siem.endpoint`"] {
-            assert!(warning.contains(key), "{key}: {said}");
+            assert!(warning.contains(key), "{key}: {messages}");
         }
     }
 
@@ -278,8 +278,8 @@ mod check {
         ];
         for (text, expected) in cases {
             let file = write(&home, "managed.json", &text);
-            let said = error(&home, &["config", "check", &allows, &file], 1);
-            assert!(said.contains(expected), "{text}: {said}");
+            let messages = error(&home, &["config", "check", &allows, &file], 1);
+            assert!(messages.contains(expected), "{text}: {messages}");
         }
         let right = stages(json!({"filter": {"x": {"type": "meta"}}}));
         let file = write(&home, "managed.json", &right);

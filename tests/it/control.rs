@@ -91,7 +91,7 @@ fn refused_token_fails_the_strict_check_with_the_reason() {
     let run = agent(&home, &receiver, AT_ONCE, &["run"]);
     let mut running = run.env("CLAUDE_SIEM_TOKEN", "another-token-entirely").start();
     running.wait_for_line("delivery_held", "401");
-    let seen = eventually("it is said", || {
+    let seen = eventually("status reports it", || {
         let seen = status(&home, &receiver, AT_ONCE);
         (seen["sinks"][0]["held"] == true).then_some(seen)
     });
@@ -380,11 +380,12 @@ mod socket {
         let running = delivered(&home, &receiver);
         let socket = state_dir(&home).join("agent.sock");
         assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
-        let said = |line: &str| ask(&home, line)["failed"]["error"].as_str().unwrap().to_owned();
-        assert!(said("nonsense\n").contains("JSON"));
-        assert!(said("{\"version\":7,\"ask\":\"status\"}\n").contains('7'));
-        assert!(said("{\"version\":1,\"ask\":\"dance\"}\n").contains("`dance`"));
-        assert!(!said(&"x".repeat(70_000)).is_empty());
+        let error_for =
+            |line: &str| ask(&home, line)["failed"]["error"].as_str().unwrap().to_owned();
+        assert!(error_for("nonsense\n").contains("JSON"));
+        assert!(error_for("{\"version\":7,\"ask\":\"status\"}\n").contains('7'));
+        assert!(error_for("{\"version\":1,\"ask\":\"dance\"}\n").contains("`dance`"));
+        assert!(!error_for(&"x".repeat(70_000)).is_empty());
         // More clients than are served at once, all silent: they are disconnected after a while.
         let hanging: Vec<UnixStream> = (0..20).map(|_| connect(&home)).collect();
         assert_eq!(status(&home, &receiver, AT_ONCE)["state"], "running");

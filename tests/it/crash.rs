@@ -173,9 +173,9 @@ fn wait_for(
         Moment::Commit => {
             let store = home.path().join(".local/state/ai-agent/outbox.redb");
             let changed = || fs::metadata(&store).and_then(|store| store.modified()).ok();
-            let (begun, before) = (Instant::now(), changed());
+            let (started_at, before) = (Instant::now(), changed());
             while changed() == before {
-                if begun.elapsed() > WHILE {
+                if started_at.elapsed() > WHILE {
                     return false;
                 }
                 thread::yield_now();

@@ -146,8 +146,8 @@ fn every_line_arrives_after_each_damage_to_the_store() {
         agent.stop();
         assert_all_there(&receiver, &file);
         for event in events {
-            let begun = usize::from(*event == "epoch_started");
-            assert_eq!(reported(&receiver, event), 1 + begun, "{name}: {event}");
+            let started_at = usize::from(*event == "epoch_started");
+            assert_eq!(reported(&receiver, event), 1 + started_at, "{name}: {event}");
         }
         assert_eq!(receiver.epochs().len(), 2, "{name}");
         // Damaged stores are kept for inspection.

@@ -305,8 +305,8 @@ fn deadletter_commands_work_through_a_running_agent() {
     agent(&["deadletter", "purge", &number(1)]).succeed();
     assert!(list().is_empty());
     let entries = wait_for(&receiver, "the SIEM gets the event", |entries| {
-        let told = !entries::events(entries, "dead_letters_purged").is_empty();
-        told.then(|| entries.to_vec())
+        let is_reported = !entries::events(entries, "dead_letters_purged").is_empty();
+        is_reported.then(|| entries.to_vec())
     });
     assert_eq!(entries::lines(&entries).len(), 1);
     // Entries added by a command must not disturb reading.

@@ -334,11 +334,11 @@ fn retry_after_is_respected_up_to_an_hour() {
 #[test]
 fn retry_after_in_seconds_is_respected() {
     let receiver = ScriptedReceiver::start([Status(503, &[("Retry-After", "1")], "")]);
-    let begun = std::time::Instant::now();
+    let started_at = std::time::Instant::now();
     let delivery = DeliverySetup::with(3).deliver_to(&receiver.url());
     delivery.wait_for_line(POSTPONED, "delay=1s");
     eventually("the batch comes again", || (receiver.requests() == 2).then_some(()));
-    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert!(started_at.elapsed() >= Duration::from_secs(1));
     delivery.finish();
     assert_arrived(&receiver, &delivery, 3);
 }

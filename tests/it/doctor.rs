@@ -13,9 +13,9 @@ const NOTHING: &str = "{\"version\":1}";
 
 /// Returns the line of one check.
 #[track_caller]
-fn line<'a>(said: &'a str, about: &str) -> &'a str {
-    let found = said.lines().find(|line| line.get(7..).is_some_and(|it| it.starts_with(about)));
-    found.unwrap_or_else(|| panic!("nothing about {about}:\n{said}"))
+fn line<'a>(report: &'a str, about: &str) -> &'a str {
+    let found = report.lines().find(|line| line.get(7..).is_some_and(|it| it.starts_with(about)));
+    found.unwrap_or_else(|| panic!("nothing about {about}:\n{report}"))
 }
 
 fn is_well(line: &str) -> bool {
@@ -32,8 +32,8 @@ fn doctor_on_a_healthy_machine_passes() {
     home.write("-work/s.jsonl", "{\"type\":\"user\"}\n");
     let agent = home.agent(&["run"]).ships_to(&receiver.url()).start_and_wait();
     eventually("it delivers", || (!receiver.entries().is_empty()).then_some(()));
-    let said = home.agent(&["doctor", "--canary"]).ships_to(&receiver.url()).succeed();
-    let said = said.text();
+    let report = home.agent(&["doctor", "--canary"]).ships_to(&receiver.url()).succeed();
+    let report = report.text();
     for about in [
         "configuration",
         "state",
@@ -46,53 +46,53 @@ fn doctor_on_a_healthy_machine_passes() {
         "agent",
         "canary",
     ] {
-        assert!(is_well(line(said, about)), "{said}");
+        assert!(is_well(line(report, about)), "{report}");
     }
-    assert!(line(said, "service").contains("`ai-agent install`"), "{said}");
-    assert!(line(said, "hooks").contains("`ai-agent hooks install`"), "{said}");
+    assert!(line(report, "service").contains("`ai-agent install`"), "{report}");
+    assert!(line(report, "hooks").contains("`ai-agent hooks install`"), "{report}");
     let stored = receiver.entries();
     let canaries = entries::events(&stored, "canary");
     assert_eq!(canaries.len(), 1);
     let id = canaries[0].data["id"].as_str().unwrap();
-    assert!(line(said, "canary").contains(id), "{said}");
+    assert!(line(report, "canary").contains(id), "{report}");
     agent.stop();
 }
 
 #[test]
 fn doctor_failures_name_the_problem_and_the_remedy() {
-    let wrong = |home: &Home, url: &str, arguments: &[&str]| {
+    let failed_report = |home: &Home, url: &str, arguments: &[&str]| {
         let ended = home.agent(arguments).ships_to(url).run();
         assert_eq!(ended.code, Some(1), "{}", ended.text());
         ended.text().to_owned()
     };
     let home = Home::new();
     // A missing endpoint was reported as an invalid URL in a layer without a file.
-    let said = home.agent(&["doctor"]).run();
-    let missing = line(said.text(), "receiver");
+    let report = home.agent(&["doctor"]).run();
+    let missing = line(report.text(), "receiver");
     assert!(is_failure(missing), "{missing}");
-    assert!(said.text().contains("CLAUDE_SIEM_ENDPOINT"), "{}", said.text());
+    assert!(report.text().contains("CLAUDE_SIEM_ENDPOINT"), "{}", report.text());
     // No receiver listens, and no agent runs.
-    let said = wrong(&home, "http://127.0.0.1:9", &["doctor", "--canary"]);
-    assert!(is_failure(line(&said, "receiver")), "{said}");
-    assert!(line(&said, "receiver").contains("127.0.0.1:9"), "{said}");
-    assert!(line(&said, "agent").contains("`ai-agent start`"), "{said}");
-    assert!(is_failure(line(&said, "canary")), "{said}");
-    assert!(line(&said, "sessions").contains(".claude/projects"), "{said}");
-    let said = wrong(&home, "http://unknown.invalid", &["doctor"]);
-    assert!(line(&said, "name").contains("`endpoint`"), "{said}");
+    let report = failed_report(&home, "http://127.0.0.1:9", &["doctor", "--canary"]);
+    assert!(is_failure(line(&report, "receiver")), "{report}");
+    assert!(line(&report, "receiver").contains("127.0.0.1:9"), "{report}");
+    assert!(line(&report, "agent").contains("`ai-agent start`"), "{report}");
+    assert!(is_failure(line(&report, "canary")), "{report}");
+    assert!(line(&report, "sessions").contains(".claude/projects"), "{report}");
+    let report = failed_report(&home, "http://unknown.invalid", &["doctor"]);
+    assert!(line(&report, "name").contains("`endpoint`"), "{report}");
     // A receiver with another secret, then a server that signs nothing.
     let receiver = ScriptedReceiver::start([]).manages(NOTHING, "another-secret-0123456789");
-    let said = wrong(&home, &receiver.url(), &["doctor"]);
-    assert!(is_failure(line(&said, "HMAC secret")), "{said}");
+    let report = failed_report(&home, &receiver.url(), &["doctor"]);
+    assert!(is_failure(line(&report, "HMAC secret")), "{report}");
     receiver.manage(ConfigResponse::Unsigned(NOTHING.to_owned()));
-    let said = wrong(&home, &receiver.url(), &["doctor"]);
-    assert!(is_failure(line(&said, "HMAC secret")), "{said}");
+    let report = failed_report(&home, &receiver.url(), &["doctor"]);
+    assert!(is_failure(line(&report, "HMAC secret")), "{report}");
     // The state directory is a file.
     let state = home.path().join(".local/state/ai-agent");
     fs::create_dir_all(state.parent().unwrap()).unwrap();
     fs::write(&state, "").unwrap();
-    let said = wrong(&home, &receiver.url(), &["doctor"]);
-    assert!(is_failure(line(&said, "state")), "{said}");
+    let report = failed_report(&home, &receiver.url(), &["doctor"]);
+    assert!(is_failure(line(&report, "state")), "{report}");
 }
 
 /// Checking a configuration builds its disabled sources too; doctor reported their directories.
@@ -120,7 +120,7 @@ fn doctor_ignores_roots_of_disabled_sources() {
     );
     let file = home.path().join("doctor.toml");
     fs::write(&file, config).unwrap();
-    let said = home.agent(&["doctor", "--config", file.to_str().unwrap()]).run();
-    assert!(said.text().contains(dirs[0].to_str().unwrap()), "{}", said.text());
-    assert!(!said.text().contains(dirs[1].to_str().unwrap()), "{}", said.text());
+    let report = home.agent(&["doctor", "--config", file.to_str().unwrap()]).run();
+    assert!(report.text().contains(dirs[0].to_str().unwrap()), "{}", report.text());
+    assert!(!report.text().contains(dirs[1].to_str().unwrap()), "{}", report.text());
 }

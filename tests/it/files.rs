@@ -362,7 +362,7 @@ fn file_rewritten_with_the_same_bytes_continues() {
     for n in 2000..2030 {
         let half = content.len() / 2;
         content.push_str(&format!("{{\"n\":{n}}}\n"));
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let mut file = fs::File::create(&path).unwrap();
         for piece in [&content[..half], &content[half..]] {
             // The agent may read the incomplete file now.
@@ -370,7 +370,7 @@ fn file_rewritten_with_the_same_bytes_continues() {
             file.write_all(piece.as_bytes()).unwrap();
         }
         // The agent waits 250 ms for the rest of the bytes.
-        slow += usize::from(begun.elapsed() > Duration::from_millis(200));
+        slow += usize::from(started_at.elapsed() > Duration::from_millis(200));
         scene.wait_for(n + 1);
     }
     scene.agent.stop();

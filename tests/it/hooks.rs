@@ -67,30 +67,30 @@ impl User {
         command
     }
 
-    fn hook(&self, name: &str, input: &[u8]) -> Said {
+    fn hook(&self, name: &str, input: &[u8]) -> HookResponse {
         let mut child = self.command(&["check", "--hook", name]).spawn().unwrap();
         // The hook may exit before it has read everything.
         drop(child.stdin.take().unwrap().write_all(input));
-        Said::of(&child.wait_with_output().unwrap())
+        HookResponse::of(&child.wait_with_output().unwrap())
     }
 
-    fn start(&self) -> Said {
+    fn start(&self) -> HookResponse {
         self.hook("SessionStart", format!("{CALL}\n").as_bytes())
     }
 
-    fn prompt(&self) -> Said {
+    fn prompt(&self) -> HookResponse {
         self.hook("UserPromptSubmit", format!("{CALL}\n").as_bytes())
     }
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Said {
+struct HookResponse {
     code: Option<i32>,
     stdout: String,
     stderr: String,
 }
 
-impl Said {
+impl HookResponse {
     fn of(output: &Output) -> Self {
         Self {
             code: output.status.code(),
@@ -124,11 +124,11 @@ fn hook_responses_follow_account_and_policy() {
     assert!(user.prompt().is_silent());
 
     let user = user.account("me@gmail.com");
-    for said in [user.start(), user.prompt()] {
-        assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""));
-        assert!(said.stderr.starts_with(MESSAGE), "{said:?}");
+    for response in [user.start(), user.prompt()] {
+        assert_eq!((response.code, response.stdout.as_str()), (Some(2), ""));
+        assert!(response.stderr.starts_with(MESSAGE), "{response:?}");
         for token in ["me@gmail.com", "company.com", "`/login`"] {
-            assert!(said.stderr.contains(token), "{token}: {said:?}");
+            assert!(response.stderr.contains(token), "{token}: {response:?}");
         }
     }
 
@@ -148,12 +148,12 @@ fn api_key_in_place_of_an_account_is_named_but_never_shown() {
     let user = User::new().policy(required).account("me@gmail.com");
     assert!(user.prompt().is_silent());
     let user = user.with("ANTHROPIC_API_KEY", "sk-ant-very-secret");
-    let said = user.prompt();
-    assert_eq!(said.code, Some(2));
-    assert!(said.stderr.contains("ANTHROPIC_API_KEY"), "{said:?}");
+    let response = user.prompt();
+    assert_eq!(response.code, Some(2));
+    assert!(response.stderr.contains("ANTHROPIC_API_KEY"), "{response:?}");
     let spool = Spool::of(&user.state_dir());
     for name in spool.names().unwrap() {
-        let report = format!("{said:?}{:?}", spool.read(&name).unwrap());
+        let report = format!("{response:?}{:?}", spool.read(&name).unwrap());
         assert!(!report.contains("very-secret"), "{report}");
     }
 }
@@ -190,10 +190,10 @@ fn malformed_input_does_not_change_the_response() {
     let inputs: [&[u8]; 8] =
         [b"", b"null", b"\xff\xfe\x00", b"{", b"[[[[", b"\n\n\n", &huge, prompt.as_bytes()];
     for input in inputs {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         assert_eq!(user.hook("UserPromptSubmit", input), expected);
         // Not a performance limit: the client lets the prompt through if a hook hangs.
-        assert!(begun.elapsed() < Duration::from_secs(20));
+        assert!(started_at.elapsed() < Duration::from_secs(20));
     }
     let spool = Spool::of(&user.state_dir());
     let last = spool.names().unwrap().pop().unwrap();
@@ -208,10 +208,10 @@ fn open_input_does_not_delay_the_response() {
     let limit = Duration::from_secs(20);
     let status = within(limit, "the end of the hook", || child.try_wait().unwrap());
     drop(kept_open);
-    let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let mut response = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut response).unwrap();
     assert_eq!(status.code(), Some(2));
-    assert!(said.starts_with(MESSAGE), "{said}");
+    assert!(response.starts_with(MESSAGE), "{response}");
 }
 
 /// Only a violation may block a prompt.
@@ -228,9 +228,9 @@ fn unknown_policy_or_account_blocks_nothing() {
     assert!(folder.prompt().is_silent(), "a folder");
     let broken = blocking().account("me@gmail.com");
     fs::write(broken.state_dir().join("policy.json"), r#"{"compliance":{"act"#).unwrap();
-    let said = broken.prompt();
-    assert_eq!((said.code, said.stdout.as_str()), (Some(0), ""));
-    assert!(said.stderr.contains("policy.json`"), "{said:?}");
+    let response = broken.prompt();
+    assert_eq!((response.code, response.stdout.as_str()), (Some(0), ""));
+    assert!(response.stderr.contains("policy.json`"), "{response:?}");
     let unknown = blocking().account("me@gmail.com").hook("PreToolUse", b"");
     assert_eq!((unknown.code, unknown.stdout.as_str()), (Some(0), ""));
     assert_eq!(unknown.stderr.lines().count(), 1);
@@ -243,7 +243,7 @@ fn wrong_hook_usage_exits_1_and_does_not_block() {
     for arguments in [&["check", "--hook"][..], &["check", "--hook", "SessionStart", "--nonsense"]]
     {
         let output = user.command(arguments).output().unwrap();
-        assert_eq!(Said::of(&output).code, Some(1), "{arguments:?}");
+        assert_eq!(HookResponse::of(&output).code, Some(1), "{arguments:?}");
     }
 }
 
@@ -266,7 +266,7 @@ fn hook_without_home_uses_the_system_user_database() {
     let user = User::new();
     let mut command = user.command(&["check", "--hook", "UserPromptSubmit"]);
     let output = command.env_remove("HOME").stdin(Stdio::null()).output().unwrap();
-    assert_eq!(Said::of(&output).code, Some(0));
+    assert_eq!(HookResponse::of(&output).code, Some(0));
 }
 
 /// Without a writable spool only the report is lost.
@@ -282,15 +282,15 @@ fn explain_shows_the_response_and_its_reason() {
     let explain = |user: &User, hook| {
         let output = user.command(&["check", "--hook", hook, "--explain"]).output().unwrap();
         assert!(output.status.success());
-        Said::of(&output).stdout
+        HookResponse::of(&output).stdout
     };
     let user = User::new();
     assert!(!explain(&user, "SessionStart").contains("company.com"));
     let user = user.policy(policy("block")).account("me@gmail.com");
     for hook in ["UserPromptSubmit", "SessionStart"] {
-        let said = explain(&user, hook);
+        let response = explain(&user, hook);
         for token in ["email_domain", "me@gmail.com", "company.com"] {
-            assert!(said.contains(token), "{token}: {said}");
+            assert!(response.contains(token), "{token}: {response}");
         }
     }
     assert_eq!(Spool::of(&user.state_dir()).names().unwrap(), [""; 0], "nothing is reported");
@@ -300,7 +300,7 @@ fn explain_shows_the_response_and_its_reason() {
 #[test]
 fn hooks_install_keeps_others_and_uninstall_leaves_no_trace() {
     let user = User::new();
-    let run = |arguments: &[&str]| Said::of(&user.command(arguments).output().unwrap());
+    let run = |arguments: &[&str]| HookResponse::of(&user.command(arguments).output().unwrap());
     let settings = user.home.path().join(".claude/settings.json");
     let status = run(&["hooks", "status"]);
     assert_eq!(status.code, Some(1));
@@ -339,7 +339,7 @@ fn hooks_status_reports_hooks_that_are_never_called() {
     let status = |text: &str| {
         fs::create_dir_all(user.home.path().join(".claude")).unwrap();
         fs::write(user.home.path().join(".claude/settings.json"), text).unwrap();
-        Said::of(&user.command(&["hooks", "status"]).output().unwrap()).stdout
+        HookResponse::of(&user.command(&["hooks", "status"]).output().unwrap()).stdout
     };
     let hook = |command: &str, more: &str| {
         format!(
@@ -378,10 +378,10 @@ fn hook_writes_only_its_report_and_starts_no_process() {
     command.stdin(Stdio::null()).stderr(Stdio::null());
     let state = user.state_dir();
     let (spool, cache) = (state.join("spool"), state.join("account."));
-    let begun = Instant::now();
+    let started_at = Instant::now();
     // A file changed a moment ago is not cached.
     while !fs::exists(state.join("account.json")).unwrap() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "it never remembers the account");
+        assert!(started_at.elapsed() < Duration::from_secs(60), "it never remembers the account");
         assert_eq!(command.status().unwrap().code(), Some(2));
     }
 
@@ -413,7 +413,7 @@ fn hook_writes_only_its_report_and_starts_no_process() {
 fn policy_file_of_another_user_is_ignored() {
     let user = User::new().policy(policy("block")).account("me@gmail.com");
     std::os::unix::fs::chown(user.state_dir().join("policy.json"), Some(1234), None).unwrap();
-    let said = user.prompt();
-    assert_eq!((said.code, said.stdout.as_str()), (Some(0), ""));
-    assert!(said.stderr.contains("policy.json"), "{said:?}");
+    let response = user.prompt();
+    assert_eq!((response.code, response.stdout.as_str()), (Some(0), ""));
+    assert!(response.stderr.contains("policy.json"), "{response:?}");
 }

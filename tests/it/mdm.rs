@@ -207,8 +207,8 @@ mod linux {
         let mut verify = Command::new("systemd-analyze");
         verify.args(["--user", "verify", "--man=no"]).arg(file);
         let output = verify.env("XDG_RUNTIME_DIR", folder.path()).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && !said.contains("ai-agent.service"), "{said}");
+        let messages = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !messages.contains("ai-agent.service"), "{messages}");
     }
 
     #[requires(python3, pyyaml)]

@@ -42,9 +42,9 @@ fn docker_calls_are_shown_and_shipped() {
         .env(INSIDE, "on")
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
-    eprintln!("{said}");
+    let log = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && log.contains("1 passed"), "{log}");
+    eprintln!("{log}");
 }
 
 /// The body of the test above, which switches auditing on for it.
@@ -201,13 +201,13 @@ impl World {
         };
         let children: Vec<_> = many.iter().map(start).collect();
         assert!(children.into_iter().all(|mut child| child.wait().unwrap().success()));
-        let mut told: Vec<_> = many.iter().map(|_| argv(&shown.next(&run))).collect();
-        expected.extend(told.iter().cloned());
-        told.sort();
+        let mut reported: Vec<_> = many.iter().map(|_| argv(&shown.next(&run))).collect();
+        expected.extend(reported.iter().cloned());
+        reported.sort();
         let mut called: Vec<_> =
             many.into_iter().map(|it| vec!["docker".to_owned(), "stop".to_owned(), it]).collect();
         called.sort();
-        assert_eq!(told, called);
+        assert_eq!(reported, called);
 
         // The log is rotated while the agent reads, and again while it is stopped.
         rotate();
@@ -293,9 +293,9 @@ impl Shown {
     /// Waits for the next event of this run.
     #[track_caller]
     fn next(&mut self, run: &str) -> Value {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let event = eventually("an event is shown", || self.so_far(run).into_iter().nth(self.seen));
-        eprintln!("shown {:?} later", begun.elapsed());
+        eprintln!("shown {:?} later", started_at.elapsed());
         self.seen += 1;
         event
     }

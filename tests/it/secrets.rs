@@ -68,7 +68,7 @@ fn has(log: &str, code: &str) -> bool {
 struct Traces {
     home: Home,
     own: BTreeSet<PathBuf>,
-    said: Vec<(String, Vec<u8>)>,
+    outputs: Vec<(String, Vec<u8>)>,
 }
 
 impl Traces {
@@ -86,8 +86,8 @@ impl Traces {
     }
 
     fn note(&mut self, what: &str, Finished { stdout, stderr, .. }: Finished) {
-        self.said.push((format!("standard output of {what}"), stdout));
-        self.said.push((format!("standard error of {what}"), stderr.into_bytes()));
+        self.outputs.push((format!("standard output of {what}"), stdout));
+        self.outputs.push((format!("standard error of {what}"), stderr.into_bytes()));
     }
 
     /// Runs the agent until its log satisfies `is_enough`, and reads its command line meanwhile.
@@ -96,7 +96,7 @@ impl Traces {
         eventually(what, || (is_enough(&agent.log()) || !agent.runs()).then_some(()));
         assert!(is_enough(&agent.log()), "{what}:\n{}", agent.log());
         if let Some(arguments) = arguments(&agent) {
-            self.said.push((format!("the arguments of {what}"), arguments));
+            self.outputs.push((format!("the arguments of {what}"), arguments));
         }
         self.note(what, agent.stop());
     }
@@ -126,7 +126,7 @@ impl Traces {
             }
         }
         assert!(is_plain, "the outbox is not among these files, or not in plain text");
-        for (what, bytes) in &self.said {
+        for (what, bytes) in &self.outputs {
             assert_eq!(holds(bytes), None, "{what}:\n{}", String::from_utf8_lossy(bytes));
         }
     }
@@ -145,7 +145,7 @@ fn arguments(agent: &Agent) -> Option<Vec<u8>> {
 fn no_output_and_no_stored_file_shows_a_secret() {
     let home = Home::new();
     home.write("-p/a.jsonl", "{\"n\":1}\n{\"n\":2}\n");
-    let mut traces = Traces { home, own: BTreeSet::new(), said: Vec::new() };
+    let mut traces = Traces { home, own: BTreeSet::new(), outputs: Vec::new() };
     let token = traces.own("secrets/token", TOKEN);
     let secret = traces.own("secrets/hmac-secret", SECRET);
     let password = traces.own("secrets/proxy-password", PASSWORD);
@@ -169,7 +169,7 @@ fn no_output_and_no_stored_file_shows_a_secret() {
     }
     let agent = traces.agent(&["run", "--once"], plain).ships_to(&receiver.url());
     traces.note("the agent with secrets in variables", agent.succeed());
-    traces.said.push(("what the receiver got".to_owned(), receiver.taken()));
+    traces.outputs.push(("what the receiver got".to_owned(), receiver.taken()));
 
     // A certificate of an unknown authority.
     let certificate = Authority::new("Unknown").issue("127.0.0.1");
@@ -229,7 +229,7 @@ fn no_output_and_no_stored_file_shows_a_secret() {
             let agent = traces.agent(command, config);
             traces.note(&format!("{command:?} with a configuration"), agent.run());
         }
-        traces.said.push(("what a program prints".to_owned(), debug(&traces.home, config)));
+        traces.outputs.push(("what a program prints".to_owned(), debug(&traces.home, config)));
     }
     traces.assert_clean();
 }

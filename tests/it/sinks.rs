@@ -109,8 +109,11 @@ fn unreachable_sink_fills_the_outbox_until_it_is_removed() {
     assert_eq!(arrived.len(), expected.len());
     assert!(arrived.iter().zip(expected).all(|(line, expected)| line.bytes == expected));
     let removed = entries::events(&entries, event::SINK_REMOVED);
-    let told: Vec<&Value> = removed.iter().map(|event| &event.data["forgotten"]).collect();
-    assert!(told.len() >= 2 && told[0] == false && *told[told.len() - 1] == true, "{told:?}");
+    let forgotten: Vec<&Value> = removed.iter().map(|event| &event.data["forgotten"]).collect();
+    assert!(
+        forgotten.len() >= 2 && forgotten[0] == false && *forgotten[forgotten.len() - 1] == true,
+        "{forgotten:?}"
+    );
     assert!(removed.iter().all(|event| event.data["sink"] == "archive"));
 
     // A sink that starts now does not get earlier entries, and reports no gap.

@@ -43,12 +43,13 @@ fn service_of_a_user_installs_upgrades_and_restarts() {
     command.args(["--exact", "systemd::as_a_user", "--ignored", "--nocapture"]);
     command.env("SVC_USER", &user).env(format!("PASS_{INSIDE}"), "1").current_dir("/");
     let output = command.stdin(Stdio::null()).output().unwrap();
-    let said = [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
+    let streams =
+        [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
     // The next run must not find anything of this one.
     let removed = Command::new("userdel").args(["--remove", "--force", &user]).output();
-    assert!(output.status.success(), "{}\n{}", said[0], said[1]);
-    assert!(said[0].contains("1 passed"), "{}", said[0]);
-    eprintln!("{}", said[1]);
+    assert!(output.status.success(), "{}\n{}", streams[0], streams[1]);
+    assert!(streams[0].contains("1 passed"), "{}", streams[0]);
+    eprintln!("{}", streams[1]);
     assert!(removed.unwrap().status.success());
 }
 

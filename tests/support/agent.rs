@@ -239,10 +239,10 @@ impl Agent {
     /// Waits until the process exits by itself.
     #[track_caller]
     pub(crate) fn wait(mut self, limit: Duration) -> Finished {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let status = within(2 * limit, "the end of the agent", || {
             let status = self.child.try_wait().unwrap();
-            assert!(begun.elapsed() < limit, "ran longer than {limit:?}:\n{}", self.log());
+            assert!(started_at.elapsed() < limit, "ran longer than {limit:?}:\n{}", self.log());
             status
         });
         let ended = Finished {

@@ -231,9 +231,13 @@ impl Delivery {
     #[track_caller]
     pub(crate) fn finish(&self) -> String {
         self.orders.send_modify(|orders| orders.stop = StopMode::WhenDrained);
-        let begun = Instant::now();
+        let started_at = Instant::now();
         within(2 * PATIENCE, "the end of the delivery", || {
-            assert!(begun.elapsed() < PATIENCE, "not everything is delivered:\n{}", self.log());
+            assert!(
+                started_at.elapsed() < PATIENCE,
+                "not everything is delivered:\n{}",
+                self.log()
+            );
             self.thread.is_finished().then_some(())
         });
         assert!(self.progress().drained, "the delivery failed:\n{}", self.log());

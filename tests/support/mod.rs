@@ -53,12 +53,12 @@ pub(crate) fn within<T>(
     what: &str,
     mut condition: impl FnMut() -> Option<T>,
 ) -> T {
-    let begun = Instant::now();
+    let started_at = Instant::now();
     loop {
         if let Some(found) = condition() {
             return found;
         }
-        let waited = begun.elapsed();
+        let waited = started_at.elapsed();
         assert!(waited < limit, "{what} did not happen within {limit:?}");
         thread::sleep((waited / 10).clamp(Duration::from_millis(5), Duration::from_millis(200)));
     }

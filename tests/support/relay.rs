@@ -64,8 +64,8 @@ impl Relay {
 
     /// Stops the next batch at `point`, and reports when it is there.
     pub(crate) fn hold(&self, point: Point) -> Receiver<()> {
-        let (told, at_point) = mpsc::sync_channel(1);
-        *self.control.armed() = Some((point, told));
+        let (reached, at_point) = mpsc::sync_channel(1);
+        *self.control.armed() = Some((point, reached));
         at_point
     }
 
@@ -91,8 +91,8 @@ impl Control {
         if armed.as_ref().is_none_or(|(at, _)| *at != point) {
             return false;
         }
-        let (_, told) = armed.take().unwrap();
-        told.send(()).is_ok()
+        let (_, reached) = armed.take().unwrap();
+        reached.send(()).is_ok()
     }
 }
 
@@ -111,7 +111,7 @@ fn carry(agent: TcpStream, to: &str, control: &Control) -> Option<()> {
         }
         let swallowed = *control.swallowed.lock().unwrap();
         if is_batch && swallowed.is_some_and(|every| number % every == 0) {
-            agent.write_all(lie(&request).as_bytes()).ok()?;
+            agent.write_all(false_receipt(&request).as_bytes()).ok()?;
             continue;
         }
         if receiver.is_none() {
@@ -132,7 +132,7 @@ fn carry(agent: TcpStream, to: &str, control: &Control) -> Option<()> {
 }
 
 /// A receipt for a batch that was never stored.
-fn lie(request: &Message) -> String {
+fn false_receipt(request: &Message) -> String {
     let head = String::from_utf8_lossy(&request.head).to_lowercase();
     let id = head.lines().find_map(|line| line.strip_prefix("x-siem-batch-id: ")).unwrap();
     let last = id.rsplit('-').next().unwrap();
