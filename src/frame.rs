@@ -1,8 +1,8 @@
 //! Frames: runs of consecutive entries under one configuration, encoded and compressed once.
 //!
-//! A frame lies in the outbox as it travels: NDJSON in wire format, zstd-compressed. Sending is
-//! reading frames back and putting a header line before them, since zstd allows concatenation.
-//! Cutting inside a frame encodes it anew.
+//! A frame is stored in the outbox in the form in which it is sent: NDJSON in wire format, compressed
+//! with zstd. A batch is a header line followed by stored frames, because zstd frames can be
+//! concatenated. Only a part of a frame has to be compressed again.
 
 use std::{io, mem, ops::RangeInclusive};
 
@@ -12,98 +12,98 @@ use zstd::zstd_safe::compress_bound;
 
 use crate::platform::Timestamp;
 
-/// The most that a frame holds before compression, unless one entry is larger: four that are not
-/// compressed make a value that redb stores without waste.
+/// Largest size of a frame before compression, unless a single entry is larger. Four uncompressed
+/// frames make a block that redb stores without waste.
 pub const MAX_RAW: usize = 254 << 10;
 
-/// A frame that holds less is small.
+/// Size below which a frame is small.
 const SMALL: usize = 32 << 10;
 
-/// How a frame's body is stored.
+/// Encoding of a frame's body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Codec {
     /// One zstd frame.
     #[default]
     Zstd,
-    /// As it is: for sinks that compress nothing.
+    /// Uncompressed, for sinks that do not use compression.
     Plain,
 }
 
-/// What is known of a frame without decoding it.
+/// Description of a frame that is known without decoding it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrameHead {
-    /// The number of its first entry.
+    /// Sequence number of the first entry.
     pub first_seq: u64,
-    /// How many entries it holds; never none.
+    /// Number of entries, at least one.
     pub count: u64,
-    /// Bytes before compression.
+    /// Size before compression, in bytes.
     pub raw: usize,
-    /// Bytes as stored.
+    /// Size as stored, in bytes.
     pub stored: usize,
-    /// How it is stored.
+    /// Encoding of the body.
     pub codec: Codec,
-    /// The configuration under which its entries were made.
+    /// Hash of the configuration under which the entries were created.
     pub config: Digest,
-    /// The chain before its first entry.
+    /// Chain value before the first entry.
     pub before: Digest,
-    /// The chain after its last entry.
+    /// Chain value after the last entry.
     pub after: Digest,
-    /// When it was sealed.
+    /// Time at which the frame was sealed.
     pub sealed_at: Timestamp,
-    /// Whether it holds an event that must be sent at once.
+    /// Whether it contains an event that must be sent without delay.
     pub urgent: bool,
 }
 
 impl FrameHead {
-    /// The number of its last entry.
+    /// Sequence number of the last entry.
     #[must_use]
     pub fn last_seq(&self) -> u64 {
         self.first_seq + self.count - 1
     }
 }
 
-/// A frame: what is known of it, and its body.
+/// A frame: head and body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// What is known of it.
+    /// Description of the frame.
     pub head: FrameHead,
-    /// The entries' lines, each with its newline, as the head's codec has them.
+    /// The entries' lines, each with its newline, encoded with the head's codec.
     pub body: Vec<u8>,
 }
 
-/// A frame that cannot be read back.
+/// Why a frame cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// The body does not decode to as many bytes as the head says.
-    #[error("frame at sequence number {first_seq} cannot be decoded")]
+    /// The body cannot be decompressed to the size in the head.
+    #[error("cannot decompress the frame at sequence number {first_seq}")]
     Decode {
-        /// The frame.
+        /// Sequence number of the first entry.
         first_seq: u64,
-        /// Why.
+        /// Error of the decoder.
         #[source]
         source: io::Error,
     },
-    /// An entry does not begin with its number.
-    #[error("entry {seq} does not begin with its number")]
+    /// An entry does not start with its sequence number.
+    #[error("entry {seq} does not start with its sequence number")]
     Number {
-        /// The number that it should have.
+        /// Expected sequence number.
         seq: u64,
     },
-    /// The body does not hold as many lines as the head says.
-    #[error("frame at sequence number {first_seq} holds {found} entries, expected {expected}")]
+    /// The number of lines or bytes in the body differs from the head.
+    #[error("the frame at sequence number {first_seq} has {found} entries, expected {expected}")]
     Count {
-        /// The frame.
+        /// Sequence number of the first entry.
         first_seq: u64,
-        /// What the head says.
+        /// Number of entries according to the head.
         expected: u64,
-        /// What is there.
+        /// Number of lines in the body.
         found: u64,
     },
 }
 
 impl Frame {
-    /// The entries' lines, each with its newline.
+    /// Returns the entries' lines, each with its newline.
     ///
     /// # Errors
     /// [`FrameError`] when the body is damaged.
@@ -122,18 +122,18 @@ impl Frame {
         Ok(raw)
     }
 
-    /// The last number up to which the entries from `first` on take at most `most` bytes before
-    /// compression; at least `first`.
+    /// Returns the last sequence number up to which the entries from `first` occupy at most `max_bytes`
+    /// before compression; at least `first`.
     ///
     /// # Errors
     /// [`FrameError`] when the body is damaged.
-    pub fn fitting(&self, first: u64, most: u64) -> Result<u64, FrameError> {
+    pub fn last_fitting(&self, first: u64, max_bytes: u64) -> Result<u64, FrameError> {
         let raw = self.decode()?;
         let lines = raw.split_inclusive(|byte| *byte == b'\n');
         let (mut last, mut bytes) = (first, 0);
         for (seq, line) in (self.head.first_seq..).zip(lines).filter(|(seq, _)| *seq >= first) {
             bytes += line.len() as u64;
-            if bytes > most {
+            if bytes > max_bytes {
                 break;
             }
             last = seq;
@@ -141,19 +141,20 @@ impl Frame {
         Ok(last)
     }
 
-    /// The entries of `range` that `keep` wants, as frames of their own, for a batch whose border
-    /// lies inside this frame or that leaves an entry out. The chain stays that of all entries.
+    /// Returns the entries of `range` that `keep` accepts as a frame of their own, for a batch that
+    /// starts or ends within this frame or omits an entry. The chain still covers all entries.
     ///
     /// # Errors
     /// [`FrameError`] when the body is damaged.
-    pub fn cut(
+    pub fn slice(
         &self,
         range: RangeInclusive<u64>,
         keep: impl Fn(u64) -> bool,
         encoder: &mut Encoder,
-    ) -> Result<Cut, FrameError> {
+    ) -> Result<FrameSlice, FrameError> {
         let raw = self.decode()?;
-        let mut cut = Cut { before: self.head.before, after: self.head.before, frame: None };
+        let mut slice =
+            FrameSlice { before: self.head.before, after: self.head.before, frame: None };
         let mut builder = FrameBuilder::default();
         let lines = raw.split_inclusive(|byte| *byte == b'\n');
         for (seq, line) in (self.head.first_seq..).zip(lines) {
@@ -161,9 +162,9 @@ impl Frame {
                 break;
             }
             let digest = Digest::of(&line[..line.len() - 1]);
-            cut.after = cut.after.chain(digest);
+            slice.after = slice.after.chain(digest);
             if seq < *range.start() {
-                cut.before = cut.after;
+                slice.before = slice.after;
             } else if keep(seq) {
                 builder.raw.extend_from_slice(line);
                 builder.count += 1;
@@ -173,8 +174,8 @@ impl Frame {
             let head = FrameHead {
                 first_seq: *range.start().max(&self.head.first_seq),
                 count: builder.count,
-                before: cut.before,
-                after: cut.after,
+                before: slice.before,
+                after: slice.after,
                 raw: builder.raw.len(),
                 stored: builder.raw.len(),
                 codec: Codec::Plain,
@@ -182,15 +183,14 @@ impl Frame {
             };
             let mut frame = Frame { head, body: builder.raw };
             encoder.encode(&mut frame);
-            cut.frame = Some(frame);
+            slice.frame = Some(frame);
         }
-        Ok(cut)
+        Ok(slice)
     }
 }
 
 impl Frame {
-    /// Joins small frames that follow each other: alone each compresses badly. Large ones stay as
-    /// they are.
+    /// Joins consecutive small frames, which compress badly one by one. Large frames are not changed.
     ///
     /// # Errors
     /// [`FrameError`] when a body is damaged.
@@ -236,17 +236,17 @@ impl Frame {
         Ok(joined)
     }
 
-    /// The entries after number `passed`, numbered from 1 after that, and chained on from `at`.
-    /// `show` is told the chain after each entry.
+    /// Returns the entries after sequence number `passed`, with `passed` subtracted from their numbers
+    /// and chained to `at`. Calls `visit` with the chain after each entry.
     ///
     /// # Errors
-    /// [`FrameError`] when the body is damaged, or an entry does not begin with its number.
+    /// [`FrameError`] when the body is damaged, or an entry does not start with its number.
     pub fn renumbered(
         &self,
         passed: u64,
         mut at: ChainPoint,
         encoder: &mut Encoder,
-        mut show: impl FnMut(ChainPoint),
+        mut visit: impl FnMut(ChainPoint),
     ) -> Result<Self, FrameError> {
         let raw = self.decode()?;
         let mut builder = FrameBuilder::default();
@@ -261,7 +261,7 @@ impl Frame {
                 raw.extend_from_slice(rest);
             });
             at = ChainPoint { seq, hash };
-            show(at);
+            visit(at);
         }
         let (config, sealed_at) = (self.head.config, self.head.sealed_at);
         let mut frame = builder
@@ -272,8 +272,8 @@ impl Frame {
     }
 }
 
-/// Decompresses a body that should have `raw` bytes. A head that rotted may ask for more memory
-/// than there is: that is an error as any other.
+/// Decompresses a body to `raw` bytes. A damaged head may request more memory than is available,
+/// which is an error like any other.
 fn decompress(body: &[u8], raw: usize) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     text.try_reserve_exact(raw).map_err(|_| io::ErrorKind::OutOfMemory)?;
@@ -281,56 +281,56 @@ fn decompress(body: &[u8], raw: usize) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// A part of a frame.
+/// Part of a frame.
 #[derive(Clone, Debug)]
-pub struct Cut {
-    /// The chain before the range.
+pub struct FrameSlice {
+    /// Chain value before the range.
     pub before: Digest,
-    /// The chain after the range.
+    /// Chain value after the range.
     pub after: Digest,
-    /// The entries that were kept; `None` when none was.
+    /// Entries that were kept; `None` if there are none.
     pub frame: Option<Frame>,
 }
 
-/// Compresses frames, with one context for all.
+/// Compresses frames with a shared context.
 pub struct Encoder {
     codec: Codec,
-    /// Once there was something to compress.
+    /// Created on first use.
     zstd: Option<zstd::bulk::Compressor<'static>>,
-    /// Where it is compressed to: the room that must be there is far more than is taken.
+    /// Output buffer: its required capacity is much larger than the output.
     scratch: Vec<u8>,
 }
 
-/// The zstd level. Session files are repetitive text: level 1 already gets most of it.
+/// zstd level. Session files are repetitive, so level 1 achieves most of the compression.
 const LEVEL: i32 = 1;
 
 impl Encoder {
-    /// An encoder that stores frames as `codec` says.
+    /// Creates an encoder for `codec`.
     #[must_use]
     pub fn new(codec: Codec) -> Self {
         Self { codec, zstd: None, scratch: Vec::new() }
     }
 
-    /// One zstd frame of `bytes`.
+    /// Compresses `bytes` to one zstd frame.
     ///
     /// # Panics
-    /// When there is no memory for a compression context.
+    /// If there is no memory for a compression context.
     #[must_use]
     pub fn compress(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let begin = || zstd::bulk::Compressor::new(LEVEL).expect("level 1 is a level of zstd");
-        let zstd = self.zstd.get_or_insert_with(begin);
+        let create = || zstd::bulk::Compressor::new(LEVEL).expect("level 1 is a level of zstd");
+        let zstd = self.zstd.get_or_insert_with(create);
         self.scratch.clear();
         self.scratch.reserve(compress_bound(bytes.len()));
         let compressed = zstd.compress_to_buffer(bytes, &mut self.scratch);
-        compressed.expect("the output has room for whatever the input is");
+        compressed.expect("the output buffer has the capacity for any input");
         let compressed = self.scratch.as_slice().to_vec();
-        // One giant entry must not hold its memory for ever.
+        // The buffer for a very large entry is not kept.
         self.scratch.clear();
         self.scratch.shrink_to(compress_bound(MAX_RAW));
         compressed
     }
 
-    /// Encodes a plain frame.
+    /// Compresses an uncompressed frame, if the codec requires it.
     pub fn encode(&mut self, frame: &mut Frame) {
         if frame.head.codec == Codec::Plain && self.codec == Codec::Zstd {
             frame.body = self.compress(&frame.body);
@@ -340,19 +340,19 @@ impl Encoder {
     }
 }
 
-/// Collects entries until they make a frame. Its buffer is used again for the next one.
+/// Collects entries for a frame. The buffer is reused for the next one.
 #[derive(Debug, Default)]
 pub struct FrameBuilder {
     raw: Vec<u8>,
     count: u64,
     urgent: bool,
     before: Digest,
-    /// Of the last entry: where it begins, the chain before it, and whether it is urgent.
+    /// Offset of the last entry, the chain value before it, and whether it is urgent.
     last: (usize, Digest, bool),
 }
 
 impl FrameBuilder {
-    /// Adds an entry: `write` appends its line, without a newline. Returns the chain after it.
+    /// Adds an entry: `write` appends its line without a newline. Returns the chain value after it.
     pub fn push(
         &mut self,
         chain: Digest,
@@ -372,8 +372,8 @@ impl FrameBuilder {
         chain.chain(digest)
     }
 
-    /// Takes the last entry out again, when there is one before it: for a frame that it does not
-    /// fit into any more. Returns the builder of the frame that begins with it.
+    /// Removes the last entry if there is one before it, because it exceeds the size of the frame.
+    /// Returns a builder that starts with it.
     pub fn split_last(&mut self) -> Option<Self> {
         let (start, before, urgent) = self.last;
         if self.count < 2 {
@@ -384,26 +384,26 @@ impl FrameBuilder {
         Some(Self { last: (0, before, urgent), raw, count: 1, urgent, before })
     }
 
-    /// How many entries are in it.
+    /// Number of entries.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The chain before its first entry.
+    /// Chain value before the first entry.
     #[must_use]
     pub fn before(&self) -> Digest {
         self.before
     }
 
-    /// Bytes before compression.
+    /// Size before compression, in bytes.
     #[must_use]
     pub fn raw(&self) -> usize {
         self.raw.len()
     }
 
-    /// Makes the frame that ends before `next_seq`, not compressed, and begins anew; `None` when it
-    /// is empty.
+    /// Returns the uncompressed frame that ends before `next_seq`, and clears the builder; `None` if
+    /// there are no entries.
     pub fn seal(
         &mut self,
         next_seq: u64,
@@ -428,13 +428,13 @@ impl FrameBuilder {
         };
         let room = self.raw.len().min(MAX_RAW);
         let mut body = mem::replace(&mut self.raw, Vec::with_capacity(room));
-        // The entry that went into the next frame has left as much room as there is in this one.
+        // An entry that was split off leaves unused capacity.
         body.shrink_to_fit();
         self.clear();
         Some(Frame { head, body })
     }
 
-    /// Drops what is in it.
+    /// Removes all entries.
     pub fn clear(&mut self) {
         self.raw.clear();
         self.count = 0;
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn decodes_to_what_was_pushed() {
+    fn frame_decodes_to_its_entries() {
         for codec in [Codec::Zstd, Codec::Plain] {
             let (frame, chains) = frame(codec, &["a", "", "ccc"]);
             assert_eq!(frame.decode().unwrap(), b"a\n\nccc\n");
@@ -470,9 +470,9 @@ mod tests {
         }
     }
 
-    /// A head asked for 4 EiB, and the agent died of it instead of putting the store aside.
+    /// Regression: a damaged head requested 4 EiB, and the agent crashed instead of replacing the store.
     #[test]
-    fn a_frame_that_is_not_as_its_head_says_is_damaged() {
+    fn frame_that_differs_from_its_head_is_damaged() {
         let (whole, _) = frame(Codec::Zstd, &["a", "b"]);
         for raw in [0, 3, 5, 1 << 62, usize::MAX] {
             let mut damaged = whole.clone();
@@ -486,23 +486,23 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_keeps_the_chain_of_all_its_entries() {
+    fn slice_keeps_the_chain_over_all_entries() {
         let (frame, chains) = frame(Codec::Zstd, &["a", "b", "c", "d", "e"]);
         let mut encoder = Encoder::new(Codec::Zstd);
-        let cut = frame.cut(6..=8, |seq| seq != 7, &mut encoder).unwrap();
-        assert_eq!((cut.before, cut.after), (chains[1], chains[4]));
-        assert_eq!(cut.frame.unwrap().decode().unwrap(), b"b\nd\n");
-        let none = frame.cut(7..=7, |_| false, &mut encoder).unwrap();
+        let slice = frame.slice(6..=8, |seq| seq != 7, &mut encoder).unwrap();
+        assert_eq!((slice.before, slice.after), (chains[1], chains[4]));
+        assert_eq!(slice.frame.unwrap().decode().unwrap(), b"b\nd\n");
+        let none = frame.slice(7..=7, |_| false, &mut encoder).unwrap();
         assert_eq!((none.before, none.after), (chains[2], chains[3]));
         assert!(none.frame.is_none());
     }
 
     #[test]
-    fn small_frames_that_follow_each_other_become_one() {
+    fn consecutive_small_frames_are_joined() {
         let mut encoder = Encoder::new(Codec::Zstd);
         let mut chain = Digest::ZERO;
         let mut frames = Vec::new();
-        // Two small ones, a large one, three small ones.
+        // Two small frames, a large one, three small ones.
         for (seq, size) in (1..).zip([1000, 2000, SMALL, 10, 20, 30]) {
             let mut builder = FrameBuilder::default();
             let line = format!("{seq}{}", "x".repeat(size));
@@ -517,9 +517,10 @@ mod tests {
         };
         let joined = Frame::join_small(frames.clone(), &mut encoder).unwrap();
         assert_eq!(lines(&joined), lines(&frames));
-        let seen = |frame: &Frame| (frame.head.first_seq, frame.head.last_seq(), frame.head.urgent);
-        let seen: Vec<_> = joined.iter().map(seen).collect();
-        assert_eq!(seen, [(1, 2, false), (3, 3, false), (4, 6, true)]);
+        let summary =
+            |frame: &Frame| (frame.head.first_seq, frame.head.last_seq(), frame.head.urgent);
+        let summaries: Vec<_> = joined.iter().map(summary).collect();
+        assert_eq!(summaries, [(1, 2, false), (3, 3, false), (4, 6, true)]);
         assert_eq!(joined[1], frames[2]);
         for pair in joined.windows(2) {
             assert_eq!(pair[0].head.after, pair[1].head.before);
@@ -528,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_too_many_begins_the_next_frame() {
+    fn split_entry_starts_the_next_frame() {
         let mut builder = FrameBuilder::default();
         let before = Digest::of(b"before");
         let one = builder.push(before, false, |raw| raw.extend_from_slice(b"one"));
@@ -545,15 +546,15 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_at_least_one_entry() {
+    fn last_fitting_returns_at_least_one_entry() {
         let (frame, _) = frame(Codec::Zstd, &["aaaa", "bbbb", "cccc"]);
-        assert_eq!(frame.fitting(5, 1).unwrap(), 5);
-        assert_eq!(frame.fitting(5, 10).unwrap(), 6);
-        assert_eq!(frame.fitting(6, 100).unwrap(), 7);
+        assert_eq!(frame.last_fitting(5, 1).unwrap(), 5);
+        assert_eq!(frame.last_fitting(5, 10).unwrap(), 6);
+        assert_eq!(frame.last_fitting(6, 100).unwrap(), 7);
     }
 
     #[test]
-    fn a_damaged_body_is_an_error() {
+    fn damaged_body_is_an_error() {
         let (mut frame, _) = frame(Codec::Zstd, &["a", "b"]);
         frame.head.count = 3;
         assert!(matches!(frame.decode(), Err(FrameError::Count { found: 2, .. })));

@@ -34,22 +34,22 @@ fn check_frame(frame: &Frame) {
     let mut encoder = Encoder::new(Codec::Plain);
     let at = ChainPoint { seq: 0, hash: Digest::ZERO };
     let Ok(raw) = frame.decode() else {
-        frame.fitting(first, 10).unwrap_err();
-        frame.cut(first..=last, |_| true, &mut encoder).unwrap_err();
+        frame.last_fitting(first, 10).unwrap_err();
+        frame.slice(first..=last, |_| true, &mut encoder).unwrap_err();
         frame.renumbered(0, at, &mut encoder, |_| ()).unwrap_err();
         return;
     };
     assert_eq!(raw.len(), frame.head.raw);
-    let whole = frame.cut(first..=last, |_| true, &mut encoder).unwrap();
+    let whole = frame.slice(first..=last, |_| true, &mut encoder).unwrap();
     assert_eq!(whole.before, frame.head.before);
     assert_eq!(whole.frame.unwrap().decode().unwrap(), raw);
 
-    let middle = frame.fitting(first, raw.len() as u64 / 2).unwrap();
+    let middle = frame.last_fitting(first, raw.len() as u64 / 2).unwrap();
     assert!((first..=last).contains(&middle));
-    let head = frame.cut(first..=middle, |_| true, &mut encoder).unwrap();
+    let head = frame.slice(first..=middle, |_| true, &mut encoder).unwrap();
     let mut joined = head.frame.unwrap().decode().unwrap();
     if middle < last {
-        let tail = frame.cut(middle + 1..=last, |_| true, &mut encoder).unwrap();
+        let tail = frame.slice(middle + 1..=last, |_| true, &mut encoder).unwrap();
         assert_eq!((tail.before, tail.after), (head.after, whole.after));
         joined.extend(tail.frame.unwrap().decode().unwrap());
     }

@@ -130,7 +130,7 @@ impl Assembler<'_> {
             let from = frame.head.first_seq.max(first);
             let mut last = self.last(&frame.head, from, border);
             if frame.head.raw as u64 > self.shipping.room() && last > from {
-                last = last.min(frame.fitting(from, self.shipping.room())?);
+                last = last.min(frame.last_fitting(from, self.shipping.room())?);
             }
             let is_dead = |seq| dead.iter().any(|letter| letter.seq == seq);
             let untouched = from == frame.head.first_seq
@@ -140,7 +140,7 @@ impl Assembler<'_> {
                 end = ChainPoint { seq: last, hash: frame.head.after };
                 whole.push(frame);
             } else {
-                let cut = frame.cut(from..=last, |seq| !is_dead(seq), &mut encoder)?;
+                let cut = frame.slice(from..=last, |seq| !is_dead(seq), &mut encoder)?;
                 end = ChainPoint { seq: last, hash: cut.after };
                 whole.extend(cut.frame);
             }
