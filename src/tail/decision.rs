@@ -15,7 +15,7 @@ pub(super) enum FoundAt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OldPath {
     /// Nothing.
-    Gone,
+    Missing,
     /// Another file.
     OtherFile,
     /// The same file: the other path is a hard link.
@@ -52,7 +52,7 @@ pub(super) fn decide(found_at: FoundAt, file_match: FileMatch) -> Decision {
         (FoundAt::SamePath, FileMatch::Short { .. }) => Decision::Wait,
         (FoundAt::SamePath, FileMatch::UpTo(at)) if at > 0 => Decision::Trim { at },
         (FoundAt::SamePath, _) => Decision::Rewrite,
-        (FoundAt::OtherPath(OldPath::Gone | OldPath::OtherFile), FileMatch::Whole) => {
+        (FoundAt::OtherPath(OldPath::Missing | OldPath::OtherFile), FileMatch::Whole) => {
             Decision::Move
         }
         (FoundAt::OtherPath(_), _) => Decision::NewFile,
@@ -68,7 +68,7 @@ mod tests {
         use Decision::{Continue, Move, NewFile, Rewrite, Trim, Wait};
         use FileMatch::{Other, Short, UpTo, Whole};
         let at = FoundAt::SamePath;
-        let moved = FoundAt::OtherPath(OldPath::Gone);
+        let moved = FoundAt::OtherPath(OldPath::Missing);
         let replaced = FoundAt::OtherPath(OldPath::OtherFile);
         let linked = FoundAt::OtherPath(OldPath::SameFile);
         let table = [

@@ -442,8 +442,8 @@ impl Tail {
                 let is_same = stamp.id == known.id;
                 (if is_same { OldPath::SameFile } else { OldPath::OtherFile }, Some(stamp))
             }
-            Ok(_) => (OldPath::Gone, None),
-            Err(error) if is_absent(&error) => (OldPath::Gone, None),
+            Ok(_) => (OldPath::Missing, None),
+            Err(error) if is_absent(&error) => (OldPath::Missing, None),
             Err(error) => return Err(error),
         };
         let Some((file, stamp)) = file::open_regular(path)? else { return Ok(false) };

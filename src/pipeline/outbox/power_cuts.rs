@@ -221,7 +221,7 @@ fn key_of(line: &[u8]) -> Key {
     (entry.generation.unwrap().into_owned(), entry.offset.unwrap())
 }
 
-/// Performs an operation. Receivers hold delivered lines before the store is told.
+/// Performs an operation. Receivers get lines before the store records the delivery.
 fn perform(
     outbox: &Outbox,
     operation: &Operation,
@@ -339,7 +339,7 @@ impl PowerCutRun {
         let mut random = fastrand::Rng::with_seed(seed);
         let disk = SimulatedDisk::new(random.u64(..));
         if fault == Fault::LyingDisk {
-            disk.lie();
+            disk.ignore_syncs();
         }
         Self {
             random,
@@ -557,11 +557,11 @@ fn name(operation: &Operation) -> &'static str {
 
 #[test]
 fn no_power_cut_loses_or_repeats_an_entry() {
-    let asked = simulated_disk::env_number("AI_AGENT_POWER_CUTS");
-    let cuts = asked.unwrap_or(200);
+    let given = simulated_disk::env_number("AI_AGENT_POWER_CUTS");
+    let cuts = given.unwrap_or(200);
     let first = simulated_disk::env_number("AI_AGENT_SEED");
     // The same seeds every time, unless a number of cuts was given.
-    let mut seeds = asked.map_or_else(|| fastrand::Rng::with_seed(1), |_| fastrand::Rng::new());
+    let mut seeds = given.map_or_else(|| fastrand::Rng::with_seed(1), |_| fastrand::Rng::new());
     let mut tally = Tally::default();
     while tally.cuts < cuts {
         let seed = first.unwrap_or_else(|| seeds.u64(..));

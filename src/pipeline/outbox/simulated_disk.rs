@@ -29,7 +29,7 @@ struct Inner {
     /// Number of calls that will fail.
     errors: u64,
     /// Whether syncs do nothing, as on some real disks; tests must detect it.
-    lies: bool,
+    ignores_syncs: bool,
     counts: DiskCounts,
 }
 
@@ -72,7 +72,7 @@ impl SimulatedDisk {
             power: None,
             is_off: false,
             errors: 0,
-            lies: false,
+            ignores_syncs: false,
             counts: DiskCounts::default(),
         })))
     }
@@ -109,8 +109,8 @@ impl SimulatedDisk {
     }
 
     /// Makes syncs do nothing from now on.
-    pub(crate) fn lie(&self) {
-        self.inner().lies = true;
+    pub(crate) fn ignore_syncs(&self) {
+        self.inner().ignores_syncs = true;
     }
 
     /// Returns the current content.
@@ -247,7 +247,7 @@ impl redb::StorageBackend for SimulatedDisk {
             inner.counts.cut_in_sync += 1;
             return Err(inner.lose_power());
         }
-        if !inner.lies {
+        if !inner.ignores_syncs {
             inner.durable = inner.live.clone();
             inner.pending.clear();
         }

@@ -176,7 +176,7 @@ impl Outbox {
         self.state().groups
     }
 
-    /// Entries that each sink has refused permanently since the epoch began.
+    /// Entries that each sink has refused permanently since the start of the epoch.
     #[must_use]
     pub fn dead_lettered(&self) -> BTreeMap<String, DeadLetterTotals> {
         self.state().dead_lettered.clone()

@@ -462,10 +462,10 @@ fn large_store_opens_intact() {
 fn garbage_file_is_an_error_and_left_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.redb");
-    std::fs::write(&path, b"this is no store").unwrap();
+    std::fs::write(&path, b"not a store").unwrap();
     let error = open(&path, &SINKS).err().unwrap();
     assert!(error.to_string().starts_with("cannot open the outbox"), "{error}");
-    assert_eq!(std::fs::read(&path).unwrap(), b"this is no store");
+    assert_eq!(std::fs::read(&path).unwrap(), b"not a store");
 }
 
 pub(super) fn store_letter(outbox: &Outbox, epoch: &str, seq: u64) -> DeadLetterId {

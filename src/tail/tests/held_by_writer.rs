@@ -69,7 +69,7 @@ fn held_file_can_be_deleted_and_recreated() {
     writer.write_all(b"four\n").unwrap();
     drop(writer);
     assert_eq!(world.next(), lines(["three", "four"]));
-    // Where a deleted file keeps its name until nobody holds it, that is found once it is closed.
+    // Where a deleted file keeps its name until it is closed everywhere, the second read finds it.
     (0..2).for_each(|_| assert_eq!(world.next(), lines([])));
     assert_eq!((world.store.rows.len(), world.tail.survey().files_open), (0, 0));
     world.write("a.jsonl", "new\n");

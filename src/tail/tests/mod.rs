@@ -81,12 +81,12 @@ impl World {
     }
 
     fn read_on(&mut self) {
-        let begun = Instant::now();
+        let started = Instant::now();
         while self.tail.read(&mut self.store) == Progress::More {
             self.store.commit();
             self.tail.sealed();
             self.tail.committed();
-            assert!(begun.elapsed() < Duration::from_secs(60), "reading does not end");
+            assert!(started.elapsed() < Duration::from_secs(60), "reading does not end");
         }
         self.store.commit();
         self.tail.sealed();

@@ -144,26 +144,26 @@ fn file_with_a_reused_id_does_not_match_without_its_row() {
 /// again.
 #[test]
 fn row_of_the_current_file_continues_and_the_other_ends() {
-    for (of_gone, of_there) in [("a", "b"), ("b", "a")] {
+    for (of_deleted, of_current) in [("a", "b"), ("b", "a")] {
         let mut world = World::new();
         world.write("s.jsonl", "one\ntwo");
         world.read();
-        let (_, gone) = world.store.rows.pop_first().unwrap();
+        let (_, deleted) = world.store.rows.pop_first().unwrap();
         // Out of sight, so that its id is not used again.
         fs::rename(world.path("s.jsonl"), world.path("s.old")).unwrap();
         world.write("s.jsonl", "three\n");
         world.restart();
         world.read();
-        let (_, there) = world.store.rows.pop_first().unwrap();
+        let (_, current) = world.store.rows.pop_first().unwrap();
         let id = |name: &str| GenerationId(name.to_owned());
-        world.store.rows = [(id(of_gone), gone), (id(of_there), there)].into();
+        world.store.rows = [(id(of_deleted), deleted), (id(of_current), current)].into();
         world.take();
         world.append("s.jsonl", "four\n");
         world.restart();
         world.read();
         let generation = world.store.got[0].generation.clone();
         assert_eq!(world.take(), lines_and(["four"], [event::FILE_DELETED_UNREAD]));
-        assert_eq!(generation, id(of_there));
+        assert_eq!(generation, id(of_current));
         assert_eq!(world.store.rows.len(), 1, "the row of the other is deleted");
     }
 }

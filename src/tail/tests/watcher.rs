@@ -41,9 +41,9 @@ fn watcher_wakes_the_reader() {
     let sweeps = world.tail.survey().sweeps;
     world.append("a.jsonl", "two\n");
     world.write("p/q/new.jsonl", "new\n");
-    let begun = Instant::now();
+    let started = Instant::now();
     while world.store.got.len() < 2 {
-        let left = Duration::from_secs(20).saturating_sub(begun.elapsed());
+        let left = Duration::from_secs(20).saturating_sub(started.elapsed());
         let next = match world.tail.read(&mut world.store) {
             Progress::Idle { next } => next.min(left),
             Progress::More => Duration::ZERO,

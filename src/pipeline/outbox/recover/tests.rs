@@ -67,7 +67,7 @@ fn intact_store_is_opened_unchanged() {
 fn damaged_store_is_replaced_with_acknowledged_checkpoints() {
     type DamageReport = fn(&mut Vec<u8>);
     let damages: [(&str, DamageReport); 4] = [
-        ("garbage", |bytes| *bytes = b"this is no store".to_vec()),
+        ("garbage", |bytes| *bytes = b"not a store".to_vec()),
         ("truncated", |bytes| bytes.truncate(bytes.len() / 2)),
         ("overwritten head", |bytes| bytes[..512].fill(0x55)),
         ("overwritten end", |bytes| {
