@@ -31,6 +31,22 @@ lint:
 doc:
     cargo doc --no-deps --workspace --open
 
+# Write a filter from a template: `just new-filter drop-drafts`
+new-filter name:
+    cargo xtask new filter {{name}}
+
+# Write an enricher from a template
+new-enricher name:
+    cargo xtask new enricher {{name}}
+
+# Write a source from a template
+new-source name:
+    cargo xtask new source {{name}}
+
+# Write a sink from a template
+new-sink name:
+    cargo xtask new sink {{name}}
+
 # List the stages, or show one: `just stages show meta`
 stages *arguments:
     cargo run --quiet --package ai-agent -- stages {{arguments}}

@@ -8,6 +8,7 @@ mod demo;
 mod dist;
 mod instructions;
 mod language;
+mod new_stage;
 mod public_api;
 mod sh;
 mod shared;
@@ -36,6 +37,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Counts instructions, and compares them with what is stored.
     Instructions(instructions::Arguments),
+    /// Write a new stage from a template, and register its file
+    New(new_stage::Arguments),
     /// Look for words that this workspace does not use, and say what to write instead
     Language,
     /// Compare the public items of library crates with their committed listings
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Test(test) => test.run(),
         Command::Bench(bench) => bench.run(),
         Command::Instructions(instructions) => instructions.run(),
+        Command::New(new) => new.run(),
         Command::Language => language::run(),
         Command::PublicApi(public_api) => public_api.run(),
         Command::Dist(dist) => dist.run(),
