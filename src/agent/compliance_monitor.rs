@@ -1,4 +1,4 @@
-//! Watches over who is signed in, and leaves the policy where hooks find it.
+//! Reports changes of the signed-in accounts, and writes the policy file that hooks read.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,7 +7,7 @@ use std::{
 
 use tracing::warn;
 
-use super::file_watch::{self as files, Stamps};
+use super::file_watch::{self, Stamps};
 use crate::{
     compliance::{
         Account, account, desktop,
@@ -20,27 +20,27 @@ use crate::{
     stages::Context,
 };
 
-/// What was reported, in the state directory.
+/// File in the state directory with what was reported.
 const FILE: &str = "compliance.json";
 
-/// Watches over who is signed in.
-pub(crate) struct Guard {
+/// Reports changes of the signed-in accounts, and writes the policy file that hooks read.
+pub(super) struct ComplianceMonitor {
     state_dir: PathBuf,
     context: Context,
     reported: ViolationTracker,
-    /// Who is signed in, as found at the last look.
+    /// Accounts found at the last check.
     accounts: Vec<Account>,
-    /// How the files looked then.
+    /// Stamps of their files then.
     stamps: Stamps,
-    /// When they are read again though they look the same, by the time that the agent is up.
+    /// Uptime at which the files are read again though their stamps are the same.
     due: Duration,
-    /// What hooks were left.
+    /// The policy file as written last.
     kept: Option<StoredPolicy>,
 }
 
-impl Guard {
-    /// Goes on from what the agent before has reported.
-    pub(crate) fn new(state_dir: &Path, context: &Context) -> Self {
+impl ComplianceMonitor {
+    /// Continues from what the previous agent has reported.
+    pub(super) fn new(state_dir: &Path, context: &Context) -> Self {
         let reported = std::fs::read(state_dir.join(FILE)).ok();
         let reported = reported.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Self {
@@ -54,29 +54,33 @@ impl Guard {
         }
     }
 
-    /// Leaves the policy for hooks, and looks who is signed in: what there is to report.
-    pub(crate) fn look(&mut self, settings: &Settings) -> Vec<Event> {
-        self.leave(settings);
-        let stamps = files::look(self.places());
+    /// Writes the policy file if it has changed, and returns the events about accounts.
+    pub(super) fn check(&mut self, settings: &Settings) -> Vec<Event> {
+        self.write_policy(settings);
+        let stamps = file_watch::stamps(self.account_files());
         let (now, uptime) = (self.context.clock.now(), self.context.clock.uptime());
         if stamps != self.stamps || uptime >= self.due {
             self.due = uptime + settings.agent.poll_interval;
             self.stamps = stamps;
-            self.accounts = self.read();
+            self.accounts = self.read_accounts();
         }
         let before = self.reported.clone();
         let events = self.reported.observe(&self.accounts, &settings.compliance, now);
         if self.reported != before {
-            let bytes = serde_json::to_vec(&self.reported).expect("it can be written as JSON");
+            let bytes = serde_json::to_vec(&self.reported).expect("serialises to JSON");
             if let Err(error) = secure_file::replace(&self.state_dir.join(FILE), &bytes) {
-                warn!(code = "compliance_state_store_failed", %error, "what was reported of accounts cannot be kept: it may come again");
+                warn!(
+                    code = "compliance_state_store_failed",
+                    %error,
+                    "cannot store which account events were reported: some may be reported again"
+                );
             }
         }
         events
     }
 
-    /// Leaves the policy and where it lies, when that is another than hooks know.
-    fn leave(&mut self, settings: &Settings) {
+    /// Writes the policy file, and the pointer to it, if the policy differs from the one written last.
+    fn write_policy(&mut self, settings: &Settings) {
         let config_hash = settings.config_hash();
         let is_known = self.kept.as_ref().is_some_and(|kept| {
             kept.compliance == settings.compliance && kept.config_hash == config_hash
@@ -86,19 +90,23 @@ impl Guard {
         }
         let (compliance, at) = (settings.compliance.clone(), self.context.clock.now());
         let kept = StoredPolicy { compliance, config_hash, at };
-        let left = kept
+        let written = kept
             .write(&self.state_dir)
             .and_then(|()| policy_file::point_to(&self.state_dir, &self.context.paths));
-        match left {
+        match written {
             Ok(()) => self.kept = Some(kept),
             Err(error) => {
-                warn!(code = "policy_file_write_failed", %error, "hooks cannot be told of the policy: they go on with what they know")
+                warn!(
+                    code = "policy_file_write_failed",
+                    %error,
+                    "cannot write the policy file: hooks continue with the previous policy"
+                )
             }
         }
     }
 
-    /// Who is signed in to each program.
-    fn read(&self) -> Vec<Account> {
+    /// Reads the account that is signed in to each program.
+    fn read_accounts(&self) -> Vec<Account> {
         let (home, environment) = (&self.context.paths.home, &self.context.environment);
         let code = Account::of_claude_code_with(home, environment, account::read_sign_in_state);
         let others = self.others();
@@ -108,7 +116,8 @@ impl Guard {
         [code].into_iter().chain(others).chain(desktop).collect()
     }
 
-    fn places(&self) -> Vec<PathBuf> {
+    /// Files that hold accounts.
+    fn account_files(&self) -> Vec<PathBuf> {
         let (home, environment) = (&self.context.paths.home, &self.context.environment);
         let desktop = desktop::folders(&self.context.paths).into_iter();
         let desktop = desktop.map(|folder| folder.join(desktop::FILE));
@@ -116,7 +125,7 @@ impl Guard {
         code.into_iter().chain(self.others()).chain(desktop).collect()
     }
 
-    /// Where accounts of sessions lie that run with a directory of their own.
+    /// Account files of sessions that run with a directory of their own.
     fn others(&self) -> Vec<PathBuf> {
         let Context { paths, environment, sessions, .. } = &self.context;
         account::other_claude_code_files(&paths.home, environment, &sessions.client_dirs())

@@ -1,4 +1,4 @@
-//! Keeps the configuration in force, and says what takes its place.
+//! Configuration in force, and the checks that another must pass to replace it.
 
 use std::{
     collections::BTreeSet,
@@ -8,19 +8,18 @@ use std::{
 };
 
 use siem_protocol::{AgentEvent, Digest, event::LockedKey, names::event};
-use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::{
-    config_sources::Surroundings,
-    file_watch::{self as files, Sights, Stamps, Watched},
-    managed_config::{self as managed, Candidate},
+    config_sources::ConfigSources,
+    file_watch::{self, ConfigFileWatch, ConfigStamps, Stamps},
+    handle::{AgentHandle, Orders, ReloadOutcome},
+    managed_config::{self, Candidate},
     poll_schedule::Outcome,
-    status_file::Status,
+    status_file::StatusFile,
 };
 use crate::{
-    config::{self, ConfigError, LoadedConfig},
-    control::{Asker, Became, Desk},
+    config::{ConfigError, LoadedConfig},
     event::Event,
     pipeline::{
         assembly,
@@ -33,143 +32,145 @@ use crate::{
     text::causes,
 };
 
-/// The configuration in force, and all that is needed to try another.
-pub(crate) struct Keeper<'a> {
-    surroundings: &'a Surroundings,
-    explicit: Option<&'a Path>,
-    /// Where the agent keeps its state, whatever a configuration says meanwhile.
-    state_dir: &'a Path,
-    /// What stages are built with.
-    pub(crate) context: Context,
+/// The configuration in force, and everything that is needed to try another.
+pub(super) struct ConfigManager {
+    sources: ConfigSources,
+    /// State directory of this process; a change of the setting takes effect at the next start.
+    state_dir: PathBuf,
+    /// Context to build stages with.
+    pub(super) context: Context,
     /// The configuration in force.
-    pub(crate) loaded: Arc<LoadedConfig>,
-    /// What it was built from.
+    pub(super) loaded: Arc<LoadedConfig>,
+    /// Stages and settings that it was built from.
     plan: Plan,
-    /// Its managed layer, as it came.
+    /// Its managed layer, as received.
     answer: Option<SignedConfig>,
     /// The server that manages this agent.
     manager: Option<Connection>,
-    /// How the files looked that it was read from.
-    pub(crate) watched: Watched,
-    /// What was tried and named files, refused or not: a change of them is worth another try.
+    /// Files that it was read from.
+    pub(super) watch: ConfigFileWatch,
+    /// Files that it, and any configuration tried since, names: a change is worth another try.
     named: BTreeSet<PathBuf>,
-    /// Contents that were refused, each said once.
+    /// Contents that were refused; each is logged once.
     refused: BTreeSet<(ConfigOrigin, Digest)>,
-    /// Whether a person asked for the last try, who wants to know what came of it.
-    is_asked: bool,
-    /// Whether the server did not answer the last time.
-    is_away: bool,
-    /// What was found out, for whoever asks.
-    pub(crate) status: Status,
-    /// What the agent can be asked.
-    pub(crate) desk: Arc<Desk>,
-    /// Who asks for a reload.
-    pub(crate) askers: mpsc::Receiver<Asker>,
-    /// What became of the configuration that was tried last.
-    pub(crate) became: Became,
-    /// What there is to report.
+    /// Whether the last attempt was ordered by a person, who wants to see the refusal again.
+    is_ordered: bool,
+    /// Whether the last request to the server failed.
+    is_server_away: bool,
+    pub(super) status: StatusFile,
+    pub(super) handle: AgentHandle,
+    /// Outcome of the configuration that was tried last.
+    pub(super) outcome: ReloadOutcome,
+    /// Events to report.
     events: Vec<Event>,
 }
 
-impl<'a> Keeper<'a> {
-    /// Begins with the local layers alone.
-    pub(crate) fn new(
-        surroundings: &'a Surroundings,
-        explicit: Option<&'a Path>,
-        state_dir: &'a Path,
+impl ConfigManager {
+    /// A manager with the local layers in force.
+    ///
+    /// # Errors
+    /// The sink that names the server is wrong.
+    pub(super) fn new(
+        sources: ConfigSources,
+        state_dir: &Path,
         local: LoadedConfig,
-        watched: Watched,
+        mut watch: ConfigFileWatch,
         context: Context,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<(Self, Orders), ConfigError> {
         let plan = Plan::of(&local, &context);
         let manager = assembly::manager(&local, &context)?;
         let named = named_files(&local.settings, &context);
-        let status = Status::begin(state_dir, &*context.clock);
+        watch.set_named(file_watch::stamps(named.clone()));
+        let status = StatusFile::new(state_dir, &*context.clock);
         let local = Arc::new(local);
-        let (desk, askers) =
-            Desk::new(status.started_at, status.facts.clone(), Arc::clone(&local), context.clone());
-        let mut keeper = Self {
-            surroundings,
-            explicit,
-            state_dir,
+        let (handle, orders) = AgentHandle::new(
+            status.started_at,
+            status.config.clone(),
+            Arc::clone(&local),
+            context.clone(),
+        );
+        let manager = Self {
+            sources,
+            state_dir: state_dir.to_owned(),
             context,
+            events: config_locked(&local).into_iter().collect(),
             loaded: local,
             plan,
             answer: None,
             manager,
-            watched,
+            watch,
             named,
             refused: BTreeSet::new(),
-            is_asked: false,
-            is_away: false,
+            is_ordered: false,
+            is_server_away: false,
             status,
-            desk,
-            askers,
-            became: Became::Unchanged,
-            events: Vec::new(),
+            handle,
+            outcome: ReloadOutcome::Unchanged,
         };
-        keeper.events.extend(locked(&keeper.loaded));
-        Ok(keeper)
+        Ok((manager, orders))
     }
 
-    /// Takes what there is to report.
-    pub(crate) fn take_events(&mut self) -> Vec<Event> {
+    /// Removes and returns the events to report.
+    pub(super) fn take_events(&mut self) -> Vec<Event> {
         mem::take(&mut self.events)
     }
 
-    /// The server that manages this agent, and the `ETag` of what it said last.
-    pub(crate) fn manager(&self) -> Option<(Connection, Option<String>)> {
+    /// The server that manages this agent, and the `ETag` of its last answer.
+    pub(super) fn manager(&self) -> Option<(Connection, Option<String>)> {
         let manager = self.manager.clone()?;
-        // What another secret signed has to come again: at the next start it would prove nothing.
+        // An answer signed with another secret is fetched again: at the next start it would prove
+        // nothing.
         let answer = self.answer.as_ref().filter(|answer| manager.accepts(answer));
         let etag = answer.and_then(|answer| answer.etag.clone());
         Some((manager, etag))
     }
 
-    /// How the files look that decide about the configuration.
-    pub(crate) fn look(&self) -> Sights {
-        let inputs = self.surroundings.inputs(self.explicit);
-        Sights { layers: files::look(config::files(&inputs)), named: self.look_at_named() }
+    /// Stamps of the files that determine the configuration.
+    pub(super) fn stamps(&self) -> ConfigStamps {
+        let layers = file_watch::stamps(self.sources.layer_files());
+        ConfigStamps { layers, named: self.named_stamps() }
     }
 
-    /// How the files look that it names.
-    pub(crate) fn look_at_named(&self) -> Stamps {
-        files::look(self.named.iter().cloned())
+    fn named_stamps(&self) -> Stamps {
+        file_watch::stamps(self.named.iter().cloned())
     }
 
-    /// Puts what the server said last over the local configuration; whether that is in force now.
-    pub(crate) fn recall(&mut self) -> bool {
+    /// Starts to watch the files that the configuration names by now.
+    pub(super) fn watch_named(&mut self) {
+        let stamps = self.named_stamps();
+        self.watch.set_named(stamps);
+    }
+
+    /// Puts the stored managed configuration in force; returns whether there was a valid one.
+    pub(super) fn restore_managed(&mut self) -> bool {
         let Some(manager) = &self.manager else { return false };
-        let accepted = match managed::kept(self.state_dir) {
+        let accepted = match managed_config::stored(&self.state_dir) {
             Ok(None) => return false,
             Ok(Some(answer)) if !manager.accepts(&answer) => {
-                Err(managed::KEPT_IS_FOREIGN.to_owned())
+                Err(managed_config::STORED_IS_FOREIGN.to_owned())
             }
             Ok(Some(answer)) => self
                 .accept(Some(answer), TestScope::Managed)
-                .map_err(|reason| format!("{}: {reason}", managed::KEPT_IS_WRONG)),
+                .map_err(|reason| format!("{}: {reason}", managed_config::STORED_IS_INVALID)),
             Err(reason) => Err(reason),
         };
         match accepted {
             Ok(candidate) => {
-                info!(
-                    revision = candidate.revision,
-                    "managed configuration that was kept is in force"
-                );
-                self.begin_with(candidate);
+                info!(revision = candidate.revision, "stored managed configuration is in force");
+                self.start_with(candidate);
                 true
             }
             Err(reason) => {
-                // Said to the server too: whoever changes what is kept brings the local
-                // configuration back.
+                // ViolationTracker to the server too: a person who changes the stored copy brings the local
+                // configuration back into force.
                 self.refuse(ConfigOrigin::Server, Digest::of(reason.as_bytes()), reason);
                 false
             }
         }
     }
 
-    /// Puts a configuration in force before anything runs.
-    pub(crate) fn begin_with(&mut self, candidate: Candidate) {
+    /// Puts a configuration in force before a pipeline runs.
+    pub(super) fn start_with(&mut self, candidate: Candidate) {
         let applied = AgentEvent::ConfigApplied {
             hash: candidate.loaded.settings.config_hash(),
             revision: candidate.revision.clone(),
@@ -179,13 +180,13 @@ impl<'a> Keeper<'a> {
         let plan = Plan::of(&candidate.loaded, &self.context);
         self.events.retain(|event| event.name != event::CONFIG_LOCKED);
         self.events.push(applied.into());
-        self.events.extend(locked(&candidate.loaded));
+        self.events.extend(config_locked(&candidate.loaded));
         let Candidate { loaded, answer, revision, .. } = candidate;
-        self.take(*loaded, answer, revision, plan);
+        self.put_in_force(*loaded, answer, revision, plan);
     }
 
-    /// What is in force runs.
-    pub(crate) fn is_applied(&mut self) {
+    /// Notes that a pipeline runs with the configuration in force.
+    pub(super) fn mark_applied(&mut self) {
         let (hash, revision) = (self.loaded.settings.config_hash(), self.context.revision.get());
         let now = self.context.clock.now();
         self.status.change(|facts| {
@@ -199,59 +200,60 @@ impl<'a> Keeper<'a> {
         });
     }
 
-    /// What came from the server: when to ask again, and what is to be put in force, if anything.
-    pub(crate) fn hear(
+    /// Evaluates an answer of the server: the outcome for the schedule, and the configuration to put
+    /// in force, if any.
+    pub(super) fn evaluate(
         &mut self,
         fetched: Result<FetchedConfig, FetchError>,
     ) -> (Outcome, Option<Candidate>) {
         let now = self.context.clock.now();
-        self.became = Became::Unchanged;
+        self.outcome = ReloadOutcome::Unchanged;
         let answer = match fetched {
             Ok(FetchedConfig::Answer(answer)) => answer,
             Ok(FetchedConfig::Unchanged { is_signed }) => {
                 if is_signed {
                     self.status.change(|facts| facts.signed_at = Some(now));
                 }
-                self.answered();
+                self.mark_server_reached();
                 return (Outcome::Answered, None);
             }
-            // What it said before is still its word: it retracts by an empty configuration.
+            // The answer before stays in force: a server retracts it with an empty configuration.
             Ok(FetchedConfig::Nothing) => {
-                self.answered();
+                self.mark_server_reached();
                 return (Outcome::Answered, None);
             }
             Err(failure) if failure.is_refusal() => {
-                self.tried(ConfigOrigin::Server, None);
+                self.mark_attempted(ConfigOrigin::Server, None);
                 self.refuse(ConfigOrigin::Server, failure.content(), causes(&failure));
                 return (Outcome::Answered, None);
             }
             Err(failure) => {
                 let reason = causes(&failure);
-                if !mem::replace(&mut self.is_away, true) {
+                if !mem::replace(&mut self.is_server_away, true) {
                     warn!(
                         code = "managed_config_fetch_failed",
                         reason, "managed configuration could not be fetched"
                     );
                 }
-                self.became = Became::NoAnswer(reason);
+                self.outcome = ReloadOutcome::Unavailable(reason);
                 let passes = failure.is_passing();
                 return (if passes { Outcome::Failed } else { Outcome::Answered }, None);
             }
         };
-        self.answered();
+        self.mark_server_reached();
         if self.manager.as_ref().is_some_and(|manager| manager.has_signed(&answer)) {
             self.status.change(|facts| facts.signed_at = Some(now));
         }
         if self.answer.as_ref().is_some_and(|known| known.body == answer.body) {
-            self.keep(&answer);
+            self.store(&answer);
             self.answer = Some(answer);
-            self.clear(ConfigOrigin::Server);
+            self.clear_refusal(ConfigOrigin::Server);
             return (Outcome::Answered, None);
         }
         let content = Digest::of(answer.body.as_bytes());
         let accepted = self.accept(Some(answer), TestScope::Managed);
         let revision = accepted.as_ref().ok().and_then(|candidate| candidate.revision.clone());
-        self.tried(ConfigOrigin::Server, revision);
+        self.mark_attempted(ConfigOrigin::Server, revision);
         match accepted {
             Ok(candidate) => (Outcome::Answered, Some(candidate)),
             Err(reason) => {
@@ -261,11 +263,11 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Reads all layers again, since files have changed or somebody asks for it.
-    pub(crate) fn read_files(&mut self, is_asked: bool) -> Option<Candidate> {
-        self.is_asked = is_asked;
-        self.became = Became::Unchanged;
-        self.tried(ConfigOrigin::Files, self.context.revision.get());
+    /// Reads all layers again, because files have changed or a person ordered it.
+    pub(super) fn read_files(&mut self, is_ordered: bool) -> Option<Candidate> {
+        self.is_ordered = is_ordered;
+        self.outcome = ReloadOutcome::Unchanged;
+        self.mark_attempted(ConfigOrigin::Files, self.context.revision.get());
         let accepted = self.accept(self.answer.clone(), TestScope::All);
         let accepted = accepted.and_then(|candidate| {
             self.named.extend(named_files(&candidate.loaded.settings, &self.context));
@@ -279,9 +281,9 @@ impl<'a> Keeper<'a> {
         accepted.map_err(refuse).ok()
     }
 
-    /// Puts a candidate from `from` in the place of what runs: what has to be built anew for that,
-    /// or nothing when it can't be, and all is as before.
-    pub(crate) fn change(
+    /// Puts a candidate in force: returns the parts of the pipeline that have to be replaced, or
+    /// `None` when they cannot be built, and everything stays as it is.
+    pub(super) fn replace(
         &mut self,
         candidate: Candidate,
         from: ConfigOrigin,
@@ -294,7 +296,7 @@ impl<'a> Keeper<'a> {
         let before = self.context.revision.get();
         let mut events = Vec::new();
         if plan != self.plan || revision != before {
-            self.became = Became::InForce;
+            self.outcome = ReloadOutcome::Applied;
             let applied = AgentEvent::ConfigApplied {
                 hash: loaded.settings.config_hash(),
                 revision: revision.clone(),
@@ -303,7 +305,7 @@ impl<'a> Keeper<'a> {
             };
             events.push(applied.into());
         }
-        events.extend(locked(&loaded).filter(|event| !is_known(event, &self.loaded)));
+        events.extend(config_locked(&loaded).filter(|event| !is_known(event, &self.loaded)));
         let built = self
             .plan
             .to(&plan, &loaded, stages, &context, waker, events)
@@ -322,54 +324,58 @@ impl<'a> Keeper<'a> {
         };
         self.context = context;
         self.manager = manager;
-        self.clear(from);
-        self.take(*loaded, answer, revision, plan);
+        self.clear_refusal(from);
+        self.put_in_force(*loaded, answer, revision, plan);
         Some(reload)
     }
 
-    /// Puts an answer over the local layers, as they are now.
+    /// Builds the local layers, as they are now, with an answer on top.
     fn accept(&self, answer: Option<SignedConfig>, tests: TestScope) -> Result<Candidate, String> {
-        managed::accept(self.surroundings, self.explicit, answer, &self.context, tests)
+        managed_config::accept(&self.sources, answer, &self.context, tests)
     }
 
-    fn take(
+    fn put_in_force(
         &mut self,
         loaded: LoadedConfig,
         answer: Option<SignedConfig>,
         revision: Option<String>,
         plan: Plan,
     ) {
-        self.warn(&loaded);
+        self.log_new_warnings(&loaded);
         self.named = named_files(&loaded.settings, &self.context);
         self.context.revision.set(revision);
         (self.loaded, self.plan) = (Arc::new(loaded), plan);
-        self.desk.is_in_force(&self.loaded, &self.context);
+        self.handle.set_in_force(&self.loaded, &self.context);
         if let Some(answer) = &answer
             && self.answer.as_ref() != Some(answer)
         {
-            self.keep(answer);
+            self.store(answer);
         }
         self.answer = answer;
     }
 
-    /// Keeps an answer for when the server is away.
-    fn keep(&self, answer: &SignedConfig) {
-        if managed::kept(self.state_dir).ok().flatten().as_ref() == Some(answer) {
+    /// Stores an answer for times when the server is away.
+    fn store(&self, answer: &SignedConfig) {
+        if managed_config::stored(&self.state_dir).ok().flatten().as_ref() == Some(answer) {
             return;
         }
-        if let Err(error) = answer.save(self.state_dir) {
-            warn!(code = "managed_config_store_failed", %error, "managed configuration cannot be kept for when the server is away");
+        if let Err(error) = answer.save(&self.state_dir) {
+            warn!(
+                code = "managed_config_store_failed",
+                %error,
+                "cannot store the managed configuration for times when the server is away"
+            );
         }
     }
 
-    /// Logs what a configuration warns of that the one before did not.
-    fn warn(&self, loaded: &LoadedConfig) {
+    /// Logs warnings of a configuration that the one before did not have.
+    fn log_new_warnings(&self, loaded: &LoadedConfig) {
         let known = &self.loaded.warnings;
         for warning in loaded.warnings.iter().filter(|warning| !known.contains(warning)) {
             warn!(code = "config_warning", "{warning}");
         }
         let moved = &loaded.settings.agent.state_dir;
-        if moved != self.state_dir && *moved != self.loaded.settings.agent.state_dir {
+        if *moved != self.state_dir && *moved != self.loaded.settings.agent.state_dir {
             warn!(
                 code = "state_dir_changed",
                 "`agent.state_dir` is `{}` now, which takes effect at the next start",
@@ -378,10 +384,10 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Names what the layers' files hold and what is wrong with it, so that it is said once.
+    /// Digest of the files' contents and of the mistake in them, so that it is logged once.
     fn content(&self, reason: &str) -> Digest {
         let mut all = reason.as_bytes().to_vec();
-        for path in config::files(&self.surroundings.inputs(self.explicit)) {
+        for path in self.sources.layer_files() {
             let bytes = fs::read(&path).map(|bytes| Digest::of(&bytes)).unwrap_or_default();
             all.extend_from_slice(path.as_os_str().as_encoded_bytes());
             all.extend_from_slice(bytes.as_bytes());
@@ -389,37 +395,38 @@ impl<'a> Keeper<'a> {
         Digest::of(&all)
     }
 
-    fn answered(&mut self) {
-        if mem::take(&mut self.is_away) {
-            info!("the server that manages the configuration answers again");
+    fn mark_server_reached(&mut self) {
+        if mem::take(&mut self.is_server_away) {
+            info!("server of the managed configuration answers again");
         }
     }
 
-    fn tried(&mut self, from: ConfigOrigin, revision: Option<String>) {
+    fn mark_attempted(&mut self, from: ConfigOrigin, revision: Option<String>) {
         let at = self.context.clock.now();
         let attempted = Some(Attempted { from, revision, at });
         self.status.change(|facts| facts.attempted = attempted);
     }
 
-    /// Says why a configuration is refused: once for each content.
+    /// Logs and reports a refused configuration: once for each content.
     fn refuse(&mut self, from: ConfigOrigin, content: Digest, reason: String) {
-        /// More are no accident; then they are said again.
-        const MOST: usize = 1000;
+        /// Limit of the memory; beyond it, a refusal is logged again.
+        const MAX_KNOWN: usize = 1000;
 
-        self.became = Became::Refused(reason.clone());
-        if self.refused.len() >= MOST {
+        self.outcome = ReloadOutcome::Refused(reason.clone());
+        if self.refused.len() >= MAX_KNOWN {
             self.refused.clear();
         }
         let is_new = self.refused.insert((from, content));
-        if mem::take(&mut self.is_asked) || is_new {
+        if mem::take(&mut self.is_ordered) || is_new {
             error!(
                 code = "config_refused",
                 reason,
                 "{}",
                 match from {
                     ConfigOrigin::Server =>
-                        "managed configuration was refused, what was in force stays",
-                    ConfigOrigin::Files => "configuration was refused, what was in force stays",
+                        "managed configuration was refused; the previous one stays in force",
+                    ConfigOrigin::Files =>
+                        "configuration was refused; the previous one stays in force",
                 }
             );
         }
@@ -431,8 +438,8 @@ impl<'a> Keeper<'a> {
         self.status.change(|facts| facts.refused = Some(Refused { from, reason, at }));
     }
 
-    /// Something better came from where one was refused.
-    fn clear(&mut self, from: ConfigOrigin) {
+    /// Forgets a refusal, since a valid configuration came from the same origin.
+    fn clear_refusal(&mut self, from: ConfigOrigin) {
         self.refused.retain(|(known, _)| *known != from);
         self.status.change(|facts| {
             facts.refused = facts.refused.take().filter(|refused| refused.from != from);
@@ -440,8 +447,8 @@ impl<'a> Keeper<'a> {
     }
 }
 
-/// What was set in vain, to report.
-fn locked(loaded: &LoadedConfig) -> impl Iterator<Item = Event> + use<> {
+/// Event about keys that a layer may not set.
+fn config_locked(loaded: &LoadedConfig) -> impl Iterator<Item = Event> + use<> {
     let attempts: Vec<_> = loaded
         .locked_overrides
         .iter()
@@ -454,5 +461,5 @@ fn locked(loaded: &LoadedConfig) -> impl Iterator<Item = Event> + use<> {
 }
 
 fn is_known(event: &Event, loaded: &LoadedConfig) -> bool {
-    locked(loaded).any(|known| known == *event)
+    config_locked(loaded).any(|known| known == *event)
 }

@@ -1,4 +1,5 @@
-//! What changes the configuration of a pipeline that runs: the server, a hang-up, files.
+//! Follows changes of the configuration while a pipeline runs: from the server, from files, and by
+//! order of a client or SIGHUP.
 
 use std::{future::pending, mem, pin::Pin, time::Duration};
 
@@ -6,146 +7,226 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use super::{
-    compliance_monitor::Guard,
-    config_manager::Keeper,
-    file_watch::{LOOK, LOOK_AGAIN, Look},
-    poll_schedule::Polls,
+    compliance_monitor::ComplianceMonitor,
+    config_manager::ConfigManager,
+    file_watch::{Change, INTERVAL, INTERVAL_WHILE_CHANGING},
+    handle::{Orders, ReloadOrder, ReloadOutcome, ReloadReply, ReloadReport},
+    managed_config::Candidate,
+    poll_schedule::PollSchedule,
 };
 use crate::{
-    control::{Asker, Became, Reloaded},
     pipeline::{config_status::ConfigOrigin, runner::Running},
-    platform::{Signal, Signals},
     siem::{FetchError, FetchedConfig},
 };
 
-/// How long the first answer of the server is waited for, before any line is judged.
-const FIRST_ANSWER: Duration = Duration::from_secs(5);
-/// How long a later one may take.
-const ANSWER: Duration = Duration::from_secs(30);
+/// Timeout of the first request for the managed configuration, which is made before anything is read.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout of later requests.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-type Asking = Pin<Box<dyn Future<Output = Result<FetchedConfig, FetchError>> + Send>>;
+type Request = Pin<Box<dyn Future<Output = Result<FetchedConfig, FetchError>> + Send>>;
 
-/// Puts in force what the server manages, before any line is judged: what it said last counts at
-/// once, and without that its first answer is waited for. How long until it is to be asked again.
+/// Puts the managed configuration in force before anything is read: the stored one at once, and
+/// without that the server's first answer. Returns the time until the server is to be asked again.
 ///
-/// Who reads once asks first whatever is known: there is no later for it.
-pub(crate) async fn begin(keeper: &mut Keeper<'_>, once: bool) -> Duration {
-    if !once && keeper.recall() {
+/// With `once` the server is asked in any case: there is no later time for it.
+pub(super) async fn start(manager: &mut ConfigManager, once: bool) -> Duration {
+    if !once && manager.restore_managed() {
         return Duration::ZERO;
     }
-    let Some(asking) = ask(keeper, FIRST_ANSWER) else { return Duration::MAX };
-    let (outcome, candidate) = keeper.hear(asking.await);
+    let Some(request) = request(manager, FIRST_REQUEST_TIMEOUT) else { return Duration::MAX };
+    let (outcome, candidate) = manager.evaluate(request.await);
     match candidate {
         Some(candidate) => {
             info!(revision = candidate.revision, "managed configuration was applied");
-            keeper.begin_with(candidate);
+            manager.start_with(candidate);
         }
         None if once => {
-            keeper.recall();
+            manager.restore_managed();
         }
         None => {}
     }
-    Polls::default().next(outcome, keeper.loaded.settings.agent.poll_interval, fastrand::f64())
+    let interval = manager.loaded.settings.agent.poll_interval;
+    PollSchedule::default().next(outcome, interval, fastrand::f64())
 }
 
-fn ask(keeper: &Keeper<'_>, patience: Duration) -> Option<Asking> {
-    let (manager, etag) = keeper.manager()?;
-    Some(Box::pin(async move { manager.managed_config(etag.as_deref(), patience).await }))
+fn request(manager: &ConfigManager, within: Duration) -> Option<Request> {
+    let (server, etag) = manager.manager()?;
+    Some(Box::pin(async move { server.managed_config(etag.as_deref(), within).await }))
 }
 
-/// Follows the configuration until the agent is asked to end.
-pub(crate) async fn follow(
-    running: &mut Running,
-    keeper: &mut Keeper<'_>,
-    guard: &mut Guard,
-    first: Duration,
-    signals: &mut Signals,
-) {
-    let waker = running.waker();
-    keeper.watched.name(keeper.look_at_named());
-    let mut polls = Polls::default();
-    let mut poll = Instant::now().checked_add(first);
-    let mut asking: Option<Asking> = None;
-    let mut look = Instant::now() + LOOK;
-    // Those who asked for a reload and wait for the server's part of it.
-    let mut waiting: Vec<(Asker, Became)> = Vec::new();
-    loop {
-        let mut asker = None;
-        let (from, candidate) = tokio::select! {
-            Some(asked) = keeper.askers.recv() => {
-                info!(code = "reload_by_command", "the configuration is read again, as somebody asks for");
-                asker = Some(asked);
-                (asking, poll) = (None, Some(Instant::now()));
-                keeper.watched.read(keeper.look());
-                (ConfigOrigin::Files, keeper.read_files(true))
-            }
-            signal = signals.next() => match signal {
-                Signal::End => return,
-                Signal::HangUp => {
-                    info!(code = "reload_by_signal", "the configuration is read again, as a hang-up asks for");
-                    (asking, poll) = (None, Some(Instant::now()));
-                    keeper.watched.read(keeper.look());
-                    (ConfigOrigin::Files, keeper.read_files(true))
-                }
-            },
-            () = sleep_until(look) => {
-                let seen = keeper.watched.look(keeper.look());
-                let next = if seen == Look::Changing { LOOK_AGAIN } else { LOOK };
-                look = Instant::now() + next;
-                let found = guard.look(&keeper.loaded.settings);
-                found.into_iter().for_each(|event| running.report(event));
-                if seen != Look::Changed {
-                    continue;
-                }
-                info!(code = "config_files_changed", "files of the configuration have changed");
-                keeper.watched.read(keeper.look());
-                // A token that was mended may be what the server waits for.
-                (asking, poll) = (None, Some(Instant::now()));
-                (ConfigOrigin::Files, keeper.read_files(false))
-            }
-            () = at(poll), if asking.is_none() => {
-                asking = ask(keeper, ANSWER);
-                if asking.is_none() {
-                    poll = None;
-                    tell(&mut waiting, None);
-                }
-                continue;
-            }
-            fetched = answer(&mut asking) => {
-                asking = None;
-                let (outcome, candidate) = keeper.hear(fetched);
-                let interval = keeper.loaded.settings.agent.poll_interval;
-                poll = Instant::now().checked_add(polls.next(outcome, interval, fastrand::f64()));
-                (ConfigOrigin::Server, candidate)
-            }
-        };
-        let reload = candidate.and_then(|candidate| keeper.change(candidate, from, &waker));
-        keeper.take_events().into_iter().for_each(|event| running.report(event));
-        keeper.watched.name(keeper.look_at_named());
-        if let Some(reload) = reload {
-            tokio::select! {
-                () = running.reload(reload) => {}
-                () = signals.ended() => return,
-            }
-            keeper.is_applied();
-            let found = guard.look(&keeper.loaded.settings);
-            found.into_iter().for_each(|event| running.report(event));
-            let revision = keeper.context.revision.get();
-            let hash = keeper.loaded.settings.config_hash().to_string();
-            info!(code = "config_applied", revision, hash, "the configuration is in force");
-        }
-        waiting.extend(asker.map(|asker| (asker, keeper.became.clone())));
-        if from == ConfigOrigin::Server {
-            tell(&mut waiting, Some(&keeper.became));
+/// Follows changes of the configuration while one pipeline runs.
+pub(super) struct ConfigUpdates<'a> {
+    running: &'a mut Running,
+    manager: &'a mut ConfigManager,
+    monitor: &'a mut ComplianceMonitor,
+    orders: &'a mut Orders,
+    schedule: PollSchedule,
+    next_request: Option<Instant>,
+    request: Option<Request>,
+    next_inspection: Instant,
+    /// Clients that wait for the server's part of their reload.
+    clients: Vec<(ReloadReply, ReloadOutcome)>,
+}
+
+/// What happened next.
+enum Trigger {
+    Stop,
+    Order(ReloadOrder),
+    Inspect,
+    Request,
+    Fetched(Result<FetchedConfig, FetchError>),
+}
+
+impl<'a> ConfigUpdates<'a> {
+    /// Follows changes; the server is asked after `first`.
+    pub(super) fn new(
+        running: &'a mut Running,
+        manager: &'a mut ConfigManager,
+        monitor: &'a mut ComplianceMonitor,
+        orders: &'a mut Orders,
+        first: Duration,
+    ) -> Self {
+        manager.watch_named();
+        let now = Instant::now();
+        Self {
+            running,
+            manager,
+            monitor,
+            orders,
+            schedule: PollSchedule::default(),
+            next_request: now.checked_add(first),
+            request: None,
+            next_inspection: now + INTERVAL,
+            clients: Vec::new(),
         }
     }
-}
 
-/// Tells those who asked for a reload what came of it.
-fn tell(waiting: &mut Vec<(Asker, Became)>, server: Option<&Became>) {
-    for (asker, files) in mem::take(waiting) {
-        // Whoever no longer waits does not want to know.
-        asker.send(Reloaded { files, server: server.cloned() }).ok();
+    /// Runs until the agent is asked to stop.
+    pub(super) async fn run(mut self) {
+        loop {
+            let goes_on = match self.next().await {
+                Trigger::Stop => false,
+                Trigger::Order(order) => self.reload(order).await,
+                Trigger::Inspect => self.inspect().await,
+                Trigger::Request => {
+                    self.start_request();
+                    true
+                }
+                Trigger::Fetched(fetched) => self.apply_fetched(fetched).await,
+            };
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Trigger {
+        let Orders { reloads, stop } = &mut *self.orders;
+        tokio::select! {
+            () = stop.given() => Trigger::Stop,
+            Some(order) = reloads.recv() => Trigger::Order(order),
+            () = sleep_until(self.next_inspection) => Trigger::Inspect,
+            () = at(self.next_request), if self.request.is_none() => Trigger::Request,
+            fetched = answer(&mut self.request) => Trigger::Fetched(fetched),
+        }
+    }
+
+    async fn reload(&mut self, order: ReloadOrder) -> bool {
+        let client = match order {
+            ReloadOrder::Client(reply) => {
+                info!(code = "reload_by_command", "reloading the configuration, by a command");
+                Some(reply)
+            }
+            ReloadOrder::HangUp => {
+                info!(code = "reload_by_signal", "reloading the configuration, by SIGHUP");
+                None
+            }
+        };
+        let candidate = self.read_files(true);
+        let goes_on = self.apply(candidate, ConfigOrigin::Files).await;
+        self.clients.extend(client.map(|reply| (reply, self.manager.outcome.clone())));
+        goes_on
+    }
+
+    async fn inspect(&mut self) -> bool {
+        let stamps = self.manager.stamps();
+        let change = self.manager.watch.compare(stamps);
+        let pause = match change {
+            Change::InProgress => INTERVAL_WHILE_CHANGING,
+            Change::None | Change::Complete => INTERVAL,
+        };
+        self.next_inspection = Instant::now() + pause;
+        self.check_compliance();
+        if change != Change::Complete {
+            return true;
+        }
+        info!(code = "config_files_changed", "configuration files have changed");
+        let candidate = self.read_files(false);
+        self.apply(candidate, ConfigOrigin::Files).await
+    }
+
+    /// Reads the files again, and asks the server soon: it may have waited for a repaired token.
+    fn read_files(&mut self, is_ordered: bool) -> Option<Candidate> {
+        (self.request, self.next_request) = (None, Some(Instant::now()));
+        let stamps = self.manager.stamps();
+        self.manager.watch.mark_read(stamps);
+        self.manager.read_files(is_ordered)
+    }
+
+    fn start_request(&mut self) {
+        self.request = request(self.manager, REQUEST_TIMEOUT);
+        if self.request.is_none() {
+            self.next_request = None;
+            self.reply(None);
+        }
+    }
+
+    async fn apply_fetched(&mut self, fetched: Result<FetchedConfig, FetchError>) -> bool {
+        self.request = None;
+        let (outcome, candidate) = self.manager.evaluate(fetched);
+        let interval = self.manager.loaded.settings.agent.poll_interval;
+        let pause = self.schedule.next(outcome, interval, fastrand::f64());
+        self.next_request = Instant::now().checked_add(pause);
+        let goes_on = self.apply(candidate, ConfigOrigin::Server).await;
+        self.reply(Some(self.manager.outcome.clone()));
+        goes_on
+    }
+
+    /// Puts a candidate in force, if there is one. Returns false when the agent was asked to stop
+    /// meanwhile.
+    async fn apply(&mut self, candidate: Option<Candidate>, from: ConfigOrigin) -> bool {
+        let waker = self.running.waker();
+        let reload = candidate.and_then(|candidate| self.manager.replace(candidate, from, &waker));
+        for event in self.manager.take_events() {
+            self.running.report(event);
+        }
+        self.manager.watch_named();
+        let Some(reload) = reload else { return true };
+        tokio::select! {
+            () = self.running.reload(reload) => {}
+            () = self.orders.stop.given() => return false,
+        }
+        self.manager.mark_applied();
+        self.check_compliance();
+        let revision = self.manager.context.revision.get();
+        let hash = self.manager.loaded.settings.config_hash().to_string();
+        info!(code = "config_applied", revision, hash, "configuration is in force");
+        true
+    }
+
+    fn check_compliance(&mut self) {
+        for event in self.monitor.check(&self.manager.loaded.settings) {
+            self.running.report(event);
+        }
+    }
+
+    /// Sends the outcome to the clients that wait for it.
+    fn reply(&mut self, server: Option<ReloadOutcome>) {
+        for (reply, files) in mem::take(&mut self.clients) {
+            // A client that has gone needs no reply.
+            reply.send(ReloadReport { files, server: server.clone() }).ok();
+        }
     }
 }
 
@@ -156,9 +237,9 @@ async fn at(when: Option<Instant>) {
     }
 }
 
-async fn answer(asking: &mut Option<Asking>) -> Result<FetchedConfig, FetchError> {
-    match asking {
-        Some(asking) => asking.await,
+async fn answer(request: &mut Option<Request>) -> Result<FetchedConfig, FetchError> {
+    match request {
+        Some(request) => request.await,
         None => pending().await,
     }
 }

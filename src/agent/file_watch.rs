@@ -1,70 +1,80 @@
-//! Whether files of the configuration have changed: seen by looking, which is cheap and never lies.
+//! Detects changes of the configuration's files by comparing their metadata.
+//!
+//! A `stat` every two seconds is cheap and works on every file system; notifications are neither on
+//! network homes nor behind symlinks.
 
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use crate::platform::file::{self, Stamp};
 
-/// How often files are looked at.
-pub(crate) const LOOK: Duration = Duration::from_secs(2);
-/// How soon again once one looks different: a file that is being written is left alone.
-pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Interval between two inspections.
+pub(super) const INTERVAL: Duration = Duration::from_secs(2);
+/// Interval while a file is changing: one that is still being written is left alone.
+pub(super) const INTERVAL_WHILE_CHANGING: Duration = Duration::from_millis(500);
 
-/// How each file looks; none where nothing lies.
-pub(crate) type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
+/// Stamp of each file; `None` where there is no file.
+pub(super) type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
 
-/// How the files look that decide about the configuration.
+/// Stamps of the files that determine the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sights {
-    /// Those of its layers.
-    pub(crate) layers: Stamps,
-    /// Those that it names: secrets, certificates.
-    pub(crate) named: Stamps,
+pub(super) struct ConfigStamps {
+    /// Files of its layers.
+    pub(super) layers: Stamps,
+    /// Files that it names: secrets, certificates.
+    pub(super) named: Stamps,
 }
 
-/// Looks at files. Symlinks are followed: some tools replace a configuration by turning one.
-pub(crate) fn look(paths: impl IntoIterator<Item = PathBuf>) -> Stamps {
-    let sight = |path: PathBuf| {
-        // It is asked for all the time: only what is a symlink costs a walk along its path.
-        let sight = match file::inspect(&path) {
-            Ok(sight) if sight.kind == file::FileKind::Other => {
+/// Reads the stamps of files. Symlinks are followed, since some tools replace a configuration by
+/// changing a symlink.
+pub(super) fn stamps(paths: impl IntoIterator<Item = PathBuf>) -> Stamps {
+    let stamp = |path: PathBuf| {
+        // Called often: only a symlink costs a walk along its path.
+        let found = match file::inspect(&path) {
+            Ok(found) if found.kind == file::FileKind::Other => {
                 fs::canonicalize(&path).and_then(|path| file::inspect(&path))
             }
-            sight => sight,
+            found => found,
         };
-        (path, sight.ok().map(|sight| sight.stamp))
+        (path, found.ok().map(|found| found.stamp))
     };
-    paths.into_iter().map(sight).collect()
+    paths.into_iter().map(stamp).collect()
 }
 
-/// Remembers how files looked.
+/// Compares stamps with those at the time when the configuration was read.
 #[derive(Debug, Default)]
-pub(crate) struct Watched {
-    /// When the configuration was read last.
-    read: Sights,
-    /// At the last look, if that was another.
-    seen: Option<Sights>,
+pub(crate) struct ConfigFileWatch {
+    /// Stamps when the configuration was read last.
+    read: ConfigStamps,
+    /// Stamps at the last inspection, if they differed.
+    changing: Option<ConfigStamps>,
 }
 
-/// What a look tells.
+/// Result of an inspection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Look {
-    /// All is as it was when it was read.
-    Same,
-    /// Something is changing.
-    Changing,
-    /// Something has changed, and stays so.
-    Changed,
+pub(super) enum Change {
+    /// The files are as they were when they were read.
+    None,
+    /// A file has just changed and may be incomplete.
+    InProgress,
+    /// A file has changed, and has stayed so since the last inspection.
+    Complete,
 }
 
-impl Watched {
-    /// The configuration is read while files look like this.
-    pub(crate) fn read(&mut self, sights: Sights) {
-        (self.read, self.seen) = (sights, None);
+impl ConfigFileWatch {
+    /// A watch that starts before the layers are read, so that no change is missed.
+    pub(crate) fn before_reading(layers: impl IntoIterator<Item = PathBuf>) -> Self {
+        let read = ConfigStamps { layers: stamps(layers), ..ConfigStamps::default() };
+        Self { read, changing: None }
     }
 
-    /// The configuration names these files by now. One that it did not name before was read as it
-    /// is; what else has changed meanwhile is still to be seen.
-    pub(crate) fn name(&mut self, named: Stamps) {
+    /// Notes that the configuration is read while the files have these stamps.
+    pub(super) fn mark_read(&mut self, stamps: ConfigStamps) {
+        (self.read, self.changing) = (stamps, None);
+    }
+
+    /// Replaces the set of named files. A file that was not named before counts as read; changes of
+    /// the others are still to be detected.
+    pub(super) fn set_named(&mut self, named: Stamps) {
         let known = &self.read.named;
         let stamp = |(path, stamp)| {
             let stamp = known.get(&path).copied().unwrap_or(stamp);
@@ -73,17 +83,17 @@ impl Watched {
         self.read.named = named.into_iter().map(stamp).collect();
     }
 
-    /// What has come of files that look like this now.
-    pub(crate) fn look(&mut self, sights: Sights) -> Look {
-        if sights == self.read {
-            self.seen = None;
-            return Look::Same;
+    /// Compares the stamps of this moment.
+    pub(super) fn compare(&mut self, stamps: ConfigStamps) -> Change {
+        if stamps == self.read {
+            self.changing = None;
+            return Change::None;
         }
-        if self.seen.as_ref() == Some(&sights) {
-            return Look::Changed;
+        if self.changing.as_ref() == Some(&stamps) {
+            return Change::Complete;
         }
-        self.seen = Some(sights);
-        Look::Changing
+        self.changing = Some(stamps);
+        Change::InProgress
     }
 }
 
@@ -91,49 +101,49 @@ impl Watched {
 mod tests {
     use super::*;
 
-    fn sights(size: u64) -> Sights {
+    fn with_size(size: u64) -> ConfigStamps {
         let stamp = Stamp { size, ..Stamp::default() };
-        Sights { layers: [("/c.toml".into(), Some(stamp))].into(), named: Stamps::new() }
+        ConfigStamps { layers: [("/c.toml".into(), Some(stamp))].into(), named: Stamps::new() }
     }
 
     #[test]
-    fn a_file_has_changed_once_it_stays_as_it_is() {
-        let mut watched = Watched::default();
-        watched.read(sights(1));
+    fn a_change_is_complete_once_the_file_stays_the_same() {
+        let mut watch = ConfigFileWatch::default();
+        watch.mark_read(with_size(1));
         let sizes = [1, 2, 3, 3, 3, 1, 2, 2];
-        let looks = sizes.map(|size| watched.look(sights(size)));
-        use Look::*;
-        let expected = [Same, Changing, Changing, Changed, Changed, Same, Changing, Changed];
-        assert_eq!(looks, expected);
-        watched.read(sights(2));
-        assert_eq!(watched.look(sights(2)), Same);
-        assert_eq!(watched.look(Sights::default()), Changing, "a file that is gone");
+        let changes = sizes.map(|size| watch.compare(with_size(size)));
+        use Change::*;
+        let expected =
+            [None, InProgress, InProgress, Complete, Complete, None, InProgress, Complete];
+        assert_eq!(changes, expected);
+        watch.mark_read(with_size(2));
+        assert_eq!(watch.compare(with_size(2)), None);
+        assert_eq!(watch.compare(ConfigStamps::default()), InProgress, "a deleted file");
     }
 
-    /// What is written while another configuration is put in force must not be taken for read.
+    /// A file that was written while another configuration was put in force was taken for read.
     #[test]
-    fn a_change_while_another_is_put_in_force_is_seen() {
+    fn a_change_during_a_reload_is_detected() {
         let stamps = |files: &[(&str, u64)]| -> Stamps {
             let stamp = |size| Some(Stamp { size, ..Stamp::default() });
             files.iter().map(|(path, size)| ((*path).into(), stamp(*size))).collect()
         };
-        let mut watched = Watched::default();
-        watched.read(Sights { named: stamps(&[("token", 1), ("old", 1)]), ..sights(1) });
-        let now = Sights { named: stamps(&[("token", 1), ("new", 1)]), ..sights(1) };
-        watched.name(now.named.clone());
-        assert_eq!(watched.look(now.clone()), Look::Same);
-        watched.name(stamps(&[("token", 2), ("new", 1)]));
-        assert_eq!(
-            watched.look(Sights { named: stamps(&[("token", 2), ("new", 1)]), ..now }),
-            Look::Changing
-        );
+        let mut watch = ConfigFileWatch::default();
+        watch
+            .mark_read(ConfigStamps { named: stamps(&[("token", 1), ("old", 1)]), ..with_size(1) });
+        let now = ConfigStamps { named: stamps(&[("token", 1), ("new", 1)]), ..with_size(1) };
+        watch.set_named(now.named.clone());
+        assert_eq!(watch.compare(now.clone()), Change::None);
+        watch.set_named(stamps(&[("token", 2), ("new", 1)]));
+        let changed = ConfigStamps { named: stamps(&[("token", 2), ("new", 1)]), ..now };
+        assert_eq!(watch.compare(changed), Change::InProgress);
     }
 
     #[test]
-    fn sees_files_come_change_and_go() {
+    fn stamps_differ_when_a_file_appears_or_changes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.toml");
-        let seen = || look([path.clone()]);
+        let seen = || stamps([path.clone()]);
         let none = seen();
         assert_eq!(none[&path], None);
         fs::write(&path, "a = 1").unwrap();

@@ -1,12 +1,11 @@
-//! A configuration with what the server manages on top, and what it said last.
+//! Managed configuration: validates what the server sent, and reads the copy in the state directory.
 
 use std::path::Path;
 
 use tracing::warn;
 
-use super::config_sources::Surroundings;
+use super::config_sources::ConfigSources;
 use crate::{
-    cli::Failure,
     config::{ConfigError, LoadedConfig, ManagedSettings},
     pipeline::{
         assembly,
@@ -18,69 +17,30 @@ use crate::{
     text::causes,
 };
 
-/// A configuration that nothing is wrong with.
+/// Reason for ignoring a stored managed configuration that is wrong.
+pub(super) const STORED_IS_INVALID: &str = "stored managed configuration is ignored";
+/// Reason for ignoring a stored managed configuration that another secret signed.
+pub(super) const STORED_IS_FOREIGN: &str = "stored managed configuration has a wrong signature: \
+     it, or the HMAC secret, was changed on this machine";
+
+/// A configuration that passed every check.
 pub(crate) struct Candidate {
     pub(crate) loaded: Box<LoadedConfig>,
     /// Its filters and enrichers.
     pub(crate) stages: RecordStages,
-    /// Its managed layer, as it came.
+    /// Its managed layer, as received.
     pub(crate) answer: Option<SignedConfig>,
-    /// The revision of that.
+    /// Revision of the managed layer.
     pub(crate) revision: Option<String>,
 }
 
-/// Reads the configuration in force without asking the server: with what it said last. Logs the
-/// warnings.
-pub(crate) fn last_in_force(
-    surroundings: &Surroundings,
-    explicit: Option<&Path>,
-) -> Result<LoadedConfig, Failure> {
-    let local = surroundings.load_managed(explicit, None).map_err(Failure::usage)?;
-    let accepted = last_accepted(surroundings, explicit, &local);
-    let loaded = accepted.map_or(local, |candidate| *candidate.loaded);
-    for warning in &loaded.warnings {
-        warn!(code = "config_warning", "{warning}");
-    }
-    Ok(loaded)
-}
-
-fn last_accepted(
-    surroundings: &Surroundings,
-    explicit: Option<&Path>,
-    local: &LoadedConfig,
-) -> Option<Candidate> {
-    let kept = kept(&local.settings.agent.state_dir);
-    let answer =
-        kept.inspect_err(|reason| warn!(code = "managed_config_unreadable", "{reason}")).ok()??;
-    let context = surroundings.context(local, None, true);
-    match assembly::manager(local, &context) {
-        Ok(Some(manager)) if manager.accepts(&answer) => {}
-        Ok(Some(_)) => {
-            warn!(code = "managed_config_foreign", "{KEPT_IS_FOREIGN}");
-            return None;
-        }
-        Ok(None) => return None,
-        Err(_) => warn!(
-            code = "managed_config_unverified",
-            "managed configuration that was kept is not verified: that takes the token and the \
-             HMAC secret"
-        ),
-    }
-    let candidate = accept(surroundings, explicit, Some(answer), &context, TestScope::Managed);
-    candidate
-        .inspect_err(|reason| warn!(code = "managed_config_invalid", reason, "{KEPT_IS_WRONG}"))
-        .ok()
-}
-
-pub(crate) const KEPT_IS_WRONG: &str = "managed configuration that was kept has no effect";
-pub(crate) const KEPT_IS_FOREIGN: &str = "managed configuration that was kept has a wrong \
-     signature: it, or the HMAC secret, was changed on this machine";
-
-/// Puts an answer over the local layers, or leaves them alone without one; or says why that is
-/// refused whole.
+/// Builds and tests the local layers with the managed layer of `answer` on top; without an answer,
+/// the local layers alone.
+///
+/// # Errors
+/// The reason why the configuration is refused as a whole.
 pub(crate) fn accept(
-    surroundings: &Surroundings,
-    explicit: Option<&Path>,
+    sources: &ConfigSources,
     answer: Option<SignedConfig>,
     context: &Context,
     tests: TestScope,
@@ -91,18 +51,43 @@ pub(crate) fn accept(
     };
     let managed = answer.as_ref().map(read).transpose()?;
     let wrong = |error: ConfigError| causes(&error);
-    let mut loaded = surroundings.load_managed(explicit, managed.as_ref()).map_err(wrong)?;
+    let mut loaded = sources.load_with(managed.as_ref()).map_err(wrong)?;
     let stages = validate::validate(&loaded, context, tests).map_err(|refusal| causes(&refusal))?;
     loaded.warnings.extend(managed.iter().flat_map(|managed| managed.warnings.clone()));
-    let revision = managed.map(|managed| {
-        // One without a name is in force all the same.
-        managed.revision.unwrap_or_else(|| "unnamed".to_owned())
-    });
+    // A managed configuration without a revision is in force all the same.
+    let revision = managed.map(|managed| managed.revision.unwrap_or_else(|| "unnamed".to_owned()));
     Ok(Candidate { loaded: Box::new(loaded), stages, answer, revision })
 }
 
-/// What the server said last, if that is kept; or why it can't be had.
-pub(crate) fn kept(state_dir: &Path) -> Result<Option<SignedConfig>, String> {
+/// Reads the managed configuration in the state directory, if there is one.
+///
+/// # Errors
+/// The reason why it cannot be read.
+pub(crate) fn stored(state_dir: &Path) -> Result<Option<SignedConfig>, String> {
     SignedConfig::load(state_dir)
-        .map_err(|error| format!("managed configuration that was kept cannot be read: {error}"))
+        .map_err(|error| format!("stored managed configuration cannot be read: {error}"))
+}
+
+/// The stored managed configuration on top of `local`, if it is valid. Logs the reason if not.
+pub(super) fn last_accepted(sources: &ConfigSources, local: &LoadedConfig) -> Option<Candidate> {
+    let answer = stored(&local.settings.agent.state_dir)
+        .inspect_err(|reason| warn!(code = "managed_config_unreadable", "{reason}"))
+        .ok()??;
+    let context = sources.stage_context(local, None, true);
+    match assembly::manager(local, &context) {
+        Ok(Some(manager)) if manager.accepts(&answer) => {}
+        Ok(Some(_)) => {
+            warn!(code = "managed_config_foreign", "{STORED_IS_FOREIGN}");
+            return None;
+        }
+        Ok(None) => return None,
+        Err(_) => warn!(
+            code = "managed_config_unverified",
+            "signature of the stored managed configuration is not verified: that needs the token \
+             and the HMAC secret"
+        ),
+    }
+    accept(sources, Some(answer), &context, TestScope::Managed)
+        .inspect_err(|reason| warn!(code = "managed_config_invalid", reason, "{STORED_IS_INVALID}"))
+        .ok()
 }

@@ -1,12 +1,27 @@
-//! The running agent.
+//! The running agent: configuration, pipeline, restarts, and monitoring of accounts.
+//!
+//! An [`Agent`] holds the state directory's lock and runs until its [`AgentHandle`] stops it. It
+//! neither parses arguments nor prints, so that it can run inside a test.
 
-pub(crate) mod compliance_monitor;
-pub(crate) mod config_manager;
+mod compliance_monitor;
+mod config_manager;
 pub(crate) mod config_sources;
-pub(crate) mod config_updates;
-pub(crate) mod file_watch;
+mod config_updates;
+pub(crate) mod error;
+mod file_watch;
+pub(crate) mod handle;
 pub(crate) mod managed_config;
-pub(crate) mod poll_schedule;
-pub(crate) mod restart_limit;
+mod outbox_start;
+mod poll_schedule;
+mod restart_limit;
+mod run;
 pub(crate) mod status_file;
-pub(crate) mod watchdog;
+#[cfg(test)]
+mod tests;
+mod watchdog;
+
+pub(crate) use config_sources::ConfigSources;
+pub(crate) use error::{AgentError, SetupError};
+pub(crate) use file_watch::ConfigFileWatch;
+pub(crate) use handle::AgentHandle;
+pub(crate) use run::{Agent, RunMode};

@@ -1,39 +1,38 @@
-//! When the server is asked next: a pure function of what came.
+//! Schedule of requests for the managed configuration: a pure function of the outcomes.
 
 use std::time::Duration;
 
-/// The first wait after a failure is up to this long, and up to twice as long after each that
-/// follows.
+/// Longest wait after the first failure; it doubles with each failure that follows.
 const FIRST: Duration = Duration::from_secs(5);
-/// The least wait after a failure, so that chance does not make a fleet hammer at a server.
-const LEAST: Duration = Duration::from_secs(1);
+/// Shortest wait after a failure, so that a fleet does not hammer the server by chance.
+const SHORTEST: Duration = Duration::from_secs(1);
 
-/// What came of asking.
+/// Outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// An answer, good or refused: asking sooner would bring the same.
+pub(super) enum Outcome {
+    /// The server answered, or refused: asking sooner would bring the same.
     Answered,
-    /// None, or one that is likely to pass by itself.
+    /// No answer, or an error that is likely to pass by itself.
     Failed,
 }
 
-/// Counts failures.
+/// Counts failures in a row.
 #[derive(Debug, Default)]
-pub(crate) struct Polls {
+pub(super) struct PollSchedule {
     failures: u32,
 }
 
-impl Polls {
-    /// How long to wait before the server is asked again. `jitter` is random, from 0 to 1.
-    pub(crate) fn next(&mut self, outcome: Outcome, interval: Duration, jitter: f64) -> Duration {
+impl PollSchedule {
+    /// Time until the next request. `jitter` is random, from 0 to 1.
+    pub(super) fn next(&mut self, outcome: Outcome, interval: Duration, jitter: f64) -> Duration {
         let poll = interval.mul_f64(0.9 + 0.2 * jitter);
         if outcome == Outcome::Answered {
             self.failures = 0;
             return poll;
         }
-        let most = FIRST.saturating_mul(1 << self.failures.min(20)).min(interval);
+        let longest = FIRST.saturating_mul(1 << self.failures.min(20)).min(interval);
         self.failures = self.failures.saturating_add(1);
-        most.mul_f64(jitter).max(LEAST)
+        longest.mul_f64(jitter).max(SHORTEST)
     }
 }
 
@@ -42,10 +41,10 @@ mod tests {
     use super::{Outcome::*, *};
 
     #[test]
-    fn an_answer_waits_for_the_next_poll_and_a_failure_for_less() {
+    fn a_failure_is_retried_sooner_than_the_interval() {
         let interval = Duration::from_secs(300);
         let table: &[(&[Outcome], f64, f64)] = &[
-            // What came, the last at the end; chance; seconds until the next.
+            // Outcomes, the last at the end; jitter; seconds until the next request.
             (&[Answered], 0.0, 270.0),
             (&[Answered], 0.5, 300.0),
             (&[Answered], 1.0, 330.0),
@@ -60,8 +59,8 @@ mod tests {
             (&[Failed, Failed, Answered, Failed], 1.0, 5.0),
         ];
         for (outcomes, jitter, seconds) in table {
-            let mut polls = Polls::default();
-            let waits = outcomes.iter().map(|outcome| polls.next(*outcome, interval, *jitter));
+            let mut schedule = PollSchedule::default();
+            let waits = outcomes.iter().map(|outcome| schedule.next(*outcome, interval, *jitter));
             let last = waits.last().unwrap();
             assert_eq!(last, Duration::from_secs_f64(*seconds), "{outcomes:?} {jitter}");
         }

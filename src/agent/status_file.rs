@@ -1,8 +1,12 @@
-//! `status.json`: what the agent that runs says of itself, for whoever asks without disturbing it.
+//! `status.json`: what the running agent publishes about itself without being asked.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use siem_protocol::event::{AppliedConfig, AttemptedConfig, RefusedConfig};
 use tracing::warn;
 
 use crate::{
@@ -13,50 +17,94 @@ use crate::{
 /// Its name, in the state directory.
 const FILE: &str = "status.json";
 
-/// The file, written whole whenever something in it changes.
-pub(crate) struct Status {
-    path: PathBuf,
-    pub(crate) started_at: Timestamp,
-    /// What became of configurations.
-    pub(crate) facts: SharedConfigStatus,
-    /// Whether it could not be written the last time.
-    is_stuck: bool,
+/// Contents of the file.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct StatusFileContents {
+    pub(crate) pid: u32,
+    pub(crate) version: String,
+    pub(crate) started_at: String,
+    pub(crate) config: Option<ConfigReport>,
 }
 
-impl Status {
-    /// Begins with what the agent before had from the server, and nothing else of it.
-    pub(crate) fn begin(state_dir: &std::path::Path, clock: &dyn Clock) -> Self {
+/// Configurations in force, tried and refused last, with times in RFC 3339.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct ConfigReport {
+    pub(crate) applied: Option<AppliedConfig>,
+    pub(crate) attempted: Option<AttemptedConfig>,
+    pub(crate) refused: Option<RefusedConfig>,
+    /// Time of the last signed answer of the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) signed_at: Option<String>,
+}
+
+impl ConfigReport {
+    /// The report of a running agent.
+    pub(crate) fn new(status: &SharedConfigStatus, now: Timestamp) -> Self {
+        let signed_at = status.now().signed_at.map(|at| at.to_string());
+        let summary = status.for_heartbeat(now);
+        Self {
+            applied: summary.applied,
+            attempted: summary.attempted,
+            refused: summary.refused,
+            signed_at,
+        }
+    }
+}
+
+/// Reads the file in a state directory; `None` when there is none, or it cannot be understood.
+pub(crate) fn read(state_dir: &Path) -> Option<StatusFileContents> {
+    serde_json::from_slice(&fs::read(state_dir.join(FILE)).ok()?).ok()
+}
+
+/// Writer of the file, which is replaced as a whole whenever something in it changes.
+pub(super) struct StatusFile {
+    path: PathBuf,
+    pub(super) started_at: Timestamp,
+    pub(super) config: SharedConfigStatus,
+    /// Whether the last attempt to write failed.
+    is_failing: bool,
+}
+
+impl StatusFile {
+    /// A writer that knows the last signed answer from the file of the previous agent, and nothing
+    /// else of it.
+    pub(super) fn new(state_dir: &Path, clock: &dyn Clock) -> Self {
+        let config = SharedConfigStatus::default();
+        let previous = read(state_dir).and_then(|contents| contents.config?.signed_at);
+        let signed_at = previous.and_then(|at| humantime::parse_rfc3339(&at).ok());
+        config.change(|status| status.signed_at = signed_at.map(Timestamp::from));
         let path = state_dir.join(FILE);
-        let facts = SharedConfigStatus::default();
-        facts.change(|facts| facts.signed_at = signed_at(&path));
-        Self { path, started_at: clock.now(), facts, is_stuck: false }
+        Self { path, started_at: clock.now(), config, is_failing: false }
     }
 
-    /// Changes the facts, and the file with them.
-    pub(crate) fn change(&mut self, change: impl FnOnce(&mut ConfigStatus)) {
-        if !self.facts.change(change) {
+    /// Changes the configuration's status, and the file with it.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut ConfigStatus)) {
+        if !self.config.change(change) {
             return;
         }
-        let status = json!({
-            "pid": std::process::id(),
-            "version": env!("CARGO_PKG_VERSION"),
-            "started_at": self.started_at.to_string(),
-            "config": self.facts.now(),
-        });
+        let contents = StatusFileContents {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: self.started_at.to_string(),
+            config: Some(ConfigReport::new(&self.config, self.started_at)),
+        };
+        // Sorted by name, as in each version before.
         let written =
-            secure_file::replace_without_sync(&self.path, format!("{status:#}\n").as_bytes());
+            serde_json::to_value(contents).map_err(std::io::Error::other).and_then(|contents| {
+                secure_file::replace_without_sync(&self.path, format!("{contents:#}\n").as_bytes())
+            });
         if let Err(error) = &written
-            && !self.is_stuck
+            && !self.is_failing
         {
-            warn!(code = "status_file_write_failed", %error, path = %self.path.display(), "the status file cannot be written");
+            warn!(
+                code = "status_file_write_failed",
+                %error,
+                path = %self.path.display(),
+                "cannot write the status file"
+            );
         }
-        self.is_stuck = written.is_err();
+        self.is_failing = written.is_err();
     }
-}
-
-/// When the server last answered with a signature, as the agent before wrote.
-fn signed_at(path: &std::path::Path) -> Option<Timestamp> {
-    let status: Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-    let at = humantime::parse_rfc3339(status["config"]["signed_at"].as_str()?).ok()?;
-    Some(at.into())
 }

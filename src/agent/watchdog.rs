@@ -1,4 +1,4 @@
-//! Feeds the service manager's watchdog as long as the agent gets on.
+//! Feeds the service manager's watchdog as long as the agent makes progress.
 
 use std::{
     convert::Infallible,
@@ -14,40 +14,41 @@ use tokio::time::sleep;
 
 use crate::platform::service::Notify;
 
-/// Feeds it: where this runs the configuration is followed, `reading_makes_progress` asks the thread that
-/// reads, and what it spawns shows that the thread of the sinks is not stuck. A server that is away
-/// and a disk that is full are no reasons: a new agent would find them as they are.
-pub(crate) async fn feed(
+/// Feeds the watchdog while three threads make progress: this one, which follows the configuration;
+/// the ingest thread, checked by `ingest_progresses`; and the network thread, which runs the sinks.
+///
+/// An unreachable server or a full disk does not stop the feeding, since a restart would not help.
+pub(super) async fn feed(
     notify: &Notify,
-    reading_makes_progress: impl Fn(Duration) -> bool,
+    ingest_progresses: impl Fn(Duration) -> bool,
 ) -> Infallible {
     let Some(pause) = notify.watchdog() else { return pending().await };
-    let network = Network::default();
+    let network = NetworkThread::default();
     loop {
         sleep(pause).await;
-        let network_makes_progress = network.gets_on();
-        notify.feed(|limit| network_makes_progress && reading_makes_progress(limit));
+        let network_progresses = network.has_progressed();
+        notify.feed(|limit| network_progresses && ingest_progresses(limit));
     }
 }
 
-/// The thread of the sinks.
-struct Network {
+/// Probe of the thread that runs the sinks.
+struct NetworkThread {
     has_run: Arc<AtomicBool>,
 }
 
-impl Default for Network {
+impl Default for NetworkThread {
     fn default() -> Self {
         Self { has_run: Arc::new(AtomicBool::new(true)) }
     }
 }
 
-impl Network {
-    /// Whether it has run since this was asked the last time.
-    fn gets_on(&self) -> bool {
-        let gets_on = self.has_run.swap(false, Ordering::Relaxed);
+impl NetworkThread {
+    /// Returns whether the thread ran a task since the last call.
+    fn has_progressed(&self) -> bool {
+        let progressed = self.has_run.swap(false, Ordering::Relaxed);
         let runs = Arc::clone(&self.has_run);
         tokio::spawn(async move { runs.store(true, Ordering::Relaxed) });
-        gets_on
+        progressed
     }
 }
 
@@ -57,15 +58,15 @@ mod tests {
 
     use super::*;
 
-    /// The thread that follows the configuration feeds the watchdog, and ran on while nothing was
-    /// delivered any more.
+    /// The watchdog was fed by the thread that follows the configuration, which ran on while the
+    /// network thread was stuck.
     #[test]
-    fn a_thread_of_the_sinks_that_is_stuck_is_none_that_gets_on() {
+    fn a_stuck_network_thread_makes_no_progress() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build();
         let runtime = runtime.unwrap();
         let _context = runtime.enter();
-        let network = Network::default();
-        assert!(network.gets_on(), "it has had no time to get stuck");
+        let network = NetworkThread::default();
+        assert!(network.has_progressed(), "it had no time to get stuck");
 
         let (is_stuck, stuck) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
@@ -74,15 +75,15 @@ mod tests {
             released.recv().unwrap();
         });
         stuck.recv().unwrap();
-        // What was spawned before may have run.
-        network.gets_on();
-        assert!(!network.gets_on());
-        assert!(!network.gets_on());
+        // A task that was spawned before may have run.
+        network.has_progressed();
+        assert!(!network.has_progressed());
+        assert!(!network.has_progressed());
 
         release.send(()).unwrap();
         let begun = Instant::now();
-        while !network.gets_on() {
-            assert!(begun.elapsed() < Duration::from_secs(60), "it never gets on again");
+        while !network.has_progressed() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it never recovers");
             std::thread::sleep(Duration::from_millis(1));
         }
     }

@@ -1,4 +1,4 @@
-//! `ai-agent run --test`: what would be shipped, and why the rest would not.
+//! `ai-agent run --test`: prints what would be shipped, and why the rest would not.
 
 use std::{
     io::{self, BufWriter, Write as _},
@@ -9,12 +9,9 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{
-    Failure,
-    progress::Bar,
-    setup::{self, Surroundings},
-};
+use super::{context::CliContext, failure::Failure, progress_bar::ProgressBar};
 use crate::{
+    agent::config_sources::check_switched_off,
     pipeline::{
         accounting::{Count, Share},
         assembly,
@@ -24,17 +21,17 @@ use crate::{
     units::Size,
 };
 
-/// Runs it. Standard output has the entries, standard error the summary; with `json`, standard
-/// output has the verdicts, and the summary as its last line.
+/// Prints the entries to standard output and the summary to standard error; with `json`, prints the
+/// verdicts to standard output, and the summary as the last line.
 pub(super) fn execute(explicit: Option<&Path>, json: bool) -> Result<(), Failure> {
-    let surroundings = Surroundings::look()?;
-    let loaded = surroundings.load(explicit)?;
-    let context = surroundings.context(&loaded, None, true);
-    let nobody: Arc<dyn Fn() + Send + Sync> = Arc::new(|| ());
-    let sources = assembly::sources(&loaded, &context, &nobody).map_err(Failure::usage)?;
+    let cli = CliContext::new(explicit)?;
+    let loaded = cli.load()?;
+    let context = cli.stage_context(&loaded);
+    let waker: Arc<dyn Fn() + Send + Sync> = Arc::new(|| ());
+    let sources = assembly::sources(&loaded, &context, &waker).map_err(Failure::usage)?;
     let mut stages = assembly::stages(&loaded, &context).map_err(Failure::usage)?;
     assembly::check_sinks(&loaded).map_err(Failure::usage)?;
-    setup::check_switched_off(&loaded, &context)?;
+    check_switched_off(&loaded, &context).map_err(Failure::usage)?;
     let verdicts = Arc::new(Mutex::new(Vec::new()));
     if json {
         let verdicts = Arc::clone(&verdicts);
@@ -48,7 +45,7 @@ pub(super) fn execute(explicit: Option<&Path>, json: bool) -> Result<(), Failure
     let dry_run = DryRun { sources, stages, config, clock: Arc::clone(&context.clock) };
     let mut out = BufWriter::new(io::stdout().lock());
     let ran = {
-        let bar = Bar::new();
+        let bar = ProgressBar::new();
         dry_run.run(|entries, totals, survey| {
             bar.show(Share::from(totals).read().bytes, survey.bytes_unread, survey.files);
             let mut seen = verdicts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,7 +118,7 @@ fn summary(found: &Summary) -> io::Result<()> {
         writeln!(err, "{:<40} {size:>27}", "not read: no newline yet")?;
     }
     for (stage, bytes) in &totals.cut {
-        writeln!(err, "{:<40} {:>27}", format!("cut out by {stage}"), Size(*bytes).to_string())?;
+        writeln!(err, "{:<40} {:>27}", format!("cut by {stage}"), Size(*bytes).to_string())?;
     }
     Ok(())
 }

@@ -1,44 +1,53 @@
-//! `ai-agent flush` and `ai-agent reload`: what the agent that runs is to do now.
+//! `ai-agent flush`.
 
 use std::{path::Path, time::Duration};
 
 use clap::Args;
 
-use super::{
-    Failure,
-    control::{self, wire::Request},
+use super::{context::CliContext, failure::Failure, output::print};
+use crate::{
+    control::{self, Request, Response},
+    text::counted,
+    units::Time,
 };
-use crate::units::Time;
 
-/// So much longer than the agent itself an answer is waited for.
+/// Additional time that the agent has to respond.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long a reload may take: an answer of the server is part of it.
-const RELOAD: Duration = Duration::from_secs(75);
+/// Longest value of `--within`.
+const MAX_WITHIN: Duration = Duration::from_secs(24 * 3600);
 
-/// Delivers what waits in the outbox now, and waits until it is acknowledged. Exit code 1 when that
-/// has not happened in time.
+/// Deliver queued entries now, and wait until they are acknowledged
+///
+/// Exits 1 if that has not happened in time.
 #[derive(Args)]
-pub(super) struct Flush {
-    /// How long it is waited for, at most a day.
+pub(super) struct Arguments {
+    /// Time to wait, at most one day
     #[arg(long, value_name = "TIME", default_value = "30s")]
     within: Time,
 }
 
-/// Reads the configuration again and asks the server for its part, as SIGHUP does, and says what
-/// became of it. Exit code 1 when something was refused.
-#[derive(Args)]
-pub(super) struct Reload {}
-
-impl Flush {
+impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
-        let within = self.within.0.min(Duration::from_secs(24 * 3600));
+        let within = self.within.0.min(MAX_WITHIN);
         let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
-        control::ask(explicit, &Request::Flush { within_ms }, within + GRACE)
-    }
-}
-
-impl Reload {
-    pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
-        control::ask(explicit, &Request::Reload, RELOAD)
+        let mut flushed = 0;
+        control::send_to_agent(
+            &CliContext::new(explicit)?.sources,
+            &Request::Flush { within_ms },
+            within + GRACE,
+            &mut |response| {
+                if let Response::Flushed { entries } = response {
+                    flushed = entries;
+                }
+                Ok(())
+            },
+        )?;
+        match flushed {
+            0 => print(format_args!("nothing was queued: everything is acknowledged")),
+            count => {
+                let entries = counted(count, "entry", "entries");
+                print(format_args!("{entries} delivered and acknowledged"))
+            }
+        }
     }
 }

@@ -1,27 +1,41 @@
-//! `ai-agent log-level`: what the agent that runs logs, without a restart.
+//! `ai-agent log-level`.
 
 use std::{path::Path, time::Duration};
 
 use clap::Args;
 
-use super::Failure;
+use super::{context::CliContext, failure::Failure, output::print};
 use crate::{
-    control::{self, wire::Request},
+    control::{self, Request, Response},
     logging::Level,
 };
 
-/// How long the agent may take over it.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest time that the agent may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Changes what the agent that runs logs, until it ends; without a level, says what that is.
+/// Change the log level of the running agent until it stops
+///
+/// Without a level, print the current one.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// From this level on; `info` is the one that it begins with.
+    /// Minimum level to log; the agent starts with `info`
     level: Option<Level>,
 }
 
 impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
-        control::ask(explicit, &Request::LogLevel { level: self.level }, PATIENCE)
+        let mut in_force = String::new();
+        let request = Request::LogLevel { level: self.level };
+        let sources = CliContext::new(explicit)?.sources;
+        control::send_to_agent(&sources, &request, TIMEOUT, &mut |response| {
+            if let Response::LogFilter { filter } = response {
+                in_force = filter;
+            }
+            Ok(())
+        })?;
+        match self.level {
+            Some(_) => print(format_args!("the agent logs `{in_force}` until it stops")),
+            None => print(format_args!("{in_force}")),
+        }
     }
 }

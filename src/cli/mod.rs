@@ -1,128 +1,123 @@
-//! The command line: one file for each command.
+//! The command line: arguments, output and exit codes, with one file for each command.
 
 mod audit;
 mod check;
 mod config;
-pub(crate) mod deadletter;
+mod context;
+mod deadletter;
 mod doctor;
 mod dry_run;
+mod failure;
 mod flush;
+mod hook_answer;
+mod hook_files;
 mod hooks;
 mod log_level;
-pub(crate) mod outbox;
+mod outbox;
 mod output;
 mod progress_bar;
+mod reload;
 mod run;
 mod service;
 mod stages;
-pub(crate) mod status;
+mod status;
+mod terminal;
 mod test;
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand};
 
-use self::{output as export, progress_bar as progress};
-use crate::{
-    agent::{config_sources as setup, managed_config as managed},
-    control::{self, store},
-    logging,
-    platform::memory,
-    text::causes,
-};
+use self::{failure::Failure, service::ServiceAction};
+use crate::{logging, platform::memory};
 
-/// Ships Claude Code session logs to a SIEM, without losing a byte.
+/// Ship Claude Code session logs to a SIEM without losing a byte
 #[derive(Parser)]
 #[command(name = "ai-agent", version, arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// A configuration file above the machine's and the user's.
+    /// Extra configuration file; overrides the machine's and the user's
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Logs what the agent does in detail.
+    /// Log in detail
     #[arg(long, global = true)]
     debug: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Reads session files and ships them, until stopped.
+    /// Read session logs and ship them, until stopped
     Run(run::Arguments),
-    /// Makes the agent a service of the user, and starts it; brings one that is there up to date.
-    Install(service::Install),
-    /// Stops the service and takes away what `install` laid down; state and configuration stay.
-    Uninstall(service::Uninstall),
-    /// Starts the service.
+    /// Install the agent as a service of the user and start it, or update an installed one
+    Install(service::install::Arguments),
+    /// Stop the service and remove what `install` installed; state and configuration stay
+    Uninstall(service::uninstall::Arguments),
+    /// Start the service
     Start,
-    /// Stops the service.
+    /// Stop the service
     Stop,
-    /// Stops the service and starts it again.
+    /// Restart the service
     Restart,
-    /// Whether the agent runs: 0 when it does, 1 when not. With `--hook`: answers Claude Code.
+    /// Check whether the agent is running; with `--hook`, answer a hook of Claude Code
     Check(check::Arguments),
-    /// How the agent is doing: what waits, what was delivered, what is wrong and what to do.
+    /// Show what is queued and delivered, problems, and what to do about them
     Status(status::Arguments),
-    /// Delivers what waits in the outbox now, and waits until it is acknowledged.
-    Flush(flush::Flush),
-    /// Reads the configuration again, as SIGHUP does, and says what became of it.
-    Reload(flush::Reload),
-    /// Changes what the agent that runs logs.
+    /// Deliver queued entries now, and wait until they are acknowledged
+    Flush(flush::Arguments),
+    /// Reload the configuration, the server's part included, as SIGHUP does
+    Reload(reload::Arguments),
+    /// Change the log level of the running agent until it stops
     LogLevel(log_level::Arguments),
-    /// Shows, explains and checks the configuration.
+    /// Show, explain and check the configuration
     Config(config::Arguments),
-    /// Goes through everything that can be wrong on this machine, and says what to do.
+    /// Check this machine for everything that can keep the agent from working
     Doctor(doctor::Arguments),
-    /// The hooks in Claude Code's settings: installs, removes, shows them.
+    /// Install, remove or show the hooks in Claude Code's settings
     Hooks(hooks::Arguments),
-    /// Runs the tests that the configuration carries, or files that are to be rolled out.
+    /// Run the `[[test]]` tables of the configuration in force, or of configuration files
     Test(test::Arguments),
-    /// Entries that a receiver refused for good: lists, shows, sends again, exports, deletes.
+    /// Inspect, retry or delete entries that a receiver rejected for good
     Deadletter(deadletter::Arguments),
-    /// What waits for delivery: how much, which entries, whether they are whole.
+    /// Inspect queued entries, whether the agent is running or not
     Outbox(outbox::Arguments),
-    /// Who stopped a container: the Linux audit system's rules, and what it has logged.
+    /// Record and show which docker commands stop or remove containers, by the Linux audit system
     Audit(audit::Arguments),
-    /// Lists the stages that a pipeline can be made of.
+    /// List all stages, or show one with its options
     Stages(stages::Arguments),
 }
 
-/// Why a command failed; decides the exit code.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// The configuration or the surroundings are wrong: nothing was tried.
-    Usage(Box<dyn std::error::Error>),
-    /// It was tried and failed.
-    Failed(Box<dyn std::error::Error>),
-}
-
-impl Failure {
-    pub(crate) fn usage(error: impl Into<Box<dyn std::error::Error>>) -> Self {
-        Self::Usage(error.into())
-    }
-
-    pub(crate) fn failed(error: impl Into<Box<dyn std::error::Error>>) -> Self {
-        Self::Failed(error.into())
-    }
-
-    /// What it says.
-    pub(crate) fn words(&self) -> String {
-        let (Self::Usage(error) | Self::Failed(error)) = self;
-        causes(&**error)
-    }
-
-    /// The same, where a wrong configuration is what was looked for.
-    pub(crate) fn into_failed(self) -> Self {
-        let (Self::Usage(error) | Self::Failed(error)) = self;
-        Self::Failed(error)
+impl Command {
+    fn execute(self, config: Option<&Path>) -> Result<(), Failure> {
+        match self {
+            Self::Run(run) => run.execute(config),
+            Self::Install(install) => install.execute(config),
+            Self::Uninstall(uninstall) => uninstall.execute(config),
+            Self::Start => ServiceAction::Start.execute(config),
+            Self::Stop => ServiceAction::Stop.execute(config),
+            Self::Restart => ServiceAction::Restart.execute(config),
+            Self::Check(check) => check.execute(config),
+            Self::Status(status) => status.execute(config),
+            Self::Flush(flush) => flush.execute(config),
+            Self::Reload(reload) => reload.execute(config),
+            Self::LogLevel(level) => level.execute(config),
+            Self::Config(command) => command.execute(config),
+            Self::Doctor(doctor) => doctor.execute(config),
+            Self::Hooks(hooks) => hooks.execute(),
+            Self::Test(test) => test.execute(config),
+            Self::Deadletter(letters) => letters.execute(config),
+            Self::Outbox(outbox) => outbox.execute(config),
+            Self::Audit(audit) => audit.execute(config),
+            Self::Stages(stages) => stages.execute(),
+        }
     }
 }
 
-/// The command line as it is parsed, for manuals and completions.
+/// Returns the definition of the command line, for manuals and completions.
 #[must_use]
 pub fn command_line() -> clap::Command {
     <Arguments as clap::CommandFactory>::command()
@@ -130,69 +125,40 @@ pub fn command_line() -> clap::Command {
 
 /// Runs the command line: the whole `main` of the agent, and of an agent with stages of your own.
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+/// Exit codes: 0 success, 1 failure, 2 wrong arguments or configuration.
 #[must_use]
 pub fn main() -> ExitCode {
     memory::share_one_heap();
-    // What the client calls for each prompt is not worth a parser.
-    if let Some(hook) = check::plain_hook(std::env::args_os()) {
-        return check::answer_hook(&hook);
+    // Claude Code runs a hook for each prompt, so it skips the argument parser.
+    if let Some(hook) = hook_answer::plain_hook(std::env::args_os()) {
+        return hook_answer::answer_hook(&hook);
     }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(wrong) if check::is_hook(std::env::args_os()) && wrong.exit_code() == 2 => {
-            // A prompt must not be blocked because somebody has mistyped a hook.
-            drop(wrong.print());
+        Err(error) if hook_answer::is_hook(std::env::args_os()) && error.exit_code() == 2 => {
+            // Exit code 2 would block every prompt because of a typing error in a hook.
+            drop(error.print());
             return ExitCode::from(1);
         }
-        Err(wrong) => wrong.exit(),
+        Err(error) => error.exit(),
     };
     if let Command::Check(check) = &arguments.command
         && let Some(hook) = check.hook()
     {
-        return check::answer_hook(hook);
+        return hook_answer::answer_hook(hook);
     }
-    logging::begin(arguments.debug);
-    // A panic's message may quote a record.
+    logging::start(arguments.debug);
+    // Without the panic's message, which may quote a record.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
-        tracing::error!(code = "panic", place, "a part of the agent failed");
+        tracing::error!(code = "panic", place, "a thread of the agent panicked");
     }));
-    let result = match arguments.command {
-        Command::Run(run) => run.execute(arguments.config.as_deref()),
-        Command::Install(install) => install.execute(arguments.config.as_deref()),
-        Command::Uninstall(uninstall) => uninstall.execute(arguments.config.as_deref()),
-        Command::Start => service::Order::Start.execute(arguments.config.as_deref()),
-        Command::Stop => service::Order::Stop.execute(arguments.config.as_deref()),
-        Command::Restart => service::Order::Restart.execute(arguments.config.as_deref()),
-        Command::Check(check) => check.execute(arguments.config.as_deref()),
-        Command::Status(status) => status.execute(arguments.config.as_deref()),
-        Command::Flush(flush) => flush.execute(arguments.config.as_deref()),
-        Command::Reload(reload) => reload.execute(arguments.config.as_deref()),
-        Command::LogLevel(level) => level.execute(arguments.config.as_deref()),
-        Command::Config(config) => config.execute(arguments.config.as_deref()),
-        Command::Doctor(doctor) => doctor.execute(arguments.config.as_deref()),
-        Command::Hooks(hooks) => hooks.execute(),
-        Command::Test(test) => test.execute(arguments.config.as_deref()),
-        Command::Deadletter(letters) => letters.execute(arguments.config.as_deref()),
-        Command::Outbox(outbox) => outbox.execute(arguments.config.as_deref()),
-        Command::Audit(audit) => audit.execute(arguments.config.as_deref()),
-        Command::Stages(stages) => stages.execute(),
-    };
-    let (error, code) = match result {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Usage(error)) => (error, 2),
-        Err(Failure::Failed(error)) => (error, 1),
-    };
-    // Without anybody to tell, the exit code has to do.
-    drop(writeln!(io::stderr(), "error: {}", causes(&*error)));
-    ExitCode::from(code)
-}
-
-/// Writes a line to standard output. A reader that is gone ends the command without fuss.
-pub(crate) fn print(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
-    match writeln!(io::stdout(), "{text}") {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
-        _ => Ok(()),
+    match arguments.command.execute(arguments.config.as_deref()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // With a closed standard error, only the exit code is left.
+            drop(writeln!(io::stderr(), "error: {}", failure.message()));
+            ExitCode::from(failure.exit_code())
+        }
     }
 }

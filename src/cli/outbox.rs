@@ -1,80 +1,71 @@
-//! `ai-agent outbox`: what waits for delivery.
+//! `ai-agent outbox`: arguments and rendering.
 
-mod entries;
-
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, Subcommand};
-use serde::{Deserialize, Serialize};
-use serde_json::json;
 
-use super::{
-    Failure,
-    control::{self, Say, wire::Request},
-    export::Lines,
-    store::Store,
-};
+use super::{context::CliContext, failure::Failure, output::LineOutput, terminal::plain};
 use crate::{
-    config::did_you_mean,
-    pipeline::{
-        orphaned_sinks,
-        outbox::{OrphanedSink, OutboxStats},
+    control::{
+        self, Request, Response,
+        protocol::{EntrySummary, ForgottenSink, OutboxRequest, OutboxStatus, Verification},
     },
     text::counted,
     units::Size,
 };
 
-/// What waits for delivery, whether the agent runs or not.
+/// Inspect queued entries, whether the agent is running or not
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
     action: Action,
 }
 
-/// What is to be done. Travels to the agent that runs.
-#[derive(Clone, Debug, Subcommand, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(crate) enum Action {
-    /// How much waits, and for which sink.
+#[derive(Subcommand)]
+enum Action {
+    /// Show the number of queued entries for each sink
     Status {
-        /// One JSON object.
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Lists the entries that wait: number, kind, source, place. Nothing of what is in them.
+    /// List queued entries without their content: number, time, source and location
     List {
-        /// From this number on; by default from the first that a sink has not taken.
+        /// First number to list; by default the first that a sink has not acknowledged
         #[arg(long, value_name = "NUMBER")]
         from: Option<u64>,
-        /// At most so many.
+        /// Maximum number of entries
         #[arg(long, value_name = "COUNT", default_value_t = 100)]
         limit: u64,
-        /// One JSON object a line.
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
     },
-    /// Shows entries themselves, as they would travel.
+    /// Print entries as they are sent
     Show {
-        /// Their numbers, as `list` shows them.
+        /// Numbers of the entries, as `list` shows them
         #[arg(value_name = "NUMBER", required = true)]
         numbers: Vec<u64>,
     },
-    /// Writes the entries that wait to a file, one a line, and keeps them.
+    /// Write all queued entries to a file, one per line, and keep them
     Export {
-        /// The file; it must not be there yet. `-` is standard output.
+        /// New file to write to; `-` is standard output
         #[arg(long, value_name = "FILE", default_value = "-")]
-        #[serde(skip)]
         to: PathBuf,
-        /// From this number on; by default from the first that a sink has not taken.
+        /// First number to export; by default the first that a sink has not acknowledged
         #[arg(long, value_name = "NUMBER")]
         from: Option<u64>,
     },
-    /// Reads everything and holds it against its numbers, its checksums and its chain.
+    /// Verify sequence numbers, checksums and the hash chain of every queued entry
     Verify,
-    /// Takes away the place of a sink that is not configured any more: what only it has not taken
-    /// is deleted, and the SIEM is told so. Its dead letters stay.
+    /// Remove a sink that is no longer configured, and drop entries that only it was waiting for
+    ///
+    /// The SIEM receives an event about that. Dead letters of the sink stay.
     ForgetSink {
-        /// The sink's name: that of its table, as `siem` in `[sink.siem]`.
+        /// Name of the sink, such as `siem` in `[sink.siem]`
         #[arg(value_name = "NAME")]
         name: String,
     },
@@ -82,84 +73,110 @@ pub(crate) enum Action {
 
 impl Arguments {
     pub(super) fn execute(self, explicit: Option<&Path>) -> Result<(), Failure> {
-        let mut lines = match &self.action {
-            Action::Export { to, .. } => Lines::to(to)?,
-            _ => Lines::printed(),
+        let mut output = match &self.action {
+            Action::Export { to, .. } => LineOutput::create(to)?,
+            _ => LineOutput::Stdout,
         };
-        let request = Request::Outbox(self.action.clone());
-        let local = |store: &Store, say: Say<'_>| act(store, &self.action, say);
-        let done = control::on_store(explicit, &request, &mut |line| lines.write(line), local);
-        lines.finish(done)
-    }
-}
-
-/// Does it on this store.
-pub(crate) fn act(store: &Store, action: &Action, say: Say<'_>) -> Result<(), Failure> {
-    match action {
-        Action::Status { json } => status(store, *json, say),
-        Action::List { from, limit, json } => entries::list(store, *from, *limit, *json, say),
-        Action::Show { numbers } => entries::show(store, numbers, say),
-        Action::Export { from, .. } => entries::export(store, *from, say),
-        Action::Verify => verify(store, say),
-        Action::ForgetSink { name } => forget(store, name, say),
-    }
-}
-
-fn status(store: &Store, is_json: bool, say: Say<'_>) -> Result<(), Failure> {
-    let waiting = store.outbox.stats().map_err(Failure::failed)?;
-    let OutboxStats { epoch, last_seq, entries, bytes, file_bytes, dead_letters, sinks } = &waiting;
-    let now = store.context.clock.now();
-    let tables = &store.loaded.settings.pipeline.sinks;
-    let is_configured = |name: &str| tables.iter().any(|table| table.name == name);
-    let max_bytes = store.loaded.settings.outbox.max_bytes;
-    let mut lines = Vec::new();
-    if is_json {
-        let sinks: Vec<_> = sinks
-            .iter()
-            .map(|place| {
-                json!({
-                    "name": place.name, "destination": place.destination,
-                    "configured": is_configured(&place.name),
-                    "acknowledged": place.acknowledged, "entries": place.entries,
-                    "oldest_seconds": place.oldest.map(|at| now.since(at).as_secs()),
-                })
-            })
-            .collect();
-        let all = json!({
-            "version": 1, "epoch": epoch, "last_seq": last_seq, "entries": entries, "bytes": bytes,
-            "file_bytes": file_bytes, "max_bytes": max_bytes, "dead_letters": dead_letters,
-            "sinks": sinks,
+        let json =
+            matches!(self.action, Action::Status { json: true } | Action::List { json: true, .. });
+        let is_list = matches!(self.action, Action::List { .. });
+        let mut count = 0;
+        let sources = CliContext::new(explicit)?.sources;
+        let request = Request::Outbox(self.action.into());
+        let done = control::execute(&sources, &request, &mut |response| {
+            count += 1;
+            render(response, json, &mut |line| output.write(line))
         });
-        lines.push(format!("{all:#}"));
-    } else {
-        lines.push(format!("epoch         {epoch}, up to entry {last_seq}"));
-        lines.push(format!(
-            "waiting       {}; {} of at most {}, in a file of {}",
-            counted(*entries, "entry", "entries"),
-            Size(*bytes),
-            Size(max_bytes),
-            Size(*file_bytes)
-        ));
-        lines.push(format!("dead letters  {dead_letters}"));
-        for place in sinks {
-            let gone = if is_configured(&place.name) { "" } else { ", not configured any more" };
-            lines.push(format!(
-                "sink          {}: acknowledged up to {}, {} wait{gone}",
-                place.name, place.acknowledged, place.entries
-            ));
+        if done.is_ok() && is_list && count == 0 && !json {
+            output.write("nothing is queued").map_err(Failure::failed)?;
+        }
+        match done.map_err(Failure::from) {
+            Err(failure) if failure.is_broken_pipe() => output.finish(Ok(())),
+            done => output.finish(done),
         }
     }
-    lines.iter().try_for_each(|line| say(line)).map_err(Failure::failed)
 }
 
-fn verify(store: &Store, say: Say<'_>) -> Result<(), Failure> {
-    let verified = store.outbox.verify().map_err(Failure::failed)?;
-    let mut line = match verified.entries {
-        0 => {
-            format!("the outbox is whole: no entry lies in it, the last was {}", verified.last_seq)
+impl From<Action> for OutboxRequest {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::Status { .. } => Self::Status,
+            Action::List { from, limit, .. } => Self::List { from, limit },
+            Action::Show { numbers } => Self::Show { numbers },
+            Action::Export { from, .. } => Self::Export { from },
+            Action::Verify => Self::Verify,
+            Action::ForgetSink { name } => Self::ForgetSink { name },
         }
+    }
+}
+
+fn render(
+    response: Response,
+    json: bool,
+    write: &mut dyn FnMut(&str) -> io::Result<()>,
+) -> io::Result<()> {
+    match response {
+        Response::OutboxStatus(status) if json => {
+            write(&format!("{:#}", serde_json::to_value(status)?))
+        }
+        Response::OutboxStatus(status) => {
+            status_lines(&status).iter().try_for_each(|line| write(line))
+        }
+        Response::Entry(entry) if json => write(&serde_json::to_value(entry)?.to_string()),
+        Response::Entry(entry) => write(&entry_line(&entry)),
+        Response::UnreadableEntry { seq } => write(&format!("{seq:>8}  cannot be read")),
+        Response::MoreEntries { .. } if json => Ok(()),
+        Response::MoreEntries { next } => {
+            write(&format!("more entries follow: `--from {next}` lists them"))
+        }
+        Response::Line(line) => write(&line),
+        Response::Verified(verified) => write(&verification_line(&verified)),
+        Response::SinkForgotten(sink) => {
+            forgotten_lines(&sink).iter().try_for_each(|line| write(line))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn status_lines(status: &OutboxStatus) -> Vec<String> {
+    let mut lines = vec![
+        format!("epoch         {}, last entry {}", status.epoch, status.last_seq),
+        format!(
+            "queued        {}; {} of at most {}, in a file of {}",
+            counted(status.entries, "entry", "entries"),
+            Size(status.bytes),
+            Size(status.max_bytes),
+            Size(status.file_bytes)
+        ),
+        format!("dead letters  {}", status.dead_letters),
+    ];
+    lines.extend(status.sinks.iter().map(|sink| {
+        let orphaned = if sink.configured { "" } else { ", no longer configured" };
+        format!(
+            "sink          {}: acknowledged up to {}, {} queued{orphaned}",
+            sink.name, sink.acknowledged, sink.entries
+        )
+    }));
+    lines
+}
+
+fn entry_line(entry: &EntrySummary) -> String {
+    let at = entry.at.as_deref().unwrap_or_default();
+    let what = match (&entry.event, &entry.path, entry.offset) {
+        (Some(event), ..) => event.clone(),
+        (None, Some(path), Some(offset)) => format!("{path} at {offset}"),
+        (None, path, _) => path.clone().unwrap_or_default(),
+    };
+    let length = entry.length.map(|length| format!(", {}", counted(length, "byte", "bytes")));
+    let length = length.unwrap_or_default();
+    plain(&format!("{:>8}  {at}  {}  {what}{length}", entry.seq, entry.source))
+}
+
+fn verification_line(verified: &Verification) -> String {
+    let mut line = match verified.entries {
+        0 => format!("the outbox is intact and empty; the last entry was {}", verified.last_seq),
         count => format!(
-            "the outbox is whole: {}, {} to {}, {} before compression",
+            "the outbox is intact: {}, {} to {}, {} before compression",
             counted(count, "entry", "entries"),
             verified.first_seq,
             verified.last_seq,
@@ -169,51 +186,23 @@ fn verify(store: &Store, say: Say<'_>) -> Result<(), Failure> {
     if verified.dead_letters > 0 {
         line += &format!("; {}", counted(verified.dead_letters, "dead letter", "dead letters"));
     }
-    say(&line).map_err(Failure::failed)
+    line
 }
 
-fn forget(store: &Store, name: &str, say: Say<'_>) -> Result<(), Failure> {
-    if store.loaded.settings.pipeline.sinks.iter().any(|sink| sink.name == name) {
-        return Err(Failure::usage(format!(
-            "the sink `{name}` is configured: take it out of `pipeline.sinks` first, or it would \
-             begin anew as its `start` says"
-        )));
-    }
-    let places = store.outbox.orphaned_sinks().map_err(Failure::failed)?;
-    let Some(sink) = places.iter().find(|place| place.name == name) else {
-        return Err(Failure::usage(unknown(name, &places)));
-    };
-    let before = store.outbox.stored_bytes();
-    let gone = name.to_owned();
-    store.report_with(orphaned_sinks::removal_event(sink, true), move |outbox, group| {
-        outbox.forget_sink(&gone, group)
-    })?;
-    let freed = Size(before.saturating_sub(store.outbox.stored_bytes()));
-    let OrphanedSink { acknowledged, undelivered, .. } = sink;
-    say(&format!(
-        "sink `{name}` is forgotten: it had taken the entries up to {acknowledged}, and \
-         {undelivered} not; {freed} of the outbox are free"
-    ))
-    .map_err(Failure::failed)?;
-    let letters = store.outbox.dead_letter_ids().map_err(Failure::failed)?;
-    match letters.iter().filter(|id| id.sink == name).count() {
-        0 => Ok(()),
-        count => say(&format!(
-            "{} of it still here: `ai-agent deadletter export --all --sink {name}` shows them, \
+fn forgotten_lines(sink: &ForgottenSink) -> Vec<String> {
+    let ForgottenSink { name, acknowledged, undelivered, freed_bytes, dead_letters } = sink;
+    let mut lines = vec![format!(
+        "removed sink `{name}`: it had acknowledged entries up to {acknowledged}, and not {}; freed \
+         {} of the outbox",
+        counted(*undelivered, "entry", "entries"),
+        Size(*freed_bytes)
+    )];
+    if *dead_letters > 0 {
+        lines.push(format!(
+            "{} of it still stored: `ai-agent deadletter export --all --sink {name}` exports them, \
              `purge` deletes them",
-            counted(count as u64, "dead letter is", "dead letters are")
-        ))
-        .map_err(Failure::failed),
+            counted(*dead_letters, "dead letter is", "dead letters are")
+        ));
     }
-}
-
-/// Says which there are instead.
-fn unknown(name: &str, places: &[OrphanedSink]) -> String {
-    let known: Vec<&str> = places.iter().map(|place| &*place.name).collect();
-    let hint = match (did_you_mean(name, &known), known.as_slice()) {
-        (Some(near), _) => format!("did you mean `{near}`?"),
-        (None, []) => "there is none, see `ai-agent outbox status`".to_owned(),
-        (None, known) => format!("there are {}", known.join(", ")),
-    };
-    format!("the outbox keeps nothing for a sink `{name}` that is not configured any more: {hint}")
+    lines
 }

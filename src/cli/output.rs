@@ -1,4 +1,4 @@
-//! Where the lines of a command go: to standard output, or into a file of the user's alone.
+//! Output of commands: to standard output, or to a file that only the user can read.
 
 use std::{
     fs::{self, File},
@@ -6,35 +6,49 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Failure, print};
+use super::failure::Failure;
 use crate::{platform::secure_file, text::counted};
 
-/// Where lines go.
-pub(super) enum Lines {
-    /// To standard output.
-    Printed,
-    /// Into a file, which is whole or not there.
-    File { path: PathBuf, file: BufWriter<File>, count: u64 },
+/// Writes a line to standard output. A closed pipe is not an error.
+pub(super) fn print(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
+        _ => Ok(()),
+    }
 }
 
-impl Lines {
-    pub(super) fn printed() -> Self {
-        Self::Printed
-    }
+/// Writes text to standard output and flushes it. A closed pipe is an error, so that a command that
+/// repeats ends.
+pub(super) fn write(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Failure::failed)
+}
 
-    /// Into the file at `path`, which must not be there yet; `-` is standard output.
-    pub(super) fn to(path: &Path) -> Result<Self, Failure> {
+/// Destination of lines.
+pub(super) enum LineOutput {
+    Stdout,
+    /// A new file, which is deleted if the command fails.
+    File {
+        path: PathBuf,
+        file: BufWriter<File>,
+        count: u64,
+    },
+}
+
+impl LineOutput {
+    /// The file at `path`, which must not exist yet; `-` is standard output.
+    pub(super) fn create(path: &Path) -> Result<Self, Failure> {
         if path == Path::new("-") {
-            return Ok(Self::Printed);
+            return Ok(Self::Stdout);
         }
         let opened = secure_file::create_new(path);
-        let file = opened.map_err(|error| wrong(path, &error))?;
+        let file = opened.map_err(|error| cannot_write(path, &error))?;
         Ok(Self::File { path: path.to_owned(), file: BufWriter::new(file), count: 0 })
     }
 
     pub(super) fn write(&mut self, line: &str) -> io::Result<()> {
         match self {
-            Self::Printed => {
+            Self::Stdout => {
                 let mut stdout = io::stdout().lock();
                 stdout.write_all(line.as_bytes()).and_then(|()| stdout.write_all(b"\n"))
             }
@@ -45,22 +59,23 @@ impl Lines {
         }
     }
 
-    /// That was all, if `done` says so: half a file would look like a whole one.
-    pub(super) fn finish(self, done: Result<(), Failure>) -> Result<(), Failure> {
-        let Self::File { path, mut file, count } = self else { return done };
-        let finished = done.and_then(|()| {
+    /// Syncs the file if the command succeeded, and deletes it otherwise: an incomplete export must
+    /// not be taken for a complete one.
+    pub(super) fn finish(self, result: Result<(), Failure>) -> Result<(), Failure> {
+        let Self::File { path, mut file, count } = self else { return result };
+        let finished = result.and_then(|()| {
             let synced = file.flush().and_then(|()| file.get_ref().sync_all());
-            synced.map_err(|error| wrong(&path, &error))
+            synced.map_err(|error| cannot_write(&path, &error))
         });
         if finished.is_err() {
             drop(fs::remove_file(&path));
             return finished;
         }
-        let count = counted(count, "entry is", "entries are");
-        print(format_args!("{count} in `{}`, which only you can read", path.display()))
+        let entries = counted(count, "entry", "entries");
+        print(format_args!("wrote {entries} to `{}`, which only you can read", path.display()))
     }
 }
 
-fn wrong(path: &Path, error: &io::Error) -> Failure {
+fn cannot_write(path: &Path, error: &io::Error) -> Failure {
     Failure::failed(format!("cannot write `{}`: {error}", path.display()))
 }

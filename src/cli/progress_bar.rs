@@ -5,35 +5,37 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressDrawTarget, ProgressStyle};
 
-/// How long a command may take before a bar appears.
-const PATIENCE: Duration = Duration::from_millis(500);
+use crate::text::counted;
 
-/// Bytes read of bytes found. On anything but a terminal it draws nothing.
-pub(super) struct Bar {
-    bar: ProgressBar,
-    began: Instant,
+/// Time after which the bar appears.
+const DELAY: Duration = Duration::from_millis(500);
+
+/// Progress of reading, in bytes. Draws on a terminal only.
+pub(super) struct ProgressBar {
+    bar: indicatif::ProgressBar,
+    started: Instant,
 }
 
-impl Bar {
+impl ProgressBar {
     pub(super) fn new() -> Self {
-        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
+        let bar = indicatif::ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
         let template = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        Self { bar, began: Instant::now() }
+        Self { bar, started: Instant::now() }
     }
 
-    /// Shows `read` of `read + unread` bytes in `files` files.
+    /// Updates the bar: `read` of `read + unread` bytes in `files` files.
     pub(super) fn show(&self, read: u64, unread: u64, files: usize) {
-        if self.bar.is_hidden() && self.began.elapsed() >= PATIENCE {
+        if self.bar.is_hidden() && self.started.elapsed() >= DELAY {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
         self.bar.set_length(read + unread);
         self.bar.set_position(read);
-        self.bar.set_message(format!("{files} files"));
+        self.bar.set_message(counted(files as u64, "file", "files"));
     }
 
     /// Writes something above the bar.
@@ -42,7 +44,7 @@ impl Bar {
     }
 }
 
-impl Drop for Bar {
+impl Drop for ProgressBar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }

@@ -1,14 +1,14 @@
-//! `ai-agent stages`: what a pipeline can be made of.
+//! `ai-agent stages`.
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, print};
+use super::{failure::Failure, output::print};
 use crate::{
     config::{SINK_OPTIONS, did_you_mean},
     stages::{self, Descriptor, StageKind},
 };
 
-/// Lists the stages, or shows one.
+/// List all stages, or show one with its options
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -17,9 +17,9 @@ pub(super) struct Arguments {
 
 #[derive(Subcommand)]
 enum Show {
-    /// Shows what one stage does and all its options.
+    /// Show what a stage does, and all its options
     Show {
-        /// Its type, such as `ignore-types`.
+        /// Type of the stage, such as `ignore-types`
         #[arg(value_name = "TYPE")]
         name: String,
     },
@@ -62,7 +62,7 @@ fn show(name: &str) -> Result<(), Failure> {
         let sample = if sample.is_empty() { "# no options" } else { sample };
         print(format_args!("{}", sample.replace("## ", "# ")))?;
         if stage.kind == StageKind::Sink {
-            print(format_args!("\n# as for every sink"))?;
+            print(format_args!("\n# options of every sink"))?;
             print(format_args!("{}", SINK_OPTIONS.trim().replace("## ", "# ")))?;
         }
     }

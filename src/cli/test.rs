@@ -1,31 +1,35 @@
-//! `ai-agent test`: runs the tests that a configuration carries. Needs no server and no secret.
+//! `ai-agent test`. Needs no server and no secrets.
 
 use std::path::Path;
 
 use clap::Args;
 
 use super::{
-    Failure, print,
-    setup::{Files, Surroundings},
+    context::{CliContext, ConfigFiles},
+    failure::Failure,
+    output::print,
 };
-use crate::pipeline::{
-    assembly,
-    config_test::{self, Mismatch},
+use crate::{
+    pipeline::{
+        assembly,
+        config_test::{self, Mismatch},
+    },
+    text::counted,
 };
 
-/// Runs the `[[test]]` tables of the configuration.
+/// Run the `[[test]]` tables of the configuration in force, or of configuration files
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
-    files: Files,
+    files: ConfigFiles,
 }
 
 impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
-        let loaded = Surroundings::look()?.load_files(&self.files, explicit)?;
+        let loaded = CliContext::new(explicit)?.load_files(&self.files)?;
         let mut failed = 0;
         for test in &loaded.tests {
-            // Each with filters that have seen nothing yet.
+            // Each test gets new filters, without memory of other tests.
             let mut filters = assembly::filters(&loaded).map_err(Failure::usage)?;
             let mismatches = config_test::run(test, &mut filters);
             let verdict = if mismatches.is_empty() { "ok    " } else { "FAILED" };
@@ -48,10 +52,10 @@ impl Arguments {
 }
 
 fn tests(count: usize) -> String {
-    format!("{count} test{}", if count == 1 { "" } else { "s" })
+    counted(count as u64, "test", "tests")
 }
 
-/// A line, and what is different about it.
+/// Prints a line, and the difference between the expected and the actual result.
 fn show(mismatch: &Mismatch, input: &str) -> Result<(), Failure> {
     let Mismatch { line, expected, found } = mismatch;
     print(format_args!("        line {line}: {input}"))?;
@@ -64,7 +68,7 @@ fn show(mismatch: &Mismatch, input: &str) -> Result<(), Failure> {
         let same = same.count();
         print(format_args!("          - {expected}"))?;
         print(format_args!("          + {found}"))?;
-        print(format_args!("            {:same$}^ from here on", ""))?;
+        print(format_args!("            {:same$}^ differs from here", ""))?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The one who asks.
+//! Client of the control protocol.
 
 use std::{io, path::Path, time::Duration};
 
@@ -8,115 +8,201 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::wire::{self, LONGEST_REPLY, Reply, Request};
+use super::{
+    dead_letter_requests,
+    error::RequestError,
+    outbox_requests::{self, Respond},
+    protocol::{self, MAX_RESPONSE, Request, Response},
+    store::Store,
+};
 use crate::{
-    cli::Failure,
+    agent::{ConfigSources, config_sources},
     platform::{
-        LockHolder, StateLock,
+        LockHolder, LockRole, StateLock,
         control::{self, Stream},
     },
+    text::causes,
 };
 
-/// For how long an agent that holds its state directory may not listen yet.
-const STARTS: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_millis(50);
+/// Time that an agent that holds its state directory has to open its control socket.
+const START_TIMEOUT: Duration = Duration::from_secs(2);
+/// Interval between two attempts to connect.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// Longest time that an agent may take for one line of a response about its outbox.
+const STORE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Who was found on a state directory.
-pub(crate) enum Reached {
-    /// An agent that can be asked.
+/// Result of an attempt to connect to the agent of a state directory.
+pub(crate) enum Connection {
+    /// Connected.
     Agent(Client),
-    /// Nobody.
-    Nobody,
-    /// Somebody holds it and does not listen.
-    Silent {
-        /// Who.
+    /// No process holds the state directory.
+    Stopped,
+    /// A process holds the state directory and does not accept connections.
+    Unresponsive {
         holder: LockHolder,
-        /// What the system says.
-        why: String,
+        /// The system's error.
+        error: String,
     },
 }
 
-/// A connection to the agent that runs, for one question.
+/// A connection to the running agent, for one request.
 pub(crate) struct Client {
     runtime: Runtime,
     stream: Box<dyn Stream>,
 }
 
-/// Looks for the agent that runs on `state_dir`.
-pub(crate) fn reach(state_dir: &Path) -> Result<Reached, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Failure::failed)?;
-    let reached = runtime.block_on(async {
-        let mut waited = Duration::ZERO;
-        loop {
-            let failure = match control::connect(state_dir).await {
-                Ok(stream) => return Ok(Ok(stream)),
-                Err(failure) => failure,
-            };
-            let Some(holder) = StateLock::current_holder(state_dir).map_err(Failure::failed)?
-            else {
-                return Ok(Err(None));
-            };
-            if waited >= STARTS {
-                return Ok(Err(Some((holder, failure.to_string()))));
-            }
-            sleep(LOOK).await;
-            waited += LOOK;
+/// Connects to the agent that runs on `state_dir`.
+///
+/// # Errors
+/// [`RequestError`] when the lock cannot be checked.
+pub(crate) fn connect(state_dir: &Path) -> Result<Connection, RequestError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(RequestError::because)?;
+    let mut waited = Duration::ZERO;
+    loop {
+        let error = match runtime.block_on(control::connect(state_dir)) {
+            Ok(stream) => return Ok(Connection::Agent(Client { runtime, stream })),
+            Err(error) => error,
+        };
+        let Some(holder) = StateLock::current_holder(state_dir).map_err(RequestError::because)?
+        else {
+            return Ok(Connection::Stopped);
+        };
+        if waited >= START_TIMEOUT {
+            return Ok(Connection::Unresponsive { holder, error: error.to_string() });
         }
-    })?;
-    Ok(match reached {
-        Ok(stream) => Reached::Agent(Client { runtime, stream }),
-        Err(None) => Reached::Nobody,
-        Err(Some((holder, why))) => Reached::Silent { holder, why },
-    })
+        runtime.block_on(async { sleep(RETRY_INTERVAL).await });
+        waited += RETRY_INTERVAL;
+    }
 }
 
 impl Client {
-    /// Asks, and hears every line of the answer. None may take longer than `patience`.
-    pub(crate) fn ask(
+    /// Sends a request and passes each response to `respond`, without the last one. No line may
+    /// take longer than `patience`.
+    ///
+    /// # Errors
+    /// [`RequestError`] when the agent refuses the request, or the connection fails.
+    pub(crate) fn send(
         self,
         request: &Request,
         patience: Duration,
-        hear: &mut dyn FnMut(Reply) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+        respond: &mut dyn FnMut(Response) -> io::Result<()>,
+    ) -> Result<(), RequestError> {
         let Self { runtime, mut stream } = self;
-        let gone = |error: io::Error| {
-            Failure::failed(format!("the agent has gone before it had answered: {error}"))
-        };
-        let late = |_| {
-            Failure::failed(format!(
-                "the agent has not answered for {} s: its log says what it is at",
-                patience.as_secs()
-            ))
-        };
         runtime.block_on(async {
-            timeout(patience, stream.write_all(&wire::write(request)))
-                .await
-                .map_err(late)?
-                .map_err(gone)?;
+            let line = protocol::encode(request);
+            let written = timeout(patience, stream.write_all(&line)).await;
+            written.map_err(|_| timed_out(patience))?.map_err(disconnected)?;
             let mut lines = BufReader::new(stream);
             loop {
-                let mut line = Vec::new();
-                let mut bounded = (&mut lines).take(LONGEST_REPLY);
-                let read = timeout(patience, bounded.read_until(b'\n', &mut line)).await;
-                if read.map_err(late)?.map_err(gone)? == 0 || !line.ends_with(b"\n") {
-                    return Err(gone(io::ErrorKind::UnexpectedEof.into()));
-                }
-                let reply = serde_json::from_slice(&line).map_err(|error| {
-                    Failure::failed(format!(
-                        "the agent's answer is not understood, it is of another version: restart it \
-                         after an upgrade ({error})"
-                    ))
-                })?;
-                match reply {
-                    Reply::Done => return Ok(()),
-                    Reply::Failed { error, usage: true } => return Err(Failure::usage(error)),
-                    Reply::Failed { error, usage: false } => return Err(Failure::failed(error)),
-                    reply => hear(reply)?,
+                match receive(&mut lines, patience).await? {
+                    Response::Done => return Ok(()),
+                    Response::Failed { error, usage: true } => {
+                        return Err(RequestError::Invalid(error));
+                    }
+                    Response::Failed { error, usage: false } => {
+                        return Err(RequestError::Failed(error));
+                    }
+                    response => respond(response)?,
                 }
             }
         })
     }
+}
+
+async fn receive(
+    lines: &mut BufReader<Box<dyn Stream>>,
+    patience: Duration,
+) -> Result<Response, RequestError> {
+    let mut line = Vec::new();
+    let mut bounded = lines.take(MAX_RESPONSE);
+    let read = timeout(patience, bounded.read_until(b'\n', &mut line)).await;
+    let length = read.map_err(|_| timed_out(patience))?.map_err(disconnected)?;
+    if length == 0 || !line.ends_with(b"\n") {
+        return Err(disconnected(io::ErrorKind::UnexpectedEof.into()));
+    }
+    serde_json::from_slice(&line).map_err(|error| {
+        RequestError::failed(format!(
+            "cannot understand the response of the agent, which has another version: restart it \
+             after an upgrade ({error})"
+        ))
+    })
+}
+
+fn timed_out(patience: Duration) -> RequestError {
+    let seconds = patience.as_secs();
+    RequestError::failed(format!("the agent did not respond within {seconds} s: see its log"))
+}
+
+fn disconnected(error: io::Error) -> RequestError {
+    RequestError::failed(format!("the agent closed the connection before it responded: {error}"))
+}
+
+/// Handles a request about the outbox or dead letters: by the running agent, or in this process
+/// when no agent is running.
+///
+/// # Errors
+/// [`RequestError`].
+pub(crate) fn execute(
+    sources: &ConfigSources,
+    request: &Request,
+    respond: Respond<'_>,
+) -> Result<(), RequestError> {
+    let state_dir = sources.state_dir_of(sources.load().ok().as_ref());
+    match connect(&state_dir)? {
+        Connection::Agent(client) => client.send(request, STORE_TIMEOUT, respond),
+        Connection::Unresponsive { holder, error } => Err(unresponsive(&state_dir, holder, &error)),
+        Connection::Stopped => {
+            let loaded = sources.load().map_err(|error| RequestError::invalid(causes(&error)))?;
+            config_sources::log_warnings(&loaded);
+            let store = Store::open(sources, loaded)?;
+            match request {
+                Request::Outbox(request) => outbox_requests::handle(&store, request, respond),
+                Request::Deadletter(request) => {
+                    dead_letter_requests::handle(&store, request, respond)
+                }
+                _ => Err(not_running(&state_dir)),
+            }
+        }
+    }
+}
+
+/// Sends a request that only a running agent can handle.
+///
+/// # Errors
+/// [`RequestError`].
+pub(crate) fn send_to_agent(
+    sources: &ConfigSources,
+    request: &Request,
+    patience: Duration,
+    respond: Respond<'_>,
+) -> Result<(), RequestError> {
+    let state_dir = sources.state_dir_of(sources.load().ok().as_ref());
+    match connect(&state_dir)? {
+        Connection::Agent(client) => client.send(request, patience, respond),
+        Connection::Stopped => Err(not_running(&state_dir)),
+        Connection::Unresponsive { holder, error } => Err(unresponsive(&state_dir, holder, &error)),
+    }
+}
+
+fn not_running(state_dir: &Path) -> RequestError {
+    RequestError::failed(format!(
+        "ai-agent is not running: no process holds `{}`; start it with `ai-agent start` if it is \
+         installed as a service, or with `ai-agent run`",
+        state_dir.display()
+    ))
+}
+
+fn unresponsive(state_dir: &Path, holder: LockHolder, error: &str) -> RequestError {
+    let state_dir = state_dir.display();
+    RequestError::failed(match holder.role {
+        LockRole::Command => format!(
+            "another ai-agent command{holder} is using `{state_dir}`: wait until it has finished, \
+             and try again"
+        ),
+        LockRole::Agent => format!(
+            "an agent{holder} holds `{state_dir}` and does not accept connections ({error}): if it \
+             hangs, stop it and start it again"
+        ),
+    })
 }

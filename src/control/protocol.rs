@@ -1,130 +1,324 @@
-//! What travels between the agent and one who asks: one line of JSON there, one or many back.
+//! Messages between the agent and a client: one line of JSON for the request, one or more for the
+//! response.
 //!
 //! ```text
 //! → {"version":1,"ask":"status"}
 //! ← {"status":{…}}
 //! ← "done"
 //! ```
-//! The last line back is `"done"` or `{"failed":{…}}`. What is asked in another version, or is not
-//! known, is refused with a word on it.
+//! The last line of a response is `"done"` or `{"failed":{…}}`. A request of another version, or one
+//! that is not known, is refused with a message.
 
 use serde::{Deserialize, Serialize};
+use siem_protocol::{Digest, Kind};
 
-use crate::{
-    cli::{deadletter, outbox, status::Seen},
-    logging::Level,
-};
+use super::status::AgentStatus;
+use crate::{agent::handle::ReloadReport, logging::Level, pipeline::delivery::RetryOutcome};
 
-/// The version of all this.
+/// Version of the protocol.
 pub(crate) const VERSION: u32 = 1;
-/// The longest line that may be asked with.
-pub(crate) const LONGEST_REQUEST: usize = 64 << 10;
-/// The longest line of an answer that is read: one entry, however it is escaped.
-pub(crate) const LONGEST_REPLY: u64 = 256 << 20;
+/// Longest request, in bytes.
+pub(super) const MAX_REQUEST: usize = 64 << 10;
+/// Longest line of a response, in bytes: one entry, however it is escaped.
+pub(super) const MAX_RESPONSE: u64 = 256 << 20;
 
-/// What is asked.
-#[derive(Debug, Serialize, Deserialize)]
+/// Request to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) enum Request {
-    /// How things stand.
+    /// Report the status.
     Status,
-    /// To send what lies in the outbox, and to wait until it is acknowledged.
+    /// Deliver the queued entries now, and wait for their acknowledgement.
     Flush {
-        /// How long.
+        /// Longest wait.
         within_ms: u64,
     },
-    /// To send a marked event, and to wait until it is acknowledged.
+    /// Deliver a test event, and wait for its acknowledgement.
     Canary {
-        /// How long.
+        /// Longest wait.
         within_ms: u64,
     },
-    /// To read the configuration again, and to ask the server for its part.
+    /// Read the configuration again, the server's part included.
     Reload,
-    /// To log at another level; none asks for the one at present.
+    /// Change the log level; without a level, report it.
     LogLevel {
-        /// Which.
+        /// The new level.
         level: Option<Level>,
     },
-    /// About what waits for delivery.
-    Outbox(outbox::Action),
-    /// About what was refused for good.
-    Deadletter(deadletter::Action),
+    /// Inspect or change the outbox.
+    Outbox(OutboxRequest),
+    /// Inspect or change the dead letters.
+    Deadletter(DeadLetterRequest),
 }
 
-#[derive(Serialize)]
-struct Call<'a> {
-    version: u32,
-    ask: &'a Request,
+/// Request about the outbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) enum OutboxRequest {
+    /// Report the number of queued entries for each sink.
+    Status,
+    /// List queued entries without their content.
+    List {
+        /// First number; by default the first that a sink has not acknowledged.
+        from: Option<u64>,
+        /// Maximum number of entries.
+        limit: u64,
+    },
+    /// Return entries as they travel.
+    Show {
+        /// Their numbers.
+        numbers: Vec<u64>,
+    },
+    /// Return all queued entries as they travel.
+    Export {
+        /// First number; by default the first that a sink has not acknowledged.
+        from: Option<u64>,
+    },
+    /// Verify sequence numbers, checksums and the hash chain.
+    Verify,
+    /// Remove a sink that is no longer configured.
+    ForgetSink {
+        /// Its name.
+        name: String,
+    },
 }
 
-/// A line of an answer.
-#[derive(Debug, Serialize, Deserialize)]
+/// Request about dead letters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) enum DeadLetterRequest {
+    /// List dead letters without their content.
+    List,
+    /// Return the entries as they travel.
+    Show(Selection),
+    /// Send them again.
+    Retry(Selection),
+    /// Delete them, and report that to the SIEM.
+    Purge(Selection),
+}
+
+/// Selection of dead letters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Selection {
+    /// Their numbers.
+    pub(crate) numbers: Vec<u64>,
+    /// All, in place of numbers.
+    pub(crate) all: bool,
+    /// Only those of this sink.
+    pub(crate) sink: Option<String>,
+    /// Only those of this epoch.
+    pub(crate) epoch: Option<String>,
+}
+
+/// One line of a response.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Reply {
-    /// A line for people, or an entry.
+pub(crate) enum Response {
+    /// Status of the agent.
+    Status(Box<AgentStatus>),
+    /// Everything in the outbox was delivered and acknowledged.
+    Flushed {
+        /// Number of entries.
+        entries: u64,
+    },
+    /// The test event was acknowledged.
+    CanaryAcknowledged {
+        /// Its id.
+        id: String,
+        /// Time until the acknowledgement.
+        took_ms: u64,
+    },
+    /// Outcome of a reload.
+    Reloaded(ReloadReport),
+    /// The log filter in force.
+    LogFilter {
+        /// The filter, as `RUST_LOG` takes it.
+        filter: String,
+    },
+    /// Status of the outbox.
+    OutboxStatus(OutboxStatus),
+    /// An entry in a list.
+    Entry(EntrySummary),
+    /// An entry in a list that cannot be parsed.
+    UnreadableEntry {
+        /// Its number.
+        seq: u64,
+    },
+    /// The list ends at its limit.
+    MoreEntries {
+        /// Number of the next entry.
+        next: u64,
+    },
+    /// An entry as it travels.
     Line(String),
-    /// How things stand.
-    Status(Box<Seen>),
-    /// That was all.
+    /// The outbox is intact.
+    Verified(Verification),
+    /// A sink was removed.
+    SinkForgotten(ForgottenSink),
+    /// A dead letter in a list.
+    DeadLetter(DeadLetterSummary),
+    /// Dead letters that are left out, since no batch has announced them to the receiver yet.
+    Unannounced {
+        /// Number of dead letters.
+        count: u64,
+    },
+    /// Outcome of sending a dead letter again.
+    Retried {
+        /// Its number.
+        seq: u64,
+        /// The outcome.
+        outcome: RetryOutcome,
+    },
+    /// Dead letters were deleted.
+    Purged {
+        /// Number of dead letters.
+        count: u64,
+    },
+    /// End of a successful response.
     Done,
-    /// It could not be done.
+    /// End of a failed response.
     Failed {
-        /// Why, and what to do about it.
+        /// Reason, and what to do about it.
         error: String,
-        /// Whether it was asked wrongly, and nothing was tried.
+        /// Whether the request was wrong, so that nothing was tried.
         usage: bool,
     },
 }
 
-/// Why a request is not understood.
+/// Status of the outbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OutboxStatus {
+    /// Version of this object.
+    pub(crate) version: u32,
+    pub(crate) epoch: String,
+    pub(crate) last_seq: u64,
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+    pub(crate) file_bytes: u64,
+    pub(crate) max_bytes: u64,
+    pub(crate) dead_letters: u64,
+    pub(crate) sinks: Vec<SinkPosition>,
+}
+
+/// Position of a sink in the outbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SinkPosition {
+    pub(crate) name: String,
+    pub(crate) destination: Option<String>,
+    pub(crate) configured: bool,
+    pub(crate) acknowledged: u64,
+    pub(crate) entries: u64,
+    pub(crate) oldest_seconds: Option<u64>,
+}
+
+/// An entry without its content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EntrySummary {
+    pub(crate) seq: u64,
+    pub(crate) kind: Kind,
+    pub(crate) source: String,
+    pub(crate) path: Option<String>,
+    pub(crate) generation: Option<String>,
+    pub(crate) offset: Option<u64>,
+    pub(crate) length: Option<u64>,
+    pub(crate) part: Option<u32>,
+    pub(crate) event: Option<String>,
+    pub(crate) severity: Option<String>,
+    pub(crate) at: Option<String>,
+}
+
+/// Result of a verification.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Verification {
+    pub(crate) entries: u64,
+    pub(crate) first_seq: u64,
+    pub(crate) last_seq: u64,
+    /// Bytes before compression.
+    pub(crate) bytes: u64,
+    pub(crate) dead_letters: u64,
+}
+
+/// A sink that was removed from the outbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ForgottenSink {
+    pub(crate) name: String,
+    pub(crate) acknowledged: u64,
+    pub(crate) undelivered: u64,
+    pub(crate) freed_bytes: u64,
+    /// Its dead letters, which are still stored.
+    pub(crate) dead_letters: u64,
+}
+
+/// A dead letter without its content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DeadLetterSummary {
+    pub(crate) seq: u64,
+    pub(crate) sink: String,
+    pub(crate) epoch: String,
+    pub(crate) reason: String,
+    pub(crate) status: u16,
+    pub(crate) at: String,
+    pub(crate) attempts: u32,
+    pub(crate) answer: String,
+    pub(crate) line_sha256: Digest,
+}
+
+/// Reason why a request cannot be decoded.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Misunderstood {
-    #[error("what was asked is no line of JSON that names its version")]
-    NoJson(#[source] serde_json::Error),
+pub(super) enum DecodeError {
+    #[error("the request is not a line of JSON with a `version`")]
+    Json(#[source] serde_json::Error),
     #[error(
-        "ai-agent {} speaks version {VERSION} of the control protocol, and was asked in version \
-         {asked}: ask with the `ai-agent` that runs, or restart that one after an upgrade",
+        "ai-agent {} speaks version {VERSION} of the control protocol, the request has version \
+         {requested}: use the `ai-agent` that is running, or restart it after an upgrade",
         env!("CARGO_PKG_VERSION")
     )]
-    OtherVersion { asked: u32 },
+    OtherVersion { requested: u32 },
     #[error(
-        "ai-agent {}, which runs, does not know what it was asked: restart it after an upgrade",
+        "the running ai-agent {} does not know this request: restart it after an upgrade",
         env!("CARGO_PKG_VERSION")
     )]
     Unknown(#[source] serde_json::Error),
-    #[error("what was asked is longer than {LONGEST_REQUEST} bytes")]
+    #[error("the request is longer than {MAX_REQUEST} bytes")]
     TooLong,
 }
 
-/// The line that asks.
-pub(crate) fn write(request: &Request) -> Vec<u8> {
-    let call = Call { version: VERSION, ask: request };
-    let mut line = serde_json::to_vec(&call).expect("requests can be written as JSON");
+/// Encodes a request as a line.
+pub(super) fn encode(request: &Request) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Message<'a> {
+        version: u32,
+        ask: &'a Request,
+    }
+    let message = Message { version: VERSION, ask: request };
+    let mut line = serde_json::to_vec(&message).expect("requests serialise to JSON");
     line.push(b'\n');
     line
 }
 
-/// What is asked with a line.
-pub(crate) fn read(line: &[u8]) -> Result<Request, Misunderstood> {
+/// Decodes the line of a request.
+pub(super) fn decode(line: &[u8]) -> Result<Request, DecodeError> {
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,
     }
     #[derive(Deserialize)]
-    struct Asked {
+    struct Message {
         ask: Request,
     }
-    let Versioned { version } = serde_json::from_slice(line).map_err(Misunderstood::NoJson)?;
+    let Versioned { version } = serde_json::from_slice(line).map_err(DecodeError::Json)?;
     if version != VERSION {
-        return Err(Misunderstood::OtherVersion { asked: version });
+        return Err(DecodeError::OtherVersion { requested: version });
     }
-    let Asked { ask } = serde_json::from_slice(line).map_err(Misunderstood::Unknown)?;
+    let Message { ask } = serde_json::from_slice(line).map_err(DecodeError::Unknown)?;
     Ok(ask)
 }
 
-impl Reply {
-    pub(crate) fn write(&self) -> Vec<u8> {
-        let mut line = serde_json::to_vec(self).expect("replies can be written as JSON");
+impl Response {
+    /// Encodes a response as a line.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut line = serde_json::to_vec(self).expect("responses serialise to JSON");
         line.push(b'\n');
         line
     }
@@ -135,35 +329,35 @@ mod tests {
     use super::*;
     use crate::text::causes;
 
-    /// Another version of the agent asks and is asked: these lines must not change.
+    /// An agent of another version may send or receive these lines: they must not change.
     #[test]
-    fn the_lines_are_those_that_were_agreed_upon() {
-        let line = |request: &Request| String::from_utf8(write(request)).unwrap();
+    fn lines_on_the_wire_stay_the_same() {
+        let line = |request: &Request| String::from_utf8(encode(request)).unwrap();
         assert_eq!(line(&Request::Status), "{\"version\":1,\"ask\":\"status\"}\n");
         assert_eq!(
             line(&Request::Flush { within_ms: 500 }),
             "{\"version\":1,\"ask\":{\"flush\":{\"within_ms\":500}}}\n"
         );
-        assert!(matches!(read(b"{\"version\":1,\"ask\":\"reload\"}"), Ok(Request::Reload)));
+        assert!(matches!(decode(b"{\"version\":1,\"ask\":\"reload\"}"), Ok(Request::Reload)));
         let level = Request::LogLevel { level: Some(Level::Debug) };
         assert_eq!(line(&level), "{\"version\":1,\"ask\":{\"log-level\":{\"level\":\"debug\"}}}\n");
-        assert_eq!(Reply::Done.write(), b"\"done\"\n");
-        assert_eq!(Reply::Line("a".to_owned()).write(), b"{\"line\":\"a\"}\n");
-        let failed = Reply::Failed { error: "no".to_owned(), usage: true };
-        assert_eq!(failed.write(), b"{\"failed\":{\"error\":\"no\",\"usage\":true}}\n");
+        assert_eq!(Response::Done.encode(), b"\"done\"\n");
+        assert_eq!(Response::Line("a".to_owned()).encode(), b"{\"line\":\"a\"}\n");
+        let failed = Response::Failed { error: "no".to_owned(), usage: true };
+        assert_eq!(failed.encode(), b"{\"failed\":{\"error\":\"no\",\"usage\":true}}\n");
     }
 
     #[test]
-    fn what_is_not_understood_is_refused_with_a_word_on_it() {
-        let said = |line: &str| causes(&read(line.as_bytes()).unwrap_err());
+    fn a_request_that_cannot_be_decoded_is_explained() {
+        let said = |line: &str| causes(&decode(line.as_bytes()).unwrap_err());
         let cases = [
-            ("", "no line of JSON"),
-            ("[]", "no line of JSON"),
+            ("", "not a line of JSON"),
+            ("[]", "not a line of JSON"),
             ("{\"ask\":\"status\"}", "missing field `version`"),
-            ("{\"version\":2,\"ask\":{\"new\":1}}", "was asked in version 2"),
+            ("{\"version\":2,\"ask\":{\"new\":1}}", "the request has version 2"),
             ("{\"version\":1,\"ask\":\"dance\"}", "unknown variant `dance`"),
             ("{\"version\":1,\"ask\":{\"flush\":{\"within_ms\":-1}}}", "invalid value"),
-            // An agent that ignored it would do more than was asked.
+            // An agent that ignored the field would do more than was requested.
             ("{\"version\":1,\"ask\":{\"flush\":{\"within_ms\":1,\"only\":1}}}", "unknown field"),
         ];
         for (line, words) in cases {

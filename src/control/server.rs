@@ -1,4 +1,4 @@
-//! Takes those who ask. Nobody who hangs, floods or goes away hurts anybody else.
+//! Accepts control connections. A slow, flooding or vanished client cannot affect the others.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -11,135 +11,136 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    service::Desk,
-    wire::{self, LONGEST_REQUEST, Misunderstood, Reply, Request},
+    protocol::{self, DecodeError, MAX_REQUEST, Request, Response},
+    service::ControlService,
 };
 use crate::{
     platform::control::{self, EndpointGuard, Listener, Stream},
     text::causes,
 };
 
-/// So many are answered at once; others wait.
-const MOST: usize = 16;
-/// How long one may take to say what is asked.
-const ASKS: Duration = Duration::from_secs(5);
-/// How long one may take to hear a line.
-const HEARS: Duration = Duration::from_secs(30);
-/// How long one may take to go, once all is said.
-const GOES: Duration = Duration::from_secs(1);
-/// How long nobody is taken after the system has refused to.
-const REST: Duration = Duration::from_secs(1);
+/// Connections that are served at once; others wait.
+const MAX_CONNECTIONS: usize = 16;
+/// Longest time that a client may take to send its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time that a client may take to read one line.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time that a client may take to close the connection after the response.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause after the system has refused a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// Takes those who ask as long as it is there.
-pub(crate) struct Serving {
+/// A running server, which ends when this is dropped.
+pub(crate) struct Server {
     task: AbortHandle,
     _endpoint: EndpointGuard,
 }
 
-impl Drop for Serving {
+impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-/// Begins to take those who ask, for whoever holds the lock of `state_dir`. Without that the agent
-/// does all else.
-pub(crate) fn serve(state_dir: &Path, desk: &Arc<Desk>) -> Option<Serving> {
+/// Starts to accept connections for the process that holds the lock of `state_dir`. On an error it
+/// logs a warning, and the agent works without a control socket.
+pub(crate) fn serve(state_dir: &Path, service: Arc<ControlService>) -> Option<Server> {
     match control::bind(state_dir) {
         Ok((listener, endpoint)) => {
-            let task = tokio::spawn(take(listener, Arc::clone(desk))).abort_handle();
-            Some(Serving { task, _endpoint: endpoint })
+            let task = tokio::spawn(accept(listener, service)).abort_handle();
+            Some(Server { task, _endpoint: endpoint })
         }
         Err(error) => {
-            warn!(code = "control_unavailable",
+            warn!(
+                code = "control_unavailable",
                 %error,
                 state_dir = %state_dir.display(),
-                "nobody can ask the agent: `status` and its like do not work until the next start"
+                "control socket unavailable: `status`, `flush` and `reload` will not work until \
+                 restart"
             );
             None
         }
     }
 }
 
-async fn take(mut listener: Listener, desk: Arc<Desk>) {
-    let mut asking = JoinSet::new();
+async fn accept(mut listener: Listener, service: Arc<ControlService>) {
+    let mut connections = JoinSet::new();
     loop {
-        while asking.len() >= MOST {
-            asking.join_next().await;
+        while connections.len() >= MAX_CONNECTIONS {
+            connections.join_next().await;
         }
         tokio::select! {
-            taken = listener.accept() => match taken {
+            accepted = listener.accept() => match accepted {
                 Ok(stream) => {
-                    asking.spawn(attend(stream, Arc::clone(&desk)));
+                    connections.spawn(serve_connection(stream, Arc::clone(&service)));
                 }
                 Err(error) => {
-                    debug!(%error, "nobody could be taken who wants to ask");
-                    sleep(REST).await;
+                    debug!(%error, "cannot accept a control connection");
+                    sleep(ACCEPT_PAUSE).await;
                 }
             },
-            Some(_) = asking.join_next() => {}
+            Some(_) = connections.join_next() => {}
         }
     }
 }
 
-/// Answers one.
-async fn attend(stream: Box<dyn Stream>, desk: Arc<Desk>) {
+async fn serve_connection(stream: Box<dyn Stream>, service: Arc<ControlService>) {
     let (mut read, mut write) = tokio::io::split(stream);
-    let Ok(asked) = timeout(ASKS, listen(&mut read)).await else { return };
-    let (say, mut said) = mpsc::channel(1);
+    let Ok(request) = timeout(REQUEST_TIMEOUT, read_request(&mut read)).await else { return };
+    let (responses, mut queue) = mpsc::channel(1);
     let answer = async {
-        match asked {
-            Ok(Some(request)) => desk.answer(request, say).await,
+        match request {
+            Ok(Some(request)) => service.answer(request, responses).await,
             Ok(None) => {}
-            Err(wrong) => {
-                let failed = Reply::Failed { error: causes(&wrong), usage: true };
-                drop(say.send(failed).await);
+            Err(error) => {
+                let failed = Response::Failed { error: causes(&error), usage: true };
+                drop(responses.send(failed).await);
             }
         }
     };
-    let tell = async {
-        while let Some(reply) = said.recv().await {
-            let told = timeout(HEARS, write.write_all(&reply.write())).await;
-            if !matches!(told, Ok(Ok(()))) {
+    let send = async {
+        while let Some(response) = queue.recv().await {
+            let written = timeout(WRITE_TIMEOUT, write.write_all(&response.encode())).await;
+            if !matches!(written, Ok(Ok(()))) {
                 break;
             }
         }
-        // Nothing more is taken: what is still being said ends there.
-        drop(said);
-        drop(timeout(HEARS, write.flush()).await);
+        // Closes the queue, so that a response that is still being made ends there.
+        drop(queue);
+        drop(timeout(WRITE_TIMEOUT, write.flush()).await);
     };
-    let all = async { tokio::join!(answer, tell) };
+    let both = async { tokio::join!(answer, send) };
     tokio::select! {
-        _ = all => {}
-        () = gone(&mut read) => return,
+        _ = both => {}
+        () = closed(&mut read) => return,
     }
-    // Whoever closes a pipe before all is read from it may take that away.
-    drop(timeout(GOES, gone(&mut read)).await);
+    // On Windows, closing a pipe discards what the client has not read yet.
+    drop(timeout(CLOSE_TIMEOUT, closed(&mut read)).await);
 }
 
-/// What is asked; none when nobody asks anything.
-async fn listen(read: &mut (impl AsyncRead + Unpin)) -> Result<Option<Request>, Misunderstood> {
+/// Reads the request; `None` when the client closes the connection first.
+async fn read_request(read: &mut (impl AsyncRead + Unpin)) -> Result<Option<Request>, DecodeError> {
     let mut line = Vec::new();
-    let mut piece = [0; 4096];
+    let mut buffer = [0; 4096];
     loop {
-        let Ok(length @ 1..) = read.read(&mut piece).await else { return Ok(None) };
-        line.extend_from_slice(&piece[..length]);
+        let Ok(length @ 1..) = read.read(&mut buffer).await else { return Ok(None) };
+        line.extend_from_slice(&buffer[..length]);
         if let Some(end) = line.iter().position(|byte| *byte == b'\n') {
-            return wire::read(&line[..end]).map(Some);
+            return protocol::decode(&line[..end]).map(Some);
         }
-        if line.len() > LONGEST_REQUEST {
-            return Err(Misunderstood::TooLong);
+        if line.len() > MAX_REQUEST {
+            return Err(DecodeError::TooLong);
         }
     }
 }
 
-/// Waits until the other end is gone, or floods. What is left unread when a connection is dropped
-/// would take the answer away with it.
-async fn gone(read: &mut (impl AsyncRead + Unpin)) {
-    let (mut piece, mut unasked) = ([0; 512], 0);
-    while let Ok(length @ 1..) = read.read(&mut piece).await {
-        unasked += length;
-        if unasked > LONGEST_REQUEST {
+/// Returns once the client has closed the connection, or floods it. Data that is unread when a
+/// connection is dropped would discard the response too.
+async fn closed(read: &mut (impl AsyncRead + Unpin)) {
+    let (mut buffer, mut received) = ([0; 512], 0);
+    while let Ok(length @ 1..) = read.read(&mut buffer).await {
+        received += length;
+        if received > MAX_REQUEST {
             return;
         }
     }

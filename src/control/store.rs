@@ -1,13 +1,13 @@
-//! The outbox as commands have it: of an agent that does not run, or of this process when it is one
-//! that does and was asked.
+//! The outbox as requests use it: that of a stopped agent, which is opened here, or that of the
+//! running agent in this process.
 
 use std::{fs, io, sync::Arc, time::Duration};
 
 use tokio::{runtime::Handle, time::timeout};
 
+use super::error::RequestError;
 use crate::{
-    agent::config_sources::Surroundings,
-    cli::Failure,
+    agent::ConfigSources,
     config::{LoadedConfig, ShippingSettings},
     event::Event,
     frame::Codec,
@@ -21,67 +21,88 @@ use crate::{
     stages::Context,
 };
 
-/// How long reading may take to come to rest.
-const RESTS: Duration = Duration::from_secs(30);
+/// Longest time to wait until reading pauses between two groups.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An outbox that a command works on.
+/// An outbox, with the configuration in force.
 pub(crate) struct Store {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) loaded: Arc<LoadedConfig>,
     pub(crate) context: Context,
-    held: Held,
+    owner: Owner,
 }
 
-/// By whom.
-enum Held {
-    /// By this command: no agent runs as long as this is there.
-    Command(#[expect(dead_code, reason = "it is held")] StateLock),
-    /// By the agent that this process is.
+/// Process that owns the outbox.
+enum Owner {
+    /// This command: no agent can start while the lock is held.
+    Command(#[expect(dead_code, reason = "held until the command ends")] StateLock),
+    /// The agent in this process.
     Agent(PipelineHandle),
 }
 
 impl Store {
-    /// Opens that of an agent that does not run.
-    pub(crate) fn open(surroundings: &Surroundings, loaded: LoadedConfig) -> Result<Self, Failure> {
+    /// Opens the outbox of a stopped agent.
+    ///
+    /// # Errors
+    /// [`RequestError`] when there is none, when another process holds it, or it is damaged.
+    pub(crate) fn open(
+        sources: &ConfigSources,
+        loaded: LoadedConfig,
+    ) -> Result<Self, RequestError> {
         let state_dir = &loaded.settings.agent.state_dir;
         let path = state_dir.join("outbox.redb");
-        let none = Failure::failed(format!(
-            "there is no outbox yet in `{}`: the agent has not run on this state directory, or its \
-             outbox was deleted",
-            state_dir.display()
-        ));
-        // To lock it makes the directory, and to open one makes one.
+        let missing = || {
+            RequestError::failed(format!(
+                "there is no outbox yet in `{}`: the agent has not run with this state directory, \
+                 or its outbox was deleted",
+                state_dir.display()
+            ))
+        };
+        // Checked first: to lock a directory creates it, and to open an outbox creates one.
         match fs::metadata(&path) {
-            Ok(found) if found.is_file() && found.len() == 0 => return Err(none),
+            Ok(found) if found.is_file() && found.len() == 0 => return Err(missing()),
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(none),
-            Err(error) => return Err(Failure::failed(error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing()),
+            Err(error) => return Err(RequestError::because(error)),
         }
-        let lock = StateLock::acquire(state_dir, LockRole::Command).map_err(Failure::failed)?;
-        // Whatever is configured for this command, no sink of the agent's loses its place.
-        let opened = Outbox::open_existing(&path).map_err(Failure::failed)?;
-        let outbox = Arc::new(opened.ok_or(none)?);
-        let context = surroundings.context(&loaded, Some(lock.dir()), true);
-        Ok(Self { outbox, loaded: Arc::new(loaded), context, held: Held::Command(lock) })
+        let lock =
+            StateLock::acquire(state_dir, LockRole::Command).map_err(RequestError::because)?;
+        // Opened without sinks: whatever is configured for this command, every sink keeps its
+        // position.
+        let opened = Outbox::open_existing(&path).map_err(RequestError::because)?;
+        let outbox = Arc::new(opened.ok_or_else(missing)?);
+        let context = sources.stage_context(&loaded, Some(lock.dir()), true);
+        Ok(Self { outbox, loaded: Arc::new(loaded), context, owner: Owner::Command(lock) })
     }
 
-    /// That of the agent that this process is.
-    pub(crate) fn of_running(
-        view: PipelineHandle,
+    /// The outbox of the running agent in this process.
+    pub(super) fn of_agent(
+        pipeline: PipelineHandle,
         loaded: Arc<LoadedConfig>,
         context: Context,
     ) -> Self {
-        let outbox = Arc::clone(view.outbox());
-        Self { outbox, loaded, context, held: Held::Agent(view) }
+        let outbox = Arc::clone(pipeline.outbox());
+        Self { outbox, loaded, context, owner: Owner::Agent(pipeline) }
     }
 
-    /// Changes the outbox together with a group that has nothing but `event` in it: as `change` does
-    /// with that group, while nothing else is on its way there.
-    pub(crate) fn report_with(
+    /// The running pipeline; `None` when the agent is stopped.
+    pub(super) fn pipeline(&self) -> Option<&PipelineHandle> {
+        match &self.owner {
+            Owner::Agent(pipeline) => Some(pipeline),
+            Owner::Command(_) => None,
+        }
+    }
+
+    /// Runs `change` on the outbox with a group that contains only `event`, while nothing else is
+    /// being stored.
+    ///
+    /// # Errors
+    /// [`RequestError`] when the change fails, or reading does not pause in time.
+    pub(super) fn change_with_event(
         &self,
         event: Event,
         change: impl FnOnce(&Outbox, &Group) -> Result<(), OutboxError> + Send + 'static,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), RequestError> {
         let (config, now) = (self.loaded.settings.config_hash(), self.context.clock.now());
         let job = move |outbox: &Outbox| {
             let mut builder =
@@ -89,41 +110,30 @@ impl Store {
             builder.add_event(&event, now);
             change(outbox, &builder.finish(now))
         };
-        let changed = match &self.held {
-            Held::Command(_) => job(&self.outbox),
-            Held::Agent(view) => {
-                let done = Handle::current().block_on(timeout(RESTS, view.run_between_groups(job)));
-                match done {
-                    Ok(Ok(changed)) => changed,
-                    Ok(Err(_)) => return Err(Failure::failed("the agent is at its end")),
-                    Err(_) => {
-                        return Err(Failure::failed(format!(
-                            "reading has not come to rest for {} s, so nothing is changed yet: see \
-                             `ai-agent status`, and look whether it was done later",
-                            RESTS.as_secs()
-                        )));
-                    }
-                }
-            }
+        let Some(pipeline) = self.pipeline() else {
+            return job(&self.outbox).map_err(RequestError::because);
         };
-        changed.map_err(Failure::failed)
-    }
-
-    /// The running pipeline, in the agent's own process.
-    pub(crate) fn running(&self) -> Option<&PipelineHandle> {
-        match &self.held {
-            Held::Agent(view) => Some(view),
-            Held::Command(_) => None,
+        match self.wait(timeout(PAUSE_TIMEOUT, pipeline.run_between_groups(job)))? {
+            Ok(Ok(changed)) => changed.map_err(RequestError::because),
+            Ok(Err(_)) => Err(RequestError::failed("the agent is shutting down")),
+            Err(_) => Err(RequestError::failed(format!(
+                "nothing was changed yet: reading did not pause within {} s; see `ai-agent status`, \
+                 and check later whether it was done",
+                PAUSE_TIMEOUT.as_secs()
+            ))),
         }
     }
 
-    /// Waits for something that is sent.
-    pub(crate) fn wait<T>(&self, sent: impl Future<Output = T>) -> Result<T, Failure> {
-        match &self.held {
-            Held::Agent(_) => Ok(Handle::current().block_on(sent)),
-            Held::Command(_) => {
+    /// Blocks until `future` is ready.
+    ///
+    /// # Errors
+    /// [`RequestError`] when no runtime can be started.
+    pub(super) fn wait<T>(&self, future: impl Future<Output = T>) -> Result<T, RequestError> {
+        match &self.owner {
+            Owner::Agent(_) => Ok(Handle::current().block_on(future)),
+            Owner::Command(_) => {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                Ok(runtime.map_err(Failure::failed)?.block_on(sent))
+                Ok(runtime.map_err(RequestError::because)?.block_on(future))
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The log level of this process, and how it changes while the process runs.
+//! Log level of this process, which can change while it runs.
 
 use std::sync::OnceLock;
 
@@ -6,25 +6,25 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{EnvFilter, reload::Handle};
 
-/// How much is logged.
+/// Minimum level of the lines that are logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Level {
-    /// What a person must mend.
+    /// Failures that a person must fix.
     Error,
-    /// What somebody should look at.
+    /// Problems that a person should look at.
     Warn,
-    /// What is worth knowing.
+    /// Normal events.
     Info,
-    /// What the agent does, in detail.
+    /// Details of what the agent does.
     Debug,
-    /// Everything of the agent's own.
+    /// All details of the agent's own code.
     Trace,
 }
 
 impl Level {
-    /// What is logged at it: of libraries no more than warnings.
-    pub(crate) fn filter(self) -> &'static str {
+    /// Filter of this level; libraries log warnings at most.
+    pub(super) fn filter(self) -> &'static str {
         match self {
             Self::Error => "error",
             Self::Warn => "warn",
@@ -35,28 +35,43 @@ impl Level {
     }
 }
 
-/// Changes the filter, or only says what it is.
-type Change = Box<dyn Fn(Option<Level>) -> Result<String, String> + Send + Sync>;
+/// Sets the filter if a level is given, and returns the filter in force.
+type SetFilter = Box<dyn Fn(Option<Level>) -> Result<String, String> + Send + Sync>;
 
-static CHANGE: OnceLock<Change> = OnceLock::new();
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
 
-/// Keeps what the filter of this process's log is changed with.
-pub(super) fn keep<S: 'static>(handle: Handle<EnvFilter, S>)
+/// Stores the handle that changes the filter of this process.
+pub(super) fn set_handle<S: 'static>(handle: Handle<EnvFilter, S>)
 where
     Handle<EnvFilter, S>: Send + Sync,
 {
-    let change = move |level: Option<Level>| {
+    let set = move |level: Option<Level>| {
         if let Some(level) = level {
             handle.reload(EnvFilter::new(level.filter())).map_err(|error| error.to_string())?;
         }
         handle.with_current(ToString::to_string).map_err(|error| error.to_string())
     };
-    // There is one log for each process.
-    drop(CHANGE.set(Box::new(change)));
+    // Each process has one log.
+    drop(SET_FILTER.set(Box::new(set)));
 }
 
-/// Lets this process log at another level; what it logs at then.
-pub(crate) fn change(level: Option<Level>) -> Result<String, String> {
-    let change = CHANGE.get().ok_or("this process has no log that could be changed")?;
-    change(level)
+/// Sets the log level of this process, and returns the filter in force.
+///
+/// # Errors
+/// The process has no log.
+pub(crate) fn set_level(level: Level) -> Result<String, String> {
+    apply(Some(level))
+}
+
+/// Returns the filter in force.
+///
+/// # Errors
+/// The process has no log.
+pub(crate) fn filter() -> Result<String, String> {
+    apply(None)
+}
+
+fn apply(level: Option<Level>) -> Result<String, String> {
+    let set = SET_FILTER.get().ok_or("this process has no log")?;
+    set(level)
 }

@@ -1,4 +1,4 @@
-//! One line of the log, and how it is written.
+//! One line of the log, and its formats.
 
 use std::fmt;
 
@@ -10,32 +10,34 @@ use tracing::{
 
 use crate::{platform::Timestamp, text::causes};
 
-/// What is said.
+/// One line of the log.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Line {
     pub(super) level: Level,
     pub(super) target: String,
     pub(super) message: String,
+    /// Stable name of the line, as `docs/status.md` lists it.
+    pub(super) code: Option<String>,
     fields: Vec<(&'static str, Value, Shown)>,
 }
 
-/// Whether a value stands in quotes where lines are text.
+/// Format of a value in text lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shown {
     Quoted,
     Bare,
 }
 
-/// How lines look.
+/// Format of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
     /// For a file, or another program.
     Plain,
     /// For a person at a terminal.
     Coloured,
-    /// For the journal, which knows the time.
+    /// For the journal, which adds the time.
     Journal,
-    /// For a program that reads JSON, one object in a line.
+    /// For a program: one JSON object per line.
     Json,
 }
 
@@ -48,19 +50,31 @@ impl Line {
     }
 
     fn new(level: Level, target: &str, message: String) -> Self {
-        Self { level, target: target.to_owned(), message, fields: Vec::new() }
+        Self { level, target: target.to_owned(), message, code: None, fields: Vec::new() }
     }
 
-    /// A line of the log's own.
-    pub(super) fn warning(target: &str, message: &str, fields: &[(&'static str, String)]) -> Self {
+    /// A warning of the log itself.
+    pub(super) fn warning(
+        target: &str,
+        code: &str,
+        message: &str,
+        fields: &[(&'static str, String)],
+    ) -> Self {
         let mut line = Self::new(Level::WARN, target, message.to_owned());
+        line.code = Some(code.to_owned());
         let fields = fields.iter().map(|(name, value)| (*name, json!(value), Shown::Bare));
         line.fields.extend(fields);
         line
     }
 
-    /// The same without its fields, and with a number in front.
-    pub(super) fn suppressed(level: Level, target: &str, message: &str, count: u64) -> Self {
+    /// A line that counts repeats which were not written. It keeps their code.
+    pub(super) fn suppressed(
+        level: Level,
+        target: &str,
+        code: Option<&str>,
+        message: &str,
+        count: u64,
+    ) -> Self {
         let digits = count.to_string();
         let mut grouped = String::new();
         for (index, digit) in digits.chars().enumerate() {
@@ -69,11 +83,12 @@ impl Line {
             }
             grouped.push(digit);
         }
-        Self::new(level, target, format!("{grouped} similar suppressed: {message}"))
+        let message = format!("{grouped} similar suppressed: {message}");
+        Self { code: code.map(str::to_owned), ..Self::new(level, target, message) }
     }
 
-    /// The line as it is written, with its end.
-    pub(super) fn written(&self, style: Style, at: Timestamp) -> String {
+    /// Formats the line, with its end.
+    pub(super) fn format(&self, style: Style, at: Timestamp) -> String {
         let mut text = String::new();
         match style {
             Style::Plain => text.push_str(&format!("{at} {:>5} {}: ", self.level, self.target)),
@@ -101,12 +116,16 @@ impl Line {
             }
             Style::Json => return self.json(at),
         }
-        push_tame(&mut text, &self.message);
+        // Before the message, where a person sees it.
+        if let Some(code) = &self.code {
+            text.push_str(&format!("code={code:?} "));
+        }
+        push_escaped(&mut text, &self.message);
         for (name, value, shown) in &self.fields {
             text.push_str(&format!(" {name}="));
             match (value, shown) {
-                (Value::String(bare), Shown::Bare) => push_tame(&mut text, bare),
-                // In quotes it is tame.
+                (Value::String(bare), Shown::Bare) => push_escaped(&mut text, bare),
+                // The quoted form escapes control characters.
                 (Value::String(quoted), Shown::Quoted) => text.push_str(&format!("{quoted:?}")),
                 (other, _) => text.push_str(&format!("{other}")),
             }
@@ -117,8 +136,11 @@ impl Line {
 
     fn json(&self, at: Timestamp) -> String {
         let fields = self.fields.iter();
-        let fields: Map<_, _> =
+        let mut fields: Map<_, _> =
             fields.map(|(name, value, _)| ((*name).to_owned(), value.clone())).collect();
+        if let Some(code) = &self.code {
+            fields.insert("code".to_owned(), json!(code));
+        }
         let line = json!({
             "at": at.to_string(),
             "level": self.level.as_str().to_ascii_lowercase(),
@@ -133,6 +155,7 @@ impl Line {
         match (field.name(), value) {
             ("message", Value::String(message)) => self.message = message,
             ("message", other) => self.message = other.to_string(),
+            ("code", Value::String(code)) => self.code = Some(code),
             (name, value) => self.fields.push((name, value, shown)),
         }
     }
@@ -168,9 +191,9 @@ impl Visit for Line {
     }
 }
 
-/// What is a path or an answer of a server may hold anything: also what a terminal obeys, or another
-/// line.
-fn push_tame(text: &mut String, wild: &str) {
+/// Appends text with its control characters escaped: a path or a server's response may contain line
+/// breaks and terminal sequences.
+fn push_escaped(text: &mut String, wild: &str) {
     for letter in wild.chars() {
         if letter.is_control() {
             text.extend(letter.escape_default());
@@ -195,16 +218,16 @@ mod tests {
     const AT: Timestamp = Timestamp(1_795_291_200_120);
 
     #[test]
-    fn a_line_is_one_line_whatever_is_in_it() {
+    fn control_characters_do_not_break_a_line() {
         let rest = "server \\u{1b}[2J\\nsays path=a\\nb reason=\"no \\\"x\\\"\\n\" attempt=3\n";
         let plain = format!("2026-11-21T20:00:00.120Z  WARN ai_agent::x: {rest}");
-        assert_eq!(line().written(Style::Plain, AT), plain);
-        assert_eq!(line().written(Style::Journal, AT), format!("<4>ai_agent::x: {rest}"));
+        assert_eq!(line().format(Style::Plain, AT), plain);
+        assert_eq!(line().format(Style::Journal, AT), format!("<4>ai_agent::x: {rest}"));
     }
 
     #[test]
-    fn a_program_gets_json() {
-        let written = line().written(Style::Json, AT);
+    fn json_lines_hold_fields_unchanged() {
+        let written = line().format(Style::Json, AT);
         assert_eq!(written.matches('\n').count(), 1);
         let expected = json!({
             "at": "2026-11-21T20:00:00.120Z", "level": "warn", "target": "ai_agent::x",
@@ -215,10 +238,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_suppressed_is_counted_as_people_count() {
+    fn suppressed_repeats_are_counted_with_separators() {
         for (count, words) in [(7, "7 similar"), (12_000, "12,000 "), (1_234_567, "1,234,567 ")] {
-            let line = Line::suppressed(Level::WARN, "t", "m", count);
+            let line = Line::suppressed(Level::WARN, "t", Some("c"), "m", count);
             assert!(line.message.starts_with(words), "{}", line.message);
+            assert!(line.format(Style::Plain, AT).contains("WARN t: code=\"c\" "));
         }
     }
 }

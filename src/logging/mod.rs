@@ -1,7 +1,7 @@
-//! What the agent says of itself: to standard error, and the one that runs to a file too.
+//! The log: to standard error, and that of the running agent to a file too.
 //!
-//! Lines hold what the program says and never what a record holds: who logs sees to that. Here it is
-//! seen to that no line breaks out of its line, and that none drowns the others.
+//! Lines never contain a record's content; the callers are responsible for that. This module escapes
+//! line breaks and limits repeats.
 
 mod level;
 mod log_line;
@@ -21,7 +21,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-pub(crate) use self::level::{Level, change};
+pub(crate) use self::level::{Level, filter, set_level};
 use self::{
     log_line::{Line, Style},
     suppress::{Admission, Repeats},
@@ -31,22 +31,22 @@ use crate::{
     platform::{Clock as _, Environment, LogFile, StateLock, SystemClock, journal},
 };
 
-/// The one of this process.
+/// Output of this process.
 static OUTPUT: OnceLock<Mutex<Output>> = OnceLock::new();
 
-/// Begins to log to standard error: what is worth knowing, or with `debug` everything of this
-/// program. `RUST_LOG` says it in more detail.
-pub(crate) fn begin(debug: bool) {
+/// Starts to log to standard error from level info on, or with `debug` from level debug on.
+/// `RUST_LOG` overrides both.
+pub(crate) fn start(debug: bool) {
     let level = if debug { Level::Debug } else { Level::Info };
     let filter = EnvFilter::try_from_default_env();
     let filter = filter.unwrap_or_else(|_| EnvFilter::new(level.filter()));
     let (filter, handle) = reload::Layer::new(filter);
-    level::keep(handle);
+    level::set_handle(handle);
     let output = OUTPUT.get_or_init(|| Mutex::new(Output::to_stderr(style())));
     tracing_subscriber::registry().with(filter).with(Lines(output)).init();
 }
 
-/// Logs to the file of the state directory that is held, too, until what is returned is dropped.
+/// Logs to a file in the locked state directory too, until the returned guard is dropped.
 pub(crate) fn to_file(lock: &StateLock, format: LogFormat) -> ToFile<'_> {
     let style = match format {
         LogFormat::Text => Style::Plain,
@@ -58,12 +58,12 @@ pub(crate) fn to_file(lock: &StateLock, format: LogFormat) -> ToFile<'_> {
     ToFile { _lock: lock }
 }
 
-/// Where the log lies.
+/// Directory of the log files.
 pub(crate) fn dir(state_dir: &Path) -> std::path::PathBuf {
     state_dir.join("logs")
 }
 
-/// As long as this lives, a file is logged to: never longer than the lock is held that makes it ours.
+/// Guard of the log file. It cannot outlive the lock, which gives this process the file.
 #[must_use]
 pub(crate) struct ToFile<'a> {
     _lock: &'a StateLock,
@@ -73,7 +73,7 @@ impl Drop for ToFile<'_> {
     fn drop(&mut self) {
         if let Some(output) = OUTPUT.get() {
             let mut output = lock_output(output);
-            output.tell_suppressed(true);
+            output.write_counts(true);
             output.file = None;
         }
     }
@@ -90,7 +90,7 @@ fn style() -> Style {
     }
 }
 
-/// Where lines go.
+/// Destinations of lines.
 struct Output {
     stderr: Style,
     file: Option<(LogFile, Style)>,
@@ -102,34 +102,35 @@ impl Output {
         Self { stderr, file: None, repeats: Repeats::default() }
     }
 
-    fn take(&mut self, line: &Line) {
-        self.tell_suppressed(false);
+    fn add(&mut self, line: &Line) {
+        self.write_counts(false);
         if self.repeats.admit(line, SystemClock.uptime()) == Admission::Written {
             self.write(line);
         }
     }
 
-    /// Says what was not written because it was said too often; of what goes on only at the end.
-    fn tell_suppressed(&mut self, is_end: bool) {
-        for line in self.repeats.take_over(SystemClock.uptime(), is_end) {
+    /// Writes the counts of suppressed lines.
+    fn write_counts(&mut self, is_end: bool) {
+        for line in self.repeats.drain_counts(SystemClock.uptime(), is_end) {
             self.write(&line);
         }
     }
 
     fn write(&mut self, line: &Line) {
         let now = SystemClock.now();
-        // Nobody may be there to read it: that is no reason to do nothing any more.
-        drop(io::stderr().write_all(line.written(self.stderr, now).as_bytes()));
+        // A closed standard error does not stop the agent.
+        drop(io::stderr().write_all(line.format(self.stderr, now).as_bytes()));
         let Some((file, style)) = &mut self.file else { return };
-        let written = file.write(line.written(*style, now).as_bytes(), SystemClock.uptime());
+        let written = file.write(line.format(*style, now).as_bytes(), SystemClock.uptime());
         if let Err(error) = written {
             let path = file.path().display().to_string();
             let line = Line::warning(
                 module_path!(),
-                "the log file cannot be written: the agent goes on without it, and tries again",
+                "log_file_write_failed",
+                "cannot write the log file: the agent continues without it, and tries again",
                 &[("path", path), ("error", error.to_string())],
             );
-            drop(io::stderr().write_all(line.written(self.stderr, now).as_bytes()));
+            drop(io::stderr().write_all(line.format(self.stderr, now).as_bytes()));
         }
     }
 }
@@ -138,13 +139,13 @@ fn lock_output(output: &Mutex<Output>) -> MutexGuard<'_, Output> {
     output.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes a line of each event.
+/// Formats events as lines.
 struct Lines(&'static Mutex<Output>);
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        // Made before anybody has to wait: what is logged may take long to say.
+        // Before the output is locked: formatting may take long.
         let line = Line::of(event);
-        lock_output(self.0).take(&line);
+        lock_output(self.0).add(&line);
     }
 }

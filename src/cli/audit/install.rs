@@ -12,7 +12,7 @@ use clap::Args;
 use super::tools::{RULES, RULES_FOLDER, Root, find, said, shown};
 use crate::{
     audit::KEY,
-    cli::{Failure, print},
+    cli::{failure::Failure, output::print},
     platform::{Environment, secure_file, user_id},
 };
 

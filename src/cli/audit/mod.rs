@@ -9,7 +9,7 @@ use std::path::Path;
 
 use clap::{Args, Subcommand};
 
-use super::Failure;
+use super::failure::Failure;
 use crate::platform::Os;
 
 /// Who stopped a container, as the Linux audit system tells it. Needs no server and no secrets.

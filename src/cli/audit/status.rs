@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     audit,
-    cli::{Failure, print},
+    cli::{failure::Failure, output::print},
     config::{self, ConfigInputs},
     platform::{Environment, Paths, is_root},
 };

@@ -19,7 +19,7 @@ use clap::Args;
 
 use crate::{
     audit::{self, facts::Facts, wanted::Wanted},
-    cli::Failure,
+    cli::failure::Failure,
     config::{self, ConfigInputs},
     event::Event,
     platform::{Clock as _, Environment, Paths, SystemClock, Timestamp, secure_file},

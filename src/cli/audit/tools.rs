@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    cli::Failure,
+    cli::failure::Failure,
     platform::{Environment, is_root, secure_file},
 };
 

@@ -1,34 +1,34 @@
-//! `ai-agent config explain`: one value, and who decides about it.
+//! `ai-agent config explain`.
 
 use std::path::Path;
 
 use clap::Args;
 use serde_json::Value;
 
-use super::{inline, refuse_wrong, schema};
+use super::values::{inline, refuse_mistakes, schema};
 use crate::{
-    cli::{Failure, managed, print, setup::Surroundings},
+    cli::{context::CliContext, failure::Failure, output::print},
     config::{LoadedConfig, did_you_mean},
     stages::StageKind,
 };
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The key, such as `shipping.batch_size` or `sink.siem.endpoint`.
+    /// Key to explain, such as `shipping.batch_size` or `sink.siem.endpoint`.
     key: String,
 }
 
 impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
-        let surroundings = Surroundings::look()?;
-        let loaded = managed::last_in_force(&surroundings, explicit)?;
-        refuse_wrong(&surroundings, &loaded)?;
-        let known = known(&loaded, &schema());
+        let cli = CliContext::new(explicit)?;
+        let loaded = cli.load_in_force()?;
+        refuse_mistakes(&cli, &loaded)?;
+        let known = known_keys(&loaded, &schema());
         let Some((_, about)) = known.iter().find(|(key, _)| *key == self.key) else {
             let keys: Vec<&str> = known.iter().map(|(key, _)| key.as_str()).collect();
             let hint = match did_you_mean(&self.key, &keys) {
                 Some(near) => format!("did you mean `{near}`?"),
-                None => "`ai-agent config show` prints those that are set".to_owned(),
+                None => "`ai-agent config show` prints the keys that are set".to_owned(),
             };
             return Err(Failure::usage(format!("there is no key `{}`: {hint}", self.key)));
         };
@@ -59,16 +59,16 @@ impl Arguments {
     }
 }
 
-/// Whether one of two keys is the other, or above it.
+/// Whether one key contains the other, or both are the same.
 fn is_about(one: &str, other: &str) -> bool {
-    let is_above = |above: &str, key: &str| {
-        key.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    let contains = |table: &str, key: &str| {
+        key.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
-    is_above(one, other) || is_above(other, one)
+    contains(one, other) || contains(other, one)
 }
 
-/// Every key that has a value or could have one, and what it means.
-pub(super) fn known(loaded: &LoadedConfig, schema: &Value) -> Vec<(String, Option<String>)> {
+/// All keys that have a value or could have one, with their descriptions.
+pub(super) fn known_keys(loaded: &LoadedConfig, schema: &Value) -> Vec<(String, Option<String>)> {
     let about = |options: &Value| options["description"].as_str().map(str::to_owned);
     let mut known = Vec::new();
     let properties = |schema: &Value| schema["properties"].as_object().cloned().unwrap_or_default();
@@ -97,7 +97,7 @@ pub(super) fn known(loaded: &LoadedConfig, schema: &Value) -> Vec<(String, Optio
             }
         }
     }
-    // Options of free names, such as labels.
+    // Options with arbitrary names, such as labels.
     for shown in loaded.effective_values() {
         if !known.iter().any(|(key, _)| *key == shown.key()) {
             known.push((shown.key(), None));

@@ -1,25 +1,19 @@
-//! `ai-agent config`: what is in force, where it comes from, and what is wrong with it. None of it
-//! needs a server, a secret or the store, and all of it works while an agent runs.
+//! `ai-agent config`.
 
 mod check;
+mod compare;
 mod explain;
 mod init;
 mod show;
-mod try_out;
+mod values;
 
 use std::path::Path;
 
 use clap::{Args, Subcommand};
-use serde_json::Value;
 
-use super::{Failure, print, setup::Surroundings};
-use crate::{
-    config::{self, LoadedConfig, StageSchema},
-    pipeline::assembly,
-    stages,
-};
+use super::{failure::Failure, output::print};
 
-/// Shows, explains and checks the configuration.
+/// Show, explain and check the configuration
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -28,17 +22,17 @@ pub(super) struct Arguments {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Prints what is in force, all layers merged, with `***` for secrets.
+    /// Print the configuration in force, with all layers merged and `***` in place of secrets
     Show(show::Arguments),
-    /// Says where a value comes from, what it overrides, and who may change it.
+    /// Show where a value comes from, what it overrides, and who may change it
     Explain(explain::Arguments),
-    /// Says what is wrong with the configuration, or with files that are to be rolled out.
+    /// Check the configuration in force, or configuration files before a rollout
     Check(check::Arguments),
-    /// Shows what another configuration would do to the sessions on this machine.
-    Try(try_out::Arguments),
-    /// Prints a JSON Schema of the configuration file, with every stage that this program has.
+    /// Compare a configuration with the one in force, on the session logs of this machine
+    Try(compare::Arguments),
+    /// Print a JSON Schema of the configuration file, with all stages of this program
     Schema,
-    /// Writes a file with every option as a comment, to begin with.
+    /// Write a configuration file with every option as a comment
     Init(init::Arguments),
 }
 
@@ -48,33 +42,9 @@ impl Arguments {
             Action::Show(show) => show.execute(explicit),
             Action::Explain(explain) => explain.execute(explicit),
             Action::Check(check) => check.execute(explicit),
-            Action::Try(candidate) => candidate.execute(explicit),
-            Action::Schema => print(format_args!("{:#}", schema())),
-            Action::Init(init) => init.execute(),
+            Action::Try(compare) => compare.execute(explicit),
+            Action::Schema => print(format_args!("{:#}", values::schema())),
+            Action::Init(init) => init.execute(explicit),
         }
     }
-}
-
-/// The schema of a file for this program, with its own stages.
-fn schema() -> Value {
-    let stages = stages::all().into_iter().map(|stage| StageSchema {
-        kind: stage.kind.as_str(),
-        name: stage.name,
-        summary: stage.summary,
-        options: stage.schema(),
-    });
-    config::schema(&stages.collect::<Vec<_>>())
-}
-
-/// Refuses to show values of a configuration that is wrong: under a misspelt key a secret is not
-/// known for one.
-fn refuse_wrong(surroundings: &Surroundings, loaded: &LoadedConfig) -> Result<(), Failure> {
-    let context = surroundings.context(loaded, None, true);
-    let wrong = assembly::check(loaded, &context).into_iter().next();
-    wrong.map_or(Ok(()), |error| Err(Failure::usage(error)))
-}
-
-/// A value as TOML writes it on one line.
-fn inline(value: &figment::value::Value) -> String {
-    toml::Value::try_from(value).map_or_else(|_| "?".to_owned(), |value| value.to_string())
 }

@@ -1,31 +1,31 @@
-//! `ai-agent config show`: what is in force.
+//! `ai-agent config show`.
 
 use std::path::Path;
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{inline, refuse_wrong};
+use super::values::{inline, refuse_mistakes};
 use crate::{
-    cli::{Failure, managed, print, setup::Surroundings},
+    cli::{context::CliContext, failure::Failure, output::print},
     config::{ConfigValue, Location},
 };
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// With the layer, file and line, variable or managed revision that each value comes from.
+    /// Show the origin of each value: layer, file and line, variable or managed revision
     #[arg(long)]
     origin: bool,
-    /// As JSON: one object, or with `--origin` one object a value.
+    /// Print one JSON object, or with `--origin` one per value
     #[arg(long)]
     json: bool,
 }
 
 impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
-        let surroundings = Surroundings::look()?;
-        let loaded = managed::last_in_force(&surroundings, explicit)?;
-        refuse_wrong(&surroundings, &loaded)?;
+        let cli = CliContext::new(explicit)?;
+        let loaded = cli.load_in_force()?;
+        refuse_mistakes(&cli, &loaded)?;
         let shown = loaded.effective_values();
         match (self.json, self.origin) {
             (false, origin) => as_toml(&shown, origin),
@@ -68,7 +68,7 @@ fn line(shown: &ConfigValue) -> String {
     format!("{name} = {}", inline(&shown.value))
 }
 
-/// A part of a key, in quotes where TOML wants them.
+/// A part of a key, quoted if TOML requires it.
 fn key(part: &str) -> String {
     let is_bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     match !part.is_empty() && part.chars().all(is_bare) {

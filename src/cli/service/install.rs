@@ -1,70 +1,75 @@
-//! `ai-agent install`: lays program, variables and service down, and starts it.
+//! `ai-agent install`: installs the program, its variables and the service, and starts it.
 
 use std::{collections::BTreeMap, ffi::OsString, path::Path};
 
 use clap::Args;
 use tracing::warn;
 
-use super::{AtHand, failed, step::Step, wait_until_ready};
+use super::{
+    context::{ServiceContext, manager_failure, wait_until_running},
+    step::Step,
+};
 use crate::{
-    cli::{Failure, print},
+    cli::{failure::Failure, output::print},
     platform::{
         Environment, InstalledPaths, parse_service_variables, secure_file, service::Service,
     },
     text::causes,
 };
 
-/// Variables that are kept for the service besides `CLAUDE_SIEM_*`: it has to read and write where
-/// the user's programs do.
+/// Variables that the service gets besides `CLAUDE_SIEM_*`, so that it uses the same directories as the
+/// user's programs.
 const KEPT: [&str; 3] = ["CLAUDE_CONFIG_DIR", "XDG_CONFIG_HOME", "XDG_STATE_HOME"];
 const PREFIX: &str = "CLAUDE_SIEM_";
 
-/// Makes the agent a service of the user, and starts it; brings one that is there up to date.
+/// Install the agent as a service of the user and start it, or update an installed one
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Says what would be done, and does nothing.
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Lets it run while you are not logged in, too (systemd): all services of this user start at
-    /// boot then, and go on after a logout.
+    /// Also run while you are not logged in (systemd): all services of this user then start at boot
+    /// and continue after logout
     #[arg(long)]
     linger: bool,
 }
 
 impl Arguments {
     pub(crate) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
-        let at_hand = AtHand::look(explicit)?;
-        let service = &at_hand.service;
+        let context = ServiceContext::new(explicit)?;
+        let service = &context.service;
         if let Some(definition) = service.machine_definitions() {
             return Err(Failure::failed(format!(
-                "an administrator has made ai-agent a service of all users already, by `{}`: \
-                 `ai-agent start` starts it",
+                "ai-agent is already installed as a service of all users, by `{}`: start it with \
+                 `ai-agent start`",
                 definition.display()
             )));
         }
         if self.linger && service.enable_linger().is_none() {
-            return Err(Failure::usage("`--linger` is for systemd, which this system has not"));
+            return Err(Failure::usage(
+                "`--linger` needs systemd, which this system does not have",
+            ));
         }
-        // What would keep it from its work keeps it from being installed, and nothing is changed.
-        at_hand.would_work()?;
+        // Before anything is changed: a service that would not start is not installed.
+        context.check_startable()?;
         if let Some(probe) = service.probe() {
             probe.run().map_err(|error| {
                 Failure::failed(format!(
-                    "no service manager of this user answers: log in as this user (not by `su` or \
-                     `sudo`), or `loginctl enable-linger` as root: {}",
+                    "the service manager of this user does not respond: log in as this user (not with \
+                     `su` or `sudo`), or run `loginctl enable-linger` as root: {}",
                     causes(&error)
                 ))
             })?;
         }
-        let standing = service.status().map_err(failed)?;
-        let before = at_hand.holder()?;
-        at_hand.refuse_another(standing.is_active, before)?;
+        let status = service.status().map_err(manager_failure)?;
+        let before = context.running_agent()?;
+        context.refuse_other_agent(status.is_active, before)?;
 
-        let files = files(&at_hand)?;
+        let files = files(&context)?;
         let is_new = files.iter().any(|step| !step.is_done());
-        let is_well = standing.enabled == "enabled" && standing.is_active == Some(true);
-        if !is_new && is_well && before.is_some() {
-            print(format_args!("ai-agent is installed, up to date, and runs"))?;
+        let is_healthy = status.enabled == "enabled" && status.is_active == Some(true);
+        if !is_new && is_healthy && before.is_some() {
+            print(format_args!("ai-agent is installed, up to date and running"))?;
         } else {
             let calls =
                 service.register().into_iter().chain(service.launch()).map(Step::ManagerCommand);
@@ -80,27 +85,27 @@ impl Arguments {
             }
             return Ok(());
         }
-        // One that is new has another process than the one before.
-        let before = before.flatten().filter(|_| is_new || !is_well);
-        let pid = wait_until_ready(&at_hand.state_dir, before)?;
+        // After a change, the service runs in another process.
+        let before = before.flatten().filter(|_| is_new || !is_healthy);
+        let pid = wait_until_running(&context.state_dir, before)?;
         print(format_args!(
-            "ai-agent {} runs (PID {pid}), and starts at each login",
+            "ai-agent {} is running (PID {pid}), and starts at each login",
             env!("CARGO_PKG_VERSION")
         ))?;
-        self.see_to_lingering(service)?;
-        tell_of_path(service.installed())
+        self.set_linger(service)?;
+        print_path_hint(service.installed())
     }
 
-    /// Without it, a service of a user ends with the last session.
-    fn see_to_lingering(&self, service: &Service) -> Result<(), Failure> {
+    /// Lets the service run without a login. Otherwise it stops at the last logout.
+    fn set_linger(&self, service: &Service) -> Result<(), Failure> {
         if self.linger {
             let Some(call) = service.enable_linger() else { return Ok(()) };
             return match call.run() {
-                Ok(_) => print(format_args!("it runs while you are not logged in, too")),
+                Ok(_) => print(format_args!("it also runs while you are not logged in")),
                 Err(error) => {
                     warn!(
                         code = "service_stops_at_logout",
-                        "it runs while you are logged in only: {}",
+                        "it runs only while you are logged in: {}",
                         causes(&error)
                     );
                     Ok(())
@@ -113,18 +118,18 @@ impl Arguments {
             None => Ok(()),
             Some(Ok(answer)) if answer.trim() == "yes" => Ok(()),
             Some(_) => print(format_args!(
-                "it ends when you log out everywhere: `ai-agent install --linger` lets it go on"
+                "it stops at your last logout: `ai-agent install --linger` lets it continue"
             )),
         }
     }
 }
 
-/// The files of the service.
-fn files(at_hand: &AtHand) -> Result<Vec<Step>, Failure> {
-    let installed = at_hand.service.installed();
+/// Steps that install the files of the service.
+fn files(context: &ServiceContext) -> Result<Vec<Step>, Failure> {
+    let installed = context.service.installed();
     let mut steps = Vec::new();
     let this = std::env::current_exe().and_then(|path| path.canonicalize()).map_err(|error| {
-        Failure::failed(format!("cannot find out where this program lies: {error}"))
+        Failure::failed(format!("cannot determine the path of this program: {error}"))
     })?;
     steps.push(Step::Program { from: this, to: installed.program.clone() });
     let kept = match secure_file::read(&installed.environment) {
@@ -132,19 +137,18 @@ fn files(at_hand: &AtHand) -> Result<Vec<Step>, Failure> {
         Err(error) if error.is_absent() => BTreeMap::new(),
         Err(error) => return Err(Failure::usage(error)),
     };
-    let variables = variables(at_hand.surroundings.environment(), kept)?;
+    let variables = variables(context.context.environment(), kept)?;
     if !variables.is_empty() {
         let names = variables.keys().cloned().collect();
         let text = text(&variables);
         steps.push(Step::Variables { path: installed.environment.clone(), names, text });
     }
-    let bytes = at_hand.service.definition_file().map_err(Failure::failed)?;
+    let bytes = context.service.definition_file().map_err(Failure::failed)?;
     steps.push(Step::Definition { path: installed.definition.clone(), bytes });
     Ok(steps)
 }
 
-/// The variables that the service gets: those that are given now, and of the others those that it
-/// had.
+/// Variables of the service: those of this process, and for the others those that it had before.
 fn variables(
     environment: &Environment,
     mut kept: BTreeMap<String, OsString>,
@@ -162,8 +166,8 @@ fn variables(
         let text = value.to_str().map(str::trim).filter(|text| !text.contains(char::is_control));
         let Some(text) = text else {
             return Err(Failure::usage(format!(
-                "the environment variable `{name}` is no single line of text, which a service \
-                 cannot be given"
+                "the environment variable `{name}` is not a single line of text, so a service cannot \
+                 have it"
             )));
         };
         if !text.is_empty() {
@@ -175,8 +179,8 @@ fn variables(
 
 fn text(variables: &BTreeMap<String, String>) -> String {
     let mut text =
-        "# Written by `ai-agent install`: what the service is given. `ai-agent uninstall` \
-                    takes it away.\n"
+        "# Written by `ai-agent install`: variables of the service. Removed by `ai-agent \
+                    uninstall`.\n"
             .to_owned();
     for (name, value) in variables {
         text.push_str(&format!("{name}={value}\n"));
@@ -184,15 +188,15 @@ fn text(variables: &BTreeMap<String, String>) -> String {
     text
 }
 
-/// Says so where a shell does not find the program.
-fn tell_of_path(installed: &InstalledPaths) -> Result<(), Failure> {
+/// Prints a hint if a shell does not find the program.
+fn print_path_hint(installed: &InstalledPaths) -> Result<(), Failure> {
     let Some(folder) = installed.program.parent() else { return Ok(()) };
     let path = std::env::var_os("PATH").unwrap_or_default();
     if std::env::split_paths(&path).any(|known| known == folder) {
         return Ok(());
     }
     print(format_args!(
-        "`{}` is not in your PATH: add it, or name the program by its whole path",
+        "`{}` is not in your PATH: add it, or use the full path of the program",
         folder.display()
     ))
 }
@@ -206,9 +210,9 @@ mod tests {
         text(&variables(&environment, parse_service_variables(file)).unwrap())
     }
 
-    /// Whoever upgrades from another shell must not lose the token.
+    /// An upgrade from another shell must not lose the token.
     #[test]
-    fn what_is_not_given_anew_stays() {
+    fn variables_that_are_not_set_keep_their_value() {
         let before = kept(&[("CLAUDE_SIEM_TOKEN", "one=1 #"), ("CLAUDE_SIEM_ENDPOINT", "e")], "");
         assert!(
             before.ends_with("\nCLAUDE_SIEM_ENDPOINT=e\nCLAUDE_SIEM_TOKEN=one=1 #\n"),
@@ -221,12 +225,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_line_cannot_hold_is_refused_without_its_value() {
+    fn a_value_with_line_breaks_is_refused_and_not_shown() {
         let environment = [("CLAUDE_SIEM_TOKEN", "s3cr3t\nCLAUDE_SIEM_ENDPOINT=evil")];
         let Err(Failure::Usage(error)) =
             variables(&environment.into_iter().collect(), BTreeMap::new())
         else {
-            panic!("it was taken")
+            panic!("it was accepted")
         };
         let error = error.to_string();
         assert!(error.contains("CLAUDE_SIEM_TOKEN") && !error.contains("s3cr3t"), "{error}");

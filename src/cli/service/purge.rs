@@ -1,4 +1,4 @@
-//! Deletes the agent's state, and nothing else: somebody may have named a directory of theirs.
+//! Deletes the agent's state and nothing else: `state_dir` may be a directory with other files.
 
 use std::{
     fs, io,
@@ -6,12 +6,12 @@ use std::{
 };
 
 use crate::{
-    cli::{Failure, print},
+    cli::{failure::Failure, output::print},
     platform::{LockRole, StateLock},
 };
 
-/// What the agent keeps, by the beginning of the name.
-const OURS: [&str; 11] = [
+/// Prefixes of the names of the agent's files.
+const PREFIXES: [&str; 11] = [
     "account.",
     "agent.",
     "checkpoints.",
@@ -25,20 +25,20 @@ const OURS: [&str; 11] = [
     "status.json",
 ];
 
-/// Says what would be deleted.
+/// Prints what would be deleted.
 pub(super) fn preview(state_dir: &Path) -> Result<(), Failure> {
-    let (ours, _) = look(state_dir)?;
+    let (ours, _) = list(state_dir)?;
     ours.iter().try_for_each(|path| print(format_args!("would remove `{}`", path.display())))
 }
 
-/// Deletes the state in `state_dir`, and what points there.
+/// Deletes the state in `state_dir`, and the pointer to it.
 pub(super) fn execute(state_dir: &Path, pointer: &Path) -> Result<(), Failure> {
     if !state_dir.try_exists().unwrap_or(true) {
         return Ok(());
     }
-    // Nobody begins to write there meanwhile.
+    // Keeps an agent from starting meanwhile.
     let lock = StateLock::acquire(state_dir, LockRole::Command).map_err(Failure::failed)?;
-    let (ours, others) = look(state_dir)?;
+    let (ours, others) = list(state_dir)?;
     let last = |path: &PathBuf| path.file_name().is_some_and(|name| name == "agent.lock");
     let (locks, ours): (Vec<_>, Vec<_>) = ours.into_iter().partition(last);
     ours.iter().try_for_each(|path| remove(path))?;
@@ -52,13 +52,13 @@ pub(super) fn execute(state_dir: &Path, pointer: &Path) -> Result<(), Failure> {
         return print(format_args!("removed `{}`", state_dir.display()));
     }
     print(format_args!(
-        "removed the agent's state from `{}`; the rest is not the agent's",
+        "removed the agent's state from `{}`; other files stay",
         state_dir.display()
     ))
 }
 
-/// What is the agent's in its state directory, and what is not.
-fn look(state_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Failure> {
+/// Lists the agent's files in a state directory, and the others.
+fn list(state_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Failure> {
     let entries = match fs::read_dir(state_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
         entries => entries.map_err(|error| wrong(state_dir, &error))?,
@@ -69,7 +69,7 @@ fn look(state_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Failure> {
     paths.sort();
     let is_ours = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        OURS.iter().any(|beginning| name.starts_with(beginning))
+        PREFIXES.iter().any(|beginning| name.starts_with(beginning))
     };
     Ok(paths.into_iter().partition(is_ours))
 }
@@ -84,16 +84,16 @@ fn remove(path: &Path) -> Result<(), Failure> {
 }
 
 fn wrong(path: &Path, error: &io::Error) -> Failure {
-    Failure::failed(format!("`{}` cannot be deleted: {error}", path.display()))
+    Failure::failed(format!("cannot delete `{}`: {error}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Somebody has named their home directory as the state directory.
+    /// A home directory may be set as the state directory.
     #[test]
-    fn what_is_not_the_agents_stays() {
+    fn other_files_are_not_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for name in
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_the_agents_own_is_gone() {
+    fn a_directory_without_other_files_is_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         fs::create_dir(&state).unwrap();
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_an_agent_has_is_left_alone() {
+    fn the_state_of_a_running_agent_is_not_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let _held = StateLock::acquire(dir.path(), LockRole::Agent).unwrap();
         fs::write(dir.path().join("outbox.redb"), "").unwrap();

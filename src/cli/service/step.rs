@@ -1,4 +1,4 @@
-//! What installing and uninstalling are made of: each step can be shown, and done, and done again.
+//! Steps of installing and uninstalling. Each can be previewed, executed and repeated.
 
 use std::{
     fs, io,
@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    cli::{Failure, print},
+    cli::{failure::Failure, output::print},
     platform::{program, secure_file, service::ManagerCommand},
     text::causes,
 };
@@ -17,28 +17,27 @@ pub(super) enum Step {
     Program { from: PathBuf, to: PathBuf },
     /// Writes the variables of the service, for their owner only.
     Variables { path: PathBuf, names: Vec<String>, text: String },
-    /// Writes what describes the service to the system.
+    /// Writes the definition of the service.
     Definition { path: PathBuf, bytes: Vec<u8> },
-    /// Tells the system.
+    /// Runs a command of the service manager.
     ManagerCommand(ManagerCommand),
     /// Removes a file.
     Remove(PathBuf),
     /// Removes the program.
     RemoveProgram(PathBuf),
-    /// Removes a directory that was made for the agent, if nothing else is in it.
+    /// Removes a directory of the agent if it is empty.
     RemoveFolder(PathBuf),
 }
 
-/// What became of a step.
+/// Outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Done {
     Changed,
-    /// It was as it should be.
-    Same,
+    Unchanged,
 }
 
 impl Step {
-    /// Whether everything is as the step would make it. What the system is told it is told again.
+    /// Whether the step would change nothing. Commands of the service manager are always run.
     pub(super) fn is_done(&self) -> bool {
         let holds = |path: &Path, bytes: &[u8]| fs::read(path).is_ok_and(|known| known == bytes);
         match self {
@@ -59,28 +58,28 @@ impl Step {
         }
     }
 
-    /// Does it, and says so.
+    /// Executes the step, and prints what was done.
     pub(super) fn execute(&self) -> Result<(), Failure> {
         if self.is_done() {
             return Ok(());
         }
         match self.run() {
-            Ok(Done::Changed) => print(format_args!("{}", self.words(Tense::Past))),
-            Ok(Done::Same) => Ok(()),
+            Ok(Done::Changed) => print(format_args!("{}", self.describe(Tense::Past))),
+            Ok(Done::Unchanged) => Ok(()),
             Err(error) => Err(Failure::failed(format!(
                 "could not {}: {}",
-                self.words(Tense::Infinitive),
+                self.describe(Tense::Infinitive),
                 causes(&*error)
             ))),
         }
     }
 
-    /// Says what would be done.
+    /// Prints what would be done.
     pub(super) fn preview(&self) -> Result<(), Failure> {
         if self.is_done() {
             return Ok(());
         }
-        print(format_args!("would {}", self.words(Tense::Infinitive)))
+        print(format_args!("would {}", self.describe(Tense::Infinitive)))
     }
 
     fn run(&self) -> Result<Done, Box<dyn std::error::Error>> {
@@ -98,20 +97,24 @@ impl Step {
                 Ok(_) => {}
                 Err(error) if call.is_required => return Err(error.into()),
                 Err(error) => {
-                    tracing::debug!(%error, "this is not needed");
-                    return Ok(Done::Same);
+                    tracing::debug!(%error, "optional command of the service manager failed");
+                    return Ok(Done::Unchanged);
                 }
             },
             Self::Remove(path) => fs::remove_file(path)?,
             Self::RemoveProgram(path) => drop(program::remove(path)?),
             Self::RemoveFolder(path) => {
-                return Ok(if fs::remove_dir(path).is_ok() { Done::Changed } else { Done::Same });
+                return Ok(if fs::remove_dir(path).is_ok() {
+                    Done::Changed
+                } else {
+                    Done::Unchanged
+                });
             }
         }
         Ok(Done::Changed)
     }
 
-    fn words(&self, tense: Tense) -> String {
+    fn describe(&self, tense: Tense) -> String {
         match self {
             Self::Program { from, to } => {
                 let copy = tense.of("copy", "copied");

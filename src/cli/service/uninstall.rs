@@ -1,38 +1,42 @@
-//! `ai-agent uninstall`: takes away what `install` laid down.
+//! `ai-agent uninstall`: removes what `install` installed.
 
 use std::path::Path;
 
 use clap::Args;
 
-use super::{AtHand, purge, step::Step, wait_until_gone};
-use crate::cli::{Failure, hooks, print};
+use super::{
+    context::{ServiceContext, wait_until_stopped},
+    purge,
+    step::Step,
+};
+use crate::cli::{failure::Failure, hooks, output::print};
 
-/// Stops the service and takes away what `install` laid down; state and configuration stay.
+/// Stop the service and remove what `install` installed; state and configuration stay
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Deletes the state too: what was not shipped is lost, and a later installation reads all
-    /// session files again.
+    /// Also delete the state: entries that were not shipped are lost, and a later installation reads
+    /// all session logs again
     #[arg(long)]
     purge: bool,
-    /// Says what would be done, and does nothing.
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
 impl Arguments {
     pub(crate) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
-        let at_hand = AtHand::look(explicit)?;
-        let (service, state_dir) = (&at_hand.service, &at_hand.state_dir);
+        let context = ServiceContext::new(explicit)?;
+        let (service, state_dir) = (&context.service, &context.state_dir);
         let installed = service.installed();
         let parts = [&installed.definition, &installed.program, &installed.environment];
         let is_ours = parts.iter().any(|part| part.try_exists().unwrap_or(true));
         if let Some(definition) = service.machine_definitions().filter(|_| !is_ours) {
             return Err(Failure::failed(format!(
-                "the service is the machine's, by `{}`: an administrator takes it away",
+                "the service is installed for all users, by `{}`: an administrator must remove it",
                 definition.display()
             )));
         }
-        // Nothing is known to the manager where nothing was ever laid down.
+        // The service manager knows nothing if nothing was installed.
         let stop = if is_ours { service.unregister() } else { Vec::new() };
         let mut steps: Vec<Step> = stop.into_iter().map(Step::ManagerCommand).collect();
         steps.push(Step::Remove(installed.definition.clone()));
@@ -48,7 +52,7 @@ impl Arguments {
 
         if self.dry_run {
             steps.iter().try_for_each(Step::preview)?;
-            hooks::forget(&at_hand.surroundings, &installed.program, true)?;
+            hooks::remove_for(&context.context, &installed.program, true)?;
             program.preview()?;
             if self.purge {
                 purge::preview(state_dir)?;
@@ -57,21 +61,21 @@ impl Arguments {
         }
         steps.iter().try_for_each(Step::execute)?;
         if is_ours {
-            wait_until_gone(state_dir)?;
+            wait_until_stopped(state_dir)?;
         }
-        // A hook that names a program that is gone complains at each prompt.
-        hooks::forget(&at_hand.surroundings, &installed.program, false)?;
+        // A hook that runs a missing program would show an error at each prompt.
+        hooks::remove_for(&context.context, &installed.program, false)?;
         program.execute()?;
         if self.purge {
-            purge::execute(state_dir, &at_hand.surroundings.paths().pointer)?;
+            purge::execute(state_dir, &context.context.paths().pointer)?;
         }
         folders.iter().try_for_each(Step::execute)?;
         if self.purge || !state_dir.try_exists().unwrap_or(false) {
             return print(format_args!("ai-agent is uninstalled"));
         }
         print(format_args!(
-            "ai-agent is uninstalled; its state stays in `{}`: a later installation goes on from \
-             there, `ai-agent uninstall --purge` deletes it",
+            "ai-agent is uninstalled; its state stays in `{}`: a later installation continues from \
+             there, and `ai-agent uninstall --purge` deletes it",
             state_dir.display()
         ))
     }

@@ -1,41 +1,43 @@
-//! What a person should look at: a pure function of what is known.
+//! Problems in a status report: a pure function of the report.
 //!
-//! To be alive is to get on. An agent that waits for a receiver that will never take anything is as
-//! good as none, however well its process feels.
+//! An agent is healthy if it makes progress. One that waits for a receiver that will never accept
+//! anything is as good as none, even if its process is running.
 
-use super::{
-    report::{Level, Problem, Reading, Report, Sink, State},
-    words::span,
+use super::report::{Level, Problem, State, StatusReport};
+use crate::{
+    cli::terminal::duration,
+    control::status::{ReadingStatus, SinkStatus},
+    pipeline::config_status::ConfigOrigin,
+    text::counted,
 };
-use crate::text::counted;
 
-/// How long what should be on its way may stand still: a retry or two, a slow disk.
+/// Seconds without progress that are tolerated: one or two retries, or a slow disk.
 const PATIENCE: u64 = 60;
 
-/// What is wrong, the worst first.
-pub(super) fn problems(report: &Report) -> Vec<Problem> {
+/// Problems in a report, failures first.
+pub(super) fn problems(report: &StatusReport) -> Vec<Problem> {
     let mut problems = Vec::new();
     process(report, &mut problems);
-    let seen = &report.seen;
-    if let Some(error) = &seen.outbox_error {
+    let status = &report.status;
+    if let Some(error) = &status.outbox_error {
         problems.push(failing(
-            format!("the outbox cannot be looked at: {error}"),
-            "look for its disk: is it full, slow or failing?",
+            format!("cannot inspect the outbox: {error}"),
+            "check its disk: it may be full, slow or failing",
         ));
     }
-    for sink in &seen.sinks {
+    for sink in &status.sinks {
         problems.extend(delivery(sink, report));
     }
-    if let Some(letters) = seen.outbox.as_ref().map(|outbox| outbox.dead_letters)
+    if let Some(letters) = status.outbox.as_ref().map(|outbox| outbox.dead_letters)
         && letters > 0
     {
         problems.push(warning(
-            format!("{} refused for good", counted(letters, "entry was", "entries were")),
-            "`ai-agent deadletter list` says why; `retry` sends them again, `purge` deletes them",
+            format!("{} rejected for good", counted(letters, "entry was", "entries were")),
+            "`ai-agent deadletter list` shows why; `retry` sends them again, `purge` deletes them",
         ));
     }
-    if let Some(reading) = &seen.reading {
-        read(reading, &mut problems);
+    if let Some(reading) = &status.reading {
+        self::reading(reading, &mut problems);
     }
     configuration(report, &mut problems);
     compliance(report, &mut problems);
@@ -43,104 +45,108 @@ pub(super) fn problems(report: &Report) -> Vec<Problem> {
     problems
 }
 
-fn process(report: &Report, problems: &mut Vec<Problem>) {
+fn process(report: &StatusReport, problems: &mut Vec<Problem>) {
     let (what, remedy) = match report.state {
         State::Running => return,
         State::Stopped if report.is_busy => (
             format!(
-                "no agent runs: nothing is read or delivered; {} is at work on the outbox",
+                "no agent is running: nothing is read or delivered; {} is using the outbox",
                 report.pid.map_or("a command".to_owned(), |pid| format!("a command (PID {pid})"))
             ),
-            "once that has ended, start the agent: `ai-agent start`, or `ai-agent run`",
+            "wait until it has finished, then start the agent: `ai-agent start` or `ai-agent run`",
         ),
         State::Stopped => (
-            "no agent runs: nothing is read or delivered".to_owned(),
-            "start it: `ai-agent start` where it is installed as a service, or `ai-agent run`",
+            "no agent is running: nothing is read or delivered".to_owned(),
+            "start it: `ai-agent start` if it is installed as a service, or `ai-agent run`",
         ),
         State::Silent => (
             format!(
-                "{} holds the state directory and does not answer: {}",
-                report.pid.map_or("a process".to_owned(), |pid| format!("the process {pid}")),
-                report.silence.as_deref().unwrap_or("nobody knows why")
+                "{} holds the state directory and does not respond: {}",
+                report.pid.map_or("a process".to_owned(), |pid| format!("process {pid}")),
+                report.silence.as_deref().unwrap_or("unknown reason")
             ),
-            "when it hangs, end it and start it again",
+            "if it hangs, stop it and start it again",
         ),
     };
     problems.push(failing(what, remedy));
 }
 
-fn delivery(sink: &Sink, report: &Report) -> Option<Problem> {
+fn delivery(sink: &SinkStatus, report: &StatusReport) -> Option<Problem> {
     let name = &sink.name;
     if !sink.configured {
         return Some(warning(
             format!(
-                "sink `{name}` is not configured any more, and keeps {} in the outbox",
+                "sink `{name}` is no longer configured, and keeps {} in the outbox",
                 counted(sink.entries, "entry", "entries")
             ),
-            &format!("configure it again, or `ai-agent outbox forget-sink {name}` gives them up"),
+            &format!("configure it again, or drop them with `ai-agent outbox forget-sink {name}`"),
         ));
     }
     if report.state != State::Running {
         return None;
     }
     let retry = match sink.retry_seconds {
-        Some(seconds @ 1..) => format!("it is tried again in {}", span(seconds)),
-        _ => "it is being tried again".to_owned(),
+        Some(seconds @ 1..) => format!("next attempt in {}", duration(seconds)),
+        _ => "the next attempt is in progress".to_owned(),
     };
     let stalled = is_stalled(sink, report);
-    match &sink.trouble {
-        Some(trouble) if sink.held || stalled => Some(failing(
-            format!("sink `{name}` delivers nothing: {trouble}"),
-            &format!("see what it says; {retry}"),
+    match &sink.problem {
+        Some(problem) if sink.held || stalled => Some(failing(
+            format!("sink `{name}` delivers nothing: {problem}"),
+            &format!("fix what it reports; {retry}"),
         )),
-        Some(trouble) => {
-            Some(warning(format!("delivery to sink `{name}` was postponed: {trouble}"), &retry))
+        Some(problem) => {
+            Some(warning(format!("delivery to sink `{name}` was postponed: {problem}"), &retry))
         }
         None if stalled => Some(failing(
             format!(
-                "delivery to sink `{name}` stands still: {}, the oldest for {}, and nothing says why",
-                counted(sink.entries, "entry waits", "entries wait"),
-                span(sink.oldest_seconds.unwrap_or_default())
+                "delivery to sink `{name}` is stalled without an error: {}, the oldest for {}",
+                counted(sink.entries, "entry queued", "entries queued"),
+                duration(sink.oldest_seconds.unwrap_or_default())
             ),
-            "its log says more with `ai-agent log-level debug`; a restart loses nothing",
+            "set `ai-agent log-level debug` and see its log; a restart loses nothing",
         )),
         None => None,
     }
 }
 
-/// Whether what should have been delivered long ago is not, and nothing else was meanwhile.
-fn is_stalled(sink: &Sink, report: &Report) -> bool {
-    let agent = &report.seen.agent;
+/// Whether an entry is overdue, and nothing was acknowledged of late.
+fn is_stalled(sink: &SinkStatus, report: &StatusReport) -> bool {
+    let agent = &report.status.agent;
     let due = agent.flush_interval_seconds + PATIENCE;
-    let has_waited = sink.oldest_seconds.is_some_and(|seconds| seconds > due);
+    let is_overdue = sink.oldest_seconds.is_some_and(|seconds| seconds > due);
     let since_start = agent.uptime_seconds.unwrap_or_default();
-    let stands_still = sink.last_acknowledgement_seconds.unwrap_or(since_start) > PATIENCE;
-    sink.entries > 0 && has_waited && stands_still && !sink.paced
+    let is_still = sink.last_acknowledgement_seconds.unwrap_or(since_start) > PATIENCE;
+    sink.entries > 0 && is_overdue && is_still && !sink.paced
 }
 
-fn read(reading: &Reading, problems: &mut Vec<Problem>) {
+fn reading(reading: &ReadingStatus, problems: &mut Vec<Problem>) {
     if let Some(silent) = reading.silent_seconds {
-        let what = format!("reading has not answered for {}", span(silent));
+        let what = format!("reading has not responded for {}", duration(silent));
         problems.push(match silent > PATIENCE {
-            true => failing(what, "is a disk or a network home hanging? A restart loses nothing"),
-            false => warning(what, "it may be busy: look again"),
+            true => failing(
+                what,
+                "check whether a disk or a network home hangs; a restart loses nothing",
+            ),
+            false => warning(what, "it may be busy: check again"),
         });
     }
-    if let Some(lack) = &reading.lack {
-        let (what, remedy) = match &**lack {
-            "disk" => {
-                ("reading waits: the disk of the state directory is nearly full", "make room there")
-            }
+    if let Some(shortage) = &reading.shortage {
+        let (what, remedy) = match &**shortage {
+            "disk" => (
+                "reading is paused: the disk of the state directory is nearly full",
+                "free space there",
+            ),
             _ => (
-                "reading waits: the outbox is full",
-                "it goes on as sinks take what is in it: is the receiver reached?",
+                "reading is paused: the outbox is full",
+                "it resumes when sinks acknowledge entries: check that the receiver is reachable",
             ),
         };
         problems.push(failing(what.to_owned(), remedy));
     }
     if let Some(not_stored) = &reading.not_stored {
-        let what = format!("what is read cannot be stored: {}", not_stored.reason);
-        let remedy = "it is tried again and again, and the files keep it: mend the disk";
+        let what = format!("cannot store what is read: {}", not_stored.reason);
+        let remedy = "the agent keeps trying, and nothing is lost: repair the disk";
         problems.push(match not_stored.seconds > PATIENCE {
             true => failing(what, remedy),
             false => warning(what, remedy),
@@ -149,66 +155,65 @@ fn read(reading: &Reading, problems: &mut Vec<Problem>) {
     if let Some(first) = reading.problems.first() {
         problems.push(warning(
             format!(
-                "{} cannot be read, `{}` among them: {}",
+                "cannot read {}, such as `{}`: {}",
                 counted(reading.unreadable, "file or directory", "files or directories"),
                 first.path,
                 first.error
             ),
-            "make them readable for the agent's user; they are tried again",
+            "make them readable for the agent's user; the agent tries again",
         ));
     }
     if reading.held > 0 {
         problems.push(warning(
             format!(
-                "{} left alone, since a stage failed on it",
+                "{} skipped, since a stage failed on them",
                 counted(reading.held, "file is", "files are")
             ),
-            "its log names the stage; a reload or a restart tries them again",
+            "the log names the stage; a reload or a restart tries again",
         ));
     }
 }
 
-fn configuration(report: &Report, problems: &mut Vec<Problem>) {
-    let refused = &report.seen.config["refused"];
-    if let Some(reason) = refused["reason"].as_str() {
-        let whose = match refused["from"].as_str() {
-            Some("server") => "the server's configuration",
-            _ => "the configuration in files",
-        };
-        problems.push(warning(
-            format!("{whose} was refused, and what was in force stays: {reason}"),
-            "mend it, and `ai-agent reload` takes it up at once",
-        ));
-    }
+fn configuration(report: &StatusReport, problems: &mut Vec<Problem>) {
+    let config = report.status.config.as_ref();
+    let Some(refused) = config.and_then(|config| config.refused.as_ref()) else { return };
+    let whose = match refused.from {
+        ConfigOrigin::Server => "the server's configuration",
+        ConfigOrigin::Files => "the configuration in files",
+    };
+    problems.push(warning(
+        format!("{whose} was refused, the previous one stays in force: {}", refused.reason),
+        "fix it, then run `ai-agent reload`",
+    ));
 }
 
-fn compliance(report: &Report, problems: &mut Vec<Problem>) {
-    let Some(compliance) = &report.seen.compliance else { return };
+fn compliance(report: &StatusReport, problems: &mut Vec<Problem>) {
+    let Some(compliance) = &report.status.compliance else { return };
     if let Some(error) = &compliance.error {
         problems.push(warning(
             format!("the policy cannot be read: {error}"),
-            "the agent writes it anew when it starts",
+            "the agent writes it again when it starts",
         ));
     }
     for account in &compliance.accounts {
         for finding in &account.violations {
             problems.push(warning(
                 format!(
-                    "{} breaks the policy: {} is {}",
+                    "{} violates the policy: {} is {}",
                     account.program, finding.rule, finding.found
                 ),
                 &match finding.permitted.as_slice() {
                     [] => "sign in with an account of your organisation".to_owned(),
-                    permitted => format!("permitted is {}", permitted.join(", ")),
+                    permitted => format!("permitted: {}", permitted.join(", ")),
                 },
             ));
         }
     }
-    let is_called = report.hooks.iter().any(|hook| hook.trouble.is_none());
-    if compliance.needs_hooks && !is_called {
+    let is_active = report.hooks.iter().any(|hook| hook.problem.is_none());
+    if compliance.needs_hooks && !is_active {
         problems.push(warning(
-            "Claude Code does not call ai-agent: nobody sees the policy's words".to_owned(),
-            "`ai-agent hooks status` says why, `ai-agent hooks install` adds them",
+            "Claude Code hooks are not active: users will not see the policy message".to_owned(),
+            "`ai-agent hooks status` shows why, `ai-agent hooks install` adds them",
         ));
     }
 }
@@ -223,122 +228,134 @@ fn warning(what: String, remedy: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use siem_protocol::event::RefusedConfig;
 
-    use super::{
-        super::report::{Agent, NotStored, Outbox, Seen, Unreadable},
-        *,
+    use super::*;
+    use crate::{
+        agent::status_file::ConfigReport,
+        control::status::{
+            AgentStatus, OutboxSummary, ProcessStatus, StoreFailure, UnreadablePath,
+        },
     };
 
-    fn running(sink: Sink) -> Report {
-        let agent =
-            Agent { uptime_seconds: Some(7200), flush_interval_seconds: 300, ..Agent::default() };
-        let sink = Sink { name: "siem".into(), configured: true, ..sink };
-        let seen = Seen { agent, sinks: vec![sink], ..Seen::default() };
-        Report { state: State::Running, seen, ..Report::default() }
+    fn running(sink: SinkStatus) -> StatusReport {
+        let agent = ProcessStatus {
+            uptime_seconds: Some(7200),
+            flush_interval_seconds: 300,
+            ..ProcessStatus::default()
+        };
+        let sink = SinkStatus { name: "siem".into(), configured: true, ..sink };
+        let status = AgentStatus { agent, sinks: vec![sink], ..AgentStatus::default() };
+        StatusReport { state: State::Running, status, ..StatusReport::default() }
     }
 
-    fn waiting(oldest_seconds: u64) -> Sink {
-        Sink { entries: 7, oldest_seconds: Some(oldest_seconds), ..Sink::default() }
+    fn waiting(oldest_seconds: u64) -> SinkStatus {
+        SinkStatus { entries: 7, oldest_seconds: Some(oldest_seconds), ..SinkStatus::default() }
     }
 
-    fn levels(report: &Report) -> Vec<Level> {
+    fn levels(report: &StatusReport) -> Vec<Level> {
         problems(report).into_iter().map(|problem| problem.level).collect()
     }
 
-    /// A process that is there was taken for an agent that works.
+    /// A running process was taken for an agent that works.
     #[test]
-    fn delivery_that_stands_still_fails_and_one_that_waits_its_time_does_not() {
-        let table: [(&str, Sink, &[Level]); 8] = [
-            ("nothing waits", Sink::default(), &[]),
+    fn stalled_delivery_fails_and_scheduled_delivery_does_not() {
+        let table: [(&str, SinkStatus, &[Level]); 8] = [
+            ("nothing is queued", SinkStatus::default(), &[]),
             ("waits to fill a batch", waiting(299), &[]),
             ("is due just now", waiting(360), &[]),
-            ("stands still", waiting(361), &[Level::Failing]),
+            ("is stalled", waiting(361), &[Level::Failing]),
             (
-                "gets on with a backlog",
-                Sink { last_acknowledgement_seconds: Some(60), ..waiting(90_000) },
+                "makes progress with a backlog",
+                SinkStatus { last_acknowledgement_seconds: Some(60), ..waiting(90_000) },
                 &[],
             ),
             (
-                "got on long ago",
-                Sink { last_acknowledgement_seconds: Some(61), ..waiting(90_000) },
+                "made progress long ago",
+                SinkStatus { last_acknowledgement_seconds: Some(61), ..waiting(90_000) },
                 &[Level::Failing],
             ),
-            ("may send no more yet", Sink { paced: true, ..waiting(90_000) }, &[]),
+            ("is limited by its rate", SinkStatus { paced: true, ..waiting(90_000) }, &[]),
             (
                 "was postponed a moment ago",
-                Sink { trouble: Some("503".into()), ..waiting(5) },
+                SinkStatus { problem: Some("503".into()), ..waiting(5) },
                 &[Level::Warning],
             ),
         ];
         for (what, sink, expected) in table {
             assert_eq!(levels(&running(sink)), expected, "{what}");
         }
-        // One that has just begun is given its time.
+        // An agent that has just started has time to deliver.
         let mut young = running(waiting(90_000));
-        young.seen.agent.uptime_seconds = Some(60);
+        young.status.agent.uptime_seconds = Some(60);
         assert_eq!(levels(&young), []);
     }
 
     #[test]
-    fn what_waiting_does_not_mend_fails_at_once_and_says_so() {
-        let held =
-            Sink { trouble: Some("401: is the token right?".into()), held: true, ..waiting(1) };
-        let found = problems(&running(Sink { retry_seconds: Some(90), ..held }));
+    fn a_held_sink_fails_at_once_with_its_reason() {
+        let held = SinkStatus {
+            problem: Some("401: is the token right?".into()),
+            held: true,
+            ..waiting(1)
+        };
+        let found = problems(&running(SinkStatus { retry_seconds: Some(90), ..held }));
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].level, Level::Failing);
         assert_eq!(found[0].what, "sink `siem` delivers nothing: 401: is the token right?");
-        assert_eq!(found[0].remedy, "see what it says; it is tried again in 1 min 30 s");
+        assert_eq!(found[0].remedy, "fix what it reports; next attempt in 1 min 30 s");
     }
 
     #[test]
-    fn reading_that_does_not_get_on_fails() {
-        let with = |reading: Reading| {
-            let mut report = running(Sink::default());
-            report.seen.reading = Some(reading);
+    fn stalled_reading_fails() {
+        let with = |reading: ReadingStatus| {
+            let mut report = running(SinkStatus::default());
+            report.status.reading = Some(reading);
             levels(&report)
         };
-        let silent = |seconds| Reading { silent_seconds: Some(seconds), ..Reading::default() };
-        let lack = |lack: &str| Reading { lack: Some(lack.into()), ..Reading::default() };
-        let not_stored = |seconds| Reading {
-            not_stored: Some(NotStored { reason: "no".into(), seconds }),
-            ..Reading::default()
+        let silent =
+            |seconds| ReadingStatus { silent_seconds: Some(seconds), ..ReadingStatus::default() };
+        let shortage =
+            |what: &str| ReadingStatus { shortage: Some(what.into()), ..ReadingStatus::default() };
+        let not_stored = |seconds| ReadingStatus {
+            not_stored: Some(StoreFailure { reason: "no".into(), seconds }),
+            ..ReadingStatus::default()
         };
-        assert_eq!(with(Reading::default()), []);
+        assert_eq!(with(ReadingStatus::default()), []);
         assert_eq!(with(silent(60)), [Level::Warning]);
         assert_eq!(with(silent(61)), [Level::Failing]);
-        assert_eq!(with(lack("disk")), [Level::Failing]);
-        assert_eq!(with(lack("outbox")), [Level::Failing]);
+        assert_eq!(with(shortage("disk")), [Level::Failing]);
+        assert_eq!(with(shortage("outbox")), [Level::Failing]);
         assert_eq!(with(not_stored(60)), [Level::Warning]);
         assert_eq!(with(not_stored(61)), [Level::Failing]);
-        let unreadable = Unreadable { path: "/p".into(), error: "no".into() };
+        let unreadable = UnreadablePath { path: "/p".into(), error: "no".into() };
         let problems = vec![unreadable];
         assert_eq!(
-            with(Reading { unreadable: 1, problems, ..Reading::default() }),
+            with(ReadingStatus { unreadable: 1, problems, ..ReadingStatus::default() }),
             [Level::Warning]
         );
-        assert_eq!(with(Reading { held: 1, ..Reading::default() }), [Level::Warning]);
+        assert_eq!(with(ReadingStatus { held: 1, ..ReadingStatus::default() }), [Level::Warning]);
     }
 
     #[test]
-    fn the_worst_comes_first_and_each_says_what_to_do() {
-        let mut report = running(Sink { configured: false, ..waiting(5) });
-        report.seen.sinks[0].configured = false;
-        report.seen.outbox = Some(Outbox { dead_letters: 2, ..Outbox::default() });
-        report.seen.config =
-            json!({ "refused": { "from": "server", "reason": "`filters` is wrong" } });
-        report.seen.outbox_error = Some("no".into());
+    fn failures_come_first_and_each_problem_has_a_remedy() {
+        let mut report = running(SinkStatus { configured: false, ..waiting(5) });
+        report.status.sinks[0].configured = false;
+        report.status.outbox = Some(OutboxSummary { dead_letters: 2, ..OutboxSummary::default() });
+        let (from, reason) = (ConfigOrigin::Server, "`filters` is wrong".to_owned());
+        let refused = Some(RefusedConfig { from, reason, at: String::new() });
+        report.status.config = Some(ConfigReport { refused, ..ConfigReport::default() });
+        report.status.outbox_error = Some("no".into());
         let found = problems(&report);
         let levels: Vec<Level> = found.iter().map(|problem| problem.level).collect();
         assert_eq!(levels, [Level::Failing, Level::Warning, Level::Warning, Level::Warning]);
         assert!(found.iter().all(|problem| !problem.remedy.is_empty()));
         let all = found.iter().map(|problem| &*problem.what).collect::<Vec<_>>().join("\n");
-        for words in ["2 entries were refused for good", "`filters` is wrong", "keeps 7 entries"] {
+        for words in ["2 entries were rejected for good", "`filters` is wrong", "keeps 7 entries"] {
             assert!(all.contains(words), "{words}: {all}");
         }
-        let stopped = Report::default();
+        let stopped = StatusReport::default();
         assert_eq!(problems(&stopped)[0].level, Level::Failing);
-        let busy = Report { is_busy: true, pid: Some(7), ..stopped };
+        let busy = StatusReport { is_busy: true, pid: Some(7), ..stopped };
         assert!(problems(&busy)[0].what.contains("a command (PID 7)"));
     }
 }

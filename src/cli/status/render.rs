@@ -1,330 +1,312 @@
-//! What `status` shows to people: problems first, then line by line what is known.
+//! Renders a status report for people: problems first, then one line for each subject.
 
-use serde_json::Value;
+use std::fmt::Display;
 
-use super::{
-    report::{Account, Compliance, Hook, Level, Outbox, Phase, Reading, Report, Seen, Sink, State},
-    words::span,
-};
+use super::report::{HookStatus, Level, State, StatusReport};
 use crate::{
+    agent::{handle::Phase, status_file::ConfigReport},
+    cli::terminal::{Colours, duration, plain, short_hash, wrap},
     compliance::SignInState,
-    platform::{Timestamp, service},
+    control::status::{AccountStatus, ComplianceStatus, OutboxSummary, ReadingStatus, SinkStatus},
+    pipeline::config_status::ConfigOrigin,
+    platform::{Timestamp, service::ServiceStatus},
     text::counted,
     units::Size,
 };
 
-/// How wide the names before lines are.
-const NAMES: usize = 12;
+/// Width of the names in front of lines.
+const NAME_WIDTH: usize = 12;
+/// Width of the level in front of problems.
+const LEVEL_WIDTH: usize = 6;
 
-/// Colours, where there are any.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Colours {
-    Shown,
-    None,
-}
-
-impl Colours {
-    fn paint(self, code: &str, text: &str) -> String {
-        match self {
-            Self::Shown => format!("\x1b[{code}m{text}\x1b[0m"),
-            Self::None => text.to_owned(),
-        }
-    }
-
-    fn good(self, text: &str) -> String {
-        self.paint("32", text)
-    }
-
-    fn bad(self, text: &str) -> String {
-        self.paint("1;31", text)
-    }
-
-    fn odd(self, text: &str) -> String {
-        self.paint("33", text)
-    }
-
-    fn faint(self, text: &str) -> String {
-        self.paint("2", text)
-    }
-}
-
-/// Everything, as people read it.
-pub(super) fn render(report: &Report, now: Timestamp, colours: Colours) -> String {
-    let mut page = Page { text: String::new(), colours };
-    page.head(report);
+/// Renders the report.
+pub(super) fn render(
+    report: &StatusReport,
+    now: Timestamp,
+    colours: Colours,
+    width: Option<usize>,
+) -> String {
+    let mut page = Page { text: String::new(), colours, width };
+    page.heading(report);
     page.problems(report);
-    let Seen { agent, outbox, sinks, reading, config, compliance, .. } = &report.seen;
-    let service = report.service.as_ref().map(service::ServiceStatus::summary);
+    let status = &report.status;
+    let service = report.service.as_ref().map(ServiceStatus::summary);
     page.line("service", service.as_deref().unwrap_or("not installed"));
     page.line("state", &report.state_dir);
-    if let Some(level) = &agent.log_level {
-        page.line("logs at", level);
+    if let Some(level) = &status.agent.log_level {
+        page.line("log level", level);
     }
-    if let Some(outbox) = outbox {
-        page.outbox(outbox);
+    if let Some(outbox) = &status.outbox {
+        page.line("outbox", &outbox_text(outbox));
     }
-    for sink in sinks {
-        page.sink(sink, report.state);
+    for sink in &status.sinks {
+        page.line("sink", &sink_text(sink, report.state));
     }
-    if let Some(reading) = reading {
-        page.reading(reading);
+    if let Some(reading) = &status.reading {
+        page.line("reading", &reading_text(reading));
     }
-    page.config(config, now);
-    if let Some(compliance) = compliance {
+    if let Some(config) = &status.config {
+        page.config(config, now);
+    }
+    if let Some(compliance) = &status.compliance {
         page.compliance(compliance);
     }
-    page.hooks(&report.hooks);
+    page.line("hooks", &hooks_text(&report.hooks));
     page.text
 }
 
 struct Page {
     text: String,
     colours: Colours,
+    width: Option<usize>,
 }
 
 impl Page {
-    /// A line with its name before it; what follows stands below it.
-    fn line(&mut self, name: &str, what: &str) {
-        for (at, line) in what.lines().enumerate() {
+    /// Adds lines behind a name.
+    fn line(&mut self, name: &str, text: &str) {
+        let width = self.width.map(|width| width.saturating_sub(NAME_WIDTH));
+        let lines = text.lines().flat_map(|line| wrap(&plain(line), width));
+        for (at, line) in lines.enumerate() {
             let name = if at == 0 { name } else { "" };
-            let padded = format!("{name:<NAMES$}");
-            self.text.push_str(&self.colours.faint(&padded));
-            self.text.push_str(&plain(line));
+            self.text.push_str(&self.colours.faint(&format!("{name:<NAME_WIDTH$}")));
+            self.text.push_str(&line);
             self.text.push('\n');
         }
     }
 
-    fn head(&mut self, report: &Report) {
+    fn heading(&mut self, report: &StatusReport) {
         let pid = report.pid.map(|pid| format!(", PID {pid}")).unwrap_or_default();
-        let agent = &report.seen.agent;
-        let (word, rest) = match report.state {
+        let agent = &report.status.agent;
+        let (state, details) = match report.state {
             State::Running => {
-                let mut rest = pid;
-                if let Some(up) = agent.uptime_seconds {
-                    rest += &format!(", up {}", span(up));
+                let mut details = pid;
+                if let Some(uptime) = agent.uptime_seconds {
+                    details += &format!(", up {}", duration(uptime));
                 }
                 if let Some(memory) = agent.memory_bytes {
-                    rest += &format!(", {} of memory", Size(memory));
+                    details += &format!(", {} of memory", Size(memory));
                 }
                 match agent.phase {
-                    Phase::Running => (self.colours.good("running"), rest),
-                    Phase::Starting => (self.colours.odd("starting"), rest),
-                    Phase::Stopping => (self.colours.odd("stopping"), rest),
+                    Phase::Running => (self.colours.green("running"), details),
+                    Phase::Starting => (self.colours.yellow("starting"), details),
+                    Phase::Stopping => (self.colours.yellow("stopping"), details),
                 }
             }
-            State::Silent => (self.colours.bad("does not answer"), pid),
-            State::Stopped => (self.colours.bad("not running"), String::new()),
+            State::Silent => (self.colours.red("not responding"), pid),
+            State::Stopped => (self.colours.red("not running"), String::new()),
         };
         let version = Some(&*agent.version).filter(|version| !version.is_empty());
         let version = version.map(|version| format!(" {version}")).unwrap_or_default();
-        self.text += &format!("ai-agent{version}: {word}{rest}\n\n");
+        self.text += &format!("ai-agent{version}: {state}{details}\n\n");
     }
 
-    fn problems(&mut self, report: &Report) {
+    fn problems(&mut self, report: &StatusReport) {
+        let width = self.width.map(|width| width.saturating_sub(LEVEL_WIDTH));
         for problem in &report.problems {
-            let mark = match problem.level {
-                Level::Failing => self.colours.bad("FAILING"),
-                Level::Warning => self.colours.odd("WARNING"),
+            let level = match problem.level {
+                Level::Failing => self.colours.red("FAIL"),
+                Level::Warning => self.colours.yellow("warn"),
             };
-            self.text += &format!("{mark}  {}\n", plain(&problem.what));
-            self.text +=
-                &format!("         {} {}\n", self.colours.faint("→"), plain(&problem.remedy));
+            let what = wrap(&plain(&problem.what), width);
+            let remedy = wrap(&format!("→ {}", plain(&problem.remedy)), width);
+            for (at, line) in what.iter().chain(&remedy).enumerate() {
+                let level = if at == 0 { &*level } else { "    " };
+                self.text += &format!("{level}  {line}\n");
+            }
         }
         if !report.problems.is_empty() {
             self.text.push('\n');
         }
     }
 
-    fn outbox(&mut self, outbox: &Outbox) {
-        let mut text = match outbox.entries {
-            0 => "empty".to_owned(),
-            count => counted(count, "entry waits", "entries wait"),
-        };
-        if let Some(oldest) = outbox.oldest_seconds {
-            text += &format!(", the oldest for {}", span(oldest));
-        }
-        text += &format!("; {} of entries", Size(outbox.bytes));
-        if let Some(most) = outbox.max_bytes {
-            text += &format!(" of at most {}", Size(most));
-        }
-        if outbox.dead_letters > 0 {
-            text += &format!("; {}", counted(outbox.dead_letters, "dead letter", "dead letters"));
-        }
-        self.line("outbox", &text);
-    }
-
-    fn sink(&mut self, sink: &Sink, state: State) {
-        let mut text = format!("{}: ", sink.name);
-        text += &match (sink.entries, sink.acknowledged) {
-            (0, 0) => "nothing to deliver yet".to_owned(),
-            (0, last) => format!("everything acknowledged, up to {last}"),
-            (count, last) => format!(
-                "{}, acknowledged up to {last}",
-                counted(count, "entry waits", "entries wait")
-            ),
-        };
-        if !sink.configured && state == State::Running {
-            text += "; not configured any more";
-        }
-        match sink.last_acknowledgement_seconds {
-            Some(seconds) => text += &format!("; last acknowledgement {} ago", span(seconds)),
-            None if state == State::Running => text += "; no acknowledgement since the start",
-            None => {}
-        }
-        if let Some(destination) = &sink.destination {
-            text += &format!("\n  to {destination}");
-        }
-        if let Some(error) = &sink.last_error {
-            text += &format!("\n  last error at {}: {}", error.at, error.reason.replace('\n', " "));
-        }
-        if let Some(at) = &sink.retry_at {
-            text += &format!("\n  retry at {at}");
-        }
-        if sink.paced {
-            text += "\n  waits until it may send more";
-        }
-        self.line("sink", &text);
-    }
-
-    fn reading(&mut self, reading: &Reading) {
-        if reading.silent_seconds.is_some() {
-            return self.line("reading", "does not answer");
-        }
-        let mut text = counted(reading.files, "file", "files");
-        text += &match reading.files_unread {
-            0 => ", all read".to_owned(),
-            count => format!(", {} unread in {count} of them", Size(reading.unread_bytes)),
-        };
-        if reading.unreadable > 0 {
-            text += &format!(", {} unreadable", reading.unreadable);
-        }
-        if reading.held > 0 {
-            text += &format!(", {} left alone", reading.held);
-        }
-        if !reading.watching {
-            text += "; changes are found by sweeps alone";
-        }
-        for unreadable in &reading.problems {
-            text += &format!("\n  {}: {}", unreadable.path, unreadable.error);
-        }
-        self.line("reading", &text);
-    }
-
-    fn config(&mut self, config: &Value, now: Timestamp) {
-        let ago = |fact: &Value| {
-            let at = fact.as_str().and_then(|at| humantime::parse_rfc3339(at).ok());
-            at.map(|at| format!(", {} ago", span(now.since(at.into()).as_secs())))
+    fn config(&mut self, config: &ConfigReport, now: Timestamp) {
+        let ago = |at: &str| {
+            let at = humantime::parse_rfc3339(at).ok();
+            at.map(|at| format!(", {} ago", duration(now.since(at.into()).as_secs())))
                 .unwrap_or_default()
         };
-        let text = |fact: &Value| fact.as_str().unwrap_or_default().to_owned();
-        let revision = |fact: &Value| match fact["revision"].as_str() {
+        let revision = |revision: &Option<String>| match revision {
             Some(revision) => format!("revision {revision}"),
             None => "no managed revision".to_owned(),
         };
-        let applied = &config["applied"];
-        if applied.is_object() {
-            let hash: String = text(&applied["hash"]).chars().take(12).collect();
-            self.line(
-                "config",
-                &format!("{}, hash {hash}, applied{}", revision(applied), ago(&applied["at"])),
-            );
+        if let Some(applied) = &config.applied {
+            let (revision, hash) = (revision(&applied.revision), short_hash(applied.hash));
+            self.line("config", &format!("{revision}, hash {hash}, applied{}", ago(&applied.at)));
         }
-        let attempted = &config["attempted"];
-        if attempted.is_object() {
-            let what = match attempted["from"].as_str() {
-                Some("files") => "what is in files".to_owned(),
-                _ => format!("{} from server", revision(attempted)),
+        if let Some(attempted) = &config.attempted {
+            let what = match attempted.from {
+                ConfigOrigin::Files => "files".to_owned(),
+                ConfigOrigin::Server => format!("{} from server", revision(&attempted.revision)),
             };
-            self.line("attempted", &format!("{what}{}", ago(&attempted["at"])));
+            self.line("attempted", &format!("{what}{}", ago(&attempted.at)));
         }
-        let refused = &config["refused"];
-        if refused.is_object() {
-            let (from, why) = (text(&refused["from"]), text(&refused["reason"]));
-            self.line("refused", &format!("from {from}{}: {why}", ago(&refused["at"])));
+        if let Some(refused) = &config.refused {
+            let from = match refused.from {
+                ConfigOrigin::Files => "files",
+                ConfigOrigin::Server => "server",
+            };
+            self.line("refused", &format!("from {from}{}: {}", ago(&refused.at), refused.reason));
         }
-        if config["signed_at"].is_string() {
-            let at = &config["signed_at"];
-            self.line("server", &format!("last signed answer at {}{}", text(at), ago(at)));
+        if let Some(at) = &config.signed_at {
+            self.line("server", &format!("last signed answer at {at}{}", ago(at)));
         }
     }
 
-    fn compliance(&mut self, compliance: &Compliance) {
+    fn compliance(&mut self, compliance: &ComplianceStatus) {
         if compliance.policy_since.is_none() {
-            return self.line("compliance", "no policy is known yet");
+            return self.line("compliance", "no policy yet");
         }
         if !compliance.restricts {
-            return self.line("compliance", "the policy restricts nobody");
+            return self.line("compliance", "the policy restricts no accounts");
         }
         for account in &compliance.accounts {
-            let Account { program, standing, violations, unknown, .. } = account;
-            let who = match standing {
-                SignInState::SignedIn(who) => {
-                    let name = who.email.as_ref().or(who.organization.as_ref());
-                    name.or(who.account.as_ref()).cloned().unwrap_or("an account".to_owned())
-                }
-                SignInState::Key(name) => format!("{name} in place of an account"),
-                SignInState::Unknown(why) => format!("nobody known: {why}"),
+            let verdict = match (account.violations.len(), account.unknown.len()) {
+                (0, 0) => self.colours.green("complies"),
+                (0, _) => "no known violation".to_owned(),
+                _ => self.colours.red("violates the policy"),
             };
-            let verdict = match (violations.len(), unknown.len()) {
-                (0, 0) => self.colours.good("complies"),
-                (0, _) => "nothing is known that breaks the policy".to_owned(),
-                _ => self.colours.bad("breaks the policy"),
-            };
-            // Painted words stay as they are: the rest is made plain here.
-            let text = format!("{program}: {} ", plain(&who));
-            let padded = format!("{:<NAMES$}", "compliance");
-            self.text += &format!("{}{text}({verdict})\n", self.colours.faint(&padded));
+            // The coloured part must keep its escapes, so only the rest is made plain.
+            let text = plain(&format!("{}: {} ", account.program, account_text(account)));
+            let name = self.colours.faint(&format!("{:<NAME_WIDTH$}", "compliance"));
+            self.text += &format!("{name}{text}({verdict})\n");
         }
-    }
-
-    fn hooks(&mut self, hooks: &[Hook]) {
-        if hooks.is_empty() {
-            return self.line("hooks", "none installed");
-        }
-        let lines: Vec<String> = hooks
-            .iter()
-            .map(|hook| match &hook.trouble {
-                None => format!("{} is called", hook.name),
-                Some(why) => format!("{} in `{}` {why}", hook.name, hook.path),
-            })
-            .collect();
-        self.line("hooks", &lines.join("\n"));
     }
 }
 
-/// A receiver's words and names of files must not move the cursor.
-fn plain(text: &str) -> String {
-    text.chars().map(|it| if it.is_control() { ' ' } else { it }).collect()
+fn outbox_text(outbox: &OutboxSummary) -> String {
+    let mut text = match outbox.entries {
+        0 => "empty".to_owned(),
+        count => counted(count, "entry queued", "entries queued"),
+    };
+    if let Some(oldest) = outbox.oldest_seconds {
+        text += &format!(", the oldest for {}", duration(oldest));
+    }
+    text += &format!("; {} stored", Size(outbox.bytes));
+    if let Some(max) = outbox.max_bytes {
+        text += &format!(" of at most {}", Size(max));
+    }
+    if outbox.dead_letters > 0 {
+        text += &format!("; {}", counted(outbox.dead_letters, "dead letter", "dead letters"));
+    }
+    text
+}
+
+fn sink_text(sink: &SinkStatus, state: State) -> String {
+    let mut text = format!("{}: ", sink.name);
+    text += &match (sink.entries, sink.acknowledged) {
+        (0, 0) => "nothing to deliver yet".to_owned(),
+        (0, last) => format!("everything acknowledged, up to {last}"),
+        (count, last) => {
+            let queued = counted(count, "entry queued", "entries queued");
+            format!("{queued}, acknowledged up to {last}")
+        }
+    };
+    if !sink.configured && state == State::Running {
+        text += "; no longer configured";
+    }
+    match sink.last_acknowledgement_seconds {
+        Some(seconds) => text += &format!("; last acknowledgement {} ago", duration(seconds)),
+        None if state == State::Running => text += "; no acknowledgement since the start",
+        None => {}
+    }
+    let mut detail = |name: &str, value: &dyn Display| text += &format!("\n{name} {value}");
+    if let Some(destination) = &sink.destination {
+        detail("to", destination);
+    }
+    if let Some(error) = &sink.last_error {
+        let reason = error.reason.replace('\n', " ");
+        detail("last error at", &format_args!("{}: {reason}", error.at));
+    }
+    if let Some(at) = &sink.retry_at {
+        detail("retry at", at);
+    }
+    if sink.paced {
+        text += "\nwaiting for its rate limit";
+    }
+    text
+}
+
+fn reading_text(reading: &ReadingStatus) -> String {
+    if reading.silent_seconds.is_some() {
+        return "not responding".to_owned();
+    }
+    let mut text = counted(reading.files, "file", "files");
+    text += &match reading.files_unread {
+        0 => ", all read".to_owned(),
+        count => format!(", {} unread in {count} of them", Size(reading.unread_bytes)),
+    };
+    if reading.unreadable > 0 {
+        text += &format!(", {} unreadable", reading.unreadable);
+    }
+    if reading.held > 0 {
+        text += &format!(", {} skipped", reading.held);
+    }
+    if !reading.watching {
+        text += "; changes are found by sweeps only";
+    }
+    for unreadable in &reading.problems {
+        text += &format!("\n{}: {}", unreadable.path, unreadable.error);
+    }
+    text
+}
+
+fn account_text(account: &AccountStatus) -> String {
+    match &account.standing {
+        SignInState::SignedIn(who) => {
+            let name = who.email.as_ref().or(who.organization.as_ref());
+            name.or(who.account.as_ref()).cloned().unwrap_or("an account".to_owned())
+        }
+        SignInState::Key(name) => format!("{name} in place of an account"),
+        SignInState::Unknown(why) => format!("unknown account: {why}"),
+    }
+}
+
+fn hooks_text(hooks: &[HookStatus]) -> String {
+    if hooks.is_empty() {
+        return "none installed".to_owned();
+    }
+    let lines: Vec<String> = hooks
+        .iter()
+        .map(|hook| match &hook.problem {
+            None => format!("{} is active", hook.name),
+            Some(why) => format!("{} in `{}` {why}", hook.name, hook.path),
+        })
+        .collect();
+    lines.join("\n")
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use siem_protocol::{
+        Digest,
+        event::{AppliedConfig, AttemptedConfig, RefusedConfig},
+    };
 
     use super::*;
     use crate::{
-        cli::status::report::{Agent, LastError, Problem},
+        cli::status::report::Problem,
         compliance::account::SignedInAccount,
+        control::status::{AgentStatus, LastError, ProcessStatus},
     };
 
-    fn report() -> Report {
-        let agent = Agent {
+    fn report() -> StatusReport {
+        let agent = ProcessStatus {
             version: "1.2.3".into(),
             uptime_seconds: Some(3661),
             memory_bytes: Some(14 << 20),
             log_level: Some("info".into()),
             phase: Phase::Running,
-            ..Agent::default()
+            ..ProcessStatus::default()
         };
-        let outbox = Outbox {
+        let outbox = OutboxSummary {
             entries: 12,
             bytes: 4096,
             max_bytes: Some(1 << 30),
             oldest_seconds: Some(90),
             dead_letters: 1,
-            ..Outbox::default()
+            ..OutboxSummary::default()
         };
-        let sink = Sink {
+        let sink = SinkStatus {
             name: "siem".into(),
             destination: Some("https://siem.example.com/".into()),
             configured: true,
@@ -333,12 +315,17 @@ mod tests {
             last_acknowledgement_seconds: Some(7),
             last_error: Some(LastError { reason: "503\n\x1b[2Jbusy".into(), at: "then".into() }),
             retry_at: Some("soon".into()),
-            ..Sink::default()
+            ..SinkStatus::default()
         };
-        let reading = Reading { files: 3, files_unread: 1, unread_bytes: 10, ..Reading::default() };
+        let reading = ReadingStatus {
+            files: 3,
+            files_unread: 1,
+            unread_bytes: 10,
+            ..ReadingStatus::default()
+        };
         let who =
             SignedInAccount { email: Some("a@example.com".into()), ..SignedInAccount::default() };
-        let account = Account {
+        let account = AccountStatus {
             program: "claude-code".into(),
             place: "/home/a/.claude.json".into(),
             standing: SignInState::SignedIn(who),
@@ -346,25 +333,41 @@ mod tests {
             remarks: Vec::new(),
             unknown: Vec::new(),
         };
-        let compliance = Compliance {
+        let compliance = ComplianceStatus {
             policy_since: Some("then".into()),
             restricts: true,
             accounts: vec![account],
-            ..Compliance::default()
+            ..ComplianceStatus::default()
         };
-        let config = json!({
-            "applied": { "hash": "0123456789abcdef", "revision": "r7", "at": "1970-01-01T00:00:00Z" },
-            "attempted": { "from": "server", "revision": "r8", "at": "1970-01-01T00:00:30Z" },
-            "refused": { "from": "server", "reason": "`filters` is wrong", "at": "?" },
-        });
-        let seen = Seen {
+        let hash = Digest::of(b"config");
+        let revision = |name: &str| Some(name.to_owned());
+        let from = ConfigOrigin::Server;
+        let config = ConfigReport {
+            applied: Some(AppliedConfig {
+                hash,
+                revision: revision("r7"),
+                at: "1970-01-01T00:00:00Z".into(),
+            }),
+            attempted: Some(AttemptedConfig {
+                from,
+                revision: revision("r8"),
+                at: "1970-01-01T00:00:30Z".into(),
+            }),
+            refused: Some(RefusedConfig {
+                from,
+                reason: "`filters` is wrong".into(),
+                at: "?".into(),
+            }),
+            signed_at: None,
+        };
+        let status = AgentStatus {
             agent,
             outbox: Some(outbox),
             sinks: vec![sink],
             reading: Some(reading),
-            config,
+            config: Some(config),
             compliance: Some(compliance),
-            ..Seen::default()
+            ..AgentStatus::default()
         };
         let problems = vec![Problem {
             level: Level::Failing,
@@ -372,28 +375,35 @@ mod tests {
             remedy: "put it out".into(),
         }];
         let (state_dir, pid) = ("/state".into(), Some(7));
-        Report { state: State::Running, state_dir, pid, problems, seen, ..Report::default() }
+        StatusReport {
+            state: State::Running,
+            state_dir,
+            pid,
+            problems,
+            status,
+            ..StatusReport::default()
+        }
     }
 
     #[test]
-    fn a_page_has_problems_first_and_its_lines_in_columns() {
-        let page = render(&report(), Timestamp(60_000), Colours::None);
+    fn problems_come_first_and_lines_are_in_columns() {
+        let page = render(&report(), Timestamp(60_000), Colours::None, None);
         let expected = "\
 ai-agent 1.2.3: running, PID 7, up 1 h 1 min, 14.0 MiB of memory
 
-FAILING  it burns
-         → put it out
+FAIL  it burns
+      → put it out
 
 service     not installed
 state       /state
-logs at     info
-outbox      12 entries wait, the oldest for 1 min 30 s; 4.0 KiB of entries of at most 1.0 GiB; 1 dead letter
-sink        siem: 12 entries wait, acknowledged up to 40; last acknowledgement 7 s ago
-              to https://siem.example.com/
-              last error at then: 503  [2Jbusy
-              retry at soon
-reading     3 files, 10 B unread in 1 of them; changes are found by sweeps alone
-config      revision r7, hash 0123456789ab, applied, 1 min ago
+log level   info
+outbox      12 entries queued, the oldest for 1 min 30 s; 4.0 KiB stored of at most 1.0 GiB; 1 dead letter
+sink        siem: 12 entries queued, acknowledged up to 40; last acknowledgement 7 s ago
+            to https://siem.example.com/
+            last error at then: 503  [2Jbusy
+            retry at soon
+reading     3 files, 10 B unread in 1 of them; changes are found by sweeps only
+config      revision r7, hash b79606fb3afe, applied, 1 min ago
 attempted   revision r8 from server, 30 s ago
 refused     from server: `filters` is wrong
 compliance  claude-code: a@example.com (complies)
@@ -403,22 +413,23 @@ hooks       none installed
     }
 
     #[test]
-    fn what_it_is_at_stands_first() {
+    fn the_heading_shows_the_phase() {
         for (phase, words) in [(Phase::Starting, "starting"), (Phase::Stopping, "stopping")] {
             let mut report = report();
-            report.seen.agent.phase = phase;
-            let page = render(&report, Timestamp(0), Colours::None);
+            report.status.agent.phase = phase;
+            let page = render(&report, Timestamp(0), Colours::None, None);
             assert!(page.starts_with(&format!("ai-agent 1.2.3: {words}, PID 7, ")), "{page}");
         }
     }
 
-    /// A file's name or a receiver's words could have painted a status of their own.
+    /// The name of a file or a receiver's response could have forged a status.
     #[test]
-    fn nothing_but_colours_moves_the_cursor() {
-        let escapes = |colours| render(&report(), Timestamp(0), colours).matches('\x1b').count();
+    fn only_colours_use_escape_sequences() {
+        let escapes =
+            |colours| render(&report(), Timestamp(0), colours, None).matches('\x1b').count();
         assert_eq!(escapes(Colours::None), 0);
-        let page = render(&report(), Timestamp(0), Colours::Shown);
+        let page = render(&report(), Timestamp(0), Colours::Shown, None);
         assert_eq!(escapes(Colours::Shown), page.matches("\x1b[0m").count() * 2);
-        assert!(page.contains("\x1b[32mrunning\x1b[0m") && page.contains("\x1b[1;31mFAILING"));
+        assert!(page.contains("\x1b[32mrunning\x1b[0m") && page.contains("\x1b[1;31mFAIL"));
     }
 }

@@ -47,34 +47,24 @@ pub enum RetryOutcome {
     Missing,
 }
 
-/// Outcome of a retry, and the number of bytes that were sent.
-pub(super) struct Attempt {
-    pub(super) outcome: Result<RetryOutcome, OutboxError>,
-    pub(super) sent_bytes: u64,
+/// Outcome of sending one dead letter again, and the number of bytes that were sent.
+#[derive(Debug)]
+pub struct RetryAttempt {
+    /// The outcome. After an error it is not stored, so the dead letter may be sent once more.
+    pub outcome: Result<RetryOutcome, OutboxError>,
+    /// Bytes that count for the sink's rate limit.
+    pub sent_bytes: u64,
 }
 
 /// Sends the dead letter `id` to its `sink` in a batch of its own, and stores the outcome.
-///
-/// # Errors
-/// [`OutboxError`]: the outcome is not stored, so the dead letter may be sent once more.
 pub async fn retry_dead_letter(
     sink: &mut dyn Sink,
     outbox: &Arc<Outbox>,
     identity: &Identity,
     clock: &dyn Clock,
     id: DeadLetterId,
-) -> Result<RetryOutcome, OutboxError> {
-    attempt(sink, outbox, identity, clock, id).await.outcome
-}
-
-pub(super) async fn attempt(
-    sink: &mut dyn Sink,
-    outbox: &Arc<Outbox>,
-    identity: &Identity,
-    clock: &dyn Clock,
-    id: DeadLetterId,
-) -> Attempt {
-    let unsent = |outcome| Attempt { outcome, sent_bytes: 0 };
+) -> RetryAttempt {
+    let unsent = |outcome| RetryAttempt { outcome, sent_bytes: 0 };
     let wanted = id.clone();
     let mut letter = match on_store(outbox, move |outbox| outbox.dead_letter(&wanted)).await {
         Ok(Some(letter)) => letter,
@@ -104,7 +94,7 @@ pub(super) async fn attempt(
         | Delivery::Hold { reason, .. } => Ok(RetryOutcome::NotDelivered { reason }),
         Delivery::Conflict { .. } => Ok(RetryOutcome::Conflict),
     };
-    Attempt { outcome, sent_bytes }
+    RetryAttempt { outcome, sent_bytes }
 }
 
 /// A batch of one entry, which fills the hole that the dead letter left; `None` when the stored line

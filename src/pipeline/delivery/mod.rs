@@ -13,7 +13,7 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 pub use batch_assembler::{AssembleError, Assembler, NextBatch};
-pub use dead_letter_retry::{DeadLetterRetry, RetryOutcome, retry_dead_letter};
+pub use dead_letter_retry::{DeadLetterRetry, RetryAttempt, RetryOutcome, retry_dead_letter};
 pub use rate_limit::RateLimit;
 pub use retry_policy::{NextAction, RetryPolicy};
 pub use schedule::SendRule;

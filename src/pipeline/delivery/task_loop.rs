@@ -13,7 +13,7 @@ use super::{
     AssembleError, Assembler, DeadLetterRetry, NextBatch, RetryPolicy, SinkControl, SinkTask,
     StopMode,
     batch_sender::{AfterBatch, hand_over_requested},
-    dead_letter_retry,
+    dead_letter_retry::retry_dead_letter,
     schedule::{Pause, Position, Schedule, SendRule},
 };
 use crate::stages::sink::{self, Batch};
@@ -225,7 +225,7 @@ impl TaskLoop {
         let SinkTask { sink, outbox, identity, clock, .. } = &mut self.task;
         let attempt = tokio::select! {
             biased;
-            attempt = dead_letter_retry::attempt(&mut **sink, outbox, identity, &**clock, id) => attempt,
+            attempt = retry_dead_letter(&mut **sink, outbox, identity, &**clock, id) => attempt,
             () = hand_over_requested(self.control.clone()) => return,
         };
         self.schedule.sent(attempt.sent_bytes, started);

@@ -1,4 +1,5 @@
-//! `ai-agent config try`: what another configuration would do to the sessions on this machine.
+//! `ai-agent config try`: compares a configuration with the one in force, on the session logs of this
+//! machine.
 
 use std::{
     collections::BTreeMap,
@@ -11,9 +12,10 @@ use serde_json::json;
 
 use crate::{
     cli::{
-        Failure, managed, print,
-        progress::Bar,
-        setup::{Surroundings, read_managed},
+        context::{CliContext, read_managed},
+        failure::Failure,
+        output::print,
+        progress_bar::ProgressBar,
     },
     config::LoadedConfig,
     pipeline::{
@@ -30,57 +32,52 @@ use crate::{
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The candidate: a file as `--config` would take it, or one that ends in `.json` as the server
-    /// would manage it.
+    /// Configuration to compare: a file for `--config`, or one that ends in `.json` with a managed
+    /// configuration
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// As one JSON object.
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
 impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
-        let surroundings = Surroundings::look()?;
-        let in_force = managed::last_in_force(&surroundings, explicit)?;
-        let context = surroundings.context(&in_force, None, true);
-        let candidate = self.candidate(&surroundings, explicit)?;
+        let cli = CliContext::new(explicit)?;
+        let in_force = cli.load_in_force()?;
+        let context = cli.stage_context(&in_force);
+        let candidate = self.candidate(&cli)?;
         let accepted = validate::validate(&candidate, &context, validate::TestScope::Managed)
             .map_err(Failure::failed)?;
         if candidate.settings.pipeline.sources != in_force.settings.pipeline.sources {
             tracing::warn!(
                 code = "candidate_sources_ignored",
-                "the candidate has other sources: those in force are read"
+                "the candidate has other sources: the sources in force are read"
             );
         }
-        let found = compare(&surroundings, &in_force, accepted.filters)?;
+        let found = compare(&cli, &in_force, accepted.filters)?;
         if self.json { found.as_json() } else { found.as_text() }
     }
 
-    fn candidate(
-        &self,
-        surroundings: &Surroundings,
-        explicit: Option<&Path>,
-    ) -> Result<LoadedConfig, Failure> {
-        let candidate = if self.file.extension().is_some_and(|it| it == "json") {
-            surroundings.load_managed(explicit, Some(&read_managed(&self.file)?))
-        } else {
-            return managed::last_in_force(surroundings, Some(&self.file))
-                .map_err(Failure::into_failed);
-        };
-        candidate.map_err(Failure::failed)
+    fn candidate(&self, cli: &CliContext) -> Result<LoadedConfig, Failure> {
+        if self.file.extension().is_some_and(|it| it == "json") {
+            let managed = read_managed(&self.file)?;
+            return cli.sources.load_with(Some(&managed)).map_err(Failure::failed);
+        }
+        let candidate = CliContext { sources: cli.sources.with_explicit(&self.file) };
+        candidate.load_in_force().map_err(Failure::into_failed)
     }
 }
 
-/// Reads every session once, and asks both about each record.
+/// Reads all session logs once, and runs both configurations on each record.
 fn compare(
-    surroundings: &Surroundings,
+    cli: &CliContext,
     in_force: &LoadedConfig,
     candidate: FilterChain,
 ) -> Result<Comparison, Failure> {
-    let context = surroundings.context(in_force, None, true);
-    let nobody: Arc<dyn Fn() + Send + Sync> = Arc::new(|| ());
-    let sources = assembly::sources(in_force, &context, &nobody).map_err(Failure::usage)?;
+    let context = cli.stage_context(in_force);
+    let waker: Arc<dyn Fn() + Send + Sync> = Arc::new(|| ());
+    let sources = assembly::sources(in_force, &context, &waker).map_err(Failure::usage)?;
     let mut stages = assembly::stages(in_force, &context).map_err(Failure::usage)?;
     let both = Arc::new(Mutex::new((candidate, Comparison::default())));
     let observer = Arc::clone(&both);
@@ -90,10 +87,10 @@ fn compare(
     }));
     let config = in_force.settings.config_hash();
     let clock = Arc::clone(&context.clock);
-    let bar = Bar::new();
+    let bar = ProgressBar::new();
     let ran = DryRun { sources, stages, config, clock }.run(|_, totals, survey| {
         bar.show(Share::from(totals).read().bytes, survey.bytes_unread, survey.files);
-        // As the pipeline does once a group is stored.
+        // As the pipeline does after it has stored a group.
         let (filters, _) = &mut *both.lock().unwrap_or_else(PoisonError::into_inner);
         filters.on_group_change(GroupChange::Stored { all: true });
         Ok(())
@@ -106,7 +103,7 @@ fn compare(
 /// A filter, its reason, and the `type` of the records that it dropped.
 type Cause = (String, String, String);
 
-/// What became of the records under both.
+/// Result of both configurations.
 #[derive(Default)]
 struct Comparison {
     read: Count,
@@ -118,7 +115,7 @@ struct Comparison {
     less: BTreeMap<Cause, Count>,
     /// Bytes cut out, now and by the candidate, by filter.
     cut: BTreeMap<String, [u64; 2]>,
-    /// How often something was masked, now and by the candidate, by filter and pattern.
+    /// Number of masked strings, now and by the candidate, by filter and pattern.
     masked: BTreeMap<(String, String), [u64; 2]>,
 }
 
@@ -152,7 +149,7 @@ impl Comparison {
         }
     }
 
-    /// Counts what was edited by one of both.
+    /// Counts the edits of one of both.
     fn add_edits(&mut self, edited: Option<&Edited>, side: usize) {
         for cut in edited.into_iter().flat_map(|edited| &edited.cut) {
             self.cut.entry(cut.by.clone()).or_default()[side] += cut.bytes;
@@ -180,7 +177,7 @@ impl Comparison {
         let changed = self.cut.iter().filter(|(_, [now, then])| now != then);
         for (by, [now, then]) in changed.clone() {
             let (now, then) = (Size(*now), Size(*then));
-            print(format_args!("cut out by {by}: {then} instead of {now}"))?;
+            print(format_args!("cut by {by}: {then} instead of {now}"))?;
         }
         let masked = self.masked.iter().filter(|(_, [now, then])| now != then);
         for ((by, pattern), [now, then]) in masked.clone() {
@@ -188,7 +185,7 @@ impl Comparison {
         }
         let edits = changed.count() + masked.count();
         if self.more.is_empty() && self.less.is_empty() && edits == 0 {
-            print(format_args!("the candidate changes nothing for these sessions"))?;
+            print(format_args!("the candidate changes nothing for these session logs"))?;
         }
         Ok(())
     }

@@ -1,0 +1,239 @@
+//! Runs pipelines one after another, until the agent is asked to stop or a fault recurs too often.
+
+use std::{mem, path::Path, sync::Arc, time::Duration};
+
+use tracing::{error, info};
+
+use super::{
+    compliance_monitor::ComplianceMonitor,
+    config_manager::ConfigManager,
+    config_sources::{self, ConfigSources},
+    config_updates::{self, ConfigUpdates},
+    error::AgentError,
+    file_watch::ConfigFileWatch,
+    handle::{AgentHandle, Orders},
+    outbox_start,
+    restart_limit::RestartLimit,
+    watchdog,
+};
+use crate::{
+    config::LoadedConfig,
+    event::Event,
+    pipeline::{
+        assembly,
+        fault::{CatchUpError, Fault},
+        ingest::{Inbox, OnProgress, Until},
+        runner::Pipeline,
+    },
+    platform::{StateLock, service::Notify},
+};
+
+/// Time without progress after which `--once` gives up.
+const CATCH_UP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Restarts within an hour after which the agent gives up: a disk that damages every store cannot be
+/// helped by a new one, and a person must see a fault that recurs at once.
+const MAX_RESTARTS: usize = 5;
+
+/// How long an agent runs.
+pub(crate) enum RunMode {
+    /// Until it is stopped.
+    Forever,
+    /// Until everything that was found is delivered. The function makes a report of progress for
+    /// each pipeline.
+    Once(Box<dyn Fn() -> OnProgress + Send>),
+}
+
+/// An agent that holds its state directory.
+pub(crate) struct Agent {
+    manager: ConfigManager,
+    orders: Orders,
+    mode: RunMode,
+    lock: Arc<StateLock>,
+}
+
+impl Agent {
+    /// An agent with the local layers in force. `watch` was made before they were read.
+    ///
+    /// # Errors
+    /// [`AgentError`] when the configuration is wrong: stages are built once with the local layers,
+    /// whatever the server says later.
+    pub(crate) fn new(
+        sources: ConfigSources,
+        loaded: LoadedConfig,
+        watch: ConfigFileWatch,
+        lock: Arc<StateLock>,
+        mode: RunMode,
+    ) -> Result<Self, AgentError> {
+        let once = matches!(mode, RunMode::Once(_));
+        let context = sources.stage_context(&loaded, Some(lock.dir()), once);
+        config_sources::check_startable(&loaded, &context)?;
+        let (manager, mut orders) =
+            ConfigManager::new(sources, lock.dir(), loaded, watch, context)?;
+        if once {
+            orders.reloads.close();
+        }
+        Ok(Self { manager, orders, mode, lock })
+    }
+
+    /// Handle to ask the agent and to stop it.
+    pub(crate) fn handle(&self) -> AgentHandle {
+        self.manager.handle.clone()
+    }
+
+    /// Runs the agent until it is stopped, and stops it in order.
+    ///
+    /// # Errors
+    /// [`AgentError`] when it cannot start, gives up after faults, or with [`RunMode::Once`] cannot
+    /// deliver everything.
+    pub(crate) async fn run(self) -> Result<(), AgentError> {
+        let Self { mut manager, mut orders, mode, lock } = self;
+        let once = matches!(mode, RunMode::Once(_));
+        let first_request = tokio::select! {
+            first = config_updates::start(&mut manager, once) => first,
+            () = orders.stop.given() => return Ok(()),
+        };
+        let notify = Notify::new(&manager.context.environment);
+        let mut monitor = ComplianceMonitor::new(lock.dir(), &manager.context);
+        let mut unstored = Vec::new();
+        let mut restarts = RestartLimit::default();
+        loop {
+            let pipeline = assemble(&manager, lock.dir())?;
+            manager.mark_applied();
+            let events = mem::take(&mut unstored).into_iter().chain(manager.take_events());
+            events.for_each(|event| pipeline.inbox.report(event));
+            let (state, epoch) = (lock.dir().display(), pipeline.outbox.epoch());
+            let version = env!("CARGO_PKG_VERSION");
+            info!(code = "agent_started", %state, epoch, version, "started");
+            let ended = match &mode {
+                RunMode::Once(report) => {
+                    catch_up(pipeline, report(), &manager, &mut monitor, &mut orders).await
+                }
+                RunMode::Forever => {
+                    let parts = (&mut manager, &mut monitor, &notify);
+                    run_until_stopped(pipeline, parts, first_request, &mut orders).await
+                }
+            };
+            let fault = match ended {
+                Ok(()) => return Ok(()),
+                Err(Ended::Failed(failure)) => return Err(failure),
+                Err(Ended::Fault(fault, events)) => {
+                    unstored = events;
+                    fault
+                }
+            };
+            let max = match (once, &fault) {
+                (false, _) => MAX_RESTARTS,
+                (true, Fault::OutboxDamaged) => 1,
+                (true, Fault::Panicked(_)) => 0,
+            };
+            if !restarts.allow(max, manager.context.clock.uptime()) {
+                let state_dir = lock.dir().to_owned();
+                return Err(AgentError::GaveUp { fault, restarts: max, state_dir });
+            }
+            log_restart(&fault);
+        }
+    }
+}
+
+/// Reason why a pipeline ended early.
+enum Ended {
+    /// A fault; the pipeline is restarted with the events that were not stored.
+    Fault(Fault, Vec<Event>),
+    /// The agent has failed.
+    Failed(AgentError),
+}
+
+fn log_restart(fault: &Fault) {
+    match fault {
+        // The damaged outbox is moved aside when it is opened again. Filters start with an empty
+        // memory, since entries that they remember may have been in that outbox only.
+        Fault::OutboxDamaged => error!(
+            code = "outbox_damaged",
+            "the outbox is damaged: restarting the pipeline with a new outbox"
+        ),
+        Fault::Panicked(_) => {
+            error!(code = "pipeline_restarting", %fault, "restarting the pipeline")
+        }
+    }
+}
+
+fn assemble(manager: &ConfigManager, state_dir: &Path) -> Result<Pipeline, AgentError> {
+    let ConfigManager { loaded, context, .. } = manager;
+    let inbox = Arc::new(Inbox::default());
+    let sources = assembly::sources(loaded, context, &inbox.waker())?;
+    let stages = assembly::stages(loaded, context)?;
+    let sinks = assembly::sinks(loaded, context)?;
+    let registrations = assembly::seats(loaded, &sinks);
+    let outbox = outbox_start::open(state_dir, &registrations, &*context.clock, &inbox)?;
+    let (identity, clock) = (context.identity.clone(), Arc::clone(&context.clock));
+    let config_status = manager.status.config.clone();
+    Ok(Pipeline { sources, stages, sinks, outbox, inbox, config_status, identity, clock })
+}
+
+/// Reads and delivers until the agent is asked to stop.
+async fn run_until_stopped(
+    pipeline: Pipeline,
+    (manager, monitor, notify): (&mut ConfigManager, &mut ComplianceMonitor, &Notify),
+    first_request: Duration,
+    orders: &mut Orders,
+) -> Result<(), Ended> {
+    let settings = &manager.loaded.settings;
+    let mut running = pipeline.start(settings, Until::Stopped, Box::new(|_| ()));
+    manager.handle.set_running(running.view());
+    // After reading has started: the policy file is synced, and no record should wait for that.
+    monitor.check(settings).into_iter().for_each(|event| running.report(event));
+    notify.ready();
+    let failed = running.failed();
+    let pulse = running.pulse();
+    let handle = manager.handle.clone();
+    let updates = ConfigUpdates::new(&mut running, manager, monitor, orders, first_request);
+    let fault = tokio::select! {
+        () = updates.run() => None,
+        fault = failed => Some(fault),
+        never = watchdog::feed(notify, pulse) => match never {},
+    };
+    match &fault {
+        None => {
+            handle.set_stopping();
+            notify.stopping();
+            info!("stopping");
+        }
+        Some(fault) => {
+            handle.set_starting();
+            error!(code = "pipeline_failed", %fault, "stopping the pipeline");
+        }
+    }
+    let unstored = running.stop().await;
+    fault.map_or(Ok(()), |fault| Err(Ended::Fault(fault, unstored)))
+}
+
+/// Reads everything once, delivers it, and stops.
+async fn catch_up(
+    pipeline: Pipeline,
+    report: OnProgress,
+    manager: &ConfigManager,
+    monitor: &mut ComplianceMonitor,
+    orders: &mut Orders,
+) -> Result<(), Ended> {
+    let settings = &manager.loaded.settings;
+    // Before reading starts, which may end before these events are taken up.
+    monitor.check(settings).into_iter().for_each(|event| pipeline.inbox.report(event));
+    let mut running = pipeline.start(settings, Until::CaughtUp, report);
+    manager.handle.set_running(running.view());
+    let done = tokio::select! {
+        done = running.catch_up(CATCH_UP_PATIENCE) => Some(done),
+        () = orders.stop.given() => None,
+    };
+    manager.handle.set_stopping();
+    let unstored = running.stop().await;
+    match done {
+        Some(Ok(delivered)) => {
+            info!(code = "all_delivered", delivered, "everything is delivered");
+            Ok(())
+        }
+        Some(Err(CatchUpError::Fault(fault))) => Err(Ended::Fault(fault, unstored)),
+        Some(Err(error)) => Err(Ended::Failed(AgentError::CatchUp(error))),
+        None => Err(Ended::Failed(AgentError::Interrupted)),
+    }
+}

@@ -1,0 +1,103 @@
+//! Runs an agent inside the process of the test.
+
+use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use siem_server::{FileStore, Keys, Receiver, Secret, ServeOptions};
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
+
+use super::{Agent, AgentError, ConfigFileWatch, ConfigSources, RunMode};
+use crate::platform::{Environment, LockRole, StateLock};
+
+const TOKEN: &str = "the token of the fleet";
+const SECRET: &str = "correct horse battery staple";
+const RECORD: &str = "{\"type\":\"user\",\"uuid\":\"one\"}";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Starts a receiver on loopback, which runs until the runtime ends.
+async fn start_receiver(data: &Path) -> SocketAddr {
+    let keys = Keys::new(Secret::new(TOKEN).unwrap(), Secret::new(SECRET).unwrap());
+    let receiver = Receiver::new(keys, Arc::new(FileStore::open(data).unwrap()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let forever = std::future::pending();
+    tokio::spawn(siem_server::serve(listener, receiver.router(), ServeOptions::default(), forever));
+    address
+}
+
+/// An agent with this home directory, which ships to `receiver`.
+fn agent(home: &Path, receiver: SocketAddr, mode: RunMode) -> Result<Agent, AgentError> {
+    let home = home.to_str().unwrap();
+    let endpoint = format!("http://{receiver}");
+    let environment = Environment::from_iter([
+        ("HOME", home),
+        ("USERPROFILE", home),
+        ("CLAUDE_SIEM_ENDPOINT", &endpoint),
+        ("CLAUDE_SIEM_TOKEN", TOKEN),
+        ("CLAUDE_SIEM_HMAC_SECRET", SECRET),
+    ]);
+    let sources = ConfigSources::new(environment, None)?;
+    let watch = ConfigFileWatch::before_reading(sources.layer_files());
+    let loaded = sources.load()?;
+    let lock = StateLock::acquire(&loaded.settings.agent.state_dir, LockRole::Agent).unwrap();
+    Agent::new(sources, loaded, watch, Arc::new(lock), mode)
+}
+
+fn home_with_record() -> tempfile::TempDir {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join(".claude/projects/-work");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("session.jsonl"), format!("{RECORD}\n")).unwrap();
+    home
+}
+
+/// Whether a file of the receiver contains the record.
+fn is_received(data: &Path) -> bool {
+    let mut folders = vec![data.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if String::from_utf8_lossy(&fs::read(path).unwrap()).contains(RECORD) {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+async fn wait_until_received(data: &Path) {
+    while !is_received(data) {
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agent_ships_a_record_and_stops_within_a_test() {
+    let (home, data) = (home_with_record(), tempfile::tempdir().unwrap());
+    let receiver = start_receiver(data.path()).await;
+    let agent = agent(home.path(), receiver, RunMode::Forever).unwrap();
+    let handle = agent.handle();
+    let use_it = async {
+        let pipeline = handle.running_pipeline(PATIENCE).await.unwrap();
+        while pipeline.flush(PATIENCE).await.unwrap() == 0 {}
+        wait_until_received(data.path()).await;
+        handle.stop();
+    };
+    let (ended, ()) = timeout(PATIENCE, async { tokio::join!(agent.run(), use_it) }).await.unwrap();
+    ended.unwrap();
+    assert!(handle.pipeline().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agent_with_once_delivers_everything_and_returns() {
+    let (home, data) = (home_with_record(), tempfile::tempdir().unwrap());
+    let receiver = start_receiver(data.path()).await;
+    let mode = RunMode::Once(Box::new(|| Box::new(|_| ())));
+    let agent = agent(home.path(), receiver, mode).unwrap();
+    timeout(PATIENCE, agent.run()).await.unwrap().unwrap();
+    timeout(PATIENCE, wait_until_received(data.path())).await.unwrap();
+}

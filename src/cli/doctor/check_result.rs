@@ -1,0 +1,80 @@
+//! Result of one check, and its rendering.
+
+use crate::{
+    cli::terminal::{Colours, wrap},
+    config::LoadedConfig,
+    stages::Context,
+};
+
+/// Width of the subject in front of the text.
+const SUBJECT_WIDTH: usize = 13;
+/// Width of everything in front of the text.
+const INDENT: usize = 4 + 2 + SUBJECT_WIDTH + 2;
+
+/// Configuration and context that the checks inspect.
+pub(super) struct Checkup {
+    pub(super) loaded: LoadedConfig,
+    pub(super) context: Context,
+}
+
+/// Result of one check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CheckResult {
+    pub(super) subject: &'static str,
+    pub(super) outcome: CheckOutcome,
+    /// The finding, and what to do about it.
+    pub(super) text: String,
+}
+
+/// Outcome of one check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CheckOutcome {
+    Ok,
+    Warn,
+    Fail,
+}
+
+impl CheckResult {
+    pub(super) fn ok(subject: &'static str, text: impl Into<String>) -> Self {
+        Self { subject, outcome: CheckOutcome::Ok, text: text.into() }
+    }
+
+    pub(super) fn warn(subject: &'static str, text: impl Into<String>) -> Self {
+        Self { subject, outcome: CheckOutcome::Warn, text: text.into() }
+    }
+
+    pub(super) fn fail(subject: &'static str, text: impl Into<String>) -> Self {
+        Self { subject, outcome: CheckOutcome::Fail, text: text.into() }
+    }
+
+    /// Renders the result in one or more lines.
+    pub(super) fn render(&self, colours: Colours, width: Option<usize>) -> String {
+        let outcome = match self.outcome {
+            CheckOutcome::Ok => colours.green("ok  "),
+            CheckOutcome::Warn => colours.yellow("warn"),
+            CheckOutcome::Fail => colours.red("FAIL"),
+        };
+        let lines = wrap(&self.text, width.map(|width| width.saturating_sub(INDENT)));
+        let text = lines.join(&format!("\n{:INDENT$}", ""));
+        format!("{outcome}  {:<SUBJECT_WIDTH$}  {text}", self.subject)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_is_wrapped_behind_its_subject() {
+        let text = "`/etc/ai-agent/token` cannot be read: permission denied (os error 13)";
+        let result = CheckResult::fail("token", text);
+        let expected = "\
+FAIL  token          `/etc/ai-agent/token` cannot be read:
+                     permission denied (os error 13)";
+        assert_eq!(result.render(Colours::None, Some(64)), expected);
+        assert_eq!(
+            CheckResult::ok("disk", "fine").render(Colours::Shown, None),
+            "\x1b[32mok  \x1b[0m  disk           fine"
+        );
+    }
+}

@@ -1,0 +1,243 @@
+//! Checks of this machine: state directory, disk, session logs, watches, open files.
+
+use std::{fs, io, path::Path};
+
+use super::check_result::{CheckResult, Checkup};
+use crate::{
+    pipeline::assembly,
+    platform::{self, file, secure_file, watch},
+    text::counted,
+    units::Size,
+};
+
+/// Open files that are enough for the agent and its sources.
+const ENOUGH_FILES: u64 = 256;
+
+pub(super) fn run(checkup: &Checkup) -> Vec<CheckResult> {
+    let settings = &checkup.loaded.settings;
+    let state_dir = &settings.agent.state_dir;
+    let mut results = vec![state_directory(state_dir)];
+    results.push(disk_space(platform::free_space(existing(state_dir)), settings.outbox.max_bytes));
+    let mut directories = 0;
+    // A source that cannot be built is reported with the configuration.
+    let roots = assembly::session_roots(&checkup.loaded, &checkup.context).unwrap_or_default();
+    for root in &roots {
+        let seen = SessionLogs::find(root);
+        directories += seen.directories;
+        results.extend(session_logs(root, &seen));
+    }
+    if results.iter().all(|result| result.subject != "sessions") {
+        let first = roots.first().map(|root| root.display().to_string()).unwrap_or_default();
+        let text = format!("none yet: Claude Code writes them below `{first}`");
+        results.push(CheckResult::warn("sessions", text));
+    }
+    results.extend(watch::limit().map(|limit| watches(directories, limit)));
+    results.extend(file::open_limit().map(open_files));
+    results
+}
+
+fn state_directory(dir: &Path) -> CheckResult {
+    const SUBJECT: &str = "state";
+
+    let shown = dir.display();
+    match fs::metadata(dir) {
+        Ok(found) if !found.is_dir() => CheckResult::fail(
+            SUBJECT,
+            format!(
+                "`{shown}` is not a directory: move it away, or set `state_dir` under `[agent]` to another"
+            ),
+        ),
+        Ok(_) if !secure_file::is_trusted_dir(dir) => CheckResult::fail(
+            SUBJECT,
+            format!("`{shown}` belongs to another user: each user's agent needs its own"),
+        ),
+        Ok(_) => match try_to_write(dir) {
+            Ok(()) => CheckResult::ok(SUBJECT, format!("`{shown}` is writable")),
+            Err(error) => CheckResult::fail(
+                SUBJECT,
+                format!(
+                    "cannot write to `{shown}`: {error}; fix that, or set `state_dir` under `[agent]` to another directory"
+                ),
+            ),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => CheckResult::warn(
+            SUBJECT,
+            format!("`{shown}` does not exist yet: the agent has not run"),
+        ),
+        Err(error) => CheckResult::fail(SUBJECT, format!("cannot inspect `{shown}`: {error}")),
+    }
+}
+
+/// Writes a file and deletes it.
+fn try_to_write(dir: &Path) -> io::Result<()> {
+    let path = dir.join(format!("doctor.{}", std::process::id()));
+    secure_file::replace(&path, b"written by ai-agent doctor\n")?;
+    fs::remove_file(path)
+}
+
+/// The nearest ancestor that exists.
+fn existing(dir: &Path) -> &Path {
+    dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(dir)
+}
+
+fn disk_space(free: Option<u64>, max: u64) -> CheckResult {
+    const SUBJECT: &str = "disk";
+
+    let Some(free) = free else {
+        return CheckResult::warn(SUBJECT, "free space is unknown");
+    };
+    let (shown, wanted) = (Size(free), Size(max));
+    if free < max / 10 {
+        CheckResult::fail(
+            SUBJECT,
+            format!(
+                "{shown} free, and the outbox may take {wanted}: free space, or lower `outbox.max_bytes`"
+            ),
+        )
+    } else if free < max {
+        CheckResult::warn(
+            SUBJECT,
+            format!("{shown} free, less than the {wanted} that the outbox may take"),
+        )
+    } else {
+        CheckResult::ok(SUBJECT, format!("{shown} free, the outbox may take {wanted}"))
+    }
+}
+
+/// Session logs below a directory.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct SessionLogs {
+    exists: bool,
+    directories: u64,
+    files: u64,
+    /// The first path that cannot be read, and the error.
+    unreadable: Option<(String, String)>,
+}
+
+impl SessionLogs {
+    fn find(root: &Path) -> Self {
+        let mut seen = Self::default();
+        let mut folders = vec![root.to_owned()];
+        while let Some(folder) = folders.pop() {
+            let entries = match fs::read_dir(&folder) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    seen.unreadable
+                        .get_or_insert((folder.display().to_string(), error.to_string()));
+                    continue;
+                }
+            };
+            seen.exists = true;
+            seen.directories += 1;
+            for entry in entries.flatten() {
+                let path = entry.path();
+                let Ok(kind) = entry.file_type() else { continue };
+                if kind.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|ending| ending == "jsonl") {
+                    seen.files += 1;
+                    if let Err(error) = file::open_regular(&path) {
+                        seen.unreadable
+                            .get_or_insert((path.display().to_string(), error.to_string()));
+                    }
+                }
+            }
+        }
+        seen
+    }
+}
+
+fn session_logs(root: &Path, seen: &SessionLogs) -> Option<CheckResult> {
+    let shown = root.display();
+    match &seen.unreadable {
+        Some((path, why)) => Some(CheckResult::fail(
+            "sessions",
+            format!("cannot read `{path}`: {why}; make it readable for the agent's user"),
+        )),
+        None if seen.exists => Some(CheckResult::ok(
+            "sessions",
+            format!("{} below `{shown}`", counted(seen.files, "file", "files")),
+        )),
+        None => None,
+    }
+}
+
+fn watches(directories: u64, limit: u64) -> CheckResult {
+    if directories < limit / 2 {
+        CheckResult::ok(
+            "watches",
+            format!("{directories} of at most {limit} directories are watched"),
+        )
+    } else {
+        CheckResult::warn(
+            "watches",
+            format!(
+                "{directories} directories, and all programs of this user may watch only {limit}: changes \
+                 in the others are found by sweeps, seconds later; raise the limit with `sysctl \
+                 fs.inotify.max_user_watches`"
+            ),
+        )
+    }
+}
+
+fn open_files(limit: u64) -> CheckResult {
+    if limit < ENOUGH_FILES {
+        CheckResult::warn(
+            "open files",
+            format!(
+                "at most {limit}: the agent works with few, but slower; raise the limit with `ulimit -n`"
+            ),
+        )
+    } else {
+        CheckResult::ok("open files", format!("at most {limit}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::check_result::CheckOutcome, *};
+
+    #[test]
+    fn low_disk_space_warns_before_it_fails() {
+        let outcome = |free| disk_space(free, 1000).outcome;
+        assert_eq!(outcome(Some(1000)), CheckOutcome::Ok);
+        assert_eq!(outcome(Some(999)), CheckOutcome::Warn);
+        assert_eq!(outcome(Some(99)), CheckOutcome::Fail);
+        assert_eq!(outcome(None), CheckOutcome::Warn);
+    }
+
+    #[test]
+    fn low_limits_warn() {
+        assert_eq!(watches(10, 8192).outcome, CheckOutcome::Ok);
+        assert_eq!(watches(5000, 8192).outcome, CheckOutcome::Warn);
+        assert_eq!(open_files(1024).outcome, CheckOutcome::Ok);
+        assert_eq!(open_files(64).outcome, CheckOutcome::Warn);
+    }
+
+    #[test]
+    fn the_state_directory_is_left_unchanged() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(state_directory(dir.path()).outcome, CheckOutcome::Ok);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(state_directory(&dir.path().join("none")).outcome, CheckOutcome::Warn);
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert_eq!(state_directory(&file).outcome, CheckOutcome::Fail);
+    }
+
+    #[test]
+    fn session_logs_are_counted_and_unreadable_ones_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(session_logs(dir.path(), &SessionLogs::find(&dir.path().join("none"))), None);
+        fs::create_dir(dir.path().join("p")).unwrap();
+        fs::write(dir.path().join("p/s.jsonl"), "{}\n").unwrap();
+        let seen = SessionLogs::find(dir.path());
+        assert_eq!((seen.directories, seen.files), (2, 1));
+        assert_eq!(session_logs(dir.path(), &seen).unwrap().outcome, CheckOutcome::Ok);
+        let unreadable = Some(("/x".to_owned(), "no".to_owned()));
+        let finding = session_logs(dir.path(), &SessionLogs { unreadable, ..seen }).unwrap();
+        assert_eq!(finding.outcome, CheckOutcome::Fail);
+        assert!(finding.text.starts_with("cannot read `/x`: no"));
+    }
+}

@@ -1,0 +1,75 @@
+//! `ai-agent doctor`.
+
+mod agent_checks;
+mod check_result;
+mod machine_checks;
+mod receiver_checks;
+
+use std::path::Path;
+
+use clap::Args;
+
+use self::check_result::{CheckOutcome, CheckResult, Checkup};
+use super::{
+    context::CliContext,
+    failure::Failure,
+    output::print,
+    terminal::{Colours, short_hash, stdout_width},
+};
+use crate::{
+    pipeline::assembly,
+    text::{causes, counted},
+};
+
+/// Check this machine for everything that can keep the agent from working
+///
+/// Exits 1 if a check failed.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Have the running agent deliver a test event, and wait for its acknowledgement
+    #[arg(long)]
+    canary: bool,
+}
+
+impl Arguments {
+    pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
+        let context = CliContext::new(explicit)?;
+        // Without a configuration there is nothing to check.
+        let loaded = context.load_in_force().map_err(Failure::into_failed)?;
+        let state_dir = loaded.settings.agent.state_dir.clone();
+        let stage_context = context.sources.stage_context(&loaded, Some(&state_dir), true);
+        let checkup = Checkup { loaded, context: stage_context };
+        let (colours, width) = (Colours::of_stdout(), stdout_width());
+        let mut failed = 0;
+        let mut show = |result: CheckResult| {
+            failed += u64::from(result.outcome == CheckOutcome::Fail);
+            print(format_args!("{}", result.render(colours, width)))
+        };
+        let results = configuration(&checkup).into_iter();
+        let results = results.chain(machine_checks::run(&checkup));
+        let results = results.chain(receiver_checks::run(&checkup));
+        for result in results.chain(agent_checks::run(&context)) {
+            show(result)?;
+        }
+        if self.canary {
+            show(agent_checks::canary(&state_dir))?;
+        }
+        match failed {
+            0 => print(format_args!("all checks passed")),
+            count => Err(Failure::failed(format!("{} failed", counted(count, "check", "checks")))),
+        }
+    }
+}
+
+/// Mistakes in the configuration.
+fn configuration(checkup: &Checkup) -> Vec<CheckResult> {
+    const SUBJECT: &str = "configuration";
+
+    let Checkup { loaded, context } = checkup;
+    let mistakes = assembly::check(loaded, context);
+    if mistakes.is_empty() {
+        let hash = short_hash(loaded.settings.config_hash());
+        return vec![CheckResult::ok(SUBJECT, format!("no mistakes (hash {hash})"))];
+    }
+    mistakes.iter().map(|error| CheckResult::fail(SUBJECT, causes(error))).collect()
+}

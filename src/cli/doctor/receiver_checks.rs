@@ -1,0 +1,194 @@
+//! Checks of the connection to the receiver: name, proxy, TLS, token, secret and clock.
+
+use std::{
+    net::ToSocketAddrs as _,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use super::check_result::{CheckResult, Checkup};
+use crate::{
+    pipeline::assembly,
+    platform::{Environment, Timestamp},
+    siem::{Connection, Probe},
+    text::causes,
+};
+
+/// Longest time that the receiver may take.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// Largest tolerated difference of the clocks: beyond it, times in records are useless, and
+/// certificates may be invalid.
+const MAX_SKEW: Duration = Duration::from_secs(60);
+/// Variables that set a proxy. Their values may contain credentials, and are not shown.
+const PROXIES: [&str; 4] = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"];
+
+pub(super) fn run(checkup: &Checkup) -> Vec<CheckResult> {
+    if let Some(missing) = checkup.loaded.missing_for_delivery() {
+        return vec![CheckResult::fail("receiver", missing.to_string())];
+    }
+    let connection = match assembly::manager(&checkup.loaded, &checkup.context) {
+        Ok(Some(connection)) => connection,
+        Ok(None) => {
+            return vec![CheckResult::warn("receiver", "no sink delivers to a receiver")];
+        }
+        Err(error) => return vec![CheckResult::fail("receiver", causes(&error))],
+    };
+    let mut results = Vec::new();
+    let proxies = proxies(&checkup.context.environment);
+    if proxies.is_empty() {
+        results.push(host_name(&connection));
+    } else {
+        results.push(CheckResult::warn("proxy", format!("set by {}", proxies.join(" and "))));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let probe = match runtime {
+        Ok(runtime) => runtime.block_on(connection.probe(TIMEOUT)),
+        Err(error) => return vec![CheckResult::fail("receiver", error.to_string())],
+    };
+    match probe {
+        Err(reason) if reason.contains("onnection refused") => {
+            let hint = "check that a receiver listens there, and that no firewall blocks it";
+            results.push(CheckResult::fail("receiver", format!("{reason}; {hint}")));
+        }
+        Err(reason) => results.push(CheckResult::fail("receiver", reason)),
+        Ok(probe) => results.extend(evaluate(&probe, checkup.context.clock.now())),
+    }
+    results
+}
+
+fn proxies(environment: &Environment) -> Vec<&'static str> {
+    let is_set = |name: &&str| {
+        environment.get(name).is_some() || environment.get(&name.to_lowercase()).is_some()
+    };
+    PROXIES.into_iter().filter(is_set).collect()
+}
+
+/// Checks that the receiver's name can be resolved.
+fn host_name(connection: &Connection) -> CheckResult {
+    let Some((host, port)) = connection.host_and_port() else {
+        return CheckResult::fail("name", format!("`{}` contains no host", connection.base()));
+    };
+    match (host.as_str(), port).to_socket_addrs() {
+        Ok(found) => {
+            let found: Vec<_> = found.map(|it| it.ip().to_string()).collect();
+            CheckResult::ok("name", format!("`{host}` resolves to {}", found.join(", ")))
+        }
+        Err(error) => CheckResult::fail(
+            "name",
+            format!("cannot resolve `{host}`: {error}; check `endpoint`, DNS and the VPN"),
+        ),
+    }
+}
+
+/// Evaluates the receiver's response: endpoint, token, secret and clock.
+fn evaluate(probe: &Probe, now: Timestamp) -> Vec<CheckResult> {
+    let took = probe.took.as_millis();
+    let mut results = Vec::new();
+    match probe.status {
+        200 | 304 | 404 => {
+            results.push(CheckResult::ok("receiver", format!("responded within {took} ms")));
+            results.push(CheckResult::ok("token", "accepted by the receiver"));
+        }
+        401 => {
+            results.push(CheckResult::fail("token", "the receiver responded with 401: check the token"))
+        }
+        403 => results.push(CheckResult::fail(
+            "token",
+            "the receiver responded with 403: check that this token may ship",
+        )),
+        407 => results.push(CheckResult::fail(
+            "proxy",
+            "responded with 407: set `proxy_user` and `proxy_password_file`",
+        )),
+        status @ 300..=399 => results.push(CheckResult::fail(
+            "receiver",
+            format!(
+                "responded with {status}: redirects are not followed, set `endpoint` to their target"
+            ),
+        )),
+        status => results.push(CheckResult::fail(
+            "receiver",
+            format!("responded with {status} after {took} ms: see the receiver's log"),
+        )),
+    }
+    results.extend(match probe.is_signed {
+        Some(true) => Some(CheckResult::ok("HMAC secret", "the same as the receiver's")),
+        Some(false) => Some(CheckResult::fail(
+            "HMAC secret",
+            "the receiver signs with another secret, or something else responds in its place",
+        )),
+        None if probe.status == 200 => Some(CheckResult::fail(
+            "HMAC secret",
+            "the response is not signed: a captive portal or a proxy may respond in place of the receiver",
+        )),
+        // A receiver without managed configuration signs nothing.
+        None if probe.status == 404 => Some(CheckResult::warn(
+            "HMAC secret",
+            "not verified, since the receiver signed nothing: run `ai-agent doctor --canary`",
+        )),
+        None => None,
+    });
+    results.extend(probe.date.map(|date| clock(date, now)));
+    results
+}
+
+fn clock(theirs: SystemTime, ours: Timestamp) -> CheckResult {
+    let theirs = theirs.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let ours = Duration::from_millis(ours.0);
+    let skew = theirs.abs_diff(ours);
+    if skew <= MAX_SKEW {
+        return CheckResult::ok("clock", "within a minute of the receiver's");
+    }
+    let direction = if ours > theirs { "ahead of" } else { "behind" };
+    CheckResult::fail(
+        "clock",
+        format!(
+            "{} {direction} the receiver's: enable time synchronisation",
+            humantime::format_duration(Duration::from_secs(skew.as_secs()))
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::check_result::CheckOutcome, *};
+
+    fn probe(status: u16, is_signed: Option<bool>) -> Probe {
+        Probe { status, is_signed, date: None, took: Duration::from_millis(7) }
+    }
+
+    fn found(probe: &Probe) -> Vec<(&'static str, CheckOutcome)> {
+        evaluate(probe, Timestamp(0)).iter().map(|it| (it.subject, it.outcome)).collect()
+    }
+
+    #[test]
+    fn the_status_determines_the_results() {
+        use CheckOutcome::{Fail, Ok, Warn};
+
+        let ok = [("receiver", Ok), ("token", Ok), ("HMAC secret", Warn)];
+        assert_eq!(found(&probe(404, None)), ok);
+        assert_eq!(found(&probe(200, Some(true)))[2], ("HMAC secret", Ok));
+        assert_eq!(found(&probe(200, Some(false)))[2], ("HMAC secret", Fail));
+        assert_eq!(found(&probe(200, None))[2], ("HMAC secret", Fail));
+        assert_eq!(found(&probe(401, None)), [("token", Fail)]);
+        assert_eq!(found(&probe(301, None)), [("receiver", Fail)]);
+        assert_eq!(found(&probe(407, None)), [("proxy", Fail)]);
+        assert_eq!(found(&probe(503, None)), [("receiver", Fail)]);
+    }
+
+    #[test]
+    fn clocks_may_differ_by_a_minute() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let ours = Timestamp(1_000_000_000);
+        assert_eq!(clock(at(1_000_060), ours).outcome, CheckOutcome::Ok);
+        let behind = clock(at(1_003_661), ours);
+        assert_eq!(behind.text, "1h 1m 1s behind the receiver's: enable time synchronisation");
+        assert!(clock(at(999_000), ours).text.contains("ahead of"));
+    }
+
+    #[test]
+    fn only_the_names_of_proxy_variables_are_shown() {
+        let environment: Environment =
+            [("https_proxy", "http://u:secret@p"), ("NO_PROXY", "x")].into_iter().collect();
+        assert_eq!(proxies(&environment), ["HTTPS_PROXY", "NO_PROXY"]);
+    }
+}

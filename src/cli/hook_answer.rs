@@ -1,0 +1,312 @@
+//! Answers a hook of Claude Code, in a process of its own for each call.
+//!
+//! A hook is called for each prompt and must be quick: no runtime, no outbox, no network, no daemon.
+//! No failure in here may block a user's work unless the policy demands it: Claude Code blocks the
+//! prompt on exit code 2, and lets it through on every other.
+
+use std::{
+    ffi::OsString,
+    io::{self, Write as _},
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use siem_protocol::managed::OnError;
+
+use super::{failure::Failure, output::print};
+use crate::{
+    compliance::{
+        Account, Evaluation, SignInState,
+        cache::read_sign_in_state_cached,
+        hook_input::HookInput,
+        hook_response::{Decision, Hook, HookResponse},
+        policy,
+        policy_file::{self, LocatedPolicy, PolicyFileError},
+        spool::{Spool, SpooledReport},
+    },
+    platform::{Clock as _, Environment, Os, Paths, SystemClock, input},
+    text::causes,
+};
+
+/// Largest part of the input that is read: a prompt may be megabytes long, and comes last.
+const MAX_INPUT: usize = 256 << 10;
+/// Longest time that Claude Code may take to send the input.
+const INPUT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The hook of a command line that `hooks install` writes, recognised without the argument parser.
+pub(super) fn plain_hook(arguments: impl IntoIterator<Item = OsString>) -> Option<String> {
+    let mut arguments = arguments.into_iter().skip(1);
+    let is_plain = arguments.next()? == "check" && arguments.next()? == "--hook";
+    let hook = arguments.next().filter(|_| is_plain)?.into_string().ok()?;
+    (arguments.next().is_none() && Hook::named(&hook).is_some()).then_some(hook)
+}
+
+/// Whether a command line is that of a hook, even a malformed one: exit code 2, which is used for wrong
+/// arguments, would block every prompt.
+pub(super) fn is_hook(arguments: impl IntoIterator<Item = OsString>) -> bool {
+    let mut arguments = arguments.into_iter().skip(1);
+    let is_check = arguments.by_ref().any(|argument| argument == "check");
+    is_check && arguments.any(|argument| argument.to_string_lossy().starts_with("--hook"))
+}
+
+/// Policy and account, which determine the response.
+struct Knowledge {
+    found: LocatedPolicy,
+    account: Account,
+    verdict: Evaluation,
+}
+
+impl Knowledge {
+    /// Reads the policy and the signed-in account; `None` when there was never a policy.
+    fn gather(environment: &Environment, paths: &Paths) -> Result<Option<Self>, PolicyFileError> {
+        let Some(found) = policy_file::find(paths)? else { return Ok(None) };
+        let account = Account::of_claude_code_with(&paths.home, environment, |path| {
+            read_sign_in_state_cached(path, &found.state_dir, SystemClock.now())
+        });
+        let verdict = policy::evaluate(&account.state, &found.policy.compliance);
+        Ok(Some(Self { found, account, verdict }))
+    }
+
+    fn answer(&self, hook: Hook) -> HookResponse {
+        HookResponse::new(hook, &self.verdict, &self.found.policy.compliance)
+    }
+
+    fn report(
+        &self,
+        hook: Hook,
+        answer: &HookResponse,
+        call: HookInput,
+        latency: Duration,
+    ) -> SpooledReport {
+        let who = match &self.account.state {
+            SignInState::SignedIn(who) => Some(who.clone()),
+            _ => None,
+        };
+        // The permitted values are in the configuration, and may be long.
+        let mut violations = self.verdict.violations.clone();
+        violations.iter_mut().for_each(|finding| finding.permitted.clear());
+        SpooledReport {
+            at: SystemClock.now(),
+            hook: hook.name().to_owned(),
+            decision: answer.decision.as_str().to_owned(),
+            latency_us: u64::try_from(latency.as_micros()).unwrap_or(u64::MAX),
+            session_id: call.session_id,
+            transcript_path: call.transcript_path,
+            cwd: call.cwd,
+            source: call.source,
+            who,
+            violations,
+            unknown: self.verdict.unknown.clone(),
+            config_hash: Some(self.found.policy.config_hash),
+        }
+    }
+}
+
+/// Answers a hook. This is all that such a process does.
+pub(super) fn answer_hook(name: &str) -> ExitCode {
+    let begun = Instant::now();
+    let Some(hook) = Hook::named(name) else {
+        let known = Hook::ALL.map(Hook::name).join("` and `");
+        write_stderr(&format!("ai-agent does not support the hook `{name}`: use `{known}`"));
+        return ExitCode::SUCCESS;
+    };
+    // Claude Code shows the output of a hook that blocks, which must not contain a panic message.
+    std::panic::set_hook(Box::new(|_| ()));
+    let environment = Environment::from_process();
+    let Some((environment, paths)) = home(environment) else {
+        return ExitCode::SUCCESS;
+    };
+    let gathered = catch_unwind(AssertUnwindSafe(|| Knowledge::gather(&environment, &paths)));
+    let knowledge = match gathered {
+        Ok(Ok(Some(knowledge))) => knowledge,
+        Ok(Ok(None)) => return ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            write_stderr(&causes(&error));
+            return ExitCode::SUCCESS;
+        }
+        Err(_) => return failed(&paths),
+    };
+    let Ok(answer) = catch_unwind(AssertUnwindSafe(|| knowledge.answer(hook))) else {
+        return failed(&paths);
+    };
+    send(&answer);
+    let latency = begun.elapsed();
+    let reported = catch_unwind(AssertUnwindSafe(|| {
+        let call = HookInput::read(&input::first_line(MAX_INPUT, INPUT_TIMEOUT));
+        let report = knowledge.report(hook, &answer, call, latency);
+        Spool::of(&knowledge.found.state_dir).add(&report, random())
+    }));
+    // The response is sent; without the report, only an event is missing.
+    drop(reported);
+    ExitCode::from(answer.exit_code())
+}
+
+/// Paths of the user. The home directory comes from the system when no variable names it.
+fn home(environment: Environment) -> Option<(Environment, Paths)> {
+    if let Ok(paths) = Paths::on(Os::CURRENT, &environment) {
+        return Some((environment, paths));
+    }
+    let environment = environment.with_home(&std::env::home_dir()?);
+    let paths = Paths::on(Os::CURRENT, &environment).ok()?;
+    Some((environment, paths))
+}
+
+/// Responds when the check itself has failed, as the policy demands.
+fn failed(paths: &Paths) -> ExitCode {
+    let policy = catch_unwind(AssertUnwindSafe(|| policy_file::find(paths)));
+    let on_error = match policy {
+        Ok(Ok(Some(found))) => found.policy.compliance.on_error,
+        _ => None,
+    };
+    if on_error != Some(OnError::Block) {
+        write_stderr("ai-agent could not check the signed-in account, and lets the prompt through");
+        return ExitCode::SUCCESS;
+    }
+    let answer = HookResponse::blocked(
+        "Your organisation's policy checks the account that is signed in to Claude Code, and ai-agent \
+         could not determine it.\nRun `ai-agent check --hook UserPromptSubmit --explain` to see why, and show it to your \
+         administrator."
+            .to_owned(),
+    );
+    send(&answer);
+    ExitCode::from(answer.exit_code())
+}
+
+fn send(answer: &HookResponse) {
+    let mut stdout = io::stdout().lock();
+    // Claude Code may have gone.
+    drop(stdout.write_all(answer.stdout.as_bytes()).and_then(|()| stdout.flush()));
+    if !answer.stderr.is_empty() {
+        write_stderr(&answer.stderr);
+    }
+}
+
+fn write_stderr(text: &str) {
+    drop(writeln!(io::stderr(), "{text}"));
+}
+
+fn random() -> u128 {
+    fastrand::u128(..)
+}
+
+/// Prints the response of a hook, and its reason.
+pub(super) fn explain(name: &str) -> Result<(), Failure> {
+    let hook = Hook::named(name).ok_or_else(|| {
+        let known = Hook::ALL.map(Hook::name).join("` or `");
+        Failure::usage(format!("ai-agent does not support the hook `{name}`: use `{known}`"))
+    })?;
+    let (environment, paths) = home(Environment::from_process())
+        .ok_or_else(|| Failure::usage("there is no home directory: set HOME"))?;
+    let knowledge = match Knowledge::gather(&environment, &paths) {
+        Ok(Some(knowledge)) => knowledge,
+        Ok(None) => {
+            return print(format_args!(
+                "There is no policy yet: `ai-agent run` writes it to `{}`. The hook lets everything \
+                 through without a message.",
+                paths.default_state_dir.display()
+            ));
+        }
+        Err(error) => {
+            return print(format_args!(
+                "The policy cannot be used: {}. The hook lets everything through.",
+                causes(&error)
+            ));
+        }
+    };
+    knowledge.print(hook)
+}
+
+impl Knowledge {
+    fn print(&self, hook: Hook) -> Result<(), Failure> {
+        let Self { found, account, verdict } = self;
+        print(format_args!(
+            "Policy:    `{}`, in force since {}, configuration {}",
+            found.state_dir.join("policy.json").display(),
+            found.policy.at,
+            found.policy.config_hash
+        ))?;
+        let who = match &account.state {
+            SignInState::SignedIn(who) => {
+                let known = |text: &Option<String>| text.clone().unwrap_or("unknown".to_owned());
+                format!(
+                    "{}, organisation {}, by `{}`",
+                    known(&who.email),
+                    known(&who.organization),
+                    account.path.display()
+                )
+            }
+            SignInState::Key(name) => format!("none: {name} is used in place of an account"),
+            SignInState::Unknown(why) => format!("unknown: {why}"),
+        };
+        print(format_args!("Account:   {who}"))?;
+        for finding in &verdict.violations {
+            let permitted = finding.permitted.join(", ");
+            let permitted = if permitted.is_empty() { "an account" } else { permitted.as_str() };
+            print(format_args!(
+                "Violation: {} is {}, permitted: {permitted}",
+                finding.rule, finding.found
+            ))?;
+        }
+        for remark in &verdict.remarks {
+            print(format_args!(
+                "Reported:  {} is {}: without consequence",
+                remark.rule, remark.found
+            ))?;
+        }
+        for unknown in &verdict.unknown {
+            print(format_args!("Unknown:   {}: {}; not a violation", unknown.rule, unknown.why))?;
+        }
+        let answer = self.answer(hook);
+        let name = hook.name();
+        match (answer.decision, hook) {
+            (Decision::Allowed, _) if answer.stdout.is_empty() => {
+                print(format_args!("Response:  {name} is let through without a message"))
+            }
+            (Decision::Allowed, _) => print(format_args!(
+                "Response:  {name} is let through with the message: {}",
+                answer.stdout
+            )),
+            (Decision::Warned, _) => print(format_args!(
+                "Response:  {name} is let through, with a warning: {}",
+                answer.stdout
+            )),
+            (Decision::Blocked, Hook::SessionStart) => print(format_args!(
+                "Response:  a session cannot be prevented from starting; the user sees the message, and each \
+                 prompt is blocked with it:\n{}",
+                answer.stderr
+            )),
+            (Decision::Blocked, Hook::UserPromptSubmit) => print(format_args!(
+                "Response:  the prompt is blocked with the message:\n{}",
+                answer.stderr
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wrong arguments ended with exit code 2, which blocks every prompt.
+    #[test]
+    fn a_malformed_hook_command_is_recognised() {
+        let is = |line: &str| is_hook(line.split(' ').map(Into::into));
+        for line in [
+            "ai-agent check --hook",
+            "ai-agent check --hook=SessionStart --nonsense",
+            "ai-agent --debug check --hooks X",
+            "ai-agent --config c check --nonsense --hook X",
+        ] {
+            assert!(is(line), "{line}");
+        }
+        let plain = |line: &str| plain_hook(line.split(' ').map(Into::into));
+        assert_eq!(plain("ai-agent check --hook SessionStart").as_deref(), Some("SessionStart"));
+        for line in ["check --hook X", "check --hook SessionStart --explain", "check --hook"] {
+            assert_eq!(plain(&format!("ai-agent {line}")), None, "{line}");
+        }
+        for line in ["ai-agent check", "ai-agent run --hook", "ai-agent hooks install"] {
+            assert!(!is(line), "{line}");
+        }
+    }
+}

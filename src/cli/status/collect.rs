@@ -1,0 +1,127 @@
+//! Collects the status report: from the running agent, or from what a stopped agent has left.
+
+use std::{path::Path, time::Duration};
+
+use super::{
+    problems::problems,
+    report::{HookStatus, State, StatusReport},
+};
+use crate::{
+    agent::status_file,
+    cli::{context::CliContext, failure::Failure, hook_files, service::installed_service},
+    compliance::client_files::ClientSettingsFiles,
+    config::LoadedConfig,
+    control::{
+        Client, Connection, Request, Response, Store, compliance_status, connect,
+        status::AgentStatus,
+    },
+    platform::{Clock as _, LockHolder, LockRole, StateLock, SystemClock},
+};
+
+/// Longest time that the agent may take to respond.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How far a stopped agent is inspected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cli) enum Depth {
+    /// The small files that it has left.
+    Files,
+    /// Its outbox too, which is locked for a moment.
+    Outbox,
+}
+
+/// Collects the status report.
+pub(in crate::cli) fn collect(context: &CliContext, depth: Depth) -> Result<StatusReport, Failure> {
+    let loaded = context.sources.load().ok();
+    let state_dir = context.sources.state_dir_of(loaded.as_ref());
+    let mut report = StatusReport {
+        at: SystemClock.now().to_string(),
+        state_dir: state_dir.display().to_string(),
+        hooks: hooks(context),
+        service: installed_service(context).ok().flatten(),
+        ..StatusReport::default()
+    };
+    match connect(&state_dir)? {
+        Connection::Agent(client) => report.query(client, &state_dir),
+        Connection::Unresponsive { holder, error } => {
+            report.set_unresponsive(holder, &error, &state_dir);
+        }
+        Connection::Stopped => {
+            report.status.config = last_config(&state_dir);
+            if let (Depth::Outbox, Some(loaded)) = (depth, loaded) {
+                inspect_outbox(&mut report.status, context, &state_dir, loaded);
+            }
+        }
+    }
+    if report.status.compliance.is_none() {
+        let (paths, environment) = (context.paths(), context.environment());
+        report.status.compliance = Some(compliance_status(&state_dir, paths, environment, &[]));
+    }
+    report.problems = problems(&report);
+    Ok(report)
+}
+
+impl StatusReport {
+    fn query(&mut self, client: Client, state_dir: &Path) {
+        let queried = client.send(&Request::Status, TIMEOUT, &mut |response| {
+            if let Response::Status(status) = response {
+                self.pid = Some(status.agent.pid);
+                self.status = *status;
+                self.state = State::Running;
+            }
+            Ok(())
+        });
+        if let Err(error) = queried {
+            self.state = State::Silent;
+            self.silence = Some(error.to_string());
+            self.pid =
+                StateLock::current_holder(state_dir).ok().flatten().and_then(|holder| holder.pid);
+            self.status.config = last_config(state_dir);
+        }
+    }
+
+    fn set_unresponsive(&mut self, holder: LockHolder, error: &str, state_dir: &Path) {
+        match holder.role {
+            LockRole::Agent => {
+                self.state = State::Silent;
+                self.silence = Some(format!("{error}: see its log"));
+            }
+            LockRole::Command => self.is_busy = true,
+        }
+        self.pid = holder.pid;
+        self.status.config = last_config(state_dir);
+    }
+}
+
+fn last_config(state_dir: &Path) -> Option<status_file::ConfigReport> {
+    status_file::read(state_dir)?.config
+}
+
+fn inspect_outbox(
+    status: &mut AgentStatus,
+    context: &CliContext,
+    state_dir: &Path,
+    loaded: LoadedConfig,
+) {
+    if !state_dir.join("outbox.redb").is_file() {
+        return;
+    }
+    let inspected = Store::open(&context.sources, loaded).and_then(|store| {
+        let stats = store.outbox.stats().map_err(crate::control::RequestError::because)?;
+        status.set_outbox(stats, &store.loaded, SystemClock.now());
+        Ok(())
+    });
+    status.outbox_error = inspected.err().map(|error| error.to_string());
+}
+
+fn hooks(context: &CliContext) -> Vec<HookStatus> {
+    let (paths, environment) = (context.paths(), context.environment());
+    let files = ClientSettingsFiles::new(environment, paths).read_all();
+    let found = hook_files::installed(&files, &paths.home);
+    let status = |hook: hook_files::InstalledHook| HookStatus {
+        name: hook.hook.name().to_owned(),
+        path: hook.path.display().to_string(),
+        problem: hook.problem,
+    };
+    found.into_iter().map(status).collect()
+}
