@@ -114,8 +114,8 @@ fn flush_delivers_before_the_flush_interval() {
     let running = agent(&home, &receiver, TOMORROW, &["run"]).start_and_wait();
     home.write("-work/one.jsonl", "{\"n\":1}\n");
     let listed = |receiver: &Receiver| {
-        let listed = agent(&home, receiver, TOMORROW, &["outbox", "list"]).succeed();
-        listed.text().contains("one.jsonl at 0").then_some(())
+        let listed = agent(&home, receiver, TOMORROW, &["outbox", "list", "--json"]).succeed();
+        listed.text().contains("\"record\"").then_some(())
     };
     eventually("the record waits", || listed(&receiver));
     assert_eq!(receiver.count(), 0, "{:?}", receiver.entries());

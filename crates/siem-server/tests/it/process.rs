@@ -61,21 +61,20 @@ fn missing_and_empty_secrets_are_reported() {
     let data = tempfile::tempdir().unwrap();
     let (code, text) = output(&mut command(data.path()));
     assert_eq!(code, Some(2));
-    assert!(
-        text.contains("error: no token: give it in CLAUDE_SIEM_TOKEN, by --token-file"),
-        "{text}"
-    );
+    for token in ["CLAUDE_SIEM_TOKEN", "--token-file"] {
+        assert!(text.contains(token), "{token}: {text}");
+    }
     let (code, text) = output(command(data.path()).args(["--token", "t"]));
     assert_eq!(code, Some(2));
-    assert!(text.contains("error: no HMAC secret: give it in CLAUDE_SIEM_HMAC_SECRET"), "{text}");
+    assert!(text.contains("CLAUDE_SIEM_HMAC_SECRET"), "{text}");
     let mut empty = command(data.path());
     let (code, text) = output(empty.env("CLAUDE_SIEM_TOKEN", "").args(["--hmac-secret", "s"]));
     assert_eq!(code, Some(2));
-    assert!(text.contains("error: a token is empty"), "{text}");
+    assert!(text.contains("error: ") && text.contains("token"), "{text}");
     let absent = data.path().join("absent");
     let (code, text) = output(command(data.path()).arg("--token-file").arg(&absent));
     assert_eq!(code, Some(2));
-    assert!(text.contains("error: cannot read the token from"), "{text}");
+    assert!(text.contains(absent.to_str().unwrap()), "{text}");
 }
 
 #[cfg(unix)]
@@ -96,7 +95,7 @@ fn secret_files_readable_by_others_are_refused() {
     write("token", "one\n", 0o644);
     let (code, text) = output(&mut command);
     assert_eq!(code, Some(2));
-    assert!(text.contains("is readable by everyone"), "{text}");
+    assert!(text.contains(token.to_str().unwrap()), "{text}");
 }
 
 #[test]
@@ -105,7 +104,7 @@ fn second_server_on_the_same_data_is_refused() {
     let _first = Process::start(data.path());
     let (code, text) = output(command(data.path()).args(["--token", "t", "--hmac-secret", "s"]));
     assert_eq!(code, Some(1));
-    assert!(text.contains("is in use by another receiver"), "{text}");
+    assert!(text.contains(data.path().to_str().unwrap()), "{text}");
 }
 
 /// Tests with signals.
