@@ -31,7 +31,7 @@ pub fn schema(stages: &[StageSchema]) -> Value {
     };
     for (name, definition) in &mut definitions {
         // A test is complete in itself; tables are merged with those of other layers.
-        if !name.starts_with("InlineTest") {
+        if !name.starts_with("Test") {
             forget_required(definition);
         }
     }

@@ -273,8 +273,7 @@ fn reloads_under_load_lose_nothing_and_never_mix_configs() {
                     ),
                     _ => next.toml() + &test,
                 };
-                replace(&file, &text);
-                refused(&agent, &home, &format!("w{n}"));
+                replace_and_be_refused(&agent, &home, &file, &text, &format!("w{n}"));
                 replace(&file, &by_file.toml());
                 continue;
             }
@@ -287,8 +286,8 @@ fn reloads_under_load_lose_nothing_and_never_mix_configs() {
                     let line = json!({ "input": "{}", "expect": "drop" });
                     config["tests"] = json!([{ "name": format!("w{n}"), "lines": [line] }]);
                 }
-                replace(&managed, &config.to_string());
-                refused(&agent, &home, &format!("w{n}"));
+                let config = config.to_string();
+                replace_and_be_refused(&agent, &home, &managed, &config, &format!("w{n}"));
                 continue;
             }
         }
@@ -321,11 +320,13 @@ fn reloads_under_load_lose_nothing_and_never_mix_configs() {
     judged_by_one(&written, &stored, &batches, &hashes);
 }
 
-/// Waits until a configuration is refused for a reason with `word` in it, or for its syntax.
-fn refused(agent: &Agent, home: &Home, word: &str) {
+/// Replaces a file, and waits until the configuration is refused for a reason with `word` in it, or
+/// for its syntax.
+fn replace_and_be_refused(agent: &Agent, home: &Home, path: &Path, text: &str, word: &str) {
     let before = facts(home)["refused"].clone();
+    replace(path, text);
     agent.signal(Signal::HUP);
-    eventually("a refusal", || {
+    eventually(&format!("a refusal for {word}"), || {
         let refused = facts(home)["refused"].clone();
         let reason = refused["reason"].as_str().unwrap_or_default();
         let is_it = reason.contains(word) || reason.contains("TOML");

@@ -113,11 +113,11 @@ fn name_layer_key_and_what_would_be_right() {
         ),
         (
             "pipeline.filters = [\"My_Filter\"]",
-            "`pipeline.filters[0]` in FILE is \"My_Filter\" , must be lower-case words with hyphens, such as `my-stage`",
+            "`pipeline.filters[0]` in FILE is \"My_Filter\", must be lower-case words with hyphens, such as `my-stage`",
         ),
         (
             "[filter.My_Filter]",
-            "`filter.My_Filter` in FILE has \"My_Filter\" , must be lower-case words with hyphens, such as `my-stage`",
+            "`filter.My_Filter` in FILE is named \"My_Filter\", must be lower-case words with hyphens, such as `my-stage`",
         ),
     ];
     for (text, expected) in cases {
