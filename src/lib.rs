@@ -28,10 +28,6 @@
 )]
 
 mod agent;
-#[cfg(not(feature = "internals"))]
-mod audit;
-#[cfg(feature = "internals")]
-pub mod audit;
 mod cli;
 #[cfg(not(feature = "internals"))]
 mod compliance;

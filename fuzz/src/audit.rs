@@ -4,11 +4,13 @@
 
 use std::time::Duration;
 
-use ai_agent::audit::{facts::Facts, group::Groups, line::Line, wanted::Wanted};
+use ai_agent_audit::{
+    assembler::EventAssembler, call_filter::CallFilter, facts::Facts, line::Line,
+};
 
 /// Fails if a line is lost, or if facts are not JSON.
 pub fn run(data: &[u8]) {
-    let mut groups = Groups::default();
+    let mut assembler = EventAssembler::default();
     let mut ended = Vec::new();
     let mut expected = Vec::new();
     for (place, bytes) in data.split(|byte| *byte == b'\n').enumerate() {
@@ -18,18 +20,18 @@ pub fn run(data: &[u8]) {
             std::hint::black_box((value.decoded(), value.number::<u64>()));
         }
         expected.push(place);
-        ended.extend(groups.push(place, bytes, &line, Duration::ZERO));
+        ended.extend(assembler.push(place, bytes, &line, Duration::ZERO));
     }
-    ended.extend(groups.silent(Duration::from_secs(60)));
-    assert_eq!(groups.open().count(), 0);
+    ended.extend(assembler.silent(Duration::from_secs(60)));
+    assert_eq!(assembler.open().count(), 0);
 
     let mut places = Vec::new();
-    let wanted = Wanted::default();
-    for group in &ended {
-        places.extend(group.lines.iter().map(|(place, _)| *place));
-        let facts = Facts::of(group.lines.iter().map(|(_, line)| line.as_slice()));
-        assert_eq!((facts.serial, facts.at.0), (group.id.serial, group.id.millis));
-        std::hint::black_box(wanted.takes(&facts));
+    let filter = CallFilter::default();
+    for event in &ended {
+        places.extend(event.lines.iter().map(|(place, _)| *place));
+        let facts = Facts::of(event.lines.iter().map(|(_, line)| line.as_slice()));
+        assert_eq!((facts.serial, facts.at.0), (event.id.serial, event.id.millis));
+        std::hint::black_box(filter.matches(&facts));
         let json: serde_json::Value = serde_json::from_str(&facts.to_json()).unwrap();
         assert!(json.is_object());
     }

@@ -2,10 +2,13 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use ai_agent_stage::BuildError;
+use ai_agent_stage::{BuildError, LogOpener};
 use siem_protocol::Identity;
 
-use super::Sessions;
+use super::{
+    Sessions,
+    source::{LogOptions, follow_log},
+};
 use crate::{
     platform::{Clock, Environment, Paths, Power},
     siem::Revision,
@@ -50,11 +53,21 @@ impl AgentContext {
         .with_variables(self.environment.names().filter_map(variable))
         .with_once(self.once)
         .with_poll_interval(self.poll_interval)
+        .with_log_follower(self.log_opener())
         .with_host(self.clone());
         match &self.state_dir {
             Some(state_dir) => context.with_state_dir(state_dir),
             None => context,
         }
+    }
+
+    fn log_opener(&self) -> LogOpener {
+        let (clock, is_once, poll_interval) =
+            (Arc::clone(&self.clock), self.once, self.poll_interval);
+        Arc::new(move |path, max_line_bytes, waker| {
+            let options = LogOptions { max_line_bytes, is_once, poll_interval };
+            follow_log(path, options, Arc::clone(&clock), waker)
+        })
     }
 
     /// Returns the agent's context of a stage that is being built.

@@ -11,7 +11,11 @@ use std::{
 
 use siem_protocol::Identity;
 
-use crate::Clock;
+use crate::{BuildError, Clock, Source, Waker};
+
+/// Opens a follower of the log file at a path, with the maximum length of a line in bytes. See
+/// [`Context::follow_log`].
+pub type LogOpener = Arc<dyn Fn(&Path, u64, Waker) -> Box<dyn Source> + Send + Sync>;
 
 /// What a stage can use of the agent. The agent creates one for the stages it builds; tests use
 /// [`testing::context`](crate::testing::context).
@@ -24,6 +28,7 @@ pub struct Context {
     state_dir: Option<PathBuf>,
     is_once: bool,
     poll_interval: Duration,
+    log_opener: Option<LogOpener>,
     host: Option<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -39,6 +44,7 @@ impl Context {
             state_dir: None,
             is_once: false,
             poll_interval: Duration::from_secs(300),
+            log_opener: None,
             host: None,
         }
     }
@@ -71,6 +77,13 @@ impl Context {
     #[must_use]
     pub fn with_poll_interval(mut self, poll_interval: Duration) -> Self {
         self.poll_interval = poll_interval;
+        self
+    }
+
+    /// Sets the opener that [`follow_log`](Self::follow_log) uses.
+    #[must_use]
+    pub fn with_log_follower(mut self, opener: LogOpener) -> Self {
+        self.log_opener = Some(opener);
         self
     }
 
@@ -132,6 +145,23 @@ impl Context {
     #[must_use]
     pub fn poll_interval(&self) -> Duration {
         self.poll_interval
+    }
+
+    /// Follows a log file and the files that it was rotated to. The result hands over their lines; a
+    /// source forwards its calls to it and can replace lines by records of its own. The rows are
+    /// JSON objects, to which the source can add members.
+    ///
+    /// # Errors
+    /// [`BuildError::Unavailable`] if the program cannot follow files.
+    pub fn follow_log(
+        &self,
+        path: &Path,
+        max_line_bytes: u64,
+        waker: Waker,
+    ) -> Result<Box<dyn Source>, BuildError> {
+        let open = self.log_opener.as_ref();
+        let open = open.ok_or_else(|| BuildError::unavailable("a follower of log files"))?;
+        Ok(open(path, max_line_bytes, waker))
     }
 
     /// Services of the program that runs the pipeline, if they are a `T`. The agent's built-in

@@ -68,7 +68,7 @@ mod source;
 pub mod testing;
 
 pub use clock::{Clock, Timestamp};
-pub use context::Context;
+pub use context::{Context, LogOpener};
 pub use enricher::{Enricher, EnricherOptions, EnricherPlugin, build_enricher};
 pub use event::Event;
 pub use filter::{

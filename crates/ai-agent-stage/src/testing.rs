@@ -8,20 +8,21 @@ use std::{
     mem,
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Poll, Waker},
     time::Duration,
 };
 
+use serde_json::json;
 use siem_protocol::{BatchHeader, Digest, Identity};
 
 use crate::{
     BadRow, Batch, BatchBody, BatchError, BuildError, Change, Chunk, Clock, Context, Delivery,
-    Enricher, Event, FileKey, Filter, GenerationId, Intake, Origin, Piece, Progress, Record, Sink,
-    Source, StageOptions, Timestamp, Verdict, build_enricher, build_filter, build_sink,
-    build_source,
+    Enricher, Event, FileKey, Filter, GenerationId, Intake, LogOpener, Origin, Piece, Progress,
+    Record, Sink, Source, StageOptions, Survey, Timestamp, Verdict, build_enricher, build_filter,
+    build_sink, build_source,
 };
 
 /// Returns a context with a made-up identity and a [`TestClock`].
@@ -213,6 +214,17 @@ impl SourceTest {
         Ok(Self { source, stored: BTreeMap::new(), group: BTreeMap::new() })
     }
 
+    /// Builds the source again with the same stored rows, as after a restart or a change of options.
+    ///
+    /// # Errors
+    /// [`BuildError`] if an option is wrong.
+    pub fn rebuild(self, name: &str, options: &str, context: &Context) -> Result<Self, BuildError> {
+        let mut rebuilt = Self::with_context(name, options, context)?;
+        rebuilt.stored = self.stored;
+        rebuilt.restore().map_err(|error| BuildError::invalid("rows", error.to_string()))?;
+        Ok(rebuilt)
+    }
+
     /// The source itself.
     pub fn source(&mut self) -> &mut dyn Source {
         &mut *self.source
@@ -248,6 +260,77 @@ impl SourceTest {
         let rows = self.stored.iter();
         let mut rows = rows.map(|(name, row)| (GenerationId(name.clone()), row.clone()));
         self.source.restore(&mut rows)
+    }
+}
+
+/// A log file in memory, for sources that use [`Context::follow_log`]. Clones share their lines.
+#[derive(Clone, Debug, Default)]
+pub struct TestLog(Arc<Mutex<Vec<String>>>);
+
+impl TestLog {
+    /// Appends a line.
+    pub fn append(&self, line: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());
+    }
+
+    /// Returns the opener for [`Context::with_log_follower`].
+    #[must_use]
+    pub fn opener(&self) -> LogOpener {
+        let lines = Arc::clone(&self.0);
+        Arc::new(move |path, _, _| {
+            let generation = GenerationId("log".to_owned());
+            let origin = Origin::new(FileKey::fresh(), path, generation);
+            Box::new(TestLogFollower { lines: Arc::clone(&lines), read: 0, origin })
+        })
+    }
+}
+
+/// Follows a [`TestLog`]. Its row is the path and the number of lines read.
+struct TestLogFollower {
+    lines: Arc<Mutex<Vec<String>>>,
+    read: usize,
+    origin: Origin,
+}
+
+impl Source for TestLogFollower {
+    fn label(&self) -> &'static str {
+        "test-log"
+    }
+
+    fn restore(
+        &mut self,
+        rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>,
+    ) -> Result<(), BadRow> {
+        self.read = 0;
+        for (generation, row) in rows {
+            let row: serde_json::Value = serde_json::from_slice(&row)
+                .map_err(|error| BadRow::new(generation.clone(), error))?;
+            let lines = row["lines"].as_u64();
+            let lines = lines.ok_or_else(|| BadRow::new(generation, "`lines` is missing"))?;
+            self.read = usize::try_from(lines).unwrap_or(usize::MAX);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, intake: &mut dyn Intake) -> Progress {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = |line: &String| line.len() as u64 + 1;
+        let mut offset = lines.iter().take(self.read).map(size).sum();
+        for line in lines.iter().skip(self.read) {
+            let (bytes, size) = (line.as_bytes(), size(line));
+            let piece = Piece::Line { offset, bytes, size, incomplete: false };
+            offset += size;
+            self.read += 1;
+            let row = json!({ "path": self.origin.path, "lines": self.read }).to_string();
+            intake.take(Chunk::new(&self.origin, &[piece], Some(row.as_bytes())));
+        }
+        Progress::Idle { next: Duration::from_secs(1) }
+    }
+
+    fn committed(&mut self) {}
+
+    fn survey(&self) -> Survey {
+        Survey { files: 1, ..Survey::default() }
     }
 }
 

@@ -7,11 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ai_agent_audit::KEY;
 use clap::Args;
 
 use super::tools::{RULES, RULES_FOLDER, Root, find, said, shown};
 use crate::{
-    audit::KEY,
     cli::{failure::Failure, output::print},
     platform::{Environment, secure_file, user_id},
 };

@@ -14,7 +14,6 @@ use super::{
     tools::{RULES, find, said},
 };
 use crate::{
-    audit,
     cli::{failure::Failure, output::print},
     config::{self, ConfigInputs},
     platform::{Environment, Paths, is_root},
@@ -24,7 +23,7 @@ use crate::{
 #[derive(Args)]
 pub(super) struct Options {
     /// The log that auditd writes.
-    #[arg(long, value_name = "FILE", default_value = audit::LOG)]
+    #[arg(long, value_name = "FILE", default_value = ai_agent_audit::LOG)]
     log: PathBuf,
 }
 

@@ -15,18 +15,17 @@ use std::{
     time::Duration,
 };
 
+use ai_agent_audit::{
+    self as audit, MAX_LINE_BYTES, call_filter::CallFilter, facts::Facts, follower::AuditFollower,
+};
 use clap::Args;
 
 use crate::{
-    audit::{self, facts::Facts, wanted::Wanted},
     cli::failure::Failure,
     config::{self, ConfigInputs},
     event::Event,
     platform::{Clock as _, Environment, Paths, SystemClock, Timestamp, secure_file},
-    stages::source::{
-        Chunk, GenerationId, Intake, Piece, Progress, Waker,
-        auditd::{FollowOptions, Follower},
-    },
+    stages::source::{Chunk, GenerationId, Intake, LogOptions, Piece, Progress, Waker, follow_log},
     tail::FileKey,
 };
 use parents::Parents;
@@ -72,10 +71,10 @@ impl Options {
         let given = self.since.as_deref();
         let given = given.map(|since| begin(since, now, offset)).transpose()?;
         let wanted = if self.all {
-            Wanted::every_call()
+            CallFilter::every_call()
         } else {
             let (programs, verbs) = (audit::PROGRAMS.map(Into::into), audit::VERBS.map(Into::into));
-            Wanted::new(audit::KEY, programs, verbs, &self.names)
+            CallFilter::new(audit::KEY, programs, verbs, &self.names)
                 .map_err(|error| Failure::usage(format!("--name {error}")))?
         };
         let log = std::path::absolute(&self.log).map_err(Failure::usage)?;
@@ -97,8 +96,7 @@ impl Options {
         let parents = RefCell::new(Parents::default());
         if rows.is_some() {
             // Who called whom may stand before the place where it stopped.
-            let options = FollowOptions { path: log.clone(), once: true, poll_interval: DAY };
-            let mut past = Follower::new(options, Arc::new(SystemClock), Arc::new(|| ()));
+            let mut past = follower(&log, true, DAY, Arc::new(|| ()));
             let mut learn = |facts: &Facts| {
                 parents.borrow_mut().learn(facts);
                 false
@@ -111,15 +109,15 @@ impl Options {
         screen.rows = rows.unwrap_or_default();
         let mut wants = |facts: &Facts| {
             parents.borrow_mut().learn(facts);
-            facts.at >= since && wanted.takes(facts)
+            facts.at >= since && wanted.matches(facts)
         };
-        follow(log, screen, &mut wants, path.as_deref())
+        follow(&log, screen, &mut wants, path.as_deref())
     }
 }
 
 /// Shows what is wanted, until nobody looks any more. How far it came is kept in the file at `path`.
 fn follow(
-    log: PathBuf,
+    log: &Path,
     mut screen: Screen<'_>,
     wants: &mut dyn FnMut(&Facts) -> bool,
     path: Option<&Path>,
@@ -129,14 +127,13 @@ fn follow(
     let waker: Waker = Arc::new(move || {
         sender.try_send(()).ok();
     });
-    let options = FollowOptions { path: log, once: false, poll_interval: 30 * LOOK };
-    let mut follower = Follower::new(options, Arc::new(SystemClock), waker);
+    let mut follower = follower(log, false, 30 * LOOK, waker);
     follower.restore(&mut screen.rows.clone().into_iter()).map_err(Failure::failed)?;
     let (mut stored, mut is_first) = (Duration::ZERO, true);
     loop {
         let progress = follower.read(&mut screen, wants);
-        follower.tail.sealed();
-        follower.tail.committed();
+        follower.sealed();
+        follower.committed();
         match screen.failed.take() {
             Some(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             Some(error) => return Err(Failure::failed(error)),
@@ -150,7 +147,7 @@ fn follow(
             stored = now;
         }
         if let Progress::Idle { next } = progress {
-            let trouble = follower.trouble().filter(|_| is_first);
+            let trouble = follower.error().filter(|_| is_first);
             if let Some(trouble) = trouble {
                 return Err(Failure::failed(trouble.to_string()));
             }
@@ -158,6 +155,12 @@ fn follow(
             woken.recv_timeout(next.min(LOOK)).ok();
         }
     }
+}
+
+fn follower(path: &Path, is_once: bool, poll_interval: Duration, waker: Waker) -> AuditFollower {
+    let options = LogOptions { max_line_bytes: MAX_LINE_BYTES, is_once, poll_interval };
+    let files = follow_log(path, options, Arc::new(SystemClock), waker);
+    AuditFollower::new(files, path.to_owned(), is_once, Arc::new(SystemClock))
 }
 
 type Rows = BTreeMap<GenerationId, Vec<u8>>;

@@ -1,8 +1,8 @@
 //! Built-in sources.
 
-pub(crate) mod auditd;
 mod claude_sessions;
 mod hook_spool;
+mod log_follower;
 
 use std::time::Duration;
 
@@ -11,6 +11,8 @@ pub use ai_agent_stage::{
     SourcePlugin, Survey, Waker,
 };
 use ai_agent_stage::{BuildError, StageOptions};
+
+pub use log_follower::{LogOptions, follow_log};
 
 use super::AgentContext;
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
 
-use crate::audit::facts::Facts;
+use ai_agent_audit::facts::Facts;
 
 /// So many executions are remembered.
 const MOST: usize = 50_000;

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, fs, sync::OnceLock};
 
 use super::parents::Parent;
-use crate::{audit::facts::Facts, platform::Timestamp};
+use ai_agent_audit::facts::Facts;
+
+use crate::platform::Timestamp;
 
 /// How events are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,3 +1,5 @@
+//! The log of auditd, followed across rotations, restarts and failures of the store.
+
 use std::{
     fs::{self, OpenOptions},
     io::Write as _,
@@ -6,24 +8,34 @@ use std::{
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use std::path::PathBuf;
+
+use ai_agent_audit::{
+    MAX_LINE_BYTES,
+    facts::Facts,
+    follower::{AuditFollower, LogError},
+};
+
 use super::*;
 use crate::tail::testing::{MemoryStore, ShiftedClock};
 
-/// How many logs that it has rotated auditd keeps here.
+/// Number of rotated files that auditd keeps in these tests.
 const OLD_LOGS: usize = 4;
 
-/// A log, a follower of it, and what was handed over.
+/// A log, its follower, and what was handed over.
 struct World {
     folder: TempDir,
     clock: Arc<ShiftedClock>,
-    follower: Follower,
+    follower: AuditFollower,
     store: MemoryStore,
 }
 
-fn follower(folder: &Path, clock: &Arc<ShiftedClock>, once: bool) -> Follower {
+fn follower(folder: &Path, clock: &Arc<ShiftedClock>, once: bool) -> AuditFollower {
+    let path = folder.join("audit.log");
     let poll_interval = Duration::from_secs(300);
-    let options = FollowOptions { path: folder.join("audit.log"), once, poll_interval };
-    Follower::new(options, clock.clone(), Arc::new(|| ()))
+    let options = LogOptions { max_line_bytes: MAX_LINE_BYTES, is_once: once, poll_interval };
+    let files = follow_log(&path, options, clock.clone(), Arc::new(|| ()));
+    AuditFollower::new(files, path, once, clock.clone())
 }
 
 impl World {
@@ -44,7 +56,7 @@ impl World {
         file.unwrap().write_all(bytes.as_ref()).unwrap();
     }
 
-    /// What auditd does when the log is full.
+    /// Rotates the log as auditd does when it is full.
     fn rotate(&self) {
         for number in (1..OLD_LOGS).rev() {
             drop(fs::rename(
@@ -56,7 +68,7 @@ impl World {
         self.append("");
     }
 
-    /// Reads all that is there; time goes by before.
+    /// Reads everything, after some time has passed.
     fn read(&mut self) {
         self.clock.advance(Duration::from_secs(400));
         while self.read_a_group() == Progress::More {
@@ -72,18 +84,18 @@ impl World {
 
     fn commit(&mut self) {
         self.store.commit();
-        self.follower.tail.sealed();
-        self.follower.tail.committed();
+        self.follower.sealed();
+        self.follower.committed();
     }
 
-    /// Starts again from what was stored.
+    /// Restarts from the stored rows.
     fn restart(&mut self, once: bool) {
         self.store.roll_back();
         self.follower = follower(self.folder.path(), &self.clock, once);
         self.follower.restore(&mut self.store.stored_rows()).unwrap();
     }
 
-    /// The serials of the events, and how many lines each has.
+    /// Serial and number of lines of each event.
     fn events(&self) -> Vec<(u64, usize)> {
         let event = |got: &crate::tail::testing::ReceivedPiece| {
             let lines: Vec<&[u8]> = got.bytes.split(|byte| *byte == b'\n').collect();
@@ -97,7 +109,7 @@ impl World {
     }
 }
 
-/// A line of an event of our rule, or of another.
+/// A line of an event: of our rule if the serial is even, otherwise of another.
 fn line(kind: &str, serial: u64) -> String {
     let key = if serial.is_multiple_of(2) { "k" } else { "other" };
     let body = match kind {
@@ -113,7 +125,7 @@ fn event(serial: u64) -> String {
 }
 
 #[test]
-fn an_event_is_one_entry_at_its_first_line() {
+fn event_is_one_entry_at_its_first_line() {
     let mut world = World::new();
     world.append("no line of an audit log\n");
     world.append(event(1) + &event(2));
@@ -125,9 +137,9 @@ fn an_event_is_one_entry_at_its_first_line() {
     assert_eq!(world.store.skipped_bytes, got.offset);
 }
 
-/// The checkpoint has moved past the event's first lines when the agent stops.
+/// When the agent stops, the checkpoint is past the first lines of the event.
 #[test]
-fn an_event_that_is_half_read_is_whole_after_a_restart() {
+fn half_read_event_is_complete_after_restart() {
     let mut world = World::new();
     world.append(line("SYSCALL", 2) + &line("SYSCALL", 4) + &line("EXECVE", 2));
     world.read();
@@ -140,11 +152,11 @@ fn an_event_that_is_half_read_is_whole_after_a_restart() {
     world.read();
     assert_eq!(world.events().len(), 2);
     let rows: Vec<_> = world.store.stored_rows().collect();
-    assert!(rows.iter().all(|(_, row)| !String::from_utf8_lossy(row).contains(UNFINISHED)));
+    assert!(rows.iter().all(|(_, row)| !String::from_utf8_lossy(row).contains("unfinished")));
 }
 
 #[test]
-fn an_event_without_an_end_ends_when_nothing_comes_for_it() {
+fn event_without_end_ends_by_silence() {
     let mut world = World::new();
     world.append(line("SYSCALL", 2));
     world.read();
@@ -154,14 +166,14 @@ fn an_event_without_an_end_ends_when_nothing_comes_for_it() {
     world.append(line("SYSCALL", 4));
     world.read();
     assert_eq!(world.events().len(), 1);
-    // Who reads once does not come back for it.
+    // A single read does not wait for silence.
     world.restart(true);
     world.read();
     assert_eq!(world.events(), [(2, 1), (4, 1)]);
 }
 
 #[test]
-fn an_event_over_a_rotation_is_one() {
+fn event_across_a_rotation_is_one() {
     for is_restarted in [false, true] {
         let mut world = World::new();
         world.append(line("SYSCALL", 2));
@@ -182,7 +194,7 @@ fn an_event_over_a_rotation_is_one() {
 }
 
 #[test]
-fn what_was_rotated_before_the_first_start_is_read_too() {
+fn files_rotated_before_first_start_are_read() {
     let mut world = World::new();
     world.append(event(2));
     world.rotate();
@@ -198,34 +210,34 @@ fn what_was_rotated_before_the_first_start_is_read_too() {
 }
 
 #[test]
-fn an_event_whose_file_is_truncated_or_gone_ends_with_it() {
-    for is_gone in [false, true] {
+fn event_ends_with_its_truncated_or_deleted_file() {
+    for is_deleted in [false, true] {
         let mut world = World::new();
         world.append(line("SYSCALL", 2));
         world.read();
-        if is_gone {
+        if is_deleted {
             fs::remove_file(world.path("audit.log")).unwrap();
         } else {
             fs::write(world.path("audit.log"), line("EXECVE", 4)).unwrap();
         }
         world.read();
-        assert_eq!(world.events(), [(2, 1)], "{is_gone}");
-        assert_eq!(world.store.rows.len(), usize::from(!is_gone));
+        assert_eq!(world.events(), [(2, 1)], "{is_deleted}");
+        assert_eq!(world.store.rows.len(), usize::from(!is_deleted));
     }
 }
 
 #[test]
-fn what_cannot_be_read_is_told_with_how_to_mend_it() {
+fn unreadable_log_is_reported_with_remedy() {
     let mut world = World::new();
     world.read();
-    let trouble = world.follower.trouble().unwrap().to_string();
-    assert!(trouble.contains("install auditd"), "{trouble}");
+    let error = world.follower.error().unwrap().to_string();
+    assert!(error.contains("install auditd"), "{error}");
     world.append("");
     world.read();
-    assert_eq!(world.follower.trouble(), None);
-    let trouble = Trouble::Unreadable("/var/log/audit".into(), "Permission denied".into());
-    let trouble = trouble.to_string();
-    assert!(trouble.contains("`adm`") && trouble.contains("setfacl"), "{trouble}");
+    assert_eq!(world.follower.error(), None);
+    let error = LogError::Unreadable("/var/log/audit".into(), "Permission denied".into());
+    let error = error.to_string();
+    assert!(error.contains("`adm`") && error.contains("setfacl"), "{error}");
 }
 
 #[derive(Clone, Debug)]
@@ -252,10 +264,10 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whenever the log grows, is rotated, the agent stops or the store fails: each event comes out
-    /// once, whole, and every byte is accounted for.
+    /// Whenever the log grows or is rotated, the agent stops or the store fails: each event is handed
+    /// over once and complete, and every byte is accounted for.
     #[test]
-    fn every_event_comes_out_once(
+    fn every_event_is_handed_over_once(
         order in proptest::collection::vec(0..6_u64, 8..40),
         steps in proptest::collection::vec(step(), 0..24),
     ) {
@@ -276,7 +288,7 @@ proptest! {
             .map(|serial| (*serial, counts[usize::try_from(*serial).unwrap()] + 1))
             .collect();
 
-        // Read once, and by a clock that stands before the events: none of them is silent.
+        // A single read with a clock before the events: none of them ends by silence.
         let mut world = World::new();
         world.clock.jump(-5 * 365 * 24 * 3600);
         world.restart(true);
@@ -297,8 +309,7 @@ proptest! {
                     world.store.roll_back();
                     world.follower.restore(&mut world.store.stored_rows()).unwrap();
                 }
-                // A log that auditd deletes takes with it what is unread, and ends its events; here
-                // they end last.
+                // A log that auditd deletes loses its unread lines and ends its events; not tested here.
                 Step::Rotate if rotated == OLD_LOGS => {}
                 Step::Rotate => {
                     rotated += 1;

@@ -1,52 +1,52 @@
-//! One line of auditd's log: which event it belongs to, of what kind it is, and its fields.
+//! Parser of one line of the audit log: the event it belongs to, its kind, and its fields.
 //!
-//! `type=SYSCALL msg=audit(1763812345.123:4711): arch=c000003e … key="k"`, where auditd adds to it
-//! (`log_format = ENRICHED`) with what it knows behind a byte 0x1d: `␝ARCH=x86_64 UID="root"`. A
-//! field that others can choose is quoted, or in hex when it has spaces, quotes or other bytes:
+//! `type=SYSCALL msg=audit(1763812345.123:4711): arch=c000003e … key="k"`. With `log_format =
+//! ENRICHED` auditd appends what it knows after a byte 0x1d: `␝ARCH=x86_64 UID="root"`. A field
+//! whose value others can choose is quoted, or in hex if it contains spaces, quotes or other bytes:
 //! <https://github.com/linux-audit/audit-documentation/wiki/SPEC-Writing-Good-Events>.
 //!
-//! The parser is our own, and held against `linux-audit-parser` by tests: that crate may not be
-//! linked into a program that is given away under this one's licence (LGPL), its messages may
-//! outlive what they borrow from, and a line with a type or a value that it does not know is an
-//! error as a whole, while an event must be told as far as it is understood.
+//! Why not the crate `linux-audit-parser`: its licence (LGPL) does not allow to link it into this
+//! program, its messages can outlive the data they borrow, and it rejects a whole line with an
+//! unknown type or value, while an event must be reported as far as it is understood. Tests compare
+//! both parsers.
 
 use std::borrow::Cow;
 
 use data_encoding::HEXLOWER_PERMISSIVE;
 use memchr::{memchr, memchr2};
 
-/// Which event a line belongs to.
+/// Identity of an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EventId {
-    /// When it happened, in milliseconds since 1970-01-01 UTC.
+    /// Time of the event in milliseconds since 1970-01-01 UTC.
     pub millis: u64,
-    /// Its number since the kernel started.
+    /// Number of the event since the kernel started.
     pub serial: u64,
-    /// The machine, in a log that has those of several.
+    /// Name of the machine, in a log of several machines; otherwise empty.
     pub node: Box<[u8]>,
 }
 
-/// A line, taken apart.
+/// A parsed line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line<'a> {
-    /// Which event it belongs to.
+    /// Event that the line belongs to.
     pub id: EventId,
-    /// What it tells: `SYSCALL`, `EXECVE`, …
+    /// Kind of the line: `SYSCALL`, `EXECVE`, …
     pub kind: &'a [u8],
     body: &'a [u8],
 }
 
-/// A field's value, as it stands in the line.
+/// Value of a field as written in the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value<'a> {
-    /// Between quotes, without them.
+    /// Value in quotes, without the quotes.
     Quoted(&'a [u8]),
-    /// Without quotes: a number, a word, or a string in hex.
+    /// Value without quotes: a number, a word, or a string in hex.
     Bare(&'a [u8]),
 }
 
 impl<'a> Line<'a> {
-    /// Takes a line apart, given without its ending; `None` for what is no line of an audit log.
+    /// Parses a line without its ending. Returns `None` if it is not a line of an audit log.
     #[must_use]
     pub fn parse(line: &'a [u8]) -> Option<Self> {
         let (node, rest) = match line.strip_prefix(b"node=") {
@@ -63,22 +63,22 @@ impl<'a> Line<'a> {
         (!kind.is_empty()).then_some(Self { id, kind, body })
     }
 
-    /// The fields, in their order. What is none is passed over.
+    /// Fields in the order of the line. Anything that is not a field is skipped.
     pub fn fields(&self) -> impl Iterator<Item = (&'a [u8], Value<'a>)> {
         Fields(self.body)
     }
 }
 
 impl<'a> Value<'a> {
-    /// What a number or a word is.
+    /// The value of a number or a word.
     #[must_use]
     pub fn word(self) -> &'a [u8] {
         let (Self::Quoted(word) | Self::Bare(word)) = self;
         word
     }
 
-    /// What a field is that stands in hex where it can't be quoted; `None` where it says that there
-    /// is nothing.
+    /// Decodes a value that is in hex if it cannot be quoted. Returns `None` for the placeholders of a
+    /// missing value.
     #[must_use]
     pub fn decoded(self) -> Option<Cow<'a, [u8]>> {
         match self {
@@ -91,7 +91,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The number that it is.
+    /// The value parsed as a number.
     #[must_use]
     pub fn number<N: std::str::FromStr>(self) -> Option<N> {
         std::str::from_utf8(self.word()).ok()?.parse().ok()
@@ -126,20 +126,20 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-/// Between what the kernel says and what auditd adds.
+/// Separates the fields of the kernel from those that auditd appends.
 const SEPARATOR: u8 = 0x1d;
 
 fn is_separator(byte: u8) -> bool {
     matches!(byte, b' ' | SEPARATOR)
 }
 
-/// What stands before and after the first `byte`.
+/// Splits at the first `byte`.
 fn cut(bytes: &[u8], byte: u8) -> Option<(&[u8], &[u8])> {
     let at = memchr(byte, bytes)?;
     Some((&bytes[..at], &bytes[at + 1..]))
 }
 
-/// The number that digits make, and nothing but digits.
+/// Parses a number that consists of digits only.
 fn number(digits: &[u8]) -> Option<u64> {
     let is_plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
     is_plain.then(|| std::str::from_utf8(digits).ok()?.parse().ok())?
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_taken_apart() {
+    fn line_is_parsed() {
         let line = "node=web-1 type=EXECVE msg=audit(1763812345.007:4711): argc=3 a0=\"docker\" \
                     a1=73746F702078 a2=(null)\u{1d}UID=\"root\" AUID=\"u\"";
         let parsed = Line::parse(line.as_bytes()).unwrap();
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_line_of_an_audit_log_is_none() {
+    fn other_lines_are_not_parsed() {
         let lines = [
             "",
             "type=",
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_fields_cost_nothing_but_themselves() {
+    fn malformed_fields_do_not_affect_others() {
         let found = fields(
             "type=USER_CMD msg=audit(1.2:3): pid=7 avc: { read } =x k= open=\"no end here msg='op=a b=\"c\"' uid=0",
         );
@@ -208,7 +208,7 @@ mod tests {
             ("open", "no end here msg='op=a b="),
             ("c\"' uid", "0"),
         ];
-        // What comes behind a quote that is missing can't be told from what it should hold.
+        // After a missing quote, the rest of the line cannot be told from the value.
         assert_eq!(
             found[..4],
             expected[..4]

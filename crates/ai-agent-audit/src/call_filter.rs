@@ -1,23 +1,23 @@
-//! Which events are meant: calls of docker that end certain containers.
+//! Selects events: docker commands that stop, remove or pause certain containers.
 //!
-//! The kernel's rules can't compare arguments, so this is where the narrowing happens.
+//! The audit rules of the kernel cannot compare arguments, so this filter does.
 
 use std::collections::BTreeSet;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
-use super::{KEY, NAMES, PROGRAMS, VERBS, facts::Facts};
+use crate::{KEY, NAMES, PROGRAMS, VERBS, facts::Facts};
 
-/// Which events are meant. What is empty is not asked for.
+/// Selects events. An empty list selects any value.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct CallFilter {
     key: String,
     programs: BTreeSet<String>,
     verbs: BTreeSet<String>,
     names: Option<GlobSet>,
 }
 
-/// A glob that is none.
+/// Error returned for an invalid glob.
 #[derive(Debug, thiserror::Error)]
 #[error("has the pattern `{pattern}`, which is wrong: {source}")]
 pub struct BadPattern {
@@ -25,21 +25,21 @@ pub struct BadPattern {
     source: globset::Error,
 }
 
-/// What a command line of docker asks for.
+/// A parsed command line of docker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Call<'a> {
-    /// What is to be done: the first word that is no option, and not `container`.
+pub struct DockerCall<'a> {
+    /// Command: the first word that is neither an option nor `container`.
     pub verb: Option<&'a str>,
-    /// With what: the words after it that are no options and no values of options.
+    /// Arguments: the words after the command that are neither options nor values of options.
     pub names: Vec<&'a str>,
 }
 
-impl Wanted {
-    /// Events of rules with `key`, by `programs`, that do one of `verbs` to a container whose name
-    /// matches one of `names`.
+impl CallFilter {
+    /// Selects events of rules with `key`, by `programs`, that do one of `verbs` to a container whose
+    /// name matches one of `names`.
     ///
     /// # Errors
-    /// [`BadPattern`] for the first name that is no glob.
+    /// [`BadPattern`] for the first name that is not a glob.
     pub fn new(
         key: &str,
         programs: impl IntoIterator<Item = String>,
@@ -58,16 +58,16 @@ impl Wanted {
         Ok(Self { key: key.to_owned(), programs, verbs, names })
     }
 
-    /// What `audit install` lets the kernel tell, with nothing left out.
+    /// Selects every event of the rules that `audit install` installs.
     #[must_use]
     pub fn every_call() -> Self {
         Self { key: KEY.to_owned(), programs: BTreeSet::new(), verbs: BTreeSet::new(), names: None }
     }
 
-    /// Whether an event is meant. One that may be, as far as the log tells, is: where lines or
-    /// arguments were lost.
+    /// Returns true if an event is selected. An event with lost lines or arguments is selected if it
+    /// may match.
     #[must_use]
-    pub fn takes(&self, facts: &Facts) -> bool {
+    pub fn matches(&self, facts: &Facts) -> bool {
         if !self.key.is_empty() && !facts.keys.contains(&self.key) {
             return false;
         }
@@ -76,7 +76,7 @@ impl Wanted {
         }
         let (argv, is_incomplete) = match (&facts.argv, &facts.proctitle) {
             (Some(argv), _) => (argv.as_slice(), facts.argv_incomplete),
-            // It was not executed: the title is that of whoever tried.
+            // The call failed, so the title is that of the calling process.
             _ if facts.success == Some(false) => (&[][..], false),
             (None, Some(title)) => (title.as_slice(), true),
             (None, None) => (&[][..], true),
@@ -84,7 +84,7 @@ impl Wanted {
         let Some(arguments) = self.arguments(facts, argv) else {
             return is_incomplete && argv.is_empty();
         };
-        let call = Call::of(arguments);
+        let call = DockerCall::of(arguments);
         let is_verb = match call.verb {
             _ if self.verbs.is_empty() => true,
             Some(verb) => self.verbs.contains(verb),
@@ -97,23 +97,23 @@ impl Wanted {
         is_verb && (self.names.is_none() || is_incomplete || call.names.iter().any(is_name))
     }
 
-    /// The arguments behind the program's name; `None` when it is another program. A script stands
-    /// behind its interpreter.
+    /// Returns the arguments after the name of the program; `None` if it is another program. The name
+    /// of a script stands after its interpreter.
     fn arguments<'a>(&self, facts: &Facts, argv: &'a [String]) -> Option<&'a [String]> {
-        /// An interpreter, its option, the script.
-        const BEFORE: usize = 3;
-        let is_meant = |path: &str| self.programs.contains(file_name(path));
-        let is_first = self.programs.is_empty() || facts.exe.as_deref().is_some_and(is_meant);
+        /// Number of words searched for the program: an interpreter, its option, the script.
+        const SEARCHED: usize = 3;
+        let is_selected = |path: &str| self.programs.contains(file_name(path));
+        let is_first = self.programs.is_empty() || facts.exe.as_deref().is_some_and(is_selected);
         let place = if is_first && !argv.is_empty() {
             Some(0)
         } else {
-            argv.iter().take(BEFORE).position(|argument| is_meant(argument))
+            argv.iter().take(SEARCHED).position(|argument| is_selected(argument))
         };
         place.map(|place| &argv[place + 1..])
     }
 }
 
-impl Default for Wanted {
+impl Default for CallFilter {
     fn default() -> Self {
         let owned = |list: &[&str]| list.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
         Self::new(KEY, owned(&PROGRAMS), owned(&VERBS), &owned(&NAMES))
@@ -121,17 +121,17 @@ impl Default for Wanted {
     }
 }
 
-/// Options before the verb that take the next word as their value, unless it is in the same one:
+/// Options before the command whose value is the next word, unless it is in the same word:
 /// <https://docs.docker.com/reference/cli/docker/>.
 const GLOBAL: [&str; 7] =
     ["--config", "--context", "--host", "--log-level", "--tlscacert", "--tlscert", "--tlskey"];
 const GLOBAL_SHORT: &str = "cHl";
-/// The same behind verbs that end containers: `--signal`, `--time`.
+/// Options after the command whose value is the next word.
 const LOCAL: [&str; 3] = ["--signal", "--time", "--timeout"];
 const LOCAL_SHORT: &str = "st";
 
-impl<'a> Call<'a> {
-    /// Reads the arguments behind the program's name.
+impl<'a> DockerCall<'a> {
+    /// Parses the arguments after the name of the program.
     #[must_use]
     pub fn of(arguments: &'a [String]) -> Self {
         let mut call = Self::default();
@@ -160,7 +160,8 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Whether an option's value is the next word: `-t 5`, `-ft 5`, `--time 5`, and not `-t5`, `--time=5`.
+/// Returns true if the value of an option is the next word: `-t 5`, `-ft 5`, `--time 5`, but not
+/// `-t5` or `--time=5`.
 fn takes_next(option: &str, long: &[&str], short: &str) -> bool {
     if option.starts_with("--") {
         return long.contains(&option);
@@ -184,8 +185,8 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_ends_one_of_the_containers_is_meant() {
-        let wanted = Wanted::default();
+    fn calls_that_end_a_container_are_selected() {
+        let filter = CallFilter::default();
         let table = [
             ("docker stop claude-hooks-1", true),
             ("docker container stop claude-hooks-1", true),
@@ -214,16 +215,16 @@ mod tests {
             ("docker ps -a --filter name=claude-hooks-1", false),
         ];
         for (command, expected) in table {
-            assert_eq!(wanted.takes(&called(command)), expected, "{command}");
+            assert_eq!(filter.matches(&called(command)), expected, "{command}");
         }
     }
 
     #[test]
-    fn a_program_is_found_behind_its_interpreter_and_under_another_name() {
-        let wanted = Wanted::default();
+    fn program_is_found_after_interpreter_or_by_executable() {
+        let filter = CallFilter::default();
         let by = |exe: &str, command: &str| {
             let facts = Facts { exe: Some(exe.into()), ..called(command) };
-            wanted.takes(&facts)
+            filter.matches(&facts)
         };
         assert!(by("/usr/bin/dash", "/bin/sh -e /usr/local/bin/docker stop claude-hooks-1"));
         assert!(by("/usr/bin/docker", "renamed stop claude-hooks-1"));
@@ -232,31 +233,34 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_meant_is() {
-        let wanted = Wanted::default();
+    fn event_that_may_match_is_selected() {
+        let filter = CallFilter::default();
         let known = called("docker stop");
         let lost = Facts { argv: None, ..known.clone() };
-        assert!(wanted.takes(&lost), "nothing is known of the call");
-        assert!(!wanted.takes(&Facts { success: Some(false), ..lost.clone() }), "none was made");
-        assert!(wanted.takes(&Facts { argv_incomplete: true, ..known }));
+        assert!(filter.matches(&lost), "the arguments are lost");
+        assert!(
+            !filter.matches(&Facts { success: Some(false), ..lost.clone() }),
+            "the call failed"
+        );
+        assert!(filter.matches(&Facts { argv_incomplete: true, ..known }));
         let title = |text: &str| {
             let words = text.split(' ').map(Into::into).collect();
-            wanted.takes(&Facts { proctitle: Some(words), ..lost.clone() })
+            filter.matches(&Facts { proctitle: Some(words), ..lost.clone() })
         };
-        assert!(title("docker stop claude"), "a title is cut off");
+        assert!(title("docker stop claude"), "a title is truncated");
         assert!(!title("docker ps"));
-        assert!(!wanted.takes(&Facts { keys: vec!["other".into()], ..lost.clone() }));
+        assert!(!filter.matches(&Facts { keys: vec!["other".into()], ..lost.clone() }));
     }
 
     #[test]
-    fn what_is_empty_is_not_asked_for() {
-        let all = Wanted::every_call();
-        assert!(all.takes(&called("docker ps")));
-        assert!(!all.takes(&Facts::default()), "the key is");
-        let verbs = Wanted::new("", [], ["ps".to_owned()], &[]).unwrap();
-        assert!(verbs.takes(&Facts { keys: vec![], ..called("anything ps") }));
-        assert!(!verbs.takes(&called("anything stop")));
-        let error = Wanted::new("", [], [], &["a[".to_owned()]).unwrap_err().to_string();
+    fn empty_list_selects_any_value() {
+        let all = CallFilter::every_call();
+        assert!(all.matches(&called("docker ps")));
+        assert!(!all.matches(&Facts::default()), "the key is missing");
+        let verbs = CallFilter::new("", [], ["ps".to_owned()], &[]).unwrap();
+        assert!(verbs.matches(&Facts { keys: vec![], ..called("anything ps") }));
+        assert!(!verbs.matches(&called("anything stop")));
+        let error = CallFilter::new("", [], [], &["a[".to_owned()]).unwrap_err().to_string();
         assert!(error.contains("`a[`"), "{error}");
     }
 }

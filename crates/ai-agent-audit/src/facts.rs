@@ -1,88 +1,88 @@
-//! What happened, as the lines of one event tell it.
+//! Facts of an event, extracted from its lines.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use super::line::Line;
-use crate::platform::Timestamp;
+use ai_agent_stage::Timestamp;
 
-/// Nobody has logged in: a service, or something that one of them started.
+/// Login id and session of a process that no login started, such as a service.
 const UNSET: u32 = u32::MAX;
-/// More arguments than the kernel passes on.
-const MOST_ARGUMENTS: usize = 1 << 20;
+/// More arguments than the kernel accepts.
+const MAX_ARGUMENTS: usize = 1 << 20;
 
-/// What one event tells. What its lines do not say is absent.
+/// Facts of one event. What its lines do not contain is absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Facts {
-    /// When it happened, RFC 3339 in UTC.
+    /// Time of the event, RFC 3339 in UTC.
     pub time: String,
-    /// The same in milliseconds since 1970.
+    /// Time of the event in milliseconds since 1970.
     #[serde(skip)]
     pub at: Timestamp,
-    /// Its number since the kernel started.
+    /// Number of the event since the kernel started.
     pub serial: u64,
-    /// The machine, in a log that has those of several.
+    /// Name of the machine, in a log of several machines.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// The keys of the rules that it matched.
+    /// Keys of the audit rules that the event matched.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
-    /// The system call: its name where auditd adds it, else its number.
+    /// System call: its name if auditd appends it, otherwise its number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub syscall: Option<String>,
-    /// Whether it succeeded.
+    /// True if the call succeeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub success: Option<bool>,
-    /// The process.
+    /// Process id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// Its parent.
+    /// Process id of the parent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ppid: Option<u32>,
-    /// Whose rights it had.
+    /// User id of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// The name of that user, where auditd adds it.
+    /// Name of the user, if auditd appends it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// Who had logged in; absent when nobody had.
+    /// User id of the login; absent if no login started the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub login_uid: Option<u32>,
-    /// The name of that user, where auditd adds it.
+    /// Name of the user who logged in, if auditd appends it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub login_user: Option<String>,
-    /// The login's session.
+    /// Session of the login.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<u32>,
-    /// The terminal.
+    /// Terminal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tty: Option<String>,
-    /// What the process calls itself.
+    /// Name of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comm: Option<String>,
-    /// The program that runs; of a script its interpreter.
+    /// Executable; the interpreter of a script.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exe: Option<String>,
-    /// The arguments, the program's name first.
+    /// Arguments, starting with the name of the program.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,
-    /// Whether some of the arguments are not in the log.
+    /// True if the log lacks some of the arguments.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub argv_incomplete: bool,
-    /// The directory that it was called in.
+    /// Working directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// The files that it concerns.
+    /// Files of the call.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<String>,
-    /// The first bytes of the arguments.
+    /// Title of the process: the first bytes of its arguments.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proctitle: Option<Vec<String>>,
 }
 
 impl Facts {
-    /// What the lines of one event tell, given without their endings.
+    /// Extracts the facts from the lines of one event, given without their endings.
     pub fn of<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut facts = Self::default();
         let mut arguments = Arguments::default();
@@ -104,7 +104,7 @@ impl Facts {
         facts
     }
 
-    /// All of it, as a JSON object.
+    /// The facts as a JSON object.
     #[must_use]
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("facts have only strings as keys")
@@ -114,7 +114,7 @@ impl Facts {
         let set = |id: Option<u32>| id.filter(|id| *id != UNSET);
         for (key, value) in line.fields() {
             let string = || value.decoded().map(|bytes| text(&bytes));
-            // What is never in hex, even where it looks so.
+            // Values that are never in hex, even if they look like it.
             let word = || Some(text(value.word())).filter(|it| it != "?" && it != "(none)");
             match key {
                 b"syscall" => self.syscall = self.syscall.take().or_else(word),
@@ -130,7 +130,7 @@ impl Facts {
                 b"tty" => self.tty = word(),
                 b"comm" => self.comm = string(),
                 b"exe" => self.exe = string(),
-                // Several keys stand in one field, with a byte 1 between them.
+                // One field holds several keys, separated by a byte 1.
                 b"key" => {
                     let keys = string().unwrap_or_default();
                     self.keys
@@ -142,7 +142,7 @@ impl Facts {
     }
 }
 
-/// The arguments of `EXECVE` lines: `a1="stop"`, and those too long for one line in pieces:
+/// Arguments of `EXECVE` lines: `a1="stop"`, or in pieces if they are too long for one line:
 /// `a2_len=100000 a2[0]=…`, and `a2[1]=…` in the next line.
 #[derive(Default)]
 struct Arguments {
@@ -174,7 +174,7 @@ impl Arguments {
                 None => (name.parse(), Ok(0)),
             };
             if let (Ok(argument), Ok(piece)) = (argument, piece)
-                && argument < MOST_ARGUMENTS
+                && argument < MAX_ARGUMENTS
             {
                 let bytes = value.decoded().unwrap_or_default().into_owned();
                 self.pieces.insert((argument, piece), bytes);
@@ -182,7 +182,7 @@ impl Arguments {
         }
     }
 
-    /// The arguments, and whether some of them are missing.
+    /// Returns the arguments, and true if some are missing.
     fn all(self) -> (Option<Vec<String>>, bool) {
         if self.pieces.is_empty() {
             return (None, self.count.is_some_and(|count| count > 0));
@@ -220,7 +220,7 @@ fn string(line: &Line<'_>, key: &[u8]) -> Option<String> {
     value.decoded().map(|bytes| text(&bytes))
 }
 
-/// The words of a process's title, with a byte 0 between them.
+/// Splits the title of a process into its words, which a byte 0 separates.
 fn words(line: &Line<'_>) -> Option<Vec<String>> {
     let (_, value) = line.fields().find(|(key, _)| *key == b"proctitle")?;
     let title = value.decoded()?;
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_tells_who_called_what_from_where() {
+    fn facts_contain_user_program_and_directory() {
         let lines = [
             format!(
                 "type=SYSCALL {HEAD} arch=c000003e syscall=59 success=yes exit=0 a0=55 a1=56 items=2 \
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_has_logged_in_where_the_login_is_unset() {
+    fn unset_login_is_absent() {
         let line = format!(
             "type=SYSCALL {HEAD} auid=4294967295 ses=4294967295 tty=(none) \
              key=612D6B65790162\u{1d}AUID=\"unset\""
@@ -304,9 +304,9 @@ mod tests {
         assert_eq!((found.syscall.as_deref(), found.tty.as_deref()), (Some("59"), Some("ce")));
     }
 
-    /// 100 KB of one argument come in a dozen lines, quoted or in hex.
+    /// An argument of 100 KB is split over a dozen lines, quoted or in hex.
     #[test]
-    fn an_argument_in_pieces_is_one() {
+    fn argument_in_pieces_is_joined() {
         let long = "long argument ".repeat(7000);
         for in_hex in [false, true] {
             let long = if in_hex { long.clone() } else { long.replace(' ', "_") };
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_that_are_not_in_the_log_are_told() {
+    fn missing_arguments_are_marked() {
         assert_eq!(facts(&[]).argv, None);
         let found = facts(&[execve("argc=3 a0=\"docker\" a2=\"x\"")]);
         assert_eq!((found.argv.unwrap().len(), found.argv_incomplete), (2, true));

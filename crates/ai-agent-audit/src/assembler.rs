@@ -1,68 +1,68 @@
-//! Finds the lines of one event, which may stand between those of others.
+//! Collects the lines of one event, between which lines of other events may stand.
 //!
-//! An event is complete with its `EOE`, or with its `PROCTITLE`: the kernel writes that one last, and
-//! auditd leaves `EOE` out of the log. One of neither has ended when a line of an event two seconds
-//! later stands in the log (`auparse` waits as long), when many later ones have begun, or when
-//! nothing has come for so long.
+//! An event is complete with its `EOE` or its `PROCTITLE`: the kernel writes the latter last, and
+//! auditd omits `EOE` from the log. An event with neither ends when the log contains a line of an
+//! event two seconds later (the delay of `auparse`), when many later events have started, or when no
+//! line has arrived for two seconds.
 
 use std::{collections::VecDeque, time::Duration};
 
 use super::line::{EventId, Line};
 
-/// So long lines of one event may be apart.
+/// Maximum time between two lines of one event.
 pub const SILENCE: Duration = Duration::from_secs(2);
-/// So many events are open at once, at most: each of a processor or two.
-const MOST_OPEN: usize = 64;
-/// So many bytes of lines, all open events together.
-const MOST_BYTES: usize = 4 << 20;
+/// Maximum number of open events.
+const MAX_OPEN: usize = 64;
+/// Maximum number of bytes of all open events together.
+const MAX_BYTES: usize = 4 << 20;
 
-/// Events whose lines are coming; `P` says where a line stands.
+/// Collects the lines of open events; `P` is the position of a line.
 #[derive(Debug)]
-pub struct Groups<P> {
-    open: VecDeque<Group<P>>,
+pub struct EventAssembler<P> {
+    open: VecDeque<AuditEvent<P>>,
     bytes: usize,
 }
 
 /// The lines of one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group<P> {
-    /// The event.
+pub struct AuditEvent<P> {
+    /// Identity of the event.
     pub id: EventId,
-    /// Its lines, in the order that they came in.
+    /// Lines in the order of the log, each with its position.
     pub lines: Vec<(P, Vec<u8>)>,
-    /// When the last one came.
-    seen: Duration,
+    /// Time when the last line was added.
+    last_added: Duration,
 }
 
-impl<P> Default for Groups<P> {
+impl<P> Default for EventAssembler<P> {
     fn default() -> Self {
         Self { open: VecDeque::new(), bytes: 0 }
     }
 }
 
-impl<P> Group<P> {
+impl<P> AuditEvent<P> {
     fn bytes(&self) -> usize {
         self.lines.iter().map(|(_, line)| line.len()).sum()
     }
 }
 
-impl<P> Groups<P> {
-    /// Takes the next line of the log, which came `now`; says which events have ended with it.
+impl<P> EventAssembler<P> {
+    /// Adds the next line of the log. Returns the events that it completes or ends.
     pub fn push(
         &mut self,
         place: P,
         line: &[u8],
         parsed: &Line<'_>,
         now: Duration,
-    ) -> Vec<Group<P>> {
+    ) -> Vec<AuditEvent<P>> {
         let silence = u64::try_from(SILENCE.as_millis()).unwrap_or(u64::MAX);
         let is_over = |id: &EventId| id.millis.saturating_add(silence) <= parsed.id.millis;
-        let mut ended = self.take(|group| is_over(&group.id));
+        let mut ended = self.end_where(|event| is_over(&event.id));
         self.adopt(place, line, parsed, now);
         if matches!(parsed.kind, b"EOE" | b"PROCTITLE") {
-            ended.extend(self.take(|group| group.id == parsed.id));
+            ended.extend(self.end_where(|event| event.id == parsed.id));
         }
-        while self.open.len() > MOST_OPEN || self.bytes > MOST_BYTES {
+        while self.open.len() > MAX_OPEN || self.bytes > MAX_BYTES {
             let Some(oldest) = self.open.pop_front() else { break };
             self.bytes -= oldest.bytes();
             ended.push(oldest);
@@ -70,48 +70,51 @@ impl<P> Groups<P> {
         ended
     }
 
-    /// Takes a line of an event that was open, after a restart.
+    /// Adds a line of an event that was open before a restart; ends no event.
     pub fn adopt(&mut self, place: P, line: &[u8], parsed: &Line<'_>, now: Duration) {
         self.bytes += line.len();
         let line = (place, line.to_vec());
-        match self.open.iter_mut().rev().find(|group| group.id == parsed.id) {
-            Some(group) => {
-                group.lines.push(line);
-                group.seen = now;
+        match self.open.iter_mut().rev().find(|event| event.id == parsed.id) {
+            Some(event) => {
+                event.lines.push(line);
+                event.last_added = now;
             }
             None => {
                 let id = parsed.id.clone();
-                self.open.push_back(Group { id, lines: vec![line], seen: now });
+                self.open.push_back(AuditEvent { id, lines: vec![line], last_added: now });
             }
         }
     }
 
-    /// Ends the events that `is_over` says, oldest first.
-    pub fn take(&mut self, mut is_over: impl FnMut(&Group<P>) -> bool) -> Vec<Group<P>> {
+    /// Ends the events for which `is_over` returns true, oldest first.
+    pub fn end_where(
+        &mut self,
+        mut is_over: impl FnMut(&AuditEvent<P>) -> bool,
+    ) -> Vec<AuditEvent<P>> {
         if !self.open.iter().any(&mut is_over) {
             return Vec::new();
         }
         let (ended, open): (Vec<_>, Vec<_>) = self.open.drain(..).partition(is_over);
         self.open = open.into();
-        self.bytes = self.open.iter().map(Group::bytes).sum();
+        self.bytes = self.open.iter().map(AuditEvent::bytes).sum();
         ended
     }
 
-    /// Ends the events of which nothing has come for so long. To be called when all that is in the
-    /// log was pushed.
-    pub fn silent(&mut self, now: Duration) -> Vec<Group<P>> {
-        self.take(|group| group.seen + SILENCE <= now)
+    /// Ends the events without a new line for [`SILENCE`]. Must be called only when all lines of the
+    /// log have been added.
+    pub fn silent(&mut self, now: Duration) -> Vec<AuditEvent<P>> {
+        self.end_where(|event| event.last_added + SILENCE <= now)
     }
 
-    /// When the next one will have been silent for so long.
+    /// Time when the next event ends by silence.
     #[must_use]
     pub fn next_silent(&self) -> Option<Duration> {
-        self.open.iter().map(|group| group.seen + SILENCE).min()
+        self.open.iter().map(|event| event.last_added + SILENCE).min()
     }
 
-    /// The lines of events that have not ended.
+    /// Lines of the open events.
     pub fn open(&self) -> impl Iterator<Item = &(P, Vec<u8>)> {
-        self.open.iter().flat_map(|group| &group.lines)
+        self.open.iter().flat_map(|event| &event.lines)
     }
 }
 
@@ -125,25 +128,25 @@ mod tests {
         format!("type={kind} msg=audit({}.{:03}:{serial}): {rest}", millis / 1000, millis % 1000)
     }
 
-    /// Pushes lines; the events that ended by them, and those that are silent at last.
+    /// Adds lines. Returns the events that they end, then those that end by silence.
     fn grouped(lines: &[String]) -> Vec<(u64, Vec<usize>)> {
-        let mut groups = Groups::default();
+        let mut assembler = EventAssembler::default();
         let mut ended = Vec::new();
         for (index, line) in lines.iter().enumerate() {
             let parsed = Line::parse(line.as_bytes()).unwrap();
-            ended.extend(groups.push(index, line.as_bytes(), &parsed, Duration::ZERO));
+            ended.extend(assembler.push(index, line.as_bytes(), &parsed, Duration::ZERO));
         }
-        assert_eq!(groups.silent(SILENCE - Duration::from_millis(1)), []);
-        ended.extend(groups.silent(SILENCE));
-        assert_eq!((groups.open.len(), groups.bytes), (0, 0));
-        let places = |group: Group<usize>| {
-            (group.id.serial, group.lines.into_iter().map(|(place, _)| place).collect())
+        assert_eq!(assembler.silent(SILENCE - Duration::from_millis(1)), []);
+        ended.extend(assembler.silent(SILENCE));
+        assert_eq!((assembler.open.len(), assembler.bytes), (0, 0));
+        let places = |event: AuditEvent<usize>| {
+            (event.id.serial, event.lines.into_iter().map(|(place, _)| place).collect())
         };
         ended.into_iter().map(places).collect()
     }
 
     #[test]
-    fn events_whose_lines_alternate_are_told_apart() {
+    fn interleaved_events_are_separated() {
         let lines = [
             line("SYSCALL", 1000, 7, "a"),
             line("SYSCALL", 1000, 8, "b"),
@@ -157,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_without_an_end_ends_with_a_later_one_or_with_silence() {
+    fn event_without_end_ends_by_later_event_or_silence() {
         let lines = [
             line("SYSCALL", 1000, 7, ""),
             line("SYSCALL", 2999, 8, ""),
@@ -169,37 +172,36 @@ mod tests {
     }
 
     #[test]
-    fn the_same_serial_at_another_time_or_on_another_machine_is_another_event() {
+    fn serial_of_other_time_or_machine_is_another_event() {
         let other = format!("node=b {}", line("SYSCALL", 1000, 7, ""));
         let lines = [line("SYSCALL", 1000, 7, ""), line("SYSCALL", 1001, 7, ""), other];
         assert_eq!(grouped(&lines), [(7, vec![0]), (7, vec![1]), (7, vec![2])]);
     }
 
     #[test]
-    fn what_is_open_is_bounded() {
-        let mut groups = Groups::default();
+    fn open_events_are_limited() {
+        let mut assembler = EventAssembler::default();
         let long = "x".repeat(8000);
         let mut most = 0;
         for serial in 0..10_000_u64 {
             let line = line("EXECVE", 1000, serial / 1000, &long);
             let parsed = Line::parse(line.as_bytes()).unwrap();
-            groups.push((), line.as_bytes(), &parsed, Duration::ZERO);
-            most = most.max(groups.bytes);
+            assembler.push((), line.as_bytes(), &parsed, Duration::ZERO);
+            most = most.max(assembler.bytes);
         }
-        assert!(most <= MOST_BYTES, "{most}");
+        assert!(most <= MAX_BYTES, "{most}");
         for serial in 0..10_000 {
             let line = line("SYSCALL", 1000, serial, "");
             let parsed = Line::parse(line.as_bytes()).unwrap();
-            groups.push((), line.as_bytes(), &parsed, Duration::ZERO);
-            assert!(groups.open.len() <= MOST_OPEN);
+            assembler.push((), line.as_bytes(), &parsed, Duration::ZERO);
+            assert!(assembler.open.len() <= MAX_OPEN);
         }
     }
 
     proptest! {
-        /// However the lines of a few events stand between each other, each event has its own, in
-        /// their order.
+        /// Each event has its own lines in their order, however the events are interleaved.
         #[test]
-        fn every_line_comes_out_once_with_its_event(
+        fn every_line_is_returned_once_with_its_event(
             order in proptest::collection::vec((0..6_u64, 0..4_usize), 0..80),
         ) {
             let kinds = ["SYSCALL", "EXECVE", "PATH", "CWD"];
