@@ -14,7 +14,7 @@ use std::{
 };
 
 use crate::support::{
-    entries, eventually,
+    answer_late, entries, eventually,
     home::Home,
     lines_with_code,
     receiver::{Receiver, wait_for},
@@ -100,7 +100,7 @@ fn pass(
     requests.fetch_add(1, Ordering::Relaxed);
     let now = in_flight.now.fetch_add(1, Ordering::SeqCst) + 1;
     in_flight.most.fetch_max(now, Ordering::SeqCst);
-    thread::sleep(Duration::from_millis(in_flight.delay_ms.load(Ordering::SeqCst)));
+    answer_late(Duration::from_millis(in_flight.delay_ms.load(Ordering::SeqCst)));
     answer(client, behind, &head, &body, refuses);
     in_flight.now.fetch_sub(1, Ordering::SeqCst);
 }

@@ -13,6 +13,7 @@ mod command_line;
 mod compliance;
 mod config;
 mod control;
+mod conventions;
 mod corpus;
 mod crash;
 mod cross_platform;

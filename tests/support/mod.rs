@@ -70,6 +70,11 @@ pub(crate) fn random_moment(random: &mut fastrand::Rng, limit: Duration) {
     thread::sleep(limit.mul_f64(random.f64()));
 }
 
+/// Delays the response of a simulated receiver.
+pub(crate) fn answer_late(delay: Duration) {
+    thread::sleep(delay);
+}
+
 /// Polls a condition until it holds, and fails after [`PATIENCE`].
 #[track_caller]
 pub(crate) fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {

@@ -17,7 +17,7 @@ use serde_json::json as value;
 use siem_protocol::{BatchHeader, Digest, json};
 
 use super::{
-    SECRET, TOKEN,
+    SECRET, TOKEN, answer_late,
     entries::{self, StoredEntry},
 };
 
@@ -424,7 +424,7 @@ fn ingest(request: &Request, scripted: Option<Answer>, state: &Mutex<State>) -> 
         }
         Answer::After(delay) => {
             drop(held);
-            thread::sleep(delay);
+            answer_late(delay);
             state.lock().unwrap().take(batch);
             Done::Reply((200, &[], receipt(last_seq)))
         }
