@@ -308,9 +308,3 @@ impl Collector {
         self.so_far()
     }
 }
-
-/// Waits until a file exists.
-#[track_caller]
-pub(crate) fn wait_for_file(path: &Path) {
-    within(PATIENCE, &format!("{}", path.display()), || path.try_exists().unwrap().then_some(()));
-}

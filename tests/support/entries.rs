@@ -23,7 +23,6 @@ pub(crate) struct StoredEntry {
     pub(crate) sha256: Option<Digest>,
     pub(crate) part: Option<u32>,
     pub(crate) last: bool,
-    pub(crate) incomplete: bool,
     pub(crate) event: Option<String>,
     pub(crate) data: Value,
     /// The whole entry, including the members of enrichers.
@@ -75,7 +74,6 @@ fn parse_line(line: &[u8]) -> StoredEntry {
         sha256: entry.sha256,
         part: entry.part,
         last: entry.last,
-        incomplete: entry.incomplete,
         event: entry.event.as_deref().map(str::to_owned),
         data: entry.data.map_or(Value::Null, |data| serde_json::from_str(data.get()).unwrap()),
         // A record may contain numbers that `Value` cannot represent.
@@ -105,7 +103,6 @@ pub(crate) struct Line {
     /// Sequence number of its entry, or of its last part.
     pub(crate) seq: u64,
     pub(crate) path: PathBuf,
-    pub(crate) generation: String,
     pub(crate) offset: u64,
     pub(crate) length: u64,
     pub(crate) bytes: Vec<u8>,
@@ -148,7 +145,6 @@ pub(crate) fn lines(entries: &[StoredEntry]) -> Vec<Line> {
         lines.push(Line {
             seq: entry.seq,
             path: entry.path.clone(),
-            generation: entry.generation.clone(),
             offset: entry.offset,
             length: entry.length.unwrap(),
             bytes,

@@ -211,12 +211,6 @@ impl Delivery {
         self.progress.borrow().clone()
     }
 
-    /// Waits for a log line with this code.
-    #[track_caller]
-    pub(crate) fn wait_for_code(&self, code: &str) {
-        self.wait_for_line(code, "");
-    }
-
     /// Waits for a log line with this code that contains `token`: a field, a key, a path.
     #[track_caller]
     pub(crate) fn wait_for_line(&self, code: &str, token: &str) {

@@ -48,7 +48,6 @@ pub(crate) enum Answer {
 
 /// A valid batch, for a rule that depends on its content.
 pub(crate) struct OfferedBatch<'a> {
-    pub(crate) header: &'a BatchHeader,
     /// Sequence number and line, with its newline, of each entry.
     pub(crate) lines: &'a [(u64, Vec<u8>)],
 }
@@ -391,7 +390,7 @@ fn ingest(request: &Request, scripted: Option<Answer>, state: &Mutex<State>) -> 
         }
     };
     held.offer(&batch);
-    let offered = OfferedBatch { header: &batch.header, lines: &batch.lines };
+    let offered = OfferedBatch { lines: &batch.lines };
     let answer = scripted.unwrap_or_else(|| match &mut held.rule {
         Some(rule) => rule(&offered),
         None => Answer::Receipt,

@@ -1,5 +1,5 @@
 //! A receiver on loopback, and a sender for it.
-#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
+#![cfg_attr(not(unix), allow(dead_code, reason = "some tests need Unix"))]
 
 #[path = "../../src/testing.rs"]
 mod testing;
