@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_write_is_resolved_by_the_number_of_groups_in_the_store() {
+    fn failed_write_is_resolved_by_the_number_of_stored_groups() {
         for (groups_in_store, expected) in
             [(6, None), (7, Some(GroupChange::Stored { all: false }))]
         {

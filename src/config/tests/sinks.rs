@@ -9,7 +9,7 @@ fn sink_settings(text: &str) -> Result<SinkSettings, String> {
 }
 
 #[test]
-fn begin_with_the_oldest_entry_and_are_not_held_back_unless_told_so() {
+fn sinks_start_with_the_oldest_entry_without_a_rate_limit() {
     assert_eq!(
         sink_settings(""),
         Ok(SinkSettings { start: Start::Oldest, max_bytes_per_second: None })

@@ -398,7 +398,7 @@ mod tests {
 
     /// Halving as after a 422 found the size anew for each piece, down to single entries.
     #[test]
-    fn a_receiver_that_takes_little_at_a_time_gets_it_in_few_requests() {
+    fn receiver_with_a_small_limit_gets_few_requests() {
         for (count, limit) in [(1000, 1), (1000, 3), (1000, 300), (1000, 999), (5000, 64)] {
             let requests = squeeze(count, limit);
             let bound = 12 + 4 * count.div_ceil(limit);
@@ -437,7 +437,7 @@ mod tests {
 
     /// One entry that took longer than `timeout` was sent again for ever, in the same time.
     #[test]
-    fn one_entry_that_takes_too_long_is_given_more_time_until_it_arrives() {
+    fn slow_entry_gets_more_time_until_it_arrives() {
         let of = |policy: &RetryPolicy| policy.patience().map(|patience| patience.as_secs());
         // What the sink allows by itself, and what the attempts after the first are given.
         let rows: [(u64, &[u64]); 4] = [
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn the_eleventh_refusal_in_a_row_is_held_as_a_fault_of_the_server() {
+    fn eleventh_refusal_in_a_row_holds_delivery() {
         let mut policy = RetryPolicy::default();
         for seq in 1..=10 {
             assert!(matches!(policy.next(refused(), seq, 1, 0.5), NextAction::DeadLetter { .. }));

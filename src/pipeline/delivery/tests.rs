@@ -252,7 +252,7 @@ async fn the_rest_of_a_backlog_does_not_wait_for_more() {
 
 /// What is acknowledged waits for entries to be stored with, and none may ever come.
 #[tokio::test]
-async fn the_last_acknowledgement_is_stored_though_nothing_comes_after_it() {
+async fn last_acknowledgement_is_stored_without_later_entries() {
     let run = run_until(StopMode::Never, None, &[3], shipping(3), |_| Delivery::Acknowledged).await;
     assert_eq!((run.delivered(), run.outbox.stored_bytes()), (3, 0));
 }
@@ -356,7 +356,7 @@ async fn a_frame_from_before_the_bytes_were_lowered_is_cut() {
 
 /// A token that was replaced must not wait for a request that hangs with the old one.
 #[tokio::test]
-async fn a_task_that_is_told_to_leave_does_so_in_mid_batch_and_the_batch_stays() {
+async fn stopped_task_ends_within_a_batch_and_keeps_it() {
     struct Hangs(watch::Sender<bool>);
     impl Sink for Hangs {
         fn deliver<'a>(&'a mut self, _batch: &'a Batch) -> DeliveryFuture<'a> {

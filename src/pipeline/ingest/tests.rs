@@ -205,7 +205,7 @@ fn goes_on_at_the_stored_rows_after_a_restart() {
 
 /// While a group is stored the next is read: when the store fails, both come again, once.
 #[test]
-fn a_group_that_is_not_stored_takes_back_what_was_read_meanwhile() {
+fn failed_group_rolls_back_what_was_read_meanwhile() {
     let large = |n: usize| {
         let line = format!(r#"{{"uuid":"u-{n}","x":"{}"}}"#, "x".repeat(400_000));
         &*line.leak()
@@ -268,7 +268,7 @@ fn events_that_could_not_be_stored_are_left_for_the_next() {
 /// Somebody deleted the store of a running agent: what it wrote from then on was gone with it.
 #[cfg(unix)]
 #[test]
-fn a_store_that_is_deleted_under_the_agent_is_noticed_when_it_tidies_up() {
+fn deleted_store_is_noticed_by_maintenance() {
     let folder = tempfile::tempdir().unwrap();
     let mut ingest = ingest(Files::new(&[("a", ["a1"].as_slice())]), folder.path());
     ingest.begin();

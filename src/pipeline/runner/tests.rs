@@ -227,7 +227,7 @@ fn patient() -> Settings {
 }
 
 #[tokio::test]
-async fn a_flush_sends_what_would_have_waited_and_nothing_that_comes_later() {
+async fn flush_sends_queued_entries_and_none_that_come_later() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = pipeline(folder.path(), false, Some(Delivery::Acknowledged));
     let running = pipeline.start(&patient(), Until::Stopped, Box::new(|_| ()));
@@ -247,7 +247,7 @@ async fn a_flush_sends_what_would_have_waited_and_nothing_that_comes_later() {
 }
 
 #[tokio::test]
-async fn a_flush_that_gets_nowhere_says_what_keeps_it_and_one_at_the_end_does_not_wait() {
+async fn stalled_flush_names_the_reason_and_a_final_one_does_not_wait() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = pipeline(folder.path(), false, refused());
     let running = pipeline.start(&patient(), Until::Stopped, Box::new(|_| ()));

@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_counts_with_all_that_is_in_it_however_it_is_written() {
+    fn directory_includes_its_content_in_every_notation() {
         for glob in
             ["**/secret", "**/secret/", "**/secret/**", "/home/*/secret", "{/home/a}/secret"]
         {

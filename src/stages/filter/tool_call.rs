@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_too_large_to_look_at_is_kept_or_dropped_as_the_option_says() {
+    fn oversized_record_is_kept_or_dropped_by_the_option() {
         let origin = Record::from_line(b"").origin();
         for (options, expected) in
             [("", Verdict::Keep), (r#"on_oversize = "drop""#, Verdict::Drop("oversized"))]

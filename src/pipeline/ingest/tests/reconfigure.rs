@@ -57,7 +57,7 @@ fn what_was_read_before_is_stored_under_the_one_before() {
 
 /// Without it, each reload would ship again what the client repeats.
 #[test]
-fn a_filter_that_is_configured_as_before_keeps_what_it_remembers() {
+fn filter_with_unchanged_configuration_keeps_its_memory() {
     const LINE: &str = r#"{"uuid":"u","n":1}"#;
     for (same, shipped) in [(["dedupe"].as_slice(), 0), ([].as_slice(), 1)] {
         let folder = tempfile::tempdir().unwrap();

@@ -84,7 +84,7 @@ fn what_only_resembles_a_secret_stays() {
 }
 
 #[test]
-fn a_private_key_without_an_end_is_masked_to_the_end_of_its_text() {
+fn private_key_without_an_end_is_masked_to_the_end_of_text() {
     let line = r#"{"a":"x -----BEGIN PRIVATE KEY-----\nMIIB\nMII","b":"y"}"#;
     assert_eq!(text_after("", line), r#"{"a":"x [masked:private-key]","b":"y"}"#);
 }
@@ -156,7 +156,7 @@ fn a_pattern_that_is_wrong_is_refused_by_its_name() {
 }
 
 #[test]
-fn a_record_too_large_to_look_at_is_kept_or_dropped_as_the_option_says() {
+fn oversized_record_is_kept_or_dropped_by_the_option() {
     let origin = Record::from_line(b"").origin();
     let part = Record::first_part(origin, 0, br#"{"a":"AKIAIOSFODNN7EXAMPLE""#);
     assert_eq!(filter("").check(&part), Verdict::Keep);

@@ -200,7 +200,7 @@ fn a_directory_of_sessions_is_learnt_where_it_is_the_users_own() {
 }
 
 #[test]
-fn hooks_that_nobody_calls_while_sessions_grow_are_said_once_a_day() {
+fn uncalled_hooks_are_reported_once_a_day_while_sessions_grow() {
     const HOUR: u64 = 3_600_000;
     let mut world = World::new();
     let pass = |world: &World, hours: u64, grows: bool| {
