@@ -59,8 +59,8 @@ fn tests(count: usize) -> String {
 fn show(mismatch: &Mismatch, input: &str) -> Result<(), Failure> {
     let Mismatch { line, expected, found } = mismatch;
     print(format_args!("        line {line}: {input}"))?;
-    print(format_args!("          expected  {}", expected.in_short()))?;
-    print(format_args!("          got       {}", found.in_short()))?;
+    print(format_args!("          expected  {}", expected.without_output()))?;
+    print(format_args!("          got       {}", found.without_output()))?;
     if let (Some(expected), Some(found)) = (expected.output(), found.output())
         && expected != found
     {

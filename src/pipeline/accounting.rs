@@ -1,26 +1,26 @@
-//! Where every byte of every file went.
+//! Accounting of every byte of every file.
 
 use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 pub use siem_protocol::totals::{Count, Lost, Parts, Totals};
 
-/// Where the bytes of one generation went: what the totals say, for one life of a file. Kept as
-/// long as the file is there.
+/// Accounting of the bytes of one generation, as [`Totals`] are for an epoch. Kept as long as the
+/// file exists.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Share {
     /// Lines that became records, without their endings.
     pub shipped: Count,
-    /// Parts of large lines.
+    /// Parts of long lines.
     pub parts: Parts,
-    /// The endings of both.
+    /// Bytes of the line endings of both.
     pub endings: u64,
-    /// Lines that filters dropped.
+    /// Lines that filters have dropped.
     pub filtered: Count,
-    /// Lines with nothing in them.
+    /// Blank lines.
     pub blank: Count,
-    /// What was never read.
+    /// Bytes that were lost before they were read.
     pub deleted_unread: Lost,
 }
 
@@ -36,14 +36,14 @@ impl AddAssign for Share {
 }
 
 impl Share {
-    /// What became entries, endings and all.
+    /// Returns the lines and bytes that became entries, line endings included.
     #[must_use]
     pub fn sent(&self) -> Count {
         let Self { shipped, parts, endings, .. } = self;
         Count { lines: shipped.lines + parts.lines, bytes: shipped.bytes + parts.bytes + endings }
     }
 
-    /// What was read.
+    /// Returns the lines and bytes that were read.
     #[must_use]
     pub fn read(&self) -> Count {
         let mut all = self.sent();

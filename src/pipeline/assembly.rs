@@ -1,5 +1,5 @@
-//! Builds the stages that a configuration names. What is wrong is an error that names layer and
-//! key; nothing is read, written or sent yet.
+//! Builds the stages that a configuration names. Errors name the layer and the key; nothing is read,
+//! written or sent.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// Members of an entry that no enricher may take the name of.
+/// Members of an entry. No enricher may have one of these names.
 const RESERVED: [&str; 23] = [
     "seq",
     "kind",
@@ -46,7 +46,7 @@ const RESERVED: [&str; 23] = [
 /// Builds filters and enrichers.
 ///
 /// # Errors
-/// [`ConfigError`] for the first stage that can't be built.
+/// [`ConfigError`] for the first stage that cannot be built.
 pub fn stages(loaded: &LoadedConfig, context: &Context) -> Result<RecordStages, ConfigError> {
     let pipeline = &loaded.settings.pipeline;
     let filters = filters(loaded)?;
@@ -60,10 +60,10 @@ pub fn stages(loaded: &LoadedConfig, context: &Context) -> Result<RecordStages, 
     Ok(RecordStages::new(filters, enrichers))
 }
 
-/// Builds the filters alone.
+/// Builds the filters only.
 ///
 /// # Errors
-/// [`ConfigError`] for the first that can't be built.
+/// [`ConfigError`] for the first stage that cannot be built.
 pub fn filters(loaded: &LoadedConfig) -> Result<FilterChain, ConfigError> {
     let filters = build(loaded, StageKind::Filter, &loaded.settings.pipeline.filters, |table| {
         filter::build(&table.stage, &table.options.to_options())
@@ -74,7 +74,7 @@ pub fn filters(loaded: &LoadedConfig) -> Result<FilterChain, ConfigError> {
 /// Builds the sources.
 ///
 /// # Errors
-/// [`ConfigError`] for the first that can't be built.
+/// [`ConfigError`] for the first stage that cannot be built.
 pub fn sources(
     loaded: &LoadedConfig,
     context: &Context,
@@ -89,7 +89,7 @@ pub fn sources(
 /// Returns the roots of the enabled sources that read sessions, without duplicates.
 ///
 /// # Errors
-/// [`ConfigError`] for the first source that can't be built.
+/// [`ConfigError`] for the first source that cannot be built.
 pub fn session_roots(
     loaded: &LoadedConfig,
     context: &Context,
@@ -109,7 +109,7 @@ pub fn session_roots(
 /// Builds one source of a configuration.
 ///
 /// # Errors
-/// [`ConfigError`] when it can't be built.
+/// [`ConfigError`] when it cannot be built.
 pub fn source(
     loaded: &LoadedConfig,
     table: &StageTable,
@@ -123,7 +123,7 @@ pub fn source(
 /// Builds the sinks.
 ///
 /// # Errors
-/// [`ConfigError`] for the first that can't be built.
+/// [`ConfigError`] for the first stage that cannot be built.
 pub fn sinks(
     loaded: &LoadedConfig,
     context: &Context,
@@ -136,7 +136,7 @@ pub fn sinks(
 /// Builds one sink of a configuration.
 ///
 /// # Errors
-/// [`ConfigError`] when it can't be built.
+/// [`ConfigError`] when it cannot be built.
 pub fn sink(
     loaded: &LoadedConfig,
     table: &StageTable,
@@ -146,22 +146,25 @@ pub fn sink(
         .map_err(|error| explain(loaded, StageKind::Sink, table, error))
 }
 
-/// The places of `sinks` in the outbox.
+/// Returns the registrations of `sinks` in the outbox.
 #[must_use]
-pub fn seats(loaded: &LoadedConfig, sinks: &[Named<dyn Sink>]) -> Vec<SinkRegistration> {
+pub fn sink_registrations(
+    loaded: &LoadedConfig,
+    sinks: &[Named<dyn Sink>],
+) -> Vec<SinkRegistration> {
     let tables = &loaded.settings.pipeline.sinks;
-    let seat = |(name, sink): &Named<dyn Sink>| {
+    let registration = |(name, sink): &Named<dyn Sink>| {
         let table = tables.iter().find(|table| table.name == *name);
         let start = table.map(|table| table.sink_settings.start).unwrap_or_default();
         SinkRegistration { name: name.clone(), destination: sink.destination(), start }
     };
-    sinks.iter().map(seat).collect()
+    sinks.iter().map(registration).collect()
 }
 
-/// Checks the sinks' options without building them: for a dry run, which has no secrets.
+/// Checks the options of the sinks without building them: a dry run has no secrets.
 ///
 /// # Errors
-/// [`ConfigError`] for the first that is wrong.
+/// [`ConfigError`] for the first option that is wrong.
 pub fn check_sinks(loaded: &LoadedConfig) -> Result<(), ConfigError> {
     let sinks = &loaded.settings.pipeline.sinks;
     build(loaded, StageKind::Sink, sinks, |table| {
@@ -170,8 +173,8 @@ pub fn check_sinks(loaded: &LoadedConfig) -> Result<(), ConfigError> {
     .map(drop)
 }
 
-/// Checks all stages, those too that are switched off, and gives everything that is wrong. Sinks are
-/// not built: they need secrets.
+/// Checks all stages, also disabled ones, and returns all errors. Sinks are not built: they need
+/// secrets.
 #[must_use]
 pub fn check(loaded: &LoadedConfig, context: &Context) -> Vec<ConfigError> {
     let mut wrong = check_all(loaded, context, &loaded.settings.pipeline);
@@ -182,7 +185,7 @@ pub fn check(loaded: &LoadedConfig, context: &Context) -> Vec<ConfigError> {
     wrong
 }
 
-/// Checks the stages that are switched off: once they are on, nothing may be wrong with them.
+/// Checks the disabled stages, so that nothing is wrong with them once they are enabled.
 #[must_use]
 pub fn check_switched_off(loaded: &LoadedConfig, context: &Context) -> Vec<ConfigError> {
     check_all(loaded, context, &loaded.disabled)
@@ -214,7 +217,7 @@ fn check_all(
 /// The receiver that manages this agent: that of the first sink that ships to one.
 ///
 /// # Errors
-/// [`ConfigError`] when that sink can't be built.
+/// [`ConfigError`] when that sink cannot be built.
 pub fn manager(
     loaded: &LoadedConfig,
     context: &Context,

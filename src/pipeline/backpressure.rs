@@ -1,29 +1,29 @@
-//! Whether there is room to read on: a pure function of what the outbox and the disk hold.
+//! Decides when reading pauses: a pure function of the space that outbox and disk have.
 
-/// Of the outbox's cap, kept for events: they tell the SIEM that reading waits.
-const FOR_EVENTS: u64 = 16 << 20;
-/// Of the disk, left to others.
+/// Part of the outbox that is reserved for events, which report that reading is paused.
+const EVENT_RESERVE: u64 = 16 << 20;
+/// Free space on the disk that is left to other programs.
 const FREE: u64 = 64 << 20;
 
-/// Says when reading stops and when it goes on, with a gap between the two.
+/// Decides when reading pauses and resumes, with a gap between the two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backpressure {
     max_bytes: u64,
     full: Option<Shortage>,
-    is_half: bool,
+    is_half_full: bool,
 }
 
-/// What there is too little of.
+/// The space that is short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shortage {
-    /// The outbox holds as much as it may.
+    /// The outbox has reached its maximum size.
     Outbox,
     /// The disk is nearly full.
     Disk,
 }
 
 impl Shortage {
-    /// The word for it in an event.
+    /// Returns the word for it in events and log lines.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -42,31 +42,31 @@ impl From<Shortage> for siem_protocol::event::Shortage {
     }
 }
 
-/// What changed since the last look.
+/// A change found by [`Backpressure::update`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Reading stops.
+    /// Reading pauses.
     Filled(Shortage),
-    /// Reading goes on.
+    /// Reading resumes.
     Recovered,
 }
 
 impl Backpressure {
-    /// Backpressure for an outbox that may hold `max_bytes`.
+    /// Creates the state for an outbox of at most `max_bytes`.
     #[must_use]
     pub fn new(max_bytes: u64) -> Self {
-        Self { max_bytes, full: None, is_half: false }
+        Self { max_bytes, full: None, is_half_full: false }
     }
 
-    /// The outbox may hold `max_bytes` from now on.
+    /// Changes the maximum size of the outbox.
     pub fn resize(&mut self, max_bytes: u64) {
         self.max_bytes = max_bytes;
     }
 
-    /// Looks again: the outbox holds `stored` bytes, the disk has `free` bytes, if that is known.
+    /// Updates the state: the outbox holds `stored` bytes, and the disk has `free` bytes, if known.
     pub fn update(&mut self, stored: u64, free: Option<u64>) -> Option<Change> {
         let cap = self.cap();
-        // Once full, reading goes on only when there is room for a good while.
+        // Once full, reading resumes only when there is space for a while.
         let (cap, least) = match self.full {
             None => (cap, FREE),
             Some(_) => (cap / 8 * 7, FREE / 4 * 5),
@@ -86,36 +86,35 @@ impl Backpressure {
         }
     }
 
-    /// Whether an outbox that holds `stored` bytes is full.
+    /// Returns whether an outbox that holds `stored` bytes is full.
     #[must_use]
     pub fn would_fill(&self, stored: u64) -> bool {
         stored >= self.cap()
     }
 
     fn cap(&self) -> u64 {
-        self.max_bytes.saturating_sub(FOR_EVENTS)
+        self.max_bytes.saturating_sub(EVENT_RESERVE)
     }
 
-    /// Whether so few bytes are free on the disk that reading which waits goes on waiting.
+    /// Returns whether so few bytes are free on the disk that paused reading stays paused.
     #[must_use]
     pub fn is_low(free: u64) -> bool {
         free < FREE / 4 * 5
     }
 
-    /// Whether the outbox has come to hold more than half of what it may, since the last time that
-    /// this was asked.
+    /// Returns whether the outbox has become more than half full since the last call.
     pub fn passed_half(&mut self, stored: u64) -> bool {
-        let was_half = std::mem::replace(&mut self.is_half, stored > self.max_bytes / 2);
-        self.is_half && !was_half
+        let was_half = std::mem::replace(&mut self.is_half_full, stored > self.max_bytes / 2);
+        self.is_half_full && !was_half
     }
 
-    /// What there is too little of, if reading waits.
+    /// Returns which space is short if reading is paused.
     #[must_use]
     pub fn shortage(&self) -> Option<Shortage> {
         self.full
     }
 
-    /// Whether reading waits.
+    /// Returns whether reading is paused.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.full.is_some()
@@ -129,31 +128,31 @@ mod tests {
     const MB: u64 = 1 << 20;
 
     #[test]
-    fn a_full_outbox_stops_reading_until_an_eighth_is_free() {
-        let mut room = Backpressure::new(96 * MB);
-        assert_eq!(room.update(79 * MB, None), None);
-        assert!(!room.is_full());
-        assert_eq!(room.update(80 * MB, None), Some(Change::Filled(Shortage::Outbox)));
-        assert_eq!(room.update(95 * MB, None), None);
-        assert_eq!(room.update(75 * MB, None), None);
-        assert!(room.is_full());
-        assert_eq!(room.update(69 * MB, None), Some(Change::Recovered));
-        assert_eq!(room.update(75 * MB, None), None);
+    fn full_outbox_pauses_reading_until_an_eighth_is_free() {
+        let mut state = Backpressure::new(96 * MB);
+        assert_eq!(state.update(79 * MB, None), None);
+        assert!(!state.is_full());
+        assert_eq!(state.update(80 * MB, None), Some(Change::Filled(Shortage::Outbox)));
+        assert_eq!(state.update(95 * MB, None), None);
+        assert_eq!(state.update(75 * MB, None), None);
+        assert!(state.is_full());
+        assert_eq!(state.update(69 * MB, None), Some(Change::Recovered));
+        assert_eq!(state.update(75 * MB, None), None);
     }
 
     #[test]
-    fn a_full_disk_stops_reading_until_there_is_more_than_a_little() {
-        let mut room = Backpressure::new(1 << 30);
-        assert_eq!(room.update(0, Some(64 * MB)), None);
-        assert_eq!(room.update(0, Some(63 * MB)), Some(Change::Filled(Shortage::Disk)));
-        assert_eq!(room.update(0, Some(70 * MB)), None);
-        assert_eq!(room.update(0, Some(80 * MB)), Some(Change::Recovered));
+    fn full_disk_pauses_reading_until_80_mb_are_free() {
+        let mut state = Backpressure::new(1 << 30);
+        assert_eq!(state.update(0, Some(64 * MB)), None);
+        assert_eq!(state.update(0, Some(63 * MB)), Some(Change::Filled(Shortage::Disk)));
+        assert_eq!(state.update(0, Some(70 * MB)), None);
+        assert_eq!(state.update(0, Some(80 * MB)), Some(Change::Recovered));
     }
 
     #[test]
-    fn half_an_outbox_is_said_once_until_it_is_less() {
-        let mut room = Backpressure::new(100 * MB);
-        let said = [10, 51, 60, 50, 40, 51].map(|stored| room.passed_half(stored * MB));
-        assert_eq!(said, [false, true, false, false, false, true]);
+    fn half_full_outbox_is_reported_once_until_it_shrinks() {
+        let mut state = Backpressure::new(100 * MB);
+        let reported = [10, 51, 60, 50, 40, 51].map(|stored| state.passed_half(stored * MB));
+        assert_eq!(reported, [false, true, false, false, false, true]);
     }
 }

@@ -1,7 +1,7 @@
-//! What became of configurations: which one is in force, which was tried, why one was refused.
+//! Status of the configuration: which one is applied, which was attempted, and why one was refused.
 //!
-//! Separate facts: one that is refused changes nothing of what is in force, and a server that says
-//! nothing new still says that it is there.
+//! These are separate facts: a refused configuration does not change the applied one, and a server
+//! that has no new configuration still signs its responses.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,56 +14,56 @@ use siem_protocol::{
 
 use crate::platform::Timestamp;
 
-/// What became of configurations, shared between who changes them and who reports.
+/// Status of the configuration, shared by the parts of the agent that change and report it.
 #[derive(Clone, Debug, Default)]
 pub struct SharedConfigStatus(Arc<Mutex<ConfigStatus>>);
 
-/// What became of configurations.
+/// Status of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ConfigStatus {
-    /// The one in force.
+    /// The applied configuration.
     pub applied: Option<Applied>,
-    /// The one that was tried last.
+    /// The last configuration that was attempted.
     pub attempted: Option<Attempted>,
-    /// The one that was refused last, if nothing better came from there since.
+    /// The last refused configuration, until an acceptable one comes from the same origin.
     pub refused: Option<Refused>,
-    /// When the server last answered with a signature, in RFC 3339.
+    /// Time of the server's last signed response, in RFC 3339.
     #[serde(serialize_with = "text", skip_serializing_if = "Option::is_none")]
     pub signed_at: Option<Timestamp>,
 }
 
-/// A configuration in force.
+/// An applied configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Applied {
-    /// Names what decides about records, as in batches.
+    /// Hash of the settings that decide about records, as in batches.
     pub hash: Digest,
-    /// The revision of its managed layer; none without one.
+    /// Revision of its managed layer, if it has one.
     pub revision: Option<String>,
-    /// Since when.
+    /// Time at which it was applied.
     #[serde(serialize_with = "at")]
     pub at: Timestamp,
 }
 
-/// A configuration that was tried.
+/// An attempted configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Attempted {
-    /// Where it comes from.
+    /// Its origin.
     pub from: ConfigOrigin,
-    /// The revision of its managed layer, as far as that could be read.
+    /// Revision of its managed layer, if it could be read.
     pub revision: Option<String>,
-    /// When.
+    /// Time of the attempt.
     #[serde(serialize_with = "at")]
     pub at: Timestamp,
 }
 
-/// A configuration that was refused.
+/// A refused configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Refused {
-    /// Where it comes from.
+    /// Its origin.
     pub from: ConfigOrigin,
-    /// Why, with the key.
+    /// Why, including the key.
     pub reason: String,
-    /// When that was first said.
+    /// Time at which it was first refused.
     #[serde(serialize_with = "at")]
     pub at: Timestamp,
 }
@@ -80,21 +80,21 @@ fn text<S: serde::Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S
 }
 
 impl SharedConfigStatus {
-    /// The facts as they are.
+    /// Returns the current status.
     #[must_use]
     pub fn now(&self) -> ConfigStatus {
-        self.facts().clone()
+        self.lock().clone()
     }
 
-    /// Changes them; whether they are others now.
+    /// Changes the status and returns whether it is different now.
     pub fn change(&self, change: impl FnOnce(&mut ConfigStatus)) -> bool {
-        let mut facts = self.facts();
-        let before = facts.clone();
-        change(&mut facts);
-        *facts != before
+        let mut status = self.lock();
+        let before = status.clone();
+        change(&mut status);
+        *status != before
     }
 
-    /// The facts as a heartbeat tells them: with an age in place of a time, since the receiver has
+    /// Returns the status for a heartbeat: with an age in place of a time, since the receiver has
     /// another clock.
     #[must_use]
     pub fn for_heartbeat(&self, now: Timestamp) -> ConfigSummary {
@@ -119,7 +119,7 @@ impl SharedConfigStatus {
         }
     }
 
-    fn facts(&self) -> MutexGuard<'_, ConfigStatus> {
+    fn lock(&self) -> MutexGuard<'_, ConfigStatus> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Runs the tests that a configuration carries: lines through filters, without a file or a store.
+//! Runs the tests in a configuration: lines through filters, without files or a store.
 
 use std::{
     fmt,
@@ -13,33 +13,32 @@ use crate::{
     tail::{FileKey, GenerationId, Origin},
 };
 
-/// Where lines come from whose test does not say so.
-const NOWHERE: &str = "/home/user/.claude/projects/-work/session.jsonl";
+/// Path of the lines of a test that names none.
+const DEFAULT_PATH: &str = "/home/user/.claude/projects/-work/session.jsonl";
 
-/// What became of a line, as a test says it.
+/// Outcome for a line, in the words of a test.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
+pub struct LineOutcome {
     verdict: &'static str,
     by: Option<String>,
     reason: Option<String>,
     output: Option<String>,
 }
 
-/// A line that became something else than its test says.
+/// A line whose outcome is not the expected one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mismatch {
-    /// Which line, from 1.
+    /// Number of the line, from 1.
     pub line: usize,
-    /// What the test says; only what it says.
-    pub expected: Verdict,
-    /// What became of it, as far as the test says anything about that.
-    pub found: Verdict,
+    /// Expected outcome, as far as the test specifies it.
+    pub expected: LineOutcome,
+    /// Actual outcome.
+    pub found: LineOutcome,
 }
 
-/// Runs a test's lines through filters that have seen no others, and gives those that became
-/// something else than it says.
+/// Runs the lines of a test through new filters, and returns the lines with an unexpected outcome.
 pub fn run(test: &InlineTest, filters: &mut FilterChain) -> Vec<Mismatch> {
-    let path = test.path.as_deref().unwrap_or(Path::new(NOWHERE));
+    let path = test.path.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
     let origin = Origin::new(FileKey(0), path, GenerationId("00".repeat(16)));
     let mut mismatches = Vec::new();
     let mut offset = 0;
@@ -48,10 +47,10 @@ pub fn run(test: &InlineTest, filters: &mut FilterChain) -> Vec<Mismatch> {
         offset += line.input.len() as u64 + 1;
         let outcome = panic::catch_unwind(AssertUnwindSafe(|| filters.check(&record)));
         let found = match outcome {
-            Ok(outcome) => Verdict::of(outcome, filters),
-            Err(_) => Verdict { verdict: "panic in a filter", ..Verdict::default() },
+            Ok(outcome) => LineOutcome::of(outcome, filters),
+            Err(_) => LineOutcome { verdict: "panic in a filter", ..LineOutcome::default() },
         };
-        let expected = Verdict::expected(line);
+        let expected = LineOutcome::expected(line);
         if !found.is(&expected) {
             mismatches.push(Mismatch { line: index + 1, expected, found });
         }
@@ -59,7 +58,7 @@ pub fn run(test: &InlineTest, filters: &mut FilterChain) -> Vec<Mismatch> {
     mismatches
 }
 
-impl Verdict {
+impl LineOutcome {
     fn expected(line: &TestLine) -> Self {
         let TestLine { expect, by, reason, output, .. } = line.clone();
         Self { verdict: expect.as_str(), by, reason, output }
@@ -93,20 +92,20 @@ impl Verdict {
             && same(&self.output, &expected.output)
     }
 
-    /// The verdict without the line that an edit made, which may be long.
+    /// Returns the outcome without the edited line, which may be long.
     #[must_use]
-    pub fn in_short(&self) -> Self {
+    pub fn without_output(&self) -> Self {
         Self { output: None, ..self.clone() }
     }
 
-    /// The line that an edit made.
+    /// Returns the edited line.
     #[must_use]
     pub fn output(&self) -> Option<&str> {
         self.output.as_deref()
     }
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for LineOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.verdict)?;
         if let Some(by) = &self.by {
@@ -149,14 +148,14 @@ mod tests {
     const CALL: &str = r#"{"message":{"content":[{"type":"tool_use"},{"type":"text"}]}}"#;
 
     #[test]
-    fn lines_run_in_order_and_the_filters_remember_them() {
+    fn lines_run_in_order_through_filters_with_memory() {
         let again = r#"{"uuid":"u"}"#;
         let lines = vec![line(again, ExpectedOutcome::Keep), line(again, ExpectedOutcome::Drop)];
         assert_eq!(mismatches(lines), []);
     }
 
     #[test]
-    fn what_a_test_leaves_out_may_be_anything() {
+    fn unspecified_fields_match_anything() {
         let output = Some(r#"{"message":{"content":[{"type":"text"}]}}"#.to_owned());
         let lines = vec![
             line(r#"{"isMeta":true}"#, ExpectedOutcome::Drop),
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mismatch_says_what_was_expected_and_what_came() {
+    fn mismatch_shows_expected_and_actual_outcome() {
         let by = |by: &str, line| TestLine { by: Some(by.to_owned()), ..line };
         let lines = vec![
             line("{}", ExpectedOutcome::Drop),

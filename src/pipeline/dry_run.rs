@@ -1,5 +1,5 @@
-//! Reads everything from the start and says what would become of it. Changes nothing: no store, no
-//! server, no secret.
+//! Reads everything from the start and reports the outcome. Changes nothing: no store, no server, no
+//! secrets.
 
 use std::{io, sync::Arc};
 
@@ -21,24 +21,24 @@ use crate::{
     tail::{Chunk, FileKey, GenerationId, Intake, Survey},
 };
 
-/// What a dry run works with.
+/// A dry run of a pipeline.
 pub struct DryRun {
-    /// What reads, under the instances' names.
+    /// Sources, under their instance names.
     pub sources: Vec<Named<dyn Source>>,
-    /// What decides and enriches.
+    /// Filters and enrichers.
     pub stages: RecordStages,
     /// Hash of the configuration.
     pub config: Digest,
-    /// The time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
 }
 
 impl DryRun {
-    /// Reads everything once. `step` is shown, a group at a time, the entries as they would travel
-    /// (NDJSON), the totals so far, and what there is still to read.
+    /// Reads everything once. `step` receives, for each group, the entries as they would be sent
+    /// (NDJSON), the totals so far, and what is left to read.
     ///
     /// # Errors
-    /// What `step` returns.
+    /// Errors of `step`.
     pub fn run(
         mut self,
         mut step: impl FnMut(&[u8], &Totals, &Survey) -> io::Result<()>,
@@ -74,16 +74,16 @@ impl DryRun {
     }
 }
 
-/// Where every byte would go.
+/// Result of a dry run.
 #[derive(Clone, Debug)]
 pub struct Summary {
-    /// What was read.
+    /// Totals of everything that was read.
     pub totals: Totals,
-    /// Last lines that have no newline yet: they are read when they have.
+    /// Bytes of last lines without a newline: they are read once they have one.
     pub unfinished_bytes: u64,
 }
 
-/// Takes chunks and stores none.
+/// Adds chunks to groups that are not stored.
 struct DryIntake<'a> {
     builder: &'a mut GroupBuilder,
     stages: &'a mut RecordStages,

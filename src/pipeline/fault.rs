@@ -1,38 +1,38 @@
-//! What a pipeline that runs can't go on with, and why it did not get to its end.
+//! Faults that end a running pipeline, and why catching up did not finish.
 
 use tokio::sync::watch;
 
-/// What a pipeline can't go on with: it is to be stopped then, and another begun.
+/// A fault after which a pipeline must be stopped and a new one started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// The store turned out to be damaged.
+    /// The store is damaged.
     #[error("the outbox is damaged")]
     OutboxDamaged,
-    /// A part of it panicked and is gone. Without content: a panic's message may quote a record.
-    #[error("{0} failed and is gone, the log says where")]
+    /// A part of the pipeline panicked. Without the panic's message, which may quote a record.
+    #[error("{0} stopped unexpectedly: see the log")]
     Panicked(String),
 }
 
 /// Why not everything was read and delivered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CatchUpError {
-    /// The pipeline can't go on.
+    /// The pipeline has ended with a fault.
     #[error(transparent)]
     Fault(#[from] Fault),
-    /// Neither reading nor a sink gets on.
-    #[error("reading does not get on, the files keep the rest: {0}")]
+    /// Neither reading nor a sink makes progress.
+    #[error("reading is stalled, unread records remain in the files: {0}")]
     Reading(String),
-    /// A sink does not get on with what was read.
-    #[error("sink `{sink}` did not take everything, the rest stays in the outbox: {trouble}")]
+    /// A sink does not make progress with the entries that were read.
+    #[error("sink `{sink}` is stalled, unacknowledged entries remain in the outbox: {problem}")]
     Delivery {
-        /// Its instance's name.
+        /// Instance name of the sink.
         sink: String,
-        /// What keeps it.
-        trouble: String,
+        /// Why nothing is delivered.
+        problem: String,
     },
 }
 
-/// Says the first fault of a pipeline.
+/// Publishes the first fault of a pipeline.
 #[derive(Clone)]
 pub(super) struct Faults(watch::Sender<Option<Fault>>);
 
@@ -41,8 +41,7 @@ impl Faults {
         Self(watch::Sender::default())
     }
 
-    /// Says `fault` when `value` can't come to be `expected` any more: who held the other end of it
-    /// has died.
+    /// Publishes `fault` if the sender of `value` is dropped before the value is `expected`.
     pub(super) fn unless<T: Send + Sync + 'static>(
         &self,
         mut value: watch::Receiver<T>,
@@ -52,22 +51,22 @@ impl Faults {
         let faults = self.clone();
         tokio::spawn(async move {
             if value.wait_for(expected).await.is_err() {
-                faults.say(fault);
+                faults.publish(fault);
             }
         });
     }
 
-    /// Says `fault` when `value` comes to be true.
+    /// Publishes `fault` once `value` is true.
     pub(super) fn when(&self, mut value: watch::Receiver<bool>, fault: Fault) {
         let faults = self.clone();
         tokio::spawn(async move {
             if value.wait_for(|is_so| *is_so).await.is_ok() {
-                faults.say(fault);
+                faults.publish(fault);
             }
         });
     }
 
-    /// Waits for the first fault, which may never come.
+    /// Waits for the first fault, possibly forever.
     pub(super) fn first(&self) -> impl Future<Output = Fault> + Send + use<> {
         let mut fault = self.0.subscribe();
         async move {
@@ -79,7 +78,7 @@ impl Faults {
         }
     }
 
-    fn say(&self, fault: Fault) {
+    fn publish(&self, fault: Fault) {
         self.0.send_if_modified(|known| {
             let is_first = known.is_none();
             known.get_or_insert(fault);

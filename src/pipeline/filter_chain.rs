@@ -1,4 +1,4 @@
-//! Runs a record through the filters.
+//! Runs records through the filters in order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,51 +14,50 @@ use crate::{
     tail::FileKey,
 };
 
-/// The filters in their order, under their instances' names.
+/// The filters in order, under their instance names.
 pub struct FilterChain(Vec<Named<dyn Filter>>);
 
-/// What the filters made of a record.
+/// Decision of the filters about a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is shipped; after an edit with other bytes.
+    /// The record is shipped, possibly with edits.
     Keep(Option<Edited>),
-    /// It ends here.
+    /// The record is dropped.
     Drop {
-        /// The filter's place in the order.
+        /// Index of the filter that dropped it.
         stage: usize,
-        /// The filter's word for why.
+        /// Reason that the filter gave.
         reason: &'static str,
     },
 }
 
-/// A record after edits.
+/// An edited record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Edited {
-    /// The line as it is now.
+    /// The line after all edits.
     pub line: Vec<u8>,
-    /// Who cut how much.
+    /// Bytes cut, by filter.
     pub cut: Vec<Cut>,
-    /// Who masked what, how often.
+    /// Matches masked, by filter and pattern.
     pub masked: Vec<Masked>,
-    /// The filter that edited it last.
+    /// Instance name of the filter that made the last edit.
     pub by: String,
 }
 
 impl FilterChain {
-    /// Filters in the order that they run.
+    /// Creates the chain of filters, in the order in which they run.
     #[must_use]
     pub fn new(filters: Vec<Named<dyn Filter>>) -> Self {
         Self(filters)
     }
 
-    /// The instance's name of a filter in the order.
+    /// Returns the instance name of the filter at index `stage`.
     #[must_use]
     pub fn name(&self, stage: usize) -> &str {
         &self.0[stage].0
     }
 
-    /// Goes on with the filters of `old` under these names, and with what they remember, in place
-    /// of its own.
+    /// Replaces the filters of these names with those of `old`, which keep their memory.
     pub fn inherit(&mut self, old: Self, names: &BTreeSet<String>) {
         for (name, filter) in old.0.into_iter().filter(|(name, _)| names.contains(name)) {
             if let Some((_, own)) = self.0.iter_mut().find(|(own, _)| *own == name) {
@@ -67,7 +66,7 @@ impl FilterChain {
         }
     }
 
-    /// Asks one filter after the other.
+    /// Runs `record` through the filters.
     pub fn check(&mut self, record: &Record<'_>) -> Outcome {
         let mut edited: Option<Edited> = None;
         for (stage, (name, filter)) in self.0.iter_mut().enumerate() {
@@ -88,11 +87,11 @@ impl FilterChain {
                 _ => None,
             };
             let Some(line) = line else {
-                // A filter's mistake must not cost a record: it goes on unedited.
+                // A mistake of a filter must not cost the record: it is kept unedited.
                 tracing::error!(
                     code = "filter_ranges_invalid",
                     filter = name,
-                    "filter gave ranges that do not fit the line"
+                    "filter returned ranges outside of the line"
                 );
                 continue;
             };
@@ -126,13 +125,13 @@ impl FilterChain {
         self.0.iter_mut().for_each(|(_, filter)| filter.forget(file));
     }
 
-    /// What the filters have to report.
+    /// Takes the events that the filters report.
     pub fn take_events(&mut self) -> Vec<Event> {
         self.0.iter_mut().flat_map(|(_, filter)| filter.take_events()).collect()
     }
 }
 
-/// How often each pattern matched, by name.
+/// Counts the matches of each pattern.
 fn counted(by: &str, matches: &[Match]) -> Vec<Masked> {
     let mut counts = BTreeMap::<&str, u64>::new();
     for found in matches {
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_drop_decides() {
+    fn first_drop_decides() {
         let mut chain = chain(&["meta", "sidechain"]);
         let both = Record::from_line(br#"{"isSidechain":true,"isMeta":true}"#);
         assert_eq!(chain.check(&both), Outcome::Drop { stage: 0, reason: "meta" });
@@ -189,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mask_is_told_from_a_cut_whichever_comes_first() {
+    fn masks_and_cuts_are_counted_separately_in_any_order() {
         let key = "AKIAIOSFODNN7EXAMPLE";
         let content = |call: &str, text: &str| {
             format!(r#"{{"message":{{"content":[{call}{{"type":"text","k":"{text}"}}]}}}}"#)

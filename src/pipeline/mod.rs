@@ -1,4 +1,5 @@
-//! Puts stages together and runs them: sources into the outbox, and out of it into the sinks.
+//! Assembles stages into a pipeline and runs it: from the sources into the outbox, and from the
+//! outbox to the sinks.
 
 pub mod accounting;
 pub mod assembly;

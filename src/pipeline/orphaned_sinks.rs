@@ -1,4 +1,4 @@
-//! Sinks that are no longer configured and still have a place in the outbox.
+//! Sinks that are registered in the outbox but no longer configured.
 
 use siem_protocol::AgentEvent;
 use tracing::{error, warn};
@@ -6,35 +6,35 @@ use tracing::{error, warn};
 use super::outbox::{OrphanedSink, Outbox};
 use crate::{event::Event, text::causes};
 
-/// Says of each what it keeps in the outbox and how that ends: nobody else asks for it.
+/// Reports each orphaned sink: what it keeps in the outbox, and how to remove it.
 pub fn report(outbox: &Outbox, mut emit: impl FnMut(Event)) {
-    let removed = match outbox.orphaned_sinks() {
-        Ok(removed) => removed,
+    let orphaned = match outbox.orphaned_sinks() {
+        Ok(orphaned) => orphaned,
         Err(failure) => {
             warn!(
                 code = "sink_registrations_read_failed",
                 cause = causes(&failure),
-                "who has a place in the outbox could not be read"
+                "cannot read which sinks are registered in the outbox"
             );
             return;
         }
     };
-    for sink in removed {
+    for sink in orphaned {
         let OrphanedSink { name, acknowledged, undelivered } = &sink;
         error!(
             code = "sink_not_configured",
             sink = name,
             acknowledged,
             undelivered,
-            "sink is not configured any more, and keeps its place in the outbox: what it has not \
-             taken stays until the outbox is full; configure it again, or run \
-             `ai-agent outbox forget-sink {name}`"
+            "sink is registered in the outbox but not configured: entries it has not acknowledged \
+             fill the outbox; configure it again or run `ai-agent outbox forget-sink {name}`"
         );
         emit(removal_event(&sink, false));
     }
 }
 
-/// The event about such a sink: whether it was forgotten, and with it what it has not taken.
+/// Returns the event about an orphaned sink. `forgotten` means that it was removed, together with
+/// the entries that only it had not acknowledged.
 #[must_use]
 pub fn removal_event(sink: &OrphanedSink, forgotten: bool) -> Event {
     let OrphanedSink { name, acknowledged, undelivered } = sink;
@@ -42,11 +42,11 @@ pub fn removal_event(sink: &OrphanedSink, forgotten: bool) -> Event {
     AgentEvent::SinkRemoved { sink: name.clone(), acknowledged, undelivered, forgotten }.into()
 }
 
-/// What such a sink does to an outbox that is full.
+/// Describes an orphaned sink as a reason for a full outbox.
 #[must_use]
 pub fn obstacle(OrphanedSink { name, undelivered, .. }: &OrphanedSink) -> String {
     format!(
-        "sink `{name}` is not configured any more and keeps {undelivered} entries in the outbox, \
-         see `ai-agent outbox forget-sink {name}`"
+        "sink `{name}` is not configured but keeps {undelivered} entries in the outbox, see \
+         `ai-agent outbox forget-sink {name}`"
     )
 }

@@ -1,4 +1,4 @@
-//! What has to be built anew when the configuration changes, built beside what runs.
+//! Builds the stages that a change of the configuration replaces, while the old ones still run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,27 +19,28 @@ use crate::{
     },
 };
 
-/// What a pipeline that runs was built from, to tell what is another now.
+/// What a running pipeline was built from, to find out what has changed.
 #[derive(Clone, PartialEq)]
 pub struct Plan {
     settings: Settings,
-    /// The content of the files that tables name, secrets among them: nothing but its hash.
+    /// Hashes of the files that stage tables name. They may contain secrets, so that only the hash
+    /// is kept.
     files: BTreeMap<PathBuf, Option<Digest>>,
 }
 
-/// What takes the place of parts of a pipeline that runs.
+/// Replacements for parts of a running pipeline.
 pub struct Reload {
-    /// The settings.
+    /// The new settings.
     pub settings: Settings,
-    /// What is for the thread that reads.
+    /// Replacements for parts of the ingest thread.
     pub reconfiguration: Reconfiguration,
-    /// All sinks in their order; without one, that of this name stays.
+    /// All sinks in order. `None` keeps the running sink of that name.
     pub sinks: Vec<(String, Option<Box<dyn Sink>>)>,
 }
 
 impl Plan {
-    /// What is built from a configuration now. To be taken before it is built: what changes in
-    /// between is another the next time.
+    /// Records what a configuration is built from. Call before building it: a file that changes in
+    /// between then counts as changed the next time.
     #[must_use]
     pub fn of(loaded: &LoadedConfig, context: &Context) -> Self {
         let content = |path: PathBuf| {
@@ -50,11 +51,11 @@ impl Plan {
         Self { settings: loaded.settings.clone(), files }
     }
 
-    /// Builds what has to be another under `next`, which is the plan of `loaded`, with `stages` for
-    /// its filters and enrichers; the rest of the pipeline stays. `events` are its first entries.
+    /// Builds the stages that differ under `next`, the plan of `loaded`; the others keep running.
+    /// `stages` are its filters and enrichers, and `events` its first entries.
     ///
     /// # Errors
-    /// [`ConfigError`] for the first stage that can't be built: nothing has changed then.
+    /// [`ConfigError`] for the first stage that cannot be built: nothing has changed then.
     pub fn to(
         &self,
         next: &Self,
@@ -72,7 +73,7 @@ impl Plan {
             .filter(|table| old.pipeline.filters.contains(table))
             .map(|table| table.name.clone())
             .collect();
-        // A source is built for an interval.
+        // Sources are built with the interval.
         let same_interval = old.agent.poll_interval == new.agent.poll_interval;
         let mut sources: Vec<(String, Option<Box<dyn Source>>)> = Vec::new();
         for table in &new.pipeline.sources {
@@ -110,7 +111,7 @@ impl Plan {
     }
 }
 
-/// The files that stages of a configuration name: their options end in `_file`.
+/// Returns the files that the stages of a configuration name in options that end in `_file`.
 #[must_use]
 pub fn named_files(settings: &Settings, context: &Context) -> BTreeSet<PathBuf> {
     let pipeline = &settings.pipeline;

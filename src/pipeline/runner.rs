@@ -1,4 +1,4 @@
-//! Runs a pipeline: the ingest thread, a task for each sink, and their end.
+//! Runs a pipeline: starts the ingest thread and a task for each sink, and ends them.
 
 mod handle;
 mod sink_tasks;
@@ -40,55 +40,55 @@ use crate::{
     text::causes,
 };
 
-/// How long reading may take to end.
-const READING_ENDS: Duration = Duration::from_millis(1500);
-/// How long sinks may take to deliver what is left.
-const DELIVERY_ENDS: Duration = Duration::from_secs(3);
-/// How often it is looked whether reading and delivery get on.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time within which reading must end.
+const INGEST_STOP_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Time that sinks have to deliver the rest.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Interval at which the progress of reading and delivery is checked.
+const PROGRESS_CHECK: Duration = Duration::from_secs(1);
 
-/// What a pipeline is made of.
+/// The parts of a pipeline.
 pub struct Pipeline {
-    /// What reads, under the instances' names.
+    /// Sources, under their instance names.
     pub sources: Vec<Named<dyn Source>>,
-    /// What decides and enriches.
+    /// Filters and enrichers.
     pub stages: RecordStages,
-    /// What delivers, under the instances' names.
+    /// Sinks, under their instance names.
     pub sinks: Vec<Named<dyn Sink>>,
-    /// What lies between.
+    /// The outbox between them.
     pub outbox: Outbox,
-    /// Wakes and stops reading; the sources were given its waker.
+    /// Inbox of the ingest thread. The sources have its waker.
     pub inbox: Arc<Inbox>,
-    /// What became of configurations.
+    /// Status of the configuration.
     pub config_status: SharedConfigStatus,
-    /// Who the agent is.
+    /// Identity of the agent.
     pub identity: Identity,
-    /// The time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
 }
 
-/// A pipeline that runs.
+/// A running pipeline.
 pub struct Running {
     inbox: Arc<Inbox>,
     outbox: Arc<Outbox>,
     clock: Arc<dyn Clock>,
     config: Digest,
-    /// Whether reading has ended; closed before that when its thread died.
+    /// Whether reading has ended; closed before that if its thread has panicked.
     reading: watch::Receiver<bool>,
-    /// How far reading is.
+    /// Progress of reading.
     read: watch::Receiver<ReadProgress>,
     sinks: SinkTasks,
     faults: Faults,
 }
 
 impl Pipeline {
-    /// Starts to read and to deliver. `report` is told now and then what there is to read.
+    /// Starts to read and to deliver. `on_progress` regularly receives the progress of catching up.
     #[must_use]
     pub fn start(self, settings: &Settings, until: Until, mut on_progress: OnProgress) -> Running {
         let outbox = Arc::new(self.outbox);
         let faults = Faults::new();
         faults.when(outbox.watch_damage(), Fault::OutboxDamaged);
-        // Frames are stored as the first sink likes them; the others encode anew.
+        // Frames are stored in the encoding of the first sink; the others encode them again.
         let codec = self.sinks.first().map_or(Codec::Zstd, |(_, sink)| sink::codec(&**sink));
         let shipping = settings.shipping;
         let config = settings.config_hash();
@@ -96,16 +96,16 @@ impl Pipeline {
         let clock = self.clock;
         let mut sinks = SinkTasks {
             tasks: Vec::new(),
-            orders: orders(settings),
+            control: sink_control(settings),
             sink_settings: sink_settings(settings),
             outbox: Arc::clone(&outbox),
             inbox: Arc::clone(&self.inbox),
             identity: Arc::new(self.identity),
             clock: Arc::clone(&clock),
             faults: faults.clone(),
-            shown: sink_tasks::SinkHandles::default(),
+            handles: sink_tasks::SinkHandles::default(),
         };
-        self.sinks.into_iter().for_each(|(name, sink)| sinks.begin(name, sink));
+        self.sinks.into_iter().for_each(|(name, sink)| sinks.start(name, sink));
         let (reads, read) = watch::channel(ReadProgress::default());
         let ingest = Ingest {
             sources: self.sources,
@@ -131,29 +131,29 @@ impl Pipeline {
             ended.send_replace(true);
         });
         if let Err(error) = spawned {
-            tracing::error!(code = "ingest_start_failed", %error, "reading could not be started");
+            tracing::error!(code = "ingest_start_failed", %error, "cannot start the ingest thread");
         }
-        faults.unless(reading.clone(), |has_ended| *has_ended, reading_died());
+        faults.unless(reading.clone(), |has_ended| *has_ended, ingest_panicked());
         Running { inbox: self.inbox, outbox, clock, config, reading, read, sinks, faults }
     }
 }
 
-fn orders(settings: &Settings) -> SinkControl {
+fn sink_control(settings: &Settings) -> SinkControl {
     SinkControl::new(settings.shipping, settings.outbox.max_dead_letter_bytes)
 }
 
-/// How each sink is fed.
+/// Returns the settings of each sink.
 fn sink_settings(settings: &Settings) -> BTreeMap<String, SinkSettings> {
     settings.pipeline.sinks.iter().map(|table| (table.name.clone(), table.sink_settings)).collect()
 }
 
-/// The name of a new epoch: unique, and in the order of time.
+/// Returns the name of a new epoch: unique, and ordered by time.
 #[must_use]
 pub fn new_epoch() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 
-fn reading_died() -> Fault {
+fn ingest_panicked() -> Fault {
     Fault::Panicked("reading".to_owned())
 }
 
@@ -163,44 +163,45 @@ impl Running {
         self.inbox.report(event);
     }
 
-    /// Tells, for so long a time, whether reading gets on.
-    pub fn pulse(&self) -> impl Fn(Duration) -> bool + Send + use<> {
+    /// Returns a function that tells whether the ingest thread is responsive: whether its current
+    /// step takes less than the given time.
+    pub fn liveness_probe(&self) -> impl Fn(Duration) -> bool + Send + use<> {
         let (inbox, clock) = (Arc::clone(&self.inbox), Arc::clone(&self.clock));
         move |limit| inbox.is_responsive(clock.uptime(), limit)
     }
 
-    /// What can be asked of it, by anybody and at any time.
+    /// Returns a handle for other parts of the agent.
     #[must_use]
-    pub fn view(&self) -> PipelineHandle {
-        PipelineHandle::new(&self.outbox, &self.inbox, &self.clock, &self.sinks.shown)
+    pub fn handle(&self) -> PipelineHandle {
+        PipelineHandle::new(&self.outbox, &self.inbox, &self.clock, &self.sinks.handles)
     }
 
-    /// What wakes reading, for sources that are to take the place of others.
+    /// Returns the waker of the ingest thread, for new sources.
     #[must_use]
     pub fn waker(&self) -> Waker {
         self.inbox.waker()
     }
 
-    /// Goes on under another configuration: what is read from now on is judged by it, and what was
-    /// judged before is stored. Waits for that as long as the store fails.
+    /// Applies another configuration: everything read before is stored under the previous one. Waits
+    /// as long as the store fails.
     pub async fn reload(&mut self, reload: Reload) {
         let Reload { settings, reconfiguration, sinks } = reload;
         self.config = reconfiguration.config;
-        // Gone without an answer when reading has ended, which is a fault or the end.
+        // Fails when reading has ended, by a fault or at shutdown.
         self.inbox.reconfigure(reconfiguration).await.ok();
-        self.sinks.replace(sinks, orders(&settings), sink_settings(&settings)).await;
+        self.sinks.replace(sinks, sink_control(&settings), sink_settings(&settings)).await;
     }
 
-    /// Waits for what the pipeline can't go on with, which may never come.
+    /// Waits for a fault, possibly forever.
     pub fn failed(&self) -> impl Future<Output = Fault> + Send + use<> {
         self.faults.first()
     }
 
-    /// Reads everything once and delivers it; how many entries were delivered. Gives up when
-    /// nothing gets on for `patience`. To be stopped afterwards in any case.
+    /// Reads everything once and delivers it. Returns the number of delivered entries. Gives up
+    /// without progress for `patience`. Call [`stop`](Self::stop) afterwards in any case.
     ///
     /// # Errors
-    /// [`CatchUpError`] says what keeps it.
+    /// [`CatchUpError`] names the obstacle.
     pub async fn catch_up(&mut self, patience: Duration) -> Result<u64, CatchUpError> {
         let fault = self.faults.first();
         let work = async {
@@ -214,83 +215,82 @@ impl Running {
         }
     }
 
-    /// Ends in order: sources stop, what was read is stored, sinks deliver what they can in 3 s.
-    /// What is left stays in the outbox. Events that could not be stored are given back, for the
-    /// pipeline that follows.
+    /// Shuts down: sources stop, everything read is stored, and sinks deliver what they can in 3 s.
+    /// The rest stays in the outbox. Returns the events that could not be stored, for the next
+    /// pipeline.
     pub async fn stop(mut self) -> Vec<Event> {
         if !self.end_reading().await {
             tracing::warn!(
                 code = "ingest_stop_timeout",
-                "reading did not end in time: what was not stored is read again"
+                "reading did not end in time: records that are not stored will be read again"
             );
         }
-        self.sinks.end(StopMode::WhenDrained);
-        let end = Instant::now() + DELIVERY_ENDS;
+        self.sinks.stop_all(StopMode::WhenDrained);
+        let end = Instant::now() + DRAIN_TIMEOUT;
         let drained = async {
             for sink in &mut self.sinks.tasks {
-                // One that may not send any more in time is not waited for.
+                // A sink whose rate limit forbids another request in time is not waited for.
                 let is_done = |progress: &SinkProgress| {
                     progress.drained || progress.rate_limited_until.is_some_and(|until| until > end)
                 };
                 drop(sink.progress.wait_for(is_done).await);
             }
         };
-        if timeout(DELIVERY_ENDS, drained).await.is_err() {
+        if timeout(DRAIN_TIMEOUT, drained).await.is_err() {
             tracing::info!(
                 code = "delivery_incomplete",
-                "not everything was delivered: the rest stays in the outbox"
+                "not everything was delivered: the rest remains in the outbox"
             );
         }
         self.finish().await
     }
 
-    /// Stops reading; whether it has ended in time.
+    /// Stops reading. Returns whether it has ended in time.
     async fn end_reading(&mut self) -> bool {
         self.inbox.stop();
-        timeout(READING_ENDS, self.reading.wait_for(|has_ended| *has_ended)).await.is_ok()
+        timeout(INGEST_STOP_TIMEOUT, self.reading.wait_for(|has_ended| *has_ended)).await.is_ok()
     }
 
-    /// Waits until reading has ended by itself. A full outbox makes it wait for the sinks: as long
-    /// as one of them gets on, so will reading.
+    /// Waits until reading has ended by itself. With a full outbox, reading waits for the sinks: it
+    /// makes progress as long as one of them does.
     async fn read_out(&mut self, patience: Duration) -> Result<(), CatchUpError> {
-        let (mut place, mut since) = (self.place(), Instant::now());
+        let (mut position, mut since) = (self.position(), Instant::now());
         loop {
             let ended = self.reading.wait_for(|has_ended| *has_ended);
-            match timeout(LOOK.min(patience), ended).await {
+            match timeout(PROGRESS_CHECK.min(patience), ended).await {
                 Ok(Ok(_)) => return Ok(()),
-                Ok(Err(_)) => return Err(reading_died().into()),
+                Ok(Err(_)) => return Err(ingest_panicked().into()),
                 Err(_) => {}
             }
-            let now = self.place();
-            if now != place || self.is_paced() {
-                (place, since) = (now, Instant::now());
+            let now = self.position();
+            if now != position || self.is_rate_limited() {
+                (position, since) = (now, Instant::now());
             } else if since.elapsed() >= patience {
                 return Err(CatchUpError::Reading(self.obstacles().await.join("; ")));
             }
         }
     }
 
-    /// How far reading and each sink are.
-    fn place(&self) -> (u64, u64, Vec<u64>) {
+    /// Returns how far reading and each sink are.
+    fn position(&self) -> (u64, u64, Vec<u64>) {
         let sinks = self.sinks.tasks.iter();
         let acknowledged = sinks.map(|sink| sink.progress.borrow().acknowledged);
         (self.inbox.swept_files(), self.read.borrow().read, acknowledged.collect())
     }
 
-    /// Whether a sink waits only until it may send more.
-    fn is_paced(&self) -> bool {
+    /// Returns whether a sink waits for its rate limit only.
+    fn is_rate_limited(&self) -> bool {
         self.sinks.tasks.iter().any(|sink| sink.progress.borrow().rate_limited_until.is_some())
     }
 
-    /// Stops reading and says what keeps it, as far as that is known.
+    /// Stops reading and returns the known obstacles.
     async fn obstacles(&mut self) -> Vec<String> {
         let mut obstacles = Vec::new();
         if let Some(free) = self.outbox.free_space().filter(|free| Backpressure::is_low(*free)) {
-            obstacles
-                .push(format!("the disk of the outbox has {free} bytes free, which is too few"));
+            obstacles.push(format!("the disk of the outbox has only {free} bytes free"));
         }
-        // Who reads tries again and again, and only the log knows why. When nobody reads any more,
-        // an attempt of one's own tells the same.
+        // The ingest thread retries and only logs the cause. Once it has ended, an attempt here fails
+        // with the same cause.
         if self.end_reading().await {
             let (outbox, clock, config) =
                 (Arc::clone(&self.outbox), Arc::clone(&self.clock), self.config);
@@ -299,8 +299,8 @@ impl Running {
                 let mut builder = GroupBuilder::new(outbox.end(), config, shipping, Codec::Zstd);
                 outbox.commit(&builder.finish(clock.now()))
             });
-            match timeout(READING_ENDS, attempt).await {
-                // A new epoch that begins in between is no obstacle.
+            match timeout(INGEST_STOP_TIMEOUT, attempt).await {
+                // A new epoch that starts in between is not an obstacle.
                 Ok(Ok(Err(failure))) if !matches!(failure, OutboxError::Stale { .. }) => {
                     obstacles.push(causes(&failure));
                 }
@@ -311,19 +311,19 @@ impl Running {
             obstacles.push(orphaned_sinks::obstacle(sink));
         }
         for sink in &self.sinks.tasks {
-            if let Some(trouble) = &sink.progress.borrow().problem {
-                obstacles.push(format!("sink `{}` takes nothing: {trouble}", sink.name));
+            if let Some(problem) = &sink.progress.borrow().problem {
+                obstacles.push(format!("sink `{}` delivers nothing: {problem}", sink.name));
             }
         }
         if obstacles.is_empty() {
-            obstacles.push("it takes too long".to_owned());
+            obstacles.push("no progress in time".to_owned());
         }
         obstacles
     }
 
-    /// Delivers everything that was read.
+    /// Waits until everything that was read is delivered.
     async fn drain(&mut self, patience: Duration) -> Result<u64, CatchUpError> {
-        self.sinks.end(StopMode::WhenDrained);
+        self.sinks.stop_all(StopMode::WhenDrained);
         let mut delivered = 0;
         for sink_tasks::RunningSink { name, progress: sink, .. } in &mut self.sinks.tasks {
             loop {
@@ -338,14 +338,14 @@ impl Running {
                 let moved = timeout(patience, moved).await.map(|moved| moved.is_ok());
                 match moved {
                     Ok(true) => {}
-                    // Nobody is there any more who would ever say that it is done.
+                    // The task has panicked and will never report its end.
                     Ok(false) => return Err(Fault::Panicked(format!("sink `{name}`")).into()),
-                    // It waits for what is sure to come.
+                    // Its rate limit will let it continue.
                     Err(_) if sink.borrow().rate_limited_until.is_some() => {}
                     Err(_) => {
-                        let trouble = sink.borrow().problem.clone();
-                        let trouble = trouble.unwrap_or_else(|| "it takes too long".into());
-                        return Err(CatchUpError::Delivery { sink: name.clone(), trouble });
+                        let problem = sink.borrow().problem.clone();
+                        let problem = problem.unwrap_or_else(|| "no progress in time".into());
+                        return Err(CatchUpError::Delivery { sink: name.clone(), problem });
                     }
                 }
             }
@@ -353,12 +353,12 @@ impl Running {
         Ok(delivered)
     }
 
-    /// Stores what was reported after reading ended, for the next start to deliver, and copies the
-    /// acknowledged offsets once more: that start may find the store damaged.
+    /// Stores the events that were reported after reading ended, for the next start to deliver, and
+    /// copies the acknowledged offsets once more, in case that start finds the store damaged.
     async fn finish(self) -> Vec<Event> {
         let Self { outbox, inbox, clock, config, sinks, .. } = self;
         sinks.abort().await;
-        let put_in_order = move |outbox: &Outbox, events: &[Event]| {
+        let clean_up = move |outbox: &Outbox, events: &[Event]| {
             outbox.persist_acks()?;
             outbox.back_up()?;
             outbox.shrink(clock.uptime())?;
@@ -373,8 +373,8 @@ impl Running {
         };
         let finished = tokio::task::spawn_blocking(move || {
             let events = inbox.take_unstored_events();
-            let done = put_in_order(&outbox, &events);
-            // A thread that is stuck must not come back to a file that the next agent has open.
+            let done = clean_up(&outbox, &events);
+            // A stuck thread must not write to a file that the next agent has open.
             outbox.close();
             done.map_err(|failure| (failure, events))
         });
@@ -382,7 +382,7 @@ impl Running {
         tracing::warn!(
             code = "outbox_cleanup_failed",
             cause = causes(&failure),
-            "the outbox could not be put in order"
+            "cannot clean up the outbox"
         );
         events
     }

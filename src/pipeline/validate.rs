@@ -1,4 +1,4 @@
-//! Whether a configuration may take the place of the one in force.
+//! Decides whether a configuration may replace the applied one.
 
 use super::{assembly, config_test, record_stages::RecordStages};
 use crate::{
@@ -6,42 +6,41 @@ use crate::{
     stages::Context,
 };
 
-/// Why a managed configuration is refused whole.
+/// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ValidationError {
-    /// Something in it is wrong.
+    /// It contains an error.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A test that it carries fails.
-    #[error("the test `{test}` of {origin} fails in line {line}: expected {expected}, got {found}")]
+    /// One of its tests fails.
+    #[error("test `{test}` of {origin} fails in line {line}: expected {expected}, got {found}")]
     Test {
-        /// The test's name.
+        /// Name of the test.
         test: String,
-        /// Where it stands.
+        /// Where the test is defined.
         origin: String,
-        /// The first line that fails, from 1.
+        /// Number of the first line that fails, from 1.
         line: usize,
-        /// What the test says.
+        /// Outcome that the test expects.
         expected: String,
-        /// What became of the line.
+        /// Actual outcome.
         found: String,
     },
 }
 
-/// Which tests of a configuration decide about it.
+/// Tests of a configuration that must pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TestScope {
-    /// Those of its managed layer: a server's change answers for itself.
+    /// Those of the managed layer: a change by the server carries its own tests.
     Managed,
-    /// Those of every layer.
+    /// Those of all layers.
     All,
 }
 
-/// Builds filters and enrichers of a configuration, those too that are switched off, and runs its
-/// tests.
+/// Builds the filters and enrichers of a configuration, also disabled ones, and runs its tests.
 ///
 /// # Errors
-/// [`ValidationError`]: what is in force stays.
+/// [`ValidationError`]: the applied configuration stays.
 pub fn validate(
     loaded: &LoadedConfig,
     context: &Context,
@@ -63,7 +62,8 @@ pub fn validate(
                 _ => test.location.to_string(),
             };
             let test = test.name.clone();
-            let (expected, found) = (expected.in_short().to_string(), found.in_short().to_string());
+            let (expected, found) =
+                (expected.without_output().to_string(), found.without_output().to_string());
             return Err(ValidationError::Test { test, origin, line, expected, found });
         }
     }

@@ -1,4 +1,4 @@
-//! Makes the next batch out of what lies in the outbox.
+//! Assembles the next batch from the entries in the outbox.
 
 use std::{ops::ControlFlow, time::Duration};
 
@@ -15,25 +15,25 @@ use crate::{
     stages::sink::{Batch, BatchError, StoredFrames},
 };
 
-/// What there is to send.
+/// The next batch, if there is one.
 #[derive(Debug)]
 pub enum NextBatch {
-    /// Nothing.
+    /// The outbox has no entries for the sink.
     Nothing,
-    /// A batch that is not full, and whose oldest entry may wait so much longer.
+    /// Entries wait to fill a batch, at most for this time.
     Waiting(Duration),
-    /// A batch to send now.
+    /// A batch that is due.
     Ready {
         /// The batch.
         batch: Box<Batch>,
-        /// Where the cursor is after it.
+        /// Position of the cursor after it.
         end: ChainPoint,
-        /// Whether more would not have fitted.
+        /// Whether no more entries would fit.
         is_full: bool,
     },
 }
 
-/// Why a batch cannot be made.
+/// Why a batch cannot be assembled.
 #[derive(Debug, thiserror::Error)]
 pub enum AssembleError {
     /// The outbox cannot be read.
@@ -42,30 +42,30 @@ pub enum AssembleError {
     /// The entries of a batch cannot be read back.
     #[error(transparent)]
     Batch(#[from] BatchError),
-    /// A frame in it is damaged.
+    /// A frame in the outbox is damaged.
     #[error(transparent)]
     Frame(#[from] FrameError),
 }
 
-/// What a batch is made for.
+/// Assembles batches for one sink.
 pub struct Assembler<'a> {
-    /// Where entries lie.
+    /// Where entries are stored.
     pub outbox: &'a Outbox,
-    /// The sink's name.
+    /// Instance name of the sink.
     pub sink: &'a str,
-    /// How the sink likes frames.
+    /// Encoding of frames that the sink wants.
     pub codec: Codec,
-    /// Who sends.
+    /// Identity of the agent.
     pub identity: &'a Identity,
-    /// How large, and when.
+    /// Limits of batches.
     pub shipping: ShippingSettings,
 }
 
 impl Assembler<'_> {
-    /// Makes the next batch after `cursor`, up to `border`. `flush` sends what there is now.
+    /// Assembles the next batch after `cursor`, up to `border`, if `rule` says that it is due.
     ///
     /// # Errors
-    /// [`AssembleError`]: the caller holds and tries again later.
+    /// [`AssembleError`]: the caller retries later.
     pub fn next(
         &self,
         cursor: &Cursor,
@@ -81,12 +81,12 @@ impl Assembler<'_> {
         if head.last_seq < first {
             return Ok(NextBatch::Nothing);
         }
-        let fitting = || Fitting { shipping: self.shipping, border, ..Fitting::default() };
-        // Looked at before anything is copied: mostly there is something, and it waits.
-        let (mut fit, mut oldest) = (fitting(), None);
+        let new_fill = || BatchFill { shipping: self.shipping, border, ..BatchFill::default() };
+        // Only heads are read at first: most of the time entries wait, and nothing is copied.
+        let (mut fit, mut oldest) = (new_fill(), None);
         self.outbox.heads(first, |head| {
             oldest.get_or_insert(head.sealed_at);
-            fit.take(&head, first)
+            fit.add(&head, first)
         })?;
         let Some(oldest) = oldest else { return Ok(NextBatch::Nothing) };
         let waiting = Waiting {
@@ -101,11 +101,11 @@ impl Assembler<'_> {
         if !wait.is_zero() {
             return Ok(NextBatch::Waiting(wait));
         }
-        let mut fit = fitting();
-        let frames = self.outbox.frames(first, |head| fit.take(head, first))?;
+        let mut fit = new_fill();
+        let frames = self.outbox.frames(first, |head| fit.add(head, first))?;
         let dead =
             self.outbox.dead_letters_after(self.sink, &cursor.epoch, cursor.acknowledged.seq)?;
-        // All was read under one epoch, or is read again.
+        // Everything must be read under one epoch.
         if self.outbox.epoch() != cursor.epoch {
             return Ok(NextBatch::Waiting(Duration::ZERO));
         }
@@ -160,17 +160,18 @@ impl Assembler<'_> {
         Ok((Batch::new(header, StoredFrames(whole)), end))
     }
 
-    /// The last entry to take of a frame that is too large for a batch, or crosses the border.
+    /// Returns the last entry to include of a frame that is too large for a batch or crosses the
+    /// border.
     fn last(&self, head: &FrameHead, from: u64, border: Option<u64>) -> u64 {
         let most = from + self.shipping.batch_size as u64 - 1;
         head.last_seq().min(most).min(border.unwrap_or(u64::MAX))
     }
 }
 
-/// Decides how many frames make a batch. Frames are taken whole; one is cut only when it does not
-/// fit by itself (the batch size was lowered) or the border lies in it.
+/// Decides how many frames make a batch. Frames are included whole; one is cut only if it does not
+/// fit by itself (since the batch size was lowered) or crosses the border.
 #[derive(Default)]
-struct Fitting {
+struct BatchFill {
     shipping: ShippingSettings,
     border: Option<u64>,
     config: Option<Digest>,
@@ -179,8 +180,8 @@ struct Fitting {
     full: bool,
 }
 
-impl Fitting {
-    fn take(&mut self, head: &FrameHead, first: u64) -> ControlFlow<()> {
+impl BatchFill {
+    fn add(&mut self, head: &FrameHead, first: u64) -> ControlFlow<()> {
         if self.full || self.border.is_some_and(|border| head.first_seq > border) {
             return ControlFlow::Break(());
         }
@@ -190,7 +191,7 @@ impl Fitting {
         let too_many = self.entries + entries > most;
         let too_large = self.bytes + head.raw as u64 > self.shipping.room();
         if self.entries > 0 && (other || too_many || too_large) {
-            // Whatever comes next belongs to another batch: this one waits for nothing.
+            // The next frame belongs to another batch: this one is complete.
             self.full = true;
             return ControlFlow::Break(());
         }

@@ -1,40 +1,40 @@
-//! How fast a sink may send: a pure function of what it sent and when.
+//! Rate limit of a sink: a pure function of what it sent and when.
 
 use std::time::Duration;
 
-/// What was not sent counts for so long: a pause does not earn a flood, and a timer that is a little
-/// late costs nothing.
+/// Unused bandwidth is kept for this time: a timer that is a little late costs nothing, and a pause
+/// does not earn a burst.
 const CREDIT: Duration = Duration::from_secs(1);
 
-/// A bucket that fills with time and that each batch is taken out of, whole: when it is overdrawn,
-/// the next batch waits until it is not. So the mean is kept, whatever the size of batches.
+/// A token bucket from which each batch is taken whole. If it is overdrawn, the next batch waits
+/// until it is not, so that the mean rate is kept whatever the size of batches.
 ///
-/// Times are those since any moment before; they never go back.
+/// Times count from any fixed moment and never decrease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
     bytes_per_second: u64,
-    /// When all that was sent is paid for.
+    /// Time at which everything that was sent is paid for.
     paid_at: Duration,
 }
 
 impl RateLimit {
-    /// So many bytes a second; at least one.
+    /// Creates a limit of `bytes_per_second`, at least one.
     #[must_use]
     pub fn new(bytes_per_second: u64) -> Self {
         Self { bytes_per_second: bytes_per_second.max(1), paid_at: Duration::ZERO }
     }
 
-    /// How long the next batch waits.
+    /// Returns how long the next batch waits.
     #[must_use]
     pub fn wait(&self, now: Duration) -> Duration {
         self.paid_at.saturating_sub(now)
     }
 
-    /// So many bytes were sent, beginning at `begun`.
-    pub fn sent(&mut self, bytes: u64, begun: Duration) {
+    /// Records that `bytes` were sent, starting at `started`.
+    pub fn sent(&mut self, bytes: u64, started: Duration) {
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_second);
         let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-        self.paid_at = self.paid_at.max(begun.saturating_sub(CREDIT)).saturating_add(cost);
+        self.paid_at = self.paid_at.max(started.saturating_sub(CREDIT)).saturating_add(cost);
     }
 }
 
@@ -43,43 +43,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_batch_waits_until_the_last_one_is_paid_for() {
+    fn batch_waits_until_the_previous_one_is_paid_for() {
         let at = Duration::from_millis;
-        let mut pace = RateLimit::new(1000);
-        // When in ms, how much is sent then, and how long what comes at once after it waits.
+        let mut limit = RateLimit::new(1000);
+        // Time in ms, bytes sent then, and how long the next batch waits.
         for (now, bytes, wait) in [
             (0, 500, 500),
-            // It went in time: nothing is owed and nothing saved.
+            // Sent in time: nothing is owed and nothing saved.
             (500, 500, 500),
-            // A timer that was late by 100 ms is made up for.
+            // A timer that was late by 100 ms is compensated.
             (1100, 500, 400),
             (1500, 4000, 4000),
-            // Sent though it was too early, as a resend at shutdown: it is owed on top.
+            // Sent too early, as at shutdown: it is owed in addition.
             (3500, 1000, 3000),
-            // A day without anything saves one second and no more.
+            // A day without batches saves one second and no more.
             (86_400_000, 1000, 0),
             (86_400_000, 10, 10),
         ] {
-            pace.sent(bytes, at(now));
-            assert_eq!(pace.wait(at(now)), at(wait), "at {now}");
-            assert_eq!(pace.wait(at(now + wait)), Duration::ZERO, "at {now}");
+            limit.sent(bytes, at(now));
+            assert_eq!(limit.wait(at(now)), at(wait), "at {now}");
+            assert_eq!(limit.wait(at(now + wait)), Duration::ZERO, "at {now}");
         }
     }
 
-    /// Whatever batches come, and however late, no window holds more than its rate, what one second
-    /// saves, and one batch.
+    /// Whatever the size and time of batches, a window holds at most its rate, the credit of one
+    /// second, and one batch.
     #[test]
-    fn no_window_holds_more_than_it_may() {
+    fn no_window_exceeds_the_rate() {
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..200 {
             let rate = random.u64(1024..1 << 24);
             let largest = random.u64(1..4 << 20);
-            let (mut pace, mut now, mut sent) = (RateLimit::new(rate), Duration::ZERO, Vec::new());
+            let (mut limit, mut now, mut sent) = (RateLimit::new(rate), Duration::ZERO, Vec::new());
             for _ in 0..100 {
                 let bytes = random.u64(1..=largest);
-                pace.sent(bytes, now);
+                limit.sent(bytes, now);
                 sent.push((now, bytes));
-                now += pace.wait(now) + Duration::from_micros(random.u64(0..3_000_000));
+                now += limit.wait(now) + Duration::from_micros(random.u64(0..3_000_000));
             }
             for first in 0..sent.len() {
                 let mut sum = 0;
@@ -94,11 +94,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_overflows() {
-        let mut pace = RateLimit::new(1);
-        pace.sent(u64::MAX, Duration::MAX);
-        pace.sent(u64::MAX, Duration::ZERO);
-        assert_eq!(pace.wait(Duration::MAX), Duration::ZERO);
-        assert!(pace.wait(Duration::ZERO) > Duration::from_secs(1 << 32));
+    fn extreme_values_do_not_overflow() {
+        let mut limit = RateLimit::new(1);
+        limit.sent(u64::MAX, Duration::MAX);
+        limit.sent(u64::MAX, Duration::ZERO);
+        assert_eq!(limit.wait(Duration::MAX), Duration::ZERO);
+        assert!(limit.wait(Duration::ZERO) > Duration::from_secs(1 << 32));
     }
 }

@@ -1,4 +1,4 @@
-//! What to do after a batch: a pure function of what became of it and of what went before.
+//! Decides what follows after a batch: a pure function of its outcome and of earlier outcomes.
 
 use std::time::Duration;
 
@@ -7,80 +7,81 @@ use crate::{
     units::Time,
 };
 
-/// The first wait after a failure, before jitter.
+/// First wait after a failure, before jitter.
 const BASE: Duration = Duration::from_millis(500);
-/// The longest wait, before jitter.
+/// Longest wait, before jitter.
 const CAP: Duration = Duration::from_secs(300);
-/// So many verdicts on single entries with no success between are a fault of the server's.
+/// Number of single entries refused without a success in between after which the receiver is taken
+/// to be at fault.
 const REFUSALS: u32 = 10;
-/// The status of a refusal for size.
+/// HTTP status of a refusal for size.
 const TOO_LARGE: u16 = 413;
-/// After so many successes a larger batch is tried where one took too long: each that fails costs
-/// the time of a whole `timeout`.
+/// Number of successes after which a larger batch is tried again where one took too long: each failure
+/// costs a whole `timeout`.
 const SLOW_TRIAL: u32 = 16;
-/// The longest that the delivery of one entry may take, unless its sink allows more by itself:
-/// the largest entry passes in that time at 100 kbit/s, and after a receiver that hung nothing
-/// waits longer than that for a new attempt.
+/// Longest time for the delivery of one entry, unless the sink's `timeout` is longer: enough for the
+/// largest entry at 100 kbit/s. After a receiver has hung, nothing waits longer than this for a new
+/// attempt.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// No batch holds more entries.
+/// Maximum number of entries in any batch.
 const ANY_BATCH: u64 = 10_000;
 
-/// The memory of one sink's deliveries.
+/// Remembers the outcomes of one sink's batches and decides what follows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// Failures since the last success.
     failures: u32,
-    /// Entries refused for good since the last one that was taken.
+    /// Entries permanently refused since the last one that was accepted.
     refusals: u32,
-    /// The last number of a batch that was refused: something up to there is.
+    /// Last number of a refused batch: an entry up to it is refused.
     suspect: Option<u64>,
-    /// How large batches may be after one was too large, or too slow.
+    /// Maximum size of batches after one was too large or too slow.
     limit: Option<Limit>,
-    /// How long the next attempt may take, after one entry alone was too slow.
+    /// Time for the next attempt, after a single entry was too slow.
     patience: Option<Duration>,
 }
 
-/// The most entries that a batch may hold.
+/// Maximum number of entries in a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Limit {
     most: u64,
-    /// After so many successes in a row twice as many are tried.
+    /// Number of successes in a row after which twice as many entries are tried.
     trial: u32,
     successes: u32,
 }
 
-/// What to do next.
+/// What follows after a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NextAction {
     /// Move the cursor past the batch.
     Advance,
-    /// Send again, at once: [`RetryPolicy::border`] has moved.
+    /// Send again at once: [`RetryPolicy::border`] has moved.
     Again,
     /// Send again after a wait.
     Wait {
-        /// How long.
+        /// Length of the wait.
         delay: Duration,
-        /// Whether a person should know: waiting alone may not mend it.
+        /// Whether someone should look at it: waiting may not solve the problem.
         alarm: bool,
         /// What happened.
         reason: String,
     },
-    /// Number what is not acknowledged anew, under a new epoch; if that may not be, hold
-    /// ([`RetryPolicy::hold`]).
+    /// Renumber the unacknowledged entries under a new epoch, or [hold](RetryPolicy::hold) if that is
+    /// not allowed yet.
     Renumber,
-    /// The batch's only entry is refused for good: keep it as a dead letter and go on.
+    /// Store the batch's only entry, which is permanently refused, as a dead letter.
     DeadLetter {
         /// The HTTP status.
         status: u16,
-        /// The receiver's words.
+        /// Response of the receiver.
         answer: String,
     },
 }
 
 impl RetryPolicy {
-    /// The last number that the batch after `acknowledged` may cover; `None` is no border.
+    /// Returns the last number that the batch after `acknowledged` may cover, or `None` for no limit.
     ///
-    /// After a refusal the batch is halved until the entry that is refused stands alone.
+    /// After a refusal the batch is halved until the refused entry is alone.
     #[must_use]
     pub fn border(&self, acknowledged: u64) -> Option<u64> {
         let suspect = self.suspect.filter(|suspect| *suspect > acknowledged).map(|suspect| {
@@ -91,14 +92,14 @@ impl RetryPolicy {
         suspect.into_iter().chain(most).min()
     }
 
-    /// How long the next attempt may take where that is more than usual.
+    /// Returns the time for the next attempt if it is longer than usual.
     #[must_use]
     pub fn patience(&self) -> Option<Duration> {
         self.patience
     }
 
-    /// Says what to do after `delivery` of a batch that ended with `last_seq` and held `lines`
-    /// entries. `jitter` is a random number from 0 to 1.
+    /// Decides what follows after `delivery` of a batch of `lines` entries that ends with `last_seq`.
+    /// `jitter` is a random number from 0 to 1.
     pub fn next(
         &mut self,
         delivery: Delivery,
@@ -110,8 +111,8 @@ impl RetryPolicy {
             Delivery::Acknowledged => {
                 self.patience = None;
                 self.failures = 0;
-                // A batch that only names dead letters shows nothing: a receiver that refuses
-                // every entry takes it, too.
+                // A batch without entries, which only names dead letters, proves nothing: a receiver
+                // that refuses every entry accepts it, too.
                 if lines > 0 {
                     self.refusals = 0;
                     self.limit = self.limit.and_then(Limit::grown);
@@ -125,14 +126,14 @@ impl RetryPolicy {
                 if lines > 1 {
                     return self.wait(None, false, reason, jitter);
                 }
-                // Nothing is left to halve: the same in the same time would never arrive.
+                // A single entry cannot be halved, and needs more time to arrive.
                 let patience = waited.saturating_mul(2).min(PATIENCE).max(waited);
                 self.patience = Some(patience);
                 let is_longest = patience == waited;
                 let reason = if is_longest {
-                    format!("{reason}; no attempt is given more time")
+                    format!("{reason}; this is the longest time for an attempt")
                 } else {
-                    format!("{reason}; the next attempt is given {}", Time(patience))
+                    format!("{reason}; the next attempt has {}", Time(patience))
                 };
                 self.wait(None, is_longest, reason, jitter)
             }
@@ -141,16 +142,16 @@ impl RetryPolicy {
                 tracing::error!(
                     code = "receiver_conflict",
                     expected,
-                    "the receiver holds other entries under these numbers: was the state \
-                     directory restored from a copy?"
+                    "the receiver has other entries under these numbers: was the state directory \
+                     restored from a backup?"
                 );
                 self.suspect = None;
                 NextAction::Renumber
             }
             Delivery::Refused { status, answer } if lines > 1 => {
-                tracing::debug!(status, lines, answer, "batch was refused and is halved");
+                tracing::debug!(status, lines, answer, "batch refused: it is halved");
                 if status == TOO_LARGE {
-                    // Nothing in it is wrong: those that follow would be too large as well.
+                    // Its entries are valid: the batches that follow would be too large as well.
                     self.limit = Some(Limit::new(lines / 2, 1));
                 } else {
                     self.suspect = Some(last_seq);
@@ -161,9 +162,8 @@ impl RetryPolicy {
                 if lines == 0 || self.refusals >= REFUSALS {
                     let said = gist(answer.as_bytes()).map(|words| format!(" ({words})"));
                     let reason = format!(
-                        "the receiver refuses every entry with {status}{}: that is a fault of its \
-                         own, and no more are given up; those that were, `ai-agent deadletter \
-                         retry --all` sends again once it is mended",
+                        "the receiver refuses every entry with {status}{}: fix the receiver, then \
+                         send the dead letters again with `ai-agent deadletter retry --all`",
                         said.unwrap_or_default()
                     );
                     return self.wait(None, true, reason, jitter);
@@ -174,18 +174,18 @@ impl RetryPolicy {
         }
     }
 
-    /// Goes on where so many entries were refused for good since the last one that was taken.
+    /// Sets the number of entries that were permanently refused since the last accepted one.
     pub fn resume(&mut self, refusals: u32) {
         self.refusals = refusals;
     }
 
-    /// How many entries were refused for good since the last one that was taken.
+    /// Returns the number of entries that were permanently refused since the last accepted one.
     #[must_use]
     pub fn refusals(&self) -> u32 {
         self.refusals
     }
 
-    /// Holds for a `reason` that is the agent's own.
+    /// Holds delivery for a reason of the agent's own.
     pub fn hold(&mut self, reason: String, jitter: f64) -> NextAction {
         self.wait(None, true, reason, jitter)
     }
@@ -208,7 +208,7 @@ impl Limit {
         Self { most, trial, successes: 0 }
     }
 
-    /// The limit after a success: larger batches are tried again, until they are as large as any.
+    /// Returns the limit after a success: it grows until there is none.
     fn grown(self) -> Option<Self> {
         let successes = self.successes + 1;
         if successes < self.trial {
@@ -255,9 +255,9 @@ mod tests {
         Delivery::Hold { after: None, reason: "401".into() }
     }
 
-    /// The page on delivery, row by row, for a sink with nothing behind it.
+    /// The table in the documentation of delivery, for a sink without earlier outcomes.
     #[test]
-    fn each_outcome_has_its_answer() {
+    fn each_outcome_has_its_action() {
         let wait = |seconds: f64, alarm, reason: &str| NextAction::Wait {
             delay: Duration::from_secs_f64(seconds),
             alarm,
@@ -267,27 +267,26 @@ mod tests {
         let dead_letter = |status| NextAction::DeadLetter { status, answer: "no".into() };
         let hold_for =
             Delivery::Hold { after: Some(Duration::from_secs(9)), reason: "portal".into() };
-        let all = "the receiver refuses every entry with 422: that is a fault of its own, and no \
-                   more are given up; those that were, `ai-agent deadletter retry --all` sends again \
-                   once it is mended";
+        let all = "the receiver refuses every entry with 422: fix the receiver, then send the dead \
+                   letters again with `ai-agent deadletter retry --all`";
         let rows = [
-            ("taken", Delivery::Acknowledged, 5, NextAction::Advance),
-            ("only dead letters, taken", Delivery::Acknowledged, 0, NextAction::Advance),
-            ("no answer, or 5xx", retry(None), 5, wait(0.5, false, "down")),
-            ("no answer in time", slow(), 5, wait(0.5, false, "slow")),
+            ("accepted", Delivery::Acknowledged, 5, NextAction::Advance),
+            ("only dead letters, accepted", Delivery::Acknowledged, 0, NextAction::Advance),
+            ("no response, or 5xx", retry(None), 5, wait(0.5, false, "down")),
+            ("no response in time", slow(), 5, wait(0.5, false, "slow")),
             (
-                "no answer in time to one",
+                "no response in time to one",
                 slow(),
                 1,
-                wait(0.5, false, "slow; the next attempt is given 2m"),
+                wait(0.5, false, "slow; the next attempt has 2m"),
             ),
             (
-                "no answer to one in all the time there is",
+                "no response to one in the longest time",
                 slow_after(900),
                 1,
-                wait(0.5, true, "slow; no attempt is given more time"),
+                wait(0.5, true, "slow; this is the longest time for an attempt"),
             ),
-            ("a wait is asked for", retry(Some(7)), 5, wait(7.0, false, "down")),
+            ("a wait is requested", retry(Some(7)), 5, wait(7.0, false, "down")),
             ("401, 403, 404, …", hold(), 5, wait(0.5, true, "401")),
             ("the same with a wait", hold_for, 5, wait(9.0, true, "portal")),
             ("422 for many", refused(422), 5, NextAction::Again),
@@ -303,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_double_up_to_a_cap_and_begin_anew_after_a_success() {
+    fn waits_double_up_to_a_cap_until_a_success() {
         let mut policy = RetryPolicy::default();
         let waits: Vec<u64> = (0..12)
             .map(|_| delay(policy.next(retry(None), 1, 1, 1.0)).as_millis() as u64)
@@ -316,19 +315,19 @@ mod tests {
     }
 
     #[test]
-    fn never_overflows_however_long_the_server_is_down() {
+    fn wait_does_not_overflow() {
         let mut policy = RetryPolicy { failures: u32::MAX, ..RetryPolicy::default() };
         assert_eq!(delay(policy.next(retry(None), 1, 1, 1.0)), CAP);
     }
 
     #[test]
-    fn the_receivers_own_wait_goes_first() {
+    fn requested_wait_has_precedence() {
         let next = RetryPolicy::default().next(retry(Some(7)), 1, 1, 0.5);
         assert_eq!(delay(next), Duration::from_secs(7));
     }
 
     #[test]
-    fn only_a_hold_is_an_alarm() {
+    fn only_a_hold_raises_an_alarm() {
         let mut policy = RetryPolicy::default();
         let alarm = |next| matches!(next, NextAction::Wait { alarm: true, .. });
         assert!(!alarm(policy.next(retry(None), 1, 1, 0.5)));
@@ -341,43 +340,47 @@ mod tests {
         );
     }
 
-    /// Plays a receiver that refuses one entry among many; returns how many requests that took.
+    /// Plays a receiver that refuses one entry among many. Returns the number of requests and the
+    /// dead letters.
     fn isolate(count: u64, poisoned: u64) -> (u64, Vec<u64>) {
         let mut policy = RetryPolicy::default();
-        let (mut acknowledged, mut requests, mut buried) = (0, 0, Vec::new());
+        let (mut acknowledged, mut requests, mut dead_letters) = (0, 0, Vec::new());
         while acknowledged < count {
             let last = policy.border(acknowledged).unwrap_or(count);
-            let dead = buried.iter().filter(|seq| (acknowledged + 1..=last).contains(*seq)).count();
+            let dead =
+                dead_letters.iter().filter(|seq| (acknowledged + 1..=last).contains(*seq)).count();
             let lines = last - acknowledged - dead as u64;
-            let bad = (acknowledged + 1..=last).contains(&poisoned) && !buried.contains(&poisoned);
+            let bad =
+                (acknowledged + 1..=last).contains(&poisoned) && !dead_letters.contains(&poisoned);
             requests += 1;
             let delivery = if bad { refused() } else { Delivery::Acknowledged };
             match policy.next(delivery, last, lines, 0.5) {
                 NextAction::Advance => acknowledged = last,
                 NextAction::Again => {}
-                NextAction::DeadLetter { .. } => buried.push(last),
+                NextAction::DeadLetter { .. } => dead_letters.push(last),
                 NextAction::Wait { .. } | NextAction::Renumber => panic!(),
             }
         }
-        (requests, buried)
+        (requests, dead_letters)
     }
 
     #[test]
-    fn one_poisoned_entry_is_found_in_a_logarithm_of_requests() {
+    fn refused_entry_is_found_in_a_logarithm_of_requests() {
         for count in [1, 2, 3, 7, 100, 1000] {
             for poisoned in [1, 2, count / 2 + 1, count - 1, count] {
                 if !(1..=count).contains(&poisoned) {
                     continue;
                 }
-                let (requests, buried) = isolate(count, poisoned);
-                assert_eq!(buried, [poisoned], "{poisoned} of {count}");
+                let (requests, dead_letters) = isolate(count, poisoned);
+                assert_eq!(dead_letters, [poisoned], "{poisoned} of {count}");
                 let bound = 2 * u64::from(count.ilog2()) + 4;
                 assert!(requests <= bound, "{poisoned} of {count}: {requests} > {bound}");
             }
         }
     }
 
-    /// Sends so many entries to a receiver that takes `limit` at a time; how many requests.
+    /// Sends `count` entries to a receiver that accepts `limit` at a time. Returns the number of
+    /// requests.
     fn squeeze(count: u64, limit: u64) -> u64 {
         let mut policy = RetryPolicy::default();
         let (mut acknowledged, mut requests) = (0, 0);
@@ -396,7 +399,7 @@ mod tests {
         requests
     }
 
-    /// Halving as after a 422 found the size anew for each piece, down to single entries.
+    /// Halving as after a 422 searched for the size again with each batch, down to single entries.
     #[test]
     fn receiver_with_a_small_limit_gets_few_requests() {
         for (count, limit) in [(1000, 1), (1000, 3), (1000, 300), (1000, 999), (5000, 64)] {
@@ -406,9 +409,9 @@ mod tests {
         }
     }
 
-    /// A slow uplink that needed more than `timeout` for a batch sent the same one for ever.
+    /// Over an uplink that needed longer than `timeout` for a batch, the same batch was sent forever.
     #[test]
-    fn what_takes_too_long_is_halved_and_grows_again_slowly() {
+    fn slow_batches_are_halved_and_grow_again_slowly() {
         const FITTING: u64 = 70;
         let (mut policy, mut acknowledged, mut slow_ones, mut largest) =
             (RetryPolicy::default(), 0, 0, 0);
@@ -424,7 +427,7 @@ mod tests {
         }
         assert_eq!(largest, 62);
         assert!(slow_ones <= 4 + 20_000 / 62 / 16, "{slow_ones}");
-        // One entry can't be halved, and where the way is good again batches are large again.
+        // A single entry cannot be halved; once the network is fast again, batches grow.
         for _ in 0..20 {
             policy.next(slow(), acknowledged, policy.border(0).unwrap_or(1000), 0.5);
         }
@@ -435,11 +438,11 @@ mod tests {
         assert_eq!(policy.border(0), None);
     }
 
-    /// One entry that took longer than `timeout` was sent again for ever, in the same time.
+    /// A single entry that took longer than `timeout` was sent forever with the same `timeout`.
     #[test]
     fn slow_entry_gets_more_time_until_it_arrives() {
         let of = |policy: &RetryPolicy| policy.patience().map(|patience| patience.as_secs());
-        // What the sink allows by itself, and what the attempts after the first are given.
+        // Timeout of the sink, and times of the attempts after the first.
         let rows: [(u64, &[u64]); 4] = [
             (60, &[120, 240, 480, 900, 900, 900]),
             (7, &[14, 28, 56, 112, 224, 448, 896, 900, 900]),
@@ -451,17 +454,17 @@ mod tests {
             let mut waited = timeout;
             for expected in given {
                 let next = policy.next(slow_after(waited), 8, 1, 0.5);
-                // A person is told once time alone does not mend it; nothing is ever given up.
+                // Raises an alarm once more time does not help; the entry is never dropped.
                 let alarmed = *expected == waited;
                 assert!(
                     matches!(next, NextAction::Wait { alarm, .. } if alarm == alarmed),
                     "{next:?}"
                 );
                 assert_eq!(of(&policy), Some(*expected), "{timeout}");
-                assert_eq!(policy.border(7), Some(8), "it travels alone");
+                assert_eq!(policy.border(7), Some(8), "it is sent alone");
                 waited = timeout.max(*expected);
             }
-            // Another fault between does not take the time away, a success does.
+            // Another failure does not reset the time, a success does.
             policy.next(retry(None), 8, 1, 0.5);
             assert_eq!(of(&policy), Some(waited));
             assert_eq!(policy.next(Delivery::Acknowledged, 8, 1, 0.5), NextAction::Advance);
@@ -470,11 +473,11 @@ mod tests {
         }
         let mut policy = RetryPolicy::default();
         policy.next(slow(), 8, 2, 0.5);
-        assert_eq!(of(&policy), None, "there is something to halve");
+        assert_eq!(of(&policy), None, "the batch can be halved");
     }
 
     #[test]
-    fn an_hour_of_one_fault_is_few_requests() {
+    fn failure_for_an_hour_causes_few_requests() {
         for delivery in [hold, || retry(None)] {
             let (mut policy, mut waited, mut requests) =
                 (RetryPolicy::default(), Duration::ZERO, 0);
@@ -497,9 +500,9 @@ mod tests {
         assert!(matches!(policy.next(refused(), 12, 1, 0.5), NextAction::DeadLetter { .. }));
     }
 
-    /// A receiver that refused everything got ten more after each restart.
+    /// A receiver that refused everything got ten more entries after each restart.
     #[test]
-    fn refusals_before_a_restart_count() {
+    fn refusals_before_a_restart_are_counted() {
         let mut before = RetryPolicy::default();
         for seq in 1..=7 {
             before.next(refused(), seq, 1, 0.5);
@@ -512,10 +515,10 @@ mod tests {
         assert!(matches!(policy.next(refused(), 11, 1, 0.5), NextAction::Wait { alarm: true, .. }));
     }
 
-    /// A receiver refused every entry and took the batches that only named them: all entries
-    /// became dead letters, one after the other.
+    /// A receiver refused every entry and accepted the batches that only named them: one entry after
+    /// the other became a dead letter.
     #[test]
-    fn a_batch_of_nothing_but_dead_letters_is_no_success() {
+    fn batch_of_dead_letters_only_is_not_a_success() {
         let mut policy = RetryPolicy::default();
         for seq in 1..=10 {
             assert!(matches!(policy.next(refused(), seq, 1, 0.5), NextAction::DeadLetter { .. }));

@@ -1,4 +1,4 @@
-//! What can be asked of a pipeline that runs, by anybody and at any time.
+//! A handle to a running pipeline, for other parts of the agent.
 
 use std::{
     sync::{Arc, PoisonError},
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{event::Event, platform::Clock, text::counted};
 
-/// What can be asked of a pipeline that runs. Costs nothing while nobody asks.
+/// A handle to a running pipeline: its status, and requests to it. Costs nothing while unused.
 #[derive(Clone)]
 pub struct PipelineHandle {
     outbox: Arc<Outbox>,
@@ -29,36 +29,36 @@ pub struct PipelineHandle {
     sinks: SinkHandles,
 }
 
-/// Reading did not answer.
+/// The ingest thread does not respond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("reading does not answer")]
+#[error("the ingest thread does not respond")]
 pub struct IngestUnresponsive {
-    /// How long ago it last began anything.
+    /// Time since it last started a step or a wait.
     pub silent: Option<Duration>,
 }
 
-/// Why not everything was delivered that was in the outbox.
+/// Why a flush did not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum FlushError {
-    /// A sink has not taken it in time.
+    /// A sink has not acknowledged everything in time.
     #[error(
-        "sink `{sink}` has not acknowledged all of it, {}{}",
-        counted(*left, "entry waits", "entries wait"),
-        trouble.as_ref().map(|trouble| format!(": {trouble}")).unwrap_or_default()
+        "sink `{sink}` has not acknowledged everything: {}{}",
+        counted(*left, "entry is queued", "entries are queued"),
+        problem.as_ref().map(|problem| format!(", {problem}")).unwrap_or_default()
     )]
     Late {
-        /// Its name.
+        /// Instance name of the sink.
         sink: String,
-        /// How many entries it has not taken.
+        /// Number of entries it has not acknowledged.
         left: u64,
-        /// What keeps it.
-        trouble: Option<String>,
+        /// Why nothing is delivered.
+        problem: Option<String>,
     },
-    /// The store can't be read.
+    /// The outbox cannot be read.
     #[error(transparent)]
     Outbox(#[from] OutboxError),
-    /// The sink, or all of it, has ended meanwhile.
-    #[error("delivery has ended meanwhile: the rest stays in the outbox")]
+    /// The task of the sink has ended.
+    #[error("delivery has stopped: unacknowledged entries remain in the outbox")]
     Ended,
 }
 
@@ -91,13 +91,13 @@ impl PipelineHandle {
         }
     }
 
-    /// Where entries lie. It may be closed at any time, and then says so.
+    /// Returns the outbox. It may be closed at any time; its methods then fail.
     #[must_use]
     pub fn outbox(&self) -> &Arc<Outbox> {
         &self.outbox
     }
 
-    /// How each sink is doing.
+    /// Returns the progress of each sink.
     #[must_use]
     pub fn sinks(&self) -> Vec<(String, SinkProgress)> {
         let progress = |SinkHandle { name, progress, .. }: &SinkHandle| {
@@ -107,13 +107,16 @@ impl PipelineHandle {
         self.handles().iter().map(progress).collect()
     }
 
-    /// How reading stands; it is asked for that, and answers between two groups.
+    /// Returns the status of the ingest thread, which answers between two groups.
     ///
     /// # Errors
-    /// [`IngestUnresponsive`] when it does not answer for `patience`.
-    pub async fn reading(&self, patience: Duration) -> Result<IngestStatus, IngestUnresponsive> {
+    /// [`IngestUnresponsive`] if it does not respond within `patience`.
+    pub async fn ingest_status(
+        &self,
+        patience: Duration,
+    ) -> Result<IngestStatus, IngestUnresponsive> {
         match timeout(patience, self.inbox.request_status()).await {
-            Ok(Ok(reading)) => Ok(reading),
+            Ok(Ok(status)) => Ok(status),
             Ok(Err(_)) | Err(_) => {
                 Err(IngestUnresponsive { silent: self.inbox.since_activity(self.clock.uptime()) })
             }
@@ -125,7 +128,7 @@ impl PipelineHandle {
         self.inbox.report(event);
     }
 
-    /// Has `job` done while nothing is on its way to the store: see [`Inbox::run_between_groups`].
+    /// Runs `job` while no group is being stored: see [`Inbox::run_between_groups`].
     pub fn run_between_groups<T: Send + 'static>(
         &self,
         job: impl FnOnce(&Outbox) -> T + Send + 'static,
@@ -133,28 +136,28 @@ impl PipelineHandle {
         self.inbox.run_between_groups(job)
     }
 
-    /// Sends what lies in the outbox now, whatever it waits for, and waits until every sink has
-    /// acknowledged it; how many entries that were.
+    /// Sends all entries in the outbox without waiting for full batches, and waits until every sink
+    /// has acknowledged them. Returns the number of entries.
     ///
     /// # Errors
-    /// [`FlushError`] when that has not happened within `patience`.
+    /// [`FlushError`] if that has not happened within `patience`.
     pub async fn flush(&self, patience: Duration) -> Result<u64, FlushError> {
         let end = Instant::now() + patience;
         let head = *self.outbox.watch().borrow();
         let mut most = 0;
         let handles = self.handles();
         for handle in &handles {
-            most = most.max(self.left(&handle.name, head.last_seq).await?);
+            most = most.max(self.unacknowledged(&handle.name, head.last_seq).await?);
         }
         for handle in &handles {
-            handle.orders.send_modify(|orders| orders.flush = head);
+            handle.control.send_modify(|control| control.flush = head);
         }
         for SinkHandle { name, mut progress, .. } in handles {
             loop {
-                // Seen before the cursor is asked for: what comes after that is told.
+                // Before the cursor is read: a later change is then noticed.
                 progress.mark_unchanged();
                 let now = progress.borrow().clone();
-                let left = self.left(&name, head.last_seq).await?;
+                let left = self.unacknowledged(&name, head.last_seq).await?;
                 if left == 0 {
                     break;
                 }
@@ -162,10 +165,10 @@ impl PipelineHandle {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => return Err(FlushError::Ended),
                     Err(_) => {
-                        let paced = now.rate_limited_until.is_some();
-                        let paced = paced.then(|| "it may send no more at present".to_owned());
-                        let trouble = now.problem.or(paced);
-                        return Err(FlushError::Late { sink: name, left, trouble });
+                        let is_limited = now.rate_limited_until.is_some();
+                        let limited = is_limited.then(|| "its rate limit is reached".to_owned());
+                        let problem = now.problem.or(limited);
+                        return Err(FlushError::Late { sink: name, left, problem });
                     }
                 }
             }
@@ -173,7 +176,7 @@ impl PipelineHandle {
         Ok(most)
     }
 
-    /// Has the sink's own task send a dead letter again, and waits for the outcome.
+    /// Orders the sink's task to send a dead letter again, and waits for the outcome.
     ///
     /// # Errors
     /// [`RetryError`]: the dead letter is still stored.
@@ -187,11 +190,11 @@ impl PipelineHandle {
         Ok(received.await.map_err(|_| RetryError::Ended)??)
     }
 
-    /// How many entries up to `last` a sink has not taken.
-    async fn left(&self, sink: &str, last: u64) -> Result<u64, FlushError> {
+    /// Returns how many entries up to `last` a sink has not acknowledged.
+    async fn unacknowledged(&self, sink: &str, last: u64) -> Result<u64, FlushError> {
         let (outbox, sink) = (Arc::clone(&self.outbox), sink.to_owned());
         let cursor = tokio::task::spawn_blocking(move || {
-            // When numbers began anew, all that is left counts.
+            // After a renumbering, everything that is left counts.
             let last = last.min(outbox.end().seq - 1);
             outbox.cursor(&sink).map(|cursor| last.saturating_sub(cursor.acknowledged.seq))
         });

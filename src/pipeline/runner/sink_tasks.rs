@@ -1,4 +1,4 @@
-//! The tasks of the sinks: begun, replaced while others run, and ended.
+//! The tasks of the sinks: starts, replaces and ends them.
 
 use std::{
     collections::BTreeMap,
@@ -29,33 +29,33 @@ use crate::{
     config::SinkSettings, event::Event, platform::Clock, stages::sink::Sink, text::causes,
 };
 
-/// How long a store is left alone that can't be written.
+/// Pause after the outbox could not be written.
 const STORE_RETRY: Duration = Duration::from_secs(5);
 
-/// The tasks, and what new ones are begun with.
+/// The tasks, and what new ones are started with.
 pub(super) struct SinkTasks {
     pub(super) tasks: Vec<RunningSink>,
-    /// What a new task is told.
-    pub(super) orders: SinkControl,
-    /// How each sink is fed.
+    /// Control of new tasks.
+    pub(super) control: SinkControl,
+    /// Settings of each sink.
     pub(super) sink_settings: BTreeMap<String, SinkSettings>,
     pub(super) outbox: Arc<Outbox>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) identity: Arc<Identity>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) faults: Faults,
-    /// The tasks, for whoever asks.
-    pub(super) shown: SinkHandles,
+    /// Handles to the current tasks.
+    pub(super) handles: SinkHandles,
 }
 
-/// The tasks that there are at present, for whoever asks.
+/// Handles to the current tasks, shared with [`PipelineHandle`](super::PipelineHandle).
 pub(super) type SinkHandles = Arc<Mutex<Vec<SinkHandle>>>;
 
-/// A task as others see it.
+/// A handle to a task.
 #[derive(Clone)]
 pub(super) struct SinkHandle {
     pub(super) name: String,
-    pub(super) orders: watch::Sender<SinkControl>,
+    pub(super) control: watch::Sender<SinkControl>,
     pub(super) retries: mpsc::Sender<DeadLetterRetry>,
     pub(super) progress: watch::Receiver<SinkProgress>,
 }
@@ -63,27 +63,27 @@ pub(super) struct SinkHandle {
 /// The task of one sink.
 pub(super) struct RunningSink {
     pub(super) name: String,
-    seat: SinkRegistration,
-    orders: watch::Sender<SinkControl>,
+    registration: SinkRegistration,
+    control: watch::Sender<SinkControl>,
     retries: mpsc::Sender<DeadLetterRetry>,
-    /// Closed before everything is delivered when the task died.
+    /// Closed before everything is delivered if the task has panicked.
     pub(super) progress: watch::Receiver<SinkProgress>,
     handle: JoinHandle<()>,
 }
 
 impl SinkTasks {
-    /// Begins to deliver to a sink that has a place in the outbox.
-    pub(super) fn begin(&mut self, name: String, sink: Box<dyn Sink>) {
+    /// Starts to deliver to a sink that is registered in the outbox.
+    pub(super) fn start(&mut self, name: String, sink: Box<dyn Sink>) {
         let (progress, watched) = watch::channel(SinkProgress::default());
-        let (orders, told) = watch::channel(self.orders);
+        let (control, controlled) = watch::channel(self.control);
         let (retries, ordered) = mpsc::channel(1);
-        let seat = self.seat(&name, Some(&*sink));
+        let registration = self.registration(&name, Some(&*sink));
         let inbox = Arc::clone(&self.inbox);
         let limit = self
             .sink_settings
             .get(&name)
             .and_then(|sink_settings| sink_settings.max_bytes_per_second);
-        let delivering = SinkTask {
+        let task = SinkTask {
             name: name.clone(),
             sink,
             outbox: Arc::clone(&self.outbox),
@@ -95,78 +95,87 @@ impl SinkTasks {
             report: Arc::new(move |event: Event| inbox.report(event)),
             new_epoch: Arc::new(new_epoch),
         };
-        let handle = tokio::spawn(delivering.run_with_retries(told, ordered));
-        let death = Fault::Panicked(format!("sink `{name}`"));
+        let handle = tokio::spawn(task.run_with_retries(controlled, ordered));
+        let fault = Fault::Panicked(format!("sink `{name}`"));
         let is_done = |progress: &SinkProgress| progress.drained || progress.handed_over;
-        self.faults.unless(watched.clone(), is_done, death);
-        self.tasks.push(RunningSink { name, seat, orders, retries, progress: watched, handle });
-        self.show();
+        self.faults.unless(watched.clone(), is_done, fault);
+        self.tasks.push(RunningSink {
+            name,
+            registration,
+            control,
+            retries,
+            progress: watched,
+            handle,
+        });
+        self.publish_handles();
     }
 
-    fn show(&self) {
+    fn publish_handles(&self) {
         let to_handle =
-            |RunningSink { name, orders, retries, progress, .. }: &RunningSink| SinkHandle {
+            |RunningSink { name, control, retries, progress, .. }: &RunningSink| SinkHandle {
                 name: name.clone(),
-                orders: orders.clone(),
+                control: control.clone(),
                 retries: retries.clone(),
                 progress: progress.clone(),
             };
         let handles = self.tasks.iter().map(to_handle).collect();
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = handles;
+        *self.handles.lock().unwrap_or_else(PoisonError::into_inner) = handles;
     }
 
-    /// Tells every task how to end.
-    pub(super) fn end(&self, stop: StopMode) {
+    /// Makes every task end as `stop` says.
+    pub(super) fn stop_all(&self, stop: StopMode) {
         for task in &self.tasks {
-            task.orders.send_modify(|orders| orders.stop = stop);
+            task.control.send_modify(|control| control.stop = stop);
         }
     }
 
-    /// Goes on with these sinks under these orders; where there is none for a name, the one that is
-    /// there stays. Others go on from where the ones before them are.
+    /// Replaces the sinks and the control of all. A sink of `None` keeps its running task; a new one
+    /// continues from the cursor of its predecessor.
     pub(super) async fn replace(
         &mut self,
         sinks: Vec<(String, Option<Box<dyn Sink>>)>,
-        orders: SinkControl,
+        control: SinkControl,
         sink_settings: BTreeMap<String, SinkSettings>,
     ) {
-        (self.orders, self.sink_settings) = (orders, sink_settings);
+        (self.control, self.sink_settings) = (control, sink_settings);
         let stays = |task: &RunningSink| {
             sinks.iter().any(|(name, sink)| *name == task.name && sink.is_none())
         };
         let (stay, leave): (Vec<_>, Vec<_>) = self.tasks.drain(..).partition(stays);
         self.tasks = stay;
         for task in &self.tasks {
-            task.orders.send_if_modified(|known| {
-                let orders = SinkControl { flush: known.flush, ..orders };
-                mem::replace(known, orders) != orders
+            task.control.send_if_modified(|known| {
+                let control = SinkControl { flush: known.flush, ..control };
+                mem::replace(known, control) != control
             });
         }
         let had: Vec<SinkRegistration> =
-            self.tasks.iter().chain(&leave).map(|task| task.seat.clone()).collect();
+            self.tasks.iter().chain(&leave).map(|task| task.registration.clone()).collect();
         for task in leave {
-            task.orders.send_modify(|orders| orders.stop = StopMode::HandOver);
-            // What it does with the store comes to its end before another goes on.
+            task.control.send_modify(|control| control.stop = StopMode::HandOver);
+            // Its last write to the store must finish before its successor starts.
             drop(task.handle.await);
         }
-        self.show();
-        let seats: Vec<SinkRegistration> =
-            sinks.iter().map(|(name, sink)| self.seat(name, sink.as_deref())).collect();
-        if seats.len() != had.len() || seats.iter().any(|seat| !had.contains(seat)) {
-            self.take_seats(seats).await;
+        self.publish_handles();
+        let registrations: Vec<SinkRegistration> =
+            sinks.iter().map(|(name, sink)| self.registration(name, sink.as_deref())).collect();
+        if registrations.len() != had.len()
+            || registrations.iter().any(|registration| !had.contains(registration))
+        {
+            self.register_sinks(registrations).await;
         }
         for (name, sink) in sinks {
             if let Some(sink) = sink {
-                info!(code = "sink_restarted", sink = name, "sink begins anew");
-                self.begin(name, sink);
+                info!(code = "sink_restarted", sink = name, "sink restarted");
+                self.start(name, sink);
             }
         }
     }
 
-    /// The place of a sink; without one, of the task of this name that stays.
-    fn seat(&self, name: &str, sink: Option<&dyn Sink>) -> SinkRegistration {
+    /// Returns the registration of a sink, or without one that of the running task of this name.
+    fn registration(&self, name: &str, sink: Option<&dyn Sink>) -> SinkRegistration {
         match (sink, self.tasks.iter().find(|task| task.name == name)) {
-            (None, Some(task)) => task.seat.clone(),
+            (None, Some(task)) => task.registration.clone(),
             (sink, _) => SinkRegistration {
                 name: name.to_owned(),
                 destination: sink.and_then(Sink::destination),
@@ -175,15 +184,15 @@ impl SinkTasks {
         }
     }
 
-    async fn take_seats(&self, seats: Vec<SinkRegistration>) {
+    async fn register_sinks(&self, registrations: Vec<SinkRegistration>) {
         loop {
-            let (outbox, seats) = (Arc::clone(&self.outbox), seats.clone());
-            match tokio::task::spawn_blocking(move || outbox.register_sinks(&seats)).await {
+            let (outbox, registrations) = (Arc::clone(&self.outbox), registrations.clone());
+            match tokio::task::spawn_blocking(move || outbox.register_sinks(&registrations)).await {
                 Ok(Err(failure)) => {
                     error!(
                         code = "sink_registration_failed",
                         cause = causes(&failure),
-                        "the outbox could not be told of other sinks"
+                        "cannot register the sinks in the outbox"
                     );
                     sleep(STORE_RETRY).await;
                 }
@@ -191,11 +200,11 @@ impl SinkTasks {
             }
         }
         let (outbox, inbox) = (Arc::clone(&self.outbox), Arc::clone(&self.inbox));
-        let tell = move || orphaned_sinks::report(&outbox, |event| inbox.report(event));
-        drop(tokio::task::spawn_blocking(tell).await);
+        let report = move || orphaned_sinks::report(&outbox, |event| inbox.report(event));
+        drop(tokio::task::spawn_blocking(report).await);
     }
 
-    /// Ends all tasks where they are.
+    /// Aborts all tasks.
     pub(super) async fn abort(self) {
         for task in self.tasks {
             task.handle.abort();

@@ -53,7 +53,7 @@ impl Sink for Taker {
 }
 
 fn refused() -> Option<Delivery> {
-    Some(Delivery::Retry { after: None, reason: "nobody is there".into() })
+    Some(Delivery::Retry { after: None, reason: "unreachable".into() })
 }
 
 fn pipeline(folder: &Path, panics: bool, answer: Option<Delivery>) -> Pipeline {
@@ -123,7 +123,7 @@ async fn a_full_outbox_that_no_sink_empties_is_not_waited_for() {
     let unfinished = in_time(running.catch_up(Duration::from_millis(20))).await.unwrap_err();
     assert!(matches!(unfinished, CatchUpError::Reading(_)), "{unfinished:?}");
     let message = unfinished.to_string();
-    assert!(message.contains("sink `siem` takes nothing: nobody is there"), "{message}");
+    assert!(message.contains("sink `siem` delivers nothing: unreachable"), "{message}");
     running.stop().await;
 }
 
@@ -135,7 +135,7 @@ async fn a_store_that_cannot_be_written_is_not_waited_for() {
     let mut running = start(pipeline, 1 << 30, Until::CaughtUp);
     let unfinished = in_time(running.catch_up(Duration::from_millis(20))).await.unwrap_err();
     let message = unfinished.to_string();
-    assert!(message.starts_with("reading does not get on"), "{message}");
+    assert!(message.starts_with("reading is stalled"), "{message}");
     assert!(message.contains("cannot open the outbox `"), "{message}");
     running.stop().await;
 }
@@ -216,7 +216,7 @@ async fn the_end_does_not_wait_for_a_limit() {
     .unwrap();
     let begun = Instant::now();
     running.stop().await;
-    assert!(begun.elapsed() < DELIVERY_ENDS);
+    assert!(begun.elapsed() < DRAIN_TIMEOUT);
 }
 
 /// Settings under which an entry may wait for a day.
@@ -231,7 +231,7 @@ async fn flush_sends_queued_entries_and_none_that_come_later() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = pipeline(folder.path(), false, Some(Delivery::Acknowledged));
     let running = pipeline.start(&patient(), Until::Stopped, Box::new(|_| ()));
-    let view = running.view();
+    let view = running.handle();
     running.report(Event::info("test", serde_json::json!({})));
     in_time(running.outbox.watch().wait_for(|head| head.last_seq >= 2)).await.unwrap();
     assert_eq!(view.outbox().cursor("siem").unwrap().acknowledged.seq, 0);
@@ -251,16 +251,16 @@ async fn stalled_flush_names_the_reason_and_a_final_one_does_not_wait() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = pipeline(folder.path(), false, refused());
     let running = pipeline.start(&patient(), Until::Stopped, Box::new(|_| ()));
-    let view = running.view();
+    let view = running.handle();
     in_time(running.outbox.watch().wait_for(|head| head.last_seq >= 1)).await.unwrap();
     let late = in_time(view.flush(Duration::from_millis(50))).await.unwrap_err();
     assert_eq!(
         late.to_string(),
-        "sink `siem` has not acknowledged all of it, 1 entry waits: nobody is there"
+        "sink `siem` has not acknowledged everything: 1 entry is queued, unreachable"
     );
     let (_, progress) = &view.sinks()[0];
     assert!(progress.retry_at.is_some() && progress.last_error.is_some() && !progress.is_held);
-    assert!(in_time(view.reading(LONG)).await.is_ok());
+    assert!(in_time(view.ingest_status(LONG)).await.is_ok());
     let flushing = tokio::spawn({
         let view = view.clone();
         async move { view.flush(LONG).await.is_err() }
@@ -268,5 +268,5 @@ async fn stalled_flush_names_the_reason_and_a_final_one_does_not_wait() {
     running.stop().await;
     assert!(in_time(flushing).await.unwrap());
     assert!(in_time(view.flush(LONG)).await.is_err());
-    assert!(in_time(view.reading(LONG)).await.is_err());
+    assert!(in_time(view.ingest_status(LONG)).await.is_err());
 }
