@@ -164,7 +164,7 @@ fn assemble(manager: &ConfigManager, state_dir: &Path) -> Result<Pipeline, Agent
     let sources = assembly::sources(loaded, context, &inbox.waker())?;
     let stages = assembly::stages(loaded, context)?;
     let sinks = assembly::sinks(loaded, context)?;
-    let registrations = assembly::seats(loaded, &sinks);
+    let registrations = assembly::sink_registrations(loaded, &sinks);
     let outbox = outbox_start::open(state_dir, &registrations, &*context.clock, &inbox)?;
     let (identity, clock) = (context.identity.clone(), Arc::clone(&context.clock));
     let config_status = manager.status.config.clone();
@@ -180,12 +180,12 @@ async fn run_until_stopped(
 ) -> Result<(), Ended> {
     let settings = &manager.loaded.settings;
     let mut running = pipeline.start(settings, Until::Stopped, Box::new(|_| ()));
-    manager.handle.set_running(running.view());
+    manager.handle.set_running(running.handle());
     // After reading has started: the policy file is synced, and no record should wait for that.
     monitor.check(settings).into_iter().for_each(|event| running.report(event));
     notify.ready();
     let failed = running.failed();
-    let pulse = running.pulse();
+    let pulse = running.liveness_probe();
     let handle = manager.handle.clone();
     let updates = ConfigUpdates::new(&mut running, manager, monitor, orders, first_request);
     let fault = tokio::select! {
@@ -220,7 +220,7 @@ async fn catch_up(
     // Before reading starts, which may end before these events are taken up.
     monitor.check(settings).into_iter().for_each(|event| pipeline.inbox.report(event));
     let mut running = pipeline.start(settings, Until::CaughtUp, report);
-    manager.handle.set_running(running.view());
+    manager.handle.set_running(running.handle());
     let done = tokio::select! {
         done = running.catch_up(CATCH_UP_PATIENCE) => Some(done),
         () = orders.stop.given() => None,

@@ -203,7 +203,7 @@ async fn add_pipeline(
     status.agent.phase = Phase::Running;
     let outbox = Arc::clone(pipeline.outbox());
     let stats = timeout(STATUS_TIMEOUT, spawn_blocking(move || outbox.stats()));
-    let (stats, reading) = tokio::join!(stats, pipeline.reading(STATUS_TIMEOUT));
+    let (stats, reading) = tokio::join!(stats, pipeline.ingest_status(STATUS_TIMEOUT));
     match stats {
         Ok(Ok(Ok(stats))) => status.set_outbox(stats, loaded, now),
         Ok(Ok(Err(error))) => status.outbox_error = Some(causes(&error)),
