@@ -9,7 +9,7 @@ use std::{cell::Cell, io};
 use ai_agent::{
     platform::file::ReadAt,
     protocol::Digest,
-    tail::{Piece, fuzzing::Reading},
+    tail::{Piece, fuzzing::FuzzReader},
 };
 
 /// A file with short and interrupted reads.
@@ -62,7 +62,7 @@ pub fn run(data: &[u8]) {
         cuts.iter().map(|cut| bytes.len() * usize::from(*cut) / 256).chain([bytes.len()]).collect();
     cuts.sort_unstable();
     let [buffer, record, part] = [buffer, record, part].map(|size| usize::from(size) + 1);
-    let mut reading = Reading::new(buffer, record, part);
+    let mut reading = FuzzReader::new(buffer, record, part);
     let mut out = Out::default();
     for (turn, cut) in cuts.into_iter().enumerate() {
         let at_once = usize::from(behaviour & 7);

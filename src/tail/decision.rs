@@ -22,9 +22,9 @@ pub(super) enum OldPath {
     SameFile,
 }
 
-/// Decision about a generation and the file that was found.
+/// FileDecision about a generation and the file that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Decision {
+pub(super) enum FileDecision {
     /// The generation continues at its path.
     Continue,
     /// The generation continues at the other path.
@@ -46,16 +46,16 @@ pub(super) enum Decision {
 ///
 /// With the same bytes up to the checkpoint, a generation continues at its own path regardless of
 /// file ids, and at another path with the same file id if the old path no longer has the file.
-pub(super) fn decide(found_at: FoundAt, file_match: FileMatch) -> Decision {
+pub(super) fn decide(found_at: FoundAt, file_match: FileMatch) -> FileDecision {
     match (found_at, file_match) {
-        (FoundAt::SamePath, FileMatch::Whole) => Decision::Continue,
-        (FoundAt::SamePath, FileMatch::Short { .. }) => Decision::Wait,
-        (FoundAt::SamePath, FileMatch::UpTo(at)) if at > 0 => Decision::Trim { at },
-        (FoundAt::SamePath, _) => Decision::Rewrite,
+        (FoundAt::SamePath, FileMatch::Whole) => FileDecision::Continue,
+        (FoundAt::SamePath, FileMatch::Short { .. }) => FileDecision::Wait,
+        (FoundAt::SamePath, FileMatch::UpTo(at)) if at > 0 => FileDecision::Trim { at },
+        (FoundAt::SamePath, _) => FileDecision::Rewrite,
         (FoundAt::OtherPath(OldPath::Missing | OldPath::OtherFile), FileMatch::Whole) => {
-            Decision::Move
+            FileDecision::Move
         }
-        (FoundAt::OtherPath(_), _) => Decision::NewFile,
+        (FoundAt::OtherPath(_), _) => FileDecision::NewFile,
     }
 }
 
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn decision_follows_the_table() {
-        use Decision::{Continue, Move, NewFile, Rewrite, Trim, Wait};
+        use FileDecision::{Continue, Move, NewFile, Rewrite, Trim, Wait};
         use FileMatch::{Other, Short, UpTo, Whole};
         let at = FoundAt::SamePath;
         let moved = FoundAt::OtherPath(OldPath::Missing);

@@ -5,7 +5,7 @@ use super::{
     chunk::{Chunk, FileKey, Intake},
     files::Lane,
     generation_end::{FinalPiece, GenerationEnd, end_generation},
-    open_files::{DrainOutcome, ReadProgress},
+    open_files::{ChunkProgress, DrainOutcome},
 };
 use crate::platform::file::{self, Stamp};
 
@@ -28,14 +28,14 @@ impl Tail {
     }
 
     /// Reads the next chunk of a deleted file through its handle, and ends the file after the last.
-    pub(super) fn read_deleted(&mut self, key: FileKey, intake: &mut dyn Intake) -> ReadProgress {
+    pub(super) fn read_deleted(&mut self, key: FileKey, intake: &mut dyn Intake) -> ChunkProgress {
         let outcome = self.drain(key, intake);
         if outcome == DrainOutcome::More {
-            return ReadProgress::More;
+            return ChunkProgress::More;
         }
         let partial_line = self.read_partial_line(key, outcome);
         self.end_deleted_file(key, partial_line, intake);
-        ReadProgress::Drained
+        ChunkProgress::Drained
     }
 
     /// Reads the incomplete last line of an open file whose complete lines were handed over.

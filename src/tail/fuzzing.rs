@@ -8,23 +8,23 @@ use std::io;
 use super::{
     chunk::Piece,
     long_line::LongLine,
-    reader::{ReadOutcome, ReadPosition, ReadSizes, Reader},
+    reader::{LineReader, ReadOutcome, ReadPosition, ReadSizes},
 };
 use crate::platform::file::ReadAt;
 
 /// Reads a single growing file.
 #[derive(Debug)]
-pub struct Reading {
-    reader: Reader,
+pub struct FuzzReader {
+    reader: LineReader,
     position: ReadPosition,
     long: Option<LongLine>,
 }
 
-impl Reading {
+impl FuzzReader {
     /// Starts at the beginning of a file; the arguments are sizes in bytes.
     #[must_use]
     pub fn new(buffer: usize, record: usize, part: usize) -> Self {
-        let reader = Reader::new(ReadSizes { buffer, record, part });
+        let reader = LineReader::new(ReadSizes { buffer, record, part });
         // Unlimited: no stamp of the file was taken.
         let position = ReadPosition { end: u64::MAX, ..ReadPosition::default() };
         Self { reader, position, long: None }

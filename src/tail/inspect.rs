@@ -7,15 +7,15 @@ use siem_protocol::{AgentEvent, event::FileReplaced};
 use super::{
     Tail,
     checkpoint::CheckpointRow,
-    chunk::{Chunk, FileKey, GenerationId, Intake, Piece},
-    decision::{Decision, FoundAt, decide},
+    chunk::{Chunk, FileKey, GenerationId, Intake, Origin, Piece},
+    decision::{FileDecision, FoundAt, decide},
     files::{KnownFile, Lane, age},
     fingerprint::EdgeSamples,
     generation_end::{FinalPiece, GenerationEnd, end_generation},
     is_absent,
     long_line::LongLine,
-    open_files::{DrainOutcome, OpenFile, ReadProgress, ReplacedFile},
-    reader::{ReadOutcome, ReadPosition, Reader},
+    open_files::{ChunkProgress, DrainOutcome, OpenFile, ReplacedFile},
+    reader::{LineReader, ReadOutcome, ReadPosition},
     row_update::{add_lines, add_part, trimmed_row},
 };
 use crate::platform::file::{self, Stamp};
@@ -31,12 +31,12 @@ impl Tail {
         match self.try_inspect(key, intake) {
             Ok(progress) => {
                 self.unreadable.remove(&path);
-                if progress == ReadProgress::Drained && lane == Lane::Live {
+                if progress == ChunkProgress::Drained && lane == Lane::Live {
                     let changed = self.files.get(key).map(|known| known.changed);
                     let age = self.schedule.now().saturating_sub(changed.unwrap_or_default());
                     self.schedule.mark_hot(key, age);
                 }
-                progress == ReadProgress::More
+                progress == ChunkProgress::More
             }
             Err(error) => {
                 self.schedule.clear_settling(key);
@@ -57,8 +57,8 @@ impl Tail {
         }
     }
 
-    fn try_inspect(&mut self, key: FileKey, intake: &mut dyn Intake) -> io::Result<ReadProgress> {
-        let Some(known) = self.files.get(key) else { return Ok(ReadProgress::Drained) };
+    fn try_inspect(&mut self, key: FileKey, intake: &mut dyn Intake) -> io::Result<ChunkProgress> {
+        let Some(known) = self.files.get(key) else { return Ok(ChunkProgress::Drained) };
         if known.is_deleted {
             return Ok(self.read_deleted(key, intake));
         }
@@ -71,26 +71,26 @@ impl Tail {
             self.start_drain(key);
             let outcome = self.drain(key, intake);
             if outcome == DrainOutcome::More {
-                return Ok(ReadProgress::More);
+                return Ok(ChunkProgress::More);
             }
             let partial_line = self.read_partial_line(key, outcome);
             if !self.open_replacement(key, partial_line, intake)? {
-                return Ok(ReadProgress::Drained);
+                return Ok(ChunkProgress::Drained);
             }
         }
         if !self.open.contains_key(&key) && !self.open_file(key, intake)? {
-            return Ok(ReadProgress::Drained);
+            return Ok(ChunkProgress::Drained);
         }
         if let Some(progress) = self.read_next_chunk(key, intake)? {
             return Ok(progress);
         }
-        let Some(open) = self.open.get(&key) else { return Ok(ReadProgress::Drained) };
+        let Some(open) = self.open.get(&key) else { return Ok(ChunkProgress::Drained) };
         let known_id = self.files.get(key).and_then(|known| known.id);
         if open.id != known_id && known_id.is_some() && open.id != replaced_by {
             // Another file is at this path. Only a sweep can tell whether the old one was moved.
             self.open.remove(&key);
             self.schedule.request_sweep_now();
-            return Ok(ReadProgress::Drained);
+            return Ok(ChunkProgress::Drained);
         }
         self.start_new_generation(key, intake)
     }
@@ -122,9 +122,9 @@ impl Tail {
         &mut self,
         key: FileKey,
         intake: &mut dyn Intake,
-    ) -> io::Result<Option<ReadProgress>> {
+    ) -> io::Result<Option<ChunkProgress>> {
         let (Some(open), Some(known)) = (self.open.get_mut(&key), self.files.get_mut(key)) else {
-            return Ok(Some(ReadProgress::Drained));
+            return Ok(Some(ChunkProgress::Drained));
         };
         open.used = self.schedule.now();
         // Taken before reading, so that a change during the read counts as a later one.
@@ -133,7 +133,7 @@ impl Tail {
             None => Stamp::of(&open.file)?,
         };
         let file_match = open.row.compare(&open.file, stamp.size, &mut self.edges)?;
-        if decide(FoundAt::SamePath, file_match) != Decision::Continue {
+        if decide(FoundAt::SamePath, file_match) != FileDecision::Continue {
             return Ok(None);
         }
         restore_long_line(open, known, &mut self.reader)?;
@@ -155,7 +155,7 @@ impl Tail {
             self.record_drained(key, &stamp, end);
         }
         self.files.set_id(key, id);
-        Ok(Some(if end.is_some() { ReadProgress::Drained } else { ReadProgress::More }))
+        Ok(Some(if end.is_some() { ChunkProgress::Drained } else { ChunkProgress::More }))
     }
 
     /// Schedules further checks of a file that was read to its end.
@@ -177,24 +177,27 @@ impl Tail {
         &mut self,
         key: FileKey,
         intake: &mut dyn Intake,
-    ) -> io::Result<ReadProgress> {
+    ) -> io::Result<ChunkProgress> {
         let Some(stamp) = self.open.get(&key).map(|open| Stamp::of(&open.file)).transpose()? else {
-            return Ok(ReadProgress::Drained);
+            return Ok(ChunkProgress::Drained);
         };
         let Some(decision) = self.decide_rewritten(key, &stamp)? else {
-            return Ok(ReadProgress::Drained);
+            return Ok(ChunkProgress::Drained);
         };
         let (Some(open), Some(known)) = (self.open.get_mut(&key), self.files.get_mut(key)) else {
-            return Ok(ReadProgress::Drained);
+            return Ok(ChunkProgress::Drained);
         };
         let (is_trimmed, new_row) = match decision {
-            Decision::Continue | Decision::Move | Decision::NewFile | Decision::Wait => {
-                return Ok(ReadProgress::More);
+            FileDecision::Continue
+            | FileDecision::Move
+            | FileDecision::NewFile
+            | FileDecision::Wait => {
+                return Ok(ChunkProgress::More);
             }
-            Decision::Trim { at } => {
+            FileDecision::Trim { at } => {
                 (true, trimmed_row(&open.row, at, &open.file, &mut self.edges)?)
             }
-            Decision::Rewrite => (false, CheckpointRow::new(open.row.path.clone(), 0)),
+            FileDecision::Rewrite => (false, CheckpointRow::new(open.row.path.clone(), 0)),
         };
         let mut old_row = std::mem::replace(&mut open.row, new_row);
         open.row.stamp = Stamp { id: open.id, ..stamp };
@@ -208,19 +211,12 @@ impl Tail {
         let had_row = reset_known(known, (self.new_generation)(), &open.row, open.drain.is_some());
         let old = std::mem::replace(&mut open.origin, known.origin(key));
 
-        let replaced = Box::new(FileReplaced {
-            path: old.path.to_string_lossy().into_owned(),
-            generation: known.generation.0.clone(),
-            previous_generation: old.generation.0.clone(),
-            offset: open.row.offset,
-            previous_offset: old_row.offset,
-            previous_size: old_size.max(old_row.offset),
-            size: stamp.size,
-        });
-        let replaced = match is_trimmed {
-            true => AgentEvent::FileTrimmed(replaced),
-            false => AgentEvent::FileRewritten(replaced),
+        let previous = PreviousGeneration {
+            origin: &old,
+            offset: old_row.offset,
+            size: old_size.max(old_row.offset),
         };
+        let replaced = replaced_event(is_trimmed, &previous, known, &open.row);
         let GenerationEnd { piece, unread, events } =
             end_generation(&old, &mut old_row, long.as_deref_mut(), partial_line, old_size);
         let pieces: Vec<_> = piece.iter().map(FinalPiece::piece).collect();
@@ -234,17 +230,21 @@ impl Tail {
         self.uncommitted.insert(key, (self.group, checkpoint));
         let id = open.id;
         self.files.set_id(key, id);
-        Ok(ReadProgress::More)
+        Ok(ChunkProgress::More)
     }
 
     /// Decides about an open file whose bytes differ from its row; `None` if that has to wait.
-    fn decide_rewritten(&mut self, key: FileKey, stamp: &Stamp) -> io::Result<Option<Decision>> {
+    fn decide_rewritten(
+        &mut self,
+        key: FileKey,
+        stamp: &Stamp,
+    ) -> io::Result<Option<FileDecision>> {
         let (Some(open), Some(known)) = (self.open.get(&key), self.files.get_mut(key)) else {
             return Ok(None);
         };
         let file_match = open.row.compare(&open.file, stamp.size, &mut self.edges)?;
         let decision = decide(FoundAt::SamePath, file_match);
-        if decision != Decision::Wait {
+        if decision != FileDecision::Wait {
             return Ok(Some(decision));
         }
         let age = age(stamp, self.clock.now());
@@ -261,7 +261,7 @@ impl Tail {
 fn restore_long_line(
     open: &OpenFile,
     known: &mut KnownFile,
-    reader: &mut Reader,
+    reader: &mut LineReader,
 ) -> io::Result<()> {
     if open.row.long.is_some() != known.long.is_some() {
         known.long = match open.row.long {
@@ -278,7 +278,7 @@ fn restore_long_line(
 /// Reads the next pieces of a file of `size` bytes, and advances its row. Also returns the end of the
 /// file if no complete line follows.
 fn read_pieces<'b>(
-    reader: &'b mut Reader,
+    reader: &'b mut LineReader,
     edges: &mut EdgeSamples,
     open: &mut OpenFile,
     known: &mut KnownFile,
@@ -353,4 +353,33 @@ fn reset_known(
     }
     known.has_saved_line = false;
     std::mem::replace(&mut known.has_row, true)
+}
+
+/// The generation that a new one replaces, as the event reports it.
+struct PreviousGeneration<'a> {
+    origin: &'a Origin,
+    offset: u64,
+    size: u64,
+}
+
+/// Event about a file that was trimmed or rewritten.
+fn replaced_event(
+    is_trimmed: bool,
+    previous: &PreviousGeneration<'_>,
+    known: &KnownFile,
+    row: &CheckpointRow,
+) -> AgentEvent {
+    let replaced = Box::new(FileReplaced {
+        path: previous.origin.path.to_string_lossy().into_owned(),
+        generation: known.generation.0.clone(),
+        previous_generation: previous.origin.generation.0.clone(),
+        offset: row.offset,
+        previous_offset: previous.offset,
+        previous_size: previous.size,
+        size: row.stamp.size,
+    });
+    match is_trimmed {
+        true => AgentEvent::FileTrimmed(replaced),
+        false => AgentEvent::FileRewritten(replaced),
+    }
 }

@@ -7,7 +7,7 @@ use siem_protocol::Digest;
 
 use super::{
     fingerprint::{LongLinePosition, SAMPLE, Sample},
-    reader::Reader,
+    reader::LineReader,
 };
 use crate::platform::file::ReadAt;
 
@@ -40,7 +40,7 @@ impl LongLine {
         position: LongLinePosition,
         offset: u64,
         file: &dyn ReadAt,
-        reader: &mut Reader,
+        reader: &mut LineReader,
     ) -> io::Result<Self> {
         let mut line = Self { position, ..Self::new(position.start) };
         while position.start + line.length < offset {
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn resumed_line_has_the_hash_of_the_whole_line() {
         let file = [b"abc\n".to_vec(), vec![b'x'; 3 * STEP + 7]].concat();
-        let mut reader = Reader::new(ReadSizes { buffer: 100, record: 50, part: 20 });
+        let mut reader = LineReader::new(ReadSizes { buffer: 100, record: 50, part: 20 });
         let position = LongLinePosition { start: 4, parts: 2, head: Sample::default() };
         let offset = file.len() as u64 - 7;
         let mut line = LongLine::resume(position, offset, &&file[..], &mut reader).unwrap();

@@ -58,12 +58,12 @@ pub use chunk::{
 use files::{FileTable, KnownFile, Lane, age};
 use fingerprint::EdgeSamples;
 use open_files::{DetachedFiles, OpenFile};
-use reader::{ReadSizes, Reader};
-use schedule::Schedule;
+use reader::{LineReader, ReadSizes};
+use schedule::CheckSchedule;
 use sweep::Sweep;
 use unreadable::UnreadablePaths;
 pub use walk::Names;
-use walk::Root;
+use walk::RootDirectory;
 use watcher::{Hints, Watcher};
 
 /// Options of a tail.
@@ -124,11 +124,11 @@ pub struct Tail {
     options: TailOptions,
     clock: Arc<dyn Clock>,
     new_generation: NewGeneration,
-    schedule: Schedule,
+    schedule: CheckSchedule,
     hints: Arc<Hints>,
     watcher: Option<Watcher>,
     /// Roots that the last sweep found.
-    roots: Vec<Root>,
+    roots: Vec<RootDirectory>,
     files: FileTable,
     /// Open files, at most `options.open_files` with the retired ones.
     open: BTreeMap<FileKey, OpenFile>,
@@ -145,7 +145,7 @@ pub struct Tail {
     unreadable: UnreadablePaths,
     /// Hold on files that do not grow.
     hold: HoldState,
-    reader: Reader,
+    reader: LineReader,
     edges: EdgeSamples,
 }
 
@@ -167,7 +167,7 @@ impl Tail {
             part: size(options.part_bytes),
         };
         Self {
-            schedule: Schedule::new(options.poll_interval, Arc::clone(&clock)),
+            schedule: CheckSchedule::new(options.poll_interval, Arc::clone(&clock)),
             clock,
             new_generation,
             hints: Arc::new(Hints::new(wake)),
@@ -182,7 +182,7 @@ impl Tail {
             sweep: None,
             unreadable: UnreadablePaths::default(),
             hold: HoldState::default(),
-            reader: Reader::new(sizes),
+            reader: LineReader::new(sizes),
             edges: EdgeSamples::default(),
             options,
         }

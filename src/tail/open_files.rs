@@ -43,7 +43,7 @@ pub(super) struct DrainLimit {
 
 /// Result of reading a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ReadProgress {
+pub(super) enum ChunkProgress {
     /// There may be more.
     More,
     /// All complete lines were handed over.
@@ -248,8 +248,8 @@ impl Tail {
             return DrainOutcome::Stopped;
         }
         match self.read_next_chunk(key, intake) {
-            Ok(Some(ReadProgress::More)) => {}
-            Ok(Some(ReadProgress::Drained)) => return DrainOutcome::Complete,
+            Ok(Some(ChunkProgress::More)) => {}
+            Ok(Some(ChunkProgress::Drained)) => return DrainOutcome::Complete,
             Ok(None) if self.start_new_generation(key, intake).is_ok() => {
                 return DrainOutcome::More;
             }

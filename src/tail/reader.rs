@@ -41,7 +41,7 @@ pub(super) enum ReadOutcome<'b> {
     /// Complete lines.
     Lines(CompleteLines<'b>),
     /// The next part of a line that is longer than a record.
-    Part(LinePart<'b>),
+    Part(LongLinePart<'b>),
     /// No newline up to the end of the file.
     Nothing {
         /// End of the file.
@@ -62,7 +62,7 @@ pub(super) struct CompleteLines<'b> {
 
 /// A part of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LinePart<'b> {
+pub(super) struct LongLinePart<'b> {
     /// Bytes of the part, without the line's ending.
     pub(super) bytes: &'b [u8],
     /// Bytes of the part, including the ending.
@@ -73,12 +73,12 @@ pub(super) struct LinePart<'b> {
 
 /// Reads lines through a buffer.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct LineReader {
     sizes: ReadSizes,
     buffer: Vec<u8>,
 }
 
-impl Reader {
+impl LineReader {
     /// Creates a reader; its buffer is allocated on first use.
     pub(super) fn new(sizes: ReadSizes) -> Self {
         let part = sizes.part.clamp(1, sizes.record.max(1));
@@ -211,14 +211,14 @@ fn split_lines(bytes: &[u8], offset: u64, record: usize) -> (Vec<Piece<'_>>, usi
 
 /// Returns the next part of the line at the start of `bytes`. Two more bytes are examined, so that a
 /// line ending is never split and the last part is never empty.
-fn next_part(bytes: &[u8], part: usize) -> LinePart<'_> {
+fn next_part(bytes: &[u8], part: usize) -> LongLinePart<'_> {
     let window = &bytes[..bytes.len().min(part + 2)];
     match memchr(b'\n', window) {
         Some(end) => {
             let len = content_len(window, 0, end);
-            LinePart { bytes: &bytes[..len], raw: &bytes[..=end], is_last: true }
+            LongLinePart { bytes: &bytes[..len], raw: &bytes[..=end], is_last: true }
         }
-        None => LinePart { bytes: &bytes[..part], raw: &bytes[..part], is_last: false },
+        None => LongLinePart { bytes: &bytes[..part], raw: &bytes[..part], is_last: false },
     }
 }
 
@@ -241,7 +241,7 @@ mod tests {
 
     /// Reads from a position to the current end of a file, as the tail does.
     #[derive(Default)]
-    struct Follower {
+    struct LineFollower {
         position: ReadPosition,
         long: Option<LongLine>,
         partial: Vec<u8>,
@@ -249,8 +249,8 @@ mod tests {
         out: Vec<ReadLine>,
     }
 
-    impl Follower {
-        fn follow(&mut self, reader: &mut Reader, file: &[u8]) {
+    impl LineFollower {
+        fn follow(&mut self, reader: &mut LineReader, file: &[u8]) {
             loop {
                 let ReadSizes { record, part, buffer } = reader.sizes;
                 self.position.end = file.len() as u64;
@@ -324,8 +324,8 @@ mod tests {
     }
 
     fn check(file: &[u8], cuts: &[usize], sizes: ReadSizes) {
-        let mut reader = Reader::new(sizes);
-        let mut follower = Follower::default();
+        let mut reader = LineReader::new(sizes);
+        let mut follower = LineFollower::default();
         for cut in cuts.iter().copied().chain([file.len()]) {
             follower.follow(&mut reader, &file[..cut]);
         }
@@ -354,8 +354,8 @@ mod tests {
     #[test]
     fn line_of_the_record_size_is_read_whole() {
         let file = [&[b'x'; 40][..], b"\r\n", &[b'y'; 41], b"\r\n"].concat();
-        let mut reader = Reader::new(SIZES);
-        let mut follower = Follower::default();
+        let mut reader = LineReader::new(SIZES);
+        let mut follower = LineFollower::default();
         // Before its newline, the line could still become too long.
         follower.follow(&mut reader, &file[..41]);
         assert_eq!((follower.out.len(), follower.long.is_none()), (0, true));
@@ -365,9 +365,10 @@ mod tests {
 
     #[test]
     fn buffer_shrinks_after_a_long_line() {
-        let mut reader = Reader::new(ReadSizes { buffer: 1 << 10, record: 1 << 20, part: 1 << 16 });
+        let mut reader =
+            LineReader::new(ReadSizes { buffer: 1 << 10, record: 1 << 20, part: 1 << 16 });
         let file = [&[b'x'; 1 << 19][..], b"\nshort\n"].concat();
-        let mut follower = Follower::default();
+        let mut follower = LineFollower::default();
         follower.follow(&mut reader, &file);
         assert_eq!(follower.out.len(), 2);
         assert!(reader.footprint() <= 2 << 10, "{}", reader.footprint());
@@ -386,7 +387,8 @@ mod tests {
 
     #[test]
     fn newline_search_resumes_where_it_stopped() {
-        let mut reader = Reader::new(ReadSizes { buffer: 1 << 10, record: 1 << 20, part: 1 << 16 });
+        let mut reader =
+            LineReader::new(ReadSizes { buffer: 1 << 10, record: 1 << 20, part: 1 << 16 });
         let mut position = ReadPosition::default();
         let file = vec![b'x'; 1 << 19];
         let mut read = 0;

@@ -7,7 +7,7 @@ use super::{
     chunk::Piece,
     fingerprint::{BORDERS, Borders, EdgeSamples, SAMPLE, Sample},
     long_line::LongLine,
-    reader::{CompleteLines, LinePart},
+    reader::{CompleteLines, LongLinePart},
 };
 use crate::platform::file::ReadAt;
 
@@ -64,7 +64,7 @@ pub(super) fn add_part<'b>(
     row: &mut CheckpointRow,
     edges: &mut EdgeSamples,
     long: &mut LongLine,
-    part: &LinePart<'b>,
+    part: &LongLinePart<'b>,
 ) -> Piece<'b> {
     let (number, whole) = long.add(part.bytes, part.is_last);
     let start = long.position().start;

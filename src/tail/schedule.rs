@@ -1,4 +1,4 @@
-//! Schedule of checks for changes: rare full sweeps and frequent checks of single files, limited by
+//! CheckSchedule of checks for changes: rare full sweeps and frequent checks of single files, limited by
 //! their cost.
 
 use std::{
@@ -57,7 +57,7 @@ struct NewDirectory {
 }
 
 /// Times at which checks are due. All times count from the start and never go back.
-pub(super) struct Schedule {
+pub(super) struct CheckSchedule {
     clock: Arc<dyn Clock>,
     start: Duration,
     poll_interval: Duration,
@@ -90,7 +90,7 @@ enum SweepRequest {
     Now,
 }
 
-impl Schedule {
+impl CheckSchedule {
     pub(super) fn new(poll_interval: Duration, clock: Arc<dyn Clock>) -> Self {
         Self {
             start: clock.uptime(),

@@ -12,11 +12,11 @@ use siem_protocol::AgentEvent;
 use super::{
     Tail,
     chunk::{Chunk, FileKey, Intake},
-    decision::{Decision, FoundAt, OldPath, decide},
+    decision::{FileDecision, FoundAt, OldPath, decide},
     files::{KnownFile, Lane, age},
     is_absent,
-    schedule::Schedule,
-    walk::{self, Root, Walk},
+    schedule::CheckSchedule,
+    walk::{self, RootDirectory, Walk},
     watcher::{Hinted, Watcher, may_be_directory},
 };
 use crate::platform::file::{self, FileInfo, FileKind, Stamp};
@@ -32,7 +32,7 @@ const DIRECTORY_COST: usize = 4;
 #[derive(Debug)]
 pub(super) struct Sweep {
     number: u32,
-    roots: Vec<Root>,
+    roots: Vec<RootDirectory>,
     walk: Walk,
     /// Number of files found so far.
     found: u64,
@@ -98,7 +98,7 @@ impl Tail {
         self.roots = roots;
     }
 
-    fn apply_hint(&mut self, roots: &[Root], hinted: &Path) {
+    fn apply_hint(&mut self, roots: &[RootDirectory], hinted: &Path) {
         let found = roots.iter().find_map(|root| Some((root, root.configured_path(hinted)?)));
         let Some((root, path)) = found else { return };
         let is_file = self.options.names.matches(&path);
@@ -306,11 +306,11 @@ impl Tail {
     }
 
     fn may_watch(&self) -> bool {
-        let Schedule { has_swept, watch_again, .. } = self.schedule;
+        let CheckSchedule { has_swept, watch_again, .. } = self.schedule;
         self.options.watch && has_swept && self.schedule.now() >= watch_again
     }
 
-    fn watch_roots(&mut self, roots: &[Root]) {
+    fn watch_roots(&mut self, roots: &[RootDirectory]) {
         if !self.may_watch() {
             return;
         }
@@ -334,7 +334,12 @@ impl Tail {
     }
 
     /// Ends the files that the sweep did not find although everything above them was listed.
-    fn end_missing_files(&mut self, roots: &[Root], failed: &[PathBuf], intake: &mut dyn Intake) {
+    fn end_missing_files(
+        &mut self,
+        roots: &[RootDirectory],
+        failed: &[PathBuf],
+        intake: &mut dyn Intake,
+    ) {
         let sweep = self.schedule.sweeps;
         let is_missing = |known: &KnownFile| {
             known.last_sweep != sweep
@@ -460,7 +465,7 @@ impl Tail {
             };
             intake.report(linked.into());
         }
-        if decide(FoundAt::OtherPath(old_path), file_match) != Decision::Move {
+        if decide(FoundAt::OtherPath(old_path), file_match) != FileDecision::Move {
             return Ok(false);
         }
         let from = known.path.clone();

@@ -16,11 +16,11 @@ const MAX_PATHS: usize = 1000;
 /// All paths that cannot be read at present.
 #[derive(Debug, Default)]
 pub(super) struct UnreadablePaths {
-    by_path: BTreeMap<PathBuf, Failure>,
+    by_path: BTreeMap<PathBuf, ReadFailure>,
 }
 
 #[derive(Debug)]
-struct Failure {
+struct ReadFailure {
     kind: io::ErrorKind,
     error: String,
     /// Number of the last sweep that met it.
@@ -38,7 +38,7 @@ impl UnreadablePaths {
         }
         warn!(code = "file_unreadable", ?path, %error, "cannot read, will retry");
         if self.by_path.len() < MAX_PATHS {
-            let failure = Failure { kind: error.kind(), error: error.to_string(), sweep };
+            let failure = ReadFailure { kind: error.kind(), error: error.to_string(), sweep };
             self.by_path.insert(path.to_owned(), failure);
         }
     }
@@ -58,8 +58,9 @@ impl UnreadablePaths {
 
     /// Returns all paths in order.
     pub(super) fn list(&self) -> Vec<Unreadable> {
-        let unreadable =
-            |(path, failure): (&PathBuf, &Failure)| Unreadable::new(path, failure.error.as_str());
+        let unreadable = |(path, failure): (&PathBuf, &ReadFailure)| {
+            Unreadable::new(path, failure.error.as_str())
+        };
         self.by_path.iter().map(unreadable).collect()
     }
 }

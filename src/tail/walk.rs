@@ -8,16 +8,16 @@ use std::{
 
 use crate::platform::file::{self, FileKind, Stamp};
 
-/// Root directory, under its configured path and its canonical one.
+/// RootDirectory directory, under its configured path and its canonical one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Root {
+pub(super) struct RootDirectory {
     /// Configured path, the prefix of all paths below it.
     pub(super) configured: PathBuf,
     /// Path without symlinks, as reported by a watcher.
     pub(super) canonical: PathBuf,
 }
 
-impl Root {
+impl RootDirectory {
     /// Translates a path from a watcher to one below the configured path.
     pub(super) fn configured_path(&self, hinted: &Path) -> Option<PathBuf> {
         let below = hinted.strip_prefix(&self.canonical);
@@ -29,11 +29,14 @@ impl Root {
 }
 
 /// Returns the existing roots, without those that are within another or the same directory.
-pub(super) fn resolve(configured: &[PathBuf], mut fail: impl FnMut(&Path, io::Error)) -> Vec<Root> {
-    let mut roots: Vec<Root> = Vec::new();
+pub(super) fn resolve(
+    configured: &[PathBuf],
+    mut fail: impl FnMut(&Path, io::Error),
+) -> Vec<RootDirectory> {
+    let mut roots: Vec<RootDirectory> = Vec::new();
     for path in configured {
         match fs::canonicalize(path) {
-            Ok(canonical) => roots.push(Root { configured: path.clone(), canonical }),
+            Ok(canonical) => roots.push(RootDirectory { configured: path.clone(), canonical }),
             Err(error) => fail(path, error),
         }
     }

@@ -12,7 +12,7 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::walk::{Names, Root};
+use super::walk::{Names, RootDirectory};
 use crate::platform::watch::{DirectoryWatcher, WatchError, WatchEvent};
 
 /// Largest number of paths that are kept; beyond it everything is swept.
@@ -108,7 +108,7 @@ impl Watcher {
 
     /// Watches the directories below `roots` as far as the system does so recursively; returns
     /// whether that succeeded. The caller must sweep afterwards.
-    pub(super) fn watch_roots(&mut self, roots: &[Root]) -> bool {
+    pub(super) fn watch_roots(&mut self, roots: &[RootDirectory]) -> bool {
         let roots: Vec<_> = roots.iter().map(|root| root.canonical.as_path()).collect();
         self.0.watch_roots(&roots).map_err(|error| report(&error)).is_ok()
     }

@@ -8,7 +8,7 @@ use super::{
     byte_accounts::add_shares,
     checkpoints::open_checkpoint,
     checksum::{protect, protect_json},
-    rows::State,
+    rows::OutboxState,
     tables::{BLOCKS, CHECKPOINTS, DROPPED_PARTS},
 };
 use crate::{
@@ -82,7 +82,7 @@ fn store_dropped_parts(transaction: &WriteTransaction, group: &Group) -> Result<
 /// Appends the group's entries and updates the state; the inner error refuses a stale group.
 pub(super) fn append_group(
     transaction: &WriteTransaction,
-    state: &mut State,
+    state: &mut OutboxState,
     group: &Group,
 ) -> Result<Result<(), OutboxError>, redb::Error> {
     if group.start.seq != state.next_seq {
@@ -100,7 +100,7 @@ pub(super) fn append_group(
 
 fn append_frames(
     transaction: &WriteTransaction,
-    state: &mut State,
+    state: &mut OutboxState,
     frames: &[Frame],
 ) -> Result<(), redb::Error> {
     let mut blocks = transaction.open_table(BLOCKS)?;

@@ -13,7 +13,7 @@ use super::{
     checkpoints::open_checkpoint,
     checksum,
     cursor_rows::{read_cursors, slowest},
-    rows::{State, from_json},
+    rows::{OutboxState, from_json},
     tables::{CHECKPOINTS, CURSORS, META},
 };
 use crate::tail::GenerationId;
@@ -45,7 +45,7 @@ impl Outbox {
             let Some((state, _)) = checksum::read_state(&transaction.open_table(META)?)? else {
                 return Ok(());
             };
-            let Some(state) = from_json::<State>(&state) else { return Ok(()) };
+            let Some(state) = from_json::<OutboxState>(&state) else { return Ok(()) };
             let cursors = read_cursors(&transaction.open_table(CURSORS)?)?;
             let last_seq = state.next_seq - 1;
             let slowest = slowest(&cursors).unwrap_or(last_seq).min(last_seq);
@@ -74,7 +74,7 @@ impl Outbox {
 fn prepare(
     transaction: &ReadTransaction,
     backup: &mut BackupFile,
-    state: &State,
+    state: &OutboxState,
 ) -> Result<(), redb::Error> {
     let checkpoints = transaction.open_table(CHECKPOINTS)?;
     let (epoch, seq) = (&state.epoch, state.next_seq - 1);

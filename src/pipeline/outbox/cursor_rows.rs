@@ -9,7 +9,7 @@ use siem_protocol::ChainPoint;
 use super::{
     block,
     checksum::{protect_json, verify_json},
-    rows::{Cursor, State},
+    rows::{Cursor, OutboxState},
     tables::{BLOCKS, CURSORS},
 };
 use crate::config::Start;
@@ -72,7 +72,7 @@ pub(super) fn open_cursor(sink: &str, row: &[u8]) -> Result<Cursor, redb::Error>
 /// Moves cursors to the acknowledgements and deletes blocks that are no longer needed.
 pub(super) fn apply_acks(
     transaction: &WriteTransaction,
-    state: &mut State,
+    state: &mut OutboxState,
     acks: &Acks,
 ) -> Result<(), redb::Error> {
     if acks.is_empty() {
@@ -95,7 +95,7 @@ pub(super) fn apply_acks(
 /// have not acknowledged: a sink that was left out by mistake loses nothing.
 pub(super) fn register(
     transaction: &WriteTransaction,
-    state: &mut State,
+    state: &mut OutboxState,
     sinks: &[SinkRegistration],
 ) -> Result<(), redb::Error> {
     if sinks.is_empty() {
@@ -142,7 +142,7 @@ fn with_destination(cursor: Cursor, destination: Option<&String>) -> Cursor {
 /// Point before the oldest stored entry.
 fn point_before_first(
     transaction: &WriteTransaction,
-    state: &State,
+    state: &OutboxState,
 ) -> Result<ChainPoint, redb::Error> {
     let blocks = transaction.open_table(BLOCKS)?;
     let first = blocks.first()?.and_then(|(_, block)| {
@@ -160,7 +160,7 @@ pub(super) fn slowest(cursors: &[(String, Cursor)]) -> Option<u64> {
 /// Deletes the blocks that end at or before `seq`.
 pub(super) fn delete_blocks(
     transaction: &WriteTransaction,
-    state: &mut State,
+    state: &mut OutboxState,
     seq: u64,
 ) -> Result<(), redb::Error> {
     let mut blocks = transaction.open_table(BLOCKS)?;

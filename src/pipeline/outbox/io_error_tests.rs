@@ -20,7 +20,7 @@ use crate::{
 
 /// Kind of a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Call {
+enum SystemCall {
     Open,
     Read,
     Write,
@@ -29,24 +29,24 @@ enum Call {
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct FileState {
     bytes: Vec<u8>,
-    /// Call that fails, and its error number.
-    fails: Option<(Call, i32)>,
+    /// SystemCall that fails, and its error number.
+    fails: Option<(SystemCall, i32)>,
     /// Number of failures per call.
-    hits: BTreeMap<Call, u64>,
+    hits: BTreeMap<SystemCall, u64>,
 }
 
 /// File in memory whose calls fail on demand.
 #[derive(Clone, Debug, Default)]
-pub(in crate::pipeline) struct FaultyFile(Arc<Mutex<Inner>>);
+pub(in crate::pipeline) struct FaultyFile(Arc<Mutex<FileState>>);
 
 impl FaultyFile {
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, FileState> {
         self.0.lock().unwrap()
     }
 
-    fn call(&self, call: Call) -> io::Result<MutexGuard<'_, Inner>> {
+    fn call(&self, call: SystemCall) -> io::Result<MutexGuard<'_, FileState>> {
         let mut inner = self.inner();
         match inner.fails {
             Some((which, errno)) if which == call => {
@@ -59,7 +59,7 @@ impl FaultyFile {
 
     /// Makes syncs fail, or succeed again.
     pub(in crate::pipeline) fn fail_syncs(&self, fails: bool) {
-        self.inner().fails = fails.then_some((Call::Sync, 5));
+        self.inner().fails = fails.then_some((SystemCall::Sync, 5));
     }
 
     pub(in crate::pipeline) fn outbox(&self, folder: &Path) -> Outbox {
@@ -67,7 +67,7 @@ impl FaultyFile {
         let opener = move || {
             drop(
                 backend
-                    .call(Call::Open)
+                    .call(SystemCall::Open)
                     .map_err(|error| DatabaseError::Storage(StorageError::Io(error)))?,
             );
             Ok((Builder::new().create_with_backend(backend.clone())?, None))
@@ -89,21 +89,21 @@ impl StorageBackend for FaultyFile {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        out.copy_from_slice(&self.call(Call::Read)?.bytes[range(offset, out.len())]);
+        out.copy_from_slice(&self.call(SystemCall::Read)?.bytes[range(offset, out.len())]);
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.call(Call::Resize)?.bytes.resize(usize::try_from(len).unwrap(), 0);
+        self.call(SystemCall::Resize)?.bytes.resize(usize::try_from(len).unwrap(), 0);
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.call(Call::Sync).map(drop)
+        self.call(SystemCall::Sync).map(drop)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.call(Call::Write)?.bytes[range(offset, data.len())].copy_from_slice(data);
+        self.call(SystemCall::Write)?.bytes[range(offset, data.len())].copy_from_slice(data);
         Ok(())
     }
 }
@@ -147,10 +147,16 @@ fn assert_whole(outbox: &Outbox, what: &str) {
 
 #[test]
 fn io_error_in_any_call_is_temporary() {
-    const CALLS: [Call; 5] = [Call::Open, Call::Read, Call::Write, Call::Sync, Call::Resize];
+    const CALLS: [SystemCall; 5] = [
+        SystemCall::Open,
+        SystemCall::Read,
+        SystemCall::Write,
+        SystemCall::Sync,
+        SystemCall::Resize,
+    ];
     // I/O error, no space left, read-only file system.
     const ERRORS: [i32; 3] = [5, 28, 30];
-    let mut hits: BTreeMap<Call, u64> = BTreeMap::new();
+    let mut hits: BTreeMap<SystemCall, u64> = BTreeMap::new();
     for call in CALLS {
         for errno in ERRORS {
             for is_open in [true, false] {
@@ -161,7 +167,7 @@ fn io_error_in_any_call_is_temporary() {
                 outbox.commit(&group(&outbox)).unwrap();
                 if !is_open {
                     // An error closes the handle.
-                    file.inner().fails = Some((Call::Sync, errno));
+                    file.inner().fails = Some((SystemCall::Sync, errno));
                     outbox.commit(&group(&outbox)).unwrap_err();
                     assert!(outbox.end().seq > 20, "{what}");
                 }

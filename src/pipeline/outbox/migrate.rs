@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{
     super::accounting::Totals,
     checksum::{corrupted, protect},
-    rows::{State, from_json},
+    rows::{OutboxState, from_json},
     tables::{ACCOUNTS, CHECKPOINTS, CURSORS, DEAD_LETTERS, DROPPED_PARTS},
 };
 
@@ -22,7 +22,7 @@ pub(super) const LAST_WITHOUT_CHECKSUMS: u32 = 2;
 
 /// Converts the state of a store of schema 1. Its totals cannot be converted: its entries become
 /// uncounted, and the totals start behind them.
-pub(super) fn state_from_1(row: &[u8]) -> Option<State> {
+pub(super) fn state_from_1(row: &[u8]) -> Option<OutboxState> {
     let mut state: Value = serde_json::from_slice(row).ok()?;
     let next_seq = state.get("next_seq")?.as_u64()?;
     let totals = Totals::after(next_seq.checked_sub(1)?);

@@ -23,7 +23,7 @@ use tally::Tally;
 
 use super::{
     cursor_rows::Acks,
-    rows::State,
+    rows::OutboxState,
     simulated_disk::{self, SimulatedDisk},
     store_file::builder,
     *,
@@ -50,7 +50,7 @@ const CUTS_PER_RUN: u64 = 20;
 
 /// Deliberate defect that the check must detect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+enum Defect {
     None,
     /// Checkpoints are stored before the entries that they cover.
     CheckpointFirst,
@@ -89,7 +89,7 @@ struct Receiver(BTreeMap<(String, u64), Vec<u8>>);
 /// Observable content of a store.
 #[derive(Debug, PartialEq, Eq)]
 struct Snapshot {
-    state: State,
+    state: OutboxState,
     lines: Vec<(u64, Vec<u8>)>,
     rows: BTreeMap<GenerationId, Vec<u8>>,
     cursors: Vec<Cursor>,
@@ -100,7 +100,7 @@ struct Snapshot {
 struct PowerCutRun {
     random: fastrand::Rng,
     disk: SimulatedDisk,
-    fault: Fault,
+    defect: Defect,
     receivers: [Receiver; 2],
     /// Number of lines of each file that has ended.
     ended: BTreeMap<usize, u64>,
@@ -148,7 +148,7 @@ fn append(
     outbox: &Outbox,
     files: &[(usize, u64)],
     ends: bool,
-    fault: Fault,
+    defect: Defect,
 ) -> Result<(), OutboxError> {
     let shipping = ShippingSettings { batch_size: 7, ..ShippingSettings::default() };
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping, Codec::Zstd);
@@ -183,7 +183,7 @@ fn append(
         builder.add_chunk(chunk, SOURCE, "claude-sessions", &mut stages, Timestamp(1));
     }
     let mut group = builder.finish(Timestamp(1));
-    if fault == Fault::CheckpointFirst {
+    if defect == Defect::CheckpointFirst {
         let first = Group {
             start: group.start.clone(),
             frames: Vec::new(),
@@ -226,10 +226,10 @@ fn perform(
     outbox: &Outbox,
     operation: &Operation,
     receivers: &mut [Receiver; 2],
-    fault: Fault,
+    defect: Defect,
 ) -> Result<(), OutboxError> {
     match operation {
-        Operation::Append(files, ends) => append(outbox, files, *ends, fault),
+        Operation::Append(files, ends) => append(outbox, files, *ends, defect),
         Operation::Deliver { sink, entries: most, persist_acks } => {
             let name = SINKS[*sink];
             let cursor = outbox.cursor(name)?;
@@ -238,7 +238,7 @@ fn perform(
             for (seq, line) in entries(outbox, at.seq, *most)? {
                 assert_eq!(seq, at.seq + 1);
                 at = ChainPoint { seq, hash: at.hash.chain(Digest::of(&line)) };
-                if fault != Fault::AcknowledgedEarly && !dead.iter().any(|dead| dead.seq == seq) {
+                if defect != Defect::AcknowledgedEarly && !dead.iter().any(|dead| dead.seq == seq) {
                     receivers[*sink].receive(&cursor.epoch, seq, &line);
                 }
             }
@@ -292,7 +292,7 @@ impl Snapshot {
             SINKS.iter().map(|sink| outbox.cursor(sink)).collect::<Result<_, _>>()?;
         // Only unacknowledged entries are guaranteed, not which blocks remain.
         let slowest = cursors.iter().map(|cursor| cursor.acknowledged.seq).min().unwrap();
-        let state = State { stored: 0, ..outbox.state().clone() };
+        let state = OutboxState { stored: 0, ..outbox.state().clone() };
         Ok(Self {
             state,
             lines: entries(outbox, slowest, u64::MAX)?,
@@ -305,7 +305,7 @@ impl Snapshot {
 
     /// Checks the invariants of a single store.
     fn check(&self) -> Result<(), String> {
-        let State { next_seq, chain, totals, .. } = &self.state;
+        let OutboxState { next_seq, chain, totals, .. } = &self.state;
         if totals.entries() != next_seq - 1 {
             return Err(format!("the totals count {} of {}", totals.entries(), next_seq - 1));
         }
@@ -335,16 +335,16 @@ impl Snapshot {
 }
 
 impl PowerCutRun {
-    fn new(seed: u64, fault: Fault) -> Self {
+    fn new(seed: u64, defect: Defect) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let disk = SimulatedDisk::new(random.u64(..));
-        if fault == Fault::LyingDisk {
+        if defect == Defect::LyingDisk {
             disk.ignore_syncs();
         }
         Self {
             random,
             disk,
-            fault,
+            defect,
             receivers: Default::default(),
             ended: BTreeMap::new(),
             ending: None,
@@ -400,7 +400,7 @@ impl PowerCutRun {
             if self.random.u32(..20) == 0 {
                 self.disk.fail(self.random.u64(1..4));
             }
-            let done = perform(&outbox, &next, &mut self.receivers, self.fault);
+            let done = perform(&outbox, &next, &mut self.receivers, self.defect);
             if done.is_ok() {
                 let were_stored = !pending_acks.is_empty() && outbox.pending_acks().is_empty();
                 self.tally.acks_stored_with_commit += u64::from(were_stored);
@@ -494,7 +494,7 @@ impl PowerCutRun {
             return found.check();
         }
         *undisturbed.pending_acks() = pending_acks;
-        perform(&undisturbed, next, &mut self.receivers.clone(), Fault::None).unwrap();
+        perform(&undisturbed, next, &mut self.receivers.clone(), Defect::None).unwrap();
         let new = Snapshot::of(&undisturbed).unwrap();
         if *found != new {
             return Err(format!("{next:?} was performed partly:\n{found:?}\nbefore:\n{old:?}"));
@@ -565,7 +565,7 @@ fn no_power_cut_loses_or_repeats_an_entry() {
     let mut tally = Tally::default();
     while tally.cuts < cuts {
         let seed = first.unwrap_or_else(|| seeds.u64(..));
-        let mut run = PowerCutRun::new(seed, Fault::None);
+        let mut run = PowerCutRun::new(seed, Defect::None);
         if let Err(wrong) = run.run(CUTS_PER_RUN.min(cuts - tally.cuts)) {
             panic!("AI_AGENT_SEED={seed} repeats this, after {} cuts: {wrong}", run.tally.cuts);
         }
@@ -584,9 +584,9 @@ fn no_power_cut_loses_or_repeats_an_entry() {
 /// The check must detect each deliberate defect.
 #[test]
 fn check_detects_deliberate_defects() {
-    for fault in [Fault::CheckpointFirst, Fault::AcknowledgedEarly, Fault::LyingDisk] {
-        let found = (1..40).find_map(|seed| PowerCutRun::new(seed, fault).run(CUTS_PER_RUN).err());
-        let found = found.unwrap_or_else(|| panic!("{fault:?} was not detected"));
-        eprintln!("{fault:?}: {}", found.lines().next().unwrap_or_default());
+    for defect in [Defect::CheckpointFirst, Defect::AcknowledgedEarly, Defect::LyingDisk] {
+        let found = (1..40).find_map(|seed| PowerCutRun::new(seed, defect).run(CUTS_PER_RUN).err());
+        let found = found.unwrap_or_else(|| panic!("{defect:?} was not detected"));
+        eprintln!("{defect:?}: {}", found.lines().next().unwrap_or_default());
     }
 }

@@ -17,7 +17,7 @@ use super::{
     backup_file::{BackupContents, BackupFile},
     checksum::{protect, protect_json},
     cursor_rows::read_cursors,
-    rows::{CreationReport, DamageReport, State, from_json, to_json},
+    rows::{CreationReport, DamageReport, OutboxState, from_json, to_json},
     salvage::{SalvagedContents, salvage},
     store_file::file_opener,
     tables::{CHECKPOINTS, CURSORS, DEAD_LETTERS},
@@ -191,7 +191,11 @@ impl InitialContents {
         Self { backup, salvaged, damage }
     }
 
-    fn write(self, transaction: &WriteTransaction, state: &mut State) -> Result<(), redb::Error> {
+    fn write(
+        self,
+        transaction: &WriteTransaction,
+        state: &mut OutboxState,
+    ) -> Result<(), redb::Error> {
         let Self { backup, salvaged, mut damage } = self;
         let BackupContents { epoch, rows, started } = backup.unwrap_or_default();
         let previous_epoch = Some(epoch).filter(|epoch| !epoch.is_empty()).or(salvaged.epoch);

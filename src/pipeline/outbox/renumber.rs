@@ -15,7 +15,7 @@ use super::{
     checksum::protect_json,
     cursor_rows::{read_cursors, slowest},
     dead_letters::revert_unreported,
-    rows::State,
+    rows::OutboxState,
     tables::{ACCOUNTS, BLOCKS, CURSORS},
 };
 use crate::{
@@ -98,7 +98,7 @@ impl Outbox {
 
 /// Whether the last new epoch started less than [`MIN_INTERVAL`] ago. If the clock was set back,
 /// that is unknown and does not count.
-fn is_too_soon(state: &State, now: Timestamp) -> bool {
+fn is_too_soon(state: &OutboxState, now: Timestamp) -> bool {
     let is_first = state.renumbered_at == Timestamp::default();
     let is_known = !is_first && now >= state.renumbered_at;
     is_known && now.since(state.renumbered_at) < MIN_INTERVAL
@@ -130,7 +130,7 @@ fn move_cursors(
 /// the new epoch, or a description of the damage.
 fn renumber_blocks(
     transaction: &WriteTransaction,
-    state: &mut State,
+    state: &mut OutboxState,
     cursors: &Cursors,
 ) -> Result<Result<Vec<ChainPoint>, &'static str>, redb::Error> {
     let slowest = slowest(cursors).unwrap_or(state.next_seq - 1);

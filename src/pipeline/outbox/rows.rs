@@ -9,9 +9,9 @@ use siem_protocol::{ChainPoint, Digest, event::DeadLetterTotals};
 use super::{super::accounting::Totals, tables::SCHEMA};
 use crate::platform::Timestamp;
 
-/// State of the whole outbox as of the last commit.
+/// OutboxState of the whole outbox as of the last commit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct State {
+pub(super) struct OutboxState {
     pub(super) schema: u32,
     pub(super) epoch: String,
     /// Sequence number of the next entry.
@@ -40,8 +40,8 @@ pub(super) struct State {
     pub(super) creation: Option<CreationReport>,
 }
 
-impl State {
-    /// State of an empty store.
+impl OutboxState {
+    /// OutboxState of an empty store.
     pub(super) fn new(epoch: String) -> Self {
         Self {
             schema: SCHEMA,

@@ -23,7 +23,7 @@ use super::{
     checkpoints::open_checkpoint,
     checksum,
     dead_letters::{open_letter, reported, to_id},
-    rows::{State, from_json},
+    rows::{OutboxState, from_json},
     store_file::CACHE,
     tables::{CHECKPOINTS, CURSORS, DEAD_LETTERS, META},
 };
@@ -100,7 +100,7 @@ fn read_epoch(
     salvaged: &mut SalvagedContents,
 ) -> Result<(), redb::Error> {
     if let Some((row, true)) = checksum::read_state(&transaction.open_table(META)?)? {
-        salvaged.epoch = from_json::<State>(&row).map(|state| state.epoch);
+        salvaged.epoch = from_json::<OutboxState>(&row).map(|state| state.epoch);
     }
     Ok(())
 }

@@ -13,15 +13,15 @@ const SECTOR: usize = 512;
 
 /// Disk that is shared by its clones.
 #[derive(Clone, Debug)]
-pub(crate) struct SimulatedDisk(Arc<Mutex<Inner>>);
+pub(crate) struct SimulatedDisk(Arc<Mutex<DiskState>>);
 
 #[derive(Debug)]
-struct Inner {
+struct DiskState {
     live: Vec<u8>,
     /// Content as of the last sync.
     durable: Vec<u8>,
     /// Changes since the last sync.
-    pending: Vec<Change>,
+    pending: Vec<DiskChange>,
     random: fastrand::Rng,
     /// Number of changes and syncs until the power cut.
     power: Option<u64>,
@@ -34,7 +34,7 @@ struct Inner {
 }
 
 #[derive(Clone, Debug)]
-enum Change {
+enum DiskChange {
     Write { offset: usize, bytes: Vec<u8> },
     Resize(usize),
 }
@@ -64,7 +64,7 @@ impl SimulatedDisk {
 
     /// Creates a disk with content `bytes`.
     pub(crate) fn of(bytes: Vec<u8>, seed: u64) -> Self {
-        Self(Arc::new(Mutex::new(Inner {
+        Self(Arc::new(Mutex::new(DiskState {
             live: bytes.clone(),
             durable: bytes,
             pending: Vec::new(),
@@ -123,13 +123,13 @@ impl SimulatedDisk {
         self.inner().counts
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, DiskState> {
         self.0.lock().unwrap()
     }
 
-    fn change(&self, change: Change) -> io::Result<()> {
+    fn change(&self, change: DiskChange) -> io::Result<()> {
         let mut inner = self.inner();
-        let is_write = matches!(change, Change::Write { .. });
+        let is_write = matches!(change, DiskChange::Write { .. });
         // The current change may survive too.
         inner.pending.push(change.clone());
         if inner.step()? {
@@ -142,7 +142,7 @@ impl SimulatedDisk {
     }
 }
 
-impl Inner {
+impl DiskState {
     /// Counts a call; returns whether the power is cut during it.
     fn step(&mut self) -> io::Result<bool> {
         if self.is_off {
@@ -193,10 +193,10 @@ impl Inner {
 }
 
 /// Applies a change to the sectors that survive.
-fn apply(bytes: &mut Vec<u8>, change: &Change, mut survives: impl FnMut(usize) -> bool) {
+fn apply(bytes: &mut Vec<u8>, change: &DiskChange, mut survives: impl FnMut(usize) -> bool) {
     match change {
-        Change::Resize(length) => bytes.resize(*length, 0),
-        Change::Write { offset, bytes: new } => {
+        DiskChange::Resize(length) => bytes.resize(*length, 0),
+        DiskChange::Write { offset, bytes: new } => {
             let end = offset + new.len();
             if bytes.len() < end {
                 bytes.resize(end, 0);
@@ -238,7 +238,7 @@ impl redb::StorageBackend for SimulatedDisk {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.change(Change::Resize(size(len)))
+        self.change(DiskChange::Resize(size(len)))
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -255,7 +255,7 @@ impl redb::StorageBackend for SimulatedDisk {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.change(Change::Write { offset: size(offset), bytes: data.to_vec() })
+        self.change(DiskChange::Write { offset: size(offset), bytes: data.to_vec() })
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     backup_file::BackupFile,
     cursor_rows::{self, Acks},
     migrate,
-    rows::{CreationReport, State},
+    rows::{CreationReport, OutboxState},
     store_file::{Opener, StoreFile, file_opener},
     tables::{self, SCHEMA},
 };
@@ -35,7 +35,7 @@ pub struct Outbox {
     pub(super) registrations: Mutex<Vec<SinkRegistration>>,
     /// Whether the store existed before it was opened.
     pub(super) existed: bool,
-    pub(super) state: Mutex<State>,
+    pub(super) state: Mutex<OutboxState>,
     pub(super) backup: Mutex<BackupFile>,
     /// Acknowledgements that are not stored yet.
     pub(super) pending_acks: Mutex<Acks>,
@@ -109,7 +109,7 @@ impl Outbox {
         opener: Opener,
         sinks: &[SinkRegistration],
         new_epoch: impl FnOnce() -> String,
-        fill: impl FnOnce(&WriteTransaction, &mut State) -> Result<(), redb::Error>,
+        fill: impl FnOnce(&WriteTransaction, &mut OutboxState) -> Result<(), redb::Error>,
     ) -> Result<Self, OutboxError> {
         let outbox = Self::unopened(path, opener, sinks, new_epoch());
         let existed = outbox.reopen(&mut outbox.state(), OpenReason::Start)?;
@@ -124,7 +124,7 @@ impl Outbox {
             file: Mutex::default(),
             registrations: Mutex::new(sinks.to_vec()),
             existed: false,
-            state: Mutex::new(State::new(epoch)),
+            state: Mutex::new(OutboxState::new(epoch)),
             backup: Mutex::new(BackupFile::beside(path)),
             pending_acks: Mutex::default(),
             head: watch::Sender::default(),
@@ -138,7 +138,7 @@ impl Outbox {
     fn initialize(
         mut self,
         existed: bool,
-        fill: impl FnOnce(&WriteTransaction, &mut State) -> Result<(), redb::Error>,
+        fill: impl FnOnce(&WriteTransaction, &mut OutboxState) -> Result<(), redb::Error>,
     ) -> Result<Self, OutboxError> {
         self.existed = existed;
         self.write("open", |transaction, state| {

@@ -29,7 +29,7 @@ use crate::{
 
 pub(super) const SINKS: [&str; 1] = ["siem"];
 
-pub(super) struct Store {
+pub(super) struct TestStore {
     pub(super) outbox: Outbox,
     pub(super) folder: tempfile::TempDir,
 }
@@ -45,13 +45,13 @@ pub(super) fn open(path: &Path, sinks: &[&str]) -> Result<Outbox, OutboxError> {
     Outbox::open(path, &registrations(sinks), || "epoch-1".into())
 }
 
-pub(super) fn store() -> Store {
+pub(super) fn store() -> TestStore {
     let folder = tempfile::tempdir().unwrap();
     let outbox = open(&folder.path().join("outbox.redb"), &SINKS).unwrap();
-    Store { outbox, folder }
+    TestStore { outbox, folder }
 }
 
-impl Store {
+impl TestStore {
     fn reopen(self, sinks: &[&str]) -> Self {
         let Self { outbox, folder } = self;
         drop(outbox);
@@ -242,7 +242,7 @@ fn dead_letters_of_two_epochs_coexist() {
 fn newer_schema_is_refused_and_left_unchanged() {
     let store = store();
     commit(&store.outbox, 2);
-    let Store { outbox, folder } = store;
+    let TestStore { outbox, folder } = store;
     drop(outbox);
     let path = folder.path().join("outbox.redb");
     let database = Database::open(&path).unwrap();

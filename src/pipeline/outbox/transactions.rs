@@ -14,7 +14,7 @@ use super::{
     Head, Outbox, OutboxError, checksum,
     cursor_rows::{Acks, apply_acks},
     migrate,
-    rows::{State, from_json, to_json},
+    rows::{OutboxState, from_json, to_json},
     store::OpenReason,
     store_file::StoreFile,
     tables::{META, SCHEMA, STATE, STATE_CHECKSUM},
@@ -43,7 +43,10 @@ impl Outbox {
     pub(super) fn write(
         &self,
         action: &'static str,
-        work: impl FnOnce(&WriteTransaction, &mut State) -> Result<Result<(), OutboxError>, redb::Error>,
+        work: impl FnOnce(
+            &WriteTransaction,
+            &mut OutboxState,
+        ) -> Result<Result<(), OutboxError>, redb::Error>,
     ) -> Result<(), OutboxError> {
         // Locked during the whole transaction: the state in memory and the stored one change
         // together.
@@ -97,7 +100,7 @@ impl Outbox {
     /// Returns whether there was a state: a store that was never written has none.
     pub(super) fn reopen(
         &self,
-        current: &mut State,
+        current: &mut OutboxState,
         reason: OpenReason,
     ) -> Result<bool, OutboxError> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
@@ -137,7 +140,7 @@ impl Outbox {
     }
 
     /// Parses the state row, the schema version first: a newer schema may have any other members.
-    fn parse_state(&self, row: &[u8], has_checksum: bool) -> Result<State, OutboxError> {
+    fn parse_state(&self, row: &[u8], has_checksum: bool) -> Result<OutboxState, OutboxError> {
         #[derive(Deserialize)]
         struct SchemaOnly {
             schema: u32,
@@ -157,7 +160,7 @@ impl Outbox {
         state.ok_or_else(|| self.damaged(INVALID))
     }
 
-    fn set_state(&self, current: &mut State, state: State) {
+    fn set_state(&self, current: &mut OutboxState, state: OutboxState) {
         let head = Head {
             last_seq: state.next_seq - 1,
             urgent_seq: state.urgent_seq,
@@ -171,7 +174,7 @@ impl Outbox {
         self.database.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, OutboxState> {
         // A panic within a transaction does not affect the state: it is replaced after the commit.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -238,7 +241,7 @@ impl Outbox {
     }
 }
 
-fn store_state(transaction: &WriteTransaction, state: &State) -> Result<(), redb::Error> {
+fn store_state(transaction: &WriteTransaction, state: &OutboxState) -> Result<(), redb::Error> {
     let row = to_json(state);
     let mut meta = transaction.open_table(META)?;
     meta.insert(STATE_CHECKSUM, checksum::state_checksum(&row).as_slice())?;

@@ -67,7 +67,7 @@ pub enum VerifyError {
 }
 
 /// Position of the verification.
-struct Progress {
+struct ChainPosition {
     next_seq: u64,
     chain: Digest,
 }
@@ -97,23 +97,23 @@ impl Outbox {
     fn verify_entries(&self) -> Result<Verified, VerifyError> {
         let end = self.end();
         let mut verified = Verified::default();
-        let mut progress: Option<Progress> = None;
-        while progress.as_ref().is_none_or(|progress| progress.next_seq < end.seq) {
-            let from = progress.as_ref().map_or(0, |progress| progress.next_seq);
+        let mut position: Option<ChainPosition> = None;
+        while position.as_ref().is_none_or(|position| position.next_seq < end.seq) {
+            let from = position.as_ref().map_or(0, |position| position.next_seq);
             let frames = self.frame_chunk(from)?;
             if frames.is_empty() {
                 break;
             }
             for frame in frames {
-                progress = Some(verify_frame(&frame, progress, &mut verified)?);
+                position = Some(verify_frame(&frame, position, &mut verified)?);
             }
         }
-        verified.last_seq = progress.as_ref().map_or(end.seq - 1, |progress| progress.next_seq - 1);
+        verified.last_seq = position.as_ref().map_or(end.seq - 1, |position| position.next_seq - 1);
         if verified.last_seq + 1 < end.seq {
             return Err(VerifyError::Short { expected: end.seq - 1, found: verified.last_seq });
         }
         let is_at_end = verified.last_seq + 1 == end.seq;
-        if is_at_end && progress.is_some_and(|progress| progress.chain != end.chain) {
+        if is_at_end && position.is_some_and(|position| position.chain != end.chain) {
             return Err(VerifyError::Chain { first: verified.last_seq, last: verified.last_seq });
         }
         Ok(verified)
@@ -136,12 +136,12 @@ impl Outbox {
 /// Verifies that a frame continues the numbers and the chain, and counts its entries.
 fn verify_frame(
     frame: &Frame,
-    progress: Option<Progress>,
+    position: Option<ChainPosition>,
     verified: &mut Verified,
-) -> Result<Progress, VerifyError> {
+) -> Result<ChainPosition, VerifyError> {
     let head = &frame.head;
-    let Progress { next_seq, chain } =
-        progress.unwrap_or(Progress { next_seq: head.first_seq, chain: head.before });
+    let ChainPosition { next_seq, chain } =
+        position.unwrap_or(ChainPosition { next_seq: head.first_seq, chain: head.before });
     if head.first_seq != next_seq {
         return Err(VerifyError::Missing { expected: next_seq, found: head.first_seq });
     }
@@ -157,7 +157,7 @@ fn verify_frame(
     }
     verified.entries += head.count;
     verified.bytes += raw.len() as u64;
-    Ok(Progress { next_seq: last + 1, chain: after })
+    Ok(ChainPosition { next_seq: last + 1, chain: after })
 }
 
 #[cfg(test)]

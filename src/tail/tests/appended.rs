@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn complete_lines_are_read_and_an_incomplete_one_waits() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\r\n\ntwo\nthr");
     assert_eq!(world.next(), lines(["one", "", "two"]));
     assert_eq!(world.next(), lines([]));
@@ -14,7 +14,7 @@ fn complete_lines_are_read_and_an_incomplete_one_waits() {
 
 #[test]
 fn files_at_any_depth_and_later_files_are_found() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("p/s/subagents/workflows/w/agent.jsonl", "deep\n");
     world.write("p/notes.md", "no\n");
     world.write("empty.jsonl", "");
@@ -30,7 +30,7 @@ fn files_at_any_depth_and_later_files_are_found() {
 
 #[test]
 fn restart_continues_at_the_stored_rows() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\n");
     world.write("b.jsonl", "eins\nzw");
     world.read();
@@ -48,7 +48,7 @@ fn restart_continues_at_the_stored_rows() {
 
 #[test]
 fn group_that_was_not_stored_is_read_again() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\n");
     world.read();
     let key = world.store.got[0].file;
@@ -64,7 +64,7 @@ fn group_that_was_not_stored_is_read_again() {
 
 #[test]
 fn touched_file_is_not_read_again() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\n");
     world.read();
     world.take();
@@ -80,7 +80,7 @@ fn touched_file_is_not_read_again() {
 #[test]
 fn unreadable_file_is_listed_until_it_can_be_read() {
     use std::os::unix::fs::PermissionsExt as _;
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\n");
     fs::set_permissions(world.path("a.jsonl"), fs::Permissions::from_mode(0o000)).unwrap();
     if fs::File::open(world.path("a.jsonl")).is_ok() {
@@ -96,7 +96,7 @@ fn unreadable_file_is_listed_until_it_can_be_read() {
 #[test]
 fn live_file_is_read_between_chunks_of_a_backlog() {
     let options = TailOptions { chunk_bytes: 64, watch: false, ..TailOptions::default() };
-    let mut world = World::with(options);
+    let mut world = TailFixture::with(options);
     world.write("live.jsonl", "old\n");
     world.read();
     world.write("big.jsonl", "backlog\n".repeat(1000));
@@ -125,7 +125,7 @@ fn live_file_is_read_between_chunks_of_a_backlog() {
 #[test]
 fn open_files_are_limited_and_closed_when_quiet() {
     let options = TailOptions { open_files: 3, watch: false, ..TailOptions::default() };
-    let mut world = World::with(options);
+    let mut world = TailFixture::with(options);
     world.read();
     for n in 0..10 {
         world.write(&format!("{n}.jsonl"), "one\n");
@@ -141,7 +141,7 @@ fn open_files_are_limited_and_closed_when_quiet() {
 /// Regression: `--once` treated a long first sweep, during which nothing is read, as stalled.
 #[test]
 fn sweep_reports_its_progress() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     for n in 0..20 {
         world.write(&format!("-p/{n}.jsonl"), "one\n");
     }

@@ -12,8 +12,8 @@ type CurrentHold = Arc<Mutex<BackfillHold>>;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-fn world(hold: BackfillHold) -> (World, CurrentHold) {
-    let mut world = World::new();
+fn world(hold: BackfillHold) -> (TailFixture, CurrentHold) {
+    let mut world = TailFixture::new();
     let hold = Arc::new(Mutex::new(hold));
     let shared = Arc::clone(&hold);
     let new_id = Box::new(fresh_generation);
@@ -22,7 +22,7 @@ fn world(hold: BackfillHold) -> (World, CurrentHold) {
     (world, hold)
 }
 
-fn write_old(world: &World, name: &str, age: Duration) {
+fn write_old(world: &TailFixture, name: &str, age: Duration) {
     world.write(name, format!("{name}\n"));
     let now = UNIX_EPOCH + Duration::from_millis(world.clock.now().0);
     let file = fs::File::options().append(true).open(world.path(name)).unwrap();

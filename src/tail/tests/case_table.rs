@@ -30,7 +30,7 @@ impl Watching {
 
 /// Operation on files below the root, or on the tail.
 #[derive(Clone, Debug)]
-pub(super) enum Step {
+pub(super) enum FileStep {
     /// Overwrites a file in place.
     Write(&'static str, Vec<u8>),
     Append(&'static str, Vec<u8>),
@@ -94,9 +94,9 @@ pub(super) fn generation_from(path: &str, from: u64, bytes: u64, lines: &[&str])
     Generation { paths, from, bytes, lines }
 }
 
-/// Outcome of a case.
+/// CaseOutcome of a case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub(super) struct CaseOutcome {
     /// Generations with lines, ordered by path and then by time.
     pub(super) generations: Vec<Generation>,
     /// Names of the events in order.
@@ -107,7 +107,7 @@ pub(super) struct Outcome {
 
 /// Runs the steps with every kind of watcher.
 #[track_caller]
-pub(super) fn check(name: &str, steps: &[Step], expected: &Outcome) {
+pub(super) fn check(name: &str, steps: &[FileStep], expected: &CaseOutcome) {
     for watching in Watching::ALL {
         let mut scene = Scene::new(watching);
         for step in steps {
@@ -115,15 +115,15 @@ pub(super) fn check(name: &str, steps: &[Step], expected: &Outcome) {
         }
         let outcome = scene.outcome();
         assert_eq!(&outcome, expected, "{name}, {watching:?}");
-        scene.step(&Step::Restart);
-        scene.step(&Step::Read);
+        scene.step(&FileStep::Restart);
+        scene.step(&FileStep::Read);
         assert_eq!(scene.outcome(), outcome, "{name}, {watching:?}: more was read after a restart");
     }
 }
 
 /// A world with a kind of watcher.
 struct Scene {
-    world: World,
+    world: TailFixture,
     watching: Watching,
     /// Hints that will arrive later.
     hints: Vec<PathBuf>,
@@ -136,64 +136,64 @@ impl Scene {
         let watch = watching == Watching::Real;
         // Each read advances the time by minutes, more than the limit for deleted files.
         let drain_time = Duration::from_secs(3600);
-        let world = World::with(TailOptions { watch, drain_time, ..TailOptions::default() });
+        let world = TailFixture::with(TailOptions { watch, drain_time, ..TailOptions::default() });
         Self { world, watching, hints: Vec::new(), sockets: Vec::new() }
     }
 
-    fn step(&mut self, step: &Step) {
+    fn step(&mut self, step: &FileStep) {
         let world = &self.world;
         match *step {
-            Step::Write(name, ref bytes) => self.write(name, bytes),
-            Step::Append(name, ref bytes) => {
+            FileStep::Write(name, ref bytes) => self.write(name, bytes),
+            FileStep::Append(name, ref bytes) => {
                 fs::create_dir_all(world.path(name).parent().unwrap()).unwrap();
                 world.append(name, bytes);
                 self.hint(&[name]);
             }
-            Step::Replace(name, ref bytes) => {
+            FileStep::Replace(name, ref bytes) => {
                 let new = world.directory.path().join("new");
                 fs::write(&new, bytes).unwrap();
                 fs::rename(new, world.path(name)).unwrap();
                 self.hint(&[name]);
             }
-            Step::Cut(name, len) => {
+            FileStep::Cut(name, len) => {
                 let file = OpenOptions::new().write(true).open(world.path(name)).unwrap();
                 file.set_len(len).unwrap();
                 self.hint(&[name]);
             }
-            Step::Rename(from, to) => {
+            FileStep::Rename(from, to) => {
                 fs::create_dir_all(world.path(to).parent().unwrap()).unwrap();
                 fs::rename(world.path(from), world.path(to)).unwrap();
                 self.hint(&[from, to]);
             }
-            Step::Copy(from, to) => {
+            FileStep::Copy(from, to) => {
                 fs::copy(world.path(from), world.path(to)).unwrap();
                 self.hint(&[to]);
             }
-            Step::Link(from, to) => {
+            FileStep::Link(from, to) => {
                 fs::hard_link(world.path(from), world.path(to)).unwrap();
                 self.hint(&[to]);
             }
-            Step::Delete(name) => {
+            FileStep::Delete(name) => {
                 fs::remove_file(world.path(name)).unwrap();
                 self.hint(&[name]);
             }
-            Step::Touch(name, seconds) => {
+            FileStep::Touch(name, seconds) => {
                 let file = OpenOptions::new().append(true).open(world.path(name)).unwrap();
                 let time = std::time::UNIX_EPOCH + Duration::from_secs(seconds);
                 file.set_modified(time).unwrap();
                 self.hint(&[name]);
             }
             #[cfg(unix)]
-            Step::Special(name, special) => self.create_special(name, special),
-            Step::Read => self.read(),
-            Step::FailCommit => {
+            FileStep::Special(name, special) => self.create_special(name, special),
+            FileStep::Read => self.read(),
+            FileStep::FailCommit => {
                 self.advance_to_next_check();
                 let _any = self.world.tail.read(&mut self.world.store);
                 self.world.lose_group();
             }
-            Step::Restart => self.world.restart(),
-            Step::Pass(time) => self.world.pass(time),
-            Step::Jump(seconds) => world.clock.jump(seconds),
+            FileStep::Restart => self.world.restart(),
+            FileStep::Pass(time) => self.world.pass(time),
+            FileStep::Jump(seconds) => world.clock.jump(seconds),
         }
     }
 
@@ -270,7 +270,7 @@ impl Scene {
     }
 
     /// Returns the outcome; checks that lines have no gaps and are not repeated.
-    fn outcome(&self) -> Outcome {
+    fn outcome(&self) -> CaseOutcome {
         let (store, root) = (&self.world.store, self.world.path(""));
         let mut generations: Vec<(GenerationId, Generation)> = Vec::new();
         for got in &store.got {
@@ -305,18 +305,18 @@ impl Scene {
             number("to") - number("from")
         };
         let unread = store.events.iter().map(unread).sum();
-        Outcome { generations, events: store.event_names(), unread }
+        CaseOutcome { generations, events: store.event_names(), unread }
     }
 }
 
 #[test]
 fn wrong_expectation_is_detected() {
-    let steps = [Step::Write("a.jsonl", b"one\n".to_vec()), Step::Read];
+    let steps = [FileStep::Write("a.jsonl", b"one\n".to_vec()), FileStep::Read];
     let mut wrong = BTreeSet::new();
     for generations in
         [vec![], vec![generation("a.jsonl", 4, &["two"])], vec![generation("a.jsonl", 5, &["one"])]]
     {
-        let expected = Outcome { generations, ..Outcome::default() };
+        let expected = CaseOutcome { generations, ..CaseOutcome::default() };
         let run = || check("wrong", &steps, &expected);
         wrong.insert(std::panic::catch_unwind(run).is_err());
     }

@@ -5,7 +5,7 @@ use super::*;
 #[test_requires::requires(not_wine)]
 #[test]
 fn deleted_file_is_read_through_its_open_handle() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\n");
     world.read();
     // Changed while live, so that it stays open.
@@ -27,7 +27,7 @@ fn deleted_file_is_read_through_its_open_handle() {
 
 #[test]
 fn file_deleted_unread_is_reported() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\ntwo");
     world.write("b.jsonl", "drained\n");
     world.read();
@@ -45,7 +45,7 @@ fn file_deleted_unread_is_reported() {
 #[test]
 fn saved_line_is_handed_over_when_the_file_is_deleted() {
     for content in ["one\ntwo", "two"] {
-        let mut world = World::new();
+        let mut world = TailFixture::new();
         world.write("a.jsonl", content);
         world.read();
         world.take();
@@ -64,7 +64,7 @@ fn saved_line_is_handed_over_when_the_file_is_deleted() {
 
 #[test]
 fn missing_root_does_not_delete_its_files() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("p/a.jsonl", "one\n");
     world.read();
     world.take();
@@ -83,11 +83,11 @@ fn missing_root_does_not_delete_its_files() {
 #[test]
 fn unlistable_directory_does_not_delete_its_files() {
     use std::os::unix::fs::PermissionsExt as _;
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("p/q/a.jsonl", "one\n");
     world.read();
     world.take();
-    let set = |world: &World, mode| {
+    let set = |world: &TailFixture, mode| {
         fs::set_permissions(world.path("p"), fs::Permissions::from_mode(mode)).unwrap();
     };
     set(&world, 0o000);
@@ -104,7 +104,7 @@ fn unlistable_directory_does_not_delete_its_files() {
 }
 
 /// Writes files and makes the tail keep them open.
-fn open_files(world: &mut World, names: &[&str]) {
+fn open_files(world: &mut TailFixture, names: &[&str]) {
     for content in ["one\n", "two\n"] {
         names.iter().for_each(|name| world.append(name, content));
         world.read();
@@ -112,14 +112,14 @@ fn open_files(world: &mut World, names: &[&str]) {
     assert_eq!(world.tail.survey().files_open, names.len());
 }
 
-fn delete_with_unread(world: &mut World, name: &str, unread: usize) {
+fn delete_with_unread(world: &mut TailFixture, name: &str, unread: usize) {
     world.append(name, "unread.\n".repeat(unread / 8));
     fs::remove_file(world.path(name)).unwrap();
     world.tail.schedule.request_sweep_now();
 }
 
-fn world_with_small_chunks() -> World {
-    World::with(TailOptions {
+fn world_with_small_chunks() -> TailFixture {
+    TailFixture::with(TailOptions {
         chunk_bytes: 64,
         drain_bytes: 1000,
         watch: false,
@@ -128,7 +128,7 @@ fn world_with_small_chunks() -> World {
 }
 
 /// Returns the number of bytes read from a file, and the unread range according to the event.
-fn accounted(world: &World, name: &str) -> (u64, u64, u64) {
+fn accounted(world: &TailFixture, name: &str) -> (u64, u64, u64) {
     let path = world.path(name);
     let read = world.store.got.iter().filter(|got| got.path == path).map(|got| got.size).sum();
     let text = path.to_string_lossy();
@@ -201,7 +201,7 @@ fn deleted_file_is_kept_open_within_its_time_limit() {
 #[test]
 fn deleted_files_keep_their_handles_over_others() {
     let options = TailOptions { open_files: 2, watch: false, ..TailOptions::default() };
-    let mut world = World::with(options);
+    let mut world = TailFixture::with(options);
     let others = ["b.jsonl", "c.jsonl", "d.jsonl"];
     others.iter().for_each(|name| world.write(name, "other\n"));
     world.read();
@@ -220,7 +220,7 @@ fn deleted_files_keep_their_handles_over_others() {
 #[test_requires::requires(not_wine)]
 #[test]
 fn file_ended_in_a_stored_group_is_not_read_again() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\n");
     world.read();
     world.append("a.jsonl", "two\n");
@@ -247,7 +247,7 @@ fn file_ended_in_a_stored_group_is_not_read_again() {
 #[test_requires::requires(not_wine)]
 #[test]
 fn file_ended_in_a_failed_group_ends_again() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\n");
     world.read();
     world.append("a.jsonl", "two\nrest");
@@ -270,7 +270,7 @@ fn file_ended_in_a_failed_group_ends_again() {
 #[test_requires::requires(not_wine)]
 #[test]
 fn tend_closes_a_deleted_file_after_its_time_limit() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\n");
     world.write("b.jsonl", "one\n");
     world.read();
@@ -298,7 +298,7 @@ fn tend_closes_a_deleted_file_after_its_time_limit() {
 #[test]
 fn tend_closes_a_deleted_file_over_its_byte_limit() {
     let options = TailOptions { watch: false, drain_bytes: 3, ..TailOptions::default() };
-    let mut world = World::with(options);
+    let mut world = TailFixture::with(options);
     world.write("a.jsonl", "one\n");
     world.read();
     world.append("a.jsonl", "two\n");

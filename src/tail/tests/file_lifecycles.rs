@@ -1,41 +1,41 @@
 //! Everything that can happen to a file, with the expected outcome for every kind of watcher.
 
 use super::{
-    case_table::{Generation, Outcome, Step, check, generation, generation_from},
+    case_table::{CaseOutcome, FileStep, Generation, check, generation, generation_from},
     *,
 };
 
-use Step::{Copy, Cut, Delete, FailCommit, Jump, Link, Pass, Read, Rename, Restart, Touch};
+use FileStep::{Copy, Cut, Delete, FailCommit, Jump, Link, Pass, Read, Rename, Restart, Touch};
 
 const A: &str = "a.jsonl";
 const B: &str = "b.jsonl";
-const TEN_MINUTES: Step = Pass(Duration::from_secs(700));
+const TEN_MINUTES: FileStep = Pass(Duration::from_secs(700));
 
-fn write(name: &'static str, bytes: impl AsRef<[u8]>) -> Step {
-    Step::Write(name, bytes.as_ref().to_vec())
+fn write(name: &'static str, bytes: impl AsRef<[u8]>) -> FileStep {
+    FileStep::Write(name, bytes.as_ref().to_vec())
 }
 
-fn append(name: &'static str, bytes: impl AsRef<[u8]>) -> Step {
-    Step::Append(name, bytes.as_ref().to_vec())
+fn append(name: &'static str, bytes: impl AsRef<[u8]>) -> FileStep {
+    FileStep::Append(name, bytes.as_ref().to_vec())
 }
 
-fn replace(name: &'static str, bytes: impl AsRef<[u8]>) -> Step {
-    Step::Replace(name, bytes.as_ref().to_vec())
+fn replace(name: &'static str, bytes: impl AsRef<[u8]>) -> FileStep {
+    FileStep::Replace(name, bytes.as_ref().to_vec())
 }
 
-/// Outcome with lines only.
-fn plain(generations: &[Generation]) -> Outcome {
-    Outcome { generations: generations.to_vec(), ..Outcome::default() }
+/// CaseOutcome with lines only.
+fn plain(generations: &[Generation]) -> CaseOutcome {
+    CaseOutcome { generations: generations.to_vec(), ..CaseOutcome::default() }
 }
 
-/// Outcome with lines and events.
-fn with(generations: &[Generation], events: &[&'static str]) -> Outcome {
-    Outcome { events: events.to_vec(), ..plain(generations) }
+/// CaseOutcome with lines and events.
+fn with(generations: &[Generation], events: &[&'static str]) -> CaseOutcome {
+    CaseOutcome { events: events.to_vec(), ..plain(generations) }
 }
 
-/// Outcome with lines, events and unread bytes.
-fn lost(generations: &[Generation], events: &[&'static str], unread: u64) -> Outcome {
-    Outcome { unread, ..with(generations, events) }
+/// CaseOutcome with lines, events and unread bytes.
+fn lost(generations: &[Generation], events: &[&'static str], unread: u64) -> CaseOutcome {
+    CaseOutcome { unread, ..with(generations, events) }
 }
 
 #[test]
@@ -502,15 +502,15 @@ fn special_files_are_ignored() {
     use super::case_table::SpecialFile::{Directory, Fifo, Socket, Symlink};
     for special in [Fifo, Socket, Symlink, Directory] {
         let steps = [
-            Step::Special(A, special),
+            FileStep::Special(A, special),
             write(B, "one\n"),
             Read,
-            Step::Special("c.jsonl", special),
+            FileStep::Special("c.jsonl", special),
             append(B, "two\n"),
             Read,
         ];
         check(&format!("{special:?}"), &steps, &plain(&[generation(B, 8, &["one", "two"])]));
-        let steps = [write(A, "one\n"), Read, Delete(A), Step::Special(A, special), Read];
+        let steps = [write(A, "one\n"), Read, Delete(A), FileStep::Special(A, special), Read];
         check(
             &format!("{special:?} in place of a file"),
             &steps,

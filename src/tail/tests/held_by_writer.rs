@@ -6,8 +6,8 @@
 use super::*;
 
 /// Returns a world in which the tail and a writer have `a.jsonl` open.
-fn world_with_held_file() -> (World, fs::File) {
-    let mut world = World::new();
+fn world_with_held_file() -> (TailFixture, fs::File) {
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\n");
     world.read();
     let mut writer = OpenOptions::new().append(true).open(world.path("a.jsonl")).unwrap();

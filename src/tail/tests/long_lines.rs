@@ -12,7 +12,7 @@ fn long_line_is_handed_over_in_parts_across_restarts() {
         watch: false,
         ..TailOptions::default()
     };
-    let mut world = World::with(options);
+    let mut world = TailFixture::with(options);
     world.store.room = 1;
     let line = "0123456789".repeat(40);
     world.write("a.jsonl", format!("short\n{}", &line[..150]));
@@ -46,7 +46,7 @@ fn truncated_long_line_is_abandoned() {
         watch: false,
         ..TailOptions::default()
     };
-    let mut world = World::with(options);
+    let mut world = TailFixture::with(options);
     world.write("a.jsonl", format!("short\n{}", "x".repeat(200)));
     world.read();
     world.take();
@@ -64,8 +64,8 @@ fn truncated_long_line_is_abandoned() {
     assert_eq!(events, [event::RECORD_ABANDONED, event::FILE_DELETED_UNREAD]);
 }
 
-fn world_with_small_records() -> World {
-    World::with(TailOptions {
+fn world_with_small_records() -> TailFixture {
+    TailFixture::with(TailOptions {
         max_record_bytes: 100,
         part_bytes: 30,
         watch: false,
@@ -79,8 +79,8 @@ fn world_with_small_records() -> World {
 fn long_line_that_is_never_completed_is_abandoned() {
     const HALF: &str = "short\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\
                         xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
-    type Change = fn(&World);
-    let cases: [(&str, Change, &[&str], &[&str]); 5] = [
+    type FileChange = fn(&TailFixture);
+    let cases: [(&str, FileChange, &[&str], &[&str]); 5] = [
         (
             "rewritten",
             |world| world.write("a.jsonl", "other\nlines\n"),
@@ -166,7 +166,7 @@ fn deleted_long_line_is_read_through_its_open_handle() {
 fn hundred_megabytes_without_a_newline_are_read() {
     const MEBIBYTES: usize = 100;
 
-    let mut world = World::with(TailOptions {
+    let mut world = TailFixture::with(TailOptions {
         chunk_bytes: 64 << 10,
         max_record_bytes: 256 << 10,
         part_bytes: 128 << 10,
@@ -207,7 +207,7 @@ fn hundred_megabytes_without_a_newline_are_read() {
 #[test]
 fn similar_long_line_in_its_place_is_another_line() {
     let parts = |new: &str| {
-        let mut world = World::with(TailOptions {
+        let mut world = TailFixture::with(TailOptions {
             max_record_bytes: 10_000,
             part_bytes: 5_000,
             watch: false,

@@ -29,7 +29,7 @@ use super::{testing::MemoryStore, *};
 use crate::tail::testing::ShiftedClock;
 
 /// A directory, a tail on it, and everything that the tail handed over.
-struct World {
+struct TailFixture {
     options: TailOptions,
     clock: Arc<ShiftedClock>,
     tail: Tail,
@@ -38,7 +38,7 @@ struct World {
     directory: TempDir,
 }
 
-impl World {
+impl TailFixture {
     fn new() -> Self {
         Self::with(TailOptions { watch: false, ..TailOptions::default() })
     }

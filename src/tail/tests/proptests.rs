@@ -6,7 +6,7 @@ use super::*;
 
 /// Random operation.
 #[derive(Clone, Debug)]
-enum Step {
+enum RandomStep {
     Append(usize, Vec<u8>),
     Move(usize),
     Read,
@@ -16,7 +16,7 @@ enum Step {
     Replace(usize),
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = RandomStep> {
     let bytes = prop_oneof![
         Just(b"\n".to_vec()),
         Just(b"\r\n".to_vec()),
@@ -26,12 +26,12 @@ fn step() -> impl Strategy<Value = Step> {
         "([a-z]{0,9}\n){3}".prop_map(String::into_bytes),
     ];
     prop_oneof![
-        6 => (0..3_usize, bytes).prop_map(|(file, bytes)| Step::Append(file, bytes)),
-        1 => (0..3_usize).prop_map(Step::Move),
-        1 => (0..3_usize).prop_map(Step::Replace),
-        4 => Just(Step::Read),
-        1 => Just(Step::LoseGroup),
-        1 => Just(Step::Restart),
+        6 => (0..3_usize, bytes).prop_map(|(file, bytes)| RandomStep::Append(file, bytes)),
+        1 => (0..3_usize).prop_map(RandomStep::Move),
+        1 => (0..3_usize).prop_map(RandomStep::Replace),
+        4 => Just(RandomStep::Read),
+        1 => Just(RandomStep::LoseGroup),
+        1 => Just(RandomStep::Restart),
     ]
 }
 
@@ -89,17 +89,17 @@ proptest! {
             chunk_bytes, max_record_bytes, part_bytes, open_files, watch: false,
             ..TailOptions::default()
         };
-        let mut world = World::with(options);
+        let mut world = TailFixture::with(options);
         world.store.room = room;
         let mut content = vec![Vec::new(); 3];
         let mut names: Vec<Vec<String>> = (0..3).map(|n| vec![format!("{n}.jsonl")]).collect();
         for (n, step) in steps.into_iter().enumerate() {
             match step {
-                Step::Append(file, bytes) => {
+                RandomStep::Append(file, bytes) => {
                     world.append(names[file].last().unwrap(), &bytes);
                     content[file].extend_from_slice(&bytes);
                 }
-                Step::Move(file) => {
+                RandomStep::Move(file) => {
                     let (from, to) = (world.path(names[file].last().unwrap()), format!("{n}/{file}.jsonl"));
                     if from.try_exists().unwrap() {
                         fs::create_dir(world.path(&n.to_string())).unwrap();
@@ -107,7 +107,7 @@ proptest! {
                         names[file].push(to);
                     }
                 }
-                Step::Replace(file) => {
+                RandomStep::Replace(file) => {
                     let path = world.path(names[file].last().unwrap());
                     if path.try_exists().unwrap() {
                         // If it were moved and replaced at once, it could not be recognised.
@@ -117,14 +117,14 @@ proptest! {
                         world.read();
                     }
                 }
-                Step::Read => world.read(),
-                Step::LoseGroup => {
+                RandomStep::Read => world.read(),
+                RandomStep::LoseGroup => {
                     world.pass(Duration::from_secs(400));
                     world.tail.read(&mut world.store);
                     world.store.roll_back();
                     world.tail.restore(&mut world.store.stored_rows()).unwrap();
                 }
-                Step::Restart => world.restart(),
+                RandomStep::Restart => world.restart(),
             }
         }
         world.read();
@@ -189,7 +189,7 @@ proptest! {
         let options = TailOptions {
             chunk_bytes, max_record_bytes, part_bytes, watch: false, ..TailOptions::default()
         };
-        let mut world = World::with(options);
+        let mut world = TailFixture::with(options);
         world.store.room = room;
         let mut cuts: Vec<_> =
             cuts.iter().map(|(at, then)| (at.index(content.len() + 1), *then)).collect();

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn renamed_file_continues() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("p/a.jsonl", "one\ntw");
     world.read();
     let before = world.store.got[0].clone();
@@ -23,7 +23,7 @@ fn renamed_file_continues() {
 
 #[test]
 fn file_renamed_while_stopped_continues() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\n");
     world.read();
     world.restart();
@@ -39,7 +39,7 @@ fn file_renamed_while_stopped_continues() {
 #[test]
 fn files_renamed_over_others_continue() {
     for restart in [false, true] {
-        let mut world = World::new();
+        let mut world = TailFixture::new();
         for name in ["a", "b", "c"] {
             world.write(&format!("{name}.jsonl"), format!("{name}\n"));
         }
@@ -72,7 +72,7 @@ fn files_renamed_over_others_continue() {
 
 #[test]
 fn copy_is_a_new_file() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\n");
     world.read();
     world.take();
@@ -90,7 +90,7 @@ fn copy_is_a_new_file() {
 fn new_file_with_a_reused_id_is_read_from_the_beginning() {
     use std::os::unix::fs::MetadataExt as _;
     for is_found_gone in [false, true] {
-        let mut world = World::new();
+        let mut world = TailFixture::new();
         world.write("a.jsonl", "one\ntwo\n");
         world.read();
         world.take();
@@ -119,7 +119,7 @@ fn new_file_with_a_reused_id_is_read_from_the_beginning() {
 /// while the row cannot be read.
 #[test]
 fn file_with_a_reused_id_does_not_match_without_its_row() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\ntwo\nthree\n");
     world.read();
     world.restart();
@@ -145,7 +145,7 @@ fn file_with_a_reused_id_does_not_match_without_its_row() {
 #[test]
 fn row_of_the_current_file_continues_and_the_other_ends() {
     for (of_deleted, of_current) in [("a", "b"), ("b", "a")] {
-        let mut world = World::new();
+        let mut world = TailFixture::new();
         world.write("s.jsonl", "one\ntwo");
         world.read();
         let (_, deleted) = world.store.rows.pop_first().unwrap();

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn trimmed_file_continues_at_the_cut() {
     for restart in [false, true] {
-        let mut world = World::new();
+        let mut world = TailFixture::new();
         world.write("a.jsonl", "one\ntwo\nthree\n");
         world.read();
         let before = world.store.got[0].clone();
@@ -40,7 +40,7 @@ fn rewritten_file_starts_a_new_generation() {
         (false, "", vec![]),
     ] {
         for restart in [false, true] {
-            let mut world = World::new();
+            let mut world = TailFixture::new();
             world.write("a.jsonl", "one\ntwo\n");
             world.read();
             let before = world.store.got[0].clone();
@@ -73,7 +73,7 @@ fn rewritten_file_starts_a_new_generation() {
 #[test_requires::requires(not_wine)]
 #[test]
 fn longer_copy_with_the_same_bytes_continues() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\ntwo\n");
     world.read();
     world.take();
@@ -89,7 +89,7 @@ fn longer_copy_with_the_same_bytes_continues() {
 #[test_requires::requires(not_wine)]
 #[test]
 fn recreated_file_is_rewritten_or_new() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\n");
     world.read();
     world.take();
@@ -102,7 +102,7 @@ fn recreated_file_is_rewritten_or_new() {
     assert_eq!(world.next(), lines(["third"]));
 }
 
-impl World {
+impl TailFixture {
     /// Overwrites a file with `bytes`, sets its modification time to the world's time, and adds a hint.
     fn write_now(&self, name: &str, bytes: &str) {
         self.write(name, bytes);
@@ -127,7 +127,7 @@ impl World {
 /// and all its lines were sent again.
 #[test]
 fn file_rewritten_with_the_same_bytes_continues() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\ntwo\nthree\n");
     world.write("b.jsonl", "b\n");
     world.read();
@@ -149,7 +149,7 @@ fn file_rewritten_with_the_same_bytes_continues() {
 #[test]
 fn file_that_stays_shorter_counts_as_truncated() {
     for (content, name) in [("", event::FILE_REWRITTEN), ("one\n", event::FILE_TRIMMED)] {
-        let mut world = World::new();
+        let mut world = TailFixture::new();
         world.write("a.jsonl", "one\ntwo\n");
         world.read();
         world.take();
@@ -171,7 +171,7 @@ fn file_that_stays_shorter_counts_as_truncated() {
 
 #[test]
 fn different_bytes_count_as_rewritten_at_once() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\ntwo\nthree\n");
     world.read();
     world.take();
@@ -181,7 +181,7 @@ fn different_bytes_count_as_rewritten_at_once() {
 
 #[test]
 fn wait_for_a_busy_writer_is_limited() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\ntwo\nthree\nfour\nfive\nsix\nseven\n");
     world.read();
     world.take();
@@ -204,7 +204,7 @@ fn wait_for_a_busy_writer_is_limited() {
 #[test]
 fn starting_row_matches_only_its_own_file() {
     for (is_other, expected) in [(false, &[][..]), (true, &[event::FILE_REWRITTEN])] {
-        let mut world = World::new();
+        let mut world = TailFixture::new();
         world.write("a.jsonl", "one\ntwo\n");
         world.read();
         let (generation, row) = world.store.rows.pop_first().unwrap();

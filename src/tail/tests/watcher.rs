@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn hints_find_changes_and_wrong_hints_are_harmless() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     world.write("a.jsonl", "one\n");
     world.read();
     world.take();
@@ -28,7 +28,7 @@ fn hints_find_changes_and_wrong_hints_are_harmless() {
 #[test]
 fn watcher_wakes_the_reader() {
     let (sender, woken) = std::sync::mpsc::channel();
-    let mut world = World::with(TailOptions::default());
+    let mut world = TailFixture::with(TailOptions::default());
     let wake = Arc::new(move || sender.send(()).unwrap_or_default());
     world.tail =
         Tail::new(world.options.clone(), world.clock.clone(), Box::new(fresh_generation), wake);
@@ -65,7 +65,7 @@ fn watcher_wakes_the_reader() {
 #[test]
 fn file_with_a_future_time_becomes_quiet() {
     for ahead in [Duration::from_secs(300), Duration::from_secs(365 * 24 * 3600)] {
-        let mut world = World::new();
+        let mut world = TailFixture::new();
         world.write("a.jsonl", "one\n");
         world.read();
         let file = OpenOptions::new().append(true).open(world.path("a.jsonl")).unwrap();
@@ -87,7 +87,7 @@ fn file_with_a_future_time_becomes_quiet() {
 /// Regression: the idle cost grew with the number of files, because each was checked repeatedly.
 #[test]
 fn quiet_files_are_not_checked_between_sweeps() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     for n in 0..300 {
         world.write(&format!("p{}/{n}.jsonl", n % 7), format!("line {n}\n"));
     }
@@ -110,7 +110,7 @@ fn quiet_files_are_not_checked_between_sweeps() {
 /// five seconds: 1 % of a core for ten minutes.
 #[test]
 fn number_of_hot_files_is_limited() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     for n in 0..1000 {
         world.write(&format!("p/{n}.jsonl"), format!("line {n}\n"));
     }
@@ -124,7 +124,7 @@ fn number_of_hot_files_is_limited() {
 /// Regression: with 50,000 known files, a new record waited until all of them were checked.
 #[test]
 fn new_line_after_a_restart_does_not_wait_for_the_sweep() {
-    let mut world = World::new();
+    let mut world = TailFixture::new();
     for n in 0..1000 {
         world.write(&format!("p{n}/a.jsonl"), "one\n");
     }

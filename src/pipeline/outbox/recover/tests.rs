@@ -15,7 +15,7 @@ use super::{
             ACCOUNTS, CHECKPOINTS, CURSORS, DEAD_LETTERS, DROPPED_PARTS, META, STATE,
             STATE_CHECKSUM,
         },
-        tests::{SINKS, Store, commit, group, point, registrations, store, store_letter},
+        tests::{SINKS, TestStore, commit, group, point, registrations, store, store_letter},
     },
     *,
 };
@@ -28,7 +28,7 @@ fn row(name: &str) -> Vec<u8> {
 
 /// Damages a store with an acknowledged and an unacknowledged checkpoint, and opens it again.
 fn recover(damage: impl FnOnce(&Path)) -> (Outbox, OpenOutcome, tempfile::TempDir) {
-    let Store { outbox, folder } = store();
+    let TestStore { outbox, folder } = store();
     let key = ("claude-sessions".to_owned(), GenerationId("a".into()));
     let mut acknowledged = group(&outbox, 3);
     acknowledged.checkpoints.insert(key.clone(), Some(row("acknowledged")));
@@ -65,8 +65,8 @@ fn intact_store_is_opened_unchanged() {
 /// beginning; or it was opened, and the agent crashed at each start.
 #[test]
 fn damaged_store_is_replaced_with_acknowledged_checkpoints() {
-    type DamageReport = fn(&mut Vec<u8>);
-    let damages: [(&str, DamageReport); 4] = [
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 4] = [
         ("garbage", |bytes| *bytes = b"not a store".to_vec()),
         ("truncated", |bytes| bytes.truncate(bytes.len() / 2)),
         ("overwritten head", |bytes| bytes[..512].fill(0x55)),
@@ -110,8 +110,8 @@ fn directory_at_the_store_path_is_moved_aside() {
 
 #[test]
 fn missing_store_is_created_with_acknowledged_checkpoints() {
-    type DamageReport = fn(&Path);
-    let damages: [DamageReport; 2] =
+    type Damage = fn(&Path);
+    let damages: [Damage; 2] =
         [|path| fs::remove_file(path).unwrap(), |path| fs::write(path, "").unwrap()];
     for damage in damages {
         let (outbox, found, _folder) = recover(damage);
@@ -209,8 +209,8 @@ fn recovered(path: &Path) -> (Outbox, OpenOutcome) {
 /// unreachable, was sent again under another generation and could not be recognised.
 #[test]
 fn started_generation_keeps_its_id_after_damage() {
-    type DamageReport = fn(&Path);
-    let damages: [(&str, DamageReport); 3] = [
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 3] = [
         ("garbage, noted beside the store", |path| fs::write(path, b"garbage").unwrap()),
         ("missing, noted beside the store", |path| fs::remove_file(path).unwrap()),
         ("read out of the damaged store", |path| {
@@ -219,7 +219,7 @@ fn started_generation_keeps_its_id_after_damage() {
         }),
     ];
     for (name, damage) in damages {
-        let Store { outbox, folder } = store();
+        let TestStore { outbox, folder } = store();
         let mut one = group(&outbox, 3);
         one.checkpoints.insert(key("a"), Some(row("a")));
         // This one continues where another ended, whose entries may not be acknowledged.
@@ -278,7 +278,7 @@ fn started_generation_is_recorded_until_acknowledged() {
 /// generation of it has started.
 #[test]
 fn acknowledged_row_takes_precedence_over_a_started_one() {
-    let Store { outbox, folder } = store();
+    let TestStore { outbox, folder } = store();
     let mut one = group(&outbox, 1);
     one.checkpoints.insert(key("z"), Some(row("a")));
     outbox.commit(&one).unwrap();
@@ -300,7 +300,7 @@ fn acknowledged_row_takes_precedence_over_a_started_one() {
 /// Regression: dead letters were lost with a damaged store, unreported.
 #[test]
 fn dead_letters_are_rescued_from_a_damaged_store() {
-    let Store { outbox, folder } = store();
+    let TestStore { outbox, folder } = store();
     let one = commit(&outbox, 3);
     outbox.acknowledge("siem", "epoch-1", point(&one)).unwrap();
     commit(&outbox, 3);
@@ -333,9 +333,9 @@ fn dead_letters_are_rescued_from_a_damaged_store() {
 /// checksum.
 #[test]
 fn changed_row_is_damage() {
-    type DamageReport = fn(&WriteTransaction);
+    type Damage = fn(&WriteTransaction);
     type Use = fn(&Outbox) -> Result<(), OutboxError>;
-    let damages: [(&str, DamageReport, Use); 6] = [
+    let damages: [(&str, Damage, Use); 6] = [
         (
             "a checkpoint",
             |transaction| {
@@ -394,7 +394,7 @@ fn changed_row_is_damage() {
         ),
     ];
     for (name, damage, use_row) in damages {
-        let Store { outbox, folder } = store();
+        let TestStore { outbox, folder } = store();
         let mut one = group(&outbox, 3);
         one.checkpoints.insert(key("a"), Some(row("a")));
         outbox.commit(&one).unwrap();
@@ -416,7 +416,7 @@ fn changed_row_is_damage() {
 /// Regression: a flipped bit in the schema version prevented every further start.
 #[test]
 fn changed_schema_version_is_damage() {
-    let Store { outbox, folder } = store();
+    let TestStore { outbox, folder } = store();
     drop(outbox);
     let path = folder.path().join("outbox.redb");
     change(&path, |transaction| {
@@ -459,8 +459,8 @@ fn store_moved_aside_before_a_kill_is_reported() {
 #[cfg(unix)]
 #[test]
 fn deleted_or_replaced_file_is_damage() {
-    type Change = fn(&Path);
-    let changes: [(&str, Change); 2] = [
+    type Modification = fn(&Path);
+    let changes: [(&str, Modification); 2] = [
         ("was deleted or moved", |path| fs::remove_file(path).unwrap()),
         ("was replaced by another", |path| {
             fs::copy(path, path.with_extension("copy")).unwrap();
@@ -468,7 +468,7 @@ fn deleted_or_replaced_file_is_damage() {
         }),
     ];
     for (word, change) in changes {
-        let Store { outbox, folder } = store();
+        let TestStore { outbox, folder } = store();
         commit(&outbox, 1);
         outbox.check_file().unwrap();
         change(&folder.path().join("outbox.redb"));

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     super::{
-        rows::{CreationReport, State},
+        rows::{CreationReport, OutboxState},
         tables::SCHEMA,
     },
     *,
@@ -33,7 +33,7 @@ fn members(row: &impl Serialize) -> BTreeSet<String> {
 
 #[test]
 fn format_document_lists_every_table() {
-    let Store { outbox, folder } = store();
+    let TestStore { outbox, folder } = store();
     drop(outbox);
     let database = builder().open(folder.path().join("outbox.redb")).unwrap();
     let transaction = database.begin_read().unwrap();
@@ -51,7 +51,7 @@ fn format_document_lists_every_table() {
 fn format_document_lists_every_member() {
     let point = ChainPoint { seq: 1, hash: Digest::ZERO };
     let creation = CreationReport { previous_epoch: None, damage: None };
-    let state = State { creation: Some(creation), ..State::new(String::new()) };
+    let state = OutboxState { creation: Some(creation), ..OutboxState::new(String::new()) };
     let cursor = Cursor {
         epoch: String::new(),
         acknowledged: point,

@@ -61,7 +61,7 @@ fn added_sink_starts_at_the_oldest_entry_or_at_the_end() {
     let first = commit(&store.outbox, 3);
     let second = commit(&store.outbox, 2);
     store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
-    let Store { outbox, folder } = store;
+    let TestStore { outbox, folder } = store;
     drop(outbox);
     let registration = |name: &str, start| SinkRegistration {
         name: name.into(),
