@@ -42,10 +42,10 @@ impl Outbox {
         }
         // One transaction, so that checkpoints and acknowledgements are of the same moment.
         self.read("back up the checkpoints of", |transaction| {
-            let Some((state, _)) = checksum::read_state(&transaction.open_table(META)?)? else {
+            let Some(row) = checksum::read_state(&transaction.open_table(META)?)? else {
                 return Ok(());
             };
-            let Some(state) = from_json::<OutboxState>(&state) else { return Ok(()) };
+            let Some(state) = from_json::<OutboxState>(&row.json) else { return Ok(()) };
             let cursors = read_cursors(&transaction.open_table(CURSORS)?)?;
             let last_seq = state.next_seq - 1;
             let slowest = slowest(&cursors).unwrap_or(last_seq).min(last_seq);

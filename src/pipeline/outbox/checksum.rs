@@ -78,15 +78,24 @@ pub(super) fn verify_json<T: DeserializeOwned>(
     from_json(verify(key, stored, kind)?).ok_or_else(|| corrupted(kind))
 }
 
-/// Returns the state row, and whether it has a checksum. Up to schema 2 it has none.
+/// The state row as it is stored.
+pub(super) struct StateRow {
+    pub(super) json: Vec<u8>,
+    /// Whether it has a checksum; up to schema 2 it has none.
+    pub(super) has_checksum: bool,
+}
+
+/// Returns the state row, after verifying its checksum if there is one.
 pub(super) fn read_state(
     meta: &impl ReadableTable<&'static str, &'static [u8]>,
-) -> Result<Option<(Vec<u8>, bool)>, redb::Error> {
+) -> Result<Option<StateRow>, redb::Error> {
     let Some(row) = meta.get(STATE)? else { return Ok(None) };
-    let row = row.value().to_vec();
+    let json = row.value().to_vec();
     match meta.get(STATE_CHECKSUM)? {
-        None => Ok(Some((row, false))),
-        Some(stored) if *stored.value() == state_checksum(&row) => Ok(Some((row, true))),
+        None => Ok(Some(StateRow { json, has_checksum: false })),
+        Some(stored) if *stored.value() == state_checksum(&json) => {
+            Ok(Some(StateRow { json, has_checksum: true }))
+        }
         Some(_) => Err(corrupted("the state row")),
     }
 }

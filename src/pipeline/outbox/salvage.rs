@@ -99,8 +99,10 @@ fn read_epoch(
     transaction: &ReadTransaction,
     salvaged: &mut SalvagedContents,
 ) -> Result<(), redb::Error> {
-    if let Some((row, true)) = checksum::read_state(&transaction.open_table(META)?)? {
-        salvaged.epoch = from_json::<OutboxState>(&row).map(|state| state.epoch);
+    if let Some(row) = checksum::read_state(&transaction.open_table(META)?)?
+        && row.has_checksum
+    {
+        salvaged.epoch = from_json::<OutboxState>(&row.json).map(|state| state.epoch);
     }
     Ok(())
 }

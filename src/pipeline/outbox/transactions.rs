@@ -11,7 +11,8 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::{
-    Head, Outbox, OutboxError, checksum,
+    Head, Outbox, OutboxError,
+    checksum::{self, StateRow},
     cursor_rows::{Acks, apply_acks},
     migrate,
     rows::{OutboxState, from_json, to_json},
@@ -118,16 +119,16 @@ impl Outbox {
             // entries that are lost.
             return Err(self.damaged("the file is empty"));
         }
-        if let Some((row, has_checksum)) = row {
-            let state = self.parse_state(&row, has_checksum)?;
+        if let Some(row) = row {
+            let state = self.parse_state(&row)?;
             self.set_state(current, state);
         }
         *database = Some(opened);
         Ok(existed)
     }
 
-    /// Opens the database; also returns the state row, and whether it has a checksum.
-    fn open_database(&self) -> Result<(Database, Option<(Vec<u8>, bool)>), redb::Error> {
+    /// Opens the database; also returns the state row.
+    fn open_database(&self) -> Result<(Database, Option<StateRow>), redb::Error> {
         let (opened, id) = (self.opener)()?;
         self.file().id = id;
         let row = match opened.begin_read()?.open_table(META) {
@@ -140,20 +141,20 @@ impl Outbox {
     }
 
     /// Parses the state row, the schema version first: a newer schema may have any other members.
-    fn parse_state(&self, row: &[u8], has_checksum: bool) -> Result<OutboxState, OutboxError> {
+    fn parse_state(&self, row: &StateRow) -> Result<OutboxState, OutboxError> {
         #[derive(Deserialize)]
         struct SchemaOnly {
             schema: u32,
         }
         const INVALID: &str = "the state row is invalid";
 
-        let Some(SchemaOnly { schema: found }) = from_json(row) else {
+        let Some(SchemaOnly { schema: found }) = from_json(&row.json) else {
             return Err(self.damaged(INVALID));
         };
         let state = match found {
-            1 => migrate::state_from_1(row),
-            migrate::LAST_WITHOUT_CHECKSUMS => from_json(row),
-            SCHEMA if has_checksum => from_json(row),
+            1 => migrate::state_from_1(&row.json),
+            migrate::LAST_WITHOUT_CHECKSUMS => from_json(&row.json),
+            SCHEMA if row.has_checksum => from_json(&row.json),
             0 | SCHEMA => None,
             newer => return Err(OutboxError::Newer { path: self.path.clone(), found: newer }),
         };
