@@ -1,7 +1,7 @@
-# Rolls ai-agent out on Windows. For Intune: a Win32 app with this script, ai-agent.exe, config.toml,
-# managed-settings.json, token and hmac-secret in one folder, installed as SYSTEM by
+# Installs ai-agent on Windows. For Intune: a Win32 app with this script, ai-agent.exe, config.toml,
+# managed-settings.json, token and hmac-secret in one folder, installed as SYSTEM with
 #   powershell.exe -NoProfile -ExecutionPolicy Bypass -File intune.ps1
-# Run again it upgrades in place. It writes no secret into a log.
+# Running it again upgrades the installation. It writes no secret into a log.
 #Requires -RunAsAdministrator
 $ErrorActionPreference = 'Stop'
 $from = $PSScriptRoot
@@ -10,7 +10,7 @@ $machine = Join-Path $env:ProgramData 'ai-agent'
 $exe = Join-Path $program 'ai-agent.exe'
 $task = 'ai-agent'
 
-# A task that runs holds the program.
+# A running task locks the program file.
 if (Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue) {
     Stop-ScheduledTask -TaskName $task
     Get-Process -Name 'ai-agent' -ErrorAction SilentlyContinue |
@@ -18,7 +18,7 @@ if (Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue) {
 }
 New-Item -ItemType Directory -Force -Path $program, $machine | Out-Null
 
-# %ProgramData% lets every user make files and folders, even this one: here only administrators may.
+# In %ProgramData% every user may create files and folders, even this one: restrict it to administrators.
 # S-1-5-18 is SYSTEM, S-1-5-32-544 the administrators, S-1-5-32-545 the users, in every language.
 icacls.exe $machine /setowner '*S-1-5-32-544' /T | Out-Null
 icacls.exe $machine /inheritance:r /grant '*S-1-5-18:(OI)(CI)F' '*S-1-5-32-544:(OI)(CI)F' '*S-1-5-32-545:(OI)(CI)RX' | Out-Null
@@ -28,7 +28,7 @@ Copy-Item -Force (Join-Path $from 'ai-agent.exe') $exe
 foreach ($name in 'token', 'hmac-secret') {
     $secret = Join-Path $machine $name
     Copy-Item -Force (Join-Path $from $name) $secret
-    # One that a user made here before keeps its own rules, and the agent would refuse it.
+    # A file created here by a user before keeps its own access rules, and the agent would refuse it.
     icacls.exe $secret /reset | Out-Null
     if ($LASTEXITCODE -ne 0) { throw "icacls failed on $secret" }
 }
@@ -40,10 +40,10 @@ $config = $config.Replace('/etc/ai-agent/', $machine.Replace('\', '/') + '/')
 $new = Join-Path $machine 'config.toml.new'
 [IO.File]::WriteAllText($new, $config, $utf8)
 & $exe config check $new
-if ($LASTEXITCODE -ne 0) { Remove-Item $new; throw 'config.toml is wrong: the one in force stays' }
+if ($LASTEXITCODE -ne 0) { Remove-Item $new; throw 'config.toml is invalid: the current file is unchanged' }
 Move-Item -Force $new (Join-Path $machine 'config.toml')
 
-# Claude Code's hooks, without a shell: Windows may have none that understands $HOME.
+# Claude Code's hooks run without a shell: Windows may have none that expands $HOME.
 $settings = [IO.File]::ReadAllText((Join-Path $from 'managed-settings.json')) | ConvertFrom-Json
 foreach ($hook in 'SessionStart', 'UserPromptSubmit') {
     $call = $settings.hooks.$hook[0].hooks[0]
@@ -55,13 +55,13 @@ New-Item -ItemType Directory -Force -Path $folder | Out-Null
 $json = $settings | ConvertTo-Json -Depth 8
 [IO.File]::WriteAllText((Join-Path $folder '50-ai-agent.json'), $json, $utf8)
 
-# One task for all users, each in their own session and with their own rights. conhost keeps the
-# console window away.
+# One task for all users, each in their own session and with their own rights. conhost hides the console
+# window.
 $action = New-ScheduledTaskAction -Execute "$env:SystemRoot\System32\conhost.exe" `
     -Argument "--headless `"$exe`" run"
 $trigger = New-ScheduledTaskTrigger -AtLogOn
-# Again every five minutes, for one that somebody ended: where it runs, the second one finds its state
-# taken and ends.
+# Starts the agent again every five minutes, in case a user ended it: if it is running, the second one
+# finds the state directory locked and ends.
 $trigger.Repetition = (New-ScheduledTaskTrigger -Once -At (Get-Date) `
     -RepetitionInterval (New-TimeSpan -Minutes 5)).Repetition
 $principal = New-ScheduledTaskPrincipal -GroupId 'S-1-5-32-545' -RunLevel Limited
@@ -70,5 +70,5 @@ $options = New-ScheduledTaskSettingsSet -MultipleInstances Parallel -AllowStartI
     -RestartCount 999 -RestartInterval (New-TimeSpan -Minutes 1) -Priority 5
 Register-ScheduledTask -Force -TaskName $task -Action $action -Trigger $trigger `
     -Principal $principal -Settings $options | Out-Null
-# For who is signed in now; it fails where nobody is.
+# Starts the agent for the user who is signed in; fails if there is none.
 Start-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue

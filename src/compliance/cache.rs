@@ -28,7 +28,8 @@ const SETTLED: Duration = Duration::from_secs(2);
 struct Row {
     path: PathBuf,
     stamp: Stamp,
-    standing: SignInState,
+    #[serde(rename = "standing")]
+    state: SignInState,
 }
 
 /// Same as [`read_sign_in_state`], with a cache in `state_dir`.
@@ -42,21 +43,21 @@ pub fn read_sign_in_state_cached(path: &Path, state_dir: &Path, now: Timestamp) 
         && row.stamp == stamp
         && row.path == path
     {
-        return row.standing;
+        return row.state;
     }
-    let standing = read_sign_in_state(path);
+    let state = read_sign_in_state(path);
     // A file that changed meanwhile, or a moment ago, is read again next time.
     if is_settled(&stamp, now) && self::stamp(path) == Some(stamp) {
-        let row = Row { path: path.to_owned(), stamp, standing: standing.clone() };
+        let row = Row { path: path.to_owned(), stamp, state: state.clone() };
         // A missing cache costs time only.
         drop(write(&cache, &row));
     }
-    standing
+    state
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {
-    let sight = file::inspect(&path.canonicalize().ok()?).ok()?;
-    (sight.kind == file::FileKind::File).then_some(sight.stamp)
+    let info = file::inspect(&path.canonicalize().ok()?).ok()?;
+    (info.kind == file::FileKind::File).then_some(info.stamp)
 }
 
 fn is_settled(stamp: &Stamp, now: Timestamp) -> bool {
@@ -95,8 +96,8 @@ mod tests {
     /// Long after any file was written.
     const LATER: Timestamp = Timestamp(1 << 42);
 
-    fn email(standing: SignInState) -> Option<String> {
-        match standing {
+    fn email(state: SignInState) -> Option<String> {
+        match state {
             SignInState::SignedIn(SignedInAccount { email, .. }) => email,
             _ => None,
         }
@@ -141,12 +142,12 @@ mod tests {
         fs::write(&one, content("a@b.c")).unwrap();
         fs::write(&other, content("b@b.c")).unwrap();
         let stamp = stamp(&one).unwrap();
-        let standing = SignInState::SignedIn(SignedInAccount {
+        let state = SignInState::SignedIn(SignedInAccount {
             email: Some("x".into()),
             ..SignedInAccount::default()
         });
         let cache = folder.path().join(FILE);
-        write(&cache, &Row { path: one.clone(), stamp, standing }).unwrap();
+        write(&cache, &Row { path: one.clone(), stamp, state }).unwrap();
         let look =
             |path: &Path| email(read_sign_in_state_cached(path, folder.path(), LATER)).unwrap();
         assert_eq!(look(&one), "x", "the cache is used");

@@ -78,9 +78,9 @@ pub fn install(text: &str, program: &str) -> Result<String, SettingsError> {
                 // path of the program.
                 if arguments_of(&entry).is_empty()
                     && text_of(&entry, "command").as_deref() != Some(&*command)
-                    && let Some(place) = entry.get("command")
+                    && let Some(property) = entry.get("command")
                 {
-                    place.set_value(CstInputValue::String(command));
+                    property.set_value(CstInputValue::String(command));
                 }
             }
             None => {
@@ -362,8 +362,8 @@ mod tests {
             (r#"{"hooks":{"SessionStart":{}}}"#, "`hooks.SessionStart` is not a list"),
             (r#"{"hooks":{"Stop":[1]},"hooks":{}}"#, "cannot edit only"),
         ] {
-            let said = install(text, PROGRAM).unwrap_err().to_string();
-            assert!(said.contains(words), "{text}: {said}");
+            let error = install(text, PROGRAM).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
         }
     }
 

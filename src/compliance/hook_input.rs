@@ -53,7 +53,7 @@ impl<'de> Visitor<'de> for Members<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
         while let Some(name) = members.next_key::<String>()? {
-            let place = match name.as_str() {
+            let member = match name.as_str() {
                 "session_id" => &mut self.0.session_id,
                 "transcript_path" => {
                     self.0.transcript_path = text(&members.next_value()?).map(PathBuf::from);
@@ -66,7 +66,7 @@ impl<'de> Visitor<'de> for Members<'_> {
                     continue;
                 }
             };
-            *place = text(&members.next_value()?);
+            *member = text(&members.next_value()?);
         }
         Ok(())
     }

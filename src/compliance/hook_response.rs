@@ -88,7 +88,7 @@ impl HookResponse {
     /// Returns the response to `hook`.
     #[must_use]
     pub fn new(hook: Hook, evaluation: &Evaluation, policy: &Compliance) -> Self {
-        let banner = policy.banner.as_deref().map(shown).filter(|banner| !banner.is_empty());
+        let banner = policy.banner.as_deref().map(printable).filter(|banner| !banner.is_empty());
         if !evaluation.is_violation() {
             let output = match (hook, banner) {
                 (Hook::SessionStart, Some(banner)) => {
@@ -96,7 +96,7 @@ impl HookResponse {
                 }
                 _ => String::new(),
             };
-            return Self::said(Decision::Allowed, output);
+            return Self::with_stdout(Decision::Allowed, output);
         }
         let message = message(evaluation, policy);
         if policy.action == Some(Action::Block) {
@@ -113,13 +113,13 @@ impl HookResponse {
             }
             Hook::UserPromptSubmit => json!({ "hookSpecificOutput": context }),
         };
-        Self::said(Decision::Warned, output.to_string())
+        Self::with_stdout(Decision::Warned, output.to_string())
     }
 
     /// Returns a response that lets the prompt through without output.
     #[must_use]
     pub fn nothing() -> Self {
-        Self::said(Decision::Allowed, String::new())
+        Self::with_stdout(Decision::Allowed, String::new())
     }
 
     /// Returns a response that blocks with a message of full sentences.
@@ -128,7 +128,7 @@ impl HookResponse {
         Self { decision: Decision::Blocked, stdout: String::new(), stderr: cut(message) }
     }
 
-    fn said(decision: Decision, stdout: String) -> Self {
+    fn with_stdout(decision: Decision, stdout: String) -> Self {
         Self { decision, stdout, stderr: String::new() }
     }
 
@@ -143,7 +143,7 @@ impl HookResponse {
 /// Returns the message to the user: what is wrong, which policy says so, and what to do.
 #[must_use]
 pub fn message(evaluation: &Evaluation, policy: &Compliance) -> String {
-    let own = policy.violation_message.as_deref().map(shown).filter(|own| !own.is_empty());
+    let own = policy.violation_message.as_deref().map(printable).filter(|own| !own.is_empty());
     let own = own.unwrap_or_else(|| {
         "Your organisation does not permit the account that Claude Code uses.".to_owned()
     });
@@ -163,7 +163,7 @@ struct Sentence<'a>(&'a PolicyFinding);
 impl fmt::Display for Sentence<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let PolicyFinding { rule, found, permitted } = self.0;
-        let (found, permitted) = (shown(found), Permitted(permitted));
+        let (found, permitted) = (printable(found), Permitted(permitted));
         match rule.as_str() {
             violation::EMAIL_DOMAIN => write!(
                 f,
@@ -189,7 +189,7 @@ struct Permitted<'a>(&'a [String]);
 
 impl fmt::Display for Permitted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named: Vec<String> = self.0.iter().take(NAMED).map(|name| shown(name)).collect();
+        let named: Vec<String> = self.0.iter().take(NAMED).map(|name| printable(name)).collect();
         f.write_str(&named.join(", "))?;
         match self.0.len().saturating_sub(NAMED) {
             0 => Ok(()),
@@ -199,7 +199,7 @@ impl fmt::Display for Permitted<'_> {
 }
 
 /// Removes control characters from text of a file or a server, so that a terminal can show it.
-fn shown(text: &str) -> String {
+fn printable(text: &str) -> String {
     let is_shown = |symbol: &char| !symbol.is_control() || *symbol == '\n';
     text.trim().chars().filter(is_shown).collect()
 }
@@ -295,16 +295,16 @@ mod tests {
         };
         let who =
             SignedInAccount { organization: Some("mine".into()), ..SignedInAccount::default() };
-        let said = |standing| message(&super::super::policy::evaluate(&standing, &bare), &bare);
+        let text = |state| message(&super::super::policy::evaluate(&state, &bare), &bare);
         assert_eq!(
-            said(SignInState::SignedIn(who)),
+            text(SignInState::SignedIn(who)),
             "Your organisation does not permit the account that Claude Code uses.\nClaude Code is \
              signed in for the organisation mine; your organisation's policy permits org-1, org-2, \
              org-3, org-4, org-5 and 3 more.\nSign in with a permitted account: `/login` in Claude \
              Code."
         );
         assert_eq!(
-            said(SignInState::Key("ANTHROPIC_API_KEY".into())),
+            text(SignInState::Key("ANTHROPIC_API_KEY".into())),
             "Your organisation does not permit the account that Claude Code uses.\nClaude Code uses \
              ANTHROPIC_API_KEY instead of an account; your organisation's policy requires an \
              account.\nUnset that variable and sign in with a permitted account: `/login` in Claude \
@@ -316,12 +316,12 @@ mod tests {
     #[test]
     fn response_has_no_control_characters_and_a_limited_length() {
         let mut policy = policy(Some(Action::Block));
-        let (said, _) = answer(Hook::UserPromptSubmit, "\u{1b}[2Jme\u{7}@gmail.com\r", &policy);
-        assert!(said.stderr.contains("as [2Jme@gmail.com;"), "{}", said.stderr);
+        let (response, _) = answer(Hook::UserPromptSubmit, "\u{1b}[2Jme\u{7}@gmail.com\r", &policy);
+        assert!(response.stderr.contains("as [2Jme@gmail.com;"), "{}", response.stderr);
         policy.violation_message = Some("ü".repeat(20_000));
         policy.banner = Some("ü".repeat(20_000));
-        let (said, _) = answer(Hook::UserPromptSubmit, "me@gmail.com", &policy);
-        assert!(said.stderr.chars().count() < 10_000);
+        let (response, _) = answer(Hook::UserPromptSubmit, "me@gmail.com", &policy);
+        assert!(response.stderr.chars().count() < 10_000);
         policy.action = None;
         let (_, json) = answer(Hook::SessionStart, "me@gmail.com", &policy);
         assert!(json["systemMessage"].as_str().unwrap().chars().count() < 10_000);

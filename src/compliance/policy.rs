@@ -51,12 +51,12 @@ impl Evaluation {
 
 /// Evaluates an account.
 #[must_use]
-pub fn evaluate(standing: &SignInState, policy: &Compliance) -> Evaluation {
+pub fn evaluate(state: &SignInState, policy: &Compliance) -> Evaluation {
     let domains = Rule::new(violation::EMAIL_DOMAIN, policy.permitted_email_domains.as_ref());
     let organizations = Rule::new(violation::ORG_ID, policy.permitted_org_ids.as_ref());
     let rules = [domains, organizations].into_iter().flatten();
     let mut evaluation = Evaluation::default();
-    match standing {
+    match state {
         SignInState::SignedIn(who) => rules.for_each(|rule| rule.evaluate(who, &mut evaluation)),
         SignInState::Unknown(why) => {
             evaluation.unknown.extend(rules.map(|rule| rule.unknown(why.clone())));
@@ -171,8 +171,8 @@ mod tests {
         SignInState::SignedIn(SignedInAccount { email, organization, account: None })
     }
 
-    fn broken(standing: &SignInState, policy: &Compliance) -> Vec<String> {
-        evaluate(standing, policy).violations.into_iter().map(|finding| finding.rule).collect()
+    fn broken(state: &SignInState, policy: &Compliance) -> Vec<String> {
+        evaluate(state, policy).violations.into_iter().map(|finding| finding.rule).collect()
     }
 
     #[test]
@@ -243,8 +243,8 @@ mod tests {
             permitted_org_ids: list(&["o1"]),
             ..Compliance::default()
         };
-        let rules = |standing: &SignInState| {
-            let evaluation = evaluate(standing, &policy);
+        let rules = |state: &SignInState| {
+            let evaluation = evaluate(state, &policy);
             let unknown = evaluation.unknown.into_iter().map(|unknown| unknown.rule);
             (evaluation.violations.len(), unknown.collect::<Vec<_>>())
         };

@@ -103,8 +103,8 @@ impl StoredPolicy {
         if let Err(source) = file.take(MOST).read_to_end(&mut bytes) {
             return Err(PolicyFileError::Read { path, source });
         }
-        let kept = serde_json::from_slice(&bytes);
-        kept.map(Some).map_err(|source| PolicyFileError::Content { path, source })
+        let policy = serde_json::from_slice(&bytes);
+        policy.map(Some).map_err(|source| PolicyFileError::Content { path, source })
     }
 }
 
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use crate::platform::{Environment, Os};
 
-    fn kept(banner: &str) -> StoredPolicy {
+    fn stored(banner: &str) -> StoredPolicy {
         let compliance = Compliance { banner: Some(banner.into()), ..Compliance::default() };
         StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(7) }
     }
@@ -175,15 +175,15 @@ mod tests {
         let elsewhere = tempfile::tempdir().unwrap();
         let of_hook = paths(home.path(), &[("XDG_STATE_HOME", Path::new("/nowhere"))]);
         assert_eq!(find(&of_hook).unwrap(), None);
-        kept("moved").write(elsewhere.path()).unwrap();
+        stored("moved").write(elsewhere.path()).unwrap();
         assert_eq!(find(&of_hook).unwrap(), None);
         point_to(elsewhere.path(), &paths(home.path(), &[])).unwrap();
         let found = find(&of_hook).unwrap().unwrap();
-        assert_eq!((found.policy, found.state_dir), (kept("moved"), elsewhere.path().to_owned()));
+        assert_eq!((found.policy, found.state_dir), (stored("moved"), elsewhere.path().to_owned()));
         // Moved back, while the pointer still exists.
-        kept("default").write(of_hook.pointer.parent().unwrap()).unwrap();
+        stored("default").write(of_hook.pointer.parent().unwrap()).unwrap();
         fs::remove_file(elsewhere.path().join(FILE)).unwrap();
-        assert_eq!(find(&of_hook).unwrap().unwrap().policy, kept("default"));
+        assert_eq!(find(&of_hook).unwrap().unwrap().policy, stored("default"));
         point_to(elsewhere.path(), &of_hook).unwrap();
     }
 
@@ -198,8 +198,8 @@ mod tests {
             let error = find(&paths).unwrap_err();
             assert!(matches!(error, PolicyFileError::Content { .. }), "{odd}");
         }
-        kept("other").write(paths.pointer.parent().unwrap()).unwrap();
-        assert_eq!(find(&paths).unwrap().unwrap().policy, kept("other"));
+        stored("other").write(paths.pointer.parent().unwrap()).unwrap();
+        assert_eq!(find(&paths).unwrap().unwrap().policy, stored("other"));
         fs::remove_file(elsewhere.path().join(FILE)).unwrap();
         fs::create_dir(elsewhere.path().join(FILE)).unwrap();
         fs::remove_file(paths.pointer.parent().unwrap().join(FILE)).unwrap();

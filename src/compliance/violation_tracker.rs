@@ -27,7 +27,8 @@ const AGAIN: Duration = Duration::from_secs(24 * 3600);
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ViolationTracker {
     /// Violations by program and file, and by rule.
-    standing: BTreeMap<String, BTreeMap<String, ReportedViolation>>,
+    #[serde(rename = "standing")]
+    violations: BTreeMap<String, BTreeMap<String, ReportedViolation>>,
 }
 
 /// Violation that was reported.
@@ -52,7 +53,7 @@ impl ViolationTracker {
         }
         // A program that was removed is in violation no longer, and nothing was found to restore.
         let is_there = |key: &String| accounts.iter().any(|account| key_of(account) == *key);
-        self.standing.retain(|key, rules| is_there(key) && !rules.is_empty());
+        self.violations.retain(|key, rules| is_there(key) && !rules.is_empty());
         events
     }
 
@@ -64,18 +65,20 @@ impl ViolationTracker {
         now: Timestamp,
         events: &mut Vec<Event>,
     ) {
-        let standing = self.standing.entry(key_of(account)).or_default();
+        let violations = self.violations.entry(key_of(account)).or_default();
         let acted_on = evaluation.violations.iter().map(|finding| (finding, true));
         let noted = evaluation.remarks.iter().map(|finding| (finding, false));
         for (finding, is_acted_on) in acted_on.chain(noted) {
-            let known = standing.get(&finding.rule);
-            let is_new = known.is_none_or(|said| {
+            let known = violations.get(&finding.rule);
+            let is_new = known.is_none_or(|reported| {
                 // A clock that was set back must not suppress reports for years.
-                said.found != finding.found || now < said.at || now.since(said.at) >= AGAIN
+                reported.found != finding.found
+                    || now < reported.at
+                    || now.since(reported.at) >= AGAIN
             });
             if is_new {
-                let said = ReportedViolation { found: finding.found.clone(), at: now };
-                standing.insert(finding.rule.clone(), said);
+                let reported = ReportedViolation { found: finding.found.clone(), at: now };
+                violations.insert(finding.rule.clone(), reported);
                 events.push(violation_of(account, finding, policy, is_acted_on));
             }
         }
@@ -87,10 +90,10 @@ impl ViolationTracker {
                 rule == violation::NO_ACCOUNT && matches!(account.state, SignInState::Unknown(_));
             is_unknown || is_hidden || found.any(|finding| finding.rule == rule)
         };
-        standing.retain(|rule, said| {
+        violations.retain(|rule, reported| {
             let lasts = lasts(rule);
             if !lasts {
-                events.push(restored(account, rule, said));
+                events.push(restored(account, rule, reported));
             }
             lasts
         });
@@ -124,13 +127,13 @@ fn violation_of(
     violation.into()
 }
 
-fn restored(account: &Account, rule: &str, said: &ReportedViolation) -> Event {
+fn restored(account: &Account, rule: &str, reported: &ReportedViolation) -> Event {
     let restored = AgentEvent::ComplianceRestored {
         violation: rule.to_owned(),
         program: account.source.to_owned(),
         file: account.path.to_string_lossy().into_owned(),
         who: identity(account),
-        found_before: said.found.clone(),
+        found_before: reported.found.clone(),
     };
     restored.into()
 }
@@ -152,8 +155,8 @@ mod tests {
 
     const DAY: u64 = 24 * 3600 * 1000;
 
-    fn account(standing: SignInState) -> [Account; 1] {
-        [Account { source: source::CLAUDE_CODE, path: "/h/.claude.json".into(), state: standing }]
+    fn account(state: SignInState) -> [Account; 1] {
+        [Account { source: source::CLAUDE_CODE, path: "/h/.claude.json".into(), state }]
     }
 
     fn who(email: &str) -> [Account; 1] {
@@ -178,8 +181,8 @@ mod tests {
         let mut reported = ViolationTracker::default();
         let mut at = |accounts: &[Account], now| {
             // The state is stored across a restart.
-            let kept = serde_json::to_string(&reported).unwrap();
-            reported = serde_json::from_str(&kept).unwrap();
+            let stored = serde_json::to_string(&reported).unwrap();
+            reported = serde_json::from_str(&stored).unwrap();
             reported.observe(accounts, &policy(), Timestamp(now))
         };
         assert_eq!(names(&at(&who("me@company.com"), 0)), [""; 0]);

@@ -1,4 +1,4 @@
-//! The rules of the configuration, through [`load`].
+//! Tests of whole configurations, through [`load`].
 
 mod credentials;
 mod errors;
@@ -20,7 +20,7 @@ use siem_protocol::{
 use super::*;
 use crate::platform::{Environment, InstalledPaths, Paths, secure_file};
 
-/// A machine with a home directory, on which tests write configuration files.
+/// Machine with a home directory in which tests write configuration files.
 struct Machine {
     dir: tempfile::TempDir,
     paths: Paths,
@@ -97,7 +97,7 @@ impl Machine {
         self.load().unwrap().settings
     }
 
-    /// The error, with `DIR` for the directory that changes from run to run, and `/` in paths.
+    /// Returns the error, with `DIR` for the temporary directory and `/` in paths.
     fn error(&self) -> String {
         self.plain(&self.load().unwrap_err().to_string())
     }
@@ -133,7 +133,7 @@ mod defaults {
     use super::*;
 
     #[test]
-    fn decide_everything() {
+    fn defaults_decide_every_setting() {
         let machine = Machine::new();
         let loaded = machine.load().unwrap();
         assert_eq!(loaded.warnings, Vec::<String>::new());
@@ -158,9 +158,9 @@ mod defaults {
         assert_eq!(off, ["sidechain", "meta", "tool-call"]);
     }
 
-    /// Every option stands in the file: as itself, or as a comment where it has no default.
+    /// Every option is in the file, as a comment if it has no default.
     #[test]
-    fn show_every_key() {
+    fn default_file_contains_every_key() {
         let schema = serde_json::to_value(schemars::schema_for!(settings::Tables)).unwrap();
         let tables = schema["properties"].as_object().unwrap();
         let mut checked = 0;
@@ -182,9 +182,9 @@ mod defaults {
         assert_eq!(checked, 22);
     }
 
-    /// What a comment offers must be right when somebody uncomments it.
+    /// A value in a comment must be valid when it is uncommented.
     #[test]
-    fn are_still_right_with_every_comment_in_force() {
+    fn default_file_is_valid_with_every_comment_removed() {
         let uncommented = |line: &str| match line.strip_prefix("# ") {
             Some(header) if header.starts_with("[[") => header.to_owned(),
             Some(rest) if rest.split_once(" = ").is_some_and(|(k, _)| !k.contains(' ')) => {
@@ -212,7 +212,7 @@ mod filters {
                       [filter.tool-call]\nenabled = true\n[filter.mine]\n";
 
     #[test]
-    fn those_that_the_list_omits_run_first() {
+    fn omitted_built_in_filters_run_first() {
         let machine = user(&format!("pipeline.filters = [\"mine\", \"meta\", \"dedupe\"]\n{ON}"));
         let expected =
             ["compact", "ignore-types", "sidechain", "tool-call", "mine", "meta", "dedupe"];
@@ -220,13 +220,13 @@ mod filters {
     }
 
     #[test]
-    fn an_empty_list_still_runs_all_six() {
+    fn empty_list_still_runs_the_built_in_filters() {
         let machine = user(&format!("pipeline.filters = []\n{ON}"));
         assert_eq!(names(&machine.settings().pipeline.filters), BUILT_IN_FILTERS);
     }
 
     #[test]
-    fn compact_and_dedupe_are_always_on() {
+    fn compact_and_dedupe_cannot_be_disabled() {
         for name in ALWAYS_ON {
             let error = user(&format!("[filter.{name}]\nenabled = false")).error();
             assert_eq!(
@@ -242,7 +242,7 @@ mod filters {
     }
 
     #[test]
-    fn built_in_ones_keep_their_type() {
+    fn built_in_filters_keep_their_type() {
         for name in BUILT_IN_FILTERS {
             let error = user(&format!("[filter.{name}]\ntype = \"mask\"")).error();
             assert_eq!(
@@ -257,7 +257,7 @@ mod filters {
     }
 
     #[test]
-    fn a_second_instance_of_a_type_has_a_name_of_its_own() {
+    fn second_instance_of_a_type_has_its_own_name() {
         let settings = user(
             "pipeline.filters = [\"noise\"]\n[filter.noise]\ntype = \"ignore-types\"\n\
              types = [\"x\"]",
@@ -269,7 +269,7 @@ mod filters {
     }
 
     #[test]
-    fn a_name_without_a_table_is_its_type() {
+    fn name_without_table_is_its_type() {
         let settings = user("pipeline.enrichers = [\"host\", \"labels\"]").settings();
         let labels = stage(&settings.pipeline.enrichers, "labels");
         assert_eq!(labels.stage, "labels");
@@ -281,7 +281,7 @@ mod warnings {
     use super::*;
 
     #[test]
-    fn a_variable_that_nothing_reads() {
+    fn unknown_variable_is_a_warning_with_a_suggestion() {
         let machine = Machine::new()
             .variable("CLAUDE_SIEM_TOKN", "s3cr3t")
             .variable("CLAUDE_SIEM_COLOUR", "x")
@@ -297,7 +297,7 @@ mod warnings {
     }
 
     #[test]
-    fn a_table_that_no_list_names() {
+    fn table_that_no_list_contains_is_a_warning() {
         let machine = user("[filter.mine]\nx = 1\n[enricher.labels]\nteam = \"x\"");
         assert_eq!(
             machine.warnings(),
@@ -311,12 +311,12 @@ mod warnings {
     }
 
     #[test]
-    fn a_table_of_the_defaults_may_be_left_out() {
+    fn unlisted_table_of_the_defaults_is_no_warning() {
         assert_eq!(user("pipeline.sinks = [\"stdout\"]").warnings(), Vec::<String>::new());
     }
 
     #[test]
-    fn a_short_secret() {
+    fn short_secret_is_a_warning() {
         let machine = Machine::new().variable("CLAUDE_SIEM_TOKEN", "fifteen-bytes-x");
         assert_eq!(
             machine.warnings(),
@@ -328,7 +328,7 @@ mod warnings {
 
     #[cfg(unix)]
     #[test]
-    fn a_secret_in_a_file_that_all_can_read() {
+    fn secret_in_a_file_readable_by_all_is_a_warning() {
         use std::os::unix::fs::PermissionsExt as _;
 
         let machine = user("[sink.siem]\ntoken = \"a-token-of-16-bytes\"");
@@ -353,7 +353,7 @@ mod delivery {
     }
 
     #[test]
-    fn one_error_names_all_that_is_missing() {
+    fn one_error_lists_all_missing_settings() {
         let expected = "cannot deliver without the HMAC secret, the endpoint and the token\n  \
             the endpoint: set CLAUDE_SIEM_ENDPOINT, or set `endpoint` under `[sink.siem]`\n  \
             the token: set CLAUDE_SIEM_TOKEN, or set `token` or `token_file` under \
@@ -365,7 +365,7 @@ mod delivery {
     }
 
     #[test]
-    fn what_is_given_is_not_named() {
+    fn settings_that_are_set_are_not_listed() {
         let machine = user("[sink.siem]\ntoken_file = \"/t\"\nendpoint = \" \"")
             .variable("CLAUDE_SIEM_HMAC_SECRET", "a-secret-of-16-bytes");
         let error = missing(&machine).unwrap();
@@ -375,7 +375,7 @@ mod delivery {
     }
 
     #[test]
-    fn a_sink_with_another_name_has_no_variables() {
+    fn sink_with_another_name_has_no_variables() {
         let machine =
             user("pipeline.sinks = [\"main\"]\n[sink.main]\ntype = \"http-siem\"\ntoken = \"x\"");
         let error = missing(&machine).unwrap();
@@ -384,12 +384,12 @@ mod delivery {
     }
 
     #[test]
-    fn other_sinks_need_nothing() {
+    fn other_sink_types_require_nothing() {
         assert_eq!(missing(&user("pipeline.sinks = [\"stdout\"]")), None);
     }
 
     #[test]
-    fn the_higher_of_a_secret_and_its_file_stays() {
+    fn later_layer_decides_between_secret_and_file() {
         let token = |machine: Machine| {
             let options = machine.settings().pipeline.sinks[0].options.clone();
             (options.get("token").is_some(), options.get("token_file").is_some())
@@ -416,7 +416,7 @@ mod hash {
     }
 
     #[test]
-    fn is_of_what_decides_about_records() {
+    fn hash_depends_on_what_decides_about_records() {
         let default = hash("");
         assert_ne!(hash("filter.ignore-types.types = [\"x\"]"), default);
         assert_ne!(hash("filter.meta.enabled = true"), default);
@@ -431,7 +431,7 @@ mod hash {
     }
 
     #[test]
-    fn is_of_nothing_else() {
+    fn hash_depends_on_nothing_else() {
         let default = hash("");
         assert_eq!(hash("shipping.batch_size = 3"), default);
         assert_eq!(hash("[sink.siem]\nendpoint = \"https://x\""), default);
@@ -443,9 +443,9 @@ mod hash {
         assert_eq!(options("token = \"x\""), options("token = \"y\""));
     }
 
-    /// A receiver sees by this value who judges alike, over versions: a change of it must be meant.
+    /// A receiver compares this value across versions: it may change only on purpose.
     #[test]
-    fn keeps_its_value() {
+    fn hash_of_the_defaults_is_stable() {
         assert_eq!(
             hash("").to_string(),
             "dce4ce27e2fc9c5c30a310531c3caf604e3112cbd841f618bbab0962fb3f29b4"

@@ -99,7 +99,7 @@ impl DirectoryWatcher {
         self.roots.retain(|known, _| roots.contains(&known.as_path()));
         let mut result = Ok(());
         for root in roots {
-            let id = file::inspect(root).ok().and_then(|sight| sight.stamp.id);
+            let id = file::inspect(root).ok().and_then(|info| info.stamp.id);
             if self.roots.get(*root) == Some(&id) {
                 continue;
             }

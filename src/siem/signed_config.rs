@@ -78,12 +78,12 @@ mod tests {
         assert_eq!(SignedConfig::load(dir.path()).unwrap(), None);
         answer("{}").save(dir.path()).unwrap();
         answer("{\"version\":1}").save(dir.path()).unwrap();
-        let mut kept = SignedConfig::load(dir.path()).unwrap().unwrap();
-        assert_eq!(kept, answer("{\"version\":1}"));
-        assert!(kept.is_signed_with(&Secret::new("secret").unwrap()));
-        assert!(!kept.is_signed_with(&Secret::new("another").unwrap()));
-        kept.body.push(' ');
-        assert!(!kept.is_signed_with(&Secret::new("secret").unwrap()));
+        let mut loaded = SignedConfig::load(dir.path()).unwrap().unwrap();
+        assert_eq!(loaded, answer("{\"version\":1}"));
+        assert!(loaded.is_signed_with(&Secret::new("secret").unwrap()));
+        assert!(!loaded.is_signed_with(&Secret::new("another").unwrap()));
+        loaded.body.push(' ');
+        assert!(!loaded.is_signed_with(&Secret::new("secret").unwrap()));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no other file is left");
     }
 

@@ -1,7 +1,7 @@
-//! Secrets that systemd hands over.
+//! Secrets passed by systemd.
 
 use super::*;
-/// A machine whose unit has these credentials, all with the text `s3cr3t`.
+/// Returns a machine whose unit has these credentials, all with the content `s3cr3t`.
 fn given(names: &[&str], text: &str) -> Machine {
     let mut machine = Machine::new().user(text);
     fs::create_dir(machine.path("credentials")).unwrap();
@@ -12,7 +12,7 @@ fn given(names: &[&str], text: &str) -> Machine {
     machine.variable("CREDENTIALS_DIRECTORY", &directory)
 }
 
-/// The option of `[sink.siem]` as it is in force, with its location.
+/// Returns the value of an option of `[sink.siem]`, and its location.
 fn siem(machine: &Machine, option: &str) -> Option<(String, String)> {
     let loaded = machine.load().unwrap();
     let sink = stage(&loaded.settings.pipeline.sinks, "siem");
@@ -23,7 +23,7 @@ fn siem(machine: &Machine, option: &str) -> Option<(String, String)> {
 }
 
 #[test]
-fn are_the_files_of_their_sink_by_name() {
+fn credential_sets_the_file_of_its_sink() {
     let both = "pipeline.sinks = [\"siem\", \"archive\"]\n[sink.archive]\ntype = \"http-siem\"";
     let names = ["ai-agent.siem.token", "ai-agent.siem.hmac-secret", "ai-agent.archive.token"];
     let machine = given(&[&names[..], &["another-program.token"]].concat(), both);
@@ -42,7 +42,7 @@ fn are_the_files_of_their_sink_by_name() {
 }
 
 #[test]
-fn count_where_nothing_else_says_it() {
+fn credential_is_overridden_by_every_other_layer() {
     let file = given(&["ai-agent.siem.token"], "[sink.siem]\ntoken_file = \"/mine\"");
     assert_eq!(siem(&file, "token_file").unwrap().0, "/mine");
     let variable =
@@ -55,7 +55,7 @@ fn count_where_nothing_else_says_it() {
 }
 
 #[test]
-fn that_mean_nothing_are_said() {
+fn unknown_credential_is_a_warning() {
     let machine = given(
         &["ai-agent.siem.tokn", "ai-agent.copy.token", "ai-agent.siem.hmac-secret"],
         "[sink.copy]\ntype = \"file\"\npath = \"/x\"\n[pipeline]\nsinks = [\"siem\", \"copy\"]",
@@ -79,7 +79,7 @@ fn that_mean_nothing_are_said() {
 }
 
 #[test]
-fn are_among_the_ways_that_are_said_when_something_is_missing() {
+fn missing_settings_mention_credentials_if_systemd_has_any() {
     let said =
         |machine: &Machine| machine.load().unwrap().missing_for_delivery().unwrap().to_string();
     let with = said(&given(&["ai-agent.siem.token"], "[sink.siem]\nendpoint = \"https://x\""));

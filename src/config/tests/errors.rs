@@ -1,13 +1,13 @@
-//! What is wrong is said: layer, key, and what would be right.
+//! Errors name layer, line and key, and what would be accepted.
 
 use super::*;
 
 const FILE: &str = "the user's file `DIR/home/config.toml`";
 const LINE_1: &str = "the user's file `DIR/home/config.toml:1`";
 
-/// Each wrong file, and what is said about it; `FILE` stands for the file.
+/// Each invalid file, and the error about it; `FILE` stands for the file.
 #[test]
-fn name_layer_key_and_what_would_be_right() {
+fn error_names_layer_key_and_accepted_value() {
     let cases = [
         (
             "shipping.bach_size = 1",
@@ -126,7 +126,7 @@ fn name_layer_key_and_what_would_be_right() {
 }
 
 #[test]
-fn name_every_layer() {
+fn error_names_every_kind_of_layer() {
     let wrong = "shipping.batch_size = 0";
     let says = |machine: Machine| machine.error();
     let expected =
@@ -143,9 +143,9 @@ fn name_every_layer() {
     assert_eq!(error, expected("the server's managed configuration"));
 }
 
-/// The layer that is wrong is named, not the one that wrote the table last.
+/// The error names the layer of the value, not the last layer that contains the table.
 #[test]
-fn name_the_layer_of_the_value() {
+fn error_names_the_layer_of_the_value() {
     let machine = Machine::new()
         .machine("[shipping]\nbatch_size = 0")
         .user("[shipping]\nflush_interval = \"1s\"");
@@ -153,7 +153,7 @@ fn name_the_layer_of_the_value() {
 }
 
 #[test]
-fn name_the_variable() {
+fn error_names_the_variable() {
     let error = Machine::new().variable("CLAUDE_SIEM_POLL_INTERVAL", "30s").error();
     assert_eq!(
         error,
@@ -169,7 +169,7 @@ fn name_the_variable() {
 
 #[cfg(unix)]
 #[test]
-fn a_variable_that_is_no_utf_8() {
+fn variable_that_is_not_utf_8_is_an_error() {
     use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
 
     let machine = Machine::new();
@@ -188,21 +188,21 @@ fn a_variable_that_is_no_utf_8() {
 }
 
 #[test]
-fn say_where_a_file_is_no_toml() {
+fn invalid_toml_is_an_error_with_its_position() {
     let error = user("# ü\n[agent]\npoll_interval = = 3").error();
     let start = format!("{FILE} is not valid TOML: line 3, column 17: ");
     assert!(error.starts_with(&start), "{error}");
 }
 
 #[test]
-fn a_file_that_must_be_there() {
+fn missing_explicit_file_is_an_error() {
     let mut machine = Machine::new();
     machine.explicit = Some(machine.path("none.toml"));
     assert_eq!(machine.error(), "cannot read the file `DIR/none.toml` given with --config");
 }
 
 #[test]
-fn a_file_that_cannot_be_read() {
+fn unreadable_file_is_an_error() {
     let machine = Machine::new();
     fs::create_dir(machine.path("etc/config.d/x.toml")).unwrap();
     assert_eq!(machine.error(), "cannot read the machine's file `DIR/etc/config.d/x.toml`");
@@ -211,7 +211,7 @@ fn a_file_that_cannot_be_read() {
 }
 
 #[test]
-fn a_byte_order_mark_is_no_error() {
+fn byte_order_mark_is_accepted() {
     let settings = user("\u{feff}shipping.batch_size = 3").settings();
     assert_eq!(settings.shipping.batch_size, 3);
 }

@@ -5,7 +5,7 @@ use super::*;
 const GOOD: &str = "[[test]]\nname = \"a\"\nlines = [{ input = '{}', expect = \"keep\" }]";
 
 #[test]
-fn those_of_all_layers_count_and_know_their_place() {
+fn tests_of_all_layers_are_kept_with_their_location() {
     let managed = br#"{"version":1,"tests":[{"name":"m","lines":[{"input":"","expect":"keep"}]}]}"#;
     let machine = Machine::new()
         .machine(&format!("{GOOD}\n{GOOD}"))
@@ -26,7 +26,7 @@ fn those_of_all_layers_count_and_know_their_place() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn invalid_test_is_an_error_with_its_key() {
     let cases = [
         ("test = 1", "`test` in FILE:1` must be a list of tables, `[[test]]`"),
         ("\n[[test]]\nlines = []", "`test[0].name` is missing: add it under `[test[0]]`"),
@@ -57,8 +57,8 @@ fn what_is_wrong_is_named() {
     }
 }
 
-/// A test changes nothing about how records are judged.
+/// Tests do not affect how records are filtered.
 #[test]
-fn they_are_no_part_of_the_hash() {
+fn tests_are_not_part_of_the_hash() {
     assert_eq!(user(GOOD).settings().config_hash(), user("").settings().config_hash());
 }

@@ -1,4 +1,4 @@
-//! Which layer counts.
+//! Order in which layers override each other.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn batch_size(machine: &Machine) -> usize {
 }
 
 #[test]
-fn the_higher_layer_wins() {
+fn later_layer_overrides_earlier_ones() {
     let says = |size: u32| format!("shipping.batch_size = {size}");
     let machine = Machine::new();
     assert_eq!(batch_size(&machine), 1000);
@@ -29,7 +29,7 @@ fn the_higher_layer_wins() {
 }
 
 #[test]
-fn the_environment_is_above_the_files() {
+fn environment_overrides_files() {
     let machine = Machine::new()
         .explicit("agent.poll_interval = \"100s\"\n[sink.siem]\nendpoint = \"https://file\"")
         .variable("CLAUDE_SIEM_ENDPOINT", "https://variable")
@@ -46,7 +46,7 @@ fn the_environment_is_above_the_files() {
 }
 
 #[test]
-fn an_empty_variable_is_no_layer() {
+fn empty_variable_is_ignored() {
     let machine = user("agent.poll_interval = \"100s\"")
         .variable("CLAUDE_SIEM_POLL_INTERVAL", "")
         .variable("CLAUDE_SIEM_ENDPOINT", "  ");
@@ -56,7 +56,7 @@ fn an_empty_variable_is_no_layer() {
 }
 
 #[test]
-fn tables_merge_and_lists_replace() {
+fn tables_are_merged_and_lists_replaced() {
     let machine = Machine::new()
         .machine("[filter.ignore-types]\ntypes = [\"a\", \"b\"]\n[shipping]\nbatch_size = 7")
         .user("[filter.ignore-types]\ntypes = [\"c\"]\n[shipping]\nflush_interval = \"1s\"");
@@ -68,7 +68,7 @@ fn tables_merge_and_lists_replace() {
 }
 
 #[test]
-fn what_the_server_manages_sets_the_built_in_filters() {
+fn server_sets_the_built_in_filters() {
     let filters = Filters {
         ignore_types: Some(vec!["x".to_owned()]),
         drop_sidechain: Some(true),
@@ -91,14 +91,14 @@ fn what_the_server_manages_sets_the_built_in_filters() {
 }
 
 #[test]
-fn what_the_server_leaves_out_stays() {
+fn settings_that_the_server_omits_are_unchanged() {
     let machine = user("[filter.meta]\nenabled = true")
         .managed(ManagedConfig { version: 1, ..Default::default() });
     assert_eq!(machine.settings(), user("[filter.meta]\nenabled = true").settings_in(&machine));
 }
 
 impl Machine {
-    /// The settings, as if the state lay where `other` has it.
+    /// Returns the settings with the state directory of `other`.
     fn settings_in(&self, other: &Self) -> Settings {
         let mut settings = self.settings();
         settings.agent.state_dir = other.path("home/state");
@@ -106,9 +106,9 @@ impl Machine {
     }
 }
 
-/// The defaults' options of `siem` are those of `http-siem`: `stdout` knows none of them.
+/// The default options of `siem` belong to `http-siem`; `stdout` has none of them.
 #[test]
-fn another_type_forgets_the_options_of_the_first() {
+fn another_type_discards_options_of_the_first() {
     let loaded = Machine::new()
         .machine("[sink.siem]\nendpoint = \"https://machine\"")
         .user("[sink.siem]\ntype = \"stdout\"\npretty = true")
@@ -127,7 +127,7 @@ fn another_type_forgets_the_options_of_the_first() {
 }
 
 #[test]
-fn the_same_type_again_forgets_nothing() {
+fn same_type_again_keeps_the_options() {
     let machine = Machine::new()
         .machine("[sink.siem]\nendpoint = \"https://machine\"")
         .user("[sink.siem]\ntype = \"http-siem\"");
@@ -137,7 +137,7 @@ fn the_same_type_again_forgets_nothing() {
 }
 
 #[test]
-fn a_type_that_comes_back_has_its_options_again() {
+fn type_set_again_restores_its_options() {
     let machine = Machine::new()
         .machine("[sink.siem]\ntype = \"stdout\"\npretty = true")
         .user("[sink.siem]\ntype = \"http-siem\"");
@@ -145,9 +145,9 @@ fn a_type_that_comes_back_has_its_options_again() {
     assert!(options.get("compression").is_some() && options.get("pretty").is_none());
 }
 
-/// One file of `config.d` says where the sink is, a later one what it is.
+/// One file of `config.d` contains the options of a sink, a later one its type.
 #[test]
-fn options_without_a_type_wait_for_one() {
+fn options_without_type_apply_to_a_later_type() {
     let settings = Machine::new()
         .write("etc/config.d/1.toml", "[sink.main]\nendpoint = \"https://x\"")
         .write("etc/config.d/2.toml", "[sink.main]\ntype = \"http-siem\"")
@@ -157,7 +157,7 @@ fn options_without_a_type_wait_for_one() {
 }
 
 #[test]
-fn a_state_dir_below_the_home_directory() {
+fn tilde_in_state_dir_is_the_home_directory() {
     let machine = user("agent.state_dir = \"~/there\"");
     assert_eq!(machine.settings().agent.state_dir, machine.path("home/there"));
 }

@@ -1,4 +1,4 @@
-//! Who may change what.
+//! Locked keys.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn managed(json: &str) -> ManagedSettings {
 }
 
 #[test]
-fn a_locked_key_is_the_machines() {
+fn locked_key_is_ignored_in_other_layers() {
     let machine = Machine::new()
         .machine(
             "locked = [\"sink.siem.endpoint\", \"filter.*.enabled\", \"shipping\"]\n\
@@ -45,9 +45,9 @@ fn a_locked_key_is_the_machines() {
     assert_eq!(layers, ["user", "user", "command-line", "environment", "managed", "managed"]);
 }
 
-/// With `type = "stdout"` none of the options that are locked would count.
+/// With `type = "stdout"` none of the locked options would have an effect.
 #[test]
-fn the_type_of_a_stage_with_a_locked_option_is_locked_too() {
+fn type_of_a_stage_with_a_locked_option_is_locked() {
     let machine = Machine::new()
         .machine("locked = [\"sink.siem.endpoint\"]\n[sink.siem]\nendpoint = \"https://machine\"")
         .user("[sink.siem]\ntype = \"stdout\"");
@@ -56,9 +56,9 @@ fn the_type_of_a_stage_with_a_locked_option_is_locked_too() {
     assert_eq!(sink.options.get("endpoint").unwrap().as_str(), Some("https://machine"));
 }
 
-/// Locking `enabled` of all filters once made every new filter of the server one without a type.
+/// Locking `enabled` of all filters once removed the type of every new filter of the server.
 #[test]
-fn whether_a_stage_runs_is_locked_without_its_type() {
+fn locking_enabled_does_not_lock_the_type() {
     let machine = Machine::new()
         .machine("locked = [\"filter.*.enabled\"]\nmanaged.allow = [\"filter.*\"]")
         .managed(managed(r#"{"version":1,"stages":{"filter":{"new":{"type":"meta"}}}}"#));
@@ -67,7 +67,7 @@ fn whether_a_stage_runs_is_locked_without_its_type() {
 }
 
 #[test]
-fn only_the_machines_file_locks() {
+fn only_the_machine_file_locks_keys() {
     let machine = user("locked = [\"shipping\"]").explicit("shipping.batch_size = 7");
     assert_eq!(machine.settings().shipping.batch_size, 7);
     assert_eq!(
@@ -78,7 +78,7 @@ fn only_the_machines_file_locks() {
 }
 
 #[test]
-fn what_the_server_may_set_is_the_machines_where_it_has_a_file() {
+fn machine_file_alone_decides_about_managed_settings() {
     let labels = r#"{"version":1,"stages":{"enricher":{"labels":{"labels":{"team":"x"}}}}}"#;
     let user_allows = user("managed.allow = [\"enricher.*\"]").managed(managed(labels));
     let settings = user_allows.settings();

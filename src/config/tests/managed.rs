@@ -1,4 +1,4 @@
-//! What the server manages, over what a machine has.
+//! Managed configuration over the layers of a machine.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ fn over(machine: &str, json: &Value) -> Machine {
 }
 
 #[test]
-fn each_member_sets_the_key_of_a_file() {
+fn each_member_sets_its_key() {
     let machine = over(
         "",
         &json!({
@@ -38,7 +38,7 @@ fn each_member_sets_the_key_of_a_file() {
 }
 
 #[test]
-fn what_is_absent_leaves_the_local_value() {
+fn absent_member_keeps_the_local_value() {
     let local = "[compliance]\nbanner = \"local\"\naction = \"warn\"";
     let settings =
         over(local, &json!({"version": 1, "compliance": {"action": "block"}})).settings();
@@ -47,7 +47,7 @@ fn what_is_absent_leaves_the_local_value() {
 }
 
 #[test]
-fn tables_of_stages_go_where_the_machine_allows_it() {
+fn stage_tables_are_accepted_where_allowed() {
     let settings = over(
         &format!("pipeline.filters = [\"mine\"]\n[filter.mine]\ntype = \"ignore-types\"\n{ALLOWS}"),
         &json!({
@@ -78,7 +78,7 @@ fn tables_of_stages_go_where_the_machine_allows_it() {
 }
 
 #[test]
-fn a_list_that_is_locked_takes_no_new_stage() {
+fn locked_list_gets_no_new_stage() {
     let machine = over(
         &format!("locked = [\"pipeline.filters\"]\n{ALLOWS}"),
         &json!({"version": 1, "stages": {"filter": {"new": {"type": "meta"}}}}),
@@ -91,9 +91,9 @@ fn a_list_that_is_locked_takes_no_new_stage() {
     );
 }
 
-/// Each is refused whole, and its author is told which key it is.
+/// Each is refused as a whole, with an error that names the key.
 #[test]
-fn what_is_wrong_is_named() {
+fn invalid_member_is_an_error_with_its_key() {
     let cases = [
         (
             json!({"stages": {"sink": {"mine": {"type": "stdout"}}}}),
@@ -146,14 +146,14 @@ fn what_is_wrong_is_named() {
 }
 
 #[test]
-fn what_is_too_large_is_not_read() {
+fn oversized_configuration_is_refused() {
     let body = format!("{{\"version\":1,\"x\":\"{}\"}}", "x".repeat(4 << 20));
     let error = ManagedSettings::read(body.as_bytes(), None).unwrap_err().to_string();
     assert_eq!(error, "the managed configuration is larger than 4 MiB");
 }
 
 #[test]
-fn an_unknown_member_is_a_warning_with_a_suggestion() {
+fn unknown_member_is_a_warning_with_a_suggestion() {
     let managed = read(&json!({
         "version": 1, "flters": {}, "colour": 1,
         "filters": {"drop_metas": true}, "shipping": {"batchsize": 1},
@@ -175,14 +175,14 @@ fn an_unknown_member_is_a_warning_with_a_suggestion() {
 }
 
 #[test]
-fn a_revision_is_its_own_or_the_etag() {
+fn revision_defaults_to_the_etag() {
     let revision =
         |body: &str| ManagedSettings::read(body.as_bytes(), Some("\"e\"")).unwrap().revision;
     assert_eq!(revision(r#"{"version":1}"#).as_deref(), Some("\"e\""));
     assert_eq!(revision(r#"{"version":1,"revision":"r"}"#).as_deref(), Some("r"));
 }
 
-/// Any JSON, small, with the names that mean something among its keys.
+/// Generates small JSON values with meaningful names among the keys.
 fn anything() -> impl Strategy<Value = Value> {
     let word = prop_oneof![
         Just("filter"),
@@ -218,7 +218,7 @@ fn anything() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Tables of stages that often are right, and often not the server's to set.
+/// Generates tables of stages, many of them valid, and many not allowed.
 fn stages() -> impl Strategy<Value = Value> {
     let kind = prop_oneof![4 => Just("filter"), 2 => Just("enricher"), 1 => Just("sink")];
     let name = prop_oneof![Just("new"), Just("meta"), Just("labels"), Just("dedupe"), Just("siem")];
@@ -234,7 +234,7 @@ fn stages() -> impl Strategy<Value = Value> {
         .prop_map(|kinds| Value::Object(kinds.into_iter().collect()))
 }
 
-/// A list of tests of which some can be read.
+/// Generates lists of tests, some of them valid.
 fn tests() -> impl Strategy<Value = Value> {
     prop_oneof![3 => Just(json!([])), 1 => anything()]
 }
@@ -242,8 +242,8 @@ fn tests() -> impl Strategy<Value = Value> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Whatever a server says: no panic, nothing but filters, enrichers, shipping and the policy
-    /// changes, and what the machine does not allow changes nothing.
+    /// Whatever a server sends, there is no panic, only filters, enrichers, shipping and the policy
+    /// change, and stages that the machine does not allow change nothing.
     #[test]
     fn never_touches_what_is_the_machines(
         stages in prop_oneof![3 => stages(), 1 => anything()], tests in tests(),

@@ -1,4 +1,4 @@
-//! Options of stages, as their own types read them.
+//! Options of stages, as their own types deserialize them.
 
 use serde::Deserialize;
 
@@ -29,7 +29,7 @@ fn explained(text: &str) -> String {
 }
 
 #[test]
-fn are_explained_with_layer_and_full_key() {
+fn option_error_names_layer_and_full_key() {
     let cases = [
         ("typs = []", "unknown key `filter.mine.typs` in FILE: did you mean `types`?"),
         (
@@ -57,7 +57,7 @@ fn are_explained_with_layer_and_full_key() {
 }
 
 #[test]
-fn are_those_of_the_layer_that_wrote_them() {
+fn option_error_names_the_layer_that_set_it() {
     let machine = Machine::new()
         .machine("[filter.ignore-types]\ntyps = [1]")
         .user("[filter.ignore-types]\ntypes = []");
@@ -72,7 +72,7 @@ fn are_those_of_the_layer_that_wrote_them() {
 }
 
 #[test]
-fn can_be_refused_by_others_too() {
+fn value_error_is_available_to_other_modules() {
     let machine = user("pipeline.filters = [\"mine\"]\n[filter.mine]\ntype = \"ignore-type\"");
     let loaded = machine.load().unwrap();
     let error = loaded.value_error("filter.mine.type", "is \"ignore-type\", which no stage is");

@@ -1,4 +1,4 @@
-//! Secrets: from where they come, and that nothing shows them.
+//! Secrets: their sources, and that no output contains them.
 
 use proptest::prelude::*;
 
@@ -8,7 +8,7 @@ use super::*;
 
 const MARKER: &str = "S3CR3T-MARKER";
 
-/// Places in which somebody writes a secret, rightly or wrongly; `@` stands for it.
+/// Correct and incorrect ways to write a secret; `@` stands for it.
 const PLACES: [&str; 16] = [
     "[sink.siem]\ntoken = \"@\"",
     "[sink.siem]\nhmac_secret = \"@\"",
@@ -36,9 +36,9 @@ struct Sink {
     _hmac_secret: u64,
 }
 
-/// Options of stages that are no [`Secret`], though their name says that they hold one.
+/// Options that are not a [`Secret`], although their name says that they contain one.
 #[test]
-fn are_in_no_error_about_an_option_of_another_type() {
+fn type_error_of_a_secret_does_not_print_it() {
     #[derive(Debug, serde::Deserialize)]
     enum Choice {}
     type Parse = fn(&OptionTable) -> OptionError;
@@ -65,7 +65,7 @@ fn are_in_no_error_about_an_option_of_another_type() {
     }
 }
 
-/// Everything that can be printed of a configuration.
+/// Returns everything that can be printed about a configuration.
 fn all_output(machine: &Machine) -> String {
     use std::fmt::Write as _;
 
@@ -121,9 +121,9 @@ proptest! {
     }
 }
 
-/// Each location alone, so that none hides behind another's error.
+/// Each way alone, so that no error hides another.
 #[test]
-fn are_in_no_output_of_one_layer() {
+fn no_output_of_one_layer_contains_a_secret() {
     for location in PLACES {
         let output = all_output(&user(&location.replace('@', MARKER)));
         assert!(!output.contains(MARKER), "{location}: {output}");

@@ -1,4 +1,4 @@
-//! What the table of every sink may say.
+//! Options of every sink.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn sinks_start_with_the_oldest_entry_without_a_rate_limit() {
 }
 
 #[test]
-fn say_what_is_wrong_with_it() {
+fn invalid_sink_option_is_an_error() {
     for (text, expected) in [
         (
             "start = \"no\"",
@@ -43,9 +43,9 @@ fn say_what_is_wrong_with_it() {
     }
 }
 
-/// They are a sink's alone: another stage may have options of these names.
+/// The options belong to sinks: another stage may have options of the same names.
 #[test]
-fn keep_them_from_the_stage_and_leave_them_to_others() {
+fn sink_options_are_hidden_from_the_stage() {
     let text = "pipeline.filters = [\"mine\"]\n[filter.mine]\nstart = \"x\"\n[sink.siem]\n\
                 start = \"now\"";
     let loaded = user(text).load().unwrap();

@@ -16,7 +16,7 @@ const AUTHENTICATED: &str = "S-1-5-11";
 const INTERACTIVE: &str = "S-1-5-4";
 const ANONYMOUS: &str = "S-1-5-7";
 const GUESTS: &str = "S-1-5-32-546";
-/// The owner of a file, whoever it is.
+/// The owner of a file, independent of who that is.
 const OWNER: &str = "S-1-3-4";
 
 /// Last part of the ids of the guest user and the guest group, of a machine or a domain.
@@ -275,7 +275,7 @@ mod tests {
         let is_ours = |owner| access(owner, []).is_ours(ME);
         assert!(is_ours(ME) && is_ours(SYSTEM) && is_ours(ADMINISTRATORS));
         assert!(!is_ours(OTHER) && !is_ours(USERS));
-        // A directory with a secret must be private, whoever owns it.
+        // A directory with a secret must be private for every owner.
         let unwanted_access = access(ADMINISTRATORS, [rule(USERS, READS)]).unwanted_access(ME);
         assert_eq!(unwanted_access.as_deref(), Some("lets Users (S-1-5-32-545) read it"));
     }

@@ -68,9 +68,9 @@ pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
     match fs::create_dir(dir) {
         Ok(()) => {
             // The content inherits the same rules.
-            let kept = open_for(dir, READ_CONTROL | WRITE_DAC)
+            let restricted = open_for(dir, READ_CONTROL | WRITE_DAC)
                 .and_then(|dir| restrict_to_user(&dir, "OICI"));
-            kept.inspect_err(|_| drop(fs::remove_dir(dir)))
+            restricted.inspect_err(|_| drop(fs::remove_dir(dir)))
         }
         Err(_) if dir.is_dir() => Ok(()),
         Err(error) => Err(error),

@@ -122,10 +122,10 @@ impl ManagerCommand {
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        let said = [&output.stderr, &output.stdout].map(|bytes| String::from_utf8_lossy(bytes));
-        let said = said.iter().map(|text| text.trim()).find(|text| !text.is_empty());
-        let said = said.unwrap_or("no output").lines().collect::<Vec<_>>().join(" ");
-        Err(ManagerCommandError::Failed { call: self.to_string(), said })
+        let texts = [&output.stderr, &output.stdout].map(|bytes| String::from_utf8_lossy(bytes));
+        let text = texts.iter().map(|text| text.trim()).find(|text| !text.is_empty());
+        let text = text.unwrap_or("no output").lines().collect::<Vec<_>>().join(" ");
+        Err(ManagerCommandError::Failed { command: self.to_string(), output: text })
     }
 }
 
@@ -154,12 +154,12 @@ pub enum ManagerCommandError {
         source: io::Error,
     },
     /// The command failed.
-    #[error("`{call}` failed: {said}")]
+    #[error("`{command}` failed: {output}")]
     Failed {
         /// Command.
-        call: String,
+        command: String,
         /// Output of the command.
-        said: String,
+        output: String,
     },
 }
 

@@ -48,7 +48,7 @@ impl Service {
     /// [`ManagerCommandError`] if the manager does not answer.
     pub fn status(&self) -> Result<ServiceStatus, ManagerCommandError> {
         match (self.os, self.query_status().run()) {
-            (os, Ok(said)) => Ok(read(os, &said)),
+            (os, Ok(output)) => Ok(read(os, &output)),
             // These managers fail for an unknown service.
             (Os::Macos | Os::Windows, Err(ManagerCommandError::Failed { .. })) => {
                 Ok(ServiceStatus::default())
@@ -58,17 +58,17 @@ impl Service {
     }
 }
 
-fn read(os: Os, said: &str) -> ServiceStatus {
+fn read(os: Os, output: &str) -> ServiceStatus {
     match os {
-        Os::Linux => read_systemd(said),
-        Os::Macos => read_launchd(said),
-        Os::Windows => read_scheduler(said),
+        Os::Linux => read_systemd(output),
+        Os::Macos => read_launchd(output),
+        Os::Windows => read_scheduler(output),
     }
 }
 
-fn read_systemd(said: &str) -> ServiceStatus {
+fn read_systemd(output: &str) -> ServiceStatus {
     let get = |name: &str| {
-        let mut pairs = said.lines().filter_map(|line| line.split_once('='));
+        let mut pairs = output.lines().filter_map(|line| line.split_once('='));
         pairs.find(|(key, _)| *key == name).map(|(_, value)| value).unwrap_or_default()
     };
     let number = |name| get(name).parse().ok();
@@ -83,9 +83,9 @@ fn read_systemd(said: &str) -> ServiceStatus {
     }
 }
 
-fn read_launchd(said: &str) -> ServiceStatus {
+fn read_launchd(output: &str) -> ServiceStatus {
     let get = |name: &str| {
-        let mut lines = said.lines().map(str::trim);
+        let mut lines = output.lines().map(str::trim);
         lines.find_map(|line| line.strip_prefix(name)?.trim().strip_prefix('=')).map(str::trim)
     };
     let active = get("state").unwrap_or_default();
@@ -100,8 +100,8 @@ fn read_launchd(said: &str) -> ServiceStatus {
 }
 
 /// Parses `"\ai-agent","11/23/2026 8:00:00 AM","Running"`, in the language of the system.
-fn read_scheduler(said: &str) -> ServiceStatus {
-    let line = said.lines().map(str::trim).find(|line| line.starts_with('"')).unwrap_or_default();
+fn read_scheduler(output: &str) -> ServiceStatus {
+    let line = output.lines().map(str::trim).find(|line| line.starts_with('"')).unwrap_or_default();
     let active = line.rsplit("\",\"").next().unwrap_or_default().trim_matches('"');
     ServiceStatus {
         is_installed: !line.is_empty(),
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn systemd_status_is_parsed() {
-        let said = "MainPID=4711\nNRestarts=2\nLoadState=loaded\nActiveState=active\n\
+        let output = "MainPID=4711\nNRestarts=2\nLoadState=loaded\nActiveState=active\n\
                     SubState=running\nUnitFileState=enabled\n";
         let expected = ServiceStatus {
             is_installed: true,
@@ -130,10 +130,10 @@ mod tests {
             pid: Some(4711),
             restarts: Some(2),
         };
-        assert_eq!(read(Os::Linux, said), expected);
-        let said = "MainPID=0\nNRestarts=0\nLoadState=not-found\nActiveState=inactive\n\
+        assert_eq!(read(Os::Linux, output), expected);
+        let output = "MainPID=0\nNRestarts=0\nLoadState=not-found\nActiveState=inactive\n\
                     SubState=dead\nUnitFileState=\n";
-        let none = read(Os::Linux, said);
+        let none = read(Os::Linux, output);
         assert!(
             !none.is_installed && none.is_active == Some(false) && none.pid.is_none(),
             "{none:?}"
@@ -142,9 +142,9 @@ mod tests {
 
     #[test]
     fn launchd_status_is_parsed() {
-        let said = "gui/501/ai-agent = {\n\tactive count = 1\n\tpath = /Users/u/Library/\n\
+        let output = "gui/501/ai-agent = {\n\tactive count = 1\n\tpath = /Users/u/Library/\n\
                     \tstate = running\n\n\tprogram = /x\n\tpid = 815\n\texecs = 1\n}\n";
-        let status = read(Os::Macos, said);
+        let status = read(Os::Macos, output);
         assert_eq!((status.active.as_str(), status.pid), ("running", Some(815)));
         assert!(status.is_installed && status.is_active == Some(true));
     }
