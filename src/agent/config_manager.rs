@@ -93,7 +93,7 @@ impl ConfigManager {
             sources,
             state_dir: state_dir.to_owned(),
             context,
-            events: config_locked(&local).into_iter().collect(),
+            events: config_locked(&local).collect(),
             loaded: local,
             plan,
             answer: None,

@@ -122,7 +122,7 @@ impl Kind<'_> {
 
     fn sink_settings(&self, name: &str, table: &mut Value) -> Result<SinkSettings, ConfigError> {
         let settings = SinkSettings::extract(table)
-            .map_err(|error| self.merged.explain_error(&["sink", name], error))?;
+            .map_err(|error| self.merged.explain_error(&["sink", name], *error))?;
         if let Some(rate) = settings.max_bytes_per_second.filter(|rate| *rate < 1 << 10) {
             let rate = Size(rate);
             let problem = format!("is {rate}, must be at least 1 KiB; omit it for no limit");

@@ -58,12 +58,12 @@ impl SinkSettings {
     ///
     /// # Errors
     /// The first option that is wrong; its path starts at the table.
-    pub(super) fn extract(table: &mut Value) -> Result<Self, figment::Error> {
+    pub(super) fn extract(table: &mut Value) -> Result<Self, Box<figment::Error>> {
         let Value::Dict(tag, dict) = table else { return Ok(Self::default()) };
         let own: Dict =
             KEYS.into_iter().filter_map(|key| Some((key.to_owned(), dict.remove(key)?))).collect();
         let SinkTable { start, max_bytes_per_second } =
-            SinkTable::deserialize(&Value::Dict(*tag, own))?;
+            SinkTable::deserialize(&Value::Dict(*tag, own)).map_err(Box::new)?;
         Ok(Self { start, max_bytes_per_second: max_bytes_per_second.map(|rate| rate.0) })
     }
 }

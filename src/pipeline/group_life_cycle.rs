@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn stored_after_a_failure_never_means_all_is_stored() {
         let mut groups = open();
-        let _ = groups.seal(1);
+        assert_eq!(groups.seal(1), GroupChange::Storing);
         groups.lose();
         assert_eq!(groups.stored(true), GroupChange::Stored { all: false });
         assert_eq!(groups.lost(), GroupChange::Lost);
@@ -169,7 +169,7 @@ mod tests {
             [(6, None), (7, Some(GroupChange::Stored { all: false }))]
         {
             let mut groups = open();
-            let _ = groups.seal(7);
+            assert_eq!(groups.seal(7), GroupChange::Storing);
             groups.lose();
             assert_eq!(groups.resolve(groups_in_store), expected);
             assert_eq!(groups.resolve(groups_in_store), None, "reported once");
@@ -181,12 +181,12 @@ mod tests {
         let mut groups = open();
         for number in 1..=u64::from(MAX_UNCONFIRMED) {
             assert!(!groups.must_confirm());
-            let _ = groups.seal(number);
-            let _ = groups.stored(false);
+            assert_eq!(groups.seal(number), GroupChange::Storing);
+            assert!(matches!(groups.stored(false), GroupChange::Stored { .. }));
         }
         assert!(groups.must_confirm());
-        let _ = groups.seal(9);
-        let _ = groups.stored(true);
+        assert_eq!(groups.seal(9), GroupChange::Storing);
+        assert!(matches!(groups.stored(true), GroupChange::Stored { .. }));
         assert!(!groups.must_confirm());
     }
 }

@@ -11,9 +11,7 @@ const REQUIREMENTS: &[(&str, &str, bool)] = include!(concat!(env!("OUT_DIR"), "/
 /// Ignores a test where one of the named requirements is missing. Stands above `#[test]`, which
 /// would not see an `#[ignore]` that is added later.
 ///
-/// ```
-/// use test_requires::requires;
-///
+/// ```ignore
 /// #[requires(root, strace)]
 /// #[test]
 /// fn traces_another_user() {}

@@ -65,7 +65,7 @@ fn generate(workspace: &Path, kind: Kind, name: &str) -> Result<PathBuf, Failure
     let snake = name.replace('-', "_");
     let folder = workspace.join("src/stages").join(kind.name());
     let file = folder.join(format!("{snake}.rs"));
-    if file.exists() || folder.join(&snake).exists() {
+    if file.try_exists()? || folder.join(&snake).try_exists()? {
         return Err(format!("`{}` exists already", file.display()).into());
     }
     let modules = folder.join("mod.rs");
