@@ -54,7 +54,8 @@ impl Arguments {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let file = generate(&sh::workspace(), self.kind, &self.name)?;
         println!("{} written, with its line in mod.rs and its row in README.md", file.display());
-        println!("next: describe it where the file says TODO, then run `just only {}`", self.name);
+        let tests = self.name.replace('-', "_");
+        println!("next: describe it where the file says TODO, then run `just only {tests}`");
         Ok(ExitCode::SUCCESS)
     }
 }
