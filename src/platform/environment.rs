@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Os;
+use super::os::Os;
 
 /// Environment variables: those of the process, or those set by a test.
 ///

@@ -8,7 +8,7 @@ use std::{
 
 use siem_protocol::Identity;
 
-use super::Os;
+use super::os::Os;
 
 /// Identity, and warnings about it.
 #[derive(Clone, Debug, PartialEq, Eq)]

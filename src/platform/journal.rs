@@ -1,6 +1,6 @@
 //! Detection of the systemd journal on standard error.
 
-use super::Environment;
+use super::environment::Environment;
 
 /// Returns whether standard error is connected to the journal, which adds timestamps itself and
 /// reads the priority from a prefix such as `<4>`.

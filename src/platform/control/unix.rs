@@ -9,7 +9,10 @@ use std::{
 
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{super::secure_file, Stream, name_of};
+use super::{
+    super::secure_file,
+    stream::{Stream, name_of},
+};
 
 /// Socket in the state directory.
 const SOCKET: &str = "agent.sock";

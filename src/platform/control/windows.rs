@@ -5,7 +5,7 @@ use std::{ffi::c_void, io, mem, path::Path, time::Duration};
 use tokio::net::windows::named_pipe::{ClientOptions, NamedPipeServer, ServerOptions};
 use windows_sys::Win32::{Foundation::ERROR_PIPE_BUSY, Security::SECURITY_ATTRIBUTES};
 
-use super::{Stream, name_of};
+use super::stream::{Stream, name_of};
 use crate::platform::security::{Descriptor, this_user};
 
 /// Number of attempts, and the pause between them, while the pipe is being created again.

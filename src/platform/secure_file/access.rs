@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::SecretFileError;
+use super::error::SecretFileError;
 
 pub(super) const SYSTEM: &str = "S-1-5-18";
 pub(super) const ADMINISTRATORS: &str = "S-1-5-32-544";

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use super::SecretFileError;
+use super::error::SecretFileError;
 
 pub(super) fn for_owner_only(options: &mut OpenOptions) {
     options.mode(0o600);

@@ -22,8 +22,8 @@ use windows_sys::Win32::{
 };
 
 use super::{
-    SecretFileError,
     access::{self, ADMINISTRATORS, Access, Rule, SYSTEM},
+    error::SecretFileError,
 };
 use crate::platform::security::{Descriptor, name_of, this_user};
 

@@ -1,6 +1,10 @@
 //! Commands that control the service through the system's service manager.
 
-use super::{ManagerCommand, NAME, Os, Service};
+use super::{
+    super::os::Os,
+    manager_command::ManagerCommand,
+    user_service::{NAME, Service},
+};
 
 /// Name of the unit.
 pub(super) const UNIT: &str = "ai-agent.service";

@@ -1,6 +1,6 @@
 //! Definition of the service: a systemd unit, a property list, or a scheduled task.
 
-use super::{Os, Service};
+use super::{super::os::Os, user_service::Service};
 
 /// Users that the service is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 
 use std::{ffi::OsString, time::Duration};
 
-use super::super::Environment;
+use super::super::environment::Environment;
 
 /// Connection to the service manager; does nothing if there is none.
 #[derive(Debug, Default)]

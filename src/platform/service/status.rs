@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{ManagerCommandError, Os, Service};
+use super::{super::os::Os, manager_command::ManagerCommandError, user_service::Service};
 use crate::text::counted;
 
 /// Status of the service, in the terms of the platform.
