@@ -189,13 +189,13 @@ impl ConfigManager {
     pub(super) fn mark_applied(&mut self) {
         let (hash, revision) = (self.loaded.settings.config_hash(), self.context.revision.get());
         let now = self.context.clock.now();
-        self.status.change(|facts| {
-            let is_same = facts
+        self.status.change(|status| {
+            let is_same = status
                 .applied
                 .as_ref()
                 .is_some_and(|applied| applied.hash == hash && applied.revision == revision);
             if !is_same {
-                facts.applied = Some(Applied { hash, revision, at: now });
+                status.applied = Some(Applied { hash, revision, at: now });
             }
         });
     }
@@ -212,7 +212,7 @@ impl ConfigManager {
             Ok(FetchedConfig::Answer(answer)) => answer,
             Ok(FetchedConfig::Unchanged { is_signed }) => {
                 if is_signed {
-                    self.status.change(|facts| facts.signed_at = Some(now));
+                    self.status.change(|status| status.signed_at = Some(now));
                 }
                 self.mark_server_reached();
                 return (Outcome::Answered, None);
@@ -241,26 +241,26 @@ impl ConfigManager {
             }
         };
         self.mark_server_reached();
+        (Outcome::Answered, self.evaluate_answer(answer))
+    }
+
+    /// Evaluates a managed configuration: the configuration to put in force, if it is new and valid.
+    fn evaluate_answer(&mut self, answer: SignedConfig) -> Option<Candidate> {
+        let now = self.context.clock.now();
         if self.manager.as_ref().is_some_and(|manager| manager.has_signed(&answer)) {
-            self.status.change(|facts| facts.signed_at = Some(now));
+            self.status.change(|status| status.signed_at = Some(now));
         }
         if self.answer.as_ref().is_some_and(|known| known.body == answer.body) {
             self.store(&answer);
             self.answer = Some(answer);
             self.clear_refusal(ConfigOrigin::Server);
-            return (Outcome::Answered, None);
+            return None;
         }
         let content = Digest::of(answer.body.as_bytes());
         let accepted = self.accept(Some(answer), TestScope::Managed);
         let revision = accepted.as_ref().ok().and_then(|candidate| candidate.revision.clone());
         self.mark_attempted(ConfigOrigin::Server, revision);
-        match accepted {
-            Ok(candidate) => (Outcome::Answered, Some(candidate)),
-            Err(reason) => {
-                self.refuse(ConfigOrigin::Server, content, reason);
-                (Outcome::Answered, None)
-            }
-        }
+        accepted.map_err(|reason| self.refuse(ConfigOrigin::Server, content, reason)).ok()
     }
 
     /// Reads all layers again, because files have changed or a person ordered it.
@@ -404,7 +404,7 @@ impl ConfigManager {
     fn mark_attempted(&mut self, from: ConfigOrigin, revision: Option<String>) {
         let at = self.context.clock.now();
         let attempted = Some(Attempted { from, revision, at });
-        self.status.change(|facts| facts.attempted = attempted);
+        self.status.change(|status| status.attempted = attempted);
     }
 
     /// Logs and reports a refused configuration: once for each content.
@@ -435,14 +435,14 @@ impl ConfigManager {
         }
         self.events.push(AgentEvent::ConfigRefused { from, reason: reason.clone() }.into());
         let at = self.context.clock.now();
-        self.status.change(|facts| facts.refused = Some(Refused { from, reason, at }));
+        self.status.change(|status| status.refused = Some(Refused { from, reason, at }));
     }
 
     /// Forgets a refusal, since a valid configuration came from the same origin.
     fn clear_refusal(&mut self, from: ConfigOrigin) {
         self.refused.retain(|(known, _)| *known != from);
-        self.status.change(|facts| {
-            facts.refused = facts.refused.take().filter(|refused| refused.from != from);
+        self.status.change(|status| {
+            status.refused = status.refused.take().filter(|refused| refused.from != from);
         });
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use tracing::warn;
 
-use super::{error::SetupError, managed_config};
+use super::error::SetupError;
 use crate::{
     compliance::policy_file,
     config::{self, ConfigError, ConfigInputs, LoadedConfig, ManagedSettings},
@@ -98,18 +98,6 @@ impl ConfigSources {
         managed: Option<&ManagedSettings>,
     ) -> Result<LoadedConfig, ConfigError> {
         config::load(&ConfigInputs { managed, ..self.inputs() })
-    }
-
-    /// Reads the local layers with the managed configuration that the server sent last, without
-    /// contacting the server.
-    ///
-    /// # Errors
-    /// The first mistake in the local layers. A managed configuration that is not accepted is left
-    /// out with a warning.
-    pub(crate) fn load_last_in_force(&self) -> Result<LoadedConfig, ConfigError> {
-        let local = self.load()?;
-        let accepted = managed_config::last_accepted(self, &local);
-        Ok(accepted.map_or(local, |candidate| *candidate.loaded))
     }
 
     /// The state directory of this configuration; without one, that of the agent that ran last.

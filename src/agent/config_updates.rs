@@ -27,9 +27,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 type Request = Pin<Box<dyn Future<Output = Result<FetchedConfig, FetchError>> + Send>>;
 
 /// Puts the managed configuration in force before anything is read: the stored one at once, and
-/// without that the server's first answer. Returns the time until the server is to be asked again.
+/// without that the server's first answer. Returns the time until the next request.
 ///
-/// With `once` the server is asked in any case: there is no later time for it.
+/// With `once` a request is made in any case, since there is no later time for it.
 pub(super) async fn start(manager: &mut ConfigManager, once: bool) -> Duration {
     if !once && manager.restore_managed() {
         return Duration::ZERO;
@@ -79,7 +79,7 @@ enum Trigger {
 }
 
 impl<'a> ConfigUpdates<'a> {
-    /// Follows changes; the server is asked after `first`.
+    /// Follows changes; the first request to the server is made after `first`.
     pub(super) fn new(
         running: &'a mut Running,
         manager: &'a mut ConfigManager,
@@ -102,7 +102,7 @@ impl<'a> ConfigUpdates<'a> {
         }
     }
 
-    /// Runs until the agent is asked to stop.
+    /// Runs until the agent receives the order to stop.
     pub(super) async fn run(mut self) {
         loop {
             let goes_on = match self.next().await {
@@ -193,8 +193,8 @@ impl<'a> ConfigUpdates<'a> {
         goes_on
     }
 
-    /// Puts a candidate in force, if there is one. Returns false when the agent was asked to stop
-    /// meanwhile.
+    /// Puts a candidate in force, if there is one. Returns false when the agent receives the order to
+    /// stop meanwhile.
     async fn apply(&mut self, candidate: Option<Candidate>, from: ConfigOrigin) -> bool {
         let waker = self.running.waker();
         let reload = candidate.and_then(|candidate| self.manager.replace(candidate, from, &waker));

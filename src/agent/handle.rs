@@ -32,7 +32,7 @@ pub(crate) enum Phase {
     Starting,
     /// A pipeline reads and delivers.
     Running,
-    /// The agent was asked to stop; it stores and delivers what it can.
+    /// The agent is shutting down; it stores and delivers what it can.
     Stopping,
 }
 
@@ -113,7 +113,7 @@ pub(super) struct Orders {
 pub(super) struct StopOrder(watch::Receiver<bool>);
 
 impl StopOrder {
-    /// Returns once the agent was asked to stop.
+    /// Returns once the order was given.
     pub(super) async fn given(&mut self) {
         if self.0.wait_for(|stop| *stop).await.is_err() {
             std::future::pending().await
@@ -136,7 +136,7 @@ impl AgentHandle {
         (Self(Arc::new(shared)), Orders { reloads: reload_orders, stop: StopOrder(stopped) })
     }
 
-    /// Asks the agent to stop in order.
+    /// Orders the agent to stop in order.
     pub(crate) fn stop(&self) {
         self.0.stop.send_replace(true);
     }

@@ -68,8 +68,19 @@ pub(crate) fn stored(state_dir: &Path) -> Result<Option<SignedConfig>, String> {
         .map_err(|error| format!("stored managed configuration cannot be read: {error}"))
 }
 
+/// Reads the local layers with the stored managed configuration on top, without contacting the server.
+///
+/// # Errors
+/// The first mistake in the local layers. A managed configuration that is not accepted is left out with
+/// a warning.
+pub(crate) fn load_last_in_force(sources: &ConfigSources) -> Result<LoadedConfig, ConfigError> {
+    let local = sources.load()?;
+    let accepted = last_accepted(sources, &local);
+    Ok(accepted.map_or(local, |candidate| *candidate.loaded))
+}
+
 /// The stored managed configuration on top of `local`, if it is valid. Logs the reason if not.
-pub(super) fn last_accepted(sources: &ConfigSources, local: &LoadedConfig) -> Option<Candidate> {
+fn last_accepted(sources: &ConfigSources, local: &LoadedConfig) -> Option<Candidate> {
     let answer = stored(&local.settings.agent.state_dir)
         .inspect_err(|reason| warn!(code = "managed_config_unreadable", "{reason}"))
         .ok()??;

@@ -1,4 +1,5 @@
-//! Runs pipelines one after another, until the agent is asked to stop or a fault recurs too often.
+//! Runs pipelines one after another, until the agent receives the order to stop, or a fault
+//! recurs too often.
 
 use std::{mem, path::Path, sync::Arc, time::Duration};
 
@@ -76,7 +77,7 @@ impl Agent {
         Ok(Self { manager, orders, mode, lock })
     }
 
-    /// Handle to ask the agent and to stop it.
+    /// Handle to query and stop the agent.
     pub(crate) fn handle(&self) -> AgentHandle {
         self.manager.handle.clone()
     }
@@ -171,7 +172,7 @@ fn assemble(manager: &ConfigManager, state_dir: &Path) -> Result<Pipeline, Agent
     Ok(Pipeline { sources, stages, sinks, outbox, inbox, config_status, identity, clock })
 }
 
-/// Reads and delivers until the agent is asked to stop.
+/// Reads and delivers until the agent receives the order to stop.
 async fn run_until_stopped(
     pipeline: Pipeline,
     (manager, monitor, notify): (&mut ConfigManager, &mut ComplianceMonitor, &Notify),

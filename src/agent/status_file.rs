@@ -1,4 +1,4 @@
-//! `status.json`: what the running agent publishes about itself without being asked.
+//! `status.json`: what the running agent publishes about itself.
 
 use std::{
     fs,

@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::failure::Failure;
 use crate::{
-    agent::{ConfigSources, config_sources::log_warnings},
+    agent::{ConfigSources, config_sources::log_warnings, managed_config},
     config::{self, LoadedConfig, ManagedSettings},
     platform::{Environment, Paths, is_root},
     stages::Context,
@@ -65,7 +65,7 @@ impl CliContext {
 
     /// Reads the configuration in force without contacting the server, and logs its warnings.
     pub(super) fn load_in_force(&self) -> Result<LoadedConfig, Failure> {
-        let loaded = self.sources.load_last_in_force().map_err(Failure::usage)?;
+        let loaded = managed_config::load_last_in_force(&self.sources).map_err(Failure::usage)?;
         log_warnings(&loaded);
         Ok(loaded)
     }

@@ -137,7 +137,7 @@ pub(super) fn answer_hook(name: &str) -> ExitCode {
         let report = knowledge.report(hook, &answer, call, latency);
         Spool::of(&knowledge.found.state_dir).add(&report, random())
     }));
-    // The response is sent; without the report, only an event is missing.
+    // The response is sent already; without the report, only an event is missing.
     drop(reported);
     ExitCode::from(answer.exit_code())
 }

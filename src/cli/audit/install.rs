@@ -1,4 +1,4 @@
-//! `ai-agent audit install` and `uninstall`: the rules.
+//! `ai-agent audit install` and `uninstall`: audit rules.
 
 use std::{
     ffi::OsStr,
@@ -10,25 +10,25 @@ use std::{
 use ai_agent_audit::KEY;
 use clap::Args;
 
-use super::tools::{RULES, RULES_FOLDER, Root, find, said, shown};
+use super::tools::{RULES, RULES_FOLDER, Root, command_text, find, output_line};
 use crate::{
     cli::{failure::Failure, output::print},
     platform::{Environment, secure_file, user_id},
 };
 
-/// The rules, with two words to be filled in.
+/// Rules with two placeholders.
 const TEMPLATE: &str = include_str!("../../../config/audit/claude-hooks-docker.rules");
-/// The operator where nobody says who it is: the first user of most systems.
-const FIRST_USER: u32 = 1000;
+/// Default operator: the first user on most systems.
+const DEFAULT_OPERATOR: u32 = 1000;
 
 /// Options of `audit install`.
 #[derive(Args)]
 pub(super) struct Install {
-    /// The operator, whose calls of docker are logged besides root's. By default who calls this, by
-    /// sudo too; 1000 for root itself.
+    /// User id of the operator, whose docker commands are recorded besides root's; by default the user
+    /// who runs this command, also with sudo, and 1000 for root itself
     #[arg(long, value_name = "UID")]
     uid: Option<u32>,
-    /// Shows the rules and what would be run, and changes nothing.
+    /// Print the rules and the commands that would be run, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -36,17 +36,17 @@ pub(super) struct Install {
 /// Options of `audit uninstall`.
 #[derive(Args)]
 pub(super) struct Uninstall {
-    /// Shows what would be run, and changes nothing.
+    /// Print the commands that would be run, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
-/// What installing takes.
+/// Programs that the installation needs.
 struct Tools {
     auditctl: PathBuf,
     augenrules: PathBuf,
     install: PathBuf,
-    /// Without symlinks.
+    /// Path without symlinks.
     docker: String,
 }
 
@@ -62,13 +62,13 @@ impl Install {
             print(format_args!("{}", rules.trim_end()))?;
             let steps = [tools.place(&rendered), tools.load(), tools.list()];
             return steps.into_iter().try_for_each(|(program, arguments)| {
-                print(format_args!("# {}", shown(&root.line(program, &arguments))))
+                print(format_args!("# {}", command_text(&root.line(program, &arguments))))
             });
         }
         let written = write(&rendered, &rules);
         let placed = written.and_then(|()| {
             let (program, arguments) = tools.place(&rendered);
-            root.must(program, &arguments).map(drop)
+            root.run_checked(program, &arguments).map(drop)
         });
         drop(fs::remove_file(&rendered));
         placed?;
@@ -76,31 +76,31 @@ impl Install {
         let (program, arguments) = tools.load();
         let loaded = root.run(program, &arguments)?;
         let (program, arguments) = tools.list();
-        let list = root.must(program, &arguments)?;
+        let list = root.run_checked(program, &arguments)?;
         let wanted = rules.lines().filter(|line| line.starts_with("-a ")).count();
         let ours =
             list.lines().filter(|line| is_ours(line) && line.contains(&tools.docker)).count();
         if ours < wanted || !loaded.status.success() {
             return Err(Failure::failed(format!(
-                "the rules are in `{RULES}`, and {ours} of {wanted} are loaded; `augenrules \
-                 --load` said: {}. After `-e 2` in another file of `{RULES_FOLDER}` rules change \
-                 with the next start of the machine only",
-                said(&loaded)
+                "the rules are in `{RULES}`, but only {ours} of {wanted} are loaded; output of \
+                 `augenrules --load`: {}. If another file in `{RULES_FOLDER}` sets `-e 2`, rules \
+                 change only when the machine restarts",
+                output_line(&loaded)
             )));
         }
         print(format_args!(
-            "The kernel logs every call of `{}` by root and by the operator. What it has logged:\n  \
-             sudo ausearch -k {KEY} -i --start today\nWho ended containers:\n  sudo ai-agent audit tail",
+            "The kernel records every run of `{}` by root and by the operator. Show the records:\n  \
+             sudo ausearch -k {KEY} -i --start today\nShow who stopped containers:\n  sudo ai-agent audit tail",
             tools.docker
         ))
     }
 
-    /// Whose calls are logged besides root's.
+    /// User whose commands are recorded besides root's.
     fn operator(&self, environment: &Environment) -> u32 {
         let by_sudo = environment.get("SUDO_UID").and_then(|uid| uid.to_str()?.parse().ok());
-        // Whoever is not root now asks sudo, which would say the same.
+        // For a user who is not root, sudo would report the same id.
         let own = user_id().filter(|uid| *uid != 0);
-        self.uid.or(own).or(by_sudo.filter(|uid| *uid != 0)).unwrap_or(FIRST_USER)
+        self.uid.or(own).or(by_sudo.filter(|uid| *uid != 0)).unwrap_or(DEFAULT_OPERATOR)
     }
 }
 
@@ -131,7 +131,7 @@ impl Tools {
             )));
         }
         if is_absent(Path::new(RULES_FOLDER)) {
-            let problem = format!("there is no `{RULES_FOLDER}`: install auditd anew");
+            let problem = format!("there is no `{RULES_FOLDER}`: reinstall auditd");
             return Err(Failure::usage(problem));
         }
         let real = fs::canonicalize(&docker).unwrap_or(docker);
@@ -164,29 +164,29 @@ impl Uninstall {
         let [auditctl, augenrules] =
             ["auditctl", "augenrules"].map(|name| find(name, &environment));
         if auditctl.is_none() && is_absent(Path::new(RULES_FOLDER)) {
-            return print(format_args!("auditd is not installed: there is nothing to take away"));
+            return print(format_args!("auditd is not installed: there is nothing to remove"));
         }
         let root = Root::get(&environment)?;
         let remove = Some((PathBuf::from("rm"), words(&["-f", RULES])));
         let load = augenrules.map(|program| (program, words(&["--load"])));
-        // The files may not have a line that deletes what is loaded.
+        // Loading the remaining files does not necessarily delete loaded rules.
         let delete = auditctl.clone().map(|program| (program, words(&["-D", "-k", KEY])));
         if self.dry_run {
             let steps = [remove, load, delete].into_iter().flatten();
             return steps
-                .map(|(program, arguments)| shown(&root.line(&program, &arguments)))
+                .map(|(program, arguments)| command_text(&root.line(&program, &arguments)))
                 .try_for_each(|line| print(format_args!("# {line}")));
         }
         if let Some((program, arguments)) = remove {
-            root.must(&program, &arguments)?;
+            root.run_checked(&program, &arguments)?;
         }
-        print(format_args!("`{RULES}` is not there any more."))?;
-        // What can't be loaded is not loaded: the list decides.
-        let mut troubles = Vec::new();
+        print(format_args!("Removed `{RULES}`."))?;
+        // Failures are reported only if the list still has our rules.
+        let mut failures = Vec::new();
         for (program, arguments) in [load, delete].into_iter().flatten() {
             let output = root.run(&program, &arguments)?;
             if !output.status.success() {
-                troubles.push(format!("`{}`: {}", program.display(), said(&output)));
+                failures.push(format!("`{}`: {}", program.display(), output_line(&output)));
             }
         }
         let Some(auditctl) = auditctl else { return Ok(()) };
@@ -194,24 +194,24 @@ impl Uninstall {
         let text = String::from_utf8_lossy(&list.stdout);
         if text.lines().any(is_ours) {
             return Err(Failure::failed(format!(
-                "the rules are still loaded, until the machine starts anew: {}",
-                troubles.join("; ")
+                "the rules stay loaded until the machine restarts: {}",
+                failures.join("; ")
             )));
         }
         if list.status.success() {
-            print(format_args!("No rule of it is loaded."))
+            print(format_args!("None of the rules is loaded."))
         } else {
-            print(format_args!("The kernel tells of no rules: {}.", said(&list)))
+            print(format_args!("Cannot list the loaded rules: {}.", output_line(&list)))
         }
     }
 }
 
-/// Whether nothing lies at a path, as far as this user may know.
+/// Whether there is no file at a path, as far as this user can see.
 fn is_absent(path: &Path) -> bool {
     fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// Whether a line of `auditctl -l` is a rule of ours.
+/// Whether a line of `auditctl -l` is one of our rules.
 pub(super) fn is_ours(line: &str) -> bool {
     line.split([' ', '=']).any(|word| word == KEY)
 }
@@ -228,7 +228,7 @@ fn write(path: &Path, rules: &str) -> Result<(), Failure> {
     written.map_err(|error| Failure::failed(format!("cannot write `{}`: {error}", path.display())))
 }
 
-/// The rules for a program and an operator; one when that is root.
+/// Rules for a program and an operator; a single one if the operator is root.
 fn render(docker: &str, operator: u32) -> String {
     let is_double = |line: &&str| operator == 0 && line.contains("uid=@@OPERATOR_UID@@");
     let lines = TEMPLATE.lines().filter(|line| !is_double(line));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rules_name_the_program_and_both_users() {
+    fn rules_name_the_program_and_both_users() {
         let text = render("/usr/bin/docker", 1001);
         let expected = [
             "-a always,exit -F path=/usr/bin/docker -F perm=x -F uid=0 -F key=claude-hooks-docker",
@@ -257,27 +257,27 @@ mod tests {
         assert_eq!(
             rules(&render("/usr/bin/docker", 0)),
             expected[..1],
-            "the kernel takes none twice"
+            "the kernel refuses duplicates"
         );
     }
 
     #[test]
-    fn the_operator_is_who_asks() {
-        let asked = |uid, sudo: &str| {
+    fn operator_is_the_user_of_the_command() {
+        let operator = |uid, sudo: &str| {
             let environment = Environment::from_iter([("SUDO_UID", sudo)]);
             Install { uid, dry_run: true }.operator(&environment)
         };
-        assert_eq!(asked(Some(7), "1001"), 7);
+        assert_eq!(operator(Some(7), "1001"), 7);
         if crate::platform::is_root() {
             assert_eq!(
-                (asked(None, "1001"), asked(None, "0"), asked(None, "x")),
+                (operator(None, "1001"), operator(None, "0"), operator(None, "x")),
                 (1001, 1000, 1000)
             );
         }
     }
 
     #[test]
-    fn our_rules_are_told_from_others() {
+    fn our_rules_are_recognised() {
         let ours = "-a always,exit -S all -F path=/usr/bin/docker -F perm=x -F uid=0 -F key=claude-hooks-docker";
         assert!(is_ours(ours));
         assert!(is_ours("-w /usr/bin/docker -p x -k claude-hooks-docker"));

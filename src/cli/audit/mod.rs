@@ -1,4 +1,4 @@
-//! `ai-agent audit`: who stopped a container, as the Linux audit system tells it.
+//! `ai-agent audit`: docker commands that stop or remove containers, from the Linux audit system.
 
 mod install;
 mod status;
@@ -12,7 +12,9 @@ use clap::{Args, Subcommand};
 use super::failure::Failure;
 use crate::platform::Os;
 
-/// Who stopped a container, as the Linux audit system tells it. Needs no server and no secrets.
+/// Record and show which docker commands stop or remove containers, by the Linux audit system
+///
+/// Needs no server and no secrets.
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -21,21 +23,22 @@ pub(super) struct Arguments {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Lets the kernel log every call of docker by root and by the operator. Asks for root by sudo.
+    /// Install audit rules that record every docker command of root and of the operator (uses sudo)
     Install(install::Install),
-    /// Takes the rules away again. Asks for root by sudo.
+    /// Remove the audit rules (uses sudo)
     Uninstall(install::Uninstall),
-    /// Shows who ended containers, and follows: from today's start at first, later from where it
-    /// stopped.
+    /// Show docker commands that stop or remove containers, and follow the log
+    ///
+    /// Starts with today's events, and later continues where it stopped.
     Tail(tail::Options),
-    /// Whether the rules are loaded and the log can be read. Exit code 1 when not.
+    /// Check that the rules are loaded and the log is readable; exits 1 if not
     Status(status::Options),
 }
 
 impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         if Os::CURRENT != Os::Linux {
-            return Err(Failure::usage("the audit system is Linux's: there is none here"));
+            return Err(Failure::usage("the audit system exists on Linux only"));
         }
         match &self.action {
             Action::Install(install) => install.execute(),

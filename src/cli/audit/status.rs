@@ -1,4 +1,4 @@
-//! `ai-agent audit status`: whether anything is logged, and can be read.
+//! `ai-agent audit status`: checks that the rules are loaded and the log is readable.
 
 use std::{
     ffi::OsStr,
@@ -11,7 +11,7 @@ use clap::Args;
 
 use super::{
     install::is_ours,
-    tools::{RULES, find, said},
+    tools::{RULES, find, output_line},
 };
 use crate::{
     cli::{failure::Failure, output::print},
@@ -22,7 +22,7 @@ use crate::{
 /// Options of `audit status`.
 #[derive(Args)]
 pub(super) struct Options {
-    /// The log that auditd writes.
+    /// Log file of auditd
     #[arg(long, value_name = "FILE", default_value = ai_agent_audit::LOG)]
     log: PathBuf,
 }
@@ -34,11 +34,11 @@ impl Options {
         print(format_args!("rules file    {}", file()))?;
         print(format_args!("rules loaded  {rules}"))?;
         let log = fs::File::open(&self.log).map(drop);
-        let sight = match &log {
-            Ok(()) => "can be read".to_owned(),
+        let state = match &log {
+            Ok(()) => "readable".to_owned(),
             Err(error) => format!("{error}: see docs/audit.md, \"Reading the log\""),
         };
-        print(format_args!("log           `{}`: {sight}", self.log.display()))?;
+        print(format_args!("log           `{}`: {state}", self.log.display()))?;
         if let Some(is_read) = is_read(&environment, explicit) {
             let word = if is_read { "reads it" } else { "is not in `pipeline.sources`" };
             print(format_args!("source        `auditd` {word}"))?;
@@ -47,9 +47,9 @@ impl Options {
             return Ok(());
         }
         Err(Failure::failed(if are_loaded {
-            "the log can't be read"
+            "cannot read the log"
         } else {
-            "no rule is known to be loaded: `ai-agent audit install` installs them"
+            "no rules are loaded, as far as is known: `ai-agent audit install` installs them"
         }))
     }
 }
@@ -61,17 +61,17 @@ fn file() -> String {
     }
 }
 
-/// What the kernel says of our rules, and whether there are any.
+/// Number of our rules in the kernel as text, and whether there are any.
 fn rules(environment: &Environment) -> (String, bool) {
     let Some(auditctl) = find("auditctl", environment) else {
         return ("none: auditctl is not installed".to_owned(), false);
     };
-    let ask = |argument: &str| Command::new(&auditctl).arg(OsStr::new(argument)).output();
-    let (list, state) = match (ask("-l"), ask("-s")) {
+    let query = |argument: &str| Command::new(&auditctl).arg(OsStr::new(argument)).output();
+    let (list, state) = match (query("-l"), query("-s")) {
         (Ok(list), Ok(state)) if list.status.success() => (list, state),
-        (Ok(list), _) if is_root() => return (format!("unknown: {}", said(&list)), false),
+        (Ok(list), _) if is_root() => return (format!("unknown: {}", output_line(&list)), false),
         (Err(error), _) => return (format!("unknown: {error}"), false),
-        _ => return ("unknown: only root may ask, `sudo ai-agent audit status`".to_owned(), false),
+        _ => return ("unknown without root: run `sudo ai-agent audit status`".to_owned(), false),
     };
     let list = String::from_utf8_lossy(&list.stdout);
     let count = list.lines().filter(|line| is_ours(line)).count();
@@ -81,15 +81,15 @@ fn rules(environment: &Environment) -> (String, bool) {
     };
     let mut text = count.to_string();
     if value("enabled ") == Some(0) {
-        text += ", and the kernel logs nothing: `sudo auditctl -e 1`";
+        text += ", but auditing is disabled: run `sudo auditctl -e 1`";
     }
     if value("pid ") == Some(0) {
-        text += ", and auditd does not run: `sudo systemctl enable --now auditd`";
+        text += ", but auditd is not running: run `sudo systemctl enable --now auditd`";
     }
     (text, count > 0)
 }
 
-/// Whether the agent reads the log, where that is known.
+/// Whether the agent reads the log, if its configuration can be read.
 fn is_read(environment: &Environment, explicit: Option<&Path>) -> Option<bool> {
     let paths = Paths::from_environment(environment).ok()?;
     let inputs = ConfigInputs { paths: &paths, environment, explicit, managed: None };

@@ -1,4 +1,4 @@
-//! `ai-agent audit tail`: who ended containers, and follows.
+//! `ai-agent audit tail`: shows docker commands from the audit log, and follows it.
 
 mod parents;
 mod show;
@@ -31,35 +31,35 @@ use crate::{
 use parents::Parents;
 use show::Form;
 
-/// Where it stopped, below the state directory.
+/// File in the state directory with the position where the command stopped.
 const CHECKPOINT: &str = "audit-tail.json";
-/// How often that is stored while nothing is shown.
-const REST: Duration = Duration::from_secs(10);
-/// How often the log is looked at, whatever the system tells.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval at which the position is stored while nothing is shown.
+const STORE_INTERVAL: Duration = Duration::from_secs(10);
+/// Interval at which the log is read, with or without notifications.
+const READ_INTERVAL: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Options of `audit tail`.
 #[derive(Args)]
 pub(super) struct Options {
-    /// Every call of docker: otherwise only stop, rm, kill, restart and pause.
+    /// Show every docker command instead of stop, rm, kill, restart and pause only
     #[arg(long, conflicts_with = "names")]
     all: bool,
-    /// Containers, as they were named in the call; `*` is any part. A call may name one by the
-    /// beginning of its id: the log has only what was typed. May be given several times.
+    /// Name of the containers, as typed in the command; `*` matches any part. The log does not resolve
+    /// ids. May be given several times
     #[arg(long = "name", value_name = "GLOB", default_values = audit::NAMES)]
     names: Vec<String>,
-    /// One JSON object for each call.
+    /// Print one JSON object per command
     #[arg(long, conflicts_with = "raw")]
     json: bool,
-    /// The lines of the log: everything that ausearch knows.
+    /// Print the lines of the log, as ausearch does
     #[arg(long)]
     raw: bool,
-    /// Begins at a time instead of where it stopped, which stays as it is: `today`, `yesterday`,
-    /// `2h` for two hours ago, `2026-11-22`, `"2026-11-22 10:00:00"`.
+    /// Start at a time instead of the stored position, which stays unchanged: `today`, `yesterday`,
+    /// `2h` for two hours ago, `2026-11-22`, `"2026-11-22 10:00:00"`
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// The log that auditd writes.
+    /// Log file of auditd
     #[arg(long, value_name = "FILE", default_value = audit::LOG)]
     log: PathBuf,
 }
@@ -69,7 +69,7 @@ impl Options {
         let offset = local_offset();
         let now = SystemClock.now();
         let given = self.since.as_deref();
-        let given = given.map(|since| begin(since, now, offset)).transpose()?;
+        let given = given.map(|since| parse_since(since, now, offset)).transpose()?;
         let wanted = if self.all {
             CallFilter::every_call()
         } else {
@@ -85,7 +85,7 @@ impl Options {
         let rows = path.as_deref().map(read).transpose()?.flatten();
         let since = match (given, &rows) {
             (Some(since), _) => since,
-            (None, None) => begin("today", now, offset)?,
+            (None, None) => parse_since("today", now, offset)?,
             (None, Some(_)) => Timestamp(0),
         };
         let form = match (self.json, self.raw) {
@@ -95,7 +95,7 @@ impl Options {
         };
         let parents = RefCell::new(Parents::default());
         if rows.is_some() {
-            // Who called whom may stand before the place where it stopped.
+            // Parents may have started before the stored position.
             let mut past = follower(&log, true, DAY, Arc::new(|| ()));
             let mut learn = |facts: &Facts| {
                 parents.borrow_mut().learn(facts);
@@ -115,7 +115,8 @@ impl Options {
     }
 }
 
-/// Shows what is wanted, until nobody looks any more. How far it came is kept in the file at `path`.
+/// Shows matching commands until the reader of the output has gone. Stores the position in the file at
+/// `path`.
 fn follow(
     log: &Path,
     mut screen: Screen<'_>,
@@ -123,11 +124,11 @@ fn follow(
     path: Option<&Path>,
 ) -> Result<(), Failure> {
     let (sender, woken) = mpsc::sync_channel(1);
-    // One that is full wakes as well.
+    // A full channel has already woken the reader.
     let waker: Waker = Arc::new(move || {
         sender.try_send(()).ok();
     });
-    let mut follower = follower(log, false, 30 * LOOK, waker);
+    let mut follower = follower(log, false, 30 * READ_INTERVAL, waker);
     follower.restore(&mut screen.rows.clone().into_iter()).map_err(Failure::failed)?;
     let (mut stored, mut is_first) = (Duration::ZERO, true);
     loop {
@@ -141,7 +142,7 @@ fn follow(
         }
         let now = SystemClock.uptime();
         if let Some(path) = path
-            && (mem::take(&mut screen.has_shown) || now >= stored + REST)
+            && (mem::take(&mut screen.has_shown) || now >= stored + STORE_INTERVAL)
         {
             write(path, &screen.rows)?;
             stored = now;
@@ -152,7 +153,7 @@ fn follow(
                 return Err(Failure::failed(trouble.to_string()));
             }
             is_first = false;
-            woken.recv_timeout(next.min(LOOK)).ok();
+            woken.recv_timeout(next.min(READ_INTERVAL)).ok();
         }
     }
 }
@@ -165,7 +166,7 @@ fn follower(path: &Path, is_once: bool, poll_interval: Duration, waker: Waker) -
 
 type Rows = BTreeMap<GenerationId, Vec<u8>>;
 
-/// Shows events, and keeps the rows that say how far they were read.
+/// Shows events, and keeps the rows with the position in the log.
 struct Screen<'a> {
     form: Form,
     offset: i64,
@@ -228,7 +229,7 @@ impl Intake for Screen<'_> {
     }
 }
 
-/// Where the agent keeps its state.
+/// State directory of the agent.
 fn state_dir(explicit: Option<&Path>) -> Result<PathBuf, Failure> {
     let environment = Environment::from_process();
     let paths = Paths::from_environment(&environment).map_err(Failure::usage)?;
@@ -237,11 +238,11 @@ fn state_dir(explicit: Option<&Path>) -> Result<PathBuf, Failure> {
     Ok(loaded.settings.agent.state_dir)
 }
 
-/// How far the log was shown; `None` when it never was.
+/// Reads the stored position; `None` if there is none.
 fn read(path: &Path) -> Result<Option<Rows>, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::failed(format!(
-            "cannot read `{}`, where it stopped: {error}; delete it to begin with today",
+            "cannot read the position in `{}`: {error}; delete the file to start with today's events",
             path.display()
         ))
     };
@@ -259,21 +260,21 @@ fn read(path: &Path) -> Result<Option<Rows>, Failure> {
 fn write(path: &Path, rows: &Rows) -> Result<(), Failure> {
     let rows: BTreeMap<_, _> =
         rows.iter().map(|(id, row)| (id, String::from_utf8_lossy(row))).collect();
-    let bytes = serde_json::to_vec(&rows).expect("rows are JSON, and so is what they are in");
+    let bytes = serde_json::to_vec(&rows).expect("rows serialise to JSON");
     let folder = path.parent().map_or(Ok(()), secure_file::create_dir);
     folder.and_then(|()| secure_file::replace(path, &bytes)).map_err(|error| {
-        Failure::failed(format!("cannot keep in `{}` where it stopped: {error}", path.display()))
+        Failure::failed(format!("cannot store the position in `{}`: {error}", path.display()))
     })
 }
 
-/// How many seconds local time is ahead of UTC; none where the system does not say.
+/// Seconds by which local time is ahead of UTC; 0 if unknown.
 fn local_offset() -> i64 {
-    let said = Command::new("date").arg("+%z").output().map(|output| output.stdout);
-    let said = String::from_utf8(said.unwrap_or_default()).unwrap_or_default();
-    offset(said.trim()).unwrap_or(0)
+    let output = Command::new("date").arg("+%z").output().map(|output| output.stdout);
+    let output = String::from_utf8(output.unwrap_or_default()).unwrap_or_default();
+    offset(output.trim()).unwrap_or(0)
 }
 
-/// The seconds that `+0130` is.
+/// Parses an offset such as `+0130` into seconds.
 fn offset(text: &str) -> Option<i64> {
     let (sign, digits) = match text.split_at_checked(1)? {
         ("+", digits) => (1, digits),
@@ -284,8 +285,8 @@ fn offset(text: &str) -> Option<i64> {
     Some(sign * (number / 100 * 3600 + number % 100 * 60))
 }
 
-/// The time that `--since` means, where local time is `offset` seconds ahead.
-fn begin(text: &str, now: Timestamp, offset: i64) -> Result<Timestamp, Failure> {
+/// Parses the time of `--since`; local time is `offset` seconds ahead of UTC.
+fn parse_since(text: &str, now: Timestamp, offset: i64) -> Result<Timestamp, Failure> {
     let local = now.0.saturating_add_signed(offset * 1000);
     let day = DAY.as_secs() * 1000;
     let midnight = local - local % day;
@@ -300,7 +301,7 @@ fn begin(text: &str, now: Timestamp, offset: i64) -> Result<Timestamp, Failure> 
             let whole = if text.len() == 10 { format!("{text} 00:00:00") } else { text.to_owned() };
             let time = humantime::parse_rfc3339_weak(&whole).map_err(|_| {
                 Failure::usage(format!(
-                    "--since names no time, `{text}`: expected `today`, `yesterday`, `2h`, \
+                    "cannot parse `--since {text}`: expected `today`, `yesterday`, `2h`, \
                      `2026-11-22` or \"2026-11-22 10:00:00\""
                 ))
             })?;
@@ -319,8 +320,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_is_given_as_people_say_it() {
-        // 2026-11-21T20:00:00.120Z; it is tomorrow where local time is five hours ahead.
+    fn since_accepts_relative_and_absolute_times() {
+        // 2026-11-21T20:00:00.120Z, which is the next day where local time is five hours ahead.
         let now = Timestamp(1_795_291_200_120);
         let table = [
             ("today", 0, "2026-11-21T00:00:00.000Z"),
@@ -332,13 +333,13 @@ mod tests {
             ("2026-11-20T10:00:00Z", 3600, "2026-11-20T10:00:00.000Z"),
         ];
         for (text, offset, expected) in table {
-            assert_eq!(begin(text, now, offset).unwrap().to_string(), expected, "{text}");
+            assert_eq!(parse_since(text, now, offset).unwrap().to_string(), expected, "{text}");
         }
-        assert!(begin("noon", now, 0).is_err());
+        assert!(parse_since("noon", now, 0).is_err());
     }
 
     #[test]
-    fn the_distance_to_utc_is_read() {
+    fn offsets_from_utc_are_parsed() {
         let table = [("+0000", Some(0)), ("+0530", Some(19_800)), ("-0100", Some(-3600))];
         for (text, expected) in table {
             assert_eq!(offset(text), expected, "{text}");

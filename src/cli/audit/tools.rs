@@ -1,4 +1,4 @@
-//! The audit system's own programs, found and run.
+//! Finds and runs the programs of the audit system.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -11,13 +11,13 @@ use crate::{
     platform::{Environment, is_root, secure_file},
 };
 
-/// Where the rules lie that `augenrules` puts together.
+/// Directory of the rules that `augenrules` loads.
 pub(super) const RULES_FOLDER: &str = "/etc/audit/rules.d";
-/// Our own.
+/// Our rules.
 pub(super) const RULES: &str = "/etc/audit/rules.d/claude-hooks-docker.rules";
 
-/// Finds a program on the PATH, or where an administrator's programs lie, which is not on every
-/// user's PATH.
+/// Finds a program on the PATH, or in the administrator's directories, which are not on every user's
+/// PATH.
 pub(super) fn find(name: &str, environment: &Environment) -> Option<PathBuf> {
     let path = environment.get("PATH").map(OsStr::to_owned).unwrap_or_default();
     let administrators = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
@@ -34,25 +34,25 @@ pub(super) struct Root {
 }
 
 impl Root {
-    /// This process, or sudo.
+    /// Runs programs directly if this process is root, and with sudo otherwise.
     pub(super) fn get(environment: &Environment) -> Result<Self, Failure> {
         if is_root() {
             return Ok(Self { sudo: None });
         }
         match find("sudo", environment) {
             Some(sudo) => Ok(Self { sudo: Some(sudo) }),
-            None => Err(Failure::usage("this takes root, and there is no sudo: run it as root")),
+            None => Err(Failure::usage("this needs root, and sudo was not found: run it as root")),
         }
     }
 
-    /// A command line, as it would be run.
+    /// Command line that would be run.
     pub(super) fn line(&self, program: &Path, arguments: &[&OsStr]) -> Vec<OsString> {
         let sudo = self.sudo.iter().map(|sudo| sudo.as_os_str());
         let words = sudo.chain([program.as_os_str()]).chain(arguments.iter().copied());
         words.map(OsStr::to_owned).collect()
     }
 
-    /// Runs a program to its end. What sudo asks, it asks the terminal.
+    /// Runs a program until it ends. sudo asks for the password on the terminal.
     pub(super) fn run(&self, program: &Path, arguments: &[&OsStr]) -> Result<Output, Failure> {
         let line = self.line(program, arguments);
         let mut command = Command::new(&line[0]);
@@ -62,26 +62,30 @@ impl Root {
         })
     }
 
-    /// Runs a program that must succeed; what it printed.
-    pub(super) fn must(&self, program: &Path, arguments: &[&OsStr]) -> Result<String, Failure> {
+    /// Runs a program that must succeed, and returns its output.
+    pub(super) fn run_checked(
+        &self,
+        program: &Path,
+        arguments: &[&OsStr],
+    ) -> Result<String, Failure> {
         let output = self.run(program, arguments)?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        let (line, said) = (shown(&self.line(program, arguments)), said(&output));
+        let (line, said) = (command_text(&self.line(program, arguments)), output_line(&output));
         Err(Failure::failed(format!("`{line}` failed, {}: {said}", output.status)))
     }
 }
 
-/// What a program said, in one line.
-pub(super) fn said(output: &Output) -> String {
+/// Output of a program in one line.
+pub(super) fn output_line(output: &Output) -> String {
     let both = [&output.stderr[..], &output.stdout[..]].concat();
     let text = String::from_utf8_lossy(&both);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    if lines.is_empty() { "it said nothing".to_owned() } else { lines.join("; ") }
+    if lines.is_empty() { "no output".to_owned() } else { lines.join("; ") }
 }
 
-/// A command line, to be read.
-pub(super) fn shown(line: &[OsString]) -> String {
+/// A command line as text.
+pub(super) fn command_text(line: &[OsString]) -> String {
     line.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

@@ -1,4 +1,4 @@
-//! Which process started which, as far as the log has them.
+//! Parents of processes, as far as they are in the log.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -6,35 +6,35 @@ use serde::Serialize;
 
 use ai_agent_audit::facts::Facts;
 
-/// So many executions are remembered.
-const MOST: usize = 50_000;
-/// No chain is longer.
-const LONGEST: usize = 64;
+/// Executions that are remembered.
+const MAX_REMEMBERED: usize = 50_000;
+/// Longest chain of parents.
+const MAX_CHAIN: usize = 64;
 
-/// A process above another.
+/// Parent of a process, or its parent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Parent {
     pub(super) pid: u32,
-    /// What it called itself, where the log has it.
+    /// Its name, if it is in the log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) comm: Option<String>,
-    /// The program, where the log has it.
+    /// Its program, if it is in the log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) exe: Option<String>,
 }
 
-/// A number of a process is given again, so each counts from when it was seen: process, time, serial.
-type Seen = (u32, u64, u64);
+/// Key of an execution: process, time, serial. Process ids are reused, so each is valid from its time.
+type ExecutionKey = (u32, u64, u64);
 
-/// Processes that were seen.
+/// Processes that are in the log.
 #[derive(Default)]
 pub(super) struct Parents {
-    seen: BTreeMap<Seen, (Option<u32>, Parent)>,
-    order: VecDeque<Seen>,
+    seen: BTreeMap<ExecutionKey, (Option<u32>, Parent)>,
+    order: VecDeque<ExecutionKey>,
 }
 
 impl Parents {
-    /// Remembers who an event is from.
+    /// Remembers the process of an event.
     pub(super) fn learn(&mut self, facts: &Facts) {
         let Some(pid) = facts.pid else { return };
         let key = (pid, facts.at.0, facts.serial);
@@ -42,29 +42,29 @@ impl Parents {
         if self.seen.insert(key, (facts.ppid, parent)).is_none() {
             self.order.push_back(key);
         }
-        if self.order.len() > MOST
+        if self.order.len() > MAX_REMEMBERED
             && let Some(oldest) = self.order.pop_front()
         {
             self.seen.remove(&oldest);
         }
     }
 
-    /// The processes above the one of an event, its parent first; the last one may be only a number.
+    /// Chain of parents of an event's process, its parent first. The last one may have only an id.
     pub(super) fn of(&self, facts: &Facts) -> Vec<Parent> {
         let mut chain: Vec<Parent> = Vec::new();
         let mut next = facts.ppid;
         while let Some(pid) = next.filter(|pid| *pid != 0) {
-            if chain.len() == LONGEST || chain.iter().any(|known| known.pid == pid) {
+            if chain.len() == MAX_CHAIN || chain.iter().any(|known| known.pid == pid) {
                 break;
             }
             let before = ..=(pid, facts.at.0, facts.serial);
             let known = self.seen.range(before).next_back().filter(|((it, ..), _)| *it == pid);
-            let (above, parent) = match known {
-                Some((_, (above, parent))) => (*above, parent.clone()),
+            let (next_parent, parent) = match known {
+                Some((_, (next_parent, parent))) => (*next_parent, parent.clone()),
                 None => (None, Parent { pid, comm: None, exe: None }),
             };
             chain.push(parent);
-            next = above;
+            next = next_parent;
         }
         chain
     }
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn the_chain_goes_up_as_far_as_it_was_seen_before() {
+    fn chain_ends_at_the_first_unknown_process() {
         let mut parents = Parents::default();
         let seen =
             [(1, 10, 1, "sshd"), (2, 20, 10, "bash"), (3, 30, 20, "docker"), (9, 20, 7, "later")];
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_ends() {
+    fn circular_chain_ends() {
         let mut parents = Parents::default();
         parents.learn(&facts(1, 10, 20, "a"));
         parents.learn(&facts(1, 20, 10, "b"));
@@ -107,11 +107,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn memory_is_bounded() {
         let mut parents = Parents::default();
         for pid in 0..60_000 {
             parents.learn(&facts(1, pid, 1, "a"));
         }
-        assert_eq!((parents.seen.len(), parents.order.len()), (MOST, MOST));
+        assert_eq!((parents.seen.len(), parents.order.len()), (MAX_REMEMBERED, MAX_REMEMBERED));
     }
 }

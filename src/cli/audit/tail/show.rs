@@ -1,4 +1,4 @@
-//! An event as it is shown.
+//! Formats an event for output.
 
 use std::{collections::BTreeMap, fs, sync::OnceLock};
 
@@ -7,7 +7,7 @@ use ai_agent_audit::facts::Facts;
 
 use crate::platform::Timestamp;
 
-/// How events are shown.
+/// Format of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// A line for people.
@@ -18,7 +18,7 @@ pub(super) enum Form {
     Raw,
 }
 
-/// What an operator asks for, in one line.
+/// Formats an event as one line.
 pub(super) fn line(facts: &Facts, parents: &[Parent], offset: i64) -> String {
     let mut text = time(facts.at, offset);
     let mut add = |name: &str, value: String| text += &format!(" {name}={value}");
@@ -53,7 +53,7 @@ pub(super) fn line(facts: &Facts, parents: &[Parent], offset: i64) -> String {
     text
 }
 
-/// All facts and the parents.
+/// Formats all facts and the parents as JSON.
 pub(super) fn json(facts: &Facts, parents: &[Parent]) -> String {
     let parents = serde_json::to_string(parents).expect("parents have only strings as keys");
     let mut object = facts.to_json();
@@ -61,14 +61,14 @@ pub(super) fn json(facts: &Facts, parents: &[Parent]) -> String {
     object + &format!(",\"parents\":{parents}}}")
 }
 
-/// The lines of the log, as ausearch shows them.
+/// Formats the lines of the log as ausearch does.
 pub(super) fn raw(lines: &[u8]) -> String {
     let text = String::from_utf8_lossy(lines).replace('\u{1d}', " ");
     let lines: Vec<String> = text.split('\n').map(escaped).collect();
     format!("----\n{}", lines.join("\n"))
 }
 
-/// A time in local time, which is `offset` seconds ahead of UTC.
+/// Formats a time as local time, which is `offset` seconds ahead of UTC.
 fn time(at: Timestamp, offset: i64) -> String {
     if offset == 0 {
         return at.to_string();
@@ -104,8 +104,8 @@ fn names(passwd: &str) -> BTreeMap<u32, String> {
     passwd.lines().rev().filter_map(entry).collect()
 }
 
-/// A word as a shell takes it: in single quotes where it needs any, `$'…'` where it has what would
-/// change a terminal.
+/// Quotes a word for a shell: in single quotes if needed, or in `$'…'` if it contains characters that
+/// affect a terminal.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%^".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {
@@ -117,7 +117,7 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// The same text, with characters that would change a terminal written out.
+/// Escapes characters that affect a terminal.
 fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
@@ -134,7 +134,7 @@ fn escaped(text: &str) -> String {
     safe
 }
 
-/// Whether a character moves the cursor, or turns the direction of text.
+/// Whether a character moves the cursor or changes the direction of text.
 fn is_dangerous(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_says_who_called_what() {
+    fn a_line_has_user_parents_and_arguments() {
         let parent =
             |pid, comm: Option<&str>| Parent { pid, comm: comm.map(Into::into), exe: None };
         let parents = [parent(20, Some("bash")), parent(10, None)];
@@ -176,9 +176,9 @@ mod tests {
         );
     }
 
-    /// Whoever calls docker chooses what a terminal gets to see.
+    /// A user of docker could have put terminal sequences into its arguments.
     #[test]
-    fn nothing_that_changes_a_terminal_is_shown_as_it_is() {
+    fn characters_that_affect_a_terminal_are_escaped() {
         let words = ["a\x1b[2Jb", "two\nlines", "\u{202e}txt", "it's\\\r"];
         let expected = [r"$'a\x1b[2Jb'", r"$'two\nlines'", r"$'\u202etxt'", r"$'it\'s\\\x0d'"];
         assert_eq!(words.map(quoted), expected);
