@@ -51,11 +51,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Read session logs and ship them, until stopped
     Run(run::Arguments),
-    /// Install the agent as a service of the user and start it, or update an installed one
     Install(service::install::Arguments),
-    /// Stop the service and remove what `install` installed; state and configuration stay
     Uninstall(service::uninstall::Arguments),
     /// Start the service
     Start,
@@ -63,31 +60,18 @@ enum Command {
     Stop,
     /// Restart the service
     Restart,
-    /// Check whether the agent is running; with `--hook`, answer a hook of Claude Code
     Check(check::Arguments),
-    /// Show what is queued and delivered, problems, and what to do about them
     Status(status::Arguments),
-    /// Deliver queued entries now, and wait until they are acknowledged
     Flush(flush::Arguments),
-    /// Reload the configuration, the server's part included, as SIGHUP does
     Reload(reload::Arguments),
-    /// Change the log level of the running agent until it stops
     LogLevel(log_level::Arguments),
-    /// Show, explain and check the configuration
     Config(config::Arguments),
-    /// Check this machine for everything that can keep the agent from working
     Doctor(doctor::Arguments),
-    /// Install, remove or show the hooks in Claude Code's settings
     Hooks(hooks::Arguments),
-    /// Run the `[[test]]` tables of the configuration in force, or of configuration files
     Test(test::Arguments),
-    /// Inspect, retry or delete entries that a receiver rejected for good
     Deadletter(deadletter::Arguments),
-    /// Inspect queued entries, whether the agent is running or not
     Outbox(outbox::Arguments),
-    /// Record and show which docker commands stop or remove containers, by the Linux audit system
     Audit(audit::Arguments),
-    /// List all stages, or show one with its options
     Stages(stages::Arguments),
 }
 

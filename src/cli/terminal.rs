@@ -59,26 +59,27 @@ pub(super) fn stdout_width() -> Option<usize> {
     Some(size.map_or(DEFAULT_WIDTH, |(_, columns)| usize::from(columns)))
 }
 
-/// Breaks text at spaces into lines of at most `width` characters. A longer word stays whole, so that
-/// paths and commands can be copied.
+/// Breaks text at spaces into lines of at most `width` characters, and keeps the indentation. A longer
+/// word stays whole, so that paths and commands can be copied.
 pub(super) fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
     let Some(width) = width else { return text.lines().map(str::to_owned).collect() };
-    let width = width.max(MIN_WIDTH);
-    let mut lines = Vec::new();
-    for line in text.lines() {
-        let mut current = String::new();
-        for word in line.split(' ') {
-            let length = current.chars().count() + 1 + word.chars().count();
-            if !current.is_empty() && length > width {
-                lines.push(std::mem::take(&mut current));
-            }
-            if !current.is_empty() {
-                current.push(' ');
-            }
-            current.push_str(word);
+    text.lines().flat_map(|line| wrap_line(line, width.max(MIN_WIDTH))).collect()
+}
+
+fn wrap_line(line: &str, width: usize) -> Vec<String> {
+    let text = line.trim_start_matches(' ');
+    let indent = " ".repeat(line.len() - text.len());
+    let (mut lines, mut current) = (Vec::new(), indent.clone());
+    for (at, word) in text.split(' ').enumerate() {
+        let is_first = at == 0 || current == indent;
+        if !is_first && current.chars().count() + 1 + word.chars().count() > width {
+            lines.push(std::mem::replace(&mut current, indent.clone()));
+        } else if !is_first {
+            current.push(' ');
         }
-        lines.push(current);
+        current.push_str(word);
     }
+    lines.push(current);
     lines
 }
 
@@ -132,5 +133,7 @@ mod tests {
         let path = "/a/very/long/path/that/does/not/fit/into/forty/characters";
         assert_eq!(wrap(&format!("in {path}"), Some(40)), ["in", path]);
         assert_eq!(wrap("a\nb", None), ["a", "b"]);
+        let indented = wrap("error\n  the token is missing, set a variable or a file", Some(40));
+        assert_eq!(indented, ["error", "  the token is missing, set a variable", "  or a file"]);
     }
 }
