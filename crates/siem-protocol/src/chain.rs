@@ -1,4 +1,4 @@
-//! The chain that ties each entry to all before it.
+//! Hash chain that links each entry to all entries before it.
 
 use std::fmt;
 
@@ -6,12 +6,12 @@ use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest as _, Sha256};
 
-/// A SHA-256 digest; on the wire 64 lower-case hexadecimal digits.
+/// A SHA-256 digest, serialized as 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// The chain before the first entry: `h(0)`.
+    /// Start of the chain: `h(0)`.
     pub const ZERO: Self = Self([0; 32]);
 
     /// Hashes `bytes`.
@@ -26,13 +26,13 @@ impl Digest {
         Self(bytes)
     }
 
-    /// The 32 bytes.
+    /// Returns the 32 bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// Reads 64 hexadecimal digits of either case.
+    /// Parses 64 hexadecimal digits of either case.
     #[must_use]
     pub fn from_hex(hex: &str) -> Option<Self> {
         let mut bytes = [0; 32];
@@ -43,8 +43,8 @@ impl Digest {
         Some(Self(bytes))
     }
 
-    /// Continues the chain with the digest of an entry's line:
-    /// `h(n) = SHA-256(h(n-1) ‖ SHA-256(line n))`, the line without its newline.
+    /// Extends the chain by the digest of an entry's line: `h(n) = SHA-256(h(n-1) ‖ SHA-256(line
+    /// n))`, where the line excludes its newline.
     ///
     /// ```
     /// use siem_protocol::Digest;
@@ -101,13 +101,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_it_prints() {
+    fn printed_digest_reads_back() {
         let digest = Digest::of(b"x");
         assert_eq!(Digest::from_hex(&digest.to_string()), Some(digest));
     }
 
     #[test]
-    fn refuses_what_is_no_digest() {
+    fn invalid_digest_is_rejected() {
         assert_eq!(Digest::from_hex("00"), None);
         assert_eq!(Digest::from_hex(&"g".repeat(64)), None);
         assert_eq!(Digest::from_hex(&"é".repeat(32)), None);

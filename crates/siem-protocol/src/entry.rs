@@ -1,4 +1,4 @@
-//! The lines of a batch: records, parts of records, and events.
+//! Lines of a batch: records, parts of records, and events.
 
 use std::{borrow::Cow, io::Write as _, path::Path};
 
@@ -9,24 +9,24 @@ use serde_json::value::RawValue;
 
 use crate::{Digest, json};
 
-/// What an entry is.
+/// Kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A line that a source read.
+    /// A line read by a source.
     Record,
-    /// A piece of a line too large for one entry.
+    /// A part of a line that is too large for one entry.
     RecordPart,
-    /// What the agent itself reports.
+    /// A report of the agent.
     Event,
 }
 
-/// Content that a filter cut out of a record.
+/// Content that a filter removed from a record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cut {
     /// The filter.
     pub by: String,
-    /// How many bytes it took out.
+    /// Number of bytes removed.
     pub bytes: u64,
 }
 
@@ -37,122 +37,122 @@ pub struct Masked {
     pub by: String,
     /// The pattern that matched.
     pub pattern: String,
-    /// How often.
+    /// Number of matches.
     pub count: u64,
 }
 
-/// An entry's line, as a receiver reads it. Members that the protocol does not name (enrichers'
-/// objects, for one) are left in the line and not shown here.
+/// An entry's line, as a receiver reads it. Members that the protocol does not define, such as the
+/// objects of enrichers, are ignored here and stay in the line.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Entry<'a> {
-    /// Its number in the epoch.
+    /// Number in the epoch.
     pub seq: u64,
-    /// What it is.
+    /// Kind of the entry.
     pub kind: Kind,
-    /// Where it comes from.
+    /// Source of the entry.
     #[serde(borrow)]
     pub source: Cow<'a, str>,
-    /// The file, absolute.
+    /// Absolute path of the file.
     #[serde(borrow, default)]
     pub path: Option<Cow<'a, str>>,
-    /// Whether bytes of the path are percent-encoded.
+    /// True if bytes of the path are percent-encoded.
     #[serde(default)]
     pub path_encoded: bool,
-    /// The file's generation.
+    /// Generation of the file.
     #[serde(borrow, default)]
     pub generation: Option<Cow<'a, str>>,
-    /// Where the line begins in the file.
+    /// Offset of the line in the file.
     #[serde(default)]
     pub offset: Option<u64>,
-    /// The line's length without its ending.
+    /// Length of the line without its ending.
     #[serde(default)]
     pub length: Option<u64>,
-    /// When it was read.
+    /// Time at which the line was read.
     #[serde(borrow, default)]
     pub read_at: Option<Cow<'a, str>>,
-    /// The line, byte for byte. The literal `null` is a line too.
-    #[serde(borrow, default, deserialize_with = "given")]
+    /// The line, byte for byte. The literal `null` is a valid line.
+    #[serde(borrow, default, deserialize_with = "present")]
     pub record: Option<&'a RawValue>,
-    /// The line as text, when it can't stand as `record`.
+    /// The line as text, if it cannot be sent as `record`.
     #[serde(borrow, default)]
     pub raw: Option<Cow<'a, str>>,
-    /// The line or part in base64, when it is no UTF-8.
+    /// The line or part in base64, if it is not UTF-8.
     #[serde(borrow, default)]
     pub raw_base64: Option<Cow<'a, str>>,
-    /// The lines of one event of the audit log.
+    /// Lines of one event of the audit log.
     #[serde(borrow, default)]
     pub raw_lines: Vec<Cow<'a, str>>,
-    /// What these lines tell.
+    /// Facts read from these lines.
     #[serde(borrow, default)]
     pub audit: Option<&'a RawValue>,
-    /// What was cut out.
+    /// Removed content.
     #[serde(default)]
     pub cut: Vec<Cut>,
-    /// What was masked.
+    /// Masked content.
     #[serde(default)]
     pub masked: Vec<Masked>,
-    /// SHA-256 of the original line, after an edit or in parts.
+    /// SHA-256 of the original line, if it was edited or sent in parts.
     #[serde(default)]
     pub sha256: Option<Digest>,
-    /// The part's number, from 1.
+    /// Number of the part, from 1.
     #[serde(default)]
     pub part: Option<u32>,
-    /// Whether it is the last part.
+    /// True for the last part.
     #[serde(default)]
     pub last: bool,
-    /// Whether the line never got its newline.
+    /// True if the line never got its newline.
     #[serde(default)]
     pub incomplete: bool,
-    /// An event's name.
+    /// Name of the event.
     #[serde(borrow, default)]
     pub event: Option<Cow<'a, str>>,
-    /// How much an event matters.
+    /// Severity of the event.
     #[serde(borrow, default)]
     pub severity: Option<Cow<'a, str>>,
-    /// When an event happened.
+    /// Time of the event.
     #[serde(borrow, default)]
     pub at: Option<Cow<'a, str>>,
-    /// An event's facts.
-    #[serde(borrow, default, deserialize_with = "given")]
+    /// Data of the event.
+    #[serde(borrow, default, deserialize_with = "present")]
     pub data: Option<&'a RawValue>,
 }
 
-/// Reads a member that is there; `Option` alone takes the value `null` for an absent member.
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+/// Deserializes a member that is present; `Option` alone reads the value `null` as absent.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
-/// Why a line is no entry.
+/// Reason why a line is not an entry.
 #[derive(Debug, thiserror::Error)]
 pub enum EntryError {
-    /// The line is no JSON object with an entry's members.
-    #[error("the line is no entry")]
+    /// The line is not a JSON object with the members of an entry.
+    #[error("the line is not an entry")]
     Json(#[from] serde_json::Error),
-    /// `raw_base64` is no base64.
-    #[error("`raw_base64` of entry {seq} is no base64")]
+    /// `raw_base64` is not valid base64.
+    #[error("`raw_base64` of entry {seq} is not valid base64")]
     Base64 {
-        /// The entry's number.
+        /// Number of the entry.
         seq: u64,
-        /// What is wrong with it.
+        /// Error of the decoder.
         #[source]
         source: data_encoding::DecodeError,
     },
 }
 
 impl<'a> Entry<'a> {
-    /// Reads a line.
+    /// Parses a line.
     ///
     /// # Errors
-    /// [`EntryError::Json`] when the line is no entry.
+    /// [`EntryError::Json`] if the line is not an entry.
     pub fn parse(line: &'a [u8]) -> Result<Self, EntryError> {
         Ok(serde_json::from_slice(line)?)
     }
 
-    /// The bytes of the record or part, several lines with newlines between them; `None` for an
+    /// Returns the bytes of the record or part, with newlines between several lines; `None` for an
     /// event.
     ///
     /// # Errors
-    /// [`EntryError::Base64`] when `raw_base64` is no base64.
+    /// [`EntryError::Base64`] if `raw_base64` is not valid base64.
     pub fn content(&self) -> Result<Option<Cow<'_, [u8]>>, EntryError> {
         if let Some(record) = self.record {
             return Ok(Some(Cow::Borrowed(record.get().as_bytes())));
@@ -171,19 +171,19 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// How a line's bytes travel.
+/// Member of the entry that carries a line's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content<'a> {
-    /// As they are, in `record`.
+    /// Unchanged, in `record`.
     Json(&'a str),
     /// As a JSON string, in `raw`.
     Text(&'a str),
     /// In base64, in `raw_base64`.
     Bytes(&'a [u8]),
-    /// Several lines as JSON strings, in `raw_lines`, with what they tell beside them, in `audit`.
-    /// When one of them is no UTF-8, all travel in `raw_base64`.
+    /// Several lines as JSON strings in `raw_lines`, with the facts read from them in `audit`. If
+    /// one of them is not UTF-8, all are sent in `raw_base64`.
     Lines {
-        /// The lines, with a newline between each two.
+        /// The lines, joined by newlines.
         lines: &'a [u8],
         /// A JSON object.
         audit: &'a str,
@@ -191,7 +191,7 @@ pub enum Content<'a> {
 }
 
 impl<'a> Content<'a> {
-    /// Chooses for `line`, checking its grammar.
+    /// Chooses the member for `line`, after checking its grammar.
     #[must_use]
     pub fn of(line: &'a [u8]) -> Self {
         match std::str::from_utf8(line) {
@@ -200,7 +200,7 @@ impl<'a> Content<'a> {
         }
     }
 
-    /// Chooses for a `text` whose grammar was checked before.
+    /// Chooses the member for a `text` whose grammar was already checked.
     #[must_use]
     pub fn of_text(text: &'a str, shape: Option<json::Shape>) -> Self {
         match shape {
@@ -239,15 +239,15 @@ impl<'a> Content<'a> {
     }
 }
 
-/// A path as it stands in an entry: prepared once for all lines of a file.
+/// A path in the form used in entries, prepared once for all lines of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathText(String);
 
-/// What is percent-encoded where a path must be: what is no UTF-8, and the sign itself.
+/// Bytes to percent-encode if a path is not UTF-8: control characters and the percent sign.
 const PERCENT: &AsciiSet = &CONTROLS.add(b'%');
 
 impl PathText {
-    /// Prepares `path`. Bytes that are no UTF-8 are percent-encoded (and so, then, is `%`).
+    /// Prepares `path`. If it is not UTF-8, the invalid bytes and `%` are percent-encoded.
     #[must_use]
     pub fn new(path: &Path) -> Self {
         let mut json = Vec::from(br#""path":"#);
@@ -273,34 +273,34 @@ impl PathText {
 /// A record to write.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordLine<'a> {
-    /// Where it comes from.
+    /// Source of the record.
     pub source: &'a str,
-    /// The file.
+    /// Path of the file.
     pub path: &'a PathText,
-    /// The file's generation.
+    /// Generation of the file.
     pub generation: &'a str,
-    /// Where the line begins in the file.
+    /// Offset of the line in the file.
     pub offset: u64,
-    /// The line's length without its ending, before any edit.
+    /// Length of the line without its ending, before any edit.
     pub length: u64,
-    /// When it was read, RFC 3339.
+    /// Time at which it was read, RFC 3339.
     pub read_at: &'a str,
-    /// What enrichers added: members, each with a comma before it.
+    /// Members added by enrichers, each with a comma in front.
     pub enriched: &'a str,
-    /// What was cut out.
+    /// Removed content.
     pub cut: &'a [Cut],
-    /// What was masked.
+    /// Masked content.
     pub masked: &'a [Masked],
     /// Hash of the original line, after an edit.
     pub sha256: Option<Digest>,
-    /// Whether the line never got its newline.
+    /// True if the line never got its newline.
     pub incomplete: bool,
-    /// The line itself.
+    /// The line.
     pub content: Content<'a>,
 }
 
 impl RecordLine<'_> {
-    /// Appends the line, without a newline, to `line`.
+    /// Appends the entry's line, without a newline, to `line`.
     pub fn write(&self, seq: u64, line: &mut Vec<u8>) {
         write_origin(line, seq, "record", self.source, self.path, self.generation, self.offset);
         push(line, format_args!(",\"length\":{},\"read_at\":\"{}\"", self.length, self.read_at));
@@ -327,30 +327,30 @@ impl RecordLine<'_> {
 /// A part of a large line to write.
 #[derive(Clone, Copy, Debug)]
 pub struct PartLine<'a> {
-    /// Where it comes from.
+    /// Source of the record.
     pub source: &'a str,
-    /// The file.
+    /// Path of the file.
     pub path: &'a PathText,
-    /// The file's generation.
+    /// Generation of the file.
     pub generation: &'a str,
-    /// Where the LINE begins in the file.
+    /// Offset of the whole line in the file.
     pub offset: u64,
-    /// The part's number, from 1.
+    /// Number of the part, from 1.
     pub part: u32,
-    /// When it was read, RFC 3339.
+    /// Time at which it was read, RFC 3339.
     pub read_at: &'a str,
-    /// What enrichers added: members, each with a comma before it.
+    /// Members added by enrichers, each with a comma in front.
     pub enriched: &'a str,
-    /// Of the last part: length and hash of the whole line.
+    /// In the last part: length and hash of the whole line.
     pub whole: Option<(u64, Digest)>,
-    /// Whether the line never got its newline; said by its last part.
+    /// True if the line never got its newline; only in the last part.
     pub incomplete: bool,
-    /// The part's bytes.
+    /// Bytes of the part.
     pub bytes: &'a [u8],
 }
 
 impl PartLine<'_> {
-    /// Appends the line, without a newline, to `line`.
+    /// Appends the entry's line, without a newline, to `line`.
     pub fn write(&self, seq: u64, line: &mut Vec<u8>) {
         write_origin(
             line,
@@ -377,20 +377,20 @@ impl PartLine<'_> {
 /// An event to write.
 #[derive(Clone, Copy, Debug)]
 pub struct EventLine<'a> {
-    /// Where it comes from.
+    /// Source of the event.
     pub source: &'a str,
-    /// Its name.
+    /// Name of the event.
     pub event: &'a str,
-    /// How much it matters.
+    /// Severity of the event.
     pub severity: &'a str,
-    /// When it happened, RFC 3339.
+    /// Time of the event, RFC 3339.
     pub at: &'a str,
-    /// Its facts: a JSON object.
+    /// Data of the event: a JSON object.
     pub data: &'a str,
 }
 
 impl EventLine<'_> {
-    /// Appends the line, without a newline, to `line`.
+    /// Appends the entry's line, without a newline, to `line`.
     pub fn write(&self, seq: u64, line: &mut Vec<u8>) {
         push(
             line,
@@ -432,7 +432,7 @@ fn write_json<T: Serialize + ?Sized>(line: &mut Vec<u8>, value: &T) {
     serde_json::to_writer(line, value).expect("strings and numbers can be written as JSON");
 }
 
-/// Appends base64 a piece at a time, so that no second copy of a large line is made.
+/// Appends base64 in place, so that a large line is not copied twice.
 fn write_base64(line: &mut Vec<u8>, bytes: &[u8]) {
     let start = line.len();
     line.resize(start + BASE64.encode_len(bytes.len()), 0);
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn content_survives_the_way_whatever_it_is() {
+    fn content_of_any_kind_reads_back() {
         let path = PathText::new(Path::new("/p/a.jsonl"));
         let lines: [(&[u8], &str); 9] = [
             (b"null", "record"),
@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_belong_together_travel_as_they_are() {
+    fn lines_of_one_record_read_back() {
         let path = PathText::new(Path::new("/var/log/audit/audit.log"));
         let lines: [(&[u8], usize); 3] =
             [(b"one", 1), (b"a=\"b\"\x1dC=d\nsecond", 2), (b"one\n\xff", 0)];
@@ -507,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edit_is_said() {
+    fn edit_is_part_of_the_entry() {
         let path = PathText::new(Path::new("/p/a.jsonl"));
         let cut = [Cut { by: "tool-call".into(), bytes: 5 }];
         let masked = [Masked { by: "mask".into(), pattern: "jwt".into(), count: 2 }];
@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_read_back() {
+    fn part_reads_back() {
         let path = PathText::new(Path::new("/p/a.jsonl"));
         let part = PartLine {
             source: "claude-sessions",
@@ -550,7 +550,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_path_that_is_no_text_is_percent_encoded() {
+    fn path_that_is_not_utf8_is_percent_encoded() {
         use std::os::unix::ffi::OsStrExt as _;
         let path = Path::new(std::ffi::OsStr::from_bytes(b"/p/\xffo%\"b.jsonl"));
         let path = PathText::new(path);

@@ -287,7 +287,7 @@ pub struct Heartbeat {
     /// Epoch that the totals belong to. If it is not the epoch of the batch, the entries were
     /// renumbered after a conflict, and these totals do not describe the new epoch.
     pub epoch: String,
-    /// What became of every byte, up to the number before the heartbeat's own.
+    /// Outcome of every byte, up to the number before the heartbeat's own.
     pub totals: Totals,
     /// Entries that were refused for good, by sink.
     pub dead_lettered: BTreeMap<String, DeadLetterTotals>,

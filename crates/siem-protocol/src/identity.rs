@@ -1,16 +1,16 @@
-//! Who sends: the identity that every request carries.
+//! Identity of the sender, carried by every request.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
 use crate::names::header;
 
-/// What stays unencoded in an identity header: RFC 3986's unreserved characters.
+/// Characters that are not encoded in an identity header: the unreserved ones of RFC 3986.
 const ENCODED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'@');
 
-/// The machine, user and agent that a batch comes from: in the headers of a request
-/// (percent-encoded), and signed in the header line of a batch.
+/// Machine, user and agent that sent a batch: percent-encoded in the headers of a request, and
+/// signed in the header line of a batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct Identity {
@@ -22,14 +22,14 @@ pub struct Identity {
     pub user: String,
     /// `linux`, `macos` or `windows`.
     pub os: String,
-    /// Processor architecture, as `x86_64` or `aarch64`.
+    /// Processor architecture, such as `x86_64` or `aarch64`.
     pub arch: String,
     /// Semantic version of the agent.
     pub agent_version: String,
 }
 
 impl Identity {
-    /// The identity headers of a request: names and encoded values.
+    /// Returns the names and encoded values of the identity headers of a request.
     #[must_use]
     pub fn headers(&self) -> [(&'static str, String); 6] {
         let encoded = |value: &str| utf8_percent_encode(value, ENCODED).to_string();
@@ -43,8 +43,8 @@ impl Identity {
         ]
     }
 
-    /// The name of the first identity header that contradicts this identity. A header that is
-    /// absent contradicts nothing. `header` gives the value that a request has for a name.
+    /// Returns the name of the first identity header that contradicts this identity. An absent
+    /// header contradicts nothing. `header` returns a request's value for a name.
     pub fn contradicted_by<'a>(
         &self,
         header: impl Fn(&'static str) -> Option<&'a str>,
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn its_own_headers_do_not_contradict_it() {
+    fn own_headers_do_not_contradict() {
         let headers = identity().headers();
         let sent = |name| headers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str());
         assert_eq!(identity().contradicted_by(sent), None);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn another_hostname_contradicts() {
+    fn other_hostname_contradicts() {
         let sent = |name| (name == header::HOSTNAME).then_some("other");
         assert_eq!(identity().contradicted_by(sent), Some(header::HOSTNAME));
     }

@@ -1,10 +1,9 @@
-//! JSON looked at, never written: a full grammar check that borrows, for records whose bytes must
-//! stay as they are.
+//! JSON grammar check without parsing into a tree, for records whose bytes must not change.
 //!
-//! One pass checks RFC 8259's grammar, notes how deep the text nests and whether white space
-//! stands around it, and shows the members of a top-level object as they pass. No tree is built,
-//! nothing is unescaped, and nesting costs no stack. Lone surrogate escapes and numbers beyond
-//! any range are grammatical, as the RFC has it.
+//! One pass checks the grammar of RFC 8259, measures the nesting depth, detects white space around
+//! the text, and passes the members of a top-level object to a callback. It builds no tree,
+//! unescapes nothing, and does not use the stack for nesting. Lone surrogate escapes and numbers of
+//! any size are valid, as in the RFC.
 
 use std::borrow::Cow;
 
@@ -12,36 +11,36 @@ use memchr::memchr2;
 
 use crate::MAX_RECORD_DEPTH;
 
-/// What a text is, once it has passed the grammar.
+/// Properties of a text with valid grammar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Whether the outermost value is an object.
+    /// True if the outermost value is an object.
     pub object: bool,
-    /// How deep it nests: 0 for a scalar, 1 for `{}`.
+    /// Nesting depth: 0 for a scalar, 1 for `{}`.
     pub depth: usize,
-    /// Whether white space stands before or after the value.
+    /// True if white space precedes or follows the value.
     pub padded: bool,
 }
 
 impl Shape {
-    /// Whether the text may travel as `record`, its bytes unchanged inside another JSON text.
+    /// Reports whether the text can be sent as `record`, unchanged inside another JSON text.
     #[must_use]
     pub fn embeddable(self) -> bool {
         !self.padded && self.depth <= MAX_RECORD_DEPTH
     }
 }
 
-/// A member of an object: both sides as they stand in the text, the key without its quotes.
+/// A member of an object: key (without quotes) and value as written in the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member<'a> {
-    /// Between the key's quotes, escapes and all.
+    /// Text between the quotes of the key, with escapes.
     pub key: &'a str,
-    /// The value, without white space around it.
+    /// The value, without surrounding white space.
     pub value: &'a str,
 }
 
 impl Member<'_> {
-    /// Whether the key is `name` once its escapes are read. `name` is plain ASCII.
+    /// Reports whether the unescaped key equals `name`, which is plain ASCII.
     #[must_use]
     pub fn is(&self, name: &str) -> bool {
         self.key == name
@@ -49,7 +48,7 @@ impl Member<'_> {
     }
 }
 
-/// Checks the grammar of `text`; `None` when it is no JSON text.
+/// Checks the grammar of `text`; returns `None` if it is not valid JSON.
 ///
 /// ```
 /// use siem_protocol::json;
@@ -62,8 +61,8 @@ pub fn check(text: &str) -> Option<Shape> {
     members(text, |_| ())
 }
 
-/// Checks the grammar of `text` and shows the members of the outermost object, in order, as they
-/// pass: when the text proves to be no JSON further on, some have been shown already.
+/// Checks the grammar of `text` and passes each member of the outermost object to a callback. If
+/// the text turns out to be invalid, the callback has already seen some members.
 pub fn members<'a>(text: &'a str, mut show: impl FnMut(Member<'a>)) -> Option<Shape> {
     scan(text, |item| {
         if let Some(key) = item.key {
@@ -72,7 +71,7 @@ pub fn members<'a>(text: &'a str, mut show: impl FnMut(Member<'a>)) -> Option<Sh
     })
 }
 
-/// Checks the grammar of `text` and shows the elements of the outermost array.
+/// Checks the grammar of `text` and passes each element of the outermost array to a callback.
 pub fn elements<'a>(text: &'a str, mut show: impl FnMut(&'a str)) -> Option<Shape> {
     scan(text, |item| {
         if item.key.is_none() {
@@ -81,15 +80,15 @@ pub fn elements<'a>(text: &'a str, mut show: impl FnMut(&'a str)) -> Option<Shap
     })
 }
 
-/// The text of a JSON string `value`, quotes and all; `None` when the value is of another type
-/// or no Unicode text (a lone surrogate).
+/// Returns the text of the JSON string `value`, given with its quotes; `None` if the value has
+/// another type or is not valid Unicode (a lone surrogate).
 #[must_use]
 pub fn string(value: &str) -> Option<Cow<'_, str>> {
     unescape(value.strip_prefix('"')?.strip_suffix('"')?)
 }
 
-/// Reads the escapes in `inner`, the inside of a JSON string that has passed the grammar; `None`
-/// for a lone surrogate, which is no Unicode text.
+/// Unescapes `inner`, the inside of a JSON string with valid grammar; `None` for a lone surrogate,
+/// which is not valid Unicode.
 #[must_use]
 pub fn unescape(inner: &str) -> Option<Cow<'_, str>> {
     let Some(first) = inner.find('\\') else { return Some(Cow::Borrowed(inner)) };
@@ -162,7 +161,7 @@ struct Scanner<'a> {
     text: &'a str,
     at: usize,
     nesting: Nesting,
-    /// Whether there is a control character anywhere: only then strings are searched for one.
+    /// True if there is a control character anywhere: only then are strings searched for one.
     control: bool,
 }
 
@@ -173,8 +172,8 @@ impl<'a> Scanner<'a> {
         let object = self.peek() == Some(b'{');
         let mut key = None;
         let mut item = start;
-        // Each turn stands before a value; `key` and `item` belong to the outermost value's
-        // member or element that is being read.
+        // Each iteration starts before a value; `key` and `item` belong to the current member or
+        // element of the outermost value.
         'value: loop {
             if self.nesting.depth() == 1 {
                 item = self.at;
@@ -206,7 +205,7 @@ impl<'a> Scanner<'a> {
                 b'n' => self.literal(b"null")?,
                 _ => self.number()?,
             }
-            // Behind a value, or before the end of an empty container.
+            // After a value, or before the end of an empty container.
             loop {
                 let end = self.at;
                 self.white();
@@ -252,7 +251,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Passes a key and its colon, and stands before the value.
+    /// Skips a key and its colon, up to the value.
     fn key(&mut self) -> Option<&'a str> {
         let start = self.at;
         if self.peek()? != b'"' {
@@ -327,8 +326,8 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// Where the next quote or backslash stands. Most strings are short: a vector search is called
-/// only for the long ones.
+/// Returns the position of the next quote or backslash. Most strings are short: a vector search is
+/// used only for long ones.
 fn quote_or_escape(bytes: &[u8]) -> Option<usize> {
     const SHORT: usize = 32;
     let (words, rest) = bytes[..bytes.len().min(SHORT)].as_chunks::<8>();
@@ -345,14 +344,15 @@ fn quote_or_escape(bytes: &[u8]) -> Option<usize> {
     memchr2(b'"', b'\\', bytes.get(SHORT..)?).map(|at| at + SHORT)
 }
 
-/// The lowest bit set is in the first of eight bytes that equals `byte`; 0 when none does.
+/// Returns a mask whose lowest bit is in the first of eight bytes that equals `byte`; 0 if none
+/// does.
 fn first_equal(word: u64, byte: u8) -> u64 {
     const ONES: u64 = u64::MAX / 0xff;
     let differences = word ^ (ONES * u64::from(byte));
     differences.wrapping_sub(ONES) & !differences & (ONES << 7)
 }
 
-/// The containers that are open, one bit each: set for an object.
+/// Open containers, one bit each: set for an object.
 #[derive(Default)]
 struct Nesting {
     top: u64,
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn shows_the_outermost_members_only() {
+    fn only_outermost_members_are_passed() {
         let (all, shape) = shown(r#"{"a":{"b":1} , "c" : [ 2,{}],"d":"x","e":{},"f":[]}"#);
         let expected =
             [("a", r#"{"b":1}"#), ("c", "[ 2,{}]"), ("d", r#""x""#), ("e", "{}"), ("f", "[]")];
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn shows_the_elements_of_an_array() {
+    fn elements_of_an_array_are_passed() {
         let mut all = Vec::new();
         let shape = elements(r#"[ {"a":[1]} ,2, [] ,"x"]"#, |element| all.push(element));
         assert_eq!(all, [r#"{"a":[1]}"#, "2", "[]", r#""x""#]);
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn shows_nothing_of_scalars_and_empty_containers() {
+    fn scalars_and_empty_containers_pass_nothing() {
         for text in ["{}", "[]", "1", "\"x\"", "{ }", " [ ] "] {
             assert_eq!(shown(text).0, [], "{text}");
             assert!(shown(text).1.is_some(), "{text}");
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn nests_without_a_limit() {
+    fn nesting_has_no_limit() {
         for depth in [63, 64, 65, 100, 101, 128, 129, 200, 100_000] {
             let text = "[".repeat(depth) + &"]".repeat(depth);
             assert_eq!(check(&text).map(|shape| shape.depth), Some(depth));
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_the_grammar_refuses() {
+    fn invalid_grammar_is_rejected() {
         let wrong = [
             "",
             " ",
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_what_the_grammar_takes() {
+    fn valid_grammar_is_accepted() {
         let right = [
             r#""\ud800""#,
             "1e999",
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn compares_keys_unescaped() {
+    fn keys_are_compared_unescaped() {
         let member = Member { key: r"pro\u0067ress", value: "1" };
         assert!(member.is("progress"));
         assert!(!member.is("progres"));
@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_escapes() {
+    fn escapes_are_read() {
         assert_eq!(unescape(r#"a\n\u00e9\ud83d\ude00\/\\\""#).unwrap(), "a\né😀/\\\"");
         for lone in [r"\ud800", r"\ude00", r"\ud800\ud800", r"\ud800x"] {
             assert_eq!(unescape(lone), None, "{lone}");
@@ -552,8 +552,8 @@ mod tests {
             }
         }
 
-        /// Valid texts with one byte changed, put in or taken out are accepted exactly when the
-        /// library's own borrowing check accepts them.
+        /// Valid texts with one byte changed, inserted or removed are accepted exactly if
+        /// serde_json's borrowing check accepts them.
         #[test]
         fn agrees_with_a_library_on_broken_texts(
             value in arbitrary_json(), at: prop::sample::Index, how in 0..3, with in "[\\[\\]{}\",:\\\\ 0-9a-eu\t\u{1}.+-]"

@@ -1,134 +1,134 @@
-//! The managed configuration that `GET /config` gives.
+//! Managed configuration, the response to `GET /config`.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::json;
 
-/// The version of the format that this crate reads.
+/// Version of the format supported by this crate.
 pub const VERSION: u64 = 1;
-/// The most bytes that a managed configuration may have.
+/// Maximum size of a managed configuration, in bytes.
 pub const MAX_BYTES: usize = 4 << 20;
-/// What `shipping.batch_size` may be.
+/// Range of `shipping.batch_size`.
 pub const BATCH_SIZE: std::ops::RangeInclusive<u64> = 1..=10_000;
-/// What `shipping.flush_interval_seconds` may be.
+/// Range of `shipping.flush_interval_seconds`.
 pub const FLUSH_INTERVAL_SECONDS: std::ops::RangeInclusive<u64> = 0..=86_400;
 
-/// What the server manages. Every member is optional: what is absent leaves the local value.
-/// Members not named here are ignored, those named here must be of their type.
+/// Configuration managed by the server. Every member is optional: an absent one leaves the local
+/// value. Unknown members are ignored; known ones must have the right type.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct ManagedConfig {
     /// Version of the format.
     pub version: u64,
-    /// Names the content; else its `ETag` does.
+    /// Name of the content; the default is its `ETag`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// What is filtered.
+    /// Filters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filters: Option<Filters>,
-    /// When batches are sent.
+    /// Timing of batches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shipping: Option<Shipping>,
-    /// Who may be signed in, and what happens otherwise.
+    /// Permitted accounts, and the reaction to others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compliance: Option<Compliance>,
-    /// Tables of filters and enrichers, for what the machine's file allows.
+    /// Tables of filters and enrichers, as far as the machine's file permits them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stages: Option<serde_json::Value>,
-    /// Tests that the configuration carries.
+    /// Tests of the configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tests: Option<serde_json::Value>,
 }
 
-/// What is filtered.
+/// Settings of the filters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct Filters {
     /// Values of `type` to drop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignore_types: Option<Vec<String>>,
-    /// Whether records of sub-agents are dropped.
+    /// Drop records of sub-agents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drop_sidechain: Option<bool>,
-    /// Whether records marked as meta are dropped.
+    /// Drop records marked as meta.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drop_meta: Option<bool>,
-    /// Whether calls of tools are cut out.
+    /// Remove tool calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drop_tool_calls: Option<bool>,
 }
 
-/// When batches are sent.
+/// Timing of batches.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct Shipping {
-    /// How many entries make a batch, 1 to 10,000.
+    /// Number of entries per batch, 1 to 10,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<u64>,
-    /// How many seconds an entry may wait, 0 to 86,400.
+    /// Maximum waiting time of an entry in seconds, 0 to 86,400.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flush_interval_seconds: Option<u64>,
 }
 
-/// Who may be signed in, and what happens otherwise.
+/// Permitted accounts, and the reaction to others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct Compliance {
-    /// Domains of e-mail addresses; `*.company.com` covers subdomains.
+    /// Domains of e-mail addresses; `*.company.com` includes subdomains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permitted_email_domains: Option<Vec<String>>,
-    /// Organisations.
+    /// Ids of organisations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permitted_org_ids: Option<Vec<String>>,
-    /// Shown when a session begins.
+    /// Text shown at the start of a session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub banner: Option<String>,
-    /// What is done about a violation.
+    /// Reaction to a violation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<Action>,
-    /// Shown at a violation.
+    /// Text shown at a violation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub violation_message: Option<String>,
-    /// Whether a key or cloud provider in place of an account is a violation.
+    /// Treat an API key or a cloud provider in place of an account as a violation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub require_account: Option<bool>,
-    /// What a hook answers when the check itself fails.
+    /// Response of a hook if the check itself fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_error: Option<OnError>,
-    /// How soon a session's transcript must appear.
+    /// Seconds within which the transcript of a session must appear.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transcript_within_seconds: Option<u64>,
 }
 
-/// What is done about a violation.
+/// Reaction to a violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Tell the user.
+    /// Warn the user.
     Warn,
     /// Block each prompt.
     Block,
 }
 
-/// What a hook answers when the check itself fails.
+/// Response of a hook if the check itself fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnError {
-    /// Let the prompt through.
+    /// Allow the prompt.
     Allow,
     /// Block the prompt.
     Block,
 }
 
-/// Why a managed configuration is refused whole.
+/// Reason why a managed configuration is refused as a whole.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagedError {
-    /// It is larger than any that was meant.
+    /// It is too large.
     #[error("the managed configuration is larger than {} MiB", MAX_BYTES >> 20)]
     TooLarge,
-    /// It is no JSON object, or a member that must be there is not.
+    /// It is not a JSON object, or a required member is missing.
     #[error("the managed configuration cannot be read")]
     Json(#[from] serde_json::Error),
     /// A member has the wrong type.
@@ -136,32 +136,32 @@ pub enum ManagedError {
     Member {
         /// The member.
         key: String,
-        /// What is wrong with it.
+        /// Error of the parser.
         #[source]
         source: serde_json::Error,
     },
-    /// Its version is not known.
-    #[error("the managed configuration has version {0}, this agent reads {VERSION}")]
+    /// Its version is not supported.
+    #[error("the managed configuration has version {0}, expected {VERSION}")]
     Version(u64),
     /// A value is out of range.
     #[error("`{key}` of the managed configuration is {value}, expected {least} to {most}")]
     Range {
         /// The member.
         key: &'static str,
-        /// What stands there.
+        /// The value.
         value: u64,
-        /// The least that may.
+        /// Minimum.
         least: u64,
-        /// The most that may.
+        /// Maximum.
         most: u64,
     },
 }
 
 impl ManagedConfig {
-    /// Reads a configuration and checks its ranges.
+    /// Parses a configuration and checks its ranges.
     ///
     /// # Errors
-    /// [`ManagedError`]: the caller refuses the whole and keeps what is in force.
+    /// [`ManagedError`]: the caller refuses the whole configuration and keeps the one in force.
     ///
     /// ```
     /// use siem_protocol::ManagedConfig;
@@ -203,7 +203,7 @@ impl ManagedConfig {
     }
 }
 
-/// Reads `body`, and names the member that is wrong.
+/// Deserializes `body`; errors name the member that is wrong.
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ManagedError> {
     if !body.trim_ascii_start().starts_with(b"{") {
         return Err(ManagedError::Json(no_object()));
@@ -218,7 +218,7 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ManagedError> {
     Ok(value)
 }
 
-/// Refuses sections that are arrays: serde takes one for a struct, member by member.
+/// Rejects sections that are arrays: serde reads an array as a struct, member by member.
 fn check_objects(body: &[u8]) -> Result<(), ManagedError> {
     let Ok(text) = std::str::from_utf8(body) else { return Ok(()) };
     let mut wrong = None;
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refuses_the_whole_for_one_wrong_value() {
+    fn one_wrong_value_rejects_the_whole_config() {
         let wrong = [
             "",
             "[]",
@@ -260,9 +260,9 @@ mod tests {
         }
     }
 
-    /// Serde takes an array for a struct, member by member: `[1]` was a configuration once.
+    /// Serde reads an array as a struct, member by member: `[1]` was once a valid configuration.
     #[test]
-    fn an_array_is_no_object() {
+    fn array_is_not_an_object() {
         let sections =
             [r#""filters":[["a"],true]"#, r#""ship\u0070ing":[7]"#, r#""compliance":[["a"]]"#];
         let sections = sections.map(|section| format!("{{\"version\":1,{section}}}"));
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_names_the_member() {
+    fn error_names_the_member() {
         for (text, key) in [
             (r#"{"version":"1"}"#, "`version`"),
             (r#"{"version":1,"filters":[]}"#, "`filters`"),
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn ignores_what_it_does_not_know() {
+    fn unknown_members_are_ignored() {
         let config = ManagedConfig::parse(br#"{"version":1,"new":[1]}"#).unwrap();
         assert_eq!(config, ManagedConfig { version: 1, ..ManagedConfig::default() });
     }

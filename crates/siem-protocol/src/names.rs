@@ -1,10 +1,10 @@
-//! Every name that the protocol gives to something.
+//! Names and constant values of the protocol.
 
-/// Names of HTTP headers, in lower case as HTTP/2 wants them; HTTP compares them without case.
+/// Names of HTTP headers, in lower case as in HTTP/2; HTTP compares them case-insensitively.
 pub mod header {
     /// Lower-case hex of HMAC-SHA256 over the body as sent.
     pub const SIGNATURE: &str = "x-siem-signature";
-    /// 16 random bytes in hex that a signed answer must cover.
+    /// 16 random bytes in hex that the signature of the response must cover.
     pub const NONCE: &str = "x-siem-nonce";
     /// `<epoch>-<first_seq>-<last_seq>`.
     pub const BATCH_ID: &str = "x-siem-batch-id";
@@ -16,7 +16,7 @@ pub mod header {
     pub const USER: &str = "x-siem-user";
     /// `linux`, `macos` or `windows`.
     pub const OS: &str = "x-siem-os";
-    /// Processor architecture, as `x86_64` or `aarch64`.
+    /// Processor architecture, such as `x86_64` or `aarch64`.
     pub const ARCH: &str = "x-siem-arch";
     /// Semantic version of the agent.
     pub const AGENT_VERSION: &str = "x-siem-agent-version";
@@ -26,9 +26,9 @@ pub mod header {
 
 /// Paths below the endpoint.
 pub mod path {
-    /// Takes batches.
+    /// Receives batches.
     pub const INGEST: &str = "/ingest";
-    /// Gives the managed configuration.
+    /// Returns the managed configuration.
     pub const CONFIG: &str = "/config";
 }
 
@@ -36,85 +36,85 @@ pub mod path {
 pub mod content_type {
     /// A batch.
     pub const NDJSON: &str = "application/x-ndjson";
-    /// An answer.
+    /// A response.
     pub const JSON: &str = "application/json";
-    /// An error, as RFC 9457 has it.
+    /// An error as defined by RFC 9457.
     pub const PROBLEM: &str = "application/problem+json";
 }
 
-/// Where an entry comes from: its `source`.
+/// Values of `source`: origin of an entry.
 pub mod source {
     /// Session files of Claude Code.
     pub const CLAUDE_SESSIONS: &str = "claude-sessions";
-    /// Configuration of Claude Code, scanned for the account.
+    /// Configuration of Claude Code, read for the account.
     pub const CLAUDE_CODE: &str = "claude-code";
-    /// Configuration of Claude Desktop, scanned for the account.
+    /// Configuration of Claude Desktop, read for the account.
     pub const CLAUDE_DESKTOP: &str = "claude-desktop";
-    /// The check of the account against the organisation's policy.
+    /// Check of the account against the organisation's policy.
     pub const COMPLIANCE: &str = "compliance";
-    /// A hook of Claude Code that the agent answered.
+    /// A hook of Claude Code to which the agent responded.
     pub const HOOK: &str = "hook";
-    /// The Linux audit daemon's log.
+    /// Log of the Linux audit daemon.
     pub const AUDITD: &str = "auditd";
     /// The agent itself.
     pub const AGENT: &str = "agent";
 }
 
-/// What the agent reports: the `event` of an entry of kind `event`.
+/// Values of `event` in entries of kind `event`; [`AgentEvent`](crate::AgentEvent) has their data.
 pub mod event {
-    /// The agent began to run.
+    /// The agent started.
     pub const AGENT_STARTED: &str = "agent_started";
-    /// The agent was stopped in order.
+    /// The agent stopped in an orderly way.
     pub const AGENT_STOPPED: &str = "agent_stopped";
-    /// Outbox depth, cumulative byte accounting, files known, lag.
+    /// State of the agent and totals of the epoch.
     pub const HEARTBEAT: &str = "heartbeat";
-    /// A new outbox began to count from 1.
+    /// Sequence numbers start at 1 again.
     pub const EPOCH_STARTED: &str = "epoch_started";
-    /// Another configuration is in force: a managed one, or one with a change of this machine.
+    /// Another configuration is in force.
     pub const CONFIG_APPLIED: &str = "config_applied";
-    /// A configuration was refused whole.
+    /// A configuration was refused; the one in force stays.
     pub const CONFIG_REFUSED: &str = "config_refused";
-    /// A layer tried to set a value that the machine's file locks.
+    /// A layer tried to set a key that the machine's file locks.
     pub const CONFIG_LOCKED: &str = "config_locked";
-    /// The account does not meet the policy.
+    /// An account does not meet the policy.
     pub const COMPLIANCE_VIOLATION: &str = "compliance_violation";
-    /// The account meets the policy again.
+    /// An account meets the policy again.
     pub const COMPLIANCE_RESTORED: &str = "compliance_restored";
-    /// A hook blocked or warned.
+    /// A hook warned the user or blocked a prompt.
     pub const HOOK_ANSWERED: &str = "hook_answered";
-    /// A session runs without a transcript.
+    /// A hook named a transcript, and no record of it was read in time.
     pub const SESSION_UNLOGGED: &str = "session_unlogged";
-    /// Sessions run, and no hook reports them.
+    /// Sessions grow, but Claude Code calls no hook.
     pub const HOOKS_SILENT: &str = "hooks_silent";
     /// Reports of hooks were dropped.
     pub const HOOK_REPORTS_DROPPED: &str = "hook_reports_dropped";
-    /// A hook named a transcript below a root not known before.
+    /// A hook named a transcript in a directory that was not read before.
     pub const ROOT_LEARNT: &str = "root_learnt";
-    /// A sink is no longer configured and keeps its place in the outbox, or was forgotten.
+    /// A sink with undelivered entries is no longer configured, or was removed by a command.
     pub const SINK_REMOVED: &str = "sink_removed";
-    /// A made-up entry that checks the way to the SIEM.
+    /// A test event for the delivery to the SIEM.
     pub const CANARY: &str = "canary";
     /// A file holds other bytes than those read before.
     pub const FILE_REWRITTEN: &str = "file_rewritten";
     /// The last lines of a file were cut off.
     pub const FILE_TRIMMED: &str = "file_trimmed";
-    /// A file went with bytes that were not read.
+    /// A file was deleted or rewritten before all of its bytes were read.
     pub const FILE_DELETED_UNREAD: &str = "file_deleted_unread";
-    /// Two paths lead to one file: its lines come from both.
+    /// Two paths lead to the same file: its lines arrive from both.
     pub const FILE_LINKED: &str = "file_linked";
-    /// A uuid stands in one file twice, with other bytes.
+    /// Two records of a file have the same uuid, but other bytes.
     pub const UUID_REUSED: &str = "uuid_reused";
-    /// A record sent in parts will never be completed.
+    /// A line that was sent in parts will never be complete.
     pub const RECORD_ABANDONED: &str = "record_abandoned";
-    /// A stage failed; the file that it failed on is held.
+    /// A stage failed, either on a file, which is then held back, or as a whole.
     pub const STAGE_FAILED: &str = "stage_failed";
-    /// A receiver refused one entry for good.
+    /// A receiver refused an entry for good.
     pub const ENTRY_DEAD_LETTERED: &str = "entry_dead_lettered";
     /// Dead letters were deleted.
     pub const DEAD_LETTERS_PURGED: &str = "dead_letters_purged";
-    /// The outbox holds as much as it may; reading waits.
+    /// There is no space for more entries; reading waits.
     pub const OUTBOX_FULL: &str = "outbox_full";
-    /// The outbox has room again.
+    /// There is space for entries again; reading continues.
     pub const OUTBOX_RECOVERED: &str = "outbox_recovered";
     /// A damaged outbox was moved aside.
     pub const OUTBOX_QUARANTINED: &str = "outbox_quarantined";
@@ -124,30 +124,30 @@ pub mod event {
     pub const UPDATE_REFUSED: &str = "update_refused";
 }
 
-/// How much an event matters: its `severity`.
+/// Values of `severity`: importance of an event.
 pub mod severity {
-    /// For the record.
+    /// For information.
     pub const INFO: &str = "info";
-    /// Worth a look.
+    /// Needs attention.
     pub const WARNING: &str = "warning";
-    /// Sent at once, with all that lies before it.
+    /// Sent at once, with all entries before it.
     pub const HIGH: &str = "high";
 }
 
-/// What a violation is about: the `violation` in the data of `compliance_violation`.
+/// Values of `violation` in the data of `compliance_violation`: the rule that is broken.
 pub mod violation {
     /// The e-mail's domain is not permitted.
     pub const EMAIL_DOMAIN: &str = "email_domain";
     /// The organisation is not permitted.
     pub const ORG_ID: &str = "org_id";
-    /// A key or a cloud provider stands in place of an account.
+    /// An API key or a cloud provider is used in place of an account.
     pub const NO_ACCOUNT: &str = "no_account";
 }
 
-/// What a policy does about a violation: its `action`.
+/// Values of `action` in a policy: the reaction to a violation.
 pub mod action {
-    /// Tells the user.
+    /// Warn the user.
     pub const WARN: &str = "warn";
-    /// Blocks each prompt.
+    /// Block each prompt.
     pub const BLOCK: &str = "block";
 }

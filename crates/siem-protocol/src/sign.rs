@@ -1,15 +1,15 @@
-//! Signatures over bodies and answers.
+//! Signatures of requests and responses.
 
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// Signs a body that comes in pieces.
+/// Signs a body that is added in pieces.
 #[derive(Clone)]
 pub struct Signer(Hmac<Sha256>);
 
 impl Signer {
-    /// Begins with `secret`, of any length.
+    /// Creates a signer with `secret`, which may have any length.
     #[must_use]
     pub fn new(secret: &[u8]) -> Self {
         Self(Hmac::new_from_slice(secret).expect("HMAC takes a key of any length"))
@@ -20,13 +20,13 @@ impl Signer {
         self.0.update(piece);
     }
 
-    /// The signature: 64 lower-case hexadecimal digits.
+    /// Returns the signature: 64 lower-case hexadecimal digits.
     #[must_use]
     pub fn finish(self) -> String {
         HEXLOWER.encode(&self.0.finalize().into_bytes())
     }
 
-    /// Whether `signature` is the one of the pieces added, compared in constant time.
+    /// Reports whether `signature` is the signature of the added pieces, compared in constant time.
     #[must_use]
     pub fn verify(self, signature: &str) -> bool {
         HEXLOWER_PERMISSIVE
@@ -35,7 +35,7 @@ impl Signer {
     }
 }
 
-/// Signs `body` as it travels: the value of `X-Siem-Signature` on a request.
+/// Signs `body` as sent: the value of `X-Siem-Signature` in a request.
 ///
 /// ```
 /// let signature = siem_protocol::sign(b"secret", b"body");
@@ -49,7 +49,7 @@ pub fn sign(secret: &[u8], body: &[u8]) -> String {
     signer.finish()
 }
 
-/// Whether `signature` is that of `body`, compared in constant time.
+/// Reports whether `signature` is the signature of `body`, compared in constant time.
 #[must_use]
 pub fn verify(secret: &[u8], body: &[u8], signature: &str) -> bool {
     let mut signer = Signer::new(secret);
@@ -65,14 +65,15 @@ fn answer(secret: &[u8], nonce: &str, body: &[u8]) -> Signer {
     signer
 }
 
-/// Signs an answer that the agent acts on: over the request's nonce, a newline, and the body, so
-/// that an old answer cannot be replayed.
+/// Signs a response that the agent acts on. The signature covers the nonce of the request, a
+/// newline, and the body, so that an old response cannot be replayed.
 #[must_use]
 pub fn sign_answer(secret: &[u8], nonce: &str, body: &[u8]) -> String {
     answer(secret, nonce, body).finish()
 }
 
-/// Whether `signature` is that of the answer `body` to `nonce`, compared in constant time.
+/// Reports whether `signature` is the signature of the response `body` to `nonce`, compared in
+/// constant time.
 #[must_use]
 pub fn verify_answer(secret: &[u8], nonce: &str, body: &[u8], signature: &str) -> bool {
     answer(secret, nonce, body).verify(signature)

@@ -1,4 +1,4 @@
-//! The header line of a batch, and the answers to it.
+//! Header line of a batch, and the responses to it.
 
 use std::{fmt, str::FromStr};
 
@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Digest, Identity, PROTOCOL};
 
-/// The first line of a batch.
+/// First line of a batch.
 ///
-/// A batch proper covers every number from `first_seq` to `last_seq`: each is a line of it or
-/// stands in `dead_lettered`. A redelivery has `redelivery` and `seqs` in their place.
+/// A regular batch covers every number from `first_seq` to `last_seq`: each is either the number of
+/// a line or listed in `dead_lettered`. A redelivery has `redelivery` and `seqs` in place of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct BatchHeader {
@@ -17,7 +17,7 @@ pub struct BatchHeader {
     pub kind: BatchKind,
     /// Version of the protocol.
     pub protocol: u32,
-    /// Names the outbox that counts the entries.
+    /// Id of the outbox that numbers the entries.
     pub epoch: String,
     /// Stable id of the machine.
     pub machine_id: String,
@@ -31,50 +31,50 @@ pub struct BatchHeader {
     pub arch: String,
     /// Semantic version of the agent.
     pub agent_version: String,
-    /// The last acknowledged number + 1.
+    /// Last acknowledged number + 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_seq: Option<u64>,
-    /// The last number covered.
+    /// Last number covered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seq: Option<u64>,
-    /// How many lines follow.
+    /// Number of lines that follow.
     pub count: u64,
-    /// Numbers in the range that a receiver refused before.
+    /// Numbers in the range that a receiver refused earlier.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dead_lettered: Vec<DeadLettered>,
-    /// The chain before and after.
+    /// Values of the chain before and after the batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chain: Option<Chain>,
-    /// Where a sink that was added later begins, until its first acknowledgement.
+    /// Start of a sink that was added later, until its first acknowledgement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<ChainPoint>,
     /// The epoch before this one, until the first acknowledgement of this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_epoch: Option<String>,
-    /// Whether dead-lettered entries are sent again.
+    /// True if dead-lettered entries are sent again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub redelivery: bool,
-    /// The numbers of a redelivery, in order of the lines.
+    /// Numbers of a redelivery, in the order of the lines.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub seqs: Vec<u64>,
-    /// Hash of the configuration under which the entries were made.
+    /// Hash of the configuration under which the entries were created.
     pub config_hash: Digest,
-    /// When the batch was sent, RFC 3339.
+    /// Time of sending, RFC 3339.
     pub sent_at: String,
 }
 
-/// The `kind` of a header line.
+/// Value of `kind` in a header line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum BatchKind {
-    /// The only one there is.
+    /// The only value.
     #[default]
     Batch,
 }
 
 impl BatchHeader {
-    /// A header with what every batch has; the caller adds the range.
+    /// Creates a header with the members of every batch; the caller adds the range.
     #[must_use]
     pub fn new(identity: &Identity, epoch: String, config_hash: Digest, sent_at: String) -> Self {
         Self {
@@ -101,7 +101,7 @@ impl BatchHeader {
         }
     }
 
-    /// Who sent the batch.
+    /// Returns the sender's identity.
     #[must_use]
     pub fn identity(&self) -> Identity {
         Identity {
@@ -114,7 +114,7 @@ impl BatchHeader {
         }
     }
 
-    /// The value of `X-Siem-Batch-Id`.
+    /// Returns the value of `X-Siem-Batch-Id`.
     #[must_use]
     pub fn id(&self) -> BatchId {
         let (first, last) = if self.redelivery {
@@ -131,17 +131,17 @@ impl BatchHeader {
     }
 }
 
-/// The value of `X-Siem-Batch-Id`: `<epoch>-<first>-<last>`, with `r-` before the numbers of a
+/// Value of `X-Siem-Batch-Id`: `<epoch>-<first>-<last>`, with `r-` before the numbers of a
 /// redelivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchId {
     /// The epoch.
     pub epoch: String,
-    /// Whether dead-lettered entries are sent again.
+    /// True if dead-lettered entries are sent again.
     pub redelivery: bool,
-    /// The lowest number.
+    /// Lowest number.
     pub first: u64,
-    /// The highest number.
+    /// Highest number.
     pub last: u64,
 }
 
@@ -152,17 +152,17 @@ impl fmt::Display for BatchId {
     }
 }
 
-/// An entry that a receiver refused for good; its hash keeps the chain whole.
+/// An entry that a receiver refused for good; its hash keeps the chain verifiable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct DeadLettered {
-    /// Its number.
+    /// Number of the entry.
     pub seq: u64,
     /// SHA-256 of its line.
     pub line_sha256: Digest,
 }
 
-/// The chain around a batch.
+/// Values of the chain around a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct Chain {
@@ -172,7 +172,7 @@ pub struct Chain {
     pub after: Digest,
 }
 
-/// The chain's value at one number.
+/// Value of the chain at one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct ChainPoint {
@@ -182,44 +182,44 @@ pub struct ChainPoint {
     pub hash: Digest,
 }
 
-/// The answer to a batch that is on stable storage.
+/// Response to a batch that is on stable storage.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct Receipt {
-    /// At least the batch's last number; absent in the answer to a redelivery.
+    /// At least the last number of the batch; absent in the response to a redelivery.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seq: Option<u64>,
-    /// How many entries were stored.
+    /// Number of entries that were stored.
     #[serde(default)]
     pub accepted: u64,
-    /// How many entries were there already.
+    /// Number of entries that were already stored.
     #[serde(default)]
     pub duplicates: u64,
-    /// Of a redelivery: the numbers that the receiver holds now.
+    /// For a redelivery: its numbers that the receiver holds now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accepted_seqs: Option<Vec<u64>>,
 }
 
-/// An error's body, as RFC 9457 has it.
+/// Body of an error as defined by RFC 9457.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct Problem {
-    /// A URI reference that names the problem.
+    /// URI reference that identifies the problem type.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What it is, in a few words, the same for every occurrence.
+    /// Short summary, the same for every occurrence.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// What it is about this time.
+    /// Explanation of this occurrence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// With status 409: the number that the receiver expects next.
+    /// With status 409: the next number that the receiver expects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_seq: Option<u64>,
 }
 
-/// How a body is compressed: its `Content-Encoding`.
+/// Compression of a body: its `Content-Encoding`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Encoding {
     /// Zstandard (RFC 8878), one or several frames.
@@ -227,12 +227,12 @@ pub enum Encoding {
     Zstd,
     /// gzip (RFC 1952), one or several members.
     Gzip,
-    /// Not at all.
+    /// No compression.
     Identity,
 }
 
 impl Encoding {
-    /// The value of the header.
+    /// Returns the value of the header.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -254,7 +254,7 @@ impl FromStr for Encoding {
     }
 }
 
-/// A content encoding that the protocol does not know.
+/// A content encoding that the protocol does not support.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown content encoding `{0}`, expected zstd, gzip or identity")]
 pub struct UnknownEncoding(String);

@@ -1,4 +1,4 @@
-//! The crate held against the values of the protocol's page.
+//! Checks of the crate against the test vectors of the specification.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use siem_protocol::{
     sign, sign_answer, verify, verify_answer,
 };
 
-/// The body of the page's example, line by line.
+/// Body of the specification's example, line by line.
 const HEADER: &str = r#"{"kind":"batch","protocol":1,"epoch":"01930000-0000-7000-8000-000000000001","machine_id":"m-1","hostname":"laptop","user":"u","os":"linux","arch":"x86_64","agent_version":"0.1.0","first_seq":1,"last_seq":4,"count":3,"dead_lettered":[{"seq":3,"line_sha256":"a61b7a1f563d82b56475c1a4db0dd3b93ce4970c8bb0a30bd935d120699951da"}],"chain":{"before":"0000000000000000000000000000000000000000000000000000000000000000","after":"49cecf4e3424ff49958627bb425e5837223b43ce484ab06c9f2e09828a8bf4b2"},"config_hash":"0000000000000000000000000000000000000000000000000000000000000000","sent_at":"2026-11-21T20:00:02.000Z"}"#;
 const EVENT: &str = r#"{"seq":1,"kind":"event","source":"agent","event":"agent_started","severity":"info","at":"2026-11-21T20:00:00.000Z","data":{"version":"0.1.0"}}"#;
 const RECORD: &str = r#"{"seq":2,"kind":"record","source":"claude-sessions","path":"/home/u/.claude/projects/-home-u-app/4f.jsonl","generation":"9c41","offset":0,"length":54,"read_at":"2026-11-21T20:00:01.000Z","record":{"type":"user","uuid":"a" , "message":"h\u00e9 \"q\""}}"#;

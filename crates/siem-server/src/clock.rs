@@ -13,7 +13,7 @@ pub trait Clock: Send + Sync + 'static {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    #[allow(clippy::disallowed_methods, reason = "the one place where the system is asked")]
+    #[allow(clippy::disallowed_methods, reason = "the only place that reads the system clock")]
     fn now(&self) -> SystemTime {
         SystemTime::now()
     }

@@ -1,4 +1,4 @@
-//! The other systems, from Linux: type-checked for macOS, built for Windows and run under wine.
+//! Other systems, from Linux: type checks for macOS, and builds for Windows that run under wine.
 
 use std::{
     env, fs,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::{Failure, sh};
 
-/// The modules of the integration tests that say something about Windows and can run there.
+/// Modules of the integration tests that cover Windows and run there.
 const PIPELINES: [&str; 8] = [
     "control::",
     "deadletter::",
@@ -19,10 +19,10 @@ const PIPELINES: [&str; 8] = [
     "registry::",
     "cross_platform::",
 ];
-/// What the agent is built for.
+/// Target that the agent is built for.
 pub(crate) const TARGET: &str = "x86_64-pc-windows-gnu";
 
-/// Runs the lints for the three systems, and the tests under wine; says how many passed.
+/// Runs the lints for the three systems and the tests under wine; returns how many passed.
 pub(crate) fn check(cross: &Path) -> Result<String, Failure> {
     let cross = |verb: &str| {
         let mut command = Command::new(cross);
@@ -34,14 +34,14 @@ pub(crate) fn check(cross: &Path) -> Result<String, Failure> {
     let mut receiver = cross("build-windows");
     sh::succeed(receiver.args(["--package", "siem-server", "--bin", "demo-server"]))?;
     let mut build = cross("test-windows");
-    // Tests that wine fails are ignored.
+    // Tests that fail under wine are ignored.
     build.env("AI_AGENT_WINE", "1");
     build.args(["--package", "ai-agent", "--lib", "--test", "it", "--no-run"]);
     let output = build.stdin(std::process::Stdio::null()).output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     if !output.status.success() {
         eprint!("{said}");
-        return Err("the tests could not be built for Windows".into());
+        return Err("cannot build the tests for Windows".into());
     }
     lend_random_bytes(&built)?;
     let (mut passed, mut failed) = (0, Vec::new());
@@ -62,11 +62,11 @@ pub(crate) fn check(cross: &Path) -> Result<String, Failure> {
     }
     match failed.as_slice() {
         [] => Ok(format!("{passed} tests passed under wine")),
-        failed => Err(format!("under wine failed: {}", failed.join(", ")).into()),
+        failed => Err(format!("failed under wine: {}", failed.join(", ")).into()),
     }
 }
 
-/// Where the programs are that cargo says it has built.
+/// Returns the paths of the programs in cargo's messages.
 fn executables(said: &str) -> Vec<PathBuf> {
     let built = said.lines().filter(|line| line.trim_start().starts_with("Executable"));
     let path = |line: &str| {
@@ -77,7 +77,7 @@ fn executables(said: &str) -> Vec<PathBuf> {
     built.filter_map(path).collect()
 }
 
-/// Puts a library beside the agent that older wine lacks; the tools have it for the tests alone.
+/// Copies a library that older versions of wine lack next to the agent, for the tests only.
 fn lend_random_bytes(built: &Path) -> Result<(), Failure> {
     const LIBRARY: &str = "bcryptprimitives.dll";
 
@@ -92,7 +92,7 @@ fn lend_random_bytes(built: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Where the tools build.
+/// Target directory of the cross tools.
 pub(crate) fn target() -> Result<PathBuf, Failure> {
     match env::var_os("CROSS_TARGET_DIR") {
         Some(given) => Ok(given.into()),
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_what_was_built() {
+    fn executables_are_found_in_the_output() {
         let said = "   Compiling x\n  Executable unittests src/lib.rs (/t/debug/deps/a-1.exe)\n";
         assert_eq!(executables(said), [PathBuf::from("/t/debug/deps/a-1.exe")]);
     }

@@ -1,4 +1,5 @@
-//! Instruction counts: a slow-down is seen without a clock, on a machine that does other things.
+//! Instruction counts: they show a slow-down without a clock, on a machine that also does other
+//! work.
 
 use std::{
     collections::BTreeMap,
@@ -13,23 +14,23 @@ use serde::Deserialize;
 
 use crate::{Failure, sh};
 
-/// Counts the instructions of three fixed workloads, and compares them with `benches/instructions.toml`.
+/// Count the instructions of three fixed workloads, and compare them with
+/// `benches/instructions.toml`.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Stores the counts instead: after a change that is meant to cost, or to save, so much.
+    /// Store the counts, after a change that is meant to cost or to save instructions
     #[arg(long)]
     store: bool,
 }
 
 /// The workloads of `benches/src/bin/instructions.rs`.
 const WORKLOADS: [&str; 3] = ["filter", "frame", "sweep"];
-/// What rounds cost is counted as the difference of two runs, so that starting counts for nothing.
+/// Numbers of rounds: the difference of two runs is the cost of a round, without the start.
 const ROUNDS: [u64; 2] = [1, 5];
-/// By how much counts may differ before somebody must look. Repeated, they differ by less than a
-/// tenth of that.
+/// Largest accepted difference of a count. Repeated counts differ by less than a tenth of it.
 const TOLERANCE: f64 = 0.05;
 
-/// Counts by workload, of one round.
+/// Counts of one round, by workload.
 type Counts = BTreeMap<String, u64>;
 
 #[derive(Deserialize)]
@@ -38,13 +39,13 @@ struct Stored {
     counts: Counts,
 }
 
-/// Why nothing was counted.
+/// Reason why no instructions were counted.
 pub(crate) enum NotCounted {
-    /// A tool is not there, and could not be installed.
+    /// A tool is missing and could not be installed.
     Missing(&'static str),
-    /// Counts of this system can't be compared with the stored ones.
+    /// Counts on this system cannot be compared with the stored ones.
     Elsewhere,
-    /// It was tried, and failed.
+    /// The attempt failed.
     Failed(Failure),
 }
 
@@ -70,10 +71,10 @@ impl Arguments {
     }
 }
 
-/// What is said where counts mean nothing.
-pub(crate) const ELSEWHERE: &str = "the stored counts are those of x86-64 Linux";
+/// Message on systems whose counts cannot be compared.
+pub(crate) const ELSEWHERE: &str = "the stored counts are for x86-64 Linux";
 
-/// Compares with what is stored; says how far they differ.
+/// Compares the counts with the stored ones; returns the differences.
 pub(crate) fn check() -> Result<String, NotCounted> {
     let stored: Stored = toml::from_str(&fs::read_to_string(file())?)?;
     let counts = count()?;
@@ -86,12 +87,13 @@ pub(crate) fn check() -> Result<String, NotCounted> {
     match compared {
         Ok(said) => Ok(format!("{said}{other}")),
         Err(said) => {
-            Err(format!("{said}{other}: mend it, or `cargo xtask instructions --store`").into())
+            Err(format!("{said}{other}: fix the cause, or run `cargo xtask instructions --store`")
+                .into())
         }
     }
 }
 
-/// Both ways: what was saved and is not stored could be lost again, unseen.
+/// Checks both directions: an improvement that is not stored could be lost unnoticed.
 fn compare(stored: &Counts, counts: &Counts) -> Result<String, String> {
     let mut said = Vec::new();
     let mut is_within = stored.len() == counts.len();
@@ -118,12 +120,12 @@ fn count() -> Result<Counts, NotCounted> {
     if !is_there {
         return Err(NotCounted::Missing("valgrind is not installed"));
     }
-    // The profile of `cargo bench`: one build serves both.
+    // The profile of `cargo bench`, so that one build serves both.
     let package = ["build", "--profile", "bench", "--package", "ai-agent-benches"];
     let mut build = sh::cargo(package);
     build.args(["--bin", "instructions"]).stdin(Stdio::null());
     if !build.status()?.success() {
-        return Err("the workloads could not be built".into());
+        return Err("cannot build the workloads".into());
     }
     let program = sh::target_directory()?.join("release/instructions");
     let mut counts = Counts::new();
@@ -136,15 +138,15 @@ fn count() -> Result<Counts, NotCounted> {
     Ok(counts)
 }
 
-/// What a run takes, all told.
+/// Returns the total count of a run.
 fn run(program: &Path, name: &str, rounds: u64) -> Result<u64, Failure> {
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
-    // Processors hash by instructions of their own, which valgrind does not have: what it runs
-    // in their place is three quarters of a frame, and would hide the rest.
+    // The hardware instructions for hashing are not supported by valgrind: their replacement takes
+    // three quarters of a frame, and would hide the rest.
     valgrind.args(["--toggle-collect=sha2::sha256::compress256*", "--collect-atstart=yes"]);
     valgrind.arg(program).args([name, &rounds.to_string()]);
-    // The length of a path is part of the work; and what else is set here is nobody's business.
+    // The length of a path is a part of the work, so that the environment is fixed.
     valgrind.env_clear().env("TMPDIR", "/tmp");
     let output = valgrind.stdin(Stdio::null()).output()?;
     let said = String::from_utf8_lossy(&output.stderr);
@@ -154,7 +156,7 @@ fn run(program: &Path, name: &str, rounds: u64) -> Result<u64, Failure> {
     }
 }
 
-/// The count in what callgrind says.
+/// Reads the count from the output of callgrind.
 fn collected(said: &str) -> Option<u64> {
     let line = said.lines().find_map(|line| line.split_once("Collected :"))?;
     line.1.split_whitespace().next()?.parse().ok()
@@ -179,11 +181,11 @@ fn file() -> PathBuf {
     sh::workspace().join("benches/instructions.toml")
 }
 
-/// The compiler's version: another one makes other instructions.
+/// Version of the compiler: another one generates other instructions.
 fn rustc() -> Result<String, Failure> {
     let output = Command::new("rustc").arg("--version").output()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    said.split_whitespace().nth(1).map(str::to_owned).ok_or("rustc does not say its version".into())
+    said.split_whitespace().nth(1).map(str::to_owned).ok_or("rustc prints no version".into())
 }
 
 #[cfg(test)]
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_beyond_the_tolerance_is_seen_in_both_directions() {
+    fn change_beyond_the_tolerance_fails_in_both_directions() {
         let stored = counts(&[("a", 1000), ("b", 1000)]);
         let compared = |a, b| compare(&stored, &counts(&[("a", a), ("b", b)]));
         assert_eq!(compared(1050, 950).unwrap(), "a +5.0 %, b -5.0 %");
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_workload_on_one_side_only_is_seen() {
+    fn workload_on_one_side_only_fails() {
         let one = counts(&[("a", 1000)]);
         let two = counts(&[("a", 1000), ("b", 1000)]);
         compare(&one, &two).unwrap_err();
@@ -212,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_callgrind_says() {
+    fn callgrind_output_is_parsed() {
         let said = "==1== Events    : Ir\n==1== Collected : 69400523\n==1== \n==1== I   refs:      69,400,523\n";
         assert_eq!(collected(said), Some(69_400_523));
         assert_eq!(collected("valgrind: command not found"), None);

@@ -1,6 +1,6 @@
-//! The everyday commands of this workspace: `cargo xtask demo`, `cargo xtask test`,
-//! `cargo xtask bench` and `cargo xtask dist`, and `cargo xtask soak` for a long night.
-#![expect(clippy::print_stdout, reason = "what it has to say is for whoever called it")]
+//! Development commands of this workspace: `cargo xtask demo`, `test`, `bench`, `dist`, `soak` and
+//! more.
+#![expect(clippy::print_stdout, reason = "the output of a command-line program")]
 
 mod bench;
 mod cross;
@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Shows, checks and builds this workspace.
+/// Run, check and build this workspace.
 #[derive(Parser)]
 #[command(name = "cargo xtask", arg_required_else_help = true)]
 struct Arguments {
@@ -29,13 +29,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the agent and a receiver on this machine's sessions, or on samples.
+    /// Run the agent and a receiver on the sessions of this machine, or on samples
     Demo(demo::Arguments),
-    /// Runs every check, as CI does.
+    /// Run all checks, as CI does
     Test(test::Arguments),
-    /// Measures the agent and its peers on the same data.
+    /// Compare the agent with its peers on the same data
     Bench(bench::Arguments),
-    /// Counts instructions, and compares them with what is stored.
+    /// Count instructions of fixed workloads, and compare them with the stored counts
     Instructions(instructions::Arguments),
     /// Write a new stage from a template, and register its file
     New(new_stage::Arguments),
@@ -43,13 +43,13 @@ enum Command {
     Language,
     /// Compare the public items of library crates with their committed listings
     PublicApi(public_api::Arguments),
-    /// Builds what is given away: programs, packages, manuals, checksums.
+    /// Build the release files: programs, packages, manuals, checksums
     Dist(dist::Arguments),
-    /// Kills, cuts the power and simulates, for as long as one likes.
+    /// Run the randomised tests with kills, power cuts and simulations for a long time
     Soak(soak::Arguments),
 }
 
-/// Why a command failed, in words.
+/// Error message of a command that failed.
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_line_is_consistent() {
         Arguments::command().debug_assert();
     }
 }

@@ -104,7 +104,7 @@ fn listing_path(name: &str) -> PathBuf {
 /// Runs rustdoc with unstable options enabled, if this process was started in place of rustdoc.
 ///
 /// `RUSTC_BOOTSTRAP` enables them. Set for all of cargo it would rebuild the dependencies, so that
-/// cargo is told to run this program as rustdoc, and the variable is set here.
+/// cargo runs this program as rustdoc, which sets the variable.
 pub(crate) fn rustdoc_wrapper() -> Option<ExitCode> {
     env::var_os(WRAPPER)?;
     let status =

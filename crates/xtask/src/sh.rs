@@ -1,4 +1,4 @@
-//! Other programs: where they are, and how they are called.
+//! Calls of other programs.
 
 use std::{
     env,
@@ -11,20 +11,20 @@ use serde::Deserialize;
 
 use crate::Failure;
 
-/// The directory of the workspace that this was called in.
+/// Returns the directory of the workspace in which xtask was called.
 pub(crate) fn workspace() -> PathBuf {
-    // Said at run time too, because the binary may have been built in another clone.
+    // Read at run time too, because the binary may have been built in another clone.
     let package = env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     package.ancestors().nth(2).map_or_else(|| package.clone(), Path::to_owned)
 }
 
-/// The cargo that called this, in the workspace.
+/// Returns the cargo that called this program, in the workspace.
 pub(crate) fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(workspace()).args(arguments);
-    // These speak of this crate, and are not for the crates that cargo builds next.
+    // These variables describe this crate, not the crates that cargo builds next.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
@@ -41,22 +41,22 @@ pub(crate) fn git<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Co
     command
 }
 
-/// Whether a command can be run and succeeds. What it prints is not shown.
+/// Reports whether a command runs and succeeds. Its output is discarded.
 pub(crate) fn works(command: &mut Command) -> bool {
     let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     quiet.status().is_ok_and(|status| status.success())
 }
 
-/// Runs a command, and fails when it does.
+/// Runs a command and returns an error if it fails.
 pub(crate) fn succeed(command: &mut Command) -> Result<(), Failure> {
     let status = command
         .stdin(Stdio::null())
         .status()
-        .map_err(|error| format!("{} cannot be run: {error}", command.get_program().display()))?;
+        .map_err(|error| format!("cannot run {}: {error}", command.get_program().display()))?;
     if status.success() { Ok(()) } else { Err(format!("{command:?} ended with {status}").into()) }
 }
 
-/// All files below a folder, sorted.
+/// Returns all files below a folder, sorted.
 pub(crate) fn files_below(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(folder) = folders.pop() {
@@ -70,17 +70,17 @@ pub(crate) fn files_below(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(files)
 }
 
-/// Whether cargo has a subcommand.
+/// Reports whether cargo has a subcommand.
 pub(crate) fn has_subcommand(name: &str) -> bool {
     works(&mut cargo([name, "--version"]))
 }
 
-/// Whether a program is there and runs.
+/// Reports whether a program is installed.
 pub(crate) fn has_program(name: &str) -> bool {
     ["--version", "-V"].into_iter().any(|version| works(Command::new(name).arg(version)))
 }
 
-/// Installs packages of the system, where that is possible without asking anybody.
+/// Installs packages of the system, if that is possible without a prompt.
 pub(crate) fn apt_install(packages: &[&str]) -> bool {
     if !is_root() || !works(Command::new("apt-get").arg("--version")) {
         return false;
@@ -95,24 +95,24 @@ pub(crate) fn apt_install(packages: &[&str]) -> bool {
     apt(&install) || (apt(&["update"]) && apt(&install))
 }
 
-/// Whether this runs with the rights of root.
+/// Reports whether this process runs as root.
 #[cfg(unix)]
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Whether this runs with the rights of root.
+/// Reports whether this process runs as root.
 #[cfg(not(unix))]
 pub(crate) fn is_root() -> bool {
     false
 }
 
-/// Where cargo puts what it builds.
+/// Returns cargo's target directory.
 pub(crate) fn target_directory() -> Result<PathBuf, Failure> {
     Ok(metadata()?.target_directory)
 }
 
-/// The folders of all packages of the workspace.
+/// Returns the folders of all packages of the workspace.
 pub(crate) fn packages() -> Result<Vec<PathBuf>, Failure> {
     let folder = |package: Package| package.manifest_path.parent().map(Path::to_owned);
     Ok(metadata()?.packages.into_iter().filter_map(folder).collect())
@@ -139,7 +139,7 @@ fn metadata() -> Result<Metadata, Failure> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// Builds binaries of the workspace, and says where they are, in the order of their names given.
+/// Builds binaries of the workspace, and returns their paths in the given order.
 pub(crate) fn build<const N: usize>(
     packages: [&str; N],
     binaries: [&str; N],
@@ -163,12 +163,12 @@ pub(crate) fn build<const N: usize>(
         }
     }
     match binaries.iter().zip(&paths).find(|(_, path)| path.as_os_str().is_empty()) {
-        Some((missing, _)) => Err(format!("cargo built no `{missing}`").into()),
+        Some((missing, _)) => Err(format!("cargo did not build `{missing}`").into()),
         None => Ok(paths),
     }
 }
 
-/// The executables in cargo's messages.
+/// Returns the executables in cargo's messages.
 fn executables(messages: &[u8]) -> Vec<(String, PathBuf)> {
     #[derive(Deserialize)]
     struct Message {
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_executables_among_the_messages_of_cargo() {
+    fn executables_are_found_in_cargo_messages() {
         let messages = br#"{"reason":"compiler-artifact","target":{"name":"lib"},"executable":null}
 {"reason":"compiler-artifact","target":{"name":"ai-agent"},"executable":"/t/debug/ai-agent"}
 {"reason":"build-finished","success":true}
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_workspace_is_where_the_lock_file_is() {
+    fn workspace_contains_the_lock_file() {
         assert!(workspace().join("Cargo.lock").is_file());
     }
 }

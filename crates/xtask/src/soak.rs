@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: the same faults as in the tests, for as long as one likes.
+//! `cargo xtask soak`: the faults of the tests, for a long time.
 
 use std::{
     process::ExitCode,
@@ -9,39 +9,35 @@ use clap::Args;
 
 use crate::{Failure, sh};
 
-/// Kills, power cuts and simulated worlds, as many as one likes. Each harness says what it did,
-/// fails when a kind of fault never came, and prints the seed that repeats a failure.
+/// Run the tests with kills, power cuts and simulations as often as requested. Each prints a
+/// summary, fails if a kind of fault never occurred, and prints the seed that repeats a failure.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// How often the agent is killed in each round; the receiver is killed a quarter as often.
+    /// Kills of the agent per round; the receiver is killed a quarter as often
     #[arg(long, default_value_t = 20)]
     kills: u64,
-    /// How often the power goes in each round.
+    /// Power cuts per round
     #[arg(long, default_value_t = 200)]
     power_cuts: u64,
-    /// How many simulated worlds there are in each round.
+    /// Simulations per round
     #[arg(long, default_value_t = 200)]
     worlds: u64,
-    /// Goes on with rounds for so long; one round without.
+    /// Repeat rounds for this long [default: one round]
     #[arg(long, default_value_t = 0)]
     minutes: u64,
 }
 
-/// A harness: the variable that says how much of it, the package's tests that it is in, and its
-/// name.
+/// A randomised test: the variable with the number of its cases, the test target that contains it,
+/// and its name.
 const HARNESSES: [(&str, &[&str], &str); 3] = [
     ("AI_AGENT_POWER_CUTS", &["--lib"], "no_power_cut_loses_or_repeats_an_entry"),
     ("AI_AGENT_WORLDS", &["--lib"], "every_line_of_every_world_is_accounted_for"),
-    (
-        "AI_AGENT_KILLS",
-        &["--test", "crash"],
-        "nothing_is_lost_or_stored_twice_when_agent_and_receiver_are_killed",
-    ),
+    ("AI_AGENT_KILLS", &["--test", "it"], "kills_of_agent_and_receiver_lose_and_double_nothing"),
 ];
 
 impl Arguments {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        let began = Instant::now();
+        let started = Instant::now();
         let amounts = [self.power_cuts, self.worlds, self.kills];
         let mut rounds = 0;
         loop {
@@ -56,15 +52,32 @@ impl Arguments {
                 }
             }
             rounds += 1;
-            if began.elapsed() >= Duration::from_secs(60 * self.minutes) {
+            if started.elapsed() >= Duration::from_secs(60 * self.minutes) {
                 break;
             }
         }
         let [power_cuts, worlds, kills] = amounts.map(|amount| amount * rounds);
         println!(
             "{power_cuts} power cuts, {worlds} worlds, {kills} kills of the agent in {:.0} s: 0 lost, 0 twice",
-            began.elapsed().as_secs_f64()
+            started.elapsed().as_secs_f64()
         );
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn harnesses_name_existing_tests() {
+        let files = ["src/pipeline", "tests/it"].map(|folder| sh::workspace().join(folder));
+        let files = files.iter().flat_map(|folder| sh::files_below(folder).unwrap());
+        let sources: String = files.filter_map(|file| fs::read_to_string(file).ok()).collect();
+        for (_, _, name) in HARNESSES {
+            assert!(sources.contains(&format!("fn {name}(")), "{name}");
+        }
     }
 }

@@ -157,7 +157,7 @@ impl Queue {
         match &self.failed {
             _ if done => Ok(()),
             Some(error) => Err(copy(error)),
-            None => Err(io::Error::other("nobody writes epochs' files any more")),
+            None => Err(io::Error::other("the thread that writes the files of epochs has ended")),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The data, made by the generator of `../shared/bench`: the same bytes each time.
+//! Benchmark data, made by the generator of `../shared/bench`: the same bytes each time.
 
 use std::{
     fs,
@@ -11,20 +11,20 @@ use serde::Deserialize;
 use super::Tree;
 use crate::Failure;
 
-/// Makes what is not there yet.
+/// Generates missing data.
 pub(super) struct Data {
     generator: PathBuf,
     below: PathBuf,
 }
 
-/// What the generator says of a tree.
+/// Properties of a tree, as printed by the generator.
 #[derive(Deserialize)]
 pub(super) struct Manifest {
     pub(super) bytes: f64,
     pub(super) files: f64,
 }
 
-/// The generator as it is, with one size more: few files as small as those of `many`.
+/// The generator with an additional size: few files as small as those of `many`.
 const GENERATE: &str = "\
 import sys
 sys.dont_write_bytecode = True
@@ -39,10 +39,10 @@ impl Data {
         Self { generator: shared.to_owned(), below: bench.join("data") }
     }
 
-    /// The tree of that size.
+    /// Returns the tree of that size.
     pub(super) fn make(&self, name: &'static str) -> Result<Tree, Failure> {
         let path = self.below.join(name);
-        // It is written last: a tree without it is not whole.
+        // This file is written last: a tree without it is incomplete.
         if !path.join("manifest.json").try_exists()? {
             println!("── generating {name}");
             if path.try_exists()? {
@@ -51,13 +51,13 @@ impl Data {
             let mut python = Command::new("python3");
             python.args(["-c", GENERATE]).arg(&self.generator).arg(&path).args(["--size", name]);
             if !python.status()?.success() {
-                return Err(format!("the generator could not make `{name}`").into());
+                return Err(format!("the generator failed on `{name}`").into());
             }
         }
         Ok(Tree { path, name })
     }
 
-    /// What the generator says of it; none when it was not made.
+    /// Reads the properties of a tree; `None` if it was not generated.
     pub(super) fn manifest(&self, name: &str) -> Result<Option<Manifest>, Failure> {
         let path = self.below.join(name).join("manifest.json");
         if !path.try_exists()? {

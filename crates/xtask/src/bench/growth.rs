@@ -1,4 +1,4 @@
-//! What grows with the data and what does not: a line for each size.
+//! Figures that grow with the data, and those that do not: a line for each size.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{Measured, data::Data, runner::AGENT};
 use crate::Failure;
 
-/// One size, with the agent as it comes.
+/// Results of one size, with the default agent.
 #[derive(Serialize)]
 pub(super) struct Row {
     data: &'static str,

@@ -1,4 +1,4 @@
-//! What a hook costs each prompt: the process that answers, called in turn with one that does nothing.
+//! Cost of a hook for each prompt: the hook process, called alternately with one that does nothing.
 
 use std::{
     fs::{self, File},
@@ -15,18 +15,19 @@ use serde_json::{Map, Value, json};
 use super::runner::Runs;
 use crate::Failure;
 
-/// The account's file as it is for most.
+/// An account file of common size.
 pub(super) const SMALL: &str = "hook";
-/// The same with 20 MB of something else before the account.
+/// The same, with 20 MB of other data before the account.
 pub(super) const LARGE: &str = "hook-20mb";
 
 const CALLS: usize = 1000;
-/// What the hook answers to an account that is not permitted: the longest way through it.
+/// Response of the hook to an account that is not permitted: the longest path.
 const BLOCKED: i32 = 2;
 const CALL: &str = r#"{"session_id":"s","transcript_path":"/nowhere/s.jsonl","cwd":"/","prompt":"p"}
 "#;
 
-/// Calls `agent` as a hook below `bench`, and says how much longer than nothing that takes.
+/// Calls `agent` as a hook below `bench`, and returns how much longer that takes than doing
+/// nothing.
 pub(super) fn measure(agent: &Path, bench: &Path) -> Result<Runs, Failure> {
     let mut runs = Vec::new();
     for (name, padding) in [(SMALL, 0), (LARGE, 20 << 20)] {
@@ -45,7 +46,7 @@ pub(super) fn measure(agent: &Path, bench: &Path) -> Result<Runs, Failure> {
         let mut file = File::create(home.join(".claude.json"))?;
         file.write_all(account.as_bytes())?;
         drop(file);
-        // One that was changed a moment ago is not trusted to stay as it is.
+        // A file that was changed a moment ago is not cached.
         thread::sleep(Duration::from_secs(3));
 
         let (mut nothing, mut hook) = (Vec::new(), Vec::new());
@@ -54,7 +55,7 @@ pub(super) fn measure(agent: &Path, bench: &Path) -> Result<Runs, Failure> {
             let mut command = Command::new(agent);
             command.args(["check", "--hook", "UserPromptSubmit"]);
             hook.push(call(command, &home, BLOCKED)?);
-            // The daemon that takes the reports is not there.
+            // No agent is running that would collect the reports.
             if let Ok(reports) = fs::read_dir(state.join("spool")) {
                 for report in reports {
                     fs::remove_file(report?.path())?;
@@ -83,7 +84,7 @@ fn call(mut command: Command, home: &Path, code: i32) -> Result<Duration, Failur
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let begun = Instant::now();
     let mut child = command.spawn()?;
-    // `true` may have gone without reading it.
+    // `true` may exit without reading its input.
     drop(child.stdin.take().map(|mut stdin| stdin.write_all(CALL.as_bytes())));
     let status = child.wait()?;
     let took = begun.elapsed();

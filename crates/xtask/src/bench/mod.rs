@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: the agent and its peers on the same data, in turn, as one table.
+//! `cargo xtask bench`: the agent and its peers on the same data, alternately, as one table.
 
 mod data;
 mod growth;
@@ -19,30 +19,30 @@ use crate::{Failure, sh, shared};
 use data::Data;
 use runner::{Runner, Runs};
 
-/// Measures the agent beside syslog-ng on the data of `../shared/bench`, and prints one table:
-/// what is to be reached, what was measured. Everything it makes lies below `target/bench`.
+/// Compare the agent with syslog-ng on the data of `../shared/bench`, and print a table of targets
+/// and measurements. All files are below `target/bench`.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Catch-up of 530 MB, idle and live on 20 MB: a few minutes. This is the default.
+    /// Catch-up of 530 MB, idle and live on 20 MB: a few minutes (default)
     #[arg(long, conflicts_with = "full")]
     quick: bool,
-    /// Everything: 2 GB, 10,000 and 50,000 files, a restart, the static binary. Half an hour.
+    /// All measurements: 2 GB, 10,000 and 50,000 files, a restart, the static binary; half an hour
     #[arg(long)]
     full: bool,
 }
 
-/// What was measured. What was not is absent.
+/// Measurements. Those that were not made are absent.
 #[derive(Default)]
 pub(super) struct Measured {
-    /// 530 MB: agent, agent without compression and syslog-ng in turn.
+    /// 530 MB: agent, agent without compression and syslog-ng alternately.
     medium: Runs,
-    /// 20 MB, each record sent at once: how long until the first is there.
+    /// 20 MB, each record sent at once: time until the first one arrives.
     start: Runs,
-    /// The same, and then idle and live.
+    /// The same, then idle and live.
     small: Runs,
     /// 2 GB.
     large: Runs,
-    /// 10,000 files: agent and syslog-ng in turn.
+    /// 10,000 files: agent and syslog-ng alternately.
     many10k: Runs,
     /// The same, idle and live, each record sent at once.
     many10k_live: Runs,
@@ -51,7 +51,7 @@ pub(super) struct Measured {
     /// 100 files of that size.
     many100: Runs,
     restart: Option<restart::Restart>,
-    /// Bytes of the static binary.
+    /// Size of the static binary in bytes.
     binary: Option<u64>,
     receiver: Runs,
     hooks: Runs,
@@ -61,7 +61,7 @@ impl Arguments {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let shared = shared::find()?.join("bench");
         if !sh::has_program("python3") {
-            return Err("python3 is not installed, and the runner is written in it".into());
+            return Err("the runner needs python3, which is not installed".into());
         }
         let bench = sh::target_directory()?.join("bench");
         fs::create_dir_all(&bench)?;
@@ -80,8 +80,8 @@ impl Arguments {
         let file = bench.join(if self.full { "full.json" } else { "quick.json" });
         let report = json!({ "measures": rows, "growth": growth });
         fs::write(&file, serde_json::to_vec_pretty(&report)?)?;
-        println!("the same as JSON, and what each run said: {}", bench.display());
-        // A target that is missed is a figure; a record that is missing is a failure.
+        println!("the table as JSON, and the output of each run: {}", bench.display());
+        // A missed target is only a figure; a lost record is a failure.
         Ok(if targets::is_whole(&measured) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
@@ -125,7 +125,7 @@ impl Arguments {
     }
 }
 
-/// A folder of data: a tree of session files, what is in it, and where.
+/// A folder of data: a tree of session files with its properties.
 pub(super) struct Tree {
     path: PathBuf,
     name: &'static str,

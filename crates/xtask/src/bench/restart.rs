@@ -1,14 +1,14 @@
-//! A restart with every file known: how long until a new record is at the receiver.
+//! A restart with all files known: time until a new record arrives at the receiver.
 
 use serde::Deserialize;
 
 use super::{Tree, runner::Runner};
 use crate::{Failure, sh};
 
-/// What `restart.py` says.
+/// Output of `restart.py`.
 #[derive(Deserialize)]
 pub(super) struct Restart {
-    /// Of each restart; none when the record did not come.
+    /// Seconds for each restart; `None` if the record did not arrive.
     seconds: Vec<Option<f64>>,
     pub(super) lost: f64,
     pub(super) dups: f64,
@@ -16,7 +16,7 @@ pub(super) struct Restart {
 }
 
 impl Restart {
-    /// The longest; none when a record did not come.
+    /// Longest time; `None` if a record did not arrive.
     pub(super) fn most(&self) -> Option<f64> {
         self.seconds.iter().copied().reduce(|one, other| Some(one?.max(other?))).flatten()
     }
@@ -29,7 +29,7 @@ pub(super) fn measure(runner: &Runner, tree: &Tree) -> Result<Restart, Failure> 
     python.arg("--runner").arg(runner.script()).arg("--bin").arg(runner.agent());
     let output = python.stderr(std::process::Stdio::inherit()).output()?;
     if !output.status.success() {
-        return Err("the restart could not be measured".into());
+        return Err("cannot measure the restart".into());
     }
     print!("{}", String::from_utf8_lossy(&output.stdout));
     Ok(serde_json::from_slice(&output.stdout)?)
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_record_that_did_not_come_leaves_no_figure() {
+    fn record_that_did_not_arrive_leaves_no_figure() {
         let restart = |seconds: &[Option<f64>]| {
             Restart { seconds: seconds.to_vec(), lost: 0.0, dups: 0.0, extra: 0.0 }.most()
         };

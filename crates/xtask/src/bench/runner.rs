@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::Tree;
 use crate::{Failure, sh};
 
-/// The agent as it comes.
+/// The agent with default settings.
 pub(super) const AGENT: &str = "ai-agent";
 /// The agent without compression.
 pub(super) const PLAIN: &str = "ai-agent-plain";
@@ -23,13 +23,13 @@ pub(super) struct Runner {
     bench: PathBuf,
     agent: PathBuf,
     sink: PathBuf,
-    /// How many files the agent may open.
+    /// Limit on open files of the agent.
     limit: Option<u32>,
 }
 
 impl Runner {
-    /// Puts the runner, its peers and those of this workspace into one folder, as links: it looks
-    /// for peers beside itself.
+    /// Links the runner, its peers and those of this workspace into one folder: the runner looks
+    /// for peers in its own folder.
     pub(super) fn new(
         shared: &Path,
         bench: &Path,
@@ -52,12 +52,12 @@ impl Runner {
         Ok(Self { bench: bench.to_owned(), agent, sink, limit: None })
     }
 
-    /// The same, with a limit on open files.
+    /// Returns the runner with a limit on open files.
     pub(super) fn limited(&self, files: u32) -> Self {
         Self { limit: Some(files), ..self.clone() }
     }
 
-    /// Python with what every script of the runner wants to know.
+    /// Returns a python command with the variables that the scripts need.
     pub(super) fn python(&self, script: &Path, name: &str, tree: &Tree) -> Command {
         let mut python = Command::new("python3");
         python.arg("-B").arg(script).arg("--data").arg(&tree.path).arg("--sink").arg(&self.sink);
@@ -70,22 +70,22 @@ impl Runner {
         python
     }
 
-    /// Where the runner is.
+    /// Path of the runner.
     pub(super) fn script(&self) -> PathBuf {
         self.bench.join("runner/run.py")
     }
 
-    /// Where everything that is measured lies.
+    /// Folder of all measurements.
     pub(super) fn folder(&self) -> &Path {
         &self.bench
     }
 
-    /// The agent that is measured.
+    /// Path of the measured agent.
     pub(super) fn agent(&self) -> &Path {
         &self.agent
     }
 
-    /// Runs these peers in turn, and gives what each run said.
+    /// Runs these peers alternately, and returns the results of each run.
     pub(super) fn run(
         &self,
         name: &str,
@@ -111,7 +111,7 @@ impl Runner {
     }
 }
 
-/// Where the counting receiver listens.
+/// Address of the counting receiver.
 const PORT: &str = "9917";
 
 #[cfg(unix)]
@@ -124,12 +124,12 @@ fn link(_to: &Path, _from: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "the runner reads /proc"))
 }
 
-/// What each run said, in order.
+/// Results of each run, in order.
 #[derive(Default)]
 pub(super) struct Runs(pub(super) Vec<Map<String, Value>>);
 
 impl Runs {
-    /// The median of a figure over the runs of a peer.
+    /// Median of a figure over the runs of a peer.
     pub(super) fn median(&self, peer: &str, figure: &str) -> Option<f64> {
         let mut values = self.values(peer, figure);
         values.sort_by(f64::total_cmp);
@@ -141,7 +141,7 @@ impl Runs {
         }
     }
 
-    /// The largest.
+    /// Largest value.
     pub(super) fn most(&self, peer: &str, figure: &str) -> Option<f64> {
         self.values(peer, figure).into_iter().reduce(f64::max)
     }
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_that_of_one_peer() {
+    fn median_is_computed_per_peer() {
         let runs = r#"[{"peer":"a","wall_s":3},{"peer":"b","wall_s":9},{"peer":"a","wall_s":1},
             {"peer":"a","wall_s":2},{"peer":"b","wall_s":null},{"peer":"b","wall_s":4}]"#;
         let runs = Runs(serde_json::from_str(runs).unwrap());

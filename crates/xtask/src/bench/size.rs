@@ -1,10 +1,10 @@
-//! The size of the agent as one file that runs on any Linux: static and stripped.
+//! Size of the agent as one static, stripped file.
 
 use std::fs;
 
 use crate::{Failure, dist::linux};
 
-/// The bytes of the program that is given away; none where it can't be built.
+/// Returns the size of the released program; `None` if it cannot be built.
 pub(super) fn measure() -> Result<Option<u64>, Failure> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         println!("skipped: the static binary is built on x86-64 Linux only");

@@ -1,4 +1,4 @@
-//! What is to be reached, and how far that is.
+//! Targets, and the measurements compared with them.
 
 use std::fmt::Write as _;
 
@@ -14,20 +14,20 @@ use super::{
 pub(super) struct Row {
     measure: &'static str,
     target: Target,
-    /// In the unit that the measure names; none when it was not measured.
+    /// Value in the unit of the measure; `None` if it was not measured.
     measured: Option<f64>,
-    /// What syslog-ng took.
+    /// Value of syslog-ng.
     peer: Option<f64>,
     outcome: Outcome,
 }
 
-/// What is to be reached.
+/// Target of a measure.
 #[derive(Clone, Copy, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Target {
     AtMost(f64),
     AtLeast(f64),
-    /// So many times what syslog-ng takes in the same alternation.
+    /// Multiple of the value of syslog-ng in the same alternation.
     TimesSyslogNg(f64),
 }
 
@@ -61,12 +61,12 @@ impl Row {
     }
 }
 
-/// A tick of the system's clock for CPU time, in which idle time is counted.
+/// Tick of the system's clock for CPU time, in which idle time is counted.
 const TICKS_PER_SECOND: f64 = 100.0;
-/// For how long the runner looks at an idle agent.
+/// Time for which the runner observes an idle agent.
 const IDLE_SECONDS: f64 = 30.0;
 
-/// Every measure of the issue, in its order.
+/// All measures, in order.
 pub(super) fn rows(measured: &Measured) -> Vec<Row> {
     use Target::{AtLeast, AtMost, TimesSyslogNg};
 
@@ -147,12 +147,12 @@ pub(super) fn rows(measured: &Measured) -> Vec<Row> {
     ]
 }
 
-/// Megabytes of the tree: what the runner divided by.
+/// Megabytes of the tree, as the runner divides.
 fn throughput_base(runs: &Runs) -> Option<f64> {
     Some(runs.median(AGENT, "cpu_s")? / runs.median(AGENT, "cpu_s_gb")? * 1e3)
 }
 
-/// Whether no record was lost, repeated or broken.
+/// Reports whether no record was lost, repeated or damaged.
 pub(super) fn is_whole(measured: &Measured) -> bool {
     faults(measured) == 0.0
 }
@@ -204,7 +204,7 @@ pub(super) fn table(rows: &[Row]) -> String {
     table
 }
 
-/// Three digits that count.
+/// Formats three significant digits.
 fn number(value: Option<f64>) -> String {
     match value {
         None => String::new(),
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_needs_both_sides() {
+    fn ratio_needs_both_sides() {
         let outcome =
             |measured, peer| Row::new("", Target::TimesSyslogNg(0.6), measured, peer).outcome;
         assert_eq!(outcome(Some(3.0), Some(5.0)), Outcome::Met);
@@ -233,10 +233,10 @@ mod tests {
         assert_eq!(outcome(None, Some(5.0)), Outcome::NotMeasured);
     }
 
-    /// A live record that did not come is lost too, though the runner counts it elsewhere; what a
-    /// peer loses is its own affair.
+    /// A live record that did not arrive is lost too, although the runner counts it elsewhere;
+    /// losses of a peer do not count.
     #[test]
-    fn what_is_lost_in_any_run_is_counted() {
+    fn losses_of_any_run_are_counted() {
         let small = runs(
             r#"[{"peer":"ai-agent","lost":0,"dups":2,"live_sent":100,"live_got":99},
                 {"peer":"syslog-ng","lost":7}]"#,
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_line_for_each_measure() {
+    fn table_has_a_line_for_each_measure() {
         let medium = runs(
             r#"[{"peer":"ai-agent-plain","wall_s":3.1},{"peer":"syslog-ng","wall_s":4.8},
                 {"peer":"ai-agent","write_mb":250,"cpu_s":2.5,"cpu_s_gb":5.0}]"#,

@@ -1,4 +1,4 @@
-//! A program that runs beside this one, and never longer.
+//! Child processes that never outlive this one.
 
 use std::{
     fs::{self, File},
@@ -12,12 +12,12 @@ use std::{
 
 use crate::Failure;
 
-/// How long a program may take until it says that it is ready.
+/// Time in which a program must report that it is ready.
 const START: Duration = Duration::from_secs(30);
-/// How many lines of a log are its last words.
+/// Number of log lines to show after a failure.
 const LAST_WORDS: usize = 12;
 
-/// A program that was started. It is ended when this is dropped.
+/// A child process, stopped on drop.
 pub(super) struct Child {
     name: &'static str,
     process: process::Child,
@@ -26,7 +26,7 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Starts it, its standard error in `log`.
+    /// Starts the program, with its standard error in `log`.
     pub(super) fn start(
         name: &'static str,
         mut command: Command,
@@ -34,38 +34,38 @@ impl Child {
     ) -> Result<Self, Failure> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
         command.env("NO_COLOR", "1");
-        // Ctrl-C is for this program, which ends the others one after the other.
+        // Ctrl-C is meant for this program, which stops the children one after the other.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let process =
-            command.spawn().map_err(|error| format!("the {name} could not be started: {error}"))?;
+            command.spawn().map_err(|error| format!("cannot start the {name}: {error}"))?;
         Ok(Self { name, process, log, ended: None })
     }
 
-    /// Waits for its first line on standard output, and gives what stands there behind `prefix`.
+    /// Waits for the first line on standard output, and returns the text after `prefix`.
     pub(super) fn first_line(&mut self, prefix: &str) -> Result<String, Failure> {
         let out = self.process.stdout.take().ok_or("standard output was read before")?;
         let (sender, receiver) = mpsc::channel();
-        // Reads on after the first line, or the program would find nobody to write to.
+        // Keeps reading after the first line, so that the program can keep writing.
         thread::spawn(move || {
             for line in BufReader::new(out).lines().map_while(Result::ok) {
-                // Only the first one is waited for.
+                // Only the first line is awaited.
                 sender.send(line).unwrap_or_default();
             }
         });
         match receiver.recv_timeout(START) {
             Ok(line) => match line.strip_prefix(prefix) {
                 Some(rest) => Ok(rest.to_owned()),
-                None => Err(format!("the {} said `{line}`", self.name).into()),
+                None => Err(format!("unexpected output of the {}: `{line}`", self.name).into()),
             },
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(self.died()?),
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                Err(format!("the {} did not start{}", self.name, self.last_words()).into())
+                Err(format!("the {} did not start{}", self.name, self.log_excerpt()).into())
             }
         }
     }
 
-    /// Its status, once it has ended.
+    /// Status, once the program has exited.
     pub(super) fn ended(&mut self) -> Result<Option<ExitStatus>, Failure> {
         if self.ended.is_none() {
             self.ended = self.process.try_wait()?;
@@ -73,7 +73,7 @@ impl Child {
         Ok(self.ended)
     }
 
-    /// Complains when it has ended.
+    /// Returns an error if the program has exited.
     pub(super) fn must_run(&mut self) -> Result<(), Failure> {
         match self.ended()? {
             Some(status) => Err(self.obituary(status)),
@@ -81,7 +81,7 @@ impl Child {
         }
     }
 
-    /// Asks it to end, and makes it when it does not.
+    /// Stops the program, by force if it does not react.
     pub(super) fn end(&mut self, patience: Duration) -> Result<ExitStatus, Failure> {
         self.ask_to_end();
         let began = Instant::now();
@@ -94,12 +94,12 @@ impl Child {
         self.process.kill()?;
         self.process.wait()?;
         let name = self.name;
-        Err(format!("the {name} did not end within {} s", patience.as_secs()).into())
+        Err(format!("the {name} did not exit within {} s", patience.as_secs()).into())
     }
 
-    /// What is to be said of one that ended and should not have.
+    /// Describes an unexpected exit.
     pub(super) fn obituary(&self, status: ExitStatus) -> Failure {
-        format!("the {} ended with {status}{}", self.name, self.last_words()).into()
+        format!("the {} exited with {status}{}", self.name, self.log_excerpt()).into()
     }
 
     fn died(&mut self) -> Result<Failure, Failure> {
@@ -108,7 +108,7 @@ impl Child {
         Ok(self.obituary(status))
     }
 
-    fn last_words(&self) -> String {
+    fn log_excerpt(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<_> = log.lines().collect();
@@ -120,13 +120,13 @@ impl Child {
     fn ask_to_end(&self) {
         use rustix::process::{Pid, Signal, kill_process};
 
-        // It was not waited for yet, so the number is still its own.
+        // The process was not waited for yet, so that its id is still its own.
         if self.ended.is_none() {
             kill_process(Pid::from_child(&self.process), Signal::TERM).unwrap_or_default();
         }
     }
 
-    /// There it has had the Ctrl-C itself.
+    /// On this system the child received the Ctrl-C itself.
     #[cfg(not(unix))]
     fn ask_to_end(&self) {}
 }
@@ -134,7 +134,7 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         if self.ended.is_none() {
-            // It may have ended just now.
+            // It may have exited just now.
             drop(self.process.kill());
             drop(self.process.wait());
         }
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn gives_the_first_line() {
+    fn first_line_is_returned() {
         let mut child = child("echo ready at 7; echo more; exec sleep 60", "first");
         assert_eq!(child.first_line("ready at ").unwrap(), "7");
         assert!(child.must_run().is_ok());
@@ -163,19 +163,19 @@ mod tests {
     }
 
     #[test]
-    fn tells_the_last_words_of_one_that_died() {
+    fn exit_message_contains_the_end_of_the_log() {
         let mut child = child("echo error: no token >&2; exit 2", "died");
         let message = child.first_line("ready at ").unwrap_err().to_string();
-        assert_eq!(message, "the child ended with exit status: 2:\n  error: no token");
+        assert_eq!(message, "the child exited with exit status: 2:\n  error: no token");
         fs::remove_file(&child.log).unwrap();
     }
 
     #[test]
-    fn ends_one_that_does_not_want_to() {
+    fn child_that_ignores_signals_is_killed() {
         let mut child = child("trap '' TERM; echo deaf; while :; do sleep 0.1; done", "deaf");
         child.first_line("deaf").unwrap();
         let message = child.end(Duration::from_millis(300)).unwrap_err().to_string();
-        assert_eq!(message, "the child did not end within 0 s");
+        assert_eq!(message, "the child did not exit within 0 s");
         assert!(child.ended().unwrap().is_some());
         fs::remove_file(&child.log).unwrap();
     }

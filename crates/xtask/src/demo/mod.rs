@@ -1,7 +1,7 @@
-//! `cargo xtask demo`: the agent and a receiver, at work on sessions.
+//! `cargo xtask demo`: the agent and a receiver at work on sessions.
 //!
-//! Everything lies in `target/demo`, for its owner only. The agent's home is in there too, so that
-//! neither the configuration nor the state of an agent in real use is touched.
+//! All files are in `target/demo`, accessible to their owner only. The agent's home is there too,
+//! so that neither configuration nor state of an agent in real use is touched.
 
 mod child;
 mod sessions;
@@ -31,30 +31,30 @@ use tally::Tally;
 
 use crate::{Failure, sh};
 
-/// How often the children are looked at.
+/// Interval of checks of the children.
 const TICK: Duration = Duration::from_millis(100);
-/// How often the receiver is asked.
+/// Interval of requests to the receiver.
 const POLL: Duration = Duration::from_millis(500);
-/// How often a line is appended to the samples.
+/// Interval of lines appended to the samples.
 const PLAY: Duration = Duration::from_secs(1);
-/// How long the agent may take to deliver what is left: it promises 5 s.
+/// Time for the agent to deliver the rest: it promises 5 s.
 const AGENT_ENDS: Duration = Duration::from_secs(8);
-/// How long the receiver may take to bring its files up to date.
+/// Time for the receiver to bring its files up to date.
 const RECEIVER_ENDS: Duration = Duration::from_secs(10);
 
-/// Runs the agent and a receiver on this machine's sessions, or on samples where there are none.
+/// Run the agent and a receiver on the sessions of this machine, or on samples if there are none.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Ends when everything there is has arrived.
+    /// Stop once everything has arrived
     #[arg(long)]
     once: bool,
-    /// Reads the sessions below this directory.
+    /// Read the sessions below this directory
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// Goes on with what the last demo stored, instead of beginning anew.
+    /// Continue with the data of the last demo
     #[arg(long)]
     keep: bool,
-    /// Builds with optimisation: takes minutes, and reads gigabytes in seconds.
+    /// Build with optimisation: takes minutes, but reads gigabytes in seconds
     #[arg(long)]
     release: bool,
 }
@@ -87,7 +87,7 @@ impl Arguments {
     }
 }
 
-/// Shows how it goes until the agent has ended, by itself or because somebody wants to.
+/// Shows the progress until the agent exits, on its own or because the user stops it.
 fn watch(
     mut agent: Child,
     receiver: &mut Child,
@@ -105,7 +105,7 @@ fn watch(
         }
         if polled.is_none_or(|at: Instant| at.elapsed() >= POLL) {
             polled = Some(Instant::now());
-            // A receiver that is busy is asked again soon.
+            // A busy receiver is queried again soon.
             if let Ok(now) = asked.health() {
                 health = now;
                 status.show(&health);
@@ -125,7 +125,7 @@ fn watch(
         thread::sleep(TICK);
     };
     status.finish();
-    // Ended before it could listen to signals, it had read nothing yet.
+    // Stopped before it handled signals, the agent had not read anything yet.
     let ended = by_itself.success() || (interrupted.yes() && is_terminated(by_itself));
     if !ended {
         return Err(agent.obituary(by_itself));
@@ -133,7 +133,7 @@ fn watch(
     Ok(asked.health().unwrap_or(health))
 }
 
-/// Whether a process died of the signal that asks it to end.
+/// Reports whether a process was ended by the signal for termination.
 #[cfg(unix)]
 fn is_terminated(status: ExitStatus) -> bool {
     // SIGTERM, on every Unix.
@@ -145,15 +145,15 @@ fn is_terminated(_: ExitStatus) -> bool {
     false
 }
 
-/// Where everything lies.
+/// Paths of the demo.
 struct Stage {
     directory: PathBuf,
-    /// Held as long as this demo runs.
+    /// Locked while this demo runs.
     _lock: File,
 }
 
 impl Stage {
-    /// Makes room, or with `keep` takes what is there.
+    /// Deletes the data of the last demo, or keeps it with `keep`.
     fn prepare(directory: &Path, keep: bool) -> Result<Self, Failure> {
         private_directory(directory)?;
         let lock = File::create(directory.join("lock"))?;
@@ -238,7 +238,7 @@ impl Stage {
         Child::start("agent", command, self.path("agent.log"))
     }
 
-    /// Tells where to look.
+    /// Prints where to look.
     fn places(&self, tally: &Tally) -> String {
         let mut places: Vec<_> = tally.files().map(|path| ("records", path.to_owned())).collect();
         places.push(("agent's log", self.path("agent.log")));
@@ -248,7 +248,7 @@ impl Stage {
     }
 }
 
-/// What the agent is to do here. Strings in JSON are strings in TOML.
+/// Configuration of the agent. Strings in JSON are valid strings in TOML.
 fn configuration(state: &Path, root: Option<&Path>) -> String {
     let text = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
     let roots = root.map(text).unwrap_or_default();
@@ -259,7 +259,7 @@ fn configuration(state: &Path, root: Option<&Path>) -> String {
     )
 }
 
-/// Variables that would change what the agent reads, or where it sends it.
+/// Variables that would change what the agent reads, or its destination.
 fn is_of_an_agent(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     ["CLAUDE_", "XDG_"].iter().any(|prefix| name.starts_with(prefix)) || name == "NO_PROXY"
@@ -271,7 +271,7 @@ fn secret() -> String {
     (0..4).map(word).collect()
 }
 
-/// Makes a directory that only its owner may read.
+/// Creates a directory that only its owner may read.
 fn private_directory(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     #[cfg(unix)]
@@ -279,7 +279,7 @@ fn private_directory(path: &Path) -> io::Result<()> {
     builder.recursive(true).create(path)
 }
 
-/// Whether somebody asked this program to end.
+/// Reports whether the user stopped this program.
 struct Interrupted(Arc<AtomicBool>);
 
 impl Interrupted {
@@ -296,7 +296,7 @@ impl Interrupted {
     }
 }
 
-/// One line that is written over and over, on a terminal; elsewhere a line for each change.
+/// A status line that is overwritten on a terminal, and elsewhere printed for each change.
 struct StatusLine {
     terminal: bool,
     shown: String,
@@ -314,7 +314,7 @@ impl StatusLine {
         }
         if self.terminal {
             print!("\r\x1b[K{text}  (Ctrl-C ends)");
-            // Without a terminal any more, there is nobody to tell.
+            // The terminal may be gone: there is no reader then.
             drop(io::stdout().flush());
         } else {
             println!("{text}");
@@ -335,7 +335,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_configuration_names_the_root_only_where_there_is_one() {
+    fn configuration_names_a_root_only_if_given() {
         let state = Path::new("/t/demo/state");
         let with = configuration(state, Some(Path::new("/home/\"dev\"/projects")));
         assert!(with.contains("state_dir = \"/t/demo/state\"\n"), "{with}");
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_running_agents_variables_stay_outside() {
+    fn variables_of_a_running_agent_are_removed() {
         assert!(is_of_an_agent("CLAUDE_SIEM_ENDPOINT"));
         assert!(is_of_an_agent("XDG_CONFIG_HOME"));
         assert!(!is_of_an_agent("PATH"));

@@ -1,4 +1,4 @@
-//! The sessions that a demo reads: this machine's own, or samples.
+//! Sessions for a demo: those of this machine, or samples.
 
 use std::{
     env, fmt, fs,
@@ -9,21 +9,22 @@ use std::{
 
 use crate::{Failure, sh};
 
-/// Where Claude Code keeps its sessions below a home.
+/// Sessions of Claude Code, below a home.
 const PROJECTS: &str = ".claude/projects";
-/// The samples' project.
+/// Project of the samples.
 const PROJECT: &str = "-home-dev-shop";
 
-/// What is read.
+/// Sessions to read.
 pub(super) enum Sessions {
-    /// What lies below this directory.
+    /// All sessions below this directory.
     Below(PathBuf),
     /// Copies of the samples, in the home of the demo's agent.
     Samples(PathBuf),
 }
 
 impl Sessions {
-    /// The directory asked for, else this machine's sessions, else samples in `home`.
+    /// Selects the given directory, otherwise the sessions of this machine, otherwise samples in
+    /// `home`.
     pub(super) fn choose(asked: Option<&Path>, home: &Path) -> Result<Self, Failure> {
         if let Some(root) = asked {
             let wrong = |error| format!("cannot read sessions from `{}`: {error}", root.display());
@@ -40,7 +41,7 @@ impl Sessions {
         Ok(Self::Samples(projects))
     }
 
-    /// The directory to name to an agent that has no sessions in its home.
+    /// Directory to configure for an agent without sessions in its home.
     pub(super) fn root(&self) -> Option<&Path> {
         match self {
             Self::Below(root) => Some(root),
@@ -48,7 +49,7 @@ impl Sessions {
         }
     }
 
-    /// What makes samples live.
+    /// Writer that keeps the samples growing.
     pub(super) fn player(&self) -> Option<Player> {
         match self {
             Self::Below(_) => None,
@@ -66,7 +67,7 @@ impl fmt::Display for Sessions {
     }
 }
 
-/// Where this user's sessions may be.
+/// Possible directories of this user's sessions.
 fn own_roots() -> Vec<PathBuf> {
     let given = |name| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
     let moved = given("CLAUDE_CONFIG_DIR").map(|directory| directory.join("projects"));
@@ -74,7 +75,7 @@ fn own_roots() -> Vec<PathBuf> {
     moved.into_iter().chain(usual).collect()
 }
 
-/// Whether there is a session at any depth.
+/// Reports whether there is a session at any depth.
 fn holds_sessions(directory: &Path) -> bool {
     let Ok(entries) = fs::read_dir(directory) else { return false };
     entries.flatten().any(|entry| match entry.file_type() {
@@ -84,7 +85,7 @@ fn holds_sessions(directory: &Path) -> bool {
     })
 }
 
-/// Copies a tree; files that are there already stay as they are.
+/// Copies a tree; existing files stay as they are.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
@@ -99,8 +100,8 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes sessions as Claude Code would, a line at a time: those of the samples over again, each
-/// time in a file of its own.
+/// Writes sessions line by line, as Claude Code would: repeats the samples, each time in another
+/// file.
 pub(super) struct Player {
     directory: PathBuf,
     lines: Vec<Vec<u8>>,
@@ -123,7 +124,7 @@ impl Player {
         Ok(())
     }
 
-    /// Begins a new session.
+    /// Starts a new session.
     fn begin(&mut self) -> io::Result<()> {
         if self.lines.is_empty() {
             self.lines = lines(&self.directory)?;
@@ -143,7 +144,7 @@ impl Player {
     }
 }
 
-/// The lines of the longest session, with their endings.
+/// Lines of the longest session, with their endings.
 fn lines(directory: &Path) -> io::Result<Vec<Vec<u8>>> {
     let mut longest = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn plays_a_session_line_by_line_and_then_another() {
+    fn sessions_are_played_line_by_line() {
         let folder = folder("play");
         fs::write(folder.join("a.jsonl"), "{\"n\":1}\n{\"n\":2}\n").unwrap();
         let mut player = Player::new(folder.clone());
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_are_copied_at_any_depth_and_never_over_what_is_there() {
+    fn samples_are_copied_without_overwriting() {
         let folder = folder("copy");
         copy(&sh::workspace().join("samples/projects"), &folder).unwrap();
         assert!(holds_sessions(&folder));
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_there_is_named() {
+    fn missing_directory_is_named() {
         let asked = Path::new("/nowhere/at-all");
         let error = Sessions::choose(Some(asked), asked).err().unwrap().to_string();
         assert!(error.starts_with("cannot read sessions from `/nowhere/at-all`: "), "{error}");

@@ -1,4 +1,4 @@
-//! What the receiver says of itself: `GET /stats`, over a socket.
+//! Statistics of the receiver: `GET /stats`, over a socket.
 
 use std::{
     fmt,
@@ -11,16 +11,16 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use crate::Failure;
 
-/// How long an answer may take.
+/// Timeout of a response.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A receiver to ask.
+/// Connection parameters of a receiver.
 pub(super) struct Receiver {
     address: String,
     token: String,
 }
 
-/// How it stands with what the receiver holds.
+/// Summary of the entries that the receiver holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Health {
     entries: u64,
@@ -35,13 +35,13 @@ impl Receiver {
         Self { address, token: token.to_owned() }
     }
 
-    /// Asks.
+    /// Requests the statistics.
     pub(super) fn health(&self) -> Result<Health, Failure> {
         let address: SocketAddr = self.address.parse()?;
         let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        // By HTTP/1.0 the answer comes in one piece, and ends with the connection.
+        // With HTTP/1.0 the response comes in one piece and ends with the connection.
         let request = format!(
             "GET /stats HTTP/1.0\r\nHost: {address}\r\nAuthorization: Bearer {}\r\n\r\n",
             self.token
@@ -53,15 +53,17 @@ impl Receiver {
     }
 }
 
-/// Reads an answer, head and body.
+/// Parses a response, head and body.
 fn read(answer: &[u8]) -> Result<Health, Failure> {
     let head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
-    let head = head.ok_or("the answer breaks off")?;
+    let head = head.ok_or("the response is truncated")?;
     let (head, body) = (String::from_utf8_lossy(&answer[..head]), &answer[head + 4..]);
     let mut words = head.split_ascii_whitespace().skip(1);
     match words.next() {
         Some("200") => Ok(serde_json::from_slice::<Stats>(body)?.health()),
-        status => Err(format!("the receiver answered {}", status.unwrap_or("nothing")).into()),
+        status => {
+            Err(format!("the receiver responded with {}", status.unwrap_or("nothing")).into())
+        }
     }
 }
 
@@ -110,7 +112,7 @@ impl fmt::Display for Health {
     }
 }
 
-/// Bytes, for people.
+/// Formats bytes for people.
 pub(super) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "KiB", "MiB"] {
@@ -131,7 +133,7 @@ mod tests {
         "clones":[],"epochs":[{"epoch":"e","duplicates":2,"gaps":[[3,4]],"breaks":[]}]}]}"#;
 
     #[test]
-    fn sums_up_machines_and_epochs() {
+    fn machines_and_epochs_are_summed_up() {
         let answer = format!("HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n{BODY}");
         let health = read(answer.as_bytes()).unwrap();
         let expected = Health { entries: 5, bytes: 2048, duplicates: 2, gaps: 1, breaks: 0 };
@@ -141,21 +143,24 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_machines_is_all_well() {
+    fn response_without_machines_has_no_faults() {
         let health = read(b"HTTP/1.1 200 OK\r\n\r\n{\"machines\":[]}").unwrap();
         let text = "stored 0 entries, 0 B; nothing twice, no gap, chain whole";
         assert_eq!(health.to_string(), text);
     }
 
     #[test]
-    fn other_answers_are_errors() {
+    fn other_responses_are_errors() {
         let message = |answer: &[u8]| read(answer).unwrap_err().to_string();
-        assert_eq!(message(b"HTTP/1.0 401 Unauthorized\r\n\r\n{}"), "the receiver answered 401");
-        assert_eq!(message(b"HTTP/1.0 200 OK\r\n"), "the answer breaks off");
+        assert_eq!(
+            message(b"HTTP/1.0 401 Unauthorized\r\n\r\n{}"),
+            "the receiver responded with 401"
+        );
+        assert_eq!(message(b"HTTP/1.0 200 OK\r\n"), "the response is truncated");
     }
 
     #[test]
-    fn sizes_are_for_people() {
+    fn sizes_have_units() {
         let sizes = [0, 1023, 1024, 1_572_864, 5 << 30].map(size);
         assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "1.5 MiB", "5.0 GiB"]);
     }

@@ -1,7 +1,7 @@
-//! What arrived, held against what the agent says that it read.
+//! Comparison of the stored entries with the agent's totals.
 //!
-//! The agent's last heartbeat carries totals that cover exactly the numbers below its own. So the
-//! receiver's files say both: what was sent, and what should have been.
+//! The last heartbeat carries totals that cover exactly the numbers below its own. So the
+//! receiver's files contain both: the entries, and how many there should be.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,25 +16,25 @@ use serde_json::Value;
 use super::stats::size;
 use crate::Failure;
 
-/// What a receiver has stored.
+/// Content of a receiver's store.
 #[derive(Default)]
 pub(super) struct Tally {
     epochs: Vec<(PathBuf, Epoch)>,
 }
 
-/// What is stored of one outbox.
+/// Entries of one outbox.
 #[derive(Default)]
 struct Epoch {
-    /// The files that records come from.
+    /// Files that the records come from.
     sources: BTreeSet<String>,
-    /// Records, by the numbers of their entries.
+    /// Records, by sequence number.
     records: Vec<u64>,
     events: u64,
     /// The last heartbeat and its number.
     heartbeat: Option<(u64, Heartbeat)>,
 }
 
-/// What the agent says of itself.
+/// Data of a heartbeat.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 struct Heartbeat {
     #[serde(default)]
@@ -43,7 +43,7 @@ struct Heartbeat {
     unread_bytes: u64,
 }
 
-/// What the agent says that it read and what became of it.
+/// Totals of a heartbeat.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(default)]
 struct Totals {
@@ -77,7 +77,7 @@ impl std::ops::AddAssign for Count {
     }
 }
 
-/// An entry, as far as it counts here.
+/// Members of an entry that are counted here.
 #[derive(Deserialize)]
 struct Entry {
     seq: u64,
@@ -90,7 +90,7 @@ struct Entry {
 }
 
 impl Tally {
-    /// Counts what lies in a receiver's directory.
+    /// Counts the entries in a receiver's directory.
     pub(super) fn of(directory: &Path) -> Result<Self, Failure> {
         let mut files = Vec::new();
         find(directory, &mut files)?;
@@ -104,12 +104,12 @@ impl Tally {
         Ok(tally)
     }
 
-    /// The files.
+    /// Files that records come from.
     pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
         self.epochs.iter().map(|(path, _)| path.as_path())
     }
 
-    /// What was read, what became of it, and what arrived.
+    /// Table of the lines that were read and what happened to them.
     pub(super) fn table(&self) -> String {
         let totals = self.totals();
         let mut read = totals.blank;
@@ -142,7 +142,7 @@ impl Tally {
         rows.join("\n") + "\n"
     }
 
-    /// What is wrong, if anything is: less or more arrived than was sent.
+    /// Describes the first difference between sent and stored entries.
     pub(super) fn complaint(&self) -> Option<String> {
         let mut seen = false;
         for (path, epoch) in &self.epochs {
@@ -227,7 +227,7 @@ impl Epoch {
     }
 }
 
-/// The files with entries, at any depth.
+/// Returns the files with entries, at any depth.
 fn find(directory: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_accounts_for_every_line() {
+    fn table_accounts_for_every_line() {
         let expected = "\
 read                                                 6 lines     2.3 KiB
   dropped by ignore-types: ignored_type              3 lines       300 B
@@ -274,12 +274,12 @@ not read: no newline yet                                            18 B
     }
 
     #[test]
-    fn what_came_after_the_heartbeat_is_no_fault() {
+    fn entries_after_the_heartbeat_are_no_fault() {
         assert_eq!(tally(STORED).complaint(), None);
     }
 
     #[test]
-    fn a_line_that_is_missing_is_a_fault() {
+    fn missing_line_is_a_fault() {
         let less: String = STORED
             .lines()
             .filter(|line| !line.contains(r#""seq":2"#))
@@ -290,7 +290,7 @@ not read: no newline yet                                            18 B
     }
 
     #[test]
-    fn nothing_at_all_is_a_fault() {
+    fn missing_totals_are_a_fault() {
         assert_eq!(tally("").complaint().unwrap(), "no totals of the agent have arrived");
         assert!(Tally::default().complaint().is_some());
     }

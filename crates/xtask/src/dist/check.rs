@@ -1,4 +1,4 @@
-//! Whether what is given away works.
+//! Checks of the release files.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 use super::Dist;
 use crate::{Failure, sh};
 
-/// Fails when a program wants anything of the system that it runs on.
+/// Fails if a program needs any library of the system.
 pub(super) fn is_static(program: &Path) -> Result<(), Failure> {
     let output = Command::new("ldd").arg(program).output()?;
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
@@ -22,7 +22,8 @@ pub(super) fn is_static(program: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Lets the program ship to a receiver that it finds by a name server and trusts by the system.
+/// Lets the program ship to a receiver that it finds by a name server and trusts by the
+/// certificates of the system.
 pub(super) fn names_and_tls(dist: &mut Dist, program: &Path) -> Result<(), Failure> {
     let what = "the static program with a name server and TLS";
     let mut isolated = Command::new("unshare");
@@ -34,7 +35,7 @@ pub(super) fn names_and_tls(dist: &mut Dist, program: &Path) -> Result<(), Failu
     }
     let mut probe = Command::new("unshare");
     if !sh::works(probe.args(["--net", "--mount", "--map-root-user", "true"])) {
-        dist.skip(what, "the system lets nobody have a network of their own here");
+        dist.skip(what, "the system does not allow network namespaces");
         return Ok(());
     }
     let script = dist.parts.join("names_and_tls.py");
@@ -46,10 +47,10 @@ fn has(tool: &str) -> bool {
     sh::has_program(tool) || sh::works(Command::new(tool).arg("version"))
 }
 
-/// Installs a package below a folder of its own, uses it, and removes it: nothing may be left.
+/// Installs a package below a folder, uses it, and removes it: no file may be left.
 pub(super) fn deb(dist: &mut Dist, package: &Path, tree: &Path) -> Result<(), Failure> {
     if !sh::is_root() {
-        dist.skip("the .deb installed and removed", "only root can");
+        dist.skip("the .deb installed and removed", "needs root");
         return Ok(());
     }
     let root = dist.parts.join("root");
@@ -70,7 +71,7 @@ pub(super) fn deb(dist: &mut Dist, package: &Path, tree: &Path) -> Result<(), Fa
         Ok(names.map(Path::to_owned).collect())
     };
     if names(&root)? != names(tree)? {
-        return Err("the package installs other files than were put into it".into());
+        return Err("the package installs unexpected files".into());
     }
     let program = root.join("usr/bin/ai-agent");
     let home = root.join("home");
@@ -81,6 +82,6 @@ pub(super) fn deb(dist: &mut Dist, package: &Path, tree: &Path) -> Result<(), Fa
     dpkg(&["--purge"], Path::new("ai-agent"))?;
     match names(&root)?.as_slice() {
         [] => Ok(()),
-        left => Err(format!("the package leaves behind {left:?}").into()),
+        left => Err(format!("the package leaves {left:?} behind").into()),
     }
 }

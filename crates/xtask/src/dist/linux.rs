@@ -1,4 +1,4 @@
-//! The program for any Linux on this kind of processor, and the packages around it.
+//! Program for any Linux on this processor architecture, and its packages.
 
 use std::{
     env, fs,
@@ -9,14 +9,14 @@ use std::{
 use super::{Dist, check, copy, package};
 use crate::{Failure, sh};
 
-/// What the static program is built for. Statically linked with glibc, since the allocator of musl
-/// costs twice the CPU; names are looked up by parts of glibc that are linked in, too.
+/// Target of the static program. It is linked with glibc, since the allocator of musl costs twice
+/// the CPU; the parts of glibc that resolve names are linked in too.
 pub(crate) const TARGET: &str = if cfg!(target_arch = "aarch64") {
     "aarch64-unknown-linux-gnu"
 } else {
     "x86_64-unknown-linux-gnu"
 };
-/// Relocations take 20 KB in place of 750: a glibc that comes along can read them in short.
+/// Compact relocations take 20 KB in place of 750: the glibc linked in can read them.
 const FLAGS: &str = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
 
 /// Builds the static program.
@@ -47,7 +47,7 @@ pub(super) fn build(dist: &mut Dist, manual: &Path) -> Result<(), Failure> {
         package::deb(&tree, &dist.parts, &version, &deb)?;
         check::deb(dist, &deb, &tree)?;
     } else {
-        dist.skip(".deb", "dpkg-deb is not there");
+        dist.skip(".deb", "dpkg-deb is not installed");
     }
     if sh::has_program("rpmbuild") || (sh::apt_install(&["rpm"]) && sh::has_program("rpmbuild")) {
         println!("── .rpm");
@@ -57,20 +57,20 @@ pub(super) fn build(dist: &mut Dist, manual: &Path) -> Result<(), Failure> {
         let mut list = Command::new("rpm");
         sh::succeed(list.args(["--query", "--list", "--package"]).arg(&rpm))?;
     } else {
-        dist.skip(".rpm", "rpmbuild is not there (Debian: rpm)");
+        dist.skip(".rpm", "rpmbuild is not installed (Debian: rpm)");
     }
     Ok(())
 }
 
-/// Everything that a package installs, where it installs it.
+/// Copies all files of a package to their paths.
 pub(super) fn lay_out(tree: &Path, program: &Path, manual: &Path) -> Result<(), Failure> {
     let (source, usr) = (sh::workspace(), tree.join("usr"));
     copy(program, &usr.join("bin/ai-agent"), 0o755)?;
-    // The same unit as an administrator copies by hand, with the place where packages put programs.
+    // The same unit as for manual installation, with the path of packaged programs.
     let unit = fs::read_to_string(source.join("config/mdm/ai-agent.service"))?;
     let (theirs, ours) = ("/usr/local/bin/ai-agent", "/usr/bin/ai-agent");
     if !unit.contains(theirs) {
-        return Err(format!("config/mdm/ai-agent.service names no `{theirs}`").into());
+        return Err(format!("config/mdm/ai-agent.service does not contain `{theirs}`").into());
     }
     let unit = unit.replace(theirs, ours);
     let unit = unit.replace("/etc/systemd/user/ai-agent", "/usr/lib/systemd/user/ai-agent");

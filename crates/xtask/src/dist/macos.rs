@@ -1,4 +1,4 @@
-//! The program for macOS on this kind of processor, and its LaunchAgent.
+//! Program for macOS on this processor architecture, and its LaunchAgent.
 
 use std::{env, fs};
 

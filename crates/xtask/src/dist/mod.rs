@@ -1,4 +1,4 @@
-//! `cargo xtask dist`: what is given away, as far as this machine can build it.
+//! `cargo xtask dist`: the release files, as far as this machine can build them.
 
 mod check;
 pub(crate) mod linux;
@@ -19,33 +19,33 @@ use serde::Deserialize;
 
 use crate::{Failure, sh};
 
-/// Builds what is given away below `target/dist`: a static Linux program, `.deb` and `.rpm` with the
-/// user unit, the Windows program as a zip, man pages, completions, samples for an MDM, an SBOM, and
-/// the checksums of all of them. Says what could not be built here.
+/// Build the release files below `target/dist`: a static Linux program, `.deb` and `.rpm` with the
+/// user unit, the Windows program as a zip, man pages, completions, samples for an MDM, an SBOM,
+/// and checksums. Prints what could not be built here.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Leaves out the Windows program, which takes as long again.
+    /// Skip the Windows program, which doubles the time
     #[arg(long)]
     without_windows: bool,
 }
 
-/// What is built, for which version, and where it goes.
+/// Version and folders of the release files.
 struct Dist {
     version: String,
     folder: PathBuf,
-    /// Where parts lie that go into several packages.
+    /// Folder of parts that several packages contain.
     parts: PathBuf,
     skipped: Vec<String>,
 }
 
 impl Dist {
-    /// Keeps what came out, or says why nothing did.
+    /// Records a result, or prints why there is none.
     fn skip(&mut self, what: &str, why: &str) {
         println!("skipped: {what}: {why}");
         self.skipped.push(format!("{what}: {why}"));
     }
 
-    /// The file of this name among what is given away.
+    /// Returns the path of a release file.
     fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -86,12 +86,12 @@ impl Arguments {
         for skipped in &dist.skipped {
             println!("skipped: {skipped}");
         }
-        println!("all of it lies in {}", dist.folder.display());
+        println!("written to {}", dist.folder.display());
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// The version of the agent.
+/// Version of the agent.
 fn version() -> Result<String, Failure> {
     #[derive(Deserialize)]
     struct Manifest {
@@ -109,7 +109,7 @@ fn version() -> Result<String, Failure> {
     Ok(toml::from_str::<Manifest>(&manifest)?.workspace.package.version)
 }
 
-/// Copies a file, with the rights that it is to have.
+/// Copies a file and sets its permissions.
 fn copy(from: &Path, to: &Path, mode: u32) -> Result<(), Failure> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder)?;

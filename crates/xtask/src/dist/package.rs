@@ -1,4 +1,4 @@
-//! Packages out of a tree of files, made by the tools of each system.
+//! Packages from a tree of files, made by the tools of each system.
 
 use std::{
     env, fs,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::{Failure, sh};
 
-/// What Debian calls this kind of processor.
+/// Debian's name of this processor architecture.
 pub(super) const DEBIAN: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
 const SUMMARY: &str = "Ships Claude Code session logs to a SIEM";
 const DESCRIPTION: [&str; 3] = [
@@ -17,10 +17,10 @@ const DESCRIPTION: [&str; 3] = [
     "that nothing is missing, doubled or changed.",
 ];
 
-/// Packs `name` of `folder`.
+/// Archives `name` of `folder`.
 pub(super) fn tar(folder: &Path, name: &str, to: &Path) -> Result<(), Failure> {
     let mut tar = Command::new("tar");
-    // The same bytes from the same files, where the tool can do that.
+    // The same bytes from the same files, if the tool supports that.
     if cfg!(target_os = "linux") {
         tar.args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0"]);
     }
@@ -47,7 +47,7 @@ pub(super) fn deb(tree: &Path, parts: &Path, version: &str, to: &Path) -> Result
     sh::succeed(build.args(["--root-owner-group", "-Zxz", "--build"]).arg(&root).arg(to))
 }
 
-/// Makes an RPM package, and says where.
+/// Makes an RPM package and returns its path.
 pub(super) fn rpm(tree: &Path, parts: &Path, version: &str) -> Result<PathBuf, Failure> {
     let top = parts.join("rpm");
     if top.try_exists()? {
@@ -58,7 +58,7 @@ pub(super) fn rpm(tree: &Path, parts: &Path, version: &str) -> Result<PathBuf, F
         .iter()
         .filter_map(|file| file.strip_prefix(tree).ok())
         .map(|file| {
-            // rpmbuild compresses man pages, and gives them another ending.
+            // rpmbuild compresses man pages and renames them.
             let star = if file.starts_with("usr/share/man") { "*" } else { "" };
             format!("/{}{star}", file.display())
         })
@@ -81,7 +81,7 @@ pub(super) fn rpm(tree: &Path, parts: &Path, version: &str) -> Result<PathBuf, F
     made.into_iter().next().ok_or_else(|| "rpmbuild has made nothing".into())
 }
 
-/// The bytes of all files below a folder.
+/// Returns the size of all files below a folder, in bytes.
 fn sizes(folder: &Path) -> Result<u64, Failure> {
     sh::files_below(folder)?.iter().map(|file| Ok(fs::metadata(file)?.len())).sum()
 }

@@ -1,4 +1,4 @@
-//! What the program is made of, on all systems: an SBOM in the form of CycloneDX.
+//! Components of the program on all systems: an SBOM in CycloneDX format.
 
 use std::fs;
 
@@ -22,7 +22,7 @@ pub(super) fn write(dist: &mut Dist) -> Result<(), Failure> {
     let made = sh::succeed(&mut make);
     let file = format!("{name}.json");
     let sbom = fs::read_to_string(sh::workspace().join(&file));
-    // It writes one beside each manifest of the workspace.
+    // The tool writes one beside each manifest of the workspace.
     for package in sh::packages()? {
         let path = package.join(&file);
         if path.try_exists()? {
@@ -33,7 +33,7 @@ pub(super) fn write(dist: &mut Dist) -> Result<(), Failure> {
     Ok(fs::write(dist.file(&file), without_this_machine(&sbom?)?)?)
 }
 
-/// Names the packages of the workspace by what they are, and not by where they were built.
+/// Names the packages of the workspace without the path where they were built.
 fn without_this_machine(sbom: &str) -> Result<String, Failure> {
     #[derive(Deserialize)]
     struct Sbom {
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_does_not_say_where_it_was_built() {
+    fn sbom_hides_the_build_path() {
         let sbom = r#"{"metadata":{"component":{"bom-ref":"path+file:///home/dev/a#ai-agent@1.0.0"}},
             "components":[{"bom-ref":"path+file:///home/dev/a/crates/b#1.0.0"}]}"#;
         let sbom = without_this_machine(sbom).unwrap();

@@ -1,4 +1,4 @@
-//! The checksums of what is given away, in the form that `sha256sum --check` reads.
+//! Checksums of the release files, in the format of `sha256sum --check`.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{Failure, sh};
 
-/// Writes `SHA256SUMS`, and gives a list for people.
+/// Writes `SHA256SUMS`, and returns a list for people.
 pub(super) fn write(folder: &Path) -> Result<String, Failure> {
     let (mut sums, mut list) = (String::new(), String::new());
     for file in sh::files_below(folder)? {

@@ -1,5 +1,5 @@
-//! The program for Windows: built there, or with the cross tools beside the workspace; as a zip, and
-//! as an installer.
+//! Program for Windows: built there, or with the cross tools beside the workspace; as a zip, and as
+//! an installer.
 
 use std::{
     fs,
@@ -38,14 +38,14 @@ pub(super) fn build(dist: &mut Dist) -> Result<(), Failure> {
     installer(dist, &folder, &name)
 }
 
-/// Makes an installer of what lies in `folder`.
+/// Makes an installer from the files in `folder`.
 fn installer(dist: &mut Dist, folder: &Path, name: &str) -> Result<(), Failure> {
     println!("── the Windows installer");
     if !sh::has_program("wixl") && !sh::apt_install(&["wixl"]) {
         dist.skip("Windows installer", "`wixl` is wanted, which is part of msitools");
         return Ok(());
     }
-    // Windows Installer compares numbers and nothing else.
+    // Windows Installer compares only numbers.
     let number = dist.version.split(['-', '+']).next().unwrap_or_default();
     let mut make = Command::new("wixl");
     make.current_dir(folder).args(["--arch", "x64", "--define", &format!("Version={number}")]);
@@ -53,7 +53,7 @@ fn installer(dist: &mut Dist, folder: &Path, name: &str) -> Result<(), Failure> 
     sh::succeed(make.arg(sh::workspace().join("crates/xtask/src/dist/ai-agent.wxs")))
 }
 
-/// Builds the program; none where that can't be done.
+/// Builds the program; `None` if that is not possible.
 fn program(dist: &mut Dist) -> Result<Option<PathBuf>, Failure> {
     if cfg!(windows) {
         let [program] = sh::build(["ai-agent"], ["ai-agent"], true)?;
@@ -67,7 +67,7 @@ fn program(dist: &mut Dist) -> Result<Option<PathBuf>, Failure> {
         }
     };
     if !cross.is_file() {
-        dist.skip("Windows zip", "there are no tools/cross; the hosted runner builds it");
+        dist.skip("Windows zip", "tools/cross is missing; the hosted runner builds it");
         return Ok(None);
     }
     let mut build = Command::new(&cross);
