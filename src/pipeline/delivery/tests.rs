@@ -15,10 +15,10 @@ use crate::{
     stages::sink::{Batch, Delivery, DeliveryFuture},
 };
 
-/// The answer to a batch of these numbers.
+/// Returns the outcome for a batch of these sequence numbers.
 type Script = Box<dyn FnMut(&[u64]) -> Delivery + Send>;
 
-/// A sink that answers as a test wants, and a check of every batch that it is given.
+/// A sink that checks every batch and responds as the test scripts it.
 struct Scripted {
     script: Script,
     seen: Arc<Mutex<Vec<Vec<u64>>>>,
@@ -34,7 +34,7 @@ impl Sink for Scripted {
                 .map_or(Vec::new(), |l| l.split(|b| *b == b'\n').collect());
             let seqs: Vec<u64> = lines.iter().map(|line| Entry::parse(line).unwrap().seq).collect();
             assert_eq!(header.count, seqs.len() as u64);
-            // Every number is a line or a dead letter, and the chain goes through both.
+            // Every number is a line or a dead letter, and the chain covers both.
             let mut chain = header.chain.unwrap().before;
             let mut rest = lines.iter().zip(&seqs).peekable();
             for seq in header.first_seq.unwrap()..=header.last_seq.unwrap() {
@@ -55,9 +55,10 @@ impl Sink for Scripted {
     }
 }
 
-struct Still;
+/// A clock that stands still.
+struct StoppedClock;
 
-impl Clock for Still {
+impl Clock for StoppedClock {
     fn now(&self) -> Timestamp {
         Timestamp(1_000_000)
     }
@@ -76,7 +77,7 @@ impl Run {
     }
 }
 
-/// An outbox with groups of so many events.
+/// Creates an outbox with groups of the given numbers of events.
 fn outbox_with(folder: &Path, groups: &[usize]) -> Arc<Outbox> {
     let path = folder.join("outbox.redb");
     let outbox = Outbox::open(
@@ -96,7 +97,7 @@ fn outbox_with(folder: &Path, groups: &[usize]) -> Arc<Outbox> {
     Arc::new(outbox)
 }
 
-fn delivering(
+fn sink_task(
     outbox: &Arc<Outbox>,
     sink: Box<dyn Sink>,
     report: Arc<dyn Fn(Event) + Send + Sync>,
@@ -115,7 +116,7 @@ fn delivering(
         outbox: Arc::clone(outbox),
         identity: Arc::new(identity),
         rate_limit: None,
-        clock: Arc::new(Still),
+        clock: Arc::new(StoppedClock),
         jitter: Box::new(|| 0.0),
         progress: watch::Sender::default(),
         report,
@@ -123,7 +124,7 @@ fn delivering(
     }
 }
 
-/// Stores groups of so many events and delivers them all.
+/// Stores groups of the given numbers of events and delivers them all.
 async fn run(
     groups: &[usize],
     shipping: ShippingSettings,
@@ -147,11 +148,11 @@ async fn run_until(
     let reported = Arc::clone(&events);
     let sink = Scripted { script: Box::new(answer), seen: Arc::clone(&seen) };
     let report = Arc::new(move |event| reported.lock().unwrap().push(event));
-    let mut delivering = delivering(&outbox, Box::new(sink), report);
-    delivering.rate_limit = rate_limit;
+    let mut task = sink_task(&outbox, Box::new(sink), report);
+    task.rate_limit = rate_limit;
     let (sender, watched) = watch::channel(SinkControl::new(shipping, u64::MAX).until(stop));
     let all = outbox.end().seq - 1;
-    let mut progress = delivering.progress.subscribe();
+    let mut progress = task.progress.subscribe();
     let emptied = async {
         progress.wait_for(|progress| progress.acknowledged == all).await.unwrap();
         while outbox.stored_bytes() > 0 {
@@ -160,7 +161,7 @@ async fn run_until(
     };
     let delivered = async {
         tokio::select! {
-            () = delivering.run(watched) => {}
+            () = task.run(watched) => {}
             () = emptied, if stop == StopMode::Never => {}
         }
     };
@@ -178,7 +179,7 @@ fn shipping(batch_size: usize) -> ShippingSettings {
 
 /// The clock is a made-up one that goes on when everybody waits.
 #[tokio::test(start_paused = true)]
-async fn no_more_is_sent_in_a_second_than_may_be() {
+async fn rate_limit_is_kept() {
     let begun = Instant::now();
     let sent = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&sent);
@@ -222,14 +223,14 @@ async fn retry_waits_for_the_rate_limit_of_the_sink() {
     outbox.store_dead_letter(&id, &letter).unwrap();
     let called = Arc::new(Mutex::new(Vec::new()));
     let sink = Noting(Arc::clone(&called), Instant::now());
-    let mut task = delivering(&outbox, Box::new(sink), Arc::new(|_| {}));
+    let mut task = sink_task(&outbox, Box::new(sink), Arc::new(|_| {}));
     task.rate_limit = Some(RateLimit::new(100));
     let mut progress = task.progress.subscribe();
     let shipping =
         ShippingSettings { flush_interval: Duration::ZERO, ..ShippingSettings::default() };
-    let (_orders, told) = watch::channel(SinkControl::new(shipping, u64::MAX));
+    let (_control, controlled) = watch::channel(SinkControl::new(shipping, u64::MAX));
     let (retries, ordered) = mpsc::channel(1);
-    let task = tokio::spawn(task.run_with_retries(told, ordered));
+    let task = tokio::spawn(task.run_with_retries(controlled, ordered));
     progress.wait_for(|progress| progress.acknowledged == 1).await.unwrap();
 
     let (outcome, received) = tokio::sync::oneshot::channel();
@@ -243,7 +244,7 @@ async fn retry_waits_for_the_rate_limit_of_the_sink() {
 }
 
 #[tokio::test]
-async fn the_rest_of_a_backlog_does_not_wait_for_more() {
+async fn end_of_a_backlog_does_not_wait_for_a_full_batch() {
     let shipping = ShippingSettings { flush_interval: Duration::from_secs(3600), ..shipping(100) };
     let run =
         run_until(StopMode::Never, None, &[100, 30], shipping, |_| Delivery::Acknowledged).await;
@@ -258,7 +259,7 @@ async fn last_acknowledgement_is_stored_without_later_entries() {
 }
 
 #[tokio::test]
-async fn delivers_everything_in_order_and_empties_the_outbox() {
+async fn everything_is_delivered_in_order_and_deleted() {
     let run = run(&[3, 1, 250], shipping(100), |_| Delivery::Acknowledged).await;
     assert_eq!(run.seen.concat(), (1..=254).collect::<Vec<_>>());
     assert!(run.seen.iter().all(|batch| batch.len() <= 100));
@@ -266,21 +267,21 @@ async fn delivers_everything_in_order_and_empties_the_outbox() {
 }
 
 #[tokio::test]
-async fn a_batch_size_below_a_frames_cuts_the_frame() {
+async fn batch_size_below_a_frame_cuts_the_frame() {
     let run = run(&[100], shipping(7), |_| Delivery::Acknowledged).await;
     assert_eq!(run.seen.concat(), (1..=100).collect::<Vec<_>>());
     assert!(run.seen.iter().all(|batch| batch.len() <= 7));
 }
 
 #[tokio::test]
-async fn a_batch_holds_no_more_bytes_than_it_may() {
+async fn batch_never_exceeds_its_byte_limit() {
     let small = ShippingSettings { max_batch_bytes: 20_000, ..shipping(1000) };
     let run = run(&[100, 100, 100], small, |_| Delivery::Acknowledged).await;
     assert_eq!(run.seen.iter().map(Vec::len).collect::<Vec<_>>(), [100, 100, 100]);
 }
 
 #[tokio::test]
-async fn what_is_not_acknowledged_is_sent_again() {
+async fn unacknowledged_batch_is_sent_again() {
     let mut failures = 3;
     let run = run(&[5], shipping(100), move |_| {
         failures -= 1;
@@ -296,7 +297,7 @@ async fn what_is_not_acknowledged_is_sent_again() {
 }
 
 #[tokio::test]
-async fn one_poisoned_entry_is_a_dead_letter_and_the_rest_flows() {
+async fn refused_entry_is_a_dead_letter_and_others_are_delivered() {
     let run = run(&[100, 100], shipping(1000), |seqs| {
         if seqs.contains(&77) {
             Delivery::Refused { status: 422, answer: "no such thing".into() }
@@ -314,7 +315,7 @@ async fn one_poisoned_entry_is_a_dead_letter_and_the_rest_flows() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_at_the_end_is_still_named() {
+async fn dead_letter_at_the_end_is_reported_to_the_receiver() {
     let run = run(&[3], shipping(1000), |seqs| {
         if seqs.contains(&3) {
             Delivery::Refused { status: 422, answer: String::new() }
@@ -328,7 +329,7 @@ async fn a_dead_letter_at_the_end_is_still_named() {
 }
 
 #[tokio::test]
-async fn a_conflict_begins_a_new_epoch_and_nothing_is_lost() {
+async fn conflict_starts_a_new_epoch_without_loss() {
     let mut conflicts = 1;
     let run = run(&[5], shipping(100), move |_| {
         if conflicts > 0 {
@@ -346,7 +347,7 @@ async fn a_conflict_begins_a_new_epoch_and_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn a_frame_from_before_the_bytes_were_lowered_is_cut() {
+async fn frame_larger_than_a_lowered_byte_limit_is_cut() {
     // 100 events of about 120 bytes in one frame.
     let small = ShippingSettings { max_batch_bytes: 5000, ..shipping(1000) };
     let run = run(&[100], small, |_| Delivery::Acknowledged).await;
@@ -354,7 +355,7 @@ async fn a_frame_from_before_the_bytes_were_lowered_is_cut() {
     assert!(run.seen.iter().all(|batch| batch.len() <= 30), "{:?}", run.seen);
 }
 
-/// A token that was replaced must not wait for a request that hangs with the old one.
+/// A new token must not wait for a hanging request with the old one.
 #[tokio::test]
 async fn stopped_task_ends_within_a_batch_and_keeps_it() {
     struct Hangs(watch::Sender<bool>);
@@ -367,13 +368,13 @@ async fn stopped_task_ends_within_a_batch_and_keeps_it() {
     let folder = tempfile::tempdir().unwrap();
     let outbox = outbox_with(folder.path(), &[3]);
     let (asked, mut is_asked) = watch::channel(false);
-    let delivering = delivering(&outbox, Box::new(Hangs(asked)), Arc::new(|_| ()));
-    let progress = delivering.progress.subscribe();
+    let task = sink_task(&outbox, Box::new(Hangs(asked)), Arc::new(|_| ()));
+    let progress = task.progress.subscribe();
     let now = ShippingSettings { flush_interval: Duration::ZERO, ..ShippingSettings::default() };
-    let (orders, told) = watch::channel(SinkControl::new(now, u64::MAX));
-    let task = tokio::spawn(delivering.run(told));
+    let (control, controlled) = watch::channel(SinkControl::new(now, u64::MAX));
+    let task = tokio::spawn(task.run(controlled));
     is_asked.wait_for(|is_asked| *is_asked).await.unwrap();
-    orders.send_modify(|orders| orders.stop = StopMode::HandOver);
+    control.send_modify(|control| control.stop = StopMode::HandOver);
     task.await.unwrap();
     assert!(progress.borrow().handed_over);
     assert_eq!(outbox.cursor("siem").unwrap().acknowledged.seq, 0);

@@ -24,18 +24,18 @@ use crate::{
     tail::{BadRow, Chunk, GenerationId, Intake, Piece},
 };
 
-/// Files that never change: each line is a chunk of its own.
-struct Files {
+/// A source of files that never change. Each line is a chunk of its own.
+struct FixedFiles {
     files: Vec<(Origin, Vec<&'static str>)>,
-    /// The lines of each file that are handed over.
+    /// Number of lines of each file that have been handed over.
     read: Vec<usize>,
-    /// Those that were when the group was sealed last.
+    /// The same when the last group was sealed.
     sealed: Vec<usize>,
-    /// Those that are known to be stored, once it has begun.
+    /// Number of lines of each file that are stored, after the first restore.
     stored: Option<Vec<usize>>,
 }
 
-impl Files {
+impl FixedFiles {
     fn new(files: &[(&str, &[&'static str])]) -> Self {
         let origin = |name: &str| {
             let path = Path::new("/p").join(name);
@@ -48,7 +48,7 @@ impl Files {
     }
 }
 
-impl Source for Files {
+impl Source for FixedFiles {
     fn label(&self) -> &'static str {
         "claude-sessions"
     }
@@ -62,12 +62,12 @@ impl Source for Files {
             let at = self.files.iter().position(|(origin, _)| origin.generation == generation);
             self.read[at.unwrap()] = String::from_utf8(row).unwrap().parse().unwrap();
         }
-        // A source that is not told would read a file again that is deleted since.
+        // A source that missed a notification would read a deleted file again.
         let stored = self.stored.get_or_insert_with(|| self.read.clone());
         for (at, (_, lines)) in self.files.iter().enumerate() {
-            // Nobody tells it that a file is held.
+            // A source is not notified of held files.
             if !lines.contains(&"boom") {
-                assert_eq!(stored[at], self.read[at], "the source was told what is stored");
+                assert_eq!(stored[at], self.read[at], "the source knows what is stored");
             }
         }
         *stored = self.read.clone();
@@ -108,16 +108,17 @@ impl Source for Files {
     }
 }
 
-struct Fragile;
+/// Panics on the line `boom`.
+struct PanicsOnBoom;
 
-impl Filter for Fragile {
+impl Filter for PanicsOnBoom {
     fn check(&mut self, record: &Record<'_>) -> Verdict {
         assert!(record.line() != b"boom", "the filter fails");
         Verdict::Keep
     }
 }
 
-fn ingest(source: Files, folder: &Path) -> Ingest {
+fn ingest(source: FixedFiles, folder: &Path) -> Ingest {
     let path = folder.join("outbox.redb");
     let outbox = Outbox::open(
         &path,
@@ -128,10 +129,12 @@ fn ingest(source: Files, folder: &Path) -> Ingest {
     ingest_into(outbox, source)
 }
 
-fn ingest_into(outbox: Outbox, source: Files) -> Ingest {
+fn ingest_into(outbox: Outbox, source: FixedFiles) -> Ingest {
     let dedupe = filter::build("dedupe", &StageOptions::from_toml("").unwrap()).unwrap();
-    let filters =
-        FilterChain::new(vec![("fragile".into(), Box::new(Fragile)), ("dedupe".into(), dedupe)]);
+    let filters = FilterChain::new(vec![
+        ("fragile".into(), Box::new(PanicsOnBoom)),
+        ("dedupe".into(), dedupe),
+    ]);
     let shipping = ShippingSettings::default();
     let outbox = Arc::new(outbox);
     Ingest {
@@ -151,7 +154,7 @@ fn ingest_into(outbox: Outbox, source: Files) -> Ingest {
     }
 }
 
-/// The records and the events that are stored.
+/// Returns the stored records and the names of the stored events.
 fn stored(outbox: &Outbox) -> (Vec<String>, Vec<String>) {
     let frames = outbox.frames(1, |_| std::ops::ControlFlow::Continue(())).unwrap();
     let raw: Vec<u8> = frames.iter().flat_map(|frame| frame.decode().unwrap()).collect();
@@ -166,12 +169,12 @@ fn stored(outbox: &Outbox) -> (Vec<String>, Vec<String>) {
     (records, events)
 }
 
-/// A filter that panicked took the agent's only reading thread with it: the agent ran on, and read
-/// nothing any more.
+/// A filter that panicked ended the only ingest thread: the agent kept running without reading
+/// anything.
 #[test]
-fn a_stage_that_fails_holds_its_file_and_the_others_go_on() {
+fn panicking_filter_holds_only_the_file_it_failed_on() {
     let folder = tempfile::tempdir().unwrap();
-    let files = Files::new(&[
+    let files = FixedFiles::new(&[
         ("a", ["a1", "a2"].as_slice()),
         ("b", ["b1", "boom", "b3"].as_slice()),
         ("c", ["c1"].as_slice()),
@@ -182,28 +185,28 @@ fn a_stage_that_fails_holds_its_file_and_the_others_go_on() {
     let (records, events) = stored(&outbox);
     assert_eq!(records, ["a1", "a2", "c1"]);
     assert_eq!(events, ["agent_started", "stage_failed", "heartbeat", "agent_stopped"]);
-    // Its checkpoint stays where it was: the next start tries it again.
+    // The checkpoint stays where it was: the next start tries the file again.
     let row = |name: &str| outbox.checkpoint("files", &GenerationId(name.into())).unwrap();
     assert_eq!((row("a").as_deref(), row("b")), (Some(b"2".as_slice()), None));
 }
 
 #[test]
-fn goes_on_at_the_stored_rows_after_a_restart() {
+fn reading_continues_from_stored_rows_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
-    let first = ingest(Files::new(&[("a", ["a1"].as_slice())]), folder.path());
+    let first = ingest(FixedFiles::new(&[("a", ["a1"].as_slice())]), folder.path());
     drop({
         let outbox = Arc::clone(&first.outbox);
         first.run(Until::CaughtUp);
         outbox
     });
-    let second = ingest(Files::new(&[("a", ["a1", "a2"].as_slice())]), folder.path());
+    let second = ingest(FixedFiles::new(&[("a", ["a1", "a2"].as_slice())]), folder.path());
     let outbox = Arc::clone(&second.outbox);
     second.run(Until::CaughtUp);
     assert_eq!(stored(&outbox).0, ["a1", "a2"]);
     assert_eq!(outbox.end().totals.shipped.lines, 2);
 }
 
-/// While a group is stored the next is read: when the store fails, both come again, once.
+/// One group is read while another is stored: if the store fails, both come again, once.
 #[test]
 fn failed_group_rolls_back_what_was_read_meanwhile() {
     let large = |n: usize| {
@@ -214,7 +217,7 @@ fn failed_group_rolls_back_what_was_read_meanwhile() {
     for fails_at in 1..12 {
         let (file, folder) = (FaultyFile::default(), tempfile::tempdir().unwrap());
         let outbox = file.outbox(folder.path());
-        let mut ingest = ingest_into(outbox, Files::new(&[("a", lines.as_slice())]));
+        let mut ingest = ingest_into(outbox, FixedFiles::new(&[("a", lines.as_slice())]));
         let outbox = Arc::clone(&ingest.outbox);
         ingest.begin();
         let (mut turns, mut failures) = (0, 0);
@@ -243,11 +246,11 @@ fn failed_group_rolls_back_what_was_read_meanwhile() {
     }
 }
 
-/// What was reported went down with a store that could not take it any more.
+/// Reported events were lost with a store that could no longer be written.
 #[test]
-fn events_that_could_not_be_stored_are_left_for_the_next() {
+fn unstored_events_are_left_for_the_next_pipeline() {
     let folder = tempfile::tempdir().unwrap();
-    let mut ingest = ingest(Files::new(&[]), folder.path());
+    let mut ingest = ingest(FixedFiles::new(&[]), folder.path());
     let inbox = Arc::clone(&ingest.inbox);
     let left = |inbox: &Inbox| {
         let names: Vec<_> = inbox.take_unstored_events().iter().map(|event| event.name).collect();
@@ -256,7 +259,7 @@ fn events_that_could_not_be_stored_are_left_for_the_next() {
     ingest.begin();
     inbox.report(Event::info("one", json!({})));
     assert!(matches!(ingest.step(), StepOutcome::Read(_)));
-    assert_eq!(left(&inbox), [""; 0], "what is stored is left over");
+    assert_eq!(left(&inbox), [""; 0], "a stored event is left over");
     inbox.report(Event::info("two", json!({})));
     ingest.outbox.close();
     assert!(matches!(ingest.step(), StepOutcome::NotStored { .. }));
@@ -270,7 +273,7 @@ fn events_that_could_not_be_stored_are_left_for_the_next() {
 #[test]
 fn deleted_store_is_noticed_by_maintenance() {
     let folder = tempfile::tempdir().unwrap();
-    let mut ingest = ingest(Files::new(&[("a", ["a1"].as_slice())]), folder.path());
+    let mut ingest = ingest(FixedFiles::new(&[("a", ["a1"].as_slice())]), folder.path());
     ingest.begin();
     ingest.step();
     ingest.state.maintenance_due = Duration::ZERO;
@@ -283,19 +286,19 @@ fn deleted_store_is_noticed_by_maintenance() {
     assert!(*damage.borrow());
 }
 
-/// A command that took a sink's place away made the group at hand stale: it was read again, and the
-/// log said that entries could not be stored.
+/// A command that removed a sink made the open group stale: it was read again, and the log said that
+/// entries could not be stored.
 #[test]
-fn what_is_appended_while_reading_rests_makes_nothing_stale() {
+fn job_between_groups_does_not_make_a_group_stale() {
     let folder = tempfile::tempdir().unwrap();
-    let mut ingest = ingest(Files::new(&[("a", ["a1"].as_slice())]), folder.path());
+    let mut ingest = ingest(FixedFiles::new(&[("a", ["a1"].as_slice())]), folder.path());
     let inbox = Arc::clone(&ingest.inbox);
     ingest.begin();
     ingest.inbox.report(Event::info("one", json!({})));
     let done = inbox.run_between_groups(|outbox| {
         let mut builder =
             GroupBuilder::new(outbox.end(), Digest::ZERO, ShippingSettings::default(), Codec::Zstd);
-        builder.add_event(&Event::info("theirs", json!({})), Timestamp(1));
+        builder.add_event(&Event::info("other", json!({})), Timestamp(1));
         outbox.commit(&builder.finish(Timestamp(1))).unwrap();
     });
     assert!(matches!(ingest.step(), StepOutcome::Read(_)));
@@ -306,15 +309,15 @@ fn what_is_appended_while_reading_rests_makes_nothing_stale() {
     ingest.end();
     let (records, events) = stored(&outbox);
     assert_eq!(records, ["a1"]);
-    assert_eq!(events, ["agent_started", "theirs", "one", "two", "heartbeat", "agent_stopped"]);
+    assert_eq!(events, ["agent_started", "other", "one", "two", "heartbeat", "agent_stopped"]);
     assert!(outbox.verify().is_ok());
 }
 
-/// Whoever asked why nothing arrives was not answered, because nothing could be stored.
+/// The status was not answered while nothing could be stored.
 #[test]
-fn it_is_told_why_nothing_can_be_stored_while_that_is_so() {
+fn status_names_the_store_failure_while_it_lasts() {
     let folder = tempfile::tempdir().unwrap();
-    let ingest = ingest(Files::new(&[("a", ["a1"].as_slice())]), folder.path());
+    let ingest = ingest(FixedFiles::new(&[("a", ["a1"].as_slice())]), folder.path());
     let inbox = Arc::clone(&ingest.inbox);
     ingest.outbox.close();
     let thread = std::thread::spawn(move || ingest.run(Until::Stopped));
@@ -330,7 +333,7 @@ fn it_is_told_why_nothing_can_be_stored_while_that_is_so() {
     let (asked, job) = (inbox.request_status(), inbox.run_between_groups(|_| ()));
     inbox.stop();
     thread.join().unwrap();
-    // Whoever comes too late is told so, and does not wait.
+    // A request that comes too late fails and does not wait.
     drop(asked.blocking_recv());
     assert!(job.blocking_recv().is_err());
     assert!(inbox.request_status().blocking_recv().is_err());

@@ -11,15 +11,15 @@ use crate::{
     },
 };
 
-/// Long enough for whatever must happen: a test that waits for it has failed.
+/// Longer than anything in these tests takes: a test that waits for it has failed.
 const LONG: Duration = Duration::from_secs(60);
 
 /// A source with nothing to read, or one that panics.
-struct Reader {
+struct EmptySource {
     panics: bool,
 }
 
-impl Source for Reader {
+impl Source for EmptySource {
     fn label(&self) -> &'static str {
         "claude-sessions"
     }
@@ -43,10 +43,10 @@ impl Source for Reader {
     }
 }
 
-/// A sink that answers the same to each batch, or panics when there is no answer.
-struct Taker(Option<Delivery>);
+/// A sink with the same outcome for each batch, or one that panics.
+struct FixedSink(Option<Delivery>);
 
-impl Sink for Taker {
+impl Sink for FixedSink {
     fn deliver<'a>(&'a mut self, _batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async { self.0.clone().expect("the sink fails") })
     }
@@ -59,9 +59,9 @@ fn refused() -> Option<Delivery> {
 fn pipeline(folder: &Path, panics: bool, answer: Option<Delivery>) -> Pipeline {
     let seat = SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
     Pipeline {
-        sources: vec![("files".into(), Box::new(Reader { panics }))],
+        sources: vec![("files".into(), Box::new(EmptySource { panics }))],
         stages: RecordStages::new(FilterChain::new(Vec::new()), Vec::new()),
-        sinks: vec![("siem".into(), Box::new(Taker(answer)))],
+        sinks: vec![("siem".into(), Box::new(FixedSink(answer)))],
         outbox: Outbox::open(&folder.join("outbox.redb"), &[seat], new_epoch).unwrap(),
         inbox: Arc::default(),
         config_status: SharedConfigStatus::default(),
@@ -70,7 +70,7 @@ fn pipeline(folder: &Path, panics: bool, answer: Option<Delivery>) -> Pipeline {
     }
 }
 
-/// Settings with so much room in the outbox.
+/// Settings with an outbox of at most `max_bytes`.
 fn settings(max_bytes: u64) -> Settings {
     Settings {
         agent: AgentSettings {
@@ -102,18 +102,18 @@ async fn in_time<T>(work: impl Future<Output = T>) -> T {
 }
 
 #[tokio::test]
-async fn catches_up() {
+async fn catch_up_delivers_everything() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = pipeline(folder.path(), false, Some(Delivery::Acknowledged));
     let mut running = start(pipeline, 1 << 30, Until::CaughtUp);
-    // The agent's start, a heartbeat and its end.
+    // `agent_started`, a heartbeat and `agent_stopped`.
     assert_eq!(in_time(running.catch_up(LONG)).await, Ok(3));
     running.stop().await;
 }
 
-/// It waited for ever: for room that only a receiver could make which took nothing.
+/// It waited forever for space that only an unreachable receiver could free.
 #[tokio::test]
-async fn a_full_outbox_that_no_sink_empties_is_not_waited_for() {
+async fn catch_up_gives_up_on_a_full_outbox_without_deliveries() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = pipeline(folder.path(), false, refused());
     let mut running = start(pipeline, 0, Until::CaughtUp);
@@ -128,7 +128,7 @@ async fn a_full_outbox_that_no_sink_empties_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_store_that_cannot_be_written_is_not_waited_for() {
+async fn catch_up_gives_up_on_a_store_that_cannot_be_written() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = pipeline(folder.path(), false, Some(Delivery::Acknowledged));
     pipeline.outbox.close();
@@ -140,15 +140,15 @@ async fn a_store_that_cannot_be_written_is_not_waited_for() {
     running.stop().await;
 }
 
-/// The agent ran on and read nothing, or said that everything was delivered.
+/// The agent kept running without reading, or reported that everything was delivered.
 #[tokio::test]
-async fn reading_that_dies_is_noticed() {
+async fn panic_of_the_ingest_thread_is_a_fault() {
     let folder = tempfile::tempdir().unwrap();
     let acknowledged = || Some(Delivery::Acknowledged);
     let running = start(pipeline(folder.path(), true, acknowledged()), 1 << 30, Until::Stopped);
     assert_eq!(in_time(running.failed()).await, died("reading"));
     in_time(running.stop()).await;
-    // The next one has the store for itself.
+    // The next pipeline can open the store.
     let mut running =
         start(pipeline(folder.path(), true, acknowledged()), 1 << 30, Until::CaughtUp);
     let unfinished = in_time(running.catch_up(LONG)).await;
@@ -156,9 +156,9 @@ async fn reading_that_dies_is_noticed() {
     in_time(running.stop()).await;
 }
 
-/// Delivery was over without a word; who waited for its end did so for ever, and at full speed.
+/// Delivery ended silently, and waiting for its end never finished and used a whole core.
 #[tokio::test]
-async fn a_sink_that_dies_is_noticed() {
+async fn panic_of_a_sink_is_a_fault() {
     let folder = tempfile::tempdir().unwrap();
     let running = start(pipeline(folder.path(), false, None), 1 << 30, Until::Stopped);
     assert_eq!(in_time(running.failed()).await, died("sink `siem`"));
@@ -170,8 +170,8 @@ async fn a_sink_that_dies_is_noticed() {
     in_time(running.stop()).await;
 }
 
-/// Settings under which the sink sends batches of one entry, and so many bytes a second.
-fn paced(max_bytes_per_second: u64) -> Settings {
+/// Settings with batches of one entry and a rate limit.
+fn rate_limited(max_bytes_per_second: u64) -> Settings {
     let sink_settings = SinkSettings {
         max_bytes_per_second: Some(max_bytes_per_second),
         ..SinkSettings::default()
@@ -189,22 +189,22 @@ fn paced(max_bytes_per_second: u64) -> Settings {
     settings
 }
 
-/// Each batch pays for longer than nothing may get on: that is a limit, no standstill.
+/// Each batch waits longer than the patience: a rate limit is not a stall.
 #[tokio::test]
-async fn catching_up_waits_for_a_sink_that_keeps_to_its_limit() {
+async fn catch_up_waits_for_a_rate_limit() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = pipeline(folder.path(), false, Some(Delivery::Acknowledged));
-    let mut running = pipeline.start(&paced(1 << 8), Until::CaughtUp, Box::new(|_| ()));
+    let mut running = pipeline.start(&rate_limited(1 << 8), Until::CaughtUp, Box::new(|_| ()));
     assert_eq!(in_time(running.catch_up(Duration::from_millis(600))).await, Ok(3));
     running.stop().await;
 }
 
-/// The next batch is due in minutes; the end does not wait for it at all.
+/// The next batch is due in minutes; the shutdown does not wait for it.
 #[tokio::test]
-async fn the_end_does_not_wait_for_a_limit() {
+async fn shutdown_does_not_wait_for_a_rate_limit() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = pipeline(folder.path(), false, Some(Delivery::Acknowledged));
-    let mut running = pipeline.start(&paced(1), Until::Stopped, Box::new(|_| ()));
+    let mut running = pipeline.start(&rate_limited(1), Until::Stopped, Box::new(|_| ()));
     in_time(running.sinks.tasks[0].progress.wait_for(|progress| progress.delivered == 1))
         .await
         .unwrap();
@@ -219,8 +219,8 @@ async fn the_end_does_not_wait_for_a_limit() {
     assert!(begun.elapsed() < DRAIN_TIMEOUT);
 }
 
-/// Settings under which an entry may wait for a day.
-fn patient() -> Settings {
+/// Settings with a flush interval of a day.
+fn daily_flush() -> Settings {
     let mut settings = settings(1 << 30);
     settings.shipping.flush_interval = Duration::from_secs(86400);
     settings
@@ -230,7 +230,7 @@ fn patient() -> Settings {
 async fn flush_sends_queued_entries_and_none_that_come_later() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = pipeline(folder.path(), false, Some(Delivery::Acknowledged));
-    let running = pipeline.start(&patient(), Until::Stopped, Box::new(|_| ()));
+    let running = pipeline.start(&daily_flush(), Until::Stopped, Box::new(|_| ()));
     let view = running.handle();
     running.report(Event::info("test", serde_json::json!({})));
     in_time(running.outbox.watch().wait_for(|head| head.last_seq >= 2)).await.unwrap();
@@ -250,7 +250,7 @@ async fn flush_sends_queued_entries_and_none_that_come_later() {
 async fn stalled_flush_names_the_reason_and_a_final_one_does_not_wait() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = pipeline(folder.path(), false, refused());
-    let running = pipeline.start(&patient(), Until::Stopped, Box::new(|_| ()));
+    let running = pipeline.start(&daily_flush(), Until::Stopped, Box::new(|_| ()));
     let view = running.handle();
     in_time(running.outbox.watch().wait_for(|head| head.last_seq >= 1)).await.unwrap();
     let late = in_time(view.flush(Duration::from_millis(50))).await.unwrap_err();

@@ -1,14 +1,14 @@
-//! A world that went wrong can be looked at again only if its seed is all that it is made of.
+//! A failed simulation can be repeated only if it depends on nothing but its seed.
 
 use super::*;
 
-/// What happened in the world of a seed, and every line that its receiver holds in the end.
+/// Returns the steps of a simulation, and every line that the receiver has at its end.
 fn trace(seed: u64) -> Vec<String> {
-    let mut world = World::new(seed, Fault::None);
-    run(&mut world).unwrap();
-    let mut trace = std::mem::take(&mut world.trace);
-    let root = world.root.to_str().unwrap();
-    for (epoch, lines) in &world.held.lock().unwrap().epochs {
+    let mut simulation = Simulation::new(seed, Defect::None);
+    run(&mut simulation).unwrap();
+    let mut trace = std::mem::take(&mut simulation.trace);
+    let root = simulation.root.to_str().unwrap();
+    for (epoch, lines) in &simulation.received.lock().unwrap().epochs {
         for line in lines.values() {
             let line = String::from_utf8_lossy(line).replace(root, "");
             trace.push(format!("{epoch}: {line}"));
@@ -17,8 +17,8 @@ fn trace(seed: u64) -> Vec<String> {
     trace
 }
 
-/// Ids of generations were made of the real time and of real chance: with them went the order of
-/// rows, and a seed that had failed might pass.
+/// Ids of generations were made from the real time and real randomness, which changed the order of
+/// rows, so that a failing seed could pass.
 #[test_requires::requires(not_wine)]
 #[test]
 fn a_seed_makes_the_same_world_again() {

@@ -1,12 +1,12 @@
-//! What must be true after a world has ended, whatever happened in it.
+//! Checks of what must be true after every simulation.
 
 use super::*;
 
-impl World {
-    /// Every line is at the receiver once and byte for byte, or accounted for.
-    pub(super) fn account_for_all(&mut self) -> Result<(), String> {
-        let held = self.held.lock().unwrap();
-        if let Some(wrong) = &held.wrong {
+impl Simulation {
+    /// Checks that every line is at the receiver once and byte for byte, or accounted for.
+    pub(super) fn check_every_line(&mut self) -> Result<(), String> {
+        let received = self.received.lock().unwrap();
+        if let Some(wrong) = &received.wrong {
             return Err(wrong.clone());
         }
         let agent = self.agent.as_ref().unwrap();
@@ -14,7 +14,7 @@ impl World {
         let dead: BTreeSet<Vec<u8>> =
             letters.iter().map(|(_, letter)| receiver::content(&letter.line().unwrap())).collect();
         let mut arrived: BTreeMap<Vec<u8>, Vec<(String, u64)>> = BTreeMap::new();
-        for record in records(&held.epochs) {
+        for record in records(&received.epochs) {
             if !record.is_incomplete {
                 arrived.entry(record.bytes).or_default().push((record.epoch, record.seq));
                 continue;
@@ -28,22 +28,22 @@ impl World {
         for line in &self.script.lines {
             let places = arrived.remove(&line.bytes).unwrap_or_default();
             let epochs: BTreeSet<_> = places.iter().map(|(epoch, _)| epoch).collect();
-            // A store from yesterday may know a file neither by its path nor by its bytes.
+            // An old store may recognize a file neither by its path nor by its bytes.
             if epochs.len() < places.len() && !self.is_restored {
-                return Err(format!("{:?} is there twice: {places:?}", text(&line.bytes)));
+                return Err(format!("{:?} arrived twice: {places:?}", text(&line.bytes)));
             }
             if epochs.len() > 1 && !self.is_restored {
-                return Err(format!("{:?} is in two epochs: {places:?}", text(&line.bytes)));
+                return Err(format!("{:?} arrived in two epochs: {places:?}", text(&line.bytes)));
             }
             let is_dead = dead.contains(&line.bytes);
             let is_there = !places.is_empty();
-            let may_be_filtered = match line.nature {
-                Nature::Ignored if is_there => {
+            let may_be_filtered = match line.kind {
+                LineKind::Ignored if is_there => {
                     return Err(format!("{:?} was not filtered", text(&line.bytes)));
                 }
-                Nature::Poison if is_there => return Err("a refused line is there".into()),
-                Nature::Ignored | Nature::Sidechain | Nature::Repeated => true,
-                Nature::Plain | Nature::NotJson | Nature::Long | Nature::Poison => false,
+                LineKind::Poison if is_there => return Err("a refused line arrived".into()),
+                LineKind::Ignored | LineKind::Sidechain | LineKind::Repeated => true,
+                LineKind::Plain | LineKind::NotJson | LineKind::Long | LineKind::Poison => false,
             };
             if is_there || is_dead {
                 continue;
@@ -54,7 +54,7 @@ impl World {
                 (false, false) if !line.is_there => {}
                 (false, _) => {
                     let (text, there) = (text(&line.bytes), line.is_there);
-                    return Err(format!("{text:?} is lost, still there: {there}"));
+                    return Err(format!("{text:?} is lost, still in its file: {there}"));
                 }
             }
         }
@@ -69,14 +69,15 @@ impl World {
                 filtered + perhaps
             ));
         }
-        let (conflicts, refusals, duplicates) = (held.conflicts, held.refusals, held.duplicates);
+        let (conflicts, refusals, duplicates) =
+            (received.conflicts, received.refusals, received.duplicates);
         let claims = check_claims(
-            &held,
+            &received,
             &letters.iter().map(|(id, _)| (id.epoch.clone(), id.seq)).collect(),
             self.is_restored,
         )?;
         check_accounts(&agent.outbox, self.is_restored)?;
-        drop(held);
+        drop(received);
         for (what, count) in [
             ("new epoch after a conflict", conflicts),
             ("batch refused", refusals),
@@ -91,14 +92,14 @@ impl World {
     }
 }
 
-/// Holds what the last heartbeat of each epoch claims against what is there below its number.
+/// Compares the totals in heartbeats with the entries below them.
 fn check_claims(
-    held: &Held,
+    received: &ReceiverState,
     dead: &BTreeSet<(String, u64)>,
     is_restored: bool,
 ) -> Result<u64, String> {
     let mut checked = 0;
-    for (epoch, entries) in &held.epochs {
+    for (epoch, entries) in &received.epochs {
         let mut counts = [0_u64; 3];
         let mut first = true;
         for (seq, line) in entries {
@@ -122,10 +123,10 @@ fn check_claims(
                 let sum = claimed.iter().sum::<u64>() + uncounted;
                 if sum != seq - 1 || (uncounted == 0 && missing == 0 && claimed != counts) {
                     return Err(format!(
-                        "heartbeat {seq} claims {claimed:?}, {counts:?} are there"
+                        "heartbeat {seq} claims {claimed:?}, the receiver has {counts:?}"
                     ));
                 }
-                // A store from yesterday has forgotten letters that came later.
+                // An old store does not have later dead letters.
                 if missing > buried && uncounted == 0 && !is_restored {
                     return Err(format!(
                         "{missing} numbers are missing, {buried} are dead letters"
@@ -145,7 +146,7 @@ fn check_claims(
     Ok(checked)
 }
 
-/// Every byte of every file up to its checkpoint is accounted for.
+/// Checks that every byte of every file up to its checkpoint is accounted for.
 fn check_accounts(outbox: &Outbox, is_restored: bool) -> Result<(), String> {
     let accounts = outbox.accounts().map_err(|error| causes(&error))?;
     let mut rows: BTreeMap<String, Value> = BTreeMap::new();
@@ -154,7 +155,7 @@ fn check_accounts(outbox: &Outbox, is_restored: bool) -> Result<(), String> {
     };
     outbox.checkpoints("sessions", take).map_err(|error| causes(&error))?;
     if is_restored {
-        // What was counted before the epoch is not in it.
+        // An old store does not have later accounts.
         return Ok(());
     }
     for (generation, share) in accounts {

@@ -1,13 +1,13 @@
-//! The whole pipeline in a world of its own: time, disk, receiver and whoever writes the files
-//! follow a script that a seed has made.
+//! Simulation of the whole pipeline: time, disk, receiver and session files follow a script made from
+//! a seed.
 //!
-//! Session files grow, move, are cut, rewritten and deleted; the receiver is away, refuses, or
-//! loses its answers; the store fails or loses its power; the agent is killed, started with other
-//! filters, or given yesterday's store; the wall clock jumps. At the end everything is well again,
-//! and every line is looked for: at the receiver exactly once and byte for byte, or filtered, or a
-//! dead letter, or gone before it could be read.
+//! Session files grow, are moved, truncated, rewritten and deleted; the receiver is unreachable,
+//! refuses batches, or loses its responses; the store fails or loses power; the agent is killed,
+//! restarted with other filters, or given an old copy of its store; the wall clock jumps. At the end
+//! all faults are removed, and every line must be accounted for: at the receiver exactly once and
+//! byte for byte, filtered, a dead letter, or deleted before it could be read.
 //!
-//! `AI_AGENT_WORLDS` says how many worlds, `AI_AGENT_SEED` repeats one.
+//! `AI_AGENT_WORLDS` sets the number of simulations, `AI_AGENT_SEED` repeats one.
 
 mod determinism;
 mod invariants;
@@ -25,9 +25,9 @@ use std::{
     time::Duration,
 };
 
-use receiver::{Held, MOODS, Mood, records};
+use receiver::{Behaviour, FAULTS, ReceiverState, records};
 use serde_json::Value;
-use session_files::{MAX_LINE, Nature, Script};
+use session_files::{LineKind, MAX_LINE, SessionFiles};
 use siem_protocol::{Digest, Entry, Identity};
 use tokio::{runtime::Runtime, sync::watch};
 
@@ -60,23 +60,23 @@ use crate::{
 
 const STEPS: usize = 150;
 const POLL: Duration = Duration::from_secs(300);
-/// How long the name of the root is, on any machine.
+/// Length of the root's path, on any machine.
 const ROOT_LENGTH: usize = 120;
-/// Compressed, the length of what is stored would depend on the name of the folder.
+/// With compression, the size of stored entries would depend on the name of the folder.
 const CODEC: Codec = Codec::Plain;
 const YEAR: u64 = 365 * 24 * 3600 * 1000;
 
-/// What is wrong with the agent, on purpose: the check must find out.
+/// A deliberate defect of the agent, which the checks must detect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+enum Defect {
     None,
-    /// A sink takes a batch for delivered that the receiver does not have.
+    /// A sink acknowledges a batch that the receiver does not have.
     AcknowledgedEarly,
-    /// `dedupe` remembers lines of groups that were not stored.
+    /// `dedupe` keeps its memory of groups that were not stored.
     DedupeKept,
 }
 
-/// Time as the world has it.
+/// Simulated time.
 #[derive(Debug)]
 struct Time {
     wall: AtomicU64,
@@ -101,7 +101,7 @@ impl Clock for Time {
     }
 }
 
-/// A source that is nothing but a tail.
+/// A source made of a tail only.
 struct Sessions(Tail);
 
 impl Source for Sessions {
@@ -133,10 +133,10 @@ impl Source for Sessions {
     }
 }
 
-/// A filter that does not take anything back.
-struct Stubborn(Box<dyn Filter>);
+/// A filter that ignores rollbacks.
+struct NoRollback(Box<dyn Filter>);
 
-impl Filter for Stubborn {
+impl Filter for NoRollback {
     fn check(&mut self, record: &Record<'_>) -> Verdict {
         self.0.check(record)
     }
@@ -158,7 +158,7 @@ impl Filter for Stubborn {
     }
 }
 
-/// An agent that runs.
+/// A running agent.
 struct Agent {
     ingest: Ingest,
     outbox: Arc<Outbox>,
@@ -166,43 +166,43 @@ struct Agent {
     _orders: watch::Sender<SinkControl>,
 }
 
-struct World {
+struct Simulation {
     random: fastrand::Rng,
-    fault: Fault,
+    defect: Defect,
     time: Arc<Time>,
     folder: tempfile::TempDir,
     root: PathBuf,
     disk: SimulatedDisk,
-    script: Script,
-    held: Arc<Mutex<Held>>,
+    script: SessionFiles,
+    received: Arc<Mutex<ReceiverState>>,
     agent: Option<Agent>,
     epochs: Arc<AtomicU64>,
     generations: Arc<Mutex<fastrand::Rng>>,
-    /// A copy of the store, from some time ago.
+    /// An old copy of the store.
     copy: Option<Vec<u8>>,
     is_restored: bool,
     tally: BTreeMap<&'static str, u64>,
-    /// What happened, and where the store ended then.
+    /// Each step, with the end of the store after it.
     trace: Vec<String>,
 }
 
-impl World {
-    fn new(seed: u64, fault: Fault) -> Self {
+impl Simulation {
+    fn new(seed: u64, defect: Defect) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let folder = folder();
-        // Paths stand in entries, and how long they are decides what goes into a group.
+        // Entries contain paths, whose length decides how many entries fit into a group.
         let rest = ROOT_LENGTH - folder.path().as_os_str().len();
         let root = folder.path().join("p".repeat(rest));
         std::fs::create_dir(&root).unwrap();
         let disk = SimulatedDisk::new(random.u64(..));
         Self {
-            fault,
+            defect,
             time: Arc::new(Time { wall: AtomicU64::new(2 * YEAR * 27), up: AtomicU64::new(0) }),
             disk,
-            script: Script::below(root.clone()),
+            script: SessionFiles::below(root.clone()),
             root,
             folder,
-            held: Arc::default(),
+            received: Arc::default(),
             agent: None,
             epochs: Arc::default(),
             generations: Arc::new(Mutex::new(random.fork())),
@@ -236,8 +236,8 @@ impl World {
                 self.start()?;
             }
         }
-        self.all_is_well_again()?;
-        self.account_for_all()
+        self.recover_and_drain()?;
+        self.check_every_line()
     }
 
     fn step(&mut self) -> Result<(), String> {
@@ -254,18 +254,19 @@ impl World {
                 self.deliver(Duration::from_secs(seconds));
             }
             78..83 => {
-                let (mood, what) = MOODS[self.random.usize(..MOODS.len())];
+                let (behaviour, what) = FAULTS[self.random.usize(..FAULTS.len())];
                 let is_good = self.random.bool();
-                self.held.lock().unwrap().mood = if is_good { Mood::Good } else { mood };
+                self.received.lock().unwrap().behaviour =
+                    if is_good { Behaviour::Good } else { behaviour };
                 if !is_good {
                     self.count(what);
                     self.deliver(Duration::from_secs(60));
                 }
             }
-            83..86 => self.settle(),
+            83..86 => self.read_everything(),
             86..89 => self.disk.cut_after(self.random.u64(1..150)),
             89..92 => {
-                // In delivery first, at times: the handle is gone then, and reading finds it so.
+                // Sometimes delivery fails first: the database handle is closed when reading starts.
                 if self.random.bool() {
                     self.disk.fail(self.random.u64(1..4));
                     self.deliver(Duration::from_secs(1));
@@ -287,7 +288,7 @@ impl World {
                 self.start()?;
             }
             96..97 => self.copy = Some(self.disk.bytes()),
-            97..98 => self.restore()?,
+            97..98 => self.restore_old_store()?,
             _ => {
                 let wall = &self.time.wall;
                 let by = self.random.u64(1..YEAR);
@@ -302,9 +303,9 @@ impl World {
         Ok(())
     }
 
-    /// Starts the agent on what is there, with the filters of the day.
+    /// Starts the agent with randomly chosen filters.
     fn start(&mut self) -> Result<(), String> {
-        // A runtime that goes waits for what it has begun; only then is the store free.
+        // Dropping the previous runtime waits for its blocking work; only then is the store free.
         let outbox = loop {
             let disk = self.disk.clone();
             let opener = move || Ok((builder().create_with_backend(disk.clone())?, None));
@@ -314,7 +315,7 @@ impl World {
             match Outbox::open_with(&path, Box::new(opener), &[seat], || epoch()) {
                 Ok(outbox) => break Arc::new(outbox),
                 Err(_) if self.disk.is_off() => self.disk.reboot(),
-                // Cut while the file was made: it is moved aside, and nothing was in it.
+                // Power was cut while the file was created, so that nothing was in it.
                 Err(error) if error.is_damage() && self.script.lines.iter().all(|l| !l.is_safe) => {
                     self.disk.clear();
                 }
@@ -335,8 +336,8 @@ impl World {
                 continue;
             }
             let built = filter::build(name, &StageOptions::from_toml(options).unwrap()).unwrap();
-            let is_stubborn = self.fault == Fault::DedupeKept && name == "dedupe";
-            let built = if is_stubborn { Box::new(Stubborn(built)) } else { built };
+            let ignores_rollback = self.defect == Defect::DedupeKept && name == "dedupe";
+            let built = if ignores_rollback { Box::new(NoRollback(built)) } else { built };
             filters.push((name.to_owned(), built));
         }
         let config = Digest::of(&[filters.len() as u8]);
@@ -348,7 +349,11 @@ impl World {
             .unwrap();
         let reported = Arc::clone(&inbox);
         let mut jitter = fastrand::Rng::with_seed(self.random.u64(..));
-        let sink = receiver::Line { held: Arc::clone(&self.held), fault: self.fault, calls: 0 };
+        let sink = receiver::SimulatedSink {
+            received: Arc::clone(&self.received),
+            defect: self.defect,
+            calls: 0,
+        };
         let delivering = SinkTask {
             name: "siem".into(),
             sink: Box::new(sink),
@@ -383,7 +388,7 @@ impl World {
         let clock = Arc::clone(&self.time) as Arc<dyn Clock>;
         let tail = Tail::new(options, Arc::clone(&clock), self.new_generation(), Arc::new(|| ()));
         let mut builder = GroupBuilder::new(outbox.end(), config, shipping, CODEC);
-        // So small that there is often more to read while a group is stored.
+        // Small groups, so that there is often more to read while one is stored.
         builder.full = 1500;
         let mut ingest = Ingest {
             sources: vec![("sessions".into(), Box::new(Sessions(tail)))],
@@ -410,7 +415,7 @@ impl World {
         Arc::new(move || format!("epoch-{:03}", epochs.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// As the real ones are: the time, which may go back here, and random bytes.
+    /// Like the real ids: time, which may go back here, and random bytes.
     fn new_generation(&self) -> NewGeneration {
         let (random, time) = (Arc::clone(&self.generations), Arc::clone(&self.time));
         Box::new(move || {
@@ -419,7 +424,7 @@ impl World {
         })
     }
 
-    /// Fills and stores a group or two.
+    /// Runs a few steps of the ingest thread.
     fn read(&mut self) {
         self.time.pass(Duration::from_millis(self.random.u64(1..20_000)));
         for _ in 0..self.random.usize(1..4) {
@@ -433,15 +438,15 @@ impl World {
         }
     }
 
-    /// Lets the sink do what it can in so much time.
+    /// Lets the sink's task run for `time`.
     fn deliver(&mut self, time: Duration) {
         let Some(agent) = &mut self.agent else { return };
         agent.runtime.block_on(async { tokio::time::sleep(time).await });
         self.time.pass(time);
     }
 
-    /// Reads until nothing is left. What stands in the files then is stored, whatever comes.
-    fn settle(&mut self) {
+    /// Reads everything. What the files contain then is stored, whatever happens later.
+    fn read_everything(&mut self) {
         for _ in 0..2 {
             self.time.pass(POLL + POLL / 2);
             let mut turns = 0;
@@ -452,38 +457,38 @@ impl World {
                     StepOutcome::NotStored { .. } if self.disk.is_off() => return,
                     _ => turns += 1,
                 }
-                assert!(turns < 10_000, "reading does not come to an end");
+                assert!(turns < 10_000, "reading does not end");
             }
         }
         self.script.all_is_read();
         self.count("everything read");
     }
 
-    /// The store is replaced by its copy from some time ago.
-    fn restore(&mut self) -> Result<(), String> {
+    /// Replaces the store with its old copy.
+    fn restore_old_store(&mut self) -> Result<(), String> {
         let Some(copy) = self.copy.take() else { return Ok(()) };
         self.agent = None;
         self.disk = SimulatedDisk::of(copy, self.random.u64(..));
-        // What only the store of today held is gone with it; what a file has still is to be read.
-        let held = self.held.lock().unwrap();
+        // Entries that only the current store had are lost; what is still in a file is read again.
+        let received = self.received.lock().unwrap();
         let at_receiver: HashSet<Vec<u8>> =
-            records(&held.epochs).into_iter().map(|record| record.bytes).collect();
-        drop(held);
+            records(&received.epochs).into_iter().map(|record| record.bytes).collect();
+        drop(received);
         for line in &mut self.script.lines {
             line.is_safe &= at_receiver.contains(&line.bytes);
         }
         self.is_restored = true;
-        self.count("store from yesterday");
+        self.count("old store restored");
         self.start()
     }
 
-    /// The receiver is there, the disk works, and time goes by.
-    fn all_is_well_again(&mut self) -> Result<(), String> {
-        self.held.lock().unwrap().mood = Mood::Good;
+    /// Removes all faults and lets the agent read and deliver everything.
+    fn recover_and_drain(&mut self) -> Result<(), String> {
+        self.received.lock().unwrap().behaviour = Behaviour::Good;
         self.disk.reboot();
         self.agent = None;
         self.start()?;
-        self.settle();
+        self.read_everything();
         let mut quiet = 0;
         for _ in 0..200 {
             let Some(agent) = &mut self.agent else { break };
@@ -498,17 +503,17 @@ impl World {
             } else {
                 0
             };
-            // A dead letter and a new epoch are reported after they happened.
+            // Dead letters and new epochs are reported one step later.
             if quiet == 3 {
                 return Ok(());
             }
         }
-        Err("delivery does not come to an end".into())
+        Err("delivery does not end".into())
     }
 }
 
-/// Where there is a file system in memory, the ids of files come in a row, and whether one is used
-/// again does not hang on what else the machine does. That one is has cases of its own in the tail.
+/// On a file system in memory, file ids are assigned in order, and whether one is reused does not
+/// depend on other programs. Reuse of ids is tested in the tail.
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
@@ -524,27 +529,29 @@ fn every_line_of_every_world_is_accounted_for() {
     let asked = env_number("AI_AGENT_WORLDS");
     let worlds = asked.unwrap_or(200);
     let first = env_number("AI_AGENT_SEED");
-    // The same ones each time, unless somebody goes looking.
+    // The same seeds each time, unless a number of simulations is set.
     let mut seeds = asked.map_or_else(|| fastrand::Rng::with_seed(1), |_| fastrand::Rng::new());
     let mut tally: BTreeMap<&str, u64> = BTreeMap::new();
     let mut lines = 0;
     for _ in 0..worlds {
         let seed = first.unwrap_or_else(|| seeds.u64(..));
-        let mut world = World::new(seed, Fault::None);
-        if let Err(wrong) = run(&mut world) {
+        let mut simulation = Simulation::new(seed, Defect::None);
+        if let Err(wrong) = run(&mut simulation) {
             if env_number("AI_AGENT_TRACE").is_some() {
-                for line in world.held.lock().unwrap().epochs.values().flat_map(BTreeMap::values) {
+                for line in
+                    simulation.received.lock().unwrap().epochs.values().flat_map(BTreeMap::values)
+                {
                     eprintln!("{}", text(line));
                 }
             }
             panic!("AI_AGENT_SEED={seed} AI_AGENT_WORLDS=1 repeats this: {wrong}");
         }
-        lines += world.script.lines.len();
-        for (what, count) in &world.tally {
+        lines += simulation.script.lines.len();
+        for (what, count) in &simulation.tally {
             *tally.entry(what).or_default() += count;
         }
     }
-    eprintln!("{worlds} worlds, {lines} lines: 0 lost, 0 twice");
+    eprintln!("{worlds} simulations, {lines} lines: 0 lost, 0 duplicated");
     for (what, count) in &tally {
         eprintln!("{count:>9}  {what}");
         assert!(*count > 0 || worlds < 200, "`{what}` never happened");
@@ -552,21 +559,21 @@ fn every_line_of_every_world_is_accounted_for() {
     assert!(tally.len() == KINDS || worlds < 200, "{} kinds of {KINDS} happened", tally.len());
 }
 
-/// Runs a world; a panic in it is something wrong too.
-fn run(world: &mut World) -> Result<(), String> {
-    let ran = catch_unwind(AssertUnwindSafe(|| world.run()));
-    ran.unwrap_or_else(|_| Err("it panicked".into()))
+/// Runs a simulation. A panic in it is an error, too.
+fn run(simulation: &mut Simulation) -> Result<(), String> {
+    let ran = catch_unwind(AssertUnwindSafe(|| simulation.run()));
+    ran.unwrap_or_else(|_| Err("the simulation panicked".into()))
 }
 
-/// How many kinds of things happen in worlds.
+/// Number of different steps and faults in simulations.
 const KINDS: usize = 28;
 
-/// A check that finds nothing proves nothing.
+/// Checks that detect no defect would prove nothing.
 #[test]
 fn the_check_finds_what_is_wrong_on_purpose() {
-    for fault in [Fault::AcknowledgedEarly, Fault::DedupeKept] {
-        let found = (1..60).find_map(|seed| run(&mut World::new(seed, fault)).err());
-        let found = found.unwrap_or_else(|| panic!("{fault:?} is not found"));
+    for fault in [Defect::AcknowledgedEarly, Defect::DedupeKept] {
+        let found = (1..60).find_map(|seed| run(&mut Simulation::new(seed, fault)).err());
+        let found = found.unwrap_or_else(|| panic!("{fault:?} is not detected"));
         eprintln!("{fault:?}: {found}");
     }
 }

@@ -1,4 +1,4 @@
-//! A receiver that goes wrong in many ways, and holds a batch against the protocol.
+//! A receiver that fails in many ways, and checks every batch against the protocol.
 
 use std::{
     collections::BTreeMap,
@@ -8,51 +8,51 @@ use std::{
 
 use siem_protocol::{Digest, Entry, Kind};
 
-use super::Fault;
+use super::Defect;
 use crate::stages::sink::{Batch, Delivery, DeliveryFuture, Sink};
 
-/// What a receiver does with a batch.
+/// What the receiver does with a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mood {
-    /// It takes it.
+pub(super) enum Behaviour {
+    /// Accepts it.
     Good,
-    /// It is not there.
+    /// Is unreachable.
     Away,
-    /// It stores it, and its answer is lost.
+    /// Stores it, but the response is lost.
     LosesAnswers,
-    /// It wants another token.
+    /// Rejects the token.
     Unauthorized,
-    /// It wants to be left alone for a while.
+    /// Asks for a delay.
     Busy,
-    /// It never answers.
+    /// Never responds.
     Hangs,
 }
 
-pub(super) const MOODS: [(Mood, &str); 5] = [
-    (Mood::Away, "receiver away"),
-    (Mood::LosesAnswers, "answer lost after storing"),
-    (Mood::Unauthorized, "token refused"),
-    (Mood::Busy, "receiver busy"),
-    (Mood::Hangs, "receiver hangs"),
+pub(super) const FAULTS: [(Behaviour, &str); 5] = [
+    (Behaviour::Away, "receiver unreachable"),
+    (Behaviour::LosesAnswers, "response lost after storing"),
+    (Behaviour::Unauthorized, "token refused"),
+    (Behaviour::Busy, "receiver busy"),
+    (Behaviour::Hangs, "receiver hangs"),
 ];
 
-/// What it holds: lines of entries by number, in each epoch.
+/// Stored entries, by epoch and number.
 #[derive(Debug)]
-pub(super) struct Held {
-    pub(super) mood: Mood,
+pub(super) struct ReceiverState {
+    pub(super) behaviour: Behaviour,
     pub(super) epochs: BTreeMap<String, BTreeMap<u64, Vec<u8>>>,
-    /// How often an entry came that it held already.
+    /// Number of entries that arrived again.
     pub(super) duplicates: u64,
     pub(super) conflicts: u64,
     pub(super) refusals: u64,
-    /// What a batch had wrong by itself.
+    /// First violation of the protocol in a batch.
     pub(super) wrong: Option<String>,
 }
 
-impl Default for Held {
+impl Default for ReceiverState {
     fn default() -> Self {
         Self {
-            mood: Mood::Good,
+            behaviour: Behaviour::Good,
             epochs: BTreeMap::new(),
             duplicates: 0,
             conflicts: 0,
@@ -62,34 +62,34 @@ impl Default for Held {
     }
 }
 
-/// The agent's end of it.
-pub(super) struct Line {
-    pub(super) held: Arc<Mutex<Held>>,
-    pub(super) fault: Fault,
+/// The sink that delivers to the receiver.
+pub(super) struct SimulatedSink {
+    pub(super) received: Arc<Mutex<ReceiverState>>,
+    pub(super) defect: Defect,
     pub(super) calls: u64,
 }
 
-impl Sink for Line {
+impl Sink for SimulatedSink {
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async move {
             self.calls += 1;
-            let mood = self.held.lock().unwrap().mood;
-            let reason = format!("{mood:?}");
-            match mood {
-                Mood::Away => return Delivery::Retry { after: None, reason },
-                Mood::Unauthorized => return Delivery::Hold { after: None, reason },
-                Mood::Busy => {
+            let behaviour = self.received.lock().unwrap().behaviour;
+            let reason = format!("{behaviour:?}");
+            match behaviour {
+                Behaviour::Away => return Delivery::Retry { after: None, reason },
+                Behaviour::Unauthorized => return Delivery::Hold { after: None, reason },
+                Behaviour::Busy => {
                     return Delivery::Retry { after: Some(Duration::from_secs(7)), reason };
                 }
-                Mood::Hangs => std::future::pending().await,
-                Mood::Good | Mood::LosesAnswers => {}
+                Behaviour::Hangs => std::future::pending().await,
+                Behaviour::Good | Behaviour::LosesAnswers => {}
             }
-            if self.fault == Fault::AcknowledgedEarly && self.calls.is_multiple_of(5) {
+            if self.defect == Defect::AcknowledgedEarly && self.calls.is_multiple_of(5) {
                 return Delivery::Acknowledged;
             }
-            let mut held = self.held.lock().unwrap();
-            let taken = held.take(batch);
-            if mood == Mood::LosesAnswers {
+            let mut received = self.received.lock().unwrap();
+            let taken = received.take(batch);
+            if behaviour == Behaviour::LosesAnswers {
                 return Delivery::Retry { after: None, reason };
             }
             taken
@@ -97,7 +97,7 @@ impl Sink for Line {
     }
 }
 
-impl Held {
+impl ReceiverState {
     fn take(&mut self, batch: &Batch) -> Delivery {
         let header = batch.header();
         let text = batch.lines().unwrap();
@@ -124,7 +124,7 @@ impl Held {
     }
 }
 
-/// What wire.md says of a batch.
+/// Checks a batch against the protocol.
 fn check(batch: &Batch, lines: &BTreeMap<u64, Vec<u8>>) -> Result<(), String> {
     let header = batch.header();
     let (first, last) = (header.first_seq.unwrap(), header.last_seq.unwrap());
@@ -149,7 +149,7 @@ fn check(batch: &Batch, lines: &BTreeMap<u64, Vec<u8>>) -> Result<(), String> {
     }
 }
 
-/// A record as it came.
+/// A record that arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Arrived {
     pub(super) epoch: String,
@@ -158,7 +158,7 @@ pub(super) struct Arrived {
     pub(super) is_incomplete: bool,
 }
 
-/// All records, those in parts joined: a part may have come in an epoch before.
+/// Returns all records, with parts joined: a part may have arrived in an earlier epoch.
 pub(super) fn records(epochs: &BTreeMap<String, BTreeMap<u64, Vec<u8>>>) -> Vec<Arrived> {
     let mut parts: BTreeMap<(String, u64, u32), Vec<u8>> = BTreeMap::new();
     let mut all = Vec::new();
@@ -188,7 +188,7 @@ pub(super) fn records(epochs: &BTreeMap<String, BTreeMap<u64, Vec<u8>>>) -> Vec<
     all
 }
 
-/// The content of an entry's line.
+/// Returns the content of an entry.
 pub(super) fn content(line: &[u8]) -> Vec<u8> {
     Entry::parse(line).unwrap().content().unwrap().unwrap_or_default().into_owned()
 }

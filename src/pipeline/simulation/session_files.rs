@@ -1,4 +1,4 @@
-//! Session files as a script writes, cuts, moves and deletes them, and what stood in them.
+//! Session files that a script writes, truncates, moves and deletes, and the lines in them.
 
 use std::{
     collections::BTreeSet,
@@ -10,52 +10,52 @@ use std::{
 
 use crate::platform::Timestamp;
 
-/// What kind of a line it is: who must do what with it.
+/// Kind of a line, which decides what must happen to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Nature {
+pub(super) enum LineKind {
     Plain,
-    /// No JSON at all.
+    /// Not JSON.
     NotJson,
-    /// Too large to be held: it goes in parts.
+    /// Too long to be received: it is sent in parts.
     Long,
     /// `ignore-types` drops it.
     Ignored,
-    /// `sidechain` drops it, where it is on.
+    /// `sidechain` drops it, if enabled.
     Sidechain,
-    /// `dedupe` drops it, unless it has forgotten the first.
+    /// `dedupe` drops it, unless it has forgotten the first one.
     Repeated,
     /// The receiver refuses it.
     Poison,
 }
 
-/// A line that was written, with its newline.
+/// A line that was written with its newline.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
     /// Without its ending.
     pub(super) bytes: Vec<u8>,
-    pub(super) nature: Nature,
-    /// Whether it still stands in a file.
+    pub(super) kind: LineKind,
+    /// Whether it is still in a file.
     pub(super) is_there: bool,
-    /// Whether it stood there when everything was read and stored.
+    /// Whether it was in a file when everything was read and stored.
     pub(super) is_safe: bool,
 }
 
-/// A file, and which lines stand in it.
+/// A file and the lines in it.
 #[derive(Debug)]
 struct Session {
     path: PathBuf,
     lines: Vec<usize>,
-    /// A line without its newline: its bytes, and what of it is written.
+    /// An incomplete last line, and how many of its bytes are written.
     half: Option<(Line, usize)>,
     ending: &'static [u8],
-    /// Moved, cut or made anew since all was read: more of that at once, and nobody can know it
-    /// for the same file.
+    /// Whether it was moved, truncated or rewritten since everything was read: after another such
+    /// change the file could not be recognized.
     is_changed: bool,
 }
 
 /// All files below a root.
 #[derive(Debug)]
-pub(super) struct Script {
+pub(super) struct SessionFiles {
     root: PathBuf,
     sessions: Vec<Session>,
     pub(super) lines: Vec<Line>,
@@ -63,20 +63,20 @@ pub(super) struct Script {
     pub(super) halves: Vec<Vec<u8>>,
     names: u64,
     numbers: u64,
-    /// Paths of files that were deleted.
+    /// Paths of deleted files.
     free: BTreeSet<PathBuf>,
 }
 
-/// The longest line that is held whole.
+/// Longest line that is received in memory whole.
 pub(super) const MAX_LINE: usize = 2048;
 
-impl Script {
+impl SessionFiles {
     pub(super) fn below(root: PathBuf) -> Self {
         let (sessions, lines, halves) = (Vec::new(), Vec::new(), Vec::new());
         Self { root, sessions, lines, halves, names: 0, numbers: 0, free: BTreeSet::new() }
     }
 
-    /// Does something to some file; the name of it.
+    /// Changes a random file, and returns what was done.
     pub(super) fn step(&mut self, random: &mut fastrand::Rng, now: Timestamp) -> &'static str {
         let count = self.sessions.len();
         if count == 0 || (count < 6 && random.u32(..6) == 0) {
@@ -84,7 +84,7 @@ impl Script {
             self.begin(random, is_again);
             let last = self.sessions.len() - 1;
             self.append(last, random, now);
-            return if is_again { "file made again under its name" } else { "file begun" };
+            return if is_again { "file created again under its name" } else { "file created" };
         }
         let at = random.usize(..count);
         let is_changed = self.sessions[at].is_changed;
@@ -104,7 +104,7 @@ impl Script {
         }
     }
 
-    /// Everything that stands in a file was read and stored.
+    /// Records that everything in the files was read and stored.
     pub(super) fn all_is_read(&mut self) {
         self.lines.iter_mut().filter(|line| line.is_there).for_each(|line| line.is_safe = true);
         self.sessions.iter_mut().for_each(|session| session.is_changed = false);
@@ -126,44 +126,44 @@ impl Script {
         self.sessions.push(session);
     }
 
-    /// A line that no other is like.
+    /// Makes a unique line.
     fn line(&mut self, at: usize, random: &mut fastrand::Rng) -> Line {
         self.numbers += 1;
         let number = self.numbers;
-        let nature = match random.u32(..100) {
-            0..15 => Nature::Ignored,
-            15..25 => Nature::Sidechain,
-            25..30 => Nature::Repeated,
-            30..33 => Nature::NotJson,
-            33..36 => Nature::Long,
-            36..38 => Nature::Poison,
-            _ => Nature::Plain,
+        let kind = match random.u32(..100) {
+            0..15 => LineKind::Ignored,
+            15..25 => LineKind::Sidechain,
+            25..30 => LineKind::Repeated,
+            30..33 => LineKind::NotJson,
+            33..36 => LineKind::Long,
+            36..38 => LineKind::Poison,
+            _ => LineKind::Plain,
         };
         let known = self.sessions[at].lines.iter().rev().map(|line| &self.lines[*line]);
-        let first = known.filter(|line| line.nature == Nature::Plain).find_map(|line| {
+        let first = known.filter(|line| line.kind == LineKind::Plain).find_map(|line| {
             let text = std::str::from_utf8(&line.bytes).unwrap();
             Some(text.split_once("\"uuid\":\"")?.1.split_once('"')?.0.to_owned())
         });
-        let nature =
-            if nature == Nature::Repeated && first.is_none() { Nature::Plain } else { nature };
+        let kind =
+            if kind == LineKind::Repeated && first.is_none() { LineKind::Plain } else { kind };
         let own = format!("u-{number}");
-        let uuid = if nature == Nature::Repeated { first.unwrap_or_default() } else { own };
-        let kind = if nature == Nature::Ignored { "progress" } else { "user" };
-        let sidechain = nature == Nature::Sidechain;
-        let text = match nature {
-            Nature::Long => "é".repeat(random.usize(MAX_LINE..3 * MAX_LINE)),
-            Nature::Poison => "poison".to_owned(),
+        let uuid = if kind == LineKind::Repeated { first.unwrap_or_default() } else { own };
+        let record_type = if kind == LineKind::Ignored { "progress" } else { "user" };
+        let sidechain = kind == LineKind::Sidechain;
+        let text = match kind {
+            LineKind::Long => "é".repeat(random.usize(MAX_LINE..3 * MAX_LINE)),
+            LineKind::Poison => "poison".to_owned(),
             _ => "x".repeat(random.usize(..120)),
         };
         let line = format!(
-            "{{\"type\":\"{kind}\",\"uuid\":\"{uuid}\",\"isSidechain\":{sidechain},\"n\":{number},\
+            "{{\"type\":\"{record_type}\",\"uuid\":\"{uuid}\",\"isSidechain\":{sidechain},\"n\":{number},\
              \"text\":\"{text}\"}}"
         );
-        let line = if nature == Nature::NotJson { format!("no JSON {number}") } else { line };
-        Line { bytes: line.into_bytes(), nature, is_there: true, is_safe: false }
+        let line = if kind == LineKind::NotJson { format!("no JSON {number}") } else { line };
+        Line { bytes: line.into_bytes(), kind, is_there: true, is_safe: false }
     }
 
-    /// The bytes of new lines, and the lines; the half line that lay there is completed first.
+    /// Appends lines. An incomplete last line is completed first.
     fn append(&mut self, at: usize, random: &mut fastrand::Rng, now: Timestamp) {
         let mut bytes = Vec::new();
         let mut new = Vec::new();
@@ -209,7 +209,7 @@ impl Script {
         "file moved"
     }
 
-    /// Cuts the last lines off, and goes on with others: what the client does.
+    /// Removes the last lines and appends others, as the client does.
     fn trim(&mut self, at: usize, random: &mut fastrand::Rng, now: Timestamp) -> &'static str {
         let session = &mut self.sessions[at];
         let cut = random.usize(1..8).min(session.lines.len());

@@ -1,14 +1,14 @@
-//! Another configuration between two groups.
+//! Tests of another configuration between two groups.
 
 use super::*;
 use crate::pipeline::group_life_cycle::GroupChange;
 
-/// Drops every record, in place of a filter that failed.
-struct Nothing;
+/// Drops every record.
+struct DropsAll;
 
-impl Filter for Nothing {
+impl Filter for DropsAll {
     fn check(&mut self, _record: &Record<'_>) -> Verdict {
-        Verdict::Drop("nothing")
+        Verdict::Drop("all")
     }
 }
 
@@ -29,7 +29,7 @@ fn reconfiguration(first: Box<dyn Filter>, same: &[&str]) -> Reconfiguration {
     }
 }
 
-/// The first entry that is stored under each configuration.
+/// Returns the first entry that is stored under each configuration.
 fn borders(outbox: &Outbox) -> Vec<(Digest, u64)> {
     let frames = outbox.frames(1, |_| std::ops::ControlFlow::Continue(())).unwrap();
     let mut borders: Vec<(Digest, u64)> =
@@ -39,37 +39,37 @@ fn borders(outbox: &Outbox) -> Vec<(Digest, u64)> {
 }
 
 #[test]
-fn what_was_read_before_is_stored_under_the_one_before() {
+fn records_are_stored_under_the_configuration_that_read_them() {
     let folder = tempfile::tempdir().unwrap();
     let files = [("a", [r#"{"uuid":"u","n":1}"#, "a2"].as_slice())];
-    let mut ingest = ingest(Files::new(&files), folder.path());
+    let mut ingest = ingest(FixedFiles::new(&files), folder.path());
     let outbox = Arc::clone(&ingest.outbox);
     ingest.begin();
     ingest.step();
-    let mut taken = ingest.inbox.reconfigure(reconfiguration(Box::new(Nothing), &["dedupe"]));
+    let mut applied = ingest.inbox.reconfigure(reconfiguration(Box::new(DropsAll), &["dedupe"]));
     ingest.step();
-    assert_eq!(taken.try_recv(), Ok(()));
+    assert_eq!(applied.try_recv(), Ok(()));
     ingest.end();
-    // The start and two records; then the one that says so, the last heartbeat and the end.
+    // `agent_started` and two records; then `applied`, the last heartbeat and `agent_stopped`.
     assert_eq!(borders(&outbox), [(Digest::ZERO, 1), (Digest::of(b"next"), 4)]);
     assert_eq!(stored(&outbox).1, ["agent_started", "applied", "heartbeat", "agent_stopped"]);
 }
 
-/// Without it, each reload would ship again what the client repeats.
+/// Otherwise each reload would ship records again that the client repeats.
 #[test]
 fn filter_with_unchanged_configuration_keeps_its_memory() {
     const LINE: &str = r#"{"uuid":"u","n":1}"#;
     for (same, shipped) in [(["dedupe"].as_slice(), 0), ([].as_slice(), 1)] {
         let folder = tempfile::tempdir().unwrap();
-        let files = Files::new(&[("a", [LINE].as_slice())]);
+        let files = FixedFiles::new(&[("a", [LINE].as_slice())]);
         let origin = files.files[0].0.clone();
         let mut ingest = ingest(files, folder.path());
         let outbox = Arc::clone(&ingest.outbox);
         ingest.begin();
-        // As if it had been read before.
+        // As if the line had been read before.
         ingest.stages.filters.check(&Record::new(&origin, 0, LINE.as_bytes()));
         ingest.stages.filters.on_group_change(GroupChange::Stored { all: true });
-        ingest.inbox.reconfigure(reconfiguration(Box::new(Fragile), same));
+        ingest.inbox.reconfigure(reconfiguration(Box::new(PanicsOnBoom), same));
         ingest.step();
         ingest.end();
         assert_eq!(stored(&outbox).0.len(), shipped, "{same:?}");
@@ -77,44 +77,44 @@ fn filter_with_unchanged_configuration_keeps_its_memory() {
 }
 
 #[test]
-fn a_file_that_was_held_is_read_again() {
+fn held_file_is_read_again() {
     let folder = tempfile::tempdir().unwrap();
     let files = [("a", ["a1"].as_slice()), ("b", ["b1", "boom", "b3"].as_slice())];
-    let mut ingest = ingest(Files::new(&files), folder.path());
+    let mut ingest = ingest(FixedFiles::new(&files), folder.path());
     let outbox = Arc::clone(&ingest.outbox);
     ingest.begin();
     assert_eq!(ingest.step(), StepOutcome::Held);
     ingest.step();
     assert_eq!(stored(&outbox).0, ["a1"]);
-    struct Sturdy;
-    impl Filter for Sturdy {
+    struct KeepsAll;
+    impl Filter for KeepsAll {
         fn check(&mut self, _record: &Record<'_>) -> Verdict {
             Verdict::Keep
         }
     }
-    ingest.inbox.reconfigure(reconfiguration(Box::new(Sturdy), &["dedupe"]));
+    ingest.inbox.reconfigure(reconfiguration(Box::new(KeepsAll), &["dedupe"]));
     ingest.step();
     ingest.end();
     assert_eq!(stored(&outbox).0, ["a1", "b1", "boom", "b3"]);
 }
 
-/// One that is taken although what was read before it could not be stored would filters that too, and
-/// nothing would tell.
+/// If it were applied although an earlier group could not be stored, it would also judge the records
+/// of that group, without a trace.
 #[test]
-fn waits_until_what_was_read_before_it_is_stored() {
+fn reconfiguration_waits_until_the_open_group_is_stored() {
     let (file, folder) = (FaultyFile::default(), tempfile::tempdir().unwrap());
-    let mut ingest = ingest_into(file.outbox(folder.path()), Files::new(&[]));
+    let mut ingest = ingest_into(file.outbox(folder.path()), FixedFiles::new(&[]));
     let outbox = Arc::clone(&ingest.outbox);
     ingest.begin();
     ingest.step();
     ingest.add_event(Event::info("before", json!({})));
-    let mut taken = ingest.inbox.reconfigure(reconfiguration(Box::new(Nothing), &["dedupe"]));
+    let mut applied = ingest.inbox.reconfigure(reconfiguration(Box::new(DropsAll), &["dedupe"]));
     file.fail_syncs(true);
     assert!(matches!(ingest.step(), StepOutcome::NotStored { .. }));
-    assert!(taken.try_recv().is_err());
+    assert!(applied.try_recv().is_err());
     file.fail_syncs(false);
     ingest.step();
-    assert_eq!(taken.try_recv(), Ok(()));
+    assert_eq!(applied.try_recv(), Ok(()));
     ingest.end();
     assert_eq!(borders(&outbox).len(), 2);
     let expected = ["agent_started", "before", "applied", "heartbeat", "agent_stopped"];
