@@ -1,9 +1,10 @@
 //! Files that were deleted, and copies of incomplete last lines in case a file is deleted.
 
+use ai_agent_stage::{Chunk, FileKey, Intake};
+
 use super::{
     Tail,
-    chunk::{Chunk, FileKey, Intake},
-    files::Lane,
+    file_table::Lane,
     generation_end::{FinalPiece, GenerationEnd, end_generation},
     open_files::{ChunkProgress, DrainOutcome},
 };

@@ -5,10 +5,11 @@
 
 use std::io;
 
+use ai_agent_stage::Piece;
+
 use super::{
-    chunk::Piece,
+    line_reader::{LineReader, ReadOutcome, ReadPosition, ReadSizes},
     long_line::LongLine,
-    reader::{LineReader, ReadOutcome, ReadPosition, ReadSizes},
 };
 use crate::platform::file::ReadAt;
 

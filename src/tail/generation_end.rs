@@ -1,12 +1,9 @@
 //! The end of a generation: its incomplete last line, and events about what was not read.
 
+use ai_agent_stage::{Origin, Piece};
 use siem_protocol::{AgentEvent, Digest};
 
-use super::{
-    checkpoint::CheckpointRow,
-    chunk::{Origin, Piece},
-    long_line::LongLine,
-};
+use super::{checkpoint::CheckpointRow, long_line::LongLine};
 use crate::event::Event;
 
 /// What is handed over when a generation ends.

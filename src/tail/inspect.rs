@@ -2,20 +2,20 @@
 
 use std::{io, time::Duration};
 
+use ai_agent_stage::{Chunk, FileKey, GenerationId, Intake, Origin, Piece};
 use siem_protocol::{AgentEvent, event::FileReplaced};
 
 use super::{
     Tail,
     checkpoint::CheckpointRow,
-    chunk::{Chunk, FileKey, GenerationId, Intake, Origin, Piece},
     decision::{FileDecision, FoundAt, decide},
-    files::{KnownFile, Lane, age},
+    file_table::{KnownFile, Lane, age},
     fingerprint::EdgeSamples,
     generation_end::{FinalPiece, GenerationEnd, end_generation},
     is_absent,
+    line_reader::{LineReader, ReadOutcome, ReadPosition},
     long_line::LongLine,
     open_files::{ChunkProgress, DrainOutcome, OpenFile, ReplacedFile},
-    reader::{LineReader, ReadOutcome, ReadPosition},
     row_update::{add_lines, add_part, trimmed_row},
 };
 use crate::platform::file::{self, Stamp};

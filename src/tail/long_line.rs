@@ -7,7 +7,7 @@ use siem_protocol::Digest;
 
 use super::{
     fingerprint::{LongLinePosition, SAMPLE, Sample},
-    reader::LineReader,
+    line_reader::LineReader,
 };
 use crate::platform::file::ReadAt;
 
@@ -80,7 +80,7 @@ impl LongLine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tail::reader::ReadSizes;
+    use crate::tail::line_reader::ReadSizes;
 
     #[test]
     fn resumed_line_has_the_hash_of_the_whole_line() {

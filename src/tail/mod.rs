@@ -17,53 +17,54 @@ use std::{
     time::Duration,
 };
 
+pub use ai_agent_stage::{
+    BadRow, Chunk, FileKey, GenerationId, Intake, Origin, Piece, Progress, Survey, Unreadable,
+};
+
 use crate::platform::{
     Clock,
     file::{self, FileId},
 };
 
 mod backfill_hold;
+mod check_schedule;
 mod checkpoint;
-mod chunk;
 mod decision;
 mod deleted;
-mod files;
+mod directory_walk;
+mod file_table;
 mod fingerprint;
 #[doc(hidden)]
 pub mod fuzzing;
 mod generation_end;
+mod generation_id;
 mod inspect;
+mod line_reader;
 mod long_line;
 mod open_files;
-mod reader;
 mod row_update;
-mod schedule;
 mod sweep;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod unreadable;
-mod walk;
 mod watcher;
 
 use backfill_hold::HoldState;
 pub use backfill_hold::{BackfillHold, HoldQuery};
+use check_schedule::CheckSchedule;
 use checkpoint::{CheckpointRow, CheckpointSummary};
 pub use checkpoint::{has_starting_row, row_path, starting_row};
-pub use chunk::{
-    BadRow, Chunk, FileKey, GenerationId, Intake, NewGeneration, Origin, Piece, Progress, Survey,
-    Unreadable, fresh_generation,
-};
-use files::{FileTable, KnownFile, Lane, age};
+pub use directory_walk::Names;
+use directory_walk::RootDirectory;
+use file_table::{FileTable, KnownFile, Lane, age};
 use fingerprint::EdgeSamples;
+pub use generation_id::{NewGeneration, fresh_generation};
+use line_reader::{LineReader, ReadSizes};
 use open_files::{DetachedFiles, OpenFile};
-use reader::{LineReader, ReadSizes};
-use schedule::CheckSchedule;
 use sweep::Sweep;
 use unreadable::UnreadablePaths;
-pub use walk::Names;
-use walk::RootDirectory;
 use watcher::{Hints, Watcher};
 
 /// Options of a tail.

@@ -6,11 +6,12 @@
 
 use std::{collections::BTreeMap, fs::File, io, mem, time::Duration};
 
+use ai_agent_stage::{FileKey, GenerationId, Intake, Origin};
+
 use super::{
     Tail,
     checkpoint::CheckpointRow,
-    chunk::{FileKey, GenerationId, Intake, Origin},
-    files::{KnownFile, Lane},
+    file_table::{KnownFile, Lane},
     is_absent,
 };
 use crate::platform::file::{self, FileId, Stamp};

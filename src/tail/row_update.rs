@@ -2,12 +2,13 @@
 
 use std::io;
 
+use ai_agent_stage::Piece;
+
 use super::{
     checkpoint::CheckpointRow,
-    chunk::Piece,
     fingerprint::{BORDERS, Borders, EdgeSamples, SAMPLE, Sample},
+    line_reader::{CompleteLines, LongLinePart},
     long_line::LongLine,
-    reader::{CompleteLines, LongLinePart},
 };
 use crate::platform::file::ReadAt;
 

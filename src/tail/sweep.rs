@@ -7,16 +7,16 @@ use std::{
     time::Duration,
 };
 
+use ai_agent_stage::{Chunk, FileKey, Intake};
 use siem_protocol::AgentEvent;
 
 use super::{
     Tail,
-    chunk::{Chunk, FileKey, Intake},
+    check_schedule::CheckSchedule,
     decision::{FileDecision, FoundAt, OldPath, decide},
-    files::{KnownFile, Lane, age},
+    directory_walk::{self, RootDirectory, Walk},
+    file_table::{KnownFile, Lane, age},
     is_absent,
-    schedule::CheckSchedule,
-    walk::{self, RootDirectory, Walk},
     watcher::{Hinted, Watcher, may_be_directory},
 };
 use crate::platform::file::{self, FileInfo, FileKind, Stamp};
@@ -112,7 +112,7 @@ impl Tail {
                 return;
             }
         };
-        if !walk::is_reached_without_symlinks(&root.configured, &path) {
+        if !directory_walk::is_reached_without_symlinks(&root.configured, &path) {
             return;
         }
         if kind == FileKind::Directory {
@@ -207,7 +207,7 @@ impl Tail {
         let number = self.schedule.start_sweep();
         let mut failed = Vec::new();
         self.schedule.absent_roots.clear();
-        let roots = walk::resolve(&self.options.roots, |path, error| {
+        let roots = directory_walk::resolve(&self.options.roots, |path, error| {
             if is_absent(&error) {
                 self.schedule.absent_roots.push(path.to_owned());
             } else {

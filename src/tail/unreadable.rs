@@ -6,9 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ai_agent_stage::Unreadable;
 use tracing::{info, warn};
-
-use super::chunk::Unreadable;
 
 /// Largest number of paths that are listed; further ones are only logged.
 const MAX_PATHS: usize = 1000;

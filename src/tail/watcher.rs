@@ -12,7 +12,7 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::walk::{Names, RootDirectory};
+use super::directory_walk::{Names, RootDirectory};
 use crate::platform::watch::{DirectoryWatcher, WatchError, WatchEvent};
 
 /// Largest number of paths that are kept; beyond it everything is swept.

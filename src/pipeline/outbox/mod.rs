@@ -26,7 +26,7 @@ pub(super) mod io_error_tests;
 mod migrate;
 #[cfg(test)]
 mod power_cuts;
-mod read;
+mod read_frames;
 mod recover;
 mod renumber;
 mod rows;

@@ -1,8 +1,6 @@
-//! Ids of file generations, and the types in which the tail hands over what it reads.
+//! Creation of generation ids.
 
-pub use ai_agent_stage::{
-    BadRow, Chunk, FileKey, GenerationId, Intake, Origin, Piece, Progress, Survey, Unreadable,
-};
+use ai_agent_stage::GenerationId;
 
 /// Creates the ids of generations.
 pub type NewGeneration = Box<dyn FnMut() -> GenerationId + Send>;

@@ -6,9 +6,9 @@
 
 use std::io;
 
+use ai_agent_stage::Piece;
 use memchr::{memchr, memchr_iter};
 
-use super::chunk::Piece;
 use crate::platform::file::ReadAt;
 
 /// Sizes in bytes.

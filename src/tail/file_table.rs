@@ -7,10 +7,9 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    chunk::{FileKey, GenerationId, Origin},
-    long_line::LongLine,
-};
+use ai_agent_stage::{FileKey, GenerationId, Origin};
+
+use super::long_line::LongLine;
 use crate::platform::{
     Timestamp,
     file::{FileId, Stamp},

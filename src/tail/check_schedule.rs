@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use super::chunk::FileKey;
+use ai_agent_stage::FileKey;
+
 use crate::platform::Clock;
 
 /// Time after its last change during which a file is checked often.
