@@ -196,12 +196,12 @@ fn check_all(
     context: &Context,
     pipeline: &PipelineSettings,
 ) -> Vec<ConfigError> {
-    let nobody: Waker = Arc::new(|| ());
+    let no_waker: Waker = Arc::new(|| ());
     let PipelineSettings { sources, filters, enrichers, sinks } = pipeline;
     let one = |kind: StageKind, table: &StageTable| {
         let (stage, options) = (&*table.stage, &table.options.to_options());
         match kind {
-            StageKind::Source => source::build(stage, options, context, nobody.clone()).map(drop),
+            StageKind::Source => source::build(stage, options, context, no_waker.clone()).map(drop),
             StageKind::Filter => filter::build(stage, options).map(drop),
             StageKind::Enricher => enricher::build(stage, options, context).map(drop),
             StageKind::Sink => sink::check(stage, options),

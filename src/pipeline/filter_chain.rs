@@ -110,7 +110,7 @@ impl FilterChain {
         Outcome::Keep(edited)
     }
 
-    /// Tells the filters what became of the records that they have checked. A filter learns that
+    /// Notifies the filters about the fate of the records that they have checked. A filter learns that
     /// records are stored once all of them are: what it remembers may be of any of them.
     pub fn on_group_change(&mut self, change: GroupChange) {
         match change {
@@ -120,7 +120,7 @@ impl FilterChain {
         }
     }
 
-    /// Tells the filters that a file is gone.
+    /// Notifies the filters that a file was deleted.
     pub fn forget(&mut self, file: FileKey) {
         self.0.iter_mut().for_each(|(_, filter)| filter.forget(file));
     }

@@ -16,7 +16,7 @@
 
 use crate::stages::source::Source;
 
-/// Number of groups after which filters must be told that everything is stored. Until then a
+/// Number of groups after which filters must be notified that everything is stored. Until then a
 /// failure takes their memory back to where it was at the last such notification.
 const MAX_UNCONFIRMED: u32 = 8;
 
@@ -110,7 +110,7 @@ impl GroupLifeCycle {
         self.is_open_lost = true;
     }
 
-    /// Settles what became of the group whose write failed, given how many groups the store holds.
+    /// Determines the state of the group whose write failed, given how many groups the store holds.
     /// Returns the change if it is in the store after all.
     #[must_use = "the change must be sent"]
     pub fn resolve(&mut self, groups_in_store: u64) -> Option<GroupChange> {

@@ -283,7 +283,7 @@ mod tests {
 
     use super::*;
 
-    /// An administrator was told to `chown` a directory that was theirs.
+    /// The message advised an administrator to `chown` their own directory.
     #[test]
     fn full_or_read_only_disk_is_not_reported_as_permissions() {
         let words =

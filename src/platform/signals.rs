@@ -86,7 +86,7 @@ impl Signals {
         if std::mem::take(&mut self.was_hung_up) { Signal::HangUp } else { self.received().await }
     }
 
-    /// Waits until the agent is asked to stop.
+    /// Waits for a signal to stop.
     pub async fn ended(&mut self) {
         while self.received().await != Signal::End {
             self.was_hung_up = true;

@@ -208,7 +208,7 @@ mod tests {
             ("open", "no end here msg='op=a b="),
             ("c\"' uid", "0"),
         ];
-        // After a missing quote, the rest of the line cannot be told from the value.
+        // After a missing quote, the rest of the line cannot be distinguished from the value.
         assert_eq!(
             found[..4],
             expected[..4]

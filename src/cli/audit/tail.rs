@@ -148,9 +148,9 @@ fn follow(
             stored = now;
         }
         if let Progress::Idle { next } = progress {
-            let trouble = follower.error().filter(|_| is_first);
-            if let Some(trouble) = trouble {
-                return Err(Failure::failed(trouble.to_string()));
+            let error = follower.error().filter(|_| is_first);
+            if let Some(error) = error {
+                return Err(Failure::failed(error.to_string()));
             }
             is_first = false;
             woken.recv_timeout(next.min(READ_INTERVAL)).ok();

@@ -101,7 +101,7 @@ impl SinkTask {
 
     /// Logs why the batch is sent again later, and returns the delay.
     fn postpone(&self, batch: &Batch, delay: Duration, alarm: bool, reason: String) -> Duration {
-        // The delay is random to the nanosecond, which nobody wants to read.
+        // The delay is random to the nanosecond, which is of no use in a log.
         let delay = Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
         let batch = batch.header().id().to_string();
         if alarm {

@@ -58,7 +58,7 @@ pub struct SinkControl {
 }
 
 impl SinkControl {
-    /// Control of a task that runs until it is told otherwise.
+    /// Control of a task that runs until it is stopped.
     #[must_use]
     pub fn new(shipping: ShippingSettings, max_dead_letter_bytes: u64) -> Self {
         let flush = Head::default();

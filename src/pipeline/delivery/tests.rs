@@ -367,13 +367,13 @@ async fn stopped_task_ends_within_a_batch_and_keeps_it() {
     }
     let folder = tempfile::tempdir().unwrap();
     let outbox = outbox_with(folder.path(), &[3]);
-    let (asked, mut is_asked) = watch::channel(false);
-    let task = sink_task(&outbox, Box::new(Hangs(asked)), Arc::new(|_| ()));
+    let (request, mut is_requested) = watch::channel(false);
+    let task = sink_task(&outbox, Box::new(Hangs(request)), Arc::new(|_| ()));
     let progress = task.progress.subscribe();
     let now = ShippingSettings { flush_interval: Duration::ZERO, ..ShippingSettings::default() };
     let (control, controlled) = watch::channel(SinkControl::new(now, u64::MAX));
     let task = tokio::spawn(task.run(controlled));
-    is_asked.wait_for(|is_asked| *is_asked).await.unwrap();
+    is_requested.wait_for(|is_requested| *is_requested).await.unwrap();
     control.send_modify(|control| control.stop = StopMode::HandOver);
     task.await.unwrap();
     assert!(progress.borrow().handed_over);

@@ -146,7 +146,7 @@ impl Inbox {
 
     /// Ends reading: the open group is stored and the thread returns.
     pub fn stop(&self) {
-        // Before the lock is taken: whoever checks the flag under the lock sees it from then on.
+        // Before the lock is taken: a thread that checks the flag under the lock sees it from then on.
         self.stopped.store(true, Ordering::Relaxed);
         let mut mail = self.mail();
         let unanswered = (mem::take(&mut mail.status_requests), mem::take(&mut mail.jobs));

@@ -352,7 +352,7 @@ impl Ingest {
         self.inbox.keep_open(failure.into());
     }
 
-    /// Reports the progress of catching up, not too often: every file is asked for it.
+    /// Reports the progress of catching up, not too often, since it inspects every file.
     fn report_progress(&mut self, is_done: bool) {
         let now = self.clock.uptime();
         if is_done || now >= self.state.progress_due {

@@ -268,7 +268,7 @@ fn unstored_events_are_left_for_the_next_pipeline() {
     assert_eq!(left(&inbox), ["two", "three"]);
 }
 
-/// Somebody deleted the store of a running agent: what it wrote from then on was gone with it.
+/// The store of a running agent was deleted: all it wrote from then on was lost with it.
 #[cfg(unix)]
 #[test]
 fn deleted_store_is_noticed_by_maintenance() {

@@ -73,7 +73,7 @@ impl Hasher for Hashed {
 #[derive(Default)]
 struct Dedupe {
     limit: usize,
-    /// So that nobody can make up uuids that stand for each other.
+    /// Random keys prevent crafted uuids that collide.
     seed: u64,
     files: HashMap<FileKey, Seen>,
     /// How many uuids all files have together.
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_gone_frees_its_memory() {
+    fn deleted_file_frees_its_memory() {
         let mut filter = dedupe(8);
         check(&mut filter, 1, 0, r#"{"uuid":"a"}"#);
         filter.forget(FileKey(1));

@@ -88,10 +88,10 @@ impl FilterOptions for Options {
 
 impl Filter for ByPath {
     fn check(&mut self, record: &Record<'_>) -> Verdict {
-        if self.files.is_asked() && self.files.drops(&record.origin().path.to_string_lossy()) {
+        if self.files.is_set() && self.files.drops(&record.origin().path.to_string_lossy()) {
             return Verdict::Drop("file");
         }
-        if self.cwd.is_asked() && record.cwd().is_some_and(|cwd| self.cwd.drops(&cwd)) {
+        if self.cwd.is_set() && record.cwd().is_some_and(|cwd| self.cwd.drops(&cwd)) {
             return Verdict::Drop("cwd");
         }
         Verdict::Keep
@@ -99,7 +99,7 @@ impl Filter for ByPath {
 }
 
 impl Choice {
-    fn is_asked(&self) -> bool {
+    fn is_set(&self) -> bool {
         !self.drop.exact.is_empty() || self.keep_only.is_some()
     }
 

@@ -97,7 +97,7 @@ fn place(line: &[u8], block: &str) -> Range<usize> {
     start..start + block.len()
 }
 
-/// What to cut so that the calls and one comma with each are gone: behind a block that stays, the
+/// What to cut so that the calls and one comma with each are removed: behind a block that stays, the
 /// comma before the call; before the first block that stays, the comma after it.
 fn cuts(places: &[Range<usize>], calls: &[bool]) -> Vec<Change> {
     let first_kept = calls.iter().position(|call| !call).unwrap_or(calls.len());

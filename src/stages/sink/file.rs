@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn appends_and_mends_a_torn_line() {
+    fn torn_line_is_removed_before_appending() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.ndjson");
         append(&path, b"one\ntwo\n").unwrap();

@@ -2,7 +2,7 @@
 //!
 //! A hook leaves a small file for each call in the spool. What it warned of or blocked is an event;
 //! a session that it saw must have a transcript soon, or that is an event too; and the transcript's
-//! path may lie below a directory that nobody has named, which is read from then on.
+//! path may lie below a directory that is not configured, which is read from then on.
 //!
 //! The names of reports that were taken up are stored with their events, and the files are deleted
 //! after that: none is taken up twice, whenever the power goes.
@@ -71,7 +71,7 @@ struct Row {
     /// Reports that were taken up, as long as their files may be there.
     #[serde(default)]
     taken: BTreeSet<String>,
-    /// How many reports that hooks left out were told of.
+    /// Number of dropped reports that were already reported.
     #[serde(default)]
     dropped: u64,
     /// Sessions whose records have not appeared.
@@ -83,7 +83,7 @@ struct Row {
     /// The last call of a hook, to the hour.
     #[serde(default)]
     called: Timestamp,
-    /// Since when hooks should be called, and nobody has reported that they are not.
+    /// Time since which hooks should be called and their silence has not been reported.
     #[serde(default)]
     silent_since: Option<Timestamp>,
 }
@@ -193,7 +193,7 @@ impl Source for HookSpool {
         let Some(state_dir) = &self.state_dir else { return };
         let spool = Spool::of(state_dir);
         for name in self.storing.drain(..) {
-            // It is known as taken: whoever cannot delete it tries again at the next start.
+            // It is recorded as processed: deletion is retried at the next start.
             if let Err(error) = spool.remove(&name) {
                 warn!(code = "hook_report_delete_failed", %error, name, "a hook's report could not be deleted");
             }
@@ -285,7 +285,7 @@ impl HookSpool {
 
     fn count_dropped(&mut self, spool: &Spool, events: &mut Vec<Event>) {
         let total = spool.dropped();
-        // Somebody has deleted the count: it begins anew.
+        // The count was deleted: it restarts from 0.
         let before = if total < self.row.dropped { 0 } else { self.row.dropped };
         if total > before {
             events.push(AgentEvent::HookReportsDropped { count: total - before, total }.into());

@@ -211,7 +211,7 @@ fn uncalled_hooks_are_reported_once_a_day_while_sessions_grow() {
     };
     let silent = [("hooks_silent", "warning")];
     pass(&world, 1000, true);
-    assert_eq!(world.store(), [], "nobody has asked for hooks");
+    assert_eq!(world.store(), [], "hooks are not configured");
     let action = Some(siem_protocol::managed::Action::Warn);
     let compliance = siem_protocol::managed::Compliance { action, ..Default::default() };
     let config_hash = siem_protocol::Digest::ZERO;
@@ -234,7 +234,7 @@ fn uncalled_hooks_are_reported_once_a_day_while_sessions_grow() {
     assert!(!world.store().contains(&silent[0]), "one was called");
 }
 
-/// Whoever wrote it had another clock, or wants hooks to be silent for years.
+/// The report was written with another clock, or is meant to keep hooks silent for years.
 #[test]
 fn a_call_by_a_clock_that_is_ahead_counts_as_one_of_now() {
     const HOUR: u64 = 3_600_000;
@@ -274,5 +274,5 @@ fn reports_that_hooks_left_out_are_counted() {
     world.restart();
     assert_eq!(world.store(), []);
     drop_some(&world, 1);
-    assert_eq!(world.store(), [("hook_reports_dropped", "warning")], "the count began anew");
+    assert_eq!(world.store(), [("hook_reports_dropped", "warning")], "the count restarted");
 }
