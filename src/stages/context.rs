@@ -7,7 +7,7 @@ use siem_protocol::Identity;
 
 use super::{
     Sessions,
-    source::{LogOptions, follow_log},
+    log_follower::{LogOptions, follow_log},
 };
 use crate::{
     platform::{Clock, Environment, Paths, Power},

@@ -10,6 +10,7 @@ use ai_agent_cel as _;
 mod context;
 pub mod enricher;
 pub mod filter;
+mod log_follower;
 mod sessions;
 pub mod sink;
 pub mod source;
@@ -20,6 +21,7 @@ pub use ai_agent_stage::{
 pub use context::AgentContext;
 /// Name that other modules use for [`AgentContext`].
 pub use context::AgentContext as Context;
+pub use log_follower::{LogOptions, follow_log};
 pub use sessions::{Sessions, SharedRoots};
 
 /// A stage under the name of its instance.

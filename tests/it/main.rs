@@ -28,6 +28,7 @@ mod fuzz_corpora;
 mod growing_files;
 mod hooks;
 mod large_lines;
+mod layering;
 mod log_codes;
 mod logs;
 mod managed_config;

@@ -25,7 +25,10 @@ use crate::{
     config::{self, ConfigInputs},
     event::Event,
     platform::{Clock as _, Environment, Paths, SystemClock, Timestamp, secure_file},
-    stages::source::{Chunk, GenerationId, Intake, LogOptions, Piece, Progress, Waker, follow_log},
+    stages::{
+        LogOptions, follow_log,
+        source::{Chunk, GenerationId, Intake, Piece, Progress, Waker},
+    },
     tail::FileKey,
 };
 use parents::Parents;

@@ -2,7 +2,6 @@
 
 mod claude_sessions;
 mod hook_spool;
-mod log_follower;
 
 use std::time::Duration;
 
@@ -11,8 +10,6 @@ pub use ai_agent_stage::{
     SourcePlugin, Survey, Waker,
 };
 use ai_agent_stage::{BuildError, StageOptions};
-
-pub use log_follower::{LogOptions, follow_log};
 
 use super::AgentContext;
 
