@@ -161,7 +161,7 @@ impl ConfigManager {
                 true
             }
             Err(reason) => {
-                // ViolationTracker to the server too: a person who changes the stored copy brings the local
+                // Reported to the server too: a person who changes the stored copy brings the local
                 // configuration back into force.
                 self.refuse(ConfigOrigin::Server, Digest::of(reason.as_bytes()), reason);
                 false

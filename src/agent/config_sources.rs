@@ -66,7 +66,7 @@ impl ConfigSources {
         &self.paths
     }
 
-    /// ConfigInputs of the local layers.
+    /// Inputs of the local layers.
     pub(crate) fn inputs(&self) -> ConfigInputs<'_> {
         ConfigInputs {
             paths: &self.paths,

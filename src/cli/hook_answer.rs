@@ -226,20 +226,7 @@ impl Knowledge {
             found.policy.at,
             found.policy.config_hash
         ))?;
-        let who = match &account.state {
-            SignInState::SignedIn(who) => {
-                let known = |text: &Option<String>| text.clone().unwrap_or("unknown".to_owned());
-                format!(
-                    "{}, organisation {}, by `{}`",
-                    known(&who.email),
-                    known(&who.organization),
-                    account.path.display()
-                )
-            }
-            SignInState::Key(name) => format!("none: {name} is used in place of an account"),
-            SignInState::Unknown(why) => format!("unknown: {why}"),
-        };
-        print(format_args!("Account:   {who}"))?;
+        print(format_args!("Account:   {}", account_text(account)))?;
         for finding in &verdict.violations {
             let permitted = finding.permitted.join(", ");
             let permitted = if permitted.is_empty() { "an account" } else { permitted.as_str() };
@@ -257,29 +244,41 @@ impl Knowledge {
         for unknown in &verdict.unknown {
             print(format_args!("Unknown:   {}: {}; not a violation", unknown.rule, unknown.why))?;
         }
-        let answer = self.answer(hook);
-        let name = hook.name();
-        match (answer.decision, hook) {
-            (Decision::Allowed, _) if answer.stdout.is_empty() => {
-                print(format_args!("Response:  {name} is let through without a message"))
-            }
-            (Decision::Allowed, _) => print(format_args!(
-                "Response:  {name} is let through with the message: {}",
-                answer.stdout
-            )),
-            (Decision::Warned, _) => print(format_args!(
-                "Response:  {name} is let through, with a warning: {}",
-                answer.stdout
-            )),
-            (Decision::Blocked, Hook::SessionStart) => print(format_args!(
-                "Response:  a session cannot be prevented from starting; the user sees the message, and each \
-                 prompt is blocked with it:\n{}",
-                answer.stderr
-            )),
-            (Decision::Blocked, Hook::UserPromptSubmit) => print(format_args!(
-                "Response:  the prompt is blocked with the message:\n{}",
-                answer.stderr
-            )),
+        print(format_args!("Response:  {}", response_text(hook, &self.answer(hook))))
+    }
+}
+
+fn account_text(account: &Account) -> String {
+    match &account.state {
+        SignInState::SignedIn(who) => {
+            let known = |text: &Option<String>| text.clone().unwrap_or("unknown".to_owned());
+            format!(
+                "{}, organisation {}, by `{}`",
+                known(&who.email),
+                known(&who.organization),
+                account.path.display()
+            )
+        }
+        SignInState::Key(name) => format!("none: {name} is used in place of an account"),
+        SignInState::Unknown(reason) => format!("unknown: {reason}"),
+    }
+}
+
+fn response_text(hook: Hook, response: &HookResponse) -> String {
+    let HookResponse { stdout, stderr, .. } = response;
+    let name = hook.name();
+    match (response.decision, hook) {
+        (Decision::Allowed, _) if stdout.is_empty() => {
+            format!("{name} is let through without a message")
+        }
+        (Decision::Allowed, _) => format!("{name} is let through with the message: {stdout}"),
+        (Decision::Warned, _) => format!("{name} is let through, with a warning: {stdout}"),
+        (Decision::Blocked, Hook::SessionStart) => format!(
+            "a session cannot be prevented from starting; the user sees the message, and each prompt \
+             is blocked with it:\n{stderr}"
+        ),
+        (Decision::Blocked, Hook::UserPromptSubmit) => {
+            format!("the prompt is blocked with the message:\n{stderr}")
         }
     }
 }

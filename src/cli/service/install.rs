@@ -38,29 +38,7 @@ impl Arguments {
     pub(crate) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         let context = ServiceContext::new(explicit)?;
         let service = &context.service;
-        if let Some(definition) = service.machine_definitions() {
-            return Err(Failure::failed(format!(
-                "ai-agent is already installed as a service of all users, by `{}`: start it with \
-                 `ai-agent start`",
-                definition.display()
-            )));
-        }
-        if self.linger && service.enable_linger().is_none() {
-            return Err(Failure::usage(
-                "`--linger` needs systemd, which this system does not have",
-            ));
-        }
-        // Before anything is changed: a service that would not start is not installed.
-        context.check_startable()?;
-        if let Some(probe) = service.probe() {
-            probe.run().map_err(|error| {
-                Failure::failed(format!(
-                    "the service manager of this user does not respond: log in as this user (not with \
-                     `su` or `sudo`), or run `loginctl enable-linger` as root: {}",
-                    causes(&error)
-                ))
-            })?;
-        }
+        self.check(&context)?;
         let status = service.status().map_err(manager_failure)?;
         let before = context.running_agent()?;
         context.refuse_other_agent(status.is_active, before)?;
@@ -94,6 +72,34 @@ impl Arguments {
         ))?;
         self.set_linger(service)?;
         print_path_hint(service.installed())
+    }
+
+    /// Checks that the service can be installed and would start, before anything is changed.
+    fn check(&self, context: &ServiceContext) -> Result<(), Failure> {
+        let service = &context.service;
+        if let Some(definition) = service.machine_definitions() {
+            return Err(Failure::failed(format!(
+                "ai-agent is already installed as a service of all users, by `{}`: start it with \
+                 `ai-agent start`",
+                definition.display()
+            )));
+        }
+        if self.linger && service.enable_linger().is_none() {
+            return Err(Failure::usage(
+                "`--linger` needs systemd, which this system does not have",
+            ));
+        }
+        context.check_startable()?;
+        if let Some(probe) = service.probe() {
+            probe.run().map_err(|error| {
+                Failure::failed(format!(
+                    "the service manager of this user does not respond: log in as this user (not with \
+                     `su` or `sudo`), or run `loginctl enable-linger` as root: {}",
+                    causes(&error)
+                ))
+            })?;
+        }
+        Ok(())
     }
 
     /// Lets the service run without a login. Otherwise it stops at the last logout.
