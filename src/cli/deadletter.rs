@@ -14,7 +14,7 @@ use crate::{
         protocol::{DeadLetterRequest, DeadLetterSummary, Selection},
     },
     pipeline::delivery::RetryOutcome,
-    stages::sink::gist,
+    stages::sink::problem_summary,
     text::counted,
 };
 
@@ -159,7 +159,8 @@ fn render(
 }
 
 fn letter_line(letter: &DeadLetterSummary) -> String {
-    let response = gist(letter.answer.as_bytes()).unwrap_or_else(|| letter.answer.clone());
+    let response =
+        problem_summary(letter.answer.as_bytes()).unwrap_or_else(|| letter.answer.clone());
     let response: String = response.split_whitespace().collect::<Vec<_>>().join(" ");
     let response: String =
         response.chars().filter(|character| !character.is_control()).take(80).collect();

@@ -14,7 +14,7 @@ use super::{
     AssembleError, NextAction, RetryPolicy, SinkControl, SinkTask, StopMode,
 };
 use crate::{
-    stages::sink::{Batch, gist},
+    stages::sink::{Batch, problem_summary},
     text::causes,
 };
 
@@ -164,7 +164,7 @@ impl SinkTask {
         let Some(seq) = covered.into_iter().find(|seq| !dead.contains(seq)) else { return Ok(()) };
         let (sink, epoch) = (self.name.clone(), batch.header().epoch.clone());
         let at = self.clock.now().to_string();
-        let said = gist(answer.as_bytes());
+        let said = problem_summary(answer.as_bytes());
         let letter = DeadLetter::new(line, batch.header().config_hash, status, answer, at);
         let id = DeadLetterId { sink, epoch, seq };
         error!(

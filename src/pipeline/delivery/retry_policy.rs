@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    stages::sink::{Delivery, gist},
+    stages::sink::{Delivery, problem_summary},
     units::Time,
 };
 
@@ -160,7 +160,8 @@ impl RetryPolicy {
             }
             Delivery::Refused { status, answer } => {
                 if lines == 0 || self.refusals >= REFUSALS {
-                    let said = gist(answer.as_bytes()).map(|words| format!(" ({words})"));
+                    let said =
+                        problem_summary(answer.as_bytes()).map(|words| format!(" ({words})"));
                     let reason = format!(
                         "the receiver refuses every entry with {status}{}: fix the receiver, then \
                          send the dead letters again with `ai-agent deadletter retry --all`",

@@ -1,4 +1,4 @@
-//! Says which machine and which user a record comes from.
+//! Adds the machine and the user that a record comes from.
 
 use ai_agent_stage::{BuildError, Context};
 use schemars::JsonSchema;
@@ -18,12 +18,12 @@ inventory::submit! {
     )
 }
 
-/// The enricher has none.
+/// The enricher has no options.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Options {}
 
-/// The same object for every record.
+/// Adds the same object to every record.
 struct Host(Box<RawValue>);
 
 impl EnricherOptions for Options {

@@ -1,4 +1,4 @@
-//! Adds fixed pairs from the configuration: a team, a site, a cost centre.
+//! Adds fixed labels from the configuration, such as a team, a site or a cost centre.
 
 use std::collections::BTreeMap;
 
@@ -14,22 +14,22 @@ inventory::submit! {
         "labels",
         "Adds fixed pairs of text from the configuration.",
         r#"
-## The pairs. Without any, nothing is added.
+## Labels and their values. If empty, nothing is added.
 labels = { team = "platform" }
 "#,
     )
 }
 
-/// The pairs to add.
+/// Options of the enricher.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Options {
-    /// The pairs. Without any, nothing is added.
+    /// Labels and their values. If empty, nothing is added.
     #[serde(default)]
     labels: BTreeMap<String, String>,
 }
 
-/// The same object for every record.
+/// Adds the same object to every record.
 struct Labels(Option<Box<RawValue>>);
 
 impl EnricherOptions for Options {

@@ -1,12 +1,10 @@
 //! Drops the summaries that the client writes when it compacts a conversation.
 //!
-//! A summary repeats, in the model's words, records that were shipped before. Always on.
+//! A summary repeats, in the words of the model, records that have already been shipped. Always on.
 
+use ai_agent_stage::{BuildError, Filter, FilterOptions, FilterPlugin, Record, Verdict};
 use schemars::JsonSchema;
 use serde::Deserialize;
-
-use super::{Filter, FilterOptions, FilterPlugin, Record, Verdict};
-use crate::stages::BuildError;
 
 inventory::submit! {
     FilterPlugin::new::<Compact>(
@@ -45,13 +43,13 @@ mod tests {
     }
 
     #[test]
-    fn drops_a_summary() {
+    fn summary_is_dropped() {
         let line = r#"{"type":"user","isCompactSummary":true}"#;
         assert_eq!(check(line), Verdict::Drop("compact_summary"));
     }
 
     #[test]
-    fn keeps_a_record_that_is_none() {
+    fn other_record_is_kept() {
         assert_eq!(check(r#"{"isCompactSummary":false}"#), Verdict::Keep);
         assert_eq!(check(r#"{"isCompactSummary":"true"}"#), Verdict::Keep);
         assert_eq!(check(r#"{"message":{"isCompactSummary":true}}"#), Verdict::Keep);

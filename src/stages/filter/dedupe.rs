@@ -1,8 +1,8 @@
 //! Drops a record whose `uuid` was already seen in the same file since the agent started.
 //!
-//! The client at times appends earlier messages again, same uuid and all. Across files nothing is
-//! compared: a fork copies uuids on purpose. After a rewrite of the file the same uuid is a
-//! repetition only with the same bytes. Always on.
+//! The client sometimes appends earlier messages again, with the same uuid. Files are not compared
+//! with each other: a fork copies uuids on purpose. After a rewrite of the file, a record with the
+//! same uuid is a duplicate only if its bytes are the same too. Always on.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -10,13 +10,13 @@ use std::{
     mem,
 };
 
+use ai_agent_stage::{
+    BuildError, Event, FileKey, Filter, FilterOptions, FilterPlugin, Record, Verdict,
+};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::AgentEvent;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
-
-use super::{Filter, FilterOptions, FilterPlugin, Record, Verdict};
-use crate::{event::Event, stages::BuildError, tail::FileKey};
 
 inventory::submit! {
     FilterPlugin::new::<Options>(
@@ -26,12 +26,12 @@ inventory::submit! {
     )
 }
 
-/// How many uuids are remembered over all files, at some 30 bytes each. Whole files are forgotten
-/// first that were not read for longest; a repetition in them is then shipped. A session of 100 MB
-/// has about 30,000, and catching up reads one file after the other.
+/// Maximum number of remembered uuids of all files together, at about 30 bytes each. Beyond it the
+/// least recently read files are forgotten; duplicates in them are then shipped. A session of 100 MB
+/// has about 30,000 uuids, and a backlog is read one file after the other.
 const LIMIT: usize = 100_000;
 
-/// The filter has none.
+/// The filter has no options.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Options {}
@@ -44,24 +44,24 @@ impl FilterOptions for Options {
     }
 }
 
-/// What stands for a uuid, of whatever form.
+/// Hash of a uuid, which may be any text.
 type Uuid = [u8; 16];
 
-/// Uuids with a hash of the bytes that came with each.
-type Uuids = HashMap<Uuid, u32, BuildHasherDefault<Hashed>>;
+/// Uuids, each with a hash of the bytes of its record.
+type Uuids = HashMap<Uuid, u32, BuildHasherDefault<KeyPrefixHasher>>;
 
-/// Takes the beginning of a key that is a hash: a map for each of many files has to be small.
+/// Uses the first bytes of a key, which is a hash already. Keeps the many maps small.
 #[derive(Default)]
-struct Hashed(u64);
+struct KeyPrefixHasher(u64);
 
-impl Hasher for Hashed {
+impl Hasher for KeyPrefixHasher {
     fn write(&mut self, bytes: &[u8]) {
         if let Some(first) = bytes.first_chunk() {
             self.0 = u64::from_le_bytes(*first);
         }
     }
 
-    /// The key's length, which is always the same.
+    /// Ignores the length of the key, which is constant.
     fn write_usize(&mut self, _: usize) {}
 
     fn finish(&self) -> u64 {
@@ -69,39 +69,39 @@ impl Hasher for Hashed {
     }
 }
 
-/// Remembers the uuids of each file, with a hash of the bytes that came with each.
+/// Remembers the uuids of each file.
 #[derive(Default)]
 struct Dedupe {
     limit: usize,
-    /// Random keys prevent crafted uuids that collide.
+    /// Random seed of the hashes, so that colliding uuids cannot be constructed.
     seed: u64,
-    files: HashMap<FileKey, Seen>,
-    /// How many uuids all files have together.
+    files: HashMap<FileKey, FileUuids>,
+    /// Number of uuids of all files together.
     total: usize,
-    /// Counts the checks, to know which file was read last.
+    /// Number of checks so far; tells which file was read last.
     ticks: u64,
-    /// What was remembered since the last commit.
+    /// Uuids added since the last commit.
     fresh: Vec<(FileKey, Uuid)>,
     events: Vec<Event>,
 }
 
 /// The uuids of one file.
 #[derive(Default)]
-struct Seen {
+struct FileUuids {
     era: u32,
     used: u64,
-    /// Since the file was last rewritten.
+    /// Uuids since the last rewrite of the file.
     current: Uuids,
-    /// From before that.
+    /// Uuids from before the last rewrite.
     earlier: Option<Box<Uuids>>,
 }
 
-impl Seen {
+impl FileUuids {
     fn len(&self) -> usize {
         self.current.len() + self.earlier.as_ref().map_or(0, |earlier| earlier.len())
     }
 
-    fn enter(&mut self, era: u32) {
+    fn start_era(&mut self, era: u32) {
         if self.era != era {
             self.era = era;
             let current = mem::take(&mut self.current);
@@ -123,7 +123,7 @@ impl Filter for Dedupe {
         self.ticks += 1;
         let seen = self.files.entry(origin.file).or_default();
         seen.used = self.ticks;
-        seen.enter(origin.era);
+        seen.start_era(origin.era);
         let earlier = seen.earlier.as_ref().and_then(|earlier| earlier.get(&uuid));
         if earlier == Some(&bytes) {
             return Verdict::Drop("duplicate_uuid");
@@ -134,8 +134,8 @@ impl Filter for Dedupe {
                 self.events.push(reused(record, &text));
                 Verdict::Drop("reused_uuid")
             }
-            Entry::Vacant(place) => {
-                place.insert(bytes);
+            Entry::Vacant(entry) => {
+                entry.insert(bytes);
                 self.fresh.push((origin.file, uuid));
                 self.total += 1;
                 self.make_room(origin.file);
@@ -168,8 +168,8 @@ impl Filter for Dedupe {
 }
 
 impl Dedupe {
-    /// Forgets files, those longest not read first, until a quarter of the room is free; the one
-    /// being read goes last.
+    /// Forgets the least recently read files until a quarter of the limit is free; the file that is
+    /// being read is last.
     fn make_room(&mut self, reading: FileKey) {
         if self.total <= self.limit {
             return;
@@ -186,7 +186,7 @@ impl Dedupe {
             tracing::warn!(
                 code = "dedupe_limit_reached",
                 limit = self.limit,
-                "uuids of a file were too many to remember all"
+                "too many uuids in one file: duplicates may be shipped"
             );
         }
     }
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn drops_a_uuid_seen_in_the_same_file() {
+    fn uuid_seen_in_the_same_file_is_dropped() {
         let mut filter = dedupe(100);
         assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a"}"#), KEEP);
         assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a"}"#), DUPLICATE);
@@ -241,14 +241,14 @@ mod tests {
     }
 
     #[test]
-    fn keeps_a_uuid_seen_in_another_file() {
+    fn uuid_seen_in_another_file_is_kept() {
         let mut filter = dedupe(100);
         assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a"}"#), KEEP);
         assert_eq!(check(&mut filter, 2, 0, r#"{"uuid":"a"}"#), KEEP);
     }
 
     #[test]
-    fn keeps_records_without_a_uuid_however_often() {
+    fn records_without_uuid_are_kept() {
         let mut filter = dedupe(100);
         for line in [r#"{"type":"mode"}"#, r#"{"uuid":5}"#, r#"{"uuid":null}"#, "{\"uuid\":\"a\""] {
             assert_eq!(check(&mut filter, 1, 0, line), KEEP);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uuid_with_other_bytes_is_dropped_and_reported() {
+    fn uuid_with_other_bytes_is_dropped_and_reported() {
         let mut filter = dedupe(100);
         assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a","n":1}"#), KEEP);
         assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a","n":2}"#), REUSED);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_rewrite_only_the_same_bytes_are_a_repetition() {
+    fn after_rewrite_only_same_bytes_are_duplicates() {
         let mut filter = dedupe(100);
         assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a","n":1}"#), KEEP);
         assert_eq!(check(&mut filter, 1, 1, r#"{"uuid":"a","n":1}"#), DUPLICATE);
@@ -276,10 +276,10 @@ mod tests {
         assert_eq!(check(&mut filter, 1, 1, r#"{"uuid":"a","n":3}"#), REUSED);
     }
 
-    /// A memory that outlives a group that was not stored drops the record when it comes again,
-    /// and it is lost.
+    /// If the memory outlived a group that was not stored, the record would be dropped when it is read
+    /// again, and lost.
     #[test]
-    fn a_rollback_forgets_what_was_not_stored() {
+    fn rollback_forgets_unstored_uuids() {
         let mut filter = dedupe(100);
         assert_eq!(check(&mut filter, 1, 0, r#"{"uuid":"a"}"#), KEEP);
         filter.commit();
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_the_oldest_file_goes_first() {
+    fn memory_is_limited_and_oldest_file_is_forgotten() {
         let mut filter = dedupe(8);
         for file in 0..4 {
             for n in 0..2 {

@@ -1,15 +1,13 @@
 //! Drops records by their `type` field.
 //!
-//! Session files carry bookkeeping (`progress`, `file-history-snapshot`) that an auditor never
+//! Session files contain bookkeeping (`progress`, `file-history-snapshot`) that an auditor never
 //! reads. The server lists these types; this filter drops them before they reach the outbox.
 
 use std::collections::BTreeSet;
 
+use ai_agent_stage::{BuildError, Filter, FilterOptions, FilterPlugin, Record, Verdict};
 use schemars::JsonSchema;
 use serde::Deserialize;
-
-use super::{Filter, FilterOptions, FilterPlugin, Record, Verdict};
-use crate::stages::BuildError;
 
 inventory::submit! {
     FilterPlugin::new::<IgnoreTypes>(
@@ -22,7 +20,7 @@ types = ["file-history-snapshot", "progress"]
     )
 }
 
-/// Drops a record when its `type` is listed; keeps a record that has no `type`.
+/// Drops a record if its `type` is listed; keeps a record without a `type`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct IgnoreTypes {
@@ -59,24 +57,24 @@ mod tests {
     }
 
     #[test]
-    fn drops_a_listed_type() {
+    fn listed_type_is_dropped() {
         let verdict = check(r#"types = ["progress"]"#, r#"{"type":"progress"}"#);
         assert_eq!(verdict, Verdict::Drop("ignored_type"));
     }
 
     #[test]
-    fn drops_a_listed_type_written_with_escapes() {
+    fn listed_type_written_with_escapes_is_dropped() {
         let verdict = check(r#"types = ["progress"]"#, r#"{"\u0074ype":"pro\u0067ress"}"#);
         assert_eq!(verdict, Verdict::Drop("ignored_type"));
     }
 
     #[test]
-    fn keeps_a_record_without_a_type() {
+    fn record_without_type_is_kept() {
         assert_eq!(check(r#"types = ["progress"]"#, r#"{"uuid":"a"}"#), Verdict::Keep);
     }
 
     #[test]
-    fn keeps_another_case_and_another_json_type() {
+    fn other_case_and_other_json_type_are_kept() {
         assert_eq!(check(r#"types = ["progress", "5"]"#, r#"{"type":"Progress"}"#), Verdict::Keep);
         assert_eq!(check(r#"types = ["progress", "5"]"#, r#"{"type":5}"#), Verdict::Keep);
     }

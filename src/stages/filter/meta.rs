@@ -1,10 +1,8 @@
 //! Drops the records that the client marks as its own notes.
 
+use ai_agent_stage::{BuildError, Filter, FilterOptions, FilterPlugin, Record, Verdict};
 use schemars::JsonSchema;
 use serde::Deserialize;
-
-use super::{Filter, FilterOptions, FilterPlugin, Record, Verdict};
-use crate::stages::BuildError;
 
 inventory::submit! {
     FilterPlugin::new::<Meta>(
@@ -43,13 +41,13 @@ mod tests {
     }
 
     #[test]
-    fn drops_a_note() {
+    fn note_is_dropped() {
         let line = r#"{"type":"user","isMeta":true}"#;
         assert_eq!(check(line), Verdict::Drop("meta"));
     }
 
     #[test]
-    fn keeps_a_record_that_is_none() {
+    fn other_record_is_kept() {
         assert_eq!(check(r#"{"isMeta":false}"#), Verdict::Keep);
         assert_eq!(check(r#"{"isMeta":"true"}"#), Verdict::Keep);
         assert_eq!(check(r#"{"message":{"isMeta":true}}"#), Verdict::Keep);

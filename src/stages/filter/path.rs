@@ -1,84 +1,81 @@
-//! Drops records by where they come from: the session's file, or the directory that the client
-//! worked in.
+//! Drops records by their origin: the session file, or the working directory of the client.
 //!
-//! The client keeps a project's sessions in one directory, and most records name the directory
-//! they were written in as `cwd`. A record without one is not dropped for it: nothing is known.
+//! The client keeps the sessions of a project in one directory, and most records contain their working
+//! directory as `cwd`. A record without `cwd` is never dropped because of it.
 
+use ai_agent_stage::{BuildError, Filter, FilterOptions, FilterPlugin, Record, Verdict};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use schemars::JsonSchema;
 use serde::Deserialize;
-
-use super::{Filter, FilterOptions, FilterPlugin, Record, Verdict};
-use crate::stages::BuildError;
 
 inventory::submit! {
     FilterPlugin::new::<Options>(
         "path",
         "Drops records by globs on the session's file and on the record's `cwd`.",
         r#"
-## Records with such a `cwd` are dropped. A directory counts with all that is in it. A glob begins
-## with `/`, `**/` or a drive, with `/` between names: `*` is any part of one name, `**/` any
-## directories, `{a,b}` one or the other.
+## Drop records whose `cwd` matches one of these globs or is below a match. A glob starts with `/`,
+## `**/` or a drive, and uses `/` between names: `*` matches any part of one name, `**/` any
+## directories, `{a,b}` one of two.
 drop_cwd = ["**/secret-project"]
-## Records with a `cwd` that is none of these are dropped; those without `cwd` stay.
+## Drop records whose `cwd` does not match; records without `cwd` are kept.
 keep_only_cwd = []
-## Records whose session file is one of these, or lies in one, are dropped.
+## Drop records whose session file matches or is below a match.
 drop_files = ["**/projects/*-secret-project"]
-## Records of all other session files are dropped.
+## Drop records of all other session files.
 keep_only_files = []
 "#,
     )
 }
 
-/// Drops records by globs on the session's file and on `cwd`.
+/// Options of the filter.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Options {
-    /// Records with such a `cwd` are dropped. A directory counts with all that is in it.
+    /// Drop records whose `cwd` matches one of these globs or is below a match.
     #[serde(default)]
     drop_cwd: Vec<String>,
-    /// Records with a `cwd` that is none of these are dropped; those without `cwd` stay.
+    /// Drop records whose `cwd` does not match; records without `cwd` are kept.
     #[serde(default)]
     keep_only_cwd: Vec<String>,
-    /// Records whose session file is one of these, or lies in one, are dropped.
+    /// Drop records whose session file matches or is below a match.
     #[serde(default)]
     drop_files: Vec<String>,
-    /// Records of all other session files are dropped.
+    /// Drop records of all other session files.
     #[serde(default)]
     keep_only_files: Vec<String>,
 }
 
-/// Decides by two paths.
-struct ByPath {
-    cwd: Choice,
-    files: Choice,
+/// The filter.
+struct PathFilter {
+    cwd: PathRules,
+    files: PathRules,
 }
 
-/// Which paths are dropped.
-struct Choice {
+/// Rules for one kind of path.
+struct PathRules {
     drop: Globs,
     keep_only: Option<Globs>,
 }
 
-/// Globs on paths of one system or another.
+/// Globs for paths of any operating system.
 struct Globs {
-    /// For paths that begin with `/`.
+    /// For paths that start with `/`.
     exact: GlobSet,
-    /// For paths of Windows, whose case does not matter.
+    /// For paths of Windows, which are compared without regard to case.
     folded: GlobSet,
 }
 
 impl FilterOptions for Options {
-    type Filter = ByPath;
+    type Filter = PathFilter;
 
-    fn build(self) -> Result<ByPath, BuildError> {
-        let choice = |(drop, drops): (_, Vec<_>), (keep, keeps): (_, Vec<_>)| {
+    fn build(self) -> Result<PathFilter, BuildError> {
+        let rules = |(drop, drops): (_, Vec<_>), (keep, keeps): (_, Vec<_>)| {
             let keep_only = (!keeps.is_empty()).then(|| Globs::new(keep, &keeps)).transpose()?;
-            Ok::<_, BuildError>(Choice { drop: Globs::new(drop, &drops)?, keep_only })
+            Ok::<_, BuildError>(PathRules { drop: Globs::new(drop, &drops)?, keep_only })
         };
-        Ok(ByPath {
-            cwd: choice(("drop_cwd", self.drop_cwd), ("keep_only_cwd", self.keep_only_cwd))?,
-            files: choice(
+        Ok(PathFilter {
+            cwd: rules(("drop_cwd", self.drop_cwd), ("keep_only_cwd", self.keep_only_cwd))?,
+            files: rules(
                 ("drop_files", self.drop_files),
                 ("keep_only_files", self.keep_only_files),
             )?,
@@ -86,25 +83,25 @@ impl FilterOptions for Options {
     }
 }
 
-impl Filter for ByPath {
+impl Filter for PathFilter {
     fn check(&mut self, record: &Record<'_>) -> Verdict {
-        if self.files.is_set() && self.files.drops(&record.origin().path.to_string_lossy()) {
+        if self.files.is_configured() && self.files.drops(&record.origin().path.to_string_lossy()) {
             return Verdict::Drop("file");
         }
-        if self.cwd.is_set() && record.cwd().is_some_and(|cwd| self.cwd.drops(&cwd)) {
+        if self.cwd.is_configured() && record.cwd().is_some_and(|cwd| self.cwd.drops(&cwd)) {
             return Verdict::Drop("cwd");
         }
         Verdict::Keep
     }
 }
 
-impl Choice {
-    fn is_set(&self) -> bool {
+impl PathRules {
+    fn is_configured(&self) -> bool {
         !self.drop.exact.is_empty() || self.keep_only.is_some()
     }
 
     fn drops(&self, path: &str) -> bool {
-        self.drop.hold(path) || self.keep_only.as_ref().is_some_and(|only| !only.hold(path))
+        self.drop.matches(path) || self.keep_only.as_ref().is_some_and(|only| !only.matches(path))
     }
 }
 
@@ -115,12 +112,12 @@ impl Globs {
             for glob in globs {
                 add(&mut set, glob, fold).map_err(|problem| wrong(option, problem))?;
             }
-            set.build().map_err(|error| wrong(option, format!("holds {error}")))
+            set.build().map_err(|error| wrong(option, format!("contains {error}")))
         };
         Ok(Self { exact: sets(false)?, folded: sets(true)? })
     }
 
-    fn hold(&self, path: &str) -> bool {
+    fn matches(&self, path: &str) -> bool {
         if path.starts_with('/') {
             self.exact.is_match(path)
         } else {
@@ -129,15 +126,15 @@ impl Globs {
     }
 }
 
-/// Adds what a glob names, and all that is in it.
+/// Adds a glob, and one for everything below its matches.
 fn add(set: &mut GlobSetBuilder, glob: &str, fold: bool) -> Result<(), String> {
     if glob.contains('\\') {
-        return Err(format!("holds `{glob}`, expected `/` between names, on Windows too"));
+        return Err(format!("contains `{glob}`, expected `/` between names, on Windows too"));
     }
     let drive = glob.chars().nth(1) == Some(':');
     if !drive && !["/", "**/", "{", "["].iter().any(|start| glob.starts_with(start)) {
         return Err(format!(
-            "holds `{glob}`, which no absolute path matches, expected a glob that begins with `/`, \
+            "contains `{glob}`, which no absolute path matches, expected a glob that starts with `/`, \
              `**/` or a drive: `**/{}`",
             glob.trim_start_matches("~/").trim_start_matches('*')
         ));
@@ -148,18 +145,18 @@ fn add(set: &mut GlobSetBuilder, glob: &str, fold: bool) -> Result<(), String> {
         if !glob.is_empty() {
             let mut glob = GlobBuilder::new(glob);
             let glob = glob.literal_separator(true).backslash_escape(false).case_insensitive(fold);
-            set.add(glob.build().map_err(|error| format!("holds {}", explain(&error)))?);
+            set.add(glob.build().map_err(|error| format!("contains {}", describe(&error)))?);
         }
     }
     Ok(())
 }
 
-fn explain(error: &globset::Error) -> String {
+fn describe(error: &globset::Error) -> String {
     format!("`{}`: {}", error.glob().unwrap_or_default(), error.kind())
 }
 
 fn wrong(option: &'static str, problem: String) -> BuildError {
-    BuildError::Invalid { option, problem }
+    BuildError::invalid(option, problem)
 }
 
 #[cfg(test)]
@@ -199,13 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stays_within_one_name() {
+    fn star_matches_within_one_name() {
         assert_eq!(check("drop_cwd = ['/a/*/c']", &at("/a/b/c")), CWD);
         assert_eq!(check("drop_cwd = ['/a/*/c']", &at("/a/b/b/c")), Verdict::Keep);
     }
 
     #[test]
-    fn everything_else_is_dropped_when_only_some_is_kept() {
+    fn keep_only_drops_everything_else() {
         let options = "keep_only_cwd = ['/work']\ndrop_cwd = ['/work/private']";
         assert_eq!(check(options, &at("/work/a")), Verdict::Keep);
         assert_eq!(check(options, &at("/work/private/a")), CWD);
@@ -213,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_cwd_stays() {
+    fn record_without_cwd_is_kept() {
         let options = "keep_only_cwd = ['/work']\ndrop_cwd = ['/**']";
         for line in ["{}", r#"{"cwd":5}"#, r#"{"message":{"cwd":"/a"}}"#, "{\"cwd\":\"/a\"", "x"] {
             assert_eq!(check(options, line), Verdict::Keep, "{line}");
@@ -222,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_of_windows_is_read_with_either_sign_and_in_any_case() {
+    fn windows_path_matches_any_separator_and_case() {
         for glob in ["**/Secret", "C:/users/*/secret", "[cd]:/**/secret"] {
             let options = format!("drop_cwd = ['{glob}']");
             assert_eq!(check(&options, &at(r"c:\Users\a\SECRET\b")), CWD, "{glob}");
@@ -232,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sessions_file_decides_for_lines_of_any_kind() {
+    fn session_file_decides_for_any_line() {
         let session = "drop_files = ['**/projects/-work']";
         let other = "keep_only_files = ['**/projects/-home']";
         for line in ["{}", "no JSON", r#"{"cwd":"/a"}"#] {
@@ -243,20 +240,24 @@ mod tests {
     }
 
     #[test]
-    fn a_glob_that_cannot_match_or_be_read_is_refused() {
+    fn invalid_or_relative_glob_is_refused() {
         let refused = |glob: &str| {
             let options = format!("drop_cwd = ['{glob}']");
             from_toml::<Options>(&options).err().unwrap().to_string()
         };
-        let relative = "which no absolute path matches, expected a glob that begins with `/`, `**/` \
+        let relative = "which no absolute path matches, expected a glob that starts with `/`, `**/` \
                         or a drive: `**/secret`";
-        assert_eq!(refused("secret"), format!("`drop_cwd` holds `secret`, {relative}"));
-        assert_eq!(refused("~/secret"), format!("`drop_cwd` holds `~/secret`, {relative}"));
+        assert_eq!(refused("secret"), format!("`drop_cwd` contains `secret`, {relative}"));
+        assert_eq!(refused("~/secret"), format!("`drop_cwd` contains `~/secret`, {relative}"));
         assert_eq!(
             refused(r"C:\secret"),
-            r"`drop_cwd` holds `C:\secret`, expected `/` between names, on Windows too"
+            r"`drop_cwd` contains `C:\secret`, expected `/` between names, on Windows too"
         );
-        assert!(refused("/a/{b").starts_with("`drop_cwd` holds `/a/{b`: "), "{}", refused("/a/{b"));
+        assert!(
+            refused("/a/{b").starts_with("`drop_cwd` contains `/a/{b`: "),
+            "{}",
+            refused("/a/{b")
+        );
         assert!(refused("").contains("expected a glob"));
     }
 }

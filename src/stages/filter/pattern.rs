@@ -1,27 +1,27 @@
-//! Regular expressions of filters: searched in time that grows with the text only, of bounded size.
+//! Regular expressions of bounded size; the time of a search grows only with the text.
 
 use regex_automata::meta::{BuildError, Config, Regex};
 
-/// The most that compiled expressions of one filter may need: a repetition of repetitions is
-/// small to write and huge to compile.
+/// Maximum size of the compiled patterns of one filter: nested repetitions are short to write and
+/// huge to compile.
 const MAX_SIZE: usize = 4 << 20;
 
-/// Compiles expressions that are searched together. The first that is wrong is given back with
-/// what is wrong with it.
+/// Compiles patterns that are searched together. Returns the index of the first invalid one, and what
+/// is wrong with it.
 pub(super) fn compile<P: AsRef<str>>(patterns: &[P]) -> Result<Regex, (usize, String)> {
     let config = Config::new().nfa_size_limit(Some(MAX_SIZE)).onepass(false);
     let built = Regex::builder().configure(config).build_many(patterns);
     built.map_err(|error| {
         let index = error.pattern().map_or(0, |pattern| pattern.as_usize());
-        (index, explain(&error))
+        (index, describe(&error))
     })
 }
 
-fn explain(error: &BuildError) -> String {
+fn describe(error: &BuildError) -> String {
     if error.size_limit().is_some() {
         return "it is too large: repeat less".to_owned();
     }
-    // The expression with a mark below it comes first.
+    // The pattern with a mark below it comes first, the error in the last line.
     let text = error.syntax_error().map_or_else(|| error.to_string(), ToString::to_string);
     let last = text.lines().last().unwrap_or_default();
     last.strip_prefix("error: ").unwrap_or(last).to_owned()
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_is_said_in_one_line() {
+    fn error_is_described_in_one_line() {
         let wrong = |pattern: &str| compile(&["a", pattern]).unwrap_err();
         assert_eq!(wrong("(x"), (1, "unclosed group".to_owned()));
         assert_eq!(wrong("((a{500}){500}){500}").1, "it is too large: repeat less");

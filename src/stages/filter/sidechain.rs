@@ -1,10 +1,8 @@
 //! Drops the records of sub-agents.
 
+use ai_agent_stage::{BuildError, Filter, FilterOptions, FilterPlugin, Record, Verdict};
 use schemars::JsonSchema;
 use serde::Deserialize;
-
-use super::{Filter, FilterOptions, FilterPlugin, Record, Verdict};
-use crate::stages::BuildError;
 
 inventory::submit! {
     FilterPlugin::new::<Sidechain>(
@@ -43,13 +41,13 @@ mod tests {
     }
 
     #[test]
-    fn drops_a_record_of_a_sub_agent() {
+    fn record_of_a_sub_agent_is_dropped() {
         let line = r#"{"type":"user","isSidechain":true}"#;
         assert_eq!(check(line), Verdict::Drop("sidechain"));
     }
 
     #[test]
-    fn keeps_a_record_that_is_none() {
+    fn other_record_is_kept() {
         assert_eq!(check(r#"{"isSidechain":false}"#), Verdict::Keep);
         assert_eq!(check(r#"{"isSidechain":"true"}"#), Verdict::Keep);
         assert_eq!(check(r#"{"message":{"isSidechain":true}}"#), Verdict::Keep);

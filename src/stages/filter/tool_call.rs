@@ -1,24 +1,24 @@
-//! Cuts calls of tools out of a record's message.
+//! Cuts tool calls out of the message of a record.
 //!
-//! The blocks of type `tool_use` in `message.content` go, with the comma beside them; every other
-//! byte stays. A record that has no block left is dropped. Results of tools are other records'
-//! business and stay.
+//! The blocks of type `tool_use` in `message.content` are removed, together with one comma each;
+//! every other byte stays. A record without remaining blocks is dropped. Results of tools are in
+//! other records and stay.
 
 use std::ops::Range;
 
+use ai_agent_stage::{
+    BuildError, Change, Fallback, Filter, FilterOptions, FilterPlugin, Record, Verdict,
+};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::json;
-
-use super::{Change, Fallback, Filter, FilterOptions, FilterPlugin, Record, Verdict};
-use crate::stages::BuildError;
 
 inventory::submit! {
     FilterPlugin::new::<ToolCall>(
         "tool-call",
         "Cuts `tool_use` blocks out of `message.content`; drops a record that has no block left.",
         r#"
-## What becomes of a record that is too large to be looked at whole: "keep" or "drop".
+## Action for a record that is too large to be held in memory: "keep" or "drop".
 on_oversize = "keep"
 "#,
     )
@@ -28,7 +28,7 @@ on_oversize = "keep"
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ToolCall {
-    /// What becomes of a record that is too large to be looked at whole: "keep" or "drop".
+    /// Action for a record that is too large to be held in memory: "keep" or "drop".
     #[serde(default)]
     on_oversize: Fallback,
 }
@@ -46,8 +46,8 @@ impl Filter for ToolCall {
         if record.is_partial() {
             return self.on_oversize.verdict("oversized");
         }
-        // A call is written as `tool_use` or with escapes; without either there is none.
-        if !may_hold_a_call(record.line()) {
+        // A call contains `tool_use` or an escape, so that most records need no scan.
+        if !may_contain_call(record.line()) {
             return Verdict::Keep;
         }
         let Some(blocks) = record.message().and_then(content_blocks) else { return Verdict::Keep };
@@ -58,17 +58,17 @@ impl Filter for ToolCall {
         if !calls.contains(&false) {
             return Verdict::Drop("only_tool_calls");
         }
-        let places: Vec<_> = blocks.iter().map(|block| place(record.line(), block)).collect();
-        Verdict::Edit(cuts(&places, &calls), "tool_calls")
+        let ranges: Vec<_> = blocks.iter().map(|block| range(record.line(), block)).collect();
+        Verdict::Edit(cuts(&ranges, &calls), "tool_calls")
     }
 }
 
-fn may_hold_a_call(line: &[u8]) -> bool {
+fn may_contain_call(line: &[u8]) -> bool {
     memchr::memmem::find(line, b"tool_use").is_some()
         || memchr::memmem::find(line, b"\\u").is_some()
 }
 
-/// The blocks of `message.content`, when that is an array.
+/// Returns the blocks of `message.content` if it is an array.
 fn content_blocks(message: &str) -> Option<Vec<&str>> {
     let content = last_member(message, "content").filter(|value| value.starts_with('['))?;
     let mut blocks = Vec::new();
@@ -80,7 +80,7 @@ fn is_call(block: &str) -> bool {
     last_member(block, "type").and_then(json::string).is_some_and(|kind| kind == "tool_use")
 }
 
-/// The value of an object's member; of one given twice the last counts.
+/// Returns the value of a member; the last one if it occurs twice.
 fn last_member<'a>(object: &'a str, name: &str) -> Option<&'a str> {
     let mut found = None;
     json::members(object, |member| {
@@ -91,23 +91,23 @@ fn last_member<'a>(object: &'a str, name: &str) -> Option<&'a str> {
     found
 }
 
-/// Where `block`, a part of `line`, stands in it.
-fn place(line: &[u8], block: &str) -> Range<usize> {
+/// Returns the range of `block`, a slice of `line`.
+fn range(line: &[u8], block: &str) -> Range<usize> {
     let start = block.as_ptr().addr() - line.as_ptr().addr();
     start..start + block.len()
 }
 
-/// What to cut so that the calls and one comma with each are removed: behind a block that stays, the
-/// comma before the call; before the first block that stays, the comma after it.
-fn cuts(places: &[Range<usize>], calls: &[bool]) -> Vec<Change> {
+/// Returns the ranges of the calls, each with one comma: after a kept block the comma before the call,
+/// before the first kept block the comma after it.
+fn cuts(ranges: &[Range<usize>], calls: &[bool]) -> Vec<Change> {
     let first_kept = calls.iter().position(|call| !call).unwrap_or(calls.len());
-    (0..places.len())
+    (0..ranges.len())
         .filter(|index| calls[*index])
         .map(|index| {
             Change::cut(if index < first_kept {
-                places[index].start..places[index + 1].start
+                ranges[index].start..ranges[index + 1].start
             } else {
-                places[index - 1].end..places[index].end
+                ranges[index - 1].end..ranges[index].end
             })
         })
         .collect()
@@ -137,7 +137,7 @@ mod tests {
     const CALL: &str = r#"{"type":"tool_use","input":{"a":[1,"]"]}}"#;
 
     #[test]
-    fn cuts_the_call_and_one_comma() {
+    fn call_is_cut_with_one_comma() {
         let text = r#"{"type":"text"}"#;
         let cases = [
             (format!("[{CALL}, {text}]"), format!("[{text}]")),
@@ -154,13 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn drops_a_record_of_calls_only() {
+    fn record_with_only_calls_is_dropped() {
         let line = format!(r#"{{"message":{{"content":[{CALL},{CALL}]}}}}"#);
         assert_eq!(check(&line), Verdict::Drop("only_tool_calls"));
     }
 
     #[test]
-    fn keeps_what_holds_no_call() {
+    fn record_without_calls_is_kept() {
         let lines = [
             r#"{"message":{"content":"tool_use"}}"#,
             r#"{"message":{"content":[]},"x":"tool_use"}"#,
@@ -188,14 +188,14 @@ mod tests {
     }
 
     #[test]
-    fn sees_through_escapes() {
+    fn call_written_with_escapes_is_found() {
         let line = r#"{"mess\u0061ge":{"c\u006fntent":[{"t\u0079pe":"tool\u005fuse"}]}}"#;
         assert_eq!(check(line), Verdict::Drop("only_tool_calls"));
     }
 
     proptest! {
         #[test]
-        fn what_is_left_equals_the_original_without_its_calls(
+        fn result_equals_the_original_without_calls(
             calls in prop::collection::vec(any::<bool>(), 1..8), spaced: bool
         ) {
             let blocks: Vec<Value> = calls.iter().enumerate().map(|(index, call)| {

@@ -1,7 +1,7 @@
-//! Appends entries to a file, one line each: for pipelines and tests.
+//! Appends entries to a file, one line each: for shell pipelines and tests.
 //!
-//! A batch is acknowledged when the file is synced. After a crash in mid-batch the batch is written
-//! again, as with any sink: lines that stand there twice have the same `seq`.
+//! A batch is acknowledged when the file is synced. After a crash during a batch, the batch is written
+//! again, as by any sink: duplicate lines have the same `seq`.
 
 use std::{
     fs::File,
@@ -21,17 +21,17 @@ inventory::submit! {
         "file",
         "Appends entries to a file as NDJSON.",
         r#"
-## The file, absolute. It is made when it is missing, readable by its owner only.
+## Absolute path. The file is created if it is missing, readable only by its owner.
 path = "/var/tmp/ai-agent.ndjson"
 "#,
     )
 }
 
-/// Where to write.
+/// Options of the sink.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Options {
-    /// The file, absolute. It is made when it is missing, readable by its owner only.
+    /// Absolute path. The file is created if it is missing, readable only by its owner.
     path: PathBuf,
 }
 
@@ -47,7 +47,7 @@ impl SinkOptions for Options {
     }
 }
 
-/// Appends each batch's lines and syncs.
+/// Appends the lines of each batch and syncs the file.
 struct FileSink {
     path: PathBuf,
 }
@@ -73,7 +73,7 @@ impl Sink for FileSink {
     }
 }
 
-/// Appends whole lines: a line that a crash tore is cut off first.
+/// Appends whole lines, after removing an incomplete line that a crash left.
 fn append(path: &Path, lines: &[u8]) -> io::Result<()> {
     let mut file = secure_file::options().read(true).open(path)?;
     let end = whole_lines(&mut file)?;
@@ -83,7 +83,7 @@ fn append(path: &Path, lines: &[u8]) -> io::Result<()> {
     file.sync_data()
 }
 
-/// The length of the file up to and with its last newline.
+/// Returns the length of the file up to and including its last newline.
 fn whole_lines(file: &mut File) -> io::Result<u64> {
     const STEP: u64 = 64 << 10;
     let mut end = file.seek(SeekFrom::End(0))?;
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn torn_line_is_removed_before_appending() {
+    fn append_removes_an_incomplete_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.ndjson");
         append(&path, b"one\ntwo\n").unwrap();

@@ -1,8 +1,8 @@
-//! Ships batches to a SIEM over HTTP, as the protocol of `siem-protocol` has it.
+//! Ships batches to a SIEM over HTTP with the protocol of `siem-protocol`.
 //!
-//! Each request carries a Bearer token and an HMAC-SHA256 over the body as sent. TLS trusts what
-//! the system trusts, and `ca_file` besides. A proxy is taken from the environment
-//! (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, but for what `NO_PROXY` names) or from `proxy`.
+//! Each request carries a bearer token and an HMAC-SHA256 over the body as sent. TLS trusts the
+//! certificates of the operating system and those of `ca_file`. The proxy comes from the environment
+//! (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, except for hosts in `NO_PROXY`) or from `proxy`.
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use siem_protocol::Encoding;
 
 use super::{
     Batch, Delivery, DeliveryFuture, Sink, SinkOptions, SinkPlugin,
-    answer::{Acknowledgement, Owed, judge},
+    response::{Acknowledgement, RequiredReceipt, interpret},
     stored_frames::request_body,
 };
 use crate::{
@@ -34,78 +34,76 @@ inventory::submit! {
         r#"
 ## Base URL of the receiver, http or https. Also: CLAUDE_SIEM_ENDPOINT.
 endpoint = "https://siem.example.com"
-## Bearer token. Better given by CLAUDE_SIEM_TOKEN or `token_file`.
+## Bearer token. Preferably set by CLAUDE_SIEM_TOKEN or `token_file`.
 token = "..."
-## File with the token, readable by its owner only (0600).
+## File with the token, readable only by its owner (0600).
 token_file = "/etc/ai-agent/token"
-## Secret that signs each body. Better given by CLAUDE_SIEM_HMAC_SECRET or `hmac_secret_file`.
+## Secret that signs each body. Preferably set by CLAUDE_SIEM_HMAC_SECRET or `hmac_secret_file`.
 hmac_secret = "..."
-## File with the secret, readable by its owner only (0600).
+## File with the secret, readable only by its owner (0600).
 hmac_secret_file = "/etc/ai-agent/hmac-secret"
-## How bodies are compressed: "zstd", "gzip" or "none".
+## Compression of request bodies: "zstd", "gzip" or "none".
 compression = "zstd"
-## What acknowledges a batch: the receiver's "receipt", or for foreign receivers any 2xx "status".
+## Response that acknowledges a batch: the receiver's "receipt", or any 2xx "status" for other receivers.
 acknowledgement = "receipt"
-## The longest that one request may take; one entry alone gets more, step by step, up to 15 minutes.
+## Maximum time of one request. A single entry gets more, step by step, up to 15 minutes.
 timeout = "60s"
-## Certificates (PEM) to trust besides the system's.
+## Additional certificates (PEM) to trust.
 ca_file = "/etc/ai-agent/ca.pem"
-## Client certificate (PEM), with the certificates between it and its root.
+## Client certificate (PEM), with its intermediate certificates.
 client_certificate_file = "/etc/ai-agent/client.pem"
-## Key of the client certificate (PEM), readable by its owner only (0600).
+## Key of the client certificate (PEM), readable only by its owner (0600).
 client_key_file = "/etc/ai-agent/client.key"
-## Proxy, http or https, in place of the one that the environment names. NO_PROXY is not asked then.
+## Proxy, http or https; overrides the environment's proxy and NO_PROXY.
 proxy = "http://proxy.example.com:3128"
-## User at the proxy.
+## User for the proxy.
 proxy_user = "..."
-## Password at the proxy. Better given by `proxy_password_file`.
+## Password for the proxy. Preferably set by `proxy_password_file`.
 proxy_password = "..."
-## File with the password at the proxy, readable by its owner only (0600).
+## File with the password for the proxy, readable only by its owner (0600).
 proxy_password_file = "/etc/ai-agent/proxy-password"
 "#,
     )
 }
 
-/// Where batches go, and how.
+/// Options of the sink.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Options {
     /// Base URL of the receiver, http or https. Also: `CLAUDE_SIEM_ENDPOINT`.
     endpoint: Option<String>,
-    /// Bearer token. Better given by `CLAUDE_SIEM_TOKEN` or `token_file`.
+    /// Bearer token. Preferably set by `CLAUDE_SIEM_TOKEN` or `token_file`.
     token: Option<Secret>,
-    /// File with the token, readable by its owner only (0600).
+    /// File with the token, readable only by its owner (0600).
     token_file: Option<PathBuf>,
-    /// Secret that signs each body. Better given by `CLAUDE_SIEM_HMAC_SECRET` or
+    /// Secret that signs each body. Preferably set by `CLAUDE_SIEM_HMAC_SECRET` or
     /// `hmac_secret_file`.
     hmac_secret: Option<Secret>,
-    /// File with the secret, readable by its owner only (0600).
+    /// File with the secret, readable only by its owner (0600).
     hmac_secret_file: Option<PathBuf>,
-    /// How bodies are compressed: "zstd", "gzip" or "none".
+    /// Compression of request bodies: "zstd", "gzip" or "none".
     #[serde(default)]
     compression: Compression,
-    /// What acknowledges a batch: the receiver's "receipt", or for foreign receivers any 2xx
-    /// "status".
+    /// Response that acknowledges a batch: the receiver's "receipt", or any 2xx "status" for other
+    /// receivers.
     #[serde(default)]
     acknowledgement: Acknowledgement,
-    /// The longest that one request may take; one entry alone gets more, step by step, up to 15
-    /// minutes.
+    /// Maximum time of one request. A single entry gets more, step by step, up to 15 minutes.
     #[serde(default = "timeout")]
     timeout: Time,
-    /// Certificates (PEM) to trust besides the system's.
+    /// Additional certificates (PEM) to trust.
     ca_file: Option<PathBuf>,
-    /// Client certificate (PEM), with the certificates between it and its root.
+    /// Client certificate (PEM), with its intermediate certificates.
     client_certificate_file: Option<PathBuf>,
-    /// Key of the client certificate (PEM), readable by its owner only (0600).
+    /// Key of the client certificate (PEM), readable only by its owner (0600).
     client_key_file: Option<PathBuf>,
-    /// Proxy, http or https, in place of the one that the environment names. `NO_PROXY` is not
-    /// asked then.
+    /// Proxy, http or https; overrides the environment's proxy and `NO_PROXY`.
     proxy: Option<String>,
-    /// User at the proxy.
+    /// User for the proxy.
     proxy_user: Option<String>,
-    /// Password at the proxy. Better given by `proxy_password_file`.
+    /// Password for the proxy. Preferably set by `proxy_password_file`.
     proxy_password: Option<Secret>,
-    /// File with the password at the proxy, readable by its owner only (0600).
+    /// File with the password for the proxy, readable only by its owner (0600).
     proxy_password_file: Option<PathBuf>,
 }
 
@@ -113,7 +111,7 @@ fn timeout() -> Time {
     Time::seconds(60)
 }
 
-/// How bodies are compressed.
+/// Compression of request bodies.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 enum Compression {
@@ -122,7 +120,7 @@ enum Compression {
     Zstd,
     /// gzip.
     Gzip,
-    /// Not at all.
+    /// No compression.
     None,
 }
 
@@ -136,7 +134,7 @@ impl From<Compression> for Encoding {
     }
 }
 
-/// Posts each batch.
+/// Sends each batch as a POST request.
 struct HttpSiem {
     connection: Connection,
     encoding: Encoding,
@@ -144,7 +142,7 @@ struct HttpSiem {
     acknowledgement: Acknowledgement,
     timeout: Duration,
     clock: Arc<dyn Clock>,
-    /// The length of the last body.
+    /// Length of the last body.
     sent: usize,
 }
 
@@ -176,12 +174,12 @@ impl Sink for HttpSiem {
             let within = self.timeout.max(batch.patience().unwrap_or_default());
             let id = batch.header().id();
             let reply = self.connection.post(&id, self.encoding, body, within).await;
-            let owed = if batch.header().redelivery {
-                Owed::Each(&batch.header().seqs)
+            let required = if batch.header().redelivery {
+                RequiredReceipt::Each(&batch.header().seqs)
             } else {
-                Owed::UpTo(batch.last_seq())
+                RequiredReceipt::UpTo(batch.last_seq())
             };
-            let delivery = judge(&reply, self.acknowledgement, owed, self.clock.now());
+            let delivery = interpret(&reply, self.acknowledgement, required, self.clock.now());
             let Delivery::Slow { waited, reason } = delivery else { return delivery };
             Delivery::Slow { waited, reason: reason + &self.too_slow(batch) }
         })
@@ -201,7 +199,7 @@ impl Sink for HttpSiem {
 }
 
 impl HttpSiem {
-    /// What no answer came to, and what a person can do where that goes on.
+    /// Describes a batch that got no response in time, with the remedy.
     fn too_slow(&self, batch: &Batch) -> String {
         let what = match batch.header().count {
             1 => "one entry".to_owned(),
@@ -209,7 +207,7 @@ impl HttpSiem {
         };
         let size = |bytes| Size(bytes as u64);
         format!(
-            " to {what} of {}, {} as sent; if the way to the receiver is that slow, raise \
+            " to {what} of {}, {} as sent; if the connection to the receiver is that slow, raise \
              `timeout` ({})",
             size(batch.raw_bytes()),
             size(self.sent),
@@ -218,10 +216,10 @@ impl HttpSiem {
     }
 }
 
-/// The way to the receiver that a sink of this type is configured for.
+/// Creates the connection to the receiver of a sink with these options.
 ///
 /// # Errors
-/// [`BuildError`] when an option is wrong.
+/// [`BuildError`] if an option is wrong.
 pub(crate) fn connect(
     options: &StageOptions,
     context: &AgentContext,
@@ -242,8 +240,8 @@ impl Options {
         let hmac_secret =
             secret(["hmac_secret", "hmac_secret_file"], self.hmac_secret.as_ref(), file, context)?;
         if !token.expose().bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
-            let problem = "holds characters that no HTTP header can carry".to_owned();
-            return Err(BuildError::Invalid { option: "token", problem });
+            let problem = "contains characters that an HTTP header cannot contain".to_owned();
+            return Err(BuildError::invalid("token", problem));
         }
         let identity = context.identity.clone();
         let (client, revision) = (self.client(context)?, context.revision.clone());
@@ -253,9 +251,9 @@ impl Options {
     fn client(&self, context: &AgentContext) -> Result<Client, BuildError> {
         let authorities = self.authorities(context)?;
         let builder = self.builder(context)?;
-        // Reading all that the system trusts takes longer than the rest of a start, and some systems
-        // have nothing to read.
-        let built = if self.may_speak_tls(context) {
+        // Reading the certificates of the system takes longer than the rest of a start, and some
+        // systems have none.
+        let built = if self.may_use_tls(context) {
             builder.tls_certs_merge(authorities).build()
         } else {
             builder.tls_certs_only(authorities).build()
@@ -269,13 +267,13 @@ impl Options {
              (`ca-certificates`), or name the receiver's authority with `ca_file`",
             causes(&failure)
         );
-        Err(BuildError::Invalid { option: "endpoint", problem })
+        Err(BuildError::invalid("endpoint", problem))
     }
 
-    /// Whether the receiver, or a proxy before it, may have to show a certificate.
-    fn may_speak_tls(&self, context: &AgentContext) -> bool {
+    /// Returns true if the receiver, or a proxy before it, may use TLS.
+    fn may_use_tls(&self, context: &AgentContext) -> bool {
         let is_plain = |url: &str| url.starts_with("http:");
-        // Without a scheme, a proxy of the environment speaks HTTP.
+        // A proxy of the environment without a scheme uses HTTP.
         let is_tls = |name| {
             let url = context.environment.get(name).and_then(|url| url.to_str());
             url.is_some_and(|url| url.starts_with("https:"))
@@ -286,7 +284,7 @@ impl Options {
             || proxied.into_iter().any(is_tls)
     }
 
-    /// A client, but for whom it trusts.
+    /// Creates a client without its trusted certificates.
     fn builder(&self, context: &AgentContext) -> Result<ClientBuilder, BuildError> {
         let mut builder = Client::builder()
             .user_agent(format!("ai-agent/{}", context.identity.agent_version))
@@ -301,14 +299,14 @@ impl Options {
         Ok(builder)
     }
 
-    /// The authorities to trust besides the system's.
+    /// Reads the certificates to trust in addition to those of the system.
     fn authorities(&self, context: &AgentContext) -> Result<Vec<Certificate>, BuildError> {
         let Some(path) = &self.ca_file else { return Ok(Vec::new()) };
         let invalid = |error: &dyn std::fmt::Display| invalid_file("ca_file", path, error);
         let pem = fs::read(context.paths.expand(path)).map_err(|error| invalid(&error))?;
         let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| invalid(&error))?;
         if certificates.is_empty() {
-            return Err(invalid(&"no PEM certificate is in it"));
+            return Err(invalid(&"it contains no PEM certificate"));
         }
         Ok(certificates)
     }
@@ -318,30 +316,30 @@ impl Options {
     fn proxy(&self, context: &AgentContext) -> Result<Option<Proxy>, BuildError> {
         let wrong = |problem: &str| {
             let problem = problem.to_owned();
-            BuildError::Invalid { option: "proxy", problem }
+            BuildError::invalid("proxy", problem)
         };
         let file = self.proxy_password_file.as_ref();
         let has_password = self.proxy_password.is_some() || file.is_some();
         let Some(proxy) = &self.proxy else {
             if self.proxy_user.is_some() || has_password {
-                return Err(wrong("is missing: user and password are for the proxy that it names"));
+                return Err(wrong("is missing: `proxy_user` and the password belong to it"));
             }
             return Ok(None);
         };
         let url = Url::parse(proxy)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some())
-            .ok_or_else(|| wrong("is no URL such as `http://proxy.example.com:3128`"))?;
+            .ok_or_else(|| wrong("is not a URL such as `http://proxy.example.com:3128`"))?;
         if !url.username().is_empty() || url.password().is_some() {
             return Err(wrong(
-                "holds a user or password, they go into `proxy_user` and `proxy_password_file`",
+                "contains a user or password: set `proxy_user` and `proxy_password_file`",
             ));
         }
         let proxy = Proxy::all(url).map_err(|_| wrong("cannot be used as a proxy"))?;
         let Some(user) = &self.proxy_user else {
             if has_password {
-                let problem = "is missing: a password at the proxy is a user's".to_owned();
-                return Err(BuildError::Invalid { option: "proxy_user", problem });
+                let problem = "is missing: a password for the proxy needs a user".to_owned();
+                return Err(BuildError::invalid("proxy_user", problem));
             }
             return Ok(Some(proxy));
         };
@@ -359,11 +357,11 @@ impl Options {
             (Some(certificate), Some(key)) => (certificate, key),
             (Some(_), None) => {
                 let problem = "is missing: a client certificate needs its key".to_owned();
-                return Err(BuildError::Invalid { option: "client_key_file", problem });
+                return Err(BuildError::invalid("client_key_file", problem));
             }
             (None, Some(_)) => {
                 let problem = "is missing: a key needs its certificate".to_owned();
-                return Err(BuildError::Invalid { option: "client_certificate_file", problem });
+                return Err(BuildError::invalid("client_certificate_file", problem));
             }
         };
         let read = fs::read(context.paths.expand(certificate));
@@ -380,15 +378,17 @@ impl Options {
 }
 
 fn url(text: &str) -> Result<Url, BuildError> {
-    let wrong = |problem: String| BuildError::Invalid { option: "endpoint", problem };
+    let wrong = |problem: String| BuildError::invalid("endpoint", problem);
     let expected = "expected a URL such as `https://siem.example.com`";
     let url =
-        Url::parse(text).map_err(|error| wrong(format!("is no URL ({error}), {expected}")))?;
+        Url::parse(text).map_err(|error| wrong(format!("is not a URL ({error}), {expected}")))?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-        return Err(wrong(format!("does not begin with http:// or https://, {expected}")));
+        return Err(wrong(format!("does not start with http:// or https://, {expected}")));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(wrong("holds a user or password, the token goes into `token_file`".to_owned()));
+        return Err(wrong(
+            "contains a user or password: set the token with `token_file`".to_owned(),
+        ));
     }
     Ok(url)
 }
@@ -422,13 +422,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_endpoint_that_cannot_work_is_refused() {
+    fn invalid_endpoint_is_refused() {
         for (text, word) in [
-            ("", "is no URL"),
-            ("siem.example.com", "is no URL"),
-            ("ftp://siem.example.com", "does not begin with"),
-            ("https://", "is no URL"),
-            ("https://u:p@siem.example.com", "holds a user"),
+            ("", "is not a URL"),
+            ("siem.example.com", "is not a URL"),
+            ("ftp://siem.example.com", "does not start with"),
+            ("https://", "is not a URL"),
+            ("https://u:p@siem.example.com", "contains a user"),
         ] {
             let error = url(text).unwrap_err().to_string();
             assert!(error.starts_with("`endpoint` ") && error.contains(word), "{text}: {error}");
@@ -438,12 +438,12 @@ mod tests {
     }
 
     #[test]
-    fn plain_http_all_the_way_asks_for_no_certificate() {
+    fn plain_http_needs_no_certificates() {
         let given = |endpoint: &str, proxy: &str, variable: &[(&str, &str)]| {
             let text = format!("endpoint = \"{endpoint}\"\n{proxy}");
             let options = StageOptions::from_toml(&text).unwrap().parse::<Options>().unwrap();
             let environment = variable.iter().copied().collect();
-            options.may_speak_tls(&AgentContext { environment, ..crate::testing::context() })
+            options.may_use_tls(&AgentContext { environment, ..crate::testing::context() })
         };
         let (plain, tls) = ("http://siem.test", "https://siem.test");
         assert!(!given(plain, "", &[("http_proxy", "proxy:3128")]));
@@ -454,12 +454,12 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_with_a_proxy_is_refused() {
+    fn invalid_proxy_options_are_refused() {
         let context = crate::testing::context();
         for (text, word) in [
-            ("proxy = \"proxy.example.com:3128\"", "`proxy` is no URL such as"),
-            ("proxy = \"socks5://proxy.example.com\"", "`proxy` is no URL such as"),
-            ("proxy = \"http://u:p455@proxy.example.com\"", "`proxy` holds a user or password"),
+            ("proxy = \"proxy.example.com:3128\"", "`proxy` is not a URL such as"),
+            ("proxy = \"socks5://proxy.example.com\"", "`proxy` is not a URL such as"),
+            ("proxy = \"http://u:p455@proxy.example.com\"", "`proxy` contains a user or password"),
             ("proxy_user = \"u\"", "`proxy` is missing"),
             ("proxy = \"http://p\"\nproxy_password = \"p455\"", "`proxy_user` is missing"),
             ("proxy = \"http://p\"\nproxy_user = \"u\"", "`proxy_password` is missing"),

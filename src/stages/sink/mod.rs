@@ -1,8 +1,8 @@
 //! Built-in sinks.
 
-mod answer;
 mod file;
 mod http_siem;
+mod response;
 mod stdout;
 mod stored_frames;
 
@@ -11,11 +11,11 @@ pub use ai_agent_stage::{
     check_sink_options as check,
 };
 use ai_agent_stage::{BuildError, StageOptions};
-pub(crate) use answer::gist;
-/// For fuzzing: a receiver may answer anything.
-#[doc(hidden)]
-pub use answer::retry_after;
 pub(crate) use http_siem::connect;
+pub(crate) use response::problem_summary;
+/// Public for fuzzing: a receiver can send any header.
+#[doc(hidden)]
+pub use response::retry_after;
 use siem_protocol::Encoding;
 pub use stored_frames::StoredFrames;
 

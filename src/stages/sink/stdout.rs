@@ -1,4 +1,4 @@
-//! Writes entries to standard output, one line each: for pipelines and tests.
+//! Writes entries to standard output, one line each: for shell pipelines and tests.
 
 use std::io::{self, Write as _};
 
@@ -16,7 +16,7 @@ inventory::submit! {
     )
 }
 
-/// Writes each batch's lines and flushes.
+/// Writes the lines of each batch and flushes.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Stdout {}
@@ -36,7 +36,7 @@ impl Sink for Stdout {
                 Ok(lines) => lines,
                 Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };
-            // A reader that is slow or gone must not hold up the other tasks.
+            // A slow or closed pipe must not block the other tasks.
             let written = tokio::task::spawn_blocking(move || write(&lines)).await;
             match written {
                 Ok(Ok(())) => Delivery::Acknowledged,

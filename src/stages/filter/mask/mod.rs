@@ -1,9 +1,9 @@
-//! Masks secrets in the text of records: keys of well-known services, private keys, and what
-//! expressions of one's own match.
+//! Masks secrets in the text of records: keys of well-known services, private keys, and matches of
+//! configured patterns.
 //!
-//! Only the values of strings are searched, with their escapes read; every other byte stays, and a
-//! record stays valid JSON. The entry says what was masked how often, and carries the hash of the
-//! original line. A line that is no JSON object is searched as it stands.
+//! Only the values of strings are searched, with escapes decoded. Every other byte stays, and a
+//! record stays valid JSON. The entry states how often each pattern matched and carries the hash of
+//! the original line. A line that is not a JSON object is searched as a whole.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,74 +13,74 @@ use std::{
     sync::Arc,
 };
 
+use ai_agent_stage::{
+    BuildError, Change, Fallback, Filter, FilterOptions, FilterPlugin, Match, Record, Verdict,
+};
 use memchr::{memchr, memchr2};
 use regex_automata::meta::Regex;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::json;
 
-use super::{
-    Change, Fallback, Filter, FilterOptions, FilterPlugin, Match, Record, Verdict, pattern,
-};
-use crate::stages::BuildError;
+use super::pattern;
 
 inventory::submit! {
     FilterPlugin::new::<Options>(
         "mask",
-        "Masks keys, tokens and what patterns of your own match in the text of records.",
+        "Masks keys, tokens and matches of your own patterns in the text of records.",
         r#"
-## Which of the known secrets are masked; all of them by default.
+## Known secrets to mask; by default all of them.
 patterns = ["anthropic-key", "openai-key", "aws-access-key", "aws-secret-key", "github-token", "slack-token", "private-key", "jwt"]
-## Regular expressions of your own, by name. What one matches becomes `[masked:NAME]`.
+## Your own regular expressions, by name. A match becomes `[masked:NAME]`.
 own = { employee-number = '\bE-[0-9]{6}\b' }
-## What becomes of a record that is too large to be looked at whole: "keep" or "drop".
+## Action for a record that is too large to be held in memory: "keep" or "drop".
 on_oversize = "keep"
 "#,
     )
 }
 
-/// A string with more matches than this is masked whole from there on: each search may read to the
-/// string's end, which would take hours for a long one that is made for it.
+/// After this number of matches in one string, the rest of it is masked: each search can read to the
+/// end of the string, which would take hours for a long string built for this purpose.
 const MAX_MATCHES: usize = 256;
 
-/// Masks secrets in the text of records.
+/// Options of the filter.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Options {
-    /// Which of the known secrets are masked; all of them by default.
-    #[serde(default = "Known::all")]
-    patterns: BTreeSet<Known>,
-    /// Regular expressions of your own, by name. What one matches becomes `[masked:NAME]`.
+    /// Known secrets to mask; by default all of them.
+    #[serde(default = "KnownSecret::all")]
+    patterns: BTreeSet<KnownSecret>,
+    /// Your own regular expressions, by name. A match becomes `[masked:NAME]`.
     #[serde(default)]
     own: BTreeMap<String, String>,
-    /// What becomes of a record that is too large to be looked at whole: "keep" or "drop".
+    /// Action for a record that is too large to be held in memory: "keep" or "drop".
     #[serde(default)]
     on_oversize: Fallback,
 }
 
-/// A secret whose form is known.
+/// A secret with a known format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-enum Known {
+enum KnownSecret {
     /// Keys of the Anthropic API.
     AnthropicKey,
     /// Keys of the OpenAI API.
     OpenaiKey,
-    /// Ids of AWS access keys.
+    /// Ids of access keys of AWS.
     AwsAccessKey,
-    /// Secrets of AWS access keys, with the name before them.
+    /// Secrets of access keys of AWS, with the name before them.
     AwsSecretKey,
     /// Tokens of GitHub.
     GithubToken,
     /// Tokens and webhooks of Slack.
     SlackToken,
-    /// Private keys in PEM, to their end or that of the text.
+    /// Private keys in PEM, up to their end or the end of the text.
     PrivateKey,
     /// JSON web tokens.
     Jwt,
 }
 
-impl Known {
+impl KnownSecret {
     const ALL: [Self; 8] = [
         Self::AnthropicKey,
         Self::OpenaiKey,
@@ -124,8 +124,8 @@ impl Known {
                 "slack-token",
                 r"(?-u:\b)(?:xox[abeoprs]-[A-Za-z0-9-]{10,}|xapp-[A-Za-z0-9-]{10,}|hooks\.slack\.com/(?:services|workflows|triggers)/[A-Za-z0-9/_-]{10,})",
             ),
-            // Without an end the rest of the text is taken: it may be cut off. What follows the
-            // first line tells a key from a talk about one.
+            // Without an end marker, the rest of the text is masked: the key may be truncated. The
+            // character after the first line distinguishes a key from a text about keys.
             Self::PrivateKey => (
                 "private-key",
                 r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?:\\[nr]|[\sA-Za-z0-9+/])(?s:.*?-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|.*)",
@@ -137,12 +137,12 @@ impl Known {
     }
 }
 
-/// Masks what patterns match.
+/// The filter.
 struct Mask {
     regex: Regex,
     names: Vec<Arc<str>>,
     on_oversize: Fallback,
-    decoded: Decoded,
+    decoded: DecodedText,
 }
 
 impl FilterOptions for Options {
@@ -156,9 +156,9 @@ impl FilterOptions for Options {
                 let problem = "expected lower-case letters, digits and `-`";
                 return Err(wrong(format!("names a pattern `{name}`, {problem}")));
             }
-            if Known::ALL.iter().any(|known| known.name() == name) {
+            if KnownSecret::ALL.iter().any(|known| known.name() == name) {
                 return Err(wrong(format!(
-                    "names a pattern `{name}`, which is a known one's name"
+                    "names a pattern `{name}`, which is the name of a known secret"
                 )));
             }
         }
@@ -169,7 +169,7 @@ impl FilterOptions for Options {
             let name = names.get(index).copied().unwrap_or_default();
             wrong(format!("has the pattern `{name}`, which is wrong: {problem}"))
         })?;
-        // Otherwise a second agent on the way, or this one after a restart, would mask the mark.
+        // A pattern that matches a mark would mask it again, for example in a second agent.
         for name in &names {
             if let Some(found) = regex.find(&mark(name)) {
                 let pattern = names[found.pattern().as_usize()];
@@ -180,12 +180,12 @@ impl FilterOptions for Options {
             }
         }
         let names = names.into_iter().map(Arc::from).collect();
-        Ok(Mask { regex, names, on_oversize: self.on_oversize, decoded: Decoded::default() })
+        Ok(Mask { regex, names, on_oversize: self.on_oversize, decoded: DecodedText::default() })
     }
 }
 
 fn wrong(problem: String) -> BuildError {
-    BuildError::Invalid { option: "own", problem }
+    BuildError::invalid("own", problem)
 }
 
 fn mark(name: &str) -> String {
@@ -202,14 +202,14 @@ impl Filter for Mask {
         match str::from_utf8(line) {
             Ok(text) if record.is_object() => {
                 let mut decoded = mem::take(&mut self.decoded);
-                let strings = Strings { text, at: 0 }.filter(|it| !it.is_key);
-                for place in strings.map(|it| it.inner) {
-                    let inner = &text[place.clone()];
+                let strings = JsonStrings { text, at: 0 }.filter(|it| !it.is_key);
+                for span in strings.map(|it| it.inner) {
+                    let inner = &text[span.clone()];
                     if memchr(b'\\', inner.as_bytes()).is_none() {
-                        self.search(inner, |at| place.start + at, &mut found);
+                        self.search(inner, |at| span.start + at, &mut found);
                     } else {
-                        decoded.read(inner);
-                        let raw = |at| place.start + decoded.raw(at);
+                        decoded.decode(inner);
+                        let raw = |at| span.start + decoded.raw(at);
                         self.search(&decoded.text, raw, &mut found);
                     }
                 }
@@ -217,8 +217,8 @@ impl Filter for Mask {
             }
             Ok(text) => self.search(text, |at| at, &mut found),
             Err(_) => {
-                let mut decoded = Decoded::default();
-                decoded.read_bytes(line);
+                let mut decoded = DecodedText::default();
+                decoded.decode_bytes(line);
                 self.search(&decoded.text, |at| decoded.raw(at), &mut found);
             }
         }
@@ -227,36 +227,37 @@ impl Filter for Mask {
 }
 
 impl Mask {
-    /// Adds what the patterns match in `text`; `place` says where something of it is in the line.
-    fn search(&self, text: &str, place: impl Fn(usize) -> usize, found: &mut Vec<Match>) {
+    /// Adds the matches in `text`; `position` converts an offset in `text` to one in the line.
+    fn search(&self, text: &str, position: impl Fn(usize) -> usize, found: &mut Vec<Match>) {
         let matches = self.regex.find_iter(text).filter(|it| !it.is_empty());
         for (count, it) in matches.take(MAX_MATCHES).enumerate() {
             let end = if count + 1 == MAX_MATCHES { text.len() } else { it.end() };
             let pattern = Arc::clone(&self.names[it.pattern().as_usize()]);
-            let range = place(it.start())..place(end);
+            let range = position(it.start())..position(end);
             let change = Change::replace(range, mark(&pattern));
             found.push(Match::new(pattern, change));
         }
     }
 }
 
-/// The strings of a text whose grammar was checked.
-struct Strings<'a> {
+/// Iterates over the strings of a valid JSON text.
+struct JsonStrings<'a> {
     text: &'a str,
     at: usize,
 }
 
-/// A string: where its inside stands, between the quotes.
-struct Place {
+/// A string of a JSON text.
+struct StringSpan {
+    /// Range between the quotes.
     inner: Range<usize>,
-    /// Whether it is the name of a member.
+    /// True if the string is the name of a member.
     is_key: bool,
 }
 
-impl Iterator for Strings<'_> {
-    type Item = Place;
+impl Iterator for JsonStrings<'_> {
+    type Item = StringSpan;
 
-    fn next(&mut self) -> Option<Place> {
+    fn next(&mut self) -> Option<StringSpan> {
         let bytes = self.text.as_bytes();
         let start = self.at + memchr(b'"', bytes.get(self.at..)?)? + 1;
         let mut end = start;
@@ -268,28 +269,28 @@ impl Iterator for Strings<'_> {
             end += 2;
         }
         self.at = end + 1;
-        let behind = bytes[self.at..].iter().find(|byte| !byte.is_ascii_whitespace());
-        Some(Place { inner: start..end, is_key: behind == Some(&b':') })
+        let next = bytes[self.at..].iter().find(|byte| !byte.is_ascii_whitespace());
+        Some(StringSpan { inner: start..end, is_key: next == Some(&b':') })
     }
 }
 
-/// What the inside of a string means, and where each part of that stands in it.
+/// Decoded text of a string, and the position of each part in the string.
 #[derive(Default)]
-struct Decoded {
+struct DecodedText {
     text: String,
-    /// The ends of escapes: in the text, and in the string.
+    /// End of each escape: its offset in the text and in the string.
     escapes: Vec<(usize, usize)>,
 }
 
-impl Decoded {
-    fn read(&mut self, inner: &str) {
+impl DecodedText {
+    fn decode(&mut self, inner: &str) {
         self.text.clear();
         self.escapes.clear();
         let mut at = 0;
         while let Some(plain) = memchr(b'\\', &inner.as_bytes()[at..]) {
             self.text.push_str(&inner[at..at + plain]);
             at += plain;
-            // Half a character can't be searched for; it stands for itself.
+            // A lone surrogate cannot be searched for; it becomes a replacement character.
             let (character, length) =
                 json::escape(&inner[at..]).unwrap_or((char::REPLACEMENT_CHARACTER, 6));
             self.text.push(character);
@@ -299,8 +300,8 @@ impl Decoded {
         self.text.push_str(&inner[at..]);
     }
 
-    /// The same of a line that is no text. What is no character stands for itself.
-    fn read_bytes(&mut self, line: &[u8]) {
+    /// Decodes a line that is not UTF-8. Invalid bytes become replacement characters.
+    fn decode_bytes(&mut self, line: &[u8]) {
         let mut at = 0;
         for chunk in line.utf8_chunks() {
             self.text.push_str(chunk.valid());
@@ -312,7 +313,7 @@ impl Decoded {
         }
     }
 
-    /// Where in the string the character at `at` of the text begins.
+    /// Returns the offset in the string of the character at offset `at` of the text.
     fn raw(&self, at: usize) -> usize {
         let before = self.escapes.partition_point(|(end, _)| *end <= at);
         let (end, raw) = before.checked_sub(1).map_or((0, 0), |last| self.escapes[last]);

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::stages::filter::from_toml;
 
-/// One secret of each known form, made up.
+/// One made-up secret of each known format.
 const SECRETS: [(&str, &str); 12] = [
     ("anthropic-key", "sk-ant-api03-AAAAbbbbCCCCdddd_0-9"),
     ("openai-key", "sk-proj-AAAAbbbbCCCCddddEEEEffff"),
@@ -27,7 +27,7 @@ fn filter(options: &str) -> Mask {
     from_toml::<Options>(options).unwrap()
 }
 
-/// The line after the mask, with what was found.
+/// Returns the line after the filter, and the matches.
 fn masked(filter: &mut Mask, line: &[u8]) -> (Vec<u8>, Vec<String>) {
     match filter.check(&Record::from_line(line)) {
         Verdict::Keep => (line.to_vec(), Vec::new()),
@@ -48,7 +48,7 @@ fn text_after(options: &str, line: &str) -> String {
 }
 
 #[test]
-fn each_known_secret_is_masked_and_nothing_beside_it() {
+fn only_known_secrets_are_masked() {
     for (name, secret) in SECRETS {
         let line = |text: &str| json!({ "a": format!("before {text}\nafter") }).to_string();
         let expected = line(&mark(name)).replace("SecretAccessKey", "");
@@ -56,15 +56,15 @@ fn each_known_secret_is_masked_and_nothing_beside_it() {
         assert_eq!(text_after(&format!("patterns = ['{name}']"), &line(secret)), expected);
         assert_eq!(text_after("patterns = []", &line(secret)), line(secret));
     }
-    assert_eq!(Known::ALL.len(), Known::all().len());
-    for known in Known::ALL {
+    assert_eq!(KnownSecret::ALL.len(), KnownSecret::all().len());
+    for known in KnownSecret::ALL {
         assert!(SECRETS.iter().any(|(name, _)| *name == known.name()), "{known:?}");
-        assert_eq!(serde_json::from_value::<Known>(json!(known.name())).unwrap(), known);
+        assert_eq!(serde_json::from_value::<KnownSecret>(json!(known.name())).unwrap(), known);
     }
 }
 
 #[test]
-fn what_only_resembles_a_secret_stays() {
+fn text_that_resembles_a_secret_stays() {
     for text in [
         "sk-fading-circle-of-dots-that-is-long",
         "task-AAAAbbbbCCCCddddEEEEffffGGGGhhhh1234",
@@ -90,7 +90,7 @@ fn private_key_without_an_end_is_masked_to_the_end_of_text() {
 }
 
 #[test]
-fn escapes_are_read_and_what_they_stood_for_is_replaced() {
+fn secret_written_with_escapes_is_masked() {
     for (line, expected) in [
         (r#"{"a":"x\u0041KIAIOSFODNN7EXAMPLE"}"#, r#"{"a":"x\u0041KIAIOSFODNN7EXAMPLE"}"#),
         (r#"{"a":"\/\u0041KIAIOSFODNN7EXAMPL\u0045\n"}"#, r#"{"a":"\/[masked:aws-access-key]\n"}"#),
@@ -110,14 +110,14 @@ fn escapes_are_read_and_what_they_stood_for_is_replaced() {
 }
 
 #[test]
-fn names_of_members_and_all_other_bytes_stay() {
+fn member_names_and_other_bytes_stay() {
     let line = r#" { "AKIAIOSFODNN7EXAMPLE" : 1.0e2 ,"AKIAIOSFODNN7EXAMPLE":["AKIAIOSFODNN7EXAMPLE" , {"a" :"x: \"AKIAIOSFODNN7EXAMPLE\""}] } "#;
     let expected = r#" { "AKIAIOSFODNN7EXAMPLE" : 1.0e2 ,"AKIAIOSFODNN7EXAMPLE":["[masked:aws-access-key]" , {"a" :"x: \"[masked:aws-access-key]\""}] } "#;
     assert_eq!(text_after("", line), expected);
 }
 
 #[test]
-fn a_line_that_is_no_object_is_masked_as_it_stands() {
+fn line_that_is_not_an_object_is_masked_as_a_whole() {
     for (line, expected) in [
         (&b"{\"a\":\"AKIAIOSFODNN7EXAMPLE\""[..], &b"{\"a\":\"[masked:aws-access-key]\""[..]),
         (b"\xff AKIAIOSFODNN7EXAMPLE \xff", b"\xff [masked:aws-access-key] \xff"),
@@ -129,7 +129,7 @@ fn a_line_that_is_no_object_is_masked_as_it_stands() {
 }
 
 #[test]
-fn patterns_of_ones_own_have_names_of_their_own() {
+fn own_patterns_are_counted_by_name() {
     let options = r"own = { ticket = 'T-\d+', employee-2 = '(?i)emp [0-9]{3}' }";
     let line = r#"{"a":"T-123 and EMP 007, \u0054-4","b":"AKIAIOSFODNN7EXAMPLE"}"#;
     let expected = r#"{"a":"[masked:ticket] and [masked:employee-2], [masked:ticket]","b":"[masked:aws-access-key]"}"#;
@@ -137,7 +137,7 @@ fn patterns_of_ones_own_have_names_of_their_own() {
 }
 
 #[test]
-fn a_pattern_that_is_wrong_is_refused_by_its_name() {
+fn invalid_pattern_is_refused_by_name() {
     let refused = |own: &str| {
         let error = from_toml::<Options>(&format!("own = {{ {own} }}")).err();
         error.unwrap_or_else(|| panic!("{own}")).to_string()
@@ -146,7 +146,10 @@ fn a_pattern_that_is_wrong_is_refused_by_its_name() {
     assert_eq!(refused("a = 'a{9}', t = '(x'"), syntax);
     let words = "expected lower-case letters, digits and `-`";
     assert_eq!(refused("T = 'x{9}'"), format!("`own` names a pattern `T`, {words}"));
-    assert_eq!(refused("jwt = 'x{9}'"), "`own` names a pattern `jwt`, which is a known one's name");
+    assert_eq!(
+        refused("jwt = 'x{9}'"),
+        "`own` names a pattern `jwt`, which is the name of a known secret"
+    );
     for much in [".*", "", "a?", "[a-z]+", "$", "x|"] {
         let error = refused(&format!("t = '{much}'"));
         assert!(error.contains("the pattern `t`, which matches too much"), "{much}: {error}");
@@ -164,7 +167,7 @@ fn oversized_record_is_kept_or_dropped_by_the_option() {
 }
 
 #[test]
-fn a_text_of_very_many_matches_is_masked_to_its_end() {
+fn text_with_too_many_matches_is_masked_to_its_end() {
     let line = |count| json!({ "a": "AKIAIOSFODNN7EXAMPLE ".repeat(count), "b": "c" }).to_string();
     let marks = |count| "[masked:aws-access-key] ".repeat(count);
     assert_eq!(text_after("", &line(255)), json!({ "a": marks(255), "b": "c" }).to_string());
@@ -172,7 +175,7 @@ fn a_text_of_very_many_matches_is_masked_to_its_end() {
     assert_eq!(text_after("", &line(1000)), expected);
 }
 
-/// Parts of texts, some secret, joined at random.
+/// Generates texts, some with secrets.
 fn text() -> impl Strategy<Value = String> {
     let secret = prop::sample::select(SECRETS.to_vec()).prop_map(|(_, secret)| secret.to_owned());
     let part = prop_oneof![2 => secret, 2 => "[ -~\n\"\\\\äß😀]{0,6}", 1 => "[_ ,.]"];
@@ -194,8 +197,8 @@ fn value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// What the mask must make of a value: plainly, on a tree.
-fn plainly(filter: &Mask, value: &mut Value) {
+/// Masks a value in the simplest way, on the tree.
+fn mask_tree(filter: &Mask, value: &mut Value) {
     match value {
         Value::String(text) => {
             let mut after = String::new();
@@ -207,13 +210,13 @@ fn plainly(filter: &Mask, value: &mut Value) {
             }
             *text = after + &text[at..];
         }
-        Value::Array(values) => values.iter_mut().for_each(|value| plainly(filter, value)),
-        Value::Object(values) => values.values_mut().for_each(|value| plainly(filter, value)),
+        Value::Array(values) => values.iter_mut().for_each(|value| mask_tree(filter, value)),
+        Value::Object(values) => values.values_mut().for_each(|value| mask_tree(filter, value)),
         _ => {}
     }
 }
 
-/// Writes strings with escapes where they need none.
+/// Writes strings with unnecessary escapes.
 fn escaped(value: &Value) -> String {
     let text = |text: &str| -> String {
         let units = text.encode_utf16().map(|unit| match u8::try_from(unit) {
@@ -238,11 +241,11 @@ fn escaped(value: &Value) -> String {
 
 proptest! {
     #[test]
-    fn what_is_left_equals_the_values_with_marks_for_secrets(value in value()) {
+    fn result_equals_the_values_with_masked_secrets(value in value()) {
         let mut filter = filter("");
         let record = json!({ "a": value });
         let mut expected = record.clone();
-        plainly(&filter, &mut expected);
+        mask_tree(&filter, &mut expected);
         for line in [record.to_string(), serde_json::to_string_pretty(&record).unwrap(), escaped(&record)] {
             let (after, found) = masked(&mut filter, line.as_bytes());
             prop_assert_eq!(&serde_json::from_slice::<Value>(&after).unwrap(), &expected, "{}", line);

@@ -1,11 +1,11 @@
-//! Takes up what the hooks of Claude Code saw.
+//! Reads the reports that the hooks of Claude Code leave in the spool directory, one file per call.
 //!
-//! A hook leaves a small file for each call in the spool. What it warned of or blocked is an event;
-//! a session that it saw must have a transcript soon, or that is an event too; and the transcript's
-//! path may lie below a directory that is not configured, which is read from then on.
+//! A warning or a block is an event. A session that a hook reports must have a transcript soon,
+//! otherwise that is an event too. If the transcript is below a directory that is not configured, that
+//! directory is read from then on.
 //!
-//! The names of reports that were taken up are stored with their events, and the files are deleted
-//! after that: none is taken up twice, whenever the power goes.
+//! The names of the reports are stored together with their events, and the files are deleted
+//! afterwards: a power cut never makes a report count twice.
 
 use std::{
     collections::BTreeSet,
@@ -38,80 +38,82 @@ use crate::{
 inventory::submit! {
     SourcePlugin::new::<Options>(
         "hook-spool",
-        "Reports what the hooks of Claude Code saw.",
+        "Reads the reports of the Claude Code hooks.",
         "",
     )
 }
 
 /// Name of the only row of this source.
 const ROW: &str = "hook-spool";
-/// How often the spool is looked into.
-const LOOK: Duration = Duration::from_secs(5);
-/// So many reports are taken up at once.
-const AT_ONCE: usize = 200;
-/// How soon records must appear, where the policy does not say.
-const TRANSCRIPT_WITHIN: Duration = Duration::from_secs(600);
-/// So long hooks may be silent while sessions grow; said again after as long.
-const SILENT: Duration = Duration::from_secs(24 * 3600);
-/// How exactly it is kept when a hook was called: each change is a transaction.
-const CALLED: Duration = Duration::from_secs(3600);
-/// How often the client's settings are looked at.
-const SETTINGS: Duration = Duration::from_secs(600);
-/// So many sessions are waited for.
-const MOST_WAITING: usize = 1000;
+/// Time between two reads of the spool.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// Maximum number of reports in one group.
+const MAX_REPORTS: usize = 200;
+/// Time within which records must appear, unless the policy sets it.
+const DEFAULT_TRANSCRIPT_WITHIN: Duration = Duration::from_secs(600);
+/// Time without a hook call, while sessions grow, after which an event is reported; also the time
+/// between two such events.
+const SILENCE: Duration = Duration::from_secs(24 * 3600);
+/// Precision of the stored time of the last call: each change costs a transaction.
+const CALL_PRECISION: Duration = Duration::from_secs(3600);
+/// Time between two reads of the settings of the client.
+const SETTINGS_INTERVAL: Duration = Duration::from_secs(600);
+/// Maximum number of sessions whose records are expected.
+const MAX_WAITING: usize = 1000;
 
-/// There is nothing to choose: what is expected of sessions stands in the policy.
+/// The source has no options: the policy says what is expected of sessions.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Options {}
 
-/// What is stored: with the events that it led to.
+/// Row of the source, stored with the events that change it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Row {
-    /// Reports that were taken up, as long as their files may be there.
+    /// Reports that were read, as long as their files may exist.
     #[serde(default)]
     taken: BTreeSet<String>,
-    /// Number of dropped reports that were already reported.
+    /// Number of dropped reports that events have reported.
     #[serde(default)]
     dropped: u64,
-    /// Sessions whose records have not appeared.
+    /// Sessions whose records are expected.
     #[serde(default)]
     waiting: Vec<Waiting>,
-    /// Directories that were learnt.
+    /// Directories learned from hooks.
     #[serde(default)]
     roots: Vec<PathBuf>,
-    /// The last call of a hook, to the hour.
+    /// Time of the last call of a hook, to the hour.
     #[serde(default)]
     called: Timestamp,
-    /// Time since which hooks should be called and their silence has not been reported.
+    /// Start of the current period without calls, or time of the last event about it.
     #[serde(default)]
     silent_since: Option<Timestamp>,
 }
 
-/// A session whose records have not appeared.
+/// A session whose records are expected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Waiting {
     session_id: Option<String>,
     transcript: PathBuf,
     since: Timestamp,
-    /// Whether a prompt was sent: until then there may be nothing to write.
+    /// True if a prompt was sent; before that there may be nothing to write.
     is_prompted: bool,
 }
 
-/// Takes reports out of the spool.
+/// Reads the spool.
 struct HookSpool {
-    /// None for a dry run, which takes nothing up.
+    /// `None` in a dry run, which reads no reports.
     state_dir: Option<PathBuf>,
     clock: Arc<dyn Clock>,
     sessions: Sessions,
-    /// What was handed over last.
+    /// The row as it was handed over last.
     row: Row,
-    /// Reports in groups that are being filled, and being stored.
-    filling: Vec<String>,
-    storing: Vec<String>,
-    /// When the spool is looked into next.
-    look: Duration,
-    /// When the client's settings are.
+    /// Reports in the group that is being built.
+    in_group: Vec<String>,
+    /// Reports in the group that is being stored.
+    in_store: Vec<String>,
+    /// Time of the next read of the spool.
+    next_poll: Duration,
+    /// Time of the next read of the settings of the client.
     settings_due: Duration,
     environment: Environment,
     paths: Paths,
@@ -127,9 +129,9 @@ impl SourceOptions for Options {
             clock: Arc::clone(&context.clock),
             sessions: context.sessions.clone(),
             row: Row::default(),
-            filling: Vec::new(),
-            storing: Vec::new(),
-            look: Duration::ZERO,
+            in_group: Vec::new(),
+            in_store: Vec::new(),
+            next_poll: Duration::ZERO,
             settings_due: Duration::ZERO,
             environment: context.environment.clone(),
             paths: context.paths.clone(),
@@ -147,33 +149,33 @@ impl Source for HookSpool {
         rows: &mut dyn Iterator<Item = (GenerationId, Vec<u8>)>,
     ) -> Result<(), BadRow> {
         let rows = rows.filter(|(generation, _)| generation.0 == ROW);
-        // One that makes no sense costs events twice, and no more.
+        // A malformed row only causes duplicate events.
         let row = rows.last().and_then(|(_, row)| serde_json::from_slice(&row).ok());
         self.row = row.unwrap_or_default();
-        self.filling.clear();
-        self.storing.clear();
+        self.in_group.clear();
+        self.in_store.clear();
         for root in &self.row.roots {
             self.sessions.learn(root);
         }
         self.row.waiting.retain(|waiting| self.sessions.expect(&waiting.transcript));
-        self.look = Duration::ZERO;
+        self.next_poll = Duration::ZERO;
         Ok(())
     }
 
     fn read(&mut self, intake: &mut dyn Intake) -> Progress {
         let now = self.clock.uptime();
-        if let Some(rest) = self.look.checked_sub(now).filter(|rest| !rest.is_zero()) {
+        if let Some(rest) = self.next_poll.checked_sub(now).filter(|rest| !rest.is_zero()) {
             return Progress::Idle { next: rest };
         }
         let Some(state_dir) = self.state_dir.clone() else {
-            return Progress::Idle { next: LOOK };
+            return Progress::Idle { next: POLL_INTERVAL };
         };
         let before = self.row.clone();
         let spool = Spool::of(&state_dir);
-        let (mut events, is_more) = self.take_up(&spool);
+        let (mut events, is_more) = self.read_reports(&spool);
         self.count_dropped(&spool, &mut events);
-        self.look_for_transcripts(&state_dir, &mut events);
-        self.look_for_silence(&state_dir, &mut events);
+        self.check_transcripts(&state_dir, &mut events);
+        self.check_silence(&state_dir, &mut events);
         if self.row != before {
             let row = serde_json::to_vec(&self.row).expect("a row can be written as JSON");
             intake.store_row(ROW, &row, events);
@@ -181,21 +183,21 @@ impl Source for HookSpool {
         if is_more {
             return Progress::More;
         }
-        self.look = now + LOOK;
-        Progress::Idle { next: LOOK }
+        self.next_poll = now + POLL_INTERVAL;
+        Progress::Idle { next: POLL_INTERVAL }
     }
 
     fn sealed(&mut self) {
-        self.storing.append(&mut self.filling);
+        self.in_store.append(&mut self.in_group);
     }
 
     fn committed(&mut self) {
         let Some(state_dir) = &self.state_dir else { return };
         let spool = Spool::of(state_dir);
-        for name in self.storing.drain(..) {
-            // It is recorded as processed: deletion is retried at the next start.
+        for name in self.in_store.drain(..) {
+            // The row knows the report, so a failure is repaired at the next start.
             if let Err(error) = spool.remove(&name) {
-                warn!(code = "hook_report_delete_failed", %error, name, "a hook's report could not be deleted");
+                warn!(code = "hook_report_delete_failed", %error, name, "cannot delete the report of a hook");
             }
         }
     }
@@ -206,46 +208,46 @@ impl Source for HookSpool {
 }
 
 impl HookSpool {
-    /// Takes up what waits in the spool; whether there is more.
-    fn take_up(&mut self, spool: &Spool) -> (Vec<Event>, bool) {
+    /// Reads reports from the spool. Returns their events, and true if there are more.
+    fn read_reports(&mut self, spool: &Spool) -> (Vec<Event>, bool) {
         let names = spool.names().unwrap_or_else(|error| {
-            warn!(code = "hook_reports_list_failed", %error, "the reports of hooks could not be listed");
+            warn!(code = "hook_reports_list_failed", %error, "cannot list the reports of hooks");
             Vec::new()
         });
-        let there: BTreeSet<&String> = names.iter().collect();
-        let on_their_way: Vec<&String> = self.filling.iter().chain(&self.storing).collect();
-        // Stored, and not deleted: the process ended in between.
-        for name in self.row.taken.iter().filter(|name| there.contains(name)) {
-            if !on_their_way.contains(&name) {
+        let present: BTreeSet<&String> = names.iter().collect();
+        let pending: Vec<&String> = self.in_group.iter().chain(&self.in_store).collect();
+        // Stored but not deleted: the process ended in between.
+        for name in self.row.taken.iter().filter(|name| present.contains(name)) {
+            if !pending.contains(&name) {
                 drop(spool.remove(name));
             }
         }
-        self.row.taken.retain(|name| there.contains(name));
+        self.row.taken.retain(|name| present.contains(name));
         let new: Vec<&String> =
             names.iter().filter(|name| !self.row.taken.contains(*name)).collect();
         let mut events = Vec::new();
-        for name in new.iter().take(AT_ONCE) {
+        for name in new.iter().take(MAX_REPORTS) {
             match spool.read(name) {
-                Ok(Some(report)) => self.see(&report, &mut events),
+                Ok(Some(report)) => self.add_report(&report, &mut events),
                 Ok(None) => warn!(
                     code = "hook_report_invalid",
-                    name, "a hook's report makes no sense, and is left out"
+                    name, "the report of a hook is malformed and was skipped"
                 ),
                 Err(error) => {
-                    warn!(code = "hook_report_read_failed", %error, name, "a hook's report could not be read");
+                    warn!(code = "hook_report_read_failed", %error, name, "cannot read the report of a hook");
                     continue;
                 }
             }
             self.row.taken.insert((*name).clone());
-            self.filling.push((*name).clone());
+            self.in_group.push((*name).clone());
         }
-        (events, new.len() > AT_ONCE)
+        (events, new.len() > MAX_REPORTS)
     }
 
-    fn see(&mut self, report: &SpooledReport, events: &mut Vec<Event>) {
-        // A time that lies ahead would keep it silent until then.
+    fn add_report(&mut self, report: &SpooledReport, events: &mut Vec<Event>) {
+        // A time in the future would suppress the event about missing calls.
         let at = report.at.min(self.clock.now());
-        if at.since(self.row.called) >= CALLED {
+        if at.since(self.row.called) >= CALL_PRECISION {
             self.row.called = at;
         }
         if report.decision != "allowed" {
@@ -255,25 +257,25 @@ impl HookSpool {
         if let Some(root) = root_of(transcript)
             && self.sessions.learn(&root)
         {
-            info!(root = %root.display(), "a hook named a directory of sessions: it is read from now on");
-            let learnt = AgentEvent::RootLearnt {
+            info!(root = %root.display(), "learned a directory of sessions from a hook");
+            let learned = AgentEvent::RootLearnt {
                 root: root.to_string_lossy().into_owned(),
                 session_id: report.session_id.clone(),
             };
-            events.push(learnt.into());
+            events.push(learned.into());
             self.row.roots.push(root);
         }
-        self.wait_for(transcript, at, report);
+        self.expect_transcript(transcript, at, report);
     }
 
-    fn wait_for(&mut self, transcript: &Path, since: Timestamp, report: &SpooledReport) {
+    fn expect_transcript(&mut self, transcript: &Path, since: Timestamp, report: &SpooledReport) {
         let is_prompted = report.hook == "UserPromptSubmit" && report.decision != "blocked";
         let known = self.row.waiting.iter_mut().find(|it| it.transcript == transcript);
         if let Some(known) = known {
             known.is_prompted |= is_prompted;
             return;
         }
-        if self.row.waiting.len() < MOST_WAITING && self.sessions.expect(transcript) {
+        if self.row.waiting.len() < MAX_WAITING && self.sessions.expect(transcript) {
             self.row.waiting.push(Waiting {
                 session_id: report.session_id.clone(),
                 transcript: transcript.to_owned(),
@@ -285,7 +287,7 @@ impl HookSpool {
 
     fn count_dropped(&mut self, spool: &Spool, events: &mut Vec<Event>) {
         let total = spool.dropped();
-        // The count was deleted: it restarts from 0.
+        // The count restarts if its file was deleted.
         let before = if total < self.row.dropped { 0 } else { self.row.dropped };
         if total > before {
             events.push(AgentEvent::HookReportsDropped { count: total - before, total }.into());
@@ -293,14 +295,14 @@ impl HookSpool {
         self.row.dropped = total;
     }
 
-    /// Ends the wait for sessions whose records have appeared, or should have.
-    fn look_for_transcripts(&mut self, state_dir: &Path, events: &mut Vec<Event>) {
+    /// Removes sessions whose records have appeared, and reports those whose records are overdue.
+    fn check_transcripts(&mut self, state_dir: &Path, events: &mut Vec<Event>) {
         if self.row.waiting.is_empty() {
             return;
         }
-        let kept = StoredPolicy::read(state_dir).ok().flatten();
-        let seconds = kept.and_then(|kept| kept.compliance.transcript_within_seconds);
-        let within = seconds.map_or(TRANSCRIPT_WITHIN, Duration::from_secs);
+        let policy = StoredPolicy::read(state_dir).ok().flatten();
+        let seconds = policy.and_then(|policy| policy.compliance.transcript_within_seconds);
+        let within = seconds.map_or(DEFAULT_TRANSCRIPT_WITHIN, Duration::from_secs);
         let (now, sessions) = (self.clock.now(), self.sessions.clone());
         self.row.waiting.retain(|waiting| {
             if !sessions.is_expected(&waiting.transcript) {
@@ -310,13 +312,13 @@ impl HookSpool {
                 return true;
             }
             sessions.arrived(&waiting.transcript);
-            // What was read before the hook was called: a session that goes on.
-            let (lies_there, why) = look_at(&waiting.transcript);
+            // A continued session may have been read before the hook was called.
+            let (has_records, why) = inspect_transcript(&waiting.transcript);
             let is_read = root_of(&waiting.transcript).is_some();
-            if lies_there && is_read {
+            if has_records && is_read {
                 return false;
             }
-            let reason = if lies_there { "it lies below no directory of sessions" } else { why };
+            let reason = if has_records { "it is not below a directory of sessions" } else { why };
             let unlogged = AgentEvent::SessionUnlogged {
                 session_id: waiting.session_id.clone(),
                 transcript_path: waiting.transcript.to_string_lossy().into_owned(),
@@ -332,25 +334,25 @@ impl HookSpool {
 }
 
 impl HookSpool {
-    /// Says when sessions grow and no hook is called, although one should be.
-    fn look_for_silence(&mut self, state_dir: &Path, events: &mut Vec<Event>) {
+    /// Reports that sessions grow without any hook call, although hooks are configured.
+    fn check_silence(&mut self, state_dir: &Path, events: &mut Vec<Event>) {
         let (now, uptime) = (self.clock.now(), self.clock.uptime());
         if uptime < self.settings_due {
             return;
         }
-        self.settings_due = uptime + SETTINGS;
-        let kept = StoredPolicy::read(state_dir).ok().flatten();
-        let by_policy = kept.is_some_and(|kept| kept.compliance.action.is_some());
+        self.settings_due = uptime + SETTINGS_INTERVAL;
+        let policy = StoredPolicy::read(state_dir).ok().flatten();
+        let by_policy = policy.is_some_and(|policy| policy.compliance.action.is_some());
         let by_settings =
             ClientSettingsFiles::new(&self.environment, &self.paths).has_agent_hooks();
-        let is_called = now.since(self.row.called) < SILENT;
+        let is_called = now.since(self.row.called) < SILENCE;
         if is_called || !(by_policy || by_settings) {
             self.row.silent_since = None;
             return;
         }
         let since = *self.row.silent_since.get_or_insert(now);
-        let grown = self.sessions.grown().filter(|grown| now.since(*grown) < SILENT);
-        let Some(grown) = grown.filter(|_| now.since(since) >= SILENT) else { return };
+        let grown = self.sessions.grown().filter(|grown| now.since(*grown) < SILENCE);
+        let Some(grown) = grown.filter(|_| now.since(since) >= SILENCE) else { return };
         let last = (self.row.called > Timestamp::default()).then(|| self.row.called.to_string());
         let silent = AgentEvent::HooksSilent {
             last_call: last,
@@ -363,8 +365,8 @@ impl HookSpool {
     }
 }
 
-/// Whether there is something in a transcript, or why not.
-fn look_at(transcript: &Path) -> (bool, &'static str) {
+/// Returns true if a transcript has content; otherwise the reason.
+fn inspect_transcript(transcript: &Path) -> (bool, &'static str) {
     match fs::metadata(transcript) {
         Ok(file) if file.is_file() && file.len() > 0 => (true, ""),
         Ok(_) => (false, "it is empty"),
@@ -372,8 +374,8 @@ fn look_at(transcript: &Path) -> (bool, &'static str) {
     }
 }
 
-/// The directory of sessions that a transcript lies in: `<X>/projects` of
-/// `<X>/projects/<project>/<session>.jsonl`, where X is the user's own and no symlink is on the way.
+/// Returns the root of a transcript: `<X>/projects` of `<X>/projects/<project>/<session>.jsonl`, if X
+/// belongs to the user and its path contains no symbolic link.
 fn root_of(transcript: &Path) -> Option<PathBuf> {
     let is_session = transcript.extension().is_some_and(|ending| ending == "jsonl");
     let root = transcript.parent()?.parent()?;

@@ -38,11 +38,11 @@ impl Intake for Taken {
     }
 }
 
-/// A clock that stands still until it is moved.
+/// A clock that only the test moves.
 #[derive(Default)]
-struct Hand(std::sync::atomic::AtomicU64);
+struct TestClock(std::sync::atomic::AtomicU64);
 
-impl Clock for Hand {
+impl Clock for TestClock {
     fn now(&self) -> Timestamp {
         Timestamp(self.0.load(std::sync::atomic::Ordering::Relaxed))
     }
@@ -54,7 +54,7 @@ impl Clock for Hand {
 
 struct World {
     folder: tempfile::TempDir,
-    clock: Arc<Hand>,
+    clock: Arc<TestClock>,
     sessions: Sessions,
     source: HookSpool,
     row: Option<Vec<u8>>,
@@ -64,12 +64,12 @@ struct World {
 impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (clock, sessions) = (Arc::<Hand>::default(), Sessions::default());
+        let (clock, sessions) = (Arc::<TestClock>::default(), Sessions::default());
         let source = source(folder.path(), &clock, &sessions);
         Self { folder, clock, sessions, source, row: None, random: 0 }
     }
 
-    /// The process ends and begins again.
+    /// Restarts the process.
     fn restart(&mut self) {
         self.sessions = Sessions::default();
         self.source = source(self.folder.path(), &self.clock, &self.sessions);
@@ -96,7 +96,7 @@ impl World {
 
     /// Reads a group, which is not stored yet.
     fn read(&mut self) -> (Vec<Event>, Option<Vec<u8>>) {
-        let step = 2 * u64::try_from(LOOK.as_millis()).unwrap();
+        let step = 2 * u64::try_from(POLL_INTERVAL.as_millis()).unwrap();
         self.clock.0.fetch_add(step, std::sync::atomic::Ordering::Relaxed);
         let mut taken = Taken::default();
         self.source.read(&mut taken);
@@ -117,7 +117,7 @@ impl World {
     }
 }
 
-fn source(state_dir: &Path, clock: &Arc<Hand>, sessions: &Sessions) -> HookSpool {
+fn source(state_dir: &Path, clock: &Arc<TestClock>, sessions: &Sessions) -> HookSpool {
     let context = AgentContext {
         clock: Arc::clone(clock) as Arc<dyn Clock>,
         state_dir: Some(state_dir.to_owned()),
@@ -130,16 +130,16 @@ fn source(state_dir: &Path, clock: &Arc<Hand>, sessions: &Sessions) -> HookSpool
 const ANSWERED: (&str, &str) = ("hook_answered", "warning");
 
 #[test]
-fn a_report_is_taken_up_once_whenever_the_process_ends() {
+fn report_is_read_once_despite_restarts() {
     let mut world = World::new();
     let nowhere = Path::new("/nowhere/x.jsonl");
     world.call("UserPromptSubmit", "blocked", nowhere);
-    // Not stored: the same again.
+    // The group was not stored, so the report is read again.
     world.read();
     world.restart();
     assert_eq!(world.store(), [ANSWERED]);
     assert_eq!(world.waiting(), 0);
-    // Stored, and the file could not be deleted any more.
+    // The group was stored, but the file was not deleted.
     world.call("UserPromptSubmit", "warned", nowhere);
     let (events, row) = world.read();
     assert_eq!(events.len(), 1);
@@ -153,7 +153,7 @@ fn a_report_is_taken_up_once_whenever_the_process_ends() {
 }
 
 #[test]
-fn a_session_without_records_is_said_once_and_over_a_restart() {
+fn session_without_records_is_reported_once() {
     let mut world = World::new();
     let minutes = |world: &World, minutes: u64| {
         world.clock.0.fetch_add(minutes * 60_000, std::sync::atomic::Ordering::Relaxed);
@@ -178,7 +178,7 @@ fn a_session_without_records_is_said_once_and_over_a_restart() {
 
 #[cfg(unix)]
 #[test]
-fn a_directory_of_sessions_is_learnt_where_it_is_the_users_own() {
+fn directory_is_learned_if_it_belongs_to_the_user() {
     let mut world = World::new();
     let home = world.folder.path().canonicalize().unwrap();
     let transcript = |config: &str| home.join(config).join("projects/p/s.jsonl");
@@ -234,9 +234,9 @@ fn uncalled_hooks_are_reported_once_a_day_while_sessions_grow() {
     assert!(!world.store().contains(&silent[0]), "one was called");
 }
 
-/// The report was written with another clock, or is meant to keep hooks silent for years.
+/// The report may come from another clock, or try to suppress the event for years.
 #[test]
-fn a_call_by_a_clock_that_is_ahead_counts_as_one_of_now() {
+fn call_with_a_future_time_counts_as_now() {
     const HOUR: u64 = 3_600_000;
     let mut world = World::new();
     let pass = |world: &World, hours: u64| {
@@ -262,7 +262,7 @@ fn a_call_by_a_clock_that_is_ahead_counts_as_one_of_now() {
 }
 
 #[test]
-fn reports_that_hooks_left_out_are_counted() {
+fn dropped_reports_are_counted() {
     let mut world = World::new();
     let drop_some = |world: &World, count: usize| {
         let folder = world.folder.path().join("spool");

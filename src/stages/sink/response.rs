@@ -1,4 +1,4 @@
-//! What a receiver's answer to a batch means. A pure function of the answer.
+//! Interprets the response of a receiver to a batch: a pure function.
 
 use std::time::Duration;
 
@@ -9,38 +9,38 @@ use siem_protocol::{Problem, Receipt};
 use super::Delivery;
 use crate::{platform::Timestamp, siem::RequestOutcome};
 
-/// The longest that a receiver may put the agent off.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
-/// How much of a refusal is kept.
-const WORDS: usize = 4 << 10;
+/// Longest delay that a receiver can request.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// Maximum number of bytes kept of a refusal.
+const MAX_REFUSAL: usize = 4 << 10;
 
-/// What acknowledges a batch.
+/// Kind of response that acknowledges a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Acknowledgement {
-    /// A 2xx answer whose JSON body has a `last_seq` that covers the batch. A captive portal
-    /// answers 200 too.
+    /// A 2xx response whose JSON body has a `last_seq` that covers the batch. Captive portals respond
+    /// with 200 too.
     #[default]
     Receipt,
-    /// Any 2xx answer: for receivers that are not made for this agent.
+    /// Any 2xx response: for receivers that do not implement the protocol.
     Status,
 }
 
-/// What a receipt must cover.
+/// Entries that a receipt must cover.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Owed<'a> {
-    /// All up to this number.
+pub(super) enum RequiredReceipt<'a> {
+    /// All entries up to this number.
     UpTo(u64),
-    /// Each of these numbers: a redelivery.
+    /// The entries with these numbers: a redelivery.
     Each(&'a [u64]),
 }
 
-/// Says what `reply` means for a batch that owes this.
+/// Returns the result of a delivery whose request had the outcome `reply`.
 #[must_use]
-pub(super) fn judge(
+pub(super) fn interpret(
     reply: &RequestOutcome,
     acknowledgement: Acknowledgement,
-    owed: Owed<'_>,
+    required: RequiredReceipt<'_>,
     now: Timestamp,
 ) -> Delivery {
     let (status, headers, body) = match reply {
@@ -60,90 +60,93 @@ pub(super) fn judge(
         .and_then(|value| value.to_str().ok())
         .and_then(|value| retry_after(value, now));
     match status {
-        200..=299 if covers(acknowledgement, body, owed) => Delivery::Acknowledged,
+        200..=299 if covers(acknowledgement, body, required) => Delivery::Acknowledged,
         200..=299 => Delivery::Hold {
             after,
             reason: format!(
-                "the answer {status} carries no receipt that covers the batch: is something \
-                 between the agent and the receiver, or is `acknowledgement = \"status\"` wanted?"
+                "the response {status} has no receipt that covers the batch: check whether a \
+                 proxy responds in place of the receiver, or set `acknowledgement = \"status\"`"
             ),
         },
         408 | 425 | 429 | 500..=599 => Delivery::Retry {
             after,
-            reason: format!("the receiver answered {status}{}", said(body)),
+            reason: format!("the receiver responded with {status}{}", quoted_summary(body)),
         },
         409 => {
             Delivery::Conflict { expected: problem(body).and_then(|problem| problem.expected_seq) }
         }
-        413 | 422 => Delivery::Refused { status: *status, answer: words(body) },
+        413 | 422 => Delivery::Refused { status: *status, answer: refusal(body) },
         _ => {
             let hint = match status {
-                401 => ": is the token right?",
-                403 => ": is the HMAC secret right?",
-                404 => ": is the endpoint right?",
-                300..=399 => ": redirects are not followed, give the endpoint itself",
+                401 => ": check the token",
+                403 => ": check the HMAC secret",
+                404 => ": check the endpoint",
+                300..=399 => ": redirects are not followed, configure the final URL as endpoint",
                 407 => {
-                    ": the proxy wants credentials, or others: give `proxy_user` and \
-                     `proxy_password_file`, or put them into the proxy's URL in the environment"
+                    ": the proxy rejected the credentials or requires some: set `proxy_user` and \
+                     `proxy_password_file`, or put them into the proxy URL of the environment"
                 }
                 _ => "",
             };
-            let reason = format!("the receiver answered {status}{hint}{}", said(body));
+            let reason =
+                format!("the receiver responded with {status}{hint}{}", quoted_summary(body));
             Delivery::Hold { after, reason }
         }
     }
 }
 
-fn covers(acknowledgement: Acknowledgement, body: &[u8], owed: Owed<'_>) -> bool {
+fn covers(acknowledgement: Acknowledgement, body: &[u8], required: RequiredReceipt<'_>) -> bool {
     if acknowledgement == Acknowledgement::Status {
         return true;
     }
-    // Serde takes an array for a struct, member by member: `[10]` is no receipt.
+    // Serde deserializes an array as a struct, but `[10]` is not a receipt.
     if !body.trim_ascii_start().starts_with(b"{") {
         return false;
     }
     let Ok(receipt) = serde_json::from_slice::<Receipt>(body) else { return false };
-    match owed {
-        Owed::UpTo(last_seq) => receipt.last_seq.is_some_and(|covered| covered >= last_seq),
-        Owed::Each(seqs) => {
+    match required {
+        RequiredReceipt::UpTo(last_seq) => {
+            receipt.last_seq.is_some_and(|covered| covered >= last_seq)
+        }
+        RequiredReceipt::Each(seqs) => {
             let accepted = receipt.accepted_seqs.unwrap_or_default();
             seqs.iter().all(|seq| accepted.contains(seq))
         }
     }
 }
 
-/// Reads `Retry-After` (RFC 9110, 10.2.3): seconds or a date, an hour at most. What lies in the
-/// past or can't be read is as if it were not there.
+/// Parses `Retry-After` (RFC 9110, 10.2.3): seconds or a date. The result is at most an hour; `None`
+/// if the value is invalid or in the past.
 #[must_use]
 pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim();
     let wait = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // Digits beyond the range of a number are still a very long time.
-        value.parse().map_or(LONGEST_RETRY_AFTER, Duration::from_secs)
+        // More digits than a number can hold are still a very long time.
+        value.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs)
     } else {
         Timestamp::from(httpdate::parse_http_date(value).ok()?).since(now)
     };
-    (!wait.is_zero()).then(|| wait.min(LONGEST_RETRY_AFTER))
+    (!wait.is_zero()).then(|| wait.min(MAX_RETRY_AFTER))
 }
 
 fn problem(body: &[u8]) -> Option<Problem> {
     serde_json::from_slice(body).ok()
 }
 
-/// The receiver's own words, if its answer is a problem document.
-fn said(body: &[u8]) -> String {
-    gist(body).map(|words| format!(" ({words})")).unwrap_or_default()
+/// Returns the summary of a problem document in parentheses; empty for other responses.
+fn quoted_summary(body: &[u8]) -> String {
+    problem_summary(body).map(|words| format!(" ({words})")).unwrap_or_default()
 }
 
-/// What a problem document says this time, short and plain.
-pub(crate) fn gist(body: &[u8]) -> Option<String> {
+/// Returns the detail or title of a problem document, shortened and without control characters.
+pub(crate) fn problem_summary(body: &[u8]) -> Option<String> {
     let Problem { detail, title, .. } = problem(body)?;
     let words = detail.unwrap_or(title);
     Some(words.chars().filter(|character| !character.is_control()).take(200).collect())
 }
 
-fn words(body: &[u8]) -> String {
-    String::from_utf8_lossy(&body[..body.len().min(WORDS)]).into_owned()
+fn refusal(body: &[u8]) -> String {
+    String::from_utf8_lossy(&body[..body.len().min(MAX_REFUSAL)]).into_owned()
 }
 
 #[cfg(test)]
@@ -166,11 +169,16 @@ mod tests {
     }
 
     fn delivery(status: u16, body: &str) -> Delivery {
-        judge(&answered(status, body, None), Acknowledgement::Receipt, Owed::UpTo(10), NOW)
+        interpret(
+            &answered(status, body, None),
+            Acknowledgement::Receipt,
+            RequiredReceipt::UpTo(10),
+            NOW,
+        )
     }
 
     #[test]
-    fn only_a_receipt_that_covers_the_batch_acknowledges_it() {
+    fn only_a_receipt_that_covers_the_batch_acknowledges() {
         assert_eq!(delivery(200, r#"{"last_seq":10}"#), Delivery::Acknowledged);
         assert_eq!(delivery(200, r#"{"last_seq":99,"accepted":1}"#), Delivery::Acknowledged);
         for body in
@@ -181,29 +189,34 @@ mod tests {
     }
 
     #[test]
-    fn a_redelivery_is_acknowledged_number_by_number() {
-        let judged = |body| {
-            let owed = Owed::Each(&[3, 5]);
-            judge(&answered(200, body, None), Acknowledgement::Receipt, owed, NOW)
+    fn redelivery_is_acknowledged_by_numbers() {
+        let result = |body| {
+            let required = RequiredReceipt::Each(&[3, 5]);
+            interpret(&answered(200, body, None), Acknowledgement::Receipt, required, NOW)
         };
-        assert_eq!(judged(r#"{"accepted":1,"accepted_seqs":[5,3]}"#), Delivery::Acknowledged);
+        assert_eq!(result(r#"{"accepted":1,"accepted_seqs":[5,3]}"#), Delivery::Acknowledged);
         for body in [r#"{"last_seq":9}"#, r#"{"accepted_seqs":[3]}"#, r#"{"accepted_seqs":[]}"#] {
-            assert!(matches!(judged(body), Delivery::Hold { .. }), "{body}");
+            assert!(matches!(result(body), Delivery::Hold { .. }), "{body}");
         }
     }
 
     #[test]
-    fn by_status_any_2xx_acknowledges() {
-        let judged = |status| {
-            judge(&answered(status, "", None), Acknowledgement::Status, Owed::UpTo(10), NOW)
+    fn with_status_any_2xx_acknowledges() {
+        let result = |status| {
+            interpret(
+                &answered(status, "", None),
+                Acknowledgement::Status,
+                RequiredReceipt::UpTo(10),
+                NOW,
+            )
         };
-        assert_eq!(judged(200), Delivery::Acknowledged);
-        assert_eq!(judged(204), Delivery::Acknowledged);
-        assert!(matches!(judged(302), Delivery::Hold { .. }));
+        assert_eq!(result(200), Delivery::Acknowledged);
+        assert_eq!(result(204), Delivery::Acknowledged);
+        assert!(matches!(result(302), Delivery::Hold { .. }));
     }
 
     #[test]
-    fn every_status_has_its_meaning() {
+    fn status_determines_the_result() {
         for status in [408, 425, 429, 500, 502, 503, 504, 507, 599] {
             assert!(matches!(delivery(status, ""), Delivery::Retry { .. }), "{status}");
         }
@@ -220,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receiver_may_put_the_agent_off_for_an_hour_at_most() {
+    fn retry_after_is_at_most_an_hour() {
         let cases = [
             ("0", None),
             ("7", Some(7)),
@@ -236,33 +249,33 @@ mod tests {
             ("Fri, 31 Dec 9999 23:59:59 GMT", Some(3600)),
         ];
         for (value, expected) in cases {
-            let judged = judge(
+            let result = interpret(
                 &answered(503, "", Some(value)),
                 Acknowledgement::Receipt,
-                Owed::UpTo(1),
+                RequiredReceipt::UpTo(1),
                 NOW,
             );
-            let Delivery::Retry { after, .. } = judged else { panic!("{value}") };
+            let Delivery::Retry { after, .. } = result else { panic!("{value}") };
             assert_eq!(after, expected.map(Duration::from_secs), "{value}");
         }
     }
 
     proptest::proptest! {
         #[test]
-        fn whatever_the_receiver_wants_is_a_wait_of_an_hour_at_most(value in "\\PC{0,40}|[0-9 ]{0,30}") {
+        fn random_retry_after_is_at_most_an_hour(value in "\\PC{0,40}|[0-9 ]{0,30}") {
             if let Some(wait) = retry_after(&value, NOW) {
-                assert!(!wait.is_zero() && wait <= LONGEST_RETRY_AFTER, "{wait:?}");
+                assert!(!wait.is_zero() && wait <= MAX_RETRY_AFTER, "{wait:?}");
             }
         }
 
         #[test]
-        fn a_wait_in_seconds_is_taken_as_it_is(seconds: u64) {
+        fn retry_after_in_seconds_is_used(seconds: u64) {
             let expected = Some(Duration::from_secs(seconds.min(3600))).filter(|w| !w.is_zero());
             assert_eq!(retry_after(&seconds.to_string(), NOW), expected);
         }
 
         #[test]
-        fn a_date_is_waited_for(ahead in 1_u64..100_000_000) {
+        fn retry_after_date_is_used(ahead in 1_u64..100_000_000) {
             let date = UNIX_EPOCH + Duration::from_millis(NOW.0) + Duration::from_secs(ahead);
             let expected = Duration::from_secs(ahead.min(3600));
             assert_eq!(retry_after(&httpdate::fmt_http_date(date), NOW), Some(expected));
@@ -270,18 +283,18 @@ mod tests {
     }
 
     #[test]
-    fn no_answer_is_retried() {
+    fn missing_response_is_retried() {
         let reason = "connection refused".to_owned();
-        let judged = |alarm| {
+        let result = |alarm| {
             let reply = RequestOutcome::Failed { reason: reason.clone(), alarm, waited: None };
-            judge(&reply, Acknowledgement::Status, Owed::UpTo(1), NOW)
+            interpret(&reply, Acknowledgement::Status, RequiredReceipt::UpTo(1), NOW)
         };
-        assert_eq!(judged(false), Delivery::Retry { after: None, reason: reason.clone() });
-        assert_eq!(judged(true), Delivery::Hold { after: None, reason: reason.clone() });
+        assert_eq!(result(false), Delivery::Retry { after: None, reason: reason.clone() });
+        assert_eq!(result(true), Delivery::Hold { after: None, reason: reason.clone() });
     }
 
     #[test]
-    fn the_receivers_words_are_short_and_plain() {
+    fn problem_summary_is_short_and_printable() {
         let long = "x\u{1b}[31m".repeat(1000);
         let problem = serde_json::json!({"type":"a","title":"t","status":400,"detail":long});
         let Delivery::Hold { reason, .. } = delivery(400, &problem.to_string()) else { panic!() };
