@@ -1,5 +1,7 @@
 //! Decides when reading pauses: a pure function of the space that outbox and disk have.
 
+pub use siem_protocol::event::Shortage;
+
 /// Part of the outbox that is reserved for events, which report that reading is paused.
 const EVENT_RESERVE: u64 = 16 << 20;
 /// Free space on the disk that is left to other programs.
@@ -11,35 +13,6 @@ pub struct Backpressure {
     max_bytes: u64,
     full: Option<Shortage>,
     is_half_full: bool,
-}
-
-/// The space that is short.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shortage {
-    /// The outbox has reached its maximum size.
-    Outbox,
-    /// The disk is nearly full.
-    Disk,
-}
-
-impl Shortage {
-    /// Returns the word for it in events and log lines.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Outbox => "outbox",
-            Self::Disk => "disk",
-        }
-    }
-}
-
-impl From<Shortage> for siem_protocol::event::Shortage {
-    fn from(shortage: Shortage) -> Self {
-        match shortage {
-            Shortage::Outbox => Self::Outbox,
-            Shortage::Disk => Self::Disk,
-        }
-    }
 }
 
 /// A change found by [`Backpressure::update`].

@@ -563,6 +563,17 @@ pub enum Shortage {
     Disk,
 }
 
+impl Shortage {
+    /// Returns the name of the variant, as in an event.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbox => "outbox",
+            Self::Disk => "disk",
+        }
+    }
+}
+
 impl AgentEvent {
     /// Returns the event's name: one of [`names::event`](event).
     #[must_use]

@@ -104,8 +104,7 @@ impl Ingest {
             code = "outbox_full",
             lack, stored, free, remedy, "reading paused: no space for more entries"
         );
-        let full =
-            AgentEvent::OutboxFull { lack: shortage.into(), outbox_bytes: stored, disk_free: free };
+        let full = AgentEvent::OutboxFull { lack: shortage, outbox_bytes: stored, disk_free: free };
         self.add_event(full.into());
     }
 }
