@@ -106,7 +106,7 @@ fn fixed_fault_has_lost_and_dead_lettered_nothing() {
         // One batch, sent again after each failure; after a timeout in smaller batches.
         let rest = if what.starts_with("Hang") { 30_usize.div_ceil(30 >> times) } else { 1 };
         assert_eq!(receiver.requests(), times + rest, "{what}: {log}");
-        let doubled = if what.starts_with("Take") { times * 30 } else { 0 };
+        let doubled = if what.starts_with("Store") { times * 30 } else { 0 };
         assert_eq!(receiver.doubled(), doubled, "{what}");
         assert_arrived(&receiver, &delivery, 30);
         assert!(delivery.events().is_empty(), "{what}");
