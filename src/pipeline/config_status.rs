@@ -61,7 +61,7 @@ pub struct Attempted {
 pub struct Refused {
     /// Its origin.
     pub from: ConfigOrigin,
-    /// Why, including the key.
+    /// Reason, including the key.
     pub reason: String,
     /// Time at which it was first refused.
     #[serde(serialize_with = "at")]

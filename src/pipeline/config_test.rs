@@ -16,7 +16,7 @@ use crate::{
 /// Path of the lines of a test that names none.
 const DEFAULT_PATH: &str = "/home/user/.claude/projects/-work/session.jsonl";
 
-/// Outcome for a line, in the words of a test.
+/// Outcome for a line, in the terms of a test.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LineOutcome {
     verdict: &'static str,

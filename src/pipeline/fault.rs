@@ -13,7 +13,7 @@ pub enum Fault {
     Panicked(String),
 }
 
-/// Why not everything was read and delivered.
+/// Reason that not everything was read and delivered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CatchUpError {
     /// The pipeline has ended with a fault.
@@ -27,7 +27,7 @@ pub enum CatchUpError {
     Delivery {
         /// Instance name of the sink.
         sink: String,
-        /// Why nothing is delivered.
+        /// Reason that nothing is delivered.
         problem: String,
     },
 }

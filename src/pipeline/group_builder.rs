@@ -451,7 +451,7 @@ fn frame_bytes(shipping: ShippingSettings) -> usize {
     frame::MAX_RAW.min(room)
 }
 
-/// What all records of a chunk have in common.
+/// Data shared by all records of a chunk.
 struct ChunkContext<'a> {
     origin: &'a Origin,
     /// Instance name of the source.
@@ -470,7 +470,7 @@ struct KeptRecord<'a, 'l> {
     length: u64,
     /// Bytes that the record occupies in the file, line endings included.
     size: u64,
-    /// Whether the line never got its newline.
+    /// True if the line never got its newline.
     incomplete: bool,
 }
 

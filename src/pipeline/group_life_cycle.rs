@@ -28,7 +28,7 @@ pub enum GroupChange {
     Storing,
     /// The group that was being stored is in the store.
     Stored {
-        /// Whether nothing has been added since that group was sealed, so that everything that was
+        /// True if nothing has been added since that group was sealed, so that everything that was
         /// ever added is stored.
         all: bool,
     },
@@ -40,7 +40,7 @@ pub enum GroupChange {
 /// State of the open group and of the one that is being stored.
 #[derive(Debug)]
 pub struct GroupLifeCycle {
-    /// Whether the open group is lost: nothing may be stored before a restore.
+    /// True if the open group is lost: nothing may be stored before a restore.
     is_open_lost: bool,
     /// Number of groups that the store holds once the group that is being stored is in it. After a
     /// failed write this stays until the store says whether the group is in it: a disk may fail

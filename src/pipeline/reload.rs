@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// What a running pipeline was built from, to find out what has changed.
+/// Record of what a running pipeline was built from, to find out what has changed.
 #[derive(Clone, PartialEq)]
 pub struct Plan {
     settings: Settings,

@@ -73,7 +73,7 @@ pub struct Running {
     outbox: Arc<Outbox>,
     clock: Arc<dyn Clock>,
     config: Digest,
-    /// Whether reading has ended; closed before that if its thread has panicked.
+    /// True if reading has ended; closed before that if its thread has panicked.
     reading: watch::Receiver<bool>,
     /// Progress of reading.
     read: watch::Receiver<ReadProgress>,

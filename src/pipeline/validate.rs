@@ -6,7 +6,7 @@ use crate::{
     stages::Context,
 };
 
-/// Why a configuration is refused.
+/// Reason that a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ValidationError {
     /// It contains an error.
@@ -17,7 +17,7 @@ pub enum ValidationError {
     Test {
         /// Name of the test.
         test: String,
-        /// Where the test is defined.
+        /// Place at which the test is defined.
         origin: String,
         /// Number of the first line that fails, from 1.
         line: usize,

@@ -28,12 +28,12 @@ pub enum NextBatch {
         batch: Box<Batch>,
         /// Position of the cursor after it.
         end: ChainPoint,
-        /// Whether no more entries would fit.
+        /// True if no more entries would fit.
         is_full: bool,
     },
 }
 
-/// Why a batch cannot be assembled.
+/// Reason that a batch cannot be assembled.
 #[derive(Debug, thiserror::Error)]
 pub enum AssembleError {
     /// The outbox cannot be read.
@@ -49,7 +49,7 @@ pub enum AssembleError {
 
 /// Assembles batches for one sink.
 pub struct Assembler<'a> {
-    /// Where entries are stored.
+    /// The outbox with the entries.
     pub outbox: &'a Outbox,
     /// Instance name of the sink.
     pub sink: &'a str,

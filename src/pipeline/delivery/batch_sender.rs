@@ -21,11 +21,11 @@ use crate::{
 /// Pause after the outbox could not be read or written.
 pub(super) const STORE_RETRY: Duration = Duration::from_secs(5);
 
-/// What follows after a batch was sent.
+/// Next step after a batch was sent.
 pub(super) enum AfterBatch {
     /// The batch is acknowledged.
     Acknowledged {
-        /// Whether no earlier acknowledgement waits to be stored.
+        /// True if no earlier acknowledgement waits to be stored.
         is_first: bool,
     },
     /// Another batch is sent from the cursor at once.

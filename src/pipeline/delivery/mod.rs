@@ -32,7 +32,7 @@ use crate::{
     stages::sink::Sink,
 };
 
-/// When a sink's task ends.
+/// Condition on which a sink's task ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StopMode {
     /// Never.
@@ -47,7 +47,7 @@ pub enum StopMode {
 /// Controls a sink's task; may change while the task runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SinkControl {
-    /// When the task ends.
+    /// Condition on which the task ends.
     pub stop: StopMode,
     /// Size of batches and when they are sent; takes effect with the next batch.
     pub shipping: ShippingSettings,
@@ -81,17 +81,17 @@ pub struct SinkProgress {
     pub delivered: u64,
     /// Time of the last acknowledgement since the start.
     pub acknowledged_at: Option<Timestamp>,
-    /// Why nothing is delivered at present.
+    /// Reason that nothing is delivered at present.
     pub problem: Option<String>,
-    /// Whether someone should look at the problem: waiting may not solve it.
+    /// True if someone should look at the problem: waiting may not solve it.
     pub is_held: bool,
     /// Time of the next attempt.
     pub retry_at: Option<Timestamp>,
     /// The last problem, solved or not, and its time.
     pub last_error: Option<(String, Timestamp)>,
-    /// Whether the task has ended because everything is delivered.
+    /// True if the task has ended because everything is delivered.
     pub drained: bool,
-    /// Whether the task has ended to hand over to another one.
+    /// True if the task has ended to hand over to another one.
     pub handed_over: bool,
     /// Until when the rate limit keeps the next batch.
     pub rate_limited_until: Option<Instant>,
@@ -103,7 +103,7 @@ pub struct SinkTask {
     pub name: String,
     /// The sink.
     pub sink: Box<dyn Sink>,
-    /// Where entries are stored.
+    /// The outbox with the entries.
     pub outbox: Arc<Outbox>,
     /// Identity of the agent, for headers.
     pub identity: Arc<Identity>,

@@ -50,7 +50,7 @@ struct Limit {
     successes: u32,
 }
 
-/// What follows after a batch.
+/// Next step after a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NextAction {
     /// Move the cursor past the batch.
@@ -61,9 +61,9 @@ pub enum NextAction {
     Wait {
         /// Length of the wait.
         delay: Duration,
-        /// Whether someone should look at it: waiting may not solve the problem.
+        /// True if someone should look at it: waiting may not solve the problem.
         alarm: bool,
-        /// What happened.
+        /// Description of the failure.
         reason: String,
     },
     /// Renumber the unacknowledged entries under a new epoch, or [hold](RetryPolicy::hold) if that is
@@ -160,8 +160,7 @@ impl RetryPolicy {
             }
             Delivery::Refused { status, answer } => {
                 if lines == 0 || self.refusals >= REFUSALS {
-                    let said =
-                        problem_summary(answer.as_bytes()).map(|words| format!(" ({words})"));
+                    let said = problem_summary(answer.as_bytes()).map(|text| format!(" ({text})"));
                     let reason = format!(
                         "the receiver refuses every entry with {status}{}: fix the receiver, then \
                          send the dead letters again with `ai-agent deadletter retry --all`",

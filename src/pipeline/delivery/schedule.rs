@@ -19,13 +19,13 @@ const PERSIST_DELAY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Schedule {
     rate_limit: Option<RateLimit>,
-    /// Whether the last batch was full: more of a backlog may follow at any moment.
+    /// True if the last batch was full: more of a backlog may follow at any moment.
     in_backlog: bool,
-    /// Whether a backlog has ended: what there is is sent now.
+    /// True if a backlog has ended: what there is is sent now.
     is_lull: bool,
     /// Position up to which everything is delivered.
     delivered: Option<Position>,
-    /// When acknowledgements are stored, unless new entries are stored before.
+    /// Time at which acknowledgements are stored, unless new entries are stored before.
     persist_at: Option<Duration>,
 }
 
@@ -48,10 +48,10 @@ impl Position {
     }
 }
 
-/// When entries that wait in the outbox are due.
+/// Conditions on which entries in the outbox are due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendRule {
-    /// Whether everything is due.
+    /// True if everything is due.
     pub flush: bool,
     /// A batch that holds an entry up to this one is due.
     pub flush_through: u64,
@@ -66,11 +66,11 @@ pub(super) struct Waiting {
     pub(super) first_seq: u64,
     /// Time since the first entry was stored.
     pub(super) age: Duration,
-    /// Whether no more entries would fit.
+    /// True if no more entries would fit.
     pub(super) is_full: bool,
-    /// Whether an entry among them, or behind them, must be sent at once.
+    /// True if an entry among them, or behind them, must be sent at once.
     pub(super) is_urgent: bool,
-    /// Whether the batch is smaller than usual, since a larger one failed.
+    /// True if the batch is smaller than usual, since a larger one failed.
     pub(super) is_reduced: bool,
 }
 
@@ -90,10 +90,10 @@ impl SendRule {
 pub(super) struct Pause {
     /// Its length.
     pub(super) length: Duration,
-    /// Whether new entries end it. They may fill a batch; they do not shorten a wait for the
+    /// True if new entries end it. They may fill a batch; they do not shorten a wait for the
     /// receiver.
     pub(super) until_entries: bool,
-    /// Whether its end is the end of a backlog.
+    /// True if its end is the end of a backlog.
     is_lull: bool,
 }
 
@@ -146,7 +146,7 @@ impl Schedule {
         self.rate_limit.map_or(Duration::ZERO, |limit| limit.wait(now))
     }
 
-    /// Whether the sink has a rate limit.
+    /// True if the sink has a rate limit.
     pub(super) fn has_rate_limit(&self) -> bool {
         self.rate_limit.is_some()
     }
@@ -286,11 +286,11 @@ mod tests {
         schedule: Schedule,
         control: SinkControl,
         now: Duration,
-        /// When each entry was added, by number from 1; some are in the future.
+        /// Time at which each entry is added, by number from 1.
         added: Vec<Duration>,
         batch_size: usize,
         acknowledged: usize,
-        /// When the first acknowledgement that is not stored came.
+        /// Time of the first acknowledgement that is not stored.
         unstored_since: Option<Duration>,
         /// Until when a failed request or the rate limit forbids the next one.
         blocked_until: Duration,

@@ -27,13 +27,13 @@ pub(super) struct TaskLoop {
     /// A dead letter that waits for the rate limit to be sent again.
     pending_retry: Option<DeadLetterRetry>,
     policy: RetryPolicy,
-    /// Whether the policy knows how many refusals there were before the start.
+    /// True once the policy knows the number of refusals before the start.
     is_resumed: bool,
     schedule: Schedule,
     started: Instant,
 }
 
-/// What follows after one round.
+/// Next step of the loop after one round.
 enum Round {
     /// Another round at once.
     Next,

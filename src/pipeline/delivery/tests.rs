@@ -177,7 +177,7 @@ fn shipping(batch_size: usize) -> ShippingSettings {
     ShippingSettings { batch_size, ..ShippingSettings::default() }
 }
 
-/// The clock is a made-up one that goes on when everybody waits.
+/// Time is simulated: it advances when all tasks wait.
 #[tokio::test(start_paused = true)]
 async fn rate_limit_is_kept() {
     let begun = Instant::now();
@@ -191,7 +191,7 @@ async fn rate_limit_is_kept() {
     assert_eq!(run.await.delivered(), 600);
     let sent = sent.lock().unwrap();
     assert_eq!(sent.len(), 6);
-    // An entry has more than 100 bytes. What a second has saved may go at once.
+    // An entry has more than 100 bytes. The credit of one second may be sent at once.
     for (at, count) in sent.windows(2).map(|two| (two[1].0 - two[0].0, two[0].1)) {
         let least = count * 100.0 / 4096.0 - 1.0;
         assert!(at.as_secs_f64() >= least, "{at:?} after {count} entries");
@@ -251,7 +251,7 @@ async fn end_of_a_backlog_does_not_wait_for_a_full_batch() {
     assert_eq!(run.seen.concat(), (1..=130).collect::<Vec<_>>());
 }
 
-/// What is acknowledged waits for entries to be stored with, and none may ever come.
+/// An acknowledgement waits to be stored with new entries, which may never come.
 #[tokio::test]
 async fn last_acknowledgement_is_stored_without_later_entries() {
     let run = run_until(StopMode::Never, None, &[3], shipping(3), |_| Delivery::Acknowledged).await;

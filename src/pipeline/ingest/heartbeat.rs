@@ -13,9 +13,9 @@ use super::{super::group_life_cycle::GroupChange, Ingest};
 #[derive(Debug, Default)]
 pub(super) struct HeartbeatTimer {
     due: Duration,
-    /// Whether the open group has a heartbeat.
+    /// True if the open group has a heartbeat.
     in_open: bool,
-    /// Whether the group that is being stored has one.
+    /// True if the group that is being stored has one.
     in_storing: bool,
 }
 

@@ -34,7 +34,7 @@ struct Mail {
     reconfiguration: Option<Box<Reconfiguration>>,
     status_requests: Vec<oneshot::Sender<IngestStatus>>,
     jobs: Vec<Job>,
-    /// What the thread does; `None` before its first step.
+    /// Current activity of the thread; `None` before its first step.
     activity: Option<Activity>,
     woken: bool,
 }
@@ -63,7 +63,7 @@ impl UnstoredEvents {
     }
 }
 
-/// What the ingest thread does, and the uptime at which it started doing so.
+/// An activity of the ingest thread, and the uptime at which it started.
 #[derive(Clone, Copy, Debug)]
 enum Activity {
     Step(Duration),

@@ -55,7 +55,7 @@ pub enum Until {
     CaughtUp,
 }
 
-/// How far reading is, for a progress bar.
+/// Progress of reading, for a progress bar.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReadProgress {
     /// Bytes read since the outbox started to count.
@@ -77,7 +77,7 @@ pub struct Ingest {
     pub stages: RecordStages,
     /// Builds the open group.
     pub builder: GroupBuilder,
-    /// Where groups are stored.
+    /// The outbox in which groups are stored.
     pub outbox: Arc<Outbox>,
     /// Stores groups.
     pub writer: Writer,
@@ -110,20 +110,20 @@ pub struct IngestState {
     maintenance_due: Duration,
     /// Uptime of the next progress report.
     progress_due: Duration,
-    /// Whether steps run with low priority, since there is nothing to read but old files.
+    /// True if steps run with low priority, since there is nothing to read but old files.
     is_backfill: bool,
-    /// Whether the last step had more to read of old files only.
+    /// True if the last step had more to read of old files only.
     only_backfill: bool,
     /// Uptime at which memory is returned to the system, after much was read.
     memory_release: Option<Duration>,
-    /// Why nothing can be stored at present.
+    /// Reason that nothing can be stored at present.
     store_failure: Option<StoreFailure>,
 }
 
-/// Why nothing can be stored, and since when.
+/// Reason that nothing can be stored, and the time since when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreFailure {
-    /// Why.
+    /// Error and its causes.
     pub cause: String,
     /// Time of the first failure.
     pub since: Timestamp,

@@ -11,13 +11,13 @@ use crate::stages::{
 /// Status of the ingest thread.
 #[derive(Clone, Debug, Default)]
 pub struct IngestStatus {
-    /// What each source has left to read, under its instance name.
+    /// Statistics of each source, under its instance name.
     pub sources: Vec<(String, Survey)>,
     /// Number of files that are not read because a stage failed on them.
     pub held: usize,
-    /// Why reading waits, if it does.
+    /// Space that is short, if reading is paused.
     pub shortage: Option<Shortage>,
-    /// Why nothing can be stored at present.
+    /// Reason that nothing can be stored at present.
     pub store_failure: Option<StoreFailure>,
 }
 

@@ -22,7 +22,7 @@ type Stored = Result<(), OutboxError>;
 /// Stores one group at a time.
 pub struct Writer {
     mode: Mode,
-    /// Whether a group has been started and not finished.
+    /// True if a group has been started and not finished.
     is_busy: bool,
 }
 

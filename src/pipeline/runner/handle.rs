@@ -37,7 +37,7 @@ pub struct IngestUnresponsive {
     pub silent: Option<Duration>,
 }
 
-/// Why a flush did not finish.
+/// Reason that a flush did not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum FlushError {
     /// A sink has not acknowledged everything in time.
@@ -51,7 +51,7 @@ pub enum FlushError {
         sink: String,
         /// Number of entries it has not acknowledged.
         left: u64,
-        /// Why nothing is delivered.
+        /// Reason that nothing is delivered.
         problem: Option<String>,
     },
     /// The outbox cannot be read.
@@ -62,7 +62,7 @@ pub enum FlushError {
     Ended,
 }
 
-/// Why a dead letter was not sent again.
+/// Reason that a dead letter was not sent again.
 #[derive(Debug, thiserror::Error)]
 pub enum RetryError {
     /// No task runs for the sink.

@@ -11,7 +11,7 @@ use siem_protocol::{Digest, Entry, Kind};
 use super::Defect;
 use crate::stages::sink::{Batch, Delivery, DeliveryFuture, Sink};
 
-/// What the receiver does with a batch.
+/// Reaction of the receiver to a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Behaviour {
     /// Accepts it.

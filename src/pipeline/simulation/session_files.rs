@@ -34,9 +34,9 @@ pub(super) struct Line {
     /// Without its ending.
     pub(super) bytes: Vec<u8>,
     pub(super) kind: LineKind,
-    /// Whether it is still in a file.
+    /// True if it is still in a file.
     pub(super) is_there: bool,
-    /// Whether it was in a file when everything was read and stored.
+    /// True if it was in a file when everything was read and stored.
     pub(super) is_safe: bool,
 }
 
@@ -48,7 +48,7 @@ struct Session {
     /// An incomplete last line, and how many of its bytes are written.
     half: Option<(Line, usize)>,
     ending: &'static [u8],
-    /// Whether it was moved, truncated or rewritten since everything was read: after another such
+    /// True if it was moved, truncated or rewritten since everything was read: after another such
     /// change the file could not be recognized.
     is_changed: bool,
 }
