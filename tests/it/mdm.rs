@@ -226,7 +226,7 @@ mod linux {
             assert_eq!((&copy["src"], &copy["mode"]), (&json!(source), &json!(mode)), "{place}");
             assert_eq!(copy["owner"], "root", "{place}");
         }
-        let secrets = tasks.iter().find(|it| it["name"] == "The secrets").unwrap();
+        let secrets = tasks.iter().find(|it| it["name"] == "Install the secrets").unwrap();
         assert_eq!(secrets["no_log"], true);
         assert_eq!(secrets["ansible.builtin.copy"]["mode"], "0640");
         let table: toml::Table = sample("config.toml").parse().unwrap();
