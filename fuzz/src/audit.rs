@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use ai_agent_audit::{
+use ai_agent_auditd::{
     assembler::EventAssembler, call_filter::CallFilter, facts::Facts, line::Line,
 };
 

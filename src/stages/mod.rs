@@ -4,7 +4,7 @@
 //! `inventory::submit!`, so that adding one needs no second edit, here or in another crate.
 
 // Stages of other crates: without these lines the linker leaves them out.
-use ai_agent_audit as _;
+use ai_agent_auditd as _;
 use ai_agent_cel as _;
 
 mod context;

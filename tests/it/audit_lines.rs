@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use ai_agent_audit::line::Line;
+use ai_agent_auditd::line::Line;
 use linux_audit_parser::{Key, Number, Value, parse};
 use proptest::prelude::*;
 

@@ -54,12 +54,12 @@
 //! The binary that runs the stage depends on `ai-agent` and on the stage's crate, and names the
 //! crate once (`use my_stages as _;`): without that line the linker leaves it out.
 
+mod chunk;
 mod clock;
 mod context;
 mod enricher;
 mod event;
 mod filter;
-mod input;
 mod options;
 mod record;
 mod registry;
@@ -67,16 +67,16 @@ mod sink;
 mod source;
 pub mod testing;
 
+pub use chunk::{
+    BadRow, Chunk, FactsOf, FileKey, GenerationId, Intake, Origin, Piece, Progress, Survey,
+    Unreadable,
+};
 pub use clock::{Clock, Timestamp};
 pub use context::{Context, LogOpener};
 pub use enricher::{Enricher, EnricherOptions, EnricherPlugin, build_enricher};
 pub use event::Event;
 pub use filter::{
     Change, Fallback, Filter, FilterOptions, FilterPlugin, Match, Verdict, build_filter,
-};
-pub use input::{
-    BadRow, Chunk, FactsOf, FileKey, GenerationId, Intake, Origin, Piece, Progress, Survey,
-    Unreadable,
 };
 pub use options::{OptionError, StageOptions};
 pub use record::Record;

@@ -1,14 +1,14 @@
 //! A decoded batch: split into lines, checked against its header, and hashed.
 
 mod entry_scan;
-mod origin;
+mod line_position;
 
 use std::{collections::BTreeSet, ops::Range, time::SystemTime};
 
 use entry_scan::scan_entry;
 pub use entry_scan::{Claim, Counts};
-use origin::Generations;
-pub use origin::Origin;
+use line_position::Generations;
+pub use line_position::LinePosition;
 use siem_protocol::{BatchHeader, Digest, Kind, PROTOCOL};
 
 use crate::memory::Reserved;
@@ -35,7 +35,7 @@ pub struct Line {
     /// decoded bytes of a part.
     pub bytes: u64,
     /// The line of a file that the entry holds, in whole or in part; `None` for an event.
-    pub origin: Option<Origin>,
+    pub origin: Option<LinePosition>,
 }
 
 /// A batch that conforms to the protocol. The [`Ledger`](crate::ledger::Ledger) decides whether it
@@ -142,7 +142,7 @@ impl Batch {
         &self.claims
     }
 
-    /// Generations of the files in the batch; an [`Origin`] refers to one by its index.
+    /// Generations of the files in the batch; an [`LinePosition`] refers to one by its index.
     #[must_use]
     pub fn generations(&self) -> &[String] {
         self.generations.names()
@@ -387,7 +387,7 @@ pub(crate) fn seq_of(line: &[u8]) -> Option<u64> {
     scan_entry(line).filter(|entry| entry.is_valid).map(|entry| entry.seq)
 }
 
-/// Returns generation, offset and part of an entry's line; see [`Origin`].
+/// Returns generation, offset and part of an entry's line; see [`LinePosition`].
 pub(crate) fn origin_of(line: &[u8]) -> Option<(String, u64, u32)> {
     let entry = scan_entry(line)?;
     let (generation, offset, part) = entry.origin()?;

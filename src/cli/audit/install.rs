@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ai_agent_audit::KEY;
+use ai_agent_auditd::KEY;
 use clap::Args;
 
 use super::tools::{RULES, RULES_FOLDER, Root, command_text, find, output_line};

@@ -23,7 +23,7 @@ use crate::{
 #[derive(Args)]
 pub(super) struct Options {
     /// Log file of auditd
-    #[arg(long, value_name = "FILE", default_value = ai_agent_audit::LOG)]
+    #[arg(long, value_name = "FILE", default_value = ai_agent_auditd::LOG)]
     log: PathBuf,
 }
 

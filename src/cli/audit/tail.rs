@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use ai_agent_audit::{
+use ai_agent_auditd::{
     self as audit, MAX_LINE_BYTES, call_filter::CallFilter, facts::Facts, follower::AuditFollower,
 };
 use clap::Args;

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use std::path::PathBuf;
 
-use ai_agent_audit::{
+use ai_agent_auditd::{
     MAX_LINE_BYTES,
     facts::Facts,
     follower::{AuditFollower, LogError},

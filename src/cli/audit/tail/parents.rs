@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
 
-use ai_agent_audit::facts::Facts;
+use ai_agent_auditd::facts::Facts;
 
 /// Executions that are remembered.
 const MAX_REMEMBERED: usize = 50_000;

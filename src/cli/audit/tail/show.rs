@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, sync::OnceLock};
 
 use super::parents::Parent;
-use ai_agent_audit::facts::Facts;
+use ai_agent_auditd::facts::Facts;
 
 use crate::platform::Timestamp;
 

@@ -6,7 +6,7 @@ use siem_protocol::json;
 
 /// Position of an entry's line in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub struct LinePosition {
     /// Generation of the file: an index into [`Batch::generations`](super::Batch::generations).
     pub generation: u32,
     /// Offset of the line in the file.
@@ -27,12 +27,12 @@ pub(super) struct Generations {
 
 impl Generations {
     /// Stores the generation, a JSON string, and returns the origin.
-    pub(super) fn origin(&mut self, (raw, offset, part): (&str, u64, u32)) -> Option<Origin> {
+    pub(super) fn origin(&mut self, (raw, offset, part): (&str, u64, u32)) -> Option<LinePosition> {
         let generation = match &self.last {
             Some((last, place)) if last == raw => *place,
             _ => self.place(raw)?,
         };
-        Some(Origin { generation, offset, part })
+        Some(LinePosition { generation, offset, part })
     }
 
     fn place(&mut self, raw: &str) -> Option<u32> {
