@@ -45,6 +45,7 @@ fn calls_in(path: &str, text: &str) -> Vec<Call> {
             found.push(Call { level, code, place: format!("{path}:{line}") });
         }
     }
+    found.extend(lines_of_the_logger_in(path, text));
     found
 }
 
@@ -55,6 +56,18 @@ fn rows(page: &str) -> Vec<Vec<String>> {
     let rows = section.lines().filter(|line| line.starts_with("| `"));
     rows.map(|row| row.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect())
         .collect()
+}
+
+/// The lines that the logger itself writes, without a macro.
+fn lines_of_the_logger_in(path: &str, text: &str) -> Vec<Call> {
+    let call = |(at, target): (usize, &str)| {
+        text[..at].trim_end().strip_suffix("Line::warning(")?;
+        let code = text[at + target.len()..].trim_start().strip_prefix('"')?;
+        let (code, _) = code.split_once('"')?;
+        let line = text[..at].matches('\n').count() + 1;
+        Some(Call { level: "WARN", code: Some(code.to_owned()), place: format!("{path}:{line}") })
+    };
+    text.match_indices("module_path!(),").filter_map(call).collect()
 }
 
 #[test]
