@@ -68,7 +68,7 @@ mod tail;
 #[cfg(feature = "internals")]
 pub mod tail;
 #[cfg(test)]
-mod testing;
+mod test_context;
 mod text;
 #[cfg(not(feature = "internals"))]
 mod units;

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use siem_protocol::{AgentEvent, Digest, event::LockedKey, names::event};
+use siem_protocol::{AgentEvent, Digest, agent_event::LockedKey, names::event};
 use tracing::{error, info, warn};
 
 use super::{

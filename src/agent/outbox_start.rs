@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use siem_protocol::{
     AgentEvent,
-    event::{EpochReason, EpochStarted},
+    agent_event::{EpochReason, EpochStarted},
 };
 use tracing::{error, warn};
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use siem_protocol::event::{AppliedConfig, AttemptedConfig, RefusedConfig};
+use siem_protocol::agent_event::{AppliedConfig, AttemptedConfig, RefusedConfig};
 use tracing::warn;
 
 use crate::{

@@ -1,6 +1,6 @@
 //! Conversions of compliance types into event data.
 
-use siem_protocol::event::{AccountIdentity, HookReport, RuleViolation, UncheckedRule};
+use siem_protocol::agent_event::{AccountIdentity, HookReport, RuleViolation, UncheckedRule};
 
 use super::{
     account::SignedInAccount,

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 use siem_protocol::{
     AgentEvent,
-    event::{AccountIdentity, ViolationAction},
+    agent_event::{AccountIdentity, ViolationAction},
     managed::{Action, Compliance},
     names::violation,
 };

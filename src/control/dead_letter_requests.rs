@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use siem_protocol::{AgentEvent, event::PurgeReason};
+use siem_protocol::{AgentEvent, agent_event::PurgeReason};
 use tokio::time::{Instant, sleep};
 
 use super::{

@@ -1,6 +1,6 @@
 //! Decides when reading pauses: a pure function of the space that outbox and disk have.
 
-pub use siem_protocol::event::Shortage;
+pub use siem_protocol::agent_event::Shortage;
 
 /// Part of the outbox that is reserved for events, which report that reading is paused.
 const EVENT_RESERVE: u64 = 16 << 20;

@@ -6,10 +6,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
-pub use siem_protocol::event::ConfigOrigin;
+pub use siem_protocol::agent_event::ConfigOrigin;
 use siem_protocol::{
     Digest,
-    event::{AppliedConfig, AttemptedConfig, ConfigSummary, RefusedConfig},
+    agent_event::{AppliedConfig, AttemptedConfig, ConfigSummary, RefusedConfig},
 };
 
 use crate::platform::Timestamp;

@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use ai_agent_stage::{Chunk, FileKey, GenerationId, Intake, Origin, Piece};
-use siem_protocol::{AgentEvent, event::FileReplaced};
+use siem_protocol::{AgentEvent, agent_event::FileReplaced};
 
 use super::{
     Tail,

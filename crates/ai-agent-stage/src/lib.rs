@@ -58,11 +58,11 @@ mod chunk;
 mod clock;
 mod context;
 mod enricher;
-mod event;
 mod filter;
 mod options;
 mod record;
 mod registry;
+mod reported_event;
 mod sink;
 mod source;
 pub mod testing;
@@ -74,13 +74,13 @@ pub use chunk::{
 pub use clock::{Clock, Timestamp};
 pub use context::{Context, LogOpener};
 pub use enricher::{Enricher, EnricherOptions, EnricherPlugin, build_enricher};
-pub use event::Event;
 pub use filter::{
     Change, Fallback, Filter, FilterOptions, FilterPlugin, Match, Verdict, build_filter,
 };
 pub use options::{OptionError, StageOptions};
 pub use record::Record;
 pub use registry::{BuildError, Descriptor, StageKind, did_you_mean, registered};
+pub use reported_event::Event;
 pub use siem_protocol as protocol;
 pub use sink::{
     Batch, BatchBody, BatchError, Delivery, DeliveryFuture, Sink, SinkOptions, SinkPlugin,

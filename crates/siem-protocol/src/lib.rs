@@ -8,9 +8,9 @@
 //! number without gaps and is chained to the previous one ([`Digest::chain`]), so that a receiver
 //! can prove that no entry is missing, duplicated or changed.
 
+pub mod agent_event;
 pub mod chain;
 pub mod entry;
-pub mod event;
 pub mod identity;
 pub mod json;
 pub mod managed;
@@ -19,9 +19,9 @@ pub mod sign;
 pub mod totals;
 mod wire;
 
+pub use agent_event::AgentEvent;
 pub use chain::Digest;
 pub use entry::{Content, Cut, Entry, EntryError, Kind, Masked};
-pub use event::AgentEvent;
 pub use identity::Identity;
 pub use managed::{ManagedConfig, ManagedError};
 pub use sign::{Signer, sign, sign_answer, verify, verify_answer};

@@ -10,7 +10,7 @@ use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value;
 use siem_protocol::{
     AgentEvent, Totals,
-    event::Heartbeat,
+    agent_event::Heartbeat,
     names::event::{UPDATE_INSTALLED, UPDATE_REFUSED},
 };
 

@@ -228,7 +228,7 @@ fn warning(what: String, remedy: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use siem_protocol::event::RefusedConfig;
+    use siem_protocol::agent_event::RefusedConfig;
 
     use super::*;
     use crate::{

@@ -279,7 +279,7 @@ fn hooks_text(hooks: &[HookStatus]) -> String {
 mod tests {
     use siem_protocol::{
         Digest,
-        event::{AppliedConfig, AttemptedConfig, RefusedConfig},
+        agent_event::{AppliedConfig, AttemptedConfig, RefusedConfig},
     };
 
     use super::*;

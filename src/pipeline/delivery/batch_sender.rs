@@ -4,7 +4,7 @@ use std::{error::Error, time::Duration};
 
 use siem_protocol::{
     AgentEvent, ChainPoint,
-    event::{EpochReason, EpochStarted, PurgeReason},
+    agent_event::{EpochReason, EpochStarted, PurgeReason},
 };
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};

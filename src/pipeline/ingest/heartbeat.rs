@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use siem_protocol::{AgentEvent, event::Heartbeat};
+use siem_protocol::{AgentEvent, agent_event::Heartbeat};
 
 use super::{super::group_life_cycle::GroupChange, Ingest};
 

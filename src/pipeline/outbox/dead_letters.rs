@@ -8,7 +8,7 @@
 use redb::{ReadableTable, WriteTransaction};
 use siem_protocol::{
     DeadLettered,
-    event::{DeadLetterId, DeadLetterTotals},
+    agent_event::{DeadLetterId, DeadLetterTotals},
 };
 
 use super::{

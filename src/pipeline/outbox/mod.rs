@@ -49,7 +49,7 @@ pub use error::OutboxError;
 pub use recover::OpenOutcome;
 pub use renumber::RenumberOutcome;
 pub use rows::{Cursor, DeadLetter, RescuedDeadLetters};
-pub use siem_protocol::event::{DeadLetterId, DeadLetterTotals};
+pub use siem_protocol::agent_event::{DeadLetterId, DeadLetterTotals};
 pub use stats::{OutboxStats, SinkStats};
 pub use store::{Head, Outbox};
 #[cfg(test)]

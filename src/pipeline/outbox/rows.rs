@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use siem_protocol::{ChainPoint, Digest, event::DeadLetterTotals};
+use siem_protocol::{ChainPoint, Digest, agent_event::DeadLetterTotals};
 
 use super::{super::accounting::Totals, tables::SCHEMA};
 use crate::platform::Timestamp;

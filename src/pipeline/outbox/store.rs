@@ -7,7 +7,7 @@ use std::{
 };
 
 use redb::{Database, WriteTransaction};
-use siem_protocol::event::DeadLetterTotals;
+use siem_protocol::agent_event::DeadLetterTotals;
 use tokio::sync::watch;
 
 use super::{

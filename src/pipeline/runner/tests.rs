@@ -65,7 +65,7 @@ fn pipeline(folder: &Path, panics: bool, answer: Option<Delivery>) -> Pipeline {
         outbox: Outbox::open(&folder.join("outbox.redb"), &[seat], new_epoch).unwrap(),
         inbox: Arc::default(),
         config_status: SharedConfigStatus::default(),
-        identity: crate::testing::context().identity,
+        identity: crate::test_context::context().identity,
         clock: Arc::new(SystemClock),
     }
 }

@@ -443,7 +443,7 @@ mod tests {
             let text = format!("endpoint = \"{endpoint}\"\n{proxy}");
             let options = StageOptions::from_toml(&text).unwrap().parse::<Options>().unwrap();
             let environment = variable.iter().copied().collect();
-            options.may_use_tls(&AgentContext { environment, ..crate::testing::context() })
+            options.may_use_tls(&AgentContext { environment, ..crate::test_context::context() })
         };
         let (plain, tls) = ("http://siem.test", "https://siem.test");
         assert!(!given(plain, "", &[("http_proxy", "proxy:3128")]));
@@ -455,7 +455,7 @@ mod tests {
 
     #[test]
     fn invalid_proxy_options_are_refused() {
-        let context = crate::testing::context();
+        let context = crate::test_context::context();
         for (text, word) in [
             ("proxy = \"proxy.example.com:3128\"", "`proxy` is not a URL such as"),
             ("proxy = \"socks5://proxy.example.com\"", "`proxy` is not a URL such as"),

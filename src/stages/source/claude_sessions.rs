@@ -323,7 +323,7 @@ mod tests {
     #[test]
     fn building_a_source_changes_no_shared_state() {
         let home = tempfile::tempdir().unwrap();
-        let mut context = crate::testing::context();
+        let mut context = crate::test_context::context();
         context.paths.home = home.path().to_owned();
         let mut running = build(&context, "");
         running.restore(&mut std::iter::empty()).unwrap();
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn shared_roots_are_those_of_all_running_sources() {
         let home = tempfile::tempdir().unwrap();
-        let mut context = crate::testing::context();
+        let mut context = crate::test_context::context();
         context.paths.home = home.path().to_owned();
         let other = home.path().join("other/projects");
         let mut first = build(&context, "");
@@ -365,7 +365,7 @@ mod tests {
     #[test]
     fn on_battery_old_files_wait_half_the_cleanup_period() {
         let home = tempfile::tempdir().unwrap();
-        let mut context = crate::testing::context();
+        let mut context = crate::test_context::context();
         context.paths.home = home.path().to_owned();
         context.paths.client_settings = home.path().join("etc");
         let plug = Arc::new(Plug(AtomicBool::new(false)));

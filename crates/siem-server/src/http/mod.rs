@@ -1,7 +1,7 @@
 //! HTTP interface of the receiver: an axum router with a [`Storage`] behind it.
 
-mod config;
 mod ingest;
+mod managed_config;
 mod observe;
 mod problem;
 
@@ -141,7 +141,7 @@ impl Receiver {
         });
         Router::new()
             .route(path::INGEST, post(ingest::ingest))
-            .route(path::CONFIG, get(config::config))
+            .route(path::CONFIG, get(managed_config::config))
             .route("/stats", get(observe::stats))
             .route("/healthz", get(observe::healthz))
             .route("/openapi.json", get(observe::openapi))

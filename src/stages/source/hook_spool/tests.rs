@@ -122,7 +122,7 @@ fn source(state_dir: &Path, clock: &Arc<TestClock>, sessions: &Sessions) -> Hook
         clock: Arc::clone(clock) as Arc<dyn Clock>,
         state_dir: Some(state_dir.to_owned()),
         sessions: sessions.clone(),
-        ..crate::testing::context()
+        ..crate::test_context::context()
     };
     Options {}.build(&context.for_stages(), Arc::new(|| ())).unwrap()
 }

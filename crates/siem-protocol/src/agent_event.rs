@@ -21,7 +21,7 @@ use crate::{
 /// crate does not know is an error, and so is `data` that lacks a member.
 ///
 /// ```
-/// use siem_protocol::event::AgentEvent;
+/// use siem_protocol::agent_event::AgentEvent;
 /// let event = AgentEvent::Canary { id: "7".into() };
 /// let json = r#"{"event":"canary","data":{"id":"7"}}"#;
 /// assert_eq!(serde_json::to_string(&event)?, json);
