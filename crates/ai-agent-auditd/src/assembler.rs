@@ -1,4 +1,4 @@
-//! Collects the lines of one event, between which lines of other events may stand.
+//! Collects the lines of one event, which may be interleaved with lines of other events.
 //!
 //! An event is complete with its `EOE` or its `PROCTITLE`: the kernel writes the latter last, and
 //! auditd omits `EOE` from the log. An event with neither ends when the log contains a line of an

@@ -98,7 +98,7 @@ impl CallFilter {
     }
 
     /// Returns the arguments after the name of the program; `None` if it is another program. The name
-    /// of a script stands after its interpreter.
+    /// of a script follows its interpreter.
     fn arguments<'a>(&self, facts: &Facts, argv: &'a [String]) -> Option<&'a [String]> {
         /// Number of words searched for the program: an interpreter, its option, the script.
         const SEARCHED: usize = 3;

@@ -12,7 +12,7 @@ const UNSET: u32 = u32::MAX;
 /// More arguments than the kernel accepts.
 const MAX_ARGUMENTS: usize = 1 << 20;
 
-/// Facts of one event. What its lines do not contain is absent.
+/// Facts of one event. Facts that its lines do not contain are absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Facts {
     /// Time of the event, RFC 3339 in UTC.
@@ -114,7 +114,7 @@ impl Facts {
         let set = |id: Option<u32>| id.filter(|id| *id != UNSET);
         for (key, value) in line.fields() {
             let string = || value.decoded().map(|bytes| text(&bytes));
-            // Values that are never in hex, even if they look like it.
+            // Values that are never in hex, even if they resemble it.
             let word = || Some(text(value.word())).filter(|it| it != "?" && it != "(none)");
             match key {
                 b"syscall" => self.syscall = self.syscall.take().or_else(word),

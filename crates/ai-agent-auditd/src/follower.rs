@@ -120,7 +120,7 @@ impl AuditFollower {
         self.path.parent().map(Path::to_owned).into_iter().collect()
     }
 
-    /// Takes over what `old` knows about files.
+    /// Takes over the state of the files from `old`.
     pub fn inherit(&mut self, old: Self) {
         self.files.inherit(old.files);
     }
@@ -291,7 +291,7 @@ impl Intake for EventIntake<'_> {
             }
         }
         if chunk.checkpoint.is_none() {
-            // The row is deleted with the file, so the lines of its events cannot be stored any more.
+            // The row is deleted with the file, so the lines of its events can no longer be stored.
             let is_of_file =
                 |(position, _): &(LinePosition, Vec<u8>)| position.generation == *generation;
             let ended = self.log.assembler.end_where(|event| event.lines.iter().any(is_of_file));

@@ -1,7 +1,7 @@
 //! The source `auditd`: docker commands from the log of the Linux audit system.
 //!
 //! [`line`](mod@line) parses one line, [`assembler`] collects the lines of one event, [`facts`]
-//! extracts what happened, and [`call_filter`] selects events. They are pure: no files, no clock.
+//! extracts the facts, and [`call_filter`] selects events. They are pure: no files, no clock.
 //! [`follower`] reads the log through a follower of log files that the program provides
 //! ([`Context::follow_log`](ai_agent_stage::Context::follow_log)). The source and `ai-agent audit
 //! tail` share them.

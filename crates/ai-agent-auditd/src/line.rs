@@ -5,7 +5,7 @@
 //! whose value others can choose is quoted, or in hex if it contains spaces, quotes or other bytes:
 //! <https://github.com/linux-audit/audit-documentation/wiki/SPEC-Writing-Good-Events>.
 //!
-//! Why not the crate `linux-audit-parser`: its licence (LGPL) does not allow to link it into this
+//! The crate `linux-audit-parser` is not used: its licence (LGPL) does not allow to link it into this
 //! program, its messages can outlive the data they borrow, and it rejects a whole line with an
 //! unknown type or value, while an event must be reported as far as it is understood. Tests compare
 //! both parsers.

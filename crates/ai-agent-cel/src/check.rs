@@ -163,7 +163,7 @@ impl Checker {
         }
     }
 
-    /// Notes the use of a variable, or returns what is wrong with it.
+    /// Records the use of a variable, or returns an error if it is not allowed.
     fn name(&mut self, name: &str) -> Option<String> {
         match name {
             RECORD => self.checked.members = None,

@@ -5,7 +5,7 @@ use regex_automata::meta::{BuildError, Config, Regex};
 /// Maximum size of a compiled expression: nested repetitions are short to write and huge to compile.
 const MAX_SIZE: usize = 4 << 20;
 
-/// Compiles `pattern`, or returns what is wrong with it in one line.
+/// Compiles `pattern`, or returns the error in one line.
 pub(crate) fn compile(pattern: &str) -> Result<Regex, String> {
     let config = Config::new().nfa_size_limit(Some(MAX_SIZE)).onepass(false);
     Regex::builder().configure(config).build(pattern).map_err(|error| describe(&error))

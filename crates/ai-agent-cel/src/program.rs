@@ -53,7 +53,7 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Compiles `source`, or returns what is wrong with it and where.
+    /// Compiles `source`, or returns the error and its position.
     pub(super) fn compile(source: &str) -> Result<Self, String> {
         if source.len() > MAX_LENGTH {
             return Err(format!("is {} bytes long, the maximum is {MAX_LENGTH}", source.len()));

@@ -1,4 +1,4 @@
-//! Input of a pipeline: pieces of files, and the rows that say how far each file was read.
+//! Input of a pipeline: pieces of files, and the rows with the read position of each file.
 
 use std::{
     error::Error,
@@ -102,7 +102,7 @@ pub enum Piece<'a> {
         /// True if the line never got its newline; set in the last part.
         incomplete: bool,
     },
-    /// Several lines that are one record. Other lines may stand between them.
+    /// Several lines that are one record. Other lines may be between them.
     Lines {
         /// Offset of the first line in the file.
         offset: u64,

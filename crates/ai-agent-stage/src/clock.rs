@@ -38,7 +38,7 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// Tells the time: the system's, or one that a test moves.
+/// Clock: the system's, or one that a test advances.
 pub trait Clock: Send + Sync {
     /// Current time by the wall clock.
     fn now(&self) -> Timestamp;

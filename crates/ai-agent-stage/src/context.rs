@@ -1,4 +1,4 @@
-//! What a stage can use of the agent while it is built.
+//! Services of the agent that are available to a stage while it is built.
 
 use std::{
     any::Any,
@@ -17,7 +17,7 @@ use crate::{BuildError, Clock, Source, Waker};
 /// [`Context::follow_log`].
 pub type LogOpener = Arc<dyn Fn(&Path, u64, Waker) -> Box<dyn Source> + Send + Sync>;
 
-/// What a stage can use of the agent. The agent creates one for the stages it builds; tests use
+/// Services of the agent for a stage. The agent creates one for the stages it builds; tests use
 /// [`testing::context`](crate::testing::context).
 #[derive(Clone)]
 pub struct Context {

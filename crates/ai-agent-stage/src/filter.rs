@@ -14,8 +14,8 @@ use crate::{BuildError, Descriptor, Event, FileKey, Record, StageKind, StageOpti
 /// filters do not run; after [`Verdict::Edit`] or [`Verdict::Mask`] they see the edited line.
 ///
 /// Records are stored in groups. A filter that remembers records keeps a memory permanently only
-/// once the group is stored: [`commit`](Self::commit) says so. [`rollback`](Self::rollback) says
-/// that the group was not stored and that its records will be checked again.
+/// once the group is stored, which [`commit`](Self::commit) reports. [`rollback`](Self::rollback)
+/// reports that the group was not stored and that its records will be checked again.
 pub trait Filter: Send {
     /// Decides about `record`.
     fn check(&mut self, record: &Record<'_>) -> Verdict;
@@ -114,8 +114,8 @@ impl Change {
     }
 }
 
-/// What happens to a record that a filter cannot decide about: an option of filters that need the
-/// whole record, since only the first part of an oversized record is available.
+/// Treatment of a record that a filter cannot decide about: an option of filters that need the whole
+/// record, since only the first part of an oversized record is available.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fallback {

@@ -1,4 +1,4 @@
-//! Options of a stage, before the stage has deserialized them, and what can be wrong with them.
+//! Options of a stage, before the stage has deserialized them, and their errors.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -79,7 +79,7 @@ pub struct OptionError {
     problem: Problem,
 }
 
-/// What is wrong with the option.
+/// Reason why an option is invalid.
 #[derive(Clone, PartialEq)]
 enum Problem {
     Type { found: Found, expected: String },

@@ -49,7 +49,7 @@ pub struct Descriptor {
     pub kind: StageKind,
     /// Type: short, kebab-case, unique within its kind.
     pub name: &'static str,
-    /// One sentence on what the stage does.
+    /// Description of the stage in one sentence.
     pub summary: &'static str,
     /// Table of the stage with every option, its default, and a comment above each, as TOML.
     pub sample: &'static str,
@@ -146,7 +146,7 @@ pub enum BuildError {
     Invalid {
         /// Name of the option.
         option: &'static str,
-        /// A predicate that says what is wrong and what would be right: `is 3, expected 4 or more`.
+        /// A predicate with the found and the expected value: `is 3, expected 4 or more`.
         problem: String,
     },
 }
@@ -158,8 +158,8 @@ impl BuildError {
         Self::Unavailable { service }
     }
 
-    /// Creates the error about the value of one option. `problem` is a predicate that says what is
-    /// wrong and what would be right: `is 3, expected 4 or more`.
+    /// Creates the error about the value of one option. `problem` is a predicate with the found
+    /// and the expected value: `is 3, expected 4 or more`.
     #[must_use]
     pub fn invalid(option: &'static str, problem: impl Into<String>) -> Self {
         Self::Invalid { option, problem: problem.into() }

@@ -18,7 +18,7 @@ pub type DeliveryFuture<'a> = Pin<Box<dyn Future<Output = Delivery> + Send + 'a>
 /// entries are deleted from the outbox: a sink returns [`Delivery::Acknowledged`] only when they
 /// are stored safely elsewhere. If the future is dropped, the batch counts as not delivered.
 ///
-/// A sink does not retry, wait or split by itself: the pipeline does.
+/// A sink does not retry, wait or split batches; the pipeline does.
 pub trait Sink: Send {
     /// Delivers a batch.
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a>;
@@ -29,7 +29,7 @@ pub trait Sink: Send {
         None
     }
 
-    /// Number of bytes sent during the last delivery, that of `batch`, whatever its result:
+    /// Number of bytes sent during the last delivery, that of `batch`, with any result:
     /// `max_bytes_per_second` limits them.
     fn sent(&self, batch: &Batch) -> u64 {
         batch.raw_bytes() as u64
@@ -53,14 +53,14 @@ pub enum Delivery {
     Retry {
         /// Delay that the receiver requested.
         after: Option<Duration>,
-        /// What happened.
+        /// Description of the failure.
         reason: String,
     },
     /// No response arrived in time. A smaller batch is tried later: the connection may be slow.
     Slow {
         /// Time waited for the response.
         waited: Duration,
-        /// What happened.
+        /// Description of the failure.
         reason: String,
     },
     /// A problem that waiting alone does not solve and that is not about the data, such as a
@@ -68,7 +68,7 @@ pub enum Delivery {
     Hold {
         /// Delay that the receiver requested.
         after: Option<Duration>,
-        /// What happened.
+        /// Description of the failure.
         reason: String,
     },
     /// The receiver rejects the content. The batch is split until the entry that causes it is
@@ -81,7 +81,7 @@ pub enum Delivery {
     },
     /// The receiver has other entries under these numbers.
     Conflict {
-        /// Next number that the receiver expects, if it said so.
+        /// Next number that the receiver expects, if the response contains it.
         expected: Option<u64>,
     },
 }
@@ -151,7 +151,7 @@ impl Batch {
         &self.header
     }
 
-    /// Time that the delivery may take, if that is more than the sink allows by itself.
+    /// Time that the delivery may take, if that is more than the sink's own timeout.
     #[must_use]
     pub fn patience(&self) -> Option<Duration> {
         self.patience

@@ -28,12 +28,12 @@ pub trait Source: Any + Send {
         Vec::new()
     }
 
-    /// Takes over what `old` knows about files beyond the stored rows. Called when the options of a
-    /// running source change; [`restore`](Self::restore) follows. By default nothing is taken over.
+    /// Takes over the state of the files that `old` has beyond the stored rows. Called when the
+    /// options of a running source change; [`restore`](Self::restore) follows. By default nothing is taken over.
     fn inherit(&mut self, _old: Box<dyn Any>) {}
 
-    /// Starts from the stored rows: at start, and after a group could not be stored. Whatever was
-    /// handed over since and not stored must be handed over again.
+    /// Starts from the stored rows: at start, and after a group could not be stored. Everything that
+    /// was handed over since and not stored must be handed over again.
     ///
     /// # Errors
     /// [`BadRow`] if the store contains a row that this source cannot have written.

@@ -127,17 +127,17 @@ impl FilterTest {
         Filtered::Edited(String::from_utf8_lossy(&line).into_owned())
     }
 
-    /// Tells the filter that the lines so far are stored.
+    /// Notifies the filter that the lines so far are stored.
     pub fn commit(&mut self) {
         self.0.commit();
     }
 
-    /// Tells the filter that the lines since the last commit were not stored.
+    /// Notifies the filter that the lines since the last commit were not stored.
     pub fn rollback(&mut self) {
         self.0.rollback();
     }
 
-    /// Tells the filter that a file was deleted.
+    /// Notifies the filter that a file was deleted.
     pub fn forget(&mut self, file: FileKey) {
         self.0.forget(file);
     }
@@ -175,7 +175,7 @@ impl EnricherTest {
     }
 }
 
-/// A source under test. It keeps what the source hands over, in place of an outbox.
+/// A source under test. The chunks that the source hands over are kept in place of an outbox.
 pub struct SourceTest {
     source: Box<dyn Source>,
     stored: BTreeMap<String, Vec<u8>>,
@@ -230,7 +230,7 @@ impl SourceTest {
         &mut *self.source
     }
 
-    /// Lets the source read once.
+    /// Makes the source read once.
     pub fn read(&mut self) -> (Input, Progress) {
         let mut intake =
             TestIntake { input: Input::default(), stored: &self.stored, group: &mut self.group };
@@ -238,7 +238,7 @@ impl SourceTest {
         (intake.input, progress)
     }
 
-    /// Stores what was read so far.
+    /// Stores everything read so far.
     pub fn commit(&mut self) {
         self.source.sealed();
         for (name, row) in mem::take(&mut self.group) {
@@ -250,7 +250,7 @@ impl SourceTest {
         self.source.committed();
     }
 
-    /// Restores the source from what is stored, as after a restart or a group that could not be
+    /// Restores the source from the stored rows, as after a restart or a group that could not be
     /// stored.
     ///
     /// # Errors
@@ -388,7 +388,7 @@ pub struct SinkTest {
     next_seq: u64,
 }
 
-/// Number of polls without a result after which a delivery counts as waiting for ever.
+/// Number of polls without a result after which a delivery counts as waiting indefinitely.
 const MAX_POLLS: u32 = 10_000;
 
 impl SinkTest {

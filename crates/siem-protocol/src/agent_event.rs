@@ -83,11 +83,11 @@ pub enum AgentEvent {
         /// The account, if one is signed in.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         who: Option<AccountIdentity>,
-        /// What the account has.
+        /// Value found in the account.
         found: String,
-        /// What the policy permits.
+        /// Values that the policy permits.
         permitted: Vec<String>,
-        /// What the policy does about it.
+        /// Action of the policy.
         action: ViolationAction,
     },
     /// An account meets the policy again.
@@ -101,7 +101,7 @@ pub enum AgentEvent {
         /// The account, if one is signed in.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         who: Option<AccountIdentity>,
-        /// What the account had when the violation was reported.
+        /// Value found in the account when the violation was reported.
         found_before: String,
     },
     /// A hook warned the user or blocked a prompt.
@@ -112,16 +112,16 @@ pub enum AgentEvent {
         last_call: Option<String>,
         /// Time at which a session last grew (RFC 3339).
         sessions_grew: String,
-        /// Whether the settings of Claude Code name the hooks.
+        /// True if the settings of Claude Code name the hooks.
         named_in_settings: bool,
-        /// Whether the policy needs hooks.
+        /// True if the policy needs hooks.
         wanted_by_policy: bool,
     },
     /// Reports of hooks were dropped, because too many were waiting.
     HookReportsDropped {
         /// Number of reports since the last event.
         count: u64,
-        /// Number of reports ever.
+        /// Number of reports in total.
         total: u64,
     },
     /// A hook named a transcript, and no record of it was read in time.
@@ -134,7 +134,7 @@ pub enum AgentEvent {
         since: String,
         /// Time that the transcript had to appear.
         within_seconds: u64,
-        /// Whether the user sent a prompt.
+        /// True if the user sent a prompt.
         prompted: bool,
         /// Cause.
         reason: String,
@@ -231,13 +231,13 @@ pub enum AgentEvent {
         /// Number of bytes in them, when they were purged for space.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bytes: Option<u64>,
-        /// All dead letters ever purged for space.
+        /// All dead letters purged for space so far.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         total: Option<DeadLetterTotals>,
     },
     /// There is no space for more entries; reading waits.
     OutboxFull {
-        /// What there is too little of.
+        /// Kind of shortage.
         lack: Shortage,
         /// Number of bytes in the outbox.
         outbox_bytes: u64,
@@ -270,7 +270,7 @@ pub enum AgentEvent {
         acknowledged: u64,
         /// Number of entries that it has not acknowledged.
         undelivered: u64,
-        /// Whether a command removed it.
+        /// True if a command removed it.
         forgotten: bool,
     },
     /// A test event of `ai-agent doctor --canary`.
@@ -426,7 +426,7 @@ pub struct AccountIdentity {
     pub account: Option<String>,
 }
 
-/// What a policy does about a violation.
+/// Action of a policy on a violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -460,7 +460,7 @@ pub struct HookReport {
     /// Working directory of the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// How the session started.
+    /// Trigger of the session start: `startup`, `resume`, `clear`, `compact`, `fork`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// The account, if known.
@@ -483,9 +483,9 @@ pub struct HookReport {
 pub struct RuleViolation {
     /// The rule: one of [`names::violation`](crate::names::violation).
     pub violation: String,
-    /// What the account has.
+    /// Value found in the account.
     pub found: String,
-    /// What the policy permits.
+    /// Values that the policy permits.
     pub permitted: Vec<String>,
 }
 
@@ -552,7 +552,7 @@ pub struct DeadLetterTotals {
     pub bytes: u64,
 }
 
-/// What an outbox has too little of.
+/// Resource that an outbox has too little of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]

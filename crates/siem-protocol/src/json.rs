@@ -539,7 +539,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn agrees_with_a_library_on_valid_texts(value in arbitrary_json(), pretty: bool) {
+        fn valid_texts_give_the_same_result_as_a_library(value in arbitrary_json(), pretty: bool) {
             let text = if pretty { serde_json::to_string_pretty(&value) } else { serde_json::to_string(&value) }.unwrap();
             let (all, shape) = shown(&text);
             prop_assert!(shape.is_some());
@@ -555,7 +555,7 @@ mod tests {
         /// Valid texts with one byte changed, inserted or removed are accepted exactly if
         /// serde_json's borrowing check accepts them.
         #[test]
-        fn agrees_with_a_library_on_broken_texts(
+        fn broken_texts_give_the_same_result_as_a_library(
             value in arbitrary_json(), at: prop::sample::Index, how in 0..3, with in "[\\[\\]{}\",:\\\\ 0-9a-eu\t\u{1}.+-]"
         ) {
             let mut text = serde_json::to_string(&value).unwrap();

@@ -280,8 +280,8 @@ mod tests {
             (r#"{"version":1,"filters":{"ignore_types":["a",1]}}"#, "`filters.ignore_types[1]`"),
             (r#"{"version":1,"compliance":{"action":"shout"}}"#, "`compliance.action`"),
         ] {
-            let said = ManagedConfig::parse(text.as_bytes()).unwrap_err().to_string();
-            assert_eq!(said, format!("{key} of the managed configuration is wrong"), "{text}");
+            let message = ManagedConfig::parse(text.as_bytes()).unwrap_err().to_string();
+            assert_eq!(message, format!("{key} of the managed configuration is wrong"), "{text}");
         }
     }
 

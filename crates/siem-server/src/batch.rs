@@ -31,7 +31,7 @@ pub struct Line {
     pub digest: Digest,
     /// Kind of the entry; `None` for a kind that the protocol does not define.
     pub kind: Option<Kind>,
-    /// Number of bytes of a file that the entry stands for: the `length` of a record, or the
+    /// Number of bytes of a file that the entry accounts for: the `length` of a record, or the
     /// decoded bytes of a part.
     pub bytes: u64,
     /// The line of a file that the entry holds, in whole or in part; `None` for an event.

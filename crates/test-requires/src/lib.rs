@@ -5,10 +5,10 @@
 
 use proc_macro::{Delimiter, TokenStream, TokenTree};
 
-/// Each requirement: its name, what is needed in words, and whether this machine has it.
+/// Each requirement: its name, its description, and whether this machine meets it.
 const REQUIREMENTS: &[(&str, &str, bool)] = include!(concat!(env!("OUT_DIR"), "/requirements.rs"));
 
-/// Ignores a test where one of the named requirements is missing. Stands above `#[test]`, which
+/// Ignores a test where one of the named requirements is missing. Must be placed above `#[test]`, which
 /// would not see an `#[ignore]` that is added later.
 ///
 /// ```ignore
@@ -40,7 +40,7 @@ pub fn requires(names: TokenStream, test: TokenStream) -> TokenStream {
     ignored
 }
 
-/// Whether an attribute of the item names a test: `#[test]` or `#[tokio::test]`.
+/// Returns true if an attribute of the item names a test: `#[test]` or `#[tokio::test]`.
 fn is_test(item: &TokenStream) -> bool {
     let mut tokens = item.clone().into_iter();
     let attributes = tokens.by_ref().take_while(|token| token.to_string() != "fn");

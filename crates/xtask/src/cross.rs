@@ -38,25 +38,25 @@ pub(crate) fn check(cross: &Path) -> Result<String, Failure> {
     build.env("AI_AGENT_WINE", "1");
     build.args(["--package", "ai-agent", "--lib", "--test", "it", "--no-run"]);
     let output = build.stdin(std::process::Stdio::null()).output()?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let output_text = String::from_utf8_lossy(&output.stderr).into_owned();
     if !output.status.success() {
-        eprint!("{said}");
+        eprint!("{output_text}");
         return Err("cannot build the tests for Windows".into());
     }
     lend_random_bytes(&built)?;
     let (mut passed, mut failed) = (0, Vec::new());
-    for test in executables(&said) {
+    for test in executables(&output_text) {
         let name = test.file_stem().map(|name| name.to_string_lossy().into_owned());
         let name = name.unwrap_or_default();
         println!("── wine: {name}");
         let filters: &[&str] = if name.starts_with("it-") { &PIPELINES } else { &[] };
         let output = cross("run-windows").arg(&test).args(filters).output()?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let of_this = said.lines().filter(|line| line.ends_with(" ... ok")).count();
+        let output_text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let of_this = output_text.lines().filter(|line| line.ends_with(" ... ok")).count();
         passed += of_this;
         println!("{of_this} passed");
         if !output.status.success() {
-            print!("{said}{}", String::from_utf8_lossy(&output.stderr));
+            print!("{output_text}{}", String::from_utf8_lossy(&output.stderr));
             failed.push(name);
         }
     }
@@ -67,8 +67,8 @@ pub(crate) fn check(cross: &Path) -> Result<String, Failure> {
 }
 
 /// Returns the paths of the programs in cargo's messages.
-fn executables(said: &str) -> Vec<PathBuf> {
-    let built = said.lines().filter(|line| line.trim_start().starts_with("Executable"));
+fn executables(output_text: &str) -> Vec<PathBuf> {
+    let built = output_text.lines().filter(|line| line.trim_start().starts_with("Executable"));
     let path = |line: &str| {
         let (_, path) = line.rsplit_once('(')?;
         let path = sh::workspace().join(path.strip_suffix(')')?);
@@ -106,7 +106,8 @@ mod tests {
 
     #[test]
     fn executables_are_found_in_the_output() {
-        let said = "   Compiling x\n  Executable unittests src/lib.rs (/t/debug/deps/a-1.exe)\n";
-        assert_eq!(executables(said), [PathBuf::from("/t/debug/deps/a-1.exe")]);
+        let output_text =
+            "   Compiling x\n  Executable unittests src/lib.rs (/t/debug/deps/a-1.exe)\n";
+        assert_eq!(executables(output_text), [PathBuf::from("/t/debug/deps/a-1.exe")]);
     }
 }

@@ -60,8 +60,8 @@ impl Arguments {
         let done =
             if self.store { count().and_then(|counts| Ok(store(&counts)?)) } else { check() };
         match done {
-            Ok(said) => {
-                println!("{said}");
+            Ok(report) => {
+                println!("{report}");
                 Ok(ExitCode::SUCCESS)
             }
             Err(NotCounted::Missing(what)) => Err(what.into()),
@@ -85,30 +85,30 @@ pub(crate) fn check() -> Result<String, NotCounted> {
         false => format!(" (stored with rustc {}, this is {rustc})", stored.rustc),
     };
     match compared {
-        Ok(said) => Ok(format!("{said}{other}")),
-        Err(said) => {
-            Err(format!("{said}{other}: fix the cause, or run `cargo xtask instructions --store`")
-                .into())
-        }
+        Ok(report) => Ok(format!("{report}{other}")),
+        Err(report) => Err(format!(
+            "{report}{other}: fix the cause, or run `cargo xtask instructions --store`"
+        )
+        .into()),
     }
 }
 
 /// Checks both directions: an improvement that is not stored could be lost unnoticed.
 fn compare(stored: &Counts, counts: &Counts) -> Result<String, String> {
-    let mut said = Vec::new();
+    let mut report = Vec::new();
     let mut is_within = stored.len() == counts.len();
     for (name, count) in counts {
         let Some(before) = stored.get(name) else {
-            said.push(format!("{name} is not stored"));
+            report.push(format!("{name} is not stored"));
             is_within = false;
             continue;
         };
         let change = *count as f64 / *before as f64 - 1.0;
         is_within &= count.abs_diff(*before) as f64 <= TOLERANCE * *before as f64;
-        said.push(format!("{name} {:+.1} %", change * 100.0));
+        report.push(format!("{name} {:+.1} %", change * 100.0));
     }
-    let said = said.join(", ");
-    if is_within { Ok(said) } else { Err(said) }
+    let report = report.join(", ");
+    if is_within { Ok(report) } else { Err(report) }
 }
 
 fn count() -> Result<Counts, NotCounted> {
@@ -149,16 +149,16 @@ fn run(program: &Path, name: &str, rounds: u64) -> Result<u64, Failure> {
     // The length of a path is a part of the work, so that the environment is fixed.
     valgrind.env_clear().env("TMPDIR", "/tmp");
     let output = valgrind.stdin(Stdio::null()).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    match collected(&said) {
+    let output_text = String::from_utf8_lossy(&output.stderr);
+    match collected(&output_text) {
         Some(count) if output.status.success() => Ok(count),
-        _ => Err(format!("`{name}` could not be counted:\n{said}").into()),
+        _ => Err(format!("`{name}` could not be counted:\n{output_text}").into()),
     }
 }
 
 /// Reads the count from the output of callgrind.
-fn collected(said: &str) -> Option<u64> {
-    let line = said.lines().find_map(|line| line.split_once("Collected :"))?;
+fn collected(output_text: &str) -> Option<u64> {
+    let line = output_text.lines().find_map(|line| line.split_once("Collected :"))?;
     line.1.split_whitespace().next()?.parse().ok()
 }
 
@@ -184,8 +184,8 @@ fn file() -> PathBuf {
 /// Version of the compiler: another one generates other instructions.
 fn rustc() -> Result<String, Failure> {
     let output = Command::new("rustc").arg("--version").output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    said.split_whitespace().nth(1).map(str::to_owned).ok_or("rustc prints no version".into())
+    let output_text = String::from_utf8_lossy(&output.stdout).into_owned();
+    output_text.split_whitespace().nth(1).map(str::to_owned).ok_or("rustc prints no version".into())
 }
 
 #[cfg(test)]
@@ -215,8 +215,8 @@ mod tests {
 
     #[test]
     fn callgrind_output_is_parsed() {
-        let said = "==1== Events    : Ir\n==1== Collected : 69400523\n==1== \n==1== I   refs:      69,400,523\n";
-        assert_eq!(collected(said), Some(69_400_523));
+        let output_text = "==1== Events    : Ir\n==1== Collected : 69400523\n==1== \n==1== I   refs:      69,400,523\n";
+        assert_eq!(collected(output_text), Some(69_400_523));
         assert_eq!(collected("valgrind: command not found"), None);
     }
 }

@@ -39,7 +39,7 @@ enum Command {
     Instructions(instructions::Arguments),
     /// Write a new stage from a template, and register its file
     New(new_stage::Arguments),
-    /// Look for words that this workspace does not use, and say what to write instead
+    /// Search for words that this workspace does not use, and print their replacements
     Language,
     /// Compare the public items of library crates with their committed listings
     PublicApi(public_api::Arguments),

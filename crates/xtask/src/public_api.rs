@@ -36,12 +36,12 @@ const LIBRARIES: [Library; 2] = [
     Library { name: "siem-protocol", max_items: None },
 ];
 
-/// Set for the process that stands in for rustdoc, see [`rustdoc_wrapper`].
+/// Set for the process that replaces rustdoc, see [`rustdoc_wrapper`].
 const WRAPPER: &str = "AI_AGENT_XTASK_RUSTDOC";
 
 /// Result of a comparison that found no difference.
 pub(crate) enum Compared {
-    /// All listings are up to date; says how many items there are.
+    /// All listings are up to date. Contains the number of items.
     Equal(String),
     /// The toolchain writes another version of rustdoc's JSON than the listing was made from.
     OtherFormat(String),
@@ -335,7 +335,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The source files, which say how an item is declared.
+/// Source files, from which the declarations of items are read.
 struct Sources {
     workspace: PathBuf,
     files: HashMap<PathBuf, Vec<String>>,

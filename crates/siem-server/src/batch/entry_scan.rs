@@ -11,7 +11,7 @@ use super::MAX_SEQ;
 /// Maximum length of a generation's name, as JSON, for the search in other epochs.
 const MAX_GENERATION: usize = 256;
 
-/// Number of entries of each kind, and of the bytes of files that they stand for.
+/// Number of entries of each kind, and of the bytes of files that they account for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Counts {
@@ -81,7 +81,7 @@ pub struct Claim {
 #[derive(Debug, Default)]
 pub(super) struct EntryScan<'a> {
     pub(super) seq: u64,
-    /// Whether the line is a valid entry.
+    /// True if the line is a valid entry.
     pub(super) is_valid: bool,
     pub(super) kind: Option<Kind>,
     length: u64,
@@ -136,7 +136,7 @@ pub(super) fn scan_entry(line: &[u8]) -> Option<EntryScan<'_>> {
 }
 
 impl EntryScan<'_> {
-    /// Number of bytes of a file that the entry stands for.
+    /// Number of bytes of a file that the entry accounts for.
     pub(super) fn bytes(&self) -> u64 {
         match self.kind {
             Some(Kind::Record) => self.length,

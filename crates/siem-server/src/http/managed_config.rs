@@ -54,7 +54,7 @@ fn ascii(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).expect("hexadecimal digits and quotes make a header value")
 }
 
-/// Returns the nonce of the request. Only 16 bytes in hex are ever signed: with any other text, the
+/// Returns the nonce of the request. Only 16 bytes in hex are signed: with any other text, the
 /// signature of a response could be valid for a batch.
 fn nonce(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
     let Some(value) = headers.get(header::NONCE) else { return Ok(None) };

@@ -204,14 +204,14 @@ mod tests {
             for seq in 0..80 {
                 prop_assert_eq!(extents.at(seq), plain.get(&seq).copied());
             }
-            let asked = range(ask.0, ask.0 + ask.1);
-            let there: Vec<_> = extents.overlaps(asked).into_iter()
+            let queried = range(ask.0, ask.0 + ask.1);
+            let there: Vec<_> = extents.overlaps(queried).into_iter()
                 .flat_map(|extent| (0..extent.range.count()).map(move |i| (extent.range.first + i, extent.at + i)))
                 .collect();
-            let expected: Vec<_> = plain.range(asked.first..=asked.last).map(|(a, b)| (*a, *b)).collect();
+            let expected: Vec<_> = plain.range(queried.first..=queried.last).map(|(a, b)| (*a, *b)).collect();
             prop_assert_eq!(there, expected);
-            let missing: Vec<_> = extents.missing(asked).into_iter().flat_map(|r| r.first..=r.last).collect();
-            let expected: Vec<_> = (asked.first..=asked.last).filter(|seq| !plain.contains_key(seq)).collect();
+            let missing: Vec<_> = extents.missing(queried).into_iter().flat_map(|r| r.first..=r.last).collect();
+            let expected: Vec<_> = (queried.first..=queried.last).filter(|seq| !plain.contains_key(seq)).collect();
             prop_assert_eq!(missing, expected);
             let ranges = extents.ranges();
             prop_assert!(ranges.windows(2).all(|pair| pair[0].last + 1 < pair[1].first));

@@ -56,7 +56,7 @@ pub struct Ledger {
     claims: BTreeMap<u64, Digest>,
     breaks: Vec<Break>,
     begins_at: Option<ChainPoint>,
-    /// Highest number ever covered.
+    /// Highest number covered so far.
     highest: u64,
     values: u64,
     accepted: u64,
@@ -287,13 +287,13 @@ impl Ledger {
         change.tally.as_ref().is_some_and(Tally::affects_comparison)
     }
 
-    /// Reports whether no entry of the epoch was ever stored.
+    /// Returns true if no entry of the epoch has been stored.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         self.values == 0 && self.begins_at.is_none()
     }
 
-    /// The number after the highest one ever covered.
+    /// Returns the number after the highest one covered so far.
     #[must_use]
     pub fn next_seq(&self) -> u64 {
         self.begins_at.map_or(0, |base| base.seq).max(self.highest) + 1

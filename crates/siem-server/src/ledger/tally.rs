@@ -118,7 +118,7 @@ impl Tally {
         TallyBuilder { tally: self, highest, claims: claims.iter(), change: TallyChange::default() }
     }
 
-    /// Applies a change. `based` says whether the epoch started at a base.
+    /// Applies a change. `based` is true if the epoch started at a base.
     pub(super) fn apply(&mut self, change: &TallyChange, based: bool) {
         self.below.add(&change.below);
         self.above.add(&change.above);

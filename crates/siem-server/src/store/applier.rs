@@ -119,7 +119,7 @@ impl Applier {
     pub(super) fn flush(&self) -> io::Result<()> {
         self.shared.queue().failed = None;
         self.shared.changed.notify_all();
-        // A frame counts until it is written, not until its turn comes.
+        // A frame counts until it is written, not until its writing starts.
         let queue = self.shared.wait(|queue| !queue.frames.is_empty() && queue.failed.is_none());
         queue.check(queue.frames.is_empty())
     }
@@ -221,7 +221,7 @@ impl Shared {
     }
 }
 
-/// Notifies all waiting callers when the thread ends, for whatever reason.
+/// Notifies all waiting callers when the thread ends, for any reason.
 struct Ended<'a>(&'a Shared);
 
 impl Drop for Ended<'_> {

@@ -77,7 +77,7 @@ pub enum OpenError {
 /// DIR/machines/MACHINE/EPOCH.ndjson     the entries' lines as they were received
 /// DIR/machines/MACHINE/EPOCH.notes      what each batch changed, a JSON object a line
 /// DIR/machines/MACHINE/EPOCH.chain      h(n) of the numbers covered, 32 bytes each
-/// DIR/machines/MACHINE/EPOCH.starts     where the lines began in the files that they are from
+/// DIR/machines/MACHINE/EPOCH.starts     start offsets of the lines in their source files
 /// ```
 /// MACHINE and EPOCH are the ids where these are safe as file names, otherwise a shortened form
 /// with a hash. Late and redelivered lines come after the others: sort by `seq` where the order

@@ -70,7 +70,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Tells a full disk from other errors.
+    /// Distinguishes a full disk from other errors.
     #[must_use]
     pub fn from_io(error: io::Error) -> Self {
         match error.kind() {

@@ -180,15 +180,15 @@ fn stems(machines: &Path) -> io::Result<BTreeSet<Stem>> {
     Ok(stems)
 }
 
-/// Adds an epoch to the catalog; returns `true` if one of its files was changed. `damaged` says
-/// that the replay found missing bytes.
+/// Adds an epoch to the catalog; returns `true` if one of its files was changed. `damaged` is
+/// true if the replay found missing bytes.
 fn load(machines: &Path, stem: &Stem, damaged: bool, catalog: &mut Catalog) -> io::Result<bool> {
     let path = stem.notes(machines);
     let (notes, whole) = read_notes(&path)?;
     let Some(key) = notes.iter().find_map(|(note, _)| {
         note.who.as_ref().map(|who| (who.identity.machine_id.clone(), who.epoch.clone()))
     }) else {
-        // No batch of it was ever acknowledged.
+        // None of its batches was acknowledged.
         return Ok(false);
     };
     let mut changed = open(&path)?.metadata()?.len() != whole;

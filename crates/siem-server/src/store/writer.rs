@@ -302,7 +302,7 @@ fn log_findings(staged: &StagedBatch) {
     }
 }
 
-/// The receiver of the response may be gone: the sender then sends again.
+/// The receiver of the response may have been dropped: the sender then sends again.
 fn reply(
     answer: oneshot::Sender<Result<Receipt, StoreError>>,
     result: Result<Receipt, StoreError>,

@@ -84,8 +84,8 @@ impl Child {
     /// Stops the program, by force if it does not react.
     pub(super) fn end(&mut self, patience: Duration) -> Result<ExitStatus, Failure> {
         self.ask_to_end();
-        let began = Instant::now();
-        while began.elapsed() < patience {
+        let started = Instant::now();
+        while started.elapsed() < patience {
             if let Some(status) = self.ended()? {
                 return Ok(status);
             }

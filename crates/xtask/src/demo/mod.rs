@@ -72,9 +72,9 @@ impl Arguments {
         let (mut receiver, address) = stage.start_receiver(&receiver, &secrets)?;
         println!("receiver at http://{address}");
         let agent = stage.start_agent(&agent, &address, &secrets, &sessions, self.once)?;
-        let asked = Receiver::new(address, &secrets[0]);
+        let client = Receiver::new(address, &secrets[0]);
         let player = if self.once { None } else { sessions.player() };
-        let health = watch(agent, &mut receiver, &asked, player, &interrupted)?;
+        let health = watch(agent, &mut receiver, &client, player, &interrupted)?;
         receiver.end(RECEIVER_ENDS)?;
         let tally = Tally::of(&stage.stored())?;
         println!("\n{}", tally.table());
@@ -91,7 +91,7 @@ impl Arguments {
 fn watch(
     mut agent: Child,
     receiver: &mut Child,
-    asked: &Receiver,
+    client: &Receiver,
     mut player: Option<Player>,
     interrupted: &Interrupted,
 ) -> Result<Health, Failure> {
@@ -106,7 +106,7 @@ fn watch(
         if polled.is_none_or(|at: Instant| at.elapsed() >= POLL) {
             polled = Some(Instant::now());
             // A busy receiver is queried again soon.
-            if let Ok(now) = asked.health() {
+            if let Ok(now) = client.health() {
                 health = now;
                 status.show(&health);
             }
@@ -130,7 +130,7 @@ fn watch(
     if !ended {
         return Err(agent.obituary(by_itself));
     }
-    Ok(asked.health().unwrap_or(health))
+    Ok(client.health().unwrap_or(health))
 }
 
 /// Reports whether a process was ended by the signal for termination.
@@ -314,7 +314,7 @@ impl StatusLine {
         }
         if self.terminal {
             print!("\r\x1b[K{text}  (Ctrl-C ends)");
-            // The terminal may be gone: there is no reader then.
+            // The terminal may be closed: there is no reader then.
             drop(io::stdout().flush());
         } else {
             println!("{text}");

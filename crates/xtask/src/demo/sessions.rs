@@ -25,8 +25,8 @@ pub(super) enum Sessions {
 impl Sessions {
     /// Selects the given directory, otherwise the sessions of this machine, otherwise samples in
     /// `home`.
-    pub(super) fn choose(asked: Option<&Path>, home: &Path) -> Result<Self, Failure> {
-        if let Some(root) = asked {
+    pub(super) fn choose(requested: Option<&Path>, home: &Path) -> Result<Self, Failure> {
+        if let Some(root) = requested {
             let wrong = |error| format!("cannot read sessions from `{}`: {error}", root.display());
             let root = root.canonicalize().map_err(wrong)?;
             fs::read_dir(&root).map_err(wrong)?;
@@ -200,8 +200,8 @@ mod tests {
 
     #[test]
     fn missing_directory_is_named() {
-        let asked = Path::new("/nowhere/at-all");
-        let error = Sessions::choose(Some(asked), asked).err().unwrap().to_string();
+        let requested = Path::new("/nowhere/at-all");
+        let error = Sessions::choose(Some(requested), requested).err().unwrap().to_string();
         assert!(error.starts_with("cannot read sessions from `/nowhere/at-all`: "), "{error}");
     }
 }

@@ -109,7 +109,7 @@ impl Tally {
         self.epochs.iter().map(|(path, _)| path.as_path())
     }
 
-    /// Table of the lines that were read and what happened to them.
+    /// Table of the lines that were read, and their treatment.
     pub(super) fn table(&self) -> String {
         let totals = self.totals();
         let mut read = totals.blank;

@@ -12,17 +12,17 @@ use crate::{Failure, sh};
 /// Fails if a program needs any library of the system.
 pub(super) fn is_static(program: &Path) -> Result<(), Failure> {
     let output = Command::new("ldd").arg(program).output()?;
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    let said = said.trim();
-    println!("ldd: {said}");
-    if said.contains("statically linked") || said.contains("not a dynamic executable") {
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let text = text.trim();
+    println!("ldd: {text}");
+    if text.contains("statically linked") || text.contains("not a dynamic executable") {
         Ok(())
     } else {
         Err(format!("`{}` is not static", program.display()).into())
     }
 }
 
-/// Lets the program ship to a receiver that it finds by a name server and trusts by the
+/// Makes the program ship to a receiver that it finds by a name server and trusts by the
 /// certificates of the system.
 pub(super) fn names_and_tls(dist: &mut Dist, program: &Path) -> Result<(), Failure> {
     let what = "the static program with a name server and TLS";

@@ -21,7 +21,7 @@ use crate::{Failure, sh};
 
 /// Build the release files below `target/dist`: a static Linux program, `.deb` and `.rpm` with the
 /// user unit, the Windows program as a zip, man pages, completions, samples for an MDM, an SBOM,
-/// and checksums. Prints what could not be built here.
+/// and checksums. Prints the parts that could not be built here.
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Skip the Windows program, which doubles the time

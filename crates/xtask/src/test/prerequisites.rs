@@ -1,4 +1,4 @@
-//! Installs and probes what the tests of the real client, the service and auditd need.
+//! Installs and probes the prerequisites of the tests of the real client, the service and auditd.
 //!
 //! The tests themselves run in the step `tests`.
 
@@ -11,7 +11,7 @@ use std::{
 use super::{Outcome, missing};
 use crate::{Failure, sh, shared};
 
-/// Installs what the tests of the real client need.
+/// Installs the prerequisites of the tests of the real client.
 pub(super) fn real_client() -> Outcome {
     if !cfg!(target_os = "linux") {
         return Outcome::Skipped("the client runs on Linux only".to_owned());
@@ -75,7 +75,7 @@ fn probe_again() -> Result<(), Failure> {
     Ok(fs::write(&probe, fs::read(&probe)?)?)
 }
 
-/// Installs what the test of the service needs: a real systemd.
+/// Installs the prerequisite of the test of the service: a real systemd.
 pub(super) fn service() -> Outcome {
     if !cfg!(target_os = "linux") {
         return Outcome::Skipped("systemd exists on Linux only".to_owned());
