@@ -51,7 +51,7 @@ pub struct FrameHead {
     pub after: Digest,
     /// Time at which the frame was sealed.
     pub sealed_at: Timestamp,
-    /// Whether it contains an event that must be sent without delay.
+    /// True if it contains an event that must be sent without delay.
     pub urgent: bool,
 }
 
@@ -72,7 +72,7 @@ pub struct Frame {
     pub body: Vec<u8>,
 }
 
-/// Why a frame cannot be decoded.
+/// Error of a frame that cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// The body cannot be decompressed to the size in the head.

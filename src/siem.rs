@@ -36,7 +36,7 @@ pub struct Connection {
     identity: Identity,
     /// Value of `X-Siem-Config-Version`.
     revision: Revision,
-    /// Whether only signed responses are accepted.
+    /// True if only signed responses are accepted.
     requires_signature: bool,
 }
 
@@ -47,9 +47,9 @@ pub enum RequestOutcome {
     Failed {
         /// Reason, for people. Contains no secret.
         reason: String,
-        /// Whether a person must act: waiting alone will not help.
+        /// True if a person must act: waiting alone will not help.
         alarm: bool,
-        /// Time waited for a response, if the connection stood and none came in time.
+        /// Time waited for a response, if the connection was established and none came in time.
         waited: Option<Duration>,
     },
     /// A response.
@@ -60,7 +60,7 @@ pub enum RequestOutcome {
         headers: HeaderMap,
         /// Body, as far as it was read.
         body: Vec<u8>,
-        /// Whether the body is complete.
+        /// True if the body is complete.
         whole: bool,
     },
 }
@@ -72,7 +72,7 @@ pub struct Probe {
     pub status: u16,
     /// Clock of the receiver, to the second.
     pub date: Option<SystemTime>,
-    /// Whether the response is signed with the configured secret; `None` without a signature.
+    /// True if the response is signed with the configured secret; `None` without a signature.
     pub is_signed: Option<bool>,
     /// Duration of the request.
     pub took: Duration,
@@ -125,7 +125,7 @@ pub enum FetchedConfig {
     Nothing,
     /// The configuration is the one that is already known.
     Unchanged {
-        /// Whether the response is signed with the receiver's secret.
+        /// True if the response is signed with the receiver's secret.
         is_signed: bool,
     },
     /// A configuration with a valid signature; its content is not parsed yet.

@@ -20,7 +20,7 @@ use crate::{
     stages::Context,
 };
 
-/// File in the state directory with what was reported.
+/// File in the state directory with the reported violations.
 const FILE: &str = "compliance.json";
 
 /// Reports changes of the signed-in accounts, and writes the policy file that hooks read.
@@ -39,7 +39,7 @@ pub(super) struct ComplianceMonitor {
 }
 
 impl ComplianceMonitor {
-    /// Continues from what the previous agent has reported.
+    /// Continues from the reports of the previous agent.
     pub(super) fn new(state_dir: &Path, context: &Context) -> Self {
         let reported = std::fs::read(state_dir.join(FILE)).ok();
         let reported = reported.and_then(|bytes| serde_json::from_slice(&bytes).ok());

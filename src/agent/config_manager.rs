@@ -53,9 +53,9 @@ pub(super) struct ConfigManager {
     named: BTreeSet<PathBuf>,
     /// Contents that were refused; each is logged once.
     refused: BTreeSet<(ConfigOrigin, Digest)>,
-    /// Whether the last attempt was ordered by a person, who wants to see the refusal again.
+    /// True if a person requested the last attempt: its refusal is logged again, even if it repeats.
     is_ordered: bool,
-    /// Whether the last request to the server failed.
+    /// True if the last request to the server failed.
     is_server_away: bool,
     pub(super) status: StatusFile,
     pub(super) handle: AgentHandle,

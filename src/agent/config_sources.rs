@@ -18,7 +18,7 @@ use crate::{
     stages::{Context, Sessions},
 };
 
-/// Sources of the configuration on this machine, without what they contain.
+/// Sources of the configuration on this machine, without their content.
 #[derive(Clone, Debug)]
 pub(crate) struct ConfigSources {
     environment: Environment,
@@ -109,8 +109,8 @@ impl ConfigSources {
         found.map_or_else(|| self.paths.default_state_dir.clone(), |found| found.state_dir)
     }
 
-    /// Context to build stages with. Without a state directory, a machine that has no id gets one
-    /// for this process only.
+    /// Returns the context to build stages with. Without a state directory, a machine without an id
+    /// is given one for this process only.
     pub(crate) fn stage_context(
         &self,
         loaded: &LoadedConfig,

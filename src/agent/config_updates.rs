@@ -19,17 +19,17 @@ use crate::{
     siem::{FetchError, FetchedConfig},
 };
 
-/// Timeout of the first request for the managed configuration, which is made before anything is read.
+/// Timeout of the first request for the managed configuration, which precedes all reading.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of later requests.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Request = Pin<Box<dyn Future<Output = Result<FetchedConfig, FetchError>> + Send>>;
 
-/// Puts the managed configuration in force before anything is read: the stored one at once, and
-/// without that the server's first answer. Returns the time until the next request.
+/// Applies the managed configuration before any session log is read: the stored one immediately, or
+/// else the server's first response. Returns the time until the next request.
 ///
-/// With `once` a request is made in any case, since there is no later time for it.
+/// With `once` a request is always made, since there will be no later one.
 pub(super) async fn start(manager: &mut ConfigManager, once: bool) -> Duration {
     if !once && manager.restore_managed() {
         return Duration::ZERO;
@@ -69,7 +69,7 @@ pub(super) struct ConfigUpdates<'a> {
     clients: Vec<(ReloadReply, ReloadOutcome)>,
 }
 
-/// What happened next.
+/// Event that the update loop handles next.
 enum Trigger {
     Stop,
     Order(ReloadOrder),
@@ -166,7 +166,8 @@ impl<'a> ConfigUpdates<'a> {
         self.apply(candidate, ConfigOrigin::Files).await
     }
 
-    /// Reads the files again, and asks the server soon: it may have waited for a repaired token.
+    /// Reads the files again, and schedules a request to the server: an earlier one may have failed
+    /// because of a token that is now fixed.
     fn read_files(&mut self, is_ordered: bool) -> Option<Candidate> {
         (self.request, self.next_request) = (None, Some(Instant::now()));
         let stamps = self.manager.stamps();
@@ -224,7 +225,7 @@ impl<'a> ConfigUpdates<'a> {
     /// Sends the outcome to the clients that wait for it.
     fn reply(&mut self, server: Option<ReloadOutcome>) {
         for (reply, files) in mem::take(&mut self.clients) {
-            // A client that has gone needs no reply.
+            // A client that has disconnected needs no reply.
             reply.send(ReloadReport { files, server: server.clone() }).ok();
         }
     }

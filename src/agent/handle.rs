@@ -1,4 +1,4 @@
-//! Handle to a running agent: what control connections, signals and tests use.
+//! Handle to a running agent, for control connections, signals and tests.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -32,7 +32,7 @@ pub(crate) enum Phase {
     Starting,
     /// A pipeline reads and delivers.
     Running,
-    /// The agent is shutting down; it stores and delivers what it can.
+    /// The agent is shutting down; it stores and delivers as much as it can.
     Stopping,
 }
 
@@ -65,7 +65,7 @@ pub(super) type ReloadReply = oneshot::Sender<ReloadReport>;
 /// Error of [`AgentHandle::reload`].
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReloadError {
-    /// The agent does not reload its configuration any more.
+    /// The agent no longer reloads its configuration.
     #[error("cannot reload: the agent runs with `--once` or is shutting down")]
     Closed,
     /// The change waits for the store.

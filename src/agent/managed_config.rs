@@ -1,4 +1,4 @@
-//! Managed configuration: validates what the server sent, and reads the copy in the state directory.
+//! Managed configuration: validates the server's response, and reads the copy in the state directory.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Opens the outbox for a pipeline, and reports what was found in its place.
+//! Opens the outbox for a pipeline, and reports the state in which it was found.
 
 use std::{path::Path, sync::Arc};
 

@@ -10,9 +10,9 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// Outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The server answered, or refused: asking sooner would bring the same.
+    /// The server responded, or refused: an earlier request would have the same result.
     Answered,
-    /// No answer, or an error that is likely to pass by itself.
+    /// No response, or an error that is likely to be temporary.
     Failed,
 }
 

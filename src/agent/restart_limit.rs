@@ -5,8 +5,8 @@ use std::time::Duration;
 /// Restarts that are older do not count.
 const WINDOW: Duration = Duration::from_secs(3600);
 
-/// Counts restarts within the last hour. An agent runs for months: a fault of last week says nothing
-/// about today.
+/// Counts restarts within the last hour. An agent runs for months, so older faults do not indicate a
+/// present problem.
 #[derive(Debug, Default)]
 pub(super) struct RestartLimit(Vec<Duration>);
 

@@ -36,7 +36,7 @@ const CATCH_UP_PATIENCE: Duration = Duration::from_secs(30);
 /// helped by a new one, and a person must see a fault that recurs at once.
 const MAX_RESTARTS: usize = 5;
 
-/// How long an agent runs.
+/// Condition on which an agent stops.
 pub(crate) enum RunMode {
     /// Until it is stopped.
     Forever,
@@ -54,11 +54,11 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// An agent with the local layers in force. `watch` was made before they were read.
+    /// Creates an agent with the local layers in force. `watch` was made before they were read.
     ///
     /// # Errors
     /// [`AgentError`] when the configuration is wrong: stages are built once with the local layers,
-    /// whatever the server says later.
+    /// regardless of the server's configuration.
     pub(crate) fn new(
         sources: ConfigSources,
         loaded: LoadedConfig,

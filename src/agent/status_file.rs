@@ -1,4 +1,4 @@
-//! `status.json`: what the running agent publishes about itself.
+//! `status.json`: the status that the running agent publishes.
 
 use std::{
     fs,
@@ -63,13 +63,13 @@ pub(super) struct StatusFile {
     path: PathBuf,
     pub(super) started_at: Timestamp,
     pub(super) config: SharedConfigStatus,
-    /// Whether the last attempt to write failed.
+    /// True if the last attempt to write failed.
     is_failing: bool,
 }
 
 impl StatusFile {
-    /// A writer that knows the last signed answer from the file of the previous agent, and nothing
-    /// else of it.
+    /// Creates a writer. Only the time of the last signed response is taken over from the file of the
+    /// previous agent.
     pub(super) fn new(state_dir: &Path, clock: &dyn Clock) -> Self {
         let config = SharedConfigStatus::default();
         let previous = read(state_dir).and_then(|contents| contents.config?.signed_at);

@@ -53,7 +53,7 @@ fn home_with_record() -> tempfile::TempDir {
     home
 }
 
-/// Whether a file of the receiver contains the record.
+/// Returns true if a file of the receiver contains the record.
 fn is_received(data: &Path) -> bool {
     let mut folders = vec![data.to_owned()];
     while let Some(folder) = folders.pop() {

@@ -1,4 +1,4 @@
-//! `ai-agent run --test`: prints what would be shipped, and why the rest would not.
+//! `ai-agent run --test`: prints the records that would be shipped, and the reasons for the others.
 
 use std::{
     io::{self, BufWriter, Write as _},

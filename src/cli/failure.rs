@@ -45,7 +45,7 @@ impl Failure {
         }
     }
 
-    /// Whether the reader of the output has gone, which ends a command without an error.
+    /// Returns true if the reader of the output has closed it, which ends a command without an error.
     pub(super) fn is_broken_pipe(&self) -> bool {
         let (Self::Usage(error) | Self::Failed(error)) = self;
         let is_broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;

@@ -42,8 +42,8 @@ pub(super) fn plain_hook(arguments: impl IntoIterator<Item = OsString>) -> Optio
     (arguments.next().is_none() && Hook::named(&hook).is_some()).then_some(hook)
 }
 
-/// Whether a command line is that of a hook, even a malformed one: exit code 2, which is used for wrong
-/// arguments, would block every prompt.
+/// Returns true if a command line is that of a hook, even a malformed one: exit code 2, which is
+/// used for wrong arguments, would block every prompt.
 pub(super) fn is_hook(arguments: impl IntoIterator<Item = OsString>) -> bool {
     let mut arguments = arguments.into_iter().skip(1);
     let is_check = arguments.by_ref().any(|argument| argument == "check");
@@ -175,7 +175,7 @@ fn failed(paths: &Paths) -> ExitCode {
 
 fn send(answer: &HookResponse) {
     let mut stdout = io::stdout().lock();
-    // Claude Code may have gone.
+    // Claude Code may have exited.
     drop(stdout.write_all(answer.stdout.as_bytes()).and_then(|()| stdout.flush()));
     if !answer.stderr.is_empty() {
         write_stderr(&answer.stderr);

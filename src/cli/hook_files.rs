@@ -71,7 +71,7 @@ fn problem(
     ))
 }
 
-/// Whether the program that a shell would run exists.
+/// Returns true if the program that a shell would run exists.
 fn is_executable(program: &str, home: &Path) -> bool {
     let path = expand_home(program, home).unwrap_or_else(|| PathBuf::from(program));
     if path.components().count() > 1 {

@@ -68,7 +68,7 @@ impl Arguments {
 }
 
 /// Removes the hooks that run the program at `program`, which is about to be removed, from the user's
-/// settings. With `is_preview`, prints what would be done.
+/// settings. With `is_preview`, only prints the changes.
 pub(super) fn remove_for(
     context: &CliContext,
     program: &Path,

@@ -28,7 +28,7 @@ pub struct ClientSettingsFiles {
 pub struct ClientSettingsFile {
     /// Path of the file.
     pub path: PathBuf,
-    /// Whether the settings are managed.
+    /// True if the settings are managed.
     pub is_managed: bool,
     /// Parsed settings, or the reason why they cannot be read.
     pub hooks: Result<HookSettings, String>,

@@ -24,10 +24,10 @@ const HOOKS: &str = "hooks";
 pub struct HookSettings {
     /// Hooks that call this program.
     pub ours: Vec<AgentHook>,
-    /// Whether the file disables hooks: all hooks in managed settings, otherwise those of lower
+    /// True if the file disables hooks: all hooks in managed settings, otherwise those of lower
     /// settings.
     pub disables_all: bool,
-    /// Whether only managed hooks run.
+    /// True if only managed hooks run.
     pub managed_only: bool,
     /// Number of days without a change after which the client deletes a session.
     pub cleanup_period_days: Option<u64>,
@@ -322,8 +322,8 @@ mod tests {
             let settings = inspect(&moved).unwrap();
             assert_eq!(settings.ours.len(), 2);
             assert_eq!(program_of(&settings.ours[1].command), "/opt/my tools/ai-agent");
-            let gone: Value = serde_json::from_str(&uninstall(&moved).unwrap()).unwrap();
-            assert_eq!(gone, serde_json::json!({}));
+            let remaining: Value = serde_json::from_str(&uninstall(&moved).unwrap()).unwrap();
+            assert_eq!(remaining, serde_json::json!({}));
         }
     }
 

@@ -19,7 +19,7 @@ pub struct HookInput {
     pub transcript_path: Option<PathBuf>,
     /// Working directory of the session.
     pub cwd: Option<String>,
-    /// How the session started: `startup`, `resume`, `clear`, `compact`, `fork`.
+    /// Trigger of the session start: `startup`, `resume`, `clear`, `compact`, `fork`.
     pub source: Option<String>,
 }
 

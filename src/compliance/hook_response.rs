@@ -140,7 +140,7 @@ impl HookResponse {
     }
 }
 
-/// Returns the message to the user: what is wrong, which policy says so, and what to do.
+/// Returns the message to the user: the finding, the policy, and the remedy.
 #[must_use]
 pub fn message(evaluation: &Evaluation, policy: &Compliance) -> String {
     let own = policy.violation_message.as_deref().map(printable).filter(|own| !own.is_empty());

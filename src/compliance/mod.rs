@@ -4,7 +4,7 @@
 //! [`account`] reads the files of Claude Code and Claude Desktop, [`policy`] evaluates the account,
 //! [`hook_response`] turns the result into a response to the client's hooks. The latter two are
 //! pure functions. Nothing here needs the network, the outbox or the daemon: a hook process does
-//! all of it by itself, on each call.
+//! all of it on each call.
 
 pub mod account;
 pub mod cache;

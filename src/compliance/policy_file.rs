@@ -52,7 +52,7 @@ pub enum PolicyFileError {
         #[source]
         source: io::Error,
     },
-    /// The file belongs to another user, who could have written anything.
+    /// The file belongs to another user and must not be trusted.
     #[error("the policy file `{}` belongs to another user: delete it", path.display())]
     Foreign {
         /// Path of the file.
@@ -124,7 +124,7 @@ pub fn point_to(state_dir: &Path, paths: &Paths) -> io::Result<()> {
     secure_file::replace(pointer, &bytes)
 }
 
-/// Reads the policy that the daemon of this user has written; `None` if none was ever in force.
+/// Reads the policy that the daemon of this user has written; `None` if there was none so far.
 ///
 /// # Errors
 /// [`PolicyFileError`] if there is an unusable file and no other one.

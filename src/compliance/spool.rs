@@ -51,7 +51,7 @@ pub struct SpooledReport {
     /// Working directory of the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// How the session started.
+    /// Trigger of the session start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// Account, as far as it is known.

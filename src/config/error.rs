@@ -1,4 +1,4 @@
-//! Configuration errors: what is wrong, where, and what would be accepted.
+//! Configuration errors: problem, location, and accepted values.
 
 use std::{
     fmt, io,
@@ -53,14 +53,14 @@ pub enum ConfigError {
         /// Table that the key belongs to.
         table: String,
     },
-    /// An invalid value; `problem` says what would be accepted.
+    /// An invalid value; `problem` describes the accepted values.
     #[error("`{key}` in {location} {problem}")]
     Value {
         /// Dotted key.
         key: String,
         /// Layer and line of the value.
         location: Location,
-        /// Predicate that says what is wrong.
+        /// Predicate that describes the error.
         problem: String,
     },
     /// Required settings of a sink are missing.

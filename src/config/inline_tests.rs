@@ -30,7 +30,7 @@ pub struct InlineTest {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TestTable {
-    /// What the test shows.
+    /// Name of the test.
     name: String,
     /// Path of the session file that the lines come from, for filters that check it.
     path: Option<PathBuf>,
@@ -91,7 +91,7 @@ pub(super) fn extract(layer: &mut Layer) -> Result<Vec<InlineTest>, ConfigError>
 }
 
 fn read(layer: &Layer, index: usize, test: &Value) -> Result<InlineTest, ConfigError> {
-    // The author of a managed configuration knows the list by its name in JSON.
+    // In a managed configuration the list has another name.
     let list = if matches!(layer.origin, LayerOrigin::Managed(_)) { "tests" } else { "test" };
     let own = [list.to_owned(), index.to_string()];
     let TestTable { name, path, lines } = TestTable::deserialize(test).map_err(|error| {

@@ -38,7 +38,7 @@ pub struct LoadedConfig {
     pub(super) merged: Merged,
     pub(super) locks: Locks,
     files: Vec<PathBuf>,
-    /// Whether systemd passed a credential directory.
+    /// True if systemd passed a credential directory.
     has_credentials: bool,
 }
 
@@ -130,7 +130,7 @@ impl LoadedConfig {
     }
 
     /// Creates an error about the value at a dotted key, such as `filter.mine.type`. `problem` is a
-    /// predicate that says what would be accepted: `is …, expected …`.
+    /// predicate that describes the accepted values: `is …, expected …`.
     #[must_use]
     pub fn value_error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
         self.merged.value_error(key, problem)

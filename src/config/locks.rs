@@ -9,7 +9,7 @@ use super::{
     pipeline::KINDS,
 };
 
-/// Tables that decide who may change what. The server can never set them; if there is a machine's
+/// Tables that decide which layers may change which keys. The server can never set them; if there is a machine's
 /// file, only that file can.
 const MACHINE_ONLY: [&str; 2] = ["managed", "update"];
 

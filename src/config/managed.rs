@@ -229,7 +229,7 @@ impl ManagedAllowlist {
     }
 }
 
-/// Returns a warning for each member that this version does not know, for example one of a newer
+/// Returns a warning for each member that is unknown to this version, for example one of a newer
 /// server.
 fn unknown_members(body: &serde_json::Value) -> Vec<String> {
     let schema = schemars::schema_for!(ManagedConfig).to_value();

@@ -1,4 +1,5 @@
-//! Provenance: where each value comes from, what it overrides, and who may change it.
+//! Provenance of each value: its origin, the values that it overrides, and the users who may change
+//! it.
 
 use figment::value::{Dict, Value};
 

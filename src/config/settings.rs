@@ -32,7 +32,7 @@ pub struct Settings {
     pub pipeline: PipelineSettings,
     /// Policy on accounts; an absent rule restricts nothing.
     pub compliance: Compliance,
-    /// Whether the server's answers must be signed.
+    /// True if the server's answers must be signed.
     pub require_signature: bool,
 }
 
@@ -116,7 +116,7 @@ pub struct StageTable {
     pub name: String,
     /// Type; the name if the table does not set one.
     pub stage: String,
-    /// Whether the stage runs.
+    /// True if the stage runs.
     pub enabled: bool,
     /// Options common to all sinks, if the stage is a sink.
     pub sink_settings: SinkSettings,

@@ -1,4 +1,4 @@
-//! Options of every sink, whatever its type.
+//! Options common to all types of sinks.
 
 use figment::value::{Dict, Value};
 use schemars::{JsonSchema, generate::SchemaSettings};
@@ -19,7 +19,7 @@ start = "oldest"
 max_bytes_per_second = "1 MiB"
 "#;
 
-/// Settings of every sink, whatever its type.
+/// Settings common to all types of sinks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SinkSettings {
     /// Start position of a sink that is new to the outbox.

@@ -193,7 +193,7 @@ mod defaults {
             _ => line.to_owned(),
         };
         let text = read_layers::DEFAULTS.lines().map(uncommented).collect::<Vec<_>>().join("\n");
-        // Each of these stands beside the file that it is better given in.
+        // Each of these is set next to the option for the file that should be used instead.
         let plain = ["token", "hmac_secret", "proxy_password"].map(|key| format!("{key} = \"…\""));
         let kept = text.lines().filter(|line| !plain.iter().any(|plain| plain == line));
         let text = kept.collect::<Vec<_>>().join("\n");

@@ -23,10 +23,10 @@ use crate::{
     text::causes,
 };
 
-/// Selected dead letters that the receiver knows of.
+/// Selected dead letters that were reported to the receiver.
 struct Announced {
     ids: Vec<DeadLetterId>,
-    /// Number of selected dead letters that are left out, since it does not know of them.
+    /// Number of selected dead letters that are left out, since they were not reported to it.
     unannounced: usize,
 }
 

@@ -32,7 +32,7 @@ impl RequestError {
         Self::Failed(causes(&error))
     }
 
-    /// Whether the reader of the responses has gone, which is not a failure.
+    /// Returns true if the reader of the responses has disconnected, which is not a failure.
     pub(crate) fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }

@@ -1,6 +1,6 @@
 //! The control protocol: typed requests to the agent, and the responses.
 //!
-//! `protocol` is what travels over the control socket, `server` accepts connections, `service`
+//! `protocol` contains the messages on the control socket, `server` accepts connections, `service`
 //! answers requests of a running agent, `client` connects to it. Requests about the outbox are
 //! handled by the same code (`outbox_requests`, `dead_letter_requests`) in the agent and, when no
 //! agent is running, in the command's own process.

@@ -20,7 +20,8 @@ use crate::{
     },
 };
 
-/// Receives responses one by one. Fails with [`io::ErrorKind::BrokenPipe`] when the reader has gone.
+/// Receives responses one by one. Fails with [`io::ErrorKind::BrokenPipe`] when the reader has
+/// disconnected.
 pub(super) type Respond<'a> = &'a mut dyn FnMut(Response) -> io::Result<()>;
 
 /// Handles one request on an outbox.
@@ -118,7 +119,7 @@ fn unknown_sink(name: &str, orphaned: &[OrphanedSink]) -> String {
     format!("the outbox holds nothing for an unconfigured sink `{name}`: {hint}")
 }
 
-/// Whether to visit another entry.
+/// Decision to visit another entry or to stop.
 enum Next {
     Continue,
     Stop,

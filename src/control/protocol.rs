@@ -179,9 +179,9 @@ pub(crate) enum Response {
     Done,
     /// End of a failed response.
     Failed {
-        /// Reason, and what to do about it.
+        /// Reason and remedy.
         error: String,
-        /// Whether the request was wrong, so that nothing was tried.
+        /// True if the request was wrong, so that nothing was tried.
         usage: bool,
     },
 }
@@ -349,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_request_that_cannot_be_decoded_is_explained() {
-        let said = |line: &str| causes(&decode(line.as_bytes()).unwrap_err());
+        let error_text = |line: &str| causes(&decode(line.as_bytes()).unwrap_err());
         let cases = [
             ("", "not a line of JSON"),
             ("[]", "not a line of JSON"),
@@ -361,7 +361,7 @@ mod tests {
             ("{\"version\":1,\"ask\":{\"flush\":{\"within_ms\":1,\"only\":1}}}", "unknown field"),
         ];
         for (line, words) in cases {
-            assert!(said(line).contains(words), "{line}: {}", said(line));
+            assert!(error_text(line).contains(words), "{line}: {}", error_text(line));
         }
     }
 }

@@ -41,7 +41,7 @@ pub(crate) struct ControlService {
     agent: AgentHandle,
 }
 
-/// Sends the lines of one response. A send fails when the client has gone.
+/// Sends the lines of one response. A send fails when the client has disconnected.
 type Responses = mpsc::Sender<Response>;
 
 impl ControlService {

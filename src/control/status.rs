@@ -1,4 +1,4 @@
-//! Status of the agent: what travels to `ai-agent status`, and most of what `--json` prints. The
+//! Status of the agent, as sent to `ai-agent status` and, for the most part, printed by `--json`. The
 //! members are listed in `docs/status.md`.
 
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::{
 /// Number of unreadable paths that are listed; all are counted.
 const MAX_PATHS: usize = 20;
 
-/// Status of the agent; when none is running, what can be known without it.
+/// Status of the agent; if none is running, only the parts that are available without it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct AgentStatus {
@@ -71,7 +71,7 @@ pub(crate) struct OutboxSummary {
 pub(crate) struct SinkStatus {
     pub(crate) name: String,
     pub(crate) destination: Option<String>,
-    /// Whether it is configured; one that is not keeps its position in the outbox.
+    /// True if it is configured; one that is not keeps its position in the outbox.
     pub(crate) configured: bool,
     pub(crate) acknowledged: u64,
     pub(crate) entries: u64,
@@ -83,11 +83,11 @@ pub(crate) struct SinkStatus {
     /// Reason why nothing is delivered at present.
     #[serde(rename = "trouble")]
     pub(crate) problem: Option<String>,
-    /// Whether that may need a person, since waiting alone may not help.
+    /// True if a person may have to act, since waiting alone may not help.
     pub(crate) held: bool,
     pub(crate) retry_at: Option<String>,
     pub(crate) retry_seconds: Option<u64>,
-    /// Whether it waits only for its rate limit.
+    /// True if it waits only for its rate limit.
     pub(crate) paced: bool,
 }
 
@@ -107,7 +107,7 @@ pub(crate) struct ReadingStatus {
     pub(crate) files: u64,
     pub(crate) files_unread: u64,
     pub(crate) unread_bytes: u64,
-    /// Whether the system notifies of changes; otherwise sweeps alone find them.
+    /// True if the system notifies of changes; otherwise sweeps alone find them.
     pub(crate) watching: bool,
     /// Number of files and directories that cannot be read at present.
     pub(crate) unreadable: u64,
@@ -142,11 +142,11 @@ pub(crate) struct UnreadablePath {
 pub(crate) struct ComplianceStatus {
     /// Time since which the policy is in force; `None` when there was never one.
     pub(crate) policy_since: Option<String>,
-    /// Whether it restricts accounts.
+    /// True if it restricts accounts.
     pub(crate) restricts: bool,
-    /// What happens on a violation.
+    /// Action on a violation.
     pub(crate) action: Option<Action>,
-    /// Whether hooks have a message to show, or a policy to enforce.
+    /// True if hooks have a message to show, or a policy to enforce.
     pub(crate) needs_hooks: bool,
     pub(crate) accounts: Vec<AccountStatus>,
     /// Reason why the policy is not known.

@@ -67,7 +67,7 @@ impl Store {
         }
         let lock =
             StateLock::acquire(state_dir, LockRole::Command).map_err(RequestError::because)?;
-        // Opened without sinks: whatever is configured for this command, every sink keeps its
+        // Opened without sinks: independent of the configuration of this command, every sink keeps its
         // position.
         let opened = Outbox::open_existing(&path).map_err(RequestError::because)?;
         let outbox = Arc::new(opened.ok_or_else(missing)?);

@@ -12,7 +12,7 @@ use tracing_subscriber::{EnvFilter, reload::Handle};
 pub(crate) enum Level {
     /// Failures that a person must fix.
     Error,
-    /// Problems that a person should look at.
+    /// Problems that need attention.
     Warn,
     /// Normal events.
     Info,

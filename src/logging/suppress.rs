@@ -20,7 +20,7 @@ pub(super) enum Admission {
 }
 
 /// Remembers the lines of the last minute. Lines are similar if they have the same target and
-/// message, whatever their fields.
+/// message, regardless of their fields.
 #[derive(Debug, Default)]
 pub(super) struct Repeats {
     known: HashMap<(String, String), Repeated>,

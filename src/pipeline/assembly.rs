@@ -260,7 +260,7 @@ fn explain(
         }
         error => {
             if table.stage == table.name {
-                // Without a `type` the name is the type: the list is where it stands.
+                // Without a `type` the name, which the list contains, is the type.
                 let problem = format!("names `{}`, but {error}", table.name);
                 return loaded.value_error(&format!("pipeline.{kind}s"), problem);
             }

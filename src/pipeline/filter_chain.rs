@@ -83,11 +83,11 @@ impl FilterChain {
                 Verdict::Mask(matches) => {
                     Change::apply_all(before, matches.iter().map(|found| &found.change))
                 }
-                // A verdict that this pipeline does not know must not cost the record.
+                // An unknown verdict must not lose the record.
                 _ => None,
             };
             let Some(line) = line else {
-                // A mistake of a filter must not cost the record: it is kept unedited.
+                // A defect of a filter must not lose the record: it is kept unedited.
                 tracing::error!(
                     code = "filter_ranges_invalid",
                     filter = name,

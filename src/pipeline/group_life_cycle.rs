@@ -24,7 +24,7 @@ const MAX_UNCONFIRMED: u32 = 8;
 /// stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupChange {
-    /// The open group is being stored. Whatever is added from now on belongs to the next group.
+    /// The open group is being stored. Everything that is added from now on belongs to the next group.
     Storing,
     /// The group that was being stored is in the store.
     Stored {

@@ -6,7 +6,7 @@ use tracing::{error, warn};
 use super::outbox::{OrphanedSink, Outbox};
 use crate::{event::Event, text::causes};
 
-/// Reports each orphaned sink: what it keeps in the outbox, and how to remove it.
+/// Reports each orphaned sink: its entries in the outbox, and the command that removes it.
 pub fn report(outbox: &Outbox, mut emit: impl FnMut(Event)) {
     let orphaned = match outbox.orphaned_sinks() {
         Ok(orphaned) => orphaned,

@@ -19,7 +19,7 @@ pub struct RecordStages {
     pub enrichers: Vec<Named<dyn Enricher>>,
     /// Called with the outcome for each line; used by dry runs.
     pub observer: Option<Observer>,
-    /// Dropped lines of which not all parts have been read.
+    /// Dropped lines that have not been read to their end.
     dropped_parts: HashMap<GenerationId, DroppedPart>,
 }
 
@@ -52,7 +52,7 @@ impl RecordStages {
     }
 
     /// Takes over from `old` the filters named in `filters` with their memory, the observer, and
-    /// the decisions about lines of which not all parts have been read.
+    /// the decisions about lines that have not been read to their end.
     pub fn inherit(&mut self, old: Self, filters: &BTreeSet<String>) {
         self.filters.inherit(old.filters, filters);
         self.observer = old.observer;

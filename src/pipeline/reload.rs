@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Record of what a running pipeline was built from, to find out what has changed.
+/// Record of the inputs of a running pipeline, to detect changes.
 #[derive(Clone, PartialEq)]
 pub struct Plan {
     settings: Settings,
@@ -39,7 +39,7 @@ pub struct Reload {
 }
 
 impl Plan {
-    /// Records what a configuration is built from. Call before building it: a file that changes in
+    /// Records the inputs of a configuration. Call before building it: a file that changes in
     /// between then counts as changed the next time.
     #[must_use]
     pub fn of(loaded: &LoadedConfig, context: &Context) -> Self {

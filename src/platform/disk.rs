@@ -25,7 +25,7 @@ pub fn free_space(folder: &Path) -> Option<u64> {
     let folder = folder.join("");
     let name: Vec<u16> = folder.as_os_str().encode_wide().chain([0]).collect();
     let mut free = 0;
-    // SAFETY: the name ends with a zero, and both it and the number outlive the call. The other
+    // SAFETY: the name is terminated by a zero, and both it and the number outlive the call. The other
     // outputs may be null.
     let found = unsafe {
         GetDiskFreeSpaceExW(name.as_ptr(), &raw mut free, ptr::null_mut(), ptr::null_mut())

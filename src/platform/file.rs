@@ -283,7 +283,7 @@ mod system {
 
     use super::{FileId, FileInfo, Stamp, kind};
 
-    /// `FILE_READ_ATTRIBUTES`: allowed whatever sharing mode other processes use.
+    /// `FILE_READ_ATTRIBUTES`: allowed with any sharing mode of other processes.
     const READ_ATTRIBUTES: u32 = 0x0080;
     /// `FILE_SHARE_READ`, `FILE_SHARE_WRITE` and `FILE_SHARE_DELETE`; the last one is required for
     /// renames too.

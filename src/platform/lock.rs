@@ -317,7 +317,7 @@ mod tests {
         assert_eq!(second.dir(), dir);
     }
 
-    /// Sends what is logged.
+    /// Sends each log line.
     struct Lines(mpsc::Sender<Vec<u8>>);
 
     impl io::Write for Lines {
@@ -397,7 +397,7 @@ mod tests {
         );
     }
 
-    /// A directory stands in for a missing permission, which root would not notice.
+    /// A directory simulates a missing permission, which root would not notice.
     #[test]
     fn directory_that_is_not_writable_is_reported() {
         let dir = tempfile::tempdir().unwrap();

@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(read(dir.path(), "agent.log").unwrap(), "b".repeat(60));
     }
 
-    /// A directory in place of the file stands in for a full disk.
+    /// A directory in place of the file simulates a full disk.
     #[test]
     fn failed_write_is_reported_once_and_tried_again() {
         let dir = tempfile::tempdir().unwrap();

@@ -53,7 +53,8 @@ impl Os {
         }
     }
 
-    /// Returns whether `path` is absolute on this system, whatever system the program runs on.
+    /// Returns whether `path` is absolute on this system, independent of the system that the program
+    /// runs on.
     pub(super) fn is_absolute(self, path: &OsStr) -> bool {
         let bytes = path.as_encoded_bytes();
         match self {

@@ -31,7 +31,7 @@ impl Descriptor {
     pub(super) fn new(rules: &str) -> io::Result<Self> {
         let rules: Vec<u16> = rules.encode_utf16().chain([0]).collect();
         let mut descriptor: PSECURITY_DESCRIPTOR = ptr::null_mut();
-        // SAFETY: the text ends with a zero, and the descriptor is freed on drop.
+        // SAFETY: the text is terminated by a zero, and the descriptor is freed on drop.
         let made = unsafe {
             ConvertStringSecurityDescriptorToSecurityDescriptorW(
                 rules.as_ptr(),

@@ -19,7 +19,7 @@ pub struct Signals {
     interrupt: tokio::signal::unix::Signal,
     #[cfg(unix)]
     hangup: tokio::signal::unix::Signal,
-    /// Whether SIGHUP was received while waiting for a stop only.
+    /// True if SIGHUP was received while waiting for a stop only.
     was_hung_up: bool,
     #[cfg(windows)]
     interrupt: tokio::signal::windows::CtrlC,

@@ -19,7 +19,7 @@ use tracing::warn;
 
 use super::file::{self, FileId};
 
-/// Whether each directory is watched separately.
+/// True if each directory is watched separately.
 const ONE_BY_ONE: bool = cfg!(target_os = "linux");
 
 /// Notification of the watcher.
@@ -29,7 +29,7 @@ pub enum WatchEvent {
     Changed {
         /// Path below a root, as given or with resolved symlinks.
         path: PathBuf,
-        /// Whether only metadata changed.
+        /// True if only metadata changed.
         is_metadata: bool,
     },
     /// Notifications were lost.

@@ -11,9 +11,9 @@ use crate::text::causes;
 pub(super) struct Failure {
     /// Reason and, if a person must act, the remedy. Contains no secret.
     pub(super) reason: String,
-    /// Whether a person must act: waiting alone will not help.
+    /// True if a person must act: waiting alone will not help.
     pub(super) alarm: bool,
-    /// Whether no response came in time on a connection that stood.
+    /// True if no response came in time on an established connection.
     pub(super) timed_out: bool,
 }
 
@@ -22,7 +22,7 @@ impl From<reqwest::Error> for Failure {
         let timed_out = error.is_timeout() && !error.is_connect();
         let error = error.without_url();
         let reason = causes(&error);
-        // The prefix says nothing new.
+        // The prefix adds no information.
         let reason = reason.strip_prefix("error sending request: ").unwrap_or(&reason).to_owned();
         match remedy(&error) {
             Some(remedy) => {
@@ -33,7 +33,7 @@ impl From<reqwest::Error> for Failure {
     }
 }
 
-/// Returns what a person can do; `None` if waiting may be enough.
+/// Returns the remedy; `None` if waiting may be enough.
 fn remedy(error: &(dyn Error + 'static)) -> Option<&'static str> {
     let mut next = Some(error);
     while let Some(error) = next {

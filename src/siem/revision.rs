@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 
 /// Revision of the managed configuration in force. All clones see each change: a request carries
-/// the revision in force when it is sent, whatever connection it uses.
+/// the revision in force when it is sent, on any connection.
 #[derive(Clone, Debug, Default)]
 pub struct Revision(Arc<RwLock<Option<String>>>);
 

@@ -1,4 +1,4 @@
-//! What the agent offers to the stages that it builds.
+//! Services of the agent for the stages that it builds.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
     siem::Revision,
 };
 
-/// What the agent offers to the stages that it builds. Stages of other crates see the part that
+/// Services of the agent for the stages that it builds. Stages of other crates see the part that
 /// [`ai_agent_stage::Context`] has; built-in stages see all of it.
 #[derive(Clone)]
 pub struct AgentContext {

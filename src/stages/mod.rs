@@ -1,4 +1,4 @@
-//! Built-in stages, and what the agent offers to them.
+//! Built-in stages, and the services of the agent for them.
 //!
 //! The stage API is the crate `ai-agent-stage`. A stage is one file; it registers itself with
 //! `inventory::submit!`, so that adding one needs no second edit, here or in another crate.

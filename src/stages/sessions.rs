@@ -24,7 +24,7 @@ struct State {
     configured: BTreeMap<u64, Vec<PathBuf>>,
     next_registration: u64,
     learned: Vec<PathBuf>,
-    /// File names of transcripts of which no byte has been read.
+    /// File names of transcripts that have not been read at all.
     expected: BTreeSet<OsString>,
     /// Time of the last read of records that had just been written.
     grown: Option<Timestamp>,

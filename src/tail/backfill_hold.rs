@@ -10,7 +10,7 @@ const RECENT: Duration = Duration::from_secs(600);
 /// Interval between two queries.
 const QUERY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Which files that do not grow are held back.
+/// Selection of the files that are held back because they do not grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackfillHold {
     /// None.

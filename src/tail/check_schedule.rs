@@ -65,7 +65,7 @@ pub(super) struct CheckSchedule {
     pub(super) is_watching: bool,
     pub(super) watch_again: Duration,
     pub(super) sweeps: u32,
-    /// Whether a sweep was completed since the last restart.
+    /// True if a sweep was completed since the last restart.
     pub(super) has_swept: bool,
     pub(super) sweep_cost: Duration,
     sweep_end: Duration,
@@ -140,7 +140,7 @@ impl CheckSchedule {
         self.sweep_end + rest.min(self.poll_interval)
     }
 
-    /// Whether watching must start, because the first sweep ended long ago.
+    /// Returns true if watching must start, because the first sweep ended long ago.
     pub(super) fn must_start_watching(&self) -> bool {
         !self.is_watching && self.has_swept && self.now() >= self.sweep_end + WATCH_MAX_DELAY
     }
@@ -149,12 +149,12 @@ impl CheckSchedule {
         self.now() >= self.sweep_due()
     }
 
-    /// Whether a sweep is needed before the tail may report that everything was read.
+    /// Returns true if a sweep is needed before the tail may report that everything was read.
     pub(super) fn needs_sweep_to_be_idle(&self) -> bool {
         !self.has_swept || self.sweep_request == Some(SweepRequest::Now)
     }
 
-    /// Whether a decision about a file waits for another sweep.
+    /// Returns true if a decision about a file waits for another sweep.
     pub(super) fn is_sweep_required(&self) -> bool {
         self.sweep_request == Some(SweepRequest::Now)
     }
@@ -244,9 +244,9 @@ impl CheckSchedule {
         self.partial_lines.iter().copied().collect()
     }
 
-    /// Whether a shorter file counts as truncated, given the time since its last change; if not, it
-    /// is checked again. The longest time applies if the file system's clock is ahead and no change
-    /// seems to be long ago.
+    /// Returns true if a shorter file counts as truncated, given the time since its last change; if
+    /// not, it is checked again. The longest time applies if the file system's clock is ahead and no
+    /// change seems to be long ago.
     pub(super) fn has_settled(&mut self, key: FileKey, age: Duration) -> bool {
         let now = self.now();
         let settling = self.settling.entry(key).or_insert(SettlingFile { since: now, due: now });

@@ -10,7 +10,7 @@ use super::fingerprint::{
 };
 use crate::platform::file::{self, ReadAt, Stamp};
 
-/// Why a row cannot be decoded.
+/// Error of a row that cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RowError {
     #[error("invalid JSON in a checkpoint row")]
@@ -42,7 +42,7 @@ pub fn starting_row(row: &[u8]) -> Option<Vec<u8>> {
     Some(CheckpointRow { stamp, fingerprint, ..CheckpointRow::new(path, 0) }.encode())
 }
 
-/// Whether [`starting_row`] returns a row for `row`.
+/// Returns true if [`starting_row`] returns a row for `row`.
 #[must_use]
 pub fn has_starting_row(row: &[u8]) -> bool {
     stored_start(row).is_some()
@@ -53,7 +53,7 @@ fn stored_start(row: &[u8]) -> Option<StoredStart> {
     (stored.start == 0 && stored.first.len() > 0).then_some(stored)
 }
 
-/// How far a generation was read, and how its file is recognised.
+/// Read position of a generation, and the data by which its file is recognised.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct CheckpointRow {
     /// Path of the file.
@@ -64,7 +64,7 @@ pub(super) struct CheckpointRow {
     pub(super) offset: u64,
     /// Stamp of the file when it was last read.
     pub(super) stamp: Stamp,
-    /// Whether it was read to its end then, so that nothing is unread while the stamp is the same.
+    /// True if it was read to its end then, so that nothing is unread while the stamp is the same.
     pub(super) is_drained: bool,
     /// Samples by which its bytes are recognised.
     pub(super) fingerprint: Fingerprint,

@@ -11,7 +11,7 @@ pub(super) enum FoundAt {
     OtherPath(OldPath),
 }
 
-/// What is at the generation's own path if its file id was found elsewhere.
+/// Entry at the generation's own path if its file id was found elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OldPath {
     /// Nothing.

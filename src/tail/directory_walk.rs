@@ -129,7 +129,7 @@ impl Walk {
 }
 
 impl Names {
-    /// Whether files in directories below the roots are followed.
+    /// Returns true if files in directories below the roots are followed.
     pub(super) fn is_recursive(&self) -> bool {
         matches!(self, Self::EndingIn(_))
     }
@@ -141,7 +141,7 @@ impl Names {
         Some(number.unwrap_or(0))
     }
 
-    /// Whether a file with this path is followed.
+    /// Returns true if a file with this path is followed.
     pub(super) fn matches(&self, path: &Path) -> bool {
         let Some(name) = path.file_name().map(OsStr::as_encoded_bytes) else { return false };
         match self {
@@ -157,7 +157,7 @@ impl Names {
     }
 }
 
-/// Whether every component between `root` and `path` is a directory and not a symlink.
+/// Returns true if every component between `root` and `path` is a directory and not a symlink.
 pub(super) fn is_reached_without_symlinks(root: &Path, path: &Path) -> bool {
     path.ancestors()
         .skip(1)

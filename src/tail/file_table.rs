@@ -39,13 +39,13 @@ pub(super) struct KnownFile {
     pub(super) changed: Duration,
     /// Id of another file that a sweep found at its path, if this one was found nowhere.
     pub(super) replaced_by: Option<FileId>,
-    /// Whether the outbox has, or will have, a row of its generation.
+    /// True if the outbox has, or will have, a row of its generation.
     pub(super) has_row: bool,
-    /// Whether the row contains the start of its incomplete last line.
+    /// True if the row contains the start of its incomplete last line.
     pub(super) has_saved_line: bool,
-    /// Whether it changed so shortly before it was read that its stamp could miss a change.
+    /// True if it changed so shortly before it was read that its stamp could miss a change.
     pub(super) is_racy: bool,
-    /// Whether it was found deleted and is read through its open handle.
+    /// True if it was found deleted and is read through its open handle.
     pub(super) is_deleted: bool,
     queued: Option<Queued>,
 }
@@ -242,7 +242,7 @@ impl FileTable {
         });
     }
 
-    /// Whether only files in the backfill lane are queued.
+    /// Returns true if only files in the backfill lane are queued.
     pub(super) fn is_backfill(&self) -> bool {
         self.live.is_empty() && !self.backfill.is_empty()
     }

@@ -33,7 +33,7 @@ impl Sample {
         Self { len, hash: if len == 0 { 0 } else { xxh3_64(bytes) } }
     }
 
-    /// Whether `bytes` starts with the sampled bytes.
+    /// Returns true if `bytes` starts with the sampled bytes.
     fn is_prefix_of(self, bytes: &[u8]) -> bool {
         bytes.get(..usize::from(self.len)).is_some_and(|bytes| Self::of(bytes) == self)
     }
@@ -119,7 +119,7 @@ impl Borders {
         Ok((common, false))
     }
 
-    /// Whether the newest stored line is still in `file`.
+    /// Returns true if the newest stored line is still in `file`.
     fn has_last(&self, file: &dyn ReadAt) -> io::Result<bool> {
         let Some(last) = self.lines.back() else { return Ok(true) };
         let start = self.lines.iter().rev().nth(1).map_or(self.base, |border| border.end);
@@ -309,8 +309,8 @@ pub(super) fn compare(
     })
 }
 
-/// Whether a long line still starts at its offset with the same bytes. Within such a line the last
-/// bytes before the checkpoint may be uniform and prove nothing.
+/// Returns true if a long line still starts at its offset with the same bytes. Within such a line
+/// the last bytes before the checkpoint may be uniform and prove nothing.
 fn is_same_long_line(
     file: &dyn ReadAt,
     long: &LongLinePosition,

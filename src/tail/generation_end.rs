@@ -1,4 +1,4 @@
-//! The end of a generation: its incomplete last line, and events about what was not read.
+//! The end of a generation: its incomplete last line, and events about unread bytes.
 
 use ai_agent_stage::{Origin, Piece};
 use siem_protocol::{AgentEvent, Digest};
@@ -6,7 +6,7 @@ use siem_protocol::{AgentEvent, Digest};
 use super::{checkpoint::CheckpointRow, long_line::LongLine};
 use crate::event::Event;
 
-/// What is handed over when a generation ends.
+/// Data that is handed over when a generation ends.
 pub(super) struct GenerationEnd {
     /// Incomplete last line.
     pub(super) piece: Option<FinalPiece>,

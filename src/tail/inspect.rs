@@ -87,7 +87,7 @@ impl Tail {
         let Some(open) = self.open.get(&key) else { return Ok(ChunkProgress::Drained) };
         let known_id = self.files.get(key).and_then(|known| known.id);
         if open.id != known_id && known_id.is_some() && open.id != replaced_by {
-            // Another file is at this path. Only a sweep can tell whether the old one was moved.
+            // Another file is at this path. Only a sweep can determine whether the old one was moved.
             self.open.remove(&key);
             self.schedule.request_sweep_now();
             return Ok(ChunkProgress::Drained);

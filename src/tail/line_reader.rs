@@ -29,7 +29,7 @@ pub(super) struct ReadPosition {
     pub(super) offset: u64,
     /// End of the bytes that were searched for a newline without finding one.
     pub(super) scanned: u64,
-    /// Whether the offset is within a line of which parts were handed over.
+    /// True if the offset is within a line that was partly handed over.
     pub(super) in_long_line: bool,
     /// Size of the file when its stamp was taken. Bytes after it belong to a later change.
     pub(super) end: u64,
@@ -67,7 +67,7 @@ pub(super) struct LongLinePart<'b> {
     pub(super) bytes: &'b [u8],
     /// Bytes of the part, including the ending.
     pub(super) raw: &'b [u8],
-    /// Whether this is the last part of the line.
+    /// True if this is the last part of the line.
     pub(super) is_last: bool,
 }
 

@@ -1,7 +1,7 @@
 //! Follows files that other programs write, and splits them into lines.
 //!
 //! Sweeps find every change; a watcher only speeds that up. A file is recognised by its bytes, not by
-//! its name: the bytes between two rewrites are a *generation*, and its checkpoint tells up to where
+//! its name: the bytes between two rewrites are a *generation*, and its checkpoint records up to where
 //! its lines are in the outbox. Lines are handed over in chunks together with the checkpoint that
 //! covers them, so that neither can be stored without the other.
 //!
@@ -93,7 +93,7 @@ pub struct TailOptions {
     pub keep_after: Duration,
     /// Longest time between two full sweeps.
     pub poll_interval: Duration,
-    /// Whether to use the change notifications of the operating system.
+    /// True to use the change notifications of the operating system.
     pub watch: bool,
 }
 
@@ -151,7 +151,7 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// Creates a tail of the files below `options.roots` that knows none of them.
+    /// Creates a tail of the files below `options.roots` that has no known files.
     ///
     /// `wake` is called from another thread when a change was reported.
     #[must_use]
@@ -196,7 +196,7 @@ impl Tail {
         self
     }
 
-    /// Whether only files that do not grow are queued.
+    /// Returns true if only files that do not grow are queued.
     #[must_use]
     pub fn is_backfill(&self) -> bool {
         self.schedule.has_swept && self.files.is_backfill()
@@ -287,8 +287,8 @@ impl Tail {
         }
     }
 
-    /// Whether the file at the path of `row` belongs to `row` and not to a known file with the same
-    /// path; if that is unknown, whether more was read of `row`.
+    /// Returns true if the file at the path of `row` belongs to `row` and not to a known file with
+    /// the same path; if that is unknown, whether more was read of `row`.
     fn is_superseded_by(&self, known: FileKey, row: &CheckpointSummary) -> bool {
         let Some(known) = self.files.get(known) else { return true };
         let here = file::inspect(&row.path).ok().and_then(|info| info.stamp.id);
@@ -393,7 +393,7 @@ impl Tail {
     /// Returns the row of a file's generation as it was last handed over.
     ///
     /// # Errors
-    /// If there is a row and it cannot be read. The file must then be left alone: without its row, any
+    /// If there is a row and it cannot be read. The file must then not be read: without its row, any
     /// bytes would match it.
     fn row(
         &self,
@@ -420,7 +420,7 @@ impl Tail {
     }
 }
 
-/// Whether an error means that nothing is at a path.
+/// Returns true if an error means that nothing is at a path.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

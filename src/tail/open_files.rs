@@ -1,7 +1,7 @@
 //! Open files: a limited number, and within limits those that were deleted.
 //!
-//! Files that can be opened again are closed first. The unread bytes of a deleted file can be had only
-//! from its handle, so the handle is kept until everything read from it is stored: if the store fails,
+//! Files that can be opened again are closed first. The unread bytes of a deleted file are available
+//! only from its handle, so the handle is kept until everything read from it is stored: if the store fails,
 //! the file is read again.
 
 use std::{collections::BTreeMap, fs::File, io, mem, time::Duration};
@@ -35,7 +35,7 @@ pub(super) struct OpenFile {
     pub(super) replaced: Option<ReplacedFile>,
 }
 
-/// How long and how many bytes may still be read from a file that is no longer at its path.
+/// Time and number of bytes within which a file that is no longer at its path may still be read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DrainLimit {
     until: Duration,
@@ -164,7 +164,7 @@ impl Tail {
         Some(self.retired.remove(index).1)
     }
 
-    /// Releases what was kept for groups before the current one, which are stored.
+    /// Releases the handles kept for groups before the current one, which are stored.
     pub(super) fn release_stored(&mut self) {
         let current = self.group;
         self.retired.retain(|(group, _)| *group >= current);

@@ -56,7 +56,7 @@ enum FoundBy {
 }
 
 impl Tail {
-    /// Does what is due: applies hints, checks hot files, continues the sweep.
+    /// Executes the steps that are due: applies hints, checks hot files, continues the sweep.
     pub(super) fn find_changes(&mut self, intake: &mut dyn Intake) {
         // Hints can be interpreted only after the first sweep.
         if self.schedule.has_swept
@@ -369,7 +369,7 @@ impl Tail {
         let is_other = stamp.id.is_some() && known.id.is_some() && stamp.id != known.id;
         if is_other && known.replaced_by != stamp.id {
             if found_by == FoundBy::Check {
-                // Only a sweep can tell whether the old file was moved.
+                // Only a sweep can determine whether the old file was moved.
                 self.schedule.request_sweep_now();
                 return;
             }

@@ -54,7 +54,7 @@ pub(crate) struct MemoryStore {
     pub(crate) skipped_bytes: u64,
     /// Number of chunks per group.
     pub(crate) room: usize,
-    /// Whether reading a row fails. Nothing is stored then.
+    /// True if reading a row fails. Nothing is stored then.
     pub(crate) fails_reads: bool,
     /// Largest number of files that a sweep has reported.
     pub(crate) swept_files: std::cell::Cell<u64>,

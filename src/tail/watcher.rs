@@ -23,9 +23,9 @@ const MAX_PATHS: usize = 4096;
 pub(super) struct Hinted {
     /// Paths that may have changed.
     pub(super) paths: HashSet<PathBuf>,
-    /// Whether hints were lost.
+    /// True if hints were lost.
     pub(super) is_incomplete: bool,
-    /// Whether some directories are not watched.
+    /// True if some directories are not watched.
     pub(super) has_failed: bool,
 }
 
@@ -138,7 +138,7 @@ fn add_relevant(hints: &Hints, path: PathBuf, is_metadata: bool, names: &Names) 
     }
 }
 
-/// Whether a path with another name may be a directory: most other files have an extension.
+/// Returns true if a path with another name may be a directory: most other files have an extension.
 pub(super) fn may_be_directory(path: &Path) -> bool {
     path.extension().is_none_or(OsStr::is_empty) || path.is_dir()
 }

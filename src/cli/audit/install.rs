@@ -206,12 +206,12 @@ impl Uninstall {
     }
 }
 
-/// Whether there is no file at a path, as far as this user can see.
+/// Returns true if there is no file at a path, as far as this user can see.
 fn is_absent(path: &Path) -> bool {
     fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// Whether a line of `auditctl -l` is one of our rules.
+/// Returns true if a line of `auditctl -l` is one of our rules.
 pub(super) fn is_ours(line: &str) -> bool {
     line.split([' ', '=']).any(|word| word == KEY)
 }

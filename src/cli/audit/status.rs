@@ -89,7 +89,7 @@ fn rules(environment: &Environment) -> (String, bool) {
     (text, count > 0)
 }
 
-/// Whether the agent reads the log, if its configuration can be read.
+/// Returns whether the agent reads the log; `None` if its configuration cannot be read.
 fn is_read(environment: &Environment, explicit: Option<&Path>) -> Option<bool> {
     let paths = Paths::from_environment(environment).ok()?;
     let inputs = ConfigInputs { paths: &paths, environment, explicit, managed: None };

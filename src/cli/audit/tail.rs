@@ -118,7 +118,7 @@ impl Options {
     }
 }
 
-/// Shows matching commands until the reader of the output has gone. Stores the position in the file at
+/// Shows matching commands until the reader closes the output. Stores the position in the file at
 /// `path`.
 fn follow(
     log: &Path,

@@ -72,8 +72,8 @@ impl Root {
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        let (line, said) = (command_text(&self.line(program, arguments)), output_line(&output));
-        Err(Failure::failed(format!("`{line}` failed, {}: {said}", output.status)))
+        let (line, detail) = (command_text(&self.line(program, arguments)), output_line(&output));
+        Err(Failure::failed(format!("`{line}` failed, {}: {detail}", output.status)))
     }
 }
 

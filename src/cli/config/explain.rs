@@ -59,7 +59,7 @@ impl Arguments {
     }
 }
 
-/// Whether one key contains the other, or both are the same.
+/// Returns true if one key contains the other, or both are the same.
 fn is_about(one: &str, other: &str) -> bool {
     let contains = |table: &str, key: &str| {
         key.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))

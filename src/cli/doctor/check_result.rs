@@ -22,7 +22,7 @@ pub(super) struct Checkup {
 pub(super) struct CheckResult {
     pub(super) subject: &'static str,
     pub(super) outcome: CheckOutcome,
-    /// The finding, and what to do about it.
+    /// The finding and the remedy.
     pub(super) text: String,
 }
 

@@ -1,4 +1,4 @@
-//! The service of this user and its agent: what the service commands share.
+//! The service of this user and its agent, as used by all service commands.
 
 use std::{
     path::{Path, PathBuf},

@@ -25,7 +25,7 @@ const PREFIXES: [&str; 11] = [
     "status.json",
 ];
 
-/// Prints what would be deleted.
+/// Prints the paths that would be deleted.
 pub(super) fn preview(state_dir: &Path) -> Result<(), Failure> {
     let (ours, _) = list(state_dir)?;
     ours.iter().try_for_each(|path| print(format_args!("would remove `{}`", path.display())))

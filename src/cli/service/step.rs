@@ -37,7 +37,8 @@ enum Done {
 }
 
 impl Step {
-    /// Whether the step would change nothing. Commands of the service manager are always run.
+    /// Returns true if the step would change nothing. Commands of the service manager are always
+    /// run.
     pub(super) fn is_done(&self) -> bool {
         let holds = |path: &Path, bytes: &[u8]| fs::read(path).is_ok_and(|known| known == bytes);
         match self {
@@ -58,7 +59,7 @@ impl Step {
         }
     }
 
-    /// Executes the step, and prints what was done.
+    /// Executes the step, and prints its result.
     pub(super) fn execute(&self) -> Result<(), Failure> {
         if self.is_done() {
             return Ok(());
@@ -74,7 +75,7 @@ impl Step {
         }
     }
 
-    /// Prints what would be done.
+    /// Prints the step without executing it.
     pub(super) fn preview(&self) -> Result<(), Failure> {
         if self.is_done() {
             return Ok(());

@@ -36,7 +36,7 @@ impl Arguments {
                 definition.display()
             )));
         }
-        // The service manager knows nothing if nothing was installed.
+        // Without an installation the service is unknown to the manager.
         let stop = if is_ours { service.unregister() } else { Vec::new() };
         let mut steps: Vec<Step> = stop.into_iter().map(Step::ManagerCommand).collect();
         steps.push(Step::Remove(installed.definition.clone()));

@@ -1,4 +1,4 @@
-//! Collects the status report: from the running agent, or from what a stopped agent has left.
+//! Collects the status report: from the running agent, or from the files of a stopped one.
 
 use std::{path::Path, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
 /// Longest time that the agent may take to respond.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How far a stopped agent is inspected.
+/// Data that is read from a stopped agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cli) enum Depth {
     /// The small files that it has left.

@@ -1,7 +1,7 @@
 //! Problems in a status report: a pure function of the report.
 //!
 //! An agent is healthy if it makes progress. One that waits for a receiver that will never accept
-//! anything is as good as none, even if its process is running.
+//! anything is not healthy, even if its process is running.
 
 use super::report::{Level, Problem, State, StatusReport};
 use crate::{
@@ -110,7 +110,7 @@ fn delivery(sink: &SinkStatus, report: &StatusReport) -> Option<Problem> {
     }
 }
 
-/// Whether an entry is overdue, and nothing was acknowledged of late.
+/// Returns true if an entry is overdue, and nothing was acknowledged of late.
 fn is_stalled(sink: &SinkStatus, report: &StatusReport) -> bool {
     let agent = &report.status.agent;
     let due = agent.flush_interval_seconds + PATIENCE;

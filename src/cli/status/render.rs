@@ -413,7 +413,7 @@ hooks       none installed
     }
 
     #[test]
-    fn the_heading_shows_the_phase() {
+    fn heading_shows_the_phase() {
         for (phase, words) in [(Phase::Starting, "starting"), (Phase::Stopping, "stopping")] {
             let mut report = report();
             report.status.agent.phase = phase;

@@ -1,4 +1,4 @@
-//! Status report: what `status --json` prints. The members are listed in `docs/status.md`.
+//! Status report, as printed by `status --json`. The members are listed in `docs/status.md`.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -16,13 +16,13 @@ pub(in crate::cli) struct StatusReport {
     pub(in crate::cli) state: State,
     /// Process that holds the state directory.
     pub(in crate::cli) pid: Option<u32>,
-    /// Whether that process is a command that uses the outbox of a stopped agent.
+    /// True if that process is a command that uses the outbox of a stopped agent.
     pub(super) is_busy: bool,
     /// Reason why the agent does not respond.
     pub(super) silence: Option<String>,
-    /// Problems that a person should look at.
+    /// Problems that need attention.
     pub(in crate::cli) problems: Vec<Problem>,
-    /// Status of the agent; when none is running, what can be known without it.
+    /// Status of the agent; if none is running, only the parts that are available without it.
     pub(super) status: AgentStatus,
     pub(super) hooks: Vec<HookStatus>,
     /// Service of this user, if one is installed.
@@ -53,7 +53,7 @@ impl StatusReport {
     }
 }
 
-/// Whether an agent is running.
+/// State of the agent's process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(in crate::cli) enum State {
@@ -66,13 +66,13 @@ pub(in crate::cli) enum State {
     Stopped,
 }
 
-/// Problem that a person should look at.
+/// Problem that needs attention.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(in crate::cli) struct Problem {
     pub(in crate::cli) level: Level,
     /// The problem.
     pub(in crate::cli) what: String,
-    /// What to do about it.
+    /// Remedy.
     #[serde(rename = "do")]
     pub(in crate::cli) remedy: String,
 }

@@ -80,9 +80,9 @@ fn unknown_credential_is_a_warning() {
 
 #[test]
 fn missing_settings_mention_credentials_if_systemd_has_any() {
-    let said =
+    let warning =
         |machine: &Machine| machine.load().unwrap().missing_for_delivery().unwrap().to_string();
-    let with = said(&given(&["ai-agent.siem.token"], "[sink.siem]\nendpoint = \"https://x\""));
+    let with = warning(&given(&["ai-agent.siem.token"], "[sink.siem]\nendpoint = \"https://x\""));
     assert!(with.starts_with("cannot deliver without the HMAC secret\n"), "{with}");
     assert!(
         with.contains(
@@ -91,5 +91,5 @@ fn missing_settings_mention_credentials_if_systemd_has_any() {
         ),
         "{with}"
     );
-    assert!(!said(&Machine::new()).contains("credential"));
+    assert!(!warning(&Machine::new()).contains("credential"));
 }

@@ -1,11 +1,11 @@
-//! Errors name layer, line and key, and what would be accepted.
+//! Errors name layer, line and key, and the accepted values.
 
 use super::*;
 
 const FILE: &str = "the user's file `DIR/home/config.toml`";
 const LINE_1: &str = "the user's file `DIR/home/config.toml:1`";
 
-/// Each invalid file, and the error about it; `FILE` stands for the file.
+/// Each invalid file, and the error about it; `FILE` is replaced with the path of the file.
 #[test]
 fn error_names_layer_key_and_accepted_value() {
     let cases = [

@@ -242,10 +242,10 @@ fn tests() -> impl Strategy<Value = Value> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Whatever a server sends, there is no panic, only filters, enrichers, shipping and the policy
+    /// With any response of a server, there is no panic, only filters, enrichers, shipping and the policy
     /// change, and stages that the machine does not allow change nothing.
     #[test]
-    fn never_touches_what_is_the_machines(
+    fn managed_config_changes_only_permitted_keys(
         stages in prop_oneof![3 => stages(), 1 => anything()], tests in tests(),
         allowed in any::<bool>(), size in 0u64..12_000,
     ) {

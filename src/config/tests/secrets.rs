@@ -99,7 +99,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
-    fn are_in_no_output(
+    fn secrets_are_in_no_output(
         places in proptest::collection::vec(0..PLACES.len(), 1..3),
         by_variable in any::<bool>(),
     ) {

@@ -14,10 +14,10 @@ fn sinks_start_with_the_oldest_entry_without_a_rate_limit() {
         sink_settings(""),
         Ok(SinkSettings { start: Start::Oldest, max_bytes_per_second: None })
     );
-    let told = SinkSettings { start: Start::Now, max_bytes_per_second: Some(1 << 20) };
-    assert_eq!(sink_settings("start = \"now\"\nmax_bytes_per_second = \"1 MiB\""), Ok(told));
+    let custom = SinkSettings { start: Start::Now, max_bytes_per_second: Some(1 << 20) };
+    assert_eq!(sink_settings("start = \"now\"\nmax_bytes_per_second = \"1 MiB\""), Ok(custom));
     let of_any_type = "type = \"stdout\"\nstart = \"now\"\nmax_bytes_per_second = 1048576";
-    assert_eq!(sink_settings(of_any_type), Ok(told));
+    assert_eq!(sink_settings(of_any_type), Ok(custom));
 }
 
 #[test]

@@ -53,7 +53,7 @@ pub struct Assembler<'a> {
     pub outbox: &'a Outbox,
     /// Instance name of the sink.
     pub sink: &'a str,
-    /// Encoding of frames that the sink wants.
+    /// Encoding of frames that the sink requires.
     pub codec: Codec,
     /// Identity of the agent.
     pub identity: &'a Identity,
@@ -62,7 +62,7 @@ pub struct Assembler<'a> {
 }
 
 impl Assembler<'_> {
-    /// Assembles the next batch after `cursor`, up to `border`, if `rule` says that it is due.
+    /// Assembles the next batch after `cursor`, up to `border`, if it is due according to `rule`.
     ///
     /// # Errors
     /// [`AssembleError`]: the caller retries later.

@@ -1,4 +1,4 @@
-//! Sends one batch, and does what the retry policy decides about it.
+//! Sends one batch, and executes the decision of the retry policy.
 
 use std::{error::Error, time::Duration};
 
@@ -37,7 +37,7 @@ pub(super) enum AfterBatch {
 }
 
 impl SinkTask {
-    /// Sends one batch and does what the policy decides.
+    /// Sends one batch and executes the decision of the policy.
     pub(super) async fn send(
         &mut self,
         batch: &Batch,

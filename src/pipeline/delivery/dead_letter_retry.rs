@@ -43,7 +43,7 @@ pub enum RetryOutcome {
     },
     /// The receiver holds another entry under this number.
     Conflict,
-    /// The dead letter was delivered or deleted before its turn came.
+    /// The dead letter was delivered or deleted before it was sent.
     Missing,
 }
 

@@ -83,7 +83,7 @@ pub struct SinkProgress {
     pub acknowledged_at: Option<Timestamp>,
     /// Reason that nothing is delivered at present.
     pub problem: Option<String>,
-    /// True if someone should look at the problem: waiting may not solve it.
+    /// True if a person should check the problem: waiting may not solve it.
     pub is_held: bool,
     /// Time of the next attempt.
     pub retry_at: Option<Timestamp>,
@@ -123,7 +123,7 @@ pub struct SinkTask {
 
 impl SinkTask {
     /// Delivers until `control` ends the task. Dropping the future in mid-batch is safe: the batch
-    /// is sent again, and the receiver knows what it has.
+    /// is sent again, and the receiver recognises the repetition.
     pub async fn run(self, control: watch::Receiver<SinkControl>) {
         let (_, retries) = mpsc::channel(1);
         self.run_with_retries(control, retries).await;

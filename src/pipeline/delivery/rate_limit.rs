@@ -1,4 +1,4 @@
-//! Rate limit of a sink: a pure function of what it sent and when.
+//! Rate limit of a sink: a pure function of the sizes and times of its requests.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 const CREDIT: Duration = Duration::from_secs(1);
 
 /// A token bucket from which each batch is taken whole. If it is overdrawn, the next batch waits
-/// until it is not, so that the mean rate is kept whatever the size of batches.
+/// until it is not, so that the mean rate is kept with batches of any size.
 ///
 /// Times count from any fixed moment and never decrease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ mod tests {
         }
     }
 
-    /// Whatever the size and time of batches, a window holds at most its rate, the credit of one
+    /// With any size and time of batches, a window holds at most its rate, the credit of one
     /// second, and one batch.
     #[test]
     fn no_window_exceeds_the_rate() {

@@ -1,4 +1,4 @@
-//! Decides what follows after a batch: a pure function of its outcome and of earlier outcomes.
+//! Decides the next step after a batch: a pure function of its outcome and of earlier outcomes.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(900);
 /// Maximum number of entries in any batch.
 const ANY_BATCH: u64 = 10_000;
 
-/// Remembers the outcomes of one sink's batches and decides what follows.
+/// Stores the outcomes of one sink's batches and decides the next step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// Failures since the last success.
@@ -61,7 +61,7 @@ pub enum NextAction {
     Wait {
         /// Length of the wait.
         delay: Duration,
-        /// True if someone should look at it: waiting may not solve the problem.
+        /// True if a person should check the problem: waiting may not solve it.
         alarm: bool,
         /// Description of the failure.
         reason: String,
@@ -98,7 +98,7 @@ impl RetryPolicy {
         self.patience
     }
 
-    /// Decides what follows after `delivery` of a batch of `lines` entries that ends with `last_seq`.
+    /// Decides the next step after `delivery` of a batch of `lines` entries that ends with `last_seq`.
     /// `jitter` is a random number from 0 to 1.
     pub fn next(
         &mut self,
@@ -160,11 +160,12 @@ impl RetryPolicy {
             }
             Delivery::Refused { status, answer } => {
                 if lines == 0 || self.refusals >= REFUSALS {
-                    let said = problem_summary(answer.as_bytes()).map(|text| format!(" ({text})"));
+                    let summary =
+                        problem_summary(answer.as_bytes()).map(|text| format!(" ({text})"));
                     let reason = format!(
                         "the receiver refuses every entry with {status}{}: fix the receiver, then \
                          send the dead letters again with `ai-agent deadletter retry --all`",
-                        said.unwrap_or_default()
+                        summary.unwrap_or_default()
                     );
                     return self.wait(None, true, reason, jitter);
                 }

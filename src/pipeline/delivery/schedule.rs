@@ -1,8 +1,8 @@
-//! When a sink's task sends, waits, and stores acknowledgements: a pure function of the time and of
-//! what happened.
+//! Schedule of a sink's task, which decides when to send, to wait and to store acknowledgements: a
+//! pure function of the time and of past events.
 //!
-//! Times are durations since the task started. What happens after a batch, and how long a failed
-//! one waits, is decided by [`RetryPolicy`](super::RetryPolicy).
+//! Times are durations since the task started. [`RetryPolicy`](super::RetryPolicy) decides the next
+//! step after a batch, and the delay after a failed one.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ const LULL: Duration = Duration::from_millis(50);
 /// Time for which an acknowledgement waits to be stored together with new entries.
 const PERSIST_DELAY: Duration = Duration::from_secs(1);
 
-/// Decides when a sink's task does what.
+/// Decides the next step of a sink's task and its time.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Schedule {
     rate_limit: Option<RateLimit>,
     /// True if the last batch was full: more of a backlog may follow at any moment.
     in_backlog: bool,
-    /// True if a backlog has ended: what there is is sent now.
+    /// True if a backlog has ended: the remaining entries are sent now.
     is_lull: bool,
     /// Position up to which everything is delivered.
     delivered: Option<Position>,
@@ -156,7 +156,7 @@ impl Schedule {
         self.in_backlog = is_full;
     }
 
-    /// A request of `bytes`, started at `started`, has ended in whatever way.
+    /// A request of `bytes`, started at `started`, has ended, with or without success.
     pub(super) fn sent(&mut self, bytes: u64, started: Duration) {
         if let Some(limit) = &mut self.rate_limit {
             limit.sent(bytes, started);
@@ -337,7 +337,7 @@ mod tests {
             }
         }
 
-        /// Does what the task does in one round; `None` starts the next one at once.
+        /// Simulates one round of the task; `None` starts the next one at once.
         fn step(&mut self) -> Option<Pause> {
             let last = self.last();
             let Some(rule) = self.schedule.next_rule(&head(last as u64), &self.control) else {

@@ -27,7 +27,7 @@ pub(super) struct TaskLoop {
     /// A dead letter that waits for the rate limit to be sent again.
     pending_retry: Option<DeadLetterRetry>,
     policy: RetryPolicy,
-    /// True once the policy knows the number of refusals before the start.
+    /// True once the policy has received the number of refusals before the start.
     is_resumed: bool,
     schedule: Schedule,
     started: Instant,
@@ -150,7 +150,7 @@ impl TaskLoop {
         }
     }
 
-    /// Everything is delivered: waits for more, or ends if that is what the task waited for.
+    /// Everything is delivered: waits for more, or ends if the task was to end at this point.
     async fn all_delivered(&mut self, stop: StopMode) -> Round {
         if stop == StopMode::WhenDrained {
             self.persist_acks().await;
@@ -173,7 +173,7 @@ impl TaskLoop {
         self.schedule.persisted(retry_at);
     }
 
-    /// Pauses. Returns `false` if the task is over, since nothing can control it any more.
+    /// Pauses. Returns `false` if the task must end, since its control channel is closed.
     async fn pause(&mut self, pause: Pause) -> bool {
         let elapsed = sleep(pause.length);
         tokio::pin!(elapsed);
@@ -189,7 +189,7 @@ impl TaskLoop {
                 changed = self.control.changed() => return changed.is_ok(),
                 () = sleep_until(persist_at), if self.schedule.persist_at().is_some() => {
                     self.persist_acks().await;
-                    // A task that is to end once everything is stored looks at that again.
+                    // A task that ends once everything is stored has to check that condition again.
                     if pause.until_entries && self.control.borrow().stop != StopMode::Never {
                         return true;
                     }

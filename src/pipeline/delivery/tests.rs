@@ -55,7 +55,7 @@ impl Sink for Scripted {
     }
 }
 
-/// A clock that stands still.
+/// A clock that does not advance.
 struct StoppedClock;
 
 impl Clock for StoppedClock {
@@ -133,7 +133,7 @@ async fn run(
     run_until(StopMode::WhenDrained, None, groups, shipping, answer).await
 }
 
-/// The same, no faster than `pace`, and ends as `stop` says, or when nothing is left in the outbox.
+/// Like [`run`], but within `rate_limit`; ends according to `stop`, or when the outbox is empty.
 async fn run_until(
     stop: StopMode,
     rate_limit: Option<RateLimit>,

@@ -1,4 +1,4 @@
-//! Heartbeats: when the next one is due, and what it reports.
+//! Heartbeats: their schedule and their content.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use siem_protocol::{AgentEvent, agent_event::Heartbeat};
 
 use super::{super::group_life_cycle::GroupChange, Ingest};
 
-/// Tells when a heartbeat is due. A heartbeat counts the entries before it, so that one in a lost
-/// group is not repeated, where it would stand before others: a new one is due at once.
+/// Schedule of heartbeats. A heartbeat counts the entries before it, so that one in a lost group is
+/// not repeated, since its position would be another: a new one is due at once.
 ///
 /// Times are uptimes: the wall clock may jump, and a heartbeat must not wait for a year.
 #[derive(Debug, Default)]

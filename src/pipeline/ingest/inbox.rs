@@ -151,7 +151,7 @@ impl Inbox {
         let mut mail = self.mail();
         let unanswered = (mem::take(&mut mail.status_requests), mem::take(&mut mail.jobs));
         drop(mail);
-        // Tells the clients that no answer will come.
+        // Dropping the senders notifies the clients that no response will follow.
         drop(unanswered);
         self.wake.notify_one();
     }
@@ -173,7 +173,7 @@ impl Inbox {
         }
     }
 
-    /// Returns how long ago the thread started what it does; `None` before its first step.
+    /// Returns the time since the thread started its current step; `None` before its first step.
     pub fn since_activity(&self, uptime: Duration) -> Option<Duration> {
         let (Activity::Step(since) | Activity::Wait(since)) = self.mail().activity?;
         Some(uptime.saturating_sub(since))

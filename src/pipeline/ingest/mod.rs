@@ -46,7 +46,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Pause before a full outbox is checked again.
 const FULL_RETRY: Duration = Duration::from_millis(500);
 
-/// Condition on which reading ends by itself.
+/// Condition on which reading ends without a stop request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
     /// Never: it ends when the inbox is stopped.
@@ -146,7 +146,7 @@ pub(super) enum StepOutcome {
 }
 
 impl Ingest {
-    /// Reads until the inbox is stopped, or as `until` says. Errors of the store are logged and the
+    /// Reads until the inbox is stopped, or according to `until`. Errors of the store are logged and the
     /// work is retried: the files are the buffer.
     pub fn run(mut self, until: Until) {
         self.begin();

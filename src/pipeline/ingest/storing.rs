@@ -32,7 +32,7 @@ impl Ingest {
         if self.builder.is_empty() {
             return Ok(());
         }
-        // Asked for before the writer starts, which counts the group.
+        // Read before the writer starts, since the writer counts the group.
         let number = self.outbox.group_count() + 1;
         let group = self.builder.finish_unencoded(self.clock.now());
         self.writer.start(group, self.state.is_backfill);
@@ -95,7 +95,7 @@ impl Ingest {
     }
 
     fn restart_from_store(&mut self) -> Result<(), OutboxError> {
-        // Reading opens the store again, which then says how many groups it holds.
+        // Reading opens the store again, which then reports the number of groups in it.
         self.stages.restore(self.outbox.dropped_parts()?);
         if let Some(change) = self.state.groups.resolve(self.outbox.group_count()) {
             self.notify(change);

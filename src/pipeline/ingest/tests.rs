@@ -286,8 +286,8 @@ fn deleted_store_is_noticed_by_maintenance() {
     assert!(*damage.borrow());
 }
 
-/// A command that removed a sink made the open group stale: it was read again, and the log said that
-/// entries could not be stored.
+/// A command that removed a sink made the open group stale: it was read again, and the log
+/// contained an error about entries that could not be stored.
 #[test]
 fn job_between_groups_does_not_make_a_group_stale() {
     let folder = tempfile::tempdir().unwrap();
@@ -330,11 +330,11 @@ fn status_names_the_store_failure_while_it_lasts() {
         }
         std::thread::yield_now();
     }
-    let (asked, job) = (inbox.request_status(), inbox.run_between_groups(|_| ()));
+    let (status, job) = (inbox.request_status(), inbox.run_between_groups(|_| ()));
     inbox.stop();
     thread.join().unwrap();
     // A request that comes too late fails and does not wait.
-    drop(asked.blocking_recv());
+    drop(status.blocking_recv());
     assert!(job.blocking_recv().is_err());
     assert!(inbox.request_status().blocking_recv().is_err());
     assert!(inbox.run_between_groups(|_| ()).blocking_recv().is_err());

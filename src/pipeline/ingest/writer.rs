@@ -124,7 +124,7 @@ impl Writer {
     /// Waits until the started group is stored; `None` if there is none.
     ///
     /// # Panics
-    /// If the thread has panicked: nothing can be stored any more.
+    /// If the thread has panicked: nothing can be stored after that.
     pub(super) fn finish(&mut self) -> Option<Stored> {
         if !std::mem::take(&mut self.is_busy) {
             return None;

@@ -163,12 +163,12 @@ impl BackupFile {
         (self.changed, self.prepared) = (None, None);
     }
 
-    /// Whether rows have to be written.
+    /// Returns true if rows have to be written.
     pub(super) fn is_due(&self) -> bool {
         self.changed.as_ref().is_none_or(|changed| !changed.is_empty())
     }
 
-    /// Whether all rows have to be written, not only changed ones.
+    /// Returns true if all rows have to be written, not only changed ones.
     pub(super) fn needs_all_rows(&self) -> bool {
         self.changed.is_none() || self.size > self.rewrite_at
     }
@@ -195,7 +195,7 @@ impl BackupFile {
         self.started.clear();
         // If this fails half-way, the next attempt writes all rows.
         self.invalidate();
-        // An error of this file is not damage of the store, whatever its kind.
+        // An error of this file, of any kind, is not damage of the store.
         let own = |error: io::Error| E::from(io::Error::other(error));
         let file = secure_file::options().truncate(true).open(self.prepared_path()).map_err(own)?;
         let mut file = BufWriter::new(file);

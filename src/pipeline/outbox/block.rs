@@ -95,7 +95,7 @@ pub(super) fn decode(block: &[u8]) -> Option<impl Iterator<Item = (FrameHead, &[
     }))
 }
 
-/// Whether a head has entries, and its sequence numbers do not overflow.
+/// Returns true if a head has entries, and its sequence numbers do not overflow.
 fn is_valid(head: &FrameHead) -> bool {
     let next = head.first_seq.checked_add(head.count);
     head.first_seq > 0 && head.count > 0 && next.is_some_and(|next| next < u64::MAX)

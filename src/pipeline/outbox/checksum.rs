@@ -81,7 +81,7 @@ pub(super) fn verify_json<T: DeserializeOwned>(
 /// The state row as it is stored.
 pub(super) struct StateRow {
     pub(super) json: Vec<u8>,
-    /// Whether it has a checksum; up to schema 2 it has none.
+    /// True if it has a checksum; up to schema 2 it has none.
     pub(super) has_checksum: bool,
 }
 

@@ -128,8 +128,8 @@ pub(super) fn register(
     delete_blocks(transaction, state, slowest.unwrap_or_default())
 }
 
-/// Sets the base of a sink whose destination has changed: the new receiver may know nothing of the
-/// entries before.
+/// Sets the base of a sink whose destination has changed: the new receiver may have none of the
+/// earlier entries.
 fn with_destination(cursor: Cursor, destination: Option<&String>) -> Cursor {
     let known = cursor.destination.as_ref();
     let has_changed = known.zip(destination).is_some_and(|(from, to)| from != to);

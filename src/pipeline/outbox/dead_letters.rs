@@ -20,7 +20,7 @@ use super::{
     tables::{CURSORS, DEAD_LETTERS},
 };
 
-/// Largest number of dead letters that are kept, whatever their size.
+/// Largest number of dead letters that are kept, regardless of their size.
 const MAX_ENTRIES: u64 = 10_000;
 
 /// Dead letters that were deleted to make room for another.
@@ -114,8 +114,8 @@ impl Outbox {
         })
     }
 
-    /// Returns the dead letters that no acknowledged batch header has reported. The receiver does
-    /// not know their gaps, and without them their entries would be sent again.
+    /// Returns the dead letters that no acknowledged batch header has reported. Their gaps are
+    /// unknown to the receiver, and without these letters their entries would be sent again.
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.

@@ -4,13 +4,13 @@ use std::{io, path::PathBuf};
 
 use super::tables::SCHEMA;
 
-/// Why an operation on the outbox failed.
+/// Error of an operation on the outbox.
 #[derive(Debug, thiserror::Error)]
 pub enum OutboxError {
     /// The store could not be opened, read or written.
     #[error("cannot {action} the outbox `{}`", path.display())]
     Store {
-        /// What was attempted.
+        /// Operation that failed, as a verb.
         action: &'static str,
         /// The store's file.
         path: PathBuf,
@@ -42,7 +42,7 @@ pub enum OutboxError {
     Misplaced {
         /// The path of the store.
         path: PathBuf,
-        /// What happened to the file.
+        /// Change that was detected.
         what: &'static str,
     },
     /// The group does not start where the outbox ends.
@@ -56,7 +56,7 @@ pub enum OutboxError {
 }
 
 impl OutboxError {
-    /// Whether the disk or the quota is full.
+    /// Returns true if the disk or the quota is full.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         let Self::Store { source, .. } = self else { return false };
@@ -64,7 +64,7 @@ impl OutboxError {
         matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
 
-    /// Whether the store is damaged, as opposed to temporarily inaccessible.
+    /// Returns true if the store is damaged, as opposed to temporarily inaccessible.
     pub(in crate::pipeline) fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } | Self::Misplaced { .. } => true,

@@ -63,9 +63,9 @@ enum Defect {
 /// Operation on a store.
 #[derive(Clone, Debug)]
 enum Operation {
-    /// Appends so many lines of each file; the flag tells whether the last file ends.
+    /// Appends so many lines of each file; the flag is true if the last file ends.
     Append(Vec<(usize, u64)>, bool),
-    /// Delivers entries; `persist_acks` tells whether the acknowledgement is stored at once.
+    /// Delivers entries; with `persist_acks` the acknowledgement is stored at once.
     Deliver {
         sink: usize,
         entries: u64,

@@ -130,7 +130,7 @@ fn move_aside(
     let moved_to = free_name(path, now)?;
     let dead_letters = RescuedDeadLetters::default();
     let report = DamageReport { moved_to: moved_to.clone(), reason: causes(damage), dead_letters };
-    // The store of an unfinished recovery holds nothing: what was lost is in the one noted before.
+    // The store of an unfinished recovery is empty: the lost entries are in the one recorded before.
     let report = noted.unwrap_or(report);
     note.write(&report)?;
     fs::rename(path, moved_to)?;
@@ -138,7 +138,7 @@ fn move_aside(
 }
 
 /// File beside the store that exists from before a damaged store is moved aside until another has
-/// been created. If the process ends in between, only this file tells why there is no store.
+/// been created. If the process ends in between, only this file records why there is no store.
 struct QuarantineNote(PathBuf);
 
 impl QuarantineNote {

@@ -96,8 +96,8 @@ impl Outbox {
     }
 }
 
-/// Whether the last new epoch started less than [`MIN_INTERVAL`] ago. If the clock was set back,
-/// that is unknown and does not count.
+/// Returns true if the last new epoch started less than [`MIN_INTERVAL`] ago. If the clock was set
+/// back, that is unknown and does not count.
 fn is_too_soon(state: &OutboxState, now: Timestamp) -> bool {
     let is_first = state.renumbered_at == Timestamp::default();
     let is_known = !is_first && now >= state.renumbered_at;

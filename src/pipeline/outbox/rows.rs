@@ -35,7 +35,7 @@ pub(super) struct OutboxState {
     /// Number of groups appended since the store was created.
     #[serde(default)]
     pub(super) groups: u64,
-    /// How the store was created; removed once an entry that reports it is stored.
+    /// Circumstances of the store's creation; removed once an entry that reports them is stored.
     #[serde(default, rename = "began", skip_serializing_if = "Option::is_none")]
     pub(super) creation: Option<CreationReport>,
 }
@@ -72,7 +72,7 @@ pub(super) struct CreationReport {
     pub(super) damage: Option<DamageReport>,
 }
 
-/// What happened to the damaged store that this one replaces.
+/// Report about the damaged store that this one replaces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct DamageReport {
     pub(super) moved_to: PathBuf,

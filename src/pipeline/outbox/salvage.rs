@@ -1,4 +1,4 @@
-//! Reading what is left of a damaged store.
+//! Reads the intact part of a damaged store.
 //!
 //! The file stays unchanged, so that it can be examined later: what redb writes while it opens the
 //! file is kept in memory. Rows with a wrong checksum are not used.

@@ -28,7 +28,7 @@ struct DiskState {
     is_off: bool,
     /// Number of calls that will fail.
     errors: u64,
-    /// Whether syncs do nothing, as on some real disks; tests must detect it.
+    /// True if syncs do nothing, as on some real disks; tests must detect it.
     ignores_syncs: bool,
     counts: DiskCounts,
 }
@@ -82,7 +82,7 @@ impl SimulatedDisk {
         self.inner().power = Some(changes);
     }
 
-    /// Whether the power is off.
+    /// Returns true if the power is off.
     pub(crate) fn is_off(&self) -> bool {
         self.inner().is_off
     }

@@ -33,19 +33,19 @@ pub struct Outbox {
     pub(super) path: PathBuf,
     pub(super) file: Mutex<StoreFile>,
     pub(super) registrations: Mutex<Vec<SinkRegistration>>,
-    /// Whether the store existed before it was opened.
+    /// True if the store existed before it was opened.
     pub(super) existed: bool,
     pub(super) state: Mutex<OutboxState>,
     pub(super) backup: Mutex<BackupFile>,
     /// Acknowledgements that are not stored yet.
     pub(super) pending_acks: Mutex<Acks>,
     pub(super) head: watch::Sender<Head>,
-    /// Whether the store has turned out to be damaged.
+    /// True if the store has turned out to be damaged.
     pub(super) damage: watch::Sender<bool>,
     pub(super) is_closed: AtomicBool,
 }
 
-/// End of the outbox: what the sinks' tasks wait for.
+/// End of the outbox, for whose changes the sinks' tasks wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Head {
     /// Sequence number of the last entry.
@@ -65,7 +65,7 @@ pub(super) enum OpenReason {
 
 impl Outbox {
     /// Opens the outbox at `path`, or creates it with the epoch that `new_epoch` returns, and
-    /// registers `sinks`. Sinks that are registered no more keep their cursors, see
+    /// registers `sinks`. Sinks that are no longer registered keep their cursors, see
     /// [`Outbox::forget_sink`].
     ///
     /// # Errors

@@ -35,7 +35,7 @@ pub(super) fn file_opener(path: &Path) -> Opener {
     })
 }
 
-/// What is known about the store's file.
+/// Identity and state of the store's file.
 #[derive(Debug, Default)]
 pub(super) struct StoreFile {
     /// Id of the open file; `None` for a store in memory.
@@ -45,7 +45,7 @@ pub(super) struct StoreFile {
 }
 
 impl StoreFile {
-    /// Whether to compact a file of `size` bytes whose blocks occupy `stored` bytes.
+    /// Returns true if compaction is due for a file of `size` bytes whose blocks occupy `stored` bytes.
     ///
     /// Compaction blocks readers and writers. A store with entries is compacted only if that frees
     /// much, moves little, and did not happen within the last hour. Other rows stay, so the file

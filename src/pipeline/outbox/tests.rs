@@ -575,7 +575,7 @@ fn commits_continue_after_a_disk_error() {
     assert_eq!(frames.iter().map(|frame| frame.head.count).sum::<u64>(), end);
 }
 
-/// Regression: each acknowledgement was synced by itself, which doubled the cost of a live record.
+/// Regression: each acknowledgement was synced separately, which doubled the cost of a live record.
 #[test]
 fn acknowledgement_is_stored_with_the_next_commit() {
     let store = store();

@@ -20,7 +20,7 @@ pub struct Verified {
     pub dead_letters: u64,
 }
 
-/// Why the verification failed.
+/// Error of a verification.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
     /// The store cannot be read.

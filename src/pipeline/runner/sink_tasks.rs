@@ -32,7 +32,7 @@ use crate::{
 /// Pause after the outbox could not be written.
 const STORE_RETRY: Duration = Duration::from_secs(5);
 
-/// The tasks, and what new ones are started with.
+/// The tasks, and the parameters of new ones.
 pub(super) struct SinkTasks {
     pub(super) tasks: Vec<RunningSink>,
     /// Control of new tasks.
@@ -122,7 +122,7 @@ impl SinkTasks {
         *self.handles.lock().unwrap_or_else(PoisonError::into_inner) = handles;
     }
 
-    /// Makes every task end as `stop` says.
+    /// Makes every task end according to `stop`.
     pub(super) fn stop_all(&self, stop: StopMode) {
         for task in &self.tasks {
             task.control.send_modify(|control| control.stop = stop);

@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// Longer than anything in these tests takes: a test that waits for it has failed.
+/// Longer than any step of these tests takes: a test that waits for it has failed.
 const LONG: Duration = Duration::from_secs(60);
 
 /// A source with nothing to read, or one that panics.
@@ -57,12 +57,12 @@ fn refused() -> Option<Delivery> {
 }
 
 fn pipeline(folder: &Path, panics: bool, answer: Option<Delivery>) -> Pipeline {
-    let seat = SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
+    let registration = SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
     Pipeline {
         sources: vec![("files".into(), Box::new(EmptySource { panics }))],
         stages: RecordStages::new(FilterChain::new(Vec::new()), Vec::new()),
         sinks: vec![("siem".into(), Box::new(FixedSink(answer)))],
-        outbox: Outbox::open(&folder.join("outbox.redb"), &[seat], new_epoch).unwrap(),
+        outbox: Outbox::open(&folder.join("outbox.redb"), &[registration], new_epoch).unwrap(),
         inbox: Arc::default(),
         config_status: SharedConfigStatus::default(),
         identity: crate::test_context::context().identity,

@@ -21,7 +21,7 @@ fn trace(seed: u64) -> Vec<String> {
 /// rows, so that a failing seed could pass.
 #[test_requires::requires(not_wine)]
 #[test]
-fn a_seed_makes_the_same_world_again() {
+fn same_seed_repeats_the_simulation() {
     for seed in 1..=6 {
         let (first, second) = (trace(seed), trace(seed));
         let differ = first.iter().zip(&second).find(|(one, other)| one != other);

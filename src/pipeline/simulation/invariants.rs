@@ -1,4 +1,4 @@
-//! Checks of what must be true after every simulation.
+//! Invariants that must hold after every simulation.
 
 use super::*;
 

@@ -309,10 +309,11 @@ impl Simulation {
         let outbox = loop {
             let disk = self.disk.clone();
             let opener = move || Ok((builder().create_with_backend(disk.clone())?, None));
-            let seat = SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
+            let registration =
+                SinkRegistration { name: "siem".into(), ..SinkRegistration::default() };
             let epoch = self.new_epoch();
             let path = self.folder.path().join("outbox.redb");
-            match Outbox::open_with(&path, Box::new(opener), &[seat], || epoch()) {
+            match Outbox::open_with(&path, Box::new(opener), &[registration], || epoch()) {
                 Ok(outbox) => break Arc::new(outbox),
                 Err(_) if self.disk.is_off() => self.disk.reboot(),
                 // Power was cut while the file was created, so that nothing was in it.
@@ -445,7 +446,7 @@ impl Simulation {
         self.time.pass(time);
     }
 
-    /// Reads everything. What the files contain then is stored, whatever happens later.
+    /// Reads everything, so that the content of the files is stored before any later fault.
     fn read_everything(&mut self) {
         for _ in 0..2 {
             self.time.pass(POLL + POLL / 2);
@@ -526,11 +527,11 @@ fn text(bytes: &[u8]) -> String {
 #[test_requires::requires(not_wine)]
 #[test]
 fn every_line_of_every_world_is_accounted_for() {
-    let asked = env_number("AI_AGENT_WORLDS");
-    let worlds = asked.unwrap_or(200);
+    let requested = env_number("AI_AGENT_WORLDS");
+    let worlds = requested.unwrap_or(200);
     let first = env_number("AI_AGENT_SEED");
     // The same seeds each time, unless a number of simulations is set.
-    let mut seeds = asked.map_or_else(|| fastrand::Rng::with_seed(1), |_| fastrand::Rng::new());
+    let mut seeds = requested.map_or_else(|| fastrand::Rng::with_seed(1), |_| fastrand::Rng::new());
     let mut tally: BTreeMap<&str, u64> = BTreeMap::new();
     let mut lines = 0;
     for _ in 0..worlds {
@@ -570,7 +571,7 @@ const KINDS: usize = 28;
 
 /// Checks that detect no defect would prove nothing.
 #[test]
-fn the_check_finds_what_is_wrong_on_purpose() {
+fn invariants_detect_deliberate_defects() {
     for fault in [Defect::AcknowledgedEarly, Defect::DedupeKept] {
         let found = (1..60).find_map(|seed| run(&mut Simulation::new(seed, fault)).err());
         let found = found.unwrap_or_else(|| panic!("{fault:?} is not detected"));

@@ -22,7 +22,7 @@ pub(super) enum Behaviour {
     LosesAnswers,
     /// Rejects the token.
     Unauthorized,
-    /// Asks for a delay.
+    /// Requests a delay.
     Busy,
     /// Never responds.
     Hangs,

@@ -10,7 +10,7 @@ use std::{
 
 use crate::platform::Timestamp;
 
-/// Kind of a line, which decides what must happen to it.
+/// Kind of a line, which determines its expected treatment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LineKind {
     Plain,
@@ -76,7 +76,7 @@ impl SessionFiles {
         Self { root, sessions, lines, halves, names: 0, numbers: 0, free: BTreeSet::new() }
     }
 
-    /// Changes a random file, and returns what was done.
+    /// Changes a random file, and returns the change.
     pub(super) fn step(&mut self, random: &mut fastrand::Rng, now: Timestamp) -> &'static str {
         let count = self.sessions.len();
         if count == 0 || (count < 6 && random.u32(..6) == 0) {
@@ -221,8 +221,8 @@ impl SessionFiles {
             let found = text.windows(last.len()).rposition(|window| window == last).unwrap();
             border = found + last.len() + session.ending.len();
         }
-        for gone in session.lines.split_off(kept) {
-            self.lines[gone].is_there = false;
+        for removed in session.lines.split_off(kept) {
+            self.lines[removed].is_there = false;
         }
         session.half = None;
         session.is_changed = true;
@@ -251,8 +251,8 @@ impl SessionFiles {
     fn forget_lines(&mut self, at: usize) {
         let session = &mut self.sessions[at];
         session.half = None;
-        for gone in session.lines.drain(..) {
-            self.lines[gone].is_there = false;
+        for removed in session.lines.drain(..) {
+            self.lines[removed].is_there = false;
         }
     }
 

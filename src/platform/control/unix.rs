@@ -188,8 +188,8 @@ mod tests {
         };
         let answer = async {
             let mut stream = listener.accept().await.unwrap();
-            let asked = stream.read_u8().await.unwrap();
-            stream.write_u8(asked + 1).await.unwrap();
+            let request = stream.read_u8().await.unwrap();
+            stream.write_u8(request + 1).await.unwrap();
         };
         assert_eq!(tokio::join!(ask, answer).0, b'@');
     }

@@ -117,8 +117,8 @@ mod tests {
             };
             let answer = async {
                 let mut stream = listener.accept().await.unwrap();
-                let asked = stream.read_u8().await.unwrap();
-                stream.write_u8(asked + 1).await.unwrap();
+                let request = stream.read_u8().await.unwrap();
+                stream.write_u8(request + 1).await.unwrap();
                 stream.flush().await.unwrap();
                 // Kept open until the client has read it.
                 drop(stream.read_u8().await);

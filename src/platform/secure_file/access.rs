@@ -45,10 +45,10 @@ pub(super) struct Rule {
     pub(super) who: String,
     /// Access mask.
     pub(super) what: u32,
-    /// Whether the entry allows access. Entries that deny access are ignored: refusing a file
+    /// True if the entry allows access. Entries that deny access are ignored: refusing a file
     /// unnecessarily is easy to fix.
     pub(super) allows: bool,
-    /// Whether the entry applies only to the content of a directory.
+    /// True if the entry applies only to the content of a directory.
     pub(super) is_inherited_only: bool,
 }
 

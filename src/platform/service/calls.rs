@@ -53,7 +53,7 @@ impl Service {
         let definition = self.installed.definition.to_string_lossy();
         match self.os {
             Os::Linux => vec![systemctl(&["start", UNIT])],
-            // A stopped service is not loaded; a loaded one usually runs by itself.
+            // A stopped service is not loaded; a loaded one is usually running already.
             Os::Macos => vec![
                 launchctl(&["bootstrap", &self.domain(), &definition]).optional(),
                 launchctl(&["kickstart", &self.target()]).optional(),

@@ -13,7 +13,7 @@ pub struct ManagerCommand {
     pub program: &'static str,
     /// Arguments.
     pub arguments: Vec<String>,
-    /// Whether a failure is an error; other commands only clean up.
+    /// True if a failure is an error; other commands only clean up.
     pub is_required: bool,
     /// Number of attempts, if the system needs a moment after the previous command.
     tries: u32,

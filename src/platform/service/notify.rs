@@ -113,13 +113,13 @@ mod tests {
             Notify::new(&variables.collect())
         }
 
-        fn heard(&self) -> Vec<String> {
-            let mut heard = Vec::new();
+        fn received(&self) -> Vec<String> {
+            let mut received = Vec::new();
             let mut bytes = [0; 100];
             while let Ok(length) = self.0.recv(&mut bytes) {
-                heard.push(String::from_utf8(bytes[..length].to_vec()).unwrap());
+                received.push(String::from_utf8(bytes[..length].to_vec()).unwrap());
             }
-            heard
+            received
         }
     }
 
@@ -129,7 +129,7 @@ mod tests {
         let notify = manager.notify(&[]);
         notify.ready();
         notify.stopping();
-        assert_eq!(manager.heard(), ["READY=1", "STOPPING=1"]);
+        assert_eq!(manager.received(), ["READY=1", "STOPPING=1"]);
         assert!(notify.watchdog().is_none());
     }
 
@@ -153,9 +153,9 @@ mod tests {
         let notify = manager.notify(&[("WATCHDOG_USEC", "40000000")]);
         assert_eq!(notify.watchdog(), Some(Duration::from_secs(10)));
         notify.feed(|limit| limit == Duration::from_secs(20));
-        assert_eq!(manager.heard(), ["WATCHDOG=1"]);
+        assert_eq!(manager.received(), ["WATCHDOG=1"]);
         notify.feed(|_| false);
-        assert_eq!(manager.heard(), Vec::<String>::new());
+        assert_eq!(manager.received(), Vec::<String>::new());
     }
 
     #[test]

@@ -8,13 +8,13 @@ use crate::text::counted;
 /// Status of the service, in the terms of the platform.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ServiceStatus {
-    /// Whether the manager knows the service.
+    /// True if the service is registered with the manager.
     pub is_installed: bool,
-    /// Whether the service starts at login: `enabled`, `disabled`; empty if unknown.
+    /// Start at login: `enabled`, `disabled`; empty if unknown.
     pub enabled: String,
     /// State: `active (running)`, `Ready`; empty if unknown.
     pub active: String,
-    /// Whether the service runs; `None` if the manager reports it in the language of the system
+    /// True if the service is running; `None` if the manager reports it in the language of the system
     /// only.
     pub is_active: Option<bool>,
     /// PID, if the manager reports it.

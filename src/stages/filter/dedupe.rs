@@ -78,7 +78,7 @@ struct Dedupe {
     files: HashMap<FileKey, FileUuids>,
     /// Number of uuids of all files together.
     total: usize,
-    /// Number of checks so far; tells which file was read last.
+    /// Number of checks so far; identifies the file that was read last.
     ticks: u64,
     /// Uuids added since the last commit.
     fresh: Vec<(FileKey, Uuid)>,

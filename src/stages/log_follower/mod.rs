@@ -10,12 +10,12 @@ use crate::{
     tail::{Names, Tail, TailOptions, fresh_generation},
 };
 
-/// How a log file is followed.
+/// Options for following a log file.
 #[derive(Clone, Copy, Debug)]
 pub struct LogOptions {
     /// Maximum length of a line in bytes.
     pub max_line_bytes: u64,
-    /// True if the log is read once, so that there are no changes to watch for.
+    /// True if the log is read only once, so that changes need not be watched.
     pub is_once: bool,
     /// Longest time between two full sweeps.
     pub poll_interval: Duration,

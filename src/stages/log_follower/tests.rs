@@ -137,7 +137,7 @@ fn event_is_one_entry_at_its_first_line() {
     assert_eq!(world.store.skipped_bytes, got.offset);
 }
 
-/// When the agent stops, the checkpoint is past the first lines of the event.
+/// The agent stops while the checkpoint is past the first lines of the event.
 #[test]
 fn half_read_event_is_complete_after_restart() {
     let mut world = World::new();

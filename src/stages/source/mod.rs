@@ -26,5 +26,5 @@ pub fn build(
     ai_agent_stage::build_source(name, options, &context.for_stages(), waker)
 }
 
-/// Longest time between two reads of a source, whatever it requests.
+/// Longest time between two reads of a source, even if it requests a longer one.
 pub const LONGEST_SLEEP: Duration = Duration::from_secs(300);

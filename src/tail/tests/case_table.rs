@@ -47,9 +47,9 @@ pub(super) enum FileStep {
     /// Creates something other than a regular file.
     #[cfg(unix)]
     Special(&'static str, SpecialFile),
-    /// Lets the tail find changes, and stores what it hands over.
+    /// Makes the tail find changes, and stores the chunks that it hands over.
     Read,
-    /// Lets the tail find changes, and makes the store fail.
+    /// Makes the tail find changes, and makes the store fail.
     FailCommit,
     /// Restarts the agent.
     Restart,
@@ -94,7 +94,7 @@ pub(super) fn generation_from(path: &str, from: u64, bytes: u64, lines: &[&str])
     Generation { paths, from, bytes, lines }
 }
 
-/// CaseOutcome of a case.
+/// Outcome of a case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct CaseOutcome {
     /// Generations with lines, ordered by path and then by time.

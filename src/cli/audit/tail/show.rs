@@ -134,7 +134,7 @@ fn escaped(text: &str) -> String {
     safe
 }
 
-/// Whether a character moves the cursor or changes the direction of text.
+/// Returns true if a character moves the cursor or changes the direction of text.
 fn is_dangerous(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

@@ -12,7 +12,7 @@ impl Filter for DropsAll {
     }
 }
 
-/// The filters of [`ingest_into`], the first another: what `same` names stays as it was.
+/// Filters of [`ingest_into`], with another first one; those that `same` names stay unchanged.
 fn reconfiguration(first: Box<dyn Filter>, same: &[&str]) -> Reconfiguration {
     let dedupe = filter::build("dedupe", &StageOptions::from_toml("").unwrap()).unwrap();
     let filters = FilterChain::new(vec![("fragile".into(), first), ("dedupe".into(), dedupe)]);

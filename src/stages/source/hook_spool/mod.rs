@@ -61,7 +61,7 @@ const SETTINGS_INTERVAL: Duration = Duration::from_secs(600);
 /// Maximum number of sessions whose records are expected.
 const MAX_WAITING: usize = 1000;
 
-/// The source has no options: the policy says what is expected of sessions.
+/// The source has no options: the policy defines the requirements on sessions.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Options {}
@@ -195,7 +195,7 @@ impl Source for HookSpool {
         let Some(state_dir) = &self.state_dir else { return };
         let spool = Spool::of(state_dir);
         for name in self.in_store.drain(..) {
-            // The row knows the report, so a failure is repaired at the next start.
+            // The row contains the report, so a failure is repaired at the next start.
             if let Err(error) = spool.remove(&name) {
                 warn!(code = "hook_report_delete_failed", %error, name, "cannot delete the report of a hook");
             }
