@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 7] = [
     &["agent"],
     &["pipeline"],
     &["stages"],
-    &["audit", "compliance", "config", "frame", "logging", "siem", "tail"],
+    &["compliance", "config", "frame", "logging", "siem", "tail"],
     &["event", "platform", "text", "units"],
 ];
 
