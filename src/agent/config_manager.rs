@@ -49,7 +49,7 @@ pub(super) struct ConfigManager {
     manager: Option<Connection>,
     /// Files that it was read from.
     pub(super) watch: ConfigFileWatch,
-    /// Files that it, and any configuration tried since, names: a change is worth another try.
+    /// Files that it, and any configuration tried since, names; a change of one causes another try.
     named: BTreeSet<PathBuf>,
     /// Contents that were refused; each is logged once.
     refused: BTreeSet<(ConfigOrigin, Digest)>,
@@ -66,7 +66,7 @@ pub(super) struct ConfigManager {
 }
 
 impl ConfigManager {
-    /// A manager with the local layers in force.
+    /// Creates a manager with the local layers in force.
     ///
     /// # Errors
     /// The sink that names the server is wrong.
@@ -115,7 +115,7 @@ impl ConfigManager {
         mem::take(&mut self.events)
     }
 
-    /// The server that manages this agent, and the `ETag` of its last answer.
+    /// Returns the server that manages this agent, and the `ETag` of its last response.
     pub(super) fn manager(&self) -> Option<(Connection, Option<String>)> {
         let manager = self.manager.clone()?;
         // An answer signed with another secret is fetched again: at the next start it would prove
@@ -384,7 +384,7 @@ impl ConfigManager {
         }
     }
 
-    /// Digest of the files' contents and of the mistake in them, so that it is logged once.
+    /// Returns a digest of the files' contents and of their error, so that it is logged once.
     fn content(&self, reason: &str) -> Digest {
         let mut all = reason.as_bytes().to_vec();
         for path in self.sources.layer_files() {

@@ -51,7 +51,7 @@ impl ConfigSources {
         Ok(Self { environment, paths, explicit: explicit.map(Path::to_owned) })
     }
 
-    /// The same sources with another extra configuration file.
+    /// Returns the same sources with another extra configuration file.
     pub(crate) fn with_explicit(&self, explicit: &Path) -> Self {
         Self { explicit: Some(explicit.to_owned()), ..self.clone() }
     }
@@ -100,7 +100,7 @@ impl ConfigSources {
         config::load(&ConfigInputs { managed, ..self.inputs() })
     }
 
-    /// The state directory of this configuration; without one, that of the agent that ran last.
+    /// Returns the state directory of this configuration; without one, that of the last agent.
     pub(crate) fn state_dir_of(&self, loaded: Option<&LoadedConfig>) -> PathBuf {
         if let Some(loaded) = loaded {
             return loaded.settings.agent.state_dir.clone();

@@ -61,7 +61,7 @@ pub(super) enum Change {
 }
 
 impl ConfigFileWatch {
-    /// A watch that starts before the layers are read, so that no change is missed.
+    /// Creates a watch. Must be called before the layers are read, so that no change is missed.
     pub(crate) fn before_reading(layers: impl IntoIterator<Item = PathBuf>) -> Self {
         let read = ConfigStamps { layers: stamps(layers), ..ConfigStamps::default() };
         Self { read, changing: None }
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(watch.compare(ConfigStamps::default()), InProgress, "a deleted file");
     }
 
-    /// A file that was written while another configuration was put in force was taken for read.
+    /// Regression: a file written while another configuration was applied counted as read.
     #[test]
     fn a_change_during_a_reload_is_detected() {
         let stamps = |files: &[(&str, u64)]| -> Stamps {

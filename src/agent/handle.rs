@@ -141,7 +141,7 @@ impl AgentHandle {
         self.0.stop.send_replace(true);
     }
 
-    /// Time when the agent was started.
+    /// Returns the time when the agent was started.
     pub(crate) fn started_at(&self) -> Timestamp {
         self.0.started_at
     }
@@ -151,12 +151,12 @@ impl AgentHandle {
         ConfigReport::new(&self.0.config, now)
     }
 
-    /// The configuration in force, and the context that its stages were built with.
+    /// Returns the configuration in force, and the context that its stages were built with.
     pub(crate) fn in_force(&self) -> (Arc<LoadedConfig>, Context) {
         unpoisoned(&self.0.in_force).clone()
     }
 
-    /// The running pipeline; the phase when none is running.
+    /// Returns the running pipeline, or the phase if none is running.
     pub(crate) fn pipeline(&self) -> Result<PipelineHandle, Phase> {
         match &*self.0.state.borrow() {
             State::Starting => Err(Phase::Starting),
@@ -165,7 +165,7 @@ impl AgentHandle {
         }
     }
 
-    /// The running pipeline, or one that starts within `patience`.
+    /// Returns the running pipeline, or one that starts within `patience`.
     pub(crate) async fn running_pipeline(
         &self,
         patience: Duration,

@@ -79,7 +79,7 @@ pub(crate) fn load_last_in_force(sources: &ConfigSources) -> Result<LoadedConfig
     Ok(accepted.map_or(local, |candidate| *candidate.loaded))
 }
 
-/// The stored managed configuration on top of `local`, if it is valid. Logs the reason if not.
+/// Returns the stored managed configuration on top of `local`, or logs why it is not valid.
 fn last_accepted(sources: &ConfigSources, local: &LoadedConfig) -> Option<Candidate> {
     let answer = stored(&local.settings.agent.state_dir)
         .inspect_err(|reason| warn!(code = "managed_config_unreadable", "{reason}"))

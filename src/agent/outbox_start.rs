@@ -22,7 +22,7 @@ use crate::{
 /// Opens the outbox in a state directory, or creates one where there is none or a damaged one.
 ///
 /// # Errors
-/// [`AgentError`] when it can neither be opened nor created.
+/// [`AgentError`] if it can be neither opened nor created.
 pub(super) fn open(
     state_dir: &Path,
     sinks: &[SinkRegistration],

@@ -23,7 +23,7 @@ pub(super) struct PollSchedule {
 }
 
 impl PollSchedule {
-    /// Time until the next request. `jitter` is random, from 0 to 1.
+    /// Returns the time until the next request. `jitter` is random, from 0 to 1.
     pub(super) fn next(&mut self, outcome: Outcome, interval: Duration, jitter: f64) -> Duration {
         let poll = interval.mul_f64(0.9 + 0.2 * jitter);
         if outcome == Outcome::Answered {

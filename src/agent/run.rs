@@ -77,7 +77,7 @@ impl Agent {
         Ok(Self { manager, orders, mode, lock })
     }
 
-    /// Handle to query and stop the agent.
+    /// Returns a handle to query and stop the agent.
     pub(crate) fn handle(&self) -> AgentHandle {
         self.manager.handle.clone()
     }

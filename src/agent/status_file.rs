@@ -40,7 +40,7 @@ pub(crate) struct ConfigReport {
 }
 
 impl ConfigReport {
-    /// The report of a running agent.
+    /// Creates the report of a running agent.
     pub(crate) fn new(status: &SharedConfigStatus, now: Timestamp) -> Self {
         let signed_at = status.now().signed_at.map(|at| at.to_string());
         let summary = status.for_heartbeat(now);
@@ -53,7 +53,7 @@ impl ConfigReport {
     }
 }
 
-/// Reads the file in a state directory; `None` when there is none, or it cannot be understood.
+/// Reads the file in a state directory; `None` if there is none, or it is invalid.
 pub(crate) fn read(state_dir: &Path) -> Option<StatusFileContents> {
     serde_json::from_slice(&fs::read(state_dir.join(FILE)).ok()?).ok()
 }

@@ -16,7 +16,7 @@ use crate::{
     text::causes,
 };
 
-/// Files of a configuration that is to be checked.
+/// Files of a configuration to check.
 #[derive(clap::Args)]
 pub(super) struct ConfigFiles {
     /// Configuration files to check in place of those in force, lowest priority first, as the
@@ -31,7 +31,7 @@ pub(super) struct CliContext {
 }
 
 impl CliContext {
-    /// The context of this process; `explicit` is the file of `--config`.
+    /// Creates the context of this process; `explicit` is the file of `--config`.
     pub(super) fn new(explicit: Option<&Path>) -> Result<Self, Failure> {
         let sources = ConfigSources::new(Environment::from_process(), explicit)?;
         if is_root() {
@@ -51,7 +51,7 @@ impl CliContext {
         self.sources.paths()
     }
 
-    /// State directory of the agent; a configuration that is wrong does not hide a running one.
+    /// Returns the state directory of the agent, even if the configuration is invalid.
     pub(super) fn state_dir(&self) -> PathBuf {
         self.sources.state_dir_of(self.sources.load().ok().as_ref())
     }
@@ -70,7 +70,7 @@ impl CliContext {
         Ok(loaded)
     }
 
-    /// Reads files that are to be checked: TOML as the machine's files, without other layers; JSON
+    /// Reads files to check: TOML as the machine's files, without other layers; JSON
     /// as the managed configuration, on top of them or, without them, on top of this machine's own
     /// layers. Without files, reads the configuration in force.
     pub(super) fn load_files(&self, files: &ConfigFiles) -> Result<LoadedConfig, Failure> {

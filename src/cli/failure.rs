@@ -26,13 +26,13 @@ impl Failure {
         Self::Failed(error.into())
     }
 
-    /// The same failure with exit code 1, for commands that check the configuration.
+    /// Returns the same failure with exit code 1, for commands that check the configuration.
     pub(super) fn into_failed(self) -> Self {
         let (Self::Usage(error) | Self::Failed(error)) = self;
         Self::Failed(error)
     }
 
-    /// The error with its causes.
+    /// Formats the error with its causes.
     pub(super) fn message(&self) -> String {
         let (Self::Usage(error) | Self::Failed(error)) = self;
         causes(&**error)

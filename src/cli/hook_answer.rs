@@ -287,7 +287,7 @@ fn response_text(hook: Hook, response: &HookResponse) -> String {
 mod tests {
     use super::*;
 
-    /// Wrong arguments ended with exit code 2, which blocks every prompt.
+    /// Regression: wrong arguments caused exit code 2, which blocks every prompt.
     #[test]
     fn a_malformed_hook_command_is_recognised() {
         let is = |line: &str| is_hook(line.split(' ').map(Into::into));

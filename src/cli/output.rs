@@ -36,7 +36,7 @@ pub(super) enum LineOutput {
 }
 
 impl LineOutput {
-    /// The file at `path`, which must not exist yet; `-` is standard output.
+    /// Creates the file at `path`, which must not exist yet; `-` is standard output.
     pub(super) fn create(path: &Path) -> Result<Self, Failure> {
         if path == Path::new("-") {
             return Ok(Self::Stdout);

@@ -89,12 +89,12 @@ pub(super) fn plain(text: &str) -> String {
     text.chars().map(|it| if it.is_control() { ' ' } else { it }).collect()
 }
 
-/// The first 12 digits of a hash, which are enough to compare by eye.
+/// Returns the first 12 digits of a hash, which are enough to compare by eye.
 pub(super) fn short_hash(hash: impl std::fmt::Display) -> String {
     hash.to_string().chars().take(12).collect()
 }
 
-/// A span of time in two units.
+/// Formats a span of time in two units.
 pub(super) fn duration(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
     let parts = [(days, "d"), (hours, "h"), (minutes, "min"), (seconds % 60, "s")];

@@ -209,7 +209,7 @@ fn one_of(expected: &[&str]) -> String {
     in_words(&quoted, "or")
 }
 
-/// Describes a value by itself, shortened.
+/// Describes a value without its key, shortened.
 fn describe(actual: &Actual) -> String {
     match actual {
         Actual::Bool(value) => format!("`{value}`"),

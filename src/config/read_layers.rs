@@ -233,7 +233,7 @@ fn from_environment(
 }
 
 /// Removes the options of a stage that were written for another type than the last layer sets. This
-/// makes `[sink.siem] type = "stdout"` valid by itself, although the defaults have options of
+/// makes `[sink.siem] type = "stdout"` valid on its own, although the defaults have options of
 /// `http-siem` in this table.
 fn remove_options_of_other_types(layers: &mut [Layer]) {
     for kind in KINDS {

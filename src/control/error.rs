@@ -27,7 +27,7 @@ impl RequestError {
         Self::Failed(message.into())
     }
 
-    /// A failure with all its causes.
+    /// Creates a failure with all its causes.
     pub(crate) fn because(error: impl std::error::Error) -> Self {
         Self::Failed(causes(&error))
     }

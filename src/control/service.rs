@@ -45,7 +45,7 @@ pub(crate) struct ControlService {
 type Responses = mpsc::Sender<Response>;
 
 impl ControlService {
-    /// A service for the agent with this handle.
+    /// Creates a service for the agent with this handle.
     pub(crate) fn new(agent: AgentHandle) -> Arc<Self> {
         Arc::new(Self { agent })
     }
@@ -179,7 +179,7 @@ impl ControlService {
         })
     }
 
-    /// The running pipeline, or one that starts in time.
+    /// Returns the running pipeline, or one that starts in time.
     async fn running_pipeline(&self, patience: Duration) -> Result<PipelineHandle, RequestError> {
         let pipeline = self.agent.running_pipeline(patience.min(START_TIMEOUT)).await;
         pipeline.map_err(not_running)

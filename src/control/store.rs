@@ -75,7 +75,7 @@ impl Store {
         Ok(Self { outbox, loaded: Arc::new(loaded), context, owner: Owner::Command(lock) })
     }
 
-    /// The outbox of the running agent in this process.
+    /// Returns the outbox of the running agent in this process.
     pub(super) fn of_agent(
         pipeline: PipelineHandle,
         loaded: Arc<LoadedConfig>,
@@ -85,7 +85,7 @@ impl Store {
         Self { outbox, loaded, context, owner: Owner::Agent(pipeline) }
     }
 
-    /// The running pipeline; `None` when the agent is stopped.
+    /// Returns the running pipeline; `None` if the agent is stopped.
     pub(super) fn pipeline(&self) -> Option<&PipelineHandle> {
         match &self.owner {
             Owner::Agent(pipeline) => Some(pipeline),

@@ -53,7 +53,7 @@ impl Line {
         Self { level, target: target.to_owned(), message, code: None, fields: Vec::new() }
     }
 
-    /// A warning of the log itself.
+    /// Creates a warning of the log itself.
     pub(super) fn warning(
         target: &str,
         code: &str,
@@ -67,7 +67,7 @@ impl Line {
         line
     }
 
-    /// A line that counts repeats which were not written. It keeps their code.
+    /// Creates a line that counts suppressed repeats. It has their code.
     pub(super) fn suppressed(
         level: Level,
         target: &str,

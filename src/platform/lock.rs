@@ -99,7 +99,7 @@ impl Drop for StateLock {
 /// Locks the file, waiting for processes that only check the lock, and for commands.
 fn acquire_or_wait(file: &File, dir: &Path, command_wait: Duration) -> Result<(), LockError> {
     let begun = Instant::now();
-    // The holder may change meanwhile, for example when a command ends and an agent starts.
+    // The holder may change in the meantime, for example when a command ends and an agent starts.
     let (mut known, mut since) = (None, begun);
     loop {
         match file.try_lock() {
@@ -283,7 +283,7 @@ mod tests {
 
     use super::*;
 
-    /// The message advised an administrator to `chown` their own directory.
+    /// Regression: the message advised administrators to `chown` their own directory.
     #[test]
     fn full_or_read_only_disk_is_not_reported_as_permissions() {
         let words =

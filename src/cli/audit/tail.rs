@@ -232,7 +232,7 @@ impl Intake for Screen<'_> {
     }
 }
 
-/// State directory of the agent.
+/// Returns the state directory of the agent.
 fn state_dir(explicit: Option<&Path>) -> Result<PathBuf, Failure> {
     let environment = Environment::from_process();
     let paths = Paths::from_environment(&environment).map_err(Failure::usage)?;

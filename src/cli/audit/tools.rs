@@ -45,7 +45,7 @@ impl Root {
         }
     }
 
-    /// Command line that would be run.
+    /// Returns the command line that would be run.
     pub(super) fn line(&self, program: &Path, arguments: &[&OsStr]) -> Vec<OsString> {
         let sudo = self.sudo.iter().map(|sudo| sudo.as_os_str());
         let words = sudo.chain([program.as_os_str()]).chain(arguments.iter().copied());
@@ -85,7 +85,7 @@ pub(super) fn output_line(output: &Output) -> String {
     if lines.is_empty() { "no output".to_owned() } else { lines.join("; ") }
 }
 
-/// A command line as text.
+/// Formats a command line.
 pub(super) fn command_text(line: &[OsString]) -> String {
     line.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

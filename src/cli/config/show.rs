@@ -68,7 +68,7 @@ fn line(shown: &ConfigValue) -> String {
     format!("{name} = {}", inline(&shown.value))
 }
 
-/// A part of a key, quoted if TOML requires it.
+/// Formats a part of a key, quoted if TOML requires it.
 fn key(part: &str) -> String {
     let is_bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     match !part.is_empty() && part.chars().all(is_bare) {

@@ -28,7 +28,7 @@ pub(super) fn refuse_mistakes(cli: &CliContext, loaded: &LoadedConfig) -> Result
     mistake.map_or(Ok(()), |error| Err(Failure::usage(error)))
 }
 
-/// A value in TOML, on one line.
+/// Formats a value as TOML, on one line.
 pub(super) fn inline(value: &figment::value::Value) -> String {
     toml::Value::try_from(value).map_or_else(|_| "?".to_owned(), |value| value.to_string())
 }

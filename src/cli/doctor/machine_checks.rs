@@ -75,7 +75,7 @@ fn try_to_write(dir: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-/// The nearest ancestor that exists.
+/// Returns the nearest ancestor that exists.
 fn existing(dir: &Path) -> &Path {
     dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(dir)
 }

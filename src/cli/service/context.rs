@@ -73,7 +73,7 @@ impl ServiceContext {
         check_startable(&loaded, &context).map_err(Failure::usage)
     }
 
-    /// The process that runs an agent on the state directory: `Some(None)` when its PID is unknown.
+    /// Returns the process that runs an agent on the state directory: `Some(None)` when its PID is unknown.
     pub(super) fn running_agent(&self) -> Result<Option<Option<u32>>, Failure> {
         Ok(agent_on(&self.state_dir)?.map(|holder| holder.pid))
     }
@@ -95,7 +95,7 @@ impl ServiceContext {
     }
 }
 
-/// The agent that holds a state directory; a command that holds it does not count.
+/// Returns the agent that holds a state directory; a command that holds it does not count.
 fn agent_on(state_dir: &Path) -> Result<Option<LockHolder>, Failure> {
     let holder = StateLock::current_holder(state_dir).map_err(Failure::failed)?;
     Ok(holder.filter(|holder| holder.role == LockRole::Agent))

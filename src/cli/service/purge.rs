@@ -36,7 +36,7 @@ pub(super) fn execute(state_dir: &Path, pointer: &Path) -> Result<(), Failure> {
     if !state_dir.try_exists().unwrap_or(true) {
         return Ok(());
     }
-    // Keeps an agent from starting meanwhile.
+    // Prevents an agent from starting in the meantime.
     let lock = StateLock::acquire(state_dir, LockRole::Command).map_err(Failure::failed)?;
     let (ours, others) = list(state_dir)?;
     let last = |path: &PathBuf| path.file_name().is_some_and(|name| name == "agent.lock");
@@ -91,7 +91,7 @@ fn wrong(path: &Path, error: &io::Error) -> Failure {
 mod tests {
     use super::*;
 
-    /// A home directory may be set as the state directory.
+    /// The state directory may be set to a home directory.
     #[test]
     fn other_files_are_not_deleted() {
         let dir = tempfile::tempdir().unwrap();

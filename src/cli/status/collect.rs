@@ -24,7 +24,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Data that is read from a stopped agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cli) enum Depth {
-    /// The small files that it has left.
+    /// The small files in its state directory.
     Files,
     /// Its outbox too, which is locked for a moment.
     Outbox,

@@ -257,7 +257,7 @@ mod tests {
         problems(report).into_iter().map(|problem| problem.level).collect()
     }
 
-    /// A running process was taken for an agent that works.
+    /// Regression: an agent counted as healthy because its process was running.
     #[test]
     fn stalled_delivery_fails_and_scheduled_delivery_does_not() {
         let table: [(&str, SinkStatus, &[Level]); 8] = [

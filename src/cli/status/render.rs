@@ -422,7 +422,7 @@ hooks       none installed
         }
     }
 
-    /// The name of a file or a receiver's response could have forged a status.
+    /// Regression: a file name or a receiver's response could forge a status.
     #[test]
     fn only_colours_use_escape_sequences() {
         let escapes =

@@ -30,7 +30,7 @@ pub(in crate::cli) struct StatusReport {
 }
 
 impl StatusReport {
-    /// The report as `--json` prints it.
+    /// Returns the report as `--json` prints it.
     pub(super) fn json(&self) -> Value {
         let Self { status, .. } = self;
         json!({

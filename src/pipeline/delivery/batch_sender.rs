@@ -227,7 +227,7 @@ impl SinkTask {
     }
 }
 
-/// Waits until the task is to hand over to another one.
+/// Waits until the task must hand over to another one.
 pub(super) async fn hand_over_requested(mut control: watch::Receiver<SinkControl>) {
     if control.wait_for(|control| control.stop == StopMode::HandOver).await.is_err() {
         std::future::pending().await

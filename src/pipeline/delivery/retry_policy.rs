@@ -410,7 +410,7 @@ mod tests {
         }
     }
 
-    /// Over an uplink that needed longer than `timeout` for a batch, the same batch was sent forever.
+    /// Regression: over an uplink that needed longer than `timeout`, the same batch was sent forever.
     #[test]
     fn slow_batches_are_halved_and_grow_again_slowly() {
         const FITTING: u64 = 70;
@@ -439,7 +439,7 @@ mod tests {
         assert_eq!(policy.border(0), None);
     }
 
-    /// A single entry that took longer than `timeout` was sent forever with the same `timeout`.
+    /// Regression: an entry that took longer than `timeout` was sent forever with that `timeout`.
     #[test]
     fn slow_entry_gets_more_time_until_it_arrives() {
         let of = |policy: &RetryPolicy| policy.patience().map(|patience| patience.as_secs());
@@ -501,7 +501,7 @@ mod tests {
         assert!(matches!(policy.next(refused(), 12, 1, 0.5), NextAction::DeadLetter { .. }));
     }
 
-    /// A receiver that refused everything got ten more entries after each restart.
+    /// Regression: a receiver that refused everything got ten more entries after each restart.
     #[test]
     fn refusals_before_a_restart_are_counted() {
         let mut before = RetryPolicy::default();

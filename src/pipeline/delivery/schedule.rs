@@ -136,7 +136,7 @@ impl Schedule {
         Pause { length, until_entries: true, is_lull: self.in_backlog }
     }
 
-    /// The pause is over because its time has passed.
+    /// Records that a pause ended because its time has passed.
     pub(super) fn pause_elapsed(&mut self, pause: &Pause) {
         self.is_lull = pause.is_lull;
     }
@@ -151,7 +151,7 @@ impl Schedule {
         self.rate_limit.is_some()
     }
 
-    /// A batch is about to be sent.
+    /// Records that a batch is about to be sent.
     pub(super) fn sending(&mut self, is_full: bool) {
         self.in_backlog = is_full;
     }
@@ -173,17 +173,17 @@ impl Schedule {
         self.persist_at.get_or_insert(now + PERSIST_DELAY);
     }
 
-    /// Returns when acknowledgements are to be stored, if any wait.
+    /// Returns the time at which pending acknowledgements must be stored, if there are any.
     pub(super) fn persist_at(&self) -> Option<Duration> {
         self.persist_at
     }
 
-    /// Returns whether acknowledgements are to be stored now.
+    /// Returns whether acknowledgements must be stored now.
     pub(super) fn must_persist(&self, now: Duration) -> bool {
         self.persist_at.is_some_and(|due| due <= now)
     }
 
-    /// Acknowledgements are stored, or, after a failure, are to be stored at `retry_at`.
+    /// Records that acknowledgements are stored, or, after a failure, will be stored at `retry_at`.
     pub(super) fn persisted(&mut self, retry_at: Option<Duration>) {
         self.persist_at = retry_at;
     }

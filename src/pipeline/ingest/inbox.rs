@@ -22,7 +22,7 @@ pub(super) type Job = Box<dyn FnOnce(&Outbox) + Send>;
 pub struct Inbox {
     mail: Mutex<Mail>,
     wake: Condvar,
-    /// Set once reading is to end. Outside of `mail`, since it is also read between two chunks.
+    /// Set once reading must end. Outside of `mail`, since it is also read between two chunks.
     stopped: AtomicBool,
 }
 
@@ -189,7 +189,7 @@ impl Inbox {
     }
 
     /// Waits for `longest` even if the thread is woken. Returns `true` early if there are status
-    /// requests to answer, and `false` early if reading is to end.
+    /// requests to answer, and `false` early if reading must end.
     pub(super) fn pause(&self, longest: Duration, uptime: Duration) -> bool {
         let mut mail = self.mail();
         mail.activity = Some(Activity::Wait(uptime));

@@ -162,7 +162,7 @@ impl Ingest {
         self.end();
     }
 
-    /// Runs steps with low priority. Returns whether reading is over.
+    /// Runs steps with low priority. Returns whether reading has ended.
     fn run_in_background(&mut self, until: Until) -> bool {
         if let Some(is_over) = in_background("backfill", || self.run_steps(until)) {
             return is_over;
@@ -172,7 +172,7 @@ impl Ingest {
         false
     }
 
-    /// Runs steps until reading is over, and then returns `true`, or until they are to run with
+    /// Runs steps until reading has ended, and then returns `true`, or until they are to run with
     /// another priority.
     fn run_steps(&mut self, until: Until) -> bool {
         let is_backfill = self.state.is_backfill;

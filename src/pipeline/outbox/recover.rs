@@ -90,7 +90,7 @@ impl Outbox {
         };
         note.remove();
         if !outbox.existed {
-            // The backup must belong to this store from now on, in case it is lost in turn.
+            // The backup must belong to this store from now on, in case this store is lost too.
             if let Err(failure) = outbox.back_up() {
                 tracing::warn!(
                     code = "offsets_backup_failed",

@@ -41,7 +41,7 @@ pub(super) struct OutboxState {
 }
 
 impl OutboxState {
-    /// OutboxState of an empty store.
+    /// Returns the state of an empty store.
     pub(super) fn new(epoch: String) -> Self {
         Self {
             schema: SCHEMA,

@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(tokio::join!(ask, answer).0, b'@');
     }
 
-    /// A socket left by a crash blocked every later agent.
+    /// Regression: a socket left by a crash blocked every later agent.
     #[tokio::test]
     async fn socket_left_by_a_crash_is_replaced_and_removed_at_end() {
         let dir = tempfile::tempdir().unwrap();

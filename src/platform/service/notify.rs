@@ -146,7 +146,7 @@ mod tests {
         assert_eq!(&bytes[..length], b"READY=1");
     }
 
-    /// A stuck thread beside a running timer would never be restarted.
+    /// With a timer that runs on its own, a stuck thread would never be restarted.
     #[test]
     fn watchdog_is_fed_on_progress_only() {
         let manager = Manager::new();

@@ -17,7 +17,7 @@ pub struct Range {
 }
 
 impl Range {
-    /// Number of numbers in the range.
+    /// Returns the length of the range.
     #[must_use]
     pub fn count(self) -> u64 {
         self.last - self.first + 1
@@ -122,7 +122,7 @@ impl Extents {
         missing
     }
 
-    /// Number of numbers in the set.
+    /// Returns the number of elements of the set.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count

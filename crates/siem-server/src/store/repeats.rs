@@ -41,7 +41,7 @@ pub(super) struct RepeatedLines {
 }
 
 impl RepeatedLines {
-    /// Number of numbers.
+    /// Returns the number of elements.
     pub(super) fn count(&self) -> u64 {
         self.seqs.iter().map(|range| range.count()).sum()
     }

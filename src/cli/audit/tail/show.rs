@@ -79,7 +79,7 @@ fn time(at: Timestamp, offset: i64) -> String {
     format!("{local}{sign}{:02}:{:02}", distance / 3600, distance % 3600 / 60)
 }
 
-/// A user by name and number.
+/// Formats a user by name and number.
 fn user(uid: Option<u32>, name: Option<&str>) -> String {
     static NAMES: OnceLock<BTreeMap<u32, String>> = OnceLock::new();
     let Some(uid) = uid else { return "?".to_owned() };
@@ -176,7 +176,7 @@ mod tests {
         );
     }
 
-    /// A user of docker could have put terminal sequences into its arguments.
+    /// Regression: arguments of docker could contain terminal sequences.
     #[test]
     fn characters_that_affect_a_terminal_are_escaped() {
         let words = ["a\x1b[2Jb", "two\nlines", "\u{202e}txt", "it's\\\r"];
