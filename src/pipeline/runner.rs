@@ -251,8 +251,8 @@ impl Running {
         timeout(INGEST_STOP_TIMEOUT, self.reading.wait_for(|has_ended| *has_ended)).await.is_ok()
     }
 
-    /// Waits until reading has ended without a stop request. With a full outbox, reading waits for the sinks: it
-    /// makes progress as long as one of them does.
+    /// Waits until reading has ended without a stop request. With a full outbox, reading waits
+    /// for the sinks: it makes progress as long as one of them does.
     async fn read_out(&mut self, patience: Duration) -> Result<(), CatchUpError> {
         let (mut position, mut since) = (self.position(), Instant::now());
         loop {

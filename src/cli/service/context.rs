@@ -73,7 +73,8 @@ impl ServiceContext {
         check_startable(&loaded, &context).map_err(Failure::usage)
     }
 
-    /// Returns the process that runs an agent on the state directory: `Some(None)` when its PID is unknown.
+    /// Returns the process that runs an agent on the state directory: `Some(None)` if its PID is
+    /// unknown.
     pub(super) fn running_agent(&self) -> Result<Option<Option<u32>>, Failure> {
         Ok(agent_on(&self.state_dir)?.map(|holder| holder.pid))
     }
