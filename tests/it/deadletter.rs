@@ -74,7 +74,7 @@ impl Gate {
 
 /// Forwards or refuses one request. Each has its own connection.
 fn pass(
-    client: TcpStream,
+    mut client: TcpStream,
     behind: &str,
     refuses: &AtomicBool,
     requests: &AtomicUsize,
@@ -101,11 +101,13 @@ fn pass(
     let now = in_flight.now.fetch_add(1, Ordering::SeqCst) + 1;
     in_flight.most.fetch_max(now, Ordering::SeqCst);
     answer_late(Duration::from_millis(in_flight.delay_ms.load(Ordering::SeqCst)));
-    answer(client, behind, &head, &body, refuses);
+    let answer = answer(behind, &head, &body, refuses);
+    // Once the client has the answer it may send the next request at any moment.
     in_flight.now.fetch_sub(1, Ordering::SeqCst);
+    client.write_all(&answer).unwrap();
 }
 
-fn answer(mut client: TcpStream, behind: &str, head: &str, body: &[u8], refuses: &AtomicBool) {
+fn answer(behind: &str, head: &str, body: &[u8], refuses: &AtomicBool) -> Vec<u8> {
     let poisoned = String::from_utf8_lossy(body).contains(POISON);
     if poisoned && refuses.load(Ordering::Relaxed) {
         let problem = r#"{"type":"about:blank","title":"no","status":422,"detail":"bad taste"}"#;
@@ -113,8 +115,7 @@ fn answer(mut client: TcpStream, behind: &str, head: &str, body: &[u8], refuses:
             "HTTP/1.1 422 Unprocessable Content\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{problem}",
             problem.len()
         );
-        client.write_all(answer.as_bytes()).unwrap();
-        return;
+        return answer.into_bytes();
     }
     let mut server = TcpStream::connect(behind).unwrap();
     server.write_all(head.as_bytes()).unwrap();
@@ -122,7 +123,7 @@ fn answer(mut client: TcpStream, behind: &str, head: &str, body: &[u8], refuses:
     server.write_all(body).unwrap();
     let mut answer = Vec::new();
     server.read_to_end(&mut answer).unwrap();
-    client.write_all(&answer).unwrap();
+    answer
 }
 
 fn numbers(receiver: &Receiver, what: &str) -> Value {
