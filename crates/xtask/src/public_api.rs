@@ -31,8 +31,10 @@ struct Library {
     max_items: Option<usize>,
 }
 
+/// `ai-agent-stage` is to have at most 120 items, methods of types included. Until it does, its limit
+/// is what it has: lower the limit with each item that is removed, and never raise it.
 const LIBRARIES: [Library; 2] = [
-    Library { name: "ai-agent-stage", max_items: Some(120) },
+    Library { name: "ai-agent-stage", max_items: Some(174) },
     Library { name: "siem-protocol", max_items: None },
 ];
 
@@ -165,7 +167,7 @@ impl Surface {
     fn listing(&self, name: &str) -> String {
         let mut text = format!(
             "# Public items of {name}, hidden ones and re-exports included: {}\n\
-             # Fields, variants, methods, members of traits and implementations are not counted.\n\
+             # Fields, variants, members of traits and implementations of traits are not counted.\n\
              # `cargo xtask public-api --store` rewrites this file.\n\
              # rustdoc JSON format {}\n\n",
             self.items, self.format
@@ -277,7 +279,10 @@ impl<'a> Walk<'a> {
             self.fields(&variant["inner"]["variant"]["kind"], &path);
         }
         if item["inner"].get("trait").is_some() {
+            // They are a part of the trait.
+            let items = self.items;
             self.members(&inner["items"], path);
+            self.items = items;
         }
         for implementation in ids(&inner["impls"]) {
             self.implementation(&implementation, path);
@@ -295,16 +300,13 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Lists the members of a type or a trait; they are part of it and not counted.
-    fn members(&mut self, members: &Value, path: &str) {
-        let items = self.items;
-        for member in ids(members) {
+    fn members(&mut self, items: &Value, path: &str) {
+        for member in ids(items) {
             let Some(member) = self.item(&member) else { continue };
             let name = member["name"].as_str().unwrap_or_default();
             let signature = self.sources.signature(member);
             self.add(&format!("{path}::{name}"), &signature);
         }
-        self.items = items;
     }
 
     fn implementation(&mut self, id: &str, path: &str) {
@@ -453,7 +455,7 @@ mod tests {
             "it::serde = pub use serde",
         ];
         assert_eq!(surface.lines.iter().collect::<Vec<_>>(), expected);
-        assert_eq!((surface.items, surface.format), (5, 7));
+        assert_eq!((surface.items, surface.format), (6, 7));
         assert_eq!(format_of(&surface.listing("it")), Some(7));
     }
 

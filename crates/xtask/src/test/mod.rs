@@ -36,8 +36,9 @@ const FULL: [(&str, &str); 5] = [
     ("AI_AGENT_STORE_MIB", "1024"),
 ];
 
-/// Time that each step may take in CI, in seconds: about one and a half times what it takes from a
-/// cold clone on two cores. A step without a limit runs only with `--full`.
+/// Time that each step may take in CI, in seconds: about twice what it took from a cold clone on two
+/// cores that were also busy with other builds. Lower a limit when CI shows that a step takes less.
+/// A step without a limit runs only with `--full`.
 const LIMITS: [(&str, u64); 12] = [
     ("format", 30),
     ("language", 30),
