@@ -1,12 +1,10 @@
 //! Connection to a receiver: signed requests with the agent's identity.
 
-mod failure;
 mod revision;
 mod signed_config;
 
 use std::time::{Duration, Instant, SystemTime};
 
-use failure::Failure;
 use reqwest::{
     Client, Method, RequestBuilder, Url,
     header::{self, HeaderMap},
@@ -19,8 +17,9 @@ use siem_protocol::{
     sign,
 };
 pub use signed_config::SignedConfig;
+use siem_sinks::http::{self, Answer, NoAnswer};
 
-use crate::{config::Secret, units::Time};
+use crate::config::Secret;
 
 /// Maximum number of bytes read of a response: receipts and problem documents are short, a captive
 /// portal is not.
@@ -38,31 +37,6 @@ pub struct Connection {
     revision: Revision,
     /// True if only signed responses are accepted.
     requires_signature: bool,
-}
-
-/// Outcome of a request.
-#[derive(Clone, Debug)]
-pub enum RequestOutcome {
-    /// No response, or an incomplete one.
-    Failed {
-        /// Reason, for people. Contains no secret.
-        reason: String,
-        /// True if a person must act: waiting alone will not help.
-        alarm: bool,
-        /// Time waited for a response, if the connection was established and none came in time.
-        waited: Option<Duration>,
-    },
-    /// A response.
-    Answered {
-        /// HTTP status.
-        status: u16,
-        /// Headers.
-        headers: HeaderMap,
-        /// Body, as far as it was read.
-        body: Vec<u8>,
-        /// True if the body is complete.
-        whole: bool,
-    },
 }
 
 /// Observed properties of a receiver.
@@ -188,7 +162,7 @@ impl Connection {
         encoding: Encoding,
         body: Vec<u8>,
         within: Duration,
-    ) -> RequestOutcome {
+    ) -> Result<Answer, NoAnswer> {
         let request = self
             .request(Method::POST, path::INGEST)
             .header(header::CONTENT_TYPE, content_type::NDJSON)
@@ -234,17 +208,17 @@ impl Connection {
         }
         let url = || self.base.origin().ascii_serialization();
         match self.exchange(request, MAX_BYTES, timeout).await {
-            RequestOutcome::Failed { reason, .. } => Err(FetchError::Unreachable { reason }),
-            RequestOutcome::Answered { status: 404, .. } => Ok(FetchedConfig::Nothing),
-            RequestOutcome::Answered { status: 304, headers, .. } => {
+            Err(NoAnswer { reason, .. }) => Err(FetchError::Unreachable { reason }),
+            Ok(Answer { status: 404, .. }) => Ok(FetchedConfig::Nothing),
+            Ok(Answer { status: 304, headers, .. }) => {
                 let (body, etag) = (String::new(), None);
                 let answer = SignedConfig { body, nonce, signature: signature(&headers), etag };
                 Ok(FetchedConfig::Unchanged { is_signed: self.has_signed(&answer) })
             }
-            RequestOutcome::Answered { status: 200, whole: false, .. } => {
+            Ok(Answer { status: 200, is_whole: false, .. }) => {
                 Err(ManagedError::TooLarge.into())
             }
-            RequestOutcome::Answered { status: 200, body, headers, .. } => {
+            Ok(Answer { status: 200, body, headers, .. }) => {
                 let (content, etag) = (Digest::of(&body), text(&headers, header::ETAG.as_str()));
                 let answer = SignedConfig {
                     // A body that is not UTF-8 is not JSON either, and its signature no longer
@@ -262,7 +236,7 @@ impl Connection {
                     false => Err(FetchError::Signature { url: url(), content }),
                 }
             }
-            RequestOutcome::Answered { status, .. } => Err(FetchError::Status { status }),
+            Ok(Answer { status, .. }) => Err(FetchError::Status { status }),
         }
     }
 
@@ -275,8 +249,8 @@ impl Connection {
         let request = self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce);
         let begun = Instant::now();
         match self.exchange(request, MAX_BYTES, within).await {
-            RequestOutcome::Failed { reason, .. } => Err(reason),
-            RequestOutcome::Answered { status, headers, body, .. } => {
+            Err(NoAnswer { reason, .. }) => Err(reason),
+            Ok(Answer { status, headers, body, .. }) => {
                 let took = begun.elapsed();
                 let date = text(&headers, header::DATE.as_str());
                 let date = date.and_then(|date| httpdate::parse_http_date(&date).ok());
@@ -319,37 +293,8 @@ impl Connection {
         request: RequestBuilder,
         limit: usize,
         within: Duration,
-    ) -> RequestOutcome {
-        let mut response = match request.timeout(within).send().await {
-            Ok(response) => response,
-            Err(error) => return self.failed(error, within),
-        };
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let mut body = Vec::new();
-        loop {
-            match response.chunk().await {
-                Ok(Some(piece)) if body.len() + piece.len() <= limit => {
-                    body.extend_from_slice(&piece);
-                }
-                Ok(Some(_)) => {
-                    return RequestOutcome::Answered { status, headers, body, whole: false };
-                }
-                Ok(None) => return RequestOutcome::Answered { status, headers, body, whole: true },
-                Err(error) => return self.failed(error, within),
-            }
-        }
-    }
-
-    /// Adds scheme, host and port to the reason; the path may contain a secret.
-    fn failed(&self, error: reqwest::Error, within: Duration) -> RequestOutcome {
-        let Failure { reason, alarm, timed_out } = error.into();
-        let to = self.base.origin().ascii_serialization();
-        let reason = format!("request to `{to}` failed: {reason}");
-        if timed_out {
-            let reason = format!("{reason}: no response within {}", Time(within));
-            return RequestOutcome::Failed { reason, alarm, waited: Some(within) };
-        }
-        RequestOutcome::Failed { reason, alarm, waited: None }
+    ) -> Result<Answer, NoAnswer> {
+        http::exchange(&self.base, request, limit, within).await
     }
 }
 

@@ -2,16 +2,16 @@
 //!
 //! Four bytes are the time, in seconds since 1970; the rest is the value.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-use ai_agent::{platform::Timestamp, stages::sink::retry_after};
+use siem_sinks::http::retry_after;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Fails if the wait is zero, longer than an hour, or differs from the value.
 pub fn run(data: &[u8]) {
     let Some((seconds, value)) = data.split_first_chunk() else { return };
-    let now = Timestamp(u64::from(u32::from_be_bytes(*seconds)) * 1000);
+    let now = UNIX_EPOCH + Duration::from_secs(u32::from_be_bytes(*seconds).into());
     let Ok(value) = std::str::from_utf8(value) else { return };
     let wait = retry_after(value, now);
     assert!(wait.is_none_or(|wait| !wait.is_zero() && wait <= HOUR), "{wait:?}");
@@ -23,7 +23,7 @@ pub fn run(data: &[u8]) {
             let add = |sum: u64, digit| sum.saturating_mul(10).saturating_add(u64::from(digit));
             value.bytes().map(|byte| byte - b'0').fold(0, add)
         }
-        Ok(date) => Timestamp::from(date).since(now).as_secs(),
+        Ok(date) => date.duration_since(now).unwrap_or_default().as_secs(),
         Err(_) => 0,
     };
     let requested = Duration::from_secs(requested).min(HOUR);

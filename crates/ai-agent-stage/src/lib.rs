@@ -82,9 +82,10 @@ pub use record::Record;
 pub use registry::{BuildError, Descriptor, StageKind, did_you_mean, registered};
 pub use reported_event::Event;
 pub use siem_protocol as protocol;
+pub use siem_protocol::delivery::{Acknowledged, Delivery, EntryResult, Rest};
 pub use sink::{
-    Batch, BatchBody, BatchError, Delivery, DeliveryFuture, Sink, SinkOptions, SinkPlugin,
-    build_sink, check_sink_options,
+    Batch, BatchBody, BatchError, DeliveryFuture, Sink, SinkOptions, SinkPlugin, build_sink,
+    check_sink_options,
 };
 pub use source::{Source, SourceOptions, SourcePlugin, Waker, build_source};
 /// Crates that a stage is written with: a stage's crate needs no dependency but this one.

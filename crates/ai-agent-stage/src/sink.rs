@@ -4,7 +4,10 @@ use std::{any::Any, error::Error, fmt, future::Future, pin::Pin, sync::Arc, time
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
-use siem_protocol::{BatchHeader, Encoding};
+use siem_protocol::{
+    BatchHeader, Encoding,
+    delivery::{Acknowledged, Delivery},
+};
 
 use crate::{BuildError, Context, Descriptor, StageKind, StageOptions, registry};
 
@@ -35,68 +38,15 @@ pub trait Sink: Send {
         batch.raw_bytes() as u64
     }
 
+    /// Meaning of an acknowledgement of this sink, for the status.
+    fn acknowledged(&self) -> Acknowledged {
+        Acknowledged::default()
+    }
+
     /// Encoding in which the sink sends entries. The pipeline stores entries in that encoding if it
     /// can, so that they are compressed only once.
     fn encoding(&self) -> Encoding {
         Encoding::Identity
-    }
-}
-
-/// Result of a delivery. Reasons are texts for people, without secrets and record content.
-///
-/// Exhaustive on purpose: the pipeline's policy must decide about every result.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// The entries are stored safely elsewhere.
-    Acknowledged,
-    /// The batch could not be delivered; it is retried later.
-    Retry {
-        /// Delay that the receiver requested.
-        after: Option<Duration>,
-        /// Description of the failure.
-        reason: String,
-    },
-    /// No response arrived in time. A smaller batch is tried later: the connection may be slow.
-    Slow {
-        /// Time waited for the response.
-        waited: Duration,
-        /// Description of the failure.
-        reason: String,
-    },
-    /// A problem that waiting alone does not solve and that is not about the data, such as a
-    /// rejected token: an alarm is raised, and the batch is retried later.
-    Hold {
-        /// Delay that the receiver requested.
-        after: Option<Duration>,
-        /// Description of the failure.
-        reason: String,
-    },
-    /// The receiver rejects the content. The batch is split until the entry that causes it is
-    /// found, which becomes a dead letter.
-    Refused {
-        /// HTTP status: 413 if the batch is too large, 422 if its content is invalid.
-        status: u16,
-        /// Response of the receiver, at most 4 KiB.
-        answer: String,
-    },
-    /// The receiver has other entries under these numbers.
-    Conflict {
-        /// Next number that the receiver expects, if the response contains it.
-        expected: Option<u64>,
-    },
-}
-
-impl Delivery {
-    /// Creates a [`Delivery::Retry`] without a requested delay.
-    #[must_use]
-    pub fn retry(reason: impl Into<String>) -> Self {
-        Self::Retry { after: None, reason: reason.into() }
-    }
-
-    /// Creates a [`Delivery::Hold`] without a requested delay.
-    #[must_use]
-    pub fn hold(reason: impl Into<String>) -> Self {
-        Self::Hold { after: None, reason: reason.into() }
     }
 }
 

@@ -10,6 +10,7 @@
 
 pub mod agent_event;
 pub mod chain;
+pub mod delivery;
 pub mod entry;
 pub mod identity;
 pub mod json;

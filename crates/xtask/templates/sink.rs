@@ -55,7 +55,7 @@ impl Sink for ExampleSink {
         Box::pin(async move {
             let lines = match batch.lines() {
                 Ok(lines) => lines,
-                Err(error) => return Delivery::hold(error.to_string()),
+                Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };
             let file = File::options().create(true).append(true).open(&self.path);
             let written = file.and_then(|mut file| {
@@ -64,7 +64,10 @@ impl Sink for ExampleSink {
             });
             match written {
                 Ok(()) => Delivery::Acknowledged,
-                Err(error) => Delivery::retry(format!("cannot append to the file: {error}")),
+                Err(error) => Delivery::Retry {
+                    after: None,
+                    reason: format!("cannot append to the file: {error}"),
+                },
             }
         })
     }

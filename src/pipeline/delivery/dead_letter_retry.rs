@@ -92,6 +92,10 @@ pub async fn retry_dead_letter(
         Delivery::Retry { reason, .. }
         | Delivery::Slow { reason, .. }
         | Delivery::Hold { reason, .. } => Ok(RetryOutcome::NotDelivered { reason }),
+        Delivery::PerEntry { .. } | Delivery::Unidentified { .. } => {
+            let reason = "unexpected result of a delivery".to_owned();
+            Ok(RetryOutcome::NotDelivered { reason })
+        }
         Delivery::Conflict { .. } => Ok(RetryOutcome::Conflict),
     };
     RetryAttempt { outcome, sent_bytes }

@@ -120,6 +120,9 @@ impl RetryPolicy {
                 self.suspect = self.suspect.filter(|suspect| *suspect > last_seq);
                 NextAction::Advance
             }
+            Delivery::PerEntry { .. } | Delivery::Unidentified { .. } => {
+                self.wait(None, true, "unexpected result of a delivery".to_owned(), jitter)
+            }
             Delivery::Retry { after, reason } => self.wait(after, false, reason, jitter),
             Delivery::Slow { waited, reason } => {
                 self.limit = Some(Limit::new((lines / 2).max(1), SLOW_TRIAL));

@@ -7,10 +7,11 @@
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use ai_agent_stage::{BuildError, Context};
-use reqwest::{Certificate, Client, ClientBuilder, Proxy, Url, redirect};
+use reqwest::{Certificate, Client, Proxy, Url};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::Encoding;
+use siem_sinks::http::ClientSettings;
 
 use super::{
     Batch, Delivery, DeliveryFuture, Sink, SinkOptions, SinkPlugin,
@@ -249,16 +250,17 @@ impl Options {
     }
 
     fn client(&self, context: &AgentContext) -> Result<Client, BuildError> {
-        let authorities = self.authorities(context)?;
-        let builder = self.builder(context)?;
-        // Reading the certificates of the system takes longer than the rest of a start, and some
-        // systems have none.
-        let built = if self.may_use_tls(context) {
-            builder.tls_certs_merge(authorities).build()
-        } else {
-            builder.tls_certs_only(authorities).build()
+        let settings = ClientSettings {
+            user_agent: format!("ai-agent/{}", context.identity.agent_version),
+            connect_timeout: self.timeout.0.min(Duration::from_secs(10)),
+            authorities: self.authorities(context)?,
+            // Reading the certificates of the system takes longer than the rest of a start, and some
+            // systems have none.
+            trusts_system: self.may_use_tls(context),
+            identity: self.client_certificate(context)?,
+            proxy: self.proxy(context)?,
         };
-        let failure = match built {
+        let failure = match settings.client() {
             Ok(client) => return Ok(client),
             Err(failure) => failure,
         };
@@ -282,21 +284,6 @@ impl Options {
         !self.endpoint.as_deref().is_some_and(is_plain)
             || self.proxy.as_deref().is_some_and(|proxy| !is_plain(proxy))
             || proxied.into_iter().any(is_tls)
-    }
-
-    /// Creates a client without its trusted certificates.
-    fn builder(&self, context: &AgentContext) -> Result<ClientBuilder, BuildError> {
-        let mut builder = Client::builder()
-            .user_agent(format!("ai-agent/{}", context.identity.agent_version))
-            .redirect(redirect::Policy::none())
-            .connect_timeout(self.timeout.0.min(Duration::from_secs(10)));
-        if let Some(identity) = self.client_certificate(context)? {
-            builder = builder.identity(identity);
-        }
-        if let Some(proxy) = self.proxy(context)? {
-            builder = builder.proxy(proxy);
-        }
-        Ok(builder)
     }
 
     /// Reads the certificates to trust in addition to those of the system.

@@ -13,9 +13,6 @@ pub use ai_agent_stage::{
 use ai_agent_stage::{BuildError, StageOptions};
 pub(crate) use http_siem::connect;
 pub(crate) use response::problem_summary;
-/// Public for fuzzing: a receiver can send any header.
-#[doc(hidden)]
-pub use response::retry_after;
 use siem_protocol::Encoding;
 pub use stored_frames::StoredFrames;
 

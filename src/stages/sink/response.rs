@@ -1,16 +1,16 @@
 //! Interprets the response of a receiver to a batch: a pure function.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::{Problem, Receipt};
 
 use super::Delivery;
-use crate::{platform::Timestamp, siem::RequestOutcome};
+use siem_sinks::http::{Answer, NoAnswer, retry_after};
 
-/// Longest delay that a receiver can request.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+use crate::platform::Timestamp;
+
 /// Maximum number of bytes kept of a refusal.
 const MAX_REFUSAL: usize = 4 << 10;
 
@@ -38,27 +38,27 @@ pub(super) enum RequiredReceipt<'a> {
 /// Returns the result of a delivery whose request had the outcome `reply`.
 #[must_use]
 pub(super) fn interpret(
-    reply: &RequestOutcome,
+    reply: &Result<Answer, NoAnswer>,
     acknowledgement: Acknowledgement,
     required: RequiredReceipt<'_>,
     now: Timestamp,
 ) -> Delivery {
     let (status, headers, body) = match reply {
-        RequestOutcome::Answered { status, headers, body, .. } => (status, headers, body),
-        RequestOutcome::Failed { reason, alarm: true, .. } => {
+        Ok(Answer { status, headers, body, .. }) => (status, headers, body),
+        Err(NoAnswer { reason, needs_person: true, .. }) => {
             return Delivery::Hold { after: None, reason: reason.clone() };
         }
-        RequestOutcome::Failed { reason, waited: Some(waited), .. } => {
+        Err(NoAnswer { reason, waited: Some(waited), .. }) => {
             return Delivery::Slow { waited: *waited, reason: reason.clone() };
         }
-        RequestOutcome::Failed { reason, .. } => {
+        Err(NoAnswer { reason, .. }) => {
             return Delivery::Retry { after: None, reason: reason.clone() };
         }
     };
     let after = headers
         .get(reqwest::header::RETRY_AFTER)
         .and_then(|value| value.to_str().ok())
-        .and_then(|value| retry_after(value, now));
+        .and_then(|value| retry_after(value, system_time(now)));
     match status {
         200..=299 if covers(acknowledgement, body, required) => Delivery::Acknowledged,
         200..=299 => Delivery::Hold {
@@ -115,18 +115,8 @@ fn covers(acknowledgement: Acknowledgement, body: &[u8], required: RequiredRecei
     }
 }
 
-/// Parses `Retry-After` (RFC 9110, 10.2.3): seconds or a date. The result is at most an hour; `None`
-/// if the value is invalid or in the past.
-#[must_use]
-pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
-    let value = value.trim();
-    let wait = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than a number can hold are still a very long time.
-        value.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs)
-    } else {
-        Timestamp::from(httpdate::parse_http_date(value).ok()?).since(now)
-    };
-    (!wait.is_zero()).then(|| wait.min(MAX_RETRY_AFTER))
+fn system_time(at: Timestamp) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(at.0)
 }
 
 fn problem(body: &[u8]) -> Option<Problem> {
@@ -151,8 +141,6 @@ fn refusal(body: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
-
     use reqwest::header::HeaderMap;
 
     use super::*;
@@ -160,12 +148,12 @@ mod tests {
     /// 2026-11-21T20:00:00Z.
     const NOW: Timestamp = Timestamp(1_795_291_200_000);
 
-    fn answered(status: u16, body: &str, retry_after: Option<&str>) -> RequestOutcome {
+    fn answered(status: u16, body: &str, retry_after: Option<&str>) -> Result<Answer, NoAnswer> {
         let mut headers = HeaderMap::new();
         if let Some(value) = retry_after {
             headers.insert("retry-after", value.parse().unwrap());
         }
-        RequestOutcome::Answered { status, headers, body: body.as_bytes().to_vec(), whole: true }
+        Ok(Answer { status, headers, body: body.as_bytes().to_vec(), is_whole: true })
     }
 
     fn delivery(status: u16, body: &str) -> Delivery {
@@ -260,33 +248,11 @@ mod tests {
         }
     }
 
-    proptest::proptest! {
-        #[test]
-        fn random_retry_after_is_at_most_an_hour(value in "\\PC{0,40}|[0-9 ]{0,30}") {
-            if let Some(wait) = retry_after(&value, NOW) {
-                assert!(!wait.is_zero() && wait <= MAX_RETRY_AFTER, "{wait:?}");
-            }
-        }
-
-        #[test]
-        fn retry_after_in_seconds_is_used(seconds: u64) {
-            let expected = Some(Duration::from_secs(seconds.min(3600))).filter(|w| !w.is_zero());
-            assert_eq!(retry_after(&seconds.to_string(), NOW), expected);
-        }
-
-        #[test]
-        fn retry_after_date_is_used(ahead in 1_u64..100_000_000) {
-            let date = UNIX_EPOCH + Duration::from_millis(NOW.0) + Duration::from_secs(ahead);
-            let expected = Duration::from_secs(ahead.min(3600));
-            assert_eq!(retry_after(&httpdate::fmt_http_date(date), NOW), Some(expected));
-        }
-    }
-
     #[test]
     fn missing_response_is_retried() {
         let reason = "connection refused".to_owned();
         let result = |alarm| {
-            let reply = RequestOutcome::Failed { reason: reason.clone(), alarm, waited: None };
+            let reply = Err(NoAnswer { reason: reason.clone(), needs_person: alarm, waited: None });
             interpret(&reply, Acknowledgement::Status, RequiredReceipt::UpTo(1), NOW)
         };
         assert_eq!(result(false), Delivery::Retry { after: None, reason: reason.clone() });

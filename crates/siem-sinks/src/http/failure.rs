@@ -4,7 +4,7 @@ use std::{error::Error, io};
 
 use rustls::{AlertDescription, CertificateError, Error as Tls};
 
-use crate::text::causes;
+use super::causes;
 
 /// Reason why a request got no response.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub(super) struct Failure {
     /// Reason and, if a person must act, the remedy. Contains no secret.
     pub(super) reason: String,
     /// True if a person must act: waiting alone will not help.
-    pub(super) alarm: bool,
+    pub(super) needs_person: bool,
     /// True if no response came in time on an established connection.
     pub(super) timed_out: bool,
 }
@@ -26,9 +26,9 @@ impl From<reqwest::Error> for Failure {
         let reason = reason.strip_prefix("error sending request: ").unwrap_or(&reason).to_owned();
         match remedy(&error) {
             Some(remedy) => {
-                Self { reason: format!("{reason}: {remedy}"), alarm: true, timed_out: false }
+                Self { reason: format!("{reason}: {remedy}"), needs_person: true, timed_out: false }
             }
-            None => Self { reason, alarm: false, timed_out },
+            None => Self { reason, needs_person: false, timed_out },
         }
     }
 }

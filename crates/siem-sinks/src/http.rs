@@ -1,0 +1,133 @@
+//! HTTP client with TLS, client certificates and a proxy, for sinks and for the agent's own protocol.
+
+mod failure;
+mod retry_after;
+
+use std::{error::Error, time::Duration};
+
+use reqwest::{Certificate, Client, ClientBuilder, Proxy, RequestBuilder, Url, header, redirect};
+
+use self::failure::Failure;
+pub use self::retry_after::{MAX_RETRY_AFTER, retry_after};
+
+/// Settings of a client. Files are read and secrets are resolved by the caller.
+#[derive(Clone, Default)]
+pub struct ClientSettings {
+    /// Value of `User-Agent`.
+    pub user_agent: String,
+    /// Maximum time to establish a connection.
+    pub connect_timeout: Duration,
+    /// Certificates of authorities to trust.
+    pub authorities: Vec<Certificate>,
+    /// True if the authorities of the operating system are trusted too. Reading them takes longer
+    /// than the rest of a start, and some systems have none.
+    pub trusts_system: bool,
+    /// Client certificate with its key.
+    pub identity: Option<reqwest::Identity>,
+    /// Proxy; `None` for the one of the environment.
+    pub proxy: Option<Proxy>,
+}
+
+impl ClientSettings {
+    /// Creates a client.
+    ///
+    /// # Errors
+    /// The library's error if TLS cannot be set up, such as without any trusted authority.
+    pub fn client(self) -> Result<Client, reqwest::Error> {
+        let mut builder = Client::builder()
+            .user_agent(self.user_agent)
+            .redirect(redirect::Policy::none())
+            .connect_timeout(self.connect_timeout);
+        if let Some(identity) = self.identity {
+            builder = builder.identity(identity);
+        }
+        if let Some(proxy) = self.proxy {
+            builder = builder.proxy(proxy);
+        }
+        trust(builder, self.authorities, self.trusts_system).build()
+    }
+}
+
+fn trust(builder: ClientBuilder, authorities: Vec<Certificate>, system: bool) -> ClientBuilder {
+    if system {
+        builder.tls_certs_merge(authorities)
+    } else {
+        builder.tls_certs_only(authorities)
+    }
+}
+
+/// A response.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers.
+    pub headers: header::HeaderMap,
+    /// Body, as far as it was read.
+    pub body: Vec<u8>,
+    /// True if the body is complete.
+    pub is_whole: bool,
+}
+
+/// No response, or an incomplete one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoAnswer {
+    /// Reason, for people. Contains no secret.
+    pub reason: String,
+    /// True if a person must act: waiting alone will not help.
+    pub needs_person: bool,
+    /// Time waited for a response, if the connection was established and none came in time.
+    pub waited: Option<Duration>,
+}
+
+/// Sends a request to `base` and reads at most `limit` bytes of the response, all of it `within` a
+/// time.
+///
+/// # Errors
+/// [`NoAnswer`] if no complete response came.
+pub async fn exchange(
+    base: &Url,
+    request: RequestBuilder,
+    limit: usize,
+    within: Duration,
+) -> Result<Answer, NoAnswer> {
+    let failed = |error| no_answer(base, error, within);
+    let mut response = request.timeout(within).send().await.map_err(failed)?;
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await.map_err(failed)? {
+            Some(piece) if body.len() + piece.len() <= limit => body.extend_from_slice(&piece),
+            Some(_) => return Ok(Answer { status, headers, body, is_whole: false }),
+            None => return Ok(Answer { status, headers, body, is_whole: true }),
+        }
+    }
+}
+
+/// Adds scheme, host and port to the reason; the path may contain a secret.
+fn no_answer(base: &Url, error: reqwest::Error, within: Duration) -> NoAnswer {
+    let Failure { reason, needs_person, timed_out } = error.into();
+    let to = base.origin().ascii_serialization();
+    let reason = format!("request to `{to}` failed: {reason}");
+    if timed_out {
+        let seconds = within.as_secs_f64();
+        let reason = format!("{reason}: no response within {seconds} s");
+        return NoAnswer { reason, needs_person, waited: Some(within) };
+    }
+    NoAnswer { reason, needs_person, waited: None }
+}
+
+/// Formats an error and its causes on one line.
+#[must_use]
+pub fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,199 @@
+//! Packs encoded events into requests, and collects the results of their entries.
+
+use std::mem;
+
+use siem_protocol::delivery::{Delivery, EntryResult, Rest};
+
+/// Body of one request, and which entries its events belong to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    /// The encoded events.
+    pub body: Vec<u8>,
+    /// For each event the index of its entry in the batch. An entry that was cut into parts has
+    /// several events, and may be spread over several requests.
+    pub entries: Vec<usize>,
+}
+
+/// Packs events into requests of limited size.
+#[derive(Debug)]
+pub struct Packer {
+    max_bytes: usize,
+    max_events: usize,
+    full: Vec<Request>,
+    current: Request,
+}
+
+impl Packer {
+    /// Creates a packer for requests of at most `max_bytes` and `max_events`. An event that is
+    /// larger than `max_bytes` gets a request of its own.
+    #[must_use]
+    pub fn new(max_bytes: usize, max_events: usize) -> Self {
+        let (full, current) = (Vec::new(), Request::default());
+        Self { max_bytes, max_events: max_events.max(1), full, current }
+    }
+
+    /// Adds an event of the entry with index `entry`, which `encode` appends to the body.
+    pub fn push(&mut self, entry: usize, encode: impl FnOnce(&mut Vec<u8>)) {
+        if self.current.entries.len() >= self.max_events {
+            self.full.push(mem::take(&mut self.current));
+        }
+        let start = self.current.body.len();
+        encode(&mut self.current.body);
+        if self.current.body.len() > self.max_bytes && start > 0 {
+            let event = self.current.body.split_off(start);
+            self.full.push(mem::take(&mut self.current));
+            self.current.body = event;
+        }
+        self.current.entries.push(entry);
+    }
+
+    /// Returns the requests in order, none of them empty.
+    #[must_use]
+    pub fn finish(mut self) -> Vec<Request> {
+        if !self.current.entries.is_empty() {
+            self.full.push(self.current);
+        }
+        self.full
+    }
+}
+
+/// Results of the entries of a batch, collected from the responses to its requests.
+#[derive(Debug)]
+pub struct Results {
+    entries: Vec<Collected>,
+}
+
+#[derive(Clone, Debug)]
+struct Collected {
+    /// Number of events without result.
+    missing: usize,
+    result: EntryResult,
+}
+
+impl Results {
+    /// Creates the results of a batch with `count` entries that is sent as `requests`.
+    #[must_use]
+    pub fn new(count: usize, requests: &[Request]) -> Self {
+        let none = Collected { missing: 0, result: EntryResult::Accepted };
+        let mut entries = vec![none; count];
+        for entry in requests.iter().flat_map(|request| &request.entries) {
+            entries[*entry].missing += 1;
+        }
+        Self { entries }
+    }
+
+    /// Records that one event of `entry` was accepted.
+    pub fn accept(&mut self, entry: usize) {
+        let collected = &mut self.entries[entry];
+        collected.missing = collected.missing.saturating_sub(1);
+    }
+
+    /// Records that one event of `entry` was stored where searches do not find it.
+    pub fn misfile(&mut self, entry: usize, answer: String) {
+        self.accept(entry);
+        let result = &mut self.entries[entry].result;
+        if *result == EntryResult::Accepted {
+            *result = EntryResult::Misfiled { answer };
+        }
+    }
+
+    /// Records that one event of `entry`, and with it the entry, was refused.
+    pub fn refuse(&mut self, entry: usize, status: u16, answer: String) {
+        let collected = &mut self.entries[entry];
+        collected.missing = 0;
+        collected.result = EntryResult::Refused { status, answer };
+    }
+
+    /// Returns the delivery, with `rest` for the entries with an event that has no result.
+    #[must_use]
+    pub fn finish(self, rest: Rest) -> Delivery {
+        let is_accepted = |entry: &Collected| {
+            entry.missing == 0 && entry.result == EntryResult::Accepted
+        };
+        if self.entries.iter().all(is_accepted) {
+            return Delivery::Acknowledged;
+        }
+        let result = |entry: Collected| match entry.missing {
+            0 => entry.result,
+            _ => EntryResult::Undecided,
+        };
+        let entries: Vec<_> = self.entries.into_iter().map(result).collect();
+        if entries.iter().any(|entry| *entry != EntryResult::Undecided) {
+            return Delivery::PerEntry { entries, rest };
+        }
+        match rest {
+            Rest::Retry { after, reason } => Delivery::Retry { after, reason },
+            Rest::Slow { waited, reason } => Delivery::Slow { waited, reason },
+            Rest::Hold { after, reason } => Delivery::Hold { after, reason },
+            Rest::Refused { status, answer } => Delivery::Refused { status, answer },
+            Rest::Unprocessed | Rest::InTransit { .. } => Delivery::PerEntry { entries, rest },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pack(events: &[(usize, usize)], max_bytes: usize, max_events: usize) -> Vec<Request> {
+        let mut packer = Packer::new(max_bytes, max_events);
+        for (entry, size) in events {
+            packer.push(*entry, |body| body.resize(body.len() + size, b'x'));
+        }
+        packer.finish()
+    }
+
+    fn retry() -> Rest {
+        Rest::Retry { after: None, reason: "busy".into() }
+    }
+
+    #[test]
+    fn entry_without_all_results_is_undecided() {
+        let requests = pack(&[(0, 4), (1, 4), (1, 4), (2, 4)], 8, 10);
+        let mut results = Results::new(3, &requests);
+        results.accept(0);
+        results.accept(1);
+        let Delivery::PerEntry { entries, rest } = results.finish(retry()) else { panic!() };
+        let expected =
+            [EntryResult::Accepted, EntryResult::Undecided, EntryResult::Undecided];
+        assert_eq!(entries, expected);
+        assert_eq!(rest, retry());
+    }
+
+    #[test]
+    fn batch_without_any_result_has_the_result_of_the_rest() {
+        let results = Results::new(2, &pack(&[(0, 1), (1, 1)], 8, 10));
+        let expected = Delivery::Retry { after: None, reason: "busy".into() };
+        assert_eq!(results.finish(retry()), expected);
+    }
+
+    #[test]
+    fn batch_is_acknowledged_when_each_event_is_accepted() {
+        let mut results = Results::new(2, &pack(&[(0, 1), (1, 1), (1, 1)], 1, 10));
+        for entry in [0, 1, 1] {
+            results.accept(entry);
+        }
+        assert_eq!(results.finish(Rest::Unprocessed), Delivery::Acknowledged);
+    }
+
+    proptest! {
+        #[test]
+        fn packing_keeps_order_and_limits(
+            sizes in proptest::collection::vec(1_usize..40, 0..60), max_bytes in 1_usize..100,
+            max_events in 1_usize..8,
+        ) {
+            let events: Vec<_> = sizes.iter().copied().enumerate().collect();
+            let requests = pack(&events, max_bytes, max_events);
+            let order: Vec<_> = requests.iter().flat_map(|r| r.entries.clone()).collect();
+            prop_assert_eq!(order, (0..sizes.len()).collect::<Vec<_>>());
+            for request in &requests {
+                let size: usize = request.entries.iter().map(|entry| sizes[*entry]).sum();
+                prop_assert_eq!(size, request.body.len());
+                prop_assert!(!request.entries.is_empty() && request.entries.len() <= max_events);
+                prop_assert!(size <= max_bytes || request.entries.len() == 1);
+            }
+        }
+    }
+}
