@@ -16,8 +16,8 @@ use siem_protocol::{
     names::{content_type, header as siem, path},
     sign,
 };
-pub use signed_config::SignedConfig;
 use siem_sinks::http::{self, Answer, NoAnswer};
+pub use signed_config::SignedConfig;
 
 use crate::config::Secret;
 
@@ -215,9 +215,7 @@ impl Connection {
                 let answer = SignedConfig { body, nonce, signature: signature(&headers), etag };
                 Ok(FetchedConfig::Unchanged { is_signed: self.has_signed(&answer) })
             }
-            Ok(Answer { status: 200, is_whole: false, .. }) => {
-                Err(ManagedError::TooLarge.into())
-            }
+            Ok(Answer { status: 200, is_whole: false, .. }) => Err(ManagedError::TooLarge.into()),
             Ok(Answer { status: 200, body, headers, .. }) => {
                 let (content, etag) = (Digest::of(&body), text(&headers, header::ETAG.as_str()));
                 let answer = SignedConfig {

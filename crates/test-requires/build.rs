@@ -10,9 +10,17 @@ use std::{
 };
 
 /// Programs that CI must have: there a test that needs one fails without it.
-const EXPECTED_IN_CI: [&str; 5] = ["npm", "python3", "tmux", "strace", "systemctl"];
-const VARIABLES: [&str; 7] =
-    ["AI_AGENT_SHARED", "AI_AGENT_WINE", "CI", "HOME", "PATH", "RC_CACHE", "TMPDIR"];
+const EXPECTED_IN_CI: [&str; 6] = ["npm", "python3", "tmux", "strace", "systemctl", "rsyslogd"];
+const VARIABLES: [&str; 8] = [
+    "AI_AGENT_SERVERS",
+    "AI_AGENT_SHARED",
+    "AI_AGENT_WINE",
+    "CI",
+    "HOME",
+    "PATH",
+    "RC_CACHE",
+    "TMPDIR",
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -56,6 +64,12 @@ fn main() {
             "auditd",
             "root, auditd, an audit system in the kernel and tools/with-auditd of ../shared",
             root && tool("tools/with-auditd") && succeeds("auditctl", &["-s"]),
+        ),
+        ("rsyslog", "rsyslogd, which `cargo xtask test` installs", program("rsyslogd")),
+        (
+            "servers",
+            "the Python environment with servers that `cargo xtask test` installs",
+            are_servers_installed(),
         ),
     ];
     let text = format!("&{requirements:?}");
@@ -105,6 +119,15 @@ fn succeeds(name: &str, arguments: &[&str]) -> bool {
 fn user_namespaces() -> bool {
     let script = "echo 3 > /proc/sys/user/max_inotify_watches";
     succeeds("unshare", &["-Ur", "/bin/sh", "-c", script])
+}
+
+/// Whether the Python environment with servers exists. CI must have it.
+fn are_servers_installed() -> bool {
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let folder = env::var_os("AI_AGENT_SERVERS").map(PathBuf::from);
+    let folder = folder.or_else(|| home().map(|cache| cache.join("ai-agent-servers")));
+    let is_ci = env::var_os("CI").is_some_and(|value| value == "true");
+    folder.is_some_and(|folder| is_file(&folder.join("installed"))) || is_ci
 }
 
 /// Whether the real client has been downloaded before.

@@ -134,7 +134,9 @@ impl Sink for Memory {
             if self.hangs {
                 pending::<()>().await;
             }
-            let Ok(lines) = batch.lines() else { return Delivery::Hold { after: None, reason: "damaged".into() } };
+            let Ok(lines) = batch.lines() else {
+                return Delivery::Hold { after: None, reason: "damaged".into() };
+            };
             let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
             kept.push((batch.header().first_seq, lines));
             Delivery::Acknowledged

@@ -110,6 +110,12 @@ impl<'a> Event<'a> {
     /// Passes the fields of the event, or of a part of it, to `visit`. Time and content are not
     /// among them; fields of the [sender](sender_fields) are not either.
     pub fn fields(&self, names: Names, part: PartOf, visit: &mut impl FnMut(&str, Value<'_>)) {
+        self.own_fields(names, part, visit);
+        self.enriched_fields(names, visit);
+    }
+
+    /// Passes the fields that do not come from enrichers to `visit`.
+    pub fn own_fields(&self, names: Names, part: PartOf, visit: &mut impl FnMut(&str, Value<'_>)) {
         let entry = &self.entry;
         let ecs = names == Names::Ecs;
         let mut add = |name: [&str; 2], value: Value<'_>| visit(name[usize::from(!ecs)], value);
@@ -157,6 +163,10 @@ impl<'a> Event<'a> {
         if let Some(audit) = entry.audit {
             add(["ai_agent.audit"; 2], Value::Json(audit.get()));
         }
+    }
+
+    /// Passes the fields that come from enrichers to `visit`.
+    pub fn enriched_fields(&self, names: Names, visit: &mut impl FnMut(&str, Value<'_>)) {
         for (name, value) in &self.enriched {
             enriched_fields(name, value.get(), names, visit);
         }
@@ -175,11 +185,7 @@ impl<'a> Event<'a> {
 }
 
 /// Passes the fields that are the same for all events of a batch to `visit`.
-pub fn sender_fields(
-    header: &BatchHeader,
-    names: Names,
-    visit: &mut impl FnMut(&str, Value<'_>),
-) {
+pub fn sender_fields(header: &BatchHeader, names: Names, visit: &mut impl FnMut(&str, Value<'_>)) {
     let ecs = names == Names::Ecs;
     let mut add = |name: [&str; 2], value: &str| visit(name[usize::from(!ecs)], Value::Text(value));
     add(["host.id"; 2], &header.machine_id);
@@ -194,12 +200,7 @@ pub fn sender_fields(
 }
 
 /// Members of `activity` are fields by themselves; other enrichers' objects keep their name.
-fn enriched_fields(
-    name: &str,
-    value: &str,
-    names: Names,
-    visit: &mut impl FnMut(&str, Value<'_>),
-) {
+fn enriched_fields(name: &str, value: &str, names: Names, visit: &mut impl FnMut(&str, Value<'_>)) {
     if name == "activity" {
         json::members(value, |member| {
             if let Some(name) = json::unescape(member.key) {
@@ -260,9 +261,31 @@ fn to_json<T: serde::Serialize>(value: &T) -> String {
 
 /// Members of an entry that the protocol defines.
 const KNOWN: [&str; 25] = [
-    "seq", "kind", "source", "path", "path_encoded", "generation", "offset", "length", "read_at",
-    "record", "raw", "raw_base64", "raw_lines", "audit", "cut", "masked", "sha256", "part", "last",
-    "incomplete", "event", "severity", "at", "data", "total",
+    "seq",
+    "kind",
+    "source",
+    "path",
+    "path_encoded",
+    "generation",
+    "offset",
+    "length",
+    "read_at",
+    "record",
+    "raw",
+    "raw_base64",
+    "raw_lines",
+    "audit",
+    "cut",
+    "masked",
+    "sha256",
+    "part",
+    "last",
+    "incomplete",
+    "event",
+    "severity",
+    "at",
+    "data",
+    "total",
 ];
 
 /// Returns the members that the protocol does not define.

@@ -8,6 +8,7 @@ use std::{error::Error, time::Duration};
 use reqwest::{Certificate, Client, ClientBuilder, Proxy, RequestBuilder, Url, header, redirect};
 
 use self::failure::Failure;
+pub(crate) use self::failure::remedy;
 pub use self::retry_after::{MAX_RETRY_AFTER, retry_after};
 
 /// Settings of a client. Files are read and secrets are resolved by the caller.
@@ -49,11 +50,7 @@ impl ClientSettings {
 }
 
 fn trust(builder: ClientBuilder, authorities: Vec<Certificate>, system: bool) -> ClientBuilder {
-    if system {
-        builder.tls_certs_merge(authorities)
-    } else {
-        builder.tls_certs_only(authorities)
-    }
+    if system { builder.tls_certs_merge(authorities) } else { builder.tls_certs_only(authorities) }
 }
 
 /// A response.

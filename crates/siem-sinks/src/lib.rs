@@ -9,6 +9,8 @@ pub mod event;
 pub mod http;
 pub mod part;
 pub mod request;
+pub mod syslog;
+pub mod tls;
 
 use std::{future::Future, time::Duration};
 

@@ -107,9 +107,8 @@ impl Results {
     /// Returns the delivery, with `rest` for the entries with an event that has no result.
     #[must_use]
     pub fn finish(self, rest: Rest) -> Delivery {
-        let is_accepted = |entry: &Collected| {
-            entry.missing == 0 && entry.result == EntryResult::Accepted
-        };
+        let is_accepted =
+            |entry: &Collected| entry.missing == 0 && entry.result == EntryResult::Accepted;
         if self.entries.iter().all(is_accepted) {
             return Delivery::Acknowledged;
         }
@@ -156,8 +155,7 @@ mod tests {
         results.accept(0);
         results.accept(1);
         let Delivery::PerEntry { entries, rest } = results.finish(retry()) else { panic!() };
-        let expected =
-            [EntryResult::Accepted, EntryResult::Undecided, EntryResult::Undecided];
+        let expected = [EntryResult::Accepted, EntryResult::Undecided, EntryResult::Undecided];
         assert_eq!(entries, expected);
         assert_eq!(rest, retry());
     }

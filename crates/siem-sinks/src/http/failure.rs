@@ -34,7 +34,7 @@ impl From<reqwest::Error> for Failure {
 }
 
 /// Returns the remedy; `None` if waiting may be enough.
-fn remedy(error: &(dyn Error + 'static)) -> Option<&'static str> {
+pub(crate) fn remedy(error: &(dyn Error + 'static)) -> Option<&'static str> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(remedy) = tls(error).and_then(of_tls) {

@@ -51,5 +51,4 @@ mod tests {
             assert_eq!(retry_after(&httpdate::fmt_http_date(date), now()), Some(expected));
         }
     }
-
 }

@@ -39,13 +39,14 @@ const FULL: [(&str, &str); 5] = [
 /// Time that each step may take in CI, in seconds: about twice what it took from a cold clone on two
 /// cores that were also busy with other builds. Lower a limit when CI shows that a step takes less.
 /// A step without a limit runs only with `--full`.
-const LIMITS: [(&str, u64); 12] = [
+const LIMITS: [(&str, u64); 13] = [
     ("format", 30),
     ("language", 30),
     ("dependencies", 60),
     ("real client", 300),
     ("service", 180),
     ("real auditd", 180),
+    ("servers", 180),
     ("lints", 400),
     ("tests", 1100),
     ("examples in docs", 120),
@@ -82,13 +83,14 @@ impl Arguments {
         let started = Instant::now();
         let full = self.full;
         // Quick checks come first; all of them run even if one fails.
-        let quick: [(&'static str, Check); 6] = [
+        let quick: [(&'static str, Check); 7] = [
             ("format", Box::new(|| subcommand("fmt", &["--all", "--check"]))),
             ("language", Box::new(language)),
             ("dependencies", Box::new(dependencies)),
             ("real client", Box::new(prerequisites::real_client)),
             ("service", Box::new(prerequisites::service)),
             ("real auditd", Box::new(prerequisites::real_auditd)),
+            ("servers", Box::new(prerequisites::servers)),
         ];
         let mut slow: Vec<(&'static str, Check)> = vec![
             ("lints", Box::new(lints)),

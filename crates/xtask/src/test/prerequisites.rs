@@ -1,4 +1,5 @@
-//! Installs and probes the prerequisites of the tests of the real client, the service and auditd.
+//! Installs and probes the prerequisites of the tests of the real client, the service, auditd and
+//! the servers of SIEMs.
 //!
 //! The tests themselves run in the step `tests`.
 
@@ -124,6 +125,81 @@ pub(super) fn real_auditd() -> Outcome {
         Ok(code) => missing(&format!("auditd does not run, with-auditd exited with {code:?}")),
         Err(error) => Outcome::Failed(error.to_string()),
     }
+}
+
+/// Programs of Python packages that the tests of the sinks use: OpenSearch's imitation, a collector for
+/// OTLP, and the converter of Sigma rules.
+const PYTHON_PACKAGES: [&str; 5] =
+    ["osmem-server", "rotel", "pysigma", "pysigma-backend-splunk", "pysigma-backend-elasticsearch"];
+
+/// Installs the servers that the tests of the sinks deliver to: Python packages in an environment of
+/// their own, and rsyslog.
+pub(super) fn servers() -> Outcome {
+    if !cfg!(target_os = "linux") {
+        return Outcome::Skipped("the servers run on Linux only".to_owned());
+    }
+    if !sh::has_program("rsyslogd") {
+        sh::apt_install(&["rsyslog", "rsyslog-gnutls"]);
+    }
+    let folder = servers_folder();
+    let mut lacking = Vec::new();
+    if !sh::has_program("rsyslogd") {
+        lacking.push("rsyslog is not installed".to_owned());
+    }
+    if !has_servers(&folder)
+        && let Err(error) = install_servers(&folder)
+    {
+        lacking.push(format!("cannot install {}: {error}", PYTHON_PACKAGES.join(", ")));
+    }
+    match lacking.as_slice() {
+        [] => Outcome::Ok(Some("the servers are installed, their tests run below".to_owned())),
+        lacking => missing(&lacking.join("; ")),
+    }
+}
+
+/// Returns the Python environment with the servers; the tests look for it in the same place.
+fn servers_folder() -> PathBuf {
+    env::var_os("AI_AGENT_SERVERS").map(PathBuf::from).unwrap_or_else(|| {
+        let home = env::var_os("HOME").map_or_else(env::temp_dir, PathBuf::from);
+        home.join(".cache/ai-agent-servers")
+    })
+}
+
+fn has_servers(folder: &Path) -> bool {
+    folder.join("installed").is_file()
+}
+
+fn install_servers(folder: &Path) -> Result<(), Failure> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    sh::succeed(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
+    let pip = folder.join("bin/pip");
+    let mut install = Command::new(pip);
+    install.args(["install", "--quiet", "--disable-pip-version-check"]).args(PYTHON_PACKAGES);
+    sh::succeed(&mut install)?;
+    link_programs(folder)?;
+    fs::write(folder.join("installed"), PYTHON_PACKAGES.join("\n"))?;
+    probe_again()
+}
+
+/// Links the programs that the packages keep elsewhere into `bin`.
+fn link_programs(folder: &Path) -> Result<(), Failure> {
+    for (name, path) in
+        [("osmem-server", "osmem_server/bin/osmem-server"), ("rotel", "rotel/rotel-agent")]
+    {
+        let file =
+            sh::files_below(&folder.join("lib"))?.into_iter().find(|file| file.ends_with(path));
+        let file = file.ok_or_else(|| format!("the package of {name} has no `{path}`"))?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+            std::os::unix::fs::symlink(file, folder.join("bin").join(name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Reports whether the client can be downloaded.
