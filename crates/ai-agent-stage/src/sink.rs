@@ -43,6 +43,17 @@ pub trait Sink: Send {
         Acknowledged::default()
     }
 
+    /// Tests the connection without delivering anything, at most for `within`; `None` if the sink
+    /// has no such test. Returns a description of the receiver for people, or the reason, without
+    /// secrets, why a batch would not be accepted. `ai-agent doctor` calls it.
+    #[expect(unused_variables, reason = "names the argument in the documentation")]
+    fn probe<'a>(
+        &'a mut self,
+        within: Duration,
+    ) -> Option<Pin<Box<dyn Future<Output = Result<String, String>> + Send + 'a>>> {
+        None
+    }
+
     /// Encoding in which the sink sends entries. The pipeline stores entries in that encoding if it
     /// can, so that they are compressed only once.
     fn encoding(&self) -> Encoding {

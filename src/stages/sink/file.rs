@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ai_agent_stage::{BuildError, Context};
+use ai_agent_stage::{Acknowledged, BuildError, Context};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -70,6 +70,10 @@ impl Sink for FileSink {
                 Err(error) => Delivery::Retry { after: None, reason: error.to_string() },
             }
         })
+    }
+
+    fn acknowledged(&self) -> Acknowledged {
+        Acknowledged::Indexed
     }
 }
 

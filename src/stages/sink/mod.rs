@@ -1,8 +1,10 @@
 //! Built-in sinks.
 
+mod connection;
 mod file;
 mod http_siem;
 mod response;
+mod siem;
 mod stdout;
 mod stored_frames;
 
