@@ -12,7 +12,7 @@ use super::{
     error::did_you_mean,
     layer::{Layer, insert},
     origin::LayerOrigin,
-    sink::HTTP_SIEM,
+    sink::{SECRETS, has_option},
 };
 use crate::platform::Environment;
 
@@ -20,12 +20,6 @@ use crate::platform::Environment;
 const DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 /// Prefix of the agent's credentials; a unit may have others.
 const PREFIX: &str = "ai-agent.";
-/// Suffix of each credential, and the option that it sets.
-const SECRETS: [(&str, &str); 3] = [
-    ("token", "token_file"),
-    ("hmac-secret", "hmac_secret_file"),
-    ("proxy-password", "proxy_password_file"),
-];
 
 /// Returns whether systemd passed a credential directory to this process.
 pub(super) fn are_given(environment: &Environment) -> bool {
@@ -34,14 +28,15 @@ pub(super) fn are_given(environment: &Environment) -> bool {
 
 /// Returns the name of the credential that sets `option` of `[sink.SINK]`.
 pub(super) fn name(sink: &str, option: &str) -> Option<String> {
-    let (ending, _) = SECRETS.iter().find(|(_, known)| *known == option)?;
-    Some(format!("{PREFIX}{sink}.{ending}"))
+    let secret = SECRETS.iter().find(|secret| secret.file == option)?;
+    Some(format!("{PREFIX}{sink}.{}", secret.credential))
 }
 
-/// Returns one layer for each credential of `sinks`, so that an error can name the credential.
+/// Returns one layer for each credential of `sinks`, which are names and types, so that an error can
+/// name the credential.
 pub(super) fn read(
     environment: &Environment,
-    sinks: &[String],
+    sinks: &[(String, String)],
     warnings: &mut Vec<String>,
 ) -> Vec<Layer> {
     let Some(directory) = environment.get(DIRECTORY).map(Path::new) else { return Vec::new() };
@@ -55,11 +50,14 @@ pub(super) fn read(
             return Vec::new();
         }
     };
-    let known: Vec<(String, String)> = sinks
-        .iter()
-        .flat_map(|sink| SECRETS.map(|(_, option)| (sink, option)))
-        .filter_map(|(sink, option)| Some((name(sink, option)?, format!("sink.{sink}.{option}"))))
-        .collect();
+    let mut known = Vec::new();
+    for (sink, stage) in sinks {
+        let options = SECRETS.iter().map(|secret| secret.file);
+        for option in options.filter(|option| has_option(stage, option)) {
+            let key = format!("sink.{sink}.{option}");
+            known.extend(name(sink, option).map(|name| (name, key)));
+        }
+    }
     let mut layers = Vec::new();
     for name in names {
         let path = directory.join(&name);
@@ -94,11 +92,10 @@ fn unknown(name: &str, known: &[(String, String)]) -> String {
     let hint = match did_you_mean(&own(name), &names) {
         Some(near) => format!("did you mean `{PREFIX}{near}`?"),
         None => {
-            let [(one, _), (other, _), (third, _)] = SECRETS;
+            let secrets = SECRETS.map(|secret| format!("`.{}`", secret.credential)).join(", ");
             format!(
-                "the name must be `{PREFIX}SINK.{one}`, `.{other}` or `.{third}`, where SINK is a sink \
-                 of type `{}`",
-                HTTP_SIEM
+                "the name must be `{PREFIX}SINK` and one of {secrets}, where SINK is a sink with \
+                 that secret"
             )
         }
     };

@@ -18,7 +18,7 @@ use super::{
     pipeline,
     read_layers::{self, LayerSet},
     settings::{self, PipelineSettings, Settings, StageTable},
-    sink::HTTP_SIEM,
+    sink::{HTTP_SIEM, SECRETS, SecretOption},
 };
 use crate::platform::Paths;
 
@@ -178,15 +178,9 @@ impl LoadedConfig {
 
     /// Keeps one source of each secret: the value or the file, whichever is set in the later layer.
     fn resolve_secret_sources(&mut self) -> Result<(), ConfigError> {
-        const PAIRS: [(&str, &str); 3] = [
-            ("token", "token_file"),
-            ("hmac_secret", "hmac_secret_file"),
-            ("proxy_password", "proxy_password_file"),
-        ];
         let merged = &self.merged;
-        let sinks = self.settings.pipeline.sinks.iter_mut();
-        for sink in sinks.filter(|sink| sink.stage == HTTP_SIEM) {
-            for (plain, file) in PAIRS {
+        for sink in &mut self.settings.pipeline.sinks {
+            for SecretOption { value: plain, file, .. } in SECRETS {
                 let location = |key| sink.options.get(key).map(|value| merged.rank(value));
                 let (Some(of_plain), Some(of_file)) = (location(plain), location(file)) else {
                     continue;

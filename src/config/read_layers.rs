@@ -65,8 +65,9 @@ pub(super) fn read(
         .iter()
         .flat_map(|layer| tables(&layer.values, "sink").map(|(name, _)| name))
         .collect();
-    let sinks = sinks.into_iter().filter(|name| type_in(&layers, "sink", name) == Some(HTTP_SIEM));
-    let sinks: Vec<String> = sinks.map(str::to_owned).collect();
+    let with_type =
+        |name: &str| Some((name.to_owned(), type_in(&layers, "sink", name)?.to_owned()));
+    let sinks: Vec<(String, String)> = sinks.into_iter().filter_map(with_type).collect();
     // Credentials override the defaults only.
     layers.splice(1..1, credentials::read(inputs.environment, &sinks, warnings));
     merge_layers(layers, from_environment(inputs.environment, warnings)?, inputs.managed, warnings)

@@ -1,5 +1,6 @@
-//! Options common to all types of sinks.
+//! Options common to all types of sinks, and those with secrets.
 
+use ai_agent_stage::StageKind;
 use figment::value::{Dict, Value};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::Deserialize;
@@ -48,6 +49,37 @@ struct SinkTable {
     start: Start,
     /// Maximum number of bytes sent per second, on average; at least 1 KiB.
     max_bytes_per_second: Option<Size>,
+}
+
+/// A secret of a sink, which is configured by value, by file, or as a credential of systemd.
+pub(super) struct SecretOption {
+    /// Option with the value.
+    pub(super) value: &'static str,
+    /// Option with the path of a file that contains it.
+    pub(super) file: &'static str,
+    /// Last part of the credential's name.
+    pub(super) credential: &'static str,
+}
+
+/// Secrets of sinks of all types.
+pub(super) const SECRETS: [SecretOption; 5] = [
+    SecretOption { value: "token", file: "token_file", credential: "token" },
+    SecretOption { value: "hmac_secret", file: "hmac_secret_file", credential: "hmac-secret" },
+    SecretOption { value: "api_key", file: "api_key_file", credential: "api-key" },
+    SecretOption { value: "password", file: "password_file", credential: "password" },
+    SecretOption {
+        value: "proxy_password",
+        file: "proxy_password_file",
+        credential: "proxy-password",
+    },
+];
+
+/// Returns whether sinks of a type have an option, according to their sample.
+pub(super) fn has_option(stage: &str, option: &str) -> bool {
+    let mut stages = ai_agent_stage::registered().into_iter();
+    let sink = stages.find(|it| it.kind == StageKind::Sink && it.name == stage);
+    let sample = sink.and_then(|sink| sink.sample.parse::<toml::Table>().ok());
+    sample.is_some_and(|sample| sample.contains_key(option))
 }
 
 /// Names of these options.

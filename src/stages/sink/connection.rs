@@ -273,11 +273,7 @@ pub(super) fn secret(
     }
 }
 
-fn invalid_file(
-    option: &'static str,
-    path: &Path,
-    error: &dyn std::fmt::Display,
-) -> BuildError {
+fn invalid_file(option: &'static str, path: &Path, error: &dyn std::fmt::Display) -> BuildError {
     BuildError::invalid(option, format!("`{}` cannot be used: {error}", path.display()))
 }
 

@@ -145,8 +145,7 @@ mod tests {
         let mut chain = Digest::ZERO;
         for line in lines {
             let digest = Digest::of(line.as_bytes());
-            chain = builder
-                .push(digest, false, |raw| raw.extend_from_slice(line.as_bytes()));
+            chain = builder.push(digest, false, |raw| raw.extend_from_slice(line.as_bytes()));
         }
         let frame = builder.seal(1 + lines.len() as u64, chain, Digest::ZERO, Timestamp(0));
         let header = BatchHeader::new(&identity, "e".into(), Digest::ZERO, String::new());
