@@ -71,6 +71,32 @@ pub fn members<'a>(text: &'a str, mut show: impl FnMut(Member<'a>)) -> Option<Sh
     })
 }
 
+/// Passes the members of the outermost object before the first one with the key `name`, which is
+/// plain ASCII, to a callback, and returns the text from the value of that one. Returns `None` if
+/// there is no such member, or if the grammar of the text before it is invalid; the text after it is
+/// not checked.
+///
+/// ```
+/// use siem_protocol::json;
+/// let mut keys = Vec::new();
+/// let rest = json::members_before(r#"{"a":{"b":0},"b":[1]}"#, "b", |it| keys.push(it.key));
+/// assert_eq!((keys, rest), (vec!["a"], Some("[1]}")));
+/// ```
+pub fn members_before<'a>(
+    text: &'a str,
+    name: &str,
+    mut show: impl FnMut(Member<'a>),
+) -> Option<&'a str> {
+    let mut scanner = Scanner::new(text);
+    scanner.until = Some(name);
+    scanner.document(|item| {
+        if let Some(key) = item.key {
+            show(Member { key, value: item.value });
+        }
+    });
+    scanner.found.map(|at| &text[at..])
+}
+
 /// Checks the grammar of `text` and passes each element of the outermost array to a callback.
 pub fn elements<'a>(text: &'a str, mut show: impl FnMut(&'a str)) -> Option<Shape> {
     scan(text, |item| {
@@ -148,24 +174,27 @@ struct Item<'a> {
 }
 
 fn scan<'a>(text: &'a str, show: impl FnMut(Item<'a>)) -> Option<Shape> {
-    let mut scanner = Scanner {
-        text,
-        at: 0,
-        nesting: Nesting::default(),
-        control: text.bytes().fold(false, |found, byte| found | (byte < 0x20)),
-    };
-    scanner.document(show)
+    Scanner::new(text).document(show)
 }
 
-struct Scanner<'a> {
+struct Scanner<'a, 'n> {
     text: &'a str,
     at: usize,
     nesting: Nesting,
     /// True if there is a control character anywhere: only then are strings searched for one.
     control: bool,
+    /// Key of an outermost member at whose value the scan stops.
+    until: Option<&'n str>,
+    /// Start of that value.
+    found: Option<usize>,
 }
 
-impl<'a> Scanner<'a> {
+impl<'a> Scanner<'a, '_> {
+    fn new(text: &'a str) -> Self {
+        let control = text.bytes().fold(false, |found, byte| found | (byte < 0x20));
+        Self { text, at: 0, nesting: Nesting::default(), control, until: None, found: None }
+    }
+
     fn document(&mut self, mut show: impl FnMut(Item<'a>)) -> Option<Shape> {
         self.white();
         let start = self.at;
@@ -186,6 +215,7 @@ impl<'a> Scanner<'a> {
                     if self.peek()? != b'}' {
                         let name = self.key()?;
                         if self.nesting.depth() == 1 {
+                            self.stop_at(name)?;
                             key = Some(name);
                         }
                         continue 'value;
@@ -226,6 +256,7 @@ impl<'a> Scanner<'a> {
                         self.white();
                         let name = self.key()?;
                         if direct {
+                            self.stop_at(name)?;
                             key = Some(name);
                         }
                         continue 'value;
@@ -239,6 +270,15 @@ impl<'a> Scanner<'a> {
                 }
             }
         }
+    }
+
+    /// Ends the scan if `key` is the one that it searches for.
+    fn stop_at(&mut self, key: &str) -> Option<()> {
+        if self.until.is_some_and(|name| Member { key, value: "" }.is(name)) {
+            self.found = Some(self.at);
+            return None;
+        }
+        Some(())
     }
 
     fn peek(&self) -> Option<u8> {
@@ -407,6 +447,22 @@ mod tests {
             [("a", r#"{"b":1}"#), ("c", "[ 2,{}]"), ("d", r#""x""#), ("e", "{}"), ("f", "[]")];
         assert_eq!(all, expected);
         assert_eq!(shape, Some(Shape { object: true, depth: 3, padded: false }));
+    }
+
+    #[test]
+    fn scan_stops_at_the_first_outermost_member_of_a_name() {
+        let before = |text| {
+            let mut keys = Vec::new();
+            let rest = members_before(text, "record", |member| keys.push(member.key));
+            (keys, rest)
+        };
+        let nested = r#"{"a":{"record":1},"b":"\",\"record\":","rec\u006frd":[2]} x"#;
+        assert_eq!(before(nested), (vec!["a", "b"], Some("[2]} x")));
+        assert_eq!(before(r#"{"record" : 1}"#), (vec![], Some("1}")));
+        assert_eq!(before(r#"{"a":1,,"record":1}"#).1, None);
+        assert_eq!(before(r#"{"a":tru,"record":1}"#).1, None);
+        assert_eq!(before(r#"["record",1]"#).1, None);
+        assert_eq!(before(r#"{"a":1}"#).1, None);
     }
 
     #[test]

@@ -2,15 +2,18 @@
 //!
 //! The table is in `docs/siem/fields.md`. Sinks only encode the fields that this module names.
 
+pub mod names;
+mod parse;
+
 use std::{
     borrow::Cow,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
+use data_encoding::HEXLOWER;
 use siem_protocol::{BatchHeader, Digest, Entry, EntryError, Kind, json};
 
+use self::{names::Field, parse::Parsed};
 use crate::part::Content;
 
 /// Naming of fields.
@@ -33,6 +36,15 @@ pub enum TimeOf {
     Read,
 }
 
+impl Names {
+    fn of(self, field: &Field) -> Option<&'static str> {
+        match self {
+            Self::Ecs => field.ecs,
+            Self::OpenTelemetry => field.otel,
+        }
+    }
+}
+
 /// Value of a field.
 #[derive(Clone, Copy, Debug)]
 pub enum Value<'a> {
@@ -49,7 +61,8 @@ pub enum Value<'a> {
 /// An entry as an event.
 #[derive(Debug)]
 pub struct Event<'a> {
-    /// Stable id: the same whenever the entry is sent again, in any epoch.
+    /// Stable id: the same whenever the entry is sent again. That of a record is the same in any epoch
+    /// too; an event of the agent has no identity but its number.
     pub id: String,
     /// The record, byte for byte; for an event of the agent its data as JSON.
     pub content: Content<'a>,
@@ -59,10 +72,10 @@ pub struct Event<'a> {
     pub time: Duration,
     /// Time at which the agent read or created it, since 1970-01-01 UTC.
     pub observed: Duration,
-    /// The entry.
+    /// The entry, without the members that became `content`.
     pub entry: Entry<'a>,
     /// Members that enrichers added: name and JSON text.
-    pub enriched: Vec<(Cow<'a, str>, &'a RawValue)>,
+    pub enriched: Vec<(Cow<'a, str>, &'a str)>,
 }
 
 /// Position of a part in the content of an event that was cut.
@@ -80,30 +93,25 @@ impl<'a> Event<'a> {
     /// # Errors
     /// [`EntryError`] if `line` is not an entry.
     pub fn of(line: &'a [u8], header: &BatchHeader, time: TimeOf) -> Result<Self, EntryError> {
-        let entry = Entry::parse(line)?;
-        let enriched = enriched(line)?;
-        let content = match content(&entry)? {
-            Some(content) => Content::of(content),
-            None => Content::Text(Cow::Borrowed(entry.data.map_or("null", RawValue::get))),
-        };
+        let Parsed { entry, content, enriched, timestamp } = Parsed::of(line)?;
         let hash = Digest::of(content.as_bytes());
         let observed = entry.read_at.as_deref().or(entry.at.as_deref()).and_then(since_1970);
         let observed = observed.unwrap_or_default();
-        let stated = match time {
-            TimeOf::Record => entry.record.and_then(|record| record_time(record.get())),
-            TimeOf::Read => None,
-        };
         let id = id(&entry, header);
-        let time = stated.unwrap_or(observed);
+        let time = match time {
+            TimeOf::Record => timestamp.unwrap_or(observed),
+            TimeOf::Read => observed,
+        };
         Ok(Self { id, content, hash, time, observed, entry, enriched })
     }
 
-    /// Returns the id of a part; of the whole event if it was not cut.
+    /// Returns the id of a part; of the whole event if it was not cut. It names the number of parts
+    /// too, because the same entry is cut elsewhere after a change of the limit.
     #[must_use]
     pub fn part_id(&self, part: PartOf) -> Cow<'_, str> {
         match part.total {
             1 => Cow::Borrowed(&self.id),
-            _ => Cow::Owned(format!("{}.{}", self.id, part.index)),
+            _ => Cow::Owned(format!("{}.{}-{}", self.id, part.index, part.total)),
         }
     }
 
@@ -116,59 +124,84 @@ impl<'a> Event<'a> {
 
     /// Passes the fields that do not come from enrichers to `visit`.
     pub fn own_fields(&self, names: Names, part: PartOf, visit: &mut impl FnMut(&str, Value<'_>)) {
-        let entry = &self.entry;
-        let ecs = names == Names::Ecs;
-        let mut add = |name: [&str; 2], value: Value<'_>| visit(name[usize::from(!ecs)], value);
-        add(["event.id", "log.record.uid"], Value::Text(&self.part_id(part)));
-        add(["event.hash", "ai_agent.sha256"], Value::Text(&self.hash.to_string()));
-        add(["event.sequence", "ai_agent.sequence"], Value::Number(entry.seq));
-        add(["event.provider", "ai_agent.source"], Value::Text(&entry.source));
-        add(["event.dataset", "ai_agent.dataset"], Value::Text(self.dataset()));
-        if part.total > 1 {
-            add(["ai_agent.part.of"; 2], Value::Text(&self.id));
-            add(["ai_agent.part.index"; 2], Value::Number(part.index as u64));
-            add(["ai_agent.part.total"; 2], Value::Number(part.total as u64));
+        let mut add = |field: &Field, value: Value<'_>| {
+            if let Some(name) = names.of(field) {
+                visit(name, value);
+            }
+        };
+        add(&names::ID, Value::Text(&self.part_id(part)));
+        add(&names::HASH, Value::Text(hex(&self.hash, &mut [0; 64])));
+        if names == Names::Ecs {
+            add(&names::CREATED, Value::Text(&rfc3339(self.observed)));
         }
+        add(&names::PROVIDER, Value::Text(&self.entry.source));
+        add(&names::DATASET, Value::Text(self.dataset()));
+        add(&names::SEQUENCE, Value::Number(self.entry.seq));
+        if part.total > 1 {
+            add(&names::PART_OF, Value::Text(&self.id));
+            add(&names::PART_INDEX, Value::Number(part.index as u64));
+            add(&names::PART_TOTAL, Value::Number(part.total as u64));
+        }
+        self.origin(&mut add);
+        self.edits(&mut add);
+        self.report(&mut add);
+    }
+
+    /// Passes the fields about the place of a record in its file.
+    fn origin(&self, add: &mut impl FnMut(&Field, Value<'_>)) {
+        let entry = &self.entry;
         if let Some(path) = &entry.path {
-            add(["log.file.path"; 2], Value::Text(path));
+            add(&names::PATH, Value::Text(path));
         }
         if let Some(generation) = &entry.generation {
-            add(["ai_agent.generation"; 2], Value::Text(generation));
+            add(&names::GENERATION, Value::Text(generation));
         }
         if let Some(offset) = entry.offset {
-            add(["log.offset", "ai_agent.offset"], Value::Number(offset));
+            add(&names::OFFSET, Value::Number(offset));
+        }
+        if let Some(length) = entry.length {
+            add(&names::LENGTH, Value::Number(length));
         }
         if let Some(number) = entry.part {
-            add(["ai_agent.line.part"; 2], Value::Number(number.into()));
-            add(["ai_agent.line.last"; 2], Value::Bool(entry.last));
+            add(&names::LINE_PART, Value::Number(number.into()));
+            add(&names::LINE_LAST, Value::Bool(entry.last));
         }
-        if let Some(line) = entry.sha256 {
-            add(["ai_agent.line.sha256"; 2], Value::Text(&line.to_string()));
+        if let Some(line) = &entry.sha256 {
+            add(&names::LINE_HASH, Value::Text(hex(line, &mut [0; 64])));
         }
         if entry.incomplete {
-            add(["ai_agent.incomplete"; 2], Value::Bool(true));
+            add(&names::INCOMPLETE, Value::Bool(true));
         }
-        if !entry.cut.is_empty() {
-            add(["ai_agent.cut"; 2], Value::Json(&to_json(&entry.cut)));
+    }
+
+    /// Passes the fields about what filters changed.
+    fn edits(&self, add: &mut impl FnMut(&Field, Value<'_>)) {
+        if !self.entry.cut.is_empty() {
+            add(&names::CUT, Value::Json(&to_json(&self.entry.cut)));
         }
-        if !entry.masked.is_empty() {
-            add(["ai_agent.masked"; 2], Value::Json(&to_json(&entry.masked)));
+        if !self.entry.masked.is_empty() {
+            add(&names::MASKED, Value::Json(&to_json(&self.entry.masked)));
         }
+    }
+
+    /// Passes the fields of an event of the agent or of the audit log.
+    fn report(&self, add: &mut impl FnMut(&Field, Value<'_>)) {
+        let entry = &self.entry;
         if let Some(name) = &entry.event {
-            add(["event.action", "event.name"], Value::Text(name));
+            add(&names::ACTION, Value::Text(name));
         }
         if let Some(severity) = &entry.severity {
-            add(["log.level"; 2], Value::Text(severity));
+            add(&names::LEVEL, Value::Text(severity));
         }
         if let Some(audit) = entry.audit {
-            add(["ai_agent.audit"; 2], Value::Json(audit.get()));
+            add(&names::AUDIT, Value::Json(audit.get()));
         }
     }
 
     /// Passes the fields that come from enrichers to `visit`.
     pub fn enriched_fields(&self, names: Names, visit: &mut impl FnMut(&str, Value<'_>)) {
         for (name, value) in &self.enriched {
-            enriched_fields(name, value.get(), names, visit);
+            enriched_fields(name, value, names, visit);
         }
     }
 
@@ -186,17 +219,38 @@ impl<'a> Event<'a> {
 
 /// Passes the fields that are the same for all events of a batch to `visit`.
 pub fn sender_fields(header: &BatchHeader, names: Names, visit: &mut impl FnMut(&str, Value<'_>)) {
-    let ecs = names == Names::Ecs;
-    let mut add = |name: [&str; 2], value: &str| visit(name[usize::from(!ecs)], Value::Text(value));
-    add(["host.id"; 2], &header.machine_id);
-    add(["host.name"; 2], &header.hostname);
-    add(["host.os.type", "os.type"], &header.os);
-    add(["host.architecture", "host.arch"], &header.arch);
-    add(["user.name"; 2], &header.user);
-    add(["agent.type", "service.name"], "ai-agent");
-    add(["agent.version", "service.version"], &header.agent_version);
-    add(["ai_agent.epoch"; 2], &header.epoch);
-    add(["ai_agent.config_hash"; 2], &header.config_hash.to_string());
+    let mut add = |field: &Field, value: &str| {
+        if let Some(name) = names.of(field) {
+            visit(name, Value::Text(value));
+        }
+    };
+    add(&names::HOST_ID, &header.machine_id);
+    add(&names::HOST_NAME, &header.hostname);
+    add(&names::OS, os(&header.os, names));
+    add(&names::ARCH, architecture(&header.arch, names));
+    add(&names::USER, &header.user);
+    add(&names::AGENT, "ai-agent");
+    add(&names::AGENT_VERSION, &header.agent_version);
+    add(&names::EPOCH, &header.epoch);
+    add(&names::CONFIG_HASH, hex(&header.config_hash, &mut [0; 64]));
+    add(&names::ECS_VERSION, names::VERSION);
+}
+
+/// Returns the name of an operating system in OpenTelemetry or ECS.
+fn os(name: &str, names: Names) -> &str {
+    match (names, name) {
+        (Names::OpenTelemetry, "macos") => "darwin",
+        _ => name,
+    }
+}
+
+/// Returns the name of an architecture in OpenTelemetry; ECS has none of its own.
+fn architecture(name: &str, names: Names) -> &str {
+    match (names, name) {
+        (Names::OpenTelemetry, "x86_64") => "amd64",
+        (Names::OpenTelemetry, "aarch64") => "arm64",
+        _ => name,
+    }
 }
 
 /// Members of `activity` are fields by themselves; other enrichers' objects keep their name.
@@ -207,10 +261,12 @@ fn enriched_fields(name: &str, value: &str, names: Names, visit: &mut impl FnMut
                 visit(&name, Value::Json(member.value));
             }
         });
-    } else if name == "labels" && names == Names::Ecs {
+    } else if name == "labels"
+        && let Some(name) = names.of(&names::LABELS)
+    {
         visit(name, Value::Json(value));
     } else {
-        visit(&format!("ai_agent.{name}"), Value::Json(value));
+        visit(&format!("ai_agent.enriched.{name}"), Value::Json(value));
     }
 }
 
@@ -222,24 +278,6 @@ fn id(entry: &Entry<'_>, header: &BatchHeader) -> String {
         (Some(generation), Some(offset), Some(part)) => format!("{generation}:{offset}:{part}"),
         _ => format!("{}:{}", header.epoch, entry.seq),
     }
-}
-
-fn content<'a>(entry: &Entry<'a>) -> Result<Option<Cow<'a, [u8]>>, EntryError> {
-    if let Some(record) = entry.record {
-        return Ok(Some(Cow::Borrowed(record.get().as_bytes())));
-    }
-    Ok(entry.content()?.map(|content| Cow::Owned(content.into_owned())))
-}
-
-/// Returns `timestamp` of a record, if it is a time after 1970.
-fn record_time(record: &str) -> Option<Duration> {
-    let mut time = None;
-    json::members(record, |member| {
-        if time.is_none() && member.is("timestamp") {
-            time = json::string(member.value).and_then(|text| since_1970(&text));
-        }
-    });
-    time
 }
 
 /// Parses an RFC 3339 time.
@@ -259,62 +297,11 @@ fn to_json<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// Members of an entry that the protocol defines.
-const KNOWN: [&str; 25] = [
-    "seq",
-    "kind",
-    "source",
-    "path",
-    "path_encoded",
-    "generation",
-    "offset",
-    "length",
-    "read_at",
-    "record",
-    "raw",
-    "raw_base64",
-    "raw_lines",
-    "audit",
-    "cut",
-    "masked",
-    "sha256",
-    "part",
-    "last",
-    "incomplete",
-    "event",
-    "severity",
-    "at",
-    "data",
-    "total",
-];
-
-/// Returns the members that the protocol does not define.
-fn enriched(line: &[u8]) -> Result<Vec<(Cow<'_, str>, &RawValue)>, EntryError> {
-    /// Members in their order.
-    struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
-
-    impl<'de> Deserialize<'de> for Members<'de> {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            struct Map;
-            impl<'de> Visitor<'de> for Map {
-                type Value = Members<'de>;
-
-                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                    f.write_str("an entry")
-                }
-
-                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                    let mut members = Vec::new();
-                    while let Some((name, value)) = map.next_entry::<Cow<'de, str>, &RawValue>()? {
-                        if !KNOWN.contains(&&*name) {
-                            members.push((name, value));
-                        }
-                    }
-                    Ok(Members(members))
-                }
-            }
-            deserializer.deserialize_map(Map)
-        }
-    }
-    Ok(serde_json::from_slice::<Members<'_>>(line)?.0)
+/// Formats a digest in `buffer`.
+fn hex<'b>(digest: &Digest, buffer: &'b mut [u8; 64]) -> &'b str {
+    HEXLOWER.encode_mut(digest.as_bytes(), buffer);
+    std::str::from_utf8(buffer).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,266 @@
+//! Parses the line of an entry, whose record is checked once even if it has megabytes.
+
+use std::{borrow::Cow, time::Duration};
+
+use serde::{
+    Deserialize as _,
+    de::{DeserializeSeed, MapAccess, value::BorrowedStrDeserializer},
+};
+use serde_json::value::RawValue;
+use siem_protocol::{
+    Entry, EntryError,
+    json::{self, Member},
+};
+
+use super::since_1970;
+use crate::part::Content;
+
+/// A parsed line.
+pub(super) struct Parsed<'a> {
+    /// The entry, without the members that became `content`.
+    pub(super) entry: Entry<'a>,
+    /// The record; for an event of the agent its data as JSON.
+    pub(super) content: Content<'a>,
+    /// Name and JSON text of each member that the protocol does not define.
+    pub(super) enriched: Vec<(Cow<'a, str>, &'a str)>,
+    /// `timestamp` of a record, if it is a time after 1970.
+    pub(super) timestamp: Option<Duration>,
+}
+
+impl<'a> Parsed<'a> {
+    /// Parses a line.
+    pub(super) fn of(line: &'a [u8]) -> Result<Self, EntryError> {
+        match std::str::from_utf8(line).ok().and_then(Self::with_record_last) {
+            Some(parsed) => Ok(parsed),
+            None => Self::with_any_order(line),
+        }
+    }
+
+    /// Parses a line whose last member is `record`, as an agent writes it. Returns `None` for any
+    /// other line.
+    ///
+    /// The search for the time of the record is the check of its grammar.
+    fn with_record_last(line: &'a str) -> Option<Self> {
+        let mut members = Members::default();
+        let rest = json::members_before(line, "record", |member| members.add(member))?;
+        let record = rest.strip_suffix('}')?;
+        let (shape, timestamp) = timestamp(record);
+        if shape?.padded {
+            return None;
+        }
+        let entry = members.entry().ok()?;
+        let content = Content::Text(Cow::Borrowed(record));
+        Some(Self { entry, content, enriched: members.enriched, timestamp })
+    }
+
+    /// Parses any line.
+    fn with_any_order(line: &'a [u8]) -> Result<Self, EntryError> {
+        let mut entry = Entry::parse(line)?;
+        let mut members = Members::default();
+        if let Ok(text) = std::str::from_utf8(line) {
+            json::members(text, |member| members.add(member));
+        }
+        let record = entry.record.map(RawValue::get);
+        let timestamp = record.and_then(|record| timestamp(record).1);
+        let content = content(&mut entry)?;
+        Ok(Self { entry, content, enriched: members.enriched, timestamp })
+    }
+}
+
+/// Takes the content out of `entry`, without a copy of a text.
+fn content<'a>(entry: &mut Entry<'a>) -> Result<Content<'a>, EntryError> {
+    if let Some(record) = entry.record.take() {
+        return Ok(Content::Text(Cow::Borrowed(record.get())));
+    }
+    if let Some(raw) = entry.raw.take() {
+        return Ok(Content::Text(raw));
+    }
+    let bytes = entry.content()?.map(Cow::into_owned);
+    (entry.raw_lines, entry.raw_base64) = (Vec::new(), None);
+    Ok(match bytes {
+        Some(bytes) => Content::of(Cow::Owned(bytes)),
+        None => Content::Text(Cow::Borrowed(entry.data.map_or("null", RawValue::get))),
+    })
+}
+
+/// Checks the grammar of a record, and returns its `timestamp`.
+fn timestamp(record: &str) -> (Option<json::Shape>, Option<Duration>) {
+    let mut found = None;
+    let shape = json::members(record, |member| {
+        if found.is_none() && member.is("timestamp") {
+            found = json::string(member.value).and_then(|text| since_1970(&text));
+        }
+    });
+    (shape, found)
+}
+
+/// Members of an entry that the protocol defines.
+const KNOWN: [&str; 24] = [
+    "seq",
+    "kind",
+    "source",
+    "path",
+    "path_encoded",
+    "generation",
+    "offset",
+    "length",
+    "read_at",
+    "record",
+    "raw",
+    "raw_base64",
+    "raw_lines",
+    "audit",
+    "cut",
+    "masked",
+    "sha256",
+    "part",
+    "last",
+    "incomplete",
+    "event",
+    "severity",
+    "at",
+    "data",
+];
+
+/// Members of a line.
+#[derive(Default)]
+struct Members<'a> {
+    known: Vec<(&'static str, &'a str)>,
+    enriched: Vec<(Cow<'a, str>, &'a str)>,
+}
+
+impl<'a> Members<'a> {
+    fn add(&mut self, member: Member<'a>) {
+        if self.known.capacity() == 0 {
+            self.known.reserve(16);
+        }
+        match KNOWN.into_iter().find(|name| member.is(name)) {
+            Some(name) => self.known.push((name, member.value)),
+            // A name that is not valid Unicode names no field.
+            None => {
+                self.enriched.extend(json::unescape(member.key).map(|name| (name, member.value)));
+            }
+        }
+    }
+
+    /// Reads the entry of the known members.
+    fn entry(&self) -> serde_json::Result<Entry<'a>> {
+        let access = Access { members: self.known.iter(), value: "" };
+        Entry::deserialize(serde::de::value::MapAccessDeserializer::new(access))
+    }
+}
+
+/// Passes members to the deserializer of entries.
+struct Access<'m, 'a> {
+    members: std::slice::Iter<'m, (&'static str, &'a str)>,
+    value: &'a str,
+}
+
+impl<'a> MapAccess<'a> for Access<'_, 'a> {
+    type Error = serde_json::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'a>>(
+        &mut self,
+        seed: K,
+    ) -> serde_json::Result<Option<K::Value>> {
+        let Some((name, value)) = self.members.next() else { return Ok(None) };
+        self.value = value;
+        seed.deserialize(BorrowedStrDeserializer::new(name)).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'a>>(&mut self, seed: V) -> serde_json::Result<V::Value> {
+        let mut value = serde_json::Deserializer::from_str(self.value);
+        let parsed = seed.deserialize(&mut value)?;
+        value.end()?;
+        Ok(parsed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn both(line: &str) -> (Option<Parsed<'_>>, Result<Parsed<'_>, EntryError>) {
+        (Parsed::with_record_last(line), Parsed::with_any_order(line.as_bytes()))
+    }
+
+    fn text(parsed: &Parsed<'_>) -> String {
+        let Parsed { entry, content, enriched, timestamp } = parsed;
+        format!("{entry:?} {content:?} {enriched:?} {timestamp:?}")
+    }
+
+    /// Values of members, valid and not.
+    const VALUES: [&str; 14] = [
+        "1",
+        "null",
+        r#""2026-11-21T20:00:01.000Z""#,
+        r#""record""#,
+        r#"{"a":1,"record":{"timestamp":"2026-11-21T20:00:00Z"}}"#,
+        r#"{"timestamp":"2026-11-21T20:00:00Z"}"#,
+        "[]",
+        r#""\ud800""#,
+        "{",
+        "1 ",
+        r#""a\",\"record\":""#,
+        r#"["x"]"#,
+        "true",
+        "",
+    ];
+
+    #[test]
+    fn line_as_an_agent_writes_it_is_parsed_once() {
+        let line = r#"{"seq":1,"kind":"record","source":"s","activity":{"a":1,"record":2},"record":{"timestamp":"2026-11-21T20:00:00Z"}}"#;
+        let (quick, full) = both(line);
+        assert_eq!(text(&quick.unwrap()), text(&full.unwrap()));
+    }
+
+    #[test]
+    fn other_order_of_members_is_parsed_too() {
+        let line = r#"{"record":[1],"seq":1,"kind":"record","source":"s"}"#;
+        let (quick, full) = both(line);
+        assert!(quick.is_none());
+        assert_eq!(full.unwrap().content, Content::Text("[1]".into()));
+    }
+
+    #[test]
+    fn list_of_known_members_is_complete() {
+        // A member is known to an entry if it is refused when it occurs twice.
+        let base = |more: &str| format!(r#"{{"seq":1,"kind":"record","source":"s"{more}}}"#);
+        for name in KNOWN {
+            let valid = ["1", "null", r#""record""#, "[]", "true", r#""00""#];
+            let twice = valid.map(|value| base(&format!(r#","{name}":{value},"{name}":{value}"#)));
+            let duplicate = |line: &String| {
+                let error = Entry::parse(line.as_bytes()).unwrap_err();
+                format!("{:?}", error).contains("duplicate field")
+            };
+            assert!(twice.iter().any(duplicate), "{name}");
+        }
+        let debug = format!("{:?}", Entry::parse(base("").as_bytes()).unwrap());
+        for field in debug.split(", ").filter_map(|field| field.split_once(": ")) {
+            let name = field.0.trim_start_matches("Entry { ");
+            assert!(KNOWN.contains(&name), "{name}");
+        }
+    }
+
+    proptest! {
+        /// The quick way either gives the same as the full one, or leaves the line to it.
+        #[test]
+        fn quick_way_agrees_with_the_full_one(
+            members in prop::collection::vec((0..KNOWN.len() + 2, 0..VALUES.len()), 0..6),
+            record in 0..VALUES.len(), end in "[} x]{0,2}",
+        ) {
+            let mut line = r#"{"seq":7,"kind":"record","source":"s""#.to_owned();
+            for (name, value) in members {
+                let name = KNOWN.get(name).copied().unwrap_or("labels");
+                line.push_str(&format!(",\"{name}\":{}", VALUES[value]));
+            }
+            line.push_str(&format!(",\"record\":{}{end}", VALUES[record]));
+            if let (Some(quick), full) = both(&line) {
+                prop_assert!(full.is_ok(), "{}", line);
+                prop_assert_eq!(text(&quick), text(&full.unwrap()), "{}", line);
+            }
+        }
+    }
+}
