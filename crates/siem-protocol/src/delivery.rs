@@ -20,7 +20,7 @@ pub enum Delivery {
     /// The receiver stored the batch except for some entries, and does not say which. Sending the
     /// batch again would duplicate the others, so it is not sent again; the loss is reported.
     Unidentified {
-        /// Number of refused entries; at least 1 and less than the number of entries.
+        /// Maximum number of refused entries; at least 1 and at most the number of entries.
         refused: u64,
         /// Response of the receiver, at most 4 KiB.
         answer: String,
@@ -70,6 +70,17 @@ pub enum EntryResult {
     /// The receiver stored the entry, but not where searches find it, such as in a failure store.
     Misfiled {
         /// Description of the problem, at most 4 KiB.
+        answer: String,
+    },
+    /// The receiver refused some of `among` entries, this one and those after it, stored the others,
+    /// and does not say which. As [`Delivery::Unidentified`], for a part of the batch: the entries
+    /// after it are [`EntryResult::Accepted`], none is sent again, and the loss is reported.
+    Unidentified {
+        /// Maximum number of refused entries; at least 1.
+        refused: u64,
+        /// Number of entries among which they are; at least 2.
+        among: u64,
+        /// Response of the receiver, at most 4 KiB.
         answer: String,
     },
     /// The receiver refuses this entry permanently: it becomes a dead letter.

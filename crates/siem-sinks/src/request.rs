@@ -104,6 +104,20 @@ impl Results {
         collected.result = EntryResult::Refused { status, answer };
     }
 
+    /// Records that `refused` events of a request with an event for each of `entries` were refused and
+    /// the others accepted, and that it is not known which.
+    pub fn refuse_some(&mut self, entries: &[usize], refused: u64, answer: String) {
+        let Some(first) = entries.first() else { return };
+        let among = entries.chunk_by(|a, b| a == b).count() as u64;
+        if among == 1 {
+            return self.refuse(*first, 400, answer);
+        }
+        entries.iter().for_each(|entry| self.accept(*entry));
+        // All events of the first entry have a result now: those after it are in the same request.
+        let refused = refused.clamp(1, among);
+        self.entries[*first].result = EntryResult::Unidentified { refused, among, answer };
+    }
+
     /// Returns the delivery, with `rest` for the entries with an event that has no result.
     #[must_use]
     pub fn finish(self, rest: Rest) -> Delivery {
@@ -116,7 +130,15 @@ impl Results {
             0 => entry.result,
             _ => EntryResult::Undecided,
         };
-        let entries: Vec<_> = self.entries.into_iter().map(result).collect();
+        let count = self.entries.len() as u64;
+        let is_whole = self.entries.iter().all(|entry| entry.missing == 0);
+        let mut entries: Vec<_> = self.entries.into_iter().map(result).collect();
+        if let Some(EntryResult::Unidentified { refused, among, answer }) = entries.first_mut()
+            && is_whole
+            && *among == count
+        {
+            return Delivery::Unidentified { refused: *refused, answer: mem::take(answer) };
+        }
         if entries.iter().any(|entry| *entry != EntryResult::Undecided) {
             return Delivery::PerEntry { entries, rest };
         }
@@ -174,6 +196,45 @@ mod tests {
             results.accept(entry);
         }
         assert_eq!(results.finish(Rest::Unprocessed), Delivery::Acknowledged);
+    }
+
+    #[test]
+    fn refusals_of_some_entries_keep_the_results_of_others() {
+        // Requests with the entries 0, 1 and 2, 3, 4 and 5, 6; the second is refused in part.
+        let events: Vec<_> = (0..7).map(|entry| (entry, if entry < 2 { 15 } else { 10 })).collect();
+        let mut requests = pack(&events, 30, 10);
+        assert_eq!(requests.len(), 3);
+        let mut results = Results::new(7, &requests);
+        requests.remove(0).entries.iter().for_each(|entry| results.accept(*entry));
+        results.refuse_some(&requests[0].entries, 2, "no".into());
+        let Delivery::PerEntry { entries, rest } = results.finish(Rest::Unprocessed) else {
+            panic!()
+        };
+        let some = EntryResult::Unidentified { refused: 2, among: 3, answer: "no".into() };
+        let mut expected = vec![EntryResult::Accepted; 5];
+        expected[2] = some;
+        expected.extend([EntryResult::Undecided, EntryResult::Undecided]);
+        assert_eq!((entries, rest), (expected, Rest::Unprocessed));
+    }
+
+    #[test]
+    fn refusals_in_a_single_request_are_of_the_batch() {
+        let requests = pack(&[(0, 1), (1, 1), (1, 1)], 8, 10);
+        let mut results = Results::new(2, &requests);
+        results.refuse_some(&requests[0].entries, 2, "no".into());
+        let expected = Delivery::Unidentified { refused: 2, answer: "no".into() };
+        assert_eq!(results.finish(Rest::Unprocessed), expected);
+    }
+
+    #[test]
+    fn refused_parts_of_one_entry_refuse_the_entry() {
+        let requests = pack(&[(0, 1), (0, 1), (1, 1)], 8, 2);
+        let mut results = Results::new(2, &requests);
+        results.refuse_some(&requests[0].entries, 1, "no".into());
+        let refused = EntryResult::Refused { status: 400, answer: "no".into() };
+        let entries = vec![refused, EntryResult::Undecided];
+        let expected = Delivery::PerEntry { entries, rest: Rest::Unprocessed };
+        assert_eq!(results.finish(Rest::Unprocessed), expected);
     }
 
     proptest! {
