@@ -7,6 +7,7 @@
 
 pub mod event;
 pub mod http;
+pub mod otlp;
 pub mod part;
 pub mod request;
 pub mod syslog;

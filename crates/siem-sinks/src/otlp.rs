@@ -1,0 +1,249 @@
+//! OTLP/HTTP logs, the protocol of OpenTelemetry, in protobuf.
+//!
+//! Each event, or part of one, is a log record; its body is the content as string or bytes. The
+//! specification: <https://opentelemetry.io/docs/specs/otlp/#otlphttp>.
+
+mod encode;
+mod response;
+mod value;
+
+use std::{io, sync::Arc, time::Duration};
+
+use flate2::{Compression as Level, write::GzEncoder};
+use reqwest::{
+    Client, Url,
+    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue},
+};
+use siem_protocol::{
+    EntryError,
+    delivery::{Acknowledged, Delivery, Rest},
+};
+
+use self::{
+    encode::Sender,
+    response::{Outcome, interpret},
+};
+use crate::{
+    Batch, SiemSink,
+    event::{Event, TimeOf},
+    http::{self, Answer, NoAnswer},
+    request::{Packer, Request, Results},
+};
+
+/// Path below the endpoint to which log records are sent.
+const PATH: &str = "/v1/logs";
+/// Maximum number of bytes read of a response. The message of a partial success may name each record.
+const MAX_RESPONSE: usize = 1 << 20;
+
+/// Settings of the sink.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// URL of the receiver. `/v1/logs` is appended to its path, unless the path already ends with
+    /// that.
+    pub endpoint: Url,
+    /// Additional headers of each request, such as one with an API key.
+    pub headers: HeaderMap,
+    /// True if bodies are compressed with gzip.
+    pub is_compressed: bool,
+    /// Time of a log record.
+    pub time: TimeOf,
+    /// Maximum size of an encoded log record in bytes. A larger one is cut into parts.
+    pub max_event_bytes: usize,
+    /// Maximum size of a request in bytes, before compression.
+    pub max_request_bytes: usize,
+    /// Maximum time of a request.
+    pub timeout: Duration,
+}
+
+/// Returns the current time.
+pub type Now = Arc<dyn Fn() -> std::time::SystemTime + Send + Sync>;
+
+/// Sends each batch in one request or more.
+pub struct Otlp {
+    client: Client,
+    settings: Settings,
+    url: Url,
+    headers: HeaderMap,
+    now: Now,
+    bytes_sent: u64,
+}
+
+impl Otlp {
+    /// Creates the sink. The network is not used.
+    #[must_use]
+    pub fn new(client: Client, settings: Settings, now: Now) -> Self {
+        let (url, headers) = (logs_url(&settings.endpoint), headers(&settings));
+        Self { client, settings, url, headers, now, bytes_sent: 0 }
+    }
+
+    /// Encodes a batch. Returns the number of entries, and requests with log records that are ready
+    /// to be [enclosed](Sender::enclose).
+    fn pack(&self, batch: Batch<'_>, sender: &Sender) -> Result<(usize, Vec<Request>), EntryError> {
+        let max_bytes = self.settings.max_request_bytes.saturating_sub(sender.size());
+        let mut packer = Packer::new(max_bytes, usize::MAX);
+        let mut count = 0;
+        for line in batch.entries() {
+            let event = Event::of(line, batch.header, self.settings.time)?;
+            encode::log_records(&event, self.settings.max_event_bytes, |record| {
+                packer.push(count, |body| encode::append(record, body));
+            });
+            count += 1;
+        }
+        Ok((count, packer.finish()))
+    }
+
+    /// Sends log records, and returns the response.
+    async fn send(
+        &mut self,
+        sender: &Sender,
+        records: &[u8],
+        within: Duration,
+    ) -> Result<Answer, NoAnswer> {
+        let body = match self.body(sender, records) {
+            Ok(body) => body,
+            Err(error) => {
+                let reason = format!("cannot compress a request: {error}");
+                return Err(NoAnswer { reason, needs_person: false, waited: None });
+            }
+        };
+        self.bytes_sent += body.len() as u64;
+        let request = self.client.post(self.url.clone()).headers(self.headers.clone()).body(body);
+        http::exchange(&self.url, request, MAX_RESPONSE, within).await
+    }
+
+    fn body(&self, sender: &Sender, records: &[u8]) -> io::Result<Vec<u8>> {
+        if !self.settings.is_compressed {
+            let mut body = Vec::with_capacity(sender.size() + records.len());
+            sender.enclose(records, &mut body)?;
+            return Ok(body);
+        }
+        let mut encoder = GzEncoder::new(Vec::new(), Level::fast());
+        sender.enclose(records, &mut encoder)?;
+        encoder.finish()
+    }
+}
+
+impl SiemSink for Otlp {
+    async fn deliver(&mut self, batch: Batch<'_>) -> Delivery {
+        self.bytes_sent = 0;
+        let sender = Sender::of(batch.header);
+        let (count, requests) = match self.pack(batch, &sender) {
+            Ok(packed) => packed,
+            Err(error) => {
+                let reason = format!("an entry cannot be read: {}", http::causes(&error));
+                return Delivery::Hold { after: None, reason };
+            }
+        };
+        let within = self.settings.timeout.max(batch.patience.unwrap_or_default());
+        let mut results = Results::new(count, &requests);
+        for request in &requests {
+            let answer = self.send(&sender, &request.body, within).await;
+            let outcome = interpret(&answer, request.entries.len() as u64, (self.now)());
+            if let Outcome::Accepted { warning: Some(warning) } = &outcome {
+                tracing::warn!(
+                    code = "receiver_warning",
+                    destination = self.destination(),
+                    warning,
+                    "the receiver accepted log records with a warning"
+                );
+            }
+            if let Some(rest) = record(&mut results, request, outcome) {
+                return results.finish(rest);
+            }
+        }
+        results.finish(Rest::Unprocessed)
+    }
+
+    fn destination(&self) -> String {
+        destination(&self.url)
+    }
+
+    fn bytes_sent(&self) -> u64 {
+        self.bytes_sent
+    }
+
+    fn acknowledged(&self) -> Acknowledged {
+        Acknowledged::Received
+    }
+
+    /// Sends a request without log records, which is valid and stores nothing.
+    async fn probe(&mut self, within: Duration) -> Result<String, String> {
+        let answer = self.send(&Sender::empty(), &[], within).await;
+        match interpret(&answer, 0, (self.now)()) {
+            Outcome::Accepted { .. } => Ok(description(answer.ok().as_ref())),
+            Outcome::Partial { .. } => Err("the response is invalid".to_owned()),
+            // Some receivers check the API key, and then refuse a request without log records.
+            Outcome::Failed(Rest::Refused { status: 422, .. }) => {
+                Ok(description(answer.ok().as_ref()))
+            }
+            Outcome::Failed(Rest::Refused { status, answer }) => Err(format!(
+                "the receiver refuses a request without log records with {status}: {answer}"
+            )),
+            Outcome::Failed(rest) => Err(reason(rest)),
+        }
+    }
+}
+
+/// Records the outcome of a request. Returns the result of the entries that it leaves undecided if no
+/// further request must be sent.
+fn record(results: &mut Results, request: &Request, outcome: Outcome) -> Option<Rest> {
+    match outcome {
+        Outcome::Accepted { .. } => {
+            request.entries.iter().for_each(|entry| results.accept(*entry));
+            None
+        }
+        Outcome::Partial { rejected, message } => {
+            results.refuse_some(&request.entries, rejected, message);
+            Some(Rest::Unprocessed)
+        }
+        Outcome::Failed(rest) => Some(rest),
+    }
+}
+
+/// Returns the URL for log records below `endpoint`, as the exporters of OpenTelemetry form it.
+fn logs_url(endpoint: &Url) -> Url {
+    let mut url = endpoint.clone();
+    let path = endpoint.path().trim_end_matches('/');
+    if !path.ends_with(PATH) {
+        url.set_path(&format!("{path}{PATH}"));
+    }
+    url
+}
+
+/// Returns the headers of each request.
+fn headers(settings: &Settings) -> HeaderMap {
+    let mut headers = settings.headers.clone();
+    for value in headers.values_mut() {
+        value.set_sensitive(true);
+    }
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(response::PROTOBUF));
+    if settings.is_compressed {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    headers
+}
+
+/// Returns a URL without user, password, query and fragment.
+fn destination(url: &Url) -> String {
+    format!("{}{}", url.origin().ascii_serialization(), url.path())
+}
+
+/// Describes the receiver by its header `Server`.
+fn description(answer: Option<&Answer>) -> String {
+    let server = answer.and_then(|answer| answer.headers.get(reqwest::header::SERVER));
+    match server.and_then(|server| server.to_str().ok()) {
+        Some(server) => format!("OTLP receiver, {server}"),
+        None => "OTLP receiver".to_owned(),
+    }
+}
+
+/// Returns the reason why entries were not accepted.
+fn reason(rest: Rest) -> String {
+    match rest {
+        Rest::Retry { reason, .. } | Rest::Slow { reason, .. } | Rest::Hold { reason, .. } => {
+            reason
+        }
+        Rest::Refused { status, answer } => format!("refused with {status}: {answer}"),
+        Rest::Unprocessed | Rest::InTransit { .. } => "not processed".to_owned(),
+    }
+}
