@@ -1,0 +1,7 @@
+//! Fixtures: a scripted HTTP server, batches of entries, and a corpus of odd lines.
+#![allow(dead_code, reason = "each protocol uses some of it")]
+
+pub(crate) mod assembly;
+pub(crate) mod entries;
+pub(crate) mod http_server;
+pub(crate) mod odd_lines;
