@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use super::{failure::Failure, output::print};
 use crate::{
     config::{SINK_OPTIONS, did_you_mean},
-    stages::{self, Descriptor, StageKind},
+    stages::{self, StageKind},
 };
 
 /// List all stages, or show one with its options
@@ -38,15 +38,14 @@ fn list() -> Result<(), Failure> {
     let all = stages::all();
     let width = all.iter().map(|stage| stage.name.len()).max().unwrap_or_default();
     for stage in &all {
-        let kind = stage.kind.as_str();
-        print(format_args!("{kind:<8}  {:<width$}  {}", stage.name, stage.summary))?;
+        print(format_args!("{:<8}  {:<width$}  {}", stage.kind, stage.name, stage.summary))?;
     }
     Ok(())
 }
 
 fn show(name: &str) -> Result<(), Failure> {
     let all = stages::all();
-    let found: Vec<&Descriptor> = all.iter().filter(|stage| stage.name == name).collect();
+    let found: Vec<_> = all.iter().filter(|stage| stage.name == name).collect();
     if found.is_empty() {
         let names: Vec<&str> = all.iter().map(|stage| stage.name).collect();
         let hint = match did_you_mean(name, &names) {

@@ -8,7 +8,7 @@ use super::{layer, pipeline::KINDS, read_layers, settings::Tables, sink, toml_te
 /// JSON Schema of one stage type.
 pub struct StageSchema {
     /// Kind of stage: `source`, `filter`, `enricher` or `sink`.
-    pub kind: &'static str,
+    pub kind: String,
     /// Type.
     pub name: &'static str,
     /// Summary.
@@ -67,7 +67,7 @@ fn forget_required(schema: &mut Value) {
 
 /// Returns the schema of the table of one stage type.
 fn table(stage: &StageSchema) -> Value {
-    let own = format!("#/$defs/{}/$defs/", reference(stage.kind, stage.name));
+    let own = format!("#/$defs/{}/$defs/", reference(&stage.kind, stage.name));
     let mut schema = stage.options.clone().to_value();
     point_to(&mut schema, &own);
     forget_required(&mut schema);
@@ -78,7 +78,7 @@ fn table(stage: &StageSchema) -> Value {
         properties["type"] = json!({ "const": stage.name, "description": "Type of the stage." });
         properties["enabled"] =
             json!({ "type": "boolean", "description": "Runs the stage if true." });
-        if let ("sink", Value::Object(common)) = (stage.kind, sink::properties()) {
+        if let ("sink", Value::Object(common)) = (&*stage.kind, sink::properties()) {
             for (option, about) in common {
                 properties[option] = about;
             }

@@ -208,9 +208,14 @@ fn check_all(
         }
         .map_err(|error| explain(loaded, kind, table, error))
     };
-    let tables = [sources, filters, enrichers, sinks];
-    let all = StageKind::ALL.into_iter().zip(tables);
-    all.flat_map(|(kind, tables)| tables.iter().filter_map(move |table| one(kind, table).err()))
+    let all = [
+        (StageKind::Source, sources),
+        (StageKind::Filter, filters),
+        (StageKind::Enricher, enrichers),
+        (StageKind::Sink, sinks),
+    ];
+    all.into_iter()
+        .flat_map(|(kind, tables)| tables.iter().filter_map(move |table| one(kind, table).err()))
         .collect()
 }
 
@@ -254,7 +259,7 @@ fn explain(
     error: BuildError,
 ) -> ConfigError {
     match error {
-        BuildError::Options(error) => loaded.explain_error(table, kind.as_str(), &error),
+        BuildError::Options(error) => loaded.explain_error(table, &kind.to_string(), &error),
         BuildError::Invalid { option, problem } => {
             loaded.value_error(&format!("{kind}.{}.{option}", table.name), problem)
         }

@@ -15,9 +15,7 @@ mod sessions;
 pub mod sink;
 pub mod source;
 
-pub use ai_agent_stage::{
-    BuildError, Descriptor, Record, StageKind, StageOptions, registered as all,
-};
+pub use ai_agent_stage::{BuildError, Plugin, Record, StageKind, StageOptions, registered as all};
 pub use context::AgentContext;
 /// Name that other modules use for [`AgentContext`].
 pub use context::AgentContext as Context;

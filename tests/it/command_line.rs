@@ -330,7 +330,8 @@ fn stages_are_listed_and_shown() {
     for stage in ai_agent::stages::all() {
         let line = list.text().lines().find(|line| {
             let mut words = line.split_whitespace();
-            words.next() == Some(stage.kind.as_str()) && words.next() == Some(stage.name)
+            words.next() == Some(stage.kind.to_string().as_str())
+                && words.next() == Some(stage.name)
         });
         let line = line.unwrap_or_else(|| panic!("{stage:?} is not listed"));
         assert!(line.ends_with(stage.summary), "{line}");

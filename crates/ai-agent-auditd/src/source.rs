@@ -6,8 +6,8 @@
 use std::{any::Any, path::PathBuf, sync::Arc};
 
 use ai_agent_stage::{
-    BadRow, BuildError, Context, GenerationId, Intake, Progress, Source, SourceOptions,
-    SourcePlugin, Survey, Waker,
+    BadRow, BuildError, Context, GenerationId, Intake, Plugin, Progress, Source, SourceOptions,
+    Survey, Waker,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -21,7 +21,7 @@ use crate::{
 };
 
 inventory::submit! {
-    SourcePlugin::new::<Options>(
+    Plugin::source::<Options>(
         "auditd",
         "Reads docker commands that stop or remove containers from the audit log (Linux).",
         r#"

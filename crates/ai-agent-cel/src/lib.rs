@@ -9,14 +9,14 @@ mod pattern;
 mod program;
 mod value;
 
-use ai_agent_stage::{BuildError, Fallback, Filter, FilterOptions, FilterPlugin, Record, Verdict};
+use ai_agent_stage::{BuildError, Fallback, Filter, FilterOptions, Plugin, Record, Verdict};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::program::Program;
 
 inventory::submit! {
-    FilterPlugin::new::<Options>(
+    Plugin::filter::<Options>(
         "expression",
         "Drops records that match one CEL expression or fail another.",
         r#"

@@ -160,7 +160,8 @@ impl Context {
         waker: Waker,
     ) -> Result<Box<dyn Source>, BuildError> {
         let open = self.log_opener.as_ref();
-        let open = open.ok_or_else(|| BuildError::unavailable("a follower of log files"))?;
+        let open =
+            open.ok_or_else(|| BuildError::Unavailable { service: "a follower of log files" })?;
         Ok(open(path, max_line_bytes, waker))
     }
 

@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use schemars::JsonSchema;
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::{BuildError, Descriptor, Event, FileKey, Record, StageKind, StageOptions, registry};
+use crate::{BuildError, Event, FileKey, Record};
 
 /// Decides about records, one at a time, in the order of their file.
 ///
@@ -147,41 +147,6 @@ pub trait FilterOptions: DeserializeOwned + JsonSchema {
     /// # Errors
     /// [`BuildError::Invalid`] if the options cannot work together.
     fn build(self) -> Result<Self::Filter, BuildError>;
-}
-
-/// Registry entry of a filter.
-pub struct FilterPlugin {
-    pub(crate) descriptor: Descriptor,
-    build: fn(&StageOptions) -> Result<Box<dyn Filter>, BuildError>,
-}
-
-inventory::collect!(FilterPlugin);
-
-impl FilterPlugin {
-    /// Creates the entry of a filter of type `name`. See [`Descriptor`] for the arguments.
-    #[must_use]
-    pub const fn new<O: FilterOptions>(
-        name: &'static str,
-        summary: &'static str,
-        sample: &'static str,
-    ) -> Self {
-        let descriptor = Descriptor::new::<O>(StageKind::Filter, name, summary, sample);
-        Self { descriptor, build: build_from::<O> }
-    }
-}
-
-fn build_from<O: FilterOptions>(options: &StageOptions) -> Result<Box<dyn Filter>, BuildError> {
-    Ok(Box::new(options.parse::<O>()?.build()?))
-}
-
-/// Builds a filter of type `name`.
-///
-/// # Errors
-/// [`BuildError`] if no such filter is registered or an option is wrong.
-pub fn build_filter(name: &str, options: &StageOptions) -> Result<Box<dyn Filter>, BuildError> {
-    let plugins = inventory::iter::<FilterPlugin>.into_iter();
-    let plugin = registry::find(StageKind::Filter, name, plugins, |plugin| &plugin.descriptor)?;
-    (plugin.build)(options)
 }
 
 #[cfg(test)]

@@ -7,14 +7,14 @@
 //!
 //! ```
 //! use ai_agent_stage::{
-//!     BuildError, Filter, FilterOptions, FilterPlugin, Record, Verdict, inventory,
+//!     BuildError, Filter, FilterOptions, Plugin, Record, Verdict, inventory,
 //!     schemars::{self, JsonSchema},
 //!     serde::{self, Deserialize},
 //!     testing::{FilterTest, Filtered},
 //! };
 //!
 //! inventory::submit! {
-//!     FilterPlugin::new::<SkipType>("skip-type", "Drops records of one type.", r#"
+//!     Plugin::filter::<SkipType>("skip-type", "Drops records of one type.", r#"
 //! ## Value of the record's `type` field to drop.
 //! skip = "progress"
 //! "#)
@@ -73,20 +73,18 @@ pub use chunk::{
 };
 pub use clock::{Clock, Timestamp};
 pub use context::{Context, LogOpener};
-pub use enricher::{Enricher, EnricherOptions, EnricherPlugin, build_enricher};
-pub use filter::{
-    Change, Fallback, Filter, FilterOptions, FilterPlugin, Match, Verdict, build_filter,
-};
+pub use enricher::{Enricher, EnricherOptions};
+pub use filter::{Change, Fallback, Filter, FilterOptions, Match, Verdict};
 pub use options::{OptionError, StageOptions};
 pub use record::Record;
-pub use registry::{BuildError, Descriptor, StageKind, did_you_mean, registered};
+pub use registry::{
+    BuildError, Plugin, StageKind, build_enricher, build_filter, build_sink, build_source,
+    did_you_mean, registered,
+};
 pub use reported_event::Event;
 pub use siem_protocol as protocol;
 pub use siem_protocol::delivery::{Acknowledged, Delivery, EntryResult, Rest};
-pub use sink::{
-    Batch, BatchBody, BatchError, DeliveryFuture, Sink, SinkOptions, SinkPlugin, build_sink,
-    check_sink_options,
-};
-pub use source::{Source, SourceOptions, SourcePlugin, Waker, build_source};
+pub use sink::{Batch, BatchBody, DeliveryFuture, Sink, SinkOptions};
+pub use source::{Source, SourceOptions, Waker};
 /// Crates that a stage is written with: a stage's crate needs no dependency but this one.
 pub use {inventory, schemars, serde, serde_json};

@@ -1,12 +1,17 @@
-//! Registry of stages: kinds, descriptors and errors.
+//! Registry of stages: one entry for each, found by kind and type.
 
 use std::fmt;
 
 use schemars::{JsonSchema, Schema};
+use serde::de::DeserializeOwned;
 
-use crate::{EnricherPlugin, FilterPlugin, OptionError, SinkPlugin, SourcePlugin};
+use crate::{
+    Context, Enricher, EnricherOptions, Filter, FilterOptions, OptionError, Sink, SinkOptions,
+    Source, SourceOptions, StageOptions, Waker,
+};
 
-/// Kind of a stage.
+/// Kind of a stage, in the order in which a record passes them. `Display` prints its name in a
+/// configuration: `filter` in `[filter.meta]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StageKind {
     /// Reads records from the machine.
@@ -19,32 +24,24 @@ pub enum StageKind {
     Sink,
 }
 
-impl StageKind {
-    /// All kinds, in the order in which a record passes them.
-    pub const ALL: [Self; 4] = [Self::Source, Self::Filter, Self::Enricher, Self::Sink];
-
-    /// Name of the kind in a configuration: `filter` in `[filter.meta]`.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
+impl fmt::Display for StageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
             Self::Source => "source",
             Self::Filter => "filter",
             Self::Enricher => "enricher",
             Self::Sink => "sink",
-        }
+        })
     }
 }
 
-impl fmt::Display for StageKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Description of a registered stage, available without building it.
-#[derive(Clone, Copy)]
+/// Registry entry of a stage, submitted with `inventory::submit!`.
+///
+/// Each constructor takes the type, the summary and the sample of the stage, which are described at
+/// the fields, and the type of its options as a type parameter:
+/// `Plugin::filter::<Options>("my-filter", "Drops records.", "")`.
 #[non_exhaustive]
-pub struct Descriptor {
+pub struct Plugin {
     /// Kind of the stage.
     pub kind: StageKind,
     /// Type: short, kebab-case, unique within its kind.
@@ -53,63 +50,211 @@ pub struct Descriptor {
     pub summary: &'static str,
     /// Table of the stage with every option, its default, and a comment above each, as TOML.
     pub sample: &'static str,
-    schema: fn() -> Schema,
+    /// Returns the JSON Schema of the options.
+    pub schema: fn() -> Schema,
+    /// Checks options without building the stage, so that no files or secrets are needed.
+    pub check: fn(&StageOptions) -> Result<(), OptionError>,
+    build: Build,
 }
 
-impl Descriptor {
-    pub(crate) const fn new<O: JsonSchema>(
-        kind: StageKind,
+inventory::collect!(Plugin);
+
+type BuildSource = fn(&StageOptions, &Context, Waker) -> Result<Box<dyn Source>, BuildError>;
+type BuildFilter = fn(&StageOptions) -> Result<Box<dyn Filter>, BuildError>;
+type BuildEnricher = fn(&StageOptions, &Context) -> Result<Box<dyn Enricher>, BuildError>;
+type BuildSink = fn(&StageOptions, &Context) -> Result<Box<dyn Sink>, BuildError>;
+
+/// Builds a stage from its options.
+#[derive(Clone, Copy)]
+enum Build {
+    Source(BuildSource),
+    Filter(BuildFilter),
+    Enricher(BuildEnricher),
+    Sink(BuildSink),
+}
+
+impl Plugin {
+    /// Creates the entry of a source.
+    #[must_use]
+    pub const fn source<O: SourceOptions>(
         name: &'static str,
         summary: &'static str,
         sample: &'static str,
     ) -> Self {
-        Self { kind, name, summary, sample, schema: schema::<O> }
+        Self::new::<O>(name, summary, sample, Build::Source(source_from::<O>))
     }
 
-    /// JSON Schema of the options.
+    /// Creates the entry of a filter.
     #[must_use]
-    pub fn schema(&self) -> Schema {
-        (self.schema)()
+    pub const fn filter<O: FilterOptions>(
+        name: &'static str,
+        summary: &'static str,
+        sample: &'static str,
+    ) -> Self {
+        Self::new::<O>(name, summary, sample, Build::Filter(filter_from::<O>))
+    }
+
+    /// Creates the entry of an enricher.
+    #[must_use]
+    pub const fn enricher<O: EnricherOptions>(
+        name: &'static str,
+        summary: &'static str,
+        sample: &'static str,
+    ) -> Self {
+        Self::new::<O>(name, summary, sample, Build::Enricher(enricher_from::<O>))
+    }
+
+    /// Creates the entry of a sink.
+    #[must_use]
+    pub const fn sink<O: SinkOptions>(
+        name: &'static str,
+        summary: &'static str,
+        sample: &'static str,
+    ) -> Self {
+        Self::new::<O>(name, summary, sample, Build::Sink(sink_from::<O>))
+    }
+
+    const fn new<O: DeserializeOwned + JsonSchema>(
+        name: &'static str,
+        summary: &'static str,
+        sample: &'static str,
+        build: Build,
+    ) -> Self {
+        let kind = match build {
+            Build::Source(_) => StageKind::Source,
+            Build::Filter(_) => StageKind::Filter,
+            Build::Enricher(_) => StageKind::Enricher,
+            Build::Sink(_) => StageKind::Sink,
+        };
+        Self { kind, name, summary, sample, schema: schema::<O>, check: check::<O>, build }
     }
 }
 
-impl fmt::Debug for Descriptor {
+impl fmt::Debug for Plugin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind, self.name)
     }
+}
+
+fn source_from<O: SourceOptions>(
+    options: &StageOptions,
+    context: &Context,
+    waker: Waker,
+) -> Result<Box<dyn Source>, BuildError> {
+    Ok(Box::new(options.parse::<O>()?.build(context, waker)?))
+}
+
+fn filter_from<O: FilterOptions>(options: &StageOptions) -> Result<Box<dyn Filter>, BuildError> {
+    Ok(Box::new(options.parse::<O>()?.build()?))
+}
+
+fn enricher_from<O: EnricherOptions>(
+    options: &StageOptions,
+    context: &Context,
+) -> Result<Box<dyn Enricher>, BuildError> {
+    Ok(Box::new(options.parse::<O>()?.build(context)?))
+}
+
+fn sink_from<O: SinkOptions>(
+    options: &StageOptions,
+    context: &Context,
+) -> Result<Box<dyn Sink>, BuildError> {
+    Ok(Box::new(options.parse::<O>()?.build(context)?))
 }
 
 fn schema<O: JsonSchema>() -> Schema {
     schemars::schema_for!(O)
 }
 
-/// Returns all stages in this binary, sorted by kind and name. Stages of another crate are included
-/// if the binary names that crate (`use that_crate as _;`).
+fn check<O: DeserializeOwned>(options: &StageOptions) -> Result<(), OptionError> {
+    options.parse::<O>().map(drop)
+}
+
+/// Returns the entries of all stages in this binary, sorted by kind and name. Stages of another
+/// crate are included if the binary names that crate (`use that_crate as _;`).
 #[must_use]
-pub fn registered() -> Vec<Descriptor> {
-    let sources = inventory::iter::<SourcePlugin>.into_iter().map(|plugin| plugin.descriptor);
-    let filters = inventory::iter::<FilterPlugin>.into_iter().map(|plugin| plugin.descriptor);
-    let enrichers = inventory::iter::<EnricherPlugin>.into_iter().map(|plugin| plugin.descriptor);
-    let sinks = inventory::iter::<SinkPlugin>.into_iter().map(|plugin| plugin.descriptor);
-    let mut all: Vec<_> = sources.chain(filters).chain(enrichers).chain(sinks).collect();
+pub fn registered() -> Vec<&'static Plugin> {
+    let mut all: Vec<_> = inventory::iter::<Plugin>.into_iter().collect();
     all.sort_by_key(|stage| (stage.kind, stage.name));
     all
 }
 
-/// Finds the one plugin with the type `name`.
-pub(crate) fn find<P: inventory::Collect>(
+/// Builds a source of type `name`. It calls `waker` when it has input before its next scheduled
+/// read.
+///
+/// # Errors
+/// [`BuildError`] if no such source is registered or an option is wrong.
+pub fn build_source(
+    name: &str,
+    options: &StageOptions,
+    context: &Context,
+    waker: Waker,
+) -> Result<Box<dyn Source>, BuildError> {
+    let build = find(StageKind::Source, name, |build| match build {
+        Build::Source(build) => Some(build),
+        _ => None,
+    })?;
+    build(options, context, waker)
+}
+
+/// Builds a filter of type `name`.
+///
+/// # Errors
+/// [`BuildError`] if no such filter is registered or an option is wrong.
+pub fn build_filter(name: &str, options: &StageOptions) -> Result<Box<dyn Filter>, BuildError> {
+    let build = find(StageKind::Filter, name, |build| match build {
+        Build::Filter(build) => Some(build),
+        _ => None,
+    })?;
+    build(options)
+}
+
+/// Builds an enricher of type `name`.
+///
+/// # Errors
+/// [`BuildError`] if no such enricher is registered or an option is wrong.
+pub fn build_enricher(
+    name: &str,
+    options: &StageOptions,
+    context: &Context,
+) -> Result<Box<dyn Enricher>, BuildError> {
+    let build = find(StageKind::Enricher, name, |build| match build {
+        Build::Enricher(build) => Some(build),
+        _ => None,
+    })?;
+    build(options, context)
+}
+
+/// Builds a sink of type `name`.
+///
+/// # Errors
+/// [`BuildError`] if no such sink is registered or an option is wrong.
+pub fn build_sink(
+    name: &str,
+    options: &StageOptions,
+    context: &Context,
+) -> Result<Box<dyn Sink>, BuildError> {
+    let build = find(StageKind::Sink, name, |build| match build {
+        Build::Sink(build) => Some(build),
+        _ => None,
+    })?;
+    build(options, context)
+}
+
+/// Finds the one stage of type `name` for which `of_kind` returns a build function.
+fn find<B>(
     kind: StageKind,
     name: &str,
-    plugins: impl Iterator<Item = &'static P>,
-    descriptor: fn(&P) -> &Descriptor,
-) -> Result<&'static P, BuildError> {
-    let mut found = plugins.filter(|plugin| descriptor(plugin).name == name);
+    of_kind: impl Fn(Build) -> Option<B>,
+) -> Result<B, BuildError> {
+    let plugins = inventory::iter::<Plugin>.into_iter().filter(|plugin| plugin.name == name);
+    let mut found = plugins.filter_map(|plugin| of_kind(plugin.build));
     let unknown = || BuildError::Unknown { kind, name: name.to_owned() };
-    let plugin = found.next().ok_or_else(unknown)?;
+    let build = found.next().ok_or_else(unknown)?;
     if found.next().is_some() {
         return Err(BuildError::Ambiguous { kind, name: name.to_owned() });
     }
-    Ok(plugin)
+    Ok(build)
 }
 
 /// Error returned when a stage cannot be built.
@@ -152,12 +297,6 @@ pub enum BuildError {
 }
 
 impl BuildError {
-    /// Creates the error about a service that the program does not offer.
-    #[must_use]
-    pub fn unavailable(service: &'static str) -> Self {
-        Self::Unavailable { service }
-    }
-
     /// Creates the error about the value of one option. `problem` is a predicate with the found
     /// and the expected value: `is 3, expected 4 or more`.
     #[must_use]

@@ -9,7 +9,7 @@ use siem_protocol::{
     delivery::{Acknowledged, Delivery},
 };
 
-use crate::{BuildError, Context, Descriptor, StageKind, StageOptions, registry};
+use crate::{BuildError, Context};
 
 /// Future of [`Sink::deliver`].
 pub type DeliveryFuture<'a> = Pin<Box<dyn Future<Output = Delivery> + Send + 'a>>;
@@ -35,7 +35,7 @@ pub trait Sink: Send {
     /// Number of bytes sent during the last delivery, that of `batch`, with any result:
     /// `max_bytes_per_second` limits them.
     fn sent(&self, batch: &Batch) -> u64 {
-        batch.raw_bytes() as u64
+        batch.body.raw_bytes() as u64
     }
 
     /// Meaning of an acknowledgement of this sink, for the status.
@@ -63,10 +63,22 @@ pub trait Sink: Send {
 
 /// Consecutive entries under one configuration, with the header that describes them.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Batch {
-    header: BatchHeader,
-    body: Arc<dyn BatchBody>,
-    patience: Option<Duration>,
+    /// Header of the batch: the first line of a request. It has the numbers of the entries.
+    pub header: BatchHeader,
+    /// The entries.
+    pub body: Arc<dyn BatchBody>,
+    /// Time that the delivery may take, if that is more than the sink's own timeout.
+    pub patience: Option<Duration>,
+}
+
+impl Batch {
+    /// Creates a batch, to be delivered within the sink's own timeout.
+    #[must_use]
+    pub fn new(header: BatchHeader, body: impl BatchBody) -> Self {
+        Self { header, body: Arc::new(body), patience: None }
+    }
 }
 
 /// Entries of a batch, in the form in which the program that runs the pipeline stores them.
@@ -74,76 +86,11 @@ pub trait BatchBody: Any + fmt::Debug + Send + Sync {
     /// Number of bytes of the entries' lines, newlines included.
     fn raw_bytes(&self) -> usize;
 
-    /// Returns the entries as NDJSON: a line for each, with its newline.
-    ///
-    /// # Errors
-    /// [`BatchError`] if the stored entries are damaged.
-    fn lines(&self) -> Result<Vec<u8>, BatchError>;
-}
-
-/// Error returned when the entries of a batch cannot be read back from the outbox.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct BatchError(Box<dyn Error + Send + Sync>);
-
-impl BatchError {
-    /// Wraps the cause.
-    #[must_use]
-    pub fn new(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self(cause.into())
-    }
-}
-
-impl Batch {
-    /// Creates a batch.
-    #[must_use]
-    pub fn new(header: BatchHeader, body: impl BatchBody) -> Self {
-        Self { header, body: Arc::new(body), patience: None }
-    }
-
-    /// Sets the time that the delivery may take; `None` for the sink's own limit.
-    pub fn set_patience(&mut self, patience: Option<Duration>) {
-        self.patience = patience;
-    }
-
-    /// Header of the batch: the first line of a request.
-    #[must_use]
-    pub fn header(&self) -> &BatchHeader {
-        &self.header
-    }
-
-    /// Time that the delivery may take, if that is more than the sink's own timeout.
-    #[must_use]
-    pub fn patience(&self) -> Option<Duration> {
-        self.patience
-    }
-
-    /// Number of the last entry that the batch covers.
-    #[must_use]
-    pub fn last_seq(&self) -> u64 {
-        self.header.last_seq.unwrap_or_default()
-    }
-
-    /// Number of bytes of the entries' lines, newlines included.
-    #[must_use]
-    pub fn raw_bytes(&self) -> usize {
-        self.body.raw_bytes()
-    }
-
     /// Returns the entries as NDJSON: a line for each, with its newline, without the header.
     ///
     /// # Errors
-    /// [`BatchError`] if the stored entries are damaged.
-    pub fn lines(&self) -> Result<Vec<u8>, BatchError> {
-        self.body.lines()
-    }
-
-    /// The entries as they are stored, if they are a `T`. The agent's built-in sinks use this to
-    /// send stored bytes unchanged; it is not a stable interface.
-    #[must_use]
-    pub fn body<T: BatchBody>(&self) -> Option<&T> {
-        (&*self.body as &dyn Any).downcast_ref()
-    }
+    /// If the stored entries are damaged. The sink returns [`Delivery::Hold`].
+    fn lines(&self) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>>;
 }
 
 /// Options of a sink: its table, deserialized and checked by serde, and turned into a sink.
@@ -156,65 +103,4 @@ pub trait SinkOptions: DeserializeOwned + JsonSchema {
     /// # Errors
     /// [`BuildError::Invalid`] if the options cannot work together.
     fn build(self, context: &Context) -> Result<Self::Sink, BuildError>;
-}
-
-type Build = fn(&StageOptions, &Context) -> Result<Box<dyn Sink>, BuildError>;
-
-/// Registry entry of a sink.
-pub struct SinkPlugin {
-    pub(crate) descriptor: Descriptor,
-    build: Build,
-    check: fn(&StageOptions) -> Result<(), BuildError>,
-}
-
-inventory::collect!(SinkPlugin);
-
-impl SinkPlugin {
-    /// Creates the entry of a sink of type `name`. See [`Descriptor`] for the arguments.
-    #[must_use]
-    pub const fn new<O: SinkOptions>(
-        name: &'static str,
-        summary: &'static str,
-        sample: &'static str,
-    ) -> Self {
-        let descriptor = Descriptor::new::<O>(StageKind::Sink, name, summary, sample);
-        Self { descriptor, build: build_from::<O>, check: check_from::<O> }
-    }
-}
-
-fn build_from<O: SinkOptions>(
-    options: &StageOptions,
-    context: &Context,
-) -> Result<Box<dyn Sink>, BuildError> {
-    Ok(Box::new(options.parse::<O>()?.build(context)?))
-}
-
-fn check_from<O: SinkOptions>(options: &StageOptions) -> Result<(), BuildError> {
-    options.parse::<O>()?;
-    Ok(())
-}
-
-fn plugin(name: &str) -> Result<&'static SinkPlugin, BuildError> {
-    let plugins = inventory::iter::<SinkPlugin>.into_iter();
-    registry::find(StageKind::Sink, name, plugins, |plugin| &plugin.descriptor)
-}
-
-/// Builds a sink of type `name`.
-///
-/// # Errors
-/// [`BuildError`] if no such sink is registered or an option is wrong.
-pub fn build_sink(
-    name: &str,
-    options: &StageOptions,
-    context: &Context,
-) -> Result<Box<dyn Sink>, BuildError> {
-    (plugin(name)?.build)(options, context)
-}
-
-/// Checks the options of a sink of type `name` without building it, so that no secrets are needed.
-///
-/// # Errors
-/// [`BuildError`] if no such sink is registered or an option is wrong.
-pub fn check_sink_options(name: &str, options: &StageOptions) -> Result<(), BuildError> {
-    (plugin(name)?.check)(options)
 }

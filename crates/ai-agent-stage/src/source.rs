@@ -5,10 +5,7 @@ use std::{any::Any, path::PathBuf, sync::Arc};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
-use crate::{
-    BadRow, BuildError, Context, Descriptor, GenerationId, Intake, Progress, StageKind,
-    StageOptions, Survey, registry,
-};
+use crate::{BadRow, BuildError, Context, GenerationId, Intake, Progress, Survey};
 
 /// Reads records and hands them over in chunks, each with the checkpoint that covers it.
 ///
@@ -80,50 +77,4 @@ pub trait SourceOptions: DeserializeOwned + JsonSchema {
     /// # Errors
     /// [`BuildError::Invalid`] if the options cannot work together.
     fn build(self, context: &Context, waker: Waker) -> Result<Self::Source, BuildError>;
-}
-
-type Build = fn(&StageOptions, &Context, Waker) -> Result<Box<dyn Source>, BuildError>;
-
-/// Registry entry of a source.
-pub struct SourcePlugin {
-    pub(crate) descriptor: Descriptor,
-    build: Build,
-}
-
-inventory::collect!(SourcePlugin);
-
-impl SourcePlugin {
-    /// Creates the entry of a source of type `name`. See [`Descriptor`] for the arguments.
-    #[must_use]
-    pub const fn new<O: SourceOptions>(
-        name: &'static str,
-        summary: &'static str,
-        sample: &'static str,
-    ) -> Self {
-        let descriptor = Descriptor::new::<O>(StageKind::Source, name, summary, sample);
-        Self { descriptor, build: build_from::<O> }
-    }
-}
-
-fn build_from<O: SourceOptions>(
-    options: &StageOptions,
-    context: &Context,
-    waker: Waker,
-) -> Result<Box<dyn Source>, BuildError> {
-    Ok(Box::new(options.parse::<O>()?.build(context, waker)?))
-}
-
-/// Builds a source of type `name`.
-///
-/// # Errors
-/// [`BuildError`] if no such source is registered or an option is wrong.
-pub fn build_source(
-    name: &str,
-    options: &StageOptions,
-    context: &Context,
-    waker: Waker,
-) -> Result<Box<dyn Source>, BuildError> {
-    let plugins = inventory::iter::<SourcePlugin>.into_iter();
-    let plugin = registry::find(StageKind::Source, name, plugins, |plugin| &plugin.descriptor)?;
-    (plugin.build)(options, context, waker)
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    error::Error,
     mem,
     pin::pin,
     sync::{
@@ -19,10 +20,10 @@ use serde_json::json;
 use siem_protocol::{BatchHeader, Digest, Identity};
 
 use crate::{
-    BadRow, Batch, BatchBody, BatchError, BuildError, Change, Chunk, Clock, Context, Delivery,
-    Enricher, Event, FileKey, Filter, GenerationId, Intake, LogOpener, Origin, Piece, Progress,
-    Record, Sink, Source, StageOptions, Survey, Timestamp, Verdict, build_enricher, build_filter,
-    build_sink, build_source,
+    BadRow, Batch, BatchBody, BuildError, Change, Chunk, Clock, Context, Delivery, Enricher, Event,
+    FileKey, Filter, GenerationId, Intake, LogOpener, Origin, Piece, Progress, Record, Sink,
+    Source, StageOptions, Survey, Timestamp, Verdict, build_enricher, build_filter, build_sink,
+    build_source,
 };
 
 /// Returns a context with a made-up identity and a [`TestClock`].
@@ -471,7 +472,7 @@ impl BatchBody for TestBody {
         self.0.len()
     }
 
-    fn lines(&self) -> Result<Vec<u8>, BatchError> {
+    fn lines(&self) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
         Ok(self.0.clone())
     }
 }

@@ -9,9 +9,8 @@ use std::{
 
 use ai_agent_stage::{
     BadRow, Batch, BuildError, Chunk, Context, Delivery, DeliveryFuture, Enricher, EnricherOptions,
-    EnricherPlugin, FileKey, GenerationId, Intake, Origin, Piece, Progress, Record, Sink,
-    SinkOptions, SinkPlugin, Source, SourceOptions, SourcePlugin, Survey, Waker, inventory,
-    registered,
+    FileKey, GenerationId, Intake, Origin, Piece, Plugin, Progress, Record, Sink, SinkOptions,
+    Source, SourceOptions, Survey, Waker, inventory, registered,
     schemars::JsonSchema,
     serde::Deserialize,
     serde_json::value::{RawValue, to_raw_value},
@@ -31,7 +30,7 @@ macro_rules! options {
 
 options!(LengthOptions {});
 
-inventory::submit! { EnricherPlugin::new::<LengthOptions>("length", "Adds the length.", "") }
+inventory::submit! { Plugin::enricher::<LengthOptions>("length", "Adds the length.", "") }
 
 /// Adds the length of each line.
 struct Length(Option<Box<RawValue>>);
@@ -53,7 +52,7 @@ impl Enricher for Length {
 
 options!(CounterOptions { count: u64 });
 
-inventory::submit! { SourcePlugin::new::<CounterOptions>("counter", "Counts.", "count = 3") }
+inventory::submit! { Plugin::source::<CounterOptions>("counter", "Counts.", "count = 3") }
 
 /// Hands over the numbers up to `count`; its row is the last one.
 struct Counter {
@@ -111,7 +110,7 @@ impl Source for Counter {
 
 options!(MemoryOptions { hangs: bool });
 
-inventory::submit! { SinkPlugin::new::<MemoryOptions>("memory", "Keeps.", "hangs = false") }
+inventory::submit! { Plugin::sink::<MemoryOptions>("memory", "Keeps.", "hangs = false") }
 
 /// Stores batches in memory.
 struct Memory {
@@ -134,11 +133,12 @@ impl Sink for Memory {
             if self.hangs {
                 pending::<()>().await;
             }
-            let Ok(lines) = batch.lines() else {
-                return Delivery::Hold { after: None, reason: "damaged".into() };
+            let lines = match batch.body.lines() {
+                Ok(lines) => lines,
+                Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };
             let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.push((batch.header().first_seq, lines));
+            kept.push((batch.header.first_seq, lines));
             Delivery::Acknowledged
         })
     }

@@ -114,7 +114,7 @@ fn camel_case(name: &str) -> String {
 
 /// Returns the one-line description in the stage's registration.
 fn summary(text: &str) -> &str {
-    let registration = text.split_once("Plugin::new::<").map_or("", |(_, rest)| rest);
+    let registration = text.split_once("Plugin::").map_or("", |(_, rest)| rest);
     registration.split('"').nth(3).unwrap_or_default()
 }
 

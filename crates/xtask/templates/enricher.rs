@@ -2,13 +2,13 @@
 //!
 //! TODO: describe what the enricher adds, and why.
 
-use ai_agent_stage::{BuildError, Context, Enricher, EnricherOptions, EnricherPlugin, Record};
+use ai_agent_stage::{BuildError, Context, Enricher, EnricherOptions, Plugin, Record};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 inventory::submit! {
-    EnricherPlugin::new::<Options>(
+    Plugin::enricher::<Options>(
         "example-enricher",
         "Adds a fixed text to the entry of each record.",
         r#"

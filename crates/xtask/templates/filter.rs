@@ -4,12 +4,12 @@
 
 use std::collections::BTreeSet;
 
-use ai_agent_stage::{BuildError, Filter, FilterOptions, FilterPlugin, Record, Verdict};
+use ai_agent_stage::{BuildError, Filter, FilterOptions, Plugin, Record, Verdict};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 inventory::submit! {
-    FilterPlugin::new::<Options>(
+    Plugin::filter::<Options>(
         "example-filter",
         "Drops records of listed types.",
         r#"

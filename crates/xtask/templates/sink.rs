@@ -5,13 +5,13 @@
 use std::{fs::File, io::Write as _, path::PathBuf};
 
 use ai_agent_stage::{
-    Batch, BuildError, Context, Delivery, DeliveryFuture, Sink, SinkOptions, SinkPlugin,
+    Batch, BuildError, Context, Delivery, DeliveryFuture, Plugin, Sink, SinkOptions,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 inventory::submit! {
-    SinkPlugin::new::<Options>(
+    Plugin::sink::<Options>(
         "example-sink",
         "Appends entries to a file, as an example.",
         r#"
@@ -53,7 +53,7 @@ impl Sink for ExampleSink {
     // the runtime.
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async move {
-            let lines = match batch.lines() {
+            let lines = match batch.body.lines() {
                 Ok(lines) => lines,
                 Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };
@@ -64,10 +64,10 @@ impl Sink for ExampleSink {
             });
             match written {
                 Ok(()) => Delivery::Acknowledged,
-                Err(error) => Delivery::Retry {
-                    after: None,
-                    reason: format!("cannot append to the file: {error}"),
-                },
+                Err(error) => {
+                    let reason = format!("cannot append to `{}`: {error}", self.path.display());
+                    Delivery::Retry { after: None, reason }
+                }
             }
         })
     }

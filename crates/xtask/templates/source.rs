@@ -10,8 +10,8 @@ use std::{
 };
 
 use ai_agent_stage::{
-    BadRow, BuildError, Chunk, Context, FileKey, GenerationId, Intake, Origin, Piece, Progress,
-    Source, SourceOptions, SourcePlugin, Survey, Waker,
+    BadRow, BuildError, Chunk, Context, FileKey, GenerationId, Intake, Origin, Piece, Plugin,
+    Progress, Source, SourceOptions, Survey, Waker,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -24,7 +24,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const ROW: &str = "example-source";
 
 inventory::submit! {
-    SourcePlugin::new::<Options>(
+    Plugin::source::<Options>(
         "example-source",
         "Reads the lines of one file that only grows.",
         r#"

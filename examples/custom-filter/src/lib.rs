@@ -11,13 +11,13 @@
 use std::collections::BTreeSet;
 
 use ai_agent_stage::{
-    BuildError, Filter, FilterOptions, FilterPlugin, Record, Verdict, inventory,
+    BuildError, Filter, FilterOptions, Plugin, Record, Verdict, inventory,
     schemars::{self, JsonSchema},
     serde::{self, Deserialize},
 };
 
 inventory::submit! {
-    FilterPlugin::new::<SkipProject>(
+    Plugin::filter::<SkipProject>(
         "skip-project",
         "Drops records of the projects in a list.",
         r#"

@@ -8,8 +8,7 @@ use serde_json::Value;
 use super::values::{inline, refuse_mistakes, schema};
 use crate::{
     cli::{context::CliContext, failure::Failure, output::print},
-    config::{LoadedConfig, did_you_mean},
-    stages::StageKind,
+    config::{LoadedConfig, StageTable, did_you_mean},
 };
 
 #[derive(Args)]
@@ -73,20 +72,13 @@ pub(super) fn known_keys(loaded: &LoadedConfig, schema: &Value) -> Vec<(String, 
     let mut known = Vec::new();
     let properties = |schema: &Value| schema["properties"].as_object().cloned().unwrap_or_default();
     for (table, options) in properties(schema) {
-        if let Some(kind) = StageKind::ALL.into_iter().find(|kind| kind.as_str() == table) {
-            known.push((table, about(&options)));
-            let pipeline = [&loaded.settings.pipeline, &loaded.disabled];
-            let stages = pipeline.into_iter().flat_map(|pipeline| match kind {
-                StageKind::Source => &pipeline.sources,
-                StageKind::Filter => &pipeline.filters,
-                StageKind::Enricher => &pipeline.enrichers,
-                StageKind::Sink => &pipeline.sinks,
-            });
+        if let Some(stages) = stages_of(loaded, &table) {
+            known.push((table.clone(), about(&options)));
             for stage in stages {
-                let options = &schema["$defs"][format!("{kind}.{}", stage.stage)];
-                known.push((format!("{kind}.{}", stage.name), about(options)));
+                let options = &schema["$defs"][format!("{table}.{}", stage.stage)];
+                known.push((format!("{table}.{}", stage.name), about(options)));
                 for (option, schema) in properties(options) {
-                    known.push((format!("{kind}.{}.{option}", stage.name), about(&schema)));
+                    known.push((format!("{table}.{}.{option}", stage.name), about(&schema)));
                 }
             }
         } else if table != "test" {
@@ -104,4 +96,18 @@ pub(super) fn known_keys(loaded: &LoadedConfig, schema: &Value) -> Vec<(String, 
         }
     }
     known
+}
+
+/// Returns the stages in the table `kind`, also the disabled ones; `None` if it is another table.
+fn stages_of<'a>(loaded: &'a LoadedConfig, kind: &str) -> Option<Vec<&'a StageTable>> {
+    let [enabled, disabled] = [&loaded.settings.pipeline, &loaded.disabled].map(|pipeline| {
+        Some(match kind {
+            "source" => &pipeline.sources,
+            "filter" => &pipeline.filters,
+            "enricher" => &pipeline.enrichers,
+            "sink" => &pipeline.sinks,
+            _ => return None,
+        })
+    });
+    Some(enabled?.iter().chain(disabled?).collect())
 }

@@ -12,10 +12,10 @@ use crate::{
 /// Schema of the configuration file, with all stages of this program.
 pub(super) fn schema() -> Value {
     let stages = stages::all().into_iter().map(|stage| StageSchema {
-        kind: stage.kind.as_str(),
+        kind: stage.kind.to_string(),
         name: stage.name,
         summary: stage.summary,
-        options: stage.schema(),
+        options: (stage.schema)(),
     });
     config::schema(&stages.collect::<Vec<_>>())
 }

@@ -1,6 +1,6 @@
 //! Assembles the next batch from the entries in the outbox.
 
-use std::{ops::ControlFlow, time::Duration};
+use std::{error::Error, ops::ControlFlow, time::Duration};
 
 use siem_protocol::{BatchHeader, Chain, ChainPoint, DeadLettered, Digest, Identity};
 
@@ -12,7 +12,7 @@ use crate::{
     config::ShippingSettings,
     frame::{Codec, Encoder, Frame, FrameError, FrameHead},
     platform::Timestamp,
-    stages::sink::{Batch, BatchError, StoredFrames},
+    stages::sink::{Batch, StoredFrames},
 };
 
 /// The next batch, if there is one.
@@ -41,7 +41,7 @@ pub enum AssembleError {
     Outbox(#[from] OutboxError),
     /// The entries of a batch cannot be read back.
     #[error(transparent)]
-    Batch(#[from] BatchError),
+    Batch(#[from] Box<dyn Error + Send + Sync>),
     /// A frame in the outbox is damaged.
     #[error(transparent)]
     Frame(#[from] FrameError),

@@ -45,7 +45,7 @@ impl SinkTask {
         policy: &mut RetryPolicy,
         control: &watch::Receiver<SinkControl>,
     ) -> AfterBatch {
-        let lines = batch.header().count;
+        let lines = batch.header.count;
         // A request may take a minute and is interrupted; writing to the store afterwards is not.
         let delivery = tokio::select! {
             biased;
@@ -82,7 +82,7 @@ impl SinkTask {
 
     /// Moves the cursor behind the batch.
     fn advance(&self, batch: &Batch, end: ChainPoint, policy: &RetryPolicy) -> AfterBatch {
-        let header = batch.header();
+        let header = &batch.header;
         let lines = header.count;
         let is_first = !self.outbox.advance(&self.name, &header.epoch, end, policy.refusals());
         debug!(sink = self.name, batch = %header.id(), lines, "batch delivered");
@@ -103,7 +103,7 @@ impl SinkTask {
     fn postpone(&self, batch: &Batch, delay: Duration, alarm: bool, reason: String) -> Duration {
         // The delay is random to the nanosecond, which is of no use in a log.
         let delay = Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
-        let batch = batch.header().id().to_string();
+        let batch = batch.header.id().to_string();
         if alarm {
             error!(
                 code = "delivery_held",
@@ -129,8 +129,7 @@ impl SinkTask {
 
     /// Starts a new epoch in place of the batch's. Returns `false` if the last one is too recent.
     async fn renumber(&mut self, batch: &Batch) -> Result<bool, OutboxError> {
-        let (epoch, new, now) =
-            (batch.header().epoch.clone(), (self.new_epoch)(), self.clock.now());
+        let (epoch, new, now) = (batch.header.epoch.clone(), (self.new_epoch)(), self.clock.now());
         let outcome = self.on_outbox(move |outbox, _| outbox.renumber(&epoch, new, now)).await?;
         if let RenumberOutcome::Started { previous, epoch, entries, ended: (last_seq, totals) } =
             &outcome
@@ -157,15 +156,16 @@ impl SinkTask {
         answer: String,
         max_bytes: u64,
     ) -> Result<(), AssembleError> {
-        let lines = batch.lines()?;
+        let lines = batch.body.lines()?;
         let line = lines.strip_suffix(b"\n").unwrap_or(&lines);
-        let dead: Vec<u64> = batch.header().dead_lettered.iter().map(|letter| letter.seq).collect();
-        let covered = batch.header().first_seq.unwrap_or_default()..=batch.last_seq();
-        let Some(seq) = covered.into_iter().find(|seq| !dead.contains(seq)) else { return Ok(()) };
-        let (sink, epoch) = (self.name.clone(), batch.header().epoch.clone());
+        let dead: Vec<u64> = batch.header.dead_lettered.iter().map(|letter| letter.seq).collect();
+        let (first, last) = (batch.header.first_seq, batch.header.last_seq);
+        let mut covered = first.unwrap_or_default()..=last.unwrap_or_default();
+        let Some(seq) = covered.find(|seq| !dead.contains(seq)) else { return Ok(()) };
+        let (sink, epoch) = (self.name.clone(), batch.header.epoch.clone());
         let at = self.clock.now().to_string();
         let said = problem_summary(answer.as_bytes());
-        let letter = DeadLetter::new(line, batch.header().config_hash, status, answer, at);
+        let letter = DeadLetter::new(line, batch.header.config_hash, status, answer, at);
         let id = DeadLetterId { sink, epoch, seq };
         error!(
             code = "entry_refused",

@@ -130,7 +130,7 @@ impl TaskLoop {
     }
 
     async fn send(&mut self, mut batch: Batch, end: ChainPoint, is_full: bool) -> Round {
-        batch.set_patience(self.policy.patience());
+        batch.patience = self.policy.patience();
         self.schedule.sending(is_full);
         let position = Position::in_numbering_of(&self.head.borrow(), end.seq);
         let started = self.elapsed();

@@ -27,8 +27,8 @@ struct Scripted {
 impl Sink for Scripted {
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async move {
-            let header = batch.header();
-            let lines = batch.lines().unwrap();
+            let header = &batch.header;
+            let lines = batch.body.lines().unwrap();
             let lines: Vec<&[u8]> = lines
                 .strip_suffix(b"\n")
                 .map_or(Vec::new(), |l| l.split(|b| *b == b'\n').collect());

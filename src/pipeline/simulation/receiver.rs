@@ -99,8 +99,8 @@ impl Sink for SimulatedSink {
 
 impl ReceiverState {
     fn take(&mut self, batch: &Batch) -> Delivery {
-        let header = batch.header();
-        let text = batch.lines().unwrap();
+        let header = &batch.header;
+        let text = batch.body.lines().unwrap();
         let mut lines = BTreeMap::new();
         for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             lines.insert(Entry::parse(line).unwrap().seq, line.to_vec());
@@ -126,7 +126,7 @@ impl ReceiverState {
 
 /// Checks a batch against the protocol.
 fn check(batch: &Batch, lines: &BTreeMap<u64, Vec<u8>>) -> Result<(), String> {
-    let header = batch.header();
+    let header = &batch.header;
     let (first, last) = (header.first_seq.unwrap(), header.last_seq.unwrap());
     let chain = header.chain.unwrap();
     if header.count != lines.len() as u64 {

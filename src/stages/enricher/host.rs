@@ -8,10 +8,10 @@ use serde_json::{
     value::{RawValue, to_raw_value},
 };
 
-use super::{Enricher, EnricherOptions, EnricherPlugin, Record};
+use super::{Enricher, EnricherOptions, Plugin, Record};
 
 inventory::submit! {
-    EnricherPlugin::new::<Options>(
+    Plugin::enricher::<Options>(
         "host",
         "Adds machine id, hostname, user and operating system.",
         "",

@@ -7,10 +7,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::{Enricher, EnricherOptions, EnricherPlugin, Record};
+use super::{Enricher, EnricherOptions, Plugin, Record};
 
 inventory::submit! {
-    EnricherPlugin::new::<Options>(
+    Plugin::enricher::<Options>(
         "labels",
         "Adds fixed pairs of text from the configuration.",
         r#"

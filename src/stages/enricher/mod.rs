@@ -4,7 +4,7 @@ mod host;
 mod labels;
 
 use ai_agent_stage::{BuildError, StageOptions};
-pub use ai_agent_stage::{Enricher, EnricherOptions, EnricherPlugin, Record};
+pub use ai_agent_stage::{Enricher, EnricherOptions, Plugin, Record};
 
 use super::AgentContext;
 

@@ -2,12 +2,12 @@
 //!
 //! A summary repeats, in the words of the model, records that have already been shipped. Always on.
 
-use ai_agent_stage::{BuildError, Filter, FilterOptions, FilterPlugin, Record, Verdict};
+use ai_agent_stage::{BuildError, Filter, FilterOptions, Plugin, Record, Verdict};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 inventory::submit! {
-    FilterPlugin::new::<Compact>(
+    Plugin::filter::<Compact>(
         "compact",
         "Drops summaries of compacted conversations (`isCompactSummary: true`). Always on.",
         "",

@@ -10,16 +10,14 @@ use std::{
     mem,
 };
 
-use ai_agent_stage::{
-    BuildError, Event, FileKey, Filter, FilterOptions, FilterPlugin, Record, Verdict,
-};
+use ai_agent_stage::{BuildError, Event, FileKey, Filter, FilterOptions, Plugin, Record, Verdict};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::AgentEvent;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
 inventory::submit! {
-    FilterPlugin::new::<Options>(
+    Plugin::filter::<Options>(
         "dedupe",
         "Drops a record whose `uuid` was already seen in the same file. Always on.",
         "",

@@ -5,12 +5,12 @@
 
 use std::collections::BTreeSet;
 
-use ai_agent_stage::{BuildError, Filter, FilterOptions, FilterPlugin, Record, Verdict};
+use ai_agent_stage::{BuildError, Filter, FilterOptions, Plugin, Record, Verdict};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 inventory::submit! {
-    FilterPlugin::new::<IgnoreTypes>(
+    Plugin::filter::<IgnoreTypes>(
         "ignore-types",
         "Drops records whose `type` is in a list.",
         r#"

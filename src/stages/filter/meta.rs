@@ -1,11 +1,11 @@
 //! Drops the records that the client marks as its own notes.
 
-use ai_agent_stage::{BuildError, Filter, FilterOptions, FilterPlugin, Record, Verdict};
+use ai_agent_stage::{BuildError, Filter, FilterOptions, Plugin, Record, Verdict};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 inventory::submit! {
-    FilterPlugin::new::<Meta>(
+    Plugin::filter::<Meta>(
         "meta",
         "Drops records that the client marks as its own notes (`isMeta: true`).",
         "",

@@ -13,8 +13,7 @@ mod tool_call;
 #[cfg(test)]
 use ai_agent_stage::{BuildError, StageOptions};
 pub use ai_agent_stage::{
-    Change, Fallback, Filter, FilterOptions, FilterPlugin, Match, Record, Verdict,
-    build_filter as build,
+    Change, Fallback, Filter, FilterOptions, Match, Plugin, Record, Verdict, build_filter as build,
 };
 
 /// Builds a filter from its options in TOML.

@@ -3,13 +3,13 @@
 //! The client keeps the sessions of a project in one directory, and most records contain their working
 //! directory as `cwd`. A record without `cwd` is never dropped because of it.
 
-use ai_agent_stage::{BuildError, Filter, FilterOptions, FilterPlugin, Record, Verdict};
+use ai_agent_stage::{BuildError, Filter, FilterOptions, Plugin, Record, Verdict};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 inventory::submit! {
-    FilterPlugin::new::<Options>(
+    Plugin::filter::<Options>(
         "path",
         "Drops records by globs on the session's file and on the record's `cwd`.",
         r#"

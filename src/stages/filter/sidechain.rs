@@ -1,11 +1,11 @@
 //! Drops the records of sub-agents.
 
-use ai_agent_stage::{BuildError, Filter, FilterOptions, FilterPlugin, Record, Verdict};
+use ai_agent_stage::{BuildError, Filter, FilterOptions, Plugin, Record, Verdict};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 inventory::submit! {
-    FilterPlugin::new::<Sidechain>(
+    Plugin::filter::<Sidechain>(
         "sidechain",
         "Drops records of sub-agents (`isSidechain: true`).",
         "",

@@ -7,14 +7,14 @@
 use std::ops::Range;
 
 use ai_agent_stage::{
-    BuildError, Change, Fallback, Filter, FilterOptions, FilterPlugin, Record, Verdict,
+    BuildError, Change, Fallback, Filter, FilterOptions, Plugin, Record, Verdict,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::json;
 
 inventory::submit! {
-    FilterPlugin::new::<ToolCall>(
+    Plugin::filter::<ToolCall>(
         "tool-call",
         "Cuts `tool_use` blocks out of `message.content`; drops a record that has no block left.",
         r#"

@@ -13,11 +13,11 @@ use ai_agent_stage::{Acknowledged, BuildError, Context};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Batch, Delivery, DeliveryFuture, Sink, SinkOptions, SinkPlugin};
+use super::{Batch, Delivery, DeliveryFuture, Plugin, Sink, SinkOptions};
 use crate::platform::secure_file;
 
 inventory::submit! {
-    SinkPlugin::new::<Options>(
+    Plugin::sink::<Options>(
         "file",
         "Appends entries to a file as NDJSON.",
         r#"
@@ -55,7 +55,7 @@ struct FileSink {
 impl Sink for FileSink {
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async move {
-            let lines = match batch.lines() {
+            let lines = match batch.body.lines() {
                 Ok(lines) => lines,
                 Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };

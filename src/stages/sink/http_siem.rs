@@ -10,7 +10,7 @@ use serde::Deserialize;
 use siem_protocol::Encoding;
 
 use super::{
-    Batch, Delivery, DeliveryFuture, Sink, SinkOptions, SinkPlugin,
+    Batch, Delivery, DeliveryFuture, Plugin, Sink, SinkOptions,
     connection::{connection_sample, secret, url, with_connection_options},
     response::{Acknowledgement, RequiredReceipt, interpret},
     stored_frames::request_body,
@@ -25,7 +25,7 @@ use crate::{
 };
 
 inventory::submit! {
-    SinkPlugin::new::<Options>(
+    Plugin::sink::<Options>(
         "http-siem",
         "Ships signed batches to a SIEM over HTTP.",
         concat!(r#"
@@ -131,13 +131,13 @@ impl Sink for HttpSiem {
                 Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };
             self.sent = body.len();
-            let within = self.timeout.max(batch.patience().unwrap_or_default());
-            let id = batch.header().id();
+            let within = self.timeout.max(batch.patience.unwrap_or_default());
+            let id = batch.header.id();
             let reply = self.connection.post(&id, self.encoding, body, within).await;
-            let required = if batch.header().redelivery {
-                RequiredReceipt::Each(&batch.header().seqs)
+            let required = if batch.header.redelivery {
+                RequiredReceipt::Each(&batch.header.seqs)
             } else {
-                RequiredReceipt::UpTo(batch.last_seq())
+                RequiredReceipt::UpTo(batch.header.last_seq.unwrap_or_default())
             };
             let delivery = interpret(&reply, self.acknowledgement, required, self.clock.now());
             let Delivery::Slow { waited, reason } = delivery else { return delivery };
@@ -168,7 +168,7 @@ impl Sink for HttpSiem {
 impl HttpSiem {
     /// Describes a batch that got no response in time, with the remedy.
     fn too_slow(&self, batch: &Batch) -> String {
-        let what = match batch.header().count {
+        let what = match batch.header.count {
             1 => "one entry".to_owned(),
             count => format!("{count} entries"),
         };
@@ -176,7 +176,7 @@ impl HttpSiem {
         format!(
             " to {what} of {}, {} as sent; if the connection to the receiver is that slow, raise \
              `timeout` ({})",
-            size(batch.raw_bytes()),
+            size(batch.body.raw_bytes()),
             size(self.sent),
             Time(self.timeout)
         )

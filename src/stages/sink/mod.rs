@@ -8,11 +8,8 @@ mod siem;
 mod stdout;
 mod stored_frames;
 
-pub use ai_agent_stage::{
-    Batch, BatchError, Delivery, DeliveryFuture, Sink, SinkOptions, SinkPlugin,
-    check_sink_options as check,
-};
-use ai_agent_stage::{BuildError, StageOptions};
+pub use ai_agent_stage::{Batch, Delivery, DeliveryFuture, Plugin, Sink, SinkOptions};
+use ai_agent_stage::{BuildError, StageKind, StageOptions, registered};
 pub(crate) use http_siem::connect;
 pub(crate) use response::problem_summary;
 use siem_protocol::Encoding;
@@ -40,4 +37,16 @@ pub fn build(
     context: &AgentContext,
 ) -> Result<Box<dyn Sink>, BuildError> {
     ai_agent_stage::build_sink(name, options, &context.for_stages())
+}
+
+/// Checks the options of a sink of type `name` without building it, so that no secrets are needed.
+///
+/// # Errors
+/// [`BuildError`] if no such sink is registered or an option is wrong.
+pub fn check(name: &str, options: &StageOptions) -> Result<(), BuildError> {
+    let kind = StageKind::Sink;
+    let mut all = registered().into_iter();
+    let found = all.find(|stage| stage.kind == kind && stage.name == name);
+    let sink = found.ok_or_else(|| BuildError::Unknown { kind, name: name.to_owned() })?;
+    Ok((sink.check)(options)?)
 }

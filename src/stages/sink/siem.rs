@@ -4,7 +4,7 @@
 //!
 //! ```ignore
 //! inventory::submit! {
-//!     SinkPlugin::new::<Options>("my-siem", "Ships records to My SIEM.", concat!(r#"
+//!     Plugin::sink::<Options>("my-siem", "Ships records to My SIEM.", concat!(r#"
 //! ## Base URL of the SIEM, http or https.
 //! endpoint = "https://siem.example.com"
 //! "#, connection_sample!()))
@@ -58,7 +58,7 @@ impl<S: SiemSink> Sink for Adapter<S> {
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async move {
             self.sent = 0;
-            let lines = match batch.lines() {
+            let lines = match batch.body.lines() {
                 Ok(lines) => lines,
                 Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };
@@ -66,7 +66,7 @@ impl<S: SiemSink> Sink for Adapter<S> {
                 // The batch only names dead letters, of which SIEMs know nothing.
                 return Delivery::Acknowledged;
             }
-            let (header, patience) = (batch.header(), batch.patience());
+            let (header, patience) = (&batch.header, batch.patience);
             let delivery =
                 self.sink.deliver(siem_sinks::Batch { header, lines: &lines, patience }).await;
             self.sent = self.sink.bytes_sent();

@@ -6,10 +6,10 @@ use ai_agent_stage::{BuildError, Context};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Batch, Delivery, DeliveryFuture, Sink, SinkOptions, SinkPlugin};
+use super::{Batch, Delivery, DeliveryFuture, Plugin, Sink, SinkOptions};
 
 inventory::submit! {
-    SinkPlugin::new::<Stdout>(
+    Plugin::sink::<Stdout>(
         "stdout",
         "Writes entries to standard output as NDJSON.",
         "",
@@ -32,7 +32,7 @@ impl SinkOptions for Stdout {
 impl Sink for Stdout {
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async move {
-            let lines = match batch.lines() {
+            let lines = match batch.body.lines() {
                 Ok(lines) => lines,
                 Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };

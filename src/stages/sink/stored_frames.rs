@@ -1,8 +1,8 @@
 //! Entries of a batch as the outbox stores them: frames, compressed once.
 
-use std::io::Write as _;
+use std::{any::Any, error::Error, io::Write as _};
 
-use ai_agent_stage::{Batch, BatchBody, BatchError};
+use ai_agent_stage::{Batch, BatchBody};
 use siem_protocol::Encoding;
 
 use crate::frame::{Codec, Encoder, Frame};
@@ -16,10 +16,10 @@ impl BatchBody for StoredFrames {
         self.0.iter().map(|frame| frame.head.raw).sum()
     }
 
-    fn lines(&self) -> Result<Vec<u8>, BatchError> {
+    fn lines(&self) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
         let mut lines = Vec::with_capacity(self.raw_bytes());
         for frame in &self.0 {
-            lines.extend_from_slice(&frame.decode().map_err(BatchError::new)?);
+            lines.extend_from_slice(&frame.decode()?);
         }
         Ok(lines)
     }
@@ -29,15 +29,16 @@ impl BatchBody for StoredFrames {
 /// stored in that encoding are copied without being decoded.
 ///
 /// # Errors
-/// [`BatchError`] if a frame is damaged.
+/// If a frame is damaged.
 pub(super) fn request_body(
     batch: &Batch,
     encoding: Encoding,
     encoder: &mut Encoder,
-) -> Result<Vec<u8>, BatchError> {
-    let mut header = serde_json::to_vec(batch.header()).expect("a header is written as JSON");
+) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
+    let mut header = serde_json::to_vec(&batch.header).expect("a header is written as JSON");
     header.push(b'\n');
-    match (encoding, batch.body::<StoredFrames>()) {
+    let stored = (&*batch.body as &dyn Any).downcast_ref::<StoredFrames>();
+    match (encoding, stored) {
         (Encoding::Zstd, Some(StoredFrames(frames))) => {
             let mut body = encoder.compress(&header);
             body.reserve(frames.iter().map(|frame| frame.body.len()).sum());
@@ -50,12 +51,12 @@ pub(super) fn request_body(
             Ok(body)
         }
         (Encoding::Identity, Some(StoredFrames(frames))) => {
-            header.reserve(batch.raw_bytes());
+            header.reserve(batch.body.raw_bytes());
             for frame in frames {
                 match frame.head.codec {
                     Codec::Plain => header.extend_from_slice(&frame.body),
                     Codec::Zstd => {
-                        header.extend_from_slice(&frame.decode().map_err(BatchError::new)?);
+                        header.extend_from_slice(&frame.decode()?);
                     }
                 }
             }
@@ -63,18 +64,18 @@ pub(super) fn request_body(
         }
         (Encoding::Gzip, _) => {
             let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-            for piece in [header, batch.lines()?] {
+            for piece in [header, batch.body.lines()?] {
                 gzip.write_all(&piece).expect("a vector accepts every write");
             }
             Ok(gzip.finish().expect("a vector accepts every write"))
         }
         (Encoding::Zstd, None) => {
             let mut body = encoder.compress(&header);
-            body.extend_from_slice(&encoder.compress(&batch.lines()?));
+            body.extend_from_slice(&encoder.compress(&batch.body.lines()?));
             Ok(body)
         }
         (Encoding::Identity, None) => {
-            header.extend_from_slice(&batch.lines()?);
+            header.extend_from_slice(&batch.body.lines()?);
             Ok(header)
         }
     }

@@ -14,8 +14,8 @@ use std::{
 };
 
 use ai_agent_stage::{
-    BadRow, BuildError, Chunk, Context, Event, FileKey, GenerationId, Intake, Progress, Source,
-    SourceOptions, SourcePlugin, Survey, Waker,
+    BadRow, BuildError, Chunk, Context, Event, FileKey, GenerationId, Intake, Plugin, Progress,
+    Source, SourceOptions, Survey, Waker,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -31,7 +31,7 @@ use crate::{
 };
 
 inventory::submit! {
-    SourcePlugin::new::<Options>(
+    Plugin::source::<Options>(
         "claude-sessions",
         "Reads Claude Code's session files.",
         r#"

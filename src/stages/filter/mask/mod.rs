@@ -14,7 +14,7 @@ use std::{
 };
 
 use ai_agent_stage::{
-    BuildError, Change, Fallback, Filter, FilterOptions, FilterPlugin, Match, Record, Verdict,
+    BuildError, Change, Fallback, Filter, FilterOptions, Match, Plugin, Record, Verdict,
 };
 use memchr::{memchr, memchr2};
 use regex_automata::meta::Regex;
@@ -25,7 +25,7 @@ use siem_protocol::json;
 use super::pattern;
 
 inventory::submit! {
-    FilterPlugin::new::<Options>(
+    Plugin::filter::<Options>(
         "mask",
         "Masks keys, tokens and matches of your own patterns in the text of records.",
         r#"

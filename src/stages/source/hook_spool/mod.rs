@@ -21,9 +21,7 @@ use serde::{Deserialize, Serialize};
 use siem_protocol::{AgentEvent, names::source};
 use tracing::{info, warn};
 
-use super::{
-    BadRow, GenerationId, Intake, Progress, Source, SourceOptions, SourcePlugin, Survey, Waker,
-};
+use super::{BadRow, GenerationId, Intake, Plugin, Progress, Source, SourceOptions, Survey, Waker};
 use crate::{
     compliance::{
         client_files::ClientSettingsFiles,
@@ -36,7 +34,7 @@ use crate::{
 };
 
 inventory::submit! {
-    SourcePlugin::new::<Options>(
+    Plugin::source::<Options>(
         "hook-spool",
         "Reads the reports of the Claude Code hooks.",
         "",
