@@ -12,7 +12,7 @@ pub(crate) fn context() -> AgentContext {
     let home = if cfg!(windows) { r"C:\Users\you" } else { "/home/you" };
     let environment = Environment::from_iter([("HOME", home), ("USERPROFILE", home)]);
     AgentContext {
-        identity: ai_agent_stage::testing::context().identity().clone(),
+        identity: ai_agent_stage::testing::context().identity,
         paths: Paths::on(Os::CURRENT, &environment).expect("a home is given"),
         environment,
         clock: Arc::new(SystemClock),

@@ -64,7 +64,7 @@ async fn drain(outbox: &Arc<Outbox>, address: SocketAddr, compression: &str) {
          hmac_secret = \"a secret of the bench\"\nacknowledgement = \"status\"\n\
          compression = \"{compression}\"\n"
     );
-    let options = StageOptions::from_toml(&options).expect("it is TOML");
+    let options: StageOptions = options.parse().expect("it is TOML");
     let sink = sink::build("http-siem", &options, &context).expect("the options are right");
     let delivering = SinkTask {
         name: frames::SINK.to_owned(),

@@ -18,7 +18,7 @@ pub const FILTERS: [&str; 6] =
 pub fn filter_chain(filters: &[&str]) -> FilterChain {
     let build = |name: &&str| {
         let sample = ai_agent::stages::all().into_iter().find(|stage| stage.name == *name);
-        let options = StageOptions::from_toml(sample.map_or("", |stage| stage.sample)).unwrap();
+        let options: StageOptions = sample.map_or("", |stage| stage.sample).parse().unwrap();
         ((*name).to_owned(), filter::build(name, &options).unwrap())
     };
     FilterChain::new(filters.iter().map(build).collect())

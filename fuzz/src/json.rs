@@ -83,8 +83,7 @@ fn check_record(line: &[u8], value: &Value) {
     let text = |name: &str| value.get(name).and_then(Value::as_str);
     assert_eq!(record.kind().as_deref(), text("type"));
     assert_eq!(record.uuid().as_deref(), text("uuid"));
-    assert_eq!(record.session_id().as_deref(), text("sessionId"));
-    assert_eq!(record.timestamp().as_deref(), text("timestamp"));
+    assert_eq!(record.cwd().as_deref(), text("cwd"));
     let is_true = |name: &str| value.get(name) == Some(&Value::Bool(true));
     assert_eq!(record.is_meta(), is_true("isMeta"));
     assert_eq!(record.is_sidechain(), is_true("isSidechain"));

@@ -33,12 +33,12 @@ pub fn run(line: &[u8]) {
 }
 
 fn check(line: &[u8]) -> Verdict {
-    let options = StageOptions::from_toml("").unwrap();
+    let options: StageOptions = "".parse().unwrap();
     filter::build("tool-call", &options).unwrap().check(&Record::from_line(line))
 }
 
 fn is_verdict_on_a_part(line: &[u8], options: &str, verdict: &Verdict) -> bool {
-    let options = StageOptions::from_toml(options).unwrap();
+    let options: StageOptions = options.parse().unwrap();
     let origin = Record::from_line(b"").origin();
     let part = Record::first_part(origin, 0, line);
     filter::build("tool-call", &options).unwrap().check(&part) == *verdict

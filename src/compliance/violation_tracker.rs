@@ -72,9 +72,7 @@ impl ViolationTracker {
             let known = violations.get(&finding.rule);
             let is_new = known.is_none_or(|reported| {
                 // A clock that was set back must not suppress reports for years.
-                reported.found != finding.found
-                    || now < reported.at
-                    || now.since(reported.at) >= AGAIN
+                reported.found != finding.found || now < reported.at || now - reported.at >= AGAIN
             });
             if is_new {
                 let reported = ReportedViolation { found: finding.found.clone(), at: now };
@@ -188,7 +186,7 @@ mod tests {
         assert_eq!(names(&at(&who("me@company.com"), 0)), [""; 0]);
         let first = at(&who("me@gmail.com"), 1);
         assert_eq!(names(&first), ["violation"]);
-        assert!(first[0].is_urgent());
+        assert_eq!(first[0].severity, "high");
         assert_eq!(first[0].source, "compliance");
         let data = json!({
             "violation": "email_domain", "program": "claude-code", "file": "/h/.claude.json",

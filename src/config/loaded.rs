@@ -125,7 +125,7 @@ impl LoadedConfig {
         error: &OptionError,
     ) -> ConfigError {
         let mut found: figment::Error = error.to_serde();
-        found.path = error.path().to_vec();
+        found.path.clone_from(&error.path);
         self.merged.explain_error(&[kind, &stage.name], found)
     }
 

@@ -54,7 +54,7 @@ fn status(store: &Store) -> Result<OutboxStatus, RequestError> {
         destination: sink.destination,
         acknowledged: sink.acknowledged,
         entries: sink.entries,
-        oldest_seconds: sink.oldest.map(|at| now.since(at).as_secs()),
+        oldest_seconds: sink.oldest.map(|at| (now - at).as_secs()),
     });
     Ok(OutboxStatus {
         version: 1,

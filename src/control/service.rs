@@ -113,7 +113,7 @@ impl ControlService {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: Some(started_at.to_string()),
-            uptime_seconds: Some(now.since(started_at).as_secs()),
+            uptime_seconds: Some((now - started_at).as_secs()),
             memory_bytes: memory::resident(),
             log_level: logging::filter().ok(),
             phase: Phase::Starting,

@@ -168,7 +168,7 @@ impl AgentStatus {
     /// Sets the outbox and the positions of its sinks.
     pub(crate) fn set_outbox(&mut self, stats: OutboxStats, loaded: &LoadedConfig, now: Timestamp) {
         let configured = &loaded.settings.pipeline.sinks;
-        let age = |sealed: Option<Timestamp>| sealed.map(|at| now.since(at).as_secs());
+        let age = |sealed: Option<Timestamp>| sealed.map(|at| (now - at).as_secs());
         let oldest = stats.sinks.iter().filter_map(|sink| sink.oldest).min();
         self.outbox = Some(OutboxSummary {
             epoch: stats.epoch,
@@ -213,14 +213,14 @@ impl SinkStatus {
         let SinkProgress { acknowledged_at, retry_at, last_error, .. } = progress;
         self.delivered = progress.delivered;
         self.last_acknowledgement = acknowledged_at.map(|at| at.to_string());
-        self.last_acknowledgement_seconds = acknowledged_at.map(|at| now.since(at).as_secs());
+        self.last_acknowledgement_seconds = acknowledged_at.map(|at| (now - at).as_secs());
         self.last_error = last_error
             .as_ref()
             .map(|(reason, at)| LastError { reason: reason.clone(), at: at.to_string() });
         self.problem.clone_from(&progress.problem);
         self.held = progress.is_held;
         self.retry_at = retry_at.map(|at| at.to_string());
-        self.retry_seconds = retry_at.map(|at| at.since(now).as_secs());
+        self.retry_seconds = retry_at.map(|at| (at - now).as_secs());
         self.paced = progress.rate_limited_until.is_some();
     }
 }
@@ -238,15 +238,15 @@ impl ReadingStatus {
             all.unreadable += survey.unreadable.len() as u64;
             let room = MAX_PATHS.saturating_sub(all.problems.len());
             let listed = survey.unreadable.iter().take(room);
-            all.problems.extend(listed.map(|unreadable| UnreadablePath {
-                path: unreadable.path.display().to_string(),
-                error: unreadable.error.clone(),
+            all.problems.extend(listed.map(|(path, error)| UnreadablePath {
+                path: path.display().to_string(),
+                error: error.clone(),
             }));
         }
         all.shortage = status.shortage.map(|shortage| shortage.as_str().to_owned());
         all.not_stored = status.store_failure.as_ref().map(|failure| StoreFailure {
             reason: failure.cause.clone(),
-            seconds: now.since(failure.since).as_secs(),
+            seconds: (now - failure.since).as_secs(),
         });
         all
     }

@@ -115,7 +115,7 @@ impl SharedConfigStatus {
                 reason,
                 at: at.to_string(),
             }),
-            signed_age_seconds: signed_at.map(|at| now.since(at).as_secs()),
+            signed_age_seconds: signed_at.map(|at| (now - at).as_secs()),
         }
     }
 

@@ -135,7 +135,7 @@ mod tests {
     }
 
     fn mismatches(lines: Vec<TestLine>) -> Vec<(usize, String, String)> {
-        let options = StageOptions::from_toml("").unwrap();
+        let options: StageOptions = "".parse().unwrap();
         let filters = ["dedupe", "meta", "tool-call"];
         let filters = filters.map(|name| (name.to_owned(), filter::build(name, &options).unwrap()));
         let test =

@@ -72,7 +72,10 @@ impl FilterChain {
         for (stage, (name, filter)) in self.0.iter_mut().enumerate() {
             let verdict = match &edited {
                 None => filter.check(record),
-                Some(edited) => filter.check(&record.edited(&edited.line)),
+                Some(edited) => {
+                    let (origin, offset) = (record.origin(), record.offset());
+                    filter.check(&Record::new(origin, offset, &edited.line))
+                }
             };
             let before = edited.as_ref().map_or(record.line(), |edited| &edited.line);
             let line = match &verdict {
@@ -151,7 +154,7 @@ mod tests {
     use crate::stages::{StageOptions, filter};
 
     fn chain(names: &[&str]) -> FilterChain {
-        let options = StageOptions::from_toml("").unwrap();
+        let options: StageOptions = "".parse().unwrap();
         FilterChain::new(
             names
                 .iter()
@@ -176,7 +179,7 @@ mod tests {
         impl Filter for Blank {
             fn check(&mut self, record: &Record<'_>) -> Verdict {
                 let length = record.line().len();
-                Verdict::Edit(vec![Change::replace(0..length, "{}")], "blanked")
+                Verdict::Edit(vec![Change { range: 0..length, with: b"{}".to_vec() }], "blanked")
             }
         }
         let mut chain = chain(&["meta"]);

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, mem};
 use siem_protocol::{
     Content, Digest,
     entry::{EventLine, PartLine, RecordLine},
+    names::severity,
 };
 
 use super::{
@@ -21,7 +22,6 @@ use crate::{
     stages::{Named, Record, enricher::Enricher},
     tail::{Chunk, GenerationId, Origin, Piece},
 };
-use ai_agent_stage::FactsOf;
 
 /// Uncompressed bytes at which a group is full when frames are stored uncompressed. Together with
 /// the last chunk that makes two outbox blocks of four frames each.
@@ -126,7 +126,8 @@ impl GroupBuilder {
             data: &data,
         };
         self.totals.events += 1;
-        self.push(event.is_urgent(), now, |seq, raw| line.write(seq, raw));
+        let is_urgent = event.severity == severity::HIGH;
+        self.push(is_urgent, now, |seq, raw| line.write(seq, raw));
     }
 
     /// Adds a row that belongs to no file, and the events that changed it.
@@ -139,8 +140,9 @@ impl GroupBuilder {
         events: Vec<Event>,
         now: Timestamp,
     ) {
-        for event in events {
-            self.add_event(&event.from_source(source), now);
+        for mut event in events {
+            event.source = source;
+            self.add_event(&event, now);
         }
         let key = (instance.to_owned(), GenerationId(name.to_owned()));
         self.checkpoints.insert(key, Some(row.to_vec()));
@@ -155,8 +157,9 @@ impl GroupBuilder {
         stages: &mut RecordStages,
         now: Timestamp,
     ) {
-        for event in chunk.events {
-            self.add_event(&event.from_source(source), now);
+        for mut event in chunk.events {
+            event.source = source;
+            self.add_event(&event, now);
         }
         let read_at = now.to_string();
         let context =
@@ -232,7 +235,7 @@ impl GroupBuilder {
         &mut self,
         record: &Record<'_>,
         size: u64,
-        facts: FactsOf,
+        facts: fn(&[u8]) -> String,
         chunk: &ChunkContext<'_>,
         stages: &mut RecordStages,
         share: &mut Share,
@@ -284,7 +287,7 @@ impl GroupBuilder {
             enriched: &enriched,
             cut,
             masked,
-            sha256: edited.map(|_| record.digest()),
+            sha256: edited.map(|_| Digest::of(record.line())),
             incomplete,
             content,
         };

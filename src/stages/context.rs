@@ -1,8 +1,12 @@
 //! Services of the agent for the stages that it builds.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use ai_agent_stage::{BuildError, LogOpener};
+use ai_agent_stage::{BuildError, ContextParts, LogOpener, Source, Waker};
 use siem_protocol::Identity;
 
 use super::{
@@ -44,30 +48,16 @@ impl AgentContext {
     /// Creates the context with which stages are built.
     #[must_use]
     pub fn for_stages(&self) -> ai_agent_stage::Context {
-        let variable = |name: &str| Some((name.into(), self.environment.get(name)?.to_owned()));
-        let context = ai_agent_stage::Context::new(
-            self.identity.clone(),
-            self.paths.home.clone(),
-            Arc::clone(&self.clock),
-        )
-        .with_variables(self.environment.names().filter_map(variable))
-        .with_once(self.once)
-        .with_poll_interval(self.poll_interval)
-        .with_log_follower(self.log_opener())
-        .with_host(self.clone());
-        match &self.state_dir {
-            Some(state_dir) => context.with_state_dir(state_dir),
-            None => context,
-        }
-    }
-
-    fn log_opener(&self) -> LogOpener {
-        let (clock, is_once, poll_interval) =
-            (Arc::clone(&self.clock), self.once, self.poll_interval);
-        Arc::new(move |path, max_line_bytes, waker| {
-            let options = LogOptions { max_line_bytes, is_once, poll_interval };
-            follow_log(path, options, Arc::clone(&clock), waker)
-        })
+        let services = Arc::new(self.clone());
+        let parts = ContextParts {
+            identity: self.identity.clone(),
+            home: self.paths.home.clone(),
+            clock: Arc::clone(&self.clock),
+            is_once: self.once,
+            log_opener: Some(services.clone()),
+            host: Some(services),
+        };
+        parts.into()
     }
 
     /// Returns the agent's context of a stage that is being built.
@@ -75,5 +65,13 @@ impl AgentContext {
         context
             .host()
             .ok_or_else(|| BuildError::Unavailable { service: "the context of the agent" })
+    }
+}
+
+impl LogOpener for AgentContext {
+    fn open(&self, path: &Path, max_line_bytes: u64, waker: Waker) -> Box<dyn Source> {
+        let (is_once, poll_interval) = (self.once, self.poll_interval);
+        let options = LogOptions { max_line_bytes, is_once, poll_interval };
+        follow_log(path, options, Arc::clone(&self.clock), waker)
     }
 }

@@ -78,7 +78,9 @@ impl Tail {
             end_generation(&origin, &mut row, long, partial_line, size);
         let pieces: Vec<_> = piece.iter().map(FinalPiece::piece).collect();
         if has_row || !pieces.is_empty() || !events.is_empty() {
-            intake.take(Chunk::new(&origin, &pieces, None).with_unread(unread).with_events(events));
+            let mut chunk = Chunk::new(&origin, &pieces, None);
+            (chunk.unread, chunk.events) = (unread, events);
+            intake.take(chunk);
             if let Some(open) = open {
                 self.retire(open);
             }

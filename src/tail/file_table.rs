@@ -134,8 +134,8 @@ pub(super) fn age(stamp: &Stamp, now: Timestamp) -> Duration {
     const MAX_SKEW: Duration = Duration::from_secs(600);
 
     let modified = Timestamp(u64::try_from(stamp.modified / 1_000_000).unwrap_or_default());
-    let ahead = modified.since(now);
-    if ahead < MAX_SKEW { now.since(modified) } else { ahead }
+    let ahead = modified - now;
+    if ahead < MAX_SKEW { now - modified } else { ahead }
 }
 
 impl FileTable {

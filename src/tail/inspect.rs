@@ -221,12 +221,15 @@ impl Tail {
             end_generation(&old, &mut old_row, long.as_deref_mut(), partial_line, old_size);
         let pieces: Vec<_> = piece.iter().map(FinalPiece::piece).collect();
         if had_row || !pieces.is_empty() || !events.is_empty() {
-            intake.take(Chunk::new(&old, &pieces, None).with_unread(unread).with_events(events));
+            let mut chunk = Chunk::new(&old, &pieces, None);
+            (chunk.unread, chunk.events) = (unread, events);
+            intake.take(chunk);
         }
         open.previous.push((self.group, old.generation));
         let checkpoint = open.row.encode();
-        let events = vec![replaced.into()];
-        intake.take(Chunk::new(&open.origin, &[], Some(&checkpoint)).with_events(events));
+        let mut chunk = Chunk::new(&open.origin, &[], Some(&checkpoint));
+        chunk.events.push(replaced.into());
+        intake.take(chunk);
         self.uncommitted.insert(key, (self.group, checkpoint));
         let id = open.id;
         self.files.set_id(key, id);

@@ -18,7 +18,7 @@ use std::{
 };
 
 pub use ai_agent_stage::{
-    BadRow, Chunk, FileKey, GenerationId, Intake, Origin, Piece, Progress, Survey, Unreadable,
+    BadRow, Chunk, FileKey, GenerationId, Intake, Origin, Piece, Progress, Survey,
 };
 
 use crate::platform::{

@@ -6,7 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ai_agent_stage::Unreadable;
 use tracing::{info, warn};
 
 /// Largest number of paths that are listed; further ones are only logged.
@@ -55,11 +54,9 @@ impl UnreadablePaths {
         self.by_path.retain(|path, failure| failure.sweep == sweep || is_known(path));
     }
 
-    /// Returns all paths in order.
-    pub(super) fn list(&self) -> Vec<Unreadable> {
-        let unreadable = |(path, failure): (&PathBuf, &ReadFailure)| {
-            Unreadable::new(path, failure.error.as_str())
-        };
-        self.by_path.iter().map(unreadable).collect()
+    /// Returns all paths, each with the error.
+    pub(super) fn list(&self) -> BTreeMap<PathBuf, String> {
+        let paths = self.by_path.iter();
+        paths.map(|(path, failure)| (path.clone(), failure.error.clone())).collect()
     }
 }

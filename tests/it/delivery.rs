@@ -351,9 +351,9 @@ fn violation_flushes_everything_before_it_at_once() {
     post.shipping =
         ShippingSettings { flush_interval: Duration::from_secs(86_400), ..post.shipping };
     let delivery = post.deliver_to(&receiver.url());
-    let violation =
-        Event::warning(event::COMPLIANCE_VIOLATION, json!({ "violation": "no_account" }))
-            .with_severity(severity::HIGH);
+    let data = json!({ "violation": "no_account" });
+    let mut violation = Event::warning(event::COMPLIANCE_VIOLATION, data);
+    violation.severity = severity::HIGH;
     delivery.store([violation, Event::info("test", json!({ "n": "in the same frame" }))]);
     eventually("the violation arrives", || {
         let entries = receiver.entries();

@@ -65,7 +65,7 @@ impl Case {
     fn run(&self, filter: &mut FilterTest) -> Vec<Vec<u8>> {
         let mut stay = Vec::new();
         for line in self.lines("input.jsonl") {
-            match filter.bytes(&line) {
+            match filter.line(&line) {
                 Filtered::Kept => stay.push(line),
                 Filtered::Edited(text) => stay.push(text.into_bytes()),
                 Filtered::Dropped(_) => {}
@@ -112,7 +112,7 @@ fn rolled_back_lines_get_the_same_verdict_again() {
     for case in cases() {
         let mut filter = case.filter();
         let first = case.run(&mut filter);
-        filter.rollback();
+        filter.filter.rollback();
         let again = case.run(&mut filter);
         assert!(first == again, "{}: {}", case.path.display(), difference(&first, &again));
     }

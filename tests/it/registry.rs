@@ -18,7 +18,7 @@ fn context() -> Context {
     let home = if cfg!(windows) { r"C:\Users\you" } else { "/home/you" };
     let environment = Environment::from_iter([("HOME", home), ("USERPROFILE", home)]);
     Context {
-        identity: ai_agent_stage::testing::context().identity().clone(),
+        identity: ai_agent_stage::testing::context().identity,
         paths: Paths::on(Os::CURRENT, &environment).unwrap(),
         environment,
         clock: Arc::new(SystemClock),
@@ -33,7 +33,7 @@ fn context() -> Context {
 
 /// Builds a stage of any kind.
 fn build(kind: StageKind, name: &str, options: &str) -> Result<(), BuildError> {
-    let options = StageOptions::from_toml(options)?;
+    let options: StageOptions = options.parse()?;
     let context = &context();
     match kind {
         StageKind::Source => {

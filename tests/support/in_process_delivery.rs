@@ -114,7 +114,7 @@ impl DeliverySetup {
             "endpoint = \"{endpoint}\"\ntoken = \"{TOKEN}\"\nhmac_secret = \"{SECRET}\"\n{}",
             self.options
         );
-        let options = StageOptions::from_toml(&table).unwrap();
+        let options: StageOptions = table.parse().unwrap();
         let sink = sink::build("http-siem", &options, &self.context()).unwrap();
         let (orders, watched) =
             watch::channel(SinkControl::new(self.shipping, self.max_dead_letter_bytes));

@@ -202,9 +202,9 @@ impl AuditFollower {
     /// Reason why the log cannot be read, as of the last complete read.
     #[must_use]
     pub fn error(&self) -> Option<LogError> {
-        let survey = self.files.survey();
-        if let Some(unreadable) = survey.unreadable.first() {
-            return Some(LogError::Unreadable(unreadable.path.clone(), unreadable.error.clone()));
+        let mut survey = self.files.survey();
+        if let Some((path, error)) = survey.unreadable.pop_first() {
+            return Some(LogError::Unreadable(path, error));
         }
         (survey.files == 0).then(|| LogError::Absent(self.path.clone()))
     }
@@ -372,9 +372,9 @@ impl EventIntake<'_> {
             let row = with_unfinished(row, &generation, &self.log.assembler);
             let pieces = output.get(&generation).map(FileOutput::pieces).unwrap_or_default();
             let checkpoint = (!is_deleted).then_some(row.as_slice());
-            self.intake.take(
-                Chunk::new(origin, &pieces, checkpoint).with_unread(unread).with_events(events),
-            );
+            let mut chunk = Chunk::new(origin, &pieces, checkpoint);
+            (chunk.unread, chunk.events) = (unread, events);
+            self.intake.take(chunk);
             if is_deleted {
                 self.log.files.remove(&generation);
             }

@@ -175,7 +175,18 @@ impl Auditd {
 
 #[cfg(test)]
 mod tests {
-    use ai_agent_stage::testing::{SourceTest, TestLog, context};
+    use std::sync::Arc;
+
+    use ai_agent_stage::{
+        ContextParts,
+        testing::{SourceTest, TestLog, context},
+    };
+
+    /// Builds the source, which reads `log`.
+    fn auditd(log: &TestLog) -> SourceTest {
+        let context = ContextParts { log_opener: Some(Arc::new(log.clone())), ..context() };
+        SourceTest::new("auditd", "", context).unwrap()
+    }
 
     fn event(serial: u64, command: &str) -> Vec<String> {
         let head = format!("msg=audit(1795291200.007:{serial}):");
@@ -191,8 +202,7 @@ mod tests {
     #[test]
     fn source_hands_over_selected_events_and_counts_others() {
         let log = TestLog::default();
-        let context = context().with_log_follower(log.opener());
-        let mut source = SourceTest::with_context("auditd", "", &context).unwrap();
+        let mut source = auditd(&log);
         source.restore().unwrap();
         let stop = event(1, "docker stop claude-hooks-1");
         stop.iter().chain(&event(2, "docker ps")).for_each(|line| log.append(line));
@@ -204,14 +214,16 @@ mod tests {
     #[test]
     fn event_that_is_half_read_is_complete_after_restore() {
         let log = TestLog::default();
-        let context = context().with_log_follower(log.opener());
-        let mut source = SourceTest::with_context("auditd", "", &context).unwrap();
+        let mut source = auditd(&log);
         source.restore().unwrap();
         let stop = event(1, "docker stop claude-hooks-1");
         log.append(&stop[0]);
         assert!(source.read().0.records.is_empty());
         source.commit();
-        let mut source = source.rebuild("auditd", "", &context).unwrap();
+        let rows = source.rows;
+        let mut source = auditd(&log);
+        source.rows = rows;
+        source.restore().unwrap();
         stop[1..].iter().for_each(|line| log.append(line));
         assert_eq!(source.read().0.records, [stop.join("\n")]);
     }

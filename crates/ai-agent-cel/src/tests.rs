@@ -5,7 +5,7 @@ use super::*;
 use ai_agent_stage::StageOptions;
 
 fn from_toml<O: FilterOptions>(text: &str) -> Result<O::Filter, BuildError> {
-    StageOptions::from_toml(text)?.parse::<O>()?.build()
+    text.parse::<StageOptions>()?.parse::<O>()?.build()
 }
 
 const DROPPED: Verdict = Verdict::Drop("drop_when");

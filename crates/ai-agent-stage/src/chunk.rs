@@ -1,6 +1,7 @@
 //! Input of a pipeline: pieces of files, and the rows with the read position of each file.
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     fmt,
     path::PathBuf,
@@ -65,11 +66,6 @@ impl Origin {
     }
 }
 
-/// Renders the facts of a record of several lines as a JSON object: the entry carries it beside
-/// the lines. Called with the lines as the filters left them, joined by newlines, so that the facts
-/// never show what a filter removed.
-pub type FactsOf = fn(&[u8]) -> String;
-
 /// A piece of a file: a line, a part of a line that is too large to be held, several lines that
 /// are one record, or lines that the source skips.
 ///
@@ -110,8 +106,10 @@ pub enum Piece<'a> {
         lines: &'a [u8],
         /// Number of bytes of the file that the lines occupy, endings included.
         size: u64,
-        /// Renders the facts that the entry carries beside the lines.
-        facts: FactsOf,
+        /// Renders the facts of the record as a JSON object, which the entry carries beside the
+        /// lines. Called with the lines as the filters left them, joined by newlines, so that the
+        /// facts never show what a filter removed.
+        facts: fn(&[u8]) -> String,
     },
     /// Lines that the source does not hand over, as configured.
     Skipped {
@@ -145,26 +143,12 @@ pub struct Chunk<'a> {
 }
 
 impl<'a> Chunk<'a> {
-    /// Creates a chunk without events; `checkpoint` is the row of the file after `pieces`, or `None`
-    /// if the file is finished.
+    /// Creates a chunk without events and lost bytes; `checkpoint` is the row of the file after
+    /// `pieces`, or `None` if the file is finished.
     #[must_use]
     #[inline]
     pub fn new(origin: &'a Origin, pieces: &'a [Piece<'a>], checkpoint: Option<&'a [u8]>) -> Self {
         Self { origin, pieces, checkpoint, unread: 0, events: Vec::new() }
-    }
-
-    /// Sets the events about the file.
-    #[must_use]
-    #[inline]
-    pub fn with_events(self, events: Vec<Event>) -> Self {
-        Self { events, ..self }
-    }
-
-    /// Sets the number of bytes that were lost with the file.
-    #[must_use]
-    #[inline]
-    pub fn with_unread(self, unread: u64) -> Self {
-        Self { unread, ..self }
     }
 }
 
@@ -228,32 +212,15 @@ pub struct Survey {
     pub files_pinned: usize,
     /// Disk space that those files occupy, in bytes.
     pub bytes_pinned: u64,
-    /// Files and directories that cannot be read at present.
-    pub unreadable: Vec<Unreadable>,
+    /// Files and directories that cannot be read at present, each with the error of the operating
+    /// system.
+    pub unreadable: BTreeMap<PathBuf, String>,
     /// True if the operating system reports every change; if not, only sweeps find changes.
     pub is_watching: bool,
     /// Number of sweeps since the start.
     pub sweeps: u32,
     /// Duration of the last sweep.
     pub sweep_cost: Duration,
-}
-
-/// A file or directory that cannot be read at present.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Unreadable {
-    /// Path of the file or directory.
-    pub path: PathBuf,
-    /// Error of the operating system.
-    pub error: String,
-}
-
-impl Unreadable {
-    /// Creates an entry of [`Survey::unreadable`].
-    #[must_use]
-    pub fn new(path: impl Into<PathBuf>, error: impl Into<String>) -> Self {
-        Self { path: path.into(), error: error.into() }
-    }
 }
 
 /// A stored row that the source cannot have written.

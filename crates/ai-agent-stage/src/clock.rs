@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    ops::Sub,
     sync::OnceLock,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -14,10 +15,11 @@ use serde::{Deserialize, Serialize};
 )]
 pub struct Timestamp(pub u64);
 
-impl Timestamp {
-    /// Time elapsed since `earlier`; zero if `earlier` is in the future.
-    #[must_use]
-    pub fn since(self, earlier: Self) -> Duration {
+impl Sub for Timestamp {
+    type Output = Duration;
+
+    /// Returns the time elapsed since `earlier`; zero if `earlier` is the later one.
+    fn sub(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 }
@@ -58,5 +60,11 @@ mod tests {
     fn timestamp_prints_rfc_3339() {
         assert_eq!(Timestamp(1_795_291_200_120).to_string(), "2026-11-21T20:00:00.120Z");
         assert!(Timestamp(u64::MAX).to_string().starts_with("9999-12-31"));
+    }
+
+    #[test]
+    fn difference_to_a_later_moment_is_zero() {
+        assert_eq!(Timestamp(7) - Timestamp(5), Duration::from_millis(2));
+        assert_eq!(Timestamp(5) - Timestamp(7), Duration::ZERO);
     }
 }

@@ -2,149 +2,79 @@
 
 use std::{
     any::Any,
-    collections::BTreeMap,
-    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use siem_protocol::Identity;
 
 use crate::{BuildError, Clock, Source, Waker};
 
-/// Opens a follower of the log file at a path, with the maximum length of a line in bytes. See
-/// [`Context::follow_log`].
-pub type LogOpener = Arc<dyn Fn(&Path, u64, Waker) -> Box<dyn Source> + Send + Sync>;
-
 /// Services of the agent for a stage. The agent creates one for the stages it builds; tests use
 /// [`testing::context`](crate::testing::context).
 #[derive(Clone)]
-pub struct Context {
-    identity: Identity,
-    home: PathBuf,
-    clock: Arc<dyn Clock>,
-    variables: BTreeMap<OsString, OsString>,
-    state_dir: Option<PathBuf>,
-    is_once: bool,
-    poll_interval: Duration,
-    log_opener: Option<LogOpener>,
-    host: Option<Arc<dyn Any + Send + Sync>>,
+pub struct Context(Arc<ContextParts>);
+
+/// Services that a [`Context`] is made from, by the program that builds stages.
+///
+/// Exhaustive on purpose: such a program must decide about every service. A test replaces single
+/// ones: `ContextParts { is_once: true, ..testing::context() }`.
+#[derive(Clone)]
+pub struct ContextParts {
+    /// Identity of the agent: machine, user, operating system.
+    pub identity: Identity,
+    /// Home directory of the user.
+    pub home: PathBuf,
+    /// Clock of the agent.
+    pub clock: Arc<dyn Clock>,
+    /// True if everything is read once.
+    pub is_once: bool,
+    /// Opener that [`Context::follow_log`] uses; `None` if the program cannot follow files.
+    pub log_opener: Option<Arc<dyn LogOpener>>,
+    /// Value that [`Context::host`] returns.
+    pub host: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+/// Opens followers of log files for [`Context::follow_log`].
+pub trait LogOpener: Send + Sync {
+    /// Opens a follower of the log file at `path`, which hands over lines of at most
+    /// `max_line_bytes` bytes in one piece.
+    fn open(&self, path: &Path, max_line_bytes: u64, waker: Waker) -> Box<dyn Source>;
+}
+
+impl From<ContextParts> for Context {
+    fn from(parts: ContextParts) -> Self {
+        Self(Arc::new(parts))
+    }
 }
 
 impl Context {
-    /// Creates the context of a continuous run without a state directory.
-    #[must_use]
-    pub fn new(identity: Identity, home: impl Into<PathBuf>, clock: Arc<dyn Clock>) -> Self {
-        Self {
-            identity,
-            home: home.into(),
-            clock,
-            variables: BTreeMap::new(),
-            state_dir: None,
-            is_once: false,
-            poll_interval: Duration::from_secs(300),
-            log_opener: None,
-            host: None,
-        }
-    }
-
-    /// Sets the environment variables.
-    #[must_use]
-    pub fn with_variables(
-        mut self,
-        variables: impl IntoIterator<Item = (OsString, OsString)>,
-    ) -> Self {
-        self.variables = variables.into_iter().collect();
-        self
-    }
-
-    /// Sets the directory where the agent keeps its state.
-    #[must_use]
-    pub fn with_state_dir(mut self, state_dir: impl Into<PathBuf>) -> Self {
-        self.state_dir = Some(state_dir.into());
-        self
-    }
-
-    /// Sets whether everything is read once.
-    #[must_use]
-    pub fn with_once(mut self, is_once: bool) -> Self {
-        self.is_once = is_once;
-        self
-    }
-
-    /// Sets the longest time between two full sweeps.
-    #[must_use]
-    pub fn with_poll_interval(mut self, poll_interval: Duration) -> Self {
-        self.poll_interval = poll_interval;
-        self
-    }
-
-    /// Sets the opener that [`follow_log`](Self::follow_log) uses.
-    #[must_use]
-    pub fn with_log_follower(mut self, opener: LogOpener) -> Self {
-        self.log_opener = Some(opener);
-        self
-    }
-
-    /// Sets the value that [`host`](Self::host) returns.
-    #[must_use]
-    pub fn with_host<T: Any + Send + Sync>(mut self, host: T) -> Self {
-        self.host = Some(Arc::new(host));
-        self
-    }
-
     /// Identity of the agent: machine, user, operating system.
     #[must_use]
     pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// Home directory of the user.
-    #[must_use]
-    pub fn home(&self) -> &Path {
-        &self.home
+        &self.0.identity
     }
 
     /// `path` with a leading `~` replaced by the home directory.
     #[must_use]
     pub fn expand(&self, path: &Path) -> PathBuf {
         match path.strip_prefix("~") {
-            Ok(rest) if rest.as_os_str().is_empty() => self.home.clone(),
-            Ok(rest) => self.home.join(rest),
+            Ok(rest) if rest.as_os_str().is_empty() => self.0.home.clone(),
+            Ok(rest) => self.0.home.join(rest),
             Err(_) => path.to_owned(),
         }
-    }
-
-    /// Value of an environment variable; an empty one counts as not set.
-    #[must_use]
-    pub fn variable(&self, name: &str) -> Option<&OsStr> {
-        let value = self.variables.get(OsStr::new(name)).map(OsString::as_os_str);
-        value.filter(|value| !value.is_empty())
     }
 
     /// Clock of the agent.
     #[must_use]
     pub fn clock(&self) -> &Arc<dyn Clock> {
-        &self.clock
-    }
-
-    /// Directory where the agent keeps its state; `None` in a dry run, which stores nothing.
-    #[must_use]
-    pub fn state_dir(&self) -> Option<&Path> {
-        self.state_dir.as_deref()
+        &self.0.clock
     }
 
     /// Returns true if everything is read once, so that no source needs to watch for changes.
     #[must_use]
     pub fn is_once(&self) -> bool {
-        self.is_once
-    }
-
-    /// The longest time between two full sweeps.
-    #[must_use]
-    pub fn poll_interval(&self) -> Duration {
-        self.poll_interval
+        self.0.is_once
     }
 
     /// Follows a log file and the files that it was rotated to. The result hands over their lines; a
@@ -159,27 +89,28 @@ impl Context {
         max_line_bytes: u64,
         waker: Waker,
     ) -> Result<Box<dyn Source>, BuildError> {
-        let open = self.log_opener.as_ref();
-        let open =
-            open.ok_or_else(|| BuildError::Unavailable { service: "a follower of log files" })?;
-        Ok(open(path, max_line_bytes, waker))
+        let Some(opener) = &self.0.log_opener else {
+            return Err(BuildError::Unavailable { service: "a follower of log files" });
+        };
+        Ok(opener.open(path, max_line_bytes, waker))
     }
 
     /// Services of the program that runs the pipeline, if they are a `T`. The agent's built-in
     /// stages use this; it is not a stable interface.
     #[must_use]
     pub fn host<T: Any + Send + Sync>(&self) -> Option<&T> {
-        self.host.as_deref()?.downcast_ref()
+        self.0.host.as_deref()?.downcast_ref()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
 
     #[test]
     fn expand_replaces_only_a_leading_tilde() {
-        let context = Context { home: "/home/u".into(), ..crate::testing::context() };
+        let context = Context::from(ContextParts { home: "/home/u".into(), ..testing::context() });
         assert_eq!(context.expand(Path::new("~/x")), Path::new("/home/u/x"));
         assert_eq!(context.expand(Path::new("~")), Path::new("/home/u"));
         assert_eq!(context.expand(Path::new("/x/~")), Path::new("/x/~"));
@@ -188,7 +119,8 @@ mod tests {
 
     #[test]
     fn host_returns_only_the_type_that_was_set() {
-        let context = crate::testing::context().with_host(7_u32);
+        let host: Arc<dyn Any + Send + Sync> = Arc::new(7_u32);
+        let context = Context::from(ContextParts { host: Some(host), ..testing::context() });
         assert_eq!(context.host::<u32>(), Some(&7));
         assert_eq!(context.host::<u64>(), None);
     }

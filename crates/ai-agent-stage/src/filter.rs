@@ -56,7 +56,6 @@ pub enum Verdict {
 
 /// A match of a pattern, and the mark that replaces it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Match {
     /// Name of the pattern.
     pub pattern: Arc<str>,
@@ -64,17 +63,8 @@ pub struct Match {
     pub change: Change,
 }
 
-impl Match {
-    /// Creates a match of `pattern`.
-    #[must_use]
-    pub fn new(pattern: Arc<str>, change: Change) -> Self {
-        Self { pattern, change }
-    }
-}
-
 /// A range of the line and its replacement.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Change {
     /// Range of bytes of the line. The ranges of one verdict are in order and do not overlap.
     pub range: Range<usize>,
@@ -83,18 +73,6 @@ pub struct Change {
 }
 
 impl Change {
-    /// Removes `range`.
-    #[must_use]
-    pub fn cut(range: Range<usize>) -> Self {
-        Self::replace(range, Vec::new())
-    }
-
-    /// Replaces `range` with other bytes.
-    #[must_use]
-    pub fn replace(range: Range<usize>, with: impl Into<Vec<u8>>) -> Self {
-        Self { range, with: with.into() }
-    }
-
     /// Applies `changes` to `line`. Returns `None` if their ranges overlap, are out of order or are
     /// out of bounds.
     #[must_use]
@@ -155,7 +133,7 @@ mod tests {
 
     #[test]
     fn apply_all_refuses_ranges_that_do_not_fit() {
-        let cut = |start, end| Change::cut(Range { start, end });
+        let cut = |start, end| Change { range: start..end, with: Vec::new() };
         let apply = |changes: &[Change]| Change::apply_all(b"abcdef", changes);
         assert_eq!(apply(&[cut(1, 2), cut(4, 6)]).unwrap(), b"acd");
         assert_eq!(apply(&[cut(4, 5), cut(1, 2)]), None);

@@ -67,12 +67,9 @@ mod sink;
 mod source;
 pub mod testing;
 
-pub use chunk::{
-    BadRow, Chunk, FactsOf, FileKey, GenerationId, Intake, Origin, Piece, Progress, Survey,
-    Unreadable,
-};
+pub use chunk::{BadRow, Chunk, FileKey, GenerationId, Intake, Origin, Piece, Progress, Survey};
 pub use clock::{Clock, Timestamp};
-pub use context::{Context, LogOpener};
+pub use context::{Context, ContextParts, LogOpener};
 pub use enricher::{Enricher, EnricherOptions};
 pub use filter::{Change, Fallback, Filter, FilterOptions, Match, Verdict};
 pub use options::{OptionError, StageOptions};

@@ -1,6 +1,6 @@
 //! Options of a stage, before the stage has deserialized them, and their errors.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{
     Deserialize, Deserializer,
@@ -24,23 +24,24 @@ impl StageOptions {
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, OptionError> {
         T::deserialize(value::Table(&self.0))
     }
+}
 
-    /// Parses options from the TOML of a stage's table.
-    ///
-    /// # Errors
-    /// [`OptionError`] if `text` is not TOML.
-    ///
-    /// ```
-    /// use std::collections::BTreeMap;
-    ///
-    /// use ai_agent_stage::StageOptions;
-    ///
-    /// let options = StageOptions::from_toml(r#"types = ["progress"]"#)?;
-    /// let options: BTreeMap<String, Vec<String>> = options.parse()?;
-    /// assert_eq!(options["types"], ["progress"]);
-    /// # Ok::<(), ai_agent_stage::OptionError>(())
-    /// ```
-    pub fn from_toml(text: &str) -> Result<Self, OptionError> {
+/// Parses options from the TOML of a stage's table.
+///
+/// ```
+/// use std::collections::BTreeMap;
+///
+/// use ai_agent_stage::StageOptions;
+///
+/// let options: StageOptions = r#"types = ["progress"]"#.parse()?;
+/// let options: BTreeMap<String, Vec<String>> = options.parse()?;
+/// assert_eq!(options["types"], ["progress"]);
+/// # Ok::<(), ai_agent_stage::OptionError>(())
+/// ```
+impl FromStr for StageOptions {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
         let table: toml::Table = text.parse().map_err(|error| syntax_error(text, &error))?;
         Self::deserialize(table).map_err(|error| OptionError::from(error.to_string()))
     }
@@ -75,7 +76,7 @@ fn syntax_error(text: &str, error: &toml::de::Error) -> OptionError {
 #[derive(Clone, PartialEq)]
 pub struct OptionError {
     /// Keys and list indices that lead to the option, the outermost first.
-    path: Vec<String>,
+    pub path: Vec<String>,
     problem: Problem,
 }
 
@@ -146,12 +147,6 @@ impl Found {
 }
 
 impl OptionError {
-    /// Keys and list indices that lead to the option, the outermost first.
-    #[must_use]
-    pub fn path(&self) -> &[String] {
-        &self.path
-    }
-
     /// Recreates the error as an error of another deserializer, so that a configuration can explain
     /// it like its own. The result may contain the value.
     pub fn to_serde<E: de::Error>(&self) -> E {
@@ -332,7 +327,7 @@ mod tests {
     }
 
     fn parse(text: &str) -> Result<Options, OptionError> {
-        StageOptions::from_toml(text).unwrap().parse()
+        text.parse::<StageOptions>().unwrap().parse()
     }
 
     #[test]
@@ -369,20 +364,20 @@ mod tests {
     fn error_prints_no_secret() {
         let error = parse("token = \"s3cr3t\"").unwrap_err();
         assert!(!format!("{error} {error:?}").contains("s3cr3t"), "{error:?}");
-        assert_eq!(error.path(), ["token"]);
+        assert_eq!(error.path, ["token"]);
         let error: serde_json::Error = error.to_serde();
         assert_eq!(error.to_string(), "`s3cr3t` is refused");
     }
 
     #[test]
     fn debug_of_options_prints_no_values() {
-        let options = StageOptions::from_toml("tokn = \"s3cr3t\"\nurl = \"u\"").unwrap();
+        let options = "tokn = \"s3cr3t\"\nurl = \"u\"".parse::<StageOptions>().unwrap();
         assert_eq!(format!("{options:?}"), r#"{"tokn", "url"}"#);
     }
 
     #[test]
     fn syntax_error_states_line_and_column() {
-        let error = StageOptions::from_toml("a = 1\nb = ").unwrap_err().to_string();
+        let error = "a = 1\nb = ".parse::<StageOptions>().unwrap_err().to_string();
         assert!(error.starts_with("line 2, column 5: "), "{error}");
     }
 }

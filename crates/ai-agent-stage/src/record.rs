@@ -3,7 +3,7 @@
 use std::{borrow::Cow, cell::OnceCell, path::Path, sync::OnceLock};
 
 use siem_protocol::{
-    Content, Digest,
+    Content,
     json::{self, Shape},
 };
 
@@ -29,11 +29,9 @@ struct Fields<'a> {
     shape: Option<Shape>,
     kind: Option<&'a str>,
     uuid: Option<&'a str>,
-    session_id: Option<&'a str>,
     is_sidechain: Option<&'a str>,
     is_meta: Option<&'a str>,
     is_compact_summary: Option<&'a str>,
-    timestamp: Option<&'a str>,
     cwd: Option<&'a str>,
     message: Option<&'a str>,
 }
@@ -98,16 +96,6 @@ impl<'a> Record<'a> {
         self.offset
     }
 
-    /// Creates the record of the same line after an edit.
-    #[must_use]
-    #[inline]
-    pub fn edited<'b>(&self, line: &'b [u8]) -> Record<'b>
-    where
-        'a: 'b,
-    {
-        Record::new(self.origin, self.offset, line)
-    }
-
     /// Returns true if the line is a JSON object.
     #[must_use]
     pub fn is_object(&self) -> bool {
@@ -124,18 +112,6 @@ impl<'a> Record<'a> {
     #[must_use]
     pub fn uuid(&self) -> Option<Cow<'a, str>> {
         self.fields().uuid.and_then(json::string)
-    }
-
-    /// The field `sessionId`.
-    #[must_use]
-    pub fn session_id(&self) -> Option<Cow<'a, str>> {
-        self.fields().session_id.and_then(json::string)
-    }
-
-    /// The field `timestamp`, as written.
-    #[must_use]
-    pub fn timestamp(&self) -> Option<Cow<'a, str>> {
-        self.fields().timestamp.and_then(json::string)
     }
 
     /// The field `cwd`: the working directory of the client.
@@ -176,12 +152,6 @@ impl<'a> Record<'a> {
             Some(text) => Content::of_text(text, fields.shape),
             None => Content::Bytes(self.line),
         }
-    }
-
-    /// SHA-256 of the line.
-    #[must_use]
-    pub fn digest(&self) -> Digest {
-        Digest::of(self.line)
     }
 
     fn fields(&self) -> &Fields<'a> {
@@ -225,11 +195,9 @@ impl<'a> Fields<'a> {
         let field = match key {
             "type" => &mut self.kind,
             "uuid" => &mut self.uuid,
-            "sessionId" => &mut self.session_id,
             "isSidechain" => &mut self.is_sidechain,
             "isMeta" => &mut self.is_meta,
             "isCompactSummary" => &mut self.is_compact_summary,
-            "timestamp" => &mut self.timestamp,
             "cwd" => &mut self.cwd,
             "message" => &mut self.message,
             _ => return,

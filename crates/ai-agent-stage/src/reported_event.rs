@@ -10,11 +10,13 @@ use siem_protocol::{
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Event {
-    /// Origin of the event: one of [`siem_protocol::names::source`], or the label of a source.
+    /// Origin of the event: one of [`siem_protocol::names::source`], or the label of a source. The
+    /// pipeline sets the label of the source that reported the event.
     pub source: &'static str,
     /// Name in snake_case, such as `file_rewritten`.
     pub name: &'static str,
-    /// Severity: one of [`siem_protocol::names::severity`].
+    /// Severity: one of [`siem_protocol::names::severity`]. An event of severity `high` is sent at
+    /// once, together with all entries before it.
     pub severity: &'static str,
     /// Details: a JSON object. Never contains a record's content or a secret.
     pub data: Value,
@@ -30,25 +32,7 @@ impl Event {
     /// Creates an event of severity `warning`.
     #[must_use]
     pub fn warning(name: &'static str, data: Value) -> Self {
-        Self::info(name, data).with_severity(severity::WARNING)
-    }
-
-    /// Sets the source. The pipeline sets the label of the source that reported the event.
-    #[must_use]
-    pub fn from_source(self, source: &'static str) -> Self {
-        Self { source, ..self }
-    }
-
-    /// Sets the severity.
-    #[must_use]
-    pub fn with_severity(self, severity: &'static str) -> Self {
-        Self { severity, ..self }
-    }
-
-    /// Returns true if the event is sent at once, together with all entries before it.
-    #[must_use]
-    pub fn is_urgent(&self) -> bool {
-        self.severity == severity::HIGH
+        Self { severity: severity::WARNING, ..Self::info(name, data) }
     }
 }
 

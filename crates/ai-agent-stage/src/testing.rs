@@ -1,12 +1,14 @@
 //! Harnesses for the tests of stages: no runtime, no file, no network.
 //!
-//! A harness builds the stage from its type and its options in TOML, as the agent does. Each one
-//! also has `with_context`, for stages that use more of the agent than [`context`] offers.
+//! A harness builds the stage from its type and its options in TOML, as the agent does, with the
+//! services of a context: [`context`], or single ones replaced:
+//! `ContextParts { is_once: true, ..context() }`. The stage is a public field of its harness.
 
 use std::{
     collections::BTreeMap,
     error::Error,
     mem,
+    path::Path,
     pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -20,15 +22,16 @@ use serde_json::json;
 use siem_protocol::{BatchHeader, Digest, Identity};
 
 use crate::{
-    BadRow, Batch, BatchBody, BuildError, Change, Chunk, Clock, Context, Delivery, Enricher, Event,
-    FileKey, Filter, GenerationId, Intake, LogOpener, Origin, Piece, Progress, Record, Sink,
-    Source, StageOptions, Survey, Timestamp, Verdict, build_enricher, build_filter, build_sink,
+    BadRow, Batch, BatchBody, BuildError, Change, Chunk, Clock, Context, ContextParts, Delivery,
+    Enricher, Event, FileKey, Filter, GenerationId, Intake, LogOpener, Origin, Piece, Progress,
+    Record, Sink, Source, Survey, Timestamp, Verdict, build_enricher, build_filter, build_sink,
     build_source,
 };
 
-/// Returns a context with a made-up identity and a [`TestClock`].
+/// Returns the parts of a context with a made-up identity, a made-up home directory and a
+/// [`TestClock`].
 #[must_use]
-pub fn context() -> Context {
+pub fn context() -> ContextParts {
     let unknown = || "unknown".to_owned();
     let identity = Identity {
         machine_id: unknown(),
@@ -39,7 +42,14 @@ pub fn context() -> Context {
         agent_version: unknown(),
     };
     let home = if cfg!(windows) { r"C:\Users\you" } else { "/home/you" };
-    Context::new(identity, home, Arc::new(TestClock::default()))
+    ContextParts {
+        identity,
+        home: home.into(),
+        clock: Arc::new(TestClock::default()),
+        is_once: false,
+        log_opener: None,
+        host: None,
+    }
 }
 
 /// A clock that only the test moves. Clones share their time.
@@ -72,7 +82,11 @@ impl Clock for TestClock {
 }
 
 /// A filter under test.
-pub struct FilterTest(Box<dyn Filter>);
+#[non_exhaustive]
+pub struct FilterTest {
+    /// The filter itself.
+    pub filter: Box<dyn Filter>,
+}
 
 /// Result of a filter for one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,31 +105,25 @@ impl FilterTest {
     /// # Errors
     /// [`BuildError`] if no such filter is registered or an option is wrong.
     pub fn new(name: &str, options: &str) -> Result<Self, BuildError> {
-        Ok(Self(build_filter(name, &StageOptions::from_toml(options)?)?))
+        Ok(Self { filter: build_filter(name, &options.parse()?)? })
     }
 
-    /// Filters a line.
-    pub fn line(&mut self, line: &str) -> Filtered {
-        self.bytes(line.as_bytes())
+    /// Filters a line, which may be invalid UTF-8.
+    ///
+    /// # Panics
+    /// As [`record`](Self::record).
+    pub fn line(&mut self, line: impl AsRef<[u8]>) -> Filtered {
+        self.record(&Record::from_line(line.as_ref()))
     }
 
-    /// Filters a line that may be invalid UTF-8.
-    pub fn bytes(&mut self, line: &[u8]) -> Filtered {
-        self.record(&Record::from_line(line))
-    }
-
-    /// Filters a line of `origin`: for filters that remember files.
-    pub fn line_of(&mut self, origin: &Origin, line: &str) -> Filtered {
-        self.record(&Record::new(origin, 0, line.as_bytes()))
-    }
-
-    /// Filters a record.
+    /// Filters a record: a line of a certain file, for filters that remember files, or the first
+    /// part of a line.
     ///
     /// # Panics
     /// If the filter returns ranges that do not fit the line. The agent logs an error and keeps the
     /// line unchanged.
     pub fn record(&mut self, record: &Record<'_>) -> Filtered {
-        let line = match self.0.check(record) {
+        let line = match self.filter.check(record) {
             Verdict::Keep => return Filtered::Kept,
             Verdict::Mask(matches) if matches.is_empty() => return Filtered::Kept,
             Verdict::Drop(reason) => return Filtered::Dropped(reason),
@@ -127,59 +135,39 @@ impl FilterTest {
         let line = line.expect("the ranges of a verdict are in order and fit the line");
         Filtered::Edited(String::from_utf8_lossy(&line).into_owned())
     }
-
-    /// Notifies the filter that the lines so far are stored.
-    pub fn commit(&mut self) {
-        self.0.commit();
-    }
-
-    /// Notifies the filter that the lines since the last commit were not stored.
-    pub fn rollback(&mut self) {
-        self.0.rollback();
-    }
-
-    /// Notifies the filter that a file was deleted.
-    pub fn forget(&mut self, file: FileKey) {
-        self.0.forget(file);
-    }
-
-    /// Returns the events of the filter since the last call.
-    pub fn take_events(&mut self) -> Vec<Event> {
-        self.0.take_events()
-    }
 }
 
 /// An enricher under test.
-pub struct EnricherTest(Box<dyn Enricher>);
+#[non_exhaustive]
+pub struct EnricherTest {
+    /// The enricher itself.
+    pub enricher: Box<dyn Enricher>,
+}
 
 impl EnricherTest {
     /// Builds the enricher of type `name`.
     ///
     /// # Errors
     /// [`BuildError`] if no such enricher is registered or an option is wrong.
-    pub fn new(name: &str, options: &str) -> Result<Self, BuildError> {
-        Self::with_context(name, options, &context())
-    }
-
-    /// Builds the enricher of type `name` with a context of the test.
-    ///
-    /// # Errors
-    /// [`BuildError`] if no such enricher is registered or an option is wrong.
-    pub fn with_context(name: &str, options: &str, context: &Context) -> Result<Self, BuildError> {
-        Ok(Self(build_enricher(name, &StageOptions::from_toml(options)?, context)?))
+    pub fn new(name: &str, options: &str, context: impl Into<Context>) -> Result<Self, BuildError> {
+        let enricher = build_enricher(name, &options.parse()?, &context.into())?;
+        Ok(Self { enricher })
     }
 
     /// Returns the JSON object that the enricher adds to the entry of a line.
-    pub fn line(&mut self, line: &str) -> Option<String> {
-        let record = Record::from_line(line.as_bytes());
-        self.0.enrich(&record).map(|object| object.get().to_owned())
+    pub fn line(&mut self, line: impl AsRef<[u8]>) -> Option<String> {
+        let record = Record::from_line(line.as_ref());
+        self.enricher.enrich(&record).map(|object| object.get().to_owned())
     }
 }
 
 /// A source under test. The chunks that the source hands over are kept in place of an outbox.
 pub struct SourceTest {
-    source: Box<dyn Source>,
-    stored: BTreeMap<String, Vec<u8>>,
+    /// The source itself.
+    pub source: Box<dyn Source>,
+    /// Stored rows by name. A second harness that gets the rows of another, and then
+    /// [`restore`](Self::restore), continues like a source with other options.
+    pub rows: BTreeMap<String, Vec<u8>>,
     /// Rows of the group that is not stored yet; `None` deletes a row.
     group: BTreeMap<String, Option<Vec<u8>>>,
 }
@@ -201,40 +189,16 @@ impl SourceTest {
     ///
     /// # Errors
     /// [`BuildError`] if no such source is registered or an option is wrong.
-    pub fn new(name: &str, options: &str) -> Result<Self, BuildError> {
-        Self::with_context(name, options, &context())
-    }
-
-    /// Builds the source of type `name` with a context of the test.
-    ///
-    /// # Errors
-    /// [`BuildError`] if no such source is registered or an option is wrong.
-    pub fn with_context(name: &str, options: &str, context: &Context) -> Result<Self, BuildError> {
-        let options = StageOptions::from_toml(options)?;
-        let source = build_source(name, &options, context, Arc::new(|| ()))?;
-        Ok(Self { source, stored: BTreeMap::new(), group: BTreeMap::new() })
-    }
-
-    /// Builds the source again with the same stored rows, as after a restart or a change of options.
-    ///
-    /// # Errors
-    /// [`BuildError`] if an option is wrong.
-    pub fn rebuild(self, name: &str, options: &str, context: &Context) -> Result<Self, BuildError> {
-        let mut rebuilt = Self::with_context(name, options, context)?;
-        rebuilt.stored = self.stored;
-        rebuilt.restore().map_err(|error| BuildError::invalid("rows", error.to_string()))?;
-        Ok(rebuilt)
-    }
-
-    /// The source itself.
-    pub fn source(&mut self) -> &mut dyn Source {
-        &mut *self.source
+    pub fn new(name: &str, options: &str, context: impl Into<Context>) -> Result<Self, BuildError> {
+        let waker = Arc::new(|| ());
+        let source = build_source(name, &options.parse()?, &context.into(), waker)?;
+        Ok(Self { source, rows: BTreeMap::new(), group: BTreeMap::new() })
     }
 
     /// Makes the source read once.
     pub fn read(&mut self) -> (Input, Progress) {
         let mut intake =
-            TestIntake { input: Input::default(), stored: &self.stored, group: &mut self.group };
+            TestIntake { input: Input::default(), stored: &self.rows, group: &mut self.group };
         let progress = self.source.read(&mut intake);
         (intake.input, progress)
     }
@@ -244,8 +208,8 @@ impl SourceTest {
         self.source.sealed();
         for (name, row) in mem::take(&mut self.group) {
             match row {
-                Some(row) => self.stored.insert(name, row),
-                None => self.stored.remove(&name),
+                Some(row) => self.rows.insert(name, row),
+                None => self.rows.remove(&name),
             };
         }
         self.source.committed();
@@ -258,13 +222,14 @@ impl SourceTest {
     /// [`BadRow`] if the source does not understand its own rows.
     pub fn restore(&mut self) -> Result<(), BadRow> {
         self.group.clear();
-        let rows = self.stored.iter();
+        let rows = self.rows.iter();
         let mut rows = rows.map(|(name, row)| (GenerationId(name.clone()), row.clone()));
         self.source.restore(&mut rows)
     }
 }
 
-/// A log file in memory, for sources that use [`Context::follow_log`]. Clones share their lines.
+/// A log file in memory, for sources that use [`Context::follow_log`]: the context of the test has a
+/// clone as [`ContextParts::log_opener`]. Clones share their lines.
 #[derive(Clone, Debug, Default)]
 pub struct TestLog(Arc<Mutex<Vec<String>>>);
 
@@ -273,16 +238,12 @@ impl TestLog {
     pub fn append(&self, line: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());
     }
+}
 
-    /// Returns the opener for [`Context::with_log_follower`].
-    #[must_use]
-    pub fn opener(&self) -> LogOpener {
-        let lines = Arc::clone(&self.0);
-        Arc::new(move |path, _, _| {
-            let generation = GenerationId("log".to_owned());
-            let origin = Origin::new(FileKey::fresh(), path, generation);
-            Box::new(TestLogFollower { lines: Arc::clone(&lines), read: 0, origin })
-        })
+impl LogOpener for TestLog {
+    fn open(&self, path: &Path, _max_line_bytes: u64, _waker: crate::Waker) -> Box<dyn Source> {
+        let origin = Origin::new(FileKey::fresh(), path, GenerationId("log".to_owned()));
+        Box::new(TestLogFollower { lines: Arc::clone(&self.0), read: 0, origin })
     }
 }
 
@@ -385,7 +346,8 @@ impl Intake for TestIntake<'_> {
 
 /// A sink under test. Deliveries run without a runtime: the harness polls the future by hand.
 pub struct SinkTest {
-    sink: Box<dyn Sink>,
+    /// The sink itself.
+    pub sink: Box<dyn Sink>,
     next_seq: u64,
 }
 
@@ -397,22 +359,9 @@ impl SinkTest {
     ///
     /// # Errors
     /// [`BuildError`] if no such sink is registered or an option is wrong.
-    pub fn new(name: &str, options: &str) -> Result<Self, BuildError> {
-        Self::with_context(name, options, &context())
-    }
-
-    /// Builds the sink of type `name` with a context of the test.
-    ///
-    /// # Errors
-    /// [`BuildError`] if no such sink is registered or an option is wrong.
-    pub fn with_context(name: &str, options: &str, context: &Context) -> Result<Self, BuildError> {
-        let sink = build_sink(name, &StageOptions::from_toml(options)?, context)?;
+    pub fn new(name: &str, options: &str, context: impl Into<Context>) -> Result<Self, BuildError> {
+        let sink = build_sink(name, &options.parse()?, &context.into())?;
         Ok(Self { sink, next_seq: 1 })
-    }
-
-    /// The sink itself.
-    pub fn sink(&mut self) -> &mut dyn Sink {
-        &mut *self.sink
     }
 
     /// Delivers a batch with these entries. After [`Delivery::Acknowledged`] the next batch has the
@@ -449,11 +398,9 @@ impl SinkTest {
         }
     }
 
-    /// The batch that [`deliver`](Self::deliver) would deliver.
-    #[must_use]
-    pub fn batch(&self, entries: &[&str]) -> Batch {
+    fn batch(&self, entries: &[&str]) -> Batch {
         let count = entries.len() as u64;
-        let identity = context().identity().clone();
+        let identity = context().identity;
         let now = TestClock::default().now().to_string();
         let mut header = BatchHeader::new(&identity, "test".to_owned(), Digest::ZERO, now);
         header.count = count;

@@ -14,7 +14,7 @@ use ai_agent_stage::{
     schemars::JsonSchema,
     serde::Deserialize,
     serde_json::value::{RawValue, to_raw_value},
-    testing::{EnricherTest, SinkTest, SourceTest},
+    testing::{EnricherTest, SinkTest, SourceTest, context},
 };
 
 /// Generates the attributes of options, which must name the crates of the API.
@@ -146,13 +146,13 @@ impl Sink for Memory {
 
 #[test]
 fn enricher_adds_its_object() {
-    let mut enricher = EnricherTest::new("length", "").unwrap();
+    let mut enricher = EnricherTest::new("length", "", context()).unwrap();
     assert_eq!(enricher.line("abc").as_deref(), Some("3"));
 }
 
 #[test]
 fn source_continues_from_stored_rows_only() {
-    let mut source = SourceTest::new("counter", "count = 3").unwrap();
+    let mut source = SourceTest::new("counter", "count = 3", context()).unwrap();
     source.restore().unwrap();
     assert_eq!(source.read().0.records, ["1", "2", "3"]);
     source.restore().unwrap();
@@ -160,19 +160,19 @@ fn source_continues_from_stored_rows_only() {
     source.commit();
     source.restore().unwrap();
     assert!(source.read().0.records.is_empty());
-    let refused = SourceTest::new("counter", "count = 0").err().unwrap().to_string();
+    let refused = SourceTest::new("counter", "count = 0", context()).err().unwrap().to_string();
     assert_eq!(refused, "`count` is 0, expected 1 or more");
 }
 
 #[test]
 fn sink_gets_numbered_batches_and_survives_cancellation() {
-    let mut sink = SinkTest::new("memory", "hangs = false").unwrap();
+    let mut sink = SinkTest::new("memory", "hangs = false", context()).unwrap();
     assert_eq!(sink.deliver(&["{\"n\":1}", "{\"n\":2}"]), Delivery::Acknowledged);
     assert_eq!(sink.deliver(&["{\"n\":3}"]), Delivery::Acknowledged);
     let kept = KEPT.lock().unwrap().clone();
     assert_eq!(kept[0], (Some(1), b"{\"n\":1}\n{\"n\":2}\n".to_vec()));
     assert_eq!(kept[1], (Some(3), b"{\"n\":3}\n".to_vec()));
-    let mut hanging = SinkTest::new("memory", "hangs = true").unwrap();
+    let mut hanging = SinkTest::new("memory", "hangs = true", context()).unwrap();
     hanging.cancel(&["{}"], 3);
 }
 
@@ -180,6 +180,6 @@ fn sink_gets_numbered_batches_and_survives_cancellation() {
 fn registry_knows_all_stages() {
     let names: Vec<_> = registered().iter().map(|stage| stage.name).collect();
     assert_eq!(names, ["counter", "length", "memory"]);
-    let unknown = SinkTest::new("memori", "").err().unwrap().to_string();
+    let unknown = SinkTest::new("memori", "", context()).err().unwrap().to_string();
     assert_eq!(unknown, "there is no sink of type `memori`, did you mean `memory`?");
 }

@@ -31,10 +31,10 @@ struct Library {
     max_items: Option<usize>,
 }
 
-/// `ai-agent-stage` is to have at most 120 items, methods of types included. Until it does, its limit
-/// is what it has: lower the limit with each item that is removed, and never raise it.
+/// A stage is written with `ai-agent-stage`, which its author has to learn: it stays small, methods of
+/// types included. The limit may be lowered, but never raised.
 const LIBRARIES: [Library; 2] = [
-    Library { name: "ai-agent-stage", max_items: Some(174) },
+    Library { name: "ai-agent-stage", max_items: Some(120) },
     Library { name: "siem-protocol", max_items: None },
 ];
 

@@ -51,18 +51,21 @@ impl Enricher for ExampleEnricher {
 
 #[cfg(test)]
 mod tests {
-    use ai_agent_stage::testing::EnricherTest;
+    use ai_agent_stage::testing::{EnricherTest, context};
 
     #[test]
     fn text_is_added_to_each_entry() {
-        let mut enricher = EnricherTest::new("example-enricher", r#"text = "Oslo""#).unwrap();
+        let options = r#"text = "Oslo""#;
+        let mut enricher = EnricherTest::new("example-enricher", options, context()).unwrap();
         assert_eq!(enricher.line("{}").as_deref(), Some(r#"{"text":"Oslo"}"#));
         assert_eq!(enricher.line("no JSON").as_deref(), Some(r#"{"text":"Oslo"}"#));
     }
 
     #[test]
     fn missing_or_unknown_option_is_an_error() {
-        assert!(EnricherTest::new("example-enricher", "").is_err());
-        assert!(EnricherTest::new("example-enricher", "text = \"a\"\nmore = 1").is_err());
+        for options in ["", "text = \"a\"\nmore = 1"] {
+            let built = EnricherTest::new("example-enricher", options, context());
+            assert!(built.is_err(), "{options}");
+        }
     }
 }

@@ -77,13 +77,13 @@ impl Sink for ExampleSink {
 mod tests {
     use std::{env, fs, process};
 
-    use ai_agent_stage::testing::SinkTest;
+    use ai_agent_stage::testing::{SinkTest, context};
 
     use super::*;
 
     fn sink(path: &std::path::Path) -> SinkTest {
         let options = format!("path = '{}'", path.display());
-        SinkTest::new("example-sink", &options).unwrap()
+        SinkTest::new("example-sink", &options, context()).unwrap()
     }
 
     #[test]
@@ -105,6 +105,6 @@ mod tests {
 
     #[test]
     fn relative_path_is_an_error() {
-        assert!(SinkTest::new("example-sink", "path = 'a'").is_err());
+        assert!(SinkTest::new("example-sink", "path = 'a'", context()).is_err());
     }
 }

@@ -135,13 +135,13 @@ impl Source for ExampleSource {
 mod tests {
     use std::{env, fs, process};
 
-    use ai_agent_stage::testing::SourceTest;
+    use ai_agent_stage::testing::{SourceTest, context};
 
     #[test]
     fn each_line_is_read_once_also_after_a_restart() {
         let path = env::temp_dir().join(format!("example-source-{}", process::id()));
         let options = format!("path = '{}'", path.display());
-        let mut source = SourceTest::new("example-source", &options).unwrap();
+        let mut source = SourceTest::new("example-source", &options, context()).unwrap();
         fs::write(&path, "one\ntwo\nincomplete").unwrap();
         assert_eq!(source.read().0.records, ["one", "two"]);
         source.commit();
@@ -156,6 +156,6 @@ mod tests {
 
     #[test]
     fn relative_path_is_an_error() {
-        assert!(SourceTest::new("example-source", "path = 'a'").is_err());
+        assert!(SourceTest::new("example-source", "path = 'a'", context()).is_err());
     }
 }

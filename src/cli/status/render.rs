@@ -122,7 +122,7 @@ impl Page {
     fn config(&mut self, config: &ConfigReport, now: Timestamp) {
         let ago = |at: &str| {
             let at = humantime::parse_rfc3339(at).ok();
-            at.map(|at| format!(", {} ago", duration(now.since(at.into()).as_secs())))
+            at.map(|at| format!(", {} ago", duration((now - at.into()).as_secs())))
                 .unwrap_or_default()
         };
         let revision = |revision: &Option<String>| match revision {

@@ -92,7 +92,7 @@ impl Assembler<'_> {
         let waiting = Waiting {
             first_seq: first,
             // A clock that was set back must not keep entries until it catches up.
-            age: if oldest > now { Duration::MAX } else { now.since(oldest) },
+            age: if oldest > now { Duration::MAX } else { now - oldest },
             is_full: fit.full,
             is_urgent: head.urgent_seq >= first,
             is_reduced: border.is_some(),

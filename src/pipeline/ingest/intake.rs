@@ -65,8 +65,9 @@ impl Intake for GroupIntake<'_> {
         }
     }
 
-    fn report(&mut self, event: Event) {
-        self.builder.add_event(&event.from_source(self.label), self.now);
+    fn report(&mut self, mut event: Event) {
+        event.source = self.label;
+        self.builder.add_event(&event, self.now);
     }
 
     fn forget(&mut self, file: FileKey) {

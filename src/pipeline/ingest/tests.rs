@@ -17,7 +17,7 @@ use crate::{
     },
     platform::SystemClock,
     stages::{
-        Record, StageOptions,
+        Record,
         filter::{self, Filter, Verdict},
         source::Survey,
     },
@@ -85,11 +85,7 @@ impl Source for FixedFiles {
                 let pieces = [Piece::Line { offset, bytes, size, incomplete: false }];
                 *read += 1;
                 let row = read.to_string();
-                let (checkpoint, events) = (Some(row.as_bytes()), Vec::new());
-                let unread = 0;
-                intake.take(
-                    Chunk::new(origin, &pieces, checkpoint).with_unread(unread).with_events(events),
-                );
+                intake.take(Chunk::new(origin, &pieces, Some(row.as_bytes())));
             }
         }
         Progress::Idle { next: Duration::from_secs(1) }
@@ -130,7 +126,7 @@ fn ingest(source: FixedFiles, folder: &Path) -> Ingest {
 }
 
 fn ingest_into(outbox: Outbox, source: FixedFiles) -> Ingest {
-    let dedupe = filter::build("dedupe", &StageOptions::from_toml("").unwrap()).unwrap();
+    let dedupe = filter::build("dedupe", &"".parse().unwrap()).unwrap();
     let filters = FilterChain::new(vec![
         ("fragile".into(), Box::new(PanicsOnBoom)),
         ("dedupe".into(), dedupe),

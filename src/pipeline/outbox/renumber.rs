@@ -101,7 +101,7 @@ impl Outbox {
 fn is_too_soon(state: &OutboxState, now: Timestamp) -> bool {
     let is_first = state.renumbered_at == Timestamp::default();
     let is_known = !is_first && now >= state.renumbered_at;
-    is_known && now.since(state.renumbered_at) < MIN_INTERVAL
+    is_known && now - state.renumbered_at < MIN_INTERVAL
 }
 
 fn move_cursors(

@@ -197,7 +197,8 @@ fn urgent_event_moves_the_urgent_sequence_number() {
     assert_eq!(store.outbox.watch().borrow().urgent_seq, 0);
     let mut builder =
         GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
-    let event = Event::info("test", serde_json::json!({})).with_severity("high");
+    let mut event = Event::info("test", serde_json::json!({}));
+    event.severity = "high";
     builder.add_event(&event, Timestamp(1));
     store.outbox.commit(&builder.finish(Timestamp(1))).unwrap();
     assert_eq!(

@@ -50,7 +50,7 @@ use crate::{
     frame::Codec,
     platform::{Clock, Timestamp},
     stages::{
-        Named, Record, StageOptions,
+        Named, Record,
         filter::{self, Filter, Verdict},
         source::{Progress, Source, Survey},
     },
@@ -336,7 +336,7 @@ impl Simulation {
             if name == "sidechain" && self.random.bool() {
                 continue;
             }
-            let built = filter::build(name, &StageOptions::from_toml(options).unwrap()).unwrap();
+            let built = filter::build(name, &options.parse().unwrap()).unwrap();
             let ignores_rollback = self.defect == Defect::DedupeKept && name == "dedupe";
             let built = if ignores_rollback { Box::new(NoRollback(built)) } else { built };
             filters.push((name.to_owned(), built));

@@ -19,5 +19,5 @@ pub use ai_agent_stage::{
 /// Builds a filter from its options in TOML.
 #[cfg(test)]
 fn from_toml<O: FilterOptions>(text: &str) -> Result<O::Filter, BuildError> {
-    StageOptions::from_toml(text)?.parse::<O>()?.build()
+    text.parse::<StageOptions>()?.parse::<O>()?.build()
 }

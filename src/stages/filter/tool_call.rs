@@ -104,11 +104,12 @@ fn cuts(ranges: &[Range<usize>], calls: &[bool]) -> Vec<Change> {
     (0..ranges.len())
         .filter(|index| calls[*index])
         .map(|index| {
-            Change::cut(if index < first_kept {
+            let range = if index < first_kept {
                 ranges[index].start..ranges[index + 1].start
             } else {
                 ranges[index - 1].end..ranges[index].end
-            })
+            };
+            Change { range, with: Vec::new() }
         })
         .collect()
 }

@@ -292,7 +292,7 @@ mod tests {
     }
 
     fn options(text: &str) -> Options {
-        StageOptions::from_toml(text).unwrap().parse::<Options>().unwrap()
+        text.parse::<StageOptions>().unwrap().parse::<Options>().unwrap()
     }
 
     #[test]
@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn unknown_option_is_refused_with_all_known_names() {
-        let error = StageOptions::from_toml("ca_fil = \"x\"").unwrap().parse::<Options>();
+        let error = "ca_fil = \"x\"".parse::<StageOptions>().unwrap().parse::<Options>();
         let error = error.unwrap_err().to_string();
         assert!(error.contains("`endpoint`") && error.contains("`ca_file`"), "{error}");
     }

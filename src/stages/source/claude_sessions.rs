@@ -257,9 +257,8 @@ impl SessionIntake<'_> {
         const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
         let now = self.now;
-        let is_within = |at: Option<Timestamp>, interval| {
-            at.is_some_and(|at| now >= at && now.since(at) < interval)
-        };
+        let is_within =
+            |at: Option<Timestamp>, interval| at.is_some_and(|at| now >= at && now - at < interval);
         if is_within(self.sessions.grown(), REPORT_INTERVAL)
             || is_within(*self.growth_checked, CHECK_INTERVAL)
         {
@@ -268,7 +267,7 @@ impl SessionIntake<'_> {
         *self.growth_checked = Some(now);
         let modified = file::inspect(path).map(|sight| sight.stamp.modified.max(0).unsigned_abs());
         let modified = Timestamp(modified.unwrap_or_default() / 1_000_000);
-        if self.now.since(modified) < RECENT {
+        if self.now - modified < RECENT {
             self.sessions.grew(self.now);
         }
     }
@@ -314,7 +313,7 @@ mod tests {
     use crate::{platform::Power, stages::source};
 
     fn build(context: &AgentContext, options: &str) -> Box<dyn Source> {
-        let options = ai_agent_stage::StageOptions::from_toml(options).unwrap();
+        let options: ai_agent_stage::StageOptions = options.parse().unwrap();
         source::build("claude-sessions", &options, context, Arc::new(|| ())).unwrap()
     }
 

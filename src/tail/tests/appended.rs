@@ -87,7 +87,7 @@ fn unreadable_file_is_listed_until_it_can_be_read() {
         return; // root may read anything
     }
     assert_eq!(world.next(), lines([]));
-    assert_eq!(world.tail.survey().unreadable[0].path, world.path("a.jsonl"));
+    assert!(world.tail.survey().unreadable.contains_key(&world.path("a.jsonl")));
     fs::set_permissions(world.path("a.jsonl"), fs::Permissions::from_mode(0o600)).unwrap();
     assert_eq!(world.next(), lines(["one"]));
     assert!(world.tail.survey().unreadable.is_empty());

@@ -234,8 +234,8 @@ impl Mask {
             let end = if count + 1 == MAX_MATCHES { text.len() } else { it.end() };
             let pattern = Arc::clone(&self.names[it.pattern().as_usize()]);
             let range = position(it.start())..position(end);
-            let change = Change::replace(range, mark(&pattern));
-            found.push(Match::new(pattern, change));
+            let change = Change { range, with: mark(&pattern).into() };
+            found.push(Match { pattern, change });
         }
     }
 }

@@ -245,7 +245,7 @@ impl HookSpool {
     fn add_report(&mut self, report: &SpooledReport, events: &mut Vec<Event>) {
         // A time in the future would suppress the event about missing calls.
         let at = report.at.min(self.clock.now());
-        if at.since(self.row.called) >= CALL_PRECISION {
+        if at - self.row.called >= CALL_PRECISION {
             self.row.called = at;
         }
         if report.decision != "allowed" {
@@ -306,7 +306,7 @@ impl HookSpool {
             if !sessions.is_expected(&waiting.transcript) {
                 return false;
             }
-            if now.since(waiting.since) < within {
+            if now - waiting.since < within {
                 return true;
             }
             sessions.arrived(&waiting.transcript);
@@ -343,14 +343,14 @@ impl HookSpool {
         let by_policy = policy.is_some_and(|policy| policy.compliance.action.is_some());
         let by_settings =
             ClientSettingsFiles::new(&self.environment, &self.paths).has_agent_hooks();
-        let is_called = now.since(self.row.called) < SILENCE;
+        let is_called = now - self.row.called < SILENCE;
         if is_called || !(by_policy || by_settings) {
             self.row.silent_since = None;
             return;
         }
         let since = *self.row.silent_since.get_or_insert(now);
-        let grown = self.sessions.grown().filter(|grown| now.since(*grown) < SILENCE);
-        let Some(grown) = grown.filter(|_| now.since(since) >= SILENCE) else { return };
+        let grown = self.sessions.grown().filter(|grown| now - *grown < SILENCE);
+        let Some(grown) = grown.filter(|_| now - since >= SILENCE) else { return };
         let last = (self.row.called > Timestamp::default()).then(|| self.row.called.to_string());
         let silent = AgentEvent::HooksSilent {
             last_call: last,
