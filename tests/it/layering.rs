@@ -3,12 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 /// Modules of the crate from top to bottom: a module imports from its own layer and those below.
 const LAYERS: [&[&str]; 7] = [
-    &["cli"],
+    &["cli", "internals"],
     &["control"],
     &["agent"],
     &["pipeline"],
@@ -17,144 +17,133 @@ const LAYERS: [&[&str]; 7] = [
     &["event", "platform", "text", "units"],
 ];
 
-/// Modules whose files implement the methods of one type: their files import each other.
-const ONE_TYPE: [&str; 1] = ["tail"];
+/// Prefix of modules whose files implement the methods of one type, so that they import each other.
+const ONE_TYPE: &str = "tail::";
 
-type Module = Vec<String>;
+/// Largest number of re-exports between an import and the definition.
+const REEXPORTS: usize = 4;
 
-/// Paths that a module imports: its `use` items, and `crate::` paths in its code.
-type Imports = BTreeMap<Module, Vec<Module>>;
+/// Path of a module or an item from the root of the crate.
+type ItemPath = Vec<String>;
+
+/// Code of each module, without comments and tests.
+type Modules = BTreeMap<ItemPath, String>;
 
 #[test]
 fn modules_import_downwards_and_never_in_a_circle() {
-    let mut imports = Imports::new();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    read_module(&source.join("lib.rs"), &source, Module::new(), &mut imports);
-    assert!(imports.len() > 100, "only {} modules were found", imports.len());
-    let edges = sibling_edges(&imports);
-    let mut wrong: Vec<String> = Vec::new();
-    for ((parent, from), to) in &edges {
-        if parent.is_empty() {
-            let upwards = to.keys().filter(|to| layer(to) < layer(from));
-            wrong.extend(upwards.map(|to| {
-                format!(
-                    "{from} imports {to}, which is above it: {:?}",
-                    edges[&(parent.clone(), from.clone())][to]
-                )
-            }));
-        }
-        if !ONE_TYPE.contains(&parent.join("::").as_str()) {
-            for (to, example) in to.iter().filter(|(to, _)| reaches(&edges, parent, to, from)) {
-                wrong
-                    .push(format!("circle: {from} imports {to} ({example}), which imports {from}"));
-            }
+    let mut modules = Modules::new();
+    read_module(&source.join("lib.rs"), &source, ItemPath::new(), &mut modules);
+    assert!(modules.len() > 100, "only {} modules were found", modules.len());
+    let mut edges = sibling_edges(&modules);
+    let layer = |module: &str| {
+        let layer = LAYERS.iter().position(|layer| layer.contains(&module));
+        layer.unwrap_or_else(|| panic!("`{module}` belongs to no layer"))
+    };
+    let is_upwards = |from: &str, to: &str| !from.contains("::") && layer(to) < layer(from);
+    let upwards: Vec<_> = edges.iter().filter(|(from, to)| is_upwards(from, to)).collect();
+    assert!(upwards.is_empty(), "modules import from a higher layer: {upwards:#?}");
+    // Only circles remain when modules that import nothing, or that none imports, are removed
+    // repeatedly.
+    edges.retain(|(from, _)| !from.starts_with(ONE_TYPE));
+    let mut count = 0;
+    while count != edges.len() {
+        count = edges.len();
+        let (importing, imported): (BTreeSet<_>, BTreeSet<_>) = edges.iter().cloned().unzip();
+        edges.retain(|(from, to)| importing.contains(to) && imported.contains(from));
+    }
+    assert!(edges.is_empty(), "modules import each other in a circle: {edges:#?}");
+}
+
+/// Returns the imports between modules with the same parent. A module is one unit with the modules
+/// in it, and a re-exported item belongs to the module that defines it.
+fn sibling_edges(modules: &Modules) -> BTreeSet<(String, String)> {
+    let (mut names, mut imports) = (BTreeMap::new(), Vec::new());
+    for (module, code) in modules {
+        for (name, path) in paths(code) {
+            let Some(path) = resolve(&path, module, modules) else { continue };
+            names.extend(name.map(|name| ([&module[..], &[name]].concat(), path.clone())));
+            imports.push((module, path));
         }
     }
-    assert!(wrong.is_empty(), "{} imports are wrong:\n{}", wrong.len(), wrong.join("\n"));
-}
-
-fn layer(module: &str) -> usize {
-    let layer = LAYERS.iter().position(|layer| layer.contains(&module));
-    layer.unwrap_or_else(|| panic!("`{module}` belongs to no layer"))
-}
-
-/// Returns whether `from` imports `to`, directly or by way of its siblings.
-fn reaches(edges: &Edges, parent: &Module, from: &str, to: &str) -> bool {
-    let (mut seen, mut open) = (BTreeSet::new(), vec![from.to_owned()]);
-    while let Some(next) = open.pop() {
-        if next == to {
-            return true;
-        }
-        if seen.insert(next.clone()) {
-            let next = edges.get(&(parent.clone(), next));
-            open.extend(next.into_iter().flat_map(BTreeMap::keys).cloned());
-        }
-    }
-    false
-}
-
-/// Imports between modules of one parent, with an example of each: a module and the modules in it
-/// are one unit.
-type Edges = BTreeMap<(Module, String), BTreeMap<String, String>>;
-
-fn sibling_edges(imports: &Imports) -> Edges {
-    let mut edges = Edges::new();
-    for (module, paths) in imports {
-        for path in paths {
-            let shared = module.iter().zip(path).take_while(|(one, other)| one == other).count();
-            let (Some(from), Some(to)) = (module.get(shared), path.get(shared)) else { continue };
-            let parent = module[..shared].to_vec();
-            let is_module = imports.contains_key(&path[..=shared]);
-            if is_module {
-                let example = format!("{} uses {}", module.join("::"), path.join("::"));
-                edges.entry((parent, from.clone())).or_default().insert(to.clone(), example);
+    let mut edges = BTreeSet::new();
+    for (module, mut path) in imports {
+        for _ in 0..REEXPORTS {
+            if let Some(at) = (1..=path.len()).find(|at| names.contains_key(&path[..*at])) {
+                path = [&names[&path[..at]], &path[at..]].concat();
             }
+        }
+        let shared = module.iter().zip(&path).take_while(|(one, other)| one == other).count();
+        if let (Some(from), Some(to)) = (module.get(..=shared), path.get(..=shared))
+            && modules.contains_key(to)
+        {
+            edges.insert((from.join("::"), to.join("::")));
         }
     }
     edges
 }
 
-/// Reads `file`, which is `module`, and the modules in it; those of tests are left out.
-fn read_module(file: &Path, folder: &Path, module: Module, imports: &mut Imports) {
+/// Reads `file`, which is `module`, and the modules in `folder`, except those of tests.
+fn read_module(file: &Path, folder: &Path, module: ItemPath, modules: &mut Modules) {
     let text = fs::read_to_string(file).unwrap();
-    let code: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap()).collect();
-    let is_test = |at: usize| at > 0 && code[at - 1].trim() == "#[cfg(test)]";
-    let end = (0..code.len()).find(|at| is_test(*at) && code[*at].ends_with("mod tests {"));
-    let code = &code[..end.unwrap_or(code.len())];
-    for (at, line) in code.iter().enumerate() {
-        let Some((_, name)) = line.trim_end_matches(';').split_once("mod ") else { continue };
-        let is_declaration = line.ends_with(';') && !name.contains(' ');
-        if is_declaration && !is_test(at) && !line.starts_with(' ') {
-            let inner = folder.join(name);
-            let file = [inner.with_extension("rs"), inner.join("mod.rs")];
-            let file: Option<PathBuf> = file.into_iter().find(|file| file.is_file());
-            let Some(file) = file else { panic!("{name} of {module:?} has no file") };
-            read_module(&file, &inner, [module.clone(), vec![name.to_owned()]].concat(), imports);
-        }
+    let lines = text.lines().map(|line| line.split("//").next().unwrap().to_owned() + "\n");
+    let code = lines.collect::<String>();
+    let mut items = code.split("#[cfg(test)]\n");
+    let mut code = items.next().unwrap().to_owned();
+    let items = items.take_while(|item| !item.starts_with("mod tests {"));
+    code.extend(items.filter_map(|item| item.split_once('\n')).map(|(_, rest)| rest));
+    let declarations = code.lines().filter_map(|line| line.strip_suffix(';')?.split_once("mod "));
+    for (_, name) in declarations.filter(|(before, _)| !before.starts_with(' ')) {
+        let inner = folder.join(name);
+        let files = [inner.with_extension("rs"), inner.join("mod.rs")];
+        let file = files.iter().find(|file| file.is_file());
+        let file = file.unwrap_or_else(|| panic!("`{name}` in {module:?} has no file"));
+        read_module(file, &inner, [&module[..], &[name.to_owned()]].concat(), modules);
     }
-    let code = code.join("\n");
+    modules.insert(module, code);
+}
+
+/// Returns the paths of `use` items with the names that they have in the module, and all paths that
+/// start with `crate` or `super`.
+fn paths(code: &str) -> Vec<(Option<String>, String)> {
+    let code = &code.replace(" as ", "=");
     let mut paths = Vec::new();
-    for item in code.split("use ").skip(1) {
-        let item = item.split(';').next().unwrap().replace(char::is_whitespace, "");
-        expand(&item, "", &mut paths);
-    }
-    for path in code.split("crate::").skip(1) {
-        let end = path.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'));
-        paths.push(format!("crate::{}", &path[..end.unwrap_or(path.len())]));
-    }
-    let paths = paths.iter().filter_map(|path| resolve(path, &module)).collect();
-    imports.insert(module, paths);
-}
-
-/// Expands the braces of a `use` item.
-fn expand(item: &str, prefix: &str, paths: &mut Vec<String>) {
-    let Some((before, inner)) = item.split_once('{') else {
-        return paths.push(format!("{prefix}{item}"));
-    };
-    let prefix = format!("{prefix}{before}");
-    let (mut depth, mut start) = (0, 0);
-    for (at, char) in inner.char_indices() {
-        match char {
-            '{' => depth += 1,
-            '}' if depth > 0 => depth -= 1,
-            ',' | '}' if depth == 0 => {
-                if at > start {
-                    expand(&inner[start..at], &prefix, paths);
+    let starts = ["use ", "crate::", "super::"].into_iter().flat_map(|it| code.match_indices(it));
+    for (at, start) in starts.filter(|(at, _)| !code[..*at].ends_with("::")) {
+        let (mut path, mut open) = (String::new(), Vec::new());
+        for char in code[at..].trim_start_matches("use ").chars() {
+            match char {
+                '{' => open.push(path.clone()),
+                ',' | '}' if !open.is_empty() => {
+                    let prefix = if char == '}' { open.pop() } else { open.last().cloned() };
+                    paths.push((start, std::mem::replace(&mut path, prefix.unwrap_or_default())));
                 }
-                start = at + 1;
+                _ if char.is_alphanumeric() || "_:=".contains(char) => path.push(char),
+                _ if open.is_empty() => break,
+                _ => {}
             }
-            _ => {}
         }
+        paths.push((start, path));
     }
+    paths.retain(|(_, path)| !path.is_empty() && !path.ends_with("::"));
+    let named = |(start, path): (&str, String)| {
+        let (path, alias) = path.split_once('=').unwrap_or((&path, ""));
+        let path = path.strip_suffix("::self").unwrap_or(path);
+        let name = if alias.is_empty() { path.rsplit("::").next() } else { Some(alias) };
+        (name.filter(|_| start == "use ").map(str::to_owned), path.to_owned())
+    };
+    paths.into_iter().map(named).collect()
 }
 
-/// Makes a path of the crate absolute; `None` for one of another crate.
-fn resolve(path: &str, module: &Module) -> Option<Module> {
-    let mut parts: Vec<String> = path.split("::").map(str::to_owned).collect();
-    if parts[0] == "crate" {
-        return Some(parts.split_off(1));
-    }
+/// Returns the path from the root of the crate; `None` for an item of another crate.
+fn resolve(path: &str, module: &[String], modules: &Modules) -> Option<ItemPath> {
+    let parts: ItemPath = path.split("::").map(str::to_owned).collect();
     let supers = parts.iter().take_while(|part| *part == "super").count();
-    let base = module.len().checked_sub(supers).filter(|_| supers > 0)?;
-    Some([&module[..base], &parts[supers..]].concat())
+    let base = &module[..module.len().checked_sub(supers)?];
+    let absolute = [base, &parts[supers..]].concat();
+    match &*parts[0] {
+        "crate" => Some(parts[1..].to_vec()),
+        "super" => Some(absolute),
+        _ => Some(absolute).filter(|path| modules.contains_key(&path[..=base.len()])),
+    }
 }
