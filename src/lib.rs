@@ -19,62 +19,27 @@
 
 #![cfg_attr(
     not(feature = "internals"),
-    allow(
-        dead_code,
-        unreachable_pub,
-        unused_imports,
-        reason = "public and used by benches, fuzz targets and tests with the feature `internals`"
-    )
+    allow(unreachable_pub, reason = "public items are reachable with the feature `internals`")
 )]
 
 mod agent;
 mod cli;
-#[cfg(not(feature = "internals"))]
 mod compliance;
-#[cfg(feature = "internals")]
-pub mod compliance;
-#[cfg(not(feature = "internals"))]
 mod config;
-#[cfg(feature = "internals")]
-pub mod config;
 mod control;
-#[cfg(not(feature = "internals"))]
 mod event;
-#[cfg(feature = "internals")]
-pub mod event;
-#[cfg(not(feature = "internals"))]
 mod frame;
 #[cfg(feature = "internals")]
-pub mod frame;
+pub mod internals;
 mod logging;
-#[cfg(not(feature = "internals"))]
 mod pipeline;
-#[cfg(feature = "internals")]
-pub mod pipeline;
-#[cfg(not(feature = "internals"))]
 mod platform;
-#[cfg(feature = "internals")]
-pub mod platform;
-#[cfg(not(feature = "internals"))]
 mod siem;
-#[cfg(feature = "internals")]
-pub mod siem;
-#[cfg(not(feature = "internals"))]
 mod stages;
-#[cfg(feature = "internals")]
-pub mod stages;
-#[cfg(not(feature = "internals"))]
 mod tail;
-#[cfg(feature = "internals")]
-pub mod tail;
 #[cfg(test)]
 mod test_context;
 mod text;
-#[cfg(not(feature = "internals"))]
 mod units;
-#[cfg(feature = "internals")]
-pub mod units;
 
 pub use cli::{command_line, main};
-#[cfg(feature = "internals")]
-pub use siem_protocol as protocol;

@@ -7,12 +7,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Duration, written as `"300s"`, `"5m"` or `"500ms"`; a number without unit is in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Time(pub Duration);
+pub(crate) struct Time(pub Duration);
 
 impl Time {
     /// Creates a duration from seconds.
     #[must_use]
-    pub const fn seconds(seconds: u64) -> Self {
+    pub(crate) const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
 }
@@ -39,12 +39,12 @@ impl fmt::Display for Time {
 /// Size in bytes, written as `"4 MiB"`, `"256 KiB"` or `"10 MB"`; a number without unit is in
 /// bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Size(pub u64);
+pub(crate) struct Size(pub u64);
 
 impl Size {
     /// Creates a size from mebibytes.
     #[must_use]
-    pub const fn mebibytes(count: u64) -> Self {
+    pub(crate) const fn mebibytes(count: u64) -> Self {
         Self(count << 20)
     }
 }
@@ -67,7 +67,7 @@ impl fmt::Display for Size {
 /// String that is not a duration or size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not {example}")]
-pub struct WrongUnit {
+pub(crate) struct WrongUnit {
     text: String,
     example: &'static str,
 }

@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use ai_agent::{
+use ai_agent::internals::{
     config::ShippingSettings,
     frame::Codec,
     pipeline::{
@@ -17,7 +17,7 @@ use ai_agent::{
     },
     platform::{Environment, Paths, SystemClock, SystemPower},
     protocol::Identity,
-    stages::{Context, StageOptions, sink},
+    stages::{AgentContext, StageOptions, sink},
 };
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use tokio::{runtime::Runtime, sync::watch};
@@ -85,10 +85,10 @@ async fn drain(outbox: &Arc<Outbox>, address: SocketAddr, compression: &str) {
     assert_eq!(outbox.stored_bytes(), 0, "not everything was delivered");
 }
 
-fn context() -> Context {
+fn context() -> AgentContext {
     let environment = Environment::from_process();
     let word = || "bench".to_owned();
-    Context {
+    AgentContext {
         identity: Identity {
             machine_id: word(),
             hostname: word(),
@@ -101,9 +101,9 @@ fn context() -> Context {
         environment,
         clock: Arc::new(SystemClock),
         power: Arc::new(SystemPower),
-        revision: ai_agent::siem::Revision::default(),
+        revision: ai_agent::internals::siem::Revision::default(),
         state_dir: None,
-        sessions: ai_agent::stages::Sessions::default(),
+        sessions: ai_agent::internals::stages::Sessions::default(),
         once: true,
         poll_interval: std::time::Duration::from_secs(300),
     }

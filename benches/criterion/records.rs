@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 
-use ai_agent::{frame::Codec, stages::Record, tail::Piece};
+use ai_agent::internals::{frame::Codec, stages::Record, tail::Piece};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use workloads::{frames, records, session};
 

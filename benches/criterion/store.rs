@@ -1,7 +1,7 @@
 //! The outbox: a synced transaction with one group.
 #![allow(missing_docs, reason = "the macros generate functions without docs")]
 
-use ai_agent::frame::Codec;
+use ai_agent::internals::frame::Codec;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use workloads::{frames, session};
 
@@ -15,7 +15,9 @@ fn commit(criterion: &mut Criterion) {
         let count = pieces
             .iter()
             .scan(0, |bytes, piece| {
-                let ai_agent::tail::Piece::Line { size, .. } = piece else { return None };
+                let ai_agent::internals::tail::Piece::Line { size, .. } = piece else {
+                    return None;
+                };
                 *bytes += size;
                 Some(*bytes)
             })

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ai_agent::{
+use ai_agent::internals::{
     config::ShippingSettings,
     frame::Codec,
     pipeline::{

@@ -1,6 +1,6 @@
 //! Filtering records: scan and verdict, without storing.
 
-use ai_agent::{
+use ai_agent::internals::{
     pipeline::{
         filter_chain::{FilterChain, Outcome},
         group_life_cycle::GroupChange,
@@ -17,7 +17,8 @@ pub const FILTERS: [&str; 6] =
 #[must_use]
 pub fn filter_chain(filters: &[&str]) -> FilterChain {
     let build = |name: &&str| {
-        let sample = ai_agent::stages::all().into_iter().find(|stage| stage.name == *name);
+        let sample =
+            ai_agent::internals::stages::all().into_iter().find(|stage| stage.name == *name);
         let options: StageOptions = sample.map_or("", |stage| stage.sample).parse().unwrap();
         ((*name).to_owned(), filter::build(name, &options).unwrap())
     };

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use ai_agent::tail::{FileKey, GenerationId, Origin, Piece};
+use ai_agent::internals::tail::{FileKey, GenerationId, Origin, Piece};
 
 const WORDS: [&str; 16] = [
     "the",
@@ -122,7 +122,7 @@ mod tests {
         assert!(pieces.len() > 20);
         for piece in pieces {
             let Piece::Line { bytes, .. } = piece else { panic!("{piece:?}") };
-            let record = ai_agent::stages::Record::from_line(bytes);
+            let record = ai_agent::internals::stages::Record::from_line(bytes);
             assert!(record.is_object() && record.kind().is_some() && record.uuid().is_some());
         }
     }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use ai_agent::{
+use ai_agent::internals::{
     event::Event,
     platform::{Clock, Timestamp},
     tail::{Chunk, FileKey, GenerationId, Intake, Progress, Tail, TailOptions, fresh_generation},

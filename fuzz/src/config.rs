@@ -5,12 +5,12 @@
 
 use std::{cell::LazyCell, error::Error, fs, path::PathBuf, sync::Arc, time::Duration};
 
-use ai_agent::{
+use ai_agent::internals::{
     config::{self, ConfigError, ConfigInputs, LayerOrigin, LoadedConfig, ManagedSettings},
     pipeline::assembly,
     platform::{Environment, InstalledPaths, Paths, SystemClock, SystemPower},
     protocol::Identity,
-    stages::Context,
+    stages::AgentContext,
 };
 use tempfile::TempDir;
 
@@ -95,7 +95,7 @@ pub(super) fn build(loaded: &LoadedConfig, paths: &Paths) -> Result<(), ConfigEr
     assert_eq!(names.len(), pipeline.filters.len(), "a filter runs twice");
 
     let word = || "fuzz".to_owned();
-    let context = Context {
+    let context = AgentContext {
         identity: Identity {
             machine_id: word(),
             hostname: word(),
@@ -108,9 +108,9 @@ pub(super) fn build(loaded: &LoadedConfig, paths: &Paths) -> Result<(), ConfigEr
         paths: paths.clone(),
         clock: Arc::new(SystemClock),
         power: Arc::new(SystemPower),
-        revision: ai_agent::siem::Revision::default(),
+        revision: ai_agent::internals::siem::Revision::default(),
         state_dir: None,
-        sessions: ai_agent::stages::Sessions::default(),
+        sessions: ai_agent::internals::stages::Sessions::default(),
         once: true,
         poll_interval: agent.poll_interval,
     };

@@ -4,7 +4,7 @@
 //! bit mask, and the rest are lines of entries, which are encoded into a value that is then damaged at
 //! that position.
 
-use ai_agent::{
+use ai_agent::internals::{
     frame::{Codec, Encoder, Frame, FrameBuilder},
     pipeline::outbox::fuzzing::{decode_block, encode_block},
     platform::Timestamp,

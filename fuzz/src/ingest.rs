@@ -6,7 +6,7 @@
 
 use std::io::Write as _;
 
-use ai_agent::protocol::Digest;
+use ai_agent::internals::protocol::Digest;
 use siem_server::{
     Limits,
     batch::{Batch, MAX_ENTRIES, MAX_SEQ},

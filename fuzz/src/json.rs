@@ -5,7 +5,7 @@
 //! `Value` and `String` accept less: they refuse lone surrogate escapes, numbers beyond `f64`, and
 //! nesting deeper than 128. What they accept must be read equally.
 
-use ai_agent::{
+use ai_agent::internals::{
     protocol::{
         Content, Entry,
         entry::{PathText, RecordLine},

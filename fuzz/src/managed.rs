@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ai_agent::{
+use ai_agent::internals::{
     config::{self, ConfigError, ConfigInputs, LayerOrigin, ManagedSettings},
     platform::{Environment, InstalledPaths, Paths},
     protocol::{ManagedConfig, ManagedError, managed},

@@ -6,7 +6,7 @@
 
 use std::{cell::Cell, io};
 
-use ai_agent::{
+use ai_agent::internals::{
     platform::file::ReadAt,
     protocol::Digest,
     tail::{Piece, fuzzing::FuzzReader},

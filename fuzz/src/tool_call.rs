@@ -1,6 +1,6 @@
 //! The filter `tool-call`: its result equals the line without its tool calls.
 
-use ai_agent::{
+use ai_agent::internals::{
     protocol::json,
     stages::{
         Record, StageOptions,

@@ -17,7 +17,7 @@ use crate::{
     config::Settings,
     event::Event,
     platform::secure_file,
-    stages::Context,
+    stages::AgentContext,
 };
 
 /// File in the state directory with the reported violations.
@@ -26,7 +26,7 @@ const FILE: &str = "compliance.json";
 /// Reports changes of the signed-in accounts, and writes the policy file that hooks read.
 pub(super) struct ComplianceMonitor {
     state_dir: PathBuf,
-    context: Context,
+    context: AgentContext,
     reported: ViolationTracker,
     /// Accounts found at the last check.
     accounts: Vec<Account>,
@@ -40,7 +40,7 @@ pub(super) struct ComplianceMonitor {
 
 impl ComplianceMonitor {
     /// Continues from the reports of the previous agent.
-    pub(super) fn new(state_dir: &Path, context: &Context) -> Self {
+    pub(super) fn new(state_dir: &Path, context: &AgentContext) -> Self {
         let reported = std::fs::read(state_dir.join(FILE)).ok();
         let reported = reported.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Self {
@@ -127,7 +127,7 @@ impl ComplianceMonitor {
 
     /// Account files of sessions that run with a directory of their own.
     fn others(&self) -> Vec<PathBuf> {
-        let Context { paths, environment, sessions, .. } = &self.context;
+        let AgentContext { paths, environment, sessions, .. } = &self.context;
         account::other_claude_code_files(&paths.home, environment, &sessions.client_dirs())
     }
 }

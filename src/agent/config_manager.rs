@@ -28,7 +28,7 @@ use crate::{
         validate::TestScope,
     },
     siem::{Connection, FetchError, FetchedConfig, SignedConfig},
-    stages::{Context, source::Waker},
+    stages::{AgentContext, source::Waker},
     text::causes,
 };
 
@@ -38,7 +38,7 @@ pub(super) struct ConfigManager {
     /// State directory of this process; a change of the setting takes effect at the next start.
     state_dir: PathBuf,
     /// Context to build stages with.
-    pub(super) context: Context,
+    pub(super) context: AgentContext,
     /// The configuration in force.
     pub(super) loaded: Arc<LoadedConfig>,
     /// Stages and settings that it was built from.
@@ -75,7 +75,7 @@ impl ConfigManager {
         state_dir: &Path,
         local: LoadedConfig,
         mut watch: ConfigFileWatch,
-        context: Context,
+        context: AgentContext,
     ) -> Result<(Self, Orders), ConfigError> {
         let plan = Plan::of(&local, &context);
         let manager = assembly::manager(&local, &context)?;

@@ -15,7 +15,7 @@ use crate::{
     pipeline::assembly,
     platform::{Environment, Paths, SystemClock, SystemPower, identify, secure_file},
     siem::Revision,
-    stages::{Context, Sessions},
+    stages::{AgentContext, Sessions},
 };
 
 /// Sources of the configuration on this machine, without their content.
@@ -116,12 +116,12 @@ impl ConfigSources {
         loaded: &LoadedConfig,
         state_dir: Option<&Path>,
         once: bool,
-    ) -> Context {
+    ) -> AgentContext {
         let identified = identify(state_dir);
         for warning in &identified.warnings {
             warn!(code = "identity_warning", "{warning}");
         }
-        Context {
+        AgentContext {
             identity: identified.identity,
             environment: self.environment.clone(),
             paths: self.paths.clone(),
@@ -147,7 +147,10 @@ pub(crate) fn log_warnings(loaded: &LoadedConfig) {
 ///
 /// # Errors
 /// The first mistake in a stage, those that are switched off included.
-pub(crate) fn check_startable(loaded: &LoadedConfig, context: &Context) -> Result<(), ConfigError> {
+pub(crate) fn check_startable(
+    loaded: &LoadedConfig,
+    context: &AgentContext,
+) -> Result<(), ConfigError> {
     assembly::sinks(loaded, context)?;
     assembly::stages(loaded, context)?;
     check_switched_off(loaded, context)
@@ -160,7 +163,7 @@ pub(crate) fn check_startable(loaded: &LoadedConfig, context: &Context) -> Resul
 /// The first mistake.
 pub(crate) fn check_switched_off(
     loaded: &LoadedConfig,
-    context: &Context,
+    context: &AgentContext,
 ) -> Result<(), ConfigError> {
     assembly::check_switched_off(loaded, context).into_iter().next().map_or(Ok(()), Err)
 }

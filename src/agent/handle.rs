@@ -16,7 +16,7 @@ use crate::{
     config::LoadedConfig,
     pipeline::{config_status::SharedConfigStatus, runner::PipelineHandle},
     platform::Timestamp,
-    stages::Context,
+    stages::AgentContext,
 };
 
 /// Longest time that a reload may take: another one may be in progress, and the server's answer is
@@ -91,7 +91,7 @@ pub(crate) struct AgentHandle(Arc<Shared>);
 struct Shared {
     started_at: Timestamp,
     config: SharedConfigStatus,
-    in_force: Mutex<(Arc<LoadedConfig>, Context)>,
+    in_force: Mutex<(Arc<LoadedConfig>, AgentContext)>,
     state: watch::Sender<State>,
     reloads: mpsc::Sender<ReloadOrder>,
     stop: watch::Sender<bool>,
@@ -126,7 +126,7 @@ impl AgentHandle {
         started_at: Timestamp,
         config: SharedConfigStatus,
         loaded: Arc<LoadedConfig>,
-        context: Context,
+        context: AgentContext,
     ) -> (Self, Orders) {
         let (reloads, reload_orders) = mpsc::channel(4);
         let (stop, stopped) = watch::channel(false);
@@ -152,7 +152,7 @@ impl AgentHandle {
     }
 
     /// Returns the configuration in force, and the context that its stages were built with.
-    pub(crate) fn in_force(&self) -> (Arc<LoadedConfig>, Context) {
+    pub(crate) fn in_force(&self) -> (Arc<LoadedConfig>, AgentContext) {
         unpoisoned(&self.0.in_force).clone()
     }
 
@@ -196,7 +196,7 @@ impl AgentHandle {
         drop(self.0.reloads.try_send(ReloadOrder::HangUp));
     }
 
-    pub(super) fn set_in_force(&self, loaded: &Arc<LoadedConfig>, context: &Context) {
+    pub(super) fn set_in_force(&self, loaded: &Arc<LoadedConfig>, context: &AgentContext) {
         *unpoisoned(&self.0.in_force) = (Arc::clone(loaded), context.clone());
     }
 

@@ -13,7 +13,7 @@ use crate::{
         validate::{self, TestScope},
     },
     siem::SignedConfig,
-    stages::Context,
+    stages::AgentContext,
     text::causes,
 };
 
@@ -42,7 +42,7 @@ pub(crate) struct Candidate {
 pub(crate) fn accept(
     sources: &ConfigSources,
     answer: Option<SignedConfig>,
-    context: &Context,
+    context: &AgentContext,
     tests: TestScope,
 ) -> Result<Candidate, String> {
     let read = |answer: &SignedConfig| {

@@ -12,7 +12,7 @@ use crate::{
     agent::{ConfigSources, config_sources::log_warnings, managed_config},
     config::{self, LoadedConfig, ManagedSettings},
     platform::{Environment, Paths, is_root},
-    stages::Context,
+    stages::AgentContext,
     text::causes,
 };
 
@@ -99,7 +99,7 @@ impl CliContext {
     }
 
     /// Context to build stages with, without a state directory.
-    pub(super) fn stage_context(&self, loaded: &LoadedConfig) -> Context {
+    pub(super) fn stage_context(&self, loaded: &LoadedConfig) -> AgentContext {
         self.sources.stage_context(loaded, None, true)
     }
 }

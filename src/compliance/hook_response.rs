@@ -116,12 +116,6 @@ impl HookResponse {
         Self::with_stdout(Decision::Warned, output.to_string())
     }
 
-    /// Returns a response that lets the prompt through without output.
-    #[must_use]
-    pub fn nothing() -> Self {
-        Self::with_stdout(Decision::Allowed, String::new())
-    }
-
     /// Returns a response that blocks with a message of full sentences.
     #[must_use]
     pub fn blocked(message: String) -> Self {
@@ -157,7 +151,7 @@ pub fn message(evaluation: &Evaluation, policy: &Compliance) -> String {
     [own].into_iter().chain(found).chain([remedy.to_owned()]).collect::<Vec<_>>().join("\n")
 }
 
-/// Sentence that states what was found and what is permitted.
+/// Sentence with the value found and the permitted values.
 struct Sentence<'a>(&'a PolicyFinding);
 
 impl fmt::Display for Sentence<'_> {
@@ -246,16 +240,17 @@ mod tests {
 
     #[test]
     fn compliant_user_sees_only_the_banner() {
+        let without_output = HookResponse::with_stdout(Decision::Allowed, String::new());
         for action in [None, Some(Action::Warn), Some(Action::Block)] {
             let policy = policy(action);
             let (start, json) = answer(Hook::SessionStart, "me@company.com", &policy);
             assert_eq!(json, json!({ "systemMessage": "This session is logged." }));
             assert_eq!((start.exit_code(), start.stderr.as_str()), (0, ""));
             let (prompt, _) = answer(Hook::UserPromptSubmit, "me@company.com", &policy);
-            assert_eq!(prompt, HookResponse::nothing());
+            assert_eq!(prompt, without_output);
             let silent = Compliance { banner: Some(" ".into()), ..policy };
             let (start, _) = answer(Hook::SessionStart, "me@company.com", &silent);
-            assert_eq!(start, HookResponse::nothing());
+            assert_eq!(start, without_output);
         }
     }
 

@@ -31,11 +31,11 @@ impl ManagedSettings {
     /// [`ManagedError`]: the caller refuses the whole configuration and keeps the one in force.
     ///
     /// ```
-    /// use ai_agent::config::ManagedSettings;
+    /// use ai_agent::internals::config::ManagedSettings;
     /// let managed = ManagedSettings::read(br#"{"version":1,"filtrs":{}}"#, Some("\"e1\""))?;
     /// assert_eq!(managed.revision.as_deref(), Some("\"e1\""));
     /// assert!(managed.warnings[0].ends_with("did you mean `filters`?"));
-    /// # Ok::<(), ai_agent::protocol::ManagedError>(())
+    /// # Ok::<(), ai_agent::internals::protocol::ManagedError>(())
     /// ```
     pub fn read(body: &[u8], etag: Option<&str>) -> Result<Self, ManagedError> {
         let config = ManagedConfig::parse(body)?;
@@ -87,21 +87,17 @@ impl ManagedSettings {
         allowed: &ManagedAllowlist,
         values: &mut Dict,
     ) -> Result<(), ConfigError> {
-        let table = |value: &serde_json::Value, key: &str| match value.as_object() {
-            Some(table) => Ok(table.clone()),
-            None => Err(self.value_error(key, "must be an object")),
-        };
-        for (kind, named) in table(stages, "stages")? {
+        for (kind, named) in self.object(stages, "stages")? {
             let key = format!("stages.{kind}");
-            if !MANAGED_KINDS.contains(&&*kind) {
+            if !MANAGED_KINDS.contains(&&**kind) {
                 let problem =
                     "cannot be set by the server: only tables of `filter` and `enricher` can";
                 return Err(self.value_error(&key, problem));
             }
-            for (name, options) in table(&named, &key)? {
+            for (name, options) in self.object(named, &key)? {
                 let key = format!("{key}.{name}");
-                table(&options, &key)?;
-                if !allowed.allows(&kind, &name) {
+                self.object(options, &key)?;
+                if !allowed.allows(kind, name) {
                     let problem = format!(
                         "is not allowed on this machine: the machine's file must contain \
                              `managed.allow = [\"{kind}.{name}\"]`"
@@ -109,22 +105,25 @@ impl ManagedSettings {
                     return Err(self.value_error(&key, problem));
                 }
                 let path = &mut vec!["stages".to_owned(), kind.clone(), name.clone()];
-                let mut options = self.value(&options, path)?;
+                let options = self.value(options, path)?;
                 // Values that `filters` sets for a built-in filter are kept unless the table
                 // overrides them.
-                if let Some(table) = options.as_dict() {
-                    for (option, value) in table.clone() {
-                        let path = [kind.clone(), name.clone(), option];
-                        insert_at(values, &path, value);
-                    }
-                    options = Value::from(Dict::new());
-                }
-                if values.get(&kind).and_then(|k| k.as_dict()?.get(&name)).is_none() {
-                    insert_at(values, &[kind.clone(), name.clone()], options);
+                let table = table_at(values, kind.clone());
+                let table = table.and_then(|stages| table_at(stages, name.clone()));
+                if let (Some(table), Value::Dict(_, options)) = (table, options) {
+                    table.extend(options);
                 }
             }
         }
         Ok(())
+    }
+
+    fn object<'a>(
+        &self,
+        value: &'a serde_json::Value,
+        key: &str,
+    ) -> Result<&'a serde_json::Map<String, serde_json::Value>, ConfigError> {
+        value.as_object().ok_or_else(|| self.value_error(key, "must be an object"))
     }
 
     /// Converts JSON into values as TOML has them; TOML has no null.
@@ -179,19 +178,11 @@ impl From<ManagedConfig> for ManagedSettings {
     }
 }
 
-/// Same as [`insert`], for names that may contain a dot.
-fn insert_at(values: &mut Dict, path: &[String], value: Value) {
-    match path {
-        [] => {}
-        [key] => {
-            values.insert(key.clone(), value);
-        }
-        [table, rest @ ..] => {
-            let table = values.entry(table.clone()).or_insert_with(|| Dict::new().into());
-            if let Value::Dict(_, table) = table {
-                insert_at(table, rest, value);
-            }
-        }
+/// Returns the table at `key`, which is created if it does not exist.
+fn table_at(values: &mut Dict, key: String) -> Option<&mut Dict> {
+    match values.entry(key).or_insert_with(|| Dict::new().into()) {
+        Value::Dict(_, table) => Some(table),
+        _ => None,
     }
 }
 

@@ -26,22 +26,21 @@ mod template;
 mod tests;
 mod toml_text;
 
-pub use error::{ConfigError, MissingSettings, did_you_mean};
+pub use error::{ConfigError, did_you_mean};
 pub use inline_tests::{ExpectedOutcome, InlineTest, TestLine};
 pub use inputs::ConfigInputs;
 pub use loaded::{LoadedConfig, files, load, load_files};
-pub use locks::LockedOverride;
 pub use managed::ManagedSettings;
-pub use options::OptionTable;
+#[cfg(test)]
+pub(crate) use options::OptionTable;
 pub use origin::{LayerOrigin, Location};
-pub use pipeline::{ALWAYS_ON, BUILT_IN_FILTERS};
-pub use provenance::{ConfigValue, KeyExplanation};
+#[cfg(feature = "internals")]
+pub use pipeline::ALWAYS_ON;
+pub use provenance::ConfigValue;
 pub use schema::{StageSchema, schema};
-pub use secret::{MASK, Secret, SecretError, is_secret_key};
-pub use settings::{
-    AgentSettings, LogFormat, OutboxSettings, PipelineSettings, Settings, ShippingSettings,
-    StageTable,
-};
+pub use secret::Secret;
+#[cfg(test)]
+pub(crate) use settings::{AgentSettings, OutboxSettings};
+pub use settings::{LogFormat, PipelineSettings, Settings, ShippingSettings, StageTable};
 pub use sink::{HTTP_SIEM, SINK_OPTIONS, SinkSettings, Start};
 pub use template::template;
-pub use toml_text::SyntaxError;

@@ -14,7 +14,7 @@ use super::{
 use crate::{platform::secure_file, units::Size};
 
 /// Filters of every pipeline, in the order in which they run if the list omits them.
-pub const BUILT_IN_FILTERS: [&str; 6] =
+pub(super) const BUILT_IN_FILTERS: [&str; 6] =
     ["compact", "dedupe", "ignore-types", "sidechain", "meta", "tool-call"];
 
 /// Built-in filters that cannot be disabled.

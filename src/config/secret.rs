@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, de::Visitor};
 use crate::platform::secure_file::{self, SecretFileError};
 
 /// Text printed in place of a secret.
-pub const MASK: &str = "***";
+pub(super) const MASK: &str = "***";
 
 /// Secrets shorter than this number of bytes are accepted with a warning.
 const SHORT: usize = 16;
@@ -19,7 +19,7 @@ const SHORT: usize = 16;
 /// Token or key. Prints as `***` and is never written anywhere.
 ///
 /// ```
-/// use ai_agent::config::Secret;
+/// use ai_agent::internals::config::Secret;
 /// let secret = Secret::new(" t0k3n\n").unwrap();
 /// assert_eq!(secret.expose(), "t0k3n");
 /// assert_eq!(format!("{secret} {secret:?}"), "*** ***");
@@ -133,7 +133,7 @@ pub enum SecretError {
 /// Returns whether the name of `key` says that its value is a secret. Names of files with a secret
 /// (`token_file`) are not secret.
 #[must_use]
-pub fn is_secret_key(key: &str) -> bool {
+pub(super) fn is_secret_key(key: &str) -> bool {
     const ENDINGS: [&str; 12] = [
         "token",
         "secret",

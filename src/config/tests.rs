@@ -17,7 +17,10 @@ use siem_protocol::{
     managed::{Filters, Shipping as ManagedShipping},
 };
 
-use super::*;
+use super::{
+    pipeline::{ALWAYS_ON, BUILT_IN_FILTERS},
+    *,
+};
 use crate::platform::{Environment, InstalledPaths, Paths, secure_file};
 
 /// Machine with a home directory in which tests write configuration files.

@@ -19,7 +19,7 @@ use crate::{
         outbox::{DeadLetter, DeadLetterId},
         runner::RetryError,
     },
-    stages::{Context, Named, sink::Sink},
+    stages::{AgentContext, Named, sink::Sink},
     text::causes,
 };
 
@@ -164,7 +164,7 @@ impl LocalSinks {
         let wait = rate_limit.as_ref().map_or(Duration::ZERO, |limit| limit.wait(begun.elapsed()));
         sleep(wait).await;
         let since = begun.elapsed();
-        let Context { identity, clock, .. } = &store.context;
+        let AgentContext { identity, clock, .. } = &store.context;
         let attempt = retry_dead_letter(&mut **sink, &store.outbox, identity, &**clock, id).await;
         if let Some(limit) = &mut rate_limit {
             limit.sent(attempt.sent_bytes, since);

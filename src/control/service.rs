@@ -24,7 +24,7 @@ use crate::{
     logging::{self, Level},
     pipeline::runner::PipelineHandle,
     platform::{Timestamp, memory},
-    stages::Context,
+    stages::AgentContext,
     text::causes,
 };
 
@@ -93,7 +93,7 @@ impl ControlService {
             ..AgentStatus::default()
         };
         let compliance = spawn_blocking(move || {
-            let Context { paths, environment, sessions, state_dir, .. } = &context;
+            let AgentContext { paths, environment, sessions, state_dir, .. } = &context;
             let client_dirs = sessions.client_dirs();
             let state_dir = state_dir.as_ref()?;
             Some(compliance_status(state_dir, paths, environment, &client_dirs))

@@ -18,7 +18,7 @@ use crate::{
         runner::PipelineHandle,
     },
     platform::{LockRole, StateLock},
-    stages::Context,
+    stages::AgentContext,
 };
 
 /// Longest time to wait until reading pauses between two groups.
@@ -28,7 +28,7 @@ const PAUSE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct Store {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) loaded: Arc<LoadedConfig>,
-    pub(crate) context: Context,
+    pub(crate) context: AgentContext,
     owner: Owner,
 }
 
@@ -79,7 +79,7 @@ impl Store {
     pub(super) fn of_agent(
         pipeline: PipelineHandle,
         loaded: Arc<LoadedConfig>,
-        context: Context,
+        context: AgentContext,
     ) -> Self {
         let outbox = Arc::clone(pipeline.outbox());
         Self { outbox, loaded, context, owner: Owner::Agent(pipeline) }

@@ -10,7 +10,7 @@ use crate::{
     config::{ConfigError, HTTP_SIEM, LoadedConfig, PipelineSettings, StageTable},
     siem::Connection,
     stages::{
-        BuildError, Context, Named, StageKind, enricher, filter,
+        AgentContext, BuildError, Named, StageKind, enricher, filter,
         sink::{self, Sink},
         source::{self, Source, Waker},
     },
@@ -47,7 +47,7 @@ const RESERVED: [&str; 23] = [
 ///
 /// # Errors
 /// [`ConfigError`] for the first stage that cannot be built.
-pub fn stages(loaded: &LoadedConfig, context: &Context) -> Result<RecordStages, ConfigError> {
+pub fn stages(loaded: &LoadedConfig, context: &AgentContext) -> Result<RecordStages, ConfigError> {
     let pipeline = &loaded.settings.pipeline;
     let filters = filters(loaded)?;
     if let Some(table) = pipeline.enrichers.iter().find(|table| RESERVED.contains(&&*table.name)) {
@@ -77,7 +77,7 @@ pub fn filters(loaded: &LoadedConfig) -> Result<FilterChain, ConfigError> {
 /// [`ConfigError`] for the first stage that cannot be built.
 pub fn sources(
     loaded: &LoadedConfig,
-    context: &Context,
+    context: &AgentContext,
     waker: &Waker,
 ) -> Result<Vec<Named<dyn Source>>, ConfigError> {
     let build = |table: &StageTable| {
@@ -92,7 +92,7 @@ pub fn sources(
 /// [`ConfigError`] for the first source that cannot be built.
 pub fn session_roots(
     loaded: &LoadedConfig,
-    context: &Context,
+    context: &AgentContext,
 ) -> Result<Vec<PathBuf>, ConfigError> {
     let unused: Waker = Arc::new(|| ());
     let sources = sources(loaded, context, &unused)?;
@@ -113,7 +113,7 @@ pub fn session_roots(
 pub fn source(
     loaded: &LoadedConfig,
     table: &StageTable,
-    context: &Context,
+    context: &AgentContext,
     waker: &Waker,
 ) -> Result<Box<dyn Source>, ConfigError> {
     source::build(&table.stage, &table.options.to_options(), context, waker.clone())
@@ -126,7 +126,7 @@ pub fn source(
 /// [`ConfigError`] for the first stage that cannot be built.
 pub fn sinks(
     loaded: &LoadedConfig,
-    context: &Context,
+    context: &AgentContext,
 ) -> Result<Vec<Named<dyn Sink>>, ConfigError> {
     let build =
         |table: &StageTable| sink(loaded, table, context).map(|sink| (table.name.clone(), sink));
@@ -140,7 +140,7 @@ pub fn sinks(
 pub fn sink(
     loaded: &LoadedConfig,
     table: &StageTable,
-    context: &Context,
+    context: &AgentContext,
 ) -> Result<Box<dyn Sink>, ConfigError> {
     sink::build(&table.stage, &table.options.to_options(), context)
         .map_err(|error| explain(loaded, StageKind::Sink, table, error))
@@ -176,7 +176,7 @@ pub fn check_sinks(loaded: &LoadedConfig) -> Result<(), ConfigError> {
 /// Checks all stages, also disabled ones, and returns all errors. Sinks are not built: they need
 /// secrets.
 #[must_use]
-pub fn check(loaded: &LoadedConfig, context: &Context) -> Vec<ConfigError> {
+pub fn check(loaded: &LoadedConfig, context: &AgentContext) -> Vec<ConfigError> {
     let mut wrong = check_all(loaded, context, &loaded.settings.pipeline);
     if let (true, Err(error)) = (wrong.is_empty(), stages(loaded, context)) {
         wrong.push(error);
@@ -187,13 +187,13 @@ pub fn check(loaded: &LoadedConfig, context: &Context) -> Vec<ConfigError> {
 
 /// Checks the disabled stages, so that nothing is wrong with them once they are enabled.
 #[must_use]
-pub fn check_switched_off(loaded: &LoadedConfig, context: &Context) -> Vec<ConfigError> {
+pub fn check_switched_off(loaded: &LoadedConfig, context: &AgentContext) -> Vec<ConfigError> {
     check_all(loaded, context, &loaded.disabled)
 }
 
 fn check_all(
     loaded: &LoadedConfig,
-    context: &Context,
+    context: &AgentContext,
     pipeline: &PipelineSettings,
 ) -> Vec<ConfigError> {
     let no_waker: Waker = Arc::new(|| ());
@@ -225,7 +225,7 @@ fn check_all(
 /// [`ConfigError`] when that sink cannot be built.
 pub fn manager(
     loaded: &LoadedConfig,
-    context: &Context,
+    context: &AgentContext,
 ) -> Result<Option<Connection>, ConfigError> {
     let sinks = &loaded.settings.pipeline.sinks;
     let Some(table) = sinks.iter().find(|table| table.stage == HTTP_SIEM) else { return Ok(None) };

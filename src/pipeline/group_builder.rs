@@ -109,12 +109,6 @@ impl GroupBuilder {
         &self.totals
     }
 
-    /// Hash chain after the last entry.
-    #[must_use]
-    pub fn chain(&self) -> Digest {
-        self.chain
-    }
-
     /// Adds an event.
     pub fn add_event(&mut self, event: &Event, now: Timestamp) {
         let (at, data) = (now.to_string(), event.data.to_string());

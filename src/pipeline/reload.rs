@@ -13,7 +13,7 @@ use crate::{
     config::{ConfigError, LoadedConfig, Settings, StageTable},
     event::Event,
     stages::{
-        Context,
+        AgentContext,
         sink::Sink,
         source::{Source, Waker},
     },
@@ -42,7 +42,7 @@ impl Plan {
     /// Records the inputs of a configuration. Call before building it: a file that changes in
     /// between then counts as changed the next time.
     #[must_use]
-    pub fn of(loaded: &LoadedConfig, context: &Context) -> Self {
+    pub fn of(loaded: &LoadedConfig, context: &AgentContext) -> Self {
         let content = |path: PathBuf| {
             let digest = fs::read(&path).ok().map(|bytes| Digest::of(&bytes));
             (path, digest)
@@ -61,7 +61,7 @@ impl Plan {
         next: &Self,
         loaded: &LoadedConfig,
         stages: RecordStages,
-        context: &Context,
+        context: &AgentContext,
         waker: &Waker,
         events: Vec<Event>,
     ) -> Result<Reload, ConfigError> {
@@ -73,29 +73,8 @@ impl Plan {
             .filter(|table| old.pipeline.filters.contains(table))
             .map(|table| table.name.clone())
             .collect();
-        // Sources are built with the interval.
-        let same_interval = old.agent.poll_interval == new.agent.poll_interval;
-        let mut sources: Vec<(String, Option<Box<dyn Source>>)> = Vec::new();
-        for table in &new.pipeline.sources {
-            let is_same = same_interval && old.pipeline.sources.contains(table);
-            let source = match is_same {
-                true => None,
-                false => Some(assembly::source(loaded, table, context, waker)?),
-            };
-            sources.push((table.name.clone(), source));
-        }
-        let mut sinks: Vec<(String, Option<Box<dyn Sink>>)> = Vec::new();
-        for table in &new.pipeline.sinks {
-            let has_same_files = files_of(table, context)
-                .iter()
-                .all(|file| self.files.get(file) == next.files.get(file));
-            let is_same = has_same_files && old.pipeline.sinks.contains(table);
-            let sink = match is_same {
-                true => None,
-                false => Some(assembly::sink(loaded, table, context)?),
-            };
-            sinks.push((table.name.clone(), sink));
-        }
+        let sources = self.changed_sources(next, loaded, context, waker)?;
+        let sinks = self.changed_sinks(next, loaded, context)?;
         let reconfiguration = Reconfiguration {
             stages,
             same_filters,
@@ -109,16 +88,58 @@ impl Plan {
         };
         Ok(Reload { settings: new.clone(), reconfiguration, sinks })
     }
+
+    /// Builds the sources that differ under `next`; `None` stands for each of the others.
+    fn changed_sources(
+        &self,
+        next: &Self,
+        loaded: &LoadedConfig,
+        context: &AgentContext,
+        waker: &Waker,
+    ) -> Result<Vec<(String, Option<Box<dyn Source>>)>, ConfigError> {
+        let (old, new) = (&self.settings, &next.settings);
+        // Sources are built with the interval.
+        let same_interval = old.agent.poll_interval == new.agent.poll_interval;
+        let replacement = |table: &StageTable| {
+            let is_same = same_interval && old.pipeline.sources.contains(table);
+            let source = match is_same {
+                true => None,
+                false => Some(assembly::source(loaded, table, context, waker)?),
+            };
+            Ok((table.name.clone(), source))
+        };
+        new.pipeline.sources.iter().map(replacement).collect()
+    }
+
+    /// Builds the sinks that differ under `next`; `None` stands for each of the others.
+    fn changed_sinks(
+        &self,
+        next: &Self,
+        loaded: &LoadedConfig,
+        context: &AgentContext,
+    ) -> Result<Vec<(String, Option<Box<dyn Sink>>)>, ConfigError> {
+        let replacement = |table: &StageTable| {
+            let mut files = files_of(table, context).into_iter();
+            let has_same_files = files.all(|file| self.files.get(&file) == next.files.get(&file));
+            let is_same = has_same_files && self.settings.pipeline.sinks.contains(table);
+            let sink = match is_same {
+                true => None,
+                false => Some(assembly::sink(loaded, table, context)?),
+            };
+            Ok((table.name.clone(), sink))
+        };
+        next.settings.pipeline.sinks.iter().map(replacement).collect()
+    }
 }
 
 /// Returns the files that the stages of a configuration name in options that end in `_file`.
 #[must_use]
-pub fn named_files(settings: &Settings, context: &Context) -> BTreeSet<PathBuf> {
+pub fn named_files(settings: &Settings, context: &AgentContext) -> BTreeSet<PathBuf> {
     let pipeline = &settings.pipeline;
     let all = [&pipeline.sources, &pipeline.filters, &pipeline.enrichers, &pipeline.sinks];
     all.into_iter().flatten().flat_map(|table| files_of(table, context)).collect()
 }
 
-fn files_of(table: &StageTable, context: &Context) -> Vec<PathBuf> {
+fn files_of(table: &StageTable, context: &AgentContext) -> Vec<PathBuf> {
     table.options.files().iter().map(|path| context.paths.expand(path)).collect()
 }

@@ -7,7 +7,7 @@ mod tests;
 
 use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
 
-pub use handle::{FlushError, IngestUnresponsive, PipelineHandle, RetryError};
+pub use handle::{PipelineHandle, RetryError};
 use siem_protocol::{Digest, Identity};
 use sink_tasks::SinkTasks;
 use tokio::{

@@ -3,7 +3,7 @@
 use super::{assembly, config_test, record_stages::RecordStages};
 use crate::{
     config::{ConfigError, LayerOrigin, LoadedConfig},
-    stages::Context,
+    stages::AgentContext,
 };
 
 /// Reason that a configuration is refused.
@@ -43,7 +43,7 @@ pub enum TestScope {
 /// [`ValidationError`]: the applied configuration stays.
 pub fn validate(
     loaded: &LoadedConfig,
-    context: &Context,
+    context: &AgentContext,
     tests: TestScope,
 ) -> Result<RecordStages, ValidationError> {
     let stages = assembly::stages(loaded, context)?;

@@ -15,10 +15,8 @@ mod sessions;
 pub mod sink;
 pub mod source;
 
-pub use ai_agent_stage::{BuildError, Plugin, Record, StageKind, StageOptions, registered as all};
+pub use ai_agent_stage::{BuildError, Record, StageKind, StageOptions, registered as all};
 pub use context::AgentContext;
-/// Name that other modules use for [`AgentContext`].
-pub use context::AgentContext as Context;
 pub use log_follower::{LogOptions, follow_log};
 pub use sessions::{Sessions, SharedRoots};
 

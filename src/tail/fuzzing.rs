@@ -1,7 +1,6 @@
 //! The line reader, driven as the tail drives it, for fuzz targets.
 //!
-//! Hidden but public: the fuzz targets are built by cargo-fuzz and by a test, and both can use only
-//! public items. The tail itself needs files and a clock, which are slow; the reader needs neither.
+//! The tail itself needs files and a clock, which are slow; the reader needs neither.
 
 use std::io;
 

@@ -34,7 +34,7 @@ mod deleted;
 mod directory_walk;
 mod file_table;
 mod fingerprint;
-#[doc(hidden)]
+#[cfg(feature = "internals")]
 pub mod fuzzing;
 mod generation_end;
 mod generation_id;

@@ -23,7 +23,7 @@ use crate::support::{
     scripted_receiver::{Answer, ScriptedReceiver},
     within,
 };
-use ai_agent::protocol::names::event;
+use ai_agent::internals::protocol::names::event;
 use rustix::process::Signal;
 use test_requires::requires;
 

@@ -327,7 +327,7 @@ fn secret_file_readable_by_others_is_refused() {
 fn stages_are_listed_and_shown() {
     let home = home();
     let list = home.agent(&["stages"]).succeed();
-    for stage in ai_agent::stages::all() {
+    for stage in ai_agent::internals::stages::all() {
         let line = list.text().lines().find(|line| {
             let mut words = line.split_whitespace();
             words.next() == Some(stage.kind.to_string().as_str())

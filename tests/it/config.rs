@@ -314,7 +314,7 @@ mod schema {
         let validator = validator();
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         assert_right(&validator, &fs::read_to_string(root.join("config/default.toml")).unwrap());
-        let all = ai_agent::stages::all();
+        let all = ai_agent::internals::stages::all();
         assert!(all.len() >= 12);
         for stage in all {
             let named = format!("[{}.{}]\n{}", stage.kind, stage.name, stage.sample);

@@ -8,7 +8,7 @@ use crate::support::{
     home::Home,
     receiver::{Receiver, settle},
 };
-use ai_agent::platform::{LockRole, StateLock};
+use ai_agent::internals::platform::{LockRole, StateLock};
 use serde_json::{Value, json};
 
 const AT_ONCE: &str = "[shipping]\nflush_interval = \"0s\"";

@@ -19,7 +19,7 @@ use crate::support::{
     lines_with_code,
     receiver::{Receiver, wait_for},
 };
-use ai_agent::pipeline::outbox::{DeadLetter, DeadLetterId, Outbox};
+use ai_agent::internals::pipeline::outbox::{DeadLetter, DeadLetterId, Outbox};
 use serde_json::Value;
 
 const POISON: &str = "what this receiver will not take";

@@ -15,7 +15,7 @@ use crate::support::{
         ScriptedReceiver,
     },
 };
-use ai_agent::{
+use ai_agent::internals::{
     config::ShippingSettings,
     event::Event,
     pipeline::outbox::DeadLetter,

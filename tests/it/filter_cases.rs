@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ai_agent::stages;
+use ai_agent::internals::stages;
 use ai_agent_stage::{
     StageKind,
     testing::{FilterTest, Filtered},

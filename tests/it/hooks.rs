@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::support::within;
-use ai_agent::{
+use ai_agent::internals::{
     compliance::{policy_file::StoredPolicy, spool::Spool},
     platform::Timestamp,
     protocol::{Digest, managed::Compliance},

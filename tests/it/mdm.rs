@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::support::{home::Home, lines_with_code};
-use ai_agent::{
+use ai_agent::internals::{
     compliance::policy_file::StoredPolicy,
     platform::Timestamp,
     protocol::{Digest, managed::Compliance},

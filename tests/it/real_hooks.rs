@@ -13,7 +13,7 @@ use crate::support::{
     home::Home,
     scripted_receiver::{ConfigResponse, ScriptedReceiver},
 };
-use ai_agent::{
+use ai_agent::internals::{
     compliance::policy_file::StoredPolicy,
     platform::Timestamp,
     protocol::{Digest, managed::Compliance},

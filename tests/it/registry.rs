@@ -9,21 +9,22 @@ use std::{
     time::Duration,
 };
 
-use ai_agent::{
+use ai_agent::internals::{
     platform::{Environment, Os, Paths, SystemClock, SystemPower},
-    stages::{self, BuildError, Context, Plugin, Sessions, StageKind, StageOptions},
+    stages::{self, AgentContext, BuildError, Sessions, StageKind, StageOptions},
 };
+use ai_agent_stage::Plugin;
 
-fn context() -> Context {
+fn context() -> AgentContext {
     let home = if cfg!(windows) { r"C:\Users\you" } else { "/home/you" };
     let environment = Environment::from_iter([("HOME", home), ("USERPROFILE", home)]);
-    Context {
+    AgentContext {
         identity: ai_agent_stage::testing::context().identity,
         paths: Paths::on(Os::CURRENT, &environment).unwrap(),
         environment,
         clock: Arc::new(SystemClock),
         power: Arc::new(SystemPower),
-        revision: ai_agent::siem::Revision::default(),
+        revision: ai_agent::internals::siem::Revision::default(),
         state_dir: None,
         sessions: Sessions::default(),
         once: false,

@@ -22,7 +22,7 @@ use crate::support::{
     random, random_moment,
     receiver::{Receiver, wait_for},
 };
-use ai_agent::{
+use ai_agent::internals::{
     config::{self, ConfigInputs},
     platform::{Environment, Paths},
 };

@@ -19,7 +19,7 @@ use crate::support::{
     scripted_receiver::{Answer, ScriptedReceiver},
     tls::{self, Authority},
 };
-use ai_agent::{
+use ai_agent::internals::{
     config::{self, ConfigInputs},
     platform::{Environment, Os, Paths},
 };

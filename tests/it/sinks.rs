@@ -12,7 +12,7 @@ use crate::support::{
     lines_with_code, random,
     receiver::{Receiver, wait_for},
 };
-use ai_agent::protocol::names::event;
+use ai_agent::internals::protocol::names::event;
 use serde_json::{Value, json};
 
 const MB: usize = 1 << 20;

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ai_agent::{
+use ai_agent::internals::{
     config::ShippingSettings,
     event::Event,
     frame::Codec,
@@ -24,7 +24,7 @@ use ai_agent::{
     },
     platform::{Clock, Environment, Os, Paths, Timestamp},
     protocol::{Digest, Identity},
-    stages::{Context, StageOptions, sink},
+    stages::{AgentContext, StageOptions, sink},
 };
 use serde_json::json;
 use tokio::sync::watch;
@@ -101,7 +101,7 @@ impl DeliverySetup {
     /// Writes a file that only its owner can read.
     pub(crate) fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.folder.path().join(name);
-        let options = ai_agent::platform::secure_file::options();
+        let options = ai_agent::internals::platform::secure_file::options();
         let mut file = options.clone().create(true).truncate(true).open(&path).unwrap();
         file.write_all(text.as_bytes()).unwrap();
         path
@@ -148,18 +148,18 @@ impl DeliverySetup {
         Delivery { post: self, orders, progress, log, events, thread }
     }
 
-    fn context(&self) -> Context {
+    fn context(&self) -> AgentContext {
         let home = self.folder.path().to_str().unwrap();
         let environment = Environment::from_iter([("HOME", home), ("USERPROFILE", home)]);
-        Context {
+        AgentContext {
             identity: identity(),
             paths: Paths::on(Os::CURRENT, &environment).unwrap(),
             environment,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
-            power: Arc::new(ai_agent::platform::SystemPower),
-            revision: ai_agent::siem::Revision::default(),
+            power: Arc::new(ai_agent::internals::platform::SystemPower),
+            revision: ai_agent::internals::siem::Revision::default(),
             state_dir: None,
-            sessions: ai_agent::stages::Sessions::default(),
+            sessions: ai_agent::internals::stages::Sessions::default(),
             once: false,
             poll_interval: PATIENCE,
         }

@@ -207,7 +207,7 @@ fn try_spawn(data: &Path, listen: &str, keys: &[String]) -> Option<(Child, Strin
 
 /// Replaces a file, readable for its owner only.
 pub(crate) fn private(path: &Path, text: &str) {
-    ai_agent::platform::secure_file::replace(path, text.as_bytes()).unwrap();
+    ai_agent::internals::platform::secure_file::replace(path, text.as_bytes()).unwrap();
 }
 
 /// Path of the binary beside the agent's, which is built if it is missing.

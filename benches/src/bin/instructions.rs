@@ -6,7 +6,7 @@
 
 use std::{env, hint::black_box};
 
-use ai_agent::{frame::Codec, pipeline::outbox::fuzzing};
+use ai_agent::internals::{frame::Codec, pipeline::outbox::fuzzing};
 use workloads::{frames, records, session, tree};
 
 /// Bytes of the session.

@@ -3,7 +3,7 @@
 use crate::{
     cli::terminal::{Colours, wrap},
     config::LoadedConfig,
-    stages::Context,
+    stages::AgentContext,
 };
 
 /// Width of the subject in front of the text.
@@ -14,7 +14,7 @@ const INDENT: usize = 4 + 2 + SUBJECT_WIDTH + 2;
 /// Configuration and context that the checks inspect.
 pub(super) struct Checkup {
     pub(super) loaded: LoadedConfig,
-    pub(super) context: Context,
+    pub(super) context: AgentContext,
 }
 
 /// Result of one check.

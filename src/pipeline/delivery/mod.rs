@@ -13,10 +13,9 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 pub use batch_assembler::{AssembleError, Assembler, NextBatch};
-pub use dead_letter_retry::{DeadLetterRetry, RetryAttempt, RetryOutcome, retry_dead_letter};
+pub use dead_letter_retry::{DeadLetterRetry, RetryOutcome, retry_dead_letter};
 pub use rate_limit::RateLimit;
 pub use retry_policy::{NextAction, RetryPolicy};
-pub use schedule::SendRule;
 use siem_protocol::Identity;
 use task_loop::TaskLoop;
 use tokio::{
@@ -66,6 +65,7 @@ impl SinkControl {
     }
 
     /// Sets when the task ends.
+    #[cfg(any(test, feature = "internals"))]
     #[must_use]
     pub fn until(self, stop: StopMode) -> Self {
         Self { stop, ..self }
@@ -124,6 +124,7 @@ pub struct SinkTask {
 impl SinkTask {
     /// Delivers until `control` ends the task. Dropping the future in mid-batch is safe: the batch
     /// is sent again, and the receiver recognises the repetition.
+    #[cfg(any(test, feature = "internals"))]
     pub async fn run(self, control: watch::Receiver<SinkControl>) {
         let (_, retries) = mpsc::channel(1);
         self.run_with_retries(control, retries).await;

@@ -7,10 +7,11 @@ use redb::{ReadableTable as _, Table, WriteTransaction};
 
 use super::{
     super::{accounting::Share, group::Group},
-    Outbox, OutboxError,
     checksum::{protect_json, verify_json},
     tables::ACCOUNTS,
 };
+#[cfg(test)]
+use super::{Outbox, OutboxError};
 use crate::tail::GenerationId;
 
 /// Name of a row in errors.
@@ -52,6 +53,7 @@ fn add(accounts: &mut Table<'_, &str, &[u8]>, key: &str, share: &Share) -> Resul
     Ok(())
 }
 
+#[cfg(test)]
 impl Outbox {
     /// Returns the account of each generation with a checkpoint, and under `None` the account of
     /// all generations that have ended.

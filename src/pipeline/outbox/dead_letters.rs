@@ -138,6 +138,7 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read or a letter in it is damaged.
+    #[cfg(any(test, feature = "internals"))]
     pub fn dead_letters(&self) -> Result<Vec<(DeadLetterId, DeadLetter)>, OutboxError> {
         self.read("read", |transaction| {
             let mut all = Vec::new();

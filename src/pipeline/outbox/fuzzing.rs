@@ -1,6 +1,4 @@
 //! Access to the block encoding for fuzz targets and benches.
-//!
-//! Hidden and public for the reason given in `tail::fuzzing`.
 
 use super::block;
 use crate::frame::Frame;

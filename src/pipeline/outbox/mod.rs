@@ -19,7 +19,7 @@ mod cursor_rows;
 mod cursors;
 mod dead_letters;
 mod error;
-#[doc(hidden)]
+#[cfg(feature = "internals")]
 pub mod fuzzing;
 #[cfg(test)]
 pub(super) mod io_error_tests;
@@ -49,9 +49,8 @@ pub use error::OutboxError;
 pub use recover::OpenOutcome;
 pub use renumber::RenumberOutcome;
 pub use rows::{Cursor, DeadLetter, RescuedDeadLetters};
-pub use siem_protocol::agent_event::{DeadLetterId, DeadLetterTotals};
+pub use siem_protocol::agent_event::DeadLetterId;
 pub use stats::{OutboxStats, SinkStats};
 pub use store::{Head, Outbox};
 #[cfg(test)]
 pub(super) use store_file::builder;
-pub use verify::{Verified, VerifyError};

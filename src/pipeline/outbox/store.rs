@@ -16,7 +16,7 @@ use super::{
     backup_file::BackupFile,
     cursor_rows::{self, Acks},
     migrate,
-    rows::{CreationReport, OutboxState},
+    rows::OutboxState,
     store_file::{Opener, StoreFile, file_opener},
     tables::{self, SCHEMA},
 };
@@ -70,6 +70,7 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError`]; the file is then unchanged.
+    #[cfg(any(test, feature = "internals"))]
     pub fn open(
         path: &Path,
         sinks: &[SinkRegistration],
@@ -91,6 +92,7 @@ impl Outbox {
     }
 
     /// Opens a store with `opener`; `path` is used only in messages.
+    #[cfg(any(test, feature = "internals"))]
     pub(in crate::pipeline) fn open_with(
         path: &Path,
         opener: Opener,
@@ -98,7 +100,8 @@ impl Outbox {
         new_epoch: impl FnOnce() -> String,
     ) -> Result<Self, OutboxError> {
         Self::open_or_fill(path, opener, sinks, new_epoch, |_, state| {
-            state.creation = Some(CreationReport { previous_epoch: None, damage: None });
+            state.creation =
+                Some(super::rows::CreationReport { previous_epoch: None, damage: None });
             Ok(())
         })
     }

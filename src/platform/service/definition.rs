@@ -2,21 +2,12 @@
 
 use super::{super::os::Os, user_service::Service};
 
-/// Users that the service is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// The user who installs it.
-    User,
-    /// Every user of the machine; installed by an administrator.
-    Machine,
-}
-
 impl Service {
     /// Returns the definition of the service that runs `program`.
     #[must_use]
-    pub fn definition(&self, program: &str, scope: Scope) -> String {
+    pub fn definition(&self, program: &str) -> String {
         match self.os {
-            Os::Linux => unit(program, scope),
+            Os::Linux => unit(program),
             Os::Macos => property_list(program),
             Os::Windows => task(program, &self.user),
         }
@@ -30,7 +21,7 @@ impl Service {
         let path = &self.installed.program;
         let program = path.to_str().filter(|text| !text.contains(char::is_control));
         let program = program.ok_or_else(|| NotText { path: path.clone() })?;
-        let text = self.definition(program, Scope::User);
+        let text = self.definition(program);
         Ok(match self.os {
             Os::Linux | Os::Macos => text.into_bytes(),
             // The task scheduler requires UTF-16 with a byte order mark.
@@ -56,23 +47,14 @@ pub struct NotText {
 
 /// Uses only those hardening options that need no user namespace, since many systems do not permit
 /// one: <https://www.freedesktop.org/software/systemd/man/latest/systemd.exec.html>.
-fn unit(program: &str, scope: Scope) -> String {
+fn unit(program: &str) -> String {
     let program = unit_word(program);
-    let (head, condition) = match scope {
-        Scope::User => ("# Written by `ai-agent install`, removed by `ai-agent uninstall`.\n", ""),
-        Scope::Machine => (
-            "# /etc/systemd/user/ai-agent.service: one agent for each user who logs in, with that \
-             user's rights.\n# `systemctl --global enable ai-agent.service` makes it start at the \
-             next login of every user.\n",
-            "# Root and service users may have a user manager too, but no sessions to \
-             ship.\nConditionUser=!@system\n",
-        ),
-    };
     format!(
-        "{head}
+        "# Written by `ai-agent install`, removed by `ai-agent uninstall`.
+
 [Unit]
 Description=Ships Claude Code session logs to the SIEM
-{condition}StartLimitIntervalSec=0
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
@@ -104,7 +86,7 @@ WantedBy=default.target
     )
 }
 
-/// Quotes an argument of `ExecStart=`, and escapes what systemd would expand.
+/// Quotes an argument of `ExecStart=`, and escapes characters that systemd would expand.
 fn unit_word(text: &str) -> String {
     let escaped =
         text.replace('\\', r"\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
@@ -249,16 +231,23 @@ mod tests {
     #[test]
     fn mdm_samples_define_the_same_service() {
         const PROGRAM: &str = "/usr/local/bin/ai-agent";
-        for (os, sample) in [
-            (Os::Linux, include_str!("../../../config/mdm/ai-agent.service")),
-            (Os::Macos, include_str!("../../../config/mdm/ai-agent.plist")),
-        ] {
-            assert_eq!(
-                service(os, "/home/u").definition(PROGRAM, Scope::Machine),
-                sample,
-                "{os:?}"
-            );
-        }
+        const FIRST_LINE: &str =
+            "# Written by `ai-agent install`, removed by `ai-agent uninstall`.\n";
+        const FIRST_LINES_OF_SAMPLE: &str = "\
+# /etc/systemd/user/ai-agent.service: one agent for each user who logs in, with that user's rights.
+# `systemctl --global enable ai-agent.service` makes it start at the next login of every user.
+";
+        const LIMIT: &str = "StartLimitIntervalSec=";
+        const CONDITION: &str = "\
+# Root and service users may have a user manager too, but no sessions to ship.
+ConditionUser=!@system
+";
+        let unit = service(Os::Linux, "/home/u").definition(PROGRAM);
+        let unit = unit.replace(FIRST_LINE, FIRST_LINES_OF_SAMPLE);
+        let unit = unit.replace(LIMIT, &[CONDITION, LIMIT].concat());
+        assert_eq!(unit, include_str!("../../../config/mdm/ai-agent.service"));
+        let list = service(Os::Macos, "/home/u").definition(PROGRAM);
+        assert_eq!(list, include_str!("../../../config/mdm/ai-agent.plist"));
     }
 
     #[test]

@@ -10,8 +10,7 @@ mod notify;
 mod status;
 mod user_service;
 
-pub use definition::Scope;
 pub use manager_command::{ManagerCommand, ManagerCommandError};
 pub use notify::Notify;
 pub use status::ServiceStatus;
-pub use user_service::{NAME, Service};
+pub use user_service::Service;

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::super::{environment::Environment, os::Os, paths::InstalledPaths};
 
 /// Name of the service on every system.
-pub const NAME: &str = "ai-agent";
+pub(super) const NAME: &str = "ai-agent";
 
 /// The agent as a service of one user.
 #[derive(Clone, Debug)]

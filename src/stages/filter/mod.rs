@@ -11,10 +11,8 @@ mod sidechain;
 mod tool_call;
 
 #[cfg(test)]
-use ai_agent_stage::{BuildError, StageOptions};
-pub use ai_agent_stage::{
-    Change, Fallback, Filter, FilterOptions, Match, Plugin, Record, Verdict, build_filter as build,
-};
+use ai_agent_stage::{BuildError, FilterOptions, StageOptions};
+pub use ai_agent_stage::{Change, Filter, Match, Verdict, build_filter as build};
 
 /// Builds a filter from its options in TOML.
 #[cfg(test)]

@@ -6,8 +6,8 @@ mod hook_spool;
 use std::time::Duration;
 
 pub use ai_agent_stage::{
-    BadRow, Chunk, GenerationId, Intake, Origin, Piece, Plugin, Progress, Source, SourceOptions,
-    Survey, Waker,
+    BadRow, Chunk, GenerationId, Intake, Piece, Plugin, Progress, Source, SourceOptions, Survey,
+    Waker,
 };
 use ai_agent_stage::{BuildError, StageOptions};
 
