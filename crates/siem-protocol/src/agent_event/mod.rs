@@ -1,11 +1,22 @@
 //! The events that the agent reports, with the members of their `data`.
 //!
-//! An event travels as an [entry](crate::Entry) of kind `event`. Its `event` and `data` are what an
-//! [`AgentEvent`] serializes to; its `source` and `severity` follow from them. The table in
+//! An event travels as an [entry](crate::Entry) of kind `event`. An [`AgentEvent`]
+//! serializes to its `event` and `data`; its `source` and `severity` follow from them. The table in
 //! `docs/events.md` is made from the documentation of the variants.
+
+mod compliance;
+mod config;
+mod outbox;
 
 use std::collections::BTreeMap;
 
+pub use compliance::{AccountIdentity, HookReport, RuleViolation, UncheckedRule, ViolationAction};
+pub use config::{
+    AppliedConfig, AttemptedConfig, ConfigOrigin, ConfigSummary, LockedKey, RefusedConfig,
+};
+pub use outbox::{
+    DeadLetterId, DeadLetterTotals, EpochReason, EpochStarted, PurgeReason, Shortage,
+};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -303,202 +314,6 @@ pub struct Heartbeat {
     pub config: ConfigSummary,
 }
 
-/// Start of an epoch.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct EpochStarted {
-    /// The new epoch.
-    pub epoch: String,
-    /// The epoch before, `null` if there is none or it is not known.
-    pub previous_epoch: Option<String>,
-    /// Cause.
-    pub reason: EpochReason,
-    /// After a conflict: number of entries that the new epoch starts with.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub entries: Option<u64>,
-    /// After a conflict: last number of the epoch before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub previous_last_seq: Option<u64>,
-    /// After a conflict: totals of the epoch before, up to its last number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub previous_totals: Option<Totals>,
-}
-
-/// Cause of a new epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum EpochReason {
-    /// First start of the agent.
-    First,
-    /// The outbox was deleted.
-    OutboxMissing,
-    /// The outbox was damaged and moved aside.
-    Quarantine,
-    /// The receiver holds other entries under the same numbers.
-    Conflict,
-}
-
-/// Configuration in force, and those tried and refused last.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct ConfigSummary {
-    /// The configuration in force.
-    pub applied: Option<AppliedConfig>,
-    /// The configuration that was tried last.
-    pub attempted: Option<AttemptedConfig>,
-    /// The configuration that was refused last, unless its origin gave a valid one since.
-    pub refused: Option<RefusedConfig>,
-    /// Time since the server last gave a signed response; an age, because the clock of the
-    /// receiver is another one.
-    pub signed_age_seconds: Option<u64>,
-}
-
-/// Configuration in force.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct AppliedConfig {
-    /// Hash of the configuration, as in the headers of batches.
-    pub hash: Digest,
-    /// Revision of its managed part; `null` without one.
-    pub revision: Option<String>,
-    /// Time from which it is in force (RFC 3339).
-    pub at: String,
-}
-
-/// Configuration that was tried.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct AttemptedConfig {
-    /// Origin of the configuration.
-    pub from: ConfigOrigin,
-    /// Revision of its managed part, if that could be read.
-    pub revision: Option<String>,
-    /// Time of the attempt (RFC 3339).
-    pub at: String,
-}
-
-/// Configuration that was refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct RefusedConfig {
-    /// Origin of the configuration.
-    pub from: ConfigOrigin,
-    /// Cause, with the key.
-    pub reason: String,
-    /// Time of the first refusal (RFC 3339).
-    pub at: String,
-}
-
-/// Origin of a configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum ConfigOrigin {
-    /// Files of the machine, secrets in files included.
-    Files,
-    /// The server.
-    Server,
-}
-
-/// A key that a layer may not set.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct LockedKey {
-    /// The key.
-    pub key: String,
-    /// The layer.
-    pub layer: String,
-}
-
-/// An account, as far as it is known.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct AccountIdentity {
-    /// E-mail address.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub email: Option<String>,
-    /// Id of its organisation.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub organization: Option<String>,
-    /// Id of the account.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub account: Option<String>,
-}
-
-/// Action of a policy on a violation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum ViolationAction {
-    /// It is only reported.
-    None,
-    /// The user is warned.
-    Warn,
-    /// Prompts are blocked.
-    Block,
-}
-
-/// A call of a hook, and the response to it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct HookReport {
-    /// Time of the call, in milliseconds since 1970-01-01 UTC.
-    pub at: u64,
-    /// Name of the hook's event in Claude Code.
-    pub hook: String,
-    /// `warned` or `blocked`.
-    pub decision: String,
-    /// Time that the response took, in microseconds.
-    pub latency_us: u64,
-    /// The session.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub session_id: Option<String>,
-    /// Path of the session's transcript.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub transcript_path: Option<String>,
-    /// Working directory of the session.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cwd: Option<String>,
-    /// Trigger of the session start: `startup`, `resume`, `clear`, `compact`, `fork`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
-    /// The account, if known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub who: Option<AccountIdentity>,
-    /// Rules that the account breaks.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub violations: Vec<RuleViolation>,
-    /// Rules that could not be checked.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub unknown: Vec<UncheckedRule>,
-    /// Hash of the configuration that the policy is part of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub config_hash: Option<Digest>,
-}
-
-/// A rule that an account breaks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct RuleViolation {
-    /// The rule: one of [`names::violation`](crate::names::violation).
-    pub violation: String,
-    /// Value found in the account.
-    pub found: String,
-    /// Values that the policy permits.
-    pub permitted: Vec<String>,
-}
-
-/// A rule that could not be checked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct UncheckedRule {
-    /// The rule: one of [`names::violation`](crate::names::violation).
-    pub rule: String,
-    /// Cause.
-    pub why: String,
-}
-
 /// A file that no longer holds the bytes read before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
@@ -517,61 +332,6 @@ pub struct FileReplaced {
     pub previous_size: u64,
     /// Size of the file now.
     pub size: u64,
-}
-
-/// Cause of a deletion of dead letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum PurgeReason {
-    /// The oldest were deleted to make space for new ones.
-    Cap,
-    /// The command `ai-agent deadletter purge` deleted them.
-    Command,
-}
-
-/// Identifies a dead letter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct DeadLetterId {
-    /// Sink that refused the entry.
-    pub sink: String,
-    /// Epoch of the entry.
-    pub epoch: String,
-    /// Number of the entry.
-    pub seq: u64,
-}
-
-/// Number of entries that a sink refused for good, and their bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct DeadLetterTotals {
-    /// Number of entries.
-    pub entries: u64,
-    /// Number of bytes in their lines.
-    pub bytes: u64,
-}
-
-/// Resource that an outbox has too little of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum Shortage {
-    /// The outbox reached its configured size.
-    Outbox,
-    /// The disk is nearly full.
-    Disk,
-}
-
-impl Shortage {
-    /// Returns the name of the variant, as in an event.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Outbox => "outbox",
-            Self::Disk => "disk",
-        }
-    }
 }
 
 impl AgentEvent {

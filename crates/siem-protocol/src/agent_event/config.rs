@@ -1,0 +1,77 @@
+//! Members of events about the configuration.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Digest;
+
+/// Configuration in force, and those tried and refused last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct ConfigSummary {
+    /// The configuration in force.
+    pub applied: Option<AppliedConfig>,
+    /// The configuration that was tried last.
+    pub attempted: Option<AttemptedConfig>,
+    /// The configuration that was refused last, unless its origin gave a valid one since.
+    pub refused: Option<RefusedConfig>,
+    /// Time since the server last gave a signed response; an age, because the clock of the
+    /// receiver is another one.
+    pub signed_age_seconds: Option<u64>,
+}
+
+/// Configuration in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct AppliedConfig {
+    /// Hash of the configuration, as in the headers of batches.
+    pub hash: Digest,
+    /// Revision of its managed part; `null` without one.
+    pub revision: Option<String>,
+    /// Time from which it is in force (RFC 3339).
+    pub at: String,
+}
+
+/// Configuration that was tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct AttemptedConfig {
+    /// Origin of the configuration.
+    pub from: ConfigOrigin,
+    /// Revision of its managed part, if that could be read.
+    pub revision: Option<String>,
+    /// Time of the attempt (RFC 3339).
+    pub at: String,
+}
+
+/// Configuration that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct RefusedConfig {
+    /// Origin of the configuration.
+    pub from: ConfigOrigin,
+    /// Cause, with the key.
+    pub reason: String,
+    /// Time of the first refusal (RFC 3339).
+    pub at: String,
+}
+
+/// Origin of a configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ConfigOrigin {
+    /// Files of the machine, secrets in files included.
+    Files,
+    /// The server.
+    Server,
+}
+
+/// A key that a layer may not set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct LockedKey {
+    /// The key.
+    pub key: String,
+    /// The layer.
+    pub layer: String,
+}
