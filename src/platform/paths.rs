@@ -1,7 +1,7 @@
 //! Paths of the agent's files on Linux, macOS and Windows.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -73,86 +73,11 @@ impl Paths {
         if !os.is_absolute(home) {
             return Err(PathsError::RelativeHome { variable, home: home.into() });
         }
-        // The XDG base directory specification requires relative paths to be ignored:
-        // https://specifications.freedesktop.org/basedir-spec/latest/
-        let given = |name| environment.get(name).filter(|path| os.is_absolute(path));
-        let or_below_home = |name, parts: &[&str]| match given(name) {
-            Some(path) => path.to_owned(),
-            None => os.below(home, parts).into_os_string(),
-        };
-        let (machine, user, state, pointer): (PathBuf, _, _, &[&str]) = match os {
-            Os::Linux => (
-                "/etc/ai-agent".into(),
-                os.below(&or_below_home("XDG_CONFIG_HOME", &[".config"]), &["ai-agent"]),
-                os.below(&or_below_home("XDG_STATE_HOME", &[".local", "state"]), &["ai-agent"]),
-                &[".local", "state", "ai-agent", "state-dir"],
-            ),
-            Os::Macos => {
-                let user = os.below(home, &["Library", "Application Support", "ai-agent"]);
-                let state = os.below(user.as_os_str(), &["state"]);
-                let pointer = &["Library", "Application Support", "ai-agent", "state", "state-dir"];
-                ("/Library/Application Support/ai-agent".into(), user, state, pointer)
-            }
-            Os::Windows => {
-                let data = given("ProgramData").unwrap_or(OsStr::new(r"C:\ProgramData"));
-                let roaming = or_below_home("APPDATA", &["AppData", "Roaming"]);
-                let local = or_below_home("LOCALAPPDATA", &["AppData", "Local"]);
-                (
-                    os.below(data, &["ai-agent"]),
-                    os.below(&roaming, &["ai-agent"]),
-                    os.below(&local, &["ai-agent", "state"]),
-                    &["AppData", "Local", "ai-agent", "state", "state-dir"],
-                )
-            }
-        };
-        let desktop = match os {
-            Os::Linux => os.below(&or_below_home("XDG_CONFIG_HOME", &[".config"]), &["Claude"]),
-            Os::Macos => os.below(home, &["Library", "Application Support", "Claude"]),
-            Os::Windows => {
-                os.below(&or_below_home("APPDATA", &["AppData", "Roaming"]), &["Claude"])
-            }
-        };
-        let store_packages = (os == Os::Windows).then(|| {
-            os.below(&or_below_home("LOCALAPPDATA", &["AppData", "Local"]), &["Packages"])
-        });
-        let config_home = or_below_home("XDG_CONFIG_HOME", &[".config"]);
-        let local = or_below_home("LOCALAPPDATA", &["AppData", "Local"]);
-        let at_home = |parts: &[&str]| os.below(home, parts);
-        let support = ["Library", "Application Support", "ai-agent"];
-        let installed = match os {
-            Os::Linux => InstalledPaths {
-                program: at_home(&[".local", "bin", "ai-agent"]),
-                definition: os.below(&config_home, &["systemd", "user", "ai-agent.service"]),
-                environment: at_home(&[".config", "ai-agent", "environment"]),
-                machine_definitions: ["/etc", "/usr/local/lib", "/usr/lib"]
-                    .map(|dir| os.below(OsStr::new(dir), &["systemd", "user", "ai-agent.service"]))
-                    .into(),
-            },
-            Os::Macos => InstalledPaths {
-                program: at_home(&[&support[..], &["bin", "ai-agent"]].concat()),
-                definition: at_home(&["Library", "LaunchAgents", "ai-agent.plist"]),
-                environment: at_home(&[&support[..], &["environment"]].concat()),
-                machine_definitions: vec!["/Library/LaunchAgents/ai-agent.plist".into()],
-            },
-            // A task of the machine has the same name, and only an administrator may change it.
-            Os::Windows => InstalledPaths {
-                program: os.below(&local, &["ai-agent", "ai-agent.exe"]),
-                definition: os.below(&local, &["ai-agent", "task.xml"]),
-                environment: at_home(&["AppData", "Local", "ai-agent", "environment"]),
-                machine_definitions: Vec::new(),
-            },
-        };
-        Ok(Self {
-            home: home.into(),
-            installed,
-            machine_config: os.below(machine.as_os_str(), &["config.toml"]),
-            machine_config_dir: os.below(machine.as_os_str(), &["config.d"]),
-            user_config: os.below(user.as_os_str(), &["config.toml"]),
-            default_state_dir: state,
-            claude_desktop: desktop,
-            store_packages,
-            client_settings: os.client_settings().into(),
-            pointer: os.below(home, pointer),
+        let base = BaseDirectories { os, environment, home };
+        Ok(match os {
+            Os::Linux => base.linux(),
+            Os::Macos => base.macos(),
+            Os::Windows => base.windows(),
         })
     }
 
@@ -164,6 +89,105 @@ impl Paths {
             Ok(rest) => self.home.join(rest),
             Err(_) => path.to_owned(),
         }
+    }
+}
+
+/// Directories that the paths are below.
+struct BaseDirectories<'a> {
+    os: Os,
+    environment: &'a Environment,
+    home: &'a OsStr,
+}
+
+impl BaseDirectories<'_> {
+    fn linux(&self) -> Paths {
+        let config = self.variable_or_home("XDG_CONFIG_HOME", &[".config"]);
+        let state = self.variable_or_home("XDG_STATE_HOME", &[".local", "state"]);
+        let unit_below = |dir: &OsStr| self.os.below(dir, &["systemd", "user", "ai-agent.service"]);
+        Paths {
+            home: self.home.into(),
+            machine_config: "/etc/ai-agent/config.toml".into(),
+            machine_config_dir: "/etc/ai-agent/config.d".into(),
+            user_config: self.os.below(&config, &["ai-agent", "config.toml"]),
+            default_state_dir: self.os.below(&state, &["ai-agent"]),
+            claude_desktop: self.os.below(&config, &["Claude"]),
+            store_packages: None,
+            client_settings: self.os.client_settings().into(),
+            pointer: self.below_home(&[".local", "state", "ai-agent", "state-dir"]),
+            installed: InstalledPaths {
+                program: self.below_home(&[".local", "bin", "ai-agent"]),
+                definition: unit_below(&config),
+                environment: self.below_home(&[".config", "ai-agent", "environment"]),
+                machine_definitions: ["/etc", "/usr/local/lib", "/usr/lib"]
+                    .map(|dir| unit_below(OsStr::new(dir)))
+                    .into(),
+            },
+        }
+    }
+
+    fn macos(&self) -> Paths {
+        let support = self.below_home(&["Library", "Application Support"]);
+        let below_support = |parts: &[&str]| self.os.below(support.as_os_str(), parts);
+        Paths {
+            home: self.home.into(),
+            machine_config: "/Library/Application Support/ai-agent/config.toml".into(),
+            machine_config_dir: "/Library/Application Support/ai-agent/config.d".into(),
+            user_config: below_support(&["ai-agent", "config.toml"]),
+            default_state_dir: below_support(&["ai-agent", "state"]),
+            claude_desktop: below_support(&["Claude"]),
+            store_packages: None,
+            client_settings: self.os.client_settings().into(),
+            pointer: below_support(&["ai-agent", "state", "state-dir"]),
+            installed: InstalledPaths {
+                program: below_support(&["ai-agent", "bin", "ai-agent"]),
+                definition: self.below_home(&["Library", "LaunchAgents", "ai-agent.plist"]),
+                environment: below_support(&["ai-agent", "environment"]),
+                machine_definitions: vec!["/Library/LaunchAgents/ai-agent.plist".into()],
+            },
+        }
+    }
+
+    fn windows(&self) -> Paths {
+        let data = self.variable("ProgramData").unwrap_or(OsStr::new(r"C:\ProgramData"));
+        let roaming = self.variable_or_home("APPDATA", &["AppData", "Roaming"]);
+        let local = self.variable_or_home("LOCALAPPDATA", &["AppData", "Local"]);
+        let pointer = ["AppData", "Local", "ai-agent", "state", "state-dir"];
+        Paths {
+            home: self.home.into(),
+            machine_config: self.os.below(data, &["ai-agent", "config.toml"]),
+            machine_config_dir: self.os.below(data, &["ai-agent", "config.d"]),
+            user_config: self.os.below(&roaming, &["ai-agent", "config.toml"]),
+            default_state_dir: self.os.below(&local, &["ai-agent", "state"]),
+            claude_desktop: self.os.below(&roaming, &["Claude"]),
+            store_packages: Some(self.os.below(&local, &["Packages"])),
+            client_settings: self.os.client_settings().into(),
+            pointer: self.below_home(&pointer),
+            // A task of the machine has the same name, and only an administrator may change it.
+            installed: InstalledPaths {
+                program: self.os.below(&local, &["ai-agent", "ai-agent.exe"]),
+                definition: self.os.below(&local, &["ai-agent", "task.xml"]),
+                environment: self.below_home(&["AppData", "Local", "ai-agent", "environment"]),
+                machine_definitions: Vec::new(),
+            },
+        }
+    }
+
+    /// Returns an absolute path from a variable. The XDG base directory specification requires
+    /// relative paths to be ignored: <https://specifications.freedesktop.org/basedir-spec/latest/>
+    fn variable(&self, name: &str) -> Option<&OsStr> {
+        self.environment.get(name).filter(|path| self.os.is_absolute(path))
+    }
+
+    /// Returns the path from a variable, or else a directory below the home directory.
+    fn variable_or_home(&self, name: &str, parts: &[&str]) -> OsString {
+        match self.variable(name) {
+            Some(path) => path.to_owned(),
+            None => self.below_home(parts).into_os_string(),
+        }
+    }
+
+    fn below_home(&self, parts: &[&str]) -> PathBuf {
+        self.os.below(self.home, parts)
     }
 }
 

@@ -187,7 +187,7 @@ impl Tail {
         let (Some(open), Some(known)) = (self.open.get_mut(&key), self.files.get_mut(key)) else {
             return Ok(ChunkProgress::Drained);
         };
-        let (is_trimmed, new_row) = match decision {
+        let (is_trimmed, mut row) = match decision {
             FileDecision::Continue
             | FileDecision::Move
             | FileDecision::NewFile
@@ -199,33 +199,14 @@ impl Tail {
             }
             FileDecision::Rewrite => (false, CheckpointRow::new(open.row.path.clone(), 0)),
         };
-        let mut old_row = std::mem::replace(&mut open.row, new_row);
-        open.row.stamp = Stamp { id: open.id, ..stamp };
-        let ReplacedFile { partial_line, size } = open.replaced.take().unwrap_or_default();
-        let drained_size = known.drained.map_or(0, |drained| drained.size);
-        let old_size = size.max(old_row.stamp.size).max(drained_size);
-        let mut long = known.long.take();
+        row.stamp = Stamp { id: open.id, ..stamp };
         if !is_trimmed {
             known.era += 1;
         }
-        let had_row = reset_known(known, (self.new_generation)(), &open.row, open.drain.is_some());
-        let old = std::mem::replace(&mut open.origin, known.origin(key));
-
-        let previous = PreviousGeneration {
-            origin: &old,
-            offset: old_row.offset,
-            size: old_size.max(old_row.offset),
-        };
-        let replaced = replaced_event(is_trimmed, &previous, known, &open.row);
-        let GenerationEnd { piece, unread, events } =
-            end_generation(&old, &mut old_row, long.as_deref_mut(), partial_line, old_size);
-        let pieces: Vec<_> = piece.iter().map(FinalPiece::piece).collect();
-        if had_row || !pieces.is_empty() || !events.is_empty() {
-            let mut chunk = Chunk::new(&old, &pieces, None);
-            (chunk.unread, chunk.events) = (unread, events);
-            intake.take(chunk);
-        }
-        open.previous.push((self.group, old.generation));
+        let previous = PreviousGeneration::replace(open, known, key, (self.new_generation)(), row);
+        let replaced = previous.replaced_event(is_trimmed, open);
+        open.previous.push((self.group, previous.origin.generation.clone()));
+        previous.end(intake);
         let checkpoint = open.row.encode();
         let mut chunk = Chunk::new(&open.origin, &[], Some(&checkpoint));
         chunk.events.push(replaced.into());
@@ -358,31 +339,65 @@ fn reset_known(
     std::mem::replace(&mut known.has_row, true)
 }
 
-/// The generation that a new one replaces, as the event reports it.
-struct PreviousGeneration<'a> {
-    origin: &'a Origin,
-    offset: u64,
+/// The generation of a file that a new one replaces.
+struct PreviousGeneration {
+    origin: Origin,
+    row: CheckpointRow,
+    /// Largest known size of its file, in bytes.
     size: u64,
+    long: Option<Box<LongLine>>,
+    /// Incomplete last line as read from a handle.
+    partial_line: Vec<u8>,
+    /// True if its row was stored or handed over.
+    had_row: bool,
 }
 
-/// Event about a file that was trimmed or rewritten.
-fn replaced_event(
-    is_trimmed: bool,
-    previous: &PreviousGeneration<'_>,
-    known: &KnownFile,
-    row: &CheckpointRow,
-) -> AgentEvent {
-    let replaced = Box::new(FileReplaced {
-        path: previous.origin.path.to_string_lossy().into_owned(),
-        generation: known.generation.0.clone(),
-        previous_generation: previous.origin.generation.0.clone(),
-        offset: row.offset,
-        previous_offset: previous.offset,
-        previous_size: previous.size,
-        size: row.stamp.size,
-    });
-    match is_trimmed {
-        true => AgentEvent::FileTrimmed(replaced),
-        false => AgentEvent::FileRewritten(replaced),
+impl PreviousGeneration {
+    /// Starts the generation `next` with `row` in an open file, and returns the previous one.
+    fn replace(
+        open: &mut OpenFile,
+        known: &mut KnownFile,
+        key: FileKey,
+        next: GenerationId,
+        row: CheckpointRow,
+    ) -> Self {
+        let row = std::mem::replace(&mut open.row, row);
+        let ReplacedFile { partial_line, size } = open.replaced.take().unwrap_or_default();
+        let drained_size = known.drained.map_or(0, |drained| drained.size);
+        let size = size.max(row.stamp.size).max(drained_size);
+        let long = known.long.take();
+        let had_row = reset_known(known, next, &open.row, open.drain.is_some());
+        let origin = std::mem::replace(&mut open.origin, known.origin(key));
+        Self { origin, row, size, long, partial_line, had_row }
+    }
+
+    /// Event about a file that was trimmed or rewritten and now contains the generation of `open`.
+    fn replaced_event(&self, is_trimmed: bool, open: &OpenFile) -> AgentEvent {
+        let replaced = Box::new(FileReplaced {
+            path: self.origin.path.to_string_lossy().into_owned(),
+            generation: open.origin.generation.0.clone(),
+            previous_generation: self.origin.generation.0.clone(),
+            offset: open.row.offset,
+            previous_offset: self.row.offset,
+            previous_size: self.size.max(self.row.offset),
+            size: open.row.stamp.size,
+        });
+        match is_trimmed {
+            true => AgentEvent::FileTrimmed(replaced),
+            false => AgentEvent::FileRewritten(replaced),
+        }
+    }
+
+    /// Hands over its incomplete last line, and the number of its unread bytes.
+    fn end(self, intake: &mut dyn Intake) {
+        let Self { origin, mut row, size, mut long, partial_line, had_row } = self;
+        let GenerationEnd { piece, unread, events } =
+            end_generation(&origin, &mut row, long.as_deref_mut(), partial_line, size);
+        let pieces: Vec<_> = piece.iter().map(FinalPiece::piece).collect();
+        if had_row || !pieces.is_empty() || !events.is_empty() {
+            let mut chunk = Chunk::new(&origin, &pieces, None);
+            (chunk.unread, chunk.events) = (unread, events);
+            intake.take(chunk);
+        }
     }
 }

@@ -13,6 +13,7 @@ use siem_protocol::AgentEvent;
 use super::{
     Tail,
     check_schedule::CheckSchedule,
+    checkpoint::CheckpointRow,
     decision::{FileDecision, FoundAt, OldPath, decide},
     directory_walk::{self, RootDirectory, Walk},
     file_table::{KnownFile, Lane, age},
@@ -132,7 +133,7 @@ impl Tail {
         let mut walk = Walk::new(vec![directory], &self.options.names);
         while let Some(directory) = walk.next() {
             self.watch(directory);
-            // The next sweep reports what cannot be listed.
+            // The next sweep reports directories that cannot be listed.
             walk.list(|path, stamp| self.check_path(&path, stamp), |_, _| {});
         }
     }
@@ -469,23 +470,35 @@ impl Tail {
             return Ok(false);
         }
         let from = known.path.clone();
+        row.path = path.to_owned();
+        self.record_move(key, path, &row, stamp.size, intake);
+        if let Some(stamp) = old_stamp {
+            vacated.push((from.to_path_buf(), stamp));
+        }
+        Ok(true)
+    }
+
+    /// Changes the path of a known file, and hands over its row with the new path if it has one.
+    fn record_move(
+        &mut self,
+        key: FileKey,
+        path: &Path,
+        row: &CheckpointRow,
+        size: u64,
+        intake: &mut dyn Intake,
+    ) {
         self.open.remove(&key);
         self.files.set_path(key, path);
         let sweep = self.schedule.sweeps;
-        let Some(known) = self.files.get_mut(key) else { return Ok(false) };
+        let Some(known) = self.files.get_mut(key) else { return };
         (known.last_sweep, known.is_deleted, known.replaced_by) = (sweep, false, None);
         known.drained = None;
-        known.size = stamp.size;
+        known.size = size;
         if known.has_row {
-            row.path = path.to_owned();
             let checkpoint = row.encode();
             intake.take(Chunk::new(&known.origin(key), &[], Some(&checkpoint)));
             self.uncommitted.insert(key, (self.group, checkpoint));
         }
         self.files.enqueue(key, Lane::Live, 0);
-        if let Some(stamp) = old_stamp {
-            vacated.push((from.to_path_buf(), stamp));
-        }
-        Ok(true)
     }
 }

@@ -9,7 +9,10 @@ use super::{
     purge,
     step::Step,
 };
-use crate::cli::{failure::Failure, hooks, output::print};
+use crate::{
+    cli::{failure::Failure, hooks, output::print},
+    platform::service::Service,
+};
 
 /// Stop the service and remove what `install` installed; state and configuration stay
 #[derive(Args)]
@@ -36,20 +39,7 @@ impl Arguments {
                 definition.display()
             )));
         }
-        // Without an installation the service is unknown to the manager.
-        let stop = if is_ours { service.unregister() } else { Vec::new() };
-        let mut steps: Vec<Step> = stop.into_iter().map(Step::ManagerCommand).collect();
-        steps.push(Step::Remove(installed.definition.clone()));
-        if is_ours {
-            steps.extend(service.clean_up().into_iter().map(Step::ManagerCommand));
-        }
-        steps.push(Step::Remove(installed.environment.clone()));
-        let program = Step::RemoveProgram(installed.program.clone());
-        let folders = [&installed.environment, &installed.program];
-        let folders = folders.into_iter().filter_map(|path| path.parent());
-        let named = folders.filter(|folder| folder.ends_with("ai-agent"));
-        let folders: Vec<Step> = named.map(|folder| Step::RemoveFolder(folder.into())).collect();
-
+        let RemovalSteps { service: steps, program, folders } = RemovalSteps::new(service, is_ours);
         if self.dry_run {
             steps.iter().try_for_each(Step::preview)?;
             hooks::remove_for(&context.context, &installed.program, true)?;
@@ -78,5 +68,38 @@ impl Arguments {
              there, and `ai-agent uninstall --purge` deletes it",
             state_dir.display()
         ))
+    }
+}
+
+/// Steps that remove an installation, in this order.
+struct RemovalSteps {
+    /// Stop the service and remove its definition and its variables.
+    service: Vec<Step>,
+    program: Step,
+    folders: Vec<Step>,
+}
+
+impl RemovalSteps {
+    fn new(service: &Service, is_installed: bool) -> Self {
+        let installed = service.installed();
+        // Without an installation the service is unknown to the manager.
+        let commands = |commands: Vec<_>| commands.into_iter().map(Step::ManagerCommand);
+        let mut steps = Vec::new();
+        if is_installed {
+            steps.extend(commands(service.unregister()));
+        }
+        steps.push(Step::Remove(installed.definition.clone()));
+        if is_installed {
+            steps.extend(commands(service.clean_up()));
+        }
+        steps.push(Step::Remove(installed.environment.clone()));
+        let folders = [&installed.environment, &installed.program];
+        let folders = folders.into_iter().filter_map(|path| path.parent());
+        let named = folders.filter(|folder| folder.ends_with("ai-agent"));
+        Self {
+            service: steps,
+            program: Step::RemoveProgram(installed.program.clone()),
+            folders: named.map(|folder| Step::RemoveFolder(folder.into())).collect(),
+        }
     }
 }

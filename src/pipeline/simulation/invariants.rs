@@ -13,49 +13,14 @@ impl Simulation {
         let letters = agent.outbox.dead_letters().map_err(|error| causes(&error))?;
         let dead: BTreeSet<Vec<u8>> =
             letters.iter().map(|(_, letter)| receiver::content(&letter.line().unwrap())).collect();
-        let mut arrived: BTreeMap<Vec<u8>, Vec<(String, u64)>> = BTreeMap::new();
-        for record in records(&received.epochs) {
-            if !record.is_incomplete {
-                arrived.entry(record.bytes).or_default().push((record.epoch, record.seq));
-                continue;
-            }
-            let is_begun = |half: &Vec<u8>| half.starts_with(&record.bytes);
-            if !self.script.halves.iter().any(is_begun) {
-                return Err(format!("{:?} was never written", text(&record.bytes)));
-            }
-        }
+        let mut arrived = self.arrived_lines(&received)?;
         let (mut filtered, mut perhaps) = (0_u64, 0_u64);
         for line in &self.script.lines {
             let places = arrived.remove(&line.bytes).unwrap_or_default();
-            let epochs: BTreeSet<_> = places.iter().map(|(epoch, _)| epoch).collect();
-            // An old store may recognize a file neither by its path nor by its bytes.
-            if epochs.len() < places.len() && !self.is_restored {
-                return Err(format!("{:?} arrived twice: {places:?}", text(&line.bytes)));
-            }
-            if epochs.len() > 1 && !self.is_restored {
-                return Err(format!("{:?} arrived in two epochs: {places:?}", text(&line.bytes)));
-            }
-            let is_dead = dead.contains(&line.bytes);
-            let is_there = !places.is_empty();
-            let may_be_filtered = match line.kind {
-                LineKind::Ignored if is_there => {
-                    return Err(format!("{:?} was not filtered", text(&line.bytes)));
-                }
-                LineKind::Poison if is_there => return Err("a refused line arrived".into()),
-                LineKind::Ignored | LineKind::Sidechain | LineKind::Repeated => true,
-                LineKind::Plain | LineKind::NotJson | LineKind::Long | LineKind::Poison => false,
-            };
-            if is_there || is_dead {
-                continue;
-            }
-            match (may_be_filtered, line.is_safe) {
-                (true, true) => filtered += 1,
-                (true, false) => perhaps += 1,
-                (false, false) if !line.is_there => {}
-                (false, _) => {
-                    let (text, there) = (text(&line.bytes), line.is_there);
-                    return Err(format!("{text:?} is lost, still in its file: {there}"));
-                }
+            match self.check_line(line, &places, dead.contains(&line.bytes))? {
+                Absence::None | Absence::Unread => {}
+                Absence::Filtered => filtered += 1,
+                Absence::FilteredOrUnread => perhaps += 1,
             }
         }
         if let Some((bytes, _)) = arrived.first_key_value() {
@@ -90,6 +55,67 @@ impl Simulation {
         }
         Ok(())
     }
+
+    /// Returns epoch and number of each complete line at the receiver.
+    fn arrived_lines(
+        &self,
+        received: &ReceiverState,
+    ) -> Result<BTreeMap<Vec<u8>, Vec<(String, u64)>>, String> {
+        let mut arrived: BTreeMap<Vec<u8>, Vec<(String, u64)>> = BTreeMap::new();
+        for record in records(&received.epochs) {
+            if !record.is_incomplete {
+                arrived.entry(record.bytes).or_default().push((record.epoch, record.seq));
+                continue;
+            }
+            let is_begun = |half: &Vec<u8>| half.starts_with(&record.bytes);
+            if !self.script.halves.iter().any(is_begun) {
+                return Err(format!("{:?} was never written", text(&record.bytes)));
+            }
+        }
+        Ok(arrived)
+    }
+
+    /// Checks a line that is at `places` of the receiver. Returns why it is at none.
+    fn check_line(
+        &self,
+        line: &Line,
+        places: &[(String, u64)],
+        is_dead: bool,
+    ) -> Result<Absence, String> {
+        let text = text(&line.bytes);
+        let epochs: BTreeSet<_> = places.iter().map(|(epoch, _)| epoch).collect();
+        // An old store may recognize a file neither by its path nor by its bytes.
+        if epochs.len() < places.len() && !self.is_restored {
+            return Err(format!("{text:?} arrived twice: {places:?}"));
+        }
+        if epochs.len() > 1 && !self.is_restored {
+            return Err(format!("{text:?} arrived in two epochs: {places:?}"));
+        }
+        let has_arrived = !places.is_empty();
+        let may_be_filtered = match line.kind {
+            LineKind::Ignored if has_arrived => return Err(format!("{text:?} was not filtered")),
+            LineKind::Poison if has_arrived => return Err("a refused line arrived".into()),
+            LineKind::Ignored | LineKind::Sidechain | LineKind::Repeated => true,
+            LineKind::Plain | LineKind::NotJson | LineKind::Long | LineKind::Poison => false,
+        };
+        match (may_be_filtered, line.is_safe) {
+            _ if has_arrived || is_dead => Ok(Absence::None),
+            (true, true) => Ok(Absence::Filtered),
+            (true, false) => Ok(Absence::FilteredOrUnread),
+            (false, false) if !line.is_there => Ok(Absence::Unread),
+            (false, _) => Err(format!("{text:?} is lost, still in its file: {}", line.is_there)),
+        }
+    }
+}
+
+/// Reason why a line is not at the receiver.
+enum Absence {
+    /// It is there, or a dead letter.
+    None,
+    Filtered,
+    FilteredOrUnread,
+    /// It was deleted before it was read.
+    Unread,
 }
 
 /// Compares the totals in heartbeats with the entries below them.

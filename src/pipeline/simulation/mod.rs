@@ -27,7 +27,7 @@ use std::{
 
 use receiver::{Behaviour, FAULTS, ReceiverState, records};
 use serde_json::Value;
-use session_files::{LineKind, MAX_LINE, SessionFiles};
+use session_files::{Line, LineKind, MAX_LINE, SessionFiles};
 use siem_protocol::{Digest, Entry, Identity};
 use tokio::{runtime::Runtime, sync::watch};
 
@@ -305,8 +305,49 @@ impl Simulation {
 
     /// Starts the agent with randomly chosen filters.
     fn start(&mut self) -> Result<(), String> {
+        let outbox = self.open_outbox()?;
+        let batch_size = self.random.usize(3..120);
+        let shipping = ShippingSettings {
+            batch_size,
+            flush_interval: Duration::ZERO,
+            ..ShippingSettings::default()
+        };
+        let filters = self.filters();
+        let config = Digest::of(&[filters.len() as u8]);
+        let inbox = Arc::new(Inbox::default());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let (orders, watched) = watch::channel(SinkControl::new(shipping, u64::MAX));
+        runtime.spawn(self.sink_task(&outbox, &inbox).run(watched));
+        let mut builder = GroupBuilder::new(outbox.end(), config, shipping, CODEC);
+        // Small groups, so that there is often more to read while one is stored.
+        builder.full = 1500;
+        let mut ingest = Ingest {
+            sources: vec![("sessions".into(), Box::new(Sessions(self.tail())))],
+            stages: RecordStages::new(FilterChain::new(filters), Vec::new()),
+            builder,
+            writer: Writer::inline(Arc::clone(&outbox), CODEC),
+            outbox: Arc::clone(&outbox),
+            backpressure: Backpressure::new(1 << 30),
+            inbox,
+            clock: Arc::clone(&self.time) as Arc<dyn Clock>,
+            heartbeat: POLL,
+            config_status: SharedConfigStatus::default(),
+            jitter: Box::new(|| 0.5),
+            on_progress: Box::new(|_| ()),
+            state: IngestState::default(),
+        };
+        ingest.begin();
+        self.agent = Some(Agent { ingest, outbox, runtime, _orders: orders });
+        Ok(())
+    }
+
+    fn open_outbox(&mut self) -> Result<Arc<Outbox>, String> {
         // Dropping the previous runtime waits for its blocking work; only then is the store free.
-        let outbox = loop {
+        loop {
             let disk = self.disk.clone();
             let opener = move || Ok((builder().create_with_backend(disk.clone())?, None));
             let registration =
@@ -314,7 +355,7 @@ impl Simulation {
             let epoch = self.new_epoch();
             let path = self.folder.path().join("outbox.redb");
             match Outbox::open_with(&path, Box::new(opener), &[registration], || epoch()) {
-                Ok(outbox) => break Arc::new(outbox),
+                Ok(outbox) => return Ok(Arc::new(outbox)),
                 Err(_) if self.disk.is_off() => self.disk.reboot(),
                 // Power was cut while the file was created, so that nothing was in it.
                 Err(error) if error.is_damage() && self.script.lines.iter().all(|l| !l.is_safe) => {
@@ -322,13 +363,10 @@ impl Simulation {
                 }
                 Err(error) => return Err(format!("cannot be opened: {}", causes(&error))),
             }
-        };
-        let batch_size = self.random.usize(3..120);
-        let shipping = ShippingSettings {
-            batch_size,
-            flush_interval: Duration::ZERO,
-            ..ShippingSettings::default()
-        };
+        }
+    }
+
+    fn filters(&mut self) -> Vec<Named<dyn Filter>> {
         let mut filters: Vec<Named<dyn Filter>> = Vec::new();
         for (name, options) in
             [("dedupe", ""), ("ignore-types", "types = [\"progress\"]"), ("sidechain", "")]
@@ -341,24 +379,21 @@ impl Simulation {
             let built = if ignores_rollback { Box::new(NoRollback(built)) } else { built };
             filters.push((name.to_owned(), built));
         }
-        let config = Digest::of(&[filters.len() as u8]);
-        let inbox = Arc::new(Inbox::default());
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        let reported = Arc::clone(&inbox);
+        filters
+    }
+
+    fn sink_task(&mut self, outbox: &Arc<Outbox>, inbox: &Arc<Inbox>) -> SinkTask {
+        let inbox = Arc::clone(inbox);
         let mut jitter = fastrand::Rng::with_seed(self.random.u64(..));
         let sink = receiver::SimulatedSink {
             received: Arc::clone(&self.received),
             defect: self.defect,
             calls: 0,
         };
-        let delivering = SinkTask {
+        SinkTask {
             name: "siem".into(),
             sink: Box::new(sink),
-            outbox: Arc::clone(&outbox),
+            outbox: Arc::clone(outbox),
             identity: Arc::new(Identity {
                 machine_id: "m".into(),
                 hostname: "h".into(),
@@ -371,11 +406,12 @@ impl Simulation {
             clock: Arc::clone(&self.time) as Arc<dyn Clock>,
             jitter: Box::new(move || jitter.f64()),
             progress: watch::Sender::<SinkProgress>::default(),
-            report: Arc::new(move |event| reported.report(event)),
+            report: Arc::new(move |event| inbox.report(event)),
             new_epoch: self.new_epoch(),
-        };
-        let (orders, watched) = watch::channel(SinkControl::new(shipping, u64::MAX));
-        runtime.spawn(delivering.run(watched));
+        }
+    }
+
+    fn tail(&self) -> Tail {
         let options = TailOptions {
             roots: vec![self.root.clone()],
             max_record_bytes: MAX_LINE as u64,
@@ -387,28 +423,7 @@ impl Simulation {
             ..TailOptions::default()
         };
         let clock = Arc::clone(&self.time) as Arc<dyn Clock>;
-        let tail = Tail::new(options, Arc::clone(&clock), self.new_generation(), Arc::new(|| ()));
-        let mut builder = GroupBuilder::new(outbox.end(), config, shipping, CODEC);
-        // Small groups, so that there is often more to read while one is stored.
-        builder.full = 1500;
-        let mut ingest = Ingest {
-            sources: vec![("sessions".into(), Box::new(Sessions(tail)))],
-            stages: RecordStages::new(FilterChain::new(filters), Vec::new()),
-            builder,
-            writer: Writer::inline(Arc::clone(&outbox), CODEC),
-            outbox: Arc::clone(&outbox),
-            backpressure: Backpressure::new(1 << 30),
-            inbox,
-            clock,
-            heartbeat: POLL,
-            config_status: SharedConfigStatus::default(),
-            jitter: Box::new(|| 0.5),
-            on_progress: Box::new(|_| ()),
-            state: IngestState::default(),
-        };
-        ingest.begin();
-        self.agent = Some(Agent { ingest, outbox, runtime, _orders: orders });
-        Ok(())
+        Tail::new(options, clock, self.new_generation(), Arc::new(|| ()))
     }
 
     fn new_epoch(&self) -> Arc<dyn Fn() -> String + Send + Sync> {
@@ -470,7 +485,7 @@ impl Simulation {
         let Some(copy) = self.copy.take() else { return Ok(()) };
         self.agent = None;
         self.disk = SimulatedDisk::of(copy, self.random.u64(..));
-        // Entries that only the current store had are lost; what is still in a file is read again.
+        // Entries that only the current store had are lost; lines still in a file are read again.
         let received = self.received.lock().unwrap();
         let at_receiver: HashSet<Vec<u8>> =
             records(&received.epochs).into_iter().map(|record| record.bytes).collect();

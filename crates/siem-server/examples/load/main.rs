@@ -89,21 +89,8 @@ async fn main() -> Outcome<()> {
     let agents = args.agents.unwrap_or(if fleet { 2000 } else { 8 });
     let encoding = if args.mode == Mode::Identity { Encoding::Identity } else { Encoding::Zstd };
     // All batches are built before the measurement, so that the sender costs little.
-    let requests: Vec<_> = (0..agents)
-        .map(|number| {
-            let mut agent = Agent::new(&records, number, encoding);
-            let mut requests: Vec<Request> = Vec::new();
-            let share = args.megabytes * 1_000_000 / agents;
-            while match fleet {
-                true => (requests.len() as u64) < args.seconds,
-                false => requests.iter().map(|request| request.lines).sum::<usize>() < share,
-            } {
-                let (entries, bytes) = if fleet { (1, 1) } else { BATCH };
-                requests.push(agent.batch((TOKEN, SECRET), entries, bytes));
-            }
-            requests
-        })
-        .collect();
+    let requests: Vec<_> =
+        (0..agents).map(|number| requests(&args, &records, number, agents, encoding)).collect();
     drop(records);
     let server = Server::start(args.server.clone(), args.core, &args.data)?;
     let begin = tokio::time::Instant::now() + Duration::from_millis(100);
@@ -145,6 +132,28 @@ async fn main() -> Outcome<()> {
     });
     println!("{figures}");
     Ok(())
+}
+
+/// Builds the requests that the agent with this number sends.
+fn requests(
+    args: &Args,
+    records: &Records,
+    number: usize,
+    agents: usize,
+    encoding: Encoding,
+) -> Vec<Request> {
+    let mut agent = Agent::new(records, number, encoding);
+    let mut requests: Vec<Request> = Vec::new();
+    let is_fleet = args.mode == Mode::Fleet;
+    let share = args.megabytes * 1_000_000 / agents;
+    while match is_fleet {
+        true => (requests.len() as u64) < args.seconds,
+        false => requests.iter().map(|request| request.lines).sum::<usize>() < share,
+    } {
+        let (entries, bytes) = if is_fleet { (1, 1) } else { BATCH };
+        requests.push(agent.batch((TOKEN, SECRET), entries, bytes));
+    }
+    requests
 }
 
 /// Sends each batch after the response to the previous one, at the given rate if there is one.
