@@ -123,7 +123,7 @@ impl FetchError {
         }
     }
 
-    /// Returns a hash that identifies what was refused, so that it is logged once: that of the
+    /// Returns a hash that identifies the refused response, so that it is logged once: that of the
     /// content, or of the message if the response is not proven to come from the receiver.
     #[must_use]
     pub fn content(&self) -> Digest {

@@ -1,4 +1,4 @@
-//! Probes the machine for what some tests need.
+//! Probes the machine for the requirements of tests.
 //!
 //! Runs again when a probed variable or program changes, and when this file is touched, which
 //! `cargo xtask test` does after it has installed something.
@@ -92,7 +92,7 @@ fn is_file(path: &Path) -> bool {
     found
 }
 
-/// Whether a program is on the PATH. A change to it, or to the directories that lack it, runs the
+/// Returns whether a program is on the PATH. A change to it, or to the directories that lack it, runs the
 /// probe again.
 fn program(name: &str) -> bool {
     let is_ci = env::var_os("CI").is_some_and(|value| value == "true");
@@ -115,13 +115,13 @@ fn succeeds(name: &str, arguments: &[&str]) -> bool {
     program(name) && command.status().is_ok_and(|status| status.success())
 }
 
-/// Whether the limit of watches can be set in a namespace of our own.
+/// Returns whether the limit of watches can be set in a namespace of our own.
 fn user_namespaces() -> bool {
     let script = "echo 3 > /proc/sys/user/max_inotify_watches";
     succeeds("unshare", &["-Ur", "/bin/sh", "-c", script])
 }
 
-/// Whether the Python environment with servers exists. CI must have it.
+/// Returns whether the Python environment with servers exists. CI must have it.
 fn are_servers_installed() -> bool {
     let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let folder = env::var_os("AI_AGENT_SERVERS").map(PathBuf::from);
@@ -130,7 +130,7 @@ fn are_servers_installed() -> bool {
     folder.is_some_and(|folder| is_file(&folder.join("installed"))) || is_ci
 }
 
-/// Whether the real client has been downloaded before.
+/// Returns whether the real client has been downloaded before.
 fn is_client_cached() -> bool {
     let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let cache = env::var_os("RC_CACHE").map(PathBuf::from);
@@ -161,7 +161,7 @@ fn is_root(_: &Path) -> bool {
     false
 }
 
-/// Whether the user `nobody` reaches the directory that the programs are built in.
+/// Returns whether the user `nobody` reaches the directory that the programs are built in.
 #[cfg(unix)]
 fn nobody_reads(out: &Path) -> bool {
     use std::os::unix::process::CommandExt as _;

@@ -10,8 +10,8 @@ use super::secret;
 #[cfg(test)]
 use super::toml_text;
 
-/// Table of a stage without `type`, `enabled` and what the pipeline reads itself. `Debug` prints no
-/// values.
+/// Table of a stage without `type`, `enabled` and the keys that the pipeline reads itself. `Debug`
+/// prints no values.
 #[derive(Clone, PartialEq)]
 pub struct OptionTable(pub(super) Value);
 

@@ -114,7 +114,7 @@ async fn serve_connection(stream: Box<dyn Stream>, service: Arc<ControlService>)
         _ = both => {}
         () = closed(&mut read) => return,
     }
-    // On Windows, closing a pipe discards what the client has not read yet.
+    // On Windows, closing a pipe discards data that the client has not read yet.
     drop(timeout(CLOSE_TIMEOUT, closed(&mut read)).await);
 }
 

@@ -35,7 +35,7 @@ pub struct DryRun {
 
 impl DryRun {
     /// Reads everything once. `step` receives, for each group, the entries as they would be sent
-    /// (NDJSON), the totals so far, and what is left to read.
+    /// (NDJSON), the totals so far, and the amount left to read.
     ///
     /// # Errors
     /// Errors of `step`.

@@ -114,7 +114,7 @@ impl FilterChain {
     }
 
     /// Notifies the filters about the fate of the records that they have checked. A filter learns that
-    /// records are stored once all of them are: what it remembers may be of any of them.
+    /// records are stored once all of them are: its memory may be of any of them.
     pub fn on_group_change(&mut self, change: GroupChange) {
         match change {
             GroupChange::Storing | GroupChange::Stored { all: false } => {}

@@ -33,7 +33,7 @@ pub enum GroupChange {
         all: bool,
     },
     /// No group is stored that has not been reported as stored: the open one and the one that was
-    /// being stored, if any, are lost. What was in them is added again.
+    /// being stored, if any, are lost. Their records are added again.
     Lost,
 }
 

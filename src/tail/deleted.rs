@@ -54,7 +54,7 @@ impl Tail {
     }
 
     /// Ends a deleted file: hands over its incomplete last line, from the handle or from the row,
-    /// and reports what could not be read.
+    /// and reports bytes that could not be read.
     fn end_deleted_file(&mut self, key: FileKey, partial_line: Vec<u8>, intake: &mut dyn Intake) {
         let Some(known) = self.files.get(key) else { return };
         // Without its row the file cannot be ended. The group is then not stored, and the file is

@@ -187,7 +187,7 @@ impl Tail {
             } else if !self.retired.is_empty() {
                 self.retired.remove(0);
             } else if let Some(key) = oldest(true) {
-                // The next inspection ends the file and reports what was not read.
+                // The next inspection ends the file and reports its unread bytes.
                 self.open.remove(&key);
             } else {
                 return;
@@ -208,7 +208,7 @@ impl Tail {
     }
 
     /// Closes deleted files whose limit is reached, while the outbox is full and nothing may be
-    /// read. The next sweep reports what was not read.
+    /// read. The next sweep reports their unread bytes.
     pub(crate) fn tend(&mut self) {
         const INTERVAL: Duration = Duration::from_secs(5);
 

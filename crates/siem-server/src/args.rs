@@ -44,38 +44,38 @@ pub(crate) struct Args {
 /// Error in the options for a token or secret.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SecretError {
-    #[error("no {what}: give it in {variable}, by {flag}-file FILE, or by {flag} VALUE")]
-    Missing { what: &'static str, variable: &'static str, flag: &'static str },
-    #[error("a {what} is empty")]
+    #[error("no {name}: give it in {variable}, by {flag}-file FILE, or by {flag} VALUE")]
+    Missing { name: &'static str, variable: &'static str, flag: &'static str },
+    #[error("a {name} is empty")]
     Empty {
-        what: &'static str,
+        name: &'static str,
         #[source]
         source: EmptySecret,
     },
-    #[error("more than two values of the {what} are given")]
-    TooMany { what: &'static str },
-    #[error("cannot read the {what} from `{path}`")]
+    #[error("more than two values of the {name} are given")]
+    TooMany { name: &'static str },
+    #[error("cannot read the {name} from `{path}`")]
     File {
-        what: &'static str,
+        name: &'static str,
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("`{path}` with the {what} is readable by everyone; chmod it to 600")]
-    Open { what: &'static str, path: PathBuf },
+    #[error("`{path}` with the {name} is readable by everyone; chmod it to 600")]
+    Open { name: &'static str, path: PathBuf },
 }
 
 /// A kind of secret, with its option and variable.
 struct SecretKind {
-    what: &'static str,
+    name: &'static str,
     variable: &'static str,
     flag: &'static str,
 }
 
 const TOKEN: SecretKind =
-    SecretKind { what: "token", variable: "CLAUDE_SIEM_TOKEN", flag: "--token" };
+    SecretKind { name: "token", variable: "CLAUDE_SIEM_TOKEN", flag: "--token" };
 const SECRET: SecretKind =
-    SecretKind { what: "HMAC secret", variable: "CLAUDE_SIEM_HMAC_SECRET", flag: "--hmac-secret" };
+    SecretKind { name: "HMAC secret", variable: "CLAUDE_SIEM_HMAC_SECRET", flag: "--hmac-secret" };
 
 impl Args {
     /// Reads the tokens and secrets to accept.
@@ -105,7 +105,7 @@ impl SecretKind {
         file: Option<&Path>,
         values: &[String],
     ) -> Result<(Secret, Option<Secret>), SecretError> {
-        let what = self.what;
+        let name = self.name;
         let values = match file {
             Some(path) => self.lines(path)?,
             // As in the agent: a trailing newline is accidental.
@@ -113,22 +113,22 @@ impl SecretKind {
         };
         let mut secrets = values.into_iter().map(|value| {
             let secret = Secret::new(value);
-            secret.map_err(|source| SecretError::Empty { what, source })
+            secret.map_err(|source| SecretError::Empty { name, source })
         });
         let Some(first) = secrets.next().transpose()? else {
             let (variable, flag) = (self.variable, self.flag);
-            return Err(SecretError::Missing { what, variable, flag });
+            return Err(SecretError::Missing { name, variable, flag });
         };
         let second = secrets.next().transpose()?;
         if secrets.next().is_some() {
-            return Err(SecretError::TooMany { what });
+            return Err(SecretError::TooMany { name });
         }
         for secret in [Some(&first), second.as_ref()].into_iter().flatten() {
             if secret.is_short() {
                 tracing::warn!(
                     code = "secret_short",
                     least = Secret::SHORT,
-                    "the {what} is shorter than recommended"
+                    "the {name} is shorter than recommended"
                 );
             }
         }
@@ -136,10 +136,10 @@ impl SecretKind {
     }
 
     fn lines(&self, path: &Path) -> Result<Vec<String>, SecretError> {
-        let what = self.what;
-        let failed = |source| SecretError::File { what, path: path.to_owned(), source };
+        let name = self.name;
+        let failed = |source| SecretError::File { name, path: path.to_owned(), source };
         if is_open(&fs::metadata(path).map_err(failed)?) {
-            return Err(SecretError::Open { what, path: path.to_owned() });
+            return Err(SecretError::Open { name, path: path.to_owned() });
         }
         let text = fs::read_to_string(path).map_err(failed)?;
         let lines = text.lines().map(|line| line.trim().to_owned());

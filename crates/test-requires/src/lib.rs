@@ -1,7 +1,7 @@
 //! Ignores the tests that cannot run on this machine, with the reason.
 //!
-//! `build.rs` probes the machine once; `#[requires(...)]` turns what is missing into `#[ignore]`, so that
-//! every test runner lists the test as ignored and never as passed.
+//! `build.rs` probes the machine once; `#[requires(...)]` turns a missing requirement into `#[ignore]`, so
+//! that every test runner lists the test as ignored and never as passed.
 
 use proc_macro::{Delimiter, TokenStream, TokenTree};
 

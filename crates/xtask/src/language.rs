@@ -40,7 +40,7 @@ const NAMES: [&str; 2] = ["justfile", ".ci/run"];
 /// Folders of data: recorded, generated or minimised by a tool.
 const DATA: [&str; 3] = ["fuzz/corpus/", "proptest-regressions/", "tests/stores/"];
 
-/// Phrases, and what to write in their place.
+/// Phrases with their replacements.
 ///
 /// A phrase is a sequence of words; `a|b` stands for either word, `*` for up to three words within
 /// a sentence. Underscores in names separate words.
@@ -85,14 +85,14 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Prints what was found, and fails if that is anything.
+/// Prints the findings, and fails if there is one.
 pub(crate) fn run() -> Result<ExitCode, Failure> {
     let findings = check()?;
     findings.iter().for_each(|finding| println!("{finding}"));
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Searches all tracked files; lists what was found.
+/// Searches all tracked files and returns the findings.
 pub(crate) fn check() -> Result<Vec<String>, Failure> {
     let output = sh::git(["ls-files", "-z"]).output()?;
     let files = String::from_utf8(output.stdout)?;

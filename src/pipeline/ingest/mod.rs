@@ -189,7 +189,7 @@ impl Ingest {
                 self.report_progress(is_idle);
             }
             let is_caught_up = until == Until::CaughtUp && is_idle && !self.is_settling();
-            // What is not stored at the end is not lost: it is still in the files.
+            // Lines that are not stored at the end are not lost: they are still in the files.
             if self.inbox.is_stopped() || is_caught_up {
                 return true;
             }

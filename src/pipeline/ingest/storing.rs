@@ -135,7 +135,7 @@ impl Ingest {
         self.commit()?;
         let outbox: &Outbox = &self.outbox;
         self.inbox.take_jobs().into_iter().for_each(|job| job(outbox));
-        // The open group is empty, and starts behind what the jobs have appended.
+        // The open group is empty, and starts behind the entries that the jobs have appended.
         self.builder.restart_at(self.outbox.end());
         Ok(())
     }

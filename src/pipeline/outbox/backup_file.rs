@@ -108,8 +108,8 @@ impl BackupFile {
 
     /// Appends a line for each generation that started. Until one of its rows is acknowledged, the
     /// loss of the store would lose its id, and a receiver could not recognise records that are
-    /// sent again. The lines are synced with the next backup: what a power cut takes from this file
-    /// is usually still in the store.
+    /// sent again. The lines are synced with the next backup: lines that a power cut removes from
+    /// this file are usually still in the store.
     pub(super) fn record_started(&mut self, epoch: &str, started: &[(&GenerationKey, &Vec<u8>)]) {
         let mut lines = Vec::new();
         for ((source, generation), row) in started {

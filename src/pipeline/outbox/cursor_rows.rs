@@ -1,5 +1,5 @@
-//! Cursor rows within a transaction: registering sinks, storing acknowledgements, and deleting what
-//! every sink has acknowledged.
+//! Cursor rows within a transaction: registering sinks, storing acknowledgements, and deleting
+//! entries that every sink has acknowledged.
 
 use std::collections::BTreeMap;
 

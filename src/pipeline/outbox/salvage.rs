@@ -1,7 +1,7 @@
 //! Reads the intact part of a damaged store.
 //!
-//! The file stays unchanged, so that it can be examined later: what redb writes while it opens the
-//! file is kept in memory. Rows with a wrong checksum are not used.
+//! The file stays unchanged, so that it can be examined later: writes of redb while it opens the
+//! file are kept in memory. Rows with a wrong checksum are not used.
 
 use std::{
     collections::BTreeMap,

@@ -6,8 +6,8 @@ use regex_automata::meta::{BuildError, Config, Regex};
 /// huge to compile.
 const MAX_SIZE: usize = 4 << 20;
 
-/// Compiles patterns that are searched together. Returns the index of the first invalid one, and what
-/// is wrong with it.
+/// Compiles patterns that are searched together. Returns the index of the first invalid one, and
+/// the reason.
 pub(super) fn compile<P: AsRef<str>>(patterns: &[P]) -> Result<Regex, (usize, String)> {
     let config = Config::new().nfa_size_limit(Some(MAX_SIZE)).onepass(false);
     let built = Regex::builder().configure(config).build_many(patterns);

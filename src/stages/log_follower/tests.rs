@@ -22,7 +22,7 @@ use crate::tail::testing::{MemoryStore, ShiftedClock};
 /// Number of rotated files that auditd keeps in these tests.
 const OLD_LOGS: usize = 4;
 
-/// A log, its follower, and what was handed over.
+/// A log, its follower, and the pieces handed over.
 struct World {
     folder: TempDir,
     clock: Arc<ShiftedClock>,

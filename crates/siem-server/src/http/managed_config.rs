@@ -18,13 +18,13 @@ use siem_protocol::{
 use super::{Shared, problem::Rejection};
 
 pub(super) async fn config(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    match answer(&shared, &headers).await {
+    match respond(&shared, &headers).await {
         Ok(response) => response,
         Err(rejection) => rejection.into_response(),
     }
 }
 
-async fn answer(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, Rejection> {
+async fn respond(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, Rejection> {
     shared.authorize(headers)?;
     let nonce = nonce(headers)?;
     let file = shared.config_file.clone().ok_or(Rejection::NoConfig)?;

@@ -63,7 +63,7 @@ enum QueueItem {
     /// The journal of the previous frames is complete.
     Sealed(PathBuf),
     /// Statistics to send after the previous frames are written.
-    Tell(Box<Stats>, oneshot::Sender<Stats>),
+    SendStats(Box<Stats>, oneshot::Sender<Stats>),
 }
 
 impl Applier {
@@ -94,11 +94,11 @@ impl Applier {
     }
 
     /// Sends statistics once all queued frames are in the files, or one cannot be written.
-    pub(super) fn send_stats(&self, stats: Stats, answer: oneshot::Sender<Stats>) {
+    pub(super) fn send_stats(&self, stats: Stats, responder: oneshot::Sender<Stats>) {
         let queue = self.shared.queue();
         match queue.failed.is_some() || queue.ended {
-            true => drop(answer.send(stats)),
-            false => self.push(queue, QueueItem::Tell(Box::new(stats), answer)),
+            true => drop(responder.send(stats)),
+            false => self.push(queue, QueueItem::SendStats(Box::new(stats), responder)),
         }
     }
 
@@ -165,7 +165,7 @@ impl Queue {
     fn send_waiting_stats(&mut self) {
         for work in std::mem::take(&mut self.work) {
             match work {
-                QueueItem::Tell(stats, answer) => drop(answer.send(*stats)),
+                QueueItem::SendStats(stats, responder) => drop(responder.send(*stats)),
                 work => self.work.push_back(work),
             }
         }
@@ -244,7 +244,7 @@ fn run_applier(shared: &Shared, checkpointer: Checkpointer) -> PathBuf {
             QueueItem::Sealed(path) => {
                 checkpointer.add(Sealed { path, dirty: std::mem::take(&mut dirty) });
             }
-            QueueItem::Tell(stats, answer) => drop(answer.send(*stats)),
+            QueueItem::SendStats(stats, responder) => drop(responder.send(*stats)),
         }
     }
     drop(ended);

@@ -25,7 +25,7 @@ pub(super) type Key = (String, String);
 #[derive(Debug)]
 struct Epoch {
     ledger: Ledger,
-    who: Sender,
+    sender: Sender,
     first_seen: String,
     last_seen: String,
     /// Time of its last new numbers.
@@ -125,7 +125,7 @@ impl Catalog {
         let note = Note {
             lines_at,
             bytes: lengths.sum(),
-            who: self.changed_sender(&batch.header, &key),
+            sender: self.changed_sender(&batch.header, &key),
             clones: self.clones_seen(&batch.header, &at),
             at,
             repeated: Vec::new(),
@@ -143,7 +143,7 @@ impl Catalog {
         let note = Note {
             lines_at,
             bytes: 0,
-            who: None,
+            sender: None,
             clones: self.clones_seen(&batch.header, &at),
             at,
             repeated: Vec::new(),
@@ -169,15 +169,15 @@ impl Catalog {
 
     /// Returns the sender of a batch, if it is new.
     fn changed_sender(&self, header: &BatchHeader, key: &Key) -> Option<Sender> {
-        let known = self.epochs.get(key).map(|epoch| &epoch.who);
-        let earlier = known.and_then(|who| who.previous_epoch.clone());
-        let who = Sender {
+        let known = self.epochs.get(key).map(|epoch| &epoch.sender);
+        let earlier = known.and_then(|sender| sender.previous_epoch.clone());
+        let sender = Sender {
             epoch: header.epoch.clone(),
             previous_epoch: header.previous_epoch.clone().or(earlier),
             identity: header.identity(),
             config_hash: header.config_hash,
         };
-        (known != Some(&who)).then_some(who)
+        (known != Some(&sender)).then_some(sender)
     }
 
     fn clones_seen(&self, header: &BatchHeader, at: &str) -> Vec<CloneReport> {
@@ -210,11 +210,11 @@ impl Catalog {
     /// Records a note, either of a batch that was just made durable or at a start. A note of an
     /// unknown epoch is ignored unless it names the sender.
     pub(super) fn record(&mut self, key: &Key, note: &Note, note_length: u64) {
-        if let Some(who) = &note.who {
-            self.hostnames.insert(who.epoch.clone(), who.identity.hostname.clone());
+        if let Some(sender) = &note.sender {
+            self.hostnames.insert(sender.epoch.clone(), sender.identity.hostname.clone());
             let epoch = self.epochs.entry(key.clone()).or_insert_with(|| Epoch {
                 ledger: Ledger::default(),
-                who: who.clone(),
+                sender: sender.clone(),
                 first_seen: note.at.clone(),
                 last_seen: String::new(),
                 grew_at: String::new(),
@@ -225,7 +225,7 @@ impl Catalog {
                 warned: false,
                 last: None,
             });
-            epoch.who = who.clone();
+            epoch.sender = sender.clone();
         }
         let Some(epoch) = self.epochs.get_mut(key) else { return };
         epoch.ledger.apply(&note.change);
@@ -239,7 +239,7 @@ impl Catalog {
         epoch.repetitions += note.repeated.iter().map(RepeatedLines::count).sum::<u64>();
         if !note.change.new.is_empty() {
             epoch.grew_at.clone_from(&note.at);
-            let user = (key.0.clone(), epoch.who.identity.user.clone());
+            let user = (key.0.clone(), epoch.sender.identity.user.clone());
             self.lineages.entry(user).or_default().enter(&key.1);
         }
         let reports = self.clones.entry(key.0.clone()).or_default();
@@ -289,9 +289,9 @@ impl Catalog {
         let mut by_time: Vec<_> = self.epochs.iter().collect();
         by_time.sort_by(|(_, a), (_, b)| a.grew_at.cmp(&b.grew_at));
         for ((machine, id), epoch) in by_time {
-            let user = (machine.clone(), epoch.who.identity.user.clone());
+            let user = (machine.clone(), epoch.sender.identity.user.clone());
             self.lineages.entry(user).or_default().enter(id);
-            self.hostnames.insert(id.clone(), epoch.who.identity.hostname.clone());
+            self.hostnames.insert(id.clone(), epoch.sender.identity.hostname.clone());
         }
     }
 
@@ -310,7 +310,7 @@ impl Catalog {
         let mut machines: BTreeMap<&str, MachineStats> = BTreeMap::new();
         for ((machine, id), epoch) in &self.epochs {
             let stats = machines.entry(machine).or_insert_with(|| MachineStats {
-                identity: epoch.who.identity.clone(),
+                identity: epoch.sender.identity.clone(),
                 last_seen: String::new(),
                 entries: 0,
                 bytes: 0,
@@ -319,7 +319,7 @@ impl Catalog {
             });
             if stats.last_seen < epoch.last_seen {
                 stats.last_seen.clone_from(&epoch.last_seen);
-                stats.identity = epoch.who.identity.clone();
+                stats.identity = epoch.sender.identity.clone();
             }
             stats.entries += epoch.ledger.held();
             stats.bytes += epoch.lines_end;
@@ -356,8 +356,8 @@ impl Epoch {
         }
         EpochStats {
             epoch: id.to_owned(),
-            previous_epoch: self.who.previous_epoch.clone(),
-            user: self.who.identity.user.clone(),
+            previous_epoch: self.sender.previous_epoch.clone(),
+            user: self.sender.identity.user.clone(),
             first_seen: self.first_seen.clone(),
             last_seen: self.last_seen.clone(),
             entries: self.ledger.held(),
@@ -481,10 +481,10 @@ mod tests {
     fn note_names_the_sender_only_if_it_changed() {
         let mut catalog = Catalog::default();
         let first = of("b", 1).with(|header| header.previous_epoch = Some("a".into()));
-        assert!(record_batch(&mut catalog, &first).who.is_some());
-        assert_eq!(record_batch(&mut catalog, &of("b", 2)).who, None);
+        assert!(record_batch(&mut catalog, &first).sender.is_some());
+        assert_eq!(record_batch(&mut catalog, &of("b", 2)).sender, None);
         let newer = of("b", 3).with(|header| header.agent_version = "0.2.0".into());
-        assert!(record_batch(&mut catalog, &newer).who.is_some());
+        assert!(record_batch(&mut catalog, &newer).sender.is_some());
         let epoch = catalog.stats().machines.remove(0).epochs.remove(0);
         assert_eq!(epoch.previous_epoch.as_deref(), Some("a"));
     }

@@ -73,9 +73,9 @@ pub enum OpenError {
 ///
 /// ```text
 /// DIR/lock                              held while the store is open
-/// DIR/journal/NUMBER.journal            what is not yet synced in the files below
+/// DIR/journal/NUMBER.journal            batches that are not yet synced in the files below
 /// DIR/machines/MACHINE/EPOCH.ndjson     the entries' lines as they were received
-/// DIR/machines/MACHINE/EPOCH.notes      what each batch changed, a JSON object a line
+/// DIR/machines/MACHINE/EPOCH.notes      changes by each batch, a JSON object a line
 /// DIR/machines/MACHINE/EPOCH.chain      h(n) of the numbers covered, 32 bytes each
 /// DIR/machines/MACHINE/EPOCH.starts     start offsets of the lines in their source files
 /// ```
@@ -177,16 +177,16 @@ pub(super) fn prepare(
 impl Storage for FileStore {
     fn store(&self, batch: Batch) -> Answer<'_, Receipt> {
         Box::pin(async move {
-            let (answer, response) = oneshot::channel();
-            self.send(Job::Store(Box::new(batch), answer))?;
+            let (responder, response) = oneshot::channel();
+            self.send(Job::Store(Box::new(batch), responder))?;
             response.await.map_err(|_| StoreError::Closed)?
         })
     }
 
     fn stats(&self) -> Answer<'_, Stats> {
         Box::pin(async move {
-            let (answer, response) = oneshot::channel();
-            self.send(Job::Stats(answer))?;
+            let (responder, response) = oneshot::channel();
+            self.send(Job::Stats(responder))?;
             response.await.map_err(|_| StoreError::Closed)
         })
     }

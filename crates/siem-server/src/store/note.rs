@@ -19,8 +19,8 @@ pub(super) struct Note {
     /// Size of its lines in bytes.
     pub(super) bytes: u64,
     /// Sender; absent if unchanged.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) who: Option<Sender>,
+    #[serde(rename = "who", default, skip_serializing_if = "Option::is_none")]
+    pub(super) sender: Option<Sender>,
     /// Signs that the outbox was copied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) clones: Vec<CloneReport>,

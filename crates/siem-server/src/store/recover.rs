@@ -186,7 +186,9 @@ fn load(machines: &Path, stem: &Stem, damaged: bool, catalog: &mut Catalog) -> i
     let path = stem.notes(machines);
     let (notes, whole) = read_notes(&path)?;
     let Some(key) = notes.iter().find_map(|(note, _)| {
-        note.who.as_ref().map(|who| (who.identity.machine_id.clone(), who.epoch.clone()))
+        note.sender
+            .as_ref()
+            .map(|sender| (sender.identity.machine_id.clone(), sender.epoch.clone()))
     }) else {
         // None of its batches was acknowledged.
         return Ok(false);
@@ -248,13 +250,7 @@ fn repair_lines(
     let length = file.metadata()?.len();
     let (end, notes_end) = catalog.ends(key);
     if length > end {
-        let aside = path.with_extension("surplus");
-        error!(code = "lines_without_note", file = %path.display(), aside = %aside.display(), "found lines without a note and moved them to another file");
-        let mut surplus = File::options().append(true).create(true).open(aside)?;
-        (&file).seek(SeekFrom::Start(end))?;
-        io::copy(&mut &file, &mut surplus)?;
-        surplus.sync_all()?;
-        file.set_len(end)?;
+        move_surplus(&path, &file, end)?;
         return Ok(true);
     }
     if length == end && !damaged {
@@ -274,7 +270,7 @@ fn repair_lines(
         at,
         lines_at: whole,
         bytes: 0,
-        who: None,
+        sender: None,
         clones: Vec::new(),
         repeated: Vec::new(),
         conflicts: 0,
@@ -286,6 +282,17 @@ fn repair_lines(
     notes.write_all(&line)?;
     catalog.record(key, &note, line.len() as u64);
     Ok(true)
+}
+
+/// Moves the bytes of the file of lines from `end` on to the end of another file.
+fn move_surplus(path: &Path, mut file: &File, end: u64) -> io::Result<()> {
+    let aside = path.with_extension("surplus");
+    error!(code = "lines_without_note", file = %path.display(), aside = %aside.display(), "found lines without a note and moved them to another file");
+    let mut surplus = File::options().append(true).create(true).open(aside)?;
+    file.seek(SeekFrom::Start(end))?;
+    io::copy(&mut file, &mut surplus)?;
+    surplus.sync_all()?;
+    file.set_len(end)
 }
 
 /// Returns the held numbers whose lines are not in the file.

@@ -21,7 +21,7 @@ use super::{
     frame::{Frame, Lines},
     journal::Journal,
     note::Note,
-    repeats::Repeats,
+    repeats::{RepeatedLines, Repeats},
 };
 use crate::{batch::Batch, ledger::Refusal, stats::Stats};
 
@@ -61,7 +61,7 @@ pub(super) struct Writer {
 #[derive(Debug)]
 pub(super) struct PendingBatch {
     batch: Box<Batch>,
-    answer: oneshot::Sender<Result<Receipt, StoreError>>,
+    responder: oneshot::Sender<Result<Receipt, StoreError>>,
 }
 
 /// A planned batch that becomes durable with its group.
@@ -70,7 +70,7 @@ struct StagedBatch {
     key: Key,
     note: Note,
     outcome: Result<Receipt, StoreError>,
-    answer: oneshot::Sender<Result<Receipt, StoreError>>,
+    responder: oneshot::Sender<Result<Receipt, StoreError>>,
 }
 
 impl Writer {
@@ -104,11 +104,13 @@ impl Writer {
                 self.jobs.try_recv().ok()
             };
             match next {
-                Some(Job::Store(batch, answer)) => {
+                Some(Job::Store(batch, responder)) => {
                     bytes += batch.size();
-                    group.push(PendingBatch { batch, answer });
+                    group.push(PendingBatch { batch, responder });
                 }
-                Some(Job::Stats(answer)) => self.applier.send_stats(self.catalog.stats(), answer),
+                Some(Job::Stats(responder)) => {
+                    self.applier.send_stats(self.catalog.stats(), responder)
+                }
                 None => return Some(group),
             }
         }
@@ -125,7 +127,7 @@ impl Writer {
         if let Err(error) = self.finish_earlier_work() {
             warn!(code = "store_write_failed", %error, batches = group.len(), "rejected batches: the store cannot write");
             for waiting in group {
-                reply(waiting.answer, Err(StoreError::from_io(copy(&error))));
+                reply(waiting.responder, Err(StoreError::from_io(copy(&error))));
             }
             return;
         }
@@ -165,12 +167,12 @@ impl Writer {
     }
 
     fn stage(&mut self, waiting: PendingBatch, key: Key) -> Option<StagedBatch> {
-        let PendingBatch { batch, answer } = waiting;
+        let PendingBatch { batch, responder } = waiting;
         let stem = catalog::stem(&key);
         if batch.header.redelivery && self.catalog.ledger(&key).is_none() {
             // An unknown epoch cannot have a hole: no file is created for it.
             let accepted_seqs = Some(Vec::new());
-            reply(answer, Ok(Receipt { accepted_seqs, ..Receipt::default() }));
+            reply(responder, Ok(Receipt { accepted_seqs, ..Receipt::default() }));
             return None;
         }
         let mut values = Values { applier: &self.applier, stem: &stem };
@@ -184,33 +186,16 @@ impl Writer {
                     expected_seq,
                     "rejected a conflicting batch"
                 );
-                // The refusal is written as a note, so that it is counted.
-                let (note, place) = self.catalog.conflict(&batch);
-                let lines = Lines::Of(batch, Vec::new());
-                let frame = Frame { place, note: note.line(), values: Vec::new(), lines };
-                let outcome = Err(StoreError::Conflict { expected_seq });
-                return Some(StagedBatch { frame, key, note, outcome, answer });
+                return Some(self.stage_conflict(batch, key, expected_seq, responder));
             }
             Err(Refusal::Values(error)) => {
                 error!(code = "chain_read_failed", machine = key.0, epoch = key.1, %error, "cannot read the chain");
-                reply(answer, Err(StoreError::from_io(error)));
+                reply(responder, Err(StoreError::from_io(error)));
                 return None;
             }
         };
-        let others = self.catalog.others(&key);
-        if !others.is_empty() {
-            // Without the result of the search the lines are still safe, and a waiting agent gains
-            // nothing from an error.
-            let stems = others.iter().map(|other| &other.stem);
-            let found = self.applier.files(stems).and_then(|mut files| {
-                self.repeats.find(&mut files, &batch, &planned.store, &others)
-            });
-            match found {
-                Ok(repeated) => planned.note.repeated = repeated,
-                Err(error) => {
-                    error!(code = "repeats_read_failed", machine = key.0, epoch = key.1, %error, "cannot search other epochs for repeated lines, stored the batch unmarked");
-                }
-            }
+        if let Some(repeated) = self.find_repeats(&batch, &key, &planned.store) {
+            planned.note.repeated = repeated;
         }
         let new = &planned.note.change.new;
         let values = new.iter().flat_map(|new| batch.chain(new.first, new.last));
@@ -221,14 +206,60 @@ impl Writer {
             values,
             lines: Lines::Of(batch, planned.store),
         };
-        Some(StagedBatch { frame, key, note: planned.note, outcome: Ok(planned.receipt), answer })
+        Some(StagedBatch {
+            frame,
+            key,
+            note: planned.note,
+            outcome: Ok(planned.receipt),
+            responder,
+        })
+    }
+
+    /// Stages the note about a conflicting batch, so that the conflict is counted.
+    fn stage_conflict(
+        &self,
+        batch: Box<Batch>,
+        key: Key,
+        expected_seq: u64,
+        responder: oneshot::Sender<Result<Receipt, StoreError>>,
+    ) -> StagedBatch {
+        let (note, place) = self.catalog.conflict(&batch);
+        let lines = Lines::Of(batch, Vec::new());
+        let frame = Frame { place, note: note.line(), values: Vec::new(), lines };
+        let outcome = Err(StoreError::Conflict { expected_seq });
+        StagedBatch { frame, key, note, outcome, responder }
+    }
+
+    /// Searches the other epochs of the machine for the lines of a batch.
+    fn find_repeats(
+        &mut self,
+        batch: &Batch,
+        key: &Key,
+        store: &[usize],
+    ) -> Option<Vec<RepeatedLines>> {
+        let others = self.catalog.others(key);
+        if others.is_empty() {
+            return None;
+        }
+        let stems = others.iter().map(|other| &other.stem);
+        let found = self
+            .applier
+            .files(stems)
+            .and_then(|mut files| self.repeats.find(&mut files, batch, store, &others));
+        // Without the result of the search the lines are still safe, and a waiting agent gains
+        // nothing from an error.
+        found
+            .inspect_err(|error| {
+                error!(code = "repeats_read_failed", machine = key.0, epoch = key.1, %error, "cannot search other epochs for repeated lines, stored the batch unmarked");
+            })
+            .ok()
     }
 
     fn commit(&mut self, staged: Vec<StagedBatch>) {
         if let Err(error) = self.journal.append(staged.iter().map(|staged| &staged.frame)) {
             error!(code = "journal_write_failed", %error, batches = staged.len(), "cannot write the journal");
             for staged in staged {
-                reply(staged.answer, Err(StoreError::from_io(copy(&error))));
+                reply(staged.responder, Err(StoreError::from_io(copy(&error))));
             }
             return;
         }
@@ -245,7 +276,7 @@ impl Writer {
                 warn!(code = "totals_mismatch", machine, epoch, below = found.below, ?claimed, ?held, missing = found.missing,
                     wrong = ?found.wrong, "entries differ from the agent's totals, and no missing number explains it");
             }
-            reply(staged.answer, staged.outcome);
+            reply(staged.responder, staged.outcome);
             self.applier.add(staged.frame);
         }
         if self.journal.length() >= self.journal_bytes {
@@ -304,8 +335,8 @@ fn log_findings(staged: &StagedBatch) {
 
 /// The receiver of the response may have been dropped: the sender then sends again.
 fn reply(
-    answer: oneshot::Sender<Result<Receipt, StoreError>>,
+    responder: oneshot::Sender<Result<Receipt, StoreError>>,
     result: Result<Receipt, StoreError>,
 ) {
-    drop(answer.send(result));
+    drop(responder.send(result));
 }

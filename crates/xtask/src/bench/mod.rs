@@ -95,9 +95,9 @@ impl Arguments {
         let (medium, small) = (data.make("medium")?, data.make("small")?);
         let three = with("syslog-ng", vec![agent, plain]);
         measured.medium = run.run("medium", &medium, &three, &["--runs=3"])?;
-        let at_once = "--flush-ms=0";
-        measured.start = run.run("start", &small, &[agent], &["--runs=5", at_once])?;
-        let live = ["--phases=catchup,idle,live", at_once];
+        let no_delay = "--flush-ms=0";
+        measured.start = run.run("start", &small, &[agent], &["--runs=5", no_delay])?;
+        let live = ["--phases=catchup,idle,live", no_delay];
         let small_live = [&live[..], &[if self.full { "--runs=3" } else { "--runs=1" }]].concat();
         measured.small = run.run("small", &small, &[agent], &small_live)?;
         measured.hooks = hooks::measure(run.agent(), run.folder())?;

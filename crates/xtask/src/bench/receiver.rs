@@ -22,21 +22,21 @@ pub(super) fn measure(data: &Tree) -> Result<Runs, Failure> {
     let tool = sh::target_directory()?.join("release/examples/load");
     let mut runs = Vec::new();
     for round in 1..=3 {
-        for way in [PLAIN, ZSTD, FLEET] {
-            println!("── receiver, {way}, {round} of 3");
+        for mode in [PLAIN, ZSTD, FLEET] {
+            println!("── receiver, {mode}, {round} of 3");
             // The sender runs on the other core.
             let mut command = Command::new("taskset");
             command.args(["-c", "1"]).arg(&tool).args(["--core", "0", "--records"]);
             let output = command
                 .arg(data.path.join("projects"))
-                .arg(way)
+                .arg(mode)
                 .stderr(Stdio::inherit())
                 .output()?;
             if !output.status.success() {
                 return Err(format!("the load tool exited with {}", output.status).into());
             }
             let mut run: Map<String, Value> = serde_json::from_slice(&output.stdout)?;
-            run.insert("peer".into(), way.into());
+            run.insert("peer".into(), mode.into());
             runs.push(run);
         }
     }

@@ -42,8 +42,8 @@ impl Runner {
         }
         fs::create_dir_all(runner.join("peers"))?;
         link(&shared.join("run.py"), &runner.join("run.py"))?;
-        let ours = sh::workspace().join("benches/side-by-side/peers");
-        for peers in [shared.join("peers"), ours] {
+        let workspace = sh::workspace().join("benches/side-by-side/peers");
+        for peers in [shared.join("peers"), workspace] {
             for peer in fs::read_dir(peers)? {
                 let peer = peer?;
                 link(&peer.path(), &runner.join("peers").join(peer.file_name()))?;

@@ -85,7 +85,7 @@ pub(super) fn rows(measured: &Measured) -> Vec<Row> {
     let idle = |runs: &Runs| runs.median(AGENT, "idle_cpu_pct");
     let ticks = |percent: f64| percent / 100.0 * IDLE_SECONDS * TICKS_PER_SECOND;
     let written = medium.median(AGENT, "write_mb").zip(throughput_base(medium));
-    let borne = |way| measured.receiver.median(way, "megabytes_per_second");
+    let rate = |mode| measured.receiver.median(mode, "megabytes_per_second");
     vec![
         ratio("catch-up, medium, none: wall s", 0.6, medium, PLAIN, syslog_ng, "wall_s"),
         ratio("catch-up, medium, none: CPU s/GB", 0.8, medium, PLAIN, syslog_ng, "cpu_s_gb"),
@@ -130,8 +130,8 @@ pub(super) fn rows(measured: &Measured) -> Vec<Row> {
         ),
         absolute("binary, static, stripped: MB", 12.0, measured.binary.map(|it| it as f64 / 1e6)),
         absolute("disk written per byte read, zstd", 0.8, written.map(|(disk, read)| disk / read)),
-        Row::new("receiver, one core, none: MB/s", AtLeast(150.0), borne(receiver::PLAIN), None),
-        Row::new("receiver, one core, zstd: MB/s", AtLeast(150.0), borne(receiver::ZSTD), None),
+        Row::new("receiver, one core, none: MB/s", AtLeast(150.0), rate(receiver::PLAIN), None),
+        Row::new("receiver, one core, zstd: MB/s", AtLeast(150.0), rate(receiver::ZSTD), None),
         absolute(
             "receiver, 2,000 agents: p99 ms",
             100.0,
@@ -162,12 +162,12 @@ fn faults(measured: &Measured) -> f64 {
     let [of_20000, of_256] = many;
     let runs = [medium, start, small, large, many10k, many10k_live, of_20000, of_256];
     let runs = runs.into_iter().chain([&measured.many100]).flat_map(|runs| &runs.0);
-    let ours =
+    let agent_runs =
         runs.filter(|run| run.get("peer").is_some_and(|peer| peer == AGENT || peer == PLAIN));
     let figure = |run: &serde_json::Map<_, serde_json::Value>, name: &str| {
         run.get(name).and_then(serde_json::Value::as_f64).unwrap_or_default()
     };
-    let of_runs: f64 = ours
+    let of_runs: f64 = agent_runs
         .map(|run| {
             let live = figure(run, "live_sent") - figure(run, "live_got");
             let of = ["lost", "dups", "extra", "broken"].map(|name| figure(run, name));

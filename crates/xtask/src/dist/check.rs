@@ -25,17 +25,17 @@ pub(super) fn is_static(program: &Path) -> Result<(), Failure> {
 /// Makes the program ship to a receiver that it finds by a name server and trusts by the
 /// certificates of the system.
 pub(super) fn names_and_tls(dist: &mut Dist, program: &Path) -> Result<(), Failure> {
-    let what = "the static program with a name server and TLS";
+    let part = "the static program with a name server and TLS";
     let mut isolated = Command::new("unshare");
     isolated.args(["--net", "--mount", "--map-root-user"]);
     let tools = ["python3", "openssl"].into_iter().find(|tool| !has(tool));
     if let Some(tool) = tools {
-        dist.skip(what, &format!("{tool} is not there"));
+        dist.skip(part, &format!("{tool} is not there"));
         return Ok(());
     }
     let mut probe = Command::new("unshare");
     if !sh::works(probe.args(["--net", "--mount", "--map-root-user", "true"])) {
-        dist.skip(what, "the system does not allow network namespaces");
+        dist.skip(part, "the system does not allow network namespaces");
         return Ok(());
     }
     let script = dist.parts.join("names_and_tls.py");

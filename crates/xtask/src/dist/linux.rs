@@ -68,11 +68,11 @@ pub(super) fn lay_out(tree: &Path, program: &Path, manual: &Path) -> Result<(), 
     copy(program, &usr.join("bin/ai-agent"), 0o755)?;
     // The same unit as for manual installation, with the path of packaged programs.
     let unit = fs::read_to_string(source.join("config/mdm/ai-agent.service"))?;
-    let (theirs, ours) = ("/usr/local/bin/ai-agent", "/usr/bin/ai-agent");
-    if !unit.contains(theirs) {
-        return Err(format!("config/mdm/ai-agent.service does not contain `{theirs}`").into());
+    let (machine_path, package_path) = ("/usr/local/bin/ai-agent", "/usr/bin/ai-agent");
+    if !unit.contains(machine_path) {
+        return Err(format!("config/mdm/ai-agent.service does not contain `{machine_path}`").into());
     }
-    let unit = unit.replace(theirs, ours);
+    let unit = unit.replace(machine_path, package_path);
     let unit = unit.replace("/etc/systemd/user/ai-agent", "/usr/lib/systemd/user/ai-agent");
     let place = usr.join("lib/systemd/user/ai-agent.service");
     fs::create_dir_all(place.parent().ok_or("a unit without a folder")?)?;

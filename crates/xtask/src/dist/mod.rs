@@ -40,9 +40,9 @@ struct Dist {
 
 impl Dist {
     /// Records a result, or prints why there is none.
-    fn skip(&mut self, what: &str, why: &str) {
-        println!("skipped: {what}: {why}");
-        self.skipped.push(format!("{what}: {why}"));
+    fn skip(&mut self, part: &str, reason: &str) {
+        println!("skipped: {part}: {reason}");
+        self.skipped.push(format!("{part}: {reason}"));
     }
 
     /// Returns the path of a release file.

@@ -15,8 +15,8 @@ fn compared(store: &Store) -> Comparison {
 /// …
 fn outbox(times: u64) -> Outbox {
     let mut outbox = Outbox::new("e-1");
-    for turn in 0..times {
-        let at = turn * 100;
+    for round in 0..times {
+        let at = round * 100;
         outbox.record("g", at, 40).record("g", at + 41, 50).part("h", at, 1).event().heartbeat();
     }
     outbox

@@ -135,15 +135,15 @@ fn concurrent_batches_of_an_epoch_are_planned_in_turn() {
     let root = directory();
     let (jobs, writer) = prepare(root.path(), FileStoreOptions::default()).unwrap();
     let texts = [BatchText::new(1, 50), BatchText::new(1, 50), BatchText::new(20, 60)];
-    let answers = texts.map(|text| {
-        let (answer, response) = oneshot::channel();
-        jobs.try_send(Job::Store(Box::new(batch(&text)), answer)).unwrap();
+    let responses = texts.map(|text| {
+        let (responder, response) = oneshot::channel();
+        jobs.try_send(Job::Store(Box::new(batch(&text)), responder)).unwrap();
         response
     });
     drop(jobs);
     writer.run();
-    let counts = answers.map(|answer| {
-        let receipt = answer.blocking_recv().unwrap().unwrap();
+    let counts = responses.map(|response| {
+        let receipt = response.blocking_recv().unwrap().unwrap();
         (receipt.accepted, receipt.duplicates)
     });
     assert_eq!(counts, [(50, 0), (0, 50), (10, 31)]);
@@ -253,18 +253,18 @@ fn unwritable_epoch_file_rejects_batches_until_fixed() {
     stats(&store);
     let path = find(root.path(), "ndjson");
     let other = BatchText::new(1, 3).with(|header| header.epoch = "epoch-b".into());
-    let in_its_place = path.with_file_name("epoch-b.ndjson");
-    fs::create_dir(&in_its_place).unwrap();
+    let directory = path.with_file_name("epoch-b.ndjson");
+    fs::create_dir(&directory).unwrap();
     take(&store, &other).unwrap();
     assert_eq!(stats(&store).machines[0].entries, 5);
     let refused = take(&store, &BatchText::new(3, 4));
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     let killed = copy(root.path(), &files(root.path()));
-    fs::remove_dir(&in_its_place).unwrap();
+    fs::remove_dir(&directory).unwrap();
     take(&store, &BatchText::new(3, 4)).unwrap();
     drop(store);
     assert_eq!(fs::read_to_string(&path).unwrap(), lines(1..=4));
-    assert_eq!(fs::read_to_string(&in_its_place).unwrap(), lines(1..=3));
+    assert_eq!(fs::read_to_string(&directory).unwrap(), lines(1..=3));
     let store = FileStore::open(killed.path()).unwrap();
     assert_eq!(stats(&store).machines[0].entries, 5);
 }

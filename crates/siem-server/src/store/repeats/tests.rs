@@ -153,11 +153,11 @@ fn growing_epoch_is_read_on_and_not_rebuilt() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     let (mut first, mut second) = (Outbox::new("epoch-a"), Outbox::new("epoch-b"));
-    for turn in 0..10 {
-        first.record("g", turn, 1);
-        second.record("g", turn, 1);
-        take(&store, &first.batch(turn + 1, turn + 1)).unwrap();
-        take(&store, &second.batch(turn + 1, turn + 1)).unwrap();
+    for round in 0..10 {
+        first.record("g", round, 1);
+        second.record("g", round, 1);
+        take(&store, &first.batch(round + 1, round + 1)).unwrap();
+        take(&store, &second.batch(round + 1, round + 1)).unwrap();
     }
     assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 10)]));
     drop(store);
@@ -247,15 +247,15 @@ fn same_line_in_two_epochs_at_once_is_noted_once() {
     let (jobs, writer) = prepare(root.path(), FileStoreOptions::default()).unwrap();
     let mut newer = Outbox::new("epoch-b");
     newer.record("g", 41, 50).event();
-    let answers = [older().batch(1, 6), newer.batch(1, 1), newer.batch(2, 2)].map(|text| {
-        let (answer, response) = oneshot::channel();
-        jobs.try_send(Job::Store(Box::new(batch(&text)), answer)).unwrap();
+    let responses = [older().batch(1, 6), newer.batch(1, 1), newer.batch(2, 2)].map(|text| {
+        let (responder, response) = oneshot::channel();
+        jobs.try_send(Job::Store(Box::new(batch(&text)), responder)).unwrap();
         response
     });
     drop(jobs);
     writer.run();
-    for answer in answers {
-        answer.blocking_recv().unwrap().unwrap();
+    for response in responses {
+        response.blocking_recv().unwrap().unwrap();
     }
     // The first of them was deferred, and the one after it did not overtake it.
     let notes = fs::read_to_string(with_ending(root.path(), "epoch-b", "notes")).unwrap();
