@@ -5,11 +5,16 @@
 //! events into [requests](request), and interprets the responses. It neither waits nor retries:
 //! that is decided by a policy outside, from the [`Delivery`] that a sink returns.
 
+pub mod clock;
+pub mod compression;
 pub mod event;
 pub mod http;
+mod json;
 pub mod otlp;
 pub mod part;
+mod problem;
 pub mod request;
+pub mod splunk_hec;
 pub mod syslog;
 pub mod tls;
 

@@ -75,11 +75,16 @@ impl Results {
     #[must_use]
     pub fn new(count: usize, requests: &[Request]) -> Self {
         let none = Collected { missing: 0, result: EntryResult::Accepted };
-        let mut entries = vec![none; count];
-        for entry in requests.iter().flat_map(|request| &request.entries) {
-            entries[*entry].missing += 1;
-        }
-        Self { entries }
+        let mut results = Self { entries: vec![none; count] };
+        results.replace(requests);
+        results
+    }
+
+    /// Records that the entries with events in `requests` are sent as these, and not as before.
+    pub fn replace(&mut self, requests: &[Request]) {
+        let events = || requests.iter().flat_map(|request| &request.entries);
+        events().for_each(|entry| self.entries[*entry].missing = 0);
+        events().for_each(|entry| self.entries[*entry].missing += 1);
     }
 
     /// Records that one event of `entry` was accepted.

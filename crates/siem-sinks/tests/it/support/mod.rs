@@ -3,5 +3,6 @@
 
 pub(crate) mod assembly;
 pub(crate) mod entries;
+pub(crate) mod hec_server;
 pub(crate) mod http_server;
 pub(crate) mod odd_lines;

@@ -1,0 +1,187 @@
+//! Indexer acknowledgement: ids of requests are polled until the receiver reports them as indexed.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use reqwest::{RequestBuilder, header::HeaderMap};
+use serde::Deserialize;
+use siem_protocol::delivery::Rest;
+
+use super::{
+    Collector, reason,
+    response::{NO_ACKNOWLEDGEMENT, RestOfRequest, interpret},
+};
+use crate::request::Results;
+
+/// First wait between two polls; it doubles.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// Longest wait between two polls.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// Maximum number of cookies that are kept.
+const MAX_COOKIES: usize = 16;
+
+/// Settings of indexer acknowledgement.
+#[derive(Clone, Debug)]
+pub struct Indexed {
+    /// GUID of the channel. The receiver numbers the requests of each channel, so that two senders
+    /// must not share one.
+    pub channel: String,
+    /// Time after which entries without acknowledgement are sent again.
+    pub within: Duration,
+}
+
+/// Polls for acknowledgements.
+pub(super) struct Acknowledgements {
+    indexed: Indexed,
+    /// True after the receiver has answered a poll.
+    is_checked: bool,
+    /// Cookies of a load balancer, with which a poll reaches the indexer that has the events.
+    cookies: BTreeMap<String, String>,
+}
+
+/// Requests that are received and not known to be indexed.
+#[derive(Debug, Default)]
+pub(super) struct Unconfirmed {
+    /// Entries of each event, by the id of the request.
+    requests: BTreeMap<u64, Vec<usize>>,
+}
+
+impl Unconfirmed {
+    /// Adds a request. Without an id it can never be confirmed.
+    pub(super) fn add(&mut self, id: Option<u64>, entries: &[usize]) -> Result<(), Rest> {
+        let Some(id) = id else {
+            return Err(Rest::Hold { after: None, reason: NO_ACKNOWLEDGEMENT.to_owned() });
+        };
+        self.requests.insert(id, entries.to_vec());
+        Ok(())
+    }
+
+    /// Removes the events of the entries from `from` on, which are encoded again: parts that were sent
+    /// say nothing about the new ones.
+    pub(super) fn forget(&mut self, from: usize) {
+        for entries in self.requests.values_mut() {
+            entries.retain(|entry| *entry < from);
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Acks {
+    acks: BTreeMap<u64, bool>,
+}
+
+impl Acknowledgements {
+    pub(super) fn new(indexed: Indexed) -> Self {
+        Self { indexed, is_checked: false, cookies: BTreeMap::new() }
+    }
+
+    /// Adds the channel and the cookies to a request.
+    pub(super) fn add_headers(&self, builder: RequestBuilder) -> RequestBuilder {
+        let builder = builder.header("x-splunk-request-channel", &self.indexed.channel);
+        if self.cookies.is_empty() {
+            return builder;
+        }
+        let cookies = self.cookies.iter().map(|(name, value)| format!("{name}={value}"));
+        builder.header("cookie", cookies.collect::<Vec<_>>().join("; "))
+    }
+
+    /// Keeps the cookies of a response.
+    pub(super) fn keep_cookies(&mut self, headers: &HeaderMap) {
+        for cookie in headers.get_all("set-cookie") {
+            let pair = cookie.to_str().ok().and_then(|cookie| cookie.split(';').next());
+            let Some((name, value)) = pair.and_then(|pair| pair.split_once('=')) else { continue };
+            let name = name.trim();
+            if self.cookies.len() < MAX_COOKIES || self.cookies.contains_key(name) {
+                self.cookies.insert(name.to_owned(), value.trim().to_owned());
+            }
+        }
+    }
+
+    /// Checks once that the token has acknowledgement, before events are sent that could not be
+    /// confirmed, and would be sent again and again.
+    pub(super) async fn check(
+        &mut self,
+        collector: &Collector,
+        within: Duration,
+    ) -> Result<(), Rest> {
+        if !self.is_checked {
+            // An id that was never given: the receiver answers `false`.
+            self.poll(collector, &[u64::from(u32::MAX)], within).await?;
+            self.is_checked = true;
+        }
+        Ok(())
+    }
+
+    /// Waits until the requests are indexed, and records their entries as accepted.
+    pub(super) async fn wait(
+        &mut self,
+        collector: &Collector,
+        mut unconfirmed: Unconfirmed,
+        results: &mut Results,
+        within: Duration,
+    ) -> Result<(), Rest> {
+        let (mut waited, mut pause) = (Duration::ZERO, FIRST_WAIT);
+        let mut last = None;
+        while !unconfirmed.requests.is_empty() {
+            if waited >= self.indexed.within {
+                return Err(self.overdue(unconfirmed.requests.len(), last));
+            }
+            collector.clock.sleep(pause).await;
+            waited += pause;
+            pause = (pause * 2).min(LONGEST_WAIT);
+            let ids: Vec<u64> = unconfirmed.requests.keys().copied().collect();
+            match self.poll(collector, &ids, within).await {
+                // The receiver forgets an id after it has answered `true`: it is not polled again.
+                Ok(indexed) => {
+                    last = None;
+                    let entries = indexed.iter().filter_map(|id| unconfirmed.requests.remove(id));
+                    entries.flatten().for_each(|entry| results.accept(entry));
+                }
+                Err(hold @ Rest::Hold { .. }) => return Err(hold),
+                Err(failed) => last = Some(reason(failed)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Causes a new check before the next batch.
+    pub(super) fn recheck(&mut self) {
+        self.is_checked = false;
+    }
+
+    fn overdue(&self, requests: usize, last: Option<String>) -> Rest {
+        let seconds = self.indexed.within.as_secs_f64();
+        let what =
+            if requests == 1 { "1 request".to_owned() } else { format!("{requests} requests") };
+        let last = last.map(|last| format!("; the last poll failed: {last}")).unwrap_or_default();
+        let reason = format!(
+            "the receiver did not report {what} as indexed within {seconds} s: the events are sent \
+             again, and may be there twice with the same `event.id`{last}"
+        );
+        Rest::Retry { after: None, reason }
+    }
+
+    /// Returns those of `ids` that are indexed.
+    async fn poll(
+        &self,
+        collector: &Collector,
+        ids: &[u64],
+        within: Duration,
+    ) -> Result<Vec<u64>, Rest> {
+        let body = serde_json::json!({ "acks": ids }).to_string();
+        let builder = collector.request("ack", Some(self)).body(body);
+        let reply = collector.exchange(builder, within).await;
+        if let Ok(answer) = &reply
+            && answer.status == 200
+            && let Ok(Acks { acks }) = serde_json::from_slice(&answer.body)
+        {
+            return Ok(acks.into_iter().filter_map(|(id, done)| done.then_some(id)).collect());
+        }
+        match interpret(&reply, collector.settings.dialect, (0, 0), collector.clock.now()).rest {
+            RestOfRequest::Undecided(rest) => Err(rest),
+            _ => {
+                let reason = "the response to a poll has no acknowledgements".to_owned();
+                Err(Rest::Hold { after: None, reason })
+            }
+        }
+    }
+}
