@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs, mem,
+    mem,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,7 +14,7 @@ use super::{
     config_sources::ConfigSources,
     file_watch::{self, ConfigFileWatch, ConfigStamps, Stamps},
     handle::{AgentHandle, Orders, ReloadOutcome},
-    managed_config::{self, Candidate},
+    managed_config::{self, Candidate, Refusal},
     poll_schedule::Outcome,
     status_file::StatusFile,
 };
@@ -149,9 +149,9 @@ impl ConfigManager {
             Ok(Some(answer)) if !manager.accepts(&answer) => {
                 Err(managed_config::STORED_IS_FOREIGN.to_owned())
             }
-            Ok(Some(answer)) => self
-                .accept(Some(answer), TestScope::Managed)
-                .map_err(|reason| format!("{}: {reason}", managed_config::STORED_IS_INVALID)),
+            Ok(Some(answer)) => self.accept(Some(answer), TestScope::Managed).map_err(|refusal| {
+                format!("{}: {}", managed_config::STORED_IS_INVALID, refusal.reason)
+            }),
             Err(reason) => Err(reason),
         };
         match accepted {
@@ -260,25 +260,46 @@ impl ConfigManager {
         let accepted = self.accept(Some(answer), TestScope::Managed);
         let revision = accepted.as_ref().ok().and_then(|candidate| candidate.revision.clone());
         self.mark_attempted(ConfigOrigin::Server, revision);
-        accepted.map_err(|reason| self.refuse(ConfigOrigin::Server, content, reason)).ok()
+        accepted.map_err(|refusal| self.refuse(ConfigOrigin::Server, content, refusal.reason)).ok()
     }
 
-    /// Reads all layers again, because files have changed or a person ordered it.
-    pub(super) fn read_files(&mut self, is_ordered: bool) -> Option<Candidate> {
-        self.is_ordered = is_ordered;
+    /// Reads all layers again, because a person ordered it.
+    pub(super) fn read_files_by_order(&mut self) -> Option<Candidate> {
         self.outcome = ReloadOutcome::Unchanged;
-        self.mark_attempted(ConfigOrigin::Files, self.context.revision.get());
+        self.is_ordered = true;
+        self.watch.mark_read(self.stamps());
         let accepted = self.accept(self.answer.clone(), TestScope::All);
+        self.evaluate_files(accepted)
+    }
+
+    /// Reads all layers again, because an inspection found changed files with these stamps.
+    ///
+    /// Returns `None`, and leaves the change to a later inspection, if a file changes while it is
+    /// read: a file that is being written may be incomplete, and an empty one would be valid.
+    pub(super) fn read_changed_files(&mut self, stamps: ConfigStamps) -> Option<Candidate> {
+        self.outcome = ReloadOutcome::Unchanged;
+        let accepted = self.accept(self.answer.clone(), TestScope::All);
+        if self.stamps() != stamps {
+            return None;
+        }
+        self.is_ordered = false;
+        self.watch.mark_read(stamps);
+        self.evaluate_files(accepted)
+    }
+
+    /// Completes the checks of a configuration from files, and refuses it if one has failed.
+    fn evaluate_files(&mut self, accepted: Result<Candidate, Refusal>) -> Option<Candidate> {
+        self.mark_attempted(ConfigOrigin::Files, self.context.revision.get());
         let accepted = accepted.and_then(|candidate| {
             self.named.extend(named_files(&candidate.loaded.settings, &self.context));
             match candidate.loaded.missing_for_delivery() {
-                Some(missing) => Err(causes(&missing)),
+                Some(missing) => Err(Refusal::new(&missing, candidate.files)),
                 None => Ok(candidate),
             }
         });
-        let refuse =
-            |reason: String| self.refuse(ConfigOrigin::Files, self.content(&reason), reason);
-        accepted.map_err(refuse).ok()
+        accepted
+            .map_err(|refusal| self.refuse(ConfigOrigin::Files, refusal.content(), refusal.reason))
+            .ok()
     }
 
     /// Puts a candidate in force: returns the parts of the pipeline that have to be replaced, or
@@ -291,7 +312,10 @@ impl ConfigManager {
     ) -> Option<Reload> {
         let mut context = self.context.clone();
         context.poll_interval = candidate.loaded.settings.agent.poll_interval;
-        let Candidate { loaded, stages, answer, revision } = candidate;
+        let Candidate { loaded, stages, answer, revision, files } = candidate;
+        // Before they are read, so that a change in between is detected.
+        self.named.extend(named_files(&loaded.settings, &context));
+        self.watch_named();
         let plan = Plan::of(&loaded, &context);
         let before = self.context.revision.get();
         let mut events = Vec::new();
@@ -313,12 +337,12 @@ impl ConfigManager {
         let (reload, manager) = match built {
             Ok(built) => built,
             Err(error) => {
-                let reason = causes(&error);
+                let refusal = Refusal::new(&error, files);
                 let content = match (from, &answer) {
                     (ConfigOrigin::Server, Some(answer)) => Digest::of(answer.body.as_bytes()),
-                    _ => self.content(&reason),
+                    _ => refusal.content(),
                 };
-                self.refuse(from, content, reason);
+                self.refuse(from, content, refusal.reason);
                 return None;
             }
         };
@@ -330,7 +354,7 @@ impl ConfigManager {
     }
 
     /// Builds the local layers, as they are now, with an answer on top.
-    fn accept(&self, answer: Option<SignedConfig>, tests: TestScope) -> Result<Candidate, String> {
+    fn accept(&self, answer: Option<SignedConfig>, tests: TestScope) -> Result<Candidate, Refusal> {
         managed_config::accept(&self.sources, answer, &self.context, tests)
     }
 
@@ -382,17 +406,6 @@ impl ConfigManager {
                 moved.display()
             );
         }
-    }
-
-    /// Returns a digest of the files' contents and of their error, so that it is logged once.
-    fn content(&self, reason: &str) -> Digest {
-        let mut all = reason.as_bytes().to_vec();
-        for path in self.sources.layer_files() {
-            let bytes = fs::read(&path).map(|bytes| Digest::of(&bytes)).unwrap_or_default();
-            all.extend_from_slice(path.as_os_str().as_encoded_bytes());
-            all.extend_from_slice(bytes.as_bytes());
-        }
-        Digest::of(&all)
     }
 
     fn mark_server_reached(&mut self) {
@@ -463,3 +476,6 @@ fn config_locked(loaded: &LoadedConfig) -> impl Iterator<Item = Event> + use<> {
 fn is_known(event: &Event, loaded: &LoadedConfig) -> bool {
     config_locked(loaded).any(|known| known == *event)
 }
+
+#[cfg(test)]
+mod tests;

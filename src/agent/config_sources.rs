@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use siem_protocol::Digest;
 use tracing::warn;
 
 use super::error::SetupError;
@@ -98,6 +99,14 @@ impl ConfigSources {
         managed: Option<&ManagedSettings>,
     ) -> Result<LoadedConfig, ConfigError> {
         config::load(&ConfigInputs { managed, ..self.inputs() })
+    }
+
+    /// Same as [`load_with`](Self::load_with), with a digest of the files that were read.
+    pub(crate) fn load_with_digest(
+        &self,
+        managed: Option<&ManagedSettings>,
+    ) -> (Digest, Result<LoadedConfig, ConfigError>) {
+        config::load_with_digest(&ConfigInputs { managed, ..self.inputs() })
     }
 
     /// Returns the state directory of this configuration; without one, that of the last agent.

@@ -143,7 +143,8 @@ impl<'a> ConfigUpdates<'a> {
                 None
             }
         };
-        let candidate = self.read_files(true);
+        let candidate = self.manager.read_files_by_order();
+        self.request_soon();
         let goes_on = self.apply(candidate, ConfigOrigin::Files).await;
         self.clients.extend(client.map(|reply| (reply, self.manager.outcome.clone())));
         goes_on
@@ -151,7 +152,7 @@ impl<'a> ConfigUpdates<'a> {
 
     async fn inspect(&mut self) -> bool {
         let stamps = self.manager.stamps();
-        let change = self.manager.watch.compare(stamps);
+        let change = self.manager.watch.compare(&stamps);
         let pause = match change {
             Change::InProgress => INTERVAL_WHILE_CHANGING,
             Change::None | Change::Complete => INTERVAL,
@@ -162,17 +163,15 @@ impl<'a> ConfigUpdates<'a> {
             return true;
         }
         info!(code = "config_files_changed", "configuration files have changed");
-        let candidate = self.read_files(false);
+        let candidate = self.manager.read_changed_files(stamps);
+        self.request_soon();
         self.apply(candidate, ConfigOrigin::Files).await
     }
 
-    /// Reads the files again, and schedules a request to the server: an earlier one may have failed
+    /// Schedules a request to the server after the files were read: an earlier one may have failed
     /// because of a token that is now fixed.
-    fn read_files(&mut self, is_ordered: bool) -> Option<Candidate> {
+    fn request_soon(&mut self) {
         (self.request, self.next_request) = (None, Some(Instant::now()));
-        let stamps = self.manager.stamps();
-        self.manager.watch.mark_read(stamps);
-        self.manager.read_files(is_ordered)
     }
 
     fn start_request(&mut self) {

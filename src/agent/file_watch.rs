@@ -84,15 +84,15 @@ impl ConfigFileWatch {
     }
 
     /// Compares the stamps of this moment.
-    pub(super) fn compare(&mut self, stamps: ConfigStamps) -> Change {
-        if stamps == self.read {
+    pub(super) fn compare(&mut self, stamps: &ConfigStamps) -> Change {
+        if *stamps == self.read {
             self.changing = None;
             return Change::None;
         }
-        if self.changing.as_ref() == Some(&stamps) {
+        if self.changing.as_ref() == Some(stamps) {
             return Change::Complete;
         }
-        self.changing = Some(stamps);
+        self.changing = Some(stamps.clone());
         Change::InProgress
     }
 }
@@ -111,14 +111,14 @@ mod tests {
         let mut watch = ConfigFileWatch::default();
         watch.mark_read(with_size(1));
         let sizes = [1, 2, 3, 3, 3, 1, 2, 2];
-        let changes = sizes.map(|size| watch.compare(with_size(size)));
+        let changes = sizes.map(|size| watch.compare(&with_size(size)));
         use Change::*;
         let expected =
             [None, InProgress, InProgress, Complete, Complete, None, InProgress, Complete];
         assert_eq!(changes, expected);
         watch.mark_read(with_size(2));
-        assert_eq!(watch.compare(with_size(2)), None);
-        assert_eq!(watch.compare(ConfigStamps::default()), InProgress, "a deleted file");
+        assert_eq!(watch.compare(&with_size(2)), None);
+        assert_eq!(watch.compare(&ConfigStamps::default()), InProgress, "a deleted file");
     }
 
     /// Regression: a file written while another configuration was applied counted as read.
@@ -133,10 +133,10 @@ mod tests {
             .mark_read(ConfigStamps { named: stamps(&[("token", 1), ("old", 1)]), ..with_size(1) });
         let now = ConfigStamps { named: stamps(&[("token", 1), ("new", 1)]), ..with_size(1) };
         watch.set_named(now.named.clone());
-        assert_eq!(watch.compare(now.clone()), Change::None);
+        assert_eq!(watch.compare(&now), Change::None);
         watch.set_named(stamps(&[("token", 2), ("new", 1)]));
         let changed = ConfigStamps { named: stamps(&[("token", 2), ("new", 1)]), ..now };
-        assert_eq!(watch.compare(changed), Change::InProgress);
+        assert_eq!(watch.compare(&changed), Change::InProgress);
     }
 
     #[test]

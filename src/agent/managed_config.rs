@@ -1,7 +1,8 @@
 //! Managed configuration: validates the server's response, and reads the copy in the state directory.
 
-use std::path::Path;
+use std::{error::Error, path::Path};
 
+use siem_protocol::Digest;
 use tracing::warn;
 
 use super::config_sources::ConfigSources;
@@ -32,31 +33,52 @@ pub(crate) struct Candidate {
     pub(crate) answer: Option<SignedConfig>,
     /// Revision of the managed layer.
     pub(crate) revision: Option<String>,
+    /// Digest of the files that it was read from.
+    pub(crate) files: Digest,
+}
+
+/// Reason why a configuration is refused as a whole.
+pub(crate) struct Refusal {
+    pub(crate) reason: String,
+    /// Digest of the files that it was read from.
+    pub(crate) files: Digest,
+}
+
+impl Refusal {
+    pub(super) fn new(error: &dyn Error, files: Digest) -> Self {
+        Self { reason: causes(error), files }
+    }
+
+    /// Returns a digest of the reason and the files, which is the same for each attempt with them.
+    pub(super) fn content(&self) -> Digest {
+        Digest::of(&[self.reason.as_bytes(), self.files.as_bytes()].concat())
+    }
 }
 
 /// Builds and tests the local layers with the managed layer of `answer` on top; without an answer,
 /// the local layers alone.
 ///
 /// # Errors
-/// The reason why the configuration is refused as a whole.
+/// [`Refusal`].
 pub(crate) fn accept(
     sources: &ConfigSources,
     answer: Option<SignedConfig>,
     context: &AgentContext,
     tests: TestScope,
-) -> Result<Candidate, String> {
+) -> Result<Candidate, Refusal> {
     let read = |answer: &SignedConfig| {
         ManagedSettings::read(answer.body.as_bytes(), answer.etag.as_deref())
-            .map_err(|error| causes(&error))
+            .map_err(|error| Refusal::new(&error, Digest::ZERO))
     };
     let managed = answer.as_ref().map(read).transpose()?;
-    let wrong = |error: ConfigError| causes(&error);
-    let mut loaded = sources.load_with(managed.as_ref()).map_err(wrong)?;
-    let stages = validate::validate(&loaded, context, tests).map_err(|refusal| causes(&refusal))?;
+    let (files, loaded) = sources.load_with_digest(managed.as_ref());
+    let mut loaded = loaded.map_err(|error| Refusal::new(&error, files))?;
+    let stages =
+        validate::validate(&loaded, context, tests).map_err(|error| Refusal::new(&error, files))?;
     loaded.warnings.extend(managed.iter().flat_map(|managed| managed.warnings.clone()));
     // A managed configuration without a revision is in force all the same.
     let revision = managed.map(|managed| managed.revision.unwrap_or_else(|| "unnamed".to_owned()));
-    Ok(Candidate { loaded: Box::new(loaded), stages, answer, revision })
+    Ok(Candidate { loaded: Box::new(loaded), stages, answer, revision, files })
 }
 
 /// Reads the managed configuration in the state directory, if there is one.
@@ -99,6 +121,8 @@ fn last_accepted(sources: &ConfigSources, local: &LoadedConfig) -> Option<Candid
         ),
     }
     accept(sources, Some(answer), &context, TestScope::Managed)
-        .inspect_err(|reason| warn!(code = "managed_config_invalid", reason, "{STORED_IS_INVALID}"))
+        .inspect_err(|Refusal { reason, .. }| {
+            warn!(code = "managed_config_invalid", reason, "{STORED_IS_INVALID}");
+        })
         .ok()
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use ai_agent_stage::OptionError;
+use siem_protocol::Digest;
 
 use super::{
     credentials,
@@ -16,7 +17,7 @@ use super::{
     managed::ManagedSettings,
     merged::Merged,
     pipeline,
-    read_layers::{self, LayerSet},
+    read_layers::{self, LayerReader, LayerSet},
     settings::{self, PipelineSettings, Settings, StageTable},
     sink::{HTTP_SIEM, SECRETS, SecretOption},
 };
@@ -49,8 +50,25 @@ pub struct LoadedConfig {
 /// # Errors
 /// The first error found. The caller reports it; a running agent keeps its configuration.
 pub fn load(inputs: &ConfigInputs<'_>) -> Result<LoadedConfig, ConfigError> {
+    load_with(inputs, &mut LayerReader::default())
+}
+
+/// Same as [`load`], with a digest of the paths and contents of the files that were read. After an
+/// error it covers the files up to the one with the error.
+pub(crate) fn load_with_digest(
+    inputs: &ConfigInputs<'_>,
+) -> (Digest, Result<LoadedConfig, ConfigError>) {
+    let mut reader = LayerReader::default();
+    let loaded = load_with(inputs, &mut reader);
+    (reader.digest(), loaded)
+}
+
+fn load_with(
+    inputs: &ConfigInputs<'_>,
+    reader: &mut LayerReader,
+) -> Result<LoadedConfig, ConfigError> {
     let mut warnings = Vec::new();
-    let read = read_layers::read(inputs, &mut warnings)?;
+    let read = read_layers::read(inputs, reader, &mut warnings)?;
     let Paths { user_config, machine_config, .. } = inputs.paths;
     let files = config_files(inputs.explicit, user_config, machine_config);
     let mut loaded = LoadedConfig::new(read, inputs.paths, files, warnings)?;

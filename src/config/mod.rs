@@ -29,6 +29,7 @@ mod toml_text;
 pub use error::{ConfigError, did_you_mean};
 pub use inline_tests::{ExpectedOutcome, InlineTest, TestLine};
 pub use inputs::ConfigInputs;
+pub(crate) use loaded::load_with_digest;
 pub use loaded::{LoadedConfig, files, load, load_files};
 pub use managed::ManagedSettings;
 #[cfg(test)]

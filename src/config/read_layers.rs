@@ -2,11 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
 };
 
 use figment::value::{Dict, Value};
+use siem_protocol::Digest;
 
 use super::{
     credentials,
@@ -46,20 +48,28 @@ pub(super) struct LayerSet {
     pub(super) tests: Vec<InlineTest>,
 }
 
+/// Reads the files of layers, each once, and identifies their contents.
+#[derive(Default)]
+pub(super) struct LayerReader {
+    /// Paths and digests of the files that were read.
+    contents: Vec<u8>,
+}
+
 /// Reads every layer that exists.
 pub(super) fn read(
     inputs: &ConfigInputs,
+    reader: &mut LayerReader,
     warnings: &mut Vec<String>,
 ) -> Result<LayerSet, ConfigError> {
     let paths = inputs.paths;
     let mut layers = vec![from_text(LayerOrigin::Defaults, DEFAULTS)?];
-    layers.extend(optional(LayerOrigin::Machine(paths.machine_config.clone()))?);
+    layers.extend(reader.optional(LayerOrigin::Machine(paths.machine_config.clone()))?);
     for path in files_of(&paths.machine_config_dir)? {
-        layers.push(required(LayerOrigin::Machine(path))?);
+        layers.push(reader.required(LayerOrigin::Machine(path))?);
     }
-    layers.extend(optional(LayerOrigin::User(paths.user_config.clone()))?);
+    layers.extend(reader.optional(LayerOrigin::User(paths.user_config.clone()))?);
     if let Some(path) = inputs.explicit {
-        layers.push(required(LayerOrigin::Explicit(path.to_owned()))?);
+        layers.push(reader.required(LayerOrigin::Explicit(path.to_owned()))?);
     }
     let sinks: BTreeSet<&str> = layers
         .iter()
@@ -80,8 +90,9 @@ pub(super) fn read_files(
     warnings: &mut Vec<String>,
 ) -> Result<LayerSet, ConfigError> {
     let mut layers = vec![from_text(LayerOrigin::Defaults, DEFAULTS)?];
+    let mut reader = LayerReader::default();
     for path in files {
-        layers.push(required(LayerOrigin::Machine(path.clone()))?);
+        layers.push(reader.required(LayerOrigin::Machine(path.clone()))?);
     }
     merge_layers(layers, Vec::new(), managed, warnings)
 }
@@ -171,20 +182,35 @@ pub(super) fn files_of(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
 }
 
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
-fn optional(origin: LayerOrigin) -> Result<Option<Layer>, ConfigError> {
-    match required(origin) {
-        Err(ConfigError::Read { source, .. }) if is_absent(&source) => Ok(None),
-        layer => layer.map(Some),
+impl LayerReader {
+    /// Returns a digest of the files that were read so far, with their paths.
+    pub(super) fn digest(&self) -> Digest {
+        Digest::of(&self.contents)
     }
-}
 
-fn required(origin: LayerOrigin) -> Result<Layer, ConfigError> {
-    match fs::read_to_string(origin.file().unwrap_or(Path::new(""))) {
-        Ok(text) => from_text(origin, &text),
-        Err(source) => Err(ConfigError::Read { origin, source }),
+    fn optional(&mut self, origin: LayerOrigin) -> Result<Option<Layer>, ConfigError> {
+        match self.required(origin) {
+            Err(ConfigError::Read { source, .. }) if is_absent(&source) => Ok(None),
+            layer => layer.map(Some),
+        }
+    }
+
+    fn required(&mut self, origin: LayerOrigin) -> Result<Layer, ConfigError> {
+        match self.text(origin.file().unwrap_or(Path::new(""))) {
+            Ok(text) => from_text(origin, &text),
+            Err(source) => Err(ConfigError::Read { origin, source }),
+        }
+    }
+
+    fn text(&mut self, path: &Path) -> io::Result<String> {
+        let bytes = fs::read(path);
+        let digest = bytes.as_deref().map(Digest::of).unwrap_or_default();
+        self.contents.extend_from_slice(path.as_os_str().as_encoded_bytes());
+        self.contents.extend_from_slice(digest.as_bytes());
+        String::from_utf8(bytes?).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
     }
 }
 

@@ -1,0 +1,122 @@
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use super::{super::file_watch::Change, *};
+use crate::{
+    pipeline::ingest::Inbox,
+    platform::{Environment, secure_file},
+};
+
+const TOKEN: &str = "sink.siem.token = 'the token of the fleet'\n";
+
+/// A home directory with a configuration file, and the manager of an agent that runs with it.
+struct World {
+    home: tempfile::TempDir,
+    manager: ConfigManager,
+}
+
+impl World {
+    fn new(config: &str) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("agent.toml");
+        fs::write(&file, format!("{TOKEN}{config}")).unwrap();
+        let home_dir = home.path().to_str().unwrap();
+        let environment = Environment::from_iter([
+            ("HOME", home_dir),
+            ("USERPROFILE", home_dir),
+            ("CLAUDE_SIEM_ENDPOINT", "http://127.0.0.1:9"),
+            ("CLAUDE_SIEM_HMAC_SECRET", "correct horse battery staple"),
+        ]);
+        let sources = ConfigSources::new(environment, Some(&file)).unwrap();
+        let watch = ConfigFileWatch::before_reading(sources.layer_files());
+        let loaded = sources.load().unwrap();
+        let state_dir = home.path().join("state");
+        fs::create_dir(&state_dir).unwrap();
+        let context = sources.stage_context(&loaded, Some(&state_dir), false);
+        let (manager, _) = ConfigManager::new(sources, &state_dir, loaded, watch, context).unwrap();
+        Self { home, manager }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.home.path().join("agent.toml")
+    }
+
+    fn refusals(&mut self) -> usize {
+        let events = self.manager.take_events();
+        events.iter().filter(|event| event.name == event::CONFIG_REFUSED).count()
+    }
+}
+
+/// Replaces a file whole.
+fn replace(path: &Path, text: &str) {
+    let beside = path.with_extension("new");
+    fs::write(&beside, text).unwrap();
+    fs::rename(beside, path).unwrap();
+}
+
+/// Regression: the files were read again to identify a refused content. When one had changed since,
+/// the same refusal counted as another one, and was reported twice.
+#[test]
+fn file_replaced_while_read_is_refused_once_per_content() {
+    let mut world = World::new("");
+    let file = world.file();
+    let ended = Arc::new(AtomicBool::new(false));
+    let replacing = {
+        let (file, ended) = (file.clone(), Arc::clone(&ended));
+        thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                replace(&file, "one = [");
+                replace(&file, "another = [");
+            }
+        })
+    };
+    for _ in 0..200 {
+        world.manager.read_files_by_order();
+    }
+    ended.store(true, Ordering::Relaxed);
+    replacing.join().unwrap();
+    let refusals = world.refusals();
+    assert!((1..=2).contains(&refusals), "{refusals} refusals of two contents");
+}
+
+/// Regression: an editor empties a file before it writes it. An inspection that read it between both
+/// applied a configuration without any setting.
+#[test]
+fn file_changed_during_an_inspection_is_left_for_later() {
+    let mut world = World::new("filter.meta.enabled = true");
+    let complete = format!("{TOKEN}filter.meta.enabled = false");
+    replace(&world.file(), &complete);
+    let stamps = world.manager.stamps();
+    for text in [TOKEN, "filter.meta = ["] {
+        replace(&world.file(), text);
+        assert!(world.manager.read_changed_files(stamps.clone()).is_none());
+        assert_eq!(world.manager.watch.compare(&world.manager.stamps()), Change::InProgress);
+    }
+    assert_eq!(world.refusals(), 0, "an incomplete file is not refused");
+    replace(&world.file(), &complete);
+    let stamps = world.manager.stamps();
+    assert!(world.manager.read_changed_files(stamps.clone()).is_some());
+    assert_eq!(world.manager.watch.compare(&stamps), Change::None);
+}
+
+/// Regression: the watch of a file that a new configuration names began after the file was read. A
+/// change in between was missed until the next one.
+#[test]
+fn named_file_that_changes_right_after_it_is_read_is_detected() {
+    let mut world = World::new("");
+    let token = world.home.path().join("token");
+    secure_file::replace(&token, b"a token of this fleet").unwrap();
+    replace(&world.file(), &format!("sink.siem.token_file = {token:?}"));
+    let candidate = world.manager.read_files_by_order().unwrap();
+    let waker = Arc::new(Inbox::default()).waker();
+    assert!(world.manager.replace(candidate, ConfigOrigin::Files, &waker).is_some());
+    secure_file::replace(&token, b"another token of this fleet").unwrap();
+    world.manager.watch_named();
+    assert_eq!(world.manager.watch.compare(&world.manager.stamps()), Change::InProgress);
+}
