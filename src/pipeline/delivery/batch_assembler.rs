@@ -11,7 +11,7 @@ use super::{
 use crate::{
     config::ShippingSettings,
     frame::{Codec, Encoder, Frame, FrameError, FrameHead},
-    platform::Timestamp,
+    platform::{Clock, Timestamp},
     stages::sink::{Batch, StoredFrames},
 };
 
@@ -59,6 +59,8 @@ pub struct Assembler<'a> {
     pub identity: &'a Identity,
     /// Limits of batches.
     pub shipping: ShippingSettings,
+    /// The clock that dates entries and batches.
+    pub clock: &'a dyn Clock,
 }
 
 impl Assembler<'_> {
@@ -71,7 +73,6 @@ impl Assembler<'_> {
         cursor: &Cursor,
         border: Option<u64>,
         rule: &SendRule,
-        now: Timestamp,
     ) -> Result<NextBatch, AssembleError> {
         let first = cursor.acknowledged.seq + 1;
         let head = *self.outbox.watch().borrow();
@@ -89,6 +90,8 @@ impl Assembler<'_> {
             fit.add(&head, first)
         })?;
         let Some(oldest) = oldest else { return Ok(NextBatch::Nothing) };
+        // After the entries, or one that was stored meanwhile would be newer than `now`.
+        let now = self.clock.now();
         let waiting = Waiting {
             first_seq: first,
             // A clock that was set back must not keep entries until it catches up.

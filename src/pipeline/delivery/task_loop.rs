@@ -112,14 +112,15 @@ impl TaskLoop {
         control: &SinkControl,
         rule: SendRule,
     ) -> Result<NextBatch, AssembleError> {
-        let (codec, now) = (sink::codec(&*self.task.sink), self.task.clock.now());
+        let (codec, clock) = (sink::codec(&*self.task.sink), Arc::clone(&self.task.clock));
         let (policy, shipping) = (self.policy.clone(), control.shipping);
         let identity = Arc::clone(&self.task.identity);
         let next = self.task.on_outbox(move |outbox, sink| {
-            let assembler = Assembler { outbox, sink, codec, identity: &identity, shipping };
+            let assembler =
+                Assembler { outbox, sink, codec, identity: &identity, shipping, clock: &*clock };
             let cursor = outbox.cursor(sink)?;
             let border = policy.border(cursor.acknowledged.seq);
-            let next = assembler.next(&cursor, border, &rule, now)?;
+            let next = assembler.next(&cursor, border, &rule)?;
             Ok::<_, AssembleError>((next, cursor.refusals))
         });
         let (next, refusals) = next.await?;

@@ -1,10 +1,16 @@
-use std::{path::Path, sync::Mutex};
+use std::{
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use siem_protocol::{Digest, Entry};
 
 use tokio::time::sleep;
 
-use super::*;
+use super::{schedule::SendRule, *};
 use crate::{
     frame::Codec,
     pipeline::{
@@ -86,15 +92,31 @@ fn outbox_with(folder: &Path, groups: &[usize]) -> Arc<Outbox> {
         || "e".into(),
     )
     .unwrap();
+    append(&outbox, groups, Timestamp(1));
+    Arc::new(outbox)
+}
+
+/// Stores groups of the given numbers of events.
+fn append(outbox: &Outbox, groups: &[usize], now: Timestamp) {
     let sealing = ShippingSettings { batch_size: 100, ..ShippingSettings::default() };
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, sealing, Codec::Zstd);
     for count in groups {
         for n in 0..*count {
-            builder.add_event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
+            builder.add_event(&Event::info("test", serde_json::json!({ "n": n })), now);
         }
-        outbox.commit(&builder.finish(Timestamp(1))).unwrap();
+        outbox.commit(&builder.finish(now)).unwrap();
     }
-    Arc::new(outbox)
+}
+
+fn identity() -> Identity {
+    Identity {
+        machine_id: "m".into(),
+        hostname: "h".into(),
+        user: "u".into(),
+        os: "linux".into(),
+        arch: "x86_64".into(),
+        agent_version: "0".into(),
+    }
 }
 
 fn sink_task(
@@ -102,19 +124,11 @@ fn sink_task(
     sink: Box<dyn Sink>,
     report: Arc<dyn Fn(Event) + Send + Sync>,
 ) -> SinkTask {
-    let identity = Identity {
-        machine_id: "m".into(),
-        hostname: "h".into(),
-        user: "u".into(),
-        os: "linux".into(),
-        arch: "x86_64".into(),
-        agent_version: "0".into(),
-    };
     SinkTask {
         name: "siem".into(),
         sink,
         outbox: Arc::clone(outbox),
-        identity: Arc::new(identity),
+        identity: Arc::new(identity()),
         rate_limit: None,
         clock: Arc::new(StoppedClock),
         jitter: Box::new(|| 0.0),
@@ -241,6 +255,47 @@ async fn retry_waits_for_the_rate_limit_of_the_sink() {
     assert_eq!(called.len(), 2);
     assert!(called[1] - called[0] >= Duration::from_secs(10), "{called:?}");
     task.abort();
+}
+
+/// A clock that advances with each call, and stores an entry right after the first.
+struct StoringClock<'a> {
+    outbox: &'a Outbox,
+    calls: AtomicU64,
+}
+
+impl Clock for StoringClock<'_> {
+    fn now(&self) -> Timestamp {
+        let call = self.calls.fetch_add(1, Ordering::Relaxed);
+        if call == 0 {
+            append(self.outbox, &[1], Timestamp(1));
+        }
+        Timestamp(2 * call)
+    }
+}
+
+/// Regression: the time was read before the entries. On a busy machine, an entry that was stored in
+/// between looked as if the clock had been set back, and was sent at once.
+#[test]
+fn entry_stored_after_the_time_is_read_waits_for_the_interval() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox_with(folder.path(), &[]);
+    let clock = StoringClock { outbox: &outbox, calls: AtomicU64::new(0) };
+    let flush_interval = Duration::from_secs(3600);
+    let assembler = Assembler {
+        outbox: &outbox,
+        sink: "siem",
+        codec: Codec::Zstd,
+        identity: &identity(),
+        shipping: shipping(100),
+        clock: &clock,
+    };
+    let cursor = outbox.cursor("siem").unwrap();
+    let rule = SendRule { flush: false, flush_through: 0, flush_interval };
+    let next = || assembler.next(&cursor, None, &rule).unwrap();
+    assert!(!matches!(next(), NextBatch::Ready { .. }));
+    clock.now();
+    let next = next();
+    assert!(matches!(next, NextBatch::Waiting(rest) if rest < flush_interval), "{next:?}");
 }
 
 #[tokio::test]
