@@ -145,18 +145,19 @@ fn reload_reports_applied_and_refused_configs() {
     let running = agent(&home, &receiver, AT_ONCE, &["run"]).start_and_wait();
     agent(&home, &receiver, AT_ONCE, &["reload"]).succeed();
 
-    let hash = || status(&home, &receiver, AT_ONCE)["config"]["applied"]["hash"].clone();
-    let before = hash();
+    // The file keeps the configuration that was reloaded last: the agent notices any other change.
+    let hash = |config: &str| status(&home, &receiver, config)["config"]["applied"]["hash"].clone();
+    let before = hash(AT_ONCE);
     let another = format!("{AT_ONCE}\nfilter.meta.enabled = true");
     let another = another.replace("[shipping]\n", "shipping.");
     agent(&home, &receiver, &another, &["reload"]).succeed();
-    assert_ne!(hash(), before);
+    let applied = hash(&another);
+    assert_ne!(applied, before);
 
-    let before = hash();
     let wrong = another.replace("true", "\"perhaps\"");
     let error = agent(&home, &receiver, &wrong, &["reload"]).fail(1);
     assert!(error.contains("filter.meta"), "{error}");
-    assert_eq!(hash(), before);
+    assert_eq!(hash(&wrong), applied);
     let seen = status(&home, &receiver, &wrong);
     assert!(seen["config"]["refused"]["reason"].is_string(), "{seen:#}");
     running.stop();

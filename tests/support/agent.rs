@@ -2,7 +2,6 @@
 
 use std::{
     ffi::OsStr,
-    fs,
     io::Read,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -11,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{PATIENCE, SECRET, TOKEN, lines_with_code, within};
+use super::{PATIENCE, SECRET, TOKEN, lines_with_code, replace_file, within};
 
 /// Variable that names the user's home directory.
 const HOME: &str = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
@@ -64,10 +63,11 @@ impl AgentCommand {
             .env("CLAUDE_SIEM_HMAC_SECRET", SECRET)
     }
 
-    /// Writes `text` to a file and passes it by `--config`.
+    /// Writes `text` to a file and passes it by `--config`. A command with the configuration of a
+    /// running agent leaves the file unchanged, since the agent watches it.
     pub(crate) fn config(self, text: &str) -> Self {
         let path = self.home.join("agent.toml");
-        fs::write(&path, text).unwrap();
+        replace_file(&path, text);
         self.arg("--config").arg(path)
     }
 

@@ -104,6 +104,17 @@ pub(crate) fn random() -> fastrand::Rng {
     fastrand::Rng::with_seed(seed)
 }
 
+/// Replaces a file as a whole, unless it has this content already. A running agent that watches it
+/// never reads an incomplete one.
+pub(crate) fn replace_file(path: &Path, text: &str) {
+    if fs::read(path).is_ok_and(|bytes| bytes == text.as_bytes()) {
+        return;
+    }
+    let beside = path.with_extension("new");
+    fs::write(&beside, text).unwrap();
+    fs::rename(beside, path).unwrap();
+}
+
 /// Copies a tree of files and directories.
 pub(crate) fn copy_tree(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
