@@ -169,3 +169,6 @@ fn attribute(name: &str, value: Value<'_>) -> Option<KeyValue> {
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

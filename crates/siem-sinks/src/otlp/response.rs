@@ -229,3 +229,6 @@ fn printable(text: &str, max: usize) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests;
