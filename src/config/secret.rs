@@ -134,7 +134,7 @@ pub enum SecretError {
 /// (`token_file`) are not secret.
 #[must_use]
 pub(super) fn is_secret_key(key: &str) -> bool {
-    const ENDINGS: [&str; 12] = [
+    const ENDINGS: [&str; 13] = [
         "token",
         "secret",
         "password",
@@ -142,6 +142,7 @@ pub(super) fn is_secret_key(key: &str) -> bool {
         "credential",
         "authorization",
         "cookie",
+        "header",
         "api_key",
         "access_key",
         "client_key",
@@ -184,10 +185,12 @@ mod tests {
 
     #[test]
     fn is_secret_key_recognizes_names_of_secrets() {
-        for key in ["token", "hmac_secret", "api-key", "Authorization", "tokens", "DB_PASSWORD"] {
+        for key in
+            ["token", "hmac_secret", "api-key", "Authorization", "tokens", "DB_PASSWORD", "headers"]
+        {
             assert!(is_secret_key(key), "{key}");
         }
-        for key in ["token_file", "hmac_secret_file", "endpoint", "key", "types", "token_count"] {
+        for key in ["token_file", "headers_file", "endpoint", "key", "types", "token_count"] {
             assert!(!is_secret_key(key), "{key}");
         }
     }

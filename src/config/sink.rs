@@ -62,10 +62,11 @@ pub(super) struct SecretOption {
 }
 
 /// Secrets of sinks of all types.
-pub(super) const SECRETS: [SecretOption; 5] = [
+pub(super) const SECRETS: [SecretOption; 6] = [
     SecretOption { value: "token", file: "token_file", credential: "token" },
     SecretOption { value: "hmac_secret", file: "hmac_secret_file", credential: "hmac-secret" },
     SecretOption { value: "api_key", file: "api_key_file", credential: "api-key" },
+    SecretOption { value: "headers", file: "headers_file", credential: "headers" },
     SecretOption { value: "password", file: "password_file", credential: "password" },
     SecretOption {
         value: "proxy_password",

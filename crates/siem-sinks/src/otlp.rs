@@ -7,9 +7,8 @@ mod encode;
 mod response;
 mod value;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use flate2::{Compression as Level, write::GzEncoder};
 use reqwest::{
     Client, Url,
     header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue},
@@ -25,6 +24,7 @@ use self::{
 };
 use crate::{
     Batch, SiemSink,
+    compression::Compression,
     event::{Event, TimeOf},
     http::{self, Answer, NoAnswer},
     request::{Packer, Request, Results},
@@ -43,8 +43,8 @@ pub struct Settings {
     pub endpoint: Url,
     /// Additional headers of each request, such as one with an API key.
     pub headers: HeaderMap,
-    /// True if bodies are compressed with gzip.
-    pub is_compressed: bool,
+    /// Compression of requests.
+    pub compression: Compression,
     /// Time of a log record.
     pub time: TimeOf,
     /// Maximum size of an encoded log record in bytes. A larger one is cut into parts.
@@ -99,27 +99,10 @@ impl Otlp {
         records: &[u8],
         within: Duration,
     ) -> Result<Answer, NoAnswer> {
-        let body = match self.body(sender, records) {
-            Ok(body) => body,
-            Err(error) => {
-                let reason = format!("cannot compress a request: {error}");
-                return Err(NoAnswer { reason, needs_person: false, waited: None });
-            }
-        };
+        let body = self.settings.compression.compress(&sender.enclose(records)).into_owned();
         self.bytes_sent += body.len() as u64;
         let request = self.client.post(self.url.clone()).headers(self.headers.clone()).body(body);
         http::exchange(&self.url, request, MAX_RESPONSE, within).await
-    }
-
-    fn body(&self, sender: &Sender, records: &[u8]) -> io::Result<Vec<u8>> {
-        if !self.settings.is_compressed {
-            let mut body = Vec::with_capacity(sender.size() + records.len());
-            sender.enclose(records, &mut body)?;
-            return Ok(body);
-        }
-        let mut encoder = GzEncoder::new(Vec::new(), Level::fast());
-        sender.enclose(records, &mut encoder)?;
-        encoder.finish()
     }
 }
 
@@ -217,8 +200,8 @@ fn headers(settings: &Settings) -> HeaderMap {
         value.set_sensitive(true);
     }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(response::PROTOBUF));
-    if settings.is_compressed {
-        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    if let Some(encoding) = settings.compression.name() {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static(encoding));
     }
     headers
 }

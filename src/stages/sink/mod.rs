@@ -1,8 +1,11 @@
 //! Built-in sinks.
 
 mod connection;
+mod event_options;
 mod file;
+mod headers;
 mod http_siem;
+mod otlp;
 mod response;
 mod siem;
 mod stdout;

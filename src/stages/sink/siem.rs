@@ -39,7 +39,6 @@ use siem_sinks::SiemSink;
 use super::{Batch, Delivery, DeliveryFuture, Sink};
 
 /// Delivers batches of the outbox through a sink of `siem-sinks`.
-#[allow(dead_code, reason = "used by the sinks that are added next")]
 pub(super) struct Adapter<S> {
     sink: S,
     /// Number of bytes sent during the last delivery.
@@ -48,7 +47,6 @@ pub(super) struct Adapter<S> {
 
 impl<S: SiemSink> Adapter<S> {
     /// Wraps a sink.
-    #[allow(dead_code, reason = "used by the sinks that are added next")]
     pub(super) fn new(sink: S) -> Self {
         Self { sink, sent: 0 }
     }

@@ -1,9 +1,6 @@
 //! Encodes events as log records, and encloses log records in a request.
 
-use std::{
-    io::{self, Write},
-    time::Duration,
-};
+use std::time::Duration;
 
 use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value},
@@ -76,15 +73,12 @@ impl Sender {
         self.resource.len() + self.scope.len() + 2 * FIELD_BYTES
     }
 
-    /// Writes a request with encoded log records.
-    pub(super) fn enclose(&self, records: &[u8], out: &mut impl Write) -> io::Result<()> {
+    /// Returns a request with encoded log records.
+    pub(super) fn enclose(&self, records: &[u8]) -> Vec<u8> {
         let scope_logs = start(SCOPE_LOGS, self.scope.len() + records.len());
         let inner = scope_logs.len() + self.scope.len() + records.len();
-        out.write_all(&start(RESOURCE_LOGS, self.resource.len() + inner))?;
-        for piece in [&*self.resource, &scope_logs, &self.scope, records] {
-            out.write_all(piece)?;
-        }
-        Ok(())
+        let resource_logs = start(RESOURCE_LOGS, self.resource.len() + inner);
+        [&resource_logs, &self.resource, &scope_logs, &self.scope, records].concat()
     }
 }
 

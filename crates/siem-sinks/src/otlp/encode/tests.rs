@@ -100,9 +100,9 @@ fn bytes_that_are_not_text_are_bytes() {
 fn request_has_the_sender_as_resource() {
     let sender = Sender::of(&header());
     let records = records(&record_line("{}", ""), 1_000_000);
-    let (mut encoded, mut body) = (Vec::new(), Vec::new());
+    let mut encoded = Vec::new();
     records.iter().for_each(|record| append(record, &mut encoded));
-    sender.enclose(&encoded, &mut body).unwrap();
+    let body = sender.enclose(&encoded);
     assert!(body.len() <= encoded.len() + sender.size());
 
     let request = ExportLogsServiceRequest::decode(&*body).unwrap();
@@ -126,8 +126,7 @@ fn request_has_the_sender_as_resource() {
     assert_eq!((&*scope.name, &*scope.version), ("ai-agent", "0.1.0"));
     assert_eq!(scope_logs.log_records, records);
 
-    let mut body = Vec::new();
-    Sender::empty().enclose(&[], &mut body).unwrap();
+    let body = Sender::empty().enclose(&[]);
     let request = ExportLogsServiceRequest::decode(&*body).unwrap();
     assert!(request.resource_logs.iter().all(|logs| logs.resource.is_none()));
 }
