@@ -41,6 +41,19 @@ fn filters(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// The enricher `activity`, with the scan that it needs.
+fn activity(criterion: &mut Criterion) {
+    let session = session::session(SESSION);
+    let (origin, pieces) = (session::origin(), session::pieces(&session));
+    let mut group = criterion.benchmark_group("enricher");
+    group.throughput(Throughput::Bytes(session.len() as u64));
+    group.bench_function("activity", |bencher| {
+        let mut enricher = records::activity();
+        bencher.iter(|| records::enrich_all(&mut *enricher, &origin, &pieces));
+    });
+    group.finish();
+}
+
 fn encode(criterion: &mut Criterion) {
     let session = session::session(SESSION);
     let (origin, pieces) = (session::origin(), session::pieces(&session));
@@ -58,5 +71,5 @@ fn encode(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, scan, filters, encode);
+criterion_group!(benches, scan, filters, activity, encode);
 criterion_main!(benches);

@@ -1,11 +1,13 @@
 //! Filtering records: scan and verdict, without storing.
 
+use std::hint::black_box;
+
 use ai_agent::internals::{
     pipeline::{
         filter_chain::{FilterChain, Outcome},
         group_life_cycle::GroupChange,
     },
-    stages::{Record, StageOptions, filter},
+    stages::{Record, StageOptions, enricher::Enricher, filter},
     tail::{Origin, Piece},
 };
 
@@ -38,6 +40,24 @@ pub fn check_all(filters: &mut FilterChain, origin: &Origin, pieces: &[Piece<'_>
     filters.take_events();
     filters.on_group_change(GroupChange::Stored { all: true });
     kept
+}
+
+/// Builds the enricher `activity`.
+#[must_use]
+pub fn activity() -> Box<dyn Enricher> {
+    let context = ai_agent_stage::testing::context().into();
+    ai_agent_stage::build_enricher("activity", &"".parse::<StageOptions>().unwrap(), &context)
+        .unwrap()
+}
+
+/// Passes each line to the enricher, and returns the number of bytes that it adds.
+pub fn enrich_all(enricher: &mut dyn Enricher, origin: &Origin, pieces: &[Piece<'_>]) -> usize {
+    let added = pieces.iter().filter_map(|piece| {
+        let Piece::Line { offset, bytes, .. } = *piece else { return None };
+        let record = Record::new(origin, offset, bytes);
+        Some(black_box(enricher.enrich(&record))?.get().len())
+    });
+    added.sum()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! corpora on stable.
 #![allow(clippy::unwrap_used, reason = "a target that fails ends there")]
 
+pub mod activity;
 pub mod audit;
 pub mod config;
 pub mod frame;
@@ -19,7 +20,8 @@ pub mod tool_call;
 pub type Target = fn(&[u8]);
 
 /// All targets, with the names of their corpora.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
+    ("activity", activity::run),
     ("audit", audit::run),
     ("config", config::run),
     ("frame", frame::run),

@@ -61,7 +61,7 @@ impl DryRun {
                 let entries: Vec<u8> = frames.into_iter().flat_map(|frame| frame.body).collect();
                 for change in [GroupChange::Storing, GroupChange::Stored { all: true }] {
                     change.send_to_source(&mut **source);
-                    self.stages.filters.on_group_change(change);
+                    self.stages.on_group_change(change);
                 }
                 step(&entries, builder.totals(), &source.survey())?;
                 if let Progress::Idle { .. } = progress {
@@ -104,7 +104,7 @@ impl Intake for DryIntake<'_> {
     fn report(&mut self, _event: Event) {}
 
     fn forget(&mut self, file: FileKey) {
-        self.stages.filters.forget(file);
+        self.stages.forget(file);
     }
 
     fn has_room(&self) -> bool {

@@ -264,7 +264,14 @@ impl GroupBuilder {
         let KeptRecord { record, edited, length, size, incomplete } = *kept;
         share.shipped += Count::line(length);
         share.endings += size - length;
-        self.enrich(record, &mut stages.enrichers);
+        // What a filter masks or cuts out must not come back beside the record.
+        match edited {
+            Some(edited) => {
+                let record = Record::new(record.origin(), record.offset(), &edited.line);
+                self.enrich(&record, &mut stages.enrichers);
+            }
+            None => self.enrich(record, &mut stages.enrichers),
+        }
         let cut = edited.map_or(&[][..], |edited| &edited.cut);
         let masked = edited.map_or(&[][..], |edited| &edited.masked);
         for cut in cut {
@@ -315,7 +322,9 @@ impl GroupBuilder {
         let length = bytes.len() as u64;
         share.parts += Parts { parts: 1, lines, bytes: length };
         share.endings += size - length;
-        self.enrich(&record, &mut stages.enrichers);
+        // A later part starts in the middle of the line, and could be taken for another record.
+        let start = if part == 1 { bytes } else { &[] };
+        self.enrich(&Record::first_part(chunk.origin, offset, start), &mut stages.enrichers);
         let enriched = mem::take(&mut self.enriched);
         let line = PartLine {
             source: chunk.source,

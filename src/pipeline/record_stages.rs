@@ -5,10 +5,11 @@ use std::collections::{BTreeSet, HashMap};
 use super::{
     filter_chain::{Edited, FilterChain, Outcome},
     group::DroppedPart,
+    group_life_cycle::GroupChange,
 };
 use crate::{
     stages::{Named, Record, enricher::Enricher},
-    tail::GenerationId,
+    tail::{FileKey, GenerationId},
 };
 
 /// The part of a pipeline that decides about records and adds to them, without I/O.
@@ -51,10 +52,17 @@ impl RecordStages {
         Self { filters, enrichers, observer: None, dropped_parts: HashMap::new() }
     }
 
-    /// Takes over from `old` the filters named in `filters` with their memory, the observer, and
-    /// the decisions about lines that have not been read to their end.
-    pub fn inherit(&mut self, old: Self, filters: &BTreeSet<String>) {
+    /// Takes over from `old` the filters and enrichers of these names with their memory, the
+    /// observer, and the decisions about lines that have not been read to their end.
+    pub fn inherit(&mut self, old: Self, filters: &BTreeSet<String>, enrichers: &BTreeSet<String>) {
         self.filters.inherit(old.filters, filters);
+        for (name, enricher) in
+            old.enrichers.into_iter().filter(|(name, _)| enrichers.contains(name))
+        {
+            if let Some((_, own)) = self.enrichers.iter_mut().find(|(own, _)| *own == name) {
+                *own = enricher;
+            }
+        }
         self.observer = old.observer;
         self.dropped_parts = old.dropped_parts;
     }
@@ -62,6 +70,23 @@ impl RecordStages {
     /// Replaces the decisions about partly read lines with the stored ones.
     pub fn restore(&mut self, dropped_parts: HashMap<GenerationId, DroppedPart>) {
         self.dropped_parts = dropped_parts;
+    }
+
+    /// Notifies filters and enrichers about the fate of the records that they have seen.
+    pub fn on_group_change(&mut self, change: GroupChange) {
+        self.filters.on_group_change(change);
+        let enrichers = self.enrichers.iter_mut().map(|(_, enricher)| enricher);
+        match change {
+            GroupChange::Storing | GroupChange::Stored { all: false } => {}
+            GroupChange::Stored { all: true } => enrichers.for_each(|it| it.commit()),
+            GroupChange::Lost => enrichers.for_each(|it| it.rollback()),
+        }
+    }
+
+    /// Notifies filters and enrichers that a file was deleted.
+    pub fn forget(&mut self, file: FileKey) {
+        self.filters.forget(file);
+        self.enrichers.iter_mut().for_each(|(_, enricher)| enricher.forget(file));
     }
 
     /// Runs the filters on `record` and reports the outcome to the observer.

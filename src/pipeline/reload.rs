@@ -66,18 +66,14 @@ impl Plan {
         events: Vec<Event>,
     ) -> Result<Reload, ConfigError> {
         let (old, new) = (&self.settings, &next.settings);
-        let same_filters: BTreeSet<String> = new
-            .pipeline
-            .filters
-            .iter()
-            .filter(|table| old.pipeline.filters.contains(table))
-            .map(|table| table.name.clone())
-            .collect();
+        let same_filters = unchanged(&old.pipeline.filters, &new.pipeline.filters);
+        let same_enrichers = unchanged(&old.pipeline.enrichers, &new.pipeline.enrichers);
         let sources = self.changed_sources(next, loaded, context, waker)?;
         let sinks = self.changed_sinks(next, loaded, context)?;
         let reconfiguration = Reconfiguration {
             stages,
             same_filters,
+            same_enrichers,
             sources,
             shipping: new.shipping,
             config: new.config_hash(),
@@ -130,6 +126,11 @@ impl Plan {
         };
         next.settings.pipeline.sinks.iter().map(replacement).collect()
     }
+}
+
+/// Returns the names of the stages in `new` whose tables are the same in `old`.
+fn unchanged(old: &[StageTable], new: &[StageTable]) -> BTreeSet<String> {
+    new.iter().filter(|table| old.contains(table)).map(|table| table.name.clone()).collect()
 }
 
 /// Returns the files that the stages of a configuration name in options that end in `_file`.

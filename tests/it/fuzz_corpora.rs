@@ -11,7 +11,7 @@ use std::{
 
 #[path = "../../fuzz/src/lib.rs"]
 #[allow(unreachable_pub, reason = "it is a crate of its own for the fuzzer")]
-mod bodies;
+pub(crate) mod bodies;
 
 /// Number of mutated inputs of a target.
 const CHANGES: usize = 3000;
@@ -52,6 +52,11 @@ const WORDS: [&[u8]; 32] = [
     b"[a]",
     b"%%",
 ];
+
+#[test]
+fn activity() {
+    replay("activity", CHANGES);
+}
 
 #[test]
 fn audit() {

@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod activity;
 mod audit_cases;
 mod audit_lines;
 mod backpressure;
@@ -22,6 +23,7 @@ mod deadletter;
 mod delivery;
 mod doctor;
 mod dry_run;
+mod enricher_cases;
 mod files;
 mod filter_cases;
 mod fuzz_corpora;

@@ -4,15 +4,31 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use crate::{BuildError, Context, Record};
+use crate::{BuildError, Context, FileKey, Record};
 
 /// Adds one JSON object to the entry of each record, under the name of the instance: the facts of
 /// `[enricher.host]` are the member `host`.
 ///
-/// An enricher is pure and fast: it runs for every record that is kept.
+/// An enricher is pure and fast: it runs for every record that is kept, and sees the line as the
+/// filters left it. Of a line that is sent in parts it sees the first part; for each later part it
+/// gets a record without bytes.
+///
+/// Records are stored in groups. An enricher that remembers records is notified about them like a
+/// [`Filter`](crate::Filter).
 pub trait Enricher: Send {
     /// Returns the object for `record`; `None` adds nothing.
     fn enrich(&mut self, record: &Record<'_>) -> Option<&RawValue>;
+
+    /// Called when the records seen since the last `commit` or [`rollback`](Self::rollback) are
+    /// stored.
+    fn commit(&mut self) {}
+
+    /// Called when the records seen since the last [`commit`](Self::commit) or `rollback` were not
+    /// stored: they will be seen again, and must get the same object.
+    fn rollback(&mut self) {}
+
+    /// Called when a file was deleted: memory about it can be freed.
+    fn forget(&mut self, _file: FileKey) {}
 }
 
 /// Options of an enricher: its table, deserialized and checked by serde, and turned into an

@@ -71,7 +71,7 @@ impl Intake for GroupIntake<'_> {
     }
 
     fn forget(&mut self, file: FileKey) {
-        self.stages.filters.forget(file);
+        self.stages.forget(file);
     }
 
     fn has_room(&self) -> bool {

@@ -19,6 +19,8 @@ pub struct Reconfiguration {
     /// Names of the filters whose configuration is unchanged: the running ones stay, with their
     /// memory.
     pub same_filters: BTreeSet<String>,
+    /// The same for enrichers.
+    pub same_enrichers: BTreeSet<String>,
     /// All sources in order. `None` keeps the running source of that name.
     pub sources: Vec<(String, Option<Box<dyn Source>>)>,
     /// Limits of batches, which decide how large frames are.
@@ -44,9 +46,11 @@ impl Ingest {
         }
         self.commit()?;
         let Some(reconfiguration) = self.inbox.take_reconfiguration() else { return Ok(()) };
-        let Reconfiguration { mut stages, sources, heartbeat, .. } = *reconfiguration;
+        let Reconfiguration {
+            mut stages, sources, heartbeat, same_filters, same_enrichers, ..
+        } = *reconfiguration;
         mem::swap(&mut self.stages, &mut stages);
-        self.stages.inherit(stages, &reconfiguration.same_filters);
+        self.stages.inherit(stages, &same_filters, &same_enrichers);
         let has_new_source = self.replace_sources(sources);
         self.builder.reconfigure(reconfiguration.config, reconfiguration.shipping);
         self.backpressure.resize(reconfiguration.max_bytes);

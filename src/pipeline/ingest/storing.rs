@@ -113,7 +113,7 @@ impl Ingest {
     /// Sends a change in the life of a group to everything that keeps something until its group is
     /// stored. This is the only place that does so.
     fn notify(&mut self, change: GroupChange) {
-        self.stages.filters.on_group_change(change);
+        self.stages.on_group_change(change);
         for (_, source) in &mut self.sources {
             change.send_to_source(&mut **source);
         }

@@ -1,5 +1,6 @@
 //! Built-in enrichers.
 
+mod activity;
 mod host;
 mod labels;
 

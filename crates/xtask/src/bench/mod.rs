@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
 /// Measurements. Those that were not made are absent.
 #[derive(Default)]
 pub(super) struct Measured {
-    /// 530 MB: agent, agent without compression and syslog-ng alternately.
+    /// 530 MB: agent, agent with `activity`, agent without compression and syslog-ng alternately.
     medium: Runs,
     /// 20 MB, each record sent at once: time until the first one arrives.
     start: Runs,
@@ -90,11 +90,11 @@ impl Arguments {
             peers.extend(syslog_ng.then_some(peer));
             peers
         };
-        let (agent, plain) = (runner::AGENT, runner::PLAIN);
+        let (agent, plain, activity) = (runner::AGENT, runner::PLAIN, runner::ACTIVITY);
         let mut measured = Measured::default();
         let (medium, small) = (data.make("medium")?, data.make("small")?);
-        let three = with("syslog-ng", vec![agent, plain]);
-        measured.medium = run.run("medium", &medium, &three, &["--runs=3"])?;
+        let all = with("syslog-ng", vec![agent, activity, plain]);
+        measured.medium = run.run("medium", &medium, &all, &["--runs=3"])?;
         let no_delay = "--flush-ms=0";
         measured.start = run.run("start", &small, &[agent], &["--runs=5", no_delay])?;
         let live = ["--phases=catchup,idle,live", no_delay];

@@ -16,6 +16,8 @@ use crate::{Failure, sh};
 pub(super) const AGENT: &str = "ai-agent";
 /// The agent without compression.
 pub(super) const PLAIN: &str = "ai-agent-plain";
+/// The agent with the enricher `activity`.
+pub(super) const ACTIVITY: &str = "ai-agent-activity";
 
 /// Runs peers on trees.
 #[derive(Clone)]
@@ -96,7 +98,7 @@ impl Runner {
         println!("── {name}: {} on {}", peers.join(", "), tree.name);
         let mut python = self.python(&self.script(), name, tree);
         python.arg("--peers").arg(peers.join(",")).args(options);
-        for peer in [AGENT, PLAIN] {
+        for peer in [AGENT, PLAIN, ACTIVITY] {
             python.arg("--bin").arg(format!("{peer}={}", self.agent.display()));
         }
         if !python.status()?.success() {

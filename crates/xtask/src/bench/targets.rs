@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     Measured, hooks, receiver,
-    runner::{AGENT, PLAIN, Runs},
+    runner::{ACTIVITY, AGENT, PLAIN, Runs},
 };
 
 /// A line of the table.
@@ -84,6 +84,8 @@ pub(super) fn rows(measured: &Measured) -> Vec<Row> {
     let (rss_medium, rss_large) = (most(medium, "peak_rss_mb"), most(large, "peak_rss_mb"));
     let idle = |runs: &Runs| runs.median(AGENT, "idle_cpu_pct");
     let ticks = |percent: f64| percent / 100.0 * IDLE_SECONDS * TICKS_PER_SECOND;
+    let cpu = |peer| medium.median(peer, "cpu_s");
+    let activity = cpu(ACTIVITY).zip(cpu(AGENT)).map(|(with, without)| with / without);
     let written = medium.median(AGENT, "write_mb").zip(throughput_base(medium));
     let rate = |mode| measured.receiver.median(mode, "megabytes_per_second");
     vec![
@@ -91,6 +93,7 @@ pub(super) fn rows(measured: &Measured) -> Vec<Row> {
         ratio("catch-up, medium, none: CPU s/GB", 0.8, medium, PLAIN, syslog_ng, "cpu_s_gb"),
         ratio("catch-up, medium, zstd: wall s", 1.0, medium, AGENT, syslog_ng, "wall_s"),
         ratio("catch-up, medium, zstd: CPU s/GB", 1.2, medium, AGENT, syslog_ng, "cpu_s_gb"),
+        absolute("catch-up, medium, `activity`: times CPU without", 1.25, activity),
         ratio("catch-up, medium, zstd: MB on the wire", 0.4, medium, AGENT, syslog_ng, "wire_mb"),
         absolute("peak RSS, medium: MB", 64.0, rss_medium),
         absolute("peak RSS, large: MB", 64.0, rss_large),
@@ -162,8 +165,9 @@ fn faults(measured: &Measured) -> f64 {
     let [of_20000, of_256] = many;
     let runs = [medium, start, small, large, many10k, many10k_live, of_20000, of_256];
     let runs = runs.into_iter().chain([&measured.many100]).flat_map(|runs| &runs.0);
-    let agent_runs =
-        runs.filter(|run| run.get("peer").is_some_and(|peer| peer == AGENT || peer == PLAIN));
+    let agent_runs = runs.filter(|run| {
+        run.get("peer").is_some_and(|peer| [AGENT, ACTIVITY, PLAIN].iter().any(|ours| peer == ours))
+    });
     let figure = |run: &serde_json::Map<_, serde_json::Value>, name: &str| {
         run.get(name).and_then(serde_json::Value::as_f64).unwrap_or_default()
     };

@@ -19,6 +19,7 @@ fn reconfiguration(first: Box<dyn Filter>, same: &[&str]) -> Reconfiguration {
     Reconfiguration {
         stages: RecordStages::new(filters, Vec::new()),
         same_filters: same.iter().map(|name| (*name).to_owned()).collect(),
+        same_enrichers: Default::default(),
         sources: vec![("files".into(), None)],
         shipping: ShippingSettings::default(),
         config: Digest::of(b"next"),
