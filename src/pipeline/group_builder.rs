@@ -376,11 +376,12 @@ impl GroupBuilder {
     fn enrich(&mut self, record: &Record<'_>, enrichers: &mut [Named<dyn Enricher>]) {
         self.enriched.clear();
         for (name, enricher) in enrichers {
-            if let Some(object) = enricher.enrich(record) {
-                self.enriched.push_str(",\"");
-                self.enriched.push_str(name);
-                self.enriched.push_str("\":");
-                self.enriched.push_str(object.get());
+            let before = self.enriched.len();
+            self.enriched.push_str(",\"");
+            self.enriched.push_str(name);
+            self.enriched.push_str("\":");
+            if !enricher.append(record, &mut self.enriched) {
+                self.enriched.truncate(before);
             }
         }
     }

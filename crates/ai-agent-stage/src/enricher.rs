@@ -19,6 +19,15 @@ pub trait Enricher: Send {
     /// Returns the object for `record`; `None` adds nothing.
     fn enrich(&mut self, record: &Record<'_>) -> Option<&RawValue>;
 
+    /// Appends the object for `record` to `json`, and returns whether there is one: what the pipeline
+    /// calls. An enricher that writes a new object for each record implements it, because a
+    /// [`RawValue`] can only be made by checking its text once more.
+    fn append(&mut self, record: &Record<'_>, json: &mut String) -> bool {
+        let object = self.enrich(record);
+        json.push_str(object.map_or("", RawValue::get));
+        object.is_some()
+    }
+
     /// Called when the records seen since the last `commit` or [`rollback`](Self::rollback) are
     /// stored.
     fn commit(&mut self) {}

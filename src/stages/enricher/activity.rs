@@ -19,6 +19,7 @@ use ai_agent_stage::{BuildError, Context, FileKey};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use siem_protocol::Content as LineContent;
 
 use self::{
     cursor::plain,
@@ -82,6 +83,31 @@ const NO_MODEL: &str = "<synthetic>";
 
 impl Enricher for Activity {
     fn enrich(&mut self, record: &Record<'_>) -> Option<&RawValue> {
+        serde_json::from_str(self.read(record)?).ok()
+    }
+
+    fn append(&mut self, record: &Record<'_>, json: &mut String) -> bool {
+        let object = self.read(record);
+        json.push_str(object.unwrap_or_default());
+        object.is_some()
+    }
+
+    fn commit(&mut self) {
+        self.memory.commit();
+    }
+
+    fn rollback(&mut self) {
+        self.memory.rollback();
+    }
+
+    fn forget(&mut self, file: FileKey) {
+        self.memory.forget(file);
+    }
+}
+
+impl Activity {
+    /// Returns the object for a record.
+    fn read(&mut self, record: &Record<'_>) -> Option<&str> {
         let line = readable(record)?;
         let kind = record.kind().or_else(|| role(record, line))?;
         self.output.start();
@@ -101,18 +127,6 @@ impl Enricher for Activity {
         }
         self.output.finish()
     }
-
-    fn commit(&mut self) {
-        self.memory.commit();
-    }
-
-    fn rollback(&mut self) {
-        self.memory.rollback();
-    }
-
-    fn forget(&mut self, file: FileKey) {
-        self.memory.forget(file);
-    }
 }
 
 /// Returns the line of a record that is a JSON object, or the text at the start of a longer one.
@@ -123,7 +137,11 @@ fn readable<'a>(record: &Record<'a>) -> Option<&'a str> {
     if !record.is_object() {
         return None;
     }
-    std::str::from_utf8(record.line()).ok()
+    match record.content() {
+        // The text was checked when the record was scanned.
+        LineContent::Json(text) => Some(text),
+        _ => std::str::from_utf8(record.line()).ok(),
+    }
 }
 
 /// Returns the role of the message, which is the type of the record, if the type comes after the end

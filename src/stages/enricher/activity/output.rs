@@ -1,6 +1,5 @@
 //! The object that the enricher adds: flat, and valid JSON whatever the record contains.
 
-use serde_json::value::RawValue;
 use siem_protocol::json;
 
 /// Maximum number of values of a field.
@@ -103,8 +102,8 @@ impl Output {
         }
     }
 
-    /// Returns the object.
-    pub(super) fn finish(&mut self) -> Option<&RawValue> {
+    /// Returns the object, which is valid JSON.
+    pub(super) fn finish(&mut self) -> Option<&str> {
         const TRUNCATED: Field = Field::new("ai_agent.truncated", 64);
         if self.json.is_empty() {
             return None;
@@ -112,7 +111,7 @@ impl Output {
         let cut = std::mem::take(&mut self.cut);
         self.texts(TRUNCATED, cut.iter().copied());
         self.json.push('}');
-        serde_json::from_str(&self.json).ok()
+        Some(&self.json)
     }
 
     fn key(&mut self, name: &'static str) {
@@ -240,7 +239,7 @@ mod tests {
         let mut output = Output::default();
         output.start();
         output.text(field, Some(raw));
-        serde_json::from_str(output.finish().unwrap().get()).unwrap()
+        serde_json::from_str(output.finish().unwrap()).unwrap()
     }
 
     #[test]
@@ -288,7 +287,7 @@ mod tests {
         let mut output = Output::default();
         output.start();
         output.texts(Field::new("a", 8), ["x"; MAX_VALUES + 1].into_iter());
-        let value: Value = serde_json::from_str(output.finish().unwrap().get()).unwrap();
+        let value: Value = serde_json::from_str(output.finish().unwrap()).unwrap();
         assert_eq!(value["a"].as_array().unwrap().len(), MAX_VALUES);
         assert_eq!(value["ai_agent.truncated"], "a");
     }
