@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod compression;
+pub mod elasticsearch;
 pub mod event;
 pub mod http;
 mod json;

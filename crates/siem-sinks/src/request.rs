@@ -87,6 +87,12 @@ impl Results {
         events().for_each(|entry| self.entries[*entry].missing += 1);
     }
 
+    /// Returns true if an event of `entry` has no result.
+    #[must_use]
+    pub fn is_undecided(&self, entry: usize) -> bool {
+        self.entries[entry].missing > 0
+    }
+
     /// Records that one event of `entry` was accepted.
     pub fn accept(&mut self, entry: usize) {
         let collected = &mut self.entries[entry];

@@ -3,5 +3,6 @@
 //! `cargo nextest run -p siem-sinks --test it splunk_hec::` runs the tests of one protocol.
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
+mod elasticsearch;
 mod splunk_hec;
 mod support;

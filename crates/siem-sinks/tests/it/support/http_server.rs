@@ -91,6 +91,9 @@ pub(crate) enum Fault {
 /// The faults of requests whose path ends with a text, in their order.
 type Script = (String, VecDeque<Fault>);
 
+/// Computes the responses.
+type Process = Box<dyn FnMut(&Request) -> Reply + Send>;
+
 /// The server. It stops when dropped, and closes its connections.
 pub(crate) struct HttpServer {
     address: SocketAddr,
@@ -98,7 +101,7 @@ pub(crate) struct HttpServer {
 }
 
 struct Shared {
-    process: Mutex<Box<dyn FnMut(&Request) -> Reply + Send>>,
+    process: Mutex<Process>,
     script: Mutex<Vec<Script>>,
     requests: Mutex<Vec<Request>>,
     connections: Mutex<Vec<TcpStream>>,

@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "each protocol uses some of it")]
 
 pub(crate) mod assembly;
+pub(crate) mod bulk_server;
 pub(crate) mod entries;
 pub(crate) mod hec_server;
 pub(crate) mod http_server;
 pub(crate) mod odd_lines;
+pub(crate) mod osmem;

@@ -1,0 +1,362 @@
+//! Interprets the response to a bulk request: a pure function over two tables.
+
+use std::{
+    borrow::Cow,
+    ops::RangeInclusive,
+    time::{Duration, SystemTime},
+};
+
+use reqwest::header::RETRY_AFTER;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use siem_protocol::delivery::{EntryResult, Rest};
+
+use crate::{
+    http::{Answer, NoAnswer, retry_after},
+    problem::summary,
+};
+
+/// Results of the documents of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Interpreted {
+    /// Results in the order of the documents, one for each.
+    pub(super) items: Vec<EntryResult>,
+    /// Result for the undecided documents; `None` if there is none.
+    pub(super) rest: Option<Rest>,
+}
+
+/// Meaning of a status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    /// Stored, by this request or an earlier one.
+    Accepted,
+    /// Stored, but searches do not find it; or not stored on purpose of the receiver.
+    Misfiled,
+    /// The content is refused.
+    Refused,
+    /// Not stored for now.
+    Retry,
+    /// A person must act.
+    Hold,
+}
+
+/// A row of a table. The first one that matches counts.
+struct Rule {
+    statuses: RangeInclusive<u16>,
+    /// Type of the error; empty for any, and for none.
+    error: &'static str,
+    /// Text in the reason of the error; empty for any.
+    reason: &'static str,
+    meaning: Meaning,
+    /// Remedy for a person.
+    remedy: &'static str,
+}
+
+const fn rule(
+    statuses: RangeInclusive<u16>,
+    error: &'static str,
+    meaning: Meaning,
+    remedy: &'static str,
+) -> Rule {
+    Rule { statuses, error, reason: "", meaning, remedy }
+}
+
+const NO_PIPELINE: Rule = Rule {
+    statuses: 400..=400,
+    error: "illegal_argument_exception",
+    reason: "pipeline with id",
+    meaning: Meaning::Hold,
+    remedy: "check `pipeline`, and the default pipeline of the target",
+};
+const RIGHTS: &str = "give the credentials the privilege `create_doc`, and `auto_configure` if the \
+                      target does not exist yet";
+
+/// Meaning of the status of a document.
+const ITEMS: &[Rule] = &[
+    rule(201..=201, "", Meaning::Accepted, ""),
+    // A document that is created has 201: a pipeline dropped it.
+    rule(200..=200, "", Meaning::Misfiled, ""),
+    rule(409..=409, "version_conflict_engine_exception", Meaning::Accepted, ""),
+    rule(409..=409, "", Meaning::Retry, ""),
+    NO_PIPELINE,
+    rule(400..=400, "index_closed_exception", Meaning::Hold, "open the index"),
+    rule(
+        400..=400,
+        "invalid_index_name_exception",
+        Meaning::Hold,
+        "check `data_stream` and `index`",
+    ),
+    rule(400..=400, "validation_exception", Meaning::Hold, "the cluster cannot create the index"),
+    rule(400..=400, "", Meaning::Refused, ""),
+    rule(413..=413, "", Meaning::Refused, ""),
+    rule(401..=401, "", Meaning::Hold, "check the credentials"),
+    rule(
+        403..=403,
+        "cluster_block_exception",
+        Meaning::Hold,
+        "the index is blocked: check its disk and life cycle",
+    ),
+    rule(403..=403, "", Meaning::Hold, RIGHTS),
+    rule(404..=404, "", Meaning::Hold, "create the target, or check `data_stream` and `index`"),
+    rule(408..=408, "", Meaning::Retry, ""),
+    rule(429..=429, "", Meaning::Retry, ""),
+    rule(500..=599, "", Meaning::Retry, ""),
+    rule(0..=u16::MAX, "", Meaning::Hold, ""),
+];
+
+/// Meaning of the status of a response without results of documents.
+const RESPONSES: &[Rule] = &[
+    rule(
+        300..=399,
+        "",
+        Meaning::Hold,
+        "redirects are not followed, configure the final URL as `endpoint`",
+    ),
+    NO_PIPELINE,
+    rule(
+        400..=400,
+        "illegal_argument_exception",
+        Meaning::Hold,
+        "the receiver does not accept this kind of request: check `endpoint`",
+    ),
+    rule(
+        400..=400,
+        "invalid_index_name_exception",
+        Meaning::Hold,
+        "check `data_stream` and `index`",
+    ),
+    rule(400..=400, "", Meaning::Refused, ""),
+    rule(401..=401, "", Meaning::Hold, "check the credentials"),
+    rule(403..=403, "", Meaning::Hold, RIGHTS),
+    rule(404..=405, "", Meaning::Hold, "there is no bulk API at this URL: check `endpoint`"),
+    rule(406..=406, "", Meaning::Hold, ""),
+    rule(407..=407, "", Meaning::Hold, "set `proxy_user` and `proxy_password_file`"),
+    rule(408..=408, "", Meaning::Retry, ""),
+    rule(413..=413, "", Meaning::Refused, ""),
+    rule(415..=415, "", Meaning::Hold, "set `compression = \"none\"`"),
+    rule(425..=425, "", Meaning::Retry, ""),
+    rule(429..=429, "", Meaning::Retry, ""),
+    rule(500..=599, "", Meaning::Retry, ""),
+    rule(0..=u16::MAX, "", Meaning::Hold, ""),
+];
+
+fn find(table: &'static [Rule], status: u16, error: &Failure<'_>) -> &'static Rule {
+    let matches = |rule: &&Rule| {
+        rule.statuses.contains(&status)
+            && (rule.error.is_empty() || rule.error == error.kind)
+            && error.reason.contains(rule.reason)
+    };
+    table.iter().find(matches).unwrap_or(&table[table.len() - 1])
+}
+
+/// Body of a response.
+#[derive(Default, Deserialize)]
+struct Body<'a> {
+    #[serde(borrow)]
+    items: Option<Vec<Item<'a>>>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+}
+
+/// Result of a document, under the name of its action.
+#[derive(Deserialize)]
+struct Item<'a> {
+    #[serde(borrow)]
+    create: Option<Outcome<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Outcome<'a> {
+    status: u16,
+    #[serde(borrow)]
+    failure_store: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+}
+
+/// An error: its type and reason, which are empty if they are unknown.
+#[derive(Default, Deserialize)]
+struct Failure<'a> {
+    #[serde(borrow, default, rename = "type")]
+    kind: Cow<'a, str>,
+    #[serde(borrow, default)]
+    reason: Cow<'a, str>,
+}
+
+impl<'a> Failure<'a> {
+    fn of(error: Option<&'a RawValue>) -> Self {
+        let Some(error) = error else { return Self::default() };
+        serde_json::from_str(error.get())
+            .or_else(|_| {
+                let text = serde_json::from_str::<Cow<'a, str>>(error.get());
+                text.map(|reason| Self { kind: Cow::Borrowed(""), reason })
+            })
+            .unwrap_or_default()
+    }
+
+    /// Returns type and reason, without what the receiver quotes from the document.
+    fn text(&self) -> Option<String> {
+        let quotes = [
+            "Preview of field's value",
+            "The prefix of the first immense term",
+            "For input string",
+        ];
+        let start = quotes.iter().filter_map(|quote| self.reason.find(quote)).min();
+        let reason = &self.reason[..start.unwrap_or(self.reason.len())];
+        summary(format!("{}: {reason}", self.kind).trim_matches([':', ' ']).as_bytes())
+    }
+}
+
+/// Returns the results of `count` documents that were sent to `target`.
+pub(super) fn interpret(
+    reply: &Result<Answer, NoAnswer>,
+    count: usize,
+    target: &str,
+    now: SystemTime,
+) -> Interpreted {
+    let answer = match reply {
+        Ok(answer) => answer,
+        Err(no_answer) => return undecided(count, of_no_answer(no_answer)),
+    };
+    let after = answer.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let after = after.and_then(|value| retry_after(value, now));
+    if answer.status == 200 {
+        of_items(answer, count, target, after)
+    } else {
+        undecided(count, of_status(answer, after))
+    }
+}
+
+fn undecided(count: usize, rest: Rest) -> Interpreted {
+    Interpreted { items: vec![EntryResult::Undecided; count], rest: Some(rest) }
+}
+
+fn of_no_answer(no_answer: &NoAnswer) -> Rest {
+    let reason = no_answer.reason.clone();
+    match no_answer {
+        NoAnswer { needs_person: true, .. } => Rest::Hold { after: None, reason },
+        NoAnswer { waited: Some(waited), .. } => Rest::Slow { waited: *waited, reason },
+        NoAnswer { .. } => Rest::Retry { after: None, reason },
+    }
+}
+
+/// Interprets a response that is not 200.
+fn of_status(answer: &Answer, after: Option<Duration>) -> Rest {
+    let status = answer.status;
+    let body = serde_json::from_slice::<Body<'_>>(&answer.body).unwrap_or_default();
+    let failure = Failure::of(body.error);
+    let rule = find(RESPONSES, status, &failure);
+    let text = failure.text();
+    match rule.meaning {
+        Meaning::Refused => Rest::Refused { status, answer: text.unwrap_or_default() },
+        Meaning::Retry => {
+            Rest::Retry { after, reason: reason("the receiver responded with", status, "", text) }
+        }
+        _ => {
+            let reason = reason("the receiver responded with", status, rule.remedy, text);
+            Rest::Hold { after, reason }
+        }
+    }
+}
+
+fn reason(what: &str, status: u16, remedy: &str, text: Option<String>) -> String {
+    let remedy = if remedy.is_empty() { String::new() } else { format!(": {remedy}") };
+    let text = text.map(|text| format!(" ({text})")).unwrap_or_default();
+    format!("{what} {status}{remedy}{text}")
+}
+
+/// Interprets a response with a result for each document.
+fn of_items(answer: &Answer, count: usize, target: &str, after: Option<Duration>) -> Interpreted {
+    if !answer.body.trim_ascii_start().starts_with(b"{")
+        && answer.is_whole
+        && !answer.body.is_empty()
+    {
+        let reason = "the response 200 is not from Elasticsearch or OpenSearch: check `endpoint`, and \
+                      whether a proxy responds in place of the receiver";
+        return undecided(count, Rest::Hold { after, reason: reason.to_owned() });
+    }
+    // Sending the documents again is harmless.
+    let unusable = |problem: &str| {
+        let reason = format!("the response 200 {problem}; the documents are sent again");
+        undecided(count, Rest::Retry { after, reason })
+    };
+    if !answer.is_whole {
+        return unusable("is too long");
+    }
+    let Ok(body) = serde_json::from_slice::<Body<'_>>(&answer.body) else {
+        return unusable("is not complete");
+    };
+    let items = body.items.unwrap_or_default();
+    if items.len() != count {
+        return unusable(&format!("has {} results for {count} documents", items.len()));
+    }
+    let mut collected = Collected { target, after, items: Vec::with_capacity(count), rest: None };
+    for item in items {
+        collected.add(item);
+    }
+    Interpreted { items: collected.items, rest: collected.rest }
+}
+
+/// Results of documents so far.
+struct Collected<'t> {
+    target: &'t str,
+    after: Option<Duration>,
+    items: Vec<EntryResult>,
+    rest: Option<Rest>,
+}
+
+impl Collected<'_> {
+    fn add(&mut self, item: Item<'_>) {
+        let result = match item.create {
+            Some(outcome) => self.result(&outcome),
+            None => {
+                self.retry("the response has no result of a document".to_owned());
+                EntryResult::Undecided
+            }
+        };
+        self.items.push(result);
+    }
+
+    fn result(&mut self, outcome: &Outcome<'_>) -> EntryResult {
+        let status = outcome.status;
+        let failure = Failure::of(outcome.error);
+        let rule = find(ITEMS, status, &failure);
+        let what = || format!("a document for `{}` got", self.target);
+        match rule.meaning {
+            Meaning::Accepted if outcome.failure_store.as_deref() == Some("used") => {
+                let answer = format!("stored in the failure store of `{}`", self.target);
+                EntryResult::Misfiled { answer }
+            }
+            Meaning::Accepted => EntryResult::Accepted,
+            Meaning::Misfiled => EntryResult::Misfiled {
+                answer: format!(
+                    "not created in `{}`, as if a pipeline dropped it ({status})",
+                    self.target
+                ),
+            },
+            Meaning::Refused => {
+                EntryResult::Refused { status, answer: failure.text().unwrap_or_default() }
+            }
+            Meaning::Retry => {
+                self.retry(reason(&what(), status, "", failure.text()));
+                EntryResult::Undecided
+            }
+            Meaning::Hold => {
+                let reason = reason(&what(), status, rule.remedy, failure.text());
+                if !matches!(self.rest, Some(Rest::Hold { .. })) {
+                    self.rest = Some(Rest::Hold { after: self.after, reason });
+                }
+                EntryResult::Undecided
+            }
+        }
+    }
+
+    /// Keeps the first reason. One that needs a person replaces it.
+    fn retry(&mut self, reason: String) {
+        let after = self.after;
+        self.rest.get_or_insert(Rest::Retry { after, reason });
+    }
+}
+
+#[cfg(test)]
+mod tests;
