@@ -71,29 +71,25 @@ impl Syslog {
         Self { settings, format, open: None, bytes_sent: 0 }
     }
 
-    /// Writes the entries that are not in the window, and returns the result for the batch. After an
-    /// error the connection is closed by the caller.
-    async fn send(&mut self, open: &mut Open, batch: Batch<'_>) -> Result<Delivery, Failed> {
+    /// Writes the entries that are not in the window.
+    async fn send(&mut self, open: &mut Open, batch: Batch<'_>) -> Result<(), Failed> {
         open.connection.check().await?;
         let within = self.settings.timeout.max(batch.patience.unwrap_or_default());
-        let (mut seqs, mut buffer) = (Vec::new(), Vec::new());
+        let mut buffer = Vec::new();
         for line in batch.entries() {
             let event = Event::of(line, batch.header, self.format.time())
                 .map_err(|error| Failed::Entry(causes(&error)))?;
-            let seq = event.entry.seq;
-            seqs.push(seq);
-            if open.window.contains(seq) {
+            if open.window.contains(event.entry.seq) {
                 continue;
             }
             let start = buffer.len();
             self.format.write(&event, batch.header, &mut buffer);
-            open.window.push(seq, buffer.len() - start, Instant::now());
+            open.window.push(event.entry.seq, buffer.len() - start, Instant::now());
             if buffer.len() >= WRITE_BYTES {
                 self.write(open, &mut buffer, within).await?;
             }
         }
-        self.write(open, &mut buffer, within).await?;
-        Ok(result(&seqs, &mut open.window, Instant::now()))
+        Ok(self.write(open, &mut buffer, within).await?)
     }
 
     async fn write(
@@ -104,10 +100,18 @@ impl Syslog {
     ) -> io::Result<()> {
         if !buffer.is_empty() {
             open.connection.write(buffer, within).await?;
+            open.window.written();
             self.bytes_sent += buffer.len() as u64;
             buffer.clear();
         }
         Ok(())
+    }
+
+    fn failed(&self, error: &io::Error) -> Rest {
+        match self.describe(error) {
+            (reason, true) => Rest::Hold { after: None, reason },
+            (reason, false) => Rest::Retry { after: None, reason },
+        }
     }
 
     fn describe(&self, error: &io::Error) -> (String, bool) {
@@ -137,18 +141,40 @@ impl From<io::Error> for Failed {
     }
 }
 
-/// Returns the result for the entries `seqs`, all of which were written.
-fn result(seqs: &[u64], window: &mut Window, now: Instant) -> Delivery {
-    let left = seqs.iter().take_while(|seq| window.has_left(**seq, now)).count();
-    if let Some(last) = left.checked_sub(1) {
-        window.remove_up_to(seqs[last]);
+/// Returns the results of the entries of `batch` that have left the window, which must be a prefix,
+/// and removes them from it.
+fn accepted(batch: Batch<'_>, window: &mut Window, now: Instant) -> Vec<EntryResult> {
+    let seqs = batch.entries().map_while(seq_of);
+    let left: Vec<u64> = seqs.take_while(|seq| window.has_left(*seq, now)).collect();
+    if let Some(last) = left.last() {
+        window.remove_up_to(*last);
     }
-    if left == seqs.len() {
+    let mut entries = vec![EntryResult::Accepted; left.len()];
+    entries.resize(batch.entries().count(), EntryResult::Undecided);
+    entries
+}
+
+fn seq_of(line: &[u8]) -> Option<u64> {
+    /// The only member that is needed.
+    #[derive(serde::Deserialize)]
+    struct Numbered {
+        seq: u64,
+    }
+    serde_json::from_slice::<Numbered>(line).ok().map(|entry| entry.seq)
+}
+
+/// Returns the delivery with `entries` and `rest`, or the one that `rest` describes if no entry is
+/// decided.
+fn delivery(entries: Vec<EntryResult>, rest: Rest) -> Delivery {
+    if entries.iter().all(|entry| *entry == EntryResult::Accepted) {
         return Delivery::Acknowledged;
     }
-    let mut entries = vec![EntryResult::Accepted; left];
-    entries.resize(seqs.len(), EntryResult::Undecided);
-    Delivery::PerEntry { entries, rest: Rest::InTransit { recheck: window.until_next(now) } }
+    let is_decided = entries.first() == Some(&EntryResult::Accepted);
+    match rest {
+        Rest::Retry { after, reason } if !is_decided => Delivery::Retry { after, reason },
+        Rest::Hold { after, reason } if !is_decided => Delivery::Hold { after, reason },
+        rest => Delivery::PerEntry { entries, rest },
+    }
 }
 
 impl SiemSink for Syslog {
@@ -156,31 +182,30 @@ impl SiemSink for Syslog {
         self.bytes_sent = 0;
         // If this future is dropped, the connection is closed: a message may be written in part.
         let open = self.open.take().filter(|open| open.epoch == batch.header.epoch);
-        let open = match open {
-            Some(open) => Ok(open),
-            None => connect(&self.settings, self.settings.timeout).await.map(|connection| Open {
-                connection,
-                window: Window::new(self.settings.window),
-                epoch: batch.header.epoch.clone(),
-            }),
-        };
-        let failed = match open {
-            Ok(mut open) => match self.send(&mut open, batch).await {
-                Ok(delivery) => {
-                    self.open = Some(open);
-                    return delivery;
-                }
-                Err(failed) => failed,
+        let mut open = match open {
+            Some(open) => open,
+            None => match connect(&self.settings, self.settings.timeout).await {
+                Ok(connection) => Open {
+                    connection,
+                    window: Window::new(self.settings.window),
+                    epoch: batch.header.epoch.clone(),
+                },
+                Err(error) => return delivery(Vec::from([EntryResult::Undecided]), self.failed(&error)),
             },
-            Err(error) => Failed::Connection(error),
         };
-        match failed {
-            Failed::Entry(reason) => Delivery::Hold { after: None, reason },
-            Failed::Connection(error) => match self.describe(&error) {
-                (reason, true) => Delivery::Hold { after: None, reason },
-                (reason, false) => Delivery::Retry { after: None, reason },
-            },
-        }
+        let sent = self.send(&mut open, batch).await;
+        let now = Instant::now();
+        let entries = accepted(batch, &mut open.window, now);
+        let rest = match sent {
+            Ok(()) => {
+                let recheck = open.window.until_next(now);
+                self.open = Some(open);
+                Rest::InTransit { recheck }
+            }
+            Err(Failed::Connection(error)) => self.failed(&error),
+            Err(Failed::Entry(reason)) => Rest::Hold { after: None, reason },
+        };
+        delivery(entries, rest)
     }
 
     fn destination(&self) -> String {

@@ -25,6 +25,8 @@ impl Default for WindowSize {
 #[derive(Debug)]
 pub(super) struct Window {
     size: WindowSize,
+    /// Number of bytes encoded for the connection.
+    encoded: u64,
     /// Number of bytes written to the connection.
     written: u64,
     entries: VecDeque<Written>,
@@ -33,14 +35,14 @@ pub(super) struct Window {
 #[derive(Clone, Copy, Debug)]
 struct Written {
     seq: u64,
-    /// Number of bytes written to the connection up to the end of the entry.
+    /// Number of bytes encoded for the connection up to the end of the entry.
     end: u64,
     at: Instant,
 }
 
 impl Window {
     pub(super) fn new(size: WindowSize) -> Self {
-        Self { size, written: 0, entries: VecDeque::new() }
+        Self { size, encoded: 0, written: 0, entries: VecDeque::new() }
     }
 
     /// Returns true if the entry was written and is still in the window. Entries are written in the
@@ -49,10 +51,15 @@ impl Window {
         self.entries.binary_search_by_key(&seq, |entry| entry.seq).is_ok()
     }
 
-    /// Records that an entry of `bytes` was written.
+    /// Records that an entry of `bytes` was encoded, and will be written next.
     pub(super) fn push(&mut self, seq: u64, bytes: usize, at: Instant) {
-        self.written += bytes as u64;
-        self.entries.push_back(Written { seq, end: self.written, at });
+        self.encoded += bytes as u64;
+        self.entries.push_back(Written { seq, end: self.encoded, at });
+    }
+
+    /// Records that everything encoded so far was written.
+    pub(super) fn written(&mut self) {
+        self.written = self.encoded;
     }
 
     /// Returns true if the entry has left the window.
@@ -79,8 +86,8 @@ impl Window {
     }
 
     fn is_old(&self, entry: &Written, now: Instant) -> bool {
-        self.written - entry.end >= self.size.bytes
-            || now.saturating_duration_since(entry.at) >= self.size.time
+        let Some(after) = self.written.checked_sub(entry.end) else { return false };
+        after >= self.size.bytes || now.saturating_duration_since(entry.at) >= self.size.time
     }
 }
 
@@ -97,6 +104,8 @@ mod tests {
         let start = Instant::now();
         let mut window = Window::new(SIZE);
         window.push(1, 10, start);
+        assert!(!window.has_left(1, start + Duration::from_secs(30)));
+        window.written();
         let later = start + Duration::from_secs(29);
         assert!(!window.has_left(1, later));
         assert_eq!(window.until_next(later), Duration::from_secs(1));
@@ -109,8 +118,11 @@ mod tests {
         let mut window = Window::new(SIZE);
         window.push(1, 500, start);
         window.push(2, 99, start);
+        window.written();
         assert!(!window.has_left(1, start));
         window.push(3, 1, start);
+        assert!(!window.has_left(1, start));
+        window.written();
         assert!(window.has_left(1, start));
         assert!(!window.has_left(2, start));
         window.remove_up_to(1);
@@ -127,6 +139,7 @@ mod tests {
             for (at, size) in sizes.iter().enumerate() {
                 window.push(at as u64, *size, start);
             }
+            window.written();
             let mut kept: u64 = 0;
             for (at, size) in sizes.iter().enumerate() {
                 if !window.has_left(at as u64, start) {
