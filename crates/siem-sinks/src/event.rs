@@ -26,7 +26,7 @@ pub enum Names {
 }
 
 /// Time of an event.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TimeOf {
     /// `timestamp` of the record; the time of reading if it has none.

@@ -190,7 +190,9 @@ impl SiemSink for Syslog {
                     window: Window::new(self.settings.window),
                     epoch: batch.header.epoch.clone(),
                 },
-                Err(error) => return delivery(Vec::from([EntryResult::Undecided]), self.failed(&error)),
+                Err(error) => {
+                    return delivery(Vec::from([EntryResult::Undecided]), self.failed(&error));
+                }
             },
         };
         let sent = self.send(&mut open, batch).await;

@@ -12,7 +12,7 @@ use std::{fs, path::Path, time::Duration};
 
 use ai_agent_stage::BuildError;
 use reqwest::{Certificate, Client, Proxy, Url};
-use siem_sinks::http::ClientSettings;
+use siem_sinks::{http::ClientSettings, tls::TlsSettings};
 
 use crate::{config::Secret, stages::AgentContext, text::causes, units::Time};
 
@@ -127,12 +127,14 @@ impl ConnectionOptions<'_> {
         to: &Url,
         context: &AgentContext,
     ) -> Result<Client, BuildError> {
+        let unusable = |error: reqwest::Error| BuildError::invalid(option, causes(&error));
+        let pems = self.client_certificate(context)?;
         let settings = ClientSettings {
             user_agent: format!("ai-agent/{}", context.identity.agent_version),
             connect_timeout: self.timeout.min(Duration::from_secs(10)),
-            authorities: self.authorities(context)?,
+            authorities: certificates(&self.authorities(context)?).map_err(unusable)?,
             trusts_system: self.may_use_tls(to, context),
-            identity: self.client_certificate(context)?,
+            identity: pems.as_ref().map(identity).transpose().map_err(unusable)?,
             proxy: self.proxy(context)?,
         };
         let failure = match settings.client() {
@@ -160,22 +162,34 @@ impl ConnectionOptions<'_> {
             || proxied.into_iter().any(is_tls)
     }
 
-    /// Reads the certificates to trust in addition to those of the system.
-    fn authorities(&self, context: &AgentContext) -> Result<Vec<Certificate>, BuildError> {
+    /// Reads the certificates to trust, and the client's own, for a protocol other than HTTP.
+    ///
+    /// # Errors
+    /// [`BuildError`] if an option is wrong, or a file cannot be used.
+    pub(super) fn tls(&self, context: &AgentContext) -> Result<TlsSettings, BuildError> {
+        Ok(TlsSettings {
+            authorities: self.authorities(context)?,
+            trusts_system: true,
+            identity: self.client_certificate(context)?,
+        })
+    }
+
+    /// Reads the certificates to trust in addition to those of the system; checks that they are PEM.
+    fn authorities(&self, context: &AgentContext) -> Result<Vec<u8>, BuildError> {
         let Some(path) = self.ca_file else { return Ok(Vec::new()) };
         let invalid = |error: &dyn std::fmt::Display| invalid_file("ca_file", path, error);
         let pem = fs::read(context.paths.expand(path)).map_err(|error| invalid(&error))?;
-        let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| invalid(&error))?;
-        if certificates.is_empty() {
+        if certificates(&pem).map_err(|error| invalid(&error))?.is_empty() {
             return Err(invalid(&"it contains no PEM certificate"));
         }
-        Ok(certificates)
+        Ok(pem)
     }
 
+    /// Reads the client certificate and its key; checks that they belong together.
     fn client_certificate(
         &self,
         context: &AgentContext,
-    ) -> Result<Option<reqwest::Identity>, BuildError> {
+    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, BuildError> {
         let (certificate, key) = match (self.client_certificate_file, self.client_key_file) {
             (None, None) => return Ok(None),
             (Some(certificate), Some(key)) => (certificate, key),
@@ -189,15 +203,14 @@ impl ConnectionOptions<'_> {
             }
         };
         let read = fs::read(context.paths.expand(certificate));
-        let mut pem =
+        let pem =
             read.map_err(|error| invalid_file("client_certificate_file", certificate, &error))?;
         let secret = Secret::from_file(&context.paths.expand(key))
             .map_err(|error| invalid_file("client_key_file", key, &causes(&error)))?;
-        pem.push(b'\n');
-        pem.extend_from_slice(secret.expose().as_bytes());
-        reqwest::Identity::from_pem(&pem)
-            .map(Some)
-            .map_err(|error| invalid_file("client_certificate_file", certificate, &error))
+        let pems = (pem, secret.expose().as_bytes().to_vec());
+        identity(&pems)
+            .map_err(|error| invalid_file("client_certificate_file", certificate, &error))?;
+        Ok(Some(pems))
     }
 
     fn proxy(&self, context: &AgentContext) -> Result<Option<Proxy>, BuildError> {
@@ -230,6 +243,14 @@ impl ConnectionOptions<'_> {
         let password = secret(options, self.proxy_password, self.proxy_password_file, context)?;
         Ok(Some(proxy.basic_auth(user, password.expose())))
     }
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<Certificate>, reqwest::Error> {
+    if pem.is_empty() { Ok(Vec::new()) } else { Certificate::from_pem_bundle(pem) }
+}
+
+fn identity((certificate, key): &(Vec<u8>, Vec<u8>)) -> Result<reqwest::Identity, reqwest::Error> {
+    reqwest::Identity::from_pem(&[certificate, b"\n".as_slice(), key].concat())
 }
 
 /// Parses the URL of a receiver, which is the value of `option`.

@@ -10,6 +10,7 @@ mod response;
 mod siem;
 mod stdout;
 mod stored_frames;
+mod syslog;
 
 pub use ai_agent_stage::{Batch, Delivery, DeliveryFuture, Plugin, Sink, SinkOptions};
 use ai_agent_stage::{BuildError, StageKind, StageOptions, registered};

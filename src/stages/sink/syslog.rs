@@ -1,0 +1,230 @@
+//! Ships records to a syslog server.
+//!
+//! RFC 5424 messages over TLS (RFC 5425) or plain TCP, framed by octet counting. The protocol has no
+//! acknowledgements: an entry counts as delivered when it has left a window of the last 1 MiB and 30
+//! seconds, and the window is sent again after a disconnect.
+
+use std::{path::PathBuf, sync::Arc};
+
+use ai_agent_stage::{BuildError, Context};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use siem_sinks::{
+    event::TimeOf,
+    syslog::{Settings, Syslog, WindowSize},
+};
+
+use super::{
+    SinkOptions, SinkPlugin,
+    connection::{ConnectionOptions, default_timeout},
+    siem::Adapter,
+};
+use crate::{
+    stages::AgentContext,
+    text::causes,
+    units::{Size, Time},
+};
+
+inventory::submit! {
+    SinkPlugin::new::<Options>(
+        "syslog",
+        "Ships records as RFC 5424 messages over TLS or TCP.",
+        r#"
+## Host and port of the server; the default port is 6514 with TLS, and 601 without.
+address = "syslog.example.com:6514"
+## "tls", or "tcp" without encryption.
+transport = "tls"
+## Facility of the messages, such as "audit", "user" or "local0".
+facility = "audit"
+## Maximum size of a message; larger entries are sent in parts. Servers truncate longer messages.
+max_event_bytes = "8 KiB"
+## Time of a message: of the "record", or when it was "read".
+time = "record"
+## Maximum time to connect, and of one write.
+timeout = "60s"
+## Additional certificates (PEM) to trust.
+ca_file = "/etc/ai-agent/ca.pem"
+## Client certificate (PEM), with its intermediate certificates.
+client_certificate_file = "/etc/ai-agent/client.pem"
+## Key of the client certificate (PEM), readable only by its owner (0600).
+client_key_file = "/etc/ai-agent/client.key"
+"#,
+    )
+}
+
+/// Options of the sink.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    /// Host and port of the server; the default port is 6514 with TLS, and 601 without.
+    address: String,
+    /// "tls", or "tcp" without encryption.
+    #[serde(default)]
+    transport: Transport,
+    /// Facility of the messages, such as "audit", "user" or "local0".
+    #[serde(default)]
+    facility: Facility,
+    /// Maximum size of a message; larger entries are sent in parts. Servers truncate longer messages.
+    #[serde(default = "max_event_bytes")]
+    max_event_bytes: Size,
+    /// Time of a message: of the "record", or when it was "read".
+    #[serde(default)]
+    time: TimeOf,
+    /// Maximum time to connect, and of one write.
+    #[serde(default = "default_timeout")]
+    timeout: Time,
+    /// Additional certificates (PEM) to trust.
+    ca_file: Option<PathBuf>,
+    /// Client certificate (PEM), with its intermediate certificates.
+    client_certificate_file: Option<PathBuf>,
+    /// Key of the client certificate (PEM), readable only by its owner (0600).
+    client_key_file: Option<PathBuf>,
+}
+
+/// Size that every receiver of RFC 5425 should accept.
+fn max_event_bytes() -> Size {
+    Size(8 << 10)
+}
+
+/// Smallest limit of messages: what every receiver of RFC 5425 must accept.
+const MIN_EVENT_BYTES: u64 = 2048;
+
+/// Protocol below syslog.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Transport {
+    /// TLS (RFC 5425).
+    #[default]
+    Tls,
+    /// Plain TCP (RFC 6587).
+    Tcp,
+}
+
+impl Transport {
+    fn default_port(self) -> u16 {
+        match self {
+            Self::Tls => 6514,
+            Self::Tcp => 601,
+        }
+    }
+}
+
+/// Facility of RFC 5424.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Facility {
+    /// 1
+    User = 1,
+    /// 3
+    Daemon = 3,
+    /// 4
+    Auth = 4,
+    /// 10
+    Authpriv = 10,
+    /// 13
+    #[default]
+    Audit = 13,
+    /// 16
+    Local0 = 16,
+    /// 17
+    Local1 = 17,
+    /// 18
+    Local2 = 18,
+    /// 19
+    Local3 = 19,
+    /// 20
+    Local4 = 20,
+    /// 21
+    Local5 = 21,
+    /// 22
+    Local6 = 22,
+    /// 23
+    Local7 = 23,
+}
+
+impl SinkOptions for Options {
+    type Sink = Adapter<Syslog>;
+
+    fn build(self, context: &Context) -> Result<Self::Sink, BuildError> {
+        let (host, port) = address(&self.address, self.transport.default_port())?;
+        if self.max_event_bytes.0 < MIN_EVENT_BYTES {
+            let problem = format!("is below {}, which every server accepts", Size(MIN_EVENT_BYTES));
+            return Err(BuildError::invalid("max_event_bytes", problem));
+        }
+        let tls = match self.transport {
+            Transport::Tls => Some(self.tls(AgentContext::of(context)?)?),
+            Transport::Tcp => None,
+        };
+        Ok(Adapter::new(Syslog::new(Settings {
+            host,
+            port,
+            tls,
+            facility: self.facility as u8,
+            max_event_bytes: usize::try_from(self.max_event_bytes.0).unwrap_or(usize::MAX),
+            time: self.time,
+            timeout: self.timeout.0,
+            window: WindowSize::default(),
+        })))
+    }
+}
+
+impl Options {
+    fn tls(&self, context: &AgentContext) -> Result<Arc<rustls::ClientConfig>, BuildError> {
+        let connection = ConnectionOptions {
+            timeout: self.timeout.0,
+            ca_file: self.ca_file.as_deref(),
+            client_certificate_file: self.client_certificate_file.as_deref(),
+            client_key_file: self.client_key_file.as_deref(),
+            proxy: None,
+            proxy_user: None,
+            proxy_password: None,
+            proxy_password_file: None,
+        };
+        let config = connection.tls(context)?.client_config();
+        config.map(Arc::new).map_err(|error| {
+            let problem = format!("cannot be reached over TLS: {}", causes(&*error));
+            BuildError::invalid("address", problem)
+        })
+    }
+}
+
+/// Splits `text` into host and port. IPv6 addresses with a port are in brackets.
+fn address(text: &str, default_port: u16) -> Result<(String, u16), BuildError> {
+    let wrong = || {
+        BuildError::invalid("address", "is not a host and port such as `syslog.example.com:6514`")
+    };
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
+            (host, port.parse().map_err(|_| wrong())?)
+        }
+        _ => (text, default_port),
+    };
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let is_host = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
+    if host.is_empty() || !host.chars().all(is_host) {
+        return Err(wrong());
+    }
+    Ok((host.to_owned(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_is_host_and_port() {
+        for (text, host, port) in [
+            ("syslog.example.com:1514", "syslog.example.com", 1514),
+            ("syslog.example.com", "syslog.example.com", 6514),
+            ("192.0.2.1:514", "192.0.2.1", 514),
+            ("[2001:db8::1]:514", "2001:db8::1", 514),
+            ("2001:db8::1", "2001:db8::1", 6514),
+        ] {
+            assert_eq!(address(text, 6514).unwrap(), (host.to_owned(), port), "{text}");
+        }
+        for text in ["", ":514", "host:", "host:port", "host:70000", "tcp://host:514", "a b"] {
+            let error = address(text, 6514).unwrap_err().to_string();
+            assert!(error.starts_with("`address` is not a host"), "{text}: {error}");
+        }
+    }
+}
