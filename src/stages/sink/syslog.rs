@@ -15,7 +15,7 @@ use siem_sinks::{
 };
 
 use super::{
-    SinkOptions, SinkPlugin,
+    SinkOptions,
     connection::{ConnectionOptions, default_timeout},
     siem::Adapter,
 };
@@ -26,7 +26,7 @@ use crate::{
 };
 
 inventory::submit! {
-    SinkPlugin::new::<Options>(
+    Plugin::sink::<Options>(
         "syslog",
         "Ships records as RFC 5424 messages over TLS or TCP.",
         r#"

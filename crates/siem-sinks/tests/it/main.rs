@@ -6,3 +6,4 @@
 mod elasticsearch;
 mod splunk_hec;
 mod support;
+mod syslog;
