@@ -44,6 +44,7 @@ impl<'a> Content<'a> {
         let max = max.max(size.of_byte());
         match self {
             Self::Text(text) => cut_text(text, max, size).into_iter().map(Part::Text).collect(),
+            Self::Bytes(bytes) if bytes.is_empty() => vec![Part::Bytes(bytes)],
             Self::Bytes(bytes) => {
                 // 3 bytes are 4 in base64.
                 let most = if size == Size::Utf8 { max } else { (max / 4 * 3).max(1) };
@@ -122,6 +123,8 @@ mod tests {
     fn empty_content_is_one_part() {
         let content = Content::of(Cow::Borrowed(b""));
         assert_eq!(content.parts(10, Size::Json), [Part::Text("")]);
+        let content = Content::Bytes(Cow::Borrowed(b""));
+        assert_eq!(content.parts(10, Size::Json), [Part::Bytes(b"")]);
     }
 
     proptest! {

@@ -37,7 +37,7 @@ transport = "tls"
 ## Facility of the messages, such as "audit", "user" or "local0".
 facility = "audit"
 ## Maximum size of a message; larger entries are sent in parts. Servers truncate longer messages.
-max_event_bytes = "8 KiB"
+max_event_bytes = "8 kB"
 ## Time of a message: of the "record", or when it was "read".
 time = "record"
 ## Maximum time to connect, and of one write.
@@ -81,9 +81,9 @@ struct Options {
     client_key_file: Option<PathBuf>,
 }
 
-/// Size that every receiver of RFC 5425 should accept.
+/// RFC 5425 asks receivers to accept 8192 bytes, but rsyslog truncates after 8096 by default.
 fn max_event_bytes() -> Size {
-    Size(8 << 10)
+    Size(8_000)
 }
 
 /// Smallest limit of messages: what every receiver of RFC 5425 must accept.

@@ -185,7 +185,7 @@ fn settings(port: u16, window: WindowSize) -> Settings {
         port,
         tls: None,
         facility: 13,
-        max_event_bytes: 8192,
+        max_event_bytes: 8_000,
         time: TimeOf::Record,
         timeout: Duration::from_secs(10),
         window,
