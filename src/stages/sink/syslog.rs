@@ -15,7 +15,7 @@ use siem_sinks::{
 };
 
 use super::{
-    SinkOptions,
+    Plugin, SinkOptions,
     connection::{ConnectionOptions, default_timeout},
     siem::Adapter,
 };

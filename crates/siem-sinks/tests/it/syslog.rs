@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::Write as _,
     net::{SocketAddr, TcpListener as StdListener},
     path::Path,
     process::{Child, Command, Stdio},
