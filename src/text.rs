@@ -7,6 +7,11 @@ pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
+/// Shortens a text of a receiver to 200 characters, without control characters.
+pub(crate) fn summary(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(200).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

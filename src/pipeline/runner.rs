@@ -229,9 +229,9 @@ impl Running {
         let end = Instant::now() + DRAIN_TIMEOUT;
         let drained = async {
             for sink in &mut self.sinks.tasks {
-                // A sink whose rate limit forbids another request in time is not waited for.
+                // A sink that waits for longer by itself, as for its rate limit, is not waited for.
                 let is_done = |progress: &SinkProgress| {
-                    progress.drained || progress.rate_limited_until.is_some_and(|until| until > end)
+                    progress.drained || progress.waits_until().is_some_and(|until| until > end)
                 };
                 drop(sink.progress.wait_for(is_done).await);
             }
@@ -263,7 +263,7 @@ impl Running {
                 Err(_) => {}
             }
             let now = self.position();
-            if now != position || self.is_rate_limited() {
+            if now != position || self.is_paced() {
                 (position, since) = (now, Instant::now());
             } else if since.elapsed() >= patience {
                 return Err(CatchUpError::Reading(self.obstacles().await.join("; ")));
@@ -278,9 +278,9 @@ impl Running {
         (self.inbox.swept_files(), self.read.borrow().read, acknowledged.collect())
     }
 
-    /// Returns whether a sink waits for its rate limit only.
-    fn is_rate_limited(&self) -> bool {
-        self.sinks.tasks.iter().any(|sink| sink.progress.borrow().rate_limited_until.is_some())
+    /// Returns whether a sink waits although nothing is wrong, as for its rate limit.
+    fn is_paced(&self) -> bool {
+        self.sinks.tasks.iter().any(|sink| sink.progress.borrow().waits_until().is_some())
     }
 
     /// Stops reading and returns the known obstacles.
@@ -340,8 +340,8 @@ impl Running {
                     Ok(true) => {}
                     // The task has panicked and will never report its end.
                     Ok(false) => return Err(Fault::Panicked(format!("sink `{name}`")).into()),
-                    // Its rate limit will let it continue.
-                    Err(_) if sink.borrow().rate_limited_until.is_some() => {}
+                    // It continues by itself.
+                    Err(_) if sink.borrow().waits_until().is_some() => {}
                     Err(_) => {
                         let problem = sink.borrow().problem.clone();
                         let problem = problem.unwrap_or_else(|| "no progress in time".into());

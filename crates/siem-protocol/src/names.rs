@@ -110,6 +110,8 @@ pub mod event {
     pub const STAGE_FAILED: &str = "stage_failed";
     /// A receiver refused an entry for good.
     pub const ENTRY_DEAD_LETTERED: &str = "entry_dead_lettered";
+    /// A receiver refused entries for good, and does not say which.
+    pub const ENTRIES_REFUSED_UNIDENTIFIED: &str = "entries_refused_unidentified";
     /// Dead letters were deleted.
     pub const DEAD_LETTERS_PURGED: &str = "dead_letters_purged";
     /// There is no space for more entries; reading waits.

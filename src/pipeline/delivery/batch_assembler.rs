@@ -6,6 +6,7 @@ use siem_protocol::{BatchHeader, Chain, ChainPoint, DeadLettered, Digest, Identi
 
 use super::{
     super::outbox::{Cursor, Outbox, OutboxError},
+    DecidedEntries,
     schedule::{SendRule, Waiting},
 };
 use crate::{
@@ -22,6 +23,8 @@ pub enum NextBatch {
     Nothing,
     /// Entries wait to fill a batch, at most for this time.
     Waiting(Duration),
+    /// All entries were sent, and the first counts as delivered after this time.
+    InTransit(Duration),
     /// A batch that is due.
     Ready {
         /// The batch.
@@ -61,6 +64,8 @@ pub struct Assembler<'a> {
     pub shipping: ShippingSettings,
     /// The clock that dates entries and batches.
     pub clock: &'a dyn Clock,
+    /// Entries after the cursor that are left out.
+    pub decided: &'a DecidedEntries,
 }
 
 impl Assembler<'_> {
@@ -85,19 +90,26 @@ impl Assembler<'_> {
         let new_fill = || BatchFill { shipping: self.shipping, border, ..BatchFill::default() };
         // Only heads are read at first: most of the time entries wait, and nothing is copied.
         let (mut fit, mut oldest) = (new_fill(), None);
+        let first_unsent = first.max(rule.sent.map_or(0, |sent| sent.through.saturating_add(1)));
         self.outbox.heads(first, |head| {
-            oldest.get_or_insert(head.sealed_at);
-            fit.add(&head, first)
+            fit.add(&head, first)?;
+            if head.last_seq() >= first_unsent {
+                oldest.get_or_insert(head.sealed_at);
+            }
+            ControlFlow::Continue(())
         })?;
-        let Some(oldest) = oldest else { return Ok(NextBatch::Nothing) };
+        let Some(oldest) = oldest else {
+            let in_transit = rule.sent.map(|sent| NextBatch::InTransit(sent.recheck));
+            return Ok(in_transit.unwrap_or(NextBatch::Nothing));
+        };
         // After the entries, or one that was stored meanwhile would be newer than `now`.
         let now = self.clock.now();
         let waiting = Waiting {
-            first_seq: first,
+            first_seq: first_unsent,
             // A clock that was set back must not keep entries until it catches up.
             age: if oldest > now { Duration::MAX } else { now - oldest },
             is_full: fit.full,
-            is_urgent: head.urgent_seq >= first,
+            is_urgent: head.urgent_seq >= first_unsent,
             is_reduced: border.is_some(),
         };
         let wait = rule.wait(&waiting);
@@ -135,15 +147,18 @@ impl Assembler<'_> {
             if frame.head.raw as u64 > self.shipping.room() && last > from {
                 last = last.min(frame.last_fitting(from, self.shipping.room())?);
             }
-            let is_dead = |seq| dead.iter().any(|letter| letter.seq == seq);
+            let is_left_out = |seq| {
+                self.decided.contains(&cursor.epoch, seq)
+                    || dead.iter().any(|letter| letter.seq == seq)
+            };
             let untouched = from == frame.head.first_seq
                 && last == frame.head.last_seq()
-                && !(from..=last).any(is_dead);
+                && !(from..=last).any(is_left_out);
             if untouched {
                 end = ChainPoint { seq: last, hash: frame.head.after };
                 whole.push(frame);
             } else {
-                let cut = frame.slice(from..=last, |seq| !is_dead(seq), &mut encoder)?;
+                let cut = frame.slice(from..=last, |seq| !is_left_out(seq), &mut encoder)?;
                 end = ChainPoint { seq: last, hash: cut.after };
                 whole.extend(cut.frame);
             }
@@ -169,6 +184,21 @@ impl Assembler<'_> {
         let most = from + self.shipping.batch_size as u64 - 1;
         head.last_seq().min(most).min(border.unwrap_or(u64::MAX))
     }
+}
+
+/// Returns the position of the cursor after the entry `seq`; `None` if the outbox has no such entry.
+pub(super) fn chain_point(outbox: &Outbox, seq: u64) -> Result<Option<ChainPoint>, AssembleError> {
+    let mut is_read = false;
+    let holder = outbox.frames(seq, |_| match std::mem::replace(&mut is_read, true) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    })?;
+    let Some(frame) = holder.first().filter(|frame| frame.head.first_seq <= seq) else {
+        return Ok(None);
+    };
+    let range = frame.head.first_seq..=seq;
+    let hash = frame.slice(range, |_| false, &mut Encoder::new(Codec::Plain))?.after;
+    Ok(Some(ChainPoint { seq, hash }))
 }
 
 /// Decides how many frames make a batch. Frames are included whole; one is cut only if it does not

@@ -4,36 +4,63 @@ use std::{error::Error, time::Duration};
 
 use siem_protocol::{
     AgentEvent, ChainPoint,
-    agent_event::{EpochReason, EpochStarted, PurgeReason},
+    agent_event::{EpochReason, EpochStarted},
 };
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    super::outbox::{DeadLetter, DeadLetterId, OutboxError, Purged, RenumberOutcome},
-    AssembleError, NextAction, RetryPolicy, SinkControl, SinkTask, StopMode,
+    super::outbox::{OutboxError, RenumberOutcome},
+    DecidedEntries, NextAction, RetryPolicy, SinkControl, SinkTask, StopMode,
+    batch_assembler::chain_point,
 };
 use crate::{
-    stages::sink::{Batch, problem_summary},
+    stages::sink::{Acknowledged, Batch, EntryResult},
     text::causes,
 };
 
 /// Pause after the outbox could not be read or written.
 pub(super) const STORE_RETRY: Duration = Duration::from_secs(5);
 
+/// What a task knows about its sink's receiver.
+#[derive(Clone, Debug, Default)]
+pub(super) struct DeliveryState {
+    pub(super) policy: RetryPolicy,
+    pub(super) decided: DecidedEntries,
+}
+
+/// A batch that was sent.
+pub(super) struct Sent {
+    /// Next step.
+    pub(super) after: AfterBatch,
+    /// The cursor's move, if it has moved.
+    pub(super) moved: Option<CursorMove>,
+}
+
+/// A move of the cursor.
+pub(super) struct CursorMove {
+    /// Number of the last acknowledged entry.
+    pub(super) seq: u64,
+    /// True if no earlier acknowledgement waits to be stored.
+    pub(super) is_first: bool,
+}
+
 /// Next step after a batch was sent.
 pub(super) enum AfterBatch {
-    /// The batch is acknowledged.
-    Acknowledged {
-        /// True if no earlier acknowledgement waits to be stored.
-        is_first: bool,
-    },
     /// Another batch is sent from the cursor at once.
     Again,
     /// Another task takes over.
     HandedOver,
     /// The task waits for this time.
     Wait(Duration),
+    /// The task waits for new entries, at most for this time.
+    Recheck(Duration),
+}
+
+impl From<AfterBatch> for Sent {
+    fn from(after: AfterBatch) -> Self {
+        Self { after, moved: None }
+    }
 }
 
 impl SinkTask {
@@ -42,61 +69,126 @@ impl SinkTask {
         &mut self,
         batch: &Batch,
         end: ChainPoint,
-        policy: &mut RetryPolicy,
+        state: &mut DeliveryState,
         control: &watch::Receiver<SinkControl>,
-    ) -> AfterBatch {
-        let lines = batch.header.count;
+    ) -> Sent {
         // A request may take a minute and is interrupted; writing to the store afterwards is not.
         let delivery = tokio::select! {
             biased;
             delivery = self.sink.deliver(batch) => delivery,
-            () = hand_over_requested(control.clone()) => return AfterBatch::HandedOver,
+            () = hand_over_requested(control.clone()) => return AfterBatch::HandedOver.into(),
         };
-        let mut next = policy.next(delivery, end.seq, lines, (self.jitter)());
+        let numbers = state.decided.numbers_in(&batch.header);
+        let mut next = state.policy.next(delivery, &numbers, (self.jitter)());
         if next == NextAction::Renumber {
             match self.renumber(batch).await {
-                Ok(true) => return AfterBatch::Again,
+                Ok(true) => return AfterBatch::Again.into(),
                 Ok(false) => {
                     let reason = "the receiver has other entries under these numbers, and the \
                                   last epoch started less than an hour ago";
-                    next = policy.hold(reason.to_owned(), (self.jitter)());
+                    next = state.policy.hold(reason.to_owned(), (self.jitter)());
                 }
-                Err(failure) => return AfterBatch::Wait(self.write_failed(&failure)),
+                Err(failure) => return AfterBatch::Wait(self.write_failed(&failure)).into(),
             }
         }
+        let max_bytes = control.borrow().max_dead_letter_bytes;
         match next {
-            NextAction::Advance => self.advance(batch, end, policy),
-            NextAction::Again | NextAction::Renumber => AfterBatch::Again,
-            NextAction::Wait { delay, alarm, reason } => {
-                AfterBatch::Wait(self.postpone(batch, delay, alarm, reason))
+            NextAction::Advance => self.advance(batch, end, 0, state).await,
+            NextAction::ReportAndAdvance { refused, answer } => {
+                self.report_unidentified(&numbers.seqs, refused, &answer);
+                self.advance(batch, end, refused, state).await
+            }
+            NextAction::Decide { entries, then } => {
+                self.decide(batch, &numbers, entries, *then, state, max_bytes).await
             }
             NextAction::DeadLetter { status, answer } => {
-                let max_bytes = control.borrow().max_dead_letter_bytes;
-                match self.store_dead_letter(batch, status, answer, max_bytes).await {
-                    Ok(()) => AfterBatch::Again,
-                    Err(failure) => AfterBatch::Wait(self.write_failed(&failure)),
+                let refused = EntryResult::Refused { status, answer };
+                let refusals = state.policy.refusals();
+                match self
+                    .store_dead_letters(batch, &numbers, &[refused], refusals, max_bytes)
+                    .await
+                {
+                    Ok(()) => AfterBatch::Again.into(),
+                    Err(failure) => AfterBatch::Wait(self.write_failed(&failure)).into(),
                 }
             }
+            next => self.after(batch, next).into(),
         }
     }
 
-    /// Moves the cursor behind the batch.
-    fn advance(&self, batch: &Batch, end: ChainPoint, policy: &RetryPolicy) -> AfterBatch {
+    /// Takes a step that moves nothing.
+    pub(super) fn after(&self, batch: &Batch, next: NextAction) -> AfterBatch {
+        match next {
+            NextAction::Wait { delay, alarm, reason } => {
+                AfterBatch::Wait(self.postpone(batch, delay, alarm, reason))
+            }
+            NextAction::Recheck { after } => {
+                self.clear_solved_problem();
+                AfterBatch::Recheck(after)
+            }
+            _ => AfterBatch::Again,
+        }
+    }
+
+    /// Moves the cursor behind the batch, of which `refused` entries were refused.
+    async fn advance(
+        &mut self,
+        batch: &Batch,
+        end: ChainPoint,
+        refused: u64,
+        state: &mut DeliveryState,
+    ) -> Sent {
         let header = &batch.header;
         let lines = header.count;
-        let is_first = !self.outbox.advance(&self.name, &header.epoch, end, policy.refusals());
+        let last = state.decided.take_through(&header.epoch, end.seq);
+        let end = match last > end.seq {
+            // Entries after the batch were decided before. If their chain cannot be read now, the
+            // next batch starts with them.
+            true => self.chain_point(last).await.unwrap_or(end),
+            false => end,
+        };
+        let is_first =
+            !self.outbox.advance(&self.name, &header.epoch, end, state.policy.refusals());
         debug!(sink = self.name, batch = %header.id(), lines, "batch delivered");
+        self.clear_solved_problem();
+        let unproven = if self.is_proof() { refused } else { lines };
+        self.count_delivered(lines - refused.min(lines), unproven);
+        self.progress.send_modify(|progress| progress.acknowledged = end.seq);
+        Sent { after: AfterBatch::Again, moved: Some(CursorMove { seq: end.seq, is_first }) }
+    }
+
+    /// Returns the position after the entry `seq`; `None` if it cannot be read.
+    pub(super) async fn chain_point(&mut self, seq: u64) -> Option<ChainPoint> {
+        self.on_outbox(move |outbox, _| chain_point(outbox, seq)).await.ok().flatten()
+    }
+
+    /// Returns whether an acknowledgement of the sink proves that an entry is stored.
+    pub(super) fn is_proof(&self) -> bool {
+        match self.sink.acknowledged() {
+            Acknowledged::Verified | Acknowledged::Indexed => true,
+            Acknowledged::Received | Acknowledged::Nothing => false,
+        }
+    }
+
+    pub(super) fn count_delivered(&self, delivered: u64, unproven: u64) {
         let now = self.clock.now();
         self.progress.send_modify(|progress| {
-            if progress.problem.take().is_some() {
+            progress.delivered += delivered;
+            progress.unproven += unproven;
+            progress.acknowledged_at = Some(now);
+        });
+    }
+
+    /// Clears the problem and logs that delivery has resumed, if there was one.
+    pub(super) fn clear_solved_problem(&self) {
+        self.progress.send_if_modified(|progress| {
+            (progress.is_held, progress.retry_at) = (false, None);
+            let had_problem = progress.problem.take().is_some();
+            if had_problem {
                 info!(code = "delivery_resumed", sink = self.name, "delivery resumed");
             }
-            (progress.is_held, progress.retry_at) = (false, None);
-            progress.acknowledged_at = Some(now);
-            progress.acknowledged = end.seq;
-            progress.delivered += lines;
+            had_problem
         });
-        AfterBatch::Acknowledged { is_first }
     }
 
     /// Logs why the batch is sent again later, and returns the delay.
@@ -146,68 +238,6 @@ impl SinkTask {
             (self.report)(AgentEvent::EpochStarted(Box::new(started)).into());
         }
         Ok(!matches!(outcome, RenumberOutcome::TooSoon))
-    }
-
-    /// Stores the only entry of the batch as a dead letter, and reports it.
-    async fn store_dead_letter(
-        &mut self,
-        batch: &Batch,
-        status: u16,
-        answer: String,
-        max_bytes: u64,
-    ) -> Result<(), AssembleError> {
-        let lines = batch.body.lines()?;
-        let line = lines.strip_suffix(b"\n").unwrap_or(&lines);
-        let dead: Vec<u64> = batch.header.dead_lettered.iter().map(|letter| letter.seq).collect();
-        let (first, last) = (batch.header.first_seq, batch.header.last_seq);
-        let mut covered = first.unwrap_or_default()..=last.unwrap_or_default();
-        let Some(seq) = covered.find(|seq| !dead.contains(seq)) else { return Ok(()) };
-        let (sink, epoch) = (self.name.clone(), batch.header.epoch.clone());
-        let at = self.clock.now().to_string();
-        let said = problem_summary(answer.as_bytes());
-        let letter = DeadLetter::new(line, batch.header.config_hash, status, answer, at);
-        let id = DeadLetterId { sink, epoch, seq };
-        error!(
-            code = "entry_refused",
-            sink = self.name,
-            seq,
-            status,
-            said,
-            "entry permanently refused and stored as a dead letter: see `ai-agent deadletter list`"
-        );
-        let purged = self
-            .on_outbox(move |outbox, _| outbox.store_dead_letter_within(&id, &letter, max_bytes))
-            .await?;
-        let refused = AgentEvent::EntryDeadLettered { sink: self.name.clone(), seq, status };
-        (self.report)(refused.into());
-        self.report_purged(&purged);
-        Ok(())
-    }
-
-    /// Reports the dead letters that were deleted to make space for another.
-    fn report_purged(&self, purged: &Purged) {
-        /// More would make the event larger than a batch.
-        const NAMED: usize = 100;
-
-        let (count, bytes) = (purged.letters.len(), purged.bytes);
-        if count == 0 {
-            return;
-        }
-        error!(
-            code = "dead_letters_purged",
-            count,
-            bytes,
-            "deleted the oldest dead letters: `max_dead_letter_bytes` is reached, see \
-             `ai-agent deadletter export`"
-        );
-        let purged = AgentEvent::DeadLettersPurged {
-            reason: PurgeReason::Cap,
-            count: count as u64,
-            letters: purged.letters.iter().take(NAMED).cloned().collect(),
-            bytes: Some(bytes),
-            total: Some(purged.total),
-        };
-        (self.report)(purged.into());
     }
 
     /// Logs that the outbox could not be written, and returns the pause before the next attempt.

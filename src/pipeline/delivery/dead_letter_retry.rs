@@ -10,7 +10,7 @@ use super::super::outbox::{DeadLetter, DeadLetterId, Outbox, OutboxError};
 use crate::{
     frame::FrameBuilder,
     platform::{Clock, Timestamp},
-    stages::sink::{Batch, Delivery, Sink, StoredFrames},
+    stages::sink::{Batch, Delivery, EntryResult, Rest, Sink, StoredFrames},
 };
 
 /// An order to a sink's task to send one dead letter again.
@@ -76,7 +76,7 @@ pub async fn retry_dead_letter(
         let reason = "its line cannot be read back".to_owned();
         return unsent(Ok(RetryOutcome::NotDelivered { reason }));
     };
-    let delivery = sink.deliver(&batch).await;
+    let delivery = of_one_entry(sink.deliver(&batch).await);
     let sent_bytes = sink.sent(&batch);
     let outcome = match delivery {
         Delivery::Acknowledged => on_store(outbox, move |outbox| outbox.remove_dead_letter(&id))
@@ -93,12 +93,30 @@ pub async fn retry_dead_letter(
         | Delivery::Slow { reason, .. }
         | Delivery::Hold { reason, .. } => Ok(RetryOutcome::NotDelivered { reason }),
         Delivery::PerEntry { .. } | Delivery::Unidentified { .. } => {
-            let reason = "unexpected result of a delivery".to_owned();
+            let reason = "the receiver did not acknowledge it".to_owned();
             Ok(RetryOutcome::NotDelivered { reason })
         }
         Delivery::Conflict { .. } => Ok(RetryOutcome::Conflict),
     };
     RetryAttempt { outcome, sent_bytes }
+}
+
+/// Returns the result for the only entry of a batch. One that is misfiled, or in transit without an
+/// acknowledgement to come, is as delivered as it can be.
+fn of_one_entry(delivery: Delivery) -> Delivery {
+    let Delivery::PerEntry { mut entries, rest } = delivery else { return delivery };
+    match (entries.pop(), rest) {
+        (Some(EntryResult::Accepted | EntryResult::Misfiled { .. }), _)
+        | (Some(EntryResult::Undecided), Rest::InTransit { .. }) => Delivery::Acknowledged,
+        (Some(EntryResult::Refused { status, answer }), _)
+        | (_, Rest::Refused { status, answer }) => Delivery::Refused { status, answer },
+        (_, Rest::Retry { after, reason }) => Delivery::Retry { after, reason },
+        (_, Rest::Slow { waited, reason }) => Delivery::Slow { waited, reason },
+        (_, Rest::Hold { after, reason }) => Delivery::Hold { after, reason },
+        (_, Rest::InTransit { .. } | Rest::Unprocessed) => {
+            Delivery::PerEntry { entries, rest: Rest::Unprocessed }
+        }
+    }
 }
 
 /// A batch of one entry, which fills the hole that the dead letter left; `None` when the stored line

@@ -1,9 +1,14 @@
 //! Delivers the entries in the outbox: one task for each sink, with one batch in flight.
 
+mod ahead;
 mod batch_assembler;
 mod batch_sender;
 mod dead_letter_retry;
+mod dead_letter_store;
+mod entry_decisions;
 mod rate_limit;
+#[cfg(test)]
+mod receiver_tests;
 mod retry_policy;
 mod schedule;
 mod task_loop;
@@ -12,6 +17,7 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
+pub use ahead::{BatchNumbers, DecidedEntries};
 pub use batch_assembler::{AssembleError, Assembler, NextBatch};
 pub use dead_letter_retry::{DeadLetterRetry, RetryOutcome, retry_dead_letter};
 pub use rate_limit::RateLimit;
@@ -28,7 +34,7 @@ use crate::{
     config::ShippingSettings,
     event::Event,
     platform::{Clock, Timestamp},
-    stages::sink::Sink,
+    stages::sink::{Acknowledged, Sink},
 };
 
 /// Condition on which a sink's task ends.
@@ -79,6 +85,10 @@ pub struct SinkProgress {
     pub acknowledged: u64,
     /// Number of entries acknowledged since the start.
     pub delivered: u64,
+    /// Number of entries since the start that count as delivered without proof.
+    pub unproven: u64,
+    /// Meaning of an acknowledgement; `None` before the task runs.
+    pub acknowledged_means: Option<Acknowledged>,
     /// Time of the last acknowledgement since the start.
     pub acknowledged_at: Option<Timestamp>,
     /// Reason that nothing is delivered at present.
@@ -95,6 +105,16 @@ pub struct SinkProgress {
     pub handed_over: bool,
     /// Until when the rate limit keeps the next batch.
     pub rate_limited_until: Option<Instant>,
+    /// Until when entries that were sent without an acknowledgement do not count as delivered.
+    pub in_transit_until: Option<Instant>,
+}
+
+impl SinkProgress {
+    /// Returns until when the task waits although nothing is wrong.
+    #[must_use]
+    pub fn waits_until(&self) -> Option<Instant> {
+        self.rate_limited_until.max(self.in_transit_until)
+    }
 }
 
 /// Delivers to one sink.

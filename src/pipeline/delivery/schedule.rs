@@ -14,6 +14,8 @@ use crate::platform::Timestamp;
 const LULL: Duration = Duration::from_millis(50);
 /// Time for which an acknowledgement waits to be stored together with new entries.
 const PERSIST_DELAY: Duration = Duration::from_secs(1);
+/// Shortest time after which entries in transit are delivered again.
+const MIN_RECHECK: Duration = Duration::from_millis(100);
 
 /// Decides the next step of a sink's task and its time.
 #[derive(Clone, Debug, Default)]
@@ -25,8 +27,24 @@ pub(super) struct Schedule {
     is_lull: bool,
     /// Position up to which everything is delivered.
     delivered: Option<Position>,
+    /// Entries that were sent without an acknowledgement.
+    in_transit: Option<InTransit>,
+    /// Position up to which entries were in transit before the batch that is being sent.
+    was_in_transit: Option<Position>,
     /// Time at which acknowledgements are stored, unless new entries are stored before.
     persist_at: Option<Duration>,
+}
+
+/// Entries that were sent without an acknowledgement, and that the sink recognises when they are
+/// delivered again.
+#[derive(Clone, Copy, Debug)]
+struct InTransit {
+    /// Position of the last one.
+    through: Position,
+    /// Time at which the first one counts as delivered.
+    recheck_at: Duration,
+    /// True if a batch from the cursor can hold no entry after them.
+    is_full: bool,
 }
 
 /// A position in the outbox. Sequence numbers restart when the outbox is renumbered.
@@ -57,6 +75,17 @@ pub struct SendRule {
     pub flush_through: u64,
     /// Age at which an entry is due.
     pub flush_interval: Duration,
+    /// Entries that were sent, and do not count as delivered yet.
+    pub sent: Option<SentEntries>,
+}
+
+/// Entries after the cursor that were sent, and do not count as delivered yet: they are not due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SentEntries {
+    /// Number of the last one; the largest number if no other entry fits into their batch.
+    pub through: u64,
+    /// Time until the first one counts as delivered.
+    pub recheck: Duration,
 }
 
 /// The entries that the next batch would hold.
@@ -103,6 +132,12 @@ impl Pause {
         Self { length, until_entries: false, is_lull: false }
     }
 
+    /// A pause until entries in transit count as delivered, or until there are new entries that
+    /// may be sent.
+    fn in_transit(length: Duration, until_entries: bool) -> Self {
+        Self { length, until_entries, is_lull: false }
+    }
+
     /// A pause that only new entries end.
     pub(super) fn until_entries() -> Self {
         Self { length: Duration::MAX, until_entries: true, is_lull: false }
@@ -116,18 +151,57 @@ impl Schedule {
     }
 
     /// Returns when entries are due, or `None` if everything up to `head` is delivered.
-    pub(super) fn next_rule(&mut self, head: &Head, control: &SinkControl) -> Option<SendRule> {
+    pub(super) fn next_rule(
+        &mut self,
+        head: &Head,
+        control: &SinkControl,
+        now: Duration,
+    ) -> Option<SendRule> {
         let is_lull = std::mem::take(&mut self.is_lull);
         if self.delivered == Some(Position::end_of(head)) {
             return None;
         }
         // A flush that was requested before a renumbering names numbers of another count.
         let is_current = control.flush.renumbered_at == head.renumbered_at;
+        let mut flush_through = if is_current { control.flush.last_seq } else { 0 };
+        let in_transit =
+            self.in_transit.filter(|it| it.through.renumbered_at == head.renumbered_at);
+        let sent = in_transit.and_then(|it| {
+            let recheck = it.recheck_at.saturating_sub(now);
+            if recheck.is_zero() {
+                flush_through = flush_through.max(it.through.seq);
+                return None;
+            }
+            let through = if it.is_full { u64::MAX } else { it.through.seq };
+            Some(SentEntries { through, recheck })
+        });
         Some(SendRule {
             flush: is_lull || control.stop == StopMode::WhenDrained,
-            flush_through: if is_current { control.flush.last_seq } else { 0 },
+            flush_through,
             flush_interval: control.shipping.flush_interval,
+            sent,
         })
+    }
+
+    /// Records that entries up to `through` were sent without an acknowledgement. The first counts as
+    /// delivered after `recheck`. `has_moved` is true if the cursor has moved.
+    pub(super) fn in_transit(
+        &mut self,
+        through: Position,
+        recheck: Duration,
+        has_moved: bool,
+        now: Duration,
+    ) {
+        let recheck_at = now + recheck.max(MIN_RECHECK);
+        let is_full = !has_moved && self.was_in_transit == Some(through);
+        self.in_transit = Some(InTransit { through, recheck_at, is_full });
+    }
+
+    /// Returns the pause for entries in transit, the first of which counts as delivered after
+    /// `recheck`.
+    pub(super) fn pause_in_transit(&self, recheck: Duration) -> Pause {
+        let is_full = self.in_transit.is_some_and(|it| it.is_full);
+        Pause::in_transit(recheck, !is_full)
     }
 
     /// Returns the pause for entries that are not due for `rest`.
@@ -154,6 +228,7 @@ impl Schedule {
     /// Records that a batch is about to be sent.
     pub(super) fn sending(&mut self, is_full: bool) {
         self.in_backlog = is_full;
+        self.was_in_transit = self.in_transit.take().map(|it| it.through);
     }
 
     /// A request of `bytes`, started at `started`, has ended, with or without success.
@@ -195,6 +270,7 @@ mod tests {
     use crate::config::ShippingSettings;
 
     const INTERVAL: Duration = Duration::from_secs(300);
+    const NOW: Duration = Duration::ZERO;
 
     fn control() -> SinkControl {
         let shipping = ShippingSettings { flush_interval: INTERVAL, ..ShippingSettings::default() };
@@ -212,7 +288,7 @@ mod tests {
 
     #[test]
     fn entries_are_due_by_age_or_for_a_reason() {
-        let rule = Schedule::default().next_rule(&head(9), &control()).unwrap();
+        let rule = Schedule::default().next_rule(&head(9), &control(), NOW).unwrap();
         let rows = [
             ("new", rule, waiting(0), 300),
             ("older", rule, waiting(299), 1),
@@ -234,19 +310,19 @@ mod tests {
         let mut control = control();
         control.flush = head(7);
         let mut schedule = Schedule::default();
-        assert_eq!(schedule.next_rule(&head(9), &control).unwrap().flush_through, 7);
+        assert_eq!(schedule.next_rule(&head(9), &control, NOW).unwrap().flush_through, 7);
         let renumbered = Head { renumbered_at: Timestamp(1), ..head(9) };
-        assert_eq!(schedule.next_rule(&renumbered, &control).unwrap().flush_through, 0);
+        assert_eq!(schedule.next_rule(&renumbered, &control, NOW).unwrap().flush_through, 0);
     }
 
     #[test]
     fn nothing_is_due_once_all_is_delivered() {
         let mut schedule = Schedule::default();
         schedule.acknowledged(Position::end_of(&head(9)), true, Duration::ZERO);
-        assert_eq!(schedule.next_rule(&head(9), &control()), None);
-        assert!(schedule.next_rule(&head(10), &control()).is_some(), "a new entry");
+        assert_eq!(schedule.next_rule(&head(9), &control(), NOW), None);
+        assert!(schedule.next_rule(&head(10), &control(), NOW).is_some(), "a new entry");
         let renumbered = Head { renumbered_at: Timestamp(1), ..head(9) };
-        assert!(schedule.next_rule(&renumbered, &control()).is_some(), "another numbering");
+        assert!(schedule.next_rule(&renumbered, &control(), NOW).is_some(), "another numbering");
     }
 
     #[test]
@@ -257,8 +333,32 @@ mod tests {
         let pause = schedule.pause_for_more(INTERVAL);
         assert_eq!((pause.length, pause.until_entries), (LULL, true));
         schedule.pause_elapsed(&pause);
-        assert!(schedule.next_rule(&head(9), &control()).unwrap().flush);
-        assert!(!schedule.next_rule(&head(9), &control()).unwrap().flush, "once");
+        assert!(schedule.next_rule(&head(9), &control(), NOW).unwrap().flush);
+        assert!(!schedule.next_rule(&head(9), &control(), NOW).unwrap().flush, "once");
+    }
+
+    #[test]
+    fn entries_in_transit_are_not_due_until_the_first_is_old_enough() {
+        let at = Duration::from_secs;
+        let mut schedule = Schedule::default();
+        let sent = |schedule: &mut Schedule, now| {
+            schedule.next_rule(&head(20), &control(), at(now)).unwrap().sent
+        };
+        schedule.sending(false);
+        schedule.in_transit(Position::end_of(&head(9)), at(30), false, at(100));
+        assert_eq!(sent(&mut schedule, 110), Some(SentEntries { through: 9, recheck: at(20) }));
+        assert!(schedule.pause_in_transit(at(20)).until_entries);
+        // The batch holds nothing but them, so that new entries cannot be sent.
+        schedule.sending(true);
+        schedule.in_transit(Position::end_of(&head(9)), at(20), false, at(110));
+        let all = SentEntries { through: u64::MAX, recheck: at(20) };
+        assert_eq!(sent(&mut schedule, 110), Some(all));
+        assert!(!schedule.pause_in_transit(at(20)).until_entries);
+        // They are delivered again, so that the sink can tell which ones count.
+        let rule = schedule.next_rule(&head(20), &control(), at(130)).unwrap();
+        assert_eq!((rule.sent, rule.flush_through), (None, 9));
+        let renumbered = Head { renumbered_at: Timestamp(1), ..head(9) };
+        assert_eq!(schedule.next_rule(&renumbered, &control(), at(110)).unwrap().sent, None);
     }
 
     #[test]
@@ -340,7 +440,8 @@ mod tests {
         /// Simulates one round of the task; `None` starts the next one at once.
         fn step(&mut self) -> Option<Pause> {
             let last = self.last();
-            let Some(rule) = self.schedule.next_rule(&head(last as u64), &self.control) else {
+            let Some(rule) = self.schedule.next_rule(&head(last as u64), &self.control, self.now)
+            else {
                 return Some(Pause::until_entries());
             };
             let count = (last - self.acknowledged).min(self.batch_size);

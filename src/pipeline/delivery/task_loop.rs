@@ -10,9 +10,8 @@ use tokio::{
 
 use super::{
     super::outbox::Head,
-    AssembleError, Assembler, DeadLetterRetry, NextBatch, RetryPolicy, SinkControl, SinkTask,
-    StopMode,
-    batch_sender::{AfterBatch, hand_over_requested},
+    AssembleError, Assembler, DeadLetterRetry, NextBatch, SinkControl, SinkTask, StopMode,
+    batch_sender::{AfterBatch, CursorMove, DeliveryState, Sent, hand_over_requested},
     dead_letter_retry::retry_dead_letter,
     schedule::{Pause, Position, Schedule, SendRule},
 };
@@ -26,7 +25,7 @@ pub(super) struct TaskLoop {
     retries: mpsc::Receiver<DeadLetterRetry>,
     /// A dead letter that waits for the rate limit to be sent again.
     pending_retry: Option<DeadLetterRetry>,
-    policy: RetryPolicy,
+    state: DeliveryState,
     /// True once the policy has received the number of refusals before the start.
     is_resumed: bool,
     schedule: Schedule,
@@ -56,13 +55,15 @@ impl TaskLoop {
             control,
             retries,
             pending_retry: None,
-            policy: RetryPolicy::default(),
+            state: DeliveryState::default(),
             is_resumed: false,
             started: Instant::now(),
         }
     }
 
     pub(super) async fn run(mut self) {
+        let means = self.task.sink.acknowledged();
+        self.task.progress.send_modify(|progress| progress.acknowledged_means = Some(means));
         loop {
             match self.round().await {
                 Round::Next => {}
@@ -87,7 +88,7 @@ impl TaskLoop {
             return Round::End;
         }
         self.take_retries(control.stop).await;
-        let next = match self.schedule.next_rule(&end, &control) {
+        let next = match self.schedule.next_rule(&end, &control, self.elapsed()) {
             None => Ok(NextBatch::Nothing),
             Some(rule) => self.next_batch(&control, rule).await,
         };
@@ -95,6 +96,10 @@ impl TaskLoop {
             Err(failure) => Round::Pause(Pause::fixed(self.task.read_failed(&failure))),
             Ok(NextBatch::Nothing) => self.all_delivered(control.stop).await,
             Ok(NextBatch::Waiting(rest)) => Round::Pause(self.schedule.pause_for_more(rest)),
+            Ok(NextBatch::InTransit(recheck)) => {
+                self.show_in_transit(Some(Instant::now() + recheck));
+                Round::Pause(self.schedule.pause_in_transit(recheck))
+            }
             Ok(NextBatch::Ready { batch, end, is_full }) => {
                 let wait = self.schedule.rate_limit_wait(self.elapsed());
                 self.show_rate_limit(wait);
@@ -113,11 +118,12 @@ impl TaskLoop {
         rule: SendRule,
     ) -> Result<NextBatch, AssembleError> {
         let (codec, clock) = (sink::codec(&*self.task.sink), Arc::clone(&self.task.clock));
-        let (policy, shipping) = (self.policy.clone(), control.shipping);
+        let DeliveryState { policy, decided } = self.state.clone();
+        let shipping = control.shipping;
         let identity = Arc::clone(&self.task.identity);
         let next = self.task.on_outbox(move |outbox, sink| {
-            let assembler =
-                Assembler { outbox, sink, codec, identity: &identity, shipping, clock: &*clock };
+            let (identity, clock, decided) = (&*identity, &*clock, &decided);
+            let assembler = Assembler { outbox, sink, codec, identity, shipping, clock, decided };
             let cursor = outbox.cursor(sink)?;
             let border = policy.border(cursor.acknowledged.seq);
             let next = assembler.next(&cursor, border, &rule)?;
@@ -125,27 +131,33 @@ impl TaskLoop {
         });
         let (next, refusals) = next.await?;
         if !std::mem::replace(&mut self.is_resumed, true) {
-            self.policy.resume(refusals);
+            self.state.policy.resume(refusals);
         }
         Ok(next)
     }
 
     async fn send(&mut self, mut batch: Batch, end: ChainPoint, is_full: bool) -> Round {
-        batch.patience = self.policy.patience();
+        batch.patience = self.state.policy.patience();
         self.schedule.sending(is_full);
-        let position = Position::in_numbering_of(&self.head.borrow(), end.seq);
-        let started = self.elapsed();
-        let after = self.task.send(&batch, end, &mut self.policy, &self.control).await;
+        let (head, started) = (*self.head.borrow(), self.elapsed());
+        self.show_in_transit(None);
+        let sent = self.task.send(&batch, end, &mut self.state, &self.control);
+        let Sent { after, moved } = sent.await;
         self.schedule.sent(self.task.sink.sent(&batch), started);
+        let now = self.elapsed();
+        let has_moved = moved.is_some();
+        if let Some(CursorMove { seq, is_first }) = moved {
+            self.schedule.acknowledged(Position::in_numbering_of(&head, seq), is_first, now);
+            if self.schedule.must_persist(now) {
+                self.persist_acks().await;
+            }
+        }
         match after {
             AfterBatch::Wait(delay) => Round::Pause(Pause::fixed(delay)),
             AfterBatch::Again | AfterBatch::HandedOver => Round::Next,
-            AfterBatch::Acknowledged { is_first } => {
-                let now = self.elapsed();
-                self.schedule.acknowledged(position, is_first, now);
-                if self.schedule.must_persist(now) {
-                    self.persist_acks().await;
-                }
+            AfterBatch::Recheck(recheck) => {
+                let through = Position::in_numbering_of(&head, end.seq);
+                self.schedule.in_transit(through, recheck, has_moved, now);
                 Round::Next
             }
         }
@@ -240,6 +252,13 @@ impl TaskLoop {
             let until = (!wait.is_zero()).then(|| Instant::now() + wait);
             self.task.progress.send_modify(|progress| progress.rate_limited_until = until);
         }
+    }
+
+    /// Shows until when entries in transit do not count as delivered.
+    fn show_in_transit(&self, until: Option<Instant>) {
+        self.task.progress.send_if_modified(|progress| {
+            std::mem::replace(&mut progress.in_transit_until, until) != until
+        });
     }
 
     fn elapsed(&self) -> Duration {

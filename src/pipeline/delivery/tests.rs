@@ -84,7 +84,7 @@ impl Run {
 }
 
 /// Creates an outbox with groups of the given numbers of events.
-fn outbox_with(folder: &Path, groups: &[usize]) -> Arc<Outbox> {
+pub(super) fn outbox_with(folder: &Path, groups: &[usize]) -> Arc<Outbox> {
     let path = folder.join("outbox.redb");
     let outbox = Outbox::open(
         &path,
@@ -119,7 +119,7 @@ fn identity() -> Identity {
     }
 }
 
-fn sink_task(
+pub(super) fn sink_task(
     outbox: &Arc<Outbox>,
     sink: Box<dyn Sink>,
     report: Arc<dyn Fn(Event) + Send + Sync>,
@@ -187,7 +187,7 @@ async fn run_until(
     Run { seen, outbox, events, _folder: folder }
 }
 
-fn shipping(batch_size: usize) -> ShippingSettings {
+pub(super) fn shipping(batch_size: usize) -> ShippingSettings {
     ShippingSettings { batch_size, ..ShippingSettings::default() }
 }
 
@@ -288,9 +288,10 @@ fn entry_stored_after_the_time_is_read_waits_for_the_interval() {
         identity: &identity(),
         shipping: shipping(100),
         clock: &clock,
+        decided: &DecidedEntries::default(),
     };
     let cursor = outbox.cursor("siem").unwrap();
-    let rule = SendRule { flush: false, flush_through: 0, flush_interval };
+    let rule = SendRule { flush: false, flush_through: 0, flush_interval, sent: None };
     let next = || assembler.next(&cursor, None, &rule).unwrap();
     assert!(!matches!(next(), NextBatch::Ready { .. }));
     clock.now();

@@ -45,41 +45,52 @@ impl Outbox {
         id: &DeadLetterId,
         letter: &DeadLetter,
     ) -> Result<(), OutboxError> {
-        self.store_dead_letter_within(id, letter, u64::MAX).map(drop)
+        self.write_dead_letters(&[(id, letter)], |refusals| refusals.saturating_add(1), u64::MAX)
+            .map(drop)
     }
 
-    /// Stores a dead letter as [`Outbox::store_dead_letter`] does. The same transaction deletes the
-    /// oldest ones while all of them occupy more than `max_bytes`, or are more than 10,000. This
-    /// one is kept, and so are unreported ones.
+    /// Stores dead letters as [`Outbox::store_dead_letter`] does, all in one transaction. `refusals`
+    /// is the number of permanent refusals since the last delivered entry. The same transaction
+    /// deletes the oldest dead letters while all of them occupy more than `max_bytes`, or are more
+    /// than 10,000. These are kept, and so are unreported ones.
     ///
     /// # Errors
-    /// [`OutboxError`]: nothing has changed; the entry is sent again.
-    pub fn store_dead_letter_within(
+    /// [`OutboxError`]: nothing has changed; the entries are sent again.
+    pub fn store_dead_letters(
         &self,
-        id: &DeadLetterId,
-        letter: &DeadLetter,
+        letters: &[(DeadLetterId, DeadLetter)],
+        refusals: u32,
+        max_bytes: u64,
+    ) -> Result<Purged, OutboxError> {
+        let letters: Vec<_> = letters.iter().map(|(id, letter)| (id, letter)).collect();
+        self.write_dead_letters(&letters, |_| refusals, max_bytes)
+    }
+
+    fn write_dead_letters(
+        &self,
+        added: &[(&DeadLetterId, &DeadLetter)],
+        refusals: impl Fn(u32) -> u32,
         max_bytes: u64,
     ) -> Result<Purged, OutboxError> {
         let mut purged = Purged::default();
         self.write("store a dead letter in", |transaction, state| {
             let mut letters = transaction.open_table(DEAD_LETTERS)?;
-            let row = protect_json(key(id), letter);
-            let is_new = letters.insert(key(id), row.as_slice())?.is_none();
             let mut cursors = transaction.open_table(CURSORS)?;
-            if is_new && id.epoch == state.epoch {
-                let totals = state.dead_lettered.entry(id.sink.clone()).or_default();
-                totals.entries += 1;
-                totals.bytes += letter.line().map_or(0, |line| line.len() as u64);
-                let sink = id.sink.as_str();
-                let known = cursors.get(sink)?.map(|row| open_cursor(sink, row.value()));
-                if let Some(mut cursor) = known.transpose()? {
-                    cursor.refusals = cursor.refusals.saturating_add(1);
-                    cursors.insert(sink, protect_json(sink, &cursor).as_slice())?;
+            for (id, letter) in added {
+                let row = protect_json(key(id), letter);
+                let is_new = letters.insert(key(id), row.as_slice())?.is_none();
+                if is_new && id.epoch == state.epoch {
+                    let totals = state.dead_lettered.entry(id.sink.clone()).or_default();
+                    totals.entries += 1;
+                    totals.bytes += letter.line().map_or(0, |line| line.len() as u64);
+                    set_refusals(&mut cursors, &id.sink, &refusals)?;
                 }
             }
             let is_reported = reported(&cursors)?;
-            purged =
-                purge_oldest(&mut letters, max_bytes, |other| other != id && is_reported(other))?;
+            let is_added = |other: &DeadLetterId| added.iter().any(|(id, _)| *id == other);
+            purged = purge_oldest(&mut letters, max_bytes, |other| {
+                !is_added(other) && is_reported(other)
+            })?;
             state.purged.entries += purged.letters.len() as u64;
             state.purged.bytes += purged.bytes;
             purged.total = state.purged;
@@ -217,6 +228,20 @@ pub(super) fn reported<T: ReadableTable<&'static str, &'static [u8]>>(
     })
 }
 
+/// Changes the number of refusals in a cursor.
+fn set_refusals(
+    cursors: &mut redb::Table<'_, &'static str, &'static [u8]>,
+    sink: &str,
+    refusals: impl Fn(u32) -> u32,
+) -> Result<(), redb::Error> {
+    let known = cursors.get(sink)?.map(|row| open_cursor(sink, row.value()));
+    if let Some(mut cursor) = known.transpose()? {
+        cursor.refusals = refusals(cursor.refusals);
+        cursors.insert(sink, protect_json(sink, &cursor).as_slice())?;
+    }
+    Ok(())
+}
+
 /// Deletes the oldest letters for which `may_delete` is true until the limits are met.
 fn purge_oldest(
     letters: &mut Letters<'_>,
@@ -313,18 +338,18 @@ mod tests {
             outbox.store_dead_letter(&id(seq), &letter(minute, 300)).unwrap();
         }
         // No header has reported any of them yet.
-        let purged = outbox.store_dead_letter_within(&id(5), &letter(6, 300), 1).unwrap();
+        let purged = outbox.store_dead_letters(&[(id(5), letter(6, 300))], 1, 1).unwrap();
         assert_eq!(purged, Purged::default());
         let third = siem_protocol::ChainPoint { seq: 3, hash: Digest::ZERO };
         outbox.acknowledge("siem", "e", third).unwrap();
         let size = protect_json(key(&id(1)), &letter(0, 300)).len() as u64;
-        let purged = outbox.store_dead_letter_within(&id(6), &letter(7, 300), 4 * size).unwrap();
+        let purged = outbox.store_dead_letters(&[(id(6), letter(7, 300))], 1, 4 * size).unwrap();
         assert_eq!(outbox.unreported_dead_letters().unwrap(), [id(4), id(5), id(6)]);
         assert_eq!(purged.letters, [id(3), id(2)], "ordered by the time of the refusal");
         assert_eq!((purged.bytes, purged.total.entries), (2 * size, 2));
         assert_eq!(remaining(&outbox), [1, 4, 5, 6]);
         // A letter that exceeds the limit by itself is kept, and others are deleted for it.
-        let purged = outbox.store_dead_letter_within(&id(7), &letter(8, 9000), 4 * size).unwrap();
+        let purged = outbox.store_dead_letters(&[(id(7), letter(8, 9000))], 1, 4 * size).unwrap();
         assert_eq!((purged.letters, purged.total.entries), (vec![id(1)], 3));
         assert_eq!(remaining(&outbox), [4, 5, 6, 7]);
     }

@@ -165,9 +165,12 @@ impl PipelineHandle {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => return Err(FlushError::Ended),
                     Err(_) => {
-                        let is_limited = now.rate_limited_until.is_some();
-                        let limited = is_limited.then(|| "its rate limit is reached".to_owned());
-                        let problem = now.problem.or(limited);
+                        let limited = now.rate_limited_until.map(|_| "its rate limit is reached");
+                        let in_transit = now.in_transit_until.map(
+                            |_| "its receiver acknowledges nothing: they count as delivered later",
+                        );
+                        let waits = limited.or(in_transit).map(str::to_owned);
+                        let problem = now.problem.or(waits);
                         return Err(FlushError::Late { sink: name, left, problem });
                     }
                 }

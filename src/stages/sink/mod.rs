@@ -12,7 +12,9 @@ mod stdout;
 mod stored_frames;
 mod syslog;
 
-pub use ai_agent_stage::{Batch, Delivery, DeliveryFuture, Plugin, Sink, SinkOptions};
+pub use ai_agent_stage::{
+    Acknowledged, Batch, Delivery, DeliveryFuture, EntryResult, Plugin, Rest, Sink, SinkOptions,
+};
 use ai_agent_stage::{BuildError, StageKind, StageOptions, registered};
 pub(crate) use http_siem::connect;
 pub(crate) use response::problem_summary;

@@ -9,7 +9,7 @@ use siem_protocol::{Problem, Receipt};
 use super::Delivery;
 use siem_sinks::http::{Answer, NoAnswer, retry_after};
 
-use crate::platform::Timestamp;
+use crate::{platform::Timestamp, text::summary};
 
 /// Maximum number of bytes kept of a refusal.
 const MAX_REFUSAL: usize = 4 << 10;
@@ -131,8 +131,7 @@ fn quoted_summary(body: &[u8]) -> String {
 /// Returns the detail or title of a problem document, shortened and without control characters.
 pub(crate) fn problem_summary(body: &[u8]) -> Option<String> {
     let Problem { detail, title, .. } = problem(body)?;
-    let words = detail.unwrap_or(title);
-    Some(words.chars().filter(|character| !character.is_control()).take(200).collect())
+    Some(summary(&detail.unwrap_or(title)))
 }
 
 fn refusal(body: &[u8]) -> String {

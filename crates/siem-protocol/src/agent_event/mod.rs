@@ -231,6 +231,20 @@ pub enum AgentEvent {
         /// HTTP status of the response.
         status: u16,
     },
+    /// A receiver refused entries of a batch for good, and does not say which. The batch is not sent
+    /// again, since that would duplicate the others.
+    EntriesRefusedUnidentified {
+        /// The sink.
+        sink: String,
+        /// Number of the first entry of the batch.
+        first_seq: u64,
+        /// Number of the last entry of the batch.
+        last_seq: u64,
+        /// Number of entries in the batch.
+        entries: u64,
+        /// Number of refused entries.
+        refused: u64,
+    },
     /// Dead letters were deleted.
     DeadLettersPurged {
         /// Cause.
@@ -361,6 +375,7 @@ impl AgentEvent {
             Self::UuidReused { .. } => event::UUID_REUSED,
             Self::StageFailed { .. } => event::STAGE_FAILED,
             Self::EntryDeadLettered { .. } => event::ENTRY_DEAD_LETTERED,
+            Self::EntriesRefusedUnidentified { .. } => event::ENTRIES_REFUSED_UNIDENTIFIED,
             Self::DeadLettersPurged { .. } => event::DEAD_LETTERS_PURGED,
             Self::OutboxFull { .. } => event::OUTBOX_FULL,
             Self::OutboxRecovered { .. } => event::OUTBOX_RECOVERED,
