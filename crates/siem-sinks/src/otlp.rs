@@ -34,6 +34,8 @@ use crate::{
 const PATH: &str = "/v1/logs";
 /// Maximum number of bytes read of a response. The message of a partial success may name each record.
 const MAX_RESPONSE: usize = 1 << 20;
+/// Smallest limit of a request after responses that it is too large.
+const MIN_REQUEST_BYTES: usize = 64 << 10;
 
 /// Settings of the sink.
 #[derive(Clone, Debug)]
@@ -62,10 +64,40 @@ pub type Now = Arc<dyn Fn() -> std::time::SystemTime + Send + Sync>;
 pub struct Otlp {
     client: Client,
     settings: Settings,
+    limits: Limits,
     url: Url,
     headers: HeaderMap,
     now: Now,
     bytes_sent: u64,
+}
+
+/// Limits in bytes, lowered after responses that a request is too large.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    event: usize,
+    request: usize,
+}
+
+impl Limits {
+    /// Halves the limits after a request of `length` bytes was too large. Returns false if they are at
+    /// their minimum.
+    fn lower(&mut self, length: usize) -> bool {
+        let request = (length.min(self.request) / 2).max(MIN_REQUEST_BYTES);
+        if request >= self.request {
+            return false;
+        }
+        *self = Self { request, event: self.event.min(request) };
+        true
+    }
+}
+
+/// Result of sending requests.
+enum Sent {
+    All,
+    /// No further request was sent.
+    Stopped(Rest),
+    /// The limits were lowered: the entries from this one on must be encoded again.
+    TooLarge(usize),
 }
 
 impl Otlp {
@@ -73,23 +105,69 @@ impl Otlp {
     #[must_use]
     pub fn new(client: Client, settings: Settings, now: Now) -> Self {
         let (url, headers) = (logs_url(&settings.endpoint), headers(&settings));
-        Self { client, settings, url, headers, now, bytes_sent: 0 }
+        let limits =
+            Limits { event: settings.max_event_bytes, request: settings.max_request_bytes };
+        Self { client, settings, limits, url, headers, now, bytes_sent: 0 }
     }
 
-    /// Encodes a batch. Returns the number of entries, and requests with log records that are ready
-    /// to be [enclosed](Sender::enclose).
-    fn pack(&self, batch: Batch<'_>, sender: &Sender) -> Result<(usize, Vec<Request>), EntryError> {
-        let max_bytes = self.settings.max_request_bytes.saturating_sub(sender.size());
+    /// Encodes the entries of a batch from the one with index `from` on. The requests contain log
+    /// records that are ready to be [enclosed](Sender::enclose).
+    fn pack(
+        &self,
+        batch: Batch<'_>,
+        sender: &Sender,
+        from: usize,
+    ) -> Result<Vec<Request>, EntryError> {
+        let max_bytes = self.limits.request.saturating_sub(sender.size());
         let mut packer = Packer::new(max_bytes, usize::MAX);
-        let mut count = 0;
-        for line in batch.entries() {
+        for (index, line) in batch.entries().enumerate().skip(from) {
             let event = Event::of(line, batch.header, self.settings.time)?;
-            encode::log_records(&event, self.settings.max_event_bytes, |record| {
-                packer.push(count, |body| encode::append(record, body));
+            encode::log_records(&event, self.limits.event.min(max_bytes), |record| {
+                packer.push(index, |body| encode::append(record, body));
             });
-            count += 1;
         }
-        Ok((count, packer.finish()))
+        Ok(packer.finish())
+    }
+
+    /// Sends requests until one is not completely successful.
+    async fn send_all(
+        &mut self,
+        sender: &Sender,
+        requests: &[Request],
+        within: Duration,
+        results: &mut Results,
+    ) -> Sent {
+        for request in requests {
+            let answer = self.send(sender, &request.body, within).await;
+            match interpret(&answer, request.entries.len() as u64, (self.now)()) {
+                Outcome::Accepted { warning } => {
+                    self.log(warning);
+                    request.entries.iter().for_each(|entry| results.accept(*entry));
+                }
+                Outcome::Partial { rejected, message } => {
+                    results.refuse_some(&request.entries, rejected, message);
+                    return Sent::Stopped(Rest::Unprocessed);
+                }
+                Outcome::Failed(Rest::Refused { status: 413, .. })
+                    if self.limits.lower(request.body.len()) =>
+                {
+                    return Sent::TooLarge(request.entries[0]);
+                }
+                Outcome::Failed(rest) => return Sent::Stopped(rest),
+            }
+        }
+        Sent::All
+    }
+
+    /// Logs the message of a receiver that accepted everything.
+    fn log(&self, warning: Option<String>) {
+        let Some(warning) = warning else { return };
+        tracing::warn!(
+            code = "receiver_warning",
+            destination = self.destination(),
+            warning,
+            "the receiver accepted log records with a warning"
+        );
     }
 
     /// Sends log records, and returns the response.
@@ -110,31 +188,24 @@ impl SiemSink for Otlp {
     async fn deliver(&mut self, batch: Batch<'_>) -> Delivery {
         self.bytes_sent = 0;
         let sender = Sender::of(batch.header);
-        let (count, requests) = match self.pack(batch, &sender) {
-            Ok(packed) => packed,
-            Err(error) => {
-                let reason = format!("an entry cannot be read: {}", http::causes(&error));
-                return Delivery::Hold { after: None, reason };
-            }
-        };
         let within = self.settings.timeout.max(batch.patience.unwrap_or_default());
-        let mut results = Results::new(count, &requests);
-        for request in &requests {
-            let answer = self.send(&sender, &request.body, within).await;
-            let outcome = interpret(&answer, request.entries.len() as u64, (self.now)());
-            if let Outcome::Accepted { warning: Some(warning) } = &outcome {
-                tracing::warn!(
-                    code = "receiver_warning",
-                    destination = self.destination(),
-                    warning,
-                    "the receiver accepted log records with a warning"
-                );
-            }
-            if let Some(rest) = record(&mut results, request, outcome) {
-                return results.finish(rest);
+        let mut results = Results::new(batch.entries().count(), &[]);
+        let mut from = 0;
+        loop {
+            let requests = match self.pack(batch, &sender, from) {
+                Ok(requests) => requests,
+                Err(error) => {
+                    let reason = format!("an entry cannot be read: {}", http::causes(&error));
+                    return Delivery::Hold { after: None, reason };
+                }
+            };
+            results.replace(&requests);
+            match self.send_all(&sender, &requests, within, &mut results).await {
+                Sent::All => return results.finish(Rest::Unprocessed),
+                Sent::Stopped(rest) => return results.finish(rest),
+                Sent::TooLarge(entry) => from = entry,
             }
         }
-        results.finish(Rest::Unprocessed)
     }
 
     fn destination(&self) -> String {
@@ -164,22 +235,6 @@ impl SiemSink for Otlp {
             )),
             Outcome::Failed(rest) => Err(reason(rest)),
         }
-    }
-}
-
-/// Records the outcome of a request. Returns the result of the entries that it leaves undecided if no
-/// further request must be sent.
-fn record(results: &mut Results, request: &Request, outcome: Outcome) -> Option<Rest> {
-    match outcome {
-        Outcome::Accepted { .. } => {
-            request.entries.iter().for_each(|entry| results.accept(*entry));
-            None
-        }
-        Outcome::Partial { rejected, message } => {
-            results.refuse_some(&request.entries, rejected, message);
-            Some(Rest::Unprocessed)
-        }
-        Outcome::Failed(rest) => Some(rest),
     }
 }
 

@@ -8,3 +8,5 @@ pub(crate) mod hec_server;
 pub(crate) mod http_server;
 pub(crate) mod odd_lines;
 pub(crate) mod osmem;
+pub(crate) mod otlp_server;
+pub(crate) mod rotel;
