@@ -107,8 +107,8 @@ fn no_answer(base: &Url, error: reqwest::Error, within: Duration) -> NoAnswer {
     let to = base.origin().ascii_serialization();
     let reason = format!("request to `{to}` failed: {reason}");
     if timed_out {
-        let seconds = within.as_secs_f64();
-        let reason = format!("{reason}: no response within {seconds} s");
+        let time = humantime::format_duration(within);
+        let reason = format!("{reason}: no response within {time}");
         return NoAnswer { reason, needs_person, waited: Some(within) };
     }
     NoAnswer { reason, needs_person, waited: None }

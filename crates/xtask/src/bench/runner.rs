@@ -117,12 +117,12 @@ impl Runner {
 const PORT: &str = "9917";
 
 #[cfg(unix)]
-fn link(to: &Path, from: &Path) -> io::Result<()> {
+pub(super) fn link(to: &Path, from: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(fs::canonicalize(to)?, from)
 }
 
 #[cfg(not(unix))]
-fn link(_to: &Path, _from: &Path) -> io::Result<()> {
+pub(super) fn link(_to: &Path, _from: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "the runner reads /proc"))
 }
 
