@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use siem_protocol::managed::Action;
+use siem_protocol::{delivery::Acknowledged, managed::Action};
 
 use crate::{
     agent::{handle::Phase, status_file::ConfigReport},
@@ -77,6 +77,10 @@ pub(crate) struct SinkStatus {
     pub(crate) entries: u64,
     pub(crate) oldest_seconds: Option<u64>,
     pub(crate) delivered: u64,
+    /// Number of entries since the start that count as delivered without proof.
+    pub(crate) unproven: u64,
+    /// Meaning of an acknowledgement; `None` without an agent.
+    pub(crate) acknowledged_means: Option<Acknowledged>,
     pub(crate) last_acknowledgement: Option<String>,
     pub(crate) last_acknowledgement_seconds: Option<u64>,
     pub(crate) last_error: Option<LastError>,
@@ -212,6 +216,8 @@ impl SinkStatus {
     fn add_progress(&mut self, progress: &SinkProgress, now: Timestamp) {
         let SinkProgress { acknowledged_at, retry_at, last_error, .. } = progress;
         self.delivered = progress.delivered;
+        self.unproven = progress.unproven;
+        self.acknowledged_means = progress.acknowledged_means;
         self.last_acknowledgement = acknowledged_at.map(|at| at.to_string());
         self.last_acknowledgement_seconds = acknowledged_at.map(|at| (now - at).as_secs());
         self.last_error = last_error

@@ -4,6 +4,7 @@ mod agent_checks;
 mod check_result;
 mod machine_checks;
 mod receiver_checks;
+mod sink_checks;
 
 use std::path::Path;
 
@@ -47,7 +48,7 @@ impl Arguments {
         };
         let results = configuration(&checkup).into_iter();
         let results = results.chain(machine_checks::run(&checkup));
-        let results = results.chain(receiver_checks::run(&checkup));
+        let results = results.chain(connections(&checkup));
         for result in results.chain(agent_checks::run(&context)) {
             show(result)?;
         }
@@ -59,6 +60,16 @@ impl Arguments {
             count => Err(Failure::failed(format!("{} failed", counted(count, "check", "checks")))),
         }
     }
+}
+
+/// Checks of everything that the agent delivers to.
+fn connections(checkup: &Checkup) -> Vec<CheckResult> {
+    let mut results = receiver_checks::run(checkup);
+    results.extend(sink_checks::run(checkup));
+    if results.is_empty() {
+        results.push(CheckResult::warn("receiver", "no sink delivers to a receiver"));
+    }
+    results
 }
 
 /// Mistakes in the configuration.

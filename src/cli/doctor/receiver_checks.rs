@@ -13,8 +13,8 @@ use crate::{
     text::causes,
 };
 
-/// Longest time that the receiver may take.
-const TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest time that a receiver may take.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(15);
 /// Largest tolerated difference of the clocks: beyond it, times in records are useless, and
 /// certificates may be invalid.
 const MAX_SKEW: Duration = Duration::from_secs(60);
@@ -27,9 +27,7 @@ pub(super) fn run(checkup: &Checkup) -> Vec<CheckResult> {
     }
     let connection = match assembly::manager(&checkup.loaded, &checkup.context) {
         Ok(Some(connection)) => connection,
-        Ok(None) => {
-            return vec![CheckResult::warn("receiver", "no sink delivers to a receiver")];
-        }
+        Ok(None) => return Vec::new(),
         Err(error) => return vec![CheckResult::fail("receiver", causes(&error))],
     };
     let mut results = Vec::new();

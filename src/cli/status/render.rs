@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use siem_protocol::delivery::Acknowledged;
+
 use super::report::{HookStatus, Level, State, StatusReport};
 use crate::{
     agent::{handle::Phase, status_file::ConfigReport},
@@ -213,6 +215,9 @@ fn sink_text(sink: &SinkStatus, state: State) -> String {
     if let Some(destination) = &sink.destination {
         detail("to", destination);
     }
+    if let Some(means) = sink.acknowledged_means {
+        detail("acknowledged means:", &acknowledged_text(means, sink.unproven));
+    }
     if let Some(error) = &sink.last_error {
         let reason = error.reason.replace('\n', " ");
         detail("last error at", &format_args!("{}: {reason}", error.at));
@@ -224,6 +229,19 @@ fn sink_text(sink: &SinkStatus, state: State) -> String {
         text += "\nwaiting for its rate limit";
     }
     text
+}
+
+fn acknowledged_text(means: Acknowledged, unproven: u64) -> String {
+    let means = match means {
+        Acknowledged::Verified => "on disk, chain checked",
+        Acknowledged::Indexed => "indexed",
+        Acknowledged::Received => "received",
+        Acknowledged::Nothing => "nothing",
+    };
+    match unproven {
+        0 => means.to_owned(),
+        count => format!("{means}; {count} unproven"),
+    }
 }
 
 fn reading_text(reading: &ReadingStatus) -> String {
@@ -312,6 +330,8 @@ mod tests {
             configured: true,
             acknowledged: 40,
             entries: 12,
+            unproven: 3,
+            acknowledged_means: Some(Acknowledged::Indexed),
             last_acknowledgement_seconds: Some(7),
             last_error: Some(LastError { reason: "503\n\x1b[2Jbusy".into(), at: "then".into() }),
             retry_at: Some("soon".into()),
@@ -400,6 +420,7 @@ log level   info
 outbox      12 entries queued, the oldest for 1 min 30 s; 4.0 KiB stored of at most 1.0 GiB; 1 dead letter
 sink        siem: 12 entries queued, acknowledged up to 40; last acknowledgement 7 s ago
             to https://siem.example.com/
+            acknowledged means: indexed; 3 unproven
             last error at then: 503  [2Jbusy
             retry at soon
 reading     3 files, 10 B unread in 1 of them; changes are found by sweeps only

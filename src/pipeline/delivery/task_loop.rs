@@ -140,10 +140,12 @@ impl TaskLoop {
         batch.patience = self.state.policy.patience();
         self.schedule.sending(is_full);
         let (head, started) = (*self.head.borrow(), self.elapsed());
-        self.show_in_transit(None);
         let sent = self.task.send(&batch, end, &mut self.state, &self.control);
         let Sent { after, moved } = sent.await;
         self.schedule.sent(self.task.sink.sent(&batch), started);
+        if !matches!(after, AfterBatch::Recheck(_)) {
+            self.show_in_transit(None);
+        }
         let now = self.elapsed();
         let has_moved = moved.is_some();
         if let Some(CursorMove { seq, is_first }) = moved {
