@@ -46,5 +46,6 @@ mod reliability_page;
 mod reload;
 mod secrets;
 mod sinks;
+mod sinks_otlp;
 mod systemd;
 mod tls;

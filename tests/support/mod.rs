@@ -3,14 +3,30 @@
 #![cfg_attr(not(unix), allow(dead_code, reason = "most tests need Unix"))]
 
 pub(crate) mod agent;
+#[cfg(unix)]
+#[allow(dead_code, reason = "tests of siem-sinks use the rest")]
+#[path = "../../crates/siem-sinks/tests/it/support/assembly.rs"]
+pub(crate) mod assembly;
 pub(crate) mod claude_client;
 pub(crate) mod entries;
 pub(crate) mod home;
+#[cfg(unix)]
+#[allow(dead_code, reason = "tests of siem-sinks use the rest")]
+#[path = "../../crates/siem-sinks/tests/it/support/http_server.rs"]
+pub(crate) mod http_server;
 pub(crate) mod in_process_delivery;
+#[cfg(unix)]
+#[allow(dead_code, reason = "tests of siem-sinks use the rest")]
+#[path = "../../crates/siem-sinks/tests/it/support/otlp_server.rs"]
+pub(crate) mod otlp_server;
 pub(crate) mod proxy;
 pub(crate) mod receiver;
 pub(crate) mod reference_reader;
 pub(crate) mod relay;
+#[cfg(unix)]
+#[allow(dead_code, reason = "tests of siem-sinks use the rest")]
+#[path = "../../crates/siem-sinks/tests/it/support/rotel.rs"]
+pub(crate) mod rotel;
 pub(crate) mod scripted_receiver;
 #[cfg(unix)]
 pub(crate) mod tls;
