@@ -1,6 +1,7 @@
 //! Built-in sinks.
 
 mod connection;
+mod elasticsearch;
 mod event_options;
 mod file;
 mod headers;
