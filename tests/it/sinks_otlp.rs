@@ -200,7 +200,7 @@ fn faults_before_a_collector_lose_nothing_and_repeat_few() {
 
     let (records, repeated) = assert_complete(&home, &backend);
     let most = lost * BATCH * 2;
-    println!(
+    eprintln!(
         "{records} records; {count} faults, 2 kills of the agent, 1 restart of the collector: 0 lost, \
          {repeated} log records repeated after {lost} lost responses, at most {most}"
     );
@@ -232,7 +232,7 @@ fn poisoned_entry_is_a_dead_letter_and_all_others_arrive() {
     // Without the poisoned line the files and the server are the same.
     home.write("-generated/poison.jsonl", "{\"n\":1}\n            \n{\"n\":3}\n");
     let (records, repeated) = assert_complete(&home, &server);
-    println!("{records} records beside 1 poisoned entry: 0 lost, {repeated} log records repeated");
+    eprintln!("{records} records beside 1 poisoned entry: 0 lost, {repeated} log records repeated");
     // Parts of an entry whose last parts are in the refused request.
     assert!(repeated < 8, "{repeated}");
 }

@@ -3,8 +3,12 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
+
+/// Returns the time of day; for sinks that never wait.
+pub type Now = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// Time of day, and waits.
 pub trait Clock: Send + Sync {

@@ -24,10 +24,10 @@ use self::{
 };
 use crate::{
     Batch, SiemSink,
+    clock::Now,
     compression::Compression,
     event::TimeOf,
     http::{Answer, NoAnswer, exchange},
-    otlp::Now,
     problem::summary,
     request::{Request, Results},
 };

@@ -7,7 +7,7 @@ mod encode;
 mod response;
 mod value;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use reqwest::{
     Client, Url,
@@ -24,6 +24,7 @@ use self::{
 };
 use crate::{
     Batch, SiemSink,
+    clock::Now,
     compression::Compression,
     event::{Event, TimeOf},
     http::{self, Answer, NoAnswer},
@@ -56,9 +57,6 @@ pub struct Settings {
     /// Maximum time of a request.
     pub timeout: Duration,
 }
-
-/// Returns the current time.
-pub type Now = Arc<dyn Fn() -> std::time::SystemTime + Send + Sync>;
 
 /// Sends each batch in one request or more.
 pub struct Otlp {

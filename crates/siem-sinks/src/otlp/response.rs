@@ -144,6 +144,10 @@ fn success(answer: &Answer, records: u64) -> Option<Outcome> {
     Some(match rejected {
         0 => Outcome::Accepted { warning: Some(message).filter(|message| !message.is_empty()) },
         _ if rejected < records => Outcome::Partial { rejected, message },
+        _ if message.is_empty() => {
+            let answer = format!("{rejected} log records rejected without a message");
+            Outcome::Failed(Rest::Refused { status: 400, answer })
+        }
         _ => Outcome::Failed(Rest::Refused { status: 400, answer: message }),
     })
 }

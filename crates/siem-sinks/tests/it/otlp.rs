@@ -216,7 +216,7 @@ async fn poisoned_entries_are_found_by_halving() {
         let stored = assemble(server.events());
         assert!(stored.contents == expected);
         assert_eq!(stored.repetitions, 0);
-        println!("{} deliveries for 1 poisoned entry of 100", delivered.deliveries);
+        eprintln!("{} deliveries for 1 poisoned entry of 100", delivered.deliveries);
     }
 }
 
@@ -301,7 +301,7 @@ async fn faults_lose_nothing_and_repeat_only_unanswered_requests() {
     let stored = assemble(server.events());
     assert!(stored.contents == entries.contents());
     assert_eq!(server.http().faults_left(), 0);
-    println!(
+    eprintln!(
         "{} entries, {} repeated after {count} lost responses",
         entries.len(),
         stored.repetitions

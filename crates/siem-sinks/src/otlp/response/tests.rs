@@ -94,6 +94,9 @@ fn rejected_log_records_are_counted() {
         let all = Outcome::Failed(Rest::Refused { status: 400, answer: "old".into() });
         assert_eq!(outcome(200, PROTOBUF, &partial(rejected, "old")), all);
     }
+    let answer = "10 log records rejected without a message".to_owned();
+    let all = Outcome::Failed(Rest::Refused { status: 400, answer });
+    assert_eq!(outcome(200, PROTOBUF, &partial(10, "")), all);
     let warning = Outcome::Accepted { warning: Some("slow".into()) };
     assert_eq!(outcome(200, PROTOBUF, &partial(0, "slow")), warning);
 }
