@@ -1,10 +1,7 @@
 //! Syslog: to a real rsyslog, and through connections that are reset.
 
 use std::{
-    fs,
-    net::{SocketAddr, TcpListener as StdListener},
-    path::Path,
-    process::{Child, Command, Stdio},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -26,157 +23,13 @@ use tokio::{
 };
 
 use crate::support::{
-    assembly::{Assembled, ServerEvent, assemble, decode},
+    assembly::{Assembled, ServerEvent, assemble},
     entries::Entries,
     odd_lines::odd_lines,
+    rsyslog::{Rsyslog, certificates},
 };
 
 const DEADLINE: Duration = Duration::from_secs(60);
-
-/// A running rsyslog that appends each message to a file as it was received.
-struct Rsyslog {
-    child: Child,
-    folder: tempfile::TempDir,
-    port: u16,
-    authority: Option<String>,
-}
-
-impl Rsyslog {
-    fn start(with_tls: bool) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let port = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let authority = with_tls.then(|| certificates(folder.path()));
-        fs::write(folder.path().join("rsyslog.conf"), configuration(folder.path(), port, with_tls))
-            .unwrap();
-        let child = spawn(folder.path());
-        let server = Self { child, folder, port, authority };
-        server.wait_until_it_listens();
-        server
-    }
-
-    fn wait_until_it_listens(&self) {
-        let start = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(start.elapsed() < DEADLINE, "rsyslog does not listen: {}", self.errors());
-            std::thread::yield_now();
-        }
-    }
-
-    fn errors(&self) -> String {
-        fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
-    }
-
-    /// Stops the server, which writes what it has received, and returns its messages.
-    fn stop(mut self) -> Vec<ServerEvent> {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        self.child.wait().unwrap();
-        let received = fs::read(self.folder.path().join("received")).unwrap_or_default();
-        let lines = received.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        lines.map(|line| parse(std::str::from_utf8(line).unwrap())).collect()
-    }
-}
-
-impl Drop for Rsyslog {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-fn spawn(folder: &Path) -> Child {
-    let errors = fs::File::create(folder.join("stderr")).unwrap();
-    Command::new("rsyslogd")
-        .arg("-n")
-        .arg("-f")
-        .arg(folder.join("rsyslog.conf"))
-        .arg("-i")
-        .arg(folder.join("pid"))
-        .stdout(Stdio::null())
-        .stderr(errors)
-        .spawn()
-        .unwrap()
-}
-
-fn configuration(folder: &Path, port: u16, with_tls: bool) -> String {
-    let folder = folder.display();
-    let (global, driver) = if with_tls {
-        (
-            format!(
-                r#"defaultNetstreamDriverCAFile="{folder}/ca.pem"
-                   defaultNetstreamDriverCertFile="{folder}/server.pem"
-                   defaultNetstreamDriverKeyFile="{folder}/server.key""#
-            ),
-            r#"streamDriver.name="gtls" streamDriver.mode="1" streamDriver.authMode="anon""#,
-        )
-    } else {
-        (String::new(), "")
-    };
-    format!(
-        r#"global(workDirectory="{folder}" {global})
-module(load="imtcp" {driver})
-template(name="raw" type="string" string="%rawmsg%\n")
-ruleset(name="keep") {{ action(type="omfile" file="{folder}/received" template="raw") }}
-input(type="imtcp" address="127.0.0.1" port="{port}" ruleset="keep")
-"#
-    )
-}
-
-/// Writes an authority, and a certificate for `localhost`, and returns the authority in PEM.
-fn certificates(folder: &Path) -> String {
-    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority_key = rcgen::KeyPair::generate().unwrap();
-    let authority_certificate = authority.self_signed(&authority_key).unwrap();
-    let issuer = rcgen::Issuer::new(authority, authority_key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let server = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    let server = server.signed_by(&key, &issuer).unwrap();
-    fs::write(folder.join("ca.pem"), authority_certificate.pem()).unwrap();
-    fs::write(folder.join("server.pem"), server.pem()).unwrap();
-    fs::write(folder.join("server.key"), key.serialize_pem()).unwrap();
-    authority_certificate.pem()
-}
-
-/// Parses a message of RFC 5424 with the structured data of the sink.
-fn parse(message: &str) -> ServerEvent {
-    let (head, mut rest) =
-        message.split_once(" [ai-agent@32473").unwrap_or_else(|| panic!("{message}"));
-    let head: Vec<&str> = head.split(' ').collect();
-    assert_eq!((head.len(), head[3], head[4]), (6, "ai-agent", "-"), "{message}");
-    let mut event = ServerEvent::default();
-    let (mut of, mut index, mut total, mut encoding) = (None, 1, 1, String::new());
-    while let Some(parameter) = rest.strip_prefix(' ') {
-        let (name, value) = parameter.split_once("=\"").unwrap();
-        let (value, after) = unescape(value);
-        rest = after;
-        match name {
-            "event.id" => event.id = value,
-            "event.hash" => event.hash = value,
-            "ai_agent.part.of" => of = Some(value),
-            "ai_agent.part.index" => index = value.parse().unwrap(),
-            "ai_agent.part.total" => total = value.parse().unwrap(),
-            "ai_agent.encoding" => encoding = value,
-            _ => {}
-        }
-    }
-    event.part = of.map(|of| (of, index, total));
-    event.content = decode(rest.strip_prefix("] ").unwrap(), &encoding);
-    event
-}
-
-/// Returns a value up to its closing quote, unescaped, and the text behind the quote.
-fn unescape(text: &str) -> (String, &str) {
-    let (mut value, mut characters) = (String::new(), text.char_indices());
-    while let Some((at, character)) = characters.next() {
-        match character {
-            '\\' => value.push(characters.next().unwrap().1),
-            '"' => return (value, &text[at + 1..]),
-            other => value.push(other),
-        }
-    }
-    panic!("no closing quote: {text}")
-}
 
 fn settings(port: u16, window: WindowSize) -> Settings {
     Settings {
@@ -232,13 +85,13 @@ async fn odd_lines_arrive_over_tls_byte_for_byte() {
     let server = Rsyslog::start(true);
     let mut entries = Entries::of(odd_lines());
     entries.event("heartbeat", r#"{"files":3}"#);
-    let authorities = server.authority.clone().unwrap().into_bytes();
+    let authorities = server.authority().unwrap().as_bytes().to_vec();
     let tls = TlsSettings { authorities, ..TlsSettings::default() }.client_config().unwrap();
     let tls = Some(Arc::new(tls));
-    let mut sink = Syslog::new(Settings { tls, ..settings(server.port, short_window()) });
+    let mut sink = Syslog::new(Settings { tls, ..settings(server.port(), short_window()) });
     assert_eq!(deliver_all(&mut sink, &entries).await, 0);
     drop(sink);
-    let assembled = check_complete(server.stop(), &entries);
+    let assembled = check_complete(server.into_events(), &entries);
     assert_eq!(assembled.repetitions, 0);
 }
 
@@ -250,7 +103,7 @@ async fn unknown_authority_is_an_alarm() {
     let authorities = certificates(other.path()).into_bytes();
     let tls = TlsSettings { authorities, ..TlsSettings::default() }.client_config().unwrap();
     let tls = Some(Arc::new(tls));
-    let mut sink = Syslog::new(Settings { tls, ..settings(server.port, short_window()) });
+    let mut sink = Syslog::new(Settings { tls, ..settings(server.port(), short_window()) });
     let delivery = sink.deliver(Entries::small(1).batch()).await;
     let Delivery::Hold { reason, .. } = delivery else { panic!("{delivery:?}") };
     assert!(reason.contains("ca_file"), "{reason}");
@@ -293,7 +146,7 @@ async fn forward(mut client: TcpStream, to: u16, limit: Option<usize>) {
 #[tokio::test]
 async fn reset_loses_nothing_and_repeats_the_window_at_most() {
     let server = Rsyslog::start(false);
-    let proxy = resetting_proxy(server.port, vec![2_000_000, 100_000, 3_000_000]).await;
+    let proxy = resetting_proxy(server.port(), vec![2_000_000, 100_000, 3_000_000]).await;
     let line = format!(r#"{{"type":"user","text":"{}"}}"#, "x".repeat(2_000));
     let entries = Entries::of((0..2_500).map(|_| &line));
     let window = WindowSize { time: Duration::from_secs(1), ..WindowSize::default() };
@@ -301,7 +154,7 @@ async fn reset_loses_nothing_and_repeats_the_window_at_most() {
     let mut sink = Syslog::new(Settings { host, ..settings(proxy.port(), window) });
     let failures = deliver_all(&mut sink, &entries).await;
     drop(sink);
-    let assembled = check_complete(server.stop(), &entries);
+    let assembled = check_complete(server.into_events(), &entries);
     println!(
         "{} entries, {failures} failed attempts, {} repeated",
         entries.len(),

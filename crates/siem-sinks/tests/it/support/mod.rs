@@ -10,3 +10,4 @@ pub(crate) mod odd_lines;
 pub(crate) mod osmem;
 pub(crate) mod otlp_server;
 pub(crate) mod rotel;
+pub(crate) mod rsyslog;
