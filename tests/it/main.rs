@@ -47,5 +47,6 @@ mod reload;
 mod secrets;
 mod sinks;
 mod sinks_otlp;
+mod sinks_syslog;
 mod systemd;
 mod tls;

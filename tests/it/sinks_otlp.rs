@@ -2,11 +2,8 @@
 #![cfg(unix)]
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    path::PathBuf,
     time::Duration,
 };
 
@@ -15,19 +12,17 @@ use test_requires::requires;
 use crate::support::{
     agent::Agent,
     assembly::assemble,
-    copy_tree, eventually, files_below,
+    eventually,
     home::Home,
     http_server::{Fault, HttpServer, Reply, Request},
     otlp_server::{OtlpServer, attribute, content, rejected},
-    reference_reader::{self, Rules},
     rotel::Rotel,
+    session_tree::{SentRecord, assert_complete, home_with_sessions},
     within,
 };
 
 /// Maximum number of entries in a batch.
 const BATCH: usize = 50;
-/// Total size of the session files, about.
-const TREE_BYTES: u64 = 3 << 20;
 
 /// Options of the agent with a sink that ships to `endpoint`.
 fn config(endpoint: &str) -> String {
@@ -38,80 +33,16 @@ fn config(endpoint: &str) -> String {
     )
 }
 
-/// A home directory with real sessions, or with generated ones where there are none.
-fn home() -> Home {
-    let home = Home::new();
-    let mut total = 0;
-    for tree in corpus() {
-        let size: u64 = files_below(&tree).iter().map(|it| it.metadata().unwrap().len()).sum();
-        if total + size <= TREE_BYTES {
-            total += size;
-            let name = tree.parent().unwrap().file_name().unwrap();
-            copy_tree(&tree, &home.projects().join(name));
-        }
-    }
-    let mut odd = Vec::new();
-    for line in [&b"\xff not UTF-8"[..], b"{\"a\":1,\"a\":NaN}", b"null", b"\"\\ud800\"", b"a\0b"] {
-        odd.extend_from_slice(line);
-        odd.push(b'\n');
-    }
-    home.write("-generated/odd.jsonl", odd);
-    for session in 0..4 {
-        let line = |n: usize| {
-            let text = "ä \\\"quoted\\\" text ".repeat(if n == 50 { 20_000 } else { n });
-            format!("{{\"type\":\"user\",\"uuid\":\"{session}-{n}\",\"text\":\"{text}\"}}\n")
-        };
-        let lines: String = (0..100).map(line).collect();
-        home.write(&format!("-generated/{session}.jsonl"), lines);
-    }
-    home
-}
-
-/// Directories with the session files of the corpus, the smallest first; none where it is missing.
-fn corpus() -> Vec<PathBuf> {
-    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
-    let shared = std::env::var_os("AI_AGENT_SHARED").map_or(beside, PathBuf::from);
-    let Ok(trees) = fs::read_dir(shared.join("corpus")) else { return Vec::new() };
-    let mut trees: Vec<_> = trees.map(|tree| tree.unwrap().path().join("projects")).collect();
-    trees.retain(|tree| tree.is_dir());
-    let size = |tree: &PathBuf| {
-        files_below(tree).iter().map(|it| it.metadata().unwrap().len()).sum::<u64>()
-    };
-    trees.sort_by_cached_key(size);
-    trees
-}
-
-/// Compares what a receiver has with the session files: the set of ids and the bytes of each. Returns
-/// the number of records, and of log records that it has more than once.
-#[track_caller]
-fn assert_complete(home: &Home, server: &OtlpServer) -> (usize, usize) {
-    // Each file has one generation.
-    let mut generations: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for record in server.log_records() {
-        if let Some(path) = attribute(&record, "log.file.path") {
-            let generation = attribute(&record, "ai_agent.generation").unwrap();
-            generations.entry(path).or_default().insert(generation);
-        }
-    }
-    let mut expected = BTreeMap::new();
-    for line in reference_reader::read_tree(&home.projects(), &Rules::default()) {
-        let found = generations.get(line.path.to_str().unwrap());
-        let found = found.unwrap_or_else(|| panic!("all of {} is missing", line.path.display()));
-        assert_eq!(found.len(), 1, "generations of {}", line.path.display());
-        let generation = found.first().unwrap();
-        expected.insert(format!("{generation}:{}", line.offset), line.line);
-    }
-    let assembled = assemble(server.events());
-    assert_eq!(assembled.incomplete, [""; 0]);
-    let is_record = |id: &str| generations.values().flatten().any(|it| id.starts_with(it.as_str()));
-    let mut arrived = assembled.contents;
-    arrived.retain(|id, _| is_record(id));
-    let (ids, wanted): (BTreeSet<_>, BTreeSet<_>) =
-        (arrived.keys().collect(), expected.keys().collect());
-    let (missing, extra) = (wanted.difference(&ids).count(), ids.difference(&wanted).count());
-    assert_eq!((missing, extra), (0, 0), "of {} records", expected.len());
-    assert!(arrived == expected, "other bytes");
-    (expected.len(), assembled.repetitions)
+/// Log records that a receiver has, with their files.
+fn sent(server: &OtlpServer) -> Vec<SentRecord> {
+    let file = |record: &_, name| attribute(record, name).unwrap_or_default();
+    let records = server.log_records();
+    let files = records
+        .iter()
+        .map(|record| (file(record, "log.file.path"), file(record, "ai_agent.generation")));
+    let events = server.events().into_iter();
+    let sent = events.zip(files);
+    sent.map(|(event, (path, generation))| SentRecord { event, path, generation }).collect()
 }
 
 /// Forwards a request as it is. Returns no response if the receiver does not respond.
@@ -147,7 +78,7 @@ fn forward(request: &Request, to: SocketAddr) -> io::Result<Reply> {
 #[requires(servers)]
 #[test]
 fn faults_before_a_collector_lose_nothing_and_repeat_few() {
-    let home = home();
+    let home = home_with_sessions();
     let backend = OtlpServer::start();
     let rotel = Rotel::start(&backend.http().url());
     let address = rotel.address();
@@ -198,7 +129,7 @@ fn faults_before_a_collector_lose_nothing_and_repeat_few() {
     stop_when_done(agent, &home, &proxy);
     rotel.stop();
 
-    let (records, repeated) = assert_complete(&home, &backend);
+    let (records, repeated) = assert_complete(&home, sent(&backend));
     let most = lost * BATCH * 2;
     eprintln!(
         "{records} records; {count} faults, 2 kills of the agent, 1 restart of the collector: 0 lost, \
@@ -216,7 +147,7 @@ fn stop_when_done(agent: Agent, home: &Home, proxy: &HttpServer) {
 
 #[test]
 fn poisoned_entry_is_a_dead_letter_and_all_others_arrive() {
-    let home = home();
+    let home = home_with_sessions();
     home.write("-generated/poison.jsonl", "{\"n\":1}\n{\"poison\":1}\n{\"n\":3}\n");
     let server = OtlpServer::by_rule(|records| {
         let is_poisoned = |content: Vec<u8>| content == b"{\"poison\":1}";
@@ -231,7 +162,7 @@ fn poisoned_entry_is_a_dead_letter_and_all_others_arrive() {
 
     // Without the poisoned line the files and the server are the same.
     home.write("-generated/poison.jsonl", "{\"n\":1}\n            \n{\"n\":3}\n");
-    let (records, repeated) = assert_complete(&home, &server);
+    let (records, repeated) = assert_complete(&home, sent(&server));
     eprintln!("{records} records beside 1 poisoned entry: 0 lost, {repeated} log records repeated");
     // Parts of an entry whose last parts are in the refused request.
     assert!(repeated < 8, "{repeated}");
@@ -278,5 +209,5 @@ fn captive_portal_acknowledges_nothing() {
         (!server.events().is_empty()).then_some(())
     });
     agent.stop();
-    assert_eq!(assert_complete(&home, &server), (1, 0));
+    assert_eq!(assert_complete(&home, sent(&server)), (1, 0));
 }

@@ -129,7 +129,9 @@ fn faults_before_rsyslog_lose_nothing_and_repeat_the_window() {
     let largest = 8_000;
     let bytes: usize = records.iter().map(|record| record.event.content.len()).sum();
     let (count, repeated) = assert_complete(&home, records);
-    println!("{count} records, {bytes} bytes; {disconnects} disconnects: 0 lost, {repeated} repeated");
+    eprintln!(
+        "{count} records, {bytes} bytes; {disconnects} disconnects: 0 lost, {repeated} repeated"
+    );
     // A message is not smaller than its structured data.
     assert!(repeated <= disconnects * (WINDOW + largest) / 500, "{repeated}");
 }

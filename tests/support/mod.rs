@@ -27,7 +27,13 @@ pub(crate) mod relay;
 #[allow(dead_code, reason = "tests of siem-sinks use the rest")]
 #[path = "../../crates/siem-sinks/tests/it/support/rotel.rs"]
 pub(crate) mod rotel;
+#[cfg(unix)]
+#[allow(dead_code, reason = "tests of siem-sinks use the rest")]
+#[path = "../../crates/siem-sinks/tests/it/support/rsyslog.rs"]
+pub(crate) mod rsyslog;
 pub(crate) mod scripted_receiver;
+#[cfg(unix)]
+pub(crate) mod session_tree;
 #[cfg(unix)]
 pub(crate) mod tls;
 

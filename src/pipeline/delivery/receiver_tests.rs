@@ -41,7 +41,7 @@ enum Protocol {
 const PROTOCOLS: [Protocol; 5] =
     [Protocol::Prefix, Protocol::PerEntry, Protocol::Counting, Protocol::Whole, Protocol::Transit];
 
-/// What became of an entry.
+/// Outcome of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Accepted,

@@ -155,7 +155,7 @@ async fn reset_loses_nothing_and_repeats_the_window_at_most() {
     let failures = deliver_all(&mut sink, &entries).await;
     drop(sink);
     let assembled = check_complete(server.into_events(), &entries);
-    println!(
+    eprintln!(
         "{} entries, {failures} failed attempts, {} repeated",
         entries.len(),
         assembled.repetitions

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_of_two_files_are_told_apart() {
+    fn calls_of_two_files_are_distinguished() {
         let mut memory = Memory::default();
         let call = KnownCall { offset: 5, name: "Bash".into(), kind: Kind::Execute, at: None };
         memory.call(FILE, "t1", call);
