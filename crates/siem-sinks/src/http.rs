@@ -7,6 +7,8 @@ use std::{error::Error, time::Duration};
 
 use reqwest::{Certificate, Client, ClientBuilder, Proxy, RequestBuilder, Url, header, redirect};
 
+use siem_protocol::delivery::Rest;
+
 use self::failure::Failure;
 pub(crate) use self::failure::remedy;
 pub use self::retry_after::{MAX_RETRY_AFTER, retry_after};
@@ -75,6 +77,17 @@ pub struct NoAnswer {
     pub needs_person: bool,
     /// Time waited for a response, if the connection was established and none came in time.
     pub waited: Option<Duration>,
+}
+
+impl From<&NoAnswer> for Rest {
+    fn from(failed: &NoAnswer) -> Self {
+        let NoAnswer { reason, needs_person, waited } = failed.clone();
+        match waited {
+            _ if needs_person => Self::Hold { after: None, reason },
+            Some(waited) => Self::Slow { waited, reason },
+            None => Self::Retry { after: None, reason },
+        }
+    }
 }
 
 /// Sends a request to `base` and reads at most `limit` bytes of the response, all of it `within` a

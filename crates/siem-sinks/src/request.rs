@@ -14,6 +14,38 @@ pub struct Request {
     pub entries: Vec<usize>,
 }
 
+/// Smallest limit of a request: servers accept at least as much.
+const MIN_REQUEST_BYTES: usize = 64 << 10;
+/// Smallest limit of an event, with room for fields and content.
+const MIN_EVENT_BYTES: usize = 16 << 10;
+
+/// Limits in bytes, before compression.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Maximum size of a request.
+    pub request: usize,
+    /// Maximum size of an encoded event; at most that of a request.
+    pub event: usize,
+}
+
+impl Limits {
+    /// Creates limits, which are raised if they leave too little room.
+    #[must_use]
+    pub fn new(request: usize, event: usize) -> Self {
+        let request = request.max(MIN_REQUEST_BYTES);
+        Self { request, event: event.clamp(MIN_EVENT_BYTES, request) }
+    }
+
+    /// Halves the limits after a request of `length` bytes was too large for the receiver. Returns
+    /// false if they are at their minimum.
+    pub fn lower(&mut self, length: usize) -> bool {
+        let request = (length.min(self.request) / 2).max(MIN_REQUEST_BYTES);
+        let is_lower = request < self.request;
+        *self = Self::new(request, self.event);
+        is_lower
+    }
+}
+
 /// Packs events into requests of limited size.
 #[derive(Debug)]
 pub struct Packer {
@@ -179,6 +211,31 @@ mod tests {
 
     fn retry() -> Rest {
         Rest::Retry { after: None, reason: "busy".into() }
+    }
+
+    #[test]
+    fn limits_are_halved_down_to_a_minimum() {
+        let mut limits = Limits::new(1_000_000, 900_000);
+        assert!(limits.lower(5_000_000));
+        assert_eq!(limits, Limits { request: 500_000, event: 500_000 });
+        assert!(limits.lower(200_000));
+        assert_eq!(limits, Limits { request: 100_000, event: 100_000 });
+        assert!(limits.lower(100_000));
+        assert!(!limits.lower(100_000));
+        assert_eq!(limits, Limits { request: 64 << 10, event: 64 << 10 });
+        assert_eq!(Limits::new(1, 1), Limits { request: 64 << 10, event: 16 << 10 });
+    }
+
+    #[test]
+    fn entry_that_is_sent_in_other_parts_needs_all_of_them() {
+        let mut results = Results::new(2, &pack(&[(0, 1), (1, 1), (1, 1)], 1, 10));
+        results.accept(0);
+        results.accept(1);
+        results.replace(&pack(&[(1, 1), (1, 1), (1, 1)], 1, 10));
+        results.accept(1);
+        results.accept(1);
+        let Delivery::PerEntry { entries, .. } = results.finish(retry()) else { panic!() };
+        assert_eq!(entries, [EntryResult::Accepted, EntryResult::Undecided]);
     }
 
     #[test]

@@ -10,7 +10,6 @@
 
 mod acknowledgements;
 mod encode;
-mod fields;
 mod response;
 
 use std::{sync::Arc, time::Duration};
@@ -24,7 +23,7 @@ use siem_protocol::delivery::{Acknowledged, Delivery, Rest};
 pub use self::acknowledgements::Indexed;
 use self::{
     acknowledgements::{Acknowledgements, Unconfirmed},
-    encode::{Limits, encode},
+    encode::encode,
     response::{NO_DATA, RestOfRequest, Verdict, interpret},
 };
 use crate::{
@@ -33,7 +32,7 @@ use crate::{
     compression::Compression,
     event::TimeOf,
     http::{Answer, NoAnswer, exchange},
-    request::{Request, Results},
+    request::{Limits, Request, Results},
 };
 
 /// Default limit of requests and events: Splunk Cloud documents 1 MB.
@@ -42,8 +41,6 @@ pub const SPLUNK_BYTES: usize = 900_000;
 pub const LOGSCALE_REQUEST_BYTES: usize = 5_000_000;
 /// Default limit of events for LogScale, which cuts those above 1 MB.
 pub const LOGSCALE_EVENT_BYTES: usize = 1_000_000;
-/// Smallest limit of a request after responses that it is too large.
-const MIN_REQUEST_BYTES: usize = 64 << 10;
 /// Bytes of a response that are read.
 const MAX_ANSWER: usize = 64 << 10;
 
@@ -116,10 +113,8 @@ impl SplunkHec {
     #[must_use]
     pub fn new(client: Client, clock: Arc<dyn Clock>, settings: Settings) -> Self {
         let url = collector_url(&settings.url, settings.dialect);
-        let request = settings.max_request_bytes.max(MIN_REQUEST_BYTES);
-        let event = settings.max_event_bytes.clamp(encode::MIN_EVENT_BYTES, request);
         let acknowledgements = settings.indexed.clone().map(Acknowledgements::new);
-        let limits = Limits { request, event };
+        let limits = Limits::new(settings.max_request_bytes, settings.max_event_bytes);
         let collector = Collector { client, clock, settings, url };
         Self { collector, limits, acknowledgements, bytes_sent: 0 }
     }
@@ -142,7 +137,7 @@ impl SplunkHec {
                         Err(rest) => return Sent::Stopped(rest),
                     }
                 }
-                RestOfRequest::TooLarge { .. } if self.lower_limits(request.body.len()) => {
+                RestOfRequest::TooLarge { .. } if self.limits.lower(request.body.len()) => {
                     return Sent::TooLarge(request.entries[0]);
                 }
                 _ => accepted.iter().for_each(|entry| results.accept(*entry)),
@@ -174,17 +169,6 @@ impl SplunkHec {
         }
         let size = (request.entries.len(), request.body.len());
         interpret(&reply, dialect, size, self.collector.clock.now())
-    }
-
-    /// Halves the limits after a request of `length` bytes was too large. Returns false if they are at
-    /// their minimum.
-    fn lower_limits(&mut self, length: usize) -> bool {
-        let request = (length.min(self.limits.request) / 2).max(MIN_REQUEST_BYTES);
-        if request >= self.limits.request {
-            return false;
-        }
-        self.limits = Limits { request, event: self.limits.event.min(request) };
-        true
     }
 }
 

@@ -66,7 +66,10 @@ fields! {
         "The record, byte for byte; for an event of the agent its `data`. Base64 if it is not UTF-8 (`bytesValue` in OpenTelemetry)",
         r#"{"type":"user","uuid":"1d0c…"}"#;
     ENCODING: ecs("ai_agent.encoding"), Some("ai_agent.encoding"), Keyword,
-        "`base64` if the record is not UTF-8 and the protocol has no bytes; absent otherwise", "base64";
+        "`base64` if the record is not UTF-8 and the protocol has no bytes; `json`, for a JSON string of it, if it is blank and the protocol refuses that (HEC); absent otherwise", "base64";
+    OMITTED: ecs("ai_agent.omitted_fields"), None, Text,
+        "Names of fields that are missing because they would take more than a quarter of the maximum size of an event",
+        "process.command_line";
     ID: ecs("event.id"), Some("log.record.uid"), Keyword,
         "Stable id, the same whenever the entry is sent again: generation and offset of a record (and the number of its part), epoch and sequence number of an event of the agent. Events with the same id are duplicates",
         "01934f2e8a7c7d10b5e3a4c2d1f0e9b8:4096";
@@ -147,5 +150,7 @@ fields! {
 
 /// Name of the field for the encoding of content, which sinks add.
 pub const ENCODING_NAME: &str = "ai_agent.encoding";
+/// Name of the field with the names of fields that were left out, which sinks add.
+pub const OMITTED_NAME: &str = "ai_agent.omitted_fields";
 /// Version of ECS that the names are from.
 pub(super) const VERSION: &str = ECS_VERSION.example;

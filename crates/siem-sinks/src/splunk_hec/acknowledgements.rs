@@ -13,7 +13,7 @@ use super::{
 use crate::request::Results;
 
 /// First wait between two polls; it doubles.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
+const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// Longest wait between two polls.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// Maximum number of cookies that are kept.

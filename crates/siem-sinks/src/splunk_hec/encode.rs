@@ -4,20 +4,19 @@ use std::{io::Write as _, time::Duration};
 
 use siem_protocol::BatchHeader;
 
-use super::{Dialect, Settings, fields::FieldWriter};
+use super::{Dialect, Settings};
 use crate::{
     Batch,
     event::{Event, Names, PartOf, Value, names::ENCODING_NAME, sender_fields},
+    fields::{FieldWriter, Nesting},
     http::causes,
     json::{write_base64, write_member, write_text},
     part::{Part, Size},
-    request::{Packer, Request},
+    request::{Limits, Packer, Request},
 };
 
 /// Room for members of the envelope, and for the fields that only parts have.
 const ENVELOPE: usize = 1024;
-/// Smallest limit of an event that leaves room for fields and content.
-pub(super) const MIN_EVENT_BYTES: usize = 16 << 10;
 
 /// Keys of an envelope. HEC answers an object with another key with 200, and drops it and the
 /// objects after it: each key that is written is one of these.
@@ -47,13 +46,6 @@ impl Key {
     }
 }
 
-/// Limits of requests and events in bytes, before compression.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    pub(super) request: usize,
-    pub(super) event: usize,
-}
-
 /// Encodes the entries of a batch from the one with index `from` on.
 ///
 /// # Errors
@@ -75,6 +67,17 @@ pub(super) fn encode(
     Ok(packer.finish())
 }
 
+impl Dialect {
+    /// Returns the form of fields: Splunk refuses objects among them, and LogScale drops objects and
+    /// arrays.
+    fn nesting(self) -> Nesting {
+        match self {
+            Self::Splunk => Nesting::Flat,
+            Self::LogScale => Nesting::Indexed,
+        }
+    }
+}
+
 struct Encoder<'a> {
     settings: &'a Settings,
     max_bytes: usize,
@@ -93,8 +96,9 @@ impl<'a> Encoder<'a> {
         if let Some(index) = &settings.index {
             write_key_text(&mut envelope, Key::Index, index);
         }
+        let nesting = settings.dialect.nesting();
         let mut sender = Vec::new();
-        let mut writer = FieldWriter::new(&mut sender, settings.dialect, max_bytes / 4);
+        let mut writer = FieldWriter::new(&mut sender, nesting, max_bytes / 4);
         sender_fields(header, Names::Ecs, &mut |name, value| writer.add(name, value));
         writer.finish();
         Self { settings, max_bytes, envelope, sender, fields: Vec::new() }
@@ -119,8 +123,8 @@ impl<'a> Encoder<'a> {
     fn encode_fields(&mut self, event: &Event<'_>, part: PartOf) {
         self.fields.clear();
         self.fields.extend_from_slice(&self.sender);
-        let room = self.max_bytes / 4;
-        let mut writer = FieldWriter::new(&mut self.fields, self.settings.dialect, room);
+        let (nesting, room) = (self.settings.dialect.nesting(), self.max_bytes / 4);
+        let mut writer = FieldWriter::new(&mut self.fields, nesting, room);
         event.fields(Names::Ecs, part, &mut |name, value| writer.add(name, value));
         writer.finish();
     }

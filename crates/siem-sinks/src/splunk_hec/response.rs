@@ -129,7 +129,7 @@ pub(super) fn interpret(
 ) -> Verdict {
     let answer = match reply {
         Ok(answer) => answer,
-        Err(failed) => return Verdict::nothing(no_answer(failed)),
+        Err(failed) => return Verdict::nothing(failed.into()),
     };
     let body: Option<Body> = serde_json::from_slice(&answer.body).ok();
     let after = answer.headers.get("retry-after").and_then(|value| value.to_str().ok());
@@ -260,16 +260,6 @@ impl Verdict {
 /// Returns the code in the body of a response.
 pub(super) fn code(body: &[u8]) -> Option<i64> {
     serde_json::from_slice::<Body>(body).ok().and_then(|body| body.code)
-}
-
-/// Returns the result for events of a request without response.
-fn no_answer(failed: &NoAnswer) -> Rest {
-    let NoAnswer { reason, needs_person, waited } = failed.clone();
-    match waited {
-        _ if needs_person => Rest::Hold { after: None, reason },
-        Some(waited) => Rest::Slow { waited, reason },
-        None => Rest::Retry { after: None, reason },
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 mod elasticsearch;
+mod json_http;
 mod otlp;
 mod splunk_hec;
 mod support;

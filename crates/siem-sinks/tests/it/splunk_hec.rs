@@ -400,7 +400,7 @@ async fn lost_response_to_a_poll_repeats_only_that_batch() {
 }
 
 #[tokio::test]
-async fn token_without_acknowledgement_is_found_before_sending() {
+async fn token_without_acknowledgement_gets_no_events() {
     let server = HecServer::start(Collector::default());
     let mut sink = sink(indexed(&server));
     for _ in 0..2 {

@@ -88,16 +88,17 @@ pub(crate) enum Fault {
     ProcessAndHang,
 }
 
+/// Computes a response.
+type Process = Box<dyn FnMut(&Request) -> Reply + Send>;
+
 /// The faults of requests whose path ends with a text, in their order.
 type Script = (String, VecDeque<Fault>);
-
-/// Computes the responses.
-type Process = Box<dyn FnMut(&Request) -> Reply + Send>;
 
 /// The server. It stops when dropped, and closes its connections.
 pub(crate) struct HttpServer {
     address: SocketAddr,
     shared: Arc<Shared>,
+    accepting: Option<thread::JoinHandle<()>>,
 }
 
 struct Shared {
@@ -133,19 +134,19 @@ impl HttpServer {
             connections: Mutex::default(),
             has_ended: AtomicBool::new(false),
         });
-        let accepting = Arc::clone(&shared);
-        thread::spawn(move || {
+        let serving = Arc::clone(&shared);
+        let accepting = thread::spawn(move || {
             for stream in listener.incoming() {
-                if accepting.has_ended.load(Ordering::Relaxed) {
+                if serving.has_ended.load(Ordering::Relaxed) {
                     return;
                 }
                 let Ok(stream) = stream else { continue };
-                lock(&accepting.connections).extend(stream.try_clone());
-                let serving = Arc::clone(&accepting);
+                lock(&serving.connections).extend(stream.try_clone());
+                let serving = Arc::clone(&serving);
                 thread::spawn(move || serve(stream, &serving));
             }
         });
-        Self { address, shared }
+        Self { address, shared, accepting: Some(accepting) }
     }
 
     /// Adds faults for the next requests whose path ends with `path`.
@@ -187,8 +188,9 @@ impl HttpServer {
 impl Drop for HttpServer {
     fn drop(&mut self) {
         self.shared.has_ended.store(true, Ordering::Relaxed);
-        // Wakes the thread that accepts.
+        // Wakes the thread that accepts, and waits until it has released the address.
         drop(TcpStream::connect(self.address));
+        drop(self.accepting.take().map(thread::JoinHandle::join));
         for connection in lock(&self.shared.connections).drain(..) {
             drop(connection.shutdown(Shutdown::Both));
         }

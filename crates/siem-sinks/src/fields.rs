@@ -1,22 +1,32 @@
-//! Flat fields: HEC refuses objects in `fields`, and LogScale drops them.
+//! Writes fields as members of a JSON object, within a limit of bytes.
 
 use siem_protocol::json;
 
-use super::Dialect;
 use crate::{
-    event::Value,
+    event::{Value, names::OMITTED_NAME},
     json::{Shape, elements, write_member, write_text},
 };
+
+/// Form of values that are JSON objects or arrays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Nesting {
+    /// As they are.
+    Nested,
+    /// A member of an object is a field, with a dot in its name; an array has its elements as strings.
+    Flat,
+    /// A member of an object is a field, and so is an element of an array, such as `name[0]`.
+    Indexed,
+}
 
 /// Objects nested deeper than this are written as text.
 const MAX_DEPTH: usize = 4;
 /// Maximum number of fields named as left out.
 const MAX_NAMED: usize = 20;
 
-/// Writes members of the object `fields`, each with a comma after it.
-pub(super) struct FieldWriter<'o> {
+/// Writes members of an object, each with a comma after it.
+pub(crate) struct FieldWriter<'o> {
     out: &'o mut Vec<u8>,
-    dialect: Dialect,
+    nesting: Nesting,
     /// Length of `out` that no further field may exceed.
     end: usize,
     left_out: Vec<String>,
@@ -24,24 +34,29 @@ pub(super) struct FieldWriter<'o> {
 
 impl<'o> FieldWriter<'o> {
     /// Creates a writer that appends at most `room` bytes.
-    pub(super) fn new(out: &'o mut Vec<u8>, dialect: Dialect, room: usize) -> Self {
+    pub(crate) fn new(out: &'o mut Vec<u8>, nesting: Nesting, room: usize) -> Self {
         let end = out.len() + room;
-        Self { out, dialect, end, left_out: Vec::new() }
+        Self { out, nesting, end, left_out: Vec::new() }
     }
 
-    /// Adds a field. An object becomes a field for each of its members.
-    pub(super) fn add(&mut self, name: &str, value: Value<'_>) {
+    /// Adds a field.
+    pub(crate) fn add(&mut self, name: &str, value: Value<'_>) {
         match value {
+            Value::Json(text) if self.nesting == Nesting::Nested => match Shape::of(text) {
+                Shape::Null => {}
+                _ if is_portable(text) => self.write(name, value),
+                _ => self.write(name, Value::Text(text)),
+            },
             Value::Json(text) => self.flatten(name, text, 0),
-            Value::Bool(value) => {
-                self.write(name, Value::Text(if value { "true" } else { "false" }))
+            Value::Bool(value) if self.nesting != Nesting::Nested => {
+                self.write(name, Value::Text(if value { "true" } else { "false" }));
             }
             value => self.write(name, value),
         }
     }
 
     /// Ends the fields. Those without room are named in a field, so that their absence is visible.
-    pub(super) fn finish(self) {
+    pub(crate) fn finish(self) {
         if self.left_out.is_empty() {
             return;
         }
@@ -51,7 +66,7 @@ impl<'o> FieldWriter<'o> {
         if more > 0 {
             names.push(format!("{more} more"));
         }
-        write_member(self.out, "ai_agent.omitted_fields", Value::Text(&names.join(", ")));
+        write_member(self.out, OMITTED_NAME, Value::Text(&names.join(", ")));
     }
 
     fn write(&mut self, name: &str, value: Value<'_>) {
@@ -90,13 +105,13 @@ impl<'o> FieldWriter<'o> {
         }
     }
 
-    /// Adds a field with several values. LogScale names each by its index.
+    /// Adds a field with several values.
     fn list(&mut self, name: &str, values: &[&str]) {
         let values = values.iter().map(|value| match Shape::of(value) {
             Shape::Text(text) => unquoted(text),
             _ => (*value).to_owned(),
         });
-        if self.dialect == Dialect::LogScale {
+        if self.nesting == Nesting::Indexed {
             for (index, value) in values.enumerate() {
                 self.write(&format!("{name}[{index}]"), Value::Text(&value));
             }
@@ -121,6 +136,13 @@ impl<'o> FieldWriter<'o> {
     }
 }
 
+/// Reports whether every parser reads a valid JSON text: some refuse lone surrogates, and numbers that
+/// are too large for their type.
+fn is_portable(text: &str) -> bool {
+    let is_simple = !text.contains("\\u") && text.len() <= 15;
+    is_simple || serde_json::from_str::<serde_json::Value>(text).is_ok()
+}
+
 /// Returns the text of a JSON string; with its escapes if it is not valid Unicode.
 fn unquoted(text: &str) -> String {
     json::string(text).map_or_else(|| text[1..text.len() - 1].to_owned(), |text| text.into_owned())
@@ -130,9 +152,9 @@ fn unquoted(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn fields(dialect: Dialect, room: usize, values: &[(&str, Value<'_>)]) -> String {
+    fn fields(nesting: Nesting, room: usize, values: &[(&str, Value<'_>)]) -> String {
         let mut out = Vec::new();
-        let mut writer = FieldWriter::new(&mut out, dialect, room);
+        let mut writer = FieldWriter::new(&mut out, nesting, room);
         for (name, value) in values {
             writer.add(name, *value);
         }
@@ -145,27 +167,44 @@ mod tests {
         let object = Value::Json(
             r#"{"a":{"b":"x","c":null,"d":1.5},"e":[1,"two",{"f":3}],"g":[],"h":true,"i":123456789012345678}"#,
         );
-        let written = fields(Dialect::Splunk, 1000, &[("o", object), ("n", Value::Number(7))]);
+        let written = fields(Nesting::Flat, 1000, &[("o", object), ("n", Value::Number(7))]);
         let expected = concat!(
             r#""o.a.b":"x","o.a.d":1.5,"o.e":["1","two","{\"f\":3}"],"o.h":"true","#,
             r#""o.i":"123456789012345678","n":7,"#
         );
         assert_eq!(written, expected);
-        let written = fields(Dialect::LogScale, 1000, &[("o", Value::Json(r#"{"e":[1,"two"]}"#))]);
+        let written = fields(Nesting::Indexed, 1000, &[("o", Value::Json(r#"{"e":[1,"two"]}"#))]);
         assert_eq!(written, r#""o.e[0]":"1","o.e[1]":"two","#);
     }
 
     #[test]
     fn lone_surrogates_are_written_with_their_escapes() {
-        let written = fields(Dialect::Splunk, 1000, &[("a", Value::Json(r#""\ud800""#))]);
+        let written = fields(Nesting::Flat, 1000, &[("a", Value::Json(r#""\ud800""#))]);
         assert_eq!(written, r#""a":"\\ud800","#);
+    }
+
+    #[test]
+    fn nested_values_keep_their_types() {
+        let values = [
+            ("a", Value::Json(r#"{"b":[1,{"c":true}]}"#)),
+            ("d", Value::Bool(true)),
+            ("e", Value::Json("null")),
+            ("f", Value::Json(r#"["\ud800"]"#)),
+            ("g", Value::Json("1e999999999999999")),
+        ];
+        let written = fields(Nesting::Nested, 1000, &values);
+        let expected = concat!(
+            r#""a":{"b":[1,{"c":true}]},"d":true,"f":"[\"\\ud800\"]","#,
+            r#""g":"1e999999999999999","#
+        );
+        assert_eq!(written, expected);
     }
 
     #[test]
     fn fields_without_room_are_named() {
         let long = "x".repeat(100);
         let values = [("a", Value::Text("1")), ("b", Value::Text(&long)), ("c", Value::Number(2))];
-        let written = fields(Dialect::Splunk, 30, &values);
+        let written = fields(Nesting::Flat, 30, &values);
         assert_eq!(written, r#""a":"1","c":2,"ai_agent.omitted_fields":"b","#);
     }
 
@@ -175,8 +214,8 @@ mod tests {
             text in "[{}\\[\\]\",:a1\\\\]{0,40}", name in "[a-z\"\\\\]{0,9}", room in 0_usize..200,
         ) {
             let text = if json::check(&text).is_some() { text } else { "{\"a\":[{}]}".to_owned() };
-            for dialect in [Dialect::Splunk, Dialect::LogScale] {
-                let written = fields(dialect, room, &[(&name, Value::Json(&text))]);
+            for nesting in [Nesting::Flat, Nesting::Indexed] {
+                let written = fields(nesting, room, &[(&name, Value::Json(&text))]);
                 let object = format!("{{{}}}", written.trim_end_matches(','));
                 let object: serde_json::Map<String, serde_json::Value> =
                     serde_json::from_str(&object).unwrap();

@@ -1,0 +1,194 @@
+//! JSON objects in HTTP requests, for receivers without a protocol of their own.
+//!
+//! Each event is an object with the names of ECS: `@timestamp`, the record as the string
+//! `event.original`, and the fields of the entry. Any status in a configurable set acknowledges a
+//! request as a whole. There are no ids: after a lost response the events of one request arrive twice,
+//! with the same `event.id`.
+
+mod encode;
+mod response;
+
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+
+use reqwest::{
+    Client, Method, Url,
+    header::{CONTENT_TYPE, HeaderMap, HeaderValue},
+};
+use siem_protocol::delivery::{Acknowledged, Delivery, Rest};
+
+use self::{
+    encode::encode,
+    response::{Outcome, interpret},
+};
+use crate::{
+    Batch, SiemSink,
+    clock::Clock,
+    compression::Compression,
+    event::TimeOf,
+    http::{Answer, NoAnswer, exchange},
+    request::{Limits, Request, Results},
+};
+
+/// Bytes of a response that are read.
+const MAX_ANSWER: usize = 64 << 10;
+
+/// Format of a body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// A line for each event.
+    #[default]
+    Ndjson,
+    /// A JSON array of events.
+    Array,
+}
+
+impl Format {
+    fn content_type(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Ndjson => "application/x-ndjson",
+            Self::Array => "application/json",
+        })
+    }
+}
+
+/// Settings of the sink.
+#[derive(Clone)]
+pub struct Settings {
+    /// URL of each request. It may contain a secret.
+    pub url: Url,
+    /// Method of each request.
+    pub method: Method,
+    /// Additional headers of each request. Those with a secret are marked as sensitive.
+    pub headers: HeaderMap,
+    /// Statuses of a response that acknowledges a request.
+    pub success: Vec<RangeInclusive<u16>>,
+    /// Format of a body.
+    pub format: Format,
+    /// Time of an event.
+    pub time: TimeOf,
+    /// Maximum size of an event in bytes. A larger one is cut into parts.
+    pub max_event_bytes: usize,
+    /// Maximum size of a request in bytes, before compression.
+    pub max_request_bytes: usize,
+    /// Maximum number of events in a request.
+    pub max_events: usize,
+    /// Compression of requests.
+    pub compression: Compression,
+    /// Maximum time of a request.
+    pub timeout: Duration,
+}
+
+/// Sends events to a URL.
+pub struct JsonHttp {
+    client: Client,
+    clock: Arc<dyn Clock>,
+    settings: Settings,
+    headers: HeaderMap,
+    /// Limits, lowered after responses that a request is too large.
+    limits: Limits,
+    bytes_sent: u64,
+}
+
+impl JsonHttp {
+    /// Creates the sink. The network is not used.
+    #[must_use]
+    pub fn new(client: Client, clock: Arc<dyn Clock>, settings: Settings) -> Self {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, settings.format.content_type());
+        if let Some(encoding) = settings.compression.name() {
+            headers.insert("content-encoding", HeaderValue::from_static(encoding));
+        }
+        // Headers of the configuration replace those of the format.
+        for (name, value) in &settings.headers {
+            headers.insert(name.clone(), value.clone());
+        }
+        let limits = Limits::new(settings.max_request_bytes, settings.max_event_bytes);
+        Self { client, clock, settings, headers, limits, bytes_sent: 0 }
+    }
+
+    /// Sends the entries of a batch until a request is not successful, and returns the reason.
+    async fn send(&mut self, batch: Batch<'_>) -> Result<(Results, Option<Rest>), String> {
+        let within = self.settings.timeout.max(batch.patience.unwrap_or_default());
+        let mut requests = encode(&self.settings, self.limits, batch, 0)?;
+        let mut results = Results::new(batch.entries().count(), &requests);
+        'encoded: loop {
+            for request in &requests {
+                match self.post(request, within).await {
+                    Outcome::Accepted => {
+                        request.entries.iter().for_each(|entry| results.accept(*entry));
+                    }
+                    Outcome::TooLarge { .. } if self.limits.lower(request.body.len()) => {
+                        requests = encode(&self.settings, self.limits, batch, request.entries[0])?;
+                        results.replace(&requests);
+                        continue 'encoded;
+                    }
+                    Outcome::TooLarge { answer } => {
+                        return Ok((results, Some(Rest::Refused { status: 413, answer })));
+                    }
+                    Outcome::Failed(rest) => return Ok((results, Some(rest))),
+                }
+            }
+            return Ok((results, None));
+        }
+    }
+
+    async fn post(&mut self, request: &Request, within: Duration) -> Outcome {
+        let body = match self.settings.format {
+            Format::Ndjson => self.settings.compression.compress(&request.body).into_owned(),
+            Format::Array => {
+                self.settings.compression.compress(&encode::array(request)).into_owned()
+            }
+        };
+        self.bytes_sent += body.len() as u64;
+        let builder = self.client.request(self.settings.method.clone(), self.settings.url.clone());
+        let builder = builder.headers(self.headers.clone()).body(body);
+        let reply = exchange(&self.settings.url, builder, MAX_ANSWER, within).await;
+        self.interpret(&reply)
+    }
+
+    fn interpret(&self, reply: &Result<Answer, NoAnswer>) -> Outcome {
+        interpret(reply, &self.settings.success, self.clock.now())
+    }
+}
+
+impl SiemSink for JsonHttp {
+    async fn deliver(&mut self, batch: Batch<'_>) -> Delivery {
+        self.bytes_sent = 0;
+        match self.send(batch).await {
+            Ok((results, rest)) => results.finish(rest.unwrap_or(Rest::Unprocessed)),
+            Err(reason) => Delivery::Hold { after: None, reason },
+        }
+    }
+
+    /// Returns the URL without its path and query, which contain a secret with some receivers.
+    fn destination(&self) -> String {
+        self.settings.url.origin().ascii_serialization()
+    }
+
+    fn bytes_sent(&self) -> u64 {
+        self.bytes_sent
+    }
+
+    fn acknowledged(&self) -> Acknowledged {
+        Acknowledged::Received
+    }
+
+    /// Sends a HEAD request, which most receivers answer with 404 or 405: it proves that they can be
+    /// reached, and not that they accept the headers.
+    async fn probe(&mut self, within: Duration) -> Result<String, String> {
+        let mut headers = self.headers.clone();
+        headers.remove(CONTENT_TYPE);
+        headers.remove("content-encoding");
+        let builder = self.client.head(self.settings.url.clone()).headers(headers);
+        let reply = exchange(&self.settings.url, builder, MAX_ANSWER, within).await;
+        match (&reply, self.interpret(&reply)) {
+            (Err(failed), _) => Err(failed.reason.clone()),
+            (Ok(Answer { status: 401 | 403 | 407 | 500.., .. }), Outcome::Failed(rest)) => {
+                Err(response::reason(rest))
+            }
+            (Ok(answer), _) => {
+                Ok(format!("HTTP server; response {} to a request without events", answer.status))
+            }
+        }
+    }
+}
