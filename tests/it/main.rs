@@ -46,6 +46,8 @@ mod reliability_page;
 mod reload;
 mod secrets;
 mod sinks;
+mod sinks_hec;
+mod sinks_http;
 mod sinks_otlp;
 mod sinks_syslog;
 mod systemd;

@@ -9,6 +9,10 @@ pub(crate) mod agent;
 pub(crate) mod assembly;
 pub(crate) mod claude_client;
 pub(crate) mod entries;
+#[cfg(unix)]
+#[allow(dead_code, reason = "tests of siem-sinks use the rest")]
+#[path = "../../crates/siem-sinks/tests/it/support/hec_server.rs"]
+pub(crate) mod hec_server;
 pub(crate) mod home;
 #[cfg(unix)]
 #[allow(dead_code, reason = "tests of siem-sinks use the rest")]
@@ -34,6 +38,8 @@ pub(crate) mod rsyslog;
 pub(crate) mod scripted_receiver;
 #[cfg(unix)]
 pub(crate) mod session_tree;
+#[cfg(unix)]
+pub(crate) mod siem;
 #[cfg(unix)]
 pub(crate) mod tls;
 
