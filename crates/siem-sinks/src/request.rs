@@ -306,6 +306,67 @@ mod tests {
     }
 
     proptest! {
+        /// A request is accepted, refused in part, or fails, which ends the delivery.
+        #[test]
+        fn results_accept_only_what_a_response_covers(
+            parts in proptest::collection::vec(1_usize..5, 1..12), per_request in 1_usize..6,
+            fates in proptest::collection::vec(0_u64..6, 16..60),
+        ) {
+            let events: Vec<_> = parts.iter().enumerate()
+                .flat_map(|(entry, parts)| vec![(entry, 1); *parts]).collect();
+            let requests = pack(&events, 100, per_request);
+            let mut results = Results::new(parts.len(), &requests);
+            let (mut answered, mut rejected, mut rest) = (0, None, Rest::Unprocessed);
+            for (request, fate) in requests.iter().zip(fates.iter().cycle()) {
+                let count = request.entries.len() as u64;
+                match *fate {
+                    0 => {
+                        rest = retry();
+                        break;
+                    }
+                    refused if refused < 5 && refused < count => {
+                        results.refuse_some(&request.entries, refused, "no".into());
+                        rejected = Some((request.entries.clone(), refused));
+                        answered += request.entries.len();
+                        break;
+                    }
+                    _ => request.entries.iter().for_each(|entry| results.accept(*entry)),
+                }
+                answered += request.entries.len();
+            }
+            let delivery = results.finish(rest);
+            // The last entry with an answer may have parts in requests that were not sent.
+            let covered = |entry: &usize| events.iter().rposition(|it| it.0 == *entry) < Some(answered);
+            let results = match &delivery {
+                Delivery::Acknowledged => vec![EntryResult::Accepted; parts.len()],
+                Delivery::PerEntry { entries, .. } => entries.clone(),
+                Delivery::Unidentified { .. } => vec![EntryResult::Accepted; parts.len()],
+                _ => vec![EntryResult::Undecided; parts.len()],
+            };
+            let alone = rejected.clone().filter(|(entries, _)| entries.first() == entries.last());
+            let alone = alone.map(|(entries, _)| entries[0]);
+            for (entry, result) in results.iter().enumerate() {
+                let is_refused = alone == Some(entry);
+                prop_assert_eq!(matches!(result, EntryResult::Refused { .. }), is_refused);
+                let is_decided = *result != EntryResult::Undecided;
+                prop_assert_eq!(is_decided, is_refused || covered(&entry), "{}: {:?}", entry, result);
+            }
+            // The number of refused events is kept, if it is not that of a single entry.
+            let reported = match &delivery {
+                Delivery::Unidentified { refused, .. } => Some(*refused),
+                _ => results.iter().find_map(|result| match result {
+                    EntryResult::Unidentified { refused, .. } => Some(*refused),
+                    _ => None,
+                }),
+            };
+            let expected = rejected.filter(|_| alone.is_none()).map(|(entries, refused)| {
+                refused.min(entries.chunk_by(|a, b| a == b).count() as u64)
+            });
+            prop_assert_eq!(reported, expected);
+        }
+    }
+
+    proptest! {
         #[test]
         fn packing_keeps_order_and_limits(
             sizes in proptest::collection::vec(1_usize..40, 0..60), max_bytes in 1_usize..100,
