@@ -21,6 +21,7 @@ mod cross_platform;
 mod damaged_outbox;
 mod deadletter;
 mod delivery;
+mod detections;
 mod doctor;
 mod dry_run;
 mod enricher_cases;

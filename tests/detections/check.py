@@ -1,0 +1,220 @@
+"""Checks the Sigma rules in config/detections.
+
+For each rule: its metadata, its fields, its conversion for Splunk and Elastic, and its examples. The
+condition is evaluated as Sigma defines it, once with regular expressions that search in the value (Sigma,
+Splunk) and once with expressions that must match the whole value (Elastic). The query for Elastic must find
+the same examples in a server.
+
+The examples are then checked: each part of a rule, such as a value of a list, is removed in turn, and at
+least one example must notice it. Each example must notice at least one such change.
+
+    python check.py REPOSITORY [--queries]
+
+Needs the Python environment that `cargo xtask test` installs.
+"""
+
+import json
+import re
+import sys
+import uuid
+from pathlib import Path
+
+from conditions import KEYWORD, LUCENE, SIGMA, changes, items, loosened, matches, tree_of
+from expressions import portability_errors
+from opensearch import Server
+from sigma.backends.elasticsearch import ESQLBackend, LuceneBackend
+from sigma.backends.splunk import SplunkBackend
+from sigma.collection import SigmaCollection
+from sigma.types import SigmaRegularExpression
+
+BACKENDS = {"splunk": SplunkBackend, "lucene": LuceneBackend, "esql": ESQLBackend}
+RULES = 10
+SERVER = Path(sys.prefix) / "bin/osmem-server"
+
+
+# Fields and values that the documentation names.
+
+
+def documented_fields(root):
+    """Returns the names in the first column of each table of fields, without patterns such as `a.*`."""
+    names = set()
+    for page, header in [("docs/activity.md", "| field "), ("docs/siem/fields.md", "| ECS ")]:
+        in_table = False
+        for line in (root / page).read_text().splitlines():
+            in_table = line.startswith(header) or (in_table and line.startswith("|"))
+            name = re.match(r"\| `([^`*]+)` ", line)
+            if in_table and name:
+                names.add(name[1])
+    return names
+
+
+def documented_values(root):
+    """Returns the values of `event.action` and `ai_agent.tool.kind` in the documentation."""
+    columns = {"event.action": set(), "ai_agent.tool.kind": set()}
+    field = None
+    pages = [("docs/activity.md", {"| `event.action` | record": "event.action",
+                                   "| `ai_agent.tool.kind` | tools": "ai_agent.tool.kind"}),
+             ("docs/events.md", {"| event | meaning": "event.action"})]
+    for page, headers in pages:
+        for line in (root / page).read_text().splitlines():
+            field = next((it for header, it in headers.items() if line.startswith(header)), field)
+            field = field if line.startswith("|") else None
+            if field and not line.startswith("| `" + field):
+                columns[field].update(re.findall(r"`([^`]+)`", line.split("|")[1]))
+    return columns
+
+
+# Checks. Each yields the errors that it finds.
+
+
+def metadata_errors(rule):
+    for name in ["title", "description", "status", "level", "date", "author"]:
+        if getattr(rule, name, None) in (None, ""):
+            yield f"no {name}"
+    if not isinstance(rule.id, uuid.UUID) or rule.id.version != 4:
+        yield "the id is no random UUID"
+    if not rule.references or not rule.falsepositives:
+        yield "references and falsepositives are needed"
+    if (rule.logsource.product, rule.logsource.service) != ("ai-agent", "activity"):
+        yield "the log source is not that of README.md"
+    if not rule.logsource.definition:
+        yield "the log source has no definition"
+    tags = [tag.name for tag in rule.tags if tag.namespace == "attack"]
+    if not any(re.fullmatch(r"t\d{4}(\.\d{3})?", tag) for tag in tags):
+        yield "no technique of MITRE ATT&CK"
+    if not any(re.fullmatch(r"[a-z-]+", tag) for tag in tags):
+        yield "no tactic of MITRE ATT&CK"
+
+
+def field_errors(tree, fields, values):
+    for _, field, value in items(tree):
+        if field not in fields:
+            yield f"the field {field} is not documented"
+        if field in values and str(value) not in values[field]:
+            yield f"{field} never is {value}"
+        if isinstance(value, SigmaRegularExpression):
+            yield from portability_errors(str(value.regexp))
+
+
+def example_errors(tree, examples, fields):
+    events = events_of(examples)
+    for expected, name in [(True, "match"), (False, "no_match")]:
+        if len(examples[name]) < 5:
+            yield f"only {len(examples[name])} examples in {name}"
+    noticed = set()
+    for expected, why, event in events:
+        for field in sorted(event.keys() - fields):
+            yield f"example `{why}`: the field {field} is not documented"
+        for dialect in (SIGMA, LUCENE):
+            if matches(tree, event, dialect) != expected:
+                text = "does not match" if expected else "matches"
+                yield f"example `{why}` {text} ({dialect})"
+    for text, changed in changes(tree):
+        found = [why for expected, why, event in events
+                 if any(matches(changed, event, dialect) != expected for dialect in (SIGMA, LUCENE))]
+        # Without all of its conditions but that on the product, a rule matches everything.
+        if changed != (tree[0], tree[1][:1]):
+            noticed.update(found)
+        if not found:
+            yield f"no example notices the rule {text}"
+    for changed in loosened(tree):
+        noticed.update(why for expected, why, event in events
+                       if any(matches(changed, event, dialect) != expected for dialect in (SIGMA, LUCENE)))
+    for _, why, _ in events:
+        if why not in noticed:
+            yield f"example `{why}` notices no change of the rule"
+    if len({why for _, why, _ in events}) != len(events):
+        yield "two examples have the same name"
+
+
+def events_of(examples):
+    """Returns the events: the common fields, replaced and added to by those of each example. A field that
+    is null there is absent: sinks send no null."""
+    events = []
+    for expected, name in [(True, "match"), (False, "no_match")]:
+        for example in examples[name]:
+            event = {**examples["common"], **example["event"]}
+            event = {field: value for field, value in event.items() if value is not None}
+            events.append((expected, example["why"], event))
+    return events
+
+
+def conversion_errors(queries):
+    for name, query in queries.items():
+        if not query.strip():
+            yield f"the query for {name} is empty"
+    # A query of Splunk that starts with a command needs a search before it.
+    if queries["splunk"].lstrip().startswith("|"):
+        yield "the query for splunk starts with a command that needs events"
+
+
+def search_errors(name, tree, events, query, server):
+    found = server.found(name, [event for _, _, event in events], query)
+    for number, (_, why, event) in enumerate(events):
+        if matches(tree, event, KEYWORD) != (number in found):
+            yield f"the server {'finds' if number in found else 'does not find'} the example `{why}`"
+
+
+def readme_errors(file, tree, readme):
+    if f"]({file.name})" not in readme:
+        yield "README.md does not list the rule"
+    for field in sorted({field for _, field, _ in items(tree)}):
+        if f"[{field}]" not in readme:
+            yield f"fields.conf in README.md lacks {field}"
+
+
+class Checks:
+    """Checks of all rules, with the ids and titles that were seen so far."""
+
+    def __init__(self, root, server, show):
+        self.folder = root / "config/detections"
+        self.fields, self.values = documented_fields(root), documented_values(root)
+        self.readme = (self.folder / "README.md").read_text()
+        self.server, self.show = server, show
+        self.seen = set()
+        self.examples = 0
+
+    def errors_of(self, file):
+        rules = SigmaCollection.from_yaml(file.read_text())
+        if len(rules.rules) != 1:
+            yield f"{len(rules.rules)} rules instead of one"
+            return
+        rule = rules.rules[0]
+        for it in {rule.id, rule.title} & self.seen:
+            yield f"`{it}` is used twice"
+        self.seen |= {rule.id, rule.title}
+        queries = {name: backend().convert(rules)[0] for name, backend in BACKENDS.items()}
+        if self.show:
+            print(*(f"\n# {file.stem}: {name}\n{query}" for name, query in queries.items()), sep="\n")
+        examples = json.loads((self.folder / "examples" / f"{file.stem}.json").read_text())
+        events = events_of(examples)
+        self.examples += len(events)
+        tree = tree_of(rule.detection.parsed_condition[0].parsed)
+        yield from metadata_errors(rule)
+        yield from field_errors(tree, self.fields, self.values)
+        yield from example_errors(tree, examples, self.fields)
+        yield from conversion_errors(queries)
+        yield from search_errors(file.stem, tree, events, queries["lucene"], self.server)
+        yield from readme_errors(file, tree, self.readme)
+
+    def run(self):
+        files = sorted(self.folder.glob("*.yml"))
+        errors = [f"{file.name}: {error}" for file in files for error in self.errors_of(file)]
+        orphans = {it.stem for it in (self.folder / "examples").glob("*")} - {it.stem for it in files}
+        errors += [f"examples/{name}.json has no rule" for name in sorted(orphans)]
+        if len(files) != RULES:
+            errors.append(f"{len(files)} rules instead of {RULES}")
+        return len(files), errors
+
+
+def main():
+    with Server(SERVER) as server:
+        checks = Checks(Path(sys.argv[1]), server, "--queries" in sys.argv)
+        rules, errors = checks.run()
+    print("\n".join(errors), file=sys.stderr)
+    print(f"{rules} rules, {checks.examples} examples, {len(errors)} errors")
+    sys.exit(bool(errors))
+
+
+if __name__ == "__main__":
+    main()
