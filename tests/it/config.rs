@@ -381,6 +381,49 @@ mod init {
         assert!(again.contains(&plain(&home, path)), "no file is overwritten: {again}");
         assert_eq!(printed(&home, &["config", "init", "-"]), text);
     }
+
+    #[test]
+    fn init_for_a_siem_writes_a_config_with_its_sink() {
+        for (siem, stage, secret) in [
+            ("splunk", "splunk-hec", "token_file"),
+            ("elastic", "elasticsearch", "api_key_file"),
+            ("otel", "otlp", "# headers_file"),
+            ("syslog", "syslog", "# client_key_file"),
+        ] {
+            let home = home("");
+            let path = home.path().join("new.toml");
+            let path = path.to_str().unwrap();
+            home.agent(&["config", "init", "--for", siem, path]).succeed();
+            printed(&home, &["config", "check", path]);
+            let text = fs::read_to_string(path).unwrap();
+            let shown = printed(&home, &["config", "show", "--config", path]);
+            let sinks = format!("sinks = [\"{siem}\"]");
+            assert!(text.contains(&sinks) && shown.contains(&sinks), "{shown}");
+            assert!(shown.contains(&format!("type = \"{stage}\"")), "{shown}");
+            assert!(text.contains(&format!("\n{secret} = '")), "{text}");
+            // Each option that is a comment has a valid value too.
+            let is_key = |key: &str| key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            let set = |line: &str| {
+                let option = line.strip_prefix("# ").unwrap_or(line);
+                let is_option = option.split_once(" = ").is_some_and(|(key, _)| is_key(key));
+                format!("{}\n", if is_option { option } else { line })
+            };
+            let all: String = text.lines().map(set).collect();
+            assert_ne!(all, text);
+            printed(&home, &["config", "check", &write(&home, "all.toml", &all)]);
+        }
+    }
+
+    #[test]
+    fn init_for_an_unknown_siem_fails_with_the_known_ones() {
+        let home = home("");
+        let path = home.path().join("new.toml");
+        let error = error(&home, &["config", "init", "--for", "qradar", path.to_str().unwrap()], 2);
+        for word in ["qradar", "splunk", "elastic", "otel", "syslog"] {
+            assert!(error.contains(word), "{error}");
+        }
+        assert!(!path.exists());
+    }
 }
 
 mod tests_in_toml {
@@ -536,5 +579,29 @@ mod docs {
         let managed = write(&home, "managed.json", &blocks("docs/configuration.md", "json")[0]);
         printed(&home, &["config", "check", &machine, &managed]);
         printed(&home, &["test", &machine, &managed]);
+    }
+
+    const SIEM_PAGES: [&str; 7] =
+        ["direct-or-relay", "elastic", "logscale", "otel", "rsyslog", "sentinel", "splunk"];
+
+    /// Administrators paste the first block of a page, and look for the queries at its end.
+    #[test]
+    fn pages_for_siems_start_with_a_valid_config() {
+        let home = home("");
+        let index = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/siem/README.md");
+        let index = fs::read_to_string(index).unwrap();
+        for name in SIEM_PAGES {
+            assert!(index.contains(&format!("({name}.md)")), "{name} is not in the index");
+            let page = format!("docs/siem/{name}.md");
+            let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+            let text = fs::read_to_string(root.join(&page)).unwrap();
+            assert!(text.lines().nth(2).unwrap().starts_with("```toml"), "{page}");
+            for example in blocks(&page, "toml") {
+                let file = write(&home, "example.toml", &example);
+                printed(&home, &["config", "check", &file]);
+            }
+            let headings: Vec<_> = text.lines().filter(|line| line.starts_with("## ")).collect();
+            assert!(headings.ends_with(&["## A session in order", "## Gaps"]), "{page}");
+        }
     }
 }

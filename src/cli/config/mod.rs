@@ -5,6 +5,7 @@ mod compare;
 mod explain;
 mod init;
 mod show;
+mod siem_file;
 mod values;
 
 use std::path::Path;
@@ -32,7 +33,7 @@ enum Action {
     Try(compare::Arguments),
     /// Print a JSON Schema of the configuration file, with all stages of this program
     Schema,
-    /// Write a configuration file with every option as a comment
+    /// Write a configuration file with every option as a comment, or one that sends to a SIEM
     Init(init::Arguments),
 }
 

@@ -1,7 +1,9 @@
 //! Syslog: to a real rsyslog, and through connections that are reset.
 
 use std::{
+    fs,
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -23,7 +25,7 @@ use tokio::{
 };
 
 use crate::support::{
-    assembly::{Assembled, ServerEvent, assemble},
+    assembly::{Assembled, ServerEvent, assemble, decode},
     entries::Entries,
     odd_lines::odd_lines,
     rsyslog::{Rsyslog, certificates},
@@ -93,6 +95,54 @@ async fn odd_lines_arrive_over_tls_byte_for_byte() {
     drop(sink);
     let assembled = check_complete(server.into_events(), &entries);
     assert_eq!(assembled.repetitions, 0);
+}
+
+/// Returns the configuration in the documentation, with paths and port of a test.
+fn documented_configuration(folder: &Path, port: u16) -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/siem/rsyslog.md");
+    let page = fs::read_to_string(page).unwrap();
+    let from = page.find("```\nglobal(").unwrap() + 4;
+    let configuration = page[from..].split("```").next().unwrap();
+    let folder = folder.to_str().unwrap();
+    configuration
+        .replace("/etc/rsyslog.d/tls", folder)
+        .replace("/var/log/ai-agent", folder)
+        .replace("port=\"6514\"", &format!("address=\"127.0.0.1\" port=\"{port}\""))
+}
+
+/// Parses a line that the configuration in the documentation writes.
+fn parse_documented(line: &str) -> ServerEvent {
+    let event: serde_json::Value = serde_json::from_str(line).unwrap();
+    let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+    let number = |name: &str| event[name].as_str().unwrap().parse().unwrap();
+    let part = event["ai_agent.part.of"]
+        .as_str()
+        .map(|of| (of.to_owned(), number("ai_agent.part.index"), number("ai_agent.part.total")));
+    ServerEvent {
+        id: text("event.id"),
+        hash: text("event.hash"),
+        part,
+        content: decode(event["event.original"].as_str().unwrap(), &text("ai_agent.encoding")),
+    }
+}
+
+#[requires(rsyslog)]
+#[tokio::test]
+async fn documented_configuration_writes_every_record() {
+    let mut server = Rsyslog::configured(true, documented_configuration);
+    let mut entries = Entries::of(odd_lines());
+    entries.event("heartbeat", r#"{"files":3}"#);
+    let authorities = server.authority().unwrap().as_bytes().to_vec();
+    let tls = TlsSettings { authorities, ..TlsSettings::default() }.client_config().unwrap();
+    let settings = settings(server.port(), short_window());
+    let settings = Settings { tls: Some(Arc::new(tls)), max_event_bytes: 60_000, ..settings };
+    let mut sink = Syslog::new(settings);
+    assert_eq!(deliver_all(&mut sink, &entries).await, 0);
+    drop(sink);
+    server.stop();
+    let file = format!("{}.jsonl", entries.batch().header.hostname);
+    let text = fs::read_to_string(server.folder().join(file)).unwrap();
+    check_complete(text.lines().map(parse_documented).collect(), &entries);
 }
 
 #[requires(rsyslog)]

@@ -23,11 +23,17 @@ pub(crate) struct Rsyslog {
 impl Rsyslog {
     /// Starts a server on a port of its own, with a certificate for `localhost` if `with_tls`.
     pub(crate) fn start(with_tls: bool) -> Self {
+        Self::configured(with_tls, |folder, port| configuration(folder, port, with_tls))
+    }
+
+    /// Starts a server with a configuration for a folder and a port. With TLS, the folder has `ca.pem`,
+    /// `server.pem` and `server.key`.
+    pub(crate) fn configured(with_tls: bool, configuration: impl Fn(&Path, u16) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let authority = with_tls.then(|| certificates(folder.path()));
-        fs::write(folder.path().join("rsyslog.conf"), configuration(folder.path(), port, with_tls))
-            .unwrap();
+        let text = configuration(folder.path(), port);
+        fs::write(folder.path().join("rsyslog.conf"), text).unwrap();
         let mut server = Self { child: None, folder, port, authority };
         server.run();
         server
@@ -36,6 +42,11 @@ impl Rsyslog {
     /// Port of the server.
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Folder of the server.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Certificate of the authority in PEM, if the server uses TLS.
