@@ -41,7 +41,7 @@ impl<'a> Content<'a> {
     /// character (6 bytes) is raised to it.
     #[must_use]
     pub fn parts(&self, max: usize, size: Size) -> Vec<Part<'_>> {
-        let max = max.max(size.of_byte());
+        let max = max.max(size.of_largest_character());
         match self {
             Self::Text(text) => cut_text(text, max, size).into_iter().map(Part::Text).collect(),
             Self::Bytes(bytes) if bytes.is_empty() => vec![Part::Bytes(bytes)],
@@ -74,31 +74,46 @@ pub enum Size {
 
 impl Size {
     /// Returns the largest size of one character.
-    fn of_byte(self) -> usize {
+    fn of_largest_character(self) -> usize {
         match self {
             Self::Utf8 => 4,
             Self::Json => 6,
         }
     }
 
-    fn of(self, character: char) -> usize {
-        match (self, character) {
-            (Self::Utf8, _) => character.len_utf8(),
-            (Self::Json, '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}') => 2,
-            (Self::Json, '\0'..'\u{20}') => 6,
-            (Self::Json, _) => character.len_utf8(),
+    fn of_character(self, character: char) -> usize {
+        match u8::try_from(character) {
+            Ok(byte) if byte.is_ascii() => 1 + self.of_escape(byte),
+            _ => character.len_utf8(),
+        }
+    }
+
+    fn of_text(self, text: &str) -> usize {
+        match self {
+            Self::Utf8 => text.len(),
+            Self::Json => text.len() + text.bytes().map(|byte| self.of_escape(byte)).sum::<usize>(),
+        }
+    }
+
+    /// Returns how many bytes the escape of a byte of UTF-8 is longer than the byte.
+    fn of_escape(self, byte: u8) -> usize {
+        match (self, byte) {
+            (Self::Utf8, _) => 0,
+            (Self::Json, b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c) => 1,
+            (Self::Json, 0..0x20) => 5,
+            (Self::Json, _) => 0,
         }
     }
 }
 
 fn cut_text(text: &str, max: usize, size: Size) -> Vec<&str> {
-    // No escape is longer than 6 bytes: most lines need no further check.
-    if text.len().saturating_mul(if size == Size::Utf8 { 1 } else { 6 }) <= max {
+    // Most lines are so short that their escapes need not be counted.
+    if text.len().saturating_mul(size.of_largest_character()) <= max || size.of_text(text) <= max {
         return vec![text];
     }
     let (mut parts, mut start, mut used) = (Vec::new(), 0, 0);
     for (at, character) in text.char_indices() {
-        let more = size.of(character);
+        let more = size.of_character(character);
         if used + more > max {
             parts.push(&text[start..at]);
             (start, used) = (at, 0);
@@ -117,6 +132,17 @@ mod tests {
 
     fn json_size(text: &str) -> usize {
         serde_json::to_string(text).unwrap().len() - 2
+    }
+
+    #[test]
+    fn text_that_fits_exactly_is_one_part() {
+        let text = "\0\"\u{e4}x".repeat(1000);
+        let content = Content::of(Cow::Borrowed(text.as_bytes()));
+        for size in [Size::Json, Size::Utf8] {
+            let max = if size == Size::Json { json_size(&text) } else { text.len() };
+            assert_eq!(content.parts(max, size), [Part::Text(&text)]);
+            assert_eq!(content.parts(max - 1, size).len(), 2);
+        }
     }
 
     #[test]

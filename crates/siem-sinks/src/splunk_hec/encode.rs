@@ -11,7 +11,7 @@ use crate::{
     fields::{FieldWriter, Nesting},
     http::causes,
     json::{write_base64, write_member, write_text},
-    part::{Part, Size},
+    part::{Content, Part, Size},
     request::{Limits, Packer, Request},
 };
 
@@ -108,8 +108,14 @@ impl<'a> Encoder<'a> {
     fn add(&mut self, event: &Event<'_>, index: usize, packer: &mut Packer) {
         let whole = PartOf { index: 1, total: 1 };
         self.encode_fields(event, whole);
-        let used = self.fields.len() + self.envelope.len() + ENVELOPE;
-        let room = self.max_bytes.saturating_sub(used).max(self.max_bytes / 8);
+        // No escape is longer than 6 bytes.
+        let source = 6 * source(event).len();
+        let used = self.fields.len() + self.envelope.len() + source + ENVELOPE;
+        let mut room = self.max_bytes.saturating_sub(used).max(self.max_bytes / 8);
+        if matches!(&event.content, Content::Text(text) if is_blank(text)) {
+            // The backslashes of its escapes are escaped.
+            room /= 2;
+        }
         let parts = event.content.parts(room, Size::Json);
         for (number, part) in parts.iter().enumerate() {
             let of = PartOf { index: number + 1, total: parts.len() };
@@ -133,8 +139,7 @@ impl<'a> Encoder<'a> {
         body.push(b'{');
         self.write_time(event.time, body);
         body.extend_from_slice(&self.envelope);
-        let entry = &event.entry;
-        write_key_text(body, Key::Source, entry.path.as_ref().unwrap_or(&entry.source));
+        write_key_text(body, Key::Source, source(event));
         match &self.settings.sourcetype {
             Some(sourcetype) => write_key_text(body, Key::SourceType, sourcetype),
             None => write_key_text(body, Key::SourceType, &event.dataset().replace('.', ":")),
@@ -164,6 +169,10 @@ impl<'a> Encoder<'a> {
             Dialect::LogScale => write!(body, "{seconds}.{:03},", time.subsec_millis()),
         });
     }
+}
+
+fn source<'e>(event: &'e Event<'_>) -> &'e str {
+    event.entry.path.as_ref().unwrap_or(&event.entry.source)
 }
 
 fn write_key_text(out: &mut Vec<u8>, key: Key, text: &str) {

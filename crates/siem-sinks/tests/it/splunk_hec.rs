@@ -188,6 +188,7 @@ async fn large_entry_is_sent_in_parts_with_all_fields() {
     entries.enrich(&huge);
     entries.record(long_text(100_000));
     entries.record(" ".repeat(100_000));
+    entries.record("\t\0".repeat(10_000));
     entries.record(b"\xff".repeat(100_000));
     let mut sink = sink(Settings { max_event_bytes: limit, ..settings(&server) });
     assert_eq!(sink.deliver(entries.batch()).await, Delivery::Acknowledged);
