@@ -9,7 +9,7 @@ use crate::support::{
     hec_server::{Collector, HEC_TOKEN, HecServer},
     home::Home,
     http_server::{Fault, Reply},
-    siem::{Compared, POISON, compare, wait_for_count, write_sessions},
+    siem::{Compared, POISON, compare, home_with_poison, wait_for_count},
 };
 
 /// Returns fields and content of each stored object.
@@ -26,8 +26,7 @@ fn stored(server: &HecServer) -> usize {
 /// Ships all sessions through faults in batches of `batch` entries, and prints the counts.
 #[track_caller]
 fn assert_arrives(collector: Collector, batch: usize, options: &str) {
-    let home = Home::new();
-    write_sessions(&home);
+    let home = home_with_poison();
     let poison = Some((POISON.to_owned(), 6));
     let mut server = HecServer::start(Collector { poison, ..collector });
     let busy = Reply::new(503, r#"{"text":"Server is busy","code":9}"#);
@@ -68,9 +67,9 @@ fn assert_arrives(collector: Collector, batch: usize, options: &str) {
     let letters = agent(&["deadletter", "list", "--json"]).succeed();
     let letters: Vec<&str> = letters.text().lines().collect();
     assert!(letters.len() == 1 && !letters[0].contains(POISON), "{letters:?}");
-    let Compared { entries, lines, repetitions } = compare(&home, &objects(&server));
+    let Compared { records, entries, repetitions } = compare(&home, &objects(&server));
     eprintln!(
-        "{entries} entries, {lines} of them lines of files: 0 missing, 1 dead letter, {repetitions} \
+        "{entries} entries, {records} of them records: 0 missing, 1 dead letter, {repetitions} \
          twice after 3 lost responses, 2 kills of the agent and 1 restart of the server"
     );
     let most = 4 * batch + repeatable;
@@ -87,7 +86,7 @@ fn splunk_has_indexed_every_record_after_faults() {
     let collector =
         Collector { uses_ack: true, polls_until_indexed: Some(1), ..Collector::default() };
     let options = "acknowledgement = \"indexed\"\nacknowledgement_timeout = \"5s\"";
-    assert_arrives(collector, 200, options);
+    assert_arrives(collector, 100, options);
 }
 
 #[test]

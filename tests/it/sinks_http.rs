@@ -11,9 +11,8 @@ use std::{
 use serde_json::Value;
 
 use crate::support::{
-    home::Home,
     http_server::{Fault, HttpServer, Reply, Request},
-    siem::{Compared, POISON, compare, wait_for_count, write_sessions},
+    siem::{Compared, POISON, compare, home_with_poison, wait_for_count},
 };
 
 /// Number of entries in a batch, and of events that one fault can repeat.
@@ -43,8 +42,7 @@ fn process(stored: &Stored) -> impl FnMut(&Request) -> Reply + Send + 'static {
 
 #[test]
 fn receiver_has_every_record_after_faults() {
-    let home = Home::new();
-    write_sessions(&home);
+    let home = home_with_poison();
     let stored = Stored::default();
     let count = || stored.lock().unwrap().len();
     let server = HttpServer::start(process(&stored));
@@ -99,9 +97,9 @@ fn receiver_has_every_record_after_faults() {
     let content = |object: &Value| object["event.original"].as_str().unwrap().to_owned();
     let objects: Vec<_> =
         objects.into_iter().map(|object| (object.clone(), content(&object))).collect();
-    let Compared { entries, lines, repetitions } = compare(&home, &objects);
+    let Compared { records, entries, repetitions } = compare(&home, &objects);
     eprintln!(
-        "{entries} entries, {lines} of them lines of files: 0 missing, 1 dead letter, {repetitions} \
+        "{entries} entries, {records} of them records: 0 missing, 1 dead letter, {repetitions} \
          twice after 3 lost responses, 2 kills of the agent and 1 restart of the server"
     );
     let most = 4 * BATCH + repeatable;
