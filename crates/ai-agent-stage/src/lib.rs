@@ -81,7 +81,7 @@ pub use registry::{
 pub use reported_event::Event;
 pub use siem_protocol as protocol;
 pub use siem_protocol::delivery::{Acknowledged, Delivery, EntryResult, Rest};
-pub use sink::{Batch, BatchBody, DeliveryFuture, Sink, SinkOptions};
+pub use sink::{Batch, BatchBody, DeliveryFuture, ProbeFuture, Sink, SinkOptions};
 pub use source::{Source, SourceOptions, Waker};
 /// Crates that a stage is written with: a stage's crate needs no dependency but this one.
 pub use {inventory, schemars, serde, serde_json};

@@ -14,6 +14,9 @@ use crate::{BuildError, Context};
 /// Future of [`Sink::deliver`].
 pub type DeliveryFuture<'a> = Pin<Box<dyn Future<Output = Delivery> + Send + 'a>>;
 
+/// Future of [`Sink::probe`].
+pub type ProbeFuture<'a> = Pin<Box<dyn Future<Output = Result<String, String>> + Send + 'a>>;
+
 /// Delivers batches, one at a time, and reports the result of each.
 ///
 /// Batches arrive in order and without gaps. A batch that was not acknowledged is delivered again,
@@ -47,10 +50,7 @@ pub trait Sink: Send {
     /// has no such test. Returns a description of the receiver for people, or the reason, without
     /// secrets, why a batch would not be accepted. `ai-agent doctor` calls it.
     #[expect(unused_variables, reason = "names the argument in the documentation")]
-    fn probe<'a>(
-        &'a mut self,
-        within: Duration,
-    ) -> Option<Pin<Box<dyn Future<Output = Result<String, String>> + Send + 'a>>> {
+    fn probe<'a>(&'a mut self, within: Duration) -> Option<ProbeFuture<'a>> {
         None
     }
 

@@ -45,7 +45,7 @@ fn probe(name: &str, sink: &mut dyn Sink) -> Option<CheckResult> {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::Future, pin::Pin, time::Duration};
+    use std::time::Duration;
 
     use super::*;
     use crate::stages::sink::{Batch, Delivery, DeliveryFuture};
@@ -58,10 +58,7 @@ mod tests {
             Box::pin(async { Delivery::Acknowledged })
         }
 
-        fn probe<'a>(
-            &'a mut self,
-            _: Duration,
-        ) -> Option<Pin<Box<dyn Future<Output = Result<String, String>> + Send + 'a>>> {
+        fn probe<'a>(&'a mut self, _: Duration) -> Option<ai_agent_stage::ProbeFuture<'a>> {
             let result = self.0.clone()?;
             Some(Box::pin(async { result }))
         }

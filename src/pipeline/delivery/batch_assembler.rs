@@ -87,10 +87,12 @@ impl Assembler<'_> {
         if head.last_seq < first {
             return Ok(NextBatch::Nothing);
         }
-        let new_fill = || BatchFill { shipping: self.shipping, border, ..BatchFill::default() };
+        let sent_through = rule.sent.map_or(0, |sent| sent.through);
+        let new_fill =
+            || BatchFill { shipping: self.shipping, border, sent_through, ..BatchFill::default() };
         // Only heads are read at first: most of the time entries wait, and nothing is copied.
         let (mut fit, mut oldest) = (new_fill(), None);
-        let first_unsent = first.max(rule.sent.map_or(0, |sent| sent.through.saturating_add(1)));
+        let first_unsent = first.max(sent_through.saturating_add(1));
         self.outbox.heads(first, |head| {
             fit.add(&head, first)?;
             if head.last_seq() >= first_unsent {
@@ -207,11 +209,19 @@ pub(super) fn chain_point(outbox: &Outbox, seq: u64) -> Result<Option<ChainPoint
 struct BatchFill {
     shipping: ShippingSettings,
     border: Option<u64>,
+    /// Number up to which entries were sent without an acknowledgement. They take no space from the
+    /// entries that follow, which would otherwise wait for them.
+    sent_through: u64,
+    in_transit: u64,
+    in_transit_bytes: u64,
     config: Option<Digest>,
     entries: u64,
     bytes: u64,
     full: bool,
 }
+
+/// Largest number of entries in transit that take no space in a batch.
+const MAX_IN_TRANSIT: u64 = 10_000;
 
 impl BatchFill {
     fn add(&mut self, head: &FrameHead, first: u64) -> ControlFlow<()> {
@@ -223,12 +233,20 @@ impl BatchFill {
         let most = self.shipping.batch_size as u64;
         let too_many = self.entries + entries > most;
         let too_large = self.bytes + head.raw as u64 > self.shipping.room();
-        if self.entries > 0 && (other || too_many || too_large) {
+        if other || self.entries > 0 && (too_many || too_large) {
             // The next frame belongs to another batch: this one is complete.
             self.full = true;
             return ControlFlow::Break(());
         }
         self.config = Some(head.config);
+        if head.last_seq() <= self.sent_through
+            && self.in_transit + entries <= MAX_IN_TRANSIT
+            && self.in_transit_bytes + head.raw as u64 <= self.shipping.room()
+        {
+            self.in_transit += entries;
+            self.in_transit_bytes += head.raw as u64;
+            return ControlFlow::Continue(());
+        }
         self.entries += entries;
         self.bytes += head.raw as u64;
         self.full = self.entries >= most || self.bytes >= self.shipping.room();

@@ -193,8 +193,10 @@ impl Schedule {
         now: Duration,
     ) {
         let recheck_at = now + recheck.max(MIN_RECHECK);
-        let is_full = !has_moved && self.was_in_transit == Some(through);
-        self.in_transit = Some(InTransit { through, recheck_at, is_full });
+        let was = self.was_in_transit.filter(|was| was.renumbered_at == through.renumbered_at);
+        let was = was.filter(|was| was.seq >= through.seq);
+        let is_full = !has_moved && was.is_some();
+        self.in_transit = Some(InTransit { through: was.unwrap_or(through), recheck_at, is_full });
     }
 
     /// Returns the pause for entries in transit, the first of which counts as delivered after

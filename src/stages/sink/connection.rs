@@ -102,6 +102,9 @@ pub(super) fn default_timeout() -> Time {
     Time::seconds(60)
 }
 
+/// A certificate with its intermediate ones, and its key, both PEM.
+type CertificateAndKey = (Vec<u8>, Vec<u8>);
+
 /// Options of a connection, as configured.
 #[derive(Clone, Copy)]
 pub(super) struct ConnectionOptions<'a> {
@@ -189,7 +192,7 @@ impl ConnectionOptions<'_> {
     fn client_certificate(
         &self,
         context: &AgentContext,
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, BuildError> {
+    ) -> Result<Option<CertificateAndKey>, BuildError> {
         let (certificate, key) = match (self.client_certificate_file, self.client_key_file) {
             (None, None) => return Ok(None),
             (Some(certificate), Some(key)) => (certificate, key),

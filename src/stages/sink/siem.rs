@@ -31,9 +31,9 @@
 //! }
 //! ```
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::time::Duration;
 
-use ai_agent_stage::Acknowledged;
+use ai_agent_stage::{Acknowledged, ProbeFuture};
 use siem_sinks::SiemSink;
 
 use super::{Batch, Delivery, DeliveryFuture, Sink};
@@ -84,10 +84,7 @@ impl<S: SiemSink> Sink for Adapter<S> {
         self.sink.acknowledged()
     }
 
-    fn probe<'a>(
-        &'a mut self,
-        within: Duration,
-    ) -> Option<Pin<Box<dyn Future<Output = Result<String, String>> + Send + 'a>>> {
+    fn probe<'a>(&'a mut self, within: Duration) -> Option<ProbeFuture<'a>> {
         Some(Box::pin(self.sink.probe(within)))
     }
 }
