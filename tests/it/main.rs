@@ -47,6 +47,7 @@ mod reliability_page;
 mod reload;
 mod secrets;
 mod sinks;
+mod sinks_elasticsearch;
 mod sinks_hec;
 mod sinks_http;
 mod sinks_otlp;

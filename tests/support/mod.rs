@@ -20,6 +20,9 @@ pub(crate) mod home;
 pub(crate) mod http_server;
 pub(crate) mod in_process_delivery;
 #[cfg(unix)]
+#[path = "../../crates/siem-sinks/tests/it/support/osmem.rs"]
+pub(crate) mod osmem;
+#[cfg(unix)]
 #[allow(dead_code, reason = "tests of siem-sinks use the rest")]
 #[path = "../../crates/siem-sinks/tests/it/support/otlp_server.rs"]
 pub(crate) mod otlp_server;
