@@ -171,8 +171,10 @@ impl SinkTask {
     }
 
     pub(super) fn count_delivered(&self, delivered: u64, unproven: u64) {
-        let now = self.clock.now();
+        let (now, means) = (self.clock.now(), self.sink.acknowledged());
         self.progress.send_modify(|progress| {
+            // A sink may learn from its receiver that there are no acknowledgements.
+            progress.acknowledged_means = Some(means);
             progress.delivered += delivered;
             progress.unproven += unproven;
             progress.acknowledged_at = Some(now);
