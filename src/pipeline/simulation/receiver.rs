@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use ai_agent_stage::Acknowledged;
 use siem_protocol::{Digest, Entry, Kind};
 
 use super::Defect;
@@ -94,6 +95,11 @@ impl Sink for SimulatedSink {
             }
             taken
         })
+    }
+
+    /// The receiver drops entries that it has already.
+    fn acknowledged(&self) -> Acknowledged {
+        Acknowledged::Verified
     }
 }
 
