@@ -6,8 +6,8 @@
 //! `ai_agent.encoding` says so.
 //!
 //! A status in `success` acknowledges all events of a request, and proves only that the next hop has
-//! them. There are no ids: after a lost response the events of one request are sent again, after a crash
-//! of the agent those of the last second, and they are there twice with the same `event.id`.
+//! them. There are no ids: after a lost response, or a crash of the agent, the events of one batch are
+//! sent again, and are there twice with the same `event.id`.
 //!
 //! Other statuses: 408, 425, 429 and 5xx are retried, after `Retry-After` if the response has it. After
 //! 413 requests become smaller, down to 64 KiB, until the next start. 400 and 422 halve the batch until

@@ -7,8 +7,8 @@
 //!
 //! Splunk reads a request event by event: it stores those before an invalid one and names that one by
 //! its number, which becomes a dead letter. No other event is sent twice. HEC has no ids: after a lost
-//! response the events of one request are sent again, after a crash of the agent those of the last
-//! second, and they are there twice with the same `event.id`.
+//! response, or a crash of the agent, the events of one batch are sent again, and are there twice with
+//! the same `event.id`.
 //!
 //! A response of success means that Splunk has received the events; they can still be lost before they
 //! are indexed. With `acknowledgement = "indexed"` and a token with indexer acknowledgement, entries
