@@ -11,7 +11,7 @@ mod document;
 mod response;
 mod target;
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use reqwest::{Client, RequestBuilder, Url, header::HeaderValue};
 use serde::Deserialize;
@@ -121,11 +121,13 @@ impl Elasticsearch {
         let mut requests = document::encode(&self.settings, self.limits, batch, |_| true)?;
         let mut results = Results::new(batch.entries().count(), &requests);
         let rest = loop {
-            let Err(rest) = self.send_all(&requests, within, &mut results).await else {
+            let sizes = requests.iter().map(|request| request.body.len());
+            let largest = sizes.max().unwrap_or_default();
+            let Err(rest) = self.send_all(requests, within, &mut results).await else {
                 break Rest::Unprocessed;
             };
             let is_too_large = matches!(rest, Rest::Refused { status: 413, .. });
-            if !is_too_large || !self.lower_limits(&requests) {
+            if !is_too_large || !self.lower_limits(largest) {
                 break rest;
             }
             let is_wanted = |entry| results.is_undecided(entry);
@@ -137,13 +139,13 @@ impl Elasticsearch {
 
     async fn send_all(
         &mut self,
-        requests: &[Request],
+        requests: Vec<Request>,
         within: Duration,
         results: &mut Results,
     ) -> Result<(), Rest> {
-        for request in requests {
-            let Interpreted { items, rest } = self.post(request, within).await;
-            record(request, items, results);
+        for Request { body, entries } in requests {
+            let Interpreted { items, rest } = self.post(body, entries.len(), within).await;
+            record(&entries, items, results);
             if let Some(rest) = rest {
                 return Err(rest);
             }
@@ -151,17 +153,21 @@ impl Elasticsearch {
         Ok(())
     }
 
-    async fn post(&mut self, request: &Request, within: Duration) -> Interpreted {
-        let body = self.settings.compression.compress(&request.body);
+    /// Sends `count` documents.
+    async fn post(&mut self, body: Vec<u8>, count: usize, within: Duration) -> Interpreted {
+        let compressed = match self.settings.compression.compress(&body) {
+            Cow::Owned(compressed) => Some(compressed),
+            Cow::Borrowed(_) => None,
+        };
+        let body = compressed.unwrap_or(body);
         self.bytes_sent += body.len() as u64;
         let mut builder = self.authorized(self.client.post(self.bulk.clone()));
         builder = builder.header("content-type", "application/x-ndjson");
         if let Some(encoding) = self.settings.compression.name() {
             builder = builder.header("content-encoding", encoding);
         }
-        let count = request.entries.len();
         let limit = ANSWER_BYTES + count * ITEM_BYTES;
-        let builder = builder.body(body.into_owned());
+        let builder = builder.body(body);
         let reply = exchange(&self.settings.url, builder, limit, within).await;
         interpret(&reply, count, self.settings.target.name(), (self.now)())
     }
@@ -179,10 +185,9 @@ impl Elasticsearch {
         }
     }
 
-    /// Halves the limits after one of `requests` was too large. Returns false if they are at their
-    /// minimum.
-    fn lower_limits(&mut self, requests: &[Request]) -> bool {
-        let largest = requests.iter().map(|request| request.body.len()).max().unwrap_or_default();
+    /// Halves the limits after a response that a request is too large. The largest request had
+    /// `largest` bytes. Returns false if the limits are at their minimum.
+    fn lower_limits(&mut self, largest: usize) -> bool {
         let request = (largest.min(self.limits.request) / 2).max(MIN_REQUEST_BYTES);
         let event = self.limits.event.min(request);
         let lowered = Limits { request, event };
@@ -250,8 +255,8 @@ struct Privileges {
     has_all_requested: bool,
 }
 
-fn record(request: &Request, items: Vec<EntryResult>, results: &mut Results) {
-    for (entry, item) in request.entries.iter().zip(items) {
+fn record(entries: &[usize], items: Vec<EntryResult>, results: &mut Results) {
+    for (entry, item) in entries.iter().zip(items) {
         match item {
             EntryResult::Accepted => results.accept(*entry),
             EntryResult::Misfiled { answer } => results.misfile(*entry, answer),
