@@ -344,7 +344,7 @@ async fn indexed_entries_are_acknowledged_once_the_receiver_says_so() {
     // The check of the token, then all ids of a batch at once until they are indexed.
     assert_eq!(polled.len(), 7);
     assert!(polled[1].len() > 1 && polled[1] == polled[2] && polled[2] == polled[3]);
-    assert!(polled[4][0] == polled[3].len() as u64, "ids go on in the channel");
+    assert!(polled[4][0] == polled[3].len() as u64, "ids continue in the channel");
     let polls = server.http().requests();
     let polls: Vec<_> = polls.iter().filter(|request| request.path.ends_with("/ack")).collect();
     assert!(polls.iter().all(|poll| poll.header("x-splunk-request-channel") == CHANNEL));

@@ -1,4 +1,4 @@
-//! A HTTP Event Collector that behaves as Splunk 10.4 was seen to behave, or as LogScale documents it.
+//! An HTTP Event Collector that behaves as Splunk 10.4 does, or as LogScale is documented.
 //!
 //! The file has no dependency on this crate: tests of other packages include it by its path.
 
