@@ -66,12 +66,11 @@ pub fn assert_documented(added: &str) {
 /// Returns name and type of each field in the tables of the page.
 pub fn documented() -> impl Iterator<Item = (&'static str, &'static str)> {
     let page = include_str!("../../docs/activity.md");
-    let fields = page.lines().filter_map(|line| {
+    page.lines().filter_map(|line| {
         let mut cells = line.strip_prefix("| `")?.split(" | ");
         let name = cells.next()?.strip_suffix('`')?;
         let kind = cells.next()?;
         let is_field = ["text", "integer", "boolean"].iter().any(|word| kind.starts_with(word));
         (name.contains('.') && is_field).then_some((name, kind))
-    });
-    fields
+    })
 }

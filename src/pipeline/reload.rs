@@ -92,7 +92,7 @@ impl Plan {
         loaded: &LoadedConfig,
         context: &AgentContext,
         waker: &Waker,
-    ) -> Result<Vec<(String, Option<Box<dyn Source>>)>, ConfigError> {
+    ) -> Result<Vec<Replacement<dyn Source>>, ConfigError> {
         let (old, new) = (&self.settings, &next.settings);
         // Sources are built with the interval.
         let same_interval = old.agent.poll_interval == new.agent.poll_interval;
@@ -113,7 +113,7 @@ impl Plan {
         next: &Self,
         loaded: &LoadedConfig,
         context: &AgentContext,
-    ) -> Result<Vec<(String, Option<Box<dyn Sink>>)>, ConfigError> {
+    ) -> Result<Vec<Replacement<dyn Sink>>, ConfigError> {
         let replacement = |table: &StageTable| {
             let mut files = files_of(table, context).into_iter();
             let has_same_files = files.all(|file| self.files.get(&file) == next.files.get(&file));
@@ -127,6 +127,9 @@ impl Plan {
         next.settings.pipeline.sinks.iter().map(replacement).collect()
     }
 }
+
+/// A stage by the name of its instance, if it must be exchanged.
+type Replacement<S> = (String, Option<Box<S>>);
 
 /// Returns the names of the stages in `new` whose tables are the same in `old`.
 fn unchanged(old: &[StageTable], new: &[StageTable]) -> BTreeSet<String> {

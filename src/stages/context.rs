@@ -62,9 +62,7 @@ impl AgentContext {
 
     /// Returns the agent's context of a stage that is being built.
     pub(super) fn of(context: &ai_agent_stage::Context) -> Result<&Self, BuildError> {
-        context
-            .host()
-            .ok_or_else(|| BuildError::Unavailable { service: "the context of the agent" })
+        context.host().ok_or(BuildError::Unavailable { service: "the context of the agent" })
     }
 }
 

@@ -383,7 +383,9 @@ fn millis(time: &Value) -> Option<u64> {
         .filter_map(|number| number.parse().ok())
         .collect();
     let &[year, month, day, hour, minute, second, millis] = digits.as_slice() else { return None };
-    let is_leap = |year: u64| (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    let is_leap = |year: u64| {
+        (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400)
+    };
     let years: u64 = (0..year).map(|year| 365 + u64::from(is_leap(year))).sum();
     let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let months: u64 = lengths.iter().take(usize::try_from(month - 1).unwrap()).sum();
@@ -445,7 +447,7 @@ fn fields_of_the_corpus_match_a_second_reading() {
         compared += records;
         cut += objects;
     }
-    println!("{compared} records compared, {cut} objects have a cut field");
+    eprintln!("{compared} records compared, {cut} objects have a cut field");
     assert!(compared > 10_000 && cut < compared / 100, "{compared} records, {cut} cut");
 }
 

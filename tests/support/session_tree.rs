@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use super::{
@@ -62,11 +62,11 @@ fn corpus() -> Vec<PathBuf> {
     let Ok(trees) = fs::read_dir(shared.join("corpus")) else { return Vec::new() };
     let mut trees: Vec<_> = trees.map(|tree| tree.unwrap().path().join("projects")).collect();
     trees.retain(|tree| tree.is_dir());
-    trees.sort_by_cached_key(size_of);
+    trees.sort_by_cached_key(|tree| size_of(tree));
     trees
 }
 
-fn size_of(tree: &PathBuf) -> u64 {
+fn size_of(tree: &Path) -> u64 {
     files_below(tree).iter().map(|file| file.metadata().unwrap().len()).sum()
 }
 

@@ -16,8 +16,17 @@ pub struct TlsSettings {
     pub authorities: Vec<u8>,
     /// True if the authorities of the operating system are trusted too.
     pub trusts_system: bool,
-    /// Client certificate with its intermediate certificates, and its key, in PEM.
-    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// Client certificate.
+    pub identity: Option<ClientIdentity>,
+}
+
+/// A client certificate in PEM. It has no `Debug`, because the key is a secret.
+#[derive(Clone)]
+pub struct ClientIdentity {
+    /// The certificate, with its intermediate certificates.
+    pub certificate: Vec<u8>,
+    /// Its key.
+    pub key: Vec<u8>,
 }
 
 impl TlsSettings {
@@ -41,7 +50,7 @@ impl TlsSettings {
             }
             builder.with_root_certificates(roots)
         };
-        let Some((certificate, key)) = &self.identity else {
+        let Some(ClientIdentity { certificate, key }) = &self.identity else {
             return Ok(builder.with_no_client_auth());
         };
         let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>()?;

@@ -48,7 +48,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::stages::sink::{Batch, Delivery, DeliveryFuture};
+    use crate::stages::sink::{Batch, Delivery, DeliveryFuture, ProbeFuture};
 
     /// Responds to a probe as given.
     struct Probed(Option<Result<String, String>>);
@@ -58,7 +58,7 @@ mod tests {
             Box::pin(async { Delivery::Acknowledged })
         }
 
-        fn probe<'a>(&'a mut self, _: Duration) -> Option<ai_agent_stage::ProbeFuture<'a>> {
+        fn probe<'a>(&'a mut self, _: Duration) -> Option<ProbeFuture<'a>> {
             let result = self.0.clone()?;
             Some(Box::pin(async { result }))
         }

@@ -404,7 +404,9 @@ async fn deliver_for(
     count: usize,
     mut answer: impl FnMut(&[u64]) -> Delivery + Send + 'static,
 ) -> (SinkProgress, Arc<Outbox>, u64) {
-    struct Scripted(Box<dyn FnMut(&[u64]) -> Delivery + Send>);
+    type Answer = Box<dyn FnMut(&[u64]) -> Delivery + Send>;
+
+    struct Scripted(Answer);
 
     impl Sink for Scripted {
         fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Epoch and number of each line at the receiver, by the bytes of the line.
+type Arrivals = BTreeMap<Vec<u8>, Vec<(String, u64)>>;
+
 impl Simulation {
     /// Checks that every line is at the receiver once and byte for byte, or accounted for.
     pub(super) fn check_every_line(&mut self) -> Result<(), String> {
@@ -57,11 +60,8 @@ impl Simulation {
     }
 
     /// Returns epoch and number of each complete line at the receiver.
-    fn arrived_lines(
-        &self,
-        received: &ReceiverState,
-    ) -> Result<BTreeMap<Vec<u8>, Vec<(String, u64)>>, String> {
-        let mut arrived: BTreeMap<Vec<u8>, Vec<(String, u64)>> = BTreeMap::new();
+    fn arrived_lines(&self, received: &ReceiverState) -> Result<Arrivals, String> {
+        let mut arrived = Arrivals::new();
         for record in records(&received.epochs) {
             if !record.is_incomplete {
                 arrived.entry(record.bytes).or_default().push((record.epoch, record.seq));

@@ -12,7 +12,10 @@ use std::{fs, path::Path, time::Duration};
 
 use ai_agent_stage::BuildError;
 use reqwest::{Certificate, Client, Proxy, Url};
-use siem_sinks::{http::ClientSettings, tls::TlsSettings};
+use siem_sinks::{
+    http::ClientSettings,
+    tls::{ClientIdentity, TlsSettings},
+};
 
 use crate::{config::Secret, stages::AgentContext, text::causes, units::Time};
 
@@ -102,9 +105,6 @@ pub(super) fn default_timeout() -> Time {
     Time::seconds(60)
 }
 
-/// A certificate with its intermediate ones, and its key, both PEM.
-type CertificateAndKey = (Vec<u8>, Vec<u8>);
-
 /// Options of a connection, as configured.
 #[derive(Clone, Copy)]
 pub(super) struct ConnectionOptions<'a> {
@@ -131,13 +131,13 @@ impl ConnectionOptions<'_> {
         context: &AgentContext,
     ) -> Result<Client, BuildError> {
         let unusable = |error: reqwest::Error| BuildError::invalid(option, causes(&error));
-        let pems = self.client_certificate(context)?;
+        let client = self.client_certificate(context)?;
         let settings = ClientSettings {
             user_agent: format!("ai-agent/{}", context.identity.agent_version),
             connect_timeout: self.timeout.min(Duration::from_secs(10)),
             authorities: certificates(&self.authorities(context)?).map_err(unusable)?,
             trusts_system: self.may_use_tls(to, context),
-            identity: pems.as_ref().map(identity).transpose().map_err(unusable)?,
+            identity: client.as_ref().map(identity).transpose().map_err(unusable)?,
             proxy: self.proxy(context)?,
         };
         let failure = match settings.client() {
@@ -192,7 +192,7 @@ impl ConnectionOptions<'_> {
     fn client_certificate(
         &self,
         context: &AgentContext,
-    ) -> Result<Option<CertificateAndKey>, BuildError> {
+    ) -> Result<Option<ClientIdentity>, BuildError> {
         let (certificate, key) = match (self.client_certificate_file, self.client_key_file) {
             (None, None) => return Ok(None),
             (Some(certificate), Some(key)) => (certificate, key),
@@ -210,10 +210,10 @@ impl ConnectionOptions<'_> {
             read.map_err(|error| invalid_file("client_certificate_file", certificate, &error))?;
         let secret = Secret::from_file(&context.paths.expand(key))
             .map_err(|error| invalid_file("client_key_file", key, &causes(&error)))?;
-        let pems = (pem, secret.expose().as_bytes().to_vec());
-        identity(&pems)
+        let client = ClientIdentity { certificate: pem, key: secret.expose().as_bytes().to_vec() };
+        identity(&client)
             .map_err(|error| invalid_file("client_certificate_file", certificate, &error))?;
-        Ok(Some(pems))
+        Ok(Some(client))
     }
 
     fn proxy(&self, context: &AgentContext) -> Result<Option<Proxy>, BuildError> {
@@ -252,7 +252,8 @@ fn certificates(pem: &[u8]) -> Result<Vec<Certificate>, reqwest::Error> {
     if pem.is_empty() { Ok(Vec::new()) } else { Certificate::from_pem_bundle(pem) }
 }
 
-fn identity((certificate, key): &(Vec<u8>, Vec<u8>)) -> Result<reqwest::Identity, reqwest::Error> {
+fn identity(client: &ClientIdentity) -> Result<reqwest::Identity, reqwest::Error> {
+    let ClientIdentity { certificate, key } = client;
     reqwest::Identity::from_pem(&[certificate, b"\n".as_slice(), key].concat())
 }
 

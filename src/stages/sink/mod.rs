@@ -17,7 +17,8 @@ mod stored_frames;
 mod syslog;
 
 pub use ai_agent_stage::{
-    Acknowledged, Batch, Delivery, DeliveryFuture, EntryResult, Plugin, Rest, Sink, SinkOptions,
+    Acknowledged, Batch, Delivery, DeliveryFuture, EntryResult, Plugin, ProbeFuture, Rest, Sink,
+    SinkOptions,
 };
 use ai_agent_stage::{BuildError, StageKind, StageOptions, registered};
 pub(crate) use http_siem::connect;

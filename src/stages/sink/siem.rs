@@ -33,10 +33,10 @@
 
 use std::time::Duration;
 
-use ai_agent_stage::{Acknowledged, ProbeFuture};
+use ai_agent_stage::Acknowledged;
 use siem_sinks::SiemSink;
 
-use super::{Batch, Delivery, DeliveryFuture, Sink};
+use super::{Batch, Delivery, DeliveryFuture, ProbeFuture, Sink};
 
 /// Delivers batches of the outbox through a sink of `siem-sinks`.
 pub(super) struct Adapter<S> {

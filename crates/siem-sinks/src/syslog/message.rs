@@ -6,7 +6,7 @@ use data_encoding::BASE64;
 use siem_protocol::BatchHeader;
 
 use crate::{
-    event::{Event, Names, PartOf, TimeOf, Value, rfc3339, sender_fields},
+    event::{Event, Names, PartOf, TimeOf, Value, names::OMITTED_NAME, rfc3339, sender_fields},
     part::{Content, Part, Size},
 };
 
@@ -17,6 +17,8 @@ pub(super) const SD_ID: &str = "ai-agent@32473";
 const MAX_NAME: usize = 32;
 /// Maximum number of bytes of the fields that enrichers add to one message.
 const MAX_ENRICHED: usize = 2048;
+/// Number of omitted fields that are named.
+const MAX_OMITTED: usize = 8;
 /// Smallest room for content in a message, with any limit: below it a line would become thousands of
 /// messages.
 const MIN_CONTENT: usize = 256;
@@ -79,17 +81,22 @@ impl Format {
             add("ai_agent.encoding", Value::Text("base64"));
         }
         event.own_fields(Names::Ecs, part, &mut add);
-        let (start, mut is_complete) = (head.len(), true);
+        let (start, mut omitted) = (head.len(), Vec::new());
         event.enriched_fields(Names::Ecs, &mut |name, value| {
             let before = head.len();
             parameter(&mut head, name, value);
             if head.len() - start > MAX_ENRICHED {
                 head.truncate(before);
-                is_complete = false;
+                omitted.push(name.to_owned());
             }
         });
-        if !is_complete {
-            parameter(&mut head, "ai_agent.fields_omitted", Value::Bool(true));
+        if !omitted.is_empty() {
+            let more = omitted.len().saturating_sub(MAX_OMITTED);
+            omitted.truncate(MAX_OMITTED);
+            if more > 0 {
+                omitted.push(format!("{more} more"));
+            }
+            parameter(&mut head, OMITTED_NAME, Value::Text(&omitted.join(", ")));
         }
         head.extend_from_slice(b"] ");
         head

@@ -170,7 +170,7 @@ fn has_servers(folder: &Path) -> bool {
 }
 
 fn install_servers(folder: &Path) -> Result<(), Failure> {
-    if folder.exists() {
+    if folder.try_exists()? {
         fs::remove_dir_all(folder)?;
     }
     sh::succeed(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
