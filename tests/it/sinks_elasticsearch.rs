@@ -239,7 +239,7 @@ fn server_has_every_record_once_after_faults() {
     let expected = expected(&home.projects());
     let Stored { records, numbers, documents, repetitions } = stored(&server);
     let missing = expected.keys().filter(|origin| !records.contains_key(*origin)).count();
-    println!(
+    eprintln!(
         "{} records in the files, {} on the server; {documents} documents, {forwarded} sent; \
          {missing} missing, {repetitions} repeated",
         expected.len(),
