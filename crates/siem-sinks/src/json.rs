@@ -7,10 +7,54 @@ use siem_protocol::json;
 
 use crate::event::Value;
 
-/// Appends a JSON string.
+/// Number of bytes that are escaped at a time.
+const BLOCK: usize = 1024;
+
+/// Appends a JSON string, with the escapes that `serde_json` writes.
+///
+/// Records are JSON and full of quotes. `serde_json` copies the text between two escapes, which takes
+/// twice as long with so many: here each byte is written with a second one that counts only if the
+/// byte is escaped, so that there is no branch to mispredict.
 pub(crate) fn write_text(out: &mut Vec<u8>, text: &str) {
-    // Writing to a vector does not fail, and each string has a JSON text.
-    drop(serde_json::to_writer(out, text));
+    out.push(b'"');
+    for block in text.as_bytes().chunks(BLOCK) {
+        let has_control = block.iter().fold(false, |found, byte| found | (*byte < 0x20));
+        if has_control {
+            block.iter().for_each(|byte| write_escaped(out, *byte));
+        } else {
+            write_printable(out, block);
+        }
+    }
+    out.push(b'"');
+}
+
+/// Appends bytes without control characters.
+fn write_printable(out: &mut Vec<u8>, block: &[u8]) {
+    let start = out.len();
+    out.resize(start + 2 * block.len(), 0);
+    let room = &mut out[start..];
+    let mut at = 0;
+    for byte in block {
+        let is_escaped = *byte == b'"' || *byte == b'\\';
+        let pair = if is_escaped { [b'\\', *byte] } else { [*byte, 0] };
+        room[at..at + 2].copy_from_slice(&pair);
+        at += 1 + usize::from(is_escaped);
+    }
+    out.truncate(start + at);
+}
+
+fn write_escaped(out: &mut Vec<u8>, byte: u8) {
+    let short = match byte {
+        b'"' | b'\\' => byte,
+        0x08 => b'b',
+        b'\t' => b't',
+        b'\n' => b'n',
+        0x0c => b'f',
+        b'\r' => b'r',
+        0..0x20 => return drop(write!(out, "\\u{byte:04x}")),
+        _ => return out.push(byte),
+    };
+    out.extend_from_slice(&[b'\\', short]);
 }
 
 /// Appends a JSON string with `bytes` in base64.
@@ -71,4 +115,19 @@ pub(crate) fn elements(array: &str) -> Vec<&str> {
     let mut elements = Vec::new();
     json::elements(array, |element| elements.push(element));
     elements
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn text_is_written_as_by_serde(text in "(.|[\"\\\\\\x00-\\x1f]){0,300}", long in 0_usize..3000) {
+            let text = text + &"ä\"x".repeat(long);
+            let mut written = Vec::new();
+            write_text(&mut written, &text);
+            assert_eq!(written, serde_json::to_vec(&text).unwrap());
+        }
+    }
 }

@@ -42,7 +42,14 @@ pub struct Batch<'a> {
 impl<'a> Batch<'a> {
     /// Returns the lines of the entries, without newlines.
     pub fn entries(self) -> impl Iterator<Item = &'a [u8]> {
-        self.lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
+        let mut start = 0;
+        let ends = memchr::memchr_iter(b'\n', self.lines).chain([self.lines.len()]);
+        let lines = ends.map(move |end| {
+            let line = &self.lines[start..end];
+            start = end + 1;
+            line
+        });
+        lines.filter(|line| !line.is_empty())
     }
 }
 

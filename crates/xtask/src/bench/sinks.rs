@@ -236,8 +236,9 @@ fn respond(client: TcpStream) -> io::Result<()> {
 fn acknowledgement(path: &str, body: &[u8]) -> (&'static str, String) {
     let path = path.split('?').next().unwrap_or_default();
     if path.ends_with("/_bulk") {
-        // An action and a document for each entry.
-        let count = body.iter().filter(|byte| **byte == b'\n').count() / 2;
+        // An action and a document for each entry. The search of the standard library is fast in a
+        // build without optimizations, too.
+        let count = std::str::from_utf8(body).unwrap_or_default().matches('\n').count() / 2;
         let items = vec![r#"{"create":{"status":201}}"#; count].join(",");
         return ("application/json", format!(r#"{{"errors":false,"items":[{items}]}}"#));
     }
