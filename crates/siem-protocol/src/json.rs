@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
 
 use crate::MAX_RECORD_DEPTH;
 
@@ -117,7 +117,8 @@ pub fn string(value: &str) -> Option<Cow<'_, str>> {
 /// which is not valid Unicode.
 #[must_use]
 pub fn unescape(inner: &str) -> Option<Cow<'_, str>> {
-    let Some(first) = inner.find('\\') else { return Some(Cow::Borrowed(inner)) };
+    let backslash = |text: &str| memchr(b'\\', text.as_bytes());
+    let Some(first) = backslash(inner) else { return Some(Cow::Borrowed(inner)) };
     let mut text = String::with_capacity(inner.len());
     let mut rest = inner;
     let mut next = Some(first);
@@ -126,7 +127,7 @@ pub fn unescape(inner: &str) -> Option<Cow<'_, str>> {
         let (character, length) = escape(&rest[at..])?;
         text.push(character);
         rest = &rest[at + length..];
-        next = rest.find('\\');
+        next = backslash(rest);
     }
     text.push_str(rest);
     Some(Cow::Owned(text))

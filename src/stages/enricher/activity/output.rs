@@ -139,30 +139,45 @@ impl Output {
 /// Appends the inside of a JSON string, up to `max` bytes. What is not valid is replaced: the first
 /// part of a long line was not checked.
 fn copy(json: &mut String, raw: &str, max: usize) {
-    if raw.len() <= max && !raw.bytes().any(|byte| byte < 0x20 || byte == b'\\') {
-        return json.push_str(raw);
-    }
-    let (mut at, mut left) = (0, max);
-    while let Some(next) = raw.as_bytes().get(at) {
-        let (unit, length) = match next {
-            b'\\' => escape(&raw[at..]),
-            0..0x20 => (REPLACEMENT, 1),
-            _ => {
-                let length = raw[at..].chars().next().map_or(1, char::len_utf8);
-                (&raw[at..at + length], length)
-            }
+    json.reserve(raw.len().min(max));
+    let has_control = raw.bytes().fold(false, |found, byte| found | (byte < 0x20));
+    let (mut rest, mut left) = (raw, max);
+    loop {
+        // Commands have a line feed every few dozen bytes: what is between two escapes is copied at once.
+        let run = if has_control {
+            rest.bytes().position(|byte| byte < 0x20 || byte == b'\\')
+        } else {
+            memchr::memchr(b'\\', rest.as_bytes())
+        };
+        let run = run.unwrap_or(rest.len());
+        if run > left {
+            let end = (0..=left).rev().find(|end| rest.is_char_boundary(*end));
+            return json.push_str(&rest[..end.unwrap_or_default()]);
+        }
+        json.push_str(&rest[..run]);
+        (rest, left) = (&rest[run..], left - run);
+        let (unit, length) = match rest.as_bytes().first() {
+            None => return,
+            Some(b'\\') => escape(rest),
+            Some(_) => (REPLACEMENT, 1),
         };
         if unit.len() > left {
-            break;
+            return;
         }
         json.push_str(unit);
-        left -= unit.len();
-        at += length;
+        (rest, left) = (&rest[length..], left - unit.len());
     }
 }
 
 /// Returns the escape at the start of `raw`, or its replacement, and the number of bytes to pass.
 fn escape(raw: &str) -> (&str, usize) {
+    match raw.as_bytes().get(1) {
+        Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => (&raw[..2], 2),
+        _ => unicode_escape(raw),
+    }
+}
+
+fn unicode_escape(raw: &str) -> (&str, usize) {
     match json::escape(raw) {
         Some((_, length)) if raw.is_char_boundary(length) && has_digits(&raw[..length]) => {
             (&raw[..length], length)
@@ -203,14 +218,15 @@ fn end_of(raw: &str, length: usize) -> &str {
 /// Returns the number of Unicode characters of a string, given its inside. Half of a surrogate pair
 /// counts as one.
 pub(super) fn characters(raw: &str) -> u64 {
-    let count = |text: &str| text.chars().count() as u64;
-    let (mut total, mut rest) = (0, raw);
+    // An escape is ASCII, so that its bytes are characters of the text as written.
+    let mut count = raw.chars().count();
+    let mut rest = raw;
     while let Some(found) = memchr::memchr(b'\\', rest.as_bytes()) {
-        total += count(&rest[..found]) + 1;
         let length = escape(&rest[found..]).1;
+        count -= length - 1;
         rest = &rest[found + length..];
     }
-    total + count(rest)
+    count as u64
 }
 
 /// Formats an integer without the machinery of `format!`, which costs more than all the rest of a
