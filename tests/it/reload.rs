@@ -371,3 +371,32 @@ fn judged_by_one(
     }
     assert!(arrived.is_empty(), "lines that were never written");
 }
+
+/// Otherwise the results of calls that run during a reload would lose the names of their tools.
+#[test]
+fn enricher_with_unchanged_table_keeps_its_memory() {
+    let home = Home::new();
+    let receiver = Receiver::start();
+    let call = r#"{"type":"assistant","uuid":"u1","message":{"content":[{"type":"tool_use","id":"t","name":"Bash"}]}}"#;
+    let result = r#"{"type":"user","uuid":"u2","message":{"content":[{"type":"tool_result","tool_use_id":"t"}]}}"#;
+    let path = home.write("-work/a.jsonl", format!("{call}\n"));
+    let config = "shipping.flush_interval = \"200ms\"\npipeline.enrichers = [\"activity\"]\n";
+    let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
+    let activity_of = |line: &str| {
+        wait_for(&receiver, line, |entries| {
+            let entry = entries.iter().find(|entry| entry.bytes == line.as_bytes())?;
+            Some(entry.whole["activity"].clone())
+        })
+    };
+    assert_eq!(activity_of(call)["gen_ai.tool.name"], "Bash");
+    let before = facts(&home)["applied"]["hash"].as_str().unwrap().to_owned();
+    let next = format!("{config}filter.meta.enabled = true\n");
+    replace_file(&home.path().join("agent.toml"), &next);
+    agent.signal(Signal::HUP);
+    eventually("another configuration", || {
+        (facts(&home)["applied"]["hash"] != *before).then_some(())
+    });
+    crate::support::home::append_to(&path, format!("{result}\n"));
+    assert_eq!(activity_of(result)["gen_ai.tool.name"], "Bash");
+    agent.stop();
+}

@@ -1,3 +1,4 @@
+mod enrichers;
 mod reconfigure;
 
 use std::path::Path;
@@ -27,6 +28,8 @@ use crate::{
 /// A source of files that never change. Each line is a chunk of its own.
 struct FixedFiles {
     files: Vec<(Origin, Vec<&'static str>)>,
+    /// Files that the next read reports as deleted.
+    deleted: Vec<FileKey>,
     /// Number of lines of each file that have been handed over.
     read: Vec<usize>,
     /// The same when the last group was sealed.
@@ -44,7 +47,7 @@ impl FixedFiles {
         let files: Vec<_> =
             files.iter().map(|(name, lines)| (origin(name), lines.to_vec())).collect();
         let none = vec![0; files.len()];
-        Self { read: none.clone(), sealed: none, stored: None, files }
+        Self { deleted: Vec::new(), read: none.clone(), sealed: none, stored: None, files }
     }
 }
 
@@ -75,6 +78,7 @@ impl Source for FixedFiles {
     }
 
     fn read(&mut self, intake: &mut dyn Intake) -> Progress {
+        self.deleted.drain(..).for_each(|file| intake.forget(file));
         for ((origin, lines), read) in self.files.iter().zip(&mut self.read) {
             while *read < lines.len() {
                 if !intake.has_room() {

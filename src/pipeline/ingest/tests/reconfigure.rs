@@ -13,7 +13,7 @@ impl Filter for DropsAll {
 }
 
 /// Filters of [`ingest_into`], with another first one; those that `same` names stay unchanged.
-fn reconfiguration(first: Box<dyn Filter>, same: &[&str]) -> Reconfiguration {
+pub(super) fn reconfiguration(first: Box<dyn Filter>, same: &[&str]) -> Reconfiguration {
     let dedupe = filter::build("dedupe", &"".parse().unwrap()).unwrap();
     let filters = FilterChain::new(vec![("fragile".into(), first), ("dedupe".into(), dedupe)]);
     Reconfiguration {
