@@ -19,10 +19,21 @@ fn main() {
     let name = arguments.next().unwrap();
     let rounds = arguments.next().unwrap().parse().unwrap();
     match name.as_str() {
+        "activity" => activity(rounds),
         "filter" => filter(rounds),
         "frame" => frame(rounds),
         "sweep" => sweep(rounds),
         other => panic!("no workload `{other}`"),
+    }
+}
+
+/// Scans a session of 2 MiB and passes it to the enricher `activity`.
+fn activity(rounds: usize) {
+    let session = session::session(SESSION);
+    let (origin, pieces) = (session::origin(), session::pieces(&session));
+    let mut enricher = records::activity();
+    for _ in 0..rounds {
+        black_box(records::enrich_all(&mut *enricher, &origin, &pieces));
     }
 }
 

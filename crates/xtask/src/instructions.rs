@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use crate::{Failure, sh};
 
-/// Count the instructions of three fixed workloads, and compare them with
+/// Count the instructions of fixed workloads, and compare them with
 /// `benches/instructions.toml`.
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
 }
 
 /// The workloads of `benches/src/bin/instructions.rs`.
-const WORKLOADS: [&str; 3] = ["filter", "frame", "sweep"];
+const WORKLOADS: [&str; 4] = ["activity", "filter", "frame", "sweep"];
 /// Numbers of rounds: the difference of two runs is the cost of a round, without the start.
 const ROUNDS: [u64; 2] = [1, 5];
 /// Largest accepted difference of a count. Repeated counts differ by less than a tenth of it.
