@@ -10,6 +10,9 @@ use crate::event::Value;
 /// Number of bytes that are escaped at a time.
 const BLOCK: usize = 1024;
 
+/// Longest block that is likely to need no escape: names and values of fields.
+const SHORT: usize = 128;
+
 /// Appends a JSON string, with the escapes that `serde_json` writes.
 ///
 /// Records are JSON and full of quotes. `serde_json` copies the text between two escapes, which takes
@@ -18,8 +21,12 @@ const BLOCK: usize = 1024;
 pub(crate) fn write_text(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     for block in text.as_bytes().chunks(BLOCK) {
-        let has_control = block.iter().fold(false, |found, byte| found | (*byte < 0x20));
-        if has_control {
+        let has = |is_found: fn(u8) -> bool| {
+            block.iter().fold(false, |found, byte| found | is_found(*byte))
+        };
+        if block.len() <= SHORT && !has(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+            out.extend_from_slice(block);
+        } else if has(|byte| byte < 0x20) {
             block.iter().for_each(|byte| write_escaped(out, *byte));
         } else {
             write_printable(out, block);
