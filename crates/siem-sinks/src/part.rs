@@ -82,8 +82,8 @@ impl Size {
     }
 
     fn of_character(self, character: char) -> usize {
-        match u8::try_from(character) {
-            Ok(byte) if byte.is_ascii() => 1 + self.of_escape(byte),
+        match (self, u8::try_from(character)) {
+            (Self::Json, Ok(byte)) if byte.is_ascii() => 1 + escape_bytes(byte),
             _ => character.len_utf8(),
         }
     }
@@ -91,19 +91,17 @@ impl Size {
     fn of_text(self, text: &str) -> usize {
         match self {
             Self::Utf8 => text.len(),
-            Self::Json => text.len() + text.bytes().map(|byte| self.of_escape(byte)).sum::<usize>(),
+            Self::Json => text.len() + text.bytes().map(escape_bytes).sum::<usize>(),
         }
     }
+}
 
-    /// Returns how many bytes the escape of a byte of UTF-8 is longer than the byte.
-    fn of_escape(self, byte: u8) -> usize {
-        match (self, byte) {
-            (Self::Utf8, _) => 0,
-            (Self::Json, b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c) => 1,
-            (Self::Json, 0..0x20) => 5,
-            (Self::Json, _) => 0,
-        }
-    }
+/// Returns how many bytes the escape of a byte of UTF-8 in a JSON string is longer than the byte.
+/// Sums instead of branches, so that many bytes are counted at a time.
+fn escape_bytes(byte: u8) -> usize {
+    let is_short = matches!(byte, b'\n' | b'\r' | b'\t' | 0x08 | 0x0c);
+    let one = byte == b'"' || byte == b'\\' || is_short;
+    usize::from(one) + 5 * usize::from(byte < 0x20 && !is_short)
 }
 
 fn cut_text(text: &str, max: usize, size: Size) -> Vec<&str> {
