@@ -17,7 +17,7 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-pub use ahead::{BatchNumbers, DecidedEntries};
+pub use ahead::DecidedEntries;
 pub use batch_assembler::{AssembleError, Assembler, NextBatch};
 pub use dead_letter_retry::{DeadLetterRetry, RetryOutcome, retry_dead_letter};
 pub use rate_limit::RateLimit;

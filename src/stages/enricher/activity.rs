@@ -23,7 +23,7 @@ use siem_protocol::Content as LineContent;
 
 use self::{
     cursor::plain,
-    memory::{KnownCall, Memory},
+    memory::{KnownCall, Memory, TurnRecord},
     output::{Field, Output},
     reading::{Attachment, Content, Members, ToolResult},
     tools::Kind,
@@ -94,10 +94,6 @@ impl Enricher for Activity {
 
     fn commit(&mut self) {
         self.memory.commit();
-    }
-
-    fn rollback(&mut self) {
-        self.memory.rollback();
     }
 
     fn forget(&mut self, file: FileKey) {
@@ -204,15 +200,13 @@ impl Activity {
         if members.is_sidechain {
             return None;
         }
-        if members.is_root || offset == 0 {
-            self.memory.start_turns(file);
-        }
-        match members.turn_index {
-            Some(turn) => self.memory.set_turn(file, turn),
-            None if is_prompt => self.memory.next_turn(file),
-            None => {}
-        }
-        self.memory.turn(file)
+        let record = TurnRecord {
+            offset,
+            is_first: members.is_root || offset == 0,
+            stated: members.turn_index,
+            is_prompt,
+        };
+        self.memory.turn(file, record)
     }
 
     /// A prompt, the results of tools, or text that the client puts into the conversation.

@@ -56,11 +56,6 @@ impl<K: Eq + Hash, V> Recent<K, V> {
     fn values(&mut self) -> impl Iterator<Item = &mut V> {
         self.newer.values_mut().chain(self.older.values_mut())
     }
-
-    fn retain(&mut self, keep: impl Fn(&V) -> bool) {
-        self.newer.retain(|_, value| keep(value));
-        self.older.retain(|_, value| keep(value));
-    }
 }
 
 /// A remembered call.
@@ -75,11 +70,44 @@ pub(super) struct KnownCall {
     pub(super) at: Option<SystemTime>,
 }
 
-/// Turns of a file.
-struct Turns {
-    now: u64,
-    /// Number at the last commit. `None` if the file was not known then.
-    stored: Option<u64>,
+/// Maximum number of starts of turns that are remembered of a file, until they are stored.
+const STARTS: usize = 64;
+
+/// Turns of a file: the offset of the record that starts each, and its number, in order. Records that are
+/// read again after a rollback are found here again, and none is counted twice; those that are not read
+/// again, because they are stored after all, stay counted.
+#[derive(Default)]
+struct Turns(Vec<(u64, u64)>);
+
+impl Turns {
+    /// Returns the number of starts before `offset`.
+    fn before(&self, offset: u64) -> usize {
+        self.0.partition_point(|(start, _)| *start < offset)
+    }
+
+    fn set(&mut self, offset: u64, turn: u64) {
+        let at = self.before(offset);
+        match self.0.get_mut(at) {
+            Some(start) if start.0 == offset => start.1 = turn,
+            _ => self.0.insert(at, (offset, turn)),
+        }
+        if self.0.len() > STARTS {
+            self.0.remove(0);
+        }
+    }
+}
+
+/// A record that may start a turn.
+#[derive(Clone, Copy)]
+pub(super) struct TurnRecord {
+    /// Offset of the record.
+    pub(super) offset: u64,
+    /// True if nothing of the conversation comes before it.
+    pub(super) is_first: bool,
+    /// Number that the record itself names.
+    pub(super) stated: Option<u64>,
+    /// True for a prompt.
+    pub(super) is_prompt: bool,
 }
 
 /// Everything that is remembered.
@@ -108,40 +136,32 @@ impl Memory {
         self.calls.get(call_key(file, id)).map(|call| &*call).filter(|call| call.offset < offset)
     }
 
-    /// Starts to count the turns of a file from its beginning.
-    pub(super) fn start_turns(&mut self, file: FileKey) {
-        self.set_turn(file, 0);
-    }
-
-    /// Sets the turn that the record itself names.
-    pub(super) fn set_turn(&mut self, file: FileKey, turn: u64) {
-        match self.turns.get(file) {
-            Some(turns) => turns.now = turn,
-            None => self.turns.insert(file, Turns { now: turn, stored: None }),
+    /// Returns the turn of a record, and remembers it if the record starts one; `None` before the first
+    /// prompt, and if the beginning of the file was not seen.
+    pub(super) fn turn(&mut self, file: FileKey, record: TurnRecord) -> Option<u64> {
+        let TurnRecord { offset, is_first, stated, is_prompt } = record;
+        if self.turns.get(file).is_none() {
+            self.turns.insert(file, Turns::default());
         }
-    }
-
-    /// Counts a prompt, if the turns of the file are known.
-    pub(super) fn next_turn(&mut self, file: FileKey) {
-        if let Some(turns) = self.turns.get(file) {
-            turns.now += 1;
+        let turns = self.turns.get(file)?;
+        if offset == 0 {
+            // The file may be another one.
+            turns.0.clear();
         }
+        let earlier = turns.before(offset).checked_sub(1).map(|at| turns.0[at].1);
+        let earlier = if is_first { Some(0) } else { earlier };
+        let turn = stated.or_else(|| earlier.map(|turn| turn + u64::from(is_prompt)))?;
+        if is_first || stated.is_some() || is_prompt {
+            turns.set(offset, turn);
+        }
+        (turn > 0).then_some(turn)
     }
 
-    /// Returns the turn of a file; `None` before its first prompt, and if its beginning was not seen.
-    pub(super) fn turn(&mut self, file: FileKey) -> Option<u64> {
-        self.turns.get(file).map(|turns| turns.now).filter(|turn| *turn > 0)
-    }
-
-    /// All turns are stored.
+    /// All records are stored: none before the last start will be read again.
     pub(super) fn commit(&mut self) {
-        self.turns.values().for_each(|turns| turns.stored = Some(turns.now));
-    }
-
-    /// Goes back to the turns at the last commit.
-    pub(super) fn rollback(&mut self) {
-        self.turns.retain(|turns| turns.stored.is_some());
-        self.turns.values().for_each(|turns| turns.now = turns.stored.unwrap_or_default());
+        for Turns(starts) in self.turns.values() {
+            starts.drain(..starts.len().saturating_sub(1));
+        }
     }
 
     /// Forgets the turns of a deleted file. Its calls are replaced by newer ones.
@@ -174,30 +194,47 @@ mod tests {
         assert_eq!(table.get(99), Some(&mut 'b'));
     }
 
+    fn record(offset: u64) -> TurnRecord {
+        TurnRecord { offset, is_first: offset == 0, stated: None, is_prompt: false }
+    }
+
+    fn prompt(offset: u64) -> TurnRecord {
+        TurnRecord { is_prompt: true, ..record(offset) }
+    }
+
     #[test]
-    fn rolled_back_turns_are_counted_again() {
+    fn turns_read_again_have_the_same_numbers() {
         let mut memory = Memory::default();
-        memory.start_turns(FILE);
-        memory.next_turn(FILE);
+        let mut read = |records: &[TurnRecord]| {
+            records.iter().map(|record| memory.turn(FILE, *record)).collect::<Vec<_>>()
+        };
+        let first = [prompt(0), record(1), prompt(2), record(3)];
+        let turns = [Some(1), Some(1), Some(2), Some(2)];
+        assert_eq!(read(&first), turns);
+        assert_eq!(read(&first[1..]), turns[1..], "from the checkpoint on");
+        assert_eq!(read(&first), turns, "from the beginning");
+        assert_eq!(read(&[prompt(4)]), [Some(3)], "stored, and not read again");
+    }
+
+    #[test]
+    fn turns_continue_after_a_commit() {
+        let mut memory = Memory::default();
+        for offset in 0..1000 {
+            assert_eq!(memory.turn(FILE, prompt(offset)), Some(offset + 1));
+        }
         memory.commit();
-        memory.next_turn(FILE);
-        memory.start_turns(FileKey(2));
-        memory.next_turn(FileKey(2));
-        assert_eq!((memory.turn(FILE), memory.turn(FileKey(2))), (Some(2), Some(1)));
-        memory.rollback();
-        assert_eq!((memory.turn(FILE), memory.turn(FileKey(2))), (Some(1), None));
+        assert_eq!(memory.turn(FILE, record(1000)), Some(1000));
+        assert_eq!(memory.turn(FILE, prompt(1001)), Some(1001));
     }
 
     #[test]
     fn turns_without_a_beginning_are_unknown() {
         let mut memory = Memory::default();
-        memory.next_turn(FILE);
-        assert_eq!(memory.turn(FILE), None);
-        memory.set_turn(FILE, 7);
-        memory.next_turn(FILE);
-        assert_eq!(memory.turn(FILE), Some(8));
+        assert_eq!(memory.turn(FILE, prompt(5)), None);
+        assert_eq!(memory.turn(FILE, TurnRecord { stated: Some(7), ..record(6) }), Some(7));
+        assert_eq!(memory.turn(FILE, prompt(8)), Some(8));
         memory.forget(FILE);
-        assert_eq!(memory.turn(FILE), None);
+        assert_eq!(memory.turn(FILE, record(9)), None);
     }
 
     #[test]
@@ -208,7 +245,6 @@ mod tests {
         assert!(memory.call_of(FileKey(2), "t1", 9).is_none());
         assert_eq!(&*memory.call_of(FILE, "t1", 9).unwrap().name, "Bash");
         assert!(memory.call_of(FILE, "t1", 5).is_none(), "only a later record has its result");
-        memory.rollback();
         assert!(memory.call_of(FILE, "t1", 9).is_some(), "its result may be read again");
     }
 }
