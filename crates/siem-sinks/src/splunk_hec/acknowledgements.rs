@@ -51,7 +51,16 @@ impl Unconfirmed {
         let Some(id) = id else {
             return Err(Rest::Hold { after: None, reason: NO_ACKNOWLEDGEMENT.to_owned() });
         };
-        self.requests.insert(id, entries.to_vec());
+        if self.requests.insert(id, entries.to_vec()).is_some() {
+            // Another indexer, or one that was restarted, counts from the beginning: `true` for this id
+            // would not say which of the two requests it is about.
+            self.requests.remove(&id);
+            let reason = format!(
+                "the receiver gave the acknowledgement id {id} to two requests of a channel: behind a load \
+                 balancer, requests and polls need sticky sessions"
+            );
+            return Err(Rest::Retry { after: None, reason });
+        }
         Ok(())
     }
 
@@ -123,21 +132,30 @@ impl Acknowledgements {
         let mut last = None;
         while !unconfirmed.requests.is_empty() {
             if waited >= self.indexed.within {
-                return Err(self.overdue(unconfirmed.requests.len(), last));
+                return Err(match last {
+                    Some(hold @ Rest::Hold { .. }) => hold,
+                    last => self.overdue(unconfirmed.requests.len(), last.map(reason)),
+                });
             }
             collector.clock.sleep(pause).await;
             waited += pause;
             pause = (pause * 2).min(LONGEST_WAIT);
             let ids: Vec<u64> = unconfirmed.requests.keys().copied().collect();
-            match self.poll(collector, &ids, within).await {
+            let left = (self.indexed.within - waited.min(self.indexed.within)).max(FIRST_WAIT);
+            match self.poll(collector, &ids, within.min(left)).await {
                 // The receiver forgets an id after it has answered `true`: it is not polled again.
                 Ok(indexed) => {
                     last = None;
                     let entries = indexed.iter().filter_map(|id| unconfirmed.requests.remove(id));
                     entries.flatten().for_each(|entry| results.accept(entry));
                 }
-                Err(hold @ Rest::Hold { .. }) => return Err(hold),
-                Err(failed) => last = Some(reason(failed)),
+                // The ids stay valid, even if a proxy or a changed token answers in between.
+                Err(failed) => {
+                    if let Rest::Slow { waited: polled, .. } = &failed {
+                        waited += *polled;
+                    }
+                    last = Some(failed);
+                }
             }
         }
         Ok(())
@@ -183,5 +201,19 @@ impl Acknowledgements {
                 Err(Rest::Hold { after: None, reason })
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn id_of_two_requests_confirms_none_of_them() {
+        let mut unconfirmed = Unconfirmed::default();
+        unconfirmed.add(Some(0), &[0, 1]).unwrap();
+        unconfirmed.add(Some(1), &[2]).unwrap();
+        assert!(matches!(unconfirmed.add(Some(0), &[3]), Err(Rest::Retry { .. })));
+        assert_eq!(unconfirmed.requests.keys().collect::<Vec<_>>(), [&1]);
     }
 }

@@ -143,6 +143,11 @@ pub(super) fn interpret(
     described.verdict(meaning, count, length)
 }
 
+/// Returns true if the receiver's documentation has the code.
+fn is_known(code: i64) -> bool {
+    CODES.iter().any(|row| row.1 == code)
+}
+
 fn meaning(status: u16, code: Option<i64>) -> (Meaning, &'static str) {
     let by_code = CODES.iter().find(|row| (row.0, Some(row.1)) == (status, code));
     if let Some((_, _, meaning, remedy)) = by_code {
@@ -183,10 +188,13 @@ impl Described<'_> {
                 let stored = number.filter(|number| *number <= count).unwrap_or_default();
                 Verdict::undecided(stored.saturating_sub(1), self.hold())
             }
-            Meaning::Busy => Verdict::undecided(
-                stored.unwrap_or_default(),
-                Rest::Retry { after: self.after, reason: self.reason() },
-            ),
+            Meaning::Busy => {
+                // The number of a response with an unknown code may count in another way.
+                let is_known = self.body.code.is_some_and(is_known);
+                let stored = stored.filter(|_| is_known).unwrap_or_default();
+                let reason = self.reason();
+                Verdict::undecided(stored, Rest::Retry { after: self.after, reason })
+            }
             // With an unknown code the number may be too large by 1, as with code 7.
             Meaning::Hold => {
                 let stored = stored.filter(|_| status == 400).unwrap_or_default();
@@ -233,8 +241,10 @@ fn logscale(
 ) -> Verdict {
     let empty = Body::default();
     let (meaning, remedy) = match (answer.status, body) {
-        (200, Some(body)) if matches!(body.code, None | Some(0)) => (Meaning::Stored, ""),
-        (200, None) if answer.body.is_empty() => (Meaning::Stored, ""),
+        (200, Some(body)) if body.code == Some(0) => (Meaning::Stored, ""),
+        (200, _) if answer.is_whole && matches!(answer.body.trim_ascii(), b"" | b"{}") => {
+            (Meaning::Stored, "")
+        }
         (400 | 422, _) => {
             let described = Described { answer, body: body.unwrap_or(&empty), after, remedy: "" };
             let rest = Rest::Refused { status: answer.status, answer: described.text() };
@@ -437,7 +447,7 @@ mod tests {
             let is_complete = matches!(verdict.rest, RestOfRequest::None { .. });
             let says_success = status == 200
                 && garbage.trim_ascii().is_empty()
-                && (code == Some(0) || is_logscale && code.is_none());
+                && code == Some(0);
             prop_assert_eq!(is_complete, says_success);
             if !is_complete {
                 let most = number.filter(|number| *number <= 10 && garbage.trim_ascii().is_empty());
