@@ -101,15 +101,36 @@ pub async fn exchange(
     limit: usize,
     within: Duration,
 ) -> Result<Answer, NoAnswer> {
+    let (answer, error) = exchange_head(base, request, limit, within).await?;
+    match error {
+        None => Ok(answer),
+        Some(error) => Err(error),
+    }
+}
+
+/// As [`exchange`], for a receiver whose status alone is the answer: an error while the body is read is
+/// returned beside the answer.
+///
+/// # Errors
+/// [`NoAnswer`] if no status came.
+pub async fn exchange_head(
+    base: &Url,
+    request: RequestBuilder,
+    limit: usize,
+    within: Duration,
+) -> Result<(Answer, Option<NoAnswer>), NoAnswer> {
     let failed = |error| no_answer(base, error, within);
     let mut response = request.timeout(within).send().await.map_err(failed)?;
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
-    let mut body = Vec::new();
+    let mut answer = Answer { status, headers, body: Vec::new(), is_whole: false };
     loop {
-        match response.chunk().await.map_err(failed)? {
-            Some(piece) if body.len() + piece.len() <= limit => body.extend_from_slice(&piece),
-            Some(_) => return Ok(Answer { status, headers, body, is_whole: false }),
-            None => return Ok(Answer { status, headers, body, is_whole: true }),
+        match response.chunk().await {
+            Ok(Some(piece)) if answer.body.len() + piece.len() <= limit => {
+                answer.body.extend_from_slice(&piece);
+            }
+            Ok(Some(_)) => return Ok((answer, None)),
+            Ok(None) => return Ok((Answer { is_whole: true, ..answer }, None)),
+            Err(error) => return Ok((answer, Some(failed(error)))),
         }
     }
 }

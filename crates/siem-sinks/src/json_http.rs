@@ -25,12 +25,16 @@ use crate::{
     clock::Clock,
     compression::Compression,
     event::TimeOf,
-    http::{Answer, NoAnswer, exchange},
+    http::{Answer, NoAnswer, exchange, exchange_head},
     request::{Limits, Request, Results},
 };
 
 /// Bytes of a response that are read.
 const MAX_ANSWER: usize = 64 << 10;
+/// Number of bytes of a response that are searched for secrets, and may be shown.
+const MAX_REDACTED: usize = 4 << 10;
+/// Shortest part of a URL or a header that may be a secret.
+const MIN_SECRET: usize = 6;
 
 /// Format of a body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,6 +91,8 @@ pub struct JsonHttp {
     /// Limits, lowered after responses that a request is too large.
     limits: Limits,
     bytes_sent: u64,
+    /// Parts of the URL and values of headers, as a server may repeat them, the longest first.
+    secrets: Vec<String>,
 }
 
 impl JsonHttp {
@@ -103,7 +109,8 @@ impl JsonHttp {
             headers.insert(name.clone(), value.clone());
         }
         let limits = Limits::new(settings.max_request_bytes, settings.max_event_bytes);
-        Self { client, clock, settings, headers, limits, bytes_sent: 0 }
+        let secrets = secrets(&settings);
+        Self { client, clock, settings, headers, limits, bytes_sent: 0, secrets }
     }
 
     /// Sends the entries of a batch until a request is not successful, and returns the reason.
@@ -142,13 +149,48 @@ impl JsonHttp {
         self.bytes_sent += body.len() as u64;
         let builder = self.client.request(self.settings.method.clone(), self.settings.url.clone());
         let builder = builder.headers(self.headers.clone()).body(body);
-        let reply = exchange(&self.settings.url, builder, MAX_ANSWER, within).await;
-        self.interpret(&reply)
+        let url = &self.settings.url;
+        // The status decides, even if the body does not arrive.
+        let reply = exchange_head(url, builder, MAX_ANSWER, within).await;
+        self.interpret(&reply.map(|(answer, _)| answer))
     }
 
     fn interpret(&self, reply: &Result<Answer, NoAnswer>) -> Outcome {
-        interpret(reply, &self.settings.success, self.clock.now())
+        let reply = match reply {
+            Ok(answer) => Ok(Answer { body: self.redacted(&answer.body), ..answer.clone() }),
+            Err(failed) => Err(failed.clone()),
+        };
+        interpret(&reply, &self.settings.success, self.clock.now())
     }
+
+    /// Returns the start of a response without the parts of the URL and the values of headers: some
+    /// servers repeat them in error pages, and they may be secrets.
+    fn redacted(&self, body: &[u8]) -> Vec<u8> {
+        let mut text = String::from_utf8_lossy(&body[..body.len().min(MAX_REDACTED)]).into_owned();
+        for secret in &self.secrets {
+            text = text.replace(secret.as_str(), "…");
+        }
+        text.into_bytes()
+    }
+}
+
+/// Returns the parts of the URL and the values of headers that are long enough to be a secret.
+fn secrets(settings: &Settings) -> Vec<String> {
+    let url = &settings.url;
+    let query = url.query_pairs().map(|(_, value)| value.into_owned());
+    let raw_query =
+        url.query().into_iter().flat_map(|query| query.split(['&', '='])).map(str::to_owned);
+    let path = url.path().split('/').flat_map(|part| {
+        let decoded = percent_encoding::percent_decode_str(part).decode_utf8_lossy().into_owned();
+        [part.to_owned(), decoded]
+    });
+    let headers = settings.headers.iter().filter_map(|(_, value)| value.to_str().ok());
+    let headers = headers.flat_map(str::split_whitespace).map(str::to_owned);
+    let mut secrets: Vec<String> = query.chain(raw_query).chain(path).chain(headers).collect();
+    secrets.retain(|secret| secret.len() >= MIN_SECRET);
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    secrets.dedup();
+    secrets
 }
 
 impl SiemSink for JsonHttp {

@@ -279,3 +279,35 @@ async fn secrets_are_in_no_text() {
     let delivery = sink.deliver(Entries::small(1).batch()).await;
     assert!(!format!("{delivery:?}").contains("s3cr3t"), "{delivery:?}");
 }
+
+#[tokio::test]
+async fn error_page_with_the_url_shows_no_secret() {
+    let receiver = Receiver::start(usize::MAX, "");
+    let page = "The requested URL /receiver/s3cr3t?sig=s3cr3t was not found; key k3y-0f-th3-fl33t";
+    receiver.http.fail("/s3cr3t", [404, 400].map(|it| Fault::Answer(Reply::new(it, page))));
+    let mut settings = receiver.settings();
+    settings.headers.insert("api-key", HeaderValue::from_static("k3y-0f-th3-fl33t"));
+    let mut sink = sink(settings);
+    for _ in 0..2 {
+        let delivery = format!("{:?}", sink.deliver(Entries::small(1).batch()).await);
+        assert!(delivery.contains("requested URL"), "{delivery}");
+        assert!(!delivery.contains("s3cr3t") && !delivery.contains("k3y-"), "{delivery}");
+    }
+}
+
+/// The status acknowledges: the same events must not be sent again because the rest did not arrive.
+#[tokio::test]
+async fn status_counts_if_the_body_is_cut() {
+    let stored = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&stored);
+    let http = HttpServer::start(move |_| {
+        *count.lock().unwrap() += 1;
+        Reply::new(202, "stored")
+    });
+    http.fail("/events", [Fault::ProcessAndTruncate]);
+    let receiver = Receiver::start(usize::MAX, "");
+    let url = format!("{}/events", http.url()).parse().unwrap();
+    let mut sink = sink(Settings { url, ..receiver.settings() });
+    assert_eq!(sink.deliver(Entries::small(3).batch()).await, Delivery::Acknowledged);
+    assert_eq!(*stored.lock().unwrap(), 1);
+}
