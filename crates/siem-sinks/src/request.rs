@@ -14,7 +14,7 @@ pub struct Request {
     pub entries: Vec<usize>,
 }
 
-/// Smallest limit of a request: servers accept at least as much.
+/// Limit below which a request is not made smaller by itself: servers accept at least as much.
 const MIN_REQUEST_BYTES: usize = 64 << 10;
 /// Smallest limit of an event, with room for fields and content.
 const MIN_EVENT_BYTES: usize = 16 << 10;
@@ -32,14 +32,15 @@ impl Limits {
     /// Creates limits, which are raised if they leave too little room.
     #[must_use]
     pub fn new(request: usize, event: usize) -> Self {
-        let request = request.max(MIN_REQUEST_BYTES);
+        let request = request.max(MIN_EVENT_BYTES);
         Self { request, event: event.clamp(MIN_EVENT_BYTES, request) }
     }
 
     /// Halves the limits after a request of `length` bytes was too large for the receiver. Returns
     /// false if they are at their minimum.
     pub fn lower(&mut self, length: usize) -> bool {
-        let request = (length.min(self.request) / 2).max(MIN_REQUEST_BYTES);
+        let least = MIN_REQUEST_BYTES.min(self.request);
+        let request = (length.min(self.request) / 2).max(least);
         let is_lower = request < self.request;
         *self = Self::new(request, self.event);
         is_lower
@@ -223,7 +224,10 @@ mod tests {
         assert!(limits.lower(100_000));
         assert!(!limits.lower(100_000));
         assert_eq!(limits, Limits { request: 64 << 10, event: 64 << 10 });
-        assert_eq!(Limits::new(1, 1), Limits { request: 64 << 10, event: 16 << 10 });
+        assert_eq!(Limits::new(1, 1), Limits { request: 16 << 10, event: 16 << 10 });
+        let mut small = Limits::new(32 << 10, 16 << 10);
+        assert!(!small.lower(32 << 10));
+        assert_eq!(small.request, 32 << 10);
     }
 
     #[test]
