@@ -100,7 +100,9 @@ const ITEMS: &[Rule] = &[
     rule(404..=404, "", Meaning::Hold, "create the target, or check `data_stream` and `index`"),
     rule(408..=408, "", Meaning::Retry, ""),
     rule(429..=429, "", Meaning::Retry, ""),
-    rule(500..=599, "", Meaning::Retry, ""),
+    // Also permanent failures, such as of a processor of the pipeline.
+    rule(500..=500, "", Meaning::Hold, "check the ingest pipeline, and the log of the cluster"),
+    rule(501..=599, "", Meaning::Retry, ""),
     rule(0..=u16::MAX, "", Meaning::Hold, ""),
 ];
 
@@ -144,7 +146,7 @@ fn find(table: &'static [Rule], status: u16, error: &Failure<'_>) -> &'static Ru
     let matches = |rule: &&Rule| {
         rule.statuses.contains(&status)
             && (rule.error.is_empty() || rule.error == error.kind)
-            && error.reason.contains(rule.reason)
+            && error.reason.starts_with(rule.reason)
     };
     table.iter().find(matches).unwrap_or(&table[table.len() - 1])
 }
@@ -196,15 +198,45 @@ impl<'a> Failure<'a> {
 
     /// Returns type and reason, without what the receiver quotes from the document.
     fn text(&self) -> Option<String> {
-        let quotes = [
-            "Preview of field's value",
-            "The prefix of the first immense term",
-            "For input string",
-        ];
-        let start = quotes.iter().filter_map(|quote| self.reason.find(quote)).min();
-        let reason = &self.reason[..start.unwrap_or(self.reason.len())];
+        let reason = without_quotes(&self.reason);
         summary(format!("{}: {reason}", self.kind).trim_matches([':', ' ']).as_bytes())
     }
+}
+
+/// Returns the start of a reason up to the first quotation of the document: text in brackets or quotation
+/// marks is kept only if it is an identifier.
+fn without_quotes(reason: &str) -> &str {
+    const MARKS: [(char, char); 4] = [('[', ']'), ('\'', '\''), ('"', '"'), ('`', '`')];
+    const PHRASES: [&str; 5] = [
+        "Preview of field's value",
+        "The prefix of the first immense term",
+        "For input string",
+        "field value:",
+        "against source:",
+    ];
+    let is_identifier = |text: &str| {
+        let is_part = |c: char| c.is_ascii_alphanumeric() || "_.@:-".contains(c);
+        text.len() <= 128 && text.chars().all(is_part)
+    };
+    let mut end =
+        PHRASES.iter().filter_map(|phrase| reason.find(phrase)).min().unwrap_or(reason.len());
+    let mut rest = 0;
+    while let Some((at, mark)) = reason[rest..end].char_indices().find_map(|(at, character)| {
+        MARKS.iter().find(|(open, _)| *open == character).map(|mark| (rest + at, mark))
+    }) {
+        let inner = &reason[at + 1..];
+        match inner.find(mark.1) {
+            Some(length) if is_identifier(&inner[..length]) => rest = at + 1 + length + 1,
+            _ => {
+                end = at;
+                break;
+            }
+        }
+        if rest >= end {
+            break;
+        }
+    }
+    &reason[..end]
 }
 
 /// Returns the results of `count` documents that were sent to `target`.
@@ -280,15 +312,20 @@ fn of_items(answer: &Answer, count: usize, target: &str, after: Option<Duration>
         let reason = format!("the response 200 {problem}; the documents are sent again");
         undecided(count, Rest::Retry { after, reason })
     };
+    // The same request is likely to have the same response: a person should know.
+    let held = |problem: &str| {
+        let reason = format!("the response 200 {problem}; the documents are sent again");
+        undecided(count, Rest::Hold { after, reason })
+    };
     if !answer.is_whole {
-        return unusable("is too long");
+        return held("is too long");
     }
     let Ok(body) = serde_json::from_slice::<Body<'_>>(&answer.body) else {
         return unusable("is not complete");
     };
     let items = body.items.unwrap_or_default();
     if items.len() != count {
-        return unusable(&format!("has {} results for {count} documents", items.len()));
+        return held(&format!("has {} results for {count} documents", items.len()));
     }
     let mut collected = Collected { target, after, items: Vec::with_capacity(count), rest: None };
     for item in items {

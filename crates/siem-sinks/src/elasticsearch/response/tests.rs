@@ -64,6 +64,11 @@ fn each_status_of_a_document_has_its_meaning() {
             r#","error":{"type":"illegal_argument_exception","reason":"pipeline with id [x] does not exist"}"#.into(),
             "hold",
         ),
+        (
+            400,
+            r#","error":{"type":"illegal_argument_exception","reason":"no match: [pipeline with id]"}"#.into(),
+            "refused",
+        ),
         (413, none(), "refused"),
         (401, error("security_exception"), "hold"),
         (403, error("security_exception"), "hold"),
@@ -72,7 +77,8 @@ fn each_status_of_a_document_has_its_meaning() {
         (405, none(), "hold"),
         (429, error("es_rejected_execution_exception"), "retry"),
         (429, error("cluster_block_exception"), "retry"),
-        (500, none(), "retry"),
+        (500, none(), "hold"),
+        (502, none(), "retry"),
         (503, error("unavailable_shards_exception"), "retry"),
         (503, r#","failure_store":"failed""#.into(), "retry"),
         (0, none(), "hold"),
@@ -112,19 +118,19 @@ fn each_status_of_a_response_has_its_meaning() {
         (202, ACCEPTED.into(), "hold"),
         (200, String::new(), "retry"),
         (200, "<html>".into(), "hold"),
-        (200, "{}".into(), "retry"),
-        (200, r#"{"errors":false}"#.into(), "retry"),
+        (200, "{}".into(), "hold"),
+        (200, r#"{"errors":false}"#.into(), "hold"),
         (200, r#"{"items":[{"create":{"status":2"#.into(), "retry"),
         (200, r#"{"items":[{"index":{"status":201}}]}"#.into(), "retry"),
-        (200, format!(r#"{{"items":[{ACCEPTED},{ACCEPTED}]}}"#), "retry"),
-        (200, r#"{"items":[]}"#.into(), "retry"),
+        (200, format!(r#"{{"items":[{ACCEPTED},{ACCEPTED}]}}"#), "hold"),
+        (200, r#"{"items":[]}"#.into(), "hold"),
         (200, r#"{"items":[{"create":{"status":"201"}}]}"#.into(), "retry"),
     ];
     for (status, body, expected) in cases {
         assert_eq!(word(&interpreted(status, &body, 1)), expected, "{status} {body}");
     }
     let cut = Answer { is_whole: false, ..answer(200, format!(r#"{{"items":[{ACCEPTED}]}}"#)) };
-    assert_eq!(word(&interpret(&Ok(cut), 1, "t", UNIX_EPOCH)), "retry");
+    assert_eq!(word(&interpret(&Ok(cut), 1, "t", UNIX_EPOCH)), "hold");
 }
 
 #[test]
@@ -184,6 +190,23 @@ fn text_of_the_receiver_quotes_no_document() {
     let long = format!(r#"{{"error":{{"type":"t","reason":"{}\u0007"}}}}"#, "x".repeat(5000));
     let Some(Rest::Retry { reason, .. }) = interpreted(503, &long, 1).rest else { panic!() };
     assert!(reason.len() < 500 && !reason.contains('\u{7}'), "{reason}");
+}
+
+#[test]
+fn quotations_of_the_document_are_cut_out() {
+    for (reason, expected) in [
+        ("index [logs-a.b] is closed", "index [logs-a.b] is closed"),
+        ("failed to parse field [a] of type [long]", "failed to parse field [a] of type [long]"),
+        ("no match with field value: [s3cr3t]", "no match with "),
+        ("cannot dissect against source: s3cr3t", "cannot dissect "),
+        ("unable to parse date [my s3cr3t text]", "unable to parse date "),
+        ("at [Source: (byte[])\"s3cr3t\"]", "at "),
+        ("for 'abc' and \"s3 cr3t\"", "for 'abc' and "),
+        ("open [s3cr3t", "open "),
+        ("", ""),
+    ] {
+        assert_eq!(without_quotes(reason), expected);
+    }
 }
 
 /// Items of responses, some of them damaged.
