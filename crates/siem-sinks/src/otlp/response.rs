@@ -2,9 +2,7 @@
 
 use std::time::SystemTime;
 
-use opentelemetry_proto::tonic::collector::logs::v1::{
-    ExportLogsPartialSuccess, ExportLogsServiceResponse,
-};
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsPartialSuccess;
 use prost::Message;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use serde_json::Value;
@@ -163,11 +161,31 @@ fn partial_success(answer: &Answer) -> Option<ExportLogsPartialSuccess> {
     if body.trim_ascii_start().starts_with(b"{") {
         return json_partial_success(body);
     }
-    let response = ExportLogsServiceResponse::decode(body).ok()?;
+    let response = Response::decode(body).ok()?;
     // Other bytes may happen to be valid protobuf, with fields that the message does not have.
     let is_known = response.encoded_len() == body.len();
-    (is_known || content_type.starts_with(PROTOBUF))
-        .then(|| response.partial_success.unwrap_or_default())
+    (is_known || content_type.starts_with(PROTOBUF)).then(|| {
+        let partial = response.partial_success.unwrap_or_default();
+        let error_message = String::from_utf8_lossy(&partial.error_message).into_owned();
+        let rejected_log_records = partial.rejected_log_records;
+        ExportLogsPartialSuccess { rejected_log_records, error_message }
+    })
+}
+
+/// `ExportLogsServiceResponse`, with a message that need not be UTF-8: a server may have cut it inside a
+/// character, and the number counts all the same.
+#[derive(Clone, PartialEq, Message)]
+struct Response {
+    #[prost(message, optional, tag = "1")]
+    partial_success: Option<PartialSuccess>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PartialSuccess {
+    #[prost(int64, tag = "1")]
+    rejected_log_records: i64,
+    #[prost(bytes = "vec", tag = "2")]
+    error_message: Vec<u8>,
 }
 
 /// Parses a response in JSON: an object that is empty or has `partialSuccess`.

@@ -3,6 +3,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use proptest::prelude::*;
 use reqwest::header::{HeaderMap, HeaderValue};
 
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
+
 use super::*;
 
 const NOW: SystemTime = UNIX_EPOCH;
@@ -195,7 +197,8 @@ proptest! {
         let answer = Answer { is_whole, ..answer(status, &content_type, &body) };
         let outcome = interpret(&Ok(answer), records, NOW);
         // The rejected log records by a reading of its own; `None` if the response does not say.
-        let protobuf = ExportLogsServiceResponse::decode(&*body).ok();
+        // The message need not be UTF-8.
+        let protobuf = Response::decode(&*body).ok();
         let protobuf = protobuf.map(|response| {
             response.partial_success.map_or(0, |partial| partial.rejected_log_records)
         });
