@@ -61,6 +61,9 @@ struct Open {
     connection: Connection,
     window: Window,
     epoch: String,
+    /// Last moment at which the connection was known to be open. Only time before it makes an entry
+    /// older: a reset is noticed when the connection is used again.
+    alive_at: Instant,
 }
 
 impl Syslog {
@@ -74,6 +77,7 @@ impl Syslog {
     /// Writes the entries that are not in the window.
     async fn send(&mut self, open: &mut Open, batch: Batch<'_>) -> Result<(), Failed> {
         open.connection.check().await?;
+        open.alive_at = Instant::now();
         let within = self.settings.timeout.max(batch.patience.unwrap_or_default());
         let mut buffer = Vec::new();
         for line in batch.entries() {
@@ -84,7 +88,7 @@ impl Syslog {
             }
             let start = buffer.len();
             self.format.write(&event, batch.header, &mut buffer);
-            open.window.push(event.entry.seq, buffer.len() - start, Instant::now());
+            open.window.push(event.entry.seq, buffer.len() - start);
             if buffer.len() >= WRITE_BYTES {
                 self.write(open, &mut buffer, within).await?;
             }
@@ -100,7 +104,8 @@ impl Syslog {
     ) -> io::Result<()> {
         if !buffer.is_empty() {
             open.connection.write(buffer, within).await?;
-            open.window.written();
+            open.alive_at = Instant::now();
+            open.window.written(open.alive_at);
             self.bytes_sent += buffer.len() as u64;
             buffer.clear();
         }
@@ -189,6 +194,7 @@ impl SiemSink for Syslog {
                     connection,
                     window: Window::new(self.settings.window),
                     epoch: batch.header.epoch.clone(),
+                    alive_at: Instant::now(),
                 },
                 Err(error) => {
                     return delivery(Vec::from([EntryResult::Undecided]), self.failed(&error));
@@ -196,7 +202,7 @@ impl SiemSink for Syslog {
             },
         };
         let sent = self.send(&mut open, batch).await;
-        let now = Instant::now();
+        let now = open.alive_at;
         let entries = accepted(batch, &mut open.window, now);
         let rest = match sent {
             Ok(()) => {

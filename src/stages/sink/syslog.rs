@@ -86,8 +86,9 @@ fn max_event_bytes() -> Size {
     Size(8_000)
 }
 
-/// Smallest limit of messages: what every receiver of RFC 5425 must accept.
-const MIN_EVENT_BYTES: u64 = 2048;
+/// Smallest limit of messages, with room for the fields of every entry. RFC 5425 asks receivers to accept
+/// 8192 bytes, and requires 2048.
+const MIN_EVENT_BYTES: u64 = 4096;
 
 /// Protocol below syslog.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -148,7 +149,7 @@ impl SinkOptions for Options {
     fn build(self, context: &Context) -> Result<Self::Sink, BuildError> {
         let (host, port) = address(&self.address, self.transport.default_port())?;
         if self.max_event_bytes.0 < MIN_EVENT_BYTES {
-            let problem = format!("is below {}, which every server accepts", Size(MIN_EVENT_BYTES));
+            let problem = format!("is below {}: the fields would not fit", Size(MIN_EVENT_BYTES));
             return Err(BuildError::invalid("max_event_bytes", problem));
         }
         let tls = match self.transport {

@@ -1,11 +1,11 @@
 //! A connection over TCP, with or without TLS.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
@@ -30,7 +30,7 @@ impl Connection {
         tls: Option<&Arc<rustls::ClientConfig>>,
         within: Duration,
     ) -> io::Result<Self> {
-        timeout(within, connect(host, port, tls))
+        timeout(within, connect(host, port, tls, within))
             .await
             .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
     }
@@ -64,21 +64,29 @@ async fn connect(
     host: &str,
     port: u16,
     tls: Option<&Arc<rustls::ClientConfig>>,
+    within: Duration,
 ) -> io::Result<Connection> {
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for address in tokio::net::lookup_host((host, port)).await? {
-        let socket = if address.is_ipv4() {
-            tokio::net::TcpSocket::new_v4()?
-        } else {
-            tokio::net::TcpSocket::new_v6()?
-        };
-        socket.set_send_buffer_size(SEND_BUFFER)?;
-        match socket.connect(address).await {
-            Ok(stream) => return secured(stream, host, tls).await,
-            Err(error) => last = error,
+    // An address that does not answer must not use the time of the others.
+    let each = within / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    for address in addresses {
+        match timeout(each, open_stream(address)).await {
+            Ok(Ok(stream)) => return secured(stream, host, tls).await,
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
         }
     }
     Err(last)
+}
+
+async fn open_stream(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.connect(address).await
 }
 
 async fn secured(

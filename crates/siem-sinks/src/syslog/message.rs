@@ -85,7 +85,7 @@ impl Format {
         event.enriched_fields(Names::Ecs, &mut |name, value| {
             let before = head.len();
             parameter(&mut head, name, value);
-            if head.len() - start > MAX_ENRICHED {
+            if head.len() - start > MAX_ENRICHED.min(self.max_bytes / 4) {
                 head.truncate(before);
                 omitted.push(name.to_owned());
             }

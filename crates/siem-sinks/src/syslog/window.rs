@@ -37,7 +37,8 @@ struct Written {
     seq: u64,
     /// Number of bytes encoded for the connection up to the end of the entry.
     end: u64,
-    at: Instant,
+    /// Time at which its last byte was written; `None` before that.
+    at: Option<Instant>,
 }
 
 impl Window {
@@ -52,13 +53,16 @@ impl Window {
     }
 
     /// Records that an entry of `bytes` was encoded, and will be written next.
-    pub(super) fn push(&mut self, seq: u64, bytes: usize, at: Instant) {
+    pub(super) fn push(&mut self, seq: u64, bytes: usize) {
         self.encoded += bytes as u64;
-        self.entries.push_back(Written { seq, end: self.encoded, at });
+        self.entries.push_back(Written { seq, end: self.encoded, at: None });
     }
 
     /// Records that everything encoded so far was written.
-    pub(super) fn written(&mut self) {
+    pub(super) fn written(&mut self, now: Instant) {
+        for entry in self.entries.iter_mut().rev().take_while(|entry| entry.at.is_none()) {
+            entry.at = Some(now);
+        }
         self.written = self.encoded;
     }
 
@@ -80,15 +84,18 @@ impl Window {
     /// Returns the time until the oldest entry leaves the window.
     pub(super) fn until_next(&self, now: Instant) -> Duration {
         let oldest = self.entries.iter().find(|entry| !self.is_old(entry, now));
-        oldest.map_or(Duration::ZERO, |entry| {
-            self.size.time.saturating_sub(now.saturating_duration_since(entry.at))
-        })
+        oldest.map_or(Duration::ZERO, |entry| self.size.time.saturating_sub(age(entry, now)))
     }
 
     fn is_old(&self, entry: &Written, now: Instant) -> bool {
         let Some(after) = self.written.checked_sub(entry.end) else { return false };
-        after >= self.size.bytes || now.saturating_duration_since(entry.at) >= self.size.time
+        after >= self.size.bytes || age(entry, now) >= self.size.time
     }
+}
+
+/// Returns the time since an entry was written.
+fn age(entry: &Written, now: Instant) -> Duration {
+    entry.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
 }
 
 #[cfg(test)]
@@ -103,9 +110,9 @@ mod tests {
     fn entry_leaves_by_time() {
         let start = Instant::now();
         let mut window = Window::new(SIZE);
-        window.push(1, 10, start);
+        window.push(1, 10);
         assert!(!window.has_left(1, start + Duration::from_secs(30)));
-        window.written();
+        window.written(start);
         let later = start + Duration::from_secs(29);
         assert!(!window.has_left(1, later));
         assert_eq!(window.until_next(later), Duration::from_secs(1));
@@ -116,13 +123,13 @@ mod tests {
     fn entry_leaves_by_bytes_that_follow() {
         let start = Instant::now();
         let mut window = Window::new(SIZE);
-        window.push(1, 500, start);
-        window.push(2, 99, start);
-        window.written();
+        window.push(1, 500);
+        window.push(2, 99);
+        window.written(start);
         assert!(!window.has_left(1, start));
-        window.push(3, 1, start);
+        window.push(3, 1);
         assert!(!window.has_left(1, start));
-        window.written();
+        window.written(start);
         assert!(window.has_left(1, start));
         assert!(!window.has_left(2, start));
         window.remove_up_to(1);
@@ -137,9 +144,9 @@ mod tests {
             let start = Instant::now();
             let mut window = Window::new(SIZE);
             for (at, size) in sizes.iter().enumerate() {
-                window.push(at as u64, *size, start);
+                window.push(at as u64, *size);
             }
-            window.written();
+            window.written(start);
             let mut kept: u64 = 0;
             for (at, size) in sizes.iter().enumerate() {
                 if !window.has_left(at as u64, start) {

@@ -249,3 +249,19 @@ async fn closed_connection_is_noticed_before_the_next_batch() {
     let text = String::from_utf8(accepted).unwrap();
     assert!(text.contains(r#"{"type":"user","n":0}"#) && text.contains(r#"{"type":"user","n":1}"#));
 }
+
+/// A reset that is noticed only when the entries are older than the window loses none of them.
+#[tokio::test]
+async fn late_notice_of_a_reset_accepts_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let host = "127.0.0.1".to_owned();
+    let mut sink = Syslog::new(Settings { host, ..settings(port, short_window()) });
+    let entries = Entries::small(2);
+    let (delivery, accepted) = tokio::join!(sink.deliver(entries.batch()), listener.accept());
+    let Delivery::PerEntry { rest: Rest::InTransit { recheck }, .. } = delivery else { panic!() };
+    drop(accepted);
+    tokio::time::sleep(recheck * 2).await;
+    let delivery = sink.deliver(entries.batch()).await;
+    assert!(matches!(delivery, Delivery::Retry { .. }), "{delivery:?}");
+}
