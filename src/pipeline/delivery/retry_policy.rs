@@ -196,7 +196,7 @@ impl RetryPolicy {
     /// returns the first of them.
     fn withhold_refusals(&mut self, entries: &mut [EntryResult]) -> Option<(u16, String)> {
         let mut withheld = None;
-        for entry in entries {
+        for entry in &mut *entries {
             match entry {
                 EntryResult::Accepted
                 | EntryResult::Misfiled { .. }
@@ -214,6 +214,13 @@ impl RetryPolicy {
                 EntryResult::Refused { .. } => self.refusals += 1,
                 _ => {}
             }
+        }
+        let is_accepted = |entry: &EntryResult| {
+            matches!(entry, EntryResult::Accepted | EntryResult::Misfiled { .. })
+        };
+        if withheld.is_some() && entries.iter().any(is_accepted) {
+            // The receiver accepts others: after the alarm, the next ones may become dead letters.
+            self.refusals = 0;
         }
         withheld
     }
