@@ -340,7 +340,12 @@ fn disk_read_only_while_running_is_waited_for() {
     fs::create_dir(&writable.0).unwrap();
     bind(&squeezed.disk.0, &writable.0);
     bind(&squeezed.disk.0, &squeezed.disk.0);
-    squeezed.disk.remount("remount,ro,bind");
+    // Busy while the agent has a file open below the new mount.
+    eventually("the view is read-only", || {
+        let mut remount = Command::new("mount");
+        remount.args(["-o", "remount,ro,bind"]).arg(&squeezed.disk.0);
+        remount.status().unwrap().success().then_some(())
+    });
     let view = Disk(std::mem::replace(&mut squeezed.disk.0, writable.0.clone()));
     squeezed.until_it_says("ead-only file system");
     // The agent keeps trying.
