@@ -280,9 +280,19 @@ fn id(entry: &Entry<'_>, header: &BatchHeader) -> String {
     }
 }
 
-/// Parses an RFC 3339 time.
+/// Parses an RFC 3339 time after 1970, with `Z`, an offset, or without both, which is UTC.
 fn since_1970(text: &str) -> Option<Duration> {
-    humantime::parse_rfc3339_weak(text).ok()?.duration_since(UNIX_EPOCH).ok()
+    const DATE: usize = "2026-11-29".len();
+
+    let offset = text.rfind(['+', '-']).filter(|at| *at > DATE);
+    let (time, offset) = text.split_at(offset.unwrap_or(text.len()));
+    let time = humantime::parse_rfc3339_weak(time).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    let Some((sign, offset)) = offset.split_at_checked(1) else { return Some(time) };
+    let (hours, minutes) = offset.split_once(':')?;
+    let minutes =
+        u64::from(hours.parse::<u8>().ok()?) * 60 + u64::from(minutes.parse::<u8>().ok()?);
+    let shift = Duration::from_secs(minutes * 60);
+    if sign == "+" { time.checked_sub(shift) } else { time.checked_add(shift) }
 }
 
 /// Formats a time as RFC 3339 with milliseconds, such as `2026-11-21T20:00:00.000Z`.

@@ -330,3 +330,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn time_with_an_offset_is_converted() {
+    let utc = since_1970("2026-11-21T20:00:01.250Z");
+    assert!(utc.is_some());
+    for text in [
+        "2026-11-21T20:00:01.250",
+        "2026-11-21T20:00:01.250+00:00",
+        "2026-11-21T22:00:01.250+02:00",
+        "2026-11-21T14:30:01.250-05:30",
+    ] {
+        assert_eq!(since_1970(text), utc, "{text}");
+    }
+    for text in
+        ["", "soon", "2026-11-21T20:00:01+2", "2026-11-21T20:00:01+aa:00", "1960-01-01T00:00:00Z"]
+    {
+        assert_eq!(since_1970(text), None, "{text}");
+    }
+}
