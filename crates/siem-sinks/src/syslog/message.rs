@@ -42,13 +42,19 @@ impl Format {
 
     /// Appends the messages of an event, each with its frame, to `out`.
     pub(super) fn write(&self, event: &Event<'_>, header: &BatchHeader, out: &mut Vec<u8>) {
-        let sendable = sendable(&event.content);
-        let is_base64 = matches!(sendable, Content::Bytes(_));
-        let overhead =
-            self.head(event, header, PartOf { index: 999_999, total: 999_999 }, is_base64);
-        let room = self.max_bytes.saturating_sub(overhead.len()).max(MIN_CONTENT);
-        let size = if is_base64 { Size::Json } else { Size::Utf8 };
-        let parts = sendable.parts(room, size);
+        let room = |is_base64| {
+            let longest = PartOf { index: 999_999, total: 999_999 };
+            let head = self.head(event, header, longest, is_base64);
+            self.max_bytes.saturating_sub(head.len()).max(MIN_CONTENT)
+        };
+        let as_text = match event.content {
+            Content::Text(_) => Some(event.content.parts(room(false), Size::Utf8)),
+            Content::Bytes(_) => None,
+        };
+        let as_text = as_text.filter(|parts| parts.iter().all(is_left_unchanged));
+        let is_base64 = as_text.is_none();
+        let bytes = Content::Bytes(Cow::Borrowed(event.content.as_bytes()));
+        let parts = as_text.unwrap_or_else(|| bytes.parts(room(true), Size::Json));
         for (at, part) in parts.iter().enumerate() {
             let of = PartOf { index: at + 1, total: parts.len() };
             let mut message = self.head(event, header, of, is_base64);
@@ -103,22 +109,14 @@ impl Format {
     }
 }
 
-/// Returns the content as it can be sent without being changed on the way: receivers replace control
-/// characters, and trim white space.
-fn sendable<'a>(content: &'a Content<'_>) -> Content<'a> {
-    match content {
-        Content::Text(text) => {
-            let is_safe = !text.chars().any(char::is_control)
-                && !text.starts_with([' ', '\u{feff}'])
-                && !text.ends_with(' ')
-                && !text.is_empty();
-            match is_safe {
-                true => Content::Text(Cow::Borrowed(text)),
-                false => Content::Bytes(Cow::Borrowed(text.as_bytes())),
-            }
-        }
-        Content::Bytes(bytes) => Content::Bytes(Cow::Borrowed(bytes)),
-    }
+/// Returns true if receivers leave the content of a message as it is: they replace control characters, and
+/// trim white space.
+fn is_left_unchanged(part: &Part<'_>) -> bool {
+    let Part::Text(text) = part else { return false };
+    !text.is_empty()
+        && !text.chars().any(char::is_control)
+        && !text.starts_with([' ', '\u{feff}'])
+        && !text.ends_with(' ')
 }
 
 /// Severity of RFC 5424.
@@ -182,4 +180,75 @@ fn escaped(head: &mut Vec<u8>, text: &str) {
 
 fn push(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("a vector accepts every write");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use siem_protocol::{
+        Digest, Identity,
+        entry::{Content as Line, PathText, RecordLine},
+    };
+
+    use super::*;
+
+    fn header() -> BatchHeader {
+        let text = || "x".to_owned();
+        let identity = Identity {
+            machine_id: text(),
+            hostname: text(),
+            user: text(),
+            os: text(),
+            arch: text(),
+            agent_version: text(),
+        };
+        BatchHeader::new(&identity, text(), Digest::ZERO, text())
+    }
+
+    fn messages(text: &str, max_bytes: usize) -> String {
+        let path = PathText::new(Path::new("/p/a.jsonl"));
+        let record = RecordLine {
+            source: "claude-sessions",
+            path: &path,
+            generation: "9c41",
+            offset: 0,
+            length: text.len() as u64,
+            read_at: "2026-11-21T20:00:01.000Z",
+            enriched: "",
+            cut: &[],
+            masked: &[],
+            sha256: None,
+            incomplete: false,
+            content: Line::of(text.as_bytes()),
+        };
+        let mut line = Vec::new();
+        record.write(1, &mut line);
+        let (header, mut out) = (header(), Vec::new());
+        let event = Event::of(&line, &header, TimeOf::Read).unwrap();
+        Format::new(13, max_bytes, TimeOf::Read).write(&event, &header, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn text_that_would_be_cut_beside_a_space_is_base64() {
+        let plain = messages(&"x".repeat(5000), 4096);
+        assert!(!plain.contains("ai_agent.encoding"), "{plain}");
+        let spaces = messages(&format!("x{}x", " ".repeat(5000)), 4096);
+        assert!(spaces.contains(r#"ai_agent.encoding="base64""#), "{spaces}");
+        assert!(!spaces.contains("  "), "{spaces}");
+    }
+
+    #[test]
+    fn messages_have_at_most_the_maximum_size() {
+        for length in [1, 3000, 50_000] {
+            let mut rest = &*messages("a\"b ".repeat(length).trim_end(), 4096);
+            while let Some((size, message)) = rest.split_once(' ') {
+                let size: usize = size.parse().unwrap();
+                assert!(size <= 4096, "{size}");
+                rest = &message[size..];
+            }
+            assert_eq!(rest, "");
+        }
+    }
 }
