@@ -38,7 +38,7 @@ impl Secret {
     /// Reads a secret from a file that other users cannot read.
     ///
     /// # Errors
-    /// [`SecretError`] if the file cannot be read, is accessible to others, or is empty.
+    /// `SecretError` if the file cannot be read, is accessible to others, or is empty.
     pub fn from_file(path: &Path) -> Result<Self, SecretError> {
         Self::new(&secure_file::read(path)?)
             .ok_or_else(|| SecretError::Empty { path: path.to_owned() })

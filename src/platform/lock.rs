@@ -31,8 +31,8 @@ impl StateLock {
     /// for a command that holds the lock.
     ///
     /// # Errors
-    /// [`LockError::Held`] if an agent holds the lock: the caller connects to that agent, or ends.
-    /// [`LockError::Busy`] if a command holds it for more than 10 s. The other errors mean that the
+    /// `LockError::Held` if an agent holds the lock: the caller connects to that agent, or ends.
+    /// `LockError::Busy` if a command holds it for more than 10 s. The other errors mean that the
     /// directory cannot be used.
     pub fn acquire(dir: &Path, role: LockRole) -> Result<Self, LockError> {
         Self::acquire_within(dir, role, COMMAND_WAIT)
@@ -63,7 +63,7 @@ impl StateLock {
     /// Returns the process that holds the lock of `dir`, if there is one.
     ///
     /// # Errors
-    /// [`LockError`] if the lock cannot be checked.
+    /// `LockError` if the lock cannot be checked.
     pub fn current_holder(dir: &Path) -> Result<Option<LockHolder>, LockError> {
         let unusable = |source| LockError::unusable(dir, source);
         let file = match File::open(dir.join("agent.lock")) {

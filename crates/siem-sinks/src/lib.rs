@@ -1,8 +1,8 @@
 //! Protocols of SIEMs, for the agent and the receiver.
 //!
-//! A sink gets entries as lines of `siem-protocol`, maps each to an [event](event) with the names
-//! of ECS or OpenTelemetry, cuts what is larger than the SIEM accepts into [parts](part), packs
-//! events into [requests](request), and interprets the responses. It neither waits nor retries:
+//! A sink gets entries as lines of `siem-protocol`, maps each to an [`event`] with the names
+//! of ECS or OpenTelemetry, cuts what is larger than the SIEM accepts into [parts](mod@part), packs
+//! events into [requests](mod@request), and interprets the responses. It neither waits nor retries:
 //! that is decided by a policy outside, from the [`Delivery`] that a sink returns.
 
 pub mod clock;

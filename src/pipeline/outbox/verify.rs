@@ -77,7 +77,7 @@ impl Outbox {
     /// dead letters.
     ///
     /// # Errors
-    /// [`VerifyError`] describes the first problem that was found.
+    /// `VerifyError` describes the first problem that was found.
     pub fn verify(&self) -> Result<Verified, VerifyError> {
         let epoch = self.epoch();
         self.verify_entries().and_then(|verified| self.verify_dead_letters(verified)).map_err(

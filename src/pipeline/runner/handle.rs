@@ -110,7 +110,7 @@ impl PipelineHandle {
     /// Returns the status of the ingest thread, which answers between two groups.
     ///
     /// # Errors
-    /// [`IngestUnresponsive`] if it does not respond within `patience`.
+    /// `IngestUnresponsive` if it does not respond within `patience`.
     pub async fn ingest_status(
         &self,
         patience: Duration,
@@ -140,7 +140,7 @@ impl PipelineHandle {
     /// has acknowledged them. Returns the number of entries.
     ///
     /// # Errors
-    /// [`FlushError`] if that has not happened within `patience`.
+    /// `FlushError` if that has not happened within `patience`.
     pub async fn flush(&self, patience: Duration) -> Result<u64, FlushError> {
         let end = Instant::now() + patience;
         let head = *self.outbox.watch().borrow();
