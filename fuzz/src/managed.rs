@@ -22,7 +22,7 @@ fn accepted(parsed: &ManagedConfig, value: Option<&Value>) {
     if let Some(value) = value {
         assert!(value.is_object());
         assert_eq!(value["version"], managed::VERSION);
-        for section in ["filters", "shipping", "compliance"] {
+        for section in ["filters", "shipping", "compliance", "audience"] {
             assert!(value[section].is_object() || value[section].is_null(), "{section}");
         }
     }
@@ -88,7 +88,7 @@ fn refused(error: &ManagedError, value: Option<&Value>) {
     match error {
         ManagedError::TooLarge => panic!("no input is that large"),
         ManagedError::Version(version) => assert_ne!(*version, managed::VERSION),
-        ManagedError::Range { key, .. } => assert!(said.contains(key)),
+        ManagedError::Range { key, .. } | ManagedError::Time(key) => assert!(said.contains(key)),
         ManagedError::Member { key, .. } => {
             assert!(said.contains(key));
             let top = key.split(['.', '[']).next().unwrap();

@@ -7,6 +7,10 @@
 //! NDJSON, compressed, and signed over the bytes sent ([`sign()`]). Each entry has a sequence
 //! number without gaps and is chained to the previous one ([`Digest::chain`]), so that a receiver
 //! can prove that no entry is missing, duplicated or changed.
+//!
+//! Shared secrets protect the exchange. What lasts is signed with a key of its own: devices and
+//! receivers make [statements](statement), which are [signed notes](note), and the organisation signs
+//! configurations with [minisign].
 
 pub mod agent_event;
 pub mod chain;
@@ -15,8 +19,11 @@ pub mod entry;
 pub mod identity;
 pub mod json;
 pub mod managed;
+pub mod minisign;
 pub mod names;
+pub mod note;
 pub mod sign;
+pub mod statement;
 pub mod totals;
 mod wire;
 
@@ -27,7 +34,10 @@ pub use identity::Identity;
 pub use managed::{ManagedConfig, ManagedError};
 pub use sign::{Signer, sign, sign_answer, verify, verify_answer};
 pub use totals::Totals;
-pub use wire::{BatchHeader, BatchId, Chain, ChainPoint, DeadLettered, Encoding, Problem, Receipt};
+pub use wire::{
+    BatchHeader, BatchId, Chain, ChainPoint, DeadLettered, Encoding, EnrollAnswer, EnrollRequest,
+    KeysAnswer, Problem, Receipt,
+};
 
 /// Version of the protocol in this crate: the `protocol` of a batch's header.
 pub const PROTOCOL: u32 = 1;

@@ -1,5 +1,10 @@
 //! Managed configuration, the response to `GET /config`.
 
+mod audience;
+
+use std::time::SystemTime;
+
+pub use audience::Audience;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::json;
@@ -12,6 +17,8 @@ pub const MAX_BYTES: usize = 4 << 20;
 pub const BATCH_SIZE: std::ops::RangeInclusive<u64> = 1..=10_000;
 /// Range of `shipping.flush_interval_seconds`.
 pub const FLUSH_INTERVAL_SECONDS: std::ops::RangeInclusive<u64> = 0..=86_400;
+/// Range of `audience.percentage`.
+pub const PERCENTAGE: std::ops::RangeInclusive<u64> = 0..=100;
 
 /// Configuration managed by the server. Every member is optional: an absent one leaves the local
 /// value. Unknown members are ignored; known ones must have the right type.
@@ -23,6 +30,21 @@ pub struct ManagedConfig {
     /// Name of the content; the default is its `ETag`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// Number of this release of the configuration. All configurations of an organisation share one
+    /// sequence; a device that verifies them with the organisation's key refuses a lower number than
+    /// the highest that it ever applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<u64>,
+    /// Time of the release, RFC 3339 in UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued: Option<String>,
+    /// Time from which the configuration should have been replaced, RFC 3339 in UTC. It stays in
+    /// force, with an alarm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    /// Devices that the configuration is meant for; all if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audience: Option<Audience>,
     /// Filters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filters: Option<Filters>,
@@ -143,6 +165,9 @@ pub enum ManagedError {
     /// Its version is not supported.
     #[error("the managed configuration has version {0}, expected {VERSION}")]
     Version(u64),
+    /// A time is not RFC 3339 in UTC.
+    #[error("`{0}` of the managed configuration is not a time such as 2026-01-31T00:00:00Z")]
+    Time(&'static str),
     /// A value is out of range.
     #[error("`{key}` of the managed configuration is {value}, expected {least} to {most}")]
     Range {
@@ -192,6 +217,11 @@ impl ManagedConfig {
                 shipping.flush_interval_seconds,
                 FLUSH_INTERVAL_SECONDS,
             ),
+            (
+                "audience.percentage",
+                config.audience.as_ref().and_then(|audience| audience.percentage),
+                PERCENTAGE,
+            ),
         ];
         for (key, value, range) in ranges {
             if let Some(value) = value.filter(|value| !range.contains(value)) {
@@ -199,7 +229,19 @@ impl ManagedConfig {
                 return Err(ManagedError::Range { key, value, least, most });
             }
         }
+        for (key, time) in [("issued", &config.issued), ("expires", &config.expires)] {
+            if time.as_ref().is_some_and(|time| humantime::parse_rfc3339(time).is_err()) {
+                return Err(ManagedError::Time(key));
+            }
+        }
         Ok(config)
+    }
+
+    /// Reports whether the configuration should have been replaced before `now`.
+    #[must_use]
+    pub fn is_expired(&self, now: SystemTime) -> bool {
+        let expires = self.expires.as_deref().map(humantime::parse_rfc3339);
+        expires.is_some_and(|expires| expires.is_ok_and(|expires| expires <= now))
     }
 }
 
@@ -218,12 +260,15 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ManagedError> {
     Ok(value)
 }
 
+/// Members that are objects.
+const SECTIONS: [&str; 4] = ["filters", "shipping", "compliance", "audience"];
+
 /// Rejects sections that are arrays: serde reads an array as a struct, member by member.
 fn check_objects(body: &[u8]) -> Result<(), ManagedError> {
     let Ok(text) = std::str::from_utf8(body) else { return Ok(()) };
     let mut wrong = None;
     json::members(text, |member| {
-        let section = ["filters", "shipping", "compliance"].into_iter().find(|it| member.is(it));
+        let section = SECTIONS.into_iter().find(|it| member.is(it));
         if member.value.starts_with('[') {
             wrong = wrong.or(section);
         }

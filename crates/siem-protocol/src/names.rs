@@ -22,6 +22,9 @@ pub mod header {
     pub const AGENT_VERSION: &str = "x-siem-agent-version";
     /// Revision of the managed configuration in force, `0` for none.
     pub const CONFIG_VERSION: &str = "x-siem-config-version";
+    /// Base64 of the text of a `.minisig` file: the organisation's signature of the managed
+    /// configuration.
+    pub const POLICY_SIGNATURE: &str = "x-siem-policy-signature";
 }
 
 /// Paths below the endpoint.
@@ -30,6 +33,71 @@ pub mod path {
     pub const INGEST: &str = "/ingest";
     /// Returns the managed configuration.
     pub const CONFIG: &str = "/config";
+    /// Returns the receiver's keys.
+    pub const KEYS: &str = "/keys";
+    /// Receives device keys.
+    pub const ENROLL: &str = "/enroll";
+}
+
+/// Types of problems: values of `type` in the body of an error.
+pub mod problem {
+    /// There is no such path.
+    pub const NOT_FOUND: &str = "urn:ai-agent:problem:not-found";
+    /// The bearer token is missing or wrong.
+    pub const TOKEN: &str = "urn:ai-agent:problem:token";
+    /// The bearer token does not permit this.
+    pub const SCOPE: &str = "urn:ai-agent:problem:scope";
+    /// The HMAC signature is missing or wrong.
+    pub const SIGNATURE: &str = "urn:ai-agent:problem:signature";
+    /// Content type or encoding is not supported.
+    pub const ENCODING: &str = "urn:ai-agent:problem:encoding";
+    /// The batch is too large.
+    pub const TOO_LARGE: &str = "urn:ai-agent:problem:too-large";
+    /// The request took too long to arrive.
+    pub const SLOW: &str = "urn:ai-agent:problem:slow";
+    /// An entry is refused.
+    pub const ENTRY: &str = "urn:ai-agent:problem:entry";
+    /// The request is malformed.
+    pub const MALFORMED: &str = "urn:ai-agent:problem:malformed";
+    /// Other entries are held under the same numbers, or numbers are missing before these.
+    pub const CONFLICT: &str = "urn:ai-agent:problem:conflict";
+    /// There is no space.
+    pub const FULL: &str = "urn:ai-agent:problem:full";
+    /// The receiver cannot serve the request now.
+    pub const UNAVAILABLE: &str = "urn:ai-agent:problem:unavailable";
+    /// There is no managed configuration.
+    pub const NO_CONFIG: &str = "urn:ai-agent:problem:no-config";
+    /// The managed configuration is invalid.
+    pub const CONFIG: &str = "urn:ai-agent:problem:config";
+    /// The receiver failed.
+    pub const INTERNAL: &str = "urn:ai-agent:problem:internal";
+    /// The epoch belongs to a device whose seal the batch lacks.
+    pub const EPOCH_OWNED: &str = "urn:ai-agent:problem:epoch-owned";
+    /// The machine and user have a confirmed key, and the batch has no seal.
+    pub const IMPERSONATION: &str = "urn:ai-agent:problem:impersonation";
+    /// The receiver accepts enrolled devices only, and this one is not, or not approved yet.
+    pub const NOT_ENROLLED: &str = "urn:ai-agent:problem:not-enrolled";
+    /// The device key was revoked.
+    pub const DEVICE_REVOKED: &str = "urn:ai-agent:problem:device-revoked";
+    /// Two installations use the same device key.
+    pub const DEVICE_CLONED: &str = "urn:ai-agent:problem:device-cloned";
+    /// The seal does not belong to the batch, or its signature is wrong.
+    pub const SEAL: &str = "urn:ai-agent:problem:seal";
+}
+
+/// Events that a receiver records about devices, in a log of its own.
+pub mod receiver_event {
+    /// A batch without a device's seal was refused, because entries of the epoch or of the machine
+    /// and user need one.
+    pub const IMPERSONATION: &str = "impersonation";
+    /// An unconfirmed key sent entries for a machine and user that have a confirmed one.
+    pub const SECOND_KEY: &str = "second_key";
+    /// A batch of an epoch without a device did not continue what is held.
+    pub const CHAIN_MISMATCH: &str = "chain_mismatch";
+    /// Two installations use the same identity or the same device key.
+    pub const CLONE: &str = "clone";
+    /// A batch names a managed configuration that its sender was never offered.
+    pub const CONFIG_UNKNOWN: &str = "config_unknown";
 }
 
 /// Content types of bodies.
@@ -120,6 +188,12 @@ pub mod event {
     pub const OUTBOX_RECOVERED: &str = "outbox_recovered";
     /// A damaged outbox was moved aside.
     pub const OUTBOX_QUARANTINED: &str = "outbox_quarantined";
+    /// A device key was created.
+    pub const DEVICE_KEY_CREATED: &str = "device_key_created";
+    /// A file of the policy was deleted or changed by another program, and restored.
+    pub const POLICY_TAMPERED: &str = "policy_tampered";
+    /// A response that asks the agent to give something up has no valid signature.
+    pub const RECEIPT_UNTRUSTED: &str = "receipt_untrusted";
     /// A new version of the agent was installed.
     pub const UPDATE_INSTALLED: &str = "update_installed";
     /// A new version of the agent was refused.

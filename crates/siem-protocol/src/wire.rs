@@ -59,6 +59,15 @@ pub struct BatchHeader {
     pub seqs: Vec<u64>,
     /// Hash of the configuration under which the entries were created.
     pub config_hash: Digest,
+    /// SHA-256 of the managed configuration in force, as received; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed_hash: Option<Digest>,
+    /// Note of a [`Seal`](crate::statement::Seal); absent if the sender has no device key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<String>,
+    /// Random id of this run of the agent: two that alternate under one device key reveal a copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
     /// Time of sending, RFC 3339.
     pub sent_at: String,
 }
@@ -97,6 +106,9 @@ impl BatchHeader {
             redelivery: false,
             seqs: Vec::new(),
             config_hash,
+            managed_hash: None,
+            seal: None,
+            instance: None,
             sent_at,
         }
     }
@@ -198,6 +210,45 @@ pub struct Receipt {
     /// For a redelivery: its numbers that the receiver holds now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accepted_seqs: Option<Vec<u64>>,
+    /// Note of a [`StoredReceipt`](crate::statement::StoredReceipt); absent if the receiver has no
+    /// key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<String>,
+}
+
+/// Body of `POST /enroll`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct EnrollRequest {
+    /// Note of an [`Enroll`](crate::statement::Enroll).
+    pub enroll: String,
+    /// Random id of this run of the agent.
+    pub instance: String,
+    /// Time of sending, RFC 3339. With `instance` it makes the hash of the body unique, so that a
+    /// [`Verdict`](crate::statement::Verdict) about an earlier request does not fit this one.
+    pub sent_at: String,
+}
+
+/// Response to `POST /enroll`. The same key again gives the same response, with its present state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct EnrollAnswer {
+    /// Note of a [`Device`](crate::statement::Device).
+    pub device: String,
+    /// The receiver's keys.
+    pub keys: KeysAnswer,
+}
+
+/// Response to `GET /keys`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct KeysAnswer {
+    /// Note of a [`KeyList`](crate::statement::KeyList).
+    pub keys: String,
+    /// Text of a `.minisig` file over the text of `keys`: the organisation's signature, for agents
+    /// that know only a lost key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub organisation: Option<String>,
 }
 
 /// Body of an error as defined by RFC 9457.
@@ -217,6 +268,10 @@ pub struct Problem {
     /// With status 409: the next number that the receiver expects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_seq: Option<u64>,
+    /// Note of a [`Verdict`](crate::statement::Verdict): the part of this response that a device
+    /// which pinned the receiver's key may act on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
 }
 
 /// Compression of a body: its `Content-Encoding`.

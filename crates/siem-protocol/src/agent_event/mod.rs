@@ -7,6 +7,7 @@
 mod compliance;
 mod config;
 mod outbox;
+mod trust;
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,7 @@ pub use outbox::{
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+pub use trust::{DeviceKeyReason, PolicyFile, PolicyTampering, UntrustedAnswer};
 
 use crate::{
     Digest,
@@ -298,6 +300,44 @@ pub enum AgentEvent {
         /// True if a command removed it.
         forgotten: bool,
     },
+    /// A device key was created.
+    DeviceKeyCreated {
+        /// The public key, `name+hash+base64`.
+        key: String,
+        /// Cause.
+        reason: DeviceKeyReason,
+        /// The key before, `null` if there was none or it is not known.
+        previous: Option<String>,
+    },
+    /// A file of the policy was deleted or changed by another program; it was restored.
+    PolicyTampered {
+        /// Path of the file.
+        path: String,
+        /// The file.
+        file: PolicyFile,
+        /// What happened to it.
+        tampering: PolicyTampering,
+        /// SHA-256 of the content that the agent wrote.
+        expected_sha256: Digest,
+        /// SHA-256 of the content found, `null` if there was none to read.
+        found_sha256: Option<Digest>,
+        /// True if the agent's content is in place again.
+        restored: bool,
+    },
+    /// A response that asks the agent to give something up has no valid signature by the receiver's
+    /// key; the entries are held.
+    ReceiptUntrusted {
+        /// The sink.
+        sink: String,
+        /// HTTP status of the response.
+        status: u16,
+        /// What is wrong.
+        problem: UntrustedAnswer,
+        /// Epoch of the batch, `null` if the request was not a batch.
+        epoch: Option<String>,
+        /// Last number of the batch, `null` if the request was not a batch.
+        last_seq: Option<u64>,
+    },
     /// A test event of `ai-agent doctor --canary`.
     Canary {
         /// Random id of the test.
@@ -381,6 +421,9 @@ impl AgentEvent {
             Self::OutboxRecovered { .. } => event::OUTBOX_RECOVERED,
             Self::OutboxQuarantined { .. } => event::OUTBOX_QUARANTINED,
             Self::SinkRemoved { .. } => event::SINK_REMOVED,
+            Self::DeviceKeyCreated { .. } => event::DEVICE_KEY_CREATED,
+            Self::PolicyTampered { .. } => event::POLICY_TAMPERED,
+            Self::ReceiptUntrusted { .. } => event::RECEIPT_UNTRUSTED,
             Self::Canary { .. } => event::CANARY,
         }
     }
@@ -396,6 +439,10 @@ impl AgentEvent {
             | Self::ComplianceRestored { .. }
             | Self::RootLearnt { .. }
             | Self::OutboxRecovered { .. }
+            | Self::DeviceKeyCreated {
+                reason: DeviceKeyReason::First | DeviceKeyReason::Rotated,
+                ..
+            }
             | Self::Canary { .. } => severity::INFO,
             Self::EpochStarted(started) if started.reason != EpochReason::Conflict => {
                 severity::INFO
@@ -405,6 +452,7 @@ impl AgentEvent {
             Self::ComplianceViolation { action, .. } if *action != ViolationAction::None => {
                 severity::HIGH
             }
+            Self::PolicyTampered { .. } | Self::ReceiptUntrusted { .. } => severity::HIGH,
             _ => severity::WARNING,
         }
     }
@@ -455,6 +503,26 @@ mod tests {
                 previous_revision: Some(None),
             },
             AgentEvent::OutboxFull { lack: Shortage::Disk, outbox_bytes: 1, disk_free: None },
+            AgentEvent::DeviceKeyCreated {
+                key: "k".to_owned(),
+                reason: DeviceKeyReason::OtherMachine,
+                previous: None,
+            },
+            AgentEvent::PolicyTampered {
+                path: "/p".to_owned(),
+                file: PolicyFile::Policy,
+                tampering: PolicyTampering::Deleted,
+                expected_sha256: Digest::ZERO,
+                found_sha256: None,
+                restored: true,
+            },
+            AgentEvent::ReceiptUntrusted {
+                sink: "s".to_owned(),
+                status: 200,
+                problem: UntrustedAnswer::WrongKey,
+                epoch: None,
+                last_seq: None,
+            },
         ];
         for event in events {
             let json = serde_json::to_value(&event).unwrap();

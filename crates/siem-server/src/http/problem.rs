@@ -123,6 +123,7 @@ impl Rejection {
             status: status.as_u16(),
             detail: Some(self.detail()),
             expected_seq,
+            verdict: None,
         }
     }
 

@@ -118,6 +118,7 @@ impl Catalog {
             accepted: plan.change.accepted,
             duplicates: plan.change.duplicates,
             accepted_seqs: plan.accepted_seqs,
+            receipt: None,
         };
         let (place, lines_at) = self.positions(&key);
         let lengths = plan.store.iter().map(|index| batch.lines()[*index].range.len() as u64 + 1);

@@ -1,0 +1,96 @@
+//! Statements that a device signs.
+
+use super::{Statement, StatementError, line::lines};
+use crate::{
+    Digest,
+    note::{Note, VerifierKey},
+};
+
+/// Covers all entries of an epoch up to a number, through the chain. Signed by the device; travels
+/// in the header line of each batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// Name of the receiver's key; none if no key of the receiver was seen.
+    pub receiver: Option<String>,
+    /// Stable id of the machine.
+    pub machine: String,
+    /// Name of the user whose sessions are read.
+    pub user: String,
+    /// Id of the outbox that numbers the entries.
+    pub epoch: String,
+    /// Last number covered; for a redelivery the last one of the epoch that was sent.
+    pub last_seq: u64,
+    /// Value of the chain at `last_seq`.
+    pub chain: Digest,
+    /// Hash of the configuration in force, as in the header line.
+    pub config: Digest,
+    /// [Digest](super::digest) of the last receipt for this epoch.
+    pub receipt: Option<Digest>,
+}
+
+lines!(Seal: "seal" {
+    receiver = "receiver",
+    machine = "machine",
+    user = "user",
+    epoch = "epoch",
+    last_seq = "last_seq",
+    chain = "chain",
+    config = "config",
+    receipt = "receipt",
+});
+
+/// Presents a device key to a receiver. Signed by `key`, and by `previous` if there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enroll {
+    /// Name of the receiver's key.
+    pub receiver: String,
+    /// Stable id of the machine.
+    pub machine: String,
+    /// Name of the user whose sessions are read.
+    pub user: String,
+    /// Name of the machine.
+    pub host: String,
+    /// `linux`, `macos` or `windows`.
+    pub os: String,
+    /// Processor architecture.
+    pub arch: String,
+    /// Semantic version of the agent.
+    pub version: String,
+    /// The device key.
+    pub key: VerifierKey,
+    /// After a rotation the key before, whose epochs `key` continues.
+    pub previous: Option<VerifierKey>,
+}
+
+lines!(Enroll: "enroll" {
+    receiver = "receiver",
+    machine = "machine",
+    user = "user",
+    host = "host",
+    os = "os",
+    arch = "arch",
+    version = "version",
+    key = "key",
+    previous = "previous",
+});
+
+impl Enroll {
+    /// Parses an enrollment and verifies that both keys that it names signed it. That proves that
+    /// the sender holds them; it proves nothing about the machine or the user.
+    ///
+    /// # Errors
+    /// [`StatementError::NotOwned`] if one of the keys did not sign; the errors of
+    /// [`Statement::open`].
+    pub fn open_self_signed(note: &str) -> Result<Self, StatementError> {
+        let enroll = Self::parse(Note::parse(note)?.unverified_text())?;
+        let keys: Vec<_> =
+            [Some(&enroll.key), enroll.previous.as_ref()].into_iter().flatten().cloned().collect();
+        let opened = Self::open(note, &keys)?;
+        for (line, key) in ["key", "previous"].into_iter().zip(&keys) {
+            if !opened.signers.contains(key) {
+                return Err(StatementError::NotOwned(line));
+            }
+        }
+        Ok(opened.statement)
+    }
+}
