@@ -5,9 +5,16 @@
 //! the same bytes are there. Ids are unique within one index only: after a rollover of the data
 //! stream an entry that was stored just before it may be stored again.
 //!
-//! The response has a result for each document; the flag `errors` is not used.
+//! The response has a result for each document, in their order; the flag `errors` is not used.
+//! `filter_path` removes what is not used, and an item that loses all its members is removed from the
+//! array. Each item has a `status`, which is kept, so that number and order stay those of the documents.
+//! Reasons are kept as well: the one of a refused document names the field, and only the reason tells a
+//! missing pipeline from a document that is refused. A reason may quote the document, so that the
+//! response may be longer than the request: long strings are cut while the response is read. A second
+//! request without reasons would store documents in the failure store twice.
 
 mod document;
+mod excerpt;
 mod response;
 mod target;
 
@@ -20,6 +27,7 @@ use siem_protocol::delivery::{Acknowledged, Delivery, EntryResult, Rest};
 pub use self::target::{DEFAULT_DATA_STREAM, InvalidTarget, Target};
 use self::{
     document::{Limits, MIN_EVENT_BYTES},
+    excerpt::Excerpt,
     response::{Interpreted, interpret},
 };
 use crate::{
@@ -27,7 +35,7 @@ use crate::{
     clock::Now,
     compression::Compression,
     event::TimeOf,
-    http::{Answer, NoAnswer, exchange},
+    http::{Answer, NoAnswer, exchange, exchange_parts},
     problem::summary,
     request::{Request, Results},
 };
@@ -40,9 +48,10 @@ pub const EVENT_BYTES: usize = 5_000_000;
 const MIN_REQUEST_BYTES: usize = 64 << 10;
 /// Maximum number of documents in a request, which bounds the response.
 const MAX_DOCUMENTS: usize = 10_000;
-/// Bytes of a response that are read, in addition to [`ITEM_BYTES`] for each document.
+/// Bytes of a response that are kept, in addition to [`ITEM_BYTES`] for each document.
 const ANSWER_BYTES: usize = 64 << 10;
-/// Bytes of a response that are read for each document. A success has about 30.
+/// Bytes of a response that are kept for each document. A success has about 30, and an error has two
+/// strings, which are cut.
 const ITEM_BYTES: usize = 2 << 10;
 /// Members of the response that are used.
 const FILTER_PATH: &str = "error,status,items.*.status,items.*.failure_store,items.*.error.type,\
@@ -166,9 +175,10 @@ impl Elasticsearch {
         if let Some(encoding) = self.settings.compression.name() {
             builder = builder.header("content-encoding", encoding);
         }
-        let limit = ANSWER_BYTES + count * ITEM_BYTES;
-        let builder = builder.body(body);
-        let reply = exchange(&self.settings.url, builder, limit, within).await;
+        let mut excerpt = Excerpt::new(ANSWER_BYTES + count * ITEM_BYTES);
+        let keep = |piece: &[u8], kept: &mut Vec<u8>| excerpt.add(piece, kept);
+        let reply = exchange_parts(&self.settings.url, builder.body(body), within, keep).await;
+        let reply = reply.and_then(|(answer, error)| error.map_or(Ok(answer), Err));
         interpret(&reply, count, self.settings.target.name(), (self.now)())
     }
 

@@ -119,15 +119,35 @@ pub async fn exchange_head(
     limit: usize,
     within: Duration,
 ) -> Result<(Answer, Option<NoAnswer>), NoAnswer> {
+    let keep_all = |piece: &[u8], body: &mut Vec<u8>| {
+        let fits = body.len() + piece.len() <= limit;
+        if fits {
+            body.extend_from_slice(piece);
+        }
+        fits
+    };
+    exchange_parts(base, request, within, keep_all).await
+}
+
+/// As [`exchange_head`], for a response that may be too long to be kept: `keep` appends what is needed
+/// of each piece of the body, in their order. It returns false to stop, after which
+/// [`Answer::is_whole`] is false.
+///
+/// # Errors
+/// [`NoAnswer`] if no status came.
+pub(crate) async fn exchange_parts(
+    base: &Url,
+    request: RequestBuilder,
+    within: Duration,
+    mut keep: impl FnMut(&[u8], &mut Vec<u8>) -> bool,
+) -> Result<(Answer, Option<NoAnswer>), NoAnswer> {
     let failed = |error| no_answer(base, error, within);
     let mut response = request.timeout(within).send().await.map_err(failed)?;
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let mut answer = Answer { status, headers, body: Vec::new(), is_whole: false };
     loop {
         match response.chunk().await {
-            Ok(Some(piece)) if answer.body.len() + piece.len() <= limit => {
-                answer.body.extend_from_slice(&piece);
-            }
+            Ok(Some(piece)) if keep(&piece, &mut answer.body) => {}
             Ok(Some(_)) => return Ok((answer, None)),
             Ok(None) => return Ok((Answer { is_whole: true, ..answer }, None)),
             Err(error) => return Ok((answer, Some(failed(error)))),

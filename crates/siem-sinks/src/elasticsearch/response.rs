@@ -2,12 +2,16 @@
 
 use std::{
     borrow::Cow,
+    fmt,
     ops::RangeInclusive,
     time::{Duration, SystemTime},
 };
 
 use reqwest::header::RETRY_AFTER;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer as _,
+    de::{IgnoredAny, SeqAccess, Visitor},
+};
 use serde_json::value::RawValue;
 use siem_protocol::delivery::{EntryResult, Rest};
 
@@ -154,8 +158,9 @@ fn find(table: &'static [Rule], status: u16, error: &Failure<'_>) -> &'static Ru
 /// Body of a response.
 #[derive(Default, Deserialize)]
 struct Body<'a> {
+    /// Array of [`Item`]s.
     #[serde(borrow)]
-    items: Option<Vec<Item<'a>>>,
+    items: Option<&'a RawValue>,
     #[serde(borrow)]
     error: Option<&'a RawValue>,
 }
@@ -174,6 +179,46 @@ struct Outcome<'a> {
     failure_store: Option<Cow<'a, str>>,
     #[serde(borrow)]
     error: Option<&'a RawValue>,
+}
+
+/// Parses the results of at most this many documents, and counts the others: a result of two bytes
+/// would take many times its size in memory.
+struct Items(usize);
+
+/// Results of a response.
+#[derive(Default)]
+struct Listed<'a> {
+    items: Vec<Item<'a>>,
+    /// Number of results, also of those that are not in `items`.
+    total: usize,
+}
+
+impl<'a> Items {
+    fn parse(self, items: Option<&'a RawValue>) -> serde_json::Result<Listed<'a>> {
+        let Some(items) = items else { return Ok(Listed::default()) };
+        serde_json::Deserializer::from_str(items.get()).deserialize_seq(self)
+    }
+}
+
+impl<'a> Visitor<'a> for Items {
+    type Value = Listed<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of results")
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(self, mut results: A) -> Result<Self::Value, A::Error> {
+        let mut listed = Listed::default();
+        while listed.items.len() < self.0 {
+            let Some(item) = results.next_element()? else { break };
+            listed.items.push(item);
+        }
+        listed.total = listed.items.len();
+        while results.next_element::<IgnoredAny>()?.is_some() {
+            listed.total += 1;
+        }
+        Ok(listed)
+    }
 }
 
 /// An error: its type and reason, which are empty if they are unknown.
@@ -320,12 +365,12 @@ fn of_items(answer: &Answer, count: usize, target: &str, after: Option<Duration>
     if !answer.is_whole {
         return held("is too long");
     }
-    let Ok(body) = serde_json::from_slice::<Body<'_>>(&answer.body) else {
+    let body = serde_json::from_slice::<Body<'_>>(&answer.body);
+    let Ok(Listed { items, total }) = body.and_then(|body| Items(count).parse(body.items)) else {
         return unusable("is not complete");
     };
-    let items = body.items.unwrap_or_default();
-    if items.len() != count {
-        return held(&format!("has {} results for {count} documents", items.len()));
+    if total != count {
+        return held(&format!("has {total} results for {count} documents"));
     }
     let mut collected = Collected { target, after, items: Vec::with_capacity(count), rest: None };
     for item in items {

@@ -178,6 +178,29 @@ async fn refused_document_does_not_stop_the_others() {
     assert_eq!(server.http.request_count(), 2);
 }
 
+/// A response whose reasons quote megabytes was too long to be read, and held the batch for ever.
+#[tokio::test]
+async fn reasons_that_quote_megabytes_are_cut() {
+    let server = BulkServer::start();
+    let poison = ("xx".to_owned(), 400, "document_parsing_exception".to_owned(), usize::MAX);
+    server.with(|state| {
+        state.quotations = 4;
+        state.errors.push(poison);
+    });
+    let mut sink = sink(settings(&server.http.url()));
+    let mut entries = Entries::small(2);
+    entries.record(format!("{{\"s3cr3t\":\"{}\"}}", "\u{0}x\u{20ac}xx".repeat(200_000)));
+    entries.record(b"{}");
+    let Delivery::PerEntry { entries: results, .. } = sink.deliver(entries.batch()).await else {
+        panic!()
+    };
+    let answer = "document_parsing_exception: scripted".to_owned();
+    let accepted = EntryResult::Accepted;
+    let refused = EntryResult::Refused { status: 400, answer };
+    assert_eq!(results, [accepted.clone(), accepted.clone(), refused, accepted]);
+    assert_eq!(server.http.request_count(), 1);
+}
+
 #[tokio::test]
 async fn document_in_the_failure_store_is_reported() {
     let server = BulkServer::start();

@@ -154,6 +154,22 @@ fn flag_errors_is_not_trusted() {
     assert_eq!(interpreted(200, &body, 1).rest, None);
 }
 
+/// A response of `[{},{},...]` once took 16 times its size in memory.
+#[test]
+fn results_beyond_the_documents_are_counted_only() {
+    let list = format!("[{}{{}}]", "{},".repeat(99_999));
+    let list: &RawValue = serde_json::from_str(&list).unwrap();
+    let Listed { items, total } = Items(3).parse(Some(list)).unwrap();
+    assert_eq!((items.len(), total), (3, 100_000));
+    assert!(items.capacity() < 100);
+    let body = format!(r#"{{"items":{}}}"#, list.get());
+    let Some(Rest::Hold { reason, .. }) = interpreted(200, &body, 3).rest else { panic!() };
+    assert!(reason.contains("100000 results for 3 documents"), "{reason}");
+    let damaged: &RawValue = serde_json::from_str(r#"[{"create":{"status":201}},7]"#).unwrap();
+    assert_eq!(Items(1).parse(Some(damaged)).unwrap().total, 2);
+    assert!(Items(2).parse(Some(damaged)).is_err());
+}
+
 #[test]
 fn problem_for_a_person_overrides_a_retry() {
     let busy = r#"{"create":{"status":429}}"#;

@@ -25,6 +25,8 @@ pub(crate) struct State {
     pub(crate) errors: Vec<(String, u16, String, usize)>,
     /// True if documents with an error 400 go to the failure store.
     pub(crate) has_failure_store: bool,
+    /// Number of times that the reason of an error quotes the document.
+    pub(crate) quotations: usize,
     /// Largest request body in bytes; 0 for no limit.
     pub(crate) max_body: usize,
 }
@@ -41,7 +43,8 @@ impl State {
     }
 
     fn create(&mut self, id: &str, source: &str) -> Value {
-        let refused = |status: u16, kind: &str| json!({ "status": status, "error": { "type": kind, "reason": "scripted" } });
+        let reason = format!("scripted{}", format!(" '{source}'").repeat(self.quotations));
+        let refused = |status: u16, kind: &str| json!({ "status": status, "error": { "type": kind, "reason": reason } });
         for (text, status, kind, count) in &mut self.errors {
             if *count > 0 && source.contains(text.as_str()) {
                 *count -= 1;
