@@ -6,7 +6,7 @@
 //! same `event.id`.
 //!
 //! With indexer acknowledgement, entries count as delivered when the receiver reports them as
-//! indexed. What it does not report in time is sent again, over the same channel.
+//! indexed. What it does not report in time is sent again, over a new channel.
 
 mod acknowledgements;
 mod encode;
@@ -128,7 +128,12 @@ impl SplunkHec {
         unconfirmed: &mut Unconfirmed,
     ) -> Sent {
         for request in requests {
-            let Verdict { stored, rest } = self.post(request, within).await;
+            let reply = self.post(request, within).await;
+            if reply.is_err() {
+                unconfirmed.add_unanswered();
+            }
+            let size = (request.entries.len(), request.body.len());
+            let Verdict { stored, rest } = self.collector.interpret(&reply, size);
             let (accepted, others) = request.entries.split_at(stored);
             match rest {
                 RestOfRequest::None { ack_id } if self.acknowledgements.is_some() => {
@@ -155,8 +160,8 @@ impl SplunkHec {
         Sent::All
     }
 
-    async fn post(&mut self, request: &Request, within: Duration) -> Verdict {
-        let Settings { compression, dialect, .. } = self.collector.settings;
+    async fn post(&mut self, request: &Request, within: Duration) -> Result<Answer, NoAnswer> {
+        let compression = self.collector.settings.compression;
         let body = compression.compress(&request.body).into_owned();
         self.bytes_sent += body.len() as u64;
         let mut builder = self.collector.request("event", self.acknowledgements.as_ref());
@@ -167,8 +172,7 @@ impl SplunkHec {
         if let (Some(acknowledgements), Ok(answer)) = (&mut self.acknowledgements, &reply) {
             acknowledgements.keep_cookies(&answer.headers);
         }
-        let size = (request.entries.len(), request.body.len());
-        interpret(&reply, dialect, size, self.collector.clock.now())
+        reply
     }
 }
 
@@ -194,6 +198,11 @@ impl Collector {
         within: Duration,
     ) -> Result<Answer, NoAnswer> {
         exchange(&self.url, request, MAX_ANSWER, within).await
+    }
+
+    /// Interprets the response to a request with a number of events, and of bytes before compression.
+    fn interpret(&self, reply: &Result<Answer, NoAnswer>, size: (usize, usize)) -> Verdict {
+        interpret(reply, self.settings.dialect, size, self.clock.now())
     }
 }
 
@@ -276,7 +285,7 @@ impl SiemSink for SplunkHec {
             }
             _ => {}
         }
-        match interpret(&reply, dialect, (0, 0), collector.clock.now()).rest {
+        match collector.interpret(&reply, (0, 0)).rest {
             RestOfRequest::Undecided(rest) => Err(reason(rest)),
             _ => Err(format!("response {status} to a request without an event: check `endpoint`")),
         }

@@ -13,7 +13,7 @@
 //! A response of success means that Splunk has received the events; they can still be lost before they
 //! are indexed. With `acknowledgement = "indexed"` and a token with indexer acknowledgement, entries
 //! count as delivered when Splunk reports them as indexed, and those that it does not report in time are
-//! sent again. The events before a refused one get no acknowledgement: for them the receipt counts.
+//! sent again, over a new channel. The events before a refused one get no acknowledgement: for them the receipt counts.
 //!
 //! Requests that the receiver finds too large become smaller, down to 64 KiB, until the next start.
 
@@ -193,7 +193,7 @@ impl Options {
         match (self.acknowledgement, self.dialect) {
             (Acknowledgement::Received, _) => Ok(None),
             (Acknowledgement::Indexed, Dialect::Splunk) => Ok(Some(Indexed {
-                channel: uuid::Uuid::new_v4().hyphenated().to_string(),
+                new_channel: Arc::new(|| uuid::Uuid::new_v4().hyphenated().to_string()),
                 within: self.acknowledgement_timeout.0,
             })),
             (Acknowledgement::Indexed, Dialect::LogScale) => {

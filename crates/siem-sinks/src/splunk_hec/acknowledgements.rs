@@ -1,6 +1,11 @@
 //! Indexer acknowledgement: ids of requests are polled until the receiver reports them as indexed.
+//!
+//! Each indexer counts the requests of a channel from 0. An id that was given and never reported stays
+//! with its indexer. Another indexer, or the same one after a restart, may give the same id to a later
+//! request, and a poll for that one might be answered with the state of the earlier one. After such an
+//! id, which a request without a response may have as well, requests get a new channel.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use reqwest::{RequestBuilder, header::HeaderMap};
 use serde::Deserialize;
@@ -8,7 +13,7 @@ use siem_protocol::delivery::Rest;
 
 use super::{
     Collector, reason,
-    response::{NO_ACKNOWLEDGEMENT, RestOfRequest, interpret},
+    response::{NO_ACKNOWLEDGEMENT, RestOfRequest},
 };
 use crate::request::Results;
 
@@ -20,18 +25,26 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const MAX_COOKIES: usize = 16;
 
 /// Settings of indexer acknowledgement.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Indexed {
-    /// GUID of the channel. The receiver numbers the requests of each channel, so that two senders
-    /// must not share one.
-    pub channel: String,
+    /// Returns a new GUID for a channel. The receiver numbers the requests of each channel, so that two
+    /// senders must not share one.
+    pub new_channel: Arc<dyn Fn() -> String + Send + Sync>,
     /// Time after which entries without acknowledgement are sent again.
     pub within: Duration,
+}
+
+impl fmt::Debug for Indexed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Indexed").field("within", &self.within).finish_non_exhaustive()
+    }
 }
 
 /// Polls for acknowledgements.
 pub(super) struct Acknowledgements {
     indexed: Indexed,
+    /// GUID of the current channel.
+    channel: String,
     /// True after the receiver has answered a poll.
     is_checked: bool,
     /// Cookies of a load balancer, with which a poll reaches the indexer that has the events.
@@ -43,6 +56,8 @@ pub(super) struct Acknowledgements {
 pub(super) struct Unconfirmed {
     /// Entries of each event, by the id of the request.
     requests: BTreeMap<u64, Vec<usize>>,
+    /// True if an id may remain with the receiver that is not in `requests`.
+    has_unknown_ids: bool,
 }
 
 impl Unconfirmed {
@@ -55,6 +70,7 @@ impl Unconfirmed {
             // Another indexer, or one that was restarted, counts from the beginning: `true` for this id
             // would not say which of the two requests it is about.
             self.requests.remove(&id);
+            self.has_unknown_ids = true;
             let reason = format!(
                 "the receiver gave the acknowledgement id {id} to two requests of a channel: behind a load \
                  balancer, requests and polls need sticky sessions"
@@ -62,6 +78,11 @@ impl Unconfirmed {
             return Err(Rest::Retry { after: None, reason });
         }
         Ok(())
+    }
+
+    /// Records that a request got no response, and may have an id.
+    pub(super) fn add_unanswered(&mut self) {
+        self.has_unknown_ids = true;
     }
 
     /// Removes the events of the entries from `from` on, which are encoded again: parts that were sent
@@ -80,12 +101,13 @@ struct Acks {
 
 impl Acknowledgements {
     pub(super) fn new(indexed: Indexed) -> Self {
-        Self { indexed, is_checked: false, cookies: BTreeMap::new() }
+        let channel = (indexed.new_channel)();
+        Self { indexed, channel, is_checked: false, cookies: BTreeMap::new() }
     }
 
     /// Adds the channel and the cookies to a request.
     pub(super) fn add_headers(&self, builder: RequestBuilder) -> RequestBuilder {
-        let builder = builder.header("x-splunk-request-channel", &self.indexed.channel);
+        let builder = builder.header("x-splunk-request-channel", &self.channel);
         if self.cookies.is_empty() {
             return builder;
         }
@@ -120,11 +142,26 @@ impl Acknowledgements {
         Ok(())
     }
 
-    /// Waits until the requests are indexed, and records their entries as accepted.
+    /// Waits until the requests are indexed, and records their entries as accepted. If ids are left, the
+    /// next request gets a new channel.
     pub(super) async fn wait(
         &mut self,
         collector: &Collector,
         mut unconfirmed: Unconfirmed,
+        results: &mut Results,
+        within: Duration,
+    ) -> Result<(), Rest> {
+        let waited = self.poll_all(collector, &mut unconfirmed, results, within).await;
+        if unconfirmed.has_unknown_ids || !unconfirmed.requests.is_empty() {
+            self.channel = (self.indexed.new_channel)();
+        }
+        waited
+    }
+
+    async fn poll_all(
+        &self,
+        collector: &Collector,
+        unconfirmed: &mut Unconfirmed,
         results: &mut Results,
         within: Duration,
     ) -> Result<(), Rest> {
@@ -194,7 +231,7 @@ impl Acknowledgements {
         {
             return Ok(acks.into_iter().filter_map(|(id, done)| done.then_some(id)).collect());
         }
-        match interpret(&reply, collector.settings.dialect, (0, 0), collector.clock.now()).rest {
+        match collector.interpret(&reply, (0, 0)).rest {
             RestOfRequest::Undecided(rest) => Err(rest),
             _ => {
                 let reason = "the response to a poll has no acknowledgements".to_owned();

@@ -143,9 +143,9 @@ pub(super) fn interpret(
     described.verdict(meaning, count, length)
 }
 
-/// Returns true if the receiver's documentation has the code.
-fn is_known(code: i64) -> bool {
-    CODES.iter().any(|row| row.1 == code)
+/// Returns true if the receiver's documentation has the code with this status.
+fn is_known(status: u16, code: i64) -> bool {
+    CODES.iter().any(|row| (row.0, row.1) == (status, code))
 }
 
 fn meaning(status: u16, code: Option<i64>) -> (Meaning, &'static str) {
@@ -190,7 +190,7 @@ impl Described<'_> {
             }
             Meaning::Busy => {
                 // The number of a response with an unknown code may count in another way.
-                let is_known = self.body.code.is_some_and(is_known);
+                let is_known = self.body.code.is_some_and(|code| is_known(status, code));
                 let stored = stored.filter(|_| is_known).unwrap_or_default();
                 let reason = self.reason();
                 Verdict::undecided(stored, Rest::Retry { after: self.after, reason })
@@ -370,6 +370,20 @@ mod tests {
         }
         // The code of another status proves nothing.
         assert_eq!(summary_of(&splunk(400, r#"{"code":0}"#)), ('H', 0));
+    }
+
+    /// Code 7 numbers the event after the refused one: an unknown code may do so as well.
+    #[test]
+    fn number_with_an_unknown_code_stores_nothing() {
+        for status in [408, 429, 500, 503, 599] {
+            for code in [r#""code":23,"#, r#""code":7,"#, r#""code":6,"#, r#""code":0,"#, ""] {
+                let body = format!(r#"{{{code}"text":"busy","invalid-event-number":4}}"#);
+                assert_eq!(summary_of(&splunk(status, &body)), ('R', 0), "{status} {body}");
+            }
+        }
+        // A code of another status is unknown.
+        assert_eq!(summary_of(&splunk(503, r#"{"code":8,"invalid-event-number":4}"#)), ('R', 0));
+        assert_eq!(summary_of(&splunk(503, r#"{"code":9,"invalid-event-number":4}"#)), ('R', 4));
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU8, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -26,7 +29,8 @@ use crate::support::{
     odd_lines::{long_text, odd_lines},
 };
 
-const CHANNEL: &str = "0aeeac95-ac74-4aa9-b30d-6c4c0ac581ba";
+/// Channel of each sink at its start; the next ones count from there.
+const CHANNEL: &str = "0aeeac95-ac74-4aa9-b30d-6c4c0ac58100";
 
 /// Waits only as long as the test needs, and counts the time.
 #[derive(Default)]
@@ -63,7 +67,9 @@ fn settings(server: &HecServer) -> Settings {
 }
 
 fn indexed(server: &HecServer) -> Settings {
-    let indexed = Indexed { channel: CHANNEL.to_owned(), within: Duration::from_secs(60) };
+    let next = AtomicU8::new(0);
+    let new_channel = move || format!("{}{:02}", &CHANNEL[..34], next.fetch_add(1, Relaxed));
+    let indexed = Indexed { new_channel: Arc::new(new_channel), within: Duration::from_secs(60) };
     Settings { indexed: Some(indexed), ..settings(server) }
 }
 
@@ -368,6 +374,94 @@ async fn entries_without_acknowledgement_are_sent_again() {
     // The first request may use a connection that was closed by the restart.
     assert!(deliver_all(&mut sink, &entries).await.1.is_empty());
     assert_eq!(stored(&server).repetitions, 3);
+}
+
+/// Returns the channel of each request to an endpoint.
+fn channels(server: &HecServer, endpoint: &str) -> Vec<String> {
+    let requests = server.http().requests();
+    let requests = requests.iter().filter(|request| request.path.ends_with(endpoint));
+    requests.map(|request| request.header("x-splunk-request-channel").to_owned()).collect()
+}
+
+/// An id that was never confirmed once confirmed a later request with the same id, which another
+/// indexer had received and not indexed.
+#[tokio::test]
+async fn id_of_an_earlier_request_confirms_no_later_one() {
+    let overdue = Fault::None;
+    for fault in [overdue, Fault::ProcessAndClose, Fault::ProcessAndTruncate] {
+        let server = HecServer::start(Collector { uses_ack: true, ..Collector::default() });
+        let mut sink = sink(indexed(&server));
+        server.http().fail("/event", [fault]);
+        let delivery = sink.deliver(Entries::small(3).batch()).await;
+        assert!(matches!(delivery, Delivery::Retry { .. }), "{delivery:?}");
+        server.change_indexer();
+        let mut others = Entries::new();
+        others.record(r#"{"other":1}"#);
+        let delivery = sink.deliver(others.batch()).await;
+        assert!(matches!(delivery, Delivery::Retry { .. }), "{delivery:?}");
+        server.collector().polls_until_indexed = Some(0);
+        for _ in 0..2 {
+            assert_eq!(sink.deliver(others.batch()).await, Delivery::Acknowledged);
+        }
+        // A channel is kept as long as all of its ids are confirmed.
+        let posts: Vec<_> =
+            channels(&server, "/event").into_iter().map(|it| it[34..].to_owned()).collect();
+        assert_eq!(posts, ["00", "01", "02", "02"]);
+    }
+}
+
+/// Two indexers that give the same id leave it undecided which request it confirms.
+#[tokio::test]
+async fn ambiguous_id_is_followed_by_a_new_channel() {
+    let server = HecServer::start(Collector {
+        uses_ack: true,
+        polls_until_indexed: Some(0),
+        ..Collector::default()
+    });
+    let again = Reply::new(200, r#"{"text":"Success","code":0,"ackId":0}"#);
+    server.http().fail("/event", [Fault::None, Fault::Answer(again)]);
+    let max_request_bytes = 64 << 10;
+    let mut sink = sink(Settings { max_request_bytes, ..indexed(&server) });
+    let entries = Entries::small(300);
+    let delivery = sink.deliver(entries.batch()).await;
+    assert!(matches!(delivery, Delivery::Retry { .. }), "{delivery:?}");
+    assert_eq!(sink.deliver(entries.batch()).await, Delivery::Acknowledged);
+    let posts = channels(&server, "/event");
+    assert_eq!(posts[1], CHANNEL);
+    assert!(
+        posts.len() > 2 && posts[2..].iter().all(|channel| channel.ends_with("01")),
+        "{posts:?}"
+    );
+}
+
+/// A proxy, or a token that is changed, may answer in between: the ids stay valid.
+#[tokio::test]
+async fn poll_that_needs_a_person_does_not_end_polling() {
+    for (count, is_acknowledged) in [(3, true), (100, false)] {
+        let server = HecServer::start(Collector {
+            uses_ack: true,
+            polls_until_indexed: Some(0),
+            ..Collector::default()
+        });
+        let refused = Fault::Answer(Reply::new(401, r#"{"text":"Token is required","code":2}"#));
+        let page = Fault::Answer(Reply::new(200, "<html>sign in</html>"));
+        server.http().fail("/ack", [Fault::None, page]);
+        server.http().fail("/ack", vec![refused; count]);
+        let mut sink = sink(indexed(&server));
+        let delivery = sink.deliver(Entries::small(3).batch()).await;
+        let polls = channels(&server, "/ack").len();
+        match is_acknowledged {
+            true => {
+                assert_eq!((delivery, polls), (Delivery::Acknowledged, count + 3));
+                assert_eq!(stored(&server).repetitions, 0);
+            }
+            // The last poll says what to do.
+            false => {
+                let Delivery::Hold { reason, .. } = delivery else { panic!("{delivery:?}") };
+                assert!(reason.contains("code 2") && polls > 5, "{polls} {reason}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

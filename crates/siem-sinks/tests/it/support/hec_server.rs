@@ -3,7 +3,7 @@
 //! The file has no dependency on this crate: tests of other packages include it by its path.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -31,6 +31,9 @@ pub(crate) struct Collector {
     /// Requests that are not indexed, by channel and id, with the number of polls they have had. A
     /// request that was reported as indexed is removed.
     pub(crate) pending: BTreeMap<(String, u64), u32>,
+    /// Requests that another indexer behind the load balancer has indexed, by channel and id. It answers
+    /// the polls for them.
+    pub(crate) elsewhere: BTreeSet<(String, u64)>,
     /// Next id of each channel.
     pub(crate) next_ids: BTreeMap<String, u64>,
     /// Indexes that the token allows; empty for any.
@@ -69,6 +72,15 @@ impl HecServer {
 
     pub(crate) fn collector(&self) -> MutexGuard<'_, Collector> {
         self.collector.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces the indexer by another one behind the same load balancer. The first one has indexed its
+    /// requests in the meantime, and still answers polls for them.
+    pub(crate) fn change_indexer(&self) {
+        let mut collector = self.collector();
+        let indexed = std::mem::take(&mut collector.pending);
+        collector.elsewhere.extend(indexed.into_keys());
+        collector.next_ids.clear();
     }
 
     /// Stops the server, calls `meanwhile`, and starts it again at the same address. What it has stored is
@@ -256,6 +268,10 @@ impl Collector {
         let mut acks = serde_json::Map::new();
         for id in &ids {
             let key = (channel.to_owned(), *id);
+            if self.elsewhere.remove(&key) {
+                acks.insert(id.to_string(), true.into());
+                continue;
+            }
             let is_indexed = match (self.pending.get_mut(&key), self.polls_until_indexed) {
                 (Some(polls), Some(needed)) => {
                     *polls += 1;
