@@ -10,7 +10,7 @@ mod value;
 use std::time::Duration;
 
 use reqwest::{
-    Client, Url,
+    Client, RequestBuilder, Url,
     header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use siem_protocol::{
@@ -33,8 +33,10 @@ use crate::{
 
 /// Path below the endpoint to which log records are sent.
 const PATH: &str = "/v1/logs";
-/// Maximum number of bytes read of a response. The message of a partial success may name each record.
+/// Maximum number of bytes kept of a response. The message of a partial success may name each record.
 const MAX_RESPONSE: usize = 1 << 20;
+/// Maximum number of bytes read of a response.
+const MAX_READ: usize = 64 << 20;
 /// Smallest limit of a request after responses that it is too large.
 const MIN_REQUEST_BYTES: usize = 64 << 10;
 
@@ -178,7 +180,7 @@ impl Otlp {
         let body = self.settings.compression.compress(&sender.enclose(records)).into_owned();
         self.bytes_sent += body.len() as u64;
         let request = self.client.post(self.url.clone()).headers(self.headers.clone()).body(body);
-        http::exchange(&self.url, request, MAX_RESPONSE, within).await
+        exchange(&self.url, request, within).await
     }
 }
 
@@ -234,6 +236,31 @@ impl SiemSink for Otlp {
             Outcome::Failed(rest) => Err(reason(rest)),
         }
     }
+}
+
+/// Sends a request and reads its response, of which a long message is not kept.
+async fn exchange(
+    url: &Url,
+    request: RequestBuilder,
+    within: Duration,
+) -> Result<Answer, NoAnswer> {
+    let mut length = 0;
+    let keep_start = |piece: &[u8], start: &mut Vec<u8>| {
+        length += piece.len();
+        let room = MAX_RESPONSE - start.len();
+        start.extend_from_slice(&piece[..piece.len().min(room)]);
+        length <= MAX_READ
+    };
+    let (mut answer, error) = http::exchange_parts(url, request, within, keep_start).await?;
+    if let Some(error) = error {
+        return Err(error);
+    }
+    if answer.body.len() < length {
+        let shortened = response::shortened(&answer.body, length).filter(|_| answer.is_whole);
+        answer.is_whole = shortened.is_some();
+        answer.body = shortened.unwrap_or(answer.body);
+    }
+    Ok(answer)
 }
 
 /// Returns the URL for log records below `endpoint`, as the exporters of OpenTelemetry form it.

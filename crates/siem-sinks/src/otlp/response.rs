@@ -188,6 +188,36 @@ struct PartialSuccess {
     error_message: Vec<u8>,
 }
 
+/// Returns a response with a shorter message in place of one that is too long to be kept, of which `start`
+/// is the beginning and `length` the number of bytes. The message may name each log record.
+///
+/// `None` if it is not in protobuf, or if another field may follow the message: the last value of a field
+/// counts, so that the number of rejected log records is known only if the message is the last field, as
+/// encoders write it.
+pub(super) fn shortened(start: &[u8], length: usize) -> Option<Vec<u8>> {
+    /// Key of `partial_success`, and of `error_message` in it.
+    const KEYS: [u8; 2] = [0x0a, 0x12];
+    const REJECTED: u8 = 0x08;
+    let ends_with_response =
+        |rest: &[u8], size| (length - (start.len() - rest.len()) == size).then_some(());
+
+    let mut rest = start.strip_prefix(&KEYS[..1])?;
+    let size = prost::decode_length_delimiter(&mut rest).ok()?;
+    ends_with_response(rest, size)?;
+    let mut rejected_log_records = 0;
+    if let Some(number) = rest.strip_prefix(&[REJECTED]) {
+        rest = number;
+        rejected_log_records =
+            i64::try_from(prost::decode_length_delimiter(&mut rest).ok()?).ok()?;
+    }
+    rest = rest.strip_prefix(&KEYS[1..])?;
+    let size = prost::decode_length_delimiter(&mut rest).ok()?;
+    ends_with_response(rest, size)?;
+    let error_message = rest[..rest.len().min(2 * MAX_REFUSAL)].to_vec();
+    let partial_success = Some(PartialSuccess { rejected_log_records, error_message });
+    Some(Response { partial_success }.encode_to_vec())
+}
+
 /// Parses a response in JSON: an object that is empty or has `partialSuccess`.
 fn json_partial_success(body: &[u8]) -> Option<ExportLogsPartialSuccess> {
     let Value::Object(response) = serde_json::from_slice(body).ok()? else { return None };

@@ -183,6 +183,19 @@ async fn partial_success_is_reported_and_nothing_is_sent_twice() {
     let sent: usize = server.http().requests().iter().map(|request| records(&request.body)).sum();
     assert_eq!(sent, 9, "each log record is sent once");
 
+    // With a message that is too long to be kept, and one that is too long to be read.
+    for (length, is_read) in [(3 << 20, true), (65 << 20, false)] {
+        let server = OtlpServer::start();
+        let long = rejected(2, &"x".repeat(length));
+        server.http().fail("/v1/logs", [Fault::Answer(long)]);
+        match sink_to(&server).deliver(entries.batch()).await {
+            Delivery::Unidentified { refused: 2, answer } => {
+                assert!(is_read && answer.len() == 4096);
+            }
+            delivery => assert!(!is_read && matches!(delivery, Delivery::Hold { .. })),
+        }
+    }
+
     // Without refused log records it is a warning.
     let server = OtlpServer::start();
     server.http().fail("/v1/logs", [Fault::Answer(rejected(0, "a warning"))]);

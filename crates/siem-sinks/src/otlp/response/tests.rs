@@ -103,6 +103,33 @@ fn rejected_log_records_are_counted() {
     assert_eq!(outcome(200, PROTOBUF, &partial(0, "slow")), warning);
 }
 
+/// A message that named each record held the batch for ever.
+#[test]
+fn long_message_does_not_hide_the_number() {
+    for rejected in [0, 3, 300, i64::MAX] {
+        let whole = partial(rejected, &"ä".repeat(100_000));
+        let body = shortened(&whole[..5001], whole.len()).unwrap();
+        assert!(body.len() < 5100);
+        let short = Response::decode(&*body).unwrap().partial_success.unwrap();
+        assert_eq!(short.rejected_log_records, rejected);
+        assert!(short.error_message.starts_with("ää".as_bytes()));
+    }
+    let whole = partial(3, &"x".repeat(100_000));
+    let negative = partial(-1, &"x".repeat(100_000));
+    let start = &whole[..5000];
+    // Fields after the message, in either message; a number that is not a number of log records.
+    let wrong =
+        [(start, whole.len() + 1), (start, whole.len() - 1), (&negative[..5000], negative.len())];
+    for (start, length) in wrong {
+        assert_eq!(shortened(start, length), None);
+    }
+    // The number after the message.
+    let reversed = [&whole[..4], &whole[6..], &whole[4..6]].concat();
+    let partial = Response::decode(&*reversed).unwrap().partial_success.unwrap();
+    assert_eq!(partial.rejected_log_records, 3);
+    assert_eq!(shortened(&reversed[..5000], reversed.len()), None);
+}
+
 #[test]
 fn status_determines_the_outcome() {
     for status in 100..200_u16 {
@@ -255,6 +282,17 @@ fn message_that_is_not_utf8_does_not_hide_the_number() {
 }
 
 proptest! {
+    #[test]
+    fn shortened_response_has_the_number_of_the_whole(
+        rejected in 0_i64..300, length in 0_usize..300, more in any_body(), at in any::<prop::sample::Index>(),
+    ) {
+        let whole = [partial(rejected, &"x".repeat(length)), more].concat();
+        let start = &whole[..at.index(whole.len() + 1)];
+        if let Some(body) = shortened(start, whole.len()) {
+            prop_assert_eq!(rejected_by_hand(&body), rejected_by_hand(&whole));
+        }
+    }
+
     #[test]
     fn random_response_accepts_only_what_it_says(
         status in prop_oneof![Just(200_u16), 100_u16..600],
