@@ -116,10 +116,16 @@ fn long_message_does_not_hide_the_number() {
     }
     let whole = partial(3, &"x".repeat(100_000));
     let negative = partial(-1, &"x".repeat(100_000));
+    let mut damaged = whole.clone();
+    damaged[1] ^= 1;
     let start = &whole[..5000];
-    // Fields after the message, in either message; a number that is not a number of log records.
-    let wrong =
-        [(start, whole.len() + 1), (start, whole.len() - 1), (&negative[..5000], negative.len())];
+    // Another length; a number that is not a number of log records.
+    let wrong = [
+        (start, whole.len() + 1),
+        (start, whole.len() - 1),
+        (&negative[..5000], negative.len()),
+        (&damaged[..5000], damaged.len()),
+    ];
     for (start, length) in wrong {
         assert_eq!(shortened(start, length), None);
     }
