@@ -214,6 +214,10 @@ pub struct Receipt {
     /// key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<String>,
+    /// True if the receiver enrolls device keys and does not know the one of the batch, or the batch
+    /// has none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub enroll: bool,
 }
 
 /// Body of `POST /enroll`.
@@ -272,6 +276,9 @@ pub struct Problem {
     /// which pinned the receiver's key may act on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<String>,
+    /// As in [`Receipt::enroll`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub enroll: bool,
 }
 
 /// Compression of a body: its `Content-Encoding`.

@@ -124,6 +124,7 @@ impl Rejection {
             detail: Some(self.detail()),
             expected_seq,
             verdict: None,
+            enroll: false,
         }
     }
 

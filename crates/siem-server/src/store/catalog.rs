@@ -119,6 +119,7 @@ impl Catalog {
             duplicates: plan.change.duplicates,
             accepted_seqs: plan.accepted_seqs,
             receipt: None,
+            enroll: false,
         };
         let (place, lines_at) = self.positions(&key);
         let lengths = plan.store.iter().map(|index| batch.lines()[*index].range.len() as u64 + 1);
