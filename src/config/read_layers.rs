@@ -20,7 +20,7 @@ use super::{
     managed::{MANAGED_KINDS, ManagedAllowlist, ManagedSettings},
     origin::LayerOrigin,
     pipeline::{BUILT_IN_FILTERS, KINDS},
-    sink::HTTP_SIEM,
+    sink::{HTTP_SIEM, has_option},
     toml_text::{self, ParsedToml},
 };
 use crate::platform::Environment;
@@ -261,7 +261,7 @@ fn from_environment(
 
 /// Removes the options of a stage that were written for another type than the last layer sets. This
 /// makes `[sink.siem] type = "stdout"` valid on its own, although the defaults have options of
-/// `http-siem` in this table.
+/// `http-siem` in this table. A credential is named after an option, and is for any type that has it.
 fn remove_options_of_other_types(layers: &mut [Layer]) {
     for kind in KINDS {
         let names = layers.iter().flat_map(|layer| tables(&layer.values, kind));
@@ -273,7 +273,14 @@ fn remove_options_of_other_types(layers: &mut [Layer]) {
                 let Some(Value::Dict(_, tables)) = layer.values.get_mut(kind) else { continue };
                 let own = tables.get(&name).and_then(|table| type_of(table.as_dict()?));
                 in_force = own.map(str::to_owned).or(in_force);
-                if in_force.as_ref().is_some_and(|stage| *stage != last) {
+                let is_credential = matches!(layer.origin, LayerOrigin::Credential(_));
+                let is_of_type = |table: &Value| {
+                    let table = table.as_dict();
+                    table.is_some_and(|table| table.keys().all(|option| has_option(&last, option)))
+                };
+                if in_force.as_ref().is_some_and(|stage| *stage != last)
+                    && !(is_credential && tables.get(&name).is_some_and(is_of_type))
+                {
                     tables.remove(&name);
                 }
             }

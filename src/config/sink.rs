@@ -62,12 +62,14 @@ pub(super) struct SecretOption {
 }
 
 /// Secrets of sinks of all types.
-pub(super) const SECRETS: [SecretOption; 6] = [
+pub(super) const SECRETS: [SecretOption; 7] = [
     SecretOption { value: "token", file: "token_file", credential: "token" },
     SecretOption { value: "hmac_secret", file: "hmac_secret_file", credential: "hmac-secret" },
     SecretOption { value: "api_key", file: "api_key_file", credential: "api-key" },
     SecretOption { value: "headers", file: "headers_file", credential: "headers" },
     SecretOption { value: "password", file: "password_file", credential: "password" },
+    // The URL of some receivers contains a key.
+    SecretOption { value: "endpoint", file: "endpoint_file", credential: "endpoint" },
     SecretOption {
         value: "proxy_password",
         file: "proxy_password_file",

@@ -229,12 +229,24 @@ pub fn manager(
 ) -> Result<Option<Connection>, ConfigError> {
     let sinks = &loaded.settings.pipeline.sinks;
     let Some(table) = sinks.iter().find(|table| table.stage == HTTP_SIEM) else { return Ok(None) };
-    let connection = sink::connect(&table.options.to_options(), context);
-    let connection = connection.map_err(|error| explain(loaded, StageKind::Sink, table, error))?;
+    let connection = connection(loaded, table, context)?;
     Ok(Some(match loaded.settings.require_signature {
         true => connection,
         false => connection.without_signatures(),
     }))
+}
+
+/// The connection to the receiver of a sink of type `http-siem`.
+///
+/// # Errors
+/// [`ConfigError`] when the sink cannot be built.
+pub fn connection(
+    loaded: &LoadedConfig,
+    table: &StageTable,
+    context: &AgentContext,
+) -> Result<Connection, ConfigError> {
+    sink::connect(&table.options.to_options(), context)
+        .map_err(|error| explain(loaded, StageKind::Sink, table, error))
 }
 
 fn build<S>(

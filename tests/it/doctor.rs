@@ -4,7 +4,7 @@
 use std::fs;
 
 use crate::support::{
-    SECRET, entries, eventually,
+    SECRET, TOKEN, entries, eventually,
     home::Home,
     scripted_receiver::{ConfigResponse, ScriptedReceiver},
 };
@@ -56,6 +56,38 @@ fn doctor_on_a_healthy_machine_passes() {
     let id = canaries[0].data["id"].as_str().unwrap();
     assert!(line(report, "canary").contains(id), "{report}");
     agent.stop();
+}
+
+/// The second sink once shipped to a receiver that refused its token, and all checks passed.
+#[test]
+fn doctor_checks_the_receiver_of_each_sink() {
+    let home = Home::new();
+    let receivers = [SECRET, "another secret"]
+        .map(|secret| ScriptedReceiver::start([]).manages(NOTHING, secret));
+    let archive = format!(
+        "[pipeline]\nsinks = [\"siem\", \"archive\"]\n[sink.archive]\ntype = \"http-siem\"\nendpoint = \"{}\"\n\
+         token = \"{TOKEN}\"\n",
+        receivers[1].url()
+    );
+    let report = |config: &str| {
+        home.agent(&["doctor"]).config(config).ships_to(&receivers[0].url()).run().text().to_owned()
+    };
+    let complete = format!("{archive}hmac_secret = \"{SECRET}\"\n");
+    let found = report(&complete);
+    for (about, name, is_ok) in [
+        ("receiver", "siem", true),
+        ("receiver", "archive", true),
+        ("token", "archive", true),
+        ("HMAC secret", "siem", true),
+        ("HMAC secret", "archive", false),
+    ] {
+        let about = format!("{about:<13}  `{name}`: ");
+        assert_eq!(is_well(line(&found, &about)), is_ok, "{about}: {found}");
+    }
+    // A setting that the second sink lacks does not prevent the checks of the first one.
+    let found = report(&archive);
+    assert!(is_well(line(&found, &format!("{:<13}  `siem`: ", "receiver"))), "{found}");
+    assert!(found.contains("cannot deliver without the HMAC secret"), "{found}");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Checks of the connection to the receiver: name, proxy, TLS, token, secret and clock.
+//! Checks of the connection to the receiver of each sink of type `http-siem`: name, proxy, TLS, token,
+//! secret and clock.
 
 use std::{
     net::ToSocketAddrs as _,
@@ -7,6 +8,7 @@ use std::{
 
 use super::check_result::{CheckResult, Checkup};
 use crate::{
+    config::HTTP_SIEM,
     pipeline::assembly,
     platform::{Environment, Timestamp},
     siem::{Connection, Probe},
@@ -22,20 +24,36 @@ const MAX_SKEW: Duration = Duration::from_secs(60);
 const PROXIES: [&str; 4] = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"];
 
 pub(super) fn run(checkup: &Checkup) -> Vec<CheckResult> {
-    if let Some(missing) = checkup.loaded.missing_for_delivery() {
-        return vec![CheckResult::fail("receiver", missing.to_string())];
-    }
-    let connection = match assembly::manager(&checkup.loaded, &checkup.context) {
-        Ok(Some(connection)) => connection,
-        Ok(None) => return Vec::new(),
-        Err(error) => return vec![CheckResult::fail("receiver", causes(&error))],
-    };
+    let missing = checkup.loaded.missing_for_delivery();
     let mut results = Vec::new();
+    let sinks = checkup.loaded.settings.pipeline.sinks.iter();
+    let sinks: Vec<_> = sinks.filter(|sink| sink.stage == HTTP_SIEM).collect();
     let proxies = proxies(&checkup.context.environment);
-    if proxies.is_empty() {
-        results.push(host_name(&connection));
-    } else {
+    if !proxies.is_empty() && !sinks.is_empty() {
         results.push(CheckResult::warn("proxy", format!("set by {}", proxies.join(" and "))));
+    }
+    for sink in &sinks {
+        let of_sink = match assembly::connection(&checkup.loaded, sink, &checkup.context) {
+            Ok(connection) => check(&connection, proxies.is_empty(), checkup.context.clock.now()),
+            // A setting that is missing is reported with every way to set it.
+            Err(_) if missing.is_some() => Vec::new(),
+            Err(error) => vec![CheckResult::fail("receiver", causes(&error))],
+        };
+        let is_only = sinks.len() == 1;
+        results.extend(of_sink.into_iter().map(|result| match is_only {
+            true => result,
+            false => CheckResult { text: format!("`{}`: {}", sink.name, result.text), ..result },
+        }));
+    }
+    results.extend(missing.map(|missing| CheckResult::fail("receiver", missing.to_string())));
+    results
+}
+
+/// Checks the connection to one receiver, directly or through a proxy.
+fn check(connection: &Connection, is_direct: bool, now: Timestamp) -> Vec<CheckResult> {
+    let mut results = Vec::new();
+    if is_direct {
+        results.push(host_name(connection));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let probe = match runtime {
@@ -48,7 +66,7 @@ pub(super) fn run(checkup: &Checkup) -> Vec<CheckResult> {
             results.push(CheckResult::fail("receiver", format!("{reason}; {hint}")));
         }
         Err(reason) => results.push(CheckResult::fail("receiver", reason)),
-        Ok(probe) => results.extend(evaluate(&probe, checkup.context.clock.now())),
+        Ok(probe) => results.extend(evaluate(&probe, now)),
     }
     results
 }

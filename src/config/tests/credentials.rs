@@ -41,6 +41,34 @@ fn credential_sets_the_file_of_its_sink() {
     assert_eq!(machine.warnings(), Vec::<String>::new());
 }
 
+/// Each option that names a file with a secret can be a credential. The URL of the sink `http` could not,
+/// and no credential reached a sink `siem` of another type than that of the defaults.
+#[test]
+fn file_with_any_secret_of_a_sink_can_be_a_credential() {
+    for stage in ai_agent_stage::registered() {
+        let sample: toml::Table = stage.sample.parse().unwrap();
+        let files = sample.keys().filter(|key| key.ends_with("_file"));
+        // A certificate is no secret, and the key of a client is read with it.
+        const NO_CREDENTIALS: [&str; 3] = ["ca_file", "client_certificate_file", "client_key_file"];
+        let files = files.filter(|key| !NO_CREDENTIALS.contains(&key.as_str()));
+        for file in files.filter(|_| stage.kind == ai_agent_stage::StageKind::Sink) {
+            let name = file.trim_end_matches("_file").replace('_', "-");
+            let credential = format!("ai-agent.siem.{name}");
+            let table = format!("[sink.siem]\ntype = \"{}\"\npath = \"/x\"", stage.name);
+            let machine = given(&[&credential], &table);
+            let path = format!("DIR/credentials/{credential}");
+            assert_eq!(siem(&machine, file).map(|it| it.0), Some(path), "{} {file}", stage.name);
+        }
+    }
+    let machine = given(&["ai-agent.siem.endpoint"], "[sink.siem]\ntype = \"http\"");
+    assert!(siem(&machine, "endpoint_file").is_some());
+    let own = "[sink.siem]\ntype = \"http\"\nendpoint = \"https://own\"";
+    let machine = given(&["ai-agent.siem.endpoint"], own);
+    assert!(siem(&machine, "endpoint_file").is_none() && siem(&machine, "endpoint").is_some());
+    let machine = given(&["ai-agent.siem.endpoint"], "");
+    assert!(machine.warnings()[0].contains("has no effect"), "{:?}", machine.warnings());
+}
+
 #[test]
 fn credential_is_overridden_by_every_other_layer() {
     let file = given(&["ai-agent.siem.token"], "[sink.siem]\ntoken_file = \"/mine\"");
@@ -65,7 +93,7 @@ fn unknown_credential_is_a_warning() {
         [
             "the systemd credential `ai-agent.copy.token` has no effect: the name must be \
              `ai-agent.SINK` and one of `.token`, `.hmac-secret`, `.api-key`, `.headers`, \
-             `.password`, `.proxy-password`, where SINK is a sink with that secret",
+             `.password`, `.endpoint`, `.proxy-password`, where SINK is a sink with that secret",
             "the systemd credential `ai-agent.siem.tokn` has no effect: did you mean \
              `ai-agent.siem.token`?"
         ]
