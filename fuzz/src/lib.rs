@@ -15,12 +15,13 @@ pub mod managed;
 pub mod reader;
 pub mod retry_after;
 pub mod tool_call;
+pub mod trust;
 
 /// A target: accepts any bytes, and panics if a check fails.
 pub type Target = fn(&[u8]);
 
 /// All targets, with the names of their corpora.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("activity", activity::run),
     ("audit", audit::run),
     ("config", config::run),
@@ -31,4 +32,5 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("reader", reader::run),
     ("retry_after", retry_after::run),
     ("tool_call", tool_call::run),
+    ("trust", trust::run),
 ];

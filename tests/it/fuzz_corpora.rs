@@ -104,6 +104,11 @@ fn tool_call() {
 }
 
 #[test]
+fn trust() {
+    replay("trust", CHANGES);
+}
+
+#[test]
 fn every_fuzz_target_has_a_small_corpus() {
     let (mut count, mut bytes) = (0, 0);
     for (name, _) in bodies::TARGETS {

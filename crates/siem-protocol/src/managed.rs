@@ -299,6 +299,11 @@ mod tests {
             r#"{"version":1,"shipping":{"batch_size":10001}}"#,
             r#"{"version":1,"shipping":{"flush_interval_seconds":86401}}"#,
             r#"{"version":1,"compliance":{"action":"shout"}}"#,
+            r#"{"version":1,"serial":-1}"#,
+            r#"{"version":1,"issued":"yesterday"}"#,
+            r#"{"version":1,"expires":"2026-01-31"}"#,
+            r#"{"version":1,"audience":{"percentage":101}}"#,
+            r#"{"version":1,"audience":{"tenants":["a"]}}"#,
         ];
         for text in wrong {
             assert!(ManagedConfig::parse(text.as_bytes()).is_err(), "{text}");
@@ -308,8 +313,12 @@ mod tests {
     /// Serde reads an array as a struct, member by member: `[1]` was once a valid configuration.
     #[test]
     fn array_is_not_an_object() {
-        let sections =
-            [r#""filters":[["a"],true]"#, r#""ship\u0070ing":[7]"#, r#""compliance":[["a"]]"#];
+        let sections = [
+            r#""filters":[["a"],true]"#,
+            r#""ship\u0070ing":[7]"#,
+            r#""compliance":[["a"]]"#,
+            r#""audience":[["a"]]"#,
+        ];
         let sections = sections.map(|section| format!("{{\"version\":1,{section}}}"));
         for text in ["[1]", r#"[1,"r",{}]"#].into_iter().chain(sections.iter().map(|s| &**s)) {
             assert!(ManagedConfig::parse(text.as_bytes()).is_err(), "{text}");
@@ -334,5 +343,15 @@ mod tests {
     fn unknown_members_are_ignored() {
         let config = ManagedConfig::parse(br#"{"version":1,"new":[1]}"#).unwrap();
         assert_eq!(config, ManagedConfig { version: 1, ..ManagedConfig::default() });
+    }
+
+    #[test]
+    fn expiry_is_compared_with_the_clock() {
+        let text = br#"{"version":1,"serial":7,"expires":"2026-01-31T00:00:00Z"}"#;
+        let config = ManagedConfig::parse(text).unwrap();
+        let at = |time| humantime::parse_rfc3339(time).unwrap();
+        assert!(!config.is_expired(at("2026-01-30T23:59:59Z")));
+        assert!(config.is_expired(at("2026-01-31T00:00:00Z")));
+        assert!(!ManagedConfig::default().is_expired(at("2026-01-31T00:00:00Z")));
     }
 }

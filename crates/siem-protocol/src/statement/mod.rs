@@ -1,6 +1,6 @@
 //! Statements: what devices and receivers sign, and what stays valid after the HTTP exchange.
 //!
-//! A statement is a [note](crate::note). Its text is
+//! A statement is a [note]. Its text is
 //!
 //! ```text
 //! ai-agent seal v1
