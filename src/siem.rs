@@ -1,10 +1,13 @@
-//! Connection to a receiver: signed requests with the agent's identity.
+//! Receivers: signed requests with the agent's identity, the device's key, and trust between the two.
 
+pub mod device;
 mod revision;
 mod signed_config;
+mod trust_states;
 
 use std::time::{Duration, Instant, SystemTime};
 
+pub use device::Device;
 use reqwest::{
     Client, Method, RequestBuilder, Url,
     header::{self, HeaderMap},
@@ -18,6 +21,7 @@ use siem_protocol::{
 };
 use siem_sinks::http::{self, Answer, NoAnswer};
 pub use signed_config::SignedConfig;
+pub use trust_states::{TrustEntry, TrustStates, stored_trust};
 
 use crate::config::Secret;
 

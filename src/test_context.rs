@@ -18,6 +18,8 @@ pub(crate) fn context() -> AgentContext {
         clock: Arc::new(SystemClock),
         power: Arc::new(SystemPower),
         revision: crate::siem::Revision::default(),
+        device: crate::siem::Device::without_key("instance".to_owned()),
+        trust: crate::siem::TrustStates::default(),
         state_dir: None,
         sessions: Sessions::default(),
         once: false,

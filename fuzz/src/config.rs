@@ -109,6 +109,8 @@ pub(super) fn build(loaded: &LoadedConfig, paths: &Paths) -> Result<(), ConfigEr
         clock: Arc::new(SystemClock),
         power: Arc::new(SystemPower),
         revision: ai_agent::internals::siem::Revision::default(),
+        device: ai_agent::internals::siem::Device::without_key(String::new()),
+        trust: ai_agent::internals::siem::TrustStates::default(),
         state_dir: None,
         sessions: ai_agent::internals::stages::Sessions::default(),
         once: true,

@@ -15,7 +15,7 @@ use crate::{
     config::{self, ConfigError, ConfigInputs, LoadedConfig, ManagedSettings},
     pipeline::assembly,
     platform::{Environment, Paths, SystemClock, SystemPower, identify, secure_file},
-    siem::Revision,
+    siem::{Device, Revision, TrustStates, device::KeyFile},
     stages::{AgentContext, Sessions},
 };
 
@@ -130,6 +130,11 @@ impl ConfigSources {
         for warning in &identified.warnings {
             warn!(code = "identity_warning", "{warning}");
         }
+        let instance = uuid::Uuid::new_v4().simple().to_string();
+        let device = match state_dir {
+            Some(dir) => Device::new(KeyFile::new(dir, &identified.identity.machine_id), instance),
+            None => Device::without_key(instance),
+        };
         AgentContext {
             identity: identified.identity,
             environment: self.environment.clone(),
@@ -137,6 +142,8 @@ impl ConfigSources {
             clock: Arc::new(SystemClock),
             power: Arc::new(SystemPower),
             revision: Revision::default(),
+            device,
+            trust: TrustStates::default(),
             state_dir: state_dir.map(Path::to_owned),
             sessions: Sessions::default(),
             once,

@@ -7,6 +7,7 @@ mod compliance_monitor;
 mod config_manager;
 pub(crate) mod config_sources;
 mod config_updates;
+mod device_key;
 pub(crate) mod error;
 mod file_watch;
 pub(crate) mod handle;

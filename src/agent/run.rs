@@ -10,6 +10,7 @@ use super::{
     config_manager::ConfigManager,
     config_sources::{self, ConfigSources},
     config_updates::{self, ConfigUpdates},
+    device_key,
     error::AgentError,
     file_watch::ConfigFileWatch,
     handle::{AgentHandle, Orders},
@@ -118,6 +119,10 @@ impl Agent {
             let fault = match ended {
                 Ok(()) => return Ok(()),
                 Err(Ended::Failed(failure)) => return Err(failure),
+                Err(Ended::DeviceKey(events)) => {
+                    unstored = events;
+                    continue;
+                }
                 Err(Ended::Fault(fault, events)) => {
                     unstored = events;
                     fault
@@ -141,6 +146,8 @@ impl Agent {
 enum Ended {
     /// A fault; the pipeline is restarted with the events that were not stored.
     Fault(Fault, Vec<Event>),
+    /// The device gets another key, with which the pipeline is started again.
+    DeviceKey(Vec<Event>),
     /// The agent has failed.
     Failed(AgentError),
 }
@@ -167,9 +174,12 @@ fn assemble(manager: &ConfigManager, state_dir: &Path) -> Result<Pipeline, Agent
     let sinks = assembly::sinks(loaded, context)?;
     let registrations = assembly::sink_registrations(loaded, &sinks);
     let outbox = outbox_start::open(state_dir, &registrations, &*context.clock, &inbox)?;
+    device_key::prepare(&context.device, &outbox, &*context.clock, &inbox)?;
     let (identity, clock) = (context.identity.clone(), Arc::clone(&context.clock));
     let config_status = manager.status.config.clone();
-    Ok(Pipeline { sources, stages, sinks, outbox, inbox, config_status, identity, clock })
+    let (device, states) = (context.device.clone(), context.trust.clone());
+    let trust = Box::new(move || device.trust_summary(&states));
+    Ok(Pipeline { sources, stages, sinks, outbox, inbox, config_status, trust, identity, clock })
 }
 
 /// Reads and delivers until the agent receives the order to stop.
@@ -188,25 +198,42 @@ async fn run_until_stopped(
     let failed = running.failed();
     let pulse = running.liveness_probe();
     let handle = manager.handle.clone();
+    let (device, clock) = (manager.context.device.clone(), Arc::clone(&manager.context.clock));
     let updates = ConfigUpdates::new(&mut running, manager, monitor, orders, first_request);
-    let fault = tokio::select! {
-        () = updates.run() => None,
-        fault = failed => Some(fault),
+    let end = tokio::select! {
+        () = updates.run() => End::Stopped,
+        fault = failed => End::Fault(fault),
+        () = device_key::restart_wanted(&device, &*clock) => End::DeviceKey,
         never = watchdog::feed(notify, pulse) => match never {},
     };
-    match &fault {
-        None => {
+    match &end {
+        End::Stopped => {
             handle.set_stopping();
             notify.stopping();
             info!("stopping");
         }
-        Some(fault) => {
+        End::Fault(fault) => {
             handle.set_starting();
             error!(code = "pipeline_failed", %fault, "stopping the pipeline");
         }
+        End::DeviceKey => {
+            handle.set_starting();
+            info!(code = "device_key_changing", "restarting the pipeline with another device key");
+        }
     }
     let unstored = running.stop().await;
-    fault.map_or(Ok(()), |fault| Err(Ended::Fault(fault, unstored)))
+    match end {
+        End::Stopped => Ok(()),
+        End::Fault(fault) => Err(Ended::Fault(fault, unstored)),
+        End::DeviceKey => Err(Ended::DeviceKey(unstored)),
+    }
+}
+
+/// Reason why a running pipeline is stopped.
+enum End {
+    Stopped,
+    Fault(Fault),
+    DeviceKey,
 }
 
 /// Reads everything once, delivers it, and stops.
@@ -225,6 +252,10 @@ async fn catch_up(
     let done = tokio::select! {
         done = running.catch_up(CATCH_UP_PATIENCE) => Some(done),
         () = orders.stop.given() => None,
+        () = device_key::restart_wanted(&manager.context.device, &*manager.context.clock) => {
+            manager.handle.set_starting();
+            return Err(Ended::DeviceKey(running.stop().await));
+        }
     };
     manager.handle.set_stopping();
     let unstored = running.stop().await;

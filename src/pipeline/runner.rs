@@ -21,7 +21,7 @@ use super::{
     delivery::{SinkControl, SinkProgress, StopMode},
     fault::{CatchUpError, Fault, Faults},
     group_builder::GroupBuilder,
-    ingest::{Inbox, Ingest, IngestState, OnProgress, ReadProgress, Until, Writer},
+    ingest::{Inbox, Ingest, IngestState, OnProgress, ReadProgress, TrustReporter, Until, Writer},
     orphaned_sinks,
     outbox::{Outbox, OutboxError},
     record_stages::RecordStages,
@@ -61,6 +61,8 @@ pub struct Pipeline {
     pub inbox: Arc<Inbox>,
     /// Status of the configuration.
     pub config_status: SharedConfigStatus,
+    /// Trust between device and receivers.
+    pub trust: TrustReporter,
     /// Identity of the agent.
     pub identity: Identity,
     /// The clock.
@@ -118,6 +120,7 @@ impl Pipeline {
             clock: Arc::clone(&clock),
             heartbeat: settings.agent.poll_interval,
             config_status: self.config_status,
+            trust: self.trust,
             jitter: Box::new(fastrand::f64),
             on_progress: Box::new(move |read| {
                 reads.send_replace(read);

@@ -16,6 +16,7 @@ mod paths;
 mod power;
 pub mod priority;
 pub mod program;
+mod random;
 pub mod secure_file;
 #[cfg(windows)]
 mod security;
@@ -32,4 +33,5 @@ pub use log_file::LogFile;
 pub use os::Os;
 pub use paths::{InstalledPaths, Paths, PathsError};
 pub use power::{Power, SystemPower};
+pub use random::random_bytes;
 pub use signals::{Signal, Signals};

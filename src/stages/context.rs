@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     platform::{Clock, Environment, Paths, Power},
-    siem::Revision,
+    siem::{Device, Revision, TrustStates},
 };
 
 /// Services of the agent for the stages that it builds. Stages of other crates see the part that
@@ -34,6 +34,10 @@ pub struct AgentContext {
     pub power: Arc<dyn Power>,
     /// Revision of the managed configuration in force.
     pub revision: Revision,
+    /// Key of this device.
+    pub device: Device,
+    /// State of this device at its receivers.
+    pub trust: TrustStates,
     /// State directory; `None` in a dry run.
     pub state_dir: Option<PathBuf>,
     /// Session state shared by sources.

@@ -25,6 +25,8 @@ fn context() -> AgentContext {
         clock: Arc::new(SystemClock),
         power: Arc::new(SystemPower),
         revision: ai_agent::internals::siem::Revision::default(),
+        device: ai_agent::internals::siem::Device::without_key("instance".to_owned()),
+        trust: ai_agent::internals::siem::TrustStates::default(),
         state_dir: None,
         sessions: Sessions::default(),
         once: false,

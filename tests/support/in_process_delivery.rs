@@ -158,6 +158,8 @@ impl DeliverySetup {
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             power: Arc::new(ai_agent::internals::platform::SystemPower),
             revision: ai_agent::internals::siem::Revision::default(),
+            device: ai_agent::internals::siem::Device::without_key("instance".to_owned()),
+            trust: ai_agent::internals::siem::TrustStates::default(),
             state_dir: None,
             sessions: ai_agent::internals::stages::Sessions::default(),
             once: false,

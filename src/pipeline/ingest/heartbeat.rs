@@ -2,9 +2,15 @@
 
 use std::time::Duration;
 
-use siem_protocol::{AgentEvent, agent_event::Heartbeat};
+use siem_protocol::{
+    AgentEvent,
+    agent_event::{Heartbeat, TrustSummary},
+};
 
 use super::{super::group_life_cycle::GroupChange, Ingest};
+
+/// Returns the trust between device and receivers.
+pub type TrustReporter = Box<dyn Fn() -> TrustSummary + Send>;
 
 /// Schedule of heartbeats. A heartbeat counts the entries before it, so that one in a lost group is
 /// not repeated, since its position would be another: a new one is due at once.
@@ -77,6 +83,7 @@ impl Ingest {
             unread_bytes: unread,
             unreadable: unreadable as u64,
             config: self.config_status.for_heartbeat(self.clock.now()),
+            trust: (self.trust)(),
         };
         let heartbeat = AgentEvent::Heartbeat(Box::new(heartbeat));
         self.builder.add_event(&heartbeat.into(), self.clock.now());

@@ -15,6 +15,7 @@ mod writer;
 use std::{cell::OnceCell, collections::HashSet, sync::Arc, time::Duration};
 
 use heartbeat::HeartbeatTimer;
+pub use heartbeat::TrustReporter;
 pub use inbox::Inbox;
 use intake::{GroupIntake, IntakeFailure};
 pub use reconfigure::Reconfiguration;
@@ -91,6 +92,8 @@ pub struct Ingest {
     pub heartbeat: Duration,
     /// Status of the configuration, for heartbeats.
     pub config_status: SharedConfigStatus,
+    /// Trust between device and receivers.
+    pub trust: TrustReporter,
     /// Returns random numbers from 0 to 1.
     pub jitter: Box<dyn FnMut() -> f64 + Send>,
     /// Receives the progress of catching up.

@@ -92,6 +92,7 @@ pub(super) fn append_group(
     append_frames(transaction, state, &group.frames)?;
     if !group.frames.is_empty() {
         state.creation = None;
+        state.unreported.clear();
     }
     state.totals = group.totals.clone();
     state.groups += 1;

@@ -18,6 +18,7 @@ mod compact;
 mod cursor_rows;
 mod cursors;
 mod dead_letters;
+mod epoch_device;
 mod error;
 #[cfg(feature = "internals")]
 pub mod fuzzing;
@@ -48,7 +49,7 @@ pub use dead_letters::Purged;
 pub use error::OutboxError;
 pub use recover::OpenOutcome;
 pub use renumber::RenumberOutcome;
-pub use rows::{Cursor, DeadLetter, RescuedDeadLetters};
+pub use rows::{Cursor, DeadLetter, EpochDevice, RescuedDeadLetters};
 pub use siem_protocol::agent_event::DeadLetterId;
 pub use stats::{OutboxStats, SinkStats};
 pub use store::{Head, Outbox};

@@ -87,7 +87,7 @@ type Key = (String, u64);
 struct Receiver(BTreeMap<(String, u64), Vec<u8>>);
 
 /// Observable content of a store.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 struct Snapshot {
     state: OutboxState,
     lines: Vec<(u64, Vec<u8>)>,

@@ -2,7 +2,7 @@
 //!
 //! A store that was restored from a copy reuses sequence numbers that the receiver already holds
 //! with other entries. The receiver reports the conflict, and the remaining entries get numbers in
-//! a new epoch.
+//! a new epoch. Another device key starts one too, see [`Outbox::start_epoch_for_device`].
 
 use std::{mem, time::Duration};
 
@@ -72,28 +72,42 @@ impl Outbox {
                 outcome = RenumberOutcome::TooSoon;
                 return Ok(Ok(()));
             }
-            let cursors = read_cursors(&transaction.open_table(CURSORS)?)?;
-            let last_seq = state.next_seq - 1;
-            let positions = match renumber_blocks(transaction, state, &cursors)? {
-                Ok(positions) => positions,
+            match start_epoch(transaction, state, new, now)? {
+                Ok(started) => outcome = started,
                 Err(what) => return Ok(Err(self.damaged(what))),
-            };
-            let previous = mem::replace(&mut state.epoch, new.clone());
-            // Totals count for one epoch, and the remaining entries were counted in the old one.
-            let totals = mem::replace(&mut state.totals, Totals::after(state.next_seq - 1));
-            state.dead_lettered.clear();
-            transaction.open_table(ACCOUNTS)?.retain(|_, _| false)?;
-            revert_unreported(transaction, &previous, &cursors)?;
-            move_cursors(transaction, &cursors, positions, &previous, &new)?;
-            state.renumbered_at = now;
-            let ended = (last_seq, Box::new(totals));
-            let entries = state.next_seq - 1;
-            outcome = RenumberOutcome::Started { previous, epoch: new, entries, ended };
+            }
             Ok(Ok(()))
         })?;
         self.backup().invalidate();
         Ok(outcome)
     }
+}
+
+/// Starts the epoch `new` in place of the current one. Returns [`RenumberOutcome::Started`], or a
+/// description of the damage.
+pub(super) fn start_epoch(
+    transaction: &WriteTransaction,
+    state: &mut OutboxState,
+    new: String,
+    now: Timestamp,
+) -> Result<Result<RenumberOutcome, &'static str>, redb::Error> {
+    let cursors = read_cursors(&transaction.open_table(CURSORS)?)?;
+    let last_seq = state.next_seq - 1;
+    let positions = match renumber_blocks(transaction, state, &cursors)? {
+        Ok(positions) => positions,
+        Err(what) => return Ok(Err(what)),
+    };
+    let previous = mem::replace(&mut state.epoch, new.clone());
+    // Totals count for one epoch, and the remaining entries were counted in the old one.
+    let totals = mem::replace(&mut state.totals, Totals::after(state.next_seq - 1));
+    state.dead_lettered.clear();
+    transaction.open_table(ACCOUNTS)?.retain(|_, _| false)?;
+    revert_unreported(transaction, &previous, &cursors)?;
+    move_cursors(transaction, &cursors, positions, &previous, &new)?;
+    state.renumbered_at = now;
+    let ended = (last_seq, Box::new(totals));
+    let entries = state.next_seq - 1;
+    Ok(Ok(RenumberOutcome::Started { previous, epoch: new, entries, ended }))
 }
 
 /// Returns true if the last new epoch started less than [`MIN_INTERVAL`] ago. If the clock was set

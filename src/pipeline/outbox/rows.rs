@@ -4,13 +4,13 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use siem_protocol::{ChainPoint, Digest, agent_event::DeadLetterTotals};
+use siem_protocol::{AgentEvent, ChainPoint, Digest, agent_event::DeadLetterTotals};
 
 use super::{super::accounting::Totals, tables::SCHEMA};
 use crate::platform::Timestamp;
 
 /// OutboxState of the whole outbox as of the last commit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct OutboxState {
     pub(super) schema: u32,
     pub(super) epoch: String,
@@ -38,6 +38,12 @@ pub(super) struct OutboxState {
     /// Circumstances of the store's creation; removed once an entry that reports them is stored.
     #[serde(default, rename = "began", skip_serializing_if = "Option::is_none")]
     pub(super) creation: Option<CreationReport>,
+    /// Device key that the epoch belongs to; absent until an agent with a key has opened the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) device: Option<EpochDevice>,
+    /// Events to report, which are removed once an entry is stored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) unreported: Vec<AgentEvent>,
 }
 
 impl OutboxState {
@@ -56,6 +62,8 @@ impl OutboxState {
             renumbered_at: Timestamp::default(),
             groups: 0,
             creation: None,
+            device: None,
+            unreported: Vec::new(),
         }
     }
 
@@ -63,6 +71,16 @@ impl OutboxState {
     pub(super) fn end(&self) -> ChainPoint {
         ChainPoint { seq: self.next_seq - 1, hash: self.chain }
     }
+}
+
+/// Device key that an epoch belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochDevice {
+    /// The public key, `name+hash+base64`.
+    pub key: String,
+    /// Time at which a key without the lineage of the one before started an epoch; 0 if none has.
+    #[serde(default)]
+    pub since: Timestamp,
 }
 
 /// Circumstances under which a store was created.

@@ -1,5 +1,6 @@
 //! The outbox: appending, acknowledging, migrating, renumbering and compacting.
 
+mod epoch_device;
 mod format_document;
 mod sinks;
 

@@ -65,6 +65,7 @@ fn pipeline(folder: &Path, panics: bool, answer: Option<Delivery>) -> Pipeline {
         outbox: Outbox::open(&folder.join("outbox.redb"), &[registration], new_epoch).unwrap(),
         inbox: Arc::default(),
         config_status: SharedConfigStatus::default(),
+        trust: Box::new(Default::default),
         identity: crate::test_context::context().identity,
         clock: Arc::new(SystemClock),
     }

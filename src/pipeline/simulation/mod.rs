@@ -336,6 +336,7 @@ impl Simulation {
             clock: Arc::clone(&self.time) as Arc<dyn Clock>,
             heartbeat: POLL,
             config_status: SharedConfigStatus::default(),
+            trust: Box::new(Default::default),
             jitter: Box::new(|| 0.5),
             on_progress: Box::new(|_| ()),
             state: IngestState::default(),

@@ -133,6 +133,14 @@ fn beside(path: &Path) -> PathBuf {
     PathBuf::from(beside)
 }
 
+/// Syncs a directory, so that a power cut does not undo a rename in it.
+///
+/// # Errors
+/// The error of the system.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    system::sync_dir(dir)
+}
+
 /// Renames a file and syncs its directory.
 fn commit_rename(beside: &Path, path: &Path) -> io::Result<()> {
     std::fs::rename(beside, path)?;

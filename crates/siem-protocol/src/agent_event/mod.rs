@@ -7,6 +7,7 @@
 mod compliance;
 mod config;
 mod outbox;
+mod receiver_trust;
 mod trust;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ pub use config::{
 pub use outbox::{
     DeadLetterId, DeadLetterTotals, EpochReason, EpochStarted, PurgeReason, Shortage,
 };
+pub use receiver_trust::{ReceiverTrust, TrustState, TrustSummary};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 pub use trust::{DeviceKeyReason, PolicyFile, PolicyTampering, UntrustedAnswer};
@@ -366,6 +368,9 @@ pub struct Heartbeat {
     pub unreadable: u64,
     /// Configuration in force, and those tried and refused last.
     pub config: ConfigSummary,
+    /// Key of the device, and its state at the receivers.
+    #[serde(default)]
+    pub trust: TrustSummary,
 }
 
 /// A file that no longer holds the bytes read before.

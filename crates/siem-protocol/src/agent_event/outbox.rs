@@ -14,13 +14,13 @@ pub struct EpochStarted {
     pub previous_epoch: Option<String>,
     /// Cause.
     pub reason: EpochReason,
-    /// After a conflict: number of entries that the new epoch starts with.
+    /// After a conflict or for another device key: number of entries that the new epoch starts with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entries: Option<u64>,
-    /// After a conflict: last number of the epoch before.
+    /// After a conflict or for another device key: last number of the epoch before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_last_seq: Option<u64>,
-    /// After a conflict: totals of the epoch before, up to its last number.
+    /// After a conflict or for another device key: totals of the epoch before, up to its last number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_totals: Option<Totals>,
 }
@@ -38,6 +38,8 @@ pub enum EpochReason {
     Quarantine,
     /// The receiver holds other entries under the same numbers.
     Conflict,
+    /// The device has another key: an epoch belongs to one key and those that it replaced in turn.
+    DeviceKey,
 }
 
 /// Cause of a deletion of dead letters.

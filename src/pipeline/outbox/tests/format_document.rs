@@ -51,7 +51,12 @@ fn format_document_lists_every_table() {
 fn format_document_lists_every_member() {
     let point = ChainPoint { seq: 1, hash: Digest::ZERO };
     let creation = CreationReport { previous_epoch: None, damage: None };
-    let state = OutboxState { creation: Some(creation), ..OutboxState::new(String::new()) };
+    let state = OutboxState {
+        creation: Some(creation),
+        device: Some(EpochDevice { key: String::new(), since: Timestamp(0) }),
+        unreported: vec![siem_protocol::AgentEvent::AgentStopped {}],
+        ..OutboxState::new(String::new())
+    };
     let cursor = Cursor {
         epoch: String::new(),
         acknowledged: point,

@@ -1,0 +1,111 @@
+//! Device key that the epoch belongs to.
+//!
+//! A receiver assigns an epoch to the key that sealed its first batch, and refuses other keys. The
+//! store names that key, so that a start after a crash at any moment finds out whether the epoch
+//! belongs to the key at hand.
+
+use siem_protocol::{
+    AgentEvent,
+    agent_event::{EpochReason, EpochStarted},
+};
+
+use super::{
+    super::group::Group, EpochDevice, Outbox, OutboxError, RenumberOutcome, append::append_group,
+    renumber::start_epoch,
+};
+use crate::platform::Timestamp;
+
+impl Outbox {
+    /// Returns the device key that the epoch belongs to; `None` if no agent with a key has opened
+    /// the store.
+    #[must_use]
+    pub fn epoch_device(&self) -> Option<EpochDevice> {
+        self.state().device.clone()
+    }
+
+    /// Returns events that were recorded with a change of the store and are not among its entries
+    /// yet.
+    #[must_use]
+    pub fn unreported_events(&self) -> Vec<AgentEvent> {
+        self.state().unreported.clone()
+    }
+
+    /// Returns true if the store existed before it was opened.
+    #[must_use]
+    pub fn existed(&self) -> bool {
+        self.existed
+    }
+
+    /// Assigns the epoch to `device`, and records `event`, to be reported until an entry is stored.
+    ///
+    /// # Errors
+    /// [`OutboxError`]: nothing has changed.
+    pub fn assign_epoch(
+        &self,
+        device: EpochDevice,
+        event: Option<AgentEvent>,
+    ) -> Result<(), OutboxError> {
+        self.write("assign the epoch of", |_, state| {
+            state.device = Some(device);
+            state.unreported.extend(event);
+            Ok(Ok(()))
+        })
+    }
+
+    /// Assigns the epoch to `device` and appends the group that reports it, in one transaction.
+    ///
+    /// # Errors
+    /// [`OutboxError`]: nothing has changed.
+    pub fn assign_epoch_with(
+        &self,
+        device: EpochDevice,
+        report: &Group,
+    ) -> Result<(), OutboxError> {
+        self.write("assign the epoch of", |transaction, state| {
+            state.device = Some(device);
+            append_group(transaction, state, report)
+        })
+    }
+
+    /// Starts the epoch `new` for `device`, as [`renumber`](Self::renumber) does, and records `event`
+    /// and the start, to be reported until an entry is stored.
+    ///
+    /// # Errors
+    /// [`OutboxError`]: nothing has changed.
+    pub fn start_epoch_for_device(
+        &self,
+        new: String,
+        device: EpochDevice,
+        event: AgentEvent,
+        now: Timestamp,
+    ) -> Result<(), OutboxError> {
+        self.write("renumber the entries of", |transaction, state| {
+            let outcome = match start_epoch(transaction, state, new, now)? {
+                Ok(outcome) => outcome,
+                Err(what) => return Ok(Err(self.damaged(what))),
+            };
+            state.device = Some(device);
+            state.unreported.extend(started_event(outcome));
+            state.unreported.push(event);
+            Ok(Ok(()))
+        })?;
+        self.backup().invalidate();
+        Ok(())
+    }
+}
+
+fn started_event(outcome: RenumberOutcome) -> Option<AgentEvent> {
+    let RenumberOutcome::Started { previous, epoch, entries, ended: (last_seq, totals) } = outcome
+    else {
+        return None;
+    };
+    let started = EpochStarted {
+        epoch,
+        previous_epoch: Some(previous),
+        reason: EpochReason::DeviceKey,
+        entries: Some(entries),
+        previous_last_seq: Some(last_seq),
+        previous_totals: Some(*totals),
+    };
+    Some(AgentEvent::EpochStarted(Box::new(started)))
+}
