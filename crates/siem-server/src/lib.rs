@@ -20,6 +20,7 @@ pub mod stats;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod trust;
 mod write_timeout;
 
 pub use clock::{Clock, SystemClock};

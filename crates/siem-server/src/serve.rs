@@ -1,9 +1,9 @@
 //! HTTP/1 server for a router, with limits on the cost of a connection.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::Router;
-use hyper::server::conn::http1;
+use axum::{Router, extract::ConnectInfo};
+use hyper::{Request, body::Incoming, server::conn::http1, service::Service};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -63,8 +63,10 @@ pub async fn serve(
             next = accept(&listener, &places) => next,
         };
         match next {
-            Ok((stream, place)) => {
-                let serving = connection(stream, router.clone(), options, ending.clone());
+            Ok((stream, peer, place)) => {
+                let router = TowerToHyperService::new(router.clone());
+                let service = PeerService { router, peer };
+                let serving = connection(stream, service, options, ending.clone());
                 connections.spawn(async move {
                     serving.await;
                     drop(place);
@@ -88,16 +90,34 @@ pub async fn serve(
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
+    let (stream, peer) = listener.accept().await?;
     stream.set_nodelay(true)?;
-    Ok((stream, place))
+    Ok((stream, peer, place))
+}
+
+/// The router for one connection: each request names the address of its sender, in the extension
+/// that axum's own server sets.
+struct PeerService {
+    router: TowerToHyperService<Router>,
+    peer: SocketAddr,
+}
+
+impl Service<Request<Incoming>> for PeerService {
+    type Response = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Response;
+    type Error = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Error;
+    type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(ConnectInfo(self.peer));
+        self.router.call(request)
+    }
 }
 
 async fn connection(
     stream: TcpStream,
-    router: Router,
+    service: PeerService,
     options: ServeOptions,
     mut ending: watch::Receiver<bool>,
 ) {
@@ -106,7 +126,7 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(options.header_timeout)
         .max_buf_size(options.header_bytes)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,

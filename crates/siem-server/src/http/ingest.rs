@@ -26,6 +26,7 @@ use crate::{
     batch::Batch,
     decode::{DecodeError, decode},
     memory::Reserved,
+    trust::Scope,
 };
 
 /// Likely upper bound of a text's size, as a multiple of its compressed size.
@@ -113,7 +114,7 @@ async fn receive_batch(
     body: &mut Body,
 ) -> Result<Receipt, Rejection> {
     let headers = &parts.headers;
-    shared.authorize(headers)?;
+    shared.authorize(headers, &[Scope::Ingest])?;
     check_content_type(headers)?;
     let encoding = encoding(headers)?;
     let signature = text(headers, header::SIGNATURE).ok_or(Rejection::Signature)?.to_owned();
@@ -189,7 +190,11 @@ async fn receive(
     Ok((body, memory))
 }
 
-async fn collect(body: &mut Body, length: usize, limit: usize) -> Result<Vec<u8>, Rejection> {
+pub(super) async fn collect(
+    body: &mut Body,
+    length: usize,
+    limit: usize,
+) -> Result<Vec<u8>, Rejection> {
     let mut bytes = Vec::with_capacity(length);
     while let Some(frame) = next(body).await {
         let Ok(data) = frame.map_err(Rejection::Body)?.into_data() else { continue };

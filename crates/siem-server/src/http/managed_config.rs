@@ -16,6 +16,7 @@ use siem_protocol::{
 };
 
 use super::{Shared, problem::Rejection};
+use crate::trust::Scope;
 
 pub(super) async fn config(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     match respond(&shared, &headers).await {
@@ -25,7 +26,7 @@ pub(super) async fn config(State(shared): State<Arc<Shared>>, headers: HeaderMap
 }
 
 async fn respond(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, Rejection> {
-    shared.authorize(headers)?;
+    shared.authorize(headers, &[Scope::Ingest])?;
     let nonce = nonce(headers)?;
     let file = shared.config_file.clone().ok_or(Rejection::NoConfig)?;
     let reading = tokio::task::spawn_blocking(move || read(&file));

@@ -1,22 +1,31 @@
 //! HTTP interface of the receiver: an axum router with a [`Storage`] behind it.
 
+mod enroll;
 mod ingest;
 mod managed_config;
 mod observe;
 mod problem;
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
-    http::{HeaderMap, header::AUTHORIZATION},
+    extract::ConnectInfo,
+    http::{Extensions, HeaderMap, header::AUTHORIZATION},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 pub use ingest::read_body;
 pub use observe::OPENAPI;
+use percent_encoding::percent_decode_str;
 use problem::Rejection;
-use siem_protocol::names::path;
+use siem_protocol::names::{header, path};
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -24,12 +33,15 @@ use crate::{
     memory::Budget,
     secrets::Keys,
     store::Storage,
+    trust::{Grant, Registry, Scope},
 };
 
 /// Methods and paths of the router, below the endpoint.
-pub const ROUTES: [(&str, &str); 5] = [
+pub const ROUTES: [(&str, &str); 7] = [
     ("post", path::INGEST),
     ("get", path::CONFIG),
+    ("get", path::KEYS),
+    ("post", path::ENROLL),
     ("get", "/stats"),
     ("get", "/healthz"),
     ("get", "/openapi.json"),
@@ -84,6 +96,7 @@ impl Default for Limits {
 pub struct Receiver {
     keys: Keys,
     storage: Arc<dyn Storage>,
+    registry: Option<Arc<Registry>>,
     config_file: Option<PathBuf>,
     clock: Arc<dyn Clock>,
     limits: Limits,
@@ -100,7 +113,14 @@ impl Receiver {
     #[must_use]
     pub fn new(keys: Keys, storage: Arc<dyn Storage>) -> Self {
         let (clock, limits) = (Arc::new(SystemClock), Limits::default());
-        Self { keys, storage, config_file: None, clock, limits }
+        Self { keys, storage, registry: None, config_file: None, clock, limits }
+    }
+
+    /// Enrolls devices in `registry`, and accepts its tokens besides those of the [`Keys`].
+    #[must_use]
+    pub fn with_registry(mut self, registry: Arc<Registry>) -> Self {
+        self.registry = Some(registry);
+        self
     }
 
     /// Serves the managed configuration from `path`, which is read for each request. If the file
@@ -132,6 +152,7 @@ impl Receiver {
         let shared = Arc::new(Shared {
             keys: self.keys,
             storage: self.storage,
+            registry: self.registry,
             config_file: self.config_file,
             clock: self.clock,
             limits,
@@ -142,6 +163,8 @@ impl Receiver {
         Router::new()
             .route(path::INGEST, post(ingest::ingest))
             .route(path::CONFIG, get(managed_config::config))
+            .route(path::KEYS, get(enroll::keys))
+            .route(path::ENROLL, post(enroll::enroll))
             .route("/stats", get(observe::stats))
             .route("/healthz", get(observe::healthz))
             .route("/openapi.json", get(observe::openapi))
@@ -153,6 +176,7 @@ impl Receiver {
 struct Shared {
     keys: Keys,
     storage: Arc<dyn Storage>,
+    registry: Option<Arc<Registry>>,
     config_file: Option<PathBuf>,
     clock: Arc<dyn Clock>,
     limits: Limits,
@@ -165,16 +189,40 @@ struct Shared {
 }
 
 impl Shared {
-    /// Checks the bearer token.
-    fn authorize(&self, headers: &HeaderMap) -> Result<(), Rejection> {
+    /// Checks the bearer token, which must have one of `scopes`. A token that is bound to a machine
+    /// is accepted only from a request that names this machine in its header.
+    fn authorize(&self, headers: &HeaderMap, scopes: &[Scope]) -> Result<Grant, Rejection> {
         let value = headers.get(AUTHORIZATION).map(|value| value.as_bytes());
         let (scheme, token) = value.and_then(|value| value.split_at_checked(7)).unwrap_or_default();
-        if scheme.eq_ignore_ascii_case(b"bearer ") && self.keys.know_token(token) {
-            Ok(())
+        if !scheme.eq_ignore_ascii_case(b"bearer ") {
+            return Err(Rejection::Token);
+        }
+        let grant = if self.keys.know_token(token) {
+            Grant::all()
         } else {
-            Err(Rejection::Token)
+            let registry = self.registry.as_ref();
+            registry.and_then(|registry| registry.grant(token)).ok_or(Rejection::Token)?
+        };
+        if !grant.has_any(scopes) {
+            return Err(Rejection::Scope);
+        }
+        match grant.machine() {
+            Some(machine) if !names_machine(headers, machine) => Err(Rejection::OtherMachine),
+            _ => Ok(grant),
         }
     }
+}
+
+/// Reports whether the identity header of a request names `machine`.
+fn names_machine(headers: &HeaderMap, machine: &str) -> bool {
+    let value = headers.get(header::MACHINE_ID).and_then(|value| value.to_str().ok());
+    let decoded = value.and_then(|value| percent_decode_str(value).decode_utf8().ok());
+    decoded.is_some_and(|named| named == machine)
+}
+
+/// Returns the address of the sender of a request, or of the proxy before the receiver.
+fn peer(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip())
 }
 
 /// Response to unknown paths, for a server without other routes.

@@ -11,12 +11,13 @@ use serde::Serialize;
 use siem_protocol::names::content_type;
 
 use super::{Shared, problem::Rejection};
+use crate::trust::Scope;
 
 /// OpenAPI document, as served.
 pub const OPENAPI: &str = include_str!("../../openapi.json");
 
 pub(super) async fn stats(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    if let Err(rejection) = shared.authorize(&headers) {
+    if let Err(rejection) = shared.authorize(&headers, &[Scope::Read]) {
         return rejection.into_response();
     }
     match shared.storage.stats().await {

@@ -9,10 +9,15 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use siem_protocol::{ManagedError, Problem, names::content_type};
+use siem_protocol::{ManagedError, Problem, names::content_type, statement::StatementError};
 use tracing::{error, info};
 
-use crate::{batch::BatchError, decode::DecodeError, store::StoreError};
+use crate::{
+    batch::BatchError,
+    decode::DecodeError,
+    store::StoreError,
+    trust::{EnrollError, EnrollRefusal},
+};
 
 /// Reason why a request is rejected.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +26,10 @@ pub(super) enum Rejection {
     Route,
     #[error("the bearer token is missing or wrong")]
     Token,
+    #[error("the bearer token does not permit this request")]
+    Scope,
+    #[error("the bearer token is bound to another machine")]
+    OtherMachine,
     #[error("the signature is missing or wrong")]
     Signature,
     #[error("the content encoding is not zstd, gzip or identity")]
@@ -45,6 +54,12 @@ pub(super) enum Rejection {
     Overloaded,
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("the enrollment is malformed")]
+    EnrollRequest(#[source] serde_json::Error),
+    #[error("the enrollment is not valid")]
+    EnrollNote(#[from] StatementError),
+    #[error(transparent)]
+    Enroll(#[from] EnrollError),
     #[error("there is no managed configuration")]
     NoConfig,
     #[error("cannot read the managed configuration")]
@@ -62,6 +77,20 @@ impl Rejection {
         match self {
             Self::Route => (S::NOT_FOUND, "not-found", "not found"),
             Self::Token => (S::UNAUTHORIZED, "token", "not authorized"),
+            Self::Scope | Self::OtherMachine | Self::Enroll(EnrollError::OtherMachine) => {
+                (S::FORBIDDEN, "scope", "not permitted")
+            }
+            Self::Enroll(EnrollError::Token(_)) => (S::UNAUTHORIZED, "token", "not authorized"),
+            Self::Enroll(EnrollError::NoReceiverKey) => (S::NOT_FOUND, "not-found", "not found"),
+            Self::Enroll(EnrollError::Refused(EnrollRefusal::Revoked)) => {
+                (S::FORBIDDEN, "device-revoked", "device key revoked")
+            }
+            Self::Enroll(EnrollError::Refused(EnrollRefusal::TooMany)) => {
+                (S::TOO_MANY_REQUESTS, "unavailable", "too many device keys")
+            }
+            Self::Enroll(EnrollError::Journal(_) | EnrollError::Sign(_)) => {
+                (S::SERVICE_UNAVAILABLE, "unavailable", "not available now")
+            }
             Self::Signature => (S::FORBIDDEN, "signature", "wrong signature"),
             Self::Encoding | Self::ContentType => {
                 (S::UNSUPPORTED_MEDIA_TYPE, "encoding", "unsupported encoding")
@@ -79,6 +108,9 @@ impl Rejection {
             | Self::Decode(_)
             | Self::Batch(_)
             | Self::Contradiction(_)
+            | Self::EnrollRequest(_)
+            | Self::EnrollNote(_)
+            | Self::Enroll(_)
             | Self::Nonce => (S::BAD_REQUEST, "malformed", "malformed request"),
             Self::Store(StoreError::Conflict { .. }) => {
                 (S::CONFLICT, "conflict", "another chain value is held")
@@ -104,8 +136,12 @@ impl Rejection {
         match self {
             Self::Overloaded => Some(Duration::from_secs(2)),
             Self::Store(StoreError::Busy { retry_after }) => Some(*retry_after),
-            Self::Store(StoreError::Unavailable(_) | StoreError::Closed) => {
+            Self::Store(StoreError::Unavailable(_) | StoreError::Closed)
+            | Self::Enroll(EnrollError::Journal(_) | EnrollError::Sign(_)) => {
                 Some(Duration::from_secs(5))
+            }
+            Self::Enroll(EnrollError::Refused(EnrollRefusal::TooMany)) => {
+                Some(Duration::from_secs(3600))
             }
             _ => None,
         }
@@ -134,6 +170,8 @@ impl Rejection {
             Self::Batch(error) => error.source(),
             Self::Decode(error) => error.source(),
             Self::Config(error) => Some(error as &dyn std::error::Error),
+            Self::EnrollRequest(error) => Some(error as &dyn std::error::Error),
+            Self::EnrollNote(error) => Some(error as &dyn std::error::Error),
             _ => None,
         };
         cause.map_or_else(|| self.to_string(), |cause| format!("{self}: {cause}"))
@@ -149,6 +187,7 @@ impl Rejection {
         }
         let cause = match self {
             Self::Store(error) => error.source().map(ToString::to_string),
+            Self::Enroll(error) => error.source().map(ToString::to_string),
             Self::ConfigFile(error) => Some(error.to_string()),
             Self::Config(error) => Some(error.to_string()),
             _ => None,
@@ -166,7 +205,7 @@ impl IntoResponse for Rejection {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type::PROBLEM));
         match self {
-            Self::Token => {
+            Self::Token | Self::Enroll(EnrollError::Token(_)) => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             Self::Encoding => {

@@ -90,7 +90,7 @@ fn copy(error: &io::Error) -> io::Error {
 
 /// Creates a directory and its parents with access for the owner only: it holds session records of
 /// developers.
-fn create_private(directory: &Path) -> io::Result<()> {
+pub(crate) fn create_private(directory: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -100,7 +100,7 @@ fn create_private(directory: &Path) -> io::Result<()> {
 
 /// Makes the entries of a directory durable. Windows has no such call: its file systems do it on
 /// their own.
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     if cfg!(windows) {
         return Ok(());
     }

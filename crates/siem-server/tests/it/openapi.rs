@@ -4,7 +4,9 @@
 
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Value, json};
-use siem_protocol::{BatchHeader, ManagedConfig, Problem, Receipt};
+use siem_protocol::{
+    BatchHeader, EnrollAnswer, EnrollRequest, KeysAnswer, ManagedConfig, Problem, Receipt,
+};
 use siem_server::{OPENAPI, ROUTES, stats::Stats};
 
 fn document() -> Value {
@@ -13,6 +15,9 @@ fn document() -> Value {
     let receipt = schema::<Receipt>(&mut schemas);
     let config = schema::<ManagedConfig>(&mut schemas);
     let stats = schema::<Stats>(&mut schemas);
+    let keys_answer = schema::<KeysAnswer>(&mut schemas);
+    let enroll_request = schema::<EnrollRequest>(&mut schemas);
+    let enroll_answer = schema::<EnrollAnswer>(&mut schemas);
     schema::<Problem>(&mut schemas);
     let problems = |codes: &[(&str, &str)]| -> serde_json::Map<String, Value> {
         codes.iter().map(|(code, text)| ((*code).to_owned(), problem(text))).collect()
@@ -23,7 +28,7 @@ fn document() -> Value {
             "Malformed: in its encoding, its lines, its header line, or contradicted by identity headers.",
         ),
         ("401", "The bearer token is missing or wrong."),
-        ("403", "The signature is missing or wrong."),
+        ("403", "The signature is missing or wrong, or the token does not permit it."),
         ("408", "The body took too long to arrive."),
         (
             "409",
@@ -42,6 +47,7 @@ fn document() -> Value {
     let mut managed = problems(&[
         ("400", "The nonce is not 32 hexadecimal digits."),
         ("401", "The bearer token is missing or wrong."),
+        ("403", "The token does not permit it."),
         ("404", "There is no managed configuration."),
         ("500", "The configuration's file cannot be read, or agents would refuse it."),
     ]);
@@ -57,9 +63,27 @@ fn document() -> Value {
     managed.insert("304".into(), json!({ "description": "Unchanged; signed over an empty body." }));
     let mut held = problems(&[
         ("401", "The bearer token is missing or wrong."),
+        ("403", "The token does not permit it."),
         ("503", "Not available now."),
     ]);
     held.insert("200".into(), answer("What is held.", stats));
+    let mut keys = problems(&[
+        ("401", "The bearer token is missing or wrong."),
+        ("403", "The token does not permit it."),
+        ("404", "The receiver has no key."),
+    ]);
+    keys.insert("200".into(), answer("The receiver's keys.", keys_answer));
+    let mut enroll = problems(&[
+        ("400", "Malformed, not signed by its keys, or for another receiver."),
+        ("401", "The bearer token is missing or wrong, or enrolled another device."),
+        ("403", "The token does not permit it, or the previous key of the device is revoked."),
+        ("404", "The receiver has no key."),
+        ("408", "The body took too long to arrive."),
+        ("413", "More than 32 KiB."),
+        ("429", "Too many unconfirmed keys; `Retry-After` says when to come again."),
+        ("503", "Not available now; `Retry-After` says when to come again."),
+    ]);
+    enroll.insert("200".into(), answer("What is known of the device.", enroll_answer));
     let text = |name: &str, required: bool, what: &str| json!({ "name": name, "in": "header", "required": required, "description": what, "schema": { "type": "string" } });
     let identity: Vec<Value> = [
         "X-Siem-Machine-Id",
@@ -110,6 +134,18 @@ fn document() -> Value {
                     text("If-None-Match", false, "The ETag of what the agent has."),
                 ],
                 "responses": managed,
+            } },
+            "/keys": { "get": {
+                "operationId": "keys", "summary": "Returns the keys of the receiver", "responses": keys,
+            } },
+            "/enroll": { "post": {
+                "operationId": "enroll",
+                "summary": "Receives the key of a device",
+                "requestBody": {
+                    "required": true,
+                    "content": { "application/json": { "schema": enroll_request } },
+                },
+                "responses": enroll,
             } },
             "/stats": { "get": { "operationId": "stats", "summary": "Tells what is held", "responses": held } },
             "/healthz": { "get": {

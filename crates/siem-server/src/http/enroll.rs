@@ -1,0 +1,92 @@
+//! `GET /keys` and `POST /enroll`.
+
+use std::{net::IpAddr, sync::Arc};
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    http::HeaderMap,
+    response::{IntoResponse as _, Response},
+};
+use siem_protocol::{EnrollAnswer, EnrollRequest, KeysAnswer, statement::Enroll};
+use tracing::info;
+
+use super::{Shared, ingest::collect, observe::json, peer, problem::Rejection};
+use crate::trust::{DeviceKey, EnrollError, Event, EventKind, Grant, Registry, Scope};
+
+/// Maximum size of an enrollment in bytes. One with the longest host and user names has 4 KiB.
+const ENROLL_BYTES: usize = 32 << 10;
+/// Tokens that may enroll a device.
+const SCOPES: [Scope; 2] = [Scope::Ingest, Scope::Enroll];
+
+pub(super) async fn keys(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    match list_keys(&shared, &headers) {
+        Ok(answer) => json(&answer),
+        Err(rejection) => rejection.into_response(),
+    }
+}
+
+fn list_keys(shared: &Shared, headers: &HeaderMap) -> Result<KeysAnswer, Rejection> {
+    shared.authorize(headers, &SCOPES)?;
+    let registry = shared.registry.as_ref();
+    let answer = registry.and_then(|registry| registry.keys_answer());
+    answer.ok_or(Rejection::Enroll(EnrollError::NoReceiverKey))
+}
+
+pub(super) async fn enroll(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let peer = peer(&parts.extensions);
+    match receive_enrollment(&shared, &parts.headers, body, peer).await {
+        Ok(answer) => json(&answer),
+        Err(rejection) => rejection.into_response(),
+    }
+}
+
+async fn receive_enrollment(
+    shared: &Arc<Shared>,
+    headers: &HeaderMap,
+    mut body: Body,
+    peer: Option<IpAddr>,
+) -> Result<EnrollAnswer, Rejection> {
+    let grant = shared.authorize(headers, &SCOPES)?;
+    let missing = Rejection::Enroll(EnrollError::NoReceiverKey);
+    let registry = shared.registry.clone().ok_or(missing)?;
+    let reading = collect(&mut body, 0, ENROLL_BYTES);
+    let reading = tokio::time::timeout(shared.limits.body_timeout, reading);
+    let body = reading.await.map_err(|_| Rejection::Slow)??;
+    let working =
+        tokio::task::spawn_blocking(move || enroll_device(&registry, &grant, &body, peer));
+    working.await.map_err(|_| Rejection::Panicked)?
+}
+
+fn enroll_device(
+    registry: &Registry,
+    grant: &Grant,
+    body: &[u8],
+    peer: Option<IpAddr>,
+) -> Result<EnrollAnswer, Rejection> {
+    let request: EnrollRequest = serde_json::from_slice(body).map_err(Rejection::EnrollRequest)?;
+    let enroll = Enroll::open_self_signed(&request.enroll)?;
+    let enrolled = registry.enroll(&enroll, grant)?;
+    let device = &enrolled.device;
+    if enrolled.forked {
+        registry.record(fork_event(&enroll, peer));
+    }
+    info!(key = %device.key, machine = device.machine, user = device.user, state = %device.state, "enrolled a device");
+    Ok(EnrollAnswer { device: enrolled.statement, keys: enrolled.keys })
+}
+
+/// Event about two devices that both replace one key.
+fn fork_event(enroll: &Enroll, peer: Option<IpAddr>) -> Event {
+    Event {
+        peer,
+        user: enroll.user.clone(),
+        host: enroll.host.clone(),
+        device: Some(DeviceKey::from(&enroll.key)),
+        detail: enroll
+            .previous
+            .as_ref()
+            .map(|previous| format!("the key `{}` was replaced before", DeviceKey::from(previous))),
+        ..Event::new(EventKind::Clone, &enroll.machine)
+    }
+}

@@ -1,0 +1,548 @@
+//! Devices that a receiver knows, with the state of their keys.
+//!
+//! [`Devices`] is a pure fold of the lines of `devices.ndjson`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    str::FromStr,
+};
+
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use siem_protocol::{
+    note::{KeyError, VerifierKey},
+    statement::{Confirmation, DeviceState, Enroll, TrustLevel},
+};
+
+use super::journal::Fold;
+
+/// Name of every device key in notes. The identity is the public key.
+pub const DEVICE_KEY_NAME: &str = "ai-agent-device";
+
+/// Number of unconfirmed keys for one machine and user. A single-use or machine-bound token enrolls
+/// a key nevertheless.
+const UNCONFIRMED_OF_PAIR: usize = 64;
+/// Number of unconfirmed keys in total.
+const UNCONFIRMED: usize = 100_000;
+
+/// Public key of a device: its identity. Text form: 64 lower-case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceKey([u8; 32]);
+
+impl DeviceKey {
+    /// Wraps the 32 bytes of a public key.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Returns the 32 bytes of the public key.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Returns the key that verifies notes of the device.
+    ///
+    /// # Errors
+    /// [`KeyError`] for a weak key, which cannot be enrolled.
+    pub fn verifier(&self) -> Result<VerifierKey, KeyError> {
+        VerifierKey::new(DEVICE_KEY_NAME, self.0)
+    }
+}
+
+impl From<&VerifierKey> for DeviceKey {
+    fn from(key: &VerifierKey) -> Self {
+        Self(*key.public())
+    }
+}
+
+impl fmt::Display for DeviceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for DeviceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceKey({self})")
+    }
+}
+
+/// Text that is not the key of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the key of a device is not 64 hexadecimal digits")]
+pub struct InvalidDeviceKey;
+
+impl FromStr for DeviceKey {
+    type Err = InvalidDeviceKey;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDeviceKey> {
+        let bytes = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| InvalidDeviceKey)?;
+        bytes.try_into().map(Self).map_err(|_| InvalidDeviceKey)
+    }
+}
+
+impl Serialize for DeviceKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for DeviceKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl schemars::JsonSchema for DeviceKey {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "DeviceKey".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "pattern": "^[0-9a-f]{64}$" })
+    }
+}
+
+/// A line of `devices.ndjson`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub(super) enum DeviceLine {
+    /// A key was presented for the first time.
+    Enroll(Enrolled),
+    /// A key is confirmed for its machine and user.
+    Confirm { at: String, key: DeviceKey, by: Confirmation },
+    /// A key and all keys of its lineage are refused from now on.
+    Revoke { at: String, key: DeviceKey },
+    /// A key was used with another instance of an agent than before.
+    Instance { key: DeviceKey, instance: String },
+    /// Two instances of an agent use one key alternately.
+    Clone { at: String, key: DeviceKey, instances: [String; 2] },
+    /// Batches without a key are accepted from a machine again, or no longer.
+    AllowShared { at: String, machine: String, allowed: bool },
+}
+
+/// Claims of an enrollment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Enrolled {
+    pub(super) at: String,
+    pub(super) key: DeviceKey,
+    pub(super) machine: String,
+    pub(super) user: String,
+    pub(super) host: String,
+    pub(super) os: String,
+    pub(super) arch: String,
+    pub(super) version: String,
+    /// The key before a rotation; none if the enrollment does not continue a lineage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) previous: Option<DeviceKey>,
+    /// Confirmation by the enrollment itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) confirmed_by: Option<Confirmation>,
+}
+
+/// A device as the receiver knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceView {
+    /// Its public key.
+    pub key: DeviceKey,
+    /// Stable id of the machine, as claimed by the enrollment.
+    pub machine: String,
+    /// Name of the user, as claimed.
+    pub user: String,
+    /// Name of the machine, as claimed.
+    pub host: String,
+    /// `linux`, `macos` or `windows`, as claimed.
+    pub os: String,
+    /// Processor architecture, as claimed.
+    pub arch: String,
+    /// Version of the agent when the key was enrolled.
+    pub version: String,
+    /// Time of the enrollment, RFC 3339.
+    pub first_seen: String,
+    /// State of the key.
+    pub state: DeviceState,
+    /// Reason of the confirmation, if the key was ever confirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed_by: Option<Confirmation>,
+    /// The key before a rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<DeviceKey>,
+    /// The key that replaced this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<DeviceKey>,
+    /// First key of its lineage.
+    pub root: DeviceKey,
+    /// Instance of the agent that used the key last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// True if two instances used the key alternately.
+    pub cloned: bool,
+}
+
+/// A device, independent of the receiver's level.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Device {
+    enrolled: Enrolled,
+    confirmed_by: Option<Confirmation>,
+    revoked: bool,
+    next: Option<DeviceKey>,
+    root: DeviceKey,
+    instance: Option<String>,
+    cloned: bool,
+}
+
+/// Machine and user.
+type Pair = (String, String);
+
+/// Keys of a machine and user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct PairKeys {
+    keys: Vec<DeviceKey>,
+    /// True once a key was confirmed, for good.
+    confirmed: bool,
+}
+
+/// All devices.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Devices {
+    devices: BTreeMap<DeviceKey, Device>,
+    pairs: HashMap<Pair, PairKeys>,
+    by_key_id: HashMap<[u8; 4], Vec<DeviceKey>>,
+    /// Keys of each lineage with more than one.
+    lineages: HashMap<DeviceKey, Vec<DeviceKey>>,
+    unconfirmed: usize,
+    shared_allowed: BTreeSet<String>,
+}
+
+impl Fold for Devices {
+    type Line = DeviceLine;
+
+    fn apply(&mut self, line: DeviceLine) {
+        match line {
+            DeviceLine::Enroll(enrolled) => self.add(enrolled),
+            DeviceLine::Confirm { key, by, .. } => self.confirm(key, by),
+            DeviceLine::Revoke { key, .. } => self.revoke(key),
+            DeviceLine::Instance { key, instance } => {
+                if let Some(device) = self.devices.get_mut(&key) {
+                    device.instance = Some(instance);
+                }
+            }
+            DeviceLine::Clone { key, .. } => {
+                if let Some(device) = self.devices.get_mut(&key) {
+                    device.cloned = true;
+                }
+            }
+            DeviceLine::AllowShared { machine, allowed: true, .. } => {
+                self.shared_allowed.insert(machine);
+            }
+            DeviceLine::AllowShared { machine, allowed: false, .. } => {
+                self.shared_allowed.remove(&machine);
+            }
+        }
+    }
+}
+
+impl Devices {
+    fn add(&mut self, mut enrolled: Enrolled) {
+        let key = enrolled.key;
+        let Ok(verifier) = key.verifier() else { return };
+        if self.devices.contains_key(&key) {
+            return;
+        }
+        let previous = enrolled.previous.filter(|previous| self.can_continue(previous, &enrolled));
+        enrolled.previous = previous;
+        let mut device = Device {
+            confirmed_by: None,
+            revoked: false,
+            next: None,
+            root: key,
+            instance: None,
+            cloned: false,
+            enrolled,
+        };
+        let mut confirmed_by = device.enrolled.confirmed_by;
+        if let Some(before) = previous.and_then(|previous| self.devices.get_mut(&previous)) {
+            before.next = Some(key);
+            device.root = before.root;
+            confirmed_by = before.confirmed_by.or(confirmed_by);
+            let lineage = self.lineages.entry(before.root).or_insert_with(|| vec![before.root]);
+            lineage.push(key);
+        }
+        let pair = (device.enrolled.machine.clone(), device.enrolled.user.clone());
+        self.pairs.entry(pair).or_default().keys.push(key);
+        self.by_key_id.entry(verifier.id()).or_default().push(key);
+        self.devices.insert(key, device);
+        self.unconfirmed += 1;
+        if let Some(by) = confirmed_by {
+            self.confirm(key, by);
+        }
+    }
+
+    fn confirm(&mut self, key: DeviceKey, by: Confirmation) {
+        let Some(device) = self.devices.get_mut(&key) else { return };
+        if device.revoked || device.confirmed_by.is_some() {
+            return;
+        }
+        device.confirmed_by = Some(by);
+        self.unconfirmed -= 1;
+        let pair = (device.enrolled.machine.clone(), device.enrolled.user.clone());
+        self.pairs.entry(pair).or_default().confirmed = true;
+    }
+
+    fn revoke(&mut self, key: DeviceKey) {
+        for key in self.lineage(&key) {
+            let Some(device) = self.devices.get_mut(&key) else { continue };
+            if !device.revoked && device.confirmed_by.is_none() {
+                self.unconfirmed -= 1;
+            }
+            device.revoked = true;
+        }
+    }
+
+    /// Returns all keys of the lineage of `key`.
+    fn lineage(&self, key: &DeviceKey) -> Vec<DeviceKey> {
+        let root = self.devices.get(key).map_or(*key, |device| device.root);
+        self.lineages.get(&root).cloned().unwrap_or_else(|| vec![*key])
+    }
+
+    /// Reports whether a new key may replace `previous`: one of the same machine and user that was
+    /// neither replaced, revoked nor cloned.
+    fn can_continue(&self, previous: &DeviceKey, enrolled: &Enrolled) -> bool {
+        self.devices.get(previous).is_some_and(|device| {
+            device.next.is_none()
+                && !device.revoked
+                && !device.cloned
+                && device.enrolled.machine == enrolled.machine
+                && device.enrolled.user == enrolled.user
+        })
+    }
+
+    pub(super) fn view(&self, key: &DeviceKey, level: TrustLevel) -> Option<DeviceView> {
+        self.devices.get(key).map(|device| device.view(level))
+    }
+
+    pub(super) fn views(&self, level: TrustLevel) -> Vec<DeviceView> {
+        self.devices.values().map(|device| device.view(level)).collect()
+    }
+
+    pub(super) fn by_key_id(&self, id: [u8; 4], level: TrustLevel) -> Vec<DeviceView> {
+        let keys = self.by_key_id.get(&id).into_iter().flatten();
+        keys.filter_map(|key| self.view(key, level)).collect()
+    }
+
+    pub(super) fn same_lineage(&self, a: &DeviceKey, b: &DeviceKey) -> bool {
+        let root = |key| self.devices.get(key).map(|device| device.root);
+        a == b || root(a).is_some_and(|one| Some(one) == root(b))
+    }
+
+    pub(super) fn confirmed_for(&self, machine: &str, user: &str) -> bool {
+        self.pair(machine, user).is_some_and(|pair| pair.confirmed)
+    }
+
+    pub(super) fn knows(&self, machine: &str, user: &str) -> bool {
+        self.pair(machine, user).is_some()
+    }
+
+    fn pair(&self, machine: &str, user: &str) -> Option<&PairKeys> {
+        self.pairs.get(&(machine.to_owned(), user.to_owned()))
+    }
+
+    pub(super) fn is_shared_allowed(&self, machine: &str) -> bool {
+        self.shared_allowed.contains(machine)
+    }
+
+    pub(super) fn knows_machine(&self, machine: &str) -> bool {
+        self.devices.values().any(|device| device.enrolled.machine == machine)
+    }
+
+    /// Reports whether there are so many unconfirmed keys for the machine and user, or in total,
+    /// that another one is not stored.
+    fn is_full_for(&self, machine: &str, user: &str) -> bool {
+        if self.unconfirmed >= UNCONFIRMED {
+            return true;
+        }
+        let keys = self.pair(machine, user).map_or(&[][..], |pair| &pair.keys);
+        keys.len() >= UNCONFIRMED_OF_PAIR
+            && keys.iter().filter(|key| self.is_unconfirmed(key)).count() >= UNCONFIRMED_OF_PAIR
+    }
+
+    fn is_unconfirmed(&self, key: &DeviceKey) -> bool {
+        let device = self.devices.get(key);
+        device.is_some_and(|device| !device.revoked && device.confirmed_by.is_none())
+    }
+
+    /// Decides an enrollment. `confirms` says that the token confirms the key.
+    pub(super) fn enroll(
+        &self,
+        enroll: &Enroll,
+        confirms: bool,
+        at: String,
+    ) -> Result<EnrollDecision, EnrollRefusal> {
+        let key = DeviceKey::from(&enroll.key);
+        let confirmed_by = confirms.then_some(Confirmation::Token);
+        if let Some(known) = self.devices.get(&key) {
+            return known.enroll_again(enroll, confirmed_by, at);
+        }
+        let previous = enroll.previous.as_ref().map(DeviceKey::from);
+        let before = previous.as_ref().and_then(|previous| self.devices.get(previous));
+        if before.is_some_and(|before| before.revoked) {
+            return Err(EnrollRefusal::Revoked);
+        }
+        let mut enrolled = Enrolled::new(enroll, confirmed_by, at);
+        enrolled.previous = previous.filter(|previous| self.can_continue(previous, &enrolled));
+        let continues_confirmed = enrolled.previous.is_some()
+            && before.is_some_and(|before| before.confirmed_by.is_some());
+        let confirmed = confirms || continues_confirmed;
+        if !confirmed && self.is_full_for(&enroll.machine, &enroll.user) {
+            return Err(EnrollRefusal::TooMany);
+        }
+        let forked = before.is_some_and(|before| before.next.is_some() || before.cloned);
+        Ok(EnrollDecision { line: Some(DeviceLine::Enroll(enrolled)), forked })
+    }
+
+    /// Decides a confirmation.
+    pub(super) fn decide_confirm(
+        &self,
+        key: &DeviceKey,
+        by: Confirmation,
+        at: String,
+    ) -> Result<Option<DeviceLine>, DeviceError> {
+        let device = self.devices.get(key).ok_or(DeviceError::Unknown)?;
+        if device.revoked {
+            return Err(DeviceError::Revoked);
+        }
+        let line = DeviceLine::Confirm { at, key: *key, by };
+        Ok(device.confirmed_by.is_none().then_some(line))
+    }
+
+    /// Decides a revocation.
+    pub(super) fn decide_revoke(
+        &self,
+        key: &DeviceKey,
+        at: String,
+    ) -> Result<Option<DeviceLine>, DeviceError> {
+        let device = self.devices.get(key).ok_or(DeviceError::Unknown)?;
+        Ok((!device.revoked).then_some(DeviceLine::Revoke { at, key: *key }))
+    }
+
+    pub(super) fn last_instance(&self, key: &DeviceKey) -> Option<&str> {
+        self.devices.get(key)?.instance.as_deref()
+    }
+
+    pub(super) fn is_cloned(&self, key: &DeviceKey) -> bool {
+        self.devices.get(key).is_some_and(|device| device.cloned)
+    }
+}
+
+impl Device {
+    fn view(&self, level: TrustLevel) -> DeviceView {
+        let Enrolled { at, key, machine, user, host, os, arch, version, previous, .. } =
+            self.enrolled.clone();
+        DeviceView {
+            key,
+            machine,
+            user,
+            host,
+            os,
+            arch,
+            version,
+            first_seen: at,
+            state: self.state(level),
+            confirmed_by: self.confirmed_by,
+            previous,
+            next: self.next,
+            root: self.root,
+            instance: self.instance.clone(),
+            cloned: self.cloned,
+        }
+    }
+
+    fn state(&self, level: TrustLevel) -> DeviceState {
+        if self.revoked {
+            DeviceState::Revoked
+        } else if self.confirmed_by.is_some() {
+            DeviceState::Confirmed
+        } else if level == TrustLevel::Enrolled {
+            DeviceState::Pending
+        } else {
+            DeviceState::Unconfirmed
+        }
+    }
+
+    /// Decides the enrollment of a known key, which can only confirm it.
+    fn enroll_again(
+        &self,
+        enroll: &Enroll,
+        confirmed_by: Option<Confirmation>,
+        at: String,
+    ) -> Result<EnrollDecision, EnrollRefusal> {
+        if self.enrolled.machine != enroll.machine || self.enrolled.user != enroll.user {
+            return Err(EnrollRefusal::OtherDevice);
+        }
+        let confirms = self.confirmed_by.is_none() && !self.revoked;
+        let key = self.enrolled.key;
+        let line = confirmed_by.filter(|_| confirms);
+        let line = line.map(|by| DeviceLine::Confirm { at, key, by });
+        Ok(EnrollDecision { line, forked: false })
+    }
+}
+
+impl Enrolled {
+    fn new(enroll: &Enroll, confirmed_by: Option<Confirmation>, at: String) -> Self {
+        Self {
+            at,
+            key: DeviceKey::from(&enroll.key),
+            machine: enroll.machine.clone(),
+            user: enroll.user.clone(),
+            host: enroll.host.clone(),
+            os: enroll.os.clone(),
+            arch: enroll.arch.clone(),
+            version: enroll.version.clone(),
+            previous: enroll.previous.as_ref().map(DeviceKey::from),
+            confirmed_by,
+        }
+    }
+}
+
+/// Result of an enrollment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct EnrollDecision {
+    /// Line to append; none if nothing changes.
+    pub(super) line: Option<DeviceLine>,
+    /// True if the key before was already replaced or is cloned, so that the new key does not
+    /// continue its lineage: two agents hold the key before.
+    pub(super) forked: bool,
+}
+
+/// Reason why an enrollment is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnrollRefusal {
+    /// The key that this one replaces is revoked.
+    #[error("the previous key of this device is revoked")]
+    Revoked,
+    /// The key is enrolled for another machine or user.
+    #[error("the key is enrolled for another machine or user")]
+    OtherDevice,
+    /// There are too many unconfirmed keys.
+    #[error(
+        "there are too many unconfirmed keys of this machine and user; a single-use or machine-bound token enrolls one nevertheless"
+    )]
+    TooMany,
+}
+
+/// Error of a change to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// There is no such key.
+    #[error("there is no device with this key")]
+    Unknown,
+    /// The key is revoked, which is final.
+    #[error("the key is revoked, which is final: the device needs a new key")]
+    Revoked,
+}
+
+#[cfg(test)]
+mod tests;

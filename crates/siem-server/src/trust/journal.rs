@@ -1,0 +1,300 @@
+//! Append-only file of JSON lines that several processes share, folded into a state in memory.
+//!
+//! A line is written under the lock of the directory, so that lines of the server and of commands
+//! do not mix, and each process folds the lines that others appended before it reads its state. A
+//! crash can leave a torn last line, which the next writer cuts off: it was never confirmed.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+use tracing::error;
+
+use crate::store::{create_private, sync_directory};
+
+/// State that is rebuilt from the lines of a journal.
+pub(super) trait Fold: Default + Send {
+    /// A line.
+    type Line: Serialize + DeserializeOwned;
+
+    /// Applies a line. Must accept every sequence of lines: the order of two processes is theirs.
+    fn apply(&mut self, line: Self::Line);
+}
+
+/// Error of a journal.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file cannot be read or written.
+    #[error("cannot {action} `{path}`")]
+    Io {
+        /// What failed: `open`, `lock`, `read`, `write` or `sync`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A line is not of the expected form: the file is damaged, or a later release wrote it.
+    #[error("cannot read line {line} of `{path}`: it is damaged, or of a later release")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Number of the line, from 1.
+        line: u64,
+        /// Cause.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl JournalError {
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// Lock of a directory, held by one writer of all processes.
+#[derive(Debug)]
+pub(super) struct DirectoryLock {
+    path: PathBuf,
+    /// Serializes the threads of this process, for which a file lock does nothing.
+    file: Mutex<File>,
+}
+
+/// The lock while it is held.
+pub(super) struct Locked<'a>(MutexGuard<'a, File>);
+
+impl DirectoryLock {
+    /// Creates the directory and its lock if they are missing.
+    pub(super) fn open(directory: &Path) -> Result<Arc<Self>, JournalError> {
+        create_private(directory).map_err(JournalError::io("create", directory))?;
+        let path = directory.join("lock");
+        let file = private_file(&path).map_err(JournalError::io("open", &path))?;
+        Ok(Arc::new(Self { path, file: Mutex::new(file) }))
+    }
+
+    /// Waits for the lock.
+    pub(super) fn lock(&self) -> Result<Locked<'_>, JournalError> {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.lock().map_err(JournalError::io("lock", &self.path))?;
+        Ok(Locked(file))
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        // The system releases it at the latest when the process ends.
+        drop(self.0.unlock());
+    }
+}
+
+/// Opens a file for reading and appending, and creates it with access for the owner only.
+fn private_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).read(true).append(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
+/// Guarantee about a line when its append returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Durability {
+    /// It survives a power cut.
+    Synced,
+    /// It survives the end of the process.
+    Written,
+}
+
+/// A journal and its state.
+#[derive(Debug)]
+pub(super) struct Journal<S> {
+    path: PathBuf,
+    lock: Arc<DirectoryLock>,
+    folded: Mutex<Folded<S>>,
+    /// Length of the file up to which it is synced. Held while a sync runs, which then counts for
+    /// every thread that waits.
+    synced: Mutex<u64>,
+}
+
+#[derive(Debug)]
+struct Folded<S> {
+    file: File,
+    /// Bytes and lines that are folded.
+    length: u64,
+    lines: u64,
+    state: S,
+    /// Set after an error was logged, so that it is logged once.
+    failed: bool,
+}
+
+impl<S: Fold> Journal<S> {
+    /// Opens the file `name` in the directory of `lock`, creates it if missing, and folds it.
+    pub(super) fn open(
+        directory: &Path,
+        name: &str,
+        lock: Arc<DirectoryLock>,
+    ) -> Result<Self, JournalError> {
+        let path = directory.join(name);
+        let held = lock.lock()?;
+        let file = private_file(&path).map_err(JournalError::io("open", &path))?;
+        sync_directory(directory).map_err(JournalError::io("sync", directory))?;
+        let mut folded = Folded { file, length: 0, lines: 0, state: S::default(), failed: false };
+        folded.catch_up(&path)?;
+        folded.cut_torn_line(&path)?;
+        let synced = Mutex::new(0);
+        drop(held);
+        Ok(Self { path, lock, folded: Mutex::new(folded), synced })
+    }
+
+    /// Calls `read` with the state, after the lines of other processes are folded. If these cannot
+    /// be read, that is logged and the state known so far is used.
+    pub(super) fn read<R>(&self, read: impl FnOnce(&S) -> R) -> R {
+        let mut folded = self.folded();
+        match folded.catch_up(&self.path) {
+            Ok(()) => folded.failed = false,
+            Err(error) => folded.log_once(&error),
+        }
+        read(&folded.state)
+    }
+
+    /// Calls `decide` with the state as of the lock, and appends the line that it returns.
+    ///
+    /// After an error the line may still be in the file: if only its sync failed. It is then part
+    /// of the state.
+    pub(super) fn transact<R, E: From<JournalError>>(
+        &self,
+        durability: Durability,
+        decide: impl FnOnce(&S) -> Result<(Option<S::Line>, R), E>,
+    ) -> Result<R, E> {
+        let held = self.lock.lock()?;
+        let mut folded = self.folded();
+        folded.catch_up(&self.path)?;
+        folded.cut_torn_line(&self.path)?;
+        let (line, result) = decide(&folded.state)?;
+        if let Some(line) = line {
+            folded.append(&self.path, line)?;
+        }
+        let end = folded.length;
+        drop(folded);
+        drop(held);
+        if durability == Durability::Synced {
+            self.sync(end)?;
+        }
+        Ok(result)
+    }
+
+    /// Makes the file durable up to `end`.
+    fn sync(&self, end: u64) -> Result<(), JournalError> {
+        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        if *synced >= end {
+            return Ok(());
+        }
+        let (length, file) = {
+            let folded = self.folded();
+            (folded.length, folded.file.try_clone())
+        };
+        let failed = JournalError::io("sync", &self.path);
+        file.and_then(|file| file.sync_data()).map_err(failed)?;
+        *synced = length;
+        Ok(())
+    }
+
+    fn folded(&self) -> MutexGuard<'_, Folded<S>> {
+        self.folded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S: Fold> Folded<S> {
+    /// Folds the complete lines that are in the file and not yet in the state.
+    fn catch_up(&mut self, path: &Path) -> Result<(), JournalError> {
+        let failed = JournalError::io("read", path);
+        let length = self.file.metadata().map_err(failed)?.len();
+        if length == self.length {
+            return Ok(());
+        }
+        if length < self.length {
+            // An operator restored an older copy: the state follows the file.
+            (self.state, self.length, self.lines) = (S::default(), 0, 0);
+        }
+        self.file.seek(SeekFrom::Start(self.length)).map_err(JournalError::io("read", path))?;
+        let mut reader = BufReader::new((&self.file).take(length - self.length));
+        let mut text = Vec::new();
+        loop {
+            text.clear();
+            let read = reader.read_until(b'\n', &mut text);
+            let read = read.map_err(JournalError::io("read", path))? as u64;
+            if text.pop() != Some(b'\n') {
+                return Ok(());
+            }
+            let line = serde_json::from_slice(&text).map_err(|source| JournalError::Line {
+                path: path.to_owned(),
+                line: self.lines + 1,
+                source,
+            })?;
+            self.state.apply(line);
+            self.length += read;
+            self.lines += 1;
+        }
+    }
+
+    /// Truncates the file after its last complete line. The lock must be held: without it another
+    /// process may be in the middle of that line.
+    fn cut_torn_line(&self, path: &Path) -> Result<(), JournalError> {
+        let length = self.file.metadata().map_err(JournalError::io("read", path))?.len();
+        if length > self.length {
+            self.file.set_len(self.length).map_err(JournalError::io("write", path))?;
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, path: &Path, line: S::Line) -> Result<(), JournalError> {
+        let mut text = serde_json::to_vec(&line).expect("names and numbers can be written as JSON");
+        text.push(b'\n');
+        if let Err(source) = self.file.write_all(&text) {
+            // The rest of a partly written line is cut now, or by the next writer.
+            drop(self.file.set_len(self.length));
+            return Err(JournalError::io("write", path)(source));
+        }
+        self.state.apply(line);
+        self.length += text.len() as u64;
+        self.lines += 1;
+        Ok(())
+    }
+
+    fn log_once(&mut self, error: &JournalError) {
+        if !self.failed {
+            self.failed = true;
+            let cause = std::error::Error::source(error).map(ToString::to_string);
+            error!(code = "trust_journal_failed", %error, cause, "cannot read a journal of the registry, using the state known so far");
+        }
+    }
+}
+
+/// Replaces a file so that after a crash it has either its old or its new content. Only the owner
+/// may read it.
+pub(super) fn replace_file(path: &Path, content: &[u8]) -> Result<(), JournalError> {
+    let temporary = path.with_extension("new");
+    let written = || {
+        // A file that a crash left behind might be readable by others.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = private_file(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        path.parent().map_or(Ok(()), sync_directory)
+    };
+    written().map_err(JournalError::io("write", path))
+}
+
+#[cfg(test)]
+mod tests;

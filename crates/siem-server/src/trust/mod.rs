@@ -1,0 +1,33 @@
+//! Trust in devices: the receiver's keys, the devices it knows, tokens with scopes, and the log of
+//! events about senders.
+//!
+//! [`Registry`] is the interface of this module. Its state is in files below the data directory,
+//! which the running server and the commands of `siem-server` share:
+//!
+//! ```text
+//! trust/lock              held by the one process that appends
+//! trust/devices.ndjson    enrollments, confirmations, revocations
+//! trust/tokens.ndjson     tokens: hashes, scopes, use
+//! trust/events.ndjson     events about senders
+//! trust/keys/             private keys of the receiver
+//! ```
+
+mod devices;
+mod events;
+mod instances;
+mod journal;
+mod keys;
+mod registry;
+mod tokens;
+
+pub use devices::{
+    DEVICE_KEY_NAME, DeviceError, DeviceKey, DeviceView, EnrollRefusal, InvalidDeviceKey,
+};
+pub use events::{Event, EventCounts, EventKind};
+pub use instances::CloneFinding;
+pub use journal::JournalError;
+pub use keys::{ReceiverKeyError, ReceiverKeysView, Rotation};
+pub use registry::{EnrollError, Enrollment, Registry, RegistryError, RegistryOptions};
+pub use tokens::{
+    Grant, NewToken, Scope, TokenError, TokenId, TokenState, TokenText, TokenView, UnknownScope,
+};
