@@ -1,16 +1,17 @@
 """Checks the Sigma rules in config/detections.
 
-For each rule: its metadata, its fields, its conversion for Splunk and Elastic, and its examples. The
-condition is evaluated as Sigma defines it, once with regular expressions that search in the value (Sigma,
-Splunk) and once with expressions that must match the whole value (Elastic). The query for Elastic must find
-the same examples in a server.
+For each rule: its metadata, its fields, its conversion for Splunk and Elastic, and its examples, as the
+agent sends them. The condition is evaluated as Sigma defines it, once with regular expressions that search in
+the value (Sigma, Splunk) and once with expressions that must match the whole value (Elastic). The query for
+Elastic must find the same examples in a server with the mapping of docs/siem/elastic.md.
 
 The examples are then checked: each part of a rule, such as a value of a list, is removed in turn, and at
-least one example must notice it. Each example must notice at least one such change.
+least one example must notice it. Each example with a field of the rule must notice at least one such change.
 
-    python check.py REPOSITORY [--queries]
+    python check.py REPOSITORY EVENTS [--queries]
 
-Needs the Python environment that `cargo xtask test` installs.
+EVENTS is a file that the test `rules_agree_with_what_the_agent_sends_for_examples` writes: the events of the
+examples of each rule. Needs the Python environment that `cargo xtask test` installs.
 """
 
 import json
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from conditions import KEYWORD, LUCENE, SIGMA, changes, items, loosened, matches, tree_of
 from expressions import portability_errors
-from opensearch import Server
+from opensearch import Server, documented_mapping
 from sigma.backends.elasticsearch import ESQLBackend, LuceneBackend
 from sigma.backends.splunk import SplunkBackend
 from sigma.collection import SigmaCollection
@@ -30,6 +31,8 @@ from sigma.types import SigmaRegularExpression
 BACKENDS = {"splunk": SplunkBackend, "lucene": LuceneBackend, "esql": ESQLBackend}
 RULES = 10
 SERVER = Path(sys.prefix) / "bin/osmem-server"
+# Names of the objects of other enrichers, which docs/siem/fields.md lists as a pattern.
+ENRICHED = "ai_agent.enriched."
 
 
 # Fields and values that the documentation names.
@@ -96,15 +99,16 @@ def field_errors(tree, fields, values):
             yield from portability_errors(str(value.regexp))
 
 
-def example_errors(tree, examples, fields):
-    events = events_of(examples)
-    for expected, name in [(True, "match"), (False, "no_match")]:
-        if len(examples[name]) < 5:
-            yield f"only {len(examples[name])} examples in {name}"
+def example_errors(tree, events, fields):
+    for expected in [True, False]:
+        count = sum(it == expected for it, _, _ in events)
+        if count < 5:
+            yield f"only {count} examples that {'match' if expected else 'do not match'}"
     noticed = set()
     for expected, why, event in events:
         for field in sorted(event.keys() - fields):
-            yield f"example `{why}`: the field {field} is not documented"
+            if not field.startswith(ENRICHED):
+                yield f"example `{why}`: the field {field} is not documented"
         for dialect in (SIGMA, LUCENE):
             if matches(tree, event, dialect) != expected:
                 text = "does not match" if expected else "matches"
@@ -120,23 +124,19 @@ def example_errors(tree, examples, fields):
     for changed in loosened(tree):
         noticed.update(why for expected, why, event in events
                        if any(matches(changed, event, dialect) != expected for dialect in (SIGMA, LUCENE)))
-    for _, why, _ in events:
-        if why not in noticed:
+    # An event without a field of the rule is an example for the enricher, which must not add one.
+    compared = {field for _, field, _ in items(tree)} - {"agent.type", "event.action"}
+    for _, why, event in events:
+        if why not in noticed and event.keys() & compared:
             yield f"example `{why}` notices no change of the rule"
     if len({why for _, why, _ in events}) != len(events):
         yield "two examples have the same name"
 
 
 def events_of(examples):
-    """Returns the events: the common fields, replaced and added to by those of each example. A field that
-    is null there is absent: sinks send no null."""
-    events = []
-    for expected, name in [(True, "match"), (False, "no_match")]:
-        for example in examples[name]:
-            event = {**examples["common"], **example["event"]}
-            event = {field: value for field, value in event.items() if value is not None}
-            events.append((expected, example["why"], event))
-    return events
+    """Returns the events: whether the rule must match, the name of the example, and the fields."""
+    return [(expected, example["why"], example["event"])
+            for expected, name in [(True, "match"), (False, "no_match")] for example in examples[name]]
 
 
 def conversion_errors(queries):
@@ -166,13 +166,13 @@ def readme_errors(file, tree, readme):
 class Checks:
     """Checks of all rules, with the ids and titles that were seen so far."""
 
-    def __init__(self, root, server, show):
+    def __init__(self, root, examples, server, show):
         self.folder = root / "config/detections"
+        self.events = {rule: events_of(it) for rule, it in examples.items()}
         self.fields, self.values = documented_fields(root), documented_values(root)
         self.readme = (self.folder / "README.md").read_text()
         self.server, self.show = server, show
         self.seen = set()
-        self.examples = 0
 
     def errors_of(self, file):
         rules = SigmaCollection.from_yaml(file.read_text())
@@ -186,13 +186,11 @@ class Checks:
         queries = {name: backend().convert(rules)[0] for name, backend in BACKENDS.items()}
         if self.show:
             print(*(f"\n# {file.stem}: {name}\n{query}" for name, query in queries.items()), sep="\n")
-        examples = json.loads((self.folder / "examples" / f"{file.stem}.json").read_text())
-        events = events_of(examples)
-        self.examples += len(events)
+        events = self.events.get(file.stem, [])
         tree = tree_of(rule.detection.parsed_condition[0].parsed)
         yield from metadata_errors(rule)
         yield from field_errors(tree, self.fields, self.values)
-        yield from example_errors(tree, examples, self.fields)
+        yield from example_errors(tree, events, self.fields)
         yield from conversion_errors(queries)
         yield from search_errors(file.stem, tree, events, queries["lucene"], self.server)
         yield from readme_errors(file, tree, self.readme)
@@ -200,7 +198,7 @@ class Checks:
     def run(self):
         files = sorted(self.folder.glob("*.yml"))
         errors = [f"{file.name}: {error}" for file in files for error in self.errors_of(file)]
-        orphans = {it.stem for it in (self.folder / "examples").glob("*")} - {it.stem for it in files}
+        orphans = self.events.keys() - {it.stem for it in files}
         errors += [f"examples/{name}.json has no rule" for name in sorted(orphans)]
         if len(files) != RULES:
             errors.append(f"{len(files)} rules instead of {RULES}")
@@ -208,11 +206,14 @@ class Checks:
 
 
 def main():
-    with Server(SERVER) as server:
-        checks = Checks(Path(sys.argv[1]), server, "--queries" in sys.argv)
+    root = Path(sys.argv[1])
+    examples = json.loads(Path(sys.argv[2]).read_text())
+    with Server(SERVER, documented_mapping(root)) as server:
+        checks = Checks(root, examples, server, "--queries" in sys.argv)
         rules, errors = checks.run()
     print("\n".join(errors), file=sys.stderr)
-    print(f"{rules} rules, {checks.examples} examples, {len(errors)} errors")
+    count = sum(len(events) for events in checks.events.values())
+    print(f"{rules} rules, {count} examples, {len(errors)} errors")
     sys.exit(bool(errors))
 
 

@@ -5,15 +5,19 @@ import subprocess
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-# Strings are keywords, as docs/siem/elastic.md maps them.
-MAPPING = {"date_detection": False, "dynamic_templates": [
-    {"strings": {"match_mapping_type": "string", "mapping": {"type": "keyword"}}}]}
+
+def documented_mapping(root):
+    """Returns the mapping of the index template in docs/siem/elastic.md."""
+    page = (root / "docs/siem/elastic.md").read_text()
+    template = page.split("PUT _index_template/ai-agent\n")[1].split("```")[0]
+    return json.loads(template)["template"]["mappings"]
 
 
 class Server:
     """A server on a free port of the loopback interface, stopped at the end of a `with`."""
 
-    def __init__(self, program):
+    def __init__(self, program, mapping):
+        self.mapping = mapping
         # The server stops when its standard input is closed.
         self.process = subprocess.Popen([program, "-addr", "127.0.0.1:0", "-no-ja"],
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -28,7 +32,7 @@ class Server:
 
     def found(self, index, events, query):
         """Stores the events in a new index, and returns the numbers of those that a query finds."""
-        self.call("PUT", f"/{index}", json.dumps({"mappings": MAPPING}))
+        self.call("PUT", f"/{index}", json.dumps({"mappings": self.mapping}))
         lines = [json.dumps(it) for number, event in enumerate(events)
                  for it in ({"create": {"_id": str(number)}}, event)]
         stored = self.call("POST", f"/{index}/_bulk?refresh=true", "\n".join(lines) + "\n")
