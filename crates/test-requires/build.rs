@@ -10,7 +10,8 @@ use std::{
 };
 
 /// Programs that CI must have: there a test that needs one fails without it.
-const EXPECTED_IN_CI: [&str; 6] = ["npm", "python3", "tmux", "strace", "systemctl", "rsyslogd"];
+const EXPECTED_IN_CI: [&str; 7] =
+    ["jq", "npm", "python3", "tmux", "strace", "systemctl", "rsyslogd"];
 const VARIABLES: [&str; 8] = [
     "AI_AGENT_SERVERS",
     "AI_AGENT_SHARED",
@@ -50,6 +51,7 @@ fn main() {
             client && is_client_cached(),
         ),
         ("tmux", "tmux", program("tmux")),
+        ("jq", "jq, which `cargo xtask test` installs", program("jq")),
         ("strace", "strace", program("strace")),
         ("python3", "python3", program("python3")),
         ("pyyaml", "Python's yaml", succeeds("python3", &["-c", "import yaml"])),

@@ -584,7 +584,7 @@ mod docs {
     const SIEM_PAGES: [&str; 7] =
         ["direct-or-relay", "elastic", "logscale", "otel", "rsyslog", "sentinel", "splunk"];
 
-    /// Administrators paste the first block of a page, and look for the queries at its end.
+    /// Administrators paste the first block of a page.
     #[test]
     fn pages_for_siems_start_with_a_valid_config() {
         let home = home("");
@@ -600,8 +600,6 @@ mod docs {
                 let file = write(&home, "example.toml", &example);
                 printed(&home, &["config", "check", &file]);
             }
-            let headings: Vec<_> = text.lines().filter(|line| line.starts_with("## ")).collect();
-            assert!(headings.ends_with(&["## A session in order", "## Gaps"]), "{page}");
         }
     }
 }

@@ -46,6 +46,8 @@ mod registry;
 mod reliability_page;
 mod reload;
 mod secrets;
+mod siem_pages;
+mod siem_queries;
 mod sinks;
 mod sinks_elasticsearch;
 mod sinks_hec;

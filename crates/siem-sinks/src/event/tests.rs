@@ -129,6 +129,16 @@ fn id_of_a_record_survives_renumbering() {
     assert_eq!(event.id, self::event(RECORD).id);
 }
 
+/// `docs/siem` says by what such duplicates are found.
+#[test]
+fn event_of_the_agent_keeps_its_hash_if_renumbered() {
+    let line = AGENT_EVENT.replace("\"seq\":8", "\"seq\":1");
+    let renumbered = Event::of(line.as_bytes(), &header("e2"), TimeOf::Record).unwrap();
+    let event = event(AGENT_EVENT);
+    assert_ne!(renumbered.id, event.id);
+    assert_eq!((renumbered.hash, renumbered.observed), (event.hash, event.observed));
+}
+
 #[test]
 fn parts_have_ids_of_their_own() {
     let event = event(RECORD);

@@ -101,7 +101,7 @@ async fn odd_lines_arrive_over_tls_byte_for_byte() {
 fn documented_configuration(folder: &Path, port: u16) -> String {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/siem/rsyslog.md");
     let page = fs::read_to_string(page).unwrap();
-    let from = page.find("```\nglobal(").unwrap() + 4;
+    let from = page.find("```rsyslog\n").unwrap() + "```rsyslog\n".len();
     let configuration = page[from..].split("```").next().unwrap();
     let folder = folder.to_str().unwrap();
     configuration

@@ -131,7 +131,11 @@ pub(super) fn rows(measured: &Measured) -> Vec<Row> {
             50.0,
             start.median(AGENT, "first_s").map(|s| s * 1e3),
         ),
-        absolute("binary, static, stripped: MB", 12.0, measured.binary.map(|it| it as f64 / 1e6)),
+        absolute(
+            "binary, static, stripped: MiB",
+            17.0,
+            measured.binary.map(|it| it as f64 / f64::from(1 << 20)),
+        ),
         absolute("disk written per byte read, zstd", 0.8, written.map(|(disk, read)| disk / read)),
         Row::new("receiver, one core, none: MB/s", AtLeast(150.0), rate(receiver::PLAIN), None),
         Row::new("receiver, one core, zstd: MB/s", AtLeast(150.0), rate(receiver::ZSTD), None),

@@ -133,7 +133,7 @@ const PYTHON_PACKAGES: [&str; 5] =
     ["osmem-server", "rotel", "pysigma", "pysigma-backend-splunk", "pysigma-backend-elasticsearch"];
 
 /// Installs the servers that the tests of the sinks deliver to: Python packages in an environment of
-/// their own, and rsyslog.
+/// their own, rsyslog, and jq for the commands in `docs/siem`.
 pub(super) fn servers() -> Outcome {
     if !cfg!(target_os = "linux") {
         return Outcome::Skipped("the servers run on Linux only".to_owned());
@@ -143,8 +143,14 @@ pub(super) fn servers() -> Outcome {
     if !has_rsyslog() {
         sh::apt_install(&["rsyslog", "rsyslog-gnutls"]);
     }
+    if !sh::has_program("jq") {
+        sh::apt_install(&["jq"]);
+    }
     let folder = servers_folder();
     let mut lacking = Vec::new();
+    if !sh::has_program("jq") {
+        lacking.push("jq is not installed".to_owned());
+    }
     if !has_rsyslog() {
         lacking.push("rsyslog is not installed".to_owned());
     }
