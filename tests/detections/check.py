@@ -26,6 +26,7 @@ from opensearch import Server, documented_mapping
 from sigma.backends.elasticsearch import ESQLBackend, LuceneBackend
 from sigma.backends.splunk import SplunkBackend
 from sigma.collection import SigmaCollection
+from sigma.processing.pipeline import ProcessingPipeline
 from sigma.types import SigmaRegularExpression
 
 BACKENDS = {"splunk": SplunkBackend, "lucene": LuceneBackend, "esql": ESQLBackend}
@@ -148,6 +149,15 @@ def conversion_errors(queries):
         yield "the query for splunk starts with a command that needs events"
 
 
+def pipeline_errors(readme, rules):
+    """Checks the names for OpenTelemetry: the pipeline in README.md."""
+    pipeline = readme.split("```yaml\n")[1].split("```")[0]
+    backend = LuceneBackend(ProcessingPipeline.from_yaml(pipeline))
+    query = backend.convert(rules)[0]
+    if "service.name:" not in query or "agent.type:" in query:
+        yield "the pipeline for OpenTelemetry in README.md does not map agent.type"
+
+
 def search_errors(name, tree, events, query, server):
     found = server.found(name, [event for _, _, event in events], query)
     for number, (_, why, event) in enumerate(events):
@@ -192,6 +202,7 @@ class Checks:
         yield from field_errors(tree, self.fields, self.values)
         yield from example_errors(tree, events, self.fields)
         yield from conversion_errors(queries)
+        yield from pipeline_errors(self.readme, SigmaCollection.from_yaml(file.read_text()))
         yield from search_errors(file.stem, tree, events, queries["lucene"], self.server)
         yield from readme_errors(file, tree, self.readme)
 
