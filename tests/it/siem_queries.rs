@@ -2,8 +2,10 @@
 //! numbers, from a few events with duplicates, parts and gaps.
 #![cfg(unix)]
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::SystemTime};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
+use ai_agent::internals::platform::SystemClock;
+use ai_agent_stage::Clock as _;
 use serde_json::{Value, json};
 use test_requires::requires;
 
@@ -21,7 +23,7 @@ const IN_ORDER: [&str; 8] = ["a1", "a4", "a5-1", "a5-2", "a6", "a8", "b1", "b2"]
 /// Returns the events in the order of arrival, with names of ECS. In the epoch `a` 3 and 7 are missing, 6
 /// is there twice, 5 has two parts, and 2 is of another session.
 fn events() -> Vec<Value> {
-    let read = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    let read = SystemClock.now().to_string();
     let event = |session: &str, content: &str| {
         let (epoch, rest) = content.split_at(1);
         let (number, part) = rest.split_once('-').unwrap_or((rest, ""));
