@@ -13,7 +13,7 @@ pub(super) struct Excerpt {
     limit: usize,
     read: usize,
     position: Position,
-    /// Number of bytes of the current string that are kept.
+    /// Number of bytes of the current string that are kept, with the quotation mark before it.
     length: usize,
     /// True in the end of a string, which is not kept.
     is_dropping: bool,
@@ -85,7 +85,7 @@ impl Excerpt {
                 [.., b'\\', b'u', b'd' | b'D', b'8' | b'9' | b'a' | b'b' | b'A' | b'B', _, _]
             )
         };
-        self.length >= MAX_STRING && !is_in_character && !is_in_pair()
+        self.length > MAX_STRING && !is_in_character && !is_in_pair()
     }
 }
 
@@ -116,6 +116,13 @@ mod tests {
                 assert!(kept.len() >= MAX_STRING / 6, "{unit} {before}: {}", kept.len());
             }
         }
+    }
+
+    #[test]
+    fn string_up_to_the_limit_is_kept_whole() {
+        let kept =
+            |length| excerpt(format!("\"{}\"", "x".repeat(length)).as_bytes(), 9).unwrap().len();
+        assert_eq!((kept(MAX_STRING), kept(MAX_STRING + 1)), (MAX_STRING + 2, MAX_STRING + 2));
     }
 
     #[test]
