@@ -26,7 +26,6 @@ use siem_protocol::delivery::{Acknowledged, Delivery, EntryResult, Rest};
 
 pub use self::target::{DEFAULT_DATA_STREAM, InvalidTarget, Target};
 use self::{
-    document::{Limits, MIN_EVENT_BYTES},
     excerpt::Excerpt,
     response::{Interpreted, interpret},
 };
@@ -37,15 +36,13 @@ use crate::{
     event::TimeOf,
     http::{Answer, NoAnswer, exchange, exchange_parts},
     problem::summary,
-    request::{Request, Results},
+    request::{Limits, Request, Results},
 };
 
 /// Default limit of requests.
 pub const REQUEST_BYTES: usize = 5_000_000;
 /// Default limit of events.
 pub const EVENT_BYTES: usize = 5_000_000;
-/// Smallest limit of a request after responses that it is too large.
-const MIN_REQUEST_BYTES: usize = 64 << 10;
 /// Maximum number of documents in a request, which bounds the response.
 const MAX_DOCUMENTS: usize = 10_000;
 /// Bytes of a response that are kept, in addition to [`ITEM_BYTES`] for each document.
@@ -117,10 +114,7 @@ impl Elasticsearch {
         if let Some(pipeline) = &settings.pipeline {
             bulk.query_pairs_mut().append_pair("pipeline", pipeline);
         }
-        let limits = Limits {
-            request: settings.max_request_bytes.max(MIN_REQUEST_BYTES),
-            event: settings.max_event_bytes.max(MIN_EVENT_BYTES),
-        };
+        let limits = Limits::new(settings.max_request_bytes, settings.max_event_bytes);
         Self { client, now, settings, bulk, limits, bytes_sent: 0 }
     }
 
@@ -136,7 +130,7 @@ impl Elasticsearch {
                 break Rest::Unprocessed;
             };
             let is_too_large = matches!(rest, Rest::Refused { status: 413, .. });
-            if !is_too_large || !self.lower_limits(largest) {
+            if !is_too_large || !self.limits.lower(largest) {
                 break rest;
             }
             let is_wanted = |entry| results.is_undecided(entry);
@@ -193,19 +187,6 @@ impl Elasticsearch {
             }
             Authorization::Basic { user, password } => builder.basic_auth(user, Some(password)),
         }
-    }
-
-    /// Halves the limits after a response that a request is too large. The largest request had
-    /// `largest` bytes. Returns false if the limits are at their minimum.
-    fn lower_limits(&mut self, largest: usize) -> bool {
-        let request = (largest.min(self.limits.request) / 2).max(MIN_REQUEST_BYTES);
-        let event = self.limits.event.min(request);
-        let lowered = Limits { request, event };
-        if lowered == self.limits {
-            return false;
-        }
-        self.limits = lowered;
-        true
     }
 
     /// Sends a request without an effect and reads its response.

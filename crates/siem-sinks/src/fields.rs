@@ -1,9 +1,9 @@
 //! Writes fields as members of a JSON object, within a limit of bytes.
 
-use siem_protocol::json;
+use siem_protocol::{BatchHeader, json};
 
 use crate::{
-    event::{Value, names::OMITTED_NAME},
+    event::{Event, Names, PartOf, Value, names::OMITTED_NAME, sender_fields},
     json::{Shape, elements, write_member, write_text},
 };
 
@@ -22,6 +22,42 @@ pub(crate) enum Nesting {
 const MAX_DEPTH: usize = 4;
 /// Maximum number of fields named as left out.
 const MAX_NAMED: usize = 20;
+
+/// Fields of the events of a batch, as members of a JSON object with a comma after each.
+pub(crate) struct EventFields {
+    nesting: Nesting,
+    /// Maximum number of bytes of the sender's fields, and of the event's own.
+    room: usize,
+    /// Fields that are the same for each event.
+    sender: Vec<u8>,
+    /// Fields of the current event, with those of the sender.
+    fields: Vec<u8>,
+}
+
+impl EventFields {
+    /// Encodes the fields of the sender of a batch, for events of at most `max_bytes`.
+    pub(crate) fn new(header: &BatchHeader, nesting: Nesting, max_bytes: usize) -> Self {
+        let (mut sender, room) = (Vec::new(), max_bytes / 4);
+        let mut writer = FieldWriter::new(&mut sender, nesting, room);
+        sender_fields(header, Names::Ecs, &mut |name, value| writer.add(name, value));
+        writer.finish();
+        Self { nesting, room, sender, fields: Vec::new() }
+    }
+
+    /// Encodes the fields of an event, or of one of its parts.
+    pub(crate) fn set(&mut self, event: &Event<'_>, part: PartOf) {
+        self.fields.clear();
+        self.fields.extend_from_slice(&self.sender);
+        let mut writer = FieldWriter::new(&mut self.fields, self.nesting, self.room);
+        event.fields(Names::Ecs, part, &mut |name, value| writer.add(name, value));
+        writer.finish();
+    }
+
+    /// Returns the fields that were encoded last.
+    pub(crate) fn get(&self) -> &[u8] {
+        &self.fields
+    }
+}
 
 /// Writes members of an object, each with a comma after it.
 pub(crate) struct FieldWriter<'o> {

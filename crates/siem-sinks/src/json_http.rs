@@ -26,6 +26,7 @@ use crate::{
     compression::Compression,
     event::TimeOf,
     http::{Answer, NoAnswer, exchange, exchange_head},
+    problem::reason,
     request::{Limits, Request, Results},
 };
 
@@ -226,7 +227,7 @@ impl SiemSink for JsonHttp {
         match (&reply, self.interpret(&reply)) {
             (Err(failed), _) => Err(failed.reason.clone()),
             (Ok(Answer { status: 401 | 403 | 407 | 500.., .. }), Outcome::Failed(rest)) => {
-                Err(response::reason(rest))
+                Err(reason(rest))
             }
             (Ok(answer), _) => {
                 Ok(format!("HTTP server; response {} to a request without events", answer.status))

@@ -28,6 +28,7 @@ use crate::{
     compression::Compression,
     event::{Event, TimeOf},
     http::{self, Answer, NoAnswer},
+    problem::reason,
     request::{Packer, Request, Results},
 };
 
@@ -297,16 +298,5 @@ fn description(answer: Option<&Answer>) -> String {
     match server.and_then(|server| server.to_str().ok()) {
         Some(server) => format!("OTLP receiver, {server}"),
         None => "OTLP receiver".to_owned(),
-    }
-}
-
-/// Returns the reason why entries were not accepted.
-fn reason(rest: Rest) -> String {
-    match rest {
-        Rest::Retry { reason, .. } | Rest::Slow { reason, .. } | Rest::Hold { reason, .. } => {
-            reason
-        }
-        Rest::Refused { status, answer } => format!("refused with {status}: {answer}"),
-        Rest::Unprocessed | Rest::InTransit { .. } => "not processed".to_owned(),
     }
 }

@@ -1,4 +1,6 @@
-//! Texts of servers for people.
+//! Texts for people: of servers, and of results.
+
+use siem_protocol::delivery::Rest;
 
 /// Maximum number of characters of a text.
 const MAX_CHARACTERS: usize = 300;
@@ -10,6 +12,17 @@ pub(crate) fn summary(text: &[u8]) -> Option<String> {
     let short: String = printable.take(MAX_CHARACTERS).collect();
     let words: Vec<&str> = short.split_whitespace().collect();
     (!words.is_empty()).then(|| words.join(" "))
+}
+
+/// Returns the text of a result without entries, such as of a probe.
+pub(crate) fn reason(rest: Rest) -> String {
+    match rest {
+        Rest::Retry { reason, .. } | Rest::Slow { reason, .. } | Rest::Hold { reason, .. } => {
+            reason
+        }
+        Rest::Refused { status, answer } => format!("response {status}: {answer}"),
+        Rest::Unprocessed | Rest::InTransit { .. } => String::new(),
+    }
 }
 
 #[cfg(test)]

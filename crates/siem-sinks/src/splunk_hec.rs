@@ -32,6 +32,7 @@ use crate::{
     compression::Compression,
     event::TimeOf,
     http::{Answer, NoAnswer, exchange},
+    problem::reason,
     request::{Limits, Request, Results},
 };
 
@@ -298,17 +299,6 @@ fn delivery(rest: Rest) -> Delivery {
         Rest::Retry { after, reason } => Delivery::Retry { after, reason },
         Rest::Slow { reason, .. } => Delivery::Retry { after: None, reason },
         rest => Delivery::Hold { after: None, reason: reason(rest) },
-    }
-}
-
-/// Returns the text of a result.
-fn reason(rest: Rest) -> String {
-    match rest {
-        Rest::Retry { reason, .. } | Rest::Slow { reason, .. } | Rest::Hold { reason, .. } => {
-            reason
-        }
-        Rest::Refused { status, answer } => format!("response {status}: {answer}"),
-        Rest::Unprocessed | Rest::InTransit { .. } => String::new(),
     }
 }
 

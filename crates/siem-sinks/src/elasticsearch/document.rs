@@ -10,13 +10,11 @@ use crate::{
     event::{Event, Names, PartOf, Value, names, rfc3339, sender_fields},
     json::{write_base64, write_member, write_text},
     part::{Part, Size},
-    request::{Packer, Request},
+    request::{Limits, Packer, Request},
 };
 
 /// Longest `_id` in bytes.
 const MAX_ID: usize = 512;
-/// Smallest limit of an event: its fields take some kilobytes.
-pub(super) const MIN_EVENT_BYTES: usize = 16 << 10;
 /// Smallest room for content in an event, whatever its fields take.
 const MIN_CONTENT: usize = 4 << 10;
 /// Size of an event's action and document without id, fields and content.
@@ -24,13 +22,6 @@ const FRAME: usize = 192;
 /// A part whose position takes as many digits as any.
 const ANY_PART: PartOf = PartOf { index: 1_000_000, total: 1_000_000 };
 const WHOLE: PartOf = PartOf { index: 1, total: 1 };
-
-/// Limits in bytes before compression.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Limits {
-    pub(super) request: usize,
-    pub(super) event: usize,
-}
 
 /// Encodes the entries of a batch for which `is_wanted` returns true.
 ///

@@ -293,7 +293,7 @@ pub(super) fn interpret(
 ) -> Interpreted {
     let answer = match reply {
         Ok(answer) => answer,
-        Err(no_answer) => return undecided(count, of_no_answer(no_answer)),
+        Err(no_answer) => return undecided(count, no_answer.into()),
     };
     let after = answer.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     let after = after.and_then(|value| retry_after(value, now));
@@ -306,15 +306,6 @@ pub(super) fn interpret(
 
 fn undecided(count: usize, rest: Rest) -> Interpreted {
     Interpreted { items: vec![EntryResult::Undecided; count], rest: Some(rest) }
-}
-
-fn of_no_answer(no_answer: &NoAnswer) -> Rest {
-    let reason = no_answer.reason.clone();
-    match no_answer {
-        NoAnswer { needs_person: true, .. } => Rest::Hold { after: None, reason },
-        NoAnswer { waited: Some(waited), .. } => Rest::Slow { waited: *waited, reason },
-        NoAnswer { .. } => Rest::Retry { after: None, reason },
-    }
 }
 
 /// Interprets a response that is not 200.

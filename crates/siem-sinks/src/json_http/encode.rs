@@ -5,8 +5,8 @@ use siem_protocol::BatchHeader;
 use super::{Format, Settings};
 use crate::{
     Batch,
-    event::{Event, Names, PartOf, Value, names::ENCODING_NAME, rfc3339, sender_fields},
-    fields::{FieldWriter, Nesting},
+    event::{Event, PartOf, Value, names::ENCODING_NAME, rfc3339},
+    fields::{EventFields, Nesting},
     http::causes,
     json::{write_base64, write_member, write_text},
     part::{Part, Size},
@@ -49,41 +49,27 @@ pub(super) fn array(request: &Request) -> Vec<u8> {
 struct Encoder {
     format: Format,
     max_bytes: usize,
-    /// Fields that are the same for each event, each with a comma after it.
-    sender: Vec<u8>,
-    /// Buffer for the fields of an event.
-    fields: Vec<u8>,
+    fields: EventFields,
 }
 
 impl Encoder {
     fn new(format: Format, max_bytes: usize, header: &BatchHeader) -> Self {
-        let mut sender = Vec::new();
-        let mut writer = FieldWriter::new(&mut sender, Nesting::Nested, max_bytes / 4);
-        sender_fields(header, Names::Ecs, &mut |name, value| writer.add(name, value));
-        writer.finish();
-        Self { format, max_bytes, sender, fields: Vec::new() }
+        let fields = EventFields::new(header, Nesting::Nested, max_bytes);
+        Self { format, max_bytes, fields }
     }
 
     /// Adds an entry, cut into parts if it is larger than the limit.
     fn add(&mut self, event: &Event<'_>, index: usize, packer: &mut Packer) {
-        self.encode_fields(event, PartOf { index: 1, total: 1 });
-        let room = self.max_bytes.saturating_sub(self.fields.len() + ENVELOPE);
+        self.fields.set(event, PartOf { index: 1, total: 1 });
+        let room = self.max_bytes.saturating_sub(self.fields.get().len() + ENVELOPE);
         let parts = event.content.parts(room.max(self.max_bytes / 8), Size::Json);
         for (number, part) in parts.iter().enumerate() {
             let of = PartOf { index: number + 1, total: parts.len() };
             if of.total > 1 {
-                self.encode_fields(event, of);
+                self.fields.set(event, of);
             }
             packer.push(index, |body| self.write(event, *part, body));
         }
-    }
-
-    fn encode_fields(&mut self, event: &Event<'_>, part: PartOf) {
-        self.fields.clear();
-        self.fields.extend_from_slice(&self.sender);
-        let mut writer = FieldWriter::new(&mut self.fields, Nesting::Nested, self.max_bytes / 4);
-        event.fields(Names::Ecs, part, &mut |name, value| writer.add(name, value));
-        writer.finish();
     }
 
     fn write(&self, event: &Event<'_>, part: Part<'_>, body: &mut Vec<u8>) {
@@ -92,7 +78,7 @@ impl Encoder {
         }
         body.push(b'{');
         write_member(body, "@timestamp", Value::Text(&rfc3339(event.time)));
-        body.extend_from_slice(&self.fields);
+        body.extend_from_slice(self.fields.get());
         if let Part::Bytes(_) = part {
             write_member(body, ENCODING_NAME, Value::Text("base64"));
         }

@@ -88,17 +88,6 @@ pub(super) fn interpret(
     }
 }
 
-/// Returns the text of a result.
-pub(super) fn reason(rest: Rest) -> String {
-    match rest {
-        Rest::Retry { reason, .. } | Rest::Slow { reason, .. } | Rest::Hold { reason, .. } => {
-            reason
-        }
-        Rest::Refused { status, answer } => format!("response {status}: {answer}"),
-        Rest::Unprocessed | Rest::InTransit { .. } => String::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use reqwest::header::HeaderMap;

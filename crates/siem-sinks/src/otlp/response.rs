@@ -92,7 +92,7 @@ pub(super) fn interpret(
 ) -> Outcome {
     let answer = match reply {
         Ok(answer) => answer,
-        Err(error) => return Outcome::Failed(unanswered(error)),
+        Err(error) => return Outcome::Failed(error.into()),
     };
     let after = answer.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     let after = after.and_then(|value| retry_after(value, now));
@@ -123,15 +123,6 @@ pub(super) fn interpret(
             Rest::Hold { after, reason }
         }
     })
-}
-
-fn unanswered(error: &NoAnswer) -> Rest {
-    let reason = error.reason.clone();
-    match (error.needs_person, error.waited) {
-        (true, _) => Rest::Hold { after: None, reason },
-        (false, Some(waited)) => Rest::Slow { waited, reason },
-        (false, None) => Rest::Retry { after: None, reason },
-    }
 }
 
 /// Interprets a response with a status of success; `None` if it is not one of OTLP.

@@ -12,10 +12,10 @@ use serde::Deserialize;
 use siem_protocol::delivery::Rest;
 
 use super::{
-    Collector, reason,
+    Collector,
     response::{NO_ACKNOWLEDGEMENT, RestOfRequest},
 };
-use crate::request::Results;
+use crate::{problem::reason, request::Results};
 
 /// First wait between two polls; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(100);

@@ -7,8 +7,8 @@ use siem_protocol::BatchHeader;
 use super::{Dialect, Settings};
 use crate::{
     Batch,
-    event::{Event, Names, PartOf, Value, names::ENCODING_NAME, sender_fields},
-    fields::{FieldWriter, Nesting},
+    event::{Event, PartOf, Value, names::ENCODING_NAME},
+    fields::{EventFields, Nesting},
     http::causes,
     json::{write_base64, write_member, write_text},
     part::{Content, Part, Size},
@@ -83,10 +83,7 @@ struct Encoder<'a> {
     max_bytes: usize,
     /// Members of the envelope that are the same for each event, each with a comma after it.
     envelope: Vec<u8>,
-    /// Fields that are the same for each event, each with a comma after it.
-    sender: Vec<u8>,
-    /// Buffer for the fields of an event.
-    fields: Vec<u8>,
+    fields: EventFields,
 }
 
 impl<'a> Encoder<'a> {
@@ -96,21 +93,17 @@ impl<'a> Encoder<'a> {
         if let Some(index) = &settings.index {
             write_key_text(&mut envelope, Key::Index, index);
         }
-        let nesting = settings.dialect.nesting();
-        let mut sender = Vec::new();
-        let mut writer = FieldWriter::new(&mut sender, nesting, max_bytes / 4);
-        sender_fields(header, Names::Ecs, &mut |name, value| writer.add(name, value));
-        writer.finish();
-        Self { settings, max_bytes, envelope, sender, fields: Vec::new() }
+        let fields = EventFields::new(header, settings.dialect.nesting(), max_bytes);
+        Self { settings, max_bytes, envelope, fields }
     }
 
     /// Adds an entry, cut into parts if it is larger than the limit.
     fn add(&mut self, event: &Event<'_>, index: usize, packer: &mut Packer) {
         let whole = PartOf { index: 1, total: 1 };
-        self.encode_fields(event, whole);
+        self.fields.set(event, whole);
         // No escape is longer than 6 bytes.
         let source = 6 * source(event).len();
-        let used = self.fields.len() + self.envelope.len() + source + ENVELOPE;
+        let used = self.fields.get().len() + self.envelope.len() + source + ENVELOPE;
         let mut room = self.max_bytes.saturating_sub(used).max(self.max_bytes / 8);
         if matches!(&event.content, Content::Text(text) if is_blank(text)) {
             // The backslashes of its escapes are escaped.
@@ -120,19 +113,10 @@ impl<'a> Encoder<'a> {
         for (number, part) in parts.iter().enumerate() {
             let of = PartOf { index: number + 1, total: parts.len() };
             if of.total > 1 {
-                self.encode_fields(event, of);
+                self.fields.set(event, of);
             }
             packer.push(index, |body| self.write(event, *part, body));
         }
-    }
-
-    fn encode_fields(&mut self, event: &Event<'_>, part: PartOf) {
-        self.fields.clear();
-        self.fields.extend_from_slice(&self.sender);
-        let (nesting, room) = (self.settings.dialect.nesting(), self.max_bytes / 4);
-        let mut writer = FieldWriter::new(&mut self.fields, nesting, room);
-        event.fields(Names::Ecs, part, &mut |name, value| writer.add(name, value));
-        writer.finish();
     }
 
     fn write(&self, event: &Event<'_>, part: Part<'_>, body: &mut Vec<u8>) {
@@ -149,7 +133,7 @@ impl<'a> Encoder<'a> {
         body.push(b',');
         body.extend_from_slice(Key::Fields.text());
         body.push(b'{');
-        body.extend_from_slice(&self.fields);
+        body.extend_from_slice(self.fields.get());
         if let Some(encoding) = encoding {
             write_member(body, ENCODING_NAME, Value::Text(encoding));
         }

@@ -164,10 +164,11 @@ async fn refused_document_does_not_stop_the_others() {
     let poison =
         (r#"\"n\":2}"#.to_owned(), 400, "document_parsing_exception".to_owned(), usize::MAX);
     server.with(|state| state.errors.push(poison));
-    let mut sink = sink(Settings { max_request_bytes: 1, ..settings(&server.http.url()) });
+    let max_request_bytes = 64 << 10;
+    let mut sink = sink(Settings { max_request_bytes, ..settings(&server.http.url()) });
     let mut entries = Entries::small(4);
     // A second request follows the one with the refused document.
-    entries.record(long_text(100_000));
+    entries.record("x".repeat(63_000));
     let Delivery::PerEntry { entries: results, .. } = sink.deliver(entries.batch()).await else {
         panic!()
     };
