@@ -104,13 +104,15 @@ pub(super) struct Waiting {
 }
 
 impl SendRule {
-    /// Returns how long `waiting` entries wait before they are sent; zero if they are due.
+    /// Returns how long `waiting` entries wait; zero if they are due. They wait no longer than entries in
+    /// transit before them, which are delivered again when the first counts as delivered.
     pub(super) fn wait(&self, waiting: &Waiting) -> Duration {
         let is_flushed = self.flush || waiting.first_seq <= self.flush_through;
         if is_flushed || waiting.is_urgent || waiting.is_full || waiting.is_reduced {
             return Duration::ZERO;
         }
-        self.flush_interval.saturating_sub(waiting.age)
+        let recheck = self.sent.map_or(Duration::MAX, |sent| sent.recheck);
+        self.flush_interval.saturating_sub(waiting.age).min(recheck)
     }
 }
 
@@ -291,7 +293,13 @@ mod tests {
     #[test]
     fn entries_are_due_by_age_or_for_a_reason() {
         let rule = Schedule::default().next_rule(&head(9), &control(), NOW).unwrap();
+        let sent = |recheck| {
+            let sent = SentEntries { through: 4, recheck: Duration::from_secs(recheck) };
+            SendRule { sent: Some(sent), ..rule }
+        };
         let rows = [
+            ("behind entries in transit", sent(20), waiting(0), 20),
+            ("due before entries in transit", sent(20), waiting(290), 10),
             ("new", rule, waiting(0), 300),
             ("older", rule, waiting(299), 1),
             ("old", rule, waiting(300), 0),

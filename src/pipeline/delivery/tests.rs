@@ -18,7 +18,7 @@ use crate::{
         outbox::{DeadLetter, DeadLetterId, SinkRegistration},
     },
     platform::Timestamp,
-    stages::sink::{Batch, Delivery, DeliveryFuture},
+    stages::sink::{Batch, Delivery, DeliveryFuture, EntryResult, Rest},
 };
 
 /// Returns the outcome for a batch of these sequence numbers.
@@ -434,4 +434,50 @@ async fn stopped_task_ends_within_a_batch_and_keeps_it() {
     task.await.unwrap();
     assert!(progress.borrow().handed_over);
     assert_eq!(outbox.cursor("siem").unwrap().acknowledged.seq, 0);
+}
+
+/// A sink without acknowledgements: the first delivery is in transit, later ones are delivered.
+struct Transit {
+    recheck: Duration,
+    called: Arc<Mutex<Vec<Duration>>>,
+    begun: Instant,
+}
+
+impl Sink for Transit {
+    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
+        let mut called = self.called.lock().unwrap();
+        called.push(self.begun.elapsed());
+        let delivery = match called.len() {
+            1 => Delivery::PerEntry {
+                entries: vec![EntryResult::Undecided; batch.header.count as usize],
+                rest: Rest::InTransit { recheck: self.recheck },
+            },
+            _ => Delivery::Acknowledged,
+        };
+        Box::pin(async { delivery })
+    }
+}
+
+/// Entries in transit counted as delivered only when later entries were due, after minutes.
+#[tokio::test(start_paused = true)]
+async fn recheck_does_not_wait_until_later_entries_are_due() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox_with(folder.path(), &[3]);
+    let (recheck, called) = (Duration::from_secs(30), Arc::new(Mutex::new(Vec::new())));
+    let sink = Transit { recheck, called: Arc::clone(&called), begun: Instant::now() };
+    let task = sink_task(&outbox, Box::new(sink), Arc::new(|_| ()));
+    let mut progress = task.progress.subscribe();
+    let flush_interval = Duration::from_secs(3600);
+    let shipping = ShippingSettings { flush_interval, ..shipping(1000) };
+    let mut control = SinkControl::new(shipping, u64::MAX);
+    control.flush = *outbox.watch().borrow();
+    let (_control, controlled) = watch::channel(control);
+    let task = tokio::spawn(task.run(controlled));
+    progress.wait_for(|progress| progress.in_transit_until.is_some()).await.unwrap();
+    append(&outbox, &[1], StoppedClock.now());
+    progress.wait_for(|progress| progress.acknowledged >= 3).await.unwrap();
+    let called = called.lock().unwrap().clone();
+    let waited = called[1] - called[0];
+    assert!(waited >= recheck && waited < recheck * 2, "{called:?}");
+    task.abort();
 }
