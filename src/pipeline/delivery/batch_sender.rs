@@ -140,13 +140,7 @@ impl SinkTask {
     ) -> Sent {
         let header = &batch.header;
         let lines = header.count;
-        let last = state.decided.take_through(&header.epoch, end.seq);
-        let end = match last > end.seq {
-            // Entries after the batch were decided before. If their chain cannot be read now, the
-            // next batch starts with them.
-            true => self.chain_point(last).await.unwrap_or(end),
-            false => end,
-        };
+        let end = self.skip_decided(&header.epoch, end.seq, state).await.unwrap_or(end);
         let is_first =
             !self.outbox.advance(&self.name, &header.epoch, end, state.policy.refusals());
         debug!(sink = self.name, batch = %header.id(), lines, "batch delivered");
@@ -157,8 +151,27 @@ impl SinkTask {
         Sent { after: AfterBatch::Again, moved: Some(CursorMove { seq: end.seq, is_first }) }
     }
 
+    /// Returns the position after the decided entries that follow the entry `seq`, and forgets these
+    /// entries; `None` if there are none, or if the position cannot be read. In that case they stay
+    /// decided, so that they are not sent again; reading the next batch reports the cause.
+    pub(super) async fn skip_decided(
+        &mut self,
+        epoch: &str,
+        seq: u64,
+        state: &mut DeliveryState,
+    ) -> Option<ChainPoint> {
+        let mut decided = state.decided.clone();
+        let last = decided.take_through(epoch, seq);
+        let point = match last > seq {
+            true => Some(self.chain_point(last).await?),
+            false => None,
+        };
+        state.decided = decided;
+        point
+    }
+
     /// Returns the position after the entry `seq`; `None` if it cannot be read.
-    pub(super) async fn chain_point(&mut self, seq: u64) -> Option<ChainPoint> {
+    async fn chain_point(&mut self, seq: u64) -> Option<ChainPoint> {
         self.on_outbox(move |outbox, _| chain_point(outbox, seq)).await.ok().flatten()
     }
 

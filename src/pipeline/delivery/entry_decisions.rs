@@ -74,14 +74,8 @@ impl SinkTask {
     ) -> Option<CursorMove> {
         let header = &batch.header;
         let cursor = header.first_seq.unwrap_or(1) - 1;
-        let mut decided = state.decided.clone();
-        let seq = decided.take_through(&header.epoch, cursor);
-        if seq == cursor {
-            return None;
-        }
-        // If the chain cannot be read, the cursor stays. Reading the next batch reports the cause.
-        let point = self.chain_point(seq).await?;
-        state.decided = decided;
+        let point = self.skip_decided(&header.epoch, cursor, state).await?;
+        let seq = point.seq;
         let refusals = state.policy.refusals();
         let is_first = !self.outbox.advance(&self.name, &header.epoch, point, refusals);
         self.progress.send_modify(|progress| progress.acknowledged = seq);

@@ -15,7 +15,7 @@ use crate::{
     frame::Codec,
     pipeline::{
         group_builder::GroupBuilder,
-        outbox::{DeadLetter, DeadLetterId, SinkRegistration},
+        outbox::{DeadLetter, DeadLetterId, SinkRegistration, io_error_tests::FaultyFile},
     },
     platform::Timestamp,
     stages::sink::{Batch, Delivery, DeliveryFuture, EntryResult, Rest},
@@ -480,4 +480,78 @@ async fn recheck_does_not_wait_until_later_entries_are_due() {
     let waited = called[1] - called[0];
     assert!(waited >= recheck && waited < recheck * 2, "{called:?}");
     task.abort();
+}
+
+/// Accepts all entries but the first three, then these, after which the outbox cannot be read.
+struct Breaking {
+    file: FaultyFile,
+    outbox: Arc<Outbox>,
+    control: Arc<watch::Sender<SinkControl>>,
+    seen: Arc<Mutex<Vec<Vec<u64>>>>,
+}
+
+impl Breaking {
+    fn answer(&self, seqs: &[u64]) -> Delivery {
+        match seqs.len() {
+            10 => {
+                // The next batch ends before the accepted entries.
+                self.control.send_modify(|control| control.shipping.batch_size = 3);
+                let of = |seq: &u64| match seq {
+                    1..=3 => EntryResult::Undecided,
+                    _ => EntryResult::Accepted,
+                };
+                let entries = seqs.iter().map(of).collect();
+                return Delivery::PerEntry { entries, rest: Rest::Unprocessed };
+            }
+            3 if seqs[0] == 1 => {
+                let id = DeadLetterId { sink: "siem".into(), epoch: "before".into(), seq: 7 };
+                let letter = DeadLetter::new(b"{}", Digest::ZERO, 422, "no".into(), String::new());
+                self.file.fail_syncs(true);
+                self.outbox.store_dead_letter(&id, &letter).unwrap_err();
+                self.file.fail_reads(true);
+                let file = self.file.clone();
+                tokio::spawn(async move {
+                    sleep(Duration::from_secs(1)).await;
+                    file.fail_reads(false);
+                });
+            }
+            _ => {}
+        }
+        Delivery::Acknowledged
+    }
+}
+
+impl Sink for Breaking {
+    fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
+        let lines = batch.body.lines().unwrap();
+        let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let seqs: Vec<u64> = lines.map(|line| Entry::parse(line).unwrap().seq).collect();
+        let delivery = self.answer(&seqs);
+        self.seen.lock().unwrap().push(seqs);
+        Box::pin(async { delivery })
+    }
+}
+
+/// Accepted entries after a batch were sent again if the outbox could not be read after it.
+#[tokio::test(start_paused = true)]
+async fn accepted_entries_are_not_repeated_after_a_read_error() {
+    let (folder, file) = (tempfile::tempdir().unwrap(), FaultyFile::default());
+    let outbox = Arc::new(file.outbox(folder.path()));
+    append(&outbox, &[10], Timestamp(1));
+    let control = SinkControl::new(shipping(1000), u64::MAX).until(StopMode::WhenDrained);
+    let (control, controlled) = watch::channel(control);
+    let (control, seen) = (Arc::new(control), Arc::new(Mutex::new(Vec::new())));
+    let sink = Breaking {
+        file: file.clone(),
+        outbox: Arc::clone(&outbox),
+        control,
+        seen: Arc::clone(&seen),
+    };
+    let task = sink_task(&outbox, Box::new(sink), Arc::new(|_| ()));
+    let progress = task.progress.subscribe();
+    tokio::time::timeout(Duration::from_secs(600), task.run(controlled)).await.unwrap();
+    assert!(progress.borrow().last_error.is_some(), "the outbox was readable");
+    assert_eq!((progress.borrow().acknowledged, progress.borrow().delivered), (10, 10));
+    let seen = seen.lock().unwrap().concat();
+    assert_eq!(seen, (1..=10).chain(1..=3).collect::<Vec<_>>());
 }

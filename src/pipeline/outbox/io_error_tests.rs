@@ -62,6 +62,11 @@ impl FaultyFile {
         self.inner().fails = fails.then_some((SystemCall::Sync, 5));
     }
 
+    /// Makes reads fail, or succeed again. The store reads again after a sync failed.
+    pub(in crate::pipeline) fn fail_reads(&self, fails: bool) {
+        self.inner().fails = fails.then_some((SystemCall::Read, 5));
+    }
+
     pub(in crate::pipeline) fn outbox(&self, folder: &Path) -> Outbox {
         let backend = self.clone();
         let opener = move || {
