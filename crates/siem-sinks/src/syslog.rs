@@ -17,7 +17,7 @@ use std::{
 
 use siem_protocol::delivery::{Acknowledged, Delivery, EntryResult, Rest};
 
-pub use self::window::WindowSize;
+pub use self::{message::MIN_EVENT_BYTES, window::WindowSize};
 use self::{connection::Connection, message::Format, window::Window};
 use crate::{
     Batch, SiemSink,
@@ -38,7 +38,7 @@ pub struct Settings {
     pub tls: Option<Arc<rustls::ClientConfig>>,
     /// Facility from 0 to 23.
     pub facility: u8,
-    /// Maximum size of a message in bytes, without the octet count.
+    /// Maximum size of a message in bytes, without the octet count; at least [`MIN_EVENT_BYTES`].
     pub max_event_bytes: usize,
     /// Time of a message.
     pub time: TimeOf,

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_sinks::{
     event::TimeOf,
-    syslog::{Settings, Syslog, WindowSize},
+    syslog::{MIN_EVENT_BYTES, Settings, Syslog, WindowSize},
 };
 
 use super::{
@@ -86,10 +86,6 @@ fn max_event_bytes() -> Size {
     Size(8_000)
 }
 
-/// Smallest limit of messages, with room for the fields of every entry. RFC 5425 asks receivers to accept
-/// 8192 bytes, and requires 2048.
-const MIN_EVENT_BYTES: u64 = 4096;
-
 /// Protocol below syslog.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -148,8 +144,9 @@ impl SinkOptions for Options {
 
     fn build(self, context: &Context) -> Result<Self::Sink, BuildError> {
         let (host, port) = address(&self.address, self.transport.default_port())?;
-        if self.max_event_bytes.0 < MIN_EVENT_BYTES {
-            let problem = format!("is below {}: the fields would not fit", Size(MIN_EVENT_BYTES));
+        let least = Size(MIN_EVENT_BYTES as u64);
+        if self.max_event_bytes.0 < least.0 {
+            let problem = format!("is below {least}: the fields would not fit");
             return Err(BuildError::invalid("max_event_bytes", problem));
         }
         let tls = match self.transport {
