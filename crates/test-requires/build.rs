@@ -44,6 +44,11 @@ fn main() {
         ("user_namespaces", "user namespaces", user_namespaces()),
         ("reused_ids", "a file system that uses the ids of deleted files again", reused_ids()),
         ("not_wine", "a system other than wine", env::var_os("AI_AGENT_WINE").is_none()),
+        (
+            "socket_filter",
+            "a system with socket filters: Linux",
+            cfg!(target_os = "linux") && env::var_os("AI_AGENT_WINE").is_none(),
+        ),
         ("shared", "the corpus of ../shared or AI_AGENT_SHARED", shared.is_some()),
         (
             "client",

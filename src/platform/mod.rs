@@ -22,6 +22,7 @@ pub mod secure_file;
 mod security;
 pub mod service;
 mod signals;
+pub mod tcp;
 pub mod watch;
 
 pub use clock::{Clock, SystemClock, Timestamp};

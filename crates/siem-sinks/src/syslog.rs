@@ -1,9 +1,10 @@
 //! Syslog: RFC 5424 messages over TLS (RFC 5425) or TCP, framed by octet counting.
 //!
 //! The protocol has no acknowledgements. An entry counts as delivered when it has left a
-//! [window](WindowSize) of the last bytes and seconds; after a disconnect the entries in the window are
-//! sent again. So a reset loses nothing that the systems on both sides buffer within the window, and
-//! repeats at most the window.
+//! [window](WindowSize) of the last bytes and seconds, and the receiver's system has acknowledged its
+//! bytes, if [the system](TcpSystem) tells. After a disconnect the other entries are sent again. So a reset
+//! loses nothing that the systems on both sides buffer within the window, and repeats at most the window
+//! and what was not acknowledged.
 
 mod connection;
 mod message;
@@ -15,10 +16,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use siem_protocol::delivery::{Acknowledged, Delivery, EntryResult, Rest};
+use siem_protocol::{
+    BatchHeader,
+    delivery::{Acknowledged, Delivery, EntryResult, Rest},
+};
 
-pub use self::{message::MIN_EVENT_BYTES, window::WindowSize};
-use self::{connection::Connection, message::Format, window::Window};
+pub use self::{connection::TcpSystem, message::MIN_EVENT_BYTES, window::WindowSize};
+use self::{
+    connection::{Connection, Target},
+    message::Format,
+    window::Window,
+};
 use crate::{
     Batch, SiemSink,
     event::{Event, TimeOf},
@@ -27,6 +35,9 @@ use crate::{
 
 /// Bytes encoded before they are written.
 const WRITE_BYTES: usize = 64 << 10;
+
+/// Time between two checks of an entry that is waited for.
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Settings of the sink.
 pub struct Settings {
@@ -42,10 +53,12 @@ pub struct Settings {
     pub max_event_bytes: usize,
     /// Time of a message.
     pub time: TimeOf,
-    /// Maximum time to connect, and for each write.
+    /// Maximum time to connect, for each write, and until the receiver's system acknowledges data.
     pub timeout: Duration,
     /// Size of the window.
     pub window: WindowSize,
+    /// Functions of the operating system.
+    pub system: Arc<dyn TcpSystem>,
 }
 
 /// Sends messages over one connection.
@@ -60,7 +73,8 @@ pub struct Syslog {
 struct Open {
     connection: Connection,
     window: Window,
-    epoch: String,
+    /// Epoch of the entries in the window; `None` if there were none.
+    epoch: Option<String>,
     /// Last moment at which the connection was known to be open. Only time before it makes an entry
     /// older: a reset is noticed when the connection is used again.
     alive_at: Instant,
@@ -74,21 +88,45 @@ impl Syslog {
         Self { settings, format, open: None, bytes_sent: 0 }
     }
 
+    /// Returns the open connection if the batch can be sent over it, or a new one.
+    async fn open(&mut self, header: &BatchHeader) -> io::Result<Open> {
+        // Numbers of another epoch are those of other entries. The window has no dead letters.
+        let can_continue = |open: &Open| {
+            header.redelivery || open.epoch.as_ref().is_none_or(|epoch| *epoch == header.epoch)
+        };
+        let mut open = match self.open.take().filter(can_continue) {
+            Some(open) => open,
+            None => Open {
+                connection: connect(&self.settings, self.settings.timeout).await?,
+                window: Window::new(self.settings.window),
+                epoch: None,
+                alive_at: Instant::now(),
+            },
+        };
+        if !header.redelivery && open.epoch.is_none() {
+            open.epoch = Some(header.epoch.clone());
+        }
+        Ok(open)
+    }
+
     /// Writes the entries that are not in the window.
     async fn send(&mut self, open: &mut Open, batch: Batch<'_>) -> Result<(), Failed> {
-        open.connection.check().await?;
-        open.alive_at = Instant::now();
+        open.check().await?;
         let within = self.settings.timeout.max(batch.patience.unwrap_or_default());
         let mut buffer = Vec::new();
         for line in batch.entries() {
             let event = Event::of(line, batch.header, self.format.time())
                 .map_err(|error| Failed::Entry(causes(&error)))?;
-            if open.window.contains(event.entry.seq) {
+            let is_tracked = !batch.header.redelivery;
+            if is_tracked && open.window.contains(event.entry.seq) {
                 continue;
             }
             let start = buffer.len();
             self.format.write(&event, batch.header, &mut buffer);
-            open.window.push(event.entry.seq, buffer.len() - start);
+            match buffer.len() - start {
+                bytes if is_tracked => open.window.push(event.entry.seq, bytes),
+                bytes => open.window.push_untracked(bytes),
+            }
             if buffer.len() >= WRITE_BYTES {
                 self.write(open, &mut buffer, within).await?;
             }
@@ -104,12 +142,35 @@ impl Syslog {
     ) -> io::Result<()> {
         if !buffer.is_empty() {
             open.connection.write(buffer, within).await?;
-            open.alive_at = Instant::now();
-            open.window.written(open.alive_at);
+            open.window.written(Instant::now(), open.connection.written());
             self.bytes_sent += buffer.len() as u64;
             buffer.clear();
+            // If a later write fails, the entries that are acknowledged by now are not sent again.
+            open.check().await?;
         }
         Ok(())
+    }
+
+    /// Delivers a dead letter again. It is not repeated after a disconnect, since its number belongs to
+    /// an earlier time than those in the window: so the receiver's system must acknowledge it now.
+    async fn redeliver(&mut self, mut open: Open, batch: Batch<'_>) -> Delivery {
+        let sent = match self.send(&mut open, batch).await {
+            Ok(()) => open.wait_until_acknowledged(self.settings.timeout).await,
+            Err(Failed::Connection(error)) => Err(error),
+            Err(Failed::Entry(reason)) => return Delivery::Hold { after: None, reason },
+        };
+        match sent {
+            Ok(is_acknowledged) => {
+                self.open = Some(open);
+                if is_acknowledged {
+                    return Delivery::Acknowledged;
+                }
+                let to = self.destination();
+                let reason = format!("the system of `{to}` does not acknowledge what was sent");
+                Delivery::Retry { after: None, reason }
+            }
+            Err(error) => delivery(vec![EntryResult::Undecided], self.failed(&error)),
+        }
     }
 
     fn failed(&self, error: &io::Error) -> Rest {
@@ -129,8 +190,39 @@ impl Syslog {
     }
 }
 
+impl Open {
+    /// Updates what the receiver's system has acknowledged. Returns an error if the connection is closed.
+    async fn check(&mut self) -> io::Result<()> {
+        self.connection.check().await?;
+        self.alive_at = Instant::now();
+        self.window.acknowledged(self.connection.acknowledged());
+        Ok(())
+    }
+
+    /// Waits until the receiver's system has acknowledged everything that was written. Returns false if
+    /// it has not done so within a time.
+    async fn wait_until_acknowledged(&mut self, within: Duration) -> io::Result<bool> {
+        let start = Instant::now();
+        while self.connection.acknowledged() < self.connection.written() {
+            if start.elapsed() >= within {
+                return Ok(false);
+            }
+            tokio::time::sleep(CHECK_INTERVAL).await;
+            self.check().await?;
+        }
+        Ok(true)
+    }
+}
+
 async fn connect(settings: &Settings, within: Duration) -> io::Result<Connection> {
-    Connection::open(&settings.host, settings.port, settings.tls.as_ref(), within).await
+    let target = Target {
+        host: &settings.host,
+        port: settings.port,
+        tls: settings.tls.as_ref(),
+        system: &settings.system,
+        dead_after: settings.timeout,
+    };
+    Connection::open(target, within).await
 }
 
 /// Reason why a batch was not sent.
@@ -186,21 +278,13 @@ impl SiemSink for Syslog {
     async fn deliver(&mut self, batch: Batch<'_>) -> Delivery {
         self.bytes_sent = 0;
         // If this future is dropped, the connection is closed: a message may be written in part.
-        let open = self.open.take().filter(|open| open.epoch == batch.header.epoch);
-        let mut open = match open {
-            Some(open) => open,
-            None => match connect(&self.settings, self.settings.timeout).await {
-                Ok(connection) => Open {
-                    connection,
-                    window: Window::new(self.settings.window),
-                    epoch: batch.header.epoch.clone(),
-                    alive_at: Instant::now(),
-                },
-                Err(error) => {
-                    return delivery(Vec::from([EntryResult::Undecided]), self.failed(&error));
-                }
-            },
+        let mut open = match self.open(batch.header).await {
+            Ok(open) => open,
+            Err(error) => return delivery(vec![EntryResult::Undecided], self.failed(&error)),
         };
+        if batch.header.redelivery {
+            return self.redeliver(open, batch).await;
+        }
         let sent = self.send(&mut open, batch).await;
         let now = open.alive_at;
         let entries = accepted(batch, &mut open.window, now);

@@ -2,17 +2,18 @@
 //!
 //! RFC 5424 messages over TLS (RFC 5425) or plain TCP, framed by octet counting. The protocol has no
 //! acknowledgements: an entry counts as delivered when it has left a window of the last 1 MiB and 30
-//! seconds, and the window is sent again after a disconnect.
+//! seconds, and TCP has acknowledged its bytes. The other entries are sent again after a disconnect.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use ai_agent_stage::{BuildError, Context};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_sinks::{
     event::TimeOf,
-    syslog::{MIN_EVENT_BYTES, Settings, Syslog, WindowSize},
+    syslog::{MIN_EVENT_BYTES, Settings, Syslog, TcpSystem, WindowSize},
 };
+use tokio::net::TcpStream;
 
 use super::{
     Plugin, SinkOptions,
@@ -20,6 +21,7 @@ use super::{
     siem::Adapter,
 };
 use crate::{
+    platform::tcp,
     stages::AgentContext,
     text::causes,
     units::{Size, Time},
@@ -40,7 +42,7 @@ facility = "audit"
 max_event_bytes = "8 kB"
 ## Time of a message: of the "record", or when it was "read".
 time = "record"
-## Maximum time to connect, and of one write.
+## Maximum time to connect, of one write, and until TCP acknowledges it.
 timeout = "60s"
 ## Additional certificates (PEM) to trust.
 ca_file = "/etc/ai-agent/ca.pem"
@@ -70,7 +72,7 @@ struct Options {
     /// Time of a message: of the "record", or when it was "read".
     #[serde(default)]
     time: TimeOf,
-    /// Maximum time to connect, and of one write.
+    /// Maximum time to connect, of one write, and until TCP acknowledges it.
     #[serde(default = "default_timeout")]
     timeout: Time,
     /// Additional certificates (PEM) to trust.
@@ -162,7 +164,21 @@ impl SinkOptions for Options {
             time: self.time,
             timeout: self.timeout.0,
             window: WindowSize::default(),
+            system: Arc::new(System),
         })))
+    }
+}
+
+/// The operating system.
+struct System;
+
+impl TcpSystem for System {
+    fn limit_unacknowledged(&self, stream: &TcpStream, limit: Duration) -> io::Result<()> {
+        tcp::limit_unacknowledged(stream, limit)
+    }
+
+    fn unacknowledged(&self, stream: &TcpStream) -> Option<u64> {
+        tcp::unacknowledged(stream)
     }
 }
 
@@ -206,23 +222,4 @@ fn address(text: &str, default_port: u16) -> Result<(String, u16), BuildError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn address_is_host_and_port() {
-        for (text, host, port) in [
-            ("syslog.example.com:1514", "syslog.example.com", 1514),
-            ("syslog.example.com", "syslog.example.com", 6514),
-            ("192.0.2.1:514", "192.0.2.1", 514),
-            ("[2001:db8::1]:514", "2001:db8::1", 514),
-            ("2001:db8::1", "2001:db8::1", 6514),
-        ] {
-            assert_eq!(address(text, 6514).unwrap(), (host.to_owned(), port), "{text}");
-        }
-        for text in ["", ":514", "host:", "host:port", "host:70000", "tcp://host:514", "a b"] {
-            let error = address(text, 6514).unwrap_err().to_string();
-            assert!(error.starts_with("`address` is not a host"), "{text}: {error}");
-        }
-    }
-}
+mod tests;

@@ -1,21 +1,21 @@
 //! Syslog: to a real rsyslog, and through connections that are reset.
 
 use std::{
-    fs,
+    fs, io,
     net::SocketAddr,
     path::Path,
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use siem_protocol::delivery::{Delivery, EntryResult, Rest};
 use siem_sinks::{
-    SiemSink as _,
+    Batch, SiemSink as _,
     event::TimeOf,
-    syslog::{Settings, Syslog, WindowSize},
+    syslog::{Settings, Syslog, TcpSystem, WindowSize},
     tls::TlsSettings,
 };
 use test_requires::requires;
@@ -26,7 +26,7 @@ use tokio::{
 
 use crate::support::{
     assembly::{Assembled, ServerEvent, assemble, decode},
-    entries::Entries,
+    entries::{EPOCH, Entries},
     odd_lines::odd_lines,
     rsyslog::{Rsyslog, certificates},
 };
@@ -43,6 +43,40 @@ fn settings(port: u16, window: WindowSize) -> Settings {
         time: TimeOf::Record,
         timeout: Duration::from_secs(10),
         window,
+        system: Arc::new(Unknown),
+    }
+}
+
+/// A system that does not tell which bytes are acknowledged.
+struct Unknown;
+
+impl TcpSystem for Unknown {
+    fn limit_unacknowledged(&self, _: &TcpStream, _: Duration) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn unacknowledged(&self, _: &TcpStream) -> Option<u64> {
+        None
+    }
+}
+
+/// A system on which a test says how many bytes are not acknowledged.
+#[derive(Default)]
+struct Scripted(AtomicU64);
+
+impl Scripted {
+    fn set(&self, bytes: u64) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
+}
+
+impl TcpSystem for Scripted {
+    fn limit_unacknowledged(&self, _: &TcpStream, _: Duration) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn unacknowledged(&self, _: &TcpStream) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed))
     }
 }
 
@@ -264,4 +298,146 @@ async fn late_notice_of_a_reset_accepts_nothing() {
     tokio::time::sleep(recheck * 2).await;
     let delivery = sink.deliver(entries.batch()).await;
     assert!(matches!(delivery, Delivery::Retry { .. }), "{delivery:?}");
+}
+
+/// Returns a sink with `system` and a receiver that reads everything.
+async fn with_reader(system: Arc<dyn TcpSystem>, window: WindowSize) -> (Syslog, Received) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let received = Received::default();
+    let all = received.clone();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            all.0.lock().unwrap().push(Vec::new());
+            let all = all.clone();
+            let connection = all.0.lock().unwrap().len() - 1;
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 64 << 10];
+                while let Ok(count @ 1..) = client.read(&mut buffer).await {
+                    all.0.lock().unwrap()[connection].extend_from_slice(&buffer[..count]);
+                }
+            });
+        }
+    });
+    let host = "127.0.0.1".to_owned();
+    let timeout = Duration::from_millis(500);
+    (Syslog::new(Settings { host, system, timeout, ..settings(port, window) }), received)
+}
+
+/// Bytes of each connection.
+#[derive(Clone, Default)]
+struct Received(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Received {
+    /// Waits until the text contains `part` on any connection.
+    async fn wait_for(&self, part: &str) {
+        let start = Instant::now();
+        while !self.texts().iter().any(|text| text.contains(part)) {
+            assert!(start.elapsed() < DEADLINE, "{part} is missing");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn texts(&self) -> Vec<String> {
+        let all = self.0.lock().unwrap();
+        all.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect()
+    }
+}
+
+fn accepted_count(delivery: &Delivery, of: usize) -> usize {
+    match delivery {
+        Delivery::Acknowledged => of,
+        Delivery::PerEntry { entries, rest: Rest::InTransit { recheck } } => {
+            assert!(!recheck.is_zero());
+            entries.iter().filter(|entry| **entry == EntryResult::Accepted).count()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What a network without a reset did not carry for the time of the window counted as delivered.
+#[tokio::test]
+async fn unacknowledged_bytes_do_not_count_as_delivered() {
+    let system = Arc::new(Scripted::default());
+    let window = WindowSize { time: Duration::from_millis(1), ..WindowSize::default() };
+    let (mut sink, received) = with_reader(system.clone(), window).await;
+    system.set(u64::MAX);
+    let line = "x".repeat(3_000);
+    let entries = Entries::of((0..100).map(|_| &line));
+    assert_eq!(accepted_count(&sink.deliver(entries.batch()).await, 100), 0);
+    let sent = sink.bytes_sent();
+    tokio::time::sleep(window.time * 2).await;
+    assert_eq!(accepted_count(&sink.deliver(entries.batch()).await, 100), 0);
+    assert_eq!(sink.bytes_sent(), 0, "entries in transit are sent once");
+    // Of the last bytes none is acknowledged, and so not the entry to which they belong.
+    system.set(100_000);
+    let some = accepted_count(&sink.deliver(entries.batch()).await, 100);
+    let in_transit = usize::try_from(100_000 / (sent / 100)).unwrap();
+    assert!((1..100 - in_transit).contains(&some), "{some}");
+    system.set(1);
+    let most = entries.without(some, &[]);
+    assert!(accepted_count(&sink.deliver(most.batch()).await, most.len()) < most.len());
+    system.set(0);
+    let last = entries.without(99, &[]);
+    assert_eq!(sink.deliver(last.batch()).await, Delivery::Acknowledged);
+    assert_eq!(received.texts().len(), 1, "one connection");
+}
+
+/// A window of bytes is not enough either: the send buffer may be as large.
+#[tokio::test]
+async fn bytes_after_an_unacknowledged_entry_do_not_deliver_it() {
+    let system = Arc::new(Scripted::default());
+    let window = WindowSize { bytes: 1_000, time: Duration::from_secs(600) };
+    let (mut sink, _received) = with_reader(system.clone(), window).await;
+    system.set(u64::MAX);
+    let entries = Entries::small(50);
+    assert_eq!(accepted_count(&sink.deliver(entries.batch()).await, 50), 0);
+    system.set(0);
+    assert!(accepted_count(&sink.deliver(entries.batch()).await, 50) > 40);
+}
+
+/// The number of a dead letter is smaller than those in the window, or that of another entry in it.
+#[tokio::test]
+async fn redelivery_leaves_the_window_as_it_is() {
+    let system = Arc::new(Scripted::default());
+    let window = WindowSize { time: Duration::from_secs(600), ..WindowSize::default() };
+    let (mut sink, received) = with_reader(system.clone(), window).await;
+    let entries = Entries::of((0..9).map(|number| format!("entry {number}.")));
+    let recent = entries.without(4, &[]);
+    assert_eq!(accepted_count(&sink.deliver(recent.batch()).await, 5), 0);
+    for (epoch, number) in [(EPOCH, 2), (EPOCH, 5), ("01JD3Q8Z5T4X0W9V8U7S6R5P4M", 7)] {
+        let letter = Entries::of((0..9).map(|at| format!("letter {at}."))).without(number, &[]);
+        let mut header = letter.batch().header.clone();
+        (header.redelivery, header.epoch) = (true, epoch.to_owned());
+        let line = letter.batch().entries().next().unwrap();
+        let batch = Batch { header: &header, lines: line, patience: None };
+        assert_eq!(sink.deliver(batch).await, Delivery::Acknowledged);
+        received.wait_for(&format!("letter {number}.")).await;
+        // A redelivery that does not reach the other system is not delivered, and can be repeated.
+        system.set(1);
+        let delivery = sink.deliver(batch).await;
+        assert!(matches!(delivery, Delivery::Retry { .. }), "{delivery:?}");
+        system.set(0);
+        assert_eq!(accepted_count(&sink.deliver(recent.batch()).await, 5), 0);
+        assert_eq!(sink.bytes_sent(), 0, "entries in the window are not sent again");
+    }
+    assert_eq!(received.texts().len(), 1, "one connection");
+}
+
+/// An entry whose acceptance was forgotten is sent again, after those with larger numbers.
+#[tokio::test]
+async fn entry_sent_after_larger_numbers_is_delivered_once_more() {
+    let window = WindowSize { bytes: 8_000, time: Duration::from_millis(300) };
+    let (mut sink, received) = with_reader(Arc::new(Unknown), window).await;
+    let entries = Entries::small(20);
+    let some = accepted_count(&sink.deliver(entries.batch()).await, 20);
+    assert!((1..20).contains(&some), "{some}");
+    sink.deliver(entries.batch()).await;
+    let sent = sink.bytes_sent();
+    assert!(sent > 0, "what was forgotten is sent again");
+    sink.deliver(entries.batch()).await;
+    assert_eq!(sink.bytes_sent(), 0, "what is in the window is not");
+    tokio::time::sleep(window.time).await;
+    assert_eq!(sink.deliver(entries.batch()).await, Delivery::Acknowledged);
+    assert_eq!(received.texts().len(), 1, "one connection");
 }
