@@ -41,7 +41,11 @@ const WINDOW: Duration = Duration::from_millis(50);
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 fn sink(port: u16, tls: Option<Arc<rustls::ClientConfig>>) -> Syslog {
-    Syslog::new(Settings {
+    Syslog::new(settings(port, tls))
+}
+
+fn settings(port: u16, tls: Option<Arc<rustls::ClientConfig>>) -> Settings {
+    Settings {
         host: "127.0.0.1".to_owned(),
         port,
         tls,
@@ -51,7 +55,7 @@ fn sink(port: u16, tls: Option<Arc<rustls::ClientConfig>>) -> Syslog {
         timeout: TIMEOUT,
         window: WindowSize { time: WINDOW, ..WindowSize::default() },
         system: Arc::new(System),
-    })
+    }
 }
 
 /// Entries `first` to `last`, each larger than a kilobyte.
@@ -116,7 +120,6 @@ async fn read_entries(stream: &mut (impl AsyncRead + Unpin), first: u64, last: u
 /// Delivers `entries` until all are accepted.
 async fn deliver_all(entries: &Entries, sink: &mut Syslog) {
     let start = Instant::now();
-    // The sink forgets accepted entries, so the same batch is not sent in pieces.
     while entries.deliver(sink).await.unwrap() < entries.count {
         assert!(start.elapsed() < DEADLINE);
         sleep(WINDOW).await;
@@ -220,4 +223,35 @@ async fn dead_network_under_tls_delivers_once_it_is_back() {
     dead_network::end(peer.get_ref().0);
     read_entries(&mut peer, 2, 100).await;
     deliver_all(&second, &mut sink).await;
+}
+
+/// A system that always misses the acknowledgement of the last byte.
+struct LastByteMissing;
+
+impl TcpSystem for LastByteMissing {
+    fn limit_unacknowledged(&self, _: &TcpStream, _: Duration) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn unacknowledged(&self, _: &TcpStream) -> Option<u64> {
+        Some(1)
+    }
+}
+
+/// The handshake and the encryption add bytes: without them, the last entry would count.
+#[tokio::test]
+async fn entry_under_tls_counts_with_its_encrypted_bytes() {
+    let (listener, acceptor, tls) = tls_server().await;
+    let settings = settings(listener.local_addr().unwrap().port(), Some(tls));
+    let mut sink = Syslog::new(Settings { system: Arc::new(LastByteMissing), ..settings });
+    let entries = Entries::new(1, 100);
+    let accept = async { acceptor.accept(listener.accept().await.unwrap().0).await.unwrap() };
+    let (accepted, mut peer) = tokio::join!(entries.deliver(&mut sink), accept);
+    assert_eq!(accepted, Ok(0));
+    read_entries(&mut peer, 1, 100).await;
+    sleep(WINDOW).await;
+    let accepted = entries.deliver(&mut sink).await.unwrap();
+    assert!((1..100).contains(&accepted), "{accepted}");
+    sleep(WINDOW).await;
+    assert_eq!(Entries::new(100, 100).deliver(&mut sink).await, Ok(0));
 }
