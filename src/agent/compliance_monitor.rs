@@ -65,7 +65,12 @@ impl ComplianceMonitor {
             self.accounts = self.read_accounts();
         }
         let before = self.reported.clone();
-        let events = self.reported.observe(&self.accounts, &settings.compliance, now);
+        let mut events = self.reported.observe(&self.accounts, &settings.compliance, now);
+        // A program that was never used has no file, and no account that could be unknown.
+        let is_there =
+            |account: &&Account| self.stamps.get(&account.path).is_some_and(Option::is_some);
+        let accounts: Vec<_> = self.accounts.iter().filter(is_there).collect();
+        events.extend(self.reported.unknown.observe(&accounts, &settings.compliance, now));
         if self.reported != before {
             let bytes = serde_json::to_vec(&self.reported).expect("serialises to JSON");
             if let Err(error) = secure_file::replace(&self.state_dir.join(FILE), &bytes) {

@@ -189,7 +189,9 @@ impl ConfigManager {
     pub(super) fn mark_applied(&mut self) {
         let (hash, revision) = (self.loaded.settings.config_hash(), self.context.revision.get());
         let now = self.context.clock.now();
+        let transport = Some(self.loaded.transport());
         self.status.change(|status| {
+            status.transport = transport;
             let is_same = status
                 .applied
                 .as_ref()

@@ -6,7 +6,9 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use siem_protocol::agent_event::{AppliedConfig, AttemptedConfig, RefusedConfig};
+use siem_protocol::agent_event::{
+    AppliedConfig, AttemptedConfig, ManagedSummary, RefusedConfig, Transport,
+};
 use tracing::warn;
 
 use crate::{
@@ -37,18 +39,25 @@ pub(crate) struct ConfigReport {
     /// Time of the last signed answer of the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) signed_at: Option<String>,
+    /// The managed configuration in force.
+    pub(crate) managed: Option<ManagedSummary>,
+    /// Transport of the sinks.
+    pub(crate) transport: Option<Transport>,
 }
 
 impl ConfigReport {
     /// Creates the report of a running agent.
     pub(crate) fn new(status: &SharedConfigStatus, now: Timestamp) -> Self {
-        let signed_at = status.now().signed_at.map(|at| at.to_string());
+        let ConfigStatus { signed_at, transport, .. } = status.now();
+        let signed_at = signed_at.map(|at| at.to_string());
         let summary = status.for_heartbeat(now);
         Self {
             applied: summary.applied,
             attempted: summary.attempted,
             refused: summary.refused,
             signed_at,
+            managed: summary.managed,
+            transport,
         }
     }
 }

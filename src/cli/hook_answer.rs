@@ -99,6 +99,7 @@ impl Knowledge {
             violations,
             unknown: self.verdict.unknown.clone(),
             config_hash: Some(self.found.policy.config_hash),
+            ..SpooledReport::default()
         }
     }
 }

@@ -45,6 +45,9 @@ impl From<&SpooledReport> for HookReport {
             violations: report.violations.iter().map(RuleViolation::from).collect(),
             unknown: report.unknown.iter().map(UncheckedRule::from).collect(),
             config_hash: report.config_hash,
+            policy_hash: report.policy_hash,
+            policy_source: report.policy_source,
+            policy_problem: report.policy_problem.clone(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde_json::json;
 use siem_protocol::{
-    managed::{Action, Compliance},
+    managed::{Action, Compliance, OnUnknown},
     names::violation,
 };
 
@@ -89,7 +89,7 @@ impl HookResponse {
     #[must_use]
     pub fn new(hook: Hook, evaluation: &Evaluation, policy: &Compliance) -> Self {
         let banner = policy.banner.as_deref().map(printable).filter(|banner| !banner.is_empty());
-        if !evaluation.is_violation() {
+        let Some(objection) = Objection::new(evaluation, policy) else {
             let output = match (hook, banner) {
                 (Hook::SessionStart, Some(banner)) => {
                     json!({ "systemMessage": cut(banner) }).to_string()
@@ -97,9 +97,9 @@ impl HookResponse {
                 _ => String::new(),
             };
             return Self::with_stdout(Decision::Allowed, output);
-        }
-        let message = message(evaluation, policy);
-        if policy.action == Some(Action::Block) {
+        };
+        let Objection { message, blocks } = objection;
+        if blocks {
             return Self::blocked(message);
         }
         let reminder = format!("{message}\n\nTell the user so before anything else.");
@@ -132,6 +132,39 @@ impl HookResponse {
     pub fn exit_code(&self) -> u8 {
         if self.decision == Decision::Blocked { 2 } else { 0 }
     }
+}
+
+/// Objection of the policy to an account.
+struct Objection {
+    /// Message to the user.
+    message: String,
+    /// True if prompts are blocked.
+    blocks: bool,
+}
+
+impl Objection {
+    /// Returns the objection, if there is one.
+    fn new(evaluation: &Evaluation, policy: &Compliance) -> Option<Self> {
+        let on_unknown = policy.on_unknown.unwrap_or_default();
+        let is_unknown = !evaluation.unknown.is_empty() && on_unknown != OnUnknown::Allow;
+        let violation = evaluation.is_violation().then(|| message(evaluation, policy));
+        let unknown = is_unknown.then(|| unknown_message(evaluation));
+        let blocks = violation.is_some() && policy.action == Some(Action::Block)
+            || unknown.is_some() && on_unknown == OnUnknown::Block;
+        let messages: Vec<String> = violation.into_iter().chain(unknown).collect();
+        (!messages.is_empty()).then(|| Self { message: messages.join("\n\n"), blocks })
+    }
+}
+
+/// Returns the message to a user whose account cannot be determined.
+fn unknown_message(evaluation: &Evaluation) -> String {
+    let why = evaluation.unknown.first().map(|unknown| printable(&unknown.why));
+    format!(
+        "Your organisation's policy depends on the account that Claude Code uses, and ai-agent cannot \
+         determine it: {}.\nSign in with a permitted account: `/login` in Claude Code. If you are \
+         signed in, try again.",
+        why.unwrap_or_default()
+    )
 }
 
 /// Returns the message to the user: the finding, the policy, and the remedy.
@@ -279,6 +312,51 @@ mod tests {
             assert_eq!(answer.exit_code(), 2);
             assert_eq!((answer.stdout.as_str(), answer.stderr.as_str()), ("", MESSAGE));
         }
+    }
+
+    #[test]
+    fn unknown_account_is_answered_by_its_own_option() {
+        let unknown = super::super::policy::evaluate(
+            &SignInState::Unknown("it is half written".into()),
+            &policy(Some(Action::Block)),
+        );
+        for (on_unknown, decision) in [
+            (None, Decision::Allowed),
+            (Some(OnUnknown::Allow), Decision::Allowed),
+            (Some(OnUnknown::Warn), Decision::Warned),
+            (Some(OnUnknown::Block), Decision::Blocked),
+        ] {
+            let policy = Compliance { on_unknown, ..policy(Some(Action::Block)) };
+            for hook in Hook::ALL {
+                let response = HookResponse::new(hook, &unknown, &policy);
+                assert_eq!(response.decision, decision, "{on_unknown:?}");
+                let text = response.stdout + &response.stderr;
+                assert_eq!(
+                    text.contains("half written"),
+                    decision != Decision::Allowed,
+                    "{on_unknown:?}: {text}"
+                );
+            }
+            // No rule depends on the account.
+            let open = Compliance { on_unknown, ..Compliance::default() };
+            let response = HookResponse::new(Hook::UserPromptSubmit, &Evaluation::default(), &open);
+            assert_eq!(response.decision, Decision::Allowed);
+        }
+        // A violation that only warns does not weaken the block.
+        let policy = Compliance {
+            permitted_org_ids: Some(vec!["o-1".into()]),
+            on_unknown: Some(OnUnknown::Block),
+            ..policy(Some(Action::Warn))
+        };
+        let response = HookResponse::new(
+            Hook::UserPromptSubmit,
+            &evaluation("me@gmail.com", &policy),
+            &policy,
+        );
+        assert_eq!(response.decision, Decision::Blocked);
+        assert!(
+            response.stderr.contains("me@gmail.com") && response.stderr.contains("organisation")
+        );
     }
 
     #[test]

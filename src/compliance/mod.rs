@@ -17,6 +17,7 @@ pub mod hook_response;
 pub mod policy;
 pub mod policy_file;
 pub mod spool;
+pub mod unknown_accounts;
 pub mod violation_tracker;
 
 pub use account::{Account, SignInState};

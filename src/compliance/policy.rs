@@ -60,6 +60,10 @@ pub fn evaluate(state: &SignInState, policy: &Compliance) -> Evaluation {
         SignInState::SignedIn(who) => rules.for_each(|rule| rule.evaluate(who, &mut evaluation)),
         SignInState::Unknown(why) => {
             evaluation.unknown.extend(rules.map(|rule| rule.unknown(why.clone())));
+            if policy.require_account == Some(true) {
+                let (rule, why) = (violation::NO_ACCOUNT.to_owned(), why.clone());
+                evaluation.unknown.push(UndecidedRule { rule, why });
+            }
         }
         SignInState::Key(name) => {
             let finding = PolicyFinding {
@@ -257,6 +261,10 @@ mod tests {
         let nothing = SignInState::Unknown("it is half written".into());
         assert_eq!(rules(&nothing), (0, vec!["email_domain".into(), "org_id".into()]));
         assert_eq!(evaluate(&nothing, &policy).unknown[0].why, "it is half written");
+        let required = Compliance { require_account: Some(true), ..Compliance::default() };
+        let evaluation = evaluate(&nothing, &required);
+        assert_eq!((evaluation.violations.len(), evaluation.unknown.len()), (0, 1));
+        assert_eq!(evaluation.unknown[0].rule, "no_account");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use siem_protocol::Digest;
+use siem_protocol::{Digest, agent_event::PolicySource};
 use ulid::Ulid;
 
 use super::{
@@ -66,6 +66,15 @@ pub struct SpooledReport {
     /// Hash of the configuration that contains the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_hash: Option<Digest>,
+    /// Hash of the policy that was used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_hash: Option<Digest>,
+    /// Origin of that policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_source: Option<PolicySource>,
+    /// Reason why the policy that comes first was not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_problem: Option<String>,
 }
 
 /// Result of adding a report.

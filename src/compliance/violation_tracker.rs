@@ -17,6 +17,7 @@ use siem_protocol::{
 use super::{
     account::{Account, SignInState},
     policy::{self, Evaluation, PolicyFinding},
+    unknown_accounts::UnknownAccounts,
 };
 use crate::{event::Event, platform::Timestamp};
 
@@ -29,6 +30,9 @@ pub struct ViolationTracker {
     /// Violations by program and file, and by rule.
     #[serde(rename = "standing")]
     violations: BTreeMap<String, BTreeMap<String, ReportedViolation>>,
+    /// Accounts that cannot be determined.
+    #[serde(default, skip_serializing_if = "UnknownAccounts::is_empty")]
+    pub unknown: UnknownAccounts,
 }
 
 /// Violation that was reported.

@@ -6,7 +6,8 @@ use std::{
 };
 
 use ai_agent_stage::OptionError;
-use siem_protocol::Digest;
+use figment::value::Value;
+use siem_protocol::{Digest, agent_event::Transport};
 
 use super::{
     credentials,
@@ -20,6 +21,7 @@ use super::{
     read_layers::{self, LayerReader, LayerSet},
     settings::{self, PipelineSettings, Settings, StageTable},
     sink::{HTTP_SIEM, SECRETS, SecretOption},
+    transport,
 };
 use crate::platform::Paths;
 
@@ -128,6 +130,7 @@ impl LoadedConfig {
             has_credentials: false,
         };
         loaded.resolve_secret_sources()?;
+        loaded.check_transport()?;
         Ok(loaded)
     }
 }
@@ -188,6 +191,47 @@ impl LoadedConfig {
         }
         let files = self.files.clone();
         (!missing.is_empty()).then_some(ConfigError::Incomplete(MissingSettings { missing, files }))
+    }
+
+    /// Returns the transport of the least protected sink.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        transport::transport(&self.settings.pipeline.sinks)
+    }
+
+    /// Warns of each sink that sends unencrypted to another machine.
+    ///
+    /// # Errors
+    /// There is such a sink, and the configuration requires TLS.
+    fn check_transport(&mut self) -> Result<(), ConfigError> {
+        let reason = self.reason_for_tls();
+        for sink in &self.settings.pipeline.sinks {
+            let Some(key) = transport::plain_option(sink) else { continue };
+            if let Some(reason) = reason {
+                let problem =
+                    format!("leads to another machine without encryption, but {reason}: use TLS");
+                return Err(self.merged.value_error(&format!("sink.{}.{key}", sink.name), problem));
+            }
+            self.warnings.push(format!(
+                "sink `{}` sends unencrypted to another machine (`{key}`): others on the network can \
+                 read the entries and the token; use TLS",
+                sink.name
+            ));
+        }
+        Ok(())
+    }
+
+    /// Returns why an unencrypted sink is an error; `None` if it is only a warning.
+    fn reason_for_tls(&self) -> Option<&'static str> {
+        let has_receiver_keys = |sink: &StageTable| {
+            let keys = sink.options.get("receiver_keys").and_then(Value::as_array);
+            keys.is_some_and(|keys| !keys.is_empty())
+        };
+        if self.settings.agent.require_tls {
+            return Some("`agent.require_tls` is true");
+        }
+        let mut sinks = self.settings.pipeline.sinks.iter();
+        sinks.any(has_receiver_keys).then_some("`receiver_keys` are configured")
     }
 
     fn http_siem_sinks(&self) -> impl Iterator<Item = &StageTable> {

@@ -12,6 +12,8 @@ use super::{
 /// Tables that decide which layers may change which keys. The server can never set them; if there is a machine's
 /// file, only that file can.
 const MACHINE_ONLY: [&str; 2] = ["managed", "update"];
+/// Single keys with the same rule.
+const MACHINE_ONLY_KEYS: [[&str; 2]; 1] = [["agent", "require_tls"]];
 
 /// Value that was ignored because its key is locked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +78,9 @@ impl Locks {
         if path.len() == 1 && top == "locked" {
             return Some("only the machine's file can lock keys");
         }
-        if path.len() == 1 && MACHINE_ONLY.contains(&&**top) && (is_managed || self.has_machine) {
+        let is_machine_only = path.len() == 1 && MACHINE_ONLY.contains(&&**top)
+            || MACHINE_ONLY_KEYS.iter().any(|key| path == key);
+        if is_machine_only && (is_managed || self.has_machine) {
             return Some("only the machine's file can set it");
         }
         self.locked

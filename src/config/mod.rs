@@ -25,6 +25,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod toml_text;
+mod transport;
 
 pub use error::{ConfigError, did_you_mean};
 pub use inline_tests::{ExpectedOutcome, InlineTest, TestLine};

@@ -56,6 +56,12 @@ impl OptionTable {
         named.filter_map(|(_, value)| value.as_str().map(PathBuf::from)).collect()
     }
 
+    /// Returns the options that are texts, with their keys.
+    pub(super) fn texts(&self) -> Vec<(&str, &str)> {
+        let options = self.0.as_dict().into_iter().flatten();
+        options.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?))).collect()
+    }
+
     /// Removes one option.
     pub(super) fn remove(&mut self, key: &str) {
         if let Value::Dict(_, dict) = &mut self.0 {

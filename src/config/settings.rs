@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use siem_protocol::{
     Digest,
-    managed::{Action, Compliance, OnError},
+    managed::{Action, Compliance, OnError, OnUnknown},
 };
 
 use super::{
@@ -45,6 +45,8 @@ pub struct AgentSettings {
     pub poll_interval: Duration,
     /// Format of the log file.
     pub log_format: LogFormat,
+    /// True if a sink that sends unencrypted to another machine is an error.
+    pub require_tls: bool,
 }
 
 /// Format of the log file, one line per event.
@@ -202,6 +204,8 @@ struct AgentTable {
     poll_interval: Time,
     /// Format of the log file.
     log_format: LogFormat,
+    /// Refuse sinks that send unencrypted to another machine.
+    require_tls: bool,
 }
 
 /// Size and interval of batches.
@@ -254,6 +258,9 @@ struct ComplianceTable {
     require_account: Option<bool>,
     /// Response of a hook if the check itself fails: "allow" or "block".
     on_error: Option<OnError>,
+    /// Response of a hook if the account cannot be determined and a rule depends on it: "allow", "warn"
+    /// or "block".
+    on_unknown: Option<OnUnknown>,
     /// Seconds within which the session file of a session must appear.
     transcript_within_seconds: Option<u64>,
 }
@@ -330,6 +337,7 @@ impl ComplianceTable {
             violation_message: table.violation_message,
             require_account: table.require_account,
             on_error: table.on_error,
+            on_unknown: table.on_unknown,
             transcript_within_seconds: table.transcript_within_seconds,
         })
     }
@@ -354,7 +362,12 @@ impl AgentTable {
             let problem = format!("is {interval}, must be at {bound}");
             return Err(merged.value_error("agent.poll_interval", problem));
         }
-        Ok(AgentSettings { state_dir, poll_interval: interval.0, log_format: self.log_format })
+        Ok(AgentSettings {
+            state_dir,
+            poll_interval: interval.0,
+            log_format: self.log_format,
+            require_tls: self.require_tls,
+        })
     }
 }
 

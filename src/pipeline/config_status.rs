@@ -9,7 +9,10 @@ use serde::Serialize;
 pub use siem_protocol::agent_event::ConfigOrigin;
 use siem_protocol::{
     Digest,
-    agent_event::{AppliedConfig, AttemptedConfig, ConfigSummary, RefusedConfig},
+    agent_event::{
+        AppliedConfig, AttemptedConfig, ConfigProof, ConfigSummary, ManagedSummary, RefusedConfig,
+        Transport,
+    },
 };
 
 use crate::platform::Timestamp;
@@ -30,6 +33,40 @@ pub struct ConfigStatus {
     /// Time of the server's last signed response, in RFC 3339.
     #[serde(serialize_with = "text", skip_serializing_if = "Option::is_none")]
     pub signed_at: Option<Timestamp>,
+    /// The managed layer of the applied configuration, if it has one.
+    pub managed: Option<ManagedLayer>,
+    /// Transport of the sinks of the applied configuration.
+    pub transport: Option<Transport>,
+}
+
+/// Managed layer of the applied configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ManagedLayer {
+    /// SHA-256 of its body.
+    pub hash: Digest,
+    /// Proof of its origin.
+    pub proof: ConfigProof,
+    /// Its number in the sequence of the organisation.
+    pub serial: Option<u64>,
+    /// Time at which it was signed, in RFC 3339.
+    pub issued: Option<String>,
+    /// Time from which it is out of date.
+    #[serde(serialize_with = "text", skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+}
+
+impl ManagedLayer {
+    /// Returns the summary for heartbeats and the status.
+    fn summary(self, now: Timestamp) -> ManagedSummary {
+        ManagedSummary {
+            hash: self.hash,
+            authenticated_by: self.proof,
+            serial: self.serial,
+            issued: self.issued,
+            expires: self.expires.map(|at| at.to_string()),
+            expired: self.expires.is_some_and(|at| at <= now),
+        }
+    }
 }
 
 /// An applied configuration.
@@ -98,7 +135,7 @@ impl SharedConfigStatus {
     /// another clock.
     #[must_use]
     pub fn for_heartbeat(&self, now: Timestamp) -> ConfigSummary {
-        let ConfigStatus { applied, attempted, refused, signed_at } = self.now();
+        let ConfigStatus { applied, attempted, refused, signed_at, managed, .. } = self.now();
         ConfigSummary {
             applied: applied.map(|Applied { hash, revision, at }| AppliedConfig {
                 hash,
@@ -116,6 +153,7 @@ impl SharedConfigStatus {
                 at: at.to_string(),
             }),
             signed_age_seconds: signed_at.map(|at| (now - at).as_secs()),
+            managed: managed.map(|managed| managed.summary(now)),
         }
     }
 

@@ -117,6 +117,9 @@ pub struct Compliance {
     /// Response of a hook if the check itself fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_error: Option<OnError>,
+    /// Reaction to an account that cannot be determined, if a rule depends on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_unknown: Option<OnUnknown>,
     /// Seconds within which the transcript of a session must appear.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transcript_within_seconds: Option<u64>,
@@ -141,6 +144,20 @@ pub enum OnError {
     /// Allow the prompt.
     Allow,
     /// Block the prompt.
+    Block,
+}
+
+/// Reaction to an account that cannot be determined.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum OnUnknown {
+    /// Allow the prompt.
+    #[default]
+    Allow,
+    /// Warn the user.
+    Warn,
+    /// Block each prompt.
     Block,
 }
 

@@ -148,7 +148,9 @@ pub mod event {
     pub const COMPLIANCE_VIOLATION: &str = "compliance_violation";
     /// An account meets the policy again.
     pub const COMPLIANCE_RESTORED: &str = "compliance_restored";
-    /// A hook warned the user or blocked a prompt.
+    /// An account cannot be determined.
+    pub const ACCOUNT_UNKNOWN: &str = "account_unknown";
+    /// A hook warned the user, blocked a prompt, or answered by a fallback policy.
     pub const HOOK_ANSWERED: &str = "hook_answered";
     /// A hook named a transcript, and no record of it was read in time.
     pub const SESSION_UNLOGGED: &str = "session_unlogged";

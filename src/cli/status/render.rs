@@ -379,6 +379,7 @@ mod tests {
                 at: "?".into(),
             }),
             signed_at: None,
+            ..ConfigReport::default()
         };
         let status = AgentStatus {
             agent,

@@ -84,6 +84,7 @@ impl Ingest {
             unreadable: unreadable as u64,
             config: self.config_status.for_heartbeat(self.clock.now()),
             trust: (self.trust)(),
+            transport: self.config_status.now().transport,
         };
         let heartbeat = AgentEvent::Heartbeat(Box::new(heartbeat));
         self.builder.add_event(&heartbeat.into(), self.clock.now());

@@ -78,6 +78,7 @@ fn settings(max_bytes: u64) -> Settings {
             state_dir: "/nowhere".into(),
             poll_interval: Duration::from_secs(300),
             log_format: LogFormat::Text,
+            require_tls: false,
         },
         shipping: ShippingSettings {
             flush_interval: Duration::ZERO,

@@ -40,7 +40,7 @@ pub struct HookReport {
     pub at: u64,
     /// Name of the hook's event in Claude Code.
     pub hook: String,
-    /// `warned` or `blocked`.
+    /// `allowed`, `warned` or `blocked`.
     pub decision: String,
     /// Time that the response took, in microseconds.
     pub latency_us: u64,
@@ -68,6 +68,30 @@ pub struct HookReport {
     /// Hash of the configuration that the policy is part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_hash: Option<Digest>,
+    /// SHA-256 of the policy that the hook used, as JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_hash: Option<Digest>,
+    /// Origin of that policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_source: Option<PolicySource>,
+    /// Cause, if the policy that should have been used could not be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_problem: Option<String>,
+}
+
+/// Origin of the policy that a hook used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum PolicySource {
+    /// The managed configuration, whose signature by the organisation the hook verified.
+    Managed,
+    /// The machine's file, which locks the policy.
+    MachineLocked,
+    /// The policy file that the agent wrote.
+    PolicyFile,
+    /// The machine's file, in place of a policy file that is missing or cannot be used.
+    MachineFallback,
 }
 
 /// A rule that an account breaks.

@@ -17,6 +17,57 @@ pub struct ConfigSummary {
     /// Time since the server last gave a signed response; an age, because the clock of the
     /// receiver is another one.
     pub signed_age_seconds: Option<u64>,
+    /// The managed configuration in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed: Option<ManagedSummary>,
+}
+
+/// Managed configuration in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct ManagedSummary {
+    /// SHA-256 of its body, as in the headers of batches.
+    pub hash: Digest,
+    /// Proof of its origin.
+    pub authenticated_by: ConfigProof,
+    /// Its number in the sequence of the organisation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<u64>,
+    /// Time at which it was signed (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued: Option<String>,
+    /// Time from which it is out of date (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    /// True if that time has passed by the clock of the machine. It stays in force.
+    #[serde(default)]
+    pub expired: bool,
+}
+
+/// Proof of the origin of a managed configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ConfigProof {
+    /// A signature by a key of the organisation that the machine's file lists.
+    Organisation,
+    /// A signature with the secret that all agents of the fleet share.
+    SharedSecret,
+    /// None: the machine's file accepts unsigned answers.
+    Nothing,
+}
+
+/// Transport of the sinks: that of the least protected one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// Entries leave the machine unencrypted.
+    Plain,
+    /// Entries leave the machine over TLS.
+    Tls,
+    /// Entries do not leave the machine.
+    Local,
 }
 
 /// Configuration in force.

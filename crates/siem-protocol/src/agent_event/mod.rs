@@ -12,9 +12,12 @@ mod trust;
 
 use std::collections::BTreeMap;
 
-pub use compliance::{AccountIdentity, HookReport, RuleViolation, UncheckedRule, ViolationAction};
+pub use compliance::{
+    AccountIdentity, HookReport, PolicySource, RuleViolation, UncheckedRule, ViolationAction,
+};
 pub use config::{
-    AppliedConfig, AttemptedConfig, ConfigOrigin, ConfigSummary, LockedKey, RefusedConfig,
+    AppliedConfig, AttemptedConfig, ConfigOrigin, ConfigProof, ConfigSummary, LockedKey,
+    ManagedSummary, RefusedConfig, Transport,
 };
 pub use outbox::{
     DeadLetterId, DeadLetterTotals, EpochReason, EpochStarted, PurgeReason, Shortage,
@@ -119,7 +122,20 @@ pub enum AgentEvent {
         /// Value found in the account when the violation was reported.
         found_before: String,
     },
-    /// A hook warned the user or blocked a prompt.
+    /// An account cannot be determined, so that rules of the policy cannot be checked. Sent once a
+    /// day while that lasts.
+    AccountUnknown {
+        /// Program whose account it is.
+        program: String,
+        /// File that names the account.
+        file: String,
+        /// The rules, with the causes.
+        unknown: Vec<UncheckedRule>,
+        /// Action of the policy.
+        action: ViolationAction,
+    },
+    /// A hook warned the user, blocked a prompt, or had to answer by another policy than the one
+    /// that the agent wrote.
     HookAnswered(Box<HookReport>),
     /// Sessions grow, but Claude Code calls no hook.
     HooksSilent {
@@ -371,6 +387,9 @@ pub struct Heartbeat {
     /// Key of the device, and its state at the receivers.
     #[serde(default)]
     pub trust: TrustSummary,
+    /// Transport of the sinks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
 }
 
 /// A file that no longer holds the bytes read before.
@@ -407,6 +426,7 @@ impl AgentEvent {
             Self::ConfigLocked { .. } => event::CONFIG_LOCKED,
             Self::ComplianceViolation { .. } => event::COMPLIANCE_VIOLATION,
             Self::ComplianceRestored { .. } => event::COMPLIANCE_RESTORED,
+            Self::AccountUnknown { .. } => event::ACCOUNT_UNKNOWN,
             Self::HookAnswered(_) => event::HOOK_ANSWERED,
             Self::HooksSilent { .. } => event::HOOKS_SILENT,
             Self::HookReportsDropped { .. } => event::HOOK_REPORTS_DROPPED,
@@ -454,7 +474,9 @@ impl AgentEvent {
             }
             // Without a prompt the session may have nothing to write.
             Self::SessionUnlogged { prompted: false, .. } => severity::INFO,
-            Self::ComplianceViolation { action, .. } if *action != ViolationAction::None => {
+            Self::ComplianceViolation { action, .. } | Self::AccountUnknown { action, .. }
+                if *action != ViolationAction::None =>
+            {
                 severity::HIGH
             }
             Self::PolicyTampered { .. } | Self::ReceiptUntrusted { .. } => severity::HIGH,
@@ -467,9 +489,9 @@ impl AgentEvent {
     #[must_use]
     pub fn source(&self) -> &'static str {
         match self {
-            Self::ComplianceViolation { .. } | Self::ComplianceRestored { .. } => {
-                source::COMPLIANCE
-            }
+            Self::ComplianceViolation { .. }
+            | Self::ComplianceRestored { .. }
+            | Self::AccountUnknown { .. } => source::COMPLIANCE,
             Self::UuidReused { .. } => source::CLAUDE_SESSIONS,
             _ => source::AGENT,
         }

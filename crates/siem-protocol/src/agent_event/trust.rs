@@ -45,6 +45,8 @@ pub enum PolicyTampering {
     Edited,
     /// The file was replaced by a link or by something else that is not a regular file.
     Replaced,
+    /// The file belongs to another user.
+    OtherOwner,
     /// The file cannot be read.
     Unreadable,
 }

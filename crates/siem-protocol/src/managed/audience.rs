@@ -19,7 +19,7 @@ pub struct Audience {
     /// Names of users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub users: Option<Vec<String>>,
-    /// Groups, of which the device must have one. The machine's file names the device's groups.
+    /// Names of groups of the system, one of which the user must be in. A user on Windows is in none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub groups: Option<Vec<String>>,
     /// Operating systems: `linux`, `macos` or `windows`.

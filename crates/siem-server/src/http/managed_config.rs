@@ -1,6 +1,10 @@
 //! `GET /config`.
 
-use std::{io, path::Path, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use axum::{
     extract::State,
@@ -10,6 +14,7 @@ use axum::{
     },
     response::{IntoResponse as _, Response},
 };
+use data_encoding::BASE64;
 use siem_protocol::{
     Digest, ManagedConfig,
     names::{content_type, header},
@@ -17,6 +22,9 @@ use siem_protocol::{
 
 use super::{Shared, problem::Rejection};
 use crate::trust::Scope;
+
+/// Maximum size of a signature: an HTTP header must not become longer than clients accept.
+const MAX_MINISIG_BYTES: usize = 4 << 10;
 
 pub(super) async fn config(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     match respond(&shared, &headers).await {
@@ -30,7 +38,7 @@ async fn respond(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, 
     let nonce = nonce(headers)?;
     let file = shared.config_file.clone().ok_or(Rejection::NoConfig)?;
     let reading = tokio::task::spawn_blocking(move || read(&file));
-    let body = reading.await.map_err(|_| Rejection::Panicked)??;
+    let ServedConfig { body, minisig } = reading.await.map_err(|_| Rejection::Panicked)??;
     let etag = format!("\"{}\"", Digest::of(&body));
     let known = headers.get_all(IF_NONE_MATCH).iter().any(|known| matches(known, &etag));
     let (status, body) =
@@ -41,6 +49,9 @@ async fn respond(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, 
     to.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     to.insert(ETAG, ascii(&etag));
     if status == StatusCode::OK {
+        if let Some(minisig) = minisig {
+            to.insert(header::POLICY_SIGNATURE, ascii(&BASE64.encode(&minisig)));
+        }
         to.insert(CONTENT_TYPE, HeaderValue::from_static(content_type::JSON));
     } else {
         to.remove(CONTENT_TYPE);
@@ -52,7 +63,7 @@ async fn respond(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, 
 }
 
 fn ascii(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).expect("hexadecimal digits and quotes make a header value")
+    HeaderValue::from_str(text).expect("hexadecimal digits, base64 and quotes make a header value")
 }
 
 /// Returns the nonce of the request. Only 16 bytes in hex are signed: with any other text, the
@@ -64,14 +75,34 @@ fn nonce(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
     if right { Ok(Some(nonce)) } else { Err(Rejection::Nonce) }
 }
 
+/// Managed configuration, as it is served.
+struct ServedConfig {
+    body: Vec<u8>,
+    /// The organisation's signature of the body, from the file beside it. Only agents have the key
+    /// that verifies it.
+    minisig: Option<Vec<u8>>,
+}
+
 /// Reads the file and checks that agents will accept it.
-fn read(path: &Path) -> Result<Vec<u8>, Rejection> {
-    let body = std::fs::read(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => Rejection::NoConfig,
-        _ => Rejection::ConfigFile(error),
-    })?;
+fn read(path: &Path) -> Result<ServedConfig, Rejection> {
+    let body = read_file(path)?.ok_or(Rejection::NoConfig)?;
     ManagedConfig::parse(&body).map_err(Rejection::Config)?;
-    Ok(body)
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".minisig");
+    let minisig = read_file(&PathBuf::from(beside))?;
+    if minisig.as_ref().is_some_and(|minisig| minisig.len() > MAX_MINISIG_BYTES) {
+        let error = io::Error::other("the file beside it is too long for a signature of minisign");
+        return Err(Rejection::ConfigFile(error));
+    }
+    Ok(ServedConfig { body, minisig })
+}
+
+fn read_file(path: &Path) -> Result<Option<Vec<u8>>, Rejection> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Rejection::ConfigFile(error)),
+    }
 }
 
 /// Reports whether a value of `If-None-Match` names `etag`, by the weak comparison of RFC 9110.

@@ -51,6 +51,24 @@ async fn unchanged_config_is_304_signed_over_an_empty_body() {
 }
 
 #[tokio::test]
+async fn minisig_beside_the_config_is_a_header() {
+    let server = Server::start().await;
+    write(&server, BODY);
+    let response = get(&server, "/config").send().await.unwrap();
+    assert!(!response.headers().contains_key(header::POLICY_SIGNATURE));
+    let minisig = server.data.path().join("config.json.minisig");
+    std::fs::write(&minisig, "untrusted comment: c\nRUQ=\n").unwrap();
+    let response = get(&server, "/config").send().await.unwrap();
+    assert_eq!(
+        response.headers()[header::POLICY_SIGNATURE],
+        "dW50cnVzdGVkIGNvbW1lbnQ6IGMKUlVRPQo="
+    );
+    assert_eq!(response.text().await.unwrap(), BODY);
+    std::fs::write(&minisig, "x".repeat(5000)).unwrap();
+    assert_eq!(get(&server, "/config").send().await.unwrap().status(), 500);
+}
+
+#[tokio::test]
 async fn config_missing_is_404_and_invalid_is_500() {
     let server = Server::start().await;
     assert_eq!(problem(get(&server, "/config").send().await.unwrap()).await.status, 404);
