@@ -182,7 +182,7 @@ mod defaults {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 22);
+        assert_eq!(checked, 24);
     }
 
     /// A value in a comment must be valid when it is uncommented.

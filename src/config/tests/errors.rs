@@ -15,7 +15,7 @@ fn error_names_layer_key_and_accepted_value() {
         ),
         (
             "agent.colour = 1",
-            "unknown key `agent.colour` in FILE: expected `state_dir`, `poll_interval` or `log_format`",
+            "unknown key `agent.colour` in FILE: expected `state_dir`, `poll_interval`, `log_format` or `require_tls`",
         ),
         ("[filtr.x]", "unknown key `filtr` in FILE: did you mean `filter`?"),
         (
