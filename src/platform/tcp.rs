@@ -53,7 +53,7 @@ pub fn unacknowledged(stream: &TcpStream) -> Option<u64> {
     if failed == 0 { u64::try_from(bytes).ok() } else { None }
 }
 
-/// Returns `None`: this system does not tell which bytes are acknowledged.
+/// Returns `None`: this system does not report which bytes are acknowledged.
 #[cfg(not(any(
     target_os = "macos",
     all(

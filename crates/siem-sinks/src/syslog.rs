@@ -2,7 +2,7 @@
 //!
 //! The protocol has no acknowledgements. An entry counts as delivered when it has left a
 //! [window](WindowSize) of the last bytes and seconds, and the receiver's system has acknowledged its
-//! bytes, if [the system](TcpSystem) tells. After a disconnect the other entries are sent again. So a reset
+//! bytes, if [the system](TcpSystem) reports that. After a disconnect the other entries are sent again. So a reset
 //! loses nothing that the systems on both sides buffer within the window, and repeats at most the window
 //! and what was not acknowledged.
 

@@ -32,7 +32,7 @@ pub trait TcpSystem: Send + Sync {
     fn limit_unacknowledged(&self, stream: &TcpStream, limit: Duration) -> io::Result<()>;
 
     /// Returns the number of bytes that were written to the connection and that the peer's system has
-    /// not acknowledged; `None` if the system does not tell.
+    /// not acknowledged; `None` if the system does not report it.
     fn unacknowledged(&self, stream: &TcpStream) -> Option<u64>;
 }
 
@@ -58,8 +58,8 @@ impl Stream for TlsStream<CountedStream> {
 pub(super) struct Connection {
     stream: Box<dyn Stream>,
     system: Arc<dyn TcpSystem>,
-    /// True if the system tells which bytes are acknowledged.
-    is_told: bool,
+    /// True if the system reports which bytes are acknowledged.
+    reports_acknowledged: bool,
     /// Number of bytes on the TCP connection, from its start, that are known to be acknowledged.
     acknowledged: u64,
 }
@@ -93,7 +93,7 @@ impl Connection {
         if let Err(error) = target.system.limit_unacknowledged(&stream, target.dead_after) {
             tracing::debug!(%error, "no limit for unacknowledged data");
         }
-        let is_told = target.system.unacknowledged(&stream).is_some();
+        let reports_acknowledged = target.system.unacknowledged(&stream).is_some();
         let stream = CountedStream { stream, written: 0 };
         let stream: Box<dyn Stream> = match target.tls {
             None => Box::new(stream),
@@ -103,7 +103,12 @@ impl Connection {
                 Box::new(TlsConnector::from(Arc::clone(tls)).connect(name, stream).await?)
             }
         };
-        Ok(Self { stream, system: Arc::clone(target.system), is_told, acknowledged: 0 })
+        Ok(Self {
+            stream,
+            system: Arc::clone(target.system),
+            reports_acknowledged,
+            acknowledged: 0,
+        })
     }
 
     /// Writes and flushes `bytes`.
@@ -124,9 +129,9 @@ impl Connection {
     }
 
     /// Number of bytes of [`written`](Self::written) that the peer's system has acknowledged, as of
-    /// the last check. All of them on a system that does not tell.
+    /// the last check. All of them on a system that does not report it.
     pub(super) fn acknowledged(&self) -> u64 {
-        if self.is_told { self.acknowledged } else { self.written() }
+        if self.reports_acknowledged { self.acknowledged } else { self.written() }
     }
 
     /// Updates the number of acknowledged bytes, and returns an error if the connection is closed. Data

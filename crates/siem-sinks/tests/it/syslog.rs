@@ -47,7 +47,7 @@ fn settings(port: u16, window: WindowSize) -> Settings {
     }
 }
 
-/// A system that does not tell which bytes are acknowledged.
+/// A system that does not report which bytes are acknowledged.
 struct Unknown;
 
 impl TcpSystem for Unknown {
