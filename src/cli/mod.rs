@@ -5,6 +5,7 @@ mod check;
 mod config;
 mod context;
 mod deadletter;
+mod device;
 mod doctor;
 mod dry_run;
 mod failure;
@@ -71,6 +72,7 @@ enum Command {
     Test(test::Arguments),
     Deadletter(deadletter::Arguments),
     Outbox(outbox::Arguments),
+    Device(device::Arguments),
     Audit(audit::Arguments),
     Stages(stages::Arguments),
 }
@@ -95,6 +97,7 @@ impl Command {
             Self::Test(test) => test.execute(config),
             Self::Deadletter(letters) => letters.execute(config),
             Self::Outbox(outbox) => outbox.execute(config),
+            Self::Device(device) => device.execute(config),
             Self::Audit(audit) => audit.execute(config),
             Self::Stages(stages) => stages.execute(),
         }

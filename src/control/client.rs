@@ -9,10 +9,11 @@ use tokio::{
 };
 
 use super::{
-    dead_letter_requests,
+    dead_letter_requests, device_requests,
+    device_status::DeviceStatus,
     error::RequestError,
     outbox_requests::{self, Respond},
-    protocol::{self, MAX_RESPONSE, Request, Response},
+    protocol::{self, DeviceRequest, MAX_RESPONSE, Request, Response},
     store::Store,
 };
 use crate::{
@@ -138,7 +139,7 @@ fn disconnected(error: io::Error) -> RequestError {
     RequestError::failed(format!("the agent closed the connection before it responded: {error}"))
 }
 
-/// Handles a request about the outbox or dead letters: by the running agent, or in this process
+/// Handles a request about the outbox, dead letters or the device's key: by the running agent, or in this process
 /// when no agent is running.
 ///
 /// # Errors
@@ -152,6 +153,9 @@ pub(crate) fn execute(
     match connect(&state_dir)? {
         Connection::Agent(client) => client.send(request, STORE_TIMEOUT, respond),
         Connection::Unresponsive { holder, error } => Err(unresponsive(&state_dir, holder, &error)),
+        Connection::Stopped if *request == Request::Device(DeviceRequest::Show) => {
+            Ok(respond(Response::Device(Box::new(DeviceStatus::stored(&state_dir))))?)
+        }
         Connection::Stopped => {
             let loaded = sources.load().map_err(|error| RequestError::invalid(causes(&error)))?;
             config_sources::log_warnings(&loaded);
@@ -161,6 +165,7 @@ pub(crate) fn execute(
                 Request::Deadletter(request) => {
                     dead_letter_requests::handle(&store, request, respond)
                 }
+                Request::Device(request) => device_requests::handle(&store, request, respond),
                 _ => Err(not_running(&state_dir)),
             }
         }

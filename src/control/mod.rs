@@ -8,6 +8,8 @@
 pub(crate) mod client;
 mod compliance_status;
 mod dead_letter_requests;
+mod device_requests;
+mod device_status;
 mod error;
 mod outbox_requests;
 pub(crate) mod protocol;
@@ -18,6 +20,7 @@ mod store;
 
 pub(crate) use client::{Client, Connection, connect, execute, send_to_agent};
 pub(crate) use compliance_status::compliance_status;
+pub(crate) use device_status::DeviceStatus;
 pub(crate) use error::RequestError;
 pub(crate) use protocol::{Request, Response};
 pub(crate) use server::serve;

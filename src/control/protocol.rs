@@ -12,7 +12,7 @@
 use serde::{Deserialize, Serialize};
 use siem_protocol::{Digest, Kind};
 
-use super::status::AgentStatus;
+use super::{device_status::DeviceStatus, status::AgentStatus};
 use crate::{agent::handle::ReloadReport, logging::Level, pipeline::delivery::RetryOutcome};
 
 /// Version of the protocol.
@@ -49,6 +49,18 @@ pub(crate) enum Request {
     Outbox(OutboxRequest),
     /// Inspect or change the dead letters.
     Deadletter(DeadLetterRequest),
+    /// Inspect or change the key of the device.
+    Device(DeviceRequest),
+}
+
+/// Request about the key of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) enum DeviceRequest {
+    /// Report the key, and its state at receivers.
+    Show,
+    /// Replace the key by another of the same lineage.
+    Rotate,
 }
 
 /// Request about the outbox.
@@ -174,6 +186,15 @@ pub(crate) enum Response {
     Purged {
         /// Number of dead letters.
         count: u64,
+    },
+    /// Key of the device.
+    Device(Box<DeviceStatus>),
+    /// The key of the device was replaced.
+    DeviceRotated {
+        /// Public key before.
+        previous: String,
+        /// Public key in force.
+        key: String,
     },
     /// End of a successful response.
     Done,

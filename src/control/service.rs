@@ -11,7 +11,8 @@ use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 
 use super::{
     compliance_status::compliance_status,
-    dead_letter_requests,
+    dead_letter_requests, device_requests,
+    device_status::DeviceStatus,
     error::RequestError,
     outbox_requests::{self, Respond},
     protocol::{Request, Response},
@@ -79,6 +80,12 @@ impl ControlService {
                 };
                 return self.on_store(responses, handle).await;
             }
+            Request::Device(request) => {
+                let handle = move |store: &Store, respond: Respond<'_>| {
+                    device_requests::handle(store, &request, respond)
+                };
+                return self.on_store(responses, handle).await;
+            }
         };
         drop(responses.send(response).await);
         Ok(())
@@ -90,6 +97,7 @@ impl ControlService {
         let mut status = AgentStatus {
             agent: self.process_status(&loaded, now),
             config: Some(self.agent.config_report(now)),
+            device: DeviceStatus::of_agent(&context.device, &context.trust),
             ..AgentStatus::default()
         };
         let compliance = spawn_blocking(move || {
@@ -104,6 +112,7 @@ impl ControlService {
             Ok(pipeline) => add_pipeline(&mut status, &pipeline, &loaded, now).await,
             Err(phase) => status.agent.phase = phase,
         }
+        status.assign_trust();
         status
     }
 

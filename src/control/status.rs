@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use siem_protocol::{delivery::Acknowledged, managed::Action};
+use siem_protocol::{agent_event::ReceiverTrust, delivery::Acknowledged, managed::Action};
 
+use super::device_status::DeviceStatus;
 use crate::{
     agent::{handle::Phase, status_file::ConfigReport},
     compliance::{PolicyFinding, SignInState, policy::UndecidedRule},
@@ -34,6 +35,8 @@ pub(crate) struct AgentStatus {
     /// Configurations in force, tried and refused last, as in heartbeats.
     pub(crate) config: Option<ConfigReport>,
     pub(crate) compliance: Option<ComplianceStatus>,
+    /// Key of the device; `None` if it is not known.
+    pub(crate) device: Option<DeviceStatus>,
 }
 
 /// The agent's process.
@@ -93,6 +96,9 @@ pub(crate) struct SinkStatus {
     pub(crate) retry_seconds: Option<u64>,
     /// True if it waits only for its rate limit.
     pub(crate) paced: bool,
+    /// State of the device at the receiver; `None` if the sink does not sign, or until the receiver
+    /// has answered.
+    pub(crate) trust: Option<ReceiverTrust>,
 }
 
 /// The last error of a sink.
@@ -194,6 +200,18 @@ impl AgentStatus {
             ..SinkStatus::default()
         };
         self.sinks = stats.sinks.into_iter().map(sink).collect();
+    }
+
+    /// Assigns the state of the device at receivers to the sinks that deliver to them.
+    pub(crate) fn assign_trust(&mut self) {
+        let receivers = self.device.iter().flat_map(|device| &device.receivers);
+        for trust in receivers {
+            let is_there =
+                |sink: &&mut SinkStatus| sink.destination.as_ref() == Some(&trust.endpoint);
+            for sink in self.sinks.iter_mut().filter(is_there) {
+                sink.trust = Some(trust.clone());
+            }
+        }
     }
 
     /// Adds the progress of the running sinks.

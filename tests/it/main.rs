@@ -22,6 +22,7 @@ mod damaged_outbox;
 mod deadletter;
 mod delivery;
 mod detections;
+mod device;
 mod doctor;
 mod dry_run;
 mod enricher_cases;

@@ -1,7 +1,7 @@
 use std::{fs, io, path::Path};
 
 use super::*;
-use crate::pipeline::outbox::SinkRegistration;
+use crate::{pipeline::outbox::SinkRegistration, siem::device::Replacement};
 
 const HOUR: u64 = 3_600_000;
 const NOW: u64 = 1_795_291_200_000;
@@ -156,7 +156,8 @@ fn rotation_of_a_stopped_agent_continues_the_epoch() {
 fn requested_key_starts_an_epoch() {
     let home = Home::new();
     let first = home.start();
-    drop(first.device.replace(DeviceKeyReason::Cloned, Timestamp(NOW)));
+    let requested = first.device.replace(DeviceKeyReason::Cloned, Timestamp(NOW));
+    assert_eq!(requested, Replacement::Requested);
     let second = home.start_with(&first.device);
     assert_ne!(second.epoch, first.epoch);
     assert_eq!(second.created().last().unwrap().0, DeviceKeyReason::Cloned);

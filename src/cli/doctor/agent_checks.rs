@@ -10,11 +10,12 @@ use crate::{
         service::installed_service,
         status::{
             collect::{Depth, collect},
-            report::{Level, State, StatusReport},
+            report::{Level, Problem, State, StatusReport},
+            trust_text::{trust_problem, trust_text},
         },
     },
     compliance::{client_files::ClientSettingsFiles, hook_response::Hook},
-    control::{Connection, Request, RequestError, Response, connect},
+    control::{Connection, Request, RequestError, Response, connect, status::SinkStatus},
     units::Time,
 };
 
@@ -27,7 +28,10 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(super) fn run(context: &CliContext) -> Vec<CheckResult> {
     let mut results = vec![service(context)];
     match collect(context, Depth::Outbox) {
-        Ok(report) => results.extend(agent(&report)),
+        Ok(report) => {
+            results.extend(agent(&report));
+            results.extend(trust(&report));
+        }
         Err(failure) => results.push(CheckResult::fail("agent", failure.message())),
     }
     results.push(hooks(context));
@@ -54,17 +58,40 @@ fn service(context: &CliContext) -> CheckResult {
 fn agent(report: &StatusReport) -> Vec<CheckResult> {
     const SUBJECT: &str = "agent";
 
-    if report.problems.is_empty() && report.state == State::Running {
-        return vec![CheckResult::ok(SUBJECT, "running and making progress")];
+    let trust: Vec<_> = trust_problems(report).collect();
+    let others = report.problems.iter().filter(|problem| !trust.contains(problem));
+    let results: Vec<_> = others.map(|problem| problem_result(SUBJECT, problem)).collect();
+    match (results.is_empty(), report.state) {
+        (true, State::Running) => vec![CheckResult::ok(SUBJECT, "running and making progress")],
+        _ => results,
     }
-    let results = report.problems.iter().map(|problem| {
-        let text = format!("{}; {}", problem.what, problem.remedy);
-        match problem.level {
-            Level::Failing => CheckResult::fail(SUBJECT, text),
-            Level::Warning => CheckResult::warn(SUBJECT, text),
-        }
-    });
-    results.collect()
+}
+
+/// State of the device at the receiver of each sink.
+fn trust(report: &StatusReport) -> Vec<CheckResult> {
+    const SUBJECT: &str = "trust";
+
+    let check = |sink: &SinkStatus| {
+        let trust = sink.trust.as_ref()?;
+        Some(match trust_problem(sink, report.status.device.as_ref()) {
+            Some(problem) => problem_result(SUBJECT, &problem),
+            None => CheckResult::ok(SUBJECT, format!("`{}`: {}", sink.name, trust_text(trust))),
+        })
+    };
+    report.status.sinks.iter().filter_map(check).collect()
+}
+
+fn trust_problems(report: &StatusReport) -> impl Iterator<Item = Problem> {
+    let device = report.status.device.as_ref();
+    report.status.sinks.iter().filter_map(move |sink| trust_problem(sink, device))
+}
+
+fn problem_result(subject: &'static str, problem: &Problem) -> CheckResult {
+    let text = format!("{}; {}", problem.what, problem.remedy);
+    match problem.level {
+        Level::Failing => CheckResult::fail(subject, text),
+        Level::Warning => CheckResult::warn(subject, text),
+    }
 }
 
 fn hooks(context: &CliContext) -> CheckResult {

@@ -12,7 +12,7 @@ use crate::{
     compliance::client_files::ClientSettingsFiles,
     config::LoadedConfig,
     control::{
-        Client, Connection, Request, Response, Store, compliance_status, connect,
+        Client, Connection, DeviceStatus, Request, Response, Store, compliance_status, connect,
         status::AgentStatus,
     },
     platform::{Clock as _, LockHolder, LockRole, StateLock, SystemClock},
@@ -48,6 +48,7 @@ pub(in crate::cli) fn collect(context: &CliContext, depth: Depth) -> Result<Stat
         }
         Connection::Stopped => {
             report.status.config = last_config(&state_dir);
+            report.status.device = Some(DeviceStatus::stored(&state_dir));
             if let (Depth::Outbox, Some(loaded)) = (depth, loaded) {
                 inspect_outbox(&mut report.status, context, &state_dir, loaded);
             }
@@ -57,6 +58,7 @@ pub(in crate::cli) fn collect(context: &CliContext, depth: Depth) -> Result<Stat
         let (paths, environment) = (context.paths(), context.environment());
         report.status.compliance = Some(compliance_status(&state_dir, paths, environment, &[]));
     }
+    report.status.assign_trust();
     report.problems = problems(&report);
     Ok(report)
 }

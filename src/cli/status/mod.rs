@@ -4,6 +4,7 @@ pub(super) mod collect;
 mod problems;
 mod render;
 pub(super) mod report;
+pub(super) mod trust_text;
 
 use std::{
     io::{self, IsTerminal as _},

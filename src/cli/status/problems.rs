@@ -3,7 +3,10 @@
 //! An agent is healthy if it makes progress. One that waits for a receiver that will never accept
 //! anything is not healthy, even if its process is running.
 
-use super::report::{Level, Problem, State, StatusReport};
+use super::{
+    report::{Level, Problem, State, StatusReport},
+    trust_text::trust_problem,
+};
 use crate::{
     cli::terminal::duration,
     control::status::{ReadingStatus, SinkStatus},
@@ -27,7 +30,12 @@ pub(super) fn problems(report: &StatusReport) -> Vec<Problem> {
     }
     for sink in &status.sinks {
         problems.extend(delivery(sink, report));
+        // The reason of a held delivery says it already.
+        if !sink.held {
+            problems.extend(trust_problem(sink, status.device.as_ref()));
+        }
     }
+    problems.extend(device(report));
     if let Some(letters) = status.outbox.as_ref().map(|outbox| outbox.dead_letters)
         && letters > 0
     {
@@ -118,6 +126,17 @@ fn is_stalled(sink: &SinkStatus, report: &StatusReport) -> bool {
     let since_start = agent.uptime_seconds.unwrap_or_default();
     let is_still = sink.last_acknowledgement_seconds.unwrap_or(since_start) > PATIENCE;
     sink.entries > 0 && is_overdue && is_still && !sink.paced
+}
+
+/// Problem of a running agent without a key. A stopped one makes a key when it starts.
+fn device(report: &StatusReport) -> Option<Problem> {
+    let problem = report.status.device.as_ref()?.problem.as_ref()?;
+    (report.state == State::Running).then(|| {
+        failing(
+            format!("this device has no key to sign with: {problem}"),
+            "correct that; the agent inspects the key again by itself",
+        )
+    })
 }
 
 fn reading(reading: &ReadingStatus, problems: &mut Vec<Problem>) {

@@ -4,12 +4,18 @@ use std::fmt::Display;
 
 use siem_protocol::delivery::Acknowledged;
 
-use super::report::{HookStatus, Level, State, StatusReport};
+use super::{
+    report::{HookStatus, Level, State, StatusReport},
+    trust_text::trust_text,
+};
 use crate::{
     agent::{handle::Phase, status_file::ConfigReport},
     cli::terminal::{Colours, duration, plain, short_hash, wrap},
     compliance::SignInState,
-    control::status::{AccountStatus, ComplianceStatus, OutboxSummary, ReadingStatus, SinkStatus},
+    control::{
+        DeviceStatus,
+        status::{AccountStatus, ComplianceStatus, OutboxSummary, ReadingStatus, SinkStatus},
+    },
     pipeline::config_status::ConfigOrigin,
     platform::{Timestamp, service::ServiceStatus},
     text::counted,
@@ -43,6 +49,9 @@ pub(super) fn render(
     }
     for sink in &status.sinks {
         page.line("sink", &sink_text(sink, report.state));
+    }
+    if let Some(device) = &status.device {
+        page.line("device", &device_text(device));
     }
     if let Some(reading) = &status.reading {
         page.line("reading", &reading_text(reading));
@@ -218,6 +227,9 @@ fn sink_text(sink: &SinkStatus, state: State) -> String {
     if let Some(means) = sink.acknowledged_means {
         detail("acknowledged means:", &acknowledged_text(means, sink.unproven));
     }
+    if let Some(trust) = &sink.trust {
+        detail("trust:", &trust_text(trust));
+    }
     if let Some(error) = &sink.last_error {
         let reason = error.reason.replace('\n', " ");
         detail("last error at", &format_args!("{}: {reason}", error.at));
@@ -242,6 +254,21 @@ fn acknowledged_text(means: Acknowledged, unproven: u64) -> String {
         0 => means.to_owned(),
         count => format!("{means}; {count} unproven"),
     }
+}
+
+fn device_text(device: &DeviceStatus) -> String {
+    let mut text = match (&device.id, &device.problem) {
+        (Some(id), _) => format!("key {}", id.get(..12).unwrap_or(id)),
+        (None, Some(problem)) => problem.clone(),
+        (None, None) => "no key".to_owned(),
+    };
+    if let Some(at) = &device.created_at {
+        text += &format!(", made at {at}");
+    }
+    if device.previous_key.is_some() {
+        text += "; rotation not confirmed by every receiver yet";
+    }
+    text
 }
 
 fn reading_text(reading: &ReadingStatus) -> String {

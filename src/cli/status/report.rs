@@ -23,7 +23,7 @@ pub(in crate::cli) struct StatusReport {
     /// Problems that need attention.
     pub(in crate::cli) problems: Vec<Problem>,
     /// Status of the agent; if none is running, only the parts that are available without it.
-    pub(super) status: AgentStatus,
+    pub(in crate::cli) status: AgentStatus,
     pub(super) hooks: Vec<HookStatus>,
     /// Service of this user, if one is installed.
     pub(super) service: Option<ServiceStatus>,
@@ -47,6 +47,7 @@ impl StatusReport {
             "reading": status.reading,
             "config": status.config,
             "compliance": status.compliance,
+            "device": status.device,
             "hooks": self.hooks,
             "service": self.service,
         })
