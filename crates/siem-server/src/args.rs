@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::Parser;
+use siem_protocol::statement::TrustLevel;
 use siem_server::{EmptySecret, Keys, Secret};
 
 /// Receive session records from ai-agent and store them in files.
@@ -39,7 +40,25 @@ pub(crate) struct Args {
     /// Managed configuration to serve [default: `config.json` in the data directory]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Lowest level of trust in senders to accept: `shared` (the token and the secret of the
+    /// fleet), `first-use` (and device keys), or `enrolled` (confirmed device keys only). With this
+    /// option, a key of the receiver is made if there is none [default: shared]
+    #[arg(long, value_name = "LEVEL", value_parser = trust_level)]
+    pub(crate) trust: Option<TrustLevel>,
+    /// Name of the receiver in a key that --trust makes
+    #[arg(long, value_name = "NAME", default_value = "demo-server", requires = "trust")]
+    pub(crate) receiver_name: String,
 }
+
+fn trust_level(text: &str) -> Result<TrustLevel, UnknownLevel> {
+    let mut levels = TrustLevel::ALL.iter().copied();
+    levels.find(|level| level.as_str() == text).ok_or(UnknownLevel)
+}
+
+/// Error of a level of trust that does not exist.
+#[derive(Debug, thiserror::Error)]
+#[error("expected shared, first-use or enrolled")]
+struct UnknownLevel;
 
 /// Error in the options for a token or secret.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,11 @@ use std::{error::Error, io::Write as _, process::ExitCode, sync::Arc};
 
 use args::{Args, SecretError};
 use clap::Parser as _;
-use siem_server::{FileStore, Keys, OpenError, Receiver, ServeOptions, not_found, serve};
+use siem_protocol::statement::TrustLevel;
+use siem_server::{
+    FileStore, Keys, OpenError, Receiver, ServeOptions, not_found, serve,
+    trust::{Registry, RegistryError, RegistryOptions},
+};
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
@@ -17,6 +21,10 @@ enum StartError {
     Secret(#[from] SecretError),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error("the system has no random bytes for a key")]
+    NoRandomBytes,
     #[error("cannot listen on {address}")]
     Listen {
         address: std::net::SocketAddr,
@@ -61,7 +69,10 @@ fn fail(error: &dyn Error, code: u8) -> ExitCode {
 #[tokio::main]
 async fn run(args: &Args, keys: Keys) -> Result<(), StartError> {
     let store = FileStore::open(&args.data)?;
-    let receiver = Receiver::new(keys, Arc::new(store)).with_config_file(args.config_file());
+    let registry = Arc::new(open_registry(args)?);
+    let receiver = Receiver::new(keys, Arc::new(store))
+        .with_registry(registry)
+        .with_config_file(args.config_file());
     let address = args.listen;
     let failed = |source| StartError::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
@@ -72,6 +83,20 @@ async fn run(args: &Args, keys: Keys) -> Result<(), StartError> {
     serve(listener, router, ServeOptions::default(), shutdown).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Opens the registry, and makes a receiver key where the arguments ask for it.
+fn open_registry(args: &Args) -> Result<Registry, StartError> {
+    let level = args.trust.unwrap_or(TrustLevel::Shared);
+    let registry = Registry::open(&args.data.join("trust"), RegistryOptions::new(level))?;
+    if args.trust.is_some() && registry.receiver_key().is_none() {
+        let mut seed = [0; 32];
+        aws_lc_rs::rand::fill(&mut seed).map_err(|_| StartError::NoRandomBytes)?;
+        registry.create_receiver_key(&args.receiver_name, seed)?;
+    }
+    let receiver = registry.receiver_name();
+    tracing::info!(level = level.as_str(), receiver, "opened the registry of devices");
+    Ok(registry)
 }
 
 /// Returns a future that completes when the process receives SIGINT or SIGTERM.

@@ -31,7 +31,7 @@ pub enum JournalError {
     /// The file cannot be read or written.
     #[error("cannot {action} `{path}`")]
     Io {
-        /// What failed: `open`, `lock`, `read`, `write` or `sync`.
+        /// What failed, such as `open` or `write`.
         action: &'static str,
         /// The file.
         path: PathBuf,
@@ -75,7 +75,7 @@ impl DirectoryLock {
     pub(super) fn open(directory: &Path) -> Result<Arc<Self>, JournalError> {
         create_private(directory).map_err(JournalError::io("create", directory))?;
         let path = directory.join("lock");
-        let file = private_file(&path).map_err(JournalError::io("open", &path))?;
+        let file = private_file(&path, true).map_err(JournalError::io("open", &path))?;
         Ok(Arc::new(Self { path, file: Mutex::new(file) }))
     }
 
@@ -94,10 +94,11 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// Opens a file for reading and appending, and creates it with access for the owner only.
-fn private_file(path: &Path) -> io::Result<File> {
+/// Opens a file for reading and appending. With `create` it is created if missing, with access for
+/// the owner only.
+fn private_file(path: &Path, create: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.create(true).read(true).append(true);
+    options.create(create).read(true).append(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.open(path)
@@ -125,7 +126,8 @@ pub(super) struct Journal<S> {
 
 #[derive(Debug)]
 struct Folded<S> {
-    file: File,
+    /// None as long as there is no file.
+    file: Option<File>,
     /// Bytes and lines that are folded.
     length: u64,
     lines: u64,
@@ -135,22 +137,20 @@ struct Folded<S> {
 }
 
 impl<S: Fold> Journal<S> {
-    /// Opens the file `name` in the directory of `lock`, creates it if missing, and folds it.
+    /// Folds the file `name` in the directory of `lock`. The file is created with its first line.
     pub(super) fn open(
         directory: &Path,
         name: &str,
         lock: Arc<DirectoryLock>,
     ) -> Result<Self, JournalError> {
         let path = directory.join(name);
+        let mut folded =
+            Folded { file: None, length: 0, lines: 0, state: S::default(), failed: false };
         let held = lock.lock()?;
-        let file = private_file(&path).map_err(JournalError::io("open", &path))?;
-        sync_directory(directory).map_err(JournalError::io("sync", directory))?;
-        let mut folded = Folded { file, length: 0, lines: 0, state: S::default(), failed: false };
         folded.catch_up(&path)?;
         folded.cut_torn_line(&path)?;
-        let synced = Mutex::new(0);
         drop(held);
-        Ok(Self { path, lock, folded: Mutex::new(folded), synced })
+        Ok(Self { path, lock, folded: Mutex::new(folded), synced: Mutex::new(0) })
     }
 
     /// Calls `read` with the state, after the lines of other processes are folded. If these cannot
@@ -198,10 +198,12 @@ impl<S: Fold> Journal<S> {
         }
         let (length, file) = {
             let folded = self.folded();
-            (folded.length, folded.file.try_clone())
+            (folded.length, folded.file.as_ref().map(File::try_clone))
         };
-        let failed = JournalError::io("sync", &self.path);
-        file.and_then(|file| file.sync_data()).map_err(failed)?;
+        if let Some(file) = file {
+            let sync = file.and_then(|file| file.sync_data());
+            sync.map_err(JournalError::io("sync", &self.path))?;
+        }
         *synced = length;
         Ok(())
     }
@@ -214,8 +216,15 @@ impl<S: Fold> Journal<S> {
 impl<S: Fold> Folded<S> {
     /// Folds the complete lines that are in the file and not yet in the state.
     fn catch_up(&mut self, path: &Path) -> Result<(), JournalError> {
-        let failed = JournalError::io("read", path);
-        let length = self.file.metadata().map_err(failed)?.len();
+        let failed = || JournalError::io("read", path);
+        if self.file.is_none() {
+            self.file = match private_file(path, false) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                opened => Some(opened.map_err(JournalError::io("open", path))?),
+            };
+        }
+        let Some(mut file) = self.file.as_ref() else { return Ok(()) };
+        let length = file.metadata().map_err(failed())?.len();
         if length == self.length {
             return Ok(());
         }
@@ -223,13 +232,13 @@ impl<S: Fold> Folded<S> {
             // An operator restored an older copy: the state follows the file.
             (self.state, self.length, self.lines) = (S::default(), 0, 0);
         }
-        self.file.seek(SeekFrom::Start(self.length)).map_err(JournalError::io("read", path))?;
-        let mut reader = BufReader::new((&self.file).take(length - self.length));
+        file.seek(SeekFrom::Start(self.length)).map_err(failed())?;
+        let mut reader = BufReader::new(file.take(length - self.length));
         let mut text = Vec::new();
         loop {
             text.clear();
             let read = reader.read_until(b'\n', &mut text);
-            let read = read.map_err(JournalError::io("read", path))? as u64;
+            let read = read.map_err(failed())? as u64;
             if text.pop() != Some(b'\n') {
                 return Ok(());
             }
@@ -247,9 +256,10 @@ impl<S: Fold> Folded<S> {
     /// Truncates the file after its last complete line. The lock must be held: without it another
     /// process may be in the middle of that line.
     fn cut_torn_line(&self, path: &Path) -> Result<(), JournalError> {
-        let length = self.file.metadata().map_err(JournalError::io("read", path))?.len();
+        let Some(file) = &self.file else { return Ok(()) };
+        let length = file.metadata().map_err(JournalError::io("read", path))?.len();
         if length > self.length {
-            self.file.set_len(self.length).map_err(JournalError::io("write", path))?;
+            file.set_len(self.length).map_err(JournalError::io("write", path))?;
         }
         Ok(())
     }
@@ -257,9 +267,13 @@ impl<S: Fold> Folded<S> {
     fn append(&mut self, path: &Path, line: S::Line) -> Result<(), JournalError> {
         let mut text = serde_json::to_vec(&line).expect("names and numbers can be written as JSON");
         text.push(b'\n');
-        if let Err(source) = self.file.write_all(&text) {
+        let mut file = match &self.file {
+            Some(file) => file,
+            None => self.file.insert(create(path)?),
+        };
+        if let Err(source) = file.write_all(&text) {
             // The rest of a partly written line is cut now, or by the next writer.
-            drop(self.file.set_len(self.length));
+            drop(file.set_len(self.length));
             return Err(JournalError::io("write", path)(source));
         }
         self.state.apply(line);
@@ -277,6 +291,15 @@ impl<S: Fold> Folded<S> {
     }
 }
 
+/// Creates the file of a journal, durably.
+fn create(path: &Path) -> Result<File, JournalError> {
+    let created = private_file(path, true).and_then(|file| {
+        path.parent().map_or(Ok(()), sync_directory)?;
+        Ok(file)
+    });
+    created.map_err(JournalError::io("create", path))
+}
+
 /// Replaces a file so that after a crash it has either its old or its new content. Only the owner
 /// may read it.
 pub(super) fn replace_file(path: &Path, content: &[u8]) -> Result<(), JournalError> {
@@ -287,7 +310,7 @@ pub(super) fn replace_file(path: &Path, content: &[u8]) -> Result<(), JournalErr
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = private_file(&temporary)?;
+        let mut file = private_file(&temporary, true)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;

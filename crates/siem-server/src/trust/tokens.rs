@@ -242,6 +242,19 @@ pub enum TokenState {
     Revoked,
 }
 
+impl TokenState {
+    /// Returns the name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::Used => "used",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
 /// Rights of the sender of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {

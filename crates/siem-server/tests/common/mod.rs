@@ -3,6 +3,7 @@
 
 #[path = "../../src/testing.rs"]
 mod testing;
+pub(crate) mod trust;
 
 use std::{
     io::Write as _,
@@ -57,6 +58,14 @@ impl Server {
         let receiver = Receiver::new(keys(), storage)
             .with_limits(limits)
             .with_config_file(data.path().join("config.json"));
+        Self::serving(data, receiver, options).await
+    }
+
+    pub(crate) async fn serving(
+        data: tempfile::TempDir,
+        receiver: Receiver,
+        options: ServeOptions,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (end, ending) = oneshot::channel::<()>();

@@ -4,8 +4,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod admin;
 mod body;
 mod config;
+mod enroll;
 mod faults;
 mod ingest;
 mod openapi;

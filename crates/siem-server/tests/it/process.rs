@@ -99,6 +99,34 @@ fn secret_files_readable_by_others_are_refused() {
 }
 
 #[test]
+fn receiver_key_is_made_only_for_a_level_of_trust() {
+    let key = |data: &Path| data.join("trust/keys/receiver.json").try_exists().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    drop(Process::start(data.path()));
+    assert!(!key(data.path()));
+    let with = |options: &[&str]| {
+        let mut command = command(data.path());
+        command.env("CLAUDE_SIEM_TOKEN", TOKEN).env("CLAUDE_SIEM_HMAC_SECRET", SECRET);
+        command.args(options);
+        command
+    };
+    let named = ["--trust", "first-use", "--receiver-name", "siem.example.com"];
+    drop(Process::spawn(&mut with(&named)));
+    let read = || std::fs::read_to_string(data.path().join("trust/keys/keys.txt")).unwrap();
+    let keys = read();
+    assert!(keys.contains("receiver=siem.example.com\n"), "{keys}");
+    drop(Process::spawn(&mut with(&["--trust", "enrolled"])));
+    drop(Process::start(data.path()));
+    assert_eq!(read(), keys, "another start keeps the key");
+    let (code, text) = output(&mut with(&["--trust", "high"]));
+    assert_eq!(code, Some(2));
+    assert!(text.contains("first-use"), "{text}");
+    let (code, text) = output(&mut with(&["--receiver-name", "x"]));
+    assert_eq!(code, Some(2));
+    assert!(text.contains("--trust"), "{text}");
+}
+
+#[test]
 fn second_server_on_the_same_data_is_refused() {
     let data = tempfile::tempdir().unwrap();
     let _first = Process::start(data.path());

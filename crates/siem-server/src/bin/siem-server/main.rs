@@ -1,0 +1,120 @@
+//! Administration of a receiver: its keys, the devices that it knows, and its tokens.
+#![allow(clippy::print_stdout, reason = "a command line prints")]
+
+mod devices;
+mod failure;
+mod keys;
+mod output;
+mod tokens;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+use failure::Failure;
+use siem_server::trust::{Registry, RegistryOptions};
+
+/// Administer a receiver of session records: its keys, devices and tokens
+///
+/// The commands work on the data directory of a receiver, also while it runs: it notices changes
+/// with the next request.
+#[derive(Parser)]
+#[command(name = "siem-server", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Manage the keys with which the receiver signs
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// Manage the keys of devices
+    #[command(subcommand)]
+    Devices(devices::Command),
+    /// Manage tokens with scopes
+    #[command(subcommand)]
+    Tokens(tokens::Command),
+}
+
+/// Data directory, of every command.
+#[derive(Args)]
+struct Data {
+    /// Data directory of the receiver
+    #[arg(long = "data", value_name = "DIR", default_value = "siem-data")]
+    directory: PathBuf,
+}
+
+impl Data {
+    /// Opens the registry of an existing data directory.
+    fn open(&self) -> Result<Registry, Failure> {
+        match std::fs::metadata(&self.directory) {
+            Ok(found) if found.is_dir() => self.open_or_create(),
+            Ok(_) => Err(Failure::usage(NotADirectory(self.directory.clone()))),
+            Err(source) => Err(Failure::usage(DataError { path: self.directory.clone(), source })),
+        }
+    }
+
+    /// Opens the registry, in a new data directory if there is none.
+    fn open_or_create(&self) -> Result<Registry, Failure> {
+        // The level of trust belongs to the running server: here it only changes how an
+        // unconfirmed key is called.
+        let options = RegistryOptions::default();
+        Registry::open(&trust_directory(&self.directory), options).map_err(Failure::failed)
+    }
+}
+
+fn trust_directory(data: &Path) -> PathBuf {
+    data.join("trust")
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open the data directory `{path}` (give it with --data DIR)")]
+struct DataError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not a directory (give the data directory with --data DIR)")]
+struct NotADirectory(PathBuf);
+
+/// Error of the system's random number generator.
+#[derive(Debug, thiserror::Error)]
+#[error("the system has no random bytes")]
+struct NoRandomBytes;
+
+/// Returns 32 bytes of the system's random number generator.
+fn random() -> Result<[u8; 32], Failure> {
+    let mut bytes = [0; 32];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Failure::failed(NoRandomBytes))?;
+    Ok(bytes)
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt().with_writer(io::stderr).without_time().init();
+    let result = match Arguments::parse().command {
+        Command::Keys(command) => command.execute(),
+        Command::Devices(command) => command.execute(),
+        Command::Tokens(command) => command.execute(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,63 @@
+//! Output of commands.
+
+use std::io::{self, Write as _};
+
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// Writes a line to standard output.
+pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    writeln!(io::stdout(), "{text}").map_err(Failure::failed)
+}
+
+/// Writes a value as indented JSON.
+pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    line(&serde_json::to_string_pretty(value).map_err(Failure::failed)?)
+}
+
+/// Writes a table with aligned columns; nothing without rows.
+pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Result<(), Failure> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let head = head.map(str::to_owned);
+    let rows: Vec<[String; N]> = std::iter::once(&head)
+        .chain(rows)
+        .map(|row| row.each_ref().map(|cell| plain(cell)))
+        .collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or_default());
+    for row in &rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+/// Writes names and values as two columns.
+pub(crate) fn fields(fields: &[(&str, String)]) -> Result<(), Failure> {
+    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    fields.iter().try_for_each(|(name, value)| line(&format!("{name:width$}  {}", plain(value))))
+}
+
+/// Escapes control characters: names come from senders, who could otherwise control the terminal.
+pub(crate) fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { plain.extend(c.escape_default()) } else { plain.push(c) }
+    }
+    if plain.is_empty() { "-".to_owned() } else { plain }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_escaped() {
+        assert_eq!(plain("a\u{1b}[2Jb\n"), "a\\u{1b}[2Jb\\n");
+        assert_eq!(plain("büro"), "büro");
+        assert_eq!(plain(""), "-");
+    }
+}

@@ -1,0 +1,150 @@
+//! The `siem-server` program, beside a running receiver.
+
+use std::{
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+use siem_protocol::statement::{DeviceState, TrustLevel};
+
+use crate::common::trust::{TrustServer, device_key, enrollment};
+
+/// Runs `siem-server` on a data directory.
+fn run(data: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_siem-server"))
+        .args(arguments)
+        .arg("--data")
+        .arg(data)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// Returns the standard output of a command that succeeds.
+fn succeed(data: &Path, arguments: &[&str]) -> String {
+    let output = run(data, arguments);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn succeed_json(data: &Path, arguments: &[&str]) -> Value {
+    serde_json::from_str(&succeed(data, arguments)).unwrap()
+}
+
+/// Returns the error of a command that fails, without its `error: `.
+fn fail(data: &Path, arguments: &[&str], code: i32) -> String {
+    let output = run(data, arguments);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {errors}");
+    assert!(output.stdout.is_empty(), "{arguments:?}");
+    errors.strip_prefix("error: ").unwrap_or_else(|| panic!("{errors}")).to_owned()
+}
+
+#[test]
+fn keys_are_made_listed_and_rotated() {
+    let data = tempfile::tempdir().unwrap();
+    let data = data.path().join("new");
+    let key = succeed(&data, &["keys", "new", "--name", "siem.example.com"]);
+    assert!(key.starts_with("siem.example.com+"), "{key}");
+    assert!(fail(&data, &["keys", "new", "--name", "x"], 1).contains("keys rotate"));
+    let list = || succeed_json(&data, &["keys", "list", "--json"]);
+    assert_eq!((list()["current"].as_str(), &list()["next"]), (Some(key.trim()), &Value::Null));
+    succeed(&data, &["keys", "rotate"]);
+    let next = list()["next"].as_str().unwrap().to_owned();
+    assert_eq!(list()["current"], key.trim());
+    let table = succeed(&data, &["keys", "rotate"]);
+    assert!(table.contains(&format!("current  {next}")), "{table}");
+    assert!(table.contains(&format!("retired  {}", key.trim())), "{table}");
+    assert_eq!(list()["current"], next);
+    assert!(!table.contains("PRIVATE") && !list().to_string().contains("PRIVATE"));
+}
+
+#[test]
+fn wrong_arguments_are_exit_code_2() {
+    let data = tempfile::tempdir().unwrap();
+    let absent = data.path().join("absent");
+    for command in [["keys", "list"], ["devices", "list"], ["tokens", "list"], ["keys", "rotate"]] {
+        let text = fail(&absent, &command, 2);
+        assert!(text.contains("absent") && text.contains("--data"), "{text}");
+    }
+    assert!(!absent.try_exists().unwrap());
+    let data = data.path();
+    assert!(fail(data, &["keys", "new", "--name", "a b"], 2).contains("a b"));
+    assert!(fail(data, &["tokens", "new", "--scope", "all"], 2).contains("ingest"));
+    assert!(fail(data, &["tokens", "new", "--scope", "enroll"], 2).contains("--expires"));
+    let single = ["tokens", "new", "--scope", "enroll,read", "--single-use"];
+    assert!(fail(data, &single, 2).contains("single-use"));
+    assert!(fail(data, &["devices", "show", "xyz"], 2).contains("xyz"));
+}
+
+#[test]
+fn missing_keys_devices_and_tokens_are_exit_code_1() {
+    let data = tempfile::tempdir().unwrap();
+    let data = data.path();
+    assert!(fail(data, &["keys", "list"], 1).contains("keys new"));
+    assert!(fail(data, &["keys", "rotate"], 1).contains("keys new"));
+    for command in ["show", "approve", "revoke"] {
+        assert!(fail(data, &["devices", command, "abcdef"], 1).contains("devices list"));
+    }
+    assert!(fail(data, &["tokens", "revoke", "abcdef"], 1).contains("tokens list"));
+    assert_eq!(succeed(data, &["devices", "list"]), "");
+    assert_eq!(succeed_json(data, &["devices", "list", "--json"]), Value::Array(Vec::new()));
+    std::fs::write(data.join("trust/devices.ndjson"), "{\"op\":\"later\"}\n").unwrap();
+    assert!(fail(data, &["devices", "list"], 1).contains("line 1"));
+}
+
+#[test]
+fn token_is_printed_once() {
+    let data = tempfile::tempdir().unwrap();
+    let data = data.path();
+    let output = run(data, &["tokens", "new", "--scope", "ingest", "--name", "fleet"]);
+    let token = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    assert!(token.starts_with("siem_") && token.len() == 48, "{token}");
+    assert!(!String::from_utf8(output.stderr).unwrap().contains(&token[5..]));
+    let made = succeed_json(
+        data,
+        &["tokens", "new", "--scope", "enroll", "--single-use", "--expires", "1day", "--json"],
+    );
+    assert!(made["token"].as_str().unwrap().starts_with("siem_") && made["expires"].is_string());
+    let list = succeed_json(data, &["tokens", "list", "--json"]);
+    assert_eq!((&list[0]["name"], &list[0]["state"]), (&"fleet".into(), &"valid".into()));
+    assert_eq!((&list[1]["id"], &list[1]["single_use"]), (&made["id"], &true.into()));
+    let stored = std::fs::read_to_string(data.join("trust/tokens.ndjson")).unwrap();
+    let table = succeed(data, &["tokens", "list"]);
+    for secret in [&token[5..], &made["token"].as_str().unwrap()[5..]] {
+        for text in [&list.to_string(), &stored, &table] {
+            assert!(!text.contains(secret), "{text}");
+        }
+    }
+    let id = list[0]["id"].as_str().unwrap();
+    succeed(data, &["tokens", "revoke", id]);
+    assert_eq!(succeed_json(data, &["tokens", "list", "--json"])[0]["state"], "revoked");
+}
+
+#[tokio::test]
+async fn commands_act_on_a_running_receiver() {
+    let server = TrustServer::start(TrustLevel::Enrolled).await;
+    let data = server.data();
+    let device = server.enroll_with_fleet_token(&enrollment(1)).await;
+    assert_eq!(device.state, DeviceState::Pending);
+    let key = device_key(1);
+    let listed = succeed_json(data, &["devices", "list", "--json"]);
+    assert_eq!(listed[0]["key"], key.to_string());
+    assert!(succeed(data, &["devices", "list"]).contains(&key.to_string()[..16]));
+    succeed(data, &["devices", "approve", &key.to_string()[..16]]);
+    let device = server.enroll_with_fleet_token(&enrollment(1)).await;
+    assert_eq!(device.state, DeviceState::Confirmed);
+    let verifier = key.verifier().unwrap().to_string();
+    let shown = succeed(data, &["devices", "show", &verifier]);
+    assert!(shown.contains("confirmed by  operator"), "{shown}");
+    assert!(succeed(data, &["devices", "allow-shared", "m-1"]).contains("accepted"));
+    assert!(server.registry().is_shared_allowed("m-1"));
+    succeed(data, &["devices", "allow-shared", "m-1", "--undo"]);
+    assert!(!server.registry().is_shared_allowed("m-1"));
+    succeed(data, &["devices", "revoke", &key.to_string()]);
+    let device = server.enroll_with_fleet_token(&enrollment(1)).await;
+    assert_eq!(device.state, DeviceState::Revoked);
+    assert!(fail(data, &["devices", "approve", &key.to_string()], 1).contains("revoked"));
+}
