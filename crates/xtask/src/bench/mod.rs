@@ -37,6 +37,10 @@ pub(crate) struct Arguments {
     /// Only the sinks: CPU and throughput of each beside `http-siem`, on 530 MB
     #[arg(long, conflicts_with_all = ["quick", "full"])]
     sinks: bool,
+    /// Only the receiver: its throughput beside that of FILE, another build of `demo-server`, on
+    /// 530 MB, alternating. Fails below 0.97 of it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["quick", "full", "sinks"])]
+    receiver_against: Option<PathBuf>,
 }
 
 /// Measurements. Those that were not made are absent.
@@ -73,6 +77,9 @@ impl Arguments {
         }
         let bench = sh::target_directory()?.join("bench");
         fs::create_dir_all(&bench)?;
+        if let Some(other) = &self.receiver_against {
+            return compare_receivers(other, &Data::new(&shared, &bench), &bench);
+        }
         let [agent] = sh::build(["ai-agent"], ["ai-agent"], true)?;
         if self.sinks {
             return measure_sinks(&agent, &Data::new(&shared, &bench), &bench);
@@ -144,6 +151,15 @@ fn measure_sinks(agent: &Path, data: &Data, bench: &Path) -> Result<ExitCode, Fa
     println!("\n{}", sinks::table(&rows));
     fs::write(bench.join("sinks.json"), serde_json::to_vec_pretty(&rows)?)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Compares the receiver with another build of it, and prints and stores the figures.
+fn compare_receivers(other: &Path, data: &Data, bench: &Path) -> Result<ExitCode, Failure> {
+    let rows = receiver::compare(other, &data.make("medium")?)?;
+    println!("\n{}", receiver::table(&rows));
+    fs::write(bench.join("receiver.json"), serde_json::to_vec_pretty(&rows)?)?;
+    let slower = rows.iter().any(receiver::Comparison::is_slower);
+    Ok(if slower { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// A folder of data: a tree of session files with its properties.
