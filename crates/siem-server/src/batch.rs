@@ -3,7 +3,7 @@
 mod entry_scan;
 mod line_position;
 
-use std::{collections::BTreeSet, ops::Range, time::SystemTime};
+use std::{collections::BTreeSet, net::IpAddr, ops::Range, time::SystemTime};
 
 use entry_scan::scan_entry;
 pub use entry_scan::{Claim, Counts};
@@ -11,7 +11,10 @@ use line_position::Generations;
 pub use line_position::LinePosition;
 use siem_protocol::{BatchHeader, Digest, Kind, PROTOCOL};
 
-use crate::memory::Reserved;
+use crate::{
+    memory::Reserved,
+    trust::{BatchSeal, Event, EventKind},
+};
 
 /// Highest sequence number: the largest integer that every JSON reader represents exactly.
 pub const MAX_SEQ: u64 = (1 << 53) - 1;
@@ -46,6 +49,10 @@ pub struct Batch {
     pub header: BatchHeader,
     /// Time of receipt.
     pub received_at: SystemTime,
+    /// The seal in the header, as verified on arrival.
+    pub seal: BatchSeal,
+    /// Address of the sender, or of a proxy before the receiver.
+    pub peer: Option<IpAddr>,
     text: Vec<u8>,
     lines: Vec<Line>,
     claims: Vec<Claim>,
@@ -114,14 +121,51 @@ impl Batch {
     /// # Errors
     /// [`BatchError`]: no part of the batch may be stored.
     pub fn parse(text: Vec<u8>, received_at: SystemTime) -> Result<Self, BatchError> {
+        Self::parse_or_header(text, received_at).map_err(|(error, _)| error)
+    }
+
+    /// As [`Batch::parse`]. An error comes with the header, if that is valid.
+    pub(crate) fn parse_or_header(
+        text: Vec<u8>,
+        received_at: SystemTime,
+    ) -> Result<Self, (BatchError, Option<Box<BatchHeader>>)> {
         let end = memchr::memchr(b'\n', &text).unwrap_or(text.len());
-        let header = header(&text[..end])?;
+        let header = header(&text[..end]).map_err(|error| (error, None))?;
         let first_line = text.len().min(end + 1);
         let (mut claims, mut generations) = (Vec::new(), Generations::default());
-        let lines = lines(&text, first_line, &header, &mut claims, &mut generations)?;
+        let lines = match lines(&text, first_line, &header, &mut claims, &mut generations) {
+            Ok(lines) => lines,
+            Err(error) => return Err((error, Some(Box::new(header)))),
+        };
         let chain = chain(&header, &lines);
-        let reserved = Reserved::default();
-        Ok(Self { header, received_at, text, lines, claims, generations, chain, reserved })
+        Ok(Self {
+            header,
+            received_at,
+            seal: BatchSeal::None,
+            peer: None,
+            text,
+            lines,
+            claims,
+            generations,
+            chain,
+            reserved: Reserved::default(),
+        })
+    }
+
+    /// Parses the header line at the start of a text, of which the rest may be missing.
+    pub(crate) fn header_of(text: &[u8]) -> Option<BatchHeader> {
+        header(&text[..memchr::memchr(b'\n', text)?]).ok()
+    }
+
+    /// Creates an event about the sender.
+    pub(crate) fn event(&self, kind: EventKind) -> Event {
+        let mut event = Event::new(kind, self.header.machine_id.clone());
+        event.user.clone_from(&self.header.user);
+        event.host.clone_from(&self.header.hostname);
+        event.epoch = Some(self.header.epoch.clone());
+        event.peer = self.peer;
+        event.device = self.seal.valid().map(|seal| seal.device);
+        event
     }
 
     /// Keeps the reserved memory for as long as the batch exists.

@@ -52,6 +52,27 @@ pub fn decode(body: &[u8], encoding: Encoding, limit: usize) -> Result<Vec<u8>, 
     }
 }
 
+/// Decodes at most `limit` bytes of the start of `body`; less if the rest is damaged.
+pub(crate) fn decode_start(body: &[u8], encoding: Encoding, limit: usize) -> Vec<u8> {
+    let mut text = Vec::new();
+    let limit = limit as u64;
+    // What was read before an error is kept.
+    let read = match encoding {
+        Encoding::Identity => body.take(limit).read_to_end(&mut text),
+        Encoding::Zstd => zstd::Decoder::with_buffer(body)
+            .and_then(|mut decoder| {
+                decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+                Ok(decoder)
+            })
+            .and_then(|decoder| decoder.take(limit).read_to_end(&mut text)),
+        Encoding::Gzip => {
+            flate2::bufread::MultiGzDecoder::new(body).take(limit).read_to_end(&mut text)
+        }
+    };
+    drop(read);
+    text
+}
+
 fn read(
     mut from: impl Read,
     likely: usize,

@@ -27,4 +27,7 @@ pub use clock::{Clock, SystemClock};
 pub use http::{Limits, OPENAPI, ROUTES, Receiver, not_found, read_body};
 pub use secrets::{EmptySecret, Keys, Secret};
 pub use serve::{ServeOptions, serve};
-pub use store::{FileStore, FileStoreOptions, OpenError, Storage, StoreError};
+pub use store::{
+    DataFormat, FileStore, FileStoreOptions, FormatError, HeldPoint, OpenError, Storage,
+    StoreError, StoredBatch,
+};

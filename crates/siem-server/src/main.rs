@@ -8,7 +8,8 @@ use args::{Args, SecretError};
 use clap::Parser as _;
 use siem_protocol::statement::TrustLevel;
 use siem_server::{
-    FileStore, Keys, OpenError, Receiver, ServeOptions, not_found, serve,
+    DataFormat, FileStore, FileStoreOptions, FormatError, Keys, OpenError, Receiver, ServeOptions,
+    not_found, serve,
     trust::{Registry, RegistryError, RegistryOptions},
 };
 use tokio::net::TcpListener;
@@ -21,6 +22,8 @@ enum StartError {
     Secret(#[from] SecretError),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error(transparent)]
+    Format(#[from] FormatError),
     #[error(transparent)]
     Registry(#[from] RegistryError),
     #[error("the system has no random bytes for a key")]
@@ -68,8 +71,9 @@ fn fail(error: &dyn Error, code: u8) -> ExitCode {
 
 #[tokio::main]
 async fn run(args: &Args, keys: Keys) -> Result<(), StartError> {
-    let store = FileStore::open(&args.data)?;
     let registry = Arc::new(open_registry(args)?);
+    let options = FileStoreOptions::default();
+    let store = FileStore::open_with_registry(&args.data, options, registry.clone())?;
     let receiver = Receiver::new(keys, Arc::new(store))
         .with_registry(registry)
         .with_config_file(args.config_file());
@@ -87,8 +91,16 @@ async fn run(args: &Args, keys: Keys) -> Result<(), StartError> {
 
 /// Opens the registry, and makes a receiver key where the arguments ask for it.
 fn open_registry(args: &Args) -> Result<Registry, StartError> {
-    let level = args.trust.unwrap_or(TrustLevel::Shared);
-    let registry = Registry::open(&args.data.join("trust"), RegistryOptions::new(level))?;
+    let format = DataFormat::ensure(&args.data)?;
+    let open = |level| Registry::open(&args.data.join("trust"), RegistryOptions::new(level));
+    let level = match args.trust {
+        Some(level) => level,
+        // The machines of release 0.1 have no keys.
+        None if format.is_migrated() => TrustLevel::Shared,
+        None if open(TrustLevel::Shared)?.receiver_key().is_some() => TrustLevel::FirstUse,
+        None => TrustLevel::Shared,
+    };
+    let registry = open(level)?;
     if args.trust.is_some() && registry.receiver_key().is_none() {
         let mut seed = [0; 32];
         aws_lc_rs::rand::fill(&mut seed).map_err(|_| StartError::NoRandomBytes)?;

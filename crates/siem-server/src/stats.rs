@@ -2,9 +2,15 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use siem_protocol::{ChainPoint, Identity};
+use siem_protocol::{
+    ChainPoint, Identity,
+    statement::{DeviceState, TrustLevel},
+};
 
-use crate::ledger::{Break, Comparison, Range};
+use crate::{
+    ledger::{Break, Comparison, Range},
+    trust::EventCounts,
+};
 
 /// Entries that a receiver holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -13,25 +19,116 @@ pub struct Stats {
     /// be 0.
     #[serde(default)]
     pub unexplained: u64,
+    /// Lowest level of trust that the receiver accepts; absent if it knows no devices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub level: Option<TrustLevel>,
+    /// Number of events about senders since the data directory exists.
+    #[serde(default)]
+    pub events: EventCounts,
     /// The machines, ordered by id.
     pub machines: Vec<MachineStats>,
 }
 
-/// Entries of one machine.
+/// Entries of one machine. Those of unconfirmed devices are in `unconfirmed` only: anyone with an
+/// enrollment token can send them under the machine's name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MachineStats {
     /// The machine as described by its last batch.
     pub identity: Identity,
-    /// Time of its last batch, RFC 3339.
+    /// Time of its last batch, RFC 3339; empty if there are only unconfirmed devices.
     pub last_seen: String,
-    /// Number of entries in all epochs.
+    /// Number of entries in `epochs`.
     pub entries: u64,
     /// Size of their lines in bytes, newlines included.
     pub bytes: u64,
     /// Signs that an outbox was copied.
     pub clones: Vec<CloneReport>,
-    /// The epochs, ordered by id.
+    /// The epochs of confirmed devices and those without a device, ordered by id.
     pub epochs: Vec<EpochStats>,
+    /// Unconfirmed and revoked devices that sent entries under the name of the machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unconfirmed: Vec<UnconfirmedDevice>,
+}
+
+/// Entries of a device that is not confirmed for its machine and user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UnconfirmedDevice {
+    /// First 16 digits of its key.
+    pub key: String,
+    /// The machine as described by the device's last batch.
+    pub identity: Identity,
+    /// Time of its last batch, RFC 3339.
+    pub last_seen: String,
+    /// Number of entries.
+    pub entries: u64,
+    /// Size of their lines in bytes, newlines included.
+    pub bytes: u64,
+    /// The epochs that the device owns, ordered by id.
+    pub epochs: Vec<EpochStats>,
+}
+
+impl MachineStats {
+    pub(crate) fn new(identity: &Identity, clones: Vec<CloneReport>) -> Self {
+        Self {
+            identity: identity.clone(),
+            last_seen: String::new(),
+            entries: 0,
+            bytes: 0,
+            clones,
+            epochs: Vec::new(),
+            unconfirmed: Vec::new(),
+        }
+    }
+
+    /// Adds an epoch, and that its last batch came from `identity`.
+    pub(crate) fn add(&mut self, epoch: EpochStats, identity: &Identity) {
+        let unconfirmed = epoch.device.as_ref().filter(|device| !device.is_confirmed());
+        let Some(key) = unconfirmed.map(|device| device.key.clone()) else {
+            if self.last_seen < epoch.last_seen {
+                self.last_seen.clone_from(&epoch.last_seen);
+                self.identity = identity.clone();
+            }
+            self.entries += epoch.entries;
+            self.bytes += epoch.bytes;
+            self.epochs.push(epoch);
+            return;
+        };
+        let at = self.unconfirmed.iter().position(|device| device.key == key);
+        let at = at.unwrap_or_else(|| {
+            self.unconfirmed.push(UnconfirmedDevice::new(key, identity));
+            self.unconfirmed.len() - 1
+        });
+        self.unconfirmed[at].add(epoch, identity);
+    }
+
+    /// Returns the epochs of all devices.
+    pub fn all_epochs(&self) -> impl Iterator<Item = &EpochStats> {
+        self.epochs.iter().chain(self.unconfirmed.iter().flat_map(|device| &device.epochs))
+    }
+}
+
+impl UnconfirmedDevice {
+    fn new(key: String, identity: &Identity) -> Self {
+        Self {
+            key,
+            identity: identity.clone(),
+            last_seen: String::new(),
+            entries: 0,
+            bytes: 0,
+            epochs: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, epoch: EpochStats, identity: &Identity) {
+        if self.last_seen < epoch.last_seen {
+            self.last_seen.clone_from(&epoch.last_seen);
+            self.identity = identity.clone();
+        }
+        self.entries += epoch.entries;
+        self.bytes += epoch.bytes;
+        self.epochs.push(epoch);
+    }
 }
 
 /// Entries of one epoch.
@@ -75,6 +172,35 @@ pub struct EpochStats {
     /// The agent's last claim, compared with the entries; absent before its first claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claims: Option<Comparison>,
+    /// The device that owns the epoch; absent if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<EpochDevice>,
+}
+
+/// Device that owns an epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EpochDevice {
+    /// First 16 digits of its key.
+    pub key: String,
+    /// State of the key.
+    #[schemars(with = "String")]
+    pub state: DeviceState,
+    /// Level of the receiver when it stored the last batch.
+    #[schemars(with = "String")]
+    pub level: TrustLevel,
+    /// First number after those that were held without a device; absent if the device began the
+    /// epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted_at: Option<u64>,
+    /// Highest number that a stored seal covers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<u64>,
+}
+
+impl EpochDevice {
+    fn is_confirmed(&self) -> bool {
+        self.state == DeviceState::Confirmed
+    }
 }
 
 /// A sign that an outbox was copied, so that two agents continue it.
@@ -90,6 +216,13 @@ pub struct CloneReport {
     pub last_seen: String,
     /// Number of occurrences.
     pub times: u64,
+}
+
+impl CloneReport {
+    /// Reports whether two reports differ in time and number only.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (self.kind, &self.epoch, &self.other) == (other.kind, &other.epoch, &other.other)
+    }
 }
 
 /// Kinds of signs that an outbox was copied.

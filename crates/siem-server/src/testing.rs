@@ -1,6 +1,13 @@
 //! Fixtures for the tests of several files. The tests in `tests/` include this file by its path.
 
-use siem_protocol::{BatchHeader, Chain, Digest, Identity};
+use siem_protocol::{
+    BatchHeader, Chain, Digest, Identity,
+    note::{NoteSigner as _, SigningKey},
+    statement::{Enroll, Seal, Statement as _},
+};
+
+/// Name of the receiver in every test.
+pub(crate) const RECEIVER: &str = "siem.example.com";
 
 /// Body of the protocol's test vectors.
 pub(crate) const VECTOR: &str = concat!(
@@ -35,6 +42,36 @@ pub(crate) fn identity() -> Identity {
         os: "linux".into(),
         arch: "x86_64".into(),
         agent_version: "0.1.0".into(),
+    }
+}
+
+/// An agent's device key.
+pub(crate) struct TestDevice {
+    pub(crate) key: SigningKey,
+}
+
+impl TestDevice {
+    pub(crate) fn new(seed: u8) -> Self {
+        Self { key: SigningKey::from_seed("ai-agent-device", [seed; 32]).unwrap() }
+    }
+
+    /// The note that presents the key, for `identity`; after a rotation also signed by `previous`.
+    pub(crate) fn enrollment(&self, identity: &Identity, previous: Option<&Self>) -> String {
+        let enroll = Enroll {
+            receiver: RECEIVER.into(),
+            machine: identity.machine_id.clone(),
+            user: identity.user.clone(),
+            host: identity.hostname.clone(),
+            os: identity.os.clone(),
+            arch: identity.arch.clone(),
+            version: identity.agent_version.clone(),
+            key: self.key.key().clone(),
+            previous: previous.map(|previous| previous.key.key().clone()),
+        };
+        match previous {
+            Some(previous) => enroll.sign(&[&self.key, &previous.key]).unwrap(),
+            None => enroll.sign(&[&self.key]).unwrap(),
+        }
     }
 }
 
@@ -98,6 +135,40 @@ impl BatchText {
     pub(crate) fn with(mut self, edit: impl FnOnce(&mut BatchHeader)) -> Self {
         edit(&mut self.header);
         self
+    }
+
+    /// Seals the batch; a redelivery at `point`.
+    pub(crate) fn seal_at(self, device: &TestDevice, point: Option<(u64, Digest)>) -> Self {
+        self.seal_with(device, point, |_| ())
+    }
+
+    pub(crate) fn seal(self, device: &TestDevice) -> Self {
+        self.seal_at(device, None)
+    }
+
+    /// Seals the batch with a statement that `edit` changes.
+    pub(crate) fn seal_with(
+        self,
+        device: &TestDevice,
+        point: Option<(u64, Digest)>,
+        edit: impl FnOnce(&mut Seal),
+    ) -> Self {
+        let header = &self.header;
+        let own = header.last_seq.zip(header.chain.map(|chain| chain.after));
+        let (last_seq, chain) = point.or(own).unwrap();
+        let mut seal = Seal {
+            receiver: Some(RECEIVER.into()),
+            machine: header.machine_id.clone(),
+            user: header.user.clone(),
+            epoch: header.epoch.clone(),
+            last_seq,
+            chain,
+            config: header.config_hash,
+            receipt: None,
+        };
+        edit(&mut seal);
+        let note = seal.sign(&[&device.key]).unwrap();
+        self.with(|header| header.seal = Some(note))
     }
 
     pub(crate) fn text(&self) -> String {

@@ -1,10 +1,10 @@
 //! `POST /ingest`.
 
-use std::{future::poll_fn, pin::Pin, sync::Arc, time::SystemTime};
+use std::{future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, time::SystemTime};
 
 use axum::{
     body::{Body, Bytes},
-    extract::{Request, State},
+    extract::{ConnectInfo, Request, State},
     http::{
         HeaderMap, HeaderName, HeaderValue,
         header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
@@ -16,34 +16,73 @@ use hyper::{
     http::request::Parts,
 };
 use siem_protocol::{
-    BatchHeader, Encoding, Receipt,
+    BatchHeader, Digest, Encoding, Receipt,
     names::{content_type, header},
 };
 use tracing::debug;
 
-use super::{Limits, Shared, observe::json, problem::Rejection};
+use super::{
+    Limits, Shared,
+    managed_config::names_unknown_config,
+    observe::json,
+    problem::Rejection,
+    statements::{self, BatchSubject},
+};
 use crate::{
     batch::Batch,
-    decode::{DecodeError, decode},
+    decode::{DecodeError, decode, decode_start},
     memory::Reserved,
-    trust::Scope,
+    trust::{BatchSeal, EventKind, Scope},
 };
 
 /// Likely upper bound of a text's size, as a multiple of its compressed size.
 const LIKELY_RATIO: usize = 16;
 /// Minimum memory to reserve for a text.
 const LEAST_TEXT: usize = 64 << 10;
+/// Size up to which the header of a batch that is too large is searched, in bytes.
+const LONGEST_HEADER: usize = 1 << 20;
 
 pub(super) async fn ingest(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, mut body) = request.into_parts();
     match receive_batch(&shared, &parts, &mut body).await {
         Ok(receipt) => json(&receipt),
-        Err(rejection) => {
+        Err(refusal) => {
             // The body is read while the response is sent: a client that reads the response at once
             // need not send the rest.
             tokio::spawn(discard(body, shared.limits));
-            rejection.into_response()
+            refusal.respond(&shared).await
         }
+    }
+}
+
+/// Refusal of a batch, with what a signed verdict needs.
+struct Refusal {
+    rejection: Rejection,
+    /// The batch, once its header is known.
+    subject: Option<BatchSubject>,
+    /// The sender should enroll.
+    enroll: bool,
+}
+
+impl<E: Into<Rejection>> From<E> for Refusal {
+    fn from(error: E) -> Self {
+        Self { rejection: error.into(), subject: None, enroll: false }
+    }
+}
+
+impl Refusal {
+    async fn respond(self, shared: &Arc<Shared>) -> Response {
+        let Self { rejection, subject, enroll } = self;
+        let Some(subject) = subject.filter(|_| rejection.needs_verdict()) else {
+            return rejection.respond(None, enroll);
+        };
+        let shared = shared.clone();
+        // The body is hashed, which takes milliseconds if it is large.
+        let signing = tokio::task::spawn_blocking(move || {
+            let verdict = statements::verdict(&shared, &rejection, &subject);
+            rejection.respond(verdict, enroll)
+        });
+        signing.await.unwrap_or_else(|_| Rejection::Panicked.into_response())
     }
 }
 
@@ -112,7 +151,7 @@ async fn receive_batch(
     shared: &Arc<Shared>,
     parts: &Parts,
     body: &mut Body,
-) -> Result<Receipt, Rejection> {
+) -> Result<Receipt, Refusal> {
     let headers = &parts.headers;
     shared.authorize(headers, &[Scope::Ingest])?;
     check_content_type(headers)?;
@@ -121,18 +160,32 @@ async fn receive_batch(
     let limit = limit(encoding, &shared.limits);
     let (body, memory) = receive(shared, headers, body, limit).await?;
     let received_at = shared.clock.now();
-    let batch =
-        read(shared, ReceivedBody { body, memory, encoding, signature, received_at }).await?;
+    let sent = ReceivedBody { body, memory, encoding, signature, received_at };
+    let (mut batch, body) = read(shared, sent).await?;
     check_headers(headers, &batch.header)?;
+    batch.peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
     let id = batch.header.id();
-    let receipt = shared.storage.store(batch).await?;
-    debug!(%id, receipt.accepted, receipt.duplicates, "stored a batch");
-    Ok(receipt)
+    let subject = BatchSubject::new(&batch.header, body);
+    let enroll = statements::should_enroll(shared, &batch.seal);
+    let unknown_config = names_unknown_config(shared, &batch.header).await;
+    let unknown_config = unknown_config.then(|| batch.event(EventKind::ConfigUnknown));
+    let stored = match shared.storage.store(batch).await {
+        Ok(stored) => stored,
+        Err(error) => {
+            return Err(Refusal { rejection: error.into(), subject: Some(subject), enroll });
+        }
+    };
+    if let (Some(event), Some(registry)) = (unknown_config, &shared.registry) {
+        registry.record(event);
+    }
+    let receipt = statements::receipt(shared, &subject, stored.point)?;
+    debug!(%id, stored.receipt.accepted, stored.receipt.duplicates, "stored a batch");
+    Ok(Receipt { receipt, enroll, ..stored.receipt })
 }
 
 /// A body as sent.
-struct ReceivedBody {
-    body: Vec<u8>,
+pub(super) struct ReceivedBody {
+    pub(super) body: Vec<u8>,
     memory: Reserved,
     encoding: Encoding,
     signature: String,
@@ -206,8 +259,9 @@ pub(super) async fn collect(
     Ok(bytes)
 }
 
-/// Verifies, decodes and parses a body outside the threads that serve requests.
-async fn read(shared: &Arc<Shared>, sent: ReceivedBody) -> Result<Batch, Rejection> {
+/// Verifies, decodes and parses a body outside the threads that serve requests. Returns what is
+/// known of the body besides.
+async fn read(shared: &Arc<Shared>, sent: ReceivedBody) -> Result<(Batch, SentBody), Refusal> {
     if sent.encoding == Encoding::Identity {
         return run_step_blocking(shared, sent, DecodeStep::Parse).await?.into_batch();
     }
@@ -221,7 +275,7 @@ async fn read(shared: &Arc<Shared>, sent: ReceivedBody) -> Result<Batch, Rejecti
     )
     .await?
     {
-        StepOutput::Batch(batch) => Ok(*batch),
+        StepOutput::Batch(batch, body) => Ok((*batch, body)),
         StepOutput::Larger(sent) => {
             // The memory of the first attempt is released at this point, so that waiting for more
             // cannot deadlock.
@@ -242,53 +296,91 @@ enum DecodeStep {
 
 /// Result of a step.
 enum StepOutput {
-    Batch(Box<Batch>),
+    Batch(Box<Batch>, SentBody),
     /// The text is larger than the reserved memory.
     Larger(ReceivedBody),
 }
 
 impl StepOutput {
-    fn into_batch(self) -> Result<Batch, Rejection> {
+    fn into_batch(self) -> Result<(Batch, SentBody), Refusal> {
         match self {
-            Self::Batch(batch) => Ok(*batch),
-            Self::Larger(_) => Err(Rejection::Overloaded),
+            Self::Batch(batch, body) => Ok((*batch, body)),
+            Self::Larger(_) => Err(Rejection::Overloaded.into()),
         }
     }
+}
+
+/// Body of a batch, as far as a verdict about it needs it.
+pub(super) enum SentBody {
+    /// No verdict is signed.
+    Dropped,
+    /// Its hash.
+    Hashed(Digest),
+    /// The body itself, to be hashed if there is a verdict.
+    Kept(Box<ReceivedBody>),
 }
 
 async fn run_step_blocking(
     shared: &Arc<Shared>,
     sent: ReceivedBody,
     step: DecodeStep,
-) -> Result<StepOutput, Rejection> {
+) -> Result<StepOutput, Refusal> {
     let _core = shared.cores.acquire().await.map_err(|_| Rejection::Overloaded)?;
     let shared = shared.clone();
     let working = tokio::task::spawn_blocking(move || run_step(&shared, sent, step));
     working.await.map_err(|_| Rejection::Panicked)?
 }
 
-fn run_step(
-    shared: &Shared,
-    sent: ReceivedBody,
-    step: DecodeStep,
-) -> Result<StepOutput, Rejection> {
+fn run_step(shared: &Shared, sent: ReceivedBody, step: DecodeStep) -> Result<StepOutput, Refusal> {
     let verified = matches!(step, DecodeStep::Decode { verified: true, .. });
     if !verified && !shared.keys.verify(&sent.body, &sent.signature) {
-        return Err(Rejection::Signature);
+        return Err(Rejection::Signature.into());
     }
-    let (text, mut memory) = match step {
-        DecodeStep::Parse => (sent.body, sent.memory),
+    let received_at = sent.received_at;
+    let (text, mut memory, body) = match step {
+        DecodeStep::Parse => {
+            // The text becomes the batch, so that it is hashed now.
+            let body = match shared.signs() {
+                true => SentBody::Hashed(Digest::of(&sent.body)),
+                false => SentBody::Dropped,
+            };
+            (sent.body, sent.memory, body)
+        }
         DecodeStep::Decode { memory, limit, .. } => {
             match decode(&sent.body, sent.encoding, limit) {
-                Ok(text) => (text, memory),
+                Ok(text) => (text, memory, keep(shared, sent)),
                 Err(DecodeError::TooLarge { .. }) if limit < shared.limits.decoded => {
                     return Ok(StepOutput::Larger(sent));
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(refuse_decoded(shared, sent, error)),
             }
         }
     };
-    let batch = Batch::parse(text, sent.received_at)?;
+    let mut batch = match Batch::parse_or_header(text, received_at) {
+        Ok(batch) => batch,
+        Err((error, header)) => {
+            let subject = header.map(|header| BatchSubject::new(&header, body));
+            return Err(Refusal { rejection: error.into(), subject, enroll: false });
+        }
+    };
+    if let Some(registry) = &shared.registry {
+        batch.seal = BatchSeal::verify(&batch.header, registry);
+    }
     memory.shrink_to(batch.size());
-    Ok(StepOutput::Batch(Box::new(batch.with_memory(memory))))
+    Ok(StepOutput::Batch(Box::new(batch.with_memory(memory)), body))
+}
+
+/// Keeps a compressed body until the batch is stored, if a verdict may need it.
+fn keep(shared: &Shared, sent: ReceivedBody) -> SentBody {
+    if shared.signs() { SentBody::Kept(Box::new(sent)) } else { SentBody::Dropped }
+}
+
+/// Refuses a body that cannot be decoded. The start of one that is too large may still have a header.
+fn refuse_decoded(shared: &Shared, sent: ReceivedBody, error: DecodeError) -> Refusal {
+    let too_large = matches!(error, DecodeError::TooLarge { .. });
+    let header = (too_large && shared.signs())
+        .then(|| decode_start(&sent.body, sent.encoding, LONGEST_HEADER))
+        .and_then(|start| Batch::header_of(&start));
+    let subject = header.map(|header| BatchSubject::new(&header, keep(shared, sent)));
+    Refusal { rejection: error.into(), subject, enroll: false }
 }

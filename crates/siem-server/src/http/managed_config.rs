@@ -16,7 +16,7 @@ use axum::{
 };
 use data_encoding::BASE64;
 use siem_protocol::{
-    Digest, ManagedConfig,
+    BatchHeader, Digest, ManagedConfig,
     names::{content_type, header},
 };
 
@@ -39,7 +39,9 @@ async fn respond(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, 
     let file = shared.config_file.clone().ok_or(Rejection::NoConfig)?;
     let reading = tokio::task::spawn_blocking(move || read(&file));
     let ServedConfig { body, minisig } = reading.await.map_err(|_| Rejection::Panicked)??;
-    let etag = format!("\"{}\"", Digest::of(&body));
+    let hash = Digest::of(&body);
+    offer(shared, hash).await?;
+    let etag = format!("\"{hash}\"");
     let known = headers.get_all(IF_NONE_MATCH).iter().any(|known| matches(known, &etag));
     let (status, body) =
         if known { (StatusCode::NOT_MODIFIED, Vec::new()) } else { (StatusCode::OK, body) };
@@ -60,6 +62,30 @@ async fn respond(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, 
         to.insert(header::SIGNATURE, ascii(&signature));
     }
     Ok(response)
+}
+
+/// Notes that a configuration is offered, before an agent can name it.
+async fn offer(shared: &Arc<Shared>, hash: Digest) -> Result<(), Rejection> {
+    let Some(registry) = shared.registry.clone().filter(|it| !it.was_offered(&hash)) else {
+        return Ok(());
+    };
+    let noting = tokio::task::spawn_blocking(move || registry.offer_config(&hash));
+    noting.await.map_err(|_| Rejection::Panicked)?.map_err(Rejection::Registry)
+}
+
+/// Reports whether a batch names a managed configuration that was never offered.
+pub(super) async fn names_unknown_config(shared: &Arc<Shared>, header: &BatchHeader) -> bool {
+    let (Some(hash), Some(registry)) = (header.managed_hash, &shared.registry) else {
+        return false;
+    };
+    if registry.was_offered(&hash) {
+        return false;
+    }
+    // The agent may have got it before the receiver kept a list.
+    let Some(file) = shared.config_file.clone() else { return true };
+    let reading = tokio::task::spawn_blocking(move || read(&file));
+    let current = reading.await.ok().and_then(Result::ok).map(|served| Digest::of(&served.body));
+    current != Some(hash)
 }
 
 fn ascii(text: &str) -> HeaderValue {

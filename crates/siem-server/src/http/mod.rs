@@ -5,6 +5,7 @@ mod ingest;
 mod managed_config;
 mod observe;
 mod problem;
+mod statements;
 
 use std::{
     fmt,

@@ -9,14 +9,19 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use siem_protocol::{ManagedError, Problem, names::content_type, statement::StatementError};
+use siem_protocol::{
+    ManagedError, Problem,
+    names::{content_type, problem},
+    note::SignError,
+    statement::StatementError,
+};
 use tracing::{error, info};
 
 use crate::{
     batch::BatchError,
     decode::DecodeError,
     store::StoreError,
-    trust::{EnrollError, EnrollRefusal},
+    trust::{EnrollError, EnrollRefusal, RegistryError, policy::Denial},
 };
 
 /// Reason why a request is rejected.
@@ -66,43 +71,51 @@ pub(super) enum Rejection {
     ConfigFile(#[source] std::io::Error),
     #[error("the managed configuration is invalid")]
     Config(#[source] ManagedError),
+    #[error("cannot sign the receipt")]
+    Sign(#[source] SignError),
+    #[error("cannot note which managed configuration is offered")]
+    Registry(#[source] RegistryError),
     #[error("the request could not be processed")]
     Panicked,
 }
 
 impl Rejection {
-    /// Returns the status, the last part of the problem's type, and the title.
+    /// Returns the status, the problem's type, and the title.
     fn kind(&self) -> (StatusCode, &'static str, &'static str) {
         use StatusCode as S;
         match self {
-            Self::Route => (S::NOT_FOUND, "not-found", "not found"),
-            Self::Token => (S::UNAUTHORIZED, "token", "not authorized"),
+            Self::Route => (S::NOT_FOUND, problem::NOT_FOUND, "not found"),
+            Self::Token => (S::UNAUTHORIZED, problem::TOKEN, "not authorized"),
             Self::Scope | Self::OtherMachine | Self::Enroll(EnrollError::OtherMachine) => {
-                (S::FORBIDDEN, "scope", "not permitted")
+                (S::FORBIDDEN, problem::SCOPE, "not permitted")
             }
-            Self::Enroll(EnrollError::Token(_)) => (S::UNAUTHORIZED, "token", "not authorized"),
-            Self::Enroll(EnrollError::NoReceiverKey) => (S::NOT_FOUND, "not-found", "not found"),
+            Self::Enroll(EnrollError::Token(_)) => {
+                (S::UNAUTHORIZED, problem::TOKEN, "not authorized")
+            }
+            Self::Enroll(EnrollError::NoReceiverKey) => {
+                (S::NOT_FOUND, problem::NOT_FOUND, "not found")
+            }
             Self::Enroll(EnrollError::Refused(EnrollRefusal::Revoked)) => {
-                (S::FORBIDDEN, "device-revoked", "device key revoked")
+                (S::FORBIDDEN, problem::DEVICE_REVOKED, "device key revoked")
             }
             Self::Enroll(EnrollError::Refused(EnrollRefusal::TooMany)) => {
-                (S::TOO_MANY_REQUESTS, "unavailable", "too many device keys")
+                (S::TOO_MANY_REQUESTS, problem::UNAVAILABLE, "too many device keys")
             }
             Self::Enroll(EnrollError::Journal(_) | EnrollError::Sign(_)) => {
-                (S::SERVICE_UNAVAILABLE, "unavailable", "not available now")
+                (S::SERVICE_UNAVAILABLE, problem::UNAVAILABLE, "not available now")
             }
-            Self::Signature => (S::FORBIDDEN, "signature", "wrong signature"),
+            Self::Signature => (S::FORBIDDEN, problem::SIGNATURE, "wrong signature"),
             Self::Encoding | Self::ContentType => {
-                (S::UNSUPPORTED_MEDIA_TYPE, "encoding", "unsupported encoding")
+                (S::UNSUPPORTED_MEDIA_TYPE, problem::ENCODING, "unsupported encoding")
             }
             Self::BodyTooLarge { .. }
             | Self::Decode(DecodeError::TooLarge { .. })
             | Self::Batch(BatchError::TooMany) => {
-                (S::PAYLOAD_TOO_LARGE, "too-large", "batch too large")
+                (S::PAYLOAD_TOO_LARGE, problem::TOO_LARGE, "batch too large")
             }
-            Self::Slow => (S::REQUEST_TIMEOUT, "slow", "request too slow"),
+            Self::Slow => (S::REQUEST_TIMEOUT, problem::SLOW, "request too slow"),
             Self::Batch(BatchError::Entry { .. }) => {
-                (S::UNPROCESSABLE_ENTITY, "entry", "entry refused")
+                (S::UNPROCESSABLE_ENTITY, problem::ENTRY, "entry refused")
             }
             Self::Body(_)
             | Self::Decode(_)
@@ -111,19 +124,24 @@ impl Rejection {
             | Self::EnrollRequest(_)
             | Self::EnrollNote(_)
             | Self::Enroll(_)
-            | Self::Nonce => (S::BAD_REQUEST, "malformed", "malformed request"),
+            | Self::Nonce => (S::BAD_REQUEST, problem::MALFORMED, "malformed request"),
             Self::Store(StoreError::Conflict { .. }) => {
-                (S::CONFLICT, "conflict", "another chain value is held")
+                (S::CONFLICT, problem::CONFLICT, "does not continue what is held")
             }
-            Self::Store(StoreError::Full(_)) => (S::INSUFFICIENT_STORAGE, "full", "no space"),
+            Self::Store(StoreError::Denied(denial)) => denied(*denial),
+            Self::Store(StoreError::Full(_)) => {
+                (S::INSUFFICIENT_STORAGE, problem::FULL, "no space")
+            }
             Self::Overloaded | Self::Store(_) => {
-                (S::SERVICE_UNAVAILABLE, "unavailable", "not available now")
+                (S::SERVICE_UNAVAILABLE, problem::UNAVAILABLE, "not available now")
             }
-            Self::NoConfig => (S::NOT_FOUND, "no-config", "no managed configuration"),
+            Self::NoConfig => (S::NOT_FOUND, problem::NO_CONFIG, "no managed configuration"),
             Self::ConfigFile(_) | Self::Config(_) => {
-                (S::INTERNAL_SERVER_ERROR, "config", "managed configuration refused")
+                (S::INTERNAL_SERVER_ERROR, problem::CONFIG, "managed configuration refused")
             }
-            Self::Panicked => (S::INTERNAL_SERVER_ERROR, "internal", "internal error"),
+            Self::Sign(_) | Self::Registry(_) | Self::Panicked => {
+                (S::INTERNAL_SERVER_ERROR, problem::INTERNAL, "internal error")
+            }
         }
     }
 
@@ -147,14 +165,24 @@ impl Rejection {
         }
     }
 
-    fn problem(&self) -> Problem {
+    /// Reports whether the sender gives something up after this rejection, which a device does only
+    /// after a signed verdict.
+    pub(super) fn needs_verdict(&self) -> bool {
+        let (status, kind, _) = self.kind();
+        matches!(status, StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY)
+            || status == StatusCode::PAYLOAD_TOO_LARGE
+            || [problem::DEVICE_REVOKED, problem::DEVICE_CLONED].contains(&kind)
+    }
+
+    /// Returns the body of the response, unsigned.
+    pub(super) fn problem(&self) -> Problem {
         let (status, kind, title) = self.kind();
         let expected_seq = match self {
             Self::Store(StoreError::Conflict { expected_seq }) => Some(*expected_seq),
             _ => None,
         };
         Problem {
-            kind: format!("urn:ai-agent:problem:{kind}"),
+            kind: kind.to_owned(),
             title: title.to_owned(),
             status: status.as_u16(),
             detail: Some(self.detail()),
@@ -196,10 +224,34 @@ impl Rejection {
     }
 }
 
+/// Returns status, type and title of a denial.
+fn denied(denial: Denial) -> (StatusCode, &'static str, &'static str) {
+    let (kind, title) = match denial {
+        Denial::Seal => (problem::SEAL, "wrong seal"),
+        Denial::EpochOwned => (problem::EPOCH_OWNED, "epoch of another device"),
+        Denial::Impersonation => (problem::IMPERSONATION, "device key needed"),
+        Denial::NotEnrolled => (problem::NOT_ENROLLED, "device not enrolled"),
+        Denial::DeviceRevoked => (problem::DEVICE_REVOKED, "device key revoked"),
+        Denial::DeviceCloned => (problem::DEVICE_CLONED, "device key in use twice"),
+        Denial::Renumber => {
+            return (StatusCode::CONFLICT, problem::CONFLICT, "does not continue what is held");
+        }
+    };
+    (StatusCode::FORBIDDEN, kind, title)
+}
+
 impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
+        self.respond(None, false)
+    }
+}
+
+impl Rejection {
+    /// Builds the response, with a signed verdict if there is one. `enroll` tells the sender to
+    /// enroll its device key.
+    pub(super) fn respond(self, verdict: Option<String>, enroll: bool) -> Response {
         self.log();
-        let problem = self.problem();
+        let problem = Problem { verdict, enroll, ..self.problem() };
         let body = serde_json::to_vec(&problem).expect("names and numbers can be written as JSON");
         let mut response = (self.kind().0, body).into_response();
         let headers = response.headers_mut();

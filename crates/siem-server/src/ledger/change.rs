@@ -50,6 +50,15 @@ pub struct Change {
     pub tally: Option<TallyChange>,
 }
 
+impl Change {
+    /// Reports whether the batch continues what is held: it skips no number, builds upon the value
+    /// of the chain that is held, and results in those that later numbers were built upon.
+    #[must_use]
+    pub fn continues(&self) -> bool {
+        self.gap.is_none() && self.breaks.is_empty() && self.claims.is_empty()
+    }
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
 pub(crate) fn is_zero(number: &u64) -> bool {
     *number == 0

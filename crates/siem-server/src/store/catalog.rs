@@ -2,21 +2,31 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use siem_protocol::{BatchHeader, Digest, Receipt};
+use siem_protocol::{
+    BatchHeader, Digest, Receipt,
+    statement::{self, DeviceState, TrustLevel},
+};
 
 use super::{
+    HeldPoint,
+    admission::{Admission, AdmittedDevice},
     epoch::Stem,
     frame::FilePositions,
     names,
-    note::{Note, Sender},
+    note::{DeviceNote, Note, SealNote, Sender},
+    note_index::{NoteIndex, ReadNotes},
     repeats::{OtherEpoch, RepeatedLines},
 };
 use crate::{
     batch::Batch,
     clock,
     ledger::{ChainValues, Change, Comparison, Difference, Ledger, Range, Refusal},
-    stats::{CloneKind, CloneReport, EpochStats, MachineStats, Stats},
+    stats::{CloneKind, CloneReport, EpochDevice, EpochStats, MachineStats, Stats},
+    trust::{DeviceKey, Registry, policy::Mark},
 };
+
+/// Maximum length of an `instance` that is noted, in bytes.
+const INSTANCE: usize = 128;
 
 /// Id of a machine and of an epoch.
 pub(super) type Key = (String, String);
@@ -38,9 +48,37 @@ struct Epoch {
     warned: bool,
     /// Last value of the chain, if one arrived since the start.
     last: Option<Digest>,
+    owner: Option<Owner>,
+    notes: NoteIndex,
+    /// The last receipt's facts, while nothing was noted since.
+    point: Option<HeldPoint>,
 }
 
-/// Epochs of a machine's user.
+/// Device that owns an epoch.
+#[derive(Clone, Debug)]
+struct Owner {
+    /// Key that sealed the last batch.
+    key: DeviceKey,
+    mark: Mark,
+    level: TrustLevel,
+    instance: Option<String>,
+    adopted_at: Option<u64>,
+    /// The adoption confirmed the key.
+    confirms: bool,
+}
+
+/// Owner and end of an epoch.
+#[derive(Debug)]
+pub(super) struct EpochView<'a> {
+    pub(super) owner: Option<DeviceKey>,
+    pub(super) user: &'a str,
+    pub(super) next_seq: u64,
+}
+
+/// Machine, user, and the key of their device, if there is one.
+type LineageKey = (String, String, Option<DeviceKey>);
+
+/// Epochs of a machine's user and device.
 #[derive(Debug, Default)]
 struct Lineage {
     current: String,
@@ -51,8 +89,7 @@ struct Lineage {
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
     epochs: BTreeMap<Key, Epoch>,
-    /// By machine and user.
-    lineages: HashMap<(String, String), Lineage>,
+    lineages: HashMap<LineageKey, Lineage>,
     /// Hostname of the last batch of each epoch, regardless of the machine.
     hostnames: HashMap<String, String>,
     /// By machine.
@@ -105,6 +142,7 @@ impl Catalog {
     pub(super) fn plan<V: ChainValues>(
         &self,
         batch: &Batch,
+        admission: &Admission,
         values: &mut V,
     ) -> Result<PlannedBatch, Refusal<V::Error>> {
         let key = key(&batch.header);
@@ -113,6 +151,12 @@ impl Catalog {
         let last = self.epochs.get(&key).and_then(|epoch| epoch.last);
         let last = last.map(|value| (ledger.values() - 1, value));
         let plan = ledger.plan(batch, &mut CachedLast { last, values })?;
+        if admission.strict && !plan.change.continues() {
+            return Err(Refusal::Conflict { expected_seq: ledger.next_seq() });
+        }
+        let device = admission.owner.and_then(|device| {
+            self.device_note(device, batch, &key, &plan.change, ledger.next_seq())
+        });
         let receipt = Receipt {
             last_seq: batch.covers().map(|(_, last)| last),
             accepted: plan.change.accepted,
@@ -128,10 +172,11 @@ impl Catalog {
             lines_at,
             bytes: lengths.sum(),
             sender: self.changed_sender(&batch.header, &key),
-            clones: self.clones_seen(&batch.header, &at),
+            clones: self.clones_seen(&batch.header, admission.owner.as_ref(), &at),
             at,
             repeated: Vec::new(),
             conflicts: 0,
+            device,
             change: plan.change,
         };
         Ok(PlannedBatch { note, place, store: plan.store, receipt })
@@ -146,10 +191,11 @@ impl Catalog {
             lines_at,
             bytes: 0,
             sender: None,
-            clones: self.clones_seen(&batch.header, &at),
+            clones: self.clones_seen(&batch.header, None, &at),
             at,
             repeated: Vec::new(),
             conflicts: 1,
+            device: None,
             change: Change::default(),
         };
         (note, place)
@@ -182,7 +228,153 @@ impl Catalog {
         (known != Some(&sender)).then_some(sender)
     }
 
-    fn clones_seen(&self, header: &BatchHeader, at: &str) -> Vec<CloneReport> {
+    /// Returns the note about the device that owns the epoch; none if nothing is new about it.
+    fn device_note(
+        &self,
+        device: AdmittedDevice,
+        batch: &Batch,
+        key: &Key,
+        change: &Change,
+        next_seq: u64,
+    ) -> Option<DeviceNote> {
+        let known = self.epochs.get(key);
+        let owner = known.and_then(|epoch| epoch.owner.as_ref());
+        let instance = batch.header.instance.as_ref().filter(|instance| {
+            instance.len() <= INSTANCE
+                && owner.and_then(|owner| owner.instance.as_ref()) != Some(instance)
+        });
+        // The seal of a redelivery covers what is held already.
+        let seal = batch.seal.valid().filter(|seal| {
+            let is_sealed = known.is_some_and(|epoch| epoch.notes.is_sealed(seal.last_seq));
+            !batch.header.redelivery && (!change.new.is_empty() || !is_sealed)
+        });
+        let seal = seal.zip(batch.header.seal.as_ref());
+        let seal =
+            seal.map(|(seal, note)| SealNote { last_seq: seal.last_seq, note: note.clone() });
+        let is_known = owner.is_some_and(|owner| {
+            (owner.key, owner.mark, owner.level) == (device.key, device.mark, device.level)
+        });
+        if is_known && instance.is_none() && seal.is_none() {
+            return None;
+        }
+        Some(DeviceNote {
+            key: device.key,
+            mark: device.mark,
+            level: device.level,
+            instance: instance.cloned(),
+            adopted_at: device.adopts.then_some(next_seq),
+            confirms: device.confirms,
+            seal,
+        })
+    }
+
+    /// Returns the facts for the receipt of a batch: those about the last number that it covers, or
+    /// for a redelivery, about the number that its seal names, with whose value the chain must agree.
+    /// `None` if a redelivery names no number that is held.
+    pub(super) fn point(
+        &self,
+        key: &Key,
+        batch: &Batch,
+        note: &Note,
+        read: &mut ReadNotes<'_>,
+    ) -> std::io::Result<Option<HeldPoint>> {
+        let covered = batch.covers().map(|(_, last)| (last, batch.chain(last, last)[0]));
+        let sealed = batch.seal.valid().map(|seal| (seal.last_seq, seal.chain));
+        let Some((last_seq, chain)) = covered.or(sealed) else { return Ok(None) };
+        let none = NoteIndex::default();
+        let epoch = self.epochs.get(key);
+        if let Some(point) = epoch.and_then(|epoch| epoch.point.as_ref()) {
+            let own = note.seal().is_some_and(|seal| seal.last_seq >= last_seq);
+            if point.last_seq == last_seq && (point.seal.is_some() || !own) {
+                return Ok(Some(point.clone()));
+            }
+        }
+        let notes = epoch.map_or(&none, |epoch| &epoch.notes);
+        let brings = |new: &Range| (new.first..=new.last).contains(&last_seq);
+        let received_at = match note.change.new.iter().any(brings) {
+            true => Some(note.at.clone()),
+            false => notes.received_at(last_seq, read)?,
+        };
+        let seal = match notes.is_sealed(last_seq) {
+            true => notes.seal_of(last_seq, read)?,
+            false => {
+                let own = note.seal().filter(|seal| seal.last_seq >= last_seq);
+                own.map(|seal| statement::digest(&seal.note))
+            }
+        };
+        Ok(received_at.map(|received_at| HeldPoint { last_seq, chain, seal, received_at }))
+    }
+
+    /// Owner and end of an epoch; `None` if nothing of it is held.
+    pub(super) fn epoch(&self, key: &Key) -> Option<EpochView<'_>> {
+        let epoch = self.epochs.get(key)?;
+        Some(EpochView {
+            owner: epoch.owner.as_ref().map(|owner| owner.key),
+            user: &epoch.sender.identity.user,
+            next_seq: epoch.ledger.next_seq(),
+        })
+    }
+
+    /// Returns the keys of the devices that own epochs of a machine and user.
+    pub(super) fn owners(&self, machine: &str, user: &str) -> Vec<DeviceKey> {
+        let epochs = self.of_machine(machine).map(|(_, epoch)| epoch);
+        let epochs = epochs.filter(|epoch| epoch.sender.identity.user == user);
+        epochs.filter_map(|epoch| Some(epoch.owner.as_ref()?.key)).collect()
+    }
+
+    /// Reports whether an epoch, or one that it continues, is the first that is held of its machine
+    /// and user.
+    pub(super) fn is_first_line(&self, key: &Key) -> bool {
+        let Some(epoch) = self.epochs.get(key) else { return false };
+        let user = &epoch.sender.identity.user;
+        let own = self.of_machine(&key.0).filter(|(_, other)| other.sender.identity.user == *user);
+        let Some((first, _)) = own.min_by(|(_, a), (_, b)| a.first_seen.cmp(&b.first_seen)) else {
+            return false;
+        };
+        let mut current = key.1.clone();
+        // A sender can claim a circle.
+        for _ in 0..self.epochs.len() {
+            if current == first.1 {
+                return true;
+            }
+            let before = self.epochs.get(&(key.0.clone(), current));
+            let Some(before) = before.and_then(|epoch| epoch.sender.previous_epoch.clone()) else {
+                return false;
+            };
+            current = before;
+        }
+        false
+    }
+
+    /// Returns the keys that the adoption of an epoch confirms.
+    pub(super) fn confirmed_by_continuity(&self) -> Vec<DeviceKey> {
+        let owners = self.epochs.values().filter_map(|epoch| epoch.owner.as_ref());
+        owners.filter(|owner| owner.confirms).map(|owner| owner.key).collect()
+    }
+
+    /// Returns the key whose confirmation follows from the epoch's adoption.
+    pub(super) fn confirms(&self, key: &Key) -> Option<DeviceKey> {
+        let owner = self.epochs.get(key)?.owner.as_ref()?;
+        owner.confirms.then_some(owner.key)
+    }
+
+    /// Reports whether a sign of a clone was not seen before.
+    pub(super) fn is_new_clone(&self, machine: &str, clone: &CloneReport) -> bool {
+        let known = self.clones.get(machine).into_iter().flatten();
+        !known.into_iter().any(|known| known.is_same(clone))
+    }
+
+    fn of_machine(&self, machine: &str) -> impl Iterator<Item = (&Key, &Epoch)> {
+        let epochs = self.epochs.range((machine.to_owned(), String::new())..);
+        epochs.take_while(move |((of, _), _)| of == machine)
+    }
+
+    fn clones_seen(
+        &self,
+        header: &BatchHeader,
+        device: Option<&AdmittedDevice>,
+        at: &str,
+    ) -> Vec<CloneReport> {
         let report = |kind, other: &str| CloneReport {
             kind,
             epoch: header.epoch.clone(),
@@ -193,7 +385,8 @@ impl Catalog {
         let mut reports = Vec::new();
         let other_host = self.hostnames.get(&header.epoch).filter(|last| **last != header.hostname);
         reports.extend(other_host.map(|last| report(CloneKind::TwoHostnames, last)));
-        let lineage = self.lineages.get(&(header.machine_id.clone(), header.user.clone()));
+        let device = device.map(|device| device.key);
+        let lineage = self.lineages.get(&(header.machine_id.clone(), header.user.clone(), device));
         // A dead letter may be redelivered in its own epoch long after that has ended.
         let back =
             lineage.filter(|lineage| !header.redelivery && lineage.past.contains(&header.epoch));
@@ -206,6 +399,14 @@ impl Catalog {
     pub(super) fn remember(&mut self, key: &Key, last: Digest) {
         if let Some(epoch) = self.epochs.get_mut(key) {
             epoch.last = Some(last);
+        }
+    }
+
+    /// Caches the facts of an epoch's last receipt after its batch was recorded: a sender that got
+    /// no response asks for them again.
+    pub(super) fn remember_point(&mut self, key: &Key, point: HeldPoint) {
+        if let Some(epoch) = self.epochs.get_mut(key) {
+            epoch.point = Some(point);
         }
     }
 
@@ -226,6 +427,9 @@ impl Catalog {
                 repetitions: 0,
                 warned: false,
                 last: None,
+                owner: None,
+                notes: NoteIndex::default(),
+                point: None,
             });
             epoch.sender = sender.clone();
         }
@@ -235,21 +439,22 @@ impl Catalog {
             epoch.last = None;
         }
         epoch.last_seen.clone_from(&note.at);
+        epoch.point = None;
+        epoch.notes.add(epoch.notes_end, note_length, note);
+        if let Some(device) = &note.device {
+            epoch.own(device);
+        }
         epoch.lines_end = note.lines_at + note.bytes;
         epoch.notes_end += note_length;
         epoch.conflicts += note.conflicts;
         epoch.repetitions += note.repeated.iter().map(RepeatedLines::count).sum::<u64>();
         if !note.change.new.is_empty() {
             epoch.grew_at.clone_from(&note.at);
-            let user = (key.0.clone(), epoch.sender.identity.user.clone());
-            self.lineages.entry(user).or_default().enter(&key.1);
+            self.lineages.entry(epoch.lineage(&key.0)).or_default().enter(&key.1);
         }
         let reports = self.clones.entry(key.0.clone()).or_default();
         for clone in &note.clones {
-            let same = |known: &&mut CloneReport| {
-                (known.kind, &known.epoch, &known.other) == (clone.kind, &clone.epoch, &clone.other)
-            };
-            match reports.iter_mut().find(same) {
+            match reports.iter_mut().find(|known| known.is_same(clone)) {
                 Some(known) => {
                     known.times += clone.times;
                     known.last_seen.clone_from(&clone.last_seen);
@@ -261,9 +466,7 @@ impl Catalog {
 
     /// Returns the other epochs of an epoch's machine.
     pub(super) fn others(&self, key: &Key) -> Vec<OtherEpoch> {
-        let machine = self.epochs.range((key.0.clone(), String::new())..);
-        let machine = machine.take_while(|((machine, _), _)| *machine == key.0);
-        let others = machine.filter(|(other, _)| *other != key);
+        let others = self.of_machine(&key.0).filter(|(other, _)| *other != key);
         others
             .map(|(other, epoch)| OtherEpoch {
                 epoch: other.1.clone(),
@@ -291,8 +494,7 @@ impl Catalog {
         let mut by_time: Vec<_> = self.epochs.iter().collect();
         by_time.sort_by(|(_, a), (_, b)| a.grew_at.cmp(&b.grew_at));
         for ((machine, id), epoch) in by_time {
-            let user = (machine.clone(), epoch.sender.identity.user.clone());
-            self.lineages.entry(user).or_default().enter(id);
+            self.lineages.entry(epoch.lineage(machine)).or_default().enter(id);
             self.hostnames.insert(id.clone(), epoch.sender.identity.hostname.clone());
         }
     }
@@ -308,30 +510,25 @@ impl Catalog {
     }
 
     /// Statistics about all entries held.
-    pub(super) fn stats(&self) -> Stats {
+    pub(super) fn stats(&self, registry: Option<&Registry>) -> Stats {
         let mut machines: BTreeMap<&str, MachineStats> = BTreeMap::new();
         for ((machine, id), epoch) in &self.epochs {
-            let stats = machines.entry(machine).or_insert_with(|| MachineStats {
-                identity: epoch.sender.identity.clone(),
-                last_seen: String::new(),
-                entries: 0,
-                bytes: 0,
-                clones: self.clones.get(machine).cloned().unwrap_or_default(),
-                epochs: Vec::new(),
+            let stats = machines.entry(machine).or_insert_with(|| {
+                let clones = self.clones.get(machine).cloned().unwrap_or_default();
+                MachineStats::new(&epoch.sender.identity, clones)
             });
-            if stats.last_seen < epoch.last_seen {
-                stats.last_seen.clone_from(&epoch.last_seen);
-                stats.identity = epoch.sender.identity.clone();
-            }
-            stats.entries += epoch.ledger.held();
-            stats.bytes += epoch.lines_end;
-            stats.epochs.push(epoch.stats(id));
+            stats.add(epoch.stats(id, registry), &epoch.sender.identity);
         }
         let machines: Vec<_> = machines.into_values().collect();
-        let epochs = machines.iter().flat_map(|machine| &machine.epochs);
+        let epochs = machines.iter().flat_map(MachineStats::all_epochs);
         let claims = epochs.filter_map(|epoch| epoch.claims.as_ref());
         let unexplained = claims.filter(|it| it.difference == Difference::Unexplained).count();
-        Stats { unexplained: unexplained as u64, machines }
+        Stats {
+            unexplained: unexplained as u64,
+            level: registry.map(Registry::level),
+            events: registry.map(Registry::event_counts).unwrap_or_default(),
+            machines,
+        }
     }
 }
 
@@ -348,7 +545,28 @@ impl Lineage {
 }
 
 impl Epoch {
-    fn stats(&self, id: &str) -> EpochStats {
+    /// Takes over what a note says about the epoch's device.
+    fn own(&mut self, device: &DeviceNote) {
+        let before = self.owner.take();
+        let (adopted_at, confirms, instance) = before.map_or((None, false, None), |before| {
+            (before.adopted_at, before.confirms, before.instance)
+        });
+        self.owner = Some(Owner {
+            key: device.key,
+            mark: device.mark,
+            level: device.level,
+            instance: device.instance.clone().or(instance),
+            adopted_at: device.adopted_at.or(adopted_at),
+            confirms: device.confirms || confirms,
+        });
+    }
+
+    fn lineage(&self, machine: &str) -> LineageKey {
+        let device = self.owner.as_ref().map(|owner| owner.key);
+        (machine.to_owned(), self.sender.identity.user.clone(), device)
+    }
+
+    fn stats(&self, id: &str, registry: Option<&Registry>) -> EpochStats {
         let mut holes: Vec<Range> = Vec::new();
         for hole in self.ledger.holes() {
             match holes.last_mut() {
@@ -373,6 +591,27 @@ impl Epoch {
             holes,
             breaks: self.ledger.breaks().to_vec(),
             claims: self.ledger.comparison(),
+            device: self.owner.as_ref().map(|owner| owner.stats(registry, &self.notes)),
+        }
+    }
+}
+
+impl Owner {
+    fn stats(&self, registry: Option<&Registry>, notes: &NoteIndex) -> EpochDevice {
+        let state = registry.and_then(|registry| registry.device(&self.key));
+        let state = state.map_or_else(
+            || match self.mark {
+                Mark::Confirmed => DeviceState::Confirmed,
+                Mark::Shared | Mark::Unconfirmed => DeviceState::Unconfirmed,
+            },
+            |device| device.state,
+        );
+        EpochDevice {
+            key: format!("{:.16}", self.key),
+            state,
+            level: self.level,
+            adopted_at: self.adopted_at,
+            sealed: notes.sealed(),
         }
     }
 }
@@ -388,7 +627,7 @@ mod tests {
         let batch = Batch::parse(text.text().into_bytes(), UNIX_EPOCH).unwrap();
         // No test here sends a number twice, so that only the previous value is read.
         let values = vec![Digest::ZERO; 1000];
-        let planned = catalog.plan(&batch, &mut values.as_slice()).unwrap();
+        let planned = catalog.plan(&batch, &Admission::loose(), &mut values.as_slice()).unwrap();
         catalog.record(&key(&batch.header), &planned.note, planned.note.line().len() as u64);
         planned.note
     }
@@ -398,7 +637,7 @@ mod tests {
     }
 
     fn clones(catalog: &Catalog) -> Vec<(CloneKind, String, String, u64)> {
-        let machine = catalog.stats().machines.remove(0);
+        let machine = catalog.stats(None).machines.remove(0);
         machine.clones.into_iter().map(|it| (it.kind, it.epoch, it.other, it.times)).collect()
     }
 
@@ -467,16 +706,25 @@ mod tests {
         };
         let first = batch(1, 3);
         let key = key(&first.header);
-        let note = catalog.plan(&first, &mut None).unwrap().note;
+        let note = catalog.plan(&first, &Admission::loose(), &mut None).unwrap().note;
         catalog.record(&key, &note, 1);
-        assert!(matches!(catalog.plan(&batch(4, 5), &mut None), Err(Refusal::Values(2))));
+        assert!(matches!(
+            catalog.plan(&batch(4, 5), &Admission::loose(), &mut None),
+            Err(Refusal::Values(2))
+        ));
         catalog.remember(&key, first.chain(3, 3)[0]);
-        let planned = catalog.plan(&batch(4, 5), &mut None).unwrap();
+        let planned = catalog.plan(&batch(4, 5), &Admission::loose(), &mut None).unwrap();
         assert!(planned.note.change.breaks.is_empty() && planned.note.change.claims.is_empty());
         // Held numbers are compared with the stored values.
-        assert!(matches!(catalog.plan(&batch(2, 5), &mut None), Err(Refusal::Values(1))));
+        assert!(matches!(
+            catalog.plan(&batch(2, 5), &Admission::loose(), &mut None),
+            Err(Refusal::Values(1))
+        ));
         catalog.record(&key, &planned.note, 1);
-        assert!(matches!(catalog.plan(&batch(6, 6), &mut None), Err(Refusal::Values(4))));
+        assert!(matches!(
+            catalog.plan(&batch(6, 6), &Admission::loose(), &mut None),
+            Err(Refusal::Values(4))
+        ));
     }
 
     #[test]
@@ -487,7 +735,7 @@ mod tests {
         assert_eq!(record_batch(&mut catalog, &of("b", 2)).sender, None);
         let newer = of("b", 3).with(|header| header.agent_version = "0.2.0".into());
         assert!(record_batch(&mut catalog, &newer).sender.is_some());
-        let epoch = catalog.stats().machines.remove(0).epochs.remove(0);
+        let epoch = catalog.stats(None).machines.remove(0).epochs.remove(0);
         assert_eq!(epoch.previous_epoch.as_deref(), Some("a"));
     }
 }

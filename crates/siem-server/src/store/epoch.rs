@@ -9,7 +9,10 @@ use std::{
 
 use siem_protocol::Digest;
 
-use super::frame::{FilePositions, Frame};
+use super::{
+    frame::{FilePositions, Frame},
+    note_index::NotesRange,
+};
 use crate::ledger::ChainValues;
 
 /// Number of epochs whose files stay open.
@@ -124,6 +127,15 @@ impl EpochFiles {
     /// Chain values of an epoch.
     pub(super) fn values<'a>(&'a mut self, stem: &'a Stem) -> Values<'a> {
         Values { files: self, stem }
+    }
+
+    /// Reads a part of an epoch's notes.
+    pub(super) fn notes(&mut self, stem: &Stem, range: NotesRange) -> io::Result<Vec<u8>> {
+        let handles = self.handles(stem)?;
+        handles.notes.seek(SeekFrom::Start(range.at))?;
+        let mut bytes = vec![0; usize::try_from(range.bytes).map_err(io::Error::other)?];
+        handles.notes.read_exact(&mut bytes)?;
+        Ok(bytes)
     }
 
     fn handles(&mut self, stem: &Stem) -> io::Result<&mut Handles> {

@@ -4,25 +4,24 @@ use std::{
     fs::{File, TryLockError},
     io,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
 
-use siem_protocol::Receipt;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Answer, Storage, StoreError,
+    Answer, DataFormat, FormatError, Storage, StoreError, StoredBatch,
     applier::Applier,
     checkpoint::Checkpointer,
     epoch::EpochFiles,
     journal::Journal,
     recover::{self, Recovered},
     repeats::Repeats,
-    writer::{Job, Writer},
+    writer::{self, Job, Writer},
 };
-use crate::{batch::Batch, stats::Stats};
+use crate::{batch::Batch, stats::Stats, trust::Registry};
 
 /// Options of a [`FileStore`].
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +57,9 @@ pub enum OpenError {
         /// Directory of the store.
         path: PathBuf,
     },
+    /// The version of the directory is not supported or cannot be determined.
+    #[error(transparent)]
+    Format(#[from] FormatError),
     /// The directory cannot be created or read, or recovery failed.
     #[error("cannot open the store in `{path}`")]
     Io {
@@ -73,6 +75,7 @@ pub enum OpenError {
 ///
 /// ```text
 /// DIR/lock                              held while the store is open
+/// DIR/format                            version of the directory, see [`DataFormat`]
 /// DIR/journal/NUMBER.journal            batches that are not yet synced in the files below
 /// DIR/machines/MACHINE/EPOCH.ndjson     the entries' lines as they were received
 /// DIR/machines/MACHINE/EPOCH.notes      changes by each batch, a JSON object a line
@@ -108,6 +111,27 @@ impl FileStore {
     /// # Errors
     /// As [`FileStore::open`].
     pub fn open_with(directory: &Path, options: FileStoreOptions) -> Result<Self, OpenError> {
+        Self::open_inner(directory, options, None)
+    }
+
+    /// Like [`FileStore::open_with`], for a receiver that knows devices: epochs belong to the
+    /// devices in `registry`. Without it, all batches count as unsealed.
+    ///
+    /// # Errors
+    /// As [`FileStore::open`].
+    pub fn open_with_registry(
+        directory: &Path,
+        options: FileStoreOptions,
+        registry: Arc<Registry>,
+    ) -> Result<Self, OpenError> {
+        Self::open_inner(directory, options, Some(registry))
+    }
+
+    fn open_inner(
+        directory: &Path,
+        options: FileStoreOptions,
+        registry: Option<Arc<Registry>>,
+    ) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Io { path: directory.to_owned(), source };
         let lock = super::create_private(directory)
             .and_then(|()| super::epoch::open(&directory.join("lock")))
@@ -119,7 +143,8 @@ impl FileStore {
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        let (jobs, writer) = start(directory, options).map_err(failed)?;
+        DataFormat::ensure(directory)?;
+        let (jobs, writer) = start(directory, options, registry).map_err(failed)?;
         Ok(Self { jobs: Some(jobs), writer: Mutex::new(Some(writer)), _lock: lock })
     }
 
@@ -137,8 +162,9 @@ impl FileStore {
 fn start(
     directory: &Path,
     options: FileStoreOptions,
+    registry: Option<Arc<Registry>>,
 ) -> io::Result<(mpsc::Sender<Job>, thread::JoinHandle<PathBuf>)> {
-    let (sender, writer) = prepare(directory, options)?;
+    let (sender, writer) = prepare(directory, options, registry)?;
     let run = move || writer.run();
     let thread = thread::Builder::new().name("writer".into()).spawn(run)?;
     Ok((sender, thread))
@@ -148,12 +174,19 @@ fn start(
 pub(super) fn prepare(
     directory: &Path,
     options: FileStoreOptions,
+    registry: Option<Arc<Registry>>,
 ) -> io::Result<(mpsc::Sender<Job>, Writer)> {
     let (journals, machines) = (directory.join("journal"), directory.join("machines"));
     super::create_private(&journals)?;
     super::create_private(&machines)?;
     super::sync_directory(directory)?;
     let Recovered { catalog, next_journal } = recover::recover(&journals, &machines)?;
+    if let Some(registry) = &registry {
+        // The process may have ended between the adoption of an epoch and this.
+        for key in catalog.confirmed_by_continuity() {
+            writer::confirm(registry, &key)?;
+        }
+    }
     let (sender, jobs) = mpsc::channel(options.queue.max(1));
     #[cfg_attr(not(test), expect(unused_mut, reason = "only a test changes it"))]
     let mut journal = Journal::create(&journals, next_journal)?;
@@ -167,6 +200,7 @@ pub(super) fn prepare(
         repeats: Repeats::new(machines.clone()),
         journal,
         applier: Applier::start(EpochFiles::new(machines.clone()), Checkpointer::start(machines)?)?,
+        registry,
         journal_bytes: options.journal_bytes,
         deferred: Default::default(),
         synced: None,
@@ -175,7 +209,7 @@ pub(super) fn prepare(
 }
 
 impl Storage for FileStore {
-    fn store(&self, batch: Batch) -> Answer<'_, Receipt> {
+    fn store(&self, batch: Batch) -> Answer<'_, StoredBatch> {
         Box::pin(async move {
             let (responder, response) = oneshot::channel();
             self.send(Job::Store(Box::new(batch), responder))?;

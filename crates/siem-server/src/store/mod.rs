@@ -1,25 +1,32 @@
 //! Storage of batches: the trait, and the store in files.
 
+mod admission;
 mod applier;
 mod catalog;
 mod checkpoint;
 mod epoch;
 mod files;
+mod format;
 mod frame;
 mod journal;
 mod names;
 mod note;
+mod note_index;
 mod recover;
 mod repeats;
 mod starts;
 mod writer;
 
+#[cfg(test)]
+mod device_tests;
+
 use std::{fs, io, path::Path, pin::Pin, time::Duration};
 
 pub use files::{FileStore, FileStoreOptions, OpenError};
-use siem_protocol::Receipt;
+pub use format::{DataFormat, FormatError};
+use siem_protocol::{Digest, Receipt};
 
-use crate::{batch::Batch, stats::Stats};
+use crate::{batch::Batch, stats::Stats, trust::policy::Denial};
 
 /// Future of a storage's result.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -34,7 +41,7 @@ pub trait Storage: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError`]: to the sender's knowledge, no part of the batch was stored.
-    fn store(&self, batch: Batch) -> Answer<'_, Receipt>;
+    fn store(&self, batch: Batch) -> Answer<'_, StoredBatch>;
 
     /// Returns statistics about the entries held.
     ///
@@ -43,15 +50,42 @@ pub trait Storage: Send + Sync + 'static {
     fn stats(&self) -> Answer<'_, Stats>;
 }
 
+/// A batch that is on stable storage.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoredBatch {
+    /// Response to the sender, without a signed receipt.
+    pub receipt: Receipt,
+    /// Facts for a signed receipt; `None` if the storage has none.
+    pub point: Option<HeldPoint>,
+}
+
+/// State of an epoch up to a number, as stored. The same number has the same facts later, except
+/// that a device may seal it that adopts the epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldPoint {
+    /// The number.
+    pub last_seq: u64,
+    /// Value of the chain there.
+    pub chain: Digest,
+    /// Digest of the first stored seal that covers the number.
+    pub seal: Option<Digest>,
+    /// Time at which the number arrived, RFC 3339.
+    pub received_at: String,
+}
+
 /// Reason why a batch was not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// A number that is held has another chain value in the batch.
-    #[error("a number that is held came with another chain value, expected seq {expected_seq}")]
+    /// A number that is held has another chain value in the batch; or the epoch has no device, and
+    /// the batch does not continue it.
+    #[error("the batch does not continue what is held, expected seq {expected_seq}")]
     Conflict {
         /// The next number expected.
         expected_seq: u64,
     },
+    /// The sender may not send these entries.
+    #[error(transparent)]
+    Denied(Denial),
     /// The disk is full.
     #[error("no space left to store the batch")]
     Full(#[source] io::Error),

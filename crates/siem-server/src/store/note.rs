@@ -1,12 +1,13 @@
 //! Line that each batch adds to the notes of its epoch.
 
 use serde::{Deserialize, Serialize};
-use siem_protocol::{Digest, Identity};
+use siem_protocol::{Digest, Identity, statement::TrustLevel};
 
 use super::repeats::RepeatedLines;
 use crate::{
     ledger::{Change, is_zero},
     stats::CloneReport,
+    trust::{DeviceKey, policy::Mark},
 };
 
 /// Record of a batch besides its lines. Reading the notes of an epoch in order rebuilds its ledger.
@@ -30,6 +31,10 @@ pub(super) struct Note {
     /// 1 for a batch that was refused because a number that is held has another chain value in it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) conflicts: u64,
+    /// The device that owns the epoch, with its seal; absent if the epoch has none, or if all is as
+    /// in the notes before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) device: Option<DeviceNote>,
     /// Changes of the ledger.
     pub(super) change: Change,
 }
@@ -48,7 +53,44 @@ pub(super) struct Sender {
     pub(super) config_hash: Digest,
 }
 
+/// Device that owns an epoch, as of a batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DeviceNote {
+    /// Its key, which sealed the batch.
+    pub(super) key: DeviceKey,
+    /// Whose entries the batch brings.
+    pub(super) mark: Mark,
+    /// Level of the receiver at that time.
+    pub(super) level: TrustLevel,
+    /// Random id of the agent's run; absent if unchanged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) instance: Option<String>,
+    /// First number after the ones that were held when the device adopted the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) adopted_at: Option<u64>,
+    /// The adoption confirms the key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) confirms: bool,
+    /// The seal; absent if one that is stored covers the same numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) seal: Option<SealNote>,
+}
+
+/// A seal as received.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SealNote {
+    /// Last number that it covers.
+    pub(super) last_seq: u64,
+    /// Text of the signed note.
+    pub(super) note: String,
+}
+
 impl Note {
+    /// Returns the seal that the note holds.
+    pub(super) fn seal(&self) -> Option<&SealNote> {
+        self.device.as_ref()?.seal.as_ref()
+    }
+
     /// Formats the note as a line.
     pub(super) fn line(&self) -> Vec<u8> {
         let mut line = serde_json::to_vec(self).expect("names and numbers can be written as JSON");

@@ -274,6 +274,7 @@ fn repair_lines(
         clones: Vec::new(),
         repeated: Vec::new(),
         conflicts: 0,
+        device: None,
         change,
     };
     let line = note.line();
@@ -334,7 +335,10 @@ fn claims_behind(
     let mut files = EpochFiles::new(machines.to_owned());
     let mut claims = Vec::new();
     for range in lost {
-        if let (Some(at), Some(_)) = (ledger.place(range.last), ledger.place(range.last + 1)) {
+        // The next number to arrive builds upon the last one, too.
+        let continued =
+            ledger.place(range.last + 1).is_some() || range.last + 1 == ledger.next_seq();
+        if let Some(at) = ledger.place(range.last).filter(|_| continued) {
             let value = files.values(stem).read(at, 1)?;
             claims.extend(value.first().map(|hash| ChainPoint { seq: range.last, hash: *hash }));
         }

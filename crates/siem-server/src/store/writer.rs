@@ -5,16 +5,18 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     io,
     path::PathBuf,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use siem_protocol::{Digest, Receipt};
+use siem_protocol::{Digest, Receipt, statement::Confirmation};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use super::{
-    StoreError,
+    HeldPoint, StoreError, StoredBatch,
+    admission::{self, Admission, Refused},
     applier::{Applier, Values},
     catalog::{self, Catalog, Key},
     copy,
@@ -23,7 +25,12 @@ use super::{
     note::Note,
     repeats::{RepeatedLines, Repeats},
 };
-use crate::{batch::Batch, ledger::Refusal, stats::Stats};
+use crate::{
+    batch::Batch,
+    ledger::{ChainValues as _, Refusal},
+    stats::{CloneKind, CloneReport, Stats},
+    trust::{DeviceKey, Event, EventKind, Registry, RegistryError, policy::Denial},
+};
 
 /// Maximum size of a group that shares one sync.
 const GROUP_BYTES: usize = 32 << 20;
@@ -32,11 +39,14 @@ const GROUP_BATCHES: usize = 1024;
 /// does not wait.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Channel for the response to a batch.
+type Responder = oneshot::Sender<Result<StoredBatch, StoreError>>;
+
 /// Request to the writer.
 #[derive(Debug)]
 pub(super) enum Job {
     /// Store a batch.
-    Store(Box<Batch>, oneshot::Sender<Result<Receipt, StoreError>>),
+    Store(Box<Batch>, Responder),
     /// Return statistics.
     Stats(oneshot::Sender<Stats>),
 }
@@ -49,6 +59,8 @@ pub(super) struct Writer {
     pub(super) repeats: Repeats,
     pub(super) journal: Journal,
     pub(super) applier: Applier,
+    /// Devices; without it, all batches count as unsealed.
+    pub(super) registry: Option<Arc<Registry>>,
     /// Size in bytes from which a journal is sealed.
     pub(super) journal_bytes: u64,
     /// Batches that were deferred, because one of their epoch was in the previous group.
@@ -61,7 +73,7 @@ pub(super) struct Writer {
 #[derive(Debug)]
 pub(super) struct PendingBatch {
     batch: Box<Batch>,
-    responder: oneshot::Sender<Result<Receipt, StoreError>>,
+    responder: Responder,
 }
 
 /// A planned batch that becomes durable with its group.
@@ -69,8 +81,10 @@ struct StagedBatch {
     frame: Frame,
     key: Key,
     note: Note,
-    outcome: Result<Receipt, StoreError>,
-    responder: oneshot::Sender<Result<Receipt, StoreError>>,
+    outcome: Result<StoredBatch, StoreError>,
+    /// Events, once the note is durable.
+    events: Vec<Event>,
+    responder: Responder,
 }
 
 impl Writer {
@@ -109,7 +123,8 @@ impl Writer {
                     group.push(PendingBatch { batch, responder });
                 }
                 Some(Job::Stats(responder)) => {
-                    self.applier.send_stats(self.catalog.stats(), responder)
+                    let stats = self.catalog.stats(self.registry.as_deref());
+                    self.applier.send_stats(stats, responder);
                 }
                 None => return Some(group),
             }
@@ -140,7 +155,10 @@ impl Writer {
             // The changes by a batch must be known before the next one of its epoch is planned, and
             // its lines of a generation before another epoch's batch is searched for them.
             let mut others = machines.get(&key.0).into_iter().flatten().map(|at| &staged[*at]);
-            if touched.contains(&key) || others.any(|one| shares_generation(one, &waiting.batch)) {
+            // The first batch of a device in an epoch is compared with the machine's other epochs.
+            let begins = waiting.batch.seal.valid().is_some() && self.catalog.epoch(&key).is_none();
+            let depends = |one| begins || shares_generation(one, &waiting.batch);
+            if touched.contains(&key) || others.any(depends) {
                 // Later batches of its epoch are deferred too, so that they stay in order.
                 touched.insert(key);
                 self.deferred.push_back(waiting);
@@ -168,15 +186,60 @@ impl Writer {
 
     fn stage(&mut self, waiting: PendingBatch, key: Key) -> Option<StagedBatch> {
         let PendingBatch { batch, responder } = waiting;
+        match admission::admit(&self.catalog, self.registry.as_deref(), &batch, &key) {
+            Ok(admission) => self.stage_admitted(batch, key, &admission, responder),
+            Err(refused) => {
+                self.refuse(refused, &batch, &key, responder);
+                None
+            }
+        }
+    }
+
+    /// Responds to a batch that the policy refuses. Nothing is written about it but an event.
+    fn refuse(&self, refused: Refused, batch: &Batch, key: &Key, responder: Responder) {
+        let Refused { denial, alarm } = refused;
+        warn!(
+            code = "batch_denied",
+            machine = key.0,
+            epoch = key.1,
+            reason = %denial,
+            "rejected a batch of a sender that may not send it"
+        );
+        self.record(alarm.map(|alarm| admission::alarm_event(alarm, Some(denial), batch)));
+        let error = match denial {
+            Denial::Renumber => {
+                let expected_seq = self.catalog.epoch(key).map_or(1, |epoch| epoch.next_seq);
+                StoreError::Conflict { expected_seq }
+            }
+            denial => StoreError::Denied(denial),
+        };
+        reply(responder, Err(error));
+    }
+
+    fn record(&self, events: impl IntoIterator<Item = Event>) {
+        let Some(registry) = &self.registry else { return };
+        for event in events {
+            registry.record(event);
+        }
+    }
+
+    fn stage_admitted(
+        &mut self,
+        batch: Box<Batch>,
+        key: Key,
+        admission: &Admission,
+        responder: Responder,
+    ) -> Option<StagedBatch> {
         let stem = catalog::stem(&key);
         if batch.header.redelivery && self.catalog.ledger(&key).is_none() {
             // An unknown epoch cannot have a hole: no file is created for it.
             let accepted_seqs = Some(Vec::new());
-            reply(responder, Ok(Receipt { accepted_seqs, ..Receipt::default() }));
+            let receipt = Receipt { accepted_seqs, ..Receipt::default() };
+            reply(responder, Ok(StoredBatch { receipt, point: None }));
             return None;
         }
         let mut values = Values { applier: &self.applier, stem: &stem };
-        let mut planned = match self.catalog.plan(&batch, &mut values) {
+        let mut planned = match self.catalog.plan(&batch, admission, &mut values) {
             Ok(planned) => planned,
             Err(Refusal::Conflict { expected_seq }) => {
                 warn!(
@@ -186,7 +249,7 @@ impl Writer {
                     expected_seq,
                     "rejected a conflicting batch"
                 );
-                return Some(self.stage_conflict(batch, key, expected_seq, responder));
+                return self.stage_conflict(batch, key, admission, expected_seq, responder);
             }
             Err(Refusal::Values(error)) => {
                 error!(code = "chain_read_failed", machine = key.0, epoch = key.1, %error, "cannot read the chain");
@@ -194,9 +257,22 @@ impl Writer {
                 return None;
             }
         };
+        let point = match self.point(&batch, &key, &planned.note) {
+            Ok(point) => point,
+            Err(error) => {
+                reply(responder, Err(error));
+                return None;
+            }
+        };
+        if let Some(error) = self.find_clone(&batch, admission, &planned.note) {
+            reply(responder, Err(error));
+            return None;
+        }
         if let Some(repeated) = self.find_repeats(&batch, &key, &planned.store) {
             planned.note.repeated = repeated;
         }
+        let alarm = admission.alarm.map(|alarm| admission::alarm_event(alarm, None, &batch));
+        let events = alarm.into_iter().chain(self.clone_events(&batch, &planned.note)).collect();
         let new = &planned.note.change.new;
         let values = new.iter().flat_map(|new| batch.chain(new.first, new.last));
         let values = values.flat_map(|value| *value.as_bytes()).collect();
@@ -210,24 +286,97 @@ impl Writer {
             frame,
             key,
             note: planned.note,
-            outcome: Ok(planned.receipt),
+            outcome: Ok(StoredBatch { receipt: planned.receipt, point }),
+            events,
             responder,
         })
     }
 
-    /// Stages the note about a conflicting batch, so that the conflict is counted.
+    /// Returns the facts for the receipt of a batch; `None` if the receiver signs none.
+    fn point(
+        &self,
+        batch: &Batch,
+        key: &Key,
+        note: &Note,
+    ) -> Result<Option<HeldPoint>, StoreError> {
+        if self.registry.as_ref().is_none_or(|registry| registry.receiver_key().is_none()) {
+            return Ok(None);
+        }
+        let stem = catalog::stem(key);
+        let failed = |error: io::Error| {
+            error!(code = "notes_read_failed", machine = key.0, epoch = key.1, %error, "cannot read the notes of an epoch");
+            StoreError::from_io(error)
+        };
+        if let Some(seal) = batch.seal.valid().filter(|_| batch.header.redelivery) {
+            // The seal names a number that the device got a receipt for.
+            let place = self.catalog.ledger(key).and_then(|ledger| ledger.place(seal.last_seq));
+            let Some(place) = place else { return Ok(None) };
+            let mut values = Values { applier: &self.applier, stem: &stem };
+            if values.read(place, 1).map_err(failed)?.first() != Some(&seal.chain) {
+                return Err(StoreError::Denied(Denial::Seal));
+            }
+        }
+        let mut read = |range| self.applier.files([&stem])?.notes(&stem, range);
+        self.catalog.point(key, batch, note, &mut read).map_err(failed)
+    }
+
+    /// Observes the instance of the agent that sealed a batch with new entries; returns an error if
+    /// two of them use the key.
+    fn find_clone(&self, batch: &Batch, admission: &Admission, note: &Note) -> Option<StoreError> {
+        let (owner, instance) = (admission.owner?, batch.header.instance.as_ref()?);
+        if note.change.new.is_empty() {
+            // Anyone can repeat a batch, with another instance.
+            return None;
+        }
+        let found = self.registry.as_ref()?.observe_instance(&owner.key, instance)?;
+        let mut event = batch.event(EventKind::Clone);
+        event.detail =
+            Some(format!("instances `{}` and `{}`", found.instances[0], found.instances[1]));
+        self.record([event]);
+        Some(StoreError::Denied(Denial::DeviceCloned))
+    }
+
+    /// Returns an event for each sign of a clone that was not seen before.
+    fn clone_events(&self, batch: &Batch, note: &Note) -> Vec<Event> {
+        let machine = &batch.header.machine_id;
+        let new = note.clones.iter().filter(|clone| self.catalog.is_new_clone(machine, clone));
+        let event = |clone: &CloneReport| {
+            let mut event = batch.event(EventKind::Clone);
+            event.detail = Some(match clone.kind {
+                CloneKind::TwoHostnames => format!("also from host `{}`", clone.other),
+                CloneKind::AlternatingEpochs => format!("alternates with epoch `{}`", clone.other),
+            });
+            event
+        };
+        new.map(event).collect()
+    }
+
+    /// Stages the note about a batch that does not continue its epoch, so that it is counted.
+    /// Returns `None` if nothing of the epoch is held: no file is created for it.
     fn stage_conflict(
         &self,
         batch: Box<Batch>,
         key: Key,
+        admission: &Admission,
         expected_seq: u64,
-        responder: oneshot::Sender<Result<Receipt, StoreError>>,
-    ) -> StagedBatch {
+        responder: Responder,
+    ) -> Option<StagedBatch> {
+        let error = StoreError::Conflict { expected_seq };
+        let mismatch = admission.strict.then(|| {
+            let mut event = batch.event(EventKind::ChainMismatch);
+            event.detail = Some(format!("expected seq {expected_seq}"));
+            event
+        });
+        if self.catalog.ledger(&key).is_none() {
+            self.record(mismatch);
+            reply(responder, Err(error));
+            return None;
+        }
         let (note, place) = self.catalog.conflict(&batch);
+        let events = mismatch.into_iter().chain(self.clone_events(&batch, &note)).collect();
         let lines = Lines::Of(batch, Vec::new());
         let frame = Frame { place, note: note.line(), values: Vec::new(), lines };
-        let outcome = Err(StoreError::Conflict { expected_seq });
-        StagedBatch { frame, key, note, outcome, responder }
+        Some(StagedBatch { frame, key, note, outcome: Err(error), events, responder })
     }
 
     /// Searches the other epochs of the machine for the lines of a batch.
@@ -270,13 +419,15 @@ impl Writer {
                 self.catalog.remember(&staged.key, Digest::from_bytes(*last));
             }
             log_findings(&staged);
+            let outcome = self.finish(&staged);
             if let Some(found) = self.catalog.newly_unexplained(&staged.key, &staged.note) {
                 let (machine, epoch) = &staged.key;
                 let (claimed, held) = (found.claimed, found.held);
                 warn!(code = "totals_mismatch", machine, epoch, below = found.below, ?claimed, ?held, missing = found.missing,
                     wrong = ?found.wrong, "entries differ from the agent's totals, and no missing number explains it");
             }
-            reply(staged.responder, staged.outcome);
+            self.record(staged.events);
+            reply(staged.responder, outcome.unwrap_or(staged.outcome));
             self.applier.add(staged.frame);
         }
         if self.journal.length() >= self.journal_bytes {
@@ -286,6 +437,21 @@ impl Writer {
         }
     }
 
+    /// Completes what follows from a recorded batch, before the response. Returns a response in
+    /// place of the planned one if that fails; the batch is stored nevertheless, and is a duplicate
+    /// when it arrives again.
+    fn finish(&mut self, staged: &StagedBatch) -> Option<Result<StoredBatch, StoreError>> {
+        if let Ok(StoredBatch { point: Some(point), .. }) = &staged.outcome {
+            self.catalog.remember_point(&staged.key, point.clone());
+        }
+        let registry = self.registry.as_ref()?;
+        let key = self.catalog.confirms(&staged.key)?;
+        if registry.device(&key).is_none_or(|device| device.confirmed_by.is_some()) {
+            return None;
+        }
+        confirm(registry, &key).err().map(|error| Err(StoreError::from_io(error)))
+    }
+
     fn seal(&mut self) {
         match self.journal.seal() {
             Ok(path) => self.applier.sealed(path),
@@ -293,6 +459,19 @@ impl Writer {
                 warn!(code = "journal_rotate_failed", %error, "cannot start another journal, continuing with this one")
             }
         }
+    }
+}
+
+/// Confirms a key that continued an epoch without a device.
+pub(super) fn confirm(registry: &Registry, key: &DeviceKey) -> io::Result<()> {
+    match registry.confirm(key, Confirmation::Continuity) {
+        Ok(_) => Ok(()),
+        Err(RegistryError::Device(error)) => {
+            // It was revoked, or the registry was lost.
+            warn!(code = "device_not_confirmed", device = %key, %error, "cannot confirm a device that continued an epoch");
+            Ok(())
+        }
+        Err(error) => Err(io::Error::other(error)),
     }
 }
 
@@ -334,9 +513,6 @@ fn log_findings(staged: &StagedBatch) {
 }
 
 /// The receiver of the response may have been dropped: the sender then sends again.
-fn reply(
-    responder: oneshot::Sender<Result<Receipt, StoreError>>,
-    result: Result<Receipt, StoreError>,
-) {
+fn reply(responder: Responder, result: Result<StoredBatch, StoreError>) {
     drop(responder.send(result));
 }

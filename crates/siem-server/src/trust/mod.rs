@@ -17,7 +17,10 @@ mod events;
 mod instances;
 mod journal;
 mod keys;
+mod offered;
+pub mod policy;
 mod registry;
+mod seal;
 mod tokens;
 
 pub use devices::{
@@ -28,6 +31,7 @@ pub use instances::CloneFinding;
 pub use journal::JournalError;
 pub use keys::{ReceiverKeyError, ReceiverKeysView, Rotation};
 pub use registry::{EnrollError, Enrollment, Registry, RegistryError, RegistryOptions};
+pub use seal::{BatchSeal, VerifiedSeal};
 pub use tokens::{
     Grant, NewToken, Scope, TokenError, TokenId, TokenState, TokenText, TokenView, UnknownScope,
 };

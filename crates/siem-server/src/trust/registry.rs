@@ -8,7 +8,7 @@ use std::{
 };
 
 use siem_protocol::{
-    KeysAnswer,
+    Digest, KeysAnswer,
     note::{SignError, SigningKey, VerifierKey},
     statement::{Confirmation, Device as DeviceStatement, Enroll, Statement as _, TrustLevel},
 };
@@ -22,6 +22,7 @@ use super::{
     instances::{CloneFinding, Instances, Observed},
     journal::{DirectoryLock, Durability, Journal, JournalError},
     keys::{KeyStore, ReceiverKeyError, ReceiverKeys, ReceiverKeysView, Rotation},
+    offered::{OfferedConfigs, OfferedLine},
     tokens::{Grant, NewToken, TokenError, TokenId, TokenText, TokenView, Tokens},
 };
 use crate::clock::{self, Clock, SystemClock};
@@ -141,6 +142,7 @@ pub struct Registry {
     devices: Journal<Devices>,
     tokens: Journal<Tokens>,
     events: Journal<EventCounts>,
+    offered: Journal<OfferedConfigs>,
     limiter: Mutex<EventLimiter>,
     instances: Mutex<Instances>,
 }
@@ -166,6 +168,7 @@ impl Registry {
             devices: Journal::open(directory, "devices.ndjson", lock.clone())?,
             tokens: Journal::open(directory, "tokens.ndjson", lock.clone())?,
             events: Journal::open(directory, "events.ndjson", lock.clone())?,
+            offered: Journal::open(directory, "offered.ndjson", lock.clone())?,
             limiter: Mutex::default(),
             instances: Mutex::default(),
             lock,
@@ -242,6 +245,31 @@ impl Registry {
     ) -> Result<Rotation, RegistryError> {
         let _held = self.lock.lock()?;
         Ok(self.keys.rotate(seed, discard)?)
+    }
+}
+
+/// Managed configurations.
+impl Registry {
+    /// Notes that the managed configuration with this hash is offered to agents. Returns after that
+    /// is on stable storage.
+    ///
+    /// # Errors
+    /// [`RegistryError::Journal`].
+    pub fn offer_config(&self, hash: &Digest) -> Result<(), RegistryError> {
+        if self.was_offered(hash) {
+            return Ok(());
+        }
+        let line = OfferedLine { at: self.now(), hash: *hash };
+        let offer = |offered: &OfferedConfigs| {
+            Ok::<_, JournalError>(((!offered.contains(hash)).then_some(line), ()))
+        };
+        Ok(self.offered.transact(Durability::Synced, offer)?)
+    }
+
+    /// Reports whether the managed configuration with this hash was ever offered.
+    #[must_use]
+    pub fn was_offered(&self, hash: &Digest) -> bool {
+        self.offered.read(|offered| offered.contains(hash))
     }
 }
 

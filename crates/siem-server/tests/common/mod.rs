@@ -13,11 +13,19 @@ use std::{
     time::Duration,
 };
 
-use siem_protocol::{Encoding, Problem, Receipt, names::header, sign};
-use siem_server::{
-    FileStore, Keys, Limits, Receiver, Secret, ServeOptions, Storage, serve, stats::Stats,
+use siem_protocol::{
+    Encoding, EnrollRequest, Problem, Receipt,
+    names::header,
+    note::NoteSigner as _,
+    sign,
+    statement::{Confirmation, TrustLevel},
 };
-pub(crate) use testing::{BatchText, Outbox, VECTOR, chain, line};
+use siem_server::{
+    FileStore, FileStoreOptions, Keys, Limits, Receiver, Secret, ServeOptions, Storage, serve,
+    stats::Stats,
+    trust::{DeviceKey, Registry, RegistryOptions},
+};
+pub(crate) use testing::{BatchText, Outbox, RECEIVER, TestDevice, VECTOR, chain, identity, line};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
 pub(crate) const TOKEN: &str = "the token of the fleet";
@@ -27,6 +35,8 @@ pub(crate) const SECRET: &str = "correct horse battery staple";
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) data: tempfile::TempDir,
+    /// What the receiver knows about devices, if it has a key.
+    registry: Option<Arc<Registry>>,
     client: reqwest::Client,
     end: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
@@ -55,10 +65,39 @@ impl Server {
         limits: Limits,
         options: ServeOptions,
     ) -> Self {
-        let receiver = Receiver::new(keys(), storage)
+        Self::of(data, storage, None, limits, options).await
+    }
+
+    /// A receiver of this level with a key.
+    pub(crate) async fn with_devices(level: TrustLevel, limits: Limits) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let registry = Registry::open(&data.path().join("trust"), RegistryOptions::new(level));
+        let registry = Arc::new(registry.unwrap());
+        registry.create_receiver_key(RECEIVER, [9; 32]).unwrap();
+        let options = FileStoreOptions::default();
+        let store = FileStore::open_with_registry(data.path(), options, registry.clone()).unwrap();
+        Self::of(data, Arc::new(store), Some(registry), limits, ServeOptions::default()).await
+    }
+
+    async fn of(
+        data: tempfile::TempDir,
+        storage: Arc<dyn Storage>,
+        registry: Option<Arc<Registry>>,
+        limits: Limits,
+        options: ServeOptions,
+    ) -> Self {
+        let mut receiver = Receiver::new(keys(), storage)
             .with_limits(limits)
             .with_config_file(data.path().join("config.json"));
-        Self::serving(data, receiver, options).await
+        if let Some(registry) = &registry {
+            receiver = receiver.with_registry(registry.clone());
+        }
+        Self::serving(data, receiver, options).await.with_registry(registry)
+    }
+
+    fn with_registry(mut self, registry: Option<Arc<Registry>>) -> Self {
+        self.registry = registry;
+        self
     }
 
     pub(crate) async fn serving(
@@ -72,7 +111,34 @@ impl Server {
         let ending = async { drop(ending.await) };
         let task = tokio::spawn(serve(listener, receiver.router(), options, ending));
         let client = reqwest::Client::new();
-        Self { address, data, client, end: Some(end), task }
+        Self { address, data, registry: None, client, end: Some(end), task }
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        self.registry.as_ref().unwrap()
+    }
+
+    /// Enrolls a device.
+    pub(crate) async fn enroll(&self, device: &TestDevice) -> DeviceKey {
+        let request = EnrollRequest {
+            enroll: device.enrollment(&identity(), None),
+            instance: "i-1".into(),
+            sent_at: "2026-11-21T20:00:02.000Z".into(),
+        };
+        let request = self
+            .client
+            .post(self.url("/enroll"))
+            .bearer_auth(TOKEN)
+            .body(serde_json::to_vec(&request).unwrap());
+        assert_eq!(request.send().await.unwrap().status(), 200);
+        DeviceKey::from(device.key.key())
+    }
+
+    /// Enrolls a device, which an operator confirms.
+    pub(crate) async fn confirm(&self, device: &TestDevice) -> DeviceKey {
+        let key = self.enroll(device).await;
+        self.registry().confirm(&key, Confirmation::Operator).unwrap();
+        key
     }
 
     /// Stops the receiver and returns its data directory.
@@ -113,6 +179,11 @@ impl Server {
         let response = self.request(&text.text(), Encoding::Zstd).send().await.unwrap();
         assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
         serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
+    }
+
+    /// Asks for the managed configuration.
+    pub(crate) async fn config(&self) -> reqwest::Response {
+        self.client.get(self.url("/config")).bearer_auth(TOKEN).send().await.unwrap()
     }
 
     pub(crate) async fn stats(&self) -> Stats {

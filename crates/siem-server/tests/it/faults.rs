@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::common::{Outbox, SECRET, Server, TOKEN, VECTOR, encoded, files};
-use siem_protocol::{Encoding, sign};
+use crate::common::{Outbox, SECRET, Server, TOKEN, TestDevice, VECTOR, encoded, files};
+use siem_protocol::{Encoding, sign, statement::TrustLevel};
 use siem_server::{
     FileStore, Limits, ServeOptions,
     ledger::{Comparison, Difference},
@@ -75,13 +75,15 @@ async fn concurrent_batches_of_one_agent_store_each_line_once() {
 #[tokio::test]
 async fn reordered_late_and_replayed_batches_give_the_same_store() {
     let outbox = outbox(140);
+    let device = TestDevice::new(1);
     for seed in 1..6_u64 {
-        let server = Server::start().await;
+        let server = Server::with_devices(TrustLevel::FirstUse, Limits::default()).await;
+        server.confirm(&device).await;
         let mut batches: Vec<_> = (0..20).map(|at| (at * 7 + 1, at * 7 + 7)).collect();
         batches.extend([(1, 7), (60, 90), (134, 140)]);
         batches.sort_by_key(|(first, last)| (first * 31 + last * 17) * (seed * 2 + 1) % 101);
         for (first, last) in batches {
-            server.take(&outbox.batch(first, last)).await;
+            server.take(&outbox.batch(first, last).seal(&device)).await;
             assert_eq!(server.stats().await.unexplained, 0);
         }
         let stats = server.stats().await;

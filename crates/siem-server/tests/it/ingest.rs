@@ -3,15 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::common::{
-    BatchText, SECRET, Server, TOKEN, VECTOR, chain, encoded, files, line, problem,
+    BatchText, SECRET, Server, TOKEN, TestDevice, VECTOR, chain, encoded, files, line, problem,
 };
-use siem_protocol::{Chain, ChainPoint, Digest, Encoding, Receipt, names::header, sign};
+use siem_protocol::{
+    Chain, ChainPoint, Digest, Encoding, names::header, sign, statement::TrustLevel,
+};
 use siem_server::{
     Limits, ServeOptions, Storage, StoreError,
     batch::Batch,
     ledger::{BreakKind, Range},
     stats::Stats,
-    store::Answer,
+    store::{Answer, StoredBatch},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -250,21 +252,25 @@ async fn chain_conflict_is_409_with_the_expected_number() {
 
 #[tokio::test]
 async fn stats_report_duplicates_gaps_holes_breaks_and_bases() {
-    let server = Server::start().await;
-    server.take(&BatchText::new(1, 4).dead(&[2])).await;
-    let again = server.take(&BatchText::new(3, 6)).await;
+    let device = TestDevice::new(1);
+    let server = Server::with_devices(TrustLevel::FirstUse, Limits::default()).await;
+    server.confirm(&device).await;
+    server.take(&BatchText::new(1, 4).dead(&[2]).seal(&device)).await;
+    let again = server.take(&BatchText::new(3, 6).seal(&device)).await;
     assert_eq!((again.last_seq, again.accepted, again.duplicates), (Some(6), 2, 2));
-    server.take(&BatchText::new(9, 10)).await;
+    server.take(&BatchText::new(9, 10).seal(&device)).await;
     let stats = server.stats().await.machines.remove(0);
     assert_eq!(stats.identity.hostname, "laptop");
     assert_eq!(stats.epochs[0].gaps, [Range { first: 7, last: 8 }]);
     assert_eq!(stats.epochs[0].holes, [Range { first: 2, last: 2 }]);
-    server.take(&BatchText::new(7, 8)).await;
-    let redelivery = server.take(&BatchText::redelivery(&[2, 3, 11])).await;
+    server.take(&BatchText::new(7, 8).seal(&device)).await;
+    let redelivery = BatchText::redelivery(&[2, 3, 11]).seal_at(&device, Some((10, chain(10))));
+    let redelivery = server.take(&redelivery).await;
     assert_eq!(redelivery.accepted_seqs, Some(vec![2, 3]));
     assert_eq!((redelivery.last_seq, redelivery.accepted), (None, 1));
     let broken = Chain { before: Digest::of(b"x"), after: Digest::of(b"y") };
-    server.take(&BatchText::new(11, 11).with(|header| header.chain = Some(broken))).await;
+    let broken = BatchText::new(11, 11).with(|header| header.chain = Some(broken));
+    server.take(&broken.seal(&device)).await;
     let epoch = server.stats().await.machines.remove(0).epochs.remove(0);
     assert_eq!((epoch.entries, epoch.duplicates), (11, 3));
     assert_eq!((epoch.gaps, epoch.holes), (vec![], vec![]));
@@ -276,7 +282,7 @@ async fn stats_report_duplicates_gaps_holes_breaks_and_bases() {
         header.base = Some(base);
         header.previous_epoch = Some("e-1".into());
     });
-    server.take(&later).await;
+    server.take(&later.seal(&device)).await;
     let epoch = server.stats().await.machines.remove(0).epochs.remove(1);
     assert_eq!((epoch.begins_at, epoch.gaps), (Some(base), vec![]));
     assert_eq!(epoch.previous_epoch.as_deref(), Some("e-1"));
@@ -286,7 +292,7 @@ async fn stats_report_duplicates_gaps_holes_breaks_and_bases() {
 struct Failing(fn() -> StoreError);
 
 impl Storage for Failing {
-    fn store(&self, _: Batch) -> Answer<'_, Receipt> {
+    fn store(&self, _: Batch) -> Answer<'_, StoredBatch> {
         Box::pin(async { Err(self.0()) })
     }
 

@@ -12,3 +12,4 @@ mod faults;
 mod ingest;
 mod openapi;
 mod process;
+mod trust;

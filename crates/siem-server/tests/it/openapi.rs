@@ -28,11 +28,14 @@ fn document() -> Value {
             "Malformed: in its encoding, its lines, its header line, or contradicted by identity headers.",
         ),
         ("401", "The bearer token is missing or wrong."),
-        ("403", "The signature is missing or wrong, or the token does not permit it."),
+        (
+            "403",
+            "The signature is missing or wrong, the token does not permit it, or the epoch, the machine or the level of the receiver needs the seal of another device.",
+        ),
         ("408", "The body took too long to arrive."),
         (
             "409",
-            "A number that is held came with another chain value; `expected_seq` says what comes next.",
+            "A number that is held came with another chain value, or a batch of an epoch without a device does not continue it; `expected_seq` says what comes next.",
         ),
         ("413", "More than 16 MiB compressed or 64 MiB decoded, or too many entries."),
         (

@@ -147,11 +147,11 @@ mod with_signals {
         time::Duration,
     };
 
-    use siem_protocol::{Receipt, names::header, sign};
+    use siem_protocol::{Chain, Digest, Receipt, names::header, sign};
     use siem_server::{ledger::Difference, stats::Stats};
 
     use super::*;
-    use crate::common::{BatchText, Outbox, files};
+    use crate::common::{BatchText, Outbox, files, line};
 
     impl Process {
         fn request(&self, client: &reqwest::Client, text: &BatchText) -> reqwest::RequestBuilder {
@@ -181,7 +181,12 @@ mod with_signals {
         });
         let client = reqwest::Client::new();
         let secret_line = r#"{"seq":1,"kind":"event","data":"very private"}"#;
+        let value = Digest::ZERO.chain(Digest::of(secret_line.as_bytes()));
+        let after = value.chain(Digest::of(line(2).as_bytes()));
         let text = BatchText::new(1, 2).line(1, secret_line);
+        let text = text.with(|header| {
+            header.chain = Some(Chain { before: Digest::ZERO, after });
+        });
         let signature = sign(SECRET.as_bytes(), text.text().as_bytes());
         assert_eq!(process.request(&client, &text).send().await.unwrap().status(), 200);
         for (first, token) in [(1, TOKEN), (9, "wrong token")] {

@@ -244,7 +244,7 @@ fn lines_lost_before_a_journal_are_not_repetitions() {
 #[test]
 fn same_line_in_two_epochs_at_once_is_noted_once() {
     let root = directory();
-    let (jobs, writer) = prepare(root.path(), FileStoreOptions::default()).unwrap();
+    let (jobs, writer) = prepare(root.path(), FileStoreOptions::default(), None).unwrap();
     let mut newer = Outbox::new("epoch-b");
     newer.record("g", 41, 50).event();
     let responses = [older().batch(1, 6), newer.batch(1, 1), newer.batch(2, 2)].map(|text| {

@@ -1,0 +1,104 @@
+//! Statements that the receiver signs in its answers to batches.
+
+use siem_protocol::{
+    BatchHeader, Digest,
+    note::SigningKey,
+    statement::{Durability, Statement as _, StoredReceipt, Verdict},
+};
+use tracing::error;
+
+use super::{Shared, ingest::SentBody, problem::Rejection};
+use crate::{clock, store::HeldPoint, trust::BatchSeal};
+
+/// Batch that a statement is about.
+pub(super) struct BatchSubject {
+    machine: String,
+    user: String,
+    epoch: String,
+    body: SentBody,
+}
+
+impl BatchSubject {
+    pub(super) fn new(header: &BatchHeader, body: SentBody) -> Self {
+        Self {
+            machine: header.machine_id.clone(),
+            user: header.user.clone(),
+            epoch: header.epoch.clone(),
+            body,
+        }
+    }
+}
+
+impl SentBody {
+    fn digest(&self) -> Option<Digest> {
+        match self {
+            Self::Dropped => None,
+            Self::Hashed(digest) => Some(*digest),
+            Self::Kept(sent) => Some(Digest::of(&sent.body)),
+        }
+    }
+}
+
+impl Shared {
+    /// Reports whether the receiver signs its answers.
+    pub(super) fn signs(&self) -> bool {
+        self.registry.as_ref().is_some_and(|registry| registry.receiver_key().is_some())
+    }
+}
+
+/// Reports whether the sender of a batch with this seal should enroll its device key.
+pub(super) fn should_enroll(shared: &Shared, seal: &BatchSeal) -> bool {
+    seal.is_missing() && shared.signs()
+}
+
+/// Returns the signed receipt for a stored batch; `None` if the receiver has no key.
+pub(super) fn receipt(
+    shared: &Shared,
+    subject: &BatchSubject,
+    point: Option<HeldPoint>,
+) -> Result<Option<String>, Rejection> {
+    let (Some(registry), Some(point)) = (&shared.registry, point) else { return Ok(None) };
+    let Some(key) = registry.receiver_key() else { return Ok(None) };
+    let receipt = StoredReceipt {
+        receiver: name(&key),
+        machine: subject.machine.clone(),
+        user: subject.user.clone(),
+        epoch: subject.epoch.clone(),
+        last_seq: point.last_seq,
+        chain: point.chain,
+        seal: point.seal,
+        received_at: point.received_at,
+        durability: Durability::Synced,
+    };
+    receipt.sign(&[&*key]).map(Some).map_err(Rejection::Sign)
+}
+
+/// Returns the signed verdict about a refused batch; `None` if the receiver has no key.
+pub(super) fn verdict(
+    shared: &Shared,
+    rejection: &Rejection,
+    subject: &BatchSubject,
+) -> Option<String> {
+    let key = shared.registry.as_ref()?.receiver_key()?;
+    let problem = rejection.problem();
+    let verdict = Verdict {
+        receiver: name(&key),
+        status: problem.status,
+        kind: problem.kind,
+        machine: subject.machine.clone(),
+        epoch: Some(subject.epoch.clone()),
+        body: subject.body.digest()?,
+        at: clock::text(shared.clock.now()),
+        detail: problem.detail,
+    };
+    // Without a verdict the sender keeps what it has, and asks again.
+    let signed = verdict.sign(&[&*key]);
+    signed
+        .inspect_err(|error| error!(code = "verdict_not_signed", %error, "cannot sign a verdict"))
+        .ok()
+}
+
+fn name(key: &SigningKey) -> String {
+    use siem_protocol::note::NoteSigner as _;
+    key.key().name().to_owned()
+}

@@ -1,0 +1,170 @@
+//! Admission of a batch: gathers the facts for the [policy](crate::trust::policy) and applies its
+//! decision to the catalog.
+
+use siem_protocol::statement::{DeviceState, TrustLevel};
+
+use super::catalog::{Catalog, Key};
+use crate::{
+    batch::Batch,
+    trust::{
+        BatchSeal, DeviceKey, DeviceView, Event, EventKind, Registry, VerifiedSeal,
+        policy::{
+            self, Alarm, Decision, Denial, EpochState, Facts, Mark, Reach, SealState, Sealer,
+            Standing,
+        },
+    },
+};
+
+/// How a batch is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Admission {
+    /// Refuse it if it does not continue what is held.
+    pub(super) strict: bool,
+    /// The device that owns the epoch, from this batch on at the latest.
+    pub(super) owner: Option<AdmittedDevice>,
+    /// Event, once it is stored.
+    pub(super) alarm: Option<Alarm>,
+}
+
+/// Device that owns the epoch of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct AdmittedDevice {
+    pub(super) key: DeviceKey,
+    pub(super) mark: Mark,
+    pub(super) level: TrustLevel,
+    /// The epoch had no owner, but entries.
+    pub(super) adopts: bool,
+    /// The adoption confirms the key.
+    pub(super) confirms: bool,
+}
+
+impl Admission {
+    /// Admission of any batch, without a device.
+    #[cfg(test)]
+    pub(super) const fn loose() -> Self {
+        Self { strict: false, owner: None, alarm: None }
+    }
+}
+
+/// Refusal of a batch by the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) denial: Denial,
+    pub(super) alarm: Option<Alarm>,
+}
+
+/// Decides whether and how a batch is stored. Without a registry, no device is known.
+pub(super) fn admit(
+    catalog: &Catalog,
+    registry: Option<&Registry>,
+    batch: &Batch,
+    key: &Key,
+) -> Result<Admission, Refused> {
+    let sealer = registry.and_then(|registry| Some((registry, sealer(registry, batch)?)));
+    let facts = facts(catalog, registry, sealer.as_ref(), batch, key);
+    let owner = |mark, adopts, confirms| {
+        sealer.as_ref().map(|(_, (seal, _))| AdmittedDevice {
+            key: seal.device,
+            mark,
+            level: facts.level,
+            adopts,
+            confirms,
+        })
+    };
+    match policy::decide(&facts) {
+        Decision::Store { mark, strict, alarm } => {
+            // Only a batch that the owner of an epoch may send is stored loosely.
+            let owner = if strict { None } else { owner(mark, false, false) };
+            Ok(Admission { strict, owner, alarm })
+        }
+        Decision::Adopt { mark, confirms, alarm } => {
+            Ok(Admission { strict: true, owner: owner(mark, true, confirms), alarm })
+        }
+        Decision::Refuse { denial, alarm } => Err(Refused { denial, alarm }),
+    }
+}
+
+/// Returns the valid seal of a batch with its device.
+fn sealer<'a>(registry: &Registry, batch: &'a Batch) -> Option<(&'a VerifiedSeal, DeviceView)> {
+    let seal = batch.seal.valid()?;
+    Some((seal, registry.device(&seal.device)?))
+}
+
+fn facts(
+    catalog: &Catalog,
+    registry: Option<&Registry>,
+    sealer: Option<&(&Registry, (&VerifiedSeal, DeviceView))>,
+    batch: &Batch,
+    key: &Key,
+) -> Facts {
+    let (machine, user) = (&batch.header.machine_id, &batch.header.user);
+    let ratcheted = registry.is_some_and(|registry| registry.confirmed_for(machine, user));
+    let same = |owner: &DeviceKey| {
+        sealer.is_some_and(|(registry, (seal, _))| registry.same_lineage(owner, &seal.device))
+    };
+    let seal = match (&batch.seal, sealer) {
+        (BatchSeal::Invalid(_), _) => SealState::Invalid,
+        (_, None) => SealState::None,
+        (_, Some((_, (_, device)))) => {
+            let own = device.machine == *machine && device.user == *user;
+            let standing = match device.state {
+                DeviceState::Revoked => Standing::Revoked,
+                DeviceState::Confirmed if own => Standing::Confirmed,
+                _ => Standing::Unconfirmed,
+            };
+            let is_second = standing == Standing::Unconfirmed && {
+                let owners = catalog.owners(machine, user);
+                let (own, others): (Vec<_>, Vec<_>) = owners.into_iter().partition(same);
+                own.is_empty() && (ratcheted || !others.is_empty())
+            };
+            SealState::Valid(Sealer { standing, cloned: device.cloned, is_second })
+        }
+    };
+    Facts {
+        level: registry.map_or(TrustLevel::Shared, Registry::level),
+        shared_allowed: registry.is_some_and(|registry| registry.is_shared_allowed(machine)),
+        ratcheted,
+        seal,
+        epoch: epoch_state(catalog, batch, key, same),
+    }
+}
+
+fn epoch_state(
+    catalog: &Catalog,
+    batch: &Batch,
+    key: &Key,
+    same: impl Fn(&DeviceKey) -> bool,
+) -> EpochState {
+    let Some(epoch) = catalog.epoch(key) else { return EpochState::Unknown };
+    match epoch.owner {
+        Some(owner) if same(&owner) => EpochState::Own,
+        Some(_) => EpochState::Foreign,
+        None => EpochState::Keyless(match batch.covers() {
+            Some((_, last)) if last + 1 >= epoch.next_seq => {
+                if epoch.user != batch.header.user {
+                    Reach::HeadOfOther
+                } else if catalog.is_first_line(key) {
+                    Reach::Head
+                } else {
+                    Reach::HeadOfLater
+                }
+            }
+            _ => Reach::Below,
+        }),
+    }
+}
+
+/// Creates the event for an alarm.
+pub(super) fn alarm_event(alarm: Alarm, denial: Option<Denial>, batch: &Batch) -> Event {
+    let kind = match alarm {
+        Alarm::Impersonation => EventKind::Impersonation,
+        Alarm::SecondKey => EventKind::SecondKey,
+    };
+    let mut event = batch.event(kind);
+    event.detail = match (&batch.seal, denial) {
+        (BatchSeal::Invalid(reason), _) => Some(format!("the seal is invalid: {reason}")),
+        (_, Some(denial)) => Some(denial.to_string()),
+        _ => None,
+    };
+    event
+}

@@ -1,0 +1,157 @@
+//! Version of a data directory, in its file `format`.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{create_private, sync_directory};
+
+/// Version that this release writes.
+const VERSION: u32 = 2;
+const NAME: &str = "format";
+
+/// Version of a data directory. Version 1 is that of release 0.1, which wrote no such file.
+///
+/// Version 2 adds to version 1: notes of batches name the device and hold its seal, and `trust` has
+/// what the receiver knows about devices. A file of version 1 is a valid file of version 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataFormat {
+    /// The version.
+    format: u32,
+    /// Version from which the directory was migrated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    migrated_from: Option<u32>,
+}
+
+/// Reason why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// A later release wrote it.
+    #[error(
+        "`{path}` says format {found}, this release reads up to {VERSION}: install the release that wrote it, or a later one"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// The file is not valid.
+    #[error("cannot parse `{path}`, expected {{\"format\":{VERSION}}}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The file cannot be read or written.
+    #[error("cannot read or write `{path}`")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl DataFormat {
+    /// Reads the version of `directory`. A missing directory is created; one of release 0.1 is
+    /// migrated, which takes one small file: all of its files stay as they are.
+    ///
+    /// # Errors
+    /// [`FormatError`]; nothing is changed then.
+    pub fn ensure(directory: &Path) -> Result<Self, FormatError> {
+        let path = directory.join(NAME);
+        let failed = |source| FormatError::Io { path: path.clone(), source };
+        match fs::read(&path) {
+            Ok(text) => Self::parse(&text, &path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let is_old = directory.join("machines").try_exists().map_err(failed)?;
+                let format = Self { format: VERSION, migrated_from: is_old.then_some(1) };
+                format.write(directory, &path).map_err(failed)?;
+                if is_old {
+                    tracing::warn!(code = "data_migrated", directory = %directory.display(),
+                        "took over the data directory of release 0.1; without another setting its level of trust is `shared`");
+                }
+                Ok(format)
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Reports whether release 0.1 made the directory, so that machines without a device key are
+    /// expected.
+    #[must_use]
+    pub fn is_migrated(&self) -> bool {
+        self.migrated_from.is_some()
+    }
+
+    fn parse(text: &[u8], path: &Path) -> Result<Self, FormatError> {
+        // The version comes first: a later one may have other members.
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let damaged = |source| FormatError::Damaged { path: path.to_owned(), source };
+        let Version { format: found } = serde_json::from_slice(text).map_err(damaged)?;
+        if found > VERSION {
+            return Err(FormatError::Newer { path: path.to_owned(), found });
+        }
+        serde_json::from_slice(text).map_err(damaged)
+    }
+
+    fn write(self, directory: &Path, path: &Path) -> io::Result<()> {
+        create_private(directory)?;
+        let aside = path.with_extension("new");
+        let mut file = File::create(&aside)?;
+        file.write_all(&serde_json::to_vec(&self)?)?;
+        file.sync_all()?;
+        fs::rename(&aside, path)?;
+        sync_directory(directory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(directory: &Path) -> String {
+        fs::read_to_string(directory.join(NAME)).unwrap()
+    }
+
+    #[test]
+    fn new_directory_gets_the_version_of_this_release() {
+        let root = tempfile::tempdir().unwrap();
+        let data = root.path().join("new");
+        let format = DataFormat::ensure(&data).unwrap();
+        assert!(!format.is_migrated());
+        assert_eq!(content(&data), r#"{"format":2}"#);
+        assert_eq!(DataFormat::ensure(&data).unwrap(), format);
+    }
+
+    #[test]
+    fn directory_of_release_0_1_is_migrated_and_remembers_it() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("machines")).unwrap();
+        assert!(DataFormat::ensure(root.path()).unwrap().is_migrated());
+        assert_eq!(content(root.path()), r#"{"format":2,"migrated_from":1}"#);
+        assert!(DataFormat::ensure(root.path()).unwrap().is_migrated());
+    }
+
+    #[test]
+    fn later_or_damaged_version_is_refused_and_kept() {
+        let root = tempfile::tempdir().unwrap();
+        for (text, newer) in [(r#"{"format":3,"x":[]}"#, true), ("{", false), ("", false)] {
+            fs::write(root.path().join(NAME), text).unwrap();
+            let refused = DataFormat::ensure(root.path()).unwrap_err();
+            assert_eq!(matches!(refused, FormatError::Newer { found: 3, .. }), newer);
+            assert_eq!(content(root.path()), text);
+        }
+    }
+}
