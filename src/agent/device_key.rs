@@ -69,16 +69,12 @@ pub(super) fn prepare(
 /// Returns once the pipeline must be started again with another key: one was requested, or the
 /// device had none and may have one now.
 pub(super) async fn restart_wanted(device: &Device, clock: &dyn Clock) {
-    loop {
-        tokio::select! {
-            () = device.replacement_requested() => return,
-            () = sleep(INSPECTION) => {}
-        }
-        let Err(unavailable) = device.stored_keys() else { continue };
-        let Some(file) = device.file() else { continue };
-        if may_recover(&unavailable, file, clock.now()) {
-            return;
-        }
+    // A key that is in force stays so until one is requested.
+    let (Err(unavailable), Some(file)) = (device.stored_keys(), device.file()) else {
+        return device.replacement_requested().await;
+    };
+    while !may_recover(&unavailable, file, clock.now()) {
+        sleep(INSPECTION).await;
     }
 }
 

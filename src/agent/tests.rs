@@ -2,6 +2,7 @@
 
 use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
+use siem_protocol::agent_event::DeviceKeyReason;
 use siem_server::{FileStore, Keys, Receiver, Secret, ServeOptions};
 use tokio::{
     net::TcpListener,
@@ -9,7 +10,10 @@ use tokio::{
 };
 
 use super::{Agent, AgentError, ConfigFileWatch, ConfigSources, RunMode};
-use crate::platform::{Environment, LockRole, StateLock};
+use crate::{
+    platform::{Environment, LockRole, StateLock, Timestamp},
+    siem::device::Replacement,
+};
 
 const TOKEN: &str = "the token of the fleet";
 const SECRET: &str = "correct horse battery staple";
@@ -90,6 +94,36 @@ async fn agent_ships_a_record_and_stops_within_a_test() {
     let (ended, ()) = timeout(PATIENCE, async { tokio::join!(agent.run(), use_it) }).await.unwrap();
     ended.unwrap();
     assert!(handle.pipeline().is_err());
+}
+
+/// As after the receiver's verdict that the key was cloned.
+#[tokio::test(flavor = "multi_thread")]
+async fn requested_key_restarts_delivery_in_a_new_epoch() {
+    let (home, data) = (home_with_record(), tempfile::tempdir().unwrap());
+    let receiver = start_receiver(data.path()).await;
+    let agent = agent(home.path(), receiver, RunMode::Forever).unwrap();
+    let handle = agent.handle();
+    let use_it = async {
+        let epoch = async || {
+            let pipeline = handle.running_pipeline(PATIENCE).await.unwrap();
+            pipeline.outbox().epoch()
+        };
+        let first = epoch().await;
+        let device = handle.in_force().1.device;
+        let key = device.stored_keys().unwrap().public();
+        let requested = device.replace(DeviceKeyReason::Cloned, Timestamp(0));
+        assert_eq!(requested, Replacement::Requested);
+        while epoch().await == first {
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert_ne!(device.stored_keys().unwrap().public(), key);
+        let pipeline = handle.running_pipeline(PATIENCE).await.unwrap();
+        while pipeline.flush(PATIENCE).await.unwrap() == 0 {}
+        wait_until_received(data.path()).await;
+        handle.stop();
+    };
+    let (ended, ()) = timeout(PATIENCE, async { tokio::join!(agent.run(), use_it) }).await.unwrap();
+    ended.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -80,6 +80,22 @@ impl DeviceStatus {
         status
     }
 
+    /// Describes the key in one line.
+    pub(crate) fn summary(&self) -> String {
+        let mut text = match (&self.id, &self.problem) {
+            (Some(id), _) => format!("key {}", id.get(..12).unwrap_or(id)),
+            (None, Some(problem)) => problem.clone(),
+            (None, None) => "no key".to_owned(),
+        };
+        if let Some(at) = &self.created_at {
+            text += &format!(", made at {at}");
+        }
+        if self.previous_key.is_some() {
+            text += "; rotation not confirmed by every receiver yet";
+        }
+        text
+    }
+
     fn set(&mut self, keys: Result<StoredKeys, String>) {
         self.version = VERSION;
         match keys {

@@ -60,6 +60,12 @@ impl Home {
         Outbox::open(&path, &sinks, new_epoch).unwrap()
     }
 
+    /// Last number and count of the queued entries.
+    fn queued(&self) -> (u64, u64) {
+        let stats = self.outbox().stats().unwrap();
+        (stats.last_seq, stats.entries)
+    }
+
     fn start(&self) -> Started {
         self.start_with(&Device::new(self.file(), "i".to_owned()))
     }
@@ -123,6 +129,25 @@ fn damaged_file_and_another_machine_have_their_reasons() {
     let home = Home { machine: "n", now: NOW + HOUR, ..home };
     let third = home.start();
     assert_eq!(third.created().last(), Some(&(DeviceKeyReason::OtherMachine, Some(second.key()))));
+}
+
+/// An agent of release 0.1 has left entries 11 to 16 unsent.
+#[test]
+fn store_of_release_0_1_keeps_its_epoch_and_entries() {
+    let stored = include_bytes!("../../../tests/data/release-0.1/state/outbox.redb.zst");
+    let mut home = Home::new();
+    let path = home.dir.path().join("outbox.redb");
+    fs::write(&path, zstd::decode_all(&stored[..]).unwrap()).unwrap();
+    let first = home.start();
+    assert_eq!(first.epoch, "01a227dd-518c-73d4-83ac-f6f0f5ccac58");
+    assert_eq!(first.created(), [(DeviceKeyReason::First, None)]);
+    assert_eq!(home.queued(), (16, 6));
+
+    home.now += HOUR;
+    fs::remove_file(home.file().path()).unwrap();
+    let second = home.start();
+    assert_ne!(second.epoch, first.epoch);
+    assert_eq!(home.queued(), (6, 6));
 }
 
 /// Kill after the key file was written and before the outbox was renumbered.

@@ -15,7 +15,9 @@ use crate::{
         },
     },
     compliance::{client_files::ClientSettingsFiles, hook_response::Hook},
-    control::{Connection, Request, RequestError, Response, connect, status::SinkStatus},
+    control::{
+        Connection, DeviceStatus, Request, RequestError, Response, connect, status::SinkStatus,
+    },
     units::Time,
 };
 
@@ -30,6 +32,7 @@ pub(super) fn run(context: &CliContext) -> Vec<CheckResult> {
     match collect(context, Depth::Outbox) {
         Ok(report) => {
             results.extend(agent(&report));
+            results.extend(report.status.device.as_ref().map(device));
             results.extend(trust(&report));
         }
         Err(failure) => results.push(CheckResult::fail("agent", failure.message())),
@@ -64,6 +67,18 @@ fn agent(report: &StatusReport) -> Vec<CheckResult> {
     match (results.is_empty(), report.state) {
         (true, State::Running) => vec![CheckResult::ok(SUBJECT, "running and making progress")],
         _ => results,
+    }
+}
+
+/// Key of the device.
+fn device(device: &DeviceStatus) -> CheckResult {
+    const SUBJECT: &str = "device key";
+
+    match (&device.problem, device.instance.is_some()) {
+        (None, _) => CheckResult::ok(SUBJECT, device.summary()),
+        // The agent makes a key when it starts; a file that it refuses is reported then.
+        (Some(problem), false) => CheckResult::warn(SUBJECT, problem),
+        (Some(problem), true) => CheckResult::fail(SUBJECT, problem),
     }
 }
 

@@ -12,10 +12,7 @@ use crate::{
     agent::{handle::Phase, status_file::ConfigReport},
     cli::terminal::{Colours, duration, plain, short_hash, wrap},
     compliance::SignInState,
-    control::{
-        DeviceStatus,
-        status::{AccountStatus, ComplianceStatus, OutboxSummary, ReadingStatus, SinkStatus},
-    },
+    control::status::{AccountStatus, ComplianceStatus, OutboxSummary, ReadingStatus, SinkStatus},
     pipeline::config_status::ConfigOrigin,
     platform::{Timestamp, service::ServiceStatus},
     text::counted,
@@ -51,7 +48,7 @@ pub(super) fn render(
         page.line("sink", &sink_text(sink, report.state));
     }
     if let Some(device) = &status.device {
-        page.line("device", &device_text(device));
+        page.line("device", &device.summary());
     }
     if let Some(reading) = &status.reading {
         page.line("reading", &reading_text(reading));
@@ -254,21 +251,6 @@ fn acknowledged_text(means: Acknowledged, unproven: u64) -> String {
         0 => means.to_owned(),
         count => format!("{means}; {count} unproven"),
     }
-}
-
-fn device_text(device: &DeviceStatus) -> String {
-    let mut text = match (&device.id, &device.problem) {
-        (Some(id), _) => format!("key {}", id.get(..12).unwrap_or(id)),
-        (None, Some(problem)) => problem.clone(),
-        (None, None) => "no key".to_owned(),
-    };
-    if let Some(at) = &device.created_at {
-        text += &format!(", made at {at}");
-    }
-    if device.previous_key.is_some() {
-        text += "; rotation not confirmed by every receiver yet";
-    }
-    text
 }
 
 fn reading_text(reading: &ReadingStatus) -> String {

@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use siem_protocol::{ChainPoint, Digest, Entry, Kind};
+use siem_protocol::{AgentEvent, ChainPoint, Digest, Entry, Kind};
 use tally::Tally;
 
 use super::{
@@ -76,6 +76,7 @@ enum Operation {
     },
     RemoveLetter,
     Renumber(u64),
+    ChangeDevice(u64),
     Compact,
 }
 
@@ -272,6 +273,12 @@ fn perform(
             let now = Timestamp(epoch * 4_000_000);
             outbox.renumber(&outbox.epoch(), format!("epoch-{epoch}"), now).map(drop)
         }
+        Operation::ChangeDevice(epoch) => {
+            let now = Timestamp(epoch * 4_000_000);
+            let device = EpochDevice { key: format!("key-{epoch}"), since: now };
+            let event = AgentEvent::Canary { id: device.key.clone() };
+            outbox.start_epoch_for_device(format!("epoch-{epoch}"), device, event, now)
+        }
         Operation::Compact => outbox.compact(),
     }
 }
@@ -374,9 +381,13 @@ impl PowerCutRun {
             },
             80..88 => Operation::StoreLetter { sink: random.usize(..2) },
             88..94 => Operation::RemoveLetter,
-            94..97 => {
+            94..96 => {
                 self.epochs += 1;
                 Operation::Renumber(self.epochs)
+            }
+            96..98 => {
+                self.epochs += 1;
+                Operation::ChangeDevice(self.epochs)
             }
             _ => Operation::Compact,
         }
@@ -551,6 +562,7 @@ fn name(operation: &Operation) -> &'static str {
         Operation::StoreLetter { .. } => "store_dead_letter",
         Operation::RemoveLetter => "remove dead letter",
         Operation::Renumber(_) => "renumber",
+        Operation::ChangeDevice(_) => "change device",
         Operation::Compact => "compact",
     }
 }
@@ -578,7 +590,7 @@ fn no_power_cut_loses_or_repeats_an_entry() {
         let is_rare = ["cut in a resize", "cut while the file was created"].contains(&kind);
         assert!(count > 0 || (is_rare && cuts < 5000), "`{kind}` never happened");
     }
-    assert_eq!(tally.operations.len(), 6);
+    assert_eq!(tally.operations.len(), 7);
 }
 
 /// The check must detect each deliberate defect.
