@@ -32,7 +32,7 @@ pub(crate) fn check(cross: &Path) -> Result<String, Failure> {
     sh::succeed(cross("clippy").args(["--package", "ai-agent", "--", "-D", "warnings"]))?;
     let built = target()?.join(TARGET).join("debug");
     let mut receiver = cross("build-windows");
-    sh::succeed(receiver.args(["--package", "siem-server", "--bin", "demo-server"]))?;
+    sh::succeed(receiver.args(["--package", "siem-server", "--bins"]))?;
     let mut build = cross("test-windows");
     // Tests that fail under wine are ignored.
     build.env("AI_AGENT_WINE", "1");

@@ -119,9 +119,18 @@ pub(super) struct Journal<S> {
     path: PathBuf,
     lock: Arc<DirectoryLock>,
     folded: Mutex<Folded<S>>,
-    /// Length of the file up to which it is synced. Held while a sync runs, which then counts for
-    /// every thread that waits.
-    synced: Mutex<u64>,
+    /// Held while a sync runs, which then counts for every thread that waits.
+    synced: Mutex<Synced>,
+}
+
+/// State of the file on stable storage.
+#[derive(Debug, Default)]
+struct Synced {
+    /// Length up to which it is synced.
+    length: u64,
+    /// True after a failed sync. The system may have discarded what it could not write, so that a
+    /// later sync succeeds although lines are missing.
+    failed: bool,
 }
 
 #[derive(Debug)]
@@ -150,7 +159,7 @@ impl<S: Fold> Journal<S> {
         folded.catch_up(&path)?;
         folded.cut_torn_line(&path)?;
         drop(held);
-        Ok(Self { path, lock, folded: Mutex::new(folded), synced: Mutex::new(0) })
+        Ok(Self { path, lock, folded: Mutex::new(folded), synced: Mutex::default() })
     }
 
     /// Calls `read` with the state, after the lines of other processes are folded. If these cannot
@@ -193,18 +202,22 @@ impl<S: Fold> Journal<S> {
     /// Makes the file durable up to `end`.
     fn sync(&self, end: u64) -> Result<(), JournalError> {
         let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
-        if *synced >= end {
-            return Ok(());
-        }
         let (length, file) = {
             let folded = self.folded();
             (folded.length, folded.file.as_ref().map(File::try_clone))
         };
-        if let Some(file) = file {
-            let sync = file.and_then(|file| file.sync_data());
-            sync.map_err(JournalError::io("sync", &self.path))?;
-        }
-        *synced = length;
+        // The file is shorter than before if an operator restored an older copy.
+        let Some(file) = file.filter(|_| synced.length < end || synced.length > length) else {
+            return Ok(());
+        };
+        let result = if synced.failed {
+            Err(io::Error::other("an earlier sync failed; restart the receiver"))
+        } else {
+            file.and_then(|file| file.sync_data())
+        };
+        synced.failed = result.is_err();
+        result.map_err(JournalError::io("sync", &self.path))?;
+        synced.length = length;
         Ok(())
     }
 

@@ -147,11 +147,18 @@ mod with_signals {
         time::Duration,
     };
 
-    use siem_protocol::{Chain, Digest, Receipt, names::header, sign};
-    use siem_server::{ledger::Difference, stats::Stats};
+    use siem_protocol::{Chain, Digest, Receipt, names::header, sign, statement::DeviceState};
+    use siem_server::{
+        ledger::Difference,
+        stats::Stats,
+        trust::{NewToken, Registry, RegistryOptions, Scope, TokenText},
+    };
 
     use super::*;
-    use crate::common::{BatchText, Outbox, files, line};
+    use crate::common::{
+        BatchText, Outbox, files, line,
+        trust::{RECEIVER, device_key, enrollment, signed},
+    };
 
     impl Process {
         fn request(&self, client: &reqwest::Client, text: &BatchText) -> reqwest::RequestBuilder {
@@ -161,6 +168,124 @@ mod with_signals {
                 .bearer_auth(TOKEN)
                 .header(header::SIGNATURE, sign(SECRET.as_bytes(), body.as_bytes()))
                 .body(body)
+        }
+    }
+
+    fn start_with_key(data: &Path) -> Process {
+        let mut command = command(data);
+        command.env("CLAUDE_SIEM_TOKEN", TOKEN).env("CLAUDE_SIEM_HMAC_SECRET", SECRET);
+        command.args(["--trust", "first-use", "--receiver-name", RECEIVER]);
+        let mut process = Process::spawn(&mut command);
+        // A log that no process reads would fill its pipe.
+        drop(process.child.stderr.take());
+        process
+    }
+
+    fn open_registry(data: &Path) -> Registry {
+        Registry::open(&data.join("trust"), RegistryOptions::default()).unwrap()
+    }
+
+    /// Devices enroll with single-use tokens while the server is killed. A key whose enrollment was
+    /// answered is confirmed after the kill, and every other one at its next attempt: a kill
+    /// between token and device, or between device and response, costs neither.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn answered_enrollments_survive_kills() {
+        const DEVICES: u16 = 60;
+        let data = tempfile::tempdir().unwrap();
+        let tokens: Vec<String> = (0..DEVICES).map(|n| single_use_token(data.path(), n)).collect();
+        let answered: Arc<Vec<_>> = Arc::new((0..DEVICES).map(|_| AtomicU64::new(0)).collect());
+        let count = |answered: &[AtomicU64]| {
+            answered.iter().map(|one| one.load(Ordering::SeqCst)).sum::<u64>()
+        };
+        for round in 0..4 {
+            let mut process = start_with_key(data.path());
+            let tasks: Vec<_> = (0..DEVICES)
+                .map(|n| {
+                    let token = tokens[usize::from(n)].clone();
+                    tokio::spawn(enroll(process.url.clone(), token, n, answered.clone()))
+                })
+                .collect();
+            let target = u64::from(DEVICES) / 4 * round + 5;
+            crate::common::eventually("some are answered", async || count(&answered) >= target)
+                .await;
+            process.child.kill().unwrap();
+            process.child.wait().unwrap();
+            for task in tasks {
+                task.await.unwrap();
+            }
+            let registry = open_registry(data.path());
+            for n in 0..DEVICES {
+                let state = registry.device(&device_key(n)).map(|device| device.state);
+                if answered[usize::from(n)].load(Ordering::SeqCst) == 1 {
+                    assert_eq!(state, Some(DeviceState::Confirmed), "device {n}");
+                }
+            }
+        }
+        let process = start_with_key(data.path());
+        for n in 0..DEVICES {
+            enroll(process.url.clone(), tokens[usize::from(n)].clone(), n, answered.clone()).await;
+        }
+        assert_eq!(count(&answered), u64::from(DEVICES));
+        let devices = open_registry(data.path()).devices();
+        assert_eq!(devices.len(), usize::from(DEVICES));
+        assert!(devices.iter().all(|device| device.state == DeviceState::Confirmed));
+    }
+
+    fn single_use_token(data: &Path, n: u16) -> String {
+        let mut bytes = [0; 32];
+        bytes[..2].copy_from_slice(&n.to_le_bytes());
+        let text = TokenText::from_random(&bytes);
+        let scopes = [Scope::Enroll].into();
+        let new = NewToken { scopes, single_use: true, ..NewToken::default() };
+        open_registry(data).add_token(new, &text).unwrap();
+        text.reveal().to_owned()
+    }
+
+    /// Enrolls device `n` and notes the response; none if the server was killed.
+    async fn enroll(url: String, token: String, n: u16, answered: Arc<Vec<AtomicU64>>) {
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
+        let request = client.post(format!("{url}/enroll")).bearer_auth(token);
+        let request = request.body(signed(&enrollment(n), &[n]));
+        let Ok(response) = request.send().await else { return };
+        let status = response.status();
+        let Ok(body) = response.bytes().await else { return };
+        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+        answered[usize::from(n)].store(1, Ordering::SeqCst);
+    }
+
+    #[tokio::test]
+    async fn enrollment_logs_no_token_and_no_private_key() {
+        let data = tempfile::tempdir().unwrap();
+        let token = single_use_token(data.path(), 1);
+        let mut command = command(data.path());
+        command.env("CLAUDE_SIEM_TOKEN", TOKEN).env("CLAUDE_SIEM_HMAC_SECRET", SECRET);
+        command.env("RUST_LOG", "trace").args(["--trust", "enrolled", "--receiver-name", RECEIVER]);
+        let mut process = Process::spawn(&mut command);
+        let mut errors = process.child.stderr.take().unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut log = String::new();
+            errors.read_to_string(&mut log).unwrap();
+            log
+        });
+        let client = reqwest::Client::new();
+        let url = format!("{}/enroll", process.url);
+        for (token, n, status) in
+            [(token.as_str(), 1, 200), (&token, 2, 401), ("siem_wrong", 1, 401), (TOKEN, 3, 200)]
+        {
+            let body = signed(&enrollment(n), &[n]);
+            let response = client.post(&url).bearer_auth(token).body(body).send().await.unwrap();
+            assert_eq!(response.status(), status, "{token} {n}");
+        }
+        let pid = process.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert_eq!(process.child.wait().unwrap().code(), Some(0));
+        let log = reading.join().unwrap();
+        assert!(log.contains("enrolled a device"), "{log}");
+        let keys = std::fs::read_to_string(data.path().join("trust/keys/receiver.json")).unwrap();
+        let private = keys.split("PRIVATE+KEY+").nth(1).unwrap();
+        let private = private.split('"').next().unwrap().rsplit('+').next().unwrap();
+        for secret in [&token[5..], TOKEN, "siem_wrong", "PRIVATE", private] {
+            assert!(!log.contains(secret), "{secret}: {log}");
         }
     }
 
