@@ -8,10 +8,12 @@ use axum::{
     http::HeaderMap,
     response::{IntoResponse as _, Response},
 };
-use siem_protocol::{EnrollAnswer, EnrollRequest, KeysAnswer, statement::Enroll};
+use siem_protocol::{Digest, EnrollAnswer, EnrollRequest, KeysAnswer, statement::Enroll};
 use tracing::info;
 
-use super::{Shared, ingest::collect, observe::json, peer, problem::Rejection};
+use super::{
+    Shared, ingest::collect, observe::json, peer, problem::Rejection, statements::sign_verdict,
+};
 use crate::trust::{DeviceKey, EnrollError, Event, EventKind, Grant, Registry, Scope};
 
 /// Maximum size of an enrollment in bytes. One with the longest host and user names has 4 KiB.
@@ -38,7 +40,20 @@ pub(super) async fn enroll(State(shared): State<Arc<Shared>>, request: Request) 
     let peer = peer(&parts.extensions);
     match receive_enrollment(&shared, &parts.headers, body, peer).await {
         Ok(answer) => json(&answer),
-        Err(rejection) => rejection.into_response(),
+        Err(refusal) => refusal.rejection.respond(refusal.verdict, false),
+    }
+}
+
+/// A refused enrollment.
+struct EnrollmentRefusal {
+    rejection: Rejection,
+    /// Signed by the receiver, if the device may act on it.
+    verdict: Option<String>,
+}
+
+impl<E: Into<Rejection>> From<E> for EnrollmentRefusal {
+    fn from(rejection: E) -> Self {
+        Self { rejection: rejection.into(), verdict: None }
     }
 }
 
@@ -47,27 +62,34 @@ async fn receive_enrollment(
     headers: &HeaderMap,
     mut body: Body,
     peer: Option<IpAddr>,
-) -> Result<EnrollAnswer, Rejection> {
+) -> Result<EnrollAnswer, EnrollmentRefusal> {
     let grant = shared.authorize(headers, &SCOPES)?;
-    let missing = Rejection::Enroll(EnrollError::NoReceiverKey);
-    let registry = shared.registry.clone().ok_or(missing)?;
+    let registry = shared.registry.clone().ok_or(EnrollError::NoReceiverKey)?;
     let reading = collect(&mut body, 0, ENROLL_BYTES);
     let reading = tokio::time::timeout(shared.limits.body_timeout, reading);
     let body = reading.await.map_err(|_| Rejection::Slow)??;
+    let shared = shared.clone();
     let working =
-        tokio::task::spawn_blocking(move || enroll_device(&registry, &grant, &body, peer));
+        tokio::task::spawn_blocking(move || enroll_device(&shared, &registry, &grant, &body, peer));
     working.await.map_err(|_| Rejection::Panicked)?
 }
 
 fn enroll_device(
+    shared: &Shared,
     registry: &Registry,
     grant: &Grant,
     body: &[u8],
     peer: Option<IpAddr>,
-) -> Result<EnrollAnswer, Rejection> {
+) -> Result<EnrollAnswer, EnrollmentRefusal> {
     let request: EnrollRequest = serde_json::from_slice(body).map_err(Rejection::EnrollRequest)?;
     let enroll = Enroll::open_self_signed(&request.enroll)?;
-    let enrolled = registry.enroll(&enroll, grant)?;
+    let enrolled = registry.enroll(&enroll, grant).map_err(|error| {
+        let rejection = Rejection::from(error);
+        let verdict = rejection
+            .needs_verdict()
+            .then(|| sign_verdict(shared, &rejection, &enroll.machine, None, Digest::of(body)));
+        EnrollmentRefusal { rejection, verdict: verdict.flatten() }
+    })?;
     let device = &enrolled.device;
     if enrolled.forked {
         registry.record(fork_event(&enroll, peer));

@@ -79,15 +79,28 @@ pub(super) fn verdict(
     rejection: &Rejection,
     subject: &BatchSubject,
 ) -> Option<String> {
+    let body = subject.body.digest()?;
+    sign_verdict(shared, rejection, &subject.machine, Some(&subject.epoch), body)
+}
+
+/// Returns the signed verdict about a refused request of `machine`, for `epoch` if it was a batch,
+/// with a body of the hash `body`; `None` if the receiver has no key.
+pub(super) fn sign_verdict(
+    shared: &Shared,
+    rejection: &Rejection,
+    machine: &str,
+    epoch: Option<&str>,
+    body: Digest,
+) -> Option<String> {
     let key = shared.registry.as_ref()?.receiver_key()?;
     let problem = rejection.problem();
     let verdict = Verdict {
         receiver: name(&key),
         status: problem.status,
         kind: problem.kind,
-        machine: subject.machine.clone(),
-        epoch: Some(subject.epoch.clone()),
-        body: subject.body.digest()?,
+        machine: machine.to_owned(),
+        epoch: epoch.map(str::to_owned),
+        body,
         at: clock::text(shared.clock.now()),
         detail: problem.detail,
     };

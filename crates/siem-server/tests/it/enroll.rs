@@ -2,10 +2,10 @@
 
 use reqwest::StatusCode;
 use siem_protocol::{
-    Encoding, KeysAnswer, Problem,
+    Digest, Encoding, KeysAnswer, Problem,
     names::{header, problem},
     note::NoteSigner as _,
-    statement::{DeviceState, KeyList, Statement as _, TrustLevel},
+    statement::{DeviceState, KeyList, Statement as _, TrustLevel, Verdict},
 };
 use siem_server::trust::{EventCounts, NewToken, Scope};
 
@@ -138,8 +138,14 @@ async fn successor_of_a_revoked_key_is_403() {
     let server = TrustServer::start(TrustLevel::FirstUse).await;
     server.enroll_with_fleet_token(&enrollment(1)).await;
     server.registry().revoke(&crate::common::trust::device_key(1)).unwrap();
-    let problem = refused(&server, TOKEN, signed(&rotation(2, 1), &[2, 1])).await;
+    let body = signed(&rotation(2, 1), &[2, 1]);
+    let problem = refused(&server, TOKEN, body.clone()).await;
     assert_eq!((problem.status, problem.kind.as_str()), (403, problem::DEVICE_REVOKED));
+    let key = server.registry().receiver_key().unwrap().key().clone();
+    let verdict = Verdict::open(&problem.verdict.unwrap(), std::slice::from_ref(&key)).unwrap();
+    let verdict = verdict.statement;
+    assert_eq!((verdict.status, verdict.kind.as_str()), (403, problem::DEVICE_REVOKED));
+    assert!(verdict.is_about(RECEIVER, "m-1", None, Digest::of(body.as_bytes())));
 }
 
 #[tokio::test]
