@@ -12,7 +12,7 @@ use siem_protocol::{Digest, EnrollAnswer, EnrollRequest, KeysAnswer, statement::
 use tracing::info;
 
 use super::{
-    Shared, ingest::collect, observe::json, peer, problem::Rejection, statements::sign_verdict,
+    Shared, ingest::receive, observe::json, peer, problem::Rejection, statements::sign_verdict,
 };
 use crate::trust::{DeviceKey, EnrollError, Event, EventKind, Grant, Registry, Scope};
 
@@ -65,9 +65,7 @@ async fn receive_enrollment(
 ) -> Result<EnrollAnswer, EnrollmentRefusal> {
     let grant = shared.authorize(headers, &SCOPES)?;
     let registry = shared.registry.clone().ok_or(EnrollError::NoReceiverKey)?;
-    let reading = collect(&mut body, 0, ENROLL_BYTES);
-    let reading = tokio::time::timeout(shared.limits.body_timeout, reading);
-    let body = reading.await.map_err(|_| Rejection::Slow)??;
+    let (body, _memory) = receive(shared, headers, &mut body, ENROLL_BYTES).await?;
     let shared = shared.clone();
     let working =
         tokio::task::spawn_blocking(move || enroll_device(&shared, &registry, &grant, &body, peer));

@@ -223,7 +223,7 @@ fn check_headers(headers: &HeaderMap, batch: &BatchHeader) -> Result<(), Rejecti
 }
 
 /// Reads the body after reserving memory for it.
-async fn receive(
+pub(super) async fn receive(
     shared: &Shared,
     headers: &HeaderMap,
     body: &mut Body,
@@ -243,11 +243,7 @@ async fn receive(
     Ok((body, memory))
 }
 
-pub(super) async fn collect(
-    body: &mut Body,
-    length: usize,
-    limit: usize,
-) -> Result<Vec<u8>, Rejection> {
+async fn collect(body: &mut Body, length: usize, limit: usize) -> Result<Vec<u8>, Rejection> {
     let mut bytes = Vec::with_capacity(length);
     while let Some(frame) = next(body).await {
         let Ok(data) = frame.map_err(Rejection::Body)?.into_data() else { continue };

@@ -94,11 +94,12 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// Opens a file for reading and appending. With `create` it is created if missing, with access for
+/// Opens a file for reading and writing. With `create` it is created if missing, with access for
 /// the owner only.
 fn private_file(path: &Path, create: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.create(create).read(true).append(true);
+    // Windows does not truncate a file that is opened for appending.
+    options.create(create).read(true).write(true).truncate(false);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.open(path)
@@ -284,7 +285,9 @@ impl<S: Fold> Folded<S> {
             Some(file) => file,
             None => self.file.insert(create(path)?),
         };
-        if let Err(source) = file.write_all(&text) {
+        // Every writer holds the lock, so this is the end of the file.
+        let seek = file.seek(SeekFrom::Start(self.length));
+        if let Err(source) = seek.and_then(|_| file.write_all(&text)) {
             // The rest of a partly written line is cut now, or by the next writer.
             drop(file.set_len(self.length));
             return Err(JournalError::io("write", path)(source));

@@ -38,9 +38,8 @@ pub(crate) struct List {
 
 /// Announce the next key, or if there is one, make it the current key
 ///
-/// Run it once to announce a key, wait until the agents have asked for the list of keys, and run it
-/// again. Agents that were offline meanwhile accept the new key too, because the old one still signs
-/// the list of keys.
+/// Run it once to announce a key, and again to use it. Agents that were offline meanwhile accept the
+/// new key too, because the old one still signs the list of keys.
 #[derive(Args)]
 pub(crate) struct Rotate {
     #[command(flatten)]
@@ -110,7 +109,7 @@ impl Rotate {
             "{}",
             match rotation {
                 Rotation::Announced => {
-                    "announced the next key; run this command again when the agents have asked for the list of keys"
+                    "announced the next key; run this command again to make it the current one"
                 }
                 Rotation::Replaced => "the next key is now the current one",
             }

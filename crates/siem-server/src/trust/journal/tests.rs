@@ -36,7 +36,8 @@ fn numbers(journal: &Journal<Numbers>) -> Vec<u64> {
 }
 
 fn add_raw(directory: &Path, bytes: &[u8]) {
-    private_file(&directory.join(NAME), true).unwrap().write_all(bytes).unwrap();
+    let path = directory.join(NAME);
+    OpenOptions::new().append(true).open(path).unwrap().write_all(bytes).unwrap();
 }
 
 #[test]
