@@ -12,12 +12,14 @@ use siem_protocol::agent_event::ReceiverTrust;
 ///
 /// Sinks set it, and `status`, `doctor` and heartbeats report it.
 #[derive(Clone, Debug, Default)]
-pub struct TrustStates(Arc<Mutex<BTreeMap<String, Weak<Mutex<Option<ReceiverTrust>>>>>>);
+pub struct TrustStates(Arc<Mutex<BTreeMap<String, Weak<SharedTrust>>>>);
+
+type SharedTrust = Mutex<Option<ReceiverTrust>>;
 
 /// State of this device at one receiver; `None` until the receiver has answered. It is reported as
 /// long as a sink holds it.
 #[derive(Clone, Debug, Default)]
-pub struct TrustEntry(Arc<Mutex<Option<ReceiverTrust>>>);
+pub struct TrustEntry(Arc<SharedTrust>);
 
 impl TrustStates {
     /// Returns the entry of a receiver. Sinks with the same endpoint share it: a sink that replaces

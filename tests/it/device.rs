@@ -234,3 +234,17 @@ fn no_output_or_other_file_contains_the_private_key() {
         assert_eq!(is_there, path == key_file(&home), "{}", path.display());
     }
 }
+
+/// A private key that stays behind is a secret that no one guards.
+#[test]
+fn purge_deletes_the_key_with_all_other_state() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    home.write("-work/a.jsonl", "{\"n\":1}\n");
+    ship(&home, &receiver);
+    let purge = home.agent(&["uninstall", "--purge", "--dry-run"]).succeed();
+    for entry in fs::read_dir(home.state_dir()).unwrap() {
+        let path = entry.unwrap().path();
+        let line = format!("would remove `{}`", path.display());
+        assert!(purge.text().contains(&line), "{line}: {}", purge.text());
+    }
+}

@@ -11,11 +11,12 @@ use crate::{
 };
 
 /// Prefixes of the names of the agent's files.
-const PREFIXES: [&str; 11] = [
+const PREFIXES: [&str; 13] = [
     "account.",
     "agent.",
     "checkpoints.",
     "compliance.json",
+    "device.key",
     "logs",
     "machine-id",
     "managed.json",
@@ -23,6 +24,7 @@ const PREFIXES: [&str; 11] = [
     "policy.json",
     "spool",
     "status.json",
+    "trust.json",
 ];
 
 /// Prints the paths that would be deleted.
@@ -114,7 +116,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         fs::create_dir(&state).unwrap();
-        for name in ["outbox.redb", "state-dir", "machine-id"] {
+        for name in ["outbox.redb", "state-dir", "machine-id", "device.key", "trust.json"] {
             fs::write(state.join(name), "").unwrap();
         }
         execute(&state, &state.join("state-dir")).unwrap();
