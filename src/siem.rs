@@ -7,6 +7,7 @@ mod trust_states;
 
 use std::time::{Duration, Instant, SystemTime};
 
+use data_encoding::BASE64;
 pub use device::Device;
 use reqwest::{
     Client, Method, RequestBuilder, Url,
@@ -16,11 +17,12 @@ pub use revision::Revision;
 use siem_protocol::{
     BatchId, Digest, Encoding, Identity, ManagedError,
     managed::MAX_BYTES,
+    minisign::OrganisationKey,
     names::{content_type, header as siem, path},
     sign,
 };
 use siem_sinks::http::{self, Answer, NoAnswer};
-pub use signed_config::SignedConfig;
+pub use signed_config::{OrganisationError, SignedConfig};
 pub use trust_states::{TrustEntry, TrustStates, stored_trust};
 
 use crate::config::Secret;
@@ -41,6 +43,9 @@ pub struct Connection {
     revision: Revision,
     /// True if only signed responses are accepted.
     requires_signature: bool,
+    /// Keys of the organisation, one of which must have signed a managed configuration; none if that
+    /// is not required.
+    organisation_keys: Vec<OrganisationKey>,
 }
 
 /// Observed properties of a receiver.
@@ -91,6 +96,16 @@ pub enum FetchError {
         /// Hash of the response.
         content: Digest,
     },
+    /// The managed configuration is not signed by the organisation.
+    #[error("the managed configuration from `{url}` is refused: {source}")]
+    Organisation {
+        /// URL of the request.
+        url: String,
+        /// Hash of the response.
+        content: Digest,
+        /// Reason.
+        source: OrganisationError,
+    },
     /// The content is not a managed configuration.
     #[error(transparent)]
     Content(#[from] ManagedError),
@@ -114,7 +129,13 @@ impl FetchError {
     /// Returns whether a response came and was refused.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Unsigned { .. } | Self::Signature { .. } | Self::Content(_))
+        matches!(
+            self,
+            Self::Unsigned { .. }
+                | Self::Signature { .. }
+                | Self::Organisation { .. }
+                | Self::Content(_)
+        )
     }
 
     /// Returns whether the error is likely temporary.
@@ -132,7 +153,7 @@ impl FetchError {
     #[must_use]
     pub fn content(&self) -> Digest {
         match self {
-            Self::Signature { content, .. } => *content,
+            Self::Signature { content, .. } | Self::Organisation { content, .. } => *content,
             other => Digest::of(other.to_string().as_bytes()),
         }
     }
@@ -150,7 +171,16 @@ impl Connection {
         identity: Identity,
         revision: Revision,
     ) -> Self {
-        Self { client, base, token, secret, identity, revision, requires_signature: true }
+        Self {
+            client,
+            base,
+            token,
+            secret,
+            identity,
+            revision,
+            requires_signature: true,
+            organisation_keys: Vec::new(),
+        }
     }
 
     /// Returns the receiver's base URL.
@@ -177,10 +207,22 @@ impl Connection {
         self.exchange(request, ANSWER_LIMIT, within).await
     }
 
+    /// Returns the SHA-256 of the managed configuration in force; `None` without one.
+    #[must_use]
+    pub fn managed_hash(&self) -> Option<Digest> {
+        self.revision.managed_hash()
+    }
+
     /// Accepts responses without signature.
     #[must_use]
     pub fn without_signatures(self) -> Self {
         Self { requires_signature: false, ..self }
+    }
+
+    /// Requires a signature by one of `keys` of every managed configuration.
+    #[must_use]
+    pub fn with_organisation_keys(self, organisation_keys: Vec<OrganisationKey>) -> Self {
+        Self { organisation_keys, ..self }
     }
 
     /// Returns whether a response is signed with the receiver's secret.
@@ -189,10 +231,18 @@ impl Connection {
         answer.is_signed_with(&self.secret)
     }
 
-    /// Returns whether a response is accepted: if it is signed with the receiver's secret, or if no
-    /// signature is required.
+    /// Returns whether a copy of a response is accepted: if the organisation has signed it; without
+    /// keys of the organisation, if the receiver has.
     #[must_use]
     pub fn accepts(&self, answer: &SignedConfig) -> bool {
+        match self.organisation_keys.as_slice() {
+            [] => self.accepts_receiver(answer),
+            keys => answer.verify_organisation(keys).is_ok(),
+        }
+    }
+
+    /// Returns whether a response is signed with the receiver's secret, or needs no such signature.
+    fn accepts_receiver(&self, answer: &SignedConfig) -> bool {
         !self.requires_signature || self.has_signed(answer)
     }
 
@@ -216,7 +266,8 @@ impl Connection {
             Ok(Answer { status: 404, .. }) => Ok(FetchedConfig::Nothing),
             Ok(Answer { status: 304, headers, .. }) => {
                 let (body, etag) = (String::new(), None);
-                let answer = SignedConfig { body, nonce, signature: signature(&headers), etag };
+                let signature = signature(&headers);
+                let answer = SignedConfig { body, nonce, signature, etag, minisig: None };
                 Ok(FetchedConfig::Unchanged { is_signed: self.has_signed(&answer) })
             }
             Ok(Answer { status: 200, is_whole: false, .. }) => Err(ManagedError::TooLarge.into()),
@@ -229,9 +280,10 @@ impl Connection {
                     nonce,
                     signature: signature(&headers),
                     etag,
+                    minisig: minisig(&headers),
                 };
-                match self.accepts(&answer) {
-                    true => Ok(FetchedConfig::Answer(answer)),
+                match self.accepts_receiver(&answer) {
+                    true => self.check_organisation(answer, content),
                     false if answer.signature.is_empty() => {
                         Err(FetchError::Unsigned { url: url() })
                     }
@@ -240,6 +292,21 @@ impl Connection {
             }
             Ok(Answer { status, .. }) => Err(FetchError::Status { status }),
         }
+    }
+
+    /// Checks that a fresh answer is one of the organisation, if there are keys for that.
+    fn check_organisation(
+        &self,
+        answer: SignedConfig,
+        content: Digest,
+    ) -> Result<FetchedConfig, FetchError> {
+        if !self.organisation_keys.is_empty()
+            && let Err(source) = answer.verify_organisation(&self.organisation_keys)
+        {
+            let url = self.base.origin().ascii_serialization();
+            return Err(FetchError::Organisation { url, content, source });
+        }
+        Ok(FetchedConfig::Answer(answer))
     }
 
     /// Requests the managed configuration to test the connection.
@@ -259,7 +326,7 @@ impl Connection {
                 let signature = signature(&headers);
                 let is_there = !signature.is_empty();
                 let body = String::from_utf8(body).unwrap_or_default();
-                let answer = SignedConfig { body, nonce, signature, etag: None };
+                let answer = SignedConfig { body, nonce, signature, etag: None, minisig: None };
                 let is_signed = is_there.then(|| self.has_signed(&answer));
                 Ok(Probe { status, date, is_signed, took })
             }
@@ -302,6 +369,13 @@ impl Connection {
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+/// Returns the text of the organisation's signature. One that is not base64 is as good as a wrong one.
+fn minisig(headers: &HeaderMap) -> Option<String> {
+    let base64 = text(headers, siem::POLICY_SIGNATURE)?;
+    let bytes = BASE64.decode(base64.trim().as_bytes()).unwrap_or_default();
+    Some(String::from_utf8(bytes).unwrap_or_default())
 }
 
 fn signature(headers: &HeaderMap) -> String {

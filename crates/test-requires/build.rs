@@ -58,6 +58,7 @@ fn main() {
         ("tmux", "tmux", program("tmux")),
         ("jq", "jq, which `cargo xtask test` installs", program("jq")),
         ("strace", "strace", program("strace")),
+        ("minisign", "minisign", program("minisign")),
         ("python3", "python3", program("python3")),
         ("pyyaml", "Python's yaml", succeeds("python3", &["-c", "import yaml"])),
         ("pwsh", "pwsh", program("pwsh")),

@@ -5,18 +5,20 @@ use std::{
     time::Duration,
 };
 
+use siem_protocol::agent_event::PolicyFile;
 use tracing::warn;
 
-use super::file_watch::{self, Stamps};
+use super::{
+    file_watch::{self, Stamps},
+    policy_files::PolicyFiles,
+};
 use crate::{
     compliance::{
-        Account, account, desktop,
-        policy_file::{self, StoredPolicy},
-        violation_tracker::ViolationTracker,
+        Account, account, desktop, policy_file::StoredPolicy, violation_tracker::ViolationTracker,
     },
     config::Settings,
     event::Event,
-    platform::secure_file,
+    platform::{file, secure_file},
     stages::AgentContext,
 };
 
@@ -55,8 +57,8 @@ impl ComplianceMonitor {
     }
 
     /// Writes the policy file if it has changed, and returns the events about accounts.
-    pub(super) fn check(&mut self, settings: &Settings) -> Vec<Event> {
-        self.write_policy(settings);
+    pub(super) fn check(&mut self, settings: &Settings, files: &mut PolicyFiles) -> Vec<Event> {
+        self.write_policy(settings, files);
         let stamps = file_watch::stamps(self.account_files());
         let (now, uptime) = (self.context.clock.now(), self.context.clock.uptime());
         if stamps != self.stamps || uptime >= self.due {
@@ -85,21 +87,27 @@ impl ComplianceMonitor {
     }
 
     /// Writes the policy file, and the pointer to it, if the policy differs from the one written last.
-    fn write_policy(&mut self, settings: &Settings) {
-        let config_hash = settings.config_hash();
-        let is_known = self.kept.as_ref().is_some_and(|kept| {
-            kept.compliance == settings.compliance && kept.config_hash == config_hash
-        });
-        if is_known {
+    fn write_policy(&mut self, settings: &Settings, files: &mut PolicyFiles) {
+        let policy = StoredPolicy {
+            compliance: settings.compliance.clone(),
+            config_hash: settings.config_hash(),
+            at: self.context.clock.now(),
+            managed: self.context.revision.managed_hash(),
+        };
+        let is_same =
+            |known: &StoredPolicy| StoredPolicy { at: known.at, ..policy.clone() } == *known;
+        if self.kept.as_ref().is_some_and(is_same) {
             return;
         }
-        let (compliance, at) = (settings.compliance.clone(), self.context.clock.now());
-        let kept = StoredPolicy { compliance, config_hash, at };
-        let written = kept
-            .write(&self.state_dir)
-            .and_then(|()| policy_file::point_to(&self.state_dir, &self.context.paths));
+        // The policy of the previous agent is in force since its own time.
+        let stored = StoredPolicy::read(&self.state_dir).ok().flatten().filter(is_same);
+        let policy = stored.unwrap_or(policy);
+        let pointer = file::path_to_bytes(&self.state_dir);
+        let written = files
+            .write(PolicyFile::Policy, policy.to_file())
+            .and_then(|()| files.write(PolicyFile::Pointer, pointer));
         match written {
-            Ok(()) => self.kept = Some(kept),
+            Ok(()) => self.kept = Some(policy),
             Err(error) => {
                 warn!(
                     code = "policy_file_write_failed",

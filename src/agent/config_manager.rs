@@ -7,14 +7,20 @@ use std::{
     sync::Arc,
 };
 
-use siem_protocol::{AgentEvent, Digest, agent_event::LockedKey, names::event};
+use siem_protocol::{
+    AgentEvent, Digest,
+    agent_event::{ConfigProof, LockedKey, PolicyFile},
+    names::event,
+};
 use tracing::{error, info, warn};
 
 use super::{
+    config_sequence::{ConfigCopy, HighestSerial},
     config_sources::ConfigSources,
     file_watch::{self, ConfigFileWatch, ConfigStamps, Stamps},
     handle::{AgentHandle, Orders, ReloadOutcome},
-    managed_config::{self, Candidate, Refusal},
+    managed_config::{self, Admission, Candidate, Refusal, StoredError},
+    policy_files::PolicyFiles,
     poll_schedule::Outcome,
     status_file::StatusFile,
 };
@@ -23,7 +29,8 @@ use crate::{
     event::Event,
     pipeline::{
         assembly,
-        config_status::{Applied, Attempted, ConfigOrigin, Refused},
+        config_status::{Applied, Attempted, ConfigOrigin, ManagedLayer, Refused},
+        outbox::Outbox,
         reload::{Plan, Reload, named_files},
         validate::TestScope,
     },
@@ -31,6 +38,9 @@ use crate::{
     stages::{AgentContext, source::Waker},
     text::causes,
 };
+
+/// Name of the memo in the outbox with the highest serial that was applied.
+const HIGHEST_SERIAL: &str = "config-serial";
 
 /// The configuration in force, and everything that is needed to try another.
 pub(super) struct ConfigManager {
@@ -45,6 +55,16 @@ pub(super) struct ConfigManager {
     plan: Plan,
     /// Its managed layer, as received.
     answer: Option<SignedConfig>,
+    /// Hash, serial and expiry of that layer.
+    managed: Option<ManagedLayer>,
+    /// Highest serial that was ever applied, as far as it is known.
+    highest: Option<HighestSerial>,
+    /// The outbox, which remembers that serial, once a pipeline runs.
+    outbox: Option<Arc<Outbox>>,
+    /// Content that was last found to be meant for others; it is logged once.
+    not_meant: Option<Digest>,
+    /// Files for hooks and for the next start.
+    pub(super) files: PolicyFiles,
     /// The server that manages this agent.
     manager: Option<Connection>,
     /// Files that it was read from.
@@ -89,6 +109,7 @@ impl ConfigManager {
             Arc::clone(&local),
             context.clone(),
         );
+        let files = PolicyFiles::new(state_dir, sources.paths());
         let manager = Self {
             sources,
             state_dir: state_dir.to_owned(),
@@ -97,6 +118,11 @@ impl ConfigManager {
             loaded: local,
             plan,
             answer: None,
+            managed: None,
+            highest: None,
+            outbox: None,
+            not_meant: None,
+            files,
             manager,
             watch,
             named,
@@ -141,18 +167,65 @@ impl ConfigManager {
         self.watch.set_named(stamps);
     }
 
+    /// Reads the highest serial from the outbox of the previous pipeline. Without one, the stored
+    /// managed configuration does not count: an old one may have been put in its place.
+    pub(super) fn read_highest_serial(&mut self) {
+        if self.loaded.settings.managed_keys.is_empty() {
+            return;
+        }
+        let outbox = Outbox::open_existing(&self.state_dir.join("outbox.redb"));
+        let highest = outbox.and_then(|outbox| match outbox {
+            Some(outbox) => outbox.memo(HIGHEST_SERIAL),
+            None => Ok(None),
+        });
+        // A damaged outbox is replaced when the pipeline starts.
+        self.highest = highest.unwrap_or_else(|error| {
+            let reason = causes(&error);
+            warn!(code = "config_serial_unknown", reason, "cannot read the serial applied last");
+            None
+        });
+    }
+
+    /// Uses the outbox of a pipeline that is about to run. Returns the events to report.
+    pub(super) fn attach(&mut self, outbox: &Arc<Outbox>) -> Vec<Event> {
+        self.outbox = Some(Arc::clone(outbox));
+        let stored: Option<HighestSerial> = outbox.memo(HIGHEST_SERIAL).ok().flatten();
+        let is_lower =
+            |highest: &HighestSerial| stored.is_none_or(|stored| stored.serial < highest.serial);
+        match self.highest.filter(is_lower) {
+            Some(highest) => self.store_highest(highest),
+            None => self.highest = self.highest.or(stored),
+        }
+        self.files.attach(outbox)
+    }
+
+    /// Stores the highest serial. Without it, a later start needs the server.
+    fn store_highest(&self, highest: HighestSerial) {
+        let Some(outbox) = &self.outbox else { return };
+        if let Err(error) = outbox.set_memo(HIGHEST_SERIAL, &highest) {
+            warn!(
+                code = "config_serial_store_failed",
+                %error,
+                "cannot store the serial of the managed configuration"
+            );
+        }
+    }
+
     /// Puts the stored managed configuration in force; returns whether there was a valid one.
     pub(super) fn restore_managed(&mut self) -> bool {
         let Some(manager) = &self.manager else { return false };
         let accepted = match managed_config::stored(&self.state_dir) {
             Ok(None) => return false,
-            Ok(Some(answer)) if !manager.accepts(&answer) => {
-                Err(managed_config::STORED_IS_FOREIGN.to_owned())
+            Ok(Some(answer)) => {
+                let (settings, identity) = (&self.loaded.settings, &self.context.identity);
+                if settings.managed_keys.is_empty() && !manager.accepts(&answer) {
+                    Err(StoredError::Refused(managed_config::STORED_IS_FOREIGN.to_owned()))
+                } else {
+                    managed_config::admit_stored(&answer, settings, identity, self.highest)
+                        .and_then(|()| self.accept_stored(answer))
+                }
             }
-            Ok(Some(answer)) => self.accept(Some(answer), TestScope::Managed).map_err(|refusal| {
-                format!("{}: {}", managed_config::STORED_IS_INVALID, refusal.reason)
-            }),
-            Err(reason) => Err(reason),
+            Err(reason) => Err(StoredError::Refused(reason)),
         };
         match accepted {
             Ok(candidate) => {
@@ -160,13 +233,27 @@ impl ConfigManager {
                 self.start_with(candidate);
                 true
             }
-            Err(reason) => {
+            Err(StoredError::Unproven(reason)) => {
+                warn!(
+                    code = "managed_config_unproven",
+                    reason,
+                    "stored managed configuration is not used until the server sends it again"
+                );
+                false
+            }
+            Err(StoredError::Refused(reason)) => {
                 // Reported to the server too: a person who changes the stored copy brings the local
                 // configuration back into force.
                 self.refuse(ConfigOrigin::Server, Digest::of(reason.as_bytes()), reason);
                 false
             }
         }
+    }
+
+    fn accept_stored(&self, answer: SignedConfig) -> Result<Candidate, StoredError> {
+        self.accept(Some(answer), TestScope::Managed).map_err(|Refusal { reason, .. }| {
+            StoredError::Refused(format!("{}: {reason}", managed_config::STORED_IS_INVALID))
+        })
     }
 
     /// Puts a configuration in force before a pipeline runs.
@@ -181,8 +268,8 @@ impl ConfigManager {
         self.events.retain(|event| event.name != event::CONFIG_LOCKED);
         self.events.push(applied.into());
         self.events.extend(config_locked(&candidate.loaded));
-        let Candidate { loaded, answer, revision, .. } = candidate;
-        self.put_in_force(*loaded, answer, revision, plan);
+        let Candidate { loaded, answer, revision, managed, .. } = candidate;
+        self.put_in_force(*loaded, answer, revision, managed, plan);
     }
 
     /// Notes that a pipeline runs with the configuration in force.
@@ -190,8 +277,10 @@ impl ConfigManager {
         let (hash, revision) = (self.loaded.settings.config_hash(), self.context.revision.get());
         let now = self.context.clock.now();
         let transport = Some(self.loaded.transport());
+        let managed = self.managed.clone();
         self.status.change(|status| {
             status.transport = transport;
+            status.managed = managed;
             let is_same = status
                 .applied
                 .as_ref()
@@ -259,10 +348,31 @@ impl ConfigManager {
             return None;
         }
         let content = Digest::of(answer.body.as_bytes());
-        let accepted = self.accept(Some(answer), TestScope::Managed);
+        let (settings, identity) = (&self.loaded.settings, &self.context.identity);
+        let admitted =
+            managed_config::admit(&answer, settings, identity, self.highest, ConfigCopy::Fresh);
+        let accepted = match admitted {
+            Ok(Admission::Meant) => self.accept(Some(answer), TestScope::Managed),
+            Ok(Admission::NotMeant) => {
+                self.note_other_audience(content);
+                return None;
+            }
+            Err(error) => Err(Refusal::new(&error, Digest::ZERO)),
+        };
         let revision = accepted.as_ref().ok().and_then(|candidate| candidate.revision.clone());
         self.mark_attempted(ConfigOrigin::Server, revision);
         accepted.map_err(|refusal| self.refuse(ConfigOrigin::Server, content, refusal.reason)).ok()
+    }
+
+    /// Logs once that a configuration is meant for others. As after a 404, what is in force stays:
+    /// a roll-out to a part of the fleet must not retract what the rest has.
+    fn note_other_audience(&mut self, content: Digest) {
+        if self.not_meant.replace(content) != Some(content) {
+            info!(
+                code = "managed_config_not_meant",
+                "managed configuration of the server is not meant for this device and user"
+            );
+        }
     }
 
     /// Reads all layers again, because a person ordered it.
@@ -270,7 +380,7 @@ impl ConfigManager {
         self.outcome = ReloadOutcome::Unchanged;
         self.is_ordered = true;
         self.watch.mark_read(self.stamps());
-        let accepted = self.accept(self.answer.clone(), TestScope::All);
+        let accepted = self.accept_in_force();
         self.evaluate_files(accepted)
     }
 
@@ -280,7 +390,7 @@ impl ConfigManager {
     /// read: a file that is being written may be incomplete, and an empty one would be valid.
     pub(super) fn read_changed_files(&mut self, stamps: ConfigStamps) -> Option<Candidate> {
         self.outcome = ReloadOutcome::Unchanged;
-        let accepted = self.accept(self.answer.clone(), TestScope::All);
+        let accepted = self.accept_in_force();
         if self.stamps() != stamps {
             return None;
         }
@@ -314,14 +424,15 @@ impl ConfigManager {
     ) -> Option<Reload> {
         let mut context = self.context.clone();
         context.poll_interval = candidate.loaded.settings.agent.poll_interval;
-        let Candidate { loaded, stages, answer, revision, files } = candidate;
+        let Candidate { loaded, stages, answer, revision, managed, files } = candidate;
         // Before they are read, so that a change in between is detected.
         self.named.extend(named_files(&loaded.settings, &context));
         self.watch_named();
         let plan = Plan::of(&loaded, &context);
         let before = self.context.revision.get();
         let mut events = Vec::new();
-        if plan != self.plan || revision != before {
+        let serial = |managed: &Option<ManagedLayer>| managed.as_ref().and_then(|it| it.serial);
+        if plan != self.plan || revision != before || serial(&managed) != serial(&self.managed) {
             self.outcome = ReloadOutcome::Applied;
             let applied = AgentEvent::ConfigApplied {
                 hash: loaded.settings.config_hash(),
@@ -351,7 +462,7 @@ impl ConfigManager {
         self.context = context;
         self.manager = manager;
         self.clear_refusal(from);
-        self.put_in_force(*loaded, answer, revision, plan);
+        self.put_in_force(*loaded, answer, revision, managed, plan);
         Some(reload)
     }
 
@@ -360,16 +471,43 @@ impl ConfigManager {
         managed_config::accept(&self.sources, answer, &self.context, tests)
     }
 
+    /// Builds the local layers, as they are now, with the managed configuration in force on top. If
+    /// the machine's file has keys by now that did not sign it, it no longer counts.
+    fn accept_in_force(&self) -> Result<Candidate, Refusal> {
+        let accepted = self.accept(self.answer.clone(), TestScope::All)?;
+        let (settings, identity) = (&accepted.loaded.settings, &self.context.identity);
+        let keys = &settings.managed_keys;
+        let Some(answer) = self.answer.as_ref().filter(|_| !keys.is_empty()) else {
+            return Ok(accepted);
+        };
+        let fresh = ConfigCopy::Fresh;
+        let reason = match answer.verify_organisation(keys) {
+            Ok(()) => managed_config::admit(answer, settings, identity, self.highest, fresh)
+                .err()
+                .map(|error| causes(&error)),
+            Err(error) => Some(causes(&error)),
+        };
+        let Some(reason) = reason else { return Ok(accepted) };
+        warn!(
+            code = "managed_config_unproven",
+            reason, "managed configuration is not used until the server sends it again"
+        );
+        self.accept(None, TestScope::All)
+    }
+
     fn put_in_force(
         &mut self,
         loaded: LoadedConfig,
         answer: Option<SignedConfig>,
         revision: Option<String>,
+        managed: Option<ManagedLayer>,
         plan: Plan,
     ) {
         self.log_new_warnings(&loaded);
         self.named = named_files(&loaded.settings, &self.context);
-        self.context.revision.set(revision);
+        self.context.revision.set(revision, managed.as_ref().map(|managed| managed.hash));
+        self.note_serial(managed.as_ref());
+        self.managed = managed;
         (self.loaded, self.plan) = (Arc::new(loaded), plan);
         self.handle.set_in_force(&self.loaded, &self.context);
         if let Some(answer) = &answer
@@ -380,12 +518,31 @@ impl ConfigManager {
         self.answer = answer;
     }
 
-    /// Stores an answer for times when the server is away.
-    fn store(&self, answer: &SignedConfig) {
-        if managed_config::stored(&self.state_dir).ok().flatten().as_ref() == Some(answer) {
-            return;
+    /// Notes the serial of a configuration of the organisation before it is stored, and warns if the
+    /// configuration is out of date.
+    fn note_serial(&mut self, managed: Option<&ManagedLayer>) {
+        let Some(managed) = managed else { return };
+        if let Some(expires) = managed.expires.filter(|at| *at <= self.context.clock.now()) {
+            warn!(
+                code = "managed_config_expired",
+                %expires,
+                "managed configuration is out of date and stays in force: sign a new one"
+            );
         }
-        if let Err(error) = answer.save(&self.state_dir) {
+        let Some(serial) = managed.serial.filter(|_| managed.proof == ConfigProof::Organisation)
+        else {
+            return;
+        };
+        if self.highest.is_none_or(|highest| highest.serial < serial) {
+            let highest = HighestSerial { serial, content: managed.hash };
+            self.highest = Some(highest);
+            self.store_highest(highest);
+        }
+    }
+
+    /// Stores an answer for times when the server is away.
+    fn store(&mut self, answer: &SignedConfig) {
+        if let Err(error) = self.files.write(PolicyFile::Managed, answer.to_file()) {
             warn!(
                 code = "managed_config_store_failed",
                 %error,

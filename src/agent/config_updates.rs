@@ -31,6 +31,7 @@ type Request = Pin<Box<dyn Future<Output = Result<FetchedConfig, FetchError>> + 
 ///
 /// With `once` a request is always made, since there will be no later one.
 pub(super) async fn start(manager: &mut ConfigManager, once: bool) -> Duration {
+    manager.read_highest_serial();
     if !once && manager.restore_managed() {
         return Duration::ZERO;
     }
@@ -158,6 +159,9 @@ impl<'a> ConfigUpdates<'a> {
             Change::None | Change::Complete => INTERVAL,
         };
         self.next_inspection = Instant::now() + pause;
+        for event in self.manager.files.inspect() {
+            self.running.report(event);
+        }
         self.check_compliance();
         if change != Change::Complete {
             return true;
@@ -216,7 +220,8 @@ impl<'a> ConfigUpdates<'a> {
     }
 
     fn check_compliance(&mut self) {
-        for event in self.monitor.check(&self.manager.loaded.settings) {
+        let ConfigManager { loaded, files, .. } = &mut *self.manager;
+        for event in self.monitor.check(&loaded.settings, files) {
             self.running.report(event);
         }
     }

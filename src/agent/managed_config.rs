@@ -2,18 +2,23 @@
 
 use std::{error::Error, path::Path};
 
-use siem_protocol::Digest;
+use siem_protocol::{Digest, Identity, ManagedConfig, ManagedError, agent_event::ConfigProof};
 use tracing::warn;
 
-use super::config_sources::ConfigSources;
+use super::{
+    config_sequence::{self, ConfigCopy, HighestSerial, SequenceError},
+    config_sources::ConfigSources,
+};
 use crate::{
-    config::{ConfigError, LoadedConfig, ManagedSettings},
+    config::{ConfigError, LoadedConfig, ManagedSettings, Settings},
     pipeline::{
         assembly,
+        config_status::ManagedLayer,
         record_stages::RecordStages,
         validate::{self, TestScope},
     },
-    siem::SignedConfig,
+    platform::{Timestamp, user_groups},
+    siem::{OrganisationError, SignedConfig},
     stages::AgentContext,
     text::causes,
 };
@@ -33,6 +38,8 @@ pub(crate) struct Candidate {
     pub(crate) answer: Option<SignedConfig>,
     /// Revision of the managed layer.
     pub(crate) revision: Option<String>,
+    /// Hash, serial and expiry of the managed layer.
+    pub(crate) managed: Option<ManagedLayer>,
     /// Digest of the files that it was read from.
     pub(crate) files: Digest,
 }
@@ -77,8 +84,125 @@ pub(crate) fn accept(
         validate::validate(&loaded, context, tests).map_err(|error| Refusal::new(&error, files))?;
     loaded.warnings.extend(managed.iter().flat_map(|managed| managed.warnings.clone()));
     // A managed configuration without a revision is in force all the same.
-    let revision = managed.map(|managed| managed.revision.unwrap_or_else(|| "unnamed".to_owned()));
-    Ok(Candidate { loaded: Box::new(loaded), stages, answer, revision, files })
+    let revision = |managed: &ManagedSettings| {
+        managed.revision.clone().unwrap_or_else(|| "unnamed".to_owned())
+    };
+    Ok(Candidate {
+        stages,
+        revision: managed.as_ref().map(revision),
+        managed: managed.zip(answer.as_ref()).map(|(managed, answer)| {
+            layer(&managed.config, Digest::of(answer.body.as_bytes()), &loaded.settings)
+        }),
+        loaded: Box::new(loaded),
+        answer,
+        files,
+    })
+}
+
+fn layer(config: &ManagedConfig, hash: Digest, settings: &Settings) -> ManagedLayer {
+    let proof = match (settings.managed_keys.is_empty(), settings.require_signature) {
+        (false, _) => ConfigProof::Organisation,
+        (true, true) => ConfigProof::SharedSecret,
+        (true, false) => ConfigProof::Nothing,
+    };
+    let expires = config.expires.as_deref().and_then(|at| humantime::parse_rfc3339(at).ok());
+    ManagedLayer {
+        hash,
+        proof,
+        serial: config.serial,
+        issued: config.issued.clone(),
+        expires: expires.map(Timestamp::from),
+    }
+}
+
+/// Decision about a managed configuration whose signature is valid.
+pub(super) enum Admission {
+    /// It is meant for this device and user.
+    Meant,
+    /// It is meant for others, and counts as if there were none.
+    NotMeant,
+}
+
+/// Reason why a managed configuration with a valid signature is refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AdmissionError {
+    #[error(transparent)]
+    Content(#[from] ManagedError),
+    #[error(transparent)]
+    Sequence(#[from] SequenceError),
+}
+
+/// Decides whether a managed configuration is meant for the device and user of `identity`, and
+/// whether it may follow the one with the `highest` serial. The latter needs keys of the organisation:
+/// a number that anybody with the shared secret can choose proves nothing.
+///
+/// # Errors
+/// [`AdmissionError`].
+pub(super) fn admit(
+    answer: &SignedConfig,
+    settings: &Settings,
+    identity: &Identity,
+    highest: Option<HighestSerial>,
+    copy: ConfigCopy,
+) -> Result<Admission, AdmissionError> {
+    let config = ManagedConfig::parse(answer.body.as_bytes())?;
+    if !is_meant(&config, identity) {
+        return Ok(Admission::NotMeant);
+    }
+    if !settings.managed_keys.is_empty() {
+        let content = Digest::of(answer.body.as_bytes());
+        config_sequence::check(&config, content, highest, copy)?;
+    }
+    Ok(Admission::Meant)
+}
+
+/// Returns whether a managed configuration is meant for a device and its user.
+pub(crate) fn is_meant(config: &ManagedConfig, identity: &Identity) -> bool {
+    config.audience.as_ref().is_none_or(|audience| {
+        // Only an audience with groups is worth a request to a directory service.
+        let groups = if audience.groups.is_some() { user_groups() } else { Vec::new() };
+        audience.includes(identity, &groups)
+    })
+}
+
+/// Reason why the stored managed configuration is not used.
+pub(super) enum StoredError {
+    /// It was changed, or an older one was put in its place: that is reported.
+    Refused(String),
+    /// It proves too little. The next response of the server takes its place.
+    Unproven(String),
+}
+
+/// Decides whether the stored managed configuration may be used.
+///
+/// # Errors
+/// [`StoredError`].
+pub(super) fn admit_stored(
+    answer: &SignedConfig,
+    settings: &Settings,
+    identity: &Identity,
+    highest: Option<HighestSerial>,
+) -> Result<(), StoredError> {
+    if !settings.managed_keys.is_empty() {
+        let verified = answer.verify_organisation(&settings.managed_keys);
+        verified.map_err(|error| match error {
+            // It was stored before the machine's file had keys.
+            OrganisationError::Unsigned => StoredError::Unproven(causes(&error)),
+            OrganisationError::Signature(_) => {
+                StoredError::Refused(format!("{STORED_IS_INVALID}: {}", causes(&error)))
+            }
+        })?;
+    }
+    match admit(answer, settings, identity, highest, ConfigCopy::Stored) {
+        Ok(Admission::Meant) => Ok(()),
+        Ok(Admission::NotMeant) => {
+            Err(StoredError::Unproven("it is not meant for this device and user".to_owned()))
+        }
+        Err(AdmissionError::Sequence(error @ SequenceError::NoRecord)) => {
+            Err(StoredError::Unproven(error.to_string()))
+        }
+        Err(error) => Err(StoredError::Refused(format!("{STORED_IS_INVALID}: {}", causes(&error)))),
+    }
 }
 
 /// Reads the managed configuration in the state directory, if there is one.
@@ -107,8 +231,21 @@ fn last_accepted(sources: &ConfigSources, local: &LoadedConfig) -> Option<Candid
         .inspect_err(|reason| warn!(code = "managed_config_unreadable", "{reason}"))
         .ok()??;
     let context = sources.stage_context(local, None, true);
+    if !local.settings.managed_keys.is_empty() {
+        let verified = answer.verify_organisation(&local.settings.managed_keys);
+        if let Err(error) = verified {
+            let reason = causes(&error);
+            warn!(code = "managed_config_foreign", reason, "{STORED_IS_INVALID}");
+            return None;
+        }
+    }
+    let config = ManagedConfig::parse(answer.body.as_bytes()).ok();
+    if config.is_some_and(|config| !is_meant(&config, &context.identity)) {
+        return None;
+    }
     match assembly::manager(local, &context) {
         Ok(Some(manager)) if manager.accepts(&answer) => {}
+        _ if !local.settings.managed_keys.is_empty() => {}
         Ok(Some(_)) => {
             warn!(code = "managed_config_foreign", "{STORED_IS_FOREIGN}");
             return None;

@@ -5,6 +5,7 @@
 
 mod compliance_monitor;
 mod config_manager;
+mod config_sequence;
 pub(crate) mod config_sources;
 mod config_updates;
 mod device_key;
@@ -13,6 +14,7 @@ mod file_watch;
 pub(crate) mod handle;
 pub(crate) mod managed_config;
 mod outbox_start;
+mod policy_files;
 mod poll_schedule;
 mod restart_limit;
 mod run;

@@ -102,14 +102,16 @@ impl Agent {
         loop {
             let pipeline = assemble(&manager, lock.dir())?;
             manager.mark_applied();
+            let tampered = manager.attach(&pipeline.outbox);
             let events = mem::take(&mut unstored).into_iter().chain(manager.take_events());
+            let events = events.chain(tampered);
             events.for_each(|event| pipeline.inbox.report(event));
             let (state, epoch) = (lock.dir().display(), pipeline.outbox.epoch());
             let version = env!("CARGO_PKG_VERSION");
             info!(code = "agent_started", %state, epoch, version, "started");
             let ended = match &mode {
                 RunMode::Once(report) => {
-                    catch_up(pipeline, report(), &manager, &mut monitor, &mut orders).await
+                    catch_up(pipeline, report(), &mut manager, &mut monitor, &mut orders).await
                 }
                 RunMode::Forever => {
                     let parts = (&mut manager, &mut monitor, &notify);
@@ -174,6 +176,7 @@ fn assemble(manager: &ConfigManager, state_dir: &Path) -> Result<Pipeline, Agent
     let sinks = assembly::sinks(loaded, context)?;
     let registrations = assembly::sink_registrations(loaded, &sinks);
     let outbox = outbox_start::open(state_dir, &registrations, &*context.clock, &inbox)?;
+    let outbox = Arc::new(outbox);
     device_key::prepare(&context.device, &outbox, &*context.clock, &inbox)?;
     let (identity, clock) = (context.identity.clone(), Arc::clone(&context.clock));
     let config_status = manager.status.config.clone();
@@ -189,11 +192,13 @@ async fn run_until_stopped(
     first_request: Duration,
     orders: &mut Orders,
 ) -> Result<(), Ended> {
-    let settings = &manager.loaded.settings;
+    let loaded = Arc::clone(&manager.loaded);
+    let settings = &loaded.settings;
     let mut running = pipeline.start(settings, Until::Stopped, Box::new(|_| ()));
     manager.handle.set_running(running.handle());
     // After reading has started: the policy file is synced, and no record should wait for that.
-    monitor.check(settings).into_iter().for_each(|event| running.report(event));
+    let events = monitor.check(settings, &mut manager.files);
+    events.into_iter().for_each(|event| running.report(event));
     notify.ready();
     let failed = running.failed();
     let pulse = running.liveness_probe();
@@ -240,13 +245,15 @@ enum End {
 async fn catch_up(
     pipeline: Pipeline,
     report: OnProgress,
-    manager: &ConfigManager,
+    manager: &mut ConfigManager,
     monitor: &mut ComplianceMonitor,
     orders: &mut Orders,
 ) -> Result<(), Ended> {
-    let settings = &manager.loaded.settings;
+    let loaded = Arc::clone(&manager.loaded);
+    let settings = &loaded.settings;
     // Before reading starts, which may end before these events are taken up.
-    monitor.check(settings).into_iter().for_each(|event| pipeline.inbox.report(event));
+    let events = monitor.check(settings, &mut manager.files);
+    events.into_iter().for_each(|event| pipeline.inbox.report(event));
     let mut running = pipeline.start(settings, Until::CaughtUp, report);
     manager.handle.set_running(running.handle());
     let done = tokio::select! {

@@ -12,9 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use siem_protocol::managed::OnError;
+use siem_protocol::{agent_event::PolicySource, managed::OnError};
 
-use super::{failure::Failure, output::print};
+use super::{failure::Failure, hook_policy::HookPolicy, output::print};
 use crate::{
     compliance::{
         Account, Evaluation, SignInState,
@@ -22,11 +22,9 @@ use crate::{
         hook_input::HookInput,
         hook_response::{Decision, Hook, HookResponse},
         policy,
-        policy_file::{self, LocatedPolicy, PolicyFileError},
         spool::{Spool, SpooledReport},
     },
     platform::{Clock as _, Environment, Os, Paths, SystemClock, input},
-    text::causes,
 };
 
 /// Largest part of the input that is read: a prompt may be megabytes long, and comes last.
@@ -52,24 +50,24 @@ pub(super) fn is_hook(arguments: impl IntoIterator<Item = OsString>) -> bool {
 
 /// Policy and account, which determine the response.
 struct Knowledge {
-    found: LocatedPolicy,
+    policy: HookPolicy,
     account: Account,
     verdict: Evaluation,
 }
 
 impl Knowledge {
     /// Reads the policy and the signed-in account; `None` when there was never a policy.
-    fn gather(environment: &Environment, paths: &Paths) -> Result<Option<Self>, PolicyFileError> {
-        let Some(found) = policy_file::find(paths)? else { return Ok(None) };
+    fn gather(environment: &Environment, paths: &Paths) -> Option<Self> {
+        let policy = HookPolicy::find(paths)?;
         let account = Account::of_claude_code_with(&paths.home, environment, |path| {
-            read_sign_in_state_cached(path, &found.state_dir, SystemClock.now())
+            read_sign_in_state_cached(path, &policy.state_dir, SystemClock.now())
         });
-        let verdict = policy::evaluate(&account.state, &found.policy.compliance);
-        Ok(Some(Self { found, account, verdict }))
+        let verdict = policy::evaluate(&account.state, &policy.compliance);
+        Some(Self { policy, account, verdict })
     }
 
     fn answer(&self, hook: Hook) -> HookResponse {
-        HookResponse::new(hook, &self.verdict, &self.found.policy.compliance)
+        HookResponse::new(hook, &self.verdict, &self.policy.compliance)
     }
 
     fn report(
@@ -98,8 +96,10 @@ impl Knowledge {
             who,
             violations,
             unknown: self.verdict.unknown.clone(),
-            config_hash: Some(self.found.policy.config_hash),
-            ..SpooledReport::default()
+            config_hash: self.policy.stored.map(|(hash, _)| hash),
+            policy_hash: self.policy.hash(),
+            policy_source: Some(self.policy.source),
+            policy_problem: self.policy.problem.clone(),
         }
     }
 }
@@ -120,23 +120,27 @@ pub(super) fn answer_hook(name: &str) -> ExitCode {
     };
     let gathered = catch_unwind(AssertUnwindSafe(|| Knowledge::gather(&environment, &paths)));
     let knowledge = match gathered {
-        Ok(Ok(Some(knowledge))) => knowledge,
-        Ok(Ok(None)) => return ExitCode::SUCCESS,
-        Ok(Err(error)) => {
-            write_stderr(&causes(&error));
-            return ExitCode::SUCCESS;
-        }
+        Ok(Some(knowledge)) => knowledge,
+        Ok(None) => return ExitCode::SUCCESS,
         Err(_) => return failed(&paths),
     };
     let Ok(answer) = catch_unwind(AssertUnwindSafe(|| knowledge.answer(hook))) else {
         return failed(&paths);
     };
     send(&answer);
+    // The user sees the error output of a hook that blocks, which is the message.
+    if let (false, Some(problem)) =
+        (answer.decision == Decision::Blocked, &knowledge.policy.problem)
+    {
+        write_stderr(problem);
+    }
     let latency = begun.elapsed();
     let reported = catch_unwind(AssertUnwindSafe(|| {
         let call = HookInput::read(&input::first_line(MAX_INPUT, INPUT_TIMEOUT));
         let report = knowledge.report(hook, &answer, call, latency);
-        Spool::of(&knowledge.found.state_dir).add(&report, random())
+        let state_dir = &knowledge.policy.state_dir;
+        // Where no agent has run, none will collect the report.
+        state_dir.is_dir().then(|| Spool::of(state_dir).add(&report, random()))
     }));
     // The response is sent already; without the report, only an event is missing.
     drop(reported);
@@ -155,11 +159,8 @@ fn home(environment: Environment) -> Option<(Environment, Paths)> {
 
 /// Responds when the check itself has failed, as the policy demands.
 fn failed(paths: &Paths) -> ExitCode {
-    let policy = catch_unwind(AssertUnwindSafe(|| policy_file::find(paths)));
-    let on_error = match policy {
-        Ok(Ok(Some(found))) => found.policy.compliance.on_error,
-        _ => None,
-    };
+    let policy = catch_unwind(AssertUnwindSafe(|| HookPolicy::find(paths)));
+    let on_error = policy.ok().flatten().and_then(|policy| policy.compliance.on_error);
     if on_error != Some(OnError::Block) {
         write_stderr("ai-agent could not check the signed-in account, and lets the prompt through");
         return ExitCode::SUCCESS;
@@ -200,18 +201,12 @@ pub(super) fn explain(name: &str) -> Result<(), Failure> {
     let (environment, paths) = home(Environment::from_process())
         .ok_or_else(|| Failure::usage("there is no home directory: set HOME"))?;
     let knowledge = match Knowledge::gather(&environment, &paths) {
-        Ok(Some(knowledge)) => knowledge,
-        Ok(None) => {
+        Some(knowledge) => knowledge,
+        None => {
             return print(format_args!(
                 "There is no policy yet: `ai-agent run` writes it to `{}`. The hook lets everything \
                  through without a message.",
                 paths.default_state_dir.display()
-            ));
-        }
-        Err(error) => {
-            return print(format_args!(
-                "The policy cannot be used: {}. The hook lets everything through.",
-                causes(&error)
             ));
         }
     };
@@ -220,13 +215,11 @@ pub(super) fn explain(name: &str) -> Result<(), Failure> {
 
 impl Knowledge {
     fn print(&self, hook: Hook) -> Result<(), Failure> {
-        let Self { found, account, verdict } = self;
-        print(format_args!(
-            "Policy:    `{}`, in force since {}, configuration {}",
-            found.state_dir.join("policy.json").display(),
-            found.policy.at,
-            found.policy.config_hash
-        ))?;
+        let Self { policy, account, verdict } = self;
+        print(format_args!("Policy:    {}", policy_text(policy)))?;
+        if let Some(problem) = &policy.problem {
+            print(format_args!("Problem:   {problem}"))?;
+        }
         print(format_args!("Account:   {}", account_text(account)))?;
         for finding in &verdict.violations {
             let permitted = finding.permitted.join(", ");
@@ -243,9 +236,25 @@ impl Knowledge {
             ))?;
         }
         for unknown in &verdict.unknown {
-            print(format_args!("Unknown:   {}: {}; not a violation", unknown.rule, unknown.why))?;
+            print(format_args!("Unknown:   {}: {}", unknown.rule, unknown.why))?;
         }
         print(format_args!("Response:  {}", response_text(hook, &self.answer(hook))))
+    }
+}
+
+fn policy_text(policy: &HookPolicy) -> String {
+    let in_state_dir = |name| policy.state_dir.join(name).display().to_string();
+    match (policy.source, policy.stored) {
+        (PolicySource::Managed, _) => {
+            format!("`{}`, signed by the organisation", in_state_dir("managed.json"))
+        }
+        (PolicySource::MachineLocked, _) => "the machine's file, which locks it".to_owned(),
+        (PolicySource::MachineFallback, _) | (_, None) => {
+            "the machine's file, since the policy file cannot be used".to_owned()
+        }
+        (PolicySource::PolicyFile, Some((hash, at))) => {
+            format!("`{}`, in force since {at}, configuration {hash}", in_state_dir("policy.json"))
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod failure;
 mod flush;
 mod hook_answer;
 mod hook_files;
+mod hook_policy;
 mod hooks;
 mod log_level;
 mod outbox;

@@ -5,7 +5,7 @@
 //! directory.
 
 use std::{
-    fs, io,
+    io,
     io::Read as _,
     path::{Path, PathBuf},
 };
@@ -29,6 +29,10 @@ pub struct StoredPolicy {
     pub config_hash: Digest,
     /// Time at which the policy came into force.
     pub at: Timestamp,
+    /// Hash of the managed configuration that the policy is made from, if there is one: the agent has
+    /// checked that it is meant for this device and user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed: Option<Digest>,
 }
 
 /// State directory of the daemon, with the policy in it.
@@ -73,12 +77,24 @@ pub enum PolicyFileError {
 }
 
 impl StoredPolicy {
+    /// Returns the path of the file in a state directory.
+    #[must_use]
+    pub fn path(state_dir: &Path) -> PathBuf {
+        state_dir.join(FILE)
+    }
+
+    /// Returns the content of the file.
+    #[must_use]
+    pub fn to_file(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a policy can be written as JSON")
+    }
+
     /// Writes the policy to `state_dir`.
     ///
     /// # Errors
     /// The error of the system; the previous file is unchanged.
     pub fn write(&self, state_dir: &Path) -> io::Result<()> {
-        secure_file::replace(&state_dir.join(FILE), &serde_json::to_vec(self)?)
+        secure_file::replace(&Self::path(state_dir), &self.to_file())
     }
 
     /// Reads the policy in `state_dir`; `None` if there is none.
@@ -86,7 +102,7 @@ impl StoredPolicy {
     /// # Errors
     /// [`PolicyFileError`].
     pub fn read(state_dir: &Path) -> Result<Option<Self>, PolicyFileError> {
-        let path = state_dir.join(FILE);
+        let path = Self::path(state_dir);
         let opened = file::open_regular(&path)
             .and_then(|opened| opened.ok_or_else(|| io::Error::other("not a regular file")));
         let file = match opened {
@@ -108,22 +124,6 @@ impl StoredPolicy {
     }
 }
 
-/// Writes the pointer to the state directory, for hooks.
-///
-/// # Errors
-/// The error of the system.
-pub fn point_to(state_dir: &Path, paths: &Paths) -> io::Result<()> {
-    let pointer = &paths.pointer;
-    let bytes = file::path_to_bytes(state_dir);
-    if fs::read(pointer).is_ok_and(|known| known == bytes) {
-        return Ok(());
-    }
-    if let Some(folder) = pointer.parent() {
-        secure_file::create_dir(folder)?;
-    }
-    secure_file::replace(pointer, &bytes)
-}
-
 /// Reads the policy that the daemon of this user has written; `None` if there was none so far.
 ///
 /// # Errors
@@ -141,7 +141,7 @@ pub fn find(paths: &Paths) -> Result<Option<LocatedPolicy>, PolicyFileError> {
 }
 
 /// Returns the possible state directories, the likeliest first.
-fn candidate_dirs(paths: &Paths) -> impl Iterator<Item = PathBuf> {
+pub fn candidate_dirs(paths: &Paths) -> impl Iterator<Item = PathBuf> {
     let pointed = file::open_regular(&paths.pointer).ok().flatten().and_then(|(file, _)| {
         let mut bytes = Vec::new();
         let is_ours = secure_file::has_trusted_owner(&file).unwrap_or(false);
@@ -155,12 +155,19 @@ fn candidate_dirs(paths: &Paths) -> impl Iterator<Item = PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::platform::{Environment, Os};
 
     fn stored(banner: &str) -> StoredPolicy {
         let compliance = Compliance { banner: Some(banner.into()), ..Compliance::default() };
-        StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(7) }
+        StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(7), managed: None }
+    }
+
+    fn point_to(state_dir: &Path, paths: &Paths) {
+        fs::create_dir_all(paths.pointer.parent().unwrap()).unwrap();
+        secure_file::replace(&paths.pointer, &file::path_to_bytes(state_dir)).unwrap();
     }
 
     fn paths(home: &Path, more: &[(&str, &Path)]) -> Paths {
@@ -177,14 +184,14 @@ mod tests {
         assert_eq!(find(&of_hook).unwrap(), None);
         stored("moved").write(elsewhere.path()).unwrap();
         assert_eq!(find(&of_hook).unwrap(), None);
-        point_to(elsewhere.path(), &paths(home.path(), &[])).unwrap();
+        point_to(elsewhere.path(), &paths(home.path(), &[]));
         let found = find(&of_hook).unwrap().unwrap();
         assert_eq!((found.policy, found.state_dir), (stored("moved"), elsewhere.path().to_owned()));
         // Moved back, while the pointer still exists.
         stored("default").write(of_hook.pointer.parent().unwrap()).unwrap();
         fs::remove_file(elsewhere.path().join(FILE)).unwrap();
         assert_eq!(find(&of_hook).unwrap().unwrap().policy, stored("default"));
-        point_to(elsewhere.path(), &of_hook).unwrap();
+        point_to(elsewhere.path(), &of_hook);
     }
 
     #[test]
@@ -192,7 +199,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
         let paths = paths(home.path(), &[]);
-        point_to(elsewhere.path(), &paths).unwrap();
+        point_to(elsewhere.path(), &paths);
         for odd in ["", "{", "[]", "\0", "{\"compliance\":{\"action\":\"shout\"}}"] {
             fs::write(elsewhere.path().join(FILE), odd).unwrap();
             let error = find(&paths).unwrap_err();

@@ -199,6 +199,12 @@ impl LoadedConfig {
         transport::transport(&self.settings.pipeline.sinks)
     }
 
+    /// Returns the names of the sinks that send unencrypted to another machine.
+    pub fn plain_sinks(&self) -> impl Iterator<Item = &str> {
+        let sinks = self.settings.pipeline.sinks.iter();
+        sinks.filter(|sink| transport::plain_option(sink).is_some()).map(|sink| &*sink.name)
+    }
+
     /// Warns of each sink that sends unencrypted to another machine.
     ///
     /// # Errors
@@ -229,6 +235,9 @@ impl LoadedConfig {
         };
         if self.settings.agent.require_tls {
             return Some("`agent.require_tls` is true");
+        }
+        if !self.settings.managed_keys.is_empty() {
+            return Some("`managed.keys` are configured");
         }
         let mut sinks = self.settings.pipeline.sinks.iter();
         sinks.any(has_receiver_keys).then_some("`receiver_keys` are configured")

@@ -10,6 +10,7 @@ mod inputs;
 mod layer;
 mod loaded;
 mod locks;
+mod machine_policy;
 mod managed;
 mod merged;
 mod options;
@@ -32,6 +33,7 @@ pub use inline_tests::{ExpectedOutcome, InlineTest, TestLine};
 pub use inputs::ConfigInputs;
 pub(crate) use loaded::load_with_digest;
 pub use loaded::{LoadedConfig, files, load, load_files};
+pub use machine_policy::MachinePolicy;
 pub use managed::ManagedSettings;
 #[cfg(test)]
 pub(crate) use options::OptionTable;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use siem_protocol::{
     Digest,
     managed::{Action, Compliance, OnError, OnUnknown},
+    minisign::{MinisignError, OrganisationKey},
 };
 
 use super::{
@@ -34,6 +35,9 @@ pub struct Settings {
     pub compliance: Compliance,
     /// True if the server's answers must be signed.
     pub require_signature: bool,
+    /// Keys of the organisation, one of which must have signed a managed configuration; none if that
+    /// is not required.
+    pub managed_keys: Vec<OrganisationKey>,
 }
 
 /// Settings of the agent itself.
@@ -238,6 +242,9 @@ struct ManagedTable {
     allow: Vec<String>,
     /// Accept only signed answers of the server.
     require_signature: bool,
+    /// Public keys of minisign, one of which must have signed a managed configuration.
+    #[serde(default)]
+    keys: Vec<String>,
 }
 
 /// Accounts that may be used, and the action on a violation.
@@ -287,7 +294,9 @@ impl Tables {
         merged: &Merged,
     ) -> Result<Settings, ConfigError> {
         self.managed.check(merged)?;
+        let managed_keys = self.managed.keys(merged)?;
         Ok(Settings {
+            managed_keys,
             agent: self.agent.settings(paths, merged)?,
             shipping: self.shipping.settings(merged)?,
             outbox: self.outbox.settings(merged)?,
@@ -307,6 +316,21 @@ impl ManagedTable {
             self.allow[index]
         );
         Err(merged.value_error(&format!("managed.allow.{index}"), problem))
+    }
+}
+
+impl ManagedTable {
+    fn keys(&self, merged: &Merged) -> Result<Vec<OrganisationKey>, ConfigError> {
+        let key = |(index, text): (usize, &String)| {
+            text.parse().map_err(|error: MinisignError| {
+                let problem = format!(
+                    "is not a key: {error}; it must be the second line of the file that `minisign -G` \
+                     writes, such as \"RWQf6LRC…\""
+                );
+                merged.value_error(&format!("managed.keys.{index}"), problem)
+            })
+        };
+        self.keys.iter().enumerate().map(key).collect()
     }
 }
 

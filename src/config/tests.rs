@@ -140,9 +140,17 @@ mod defaults {
         let machine = Machine::new();
         let loaded = machine.load().unwrap();
         assert_eq!(loaded.warnings, Vec::<String>::new());
-        let Settings { agent, shipping, outbox, pipeline, compliance, require_signature } =
-            &loaded.settings;
+        let Settings {
+            agent,
+            shipping,
+            outbox,
+            pipeline,
+            compliance,
+            require_signature,
+            managed_keys,
+        } = &loaded.settings;
         assert!(require_signature);
+        assert!(!agent.require_tls && managed_keys.is_empty());
         assert_eq!(*compliance, siem_protocol::managed::Compliance::default());
         assert_eq!(agent.state_dir, machine.path("home/state"));
         assert_eq!(agent.poll_interval.as_secs(), 300);
@@ -182,7 +190,7 @@ mod defaults {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 24);
+        assert_eq!(checked, 25);
     }
 
     /// A value in a comment must be valid when it is uncommented.

@@ -95,7 +95,7 @@ pub struct SyntaxError {
 }
 
 impl SyntaxError {
-    fn new(text: &str, error: &toml::de::Error) -> Self {
+    pub(super) fn new(text: &str, error: &toml::de::Error) -> Self {
         let start = error.span().map_or(0, |span| span.start.min(text.len()));
         let before = &text.as_bytes()[..start];
         let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);

@@ -230,6 +230,7 @@ pub fn manager(
     let sinks = &loaded.settings.pipeline.sinks;
     let Some(table) = sinks.iter().find(|table| table.stage == HTTP_SIEM) else { return Ok(None) };
     let connection = connection(loaded, table, context)?;
+    let connection = connection.with_organisation_keys(loaded.settings.managed_keys.clone());
     Ok(Some(match loaded.settings.require_signature {
         true => connection,
         false => connection.without_signatures(),

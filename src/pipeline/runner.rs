@@ -56,7 +56,7 @@ pub struct Pipeline {
     /// Sinks, under their instance names.
     pub sinks: Vec<Named<dyn Sink>>,
     /// The outbox between them.
-    pub outbox: Outbox,
+    pub outbox: Arc<Outbox>,
     /// Inbox of the ingest thread. The sources have its waker.
     pub inbox: Arc<Inbox>,
     /// Status of the configuration.
@@ -87,7 +87,7 @@ impl Pipeline {
     /// Starts to read and to deliver. `on_progress` regularly receives the progress of catching up.
     #[must_use]
     pub fn start(self, settings: &Settings, until: Until, mut on_progress: OnProgress) -> Running {
-        let outbox = Arc::new(self.outbox);
+        let outbox = self.outbox;
         let faults = Faults::new();
         faults.when(outbox.watch_damage(), Fault::OutboxDamaged);
         // Frames are stored in the encoding of the first sink; the others encode them again.

@@ -43,7 +43,8 @@ impl User {
     fn policy(self, policy: Value) -> Self {
         let compliance: Compliance = serde_json::from_value(policy).unwrap();
         fs::create_dir_all(self.state_dir()).unwrap();
-        let kept = StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(1) };
+        let kept =
+            StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(1), managed: None };
         kept.write(&self.state_dir()).unwrap();
         self
     }

@@ -49,6 +49,7 @@ mod reload;
 mod secrets;
 mod siem_pages;
 mod siem_queries;
+mod signed_config;
 mod sinks;
 mod sinks_elasticsearch;
 mod sinks_hec;

@@ -138,7 +138,8 @@ mod hooks {
             "action": "block",
         }))
         .unwrap();
-        let kept = StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(1) };
+        let kept =
+            StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(1), managed: None };
         kept.write(&state).unwrap();
         let account = json!({ "oauthAccount": { "emailAddress": "me@gmail.com" } });
         fs::write(home.path().join(".claude.json"), account.to_string()).unwrap();

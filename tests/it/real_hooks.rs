@@ -35,7 +35,7 @@ fn policy(work: &Path, action: Option<&str>) -> Value {
     let compliance: Compliance = serde_json::from_value(policy).unwrap();
     let folder = work.join("policies").join(action.unwrap_or("none"));
     fs::create_dir_all(&folder).unwrap();
-    StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(1) }
+    StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(1), managed: None }
         .write(&folder)
         .unwrap();
     let (from, to) = (folder.join("policy.json"), "@HOME@/.local/state/ai-agent");

@@ -68,6 +68,8 @@ pub(crate) enum ConfigResponse {
     Nothing,
     /// This configuration, signed with this secret; 304 to a client that has it.
     Signed(String, &'static str),
+    /// This configuration, signed with this secret, and the text of the organisation's signature.
+    Organisation(String, String, &'static str),
     /// This configuration without a signature.
     Unsigned(String),
     /// The first response again, including its signature.
@@ -347,6 +349,7 @@ fn config(request: &Request, state: &mut State) -> (u16, String, Vec<u8>) {
     if nonce.len() != 32 || request.header("authorization") != format!("Bearer {TOKEN}") {
         state.wrong.push(format!("asked for the configuration with nonce {nonce:?}"));
     }
+    let mut minisig = String::new();
     let (body, secret) = match state.config.clone() {
         ConfigResponse::Nothing | ConfigResponse::Hangs => return (404, String::new(), Vec::new()),
         ConfigResponse::Status(status) => return (status, String::new(), Vec::new()),
@@ -356,6 +359,11 @@ fn config(request: &Request, state: &mut State) -> (u16, String, Vec<u8>) {
             return (200, format!("X-Siem-Signature: {signature}\r\n"), body);
         }
         ConfigResponse::Signed(body, secret) => (body.into_bytes(), secret),
+        ConfigResponse::Organisation(body, text, secret) => {
+            let base64 = data_encoding::BASE64.encode(text.as_bytes());
+            minisig = format!("X-Siem-Policy-Signature: {base64}\r\n");
+            (body.into_bytes(), secret)
+        }
     };
     let etag = format!("\"{}\"", Digest::of(&body));
     let is_known = request.header("if-none-match") == etag;
@@ -364,7 +372,7 @@ fn config(request: &Request, state: &mut State) -> (u16, String, Vec<u8>) {
     if !is_known {
         state.first_config.get_or_insert((body.clone(), signature.clone()));
     }
-    (status, format!("ETag: {etag}\r\nX-Siem-Signature: {signature}\r\n"), body)
+    (status, format!("ETag: {etag}\r\nX-Siem-Signature: {signature}\r\n{minisig}"), body)
 }
 
 type Reply = (u16, &'static [(&'static str, &'static str)], String);

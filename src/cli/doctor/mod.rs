@@ -18,7 +18,9 @@ use super::{
     terminal::{Colours, short_hash, stdout_width},
 };
 use crate::{
+    config::LoadedConfig,
     pipeline::assembly,
+    siem::SignedConfig,
     text::{causes, counted},
 };
 
@@ -72,6 +74,32 @@ fn connections(checkup: &Checkup) -> Vec<CheckResult> {
     results
 }
 
+/// Proof that a managed configuration needs.
+fn managed(loaded: &LoadedConfig) -> Option<CheckResult> {
+    const SUBJECT: &str = "managed";
+
+    if !loaded.settings.managed_keys.is_empty() {
+        let text = "a managed configuration must be signed by the organisation";
+        return Some(CheckResult::ok(SUBJECT, text));
+    }
+    let stored = SignedConfig::load(&loaded.settings.agent.state_dir).ok().flatten();
+    stored.map(|_| {
+        CheckResult::warn(
+            SUBJECT,
+            "managed configuration is authenticated by the shared secret only: set `managed.keys`",
+        )
+    })
+}
+
+/// Warning about sinks that send unencrypted.
+fn transport(loaded: &LoadedConfig) -> Option<CheckResult> {
+    let sinks: Vec<String> = loaded.plain_sinks().map(|name| format!("`{name}`")).collect();
+    (!sinks.is_empty()).then(|| {
+        let text = format!("unencrypted to another machine: {}; use TLS", sinks.join(", "));
+        CheckResult::warn("transport", text)
+    })
+}
+
 /// Mistakes in the configuration.
 fn configuration(checkup: &Checkup) -> Vec<CheckResult> {
     const SUBJECT: &str = "configuration";
@@ -80,7 +108,10 @@ fn configuration(checkup: &Checkup) -> Vec<CheckResult> {
     let mistakes = assembly::check(loaded, context);
     if mistakes.is_empty() {
         let hash = short_hash(loaded.settings.config_hash());
-        return vec![CheckResult::ok(SUBJECT, format!("no mistakes (hash {hash})"))];
+        let mut results = vec![CheckResult::ok(SUBJECT, format!("no mistakes (hash {hash})"))];
+        results.extend(managed(loaded));
+        results.extend(transport(loaded));
+        return results;
     }
     mistakes.iter().map(|error| CheckResult::fail(SUBJECT, causes(error))).collect()
 }

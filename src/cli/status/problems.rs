@@ -3,6 +3,8 @@
 //! An agent is healthy if it makes progress. One that waits for a receiver that will never accept
 //! anything is not healthy, even if its process is running.
 
+use siem_protocol::agent_event::Transport;
+
 use super::{
     report::{Level, Problem, State, StatusReport},
     trust_text::trust_problem,
@@ -194,8 +196,21 @@ fn reading(reading: &ReadingStatus, problems: &mut Vec<Problem>) {
 }
 
 fn configuration(report: &StatusReport, problems: &mut Vec<Problem>) {
-    let config = report.status.config.as_ref();
-    let Some(refused) = config.and_then(|config| config.refused.as_ref()) else { return };
+    let Some(config) = &report.status.config else { return };
+    let managed = config.managed.as_ref().filter(|managed| managed.expired);
+    if let Some(expires) = managed.and_then(|managed| managed.expires.as_ref()) {
+        problems.push(warning(
+            format!("the managed configuration is out of date since {expires}, and stays in force"),
+            "sign one with a higher `serial` and a later `expires`",
+        ));
+    }
+    if config.transport == Some(Transport::Plain) {
+        problems.push(warning(
+            "entries leave this machine unencrypted".to_owned(),
+            "set an `https` endpoint, or TLS for syslog; `agent.require_tls` makes it an error",
+        ));
+    }
+    let Some(refused) = &config.refused else { return };
     let whose = match refused.from {
         ConfigOrigin::Server => "the server's configuration",
         ConfigOrigin::Files => "the configuration in files",

@@ -2,7 +2,10 @@
 
 use std::fmt::Display;
 
-use siem_protocol::delivery::Acknowledged;
+use siem_protocol::{
+    agent_event::{ConfigProof, ManagedSummary},
+    delivery::Acknowledged,
+};
 
 use super::{
     report::{HookStatus, Level, State, StatusReport},
@@ -155,6 +158,9 @@ impl Page {
             };
             self.line("refused", &format!("from {from}{}: {}", ago(&refused.at), refused.reason));
         }
+        if let Some(managed) = &config.managed {
+            self.line("managed", &managed_text(managed));
+        }
         if let Some(at) = &config.signed_at {
             self.line("server", &format!("last signed answer at {at}{}", ago(at)));
         }
@@ -178,6 +184,24 @@ impl Page {
             let name = self.colours.faint(&format!("{:<NAME_WIDTH$}", "compliance"));
             self.text += &format!("{name}{text}({verdict})\n");
         }
+    }
+}
+
+fn managed_text(managed: &ManagedSummary) -> String {
+    match managed.authenticated_by {
+        ConfigProof::Organisation => {
+            let serial = managed.serial.unwrap_or_default();
+            let expires = match (&managed.expires, managed.expired) {
+                (Some(at), true) => format!(", out of date since {at}"),
+                (Some(at), false) => format!(", expires at {at}"),
+                (None, _) => String::new(),
+            };
+            format!("serial {serial}, signed by the organisation{expires}")
+        }
+        ConfigProof::SharedSecret => {
+            "managed configuration is authenticated by the shared secret only".to_owned()
+        }
+        ConfigProof::Nothing => "managed configuration is not authenticated".to_owned(),
     }
 }
 

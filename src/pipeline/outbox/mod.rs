@@ -24,6 +24,7 @@ mod error;
 pub mod fuzzing;
 #[cfg(test)]
 pub(super) mod io_error_tests;
+mod memos;
 mod migrate;
 #[cfg(test)]
 mod power_cuts;

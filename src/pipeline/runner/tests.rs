@@ -62,7 +62,9 @@ fn pipeline(folder: &Path, panics: bool, answer: Option<Delivery>) -> Pipeline {
         sources: vec![("files".into(), Box::new(EmptySource { panics }))],
         stages: RecordStages::new(FilterChain::new(Vec::new()), Vec::new()),
         sinks: vec![("siem".into(), Box::new(FixedSink(answer)))],
-        outbox: Outbox::open(&folder.join("outbox.redb"), &[registration], new_epoch).unwrap(),
+        outbox: Arc::new(
+            Outbox::open(&folder.join("outbox.redb"), &[registration], new_epoch).unwrap(),
+        ),
         inbox: Arc::default(),
         config_status: SharedConfigStatus::default(),
         trust: Box::new(Default::default),
@@ -88,6 +90,7 @@ fn settings(max_bytes: u64) -> Settings {
         pipeline: crate::config::PipelineSettings::default(),
         compliance: siem_protocol::managed::Compliance::default(),
         require_signature: true,
+        managed_keys: Vec::new(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use ai_agent_stage::{Acknowledged, BuildError, Context};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use siem_protocol::Encoding;
+use siem_protocol::{BatchHeader, Encoding};
 
 use super::{
     Batch, Delivery, DeliveryFuture, Plugin, Sink, SinkOptions,
@@ -126,7 +126,9 @@ impl Sink for HttpSiem {
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async move {
             self.sent = 0;
-            let body = match request_body(batch, self.encoding, &mut self.encoder) {
+            let managed_hash = self.connection.managed_hash();
+            let header = BatchHeader { managed_hash, ..batch.header.clone() };
+            let body = match request_body(&header, batch, self.encoding, &mut self.encoder) {
                 Ok(body) => body,
                 Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };

@@ -3,7 +3,7 @@
 use std::{any::Any, error::Error, io::Write as _};
 
 use ai_agent_stage::{Batch, BatchBody};
-use siem_protocol::Encoding;
+use siem_protocol::{BatchHeader, Encoding};
 
 use crate::frame::{Codec, Encoder, Frame};
 
@@ -25,17 +25,18 @@ impl BatchBody for StoredFrames {
     }
 }
 
-/// Builds the body of a request: the header line and the entries in `encoding`. Frames that are
-/// stored in that encoding are copied without being decoded.
+/// Builds the body of a request: the line of `header` and the entries of `batch` in `encoding`.
+/// Frames that are stored in that encoding are copied without being decoded.
 ///
 /// # Errors
 /// If a frame is damaged.
 pub(super) fn request_body(
+    header: &BatchHeader,
     batch: &Batch,
     encoding: Encoding,
     encoder: &mut Encoder,
 ) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
-    let mut header = serde_json::to_vec(&batch.header).expect("a header is written as JSON");
+    let mut header = serde_json::to_vec(header).expect("a header is written as JSON");
     header.push(b'\n');
     let stored = (&*batch.body as &dyn Any).downcast_ref::<StoredFrames>();
     match (encoding, stored) {

@@ -18,7 +18,7 @@ use std::{
 use ai_agent_stage::{BuildError, Context};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use siem_protocol::{AgentEvent, names::source};
+use siem_protocol::{AgentEvent, agent_event::PolicySource, names::source};
 use tracing::{info, warn};
 
 use super::{BadRow, GenerationId, Intake, Plugin, Progress, Source, SourceOptions, Survey, Waker};
@@ -56,6 +56,8 @@ const SILENCE: Duration = Duration::from_secs(24 * 3600);
 const CALL_PRECISION: Duration = Duration::from_secs(3600);
 /// Time between two reads of the settings of the client.
 const SETTINGS_INTERVAL: Duration = Duration::from_secs(600);
+/// Time between two events about hooks that let prompts pass by a fallback policy.
+const FALLBACK_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Maximum number of sessions whose records are expected.
 const MAX_WAITING: usize = 1000;
 
@@ -85,6 +87,9 @@ struct Row {
     /// Start of the current period without calls, or time of the last event about it.
     #[serde(default)]
     silent_since: Option<Timestamp>,
+    /// Time of the last event about a hook that let a prompt pass by a fallback policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fallback_reported: Option<Timestamp>,
 }
 
 /// A session whose records are expected.
@@ -248,7 +253,7 @@ impl HookSpool {
         if at - self.row.called >= CALL_PRECISION {
             self.row.called = at;
         }
-        if report.decision != "allowed" {
+        if report.decision != "allowed" || self.is_new_fallback(report, at) {
             events.push(AgentEvent::HookAnswered(Box::new(report.into())).into());
         }
         let Some(transcript) = &report.transcript_path else { return };
@@ -264,6 +269,20 @@ impl HookSpool {
             self.row.roots.push(root);
         }
         self.expect_transcript(transcript, at, report);
+    }
+
+    /// Returns true if a hook had to use the machine's file in place of the policy file, and that was
+    /// not reported within a day: without a daemon, each prompt has such a report.
+    fn is_new_fallback(&mut self, report: &SpooledReport, at: Timestamp) -> bool {
+        if report.policy_source != Some(PolicySource::MachineFallback) {
+            return false;
+        }
+        let known = self.row.fallback_reported;
+        let is_new = known.is_none_or(|known| at < known || at - known >= FALLBACK_INTERVAL);
+        if is_new {
+            self.row.fallback_reported = Some(at);
+        }
+        is_new
     }
 
     fn expect_transcript(&mut self, transcript: &Path, since: Timestamp, report: &SpooledReport) {

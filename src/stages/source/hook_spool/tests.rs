@@ -215,7 +215,7 @@ fn uncalled_hooks_are_reported_once_a_day_while_sessions_grow() {
     let action = Some(siem_protocol::managed::Action::Warn);
     let compliance = siem_protocol::managed::Compliance { action, ..Default::default() };
     let config_hash = siem_protocol::Digest::ZERO;
-    let kept = StoredPolicy { compliance, config_hash, at: Timestamp(1) };
+    let kept = StoredPolicy { compliance, config_hash, at: Timestamp(1), managed: None };
     kept.write(world.folder.path()).unwrap();
     pass(&world, 1, true);
     assert_eq!(world.store(), [], "they are given a day");
@@ -247,7 +247,7 @@ fn call_with_a_future_time_counts_as_now() {
     let action = Some(siem_protocol::managed::Action::Warn);
     let compliance = siem_protocol::managed::Compliance { action, ..Default::default() };
     let config_hash = siem_protocol::Digest::ZERO;
-    let kept = StoredPolicy { compliance, config_hash, at: Timestamp(1) };
+    let kept = StoredPolicy { compliance, config_hash, at: Timestamp(1), managed: None };
     kept.write(world.folder.path()).unwrap();
     let transcript = world.folder.path().join("none.jsonl");
     let ahead = Timestamp(u64::from(u32::MAX) * 1000);

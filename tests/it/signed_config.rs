@@ -1,0 +1,383 @@
+//! Managed configuration signed by the organisation: its sequence, its audience, and the watch over the
+//! files that the agent leaves for hooks.
+#![cfg(unix)]
+
+use std::{fs, path::PathBuf, process::Command};
+
+use crate::support::{
+    SECRET,
+    agent::{Agent, AgentCommand},
+    entries::{self, StoredEntry},
+    eventually,
+    home::Home,
+    lines_with_code,
+    scripted_receiver::{ConfigResponse, ScriptedReceiver},
+};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use siem_protocol::Digest;
+use test_requires::requires;
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/support/policy").join(name)
+}
+
+fn text(name: &str) -> String {
+    fs::read_to_string(path(name)).unwrap()
+}
+
+/// A configuration of `tests/support/policy` with its signature.
+fn signed(name: &str) -> ConfigResponse {
+    let (body, minisig) = (text(&format!("{name}.json")), text(&format!("{name}.json.minisig")));
+    ConfigResponse::Organisation(body, minisig, SECRET)
+}
+
+/// Configuration of an agent that trusts the organisation.
+fn config() -> String {
+    let key = text("org.pub").lines().nth(1).unwrap().to_owned();
+    format!("managed.keys = [\"{key}\"]\n[shipping]\nflush_interval = \"0s\"")
+}
+
+fn agent(home: &Home, receiver: &ScriptedReceiver) -> AgentCommand {
+    home.agent(&["run"]).config(&config()).ships_to(&receiver.url())
+}
+
+fn run_once(home: &Home, receiver: &ScriptedReceiver) -> String {
+    home.agent(&["run", "--once"]).config(&config()).ships_to(&receiver.url()).succeed().stderr
+}
+
+fn facts(home: &Home) -> Value {
+    let text = fs::read_to_string(home.state_dir().join("status.json")).unwrap_or_default();
+    serde_json::from_str::<Value>(&text).unwrap_or_default()["config"].clone()
+}
+
+fn wait_for_revision(home: &Home, revision: &str) {
+    eventually(revision, || (facts(home)["applied"]["revision"] == revision).then_some(()));
+}
+
+/// Waits until the agent has polled once more and handled the response.
+fn poll(agent: &Agent, receiver: &ScriptedReceiver) {
+    for _ in 0..2 {
+        let asked = receiver.config_requests();
+        agent.signal(Signal::HUP);
+        eventually("a poll", || (receiver.config_requests() > asked).then_some(()));
+    }
+}
+
+fn events(receiver: &ScriptedReceiver, name: &str) -> Vec<StoredEntry> {
+    let stored = receiver.entries();
+    entries::events(&stored, name).into_iter().cloned().collect()
+}
+
+fn wait_for_events(receiver: &ScriptedReceiver, name: &str, count: usize) -> Vec<StoredEntry> {
+    eventually(name, || Some(events(receiver, name)).filter(|found| found.len() >= count))
+}
+
+#[test]
+fn config_that_the_organisation_did_not_sign_for_now_is_refused() {
+    let home = Home::new();
+    let receiver = ScriptedReceiver::start([]);
+    receiver.manage(signed("serial-5"));
+    let agent = agent(&home, &receiver).start_and_wait();
+    wait_for_revision(&home, "serial-5");
+    let applied = facts(&home);
+    assert_eq!(applied["managed"]["authenticated_by"], "organisation");
+    assert_eq!(applied["managed"]["serial"], 5);
+
+    let edited = text("serial-6.json").replace("warn", "block");
+    let table = [
+        (signed("serial-4"), "`serial`"),
+        (signed("serial-5-again"), "`serial`"),
+        (signed("without-serial"), "`serial`"),
+        (signed("without-audience"), "`audience`"),
+        (signed("forged"), "`managed.keys`"),
+        (ConfigResponse::Signed(text("serial-6.json"), SECRET), "`managed.keys`"),
+        (
+            ConfigResponse::Organisation(edited, text("serial-6.json.minisig"), SECRET),
+            "`managed.keys`",
+        ),
+        (
+            ConfigResponse::Organisation(text("serial-6.json"), "no signature".into(), SECRET),
+            "`managed.keys`",
+        ),
+        (
+            ConfigResponse::Organisation(
+                text("serial-6.json"),
+                text("serial-6.json.minisig"),
+                "another-secret-of-another-fleet",
+            ),
+            "HMAC secret",
+        ),
+    ];
+    for (at, (answer, token)) in table.iter().enumerate() {
+        receiver.manage(answer.clone());
+        poll(&agent, &receiver);
+        let refused = wait_for_events(&receiver, "config_refused", at + 1);
+        let reason = refused[at].data["reason"].as_str().unwrap();
+        assert!(reason.contains(token), "{token}: {reason}");
+        assert_eq!(facts(&home)["applied"], applied["applied"]);
+    }
+    // Meant for others: neither applied nor refused.
+    receiver.manage(signed("other-audience"));
+    poll(&agent, &receiver);
+    poll(&agent, &receiver);
+    assert_eq!(lines_with_code(&agent.log(), "managed_config_not_meant").len(), 1);
+    assert_eq!(facts(&home)["applied"], applied["applied"]);
+    receiver.manage(signed("serial-6"));
+    poll(&agent, &receiver);
+    wait_for_revision(&home, "serial-6");
+    assert_eq!(events(&receiver, "config_refused").len(), table.len());
+    agent.stop();
+    let hash = Digest::of(text("serial-6.json").as_bytes());
+    let last = receiver.headers().pop().unwrap();
+    assert_eq!(last.managed_hash, Some(hash), "batches name what is in force");
+}
+
+/// Puts a configuration of the organisation in the place of the stored one.
+fn put_back(home: &Home, name: &str) {
+    let file = home.state_dir().join("managed.json");
+    let mut stored: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    stored["body"] = text(&format!("{name}.json")).into();
+    stored["minisig"] = text(&format!("{name}.json.minisig")).into();
+    fs::write(file, stored.to_string()).unwrap();
+}
+
+#[test]
+fn old_signed_config_in_the_state_directory_is_refused() {
+    let home = Home::new();
+    let receiver = ScriptedReceiver::start([]);
+    receiver.manage(signed("serial-5"));
+    run_once(&home, &receiver);
+    receiver.manage(ConfigResponse::Nothing);
+    run_once(&home, &receiver);
+    assert_eq!(facts(&home)["applied"]["revision"], "serial-5", "the stored one is in force");
+    assert_eq!(events(&receiver, "policy_tampered").len(), 0);
+
+    put_back(&home, "serial-4");
+    run_once(&home, &receiver);
+    assert_eq!(facts(&home)["applied"]["revision"], Value::Null);
+    let refused = events(&receiver, "config_refused");
+    assert!(refused[0].data["reason"].as_str().unwrap().contains("`serial`"));
+    let tampered = events(&receiver, "policy_tampered");
+    assert_eq!(tampered[0].data["file"], "managed");
+    assert_eq!(tampered[0].data["tampering"], "edited");
+    // The server repairs it, but does not get an older one accepted.
+    receiver.manage(signed("serial-4"));
+    run_once(&home, &receiver);
+    assert_eq!(facts(&home)["applied"]["revision"], Value::Null);
+    receiver.manage(signed("serial-5"));
+    run_once(&home, &receiver);
+    assert_eq!(facts(&home)["applied"]["revision"], "serial-5");
+}
+
+/// Whoever deletes the outbox must not be able to go back to an old configuration.
+#[test]
+fn stored_config_does_not_count_after_the_loss_of_the_outbox() {
+    let home = Home::new();
+    let receiver = ScriptedReceiver::start([]);
+    receiver.manage(signed("serial-6"));
+    run_once(&home, &receiver);
+    put_back(&home, "serial-5");
+    for entry in fs::read_dir(home.state_dir()).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if name.starts_with("outbox") || name.starts_with("checkpoints") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let receiver = ScriptedReceiver::start([]);
+    let log = run_once(&home, &receiver);
+    assert_eq!(lines_with_code(&log, "managed_config_unproven").len(), 1, "{log}");
+    assert_eq!(facts(&home)["applied"]["revision"], Value::Null);
+    receiver.manage(signed("serial-6"));
+    run_once(&home, &receiver);
+    assert_eq!(facts(&home)["applied"]["revision"], "serial-6");
+}
+
+#[test]
+fn expired_config_stays_in_force_with_an_alarm() {
+    let home = Home::new();
+    let receiver = ScriptedReceiver::start([]);
+    receiver.manage(signed("expired"));
+    let mut agent = agent(&home, &receiver).start_and_wait();
+    agent.wait_for_code("managed_config_expired");
+    wait_for_revision(&home, "expired");
+    let heartbeat = eventually("a heartbeat", || {
+        let all = events(&receiver, "heartbeat");
+        all.into_iter().find(|event| !event.data["config"]["managed"].is_null())
+    });
+    assert_eq!(heartbeat.data["config"]["managed"]["expired"], true);
+    assert_eq!(heartbeat.data["transport"], "local");
+    let status = home.agent(&["status", "--json"]).run();
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    let problems = status["problems"].to_string();
+    assert!(problems.contains("2020-01-01T00:00:00"), "{problems}");
+    let shown = home.agent(&["status"]).run();
+    assert!(shown.text().contains("signed by the organisation"), "{}", shown.text());
+    agent.stop();
+}
+
+/// An agent of release 0.1 had no keys, and neither had its stored configuration a signature.
+#[test]
+fn keys_that_come_later_end_an_unproven_config() {
+    let home = Home::new();
+    let receiver = ScriptedReceiver::start([]);
+    receiver.manage(ConfigResponse::Signed(text("serial-5.json"), SECRET));
+    let plain = "[shipping]\nflush_interval = \"0s\"";
+    let agent = home.agent(&["run"]).config(plain).ships_to(&receiver.url());
+    let mut agent = agent.start_and_wait();
+    wait_for_revision(&home, "serial-5");
+    assert_eq!(facts(&home)["managed"]["authenticated_by"], "shared_secret");
+    let shown = home.agent(&["status"]).run();
+    let sentence = "managed configuration is authenticated by the shared secret only";
+    assert!(shown.text().contains(sentence), "{}", shown.text());
+    fs::write(home.path().join("agent.toml"), config()).unwrap();
+    agent.wait_for_code("managed_config_unproven");
+    eventually("the local configuration", || {
+        facts(&home)["applied"]["revision"].is_null().then_some(())
+    });
+    receiver.manage(signed("serial-5"));
+    poll(&agent, &receiver);
+    wait_for_revision(&home, "serial-5");
+    assert_eq!(facts(&home)["managed"]["authenticated_by"], "organisation");
+    agent.stop();
+}
+
+#[test]
+fn policy_files_are_restored_while_the_agent_runs() {
+    let home = Home::new();
+    let receiver = ScriptedReceiver::start([]);
+    receiver.manage(signed("serial-5"));
+    let agent = agent(&home, &receiver).start_and_wait();
+    wait_for_revision(&home, "serial-5");
+    let state = home.state_dir();
+    let mut count = 0;
+    for (file, name) in
+        [("policy.json", "policy"), ("managed.json", "managed"), ("state-dir", "pointer")]
+    {
+        let path = state.join(file);
+        let content = eventually(file, || fs::read(&path).ok());
+        for tampering in ["deleted", "edited", "replaced"] {
+            match tampering {
+                "deleted" => fs::remove_file(&path).unwrap(),
+                "edited" => fs::write(&path, "{}").unwrap(),
+                _ => {
+                    let elsewhere = state.join("elsewhere");
+                    fs::rename(&path, &elsewhere).unwrap();
+                    std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+                }
+            }
+            count += 1;
+            let event = wait_for_events(&receiver, "policy_tampered", count).pop().unwrap();
+            assert_eq!(event.data["file"], name);
+            assert_eq!(
+                (&event.data["tampering"], &event.data["restored"]),
+                (&tampering.into(), &true.into())
+            );
+            assert_eq!(fs::read(&path).unwrap(), content, "{file} {tampering}");
+            assert!(fs::symlink_metadata(&path).unwrap().is_file());
+        }
+    }
+    agent.stop();
+    assert_eq!(events(&receiver, "policy_tampered").len(), count, "each change is one event");
+}
+
+#[test]
+fn policy_deleted_while_no_agent_runs_is_reported() {
+    let home = Home::new();
+    let receiver = ScriptedReceiver::start([]);
+    receiver.manage(signed("serial-5"));
+    run_once(&home, &receiver);
+    for (file, name) in [("policy.json", "policy"), ("state-dir", "pointer")] {
+        fs::remove_file(home.state_dir().join(file)).unwrap();
+        let before = events(&receiver, "policy_tampered").len();
+        run_once(&home, &receiver);
+        let tampered = events(&receiver, "policy_tampered");
+        assert_eq!(tampered.len(), before + 1);
+        assert_eq!(tampered[before].data["file"], name);
+        assert_eq!(tampered[before].data["tampering"], "deleted");
+        assert!(fs::exists(home.state_dir().join(file)).unwrap());
+    }
+    let before = events(&receiver, "policy_tampered").len();
+    run_once(&home, &receiver);
+    assert_eq!(events(&receiver, "policy_tampered").len(), before);
+}
+
+#[test]
+fn unencrypted_transport_warns_or_is_refused() {
+    let home = Home::new();
+    let check = |text: &str| {
+        let file = home.path().join("check.toml");
+        fs::write(&file, text).unwrap();
+        home.agent(&["config", "check", file.to_str().unwrap()])
+    };
+    let plain = "sink.siem.endpoint = 'http://siem.example.com'\n";
+    let warned = check(plain).succeed().stderr;
+    assert_eq!(lines_with_code(&warned, "config_warning").len(), 1, "{warned}");
+    let syslog = "pipeline.sinks = ['log']\n[sink.log]\ntype = 'syslog'\ntransport = 'tcp'\n\
+                  address = 'log.example.com'\n";
+    let warned = check(syslog).succeed().stderr;
+    assert_eq!(lines_with_code(&warned, "config_warning").len(), 1, "{warned}");
+    let keys = config();
+    let keys = keys.lines().next().unwrap();
+    for (required, token) in [("agent.require_tls = true", "require_tls"), (keys, "managed.keys")] {
+        for sinks in [plain, syslog] {
+            let error = check(&format!("{required}\n{sinks}")).fail(1);
+            assert!(error.contains(token) && error.contains("sink."), "{error}");
+        }
+        let local = "sink.siem.endpoint = 'http://127.0.0.1:8080'\n";
+        let checked = check(&format!("{required}\n{local}")).succeed().stderr;
+        assert_eq!(lines_with_code(&checked, "config_warning"), [""; 0]);
+    }
+    let wrong = check("managed.keys = ['RWQ']").fail(1);
+    assert!(wrong.contains("managed.keys[0]"), "{wrong}");
+}
+
+/// Signs with the tool of an administrator, for this user and their groups.
+#[requires(minisign)]
+#[test]
+fn config_signed_with_minisign_for_this_user_applies() {
+    let home = Home::new();
+    let names = |arguments: &[&str]| {
+        let output = Command::new("id").args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let receiver = ScriptedReceiver::start([]);
+    let sign = |serial: u64, audience: Value| {
+        let body = json!({
+            "version": 1, "revision": format!("r{serial}"), "serial": serial,
+            "issued": "2026-11-29T12:00:00Z", "audience": audience,
+        });
+        let file = home.path().join("config.json");
+        fs::write(&file, body.to_string()).unwrap();
+        let output = Command::new("minisign")
+            .args(["-S", "-s"])
+            .arg(path("org.key"))
+            .arg("-m")
+            .arg(&file)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let minisig = fs::read_to_string(home.path().join("config.json.minisig")).unwrap();
+        receiver.manage(ConfigResponse::Organisation(body.to_string(), minisig, SECRET));
+    };
+    let (user, group) = (names(&["-un"]), names(&["-gn"]));
+    sign(1, json!({ "users": [user], "groups": ["no-such-group", group], "percentage": 100 }));
+    let agent = agent(&home, &receiver).start_and_wait();
+    wait_for_revision(&home, "r1");
+    for other in [
+        json!({ "users": ["another"] }),
+        json!({ "groups": ["no-such-group"] }),
+        json!({ "machines": ["another"] }),
+        json!({ "percentage": 0 }),
+    ] {
+        sign(2, other);
+        poll(&agent, &receiver);
+        assert_eq!(facts(&home)["applied"]["revision"], "r1");
+    }
+    sign(3, json!({}));
+    poll(&agent, &receiver);
+    wait_for_revision(&home, "r3");
+    assert_eq!(events(&receiver, "config_refused").len(), 0);
+    agent.stop();
+}
