@@ -84,25 +84,24 @@ fn config_that_the_organisation_did_not_sign_for_now_is_refused() {
     assert_eq!(applied["managed"]["authenticated_by"], "organisation");
     assert_eq!(applied["managed"]["serial"], 5);
 
-    let edited = text("serial-6.json").replace("warn", "block");
+    let body = text("serial-6.json");
+    // Each content is reported once.
+    let (edited, again) = (body.replace("warn", "block"), format!("{body} "));
     let table = [
         (signed("serial-4"), "`serial`"),
         (signed("serial-5-again"), "`serial`"),
         (signed("without-serial"), "`serial`"),
         (signed("without-audience"), "`audience`"),
         (signed("forged"), "`managed.keys`"),
-        (ConfigResponse::Signed(text("serial-6.json"), SECRET), "`managed.keys`"),
+        (ConfigResponse::Signed(body.clone(), SECRET), "`managed.keys`"),
         (
             ConfigResponse::Organisation(edited, text("serial-6.json.minisig"), SECRET),
             "`managed.keys`",
         ),
-        (
-            ConfigResponse::Organisation(text("serial-6.json"), "no signature".into(), SECRET),
-            "`managed.keys`",
-        ),
+        (ConfigResponse::Organisation(again, "no signature".into(), SECRET), "`managed.keys`"),
         (
             ConfigResponse::Organisation(
-                text("serial-6.json"),
+                format!("{body}  "),
                 text("serial-6.json.minisig"),
                 "another-secret-of-another-fleet",
             ),
@@ -170,7 +169,7 @@ fn old_signed_config_in_the_state_directory_is_refused() {
     assert_eq!(facts(&home)["applied"]["revision"], "serial-5");
 }
 
-/// Whoever deletes the outbox must not be able to go back to an old configuration.
+/// A user who deletes the outbox must not be able to go back to an old configuration.
 #[test]
 fn stored_config_does_not_count_after_the_loss_of_the_outbox() {
     let home = Home::new();
@@ -202,12 +201,6 @@ fn expired_config_stays_in_force_with_an_alarm() {
     let mut agent = agent(&home, &receiver).start_and_wait();
     agent.wait_for_code("managed_config_expired");
     wait_for_revision(&home, "expired");
-    let heartbeat = eventually("a heartbeat", || {
-        let all = events(&receiver, "heartbeat");
-        all.into_iter().find(|event| !event.data["config"]["managed"].is_null())
-    });
-    assert_eq!(heartbeat.data["config"]["managed"]["expired"], true);
-    assert_eq!(heartbeat.data["transport"], "local");
     let status = home.agent(&["status", "--json"]).run();
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
     let problems = status["problems"].to_string();
@@ -215,6 +208,9 @@ fn expired_config_stays_in_force_with_an_alarm() {
     let shown = home.agent(&["status"]).run();
     assert!(shown.text().contains("signed by the organisation"), "{}", shown.text());
     agent.stop();
+    let heartbeat = events(&receiver, "heartbeat").pop().unwrap();
+    assert_eq!(heartbeat.data["config"]["managed"]["expired"], true);
+    assert_eq!(heartbeat.data["transport"], "local");
 }
 
 /// An agent of release 0.1 had no keys, and neither had its stored configuration a signature.
@@ -380,4 +376,76 @@ fn config_signed_with_minisign_for_this_user_applies() {
     wait_for_revision(&home, "r3");
     assert_eq!(events(&receiver, "config_refused").len(), 0);
     agent.stop();
+}
+
+/// A machine whose directory `/etc` is a copy, with a machine's file.
+struct Machine {
+    etc: tempfile::TempDir,
+    home: Home,
+}
+
+impl Machine {
+    fn new(machine: &str) -> Self {
+        let etc = tempfile::tempdir().unwrap();
+        for name in ["passwd", "group", "nsswitch.conf", "machine-id", "ld.so.cache"] {
+            let from = PathBuf::from("/etc").join(name);
+            if fs::exists(&from).unwrap() {
+                fs::copy(from, etc.path().join(name)).unwrap();
+            }
+        }
+        fs::create_dir(etc.path().join("ai-agent")).unwrap();
+        fs::write(etc.path().join("ai-agent/config.toml"), machine).unwrap();
+        Self { etc, home: Home::new() }
+    }
+
+    fn agent(&self, arguments: &[&str]) -> AgentCommand {
+        let script =
+            format!("mount --bind '{}' /etc && exec \"$0\" \"$@\"", self.etc.path().display());
+        let start = ["-m", "/bin/sh", "-c", &script, env!("CARGO_BIN_EXE_ai-agent")];
+        AgentCommand::of("unshare".as_ref(), self.home.path(), &[&start[..], arguments].concat())
+    }
+
+    /// Calls the hook of a prompt: exit code, and the policy's source in its report.
+    fn prompt(&self) -> (Option<i32>, Value) {
+        let spool = self.home.state_dir().join("spool");
+        drop(fs::remove_dir_all(&spool));
+        let ended = self.agent(&["check", "--hook", "UserPromptSubmit"]).run();
+        let report = fs::read_dir(&spool).unwrap().next().unwrap().unwrap().path();
+        let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+        assert_eq!(report["policy_hash"].as_str().unwrap().len(), 64);
+        (ended.code, report["policy_source"].clone())
+    }
+}
+
+/// With nothing but the files in the state directory, a user cannot lift a block.
+#[requires(mount)]
+#[test]
+fn hook_follows_the_source_that_proves_most() {
+    let machine = Machine::new(&config());
+    let state = machine.home.state_dir();
+    let account = json!({ "oauthAccount": { "emailAddress": "me@gmail.com" } });
+    fs::write(machine.home.path().join(".claude.json"), account.to_string()).unwrap();
+    let receiver = ScriptedReceiver::start([]);
+    receiver.manage(signed("serial-5"));
+    machine.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    assert_eq!(machine.prompt(), (Some(2), "managed".into()));
+    // A policy file without a rule does not matter while the organisation's signature holds.
+    let policy = state.join("policy.json");
+    let mut open: Value = serde_json::from_slice(&fs::read(&policy).unwrap()).unwrap();
+    open["compliance"] = json!({});
+    fs::write(&policy, open.to_string()).unwrap();
+    assert_eq!(machine.prompt(), (Some(2), "managed".into()));
+    fs::remove_file(&policy).unwrap();
+    assert_eq!(machine.prompt(), (Some(2), "managed".into()));
+    fs::remove_file(state.join("managed.json")).unwrap();
+    assert_eq!(machine.prompt(), (Some(0), "machine_fallback".into()));
+    let file = machine.etc.path().join("ai-agent/config.toml");
+    let block =
+        "compliance.action = 'block'\ncompliance.permitted_email_domains = ['company.com']\n";
+    fs::write(&file, format!("{block}{}", config())).unwrap();
+    assert_eq!(machine.prompt(), (Some(2), "machine_fallback".into()));
+    fs::write(&policy, open.to_string()).unwrap();
+    assert_eq!(machine.prompt(), (Some(0), "policy_file".into()));
+    fs::write(&file, format!("locked = ['compliance']\n{block}{}", config())).unwrap();
+    assert_eq!(machine.prompt(), (Some(2), "machine_locked".into()));
 }

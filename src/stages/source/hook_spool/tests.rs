@@ -261,6 +261,32 @@ fn call_with_a_future_time_counts_as_now() {
     assert_eq!(world.store(), [("hooks_silent", "warning")]);
 }
 
+/// Without a policy file, each prompt of a day would be an event.
+#[test]
+fn prompt_passed_by_a_fallback_policy_is_reported_once_a_day() {
+    const HOUR: u64 = 3_600_000;
+    let mut world = World::new();
+    let call = |world: &mut World, source| {
+        world.random += 1;
+        let report = SpooledReport {
+            at: world.clock.now(),
+            hook: "UserPromptSubmit".into(),
+            decision: "allowed".into(),
+            policy_source: Some(source),
+            ..SpooledReport::default()
+        };
+        Spool::of(world.folder.path()).add(&report, world.random).unwrap();
+        world.store()
+    };
+    let answered = [("hook_answered", "warning")];
+    assert_eq!(call(&mut world, PolicySource::PolicyFile), []);
+    assert_eq!(call(&mut world, PolicySource::MachineFallback), answered);
+    assert_eq!(call(&mut world, PolicySource::MachineFallback), []);
+    world.restart();
+    world.clock.0.fetch_add(25 * HOUR, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(call(&mut world, PolicySource::MachineFallback), answered);
+}
+
 #[test]
 fn dropped_reports_are_counted() {
     let mut world = World::new();
