@@ -121,6 +121,16 @@ impl Receiver {
         files.iter().map(read).collect()
     }
 
+    /// Returns the stored entries of all epochs, those of an epoch in order of their numbers.
+    #[track_caller]
+    pub(crate) fn entries_of_all_epochs(&self) -> Vec<StoredEntry> {
+        let mut epochs = self.epochs();
+        for epoch in &mut epochs {
+            epoch.sort_by_key(|entry| entry.seq);
+        }
+        epochs.into_iter().flatten().collect()
+    }
+
     /// Number of stored entries.
     pub(crate) fn count(&self) -> u64 {
         let epochs = self.stats()["machines"][0]["epochs"].as_array().cloned().unwrap_or_default();
@@ -270,7 +280,7 @@ pub(crate) fn wait_for<T>(
     eventually(what, || {
         let count = receiver.count();
         if count == 0 || count != known {
-            entries = receiver.entries();
+            entries = receiver.entries_of_all_epochs();
             known = entries.len() as u64;
         }
         done(&entries)
