@@ -3,11 +3,15 @@
 use std::path::Path;
 
 use siem_protocol::{
-    BatchHeader, Chain, Content, Digest, Encoding, Identity,
+    BatchHeader, Chain, Content, Digest, Encoding, EnrollRequest, Identity,
     entry::{PathText, RecordLine},
-    names::{content_type, header},
+    names::{content_type, header, path},
+    note::{NoteSigner as _, SigningKey},
     sign,
+    statement::{Enroll, Seal, Statement as _},
 };
+
+use crate::server::RECEIVER;
 
 /// Records to send, cyclically.
 pub(crate) struct Records {
@@ -103,6 +107,8 @@ pub(crate) struct Agent<'a> {
     epoch: String,
     path: PathText,
     encoding: Encoding,
+    /// Key that seals the batches.
+    device: Option<SigningKey>,
     next: usize,
     seq: u64,
     offset: u64,
@@ -110,8 +116,17 @@ pub(crate) struct Agent<'a> {
 }
 
 impl<'a> Agent<'a> {
-    /// Creates agent `number`, which starts somewhere in the records.
-    pub(crate) fn new(records: &'a Records, number: usize, encoding: Encoding) -> Self {
+    /// Creates agent `number`, which starts somewhere in the records. With `sealed` it has a device
+    /// key.
+    pub(crate) fn new(
+        records: &'a Records,
+        number: usize,
+        encoding: Encoding,
+        sealed: bool,
+    ) -> Self {
+        let mut seed = [7; 32];
+        seed[..8].copy_from_slice(&(number as u64).to_le_bytes());
+        let device = SigningKey::from_seed("ai-agent-device", seed).ok().filter(|_| sealed);
         let identity = Identity {
             machine_id: format!("machine-{number:08}"),
             hostname: format!("laptop-{number}"),
@@ -127,6 +142,7 @@ impl<'a> Agent<'a> {
             epoch: format!("01930000-0000-7000-8000-{number:012}"),
             path: PathText::new(Path::new(&file)),
             encoding,
+            device,
             next: number * 997 % records.lines.len(),
             seq: 0,
             offset: 0,
@@ -167,7 +183,54 @@ impl<'a> Agent<'a> {
         (header.first_seq, header.last_seq) = (Some(first), Some(self.seq));
         header.count = self.seq + 1 - first;
         header.chain = Some(Chain { before, after: self.value });
+        header.seal = self.device.as_ref().map(|device| self.seal(device, &header));
+        header.instance = self.device.is_some().then(|| format!("{:032x}", 1));
         self.request(keys, &header, &lines)
+    }
+
+    fn seal(&self, device: &SigningKey, header: &BatchHeader) -> String {
+        let seal = Seal {
+            receiver: Some(RECEIVER.into()),
+            machine: header.machine_id.clone(),
+            user: header.user.clone(),
+            epoch: header.epoch.clone(),
+            last_seq: self.seq,
+            chain: self.value,
+            config: header.config_hash,
+            receipt: None,
+        };
+        seal.sign(&[device]).expect("a key in memory signs")
+    }
+
+    /// Request that enrolls the agent's device key, if it has one.
+    pub(crate) fn enrollment(&self, token: &str) -> Option<Request> {
+        let device = self.device.as_ref()?;
+        let identity = &self.identity;
+        let enroll = Enroll {
+            receiver: RECEIVER.into(),
+            machine: identity.machine_id.clone(),
+            user: identity.user.clone(),
+            host: identity.hostname.clone(),
+            os: identity.os.clone(),
+            arch: identity.arch.clone(),
+            version: identity.agent_version.clone(),
+            key: device.key().clone(),
+            previous: None,
+        };
+        let request = EnrollRequest {
+            enroll: enroll.sign(&[device]).expect("a key in memory signs"),
+            instance: format!("{:032x}", 1),
+            sent_at: "2026-01-01T00:00:00.000Z".into(),
+        };
+        let body = serde_json::to_string(&request).expect("a request can be written as JSON");
+        let text = format!(
+            "POST {} HTTP/1.1\r\nhost: siem\r\nauthorization: Bearer {token}\r\n\
+             content-type: {}\r\ncontent-length: {}\r\n\r\n{body}",
+            path::ENROLL,
+            content_type::JSON,
+            body.len()
+        );
+        Some(Request { bytes: text.into_bytes(), lines: 0 })
     }
 
     /// Header line and lines are compressed separately, as agents do.

@@ -6,6 +6,7 @@
 //! target/release/examples/load --core 0 identity     large batches, as they are
 //! target/release/examples/load --core 0 zstd         large batches, compressed
 //! target/release/examples/load --core 0 fleet        2,000 agents, a record a second each
+//! target/release/examples/load --core 0 zstd --sealed    with device keys, seals and receipts
 //! ```
 #![allow(clippy::print_stdout, reason = "a tool to measure by hand")]
 
@@ -55,6 +56,9 @@ struct Args {
     /// Megabytes of lines, for large batches
     #[arg(long, default_value_t = 1000)]
     megabytes: usize,
+    /// Enroll a device key for each agent, and seal all batches
+    #[arg(long)]
+    sealed: bool,
     /// Seconds for which a fleet sends
     #[arg(long, default_value_t = 45)]
     seconds: u64,
@@ -91,8 +95,12 @@ async fn main() -> Outcome<()> {
     // All batches are built before the measurement, so that the sender costs little.
     let requests: Vec<_> =
         (0..agents).map(|number| requests(&args, &records, number, agents, encoding)).collect();
+    let enrollments: Vec<_> = (0..agents)
+        .filter_map(|number| Agent::new(&records, number, encoding, args.sealed).enrollment(TOKEN))
+        .collect();
     drop(records);
-    let server = Server::start(args.server.clone(), args.core, &args.data)?;
+    let server = Server::start(args.server.clone(), args.core, &args.data, args.sealed)?;
+    agent(&server.address, enrollments, None).await?;
     let begin = tokio::time::Instant::now() + Duration::from_millis(100);
     let second = Duration::from_secs(1);
     let tasks = requests.into_iter().enumerate().map(|(number, requests)| {
@@ -115,6 +123,7 @@ async fn main() -> Outcome<()> {
     let figures = serde_json::json!({
         "mode": args.mode.to_possible_value().map(|mode| mode.get_name().to_owned()),
         "agents": agents,
+        "sealed": args.sealed,
         "megabytes": round(megabytes),
         "megabytes_sent": round(all.sent as f64 / 1e6),
         "seconds": round(wall),
@@ -142,7 +151,7 @@ fn requests(
     agents: usize,
     encoding: Encoding,
 ) -> Vec<Request> {
-    let mut agent = Agent::new(records, number, encoding);
+    let mut agent = Agent::new(records, number, encoding, args.sealed);
     let mut requests: Vec<Request> = Vec::new();
     let is_fleet = args.mode == Mode::Fleet;
     let share = args.megabytes * 1_000_000 / agents;

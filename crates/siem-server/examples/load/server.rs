@@ -11,6 +11,8 @@ use super::Outcome;
 
 pub(crate) const TOKEN: &str = "0123456789abcdef";
 pub(crate) const SECRET: &str = "fedcba9876543210";
+/// Name of the receiver in seals.
+pub(crate) const RECEIVER: &str = "load";
 
 pub(crate) struct Server {
     pub(crate) address: String,
@@ -31,6 +33,7 @@ impl Server {
         program: Option<PathBuf>,
         core: Option<usize>,
         data: &Path,
+        sealed: bool,
     ) -> Outcome<Self> {
         if data.try_exists()? {
             return Err(format!("`{}` exists", data.display()).into());
@@ -47,6 +50,9 @@ impl Server {
             }
             None => Command::new(program),
         };
+        if sealed {
+            command.args(["--trust", "first-use", "--receiver-name", RECEIVER]);
+        }
         let mut child = command
             .args(["--listen", "127.0.0.1:0", "--data"])
             .arg(data)
