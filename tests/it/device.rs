@@ -244,6 +244,10 @@ fn purge_deletes_the_key_with_all_other_state() {
     let purge = home.agent(&["uninstall", "--purge", "--dry-run"]).succeed();
     for entry in fs::read_dir(home.state_dir()).unwrap() {
         let path = entry.unwrap().path();
+        // The pointer to the directory is deleted with it, and not listed.
+        if path.ends_with("state-dir") {
+            continue;
+        }
         let line = format!("would remove `{}`", path.display());
         assert!(purge.text().contains(&line), "{line}: {}", purge.text());
     }
