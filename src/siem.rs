@@ -1,14 +1,21 @@
 //! Receivers: signed requests with the agent's identity, the device's key, and trust between the two.
 
 pub mod device;
+mod enrollment;
+pub mod pins;
+pub mod receipts;
 mod revision;
 mod signed_config;
 mod trust_states;
 
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use data_encoding::BASE64;
 pub use device::Device;
+pub use enrollment::{Enrollment, EnrollmentSettings, NotReady};
+pub use pins::stored_trust;
+pub use receipts::{Belief, Subject};
 use reqwest::{
     Client, Method, RequestBuilder, Url,
     header::{self, HeaderMap},
@@ -23,7 +30,7 @@ use siem_protocol::{
 };
 use siem_sinks::http::{self, Answer, NoAnswer};
 pub use signed_config::{OrganisationError, SignedConfig};
-pub use trust_states::{TrustEntry, TrustStates, stored_trust};
+pub use trust_states::{TrustEntry, TrustStates};
 
 use crate::config::Secret;
 
@@ -194,7 +201,7 @@ impl Connection {
         &self,
         id: &BatchId,
         encoding: Encoding,
-        body: Vec<u8>,
+        body: Bytes,
         within: Duration,
     ) -> Result<Answer, NoAnswer> {
         let request = self
@@ -211,6 +218,26 @@ impl Connection {
     #[must_use]
     pub fn managed_hash(&self) -> Option<Digest> {
         self.revision.managed_hash()
+    }
+
+    /// Requests the receiver's keys.
+    pub(crate) async fn keys(&self, within: Duration) -> Result<Answer, NoAnswer> {
+        self.exchange(self.request(Method::GET, path::KEYS), ANSWER_LIMIT, within).await
+    }
+
+    /// Sends an enrollment, with `token` in place of the connection's own if there is one.
+    pub(crate) async fn enroll(
+        &self,
+        body: Vec<u8>,
+        token: Option<&Secret>,
+        within: Duration,
+    ) -> Result<Answer, NoAnswer> {
+        let request = self
+            .request_with(token.unwrap_or(&self.token), Method::POST, path::ENROLL)
+            .header(header::CONTENT_TYPE, content_type::JSON)
+            .header(siem::SIGNATURE, sign(self.secret.expose().as_bytes(), &body))
+            .body(body);
+        self.exchange(request, ANSWER_LIMIT, within).await
     }
 
     /// Accepts responses without signature.
@@ -342,13 +369,17 @@ impl Connection {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.request_with(&self.token, method, path)
+    }
+
+    fn request_with(&self, token: &Secret, method: Method, path: &str) -> RequestBuilder {
         let mut url = self.base.clone();
         let prefix = url.path().trim_end_matches('/').to_owned();
         url.set_path(&(prefix + path));
         let mut request = self
             .client
             .request(method, url)
-            .bearer_auth(self.token.expose())
+            .bearer_auth(token.expose())
             .header(siem::CONFIG_VERSION, self.revision.header());
         for (name, value) in self.identity.headers() {
             request = request.header(name, value);

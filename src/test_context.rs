@@ -20,6 +20,7 @@ pub(crate) fn context() -> AgentContext {
         revision: crate::siem::Revision::default(),
         device: crate::siem::Device::without_key("instance".to_owned()),
         trust: crate::siem::TrustStates::default(),
+        organisation_keys: Vec::new(),
         state_dir: None,
         sessions: Sessions::default(),
         once: false,

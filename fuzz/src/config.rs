@@ -111,6 +111,7 @@ pub(super) fn build(loaded: &LoadedConfig, paths: &Paths) -> Result<(), ConfigEr
         revision: ai_agent::internals::siem::Revision::default(),
         device: ai_agent::internals::siem::Device::without_key(String::new()),
         trust: ai_agent::internals::siem::TrustStates::default(),
+        organisation_keys: Vec::new(),
         state_dir: None,
         sessions: ai_agent::internals::stages::Sessions::default(),
         once: true,

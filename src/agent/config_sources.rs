@@ -144,6 +144,7 @@ impl ConfigSources {
             revision: Revision::default(),
             device,
             trust: TrustStates::default(),
+            organisation_keys: Vec::new(),
             state_dir: state_dir.map(Path::to_owned),
             sessions: Sessions::default(),
             once,

@@ -28,6 +28,9 @@ pub(super) struct Arguments {
 enum Action {
     /// Show the number of queued entries for each sink
     Status {
+        /// Also show the last signed receipt of each receiver
+        #[arg(long)]
+        receipt: bool,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -77,15 +80,18 @@ impl Arguments {
             Action::Export { to, .. } => LineOutput::create(to)?,
             _ => LineOutput::Stdout,
         };
-        let json =
-            matches!(self.action, Action::Status { json: true } | Action::List { json: true, .. });
+        let json = matches!(
+            self.action,
+            Action::Status { json: true, .. } | Action::List { json: true, .. }
+        );
+        let receipts = matches!(self.action, Action::Status { receipt: true, .. });
         let is_list = matches!(self.action, Action::List { .. });
         let mut count = 0;
         let sources = CliContext::new(explicit)?.sources;
         let request = Request::Outbox(self.action.into());
         let done = control::execute(&sources, &request, &mut |response| {
             count += 1;
-            render(response, json, &mut |line| output.write(line))
+            render(response, Format { json, receipts }, &mut |line| output.write(line))
         });
         if done.is_ok() && is_list && count == 0 && !json {
             output.write("nothing is queued").map_err(Failure::failed)?;
@@ -110,9 +116,16 @@ impl From<Action> for OutboxRequest {
     }
 }
 
+/// What to print of a response.
+#[derive(Clone, Copy)]
+struct Format {
+    json: bool,
+    receipts: bool,
+}
+
 fn render(
     response: Response,
-    json: bool,
+    Format { json, receipts }: Format,
     write: &mut dyn FnMut(&str) -> io::Result<()>,
 ) -> io::Result<()> {
     match response {
@@ -120,7 +133,11 @@ fn render(
             write(&format!("{:#}", serde_json::to_value(status)?))
         }
         Response::OutboxStatus(status) => {
-            status_lines(&status).iter().try_for_each(|line| write(line))
+            let mut lines = status_lines(&status);
+            if receipts {
+                lines.extend(receipt_lines(&status));
+            }
+            lines.iter().try_for_each(|line| write(line))
         }
         Response::Entry(entry) if json => write(&serde_json::to_value(entry)?.to_string()),
         Response::Entry(entry) => write(&entry_line(&entry)),
@@ -157,6 +174,24 @@ fn status_lines(status: &OutboxStatus) -> Vec<String> {
             sink.name, sink.acknowledged, sink.entries
         )
     }));
+    lines
+}
+
+/// Returns the notes of the receivers, as they were received: each can be verified by itself.
+fn receipt_lines(status: &OutboxStatus) -> Vec<String> {
+    let mut lines = Vec::new();
+    for sink in &status.sinks {
+        let earlier = sink.earlier_receipts.iter().map(|it| (&it.epoch, &it.receipt));
+        let current = sink.receipt.iter().map(|receipt| (&status.epoch, receipt));
+        let before = lines.len();
+        for (epoch, receipt) in earlier.chain(current) {
+            lines.push(format!("\nreceipt of sink {} for epoch {epoch}:", sink.name));
+            lines.extend(receipt.lines().map(plain));
+        }
+        if lines.len() == before {
+            lines.push(format!("receipt       {}: none", sink.name));
+        }
+    }
     lines
 }
 

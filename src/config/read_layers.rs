@@ -29,10 +29,11 @@ use crate::platform::Environment;
 pub(super) const DEFAULTS: &str = include_str!("../../config/default.toml");
 
 /// Environment variables that set a value, with their keys.
-pub(super) const VARIABLES: [(&str, &str); 4] = [
+pub(super) const VARIABLES: [(&str, &str); 5] = [
     ("CLAUDE_SIEM_ENDPOINT", "sink.siem.endpoint"),
     ("CLAUDE_SIEM_TOKEN", "sink.siem.token"),
     ("CLAUDE_SIEM_HMAC_SECRET", "sink.siem.hmac_secret"),
+    ("CLAUDE_SIEM_ENROLL_TOKEN", "sink.siem.enroll_token"),
     ("CLAUDE_SIEM_POLL_INTERVAL", "agent.poll_interval"),
 ];
 

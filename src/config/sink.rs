@@ -62,9 +62,10 @@ pub(super) struct SecretOption {
 }
 
 /// Secrets of sinks of all types.
-pub(super) const SECRETS: [SecretOption; 7] = [
+pub(super) const SECRETS: [SecretOption; 8] = [
     SecretOption { value: "token", file: "token_file", credential: "token" },
     SecretOption { value: "hmac_secret", file: "hmac_secret_file", credential: "hmac-secret" },
+    SecretOption { value: "enroll_token", file: "enroll_token_file", credential: "enroll-token" },
     SecretOption { value: "api_key", file: "api_key_file", credential: "api-key" },
     SecretOption { value: "headers", file: "headers_file", credential: "headers" },
     SecretOption { value: "password", file: "password_file", credential: "password" },

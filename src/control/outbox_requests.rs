@@ -7,8 +7,8 @@ use siem_protocol::Entry;
 use super::{
     error::RequestError,
     protocol::{
-        EntrySummary, ForgottenSink, OutboxRequest, OutboxStatus, Response, SinkPosition,
-        Verification,
+        EntrySummary, EpochReceipt, ForgottenSink, OutboxRequest, OutboxStatus, Response,
+        SinkPosition, Verification,
     },
     store::Store,
 };
@@ -16,7 +16,7 @@ use crate::{
     config::did_you_mean,
     pipeline::{
         orphaned_sinks,
-        outbox::{OrphanedSink, Outbox},
+        outbox::{EndedEpoch, OrphanedSink, Outbox},
     },
 };
 
@@ -55,6 +55,8 @@ fn status(store: &Store) -> Result<OutboxStatus, RequestError> {
         acknowledged: sink.acknowledged,
         entries: sink.entries,
         oldest_seconds: sink.oldest.map(|at| (now - at).as_secs()),
+        receipt: sink.receipt,
+        earlier_receipts: sink.ended.into_iter().filter_map(epoch_receipt).collect(),
     });
     Ok(OutboxStatus {
         version: 1,
@@ -67,6 +69,10 @@ fn status(store: &Store) -> Result<OutboxStatus, RequestError> {
         dead_letters: stats.dead_letters,
         sinks: sinks.collect(),
     })
+}
+
+fn epoch_receipt(ended: EndedEpoch) -> Option<EpochReceipt> {
+    Some(EpochReceipt { epoch: ended.epoch, receipt: ended.receipt? })
 }
 
 fn is_configured(store: &Store, sink: &str) -> bool {

@@ -231,6 +231,20 @@ pub(crate) struct SinkPosition {
     pub(crate) acknowledged: u64,
     pub(crate) entries: u64,
     pub(crate) oldest_seconds: Option<u64>,
+    /// Note of the last receipt for the current epoch.
+    #[serde(default)]
+    pub(crate) receipt: Option<String>,
+    /// Receipts for the epochs before it, the latest last.
+    #[serde(default)]
+    pub(crate) earlier_receipts: Vec<EpochReceipt>,
+}
+
+/// Last receipt for an epoch that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EpochReceipt {
+    pub(crate) epoch: String,
+    /// The note.
+    pub(crate) receipt: String,
 }
 
 /// An entry without its content.

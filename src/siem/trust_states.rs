@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -59,12 +58,6 @@ impl TrustEntry {
     pub fn get(&self) -> Option<ReceiverTrust> {
         unpoisoned(&self.0).clone()
     }
-}
-
-/// Returns the states that a stopped agent stored in its state directory.
-#[must_use]
-pub fn stored_trust(_state_dir: &Path) -> Vec<ReceiverTrust> {
-    Vec::new()
 }
 
 fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ai_agent_stage::{BuildError, ContextParts, LogOpener, Source, Waker};
-use siem_protocol::Identity;
+use siem_protocol::{Identity, minisign::OrganisationKey};
 
 use super::{
     Sessions,
@@ -38,6 +38,8 @@ pub struct AgentContext {
     pub device: Device,
     /// State of this device at its receivers.
     pub trust: TrustStates,
+    /// Keys of the organisation, which may replace the key of a receiver after its loss.
+    pub organisation_keys: Vec<OrganisationKey>,
     /// State directory; `None` in a dry run.
     pub state_dir: Option<PathBuf>,
     /// Session state shared by sources.

@@ -160,6 +160,7 @@ impl DeliverySetup {
             revision: ai_agent::internals::siem::Revision::default(),
             device: ai_agent::internals::siem::Device::without_key("instance".to_owned()),
             trust: ai_agent::internals::siem::TrustStates::default(),
+            organisation_keys: Vec::new(),
             state_dir: None,
             sessions: ai_agent::internals::stages::Sessions::default(),
             once: false,

@@ -13,7 +13,7 @@ use crate::{
     config::ShippingSettings,
     frame::{Codec, Encoder, Frame, FrameError, FrameHead},
     platform::{Clock, Timestamp},
-    stages::sink::{Batch, StoredFrames},
+    stages::sink::{Batch, Custody, StoredFrames},
 };
 
 /// The next batch, if there is one.
@@ -177,7 +177,9 @@ impl Assembler<'_> {
             previous_epoch: cursor.previous_epoch.clone(),
             ..BatchHeader::new(self.identity, cursor.epoch.clone(), config, sent_at)
         };
-        Ok((Batch::new(header, StoredFrames(whole)), end))
+        let custody =
+            Custody { sink: self.sink.to_owned(), held: None, receipt: cursor.receipt.clone() };
+        Ok((Batch::new(header, StoredFrames::new(whole, custody)), end))
     }
 
     /// Returns the last entry to include of a frame that is too large for a batch or crosses the

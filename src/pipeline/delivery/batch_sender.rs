@@ -4,7 +4,7 @@ use std::{error::Error, time::Duration};
 
 use siem_protocol::{
     AgentEvent, ChainPoint,
-    agent_event::{EpochReason, EpochStarted},
+    agent_event::{EpochReason, EpochStarted, UntrustedAnswer},
 };
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
@@ -15,18 +15,23 @@ use super::{
     batch_assembler::chain_point,
 };
 use crate::{
-    stages::sink::{Acknowledged, Batch, EntryResult},
+    stages::sink::{Acknowledged, Batch, EntryResult, StoredFrames},
     text::causes,
 };
 
 /// Pause after the outbox could not be read or written.
 pub(super) const STORE_RETRY: Duration = Duration::from_secs(5);
 
+/// Shortest time between two events about responses that must not be believed.
+const UNTRUSTED_REPORT_INTERVAL: Duration = Duration::from_secs(3600);
+
 /// What a task knows about its sink's receiver.
 #[derive(Clone, Debug, Default)]
 pub(super) struct DeliveryState {
     pub(super) policy: RetryPolicy,
     pub(super) decided: DecidedEntries,
+    /// Time since the start at which an untrusted response was last reported.
+    pub(super) untrusted_reported_at: Option<Duration>,
 }
 
 /// A batch that was sent.
@@ -78,6 +83,10 @@ impl SinkTask {
             delivery = self.sink.deliver(batch) => delivery,
             () = hand_over_requested(control.clone()) => return AfterBatch::HandedOver.into(),
         };
+        let findings = StoredFrames::of(batch).map(StoredFrames::take_findings).unwrap_or_default();
+        if let Some((status, problem)) = findings.untrusted {
+            self.report_untrusted(batch, status, problem, state);
+        }
         let numbers = state.decided.numbers_in(&batch.header);
         let mut next = state.policy.next(delivery, &numbers, (self.jitter)());
         if next == NextAction::Renumber {
@@ -93,10 +102,10 @@ impl SinkTask {
         }
         let max_bytes = control.borrow().max_dead_letter_bytes;
         match next {
-            NextAction::Advance => self.advance(batch, end, 0, state).await,
+            NextAction::Advance => self.advance(batch, end, (0, findings.receipt), state).await,
             NextAction::ReportAndAdvance { refused, answer } => {
                 self.report_unidentified(&numbers.seqs, refused, &answer);
-                self.advance(batch, end, refused, state).await
+                self.advance(batch, end, (refused, findings.receipt), state).await
             }
             NextAction::Decide { entries, then } => {
                 self.decide(batch, &numbers, entries, *then, state, max_bytes).await
@@ -130,19 +139,54 @@ impl SinkTask {
         }
     }
 
-    /// Moves the cursor behind the batch, of which `refused` entries were refused.
+    /// Reports a response that must not be believed, at most once an hour.
+    fn report_untrusted(
+        &self,
+        batch: &Batch,
+        status: u16,
+        problem: UntrustedAnswer,
+        state: &mut DeliveryState,
+    ) {
+        let now = self.clock.uptime();
+        let is_recent = |at: Duration| now.saturating_sub(at) < UNTRUSTED_REPORT_INTERVAL;
+        if state.untrusted_reported_at.is_some_and(is_recent) {
+            return;
+        }
+        state.untrusted_reported_at = Some(now);
+        let header = &batch.header;
+        error!(
+            code = "receipt_untrusted",
+            sink = self.name,
+            batch = %header.id(),
+            status,
+            ?problem,
+            "the response is not signed by the receiver's key: entries are kept"
+        );
+        let untrusted = AgentEvent::ReceiptUntrusted {
+            sink: self.name.clone(),
+            status,
+            problem,
+            epoch: Some(header.epoch.clone()),
+            last_seq: header.last_seq,
+        };
+        (self.report)(untrusted.into());
+    }
+
+    /// Moves the cursor behind the batch, of which `refused` entries were refused, and stores the
+    /// receipt.
     async fn advance(
         &mut self,
         batch: &Batch,
         end: ChainPoint,
-        refused: u64,
+        (refused, receipt): (u64, Option<String>),
         state: &mut DeliveryState,
     ) -> Sent {
         let header = &batch.header;
         let lines = header.count;
         let end = self.skip_decided(&header.epoch, end.seq, state).await.unwrap_or(end);
+        let refusals = state.policy.refusals();
         let is_first =
-            !self.outbox.advance(&self.name, &header.epoch, end, state.policy.refusals());
+            !self.outbox.advance_with_receipt(&self.name, &header.epoch, end, refusals, receipt);
         debug!(sink = self.name, batch = %header.id(), lines, "batch delivered");
         self.clear_solved_problem();
         let unproven = if self.is_proof() { refused } else { lines };

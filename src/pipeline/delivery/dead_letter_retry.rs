@@ -10,7 +10,7 @@ use super::super::outbox::{DeadLetter, DeadLetterId, Outbox, OutboxError};
 use crate::{
     frame::FrameBuilder,
     platform::{Clock, Timestamp},
-    stages::sink::{Batch, Delivery, EntryResult, Rest, Sink, StoredFrames},
+    stages::sink::{Batch, Custody, Delivery, EntryResult, Rest, Sink, StoredFrames},
 };
 
 /// An order to a sink's task to send one dead letter again.
@@ -71,8 +71,12 @@ pub async fn retry_dead_letter(
         Ok(None) => return unsent(Ok(RetryOutcome::Missing)),
         Err(error) => return unsent(Err(error)),
     };
+    let custody = match custody(outbox, &id).await {
+        Ok(custody) => custody,
+        Err(error) => return unsent(Err(error)),
+    };
     let now = clock.now();
-    let Some(batch) = batch(identity, &id, &letter, now) else {
+    let Some(batch) = batch(identity, &id, &letter, custody, now) else {
         let reason = "its line cannot be read back".to_owned();
         return unsent(Ok(RetryOutcome::NotDelivered { reason }));
     };
@@ -125,6 +129,7 @@ fn batch(
     identity: &Identity,
     id: &DeadLetterId,
     letter: &DeadLetter,
+    custody: Custody,
     now: Timestamp,
 ) -> Option<Batch> {
     let line = letter.line()?;
@@ -137,7 +142,20 @@ fn batch(
     let mut builder = FrameBuilder::default();
     let chain = builder.push(letter.line_sha256, false, |raw| raw.extend_from_slice(&line));
     let frame = builder.seal(id.seq + 1, chain, letter.config, now);
-    Some(Batch::new(header, StoredFrames(frame.into_iter().collect())))
+    Some(Batch::new(header, StoredFrames::new(frame.into_iter().collect(), custody)))
+}
+
+/// Returns the point of the dead letter's epoch that its receiver has acknowledged.
+async fn custody(outbox: &Arc<Outbox>, id: &DeadLetterId) -> Result<Custody, OutboxError> {
+    let sink = id.sink.clone();
+    // A sink that is no longer configured has no cursor.
+    let cursor = on_store(outbox, move |outbox| outbox.known_cursor(&sink)).await?;
+    let held = cursor.as_ref().and_then(|cursor| cursor.held(&id.epoch));
+    Ok(Custody {
+        sink: id.sink.clone(),
+        held: held.map(|(point, _)| point),
+        receipt: held.and_then(|(_, receipt)| receipt.map(str::to_owned)),
+    })
 }
 
 /// Runs `work` away from the network's threads.

@@ -119,7 +119,7 @@ impl TaskLoop {
         rule: SendRule,
     ) -> Result<NextBatch, AssembleError> {
         let (codec, clock) = (sink::codec(&*self.task.sink), Arc::clone(&self.task.clock));
-        let DeliveryState { policy, decided } = self.state.clone();
+        let DeliveryState { policy, decided, .. } = self.state.clone();
         let shipping = control.shipping;
         let identity = Arc::clone(&self.task.identity);
         let next = self.task.on_outbox(move |outbox, sink| {

@@ -34,6 +34,8 @@ pub(super) struct Ack {
     pub(super) epoch: String,
     pub(super) point: ChainPoint,
     pub(super) refusals: u32,
+    /// Note of a receipt for the epoch; `None` keeps the one before.
+    pub(super) receipt: Option<String>,
 }
 
 impl Ack {
@@ -47,6 +49,7 @@ impl Ack {
             base: None,
             previous_epoch: None,
             refusals: self.refusals,
+            receipt: self.receipt.or(cursor.receipt),
             ..cursor
         }
     }
@@ -119,6 +122,8 @@ pub(super) fn register(
                     previous_epoch: None,
                     destination: destination.clone(),
                     refusals: 0,
+                    receipt: None,
+                    ended: Vec::new(),
                 }
             }
         };
@@ -136,7 +141,9 @@ fn with_destination(cursor: Cursor, destination: Option<&String>) -> Cursor {
     let point = cursor.acknowledged;
     let base = if has_changed && point.seq > 0 { Some(point) } else { cursor.base };
     let destination = destination.or(known).cloned();
-    Cursor { base, destination, ..cursor }
+    let cursor = Cursor { base, destination, ..cursor };
+    // What the earlier receiver has stored says nothing about this one.
+    if has_changed { Cursor { receipt: None, ended: Vec::new(), ..cursor } } else { cursor }
 }
 
 /// Point before the oldest stored entry.

@@ -34,16 +34,23 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
     pub fn cursor(&self, sink: &str) -> Result<Cursor, OutboxError> {
+        self.known_cursor(sink)?.ok_or_else(|| self.damaged("a cursor is missing"))
+    }
+
+    /// Returns the progress of `sink`; `None` if it has no cursor.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read.
+    pub fn known_cursor(&self, sink: &str) -> Result<Option<Cursor>, OutboxError> {
         // Before the row is read: an acknowledgement stored in between is only applied twice.
         let pending = self.pending_acks().get(sink).cloned();
         let cursor = self.read("read", |transaction| {
             let row = transaction.open_table(CURSORS)?.get(sink)?;
             row.map(|row| open_cursor(sink, row.value())).transpose()
         })?;
-        let cursor = cursor.ok_or_else(|| self.damaged("a cursor is missing"))?;
-        Ok(match pending {
-            Some(ack) => ack.apply_to(cursor),
-            None => cursor,
+        Ok(match (cursor, pending) {
+            (Some(cursor), Some(ack)) => Some(ack.apply_to(cursor)),
+            (cursor, _) => cursor,
         })
     }
 
@@ -93,8 +100,26 @@ impl Outbox {
     /// are deleted, with the next write or by [`Outbox::persist_acks`]. Returns whether an earlier
     /// acknowledgement of the sink was still waiting for that.
     pub fn advance(&self, sink: &str, epoch: &str, point: ChainPoint, refusals: u32) -> bool {
-        let ack = Ack { epoch: epoch.to_owned(), point, refusals };
-        self.pending_acks().insert(sink.to_owned(), ack).is_some()
+        self.advance_with_receipt(sink, epoch, point, refusals, None)
+    }
+
+    /// Moves `sink`'s cursor as [`Outbox::advance`] does. With `receipt`, the note of the receiver is
+    /// stored in the same transaction.
+    pub fn advance_with_receipt(
+        &self,
+        sink: &str,
+        epoch: &str,
+        point: ChainPoint,
+        refusals: u32,
+        receipt: Option<String>,
+    ) -> bool {
+        let mut pending = self.pending_acks();
+        let before = pending.remove(sink);
+        let is_pending = before.is_some();
+        let before = before.filter(|ack| ack.epoch == epoch).and_then(|ack| ack.receipt);
+        let receipt = receipt.or(before);
+        pending.insert(sink.to_owned(), Ack { epoch: epoch.to_owned(), point, refusals, receipt });
+        is_pending
     }
 
     /// Moves `sink`'s cursor and stores it.

@@ -50,7 +50,7 @@ pub use dead_letters::Purged;
 pub use error::OutboxError;
 pub use recover::OpenOutcome;
 pub use renumber::RenumberOutcome;
-pub use rows::{Cursor, DeadLetter, EpochDevice, RescuedDeadLetters};
+pub use rows::{Cursor, DeadLetter, EndedEpoch, EpochDevice, RescuedDeadLetters};
 pub use siem_protocol::agent_event::DeadLetterId;
 pub use stats::{OutboxStats, SinkStats};
 pub use store::{Head, Outbox};

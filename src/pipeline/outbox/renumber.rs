@@ -103,7 +103,7 @@ pub(super) fn start_epoch(
     state.dead_lettered.clear();
     transaction.open_table(ACCOUNTS)?.retain(|_, _| false)?;
     revert_unreported(transaction, &previous, &cursors)?;
-    move_cursors(transaction, &cursors, positions, &previous, &new)?;
+    move_cursors(transaction, &cursors, positions, &new)?;
     state.renumbered_at = now;
     let ended = (last_seq, Box::new(totals));
     let entries = state.next_seq - 1;
@@ -122,19 +122,11 @@ fn move_cursors(
     transaction: &WriteTransaction,
     cursors: &Cursors,
     positions: Vec<ChainPoint>,
-    previous: &str,
     new: &str,
 ) -> Result<(), redb::Error> {
     let mut table = transaction.open_table(CURSORS)?;
     for ((name, cursor), position) in cursors.iter().zip(positions) {
-        let cursor = Cursor {
-            epoch: new.to_owned(),
-            acknowledged: position,
-            base: (position.seq > 0).then_some(position),
-            previous_epoch: Some(previous.to_owned()),
-            destination: cursor.destination.clone(),
-            refusals: cursor.refusals,
-        };
+        let cursor = cursor.in_epoch(new, position);
         table.insert(name.as_str(), protect_json(name.as_str(), &cursor).as_slice())?;
     }
     Ok(())

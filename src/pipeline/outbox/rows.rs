@@ -128,6 +128,60 @@ pub struct Cursor {
     /// refusals must hold across restarts.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub refusals: u32,
+    /// Note of the last receipt for this epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<String>,
+    /// The last epochs before this one, the latest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ended: Vec<EndedEpoch>,
+}
+
+/// Delivery progress of a sink in an epoch that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedEpoch {
+    /// The epoch.
+    pub epoch: String,
+    /// Last acknowledged sequence number and the chain value there.
+    pub acknowledged: ChainPoint,
+    /// Note of the last receipt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<String>,
+}
+
+impl Cursor {
+    /// Maximum number of epochs in [`Cursor::ended`].
+    const MAX_ENDED: usize = 8;
+
+    /// Returns the last acknowledged point of an epoch and the note of its last receipt, if known.
+    #[must_use]
+    pub fn held(&self, epoch: &str) -> Option<(ChainPoint, Option<&str>)> {
+        if self.epoch == epoch {
+            return Some((self.acknowledged, self.receipt.as_deref()));
+        }
+        let ended = self.ended.iter().find(|ended| ended.epoch == epoch)?;
+        Some((ended.acknowledged, ended.receipt.as_deref()))
+    }
+
+    /// Returns the cursor at `position` of the epoch `new`, which replaces the one of this cursor.
+    pub(super) fn in_epoch(&self, new: &str, position: ChainPoint) -> Self {
+        let mut ended = self.ended.clone();
+        ended.push(EndedEpoch {
+            epoch: self.epoch.clone(),
+            acknowledged: self.acknowledged,
+            receipt: self.receipt.clone(),
+        });
+        ended.drain(..ended.len().saturating_sub(Self::MAX_ENDED));
+        Self {
+            epoch: new.to_owned(),
+            acknowledged: position,
+            base: (position.seq > 0).then_some(position),
+            previous_epoch: Some(self.epoch.clone()),
+            destination: self.destination.clone(),
+            refusals: self.refusals,
+            receipt: None,
+            ended,
+        }
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

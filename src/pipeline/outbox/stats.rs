@@ -7,6 +7,7 @@ use redb::ReadableTableMetadata as _;
 use super::{
     Outbox, OutboxError,
     cursor_rows::read_cursors,
+    rows::{Cursor, EndedEpoch},
     tables::{CURSORS, DEAD_LETTERS},
 };
 use crate::platform::Timestamp;
@@ -43,6 +44,10 @@ pub struct SinkStats {
     pub entries: u64,
     /// Time at which the oldest of these was sealed in a frame.
     pub oldest: Option<Timestamp>,
+    /// Note of the last receipt for the current epoch.
+    pub receipt: Option<String>,
+    /// The last epochs before the current one, the latest last.
+    pub ended: Vec<EndedEpoch>,
 }
 
 impl Outbox {
@@ -67,8 +72,16 @@ impl Outbox {
             let acknowledged = cursor.acknowledged.seq;
             let entries = last_seq.saturating_sub(acknowledged);
             let oldest = if entries > 0 { self.sealed_at(acknowledged + 1)? } else { None };
-            let destination = cursor.destination;
-            sinks.push(SinkStats { name, destination, acknowledged, entries, oldest });
+            let Cursor { destination, receipt, ended, .. } = cursor;
+            sinks.push(SinkStats {
+                name,
+                destination,
+                acknowledged,
+                entries,
+                oldest,
+                receipt,
+                ended,
+            });
         }
         let entries = sinks.iter().map(|sink| sink.entries).max().unwrap_or(last_seq);
         let file_bytes = fs::metadata(&self.path).map_or(0, |file| file.len());

@@ -24,7 +24,7 @@ use ai_agent_stage::{BuildError, StageKind, StageOptions, registered};
 pub(crate) use http_siem::connect;
 pub(crate) use response::problem_summary;
 use siem_protocol::Encoding;
-pub use stored_frames::StoredFrames;
+pub use stored_frames::{Custody, StoredFrames};
 
 use super::AgentContext;
 use crate::frame::Codec;

@@ -35,7 +35,8 @@ pub(super) enum RequiredReceipt<'a> {
     Each(&'a [u64]),
 }
 
-/// Returns the result of a delivery whose request had the outcome `reply`.
+/// Returns the result of a delivery to a receiver whose keys are not pinned: the status and the
+/// unsigned body are believed.
 #[must_use]
 pub(super) fn interpret(
     reply: &Result<Answer, NoAnswer>,
@@ -72,9 +73,7 @@ pub(super) fn interpret(
             after,
             reason: format!("the receiver responded with {status}{}", quoted_summary(body)),
         },
-        409 => {
-            Delivery::Conflict { expected: problem(body).and_then(|problem| problem.expected_seq) }
-        }
+        409 => conflict(body),
         413 | 422 => Delivery::Refused { status: *status, answer: refusal(body) },
         _ => {
             let hint = match status {
@@ -93,6 +92,26 @@ pub(super) fn interpret(
             Delivery::Hold { after, reason }
         }
     }
+}
+
+/// Returns the result of a batch that conflicts with what the receiver holds.
+pub(super) fn conflict(body: &[u8]) -> Delivery {
+    Delivery::Conflict { expected: problem(body).and_then(|problem| problem.expected_seq) }
+}
+
+/// Returns whether the response to a redelivery lists all of `seqs`.
+pub(super) fn accepts_each(body: &[u8], seqs: &[u64]) -> bool {
+    covers(Acknowledgement::Receipt, body, RequiredReceipt::Each(seqs))
+}
+
+/// Returns whether the receiver asks for an enrollment.
+pub(super) fn asks_for_enrollment(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Asks {
+        #[serde(default)]
+        enroll: bool,
+    }
+    serde_json::from_slice::<Asks>(body).is_ok_and(|asks| asks.enroll)
 }
 
 fn covers(acknowledgement: Acknowledgement, body: &[u8], required: RequiredReceipt<'_>) -> bool {
@@ -134,7 +153,8 @@ pub(crate) fn problem_summary(body: &[u8]) -> Option<String> {
     Some(summary(&detail.unwrap_or(title)))
 }
 
-fn refusal(body: &[u8]) -> String {
+/// Returns a response for people, shortened.
+pub(super) fn refusal(body: &[u8]) -> String {
     String::from_utf8_lossy(&body[..body.len().min(MAX_REFUSAL)]).into_owned()
 }
 

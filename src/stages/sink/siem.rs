@@ -95,7 +95,11 @@ mod tests {
     use siem_protocol::{BatchHeader, Digest};
 
     use super::*;
-    use crate::{frame::FrameBuilder, platform::Timestamp, stages::sink::StoredFrames};
+    use crate::{
+        frame::FrameBuilder,
+        platform::Timestamp,
+        stages::sink::{Custody, StoredFrames},
+    };
 
     /// Accepts everything and counts entries as bytes.
     #[derive(Default)]
@@ -144,7 +148,8 @@ mod tests {
         }
         let frame = builder.seal(1 + lines.len() as u64, chain, Digest::ZERO, Timestamp(0));
         let header = BatchHeader::new(&identity, "e".into(), Digest::ZERO, String::new());
-        Batch::new(header, StoredFrames(frame.into_iter().collect()))
+        let frames = frame.into_iter().collect();
+        Batch::new(header, StoredFrames::new(frames, Custody::default()))
     }
 
     #[tokio::test]

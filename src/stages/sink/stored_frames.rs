@@ -1,24 +1,80 @@
 //! Entries of a batch as the outbox stores them: frames, compressed once.
 
-use std::{any::Any, error::Error, io::Write as _};
+use std::{
+    any::Any,
+    error::Error,
+    io::Write as _,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use ai_agent_stage::{Batch, BatchBody};
-use siem_protocol::{BatchHeader, Encoding};
+use siem_protocol::{BatchHeader, ChainPoint, Encoding, agent_event::UntrustedAnswer};
 
 use crate::frame::{Codec, Encoder, Frame};
 
-/// Consecutive frames of the outbox.
-#[derive(Debug)]
-pub struct StoredFrames(pub Vec<Frame>);
+/// Consecutive frames of the outbox, and what the agent's own protocol needs besides them.
+#[derive(Debug, Default)]
+pub struct StoredFrames {
+    /// The frames.
+    pub frames: Vec<Frame>,
+    /// What the outbox knows of the receiver.
+    pub custody: Custody,
+    findings: Mutex<ResponseFindings>,
+}
+
+/// What the outbox knows of the receiver of a batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Custody {
+    /// Name of the sink.
+    pub sink: String,
+    /// For a redelivery: last point of its epoch that the receiver has acknowledged; `None` if that
+    /// is not known.
+    pub held: Option<ChainPoint>,
+    /// Note of the last receipt for the epoch of the batch.
+    pub receipt: Option<String>,
+}
+
+/// What the sink learned from the response to a batch, besides the result of the delivery.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResponseFindings {
+    /// Note of the receipt.
+    pub receipt: Option<String>,
+    /// HTTP status of a response that must not be believed, and what is wrong with it.
+    pub untrusted: Option<(u16, UntrustedAnswer)>,
+}
+
+impl StoredFrames {
+    /// Creates the body of a batch.
+    #[must_use]
+    pub fn new(frames: Vec<Frame>, custody: Custody) -> Self {
+        Self { frames, custody, findings: Mutex::default() }
+    }
+
+    /// Returns the body of a batch of the outbox.
+    #[must_use]
+    pub fn of(batch: &Batch) -> Option<&Self> {
+        (&*batch.body as &dyn Any).downcast_ref()
+    }
+
+    /// Removes and returns what the sink learned from the last response.
+    #[must_use]
+    pub fn take_findings(&self) -> ResponseFindings {
+        std::mem::take(&mut self.findings())
+    }
+
+    pub(super) fn findings(&self) -> MutexGuard<'_, ResponseFindings> {
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl BatchBody for StoredFrames {
     fn raw_bytes(&self) -> usize {
-        self.0.iter().map(|frame| frame.head.raw).sum()
+        self.frames.iter().map(|frame| frame.head.raw).sum()
     }
 
     fn lines(&self) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
         let mut lines = Vec::with_capacity(self.raw_bytes());
-        for frame in &self.0 {
+        for frame in &self.frames {
             lines.extend_from_slice(&frame.decode()?);
         }
         Ok(lines)
@@ -38,9 +94,9 @@ pub(super) fn request_body(
 ) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
     let mut header = serde_json::to_vec(header).expect("a header is written as JSON");
     header.push(b'\n');
-    let stored = (&*batch.body as &dyn Any).downcast_ref::<StoredFrames>();
+    let stored = StoredFrames::of(batch);
     match (encoding, stored) {
-        (Encoding::Zstd, Some(StoredFrames(frames))) => {
+        (Encoding::Zstd, Some(StoredFrames { frames, .. })) => {
             let mut body = encoder.compress(&header);
             body.reserve(frames.iter().map(|frame| frame.body.len()).sum());
             for frame in frames {
@@ -51,7 +107,7 @@ pub(super) fn request_body(
             }
             Ok(body)
         }
-        (Encoding::Identity, Some(StoredFrames(frames))) => {
+        (Encoding::Identity, Some(StoredFrames { frames, .. })) => {
             header.reserve(batch.body.raw_bytes());
             for frame in frames {
                 match frame.head.codec {

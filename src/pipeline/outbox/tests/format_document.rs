@@ -64,6 +64,8 @@ fn format_document_lists_every_member() {
         previous_epoch: Some(String::new()),
         destination: Some(String::new()),
         refusals: 1,
+        receipt: Some(String::new()),
+        ended: vec![EndedEpoch { epoch: String::new(), acknowledged: point, receipt: None }],
     };
     let letter = DeadLetter::new(b"", Digest::ZERO, 422, String::new(), String::new());
     let part = DroppedPart { offset: 0, stage: String::new(), reason: String::new() };

@@ -1,0 +1,520 @@
+//! Trust between this device and the receiver of one sink: which keys of the receiver count, and
+//! what the receiver makes of the device's key.
+
+mod key_list;
+#[cfg(test)]
+mod tests;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use siem_protocol::{
+    BatchHeader, ChainPoint, EnrollAnswer, EnrollRequest, Identity, KeysAnswer,
+    agent_event::{DeviceKeyReason, TrustState, UntrustedAnswer},
+    delivery::Delivery,
+    minisign::OrganisationKey,
+    note::{NoteSigner, VerifierKey},
+    statement::{Device as DeviceStatement, DeviceState, Enroll, Seal, Statement as _, digest},
+};
+use siem_sinks::http::{Answer, NoAnswer};
+use tracing::{info, warn};
+
+use super::{
+    Connection, Device, TrustEntry, TrustStates,
+    device::{DeviceKeys, Replacement},
+    pins::Pins,
+    receipts::{self, DeviceVerdict},
+};
+use crate::{
+    config::Secret,
+    platform::{Clock, Timestamp},
+    text::{causes, summary},
+};
+
+/// Shortest time between two enrollments that the receiver requests.
+const MIN_ENROLL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Services and settings of an [`Enrollment`].
+pub struct EnrollmentSettings {
+    /// Connection to the receiver.
+    pub connection: Connection,
+    /// Token for enrollments; `None` for the one of the connection.
+    pub token: Option<Secret>,
+    /// Configured keys of the receiver, which override pinned ones.
+    pub receiver_keys: Vec<VerifierKey>,
+    /// Keys that may replace the receiver's after a loss.
+    pub organisation_keys: Vec<OrganisationKey>,
+    /// Identity of the agent.
+    pub identity: Identity,
+    /// Key of this device.
+    pub device: Device,
+    /// State of this device at its receivers.
+    pub states: TrustStates,
+    /// State directory; `None` if nothing is stored.
+    pub state_dir: Option<PathBuf>,
+    /// Clock.
+    pub clock: Arc<dyn Clock>,
+    /// Time after which a receiver is asked again whether its answer has changed.
+    pub poll_interval: Duration,
+    /// Maximum time of a request.
+    pub timeout: Duration,
+}
+
+/// Trust between this device and the receiver of one sink.
+pub struct Enrollment {
+    settings: EnrollmentSettings,
+    entry: TrustEntry,
+    /// `None` before the first batch.
+    pins: Option<Pins>,
+    /// Key of the last complete enrollment, and its time since the start.
+    asked: Option<(VerifierKey, Duration)>,
+    /// True if the receiver asks for an enrollment, or signs with a key that is not known.
+    is_requested: bool,
+    /// State after the last enrollment, to which a valid receipt returns.
+    enrolled_state: Option<TrustState>,
+}
+
+/// Receiver whose keys are pinned.
+#[derive(Clone, Copy, Debug)]
+pub struct PinnedReceiver<'a> {
+    /// Name of the receiver.
+    pub receiver: &'a str,
+    /// Keys whose statements count.
+    pub keys: &'a [VerifierKey],
+}
+
+/// Reason why a batch is not sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotReady {
+    /// Result for the batch.
+    pub delivery: Delivery,
+    /// HTTP status of a response that must not be believed, and what is wrong with it.
+    pub untrusted: Option<(u16, UntrustedAnswer)>,
+}
+
+impl NotReady {
+    /// Holds delivery for a reason.
+    #[must_use]
+    pub fn hold(reason: impl Into<String>) -> Self {
+        let delivery = Delivery::Hold { after: None, reason: reason.into() };
+        Self { delivery, untrusted: None }
+    }
+
+    fn retry(reason: String) -> Self {
+        Self { delivery: Delivery::Retry { after: None, reason }, untrusted: None }
+    }
+}
+
+impl From<NoAnswer> for NotReady {
+    fn from(NoAnswer { reason, needs_person, .. }: NoAnswer) -> Self {
+        if needs_person { Self::hold(reason) } else { Self::retry(reason) }
+    }
+}
+
+impl Enrollment {
+    /// Creates the state of a sink that has sent nothing yet.
+    #[must_use]
+    pub fn new(settings: EnrollmentSettings) -> Self {
+        let entry = settings.states.entry(settings.connection.base());
+        let (pins, asked, enrolled_state) = (None, None, None);
+        Self { settings, entry, pins, asked, is_requested: false, enrolled_state }
+    }
+
+    /// Asks the receiver for its keys and enrolls the device, if that is due.
+    ///
+    /// # Errors
+    /// [`NotReady`]: the batch is not sent now.
+    pub async fn prepare(&mut self, sink: &str) -> Result<(), NotReady> {
+        self.load(sink)?;
+        if self.settings.device.file().is_none() {
+            return Ok(());
+        }
+        let keys = self.device_keys()?;
+        if self.is_due(keys.current.key()) {
+            self.ask(&keys).await?;
+        }
+        let trust = &self.pins().trust;
+        let problem = || trust.problem.clone().unwrap_or_default();
+        match trust.state {
+            TrustState::Pending => Err(NotReady::hold(problem())),
+            TrustState::Revoked if self.pins().is_stopped => Err(NotReady::hold(problem())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the receiver, if its keys are pinned.
+    #[must_use]
+    pub fn pinned(&self) -> Option<PinnedReceiver<'_>> {
+        let pins = self.pins.as_ref()?;
+        let receiver = pins.receiver.as_deref()?;
+        (!pins.keys.is_empty()).then_some(PinnedReceiver { receiver, keys: &pins.keys })
+    }
+
+    /// Returns the note of a seal for a batch: at `point`, and naming the last `receipt` of the
+    /// epoch. `None` if this run has no device key at all, as a dry run.
+    ///
+    /// # Errors
+    /// [`NotReady`]: the batch is not sent now.
+    pub fn seal(
+        &self,
+        header: &BatchHeader,
+        point: ChainPoint,
+        receipt: Option<&str>,
+    ) -> Result<Option<String>, NotReady> {
+        if self.settings.device.file().is_none() {
+            return Ok(None);
+        }
+        let signer = self.signer(&self.device_keys()?);
+        let seal = Seal {
+            receiver: self.pins.as_ref().and_then(|pins| pins.receiver.clone()),
+            machine: header.machine_id.clone(),
+            user: header.user.clone(),
+            epoch: header.epoch.clone(),
+            last_seq: point.seq,
+            chain: point.hash,
+            config: header.config_hash,
+            receipt: receipt.map(digest),
+        };
+        let note = seal.sign(&[&*signer]);
+        note.map(Some).map_err(|error| NotReady::hold(format!("cannot sign: {}", causes(&error))))
+    }
+
+    /// Returns the random name of this run.
+    #[must_use]
+    pub fn instance(&self) -> Option<String> {
+        let device = &self.settings.device;
+        device.file().is_some().then(|| device.instance().to_owned())
+    }
+
+    /// Requests another enrollment before one of the next batches.
+    pub fn request(&mut self) {
+        self.is_requested = true;
+    }
+
+    /// Reports that a response was valid: an earlier problem is solved.
+    pub fn trusted(&mut self) {
+        let Some(state) = self.enrolled_state else { return };
+        self.change(|pins| {
+            if pins.trust.state == TrustState::ReceiptUntrusted {
+                (pins.trust.state, pins.trust.problem) = (state, None);
+            }
+        });
+    }
+
+    /// Stores that a response must not be believed. Returns the reason to hold delivery.
+    fn distrust(&mut self, status: u16, problem: UntrustedAnswer) -> String {
+        // The receiver's key may have been replaced: its list of keys shows that.
+        self.is_requested = true;
+        let reason = format!(
+            "the response {status} {}, so the entries are kept: check whether another server \
+             responds in place of the receiver, or whether its key was replaced",
+            receipts::describe(problem)
+        );
+        self.set_state(TrustState::ReceiptUntrusted, Some(reason.clone()));
+        reason
+    }
+
+    /// Acts on a signed verdict about the device. Returns the reason to hold delivery.
+    pub fn refuse(&mut self, verdict: DeviceVerdict, detail: Option<String>) -> String {
+        let detail = detail.map(|detail| format!(" ({})", summary(&detail))).unwrap_or_default();
+        match verdict {
+            DeviceVerdict::Revoked => {
+                let reason = format!(
+                    "the receiver has revoked the device key{detail}: ask its operator to approve it \
+                     again (`siem-server devices approve`)"
+                );
+                self.set_state(TrustState::Revoked, Some(reason.clone()));
+                self.change(|pins| pins.is_stopped = true);
+                reason
+            }
+            DeviceVerdict::Cloned => self.replace_key(&detail),
+            DeviceVerdict::NotEnrolled => {
+                self.is_requested = true;
+                let reason =
+                    format!("the receiver has not enrolled the device key{detail}{ENROLL}");
+                self.set_state(TrustState::NotEnrolled, Some(reason.clone()));
+                reason
+            }
+            DeviceVerdict::EpochOwned => format!(
+                "the epoch belongs to another device key{detail}: the outbox or the device key was \
+                 copied or restored from another installation; ask the receiver's operator to check \
+                 the event `impersonation`"
+            ),
+            DeviceVerdict::Impersonation => format!(
+                "another device key is confirmed for this machine and user{detail}: ask the \
+                 receiver's operator to check the event `impersonation`, and to approve this key \
+                 (`siem-server devices approve`)"
+            ),
+        }
+    }
+
+    fn replace_key(&self, detail: &str) -> String {
+        let cloned = format!("two installations use the same device key{detail}");
+        let now = self.settings.clock.now();
+        match self.settings.device.replace(DeviceKeyReason::Cloned, now) {
+            Replacement::Requested => format!("{cloned}: this one makes another key"),
+            Replacement::TooSoon { until } => {
+                format!(
+                    "{cloned}: this one makes another key at {until}, since the last one is new"
+                )
+            }
+        }
+    }
+
+    /// Loads the pins before the first batch.
+    fn load(&mut self, sink: &str) -> Result<(), NotReady> {
+        if self.pins.is_some() {
+            return Ok(());
+        }
+        let endpoint = self.settings.connection.base();
+        let stored = match &self.settings.state_dir {
+            Some(dir) => Pins::load(dir, sink, endpoint),
+            None => Ok(None),
+        };
+        let stored = stored.map_err(|error| NotReady::hold(error.to_string()))?;
+        let pins = stored.unwrap_or_else(|| Pins::new(sink, endpoint));
+        let pins = pins.with_configured(&self.settings.receiver_keys);
+        // Known before the receiver answers, and also when it never does.
+        if !pins.keys.is_empty() {
+            self.entry.set(pins.trust.clone());
+        }
+        self.pins = Some(pins);
+        Ok(())
+    }
+
+    fn device_keys(&self) -> Result<DeviceKeys, NotReady> {
+        self.settings.device.keys().map_err(|unavailable| NotReady::hold(unavailable.to_string()))
+    }
+
+    fn pins(&self) -> &Pins {
+        self.pins.as_ref().expect("pins are loaded before they are used")
+    }
+
+    /// Returns true if the receiver must be asked before the next batch.
+    fn is_due(&self, current: &VerifierKey) -> bool {
+        let Some((asked_for, at)) = &self.asked else { return true };
+        let age = self.settings.clock.uptime().saturating_sub(*at);
+        if asked_for != current || self.is_requested && age >= MIN_ENROLL_INTERVAL {
+            return true;
+        }
+        self.pins().trust.state != TrustState::Confirmed && age >= self.settings.poll_interval
+    }
+
+    async fn ask(&mut self, keys: &DeviceKeys) -> Result<(), NotReady> {
+        let answer = self.settings.connection.keys(self.settings.timeout).await?;
+        if self.learn_keys(&answer)? {
+            self.enroll(keys).await?;
+        }
+        let current = keys.current.key().clone();
+        self.asked = Some((current, self.settings.clock.uptime()));
+        self.is_requested = false;
+        self.enrolled_state = Some(self.pins().trust.state);
+        self.settings.device.settle_rotation(&self.settings.states);
+        Ok(())
+    }
+
+    /// Pins the keys in the response to `GET /keys`. Returns false if the receiver has none.
+    fn learn_keys(&mut self, answer: &Answer) -> Result<bool, NotReady> {
+        let status = answer.status;
+        let is_pinned = !self.pins().keys.is_empty();
+        let keys: Option<KeysAnswer> = match status {
+            200 if answer.is_whole => serde_json::from_slice(&answer.body).ok(),
+            _ => None,
+        };
+        let Some(keys) = keys else {
+            return self.without_keys(status, is_pinned);
+        };
+        let learned = key_list::check(&keys, self.pins(), &self.settings.organisation_keys);
+        let learned = learned.map_err(|problem| self.untrusted(status, problem))?;
+        if self.pins().keys != learned.keys {
+            let names: Vec<_> = learned.keys.iter().map(ToString::to_string).collect();
+            let (sink, keys) = (&self.pins().sink, names.join(" "));
+            info!(code = "receiver_keys_pinned", sink, keys, "pinned the receiver's keys");
+            let mut pins = self.pins().clone();
+            pins.replace_keys(&learned.receiver, learned.keys, learned.is_recovery);
+            self.store(pins)?;
+        }
+        Ok(true)
+    }
+
+    /// Decides about a response without keys.
+    fn without_keys(&mut self, status: u16, is_pinned: bool) -> Result<bool, NotReady> {
+        match status {
+            // Many servers respond so to a path that they do not know.
+            408 | 425 | 429 | 502..=504 | 506..=599 => Err(NotReady::retry(format!(
+                "the receiver responded with {status} to the request for its keys"
+            ))),
+            500 | 501 | 505 if is_pinned => Err(NotReady::retry(format!(
+                "the receiver responded with {status} to the request for its keys"
+            ))),
+            401 | 403 if is_pinned => Err(NotReady::hold(format!(
+                "the receiver responded with {status} to the request for its keys: check the token"
+            ))),
+            _ if is_pinned => Err(self.untrusted(status, UntrustedAnswer::Unsigned)),
+            _ => {
+                self.set_state(TrustState::Shared, None);
+                Ok(false)
+            }
+        }
+    }
+
+    async fn enroll(&mut self, keys: &DeviceKeys) -> Result<(), NotReady> {
+        let body = self.enroll_request(keys)?;
+        let answer = self.post_enrollment(&body).await?;
+        let status = answer.status;
+        match status {
+            200 => self.enrolled(&answer, keys.current.key()),
+            408 | 425 | 500..=599 => Err(NotReady::retry(format!(
+                "the receiver responded with {status} to the enrollment"
+            ))),
+            _ => {
+                self.refused(&answer, keys.current.key());
+                Ok(())
+            }
+        }
+    }
+
+    fn enroll_request(&self, keys: &DeviceKeys) -> Result<Vec<u8>, NotReady> {
+        let identity = &self.settings.identity;
+        let enroll = Enroll {
+            receiver: self.pins().receiver.clone().unwrap_or_default(),
+            machine: identity.machine_id.clone(),
+            user: identity.user.clone(),
+            host: identity.hostname.clone(),
+            os: identity.os.clone(),
+            arch: identity.arch.clone(),
+            version: identity.agent_version.clone(),
+            key: keys.current.key().clone(),
+            previous: keys.previous.as_ref().map(|key| key.key().clone()),
+        };
+        let signers: Vec<&dyn NoteSigner> = [Some(&keys.current), keys.previous.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|key| &**key)
+            .collect();
+        let cannot_sign = |error| NotReady::hold(format!("cannot sign: {}", causes(&error)));
+        let request = EnrollRequest {
+            enroll: enroll.sign(&signers).map_err(cannot_sign)?,
+            instance: self.settings.device.instance().to_owned(),
+            sent_at: self.settings.clock.now().to_string(),
+        };
+        Ok(serde_json::to_vec(&request).expect("an enrollment is written as JSON"))
+    }
+
+    /// Sends an enrollment with its own token, and with that of the connection if that is refused: a
+    /// token for enrollments expires, and a key that is enrolled may be enrolled with either.
+    async fn post_enrollment(&self, body: &[u8]) -> Result<Answer, NotReady> {
+        let EnrollmentSettings { connection, token, timeout, .. } = &self.settings;
+        if let Some(token) = token {
+            let answer = connection.enroll(body.to_vec(), Some(token), *timeout).await?;
+            if !matches!(answer.status, 401 | 403) {
+                return Ok(answer);
+            }
+        }
+        Ok(connection.enroll(body.to_vec(), None, *timeout).await?)
+    }
+
+    /// Checks the statement about the device, and stores the state.
+    fn enrolled(&mut self, answer: &Answer, current: &VerifierKey) -> Result<(), NotReady> {
+        let device = self.check_device(answer, current);
+        let device = device.map_err(|problem| self.untrusted(answer.status, problem))?;
+        let (state, problem) = state_of(device.state);
+        let mut pins = self.pins().clone();
+        pins.trust.level = Some(device.level.as_str().to_owned());
+        pins.trust.device_key = Some(current.to_string());
+        (pins.trust.state, pins.trust.problem) = (state, problem);
+        pins.is_stopped &= device.state == DeviceState::Revoked;
+        self.store(pins)
+    }
+
+    fn check_device(
+        &self,
+        answer: &Answer,
+        current: &VerifierKey,
+    ) -> Result<DeviceStatement, UntrustedAnswer> {
+        let answer: EnrollAnswer =
+            serde_json::from_slice(&answer.body).map_err(|_| UntrustedAnswer::Unsigned)?;
+        let pins = self.pins();
+        let device: DeviceStatement = receipts::open(&answer.device, &pins.keys)?;
+        let is_ours = Some(&device.receiver) == pins.receiver.as_ref() && device.key == *current;
+        if is_ours { Ok(device) } else { Err(UntrustedAnswer::OtherSubject) }
+    }
+
+    /// Stores that the receiver refused the enrollment. That is not signed, so what was known of the
+    /// key stays, and batches are sent: their answers decide.
+    fn refused(&mut self, answer: &Answer, current: &VerifierKey) {
+        let status = answer.status;
+        let (sink, pins) = (self.pins().sink.clone(), self.pins());
+        warn!(code = "enrollment_refused", sink, status, "the receiver refused the enrollment");
+        let is_known = pins.trust.device_key == Some(current.to_string());
+        if !is_known {
+            let reason = format!("the receiver refused the enrollment with {status}{ENROLL}");
+            self.set_state(TrustState::NotEnrolled, Some(reason));
+        }
+    }
+
+    /// Reports that a response must not be believed.
+    pub fn untrusted(&mut self, status: u16, problem: UntrustedAnswer) -> NotReady {
+        let reason = self.distrust(status, problem);
+        NotReady { untrusted: Some((status, problem)), ..NotReady::hold(reason) }
+    }
+
+    /// Returns the key that seals: the one before a rotation until the receiver knows the new one.
+    fn signer(&self, keys: &DeviceKeys) -> Arc<dyn NoteSigner> {
+        let enrolled = self.pins.as_ref().and_then(|pins| pins.trust.device_key.as_ref());
+        let previous = keys.previous.as_ref();
+        let previous = previous.filter(|key| Some(&key.key().to_string()) == enrolled);
+        Arc::clone(previous.unwrap_or(&keys.current))
+    }
+
+    fn set_state(&mut self, state: TrustState, problem: Option<String>) {
+        self.change(|pins| (pins.trust.state, pins.trust.problem) = (state, problem));
+    }
+
+    /// Changes what is known, except for keys. If it cannot be stored, it is known until the next
+    /// start.
+    fn change(&mut self, change: impl FnOnce(&mut Pins)) {
+        let Some(mut pins) = self.pins.clone() else { return };
+        change(&mut pins);
+        if let Err(NotReady { delivery: Delivery::Hold { reason, .. }, .. }) = self.store(pins) {
+            warn!(code = "trust_write_failed", cause = reason, "cannot store the receiver's state");
+        }
+    }
+
+    /// Stores and publishes what is known, if it has changed.
+    fn store(&mut self, mut pins: Pins) -> Result<(), NotReady> {
+        let now: Timestamp = self.settings.clock.now();
+        let is_changed = self.pins.as_ref() != Some(&pins);
+        let stored = match &self.settings.state_dir {
+            Some(dir) if is_changed => {
+                pins.asked_at = Some(now.to_string());
+                pins.save(dir)
+            }
+            _ => Ok(()),
+        };
+        self.entry.set(pins.trust.clone());
+        self.pins = Some(pins);
+        stored.map_err(|error| NotReady::hold(error.to_string()))
+    }
+}
+
+/// Remedy for a device that is not enrolled.
+const ENROLL: &str = ": set a valid token with `enroll_token_file`, or ask the receiver's operator to \
+                      approve the key (`siem-server devices approve`)";
+
+/// Returns the state that a statement about the device means, and what to do about it.
+fn state_of(state: DeviceState) -> (TrustState, Option<String>) {
+    match state {
+        DeviceState::Confirmed => (TrustState::Confirmed, None),
+        DeviceState::Unconfirmed => (TrustState::Unconfirmed, None),
+        DeviceState::Pending => {
+            let problem = "the receiver's operator has not approved the device key yet: \
+                           `siem-server devices approve`";
+            (TrustState::Pending, Some(problem.to_owned()))
+        }
+        DeviceState::Revoked => {
+            let problem = "the receiver has revoked the device key: ask its operator to approve it \
+                           again (`siem-server devices approve`)";
+            (TrustState::Revoked, Some(problem.to_owned()))
+        }
+    }
+}
