@@ -205,7 +205,8 @@ mod defaults {
         };
         let text = read_layers::DEFAULTS.lines().map(uncommented).collect::<Vec<_>>().join("\n");
         // Each of these is set next to the option for the file that should be used instead.
-        let plain = ["token", "hmac_secret", "proxy_password"].map(|key| format!("{key} = \"…\""));
+        let plain = ["token", "hmac_secret", "enroll_token", "proxy_password"]
+            .map(|key| format!("{key} = \"…\""));
         let kept = text.lines().filter(|line| !plain.iter().any(|plain| plain == line));
         let text = kept.collect::<Vec<_>>().join("\n");
         let loaded = user(&text).load().unwrap();

@@ -92,8 +92,9 @@ fn unknown_credential_is_a_warning() {
         machine.warnings(),
         [
             "the systemd credential `ai-agent.copy.token` has no effect: the name must be \
-             `ai-agent.SINK` and one of `.token`, `.hmac-secret`, `.api-key`, `.headers`, \
-             `.password`, `.endpoint`, `.proxy-password`, where SINK is a sink with that secret",
+             `ai-agent.SINK` and one of `.token`, `.hmac-secret`, `.enroll-token`, `.api-key`, \
+             `.headers`, `.password`, `.endpoint`, `.proxy-password`, where SINK is a sink with that \
+             secret",
             "the systemd credential `ai-agent.siem.tokn` has no effect: did you mean \
              `ai-agent.siem.token`?"
         ]

@@ -256,8 +256,9 @@ proptest! {
         }
         let is_cut = cut < receipt_note.len().min(verdict_note.len());
         if is_cut {
-            receipt_note.truncate(cut);
-            verdict_note.truncate(cut);
+            for note in [&mut receipt_note, &mut verdict_note] {
+                note.truncate(note.floor_char_boundary(cut));
+            }
         }
         let mut response: serde_json::Value =
             serde_json::from_str(&refusal(status, kind, Some(verdict_note))).unwrap();
