@@ -144,7 +144,7 @@ impl ConfigSources {
             revision: Revision::default(),
             device,
             trust: TrustStates::default(),
-            organisation_keys: Vec::new(),
+            organisation_keys: loaded.settings.managed_keys.clone(),
             state_dir: state_dir.map(Path::to_owned),
             sessions: Sessions::default(),
             once,
