@@ -104,6 +104,7 @@ fn context() -> AgentContext {
         revision: ai_agent::internals::siem::Revision::default(),
         device: ai_agent::internals::siem::Device::without_key("instance".to_owned()),
         trust: ai_agent::internals::siem::TrustStates::default(),
+        organisation_keys: Vec::new(),
         state_dir: None,
         sessions: ai_agent::internals::stages::Sessions::default(),
         once: true,
