@@ -73,7 +73,7 @@ pub(super) struct Locked<'a>(MutexGuard<'a, File>);
 impl DirectoryLock {
     /// Creates the directory and its lock if they are missing.
     pub(super) fn open(directory: &Path) -> Result<Arc<Self>, JournalError> {
-        create_private(directory).map_err(JournalError::io("create", directory))?;
+        create_directory(directory)?;
         let path = directory.join("lock");
         let file = private_file(&path, true).map_err(JournalError::io("open", &path))?;
         Ok(Arc::new(Self { path, file: Mutex::new(file) }))
@@ -305,6 +305,22 @@ impl<S: Fold> Folded<S> {
             error!(code = "trust_journal_failed", %error, cause, "cannot read a journal of the registry, using the state known so far");
         }
     }
+}
+
+/// Creates a directory with access for the owner only, and its parents, durably.
+pub(super) fn create_directory(directory: &Path) -> Result<(), JournalError> {
+    let is_missing = |path: &&Path| {
+        !path.as_os_str().is_empty()
+            && fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    };
+    let created: Vec<_> = directory.ancestors().take_while(is_missing).collect();
+    let sync_parent = |path: &Path| match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => sync_directory(Path::new(".")),
+        parent => parent.map_or(Ok(()), sync_directory),
+    };
+    create_private(directory)
+        .and_then(|()| created.iter().try_for_each(|path| sync_parent(path)))
+        .map_err(JournalError::io("create", directory))
 }
 
 /// Creates the file of a journal, durably.

@@ -23,8 +23,7 @@ use siem_protocol::{
 use tracing::error;
 use zeroize::Zeroizing;
 
-use super::journal::{JournalError, replace_file};
-use crate::store::create_private;
+use super::journal::{JournalError, create_directory, replace_file};
 
 /// Number of earlier keys that are kept. They sign the list of keys too, so that agents that were
 /// offline during a rotation accept it.
@@ -260,7 +259,7 @@ impl KeyStore {
 
     fn write(&self, keys: &ReceiverKeys) -> Result<(), ReceiverKeyError> {
         let path = self.path();
-        create_private(&self.directory).map_err(JournalError::io("create", &self.directory))?;
+        create_directory(&self.directory)?;
         let private = |key: &Arc<SigningKey>| PrivateKey(key.clone());
         let file = KeyFile {
             version: 1,

@@ -1,5 +1,4 @@
 //! Administration of a receiver: its keys, the devices that it knows, and its tokens.
-#![allow(clippy::print_stdout, reason = "a command line prints")]
 
 mod devices;
 mod failure;

@@ -144,6 +144,17 @@ fn concurrent_writers_lose_no_line() {
     assert_eq!(all.len(), 400);
 }
 
+#[test]
+fn missing_parents_are_created() {
+    let directory = tempfile::tempdir().unwrap();
+    let nested = directory.path().join("a/b/c");
+    create_directory(&nested).unwrap();
+    create_directory(&nested).unwrap();
+    assert!(nested.is_dir());
+    fs::write(nested.join("file"), "x").unwrap();
+    assert!(create_directory(&nested.join("file/d")).is_err());
+}
+
 #[cfg(unix)]
 #[test]
 fn files_are_private() {
