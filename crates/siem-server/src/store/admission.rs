@@ -24,6 +24,8 @@ pub(super) struct Admission {
     pub(super) owner: Option<AdmittedDevice>,
     /// Event, once it is stored.
     pub(super) alarm: Option<Alarm>,
+    /// The receiver has a key.
+    pub(super) keyed: bool,
 }
 
 /// Device that owns the epoch of a batch.
@@ -42,7 +44,7 @@ impl Admission {
     /// Admission of any batch, without a device.
     #[cfg(test)]
     pub(super) const fn loose() -> Self {
-        Self { strict: false, owner: None, alarm: None }
+        Self { strict: false, owner: None, alarm: None, keyed: false }
     }
 }
 
@@ -71,14 +73,16 @@ pub(super) fn admit(
             confirms,
         })
     };
+    let keyed = registry.is_some_and(|registry| registry.receiver_key().is_some());
     match policy::decide(&facts) {
         Decision::Store { mark, strict, alarm } => {
             // Only a batch that the owner of an epoch may send is stored loosely.
             let owner = if strict { None } else { owner(mark, false, false) };
-            Ok(Admission { strict, owner, alarm })
+            Ok(Admission { strict, owner, alarm, keyed })
         }
         Decision::Adopt { mark, confirms, alarm } => {
-            Ok(Admission { strict: true, owner: owner(mark, true, confirms), alarm })
+            let owner = owner(mark, true, confirms);
+            Ok(Admission { strict: true, owner, alarm, keyed })
         }
         Decision::Refuse { denial, alarm } => Err(Refused { denial, alarm }),
     }

@@ -49,6 +49,8 @@ struct Epoch {
     /// Last value of the chain, if one arrived since the start.
     last: Option<Digest>,
     owner: Option<Owner>,
+    /// The epoch began when the receiver had a key.
+    keyed: bool,
     notes: NoteIndex,
     /// The last receipt's facts, while nothing was noted since.
     point: Option<HeldPoint>,
@@ -176,6 +178,7 @@ impl Catalog {
             at,
             repeated: Vec::new(),
             conflicts: 0,
+            keyed: admission.keyed && !self.epochs.contains_key(&key),
             device,
             change: plan.change,
         };
@@ -195,6 +198,7 @@ impl Catalog {
             at,
             repeated: Vec::new(),
             conflicts: 1,
+            keyed: false,
             device: None,
             change: Change::default(),
         };
@@ -322,8 +326,9 @@ impl Catalog {
         epochs.filter_map(|epoch| Some(epoch.owner.as_ref()?.key)).collect()
     }
 
-    /// Reports whether an epoch, or one that it continues, is the first that is held of its machine
-    /// and user.
+    /// Reports whether an epoch is the first that is held of its machine and user, or names it as
+    /// the one before, maybe through others. The latter is a claim, so it counts only for epochs
+    /// that began before the receiver had a key, when nobody gained anything by it.
     pub(super) fn is_first_line(&self, key: &Key) -> bool {
         let Some(epoch) = self.epochs.get(key) else { return false };
         let user = &epoch.sender.identity.user;
@@ -337,8 +342,8 @@ impl Catalog {
             if current == first.1 {
                 return true;
             }
-            let before = self.epochs.get(&(key.0.clone(), current));
-            let Some(before) = before.and_then(|epoch| epoch.sender.previous_epoch.clone()) else {
+            let epoch = self.epochs.get(&(key.0.clone(), current)).filter(|epoch| !epoch.keyed);
+            let Some(before) = epoch.and_then(|epoch| epoch.sender.previous_epoch.clone()) else {
                 return false;
             };
             current = before;
@@ -428,6 +433,7 @@ impl Catalog {
                 warned: false,
                 last: None,
                 owner: None,
+                keyed: note.keyed,
                 notes: NoteIndex::default(),
                 point: None,
             });
@@ -566,6 +572,29 @@ impl Epoch {
         (machine.to_owned(), self.sender.identity.user.clone(), device)
     }
 
+    fn device_stats(&self, owner: &Owner, registry: Option<&Registry>) -> EpochDevice {
+        let identity = &self.sender.identity;
+        let state = match registry.and_then(|registry| registry.device(&owner.key)) {
+            // It was confirmed for another machine or user.
+            Some(device)
+                if device.state == DeviceState::Confirmed
+                    && (device.machine != identity.machine_id || device.user != identity.user) =>
+            {
+                DeviceState::Unconfirmed
+            }
+            Some(device) => device.state,
+            None if owner.mark == Mark::Confirmed => DeviceState::Confirmed,
+            None => DeviceState::Unconfirmed,
+        };
+        EpochDevice {
+            key: format!("{:.16}", owner.key),
+            state,
+            level: owner.level,
+            adopted_at: owner.adopted_at,
+            sealed: self.notes.sealed(),
+        }
+    }
+
     fn stats(&self, id: &str, registry: Option<&Registry>) -> EpochStats {
         let mut holes: Vec<Range> = Vec::new();
         for hole in self.ledger.holes() {
@@ -591,27 +620,7 @@ impl Epoch {
             holes,
             breaks: self.ledger.breaks().to_vec(),
             claims: self.ledger.comparison(),
-            device: self.owner.as_ref().map(|owner| owner.stats(registry, &self.notes)),
-        }
-    }
-}
-
-impl Owner {
-    fn stats(&self, registry: Option<&Registry>, notes: &NoteIndex) -> EpochDevice {
-        let state = registry.and_then(|registry| registry.device(&self.key));
-        let state = state.map_or_else(
-            || match self.mark {
-                Mark::Confirmed => DeviceState::Confirmed,
-                Mark::Shared | Mark::Unconfirmed => DeviceState::Unconfirmed,
-            },
-            |device| device.state,
-        );
-        EpochDevice {
-            key: format!("{:.16}", self.key),
-            state,
-            level: self.level,
-            adopted_at: self.adopted_at,
-            sealed: notes.sealed(),
+            device: self.owner.as_ref().map(|owner| self.device_stats(owner, registry)),
         }
     }
 }

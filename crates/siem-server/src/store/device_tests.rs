@@ -360,17 +360,40 @@ fn adoption_of_a_later_epoch_confirms_nothing() {
     assert_eq!((machine.unconfirmed.len(), machine.unconfirmed[0].entries), (1, 2));
 }
 
-/// Release 0.1 starts another epoch after a damaged outbox, and names the one before.
+/// Release 0.1 starts another epoch after a damaged outbox, and names the one before. So can a
+/// stranger who has read the name, to have a key confirmed.
 #[test]
-fn adoption_of_an_epoch_that_continues_the_first_confirms() {
+fn epoch_that_names_the_first_one_confirms_if_it_is_older_than_the_key() {
+    for (is_older, state) in [(true, DeviceState::Confirmed), (false, DeviceState::Unconfirmed)] {
+        let device = TestDevice::new(1);
+        let mut receiver = Receiver::over(directory(), TrustLevel::FirstUse);
+        receiver.take(&BatchText::new(1, 5)).unwrap();
+        if !is_older {
+            receiver.registry.create_receiver_key(RECEIVER, [9; 32]).unwrap();
+        }
+        let next = of("epoch-2", 1, 1).with(|header| header.previous_epoch = Some("e-1".into()));
+        receiver.take(&next).unwrap();
+        if is_older {
+            receiver.registry.create_receiver_key(RECEIVER, [9; 32]).unwrap();
+        }
+        let mut receiver = receiver.restart();
+        receiver.enroll(&device);
+        receiver.take(&of("epoch-2", 2, 2).seal(&device)).unwrap();
+        assert_eq!(receiver.state(&device), state);
+    }
+}
+
+/// The name of the user can change, but the confirmation was for the old one.
+#[test]
+fn device_that_sends_for_another_user_is_unconfirmed_there() {
     let device = TestDevice::new(1);
     let mut receiver = Receiver::new(TrustLevel::FirstUse);
-    receiver.take(&BatchText::new(1, 5)).unwrap();
-    let next = of("epoch-2", 1, 1).with(|header| header.previous_epoch = Some("e-1".into()));
-    receiver.take(&next).unwrap();
-    receiver.enroll(&device);
-    receiver.take(&of("epoch-2", 2, 2).seal(&device)).unwrap();
-    assert_eq!(receiver.state(&device), DeviceState::Confirmed);
+    receiver.confirm(&device);
+    receiver.take(&BatchText::new(1, 3).seal(&device)).unwrap();
+    let other = BatchText::new(4, 5).with(|header| header.user = "v".into());
+    receiver.take(&other.seal(&device)).unwrap();
+    let machine = receiver.machine();
+    assert_eq!((machine.epochs.len(), machine.unconfirmed[0].entries), (0, 5));
 }
 
 #[test]

@@ -31,6 +31,9 @@ pub(super) struct Note {
     /// 1 for a batch that was refused because a number that is held has another chain value in it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) conflicts: u64,
+    /// In the first note of an epoch: the receiver had a key then, and offered to enroll devices.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) keyed: bool,
     /// The device that owns the epoch, with its seal; absent if the epoch has none, or if all is as
     /// in the notes before.
     #[serde(default, skip_serializing_if = "Option::is_none")]

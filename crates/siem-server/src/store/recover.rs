@@ -274,6 +274,7 @@ fn repair_lines(
         clones: Vec::new(),
         repeated: Vec::new(),
         conflicts: 0,
+        keyed: false,
         device: None,
         change,
     };
