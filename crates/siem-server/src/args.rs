@@ -42,8 +42,8 @@ pub(crate) struct Args {
     config: Option<PathBuf>,
     /// Lowest level of trust in senders to accept: `shared` (the token and the secret of the
     /// fleet), `first-use` (and device keys), or `enrolled` (confirmed device keys only). With this
-    /// option, a key of the receiver is made if there is none [default: first-use where there is one
-    /// and release 0.1 did not make the data directory, otherwise shared]
+    /// option, a key of the receiver is made if there is none [default: the level chosen last, else
+    /// first-use where there is a key and release 0.1 did not make the data directory, else shared]
     #[arg(long, value_name = "LEVEL", value_parser = trust_level)]
     pub(crate) trust: Option<TrustLevel>,
     /// Name of the receiver in a key that --trust makes

@@ -93,7 +93,10 @@ async fn run(args: &Args, keys: Keys) -> Result<(), StartError> {
 fn open_registry(args: &Args) -> Result<Registry, StartError> {
     let format = DataFormat::ensure(&args.data)?;
     let open = |level| Registry::open(&args.data.join("trust"), RegistryOptions::new(level));
-    let level = match args.trust {
+    if let Some(level) = args.trust {
+        format.remember_level(&args.data, level)?;
+    }
+    let level = match args.trust.or(format.level()) {
         Some(level) => level,
         // The machines of release 0.1 have no keys.
         None if format.is_migrated() => TrustLevel::Shared,

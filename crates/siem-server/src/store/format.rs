@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use siem_protocol::statement::TrustLevel;
 
 use super::{create_private, sync_directory};
 
@@ -25,6 +26,9 @@ pub struct DataFormat {
     /// Version from which the directory was migrated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     migrated_from: Option<u32>,
+    /// Level of trust that the operator chose last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    level: Option<TrustLevel>,
 }
 
 /// Reason why a data directory cannot be used.
@@ -73,7 +77,8 @@ impl DataFormat {
             Ok(text) => Self::parse(&text, &path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let is_old = directory.join("machines").try_exists().map_err(failed)?;
-                let format = Self { format: VERSION, migrated_from: is_old.then_some(1) };
+                let format =
+                    Self { format: VERSION, migrated_from: is_old.then_some(1), level: None };
                 format.write(directory, &path).map_err(failed)?;
                 if is_old {
                     tracing::warn!(code = "data_migrated", directory = %directory.display(),
@@ -90,6 +95,34 @@ impl DataFormat {
     #[must_use]
     pub fn is_migrated(&self) -> bool {
         self.migrated_from.is_some()
+    }
+
+    /// Level of trust that the operator chose last.
+    #[must_use]
+    pub fn level(&self) -> Option<TrustLevel> {
+        self.level
+    }
+
+    /// Stores the operator's choice of a level, so that a start without it does not lower the level.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`]; the earlier choice is kept then.
+    pub fn remember_level(self, directory: &Path, level: TrustLevel) -> Result<Self, FormatError> {
+        if self.level == Some(level) {
+            return Ok(self);
+        }
+        if let Some(earlier) = self.level.filter(|earlier| level < *earlier) {
+            tracing::warn!(
+                code = "trust_level_lowered",
+                earlier = earlier.as_str(),
+                level = level.as_str(),
+                "the level of trust is lower than before"
+            );
+        }
+        let chosen = Self { level: Some(level), ..self };
+        let path = directory.join(NAME);
+        chosen.write(directory, &path).map_err(|source| FormatError::Io { path, source })?;
+        Ok(chosen)
     }
 
     fn parse(text: &[u8], path: &Path) -> Result<Self, FormatError> {
@@ -142,6 +175,21 @@ mod tests {
         assert!(DataFormat::ensure(root.path()).unwrap().is_migrated());
         assert_eq!(content(root.path()), r#"{"format":2,"migrated_from":1}"#);
         assert!(DataFormat::ensure(root.path()).unwrap().is_migrated());
+    }
+
+    #[test]
+    fn chosen_level_is_remembered() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("machines")).unwrap();
+        let format = DataFormat::ensure(root.path()).unwrap();
+        assert_eq!(format.level(), None);
+        format.remember_level(root.path(), TrustLevel::Enrolled).unwrap();
+        let format = DataFormat::ensure(root.path()).unwrap();
+        assert_eq!(format.level(), Some(TrustLevel::Enrolled));
+        assert!(format.is_migrated());
+        format.remember_level(root.path(), TrustLevel::Shared).unwrap();
+        let format = DataFormat::ensure(root.path()).unwrap();
+        assert_eq!(format.level(), Some(TrustLevel::Shared));
     }
 
     #[test]
