@@ -59,7 +59,7 @@ pub(super) async fn ingest(State(shared): State<Arc<Shared>>, request: Request) 
 struct Refusal {
     rejection: Rejection,
     /// The batch, once its header is known.
-    subject: Option<BatchSubject>,
+    subject: Option<Box<BatchSubject>>,
     /// The sender should enroll.
     enroll: bool,
 }
@@ -172,7 +172,11 @@ async fn receive_batch(
     let stored = match shared.storage.store(batch).await {
         Ok(stored) => stored,
         Err(error) => {
-            return Err(Refusal { rejection: error.into(), subject: Some(subject), enroll });
+            return Err(Refusal {
+                rejection: error.into(),
+                subject: Some(Box::new(subject)),
+                enroll,
+            });
         }
     };
     if let (Some(event), Some(registry)) = (unknown_config, &shared.registry) {
@@ -355,7 +359,7 @@ fn run_step(shared: &Shared, sent: ReceivedBody, step: DecodeStep) -> Result<Ste
     let mut batch = match Batch::parse_or_header(text, received_at) {
         Ok(batch) => batch,
         Err((error, header)) => {
-            let subject = header.map(|header| BatchSubject::new(&header, body));
+            let subject = header.map(|header| Box::new(BatchSubject::new(&header, body)));
             return Err(Refusal { rejection: error.into(), subject, enroll: false });
         }
     };
@@ -377,6 +381,6 @@ fn refuse_decoded(shared: &Shared, sent: ReceivedBody, error: DecodeError) -> Re
     let header = (too_large && shared.signs())
         .then(|| decode_start(&sent.body, sent.encoding, LONGEST_HEADER))
         .and_then(|start| Batch::header_of(&start));
-    let subject = header.map(|header| BatchSubject::new(&header, keep(shared, sent)));
+    let subject = header.map(|header| Box::new(BatchSubject::new(&header, keep(shared, sent))));
     Refusal { rejection: error.into(), subject, enroll: false }
 }

@@ -1,6 +1,7 @@
 //! Throughput of the receiver on one core: its own load tool, three times for each mode.
 
 use std::{
+    ffi::OsStr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -23,7 +24,7 @@ pub(super) fn measure(data: &Tree) -> Result<Runs, Failure> {
     for round in 1..=3 {
         for mode in [PLAIN, ZSTD, FLEET] {
             println!("── receiver, {mode}, {round} of 3");
-            let mut run = load(&tool, data, mode, None)?;
+            let mut run = load(&tool, data, mode, &[])?;
             run.insert("peer".into(), mode.into());
             runs.push(run);
         }
@@ -41,20 +42,17 @@ fn build() -> Result<PathBuf, Failure> {
     Ok(sh::target_directory()?.join("release/examples/load"))
 }
 
-/// Sends the content of `data` to `server`, or to the receiver of this workspace.
+/// Sends the content of `data` to the receiver of this workspace, or as `options` say.
 fn load(
     tool: &Path,
     data: &Tree,
     mode: &str,
-    server: Option<&Path>,
+    options: &[&OsStr],
 ) -> Result<Map<String, Value>, Failure> {
     // The sender runs on the other core.
     let mut command = Command::new("taskset");
     command.args(["-c", "1"]).arg(tool).args(["--core", "0", "--records"]);
-    command.arg(data.path.join("projects")).arg(mode);
-    if let Some(server) = server {
-        command.arg("--server").arg(server);
-    }
+    command.arg(data.path.join("projects")).arg(mode).args(options);
     let output = command.stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
         return Err(format!("the load tool exited with {}", output.status).into());
@@ -76,6 +74,8 @@ pub(super) struct Comparison {
 
 /// Least ratio that is accepted.
 const LEAST_RATIO: f64 = 0.97;
+/// Most milliseconds of CPU that the seal of a batch may cost.
+pub(super) const SEAL_MS: f64 = 0.2;
 /// Number of runs of each build in each mode.
 const ROUNDS: usize = 5;
 
@@ -93,16 +93,40 @@ pub(super) fn compare(other: &Path, data: &Tree) -> Result<Vec<Comparison>, Fail
         let mut rates = [Vec::new(), Vec::new()];
         for round in 1..=ROUNDS {
             println!("── receiver, {mode}, {round} of {ROUNDS}");
-            for (rates, server) in rates.iter_mut().zip([None, Some(other)]) {
-                let run = load(&tool, data, mode, server)?;
-                let rate = run.get("megabytes_per_second").and_then(Value::as_f64);
-                rates.push(rate.ok_or("the load tool names no throughput")?);
+            let server = ["--server".as_ref(), other.as_os_str()];
+            for (rates, options) in rates.iter_mut().zip([&[][..], &server]) {
+                let run = load(&tool, data, mode, options)?;
+                rates.push(figure(&run, "megabytes_per_second")?);
             }
         }
         let [own, other] = rates.map(median);
         rows.push(Comparison { mode, own, other, ratio: own / other });
     }
     Ok(rows)
+}
+
+/// Measures what seals cost the receiver, in milliseconds of CPU for each batch: verifying them,
+/// signing receipts, and storing both. Includes the enrollment of each agent, a tenth of all
+/// requests.
+pub(super) fn seal_cost(data: &Tree) -> Result<f64, Failure> {
+    let tool = build()?;
+    let fleet = ["--agents", "600", "--seconds", "10"];
+    let mut times = [Vec::new(), Vec::new()];
+    for round in 1..=ROUNDS {
+        println!("── receiver, seals, {round} of {ROUNDS}");
+        for (times, sealed) in times.iter_mut().zip([&[][..], &["--sealed"]]) {
+            let options: Vec<_> = fleet.iter().chain(sealed).map(OsStr::new).collect();
+            let run = load(&tool, data, FLEET, &options)?;
+            times.push(figure(&run, "cpu_seconds")? / figure(&run, "requests")?);
+        }
+    }
+    let [plain, sealed] = times.map(median);
+    Ok((sealed - plain) * 1000.0)
+}
+
+fn figure(run: &Map<String, Value>, name: &str) -> Result<f64, Failure> {
+    let figure = run.get(name).and_then(Value::as_f64);
+    figure.ok_or_else(|| format!("the load tool names no `{name}`").into())
 }
 
 fn median(mut rates: Vec<f64>) -> f64 {
