@@ -328,7 +328,7 @@ impl Catalog {
 
     /// Reports whether an epoch is the first that is held of its machine and user, or names it as
     /// the one before, maybe through others. The latter is a claim, so it counts only for epochs
-    /// that began before the receiver had a key, when nobody gained anything by it.
+    /// that began before the receiver had a key, when it gained no sender anything.
     pub(super) fn is_first_line(&self, key: &Key) -> bool {
         let Some(epoch) = self.epochs.get(key) else { return false };
         let user = &epoch.sender.identity.user;

@@ -67,7 +67,7 @@ pub struct Sealer {
 /// Standing of a device key for a machine and user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It was enrolled, by whoever had a token.
+    /// It was enrolled, by anyone with a token.
     Unconfirmed,
     /// It belongs to the machine and user.
     Confirmed,
