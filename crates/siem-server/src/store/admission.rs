@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// How a batch is stored.
+/// Terms on which a batch is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Admission {
     /// Refuse it if it does not continue what is held.

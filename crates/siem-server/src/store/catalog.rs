@@ -1,11 +1,11 @@
 //! Catalog of the stored epochs: ledger, sender and signs of clones of each.
 
+mod devices;
+mod stats;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use siem_protocol::{
-    BatchHeader, Digest, Receipt,
-    statement::{self, DeviceState, TrustLevel},
-};
+use siem_protocol::{BatchHeader, Digest, Receipt, statement::TrustLevel};
 
 use super::{
     HeldPoint,
@@ -13,20 +13,17 @@ use super::{
     epoch::Stem,
     frame::FilePositions,
     names,
-    note::{DeviceNote, Note, SealNote, Sender},
-    note_index::{NoteIndex, ReadNotes},
+    note::{DeviceNote, Note, Sender},
+    note_index::NoteIndex,
     repeats::{OtherEpoch, RepeatedLines},
 };
 use crate::{
     batch::Batch,
     clock,
-    ledger::{ChainValues, Change, Comparison, Difference, Ledger, Range, Refusal},
-    stats::{CloneKind, CloneReport, EpochDevice, EpochStats, MachineStats, Stats},
-    trust::{DeviceKey, Registry, policy::Mark},
+    ledger::{ChainValues, Change, Comparison, Difference, Ledger, Refusal},
+    stats::{CloneKind, CloneReport},
+    trust::{DeviceKey, policy::Mark},
 };
-
-/// Maximum length of an `instance` that is noted, in bytes.
-const INSTANCE: usize = 128;
 
 /// Id of a machine and of an epoch.
 pub(super) type Key = (String, String);
@@ -232,83 +229,6 @@ impl Catalog {
         (known != Some(&sender)).then_some(sender)
     }
 
-    /// Returns the note about the device that owns the epoch; none if nothing is new about it.
-    fn device_note(
-        &self,
-        device: AdmittedDevice,
-        batch: &Batch,
-        key: &Key,
-        change: &Change,
-        next_seq: u64,
-    ) -> Option<DeviceNote> {
-        let known = self.epochs.get(key);
-        let owner = known.and_then(|epoch| epoch.owner.as_ref());
-        let instance = batch.header.instance.as_ref().filter(|instance| {
-            instance.len() <= INSTANCE
-                && owner.and_then(|owner| owner.instance.as_ref()) != Some(instance)
-        });
-        // The seal of a redelivery covers what is held already.
-        let seal = batch.seal.valid().filter(|seal| {
-            let is_sealed = known.is_some_and(|epoch| epoch.notes.is_sealed(seal.last_seq));
-            !batch.header.redelivery && (!change.new.is_empty() || !is_sealed)
-        });
-        let seal = seal.zip(batch.header.seal.as_ref());
-        let seal =
-            seal.map(|(seal, note)| SealNote { last_seq: seal.last_seq, note: note.clone() });
-        let is_known = owner.is_some_and(|owner| {
-            (owner.key, owner.mark, owner.level) == (device.key, device.mark, device.level)
-        });
-        if is_known && instance.is_none() && seal.is_none() {
-            return None;
-        }
-        Some(DeviceNote {
-            key: device.key,
-            mark: device.mark,
-            level: device.level,
-            instance: instance.cloned(),
-            adopted_at: device.adopts.then_some(next_seq),
-            confirms: device.confirms,
-            seal,
-        })
-    }
-
-    /// Returns the facts for the receipt of a batch: those about the last number that it covers, or
-    /// for a redelivery, about the number that its seal names, with whose value the chain must agree.
-    /// `None` if a redelivery names no number that is held.
-    pub(super) fn point(
-        &self,
-        key: &Key,
-        batch: &Batch,
-        note: &Note,
-        read: &mut ReadNotes<'_>,
-    ) -> std::io::Result<Option<HeldPoint>> {
-        let covered = batch.covers().map(|(_, last)| (last, batch.chain(last, last)[0]));
-        let sealed = batch.seal.valid().map(|seal| (seal.last_seq, seal.chain));
-        let Some((last_seq, chain)) = covered.or(sealed) else { return Ok(None) };
-        let none = NoteIndex::default();
-        let epoch = self.epochs.get(key);
-        if let Some(point) = epoch.and_then(|epoch| epoch.point.as_ref()) {
-            let own = note.seal().is_some_and(|seal| seal.last_seq >= last_seq);
-            if point.last_seq == last_seq && (point.seal.is_some() || !own) {
-                return Ok(Some(point.clone()));
-            }
-        }
-        let notes = epoch.map_or(&none, |epoch| &epoch.notes);
-        let brings = |new: &Range| (new.first..=new.last).contains(&last_seq);
-        let received_at = match note.change.new.iter().any(brings) {
-            true => Some(note.at.clone()),
-            false => notes.received_at(last_seq, read)?,
-        };
-        let seal = match notes.is_sealed(last_seq) {
-            true => notes.seal_of(last_seq, read)?,
-            false => {
-                let own = note.seal().filter(|seal| seal.last_seq >= last_seq);
-                own.map(|seal| statement::digest(&seal.note))
-            }
-        };
-        Ok(received_at.map(|received_at| HeldPoint { last_seq, chain, seal, received_at }))
-    }
-
     /// Owner and end of an epoch; `None` if nothing of it is held.
     pub(super) fn epoch(&self, key: &Key) -> Option<EpochView<'_>> {
         let epoch = self.epochs.get(key)?;
@@ -317,50 +237,6 @@ impl Catalog {
             user: &epoch.sender.identity.user,
             next_seq: epoch.ledger.next_seq(),
         })
-    }
-
-    /// Returns the keys of the devices that own epochs of a machine and user.
-    pub(super) fn owners(&self, machine: &str, user: &str) -> Vec<DeviceKey> {
-        let epochs = self.of_machine(machine).map(|(_, epoch)| epoch);
-        let epochs = epochs.filter(|epoch| epoch.sender.identity.user == user);
-        epochs.filter_map(|epoch| Some(epoch.owner.as_ref()?.key)).collect()
-    }
-
-    /// Reports whether an epoch is the first that is held of its machine and user, or names it as
-    /// the one before, maybe through others. The latter is a claim, so it counts only for epochs
-    /// that began before the receiver had a key, when it gained no sender anything.
-    pub(super) fn is_first_line(&self, key: &Key) -> bool {
-        let Some(epoch) = self.epochs.get(key) else { return false };
-        let user = &epoch.sender.identity.user;
-        let own = self.of_machine(&key.0).filter(|(_, other)| other.sender.identity.user == *user);
-        let Some((first, _)) = own.min_by(|(_, a), (_, b)| a.first_seen.cmp(&b.first_seen)) else {
-            return false;
-        };
-        let mut current = key.1.clone();
-        // A sender can claim a circle.
-        for _ in 0..self.epochs.len() {
-            if current == first.1 {
-                return true;
-            }
-            let epoch = self.epochs.get(&(key.0.clone(), current)).filter(|epoch| !epoch.keyed);
-            let Some(before) = epoch.and_then(|epoch| epoch.sender.previous_epoch.clone()) else {
-                return false;
-            };
-            current = before;
-        }
-        false
-    }
-
-    /// Returns the keys that the adoption of an epoch confirms.
-    pub(super) fn confirmed_by_continuity(&self) -> Vec<DeviceKey> {
-        let owners = self.epochs.values().filter_map(|epoch| epoch.owner.as_ref());
-        owners.filter(|owner| owner.confirms).map(|owner| owner.key).collect()
-    }
-
-    /// Returns the key whose confirmation follows from the epoch's adoption.
-    pub(super) fn confirms(&self, key: &Key) -> Option<DeviceKey> {
-        let owner = self.epochs.get(key)?.owner.as_ref()?;
-        owner.confirms.then_some(owner.key)
     }
 
     /// Reports whether a sign of a clone was not seen before.
@@ -514,28 +390,6 @@ impl Catalog {
     pub(super) fn ends(&self, key: &Key) -> (u64, u64) {
         self.epochs.get(key).map_or((0, 0), |epoch| (epoch.lines_end, epoch.notes_end))
     }
-
-    /// Statistics about all entries held.
-    pub(super) fn stats(&self, registry: Option<&Registry>) -> Stats {
-        let mut machines: BTreeMap<&str, MachineStats> = BTreeMap::new();
-        for ((machine, id), epoch) in &self.epochs {
-            let stats = machines.entry(machine).or_insert_with(|| {
-                let clones = self.clones.get(machine).cloned().unwrap_or_default();
-                MachineStats::new(&epoch.sender.identity, clones)
-            });
-            stats.add(epoch.stats(id, registry), &epoch.sender.identity);
-        }
-        let machines: Vec<_> = machines.into_values().collect();
-        let epochs = machines.iter().flat_map(MachineStats::all_epochs);
-        let claims = epochs.filter_map(|epoch| epoch.claims.as_ref());
-        let unexplained = claims.filter(|it| it.difference == Difference::Unexplained).count();
-        Stats {
-            unexplained: unexplained as u64,
-            level: registry.map(Registry::level),
-            events: registry.map(Registry::event_counts).unwrap_or_default(),
-            machines,
-        }
-    }
 }
 
 impl Lineage {
@@ -571,180 +425,7 @@ impl Epoch {
         let device = self.owner.as_ref().map(|owner| owner.key);
         (machine.to_owned(), self.sender.identity.user.clone(), device)
     }
-
-    fn device_stats(&self, owner: &Owner, registry: Option<&Registry>) -> EpochDevice {
-        let identity = &self.sender.identity;
-        let state = match registry.and_then(|registry| registry.device(&owner.key)) {
-            // It was confirmed for another machine or user.
-            Some(device)
-                if device.state == DeviceState::Confirmed
-                    && (device.machine != identity.machine_id || device.user != identity.user) =>
-            {
-                DeviceState::Unconfirmed
-            }
-            Some(device) => device.state,
-            None if owner.mark == Mark::Confirmed => DeviceState::Confirmed,
-            None => DeviceState::Unconfirmed,
-        };
-        EpochDevice {
-            key: format!("{:.16}", owner.key),
-            state,
-            level: owner.level,
-            adopted_at: owner.adopted_at,
-            sealed: self.notes.sealed(),
-        }
-    }
-
-    fn stats(&self, id: &str, registry: Option<&Registry>) -> EpochStats {
-        let mut holes: Vec<Range> = Vec::new();
-        for hole in self.ledger.holes() {
-            match holes.last_mut() {
-                Some(range) if range.last + 1 == hole.seq => range.last = hole.seq,
-                _ => holes.push(Range { first: hole.seq, last: hole.seq }),
-            }
-        }
-        EpochStats {
-            epoch: id.to_owned(),
-            previous_epoch: self.sender.previous_epoch.clone(),
-            user: self.sender.identity.user.clone(),
-            first_seen: self.first_seen.clone(),
-            last_seen: self.last_seen.clone(),
-            entries: self.ledger.held(),
-            bytes: self.lines_end,
-            next_seq: self.ledger.next_seq(),
-            begins_at: self.ledger.begins_at(),
-            duplicates: self.ledger.duplicates(),
-            repetitions: self.repetitions,
-            conflicts: self.conflicts,
-            gaps: self.ledger.gaps(),
-            holes,
-            breaks: self.ledger.breaks().to_vec(),
-            claims: self.ledger.comparison(),
-            device: self.owner.as_ref().map(|owner| self.device_stats(owner, registry)),
-        }
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::UNIX_EPOCH;
-
-    use super::*;
-    use crate::testing::BatchText;
-
-    fn record_batch(catalog: &mut Catalog, text: &BatchText) -> Note {
-        let batch = Batch::parse(text.text().into_bytes(), UNIX_EPOCH).unwrap();
-        // No test here sends a number twice, so that only the previous value is read.
-        let values = vec![Digest::ZERO; 1000];
-        let planned = catalog.plan(&batch, &Admission::loose(), &mut values.as_slice()).unwrap();
-        catalog.record(&key(&batch.header), &planned.note, planned.note.line().len() as u64);
-        planned.note
-    }
-
-    fn of(epoch: &str, first: u64) -> BatchText {
-        BatchText::new(first, first).with(|header| header.epoch = epoch.into())
-    }
-
-    fn clones(catalog: &Catalog) -> Vec<(CloneKind, String, String, u64)> {
-        let machine = catalog.stats(None).machines.remove(0);
-        machine.clones.into_iter().map(|it| (it.kind, it.epoch, it.other, it.times)).collect()
-    }
-
-    #[test]
-    fn return_to_an_old_epoch_is_a_clone() {
-        let mut catalog = Catalog::default();
-        record_batch(&mut catalog, &of("a", 1));
-        record_batch(&mut catalog, &of("b", 1));
-        assert_eq!(clones(&catalog), []);
-        record_batch(&mut catalog, &of("a", 2));
-        record_batch(&mut catalog, &of("b", 2));
-        let kind = CloneKind::AlternatingEpochs;
-        let expected = [(kind, "a".into(), "b".into(), 1), (kind, "b".into(), "a".into(), 1)];
-        assert_eq!(clones(&catalog), expected);
-    }
-
-    #[test]
-    fn dead_letters_of_an_old_epoch_are_not_a_clone() {
-        let mut catalog = Catalog::default();
-        record_batch(
-            &mut catalog,
-            &BatchText::new(1, 2).dead(&[2]).with(|header| header.epoch = "a".into()),
-        );
-        record_batch(&mut catalog, &of("b", 1));
-        record_batch(
-            &mut catalog,
-            &BatchText::redelivery(&[2]).with(|header| header.epoch = "a".into()),
-        );
-        record_batch(&mut catalog, &of("b", 2));
-        assert_eq!(clones(&catalog), []);
-    }
-
-    #[test]
-    fn one_epoch_from_two_hostnames_is_a_clone() {
-        let mut catalog = Catalog::default();
-        record_batch(&mut catalog, &of("a", 1));
-        record_batch(&mut catalog, &of("a", 2).with(|header| header.hostname = "copy".into()));
-        let expected = [(CloneKind::TwoHostnames, "a".into(), "laptop".into(), 1)];
-        assert_eq!(clones(&catalog), expected);
-    }
-
-    #[test]
-    fn two_users_of_a_machine_are_not_a_clone() {
-        let mut catalog = Catalog::default();
-        for seq in 1..4 {
-            record_batch(&mut catalog, &of("a", seq));
-            record_batch(&mut catalog, &of("b", seq).with(|header| header.user = "v".into()));
-        }
-        assert_eq!(clones(&catalog), []);
-    }
-
-    /// Each read of a value waits for files.
-    #[test]
-    fn batch_that_continues_the_last_one_reads_no_value() {
-        struct None;
-        impl ChainValues for None {
-            type Error = u64;
-            fn read(&mut self, at: u64, _: u64) -> Result<Vec<Digest>, u64> {
-                Err(at)
-            }
-        }
-        let mut catalog = Catalog::default();
-        let batch = |first, last| {
-            let text = BatchText::new(first, last).text();
-            Batch::parse(text.into_bytes(), UNIX_EPOCH).unwrap()
-        };
-        let first = batch(1, 3);
-        let key = key(&first.header);
-        let note = catalog.plan(&first, &Admission::loose(), &mut None).unwrap().note;
-        catalog.record(&key, &note, 1);
-        assert!(matches!(
-            catalog.plan(&batch(4, 5), &Admission::loose(), &mut None),
-            Err(Refusal::Values(2))
-        ));
-        catalog.remember(&key, first.chain(3, 3)[0]);
-        let planned = catalog.plan(&batch(4, 5), &Admission::loose(), &mut None).unwrap();
-        assert!(planned.note.change.breaks.is_empty() && planned.note.change.claims.is_empty());
-        // Held numbers are compared with the stored values.
-        assert!(matches!(
-            catalog.plan(&batch(2, 5), &Admission::loose(), &mut None),
-            Err(Refusal::Values(1))
-        ));
-        catalog.record(&key, &planned.note, 1);
-        assert!(matches!(
-            catalog.plan(&batch(6, 6), &Admission::loose(), &mut None),
-            Err(Refusal::Values(4))
-        ));
-    }
-
-    #[test]
-    fn note_names_the_sender_only_if_it_changed() {
-        let mut catalog = Catalog::default();
-        let first = of("b", 1).with(|header| header.previous_epoch = Some("a".into()));
-        assert!(record_batch(&mut catalog, &first).sender.is_some());
-        assert_eq!(record_batch(&mut catalog, &of("b", 2)).sender, None);
-        let newer = of("b", 3).with(|header| header.agent_version = "0.2.0".into());
-        assert!(record_batch(&mut catalog, &newer).sender.is_some());
-        let epoch = catalog.stats(None).machines.remove(0).epochs.remove(0);
-        assert_eq!(epoch.previous_epoch.as_deref(), Some("a"));
-    }
-}
+mod tests;

@@ -1,6 +1,8 @@
 //! Thread that plans batches and makes them durable. It takes all waiting batches, writes them to
 //! the journal, syncs once, responds to all, and passes them on to the applier.
 
+mod devices;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     io,
@@ -10,13 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use siem_protocol::{Digest, Receipt, statement::Confirmation};
+use siem_protocol::{Digest, Receipt};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
+pub(super) use devices::confirm;
+
 use super::{
-    HeldPoint, StoreError, StoredBatch,
-    admission::{self, Admission, Refused},
+    StoreError, StoredBatch,
+    admission::{self, Admission},
     applier::{Applier, Values},
     catalog::{self, Catalog, Key},
     copy,
@@ -27,9 +31,9 @@ use super::{
 };
 use crate::{
     batch::Batch,
-    ledger::{ChainValues as _, Refusal},
-    stats::{CloneKind, CloneReport, Stats},
-    trust::{DeviceKey, Event, EventKind, Registry, RegistryError, policy::Denial},
+    ledger::Refusal,
+    stats::Stats,
+    trust::{Event, EventKind, Registry},
 };
 
 /// Maximum size of a group that shares one sync.
@@ -195,34 +199,6 @@ impl Writer {
         }
     }
 
-    /// Responds to a batch that the policy refuses. Nothing is written about it but an event.
-    fn refuse(&self, refused: Refused, batch: &Batch, key: &Key, responder: Responder) {
-        let Refused { denial, alarm } = refused;
-        warn!(
-            code = "batch_denied",
-            machine = key.0,
-            epoch = key.1,
-            reason = %denial,
-            "rejected a batch of a sender that may not send it"
-        );
-        self.record(alarm.map(|alarm| admission::alarm_event(alarm, Some(denial), batch)));
-        let error = match denial {
-            Denial::Renumber => {
-                let expected_seq = self.catalog.epoch(key).map_or(1, |epoch| epoch.next_seq);
-                StoreError::Conflict { expected_seq }
-            }
-            denial => StoreError::Denied(denial),
-        };
-        reply(responder, Err(error));
-    }
-
-    fn record(&self, events: impl IntoIterator<Item = Event>) {
-        let Some(registry) = &self.registry else { return };
-        for event in events {
-            registry.record(event);
-        }
-    }
-
     fn stage_admitted(
         &mut self,
         batch: Box<Batch>,
@@ -290,65 +266,6 @@ impl Writer {
             events,
             responder,
         })
-    }
-
-    /// Returns the facts for the receipt of a batch; `None` if the receiver signs none.
-    fn point(
-        &self,
-        batch: &Batch,
-        key: &Key,
-        note: &Note,
-    ) -> Result<Option<HeldPoint>, StoreError> {
-        if self.registry.as_ref().is_none_or(|registry| registry.receiver_key().is_none()) {
-            return Ok(None);
-        }
-        let stem = catalog::stem(key);
-        let failed = |error: io::Error| {
-            error!(code = "notes_read_failed", machine = key.0, epoch = key.1, %error, "cannot read the notes of an epoch");
-            StoreError::from_io(error)
-        };
-        if let Some(seal) = batch.seal.valid().filter(|_| batch.header.redelivery) {
-            // The seal names a number that the device got a receipt for.
-            let place = self.catalog.ledger(key).and_then(|ledger| ledger.place(seal.last_seq));
-            let Some(place) = place else { return Ok(None) };
-            let mut values = Values { applier: &self.applier, stem: &stem };
-            if values.read(place, 1).map_err(failed)?.first() != Some(&seal.chain) {
-                return Err(StoreError::Denied(Denial::Seal));
-            }
-        }
-        let mut read = |range| self.applier.files([&stem])?.notes(&stem, range);
-        self.catalog.point(key, batch, note, &mut read).map_err(failed)
-    }
-
-    /// Observes the instance of the agent that sealed a batch with new entries; returns an error if
-    /// two of them use the key.
-    fn find_clone(&self, batch: &Batch, admission: &Admission, note: &Note) -> Option<StoreError> {
-        let (owner, instance) = (admission.owner?, batch.header.instance.as_ref()?);
-        if note.change.new.is_empty() {
-            // Anyone can repeat a batch, with another instance.
-            return None;
-        }
-        let found = self.registry.as_ref()?.observe_instance(&owner.key, instance)?;
-        let mut event = batch.event(EventKind::Clone);
-        event.detail =
-            Some(format!("instances `{}` and `{}`", found.instances[0], found.instances[1]));
-        self.record([event]);
-        Some(StoreError::Denied(Denial::DeviceCloned))
-    }
-
-    /// Returns an event for each sign of a clone that was not seen before.
-    fn clone_events(&self, batch: &Batch, note: &Note) -> Vec<Event> {
-        let machine = &batch.header.machine_id;
-        let new = note.clones.iter().filter(|clone| self.catalog.is_new_clone(machine, clone));
-        let event = |clone: &CloneReport| {
-            let mut event = batch.event(EventKind::Clone);
-            event.detail = Some(match clone.kind {
-                CloneKind::TwoHostnames => format!("also from host `{}`", clone.other),
-                CloneKind::AlternatingEpochs => format!("alternates with epoch `{}`", clone.other),
-            });
-            event
-        };
-        new.map(event).collect()
     }
 
     /// Stages the note about a batch that does not continue its epoch, so that it is counted.
@@ -459,19 +376,6 @@ impl Writer {
                 warn!(code = "journal_rotate_failed", %error, "cannot start another journal, continuing with this one")
             }
         }
-    }
-}
-
-/// Confirms a key that continued an epoch without a device.
-pub(super) fn confirm(registry: &Registry, key: &DeviceKey) -> io::Result<()> {
-    match registry.confirm(key, Confirmation::Continuity) {
-        Ok(_) => Ok(()),
-        Err(RegistryError::Device(error)) => {
-            // It was revoked, or the registry was lost.
-            warn!(code = "device_not_confirmed", device = %key, %error, "cannot confirm a device that continued an epoch");
-            Ok(())
-        }
-        Err(error) => Err(io::Error::other(error)),
     }
 }
 

@@ -27,7 +27,7 @@
 use serde::{Deserialize, Serialize};
 use siem_protocol::statement::TrustLevel;
 
-/// What is known about a batch, its sender and its epoch.
+/// Facts about a batch, its sender and its epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// Lowest level that the receiver accepts.
