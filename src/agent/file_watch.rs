@@ -30,7 +30,7 @@ pub(super) fn stamps(paths: impl IntoIterator<Item = PathBuf>) -> Stamps {
     let stamp = |path: PathBuf| {
         // Called often: only a symlink costs a walk along its path.
         let found = match file::inspect(&path) {
-            Ok(found) if found.kind == file::FileKind::Other => {
+            Ok(found) if found.kind == file::FileKind::Link => {
                 fs::canonicalize(&path).and_then(|path| file::inspect(&path))
             }
             found => found,

@@ -41,7 +41,9 @@ pub enum FileKind {
     File,
     /// Directory.
     Directory,
-    /// Symlink, FIFO, device or socket.
+    /// Symlink, or a junction on Windows.
+    Link,
+    /// FIFO, device or socket.
     Other,
 }
 
@@ -92,6 +94,8 @@ pub trait ReadAt {
 
 impl ReadAt for File {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        #[cfg(test)]
+        super::faults::check_open(super::faults::Call::Read, self)?;
         system::read_at(self, bytes, offset)
     }
 }
@@ -102,6 +106,8 @@ impl Stamp {
     /// # Errors
     /// The error of the system.
     pub fn of(file: &File) -> io::Result<Self> {
+        #[cfg(test)]
+        super::faults::check_open(super::faults::Call::Stat, file)?;
         system::stamp(file)
     }
 
@@ -118,14 +124,33 @@ impl Stamp {
 /// # Errors
 /// The error of the system.
 pub fn inspect(path: &Path) -> io::Result<FileInfo> {
+    #[cfg(test)]
+    super::faults::check(super::faults::Call::Stat, path)?;
     system::inspect(path)
+}
+
+/// Returns kind and stamp of the file at `path`, or of the target of a symlink there.
+///
+/// # Errors
+/// The error of the system.
+pub fn inspect_target(path: &Path) -> io::Result<FileInfo> {
+    let info = inspect(path)?;
+    if info.kind == FileKind::Link { inspect(&path.canonicalize()?) } else { Ok(info) }
+}
+
+/// Returns the id of an open file, without a fault that a test injects.
+#[cfg(test)]
+pub(super) fn id_of(file: &File) -> io::Result<Option<FileId>> {
+    system::stamp(file).map(|stamp| stamp.id)
 }
 
 /// Returns kind and stamp of a directory entry; a symlink is not followed.
 ///
 /// # Errors
 /// The error of the system; `NotFound` for a deleted file that is listed only because it is open.
-pub fn inspect_entry(entry: &DirEntry) -> io::Result<FileInfo> {
+pub(super) fn inspect_entry(entry: &DirEntry) -> io::Result<FileInfo> {
+    #[cfg(test)]
+    super::faults::check(super::faults::Call::Stat, &entry.path())?;
     system::inspect_entry(entry)
 }
 
@@ -138,10 +163,12 @@ pub fn inspect_entry(entry: &DirEntry) -> io::Result<FileInfo> {
 /// # Errors
 /// The error of the system when opening the file or reading its metadata.
 pub fn open_regular(path: &Path) -> io::Result<Option<(File, Stamp)>> {
+    #[cfg(test)]
+    super::faults::check(super::faults::Call::Open, path)?;
     let mut options = OpenOptions::new();
     options.read(true);
     system::without_traps(&mut options);
-    let file = match options.open(path) {
+    let file = match system::open(&options, path) {
         Ok(file) => file,
         Err(error) if system::is_symlink_or_socket(&error) => return Ok(None),
         // Windows cannot open a directory this way.
@@ -150,8 +177,19 @@ pub fn open_regular(path: &Path) -> io::Result<Option<(File, Stamp)>> {
         }
         Err(error) => return Err(error),
     };
+    #[cfg(test)]
+    super::faults::check_open(super::faults::Call::Stat, &file)?;
     let FileInfo { kind, stamp } = system::inspect_open(&file)?;
     Ok((kind == FileKind::File).then_some((file, stamp)))
+}
+
+/// Returns whether an error means that a file system cannot be reached at present, as those of a
+/// network or a broken disk, and not that a path is wrong.
+#[must_use]
+pub fn is_unavailable(error: &io::Error) -> bool {
+    use io::ErrorKind::{Deadlock, NotConnected, StaleNetworkFileHandle, TimedOut};
+    matches!(error.kind(), Deadlock | NotConnected | StaleNetworkFileHandle | TimedOut)
+        || system::is_io_error(error)
 }
 
 /// Returns whether an error means that too many files are open, in this process or the whole
@@ -179,11 +217,13 @@ pub fn path_from_bytes(bytes: Vec<u8>) -> OsString {
     system::path_from_bytes(bytes)
 }
 
-fn kind(found: FileType) -> FileKind {
+pub(super) fn kind(found: FileType) -> FileKind {
     if found.is_file() {
         FileKind::File
     } else if found.is_dir() {
         FileKind::Directory
+    } else if found.is_symlink() {
+        FileKind::Link
     } else {
         FileKind::Other
     }
@@ -205,6 +245,7 @@ mod system {
     use rustix::{fs::OFlags, io::Errno};
 
     use super::{FileId, FileInfo, Stamp, kind};
+    use crate::platform::long_path;
 
     pub(super) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         file.read_at(bytes, offset)
@@ -215,7 +256,21 @@ mod system {
     }
 
     pub(super) fn inspect(path: &Path) -> io::Result<FileInfo> {
-        Ok(info(&fs::symlink_metadata(path)?))
+        match fs::symlink_metadata(path) {
+            Err(error) if long_path::is_too_long(&error, path) => {
+                inspect_open(&long_path::open_for_metadata(path)?)
+            }
+            found => Ok(info(&found?)),
+        }
+    }
+
+    pub(super) fn open(options: &OpenOptions, path: &Path) -> io::Result<File> {
+        match options.open(path) {
+            Err(error) if long_path::is_too_long(&error, path) => {
+                long_path::open(path, OFlags::RDONLY | TRAPS)
+            }
+            opened => opened,
+        }
     }
 
     pub(super) fn inspect_entry(entry: &DirEntry) -> io::Result<FileInfo> {
@@ -240,14 +295,21 @@ mod system {
         }
     }
 
+    /// Flags that keep a FIFO from blocking, a symlink from being followed, and a terminal from
+    /// becoming that of the process.
+    const TRAPS: OFlags = OFlags::NONBLOCK.union(OFlags::NOFOLLOW).union(OFlags::NOCTTY);
+
     pub(super) fn without_traps(options: &mut OpenOptions) {
-        let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
-        options.custom_flags(i32::from_ne_bytes(flags.bits().to_ne_bytes()));
+        options.custom_flags(i32::from_ne_bytes(TRAPS.bits().to_ne_bytes()));
     }
 
     pub(super) fn is_symlink_or_socket(error: &io::Error) -> bool {
         let errno = Errno::from_io_error(error);
         errno == Some(Errno::LOOP) || errno == Some(Errno::NXIO)
+    }
+
+    pub(super) fn is_io_error(error: &io::Error) -> bool {
+        Errno::from_io_error(error) == Some(Errno::IO)
     }
 
     pub(super) fn is_out_of_files(error: &io::Error) -> bool {
@@ -294,6 +356,8 @@ mod system {
     const BACKUP_SEMANTICS: u32 = 0x0200_0000;
     /// `ERROR_DELETE_PENDING`.
     const DELETE_PENDING: i32 = 303;
+    /// `ERROR_IO_DEVICE`.
+    const IO_DEVICE: i32 = 1117;
     /// `ERROR_TOO_MANY_OPEN_FILES`.
     const TOO_MANY_OPEN_FILES: i32 = 4;
 
@@ -316,6 +380,10 @@ mod system {
         let mut options = OpenOptions::new();
         options.access_mode(READ_ATTRIBUTES).share_mode(SHARE_ALL);
         inspect_open(&options.custom_flags(OPEN_REPARSE_POINT | BACKUP_SEMANTICS).open(path)?)
+    }
+
+    pub(super) fn open(options: &OpenOptions, path: &Path) -> io::Result<File> {
+        options.open(path)
     }
 
     pub(super) fn inspect_open(file: &File) -> io::Result<FileInfo> {
@@ -341,6 +409,10 @@ mod system {
 
     pub(super) fn is_symlink_or_socket(_: &io::Error) -> bool {
         false
+    }
+
+    pub(super) fn is_io_error(error: &io::Error) -> bool {
+        error.raw_os_error() == Some(IO_DEVICE)
     }
 
     pub(super) fn is_out_of_files(error: &io::Error) -> bool {

@@ -2,15 +2,21 @@
 
 mod clock;
 pub mod control;
+pub mod directory;
 mod disk;
 mod environment;
+#[cfg(test)]
+pub(crate) mod faults;
 pub mod file;
 mod groups;
 mod identity;
 pub mod input;
 pub mod journal;
+pub mod links;
 mod lock;
 mod log_file;
+#[cfg(unix)]
+mod long_path;
 pub mod memory;
 mod os;
 mod paths;

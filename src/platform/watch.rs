@@ -159,11 +159,13 @@ fn failure(error: &notify::Error) -> WatchError {
 }
 
 fn is_out_of_reach(error: &notify::Error) -> bool {
-    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    use io::ErrorKind::{InvalidFilename, NotADirectory, NotFound, PermissionDenied};
     match &error.kind {
         ErrorKind::PathNotFound => true,
         ErrorKind::Io(error) => {
-            matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
+            let kind = error.kind();
+            matches!(kind, InvalidFilename | NotFound | NotADirectory | PermissionDenied)
+                || file::is_unavailable(error)
         }
         _ => false,
     }

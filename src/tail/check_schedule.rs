@@ -42,6 +42,9 @@ const SETTLE_TIME: Duration = Duration::from_millis(250);
 /// Time after which a shorter file counts as truncated even if it keeps changing.
 const SETTLE_MAX_TIME: Duration = Duration::from_secs(5);
 
+/// Time after which a deleted file is read again if its file system could not be reached.
+const READ_RETRY: Duration = Duration::from_secs(1);
+
 /// A file that became shorter: since when, and the time of the next check.
 #[derive(Debug)]
 struct SettlingFile {
@@ -258,6 +261,12 @@ impl CheckSchedule {
             settling.due = now + (SETTLE_TIME - age);
         }
         has_settled
+    }
+
+    /// Schedules another check of a file that could not be read and that no sweep finds.
+    pub(super) fn retry_later(&mut self, key: FileKey) {
+        let now = self.now();
+        self.settling.insert(key, SettlingFile { since: now, due: now + READ_RETRY });
     }
 
     /// Records that the file has all its bytes again.

@@ -1,5 +1,7 @@
 //! Files that were deleted, and copies of incomplete last lines in case a file is deleted.
 
+use std::io;
+
 use ai_agent_stage::{Chunk, FileKey, Intake};
 
 use super::{
@@ -8,7 +10,7 @@ use super::{
     generation_end::{FinalPiece, GenerationEnd, end_generation},
     open_files::{ChunkProgress, DrainOutcome},
 };
-use crate::platform::file::{self, Stamp};
+use crate::platform::file::Stamp;
 
 /// Largest number of bytes of an incomplete last line that are copied into the row.
 const MAX_SAVED_BYTES: u64 = 1 << 20;
@@ -29,14 +31,25 @@ impl Tail {
     }
 
     /// Reads the next chunk of a deleted file through its handle, and ends the file after the last.
-    pub(super) fn read_deleted(&mut self, key: FileKey, intake: &mut dyn Intake) -> ChunkProgress {
-        let outcome = self.drain(key, intake);
-        if outcome == DrainOutcome::More {
-            return ChunkProgress::More;
-        }
+    ///
+    /// # Errors
+    /// As [`Tail::drain`]; the file is read again later.
+    pub(super) fn read_deleted(
+        &mut self,
+        key: FileKey,
+        intake: &mut dyn Intake,
+    ) -> io::Result<ChunkProgress> {
+        let outcome = match self.drain(key, intake) {
+            Ok(DrainOutcome::More) => return Ok(ChunkProgress::More),
+            Ok(outcome) => outcome,
+            Err(error) => {
+                self.schedule.retry_later(key);
+                return Err(error);
+            }
+        };
         let partial_line = self.read_partial_line(key, outcome);
         self.end_deleted_file(key, partial_line, intake);
-        ChunkProgress::Drained
+        Ok(ChunkProgress::Drained)
     }
 
     /// Reads the incomplete last line of an open file whose complete lines were handed over.
@@ -110,7 +123,7 @@ impl Tail {
         let Ok(mut row) = self.row(key, known, intake) else { return };
         let (path, origin, offset) = (known.path.clone(), known.origin(key), row.offset);
         let len = usize::try_from(known.unread().min(MAX_SAVED_BYTES)).unwrap_or_default();
-        let Ok(Some((file, stamp))) = file::open_regular(&path) else { return };
+        let Ok(Some((file, stamp))) = self.links.open(&path) else { return };
         let drained = known.drained;
         let is_unchanged = drained.is_some_and(|drained| drained.agrees_with(&stamp));
         let Ok(line) = self.reader.copy(&file, offset, len) else { return };

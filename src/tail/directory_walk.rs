@@ -1,12 +1,18 @@
 //! Lists the files below the roots.
 
 use std::{
+    collections::{BTreeSet, HashSet},
     ffi::{OsStr, OsString},
-    fs, io,
+    fs, io, mem,
     path::{Path, PathBuf},
 };
 
-use crate::platform::file::{self, FileKind, Stamp};
+use super::links::{LinkProblem, LinkRules};
+use crate::platform::{
+    directory::{self, Entry},
+    file::{FileId, FileKind, Stamp},
+    links,
+};
 
 /// RootDirectory directory, under its configured path and its canonical one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +41,7 @@ pub(super) fn resolve(
 ) -> Vec<RootDirectory> {
     let mut roots: Vec<RootDirectory> = Vec::new();
     for path in configured {
-        match fs::canonicalize(path) {
+        match links::canonical(path) {
             Ok(canonical) => roots.push(RootDirectory { configured: path.clone(), canonical }),
             Err(error) => fail(path, error),
         }
@@ -62,33 +68,79 @@ pub enum Names {
     Log(OsString),
 }
 
-/// Directories that have not been listed yet.
+/// Directories and links that have not been visited yet.
+///
+/// Links come last, in the order of their paths: a file that is below a root is found there, and one
+/// to which several links lead is found under the same path each time.
 #[derive(Debug)]
 pub(super) struct Walk {
     directories: Vec<PathBuf>,
+    /// Directories below links.
+    linked: Vec<PathBuf>,
+    links: BTreeSet<PathBuf>,
+    /// Directories that were found through links.
+    visited: HashSet<FileId>,
+    followed: Vec<RootDirectory>,
+    rules: LinkRules,
     names: Names,
+}
+
+/// A file that a walk found.
+#[derive(Debug)]
+pub(super) struct FoundFile {
+    pub(super) path: PathBuf,
+    pub(super) stamp: Stamp,
+    /// True if a link leads to it, or to a directory above it.
+    pub(super) is_linked: bool,
 }
 
 impl Walk {
     /// Creates a walk through all directories below `directories`.
-    pub(super) fn new(directories: Vec<PathBuf>, names: &Names) -> Self {
-        Self { directories, names: names.clone() }
+    pub(super) fn new(directories: Vec<PathBuf>, names: &Names, rules: LinkRules) -> Self {
+        Self {
+            directories,
+            linked: Vec::new(),
+            links: BTreeSet::new(),
+            visited: HashSet::new(),
+            followed: Vec::new(),
+            rules,
+            names: names.clone(),
+        }
     }
 
-    /// Returns the directory that is listed next.
+    /// Returns true if everything was visited.
+    pub(super) fn is_over(&self) -> bool {
+        self.directories.is_empty() && self.linked.is_empty() && self.links.is_empty()
+    }
+
+    /// Returns the directory that is visited next; `None` if that is a link.
     pub(super) fn next(&self) -> Option<&Path> {
-        self.directories.last().map(PathBuf::as_path)
+        self.directories.last().or(self.linked.last()).map(PathBuf::as_path)
     }
 
-    /// Lists the next directory: calls `visit` for each regular file with a followed name, and `fail`
-    /// for each error. Does not follow symlinks. Returns the number of entries.
+    /// Returns true if there are links that were not followed; forgets them.
+    pub(super) fn skip_links(&mut self) -> bool {
+        !mem::take(&mut self.links).is_empty()
+    }
+
+    /// Links to directories that were followed: each path, and the path of its target.
+    pub(super) fn take_followed(&mut self) -> Vec<RootDirectory> {
+        mem::take(&mut self.followed)
+    }
+
+    /// Lists the next directory, or follows the next link: calls `visit` for each regular file with
+    /// a followed name, and `fail` for each error. Returns the number of entries.
     pub(super) fn list(
         &mut self,
-        mut visit: impl FnMut(PathBuf, Stamp),
+        mut visit: impl FnMut(FoundFile),
         mut fail: impl FnMut(&Path, io::Error),
     ) -> usize {
-        let Some(directory) = self.directories.pop() else { return 0 };
-        let entries = match fs::read_dir(&directory) {
+        let is_linked = self.directories.is_empty();
+        let Some(directory) = self.directories.pop().or_else(|| self.linked.pop()) else {
+            self.follow_link(visit, fail);
+            return 0;
+        };
+        let entries = match directory::list(&directory) {
             Ok(entries) => entries,
             Err(error) => {
                 fail(&directory, error);
@@ -105,27 +157,90 @@ impl Walk {
                 }
             };
             count += 1;
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() => {
-                    if self.names.is_recursive() {
-                        self.directories.push(entry.path());
-                    }
-                }
-                Ok(kind) if kind.is_file() && self.names.matches(Path::new(&entry.file_name())) => {
-                    match file::inspect_entry(&entry) {
-                        Ok(info) if info.kind == FileKind::File => visit(entry.path(), info.stamp),
-                        Ok(_) => {}
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                        Err(error) => fail(&entry.path(), error),
-                    }
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => fail(&entry.path(), error),
+            match self.visit_entry(&entry, is_linked, &mut visit) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => fail(&entry.path(), error),
+                _ => {}
             }
         }
         count
     }
+
+    fn visit_entry(
+        &mut self,
+        entry: &Entry,
+        is_linked: bool,
+        visit: &mut impl FnMut(FoundFile),
+    ) -> io::Result<()> {
+        match entry.kind()? {
+            FileKind::Directory if self.names.is_recursive() => {
+                if !is_linked {
+                    self.directories.push(entry.path());
+                } else if self.is_first_visit(entry.inspect()?.stamp) {
+                    self.linked.push(entry.path());
+                }
+            }
+            FileKind::File if self.names.matches(Path::new(&entry.name())) => {
+                let info = entry.inspect()?;
+                if info.kind == FileKind::File {
+                    visit(FoundFile { path: entry.path(), stamp: info.stamp, is_linked });
+                }
+            }
+            FileKind::Link
+                if self.names.is_recursive() || self.names.matches(Path::new(&entry.name())) =>
+            {
+                self.links.insert(entry.path());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Returns true if a directory was not found through another link.
+    fn is_first_visit(&mut self, stamp: Stamp) -> bool {
+        stamp.id.is_none_or(|id| self.visited.insert(id))
+    }
+
+    fn follow_link(
+        &mut self,
+        mut visit: impl FnMut(FoundFile),
+        mut fail: impl FnMut(&Path, io::Error),
+    ) {
+        let Some(link) = self.links.pop_first() else { return };
+        let is_named = self.names.matches(&link);
+        let target = match self.rules.resolve(&link) {
+            Ok(target) => target,
+            Err(error) => {
+                // With another name only a directory would be read.
+                let may_be_directory =
+                    is_named || link.extension().is_none() || !is_about_a_file(&error);
+                if may_be_directory {
+                    fail(&link, error);
+                }
+                return;
+            }
+        };
+        let is_in_root = self.rules.is_in_root(&target.path);
+        match target.info.kind {
+            FileKind::Directory => {
+                let is_new = self.names.is_recursive() && !is_in_root;
+                if is_new && self.is_first_visit(target.info.stamp) {
+                    self.linked.push(link.clone());
+                    self.followed.push(RootDirectory { configured: link, canonical: target.path });
+                }
+            }
+            // Within the root it is found under its own name.
+            FileKind::File if is_named && !(is_in_root && self.names.matches(&target.path)) => {
+                visit(FoundFile { path: link, stamp: target.info.stamp, is_linked: true });
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Returns true if a link is not followed although it may not lead to a directory.
+fn is_about_a_file(error: &io::Error) -> bool {
+    use LinkProblem::{Broken, Kind, Owner};
+    matches!(LinkProblem::of(error), Some(Broken | Kind(_) | Owner(_)))
 }
 
 impl Names {
@@ -174,10 +289,11 @@ mod tests {
 
     fn found(root: &Path) -> Vec<String> {
         let mut found = Vec::new();
-        let mut visit = |path: PathBuf, _| {
-            found.push(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
+        let mut visit = |file: FoundFile| {
+            found.push(file.path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
         };
-        let mut walk = Walk::new(vec![root.to_owned()], &Names::EndingIn(".jsonl".to_owned()));
+        let names = Names::EndingIn(".jsonl".to_owned());
+        let mut walk = Walk::new(vec![root.to_owned()], &names, LinkRules::default());
         while walk.next().is_some() {
             walk.list(&mut visit, |path, error| panic!("{path:?}: {error}"));
         }
@@ -197,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn walk_lists_any_depth_and_follows_no_symlink() {
+    fn walk_lists_any_depth_before_it_follows_links() {
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("outside.jsonl"), "").unwrap();
         let root = tempfile::tempdir().unwrap();

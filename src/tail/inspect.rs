@@ -39,7 +39,9 @@ impl Tail {
                 progress == ChunkProgress::More
             }
             Err(error) => {
-                self.schedule.clear_settling(key);
+                if self.files.get(key).is_some_and(|known| !known.is_deleted) {
+                    self.schedule.clear_settling(key);
+                }
                 if self.open.get(&key).is_some_and(|open| open.drain.is_none()) {
                     self.open.remove(&key);
                 }
@@ -60,7 +62,8 @@ impl Tail {
     fn try_inspect(&mut self, key: FileKey, intake: &mut dyn Intake) -> io::Result<ChunkProgress> {
         let Some(known) = self.files.get(key) else { return Ok(ChunkProgress::Drained) };
         if known.is_deleted {
-            return Ok(self.read_deleted(key, intake));
+            self.schedule.clear_settling(key);
+            return self.read_deleted(key, intake);
         }
         let replaced_by = known.replaced_by;
         if replaced_by.is_some()
@@ -69,7 +72,7 @@ impl Tail {
         {
             // The unread bytes of the replaced file come first.
             self.start_drain(key);
-            let outcome = self.drain(key, intake);
+            let outcome = self.drain(key, intake)?;
             if outcome == DrainOutcome::More {
                 return Ok(ChunkProgress::More);
             }

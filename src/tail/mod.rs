@@ -21,10 +21,7 @@ pub use ai_agent_stage::{
     BadRow, Chunk, FileKey, GenerationId, Intake, Origin, Piece, Progress, Survey,
 };
 
-use crate::platform::{
-    Clock,
-    file::{self, FileId},
-};
+use crate::platform::{Clock, file::FileId};
 
 mod backfill_hold;
 mod check_schedule;
@@ -40,6 +37,7 @@ mod generation_end;
 mod generation_id;
 mod inspect;
 mod line_reader;
+mod links;
 mod long_line;
 mod open_files;
 mod row_update;
@@ -62,6 +60,7 @@ use file_table::{FileTable, KnownFile, Lane, age};
 use fingerprint::EdgeSamples;
 pub use generation_id::{NewGeneration, fresh_generation};
 use line_reader::{LineReader, ReadSizes};
+use links::LinkRules;
 use open_files::{DetachedFiles, OpenFile};
 use sweep::Sweep;
 use unreadable::UnreadablePaths;
@@ -72,6 +71,8 @@ use watcher::{Hints, Watcher};
 pub struct TailOptions {
     /// Directories whose files are followed, at any depth.
     pub roots: Vec<PathBuf>,
+    /// Home directory of the user; a link to a directory that contains it is not followed.
+    pub home: Option<PathBuf>,
     /// Names of the files that are followed.
     pub names: Names,
     /// Longest line, in bytes without its ending, that is handed over whole.
@@ -101,6 +102,7 @@ impl Default for TailOptions {
     fn default() -> Self {
         Self {
             roots: Vec::new(),
+            home: None,
             names: Names::EndingIn(".jsonl".to_owned()),
             max_record_bytes: 8 << 20,
             part_bytes: 2 << 20,
@@ -130,6 +132,9 @@ pub struct Tail {
     watcher: Option<Watcher>,
     /// Roots that the last sweep found.
     roots: Vec<RootDirectory>,
+    /// Links to directories that the last sweep followed.
+    followed: Vec<RootDirectory>,
+    links: LinkRules,
     files: FileTable,
     /// Open files, at most `options.open_files` with the retired ones.
     open: BTreeMap<FileKey, OpenFile>,
@@ -174,6 +179,8 @@ impl Tail {
             hints: Arc::new(Hints::new(wake)),
             watcher: None,
             roots: Vec::new(),
+            followed: Vec::new(),
+            links: LinkRules::default(),
             files: FileTable::default(),
             open: BTreeMap::new(),
             retired: Vec::new(),
@@ -230,6 +237,7 @@ impl Tail {
         let before = std::mem::take(&mut self.files);
         let mut handles = self.detach_handles();
         self.uncommitted.clear();
+        self.unreadable.groups_lost();
         self.sweep = None;
         self.schedule.restart();
         for (generation, bytes) in rows {
@@ -291,7 +299,7 @@ impl Tail {
     /// the same path; if that is unknown, whether more was read of `row`.
     fn is_superseded_by(&self, known: FileKey, row: &CheckpointSummary) -> bool {
         let Some(known) = self.files.get(known) else { return true };
-        let here = file::inspect(&row.path).ok().and_then(|info| info.stamp.id);
+        let here = self.links.inspect(&row.path).ok().and_then(|info| info.stamp.id);
         let is_here = |id: Option<FileId>| id.is_some() && id == here;
         (is_here(row.stamp.id), row.offset) > (is_here(known.id), known.offset)
     }
@@ -313,9 +321,17 @@ impl Tail {
                 return Progress::More;
             }
             self.find_changes(intake);
+            self.report_unreadable(intake);
             // The oldest files are known after the first sweep.
             let has_swept = self.schedule.has_swept;
             let next = match has_swept {
+                // The order of a log says nothing about its age.
+                true if self.files.is_backfill()
+                    && self.options.names.is_recursive()
+                    && !intake.has_room_for_backfill() =>
+                {
+                    None
+                }
                 true if self.files.is_backfill() => {
                     let (uptime, now) = (self.schedule.now(), self.clock.now());
                     let hold = &mut self.hold;
@@ -346,11 +362,18 @@ impl Tail {
                 self.open.remove(&key);
             }
         }
+        self.report_unreadable(intake);
         self.close_quiet();
         let next = self.schedule.until_next();
         match self.files.is_backfill() {
             true => Progress::Idle { next: next.min(self.hold.until_query(self.schedule.now())) },
             false => Progress::Idle { next },
+        }
+    }
+
+    fn report_unreadable(&mut self, intake: &mut dyn Intake) {
+        for event in self.unreadable.due_events(self.group) {
+            intake.report(event.into());
         }
     }
 
@@ -366,6 +389,7 @@ impl Tail {
         let current = self.group;
         self.uncommitted.retain(|_, (group, _)| *group >= current);
         self.uncommitted.shrink_to(64);
+        self.unreadable.stored_before(current);
         self.release_stored();
     }
 

@@ -121,7 +121,7 @@ impl Tail {
             known.generation = (self.new_generation)();
         }
         let Some(known) = self.files.get(key) else { return Ok(false) };
-        let Some((file, stamp)) = file::open_regular(&known.path)? else {
+        let Some((file, stamp)) = self.links.open(&known.path)? else {
             self.schedule.request_sweep_soon();
             return Ok(false);
         };
@@ -217,7 +217,7 @@ impl Tail {
             return;
         }
         self.last_tended = now;
-        let is_elsewhere = |open: &OpenFile| match file::inspect(&open.origin.path) {
+        let is_elsewhere = |open: &OpenFile| match self.links.inspect(&open.origin.path) {
             Ok(info) => info.stamp.id != open.id,
             Err(error) => is_absent(&error),
         };
@@ -241,26 +241,37 @@ impl Tail {
 
     /// Reads the next chunk of a file that is no longer at its path, within its limit. If the file
     /// was rewritten before it was deleted, the new content is read too.
-    pub(super) fn drain(&mut self, key: FileKey, intake: &mut dyn Intake) -> DrainOutcome {
-        let Some(open) = self.open.get(&key) else { return DrainOutcome::Stopped };
-        let Some(DrainLimit { until, bytes }) = open.drain else { return DrainOutcome::Stopped };
+    ///
+    /// # Errors
+    /// The error of a file system that cannot be reached at present: the call can be repeated.
+    pub(super) fn drain(
+        &mut self,
+        key: FileKey,
+        intake: &mut dyn Intake,
+    ) -> io::Result<DrainOutcome> {
+        let Some(open) = self.open.get(&key) else { return Ok(DrainOutcome::Stopped) };
+        let Some(DrainLimit { until, bytes }) = open.drain else {
+            return Ok(DrainOutcome::Stopped);
+        };
         let before = open.row.offset;
         if self.schedule.now() >= until || bytes == 0 {
-            return DrainOutcome::Stopped;
+            return Ok(DrainOutcome::Stopped);
         }
-        match self.read_next_chunk(key, intake) {
-            Ok(Some(ChunkProgress::More)) => {}
-            Ok(Some(ChunkProgress::Drained)) => return DrainOutcome::Complete,
-            Ok(None) if self.start_new_generation(key, intake).is_ok() => {
-                return DrainOutcome::More;
-            }
-            Ok(None) | Err(_) => return DrainOutcome::Stopped,
+        let progress = match self.read_next_chunk(key, intake) {
+            Ok(None) => self.start_new_generation(key, intake).map(|_| Some(ChunkProgress::More)),
+            read => read,
+        };
+        match progress {
+            Ok(Some(ChunkProgress::Drained)) => return Ok(DrainOutcome::Complete),
+            Ok(_) => {}
+            Err(error) if file::is_unavailable(&error) => return Err(error),
+            Err(_) => return Ok(DrainOutcome::Stopped),
         }
         if let Some(open) = self.open.get_mut(&key) {
             let bytes = bytes.saturating_sub(open.row.offset.saturating_sub(before));
             open.drain = Some(DrainLimit { until, bytes });
         }
-        DrainOutcome::More
+        Ok(DrainOutcome::More)
     }
 
     /// Number of open files that are no longer at their path, and the disk space that they occupy.
@@ -305,7 +316,11 @@ impl Tail {
     /// its handle.
     pub(super) fn keep_unstored(&mut self, detached: DetachedFiles) {
         for (_, OpenFile { file, id, origin, .. }) in detached.by_generation {
-            let is_there = file::inspect(&origin.path).is_ok_and(|info| info.stamp.id == id);
+            // A file system that cannot be reached does not mean that the file was deleted.
+            let is_there = match self.links.inspect(&origin.path) {
+                Ok(info) => info.stamp.id == id,
+                Err(error) => !is_absent(&error),
+            };
             if is_there && self.files.at(&origin.path).is_some() {
                 continue;
             }

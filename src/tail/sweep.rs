@@ -1,6 +1,7 @@
 //! Finds changes: by full sweeps, by hints, and by checks of files that changed recently.
 
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -15,12 +16,16 @@ use super::{
     check_schedule::CheckSchedule,
     checkpoint::CheckpointRow,
     decision::{FileDecision, FoundAt, OldPath, decide},
-    directory_walk::{self, RootDirectory, Walk},
+    directory_walk::{self, FoundFile, RootDirectory, Walk},
     file_table::{KnownFile, Lane, age},
     is_absent,
+    links::LinkRules,
     watcher::{Hinted, Watcher, may_be_directory},
 };
-use crate::platform::file::{self, FileInfo, FileKind, Stamp};
+use crate::platform::{
+    file::{self, FileInfo, FileKind, Stamp},
+    links,
+};
 
 /// Age from which a new file is queued behind files that grow.
 const OLD: Duration = Duration::from_secs(600);
@@ -100,8 +105,11 @@ impl Tail {
     }
 
     fn apply_hint(&mut self, roots: &[RootDirectory], hinted: &Path) {
-        let found = roots.iter().find_map(|root| Some((root, root.configured_path(hinted)?)));
-        let Some((root, path)) = found else { return };
+        // The innermost link comes first.
+        let links = self.followed.iter().rev();
+        let translated =
+            |root: &RootDirectory| Some((root.configured.clone(), root.configured_path(hinted)?));
+        let Some((root, path)) = links.chain(roots).find_map(translated) else { return };
         let is_file = self.options.names.matches(&path);
         let FileInfo { kind, stamp } = match file::inspect(&path) {
             Ok(info) => info,
@@ -113,11 +121,15 @@ impl Tail {
                 return;
             }
         };
-        if !directory_walk::is_reached_without_symlinks(&root.configured, &path) {
+        if !directory_walk::is_reached_without_symlinks(&root, &path) {
             return;
         }
-        if kind == FileKind::Directory {
-            if path == root.configured {
+        if kind == FileKind::Link {
+            if is_file || may_be_directory(&path) {
+                self.schedule.request_sweep_soon();
+            }
+        } else if kind == FileKind::Directory {
+            if path == root {
                 self.schedule.request_sweep_soon();
             } else if self.options.names.is_recursive() {
                 self.list(path.clone());
@@ -130,11 +142,14 @@ impl Tail {
 
     /// Checks all files below a directory.
     fn list(&mut self, directory: PathBuf) {
-        let mut walk = Walk::new(vec![directory], &self.options.names);
+        let mut walk = Walk::new(vec![directory], &self.options.names, LinkRules::default());
         while let Some(directory) = walk.next() {
             self.watch(directory);
             // The next sweep reports directories that cannot be listed.
-            walk.list(|path, stamp| self.check_path(&path, stamp), |_, _| {});
+            walk.list(|file| self.check_path(&file.path, file.stamp), |_, _| {});
+        }
+        if walk.skip_links() {
+            self.schedule.request_sweep_soon();
         }
     }
 
@@ -160,7 +175,7 @@ impl Tail {
                 self.schedule.forget(*key);
                 continue;
             };
-            match file::inspect(&known.path) {
+            match self.links.inspect(&known.path) {
                 Ok(info) if info.kind == FileKind::File => {
                     if std::mem::take(&mut known.is_racy) {
                         known.drained = None;
@@ -184,19 +199,20 @@ impl Tail {
         let started = self.schedule.now();
         let mut sweep = self.sweep.take().unwrap_or_else(|| self.start_sweep());
         let mut left = SLICE;
-        while left > 0
-            && let Some(directory) = sweep.walk.next()
-        {
-            self.watch(directory);
+        while left > 0 && !sweep.walk.is_over() {
+            if let Some(directory) = sweep.walk.next() {
+                self.watch(directory);
+            }
             left = left.saturating_sub(DIRECTORY_COST + self.sweep_directory(&mut sweep, intake));
         }
-        let is_over = sweep.walk.next().is_none();
+        let is_over = sweep.walk.is_over();
         if is_over {
             self.end_sweep(&mut sweep, intake);
         }
         sweep.cost += self.schedule.now().saturating_sub(started);
         if is_over {
             self.roots = sweep.roots;
+            self.followed = sweep.walk.take_followed();
             self.schedule.end_sweep(sweep.cost);
             self.save_partial_lines(intake);
         } else {
@@ -217,8 +233,9 @@ impl Tail {
             failed.push(path.to_owned());
         });
         self.watch_roots(&roots);
+        self.links = LinkRules::new(self.options.home.as_deref(), &roots);
         let directories = roots.iter().map(|root| root.configured.clone()).collect();
-        let walk = Walk::new(directories, &self.options.names);
+        let walk = Walk::new(directories, &self.options.names, self.links.clone());
         let (moved, replaced, cost) = (Vec::new(), Vec::new(), Duration::ZERO);
         Sweep { number, roots, walk, found: 0, failed, moved, replaced, cost }
     }
@@ -227,7 +244,7 @@ impl Tail {
     fn sweep_directory(&mut self, sweep: &mut Sweep, intake: &mut dyn Intake) -> usize {
         let Sweep { number, walk, found, failed, moved, replaced, .. } = sweep;
         let mut unlisted = Vec::new();
-        let visit = |path: PathBuf, stamp: Stamp| {
+        let visit = |FoundFile { path, stamp, is_linked }: FoundFile| {
             *found += 1;
             intake.saw(*found);
             match self.files.at(&path) {
@@ -244,6 +261,8 @@ impl Tail {
                     }
                 }
                 None => match stamp.id.and_then(|id| self.files.with_id(id)) {
+                    // It was found under another path already.
+                    Some(key) if is_linked && self.is_found(key, *number) => {}
                     Some(key) => moved.push((key, path, stamp)),
                     None => self.add_new_file(&path, stamp),
                 },
@@ -257,6 +276,11 @@ impl Tail {
             failed.push(path);
         }
         count
+    }
+
+    /// Returns true if a sweep has found a file.
+    fn is_found(&self, key: FileKey, sweep: u32) -> bool {
+        self.files.get(key).is_some_and(|known| known.last_sweep == sweep)
     }
 
     /// Completes a sweep: decides about files that were moved, replaced or deleted.
@@ -294,7 +318,12 @@ impl Tail {
         if !self.schedule.is_sweep_required() {
             self.end_missing_files(&sweep.roots, &sweep.failed, intake);
         }
-        self.unreadable.remove_before(number, |path| self.files.at(path).is_some());
+        if !self.unreadable.is_empty() {
+            let deleted = self.files.iter().filter(|(_, known)| known.is_deleted);
+            let deleted: HashSet<&Path> = deleted.map(|(_, known)| &*known.path).collect();
+            let is_known = |path: &Path| self.files.at(path).is_some() || deleted.contains(path);
+            self.unreadable.remove_before(number, is_known);
+        }
     }
 
     /// Requests a sweep that starts watching. The first sweep does not: while all files are read for
@@ -318,7 +347,9 @@ impl Tail {
         if !self.schedule.is_watching {
             self.watcher = Watcher::new(&self.hints, &self.options.names);
         }
-        match self.watcher.as_mut().map(|watcher| watcher.watch_roots(roots)) {
+        // Targets of links are outside of the roots.
+        let watched: Vec<_> = roots.iter().chain(&self.followed).cloned().collect();
+        match self.watcher.as_mut().map(|watcher| watcher.watch_roots(&watched)) {
             Some(true) => self.schedule.is_watching = true,
             Some(false) | None => self.schedule.watching_failed(),
         }
@@ -443,16 +474,37 @@ impl Tail {
         intake: &mut dyn Intake,
     ) -> io::Result<bool> {
         let Some(known) = self.files.get(key) else { return Ok(false) };
-        let (old_path, old_stamp) = match file::inspect(&known.path) {
+        let (old_path, old_stamp) = match self.links.inspect(&known.path) {
             Ok(FileInfo { kind: FileKind::File, stamp }) => {
                 let is_same = stamp.id == known.id;
+                // Two paths to one directory entry are one file, unlike two entries of a file.
+                if is_same && is_same_entry(&known.path, path)? {
+                    if known.last_sweep == self.schedule.sweeps {
+                        return Ok(true);
+                    }
+                    return self.move_to(key, path, OldPath::Missing, None, vacated, intake);
+                }
                 (if is_same { OldPath::SameFile } else { OldPath::OtherFile }, Some(stamp))
             }
             Ok(_) => (OldPath::Missing, None),
             Err(error) if is_absent(&error) => (OldPath::Missing, None),
             Err(error) => return Err(error),
         };
-        let Some((file, stamp)) = file::open_regular(path)? else { return Ok(false) };
+        self.move_to(key, path, old_path, old_stamp, vacated, intake)
+    }
+
+    /// Moves a known file to `path` if that has the same bytes.
+    fn move_to(
+        &mut self,
+        key: FileKey,
+        path: &Path,
+        old_path: OldPath,
+        old_stamp: Option<Stamp>,
+        vacated: &mut Vec<(PathBuf, Stamp)>,
+        intake: &mut dyn Intake,
+    ) -> io::Result<bool> {
+        let Some(known) = self.files.get(key) else { return Ok(false) };
+        let Some((file, stamp)) = self.links.open(path)? else { return Ok(false) };
         if stamp.id != known.id {
             return Ok(false);
         }
@@ -501,4 +553,9 @@ impl Tail {
         }
         self.files.enqueue(key, Lane::Live, 0);
     }
+}
+
+/// Returns true if two paths lead to one directory entry, through different links.
+fn is_same_entry(one: &Path, other: &Path) -> io::Result<bool> {
+    Ok(links::canonical(one)? == links::canonical(other)?)
 }

@@ -321,6 +321,10 @@ impl Intake for EventIntake<'_> {
         self.intake.has_room()
     }
 
+    fn has_room_for_backfill(&self) -> bool {
+        self.intake.has_room_for_backfill()
+    }
+
     fn saw(&self, files: u64) {
         self.intake.saw(files);
     }

@@ -174,6 +174,13 @@ pub trait Intake {
     /// the group can be stored.
     fn has_room(&self) -> bool;
 
+    /// Returns true if the group has room for another chunk of a backlog. A backlog waits in its
+    /// files while much waits for delivery, so that new records are not delayed by it. By default it
+    /// is read like everything else.
+    fn has_room_for_backfill(&self) -> bool {
+        self.has_room()
+    }
+
     /// Reports the number of files that a long sweep has visited so far.
     fn saw(&self, files: u64);
 

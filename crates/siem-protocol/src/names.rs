@@ -172,6 +172,8 @@ pub mod event {
     pub const FILE_DELETED_UNREAD: &str = "file_deleted_unread";
     /// Two paths lead to the same file: its lines arrive from both.
     pub const FILE_LINKED: &str = "file_linked";
+    /// A file, a directory or a symlink below the directories of sessions cannot be read.
+    pub const PATH_UNREADABLE: &str = "path_unreadable";
     /// Two records of a file have the same uuid, but other bytes.
     pub const UUID_REUSED: &str = "uuid_reused";
     /// A line that was sent in parts will never be complete.

@@ -1,7 +1,8 @@
 //! Reads the session files that Claude Code writes.
 //!
 //! Every `*.jsonl` below the roots, at any depth: sessions, and the files of their sub-agents. Lines
-//! are shipped unchanged. [`crate::tail`] follows the files.
+//! are shipped unchanged. Symlinks to files and directories of the user are followed.
+//! [`crate::tail`] follows the files.
 
 use std::{
     any::Any,
@@ -109,6 +110,7 @@ impl SourceOptions for Options {
         }
         let options = TailOptions {
             roots: roots.clone(),
+            home: Some(context.paths.home.clone()),
             max_record_bytes: self.max_record_bytes.0,
             poll_interval: context.poll_interval,
             watch: self.watch && !context.once,
@@ -265,7 +267,8 @@ impl SessionIntake<'_> {
             return;
         }
         *self.growth_checked = Some(now);
-        let modified = file::inspect(path).map(|sight| sight.stamp.modified.max(0).unsigned_abs());
+        let modified =
+            file::inspect_target(path).map(|sight| sight.stamp.modified.max(0).unsigned_abs());
         let modified = Timestamp(modified.unwrap_or_default() / 1_000_000);
         if self.now - modified < RECENT {
             self.sessions.grew(self.now);
@@ -296,6 +299,10 @@ impl Intake for SessionIntake<'_> {
 
     fn has_room(&self) -> bool {
         self.intake.has_room()
+    }
+
+    fn has_room_for_backfill(&self) -> bool {
+        self.intake.has_room_for_backfill()
     }
 
     fn saw(&self, files: u64) {

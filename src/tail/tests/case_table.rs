@@ -65,8 +65,6 @@ pub(super) enum FileStep {
 pub(super) enum SpecialFile {
     Fifo,
     Socket,
-    /// A symlink to a file outside the root.
-    Symlink,
     Directory,
 }
 
@@ -220,11 +218,6 @@ impl Scene {
             SpecialFile::Socket => {
                 let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
                 self.sockets.push(Box::new(socket));
-            }
-            SpecialFile::Symlink => {
-                let outside = self.world.directory.path().join("outside");
-                fs::write(&outside, "outside\n").unwrap();
-                std::os::unix::fs::symlink(outside, &path).unwrap();
             }
             SpecialFile::Directory => fs::create_dir(&path).unwrap(),
         }

@@ -499,8 +499,8 @@ fn file_deleted_before_the_store_failed() {
 #[cfg(unix)]
 #[test]
 fn special_files_are_ignored() {
-    use super::case_table::SpecialFile::{Directory, Fifo, Socket, Symlink};
-    for special in [Fifo, Socket, Symlink, Directory] {
+    use super::case_table::SpecialFile::{Directory, Fifo, Socket};
+    for special in [Fifo, Socket, Directory] {
         let steps = [
             FileStep::Special(A, special),
             write(B, "one\n"),

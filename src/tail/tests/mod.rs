@@ -5,9 +5,14 @@ mod backfill_hold;
 mod case_table;
 mod deleted;
 mod file_lifecycles;
+#[cfg(unix)]
+mod file_system_faults;
 mod held_by_writer;
-
+#[cfg(unix)]
+mod links;
 mod long_lines;
+#[cfg(unix)]
+mod long_paths;
 mod proptests;
 mod renamed;
 mod rewritten;

@@ -9,6 +9,7 @@ mod config;
 mod outbox;
 mod receiver_trust;
 mod trust;
+mod unreadable;
 
 use std::collections::BTreeMap;
 
@@ -26,6 +27,7 @@ pub use receiver_trust::{ReceiverTrust, TrustState, TrustSummary};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 pub use trust::{DeviceKeyReason, PolicyFile, PolicyTampering, UntrustedAnswer};
+pub use unreadable::UnreadableReason;
 
 use crate::{
     Digest,
@@ -202,6 +204,16 @@ pub enum AgentEvent {
         other_path: String,
         /// Size of the file.
         size: u64,
+    },
+    /// A file, a directory or a symlink below the directories of sessions cannot be read. Sent once;
+    /// heartbeats count all of them. It is tried again.
+    PathUnreadable {
+        /// Path, shortened in the middle if it is long.
+        path: String,
+        /// Cause.
+        reason: UnreadableReason,
+        /// Error of the operating system, or why a symlink is not followed.
+        error: String,
     },
     /// A line that was sent in parts will never be complete.
     RecordAbandoned {
@@ -380,7 +392,7 @@ pub struct Heartbeat {
     pub files: u64,
     /// Number of bytes not read yet, incomplete last lines included.
     pub unread_bytes: u64,
-    /// Number of files and directories that the agent has no permission to read.
+    /// Number of files, directories and symlinks that cannot be read.
     pub unreadable: u64,
     /// Configuration in force, and those tried and refused last.
     pub config: ConfigSummary,
@@ -436,6 +448,7 @@ impl AgentEvent {
             Self::FileTrimmed(_) => event::FILE_TRIMMED,
             Self::FileDeletedUnread { .. } => event::FILE_DELETED_UNREAD,
             Self::FileLinked { .. } => event::FILE_LINKED,
+            Self::PathUnreadable { .. } => event::PATH_UNREADABLE,
             Self::RecordAbandoned { .. } => event::RECORD_ABANDONED,
             Self::UuidReused { .. } => event::UUID_REUSED,
             Self::StageFailed { .. } => event::STAGE_FAILED,

@@ -1,0 +1,196 @@
+//! Symlinks below the root.
+
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+/// Creates a directory with files outside of the root.
+fn outside(world: &TailFixture, name: &str) -> PathBuf {
+    let directory = world.directory.path().join(name);
+    fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+fn link(world: &TailFixture, target: impl AsRef<Path>, name: &str) {
+    let link = world.path(name);
+    fs::create_dir_all(link.parent().unwrap()).unwrap();
+    symlink(target, link).unwrap();
+}
+
+/// Reasons of the events about unreadable paths, with the names of the paths.
+fn reported(world: &TailFixture) -> Vec<(String, String)> {
+    let events = world.store.events.iter().filter(|event| event.name == event::PATH_UNREADABLE);
+    let text =
+        |event: &crate::event::Event, member: &str| event.data[member].as_str().unwrap().to_owned();
+    let name = |path: String| path.rsplit('/').next().unwrap().to_owned();
+    let mut reported: Vec<_> =
+        events.map(|event| (name(text(event, "path")), text(event, "reason"))).collect();
+    reported.sort();
+    reported
+}
+
+/// A manager of dotfiles had replaced a project directory by a symlink: its sessions were neither
+/// shipped nor mentioned.
+#[test]
+fn linked_directory_and_linked_file_are_read() {
+    for watch in [false, true] {
+        let mut world = TailFixture::with(TailOptions { watch, ..TailOptions::default() });
+        let dotfiles = outside(&world, "dotfiles/p/deep");
+        fs::write(dotfiles.join("a.jsonl"), "a1\n").unwrap();
+        let session = outside(&world, "other").join("session");
+        fs::write(&session, "b1\n").unwrap();
+        link(&world, world.directory.path().join("dotfiles/p"), "p");
+        link(&world, &session, "q/b.jsonl");
+        let (mut lines, events) = world.next();
+        lines.sort();
+        assert_eq!((lines, events), super::lines(["a1", "b1"]), "{watch}");
+        fs::write(dotfiles.join("a.jsonl"), "a1\na2\n").unwrap();
+        fs::write(&session, "b1\nb2\n").unwrap();
+        fs::write(dotfiles.join("c.jsonl"), "c1\n").unwrap();
+        let (mut lines, events) = world.next();
+        lines.sort();
+        assert_eq!((lines, events), super::lines(["a2", "b2", "c1"]), "{watch}");
+        world.restart();
+        assert_eq!(world.next(), super::lines([]), "{watch}");
+        fs::remove_file(dotfiles.join("c.jsonl")).unwrap();
+        assert_eq!(world.next(), super::lines([]), "{watch}");
+        assert_eq!(world.tail.survey().files, 2);
+    }
+}
+
+#[test]
+fn paths_of_linked_files_are_below_the_root() {
+    let mut world = TailFixture::new();
+    let target = outside(&world, "dotfiles");
+    fs::write(target.join("a.jsonl"), "a\n").unwrap();
+    link(&world, &target, "p");
+    world.read();
+    assert_eq!(world.store.got[0].path, world.path("p/a.jsonl"));
+}
+
+#[test]
+fn file_with_several_links_is_read_once() {
+    let mut world = TailFixture::new();
+    let target = outside(&world, "dotfiles");
+    fs::create_dir(target.join("deep")).unwrap();
+    fs::write(target.join("deep/a.jsonl"), "a1\n").unwrap();
+    world.write("own/b.jsonl", "b1\n");
+    for (target, name) in [
+        (target.join("deep"), "z"),
+        (target.clone(), "y"),
+        (target.join("deep/a.jsonl"), "y.jsonl"),
+        (world.path("own"), "x"),
+        (world.path("own/b.jsonl"), "w.jsonl"),
+    ] {
+        link(&world, target, name);
+    }
+    let (mut lines, events) = world.next();
+    lines.sort();
+    assert_eq!((lines, events), super::lines(["a1", "b1"]));
+    fs::write(target.join("deep/a.jsonl"), "a1\na2\n").unwrap();
+    world.append("own/b.jsonl", "b2\n");
+    let (mut lines, events) = world.next();
+    lines.sort();
+    assert_eq!((lines, events), super::lines(["a2", "b2"]));
+    // A link whose path comes before the others.
+    let before = world.store.stored_rows().count();
+    link(&world, &target, "a");
+    assert_eq!(world.next(), super::lines([]));
+    fs::remove_file(world.path("y")).unwrap();
+    fs::write(target.join("deep/a.jsonl"), "a1\na2\na3\n").unwrap();
+    assert_eq!(world.next(), super::lines(["a3"]));
+    world.restart();
+    assert_eq!(world.next(), super::lines([]));
+    assert_eq!(world.store.stored_rows().count(), before);
+}
+
+#[test]
+fn directory_that_was_replaced_by_a_link_continues() {
+    let mut world = TailFixture::new();
+    world.write("p/a.jsonl", "a1\n");
+    assert_eq!(world.next(), lines(["a1"]));
+    let moved = world.directory.path().join("moved");
+    fs::rename(world.path("p"), &moved).unwrap();
+    symlink(&moved, world.path("p")).unwrap();
+    fs::write(moved.join("a.jsonl"), "a1\na2\n").unwrap();
+    assert_eq!(world.next(), lines(["a2"]));
+}
+
+#[test]
+fn circles_of_links_end() {
+    let mut world = TailFixture::new();
+    let target = outside(&world, "dotfiles");
+    fs::write(target.join("a.jsonl"), "a\n").unwrap();
+    symlink(&target, target.join("again")).unwrap();
+    symlink("..", target.join("up")).unwrap();
+    link(&world, &target, "p");
+    world.write("own/b.jsonl", "b\n");
+    symlink(".", world.path("own/self")).unwrap();
+    symlink("circle", world.path("circle")).unwrap();
+    let (mut lines, _) = world.next();
+    lines.sort();
+    assert_eq!(lines, ["a", "b"]);
+    assert_eq!(world.next(), super::lines([]));
+}
+
+/// Links that are not followed were not mentioned either.
+#[test]
+fn links_that_are_not_followed_are_reported_once() {
+    let mut world = TailFixture::new();
+    world.options.home = Some(outside(&world, "users/home"));
+    world.restart();
+    let fifo = world.directory.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    link(&world, "absent", "broken");
+    link(&world, &fifo, "fifo.jsonl");
+    link(&world, world.directory.path().join("users"), "home");
+    link(&world, world.directory.path(), "root");
+    let expected = [
+        ("broken", "link_broken"),
+        ("fifo.jsonl", "link_target_kind"),
+        ("home", "link_contains_home"),
+        ("root", "link_contains_root"),
+    ];
+    let expected = expected.map(|(name, reason)| (name.to_owned(), reason.to_owned()));
+    for _ in 0..3 {
+        world.read();
+        assert_eq!(reported(&world), expected);
+        assert_eq!(world.tail.survey().unreadable.len(), 4);
+    }
+    // Of no interest: with these names only directories would be read.
+    link(&world, "absent", "broken.json");
+    fs::write(world.directory.path().join("file"), "x\n").unwrap();
+    link(&world, world.directory.path().join("file"), "file");
+    fs::remove_file(world.path("broken")).unwrap();
+    world.read();
+    assert_eq!((reported(&world).len(), world.tail.survey().unreadable.len()), (4, 3));
+}
+
+#[test]
+fn event_about_a_link_is_repeated_after_a_lost_group() {
+    let mut world = TailFixture::new();
+    link(&world, "absent", "broken");
+    world.pass(Duration::from_secs(400));
+    let _any = world.tail.read(&mut world.store);
+    world.lose_group();
+    world.read();
+    assert_eq!(reported(&world).len(), 1);
+}
+
+/// An agent that runs as root could be made to ship files of other users.
+#[test_requires::requires(root)]
+#[test]
+fn link_to_a_file_of_another_user_is_not_followed() {
+    let mut world = TailFixture::new();
+    let target = outside(&world, "other");
+    fs::write(target.join("a.jsonl"), "secret\n").unwrap();
+    for path in [&target, &target.join("a.jsonl")] {
+        std::os::unix::fs::chown(path, Some(65_534), None).unwrap();
+    }
+    link(&world, &target, "p");
+    link(&world, target.join("a.jsonl"), "a.jsonl");
+    world.read();
+    assert!(world.store.got.is_empty());
+    let expected = ["a.jsonl", "p"].map(|name| (name.to_owned(), "link_target_owner".to_owned()));
+    assert_eq!(reported(&world), expected);
+}
