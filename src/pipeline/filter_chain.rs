@@ -66,8 +66,20 @@ impl FilterChain {
         }
     }
 
-    /// Runs `record` through the filters.
+    /// Runs `record` through the filters. They get the record behind byte order marks, which are kept
+    /// in front of an edited line.
     pub fn check(&mut self, record: &Record<'_>) -> Outcome {
+        let Some((before, behind)) = record.behind_marks() else {
+            return self.check_record(record);
+        };
+        let mut outcome = self.check_record(&behind);
+        if let Outcome::Keep(Some(edited)) = &mut outcome {
+            edited.line.splice(..0, record.line()[..before].iter().copied());
+        }
+        outcome
+    }
+
+    fn check_record(&mut self, record: &Record<'_>) -> Outcome {
         let mut edited: Option<Edited> = None;
         for (stage, (name, filter)) in self.0.iter_mut().enumerate() {
             let verdict = match &edited {
@@ -171,6 +183,26 @@ mod tests {
         let one = Record::from_line(br#"{"isSidechain":true}"#);
         assert_eq!(chain.check(&one), Outcome::Drop { stage: 1, reason: "sidechain" });
         assert_eq!(chain.check(&Record::from_line(b"{}")), Outcome::Keep(None));
+    }
+
+    /// A byte order mark hid a record from all filters: one that must not leave the machine was
+    /// shipped.
+    #[test]
+    fn record_behind_a_byte_order_mark_is_checked() {
+        let mut chain = chain(&["meta", "mask"]);
+        let line = "\u{feff}{\"isMeta\":true}";
+        let outcome = chain.check(&Record::from_line(line.as_bytes()));
+        assert_eq!(outcome, Outcome::Drop { stage: 0, reason: "meta" });
+        let line = "\u{feff}{\"k\":\"AKIAIOSFODNN7EXAMPLE\"}";
+        let Outcome::Keep(Some(edited)) = chain.check(&Record::from_line(line.as_bytes())) else {
+            panic!("not masked")
+        };
+        let expected = "\u{feff}{\"k\":\"[masked:aws-access-key]\"}";
+        assert_eq!(String::from_utf8_lossy(&edited.line), expected);
+        assert_eq!(chain.check(&Record::from_line("\u{feff}{}".as_bytes())), Outcome::Keep(None));
+        let part = "\u{feff}{\"isMeta\":true,\"text\":\"";
+        let part = Record::first_part(Record::from_line(b"").origin(), 0, part.as_bytes());
+        assert_eq!(chain.check(&part), Outcome::Drop { stage: 0, reason: "meta" });
     }
 
     #[test]

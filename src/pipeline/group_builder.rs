@@ -100,7 +100,13 @@ impl GroupBuilder {
     /// Returns whether the group accepts another chunk.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.raw + self.frame.raw() < self.full
+        self.raw_bytes() < self.full
+    }
+
+    /// Size of the entries in the group before compression, in bytes.
+    #[must_use]
+    pub fn raw_bytes(&self) -> usize {
+        self.raw + self.frame.raw()
     }
 
     /// Totals of all sequence numbers below the next one.
@@ -375,6 +381,8 @@ impl GroupBuilder {
     /// Collects the members that enrichers add to `record`.
     fn enrich(&mut self, record: &Record<'_>, enrichers: &mut [Named<dyn Enricher>]) {
         self.enriched.clear();
+        let behind = record.behind_marks();
+        let record = behind.as_ref().map_or(record, |(_, behind)| behind);
         for (name, enricher) in enrichers {
             let before = self.enriched.len();
             self.enriched.push_str(",\"");

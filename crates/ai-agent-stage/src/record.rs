@@ -75,6 +75,27 @@ impl<'a> Record<'a> {
         self.partial
     }
 
+    /// The record behind byte order marks at the start of the line, with the number of bytes before
+    /// it; `None` if there are none. A mark is at the start of a file that some editors wrote, and in
+    /// the middle of files that were joined. JSON forbids it, so that a line with one has no fields.
+    #[must_use]
+    pub fn behind_marks(&self) -> Option<(usize, Self)> {
+        const MARK: &[u8] = "\u{feff}".as_bytes();
+        let (mut rest, mut has_mark) = (self.line, false);
+        loop {
+            if let Some(behind) = rest.strip_prefix(MARK) {
+                (rest, has_mark) = (behind, true);
+            } else if let [b' ' | b'\t' | b'\r', behind @ ..] = rest {
+                rest = behind;
+            } else {
+                break;
+            }
+        }
+        let (origin, offset, partial) = (self.origin, self.offset, self.partial);
+        let record = || Self { origin, offset, line: rest, partial, fields: OnceCell::new() };
+        has_mark.then(|| (self.line.len() - rest.len(), record()))
+    }
+
     /// Bytes of the line, without its ending.
     #[must_use]
     #[inline]
@@ -264,5 +285,17 @@ mod tests {
         assert_eq!(kind(" {\"type\" : \"progress\" } \r").as_deref(), Some("progress"));
         let record = Record::from_line(b" {}");
         assert_eq!(record.content(), Content::Text(" {}"));
+    }
+
+    #[test]
+    fn record_behind_byte_order_marks_has_the_fields() {
+        let line = "\u{feff} \u{feff}{\"type\":\"user\"}";
+        let record = Record::from_line(line.as_bytes());
+        assert_eq!(record.kind(), None);
+        let (before, behind) = record.behind_marks().unwrap();
+        assert_eq!((before, behind.kind().as_deref()), (7, Some("user")));
+        for line in ["", " {}", "{\"a\":\"\u{feff}\"}"] {
+            assert!(Record::from_line(line.as_bytes()).behind_marks().is_none(), "{line:?}");
+        }
     }
 }
