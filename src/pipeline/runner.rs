@@ -88,6 +88,8 @@ impl Pipeline {
     #[must_use]
     pub fn start(self, settings: &Settings, until: Until, mut on_progress: OnProgress) -> Running {
         let outbox = self.outbox;
+        let inbox = Arc::clone(&self.inbox);
+        outbox.on_acknowledged(Box::new(move || inbox.delivered()));
         let faults = Faults::new();
         faults.when(outbox.watch_damage(), Fault::OutboxDamaged);
         // Frames are stored in the encoding of the first sink; the others encode them again.

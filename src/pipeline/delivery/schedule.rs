@@ -165,7 +165,8 @@ impl Schedule {
         }
         // A flush that was requested before a renumbering names numbers of another count.
         let is_current = control.flush.renumbered_at == head.renumbered_at;
-        let mut flush_through = if is_current { control.flush.last_seq } else { 0 };
+        let requested = if is_current { control.flush.last_seq } else { 0 };
+        let mut flush_through = requested.max(head.due_seq);
         let in_transit =
             self.in_transit.filter(|it| it.through.renumbered_at == head.renumbered_at);
         let sent = in_transit.and_then(|it| {

@@ -24,6 +24,8 @@ pub struct Inbox {
     wake: Condvar,
     /// Set once reading must end. Outside of `mail`, since it is also read between two chunks.
     stopped: AtomicBool,
+    /// True if the thread waits for an acknowledgement.
+    wakes_on_delivery: AtomicBool,
 }
 
 #[derive(Default)]
@@ -74,6 +76,18 @@ impl Inbox {
     /// Wakes the thread: there may be something to read.
     pub fn wake(&self) {
         self.deliver(|_| ());
+    }
+
+    /// Sets whether an acknowledgement wakes the thread.
+    pub(super) fn wake_on_delivery(&self, wakes: bool) {
+        self.wakes_on_delivery.store(wakes, Ordering::SeqCst);
+    }
+
+    /// Wakes the thread if it waits for an acknowledgement, of which there was one.
+    pub fn delivered(&self) {
+        if self.wakes_on_delivery.swap(false, Ordering::SeqCst) {
+            self.wake();
+        }
     }
 
     /// Adds an event to the entries.

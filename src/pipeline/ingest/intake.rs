@@ -11,6 +11,7 @@ use tracing::warn;
 use super::{
     super::{group_builder::GroupBuilder, outbox::Outbox, record_stages::RecordStages},
     Inbox,
+    backfill_limit::BackfillLimit,
 };
 use crate::{
     event::Event,
@@ -30,6 +31,8 @@ pub(super) struct GroupIntake<'a> {
     pub(super) now: Timestamp,
     /// Files that are not read.
     pub(super) held_files: &'a HashSet<FileKey>,
+    /// Limit on the backlog in the open group.
+    pub(super) backfill: &'a BackfillLimit,
     /// First failure that makes the open group unusable.
     pub(super) failure: &'a OnceCell<IntakeFailure>,
 }
@@ -76,6 +79,10 @@ impl Intake for GroupIntake<'_> {
 
     fn has_room(&self) -> bool {
         self.failure.get().is_none() && self.builder.has_room() && !self.inbox.is_stopped()
+    }
+
+    fn has_room_for_backfill(&self) -> bool {
+        self.has_room() && self.backfill.accepts(self.builder.raw_bytes())
     }
 
     fn saw(&self, files: u64) {

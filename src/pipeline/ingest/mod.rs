@@ -1,6 +1,7 @@
 //! Reads sources into the outbox, one group after the other: while one group is stored, the next
 //! one is read.
 
+mod backfill_limit;
 mod heartbeat;
 mod inbox;
 mod intake;
@@ -14,6 +15,7 @@ mod writer;
 
 use std::{cell::OnceCell, collections::HashSet, sync::Arc, time::Duration};
 
+use backfill_limit::BackfillState;
 use heartbeat::HeartbeatTimer;
 pub use heartbeat::TrustReporter;
 pub use inbox::Inbox;
@@ -117,6 +119,8 @@ pub struct IngestState {
     is_backfill: bool,
     /// True if the last step had more to read of old files only.
     only_backfill: bool,
+    /// Limit on reading backlogs.
+    backfill: BackfillState,
     /// Uptime at which memory is returned to the system, after much was read.
     memory_release: Option<Duration>,
     /// Reason that nothing can be stored at present.
@@ -153,6 +157,7 @@ impl Ingest {
     /// work is retried: the files are the buffer.
     pub fn run(mut self, until: Until) {
         self.begin();
+        self.state.backfill.is_limited = until == Until::Stopped;
         loop {
             let is_over = match self.state.is_backfill {
                 true => self.run_in_background(until),
@@ -267,8 +272,20 @@ impl Ingest {
             _ => self.commit(),
         };
         match stored {
-            Ok(()) => outcome,
+            Ok(()) => self.after_storing(outcome),
             Err(pause) => StepOutcome::NotStored { pause },
+        }
+    }
+
+    /// Continues with a backlog that was refused if it has become acceptable.
+    fn after_storing(&mut self, outcome: StepOutcome) -> StepOutcome {
+        match outcome {
+            StepOutcome::Read(Progress::Idle { .. })
+                if self.state.backfill.is_waiting && self.wait_for_delivery() =>
+            {
+                StepOutcome::Read(Progress::More)
+            }
+            outcome => outcome,
         }
     }
 
@@ -296,6 +313,7 @@ impl Ingest {
         let mut all = Progress::Idle { next: LONGEST_SLEEP };
         let failure = OnceCell::new();
         self.state.only_backfill = true;
+        let backfill = self.state.backfill.limit(self.clock.uptime(), &self.outbox);
         for (name, source) in &mut self.sources {
             let label = source.label();
             let mut intake = GroupIntake {
@@ -307,6 +325,7 @@ impl Ingest {
                 label,
                 now: self.clock.now(),
                 held_files: &self.state.held_files,
+                backfill: &backfill,
                 failure: &failure,
             };
             let progress = source.read(&mut intake);
@@ -320,6 +339,7 @@ impl Ingest {
                 _ => Progress::More,
             };
         }
+        self.state.backfill.is_waiting = backfill.is_reached();
         failure.into_inner().map_or(Ok(all), Err)
     }
 

@@ -22,6 +22,7 @@ impl Ingest {
     pub(super) fn commit(&mut self) -> Result<(), Duration> {
         self.hand_over()?;
         self.await_writer()?;
+        self.state.backfill.stored(&self.outbox);
         self.state.store_failure = None;
         Ok(())
     }
@@ -34,6 +35,7 @@ impl Ingest {
         }
         // Read before the writer starts, since the writer counts the group.
         let number = self.outbox.group_count() + 1;
+        self.state.backfill.seal(self.builder.raw_bytes(), &self.outbox);
         let group = self.builder.finish_unencoded(self.clock.now());
         self.writer.start(group, self.state.is_backfill);
         let change = self.state.groups.seal(number);

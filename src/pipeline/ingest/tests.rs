@@ -1,3 +1,4 @@
+mod backfill;
 mod enrichers;
 mod reconfigure;
 

@@ -108,6 +108,7 @@ fn append_frames(
     for run in block::runs(frames) {
         let block = block::encode(run);
         state.stored += block.len() as u64;
+        state.appended += block.len() as u64;
         blocks.insert(run[0].head.first_seq, block.as_slice())?;
     }
     for Frame { head, .. } in frames {

@@ -119,6 +119,8 @@ impl Outbox {
         let before = before.filter(|ack| ack.epoch == epoch).and_then(|ack| ack.receipt);
         let receipt = receipt.or(before);
         pending.insert(sink.to_owned(), Ack { epoch: epoch.to_owned(), point, refusals, receipt });
+        drop(pending);
+        self.count_acknowledged(sink, epoch, point.seq);
         is_pending
     }
 

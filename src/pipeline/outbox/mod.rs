@@ -8,6 +8,7 @@
 //! recovery of a damaged store.
 
 mod append;
+mod backlog;
 mod backup;
 mod backup_file;
 mod block;
@@ -44,6 +45,7 @@ mod tests;
 mod transactions;
 mod verify;
 
+pub use backlog::SinkBacklog;
 pub use cursor_rows::SinkRegistration;
 pub use cursors::OrphanedSink;
 pub use dead_letters::Purged;

@@ -299,7 +299,7 @@ impl Snapshot {
             SINKS.iter().map(|sink| outbox.cursor(sink)).collect::<Result<_, _>>()?;
         // Only unacknowledged entries are guaranteed, not which blocks remain.
         let slowest = cursors.iter().map(|cursor| cursor.acknowledged.seq).min().unwrap();
-        let state = OutboxState { stored: 0, ..outbox.state().clone() };
+        let state = OutboxState { stored: 0, appended: 0, ..outbox.state().clone() };
         Ok(Self {
             state,
             lines: entries(outbox, slowest, u64::MAX)?,

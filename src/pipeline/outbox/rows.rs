@@ -22,6 +22,9 @@ pub(super) struct OutboxState {
     pub(super) urgent_seq: u64,
     /// Total size of all blocks, in bytes.
     pub(super) stored: u64,
+    /// Total size of the blocks that were appended since the store was opened, in bytes.
+    #[serde(skip)]
+    pub(super) appended: u64,
     pub(super) totals: Totals,
     /// Entries that each sink refused permanently in this epoch.
     #[serde(default)]
@@ -56,6 +59,7 @@ impl OutboxState {
             chain: Digest::ZERO,
             urgent_seq: 0,
             stored: 0,
+            appended: 0,
             totals: Totals::default(),
             dead_lettered: BTreeMap::new(),
             purged: DeadLetterTotals::default(),

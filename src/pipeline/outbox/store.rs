@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Mutex, RwLock, atomic::AtomicBool},
+    sync::{Mutex, OnceLock, RwLock, atomic::AtomicBool},
 };
 
 use redb::{Database, WriteTransaction};
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::{
     super::group::GroupStart,
     OutboxError, SinkRegistration,
+    backlog::Backlog,
     backup_file::BackupFile,
     cursor_rows::{self, Acks},
     migrate,
@@ -39,6 +40,9 @@ pub struct Outbox {
     pub(super) backup: Mutex<BackupFile>,
     /// Acknowledgements that are not stored yet.
     pub(super) pending_acks: Mutex<Acks>,
+    pub(super) backlog: Mutex<Backlog>,
+    /// Called after each acknowledgement.
+    pub(super) acknowledged: OnceLock<Box<dyn Fn() + Send + Sync>>,
     pub(super) head: watch::Sender<Head>,
     /// True if the store has turned out to be damaged.
     pub(super) damage: watch::Sender<bool>,
@@ -52,6 +56,9 @@ pub struct Head {
     pub last_seq: u64,
     /// Sequence number of the last entry that must be sent without delay; 0 for none.
     pub urgent_seq: u64,
+    /// Sequence number of the last entry up to which a batch is sent although it is not full, since
+    /// reading waits for its delivery; 0 for none. Not stored.
+    pub due_seq: u64,
     /// Time at which the current epoch replaced another; 0 if it is the first.
     pub renumbered_at: Timestamp,
 }
@@ -130,6 +137,8 @@ impl Outbox {
             state: Mutex::new(OutboxState::new(epoch)),
             backup: Mutex::new(BackupFile::beside(path)),
             pending_acks: Mutex::default(),
+            backlog: Mutex::default(),
+            acknowledged: OnceLock::new(),
             head: watch::Sender::default(),
             damage: watch::Sender::default(),
             is_closed: AtomicBool::new(false),
@@ -195,6 +204,13 @@ impl Outbox {
     #[must_use]
     pub fn free_space(&self) -> Option<u64> {
         free_space(self.path.parent()?)
+    }
+
+    /// Makes the entries that are stored due for delivery.
+    pub fn make_due(&self) {
+        self.head.send_if_modified(|head| {
+            std::mem::replace(&mut head.due_seq, head.last_seq) != head.last_seq
+        });
     }
 
     /// Notifies of every change of the outbox's end.

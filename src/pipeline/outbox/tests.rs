@@ -204,12 +204,12 @@ fn urgent_event_moves_the_urgent_sequence_number() {
     store.outbox.commit(&builder.finish(Timestamp(1))).unwrap();
     assert_eq!(
         *store.outbox.watch().borrow(),
-        Head { last_seq: 2, urgent_seq: 2, renumbered_at: Timestamp(0) }
+        Head { last_seq: 2, urgent_seq: 2, due_seq: 0, renumbered_at: Timestamp(0) }
     );
     let store = store.reopen(&SINKS);
     assert_eq!(
         *store.outbox.watch().borrow(),
-        Head { last_seq: 2, urgent_seq: 2, renumbered_at: Timestamp(0) }
+        Head { last_seq: 2, urgent_seq: 2, due_seq: 0, renumbered_at: Timestamp(0) }
     );
 }
 

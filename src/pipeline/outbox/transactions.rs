@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::{
     Head, Outbox, OutboxError,
+    backlog::Backlog,
     checksum::{self, StateRow},
     cursor_rows::{Acks, apply_acks},
     migrate,
@@ -162,8 +163,13 @@ impl Outbox {
     }
 
     fn set_state(&self, current: &mut OutboxState, state: OutboxState) {
+        let last_seq = state.next_seq - 1;
+        self.backlog().update(&state.epoch, last_seq, state.appended, state.stored);
+        let is_same_epoch = state.renumbered_at == current.renumbered_at;
+        let due_seq = if is_same_epoch { self.head.borrow().due_seq } else { 0 };
         let head = Head {
-            last_seq: state.next_seq - 1,
+            last_seq,
+            due_seq,
             urgent_seq: state.urgent_seq,
             renumbered_at: state.renumbered_at,
         };
@@ -178,6 +184,10 @@ impl Outbox {
     pub(super) fn state(&self) -> MutexGuard<'_, OutboxState> {
         // A panic within a transaction does not affect the state: it is replaced after the commit.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn file(&self) -> MutexGuard<'_, StoreFile> {
