@@ -87,14 +87,18 @@ impl PolicyFiles {
     /// Uses the outbox of a pipeline that is about to run: compares the files with what the previous
     /// agent wrote, and writes those that were given before. Returns the events to report.
     pub(super) fn attach(&mut self, outbox: &Arc<Outbox>) -> Vec<Event> {
-        let memo: Memo = outbox.memo(MEMO).unwrap_or_else(|error| {
+        let memo: Option<Memo> = outbox.memo(MEMO).unwrap_or_else(|error| {
             warn!(code = "policy_memo_failed", %error, "cannot read what the previous agent wrote");
             None
-        }).unwrap_or_default();
-        let events = self.files.iter_mut().filter_map(|file| file.compare_with(&memo)).collect();
+        });
+        let memo = memo.unwrap_or_default();
+        let files = self.files.iter_mut();
+        let events: Vec<_> = files.filter_map(|file| file.compare_with(&memo)).collect();
         self.outbox = Some(Arc::clone(outbox));
         let given = |watched: &mut WatchedFile| Some((watched.file, watched.expected.take()?));
         let given: Vec<_> = self.files.iter_mut().filter_map(given).collect();
+        // From now on the changes count as known, so their events are stored with that.
+        self.remember(None, &events);
         for (file, bytes) in given {
             if let Err(error) = self.write(file, bytes) {
                 warn!(
@@ -105,8 +109,7 @@ impl PolicyFiles {
                 );
             }
         }
-        self.remember(None);
-        events
+        events.into_iter().map(Event::from).collect()
     }
 
     /// Sets the content of a file, and writes it unless it is there. Before a pipeline runs it is
@@ -127,12 +130,12 @@ impl PolicyFiles {
             (watched.expected, watched.stamp) = (Some(bytes), Some(stamp));
             return Ok(());
         }
-        self.remember(Some((file, Digest::of(&bytes))));
+        self.remember(Some((file, Digest::of(&bytes))), &[]);
         let watched = self.watched(file);
         (watched.expected, watched.stamp, watched.reported) = (None, None, None);
         put(&watched.path, &bytes)?;
         watched.expected = Some(bytes);
-        self.remember(None);
+        self.remember(None, &[]);
         Ok(())
     }
 
@@ -146,14 +149,15 @@ impl PolicyFiles {
         watched.expect("every file is watched")
     }
 
-    /// Stores the digests of the files in the outbox, with one that is about to be written.
-    fn remember(&self, next: Option<(PolicyFile, Digest)>) {
+    /// Stores the digests of the files in the outbox, with one that is about to be written, and events
+    /// about changes that are found.
+    fn remember(&self, next: Option<(PolicyFile, Digest)>, events: &[AgentEvent]) {
         let Some(outbox) = &self.outbox else { return };
         let memo: Memo = self.files.iter().map(|watched| watched.memo(next)).collect();
-        if outbox.memo::<Memo>(MEMO).ok().flatten().as_ref() == Some(&memo) {
+        if events.is_empty() && outbox.memo::<Memo>(MEMO).ok().flatten().as_ref() == Some(&memo) {
             return;
         }
-        if let Err(error) = outbox.set_memo(MEMO, &memo) {
+        if let Err(error) = outbox.set_memo_with_events(MEMO, &memo, events) {
             warn!(
                 code = "policy_memo_failed",
                 %error,
@@ -176,7 +180,7 @@ impl WatchedFile {
     }
 
     /// Compares the state at the start of the process with what the previous agent wrote.
-    fn compare_with(&mut self, memo: &Memo) -> Option<Event> {
+    fn compare_with(&mut self, memo: &Memo) -> Option<AgentEvent> {
         let at_start = self.at_start.take()?;
         let known = memo.get(name(self.file)).filter(|known| !known.is_empty())?;
         let difference = match at_start {
@@ -210,7 +214,7 @@ impl WatchedFile {
         if self.is_of_another_agent() {
             // Two agents that restored their pointers in turn would never end.
             self.expected = None;
-            return Some(self.event(difference, wanted, false));
+            return Some(self.event(difference, wanted, false).into());
         }
         let restored = put(&self.path, expected);
         if let Err(error) = &restored {
@@ -226,10 +230,10 @@ impl WatchedFile {
         }
         self.stamp = None;
         self.reported = restored.is_err().then_some(difference);
-        Some(self.event(difference, wanted, restored.is_ok()))
+        Some(self.event(difference, wanted, restored.is_ok()).into())
     }
 
-    fn event(&self, difference: Difference, expected: Digest, restored: bool) -> Event {
+    fn event(&self, difference: Difference, expected: Digest, restored: bool) -> AgentEvent {
         let Difference { tampering, found } = difference;
         warn!(
             code = "policy_tampered",
@@ -238,15 +242,14 @@ impl WatchedFile {
             restored,
             "a file of the policy was changed by another program"
         );
-        let tampered = AgentEvent::PolicyTampered {
+        AgentEvent::PolicyTampered {
             path: self.path.to_string_lossy().into_owned(),
             file: self.file,
             tampering,
             expected_sha256: expected,
             found_sha256: found,
             restored,
-        };
-        tampered.into()
+        }
     }
 
     /// Returns true if the pointer leads to the state directory of another agent that runs for this
@@ -416,6 +419,8 @@ mod tests {
                 let events = world.restart();
                 assert_eq!(events.len(), 1, "{file:?} {tampering}");
                 assert_eq!(events[0].data["tampering"], tampering);
+                let stored = world.outbox.unreported_events().len();
+                assert_eq!(stored, 1, "a kill before the event is stored does not lose it");
                 assert_eq!(events[0].data["restored"], file != PolicyFile::Managed);
                 assert_eq!(world.restart(), [], "once");
             }
@@ -443,10 +448,10 @@ mod tests {
         let mut world = World::new();
         world.write(PolicyFile::Policy, "one");
         let path = world.path(PolicyFile::Policy);
-        world.files.remember(Some((PolicyFile::Policy, Digest::of(b"two"))));
+        world.files.remember(Some((PolicyFile::Policy, Digest::of(b"two"))), &[]);
         assert_eq!(world.restart(), [], "killed before the write");
         world.write(PolicyFile::Policy, "one");
-        world.files.remember(Some((PolicyFile::Policy, Digest::of(b"two"))));
+        world.files.remember(Some((PolicyFile::Policy, Digest::of(b"two"))), &[]);
         fs::write(&path, "two").unwrap();
         assert_eq!(world.restart(), [], "killed after the write");
         world.write(PolicyFile::Policy, "three");
@@ -463,6 +468,9 @@ mod tests {
         world.write(PolicyFile::Managed, "text");
         let path = world.path(PolicyFile::Managed);
         assert!(!fs::exists(&path).unwrap());
+        assert_eq!(world.restart(), [], "killed before that");
+        world.files = PolicyFiles::new(&world.state(), &world.paths);
+        world.write(PolicyFile::Managed, "text");
         assert_eq!(world.attach(), []);
         assert_eq!(fs::read_to_string(&path).unwrap(), "text");
         assert_eq!(world.restart(), []);

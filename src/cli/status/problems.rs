@@ -262,7 +262,10 @@ fn warning(what: String, remedy: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use siem_protocol::agent_event::RefusedConfig;
+    use siem_protocol::{
+        Digest,
+        agent_event::{ConfigProof, ManagedSummary, RefusedConfig},
+    };
 
     use super::*;
     use crate::{
@@ -368,6 +371,31 @@ mod tests {
             [Level::Warning]
         );
         assert_eq!(with(ReadingStatus { held: 1, ..ReadingStatus::default() }), [Level::Warning]);
+    }
+
+    #[test]
+    fn expired_config_and_plain_transport_are_warnings() {
+        let mut report = running(SinkStatus::default());
+        let managed = |expired| ManagedSummary {
+            hash: Digest::ZERO,
+            authenticated_by: ConfigProof::Organisation,
+            serial: Some(7),
+            issued: None,
+            expires: Some("2026-01-01T00:00:00Z".into()),
+            expired,
+        };
+        for (expired, transport, expected) in [
+            (false, Transport::Tls, 0),
+            (false, Transport::Local, 0),
+            (true, Transport::Tls, 1),
+            (false, Transport::Plain, 1),
+            (true, Transport::Plain, 2),
+        ] {
+            let (managed, transport) = (Some(managed(expired)), Some(transport));
+            report.status.config =
+                Some(ConfigReport { managed, transport, ..ConfigReport::default() });
+            assert_eq!(levels(&report), vec![Level::Warning; expected]);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! A store that replaces a lost or damaged one has none.
 
 use serde::{Serialize, de::DeserializeOwned};
+use siem_protocol::AgentEvent;
 
 use super::{
     Outbox, OutboxError,
@@ -33,10 +34,25 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`]: the memo is unchanged.
     pub fn set_memo<T: Serialize>(&self, name: &str, memo: &T) -> Result<(), OutboxError> {
+        self.set_memo_with_events(name, memo, &[])
+    }
+
+    /// Stores a memo together with events about what it replaces, for
+    /// [`unreported_events`](Self::unreported_events): neither is stored without the other.
+    ///
+    /// # Errors
+    /// [`OutboxError`]: nothing is stored.
+    pub fn set_memo_with_events<T: Serialize>(
+        &self,
+        name: &str,
+        memo: &T,
+        events: &[AgentEvent],
+    ) -> Result<(), OutboxError> {
         let key = format!("{PREFIX}{name}");
-        self.write("store a memo in", |transaction, _| {
+        self.write("store a memo in", |transaction, state| {
             let mut meta = transaction.open_table(META)?;
             meta.insert(&*key, protect_json(&*key, memo).as_slice())?;
+            state.unreported.extend_from_slice(events);
             Ok(Ok(()))
         })
     }
@@ -45,6 +61,17 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{commit, store};
+
+    #[test]
+    fn event_of_a_memo_stays_until_an_entry_is_stored() {
+        let store = store();
+        let event = siem_protocol::AgentEvent::AgentStopped {};
+        store.outbox.set_memo_with_events("files", &1, &[event.clone()]).unwrap();
+        assert_eq!(store.outbox.unreported_events(), [event]);
+        commit(&store.outbox, 1);
+        assert_eq!(store.outbox.unreported_events(), []);
+        assert_eq!(store.outbox.memo::<u64>("files").unwrap(), Some(1));
+    }
 
     #[test]
     fn memo_lasts_as_long_as_the_store() {
