@@ -194,7 +194,8 @@ impl ConfigManager {
             |highest: &HighestSerial| stored.is_none_or(|stored| stored.serial < highest.serial);
         match self.highest.filter(is_lower) {
             Some(highest) => self.store_highest(highest),
-            None => self.highest = self.highest.or(stored),
+            // It may have been unreadable at the start.
+            None => self.highest = stored,
         }
         self.files.attach(outbox)
     }
@@ -349,8 +350,9 @@ impl ConfigManager {
         }
         let content = Digest::of(answer.body.as_bytes());
         let (settings, identity) = (&self.loaded.settings, &self.context.identity);
-        let admitted =
-            managed_config::admit(&answer, settings, identity, self.highest, ConfigCopy::Fresh);
+        let is_of_organisation = !settings.managed_keys.is_empty();
+        let (highest, fresh) = (self.highest, ConfigCopy::Fresh);
+        let admitted = managed_config::admit(&answer, is_of_organisation, identity, highest, fresh);
         let accepted = match admitted {
             Ok(Admission::Meant) => self.accept(Some(answer), TestScope::Managed),
             Ok(Admission::NotMeant) => {
@@ -482,7 +484,7 @@ impl ConfigManager {
         };
         let fresh = ConfigCopy::Fresh;
         let reason = match answer.verify_organisation(keys) {
-            Ok(()) => managed_config::admit(answer, settings, identity, self.highest, fresh)
+            Ok(()) => managed_config::admit(answer, true, identity, self.highest, fresh)
                 .err()
                 .map(|error| causes(&error)),
             Err(error) => Some(causes(&error)),

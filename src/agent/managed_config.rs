@@ -133,14 +133,15 @@ pub(super) enum AdmissionError {
 }
 
 /// Decides whether a managed configuration is meant for the device and user of `identity`, and
-/// whether it may follow the one with the `highest` serial. The latter needs keys of the organisation:
-/// a number that anybody with the shared secret can choose proves nothing.
+/// whether it may follow the one with the `highest` serial. The latter is checked only if the
+/// organisation has signed it: a number that each holder of the shared secret can choose proves
+/// nothing.
 ///
 /// # Errors
 /// [`AdmissionError`].
 pub(super) fn admit(
     answer: &SignedConfig,
-    settings: &Settings,
+    is_of_organisation: bool,
     identity: &Identity,
     highest: Option<HighestSerial>,
     copy: ConfigCopy,
@@ -149,11 +150,20 @@ pub(super) fn admit(
     if !is_meant(&config, identity) {
         return Ok(Admission::NotMeant);
     }
-    if !settings.managed_keys.is_empty() {
+    if is_of_organisation {
         let content = Digest::of(answer.body.as_bytes());
         config_sequence::check(&config, content, highest, copy)?;
     }
     Ok(Admission::Meant)
+}
+
+/// Checks that a managed configuration has the members that one of the organisation needs.
+///
+/// # Errors
+/// The first member that is missing.
+pub(crate) fn check_members(config: &ManagedConfig) -> Result<(), Box<dyn Error>> {
+    config_sequence::check(config, Digest::ZERO, None, ConfigCopy::Fresh)?;
+    Ok(())
 }
 
 /// Returns whether a managed configuration is meant for a device and its user.
@@ -183,7 +193,8 @@ pub(super) fn admit_stored(
     identity: &Identity,
     highest: Option<HighestSerial>,
 ) -> Result<(), StoredError> {
-    if !settings.managed_keys.is_empty() {
+    let is_of_organisation = !settings.managed_keys.is_empty();
+    if is_of_organisation {
         let verified = answer.verify_organisation(&settings.managed_keys);
         verified.map_err(|error| match error {
             // It was stored before the machine's file had keys.
@@ -193,7 +204,7 @@ pub(super) fn admit_stored(
             }
         })?;
     }
-    match admit(answer, settings, identity, highest, ConfigCopy::Stored) {
+    match admit(answer, is_of_organisation, identity, highest, ConfigCopy::Stored) {
         Ok(Admission::Meant) => Ok(()),
         Ok(Admission::NotMeant) => {
             Err(StoredError::Unproven("it is not meant for this device and user".to_owned()))
@@ -262,4 +273,86 @@ fn last_accepted(sources: &ConfigSources, local: &LoadedConfig) -> Option<Candid
             warn!(code = "managed_config_invalid", reason, "{STORED_IS_INVALID}");
         })
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            machine_id: "m-1".into(),
+            hostname: "h".into(),
+            user: "ann".into(),
+            os: "linux".into(),
+            arch: "x86_64".into(),
+            agent_version: "0.1.0".into(),
+        }
+    }
+
+    fn answer(serial: u64, audience: &serde_json::Value, note: u8) -> SignedConfig {
+        let body = json!({
+            "version": 1, "serial": serial, "issued": "2026-11-29T00:00:00Z",
+            "audience": audience, "revision": format!("r{note}"),
+        });
+        SignedConfig {
+            body: body.to_string(),
+            nonce: String::new(),
+            signature: String::new(),
+            etag: None,
+            minisig: None,
+        }
+    }
+
+    proptest! {
+        /// Configurations for others, in any order between, neither apply nor change what may apply
+        /// later; those that apply are meant for the device and never go back.
+        #[test]
+        fn only_configs_for_this_device_apply_and_in_order(
+            offers in prop::collection::vec((0..12_u64, 0..6_usize, 0..2_u8), 0..40),
+        ) {
+            let audiences = [
+                (json!({}), true),
+                (json!({ "machines": ["m-0", "m-1"], "os": ["linux"] }), true),
+                (json!({ "users": ["ann"], "percentage": 100 }), true),
+                (json!({ "machines": ["m-2"] }), false),
+                (json!({ "users": ["ann"], "os": ["macos"] }), false),
+                (json!({ "percentage": 0 }), false),
+            ];
+            let mut highest: Option<HighestSerial> = None;
+            for (serial, audience, note) in offers {
+                let (audience, is_meant) = &audiences[audience];
+                let answer = answer(serial, audience, note);
+                let content = Digest::of(answer.body.as_bytes());
+                let admitted = admit(&answer, true, &identity(), highest, ConfigCopy::Fresh);
+                let may_follow = highest.is_none_or(|highest| {
+                    serial > highest.serial
+                        || serial == highest.serial && content == highest.content
+                });
+                match admitted {
+                    Ok(Admission::NotMeant) => prop_assert!(!is_meant),
+                    Ok(Admission::Meant) => {
+                        prop_assert!(*is_meant && may_follow);
+                        highest = Some(HighestSerial { serial, content });
+                    }
+                    Err(_) => prop_assert!(*is_meant && !may_follow),
+                }
+            }
+        }
+    }
+
+    /// Without keys of the organisation a serial orders nothing, and the audience counts.
+    #[test]
+    fn config_of_the_shared_secret_has_an_audience_and_no_order() {
+        let highest = Some(HighestSerial { serial: 9, content: Digest::ZERO });
+        let admitted = |audience| {
+            let answer = answer(1, &audience, 0);
+            admit(&answer, false, &identity(), highest, ConfigCopy::Stored).unwrap()
+        };
+        assert!(matches!(admitted(json!({})), Admission::Meant));
+        assert!(matches!(admitted(json!({ "os": ["macos"] })), Admission::NotMeant));
+    }
 }

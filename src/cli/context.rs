@@ -94,6 +94,10 @@ impl CliContext {
             files => config::load_files(files, managed.as_ref(), self.paths()),
         };
         let loaded = loaded.map_err(Failure::failed)?;
+        if let Some(managed) = managed.filter(|_| !loaded.settings.managed_keys.is_empty()) {
+            managed_config::check_members(&managed.config)
+                .map_err(|error| Failure::failed(error.to_string()))?;
+        }
         log_warnings(&loaded);
         Ok(loaded)
     }

@@ -325,6 +325,13 @@ fn unencrypted_transport_warns_or_is_refused() {
         let checked = check(&format!("{required}\n{local}")).succeed().stderr;
         assert_eq!(lines_with_code(&checked, "config_warning"), [""; 0]);
     }
+    let file = home.path().join("check.toml");
+    fs::write(&file, keys).unwrap();
+    for (name, code) in [("serial-5", 0), ("without-serial", 1)] {
+        let managed = path(&format!("{name}.json"));
+        let arguments = ["config", "check", file.to_str().unwrap(), managed.to_str().unwrap()];
+        assert_eq!(home.agent(&arguments).run().code, Some(code), "{name}");
+    }
     let wrong = check("managed.keys = ['RWQ']").fail(1);
     assert!(wrong.contains("managed.keys[0]"), "{wrong}");
 }
