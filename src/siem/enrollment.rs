@@ -53,7 +53,7 @@ pub struct EnrollmentSettings {
     pub state_dir: Option<PathBuf>,
     /// Clock.
     pub clock: Arc<dyn Clock>,
-    /// Time after which a receiver is asked again whether its answer has changed.
+    /// Time after which the keys and the state of the device are requested again.
     pub poll_interval: Duration,
     /// Maximum time of a request.
     pub timeout: Duration,
@@ -218,10 +218,7 @@ impl Enrollment {
         let detail = detail.map(|detail| format!(" ({})", summary(&detail))).unwrap_or_default();
         match verdict {
             DeviceVerdict::Revoked => {
-                let reason = format!(
-                    "the receiver has revoked the device key{detail}: ask its operator to approve it \
-                     again (`siem-server devices approve`)"
-                );
+                let reason = format!("the receiver has revoked the device key{detail}{REVOKED}");
                 self.set_state(TrustState::Revoked, Some(reason.clone()));
                 self.change(|pins| pins.is_stopped = true);
                 reason
@@ -289,7 +286,7 @@ impl Enrollment {
         self.pins.as_ref().expect("pins are loaded before they are used")
     }
 
-    /// Returns true if the receiver must be asked before the next batch.
+    /// Returns true if keys and state must be requested before the next batch.
     fn is_due(&self, current: &VerifierKey) -> bool {
         let Some((asked_for, at)) = &self.asked else { return true };
         let age = self.settings.clock.uptime().saturating_sub(*at);
@@ -497,6 +494,10 @@ impl Enrollment {
     }
 }
 
+/// Remedy for a device whose key was revoked, which is final.
+const REVOKED: &str = ": to admit the machine again, delete `device.key` in the state directory, restart \
+                       the agent, and ask the receiver's operator to approve the new key";
+
 /// Remedy for a device that is not enrolled.
 const ENROLL: &str = ": set a valid token with `enroll_token_file`, or ask the receiver's operator to \
                       approve the key (`siem-server devices approve`)";
@@ -512,9 +513,8 @@ fn state_of(state: DeviceState) -> (TrustState, Option<String>) {
             (TrustState::Pending, Some(problem.to_owned()))
         }
         DeviceState::Revoked => {
-            let problem = "the receiver has revoked the device key: ask its operator to approve it \
-                           again (`siem-server devices approve`)";
-            (TrustState::Revoked, Some(problem.to_owned()))
+            let problem = format!("the receiver has revoked the device key{REVOKED}");
+            (TrustState::Revoked, Some(problem))
         }
     }
 }

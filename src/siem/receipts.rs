@@ -20,7 +20,7 @@
 use siem_protocol::{
     ChainPoint, Digest, Problem, Receipt,
     agent_event::UntrustedAnswer,
-    names::problem,
+    names::{self, problem},
     note::{NoteError, VerifierKey},
     statement::{Opened, Statement, StatementError, StoredReceipt, Verdict},
 };
@@ -161,6 +161,19 @@ fn check_receipt(note: Option<&str>, subject: &Subject<'_>) -> Result<String, Un
         && receipt.epoch == subject.epoch
         && Some(point) == subject.point;
     if is_ours { Ok(note.to_owned()) } else { Err(UntrustedAnswer::OtherSubject) }
+}
+
+/// Checks that the receiver holds every entry of a redelivery. Its receipt does not say so: it is the
+/// one of the head of the epoch, which an attacker may have recorded.
+///
+/// # Errors
+/// What is wrong with the response.
+pub fn check_redelivery(body: &[u8], subject: &Subject<'_>) -> Result<(), UntrustedAnswer> {
+    let receipt: Option<Receipt> = serde_json::from_slice(body).ok();
+    let note = receipt.and_then(|receipt| receipt.verdict).ok_or(UntrustedAnswer::Unsigned)?;
+    let verdict = check_verdict(&note, subject)?;
+    let is_stored = (verdict.status, &*verdict.kind) == (200, names::verdict::STORED);
+    if is_stored { Ok(()) } else { Err(UntrustedAnswer::OtherSubject) }
 }
 
 fn check_verdict(note: &str, subject: &Subject<'_>) -> Result<Verdict, UntrustedAnswer> {

@@ -85,6 +85,12 @@ pub mod problem {
     pub const SEAL: &str = "urn:ai-agent:problem:seal";
 }
 
+/// Types of verdicts besides those of [`problem`].
+pub mod verdict {
+    /// Every entry of a redelivery is stored.
+    pub const STORED: &str = "urn:ai-agent:verdict:stored";
+}
+
 /// Events that a receiver records about devices, in a log of its own.
 pub mod receiver_event {
     /// A batch without a device's seal was refused, because entries of the epoch or of the machine

@@ -214,6 +214,12 @@ pub struct Receipt {
     /// key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<String>,
+    /// For a redelivery of which the receiver holds every entry: note of a
+    /// [`Verdict`](crate::statement::Verdict) with status 200 and type
+    /// [`STORED`](crate::names::verdict::STORED) about its body. The receipt is that of the head of
+    /// the epoch, and says nothing about the entries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
     /// True if the receiver enrolls device keys and does not know the one of the batch, or the batch
     /// has none.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

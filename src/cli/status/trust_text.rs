@@ -42,7 +42,7 @@ pub(in crate::cli) fn trust_problem(
         TrustState::Shared | TrustState::Confirmed => return None,
         TrustState::Unconfirmed => (
             Level::Warning,
-            "the receiver stores entries as unconfirmed, since nobody has confirmed the device key",
+            "the receiver stores entries as unconfirmed, because the device key is not confirmed",
             approve,
         ),
         TrustState::Pending => (
@@ -56,10 +56,10 @@ pub(in crate::cli) fn trust_problem(
         TrustState::Revoked => (
             Level::Failing,
             "the receiver has revoked the key of this device, and nothing is delivered",
-            format!(
-                "ask an operator of the receiver why; `siem-server devices approve {id}` admits the \
-                 device again"
-            ),
+            "ask an operator of the receiver why; a revoked key stays revoked: to admit the machine \
+             again, delete `device.key` in the state directory, restart the agent and have its new \
+             key approved"
+                .to_owned(),
         ),
         TrustState::ReceiptUntrusted => (
             Level::Failing,

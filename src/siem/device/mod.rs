@@ -1,6 +1,6 @@
 //! The device's key, with which the agent signs what it sends.
 //!
-//! Whoever holds the key is this installation to a receiver. A key that is kept elsewhere, as in a
+//! To a receiver, the holder of the key is this installation. A key that is kept elsewhere, as in a
 //! TPM, needs another implementation of [`NoteSigner`] and nothing else.
 
 mod key_file;

@@ -146,6 +146,32 @@ fn redelivery_without_a_known_point_is_never_acknowledged() {
     assert_eq!(belief, Belief::Untrusted(UntrustedAnswer::OtherSubject));
 }
 
+/// The receipt for a redelivery is the one of the epoch's head, which anyone between agent and
+/// receiver has seen before: with it alone, dead letters were deleted that the receiver never got.
+#[test]
+fn redelivery_needs_a_statement_about_its_body() {
+    let keys = pinned();
+    let check = |verdict: Option<Verdict>, seed| {
+        let verdict = verdict.map(|verdict| signed(&verdict, seed));
+        let answer =
+            Receipt { verdict, receipt: Some(signed(&receipt(), 1)), ..Receipt::default() };
+        check_redelivery(&serde_json::to_vec(&answer).unwrap(), &subject(&keys, 1))
+    };
+    let stored = || verdict(200, names::verdict::STORED);
+    assert_eq!(check(Some(stored()), 1), Ok(()));
+    assert_eq!(check(None, 1), Err(UntrustedAnswer::Unsigned));
+    assert_eq!(check(Some(stored()), 3), Err(UntrustedAnswer::WrongKey));
+    let other = [
+        Verdict { body: Digest::of(b"other"), ..stored() },
+        Verdict { epoch: Some("other".into()), ..stored() },
+        verdict(200, problem::CONFLICT),
+        verdict(409, names::verdict::STORED),
+    ];
+    for other in other {
+        assert_eq!(check(Some(other), 1), Err(UntrustedAnswer::OtherSubject));
+    }
+}
+
 #[test]
 fn signed_verdict_decides_whatever_the_status_line_says() {
     let cases = [

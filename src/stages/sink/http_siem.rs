@@ -29,7 +29,7 @@ use crate::{
     config::Secret,
     frame::{Codec, Encoder},
     platform::Clock,
-    siem::{Belief, Connection, Enrollment, EnrollmentSettings, NotReady, Subject},
+    siem::{Belief, Connection, Enrollment, EnrollmentSettings, NotReady, Subject, receipts},
     stages::{AgentContext, StageOptions},
     units::{Size, Time},
 };
@@ -242,24 +242,28 @@ impl HttpSiem {
         }
         let Some(pinned) = enrollment.pinned() else { return Ok(unsigned) };
         let header = &batch.header;
-        let belief = Belief::of(
-            answer.status,
-            &answer.body,
-            &Subject {
-                receiver: pinned.receiver,
-                keys: pinned.keys,
-                machine: &header.machine_id,
-                user: &header.user,
-                epoch: &header.epoch,
-                point: sealed_point(batch),
-                body: sent,
-                entries: header.count,
-            },
-        );
+        let subject = Subject {
+            receiver: pinned.receiver,
+            keys: pinned.keys,
+            machine: &header.machine_id,
+            user: &header.user,
+            epoch: &header.epoch,
+            point: sealed_point(batch),
+            body: sent,
+            entries: header.count,
+        };
+        let mut belief = Belief::of(answer.status, &answer.body, &subject);
+        let accepts_each = header.redelivery && accepts_each(&answer.body, &header.seqs);
+        if accepts_each
+            && matches!(belief, Belief::Stored { .. })
+            && let Err(problem) = receipts::check_redelivery(&answer.body, &subject)
+        {
+            belief = Belief::Untrusted(problem);
+        }
         Ok(match belief {
             Belief::Stored { receipt } => {
                 enrollment.trusted();
-                if header.redelivery && !accepts_each(&answer.body, &header.seqs) {
+                if header.redelivery && !accepts_each {
                     return Ok(unsigned);
                 }
                 if let Some(stored) = StoredFrames::of(batch) {

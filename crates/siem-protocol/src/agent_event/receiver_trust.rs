@@ -34,7 +34,7 @@ pub struct ReceiverTrust {
     /// Public key of the device that the receiver has enrolled, `null` if there is none.
     #[serde(default)]
     pub device_key: Option<String>,
-    /// Cause of the state with the remedy, `null` if nobody has to act.
+    /// Cause of the state with the remedy, `null` if nothing needs to be done.
     #[serde(default)]
     pub problem: Option<String>,
 }

@@ -169,6 +169,7 @@ async fn receive_batch(
     let enroll = statements::should_enroll(shared, &batch.seal);
     let unknown_config = names_unknown_config(shared, &batch.header).await;
     let unknown_config = unknown_config.then(|| batch.event(EventKind::ConfigUnknown));
+    let redelivered = batch.header.redelivery.then(|| batch.header.seqs.clone());
     let stored = match shared.storage.store(batch).await {
         Ok(stored) => stored,
         Err(error) => {
@@ -184,7 +185,22 @@ async fn receive_batch(
     }
     let receipt = statements::receipt(shared, &subject, stored.point)?;
     debug!(%id, stored.receipt.accepted, stored.receipt.duplicates, "stored a batch");
-    Ok(Receipt { receipt, enroll, ..stored.receipt })
+    let accepted = stored.receipt.accepted_seqs.as_deref().unwrap_or_default();
+    let verdict = match redelivered {
+        Some(seqs) if seqs.iter().all(|seq| accepted.contains(seq)) => {
+            sign_stored(shared, subject).await
+        }
+        _ => None,
+    };
+    Ok(Receipt { receipt, verdict, enroll, ..stored.receipt })
+}
+
+/// Signs that every entry of a redelivery is stored.
+async fn sign_stored(shared: &Arc<Shared>, subject: BatchSubject) -> Option<String> {
+    let shared = shared.clone();
+    // The body is hashed.
+    let signing = tokio::task::spawn_blocking(move || statements::stored(&shared, &subject));
+    signing.await.ok().flatten()
 }
 
 /// A body as sent.

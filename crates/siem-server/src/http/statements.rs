@@ -1,7 +1,7 @@
 //! Statements that the receiver signs in its answers to batches.
 
 use siem_protocol::{
-    BatchHeader, Digest,
+    BatchHeader, Digest, names,
     note::SigningKey,
     statement::{Durability, Statement as _, StoredReceipt, Verdict},
 };
@@ -83,6 +83,25 @@ pub(super) fn verdict(
     sign_verdict(shared, rejection, &subject.machine, Some(&subject.epoch), body)
 }
 
+/// Returns the signed statement that every entry of a redelivery is stored, which its receipt does
+/// not say: that is the one of the head of the epoch. `None` if the receiver has no key.
+pub(super) fn stored(shared: &Shared, subject: &BatchSubject) -> Option<String> {
+    let key = shared.registry.as_ref()?.receiver_key()?;
+    sign(
+        &key,
+        Verdict {
+            receiver: name(&key),
+            status: 200,
+            kind: names::verdict::STORED.to_owned(),
+            machine: subject.machine.clone(),
+            epoch: Some(subject.epoch.clone()),
+            body: subject.body.digest()?,
+            at: clock::text(shared.clock.now()),
+            detail: None,
+        },
+    )
+}
+
 /// Returns the signed verdict about a refused request of `machine`, for `epoch` if it was a batch,
 /// with a body of the hash `body`; `None` if the receiver has no key.
 pub(super) fn sign_verdict(
@@ -104,8 +123,12 @@ pub(super) fn sign_verdict(
         at: clock::text(shared.clock.now()),
         detail: problem.detail,
     };
-    // Without a verdict the sender keeps what it has, and asks again.
-    let signed = verdict.sign(&[&*key]);
+    sign(&key, verdict)
+}
+
+/// Signs a verdict. Without one the sender keeps what it has, and asks again.
+fn sign(key: &SigningKey, verdict: Verdict) -> Option<String> {
+    let signed = verdict.sign(&[key]);
     signed
         .inspect_err(|error| error!(code = "verdict_not_signed", %error, "cannot sign a verdict"))
         .ok()

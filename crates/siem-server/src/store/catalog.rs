@@ -162,6 +162,7 @@ impl Catalog {
             duplicates: plan.change.duplicates,
             accepted_seqs: plan.accepted_seqs,
             receipt: None,
+            verdict: None,
             enroll: false,
         };
         let (place, lines_at) = self.positions(&key);

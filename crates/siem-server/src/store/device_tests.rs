@@ -363,7 +363,7 @@ fn adoption_of_a_later_epoch_confirms_nothing() {
 /// Release 0.1 starts another epoch after a damaged outbox, and names the one before. So can a
 /// stranger who has read the name, to have a key confirmed.
 #[test]
-fn epoch_that_names_the_first_one_confirms_if_it_is_older_than_the_key() {
+fn epoch_naming_the_first_confirms_if_older_than_the_key() {
     for (is_older, state) in [(true, DeviceState::Confirmed), (false, DeviceState::Unconfirmed)] {
         let device = TestDevice::new(1);
         let mut receiver = Receiver::over(directory(), TrustLevel::FirstUse);

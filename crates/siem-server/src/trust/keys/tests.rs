@@ -111,7 +111,7 @@ fn key_that_becomes_unreadable_stays_in_use() {
 }
 
 #[test]
-fn signature_of_the_organisation_is_served_until_the_list_changes() {
+fn organisation_signature_is_served_until_the_list_changes() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(directory.path());
     store.create(NAME, [1; 32]).unwrap();
