@@ -5,6 +5,7 @@
 mod common;
 
 mod admin;
+mod attacks;
 mod body;
 mod config;
 mod enroll;
