@@ -39,6 +39,7 @@ impl Simulation {
         }
         let (conflicts, refusals, duplicates) =
             (received.conflicts, received.refusals, received.duplicates);
+        let (repelled, apart) = (received.repelled, received.apart);
         let claims = check_claims(
             &received,
             &letters.iter().map(|(id, _)| (id.epoch.clone(), id.seq)).collect(),
@@ -49,6 +50,8 @@ impl Simulation {
         for (what, count) in [
             ("new epoch after a conflict", conflicts),
             ("batch refused", refusals),
+            ("batch refused as impersonation", repelled),
+            ("batch of an attacker stored apart", apart),
             ("entry sent again", duplicates),
             ("claim of a heartbeat checked", claims),
             ("line filtered", counted),

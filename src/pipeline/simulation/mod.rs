@@ -3,13 +3,16 @@
 //!
 //! Session files grow, are moved, truncated, rewritten and deleted; the receiver is unreachable,
 //! refuses batches, or loses its responses; the store fails or loses power; the agent is killed,
-//! restarted with other filters, or given an old copy of its store; the wall clock jumps. At the end
+//! restarted with other filters, or given an old copy of its store; the wall clock jumps. An attacker
+//! with the secrets of the fleet answers in the receiver's place, and sends batches of its own and old
+//! ones. At the end
 //! all faults are removed, and every line must be accounted for: at the receiver exactly once and
 //! byte for byte, filtered, a dead letter, or deleted before it could be read.
 //!
 //! `AI_AGENT_WORLDS` sets the number of simulations, `AI_AGENT_SEED` repeats one.
 
 mod determinism;
+mod forger;
 mod invariants;
 mod receiver;
 mod session_files;
@@ -25,7 +28,8 @@ use std::{
     time::Duration,
 };
 
-use receiver::{Behaviour, FAULTS, ReceiverState, records};
+use forger::Forger;
+use receiver::{Behaviour, FAULTS, MACHINE, RECEIVER, ReceiverState, USER, records};
 use serde_json::Value;
 use session_files::{Line, LineKind, MAX_LINE, SessionFiles};
 use siem_protocol::{Digest, Entry, Identity};
@@ -74,6 +78,8 @@ enum Defect {
     AcknowledgedEarly,
     /// `dedupe` keeps its memory of groups that were not stored.
     DedupeKept,
+    /// A sink believes acknowledgements without a receipt.
+    BelievesAnyAnswer,
 }
 
 /// Simulated time.
@@ -175,6 +181,7 @@ struct Simulation {
     disk: SimulatedDisk,
     script: SessionFiles,
     received: Arc<Mutex<ReceiverState>>,
+    forger: Arc<Mutex<Forger>>,
     agent: Option<Agent>,
     epochs: Arc<AtomicU64>,
     generations: Arc<Mutex<fastrand::Rng>>,
@@ -203,6 +210,7 @@ impl Simulation {
             root,
             folder,
             received: Arc::default(),
+            forger: Arc::new(Mutex::new(Forger::new(random.fork(), RECEIVER))),
             agent: None,
             epochs: Arc::default(),
             generations: Arc::new(Mutex::new(random.fork())),
@@ -249,7 +257,13 @@ impl Simulation {
                 self.count(what);
             }
             38..62 => self.read(),
-            62..78 => {
+            62..66 => {
+                let mut forger = self.forger.lock().unwrap();
+                let what = forger.attack(&mut self.received.lock().unwrap());
+                drop(forger);
+                self.count(what);
+            }
+            66..78 => {
                 let seconds = self.random.u64(1..40);
                 self.deliver(Duration::from_secs(seconds));
             }
@@ -386,19 +400,16 @@ impl Simulation {
     fn sink_task(&mut self, outbox: &Arc<Outbox>, inbox: &Arc<Inbox>) -> SinkTask {
         let inbox = Arc::clone(inbox);
         let mut jitter = fastrand::Rng::with_seed(self.random.u64(..));
-        let sink = receiver::SimulatedSink {
-            received: Arc::clone(&self.received),
-            defect: self.defect,
-            calls: 0,
-        };
+        let (received, forger) = (Arc::clone(&self.received), Arc::clone(&self.forger));
+        let sink = receiver::SimulatedSink::new(received, forger, self.defect);
         SinkTask {
             name: "siem".into(),
             sink: Box::new(sink),
             outbox: Arc::clone(outbox),
             identity: Arc::new(Identity {
-                machine_id: "m".into(),
+                machine_id: MACHINE.into(),
                 hostname: "h".into(),
-                user: "u".into(),
+                user: USER.into(),
                 os: "linux".into(),
                 arch: "x86_64".into(),
                 agent_version: "0".into(),
@@ -583,12 +594,13 @@ fn run(simulation: &mut Simulation) -> Result<(), String> {
 }
 
 /// Number of different steps and faults in simulations.
-const KINDS: usize = 28;
+const KINDS: usize = 38;
 
 /// Checks that detect no defect would prove nothing.
 #[test]
 fn invariants_detect_deliberate_defects() {
-    for fault in [Defect::AcknowledgedEarly, Defect::DedupeKept] {
+    let defects = [Defect::AcknowledgedEarly, Defect::DedupeKept, Defect::BelievesAnyAnswer];
+    for fault in defects {
         let found = (1..60).find_map(|seed| run(&mut Simulation::new(seed, fault)).err());
         let found = found.unwrap_or_else(|| panic!("{fault:?} is not detected"));
         eprintln!("{fault:?}: {found}");

@@ -1,4 +1,8 @@
-//! A receiver that fails in many ways, and checks every batch against the protocol.
+//! A receiver that fails in many ways, and checks every batch against the protocol; and the sink
+//! that delivers to it.
+//!
+//! The receiver decides by the real policy whose entries a batch brings, and signs what it answers.
+//! The sink seals batches, and believes a response by the real rules.
 
 use std::{
     collections::BTreeMap,
@@ -7,12 +11,31 @@ use std::{
 };
 
 use ai_agent_stage::Acknowledged;
-use siem_protocol::{Digest, Entry, Kind};
+use serde_json::{Value, json};
+use siem_protocol::{
+    BatchHeader, ChainPoint, Digest, Entry, Kind,
+    names::problem,
+    note::{NoteSigner as _, SigningKey, VerifierKey},
+    statement::{Durability, Seal, Statement as _, StoredReceipt, TrustLevel, Verdict, digest},
+};
+use siem_server::trust::policy::{
+    Decision, EpochState, Facts, Mark, SealState, Sealer, Standing, decide,
+};
 
-use super::Defect;
-use crate::stages::sink::{Batch, Delivery, DeliveryFuture, Sink};
+use super::{Defect, forger::Forger};
+use crate::{
+    siem::receipts::{Belief, Subject},
+    stages::sink::{Batch, Delivery, DeliveryFuture, Sink},
+};
 
-/// Reaction of the receiver to a batch.
+/// Name of the receiver.
+pub(super) const RECEIVER: &str = "siem.example.com";
+/// Machine of the agent.
+pub(super) const MACHINE: &str = "m";
+/// User of the agent.
+pub(super) const USER: &str = "u";
+
+/// Reaction of the receiver, or of the network, to a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Behaviour {
     /// Accepts it.
@@ -27,21 +50,82 @@ pub(super) enum Behaviour {
     Busy,
     /// Never responds.
     Hangs,
+    /// An attacker answers in its place, before or after it has stored the batch.
+    Forged,
 }
 
-pub(super) const FAULTS: [(Behaviour, &str); 5] = [
+pub(super) const FAULTS: [(Behaviour, &str); 6] = [
     (Behaviour::Away, "receiver unreachable"),
     (Behaviour::LosesAnswers, "response lost after storing"),
     (Behaviour::Unauthorized, "token refused"),
     (Behaviour::Busy, "receiver busy"),
     (Behaviour::Hangs, "receiver hangs"),
+    (Behaviour::Forged, "response forged"),
 ];
+
+/// A batch as sent.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) header: BatchHeader,
+    /// Lines by number, without newlines.
+    pub(super) lines: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Request {
+    pub(super) fn body(&self) -> Vec<u8> {
+        let mut body = serde_json::to_vec(&self.header).unwrap();
+        for line in self.lines.values() {
+            body.push(b'\n');
+            body.extend_from_slice(line);
+        }
+        body
+    }
+}
+
+/// A response.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    status: u16,
+    body: String,
+}
+
+impl Answer {
+    pub(super) fn acknowledgement(request: &Request, receipt: Option<&str>) -> Self {
+        let header = &request.header;
+        let body = json!({
+            "last_seq": header.last_seq, "accepted": header.count, "duplicates": 0,
+            "receipt": receipt,
+        });
+        Self { status: 200, body: body.to_string() }
+    }
+
+    pub(super) fn refusal((status, kind): (u16, &str), verdict: Option<&str>) -> Self {
+        let body = json!({ "type": kind, "title": "", "status": status, "verdict": verdict });
+        Self { status, body: body.to_string() }
+    }
+
+    /// Member of the body, if it is a text.
+    pub(super) fn member(&self, name: &str) -> Option<String> {
+        let body: Value = serde_json::from_str(&self.body).unwrap();
+        body[name].as_str().map(str::to_owned)
+    }
+}
 
 /// Stored entries, by epoch and number.
 #[derive(Debug)]
 pub(super) struct ReceiverState {
     pub(super) behaviour: Behaviour,
+    /// Entries of the device.
     pub(super) epochs: BTreeMap<String, BTreeMap<u64, Vec<u8>>>,
+    /// Owners of epochs.
+    owners: BTreeMap<String, VerifierKey>,
+    key: SigningKey,
+    /// The confirmed key of the machine and user.
+    device: VerifierKey,
+    /// Number of batches that were refused as impersonation.
+    pub(super) repelled: u64,
+    /// Number of batches that were stored apart.
+    pub(super) apart: u64,
     /// Number of entries that arrived again.
     pub(super) duplicates: u64,
     pub(super) conflicts: u64,
@@ -55,6 +139,11 @@ impl Default for ReceiverState {
         Self {
             behaviour: Behaviour::Good,
             epochs: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            key: SigningKey::from_seed(RECEIVER, [9; 32]).unwrap(),
+            device: device().key().clone(),
+            repelled: 0,
+            apart: 0,
             duplicates: 0,
             conflicts: 0,
             refusals: 0,
@@ -63,11 +152,84 @@ impl Default for ReceiverState {
     }
 }
 
+/// Key of the simulated agent.
+fn device() -> SigningKey {
+    SigningKey::from_seed("ai-agent-device", [1; 32]).unwrap()
+}
+
 /// The sink that delivers to the receiver.
 pub(super) struct SimulatedSink {
     pub(super) received: Arc<Mutex<ReceiverState>>,
+    pub(super) forger: Arc<Mutex<Forger>>,
     pub(super) defect: Defect,
     pub(super) calls: u64,
+    device: SigningKey,
+    receiver: [VerifierKey; 1],
+    /// Digest of the last receipt.
+    receipt: Option<Digest>,
+}
+
+impl SimulatedSink {
+    pub(super) fn new(
+        received: Arc<Mutex<ReceiverState>>,
+        forger: Arc<Mutex<Forger>>,
+        defect: Defect,
+    ) -> Self {
+        let receiver = [received.lock().unwrap().key.key().clone()];
+        Self { received, forger, defect, calls: 0, device: device(), receiver, receipt: None }
+    }
+
+    fn seal(&self, batch: &Batch) -> Request {
+        let mut header = batch.header.clone();
+        let seal = Seal {
+            receiver: Some(RECEIVER.to_owned()),
+            machine: header.machine_id.clone(),
+            user: header.user.clone(),
+            epoch: header.epoch.clone(),
+            last_seq: header.last_seq.unwrap(),
+            chain: header.chain.unwrap().after,
+            config: header.config_hash,
+            receipt: self.receipt,
+        };
+        header.seal = Some(seal.sign(&[&self.device]).unwrap());
+        let text = batch.body.lines().unwrap();
+        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let lines = lines.map(|line| (Entry::parse(line).unwrap().seq, line.to_vec())).collect();
+        Request { header, lines }
+    }
+
+    /// Interprets a response as the real sink does.
+    fn interpret(&mut self, request: &Request, answer: &Answer) -> Delivery {
+        let header = &request.header;
+        let (body, reason) = (request.body(), format!("{}", answer.status));
+        let point = ChainPoint { seq: header.last_seq.unwrap(), hash: header.chain.unwrap().after };
+        let subject = Subject {
+            receiver: RECEIVER,
+            keys: &self.receiver,
+            machine: MACHINE,
+            user: USER,
+            epoch: &header.epoch,
+            point: Some(point),
+            body: &body,
+            entries: header.count,
+        };
+        if self.defect == Defect::BelievesAnyAnswer && answer.status == 200 {
+            return Delivery::Acknowledged;
+        }
+        match Belief::of(answer.status, answer.body.as_bytes(), &subject) {
+            Belief::Stored { receipt } => {
+                self.receipt = Some(digest(&receipt));
+                Delivery::Acknowledged
+            }
+            Belief::Conflict => Delivery::Conflict { expected: None },
+            Belief::Refused { status } => Delivery::Refused { status, answer: reason },
+            Belief::Split => Delivery::Refused { status: 413, answer: reason },
+            Belief::Later => Delivery::Retry { after: None, reason },
+            Belief::Device(_) | Belief::Denied | Belief::Untrusted(_) => {
+                Delivery::Hold { after: None, reason }
+            }
+        }
+    }
 }
 
 impl Sink for SimulatedSink {
@@ -83,17 +245,25 @@ impl Sink for SimulatedSink {
                     return Delivery::Retry { after: Some(Duration::from_secs(7)), reason };
                 }
                 Behaviour::Hangs => std::future::pending().await,
-                Behaviour::Good | Behaviour::LosesAnswers => {}
+                Behaviour::Good | Behaviour::LosesAnswers | Behaviour::Forged => {}
             }
             if self.defect == Defect::AcknowledgedEarly && self.calls.is_multiple_of(5) {
                 return Delivery::Acknowledged;
             }
+            let request = self.seal(batch);
+            let mut forger = self.forger.lock().unwrap();
+            let is_withheld = behaviour == Behaviour::Forged && self.calls.is_multiple_of(2);
             let mut received = self.received.lock().unwrap();
-            let taken = received.take(batch);
-            if behaviour == Behaviour::LosesAnswers {
-                return Delivery::Retry { after: None, reason };
-            }
-            taken
+            let real = (!is_withheld).then(|| received.receive(&request));
+            drop(received);
+            forger.record(&request, real.as_ref());
+            let answer = match (behaviour, real) {
+                (Behaviour::LosesAnswers, _) => return Delivery::Retry { after: None, reason },
+                (Behaviour::Good, Some(real)) => real,
+                _ => forger.answer(&request),
+            };
+            drop(forger);
+            self.interpret(&request, &answer)
         })
     }
 
@@ -104,35 +274,116 @@ impl Sink for SimulatedSink {
 }
 
 impl ReceiverState {
-    fn take(&mut self, batch: &Batch) -> Delivery {
-        let header = &batch.header;
-        let text = batch.body.lines().unwrap();
-        let mut lines = BTreeMap::new();
-        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            lines.insert(Entry::parse(line).unwrap().seq, line.to_vec());
+    /// Number of entries of the device.
+    pub(super) fn held(&self) -> usize {
+        self.epochs.values().map(BTreeMap::len).sum()
+    }
+
+    /// Decides whose entries a batch brings, stores them, and responds.
+    pub(super) fn receive(&mut self, request: &Request) -> Answer {
+        let header = &request.header;
+        let (seal, signer) = self.verify(header);
+        let epoch = match (self.owners.get(&header.epoch), &signer) {
+            (None, _) => EpochState::Unknown,
+            (Some(owner), Some(signer)) if owner == signer => EpochState::Own,
+            (Some(_), _) => EpochState::Foreign,
+        };
+        let (level, shared_allowed, ratcheted) = (TrustLevel::FirstUse, false, true);
+        match decide(&Facts { level, shared_allowed, ratcheted, seal, epoch }) {
+            Decision::Refuse { .. } => {
+                self.repelled += 1;
+                Answer::refusal((403, problem::IMPERSONATION), None)
+            }
+            Decision::Store { mark: Mark::Confirmed, .. } => self.take(request),
+            Decision::Store { mark: Mark::Unconfirmed, .. } => {
+                self.apart += 1;
+                self.owners.extend(signer.map(|signer| (header.epoch.clone(), signer)));
+                self.acknowledge(request)
+            }
+            decision => {
+                self.wrong.get_or_insert(format!("an epoch without a device: {decision:?}"));
+                Answer::refusal((409, problem::CONFLICT), None)
+            }
         }
-        if let Err(wrong) = check(batch, &lines) {
+    }
+
+    /// Verifies the seal of a batch. The attacker's key is enrolled too.
+    fn verify(&self, header: &BatchHeader) -> (SealState, Option<VerifierKey>) {
+        let Some(note) = &header.seal else { return (SealState::None, None) };
+        let attacker = SigningKey::from_seed("ai-agent-device", [66; 32]).unwrap();
+        let keys = [self.device.clone(), attacker.key().clone()];
+        let Ok(opened) = Seal::open(note, &keys) else { return (SealState::Invalid, None) };
+        let seal = &opened.statement;
+        let fits = seal.receiver.as_deref() == Some(RECEIVER)
+            && (&seal.machine, &seal.user, &seal.epoch)
+                == (&header.machine_id, &header.user, &header.epoch)
+            && Some(seal.last_seq) == header.last_seq
+            && header.chain.is_some_and(|chain| chain.after == seal.chain);
+        if !fits {
+            return (SealState::Invalid, None);
+        }
+        let signer = opened.signers[0].clone();
+        let is_device = signer == self.device;
+        let standing = if is_device { Standing::Confirmed } else { Standing::Unconfirmed };
+        let sealer = Sealer { standing, cloned: false, is_second: !is_device };
+        (SealState::Valid(sealer), Some(signer))
+    }
+
+    /// Stores a batch of the device.
+    fn take(&mut self, request: &Request) -> Answer {
+        let Request { header, lines } = request;
+        if let Err(wrong) = check(header, lines) {
             self.wrong.get_or_insert(wrong);
         }
+        self.owners.insert(header.epoch.clone(), self.device.clone());
         let known = self.epochs.entry(header.epoch.clone()).or_default();
         if lines.iter().any(|(seq, line)| known.get(seq).is_some_and(|known| known != line)) {
             self.conflicts += 1;
-            return Delivery::Conflict { expected: None };
+            return self.refuse(request, (409, problem::CONFLICT));
         }
         if lines.values().any(|line| line.windows(8).any(|window| window == b"\"poison\"")) {
             self.refusals += 1;
-            return Delivery::Refused { status: 422, answer: "poison".into() };
+            return self.refuse(request, (422, problem::ENTRY));
         }
         for (seq, line) in lines {
-            self.duplicates += u64::from(known.insert(seq, line).is_some());
+            self.duplicates += u64::from(known.insert(*seq, line.clone()).is_some());
         }
-        Delivery::Acknowledged
+        self.acknowledge(request)
+    }
+
+    fn acknowledge(&self, request: &Request) -> Answer {
+        let header = &request.header;
+        let receipt = StoredReceipt {
+            receiver: RECEIVER.to_owned(),
+            machine: header.machine_id.clone(),
+            user: header.user.clone(),
+            epoch: header.epoch.clone(),
+            last_seq: header.last_seq.unwrap(),
+            chain: header.chain.unwrap().after,
+            seal: header.seal.as_deref().map(digest),
+            received_at: header.sent_at.clone(),
+            durability: Durability::Synced,
+        };
+        Answer::acknowledgement(request, Some(&receipt.sign(&[&self.key]).unwrap()))
+    }
+
+    fn refuse(&self, request: &Request, (status, kind): (u16, &str)) -> Answer {
+        let verdict = Verdict {
+            receiver: RECEIVER.to_owned(),
+            status,
+            kind: kind.to_owned(),
+            machine: request.header.machine_id.clone(),
+            epoch: Some(request.header.epoch.clone()),
+            body: Digest::of(&request.body()),
+            at: request.header.sent_at.clone(),
+            detail: None,
+        };
+        Answer::refusal((status, kind), Some(&verdict.sign(&[&self.key]).unwrap()))
     }
 }
 
 /// Checks a batch against the protocol.
-fn check(batch: &Batch, lines: &BTreeMap<u64, Vec<u8>>) -> Result<(), String> {
-    let header = &batch.header;
+fn check(header: &BatchHeader, lines: &BTreeMap<u64, Vec<u8>>) -> Result<(), String> {
     let (first, last) = (header.first_seq.unwrap(), header.last_seq.unwrap());
     let chain = header.chain.unwrap();
     if header.count != lines.len() as u64 {
