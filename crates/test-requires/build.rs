@@ -12,7 +12,8 @@ use std::{
 /// Programs that CI must have: there a test that needs one fails without it.
 const EXPECTED_IN_CI: [&str; 7] =
     ["jq", "npm", "python3", "tmux", "strace", "systemctl", "rsyslogd"];
-const VARIABLES: [&str; 8] = [
+const VARIABLES: [&str; 9] = [
+    "AI_AGENT_RELEASE_0_1",
     "AI_AGENT_SERVERS",
     "AI_AGENT_SHARED",
     "AI_AGENT_WINE",
@@ -72,6 +73,13 @@ fn main() {
             "auditd",
             "root, auditd, an audit system in the kernel and tools/with-auditd of ../shared",
             root && tool("tools/with-auditd") && succeeds("auditctl", &["-s"]),
+        ),
+        ("openssl", "openssl", program("openssl")),
+        ("minisign", "minisign", program("minisign")),
+        (
+            "release_0_1",
+            "the programs of release 0.1, which `cargo xtask test --full` builds",
+            env::var_os("AI_AGENT_RELEASE_0_1").is_some_and(|it| Path::new(&it).is_dir()),
         ),
         ("rsyslog", "rsyslogd, which `cargo xtask test` installs", program("rsyslogd")),
         (

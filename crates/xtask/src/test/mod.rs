@@ -1,6 +1,7 @@
 //! `cargo xtask test`: all checks, with one command.
 
 mod prerequisites;
+mod release_0_1;
 
 use std::{
     process::{Command, ExitCode},
@@ -92,14 +93,18 @@ impl Arguments {
             ("real auditd", Box::new(prerequisites::real_auditd)),
             ("servers", Box::new(prerequisites::servers)),
         ];
-        let mut slow: Vec<(&'static str, Check)> = vec![
+        let mut slow: Vec<(&'static str, Check)> = Vec::new();
+        if full {
+            slow.push(("release 0.1", Box::new(release_0_1::build)));
+        }
+        slow.extend::<[(&'static str, Check); 6]>([
             ("lints", Box::new(lints)),
             ("tests", Box::new(move || tests(full))),
             ("examples in docs", Box::new(doc_examples)),
             ("docs", Box::new(docs)),
             ("public items", Box::new(public_items)),
             ("instruction counts", Box::new(instruction_counts)),
-        ];
+        ]);
         if full {
             slow.push(("other systems", Box::new(other_systems)));
         }
@@ -244,6 +249,9 @@ fn tests(full: bool) -> Outcome {
     };
     if full {
         command.envs(FULL);
+        if let Some(programs) = release_0_1::programs() {
+            command.env(release_0_1::VARIABLE, programs);
+        }
     }
     let shared = shared::find();
     if let Ok(shared) = &shared {
